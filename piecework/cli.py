@@ -1,4 +1,4 @@
-"""The command line, assembled lazily: `piecework --help` imports no role, `piecework worker …` only its own."""
+"""The command line, assembled lazily: `piecework --help` imports no role, a command only its own."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import typer
 from piecework import __version__
 
 COMMANDS = {
-    "demo": "A whole market on this machine: chain, index, worker, client, one paid job, settled.",
-    "worker": "Run the daemon that sells canvases: init, check, start, status, drain, settle.",
-    "client": "Buy text: deposit, offers, quote, run, receipts, close, withdraw.",
+    "demo": "A whole market on this machine: one paid job, settled.",
+    "worker": "Sell canvases: init, check, start, status, drain, settle.",
+    "client": "Buy text: deposit, offers, quote, run, receipts, close.",
     "gateway": "An OpenAI-compatible endpoint that pays per canvas.",
     "market": "The index of signed offers, with an explorer page.",
     "chain": "The embedded chain, and deployment to any EVM chain.",
@@ -42,13 +42,18 @@ def build(chosen: str | None) -> typer.Typer:
     return app
 
 
-def _root(
-    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version.")] = False,
-) -> None:
-    """Piecework: pay per canvas for block-diffusion text on anybody's GPU."""
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         typer.echo(f"piecework {__version__}")
         raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
+    ] = False,
+) -> None:
+    """Piecework: pay per canvas for block-diffusion text on anybody's GPU."""
 
 
 def _unmounted() -> NoReturn:

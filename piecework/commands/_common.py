@@ -51,16 +51,16 @@ def print_json(value: Mapping[str, Any]) -> None:
 def amount(base_units: int, symbol: str = "tUSDC") -> str:
     """Base units as a person reads them."""
     sign = "-" if base_units < 0 else ""
-    whole, rest = divmod(abs(base_units), 10**TOKEN_DECIMALS)
+    whole, rest = divmod(abs(base_units), 1_000_000)
     return f"{sign}{whole:,}.{rest:06d} {symbol}"
 
 
 def parse_amount(text: str) -> int:
-    """Token units as a person writes them ("1.5") to base units; exits with a clear line when it is not one."""
+    """Token units as a person writes them ("1.5"), in base units."""
     whole, _, rest = text.partition(".")
     if not (whole or rest) or not (whole + rest).isdecimal() or len(rest) > TOKEN_DECIMALS:
         fail(f"{text!r} is not an amount with at most {TOKEN_DECIMALS} decimals", 2)
-    return int(whole or "0") * 10**TOKEN_DECIMALS + int(rest.ljust(TOKEN_DECIMALS, "0"))
+    return int(whole or "0") * 1_000_000 + int(rest.ljust(TOKEN_DECIMALS, "0"))
 
 
 def home(role: str, chosen: Path | None) -> Path:

@@ -1,0 +1,248 @@
+"""Write the golden vectors: `python -m tests.vectors.generate` (add `--check` to compare only).
+
+The messages are fixed and arbitrary. The digests are computed by our encoder; the tests hold them equal to
+eth-account's encoder and to Solidity, so that no encoder can be wrong alone.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from protocol import merkle
+from protocol.eip712 import Domain, TypedData, message_dict, type_string
+from protocol.objects import (
+    Acceptance,
+    Channel,
+    CloseChannel,
+    Finish,
+    FundChannel,
+    Job,
+    ModelOffer,
+    Offer,
+    Parameters,
+    Receipt,
+    RequestWithdrawal,
+    Voucher,
+)
+from protocol.signing import LocalSigner, sign
+from protocol.types import (
+    Address,
+    Amount,
+    Bytes32,
+    ChannelId,
+    Digest,
+    JobId,
+    Micros,
+    PublicKey,
+    Seconds,
+    Timestamp,
+    Uint32,
+    Uint64,
+    keccak256,
+)
+
+HERE = Path(__file__).parent
+DOMAIN = Domain(31337, Address(bytes.fromhex("5fbdb2315678afecb367f032d93f642f64180aa3")))
+SECRETS = {
+    name: bytes(keccak256(b"vector key " + name.encode())) for name in ("authorizer", "operator", "payer")
+}
+SIGNER_OF = {
+    "Channel": "payer",
+    "FundChannel": "payer",
+    "RequestWithdrawal": "payer",
+    "Voucher": "authorizer",
+    "Job": "authorizer",
+    "Receipt": "operator",
+    "CloseChannel": "operator",
+    "Acceptance": "operator",
+    "Offer": "operator",
+}
+
+
+def _bytes32(label: str) -> Bytes32:
+    return keccak256(label.encode())
+
+
+def _address(label: str) -> Address:
+    return Address(keccak256(label.encode())[12:])
+
+
+def _objects() -> list[TypedData]:
+    addresses = {name: LocalSigner(secret).address for name, secret in SECRETS.items()}
+    channel = Channel(
+        payer=addresses["payer"],
+        authorizer=addresses["authorizer"],
+        receiver=_address("receiver"),
+        operator=addresses["operator"],
+        token=_address("token"),
+        withdrawal_delay=Seconds(86_400),
+        salt=_bytes32("channel salt"),
+    )
+    channel_id: ChannelId = channel.id(DOMAIN)
+    parameters = Parameters(
+        seed=Uint64(2**64 - 1),
+        max_tokens=Uint32(512),
+        max_steps=Uint32(48),
+        temperature_start=Micros(800_000),
+        temperature_end=Micros(400_000),
+        entropy_bound=Micros(100_000),
+        confidence_threshold=Micros(5_000),
+        stability_steps=Uint32(1),
+    )
+    job = Job(
+        channel=channel_id,
+        salt=_bytes32("job salt"),
+        offer=Digest(_bytes32("offer")),
+        model=Digest(_bytes32("model")),
+        prompt=Digest(_bytes32("prompt")),
+        parameters=parameters,
+        max_amount=Amount(123_456_789),
+        deadline=Timestamp(1_800_000_000),
+        reply_key=PublicKey(_bytes32("reply key")),
+    )
+    job_id: JobId = job.id(DOMAIN)
+    receipt = Receipt(
+        job=job_id,
+        canvas=Uint32(0),
+        output_digest=Digest(_bytes32("output")),
+        trace_root=Digest(_bytes32("trace")),
+        steps=Uint32(23),
+        units=Uint32(256),
+        amount=Amount(77),
+        finish=Finish.MORE,
+        previous=Digest(job_id),
+    )
+    return [
+        channel,
+        FundChannel(channel, Amount(2**128 - 1), Timestamp(1_900_000_000)),
+        Voucher(channel_id, Amount(77), Uint64(1), merkle.root([DOMAIN.digest(receipt)])),
+        Voucher(channel_id, Amount(0), Uint64(0), merkle.EMPTY_ROOT),
+        CloseChannel(channel_id, Amount(77), Uint64(1), merkle.root([DOMAIN.digest(receipt)])),
+        RequestWithdrawal(channel_id, Timestamp(1_850_000_000)),
+        job,
+        receipt,
+        receipt.replace(canvas=Uint32(1), finish=Finish.END_OF_TEXT, previous=Digest(DOMAIN.digest(receipt))),
+        Acceptance(job_id, Uint32(321)),
+        _offer(addresses["operator"], 2),
+        _offer(addresses["operator"], 0),
+    ]
+
+
+def _offer(operator: Address, models: int) -> Offer:
+    return Offer(
+        operator=operator,
+        receiver=_address("receiver"),
+        sequence=Uint64(7),
+        issued_at=Timestamp(1_790_000_000),
+        expires_at=Timestamp(1_790_000_300),
+        endpoint="worker.example:7443",
+        tls_certificate=Digest(_bytes32("certificate")),
+        sealing_key=PublicKey(_bytes32("sealing key")),
+        tokens=(_address("token"), _address("another token"))[:models],
+        models=tuple(
+            ModelOffer(
+                name=f"diffusion-gemma-{i}",
+                digest=Digest(_bytes32(f"model {i}")),
+                profile="h100/torch-2.13/bf16",
+                price_per_million_prompt_tokens=Amount(50_000),
+                price_per_million_output_tokens=Amount(300_000),
+                price_per_thousand_steps=Amount(1_000 * i),
+                max_context=Uint32(262_144),
+                max_output=Uint32(8_192),
+                canvas_size=Uint32(256),
+                max_steps=Uint32(48),
+                tokens_per_second=Uint32(1_008),
+                first_canvas_ms=Uint32(310),
+            )
+            for i in range(models)
+        ),
+        slots=Uint32(16),
+        slots_free=Uint32(3),
+        queue_free=Uint32(32),
+        credit_window=Uint32(2),
+        min_withdrawal_delay=Seconds(3_600),
+        min_deposit=Amount(1_000_000),
+        details='{"gpu":"H100","größe":"80 GiB"}' if models else "",
+    )
+
+
+def _strings(value: Any) -> Any:
+    """Integers as decimal strings, so that no JSON reader loses digits."""
+    if isinstance(value, dict):
+        return {k: _strings(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_strings(v) for v in value]
+    return str(value) if isinstance(value, int) else value
+
+
+def eip712() -> dict[str, Any]:
+    """The signed objects with their hashes and signatures."""
+    cases = []
+    for message in _objects():
+        kind = type(message).__name__
+        signer = LocalSigner(SECRETS[SIGNER_OF[kind]])
+        cases.append(
+            {
+                "type": kind,
+                "typeString": type_string(type(message)),
+                "message": _strings(message_dict(message)),
+                "structHash": "0x" + message.struct_hash().hex(),
+                "digest": "0x" + DOMAIN.digest(message).hex(),
+                "signer": "0x" + signer.address.hex(),
+                "signature": "0x" + sign(DOMAIN, message, signer).hex(),
+            }
+        )
+
+    contract = "0x" + DOMAIN.verifying_contract.hex()
+    return {
+        "domain": {
+            "name": Domain.name,
+            "version": Domain.version,
+            "chainId": str(DOMAIN.chain_id),
+            "verifyingContract": contract,
+            "separator": "0x" + DOMAIN.separator().hex(),
+        },
+        "cases": cases,
+    }
+
+
+def trees() -> dict[str, Any]:
+    """Roots and every inclusion proof of trees of 0 to 17 leaves."""
+    cases = []
+    for count in (0, 1, 2, 3, 4, 5, 7, 8, 9, 16, 17):
+        leaves = [_bytes32(f"leaf {i}") for i in range(count)]
+        proofs = [merkle.prove(leaves, i) for i in range(count)]
+        cases.append(
+            {
+                "leaves": ["0x" + leaf.hex() for leaf in leaves],
+                "root": "0x" + merkle.root(leaves).hex(),
+                "proofs": [
+                    {"index": p.index, "count": p.count, "siblings": ["0x" + s.hex() for s in p.siblings]}
+                    for p in proofs
+                ],
+            }
+        )
+    return {"cases": cases}
+
+
+FILES = {"eip712.json": eip712, "merkle.json": trees}
+
+
+def main(arguments: list[str]) -> int:
+    """Write the vectors, or with `--check` say which differ from what the code gives."""
+    stale = 0
+    for name, make in FILES.items():
+        text = json.dumps(make(), indent=1, ensure_ascii=False) + "\n"
+        if "--check" not in arguments:
+            (HERE / name).write_text(text)
+        elif (HERE / name).read_text() != text:
+            print(f"tests/vectors/{name} differs from the code", file=sys.stderr)
+            stale += 1
+    return 1 if stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
