@@ -81,8 +81,9 @@ library PieceworkTypes {
         "Parameters(uint64 seed,uint32 maxTokens,uint32 maxSteps,uint32 temperatureStart,uint32 temperatureEnd,uint32 entropyBound,uint32 confidenceThreshold,uint32 stabilitySteps)";
 
     bytes32 internal constant CHANNEL_TYPEHASH = keccak256(bytes(CHANNEL_TYPE));
-    bytes32 internal constant FUND_CHANNEL_TYPEHASH =
-        keccak256(bytes(string.concat("FundChannel(Channel channel,uint128 deposit,uint64 deadline)", CHANNEL_TYPE)));
+    bytes32 internal constant FUND_CHANNEL_TYPEHASH = keccak256(
+        bytes(string.concat("FundChannel(Channel channel,uint128 deposit,uint64 deadline)", CHANNEL_TYPE))
+    );
     bytes32 internal constant VOUCHER_TYPEHASH =
         keccak256("Voucher(bytes32 channel,uint128 cumulative,uint64 count,bytes32 receiptsRoot)");
     bytes32 internal constant CLOSE_CHANNEL_TYPEHASH =

@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+pragma solidity 0.8.37;
+
+import {ERC20} from "@openzeppelin/contracts/token/ERC20/ERC20.sol";
+import {ERC20Permit} from "@openzeppelin/contracts/token/ERC20/extensions/ERC20Permit.sol";
+import {ECDSA} from "@openzeppelin/contracts/utils/cryptography/ECDSA.sol";
+import {IERC3009} from "./interfaces/IERC3009.sol";
+
+/// @title TestToken: A TOKEN FOR TESTS AND DEMOS. ANYBODY MAY MINT ANY AMOUNT. IT IS WORTH NOTHING.
+/// @notice Behaves like a 6-decimal dollar token with EIP-2612 and EIP-3009, so that the gasless deposits can be
+/// tried. Never list it, never accept it for work.
+contract TestToken is ERC20Permit, IERC3009 {
+    bytes32 public constant TRANSFER_WITH_AUTHORIZATION_TYPEHASH = keccak256(
+        "TransferWithAuthorization(address from,address to,uint256 value,uint256 validAfter,uint256 validBefore,bytes32 nonce)"
+    );
+    bytes32 public constant RECEIVE_WITH_AUTHORIZATION_TYPEHASH = keccak256(
+        "ReceiveWithAuthorization(address from,address to,uint256 value,uint256 validAfter,uint256 validBefore,bytes32 nonce)"
+    );
+    bytes32 public constant CANCEL_AUTHORIZATION_TYPEHASH =
+        keccak256("CancelAuthorization(address authorizer,bytes32 nonce)");
+
+    /// @dev One EIP-3009 authorization; keeps the nine arguments off the stack.
+    struct Authorization {
+        address from;
+        address to;
+        uint256 value;
+        uint256 validAfter;
+        uint256 validBefore;
+        bytes32 nonce;
+    }
+
+    mapping(address authorizer => mapping(bytes32 nonce => bool)) private _used;
+
+    error AuthorizationNotYetValid(uint256 validAfter, uint256 blockTime);
+    error AuthorizationExpired(uint256 validBefore, uint256 blockTime);
+    error AuthorizationAlreadyUsed(address authorizer, bytes32 nonce);
+    error AuthorizationNotSigned(address expectedSigner);
+    error CallerIsNotPayee(address caller, address payee);
+
+    constructor() ERC20("Test USD Coin", "tUSDC") ERC20Permit("Test USD Coin") {}
+
+    /// @notice Open to everybody: this is a test token.
+    function mint(address to, uint256 amount) external {
+        _mint(to, amount);
+    }
+
+    function decimals() public pure override returns (uint8) {
+        return 6;
+    }
+
+    /// @inheritdoc IERC3009
+    function authorizationState(address authorizer, bytes32 nonce) external view returns (bool) {
+        return _used[authorizer][nonce];
+    }
+
+    /// @inheritdoc IERC3009
+    function transferWithAuthorization(
+        address from,
+        address to,
+        uint256 value,
+        uint256 validAfter,
+        uint256 validBefore,
+        bytes32 nonce,
+        uint8 v,
+        bytes32 r,
+        bytes32 s
+    ) external {
+        Authorization memory a = Authorization(from, to, value, validAfter, validBefore, nonce);
+        _transferAuthorized(TRANSFER_WITH_AUTHORIZATION_TYPEHASH, a, v, r, s);
+    }
+
+    /// @inheritdoc IERC3009
+    function receiveWithAuthorization(
+        address from,
+        address to,
+        uint256 value,
+        uint256 validAfter,
+        uint256 validBefore,
+        bytes32 nonce,
+        uint8 v,
+        bytes32 r,
+        bytes32 s
+    ) external {
+        if (msg.sender != to) revert CallerIsNotPayee(msg.sender, to);
+        Authorization memory a = Authorization(from, to, value, validAfter, validBefore, nonce);
+        _transferAuthorized(RECEIVE_WITH_AUTHORIZATION_TYPEHASH, a, v, r, s);
+    }
+
+    /// @inheritdoc IERC3009
+    function cancelAuthorization(address authorizer, bytes32 nonce, uint8 v, bytes32 r, bytes32 s) external {
+        if (_used[authorizer][nonce]) revert AuthorizationAlreadyUsed(authorizer, nonce);
+        bytes32 structHash = keccak256(abi.encode(CANCEL_AUTHORIZATION_TYPEHASH, authorizer, nonce));
+        _requireSigner(authorizer, structHash, v, r, s);
+        _used[authorizer][nonce] = true;
+        emit AuthorizationCanceled(authorizer, nonce);
+    }
+
+    function _transferAuthorized(bytes32 typeHash, Authorization memory a, uint8 v, bytes32 r, bytes32 s)
+        private
+    {
+        // Both bounds are exclusive in EIP-3009.
+        if (block.timestamp <= a.validAfter) revert AuthorizationNotYetValid(a.validAfter, block.timestamp);
+        if (block.timestamp >= a.validBefore) revert AuthorizationExpired(a.validBefore, block.timestamp);
+        if (_used[a.from][a.nonce]) revert AuthorizationAlreadyUsed(a.from, a.nonce);
+        bytes32 structHash =
+            keccak256(abi.encode(typeHash, a.from, a.to, a.value, a.validAfter, a.validBefore, a.nonce));
+        _requireSigner(a.from, structHash, v, r, s);
+        _used[a.from][a.nonce] = true;
+        emit AuthorizationUsed(a.from, a.nonce);
+        _transfer(a.from, a.to, a.value);
+    }
+
+    function _requireSigner(address expected, bytes32 structHash, uint8 v, bytes32 r, bytes32 s)
+        private
+        view
+    {
+        (address signer, ECDSA.RecoverError failure,) =
+            ECDSA.tryRecover(_hashTypedDataV4(structHash), v, r, s);
+        if (failure != ECDSA.RecoverError.NoError || signer != expected) {
+            revert AuthorizationNotSigned(expected);
+        }
+    }
+}
