@@ -1,0 +1,47 @@
+"""Every limit of the chain package, with its unit in the name and its reason beside it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+# A healthy node answers in milliseconds; longer than this and a job would rather be refused.
+DEFAULT_RPC_TIMEOUT_S: Final = 10.0
+# Reads are repeated over a dropped connection or a 429; more tries only hide a node that is down.
+RPC_ATTEMPTS: Final = 3
+RPC_BACKOFF_S: Final = 0.2
+# The largest answer that we ask for is a page of logs or workers, well under a MiB.
+MAX_RPC_RESPONSE_BYTES: Final = 16 * 1024 * 1024
+# Public nodes refuse wider eth_getLogs ranges (2,000 to 10,000 blocks).
+MAX_LOG_RANGE_BLOCKS: Final = 2_000
+# A page of workers is one eth_call; 256-byte endpoints make it about 50 KB.
+MAX_WORKERS_PER_PAGE: Final = 100
+# Claims in one transaction: 200 x 30,000 gas stays far below every block gas limit (30 M and more).
+MAX_CLAIMS_PER_SETTLE: Final = 200
+# Longest revert data that we decode; a custom error has a few words.
+MAX_REVERT_BYTES: Final = 4 * 1024
+# Estimates are exact for one state; other transactions may get in between. A quarter covers a cold slot.
+GAS_MARGIN_PERCENT: Final = 25
+# Nodes ask for 10 % more on both fees to replace a transaction; 12.5 % survives rounding (geth, reth).
+REPLACEMENT_BUMP_PERMILLE: Final = 125
+# The base fee can rise 12.5 % a block: twice the current one stays valid for six full blocks.
+BASE_FEE_HEADROOM: Final = 2
+# 500 gwei: ten times what mainnet asks on a bad day. Above it something is wrong with the node or the market.
+DEFAULT_MAX_FEE_WEI: Final = 500 * 10**9
+# How long `execute` waits for a block, and how often it looks.
+DEFAULT_MINING_TIMEOUT_S: Final = 120.0
+DEFAULT_POLL_S: Final = 0.25
+
+# The embedded chain: one transaction or a small batch a request. Contract creation is 24 KB in hex at most.
+MAX_RPC_REQUEST_BYTES: Final = 1024 * 1024
+MAX_RPC_BATCH: Final = 100
+# Blocks are kept in memory; a demo makes hundreds.
+MAX_EMBEDDED_LOG_RESULTS: Final = 10_000
+# anvil starts in well under a second; a loaded machine may take some more.
+ANVIL_START_TIMEOUT_S: Final = 20.0
+ANVIL_STOP_TIMEOUT_S: Final = 5.0
+
+EMBEDDED_CHAIN_ID: Final = 131277322940537
+"""The id that eth-tester made known: no public network has it."""
+ANVIL_CHAIN_ID: Final = 31337
+DEVELOPMENT_CHAIN_IDS: Final = frozenset({EMBEDDED_CHAIN_ID, ANVIL_CHAIN_ID})
+"""The chains on which the faucet's well-known key may be used."""
