@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 
 from protocol.errors import ProtocolViolation, invariant
 from protocol.frames import Account, LeafRef, PayVoucher
@@ -34,7 +33,7 @@ class WorkerLedger:
     channel: ChannelId
     accepted: PayVoucher | None = None
     accumulator: Accumulator = field(default_factory=Accumulator)
-    unpaid: Mapping[LeafRef, Unpaid] = MappingProxyType({})
+    unpaid: Mapping[LeafRef, Unpaid] = field(default_factory=dict)
 
     @property
     def cumulative(self) -> Amount:

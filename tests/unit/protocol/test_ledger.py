@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from protocol.errors import InvariantBroken, ProtocolViolation
+from protocol.frames import LeafRef, PayVoucher
+from protocol.ledger import PayerLedger, WorkerLedger, empty_voucher
+from protocol.merkle import EMPTY_ROOT
+from protocol.types import Amount, ChannelId, Digest, JobId, Signature, Uint64, keccak256
+
+CHANNEL = ChannelId(keccak256(b"channel"))
+JOB = JobId(keccak256(b"job"))
+DEPOSIT = Amount(1000)
+UNSIGNED = Signature(bytes(65))
+
+
+def books(paid: int, issued: int) -> tuple[WorkerLedger, PayerLedger]:
+    """The two books after `issued` receipts of 10 base units, of which `paid` are paid and acknowledged."""
+    worker, payer = WorkerLedger(CHANNEL), PayerLedger(CHANNEL)
+    for canvas in range(issued):
+        worker = worker.issue(LeafRef(JOB, canvas), digest(canvas), Amount(10))
+    for canvas in range(paid):
+        payer = payer.pay(LeafRef(JOB, canvas), digest(canvas), Amount(10), DEPOSIT)
+        accepted = worker.apply(payer.payment(UNSIGNED), DEPOSIT)
+        assert accepted is not None
+        worker, payer = accepted, payer.acknowledge(canvas + 1)
+    return worker, payer
+
+
+def digest(canvas: int) -> Digest:
+    return Digest(keccak256(canvas.to_bytes(4, "big")))
+
+
+def next_payment(worker: WorkerLedger, payer: PayerLedger) -> PayVoucher:
+    canvas = payer.accumulator.count
+    return payer.pay(LeafRef(JOB, canvas), digest(canvas), Amount(10), DEPOSIT).payment(UNSIGNED)
+
+
+BROKEN: dict[str, tuple[str, Callable[[PayVoucher], PayVoucher]]] = {
+    "another channel": ("5.2", lambda p: revoucher(p, channel=ChannelId(bytes(32)))),
+    "a count that the leaves do not give": ("5.3", lambda p: revoucher(p, count=Uint64(5))),
+    "a receipt that was never issued": ("5.3", lambda p: replace(p, leaves=(LeafRef(JOB, 99),))),
+    "a receipt that was paid before": ("5.3", lambda p: replace(p, leaves=(LeafRef(JOB, 0),))),
+    "a gap before its leaves": ("5.3", lambda p: replace(revoucher(p, count=Uint64(4)), base_count=3)),
+    "too little": ("5.4", lambda p: revoucher(p, cumulative=Amount(29))),
+    "too much": ("5.4", lambda p: revoucher(p, cumulative=Amount(31))),
+    "another root": ("5.4", lambda p: revoucher(p, receipts_root=EMPTY_ROOT)),
+}
+
+
+def revoucher(payment: PayVoucher, **changes: object) -> PayVoucher:
+    return replace(payment, voucher=payment.voucher.replace(**changes))
+
+
+@pytest.mark.parametrize("defect", BROKEN, ids=list(BROKEN))
+def test_a_broken_voucher_is_refused_with_its_clause_and_changes_nothing(defect: str) -> None:
+    worker, payer = books(paid=2, issued=3)
+    clause, damage = BROKEN[defect]
+    with pytest.raises(ProtocolViolation) as caught:
+        worker.apply(damage(next_payment(worker, payer)), DEPOSIT)
+    assert caught.value.clause == clause
+    assert worker.cumulative == 20 and worker.accumulator.count == 2
+
+
+def test_a_voucher_above_the_deposit_is_refused() -> None:
+    worker, payer = books(paid=2, issued=3)
+    with pytest.raises(ProtocolViolation, match=r"5\.5"):
+        worker.apply(next_payment(worker, payer), Amount(29))
+
+
+def test_a_payer_never_promises_more_than_the_deposit() -> None:
+    _, payer = books(paid=2, issued=3)
+    with pytest.raises(ProtocolViolation, match=r"5\.5"):
+        payer.pay(LeafRef(JOB, 2), digest(2), Amount(981), DEPOSIT)
+
+
+def test_the_same_voucher_again_is_taken_as_known() -> None:
+    worker, payer = books(paid=1, issued=2)
+    payment = next_payment(worker, payer)
+    after = worker.apply(payment, DEPOSIT)
+    assert after is not None and after.apply(payment, DEPOSIT) is None
+
+
+def test_a_voucher_with_a_lower_amount_is_refused_when_it_contradicts_the_book() -> None:
+    worker, payer = books(paid=2, issued=2)
+    latest = payer.payment(UNSIGNED)
+    assert worker.accepted is not None
+    contradiction = revoucher(replace(latest, base_count=1, leaves=(LeafRef(JOB, 1),)), cumulative=Amount(19))
+    with pytest.raises(ProtocolViolation, match=r"5\.1"):
+        worker.apply(contradiction, DEPOSIT)
+
+
+def test_a_lost_voucher_is_covered_by_the_next() -> None:
+    worker, payer = books(paid=1, issued=3)
+    payer = payer.pay(LeafRef(JOB, 1), digest(1), Amount(10), DEPOSIT)
+    payer = payer.pay(LeafRef(JOB, 2), digest(2), Amount(10), DEPOSIT)
+    after = worker.apply(payer.payment(UNSIGNED), DEPOSIT)
+    assert after is not None and after.accumulator.count == 3 and not after.unpaid
+
+
+def test_a_voucher_that_builds_on_receipts_the_worker_never_saw_paid_is_refused() -> None:
+    worker, _ = books(paid=0, issued=3)
+    _, ahead = books(paid=2, issued=3)
+    with pytest.raises(ProtocolViolation, match=r"5\.3"):
+        worker.apply(next_payment(worker, ahead), DEPOSIT)
+
+
+def test_a_payer_that_lost_its_newest_entries_adopts_the_workers_record() -> None:
+    worker, payer = books(paid=3, issued=3)
+    account = worker.account()
+    assert account is not None
+    _, behind = books(paid=1, issued=1)
+    adopted = behind.adopt(account)
+    assert adopted.cumulative == payer.cumulative and adopted.accumulator == payer.accumulator
+
+
+def test_a_record_that_lies_before_our_own_is_not_adopted() -> None:
+    worker, _ = books(paid=1, issued=1)
+    _, payer = books(paid=3, issued=3)
+    account = worker.account()
+    assert account is not None
+    with pytest.raises(ProtocolViolation, match=r"5\.7"):
+        payer.adopt(account)
+
+
+def test_a_record_whose_peaks_do_not_give_its_root_is_not_adopted() -> None:
+    worker, _ = books(paid=3, issued=3)
+    account = worker.account()
+    assert account is not None
+    with pytest.raises(ProtocolViolation, match=r"5\.7"):
+        PayerLedger(CHANNEL).adopt(replace(account, peaks=account.peaks[::-1]))
+
+
+def test_an_acknowledgement_of_receipts_never_paid_is_refused() -> None:
+    _, payer = books(paid=1, issued=1)
+    with pytest.raises(ProtocolViolation, match=r"5\.6"):
+        payer.acknowledge(2)
+
+
+def test_a_receipt_cannot_be_issued_twice() -> None:
+    worker, _ = books(paid=0, issued=1)
+    with pytest.raises(InvariantBroken):
+        worker.issue(LeafRef(JOB, 0), digest(0), Amount(10))
+
+
+def test_the_empty_voucher_states_an_empty_book() -> None:
+    assert PayerLedger(CHANNEL).voucher() == empty_voucher(CHANNEL)
