@@ -6,10 +6,8 @@ that covers it), so that a digest does not give a short text away to whoever gue
 
 from __future__ import annotations
 
-import json
 import struct
 from dataclasses import dataclass
-from typing import Any
 
 from protocol.errors import MalformedInput
 from protocol.limits import (
@@ -36,14 +34,19 @@ class Message:
 
 
 def encode_prompt(messages: tuple[Message, ...]) -> bytes:
-    """The exact prompt bytes that the client seals and whose digest it signs: UTF-8 JSON."""
-    if not messages:
-        raise MalformedInput("a prompt has at least one message")
-    body = {"messages": [{"role": m.role, "content": m.content} for m in messages]}
+    """The exact prompt bytes that the client seals and whose digest it signs.
+
+    Big-endian uint32 count; then for each message its role and its content, each as a uint32 byte length and
+    UTF-8. One encoding per prompt and nothing to nest: a JSON parser at its recursion limit is a crash that
+    a stranger can send.
+    """
+    if not 1 <= len(messages) <= MAX_MESSAGES_PER_PROMPT:
+        raise MalformedInput(f"a prompt has 1 to {MAX_MESSAGES_PER_PROMPT} messages")
     try:
-        data = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+        fields = [text.encode() for m in messages for text in (m.role, m.content)]
     except UnicodeEncodeError:
         raise MalformedInput("a prompt is text that UTF-8 can encode") from None
+    data = struct.pack(">I", len(messages)) + b"".join(struct.pack(">I", len(f)) + f for f in fields)
     if len(data) > MAX_PROMPT_BYTES:
         raise MalformedInput(f"a prompt is at most {MAX_PROMPT_BYTES} bytes")
     return data
@@ -51,30 +54,33 @@ def encode_prompt(messages: tuple[Message, ...]) -> bytes:
 
 def decode_prompt(data: bytes) -> tuple[Message, ...]:
     """Parse prompt bytes strictly. `MalformedInput` names the defect, never the content."""
-    if len(data) > MAX_PROMPT_BYTES:
-        raise MalformedInput(f"a prompt is at most {MAX_PROMPT_BYTES} bytes")
-    try:
-        body = json.loads(data)
-    except (ValueError, RecursionError):
-        raise MalformedInput("a prompt is UTF-8 JSON") from None
-    if not isinstance(body, dict) or set(body) != {"messages"} or not isinstance(body["messages"], list):
-        raise MalformedInput("a prompt is an object with one member, messages")
-    if not 1 <= len(body["messages"]) <= MAX_MESSAGES_PER_PROMPT:
+    if not 4 <= len(data) <= MAX_PROMPT_BYTES:
+        raise MalformedInput(f"a prompt is 4 to {MAX_PROMPT_BYTES} bytes")
+    (count,) = struct.unpack_from(">I", data)
+    if not 1 <= count <= MAX_MESSAGES_PER_PROMPT:
         raise MalformedInput(f"a prompt has 1 to {MAX_MESSAGES_PER_PROMPT} messages")
-    return tuple(_message(item) for item in body["messages"])
+    messages, offset = [], 4
+    for _ in range(count):
+        role, offset = _text(data, offset)
+        content, offset = _text(data, offset)
+        messages.append(Message(role, content))
+    if offset != len(data):
+        raise MalformedInput("a prompt has bytes after its last message")
+    return tuple(messages)
 
 
-def _message(item: Any) -> Message:
-    if not isinstance(item, dict) or set(item) != {"role", "content"}:
-        raise MalformedInput("a message has a role and a content")
-    role, content = item["role"], item["content"]
-    if not isinstance(role, str) or not isinstance(content, str):
-        raise MalformedInput("a message's role and content are strings")
+def _text(data: bytes, offset: int) -> tuple[str, int]:
+    """The length-prefixed text at `offset`, and the offset behind it."""
+    start = offset + 4
+    if len(data) < start:
+        raise MalformedInput("a prompt ends inside a length")
+    (length,) = struct.unpack_from(">I", data, offset)
+    if len(data) < start + length:
+        raise MalformedInput("a prompt ends inside a text")
     try:
-        content.encode()
-    except UnicodeEncodeError:
-        raise MalformedInput("a message's content has lone surrogates") from None
-    return Message(role, content)
+        return data[start : start + length].decode(), start + length
+    except UnicodeDecodeError:
+        raise MalformedInput("a prompt's text is UTF-8") from None
 
 
 def prompt_digest(salt: Bytes32, prompt: bytes) -> Digest:

@@ -98,11 +98,15 @@ def check_standing(offer: Offer, signer: Address, standing: Standing | None, *, 
             OfferFault.NOT_REGISTERED, f"operator {address_hex(offer.operator)} is not registered"
         )
     if signer != offer.operator and not session_key:
-        raise OfferRejected(OfferFault.BAD_SIGNATURE, "the offer is not signed by its operator for this escrow")
+        raise OfferRejected(
+            OfferFault.BAD_SIGNATURE, "the offer is not signed by its operator for this escrow"
+        )
     if not standing.active:
         raise OfferRejected(OfferFault.NOT_BONDED, "the worker's stake is not active")
     if standing.payout != offer.receiver:
-        raise OfferRejected(OfferFault.WRONG_RECEIVER, "the offer's receiver is not the registered payout address")
+        raise OfferRejected(
+            OfferFault.WRONG_RECEIVER, "the offer's receiver is not the registered payout address"
+        )
 
 
 def _bad(message: str) -> OfferRejected:

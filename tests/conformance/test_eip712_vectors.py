@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from eth_account.messages import encode_typed_data
-from eth_utils import keccak
+from eth_utils.crypto import keccak
 
 from protocol import objects
 from protocol.eip712 import Domain, TypedData, type_dict, type_string

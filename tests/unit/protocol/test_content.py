@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import json
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,6 +22,15 @@ def test_a_prompt_reads_back(items: list[Message]) -> None:
     assert decode_prompt(encode_prompt(tuple(items))) == tuple(items)
 
 
+@given(st.binary(max_size=200))
+def test_garbage_is_a_malformed_prompt_or_reads_back(data: bytes) -> None:
+    try:
+        items = decode_prompt(data)
+    except MalformedInput:
+        return
+    assert encode_prompt(items) == data
+
+
 @given(st.lists(st.integers(0, 2**32 - 1), max_size=64), text)
 def test_a_canvas_output_reads_back(ids: list[int], words: str) -> None:
     output = CanvasOutput(tuple(ids), words)
@@ -39,26 +46,44 @@ def test_garbage_is_a_malformed_output_or_reads_back(data: bytes) -> None:
     assert output.encode() == data
 
 
+def _field(value: bytes) -> bytes:
+    return len(value).to_bytes(4, "big") + value
+
+
+HELLO = _field(b"user") + _field(b"hello")
+ONE = (1).to_bytes(4, "big")
+
+
 @pytest.mark.parametrize(
     "data",
     [
         b"",
-        b"null",
-        b"[]",
-        b"\xff",
-        b"{}",
-        b'{"messages":[]}',
-        b'{"messages":[{"role":"user"}]}',
-        b'{"messages":[{"role":"root","content":"x"}]}',
-        b'{"messages":[{"role":"user","content":1}]}',
-        b'{"messages":[{"role":"user","content":"x","name":"y"}]}',
-        b'{"messages":[{"role":"user","content":"\\ud800"}]}',
-        b'{"messages":[],"more":1}',
-        b"[" * 100_000,
-        json.dumps({"messages": [{"role": "user", "content": "x"}] * 1025}).encode(),
-        b" " * (MAX_PROMPT_BYTES + 1),
+        b"\0\0\0",
+        bytes(4),
+        (1025).to_bytes(4, "big") + HELLO * 1025,
+        b"\xff\xff\xff\xff" + HELLO,
+        ONE,
+        ONE + HELLO[:-1],
+        ONE + HELLO + b"!",
+        ONE + _field(b"root") + _field(b"x"),
+        ONE + _field(b"user") + _field(b"\xff"),
+        ONE + _field(b"user") + b"\xff\xff\xff\xff",
+        bytes(MAX_PROMPT_BYTES + 1),
     ],
-    ids=lambda d: repr(d[:40]),
+    ids=[
+        "empty",
+        "no count",
+        "no message",
+        "too many messages",
+        "absurd count",
+        "ends before a message",
+        "ends inside a text",
+        "bytes left over",
+        "unknown role",
+        "not UTF-8",
+        "absurd length",
+        "oversized",
+    ],
 )
 def test_a_malformed_prompt_is_refused_without_repeating_it(data: bytes) -> None:
     with pytest.raises(MalformedInput) as caught:
