@@ -19,8 +19,8 @@ from protocol.pricing import Usage, canvases_for, price
 from protocol.signing import signed_by
 from protocol.types import Amount, Digest, JobId, Signature, Uint32
 
-# A byte-fallback tokenizer makes at most one token of a byte; the 8 bytes of lengths and the role's name around
-# each message outweigh the turn markers of a chat template, and this covers its preamble.
+# A byte-fallback tokenizer makes at most one token of a byte; the 8 bytes of lengths and the role
+# around each message outweigh the turn markers of a chat template, and this covers its preamble.
 TEMPLATE_TOKENS = 256
 
 
