@@ -1,0 +1,194 @@
+"""Rules of the house that can fail the build."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from protocol import generate as schema
+from tests.repo.test_documents import PACKAGES, ROOT, sources
+
+LONGEST_FUNCTION_LINES = 60
+LONGEST_MODULE_LINES = 620
+BANNED_IMPORTS = {"pickle", "cPickle", "dill", "marshal", "shelve", "torch.serialization"}
+BANNED_CALLS = {"eval", "exec", "torch.load", "yaml.load", "os.system", "time.sleep"}
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), str(path))
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def test_no_function_is_longer_than_a_screen() -> None:
+    long = []
+    for path in sources():
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or 0) - node.lineno + 1
+                if lines > LONGEST_FUNCTION_LINES:
+                    long.append(f"{relative(path)}:{node.lineno} {node.name} has {lines} lines")
+    assert not long, "\n".join(long)
+
+
+def test_no_module_is_where_everything_meets() -> None:
+    generated = {"piecework_pb2.py"}
+    long = [
+        f"{relative(p)}: {count} lines"
+        for p in sources()
+        if p.name not in generated and (count := len(p.read_text().splitlines())) > LONGEST_MODULE_LINES
+    ]
+    assert not long, "\n".join(long)
+
+
+def test_nothing_unpickles_evaluates_or_sleeps() -> None:
+    found = []
+    for path in sources():
+        for node in ast.walk(tree(path)):
+            names: list[str] = []
+            if isinstance(node, ast.Import):
+                names = [a.name for a in node.names if a.name in BANNED_IMPORTS]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module or ""] if (node.module or "") in BANNED_IMPORTS else []
+            elif isinstance(node, ast.Call) and ast.unparse(node.func) in BANNED_CALLS:
+                names = [ast.unparse(node.func)]
+            found += [f"{relative(path)}:{node.lineno} {name}" for name in names]  # type: ignore[attr-defined]
+    assert not found, "\n".join(found)
+
+
+def test_nothing_is_left_to_be_done_in_the_code() -> None:
+    marks = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b")
+    found = [relative(p) for p in sources() if marks.search(p.read_text())]
+    assert not found
+
+
+def test_the_tests_patch_nothing_and_skip_nothing() -> None:
+    for path in (ROOT / "tests").rglob("*.py"):
+        if path == Path(__file__):
+            continue
+        text = path.read_text()
+        for banned in ("mock.patch", "monkeypatch.setattr", "pytest.mark.skip", "pytest.skip", "time.sleep("):
+            assert banned not in text, f"{relative(path)} uses {banned}"
+
+
+def test_the_protocol_is_pure() -> None:
+    allowed_outside = {"coincurve", "cryptography", "eth_hash", "google", "grpc_tools", "protocol"}
+    banned_stdlib = {
+        "asyncio",
+        "socket",
+        "time",
+        "random",
+        "secrets",
+        "os",
+        "threading",
+        "datetime",
+        "logging",
+    }
+    tools = {"generate.py"}
+    for path in (ROOT / "protocol").glob("*.py"):
+        if path.name in tools:
+            continue
+        for node in ast.walk(tree(path)):
+            modules: list[str] = []
+            if isinstance(node, ast.Import):
+                modules = [a.name for a in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                modules = [node.module or ""]
+            for module in modules:
+                top = module.split(".")[0]
+                assert top not in banned_stdlib, f"{path.name} imports {module}"
+                assert top in sys.stdlib_module_names or top in allowed_outside, (
+                    f"{path.name} imports {module}"
+                )
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_package_names_resolve_inside_this_checkout(package: str) -> None:
+    module = importlib.import_module(package)
+    assert module.__file__ is not None and Path(module.__file__).is_relative_to(ROOT)
+
+
+def test_only_chain_talks_to_a_node_and_only_model_to_torch() -> None:
+    allowed = {"web3": {"chain"}, "torch": {"model", "bench"}, "transformers": {"model", "bench"}}
+    for path in sources():
+        package = path.relative_to(ROOT).parts[0]
+        for node in ast.walk(tree(path)):
+            modules: list[str] = []
+            if isinstance(node, ast.Import):
+                modules = [a.name for a in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                modules = [node.module or ""]
+            for module in modules:
+                owners = allowed.get(module.split(".")[0])
+                assert owners is None or package in owners, f"{relative(path)} imports {module}"
+
+
+def test_one_module_reads_the_generated_protobuf_code() -> None:
+    readers = [
+        relative(p)
+        for p in sources()
+        if "piecework_pb2" in p.read_text() and "protocol/piecework" not in relative(p)
+    ]
+    assert set(readers) <= {"protocol/wire.py", "protocol/generate.py", "node/server.py"}
+
+
+def test_the_generated_code_is_that_of_the_schema() -> None:
+    assert schema.stale() == []
+
+
+def test_every_pinned_version_satisfies_pyproject_and_none_is_missing() -> None:
+    from packaging.requirements import Requirement
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [x for x in (ROOT / "constraints.txt").read_text().splitlines() if not x.startswith("#")]
+    pins = {name.lower().replace("_", "-"): version for name, version in (x.split("==") for x in lines)}
+    extras = [r for group in project["optional-dependencies"].values() for r in group]
+    for text in project["dependencies"] + extras:
+        requirement = Requirement(text)
+        name = requirement.name.lower().replace("_", "-")
+        if name != "piecework":
+            assert name in pins, f"{name} is not pinned"
+            assert requirement.specifier.contains(pins[name], prereleases=True), f"{name} {pins[name]}"
+
+
+def test_no_file_names_a_private_host_or_path() -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    lock = json.loads((ROOT / "contracts" / "package-lock.json").read_text())
+    resolved = {p.get("resolved", "") for p in lock["packages"].values()}
+    assert all(not url or url.startswith("https://registry.npmjs.org/") for url in resolved)
+    for name in listed.stdout.split():
+        path = ROOT / name
+        if path.suffix in {".py", ".md", ".toml", ".yml", ".json", ".sol", ".txt", ""} and path.is_file():
+            assert "/work/" + "main" not in path.read_text(errors="replace"), name
+
+
+def test_the_help_imports_nothing_heavy() -> None:
+    program = (
+        "import sys; from piecework.cli import build; build(None); "
+        "print([m for m in ('torch', 'web3', 'grpc', 'rich', 'eth_account') if m in sys.modules])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert result.stdout.strip() == "[]"
+
+
+def test_a_client_imports_without_torch() -> None:
+    program = (
+        "import sys; sys.modules['torch'] = None; sys.modules['transformers'] = None; "
+        "import client.gateway, client.jobs, market.server, chain.reader, piecework.commands.client; print('ok')"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert result.stdout.strip() == "ok", result.stderr
