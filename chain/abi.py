@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from eth_abi import decode as abi_decode
-from eth_abi import encode as abi_encode
+from eth_abi.abi import decode as abi_decode
+from eth_abi.abi import encode as abi_encode
 from eth_abi.exceptions import DecodingError
 
 from chain.errors import BadAnswer, TransactionReverted
@@ -19,7 +19,10 @@ from chain.limits import MAX_REVERT_BYTES
 from contracts import CONTRACTS, load_artifact
 from protocol.types import Address, Bytes32, keccak256, parse_address, to_hex
 
-_STANDARD_ERRORS = (("Error", ("message",), ("string",)), ("Panic", ("code",), ("uint256",)))
+_STANDARD_ERRORS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
+    ("Error", ("message",), ("string",)),
+    ("Panic", ("code",), ("uint256",)),
+)
 
 
 @dataclass(frozen=True, slots=True)

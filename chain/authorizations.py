@@ -32,7 +32,8 @@ _RECEIVE_TYPE = (
 )
 _PERMIT_TYPE = b"Permit(address owner,address spender,uint256 value,uint256 nonce,uint256 deadline)"
 _REGISTRATION_TYPE = (
-    b"Registration(address operator,address owner,address payout,uint128 stake,string endpoint,uint64 deadline)"
+    b"Registration(address operator,address owner,address payout,"
+    b"uint128 stake,string endpoint,uint64 deadline)"
 )
 REGISTRY_NAME = "Piecework Registry"
 REGISTRY_VERSION = "1"
@@ -62,7 +63,9 @@ class ContractDomain:
     def require_separator(self, on_chain: bytes) -> None:
         """Refuse a contract whose real separator differs: a signature for it would mean something else."""
         if on_chain != self.separator():
-            raise BadAnswer(f"{to_hex(self.contract)} does not sign under the domain {self.name!r} {self.version!r}")
+            raise BadAnswer(
+                f"{to_hex(self.contract)} does not sign under the domain {self.name!r} {self.version!r}"
+            )
 
 
 @dataclass(frozen=True, slots=True)

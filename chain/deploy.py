@@ -1,0 +1,90 @@
+"""Putting the contracts on a chain."""
+
+from __future__ import annotations
+
+from chain.abi import interface
+from chain.calls import Call, create
+from chain.deployment import Deployment
+from chain.errors import BadDeployment
+from chain.fees import FeePolicy
+from chain.limits import DEFAULT_POLL_S
+from chain.rawtx import SignedTransaction
+from chain.rpc import HttpRpc, JsonRpc, call_object, data_bytes, quantity
+from chain.transactions import Mined, TransactionSender
+from contracts import load_artifact
+from protocol.signing import Signer
+from protocol.types import Address, Amount, Bytes32, Seconds, keccak256, to_hex
+
+DEFAULT_MIN_STAKE = Amount(100_000_000)
+"""100 tokens of 6 decimals: an identity costs something, and a small operator can still join."""
+DEFAULT_UNBONDING_DELAY_S = Seconds(7 * 24 * 3600)
+
+
+async def deploy(
+    rpc_url: str,
+    deployer: Signer,
+    *,
+    min_stake: Amount = DEFAULT_MIN_STAKE,
+    unbonding_delay_s: Seconds = DEFAULT_UNBONDING_DELAY_S,
+    token: Address | None = None,
+    fees: FeePolicy | None = None,
+    poll_s: float = DEFAULT_POLL_S,
+) -> Deployment:
+    """Deploy TestToken (unless `token` is given), WorkerRegistry and Escrow; one transaction each.
+
+    The deployer gets no power over anything: the contracts have no owner. Errors are those of
+    `TransactionSender.execute`, and `BadDeployment` when what arrived on the chain is not what was sent.
+    """
+    async with HttpRpc(rpc_url) as rpc:
+        chain_id = quantity(await rpc.call("eth_chainId"), "the chain id")
+        sender = TransactionSender(rpc, deployer, chain_id, fees=fees)
+        if token is None:
+            token, _ = await _create(sender, create("TestToken"), poll_s)
+        else:
+            await _require_token(rpc, token)
+        registry_call = create("WorkerRegistry", token, min_stake, unbonding_delay_s)
+        registry, first = await _create(sender, registry_call, poll_s)
+        escrow, _ = await _create(sender, create("Escrow"), poll_s)
+        return Deployment(
+            chain_id=chain_id,
+            rpc_url=rpc_url,
+            escrow=escrow,
+            registry=registry,
+            token=token,
+            escrow_code_hash=await _code_hash(rpc, "Escrow", escrow),
+            registry_code_hash=await _code_hash(rpc, "WorkerRegistry", registry),
+            block=first.block,
+        )
+
+
+def created_address(tx: SignedTransaction) -> Address:
+    """Where a creation puts its contract: keccak256(rlp([sender, nonce]))[12:]."""
+    import rlp  # type: ignore[import-untyped]
+
+    nonce = tx.nonce.to_bytes((tx.nonce.bit_length() + 7) // 8, "big")
+    return Address(keccak256(rlp.encode([tx.sender, nonce]))[12:])
+
+
+async def _create(sender: TransactionSender, call: Call, poll_s: float) -> tuple[Address, Mined]:
+    tx = await sender.prepare(call)
+    await sender.broadcast(tx)
+    mined = await sender.wait_mined(tx.hash, poll_s=poll_s)
+    if not mined.success:
+        raise await sender.explain(tx, mined)
+    return created_address(tx), mined
+
+
+async def _code_hash(rpc: JsonRpc, contract: str, address: Address) -> Bytes32:
+    code = data_bytes(await rpc.call("eth_getCode", to_hex(address), "latest"), "code")
+    if not load_artifact(contract).matches(code):
+        raise BadDeployment(f"the code at {to_hex(address)} is not the {contract} that was sent there")
+    return keccak256(code)
+
+
+async def _require_token(rpc: JsonRpc, token: Address) -> None:
+    code = await rpc.call("eth_getCode", to_hex(token), "latest")
+    if not data_bytes(code, "code"):
+        raise BadDeployment(f"there is no token contract at {to_hex(token)} on this chain")
+    abi = interface("TestToken")
+    answer = await rpc.call("eth_call", call_object(token, abi.encode("decimals", ())), "latest")
+    abi.decode("decimals", data_bytes(answer, "the token's decimals"))
