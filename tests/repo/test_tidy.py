@@ -186,7 +186,8 @@ def test_the_help_imports_nothing_heavy() -> None:
 def test_a_client_imports_without_torch() -> None:
     program = (
         "import sys; sys.modules['torch'] = None; sys.modules['transformers'] = None; "
-        "import client.gateway, client.jobs, market.server, chain.reader, piecework.commands.client; print('ok')"
+        "import client.gateway, client.jobs, market.server, chain.reader; "
+        "import piecework.commands.client; print('ok')"
     )
     result = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT
