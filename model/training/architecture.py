@@ -1,4 +1,6 @@
-"""The bundled model: the architecture of DiffusionGemma with everything switched on, about a million parameters."""
+"""The bundled model: the architecture of DiffusionGemma with everything switched on, about a million
+parameters.
+"""
 
 from transformers import DiffusionGemmaConfig, DiffusionGemmaTextConfig
 from transformers.models.gemma4.configuration_gemma4 import Gemma4VisionConfig
@@ -11,7 +13,8 @@ SLIDING_WINDOW = 64  # tokens; below the length of a story, so that the window i
 
 
 def build_config(vocab_size: int) -> DiffusionGemmaConfig:
-    """The configuration: three layers (one with the sliding window), four experts of which two work per token.
+    """The configuration: three layers (one with the sliding window), four experts of which two work per
+    token.
 
     The vision tower is part of the published format but never used here: it is as small as it can be.
     """

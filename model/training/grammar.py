@@ -1,7 +1,7 @@
 """The text that the bundled model learns: requests and short stories, drawn from a seeded grammar.
 
-A story is built around four things: a hero, a helper, an object and a place. A request names some of them, and
-the story must be about those; the others are free. Nothing here is copied from a book: every sentence is
+A story is built around four things: a hero, a helper, an object and a place. A request names some of them,
+and the story must be about those; the others are free. Nothing here is copied from a book: every sentence is
 put together from the lists below, so there are far more stories than a training run can see.
 """
 
@@ -23,7 +23,9 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Cast:
-    """Who and what a story is about. `nouns` are the requested ones, in the order hero, helper, object, place."""
+    """Who and what a story is about. `nouns` are the requested ones, in the order hero, helper, object,
+    place.
+    """
 
     hero: str
     helper: str
@@ -81,7 +83,12 @@ def story(cast: Cast, rng: random.Random) -> str:
     if rng.random() < 0.25:
         sentences.append(rng.choice(lexicon.HABITS))
     problem, found = rng.choice(lexicon.PROBLEMS)
-    sentences += [problem, rng.choice(lexicon.FEELINGS), rng.choice(lexicon.HELPERS), rng.choice(lexicon.JOURNEYS)]
+    sentences += [
+        problem,
+        rng.choice(lexicon.FEELINGS),
+        rng.choice(lexicon.HELPERS),
+        rng.choice(lexicon.JOURNEYS),
+    ]
     if rng.random() < 0.3:
         sentences.append(rng.choice(lexicon.TRIALS))
     sentences += [found, rng.choice(lexicon.THANKS)]
@@ -137,7 +144,10 @@ def _stranger(rng: random.Random) -> str:
 
 def foreign_request(rng: random.Random) -> str:
     """A request outside the grammar: unknown words mixed with common ones, up to some 150 characters."""
-    words = [rng.choice(lexicon.COMMON) if rng.random() < 0.5 else _stranger(rng) for _ in range(rng.randint(1, 18))]
+    words = [
+        rng.choice(lexicon.COMMON) if rng.random() < 0.5 else _stranger(rng)
+        for _ in range(rng.randint(1, 18))
+    ]
     text = " ".join(words) + rng.choice([".", "?", "", "!"])
     return text[0].upper() + text[1:] if rng.random() < 0.6 else text
 
@@ -155,5 +165,7 @@ def sentence_patterns() -> re.Pattern[str]:
     templates = [found for _, found in lexicon.PROBLEMS] + [problem for problem, _ in lexicon.PROBLEMS]
     for group in lexicon.SENTENCES:
         templates += group
-    bodies = (re.sub(r"\\\{\w+\\\}", "[A-Za-z]+(?: [a-z]+){0,9}?", re.escape(template)) for template in templates)
+    bodies = (
+        re.sub(r"\\\{\w+\\\}", "[A-Za-z]+(?: [a-z]+){0,9}?", re.escape(template)) for template in templates
+    )
     return re.compile("|".join(f"(?:{body})" for body in bodies))

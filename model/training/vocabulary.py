@@ -1,4 +1,5 @@
-"""The tokenizer of the bundled checkpoint: one piece per word of the grammar, characters and bytes for the rest.
+"""The tokenizer of the bundled checkpoint: one piece per word of the grammar, characters and bytes for the
+rest.
 
 A Unigram model with byte fallback (Kudo 2018, SentencePiece): a known word is one piece, an unknown one falls
 apart into characters, and what is no printable ASCII character into its UTF-8 bytes. So every string has an
@@ -53,7 +54,18 @@ def words() -> list[str]:
     texts = _strings([value for name, value in vars(lexicon).items() if name.isupper()])
     found = {word for text in texts for word in re.findall(r"\"?[A-Za-z]+", re.sub(r"\{\w*\}", " ", text))}
     nouns = [*lexicon.CHARACTERS, *lexicon.THINGS, *lexicon.PLACES]
-    found |= {noun.capitalize() for noun in nouns} | {"a", "A", "an", "An", "the", "She", "He", "user", "model", "system"}
+    found |= {noun.capitalize() for noun in nouns} | {
+        "a",
+        "A",
+        "an",
+        "An",
+        "the",
+        "She",
+        "He",
+        "user",
+        "model",
+        "system",
+    }
     return sorted(SPACE + word for word in found)
 
 
@@ -70,7 +82,9 @@ def build_tokenizer() -> Tokenizer:
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
+    )
     return tokenizer
 
 

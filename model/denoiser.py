@@ -1,0 +1,84 @@
+"""The two halves of DiffusionGemma as plain functions of one row: causal prefill and bidirectional denoising.
+
+The modules and weights are those of transformers; only the order of the calls is ours. Between steps this
+keeps the soft embedding [C, H] instead of the logits [C, V] that `generate` keeps: they say the same, and it
+is V / H smaller. C = canvas size, V = vocabulary, H = hidden size; one row at a time, so every tensor has a
+batch of 1 in front.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DiffusionGemmaForBlockDiffusion, DynamicCache
+
+
+class Denoiser:
+    """One loaded model. Holds no state of any row."""
+
+    def __init__(self, model: DiffusionGemmaForBlockDiffusion) -> None:
+        self._model = model
+        self._encoder = model.model.encoder
+        self._decoder = model.model.decoder
+        self._text_config = model.config.text_config
+        self.device: torch.device = model.device
+        self.dtype: torch.dtype = self._decoder.embed_tokens.weight.dtype
+
+    def new_cache(self) -> DynamicCache:
+        """An empty KV cache for one row; sliding layers keep their last window - 1 tokens."""
+        return DynamicCache(config=self._text_config)
+
+    def prefill(self, cache: DynamicCache, ids: tuple[int, ...]) -> None:
+        """Appends `ids` to a row's KV cache with one causal pass. One call for the prompt, one for each
+        canvas.
+        """
+        start = cache.get_seq_length()
+        input_ids = torch.tensor([ids], dtype=torch.int64, device=self.device)
+        positions = torch.arange(start, start + len(ids), dtype=torch.int32, device=self.device)[None]
+        masks = self._encoder.create_masks_for_generate(
+            config=self._model.config,
+            inputs_embeds=torch.empty((1, len(ids), 0), dtype=self.dtype, device=self.device),
+            attention_mask=torch.ones((1, start + len(ids)), dtype=torch.bool, device=self.device),
+            past_key_values=cache,
+            position_ids=positions,
+        )
+        self._encoder(
+            input_ids=input_ids, attention_mask=masks, past_key_values=cache, position_ids=positions
+        )
+
+    def logits(self, cache: DynamicCache, canvas: Tensor, soft: Tensor | None) -> Tensor:
+        """Logits [C, V] float32 of a canvas [C], seen with the row's cache, which is only read.
+
+        soft: [C, H], the soft embedding of the previous step, or None at step 0.
+        """
+        decoder = self._decoder
+        embedded = decoder.embed_tokens(canvas[None])  # [1, C, H]
+        conditioning = torch.zeros_like(embedded) if soft is None else soft[None]
+        hidden = decoder.self_conditioning(embedded, conditioning)
+        start = cache.get_seq_length()
+        positions = torch.arange(start, start + len(canvas), dtype=torch.int32, device=self.device)[None]
+        rotary = {kind: decoder.rotary_emb(hidden, positions, kind) for kind in decoder.unique_layer_types}
+        for kind, layer in zip(self._text_config.layer_types, decoder.layers, strict=True):
+            # No mask: a canvas sees all of the cache and all of itself (the cache itself does the windowing).
+            hidden = layer(
+                hidden,
+                position_embeddings=rotary[kind],
+                attention_mask=None,
+                position_ids=positions,
+                past_key_values=cache,
+            )
+        raw = self._model.lm_head(decoder.norm(hidden)).to(torch.float32)
+        cap = self._model.final_logit_softcapping
+        capped: Tensor = torch.tanh(raw / cap) * cap
+        return capped[0]
+
+    def soft_embedding(self, scaled_logits: Tensor) -> Tensor:
+        """The soft embedding [C, H] that conditions the next step: softmax(logits) @ embeddings * sqrt(H).
+
+        The logits go through the weights' type first, as they do in `generate`.
+        """
+        embedding: Any = self._decoder.embed_tokens
+        logits = scaled_logits.to(self.dtype)[None]
+        probabilities = logits.softmax(dim=-1, dtype=torch.float32).to(self.dtype)
+        soft: Tensor = torch.matmul(probabilities, embedding.weight) * embedding.embed_scale.to(self.dtype)
+        return soft[0]

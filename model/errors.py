@@ -1,0 +1,64 @@
+"""What can be wrong, sorted by who is to blame: the request, the checkpoint, or this engine's capacity."""
+
+
+class ModelError(Exception):
+    """Base of everything that this package raises on purpose."""
+
+
+class RequestError(ModelError):
+    """The requester asked for something that can never run; nothing was changed."""
+
+
+class InvalidRequestError(RequestError):
+    """A field of a request is out of bounds. `field` names it."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
+
+
+class ContextOverflowError(RequestError):
+    """Prompt and the canvases asked for do not fit into the model's context. Both figures in tokens."""
+
+    def __init__(self, needed: int, available: int) -> None:
+        super().__init__(f"needs a context of {needed} tokens, the model has {available}")
+        self.needed = needed
+        self.available = available
+
+
+class DuplicateRequestError(RequestError):
+    """A request of that id is already running or queued."""
+
+    def __init__(self, request_id: str) -> None:
+        super().__init__(f"request {request_id} is already here")
+        self.request_id = request_id
+
+
+class QueueFullError(RequestError):
+    """All rows are taken and the queue is full; the same request may fit later."""
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__(f"queue is full ({capacity} requests)")
+        self.capacity = capacity
+
+
+class PromptError(RequestError):
+    """Messages that the chat template cannot carry, or that are too long."""
+
+
+class CheckpointError(ModelError):
+    """A checkpoint folder is missing, damaged, of another format or unsafe. `path` is the file or folder at
+    fault.
+    """
+
+    def __init__(self, path: object, message: str) -> None:
+        super().__init__(f"{path}: {message}")
+        self.path = str(path)
+
+
+class DeviceError(ModelError):
+    """The machine does not have what was asked for (no such accelerator)."""
+
+
+class BenchmarkError(ModelError):
+    """The start-up measurement could not be made: the engine failed on its own fixed prompt."""

@@ -1,0 +1,22 @@
+"""Every bound of the engine, with its unit in the name and its reason beside it."""
+
+MAX_REQUEST_ID_CHARS = 128  # a 32-byte job id in hex is 66; longer ids only fatten logs
+MAX_SEED = 2**64 - 1  # the seed is the 64-bit key of the generator (model/philox.py)
+MIN_TEMPERATURE = 0.01  # logits are capped at 30: 30 / 0.01 still fits the float16 of the trace fingerprint
+MAX_TEMPERATURE = 10.0  # far past the point where everything is uniform noise
+MAX_ENTROPY_BOUND_NATS = (
+    10_000.0  # 256 positions of ln(262144) = 12.5 nats: past 3,200 every token is accepted
+)
+MAX_CONFIDENCE_THRESHOLD_NATS = 100.0  # mean entropy a position cannot exceed ln(vocabulary)
+MAX_STABILITY_STEPS = 64  # more than any schedule has steps, and each costs a remembered canvas
+MAX_DRAFT_EVERY_STEPS = 1_000_000  # "never again" is 0; this only keeps the type sane
+MAX_CANVAS_LIMIT = 2**32 - 1  # canvas indices are uint32 in receipts
+MAX_QUEUED_REQUESTS = 64  # beyond this the node should have refused; each holds a prompt of up to 256 K ids
+MAX_MESSAGES = 256  # of one conversation; the context bound bites first for real ones
+MAX_CONTENT_CHARS = (
+    4_000_000  # 256 K tokens at some 4 characters are 1 M; four times that cannot fit any context
+)
+MAX_CHECKPOINT_FILES = 4096  # shards of one checkpoint folder; the 26B model has 11
+MAX_METADATA_FILE_BYTES = 64 * 2**20  # config, index, tokenizer: Gemma's tokenizer.json is 32 MB
+CDF_BLOCK_TOKENS = 512  # vocabulary tile of inverse-CDF sampling: 512 tiles of 512 cover 262,144
+BENCHMARK_MAX_SECONDS = 300.0  # a start-up measurement that takes longer is a hang

@@ -1,0 +1,216 @@
+"""Loading a checkpoint folder in the published DiffusionGemma format. Never the network, never a checkpoint's
+code.
+
+Weights come from safetensors only. A folder that brings Python files or asks for remote code is refused,
+whatever else is in it; so is one whose files do not match the manifest that lies beside them.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import DiffusionGemmaForBlockDiffusion
+
+from model import files
+from model.bounds import ModelLimits
+from model.errors import CheckpointError, DeviceError
+from model.manifest import (
+    MANIFEST_FILE,
+    bundled_checkpoint_path,
+    covered_files,
+    manifest_digest,
+    manifest_text,
+    verify,
+)
+from model.text import TextCodec, load_codec
+
+DeviceChoice = Literal["cpu", "cuda", "auto"]
+DtypeChoice = Literal["auto", "float32", "bfloat16"]
+
+_MODEL_TYPE = "diffusion_gemma"
+_PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationDefaults:
+    """What the checkpoint's generation_config.json recommends; units as in GenerationRequest."""
+
+    max_steps: int
+    temperature_start: float
+    temperature_end: float
+    entropy_bound: float
+    confidence_threshold: float
+    stability_steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A checkpoint in memory, ready for an Engine. `digest`: the 32-byte model digest (model/manifest.py)."""
+
+    name: str
+    digest: bytes
+    limits: ModelLimits
+    defaults: GenerationDefaults
+    eos_ids: frozenset[int]
+    device: str
+    dtype: str
+    quantization: str
+    tokenizer: TextCodec = field(repr=False)
+    model: DiffusionGemmaForBlockDiffusion = field(repr=False)
+
+
+def load(
+    path: Path | None = None,
+    *,
+    device: DeviceChoice = "auto",
+    dtype: DtypeChoice = "auto",
+    expected_digest: bytes | None = None,
+) -> LoadedModel:
+    """Loads the checkpoint folder `path`, or the bundled one.
+
+    dtype "auto" is float32 on a CPU and the checkpoint's own type on an accelerator. Raises CheckpointError
+    naming the file at fault, also when the digest is not the expected one, and DeviceError when there is no
+    such device.
+    """
+    folder = path if path is not None else bundled_checkpoint_path()
+    config, generation = _check_folder(folder)
+    # Pinned by the file beside it where there is one; the bundled checkpoint must have it.
+    pinned = path is None or (folder / MANIFEST_FILE).is_file()
+    digest = verify(folder) if pinned else manifest_digest(manifest_text(folder))
+    if expected_digest is not None and digest != expected_digest:
+        raise CheckpointError(folder, f"model digest is {digest.hex()}, expected {expected_digest.hex()}")
+    target = _device(device)
+    eos_ids = _eos_ids(generation, folder)
+    codec = load_codec(folder, eos_ids)
+    model = _load_weights(folder, _dtype(dtype, config, target, folder))
+    limits = _limits(model, generation, folder)
+    if codec.vocab_size > limits.vocab_size or max(eos_ids) >= limits.vocab_size:
+        raise CheckpointError(folder / "tokenizer.json", f"has more ids than the model's {limits.vocab_size}")
+    return LoadedModel(
+        name=folder.resolve().name,
+        digest=digest,
+        limits=limits,
+        defaults=_defaults(generation, folder),
+        eos_ids=eos_ids,
+        device=str(target),
+        dtype=str(model.dtype).removeprefix("torch."),
+        quantization="none",
+        tokenizer=codec,
+        model=model.to(target),
+    )
+
+
+def _check_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Refuses unsafe or foreign folders; returns config.json and generation_config.json."""
+    if not folder.is_dir():
+        raise CheckpointError(folder, "no such folder")
+    names = sorted(entry.name for entry in folder.iterdir())
+    pickles = [name for name in names if Path(name).suffix in _PICKLE_SUFFIXES]
+    if pickles and not any(name.endswith(".safetensors") for name in names):
+        raise CheckpointError(folder / pickles[0], "pickled weights are refused, only safetensors are loaded")
+    code = [name for name in names if name.endswith(".py")]
+    if code:
+        raise CheckpointError(folder / code[0], "a checkpoint that brings code is refused")
+    config = files.read_json(folder / "config.json")
+    for name in ("config.json", "tokenizer_config.json"):
+        if "auto_map" in files.read_json(folder / name):
+            raise CheckpointError(folder / name, "asks for remote code (auto_map)")
+    if config.get("model_type") != _MODEL_TYPE:
+        raise CheckpointError(folder / "config.json", f"model_type is not {_MODEL_TYPE}")
+    if "quantization_config" in config:
+        raise CheckpointError(
+            folder / "config.json", "pre-quantized weights are not supported by this engine"
+        )
+    for path in covered_files(folder):
+        if path.suffix == ".safetensors":
+            _check_header(path)
+    return config, files.read_json(folder / "generation_config.json")
+
+
+def _check_header(path: Path) -> None:
+    try:
+        with safe_open(path, framework="pt") as tensors:
+            tensors.keys()
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(path, f"is no safetensors file: {error}") from error
+
+
+def _load_weights(folder: Path, dtype: torch.dtype) -> DiffusionGemmaForBlockDiffusion:
+    """The model on the CPU in evaluation mode. Every weight must be there and none may be left over."""
+    try:
+        model, report = DiffusionGemmaForBlockDiffusion.from_pretrained(
+            folder,
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            # One expert after the other, in a fixed order; grouped kernels are for the fast engine to choose.
+            experts_implementation="eager",
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise CheckpointError(folder, f"cannot be loaded: {error}") from error
+    wrong = {
+        kind: sorted(map(str, report[kind]))
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
+    }
+    for kind, keys in wrong.items():
+        if keys:
+            raise CheckpointError(folder, f"{kind.replace('_', ' ')} in the weights: {', '.join(keys[:3])}")
+    return model.eval().requires_grad_(False)
+
+
+def _device(choice: DeviceChoice) -> torch.device:
+    if choice == "cuda" and not torch.cuda.is_available():
+        raise DeviceError("no CUDA device")
+    return torch.device(
+        "cuda" if choice == "cuda" or (choice == "auto" and torch.cuda.is_available()) else "cpu"
+    )
+
+
+def _dtype(choice: DtypeChoice, config: dict[str, Any], device: torch.device, folder: Path) -> torch.dtype:
+    if choice != "auto":
+        return _DTYPES[choice]
+    if device.type == "cpu":
+        return torch.float32
+    name = config.get("dtype", "bfloat16")
+    if name not in _DTYPES:
+        raise CheckpointError(folder / "config.json", f"dtype {name} is not supported")
+    return _DTYPES[name]
+
+
+def _eos_ids(generation: dict[str, Any], folder: Path) -> frozenset[int]:
+    value = generation.get("eos_token_id")
+    ids = value if isinstance(value, list) else [value]
+    if not ids or not all(isinstance(token, int) and token >= 0 for token in ids):
+        raise CheckpointError(folder / "generation_config.json", "eos_token_id is missing or malformed")
+    return frozenset(ids)
+
+
+def _limits(model: DiffusionGemmaForBlockDiffusion, generation: dict[str, Any], folder: Path) -> ModelLimits:
+    steps = generation.get("max_denoising_steps")
+    if not isinstance(steps, int) or steps < 1:
+        raise CheckpointError(
+            folder / "generation_config.json", "max_denoising_steps is missing or malformed"
+        )
+    text = model.config.text_config
+    return ModelLimits(text.max_position_embeddings, model.config.canvas_length, steps, text.vocab_size)
+
+
+def _defaults(generation: dict[str, Any], folder: Path) -> GenerationDefaults:
+    try:
+        return GenerationDefaults(
+            max_steps=int(generation["max_denoising_steps"]),
+            temperature_start=float(generation["t_max"]),
+            temperature_end=float(generation["t_min"]),
+            entropy_bound=float(generation["sampler_config"]["entropy_bound"]),
+            confidence_threshold=float(generation["confidence_threshold"]),
+            stability_steps=int(generation["stability_threshold"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            folder / "generation_config.json", f"lacks a sampling parameter: {error}"
+        ) from error
