@@ -104,16 +104,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true")
     wanted = parser.parse_args()
-    report = {
-        "environment": environment("coincurve", "cryptography", "eth-account"),
-        "microseconds": measure(),
-    }
+    where, figures = environment("coincurve", "cryptography", "eth-account"), measure()
     if wanted.json:
-        print(json.dumps(report))
+        print(json.dumps({"environment": where, "microseconds": figures}))
         return
-    for key, value in report["environment"].items():
+    for key, value in where.items():
         print(f"{key:>14}  {value}")
-    for name, value in report["microseconds"].items():
+    for name, value in figures.items():
         print(f"{value:10.1f} µs  {name}")
 
 
