@@ -1,0 +1,83 @@
+"""The chain as a client and an index read it, in memory. Implements `client.discovery.ChainView`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from chain.errors import RpcUnavailable
+from chain.reader import ChannelOnChain, RegisteredWorker
+from protocol.eip712 import Domain
+from protocol.states import ChannelState
+from protocol.types import Address, Amount, ChannelId, Timestamp, Uint64
+
+DOMAIN = Domain(31337, Address(b"\x11" * 20))
+TOKEN = Address(b"\x33" * 20)
+
+
+class FakeChain:
+    """What was put into it is what it answers; `away` makes it stop answering."""
+
+    def __init__(self, domain: Domain = DOMAIN) -> None:
+        self.domain = domain
+        self.registered: dict[Address, RegisteredWorker] = {}
+        self.session_keys: set[tuple[Address, Address]] = set()
+        self.channels: dict[ChannelId, ChannelOnChain] = {}
+        self.balances: dict[tuple[Address, Address], Amount] = {}
+        self.away = False
+        self.reads = 0
+
+    def register(
+        self, operator: Address, payout: Address, endpoint: str = "127.0.0.1:1", *, active: bool = True
+    ) -> None:
+        """Bond a worker."""
+        self.registered[operator] = RegisteredWorker(
+            owner=payout,
+            operator=operator,
+            payout=payout,
+            stake=Amount(10**9),
+            endpoint=endpoint,
+            active=active,
+            registered_at=Timestamp(1),
+            unbond_requested_at=Timestamp(0),
+        )
+
+    def deposit(self, owner: Address, amount: int, token: Address = TOKEN) -> None:
+        """Put tokens into the owner's pooled balance."""
+        self.balances[token, owner] = Amount(self.balances.get((token, owner), 0) + amount)
+
+    def fund(self, channel: ChannelId, deposit: int, payer: Address, token: Address = TOKEN) -> None:
+        """Mine a funding authorization: the total moves out of the payer's pooled balance."""
+        before = self.channels[channel].deposit if channel in self.channels else 0
+        self.deposit(payer, before - deposit, token)
+        self.set_channel(channel, ChannelState.OPEN, deposit)
+
+    def set_channel(self, channel: ChannelId, state: ChannelState, deposit: int) -> None:
+        """Make the escrow know a channel."""
+        self.channels[channel] = ChannelOnChain(state, Amount(deposit), Amount(0), Uint64(0), Timestamp(0))
+
+    async def worker(self, operator: Address) -> RegisteredWorker | None:
+        self._read()
+        return self.registered.get(operator)
+
+    async def every_worker(self, maximum: int = 10_000) -> AsyncIterator[RegisteredWorker]:
+        self._read()
+        for worker in list(self.registered.values())[:maximum]:
+            yield worker
+
+    async def is_signer(self, operator: Address, key: Address) -> bool:
+        self._read()
+        return key == operator or (operator, key) in self.session_keys
+
+    async def channel(self, channel_id: ChannelId) -> ChannelOnChain:
+        self._read()
+        unknown = ChannelOnChain(ChannelState.NONE, Amount(0), Amount(0), Uint64(0), Timestamp(0))
+        return self.channels.get(channel_id, unknown)
+
+    async def pooled_balance(self, token: Address, owner: Address) -> Amount:
+        self._read()
+        return self.balances.get((token, owner), Amount(0))
+
+    def _read(self) -> None:
+        self.reads += 1
+        if self.away:
+            raise RpcUnavailable("the chain does not answer")
