@@ -21,6 +21,7 @@ from protocol.signing import LocalSigner
 
 _MODULES = Path(__file__).resolve().parent.parent / "contracts" / "node_modules"
 _LISTENING = re.compile(rb"Listening on ([0-9.]+):([0-9]+)")
+_SHOWN_BYTES = 300
 _ARCHITECTURES = {"x86_64": "amd64", "AMD64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
 
 
@@ -42,10 +43,9 @@ def find_anvil() -> Path:
 class Anvil:
     """One anvil process on a port of its own. `stop` it, or use it as an async context manager."""
 
-    chain_id = ANVIL_CHAIN_ID
-
-    def __init__(self, extra: Sequence[str] = ()) -> None:
+    def __init__(self, extra: Sequence[str] = (), *, chain_id: int = ANVIL_CHAIN_ID) -> None:
         """`extra` are command-line arguments such as ("--block-time", "1") or ("--no-mining",)."""
+        self.chain_id = chain_id
         self._extra = tuple(extra)
         self._process: asyncio.subprocess.Process | None = None
         self._drain: asyncio.Task[None] | None = None
@@ -67,7 +67,7 @@ class Anvil:
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> str:
         """Start and wait until it listens; port 0 lets it choose. `AnvilMissing` if it does not come up."""
-        arguments = ("--host", host, "--port", str(port), "--chain-id", str(ANVIL_CHAIN_ID), *self._extra)
+        arguments = ("--host", host, "--port", str(port), "--chain-id", str(self.chain_id), *self._extra)
         self._process = await asyncio.create_subprocess_exec(
             find_anvil(),
             *arguments,
@@ -104,14 +104,14 @@ class Anvil:
 
 
 async def _listening(output: asyncio.StreamReader) -> str:
-    """Read up to the line that names the address; `AnvilMissing` with the last line if it ends before."""
-    last = b""
+    """Read up to the line that names the address; `AnvilMissing` with the last words if it ends before."""
+    printed = b""
     while line := await output.readline():
         match = _LISTENING.search(line)
         if match is not None:
             return f"http://{match[1].decode()}:{match[2].decode()}"
-        last = line.strip() or last
-    raise AnvilMissing(last.decode(errors="replace")[:300])
+        printed = (printed + b" " + line.strip())[-_SHOWN_BYTES:]
+    raise AnvilMissing(printed.decode(errors="replace").strip() or "it printed nothing")
 
 
 async def _discard(output: asyncio.StreamReader) -> None:

@@ -1,0 +1,322 @@
+"""Everything that Piecework does on a chain, on the embedded chain and on anvil."""
+
+from __future__ import annotations
+
+import pytest
+
+from chain import calls
+from chain.authorizations import (
+    Authorization,
+    Permit,
+    Registration,
+    SignedAuthorization,
+    sign_authorization,
+    sign_permit,
+    sign_registration,
+)
+from chain.calls import Claim
+from chain.deploy import deploy
+from chain.errors import BadDeployment, TransactionReverted, WrongChain
+from chain.events import ChannelClosed, ChannelOpened, ClaimSkipped, Settled, SkipReason, decode_events
+from chain.reader import ChainReader
+from protocol.eip712 import Domain
+from protocol.objects import Channel, CloseChannel, FundChannel, RequestWithdrawal, Voucher
+from protocol.signing import LocalSigner, sign
+from protocol.states import ChannelState
+from protocol.types import Address, Amount, Bytes32, Digest, Signature, Timestamp, Uint64, keccak256
+from tests.support.chains import (
+    ETHER,
+    MIN_STAKE,
+    POLL_S,
+    UNBONDING_DELAY_S,
+    USD,
+    Chain,
+    Market,
+    channel_of,
+    deployed,
+    signer,
+)
+
+PAYER, WORKER, COLD, STRANGER = (signer(n) for n in ("payer", "worker", "cold", "stranger"))
+FAR = Timestamp(2**40)
+ROOT = Digest(keccak256(b"receipts"))
+
+
+def claim_of(
+    domain: Domain, channel: Channel, authorizer: LocalSigner, cumulative: int, count: int = 1
+) -> Claim:
+    voucher = Voucher(channel.id(domain), Amount(cumulative), Uint64(count), ROOT)
+    return Claim(channel, voucher, sign(domain, voucher, authorizer))
+
+
+async def open_channel(market: Market, channel: Channel, deposit: int) -> None:
+    """The payer's pooled balance must cover it; the worker submits the payer's signature and pays the gas."""
+    terms = FundChannel(channel, Amount(deposit), FAR)
+    signature = sign(market.reader.domain, terms, PAYER)
+    call = calls.fund(market.deployment, channel, Amount(deposit), FAR, signature)
+    await market.sender(WORKER).execute(call, poll_s=POLL_S)
+
+
+async def pool(market: Market, amount: int) -> None:
+    """Put tokens of the payer, who has no gas, into its pooled balance."""
+    await market.give(PAYER.address, tokens=amount)
+    now = await market.reader.timestamp()
+    authorization = Authorization(
+        PAYER.address,
+        market.deployment.escrow,
+        Amount(amount),
+        Timestamp(0),
+        Timestamp(now + 3600),
+        Bytes32(keccak256(amount.to_bytes(16, "big"))),
+    )
+    domain = await market.reader.token_domain(market.token)
+    signed = sign_authorization(domain, authorization, PAYER)
+    relayed = SignedAuthorization.from_json(signed.to_json())
+    call = calls.deposit_with_authorization(market.deployment, relayed)
+    await market.sender(WORKER).execute(call, poll_s=POLL_S)
+
+
+async def test_a_deployment_is_found_again_by_its_file(any_chain: Chain, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    async with deployed(any_chain) as market:
+        market.deployment.save(tmp_path / "deployment.json")
+        read = type(market.deployment).load(tmp_path / "deployment.json")
+        assert read == market.deployment
+        async with await ChainReader.connect(read) as reader:
+            assert reader.domain == Domain(any_chain.chain_id, market.deployment.escrow)
+            requirements = await reader.stake_requirements()
+            assert (requirements.token, requirements.min_stake) == (market.token, MIN_STAKE)
+            assert requirements.unbonding_delay == UNBONDING_DELAY_S
+
+
+async def test_another_chain_or_other_code_is_refused_at_once(any_chain: Chain) -> None:
+    async with deployed(any_chain) as market:
+        real = market.deployment
+        for field, wrong, words in (
+            ("chain_id", real.chain_id + 1, "serves chain"),
+            ("escrow", real.token, "code of the escrow"),
+            ("registry", STRANGER.address, "no registry"),
+            ("registry_code_hash", Bytes32(bytes(32)), "code of the registry"),
+        ):
+            changed = type(real).from_json(real.to_json())
+            object.__setattr__(changed, field, wrong)
+            with pytest.raises(WrongChain, match=words):
+                await ChainReader.connect(changed)
+
+
+async def test_a_market_can_use_a_token_that_is_there_already(any_chain: Chain) -> None:
+    async with deployed(any_chain) as market:
+        second = await deploy(
+            any_chain.url, any_chain.faucet, min_stake=MIN_STAKE, token=market.token, poll_s=POLL_S
+        )
+        assert second.token == market.token
+        assert second.escrow != market.deployment.escrow
+        with pytest.raises(BadDeployment, match="no token"):
+            await deploy(any_chain.url, any_chain.faucet, token=STRANGER.address, poll_s=POLL_S)
+
+
+async def test_a_worker_registers_with_one_transaction(any_chain: Chain) -> None:
+    async with deployed(any_chain) as market:
+        await market.give(COLD.address, wei=ETHER, tokens=MIN_STAKE)
+        now = await market.reader.timestamp()
+        deadline = Timestamp(now + 600)
+        terms = Registration(
+            WORKER.address, COLD.address, COLD.address, MIN_STAKE, "https://worker.example:7000", deadline
+        )
+        consent = sign_registration(market.reader.registry_domain(), terms, WORKER)
+        nonce = await market.reader.permit_nonce(market.token, COLD.address)
+        allowance = Permit(COLD.address, market.deployment.registry, MIN_STAKE, nonce, deadline)
+        permit = sign_permit(await market.reader.token_domain(market.token), allowance, COLD)
+        assert await market.reader.worker(WORKER.address) is None
+        call = calls.register_with_permit(market.deployment, terms, permit, consent)
+        await market.sender(COLD).execute(call, poll_s=POLL_S)
+        worker = await market.reader.worker(WORKER.address)
+        assert worker is not None
+        assert (worker.owner, worker.payout, worker.stake) == (COLD.address, COLD.address, MIN_STAKE)
+        assert worker.active
+        assert worker.endpoint == "https://worker.example:7000"
+        assert [w async for w in market.reader.every_worker()] == [worker]
+        assert await market.reader.workers(0, 10) == (worker,)
+        assert await market.reader.workers(1, 10) == ()
+        assert await market.reader.is_signer(WORKER.address, WORKER.address)
+        assert not await market.reader.is_signer(WORKER.address, STRANGER.address)
+
+
+async def test_a_registered_worker_can_change_its_endpoint_use_a_session_key_and_leave(
+    any_chain: Chain,
+) -> None:
+    async with deployed(any_chain) as market:
+        await market.give(WORKER.address, wei=ETHER, tokens=MIN_STAKE)
+        me, sender, d = WORKER.address, market.sender(WORKER), market.deployment
+        now = await market.reader.timestamp()
+        terms = Registration(me, me, COLD.address, MIN_STAKE, "https://a:1", Timestamp(now + 600))
+        for call in (
+            calls.approve(market.token, d.registry, MIN_STAKE),
+            calls.register(d, terms),
+            calls.set_endpoint(d, me, "https://b:2"),
+            calls.authorize_session_key(d, STRANGER.address, Timestamp(now + 600)),
+            calls.set_payout(d, me, STRANGER.address),
+        ):
+            await sender.execute(call, poll_s=POLL_S)
+        worker = await market.reader.worker(me)
+        assert worker is not None
+        assert (worker.endpoint, worker.payout) == ("https://b:2", STRANGER.address)
+        assert await market.reader.is_signer(me, STRANGER.address)
+        await sender.execute(calls.request_unbond(d, me), poll_s=POLL_S)
+        leaving = await market.reader.worker(me)
+        assert leaving is not None
+        assert not leaving.active
+        with pytest.raises(TransactionReverted) as refused:
+            await sender.prepare(calls.withdraw_stake(d, me))
+        assert refused.value.name == "StillBonded"
+        await market.pass_time(UNBONDING_DELAY_S + 1)
+        await sender.execute(calls.withdraw_stake(d, me), poll_s=POLL_S)
+        assert await market.reader.worker(me) is None
+        assert await market.reader.token_balance(market.token, me) == MIN_STAKE
+
+
+async def test_a_payer_without_gas_deposits_by_authorization(any_chain: Chain) -> None:
+    async with deployed(any_chain) as market:
+        await market.give(WORKER.address, wei=ETHER)
+        await pool(market, 5 * USD)
+        assert await market.reader.native_balance(PAYER.address) == 0
+        assert await market.reader.pooled_balance(market.token, PAYER.address) == 5 * USD
+        nonce = Bytes32(keccak256((5 * USD).to_bytes(16, "big")))
+        assert await market.reader.authorization_state(market.token, PAYER.address, nonce)
+
+
+async def test_a_payer_deposits_by_permit_and_by_approval(any_chain: Chain) -> None:
+    async with deployed(any_chain) as market:
+        d, reader = market.deployment, market.reader
+        await market.give(WORKER.address, wei=ETHER)
+        await market.give(PAYER.address, wei=ETHER, tokens=5 * USD)
+        deadline = Timestamp(await reader.timestamp() + 600)
+        nonce = await reader.permit_nonce(market.token, PAYER.address)
+        allowance = Permit(PAYER.address, d.escrow, Amount(2 * USD), nonce, deadline)
+        permit = sign_permit(await reader.token_domain(market.token), allowance, PAYER)
+        await market.sender(WORKER).execute(calls.deposit_with_permit(d, permit), poll_s=POLL_S)
+        payer = market.sender(PAYER)
+        for call in calls.approve_and_deposit(d, market.token, Amount(3 * USD), PAYER.address):
+            await payer.execute(call, poll_s=POLL_S)
+        assert await reader.pooled_balance(market.token, PAYER.address) == 5 * USD
+        assert await reader.allowance(market.token, PAYER.address, d.escrow) == 0
+        withdraw = calls.withdraw_balance(d, market.token, Amount(USD), COLD.address)
+        await payer.execute(withdraw, poll_s=POLL_S)
+        assert await reader.token_balance(market.token, COLD.address) == USD
+
+
+async def test_a_worker_opens_the_channel_by_the_payers_signature_and_settles(any_chain: Chain) -> None:
+    async with deployed(any_chain) as market:
+        reader, d = market.reader, market.deployment
+        await market.give(WORKER.address, wei=ETHER)
+        await pool(market, 5 * USD)
+        channel = channel_of(market, PAYER, WORKER, receiver=COLD.address)
+        channel_id = channel.id(reader.domain)
+        assert (await reader.channel(channel_id)).state is ChannelState.NONE
+        await open_channel(market, channel, 2 * USD)
+        opened = await reader.channel(channel_id)
+        assert (opened.state, opened.deposit, opened.settled) == (ChannelState.OPEN, 2 * USD, 0)
+        claim = claim_of(reader.domain, channel, PAYER, 700_000, count=3)
+        (preview,) = await reader.preview_settle([claim])
+        assert (preview.payable, preview.reason) == (700_000, SkipReason.NONE)
+        mined = await market.sender(WORKER).execute(calls.settle(d, [claim]), poll_s=POLL_S)
+        (event,) = decode_events(d.escrow, mined.logs)
+        assert isinstance(event, Settled)
+        assert (event.channel, event.receiver) == (channel_id, COLD.address)
+        assert (event.amount, event.cumulative, event.count) == (700_000, 700_000, 3)
+        assert event.receipts_root == ROOT
+        assert await reader.token_balance(market.token, COLD.address) == 700_000
+        assert await reader.settlements(channel_id) == (event,)
+        (opening,) = await reader.escrow_events(("ChannelOpened",), 0, await reader.latest_block())
+        assert isinstance(opening, ChannelOpened)
+        assert opening.terms == channel
+
+
+async def test_one_bad_row_does_not_hold_up_a_batch_of_many_channels(any_chain: Chain) -> None:
+    async with deployed(any_chain) as market:
+        reader, d = market.reader, market.deployment
+        await market.give(WORKER.address, wei=ETHER)
+        await pool(market, 10 * USD)
+        channels = [channel_of(market, PAYER, WORKER, salt=salt) for salt in range(5)]
+        for channel in channels:
+            await open_channel(market, channel, USD)
+        claims = [claim_of(reader.domain, c, PAYER, 100_000 * (i + 1)) for i, c in enumerate(channels)]
+        forged = claim_of(reader.domain, channels[2], STRANGER, 900_000)
+        claims[2] = forged
+        claims.append(claim_of(reader.domain, channel_of(market, PAYER, WORKER, salt=99), PAYER, 1))
+        previews = await reader.preview_settle(claims)
+        assert [p.reason for p in previews] == [
+            SkipReason.NONE,
+            SkipReason.NONE,
+            SkipReason.BAD_SIGNATURE,
+            SkipReason.NONE,
+            SkipReason.NONE,
+            SkipReason.UNKNOWN_CHANNEL,
+        ]
+        mined = await market.sender(WORKER).execute(calls.settle(d, claims), poll_s=POLL_S)
+        events = decode_events(d.escrow, mined.logs)
+        assert [type(e) for e in events] == [Settled, Settled, ClaimSkipped, Settled, Settled, ClaimSkipped]
+        assert await reader.token_balance(market.token, WORKER.address) == 1_200_000
+        assert (await reader.channel(channels[2].id(reader.domain))).settled == 0
+
+
+async def test_a_channel_is_closed_by_agreement_and_the_rest_goes_back(any_chain: Chain) -> None:
+    async with deployed(any_chain) as market:
+        reader, d = market.reader, market.deployment
+        await market.give(WORKER.address, wei=ETHER)
+        await market.give(STRANGER.address, wei=ETHER)
+        await pool(market, 3 * USD)
+        channel = channel_of(market, PAYER, WORKER)
+        await open_channel(market, channel, 2 * USD)
+        last = claim_of(reader.domain, channel, PAYER, 500_000)
+        voucher = last.voucher
+        terms = CloseChannel(voucher.channel, voucher.cumulative, voucher.count, voucher.receipts_root)
+        agreed = sign(reader.domain, terms, WORKER)
+        mined = await market.sender(STRANGER).execute(calls.close(d, last, agreed), poll_s=POLL_S)
+        closed = decode_events(d.escrow, mined.logs)[-1]
+        assert isinstance(closed, ChannelClosed)
+        assert (closed.settled, closed.refund) == (500_000, 1_500_000)
+        assert (await reader.channel(voucher.channel)).state is ChannelState.CLOSED
+        assert await reader.pooled_balance(market.token, PAYER.address) == 2_500_000
+        with pytest.raises(TransactionReverted) as refused:
+            await market.sender(WORKER).prepare(calls.close(d, last))
+        assert refused.value.name == "ChannelIsClosed"
+
+
+async def test_a_silent_worker_cannot_keep_the_deposit(any_chain: Chain) -> None:
+    async with deployed(any_chain) as market:
+        reader, d = market.reader, market.deployment
+        await market.give(WORKER.address, wei=ETHER)
+        await pool(market, 2 * USD)
+        channel = channel_of(market, PAYER, WORKER)
+        channel_id = channel.id(reader.domain)
+        await open_channel(market, channel, 2 * USD)
+        wish = RequestWithdrawal(channel_id, FAR)
+        before = await reader.latest_block()
+        request = calls.request_withdrawal(d, channel, FAR, sign(reader.domain, wish, PAYER))
+        await market.sender(WORKER).execute(request, poll_s=POLL_S)
+        (event,) = await reader.withdrawal_requests(before + 1, await reader.latest_block())
+        state = await reader.channel(channel_id)
+        assert state.state is ChannelState.WITHDRAWING
+        assert event.channel == channel_id
+        assert event.withdrawable_at == state.withdrawal_requested_at + channel.withdrawal_delay
+        with pytest.raises(TransactionReverted) as refused:
+            await market.sender(WORKER).prepare(calls.withdraw(d, channel))
+        assert refused.value.name == "WithdrawalTooEarly"
+        await market.pass_time(channel.withdrawal_delay)
+        await market.sender(WORKER).execute(calls.withdraw(d, channel), poll_s=POLL_S)
+        assert await reader.pooled_balance(market.token, PAYER.address) == 2 * USD
+
+
+async def test_a_strangers_signature_opens_nothing(any_chain: Chain) -> None:
+    async with deployed(any_chain) as market:
+        await market.give(WORKER.address, wei=ETHER)
+        await pool(market, 2 * USD)
+        channel = channel_of(market, PAYER, WORKER)
+        forged = sign(market.reader.domain, FundChannel(channel, Amount(USD), FAR), STRANGER)
+        for signature in (forged, Signature(bytes(65)), Signature(b"")):
+            with pytest.raises(TransactionReverted) as refused:
+                await market.sender(WORKER).prepare(
+                    calls.fund(market.deployment, channel, Amount(USD), FAR, signature)
+                )
+            assert refused.value.name == "BadSignature"
+            assert Address(PAYER.address).hex() in str(refused.value).lower()

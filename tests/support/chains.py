@@ -1,0 +1,144 @@
+"""Chains for tests: the embedded one and real anvil, with the contracts deployed.
+
+Fixtures: `embedded_chain`, `anvil`, `any_chain` (both, one after the other). A missing anvil is a failure
+with a clear message, never a skip: what is only checked sometimes is not checked.
+
+    async def test_x(any_chain):
+        async with deployed(any_chain) as market: ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import pytest
+
+from chain.anvil import Anvil, find_anvil
+from chain.calls import mint, send_native
+from chain.deploy import deploy
+from chain.deployment import Deployment
+from chain.embedded import EmbeddedChain
+from chain.errors import AnvilMissing
+from chain.reader import ChainReader
+from chain.rpc import HttpRpc
+from chain.transactions import TransactionSender
+from protocol.objects import Channel
+from protocol.signing import LocalSigner
+from protocol.types import Address, Amount, Bytes32, Seconds, keccak256
+
+Chain: TypeAlias = EmbeddedChain | Anvil
+ETHER = 10**18
+USD = 10**6
+MIN_STAKE = Amount(100 * USD)
+UNBONDING_DELAY_S = Seconds(3600)
+POLL_S = 0.02
+
+
+@pytest.fixture
+async def embedded_chain() -> AsyncIterator[EmbeddedChain]:
+    """A fresh embedded chain on a free port."""
+    async with EmbeddedChain() as chain:
+        yield chain
+
+
+@pytest.fixture
+async def anvil() -> AsyncIterator[Anvil]:
+    """A fresh anvil on a free port."""
+    require_anvil()
+    async with Anvil() as chain:
+        yield chain
+
+
+@pytest.fixture(params=["embedded", "anvil"])
+async def any_chain(request: pytest.FixtureRequest) -> AsyncIterator[Chain]:
+    """The test runs once on each kind of chain."""
+    if request.param == "anvil":
+        require_anvil()
+    async with Anvil() if request.param == "anvil" else EmbeddedChain() as chain:
+        yield chain
+
+
+def require_anvil() -> None:
+    """Fail the test, with what to do, when there is no anvil."""
+    try:
+        find_anvil()
+    except AnvilMissing as error:
+        pytest.fail(f"{error} (`make test` does it)", pytrace=False)
+
+
+def signer(name: str) -> LocalSigner:
+    """A key that is the same in every run."""
+    return LocalSigner(keccak256(f"piecework test key: {name}".encode()))
+
+
+@dataclass
+class Market:
+    """A deployment on a development chain, with hands to move money and time."""
+
+    chain: Chain
+    deployment: Deployment
+    reader: ChainReader
+
+    @property
+    def rpc(self) -> HttpRpc:
+        assert isinstance(self.reader.rpc, HttpRpc)
+        return self.reader.rpc
+
+    @property
+    def token(self) -> Address:
+        return self.deployment.token
+
+    def sender(self, key: LocalSigner) -> TransactionSender:
+        """A sender for a key; make one per key and test."""
+        return TransactionSender.of(self.reader, key)
+
+    async def give(self, to: Address, *, wei: int = 0, tokens: int = 0) -> None:
+        """Coins and test tokens from the faucet."""
+        faucet = TransactionSender.of(self.reader, self.chain.faucet)
+        if wei:
+            await faucet.execute(send_native(to, wei), poll_s=POLL_S)
+        if tokens:
+            await faucet.execute(mint(self.token, to, Amount(tokens)), poll_s=POLL_S)
+
+    async def pass_time(self, seconds: int) -> None:
+        """Move the chain's clock forward and mine a block."""
+        await self.rpc.call("evm_increaseTime", seconds)
+        await self.rpc.call("evm_mine")
+
+
+@asynccontextmanager
+async def deployed(chain: Chain) -> AsyncIterator[Market]:
+    """Deploy the contracts on a chain and connect to them."""
+    deployment = await deploy(
+        chain.url,
+        chain.faucet,
+        min_stake=MIN_STAKE,
+        unbonding_delay_s=UNBONDING_DELAY_S,
+        poll_s=POLL_S,
+    )
+    # anvil's finalized block lags 64 blocks behind; tests of finality itself say so.
+    async with await ChainReader.connect(deployment) as reader:
+        yield Market(chain, deployment, reader)
+
+
+def channel_of(
+    market: Market,
+    payer: LocalSigner,
+    operator: LocalSigner,
+    *,
+    salt: int = 0,
+    receiver: Address | None = None,
+) -> Channel:
+    """A channel in the market's token; the payer is its own authorizer."""
+    return Channel(
+        payer=payer.address,
+        authorizer=payer.address,
+        receiver=receiver or operator.address,
+        operator=operator.address,
+        token=market.token,
+        withdrawal_delay=Seconds(3600),
+        salt=Bytes32(salt.to_bytes(32, "big")),
+    )
