@@ -129,12 +129,12 @@ contract Escrow is IEscrow, EIP712, ReentrancyGuardTransient {
             Claim calldata claim = claims[i];
             bytes32 id = channelId(claim.channel);
             ChannelState storage state = _channels[id];
-            (uint96 amount, SkipReason reason) = _judge(id, claim, state.deposit, state.settled);
+            (uint96 amount, SkipReason reason) = _judge(state, id, claim, state.settled);
             if (reason != SkipReason.None) {
                 emit ClaimSkipped(id, reason);
                 continue;
             }
-            _record(id, claim, amount);
+            _record(state, id, claim, amount);
             count = _append(payouts, count, claim.channel.token, claim.channel.receiver, amount);
         }
         for (uint256 i = 0; i < count; ++i) {
@@ -161,8 +161,8 @@ contract Escrow is IEscrow, EIP712, ReentrancyGuardTransient {
             if (!_voucherSigned(id, claim)) revert BadSignature(channel.authorizer);
             amount = _payable(claim.cumulative, deposited, settled);
         }
-        if (amount > 0) _record(id, claim, amount);
-        _finish(id, channel);
+        if (amount > 0) _record(state, id, claim, amount);
+        _finish(state, id, channel);
         if (amount > 0) _pay(channel.token, channel.receiver, amount);
     }
 
@@ -193,7 +193,7 @@ contract Escrow is IEscrow, EIP712, ReentrancyGuardTransient {
         if (requestedAt == 0) revert WithdrawalNotRequested(id);
         uint64 withdrawableAt = requestedAt + channel.withdrawalDelay;
         if (block.timestamp < withdrawableAt) revert WithdrawalTooEarly(id, withdrawableAt, block.timestamp);
-        _finish(id, channel);
+        _finish(state, id, channel);
     }
 
     // ------------------------------------------------------------------ views
@@ -214,7 +214,7 @@ contract Escrow is IEscrow, EIP712, ReentrancyGuardTransient {
             for (uint256 j = 0; j < i; ++j) {
                 if (ids[j] == ids[i]) settled += uint96(payable_[j]);
             }
-            (payable_[i], reasons[i]) = _judge(ids[i], claims[i], state.deposit, settled);
+            (payable_[i], reasons[i]) = _judge(state, ids[i], claims[i], settled);
         }
     }
 
@@ -285,15 +285,16 @@ contract Escrow is IEscrow, EIP712, ReentrancyGuardTransient {
         return _signed(claim.channel.authorizer, _hashTypedDataV4(structHash), claim.signature);
     }
 
-    /// @dev What a claim pays against the given deposit and settled, or why it pays nothing. Cheapest checks first.
+    /// @dev What a claim pays when `settled` is paid already, or why it pays nothing. Cheapest checks first.
     /// A closed channel has deposit == settled, so only the refusals have to look at `closed`.
-    function _judge(bytes32 id, Claim calldata claim, uint96 deposited, uint96 settled)
+    function _judge(ChannelState storage state, bytes32 id, Claim calldata claim, uint96 settled)
         private
         view
         returns (uint96 amount, SkipReason reason)
     {
+        uint96 deposited = state.deposit;
         if (claim.cumulative <= settled || settled == deposited) {
-            if (_channels[id].closed) return (0, SkipReason.Closed);
+            if (state.closed) return (0, SkipReason.Closed);
             if (deposited == 0) return (0, SkipReason.UnknownChannel);
             return (0, claim.cumulative <= settled ? SkipReason.NothingNew : SkipReason.DepositExhausted);
         }
@@ -335,16 +336,15 @@ contract Escrow is IEscrow, EIP712, ReentrancyGuardTransient {
     }
 
     /// @dev Books a payment of `amount` > 0 and announces what it commits to.
-    function _record(bytes32 id, Claim calldata claim, uint96 amount) private {
-        ChannelState storage state = _channels[id];
-        state.settled += amount;
-        if (claim.count > state.count) state.count = claim.count;
+    function _record(ChannelState storage state, bytes32 id, Claim calldata claim, uint96 amount) private {
+        (uint96 settled, uint64 count) = (state.settled + amount, state.count);
+        if (claim.count > count) count = claim.count;
+        (state.settled, state.count) = (settled, count);
         emit Settled(id, claim.channel.receiver, amount, claim.cumulative, claim.count, claim.receiptsRoot);
     }
 
     /// @dev Closes for good and returns the rest to the payer's pooled balance.
-    function _finish(bytes32 id, Channel calldata channel) private {
-        ChannelState storage state = _channels[id];
+    function _finish(ChannelState storage state, bytes32 id, Channel calldata channel) private {
         uint96 settled = state.settled;
         uint96 refund = state.deposit - settled;
         state.deposit = settled;
