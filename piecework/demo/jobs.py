@@ -1,0 +1,84 @@
+"""The demo's client: runs the jobs through the SDK and keeps what each of them gave."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from client.events import Accepted, Canvas, Draft, Ended, Event
+from client.requests import TextRequest
+from client.sdk import PieceworkClient
+from protocol.errors import PieceworkError
+
+
+class Watcher(Protocol):
+    """Whoever looks on while a job runs: the terminal, or nobody."""
+
+    def saw(self, number: int, event: Event) -> None: ...
+
+
+@dataclass(slots=True)
+class JobResult:
+    """One job of the demo, as it went. Times in milliseconds."""
+
+    number: int
+    prompt: str
+    accepted: Accepted | None = None
+    ended: Ended | None = None
+    texts: list[str] = field(default_factory=list)
+    drafts: int = 0
+    first_canvas_ms: float = 0.0
+    total_ms: float = 0.0
+    error: str = ""
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+    @property
+    def delivered(self) -> bool:
+        return self.ended is not None and self.ended.acknowledged and not self.error
+
+
+async def run_jobs(
+    client: PieceworkClient,
+    prompts: Sequence[str],
+    requests: Sequence[TextRequest],
+    concurrency: int,
+    watcher: Watcher,
+) -> list[JobResult]:
+    """Run every request, at most `concurrency` at once. A job that fails says so in its result."""
+    results = [JobResult(number, prompt) for number, prompt in enumerate(prompts)]
+    places = asyncio.Semaphore(concurrency)
+
+    async def one(result: JobResult, request: TextRequest) -> None:
+        async with places:
+            try:
+                await _follow(client, request, result, watcher)
+            except PieceworkError as error:
+                result.error = str(error)
+
+    async with asyncio.TaskGroup() as group:
+        for result, request in zip(results, requests, strict=True):
+            group.create_task(one(result, request), name=f"demo-job-{result.number}")
+    return results
+
+
+async def _follow(client: PieceworkClient, request: TextRequest, result: JobResult, watcher: Watcher) -> None:
+    start = time.monotonic()
+    async with client.run(request) as run:
+        async for event in run:
+            watcher.saw(result.number, event)
+            if isinstance(event, Accepted):
+                result.accepted = event
+            elif isinstance(event, Draft):
+                result.drafts += 1
+            elif isinstance(event, Canvas):
+                result.first_canvas_ms = result.first_canvas_ms or (time.monotonic() - start) * 1000
+                result.texts.append(event.text)
+            elif isinstance(event, Ended):
+                result.ended = event
+    result.total_ms = (time.monotonic() - start) * 1000
