@@ -87,6 +87,11 @@ class Anvil:
         self._drain = asyncio.create_task(_discard(output), name="anvil-output")
         return self.url
 
+    async def ended(self) -> None:
+        """Return when the process has ended."""
+        if self._process is not None:
+            await self._process.wait()
+
     async def stop(self) -> None:
         """Terminate the process, by force after a while. Safe to call twice."""
         process, self._process = self._process, None

@@ -69,6 +69,10 @@ class EmbeddedChain:
         self.url = f"http://{bound[0]}:{bound[1]}"
         return self.url
 
+    async def ended(self) -> None:
+        """Never returns: the chain lives in this process and ends with `stop`."""
+        await asyncio.Event().wait()
+
     async def stop(self) -> None:
         """Stop serving; the chain is gone. Safe to call twice."""
         if self._runner is not None:

@@ -1,0 +1,315 @@
+"""`piecework chain`: the embedded chain, deployment to any EVM chain, the faucet of development chains."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from piecework.commands import _common as common
+
+if TYPE_CHECKING:
+    from chain.anvil import Anvil
+    from chain.deployment import Deployment
+    from chain.embedded import EmbeddedChain
+    from protocol.signing import Signer
+    from protocol.types import Address
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+DEPLOYER_KEY_VARIABLE = "PIECEWORK_DEPLOYER_KEY"
+WEI_DECIMALS = 18
+_SECONDS_PER_DAY = 24 * 3600
+
+DeploymentFile = Annotated[Path, typer.Option("--deployment", help="The market's deployment file.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+MinStake = Annotated[str, typer.Option(help="Least stake of a worker, in tokens.")]
+Unbonding = Annotated[
+    float, typer.Option("--unbonding-days", min=0, max=180, help="Days until a stake is free.")
+]
+
+
+@app.command()
+def dev(
+    *,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free port.")] = 8545,
+    anvil: Annotated[bool, typer.Option("--anvil", help="Use anvil in place of the embedded chain.")] = False,
+    deployment: Annotated[Path | None, typer.Option(help="Write the deployment to this file.")] = None,
+    min_stake: MinStake = "100",
+    unbonding_days: Unbonding = 7.0,
+) -> None:
+    """Run a development chain with the contracts on it, until SIGTERM or SIGINT. Nothing is kept."""
+    stake, delay = common.parse_amount(min_stake), int(unbonding_days * _SECONDS_PER_DAY)
+    file = None if deployment is None else deployment.resolve()
+    common.run(_dev(host, port, anvil=anvil, file=file, min_stake=stake, unbonding_delay_s=delay))
+
+
+@app.command()
+def deploy(
+    *,
+    rpc: Annotated[str, typer.Option("--rpc", help="The node's http(s) address.")],
+    key_file: Annotated[
+        Path | None, typer.Option(help=f"v3 keystore of the deployer; else ${DEPLOYER_KEY_VARIABLE}.")
+    ] = None,
+    password_file: Annotated[Path | None, typer.Option(help="File with the keystore's password.")] = None,
+    faucet_key: Annotated[
+        bool, typer.Option("--faucet-key", help="Development chains only: pay with the published test key.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Where to write the deployment.")] = Path("deployment.json"),
+    token: Annotated[str | None, typer.Option(help="An existing token; else a worthless test token.")] = None,
+    min_stake: MinStake = "100",
+    unbonding_days: Unbonding = 7.0,
+    json: Json = False,
+) -> None:
+    """Deploy the contracts. They have no owner: the deployer keeps no power over them."""
+    if out.exists():
+        common.fail(f"{out} is there already. Move it away, or choose another file with --out.")
+    address = None if token is None else _address(token)
+    stake, delay = common.parse_amount(min_stake), int(unbonding_days * _SECONDS_PER_DAY)
+    deployer = _deployer(rpc, key_file, password_file, faucet_key)
+    made = common.run(_deploy(rpc, deployer, token=address, min_stake=stake, unbonding_delay_s=delay))
+    made.save(out)
+    if json:
+        common.print_json({"file": str(out), **made.to_json()})
+        return
+    for name, value in made.to_json().items():
+        typer.echo(f"{name:20} {value}")
+    typer.echo(f"written to           {out}")
+
+
+@app.command()
+def faucet(
+    *,
+    deployment: DeploymentFile,
+    to: Annotated[str, typer.Option(help="Who gets it.")],
+    native: Annotated[str, typer.Option(help="Coins for gas.")] = "0",
+    tokens: Annotated[str, typer.Option(help="Test tokens.")] = "0",
+    rpc: Annotated[str | None, typer.Option("--rpc", help="Another node than the deployment's.")] = None,
+    json: Json = False,
+) -> None:
+    """Give away coins and test tokens, on development chains only."""
+    wei, amount = _parse_native(native), common.parse_amount(tokens)
+    if wei == 0 and amount == 0:
+        common.fail("nothing to give: say --native AMOUNT, --tokens AMOUNT, or both", 2)
+    result = common.run(_faucet(deployment, rpc, _address(to), wei, amount))
+    if json:
+        common.print_json(result)
+    else:
+        typer.echo(f"{to} now holds {_native(result['native'])} and {common.amount(result['tokens'])}")
+
+
+@app.command()
+def status(
+    deployment: DeploymentFile,
+    rpc: Annotated[str | None, typer.Option("--rpc", help="Another node than the deployment's.")] = None,
+    json: Json = False,
+) -> None:
+    """Is this the market's chain, how far is it, who works there?"""
+    result = common.run(_status(deployment, rpc))
+    if json:
+        common.print_json(result)
+        return
+    built = "this program's" if result["contracts_match_build"] else "of another version of this program"
+    typer.echo(
+        f"chain        {result['chain_id']}, block {result['latest_block']}, final {result['finalized_block']}"
+    )
+    typer.echo(f"escrow       {result['escrow']}")
+    typer.echo(f"registry     {result['registry']}")
+    typer.echo(f"token        {result['token']}")
+    typer.echo(f"contracts    verified, code is {built}")
+    typer.echo(
+        f"workers      {result['workers']}, at least {common.amount(result['min_stake'])} of stake each"
+    )
+    typer.echo(f"unbonding    {result['unbonding_delay_s']} s")
+
+
+async def _dev(
+    host: str, port: int, *, anvil: bool, file: Path | None, min_stake: int, unbonding_delay_s: int
+) -> None:
+    import asyncio
+    import signal
+
+    from chain.anvil import Anvil
+    from chain.deploy import deploy as deploy_contracts
+    from chain.embedded import EmbeddedChain
+    from protocol.types import Amount, Seconds, to_hex
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    chain: EmbeddedChain | Anvil = Anvil() if anvil else EmbeddedChain()
+    try:
+        rpc_url = await chain.start(host, port)
+        made = await deploy_contracts(
+            rpc_url,
+            chain.faucet,
+            min_stake=Amount(min_stake),
+            unbonding_delay_s=Seconds(unbonding_delay_s),
+            poll_s=0.05,
+        )
+        if file is not None:
+            made.save(file)
+        ready = {
+            "ready": True,
+            "role": "chain",
+            "rpc_url": rpc_url,
+            "chain_id": made.chain_id,
+            "faucet": to_hex(chain.faucet.address),
+            "deployment": made.to_json(),
+            "deployment_file": None if file is None else str(file),
+        }
+        common.print_json(ready)
+        await _until_stopped(chain, stop)
+    finally:
+        await chain.stop()
+
+
+async def _until_stopped(chain: EmbeddedChain | Anvil, stop: Any) -> None:
+    """Wait for a signal; a chain that ends by itself is an error."""
+    import asyncio
+
+    from chain.errors import ChainError
+
+    async with asyncio.TaskGroup() as group:
+        waiting = group.create_task(stop.wait(), name="signal")
+        ended = group.create_task(chain.ended(), name="chain")
+        await asyncio.wait({waiting, ended}, return_when=asyncio.FIRST_COMPLETED)
+        failed = ended.done() and not waiting.done()
+        waiting.cancel()
+        ended.cancel()
+    if failed:
+        raise ChainError("the chain ended by itself. Its log may say why.")
+
+
+async def _deploy(
+    rpc_url: str,
+    deployer: Coroutine[Any, Any, Signer],
+    *,
+    token: Address | None,
+    min_stake: int,
+    unbonding_delay_s: int,
+) -> Deployment:
+    from chain.deploy import deploy as deploy_contracts
+    from protocol.types import Amount, Seconds
+
+    return await deploy_contracts(
+        rpc_url,
+        await deployer,
+        min_stake=Amount(min_stake),
+        unbonding_delay_s=Seconds(unbonding_delay_s),
+        token=token,
+    )
+
+
+async def _deployer(
+    rpc_url: str, key_file: Path | None, password_file: Path | None, faucet_key: bool
+) -> Signer:
+    """The key that pays: the faucet's, a keystore's, or the environment's, in this order of explicitness."""
+    from chain.faucet import faucet_signer
+    from chain.rpc import HttpRpc
+    from protocol.signing import LocalSigner
+    from protocol.types import parse_hex
+
+    if faucet_key:
+        async with HttpRpc(rpc_url) as rpc:
+            return await faucet_signer(rpc)
+    if key_file is not None:
+        return await _open_keystore(key_file, password_file)
+    from_environment = os.environ.get(DEPLOYER_KEY_VARIABLE)
+    if from_environment is None:
+        common.fail(f"no key: give --key-file, or set {DEPLOYER_KEY_VARIABLE} to the deployer's private key")
+    try:
+        return LocalSigner(parse_hex(from_environment.strip(), 32, DEPLOYER_KEY_VARIABLE))
+    except ValueError:
+        common.fail(f"{DEPLOYER_KEY_VARIABLE} is not a private key: 32 bytes of hex, not zero")
+
+
+async def _open_keystore(key_file: Path, password_file: Path | None) -> Signer:
+    """Decrypt a v3 keystore; scrypt takes half a second, so it runs in a thread."""
+    import asyncio
+    import json
+
+    from eth_account import Account
+
+    from protocol.signing import LocalSigner
+
+    secret = common.password(password_file)
+    try:
+        keystore = json.loads(await asyncio.to_thread(key_file.read_text))
+        return LocalSigner(bytes(await asyncio.to_thread(Account.decrypt, keystore, secret)))
+    except OSError as error:
+        common.fail(f"cannot read {key_file}: {error.strerror}")
+    except (ValueError, TypeError, KeyError) as error:
+        common.fail(f"cannot open the keystore {key_file}: {error}")
+
+
+async def _faucet(file: Path, rpc_url: str | None, to: Address, wei: int, amount: int) -> dict[str, Any]:
+    from chain.deployment import Deployment
+    from chain.faucet import faucet_signer, fund_native, mint_tokens
+    from chain.reader import ChainReader
+    from protocol.types import Amount, to_hex
+
+    deployment = Deployment.load(file)
+    async with await ChainReader.connect(deployment, rpc_url=rpc_url) as reader:
+        signer = await faucet_signer(reader.rpc)
+        if wei:
+            await fund_native(reader.rpc, signer, to, wei)
+        if amount:
+            await mint_tokens(reader.rpc, signer, deployment.token, to, Amount(amount))
+        held = await reader.token_balance(deployment.token, to)
+        return {"to": to_hex(to), "native": await reader.native_balance(to), "tokens": held}
+
+
+async def _status(file: Path, rpc_url: str | None) -> dict[str, Any]:
+    from chain.deployment import Deployment
+    from chain.errors import NoFinality
+    from chain.reader import ChainReader
+    from contracts import load_artifact
+
+    deployment = Deployment.load(file)
+    async with await ChainReader.connect(deployment, rpc_url=rpc_url) as reader:
+        requirements = await reader.stake_requirements()
+        try:
+            finalized = await reader.finalized_block()
+        except NoFinality:
+            finalized = None
+        pairs = (("Escrow", deployment.escrow), ("WorkerRegistry", deployment.registry))
+        match = [load_artifact(name).matches(await reader.code(address)) for name, address in pairs]
+        return {
+            **deployment.to_json(),
+            "latest_block": await reader.latest_block(),
+            "finalized_block": finalized,
+            "timestamp": await reader.timestamp(),
+            "workers": await reader.worker_count(),
+            "min_stake": requirements.min_stake,
+            "unbonding_delay_s": requirements.unbonding_delay,
+            "contracts_match_build": all(match),
+        }
+
+
+def _address(text: str) -> Address:
+    from protocol.types import parse_address
+
+    try:
+        return parse_address(text)
+    except ValueError as error:
+        common.fail(f"{text}: {error}", 2)
+
+
+def _parse_native(text: str) -> int:
+    """Coins as a person writes them to wei."""
+    whole, _, rest = text.partition(".")
+    if not (whole + rest).isdecimal() or len(rest) > WEI_DECIMALS:
+        common.fail(f"{text!r} is not an amount with at most {WEI_DECIMALS} decimals", 2)
+    one: int = 10**WEI_DECIMALS
+    return int(whole or "0") * one + int(rest.ljust(WEI_DECIMALS, "0"))
+
+
+def _native(wei: int) -> str:
+    whole, rest = divmod(wei, 10**WEI_DECIMALS)
+    return f"{whole:,}.{rest:018d}".rstrip("0").rstrip(".") + " coins"
