@@ -153,6 +153,11 @@ class WorkerSession:
         """How many canvases were finished."""
         return len(self._stored)
 
+    @property
+    def charged(self) -> Amount:
+        """Base units that the receipts come to."""
+        return Amount(sum(s.receipt.amount for s in self._stored))
+
     def usage(self) -> Usage:
         """What the job has used so far."""
         receipts = [s.receipt for s in self._stored]
@@ -192,6 +197,12 @@ class WorkerSession:
             frames += (self._ended(),)
         records = (CanvasRecord(self.accepted.id, stored, result.resume_secret), moved)
         return Outcome(records, frames), book
+
+    def engine_restarted(self, ledger: WorkerLedger) -> Outcome:
+        """The engine lost its rows: a running job goes on behind its last recorded canvas."""
+        if self.state is not JobState.RUNNING:
+            return Outcome()
+        return Outcome(commands=(StartEngine(self.canvases, self.canvas_limit(ledger)),))
 
     def draft(self, canvas: int, step: int, sealed_output: bytes) -> Outcome:
         """A canvas changed while being denoised."""

@@ -1,0 +1,48 @@
+"""What can go wrong around the protocol: the operator's settings, the disk, the engine process.
+
+Every message is fit for a person: what is wrong, and what to do about it.
+"""
+
+from __future__ import annotations
+
+from protocol.errors import PieceworkError
+
+
+class ConfigError(PieceworkError):
+    """A setting is missing, unknown or out of bounds; names it."""
+
+
+class KeyFileError(PieceworkError):
+    """A key or certificate file is missing, unreadable or does not open with the password given."""
+
+
+class JournalError(PieceworkError):
+    """The journal could not be written or read. Nothing may be promised any more: the daemon stops."""
+
+
+class JournalLocked(JournalError):
+    """Another process holds the journal."""
+
+
+class JournalMismatch(JournalError):
+    """The journal belongs to another chain, escrow or operator."""
+
+
+class JournalCorrupt(JournalError):
+    """A row is not what was written, or is missing."""
+
+
+class EngineUnavailable(PieceworkError):
+    """The engine process is not there, or does not answer in time. It is being restarted."""
+
+
+class EngineStartError(PieceworkError):
+    """The engine process could not load its model at all."""
+
+
+class PromptRejected(PieceworkError):
+    """The chat template cannot carry the messages."""
+
+
+class AdminError(PieceworkError):
+    """The daemon's admin port does not answer, or refuses."""

@@ -1,0 +1,66 @@
+"""Structured logs on stderr with an allow-list of fields: no text of a job, no key and no URL can slip in.
+
+A field that is not on the list is dropped and its name is shown, so that a mistake is seen and harmless.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import MutableMapping
+from typing import Any, Final
+
+import structlog
+
+ALLOWED: Final = frozenset(
+    {
+        "event", "level", "timestamp", "task", "job", "channel", "canvas", "canvases", "state", "reason",
+        "clause", "peer", "count", "amount", "kind", "hash", "nonce", "block", "sequence", "slots", "active",
+        "model", "profile", "port", "admin_port", "seconds", "restarts", "error", "error_class", "defect",
+        "bound", "tokens_per_second", "dropped", "signal", "address", "index_host",
+    }
+)  # fmt: skip
+MAX_VALUE_CHARS: Final = 300
+
+
+def _allow(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    kept = {key: _plain(value) for key, value in event.items() if key in ALLOWED}
+    dropped = sorted(set(event) - ALLOWED)
+    if dropped:
+        kept["dropped"] = ",".join(dropped)
+    return kept
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.hex()
+    return value[:MAX_VALUE_CHARS] if isinstance(value, str) else value
+
+
+def logger(level: str = "info") -> Any:
+    """A logger for the whole process; JSON lines unless stderr is a terminal."""
+    renderer: Any = (
+        structlog.dev.ConsoleRenderer(colors=False)
+        if sys.stderr.isatty()
+        else structlog.processors.JSONRenderer()
+    )
+    return structlog.wrap_logger(
+        structlog.PrintLogger(sys.stderr),
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            _allow,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+        cache_logger_on_first_use=True,
+    )
+
+
+def silent() -> Any:
+    """A logger that says nothing but what is critical, for tests and one-shot commands."""
+    return structlog.wrap_logger(
+        structlog.PrintLogger(sys.stderr),
+        processors=[_allow, structlog.processors.JSONRenderer()],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL),
+    )

@@ -1,0 +1,206 @@
+"""The journal in memory: implements `node.journal.Journal` and outlives the worker that writes it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+from node.errors import JournalCorrupt
+from node.records import (
+    OPEN_TX_STATES,
+    ChannelObserved,
+    ChannelSeen,
+    CloseAgreed,
+    Earnings,
+    FundingAuthorized,
+    JobAdmitted,
+    JournalRecord,
+    MetaSet,
+    OfferIssued,
+    SealingKeyAdded,
+    SealingKeyDropped,
+    StoredChannel,
+    StoredJob,
+    StoredSealingKey,
+    StoredTx,
+    TxIntended,
+    TxMoved,
+    VoucherApplied,
+)
+from protocol.eip712 import Domain
+from protocol.frames import LeafRef
+from protocol.ledger import Unpaid, WorkerLedger
+from protocol.states import ENDED_STATES, ChannelState, JobState
+from protocol.types import Amount, Bytes32, ChannelId, Digest, JobId, Timestamp
+from protocol.wire import SignedOffer
+from protocol.worker_session import CanvasRecord, StateRecord
+from tests.support.node.faults import KillSwitch
+
+
+class MemoryJournal:
+    """Dicts in place of tables. A kill switch can end the process before or after every commit."""
+
+    def __init__(self, domain: Domain) -> None:
+        self._domain = domain
+        self.switch = KillSwitch()
+        self.jobs: dict[JobId, StoredJob] = {}
+        self.books: dict[ChannelId, StoredChannel] = {}
+        self.paid: dict[ChannelId, dict[int, LeafRef]] = {}
+        self.offers: dict[Digest, SignedOffer] = {}
+        self.keys: list[StoredSealingKey] = []
+        self.txs: dict[bytes, StoredTx] = {}
+        self.notes: dict[str, str] = {}
+        self.commits = 0
+
+    async def append(self, records: Sequence[JournalRecord]) -> None:
+        if not records:
+            return
+        self.switch.point()
+        for record in records:
+            self._apply(record)
+        self.commits += 1
+        self.switch.point()
+
+    def _apply(self, record: JournalRecord) -> None:  # noqa: PLR0912  one branch a record
+        match record:
+            case JobAdmitted():
+                bare = replace(record.submission, sealed_prompt=b"", funding=None)
+                if record.id in self.jobs:
+                    raise JournalCorrupt("a job is admitted once")
+                self.jobs[record.id] = StoredJob(
+                    record.id, bare, record.prompt_tokens, record.credit_window, record.at, JobState.NEW
+                )
+            case StateRecord():
+                job = self.jobs[record.job]
+                reason = record.reason or job.reason
+                self.jobs[record.job] = replace(job, state=record.state, reason=reason)
+            case CanvasRecord():
+                self._canvas(record)
+            case ChannelSeen():
+                fresh = StoredChannel(record.id, record.channel, WorkerLedger(record.id))
+                self.books.setdefault(record.id, fresh)
+            case FundingAuthorized():
+                known = self.books[record.channel].funding
+                if known is None or known.authorization.deposit <= record.funding.authorization.deposit:
+                    self._book(record.channel, funding=record.funding)
+            case VoucherApplied():
+                self._voucher(record)
+            case ChannelObserved():
+                self._book(
+                    record.channel,
+                    state=record.state,
+                    deposit=record.deposit,
+                    settled=record.settled,
+                    observed_at=record.at,
+                )
+            case CloseAgreed():
+                self._book(record.channel, close_signature=record.signature)
+            case OfferIssued():
+                self.offers[record.digest] = record.signed
+            case SealingKeyAdded():
+                self.keys.insert(0, StoredSealingKey(record.public, record.wrapped, record.created_at))
+            case SealingKeyDropped():
+                self.keys = [key for key in self.keys if key.public != record.public]
+            case TxIntended():
+                self.txs[record.tx.hash] = StoredTx(
+                    record.kind, record.tx, record.subjects, record.at, moved_at=record.at
+                )
+            case TxMoved():
+                tx = self.txs[record.hash]
+                self.txs[record.hash] = replace(
+                    tx, state=record.state, moved_at=record.at, gas_used=max(tx.gas_used, record.gas_used)
+                )
+            case MetaSet():
+                self.notes[record.key] = record.value
+
+    def _book(self, channel: ChannelId, **changes: object) -> None:
+        self.books[channel] = replace(self.books[channel], **changes)  # type: ignore[arg-type]
+
+    def _canvas(self, record: CanvasRecord) -> None:
+        job, receipt = self.jobs[record.job], record.stored.receipt
+        if receipt.canvas != len(job.canvases):
+            raise JournalCorrupt("canvases are recorded in order")
+        self.jobs[record.job] = replace(
+            job,
+            canvases=(*job.canvases, record.stored),
+            resume_secrets=(*job.resume_secrets, record.resume_secret),
+        )
+        channel = ChannelId(job.submission.job.channel)
+        book = self.books[channel].ledger
+        digest = Digest(self._domain.digest(receipt))
+        unpaid = {**book.unpaid, LeafRef(record.job, receipt.canvas): Unpaid(digest, receipt.amount)}
+        self._book(channel, ledger=replace(book, unpaid=unpaid))
+
+    def _voucher(self, record: VoucherApplied) -> None:
+        channel = record.ledger.channel
+        book = self.books[channel].ledger
+        if book.accumulator.count != record.base:
+            raise JournalCorrupt("a voucher builds on the one before it")
+        unpaid = {ref: owed for ref, owed in book.unpaid.items() if ref not in record.paid}
+        self._book(channel, ledger=replace(record.ledger, unpaid=unpaid))
+        leaves = self.paid.setdefault(channel, {})
+        for offset, ref in enumerate(record.paid):
+            if record.base + offset in leaves or ref in leaves.values():
+                raise JournalCorrupt("a receipt is paid once")
+            leaves[record.base + offset] = ref
+
+    # --- reading
+
+    async def job(self, job: JobId) -> StoredJob | None:
+        return self.jobs.get(job)
+
+    async def job_with_salt(self, channel: ChannelId, salt: Bytes32) -> JobId | None:
+        matching = (
+            j.id
+            for j in self.jobs.values()
+            if j.submission.job.channel == channel and j.submission.job.salt == salt
+        )
+        return next(matching, None)
+
+    async def open_jobs(self) -> tuple[StoredJob, ...]:
+        owing = {ref.job for book in self.books.values() for ref in book.ledger.unpaid}
+        found = [j for j in self.jobs.values() if j.state not in ENDED_STATES or j.id in owing]
+        return tuple(sorted(found, key=lambda j: (j.at, j.id)))
+
+    async def channels(self) -> tuple[StoredChannel, ...]:
+        return tuple(
+            b
+            for b in self.books.values()
+            if b.state is not ChannelState.CLOSED or b.settled < b.ledger.cumulative
+        )
+
+    async def channel(self, channel: ChannelId) -> StoredChannel | None:
+        return self.books.get(channel)
+
+    async def offer(self, digest: Digest) -> SignedOffer | None:
+        return self.offers.get(digest)
+
+    async def offers_since(self, expires_after: Timestamp) -> tuple[SignedOffer, ...]:
+        found = [o for o in self.offers.values() if o.offer.expires_at > expires_after]
+        return tuple(sorted(found, key=lambda o: o.offer.sequence))
+
+    async def last_sequence(self) -> int:
+        return max((o.offer.sequence for o in self.offers.values()), default=0)
+
+    async def sealing_keys(self) -> tuple[StoredSealingKey, ...]:
+        return tuple(self.keys)
+
+    async def transactions(self) -> tuple[StoredTx, ...]:
+        found = [tx for tx in self.txs.values() if tx.state in OPEN_TX_STATES]
+        return tuple(sorted(found, key=lambda tx: (tx.tx.nonce, tx.at)))
+
+    async def meta(self, key: str) -> str | None:
+        return self.notes.get(key)
+
+    async def earnings(self) -> Earnings:
+        receipts = [s.receipt for j in self.jobs.values() for s in j.canvases]
+        ledgers = [b.ledger for b in self.books.values()]
+        return Earnings(
+            charged=Amount(sum(r.amount for r in receipts)),
+            accepted=Amount(sum(ledger.cumulative for ledger in ledgers)),
+            settled=Amount(sum(b.settled for b in self.books.values())),
+            unpaid=Amount(sum(u.amount for ledger in ledgers for u in ledger.unpaid.values())),
+            canvases=len(receipts),
+            jobs=dict(sorted(Counter(j.state.value for j in self.jobs.values()).items())),
+        )

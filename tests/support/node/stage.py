@@ -1,0 +1,407 @@
+"""A whole worker in memory, and clients that trade with it over lists of bytes.
+
+Everything durable lives in `Stage.journal`; `Stage.boot` builds the worker anew from it, as a start after
+kill -9 does. Clients verify and pay through `protocol.client_session` and `protocol.ledger`, as real ones do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass, field
+from hashlib import sha256
+
+from node import logs
+from node.admission import Terms
+from node.engine_link import EngineEvent
+from node.execution import Execution
+from node.jobs import LiveJob
+from node.keys import SealingKeys
+from node.metrics import Metrics
+from node.offers import OfferTerms, build_offer
+from node.records import OfferIssued
+from node.worker import Policy, Worker
+from protocol.client_session import (
+    CanvasVerified,
+    ClientSession,
+    DraftSeen,
+    JobAccepted,
+    Openers,
+    PaymentAcknowledged,
+    SessionEnded,
+)
+from protocol.content import Message, encode_prompt, prompt_digest
+from protocol.eip712 import Domain
+from protocol.errors import Refusal
+from protocol.frames import CancelJob, ClientFrame, Funding, LeafRef, SubmitJob, WorkerFrame
+from protocol.ledger import PayerLedger
+from protocol.objects import Channel, FundChannel, Job, Parameters, Receipt
+from protocol.sealing import canvas_context, draft_context, prompt_context, public_key, seal, unseal
+from protocol.signing import LocalSigner, sign
+from protocol.types import (
+    Address,
+    Amount,
+    Bytes32,
+    Digest,
+    JobId,
+    Micros,
+    Seconds,
+    Timestamp,
+    Uint32,
+    Uint64,
+    keccak256,
+)
+from protocol.wire import (
+    SignedOffer,
+    decode_client_frame,
+    decode_worker_frame,
+    encode_client_frame,
+    encode_worker_frame,
+)
+from tests.support.node.clock import FakeClock
+from tests.support.node.fake_chain import FakeChain, IdlePayments
+from tests.support.node.fake_engine import CANVAS, FACTS, MAX_STEPS, FakeEngine
+from tests.support.node.faults import KillSwitch
+from tests.support.node.memory_journal import MemoryJournal
+
+DOMAIN = Domain(31337, Address(b"\x11" * 20))
+OPERATOR = LocalSigner(bytes(keccak256(b"operator")))
+RECEIVER = Address(b"\x22" * 20)
+TOKEN = Address(b"\x33" * 20)
+CREDIT_WINDOW = 2
+TERMS = Terms(
+    tokens=(TOKEN,),
+    min_deposit=Amount(1000),
+    min_withdrawal_delay=Seconds(900),
+    jobs_per_channel=4,
+    capacity=6,
+)
+POLICY = Policy(payment_timeout_s=30.0, channel_refresh_s=10.0, chain_outage_s=60.0)
+OFFER_TERMS = OfferTerms(
+    receiver=RECEIVER,
+    endpoint="127.0.0.1:50051",
+    tls_certificate=Digest(bytes(32)),
+    tokens=TERMS.tokens,
+    price_per_million_prompt_tokens=Amount(1_500_000),
+    price_per_million_output_tokens=Amount(2_300_000),
+    price_per_thousand_steps=Amount(700),
+    slots=3,
+    credit_window=CREDIT_WINDOW,
+    min_withdrawal_delay=TERMS.min_withdrawal_delay,
+    min_deposit=TERMS.min_deposit,
+    lifetime_s=600,
+)
+
+
+class ListSink:
+    """Implements `node.jobs.FrameSink`: frames as bytes in a list."""
+
+    def __init__(self, switch: KillSwitch) -> None:
+        self.switch = switch
+        self.frames: deque[bytes] = deque()
+        self.closed = False
+        self.refusal: Refusal | None = None
+
+    def send(self, frame: WorkerFrame) -> None:
+        self.switch.point()
+        if not self.closed:
+            self.frames.append(encode_worker_frame(frame))
+
+    def close(self, refusal: Refusal | None) -> None:
+        self.closed = True
+        self.refusal = refusal
+
+
+class Stage:
+    """One worker with its surroundings."""
+
+    def __init__(self, *, terms: Terms = TERMS, policy: Policy = POLICY) -> None:
+        self.terms, self.policy = terms, policy
+        self.clock = FakeClock()
+        self.journal = MemoryJournal(DOMAIN)
+        self.chain = FakeChain()
+        self.metrics = Metrics()
+        self.lives = 0
+
+    async def boot(self, switch: KillSwitch | None = None) -> None:
+        """Start the worker from what the journal holds."""
+        self.switch = switch or KillSwitch()
+        self.journal.switch = self.switch
+        self.lives += 1
+        self.engine = FakeEngine(self.switch)
+        self.payments = IdlePayments()
+        keys = SealingKeys.load(await self.journal.sealing_keys(), OPERATOR.secret)
+        if keys.rotation_due(self.clock.now(), 3600):
+            keys, records = keys.rotated(self.clock.now(), OPERATOR.secret, _entropy(self.lives))
+            await self.journal.append(records)
+        self.execution = Execution(
+            domain=DOMAIN,
+            signer=OPERATOR,
+            journal=self.journal,
+            engine=self.engine,
+            keys=keys,
+            clock=self.clock,
+            metrics=self.metrics,
+            log=logs.silent(),
+        )
+        self.worker = Worker(
+            self.execution,
+            self.chain,
+            self.payments,
+            receiver=RECEIVER,
+            terms=self.terms,
+            policy=self.policy,
+        )
+        for signed in await self.journal.offers_since(self.clock.now()):
+            self.worker.remember_offer(signed)
+        await self.worker.recover()
+        await self.issue_offer()
+
+    async def issue_offer(self) -> SignedOffer:
+        """Sign a fresh offer."""
+        current = self.execution.keys.current
+        assert current is not None
+        offer = build_offer(
+            OFFER_TERMS,
+            FACTS,
+            operator=OPERATOR.address,
+            sealing_key=current,
+            sequence=await self.journal.last_sequence() + 1,
+            now=self.clock.now(),
+            active=self.worker.active,
+            capacity=self.terms.capacity,
+        )
+        self.offer = SignedOffer(offer, sign(DOMAIN, offer, OPERATOR))
+        await self.journal.append([OfferIssued(Digest(DOMAIN.digest(offer)), self.offer)])
+        self.worker.remember_offer(self.offer)
+        return self.offer
+
+    async def engine_step(self, row: str) -> EngineEvent | None:
+        """Let one row of the engine go on, and hand its event to the worker."""
+        if row not in self.engine.runnable():
+            return None
+        event = self.engine.step(row)
+        await self.worker.engine_event(event)
+        return event
+
+    async def run_engine(self, limit: int = 1000) -> None:
+        """Let the engine go on as long as it may."""
+        for _ in range(limit):
+            rows = self.engine.runnable()
+            if not rows:
+                return
+            await self.engine_step(rows[0])
+
+
+@dataclass
+class Line:
+    """One job at the client, and its current stream."""
+
+    submission: SubmitJob
+    session: ClientSession
+    reply_secret: bytes
+    receipts: list[Receipt] = field(default_factory=list)
+    text: list[str] = field(default_factory=list)
+    drafts: int = 0
+    ended: SessionEnded | None = None
+    upward: deque[bytes] = field(default_factory=deque)
+    sink: ListSink | None = None
+    live: LiveJob | None = None
+
+    @property
+    def id(self) -> JobId:
+        return self.session.id
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last receipt says that the text is complete."""
+        return self.session.complete
+
+
+class Client:
+    """A payer with one channel."""
+
+    def __init__(self, stage: Stage, name: str = "payer", *, deposit: int = 1_000_000) -> None:
+        self.stage = stage
+        self.signer = LocalSigner(bytes(keccak256(name.encode())))
+        self.channel = Channel(
+            payer=self.signer.address,
+            authorizer=self.signer.address,
+            receiver=RECEIVER,
+            operator=OPERATOR.address,
+            token=TOKEN,
+            withdrawal_delay=Seconds(3600),
+            salt=Bytes32(bytes(32)),
+        )
+        self.id = self.channel.id(DOMAIN)
+        self.deposit = Amount(deposit)
+        self.book = PayerLedger(self.id)
+        self.paid_log: list[LeafRef] = []
+        self.lines: dict[JobId, Line] = {}
+        self.acknowledged = 0
+        self.pays = True
+
+    def open_on_chain(self) -> None:
+        """The channel's opening is mined."""
+        self.stage.chain.open(self.id, self.deposit)
+
+    def funding(self, *, lifetime_s: int = 3600) -> Funding:
+        """An authorization to open the channel out of the pooled balance."""
+        deadline = Timestamp(self.stage.clock.now() + lifetime_s)
+        authorization = FundChannel(self.channel, self.deposit, deadline)
+        return Funding(authorization, sign(DOMAIN, authorization, self.signer))
+
+    def job(self, seed: int, max_tokens: int = 20, *, prompt: str = "a fox", **changes: object) -> Line:
+        """A signed job with its sealed prompt, not submitted yet."""
+        offer = self.stage.offer.offer
+        salt = keccak256(self.id + seed.to_bytes(8, "big"))
+        data = encode_prompt((Message("user", prompt),))
+        reply_secret = sha256(b"reply" + salt).digest()
+        job = Job(
+            channel=self.id,
+            salt=salt,
+            offer=Digest(DOMAIN.digest(offer)),
+            model=FACTS.digest,
+            prompt=prompt_digest(salt, data),
+            parameters=parameters(seed, max_tokens),
+            max_amount=Amount(10**9),
+            deadline=Timestamp(self.stage.clock.now() + 3600),
+            reply_key=public_key(reply_secret),
+        ).replace(**changes)
+        job_id = job.id(DOMAIN)
+        sealed = seal(data, offer.sealing_key, prompt_context(DOMAIN, job_id))
+        submission = SubmitJob(job, sign(DOMAIN, job, self.signer), self.channel, sealed)
+        line = Line(submission, self._session(job, len(data), reply_secret, ()), reply_secret)
+        self.lines[job_id] = line
+        return line
+
+    def _session(
+        self, job: Job, prompt_bytes: int, secret: bytes, receipts: tuple[Receipt, ...]
+    ) -> ClientSession:
+        job_id = job.id(DOMAIN)
+        openers = Openers(
+            canvas=lambda sealed, canvas: unseal(sealed, secret, canvas_context(DOMAIN, job_id, canvas)),
+            draft=lambda sealed, canvas, step: unseal(
+                sealed, secret, draft_context(DOMAIN, job_id, canvas, step)
+            ),
+        )
+        model = self.stage.offer.offer.models[0]
+        return ClientSession(
+            job, self.channel, model, DOMAIN, openers, prompt_bytes=prompt_bytes, receipts=receipts
+        )
+
+    async def submit(self, line: Line, *, funding: Funding | None = None, drafts: bool = False) -> None:
+        """Open a stream for a job, or come back to it. `Refusal` as the worker gives it."""
+        line.session = self._session(line.submission.job, 1000, line.reply_secret, tuple(line.receipts))
+        line.upward.clear()
+        s = line.submission
+        frame = SubmitJob(
+            s.job, s.signature, s.channel, s.sealed_prompt, line.session.received, funding, drafts
+        )
+        parsed = decode_client_frame(encode_client_frame(frame))
+        assert isinstance(parsed, SubmitJob)
+        line.sink, line.live, line.ended = ListSink(self.stage.switch), None, None
+        line.live = await self.stage.worker.submit(parsed, line.sink)
+
+    def read(self, line: Line) -> bool:
+        """Take one frame off the line, verify it, and pay what there is to pay."""
+        if line.sink is None or not line.sink.frames:
+            return False
+        event = line.session.receive(decode_worker_frame(line.sink.frames.popleft()))
+        if isinstance(event, JobAccepted):
+            self._reconcile(line, event)
+        elif isinstance(event, CanvasVerified):
+            line.receipts.append(event.receipt)
+            line.text.append(event.output.text)
+            if self.pays:
+                self._pay(line, event.receipt)
+        elif isinstance(event, PaymentAcknowledged):
+            self.acknowledged = max(self.acknowledged, event.count)
+            self.book = self.book.acknowledge(event.count)
+        elif isinstance(event, SessionEnded):
+            line.ended = event
+        elif isinstance(event, DraftSeen):
+            line.drafts += 1
+        return True
+
+    def _pay(self, line: Line, receipt: Receipt) -> None:
+        ref, digest = LeafRef(receipt.job, receipt.canvas), Digest(DOMAIN.digest(receipt))
+        self.book = self.book.pay(ref, digest, receipt.amount, self.deposit)
+        self.paid_log.append(ref)
+        self._voucher(line)
+
+    def _voucher(self, line: Line) -> None:
+        voucher = self.book.voucher()
+        self.say(line, self.book.payment(sign(DOMAIN, voucher, self.signer)))
+
+    def _reconcile(self, line: Line, event: JobAccepted) -> None:
+        count = event.account.voucher.count if event.account else 0
+        since = tuple(self.paid_log[count:])
+        self.book = self.book.rewind(count, since)
+        if since:
+            self._voucher(line)
+
+    def say(self, line: Line, frame: ClientFrame) -> None:
+        """Put a frame on the line."""
+        line.upward.append(encode_client_frame(frame))
+
+    def cancel(self, line: Line) -> None:
+        """Ask the worker to stop."""
+        self.say(line, CancelJob())
+
+    async def deliver(self, line: Line) -> bool:
+        """Let the worker take one frame off the line."""
+        if line.live is None or line.sink is None or not line.upward:
+            return False
+        await self.stage.worker.receive(line.live, line.sink, decode_client_frame(line.upward.popleft()))
+        return True
+
+    async def drop(self, line: Line) -> None:
+        """The connection breaks: what was under way is lost, the worker notices."""
+        live, sink = line.live, line.sink
+        self.forget(line)
+        if live is not None and sink is not None:
+            await self.stage.worker.detach(live, sink)
+
+    def forget(self, line: Line) -> None:
+        """The connection is gone; the worker may not know."""
+        line.live, line.sink = None, None
+        line.upward.clear()
+
+    async def finish(self, line: Line, rounds: int = 500) -> None:
+        """Trade without faults until nothing moves any more."""
+        for _ in range(rounds):
+            moved = self.read(line) or await self.deliver(line)
+            if not moved:
+                rows = self.stage.engine.runnable()
+                if not rows:
+                    return
+                await self.stage.engine_step(rows[0])
+            await asyncio.sleep(0)
+
+
+def parameters(seed: int, max_tokens: int) -> Parameters:
+    """Parameters within every bound."""
+    return Parameters(
+        seed=Uint64(seed),
+        max_tokens=Uint32(max_tokens),
+        max_steps=Uint32(MAX_STEPS),
+        temperature_start=Micros(800_000),
+        temperature_end=Micros(400_000),
+        entropy_bound=Micros(100_000),
+        confidence_threshold=Micros(5_000),
+        stability_steps=Uint32(1),
+    )
+
+
+def _entropy(life: int):  # type: ignore[no-untyped-def]
+    counter = [0]
+
+    def draw(count: int) -> bytes:
+        counter[0] += 1
+        return sha256(f"{life}/{counter[0]}".encode()).digest()[:count]
+
+    return draw
+
+
+__all__ = ["CANVAS", "Client", "Line", "ListSink", "Stage"]
