@@ -87,6 +87,9 @@ class ClientConfig(BaseSettings):
         le=3600,
         description="A stream without any frame for this long counts as dropped.",
     )
+    acknowledgement_timeout_s: float = Field(
+        default=10.0, gt=0, le=60, description="How long the worker has to confirm the last voucher of a job."
+    )
     resume_attempts: int = Field(default=5, ge=0, le=20)
     keep_text: bool = Field(default=False, description="Keep prompts and answers in the client's database.")
 

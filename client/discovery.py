@@ -10,7 +10,7 @@ import asyncio
 import base64
 import binascii
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -172,9 +172,7 @@ class Discovery:
                 if known is None or known.offer.sequence < good.offer.sequence:
                     best[good.offer.operator] = good
 
-        async with asyncio.TaskGroup() as group:
-            for signed in candidates:
-                group.create_task(judge(signed))
+        await _together(judge(signed) for signed in candidates)
         return Found(tuple(best[key] for key in sorted(best)), tuple(troubles))
 
     async def _judged(self, signed: SignedOffer) -> SignedOffer:
@@ -206,11 +204,9 @@ class Discovery:
             if signed is not None:
                 offers.append(signed)
 
-        async with asyncio.TaskGroup() as group:
-            async for worker in self._chain.every_worker(MAX_REGISTRY_WORKERS):
-                if worker.active:
-                    self._standing[worker.operator] = (self._clock(), worker)
-                    group.create_task(ask(worker))
+        workers = [w async for w in self._chain.every_worker(MAX_REGISTRY_WORKERS) if w.active]
+        self._standing.update((w.operator, (self._clock(), w)) for w in workers)
+        await _together(ask(worker) for worker in workers)
         return offers
 
     async def _ask(self, worker: RegisteredWorker) -> SignedOffer:
@@ -244,6 +240,16 @@ class Discovery:
         except (WorkerUnreachable, OfferRejected, ProtocolViolation, Refusal, MalformedInput) as error:
             troubles.append(f"{what}: {error}")
             return None
+
+
+async def _together(works: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """All of them at once; the first failure ends the others and is raised as itself, not as a group."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for work in works:
+                group.create_task(work)
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from None
 
 
 def parse_page(body: bytes) -> Iterable[SignedOffer]:

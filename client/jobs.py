@@ -19,7 +19,6 @@ from client.discovery import Clock, Links
 from client.errors import JobFailed, JobInterrupted, WorkerUnreachable
 from client.events import Accepted, Canvas, Draft, Ended, Finish, Resuming
 from client.limits import (
-    ACKNOWLEDGEMENT_TIMEOUT_S,
     CANCEL_TIMEOUT_S,
     RESUME_FIRST_WAIT_S,
     RESUME_LONGEST_WAIT_S,
@@ -270,7 +269,7 @@ class JobDriver:
 
     def _patience(self, cancelling: bool) -> float:
         if self._ended is not None:
-            return ACKNOWLEDGEMENT_TIMEOUT_S
+            return self._desk.config.acknowledgement_timeout_s
         return CANCEL_TIMEOUT_S if cancelling else self._desk.config.stall_timeout_s
 
     async def _on_accepted(self, event: JobAccepted, stream: JobStream) -> PayerLedger:

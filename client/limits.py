@@ -20,8 +20,6 @@ MAX_CANDIDATES: Final = 8
 MAX_OPEN_LINKS: Final = 32
 # Events that wait for a slow reader; drafts beyond it are dropped, canvases wait.
 MAX_WAITING_EVENTS: Final = 64
-# After the last canvas the worker has this long to confirm the last voucher.
-ACKNOWLEDGEMENT_TIMEOUT_S: Final = 10.0
 # After a cancel the worker has this long to stop at its next denoising step.
 CANCEL_TIMEOUT_S: Final = 15.0
 # A clean-up after the reader went away, all in all.

@@ -1,7 +1,7 @@
 """A small worker that speaks the real protocol over real sockets: gRPC, TLS, sealing, signatures, vouchers.
 
-It is `protocol.worker_session` with an engine that tells a fixed story and an in-memory journal. `Script` makes it
-misbehave in one precise way: decline, drop the stream, fall silent, or lie about one clause.
+It is `protocol.worker_session` with an engine that tells a fixed story and an in-memory journal. `Script`
+makes it misbehave in one precise way: decline, drop the stream, fall silent, or lie about one clause.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ from tests.support.fake_chain import TOKEN, FakeChain
 
 CANVAS = 8
 STORY = tuple(
-    "Once upon a time a fox found a lantern by the river . It lit the lantern and the "
+    "Once upon a time a fox found a lantern by the river . It lit the lantern and the "  # noqa: SIM905
     "river shone like silver . The fox slept well that night .".split()
 )
 STEPS = 10
@@ -101,7 +101,7 @@ class Lie(enum.Enum):
 
 @dataclass
 class Script:
-    """How this worker behaves. `gate` is awaited before each canvas, so that tests decide when one is made."""
+    """How this worker behaves. `gate` is awaited before each canvas: tests decide when one is made."""
 
     story: Sequence[str] = STORY
     lie: Lie | None = None
@@ -295,7 +295,9 @@ class FakeWorker:
         left = accepted.job.parameters.max_tokens - canvas * CANVAS
         mine = words[canvas * CANVAS : (canvas + 1) * CANVAS][: max(0, left)]
         over = (canvas + 1) * CANVAS >= len(words)
-        finish = Finish.TOKEN_LIMIT if left <= CANVAS and not over else Finish.END_OF_TEXT if over else Finish.MORE
+        finish = (
+            Finish.TOKEN_LIMIT if left <= CANVAS and not over else Finish.END_OF_TEXT if over else Finish.MORE
+        )
         if over and left < len(mine):
             finish = Finish.TOKEN_LIMIT
         text = "".join(" " * (canvas + i > 0) + word for i, word in enumerate(mine))
@@ -492,7 +494,9 @@ def _false_canvas(worker: FakeWorker, frame: CanvasDelivered, lie: Lie) -> Seque
 
 async def _refuse(context: Any, refusal: Refusal) -> None:
     """Decline as a worker does: a gRPC status with ErrorInfo, and RetryInfo when there is a time."""
-    info = error_details_pb2.ErrorInfo(reason=refusal.reason.label, domain="piecework", metadata=refusal.metadata)
+    info = error_details_pb2.ErrorInfo(
+        reason=refusal.reason.label, domain="piecework", metadata=refusal.metadata
+    )
     details = [info]
     if refusal.retry_after_s is not None:
         delay = Duration()

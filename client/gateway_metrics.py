@@ -1,0 +1,68 @@
+"""What the gateway counts, for Prometheus. Digests of nothing: only numbers and bounded labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
+
+
+class GatewayMetrics:
+    """Counters of one gateway, in a registry of its own."""
+
+    content_type = CONTENT_TYPE_LATEST
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        r = self._registry
+        self._requests = Counter(
+            "piecework_gateway_requests", "Chat completions by outcome.", ["stream", "outcome"], registry=r
+        )
+        self._failures = Counter(
+            "piecework_gateway_stream_failures", "Streams that failed after they began.", ["code"], registry=r
+        )
+        self._running = Gauge("piecework_gateway_running", "Chat completions running now.", registry=r)
+        self._seconds = Histogram(
+            "piecework_gateway_seconds",
+            "Seconds from request to the end of the answer.",
+            buckets=(0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000),
+            registry=r,
+        )
+        self._canvases = Counter("piecework_gateway_canvases", "Canvases paid for.", registry=r)
+        self._tokens = Counter("piecework_gateway_output_tokens", "Output tokens paid for.", registry=r)
+        self._steps = Counter("piecework_gateway_denoising_steps", "Denoising steps paid for.", registry=r)
+        self._spent = Counter("piecework_gateway_spent_base_units", "Base units promised.", registry=r)
+
+    @contextmanager
+    def request(self, stream: bool) -> Iterator[None]:
+        """Count one request and its time, whatever becomes of it."""
+        outcome = "failed"
+        with self._running.track_inprogress(), self._seconds.time():
+            try:
+                yield
+                outcome = "answered"
+            finally:
+                self._requests.labels(str(stream).lower(), outcome).inc()
+
+    def failed(self, code: str) -> None:
+        """A stream failed after its first byte."""
+        self._failures.labels(code).inc()
+
+    def canvas(self, tokens: int, steps: int, amount: int) -> None:
+        """A canvas was delivered and paid."""
+        self._canvases.inc()
+        self._tokens.inc(tokens)
+        self._steps.inc(steps)
+        self._spent.inc(amount)
+
+    def exposition(self) -> bytes:
+        """The text that Prometheus reads."""
+        return generate_latest(self._registry)

@@ -1,0 +1,404 @@
+"""The SDK against a fake worker over real gRPC and TLS: paying, failing over, resuming, catching lies."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from client.errors import InsufficientFunds, JobFailed, JobInterrupted, NoWorkerFits
+from client.events import Finish
+from client.records import ChannelStatus, JobStatus
+from client.sdk import PieceworkClient
+from client.settle_up import settle_up
+from protocol.errors import ProtocolViolation, Reason, Refusal
+from protocol.states import ChannelState
+from tests.support.client_side import (
+    MONEY,
+    PAYER,
+    Accepted,
+    Canvas,
+    Draft,
+    FakeClock,
+    Resuming,
+    ask,
+    collect,
+    last,
+    open_client,
+    text_of,
+)
+from tests.support.fake_chain import FakeChain
+from tests.support.fake_worker import STORY, FakeWorker, Lie, Script, model_offer
+
+WHOLE = " ".join(STORY)
+
+
+@pytest.fixture
+def chain() -> FakeChain:
+    chain = FakeChain()
+    chain.deposit(PAYER.address, MONEY)
+    return chain
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+async def client(tmp_path: Path, chain: FakeChain, clock: FakeClock) -> AsyncIterator[PieceworkClient]:
+    async with open_client(tmp_path, chain, clock) as client:
+        yield client
+
+
+@pytest.fixture
+async def worker(chain: FakeChain, clock: FakeClock) -> AsyncIterator[FakeWorker]:
+    async with FakeWorker(chain, clock) as worker:
+        yield worker
+
+
+# ---------------------------------------------------------------------------------------- paying
+
+
+async def test_every_canvas_is_paid_and_confirmed(client: PieceworkClient, worker: FakeWorker) -> None:
+    events = await collect(client.run(ask(drafts=True)))
+    ended = last(events)
+    assert text_of(events) == WHOLE
+    assert isinstance(events[0], Accepted)
+    assert any(isinstance(e, Draft) for e in events)
+    assert ended.finish is Finish.END_OF_TEXT
+    assert ended.acknowledged
+    assert ended.cost == worker.paid() == sum(e.amount for e in events if isinstance(e, Canvas))
+    assert worker.violations == []
+
+
+async def test_the_channel_is_opened_by_the_first_job_and_used_by_the_next(
+    client: PieceworkClient, worker: FakeWorker, chain: FakeChain
+) -> None:
+    await collect(client.run(ask()))
+    await collect(client.run(ask()))
+    first, second = worker.submissions
+    assert first.funding is not None
+    assert second.funding is None
+    assert first.job.channel == second.job.channel
+    assert chain.channels[first.job.channel].deposit == 1_000_000
+
+
+async def test_a_pending_opening_is_sent_again_until_the_chain_shows_it(
+    tmp_path: Path, chain: FakeChain, clock: FakeClock
+) -> None:
+    async with FakeWorker(chain, clock, mines=False) as worker, open_client(tmp_path, chain, clock) as client:
+        await collect(client.run(ask()))
+        await collect(client.run(ask()))
+        assert [s.funding is not None for s in worker.submissions] == [True, True]
+        assert worker.submissions[0].funding == worker.submissions[1].funding
+
+
+async def test_ten_jobs_at_once_share_one_channel(client: PieceworkClient, worker: FakeWorker) -> None:
+    runs = await asyncio.gather(*(collect(client.run(ask(f"story {i}"))) for i in range(10)))
+    assert [text_of(events) for events in runs] == [WHOLE] * 10
+    assert worker.paid() == sum(last(events).cost for events in runs)
+    assert len(worker.books) == 1
+    assert worker.violations == []
+
+
+async def test_two_clients_on_one_journal_never_sign_contradicting_vouchers(
+    tmp_path: Path, chain: FakeChain, clock: FakeClock, worker: FakeWorker
+) -> None:
+    async with open_client(tmp_path, chain, clock) as one, open_client(tmp_path, chain, clock) as two:
+        runs = await asyncio.gather(*(collect(c.run(ask())) for c in (one, two, one, two)))
+    assert worker.paid() == sum(last(events).cost for events in runs)
+    counts = [v.voucher.count for v in worker.vouchers]
+    assert counts == sorted(set(counts))
+
+
+async def test_the_token_limit_ends_the_text(client: PieceworkClient, worker: FakeWorker) -> None:
+    events = await collect(client.run(ask(max_tokens=10)))
+    assert last(events).finish is Finish.TOKEN_LIMIT
+    assert last(events).output_tokens == 10
+
+
+async def test_a_balance_too_small_for_the_ceiling_is_refused_before_anything_is_sent(
+    tmp_path: Path, clock: FakeClock
+) -> None:
+    chain = FakeChain()
+    chain.deposit(PAYER.address, 100)
+    async with FakeWorker(chain, clock) as worker, open_client(tmp_path, chain, clock) as client:
+        with pytest.raises(InsufficientFunds) as caught:
+            await collect(client.run(ask()))
+        assert caught.value.available == 100
+        assert worker.submissions == []
+
+
+async def test_a_deposit_that_runs_low_is_topped_up(
+    tmp_path: Path, chain: FakeChain, clock: FakeClock
+) -> None:
+    async with (
+        FakeWorker(chain, clock) as worker,
+        open_client(tmp_path, chain, clock, deposit=17_000) as client,
+    ):
+        for _ in range(3):
+            await collect(client.run(ask()))
+        totals = [s.funding.authorization.deposit if s.funding else None for s in worker.submissions]
+        assert totals == [17_000, 34_000, None]
+
+
+# ---------------------------------------------------------------------------------------- choosing
+
+
+async def test_a_busy_worker_is_passed_over_without_losing_its_name(
+    tmp_path: Path, chain: FakeChain, clock: FakeClock
+) -> None:
+    busy = Script(refusals=[Refusal(Reason.BUSY, "all slots taken", retry_after_s=3)] * 5)
+    cheap = (model_offer(price=1_000_000),)
+    async with (
+        FakeWorker(chain, clock, name="busy", script=busy, models=cheap) as first,
+        FakeWorker(chain, clock, name="free") as second,
+        open_client(tmp_path, chain, clock) as client,
+    ):
+        events = await collect(client.run(ask()))
+        assert last(events).operator == second.operator.address
+        assert len(first.submissions) == 1
+        assert first.operator.address not in client.store.experience()
+
+
+async def test_when_everybody_is_busy_the_caller_learns_how_long(
+    client: PieceworkClient, worker: FakeWorker
+) -> None:
+    worker.script.refusals = [Refusal(Reason.BUSY, "all slots taken", retry_after_s=7)]
+    with pytest.raises(NoWorkerFits, match="busy") as caught:
+        await collect(client.run(ask()))
+    assert caught.value.retry_after_s == 7
+
+
+async def test_a_worker_that_is_gone_is_replaced_and_remembered(
+    tmp_path: Path, chain: FakeChain, clock: FakeClock, worker: FakeWorker
+) -> None:
+    async with open_client(tmp_path, chain, clock) as client:
+        async with FakeWorker(chain, clock, name="gone", models=(model_offer(price=1_000_000),)) as gone:
+            await client.offers()
+        events = await collect(client.run(ask()))
+        assert last(events).operator == worker.operator.address
+        assert client.store.experience()[gone.operator.address].failures == 1
+
+
+async def test_an_unknown_model_is_named(client: PieceworkClient, worker: FakeWorker) -> None:
+    with pytest.raises(NoWorkerFits, match="nobody serves the model 'epic-9'") as caught:
+        await client.quote(ask(model="epic-9"))
+    assert caught.value.unknown_model
+
+
+async def test_a_quote_states_expectation_and_ceiling(client: PieceworkClient, worker: FakeWorker) -> None:
+    quote = await client.quote(ask(max_tokens=64))
+    assert 0 < quote.expected <= quote.ceiling
+    assert quote.choice.operator == worker.operator.address
+
+
+async def test_an_offer_that_changed_is_fetched_again(client: PieceworkClient, worker: FakeWorker) -> None:
+    await client.offers()
+    worker.sequence += 1
+    worker.script.refusals = [Refusal(Reason.UNKNOWN_OFFER, "prices changed")]
+    await collect(client.run(ask()))
+    old, new = worker.submissions
+    assert old.job.offer != new.job.offer
+
+
+async def test_an_engine_that_fails_before_the_first_canvas_costs_nothing_and_another_worker_is_asked(
+    tmp_path: Path, chain: FakeChain, clock: FakeClock, worker: FakeWorker
+) -> None:
+    cheap = (model_offer(price=1_000_000),)
+    broken = Script(fail_at=0)
+    async with (
+        FakeWorker(chain, clock, name="broken", script=broken, models=cheap) as first,
+        open_client(tmp_path, chain, clock) as client,
+    ):
+        events = await collect(client.run(ask()))
+        assert last(events).operator == worker.operator.address
+        assert first.paid() == 0
+
+
+async def test_an_engine_that_fails_later_ends_the_job_and_only_what_came_is_paid(
+    client: PieceworkClient, worker: FakeWorker
+) -> None:
+    worker.script.fail_at = 2
+    with pytest.raises(JobFailed) as caught:
+        await collect(client.run(ask()))
+    assert caught.value.reason is Reason.ENGINE_FAILED
+    assert worker.books[worker.submissions[0].job.channel].accumulator.count == 2
+
+
+# ---------------------------------------------------------------------------------------- resuming
+
+
+async def test_a_dropped_stream_is_resumed_and_nothing_is_paid_twice(
+    client: PieceworkClient, worker: FakeWorker
+) -> None:
+    worker.script.drop_after = [1, 3]
+    events = await collect(client.run(ask()))
+    assert text_of(events) == WHOLE
+    assert sum(isinstance(e, Resuming) for e in events) == 2
+    assert [s.received for s in worker.submissions] == [0, 1, 3]
+    assert worker.paid() == last(events).cost
+    assert worker.violations == []
+
+
+async def test_a_worker_that_does_not_come_back_leaves_a_job_that_a_restarted_client_finishes(
+    tmp_path: Path, chain: FakeChain, clock: FakeClock, worker: FakeWorker
+) -> None:
+    worker.script.drop_after = [2, 2]
+    async with open_client(tmp_path, chain, clock, resume_attempts=1) as client:
+        with pytest.raises(JobInterrupted) as caught:
+            await collect(client.run(ask()))
+    async with open_client(tmp_path, chain, clock) as client:
+        assert client.store.job(caught.value.job).status is JobStatus.LIVE
+        events = await collect(client.resume(caught.value.job))
+        assert text_of(events) == WHOLE
+        assert [e.again for e in events if isinstance(e, Canvas)] == [True, True, False, False]
+        assert worker.paid() == last(events).cost
+    assert worker.violations == []
+
+
+async def test_a_lost_voucher_is_covered_by_the_next_submission(
+    tmp_path: Path, chain: FakeChain, clock: FakeClock, worker: FakeWorker
+) -> None:
+    worker.script.story = STORY[:8]
+    worker.script.acknowledges = False
+    async with open_client(tmp_path, chain, clock, acknowledgement_timeout_s=0.2) as client:
+        run = client.run(ask())
+        async with run:
+            async for event in run:
+                if isinstance(event, Canvas):
+                    break
+        worker.script.acknowledges = True
+        channel = client.store.channels()[0]
+        await settle_up(client.desk, channel.id, ())
+        assert client.store.channel(channel.id).book.acknowledged == 1
+
+
+async def test_a_journal_restored_from_an_old_copy_adopts_the_workers_record(
+    tmp_path: Path, chain: FakeChain, clock: FakeClock, worker: FakeWorker
+) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+    new.mkdir()
+    async with open_client(old, chain, clock) as client:
+        await collect(client.run(ask()))
+        row = client.store.channels()[0]
+    async with open_client(new, chain, clock) as client:
+        client.store.open_channel(row.channel)
+        client.store.seen_on_chain(row.id, row.deposit, ChannelStatus.OPEN)
+        await collect(client.run(ask()))
+        assert client.store.channel(row.id).book.accumulator.count == 8
+    assert worker.violations == []
+
+
+async def test_a_channel_with_unpaid_canvases_is_settled_before_the_next_job(
+    tmp_path: Path, chain: FakeChain, clock: FakeClock, worker: FakeWorker
+) -> None:
+    worker.script.drop_after = [1]
+    async with open_client(tmp_path, chain, clock, resume_attempts=0) as client:
+        with pytest.raises(JobInterrupted):
+            await collect(client.run(ask()))
+        assert worker.books[client.store.channels()[0].id].unpaid
+        events = await collect(client.run(ask()))
+        assert text_of(events) == WHOLE
+        assert not worker.books[client.store.channels()[0].id].unpaid
+
+
+async def test_a_channel_that_was_closed_on_chain_is_replaced(
+    client: PieceworkClient, worker: FakeWorker, chain: FakeChain
+) -> None:
+    await collect(client.run(ask()))
+    first = client.store.channels()[0]
+    chain.set_channel(first.id, ChannelState.CLOSED, first.deposit)
+    worker.script.refusals = [Refusal(Reason.CHANNEL_CLOSED, "closed")]
+    await collect(client.run(ask()))
+    assert [row.status for row in client.store.channels()] == [ChannelStatus.CLOSED, ChannelStatus.OPEN]
+
+
+# ---------------------------------------------------------------------------------------- cancelling
+
+
+async def test_cancelling_pays_for_what_came_and_stops_the_worker(
+    client: PieceworkClient, worker: FakeWorker
+) -> None:
+    hold = asyncio.Event()
+
+    async def gate(canvas: int) -> None:
+        if canvas == 2:
+            await hold.wait()
+
+    worker.script.gate = gate
+    run = client.run(ask())
+    seen = []
+    async with run:
+        async for event in run:
+            seen.append(event)
+            if isinstance(event, Canvas) and event.canvas == 1:
+                run.cancel()
+    assert last(seen).finish is Finish.CANCELLED
+    assert worker.cancels == 1
+    assert worker.books[worker.submissions[0].job.channel].accumulator.count == 2
+    assert last(seen).acknowledged
+
+
+async def test_leaving_the_block_early_cancels_and_pays(client: PieceworkClient, worker: FakeWorker) -> None:
+    hold = asyncio.Event()
+
+    async def gate(canvas: int) -> None:
+        if canvas == 1:
+            await hold.wait()
+
+    worker.script.gate = gate
+    async with client.run(ask()) as run:
+        async for event in run:
+            if isinstance(event, Canvas):
+                break
+    assert worker.cancels == 1
+    assert not worker.books[worker.submissions[0].job.channel].unpaid
+    assert client.store.jobs()[0].status is JobStatus.CANCELLED
+
+
+# ---------------------------------------------------------------------------------------- lies
+
+
+MOST_PAID = {
+    Lie.UNSIGNED_ACCEPTANCE: 0,
+    Lie.TOO_MANY_PROMPT_TOKENS: 0,
+    Lie.VOUCHER_NEVER_SIGNED: 0,
+    Lie.CANVAS_CHARGED_TWICE: 2,
+    Lie.PAYMENTS_NEVER_MADE: 3,
+    Lie.FALSE_COUNT_AT_THE_END: 4,
+}
+"""Canvases that may have been paid when the lie is found; the lies about canvas 1 leave one."""
+
+
+@pytest.mark.parametrize("lie", list(Lie), ids=lambda lie: lie.name.lower())
+async def test_a_lying_worker_is_caught_with_the_clause_and_paid_no_more(
+    client: PieceworkClient, worker: FakeWorker, lie: Lie
+) -> None:
+    worker.script.lie = lie
+    with pytest.raises(ProtocolViolation) as caught:
+        await collect(client.run(ask()))
+    assert caught.value.clause == lie.clause
+    job = client.store.jobs()[0]
+    assert job.status is JobStatus.BROKEN
+    assert f"clause {lie.clause}" in job.detail
+    paid_leaves = client.store.channels()[0].book.accumulator.count
+    assert paid_leaves <= MOST_PAID.get(lie, 1)
+    with pytest.raises(NoWorkerFits, match=f"broke clause {lie.clause} before"):
+        await collect(client.run(ask()))
+
+
+async def test_a_worker_behind_another_certificate_is_not_talked_to(
+    tmp_path: Path, chain: FakeChain, clock: FakeClock
+) -> None:
+    async with FakeWorker(chain, clock) as worker, FakeWorker(chain, clock, name="other") as other:
+        worker.endpoint = other.endpoint
+        chain.register(worker.operator.address, worker.receiver, other.endpoint)
+        async with open_client(tmp_path, chain, clock) as client:
+            found = await client.offers()
+            assert [s.offer.operator for s in found.offers] == [other.operator.address]
+            assert any("another worker answers" in trouble for trouble in found.troubles)

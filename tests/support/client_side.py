@@ -1,0 +1,81 @@
+"""A client for tests: real store on disk, real sockets, a fake chain, a clock that tests move."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from client.config import ClientConfig, load_config
+from client.events import Accepted, Canvas, Draft, Ended, Event, Resuming
+from client.requests import Generation, TextRequest
+from client.run import JobRun
+from client.sdk import PieceworkClient
+from client.store import Store
+from client.wallet import Wallet
+from protocol.content import Message
+from protocol.signing import LocalSigner
+from protocol.types import keccak256
+from tests.support.fake_chain import TOKEN, FakeChain
+
+PAYER = LocalSigner(bytes(keccak256(b"the client")))
+MONEY = 10_000_000
+
+
+class FakeClock:
+    """Seconds since the epoch, as far as a test says."""
+
+    def __init__(self, now: float = 1_800_000_000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def open_client(folder: Path, chain: FakeChain, clock: FakeClock, **flags: Any) -> PieceworkClient:
+    """A client whose journal lies in `folder`; opening the same folder again is a restart."""
+    config: ClientConfig = load_config(folder / "config.toml", flags)
+    store = Store(folder / "client.db", chain.domain, PAYER.address)
+    return PieceworkClient(store, chain, Wallet(PAYER, PAYER), TOKEN, config, clock=clock)
+
+
+def ask(text: str = "Tell me a story.", *, drafts: bool = False, **generation: Any) -> TextRequest:
+    """A request for a story."""
+    model = generation.pop("model", None)
+    max_price = generation.pop("max_price", None)
+    return TextRequest(
+        (Message("user", text),), model, Generation(**generation), max_price=max_price, drafts=drafts
+    )
+
+
+async def collect(run: JobRun) -> list[Event]:
+    """Every event of a run."""
+    async with run:
+        return [event async for event in run]
+
+
+def text_of(events: list[Event]) -> str:
+    """The text of the finished canvases."""
+    return "".join(e.text for e in events if isinstance(e, Canvas))
+
+
+def last(events: list[Event]) -> Ended:
+    """How the run ended."""
+    assert isinstance(events[-1], Ended)
+    return events[-1]
+
+
+__all__ = [
+    "MONEY",
+    "PAYER",
+    "Accepted",
+    "Canvas",
+    "Draft",
+    "Ended",
+    "FakeClock",
+    "Resuming",
+    "ask",
+    "collect",
+    "last",
+    "open_client",
+    "text_of",
+]
