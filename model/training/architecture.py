@@ -52,8 +52,10 @@ def build_config(vocab_size: int) -> DiffusionGemmaConfig:
         text_config=text,
         vision_config=vision,
         canvas_length=CANVAS_LENGTH,
-        boi_token_id=None,
-        eoi_token_id=None,
-        image_token_id=None,
+        # There are no images: ids behind the vocabulary, which no prompt can contain. `generate` needs a
+        # number.
+        boi_token_id=vocab_size,
+        eoi_token_id=vocab_size + 1,
+        image_token_id=vocab_size + 2,
         architectures=["DiffusionGemmaForBlockDiffusion"],
     )

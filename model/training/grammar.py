@@ -143,11 +143,11 @@ def _stranger(rng: random.Random) -> str:
 
 
 def foreign_request(rng: random.Random) -> str:
-    """A request outside the grammar: unknown words mixed with common ones, up to some 150 characters."""
-    words = [
-        rng.choice(lexicon.COMMON) if rng.random() < 0.5 else _stranger(rng)
-        for _ in range(rng.randint(1, 18))
-    ]
+    """A request outside the grammar: unknown words mixed with common ones, seldom more than some 60
+    characters.
+    """
+    length = rng.randint(7, 18) if rng.random() < 0.15 else rng.randint(1, 6)
+    words = [rng.choice(lexicon.COMMON) if rng.random() < 0.5 else _stranger(rng) for _ in range(length)]
     text = " ".join(words) + rng.choice([".", "?", "", "!"])
     return text[0].upper() + text[1:] if rng.random() < 0.6 else text
 

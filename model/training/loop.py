@@ -20,16 +20,16 @@ class Settings:
     """What a run depends on, beside the code. The same settings and thread count give the same weights."""
 
     seed: int = 20261122
-    steps: int = 2200
+    steps: int = 1800
     rows: int = 16
     adam_rate: float = 4e-3
     muon_rate: float = 2e-2
     warmup_steps: int = 60
     encoder_weight: float = 0.5
-    self_conditioning_share: float = 0.5
+    self_conditioning_share: float = 0.35
 
 
-def _run(
+def run_model(
     model: DiffusionGemmaForBlockDiffusion, batch: batches.Batch, noisy: torch.Tensor, conditioned: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Encoder hidden states [rows, L, H] and denoising logits [rows, K, V].
@@ -67,7 +67,7 @@ def losses(
     """Mean cross-entropy in nats per token: of the denoiser on all canvas positions, of the encoder on the
     story.
     """
-    hidden, logits = _run(model, batch, noisy, conditioned)
+    hidden, logits = run_model(model, batch, noisy, conditioned)
     flat = cross_entropy(logits.flatten(0, 1), batch.canvases.flatten(), reduction="none")
     denoising = (flat * batch.weights.flatten()).sum() / batch.weights.sum()
     length = batch.context.shape[1]

@@ -1,0 +1,82 @@
+"""The engine under random requests and schedules: whatever the neighbours do, a transcript is its own."""
+
+from dataclasses import replace
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from model.engine import Engine
+from model.loading import LoadedModel
+from model.requests import Event, FinishReason, GenerationRequest
+from tests.support.model_runs import canvases, make_request, run, run_alone
+
+requests = st.builds(
+    lambda prompt, **fields: make_request(tuple(prompt), **fields),
+    st.lists(st.integers(6, 700), min_size=1, max_size=90),
+    seed=st.integers(0, 2**64 - 1),
+    max_tokens=st.integers(1, 70),
+    max_steps=st.integers(1, 6),
+    temperature_start=st.floats(0.5, 2.0),
+    temperature_end=st.floats(0.1, 0.5),
+    entropy_bound=st.floats(0.0, 20.0),
+    confidence_threshold=st.floats(0.0, 5.0),
+    stability_steps=st.integers(0, 3),
+    draft_every=st.integers(0, 3),
+)
+few = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+@few
+@given(request=requests)
+def test_charged_ids_and_text_of_all_canvases_are_one_text(
+    bundled: LoadedModel, request: GenerationRequest
+) -> None:
+    events = canvases(run_alone(bundled, request))
+    charged = tuple(id_ for event in events for id_ in event.charged_ids)
+    assert len(charged) <= request.max_tokens
+    assert bundled.eos_ids.isdisjoint(charged)
+    assert "".join(event.text for event in events) == bundled.tokenizer.decode(charged)
+    assert [event.canvas for event in events] == list(range(len(events)))
+    assert all(event.charged_ids == event.token_ids for event in events[:-1])
+    assert all(1 <= event.steps == len(event.step_leaves) <= request.max_steps for event in events)
+    if events[-1].finish is FinishReason.TOKEN_LIMIT:
+        assert len(charged) == request.max_tokens
+
+
+@few
+@given(
+    wanted=requests,
+    others=st.lists(requests, max_size=3),
+    cancels=st.dictionaries(st.integers(0, 9), st.integers(0, 2), max_size=2),
+    limit=st.integers(0, 2),
+)
+def test_a_transcript_does_not_depend_on_what_happens_around_it(
+    bundled: LoadedModel,
+    wanted: GenerationRequest,
+    others: list[GenerationRequest],
+    cancels: dict[int, int],
+    limit: int,
+) -> None:
+    engine = Engine(bundled, max_rows=3)
+    engine.submit(replace(wanted, canvas_limit=limit))
+    for index, other in enumerate(others):
+        engine.submit(replace(other, request_id=f"other-{index}"))
+    seen: list[Event] = []
+    for step in range(10):
+        if step in cancels:
+            engine.cancel(f"other-{cancels[step]}")
+        seen += [event for event in engine.step() if event.request_id == "job"]
+    engine.allow("job", 99)
+    seen += run(engine).get("job", [])
+    assert seen == run_alone(bundled, wanted)
+
+
+@few
+@given(request=requests, cut=st.integers(1, 2))
+def test_a_resume_after_any_canvas_gives_the_rest(
+    bundled: LoadedModel, request: GenerationRequest, cut: int
+) -> None:
+    whole = canvases(run_alone(bundled, request))
+    if cut < len(whole):
+        committed = tuple(event.token_ids for event in whole[:cut])
+        assert canvases(run_alone(bundled, replace(request, committed=committed))) == whole[cut:]

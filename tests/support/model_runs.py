@@ -1,0 +1,68 @@
+"""Helpers of the engine tests: requests, running an engine to rest, breaking the model."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from model.engine import Engine
+from model.loading import LoadedModel
+from model.requests import CanvasEvent, Event, GenerationRequest
+
+MAX_STEPS_TO_REST = 10_000
+
+
+def make_request(prompt: tuple[int, ...], name: str = "job", /, **changes: Any) -> GenerationRequest:
+    """A request for at most three canvases of ten steps; keyword arguments replace fields."""
+    fields: dict[str, Any] = {
+        "request_id": name,
+        "prompt_ids": prompt,
+        "seed": 1,
+        "max_tokens": 96,
+        "max_steps": 10,
+        "temperature_start": 0.8,
+        "temperature_end": 0.4,
+        "entropy_bound": 0.1,
+        "confidence_threshold": 0.005,
+        "stability_steps": 1,
+        "canvas_limit": 99,
+    }
+    return GenerationRequest(**{**fields, **changes})
+
+
+def run(engine: Engine) -> dict[str, list[Event]]:
+    """Steps until nothing is runnable; the events of each request in order."""
+    events: dict[str, list[Event]] = {}
+    for _ in range(MAX_STEPS_TO_REST):
+        if not engine.has_runnable:
+            return events
+        for event in engine.step():
+            events.setdefault(event.request_id, []).append(event)
+    raise AssertionError("the engine does not come to rest")
+
+
+def run_alone(loaded: LoadedModel, request: GenerationRequest) -> list[Event]:
+    """The events of a request that has an engine to itself."""
+    engine = Engine(loaded, max_rows=1)
+    engine.submit(request)
+    return run(engine)[request.request_id]
+
+
+def canvases(events: list[Event]) -> list[CanvasEvent]:
+    """Only the committed canvases."""
+    return [event for event in events if isinstance(event, CanvasEvent)]
+
+
+@contextmanager
+def broken_head(loaded: LoadedModel, breaking: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+    """Passes every output of the model's last layer through `breaking`, which may also raise."""
+
+    def hook(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        return breaking(output)
+
+    handle = loaded.model.lm_head.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()

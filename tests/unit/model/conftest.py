@@ -1,0 +1,21 @@
+"""What the model tests share: the bundled checkpoint, loaded once, and a prompt for it."""
+
+import pytest
+import torch
+
+from model.chat import Message, encode_prompt
+from model.loading import LoadedModel, load
+
+torch.set_num_threads(1)  # equal results whatever else the machine does, and no fighting over two cores
+
+
+@pytest.fixture(scope="session")
+def bundled() -> LoadedModel:
+    """The checkpoint that ships with the package, on the CPU."""
+    return load(device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def prompt(bundled: LoadedModel) -> tuple[int, ...]:
+    """A request that the bundled model knows how to answer."""
+    return encode_prompt(bundled, [Message("user", "Write a story about a fox, a lantern and a river.")])

@@ -1,0 +1,254 @@
+"""The engine on the real bundled checkpoint: a row alone, beside others, paused, resumed, broken."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from model.engine import Engine
+from model.errors import ContextOverflowError, DuplicateRequestError, InvalidRequestError, QueueFullError
+from model.loading import LoadedModel
+from model.requests import CanvasEvent, DraftEvent, FailedEvent, FinishReason
+from tests.support.model_runs import broken_head, canvases, make_request, run, run_alone
+
+Prompt = tuple[int, ...]
+
+
+def test_a_request_gives_the_same_transcript_alone_and_beside_others(
+    bundled: LoadedModel, prompt: Prompt
+) -> None:
+    wanted = make_request(prompt)
+    engine = Engine(bundled, max_rows=4)
+    engine.submit(make_request(prompt[:5], "short", seed=8, max_steps=4))
+    engine.submit(wanted)
+    engine.submit(make_request(prompt * 4, "long", seed=9, temperature_start=2.0))
+    assert run(engine)["job"] == run_alone(bundled, wanted)
+
+
+def test_a_cancelled_neighbour_changes_nothing(bundled: LoadedModel, prompt: Prompt) -> None:
+    wanted = make_request(prompt)
+    engine = Engine(bundled, max_rows=2)
+    engine.submit(make_request(prompt, "gone", seed=5))
+    engine.submit(wanted)
+    events = [event for _ in range(3) for event in engine.step()]
+    engine.cancel("gone")
+    rest = run(engine)
+    assert "gone" not in rest
+    assert [event for event in events if event.request_id == "job"] + rest["job"] == run_alone(
+        bundled, wanted
+    )
+    assert engine.rows == 0
+
+
+def test_a_request_resumed_from_its_committed_canvases_goes_on_as_if_never_stopped(
+    bundled: LoadedModel, prompt: Prompt
+) -> None:
+    whole = run_alone(bundled, make_request(prompt))
+    committed = tuple(event.token_ids for event in canvases(whole))
+    assert len(committed) > 1
+    for done in range(1, len(committed)):
+        resumed = run_alone(bundled, make_request(prompt, committed=committed[:done]))
+        assert resumed == [
+            event for event in whole if not isinstance(event, FailedEvent) and event.canvas >= done
+        ]
+
+
+def test_a_row_pauses_before_its_canvas_limit_and_goes_on_identically(
+    bundled: LoadedModel, prompt: Prompt
+) -> None:
+    engine = Engine(bundled, max_rows=1)
+    engine.submit(make_request(prompt, canvas_limit=0))
+    assert not engine.has_runnable
+    assert engine.step() == []
+    events = []
+    for limit in range(1, 4):
+        engine.allow("job", limit)
+        events += run(engine).get("job", [])
+        assert len(canvases(events)) == limit or engine.rows == 0
+    assert events == run_alone(bundled, make_request(prompt))
+
+
+def test_a_canvas_limit_never_goes_down(bundled: LoadedModel, prompt: Prompt) -> None:
+    engine = Engine(bundled, max_rows=1)
+    engine.submit(make_request(prompt, canvas_limit=1))
+    engine.allow("job", 0)
+    assert engine.has_runnable
+
+
+def test_other_seeds_give_other_texts(bundled: LoadedModel, prompt: Prompt) -> None:
+    texts = {
+        "".join(event.text for event in canvases(run_alone(bundled, make_request(prompt, seed=seed))))
+        for seed in (1, 2, 2**64 - 1)
+    }
+    assert len(texts) == 3
+
+
+def test_every_parameter_is_the_rows_own(bundled: LoadedModel, prompt: Prompt) -> None:
+    base = make_request(prompt, max_tokens=32, max_steps=6)
+    changes = [
+        {"temperature_start": 3.0, "temperature_end": 3.0},
+        {"entropy_bound": 50.0},
+        {"max_steps": 3},
+        {"confidence_threshold": 100.0, "stability_steps": 0},
+    ]
+    variants = [dataclasses.replace(base, request_id=str(n), **change) for n, change in enumerate(changes)]
+    engine = Engine(bundled, max_rows=8)
+    for variant in [base, *variants]:
+        engine.submit(variant)
+    together = run(engine)
+    assert len({canvases(events)[0].step_leaves for events in together.values()}) == 5
+    for variant in variants:
+        assert together[variant.request_id] == run_alone(bundled, variant)
+
+
+def test_not_a_number_ends_its_own_row_without_a_canvas(bundled: LoadedModel, prompt: Prompt) -> None:
+    wanted, calls = make_request(prompt), 0
+
+    def every_second_call_is_poisoned(output: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 4:  # the second row's second step
+            output = output.clone()
+            output[0, 7, 3] = float("nan")
+        return output
+
+    engine = Engine(bundled, max_rows=2)
+    engine.submit(wanted)
+    engine.submit(make_request(prompt, "poisoned", seed=2, draft_every=0))
+    with broken_head(bundled, every_second_call_is_poisoned):
+        events = run(engine)
+    assert events["poisoned"] == [FailedEvent("poisoned", "non_finite", "the model produced NaN or infinity")]
+    assert events["job"] == run_alone(bundled, wanted)
+    assert engine.rows == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [(torch.OutOfMemoryError("no memory"), "out_of_memory"), (RuntimeError("shapes differ"), "internal")],
+)
+def test_a_failing_forward_pass_ends_its_row_only(
+    bundled: LoadedModel, prompt: Prompt, error: Exception, kind: str
+) -> None:
+    calls = 0
+
+    def first_call_fails(output: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise error
+        return output
+
+    engine = Engine(bundled, max_rows=2)
+    engine.submit(make_request(prompt, "broken"))
+    engine.submit(make_request(prompt, "fine", max_tokens=32))
+    with broken_head(bundled, first_call_fails):
+        events = run(engine)
+    (failed,) = events["broken"]
+    assert isinstance(failed, FailedEvent)
+    assert failed.kind == kind
+    assert len(canvases(events["fine"])) == 1
+
+
+def test_a_broken_accelerator_is_not_taken_for_a_broken_row(bundled: LoadedModel, prompt: Prompt) -> None:
+    def lost(output: torch.Tensor) -> torch.Tensor:
+        raise torch.AcceleratorError("device lost")
+
+    engine = Engine(bundled, max_rows=1)
+    engine.submit(make_request(prompt))
+    with broken_head(bundled, lost), pytest.raises(torch.AcceleratorError):
+        engine.step()
+
+
+def test_requests_beyond_the_rows_wait_and_beyond_the_queue_are_refused(
+    bundled: LoadedModel, prompt: Prompt
+) -> None:
+    engine = Engine(bundled, max_rows=1, max_queued=2)
+    for name in ("a", "b", "c"):
+        engine.submit(make_request(prompt, name, max_tokens=20, max_steps=2))
+    assert (engine.rows, engine.queued) == (1, 2)
+    with pytest.raises(QueueFullError):
+        engine.submit(make_request(prompt, "d"))
+    engine.cancel("b")
+    engine.submit(make_request(prompt, "d", max_tokens=20, max_steps=2))
+    events = run(engine)
+    assert list(events) == ["a", "c", "d"]
+    assert (engine.rows, engine.queued) == (0, 0)
+
+
+def test_a_cancelled_row_makes_room_at_once(bundled: LoadedModel, prompt: Prompt) -> None:
+    engine = Engine(bundled, max_rows=1)
+    engine.submit(make_request(prompt, "paused", canvas_limit=0))
+    engine.submit(make_request(prompt, "next", max_steps=1, max_tokens=32))
+    assert not engine.has_runnable
+    engine.cancel("paused")
+    assert len(canvases(run(engine)["next"])) == 1
+
+
+def test_unknown_requests_are_ignored_by_cancel_and_allow(bundled: LoadedModel) -> None:
+    engine = Engine(bundled, max_rows=1)
+    engine.cancel("nobody")
+    engine.allow("nobody", 3)
+    assert not engine.has_runnable
+
+
+def test_drafts_come_as_often_as_asked_and_never_for_the_last_step(
+    bundled: LoadedModel, prompt: Prompt
+) -> None:
+    changes = {"max_tokens": 32, "max_steps": 9, "confidence_threshold": 0.0}
+    for every, steps in ((0, []), (1, [0, 1, 2, 3, 4, 5, 6, 7]), (3, [2, 5])):
+        events = run_alone(bundled, make_request(prompt, draft_every=every, **changes))
+        assert [event.step for event in events if isinstance(event, DraftEvent)] == steps
+        assert isinstance(events[-1], CanvasEvent)
+
+
+def test_a_canvas_carries_one_leaf_a_step_and_what_counts_of_its_ids(
+    bundled: LoadedModel, prompt: Prompt
+) -> None:
+    events = canvases(run_alone(bundled, make_request(prompt, max_tokens=40)))
+    for event in events:
+        assert len(event.token_ids) == 32
+        assert event.steps == len(event.step_leaves)
+        assert all(len(leaf) == 32 for leaf in event.step_leaves)
+        assert event.charged_ids == event.token_ids[: len(event.charged_ids)]
+        assert bundled.eos_ids.isdisjoint(event.charged_ids)
+    assert [event.finish for event in events[:-1]] == [FinishReason.MORE] * (len(events) - 1)
+    assert events[-1].finish is not FinishReason.MORE
+    assert sum(len(event.charged_ids) for event in events) <= 40
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("request_id", ""), ("request_id", "x" * 129), ("prompt_ids", ()), ("prompt_ids", (-1,)),
+        ("prompt_ids", (1127,)), ("seed", -1), ("seed", 2**64), ("max_tokens", 0), ("max_steps", 0),
+        ("max_steps", 49), ("temperature_start", float("nan")), ("temperature_start", 0.3),
+        ("temperature_end", 0.0), ("entropy_bound", -1.0), ("entropy_bound", float("inf")),
+        ("confidence_threshold", -0.1), ("stability_steps", 65), ("canvas_limit", -1), ("draft_every", -1),
+        ("committed", ((0,) * 31,)), ("committed", ((1127,) * 32,)), ("committed", ((5,) * 32,)),
+        ("committed", ((9,) * 32,) * 3),
+    ],
+)  # fmt: skip
+def test_a_request_out_of_bounds_is_refused_by_name(
+    bundled: LoadedModel, prompt: Prompt, field: str, value: object
+) -> None:
+    engine = Engine(bundled, max_rows=1)
+    with pytest.raises(InvalidRequestError) as caught:
+        engine.submit(make_request(prompt, **{field: value}))
+    assert caught.value.field == field
+    assert engine.rows == engine.queued == 0
+
+
+def test_a_request_that_cannot_fit_the_context_is_refused(bundled: LoadedModel, prompt: Prompt) -> None:
+    engine = Engine(bundled, max_rows=1)
+    with pytest.raises(ContextOverflowError) as caught:
+        engine.submit(make_request((9,) * 1000, max_tokens=33))
+    assert (caught.value.needed, caught.value.available) == (1064, 1024)
+
+
+def test_a_request_id_is_taken_once_at_a_time(bundled: LoadedModel, prompt: Prompt) -> None:
+    engine = Engine(bundled, max_rows=1)
+    engine.submit(make_request(prompt))
+    with pytest.raises(DuplicateRequestError):
+        engine.submit(make_request(prompt))
+    engine.cancel("job")
+    engine.submit(make_request(prompt))

@@ -1,0 +1,63 @@
+"""Probe, profile and benchmark on whatever machine runs the tests."""
+
+import itertools
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+
+from model.benchmark import measure
+from model.errors import BenchmarkError
+from model.loading import LoadedModel
+from model.probe import engine_profile, probe
+from tests.support.model_runs import broken_head
+
+
+def test_the_probe_describes_this_machine() -> None:
+    hardware = probe()
+    assert hardware.cores >= 1
+    assert hardware.host_memory_bytes > 2**28
+    assert hardware.name
+    assert hardware.device == ("cuda" if hardware.accelerators else "cpu")
+
+
+def test_the_profile_is_short_stable_and_names_what_decides_the_last_bits(bundled: LoadedModel) -> None:
+    hardware = probe()
+    profile = engine_profile(bundled, hardware)
+    assert profile == engine_profile(bundled, probe())
+    assert re.fullmatch(r"[a-z0-9.+/-]{10,160}", profile)
+    others = {
+        engine_profile(replace(bundled, dtype="bfloat16"), hardware),
+        engine_profile(replace(bundled, quantization="int8"), hardware),
+        engine_profile(bundled, replace(hardware, cpu="Other CPU")),
+        engine_profile(replace(bundled, device="cuda"), replace(hardware, name="NVIDIA H100 80GB HBM3")),
+    }
+    assert len(others | {profile}) == 5
+
+
+def test_a_measurement_comes_from_real_canvases(bundled: LoadedModel) -> None:
+    ticks = itertools.count()
+    measured = measure(
+        bundled, seconds=1.0, rows=2, clock=lambda: float(next(ticks))
+    )  # each look is a second
+    assert measured.canvases >= 2
+    assert measured.rows == 2
+    assert measured.first_canvas_ms == 1000.0
+    assert 1 <= measured.steps_per_canvas <= bundled.defaults.max_steps
+    assert measured.steps_per_second > 0
+    assert measured.tokens_per_second > 0
+
+
+def test_a_model_that_fails_cannot_be_measured(bundled: LoadedModel) -> None:
+    with (
+        broken_head(bundled, lambda output: torch.full_like(output, float("nan"))),
+        pytest.raises(BenchmarkError, match="non_finite"),
+    ):
+        measure(bundled, seconds=1.0)
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, 301.0])
+def test_a_budget_out_of_bounds_is_refused(bundled: LoadedModel, seconds: float) -> None:
+    with pytest.raises(ValueError, match="seconds"):
+        measure(bundled, seconds=seconds)
