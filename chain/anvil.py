@@ -74,6 +74,8 @@ class Anvil:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
+            # A Ctrl-C on the terminal is for us; we stop anvil ourselves, after what depends on it.
+            start_new_session=True,
         )
         output = self._process.stdout
         if output is None:

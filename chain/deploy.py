@@ -8,7 +8,6 @@ from chain.deployment import Deployment
 from chain.errors import BadDeployment
 from chain.fees import FeePolicy
 from chain.limits import DEFAULT_POLL_S
-from chain.rawtx import SignedTransaction
 from chain.rpc import HttpRpc, JsonRpc, call_object, data_bytes, quantity
 from chain.transactions import Mined, TransactionSender
 from contracts import load_artifact
@@ -57,21 +56,13 @@ async def deploy(
         )
 
 
-def created_address(tx: SignedTransaction) -> Address:
-    """Where a creation puts its contract: keccak256(rlp([sender, nonce]))[12:]."""
-    import rlp  # type: ignore[import-untyped]
-
-    nonce = tx.nonce.to_bytes((tx.nonce.bit_length() + 7) // 8, "big")
-    return Address(keccak256(rlp.encode([tx.sender, nonce]))[12:])
-
-
 async def _create(sender: TransactionSender, call: Call, poll_s: float) -> tuple[Address, Mined]:
     tx = await sender.prepare(call)
     await sender.broadcast(tx)
     mined = await sender.wait_mined(tx.hash, poll_s=poll_s)
     if not mined.success:
         raise await sender.explain(tx, mined)
-    return created_address(tx), mined
+    return tx.created, mined
 
 
 async def _code_hash(rpc: JsonRpc, contract: str, address: Address) -> Bytes32:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from chain.errors import BadDeployment
+from chain.limits import MAX_DEPLOYMENT_BYTES
 from protocol.eip712 import Domain
 from protocol.types import Address, Bytes32, parse_address, parse_hex, to_hex
 
-MAX_DEPLOYMENT_BYTES = 16 * 1024
 _FIELDS = (
     "chain_id",
     "rpc_url",

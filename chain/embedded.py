@@ -18,11 +18,13 @@ from aiohttp import web
 
 from chain.errors import ChainError
 from chain.faucet import EMBEDDED_FAUCET_KEY
-from chain.limits import EMBEDDED_CHAIN_ID, MAX_RPC_BATCH, MAX_RPC_REQUEST_BYTES
+from chain.limits import (
+    EMBEDDED_CHAIN_ID,
+    MAX_EMBEDDED_WAITING_REQUESTS,
+    MAX_RPC_BATCH,
+    MAX_RPC_REQUEST_BYTES,
+)
 from protocol.signing import LocalSigner
-
-MAX_WAITING_REQUESTS = 256
-"""Requests that may queue for the one worker thread; more are told to come back."""
 
 
 class EmbeddedChain:
@@ -90,7 +92,7 @@ class EmbeddedChain:
         return Methods(Evm(self.faucet.address, self._now))
 
     async def _serve(self, request: web.Request) -> web.Response:
-        if self._waiting >= MAX_WAITING_REQUESTS:
+        if self._waiting >= MAX_EMBEDDED_WAITING_REQUESTS:
             return web.json_response({"error": "too many requests are waiting"}, status=503)
         try:
             body = json.loads(await request.read())

@@ -22,14 +22,15 @@ from eth_typing import Address as EvmAddress
 from eth_typing import BlockNumber
 from eth_utils.exceptions import ValidationError
 
-from chain.limits import EMBEDDED_CHAIN_ID, MAX_EMBEDDED_LOG_RESULTS
+from chain.limits import (
+    EMBEDDED_BLOCK_GAS,
+    EMBEDDED_CHAIN_ID,
+    MAX_EMBEDDED_LOG_RESULTS,
+    MAX_EMBEDDED_QUEUE_PER_SENDER,
+)
 from protocol.types import Address, Bytes32
 
-BLOCK_GAS = 30_000_000
-"""Mainnet's for years: what fits here fits nearly everywhere."""
 FAUCET_WEI = 10**9 * 10**18
-MAX_QUEUED_PER_SENDER = 64
-"""Transactions that wait for an earlier nonce, as geth's default account queue."""
 _FIRST_BASE_FEE = 10**9
 _TIP_WEI = 10**9
 
@@ -118,7 +119,7 @@ class Evm:
             "coinbase": ZERO_ADDRESS,
             "difficulty": POST_MERGE_DIFFICULTY,
             "extra_data": b"",
-            "gas_limit": BLOCK_GAS,
+            "gas_limit": EMBEDDED_BLOCK_GAS,
             "mix_hash": os.urandom(32),
             "nonce": POST_MERGE_NONCE,
             "timestamp": now(),
@@ -314,7 +315,7 @@ class Evm:
 
     def _enqueue(self, sender: bytes, tx: Transaction) -> None:
         queue = self._queue.setdefault(sender, {})
-        if len(queue) >= MAX_QUEUED_PER_SENDER:
+        if len(queue) >= MAX_EMBEDDED_QUEUE_PER_SENDER:
             raise EvmRefused("txpool is full")
         queue[tx.nonce] = tx
 

@@ -6,17 +6,17 @@ Source: the execution API, https://github.com/ethereum/execution-apis.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from chain.evm import BLOCK_GAS, Evm, EvmRefused, EvmReverted, LogRecord, Message, MinedRecord
-from chain.limits import EMBEDDED_CHAIN_ID
+from chain.evm import Evm, EvmRefused, EvmReverted, LogRecord, Message, MinedRecord
+from chain.limits import EMBEDDED_BLOCK_GAS, EMBEDDED_CHAIN_ID, MAX_FEE_HISTORY_BLOCKS
 from protocol.types import address_hex
 
 VERSION = "piecework-embedded/py-evm"
 _PARSE, _INVALID, _NO_METHOD, _PARAMS, _SERVER, _REVERT = -32700, -32600, -32601, -32602, -32000, 3
 _FINAL_TAGS = frozenset({"latest", "safe", "finalized"})
-_MAX_FEE_HISTORY_BLOCKS = 1024
 
 
 class Rejected(Exception):
@@ -210,8 +210,8 @@ class Methods:
 
     def _fee_history(self, count: Any, newest: Any = "latest", percentiles: Any = ()) -> dict[str, Any]:
         wanted = _number(count)
-        if not 1 <= wanted <= _MAX_FEE_HISTORY_BLOCKS:
-            raise Rejected(_PARAMS, f"blockCount is 1 to {_MAX_FEE_HISTORY_BLOCKS}")
+        if not 1 <= wanted <= MAX_FEE_HISTORY_BLOCKS:
+            raise Rejected(_PARAMS, f"blockCount is 1 to {MAX_FEE_HISTORY_BLOCKS}")
         last = self._height(newest)
         first = max(0, last - wanted + 1)
         found = (self._evm.header(number) for number in range(first, last + 1))
@@ -228,8 +228,6 @@ class Methods:
 
 def _bind(method: Callable[..., Any], params: Sequence[Any]) -> Callable[[], Any]:
     """Check the number of parameters before running anything, so that a TypeError inside stays a bug."""
-    import inspect
-
     try:
         inspect.signature(method).bind(*params)
     except TypeError as error:
@@ -246,13 +244,13 @@ def _message(raw: Any) -> Message:
     if not isinstance(raw, dict):
         raise Rejected(_PARAMS, "a transaction is an object")
     data = raw.get("input", raw.get("data", "0x"))
-    gas = _number(raw["gas"]) if raw.get("gas") is not None else BLOCK_GAS
+    gas = _number(raw["gas"]) if raw.get("gas") is not None else EMBEDDED_BLOCK_GAS
     return Message(
         sender=_address(raw["from"]) if raw.get("from") else bytes(20),
         to=_address(raw["to"]) if raw.get("to") else b"",
         data=_bytes(data or "0x"),
         value=_number(raw.get("value") or "0x0"),
-        gas=min(gas, BLOCK_GAS),
+        gas=min(gas, EMBEDDED_BLOCK_GAS),
     )
 
 

@@ -34,8 +34,18 @@ DEFAULT_POLL_S: Final = 0.25
 # The embedded chain: one transaction or a small batch a request. Contract creation is 24 KB in hex at most.
 MAX_RPC_REQUEST_BYTES: Final = 1024 * 1024
 MAX_RPC_BATCH: Final = 100
-# Blocks are kept in memory; a demo makes hundreds.
+# Requests that may queue for the one thread that runs the EVM; more are told to come back.
+MAX_EMBEDDED_WAITING_REQUESTS: Final = 256
+# Transactions that wait for an earlier nonce, as geth's default account queue.
+MAX_EMBEDDED_QUEUE_PER_SENDER: Final = 64
+# Mainnet's for years: what fits here fits nearly everywhere.
+EMBEDDED_BLOCK_GAS: Final = 30_000_000
+# As many as geth answers for.
+MAX_FEE_HISTORY_BLOCKS: Final = 1024
+# As public nodes: a wider query has to be asked in parts.
 MAX_EMBEDDED_LOG_RESULTS: Final = 10_000
+# A deployment file has eight short members.
+MAX_DEPLOYMENT_BYTES: Final = 16 * 1024
 # anvil starts in well under a second; a loaded machine may take some more.
 ANVIL_START_TIMEOUT_S: Final = 20.0
 ANVIL_STOP_TIMEOUT_S: Final = 5.0

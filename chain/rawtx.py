@@ -77,6 +77,11 @@ class SignedTransaction:
         """Wei that the sender pays at most."""
         return self.gas_limit * self.max_fee + self.unsigned.value
 
+    @property
+    def created(self) -> Address:
+        """Where it puts its contract, if it creates one: keccak256(rlp([sender, nonce]))[12:]."""
+        return Address(keccak256(rlp.encode([self.sender, _minimal(self.nonce)]))[12:])
+
     @classmethod
     def from_raw(cls, raw: bytes) -> SignedTransaction:
         """Read a journaled transaction; `MalformedInput` for anything that `Unsigned.sign` does not make."""

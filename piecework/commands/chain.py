@@ -114,9 +114,8 @@ def status(
         common.print_json(result)
         return
     built = "this program's" if result["contracts_match_build"] else "of another version of this program"
-    typer.echo(
-        f"chain        {result['chain_id']}, block {result['latest_block']}, final {result['finalized_block']}"
-    )
+    height, final = result["latest_block"], result["finalized_block"]
+    typer.echo(f"chain        {result['chain_id']}, block {height}, final {final}")
     typer.echo(f"escrow       {result['escrow']}")
     typer.echo(f"registry     {result['registry']}")
     typer.echo(f"token        {result['token']}")

@@ -17,17 +17,19 @@ from typing import TypeAlias
 import pytest
 
 from chain.anvil import Anvil, find_anvil
-from chain.calls import mint, send_native
+from chain.authorizations import Authorization, SignedAuthorization, sign_authorization
+from chain.calls import Call, Claim, deposit_with_authorization, fund, mint, send_native
 from chain.deploy import deploy
 from chain.deployment import Deployment
 from chain.embedded import EmbeddedChain
 from chain.errors import AnvilMissing
 from chain.reader import ChainReader
 from chain.rpc import HttpRpc
-from chain.transactions import TransactionSender
-from protocol.objects import Channel
-from protocol.signing import LocalSigner
-from protocol.types import Address, Amount, Bytes32, Seconds, keccak256
+from chain.transactions import Mined, TransactionSender
+from protocol.eip712 import Domain
+from protocol.objects import Channel, FundChannel, Voucher
+from protocol.signing import LocalSigner, sign
+from protocol.types import Address, Amount, Bytes32, Digest, Seconds, Timestamp, Uint64, keccak256
 
 Chain: TypeAlias = EmbeddedChain | Anvil
 ETHER = 10**18
@@ -35,6 +37,8 @@ USD = 10**6
 MIN_STAKE = Amount(100 * USD)
 UNBONDING_DELAY_S = Seconds(3600)
 POLL_S = 0.02
+FAR = Timestamp(2**40)
+RECEIPTS_ROOT = Digest(keccak256(b"receipts"))
 
 
 @pytest.fixture
@@ -103,10 +107,46 @@ class Market:
         if tokens:
             await faucet.execute(mint(self.token, to, Amount(tokens)), poll_s=POLL_S)
 
+    async def run(self, key: LocalSigner, call: Call) -> Mined:
+        """Execute a call, and hold its gas hint to the promise that it is an upper estimate."""
+        mined = await self.sender(key).execute(call, poll_s=POLL_S)
+        assert mined.gas_used <= call.gas_hint, f"{call.what} used {mined.gas_used} gas"
+        return mined
+
+    async def pool(self, payer: LocalSigner, relayer: LocalSigner, amount: int) -> None:
+        """Mint tokens for the payer and put them into its pooled balance, by EIP-3009: it needs no gas."""
+        await self.give(payer.address, tokens=amount)
+        authorization = Authorization(
+            payer.address,
+            self.deployment.escrow,
+            Amount(amount),
+            Timestamp(0),
+            Timestamp(await self.reader.timestamp() + 3600),
+            Bytes32(keccak256(amount.to_bytes(16, "big"))),
+        )
+        signed = sign_authorization(await self.reader.token_domain(self.token), authorization, payer)
+        relayed = SignedAuthorization.from_json(signed.to_json())
+        await self.run(relayer, deposit_with_authorization(self.deployment, relayed))
+
+    async def open_channel(
+        self, payer: LocalSigner, relayer: LocalSigner, channel: Channel, deposit: int
+    ) -> None:
+        """Open or top up by the payer's signature; the relayer pays the gas. Needs a pooled balance."""
+        signature = sign(self.reader.domain, FundChannel(channel, Amount(deposit), FAR), payer)
+        await self.run(relayer, fund(self.deployment, channel, Amount(deposit), FAR, signature))
+
     async def pass_time(self, seconds: int) -> None:
         """Move the chain's clock forward and mine a block."""
         await self.rpc.call("evm_increaseTime", seconds)
         await self.rpc.call("evm_mine")
+
+
+def claim_of(
+    domain: Domain, channel: Channel, authorizer: LocalSigner, cumulative: int, *, count: int = 1
+) -> Claim:
+    """A voucher that the authorizer signed, ready to settle."""
+    voucher = Voucher(channel.id(domain), Amount(cumulative), Uint64(count), RECEIPTS_ROOT)
+    return Claim(channel, voucher, sign(domain, voucher, authorizer))
 
 
 @asynccontextmanager
@@ -119,7 +159,6 @@ async def deployed(chain: Chain) -> AsyncIterator[Market]:
         unbonding_delay_s=UNBONDING_DELAY_S,
         poll_s=POLL_S,
     )
-    # anvil's finalized block lags 64 blocks behind; tests of finality itself say so.
     async with await ChainReader.connect(deployment) as reader:
         yield Market(chain, deployment, reader)
 

@@ -6,74 +6,36 @@ import pytest
 
 from chain import calls
 from chain.authorizations import (
-    Authorization,
     Permit,
     Registration,
-    SignedAuthorization,
-    sign_authorization,
     sign_permit,
     sign_registration,
 )
-from chain.calls import Claim
 from chain.deploy import deploy
 from chain.errors import BadDeployment, TransactionReverted, WrongChain
 from chain.events import ChannelClosed, ChannelOpened, ClaimSkipped, Settled, SkipReason, decode_events
 from chain.reader import ChainReader
 from protocol.eip712 import Domain
-from protocol.objects import Channel, CloseChannel, FundChannel, RequestWithdrawal, Voucher
-from protocol.signing import LocalSigner, sign
+from protocol.objects import CloseChannel, FundChannel, RequestWithdrawal
+from protocol.signing import sign
 from protocol.states import ChannelState
-from protocol.types import Address, Amount, Bytes32, Digest, Signature, Timestamp, Uint64, keccak256
+from protocol.types import Address, Amount, Bytes32, Signature, Timestamp, keccak256
 from tests.support.chains import (
     ETHER,
+    FAR,
     MIN_STAKE,
     POLL_S,
+    RECEIPTS_ROOT,
     UNBONDING_DELAY_S,
     USD,
     Chain,
-    Market,
     channel_of,
+    claim_of,
     deployed,
     signer,
 )
 
 PAYER, WORKER, COLD, STRANGER = (signer(n) for n in ("payer", "worker", "cold", "stranger"))
-FAR = Timestamp(2**40)
-ROOT = Digest(keccak256(b"receipts"))
-
-
-def claim_of(
-    domain: Domain, channel: Channel, authorizer: LocalSigner, cumulative: int, count: int = 1
-) -> Claim:
-    voucher = Voucher(channel.id(domain), Amount(cumulative), Uint64(count), ROOT)
-    return Claim(channel, voucher, sign(domain, voucher, authorizer))
-
-
-async def open_channel(market: Market, channel: Channel, deposit: int) -> None:
-    """The payer's pooled balance must cover it; the worker submits the payer's signature and pays the gas."""
-    terms = FundChannel(channel, Amount(deposit), FAR)
-    signature = sign(market.reader.domain, terms, PAYER)
-    call = calls.fund(market.deployment, channel, Amount(deposit), FAR, signature)
-    await market.sender(WORKER).execute(call, poll_s=POLL_S)
-
-
-async def pool(market: Market, amount: int) -> None:
-    """Put tokens of the payer, who has no gas, into its pooled balance."""
-    await market.give(PAYER.address, tokens=amount)
-    now = await market.reader.timestamp()
-    authorization = Authorization(
-        PAYER.address,
-        market.deployment.escrow,
-        Amount(amount),
-        Timestamp(0),
-        Timestamp(now + 3600),
-        Bytes32(keccak256(amount.to_bytes(16, "big"))),
-    )
-    domain = await market.reader.token_domain(market.token)
-    signed = sign_authorization(domain, authorization, PAYER)
-    relayed = SignedAuthorization.from_json(signed.to_json())
-    call = calls.deposit_with_authorization(market.deployment, relayed)
-    await market.sender(WORKER).execute(call, poll_s=POLL_S)
 
 
 async def test_a_deployment_is_found_again_by_its_file(any_chain: Chain, tmp_path) -> None:  # type: ignore[no-untyped-def]
@@ -128,7 +90,7 @@ async def test_a_worker_registers_with_one_transaction(any_chain: Chain) -> None
         permit = sign_permit(await market.reader.token_domain(market.token), allowance, COLD)
         assert await market.reader.worker(WORKER.address) is None
         call = calls.register_with_permit(market.deployment, terms, permit, consent)
-        await market.sender(COLD).execute(call, poll_s=POLL_S)
+        await market.run(COLD, call)
         worker = await market.reader.worker(WORKER.address)
         assert worker is not None
         assert (worker.owner, worker.payout, worker.stake) == (COLD.address, COLD.address, MIN_STAKE)
@@ -156,12 +118,12 @@ async def test_a_registered_worker_can_change_its_endpoint_use_a_session_key_and
             calls.authorize_session_key(d, STRANGER.address, Timestamp(now + 600)),
             calls.set_payout(d, me, STRANGER.address),
         ):
-            await sender.execute(call, poll_s=POLL_S)
+            await market.run(WORKER, call)
         worker = await market.reader.worker(me)
         assert worker is not None
         assert (worker.endpoint, worker.payout) == ("https://b:2", STRANGER.address)
         assert await market.reader.is_signer(me, STRANGER.address)
-        await sender.execute(calls.request_unbond(d, me), poll_s=POLL_S)
+        await market.run(WORKER, calls.request_unbond(d, me))
         leaving = await market.reader.worker(me)
         assert leaving is not None
         assert not leaving.active
@@ -169,7 +131,7 @@ async def test_a_registered_worker_can_change_its_endpoint_use_a_session_key_and
             await sender.prepare(calls.withdraw_stake(d, me))
         assert refused.value.name == "StillBonded"
         await market.pass_time(UNBONDING_DELAY_S + 1)
-        await sender.execute(calls.withdraw_stake(d, me), poll_s=POLL_S)
+        await market.run(WORKER, calls.withdraw_stake(d, me))
         assert await market.reader.worker(me) is None
         assert await market.reader.token_balance(market.token, me) == MIN_STAKE
 
@@ -177,7 +139,7 @@ async def test_a_registered_worker_can_change_its_endpoint_use_a_session_key_and
 async def test_a_payer_without_gas_deposits_by_authorization(any_chain: Chain) -> None:
     async with deployed(any_chain) as market:
         await market.give(WORKER.address, wei=ETHER)
-        await pool(market, 5 * USD)
+        await market.pool(PAYER, WORKER, 5 * USD)
         assert await market.reader.native_balance(PAYER.address) == 0
         assert await market.reader.pooled_balance(market.token, PAYER.address) == 5 * USD
         nonce = Bytes32(keccak256((5 * USD).to_bytes(16, "big")))
@@ -193,14 +155,13 @@ async def test_a_payer_deposits_by_permit_and_by_approval(any_chain: Chain) -> N
         nonce = await reader.permit_nonce(market.token, PAYER.address)
         allowance = Permit(PAYER.address, d.escrow, Amount(2 * USD), nonce, deadline)
         permit = sign_permit(await reader.token_domain(market.token), allowance, PAYER)
-        await market.sender(WORKER).execute(calls.deposit_with_permit(d, permit), poll_s=POLL_S)
-        payer = market.sender(PAYER)
+        await market.run(WORKER, calls.deposit_with_permit(d, permit))
         for call in calls.approve_and_deposit(d, market.token, Amount(3 * USD), PAYER.address):
-            await payer.execute(call, poll_s=POLL_S)
+            await market.run(PAYER, call)
         assert await reader.pooled_balance(market.token, PAYER.address) == 5 * USD
         assert await reader.allowance(market.token, PAYER.address, d.escrow) == 0
         withdraw = calls.withdraw_balance(d, market.token, Amount(USD), COLD.address)
-        await payer.execute(withdraw, poll_s=POLL_S)
+        await market.run(PAYER, withdraw)
         assert await reader.token_balance(market.token, COLD.address) == USD
 
 
@@ -208,22 +169,22 @@ async def test_a_worker_opens_the_channel_by_the_payers_signature_and_settles(an
     async with deployed(any_chain) as market:
         reader, d = market.reader, market.deployment
         await market.give(WORKER.address, wei=ETHER)
-        await pool(market, 5 * USD)
+        await market.pool(PAYER, WORKER, 5 * USD)
         channel = channel_of(market, PAYER, WORKER, receiver=COLD.address)
         channel_id = channel.id(reader.domain)
         assert (await reader.channel(channel_id)).state is ChannelState.NONE
-        await open_channel(market, channel, 2 * USD)
+        await market.open_channel(PAYER, WORKER, channel, 2 * USD)
         opened = await reader.channel(channel_id)
         assert (opened.state, opened.deposit, opened.settled) == (ChannelState.OPEN, 2 * USD, 0)
         claim = claim_of(reader.domain, channel, PAYER, 700_000, count=3)
         (preview,) = await reader.preview_settle([claim])
         assert (preview.payable, preview.reason) == (700_000, SkipReason.NONE)
-        mined = await market.sender(WORKER).execute(calls.settle(d, [claim]), poll_s=POLL_S)
+        mined = await market.run(WORKER, calls.settle(d, [claim]))
         (event,) = decode_events(d.escrow, mined.logs)
         assert isinstance(event, Settled)
         assert (event.channel, event.receiver) == (channel_id, COLD.address)
         assert (event.amount, event.cumulative, event.count) == (700_000, 700_000, 3)
-        assert event.receipts_root == ROOT
+        assert event.receipts_root == RECEIPTS_ROOT
         assert await reader.token_balance(market.token, COLD.address) == 700_000
         assert await reader.settlements(channel_id) == (event,)
         (opening,) = await reader.escrow_events(("ChannelOpened",), 0, await reader.latest_block())
@@ -235,10 +196,10 @@ async def test_one_bad_row_does_not_hold_up_a_batch_of_many_channels(any_chain: 
     async with deployed(any_chain) as market:
         reader, d = market.reader, market.deployment
         await market.give(WORKER.address, wei=ETHER)
-        await pool(market, 10 * USD)
+        await market.pool(PAYER, WORKER, 10 * USD)
         channels = [channel_of(market, PAYER, WORKER, salt=salt) for salt in range(5)]
         for channel in channels:
-            await open_channel(market, channel, USD)
+            await market.open_channel(PAYER, WORKER, channel, USD)
         claims = [claim_of(reader.domain, c, PAYER, 100_000 * (i + 1)) for i, c in enumerate(channels)]
         forged = claim_of(reader.domain, channels[2], STRANGER, 900_000)
         claims[2] = forged
@@ -252,7 +213,7 @@ async def test_one_bad_row_does_not_hold_up_a_batch_of_many_channels(any_chain: 
             SkipReason.NONE,
             SkipReason.UNKNOWN_CHANNEL,
         ]
-        mined = await market.sender(WORKER).execute(calls.settle(d, claims), poll_s=POLL_S)
+        mined = await market.run(WORKER, calls.settle(d, claims))
         events = decode_events(d.escrow, mined.logs)
         assert [type(e) for e in events] == [Settled, Settled, ClaimSkipped, Settled, Settled, ClaimSkipped]
         assert await reader.token_balance(market.token, WORKER.address) == 1_200_000
@@ -264,14 +225,14 @@ async def test_a_channel_is_closed_by_agreement_and_the_rest_goes_back(any_chain
         reader, d = market.reader, market.deployment
         await market.give(WORKER.address, wei=ETHER)
         await market.give(STRANGER.address, wei=ETHER)
-        await pool(market, 3 * USD)
+        await market.pool(PAYER, WORKER, 3 * USD)
         channel = channel_of(market, PAYER, WORKER)
-        await open_channel(market, channel, 2 * USD)
+        await market.open_channel(PAYER, WORKER, channel, 2 * USD)
         last = claim_of(reader.domain, channel, PAYER, 500_000)
         voucher = last.voucher
         terms = CloseChannel(voucher.channel, voucher.cumulative, voucher.count, voucher.receipts_root)
         agreed = sign(reader.domain, terms, WORKER)
-        mined = await market.sender(STRANGER).execute(calls.close(d, last, agreed), poll_s=POLL_S)
+        mined = await market.run(STRANGER, calls.close(d, last, agreed))
         closed = decode_events(d.escrow, mined.logs)[-1]
         assert isinstance(closed, ChannelClosed)
         assert (closed.settled, closed.refund) == (500_000, 1_500_000)
@@ -286,14 +247,14 @@ async def test_a_silent_worker_cannot_keep_the_deposit(any_chain: Chain) -> None
     async with deployed(any_chain) as market:
         reader, d = market.reader, market.deployment
         await market.give(WORKER.address, wei=ETHER)
-        await pool(market, 2 * USD)
+        await market.pool(PAYER, WORKER, 2 * USD)
         channel = channel_of(market, PAYER, WORKER)
         channel_id = channel.id(reader.domain)
-        await open_channel(market, channel, 2 * USD)
+        await market.open_channel(PAYER, WORKER, channel, 2 * USD)
         wish = RequestWithdrawal(channel_id, FAR)
         before = await reader.latest_block()
         request = calls.request_withdrawal(d, channel, FAR, sign(reader.domain, wish, PAYER))
-        await market.sender(WORKER).execute(request, poll_s=POLL_S)
+        await market.run(WORKER, request)
         (event,) = await reader.withdrawal_requests(before + 1, await reader.latest_block())
         state = await reader.channel(channel_id)
         assert state.state is ChannelState.WITHDRAWING
@@ -303,14 +264,14 @@ async def test_a_silent_worker_cannot_keep_the_deposit(any_chain: Chain) -> None
             await market.sender(WORKER).prepare(calls.withdraw(d, channel))
         assert refused.value.name == "WithdrawalTooEarly"
         await market.pass_time(channel.withdrawal_delay)
-        await market.sender(WORKER).execute(calls.withdraw(d, channel), poll_s=POLL_S)
+        await market.run(WORKER, calls.withdraw(d, channel))
         assert await reader.pooled_balance(market.token, PAYER.address) == 2 * USD
 
 
 async def test_a_strangers_signature_opens_nothing(any_chain: Chain) -> None:
     async with deployed(any_chain) as market:
         await market.give(WORKER.address, wei=ETHER)
-        await pool(market, 2 * USD)
+        await market.pool(PAYER, WORKER, 2 * USD)
         channel = channel_of(market, PAYER, WORKER)
         forged = sign(market.reader.domain, FundChannel(channel, Amount(USD), FAR), STRANGER)
         for signature in (forged, Signature(bytes(65)), Signature(b"")):

@@ -1,0 +1,119 @@
+"""`piecework chain` as a person and as a parent process see it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from eth_account import Account
+
+from chain.anvil import Anvil
+from piecework.processes import Role
+from protocol.types import to_hex
+from tests.support.chains import ETHER, USD, require_anvil, signer
+
+OTHER = to_hex(signer("other").address)
+
+
+async def command(*arguments: str, environment: dict[str, str] | None = None) -> tuple[int, str, str]:
+    """Run `piecework chain ARGUMENTS` to its end: exit code, stdout, stderr."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "piecework", "chain", *arguments),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, **(environment or {})},
+    )
+    async with asyncio.timeout(60):
+        out, err = await process.communicate()
+    return process.returncode or 0, out.decode(), err.decode()
+
+
+@pytest.mark.parametrize("kind", [(), ("--anvil",)], ids=["embedded", "anvil"])
+async def test_a_development_chain_says_when_it_is_ready_and_stops_when_told(
+    kind: tuple[str, ...], tmp_path: Path
+) -> None:
+    if kind:
+        require_anvil()
+    file = tmp_path / "deployment.json"
+    arguments = ("chain", "dev", "--port", "0", "--deployment", str(file), *kind)
+    role = await Role.start("chain", arguments, tmp_path / "chain.log")
+    try:
+        assert role.ready["role"] == "chain"
+        assert json.loads(file.read_text()) == role.ready["deployment"]
+        given = await command(
+            *(
+                "faucet",
+                "--deployment",
+                str(file),
+                "--to",
+                OTHER,
+                "--native",
+                "0.5",
+                "--tokens",
+                "2.5",
+                "--json",
+            )
+        )
+        assert given[0] == 0, given[2]
+        assert json.loads(given[1]) == {"to": OTHER, "native": ETHER // 2, "tokens": 2_500_000}
+        code, out, _ = await command("status", "--deployment", str(file), "--json")
+        state: dict[str, Any] = json.loads(out)
+        assert code == 0
+        assert state["contracts_match_build"]
+        assert (state["workers"], state["min_stake"]) == (0, 100 * USD)
+    finally:
+        assert await role.stop() == 0
+    code, out, err = await command("status", "--deployment", str(file))
+    assert (code, out) == (1, "")
+    assert err.startswith("error: the chain's node at http://127.0.0.1:")
+    assert err.count("\n") == 1
+
+
+async def test_a_market_is_deployed_from_a_keystore(anvil: Anvil, tmp_path: Path) -> None:
+    keystore = tmp_path / "key.json"
+    keystore.write_text(
+        json.dumps(Account.encrypt(anvil.faucet.secret, "right", kdf="pbkdf2", iterations=1000))
+    )
+    out = tmp_path / "deployment.json"
+    base = ("deploy", "--rpc", anvil.url, "--key-file", str(keystore), "--out", str(out), "--min-stake", "7")
+    code, _, err = await command(*base, environment={"PIECEWORK_PASSWORD": "wrong"})
+    assert code == 1
+    assert err.startswith(f"error: cannot open the keystore {keystore}")
+    assert not out.exists()
+    code, printed, err = await command(*base, "--json", environment={"PIECEWORK_PASSWORD": "right"})
+    assert code == 0, err
+    assert json.loads(printed) == {"file": str(out), **json.loads(out.read_text())}
+    code, _, err = await command(*base, environment={"PIECEWORK_PASSWORD": "right"})
+    assert code == 1
+    assert "is there already" in err
+
+
+async def test_a_deployer_without_key_or_gas_is_told_what_to_do(anvil: Anvil, tmp_path: Path) -> None:
+    base = ("deploy", "--rpc", anvil.url, "--out", str(tmp_path / "d.json"))
+    code, _, err = await command(*base)
+    assert (code, err.count("\n")) == (1, 1)
+    assert "PIECEWORK_DEPLOYER_KEY" in err
+    for key, words in (
+        ("0x12", "not a private key"),
+        ("00" * 32, "not a private key"),
+        ("07" * 32, "native coin"),
+    ):
+        code, _, err = await command(*base, environment={"PIECEWORK_DEPLOYER_KEY": key})
+        assert (code, err.count("\n")) == (1, 1)
+        assert words in err
+        assert key not in err
+
+
+async def test_the_faucet_key_is_not_for_public_chains(tmp_path: Path) -> None:
+    require_anvil()
+    async with Anvil(chain_id=8453) as public:
+        code, _, err = await command(
+            "deploy", "--rpc", public.url, "--faucet-key", "--out", str(tmp_path / "d.json")
+        )
+    assert code == 1
+    assert "no development chain" in err

@@ -1,0 +1,83 @@
+"""Fees, nonces and gas limits are pure decisions."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chain.errors import FeeTooHigh, InsufficientGas
+from chain.fees import (
+    FeeMarket,
+    FeePolicy,
+    Fees,
+    bump_fees,
+    choose_fees,
+    gas_limit,
+    next_nonce,
+    require_balance,
+)
+
+GWEI = 10**9
+POLICY = FeePolicy(max_fee_wei=100 * GWEI, max_priority_fee_wei=5 * GWEI)
+wei = st.integers(0, 200 * GWEI)
+gas_amounts = st.integers(21_000, 10_000_000)
+
+
+def test_the_fee_leaves_room_for_a_rising_base_fee() -> None:
+    assert choose_fees(FeeMarket(10 * GWEI, GWEI), 21_000, POLICY) == Fees(21 * GWEI, GWEI)
+
+
+def test_a_node_that_suggests_a_huge_tip_is_not_believed() -> None:
+    assert choose_fees(FeeMarket(GWEI, 90 * GWEI), 21_000, POLICY).priority_fee == 5 * GWEI
+
+
+def test_fees_that_would_only_get_stuck_are_not_signed() -> None:
+    with pytest.raises(FeeTooHigh, match="Wait"):
+        choose_fees(FeeMarket(100 * GWEI, GWEI), 21_000, POLICY)
+
+
+@given(wei, wei, gas_amounts, st.none() | st.integers(0, 10**18))
+def test_a_transaction_never_costs_more_than_the_cap_or_the_stake(
+    base: int, tip: int, gas: int, stake: int | None
+) -> None:
+    try:
+        fees = choose_fees(FeeMarket(base, tip), gas, POLICY, stake)
+    except FeeTooHigh:
+        return
+    assert fees.priority_fee <= fees.max_fee <= POLICY.max_fee_wei
+    assert fees.max_fee >= base + fees.priority_fee
+    assert stake is None or fees.max_fee * gas <= stake
+
+
+@given(wei, wei, wei, wei, gas_amounts)
+def test_a_replacement_raises_both_fees_by_an_eighth_and_stays_under_the_cap(
+    old_max: int, old_tip: int, base: int, tip: int, gas: int
+) -> None:
+    old = Fees(max(old_max, old_tip), min(old_max, old_tip))
+    try:
+        fees = bump_fees(old, FeeMarket(base, tip), gas, POLICY)
+    except FeeTooHigh:
+        return
+    for new, before in ((fees.max_fee, old.max_fee), (fees.priority_fee, old.priority_fee)):
+        assert new > before
+        assert new * 8 >= before * 9
+    assert fees.priority_fee <= fees.max_fee <= POLICY.max_fee_wei
+    assert fees.max_fee >= base + min(tip, POLICY.max_priority_fee_wei)
+
+
+def test_the_gas_limit_has_a_margin_and_never_falls_below_the_hint() -> None:
+    assert gas_limit(100_000, 0) == 125_000
+    assert gas_limit(30_000, 140_000) == 140_000
+
+
+def test_the_nonce_is_the_chains_unless_we_have_signed_beyond_it() -> None:
+    assert next_nonce(7, 0) == 7
+    assert next_nonce(7, 9) == 9
+    assert next_nonce(12, 9) == 12
+
+
+def test_the_balance_must_cover_the_worst_case() -> None:
+    require_balance(21_000 * 5 + 1, 21_000, Fees(5, 1), 1, "somebody")
+    with pytest.raises(InsufficientGas, match="somebody holds 105000 wei"):
+        require_balance(21_000 * 5, 21_000, Fees(5, 1), 1, "somebody")

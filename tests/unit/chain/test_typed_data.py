@@ -1,0 +1,157 @@
+"""Token and registry typed data, and raw transactions, held equal to eth-account."""
+
+from __future__ import annotations
+
+import pytest
+from eth_account import Account
+from eth_account.messages import encode_typed_data
+from eth_hash.auto import keccak
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chain.authorizations import (
+    Authorization,
+    ContractDomain,
+    Permit,
+    Registration,
+    SignedAuthorization,
+    registry_domain,
+    sign_authorization,
+    sign_permit,
+    sign_registration,
+)
+from chain.errors import BadAnswer
+from chain.fees import Fees
+from chain.rawtx import SignedTransaction, Unsigned
+from protocol.errors import MalformedInput
+from protocol.types import Address, Amount, Bytes32, Timestamp, to_hex
+from tests.support.chains import signer
+
+OWNER = signer("owner")
+A, B, TOKEN = (Address(bytes([n]) * 20) for n in (1, 2, 3))
+DOMAIN = ContractDomain("USD Coin", "2", 8453, TOKEN)
+NONCE = Bytes32(bytes(range(32)))
+
+
+def expected(
+    domain: ContractDomain, name: str, members: list[tuple[str, str]], values: list[object]
+) -> bytes:
+    """The signature that eth-account makes over the same message."""
+    message = dict(zip([member for _, member in members], values, strict=True))
+    types = {name: [{"type": kind, "name": member} for kind, member in members]}
+    fields = {
+        "name": domain.name,
+        "version": domain.version,
+        "chainId": domain.chain_id,
+        "verifyingContract": to_hex(domain.contract),
+    }
+    signable = encode_typed_data(domain_data=fields, message_types=types, message_data=message)
+    return bytes(Account.sign_message(signable, OWNER.secret).signature)
+
+
+def test_an_eip_3009_authorization_is_signed_as_eth_account_does() -> None:
+    authorization = Authorization(A, B, Amount(5), Timestamp(1), Timestamp(2), NONCE)
+    members = [
+        ("address", "from"),
+        ("address", "to"),
+        ("uint256", "value"),
+        ("uint256", "validAfter"),
+        ("uint256", "validBefore"),
+        ("bytes32", "nonce"),
+    ]
+    values: list[object] = [to_hex(A), to_hex(B), 5, 1, 2, NONCE]
+    signed = sign_authorization(DOMAIN, authorization, OWNER)
+    assert signed.signature == expected(DOMAIN, "ReceiveWithAuthorization", members, values)
+    assert SignedAuthorization.from_json(signed.to_json()) == signed
+
+
+def test_an_eip_2612_permit_is_signed_as_eth_account_does() -> None:
+    permit = Permit(A, B, Amount(5), 3, Timestamp(9))
+    members = [
+        ("address", "owner"),
+        ("address", "spender"),
+        ("uint256", "value"),
+        ("uint256", "nonce"),
+        ("uint256", "deadline"),
+    ]
+    values: list[object] = [to_hex(A), to_hex(B), 5, 3, 9]
+    assert sign_permit(DOMAIN, permit, OWNER).signature == expected(DOMAIN, "Permit", members, values)
+
+
+def test_a_registration_is_signed_as_eth_account_does() -> None:
+    domain = registry_domain(8453, TOKEN)
+    terms = Registration(A, B, A, Amount(5), "https://wörker.example:1", Timestamp(9))
+    members = [
+        ("address", "operator"),
+        ("address", "owner"),
+        ("address", "payout"),
+        ("uint128", "stake"),
+        ("string", "endpoint"),
+        ("uint64", "deadline"),
+    ]
+    values: list[object] = [to_hex(A), to_hex(B), to_hex(A), 5, terms.endpoint, 9]
+    signature = sign_registration(domain, terms, OWNER)
+    assert signature == expected(domain, "Registration", members, values)
+
+
+def test_a_token_with_another_separator_is_not_signed_for() -> None:
+    DOMAIN.require_separator(DOMAIN.separator())
+    with pytest.raises(BadAnswer, match="does not sign under"):
+        DOMAIN.require_separator(NONCE)
+
+
+@pytest.mark.parametrize("change", [{"value": "five"}, {"owner": "0x12"}, {"signature": 7}, {"nonce": None}])
+def test_a_malformed_authorization_is_refused(change: dict[str, object]) -> None:
+    authorization = Authorization(A, B, Amount(5), Timestamp(1), Timestamp(2), NONCE)
+    raw = sign_authorization(DOMAIN, authorization, OWNER).to_json()
+    with pytest.raises(MalformedInput):
+        SignedAuthorization.from_json(raw | change)
+    with pytest.raises(MalformedInput):
+        SignedAuthorization.from_json({k: v for k, v in raw.items() if k not in change})
+
+
+@given(
+    nonce=st.integers(0, 2**32),
+    fees=st.tuples(st.integers(0, 2**60), st.integers(0, 2**60)),
+    gas=st.integers(21_000, 30_000_000),
+    to=st.none() | st.binary(min_size=20, max_size=20),
+    value=st.integers(0, 2**80),
+    data=st.binary(max_size=200),
+)
+def test_a_transaction_has_the_bytes_that_eth_account_signs(
+    *, nonce: int, fees: tuple[int, int], gas: int, to: bytes | None, value: int, data: bytes
+) -> None:
+    recipient = None if to is None else Address(to)
+    tx = Unsigned(31337, nonce, Fees(max(fees), min(fees)), gas, recipient, value, data).sign(OWNER)
+    fields = {
+        "chainId": 31337,
+        "nonce": nonce,
+        "maxFeePerGas": max(fees),
+        "maxPriorityFeePerGas": min(fees),
+        "gas": gas,
+        "value": value,
+        "data": data,
+    }
+    reference = Account.sign_transaction(fields | ({} if to is None else {"to": to}), OWNER.secret)
+    assert tx.raw == bytes(reference.raw_transaction)
+    assert tx.hash == bytes(reference.hash) == keccak(tx.raw)
+    assert SignedTransaction.from_raw(tx.raw) == tx
+
+
+@given(st.binary(max_size=300) | st.binary(max_size=300).map(lambda b: b"\x02" + b))
+def test_garbage_is_no_journaled_transaction(garbage: bytes) -> None:
+    with pytest.raises(MalformedInput):
+        SignedTransaction.from_raw(garbage)
+
+
+def test_a_journaled_transaction_with_a_flipped_bit_is_refused_or_another_senders() -> None:
+    tx = Unsigned(31337, 1, Fees(3, 2), 21_000, A, 5, b"data").sign(OWNER)
+    for position in range(len(tx.raw)):
+        for bit in range(8):
+            flipped = bytearray(tx.raw)
+            flipped[position] ^= 1 << bit
+            try:
+                read = SignedTransaction.from_raw(bytes(flipped))
+            except MalformedInput:
+                continue
+            assert read.sender != OWNER.address or read == tx
