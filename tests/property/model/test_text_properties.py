@@ -24,6 +24,7 @@ CONTROL = [
     ">",
     "|",
 ]
+BYTE_LITERAL = re.compile("<0x[0-9A-F]{2}>")
 ids = st.lists(st.integers(0, 1126), max_size=80).map(tuple)
 # Ids that matter most for splitting text: bytes (the last 256), control tokens, and a few words.
 awkward = st.lists(st.integers(871, 1126) | st.integers(0, 5) | st.integers(100, 110), max_size=40).map(tuple)
