@@ -1,0 +1,27 @@
+"""The index's bounds, each with its unit in the name and its reason beside it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+# A worker refreshes its offer about every half minute and whenever its load changes much.
+OPERATOR_POSTS_PER_MINUTE: Final = 30
+OPERATOR_POST_BURST: Final = 10
+# One address may be a NAT with many workers behind it; checking one offer costs about 0.2 ms.
+ADDRESS_POSTS_PER_MINUTE: Final = 300
+ADDRESS_POST_BURST: Final = 60
+ADDRESS_READS_PER_MINUTE: Final = 600
+ADDRESS_READ_BURST: Final = 120
+# Buckets kept at once; the longest unused is forgotten, which only forgives it.
+MAX_BUCKETS: Final = 50_000
+# Offers held: every one belongs to a bonded worker, so this many cost somebody real money.
+MAX_OFFERS: Final = 10_000
+MAX_LISTED_OFFERS: Final = 1_000
+DEFAULT_LISTED_OFFERS: Final = 200
+# Registry facts are asked again after this long.
+STANDING_LIFETIME_S: Final = 30.0
+MAX_STANDINGS: Final = 20_000
+# Expired offers are swept this often; they are never shown in between.
+SWEEP_INTERVAL_S: Final = 30.0
+# Mean denoising steps of a canvas on real prompts (docs/model.md), for one comparable price.
+MEAN_STEPS: Final = 27

@@ -1,0 +1,34 @@
+"""What the index counts, for Prometheus."""
+
+from __future__ import annotations
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, generate_latest
+
+
+class MarketMetrics:
+    """Counters of one index, in a registry of its own."""
+
+    content_type = CONTENT_TYPE_LATEST
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._accepted = Counter(
+            "piecework_market_offers_accepted", "Offers taken in.", registry=self._registry
+        )
+        self._declined = Counter(
+            "piecework_market_declined", "Requests declined, by code.", ["code"], registry=self._registry
+        )
+        self._live = Gauge("piecework_market_offers", "Live offers.", registry=self._registry)
+
+    def accepted(self) -> None:
+        """An offer was taken in."""
+        self._accepted.inc()
+
+    def declined(self, code: str) -> None:
+        """A request was declined."""
+        self._declined.labels(code).inc()
+
+    def exposition(self, live: int) -> bytes:
+        """The text that Prometheus reads."""
+        self._live.set(live)
+        return generate_latest(self._registry)

@@ -1,0 +1,259 @@
+"""The index over HTTP: what it takes, what it declines and why, what it shows."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import AsyncIterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import ClientResponse
+from aiohttp.test_utils import TestClient, TestServer
+
+from market.errors import ShelfError
+from market.limits import ADDRESS_READ_BURST, OPERATOR_POST_BURST
+from market.server import Market
+from market.shelf import Shelf
+from protocol import wire
+from protocol.eip712 import Domain
+from protocol.types import Address, Amount, Digest, Uint32, Uint64, keccak256, to_hex
+from tests.support.client_side import FakeClock
+from tests.support.fake_chain import FakeChain
+from tests.support.offers import model, offer, operator, receiver
+
+Http = TestClient[Any, Any]
+
+
+class Index:
+    """A running index with a clock and a chain of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.chain, self.clock = FakeChain(), FakeClock()
+        for name in ("worker", "other", "third"):
+            self.chain.register(operator(name).address, receiver(name))
+        self.file = folder / "market.db"
+
+    def market(self) -> Market:
+        return Market(Shelf(self.file, self.chain.domain), self.chain, clock=self.clock)
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Index:
+    return Index(tmp_path)
+
+
+@pytest.fixture
+async def http(index: Index) -> AsyncIterator[Http]:
+    async with TestClient(TestServer(index.market().application())) as client:
+        yield client
+
+
+async def post(http: Http, signed: wire.SignedOffer | bytes) -> ClientResponse:
+    data = signed if isinstance(signed, bytes) else wire.encode_offer(signed)
+    return await http.post("/v1/offers", data=data, headers={"Content-Type": "application/x-protobuf"})
+
+
+async def code(response: ClientResponse) -> str:
+    return str((await response.json())["error"]["code"])
+
+
+# ---------------------------------------------------------------------------------------- publishing
+
+
+async def test_an_offer_is_listed_with_the_bytes_that_were_signed(http: Http) -> None:
+    signed = offer()
+    response = await post(http, signed)
+    assert response.status == 201
+    page = await (await http.get("/v1/offers")).json()
+    (row,) = page["offers"]
+    assert wire.decode_offer(base64.b64decode(row["signed_offer"])) == signed
+    assert row["operator"] == to_hex(operator("worker").address)
+    assert row["models"][0]["tokens_per_second"] == 500
+
+
+async def test_the_same_offer_again_is_fine_and_an_older_one_is_not(http: Http) -> None:
+    assert (await post(http, offer(sequence=Uint64(5)))).status == 201
+    assert (await post(http, offer(sequence=Uint64(5)))).status == 200
+    stale = await post(http, offer(sequence=Uint64(4)))
+    other = await post(http, offer(sequence=Uint64(5), slots_free=Uint32(0)))
+    assert (stale.status, await code(stale)) == (409, "stale_sequence")
+    assert (other.status, await code(other)) == (409, "stale_sequence")
+    assert (await post(http, offer(sequence=Uint64(6)))).status == 201
+
+
+async def test_an_old_offer_cannot_come_back_after_a_restart_or_an_expiry(index: Index) -> None:
+    async with TestClient(TestServer(index.market().application())) as first:
+        await post(first, offer(sequence=Uint64(9)))
+    async with TestClient(TestServer(index.market().application())) as second:
+        assert len((await (await second.get("/v1/offers")).json())["offers"]) == 1
+        index.clock.now += 301
+        assert (await (await second.get("/v1/offers")).json())["offers"] == []
+        stale = await post(second, offer(now=int(index.clock.now), sequence=Uint64(9)))
+        assert await code(stale) == "stale_sequence"
+
+
+@pytest.mark.parametrize(
+    ("signed", "status", "expected"),
+    [
+        (b"\xff\xff", 400, "malformed"),
+        (b"", 400, "malformed"),
+        (b"\x00" * (65 * 1024), 413, "too_large"),
+        (offer(now=1_799_999_000), 400, "expired"),
+        (offer(now=1_800_000_100), 400, "not_yet_valid"),
+        (offer(expires_at=1_800_000_000 + 7200), 400, "bad_terms"),
+        (offer(models=()), 400, "bad_terms"),
+        (offer(models=(model(), model())), 400, "bad_terms"),
+        (offer(models=(model(canvas_size=Uint32(0)),)), 400, "bad_terms"),
+        (offer(sequence=Uint64(2**63)), 400, "bad_terms"),
+        (offer(signer=operator("other")), 403, "bad_signature"),
+        (offer(domain=Domain(1, Address(bytes(20)))), 403, "bad_signature"),
+        (offer("stranger"), 403, "not_registered"),
+        (offer(receiver=receiver("other")), 403, "wrong_receiver"),
+    ],
+)
+async def test_what_is_declined_says_why(http: Http, signed: Any, status: int, expected: str) -> None:
+    response = await post(http, signed)
+    assert (response.status, await code(response)) == (status, expected)
+    assert (await (await http.get("/v1/offers")).json())["offers"] == []
+
+
+async def test_a_worker_without_active_stake_is_declined(index: Index, http: Http) -> None:
+    index.chain.register(operator("worker").address, receiver("worker"), active=False)
+    response = await post(http, offer())
+    assert (response.status, await code(response)) == (403, "not_bonded")
+
+
+async def test_a_registered_session_key_may_sign(index: Index, http: Http) -> None:
+    index.chain.session_keys.add((operator("worker").address, operator("hot").address))
+    assert (await post(http, offer(signer=operator("hot")))).status == 201
+
+
+async def test_a_chain_that_is_away_is_said_and_nothing_is_listed(index: Index, http: Http) -> None:
+    index.chain.away = True
+    response = await post(http, offer())
+    assert (response.status, await code(response)) == (503, "chain_unavailable")
+    assert response.headers["Retry-After"]
+
+
+async def test_an_operator_that_posts_too_often_waits_and_a_forger_cannot_use_up_its_rate(http: Http) -> None:
+    for _ in range(OPERATOR_POST_BURST + 5):
+        assert (await post(http, offer(signer=operator("forger")))).status == 403
+    for sequence in range(1, OPERATOR_POST_BURST + 1):
+        assert (await post(http, offer(sequence=Uint64(sequence)))).status == 201
+    response = await post(http, offer(sequence=Uint64(99)))
+    assert (response.status, await code(response)) == (429, "rate_limited")
+
+
+async def test_an_address_that_reads_too_often_waits(http: Http) -> None:
+    for _ in range(ADDRESS_READ_BURST):
+        assert (await http.get("/v1/workers")).status == 200
+    assert (await http.get("/v1/workers")).status == 429
+    assert (await http.get("/health")).status == 200
+
+
+def test_a_database_of_another_chain_is_refused(tmp_path: Path) -> None:
+    Shelf(tmp_path / "m.db", Domain(1, Address(bytes(20)))).close()
+    with pytest.raises(ShelfError, match="made for chain 1, not 2"):
+        Shelf(tmp_path / "m.db", Domain(2, Address(bytes(20))))
+
+
+# ---------------------------------------------------------------------------------------- reading
+
+
+@pytest.fixture
+async def full(http: Http) -> Http:
+    cheap = model("cheap", price_per_million_output_tokens=Amount(1_000_000), tokens_per_second=Uint32(100))
+    fast = model("fast", price_per_million_output_tokens=Amount(9_000_000), tokens_per_second=Uint32(2000))
+    await post(http, offer("worker"))
+    await post(http, offer("other", models=(cheap,)))
+    await post(http, offer("third", models=(fast, model())))
+    return http
+
+
+async def listed(http: Http, query: str) -> list[str]:
+    page = await (await http.get(f"/v1/offers{query}")).json()
+    names = {to_hex(operator(n).address): n for n in ("worker", "other", "third")}
+    return [names[row["operator"]] for row in page["offers"]]
+
+
+async def test_lists_are_sorted_filtered_and_cut(full: Http) -> None:
+    by_address = sorted(("worker", "third"), key=lambda n: operator(n).address)
+    assert await listed(full, "") == ["other", *by_address]
+    assert (await listed(full, "?sort=speed"))[0] == "third"
+    assert await listed(full, "?model=cheap") == ["other"]
+    assert await listed(full, "?model=" + to_hex(Digest(keccak256(b"fast")))) == ["third"]
+    assert await listed(full, "?min_speed=1500") == ["third"]
+    assert await listed(full, "?max_price=1500000") == ["other"]
+    assert await listed(full, "?limit=1") == ["other"]
+    assert await listed(full, "?model=none") == []
+
+
+@pytest.mark.parametrize("query", ["?sort=name", "?limit=-1", "?limit=99999", "?min_speed=x", "?colour=red"])
+async def test_a_bad_query_is_named(http: Http, query: str) -> None:
+    response = await http.get("/v1/offers" + query)
+    assert response.status == 400
+    assert (await code(response)).endswith("parameter")
+
+
+async def test_models_are_grouped_by_digest(full: Http) -> None:
+    models = (await (await full.get("/v1/models")).json())["models"]
+    assert (models[0]["names"], models[0]["workers"]) == (["tale-1"], 2)
+    assert {m["names"][0] for m in models} == {"tale-1", "cheap", "fast"}
+
+
+async def test_workers_say_how_long_their_offer_lives(index: Index, full: Http) -> None:
+    index.clock.now += 100
+    workers = (await (await full.get("/v1/workers")).json())["workers"]
+    assert [w["expires_in_s"] for w in workers] == [200, 200, 200]
+
+
+async def test_metrics_count_offers_and_refusals(full: Http) -> None:
+    await post(full, b"\xff")
+    text = await (await full.get("/metrics")).text()
+    assert "piecework_market_offers 3.0" in text
+    assert "piecework_market_offers_accepted_total 3.0" in text
+    assert 'piecework_market_declined_total{code="malformed"} 1.0' in text
+
+
+# ---------------------------------------------------------------------------------------- the page
+
+
+class Outline(HTMLParser):
+    """The elements of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.sources: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.sources += [value or "" for name, value in attrs if name in ("src", "href", "action")]
+
+
+async def test_the_page_lists_everything_without_scripts_or_foreign_assets(full: Http) -> None:
+    response = await full.get("/")
+    text = await response.text()
+    outline = Outline(text)
+    assert "default-src 'none'" in response.headers["Content-Security-Policy"]
+    assert "script" not in outline.tags
+    assert all(source.startswith("/") for source in outline.sources)
+    for expected in ("tale-1", "cheap", "fast", "9.00", "2,000", "1 of 2 free", "in 5 min"):
+        assert expected in text
+    assert outline.tags.count("caption") == outline.tags.count("table") == 2
+    assert 'lang="en"' in text
+    assert "prefers-color-scheme: dark" in text
+
+
+async def test_what_a_worker_writes_is_shown_as_text(http: Http) -> None:
+    hostile = "<script>alert(1)</script>\"'&"
+    details = '{"a": NaN}'
+    evil = offer(models=(model(hostile, profile=hostile),), endpoint=hostile, details=details)
+    assert (await post(http, evil)).status == 201
+    text = await (await http.get("/")).text()
+    assert "<script" not in text
+    assert "&lt;script&gt;" in text
+    assert (await (await http.get("/v1/offers")).json())["offers"][0]["details"] == {}
