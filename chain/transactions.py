@@ -278,6 +278,11 @@ class TransactionSender:
             return TransactionReverted("", {"replay": str(error)})
         return TransactionReverted("", {})
 
+    async def wei_per_gas(self) -> int:
+        """What a unit of gas costs now: base fee and tip, to weigh a transaction before preparing it."""
+        market = await self._market()
+        return market.base_fee + min(market.priority_fee, self.policy.max_priority_fee_wei)
+
     # ------------------------------------------------------------------ what the node says
 
     def _unsigned(self, call: Call, nonce: int, gas: int, fees: Fees) -> Unsigned:

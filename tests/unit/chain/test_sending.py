@@ -84,6 +84,11 @@ async def test_preparing_asks_and_signs_but_sends_nothing() -> None:
     assert SignedTransaction.from_raw(tx.raw) == tx
 
 
+async def test_the_price_of_gas_is_base_fee_and_a_believable_tip() -> None:
+    assert await sender().wei_per_gas() == 10**9 + 1
+    assert await sender({"eth_maxPriorityFeePerGas": hex(10**18)}).wei_per_gas() == 51 * 10**9
+
+
 async def test_preparing_the_same_call_with_the_same_nonce_gives_the_same_bytes() -> None:
     call = send_native(OTHER.address, 1)
     assert await sender().prepare(call, nonce=9) == await sender().prepare(call, nonce=9)
