@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import DiffusionGemmaForBlockDiffusion
+from transformers.utils.logging import disable_progress_bar
 
 from model import files
 from model.bounds import ModelLimits
@@ -83,17 +84,17 @@ def load(
     if expected_digest is not None and digest != expected_digest:
         raise CheckpointError(folder, f"model digest is {digest.hex()}, expected {expected_digest.hex()}")
     target = _device(device)
-    eos_ids = _eos_ids(generation, folder)
+    eos_ids, defaults = _eos_ids(generation, folder), _defaults(generation, folder)
     codec = load_codec(folder, eos_ids)
     model = _load_weights(folder, _dtype(dtype, config, target, folder))
-    limits = _limits(model, generation, folder)
+    limits = _limits(model, defaults)
     if codec.vocab_size > limits.vocab_size or max(eos_ids) >= limits.vocab_size:
         raise CheckpointError(folder / "tokenizer.json", f"has more ids than the model's {limits.vocab_size}")
     return LoadedModel(
         name=folder.resolve().name,
         digest=digest,
         limits=limits,
-        defaults=_defaults(generation, folder),
+        defaults=defaults,
         eos_ids=eos_ids,
         device=str(target),
         dtype=str(model.dtype).removeprefix("torch."),
@@ -113,7 +114,9 @@ def _check_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise CheckpointError(folder / pickles[0], "pickled weights are refused, only safetensors are loaded")
     code = [name for name in names if name.endswith(".py")]
     if code:
-        raise CheckpointError(folder / code[0], "a checkpoint that brings code is refused")
+        raise CheckpointError(
+            folder / code[0], "a checkpoint that brings code is refused; nothing in it is needed, remove it"
+        )
     config = files.read_json(folder / "config.json")
     for name in ("config.json", "tokenizer_config.json"):
         if "auto_map" in files.read_json(folder / name):
@@ -140,6 +143,7 @@ def _check_header(path: Path) -> None:
 
 def _load_weights(folder: Path, dtype: torch.dtype) -> DiffusionGemmaForBlockDiffusion:
     """The model on the CPU in evaluation mode. Every weight must be there and none may be left over."""
+    disable_progress_bar()  # of transformers, process-wide: this is a server, not a notebook
     try:
         model, report = DiffusionGemmaForBlockDiffusion.from_pretrained(
             folder,
@@ -190,27 +194,29 @@ def _eos_ids(generation: dict[str, Any], folder: Path) -> frozenset[int]:
     return frozenset(ids)
 
 
-def _limits(model: DiffusionGemmaForBlockDiffusion, generation: dict[str, Any], folder: Path) -> ModelLimits:
-    steps = generation.get("max_denoising_steps")
-    if not isinstance(steps, int) or steps < 1:
-        raise CheckpointError(
-            folder / "generation_config.json", "max_denoising_steps is missing or malformed"
-        )
+def _limits(model: DiffusionGemmaForBlockDiffusion, defaults: GenerationDefaults) -> ModelLimits:
     text = model.config.text_config
-    return ModelLimits(text.max_position_embeddings, model.config.canvas_length, steps, text.vocab_size)
+    return ModelLimits(
+        text.max_position_embeddings, model.config.canvas_length, defaults.max_steps, text.vocab_size
+    )
 
 
 def _defaults(generation: dict[str, Any], folder: Path) -> GenerationDefaults:
+    """What generation_config.json says; where it is silent, what `generate` of transformers 5.23 falls back
+    to.
+    """
+    sampler = generation.get("sampler_config") or {}
     try:
-        return GenerationDefaults(
-            max_steps=int(generation["max_denoising_steps"]),
-            temperature_start=float(generation["t_max"]),
-            temperature_end=float(generation["t_min"]),
-            entropy_bound=float(generation["sampler_config"]["entropy_bound"]),
-            confidence_threshold=float(generation["confidence_threshold"]),
-            stability_steps=int(generation["stability_threshold"]),
+        defaults = GenerationDefaults(
+            max_steps=int(generation.get("max_denoising_steps", 48)),
+            temperature_start=float(generation.get("t_max", 0.8)),
+            temperature_end=float(generation.get("t_min", 0.4)),
+            entropy_bound=float(sampler.get("entropy_bound", 0.1)),
+            confidence_threshold=float(generation.get("confidence_threshold", 0.005)),
+            stability_steps=int(generation.get("stability_threshold", 1)),
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            folder / "generation_config.json", f"lacks a sampling parameter: {error}"
-        ) from error
+    except (AttributeError, TypeError, ValueError) as error:
+        raise CheckpointError(folder / "generation_config.json", f"is malformed: {error}") from error
+    if defaults.max_steps < 1:
+        raise CheckpointError(folder / "generation_config.json", "max_denoising_steps must be positive")
+    return defaults

@@ -18,7 +18,7 @@ def test_a_conversation_becomes_turns_and_ends_where_the_model_goes_on(bundled: 
         Message("user", "a wolf"),
     ]
     ids = encode_prompt(bundled, messages)
-    pieces = [vocabulary.build_tokenizer().id_to_token(token) for token in ids]
+    pieces = [vocabulary.build_tokenizer().id_to_token(token) or "" for token in ids]
     text = "".join(piece for piece in pieces if piece != vocabulary.SPACE)
     assert text == (
         "<bos><|turn>▁system\n▁please<turn|>\n<|turn>▁user\n▁a▁fox<turn|>\n"

@@ -1,6 +1,7 @@
 """The engine on the real bundled checkpoint: a row alone, beside others, paused, resumed, broken."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -85,7 +86,7 @@ def test_other_seeds_give_other_texts(bundled: LoadedModel, prompt: Prompt) -> N
 
 def test_every_parameter_is_the_rows_own(bundled: LoadedModel, prompt: Prompt) -> None:
     base = make_request(prompt, max_tokens=32, max_steps=6)
-    changes = [
+    changes: list[dict[str, Any]] = [
         {"temperature_start": 3.0, "temperature_end": 3.0},
         {"entropy_bound": 50.0},
         {"max_steps": 3},

@@ -51,9 +51,13 @@ DEFECTS: dict[str, tuple[str, Callable[[Path], object]]] = {
         "generation_config.json",
         lambda f: edit_json(f / "generation_config.json", eos_token_id=None),
     ),
+    "steps are no number": (
+        "generation_config.json",
+        lambda f: edit_json(f / "generation_config.json", max_denoising_steps="many"),
+    ),
     "no steps": (
         "generation_config.json",
-        lambda f: edit_json(f / "generation_config.json", max_denoising_steps=None),
+        lambda f: edit_json(f / "generation_config.json", max_denoising_steps=0),
     ),
     "no weights": ("", lambda f: (f / "model.safetensors").unlink()),
     "truncated weights": (
@@ -166,3 +170,28 @@ def test_light_modules_import_no_torch() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
     )
     assert result.stdout.strip() == "[]"
+
+
+def test_sampling_parameters_that_are_not_given_are_those_of_transformers(
+    folder: Path, bundled: LoadedModel
+) -> None:
+    (folder / "generation_config.json").write_text('{"eos_token_id": 1}')
+    loaded = load(folder, device="cpu")
+    assert loaded.defaults == bundled.defaults
+    assert loaded.eos_ids == frozenset({1})
+
+
+def test_loading_and_prompting_touch_neither_network_nor_pickle() -> None:
+    program = (
+        "import sys\n"
+        "from model.loading import load\n"
+        "from model.chat import Message, encode_prompt\n"
+        "def refuse(event, arguments):\n"
+        "    if event in ('socket.connect', 'socket.getaddrinfo', 'pickle.find_class'): raise SystemExit(event)\n"
+        "sys.addaudithook(refuse)\n"
+        "print(len(encode_prompt(load(device='cpu'), [Message('user', 'a fox')])) > 0)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert (result.returncode, result.stdout.strip()) == (0, "True"), result.stderr
