@@ -1,0 +1,220 @@
+"""The engine's own process: `python -m node.engine_process`. Commands on stdin, reports on stdout.
+
+A thread reads commands and answers tokenizations itself, so that they never wait for a denoising step; the
+main thread alone touches the engine. The process ends with its parent: at the end of stdin.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import queue
+import sys
+import threading
+import time
+from dataclasses import asdict
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Final
+
+from node.engine_link import EngineFacts
+from node.engine_wire import (
+    MAX_LINE_BYTES,
+    Allow,
+    Beat,
+    Cancel,
+    CannotStart,
+    Command,
+    Encode,
+    Encoded,
+    Ready,
+    Report,
+    Start,
+    decode_command,
+    encode_report,
+)
+from protocol.errors import MalformedInput
+from protocol.limits import MAX_NAME_BYTES
+from protocol.types import Digest
+
+if TYPE_CHECKING:
+    from model.engine import Engine
+    from model.loading import LoadedModel
+
+MAX_PENDING_COMMANDS: Final = 1024
+"""The parent has a few per job and bounds its jobs."""
+BEAT_S: Final = 5.0
+END: Final = None
+
+
+class Reports:
+    """The way to the parent, shared by both threads."""
+
+    def __init__(self, pipe: BinaryIO) -> None:
+        self._pipe, self._lock = pipe, threading.Lock()
+        self.last = time.monotonic()
+
+    def send(self, report: Report) -> None:
+        """Write one line at once."""
+        line = encode_report(report)
+        with self._lock:
+            self._pipe.write(line)
+            self._pipe.flush()
+            self.last = time.monotonic()
+
+
+def read_commands(
+    pipe: BinaryIO, loaded: LoadedModel, commands: queue.Queue[Command | None], reports: Reports
+) -> None:
+    """Read until the parent is gone. Runs in its own thread."""
+    while True:
+        line = pipe.readline(MAX_LINE_BYTES)
+        if not line:
+            commands.put(END)
+            return
+        try:
+            command = decode_command(line)
+        except MalformedInput as error:
+            print(f"engine: {error}", file=sys.stderr)
+            commands.put(END)
+            return
+        if isinstance(command, Encode):
+            reports.send(encode(loaded, command))
+        else:
+            commands.put(command)
+
+
+def encode(loaded: LoadedModel, command: Encode) -> Encoded:
+    """Tokenize through the chat template; a prompt that it refuses is an answer, not an error."""
+    from model.chat import Message, encode_prompt
+    from model.errors import PromptError
+
+    messages = [Message(m.role, m.content) for m in command.messages]  # type: ignore[arg-type]
+    try:
+        return Encoded(command.number, encode_prompt(loaded, messages))
+    except PromptError as error:
+        return Encoded(command.number, (), str(error))
+
+
+def run(engine: Engine, commands: queue.Queue[Command | None], reports: Reports) -> None:
+    """Obey and denoise until the parent is gone."""
+    while True:
+        idle = not engine.has_runnable
+        try:
+            command = commands.get(block=idle, timeout=BEAT_S if idle else None)
+        except queue.Empty:
+            if idle or time.monotonic() - reports.last > BEAT_S:
+                reports.send(Beat())
+            for event in engine.step():
+                reports.send(event)
+            continue
+        if command is END:
+            return
+        obey(engine, command, reports)
+
+
+def obey(engine: Engine, command: Command, reports: Reports) -> None:
+    """Carry out one command; a request that cannot run ends in a report."""
+    from model.errors import QueueFullError, RequestError
+    from model.requests import FailedEvent
+
+    if isinstance(command, Start):
+        try:
+            engine.submit(command.request)
+        except QueueFullError as error:
+            reports.send(FailedEvent(command.request.request_id, "internal", str(error)))
+        except RequestError as error:
+            reports.send(FailedEvent(command.request.request_id, "invalid_request", str(error)))
+    elif isinstance(command, Allow):
+        engine.allow(command.row, command.limit)
+    elif isinstance(command, Cancel):
+        engine.cancel(command.row)
+
+
+def measure(loaded: LoadedModel, seconds: float, rows: int) -> EngineFacts:
+    """What the offer says about this engine."""
+    from model.benchmark import measure
+    from model.probe import engine_profile, probe
+
+    hardware = probe()
+    measured = measure(loaded, seconds=seconds, rows=rows)
+    profile = engine_profile(loaded, hardware)
+    return EngineFacts(
+        name=loaded.name,
+        digest=Digest(loaded.digest),
+        profile=short_profile(profile),
+        device=loaded.device,
+        max_context=loaded.limits.max_context,
+        canvas_size=loaded.limits.canvas_size,
+        max_steps=loaded.limits.max_steps,
+        vocab_size=loaded.limits.vocab_size,
+        tokens_per_second=int(measured.tokens_per_second),
+        first_canvas_ms=int(measured.first_canvas_ms),
+        steps_per_second=int(measured.steps_per_second),
+        details={
+            "hardware": asdict(hardware),
+            "profile": profile,
+            "steps_per_canvas": round(measured.steps_per_canvas, 1),
+            "defaults": asdict(loaded.defaults),
+        },
+    )
+
+
+def short_profile(profile: str) -> str:
+    """The profile as an offer has room for it; a longer one keeps its start and a digest of all of it."""
+    if len(profile.encode()) <= MAX_NAME_BYTES:
+        return profile
+    digest = sha256(profile.encode()).hexdigest()[:12]
+    return profile.encode()[: MAX_NAME_BYTES - 13].decode(errors="ignore") + "-" + digest
+
+
+def main(arguments: list[str]) -> int:
+    """Load, measure, report ready, and run."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", default="")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--slots", type=int, required=True)
+    parser.add_argument("--queue", type=int, required=True)
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--benchmark-seconds", type=float, required=True)
+    chosen = parser.parse_args(arguments)
+    # Libraries print; stdout is ours alone.
+    reports = Reports(os.fdopen(os.dup(1), "wb"))
+    os.dup2(2, 1)
+    loaded = load(chosen, reports)
+    if loaded is None:
+        return 1
+    from model.engine import Engine
+
+    commands: queue.Queue[Command | None] = queue.Queue(MAX_PENDING_COMMANDS)
+    facts = measure(loaded, chosen.benchmark_seconds, chosen.slots)
+    engine = Engine(loaded, max_rows=chosen.slots, max_queued=chosen.queue)
+    reader = threading.Thread(
+        target=read_commands, args=(sys.stdin.buffer, loaded, commands, reports), daemon=True
+    )
+    reader.start()
+    reports.send(Ready(facts))
+    run(engine, commands, reports)
+    return 0
+
+
+def load(chosen: argparse.Namespace, reports: Reports) -> LoadedModel | None:
+    """Load the model; what the operator can mend is reported instead of raised."""
+    import torch
+
+    from model.errors import ModelError
+    from model.loading import load as load_checkpoint
+
+    if chosen.threads:
+        torch.set_num_threads(chosen.threads)
+    try:
+        path = Path(chosen.model) if chosen.model else None
+        return load_checkpoint(path, device=chosen.device, dtype=chosen.dtype)
+    except ModelError as error:
+        reports.send(CannotStart(str(error)))
+        return None
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
