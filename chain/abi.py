@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from eth_abi.abi import decode as abi_decode
 from eth_abi.abi import encode as abi_encode
+from eth_abi.codec import ABIDecoder
+from eth_abi.decoding import StringDecoder
 from eth_abi.exceptions import DecodingError
+from eth_abi.registry import BaseEquals, registry
 
 from chain.errors import BadAnswer, TransactionReverted
 from chain.limits import MAX_REVERT_BYTES
@@ -110,10 +112,24 @@ def interface(contract: str) -> Interface:
 def decode_values(types: Sequence[str], data: bytes, what: str) -> list[Any]:
     """ABI-decode; addresses become 20 bytes. `BadAnswer` names `what` when the data has another shape."""
     try:
-        values = abi_decode(list(types), data)
+        values = _decoder().decode(list(types), data)
     except (DecodingError, OverflowError) as error:
         raise BadAnswer(f"the node's answer for {what} does not decode: {error}") from error
     return [_native(kind, value) for kind, value in zip(types, values, strict=True)]
+
+
+@cache
+def _decoder() -> ABIDecoder:
+    """eth-abi's decoder, but text that is not UTF-8 comes out with replacement characters.
+
+    Anybody can write such bytes into a registry entry; that must not make a whole page of workers unreadable.
+    """
+    own = registry.copy()  # type: ignore[no-untyped-call]
+    own.unregister_decoder("string")
+    text = BaseEquals("string", with_sub=False)  # type: ignore[no-untyped-call]
+    lenient = StringDecoder(handle_string_errors="replace")  # type: ignore[no-untyped-call]
+    own.register_decoder(text, lenient, label="string")
+    return ABIDecoder(own)
 
 
 def decode_revert(data: bytes) -> TransactionReverted:

@@ -19,6 +19,8 @@ MAX_WORKERS_PER_PAGE: Final = 100
 MAX_CLAIMS_PER_SETTLE: Final = 200
 # Longest revert data that we decode; a custom error has a few words.
 MAX_REVERT_BYTES: Final = 4 * 1024
+# Text from nodes and contracts in our messages: enough to understand, too little to flood a log.
+MAX_SHOWN_CHARACTERS: Final = 300
 # Estimates are exact for one state; other transactions may get in between. A quarter covers a cold slot.
 GAS_MARGIN_PERCENT: Final = 25
 # Nodes ask for 10 % more on both fees to replace a transaction; 12.5 % survives rounding (geth, reth).

@@ -118,7 +118,7 @@ class HttpRpc:
 def refusal(method: str, error: dict[str, Any]) -> RpcRefused | TransactionReverted:
     """A JSON-RPC error as an exception: a contract's revert with its reason, or the node's own refusal."""
     code = error.get("code")
-    message = str(error.get("message", ""))[:500]
+    message = str(error.get("message", ""))
     data = error.get("data")
     if isinstance(data, dict):
         data = data.get("data")

@@ -204,7 +204,8 @@ class TransactionSender:
         known = await self.rpc.call("eth_getTransactionByHash", to_hex(tx_hash))
         if known is not None:
             # Between the two questions a block may have come; a pending one has no block.
-            return Pending() if known.get("blockNumber") is None else await self._mined_or_pending(tx_hash)
+            pooled = member(known, "blockNumber", "a transaction") is None
+            return Pending() if pooled else await self._mined_or_pending(tx_hash)
         if (
             nonce is not None
             and await self._count(hex(await finalized_height(self.rpc, self.finality))) > nonce
@@ -324,7 +325,7 @@ class TransactionSender:
 
     async def _receipt(self, tx_hash: Bytes32) -> Mined | None:
         raw = await self.rpc.call("eth_getTransactionReceipt", to_hex(tx_hash))
-        if raw is None or raw.get("blockNumber") is None:
+        if raw is None or member(raw, "blockNumber", "a receipt") is None:
             return None
         return _mined(raw)
 

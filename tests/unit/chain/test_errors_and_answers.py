@@ -58,6 +58,25 @@ def test_a_known_selector_with_garbage_behind_it_keeps_its_name(garbage: bytes) 
     )
 
 
+def test_text_from_outside_cannot_forge_lines_or_flood_a_log() -> None:
+    hostile = "no\nerror: all is lost\x1b[2J" + "x" * 3000
+    for error in (
+        decode_revert(keccak256(b"Error(string)")[:4] + encode(["string"], [hostile])),
+        RpcRefused("eth_call", 1, hostile),
+    ):
+        assert str(error).isprintable()
+        assert len(str(error)) < 500
+
+
+def test_an_endpoint_that_is_not_text_leaves_the_other_workers_readable() -> None:
+    """The ABI encodes bytes and text alike, so that this is what a hostile registration looks like."""
+    row = "(address,address,address,uint128,uint64,uint64,bool,bytes)[]"
+    who = (ESCROW, ESCROW, ESCROW, 5, 1, 0, True)
+    data = encode([row], [[(*who, b"\xff\xfe"), (*who, b"https://good:1")]])
+    (rows,) = interface("WorkerRegistry").decode("workers", data)
+    assert [worker[7] for worker in rows] == ["\ufffd\ufffd", "https://good:1"]
+
+
 # ---------------------------------------------------------------------- refusals of raw transactions
 
 

@@ -184,3 +184,11 @@ async def test_finality_never_falls_back_by_itself() -> None:
 async def test_a_malformed_receipt_is_a_bad_answer(change: dict[str, Any]) -> None:
     with pytest.raises(BadAnswer):
         await sender({"eth_getTransactionReceipt": RECEIPT | change}).outcome(TX.hash)
+
+
+@pytest.mark.parametrize("method", ["eth_getTransactionReceipt", "eth_getTransactionByHash"])
+async def test_an_answer_of_another_kind_is_a_bad_answer(method: str) -> None:
+    answers: list[Any] = [[], "0x", {}, 7]
+    for answer in answers:
+        with pytest.raises(BadAnswer):
+            await sender({method: answer}).outcome(TX.hash)
