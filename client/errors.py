@@ -54,13 +54,12 @@ class NoWorkerFits(ClientError):
 
 
 class InsufficientFunds(ClientError):
-    """The pooled balance cannot cover the job's ceiling. Amounts are base units."""
+    """There is less than is needed. Amounts are base units; `where` says what holds the rest."""
 
-    def __init__(self, needed: Amount, available: Amount) -> None:
-        super().__init__(
-            f"the job needs {needed} base units in its channel and {available} are free in the escrow. "
-            "Deposit more: piecework client deposit AMOUNT"
-        )
+    def __init__(self, needed: Amount, available: Amount, where: str = "") -> None:
+        default = "{available} are free in the escrow. Deposit more: piecework client deposit AMOUNT"
+        have = (where or default).format(available=available)
+        super().__init__(f"{needed} base units are needed and {have}")
         self.needed = needed
         self.available = available
 

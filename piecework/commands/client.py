@@ -1,0 +1,421 @@
+"""`piecework client`: deposit, find workers, run prompts, check receipts, take the rest back."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from piecework.commands import _common as common
+
+if TYPE_CHECKING:
+    from client.config import ClientConfig
+    from client.requests import TextRequest
+    from client.sdk import PieceworkClient
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, add_completion=False)
+
+Home = Annotated[Path | None, typer.Option("--home", help="The client's home directory.")]
+PasswordFile = Annotated[Path | None, typer.Option(help="File with the key's password.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Index = Annotated[list[str] | None, typer.Option("--index", help="Index URL instead of the configured ones.")]
+Model = Annotated[str | None, typer.Option(help="Model name or digest; any if not given.")]
+MaxTokens = Annotated[int | None, typer.Option(min=1, help="Longest answer, in tokens.")]
+Steps = Annotated[int | None, typer.Option("--max-steps", min=1, help="Denoising steps a canvas, at most.")]
+Seed = Annotated[int | None, typer.Option(min=0, max=(1 << 64) - 1, help="Random if not given.")]
+MaxPrice = Annotated[str | None, typer.Option(help="Most that the job may cost, in tokens.")]
+System = Annotated[str | None, typer.Option(help="A system message before the prompt.")]
+
+Work = Callable[["PieceworkClient"], Awaitable[Any]]
+
+
+@app.callback()
+def _client() -> None:
+    """Buy text by the canvas."""
+
+
+@app.command()
+def init(
+    *,
+    deployment: Annotated[Path, typer.Option(help="The market's deployment file.")],
+    home: Home = None,
+    index: Index = None,
+    second_key: Annotated[
+        bool, typer.Option("--second-key", help="A key of its own for signing jobs and vouchers.")
+    ] = False,
+    password_file: PasswordFile = None,
+    json: Json = False,
+) -> None:
+    """Make a home: keys, configuration, deployment. Safe to run again."""
+    from client.setup import set_up
+    from protocol.types import to_hex
+
+    folder = common.home("client", home)
+    made = common.run(
+        set_up(
+            folder,
+            deployment,
+            tuple(index or ()),
+            second_key=second_key,
+            password=lambda: common.password(password_file, confirm=True),
+        )
+    )
+    facts = {
+        "home": str(folder),
+        "payer": to_hex(made.payer),
+        "authorizer": to_hex(made.authorizer),
+        "created": list(made.created),
+    }
+    if json:
+        common.print_json(facts)
+        return
+    typer.echo(f"home        {folder}")
+    typer.echo(f"payer       {facts['payer']}")
+    if made.authorizer != made.payer:
+        typer.echo(f"authorizer  {facts['authorizer']}")
+    typer.echo("created     " + (", ".join(made.created) or "nothing, all was there"))
+    typer.echo("Next: send tokens to the payer, then: piecework client deposit AMOUNT")
+
+
+@app.command()
+def deposit(
+    amount: Annotated[str | None, typer.Argument(help="Tokens to put into the escrow.")] = None,
+    *,
+    gasless: Annotated[
+        Path | None, typer.Option(help="Write a signed deposit that anybody may submit to this file.")
+    ] = None,
+    relay: Annotated[
+        Path | None, typer.Option(help="Submit somebody's signed deposit from this file and pay its gas.")
+    ] = None,
+    valid_hours: Annotated[float, typer.Option(min=0.01, max=720)] = 24.0,
+    home: Home = None,
+    password_file: PasswordFile = None,
+    json: Json = False,
+) -> None:
+    """Put tokens into the escrow. One deposit serves any number of workers."""
+    if (amount is None) == (relay is None) or (gasless and relay):
+        common.fail("give an AMOUNT (perhaps with --gasless FILE), or --relay FILE", 2)
+    units = None if amount is None else common.parse_amount(amount)
+
+    async def work(client: PieceworkClient) -> dict[str, Any]:
+        from client.deposits import deposit_now, relay_from, sign_to
+
+        if relay is not None:
+            return await relay_from(client, relay)
+        if gasless is not None:
+            return await sign_to(client, units or 0, gasless, int(valid_hours * 3600))
+        return await deposit_now(client, units or 0)
+
+    result = _with_client(home, password_file, work)
+    if json:
+        common.print_json(result)
+    elif "file" in result:
+        typer.echo(f"Signed. Anybody may submit it: piecework client deposit --relay {result['file']}")
+    else:
+        typer.echo(f"{common.amount(result['amount'])} deposited in block {result['block']}")
+
+
+@app.command()
+def offers(
+    *, home: Home = None, password_file: PasswordFile = None, index: Index = None, json: Json = False
+) -> None:
+    """Who serves what, at which price: verified here, whatever an index says."""
+    from client.views import offer_view
+
+    found = _with_client(home, password_file, lambda client: client.offers(), indexes=_indexes(index))
+    rows = [offer_view(signed) for signed in found.offers]
+    if json:
+        common.print_json({"offers": rows, "troubles": list(found.troubles)})
+        return
+    for row in rows:
+        typer.echo(f"{row['operator']}  {row['endpoint']}  {row['slots_free']} of {row['slots']} slots free")
+        for model in row["models"]:
+            typer.echo(
+                f"    {model['name']:24} {model['tokens_per_second']:>6} tokens/s"
+                f"  out {common.amount(model['price_per_million_output_tokens'])}/M"
+                f"  in {common.amount(model['price_per_million_prompt_tokens'])}/M"
+                f"  steps {common.amount(model['price_per_thousand_steps'])}/k"
+            )
+    for trouble in found.troubles:
+        typer.echo(f"left out: {trouble}", err=True)
+    if not rows:
+        typer.echo("no usable offer", err=True)
+
+
+@app.command()
+def quote(
+    prompt: Annotated[str, typer.Argument(help="The prompt; - reads it from standard input.")],
+    *,
+    model: Model = None,
+    max_tokens: MaxTokens = None,
+    max_steps: Steps = None,
+    system: System = None,
+    home: Home = None,
+    password_file: PasswordFile = None,
+    index: Index = None,
+    json: Json = False,
+) -> None:
+    """What a prompt would cost, at most and probably. Nothing is sent to a worker."""
+    from client.views import quote_view
+
+    request = _request(prompt, system, model, max_tokens=max_tokens, max_steps=max_steps)
+    flags = _indexes(index)
+    view = quote_view(_with_client(home, password_file, lambda c: c.quote(request), indexes=flags))
+    if json:
+        common.print_json(view)
+        return
+    typer.echo(f"worker    {view['worker']} ({view['model']})")
+    typer.echo(f"expected  {common.amount(view['expected'])}")
+    typer.echo(f"at most   {common.amount(view['ceiling'])}")
+    typer.echo(f"why       {view['why']}")
+    for line in view["unfit"]:
+        typer.echo(f"left out  {line}", err=True)
+
+
+@app.command()
+def run(
+    prompt: Annotated[str | None, typer.Argument(help="The prompt; - reads it from standard input.")] = None,
+    *,
+    model: Model = None,
+    max_tokens: MaxTokens = None,
+    max_steps: Steps = None,
+    seed: Seed = None,
+    temperature: Annotated[float | None, typer.Option(min=0, max=2, help="At the last step.")] = None,
+    max_price: MaxPrice = None,
+    system: System = None,
+    resume: Annotated[str | None, typer.Option(help="Take up an interrupted job by its id.")] = None,
+    home: Home = None,
+    password_file: PasswordFile = None,
+    index: Index = None,
+    json: Json = False,
+) -> None:
+    """Run a prompt and pay for it canvas by canvas, watching it being denoised."""
+    if (prompt is None) == (resume is None):
+        common.fail("give a PROMPT, or --resume JOB", 2)
+    request = None
+    if prompt is not None:
+        request = _request(
+            prompt,
+            system,
+            model,
+            max_tokens=max_tokens,
+            max_steps=max_steps,
+            seed=seed,
+            temperature=temperature,
+            max_price=max_price,
+            drafts=not json,
+        )
+
+    async def work(client: PieceworkClient) -> dict[str, Any]:
+        from client.terminal import choose
+        from client.views import result_view
+        from protocol.types import JobId
+
+        if request is not None:
+            job = client.run(request)
+        else:
+            job = client.resume(JobId(_digest(resume or "", "job")))
+        return result_view(await choose(common.amount, quiet=json).show(job))
+
+    result = _with_client(home, password_file, work, indexes=_indexes(index))
+    if json:
+        common.print_json(result)
+
+
+@app.command()
+def receipts(
+    *,
+    job: Annotated[str | None, typer.Option(help="Only this job's.")] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Fail unless every receipt is signed and included.")
+    ] = False,
+    home: Home = None,
+    password_file: PasswordFile = None,
+    json: Json = False,
+) -> None:
+    """Every paid canvas, with the proof that the channel's voucher commits to it."""
+    from client.views import receipts_view
+
+    wanted = None if job is None else _digest(job, "job")
+    view = _with_client(home, password_file, lambda client: receipts_view(client, wanted))
+    if json:
+        common.print_json(view)
+    else:
+        for row in view["receipts"]:
+            mark = row["trouble"] or "proved"
+            typer.echo(
+                f"{row['job'][:12]}… canvas {row['canvas']:>3}"
+                f"  {row['units']:>4} tokens {row['steps']:>4} steps"
+                f"  {common.amount(row['amount'])}  leaf {row['leaf_index']} of {row['count']}: {mark}"
+            )
+        typer.echo(f"{len(view['receipts'])} receipts, {view['failed']} with trouble", err=True)
+    if verify and view["failed"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def balance(*, home: Home = None, password_file: PasswordFile = None, json: Json = False) -> None:
+    """Where the client's money is."""
+    from client.views import balance_view
+
+    view = _with_client(home, password_file, balance_view)
+    if json:
+        common.print_json(view)
+        return
+    typer.echo(f"payer                {view['payer']}")
+    for label, key in (
+        ("own account", "own"),
+        ("escrow, free", "free"),
+        ("escrow, pooled", "pooled"),
+        ("in channels", "in_channels"),
+        ("promised to workers", "paid"),
+    ):
+        typer.echo(f"{label:20} {common.amount(view[key])}")
+
+
+@app.command()
+def channels(*, home: Home = None, password_file: PasswordFile = None, json: Json = False) -> None:
+    """Every channel: with whom, how much, how far."""
+    from client.views import channels_view
+
+    rows = _with_client(home, password_file, channels_view)
+    if json:
+        common.print_json({"channels": rows})
+        return
+    for row in rows:
+        typer.echo(
+            f"{row['channel']}  {row['status']:8} worker {row['operator']}"
+            f"  {common.amount(row['cumulative'])} of {common.amount(row['deposit'])}"
+            f"  {row['count']} canvases, {row['unacknowledged']} unconfirmed"
+        )
+
+
+@app.command()
+def close(
+    channel: Annotated[list[str] | None, typer.Argument(help="Channel ids; all open ones if none.")] = None,
+    *,
+    home: Home = None,
+    password_file: PasswordFile = None,
+    json: Json = False,
+) -> None:
+    """Close channels together with their workers; a silent worker's starts its withdrawal delay."""
+    chosen = [_digest(text, "channel") for text in channel or ()]
+
+    async def work(client: PieceworkClient) -> list[dict[str, Any]]:
+        from client.views import close_view
+
+        return await close_view(client, chosen)
+
+    _print_closings(_with_client(home, password_file, work), json)
+
+
+@app.command()
+def withdraw(
+    amount: Annotated[str | None, typer.Argument(help="Tokens; all that is free if not given.")] = None,
+    *,
+    to: Annotated[str | None, typer.Option(help="Address; the payer's own account if not given.")] = None,
+    home: Home = None,
+    password_file: PasswordFile = None,
+    json: Json = False,
+) -> None:
+    """Take back what is due from closing channels, then send free tokens out of the escrow."""
+    units = None if amount is None else common.parse_amount(amount)
+
+    async def work(client: PieceworkClient) -> dict[str, Any]:
+        from client.views import withdraw_view
+
+        return await withdraw_view(client, units, to)
+
+    view = _with_client(home, password_file, work)
+    if json:
+        common.print_json(view)
+        return
+    _print_closings(view["channels"], as_json=False)
+    typer.echo(f"{common.amount(view['amount'])} sent to {view['to']}")
+
+
+# ---------------------------------------------------------------------------------------- shared
+
+
+def open_config(home: Path | None, flags: dict[str, Any]) -> tuple[Path, ClientConfig]:
+    """The home directory and its configuration with flags applied; one clear line if it is unusable."""
+    from client.config import ClientHome, load_config
+    from client.errors import ConfigError
+
+    folder = common.home("client", home)
+    files = ClientHome(folder)
+    if not files.wallet.exists():
+        common.fail(f"no client in {folder}. Make one: piecework client init --deployment FILE")
+    try:
+        return folder, load_config(files.config, flags)
+    except ConfigError as error:
+        common.fail(str(error))
+
+
+def _with_client(home: Path | None, password_file: Path | None, work: Work, **flags: Any) -> Any:
+    folder, config = open_config(home, flags)
+    secret = common.password(password_file)
+
+    async def whole() -> Any:
+        from client.config import ClientHome
+        from client.sdk import PieceworkClient
+
+        async with await PieceworkClient.open(ClientHome(folder), config, secret) as client:
+            return await work(client)
+
+    return common.run(whole())
+
+
+def _indexes(index: list[str] | None) -> Any:
+    return tuple(index) if index else None
+
+
+def _request(prompt: str, system: str | None, model: str | None, **options: Any) -> TextRequest:
+    import sys
+
+    from client.requests import DEFAULT_TEMPERATURE_START, Generation, TextRequest
+    from protocol.content import Message
+    from protocol.errors import MalformedInput
+    from protocol.types import Amount, Micros
+
+    text = sys.stdin.read() if prompt == "-" else prompt
+    messages = [Message("user", text)]
+    if system is not None:
+        messages.insert(0, Message("system", system))
+    generation: dict[str, Any] = {key: options.get(key) for key in ("max_tokens", "max_steps", "seed")}
+    if options.get("temperature") is not None:
+        end = Micros(round(options["temperature"] * 1_000_000))
+        generation["temperature_end"] = end
+        generation["temperature_start"] = Micros(max(end, DEFAULT_TEMPERATURE_START))
+    limit = options.get("max_price")
+    max_price = None if limit is None else Amount(common.parse_amount(limit))
+    try:
+        return TextRequest(
+            tuple(messages), model, Generation(**generation), max_price, drafts=bool(options.get("drafts"))
+        )
+    except MalformedInput as error:
+        common.fail(str(error), 2)
+
+
+def _digest(text: str, what: str) -> Any:
+    from protocol.types import parse_hex
+
+    try:
+        return parse_hex(text, 32, what)
+    except ValueError as error:
+        common.fail(str(error), 2)
+
+
+def _print_closings(rows: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        common.print_json({"channels": rows})
+        return
+    for row in rows:
+        later = (
+            ""
+            if row["withdrawable_at"] is None
+            else f"; withdrawable at {row['withdrawable_at']} (Unix time)"
+        )
+        typer.echo(f"{row['channel'][:14]}…  {'closed' if row['closed'] else 'open'}: {row['note']}{later}")

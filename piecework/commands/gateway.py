@@ -1,0 +1,73 @@
+"""`piecework gateway`: an OpenAI-compatible endpoint that pays per canvas from the client's wallet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from piecework.commands import _common as common
+
+if TYPE_CHECKING:
+    from client.config import ClientConfig
+
+app = typer.Typer(invoke_without_command=True, rich_markup_mode=None, add_completion=False)
+
+
+@app.callback()
+def serve(
+    *,
+    home: Annotated[Path | None, typer.Option("--home", help="The client's home directory.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on. It spends your money.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free port.")] = 8400,
+    index: Annotated[list[str] | None, typer.Option("--index", help="Index URL.")] = None,
+    max_concurrent: Annotated[int | None, typer.Option(help="Requests at once.")] = None,
+    password_file: Annotated[Path | None, typer.Option(help="File with the key's password.")] = None,
+) -> None:
+    """Serve /v1/chat/completions and /v1/models until SIGTERM. The API key is
+    PIECEWORK_CLIENT_GATEWAY_API_KEY or gateway_api_key in config.toml."""
+    from piecework.commands.client import open_config
+
+    flags = {"indexes": tuple(index) if index else None, "gateway_max_concurrent": max_concurrent}
+    folder, config = open_config(home, flags)
+    if config.gateway_api_key is None and host not in ("127.0.0.1", "::1", "localhost"):
+        common.fail(
+            f"listening on {host} without an API key lets anybody spend your money. Set gateway_api_key", 2
+        )
+    common.run(_serve(folder, config, common.password(password_file), host, port))
+
+
+async def _serve(folder: Path, config: ClientConfig, secret: str, host: str, port: int) -> None:
+    from aiohttp import web
+
+    from client.config import ClientHome
+    from client.gateway import Gateway, GatewayOptions
+    from client.sdk import PieceworkClient
+    from piecework.commands._server import listen, logs_to_stderr, until_told_to_stop
+    from protocol.types import to_hex
+
+    logs_to_stderr()
+    async with await PieceworkClient.open(ClientHome(folder), config, secret) as client:
+        options = GatewayOptions(
+            config.gateway_api_key, config.gateway_max_concurrent, config.gateway_heartbeat_s
+        )
+        gateway = Gateway(client, options)
+        # Requests that still run when we are told to stop are cancelled at the worker and paid.
+        runner = web.AppRunner(
+            gateway.application(), handler_cancellation=True, access_log=None, shutdown_timeout=5
+        )
+        bound = await listen(runner, host, port)
+        try:
+            common.print_json(
+                {
+                    "ready": True,
+                    "role": "gateway",
+                    "url": bound.url + "/v1",
+                    "port": bound.port,
+                    "payer": to_hex(client.wallet.payer.address),
+                }
+            )
+            await until_told_to_stop()
+        finally:
+            await runner.cleanup()
