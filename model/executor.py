@@ -25,6 +25,8 @@ _EMBEDDING_TYPES: dict[torch.dtype, trace.EmbeddingType] = {
     torch.float16: "float16",
 }
 
+_CPU_OUT_OF_MEMORY = "DefaultCPUAllocator"  # torch has no exception type of its own for the CPU
+
 
 @dataclass(frozen=True, slots=True)
 class RowStep:
@@ -127,7 +129,12 @@ class ReferenceExecutor:
         except torch.AcceleratorError:
             raise
         except RuntimeError as error:
-            failure = RowFailure(request_id, "internal", f"the forward pass failed: {type(error).__name__}")
+            if _CPU_OUT_OF_MEMORY in str(error):
+                failure = RowFailure(request_id, "out_of_memory", "the row does not fit into memory")
+            else:
+                failure = RowFailure(
+                    request_id, "internal", f"the forward pass failed: {type(error).__name__}"
+                )
         self.close(request_id)
         if failure.kind == "out_of_memory" and self._denoiser.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -150,6 +150,15 @@ def test_a_failing_forward_pass_ends_its_row_only(
     assert len(canvases(events["fine"])) == 1
 
 
+def test_memory_that_the_cpu_does_not_have_is_told_as_such(bundled: LoadedModel, prompt: Prompt) -> None:
+    engine = Engine(bundled, max_rows=1)
+    engine.submit(make_request(prompt))
+    with broken_head(bundled, lambda output: torch.empty(2**55)):
+        (event,) = engine.step()
+    assert isinstance(event, FailedEvent)
+    assert event.kind == "out_of_memory"
+
+
 def test_a_broken_accelerator_is_not_taken_for_a_broken_row(bundled: LoadedModel, prompt: Prompt) -> None:
     def lost(output: torch.Tensor) -> torch.Tensor:
         raise torch.AcceleratorError("device lost")

@@ -172,9 +172,7 @@ def test_light_modules_import_no_torch() -> None:
     assert result.stdout.strip() == "[]"
 
 
-def test_sampling_parameters_that_are_not_given_are_those_of_transformers(
-    folder: Path, bundled: LoadedModel
-) -> None:
+def test_sampling_parameters_not_given_are_those_of_transformers(folder: Path, bundled: LoadedModel) -> None:
     (folder / "generation_config.json").write_text('{"eos_token_id": 1}')
     loaded = load(folder, device="cpu")
     assert loaded.defaults == bundled.defaults
