@@ -184,8 +184,9 @@ def test_loading_and_prompting_touch_neither_network_nor_pickle() -> None:
         "import sys\n"
         "from model.loading import load\n"
         "from model.chat import Message, encode_prompt\n"
+        "banned = ('socket.connect', 'socket.getaddrinfo', 'pickle.find_class')\n"
         "def refuse(event, arguments):\n"
-        "    if event in ('socket.connect', 'socket.getaddrinfo', 'pickle.find_class'): raise SystemExit(event)\n"
+        "    if event in banned: raise SystemExit(event)\n"
         "sys.addaudithook(refuse)\n"
         "print(len(encode_prompt(load(device='cpu'), [Message('user', 'a fox')])) > 0)"
     )
