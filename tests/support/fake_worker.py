@@ -175,6 +175,7 @@ class FakeWorker:
         self.closed: list[Channel] = []
         self.slots_free, self.min_deposit, self.sequence = 2, 0, 1
         self.endpoint = ""
+        self.token = TOKEN
         self._certificate, self._key = _certificate()
 
     async def __aenter__(self) -> FakeWorker:
@@ -214,7 +215,7 @@ class FakeWorker:
             endpoint=self.endpoint,
             tls_certificate=self.certificate_digest,
             sealing_key=public_key(self.sealing_secret),
-            tokens=(TOKEN,),
+            tokens=(self.token,),
             models=self.models,
             slots=Uint32(2),
             slots_free=Uint32(self.slots_free),

@@ -272,11 +272,13 @@ async def test_a_failed_stream_says_so_and_resets_the_socket_without_done(settin
     setting.worker.script.fail_at = 1
     body = {"model": "tale-1", "messages": USER, "stream": True}
     received = b""
-    async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {KEY}"}) as http:
-        async with http.post(setting.url + "/v1/chat/completions", json=body) as response:
-            with pytest.raises(aiohttp.ClientError):
-                async for part in response.content.iter_any():
-                    received += part
+    async with (
+        aiohttp.ClientSession(headers={"Authorization": f"Bearer {KEY}"}) as http,
+        http.post(setting.url + "/v1/chat/completions", json=body) as response,
+    ):
+        with pytest.raises(aiohttp.ClientError):
+            async for part in response.content.iter_any():
+                received += part
     lines = [line.removeprefix(b"data: ") for line in received.split(b"\n\n") if line]
     assert json.loads(lines[-1])["error"]["code"] == "job_failed"
     assert b"[DONE]" not in received
@@ -310,12 +312,14 @@ async def test_silence_is_filled_with_comments_that_the_sdk_skips(setting: Setti
     setting.worker.script.gate = lambda canvas: beats.wait()
     body = {"model": "tale-1", "messages": USER, "stream": True}
     received = b""
-    async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {KEY}"}) as http:
-        async with http.post(url + "/v1/chat/completions", json=body) as response:
-            async for part in response.content.iter_any():
-                received += part
-                if b": denoising" in received:
-                    beats.set()
+    async with (
+        aiohttp.ClientSession(headers={"Authorization": f"Bearer {KEY}"}) as http,
+        http.post(url + "/v1/chat/completions", json=body) as response,
+    ):
+        async for part in response.content.iter_any():
+            received += part
+            if b": denoising" in received:
+                beats.set()
     await runner.cleanup()
     assert b": denoising\n\n" in received
     assert received.endswith(b"data: [DONE]\n\n")
