@@ -2,6 +2,7 @@
 pragma solidity 0.8.37;
 
 import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
+import {TestToken} from "../../src/TestToken.sol";
 import {IEscrow, SkipReason} from "../../src/interfaces/IEscrow.sol";
 import {Channel, Claim} from "../../src/libraries/PieceworkTypes.sol";
 import {EscrowBase} from "../utils/EscrowBase.sol";
@@ -174,6 +175,30 @@ contract SettleTest is EscrowBase {
         vm.expectEmit(address(token));
         emit IERC20.Transfer(address(escrow), receiver, 12);
         escrow.settle(claims);
+    }
+
+    function test_claims_of_different_receivers_or_tokens_are_paid_apart() public {
+        (Channel memory first,) = open(1);
+        Channel memory second = channelOf(2);
+        second.receiver = address(0x4EC32);
+        vm.prank(payer);
+        escrow.fund(second, DEPOSIT, SOON, "");
+        TestToken other = new TestToken();
+        other.mint(address(this), DEPOSIT);
+        other.approve(address(escrow), DEPOSIT);
+        escrow.deposit(address(other), DEPOSIT, payer);
+        Channel memory third = channelOf(3);
+        (third.receiver, third.token) = (second.receiver, address(other));
+        vm.prank(payer);
+        escrow.fund(third, DEPOSIT, SOON, "");
+        Claim[] memory claims = new Claim[](3);
+        claims[0] = claimOf(first, 5, 1);
+        claims[1] = claimOf(second, 7, 1);
+        claims[2] = claimOf(third, 9, 1);
+        escrow.settle(claims);
+        vm.assertEq(token.balanceOf(receiver), 5, "first receiver");
+        vm.assertEq(token.balanceOf(second.receiver), 7, "second receiver");
+        vm.assertEq(other.balanceOf(second.receiver), 9, "second receiver, other token");
     }
 
     function test_a_channel_twice_in_a_batch_pays_the_sum_once() public {

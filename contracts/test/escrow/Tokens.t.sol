@@ -6,6 +6,7 @@ import {Channel, Claim} from "../../src/libraries/PieceworkTypes.sol";
 import {EscrowBase} from "../utils/EscrowBase.sol";
 import {
     BlockListToken,
+    BonusToken,
     FalseToken,
     FeeToken,
     NoReturnToken,
@@ -31,6 +32,14 @@ contract TokensTest is EscrowBase {
         fee.approve(address(escrow), 1000);
         vm.expectRevert(abi.encodeWithSelector(IEscrow.DepositMismatch.selector, address(fee), 1000, 990));
         escrow.deposit(address(fee), 1000, payer);
+    }
+
+    function test_a_deposit_that_arrives_long_is_refused() public {
+        BonusToken bonus = new BonusToken();
+        bonus.mint(address(this), 1000);
+        bonus.approve(address(escrow), 1000);
+        vm.expectRevert(abi.encodeWithSelector(IEscrow.DepositMismatch.selector, address(bonus), 1000, 1001));
+        escrow.deposit(address(bonus), 1000, payer);
     }
 
     function test_a_token_without_return_value_works() public {
