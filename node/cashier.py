@@ -142,7 +142,8 @@ class Cashier:
             book.observed_at = self._x.clock.monotonic()
             if not changed:
                 return
-            if seen.settled < book.settled or seen.deposit < book.deposit:
+            closed = seen.state is ChannelState.CLOSED
+            if seen.settled < book.settled or (seen.deposit < book.deposit and not closed):
                 self._x.log.warning("the chain went back", channel=book.id, amount=seen.settled)
             book.state, book.deposit, book.settled = seen.state, seen.deposit, seen.settled
             if book.journaled:

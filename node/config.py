@@ -188,8 +188,13 @@ def load(
     ):
         _check_names(where, values)
         merged |= values
+    return check(merged)
+
+
+def check(values: Mapping[str, Any]) -> WorkerConfig:
+    """Settings from plain values. `ConfigError` names every one that is out of bounds."""
     try:
-        return WorkerConfig(**merged)
+        return WorkerConfig(**values)
     except ValidationError as error:
         raise ConfigError("; ".join(_explain(e) for e in error.errors())) from None
 

@@ -1,8 +1,8 @@
-"""The composition root: one function builds the real graph, one object lives it.
+"""One life of the worker daemon.
 
 Start: settings, keys, journal (locked), chain (verified), engine (loaded and measured), gRPC, offer, ready.
-Stop (SIGTERM, SIGINT or /drain): nothing new, running jobs get a grace, the rest is suspended, what is worth it is
-settled, the journal is closed.
+Stop (SIGTERM, SIGINT or /drain): nothing new, running jobs get a grace, the rest is suspended, what has value
+is settled, the journal is closed.
 """
 
 from __future__ import annotations
@@ -12,41 +12,24 @@ import json
 import os
 import secrets
 import signal
-import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from chain.deployment import Deployment
-from chain.fees import GWEI, FeePolicy
-from chain.finality import FINALIZED, at_depth
-from chain.reader import ChainReader
 from node import config as settings
-from node import logs
 from node.admin import ADDRESS_FILE, AdminServer, admin_token
-from node.chain_link import ChainLink
-from node.clock import Clock, SystemClock
-from node.config import WorkerConfig, child_environment, split_endpoint
-from node.engine import EngineCommandLine, EngineSupervisor, engine_arguments
+from node.assembly import Parts, build
+from node.config import split_endpoint
 from node.engine_link import EngineEvent, EngineFacts, EngineReady
 from node.errors import ConfigError
-from node.execution import Execution
 from node.home import Home
-from node.journal_sqlite import SqliteJournal
-from node.keys import SealingKeys, TlsIdentity, load_operator, load_tls, write_private
+from node.keys import write_private
 from node.limiter import RateLimiter
-from node.metrics import Metrics
-from node.offers import AiohttpPoster, OfferBoard, OfferTerms, publish, refresh_due
+from node.offers import AiohttpPoster, OfferTerms, publish, refresh_due
 from node.server import Door, GrpcServer
-from node.settlement import Settler, SettlerTimes
-from node.settlement_policy import SettlePolicy
-from node.worker import Worker
+from node.status import exposure_bound, status_of
 from protocol.errors import PieceworkError
-from protocol.objects import Offer
-from protocol.pricing import Usage, price
-from protocol.signing import LocalSigner
-from protocol.types import Amount, Seconds, address_hex, to_hex
+from protocol.types import Amount, Seconds, address_hex
 
 TICK_S: Final = 0.5
 POLL_S: Final = 0.1
@@ -54,142 +37,6 @@ STOP_GRACE_S: Final = 2.0
 """For streams that were told to end."""
 FINAL_SETTLE_S: Final = 60.0
 """For the last settlement to be mined; if the chain is slower, the next start takes it up."""
-
-
-@dataclass(slots=True)
-class Parts:
-    """The graph. Built once by `build`, closed once by `Daemon`."""
-
-    config: WorkerConfig
-    home: Home
-    deployment: Deployment
-    operator: LocalSigner
-    tls: TlsIdentity
-    clock: Clock
-    log: Any
-    metrics: Metrics
-    journal: SqliteJournal
-    reader: ChainReader
-    engine: EngineSupervisor
-    execution: Execution
-    settler: Settler
-    worker: Worker
-    board: OfferBoard
-
-
-async def build(home: Home, config: WorkerConfig, password: str, *, clock: Clock | None = None) -> Parts:
-    """Settings to a working graph, in the order in which things can fail. Nothing listens yet."""
-    clock = clock or SystemClock()
-    log, metrics = logs.logger(config.log_level), Metrics()
-    if not home.deployment.is_file():
-        raise ConfigError(f"{home.deployment} is missing. Run `piecework worker init` first.")
-    deployment = Deployment.load(home.deployment)
-    tls = load_tls(home.certificate, home.certificate_key)
-    operator = await asyncio.to_thread(load_operator, home.operator, password)
-    journal = await SqliteJournal.open(home.journal, deployment.domain, operator.address)
-    journal.on_commit = metrics.commit.observe
-    reader: ChainReader | None = None
-    try:
-        finality = at_depth(config.finality_depth) if config.finality_depth else FINALIZED
-        reader = await ChainReader.connect(
-            deployment,
-            rpc_url=config.rpc_url or None,
-            timeout_s=config.rpc_timeout_s,
-            finality=finality,
-        )
-        return await _wire(home, config, deployment, operator, tls, clock, log, metrics, journal, reader)
-    except BaseException:
-        await journal.close()
-        if reader is not None:
-            await reader.close()
-        raise
-
-
-async def _wire(  # noqa: PLR0917  the graph's roots, once
-    home: Home,
-    config: WorkerConfig,
-    deployment: Deployment,
-    operator: LocalSigner,
-    tls: TlsIdentity,
-    clock: Clock,
-    log: Any,
-    metrics: Metrics,
-    journal: SqliteJournal,
-    reader: ChainReader,
-) -> Parts:
-    chain = ChainLink(reader, operator, FeePolicy(max_fee_wei=int(config.max_fee_gwei * GWEI)))
-    keys = await sealing_keys(journal, operator, clock, config.sealing_key_rotation_s)
-    engine = EngineSupervisor(_engine_command(config), clock, log)
-    execution = Execution(
-        domain=deployment.domain,
-        signer=operator,
-        journal=journal,
-        engine=engine,
-        keys=keys,
-        clock=clock,
-        metrics=metrics,
-        log=log,
-    )
-    settler = Settler(
-        journal,
-        chain,
-        clock=clock,
-        policy=SettlePolicy(config.settle_gas_multiple, config.settle_interval_s, config.native_coin_price),
-        times=SettlerTimes(config.chain_poll_s, config.stuck_after_s),
-        metrics=metrics,
-        log=log,
-    )
-    worker = Worker(
-        execution,
-        chain,
-        settler,
-        receiver=config.receiver,
-        terms=config.terms(deployment.token),
-        policy=config.policy,
-    )
-    board = OfferBoard(journal, deployment.domain, operator, clock)
-    return Parts(
-        config=config,
-        home=home,
-        deployment=deployment,
-        operator=operator,
-        tls=tls,
-        clock=clock,
-        log=log,
-        metrics=metrics,
-        journal=journal,
-        reader=reader,
-        engine=engine,
-        execution=execution,
-        settler=settler,
-        worker=worker,
-        board=board,
-    )
-
-
-async def sealing_keys(
-    journal: SqliteJournal, operator: LocalSigner, clock: Clock, rotation_s: int
-) -> SealingKeys:
-    """The journal's sealing keys, with a fresh one when it is time."""
-    keys = SealingKeys.load(await journal.sealing_keys(), operator.secret)
-    if keys.rotation_due(clock.now(), rotation_s):
-        keys, records = keys.rotated(clock.now(), operator.secret, secrets.token_bytes)
-        await journal.append(records)
-    return keys
-
-
-def _engine_command(config: WorkerConfig) -> EngineCommandLine:
-    arguments = engine_arguments(
-        sys.executable,
-        model=config.model,
-        device=config.device,
-        dtype=config.dtype,
-        slots=config.slots,
-        queue=config.queue,
-        threads=config.threads,
-        benchmark_s=config.benchmark_s,
-    )
-    return EngineCommandLine(tuple(arguments), child_environment())
 
 
 class Daemon:
@@ -229,57 +76,13 @@ class Daemon:
         self._draining.set()
 
     async def status(self) -> dict[str, Any]:
-        """Everything an operator wants to know at a glance. Amounts in base units."""
-        p, worker = self._p, self._p.worker
-        current = p.board.current
-        earnings = await p.journal.earnings()
-        return {
-            "state": self._state(),
-            "fault": worker.fault,
-            "operator": address_hex(p.operator.address),
-            "receiver": address_hex(worker.receiver),
-            "grpc_port": self._grpc_port,
-            "engine": {
-                "ready": p.engine.ready,
-                "pid": p.engine.pid,
-                "restarts": p.engine.losses,
-                **(_engine_status(p.engine.facts) if p.engine.facts else {}),
-            },
-            "slots": p.config.slots,
-            "queue": p.config.queue,
-            "active": worker.active,
-            "streams": worker.streams,
-            "channels": len(list(worker.books)),
-            "offer": _offer_status(current.offer) if current else None,
-            "earnings": asdict(earnings),
-            "unsettled": p.settler.unsettled,
-            "exposure": worker.exposure,
-            "exposure_bound": self._exposure_bound(),
-            "transactions": [
-                {"kind": t.kind.value, "hash": "0x" + t.tx.hash.hex(), "state": t.state.value}
-                for t in p.settler.under_way
-            ],
-            "refusals": dict(sorted(p.metrics.refusals.items())),
-            "errors": [asdict(note) for note in p.metrics.errors],
-        }
+        state = self._state()
+        return await status_of(self._p, state, self._grpc_port)
 
     def _state(self) -> str:
         if self._p.worker.draining:
             return "draining"
         return "ready" if self.ready else "faulted" if self._p.worker.fault else "starting"
-
-    def _exposure_bound(self) -> int | None:
-        """The most that can be delivered and not paid for by jobs that run at once (clause 3.7)."""
-        current = self._p.board.current
-        if current is None:
-            return None
-        model, config = current.offer.models[0], self._p.config
-        usage = Usage(
-            model.max_context,
-            config.credit_window * model.canvas_size,
-            config.credit_window * model.max_steps,
-        )
-        return (config.slots + config.queue) * price(model, usage)
 
     # --- life
 
@@ -372,10 +175,10 @@ class Daemon:
             "tls_certificate": "0x" + p.tls.digest.hex(),
             "model": p.engine.facts.name if p.engine.facts else "",
             "engine_pid": p.engine.pid,
-            "exposure_bound": self._exposure_bound(),
+            "exposure_bound": exposure_bound(self._p),
         }
         print(json.dumps(line), flush=True)
-        p.log.info("ready", port=self._grpc_port, admin_port=admin_port, bound=self._exposure_bound())
+        p.log.info("ready", port=self._grpc_port, admin_port=admin_port, bound=exposure_bound(self._p))
 
     async def _pump(self, events: Any) -> None:
         async for event in events:
@@ -415,7 +218,7 @@ class Daemon:
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         """Wait for something that no single event announces."""
-        while not condition():
+        while not condition():  # noqa: ASYNC110  load, time and health all move it
             await asyncio.sleep(POLL_S)
 
     def _offer_due(self) -> bool:
@@ -503,31 +306,6 @@ class Daemon:
         m.exposure.set(p.worker.exposure)
         m.unsettled.set(p.settler.unsettled)
         m.ready.set(int(self.ready))
-
-
-def _engine_status(facts: EngineFacts) -> dict[str, Any]:
-    return {
-        "model": facts.name,
-        "digest": to_hex(facts.digest),
-        "profile": facts.profile,
-        "device": facts.device,
-        "tokens_per_second": facts.tokens_per_second,
-        "first_canvas_ms": facts.first_canvas_ms,
-    }
-
-
-def _offer_status(offer: Offer) -> dict[str, Any]:
-    model = offer.models[0]
-    return {
-        "sequence": offer.sequence,
-        "endpoint": offer.endpoint,
-        "expires_at": offer.expires_at,
-        "slots_free": offer.slots_free,
-        "queue_free": offer.queue_free,
-        "price_per_million_prompt_tokens": model.price_per_million_prompt_tokens,
-        "price_per_million_output_tokens": model.price_per_million_output_tokens,
-        "price_per_thousand_steps": model.price_per_thousand_steps,
-    }
 
 
 async def serve(home: Path, flags: dict[str, Any], password: str) -> None:

@@ -46,3 +46,7 @@ class PromptRejected(PieceworkError):
 
 class AdminError(PieceworkError):
     """The daemon's admin port does not answer, or refuses."""
+
+
+class NotFunded(PieceworkError):
+    """The operator key lacks tokens or gas."""

@@ -73,5 +73,7 @@ def choose(candidates: Sequence[Candidate], policy: SettlePolicy, wei_per_gas: i
         return chosen
     if chosen[0].urgency is Urgency.WITHDRAWING:
         return chosen if value > cost else ()
-    patient = max(c.waited_s for c in chosen) < policy.interval_s
-    return chosen if value >= cost * (policy.gas_multiple if patient else 1) and value > cost else ()
+    if max(c.waited_s for c in chosen) >= policy.interval_s:
+        return chosen if value > cost else ()
+    # Where gas is free there is nothing to weigh, and the interval alone decides.
+    return chosen if cost and value >= cost * policy.gas_multiple else ()

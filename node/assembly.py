@@ -1,0 +1,166 @@
+"""One function builds the real graph out of settings: the only place where the parts are named together."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from chain.deployment import Deployment
+from chain.fees import GWEI, FeePolicy
+from chain.finality import FINALIZED, at_depth
+from chain.reader import ChainReader
+from node import logs
+from node.chain_link import ChainLink
+from node.clock import Clock, SystemClock
+from node.config import WorkerConfig, child_environment
+from node.engine import EngineCommandLine, EngineSupervisor, engine_arguments
+from node.errors import ConfigError
+from node.execution import Execution
+from node.home import Home
+from node.journal_sqlite import SqliteJournal
+from node.keys import SealingKeys, TlsIdentity, load_operator, load_tls
+from node.metrics import Metrics
+from node.offers import OfferBoard
+from node.settlement import Settler, SettlerTimes
+from node.settlement_policy import SettlePolicy
+from node.worker import Worker
+from protocol.signing import LocalSigner
+
+
+@dataclass(slots=True)
+class Parts:
+    """The graph. Built once by `build`, closed once by `Daemon`."""
+
+    config: WorkerConfig
+    home: Home
+    deployment: Deployment
+    operator: LocalSigner
+    tls: TlsIdentity
+    clock: Clock
+    log: Any
+    metrics: Metrics
+    journal: SqliteJournal
+    reader: ChainReader
+    engine: EngineSupervisor
+    execution: Execution
+    settler: Settler
+    worker: Worker
+    board: OfferBoard
+
+
+async def build(home: Home, config: WorkerConfig, password: str, *, clock: Clock | None = None) -> Parts:
+    """Settings to a working graph, in the order in which things can fail. Nothing listens yet."""
+    clock = clock or SystemClock()
+    log, metrics = logs.logger(config.log_level), Metrics()
+    if not home.deployment.is_file():
+        raise ConfigError(f"{home.deployment} is missing. Run `piecework worker init` first.")
+    deployment = Deployment.load(home.deployment)
+    tls = load_tls(home.certificate, home.certificate_key)
+    operator = await asyncio.to_thread(load_operator, home.operator, password)
+    journal = await SqliteJournal.open(home.journal, deployment.domain, operator.address)
+    journal.on_commit = metrics.commit.observe
+    reader: ChainReader | None = None
+    try:
+        finality = at_depth(config.finality_depth) if config.finality_depth else FINALIZED
+        reader = await ChainReader.connect(
+            deployment,
+            rpc_url=config.rpc_url or None,
+            timeout_s=config.rpc_timeout_s,
+            finality=finality,
+        )
+        return await _wire(home, config, deployment, operator, tls, clock, log, metrics, journal, reader)
+    except BaseException:
+        await journal.close()
+        if reader is not None:
+            await reader.close()
+        raise
+
+
+async def _wire(  # noqa: PLR0917  the graph's roots, once
+    home: Home,
+    config: WorkerConfig,
+    deployment: Deployment,
+    operator: LocalSigner,
+    tls: TlsIdentity,
+    clock: Clock,
+    log: Any,
+    metrics: Metrics,
+    journal: SqliteJournal,
+    reader: ChainReader,
+) -> Parts:
+    chain = ChainLink(reader, operator, FeePolicy(max_fee_wei=int(config.max_fee_gwei * GWEI)))
+    keys = await sealing_keys(journal, operator, clock, config.sealing_key_rotation_s)
+    engine = EngineSupervisor(_engine_command(config), clock, log)
+    execution = Execution(
+        domain=deployment.domain,
+        signer=operator,
+        journal=journal,
+        engine=engine,
+        keys=keys,
+        clock=clock,
+        metrics=metrics,
+        log=log,
+    )
+    settler = Settler(
+        journal,
+        chain,
+        clock=clock,
+        policy=SettlePolicy(config.settle_gas_multiple, config.settle_interval_s, config.native_coin_price),
+        times=SettlerTimes(config.chain_poll_s, config.stuck_after_s),
+        metrics=metrics,
+        log=log,
+    )
+    worker = Worker(
+        execution,
+        chain,
+        settler,
+        receiver=config.receiver,
+        terms=config.terms(deployment.token),
+        policy=config.policy,
+    )
+    board = OfferBoard(journal, deployment.domain, operator, clock)
+    return Parts(
+        config=config,
+        home=home,
+        deployment=deployment,
+        operator=operator,
+        tls=tls,
+        clock=clock,
+        log=log,
+        metrics=metrics,
+        journal=journal,
+        reader=reader,
+        engine=engine,
+        execution=execution,
+        settler=settler,
+        worker=worker,
+        board=board,
+    )
+
+
+async def sealing_keys(
+    journal: SqliteJournal, operator: LocalSigner, clock: Clock, rotation_s: int
+) -> SealingKeys:
+    """The journal's sealing keys, with a fresh one when it is time."""
+    keys = SealingKeys.load(await journal.sealing_keys(), operator.secret)
+    if keys.rotation_due(clock.now(), rotation_s):
+        keys, records = keys.rotated(clock.now(), operator.secret, secrets.token_bytes)
+        await journal.append(records)
+    return keys
+
+
+def _engine_command(config: WorkerConfig) -> EngineCommandLine:
+    arguments = engine_arguments(
+        sys.executable,
+        model=config.model,
+        device=config.device,
+        dtype=config.dtype,
+        slots=config.slots,
+        queue=config.queue,
+        threads=config.threads,
+        benchmark_s=config.benchmark_s,
+    )
+    return EngineCommandLine(tuple(arguments), child_environment())

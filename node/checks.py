@@ -1,0 +1,173 @@
+"""`piecework worker check`: every condition of a good start, by name, without starting anything."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeVar
+
+from chain.deployment import Deployment
+from chain.reader import ChainReader
+from model.errors import ModelError
+from node import config as settings
+from node.config import WorkerConfig, split_endpoint
+from node.errors import ConfigError, JournalLocked
+from node.home import Home
+from node.journal_sqlite import SqliteJournal
+from node.keys import keystore_address, load_operator, load_tls
+from protocol.errors import PieceworkError
+from protocol.signing import LocalSigner
+from protocol.types import address_hex, parse_address
+
+T = TypeVar("T")
+MIN_GAS_WEI: Final = 10**15
+"""Enough for a handful of settlements at 50 gwei."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One checked item."""
+
+    item: str
+    good: bool
+    detail: str
+
+
+class Checker:
+    """Runs the checks in order; what one finds, later ones use."""
+
+    def __init__(self, home: Home, password: str) -> None:
+        self._home, self._password = home, password
+        self._config: WorkerConfig | None = None
+        self._deployment: Deployment | None = None
+        self._operator: LocalSigner | None = None
+        self._running = False
+
+    async def run(self) -> list[Finding]:
+        """Every finding; a check that cannot run because of an earlier one says so."""
+        checks: tuple[tuple[str, Callable[[], Awaitable[str]]], ...] = (
+            ("settings", self._settings),
+            ("deployment", self._load_deployment),
+            ("operator key", self._key),
+            ("certificate", self._tls),
+            ("journal", self._journal),
+            ("chain", self._chain),
+            ("stake", self._stake),
+            ("gas", self._gas),
+            ("model", self._model),
+            ("device", self._device),
+            ("ports", self._ports),
+        )
+        findings = []
+        for item, check in checks:
+            try:
+                findings.append(Finding(item, True, await check()))
+            except (PieceworkError, ModelError, OSError) as error:
+                findings.append(Finding(item, False, str(error)))
+        return findings
+
+    async def _settings(self) -> str:
+        self._config = settings.load(self._home.root)
+        return str(self._home.config)
+
+    async def _load_deployment(self) -> str:
+        self._deployment = Deployment.load(self._home.deployment)
+        return f"chain {self._deployment.chain_id}, escrow {address_hex(self._deployment.escrow)}"
+
+    async def _key(self) -> str:
+        self._operator = await asyncio.to_thread(load_operator, self._home.operator, self._password)
+        return address_hex(self._operator.address)
+
+    async def _tls(self) -> str:
+        return "0x" + load_tls(self._home.certificate, self._home.certificate_key).digest.hex()
+
+    async def _journal(self) -> str:
+        operator = parse_address("0x" + keystore_address(self._home.operator))
+        if not self._home.journal.exists():
+            return "none yet; the first start makes it"
+        try:
+            journal = await SqliteJournal.open(
+                self._home.journal, self._need(self._deployment).domain, operator
+            )
+        except JournalLocked:
+            self._running = True
+            return "in use by a running worker"
+        try:
+            return f"{await journal.verify()} log rows, chain unbroken"
+        finally:
+            await journal.close()
+
+    async def _chain(self) -> str:
+        async with await self._connect() as reader:
+            return f"block {await reader.latest_block()}, contracts are the deployment's"
+
+    async def _stake(self) -> str:
+        config, operator = self._need(self._config), self._need(self._operator)
+        async with await self._connect() as reader:
+            known = await reader.worker(operator.address)
+        if known is None:
+            raise ConfigError("not registered. Run `piecework worker init` again.")
+        if not known.active:
+            raise ConfigError("registered, but the stake is not active")
+        if known.payout != config.receiver:
+            raise ConfigError(
+                f"registered payout {address_hex(known.payout)} is not the payout of the settings"
+            )
+        return f"{known.stake} base units, {known.endpoint}"
+
+    async def _gas(self) -> str:
+        async with await self._connect() as reader:
+            held = await reader.native_balance(self._need(self._operator).address)
+        if held < MIN_GAS_WEI:
+            raise ConfigError(f"{held} wei; settlements need gas, send the operator some")
+        return f"{held} wei"
+
+    async def _model(self) -> str:
+        from model import manifest
+
+        path = self._need(self._config).model
+        folder = Path(path) if path else manifest.bundled_checkpoint_path()
+        text = await asyncio.to_thread(manifest.manifest_text, folder)
+        return f"{folder.name}, digest 0x{manifest.manifest_digest(text).hex()}"
+
+    async def _device(self) -> str:
+        from model.probe import probe
+
+        hardware = await asyncio.to_thread(probe)
+        if self._need(self._config).device == "cuda" and hardware.device != "cuda":
+            raise ConfigError("the settings ask for a GPU and there is none")
+        return f"{hardware.device}: {hardware.name}, {hardware.memory_bytes // 2**20} MiB"
+
+    async def _ports(self) -> str:
+        if self._running:
+            return "in use by the running worker"
+        config = self._need(self._config)
+        host, port = split_endpoint(config.bind)
+        for where in ((host, port), (config.admin_host, config.admin_port)):
+            _bindable(*where)
+        return f"{config.bind} and {config.admin_host}:{config.admin_port} are free"
+
+    async def _connect(self) -> ChainReader:
+        config = self._need(self._config)
+        return await ChainReader.connect(
+            self._need(self._deployment), rpc_url=config.rpc_url or None, timeout_s=config.rpc_timeout_s
+        )
+
+    @staticmethod
+    def _need(value: T | None) -> T:
+        if value is None:
+            raise ConfigError("not checked, because of what failed above")
+        return value
+
+
+def _bindable(host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}") from None

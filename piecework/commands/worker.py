@@ -1,0 +1,276 @@
+"""`piecework worker`: the daemon that sells canvases, and what its operator does with it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from piecework.commands import _common as common
+
+if TYPE_CHECKING:
+    from node.home import Home
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+HomeOption = Annotated[Path | None, typer.Option("--home", help="The worker's folder.")]
+PasswordFile = Annotated[Path | None, typer.Option(help="File with the key's password.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+FAUCET_WEI = 10**18
+
+
+@app.command()
+def init(
+    *,
+    deployment: Annotated[Path, typer.Option(help="The market's deployment file.")],
+    payout: Annotated[str, typer.Option(help="Cold address that earns; its key stays elsewhere.")],
+    endpoint: Annotated[str, typer.Option(help="host:port that clients dial; empty: as bound.")] = "",
+    bind: Annotated[str, typer.Option(help="host:port to listen on.")] = "127.0.0.1:50051",
+    price_prompt: Annotated[str, typer.Option(help="Tokens for a million prompt tokens.")] = "0.05",
+    price_output: Annotated[str, typer.Option(help="Tokens for a million output tokens.")] = "0.2",
+    price_steps: Annotated[str, typer.Option(help="Tokens for a thousand denoising steps.")] = "0.001",
+    stake: Annotated[str, typer.Option(help="Stake in tokens; empty: the least.")] = "",
+    slots: Annotated[int, typer.Option(min=1, help="Jobs that run at once.")] = 2,
+    index: Annotated[list[str] | None, typer.Option(help="Index to publish offers to; repeatable.")] = None,
+    model: Annotated[str, typer.Option(help="Checkpoint folder; empty: the bundled one.")] = "",
+    faucet: Annotated[
+        bool, typer.Option("--faucet", help="Development chains: take stake and gas there.")
+    ] = False,
+    no_register: Annotated[bool, typer.Option("--no-register", help="Only write the files.")] = False,
+    home: HomeOption = None,
+    password_file: PasswordFile = None,
+    json: Json = False,
+) -> None:
+    """Make keys, certificate and settings, and register with one transaction. Safe to run again."""
+    from node.home import Home
+
+    values: dict[str, Any] = {
+        "payout": payout,
+        "bind": bind,
+        "endpoint": endpoint,
+        "price_per_million_prompt_tokens": common.parse_amount(price_prompt),
+        "price_per_million_output_tokens": common.parse_amount(price_output),
+        "price_per_thousand_steps": common.parse_amount(price_steps),
+        "slots": slots,
+        "indexes": tuple(index or ()),
+        "model": str(Path(model).resolve()) if model else "",
+    }
+    place = Home(common.home("worker", home))
+    confirm = not place.operator.is_file()
+    secret = common.password(password_file, confirm=confirm)
+    staked = common.parse_amount(stake) if stake else None
+    done = common.run(
+        _init(place, deployment, values, secret, stake=staked, faucet=faucet, register=not no_register)
+    )
+    if json:
+        common.print_json(done)
+        return
+    for step in done["steps"]:
+        typer.echo(f"{'made ' if step['new'] else 'there'}  {step['what']:14} {step['detail']}")
+    typer.echo(f"operator {done['operator']}; earnings go to {done['payout']}")
+    typer.echo("next: piecework worker check, then piecework worker start")
+
+
+async def _init(
+    place: Home,
+    deployment_file: Path,
+    values: dict[str, Any],
+    secret: str,
+    *,
+    stake: int | None,
+    faucet: bool,
+    register: bool,
+) -> dict[str, Any]:
+    import asyncio
+    from dataclasses import asdict
+
+    from chain.deployment import Deployment
+    from node import config as settings
+    from node import enrolment
+    from protocol.types import Timestamp, address_hex
+
+    now = Timestamp(int(time.time()))
+    deployment = Deployment.load(deployment_file)
+    steps = await asyncio.to_thread(enrolment.prepare_home, place, deployment, values, secret, now)
+    config = settings.load(place.root)
+    operator = await asyncio.to_thread(enrolment.open_operator, place, secret)
+    if register:
+        steps.append(await _register(place, config, operator, stake=stake, faucet=faucet, now=now))
+    return {
+        "operator": address_hex(operator.address),
+        "payout": address_hex(config.receiver),
+        "home": str(place.root),
+        "steps": [asdict(step) for step in steps],
+    }
+
+
+async def _register(
+    place: Home, config: Any, operator: Any, *, stake: int | None, faucet: bool, now: Any
+) -> Any:
+    from chain.deployment import Deployment
+    from chain.faucet import faucet_signer, fund_native, mint_tokens
+    from chain.reader import ChainReader
+    from node import enrolment
+    from protocol.types import Amount
+
+    deployment = Deployment.load(place.deployment)
+    async with await ChainReader.connect(deployment, rpc_url=config.rpc_url or None) as reader:
+        if faucet and await reader.worker(operator.address) is None:
+            signer = await faucet_signer(reader.rpc)
+            needs = await reader.stake_requirements()
+            wanted = Amount(max(stake or 0, needs.min_stake))
+            await fund_native(reader.rpc, signer, operator.address, FAUCET_WEI)
+            await mint_tokens(reader.rpc, signer, needs.token, operator.address, wanted)
+        return await enrolment.register(
+            reader,
+            operator,
+            payout=config.receiver,
+            endpoint=config.endpoint or config.bind,
+            stake=stake,
+            now=now,
+        )
+
+
+@app.command()
+def check(*, home: HomeOption = None, password_file: PasswordFile = None, json: Json = False) -> None:
+    """Check everything that a good start needs, and name what fails. Exit code 1 if anything does."""
+    from dataclasses import asdict
+
+    from node.checks import Checker
+    from node.home import Home
+
+    place = Home(common.home("worker", home))
+    findings = common.run(Checker(place, common.password(password_file)).run())
+    good = all(finding.good for finding in findings)
+    if json:
+        common.print_json({"good": good, "findings": [asdict(f) for f in findings]})
+    else:
+        for finding in findings:
+            typer.echo(f"{'ok  ' if finding.good else 'FAIL'}  {finding.item:14} {finding.detail}")
+    raise typer.Exit(0 if good else 1)
+
+
+@app.command()
+def start(
+    *,
+    bind: Annotated[str | None, typer.Option(help="host:port; port 0 picks a free one.")] = None,
+    endpoint: Annotated[str | None, typer.Option(help="host:port that clients dial.")] = None,
+    admin_port: Annotated[int | None, typer.Option(min=0, max=65535)] = None,
+    rpc_url: Annotated[str | None, typer.Option(help="The chain's node.")] = None,
+    index: Annotated[list[str] | None, typer.Option(help="Index to publish to; repeatable.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+    home: HomeOption = None,
+    password_file: PasswordFile = None,
+) -> None:
+    """Run until SIGTERM, which drains: running jobs get a grace, then what has value is settled."""
+    from node.daemon import serve
+
+    flags = {
+        "bind": bind,
+        "endpoint": endpoint,
+        "admin_port": admin_port,
+        "rpc_url": rpc_url,
+        "indexes": tuple(index) if index else None,
+        "device": device,
+        "log_level": log_level,
+    }
+    common.run(serve(common.home("worker", home), flags, common.password(password_file)))
+
+
+@app.command()
+def status(*, home: HomeOption = None, json: Json = False) -> None:
+    """What the running worker does, earns and misses."""
+    body = _ask(home, "GET", "/status")
+    if json:
+        common.print_json(body)
+        return
+    engine, offer, earned = body["engine"], body["offer"] or {}, body["earnings"]
+    rows = (
+        ("state", body["state"] + (f": {body['fault']}" if body["fault"] else "")),
+        ("operator", body["operator"]),
+        ("earnings to", body["receiver"]),
+        ("model", f"{engine.get('model', '-')} on {engine.get('device', '-')}"),
+        ("speed", f"{engine.get('tokens_per_second', 0)} tokens/s, {engine['restarts']} restarts"),
+        ("jobs", f"{body['active']} active of {body['slots']} slots and {body['queue']} queued"),
+        ("offer", f"number {offer.get('sequence', '-')} at {offer.get('endpoint', '-')}"),
+        ("accepted", common.amount(earned["accepted"])),
+        ("settled", common.amount(earned["settled"])),
+        ("unsettled", common.amount(body["unsettled"])),
+        (
+            "exposure",
+            f"{common.amount(body['exposure'])}, bound {common.amount(body['exposure_bound'] or 0)}",
+        ),
+        ("jobs missed", ", ".join(f"{k} {v}" for k, v in body["refusals"].items()) or "none"),
+    )
+    for name, value in rows:
+        typer.echo(f"{name:14} {value}")
+    for note in body["errors"][-5:]:
+        typer.echo(f"{'error':14} {note['where']}: {note['message']}")
+
+
+@app.command()
+def drain(*, home: HomeOption = None, json: Json = False) -> None:
+    """Take nothing new, finish, settle, and stop."""
+    body = _ask(home, "POST", "/drain")
+    if json:
+        common.print_json(body)
+    else:
+        typer.echo("draining")
+
+
+@app.command()
+def settle(*, home: HomeOption = None, json: Json = False) -> None:
+    """Bring every accepted voucher to the chain now, whatever the gas."""
+    body = _ask(home, "POST", "/settle")
+    if json:
+        common.print_json(body)
+    else:
+        typer.echo("settling; see piecework worker status")
+
+
+@app.command()
+def earnings(*, home: HomeOption = None, json: Json = False) -> None:
+    """Sums over everything that this worker ever delivered, whether it runs now or not."""
+    body = common.run(_earnings(common.home("worker", home)))
+    if json:
+        common.print_json(body)
+        return
+    for name in ("charged", "accepted", "settled", "unpaid"):
+        typer.echo(f"{name:10} {common.amount(body[name])}")
+    typer.echo(f"{'canvases':10} {body['canvases']}")
+    for state, count in body["jobs"].items():
+        typer.echo(f"{'jobs':10} {count} {state}")
+
+
+async def _earnings(root: Path) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from chain.deployment import Deployment
+    from node.admin import ask_daemon
+    from node.errors import JournalLocked
+    from node.home import Home
+    from node.journal_sqlite import SqliteJournal
+    from node.keys import keystore_address
+    from protocol.types import parse_address
+
+    place = Home(root)
+    operator = parse_address("0x" + keystore_address(place.operator))
+    domain = Deployment.load(place.deployment).domain
+    try:
+        journal = await SqliteJournal.open(place.journal, domain, operator)
+    except JournalLocked:
+        body: dict[str, Any] = (await ask_daemon(root, "GET", "/status"))["earnings"]
+        return body
+    try:
+        return asdict(await journal.earnings())
+    finally:
+        await journal.close()
+
+
+def _ask(home: Path | None, method: str, path: str) -> dict[str, Any]:
+    from node.admin import ask_daemon
+
+    return common.run(ask_daemon(common.home("worker", home), method, path))
