@@ -8,14 +8,16 @@ web page cannot post to it. It logs no text.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import json
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
 from aiohttp import hdrs, web
 
 from chain.errors import ChainError
@@ -37,8 +39,9 @@ from client.selection import BUSY_REASONS
 from protocol.content import encode_prompt
 from protocol.errors import MalformedInput, PieceworkError, ProtocolViolation, Reason, Refusal
 from protocol.limits import MAX_PROMPT_BYTES
+from protocol.types import to_hex
 
-# A prompt at its largest, JSON-escaped (six bytes for one) never, but quotes and newlines double some of it.
+# JSON escapes can double a text of quotes and newlines; more than twice the largest prompt is no prompt.
 MAX_BODY_BYTES = 2 * MAX_PROMPT_BYTES
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
 WAIT_WHEN_FULL_S = 1.0
@@ -64,6 +67,7 @@ class Gateway:
         self._client, self._options, self._clock = client, options, clock
         self.metrics = GatewayMetrics()
         self._running = 0
+        self._log = structlog.get_logger("gateway")
 
     def application(self) -> web.Application:
         """The routes, each behind the same guard."""
@@ -83,7 +87,9 @@ class Gateway:
         except ApiError as error:
             return _failure(error)
         except PieceworkError as error:
-            return _failure(as_api_error(error))
+            failure = as_api_error(error)
+            self._log.warning("request failed", status=failure.status, code=failure.code)
+            return _failure(failure)
         except web.HTTPRequestEntityTooLarge:
             return _failure(ApiError(413, "invalid_request_error", "the body is too large"))
         except web.HTTPException as error:
@@ -146,25 +152,28 @@ class Gateway:
         await response.prepare(request)
         try:
             await _send(response, answer.opening())
-            async for event in self._with_heartbeats(response, events):
-                piece = answer.take(event)
-                if piece is not None:
-                    await _send(response, piece)
+            async with contextlib.aclosing(self._with_heartbeats(response, events)) as beating:
+                async for event in beating:
+                    piece = answer.take(event)
+                    if piece is not None:
+                        await _send(response, piece)
             for piece in answer.closing():
                 await _send(response, piece)
             await response.write(b"data: [DONE]\n\n")
             await response.write_eof()
         except PieceworkError as error:
             # A stream that merely ends counts as success with OpenAI's SDK: say it, then reset the socket.
-            self.metrics.failed(as_api_error(error).code or "error")
-            await _send(response, as_api_error(error).body())
+            failure = as_api_error(error)
+            self._log.warning("stream failed", job=answer.job, code=failure.code)
+            self.metrics.failed(failure.code or "error")
+            await _send(response, failure.body())
             if request.transport is not None:
                 request.transport.abort()
         return response
 
     async def _with_heartbeats(
         self, response: web.StreamResponse, events: AsyncIterator[Event]
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event, None]:
         """The events, with a comment line whenever none came for a while: proxies close silent streams."""
         while True:
             waiting = asyncio.ensure_future(anext(events, None))
@@ -239,6 +248,7 @@ class _Answer:
         self._canvases: list[Canvas] = []
         self._text: list[str] = []
         self._ended: Ended | None = None
+        self.job = to_hex(accepted.job)
 
     def opening(self) -> dict[str, Any]:
         return oai.chunk(self._head, {"role": "assistant", "content": ""})

@@ -2,6 +2,7 @@
 
 What would change the answer and cannot be honoured is refused by name, never ignored. How the fields map:
 
+* `model`: a name from `/v1/models`, a model digest in hex, or `any`.
 * `max_completion_tokens` (or `max_tokens`): the job's token limit.
 * `temperature`: the temperature at a canvas's last denoising step. The first step's stays at 0.8, or at the
   given temperature if that is higher. 0 is the most deterministic end of the schedule, not greedy decoding.

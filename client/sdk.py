@@ -96,6 +96,7 @@ class PieceworkClient:
         self._desk = Desk(store, self.channels, self.links, wallet, chain.domain, config, clock, entropy)
         self._runs: set[JobRun] = set()
         self._active: set[JobId] = set()
+        self._settling = asyncio.Lock()
         self._reader: ChainReader | None = None
 
     @classmethod
@@ -243,7 +244,8 @@ class PieceworkClient:
         if step not in _FIXES:
             return None
         if step is Next.SETTLE_UP:
-            await settle_up(self._desk, job.channel_id, self._active)
+            async with self._settling:  # whoever waited finds nothing left to settle
+                await settle_up(self._desk, job.channel_id, self._active)
             return choice
         if step is Next.NEW_CHANNEL:
             await self.channels.refresh(job.channel_id)

@@ -170,13 +170,17 @@ class Store:
         channel = job.channel_id
         with self._database.change() as db:
             row = _channel(db, channel)
-            needed = Amount(row.book.cumulative + _reserved(db, channel, job.created_at) + _ceiling(job))
+            reserved = _reserved(db, channel, job.created_at)
+            # A channel exists once it holds something, so even a free job needs one base unit in it.
+            needed = Amount(max(1, row.book.cumulative + reserved + job.submission.job.max_amount))
             deposit = row.deposit
             if needed > deposit:
                 deposit = grow(needed, deposit)
                 if deposit < needed:
                     raise InsufficientFunds(needed, deposit)
-            if deposit > row.funded and (deposit > row.deposit or row.funding_deadline <= job.created_at):
+            # An authorization is signed anew before it has lost half of its life to a slow worker.
+            stale = 2 * (row.funding_deadline - job.created_at) < funding_deadline - job.created_at
+            if deposit > row.funded and (deposit > row.deposit or stale):
                 db.execute(
                     "UPDATE channels SET deposit = ?, funding_deadline = ? WHERE id = ?",
                     (str(deposit), funding_deadline, channel),
@@ -423,10 +427,6 @@ def _reserved(db: apsw.Connection, channel: bytes, now: Timestamp) -> int:
     reserved = sum(int(row[1]) for row in jobs) - sum(int(row[0]) for row in paid)
     invariant(reserved >= 0, "no job is paid more than its ceiling")
     return reserved
-
-
-def _ceiling(job: JobRow) -> Amount:
-    return job.submission.job.max_amount
 
 
 def _job(row: Any) -> JobRow:

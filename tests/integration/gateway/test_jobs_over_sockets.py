@@ -7,12 +7,20 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from aiohttp.test_utils import TestServer
 
+from chain.errors import RpcUnavailable
+from client.config import load_config
 from client.errors import InsufficientFunds, JobFailed, JobInterrupted, NoWorkerFits
 from client.events import Finish
 from client.records import ChannelStatus, JobStatus
 from client.sdk import PieceworkClient
 from client.settle_up import settle_up
+from client.store import Store
+from client.wallet import Wallet
+from market.server import Market
+from market.shelf import Shelf
+from protocol import wire
 from protocol.errors import ProtocolViolation, Reason, Refusal
 from protocol.states import ChannelState
 from tests.support.client_side import (
@@ -29,8 +37,9 @@ from tests.support.client_side import (
     open_client,
     text_of,
 )
-from tests.support.fake_chain import FakeChain
+from tests.support.fake_chain import TOKEN, FakeChain
 from tests.support.fake_worker import STORY, FakeWorker, Lie, Script, model_offer
+from tests.support.offers import offer, operator, receiver
 
 WHOLE = " ".join(STORY)
 
@@ -145,7 +154,79 @@ async def test_a_deposit_that_runs_low_is_topped_up(
         assert totals == [17_000, 34_000, None]
 
 
+async def test_a_second_key_signs_jobs_and_vouchers_and_the_payers_only_funds(
+    tmp_path: Path, chain: FakeChain, clock: FakeClock, worker: FakeWorker
+) -> None:
+    hot = operator("hot key of the client")
+    store = Store(tmp_path / "client.db", chain.domain, PAYER.address)
+    config = load_config(tmp_path / "config.toml")
+    async with PieceworkClient(store, chain, Wallet(PAYER, hot), TOKEN, config, clock=clock) as client:
+        await collect(client.run(ask()))
+    channel = worker.submissions[0].channel
+    assert (channel.payer, channel.authorizer) == (PAYER.address, hot.address)
+    assert worker.violations == []
+
+
+def contents(folder: Path) -> list[bytes]:
+    return [file.read_bytes() for file in folder.iterdir()]
+
+
+async def test_no_text_is_left_on_disk(
+    tmp_path: Path, chain: FakeChain, clock: FakeClock, worker: FakeWorker
+) -> None:
+    canary = "canary-7c1f"
+    worker.script.story = (canary,) * 20
+    async with open_client(tmp_path, chain, clock) as client:
+        events = await collect(client.run(ask(f"Say {canary}.", drafts=True)))
+        assert canary in text_of(events)
+        # The journal's own files, before and after they are folded together.
+        before = contents(tmp_path)
+    after = contents(tmp_path)
+    assert not any(canary.encode() in data for data in before + after)
+    async with open_client(tmp_path, chain, clock, keep_text=True) as client:
+        await collect(client.run(ask(f"Say {canary}.")))
+        assert canary in (client.store.receipts()[-1].text or "")
+
+
 # ---------------------------------------------------------------------------------------- choosing
+
+
+async def test_offers_come_through_an_index_that_is_not_believed(
+    tmp_path: Path, chain: FakeChain, clock: FakeClock, worker: FakeWorker
+) -> None:
+    market = Market(Shelf(tmp_path / "market.db", chain.domain), chain, clock=clock)
+    chain.register(operator("retired").address, receiver("retired"))
+    await market.accept(wire.encode_offer(offer("retired", now=int(clock.now))))
+    await market.accept(wire.encode_offer(worker.offer()))
+    chain.register(operator("retired").address, receiver("retired"), active=False)
+    async with TestServer(market.application()) as server:
+        index = str(server.make_url(""))
+        async with open_client(tmp_path, chain, clock, indexes=(index,)) as client:
+            found = await client.offers()
+            assert [s.offer.operator for s in found.offers] == [worker.operator.address]
+            assert any("stake is not active" in trouble for trouble in found.troubles)
+            assert text_of(await collect(client.run(ask()))) == WHOLE
+
+
+async def test_an_index_that_is_down_is_replaced_by_the_registry(
+    tmp_path: Path, chain: FakeChain, clock: FakeClock, worker: FakeWorker
+) -> None:
+    async with open_client(tmp_path, chain, clock, indexes=("http://127.0.0.1:1",)) as client:
+        found = await client.offers()
+    assert [s.offer.operator for s in found.offers] == [worker.operator.address]
+    assert "the index does not answer" in found.troubles[0]
+
+
+async def test_a_chain_that_is_away_stops_the_search_and_not_a_paid_up_channel(
+    client: PieceworkClient, worker: FakeWorker, chain: FakeChain, clock: FakeClock
+) -> None:
+    await collect(client.run(ask()))
+    await collect(client.run(ask()))
+    chain.away = True
+    assert text_of(await collect(client.run(ask()))) == WHOLE
+    clock.now += 120
+    with pytest.raises(RpcUnavailable):
+        await client.offers()
 
 
 async def test_a_busy_worker_is_passed_over_without_losing_its_name(

@@ -1,0 +1,123 @@
+"""OpenAI's format to and from ours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from client.openai_format import ApiError, StopCutter, parse_chat
+from protocol.content import Message
+
+BASE: dict[str, Any] = {"model": "tale-1", "messages": [{"role": "user", "content": "hi"}]}
+
+
+def parsed(**fields: Any) -> Any:
+    return parse_chat({**BASE, **fields})
+
+
+def refused(**fields: Any) -> ApiError:
+    with pytest.raises(ApiError) as caught:
+        parsed(**fields)
+    return caught.value
+
+
+def test_fields_that_ask_for_nothing_special_are_accepted() -> None:
+    neutral = {"n": 1, "top_p": 1.0, "presence_penalty": 0, "logprobs": False, "tools": [], "store": False}
+    none = dict.fromkeys(("stop", "seed", "temperature", "max_tokens", "functions", "stream_options"))
+    request = parsed(**neutral, **none, user="me", response_format={"type": "text"}, tool_choice="auto")
+    assert request.request.messages == (Message("user", "hi"),)
+    assert request.request.generation.seed is None
+
+
+@pytest.mark.parametrize("value", [0, 2, True, "1"])
+def test_only_one_choice_can_be_asked_for(value: Any) -> None:
+    assert refused(n=value).param == "n"
+
+
+def test_an_unknown_field_is_named() -> None:
+    error = refused(colour="red")
+    assert (error.param, error.code) == ("colour", "unknown_parameter")
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"model": ""}, "model"),
+        ({"model": 5}, "model"),
+        ({"messages": []}, "messages"),
+        ({"messages": "hi"}, "messages"),
+        ({"messages": [5]}, "messages[0]"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": "x", "name": "bob"}]}, "messages[0].name"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages[0].content"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_completion_tokens": 1.5}, "max_completion_tokens"),
+        ({"temperature": 2.5}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": True}, "temperature"),
+        ({"seed": 1 << 64}, "seed"),
+        ({"stop": ["a"] * 5}, "stop"),
+        ({"stop": [""]}, "stop"),
+        ({"stop": 7}, "stop"),
+        ({"stream": "yes"}, "stream"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"piecework": {"speed": 1}}, "piecework"),
+        ({"piecework": {"max_steps": 0}}, "max_steps"),
+    ],
+)
+def test_bad_fields_are_named(fields: dict[str, Any], param: str) -> None:
+    error = refused(**fields)
+    assert (error.status, error.param) == (400, param)
+
+
+def test_roles_and_parts_are_mapped() -> None:
+    messages = [
+        {"role": "developer", "content": "be brief"},
+        {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+    ]
+    assert parsed(messages=messages).request.messages == (
+        Message("system", "be brief"),
+        Message("user", "ab"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "start", "end"),
+    [(None, 800_000, 400_000), (0, 800_000, 0), (0.7, 800_000, 700_000), (1.5,) * 3],
+)
+def test_temperature_is_the_last_steps(given: float | None, start: float, end: float) -> None:
+    generation = parsed(temperature=given).request.generation
+    if given == 1.5:
+        start = end = 1_500_000
+    assert (generation.temperature_start, generation.temperature_end) == (start, end)
+
+
+def test_a_negative_seed_is_its_two_complement() -> None:
+    assert parsed(seed=-1).request.generation.seed == (1 << 64) - 1
+
+
+def test_any_model_will_do_when_asked_for_any() -> None:
+    assert parsed(model="any").request.model is None
+
+
+def test_a_stop_string_is_found_across_pieces_and_nothing_of_it_is_shown() -> None:
+    cutter = StopCutter(("STOP",))
+    assert cutter.feed("one ST", last=False) == "one"
+    assert cutter.feed("OP two", last=False) == " "
+    assert cutter.stopped
+    assert cutter.feed("three", last=True) == ""
+
+
+def test_the_first_of_several_stops_wins() -> None:
+    cutter = StopCutter(("yy", "x"))
+    assert cutter.feed("abxyy", last=True) == "ab"
+
+
+def test_what_was_held_back_comes_at_the_end() -> None:
+    cutter = StopCutter(("....",))
+    assert cutter.feed("ab..", last=False) == "a"
+    assert cutter.feed("", last=True) == "b.."
+    assert not cutter.stopped
