@@ -63,7 +63,7 @@ class WireClient:
         pem = ssl.get_server_certificate((host, port)).encode()
         credentials = grpc.ssl_channel_credentials(pem)
         options = (("grpc.ssl_target_name_override", TLS_NAME),)
-        self.grpc = grpc.aio.secure_channel(f"{host}:{port}", credentials, options)
+        self.grpc: Any = grpc.aio.secure_channel(f"{host}:{port}", credentials, options)
         self.domain, self.signer = domain, signer
         self.channel: Channel | None = None
         self.deposit = Amount(0)
@@ -72,7 +72,7 @@ class WireClient:
 
     async def close(self) -> None:
         """Hang up."""
-        await self.grpc.close()
+        await self.grpc.close(None)
 
     async def offer(self) -> SignedOffer:
         """The worker's current offer."""
@@ -192,14 +192,9 @@ class WireClient:
 async def _frames(call: Any) -> AsyncIterator[bytes]:
     while True:
         data = await call.read()
-        if data is grpc.aio.EOF:
-            status = await call.code()
-            if status is not grpc.StatusCode.OK:
-                raise grpc.aio.AioRpcError(
-                    status,
-                    await call.initial_metadata(),
-                    await call.trailing_metadata(),
-                    await call.details(),
-                )
+        if not isinstance(data, bytes):  # the end of the stream
+            if await call.code() is not grpc.StatusCode.OK:
+                await call  # raises the status as an error
+                raise AssertionError("a failed stream has an error")
             return
         yield data

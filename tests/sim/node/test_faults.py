@@ -1,0 +1,246 @@
+"""A whole worker under seeded faults: drops, duplicates, other orders across streams, kill -9 anywhere.
+
+What must hold, whatever happens: no acknowledged voucher is lost, no canvas is charged or paid twice, unpaid
+work stays inside the bound, the text is what it would have been without any fault, and in the end everything
+delivered is paid for.
+"""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from node.errors import EngineUnavailable
+from protocol.errors import Refusal
+from protocol.states import ENDED_STATES, JobState
+from tests.support.node.fake_engine import canvas_event
+from tests.support.node.faults import Killed, KillSwitch
+from tests.support.node.stage import CREDIT_WINDOW, Client, Line, Stage
+
+JOBS = 3
+STEPS = 160
+
+
+class World:
+    """A stage with a client whose every step may go wrong, driven by one seed."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.stage = Stage()
+        self.client = Client(self.stage)
+        self.lines: list[Line] = []
+        self.kills = 0
+
+    async def start(self) -> None:
+        await self.stage.boot()
+        self.client.open_on_chain()
+        for number in range(JOBS):
+            self.lines.append(self.client.job(number + 1, self.random.choice((5, 24, 40))))
+
+    async def step(self) -> None:
+        """One random thing happens; a kill anywhere inside it starts the worker anew."""
+        action = self.random.choice(
+            [self.submit] * 3
+            + [self.read] * 6
+            + [self.deliver] * 6
+            + [self.engine] * 6
+            + [self.drop, self.duplicate, self.arm, self.lose_engine, self.pass_time, self.vanish]
+        )
+        try:
+            await action()
+        except Killed:
+            await self.reboot()
+        except (Refusal, EngineUnavailable):
+            pass
+        self.check()
+
+    async def reboot(self) -> None:
+        """kill -9: every stream and row is gone, the journal is not."""
+        self.kills += 1
+        for line in self.lines:
+            while self.random.random() < 0.9 and self.client.read(line):
+                pass  # what was on the wire arrives although its sender is dead
+            self.client.forget(line)
+        await self.stage.boot(KillSwitch())
+
+    def pick(self) -> Line:
+        return self.random.choice(self.lines)
+
+    async def submit(self) -> None:
+        line = self.pick()
+        if line.sink is None and not (line.finished and self.all_paid(line)):
+            try:
+                await self.client.submit(line, drafts=self.random.random() < 0.3)
+            except BaseException:
+                self.client.forget(line)
+                raise
+
+    def all_paid(self, line: Line) -> bool:
+        return self.client.acknowledged >= len(self.client.paid_log)
+
+    async def read(self) -> None:
+        self.client.read(self.pick())
+        for line in self.lines:
+            if line.sink is not None and line.sink.closed and not line.sink.frames:
+                self.client.forget(line)
+
+    async def deliver(self) -> None:
+        await self.client.deliver(self.pick())
+
+    async def engine(self) -> None:
+        rows = self.stage.engine.runnable()
+        if rows:
+            await self.stage.engine_step(self.random.choice(rows))
+
+    async def drop(self) -> None:
+        await self.client.drop(self.pick())
+
+    async def vanish(self) -> None:
+        """The connection dies and the worker has not noticed yet."""
+        self.client.forget(self.pick())
+
+    async def duplicate(self) -> None:
+        """A frame arrives a second time, and vouchers overtake one another."""
+        line = self.pick()
+        if line.upward:
+            line.upward.append(line.upward[0])
+            line.upward.rotate(self.random.randrange(3))
+
+    async def arm(self) -> None:
+        """Die at one of the next points between two effects."""
+        if not self.stage.switch.at:
+            self.stage.switch.at = self.stage.switch.passed + self.random.randrange(1, 12)
+
+    async def lose_engine(self) -> None:
+        if self.random.random() < 0.3:
+            await self.stage.worker.engine_event(self.stage.engine.lose())
+            await self.stage.worker.engine_event(self.stage.engine.come_back())
+
+    async def pass_time(self) -> None:
+        self.stage.clock.advance(self.random.choice((0.5, 5.0, 31.0)))
+        await self.stage.worker.tick()
+
+    # --- what always holds
+
+    def check(self) -> None:
+        journal, client = self.stage.journal, self.client
+        stored = journal.books.get(client.id)
+        if stored is None:
+            return
+        ledger = stored.ledger
+        assert ledger.accumulator.count >= client.acknowledged, "an acknowledged voucher was lost"
+        assert ledger.cumulative <= client.book.cumulative <= client.deposit
+        for line in self.lines:
+            job = journal.jobs.get(line.id)
+            if job is None:
+                assert not line.receipts, "a receipt was delivered before its job was recorded"
+                continue
+            receipts = [s.receipt for s in job.canvases]
+            assert receipts[: len(line.receipts)] == line.receipts, "a delivered receipt is not on record"
+            assert ledger.unpaid_canvases(line.id) <= CREDIT_WINDOW, "the exposure bound is broken"
+        charged = sum(s.receipt.amount for job in journal.jobs.values() for s in job.canvases)
+        unpaid = sum(u.amount for u in ledger.unpaid.values())
+        assert charged == ledger.cumulative + unpaid, "a canvas was paid twice or never charged"
+
+    async def settle_down(self) -> None:
+        """No more faults: every job is brought to its end and paid for."""
+        await self.reboot()
+        for _ in range(40):
+            for line in self.lines:
+                self.client.forget(line)
+                try:
+                    await self.client.submit(line)
+                except Refusal:
+                    self.client.forget(line)
+                    continue
+                await self.client.finish(line)
+            if all(self.over(line) for line in self.lines):
+                break
+        self.check()
+        assert not self.stage.journal.books[self.client.id].ledger.unpaid
+
+    def over(self, line: Line) -> bool:
+        job = self.stage.journal.jobs.get(line.id)
+        return job is not None and job.state in ENDED_STATES and not self.client_owes(line)
+
+    def client_owes(self, line: Line) -> bool:
+        return self.stage.journal.books[self.client.id].ledger.unpaid_canvases(line.id) > 0
+
+
+@pytest.mark.parametrize("seed", range(60))
+async def test_promises_hold_under_any_faults(seed: int) -> None:
+    world = World(seed)
+    await world.start()
+    for _ in range(STEPS):
+        await world.step()
+    await world.settle_down()
+    client, journal = world.client, world.stage.journal
+    assert journal.books[client.id].ledger.cumulative == client.book.cumulative
+    for line in world.lines:
+        job = journal.jobs[line.id]
+        assert job.state in (JobState.PAID, JobState.FAILED, JobState.DELIVERED)
+        assert [s.receipt for s in job.canvases] == line.receipts
+        texts = [text_of(line, canvas) for canvas in range(len(line.receipts))]
+        assert line.text == texts, "the text depends on the faults"
+
+
+def text_of(line: Line, canvas: int) -> str:
+    """What the engine always makes of a canvas of this job."""
+    from node.jobs import generation_request
+
+    request = generation_request(
+        "any",
+        (1,),
+        line.submission.job.parameters,
+        canvas_limit=0,
+        committed=(),
+        drafts=False,
+    )
+    return canvas_event(request, canvas).text
+
+
+async def trade(stage: Stage, client: Client, line: Line) -> None:
+    await client.submit(line)
+    await client.finish(line)
+
+
+async def points() -> int:
+    """How many points there are between two effects in one whole job."""
+    stage = Stage()
+    await stage.boot()
+    client = Client(stage)
+    client.open_on_chain()
+    await trade(stage, client, client.job(3, 40))
+    return stage.switch.passed
+
+
+async def test_a_kill_at_every_point_between_two_effects_keeps_every_promise() -> None:
+    total = await points()
+    assert total > 20
+    for at in range(1, total + 1):
+        stage = Stage()
+        await stage.boot(KillSwitch())
+        client = Client(stage)
+        client.open_on_chain()
+        line = client.job(3, 40)
+        stage.switch.at = stage.switch.passed + at
+        with pytest.raises(Killed):
+            await trade(stage, client, line)
+            raise Killed  # the last points lie in the start
+        while client.read(line):
+            pass  # what was on the wire arrives although its sender is dead
+        acknowledged = client.acknowledged
+        client.forget(line)
+        held = stage.journal.jobs.get(line.id)
+        on_record = [s.receipt for s in held.canvases] if held else []
+        assert on_record[: len(line.receipts)] == line.receipts
+        await stage.boot(KillSwitch())
+        stored = stage.journal.books.get(client.id)
+        assert (stored.ledger.accumulator.count if stored else 0) >= acknowledged
+        await trade(stage, client, line)
+        assert line.finished, f"killed at point {at}"
+        assert [s.receipt for s in stage.journal.jobs[line.id].canvases] == line.receipts
+        ledger = stage.journal.books[client.id].ledger
+        assert ledger.cumulative == client.book.cumulative == sum(r.amount for r in line.receipts)
+        assert not ledger.unpaid
