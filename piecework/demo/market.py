@@ -1,0 +1,186 @@
+"""The demo's market: every role a process of its own on loopback, with a home of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from chain import calls
+from chain.deployment import Deployment
+from chain.faucet import faucet_signer, mint_tokens
+from chain.reader import ChainReader
+from chain.transactions import TransactionSender
+from client.config import ClientHome, load_config
+from client.money import Money
+from client.sdk import PieceworkClient
+from client.setup import set_up
+from piecework.processes import Household, Role, RoleFailed
+from protocol.signing import LocalSigner
+from protocol.types import Address, Amount, Bytes32, keccak256, to_hex
+
+CLIENT_TOKENS = Amount(10_000_000)
+CLIENT_DEPOSIT = Amount(5_000_000)
+AUTHORIZATION_LIFETIME_S = 3600
+INIT_TIMEOUT_S = 60.0
+POLL_S = 0.05
+# A demo measures for a second, looks at its own chain often, and settles when it is told to.
+WORKER_ENVIRONMENT = {
+    "PIECEWORK_WORKER_BENCHMARK_S": "1",
+    "PIECEWORK_WORKER_CHAIN_POLL_S": "0.2",
+    "PIECEWORK_WORKER_CHANNEL_REFRESH_S": "1",
+}
+
+
+@dataclass(slots=True)
+class Stopwatch:
+    """How long each phase took, in milliseconds."""
+
+    timings_ms: dict[str, float] = field(default_factory=dict)
+    _last: float = field(default_factory=time.monotonic)
+
+    def lap(self, name: str) -> None:
+        """The time since the last lap belongs to `name`."""
+        now = time.monotonic()
+        self.timings_ms[name] = self.timings_ms.get(name, 0.0) + (now - self._last) * 1000
+        self._last = now
+
+
+@dataclass(slots=True)
+class DemoMarket:
+    """A market that runs, and what is needed to use it."""
+
+    root: Path
+    deployment: Deployment
+    password: str
+    receiver: Address
+    worker: Role
+    index: Role
+    gateway: Role
+    slots: int
+
+    @property
+    def client_home(self) -> Path:
+        return self.root / "client"
+
+    @property
+    def worker_home(self) -> Path:
+        return self.root / "worker"
+
+
+def environment(password: str) -> dict[str, str]:
+    """What every role of the demo gets from its surroundings."""
+    return {"PIECEWORK_PASSWORD": password, **WORKER_ENVIRONMENT}
+
+
+async def open_market(household: Household, root: Path, *, slots: int, watch: Stopwatch) -> DemoMarket:
+    """Start chain, index, worker and gateway; fund the client, who needs no gas."""
+    password = secrets.token_urlsafe(16)
+    surroundings = environment(password)
+    file = root / "deployment.json"
+    await household.start("chain", ["chain", "dev", "--port", "0", "--deployment", str(file)])
+    watch.lap("chain")
+    deployment = Deployment.load(file)
+    receiver = Address(keccak256(secrets.token_bytes(32))[12:])
+    index = await household.start(
+        "index", ["market", "start", "--deployment", str(file), "--home", str(root / "index"), "--port", "0"]
+    )
+    watch.lap("index")
+    async with asyncio.TaskGroup() as group:
+        place = _Place(household, root, file, index.ready["url"], surroundings)
+        worker = group.create_task(place.start_worker(receiver, slots))
+        gateway = group.create_task(place.start_gateway(deployment))
+    watch.lap("worker (load, measure, register, advertise)")
+    return DemoMarket(root, deployment, password, receiver, worker.result(), index, gateway.result(), slots)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where the roles of this demo live."""
+
+    household: Household
+    root: Path
+    file: Path
+    index: str
+    surroundings: Mapping[str, str]
+
+    async def start_worker(self, receiver: Address, slots: int) -> Role:
+        """Init (keys, settings, one registration), then start, as a GPU owner would."""
+        home = ["--home", str(self.root / "worker")]
+        terms = ["--payout", to_hex(receiver), "--slots", str(slots), "--index", self.index]
+        bind = ["--bind", f"127.0.0.1:{free_port()}"]
+        init = ["worker", "init", *home, "--deployment", str(self.file), *terms, *bind, "--faucet", "--json"]
+        await run_once(init, self.surroundings)
+        start = ["worker", "start", *home, "--admin-port", "0"]
+        return await self.household.start("worker", start, environment=self.surroundings)
+
+    async def start_gateway(self, deployment: Deployment) -> Role:
+        """A client's home, tokens for its payer, and the gateway that spends them."""
+        home = self.root / "client"
+        secret = self.surroundings["PIECEWORK_PASSWORD"]
+        made = await set_up(home, self.file, (self.index,), second_key=False, password=lambda: secret)
+        async with await ChainReader.connect(deployment) as reader:
+            faucet, token = await faucet_signer(reader.rpc), deployment.token
+            await mint_tokens(reader.rpc, faucet, token, made.payer, CLIENT_TOKENS, poll_s=POLL_S)
+        arguments = ["gateway", "--home", str(home), "--port", "0"]
+        return await self.household.start("gateway", arguments, environment=self.surroundings)
+
+
+async def open_client(market: DemoMarket) -> PieceworkClient:
+    """The demo's client, from the home that the gateway uses too."""
+    home = ClientHome(market.client_home)
+    config = load_config(home.config, {"deposit": CLIENT_DEPOSIT // 2, "keep_text": True})
+    return await PieceworkClient.open(home, config, market.password)
+
+
+async def deposit_without_gas(client: PieceworkClient) -> int:
+    """The client signs (EIP-3009), the faucet submits: the gas of a deposit that its owner did not pay."""
+    signed = await Money(client).authorize_deposit(
+        CLIENT_DEPOSIT, AUTHORIZATION_LIFETIME_S, Bytes32(secrets.token_bytes(32))
+    )
+    relayer: LocalSigner = await faucet_signer(client.reader.rpc)
+    call = calls.deposit_with_authorization(client.reader.deployment, signed)
+    mined = await TransactionSender.of(client.reader, relayer).execute(call, poll_s=POLL_S)
+    return mined.gas_used
+
+
+async def run_once(arguments: list[str], surroundings: Mapping[str, str]) -> dict[str, Any]:
+    """Run a command of ours to its end and return its `--json`; `RoleFailed` carries what it said."""
+    import os
+
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "piecework",
+        *arguments,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, **surroundings},
+    )
+    try:
+        async with asyncio.timeout(INIT_TIMEOUT_S):
+            out, said = await process.communicate()
+    except BaseException:
+        process.kill()
+        await process.wait()
+        raise
+    name = " ".join(arguments[:2])
+    if process.returncode != 0:
+        raise RoleFailed(f"`piecework {name}` failed: {said.decode(errors='replace').strip()}")
+    result: dict[str, Any] = json.loads(out)
+    return result
+
+
+def free_port() -> int:
+    """A TCP port on loopback that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

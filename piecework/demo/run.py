@@ -1,0 +1,175 @@
+"""The demo from start to verdict."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from chain.events import ChannelFunded, Settled
+from chain.reader import ChainReader
+from chain.transactions import Finalized, Mined, TransactionSender
+from client.requests import Generation, TextRequest
+from client.sdk import PieceworkClient
+from node.admin import ask_daemon
+from piecework.demo import report as accounts
+from piecework.demo.jobs import JobResult, run_jobs
+from piecework.demo.market import (
+    POLL_S,
+    DemoMarket,
+    Stopwatch,
+    deposit_without_gas,
+    open_client,
+    open_market,
+)
+from piecework.demo.report import Balances, Evidence
+from piecework.demo.screen import Screen
+from piecework.processes import Household, RoleFailed
+from protocol.content import Message
+from protocol.signing import sign
+from protocol.types import Amount, ChannelId
+
+DEFAULT_PROMPT = "Write a story about a fox, a lantern and a river."
+SUBJECTS = ("a fox", "a bear", "an owl", "a dragon", "a robot", "a cat", "a sailor", "a queen")
+THINGS = ("a lantern", "a map", "a key", "a bell", "a kite", "a book", "a mirror")
+PLACES = ("a river", "a forest", "a castle", "an island", "a garden")
+MAX_SLOTS = 8
+SETTLE_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line asked for."""
+
+    prompt: str
+    jobs: int
+    concurrency: int
+    seed: int | None
+    max_tokens: int
+
+
+@dataclass(slots=True)
+class Demo:
+    """One demo: the market, its report, and whether it may be used further."""
+
+    options: Options
+    screen: Screen
+    market: DemoMarket | None = None
+
+    async def run(self, household: Household, root: Path) -> dict[str, Any]:
+        """Bring the market up, run the jobs, settle, and account for everything."""
+        watch = Stopwatch()
+        options = self.options
+        slots = min(MAX_SLOTS, options.concurrency)
+        self.screen.phase("starting chain, index, worker and gateway, each a process of its own …")
+        self.market = market = await open_market(household, root, slots=slots, watch=watch)
+        async with await open_client(market) as client:
+            before = await balances(client.reader, market, client)
+            deposit_gas = await deposit_without_gas(client)
+            watch.lap("deposit")
+            requests = [self._request(prompt, number) for number, prompt in enumerate(self.prompts())]
+            self.screen.phase(
+                f"running {options.jobs} job(s): signed, sealed, denoised, verified, paid per canvas …"
+            )
+            with self.screen:
+                results = await run_jobs(client, self.prompts(), requests, options.concurrency, self.screen)
+            watch.lap("jobs")
+            self.screen.phase("settling on chain …")
+            evidence = await settle(market, client, results, watch, before=before, deposit_gas=deposit_gas)
+        return accounts.to_json(evidence)
+
+    def prompts(self) -> Sequence[str]:
+        """The prompt, or when there are many jobs the prompt and variations on it."""
+        stories = (
+            f"Write a story about {SUBJECTS[i % len(SUBJECTS)]}, {THINGS[i % len(THINGS)]} "
+            f"and {PLACES[i % len(PLACES)]}."
+            for i in range(self.options.jobs - 1)
+        )
+        return [self.options.prompt, *stories]
+
+    def _request(self, prompt: str, number: int) -> TextRequest:
+        seed = None if self.options.seed is None else self.options.seed + number
+        return TextRequest(
+            messages=(Message("user", prompt),),
+            generation=Generation(seed=seed, max_tokens=self.options.max_tokens),
+            drafts=not self.screen.quiet,
+        )
+
+
+async def balances(reader: ChainReader, market: DemoMarket, client: PieceworkClient) -> Balances:
+    """The three token balances that the money moves between."""
+    token, deployment = client.token, market.deployment
+    return Balances(
+        payer=await reader.token_balance(token, client.wallet.payer.address),
+        receiver=await reader.token_balance(token, market.receiver),
+        escrow=await reader.token_balance(token, deployment.escrow),
+    )
+
+
+async def settle(
+    market: DemoMarket,
+    client: PieceworkClient,
+    results: list[JobResult],
+    watch: Stopwatch,
+    *,
+    before: Balances,
+    deposit_gas: int,
+) -> Evidence:
+    """Have the worker settle, then take the chain's word for everything."""
+    channel = await _channel(client, results)
+    row, receipts = await client.receipts(channel)
+    voucher = row.book.voucher()
+    await ask_daemon(market.worker_home, "POST", "/settle")
+    settlements = await _settled(client.reader, channel, voucher.cumulative, market)
+    watch.lap("settlement")
+    reader, signature = client.reader, sign(client.reader.domain, voucher, client.wallet.authorizer)
+    events = await reader.escrow_events(
+        ("ChannelFunded",), market.deployment.block, await reader.latest_block(), channel
+    )
+    openings = {e.log.transaction for e in events if isinstance(e, ChannelFunded)}
+    sender = TransactionSender.of(reader, client.wallet.payer)
+    gas = {"deposit": deposit_gas, "open": 0, "settle": 0}
+    for kind, transactions in (("open", openings), ("settle", {s.log.transaction for s in settlements})):
+        for transaction in transactions:
+            outcome = await sender.outcome(transaction)
+            mined = outcome.mined if isinstance(outcome, Finalized) else outcome
+            if not isinstance(mined, Mined):
+                raise RoleFailed(f"the chain does not know its own {kind} transaction")
+            gas[kind] += mined.gas_used
+    after = await balances(reader, market, client)
+    ready = market.worker.ready
+    worker = {name: ready[name] for name in ("operator", "receiver", "endpoint", "exposure_bound")}
+    return Evidence(
+        results, receipts, voucher, signature, settlements, gas, before, after, worker, watch.timings_ms
+    )
+
+
+async def _channel(client: PieceworkClient, results: list[JobResult]) -> ChannelId:
+    channels = {r.ended.channel for r in results if r.ended is not None}
+    if len(channels) != 1:
+        errors = "; ".join(sorted({r.error for r in results if r.error})) or "no job ended"
+        raise RoleFailed(f"the jobs used {len(channels)} channels, one was expected. {errors}")
+    return channels.pop()
+
+
+async def _settled(
+    reader: ChainReader, channel: ChannelId, cumulative: Amount, market: DemoMarket
+) -> tuple[Settled, ...]:
+    """Wait, boundedly, until the chain has paid what the last voucher says."""
+    try:
+        async with asyncio.timeout(SETTLE_TIMEOUT_S):
+            while (await reader.channel(channel)).settled < cumulative:  # noqa: ASYNC110  the chain has no event
+                await asyncio.sleep(POLL_S)
+    except TimeoutError:
+        raise RoleFailed(
+            f"the worker did not settle within {SETTLE_TIMEOUT_S:.0f} s. {market.worker.log_tail()}"
+        ) from None
+    return await reader.settlements(channel)
+
+
+def temporary_root() -> tempfile.TemporaryDirectory[str]:
+    """Where a demo keeps its homes; gone when it ends."""
+    return tempfile.TemporaryDirectory(prefix="piecework-demo-", ignore_cleanup_errors=True)
