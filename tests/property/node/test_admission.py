@@ -1,0 +1,61 @@
+"""Admission over anything: it lets in or refuses, and never promises more than the deposit holds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from node.admission import admit, backing
+from protocol.errors import Refusal
+from protocol.states import ChannelState
+from protocol.types import Amount
+from tests.unit.node.test_admission import Case, funding, good
+
+U32 = st.integers(0, 2**32 - 1)
+AMOUNT = st.one_of(st.integers(0, 10**7), st.integers(0, 2**128 - 1))
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    case = good()
+    p = case.job.parameters.replace(
+        max_tokens=draw(st.one_of(st.integers(0, 5000), U32)),
+        max_steps=draw(st.one_of(st.integers(0, 60), U32)),
+        temperature_start=draw(U32),
+        temperature_end=draw(st.one_of(st.integers(0, 10**6), U32)),
+        stability_steps=draw(st.one_of(st.just(1), U32)),
+    )
+    work = case.job.replace(
+        parameters=p if draw(st.booleans()) else case.job.parameters,
+        max_amount=draw(AMOUNT),
+        deadline=draw(st.one_of(st.just(case.job.deadline), st.integers(0, 2**64 - 1))),
+    )
+    book = replace(
+        case.book,
+        state=draw(st.sampled_from(ChannelState)),
+        deposit=Amount(draw(AMOUNT)),
+        reserved=Amount(draw(AMOUNT)),
+        pooled=Amount(draw(AMOUNT)),
+        funding=draw(st.one_of(st.none(), st.builds(funding, st.integers(0, 10**7)))),
+        attached=draw(st.integers(0, 5)),
+        pending_jobs=draw(st.integers(0, 1)),
+        stray_unpaid=draw(st.booleans()),
+    )
+    tokens = draw(st.one_of(st.integers(1, 100), st.integers(0, 2**31)))
+    return replace(case, job=work, book=book, prompt_tokens=tokens)
+
+
+@settings(max_examples=300, deadline=None)
+@given(cases())
+def test_admission_only_ever_lets_in_what_is_covered_or_refuses(case: Case) -> None:
+    try:
+        verdict = admit(case.submission, case.view, case.book, case.prompt_tokens)
+    except Refusal:
+        return
+    assert verdict.reserve <= case.job.max_amount
+    assert case.book.reserved + verdict.reserve <= backing(case.book)
+    assert case.book.state in (ChannelState.OPEN, ChannelState.NONE, ChannelState.PENDING)
+    assert verdict.pending == (case.book.reserved + verdict.reserve > case.book.deposit)
+    assert not (verdict.pending and case.book.pending_jobs)

@@ -1,0 +1,104 @@
+"""The journal on disk against its model, over the records of whole simulated lives."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from node.journal_sqlite import SqliteJournal
+from node.records import (
+    JournalRecord,
+    MetaSet,
+    RawTransaction,
+    TxIntended,
+    TxKind,
+    TxMoved,
+    TxState,
+    TxSubject,
+)
+from protocol.types import Amount, Timestamp
+from tests.sim.node.test_faults import STEPS, World
+from tests.support.node.memory_journal import MemoryJournal
+from tests.support.node.stage import DOMAIN, OPERATOR
+
+
+class RecordingJournal(MemoryJournal):
+    """Remembers the batches that became durable."""
+
+    def __init__(self) -> None:
+        super().__init__(DOMAIN)
+        self.batches: list[list[JournalRecord]] = []
+
+    async def append(self, records: Sequence[JournalRecord]) -> None:
+        before = self.commits
+        try:
+            await super().append(records)
+        finally:
+            if self.commits > before:
+                self.batches.append(list(records))
+
+
+async def life(seed: int) -> RecordingJournal:
+    """The records of a simulated life with faults, and some of settlement."""
+    world = World(seed)
+    journal = RecordingJournal()
+    world.stage.journal = journal
+    await world.start()
+    for _ in range(STEPS):
+        await world.step()
+    await world.settle_down()
+    subjects = (TxSubject(world.client.id, Amount(2**100)),)
+    for nonce in range(3):
+        tx = RawTransaction(bytes([nonce]) * 32, b"raw", nonce, 2**70, 10**9, 21_000)
+        await journal.append([TxIntended(TxKind.SETTLE, tx, subjects, Timestamp(nonce))])
+    await journal.append([TxMoved(bytes([0]) * 32, TxState.FINAL, Timestamp(9), 50_000)])
+    await journal.append([TxMoved(bytes([1]) * 32, TxState.MINED, Timestamp(9), 50_000)])
+    await journal.append([MetaSet("cursor", "1"), MetaSet("cursor", "2")])
+    return journal
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_the_journal_reads_back_what_its_model_holds_across_restarts(seed: int, tmp_path: Path) -> None:
+    model = await life(seed)
+    chance = random.Random(seed)
+    disk = await SqliteJournal.open(tmp_path / "journal.db", DOMAIN, OPERATOR.address)
+    for batch in model.batches:
+        await disk.append(batch)
+        if chance.random() < 0.05:
+            await disk.close()
+            disk = await SqliteJournal.open(tmp_path / "journal.db", DOMAIN, OPERATOR.address)
+    await same(disk, model)
+    assert await disk.verify() > len(model.batches)
+    await disk.close()
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_every_prefix_of_records_is_a_state_that_can_be_read(seed: int, tmp_path: Path) -> None:
+    full = await life(seed)
+    disk = await SqliteJournal.open(tmp_path / "journal.db", DOMAIN, OPERATOR.address)
+    model = MemoryJournal(DOMAIN)
+    for number, batch in enumerate(full.batches):
+        await disk.append(batch)
+        await model.append(batch)
+        if number % 7 == 0:
+            await same(disk, model)
+    await disk.close()
+
+
+async def same(disk: SqliteJournal, model: MemoryJournal) -> None:
+    """Every read of both gives the same."""
+    assert await disk.open_jobs() == await model.open_jobs()
+    for job in model.jobs.values():
+        assert await disk.job(job.id) == job
+        channel, salt = job.submission.job.channel, job.submission.job.salt
+        assert await disk.job_with_salt(channel, salt) == job.id
+    assert {c.id: c for c in await disk.channels()} == {c.id: c for c in await model.channels()}
+    assert await disk.sealing_keys() == await model.sealing_keys()
+    assert await disk.last_sequence() == await model.last_sequence()
+    assert await disk.offers_since(Timestamp(0)) == await model.offers_since(Timestamp(0))
+    assert await disk.transactions() == await model.transactions()
+    assert await disk.earnings() == await model.earnings()
+    assert await disk.meta("cursor") == await model.meta("cursor")

@@ -1,0 +1,278 @@
+"""Every reason for which a job is turned away, one changed fact at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+from node.admission import (
+    AdmissionView,
+    ChannelView,
+    admit,
+    check_return,
+)
+from node.offers import build_offer
+from protocol.errors import Reason, Refusal
+from protocol.frames import Funding, LeafRef, SubmitJob
+from protocol.ledger import Unpaid, WorkerLedger
+from protocol.objects import Channel, FundChannel, Job
+from protocol.pricing import worst_case
+from protocol.signing import LocalSigner, sign
+from protocol.states import ChannelState
+from protocol.types import (
+    Address,
+    Amount,
+    Bytes32,
+    Digest,
+    JobId,
+    PublicKey,
+    Seconds,
+    Timestamp,
+    keccak256,
+)
+from tests.support.node.fake_engine import CANVAS, FACTS
+from tests.support.node.stage import DOMAIN, OFFER_TERMS, OPERATOR, RECEIVER, TERMS, TOKEN, parameters
+
+NOW = Timestamp(1_700_000_000)
+PAYER = LocalSigner(bytes(keccak256(b"payer")))
+OFFER = build_offer(
+    OFFER_TERMS,
+    FACTS,
+    operator=OPERATOR.address,
+    sealing_key=PublicKey(bytes(32)),
+    sequence=1,
+    now=NOW,
+    active=0,
+    capacity=6,
+)
+CHANNEL = Channel(
+    payer=PAYER.address,
+    authorizer=PAYER.address,
+    receiver=RECEIVER,
+    operator=OPERATOR.address,
+    token=TOKEN,
+    withdrawal_delay=Seconds(3600),
+    salt=Bytes32(bytes(32)),
+)
+PROMPT_TOKENS = 10
+
+
+@dataclass(frozen=True)
+class Case:
+    """A submission with everything that admission looks at."""
+
+    job: Job
+    channel: Channel
+    signer: LocalSigner
+    view: AdmissionView
+    book: ChannelView
+    received: int = 0
+    prompt_tokens: int = PROMPT_TOKENS
+
+    @property
+    def submission(self) -> SubmitJob:
+        return SubmitJob(
+            self.job, sign(DOMAIN, self.job, self.signer), self.channel, b"", received=self.received
+        )
+
+
+def good() -> Case:
+    job = Job(
+        channel=CHANNEL.id(DOMAIN),
+        salt=Bytes32(bytes(32)),
+        offer=Digest(DOMAIN.digest(OFFER)),
+        model=FACTS.digest,
+        prompt=Digest(bytes(32)),
+        parameters=parameters(1, 40),
+        max_amount=Amount(10**6),
+        deadline=Timestamp(NOW + 600),
+        reply_key=PublicKey(bytes(32)),
+    )
+    view = AdmissionView(
+        now=NOW,
+        domain=DOMAIN,
+        operator=OPERATOR.address,
+        receiver=RECEIVER,
+        terms=TERMS,
+        offer=OFFER,
+        serving=frozenset({FACTS.digest}),
+        active=0,
+        engine_ready=True,
+        draining=False,
+    )
+    book = ChannelView(
+        ledger=WorkerLedger(CHANNEL.id(DOMAIN)),
+        state=ChannelState.OPEN,
+        deposit=Amount(10**6),
+        fresh=True,
+        funding=None,
+        pooled=Amount(0),
+        reserved=Amount(0),
+        attached=0,
+        pending_jobs=0,
+        stray_unpaid=False,
+        closing=False,
+    )
+    return Case(job, CHANNEL, PAYER, view, book)
+
+
+def job(**changes: Any) -> Callable[[Case], Case]:
+    return lambda c: replace(c, job=c.job.replace(**changes))
+
+
+def view(**changes: Any) -> Callable[[Case], Case]:
+    return lambda c: replace(c, view=replace(c.view, **changes))
+
+
+def book(**changes: Any) -> Callable[[Case], Case]:
+    return lambda c: replace(c, book=replace(c.book, **changes))
+
+
+def channel(**changes: Any) -> Callable[[Case], Case]:
+    def change(c: Case) -> Case:
+        altered = c.channel.replace(**changes)
+        return replace(c, channel=altered, job=c.job.replace(channel=altered.id(DOMAIN)))
+
+    return change
+
+
+def parameter(**changes: Any) -> Callable[[Case], Case]:
+    return lambda c: replace(c, job=c.job.replace(parameters=c.job.parameters.replace(**changes)))
+
+
+def funding(
+    deposit: int, *, signer: LocalSigner = PAYER, lifetime_s: int = 3600, of: Channel = CHANNEL
+) -> Funding:
+    authorization = FundChannel(of, Amount(deposit), Timestamp(NOW + lifetime_s))
+    return Funding(authorization, sign(DOMAIN, authorization, signer))
+
+
+STRANGER = LocalSigner(bytes(keccak256(b"stranger")))
+NONE = {"state": ChannelState.NONE, "deposit": Amount(0)}
+REFUSALS: list[tuple[str, Callable[[Case], Case], Reason]] = [
+    ("a job for another channel", job(channel=bytes(32)), Reason.WRONG_CHAIN),
+    ("another operator", channel(operator=Address(bytes(20))), Reason.WRONG_WORKER),
+    ("another receiver", channel(receiver=Address(bytes(20))), Reason.WRONG_WORKER),
+    ("another signer", lambda c: replace(c, signer=STRANGER), Reason.BAD_SIGNATURE),
+    ("draining", view(draining=True), Reason.DRAINING),
+    ("a fault", view(fault="the clock is wrong"), Reason.CHAIN_UNAVAILABLE),
+    ("no engine", view(engine_ready=False), Reason.ENGINE_UNAVAILABLE),
+    ("receipts nobody issued", lambda c: replace(c, received=1), Reason.JOB_ENDED),
+    ("an offer nobody made", view(offer=None), Reason.UNKNOWN_OFFER),
+    ("an expired offer", view(now=Timestamp(OFFER.expires_at + 6)), Reason.UNKNOWN_OFFER),
+    ("a model that is not offered", job(model=Digest(bytes(32))), Reason.UNKNOWN_MODEL),
+    ("a model that is not loaded", view(serving=frozenset()), Reason.UNKNOWN_MODEL),
+    ("no tokens", parameter(max_tokens=0), Reason.BAD_PARAMETERS),
+    ("too many tokens", parameter(max_tokens=FACTS.max_context + 1), Reason.BAD_PARAMETERS),
+    ("no steps", parameter(max_steps=0), Reason.BAD_PARAMETERS),
+    ("too many steps", parameter(max_steps=FACTS.max_steps + 1), Reason.BAD_PARAMETERS),
+    ("temperature zero", parameter(temperature_end=0), Reason.BAD_PARAMETERS),
+    ("a rising temperature", parameter(temperature_start=300_000), Reason.BAD_PARAMETERS),
+    ("endless stability", parameter(stability_steps=65), Reason.BAD_PARAMETERS),
+    ("another token", channel(token=Address(bytes(20))), Reason.TOKEN_NOT_ACCEPTED),
+    ("a short withdrawal delay", channel(withdrawal_delay=899), Reason.WITHDRAWAL_DELAY_TOO_SHORT),
+    ("a deadline that passed", job(deadline=NOW), Reason.EXPIRED),
+    ("a deadline days ahead", job(deadline=NOW + 2 * 86400), Reason.BAD_PARAMETERS),
+    ("no free slot", view(active=TERMS.capacity), Reason.BUSY),
+    ("a silent chain", book(fresh=False), Reason.CHAIN_UNAVAILABLE),
+    ("a closed channel", book(state=ChannelState.CLOSED), Reason.CHANNEL_CLOSED),
+    ("an agreed closing", book(closing=True), Reason.CHANNEL_CLOSED),
+    ("a withdrawal", book(state=ChannelState.WITHDRAWING), Reason.CHANNEL_WITHDRAWING),
+    ("no such channel", book(**NONE), Reason.CHANNEL_UNKNOWN),
+    (
+        "an authorization by a stranger",
+        book(**NONE, funding=funding(10**6, signer=STRANGER), pooled=10**6),
+        Reason.BAD_SIGNATURE,
+    ),
+    (
+        "an authorization for another channel",
+        book(**NONE, funding=funding(10**6, of=CHANNEL.replace(salt=bytes([1]) * 32)), pooled=10**6),
+        Reason.BAD_SIGNATURE,
+    ),
+    (
+        "an authorization that is about to expire",
+        book(**NONE, funding=funding(10**6, lifetime_s=59), pooled=10**6),
+        Reason.EXPIRED,
+    ),
+    (
+        "an authorization without cover",
+        book(**NONE, funding=funding(10**6), pooled=10**6 - 1),
+        Reason.UNDERFUNDED,
+    ),
+    (
+        "a second job before the funding is mined",
+        book(**NONE, funding=funding(10**6), pooled=10**6, pending_jobs=1),
+        Reason.BUSY,
+    ),
+    ("a deposit below the least", book(deposit=Amount(TERMS.min_deposit - 1)), Reason.UNDERFUNDED),
+    ("stray unpaid canvases", book(stray_unpaid=True), Reason.UNPAID_RECEIPTS),
+    ("too many jobs on the channel", book(attached=TERMS.jobs_per_channel), Reason.BUSY),
+    ("a prompt beyond the context", lambda c: replace(c, prompt_tokens=4090), Reason.PROMPT_TOO_LONG),
+    ("a ceiling below the worst case", job(max_amount=Amount(1)), Reason.PRICE_TOO_LOW),
+    ("a deposit that others have reserved", book(reserved=Amount(10**6)), Reason.UNDERFUNDED),
+]
+
+
+@pytest.mark.parametrize(("change", "reason"), [r[1:] for r in REFUSALS], ids=[r[0] for r in REFUSALS])
+def test_a_job_is_refused_for(change: Callable[[Case], Case], reason: Reason) -> None:
+    case = change(good())
+    with pytest.raises(Refusal) as caught:
+        admit(case.submission, case.view, case.book, case.prompt_tokens)
+    assert caught.value.reason is reason
+
+
+def test_a_good_job_is_let_in_with_its_worst_case_reserved() -> None:
+    case = good()
+    verdict = admit(case.submission, case.view, case.book, PROMPT_TOKENS)
+    assert verdict.reserve == worst_case(OFFER.models[0], case.job.parameters, PROMPT_TOKENS)
+    assert verdict.accepted.id == case.job.id(DOMAIN)
+    assert verdict.accepted.credit_window == OFFER.credit_window
+    assert not verdict.pending
+
+
+def test_the_ceiling_and_the_deposit_may_be_exactly_the_worst_case() -> None:
+    worst = worst_case(OFFER.models[0], good().job.parameters, PROMPT_TOKENS)
+    terms = replace(TERMS, min_deposit=Amount(0))
+    exact = view(terms=terms)(book(deposit=worst)(job(max_amount=worst)(good())))
+    assert admit(exact.submission, exact.view, exact.book, PROMPT_TOKENS).reserve == worst
+    short = book(deposit=Amount(worst - 1))(exact)
+    with pytest.raises(Refusal):
+        admit(short.submission, short.view, short.book, PROMPT_TOKENS)
+
+
+def test_an_authorized_deposit_carries_one_job_as_pending() -> None:
+    case = book(**NONE, funding=funding(10**6), pooled=Amount(10**6))(good())
+    assert admit(case.submission, case.view, case.book, PROMPT_TOKENS).pending
+
+
+def test_unpaid_canvases_of_jobs_that_are_here_count_against_the_deposit() -> None:
+    case = good()
+    owed = {LeafRef(JobId(bytes(32)), 0): Unpaid(Digest(bytes(32)), Amount(10**6))}
+    case = book(ledger=replace(case.book.ledger, unpaid=owed))(case)
+    with pytest.raises(Refusal) as caught:
+        admit(case.submission, case.view, case.book, PROMPT_TOKENS)
+    assert caught.value.reason is Reason.UNDERFUNDED
+
+
+def test_an_offer_holds_for_the_clock_skew_that_honest_machines_have() -> None:
+    case = view(now=Timestamp(OFFER.expires_at + 5))(job(deadline=OFFER.expires_at + 60)(good()))
+    assert admit(case.submission, case.view, case.book, PROMPT_TOKENS)
+
+
+def test_a_returning_job_needs_no_offer_any_more() -> None:
+    case = view(offer=None)(good())
+    check_return(case.submission, case.view)
+    with pytest.raises(Refusal):
+        check_return(case.submission, replace(case.view, draining=True))
+
+
+def test_output_fills_whole_canvases_when_the_context_is_measured() -> None:
+    room = FACTS.max_context - 5 * CANVAS
+    fits = replace(good(), prompt_tokens=room)
+    assert admit(fits.submission, fits.view, fits.book, fits.prompt_tokens)
+    with pytest.raises(Refusal) as caught:
+        admit(fits.submission, fits.view, fits.book, room + 1)
+    assert caught.value.reason is Reason.PROMPT_TOO_LONG
