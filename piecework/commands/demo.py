@@ -117,10 +117,9 @@ async def _until_interrupted(market: DemoMarket) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    waiting = [asyncio.ensure_future(stop.wait())]
-    waiting += [
-        asyncio.ensure_future(r.process.wait()) for r in (market.worker, market.index, market.gateway)
-    ]
+    waiting: list[asyncio.Task[Any]] = [asyncio.create_task(stop.wait(), name="signal")]
+    for role in (market.worker, market.index, market.gateway):
+        waiting.append(asyncio.create_task(role.process.wait(), name=role.name))
     await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
     for task in waiting:
         task.cancel()
