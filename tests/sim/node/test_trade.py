@@ -164,7 +164,7 @@ async def test_a_channel_whose_opening_is_not_mined_runs_one_job_inside_the_cred
     stage.chain.pooled[client.channel.token, client.channel.payer] = client.deposit
     line, other = client.job(3, 64), client.job(4, 64)
     await client.submit(line, funding=client.funding())
-    assert stage.payments.wanted == [client.id]
+    assert stage.idle.wanted == [client.id]
     await client.finish(line)
     assert len(line.receipts) == CREDIT_WINDOW
     with pytest.raises(Refusal) as caught:

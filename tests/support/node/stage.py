@@ -13,6 +13,7 @@ from hashlib import sha256
 
 from node import logs
 from node.admission import Terms
+from node.cashier import Payments
 from node.engine_link import EngineEvent
 from node.execution import Execution
 from node.jobs import LiveJob
@@ -119,17 +120,17 @@ class Stage:
         self.terms, self.policy = terms, policy
         self.clock = FakeClock()
         self.journal = MemoryJournal(DOMAIN)
-        self.chain = FakeChain()
+        self.chain: FakeChain = FakeChain()
         self.metrics = Metrics()
         self.lives = 0
 
-    async def boot(self, switch: KillSwitch | None = None) -> None:
+    async def boot(self, switch: KillSwitch | None = None, payments: Payments | None = None) -> None:
         """Start the worker from what the journal holds."""
         self.switch = switch or KillSwitch()
         self.journal.switch = self.switch
         self.lives += 1
         self.engine = FakeEngine(self.switch)
-        self.payments = IdlePayments()
+        self.idle = IdlePayments()
         keys = SealingKeys.load(await self.journal.sealing_keys(), OPERATOR.secret)
         if keys.rotation_due(self.clock.now(), 3600):
             keys, records = keys.rotated(self.clock.now(), OPERATOR.secret, _entropy(self.lives))
@@ -147,7 +148,7 @@ class Stage:
         self.worker = Worker(
             self.execution,
             self.chain,
-            self.payments,
+            payments or self.idle,
             receiver=RECEIVER,
             terms=self.terms,
             policy=self.policy,

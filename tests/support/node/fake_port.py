@@ -1,0 +1,175 @@
+"""A chain with a mempool: implements `node.chain_link.ChainPort` over `FakeChain`.
+
+Transactions are JSON. Only mined ones have effects; the escrow's rules (monotone, capped, skipped rows) are
+applied when a block comes, so that claiming twice shows as money paid twice, were it possible.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from hashlib import sha256
+
+from chain.calls import Claim
+from chain.errors import NonceTaken, RpcUnavailable, TransactionReverted, WrongChain
+from chain.transactions import Finalized, Mined, Outcome, Pending, Superseded, Unknown
+from node.records import RawTransaction
+from protocol.frames import Funding
+from protocol.states import ChannelState
+from protocol.types import Amount, Bytes32, ChannelId, Timestamp
+from tests.support.node.fake_chain import FakeChain
+from tests.support.node.faults import KillSwitch
+from tests.support.node.stage import DOMAIN
+
+FIRST_FEE = 100
+
+
+class FakePort(FakeChain):
+    """The chain of one worker, with everything that can go wrong on the way to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.switch = KillSwitch()
+        self.pool: dict[bytes, RawTransaction] = {}
+        self.mined: dict[bytes, Mined] = {}
+        self.final: set[bytes] = set()
+        self.used: dict[int, bytes] = {}
+        self.height = 10
+        self.time = Timestamp(1_700_000_000)
+        self.price = 0
+        self.wrong = False
+        self.broadcasts: list[bytes] = []
+        self.requests: list[tuple[int, ChannelId]] = []
+        self.next_nonce = 0
+        self.paid: dict[ChannelId, int] = {}
+
+    async def verify(self) -> None:
+        self._answer()
+        if self.wrong:
+            raise WrongChain("the node serves another chain")
+
+    async def head(self) -> tuple[int, Timestamp]:
+        self._answer()
+        return self.height, self.time
+
+    async def wei_per_gas(self) -> int:
+        self._answer()
+        return self.price
+
+    async def payable(self, claims: Sequence[Claim]) -> tuple[int, ...]:
+        self._answer()
+        return tuple(self._payable(c.voucher.channel, c.voucher.cumulative) for c in claims)
+
+    def _payable(self, channel: ChannelId, cumulative: int) -> int:
+        known = self.channels.get(channel)
+        if known is None or known.state not in (ChannelState.OPEN, ChannelState.WITHDRAWING):
+            return 0
+        return max(0, min(cumulative, known.deposit) - known.settled)
+
+    async def withdrawals(self, from_block: int, to_block: int) -> tuple[ChannelId, ...]:
+        self._answer()
+        return tuple(c for block, c in self.requests if from_block <= block <= to_block)
+
+    async def prepare_fund(self, funding: Funding) -> RawTransaction:
+        a = funding.authorization
+        pool = self.pooled.get((a.channel.token, a.channel.payer), 0)
+        self._answer()
+        if pool < a.deposit:
+            raise TransactionReverted("InsufficientBalance", {"balance": pool})
+        return self._make("fund", [(a.channel.id(DOMAIN), a.deposit)])
+
+    async def prepare_settle(self, claims: Sequence[Claim], max_cost_wei: int | None) -> RawTransaction:
+        self._answer()
+        return self._make("settle", [(c.voucher.channel, c.voucher.cumulative) for c in claims])
+
+    async def prepare_close(self, claim: Claim) -> RawTransaction:
+        self._answer()
+        return self._make("close", [(claim.voucher.channel, claim.voucher.cumulative)])
+
+    def _make(
+        self, kind: str, rows: list[tuple[bytes, int]], nonce: int | None = None, fee: int = 0
+    ) -> RawTransaction:
+        if nonce is None:
+            nonce = self.next_nonce
+            self.next_nonce += 1
+        fee = fee or FIRST_FEE
+        body = {"kind": kind, "rows": [[c.hex(), a] for c, a in rows], "nonce": nonce, "fee": fee}
+        raw = json.dumps(body).encode()
+        return RawTransaction(sha256(raw).digest(), raw, nonce, fee, 1, 21_000)
+
+    async def replace(self, tx: RawTransaction) -> RawTransaction:
+        self._answer()
+        body = json.loads(tx.raw)
+        rows = [(bytes.fromhex(c), a) for c, a in body["rows"]]
+        return self._make(body["kind"], rows, tx.nonce, tx.max_fee + tx.max_fee // 8 + 1)
+
+    async def broadcast(self, tx: RawTransaction) -> None:
+        self.switch.point()
+        self._answer()
+        if tx.nonce in self.used and self.used[tx.nonce] != tx.hash:
+            raise NonceTaken("nonce used")
+        self.broadcasts.append(tx.hash)
+        if tx.hash not in self.mined:
+            self.pool[tx.hash] = tx
+        self.switch.point()
+
+    async def outcome(self, tx: RawTransaction) -> Outcome:
+        self._answer()
+        if tx.hash in self.mined:
+            mined = self.mined[tx.hash]
+            return Finalized(mined) if tx.hash in self.final else mined
+        if tx.hash in self.pool:
+            return Pending()
+        winner = self.used.get(tx.nonce)
+        return Superseded() if winner is not None and winner in self.final else Unknown()
+
+    def resume(self, txs: Iterable[RawTransaction]) -> None:
+        self.next_nonce = max([self.next_nonce, *(tx.nonce + 1 for tx in txs)])
+
+    # --- what tests do
+
+    def mine(self, *, finalize: bool = True) -> None:
+        """A block with everything in the pool, the highest bid of each nonce."""
+        self.height += 1
+        best: dict[int, RawTransaction] = {}
+        for tx in self.pool.values():
+            if tx.nonce not in best or tx.max_fee > best[tx.nonce].max_fee:
+                best[tx.nonce] = tx
+        for nonce in sorted(best):
+            self._execute(best[nonce])
+        self.pool.clear()
+        if finalize:
+            self.final |= set(self.mined)
+
+    def _execute(self, tx: RawTransaction) -> None:
+        body = json.loads(tx.raw)
+        success = True
+        for text, amount in body["rows"]:
+            channel = ChannelId(bytes.fromhex(text))
+            if body["kind"] == "fund":
+                self.open(channel, amount)
+                continue
+            payable = self._payable(channel, amount)
+            if payable:
+                self.channels[channel].settled = Amount(self.channels[channel].settled + payable)
+                self.paid[channel] = self.paid.get(channel, 0) + payable
+            if body["kind"] == "close":
+                success = self.channels[channel].state is not ChannelState.CLOSED
+                self.channels[channel].state = ChannelState.CLOSED
+        self.used[tx.nonce] = tx.hash
+        self.mined[tx.hash] = Mined(self.height, Bytes32(bytes(32)), 50_000, 1, success, ())
+
+    def drop_pool(self) -> None:
+        """The node forgets what it had not mined."""
+        self.pool.clear()
+
+    def withdraw(self, channel: ChannelId) -> None:
+        """The payer asks for its money back."""
+        self.height += 1
+        self.channels[channel].state = ChannelState.WITHDRAWING
+        self.requests.append((self.height, channel))
+
+    def _answer(self) -> None:
+        super()._answer()
+        if self.switch.dead:
+            raise RpcUnavailable("dead")
