@@ -51,8 +51,18 @@ class Parts:
     board: OfferBoard
 
 
-async def build(home: Home, config: WorkerConfig, password: str, *, clock: Clock | None = None) -> Parts:
-    """Settings to a working graph, in the order in which things can fail. Nothing listens yet."""
+async def build(
+    home: Home,
+    config: WorkerConfig,
+    password: str,
+    *,
+    clock: Clock | None = None,
+    engine: EngineCommandLine | None = None,
+) -> Parts:
+    """Settings to a working graph, in the order in which things can fail. Nothing listens yet.
+
+    `engine` starts another engine process than the configured one; it speaks `node.engine_wire`.
+    """
     clock = clock or SystemClock()
     log, metrics = logs.logger(config.log_level), Metrics()
     if not home.deployment.is_file():
@@ -71,7 +81,10 @@ async def build(home: Home, config: WorkerConfig, password: str, *, clock: Clock
             timeout_s=config.rpc_timeout_s,
             finality=finality,
         )
-        return await _wire(home, config, deployment, operator, tls, clock, log, metrics, journal, reader)
+        command = engine or _engine_command(config)
+        return await _wire(
+            home, config, deployment, operator, tls, clock, log, metrics, journal, reader, command
+        )
     except BaseException:
         await journal.close()
         if reader is not None:
@@ -90,10 +103,11 @@ async def _wire(  # noqa: PLR0917  the graph's roots, once
     metrics: Metrics,
     journal: SqliteJournal,
     reader: ChainReader,
+    command: EngineCommandLine,
 ) -> Parts:
     chain = ChainLink(reader, operator, FeePolicy(max_fee_wei=int(config.max_fee_gwei * GWEI)))
     keys = await sealing_keys(journal, operator, clock, config.sealing_key_rotation_s)
-    engine = EngineSupervisor(_engine_command(config), clock, log)
+    engine = EngineSupervisor(command, clock, log)
     execution = Execution(
         domain=deployment.domain,
         signer=operator,

@@ -20,6 +20,7 @@ from node import config as settings
 from node.admin import ADDRESS_FILE, AdminServer, admin_token
 from node.assembly import Parts, build
 from node.config import split_endpoint
+from node.engine import EngineCommandLine
 from node.engine_link import EngineEvent, EngineFacts, EngineReady
 from node.errors import ConfigError
 from node.home import Home
@@ -308,10 +309,12 @@ class Daemon:
         m.ready.set(int(self.ready))
 
 
-async def serve(home: Path, flags: dict[str, Any], password: str) -> None:
+async def serve(
+    home: Path, flags: dict[str, Any], password: str, *, engine: EngineCommandLine | None = None
+) -> None:
     """`piecework worker start`: settings to the last line of the log."""
     place = Home(home)
-    parts = await build(place, settings.load(home, flags), password)
+    parts = await build(place, settings.load(home, flags), password, engine=engine)
     try:
         daemon = Daemon(parts)
     except PieceworkError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import MutableMapping
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 import structlog
 
@@ -37,15 +37,16 @@ def _plain(value: Any) -> Any:
     return value[:MAX_VALUE_CHARS] if isinstance(value, str) else value
 
 
-def logger(level: str = "info") -> Any:
+def logger(level: str = "info", stream: TextIO | None = None) -> Any:
     """A logger for the whole process; JSON lines unless stderr is a terminal."""
+    stream = stream or sys.stderr
     renderer: Any = (
         structlog.dev.ConsoleRenderer(colors=False)
-        if sys.stderr.isatty()
+        if stream.isatty()
         else structlog.processors.JSONRenderer()
     )
     return structlog.wrap_logger(
-        structlog.PrintLogger(sys.stderr),
+        structlog.PrintLogger(stream),
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),

@@ -174,18 +174,24 @@ class AiohttpPoster:
 
 
 async def publish(
-    signed: SignedOffer, indexes: Sequence[str], poster: HttpPoster, metrics: Metrics, log: Any
+    signed: SignedOffer,
+    indexes: Sequence[str],
+    poster: HttpPoster,
+    metrics: Metrics,
+    log: Any,
+    *,
+    backoff_s: float = PUBLISH_BACKOFF_S,
 ) -> int:
     """Show an offer to every index. Returns how many took it; failures are counted and logged."""
     body = encode_offer(signed)
-    results = await asyncio.gather(*(_publish_one(url, body, poster, log) for url in indexes))
+    results = await asyncio.gather(*(_publish_one(url, body, poster, log, backoff_s) for url in indexes))
     for taken in results:
         if not taken:
             metrics.publish_error()
     return sum(results)
 
 
-async def _publish_one(index: str, body: bytes, poster: HttpPoster, log: Any) -> bool:
+async def _publish_one(index: str, body: bytes, poster: HttpPoster, log: Any, backoff_s: float) -> bool:
     url = index.rstrip("/") + "/v1/offers"
     host = urlsplit(index).hostname or "?"
     for attempt in range(PUBLISH_ATTEMPTS):
@@ -199,5 +205,5 @@ async def _publish_one(index: str, body: bytes, poster: HttpPoster, log: Any) ->
             log.warning("index declines the offer", index_host=host, count=status)
             if status < 500:
                 return False
-        await asyncio.sleep(PUBLISH_BACKOFF_S * 2**attempt)
+        await asyncio.sleep(backoff_s * 2**attempt)
     return False

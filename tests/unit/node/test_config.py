@@ -1,0 +1,102 @@
+"""Settings: where they come from, what is refused, and with which words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from node import config
+from node.errors import ConfigError
+from protocol.types import Address
+
+PAYOUT = "0x" + "22" * 20
+
+
+def home(folder: Path, text: str = "") -> Path:
+    (folder / "config.toml").write_text(f'payout = "{PAYOUT}"\n{text}')
+    return folder
+
+
+def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path: Path) -> None:
+    place = home(tmp_path, "slots = 3\nqueue = 3\nthreads = 3\n")
+    environment = {"PIECEWORK_WORKER_QUEUE": "5", "PIECEWORK_WORKER_THREADS": "5"}
+    loaded = config.load(place, {"threads": 7, "bind": None}, environment)
+    assert (loaded.slots, loaded.queue, loaded.threads) == (3, 5, 7)
+
+
+def test_lists_come_from_the_environment_separated_by_commas(tmp_path: Path) -> None:
+    environment = {"PIECEWORK_WORKER_INDEXES": "http://a, http://b"}
+    assert config.load(home(tmp_path), {}, environment).indexes == ("http://a", "http://b")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("slot = 2", "Did you mean slots"),
+        ("slots = 0", "slots"),
+        ("slots = 'two'", "slots"),
+        ("credit_window = 17", "credit_window"),
+        ("bind = 'nowhere'", "host:port"),
+        ("indexes = ['ftp://x']", "http"),
+        ("accepted_tokens = ['0x00']", "accepted_tokens"),
+        ("admin_host = '0.0.0.0'", "admin_public"),
+        ("min_withdrawal_delay_s = 60", "chain_outage_s"),
+        ("offer_lifetime_s = 3601", "offer_lifetime_s"),
+        ("slots = ", "config.toml"),
+    ],
+)
+def test_a_bad_file_is_refused_by_the_name_of_the_setting(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        config.load(home(tmp_path, text), {}, {})
+
+
+def test_an_unknown_setting_in_the_environment_is_refused_too(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Did you mean payout"):
+        config.load(home(tmp_path), {}, {"PIECEWORK_WORKER_PAYUOT": "x"})
+
+
+def test_a_missing_payout_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="worker init"):
+        config.load(tmp_path, {}, {})
+
+
+def test_a_mistyped_payout_is_caught_by_its_checksum(tmp_path: Path) -> None:
+    bad = "0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAeD"
+    with pytest.raises(ConfigError, match="checksum"):
+        config.load(tmp_path, {"payout": bad}, {})
+
+
+def test_what_is_written_reads_back(tmp_path: Path) -> None:
+    values = {"payout": PAYOUT, "slots": 3, "indexes": ("http://a",), "settle_gas_multiple": 2.5}
+    (tmp_path / "config.toml").write_text(config.to_toml({**values, "admin_public": True}))
+    loaded = config.load(tmp_path, {}, {})
+    assert (loaded.slots, loaded.indexes, loaded.settle_gas_multiple) == (3, ("http://a",), 2.5)
+    assert loaded.admin_public
+
+
+def test_the_deployments_token_is_accepted_when_none_is_named(tmp_path: Path) -> None:
+    default = Address(b"\x33" * 20)
+    assert config.load(home(tmp_path), {}, {}).tokens(default) == (default,)
+
+
+def test_the_engine_process_gets_no_password_and_no_network() -> None:
+    kept = config.child_environment(
+        {"PIECEWORK_PASSWORD": "x", "PIECEWORK_WORKER_SLOTS": "1", "PATH": "/bin"}
+    )
+    assert not any(name.startswith("PIECEWORK_") for name in kept)
+    assert kept["PATH"] == "/bin"
+    assert kept["HF_HUB_OFFLINE"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"), [("a:1", ("a", 1)), ("[::1]:0", ("::1", 0)), ("1.2.3.4:65535", ("1.2.3.4", 65535))]
+)
+def test_endpoints_are_split(text: str, parts: tuple[str, int]) -> None:
+    assert config.split_endpoint(text) == parts
+
+
+@pytest.mark.parametrize("text", ["a", ":1", "a:", "a:x", "a:65536", "a:-1"])
+def test_what_is_no_endpoint_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="host:port"):
+        config.split_endpoint(text)

@@ -1,0 +1,236 @@
+"""The small edges: rate limits, logs, offers and their publishing, the operator's port."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from node import logs
+from node.admin import ADDRESS_FILE, TOKEN_HEADER, AdminServer, admin_token, ask_daemon
+from node.errors import AdminError
+from node.limiter import MAX_PEERS, RateLimiter, peer_address
+from node.metrics import Metrics
+from node.offers import OFFER_CONTENT_TYPE, OfferBoard, build_offer, publish, refresh_due
+from protocol.errors import Reason
+from protocol.offers import check_terms
+from protocol.types import PublicKey, Timestamp
+from protocol.wire import SignedOffer, decode_offer, encode_offer
+from tests.support.node.clock import FakeClock
+from tests.support.node.fake_engine import FACTS
+from tests.support.node.memory_journal import MemoryJournal
+from tests.support.node.stage import DOMAIN, OFFER_TERMS, OPERATOR
+
+KEY = PublicKey(bytes(32))
+
+
+def offer(now: int = 1_700_000_000, *, active: int = 0) -> SignedOffer:
+    made = build_offer(
+        OFFER_TERMS,
+        FACTS,
+        operator=OPERATOR.address,
+        sealing_key=KEY,
+        sequence=1,
+        now=Timestamp(now),
+        active=active,
+        capacity=6,
+    )
+    return SignedOffer(made, OPERATOR.sign(DOMAIN.digest(made)))
+
+
+# --- limiter
+
+
+def test_a_peer_may_burst_and_then_goes_at_its_rate() -> None:
+    clock = FakeClock()
+    limiter = RateLimiter(2.0, clock)
+    assert all(limiter.wait_s("a") == 0 for _ in range(20))
+    assert limiter.wait_s("a") == pytest.approx(0.5)
+    assert limiter.wait_s("b") == 0
+    clock.advance(0.5)
+    assert limiter.wait_s("a") == 0
+    assert limiter.wait_s("a") > 0
+
+
+def test_the_limiter_remembers_a_bounded_number_of_peers() -> None:
+    limiter = RateLimiter(1.0, FakeClock())
+    for number in range(MAX_PEERS + 10):
+        limiter.wait_s(str(number))
+    assert len(limiter._buckets) == MAX_PEERS
+
+
+@pytest.mark.parametrize(
+    ("peer", "address"),
+    [
+        ("ipv4:10.0.0.1:5000", "10.0.0.1"),
+        ("ipv6:%5B2001:db8::1%5D:5000", "2001:db8::/64"),
+        ("ipv6:[2001:db8::ffff]:1", "2001:db8::/64"),
+        ("unix:", "unix:"),
+    ],
+)
+def test_peers_are_told_apart_by_address_not_by_port(peer: str, address: str) -> None:
+    assert peer_address(peer) == address
+
+
+# --- logs
+
+
+def test_a_field_that_is_not_allowed_is_named_and_not_shown() -> None:
+    out = io.StringIO()
+    logs.logger(stream=out).info("event", prompt="canary text", rpc_url="http://user:pw@host", job=b"\x01")
+    line = json.loads(out.getvalue())
+    assert "canary" not in out.getvalue()
+    assert "pw@" not in out.getvalue()
+    assert line["dropped"] == "prompt,rpc_url"
+    assert line["job"] == "01"
+
+
+# --- offers
+
+
+def test_an_offer_meets_the_terms_that_every_reader_checks() -> None:
+    made = offer()
+    check_terms(made.offer, made.offer.issued_at)
+    assert decode_offer(encode_offer(made)) == made
+
+
+@pytest.mark.parametrize(
+    ("active", "slots", "queue"), [(0, 3, 3), (2, 1, 3), (3, 0, 3), (5, 0, 1), (9, 0, 0)]
+)
+def test_an_offer_says_what_is_free(active: int, slots: int, queue: int) -> None:
+    made = offer(active=active).offer
+    assert (made.slots_free, made.queue_free) == (slots, queue)
+
+
+def test_an_offer_is_renewed_at_half_its_life_or_when_it_is_not_true_any_more() -> None:
+    made = offer().offer
+    early = Timestamp(made.issued_at + 10)
+    assert not refresh_due(made, early, made.slots_free, KEY)
+    assert refresh_due(made, early, made.slots_free - 1, KEY)
+    assert not refresh_due(made, Timestamp(made.issued_at + 1), made.slots_free - 1, KEY)
+    assert refresh_due(made, early, made.slots_free, PublicKey(bytes([1]) * 32))
+    assert refresh_due(made, Timestamp(made.issued_at + OFFER_TERMS.lifetime_s // 2), made.slots_free, KEY)
+
+
+async def test_sequence_numbers_grow_across_restarts() -> None:
+    journal, clock = MemoryJournal(DOMAIN), FakeClock()
+    numbers = []
+    for _ in range(2):
+        board = OfferBoard(journal, DOMAIN, OPERATOR, clock)
+        for _ in range(2):
+            signed = await board.issue(OFFER_TERMS, FACTS, sealing_key=KEY, active=0, capacity=6)
+            numbers.append(signed.offer.sequence)
+    assert numbers == [1, 2, 3, 4]
+
+
+class Poster:
+    """Implements `HttpPoster` by a script of statuses and errors."""
+
+    def __init__(self, *answers: int | Exception) -> None:
+        self.answers = list(answers)
+        self.posts: list[tuple[str, bytes, str]] = []
+
+    async def post(self, url: str, body: bytes, content_type: str, timeout_s: float) -> int:
+        self.posts.append((url, body, content_type))
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+async def test_an_offer_is_posted_as_its_wire_bytes() -> None:
+    poster = Poster(200)
+    assert await publish(offer(), ["http://index/"], poster, Metrics(), logs.silent()) == 1
+    assert poster.posts == [("http://index/v1/offers", encode_offer(offer()), OFFER_CONTENT_TYPE)]
+
+
+@pytest.mark.parametrize(
+    ("answers", "posts"),
+    [((503, OSError("down"), 200), 3), ((OSError("down"),) * 3, 3), ((400,), 1), ((302,), 1)],
+)
+async def test_publishing_retries_what_may_pass_and_gives_up(
+    answers: tuple[int | Exception, ...], posts: int
+) -> None:
+    poster = Poster(*answers)
+    taken = await publish(offer(), ["http://index"], poster, Metrics(), logs.silent(), backoff_s=0.0)
+    assert len(poster.posts) == posts
+    assert taken == (answers[-1] == 200)
+
+
+# --- the operator's port
+
+
+class Operations:
+    """Implements `node.admin.Operations`."""
+
+    def __init__(self) -> None:
+        self.ready = True
+        self.pressed: list[str] = []
+
+    async def status(self) -> dict[str, Any]:
+        return {"state": "ready"}
+
+    def metrics(self) -> bytes:
+        metrics = Metrics()
+        metrics.refused(Reason.BUSY)
+        return metrics.render()
+
+    def settle(self) -> None:
+        self.pressed.append("settle")
+
+    def drain(self) -> None:
+        self.pressed.append("drain")
+
+
+@pytest.fixture
+async def admin(tmp_path: Path) -> AsyncIterator[tuple[Operations, str, Path]]:
+    operations = Operations()
+    server = AdminServer(operations, admin_token(tmp_path))
+    port = await server.start("127.0.0.1", 0)
+    (tmp_path / ADDRESS_FILE).write_text(json.dumps({"host": "127.0.0.1", "port": port}))
+    yield operations, f"http://127.0.0.1:{port}", tmp_path
+    await server.stop()
+
+
+async def test_the_buttons_need_the_token_and_reading_does_not(admin: tuple[Operations, str, Path]) -> None:
+    operations, url, home = admin
+    async with aiohttp.ClientSession() as session:
+        for path in ("/status", "/health", "/ready", "/metrics"):
+            assert (await session.get(url + path)).status == 200
+        for headers in ({}, {TOKEN_HEADER: "wrong"}):
+            assert (await session.post(url + "/drain", headers=headers)).status == 401
+    assert operations.pressed == []
+    await ask_daemon(home, "POST", "/settle")
+    await ask_daemon(home, "POST", "/drain")
+    assert operations.pressed == ["settle", "drain"]
+
+
+async def test_a_rebound_name_reaches_nothing(admin: tuple[Operations, str, Path]) -> None:
+    _, url, _ = admin
+    async with aiohttp.ClientSession() as session:
+        answer = await session.get(url + "/status", headers={"Host": "attacker.example:80"})
+        assert answer.status == 403
+
+
+async def test_not_ready_is_503_and_metrics_count_what_was_missed(
+    admin: tuple[Operations, str, Path],
+) -> None:
+    operations, url, _ = admin
+    operations.ready = False
+    async with aiohttp.ClientSession() as session:
+        assert (await session.get(url + "/ready")).status == 503
+        text = await (await session.get(url + "/metrics")).text()
+    assert 'piecework_refusals_total{reason="BUSY"} 1.0' in text
+
+
+async def test_asking_a_home_without_a_worker_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(AdminError, match="worker start"):
+        await ask_daemon(tmp_path, "GET", "/status")
+    (tmp_path / ADDRESS_FILE).write_text(json.dumps({"host": "127.0.0.1", "port": 1}))
+    with pytest.raises(AdminError, match="does not answer"):
+        await ask_daemon(tmp_path, "GET", "/status")

@@ -1,0 +1,192 @@
+"""The supervisor over real child processes: a scripted engine that answers, dies or babbles."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from model.requests import CanvasEvent, DraftEvent, FailedEvent, FinishReason, GenerationRequest
+from node import engine_wire, logs
+from node.clock import SystemClock
+from node.config import child_environment
+from node.engine import EngineCommandLine, EngineSupervisor, engine_arguments
+from node.engine_link import EngineLost, EngineReady
+from node.engine_process import short_profile
+from node.errors import EngineStartError, EngineUnavailable, PromptRejected
+from protocol.content import Message
+from protocol.errors import MalformedInput
+from protocol.limits import MAX_NAME_BYTES
+from tests.support.node.fake_engine import FACTS, canvas_event
+
+ROOT = Path(__file__).resolve().parents[3]
+REQUEST = GenerationRequest(
+    request_id="row",
+    prompt_ids=(1, 2),
+    seed=7,
+    max_tokens=8,
+    max_steps=4,
+    temperature_start=0.8,
+    temperature_end=0.4,
+    entropy_bound=0.1,
+    confidence_threshold=0.005,
+    stability_steps=1,
+    canvas_limit=2,
+    committed=((1, 2, 3),),
+)
+CHILD = """
+import os, sys
+sys.path.insert(0, {root!r})
+from node.engine_wire import *
+from model.requests import FailedEvent
+from tests.support.node.fake_engine import FACTS, canvas_event
+out = sys.stdout.buffer
+def say(report):
+    out.write(encode_report(report)); out.flush()
+say({first})
+for line in sys.stdin.buffer:
+    command = decode_command(line)
+    if isinstance(command, Encode):
+        text = command.messages[0].content
+        if text == "die": os._exit(3)
+        if text == "babble": out.write(b"not json\\n"); out.flush()
+        say(Encoded(command.number, (1, 2), "no" if text == "reject" else ""))
+    elif isinstance(command, Start):
+        say(canvas_event(command.request, len(command.request.committed)))
+"""
+
+
+@asynccontextmanager
+async def running(folder: Path, first: str = "Ready(FACTS)") -> AsyncIterator[EngineSupervisor]:
+    script = folder / "child.py"
+    script.write_text(CHILD.format(root=str(ROOT), first=first))
+    command = EngineCommandLine((sys.executable, str(script)), child_environment(dict(os.environ)))
+    supervisor = EngineSupervisor(command, SystemClock(), logs.silent())
+    task = asyncio.ensure_future(supervisor.run())
+    try:
+        yield supervisor
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def message(text: str) -> tuple[Message, ...]:
+    return (Message("user", text),)
+
+
+async def test_the_engine_answers_through_its_process(tmp_path: Path) -> None:
+    async with running(tmp_path) as engine, asyncio.timeout(20):
+        events = aiter(engine.events())
+        ready = await anext(events)
+        assert ready == EngineReady(FACTS)
+        assert await engine.encode_prompt(message("hello")) == (1, 2)
+        with pytest.raises(PromptRejected):
+            await engine.encode_prompt(message("reject"))
+        engine.start(REQUEST)
+        assert await anext(events) == canvas_event(REQUEST, 1)
+
+
+@pytest.mark.parametrize("how", ["die", "babble", "kill"])
+async def test_a_lost_process_is_reported_and_started_again(tmp_path: Path, how: str) -> None:
+    async with running(tmp_path) as engine, asyncio.timeout(30):
+        events = aiter(engine.events())
+        await anext(events)
+        if how == "kill":
+            assert engine.pid is not None
+            os.kill(engine.pid, signal.SIGKILL)
+        else:
+            with pytest.raises(EngineUnavailable):
+                await engine.encode_prompt(message(how))
+        assert isinstance(await anext(events), EngineLost)
+        assert isinstance(await anext(events), EngineReady)
+        assert engine.losses == 1
+        assert await engine.encode_prompt(message("hello")) == (1, 2)
+
+
+async def test_a_question_without_a_process_is_answered_at_once(tmp_path: Path) -> None:
+    command = EngineCommandLine((sys.executable, "-c", ""), {})
+    engine = EngineSupervisor(command, SystemClock(), logs.silent())
+    with pytest.raises(EngineUnavailable):
+        await engine.encode_prompt(message("hello"))
+    engine.start(REQUEST)
+    engine.allow("row", 3)
+    engine.cancel("row")
+    assert not engine.ready
+
+
+async def test_a_model_that_cannot_be_loaded_ends_the_start_with_its_reason(tmp_path: Path) -> None:
+    async with running(tmp_path, 'CannotStart("no such folder")') as engine:
+        task = asyncio.ensure_future(engine.run())
+        with pytest.raises(EngineStartError, match="no such folder"):
+            await asyncio.wait_for(task, 20)
+
+
+async def test_the_real_engine_process_says_why_it_cannot_start() -> None:
+    arguments = engine_arguments(
+        sys.executable,
+        model="/nonexistent",
+        device="cpu",
+        dtype="auto",
+        slots=1,
+        queue=0,
+        threads=1,
+        benchmark_s=0.1,
+    )
+    environment = {**child_environment(dict(os.environ)), "PYTHONPATH": str(ROOT)}
+    supervisor = EngineSupervisor(
+        EngineCommandLine(tuple(arguments), environment), SystemClock(), logs.silent()
+    )
+    with pytest.raises(EngineStartError, match="no such folder"):
+        await asyncio.wait_for(supervisor.run(), 120)
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        engine_wire.Ready(FACTS),
+        engine_wire.CannotStart("why"),
+        engine_wire.Encoded(1, (1, 2)),
+        engine_wire.Beat(),
+        DraftEvent("row", 0, 1, (1, 2), "text"),
+        CanvasEvent("row", 0, (1, 2), (1,), "t", 1, (bytes(32),), FinishReason.END_OF_TEXT),
+        FailedEvent("row", "non_finite", "why"),
+    ],
+)
+def test_reports_survive_the_line(report: engine_wire.Report) -> None:
+    assert engine_wire.decode_report(engine_wire.encode_report(report)) == report
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        engine_wire.Start(REQUEST),
+        engine_wire.Allow("row", 3),
+        engine_wire.Cancel("row"),
+        engine_wire.Encode(1, (Message("user", "hi"),)),
+    ],
+)
+def test_commands_survive_the_line(command: engine_wire.Command) -> None:
+    assert engine_wire.decode_command(engine_wire.encode_command(command)) == command
+
+
+@pytest.mark.parametrize(
+    "line", [b"", b"[]", b"{}", b'{"op":"what"}', b'{"op":"canvas"}', b"\xff", b"[" * 10000]
+)
+def test_other_lines_are_malformed(line: bytes) -> None:
+    with pytest.raises(MalformedInput):
+        engine_wire.decode_report(line)
+    with pytest.raises(MalformedInput):
+        engine_wire.decode_command(line)
+
+
+def test_a_long_profile_keeps_its_start_and_stays_distinct() -> None:
+    first, second = short_profile("x" * 200 + "a"), short_profile("x" * 200 + "b")
+    assert len(first) == len(second) == MAX_NAME_BYTES
+    assert first != second
+    assert short_profile("short") == "short"

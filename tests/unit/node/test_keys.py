@@ -1,0 +1,135 @@
+"""Keys at rest: they open with what they should, and with nothing else."""
+
+from __future__ import annotations
+
+import stat
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+
+from node.errors import KeyFileError
+from node.keys import (
+    KEY_ARRIVAL_S,
+    TLS_NAME,
+    SealingKeys,
+    create_keystore,
+    create_tls,
+    keystore_address,
+    load_operator,
+    load_tls,
+    write_private,
+)
+from node.records import SealingKeyAdded, SealingKeyDropped, StoredSealingKey
+from protocol.errors import MalformedInput
+from protocol.sealing import seal
+from protocol.types import Timestamp
+from tests.support.node.stage import OPERATOR
+
+NOW = Timestamp(1_700_000_000)
+
+
+def entropy(seed: int):  # type: ignore[no-untyped-def]
+    state = [seed]
+
+    def draw(count: int) -> bytes:
+        state[0] += 1
+        return sha256(str(state[0]).encode()).digest()[:count]
+
+    return draw
+
+
+def stored(added: SealingKeyAdded) -> StoredSealingKey:
+    return StoredSealingKey(added.public, added.wrapped, added.created_at)
+
+
+def first_key(seed: int = 0) -> tuple[SealingKeys, StoredSealingKey]:
+    keys, records = SealingKeys(()).rotated(NOW, OPERATOR.secret, entropy(seed))
+    assert isinstance(records[0], SealingKeyAdded)
+    return keys, stored(records[0])
+
+
+def test_a_sealing_key_comes_back_from_the_journal() -> None:
+    keys, row = first_key()
+    assert keys.current is not None
+    loaded = SealingKeys.load((row,), OPERATOR.secret)
+    assert loaded == keys
+    assert loaded.open(seal(b"text", keys.current, b"context"), b"context") == b"text"
+
+
+def test_a_sealing_key_is_not_in_the_journal_in_the_clear() -> None:
+    keys, row = first_key()
+    assert keys.secrets[0][1] not in row.wrapped
+
+
+@pytest.mark.parametrize("what", ["operator", "public", "wrapped"])
+def test_a_wrapped_key_opens_with_nothing_else(what: str) -> None:
+    _, row = first_key()
+    other, _ = first_key(99)
+    secret = bytes([1]) * 32 if what == "operator" else OPERATOR.secret
+    if what == "public" and other.current is not None:
+        row = replace(row, public=other.current)
+    if what == "wrapped":
+        row = replace(row, wrapped=row.wrapped[:-1] + bytes([row.wrapped[-1] ^ 1]))
+    with pytest.raises(KeyFileError):
+        SealingKeys.load((row,), secret)
+
+
+def test_a_replaced_key_still_opens_until_nothing_can_arrive_for_it() -> None:
+    old, _ = first_key()
+    assert old.current is not None
+    sealed = seal(b"text", old.current, b"context")
+    later = Timestamp(NOW + 3600)
+    keys, _ = old.rotated(later, OPERATOR.secret, entropy(5))
+    assert keys.current != old.current
+    assert keys.open(sealed, b"context") == b"text"
+    still, records = keys.rotated(Timestamp(later + KEY_ARRIVAL_S - 1), OPERATOR.secret, entropy(9))
+    assert len(records) == 1
+    assert still.open(sealed, b"context") == b"text"
+    gone, records = still.rotated(Timestamp(later + KEY_ARRIVAL_S), OPERATOR.secret, entropy(13))
+    assert SealingKeyDropped(old.current) in records
+    with pytest.raises(MalformedInput):
+        gone.open(sealed, b"context")
+
+
+def test_rotation_is_due_by_age() -> None:
+    keys, _ = first_key()
+    assert SealingKeys(()).rotation_due(NOW, 600)
+    assert not keys.rotation_due(Timestamp(NOW + 599), 600)
+    assert keys.rotation_due(Timestamp(NOW + 600), 600)
+
+
+def test_the_operator_key_opens_with_its_password_alone(tmp_path: Path) -> None:
+    path = tmp_path / "operator.json"
+    create_keystore(path, "password", OPERATOR.secret, iterations=2)
+    assert load_operator(path, "password").address == OPERATOR.address
+    assert bytes.fromhex(keystore_address(path)) == OPERATOR.address
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    with pytest.raises(KeyFileError, match="password"):
+        load_operator(path, "other")
+    with pytest.raises(KeyFileError, match="worker init"):
+        load_operator(tmp_path / "none.json", "password")
+
+
+def test_a_key_file_is_never_overwritten(tmp_path: Path) -> None:
+    write_private(tmp_path / "key", b"1")
+    with pytest.raises(KeyFileError, match="not overwritten"):
+        write_private(tmp_path / "key", b"2")
+    assert (tmp_path / "key").read_bytes() == b"1"
+
+
+def test_the_certificate_is_pinned_by_the_digest_of_its_der_form(tmp_path: Path) -> None:
+    certificate, key = create_tls(NOW)
+    (tmp_path / "tls.pem").write_bytes(certificate)
+    (tmp_path / "tls.key").write_bytes(key)
+    loaded = load_tls(tmp_path / "tls.pem", tmp_path / "tls.key")
+    parsed = x509.load_pem_x509_certificate(certificate)
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    assert loaded.digest == sha256(parsed.public_bytes(Encoding.DER)).digest()
+    names = parsed.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == [TLS_NAME]
+    with pytest.raises(KeyFileError, match="worker init"):
+        load_tls(tmp_path / "none.pem", tmp_path / "tls.key")

@@ -1,0 +1,233 @@
+"""The door over real sockets: TLS, typed refusals with details, limits, and nothing of ours in any error."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2  # type: ignore[import-untyped]
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_status import rpc_status
+
+from node import logs
+from node.clock import SystemClock
+from node.keys import TlsIdentity, create_tls
+from node.limiter import RateLimiter
+from node.offers import OfferBoard
+from node.server import Door, GrpcServer, StreamSink
+from protocol.frames import Draft, VoucherAccepted
+from protocol.limits import MAX_FRAME_BYTES
+from protocol.objects import Channel
+from protocol.states import ChannelState
+from protocol.types import Bytes32, Digest, JobId, Seconds
+from tests.support.node.stage import DOMAIN, RECEIVER, TOKEN, Client, Stage, parameters
+from tests.support.node.wire_client import SERVICE, WireClient
+
+
+class Served:
+    """A stage behind a real server."""
+
+    def __init__(self, stage: Stage, server: GrpcServer, port: int) -> None:
+        self.stage, self.server, self.port = stage, server, port
+        self.payer = Client(stage)
+
+    def client(self) -> WireClient:
+        client = WireClient("127.0.0.1", self.port, DOMAIN, self.payer.signer)
+        client.use(self.payer.channel, self.payer.deposit)
+        return client
+
+
+async def pump(stage: Stage) -> None:
+    """Let the engine run whenever it may."""
+    while True:
+        await stage.run_engine()
+        await asyncio.sleep(0.005)
+
+
+@pytest.fixture
+async def served(request: pytest.FixtureRequest) -> AsyncIterator[Served]:
+    per_second = getattr(request, "param", 1000.0)
+    stage = Stage()
+    stage.clock = SystemClock()  # type: ignore[assignment]
+    await stage.boot()
+    board = OfferBoard(stage.journal, DOMAIN, stage.execution.signer, stage.clock)
+    board.current = stage.offer
+    certificate, key = create_tls(stage.clock.now())
+    door = Door(stage.worker, board, RateLimiter(per_second, stage.clock), stage.metrics, logs.silent())
+    server = GrpcServer(door, TlsIdentity(certificate, key, Digest(bytes(32))), max_streams=16)
+    port = await server.start("127.0.0.1", 0)
+    await server.serving(True)
+    engine = asyncio.ensure_future(pump(stage))
+    made = Served(stage, server, port)
+    made.payer.open_on_chain()
+    yield made
+    engine.cancel()
+    await server.stop(0)
+    await stage.execution.settle_down()
+
+
+def details(error: grpc.aio.AioRpcError) -> tuple[Any, Any]:
+    """ErrorInfo and RetryInfo of a refusal."""
+    status = rpc_status.from_call(error)  # type: ignore[arg-type]
+    info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+    for detail in status.details:
+        detail.Unpack(info)
+        detail.Unpack(retry)
+    return info, retry
+
+
+async def test_a_job_runs_over_tls_and_is_paid(served: Served) -> None:
+    client = served.client()
+    offer = await client.offer()
+    submission, secret = client.job(offer, "a fox", parameters(3, 40), served.stage.clock.now())
+    result = await client.run(offer, submission, secret, drafts=True)
+    assert result.ended is not None
+    assert result.ended.reason is None
+    assert result.canvases >= 2
+    assert result.acknowledged == result.canvases
+    assert result.amount == served.stage.journal.books[served.payer.id].ledger.cumulative
+    again = await client.run(offer, submission, secret, pay=False)
+    assert again.text == result.text
+    await client.close()
+
+
+async def test_a_refusal_carries_its_reason_and_when_to_come_back(served: Served) -> None:
+    client = served.client()
+    offer = await client.offer()
+    submission, secret = client.job(offer, "a fox", parameters(3, 40), served.stage.clock.now())
+    served.stage.worker.draining = True
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await client.run(offer, submission, secret)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    info, retry = details(caught.value)
+    assert (info.domain, info.reason) == ("piecework", "DRAINING")
+    assert retry.retry_delay.seconds == 10
+    await client.close()
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\xff\xff", b"\x0a\x00", b"secret-canary" * 10], ids=["empty", "noise", "hollow", "text"]
+)
+async def test_what_does_not_parse_is_malformed_and_is_not_echoed(served: Served, data: bytes) -> None:
+    client = served.client()
+    call = client.grpc.stream_stream(SERVICE + "Run")()
+    await call.write(data)
+    await call.done_writing()
+    assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "canary" not in await call.details()
+    assert "Traceback" not in await call.details()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await client.grpc.unary_unary(SERVICE + "CloseChannel")(data)
+    assert details(caught.value)[0].reason == "MALFORMED"
+    await client.close()
+
+
+async def test_an_oversized_frame_is_refused_before_it_is_read(served: Served) -> None:
+    client = served.client()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await client.grpc.unary_unary(SERVICE + "CloseChannel")(bytes(MAX_FRAME_BYTES + 1))
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    await client.close()
+
+
+@pytest.mark.parametrize("served", [0.5], indirect=True)
+async def test_a_peer_that_asks_too_often_is_told_when_to_come_back(served: Served) -> None:
+    client = served.client()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        for _ in range(10):
+            await client.offer()
+    info, retry = details(caught.value)
+    assert info.reason == "RATE_LIMITED"
+    assert 0 < retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9 <= 2
+    await client.close()
+
+
+async def test_a_client_that_hangs_up_frees_its_row(served: Served) -> None:
+    client = served.client()
+    offer = await client.offer()
+    submission, _ = client.job(offer, "a fox", parameters(3, 64), served.stage.clock.now())
+    from protocol.wire import encode_client_frame
+
+    call = client.grpc.stream_stream(SERVICE + "Run")()
+    await call.write(encode_client_frame(submission))
+    await call.read()
+    assert served.stage.worker.streams == 1
+    call.cancel()
+    async with asyncio.timeout(5):
+        while served.stage.worker.streams or served.stage.engine.rows:  # noqa: ASYNC110  a socket decides
+            await asyncio.sleep(0.01)
+    await client.close()
+
+
+async def test_an_unexpected_error_shows_nothing_of_ours(served: Served) -> None:
+    client = served.client()
+
+    class Broken:
+        async def close_channel(self, *_: object) -> None:
+            raise RuntimeError("/home/operator/secret path")
+
+    stranger = Channel(
+        payer=RECEIVER,
+        authorizer=RECEIVER,
+        receiver=RECEIVER,
+        operator=RECEIVER,
+        token=TOKEN,
+        withdrawal_delay=Seconds(1),
+        salt=Bytes32(bytes(32)),
+    )
+    from protocol.ledger import empty_voucher
+    from protocol.objects import CloseChannel
+    from protocol.signing import sign
+    from protocol.wire import encode_close_request
+
+    door = Door(Broken(), None, RateLimiter(1000, SystemClock()), served.stage.metrics, logs.silent())  # type: ignore[arg-type]
+    certificate, key = create_tls(served.stage.clock.now())
+    server = GrpcServer(door, TlsIdentity(certificate, key, Digest(bytes(32))), max_streams=4)
+    port = await server.start("127.0.0.1", 0)
+    other = WireClient("127.0.0.1", port, DOMAIN, served.payer.signer)
+    v = empty_voucher(served.payer.id)
+    final = CloseChannel(v.channel, v.cumulative, v.count, v.receipts_root)
+    request = encode_close_request(stranger, final, sign(DOMAIN, final, served.payer.signer))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await other.grpc.unary_unary(SERVICE + "CloseChannel")(request)
+    assert caught.value.code() is grpc.StatusCode.INTERNAL
+    assert caught.value.details() == "the worker failed"
+    await other.close()
+    await client.close()
+    await server.stop(0)
+
+
+async def test_health_says_whether_jobs_are_taken(served: Served) -> None:
+    client = served.client()
+    stub = health_pb2_grpc.HealthStub(client.grpc)
+    serving = await stub.Check(health_pb2.HealthCheckRequest(service="piecework.v1.Worker"))
+    assert serving.status == health_pb2.HealthCheckResponse.SERVING
+    await served.server.serving(False)
+    serving = await stub.Check(health_pb2.HealthCheckRequest(service=""))
+    assert serving.status == health_pb2.HealthCheckResponse.NOT_SERVING
+    await client.close()
+
+
+async def test_a_channel_is_closed_over_the_wire(served: Served) -> None:
+    client = served.client()
+    offer = await client.offer()
+    submission, secret = client.job(offer, "a fox", parameters(3, 40), served.stage.clock.now())
+    await client.run(offer, submission, secret)
+    served.stage.chain.channels[served.payer.id].state = ChannelState.OPEN
+    assert await client.close_channel() == b"\xcc" * 32
+    await client.close()
+
+
+async def test_a_slow_reader_loses_drafts_and_nothing_else() -> None:
+    sink = StreamSink()
+    draft = Draft(JobId(bytes(32)), 0, 0, b"")
+    for number in range(10):
+        sink.send(draft)
+        sink.send(VoucherAccepted(number))
+    sink.close(None)
+    frames = [frame async for frame in sink.frames()]
+    assert sum(isinstance(f, Draft) for f in frames) == 2
+    assert [f.count for f in frames if isinstance(f, VoucherAccepted)] == list(range(10))

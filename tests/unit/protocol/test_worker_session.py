@@ -1,0 +1,30 @@
+"""What the worker's session does when the engine under it was replaced."""
+
+from __future__ import annotations
+
+from protocol.ledger import WorkerLedger
+from protocol.worker_session import AcceptedJob, StartEngine, WorkerSession
+from tests.support.pair import CREDIT_WINDOW, DOMAIN, MODEL, channel, denoise, job
+
+
+def test_a_running_job_goes_on_behind_its_last_canvas_when_the_engine_was_replaced() -> None:
+    work = job(1, 40)
+    session = WorkerSession(AcceptedJob(work.id(DOMAIN), work, channel(), MODEL, 7, CREDIT_WINDOW), DOMAIN)
+    ledger = WorkerLedger(work.channel)
+    session.open(0, ledger)
+    _, ledger = session.canvas_finished(denoise(session.accepted, 0), ledger)
+    outcome = session.engine_restarted(ledger)
+    assert outcome.commands == (StartEngine(1, CREDIT_WINDOW),)
+    assert not outcome.records
+    assert not outcome.unsent
+    session.cancel()
+    assert not session.engine_restarted(ledger).commands
+
+
+def test_what_a_session_has_charged_is_the_sum_of_its_receipts() -> None:
+    work = job(1, 40)
+    session = WorkerSession(AcceptedJob(work.id(DOMAIN), work, channel(), MODEL, 7, CREDIT_WINDOW), DOMAIN)
+    ledger = WorkerLedger(work.channel)
+    session.open(0, ledger)
+    _, ledger = session.canvas_finished(denoise(session.accepted, 0), ledger)
+    assert session.charged == sum(owed.amount for owed in ledger.unpaid.values()) > 0
