@@ -10,20 +10,14 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from eth_abi.abi import encode as abi_encode
-from eth_abi.codec import ABIDecoder
-from eth_abi.decoding import StringDecoder
-from eth_abi.exceptions import DecodingError
-from eth_abi.registry import BaseEquals, registry
-
 from chain.errors import BadAnswer, TransactionReverted
 from chain.limits import MAX_REVERT_BYTES
 from contracts import CONTRACTS, load_artifact
-from protocol.types import Address, Bytes32, keccak256, parse_address, to_hex
+from protocol.types import Bytes32, to_hex
 
-_STANDARD_ERRORS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
-    ("Error", ("message",), ("string",)),
-    ("Panic", ("code",), ("uint256",)),
+_STANDARD_ERRORS: tuple[dict[str, Any], ...] = (
+    {"type": "error", "name": "Error", "inputs": [{"name": "message", "type": "string"}]},
+    {"type": "error", "name": "Panic", "inputs": [{"name": "code", "type": "uint256"}]},
 )
 
 
@@ -68,16 +62,16 @@ class Interface:
     def encode(self, name: str, arguments: Sequence[Any]) -> bytes:
         """Call data: selector and arguments. Addresses are 20 bytes, structs are tuples."""
         function = self.functions[name]
-        return function.selector + abi_encode(function.inputs, _plain(arguments))
+        return function.selector + _encode(function.inputs, arguments)
 
     def encode_constructor(self, arguments: Sequence[Any]) -> bytes:
         """Creation code with the constructor's arguments appended."""
-        return load_artifact(self.contract).bytecode + abi_encode(self.constructor, _plain(arguments))
+        return load_artifact(self.contract).bytecode + _encode(self.constructor, arguments)
 
     def decode(self, name: str, data: bytes) -> tuple[Any, ...]:
         """The results of a call; addresses as 20 bytes. `BadAnswer` for data of another shape."""
         types = self.functions[name].outputs
-        return tuple(decode_values(types, data, f"{self.contract}.{name}"))
+        return decode_values(types, data, f"{self.contract}.{name}")
 
     def decode_event(self, name: str, topics: Sequence[bytes], data: bytes) -> dict[str, Any]:
         """The named arguments of a log that has this event's topic. `BadAnswer` for any other shape."""
@@ -96,40 +90,26 @@ class Interface:
 @cache
 def interface(contract: str) -> Interface:
     """The interface of one of the committed contracts."""
-    functions: dict[str, Function] = {}
-    events: dict[str, Event] = {}
-    constructor: tuple[str, ...] = ()
-    for entry in load_artifact(contract).abi:
-        if entry["type"] == "function":
-            functions[entry["name"]] = _function(entry)
-        elif entry["type"] == "event":
-            events[entry["name"]] = _event(entry)
-        elif entry["type"] == "constructor":
-            constructor = tuple(_type(i) for i in entry["inputs"])
+    from eth_utils.abi import get_abi_input_types
+
+    abi: Sequence[Any] = load_artifact(contract).abi
+    constructor = next((tuple(get_abi_input_types(e)) for e in abi if e["type"] == "constructor"), ())
+    functions = {e["name"]: _function(e) for e in abi if e["type"] == "function"}
+    events = {e["name"]: _event(e) for e in abi if e["type"] == "event"}
     return Interface(contract, functions, events, constructor)
 
 
-def decode_values(types: Sequence[str], data: bytes, what: str) -> list[Any]:
+def decode_values(types: Sequence[str], data: bytes, what: str) -> tuple[Any, ...]:
     """ABI-decode; addresses become 20 bytes. `BadAnswer` names `what` when the data has another shape."""
-    try:
-        values = _decoder().decode(list(types), data)
-    except (DecodingError, OverflowError) as error:
-        raise BadAnswer(f"the node's answer for {what} does not decode: {error}") from error
-    return [_native(kind, value) for kind, value in zip(types, values, strict=True)]
+    from chain.codec import decode  # imports web3
+
+    return decode(types, data, what)
 
 
-@cache
-def _decoder() -> ABIDecoder:
-    """eth-abi's decoder, but text that is not UTF-8 comes out with replacement characters.
+def _encode(types: Sequence[str], values: Sequence[Any]) -> bytes:
+    from chain.codec import encode  # imports web3
 
-    Anybody can write such bytes into a registry entry; that must not make a whole page of workers unreadable.
-    """
-    own = registry.copy()  # type: ignore[no-untyped-call]
-    own.unregister_decoder("string")
-    text = BaseEquals("string", with_sub=False)  # type: ignore[no-untyped-call]
-    lenient = StringDecoder(handle_string_errors="replace")  # type: ignore[no-untyped-call]
-    own.register_decoder(text, lenient, label="string")
-    return ABIDecoder(own)
+    return encode(types, values)
 
 
 def decode_revert(data: bytes) -> TransactionReverted:
@@ -152,73 +132,35 @@ def decode_revert(data: bytes) -> TransactionReverted:
 
 @cache
 def _errors() -> Mapping[bytes, CustomError]:
-    table: dict[bytes, CustomError] = {}
-    for name, arguments, types in _STANDARD_ERRORS:
-        table[_selector(name, types)] = CustomError(name, arguments, types)
+    """By selector, over all contracts at once: web3 names an error only with the ABI of the callee, and the
+    one that reverted is often another (the token under the escrow).
+    """
+    from eth_utils.abi import function_abi_to_4byte_selector
+
+    entries: list[Any] = list(_STANDARD_ERRORS)
     for contract in CONTRACTS:
-        for entry in load_artifact(contract).abi:
-            if entry["type"] == "error":
-                types = tuple(_type(i) for i in entry["inputs"])
-                names = tuple(i["name"] for i in entry["inputs"])
-                table[_selector(entry["name"], types)] = CustomError(entry["name"], names, types)
-    return table
+        entries += [entry for entry in load_artifact(contract).abi if entry["type"] == "error"]
+    return {function_abi_to_4byte_selector(entry): _error(entry) for entry in entries}
 
 
-def _selector(name: str, types: Sequence[str]) -> bytes:
-    return keccak256(f"{name}({','.join(types)})".encode())[:4]
+def _error(entry: Any) -> CustomError:
+    from eth_utils.abi import get_abi_input_types
+
+    names = tuple(i["name"] for i in entry["inputs"])
+    return CustomError(entry["name"], names, tuple(get_abi_input_types(entry)))
 
 
-def _function(entry: Mapping[str, Any]) -> Function:
-    inputs = tuple(_type(i) for i in entry["inputs"])
-    outputs = tuple(_type(o) for o in entry["outputs"])
-    return Function(entry["name"], _selector(entry["name"], inputs), inputs, outputs)
+def _function(entry: Any) -> Function:
+    from eth_utils.abi import function_abi_to_4byte_selector, get_abi_input_types, get_abi_output_types
+
+    inputs, outputs = get_abi_input_types(entry), get_abi_output_types(entry)
+    return Function(entry["name"], function_abi_to_4byte_selector(entry), tuple(inputs), tuple(outputs))
 
 
-def _event(entry: Mapping[str, Any]) -> Event:
-    types = ",".join(_type(i) for i in entry["inputs"])
-    indexed = tuple((i["name"], _type(i)) for i in entry["inputs"] if i["indexed"])
-    data = tuple((i["name"], _type(i)) for i in entry["inputs"] if not i["indexed"])
-    return Event(entry["name"], keccak256(f"{entry['name']}({types})".encode()), indexed, data)
+def _event(entry: Any) -> Event:
+    from eth_utils.abi import event_abi_to_log_topic, get_abi_input_types
 
-
-def _type(item: Mapping[str, Any]) -> str:
-    """The canonical type; a struct is the tuple of its members."""
-    kind: str = item["type"]
-    if not kind.startswith("tuple"):
-        return kind
-    return "(" + ",".join(_type(c) for c in item["components"]) + ")" + kind.removeprefix("tuple")
-
-
-def _plain(values: Sequence[Any]) -> list[Any]:
-    """eth-abi takes addresses as 20 bytes or hex; a bytes subtype or tuple passes as it is."""
-    return [tuple(_plain(v)) if isinstance(v, tuple) else v for v in values]
-
-
-def _native(kind: str, value: Any) -> Any:
-    """eth-abi returns addresses as checksummed text; inside Piecework they are 20 bytes."""
-    if kind == "address":
-        return Address(parse_address(value))
-    if kind.startswith("address["):
-        return tuple(Address(parse_address(v)) for v in value)
-    if kind.startswith("("):
-        return _native_tuple(kind, value)
-    return value
-
-
-def _native_tuple(kind: str, value: Any) -> Any:
-    inner, _, suffix = kind[1:].rpartition(")")
-    members = _split(inner)
-    if suffix:
-        return tuple(_native("(" + inner + ")", v) for v in value)
-    return tuple(_native(k, v) for k, v in zip(members, value, strict=True))
-
-
-def _split(inner: str) -> list[str]:
-    """Split the members of a tuple type at its top-level commas."""
-    parts, depth, start = [], 0, 0
-    for position, character in enumerate(inner):
-        depth += {"(": 1, ")": -1}.get(character, 0)
-        if character == "," and depth == 0:
-            parts.append(inner[start:position])
-            start = position + 1
-    return [*parts, inner[start:]]
+    typed = list(zip(entry["inputs"], get_abi_input_types(entry), strict=True))
+    indexed = tuple((i["name"], kind) for i, kind in typed if i["indexed"])
+    data = tuple((i["name"], kind) for i, kind in typed if not i["indexed"])
+    return Event(entry["name"], Bytes32(event_abi_to_log_topic(entry)), indexed, data)

@@ -8,7 +8,7 @@ from chain.deployment import Deployment
 from chain.errors import BadDeployment
 from chain.fees import FeePolicy
 from chain.limits import DEFAULT_POLL_S
-from chain.rpc import HttpRpc, JsonRpc, call_object, data_bytes, quantity
+from chain.rpc import HttpRpc, JsonRpc, web3_over
 from chain.transactions import Mined, TransactionSender
 from contracts import load_artifact
 from protocol.signing import Signer
@@ -35,7 +35,7 @@ async def deploy(
     `TransactionSender.execute`, and `BadDeployment` when what arrived on the chain is not what was sent.
     """
     async with HttpRpc(rpc_url) as rpc:
-        chain_id = quantity(await rpc.call("eth_chainId"), "the chain id")
+        chain_id = await web3_over(rpc).eth.chain_id
         sender = TransactionSender(rpc, deployer, chain_id, fees=fees)
         if token is None:
             token, _ = await _create(sender, create("TestToken"), poll_s)
@@ -66,16 +66,17 @@ async def _create(sender: TransactionSender, call: Call, poll_s: float) -> tuple
 
 
 async def _code_hash(rpc: JsonRpc, contract: str, address: Address) -> Bytes32:
-    code = data_bytes(await rpc.call("eth_getCode", to_hex(address), "latest"), "code")
+    w3 = web3_over(rpc)
+    code = bytes(await w3.eth.get_code(w3.to_checksum_address(address)))
     if not load_artifact(contract).matches(code):
         raise BadDeployment(f"the code at {to_hex(address)} is not the {contract} that was sent there")
     return keccak256(code)
 
 
 async def _require_token(rpc: JsonRpc, token: Address) -> None:
-    code = await rpc.call("eth_getCode", to_hex(token), "latest")
-    if not data_bytes(code, "code"):
+    w3 = web3_over(rpc)
+    address = w3.to_checksum_address(token)
+    if not await w3.eth.get_code(address):
         raise BadDeployment(f"there is no token contract at {to_hex(token)} on this chain")
     abi = interface("TestToken")
-    answer = await rpc.call("eth_call", call_object(token, abi.encode("decimals", ())), "latest")
-    abi.decode("decimals", data_bytes(answer, "the token's decimals"))
+    abi.decode("decimals", bytes(await w3.eth.call({"to": address, "data": abi.encode("decimals", ())})))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from chain.errors import BadDeployment
+from chain.jsons import loads
 from chain.limits import MAX_DEPLOYMENT_BYTES
 from protocol.eip712 import Domain
 from protocol.types import Address, Bytes32, parse_address, parse_hex, to_hex
@@ -91,7 +92,7 @@ class Deployment:
         if len(data) > MAX_DEPLOYMENT_BYTES:
             raise BadDeployment(f"the deployment file {path} is larger than {MAX_DEPLOYMENT_BYTES} bytes")
         try:
-            raw = json.loads(data)
+            raw = loads(data)
         except ValueError as error:
             raise BadDeployment(f"the deployment file {path} is not JSON: {error}") from error
         return cls.from_json(raw)

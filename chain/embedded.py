@@ -7,7 +7,6 @@ also the lock around it. Nothing is kept when it stops.
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from aiohttp import web
 
 from chain.errors import ChainError
 from chain.faucet import EMBEDDED_FAUCET_KEY
+from chain.jsons import loads
 from chain.limits import (
     EMBEDDED_CHAIN_ID,
     MAX_EMBEDDED_WAITING_REQUESTS,
@@ -95,7 +95,7 @@ class EmbeddedChain:
         if self._waiting >= MAX_EMBEDDED_WAITING_REQUESTS:
             return web.json_response({"error": "too many requests are waiting"}, status=503)
         try:
-            body = json.loads(await request.read())
+            body = loads(await request.read())
         except ValueError:
             error = {"code": -32700, "message": "not JSON"}
             return web.json_response({"jsonrpc": "2.0", "id": None, "error": error})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from chain.calls import mint, send_native
 from chain.errors import WrongChain
 from chain.limits import ANVIL_CHAIN_ID, DEFAULT_POLL_S, DEVELOPMENT_CHAIN_IDS
-from chain.rpc import JsonRpc, quantity
+from chain.rpc import JsonRpc, web3_over
 from chain.transactions import Mined, TransactionSender
 from protocol.signing import LocalSigner, Signer
 from protocol.types import Address, Amount, keccak256
@@ -18,7 +18,7 @@ ANVIL_FAUCET_KEY = bytes.fromhex("ac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5e
 
 async def faucet_signer(rpc: JsonRpc) -> LocalSigner:
     """The funded test key of this development chain; `WrongChain` on every other chain."""
-    chain_id = quantity(await rpc.call("eth_chainId"), "the chain id")
+    chain_id = await web3_over(rpc).eth.chain_id
     if chain_id not in DEVELOPMENT_CHAIN_IDS:
         raise WrongChain(f"chain {chain_id} is no development chain: it has no faucet")
     return LocalSigner(ANVIL_FAUCET_KEY if chain_id == ANVIL_CHAIN_ID else EMBEDDED_FAUCET_KEY)
@@ -45,7 +45,7 @@ async def mint_tokens(
 
 
 async def _sender(rpc: JsonRpc, faucet: Signer) -> TransactionSender:
-    chain_id = quantity(await rpc.call("eth_chainId"), "the chain id")
+    chain_id = await web3_over(rpc).eth.chain_id
     if chain_id not in DEVELOPMENT_CHAIN_IDS:
         raise WrongChain(f"chain {chain_id} is no development chain: it has no faucet")
     return TransactionSender(rpc, faucet, chain_id)

@@ -11,7 +11,8 @@ import asyncio
 import enum
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 from chain.calls import Call, send_native
 from chain.errors import (
@@ -40,10 +41,14 @@ from chain.finality import FINALIZED, Finality, finalized_height
 from chain.limits import DEFAULT_MINING_TIMEOUT_S, DEFAULT_POLL_S
 from chain.rawtx import SignedTransaction, Unsigned
 from chain.reader import ChainReader, parse_logs
-from chain.rpc import JsonRpc, call_object, hash_of, member, quantity
+from chain.rpc import JsonRpc, call_object, hash_of, member, quantity, web3_over
 from protocol.errors import invariant
 from protocol.signing import Signer
 from protocol.types import Bytes32, to_hex
+
+if TYPE_CHECKING:
+    from web3 import AsyncWeb3
+    from web3.types import TxParams, Wei
 
 __all__ = [
     "Finalized",
@@ -145,6 +150,10 @@ class TransactionSender:
         self._lock = asyncio.Lock()
         self._next = 0
 
+    @cached_property
+    def _w3(self) -> AsyncWeb3[Any]:
+        return web3_over(self.rpc)
+
     @classmethod
     def of(cls, reader: ChainReader, signer: Signer, *, fees: FeePolicy | None = None) -> TransactionSender:
         """A sender through the reader's node, for the reader's chain."""
@@ -188,11 +197,11 @@ class TransactionSender:
         `InsufficientGas`, `RpcUnavailable` (it may have arrived all the same: see `outcome`), `RpcRefused`.
         """
         try:
-            answer = await self.rpc.call("eth_sendRawTransaction", "0x" + tx.raw.hex())
+            answer = await self._w3.eth.send_raw_transaction(tx.raw)
         except RpcRefused as error:
             await self._refused(tx, error)
             return tx.hash
-        if hash_of(answer, "a transaction hash") != tx.hash:
+        if bytes(answer) != tx.hash:
             raise BadAnswer("the node returned another transaction's hash")
         return tx.hash
 
@@ -206,10 +215,7 @@ class TransactionSender:
             # Between the two questions a block may have come; a pending one has no block.
             pooled = member(known, "blockNumber", "a transaction") is None
             return Pending() if pooled else await self._mined_or_pending(tx_hash)
-        if (
-            nonce is not None
-            and await self._count(hex(await finalized_height(self.rpc, self.finality))) > nonce
-        ):
+        if nonce is not None and await self._count(await finalized_height(self.rpc, self.finality)) > nonce:
             # Mined after the first question? The receipt is asked for again before giving up on it.
             again = await self._receipt(tx_hash)
             return Superseded() if again is None else again
@@ -270,9 +276,13 @@ class TransactionSender:
     async def explain(self, tx: SignedTransaction, mined: Mined) -> TransactionReverted:
         """Why a mined transaction failed, by running it again at the state after its block."""
         u = tx.unsigned
-        request = call_object(u.to, u.data, sender=tx.sender, value=u.value) | {"gas": hex(u.gas_limit)}
+        address = self._w3.to_checksum_address
+        request: TxParams = {"from": address(tx.sender), "data": u.data, "gas": u.gas_limit}
+        request["value"] = cast("Wei", u.value)
+        if u.to is not None:
+            request["to"] = address(u.to)
         try:
-            await self.rpc.call("eth_call", request, hex(mined.block))
+            await self._w3.eth.call(request, mined.block)
         except TransactionReverted as error:
             return error
         except ChainError as error:
@@ -290,6 +300,7 @@ class TransactionSender:
         return Unsigned(self.chain_id, nonce, fees, gas, call.to, call.value, call.data)
 
     async def _estimate(self, call: Call) -> int:
+        # Raw: web3 always names a block. Without one, nodes that can estimate on top of their pending block.
         request = call_object(call.to, call.data, sender=self.signer.address, value=call.value)
         try:
             return quantity(await self.rpc.call("eth_estimateGas", request), "a gas estimate")
@@ -301,16 +312,14 @@ class TransactionSender:
     async def _market(self) -> FeeMarket:
         block = await self.rpc.call("eth_getBlockByNumber", "latest", False)
         base_fee = quantity(member(block, "baseFeePerGas", "the latest block"), "the base fee")
-        tip = quantity(await self.rpc.call("eth_maxPriorityFeePerGas"), "the priority fee")
-        return FeeMarket(base_fee, tip)
+        return FeeMarket(base_fee, await self._w3.eth.max_priority_fee)
 
     async def _balance(self) -> int:
-        raw = await self.rpc.call("eth_getBalance", to_hex(self.signer.address), "latest")
-        return quantity(raw, "a balance")
+        return await self._w3.eth.get_balance(self._w3.to_checksum_address(self.signer.address))
 
-    async def _count(self, tag: str) -> int:
-        raw = await self.rpc.call("eth_getTransactionCount", to_hex(self.signer.address), tag)
-        return quantity(raw, "a transaction count")
+    async def _count(self, block: int | Literal["pending"]) -> int:
+        address = self._w3.to_checksum_address(self.signer.address)
+        return await self._w3.eth.get_transaction_count(address, block)
 
     async def _is_final(self, mined: Mined) -> bool:
         """Deep enough, and the canonical block at that height is the one of the receipt."""
