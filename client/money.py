@@ -119,7 +119,7 @@ class Money:
         signature = sign(self._reader.domain, final, client.wallet.authorizer)
         agreed, transaction = await link.close_channel(row.channel, final, signature)
         if not signed_by(self._reader.domain, final, agreed, row.channel.operator):
-            raise ProtocolViolation("6.4", "the worker's agreement is not signed by its operator")
+            raise ProtocolViolation("6.5", "the worker's agreement is not signed by its operator")
         if transaction and await self._is_closed_soon(row.id):
             return
         await self._submit_close(row, final, agreed)

@@ -25,7 +25,7 @@ from client.errors import InsufficientFunds, JobFailed, NoWorkerFits, StoreError
 from client.jobs import Desk, JobDriver, prepare
 from client.limits import MAX_CANDIDATES
 from client.proofs import ProvenReceipt, prove_receipts
-from client.records import ChannelRow, JobRow, JobStatus
+from client.records import ChannelRow, ChannelStatus, JobRow, JobStatus
 from client.requests import Filters, TextRequest
 from client.run import Caller, JobRun
 from client.selection import AFTER_REFUSAL, BUSY_REASONS, Choice, Next, Ranking, learn, rank
@@ -63,7 +63,11 @@ class Quote:
 
 @dataclass(frozen=True, slots=True)
 class Balance:
-    """The client's money in base units: in the escrow outside of channels, and what of that is promised."""
+    """The client's money in base units.
+
+    `pooled` lies in the escrow outside of channels, `free` of it is not promised to a channel yet;
+    `in_channels` is the deposit of channels that are not closed; `paid` is what vouchers ever promised.
+    """
 
     payer: Address
     token: Address
@@ -288,7 +292,7 @@ class PieceworkClient:
             token=self.token,
             pooled=pooled,
             free=await self.channels.free_balance(),
-            in_channels=Amount(sum(row.funded for row in rows)),
+            in_channels=Amount(sum(r.funded for r in rows if r.status is not ChannelStatus.CLOSED)),
             paid=Amount(sum(row.book.cumulative for row in rows)),
         )
 

@@ -137,7 +137,7 @@ class WorkerLink:
         try:
             return wire.decode_close_response(data)
         except MalformedInput as error:
-            raise ProtocolViolation("6.4", str(error)) from None
+            raise ProtocolViolation("6.5", str(error)) from None
 
     def run(self, deadline_s: float) -> JobStream:
         """Open one job's stream; nothing is sent before the first `send`."""
@@ -152,7 +152,7 @@ class WorkerLink:
         except grpc.aio.AioRpcError as error:
             raise translate(error) from None
         if len(data) > MAX_OFFER_BYTES:
-            raise ProtocolViolation("2.1", "an answer beyond the protocol's size")
+            raise ProtocolViolation("2.3", "an answer beyond the protocol's size")
         return data
 
 
@@ -183,7 +183,7 @@ class JobStream:
         try:
             return wire.decode_worker_frame(data)
         except MalformedInput as error:
-            raise ProtocolViolation("2.1", str(error)) from None
+            raise ProtocolViolation("2.3", str(error)) from None
 
     async def half_close(self) -> None:
         """Nothing more to send. A stream that is over already needs no goodbye."""

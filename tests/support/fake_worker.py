@@ -92,7 +92,7 @@ class Lie(enum.Enum):
     FALSE_COUNT_AT_THE_END = "4.1 end"
     PAYMENTS_NEVER_MADE = "5.6"
     VOUCHER_NEVER_SIGNED = "5.7"
-    GARBAGE = "2.1"
+    GARBAGE = "2.3"
 
     @property
     def clause(self) -> str:

@@ -1,0 +1,63 @@
+"""A job on a terminal, drawn into a string."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+
+from client.terminal import LiveDisplay, PlainDisplay, choose
+from tests.support.client_side import MONEY, PAYER, FakeClock, ask, open_client
+from tests.support.fake_chain import FakeChain
+from tests.support.fake_worker import STORY, FakeWorker, Script
+
+WHOLE = " ".join(STORY)
+
+
+class Terminal(io.StringIO):
+    """A stdout that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def money(units: int) -> str:
+    return f"{units} units"
+
+
+async def test_the_live_canvas_ends_as_the_whole_text_with_its_cost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setenv("COLUMNS", "200")
+    chain, clock = FakeChain(), FakeClock()
+    chain.deposit(PAYER.address, MONEY)
+    hostile = Script(story=(*STORY[:-1], "\x1b]0;owned\x07."))
+    async with (
+        FakeWorker(chain, clock, script=hostile) as worker,
+        open_client(tmp_path, chain, clock) as client,
+    ):
+        display = choose(money, quiet=False)
+        assert isinstance(display, LiveDisplay)
+        progress = await display.show(client.run(ask(drafts=True)))
+    assert progress.ended is not None
+    shown = screen.getvalue()
+    assert f"{worker.paid()} units paid" in shown
+    assert "The fox slept well that night" in shown
+    assert "\x1b]0;owned" not in shown
+
+
+async def test_plain_output_is_the_text_and_nothing_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chain, clock = FakeChain(), FakeClock()
+    chain.deposit(PAYER.address, MONEY)
+    script = Script(drop_after=[1])
+    async with FakeWorker(chain, clock, script=script), open_client(tmp_path, chain, clock) as client:
+        await PlainDisplay(money).show(client.run(ask()))
+    output = capsys.readouterr()
+    assert output.out == WHOLE + "\n"
+    assert "connection lost" in output.err
