@@ -1,0 +1,76 @@
+"""A stand-in for the engine process: the same wire, canvases that are a function of (seed, canvas) alone.
+
+It loads in a fraction of a second, so that a test can kill the daemon many times. Started as
+`python -m tests.support.node.engine_child PACE_S`; a canvas takes PACE_S seconds.
+"""
+
+from __future__ import annotations
+
+import queue
+import sys
+import threading
+
+from model.requests import FinishReason, GenerationRequest
+from node.engine_wire import (
+    MAX_LINE_BYTES,
+    Allow,
+    Cancel,
+    Command,
+    Encode,
+    Encoded,
+    Ready,
+    Start,
+    decode_command,
+    encode_report,
+)
+from tests.support.node.fake_engine import FACTS, canvas_event
+
+
+def main() -> None:
+    pace = float(sys.argv[1])
+    commands: queue.Queue[Command | None] = queue.Queue(maxsize=1024)
+    threading.Thread(target=_read, args=(commands,), daemon=True).start()
+    _send(Ready(FACTS))
+    rows: dict[str, GenerationRequest] = {}
+    limits: dict[str, int] = {}
+    done: dict[str, int] = {}
+    while True:
+        runnable = [row for row in rows if done[row] < limits[row]]
+        try:
+            command = commands.get(timeout=pace if runnable else None)
+        except queue.Empty:
+            for row in runnable:
+                event = canvas_event(rows[row], done[row])
+                done[row] += 1
+                if event.finish is not FinishReason.MORE:
+                    del rows[row]
+                _send(event)
+            continue
+        if command is None:
+            return
+        if isinstance(command, Start):
+            request = command.request
+            rows[request.request_id], limits[request.request_id] = request, request.canvas_limit
+            done[request.request_id] = len(request.committed)
+        elif isinstance(command, Allow):
+            limits[command.row] = max(limits.get(command.row, 0), command.limit)
+        elif isinstance(command, Cancel):
+            rows.pop(command.row, None)
+        elif isinstance(command, Encode):
+            ids = tuple(byte for message in command.messages for byte in message.content.encode())
+            _send(Encoded(command.number, ids))
+
+
+def _send(report: object) -> None:
+    sys.stdout.buffer.write(encode_report(report))  # type: ignore[arg-type]
+    sys.stdout.buffer.flush()
+
+
+def _read(commands: queue.Queue[Command | None]) -> None:
+    while line := sys.stdin.buffer.readline(MAX_LINE_BYTES):
+        commands.put(decode_command(line))
+    commands.put(None)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""A registered worker home whose keystore opens fast, and the daemon process that runs it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eth_account import Account
+
+from chain.deployment import Deployment
+from chain.faucet import faucet_signer, fund_native, mint_tokens
+from chain.reader import ChainReader
+from node import enrolment
+from node.home import Home
+from piecework.demo.market import free_port
+from protocol.signing import LocalSigner
+from protocol.types import Address, Timestamp, keccak256, to_hex
+
+PASSWORD = "a test password"
+RECEIVER = Address(keccak256(b"a cold receiver")[12:])
+OPERATOR_SECRET = bytes(keccak256(b"the operator of a worker under test"))
+ETHER = 10**18
+POLL_S = 0.02
+READY_TIMEOUT_S = 60.0
+
+
+@dataclass(slots=True)
+class WorkerHouse:
+    """One worker's home; `start` runs the daemon with the stand-in engine."""
+
+    home: Home
+    endpoint: str
+    pace_s: float
+    process: asyncio.subprocess.Process | None = None
+
+    @classmethod
+    async def register(
+        cls, root: Path, deployment: Deployment, *, pace_s: float, **settings: Any
+    ) -> WorkerHouse:
+        """Make the home and register with the chain's own money."""
+        home, endpoint = Home(root), f"127.0.0.1:{free_port()}"
+        home.create()
+        light = Account.encrypt(OPERATOR_SECRET, PASSWORD, kdf="pbkdf2", iterations=1)
+        home.operator.write_text(json.dumps(light))
+        home.operator.chmod(0o600)
+        values = {"payout": to_hex(RECEIVER), "bind": endpoint, "chain_poll_s": 0.2, **settings}
+        now = Timestamp(int(time.time()))
+        enrolment.prepare_home(home, deployment, values, PASSWORD, now)
+        operator = LocalSigner(OPERATOR_SECRET)
+        async with await ChainReader.connect(deployment) as reader:
+            faucet, needs = await faucet_signer(reader.rpc), await reader.stake_requirements()
+            await fund_native(reader.rpc, faucet, operator.address, ETHER, poll_s=POLL_S)
+            await mint_tokens(
+                reader.rpc, faucet, needs.token, operator.address, needs.min_stake, poll_s=POLL_S
+            )
+            await enrolment.register(
+                reader, operator, payout=RECEIVER, endpoint=endpoint, stake=None, now=now, poll_s=POLL_S
+            )
+        return cls(home, endpoint, pace_s)
+
+    async def start(self) -> dict[str, Any]:
+        """Run the daemon; returns its ready line."""
+        with (self.home.root / "daemon.log").open("ab") as log:
+            self.process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "tests.support.node.daemon_process",
+                str(self.home.root),
+                str(self.pace_s),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log,
+                env={**os.environ, "PIECEWORK_PASSWORD": PASSWORD},
+            )
+        assert self.process.stdout is not None
+        async with asyncio.timeout(READY_TIMEOUT_S):
+            line = await self.process.stdout.readline()
+        assert line, f"the daemon ended: {self.log_tail()}"
+        ready: dict[str, Any] = json.loads(line)
+        return ready
+
+    async def kill(self) -> None:
+        """kill -9."""
+        assert self.process is not None
+        self.process.kill()
+        await self.process.wait()
+
+    async def drain(self) -> int:
+        """SIGTERM, and the exit code."""
+        assert self.process is not None
+        self.process.terminate()
+        async with asyncio.timeout(READY_TIMEOUT_S):
+            return await self.process.wait()
+
+    def log_tail(self) -> str:
+        return (self.home.root / "daemon.log").read_text()[-3000:]
