@@ -38,14 +38,19 @@ def dev(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free port.")] = 8545,
     anvil: Annotated[bool, typer.Option("--anvil", help="Use anvil in place of the embedded chain.")] = False,
+    bare: Annotated[bool, typer.Option("--bare", help="The chain alone, without the contracts.")] = False,
     deployment: Annotated[Path | None, typer.Option(help="Write the deployment to this file.")] = None,
     min_stake: MinStake = "100",
     unbonding_days: Unbonding = 7.0,
 ) -> None:
     """Run a development chain with the contracts on it, until SIGTERM or SIGINT. Nothing is kept."""
-    stake, delay = common.parse_amount(min_stake), int(unbonding_days * _SECONDS_PER_DAY)
+    if bare and deployment is not None:
+        common.fail("--bare deploys nothing, so there is no deployment to write. Leave one of them out.", 2)
+    terms = None
+    if not bare:
+        terms = common.parse_amount(min_stake), int(unbonding_days * _SECONDS_PER_DAY)
     file = None if deployment is None else deployment.resolve()
-    common.run(_dev(host, port, anvil=anvil, file=file, min_stake=stake, unbonding_delay_s=delay))
+    common.run(_dev(host, port, anvil=anvil, file=file, terms=terms))
 
 
 @app.command()
@@ -127,15 +132,14 @@ def status(
 
 
 async def _dev(
-    host: str, port: int, *, anvil: bool, file: Path | None, min_stake: int, unbonding_delay_s: int
+    host: str, port: int, *, anvil: bool, file: Path | None, terms: tuple[int, int] | None
 ) -> None:
+    """Serve a chain. `terms`: least stake and unbonding delay (s) of the contracts; None deploys none."""
     import asyncio
     import signal
 
     from chain.anvil import Anvil
-    from chain.deploy import deploy as deploy_contracts
     from chain.embedded import EmbeddedChain
-    from protocol.types import Amount, Seconds, to_hex
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -144,28 +148,38 @@ async def _dev(
     chain: EmbeddedChain | Anvil = Anvil() if anvil else EmbeddedChain()
     try:
         rpc_url = await chain.start(host, port)
-        made = await deploy_contracts(
-            rpc_url,
-            chain.faucet,
-            min_stake=Amount(min_stake),
-            unbonding_delay_s=Seconds(unbonding_delay_s),
-            poll_s=0.05,
-        )
-        if file is not None:
-            made.save(file)
-        ready = {
-            "ready": True,
-            "role": "chain",
-            "rpc_url": rpc_url,
-            "chain_id": made.chain_id,
-            "faucet": to_hex(chain.faucet.address),
-            "deployment": made.to_json(),
-            "deployment_file": None if file is None else str(file),
-        }
-        common.print_json(ready)
+        common.print_json(await _prepare(chain, rpc_url, file, terms))
         await _until_stopped(chain, stop)
     finally:
         await chain.stop()
+
+
+async def _prepare(
+    chain: EmbeddedChain | Anvil, rpc_url: str, file: Path | None, terms: tuple[int, int] | None
+) -> dict[str, Any]:
+    """Deploy the contracts unless the chain stays bare; the ready line."""
+    from chain.deploy import deploy as deploy_contracts
+    from protocol.types import Amount, Seconds, to_hex
+
+    ready = {"ready": True, "role": "chain", "rpc_url": rpc_url, "faucet": to_hex(chain.faucet.address)}
+    if terms is None:
+        return {**ready, "chain_id": chain.chain_id}
+    min_stake, unbonding_delay_s = terms
+    made = await deploy_contracts(
+        rpc_url,
+        chain.faucet,
+        min_stake=Amount(min_stake),
+        unbonding_delay_s=Seconds(unbonding_delay_s),
+        poll_s=0.05,
+    )
+    if file is not None:
+        made.save(file)
+    return {
+        **ready,
+        "chain_id": made.chain_id,
+        "deployment": made.to_json(),
+        "deployment_file": None if file is None else str(file),
+    }
 
 
 async def _until_stopped(chain: EmbeddedChain | Anvil, stop: Any) -> None:

@@ -28,6 +28,7 @@ Seed = Annotated[int | None, typer.Option(min=0, max=(1 << 64) - 1, help="Random
 MaxPrice = Annotated[str | None, typer.Option(help="Most that the job may cost, in tokens.")]
 System = Annotated[str | None, typer.Option(help="A system message before the prompt.")]
 
+FAUCET_WEI = 10**18
 Work = Callable[["PieceworkClient"], Awaitable[Any]]
 
 
@@ -90,6 +91,9 @@ def deposit(
         Path | None, typer.Option(help="Submit somebody's signed deposit from this file and pay its gas.")
     ] = None,
     valid_hours: Annotated[float, typer.Option(min=0.01, max=720)] = 24.0,
+    faucet: Annotated[
+        bool, typer.Option("--faucet", help="Development chains: take the tokens and the gas there.")
+    ] = False,
     home: Home = None,
     password_file: PasswordFile = None,
     json: Json = False,
@@ -97,6 +101,8 @@ def deposit(
     """Put tokens into the escrow. One deposit serves any number of workers."""
     if (amount is None) == (relay is None) or (gasless and relay):
         common.fail("give an AMOUNT (perhaps with --gasless FILE), or --relay FILE", 2)
+    if faucet and (gasless or relay):
+        common.fail("--faucet pays for a deposit that is made now: leave out --gasless and --relay", 2)
     units = None if amount is None else common.parse_amount(amount)
 
     async def work(client: PieceworkClient) -> dict[str, Any]:
@@ -106,6 +112,8 @@ def deposit(
             return await relay_from(client, relay)
         if gasless is not None:
             return await sign_to(client, units or 0, gasless, int(valid_hours * 3600))
+        if faucet:
+            await _take_from_faucet(client, units or 0)
         return await deposit_now(client, units or 0)
 
     result = _with_client(home, password_file, work)
@@ -366,6 +374,18 @@ def _with_client(home: Path | None, password_file: Path | None, work: Work, **fl
             return await work(client)
 
     return common.run(whole())
+
+
+async def _take_from_faucet(client: PieceworkClient, tokens: int) -> None:
+    """Give the payer `tokens` (base units) and gas; `WrongChain` where there is no faucet."""
+    from chain.faucet import faucet_signer, fund_native, mint_tokens
+    from protocol.types import Amount
+
+    rpc, payer = client.reader.rpc, client.wallet.payer.address
+    signer = await faucet_signer(rpc)
+    await fund_native(rpc, signer, payer, FAUCET_WEI)
+    if tokens:
+        await mint_tokens(rpc, signer, client.token, payer, Amount(tokens))
 
 
 def _indexes(index: list[str] | None) -> Any:
