@@ -121,7 +121,8 @@ class Role:
 
 
 class Household:
-    """The roles that were started together; leaving the block stops them all, last started first."""
+    """The roles that were started together. Leaving the block stops them all: the first one, which the others
+    may need while they drain, last."""
 
     def __init__(self, logs: Path) -> None:
         self.logs = logs
@@ -133,7 +134,8 @@ class Household:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for role in reversed(self.roles):
+        await asyncio.gather(*(role.stop() for role in self.roles[1:]))
+        for role in self.roles[:1]:
             await role.stop()
 
     async def start(

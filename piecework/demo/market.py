@@ -31,9 +31,10 @@ CLIENT_DEPOSIT = Amount(5_000_000)
 AUTHORIZATION_LIFETIME_S = 3600
 INIT_TIMEOUT_S = 60.0
 POLL_S = 0.05
-# A demo measures for a second, looks at its own chain often, and settles when it is told to.
+# A demo measures briefly, leaves a core to the others, and looks at its own chain often.
 WORKER_ENVIRONMENT = {
-    "PIECEWORK_WORKER_BENCHMARK_S": "1",
+    "PIECEWORK_WORKER_BENCHMARK_S": "0.3",
+    "PIECEWORK_WORKER_THREADS": "1",
     "PIECEWORK_WORKER_CHAIN_POLL_S": "0.2",
     "PIECEWORK_WORKER_CHANNEL_REFRESH_S": "1",
 }
@@ -83,22 +84,27 @@ def environment(password: str) -> dict[str, str]:
 async def open_market(household: Household, root: Path, *, slots: int, watch: Stopwatch) -> DemoMarket:
     """Start chain, index, worker and gateway; fund the client, who needs no gas."""
     password = secrets.token_urlsafe(16)
-    surroundings = environment(password)
     file = root / "deployment.json"
     await household.start("chain", ["chain", "dev", "--port", "0", "--deployment", str(file)])
     watch.lap("chain")
-    deployment = Deployment.load(file)
+    port = free_port()
+    place = _Place(household, root, file, f"http://127.0.0.1:{port}", environment(password))
     receiver = Address(keccak256(secrets.token_bytes(32))[12:])
-    index = await household.start(
-        "index", ["market", "start", "--deployment", str(file), "--home", str(root / "index"), "--port", "0"]
-    )
-    watch.lap("index")
     async with asyncio.TaskGroup() as group:
-        place = _Place(household, root, file, index.ready["url"], surroundings)
-        worker = group.create_task(place.start_worker(receiver, slots))
-        gateway = group.create_task(place.start_gateway(deployment))
-    watch.lap("worker (load, measure, register, advertise)")
-    return DemoMarket(root, deployment, password, receiver, worker.result(), index, gateway.result(), slots)
+        index = group.create_task(place.start_index(port), name="index")
+        worker = group.create_task(place.start_worker(receiver, slots, index), name="worker")
+        gateway = group.create_task(place.start_gateway(), name="gateway")
+    watch.lap("market")
+    return DemoMarket(
+        root=root,
+        deployment=Deployment.load(file),
+        password=password,
+        receiver=receiver,
+        worker=worker.result(),
+        index=index.result(),
+        gateway=gateway.result(),
+        slots=slots,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,19 +117,24 @@ class _Place:
     index: str
     surroundings: Mapping[str, str]
 
-    async def start_worker(self, receiver: Address, slots: int) -> Role:
+    async def start_index(self, port: int) -> Role:
+        home = ["--deployment", str(self.file), "--home", str(self.root / "index")]
+        return await self.household.start("index", ["market", "start", *home, "--port", str(port)])
+
+    async def start_worker(self, receiver: Address, slots: int, index: asyncio.Task[Role]) -> Role:
         """Init (keys, settings, one registration), then start, as a GPU owner would."""
         home = ["--home", str(self.root / "worker")]
         terms = ["--payout", to_hex(receiver), "--slots", str(slots), "--index", self.index]
         bind = ["--bind", f"127.0.0.1:{free_port()}"]
         init = ["worker", "init", *home, "--deployment", str(self.file), *terms, *bind, "--faucet", "--json"]
         await run_once(init, self.surroundings)
+        await index
         start = ["worker", "start", *home, "--admin-port", "0"]
         return await self.household.start("worker", start, environment=self.surroundings)
 
-    async def start_gateway(self, deployment: Deployment) -> Role:
+    async def start_gateway(self) -> Role:
         """A client's home, tokens for its payer, and the gateway that spends them."""
-        home = self.root / "client"
+        home, deployment = self.root / "client", Deployment.load(self.file)
         secret = self.surroundings["PIECEWORK_PASSWORD"]
         made = await set_up(home, self.file, (self.index,), second_key=False, password=lambda: secret)
         async with await ChainReader.connect(deployment) as reader:
