@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from chain.errors import BadDeployment
-from chain.jsons import loads
 from chain.limits import MAX_DEPLOYMENT_BYTES
 from protocol.eip712 import Domain
+from protocol.jsons import loads
 from protocol.types import Address, Bytes32, parse_address, parse_hex, to_hex
 
 _FIELDS = (

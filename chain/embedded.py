@@ -17,13 +17,13 @@ from aiohttp import web
 
 from chain.errors import ChainError
 from chain.faucet import EMBEDDED_FAUCET_KEY
-from chain.jsons import loads
 from chain.limits import (
     EMBEDDED_CHAIN_ID,
     MAX_EMBEDDED_WAITING_REQUESTS,
     MAX_RPC_BATCH,
     MAX_RPC_REQUEST_BYTES,
 )
+from protocol.jsons import loads
 from protocol.signing import LocalSigner
 
 

@@ -11,8 +11,6 @@ RPC_ATTEMPTS: Final = 3
 RPC_BACKOFF_S: Final = 0.2
 # The largest answer that we ask for is a page of logs or workers, well under a MiB.
 MAX_RPC_RESPONSE_BYTES: Final = 16 * 1024 * 1024
-# A block with its transactions nests six deep; call traces, which we never ask for, go to the EVM's 1,024.
-MAX_JSON_DEPTH: Final = 64
 # Public nodes refuse wider eth_getLogs ranges (2,000 to 10,000 blocks).
 MAX_LOG_RANGE_BLOCKS: Final = 2_000
 # A page of workers is one eth_call; 256-byte endpoints make it about 50 KB.

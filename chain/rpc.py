@@ -17,13 +17,13 @@ import aiohttp
 
 from chain.abi import decode_revert
 from chain.errors import BadAnswer, RpcRefused, RpcUnavailable, TransactionReverted
-from chain.jsons import loads
 from chain.limits import (
     DEFAULT_RPC_TIMEOUT_S,
     MAX_RPC_RESPONSE_BYTES,
     RPC_ATTEMPTS,
     RPC_BACKOFF_S,
 )
+from protocol.jsons import loads
 from protocol.types import Address, Bytes32, to_hex
 
 if TYPE_CHECKING:

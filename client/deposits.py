@@ -12,6 +12,7 @@ from chain.authorizations import SignedAuthorization
 from client.errors import ConfigError
 from client.money import Money
 from client.sdk import PieceworkClient
+from protocol.jsons import loads
 from protocol.types import Amount, Bytes32
 
 MAX_AUTHORIZATION_BYTES = 4096
@@ -45,13 +46,13 @@ async def relay_from(client: PieceworkClient, file: Path) -> dict[str, Any]:
 
     def read() -> Any:
         with file.open("rb") as stream:
-            return json.loads(stream.read(MAX_AUTHORIZATION_BYTES))
+            return loads(stream.read(MAX_AUTHORIZATION_BYTES))
 
     try:
         raw = await asyncio.to_thread(read)
     except OSError as error:
         raise ConfigError(f"cannot read {file}: {error.strerror}") from None
-    except (ValueError, RecursionError):
+    except ValueError:
         raise ConfigError(f"{file} is not a signed deposit") from None
     signed = SignedAuthorization.from_json(raw)
     mined = await Money(client).relay(signed)

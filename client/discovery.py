@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -33,6 +32,7 @@ from client.transport import WorkerLink
 from protocol import wire
 from protocol.eip712 import Domain
 from protocol.errors import MalformedInput, ProtocolViolation, Refusal
+from protocol.jsons import loads
 from protocol.objects import Offer
 from protocol.offers import OfferRejected, check_standing, check_terms, offer_signer
 from protocol.types import Address, Amount, ChannelId, Digest, Timestamp, address_hex
@@ -255,9 +255,9 @@ async def _together(works: Iterable[Coroutine[Any, Any, None]]) -> None:
 def parse_page(body: bytes) -> Iterable[SignedOffer]:
     """The offers in an index's answer. What does not parse is left out: an index is a hint, not a witness."""
     try:
-        page: Any = json.loads(body)
+        page: Any = loads(body)
         entries = page["offers"]
-    except (ValueError, RecursionError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError):
         raise MalformedInput("the index does not answer with a list of offers") from None
     if not isinstance(entries, list):
         raise MalformedInput("the index does not answer with a list of offers")

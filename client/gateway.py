@@ -38,6 +38,7 @@ from client.sdk import PieceworkClient
 from client.selection import BUSY_REASONS
 from protocol.content import encode_prompt
 from protocol.errors import MalformedInput, PieceworkError, ProtocolViolation, Reason, Refusal
+from protocol.jsons import loads
 from protocol.limits import MAX_PROMPT_BYTES
 from protocol.types import to_hex
 
@@ -113,8 +114,8 @@ class Gateway:
         if request.content_type != "application/json":
             raise ApiError(415, "invalid_request_error", "the body is application/json")
         try:
-            body = await request.json()
-        except (ValueError, RecursionError):
+            body = loads(await request.read())
+        except ValueError:
             raise ApiError(400, "invalid_request_error", "the body is not JSON") from None
         chat = oai.parse_chat(body)
         try:

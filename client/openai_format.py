@@ -16,7 +16,6 @@ What would change the answer and cannot be honoured is refused by name, never ig
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -234,7 +233,7 @@ def _real(source: Mapping[str, Any], name: str, most: float) -> Micros | None:
     if value is None:
         return None
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or not 0 <= value <= most:
+    if not number or not 0 <= value <= most:  # neither NaN nor a number too long for a float
         _bad(f"{name} is a number from 0 to {most:g}", name)
     return Micros(round(value * 1_000_000))
 

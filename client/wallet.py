@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from client.errors import WalletError
+from protocol.jsons import loads
 from protocol.signing import LocalSigner, Signer
 
 
@@ -50,7 +51,7 @@ def open_key(file: Path, password: str) -> LocalSigner:
     from eth_account import Account
 
     try:
-        keystore = json.loads(file.read_text(encoding="utf-8"))
+        keystore = loads(file.read_bytes())
     except FileNotFoundError:
         raise WalletError(f"no key at {file}. Make one: piecework client init") from None
     except (OSError, ValueError) as error:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import base64
 import enum
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from market.errors import Declined
-from market.limits import DEFAULT_LISTED_OFFERS, MAX_LISTED_OFFERS, MEAN_STEPS
+from market.limits import DEFAULT_LISTED_OFFERS, MAX_DETAILS_DEPTH, MAX_LISTED_OFFERS, MEAN_STEPS
 from market.shelf import Listed
+from protocol.jsons import loads
 from protocol.objects import ModelOffer
 from protocol.types import Timestamp, to_hex
 
@@ -196,14 +196,10 @@ def _is(model: ModelOffer, wanted: str) -> bool:
 def _details(text: str) -> Any:
     """A worker's own facts, if they are the JSON object that they should be. Nobody pays by them."""
     try:
-        details = json.loads(text, parse_constant=_no_constant)
-    except (ValueError, RecursionError):
+        details = loads(text, max_depth=MAX_DETAILS_DEPTH)
+    except ValueError:
         return {}
     return details if isinstance(details, dict) else {}
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
 
 
 def _number(parameters: Mapping[str, str], name: str, most: int) -> int | None:

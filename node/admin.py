@@ -16,6 +16,7 @@ from aiohttp import web
 
 from node.errors import AdminError, KeyFileError
 from node.keys import write_private
+from protocol.jsons import loads
 
 TOKEN_FILE: Final = "admin.token"  # noqa: S105  a name, not a token
 ADDRESS_FILE: Final = "admin.json"
@@ -133,12 +134,10 @@ def admin_token(home: Path) -> str:
 
 async def ask_daemon(home: Path, method: str, path: str) -> dict[str, Any]:
     """Ask the daemon of a home. `AdminError` says what to do when nobody answers."""
-    import json
-
     import aiohttp
 
     try:
-        address = json.loads((home / ADDRESS_FILE).read_text())
+        address = loads((home / ADDRESS_FILE).read_bytes())
         url = f"http://{address['host']}:{address['port']}{path}"
     except (OSError, ValueError, KeyError):
         raise AdminError(f"no worker runs in {home}. Start it with `piecework worker start`.") from None
@@ -149,7 +148,7 @@ async def ask_daemon(home: Path, method: str, path: str) -> dict[str, Any]:
             aiohttp.ClientSession(timeout=timeout) as session,
             session.request(method, url, headers=headers) as response,
         ):
-            body: dict[str, Any] = await response.json()
+            body: dict[str, Any] = loads(await response.read())
     except (aiohttp.ClientError, TimeoutError, ValueError):
         raise AdminError(
             f"the worker of {home} does not answer at port {address['port']}. Is it running?"

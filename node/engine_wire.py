@@ -15,6 +15,7 @@ from model.requests import CanvasEvent, DraftEvent, Event, FailedEvent, FinishRe
 from node.engine_link import EngineFacts
 from protocol.content import Message
 from protocol.errors import MalformedInput
+from protocol.jsons import loads
 from protocol.types import Digest
 
 MAX_LINE_BYTES: Final = 16 * 1024 * 1024
@@ -187,8 +188,8 @@ def _body(line: bytes) -> dict[str, Any]:
     if len(line) > MAX_LINE_BYTES:
         raise MalformedInput("an engine line is too long")
     try:
-        body = json.loads(line)
-    except (ValueError, RecursionError):
+        body = loads(line)
+    except ValueError:
         raise MalformedInput("an engine line is not JSON") from None
     if not isinstance(body, dict):
         raise MalformedInput("an engine line is a JSON object")

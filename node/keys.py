@@ -28,6 +28,7 @@ from cryptography.x509.oid import NameOID
 from node.errors import KeyFileError
 from node.records import SealingKeyAdded, SealingKeyDropped, StoredSealingKey
 from protocol.errors import MalformedInput
+from protocol.jsons import loads
 from protocol.limits import MAX_JOB_LIFETIME_S, MAX_OFFER_LIFETIME_S
 from protocol.sealing import public_key, unseal
 from protocol.signing import LocalSigner
@@ -75,7 +76,7 @@ def load_operator(path: Path, password: str) -> LocalSigner:
     from eth_account import Account
 
     try:
-        keystore = json.loads(path.read_text())
+        keystore = loads(path.read_bytes())
     except FileNotFoundError:
         raise KeyFileError(f"there is no key at {path}. Run `piecework worker init` first.") from None
     except (OSError, ValueError) as error:
@@ -89,7 +90,7 @@ def load_operator(path: Path, password: str) -> LocalSigner:
 def keystore_address(path: Path) -> str:
     """The address that a keystore says it holds, as hex without a prefix; needs no password."""
     try:
-        return str(json.loads(path.read_text())["address"]).removeprefix("0x").lower()
+        return str(loads(path.read_bytes())["address"]).removeprefix("0x").lower()
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise KeyFileError(f"{path} is not a readable keystore: {error}") from None
 

@@ -43,5 +43,7 @@ MAX_CREDIT_WINDOW_CANVASES: Final = 16
 MAX_CLOCK_SKEW_S: Final = 5
 # A merkle tree over 2**64 leaves has a proof of 64 siblings; counts are uint64.
 MAX_PROOF_SIBLINGS: Final = 64
+# A chat request nests six deep, and so does a block with its transactions; what a parser may recurse.
+MAX_JSON_DEPTH: Final = 64
 # Longest text that a peer may put into a reason: enough to explain, too little to flood a log.
 MAX_REASON_BYTES: Final = 512

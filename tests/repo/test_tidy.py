@@ -66,6 +66,20 @@ def test_nothing_unpickles_evaluates_or_sleeps() -> None:
     assert not found, "\n".join(found)
 
 
+def test_json_from_outside_is_held_to_a_depth() -> None:
+    """Importing web3 lifts the recursion limit so far that json.loads can end the process."""
+    found = []
+    for path in sources():
+        if path.relative_to(ROOT).parts[0] not in {"chain", "client", "market", "node"}:
+            continue
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                name = ast.unparse(node.func)
+                if name in {"json.loads", "json.load"} or node.func.attr == "json":
+                    found.append(f"{relative(path)}:{node.lineno} {name}; use protocol.jsons.loads")
+    assert not found, "\n".join(found)
+
+
 def test_nothing_is_left_to_be_done_in_the_code() -> None:
     marks = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b")
     found = [relative(p) for p in sources() if marks.search(p.read_text())]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
 import subprocess
 import sys
@@ -14,14 +12,10 @@ import pytest
 from aiohttp import web
 from eth_abi.abi import encode
 from eth_abi.exceptions import EncodingError
-from hypothesis import given
-from hypothesis import strategies as st
 from web3 import AsyncWeb3
 
 from chain.abi import interface
 from chain.errors import BadAnswer, RpcRefused, RpcUnavailable, TransactionReverted
-from chain.jsons import loads
-from chain.limits import MAX_JSON_DEPTH
 from chain.rpc import HttpRpc, web3_over
 from protocol.types import Address, Bytes32, keccak256
 
@@ -126,33 +120,6 @@ async def test_an_answer_nested_without_end_is_a_bad_answer() -> None:
     """Importing web3 lifts the recursion limit so far that json.loads would end the process."""
     error, _ = await served(b"[" * 200_000, "/", "chain")
     assert isinstance(error, BadAnswer)
-
-
-@given(
-    st.recursive(
-        st.text('ab[]{}\\"é\0') | st.integers(), lambda v: st.lists(v) | st.dictionaries(st.text(), v)
-    )
-)
-def test_json_is_read_as_python_reads_it(value: Any) -> None:
-    padded = [[0]] * MAX_JSON_DEPTH  # enough brackets that the depth is counted
-    assert loads(json.dumps([value, padded]).encode()) == [value, padded]
-
-
-@given(st.text('[]{}"\\a,:1 ', max_size=300))
-def test_text_that_is_not_json_is_refused_in_one_way(text: str) -> None:
-    for data in (text.encode(), b"[" * 100 + text.encode(), b'"' + text.encode() * 50):
-        with contextlib.suppress(ValueError):
-            loads(data)
-
-
-def test_json_may_nest_up_to_the_limit() -> None:
-    assert loads(b"[" * MAX_JSON_DEPTH + b"]" * MAX_JSON_DEPTH)
-    for deep in (MAX_JSON_DEPTH + 1, 1_000_000):
-        with pytest.raises(ValueError, match="nested"):
-            loads(b"[" * deep + b"]" * deep)
-    assert loads(json.dumps(["[" * 100_000, '"\\["' * 1000]).encode())[0] == "[" * 100_000
-    with pytest.raises(UnicodeDecodeError):
-        loads("[]".encode("utf-16"))
 
 
 async def test_the_key_in_a_nodes_address_is_in_no_log_line(caplog: pytest.LogCaptureFixture) -> None:
