@@ -118,15 +118,9 @@ async def _wire(  # noqa: PLR0917  the graph's roots, once
         metrics=metrics,
         log=log,
     )
-    settler = Settler(
-        journal,
-        chain,
-        clock=clock,
-        policy=SettlePolicy(config.settle_gas_multiple, config.settle_interval_s, config.native_coin_price),
-        times=SettlerTimes(config.chain_poll_s, config.stuck_after_s),
-        metrics=metrics,
-        log=log,
-    )
+    policy = SettlePolicy(config.settle_gas_multiple, config.settle_interval_s, config.native_coin_price)
+    times = SettlerTimes(config.chain_poll_s, config.stuck_after_s)
+    settler = Settler(journal, chain, clock=clock, policy=policy, times=times, metrics=metrics, log=log)
     worker = Worker(
         execution,
         chain,

@@ -95,7 +95,9 @@ class WorkerConfig(BaseSettings):
     model: str = Field("", description="checkpoint folder; empty: the bundled one")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    threads: int = Field(0, ge=0, le=1024, description="0: the library's choice")
+    threads: int = Field(
+        0, ge=0, le=1024, description="CPU threads; 0: one for a small model, else torch's choice"
+    )
     benchmark_s: float = Field(5.0, ge=0.1, le=300)
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -201,19 +201,18 @@ def main(arguments: list[str]) -> int:
 
 def load(chosen: argparse.Namespace, reports: Reports) -> LoadedModel | None:
     """Load the model; what the operator can mend is reported instead of raised."""
-    import torch
-
     from model.errors import ModelError
     from model.loading import load as load_checkpoint
+    from model.threads import use_threads
 
-    if chosen.threads:
-        torch.set_num_threads(chosen.threads)
     try:
         path = Path(chosen.model) if chosen.model else None
-        return load_checkpoint(path, device=chosen.device, dtype=chosen.dtype)
+        loaded = load_checkpoint(path, device=chosen.device, dtype=chosen.dtype)
     except ModelError as error:
         reports.send(CannotStart(str(error)))
         return None
+    use_threads(loaded, chosen.threads)
+    return loaded
 
 
 if __name__ == "__main__":

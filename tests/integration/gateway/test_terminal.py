@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
-import sys
 from pathlib import Path
 
 import pytest
@@ -31,7 +31,6 @@ async def test_the_live_canvas_ends_as_the_whole_text_with_its_cost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     screen = Terminal()
-    monkeypatch.setattr(sys, "stdout", screen)
     monkeypatch.setenv("COLUMNS", "200")
     chain, clock = FakeChain(), FakeClock()
     chain.deposit(PAYER.address, MONEY)
@@ -40,9 +39,10 @@ async def test_the_live_canvas_ends_as_the_whole_text_with_its_cost(
         FakeWorker(chain, clock, script=hostile) as worker,
         open_client(tmp_path, chain, clock) as client,
     ):
-        display = choose(money, quiet=False)
-        assert isinstance(display, LiveDisplay)
-        progress = await display.show(client.run(ask(drafts=True)))
+        with contextlib.redirect_stdout(screen):
+            display = choose(money, quiet=False)
+            assert isinstance(display, LiveDisplay)
+            progress = await display.show(client.run(ask(drafts=True)))
     assert progress.ended is not None
     shown = screen.getvalue()
     assert f"{worker.paid()} units paid" in shown
