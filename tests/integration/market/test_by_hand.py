@@ -1,0 +1,195 @@
+"""By hand, without the demo: every role with its own home, its own key and its own process, on anvil."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from chain.anvil import Anvil
+from chain.deployment import Deployment
+from chain.faucet import ANVIL_FAUCET_KEY
+from chain.reader import ChainReader
+from piecework.demo.market import free_port
+from piecework.processes import Household, Role
+from protocol.types import Address, ChannelId, keccak256, parse_address, parse_hex, to_hex
+from tests.support.chains import ETHER, USD
+from tests.support.commands import Said, piecework
+
+PAYOUT = Address(keccak256(b"a cold address of the worker's owner")[12:])
+STAKE, TOKENS, DEPOSIT = 100 * USD, 5 * USD, 3 * USD
+PROMPT = "Write a story about a fox and a lantern."
+SETTLED_WITHIN_S = 60.0
+POLL_S = 0.1
+
+DEPLOYER = {"PIECEWORK_DEPLOYER_KEY": to_hex(ANVIL_FAUCET_KEY)}
+OWNER = {
+    "PIECEWORK_PASSWORD": "the password of the GPU's owner",
+    "PIECEWORK_WORKER_BENCHMARK_S": "0.2",
+    "PIECEWORK_WORKER_THREADS": "1",
+    "PIECEWORK_WORKER_CHAIN_POLL_S": "0.2",
+}
+CLIENT = {"PIECEWORK_PASSWORD": "the password of the client"}
+
+
+@dataclass
+class Hands:
+    """What each of the three people types."""
+
+    root: Path
+    rpc_url: str
+
+    @property
+    def file(self) -> str:
+        return str(self.root / "deployment.json")
+
+    @property
+    def worker_home(self) -> tuple[str, str]:
+        return "--home", str(self.root / "worker")
+
+    async def deploy(self) -> Deployment:
+        """The market's founder, with a private key in the environment."""
+        said = await piecework(
+            *("chain", "deploy", "--rpc", self.rpc_url, "--out", self.file, "--json"), environment=DEPLOYER
+        )
+        assert said.json()["file"] == self.file
+        return Deployment.load(Path(self.file))
+
+    async def give(self, to: str, *, native: str, tokens: str) -> None:
+        """Somebody sends coins and tokens."""
+        gift = ("--to", to, "--native", native, "--tokens", tokens)
+        (await piecework("chain", "faucet", "--deployment", self.file, *gift, "--json")).json()
+
+    async def worker_init(self, endpoint: str, index: str) -> Said:
+        """The owner of the GPU answers every question by a flag."""
+        terms = ("--payout", to_hex(PAYOUT), "--slots", "2", "--index", index, "--bind", endpoint)
+        prices = ("--price-prompt", "0.1", "--price-output", "0.4", "--price-steps", "0.002")
+        base = ("worker", "init", *self.worker_home, "--deployment", self.file)
+        return await piecework(*base, *terms, *prices, "--json", environment=OWNER)
+
+    async def worker(self, verb: str) -> Any:
+        """A verb of the worker that answers with JSON."""
+        return (await piecework("worker", verb, *self.worker_home, "--json", environment=OWNER)).json()
+
+    async def client(self, *arguments: str) -> Any:
+        """A verb of the client that answers with JSON."""
+        home = ("--home", str(self.root / "client"))
+        return (await piecework("client", *arguments, *home, "--json", environment=CLIENT)).json()
+
+
+async def test_the_same_pieces_by_hand_as_a_gpu_owner_and_a_client_would_use_them(
+    anvil: Anvil, tmp_path: Path
+) -> None:
+    hands = Hands(tmp_path, anvil.url)
+    deployment = await hands.deploy()
+    async with (
+        Household(tmp_path / "logs") as household,
+        await ChainReader.connect(deployment) as reader,
+    ):
+        index = await household.start(
+            "index",
+            ["market", "start", "--deployment", hands.file, "--home", str(tmp_path / "index"), "--port", "0"],
+        )
+        worker = await _become_a_worker(hands, household, reader, index.ready["url"])
+        payer = await _become_a_client(hands, index.ready["url"])
+        results = await _buy_two_texts(hands, worker)
+        paid = await _settle(hands, reader, results)
+        await _leave(hands, reader, payer, paid)
+        assert await worker.stop() == 0, worker.log_tail()
+        assert (await hands.worker("earnings"))["settled"] == paid
+        assert await reader.token_balance(deployment.token, PAYOUT) == paid
+        assert await index.stop() == 0
+
+
+async def _become_a_worker(hands: Hands, household: Household, reader: ChainReader, index: str) -> Role:
+    """Without money: one line that says what is lacking. With it: one transaction. Then it starts."""
+    endpoint = f"127.0.0.1:{free_port()}"
+    lacking = (await hands.worker_init(endpoint, index)).line()
+    for words in ("lacks", f"{STAKE} base units of the stake token", "native coin", "run this again"):
+        assert words in lacking
+    operator = next(word for word in lacking.split() if word.startswith("0x"))
+    await hands.give(operator, native="1", tokens="100")
+    before = await reader.rpc.call("eth_getTransactionCount", operator, "latest")
+    made = (await hands.worker_init(endpoint, index)).json()
+    assert (made["operator"], made["payout"]) == (operator, to_hex(PAYOUT))
+    assert [step["what"] for step in made["steps"] if step["new"]] == ["registration"]
+    after = await reader.rpc.call("eth_getTransactionCount", operator, "latest")
+    assert int(after, 16) - int(before, 16) == 1
+    again = (await hands.worker_init(endpoint, index)).json()
+    assert not any(step["new"] for step in again["steps"])
+
+    home = hands.root / "worker"
+    assert home.stat().st_mode & 0o777 == 0o700
+    assert not [file for file in home.iterdir() if file.stat().st_mode & 0o077]
+    check = await hands.worker("check")
+    assert check["good"] and len(check["findings"]) == 11, check
+    worker = await household.start("worker", ["worker", "start", *hands.worker_home], environment=OWNER)
+    assert (worker.ready["operator"], worker.ready["endpoint"]) == (operator, endpoint)
+    return worker
+
+
+async def _become_a_client(hands: Hands, index: str) -> str:
+    """A wallet, tokens from somebody, and one deposit for all workers."""
+    made = await hands.client("init", "--deployment", hands.file, "--index", index)
+    await hands.give(made["payer"], native="1", tokens="5")
+    assert (await hands.client("deposit", "3"))["amount"] == DEPOSIT
+    balance = await hands.client("balance")
+    assert (balance["own"], balance["pooled"]) == (TOKENS - DEPOSIT, DEPOSIT)
+    return str(made["payer"])
+
+
+async def _buy_two_texts(hands: Hands, worker: Role) -> list[dict[str, Any]]:
+    """Once through the index, once with none: straight from the registry on the chain."""
+    (offer,) = (await hands.client("offers"))["offers"]
+    (model,) = offer["models"]
+    assert (offer["operator"], offer["receiver"]) == (worker.ready["operator"], to_hex(PAYOUT))
+    assert model["price_per_million_output_tokens"] == 400_000
+    quote = await hands.client("quote", PROMPT, "--max-tokens", "256")
+    assert 0 < quote["expected"] <= quote["ceiling"]
+    first = await hands.client("run", PROMPT, "--max-tokens", "256", "--seed", "11")
+    assert first["cost"] <= quote["ceiling"]
+
+    config = hands.root / "client" / "config.toml"
+    config.write_text("indexes = []\n")
+    (found,) = (await hands.client("offers"))["offers"]
+    assert found["operator"] == offer["operator"]
+    second = await hands.client("run", PROMPT, "--max-tokens", "256", "--seed", "11")
+    assert second["text"] == first["text"] != ""
+    assert second["job"] != first["job"] and second["channel"] == first["channel"]
+    receipts = await hands.client("receipts", "--verify")
+    assert receipts["failed"] == 0
+    assert len(receipts["receipts"]) == first["canvases"] + second["canvases"]
+    assert sum(r["amount"] for r in receipts["receipts"]) == first["cost"] + second["cost"]
+    return [first, second]
+
+
+async def _settle(hands: Hands, reader: ChainReader, results: list[dict[str, Any]]) -> int:
+    """The worker's owner wants the money on the chain now; what the chain paid."""
+    promised: int = sum(result["cost"] for result in results)
+    assert (await hands.worker("earnings"))["accepted"] == promised
+    status = await hands.worker("status")
+    assert (status["state"], status["unsettled"]) == ("ready", promised), status
+    assert await hands.worker("settle") == {"settling": True}
+    channel = ChannelId(parse_hex(results[0]["channel"], 32, "channel"))
+    async with asyncio.timeout(SETTLED_WITHIN_S):
+        while (await reader.channel(channel)).settled < promised:  # noqa: ASYNC110  the chain has no event
+            await asyncio.sleep(POLL_S)
+    (settlement,) = await reader.settlements(channel)
+    assert settlement.amount == promised
+    assert await reader.token_balance(reader.deployment.token, PAYOUT) == promised
+    return promised
+
+
+async def _leave(hands: Hands, reader: ChainReader, payer: str, paid: int) -> None:
+    """Close together with the worker, and take everything home that was not spent."""
+    (closing,) = (await hands.client("close"))["channels"]
+    assert closing["closed"], closing
+    assert (await hands.client("withdraw"))["amount"] == DEPOSIT - paid
+    token, escrow = reader.deployment.token, reader.deployment.escrow
+    assert await reader.token_balance(token, parse_address(payer)) == TOKENS - paid
+    assert await reader.token_balance(token, escrow) == 0
+    assert await reader.token_balance(token, reader.deployment.registry) == STAKE
+    balance = await hands.client("balance")
+    assert (balance["pooled"], balance["in_channels"]) == (0, 0)
+    assert 0 < balance["native_wei"] < ETHER
