@@ -125,6 +125,9 @@ class Cashier:
                     "that is not the channel's latest voucher",
                     metadata={"clause": "6.5", "cumulative": str(agreed.cumulative)},
                 )
+            if agreed.cumulative > book.deposit:
+                # The escrow pays out no more than it holds, and a closed channel cannot be topped up.
+                raise Refusal(Reason.UNDERFUNDED, "the channel's funding is not mined yet", retry_after_s=5.0)
             await self._x.journal.append([CloseAgreed(book.id, signature)])
             book.close_signature = signature
             return sign(self._x.domain, agreed, self._x.signer)

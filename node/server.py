@@ -27,7 +27,7 @@ from node.metrics import Metrics
 from node.offers import OfferBoard
 from node.worker import Worker
 from protocol.errors import MalformedInput, Reason, Refusal
-from protocol.frames import Draft, SubmitJob, WorkerFrame
+from protocol.frames import Draft, SubmitJob, VoucherAccepted, WorkerFrame
 from protocol.limits import MAX_FRAME_BYTES, MAX_REASON_BYTES
 from protocol.wire import (
     decode_client_frame,
@@ -52,8 +52,12 @@ HANDSHAKE_MS: Final = 10 * 1000
 """A silent TCP connection is dropped after this; gRPC's default is a minute."""
 MIN_PING_INTERVAL_MS: Final = 10 * 1000
 
+MAX_MESSAGE_BYTES: Final = 2 * MAX_FRAME_BYTES
+"""What is too large is read up to here, so that its sender learns why; gRPC itself drops what is larger
+still with a bare RESOURCE_EXHAUSTED, before reading it."""
+
 OPTIONS: Final = (
-    ("grpc.max_receive_message_length", MAX_FRAME_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_FRAME_BYTES),
     ("grpc.max_connection_idle_ms", IDLE_CONNECTION_MS),
     ("grpc.max_connection_age_grace_ms", MAX_CONNECTION_AGE_GRACE_MS),
@@ -83,6 +87,9 @@ class StreamSink:
             if self._drafts >= MAX_QUEUED_DRAFTS:
                 return
             self._drafts += 1
+        elif isinstance(frame, VoucherAccepted) and self._frames and _confirms(self._frames[-1]):
+            # A count confirms every earlier one. Who pays and never reads must not fill our memory.
+            self._frames.pop()
         self._frames.append(frame)
         self._changed.set()
 
@@ -102,6 +109,10 @@ class StreamSink:
                 return
             self._changed.clear()
             await self._changed.wait()
+
+
+def _confirms(frame: WorkerFrame) -> bool:
+    return isinstance(frame, VoucherAccepted)
 
 
 class Door:
@@ -132,7 +143,7 @@ class Door:
 
     async def close_channel(self, request: bytes) -> bytes:
         """Close a channel together."""
-        channel, final, signature = decode_close_request(request)
+        channel, final, signature = decode_close_request(_sized(request))
         return encode_close_response(*await self._worker.close_channel(channel, final, signature))
 
     async def run(self, requests: AsyncIterator[bytes], context: Any) -> None:
@@ -168,7 +179,9 @@ class Door:
         """Hand the client's frames on. When it says no more, it may still listen: the writer goes on."""
         try:
             async for request in requests:
-                await self._worker.receive(job, sink, decode_client_frame(request))
+                await self._worker.receive(job, sink, decode_client_frame(_sized(request)))
+        except Refusal as refusal:
+            sink.close(refusal)
         except MalformedInput as error:
             sink.close(Refusal(Reason.MALFORMED, str(error)))
         except Exception:
@@ -201,6 +214,8 @@ class Door:
             error = Refusal(Reason.MALFORMED, str(error))
             self._metrics.refused(Reason.MALFORMED)
         if isinstance(error, Refusal):
+            if error.reason is Reason.OVERSIZED:
+                self._metrics.refused(error.reason)
             await context.abort_with_status(rpc_status.to_status(rich_status(error)))
         self._log.error("handler failed", error_class=type(error).__name__, error=str(error))
         internal = Refusal(Reason.INTERNAL, "the worker failed")
@@ -208,12 +223,18 @@ class Door:
         raise error
 
 
+def _sized(message: bytes) -> bytes:
+    if len(message) > MAX_FRAME_BYTES:
+        raise Refusal(Reason.OVERSIZED, f"a message is at most {MAX_FRAME_BYTES} bytes")
+    return message
+
+
 async def _first(requests: AsyncIterator[bytes]) -> SubmitJob:
     """A stream's first frame, in time and of the right kind."""
     try:
         async with asyncio.timeout(FIRST_FRAME_S):
             async for request in requests:
-                frame = decode_client_frame(request)
+                frame = decode_client_frame(_sized(request))
                 if not isinstance(frame, SubmitJob):
                     raise Refusal(
                         Reason.BROKEN_CLAUSE,

@@ -115,8 +115,13 @@ class Worker:
         for book in list(self.books):
             for live in list(book.jobs.values()):
                 live.pending = book.committed > book.deposit
-                if live.session.state in (JobState.ACCEPTED, JobState.RUNNING):
-                    async with book.lock:
+                async with book.lock:
+                    unopened = len(live.committed) < live.session.canvases
+                    if not live.ended and (unopened or self._is_late(live)):
+                        await self._x.perform(
+                            live, live.session.failed(Reason.EXPIRED, "the deadline passed")
+                        )
+                    elif live.session.state in (JobState.ACCEPTED, JobState.RUNNING):
                         await self._x.perform(live, live.session.disconnected())
 
     async def _revive(self, stored: StoredJob) -> LiveJob:
@@ -133,9 +138,13 @@ class Worker:
         session = WorkerSession(accepted, self._x.domain, state=stored.state, stored=stored.canvases)
         reserve = worst_case(model, submission.job.parameters, stored.prompt_tokens)
         job = LiveJob(session, self._x.books.setdefault(book.id, book), reserve)
-        if not job.ended:
+        if not job.ended and not self._is_late(job):
             job.committed = [self._open_committed(stored, i) for i in range(len(stored.canvases))]
         return job
+
+    def _is_late(self, job: LiveJob) -> bool:
+        """Whether the deadline has passed. Keys that its canvases are sealed to may be gone by then."""
+        return job.session.accepted.job.deadline < self._x.clock.now()
 
     def _open_committed(self, stored: StoredJob, canvas: int) -> tuple[int, ...]:
         context = resume_context(self._x.domain, stored.id, canvas)
@@ -351,14 +360,14 @@ class Worker:
 
     async def tick(self) -> None:
         """Deadlines and patience. Call about once a second."""
-        now, moment = self._x.clock.now(), self._x.clock.monotonic()
+        moment = self._x.clock.monotonic()
         for book in list(self.books):
             for job in list(book.jobs.values()):
-                await self._x.whole(self._tick_job(job, now, moment))
+                await self._x.whole(self._tick_job(job, moment))
 
-    async def _tick_job(self, job: LiveJob, now: int, moment: float) -> None:
+    async def _tick_job(self, job: LiveJob, moment: float) -> None:
         async with job.book.lock:
-            if not job.ended and job.session.accepted.job.deadline < now:
+            if not job.ended and self._is_late(job):
                 await self._x.perform(job, job.session.failed(Reason.EXPIRED, "the deadline passed"))
             since, sink = job.waiting_since, job.sink
             if sink is None or since is None or moment - since < self.policy.payment_timeout_s:
