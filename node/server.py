@@ -203,19 +203,16 @@ class Door:
     def _limit(self, context: Any) -> None:
         wait_s = self._limiter.wait_s(peer_address(context.peer()))
         if wait_s > 0:
-            self._metrics.refused(Reason.RATE_LIMITED)
             raise Refusal(Reason.RATE_LIMITED, "too many requests", retry_after_s=wait_s)
 
     async def _abort(self, context: Any, error: Exception) -> NoReturn:
-        """The one place where an error becomes a gRPC status."""
+        """The one place where an error becomes a gRPC status, and is counted."""
         if isinstance(error, grpc.aio.AbortError):
             raise error
         if isinstance(error, MalformedInput):
             error = Refusal(Reason.MALFORMED, str(error))
-            self._metrics.refused(Reason.MALFORMED)
         if isinstance(error, Refusal):
-            if error.reason is Reason.OVERSIZED:
-                self._metrics.refused(error.reason)
+            self._metrics.refused(error.reason)
             await context.abort_with_status(rpc_status.to_status(rich_status(error)))
         self._log.error("handler failed", error_class=type(error).__name__, error=str(error))
         internal = Refusal(Reason.INTERNAL, "the worker failed")

@@ -177,11 +177,7 @@ class Worker:
         try:
             admission.check_identity(submission, self._view(submission))
             return await self._enter(submission, submission.job.id(self._x.domain), sink)
-        except Refusal as refusal:
-            self._x.metrics.refused(refusal.reason)
-            raise
         except EngineUnavailable as error:
-            self._x.metrics.refused(Reason.ENGINE_UNAVAILABLE)
             raise Refusal(
                 Reason.ENGINE_UNAVAILABLE, str(error), retry_after_s=admission.PENDING_RETRY_S
             ) from None
@@ -317,7 +313,6 @@ class Worker:
                 else:
                     raise ProtocolViolation("2.4", "a second submission on one stream")
             except ProtocolViolation as violation:
-                self._x.metrics.refused(Reason.BROKEN_CLAUSE)
                 self._x.log.warning("clause broken", job=job.id, clause=violation.clause)
                 await self._detach(job)
                 clause = {"clause": violation.clause}

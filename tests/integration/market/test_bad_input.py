@@ -1,0 +1,249 @@
+"""Bad jobs over real gRPC at the real daemon on a real chain: a typed reason each, and nothing else happens.
+
+And what a text leaves behind in the files, logs, metrics and indexes of a market: nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import dataclasses
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import grpc
+import pytest
+from aiohttp.test_utils import TestServer
+from google.rpc import error_details_pb2  # type: ignore[import-untyped]
+from grpc_status import rpc_status
+
+from chain.embedded import EmbeddedChain
+from client.config import load_config
+from client.events import Canvas, Ended
+from client.sdk import PieceworkClient
+from client.store import Store
+from client.wallet import Wallet
+from market.server import Market as Index
+from market.shelf import Shelf
+from node.admin import ask_daemon
+from protocol.errors import Reason
+from protocol.signing import LocalSigner
+from protocol.types import Amount
+from protocol.wire import encode_client_frame
+from tests.support.chains import Market, channel_of, deployed, signer
+from tests.support.client_side import ask, collect
+from tests.support.node.bad_jobs import BAD_JOBS, Scene
+from tests.support.node.stage import parameters
+from tests.support.node.wire_client import SERVICE, WireClient, WireResult
+from tests.support.worker_house import OPERATOR_SECRET, RECEIVER, WorkerHouse
+
+POOL = 3_000_000
+DEPOSIT = 1_000_000
+PAYER = signer("payer of bad jobs")
+# What the issue of the main job demands to be refused, word by word.
+DEMANDED = {
+    "malformed",
+    "oversized",
+    "expired",
+    "replayed",
+    "underfunded",
+    "wrongly priced",
+    "wrongly signed",
+    "wrong chain",
+    "unknown model",
+}
+
+
+@asynccontextmanager
+async def opened(house: WorkerHouse, market: Market) -> AsyncIterator[WireClient]:
+    """A payer with a channel at a started worker."""
+    host, port = house.endpoint.split(":")
+    client = WireClient(host, int(port), market.deployment.domain, PAYER)
+    operator = LocalSigner(OPERATOR_SECRET)
+    client.use(channel_of(market, PAYER, operator, receiver=RECEIVER), DEPOSIT)
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+def test_every_word_of_the_demand_has_its_bad_jobs() -> None:
+    assert {name.split(":")[0] for name in BAD_JOBS} >= DEMANDED
+
+
+async def test_bad_jobs_get_a_typed_reason_and_move_no_money(
+    tmp_path: Path, embedded_chain: EmbeddedChain
+) -> None:
+    async with deployed(embedded_chain) as market:
+        house = await WorkerHouse.register(
+            tmp_path / "worker", market.deployment, pace_s=0.005, requests_per_minute=6000
+        )
+        ready = await house.start()
+        await market.pool(PAYER, embedded_chain.faucet, POOL)
+        async with opened(house, market) as client:
+            scene, secret, first = await _one_paid_job(client, market)
+            before = await _money(house, market, scene)
+            wrong = []
+            for name, bad in BAD_JOBS.items():
+                got = await _answer(client, bad.data(scene))
+                expected = (bad.reason.label, bad.reason.status.name, "piecework")
+                if got[:3] != expected or "Traceback" in got[3]:
+                    wrong.append(f"{name}: {got}, not {expected}")
+            assert not wrong, "\n".join(wrong)
+            assert await _money(house, market, scene) == before
+            # The worker is unharmed, and the first job's very bytes give its stored result, for nothing.
+            again = await client.run(scene.offer, scene.paid, secret, pay=False)
+            assert (again.text, again.canvases) == (first.text, first.canvases)
+            assert await _money(house, market, scene) == before
+            fresh, other = client.job(scene.offer, "an owl", parameters(5, 40), scene.now)
+            second = await client.run(scene.offer, fresh, other)
+            assert second.canvases and second.acknowledged == first.canvases + second.canvases
+        status = await ask_daemon(house.home.root, "GET", "/status")
+        assert (status["engine"]["pid"], status["engine"]["restarts"]) == (ready["engine_pid"], 0)
+        assert set(status["refusals"]) >= {bad.reason.label for bad in BAD_JOBS.values()}
+        assert await house.drain() == 0, house.log_tail()
+        assert "Traceback" not in (house.home.root / "daemon.log").read_text()
+        on_chain = await market.reader.channel(scene.paid.job.channel)
+        assert on_chain.settled == first.amount + second.amount
+        assert await market.reader.token_balance(market.token, RECEIVER) == first.amount + second.amount
+
+
+async def _one_paid_job(client: WireClient, market: Market) -> tuple[Scene, bytes, WireResult]:
+    offer = await client.offer()
+    assert client.channel is not None
+    now = await market.reader.timestamp()
+    submission, secret = client.job(offer, "a fox", parameters(3, 40), now)
+    scene = Scene(market.deployment.domain, PAYER, client.channel, offer, submission, Amount(POOL), now)
+    funding = scene.funding(client.channel, DEPOSIT, PAYER, now + 3600)
+    result = await client.run(offer, submission, secret, funding=funding)
+    assert result.acknowledged == result.canvases > 0
+    async with asyncio.timeout(20):
+        while (await market.reader.channel(submission.job.channel)).deposit < DEPOSIT:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+    return scene, secret, result
+
+
+async def _money(house: WorkerHouse, market: Market, scene: Scene) -> tuple[Any, ...]:
+    """Everything that a job could move."""
+    status = await ask_daemon(house.home.root, "GET", "/status")
+    channel = await market.reader.channel(scene.paid.job.channel)
+    return (
+        status["exposure"],
+        status["unsettled"] + channel.settled,
+        status["channels"],
+        status["active"],
+        channel.deposit,
+        await market.reader.pooled_balance(market.token, PAYER.address),
+        await market.reader.token_balance(market.token, PAYER.address),
+    )
+
+
+async def _answer(client: WireClient, data: bytes) -> tuple[str, str, str, str]:
+    """Reason, status, domain and message that a first frame of these bytes gets."""
+    call = client.grpc.stream_stream(SERVICE + "Run")()
+    try:
+        async with asyncio.timeout(15):
+            await call.write(data)
+            async for _ in call:
+                return ("", "answered", "", "")
+    except grpc.aio.AioRpcError as error:
+        status, info = rpc_status.from_call(error), error_details_pb2.ErrorInfo()  # type: ignore[arg-type]
+        if status is not None:
+            for detail in status.details:
+                detail.Unpack(info)
+        return (info.reason, error.code().name, info.domain, error.details() or "")
+    return ("", "ended", "", "")
+
+
+# ---------------------------------------------------------------------------------------- canaries
+
+CANARY = "canary-7f3a-what-nobody-else-may-read"
+
+
+def disguises(text: str) -> list[bytes]:
+    """The text as it is, and as hexadecimal, UTF-16 and base64 at each of its three alignments."""
+    data = text.encode()
+    aligned = [base64.b64encode(bytes(shift) + data)[4 * bool(shift) : -4] for shift in range(3)]
+    return [data, data.hex().encode(), text.encode("utf-16-le"), *aligned]
+
+
+def test_a_text_is_found_under_its_disguises() -> None:
+    for shift in range(3):
+        carried = base64.b64encode(b"x" * shift + CANARY.encode() + b"tail")
+        assert any(needle in carried for needle in disguises(CANARY))
+
+
+async def test_a_text_leaves_no_trace_in_files_logs_metrics_status_or_index(
+    tmp_path: Path,
+    embedded_chain: EmbeddedChain,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    async with deployed(embedded_chain) as market:
+        shelf = Shelf(tmp_path / "market.db", market.deployment.domain)
+        async with TestServer(Index(shelf, market.reader).application()) as index:
+            url = str(index.make_url("")).rstrip("/")
+            house = await WorkerHouse.register(
+                tmp_path / "worker", market.deployment, pace_s=0.005, indexes=[url], log_level="debug"
+            )
+            ready = await house.start()
+            await market.pool(PAYER, embedded_chain.faucet, POOL)
+            texts = await _trade(tmp_path, market, url)
+            await _blunder(house, market)
+            pages = await _pages([ready["admin_url"], url])
+            assert await house.drain() == 0, house.log_tail()
+    printed = "".join(capfd.readouterr()) + caplog.text
+    found = [
+        f"{place} holds {needle!r}"
+        for place, content in {**pages, **_files(tmp_path), "output": printed.encode()}.items()
+        for text in (CANARY, *texts)
+        for needle in disguises(text)[: 1 if text is not CANARY else None]
+        if needle in content
+    ]
+    assert not found, "\n".join(found)
+
+
+async def _trade(folder: Path, market: Market, index: str) -> list[str]:
+    """A job about the canary, whole, by the real client; the canvases that came back."""
+    store = Store(folder / "client.db", market.deployment.domain, PAYER.address)
+    config = load_config(folder / "no-file", {"deposit": DEPOSIT, "indexes": [index]})
+    async with PieceworkClient(store, market.reader, Wallet(PAYER, PAYER), market.token, config) as client:
+        events = await collect(client.run(ask(CANARY, seed=3, max_tokens=40, drafts=True)))
+    assert isinstance(events[-1], Ended)
+    texts = [event.text for event in events if isinstance(event, Canvas) and len(event.text) >= 8]
+    assert texts
+    return texts
+
+
+async def _blunder(house: WorkerHouse, market: Market) -> None:
+    """The canary where it does not belong: each of these is refused, and could be echoed."""
+    async with opened(house, market) as client:
+        offer = await client.offer()
+        good, _ = client.job(offer, CANARY, parameters(9, 40), await market.reader.timestamp())
+        misplaced = dataclasses.replace(good, sealed_prompt=CANARY.encode())
+        for data in (CANARY.encode() * 9, encode_client_frame(good), encode_client_frame(misplaced)):
+            assert (await _answer(client, data))[0] in {r.label for r in Reason}
+
+
+async def _pages(urls: list[str]) -> dict[str, bytes]:
+    pages: dict[str, bytes] = {}
+    async with aiohttp.ClientSession() as session:
+        for url in urls:
+            for path in ("/metrics", "/status", "/v1/offers", "/v1/models", "/v1/workers", "/"):
+                async with session.get(url + path) as response:
+                    pages[url + path] = await response.read()
+    assert any(b"piecework" in page for page in pages.values())
+    return pages
+
+
+def _files(root: Path) -> dict[str, bytes]:
+    files = {str(path): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    names = {Path(name).name for name in files}
+    assert names >= {"daemon.log", "client.db", "market.db"}
+    assert any("journal" in name for name in names), names
+    return files
