@@ -1,17 +1,13 @@
-"""`python -m model.training`: trains the bundled checkpoint from nothing but its grammar, and evaluates
-it.
-"""
+"""`python -m model.training`: trains the bundled checkpoint from nothing but its grammar, and evaluates it."""
 
 import argparse
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from transformers import DiffusionGemmaForBlockDiffusion
 
-from model.loading import load
 from model.manifest import bundled_checkpoint_path
 from model.training import architecture, loop, vocabulary, writer
 
@@ -26,9 +22,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=loop.Settings().steps)
     parser.add_argument("--seed", type=int, default=loop.Settings().seed)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument(
-        "--start-from", type=Path, help="checkpoint folder to go on from, at half the learning rates"
-    )
     parser.add_argument("--evaluate-only", action="store_true", help="evaluate what is in the folder already")
     return parser.parse_args()
 
@@ -54,16 +47,10 @@ class _Progress:
             self._losses.clear()
 
 
-def _train(settings: loop.Settings, output: Path, start_from: Path | None) -> None:
+def _train(settings: loop.Settings, output: Path) -> None:
     torch.manual_seed(settings.seed)
     tokenizer = vocabulary.build_tokenizer()
-    if start_from is None:
-        model = DiffusionGemmaForBlockDiffusion(architecture.build_config(tokenizer.get_vocab_size()))
-    else:
-        model = load(start_from, device="cpu", dtype="float32").model.requires_grad_(True)
-        settings = replace(
-            settings, adam_rate=settings.adam_rate / 2, muon_rate=settings.muon_rate / 2, warmup_steps=20
-        )
+    model = DiffusionGemmaForBlockDiffusion(architecture.build_config(tokenizer.get_vocab_size()))
     model.set_experts_implementation("eager")
     loop.train(model, tokenizer, settings, _Progress(settings.steps))
     writer.write_checkpoint(model, output)
@@ -75,7 +62,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     settings = loop.Settings(seed=arguments.seed, steps=arguments.steps)
     if not arguments.evaluate_only:
-        _train(settings, arguments.output, arguments.start_from)
+        _train(settings, arguments.output)
     from model.training import evaluation  # after training: the engine is not needed before
 
     sys.stdout.write(evaluation.report(arguments.output, settings))
