@@ -1,4 +1,4 @@
-"""`python -m model.training`: trains the bundled checkpoint from nothing but its grammar, and evaluates it."""
+"""`python -m model.training`: trains the bundled checkpoint from nothing but its grammar and evaluates it."""
 
 import argparse
 import sys
