@@ -8,10 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from client.errors import NoWorkerFits
 from client.events import Accepted, Canvas, Draft, Ended, Event
 from client.requests import TextRequest
 from client.sdk import PieceworkClient
 from protocol.errors import PieceworkError
+
+PATIENCE_S = 60.0
+"""A worker takes one job at a time until a channel's opening is mined; the others wait."""
+LONGEST_PAUSE_S = 0.5
+"""Workers ask for seconds, because a public chain needs them; the demo's chain mines at once."""
 
 
 class Watcher(Protocol):
@@ -57,7 +63,7 @@ async def run_jobs(
     async def one(result: JobResult, request: TextRequest) -> None:
         async with places:
             try:
-                await _follow(client, request, result, watcher)
+                await _patiently(client, request, result, watcher)
             except PieceworkError as error:
                 result.error = str(error)
 
@@ -65,6 +71,21 @@ async def run_jobs(
         for result, request in zip(results, requests, strict=True):
             group.create_task(one(result, request), name=f"demo-job-{result.number}")
     return results
+
+
+async def _patiently(
+    client: PieceworkClient, request: TextRequest, result: JobResult, watcher: Watcher
+) -> None:
+    """Run the job; while the worker is only busy, ask again."""
+    give_up = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            await _follow(client, request, result, watcher)
+            return
+        except NoWorkerFits as error:
+            if error.retry_after_s is None or time.monotonic() >= give_up:
+                raise
+            await asyncio.sleep(min(error.retry_after_s, LONGEST_PAUSE_S))
 
 
 async def _follow(client: PieceworkClient, request: TextRequest, result: JobResult, watcher: Watcher) -> None:

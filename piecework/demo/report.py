@@ -9,8 +9,9 @@ from typing import Any
 from chain.events import Settled
 from client.proofs import ProvenReceipt
 from piecework.demo.jobs import JobResult
+from protocol.eip712 import Domain
 from protocol.objects import Voucher
-from protocol.types import Amount, Signature, to_hex
+from protocol.types import Address, Amount, Signature, to_hex
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,8 @@ class Evidence:
     after: Balances
     worker: dict[str, Any]
     timings_ms: dict[str, float]
+    domain: Domain
+    payer: Address
 
 
 def verdict(evidence: Evidence) -> list[str]:
@@ -71,12 +74,15 @@ def verdict(evidence: Evidence) -> list[str]:
 
 def to_json(evidence: Evidence) -> dict[str, Any]:
     """The object that `--json` prints."""
+    domain = evidence.domain
     ended = [r.ended for r in evidence.results if r.ended is not None]
     first, voucher, jobs = evidence.results[0], evidence.voucher, max(1, len(evidence.results))
     gas = sum(evidence.gas.values())
     return {
         "ok": not verdict(evidence),
         "problems": verdict(evidence),
+        "domain": {"chain_id": domain.chain_id, "escrow": to_hex(domain.verifying_contract)},
+        "payer": to_hex(evidence.payer),
         "text": first.text,
         "model": first.accepted.model if first.accepted else None,
         "model_digest": to_hex(first.accepted.model_digest) if first.accepted else None,

@@ -142,8 +142,9 @@ async def settle(
     after = await balances(reader, market, client)
     ready = market.worker.ready
     worker = {name: ready[name] for name in ("operator", "receiver", "endpoint", "exposure_bound")}
+    paid = results, receipts, voucher, signature, settlements
     return Evidence(
-        results, receipts, voucher, signature, settlements, gas, before, after, worker, watch.timings_ms
+        *paid, gas, before, after, worker, watch.timings_ms, reader.domain, client.wallet.payer.address
     )
 
 
