@@ -51,7 +51,7 @@ from protocol.sealing import canvas_context, draft_context, prompt_context, publ
 from protocol.signing import sign
 from protocol.types import Bytes32, Digest, JobId, Timestamp
 
-_LATER = frozenset(
+LATER = frozenset(
     {
         Reason.JOB_BUSY,
         Reason.BUSY,
@@ -168,7 +168,7 @@ class JobDriver:
                     raise
                 why, wait = str(error), None
             except Refusal as refusal:
-                if not self.accepted or refusal.reason not in _LATER:
+                if not self.accepted or refusal.reason not in LATER:
                     raise
                 why, wait = str(refusal), refusal.retry_after_s
             attempt = 1 if self.canvases > before else attempt + 1

@@ -12,7 +12,7 @@ from collections.abc import Collection
 
 from client.errors import ClientError
 from client.events import Event
-from client.jobs import Desk, JobDriver
+from client.jobs import LATER, Desk, JobDriver
 from client.records import JobRow, JobStatus
 from protocol.errors import Refusal
 from protocol.types import ChannelId, JobId
@@ -48,7 +48,11 @@ async def settle_up(desk: Desk, channel: ChannelId, active: Collection[JobId]) -
     for job in chosen.values():
         try:
             await JobDriver(desk, job, _Collector()).run()
-        except Refusal as refusal:  # the worker does not know the job, or will not have it: nothing is owed
+        except Refusal as refusal:
+            if refusal.reason in LATER:
+                troubles.append(str(refusal))  # what it may be owed is not known before it has time for us
+                continue
+            # The worker does not know the job, or will not have it: nothing is owed.
             await asyncio.to_thread(desk.store.finish, job.id, JobStatus.REFUSED, refusal.reason.label)
         except ClientError as error:
             troubles.append(str(error))

@@ -161,6 +161,8 @@ class PayerLedger:
         The caller has verified that the voucher carries the payer's own signature (clause 5.7).
         """
         voucher = account.voucher
+        if len(account.peaks) != voucher.count.bit_count():
+            raise ProtocolViolation("5.7", "the worker's record has another number of peaks than its count")
         accumulator = Accumulator(voucher.count, account.peaks)
         if voucher.channel != self.channel or accumulator.root() != voucher.receipts_root:
             raise ProtocolViolation("5.7", "the worker's record does not match the voucher that it shows")

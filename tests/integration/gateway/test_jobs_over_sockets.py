@@ -13,6 +13,7 @@ from chain.errors import RpcUnavailable
 from client.config import load_config
 from client.errors import InsufficientFunds, JobFailed, JobInterrupted, NoWorkerFits
 from client.events import Finish
+from client.jobs import prepare
 from client.records import ChannelStatus, JobStatus
 from client.sdk import PieceworkClient
 from client.settle_up import settle_up
@@ -356,6 +357,18 @@ async def test_a_lost_voucher_is_covered_by_the_next_submission(
         channel = client.store.channels()[0]
         await settle_up(client.desk, channel.id, ())
         assert client.store.channel(channel.id).book.acknowledged == 1
+
+
+async def test_a_worker_that_has_no_time_now_is_still_asked_later_what_is_owed(
+    client: PieceworkClient, worker: FakeWorker
+) -> None:
+    job = await prepare(client.desk, (await client.rank(ask())).choices[0], ask())
+    worker.script.refusals = [Refusal(Reason.RATE_LIMITED, "too many requests", retry_after_s=1)]
+    assert len(await settle_up(client.desk, job.channel_id, ())) == 1
+    assert client.store.job(job.id).status is JobStatus.LIVE
+    worker.script.refusals = [Refusal(Reason.JOB_ENDED, "no record of that job")]
+    assert await settle_up(client.desk, job.channel_id, ()) == ()
+    assert client.store.job(job.id).status is JobStatus.REFUSED
 
 
 async def test_a_journal_restored_from_an_old_copy_adopts_the_workers_record(

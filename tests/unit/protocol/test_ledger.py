@@ -134,6 +134,15 @@ def test_a_record_whose_peaks_do_not_give_its_root_is_not_adopted() -> None:
         PayerLedger(CHANNEL).adopt(replace(account, peaks=account.peaks[::-1]))
 
 
+@pytest.mark.parametrize("peaks", [0, 1, 3, 64])
+def test_a_record_with_another_number_of_peaks_is_not_adopted(peaks: int) -> None:
+    worker, _ = books(paid=3, issued=3)
+    account = worker.account()
+    assert account is not None
+    with pytest.raises(ProtocolViolation, match=r"5\.7"):
+        PayerLedger(CHANNEL).adopt(replace(account, peaks=account.peaks[:1] * peaks))
+
+
 def test_an_acknowledgement_of_receipts_never_paid_is_refused() -> None:
     _, payer = books(paid=1, issued=1)
     with pytest.raises(ProtocolViolation, match=r"5\.6"):
