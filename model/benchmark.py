@@ -47,21 +47,21 @@ def measure(
 ) -> Measurement:
     """Denoises the fixed prompt again and again, seeds 0, 1, 2 ..., until `seconds` have passed.
 
-    First one uncounted run warms up; then single rows for a third of the time, for the first canvas; then
-    `rows` at once for the rest, for the rates. At least one run of each is finished, whatever the budget.
+    First one uncounted canvas warms up; then single canvases for a third of the time, for the first canvas;
+    then `rows` at once for the rest, for the rates. At least one run of each is finished, come what may.
     Raises BenchmarkError when the engine fails on the prompt.
     """
     if not 0 < seconds <= limits.BENCHMARK_MAX_SECONDS:
         raise ValueError(f"seconds must be in (0, {limits.BENCHMARK_MAX_SECONDS}], got {seconds}")
-    _run(loaded, [0], clock)
+    _run(loaded, [0], 1, clock)
     started = clock()
     first: list[float] = []
     while not first or clock() - started < seconds / 3:
-        _, first_canvas = _run(loaded, [len(first)], clock)
+        _, first_canvas = _run(loaded, [len(first)], 1, clock)
         first.append(first_canvas)
     totals, counted_from, seed = _Totals(), clock(), 0
     while not totals.canvases or clock() - started < seconds:
-        run, _ = _run(loaded, list(range(seed, seed + rows)), clock)
+        run, _ = _run(loaded, list(range(seed, seed + rows)), _CANVASES_A_RUN, clock)
         totals.tokens += run.tokens
         totals.steps += run.steps
         totals.canvases += run.canvases
@@ -78,12 +78,14 @@ def measure(
     )
 
 
-def _run(loaded: LoadedModel, seeds: list[int], clock: Callable[[], float]) -> tuple[_Totals, float]:
-    """One run of a row per seed. Returns its totals and the seconds to its first canvas."""
+def _run(
+    loaded: LoadedModel, seeds: list[int], canvases: int, clock: Callable[[], float]
+) -> tuple[_Totals, float]:
+    """One run of a row per seed, `canvases` long at most. Its totals and the seconds to its first canvas."""
     engine = Engine(loaded, max_rows=len(seeds))
     started = clock()
     for seed in seeds:
-        engine.submit(_request(loaded, seed))
+        engine.submit(_request(loaded, seed, canvases))
     totals, first = _Totals(), 0.0
     while engine.has_runnable:
         for event in engine.step():
@@ -97,19 +99,19 @@ def _run(loaded: LoadedModel, seeds: list[int], clock: Callable[[], float]) -> t
     return totals, first
 
 
-def _request(loaded: LoadedModel, seed: int) -> GenerationRequest:
+def _request(loaded: LoadedModel, seed: int, canvases: int) -> GenerationRequest:
     defaults = loaded.defaults
     return GenerationRequest(
         request_id=f"benchmark-{seed}",
         prompt_ids=encode_prompt(loaded, [Message("user", PROMPT)]),
         seed=seed,
-        max_tokens=_CANVASES_A_RUN * loaded.limits.canvas_size,
+        max_tokens=canvases * loaded.limits.canvas_size,
         max_steps=defaults.max_steps,
         temperature_start=defaults.temperature_start,
         temperature_end=defaults.temperature_end,
         entropy_bound=defaults.entropy_bound,
         confidence_threshold=defaults.confidence_threshold,
         stability_steps=defaults.stability_steps,
-        canvas_limit=_CANVASES_A_RUN,
+        canvas_limit=canvases,
         draft_every=0,
     )

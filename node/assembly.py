@@ -45,6 +45,7 @@ class Parts:
     journal: SqliteJournal
     reader: ChainReader
     engine: EngineSupervisor
+    engine_life: asyncio.Task[None]
     execution: Execution
     settler: Settler
     worker: Worker
@@ -61,7 +62,8 @@ async def build(
 ) -> Parts:
     """Settings to a working graph, in the order in which things can fail. Nothing listens yet.
 
-    `engine` starts another engine process than the configured one; it speaks `node.engine_wire`.
+    The engine process starts at once, beside everything else: loading a model takes longest. `engine` starts
+    another one than the configured; it speaks `node.engine_wire`.
     """
     clock = clock or SystemClock()
     log, metrics = logs.logger(config.log_level), Metrics()
@@ -69,11 +71,14 @@ async def build(
         raise ConfigError(f"{home.deployment} is missing. Run `piecework worker init` first.")
     deployment = Deployment.load(home.deployment)
     tls = load_tls(home.certificate, home.certificate_key)
-    operator = await asyncio.to_thread(load_operator, home.operator, password)
-    journal = await SqliteJournal.open(home.journal, deployment.domain, operator.address)
-    journal.on_commit = metrics.commit.observe
+    supervisor = EngineSupervisor(engine or _engine_command(config), clock, log)
+    life = asyncio.create_task(supervisor.run(), name="engine")
+    journal: SqliteJournal | None = None
     reader: ChainReader | None = None
     try:
+        operator = await asyncio.to_thread(load_operator, home.operator, password)
+        journal = await SqliteJournal.open(home.journal, deployment.domain, operator.address)
+        journal.on_commit = metrics.commit.observe
         finality = at_depth(config.finality_depth) if config.finality_depth else FINALIZED
         reader = await ChainReader.connect(
             deployment,
@@ -81,15 +86,23 @@ async def build(
             timeout_s=config.rpc_timeout_s,
             finality=finality,
         )
-        command = engine or _engine_command(config)
-        return await _wire(
-            home, config, deployment, operator, tls, clock, log, metrics, journal, reader, command
+        parts = await _wire(
+            home, config, deployment, operator, tls, clock, log, metrics, journal, reader, supervisor, life
         )
     except BaseException:
-        await journal.close()
+        await _end(life)
+        if journal is not None:
+            await journal.close()
         if reader is not None:
             await reader.close()
         raise
+    return parts
+
+
+async def _end(life: asyncio.Task[None]) -> None:
+    """Stop the engine process of a start that failed; what it has to say of itself is not the cause."""
+    life.cancel()
+    await asyncio.gather(life, return_exceptions=True)
 
 
 async def _wire(  # noqa: PLR0917  the graph's roots, once
@@ -103,11 +116,11 @@ async def _wire(  # noqa: PLR0917  the graph's roots, once
     metrics: Metrics,
     journal: SqliteJournal,
     reader: ChainReader,
-    command: EngineCommandLine,
+    engine: EngineSupervisor,
+    life: asyncio.Task[None],
 ) -> Parts:
     chain = ChainLink(reader, operator, FeePolicy(max_fee_wei=int(config.max_fee_gwei * GWEI)))
     keys = await sealing_keys(journal, operator, clock, config.sealing_key_rotation_s)
-    engine = EngineSupervisor(command, clock, log)
     execution = Execution(
         domain=deployment.domain,
         signer=operator,
@@ -142,6 +155,7 @@ async def _wire(  # noqa: PLR0917  the graph's roots, once
         journal=journal,
         reader=reader,
         engine=engine,
+        engine_life=life,
         execution=execution,
         settler=settler,
         worker=worker,

@@ -8,6 +8,7 @@ is settled, the journal is closed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import secrets
@@ -34,6 +35,8 @@ from protocol.types import Amount, Seconds, address_hex
 
 TICK_S: Final = 0.5
 POLL_S: Final = 0.1
+FIRST_SHOWING_S: Final = 5.0
+"""The ready line waits this long for the indexes, so that who reads it finds the worker there."""
 STOP_GRACE_S: Final = 2.0
 """For streams that were told to end."""
 FINAL_SETTLE_S: Final = 60.0
@@ -96,7 +99,7 @@ class Daemon:
             async with asyncio.TaskGroup() as group:
                 tasks = [
                     group.create_task(self._failure(), name="failure"),
-                    group.create_task(p.engine.run(), name="engine"),
+                    group.create_task(self._engine(), name="engine"),
                 ]
                 await self._start(group, tasks)
                 await self._draining.wait()
@@ -110,6 +113,10 @@ class Daemon:
         """Turns an error in any unit of work into the end of the daemon."""
         if self._p.execution.failed is not None:
             await self._p.execution.failed
+
+    async def _engine(self) -> None:
+        """Lives and ends with the engine's supervisor, which was started before the rest of the graph."""
+        await self._p.engine_life
 
     def _catch_signals(self) -> None:
         loop = asyncio.get_running_loop()
@@ -138,9 +145,12 @@ class Daemon:
             group.create_task(self._ticks(), name="ticks"),
         ]
         await self._issue(first)
-        tasks.append(group.create_task(self._offers(), name="offers"))
+        shown = asyncio.Event()
+        tasks.append(group.create_task(self._offers(shown), name="offers"))
         self._started = True
         await self._grpc.serving(True)
+        with contextlib.suppress(TimeoutError):  # a silent index must not keep the worker from working
+            await asyncio.wait_for(shown.wait(), FIRST_SHOWING_S)
         self._announce(admin_port)
 
     async def _first_ready(self, events: Any) -> EngineFacts | None:
@@ -202,8 +212,8 @@ class Daemon:
 
     # --- offers
 
-    async def _offers(self) -> None:
-        """Show the offer to the indexes, and renew it when it is due."""
+    async def _offers(self, shown: asyncio.Event) -> None:
+        """Show the offer to the indexes, and renew it when it is due. `shown`: the first showing is over."""
         import aiohttp
 
         p = self._p
@@ -213,6 +223,7 @@ class Daemon:
                 current = p.board.current
                 if current is not None:
                     await publish(current, p.config.indexes, poster, p.metrics, p.log)
+                shown.set()
                 await self._until(self._offer_due)
                 if p.engine.facts is not None:
                     await self._issue(p.engine.facts)
@@ -318,6 +329,7 @@ async def serve(
     try:
         daemon = Daemon(parts)
     except PieceworkError:
+        parts.engine_life.cancel()
         await parts.journal.close()
         await parts.reader.close()
         raise

@@ -127,6 +127,8 @@ class Household:
     def __init__(self, logs: Path) -> None:
         self.logs = logs
         self.roles: list[Role] = []
+        self.guests = contextlib.AsyncExitStack()
+        """What uses the roles: closed before they are stopped."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -134,6 +136,7 @@ class Household:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self.guests.aclose()
         await asyncio.gather(*(role.stop() for role in self.roles[1:]))
         for role in self.roles[:1]:
             await role.stop()

@@ -62,7 +62,7 @@ def init(
     secret = common.password(password_file, confirm=confirm)
     staked = common.parse_amount(stake) if stake else None
     done = common.run(
-        _init(place, deployment, values, secret, stake=staked, faucet=faucet, register=not no_register)
+        enrol(place, deployment, values, secret, stake=staked, faucet=faucet, register=not no_register)
     )
     if json:
         common.print_json(done)
@@ -73,7 +73,7 @@ def init(
     typer.echo("next: piecework worker check, then piecework worker start")
 
 
-async def _init(
+async def enrol(
     place: Home,
     deployment_file: Path,
     values: dict[str, Any],
@@ -83,6 +83,7 @@ async def _init(
     faucet: bool,
     register: bool,
 ) -> dict[str, Any]:
+    """`worker init` without the command line: files and keys, then one registration."""
     import asyncio
     from dataclasses import asdict
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import secrets
 import socket
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from chain import calls
 from chain.deployment import Deployment
@@ -22,14 +19,15 @@ from client.config import ClientHome, load_config
 from client.money import Money
 from client.sdk import PieceworkClient
 from client.setup import set_up
-from piecework.processes import Household, Role, RoleFailed
+from node.home import Home
+from piecework.commands.worker import enrol
+from piecework.processes import Household, Role
 from protocol.signing import LocalSigner
 from protocol.types import Address, Amount, Bytes32, keccak256, to_hex
 
 CLIENT_TOKENS = Amount(10_000_000)
 CLIENT_DEPOSIT = Amount(5_000_000)
 AUTHORIZATION_LIFETIME_S = 3600
-INIT_TIMEOUT_S = 60.0
 POLL_S = 0.05
 # A demo measures briefly, leaves a core to the others, and looks at its own chain often.
 WORKER_ENVIRONMENT = {
@@ -54,6 +52,31 @@ class Stopwatch:
         self._last = now
 
 
+@dataclass(frozen=True, slots=True)
+class Balances:
+    """Token balances in base units, as the chain says."""
+
+    payer: Amount
+    receiver: Amount
+    escrow: Amount
+
+    @property
+    def total(self) -> int:
+        return self.payer + self.receiver + self.escrow
+
+    def to_json(self) -> dict[str, int]:
+        return {"payer": self.payer, "receiver": self.receiver, "escrow": self.escrow}
+
+
+@dataclass(frozen=True, slots=True)
+class Customer:
+    """A client with a deposit, the balances before it, and the gas that the relayer paid for it."""
+
+    client: PieceworkClient
+    before: Balances
+    deposit_gas: int
+
+
 @dataclass(slots=True)
 class DemoMarket:
     """A market that runs, and what is needed to use it."""
@@ -65,7 +88,7 @@ class DemoMarket:
     worker: Role
     index: Role
     gateway: Role
-    slots: int
+    customer: Customer
 
     @property
     def client_home(self) -> Path:
@@ -93,7 +116,9 @@ async def open_market(household: Household, root: Path, *, slots: int, watch: St
     async with asyncio.TaskGroup() as group:
         index = group.create_task(place.start_index(port), name="index")
         worker = group.create_task(place.start_worker(receiver, slots, index), name="worker")
-        gateway = group.create_task(place.start_gateway(), name="gateway")
+        home = group.create_task(place.make_client(), name="client")
+        gateway = group.create_task(place.start_gateway(home), name="gateway")
+        customer = group.create_task(place.deposit(home, receiver), name="deposit")
     watch.lap("market")
     return DemoMarket(
         root=root,
@@ -103,7 +128,7 @@ async def open_market(household: Household, root: Path, *, slots: int, watch: St
         worker=worker.result(),
         index=index.result(),
         gateway=gateway.result(),
-        slots=slots,
+        customer=customer.result(),
     )
 
 
@@ -122,33 +147,53 @@ class _Place:
         return await self.household.start("index", ["market", "start", *home, "--port", str(port)])
 
     async def start_worker(self, receiver: Address, slots: int, index: asyncio.Task[Role]) -> Role:
-        """Init (keys, settings, one registration), then start, as a GPU owner would."""
-        home = ["--home", str(self.root / "worker")]
-        terms = ["--payout", to_hex(receiver), "--slots", str(slots), "--index", self.index]
-        bind = ["--bind", f"127.0.0.1:{free_port()}"]
-        init = ["worker", "init", *home, "--deployment", str(self.file), *terms, *bind, "--faucet", "--json"]
-        await run_once(init, self.surroundings)
+        """What `worker init` does (keys, settings, one registration), then `worker start`."""
+        home = self.root / "worker"
+        values = {
+            "payout": to_hex(receiver),
+            "bind": f"127.0.0.1:{free_port()}",
+            "slots": slots,
+            "indexes": (self.index,),
+        }
+        secret = self.surroundings["PIECEWORK_PASSWORD"]
+        await enrol(Home(home), self.file, values, secret, stake=None, faucet=True, register=True)
         await index
-        start = ["worker", "start", *home, "--admin-port", "0"]
+        start = ["worker", "start", "--home", str(home), "--admin-port", "0"]
         return await self.household.start("worker", start, environment=self.surroundings)
 
-    async def start_gateway(self) -> Role:
-        """A client's home, tokens for its payer, and the gateway that spends them."""
+    async def make_client(self) -> Path:
+        """A client's home, and tokens for its payer. No gas."""
         home, deployment = self.root / "client", Deployment.load(self.file)
         secret = self.surroundings["PIECEWORK_PASSWORD"]
         made = await set_up(home, self.file, (self.index,), second_key=False, password=lambda: secret)
         async with await ChainReader.connect(deployment) as reader:
             faucet, token = await faucet_signer(reader.rpc), deployment.token
             await mint_tokens(reader.rpc, faucet, token, made.payer, CLIENT_TOKENS, poll_s=POLL_S)
-        arguments = ["gateway", "--home", str(home), "--port", "0"]
+        return home
+
+    async def start_gateway(self, home: asyncio.Task[Path]) -> Role:
+        """The gateway, which spends from the client's home."""
+        arguments = ["gateway", "--home", str(await home), "--port", "0"]
         return await self.household.start("gateway", arguments, environment=self.surroundings)
 
+    async def deposit(self, home: asyncio.Task[Path], receiver: Address) -> Customer:
+        """The demo's own client, from the home that the gateway uses too."""
+        files = ClientHome(await home)
+        config = load_config(files.config, {"deposit": CLIENT_DEPOSIT // 2, "keep_text": True})
+        opening = await PieceworkClient.open(files, config, self.surroundings["PIECEWORK_PASSWORD"])
+        client = await self.household.guests.enter_async_context(opening)
+        before = await balances(client, receiver)
+        return Customer(client, before, await deposit_without_gas(client))
 
-async def open_client(market: DemoMarket) -> PieceworkClient:
-    """The demo's client, from the home that the gateway uses too."""
-    home = ClientHome(market.client_home)
-    config = load_config(home.config, {"deposit": CLIENT_DEPOSIT // 2, "keep_text": True})
-    return await PieceworkClient.open(home, config, market.password)
+
+async def balances(client: PieceworkClient, receiver: Address) -> Balances:
+    """The three token balances that the money moves between."""
+    reader, token = client.reader, client.token
+    return Balances(
+        payer=await reader.token_balance(token, client.wallet.payer.address),
+        receiver=await reader.token_balance(token, receiver),
+        escrow=await reader.token_balance(token, reader.deployment.escrow),
+    )
 
 
 async def deposit_without_gas(client: PieceworkClient) -> int:
@@ -160,34 +205,6 @@ async def deposit_without_gas(client: PieceworkClient) -> int:
     call = calls.deposit_with_authorization(client.reader.deployment, signed)
     mined = await TransactionSender.of(client.reader, relayer).execute(call, poll_s=POLL_S)
     return mined.gas_used
-
-
-async def run_once(arguments: list[str], surroundings: Mapping[str, str]) -> dict[str, Any]:
-    """Run a command of ours to its end and return its `--json`; `RoleFailed` carries what it said."""
-    import os
-
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "piecework",
-        *arguments,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, **surroundings},
-    )
-    try:
-        async with asyncio.timeout(INIT_TIMEOUT_S):
-            out, said = await process.communicate()
-    except BaseException:
-        process.kill()
-        await process.wait()
-        raise
-    name = " ".join(arguments[:2])
-    if process.returncode != 0:
-        raise RoleFailed(f"`piecework {name}` failed: {said.decode(errors='replace').strip()}")
-    result: dict[str, Any] = json.loads(out)
-    return result
 
 
 def free_port() -> int:

@@ -9,25 +9,10 @@ from typing import Any
 from chain.events import Settled
 from client.proofs import ProvenReceipt
 from piecework.demo.jobs import JobResult
+from piecework.demo.market import Balances
 from protocol.eip712 import Domain
 from protocol.objects import Voucher
-from protocol.types import Address, Amount, Signature, to_hex
-
-
-@dataclass(frozen=True, slots=True)
-class Balances:
-    """Token balances in base units, as the chain says."""
-
-    payer: Amount
-    receiver: Amount
-    escrow: Amount
-
-    @property
-    def total(self) -> int:
-        return self.payer + self.receiver + self.escrow
-
-    def to_json(self) -> dict[str, int]:
-        return {"payer": self.payer, "receiver": self.receiver, "escrow": self.escrow}
+from protocol.types import Address, Signature, to_hex
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,6 @@ from chain.events import ChannelFunded, Settled
 from chain.reader import ChainReader
 from chain.transactions import Finalized, Mined, TransactionSender
 from client.requests import Generation, TextRequest
-from client.sdk import PieceworkClient
 from node.admin import ask_daemon
 from piecework.demo import report as accounts
 from piecework.demo.jobs import JobResult, run_jobs
@@ -21,11 +20,10 @@ from piecework.demo.market import (
     POLL_S,
     DemoMarket,
     Stopwatch,
-    deposit_without_gas,
-    open_client,
+    balances,
     open_market,
 )
-from piecework.demo.report import Balances, Evidence
+from piecework.demo.report import Evidence
 from piecework.demo.screen import Screen
 from piecework.processes import Household, RoleFailed
 from protocol.content import Message
@@ -66,19 +64,14 @@ class Demo:
         slots = min(MAX_SLOTS, options.concurrency)
         self.screen.phase("starting chain, index, worker and gateway, each a process of its own …")
         self.market = market = await open_market(household, root, slots=slots, watch=watch)
-        async with await open_client(market) as client:
-            before = await balances(client.reader, market, client)
-            deposit_gas = await deposit_without_gas(client)
-            watch.lap("deposit")
-            requests = [self._request(prompt, number) for number, prompt in enumerate(self.prompts())]
-            self.screen.phase(
-                f"running {options.jobs} job(s): signed, sealed, denoised, verified, paid per canvas …"
-            )
-            with self.screen:
-                results = await run_jobs(client, self.prompts(), requests, options.concurrency, self.screen)
-            watch.lap("jobs")
-            self.screen.phase("settling on chain …")
-            evidence = await settle(market, client, results, watch, before=before, deposit_gas=deposit_gas)
+        client = market.customer.client
+        requests = [self._request(prompt, number) for number, prompt in enumerate(self.prompts())]
+        self.screen.phase(f"running {options.jobs} job(s): signed, sealed, denoised, verified, paid …")
+        with self.screen:
+            results = await run_jobs(client, self.prompts(), requests, options.concurrency, self.screen)
+        watch.lap("jobs")
+        self.screen.phase("settling on chain …")
+        evidence = await settle(market, results, watch)
         return accounts.to_json(evidence)
 
     def prompts(self) -> Sequence[str]:
@@ -99,27 +92,10 @@ class Demo:
         )
 
 
-async def balances(reader: ChainReader, market: DemoMarket, client: PieceworkClient) -> Balances:
-    """The three token balances that the money moves between."""
-    token, deployment = client.token, market.deployment
-    return Balances(
-        payer=await reader.token_balance(token, client.wallet.payer.address),
-        receiver=await reader.token_balance(token, market.receiver),
-        escrow=await reader.token_balance(token, deployment.escrow),
-    )
-
-
-async def settle(
-    market: DemoMarket,
-    client: PieceworkClient,
-    results: list[JobResult],
-    watch: Stopwatch,
-    *,
-    before: Balances,
-    deposit_gas: int,
-) -> Evidence:
+async def settle(market: DemoMarket, results: list[JobResult], watch: Stopwatch) -> Evidence:
     """Have the worker settle, then take the chain's word for everything."""
-    channel = await _channel(client, results)
+    client = market.customer.client
+    channel = _channel(results)
     row, receipts = await client.receipts(channel)
     voucher = row.book.voucher()
     await ask_daemon(market.worker_home, "POST", "/settle")
@@ -131,7 +107,7 @@ async def settle(
     )
     openings = {e.log.transaction for e in events if isinstance(e, ChannelFunded)}
     sender = TransactionSender.of(reader, client.wallet.payer)
-    gas = {"deposit": deposit_gas, "open": 0, "settle": 0}
+    gas = {"deposit": market.customer.deposit_gas, "open": 0, "settle": 0}
     for kind, transactions in (("open", openings), ("settle", {s.log.transaction for s in settlements})):
         for transaction in transactions:
             outcome = await sender.outcome(transaction)
@@ -139,7 +115,7 @@ async def settle(
             if not isinstance(mined, Mined):
                 raise RoleFailed(f"the chain does not know its own {kind} transaction")
             gas[kind] += mined.gas_used
-    after = await balances(reader, market, client)
+    before, after = market.customer.before, await balances(client, market.receiver)
     ready = market.worker.ready
     worker = {name: ready[name] for name in ("operator", "receiver", "endpoint", "exposure_bound")}
     paid = results, receipts, voucher, signature, settlements
@@ -148,7 +124,7 @@ async def settle(
     )
 
 
-async def _channel(client: PieceworkClient, results: list[JobResult]) -> ChannelId:
+def _channel(results: list[JobResult]) -> ChannelId:
     channels = {r.ended.channel for r in results if r.ended is not None}
     if len(channels) != 1:
         errors = "; ".join(sorted({r.error for r in results if r.error})) or "no job ended"
