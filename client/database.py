@@ -86,10 +86,12 @@ class Database:
                 self._connection.execute("BEGIN IMMEDIATE")
                 try:
                     yield self._connection
+                    self._connection.execute("COMMIT")
                 except BaseException:
-                    self._connection.execute("ROLLBACK")
+                    # SQLite itself may have rolled back, or a failed COMMIT may have left all of it open.
+                    if self._connection.in_transaction:
+                        self._connection.execute("ROLLBACK")
                     raise
-                self._connection.execute("COMMIT")
             except apsw.BusyError:
                 raise StoreError(f"{self._file} is held by another process for too long") from None
             except apsw.Error as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from client.database import Database
 from client.errors import InsufficientFunds, StoreError
 from client.records import ChannelStatus, Experience, JobRow, JobStatus
 from client.selection import learn
@@ -222,6 +223,16 @@ def test_a_voucher_of_ours_that_contradicts_the_journal_stops_everything(store: 
     account = Account(other.voucher(), Signature(bytes(65)), other.accumulator.peaks)
     with pytest.raises(StoreError, match="two copies"):
         store.reconcile(CHANNEL, account)
+
+
+def test_a_commit_that_fails_leaves_nothing_behind_and_nothing_open(store: Store, file: Path) -> None:
+    database = Database(file)
+    with pytest.raises(StoreError), database.change() as db:
+        db.execute("PRAGMA defer_foreign_keys = ON")
+        db.execute("INSERT INTO vouchers VALUES (x'00', 1, '1', x'00')")  # of a channel that is not there
+    with database.change() as db:
+        assert db.execute("SELECT count(*) FROM vouchers").fetchall() == [(0,)]
+    database.close()
 
 
 def test_a_file_of_another_chain_or_payer_is_refused(store: Store, file: Path) -> None:
