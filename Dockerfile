@@ -1,5 +1,7 @@
-# The image of every role. CPU build; on a GPU host base it on a CUDA runtime and install the CUDA build of torch.
+# The image of every role, with the build of torch that the package index has for this platform. Another build, for
+# example a CPU one: docker compose build --build-arg PIP_EXTRA_INDEX_URL=<its index>
 FROM python:3.11-slim
+ARG PIP_EXTRA_INDEX_URL=""
 WORKDIR /opt/piecework
 RUN useradd --create-home piecework && mkdir /market && chown piecework /market
 COPY pyproject.toml constraints.txt README.md LICENSE ./

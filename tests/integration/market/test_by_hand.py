@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ class Hands:
 
     root: Path
     rpc_url: str
+    faucet: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def file(self) -> str:
@@ -59,7 +60,8 @@ class Hands:
     async def give(self, to: str, *, native: str, tokens: str) -> None:
         """Somebody sends coins and tokens."""
         gift = ("--to", to, "--native", native, "--tokens", tokens)
-        (await piecework("chain", "faucet", "--deployment", self.file, *gift, "--json")).json()
+        async with self.faucet:  # one key, one transaction at a time
+            (await piecework("chain", "faucet", "--deployment", self.file, *gift, "--json")).json()
 
     async def worker_init(self, endpoint: str, index: str) -> Said:
         """The owner of the GPU answers every question by a flag."""
@@ -91,8 +93,10 @@ async def test_the_same_pieces_by_hand_as_a_gpu_owner_and_a_client_would_use_the
             "index",
             ["market", "start", "--deployment", hands.file, "--home", str(tmp_path / "index"), "--port", "0"],
         )
-        worker = await _become_a_worker(hands, household, reader, index.ready["url"])
-        payer = await _become_a_client(hands, index.ready["url"])
+        worker, payer = await asyncio.gather(
+            _become_a_worker(hands, household, reader, index.ready["url"]),
+            _become_a_client(hands, index.ready["url"]),
+        )
         results = await _buy_two_texts(hands, worker)
         paid = await _settle(hands, reader, results)
         await _leave(hands, reader, payer, paid)
@@ -116,14 +120,13 @@ async def _become_a_worker(hands: Hands, household: Household, reader: ChainRead
     assert [step["what"] for step in made["steps"] if step["new"]] == ["registration"]
     after = await reader.rpc.call("eth_getTransactionCount", operator, "latest")
     assert int(after, 16) - int(before, 16) == 1
-    again = (await hands.worker_init(endpoint, index)).json()
-    assert not any(step["new"] for step in again["steps"])
+    again, check = await asyncio.gather(hands.worker_init(endpoint, index), hands.worker("check"))
+    assert not any(step["new"] for step in again.json()["steps"])
+    assert check["good"] and len(check["findings"]) == 11, check
 
     home = hands.root / "worker"
     assert home.stat().st_mode & 0o777 == 0o700
     assert not [file for file in home.iterdir() if file.stat().st_mode & 0o077]
-    check = await hands.worker("check")
-    assert check["good"] and len(check["findings"]) == 11, check
     worker = await household.start("worker", ["worker", "start", *hands.worker_home], environment=OWNER)
     assert (worker.ready["operator"], worker.ready["endpoint"]) == (operator, endpoint)
     return worker
@@ -141,34 +144,34 @@ async def _become_a_client(hands: Hands, index: str) -> str:
 
 async def _buy_two_texts(hands: Hands, worker: Role) -> list[dict[str, Any]]:
     """Once through the index, once with none: straight from the registry on the chain."""
-    (offer,) = (await hands.client("offers"))["offers"]
+    offers, quote = await asyncio.gather(
+        hands.client("offers"), hands.client("quote", PROMPT, "--max-tokens", "256")
+    )
+    (offer,) = offers["offers"]
     (model,) = offer["models"]
     assert (offer["operator"], offer["receiver"]) == (worker.ready["operator"], to_hex(PAYOUT))
     assert model["price_per_million_output_tokens"] == 400_000
-    quote = await hands.client("quote", PROMPT, "--max-tokens", "256")
     assert 0 < quote["expected"] <= quote["ceiling"]
     first = await hands.client("run", PROMPT, "--max-tokens", "256", "--seed", "11")
     assert first["cost"] <= quote["ceiling"]
 
     config = hands.root / "client" / "config.toml"
     config.write_text("indexes = []\n")
-    (found,) = (await hands.client("offers"))["offers"]
-    assert found["operator"] == offer["operator"]
     second = await hands.client("run", PROMPT, "--max-tokens", "256", "--seed", "11")
     assert second["text"] == first["text"] != ""
     assert second["job"] != first["job"] and second["channel"] == first["channel"]
-    receipts = await hands.client("receipts", "--verify")
-    assert receipts["failed"] == 0
-    assert len(receipts["receipts"]) == first["canvases"] + second["canvases"]
-    assert sum(r["amount"] for r in receipts["receipts"]) == first["cost"] + second["cost"]
     return [first, second]
 
 
 async def _settle(hands: Hands, reader: ChainReader, results: list[dict[str, Any]]) -> int:
     """The worker's owner wants the money on the chain now; what the chain paid."""
     promised: int = sum(result["cost"] for result in results)
-    assert (await hands.worker("earnings"))["accepted"] == promised
-    status = await hands.worker("status")
+    receipts, earnings, status = await asyncio.gather(
+        hands.client("receipts", "--verify"), hands.worker("earnings"), hands.worker("status")
+    )
+    assert receipts["failed"] == 0
+    assert len(receipts["receipts"]) == sum(result["canvases"] for result in results)
+    assert sum(r["amount"] for r in receipts["receipts"]) == promised == earnings["accepted"]
     assert (status["state"], status["unsettled"]) == ("ready", promised), status
     assert await hands.worker("settle") == {"settling": True}
     channel = ChannelId(parse_hex(results[0]["channel"], 32, "channel"))
