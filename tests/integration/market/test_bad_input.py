@@ -71,17 +71,28 @@ async def opened(house: WorkerHouse, market: Market) -> AsyncIterator[WireClient
         await client.close()
 
 
+@pytest.fixture
+async def houses() -> AsyncIterator[list[WorkerHouse]]:
+    """Workers that end with the test, however it ends."""
+    started: list[WorkerHouse] = []
+    yield started
+    for house in started:
+        if house.process is not None and house.process.returncode is None:
+            await house.kill()
+
+
 def test_every_word_of_the_demand_has_its_bad_jobs() -> None:
     assert {name.split(":")[0] for name in BAD_JOBS} >= DEMANDED
 
 
 async def test_bad_jobs_get_a_typed_reason_and_move_no_money(
-    tmp_path: Path, embedded_chain: EmbeddedChain
+    tmp_path: Path, embedded_chain: EmbeddedChain, houses: list[WorkerHouse]
 ) -> None:
     async with deployed(embedded_chain) as market:
         house = await WorkerHouse.register(
             tmp_path / "worker", market.deployment, pace_s=0.005, requests_per_minute=6000
         )
+        houses.append(house)
         ready = await house.start()
         await market.pool(PAYER, embedded_chain.faucet, POOL)
         async with opened(house, market) as client:
@@ -180,6 +191,7 @@ def test_a_text_is_found_under_its_disguises() -> None:
 async def test_a_text_leaves_no_trace_in_files_logs_metrics_status_or_index(
     tmp_path: Path,
     embedded_chain: EmbeddedChain,
+    houses: list[WorkerHouse],
     capfd: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -191,6 +203,7 @@ async def test_a_text_leaves_no_trace_in_files_logs_metrics_status_or_index(
             house = await WorkerHouse.register(
                 tmp_path / "worker", market.deployment, pace_s=0.005, indexes=[url], log_level="debug"
             )
+            houses.append(house)
             ready = await house.start()
             await market.pool(PAYER, embedded_chain.faucet, POOL)
             texts = await _trade(tmp_path, market, url)
