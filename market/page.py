@@ -45,7 +45,8 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
 caption { text-align: left; padding: .6rem .8rem; color: var(--soft) }
 th, td { text-align: left; padding: .5rem .8rem; border-top: 1px solid var(--line); white-space: nowrap }
 td.n, th.n { text-align: right } th { background: var(--card) }
-td small { display: block; max-width: 18rem; white-space: normal; overflow-wrap: anywhere; color: var(--soft) }
+td small { display: block; max-width: 18rem; white-space: normal; color: var(--soft);
+  overflow-wrap: anywhere }
 code { font: .85em ui-monospace, monospace } .free { color: var(--good) } .full { color: var(--bad) }
 """
 
