@@ -157,7 +157,7 @@ class JobDriver:
 
     async def _follow(self) -> bool:
         """Present the job until a stream reaches its end. The wait doubles; progress starts it over."""
-        attempt = 0
+        attempt, lost = 0, False
         while True:
             before = self.canvases
             try:
@@ -166,9 +166,10 @@ class JobDriver:
                 await self._desk.links.drop(self._job.offer.offer)
                 if not self.sent:
                     raise
-                why, wait = str(error), None
+                lost, why, wait = True, str(error), None
             except Refusal as refusal:
-                if not self.accepted or refusal.reason not in LATER:
+                # After a stream that broke the worker may have taken the job: "not now" does not end it.
+                if not (self.accepted or lost) or refusal.reason not in LATER:
                     raise
                 why, wait = str(refusal), refusal.retry_after_s
             attempt = 1 if self.canvases > before else attempt + 1
