@@ -39,7 +39,9 @@ async def test_fifty_kills_lose_no_voucher_and_charge_no_job_twice(
 ) -> None:
     payer = signer("payer of the kill test")
     async with deployed(embedded_chain) as market:
-        house = await WorkerHouse.register(tmp_path / "worker", market.deployment, pace_s=0.02, slots=4)
+        house = await WorkerHouse.register(
+            tmp_path / "worker", market.deployment, pace_s=0.02, slots=4, requests_per_minute=6000
+        )
         await market.pool(payer, embedded_chain.faucet, DEPOSIT)
         store = Store(tmp_path / "client.db", market.deployment.domain, payer.address)
         flags = {"deposit": 10_000_000, "resume_attempts": 8, "stall_timeout_s": 20.0}
