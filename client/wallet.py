@@ -6,14 +6,13 @@ payer has put into channels, never the pooled balance.
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
+from chain.keystore import KeystoreError, KeystoreMissing, encrypt_keystore, open_keystore
 from client.errors import WalletError
-from protocol.jsons import loads
 from protocol.signing import LocalSigner, Signer
 
 
@@ -30,8 +29,6 @@ def create_key(file: Path, password: str, secret: bytes | None = None) -> LocalS
 
     `secret` imports an existing private key of 32 bytes. Takes about a second: scrypt is slow on purpose.
     """
-    from eth_account import Account
-
     signer = LocalSigner(secret if secret is not None else _fresh_secret())
     try:
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -39,8 +36,8 @@ def create_key(file: Path, password: str, secret: bytes | None = None) -> LocalS
         raise WalletError(f"{file} exists already; it will not be overwritten") from None
     except OSError as error:
         raise WalletError(f"cannot write {file}: {error.strerror}") from None
-    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-        json.dump(Account.encrypt(signer.secret, password), stream)
+    with os.fdopen(descriptor, "wb") as stream:
+        stream.write(encrypt_keystore(signer.secret, password))
         stream.flush()
         os.fsync(stream.fileno())
     return signer
@@ -48,18 +45,12 @@ def create_key(file: Path, password: str, secret: bytes | None = None) -> LocalS
 
 def open_key(file: Path, password: str) -> LocalSigner:
     """Decrypt a v3 keystore. Slow on purpose: call it once, in a thread."""
-    from eth_account import Account
-
     try:
-        keystore = loads(file.read_bytes())
-    except FileNotFoundError:
-        raise WalletError(f"no key at {file}. Make one: piecework client init") from None
-    except (OSError, ValueError) as error:
-        raise WalletError(f"{file} is not a readable keystore: {type(error).__name__}") from None
-    try:
-        return LocalSigner(bytes(Account.decrypt(keystore, password)))
-    except (ValueError, KeyError, TypeError, NotImplementedError):
-        raise WalletError(f"{file} does not open with this password") from None
+        return open_keystore(file, password)
+    except KeystoreMissing as error:
+        raise WalletError(f"{error}. Make one: piecework client init") from None
+    except KeystoreError as error:
+        raise WalletError(str(error)) from None
 
 
 def open_wallet(payer_file: Path, authorizer_file: Path, password: str) -> Wallet:

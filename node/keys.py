@@ -9,7 +9,6 @@ offer carries.
 from __future__ import annotations
 
 import datetime
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.x509.oid import NameOID
 
+from chain.keystore import KeystoreError, KeystoreMissing, encrypt_keystore, open_keystore
 from node.errors import KeyFileError
 from node.records import SealingKeyAdded, SealingKeyDropped, StoredSealingKey
 from protocol.errors import MalformedInput
@@ -65,26 +65,17 @@ def write_private(path: Path, data: bytes, *, replace: bool = False) -> None:
 
 def create_keystore(path: Path, password: str, secret: bytes, *, iterations: int | None = None) -> None:
     """Write `secret` as a v3 keystore. The default scrypt cost takes about 0.6 s."""
-    from eth_account import Account
-
-    keystore = Account.encrypt(secret, password, iterations=iterations)
-    write_private(path, json.dumps(keystore).encode())
+    write_private(path, encrypt_keystore(secret, password, iterations=iterations))
 
 
 def load_operator(path: Path, password: str) -> LocalSigner:
     """Open the keystore. Slow on purpose: call it once, in a thread. `KeyFileError` says what is wrong."""
-    from eth_account import Account
-
     try:
-        keystore = loads(path.read_bytes())
-    except FileNotFoundError:
-        raise KeyFileError(f"there is no key at {path}. Run `piecework worker init` first.") from None
-    except (OSError, ValueError) as error:
-        raise KeyFileError(f"{path} is not a readable keystore: {error}") from None
-    try:
-        return LocalSigner(bytes(Account.decrypt(keystore, password)))
-    except (ValueError, KeyError, TypeError):
-        raise KeyFileError(f"the password does not open {path}") from None
+        return open_keystore(path, password)
+    except KeystoreMissing as error:
+        raise KeyFileError(f"{error}. Run `piecework worker init` first.") from None
+    except KeystoreError as error:
+        raise KeyFileError(str(error)) from None
 
 
 def keystore_address(path: Path) -> str:

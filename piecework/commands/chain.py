@@ -245,20 +245,10 @@ async def _deployer(
 async def _open_keystore(key_file: Path, password_file: Path | None) -> Signer:
     """Decrypt a v3 keystore; scrypt takes half a second, so it runs in a thread."""
     import asyncio
-    import json
 
-    from eth_account import Account
+    from chain.keystore import open_keystore
 
-    from protocol.signing import LocalSigner
-
-    secret = common.password(password_file)
-    try:
-        keystore = json.loads(await asyncio.to_thread(key_file.read_text))
-        return LocalSigner(bytes(await asyncio.to_thread(Account.decrypt, keystore, secret)))
-    except OSError as error:
-        common.fail(f"cannot read {key_file}: {error.strerror}")
-    except (ValueError, TypeError, KeyError) as error:
-        common.fail(f"cannot open the keystore {key_file}: {error}")
+    return await asyncio.to_thread(open_keystore, key_file, common.password(password_file))
 
 
 async def _faucet(file: Path, rpc_url: str | None, to: Address, wei: int, amount: int) -> dict[str, Any]:
