@@ -130,8 +130,11 @@ class Checker:
 
         path = self._need(self._config).model
         folder = Path(path) if path else manifest.bundled_checkpoint_path()
+        if (folder / manifest.MANIFEST_FILE).is_file():
+            digest = await asyncio.to_thread(manifest.verify, folder)
+            return f"{folder.name}, digest 0x{digest.hex()}, as its manifest says"
         text = await asyncio.to_thread(manifest.manifest_text, folder)
-        return f"{folder.name}, digest 0x{manifest.manifest_digest(text).hex()}"
+        return f"{folder.name}, digest 0x{manifest.manifest_digest(text).hex()}, no manifest to hold it to"
 
     async def _device(self) -> str:
         from model.probe import probe

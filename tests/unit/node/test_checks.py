@@ -1,0 +1,55 @@
+"""`worker check` names what is wrong with a checkpoint before a client can."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from chain.deployment import Deployment
+from model.manifest import bundled_checkpoint_path
+from node import enrolment
+from node.checks import Checker, Finding
+from node.home import Home
+from protocol.types import Address, Bytes32, Timestamp
+
+NOWHERE = Deployment(
+    chain_id=31337,
+    rpc_url="http://127.0.0.1:9",
+    escrow=Address(b"\x01" * 20),
+    registry=Address(b"\x02" * 20),
+    token=Address(b"\x03" * 20),
+    escrow_code_hash=Bytes32(bytes(32)),
+    registry_code_hash=Bytes32(bytes(32)),
+    block=1,
+)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(bundled_checkpoint_path(), folder)
+    return folder
+
+
+async def model_finding(root: Path, checkpoint: Path) -> Finding:
+    home = Home(root / "worker")
+    values = {"payout": "0x00000000000000000000000000000000000000f1", "model": str(checkpoint)}
+    enrolment.prepare_home(home, NOWHERE, values, "password", Timestamp(1_800_000_000))
+    findings = await Checker(home, "password").run()
+    return next(f for f in findings if f.item == "model")
+
+
+async def test_a_whole_checkpoint_is_held_to_its_manifest(tmp_path: Path, checkpoint: Path) -> None:
+    finding = await model_finding(tmp_path, checkpoint)
+    assert finding.good and "as its manifest says" in finding.detail
+
+
+async def test_one_flipped_byte_in_the_weights_is_named(tmp_path: Path, checkpoint: Path) -> None:
+    weights = checkpoint / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    finding = await model_finding(tmp_path, checkpoint)
+    assert not finding.good and "model.safetensors" in finding.detail
