@@ -5,7 +5,6 @@ ARG PIP_EXTRA_INDEX_URL=""
 WORKDIR /opt/piecework
 RUN useradd --create-home piecework && mkdir /market && chown piecework /market
 COPY pyproject.toml constraints.txt README.md LICENSE ./
-COPY bench bench
 COPY chain chain
 COPY client client
 COPY contracts contracts
