@@ -73,7 +73,7 @@ async def one_job(client: PieceworkClient, seed: int) -> float:
     async with client.run(request) as run:
         ended = [event async for event in run if isinstance(event, Ended)]
     if not ended or not ended[0].acknowledged:
-        raise RuntimeError("a job was not paid to its end")
+        raise RuntimeError(f"a job was not paid to its end: {ended}")
     return (time.perf_counter() - start) * 1000
 
 

@@ -78,7 +78,10 @@ class Cashier:
         await self._x.journal.append(records)
         book.ledger = after
         self._x.metrics.accepted(after.cumulative - before.cumulative)
-        sink.send(acknowledgement(after))
+        # Every stream whose canvases were paid hears of it, whichever stream the voucher came by: a job that
+        # is paid in full rests, and its client must not be left in doubt.
+        for listener in {id(s): s for s in (sink, *(job.sink for job in touched)) if s is not None}.values():
+            listener.send(acknowledgement(after))
         for job, outcome in outcomes:
             self._x.command(job, outcome)
         for job in touched:

@@ -265,3 +265,22 @@ async def test_the_journal_never_holds_the_text_of_a_job() -> None:
     everything = repr((stage.journal.jobs, stage.journal.books, stage.journal.keys, stage.journal.notes))
     assert canary not in everything
     assert all(text not in everything for text in line.text if len(text) > 3)
+
+
+async def test_a_job_paid_by_a_voucher_of_another_stream_is_told_so_on_its_own() -> None:
+    stage, client = await ready()
+    first, second = client.job(1, 4), client.job(2, 4)
+    for line in (first, second):
+        await client.submit(line)
+    await stage.run_engine()
+    for line in (first, second):
+        while client.read(line):
+            continue
+    first.upward.clear()  # its own voucher is late; the second's names the receipts of both
+    while await client.deliver(second):
+        continue
+    assert first.sink is not None and first.sink.closed
+    while client.read(first):
+        continue
+    place = [ref.job for ref in client.paid_log].index(first.id)
+    assert client.acknowledged > place
