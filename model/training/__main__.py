@@ -21,7 +21,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--steps", type=int, default=loop.Settings().steps)
     parser.add_argument("--seed", type=int, default=loop.Settings().seed)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--evaluate-only", action="store_true", help="evaluate what is in the folder already")
     return parser.parse_args()
 

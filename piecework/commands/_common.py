@@ -75,6 +75,16 @@ def home(role: str, chosen: Path | None) -> Path:
     return platformdirs.user_data_path("piecework") / role
 
 
+def ask(option: str, question: str) -> str:
+    """Ask for an option that was not given; without a terminal it is missing, and said so."""
+    if not sys.stdin.isatty():
+        fail(f"{option} is missing", 2)
+    import typer
+
+    answer: str = typer.prompt(question)
+    return answer
+
+
 def password(file: Path | None, *, confirm: bool = False) -> str:
     """The key password: $PIECEWORK_PASSWORD, a file, or asked for on the terminal."""
     from_environment = os.environ.get("PIECEWORK_PASSWORD")

@@ -24,8 +24,10 @@ FAUCET_WEI = 10**18
 @app.command()
 def init(
     *,
-    deployment: Annotated[Path, typer.Option(help="The market's deployment file.")],
-    payout: Annotated[str, typer.Option(help="Cold address that earns; its key stays elsewhere.")],
+    deployment: Annotated[Path | None, typer.Option(help="The market's deployment file.")] = None,
+    payout: Annotated[
+        str | None, typer.Option(help="Cold address that earns; its key stays elsewhere.")
+    ] = None,
     endpoint: Annotated[str, typer.Option(help="host:port that clients dial; empty: as bound.")] = "",
     bind: Annotated[str, typer.Option(help="host:port to listen on.")] = "127.0.0.1:50051",
     price_prompt: Annotated[str, typer.Option(help="Tokens for a million prompt tokens.")] = "0.05",
@@ -46,8 +48,9 @@ def init(
     """Make keys, certificate and settings, and register with one transaction. Safe to run again."""
     from node.home import Home
 
+    file = deployment or Path(common.ask("--deployment", "The market's deployment file"))
     values: dict[str, Any] = {
-        "payout": payout,
+        "payout": payout or common.ask("--payout", "Cold address for the earnings"),
         "bind": bind,
         "endpoint": endpoint,
         "price_per_million_prompt_tokens": common.parse_amount(price_prompt),
@@ -62,7 +65,7 @@ def init(
     secret = common.password(password_file, confirm=confirm)
     staked = common.parse_amount(stake) if stake else None
     done = common.run(
-        enrol(place, deployment, values, secret, stake=staked, faucet=faucet, register=not no_register)
+        enrol(place, file, values, secret, stake=staked, faucet=faucet, register=not no_register)
     )
     if json:
         common.print_json(done)
