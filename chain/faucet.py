@@ -18,9 +18,7 @@ ANVIL_FAUCET_KEY = bytes.fromhex("ac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5e
 
 async def faucet_signer(rpc: JsonRpc) -> LocalSigner:
     """The funded test key of this development chain; `WrongChain` on every other chain."""
-    chain_id = await web3_over(rpc).eth.chain_id
-    if chain_id not in DEVELOPMENT_CHAIN_IDS:
-        raise WrongChain(f"chain {chain_id} is no development chain: it has no faucet")
+    chain_id = await _development_chain(rpc)
     return LocalSigner(ANVIL_FAUCET_KEY if chain_id == ANVIL_CHAIN_ID else EMBEDDED_FAUCET_KEY)
 
 
@@ -45,7 +43,12 @@ async def mint_tokens(
 
 
 async def _sender(rpc: JsonRpc, faucet: Signer) -> TransactionSender:
+    chain_id = await _development_chain(rpc)
+    return TransactionSender(rpc, faucet, chain_id)
+
+
+async def _development_chain(rpc: JsonRpc) -> int:
     chain_id = await web3_over(rpc).eth.chain_id
     if chain_id not in DEVELOPMENT_CHAIN_IDS:
         raise WrongChain(f"chain {chain_id} is no development chain: it has no faucet")
-    return TransactionSender(rpc, faucet, chain_id)
+    return chain_id

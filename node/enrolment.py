@@ -10,6 +10,7 @@ from typing import Any, Final
 from chain import calls
 from chain.authorizations import Permit, Registration, sign_permit
 from chain.deployment import Deployment
+from chain.limits import DEVELOPMENT_CHAIN_IDS
 from chain.reader import ChainReader, RegisteredWorker
 from chain.transactions import TransactionSender
 from node import config as settings
@@ -20,8 +21,6 @@ from protocol.signing import LocalSigner
 from protocol.types import Address, Amount, Timestamp, address_hex
 
 PERMIT_LIFETIME_S: Final = 3600
-DEVELOPMENT_CHAINS: Final = frozenset({31337, 131277322940537})
-"""Chains on which gas costs nothing: there a claim of one base unit is worth its transaction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +51,8 @@ def prepare_home(
     steps.append(_once(home.config.is_file(), "settings", str(home.config)))
     if steps[-1].new:
         chosen = dict(values)
-        if deployment.chain_id in DEVELOPMENT_CHAINS:
+        # Gas costs nothing there: a claim of one base unit is worth its transaction.
+        if deployment.chain_id in DEVELOPMENT_CHAIN_IDS:
             chosen.setdefault("native_coin_price", 0)
         settings.check(chosen)
         write_private(home.config, settings.to_toml(chosen).encode())
