@@ -6,6 +6,7 @@ Found on PATH, or in the contracts project's node_modules (npm's @foundry-rs pac
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import platform
 import re
 import shutil
@@ -100,11 +101,13 @@ class Anvil:
         if process is not None and process.returncode is None:
             process.terminate()
             try:
-                async with asyncio.timeout(ANVIL_STOP_TIMEOUT_S):
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(ANVIL_STOP_TIMEOUT_S):
+                        await process.wait()
+            finally:  # also when whoever stops us loses patience
+                if process.returncode is None:
+                    process.kill()
                     await process.wait()
-            except TimeoutError:
-                process.kill()
-                await process.wait()
         drain, self._drain = self._drain, None
         if drain is not None:
             await drain

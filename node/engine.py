@@ -7,6 +7,7 @@ started after a pause that doubles. What becomes of the jobs is the worker's dec
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -206,14 +207,15 @@ async def _end(process: asyncio.subprocess.Process) -> None:
     """Let the child end by itself when its stdin closes, then kill it."""
     if process.stdin is not None:
         process.stdin.close()
-    if process.returncode is not None:
-        return
     try:
-        async with asyncio.timeout(STOP_GRACE_S):
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STOP_GRACE_S):
+                await process.wait()
+    finally:
+        # Also when whoever stops us loses patience: nobody else would reap the child.
+        if process.returncode is None:
+            process.kill()
             await process.wait()
-    except TimeoutError:
-        process.kill()
-        await process.wait()
 
 
 def engine_arguments(

@@ -106,9 +106,10 @@ class Role:
             with contextlib.suppress(ProcessLookupError):
                 self.process.send_signal(signal.SIGTERM)
             try:
-                async with asyncio.timeout(timeout_s):
-                    await self.process.wait()
-            except TimeoutError:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(timeout_s):
+                        await self.process.wait()
+            finally:  # also when whoever stops us loses patience
                 await self.kill()
         return await self.process.wait()
 

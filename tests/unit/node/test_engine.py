@@ -109,6 +109,37 @@ async def test_a_lost_process_is_reported_and_started_again(tmp_path: Path, how:
         assert await engine.encode_prompt(message("hello")) == (1, 2)
 
 
+DEAF_CHILD = """
+import os, sys, time
+sys.path.insert(0, {root!r})
+from node.engine_wire import Ready, encode_report
+from tests.support.node.fake_engine import FACTS
+sys.stdout.buffer.write(encode_report(Ready(FACTS))); sys.stdout.buffer.flush()
+time.sleep(3600)  # hears neither the end of its stdin nor anything else
+"""
+
+
+async def test_a_process_that_does_not_end_is_killed_even_when_the_stop_itself_is_cancelled(
+    tmp_path: Path,
+) -> None:
+    script = tmp_path / "child.py"
+    script.write_text(DEAF_CHILD.format(root=str(ROOT)))
+    command = EngineCommandLine((sys.executable, str(script)), child_environment(dict(os.environ)))
+    supervisor = EngineSupervisor(command, SystemClock(), logs.silent())
+    life = asyncio.ensure_future(supervisor.run())
+    async with asyncio.timeout(20):
+        await anext(aiter(supervisor.events()))
+        pid = supervisor.pid
+        assert pid is not None
+        life.cancel()
+        while supervisor.pid is not None:  # noqa: ASYNC110  until it waits for the child to end by itself
+            await asyncio.sleep(0)
+        life.cancel()
+        await asyncio.gather(life, return_exceptions=True)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
 async def test_a_question_without_a_process_is_answered_at_once(tmp_path: Path) -> None:
     command = EngineCommandLine((sys.executable, "-c", ""), {})
     engine = EngineSupervisor(command, SystemClock(), logs.silent())
