@@ -7,7 +7,8 @@ chat_template.jinja; nothing else in the folder counts. The model digest is the 
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from model import limits
@@ -28,6 +29,11 @@ _PATTERNS = (
 def bundled_checkpoint_path() -> Path:
     """The folder of the checkpoint that ships with this package."""
     return Path(__file__).parent / "checkpoints" / BUNDLED_NAME
+
+
+def covers(name: str) -> bool:
+    """Whether a file of that name, without a folder, counts in the manifest."""
+    return any(fnmatchcase(name, pattern) for pattern in _PATTERNS)
 
 
 def covered_files(folder: Path) -> list[Path]:
@@ -53,15 +59,20 @@ def _matches(folder: Path) -> Iterator[Path]:
 
 def manifest_text(folder: Path) -> str:
     """The manifest of a checkpoint folder. Reads every covered file once."""
-    lines = []
-    for path in covered_files(folder):
-        try:
-            with path.open("rb") as stream:
-                digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        except OSError as error:
-            raise CheckpointError(path, f"cannot be read: {error.strerror}") from error
-        lines.append(f"{digest}  {path.name}\n")
-    return "".join(lines)
+    return compose({path.name: _sha256(path) for path in covered_files(folder)})
+
+
+def compose(sha256_by_name: Mapping[str, str]) -> str:
+    """The manifest of files whose SHA-256 (lower-case hex) is known already."""
+    return "".join(f"{sha256_by_name[name]}  {name}\n" for name in sorted(sha256_by_name))
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(path, f"cannot be read: {error.strerror}") from error
 
 
 def manifest_digest(text: str) -> bytes:
@@ -81,5 +92,7 @@ def verify(folder: Path) -> bytes:
     actual = manifest_text(folder)
     if actual != expected:
         differing = sorted(set(actual.splitlines()) ^ set(expected.splitlines()), key=lambda line: line[66:])
+        if not differing:  # the same lines in another order, repeated, or without the last line's end
+            raise CheckpointError(folder / MANIFEST_FILE, "is not written as a manifest is")
         raise CheckpointError(folder / differing[0][66:], f"does not match {MANIFEST_FILE}")
     return manifest_digest(actual)

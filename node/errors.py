@@ -1,4 +1,4 @@
-"""What can go wrong around the protocol: the operator's settings, the disk, the engine process.
+"""What can go wrong around the protocol: the operator's settings, the disk, the engine process, the model hub.
 
 Every message is fit for a person: what is wrong, and what to do about it.
 """
@@ -50,3 +50,23 @@ class AdminError(PieceworkError):
 
 class NotFunded(PieceworkError):
     """The operator key lacks tokens or gas."""
+
+
+class HubError(PieceworkError):
+    """The model hub cannot be reached, or does not answer as its interface has it."""
+
+
+class HubRefusal(PieceworkError):
+    """The model hub declines: no such model or revision, or not for this user."""
+
+
+class ModelRefused(PieceworkError):
+    """The repository holds no checkpoint that the engine may load. No weights were downloaded."""
+
+
+class ModelStoreError(PieceworkError):
+    """The folder of pulled models cannot take what it should: full, locked, damaged, not writable."""
+
+
+class ModelNotPulled(PieceworkError):
+    """A model is named that is not in the store, or not all of it; names the command to run."""
