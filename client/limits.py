@@ -27,6 +27,9 @@ CLOSE_TIMEOUT_S: Final = 30.0
 # A TLS handshake and a connection to a worker: a loopback takes 2 ms, the far side of the world 0.6 s.
 CONNECT_TIMEOUT_S: Final = 10.0
 UNARY_TIMEOUT_S: Final = 20.0
+# For one frame to leave: a prompt of 2 MiB takes 17 s at 1 Mbit/s. grpc.aio has been seen to wait
+# for ever for a stream whose worker was killed while it opened.
+SEND_TIMEOUT_S: Final = 30.0
 # Wait between two attempts to resume a dropped stream: doubles from the first to the last.
 RESUME_FIRST_WAIT_S: Final = 0.25
 RESUME_LONGEST_WAIT_S: Final = 8.0

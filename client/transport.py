@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
 from client.errors import WorkerUnreachable
-from client.limits import CONNECT_TIMEOUT_S, UNARY_TIMEOUT_S
+from client.limits import CONNECT_TIMEOUT_S, SEND_TIMEOUT_S, UNARY_TIMEOUT_S
 from protocol import wire
 from protocol.errors import MalformedInput, ProtocolViolation, Reason, Refusal
 from protocol.frames import ClientFrame, WorkerFrame
@@ -159,13 +159,16 @@ class WorkerLink:
 class JobStream:
     """One job's frames, both ways."""
 
-    def __init__(self, call: Any) -> None:
-        self._call = call
+    def __init__(self, call: Any, send_timeout_s: float = SEND_TIMEOUT_S) -> None:
+        self._call, self._send_timeout_s = call, send_timeout_s
 
     async def send(self, frame: ClientFrame) -> None:
-        """Send one frame; waits while the worker's window is full."""
+        """Send one frame; waits, boundedly, while the worker's window is full."""
         try:
-            await self._call.write(wire.encode_client_frame(frame))
+            async with asyncio.timeout(self._send_timeout_s):
+                await self._call.write(wire.encode_client_frame(frame))
+        except TimeoutError:
+            raise WorkerUnreachable("the worker does not take what is sent to it") from None
         except grpc.aio.AioRpcError as error:
             raise translate(error) from None
         except asyncio.InvalidStateError:
@@ -186,10 +189,11 @@ class JobStream:
             raise ProtocolViolation("2.3", str(error)) from None
 
     async def half_close(self) -> None:
-        """Nothing more to send. A stream that is over already needs no goodbye."""
+        """Nothing more to send. A stream that is over already, or stuck, needs no goodbye."""
         try:
-            await self._call.done_writing()
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            async with asyncio.timeout(self._send_timeout_s):
+                await self._call.done_writing()
+        except (TimeoutError, grpc.aio.AioRpcError, asyncio.InvalidStateError):
             return
 
     def abort(self) -> None:
