@@ -1,4 +1,4 @@
-"""What can go wrong around the protocol: the operator's settings, the disk, the engine process, the model hub.
+"""What can go wrong around the protocol: the operator's settings, the disk, the engine, the model hub.
 
 Every message is fit for a person: what is wrong, and what to do about it.
 """

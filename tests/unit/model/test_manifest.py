@@ -60,5 +60,5 @@ def test_the_first_of_several_files_that_differ_is_named(folder: Path) -> None:
 
 def test_a_file_that_is_missing_is_named(folder: Path) -> None:
     (folder / "generation_config.json").unlink()
-    with pytest.raises(CheckpointError, match="generation_config.json"):
+    with pytest.raises(CheckpointError, match=r"generation_config\.json"):
         manifest.verify(folder)
