@@ -1,8 +1,9 @@
 """Loading a checkpoint folder in the published DiffusionGemma format. Never the network, never a checkpoint's
 code.
 
-Weights come from safetensors only. A folder that brings Python files or asks for remote code is refused,
-whatever else is in it; so is one whose files do not match the manifest that lies beside them.
+Weights come from safetensors only, tensor by tensor (`weights.py`), and can be packed on the way. A folder
+that brings Python files or asks for remote code is refused, whatever else is in it; so is one whose files do
+not match the manifest that lies beside them.
 """
 
 from dataclasses import dataclass, field
@@ -10,11 +11,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
-from transformers import DiffusionGemmaForBlockDiffusion
-from transformers.utils.logging import disable_progress_bar
+from huggingface_hub.errors import StrictDataclassError
+from transformers import (
+    DiffusionGemmaConfig,
+    DiffusionGemmaForBlockDiffusion,
+    DiffusionGemmaGenerationConfig,
+)
 
-from model import files
+from model import files, headers, memory
 from model.bounds import ModelLimits
 from model.errors import CheckpointError, DeviceError
 from model.manifest import (
@@ -25,7 +29,10 @@ from model.manifest import (
     manifest_text,
     verify,
 )
+from model.precision import Quantization
+from model.quantization import codec
 from model.text import TextCodec, load_codec
+from model.weights import Placement, load_weights
 
 DeviceChoice = Literal["cpu", "cuda", "auto"]
 DtypeChoice = Literal["auto", "float32", "bfloat16"]
@@ -49,7 +56,12 @@ class GenerationDefaults:
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A checkpoint in memory, ready for an Engine. `digest`: the 32-byte model digest (model/manifest.py)."""
+    """A checkpoint in memory, ready for an Engine.
+
+    digest: the 32-byte model digest (model/manifest.py). dtype: of all arithmetic, and of weights that are
+    not packed. quantization: "none", or how the others are packed. parameters: how many numbers the
+    checkpoint has.
+    """
 
     name: str
     digest: bytes
@@ -59,6 +71,7 @@ class LoadedModel:
     device: str
     dtype: str
     quantization: str
+    parameters: int
     tokenizer: TextCodec = field(repr=False)
     model: DiffusionGemmaForBlockDiffusion = field(repr=False)
 
@@ -68,16 +81,20 @@ def load(
     *,
     device: DeviceChoice = "auto",
     dtype: DtypeChoice = "auto",
+    quantization: Quantization = "none",
+    expert_budget_bytes: int | None = None,
     expected_digest: bytes | None = None,
 ) -> LoadedModel:
     """Loads the checkpoint folder `path`, or the bundled one.
 
-    dtype "auto" is float32 on a CPU and the checkpoint's own type on an accelerator. Raises CheckpointError
+    dtype "auto" is float32 on a CPU and the checkpoint's own type on an accelerator. quantization packs
+    linears and experts while they are read. expert_budget_bytes, for packed experts: keep them in host memory
+    and at most so many bytes of them on the device; no bit of a result depends on it. Raises CheckpointError
     naming the file at fault, also when the digest is not the expected one, and DeviceError when there is no
-    such device.
+    such device or it is too small.
     """
     folder = path if path is not None else bundled_checkpoint_path()
-    config, generation = _check_folder(folder)
+    config, generation, tensors = _check_folder(folder)
     # Pinned by the file beside it where there is one; the bundled checkpoint must have it.
     pinned = path is None or (folder / MANIFEST_FILE).is_file()
     digest = verify(folder) if pinned else manifest_digest(manifest_text(folder))
@@ -85,10 +102,13 @@ def load(
         raise CheckpointError(folder, f"model digest is {digest.hex()}, expected {expected_digest.hex()}")
     target = _device(device)
     eos_ids, defaults = _eos_ids(generation, folder), _defaults(generation, folder)
-    codec = load_codec(folder, eos_ids)
-    model = _load_weights(folder, _dtype(dtype, config, target, folder))
+    tokenizer, packing = load_codec(folder, eos_ids), codec(quantization)
+    placement = Placement(
+        _dtype(dtype, config, target, folder), target, packing, quantization, expert_budget_bytes
+    )
+    model = _load_weights(folder, tensors, placement)
     limits = _limits(model, defaults)
-    if codec.vocab_size > limits.vocab_size or max(eos_ids) >= limits.vocab_size:
+    if tokenizer.vocab_size > limits.vocab_size or max(eos_ids) >= limits.vocab_size:
         raise CheckpointError(folder / "tokenizer.json", f"has more ids than the model's {limits.vocab_size}")
     return LoadedModel(
         name=folder.resolve().name,
@@ -98,14 +118,19 @@ def load(
         eos_ids=eos_ids,
         device=str(target),
         dtype=str(model.dtype).removeprefix("torch."),
-        quantization="none",
-        tokenizer=codec,
-        model=model.to(target),
+        quantization=packing.name if packing is not None else "none",
+        parameters=sum(tensor.elements for tensor in tensors.values()),
+        tokenizer=tokenizer,
+        model=model,
     )
 
 
-def _check_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Refuses unsafe or foreign folders; returns config.json and generation_config.json."""
+def _check_folder(
+    folder: Path,
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, headers.TensorHeader]]:
+    """Refuses unsafe or foreign folders; returns config.json, generation_config.json and what tensors there
+    are.
+    """
     if not folder.is_dir():
         raise CheckpointError(folder, "no such folder")
     names = sorted(entry.name for entry in folder.iterdir())
@@ -127,44 +152,27 @@ def _check_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise CheckpointError(
             folder / "config.json", "pre-quantized weights are not supported by this engine"
         )
-    for path in covered_files(folder):
-        if path.suffix == ".safetensors":
-            _check_header(path)
-    return config, files.read_json(folder / "generation_config.json")
+    memory.dimensions(config, folder / "config.json")  # within bounds, or building the modules has none
+    covered_files(folder)
+    return config, files.read_json(folder / "generation_config.json"), headers.read_folder(folder)
 
 
-def _check_header(path: Path) -> None:
+def _load_weights(
+    folder: Path, tensors: dict[str, headers.TensorHeader], placement: Placement
+) -> DiffusionGemmaForBlockDiffusion:
+    """The model in evaluation mode, on its device. Every weight must be there and none may be left over."""
     try:
-        with safe_open(path, framework="pt") as tensors:
-            tensors.keys()
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(path, f"is no safetensors file: {error}") from error
-
-
-def _load_weights(folder: Path, dtype: torch.dtype) -> DiffusionGemmaForBlockDiffusion:
-    """The model on the CPU in evaluation mode. Every weight must be there and none may be left over."""
-    disable_progress_bar()  # of transformers, process-wide: this is a server, not a notebook
-    try:
-        model, report = DiffusionGemmaForBlockDiffusion.from_pretrained(
-            folder,
-            dtype=dtype,
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            # One expert after the other, in a fixed order; grouped kernels are for the fast engine to choose.
-            experts_implementation="eager",
-        )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        config = DiffusionGemmaConfig.from_pretrained(folder, local_files_only=True)
+        generation = DiffusionGemmaGenerationConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
         raise CheckpointError(folder, f"cannot be loaded: {error}") from error
-    wrong = {
-        kind: sorted(map(str, report[kind]))
-        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
-    }
-    for kind, keys in wrong.items():
-        if keys:
-            raise CheckpointError(folder, f"{kind.replace('_', ' ')} in the weights: {', '.join(keys[:3])}")
-    return model.eval().requires_grad_(False)
+    config.dtype = placement.dtype
+    try:
+        model = load_weights(folder, tensors, config, placement)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise DeviceError(f"the weights do not fit {placement.device}: {error}") from error
+    model.generation_config = generation
+    return model
 
 
 def _device(choice: DeviceChoice) -> torch.device:

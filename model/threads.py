@@ -16,7 +16,7 @@ def use_threads(loaded: LoadedModel, asked: int) -> int:
     """Sets and returns the number of threads: `asked`, or for 0 what fits the model. Call it in the thread
     that runs the engine.
     """
-    chosen = choose_threads(loaded.model.num_parameters(), asked, torch.get_num_threads())
+    chosen = choose_threads(loaded.parameters, asked, torch.get_num_threads())
     torch.set_num_threads(chosen)
     return chosen
 

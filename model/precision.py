@@ -1,0 +1,92 @@
+"""Which weights are stored how: the policy, and its arithmetic. Pure, no torch.
+
+`memory.py` computes with it what a model will need, `weights.py` loads by it: the two cannot disagree. Why
+these tensors and these formats: docs/precision.md, with the measurements.
+"""
+
+import math
+import re
+from typing import Final, Literal, get_args
+
+Dtype = Literal["float32", "bfloat16"]
+Quantization = Literal["none", "fp8", "int4"]
+Precision = Literal["float32", "bfloat16", "fp8", "int4"]
+"""The names that an operator chooses from. For fp8 and int4 what is not quantized, and all arithmetic, is in
+the device's own type: bfloat16 on an accelerator, float32 on a CPU."""
+
+PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
+DTYPE_BYTES: Final[dict[Dtype, int]] = {"float32": 4, "bfloat16": 2}
+INT4_GROUPS: Final = (128, 64, 32)
+"""Weights along the input that share one scale. 64 unless told: 2816 and 704, the widths of the released
+model, are multiples of it, and 704 is none of 128."""
+DEFAULT_INT4_GROUP: Final = 64
+FP8_SCALE_BYTES: Final = 4  # one float32 an output channel
+INT4_SCALE_BYTES: Final = 2  # one bfloat16 a group
+FIELD_ALIGNMENT_BYTES: Final = 16  # of each field in an expert's bytes: more than any type asks for
+
+_LAYER = r"model\.decoder\.layers\.\d+\."
+_LINEAR: Final = re.compile(
+    _LAYER + r"(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)\.weight"
+    r"|model\.decoder\.self_conditioning\.(gate|up|down)_proj\.weight"
+)
+_EXPERTS: Final = re.compile(_LAYER + r"experts\.(gate_up_proj|down_proj)")
+_UNUSED: Final = re.compile(r"model\.encoder\.(vision_tower|embed_vision)\..*")
+
+
+def is_linear(name: str) -> bool:
+    """Whether the tensor of this published name is the matrix [out, in] of a linear that is quantized."""
+    return _LINEAR.fullmatch(name) is not None
+
+
+def is_experts(name: str) -> bool:
+    """Whether it holds one matrix [E, out, in] for each expert of a layer."""
+    return _EXPERTS.fullmatch(name) is not None
+
+
+def is_unused(name: str) -> bool:
+    """Whether it belongs to the vision tower, which is part of the format and which text never touches: it
+    stays in host memory.
+    """
+    return _UNUSED.fullmatch(name) is not None
+
+
+def int4_group(inputs: int, group: int = DEFAULT_INT4_GROUP) -> int:
+    """The largest group of at most `group` that divides a matrix's width, or 0: such a matrix is not
+    quantized.
+    """
+    return next((size for size in INT4_GROUPS if size <= group and inputs % size == 0), 0)
+
+
+def is_packed(name: str, shape: tuple[int, ...], quantization: Quantization) -> bool:
+    """Whether the tensor of this published name and shape is stored packed."""
+    if quantization == "none" or not (is_linear(name) or is_experts(name)):
+        return False
+    return quantization == "fp8" or int4_group(shape[-1]) > 0
+
+
+def stored_bytes(
+    name: str,
+    shape: tuple[int, ...],
+    dtype: Dtype,
+    quantization: Quantization,
+    group: int = DEFAULT_INT4_GROUP,
+) -> int:
+    """Bytes that the tensor of this name and shape takes once it is loaded."""
+    if not is_packed(name, shape, quantization):
+        return math.prod(shape) * DTYPE_BYTES[dtype]
+    fields = _field_bytes(shape[-2], shape[-1], quantization, group)
+    if is_linear(name):
+        return sum(fields)
+    return shape[0] * sum(aligned(size) for size in fields)
+
+
+def aligned(size_bytes: int) -> int:
+    """The room that a field takes among an expert's bytes."""
+    return -(-size_bytes // FIELD_ALIGNMENT_BYTES) * FIELD_ALIGNMENT_BYTES
+
+
+def _field_bytes(outputs: int, inputs: int, quantization: Quantization, group: int) -> tuple[int, int]:
+    """Data and scales of one packed matrix."""
+    if quantization == "fp8":
+        return outputs * inputs, outputs * FP8_SCALE_BYTES
+    return outputs * inputs // 2, outputs * (inputs // int4_group(inputs, group)) * INT4_SCALE_BYTES
