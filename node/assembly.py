@@ -175,9 +175,10 @@ async def sealing_keys(
 
 
 def _engine_command(config: WorkerConfig) -> EngineCommandLine:
+    folder = config.checkpoint()
     arguments = engine_arguments(
         sys.executable,
-        model=config.model,
+        model=str(folder or ""),
         device=config.device,
         dtype=config.dtype,
         slots=config.slots,

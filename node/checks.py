@@ -6,7 +6,6 @@ import asyncio
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, TypeVar
 
 from chain.deployment import Deployment
@@ -128,8 +127,7 @@ class Checker:
     async def _model(self) -> str:
         from model import manifest
 
-        path = self._need(self._config).model
-        folder = Path(path) if path else manifest.bundled_checkpoint_path()
+        folder = self._need(self._config).checkpoint() or manifest.bundled_checkpoint_path()
         if (folder / manifest.MANIFEST_FILE).is_file():
             digest = await asyncio.to_thread(manifest.verify, folder)
             return f"{folder.name}, digest 0x{digest.hex()}, as its manifest says"

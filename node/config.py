@@ -19,6 +19,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from node.admission import Terms
 from node.errors import ConfigError
+from node.model_store import ModelStore, checkpoint_folder
 from node.worker import Policy
 from protocol.limits import (
     MAX_CREDIT_WINDOW_CANVASES,
@@ -30,6 +31,8 @@ from protocol.types import Address, Amount, Seconds, parse_address
 
 ENVIRONMENT_PREFIX: Final = "PIECEWORK_WORKER_"
 PASSWORD_VARIABLE: Final = "PIECEWORK_PASSWORD"  # noqa: S105  a name, not a password
+MODELS_VARIABLE: Final = "PIECEWORK_MODELS"
+"""The store of pulled models, for every command; as a source of `model_store` it counts as environment."""
 MAX_AMOUNT: Final = 2**128 - 1
 MAX_INDEXES: Final = 16
 _LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
@@ -92,7 +95,11 @@ class WorkerConfig(BaseSettings):
     stuck_after_s: float = Field(90.0, ge=1, le=24 * 3600)
 
     # engine
-    model: str = Field("", description="checkpoint folder; empty: the bundled one")
+    model: str = Field(
+        "",
+        description="checkpoint folder, or a pulled model as owner/name[@revision]; empty: the bundled one",
+    )
+    model_store: str = Field("", description="folder of pulled models; empty: the platform's data folder")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     threads: int = Field(
@@ -170,6 +177,12 @@ class WorkerConfig(BaseSettings):
             jobs_per_channel=self.jobs_per_channel,
             capacity=self.slots + self.queue,
         )
+
+    def checkpoint(self) -> Path | None:
+        """The folder that `model` means; none for the bundled one. `ModelNotPulled` says what to run."""
+        if not self.model:
+            return None
+        return checkpoint_folder(self.model, ModelStore(Path(self.model_store) if self.model_store else None))
 
     @property
     def policy(self) -> Policy:
@@ -255,6 +268,8 @@ def _environment(environment: Mapping[str, str]) -> dict[str, Any]:
             key = name.removeprefix(ENVIRONMENT_PREFIX).lower()
             many = key in ("indexes", "accepted_tokens")
             found[key] = [v.strip() for v in value.split(",") if v.strip()] if many else value
+    if environment.get(MODELS_VARIABLE):
+        found.setdefault("model_store", environment[MODELS_VARIABLE])
     return found
 
 

@@ -196,6 +196,9 @@ class Hub:
             raise HubError(f"{self._endpoint}: more than {MAX_REDIRECTS} redirects")
         except aiohttp.ClientConnectorCertificateError as error:
             raise HubError(f"{url.host} has no valid certificate: {error.certificate_error}") from None
+        except aiohttp.ClientConnectorError as error:
+            why = error.os_error.strerror or type(error).__name__
+            raise TryAgain(f"cannot connect to {url.host}:{url.port} ({why})") from error
         except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
             raise TryAgain(f"{url.host}: {str(error) or type(error).__name__}") from error
 

@@ -17,6 +17,7 @@ COMMANDS = {
     "gateway": "An OpenAI-compatible endpoint that pays per canvas.",
     "market": "The index of signed offers, with an explorer page.",
     "chain": "The embedded chain, and deployment to any EVM chain.",
+    "models": "The weights: pull a published model, list, verify.",
     "bench": "Measure this machine as the worker would.",
 }
 

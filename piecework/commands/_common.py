@@ -6,9 +6,12 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+if TYPE_CHECKING:
+    from node.model_store import ModelStore
 
 T = TypeVar("T")
 TOKEN_DECIMALS = 6
@@ -34,6 +37,16 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
         fail("; ".join(str(e) for e in _leaves(group)))
     except KeyboardInterrupt:
         fail("interrupted", 130)
+
+
+def call(work: Callable[[], T]) -> T:
+    """The same for a function that waits for nothing."""
+    from protocol.errors import PieceworkError
+
+    try:
+        return work()
+    except PieceworkError as error:
+        fail(str(error))
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
@@ -73,6 +86,21 @@ def home(role: str, chosen: Path | None) -> Path:
     import platformdirs
 
     return platformdirs.user_data_path("piecework") / role
+
+
+def model_store(chosen: Path | None = None) -> ModelStore:
+    """The store of pulled models: `--store`, else $PIECEWORK_MODELS, else the platform's data folder."""
+    from node.model_store import ModelStore
+
+    from_environment = os.environ.get("PIECEWORK_MODELS")
+    return ModelStore(chosen or (Path(from_environment) if from_environment else None))
+
+
+def checkpoint(text: str, store: Path | None = None) -> Path:
+    """The folder that a person means by a path or the name of a pulled model."""
+    from node.model_store import checkpoint_folder
+
+    return call(lambda: checkpoint_folder(text, model_store(store)))
 
 
 def ask(option: str, question: str) -> str:

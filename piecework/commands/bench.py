@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,7 +15,7 @@ app = typer.Typer(invoke_without_command=True, rich_markup_mode=None, add_comple
 def bench(
     *,
     model: Annotated[
-        Path | None, typer.Option(help="Checkpoint folder; the bundled one if not given.")
+        str | None, typer.Option(help="Checkpoint folder or pulled model; the bundled one if not given.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
@@ -35,7 +34,7 @@ def bench(
     if device not in ("auto", "cpu", "cuda") or dtype not in ("auto", "float32", "bfloat16"):
         common.fail("--device is auto, cpu or cuda; --dtype is auto, float32 or bfloat16", 2)
     try:
-        loaded = load(model, device=device, dtype=dtype)  # type: ignore[arg-type]
+        loaded = load(common.checkpoint(model) if model else None, device=device, dtype=dtype)  # type: ignore[arg-type]
         hardware = probe()
         lines = [measure(loaded, seconds=seconds, rows=count) for count in rows or [1, 4]]
     except ModelError as error:

@@ -36,7 +36,9 @@ def init(
     stake: Annotated[str, typer.Option(help="Stake in tokens; empty: the least.")] = "",
     slots: Annotated[int, typer.Option(min=1, help="Jobs that run at once.")] = 2,
     index: Annotated[list[str] | None, typer.Option(help="Index to publish offers to; repeatable.")] = None,
-    model: Annotated[str, typer.Option(help="Checkpoint folder; empty: the bundled one.")] = "",
+    model: Annotated[
+        str, typer.Option(help="Checkpoint folder or pulled model (owner/name); empty: the bundled one.")
+    ] = "",
     faucet: Annotated[
         bool, typer.Option("--faucet", help="Development chains: take stake and gas there.")
     ] = False,
@@ -47,7 +49,9 @@ def init(
 ) -> None:
     """Make keys, certificate and settings, and register with one transaction. Safe to run again."""
     from node.home import Home
+    from node.model_store import is_model_name
 
+    named = not Path(model).is_dir() and is_model_name(model)
     file = deployment or Path(common.ask("--deployment", "The market's deployment file"))
     values: dict[str, Any] = {
         "payout": payout or common.ask("--payout", "Cold address for the earnings"),
@@ -58,8 +62,11 @@ def init(
         "price_per_thousand_steps": common.parse_amount(price_steps),
         "slots": slots,
         "indexes": tuple(index or ()),
-        "model": str(Path(model).resolve()) if model else "",
+        "model": model if named or not model else str(Path(model).resolve()),
     }
+    if named:
+        # The daemon may run as another user, whose default is another folder.
+        values["model_store"] = str(common.model_store().root.resolve())
     place = Home(common.home("worker", home))
     confirm = not place.operator.is_file()
     secret = common.password(password_file, confirm=confirm)

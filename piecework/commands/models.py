@@ -1,0 +1,160 @@
+"""`piecework models`: the weights. Pull a published model, list what is here, hold it to its manifest."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from piecework.commands import _common as common
+
+if TYPE_CHECKING:
+    from node.model_name import ModelName
+    from node.model_pull import Received
+    from node.model_store import Pulled
+    from piecework.commands._progress import Progress
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+Store = Annotated[
+    Path | None,
+    typer.Option("--store", help="Folder of pulled models; else $PIECEWORK_MODELS, else the user's data."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+DIGEST_HEX_CHARS = 64
+
+
+@app.command()
+def pull(
+    *,
+    name: Annotated[
+        str, typer.Argument(help="owner/name or owner/name@revision (a commit, tag or branch).")
+    ] = "google/diffusiongemma-26B-A4B-it",
+    revision: Annotated[str | None, typer.Option(help="Instead of @revision.")] = None,
+    expect_digest: Annotated[
+        str | None, typer.Option(help="Refuse any other model digest, where possible before the weights.")
+    ] = None,
+    endpoint: Annotated[
+        str, typer.Option(envvar="HF_ENDPOINT", help="A hub that speaks the Hugging Face API.")
+    ] = "https://huggingface.co",
+    store: Store = None,
+    json: Json = False,
+) -> None:
+    """Download a model, or go on with it: safetensors, configuration and tokenizer; never code, never pickle.
+
+    Every file is verified. Run it again after any failure: it goes on where it stopped. A gated model needs a
+    token with read access in HF_TOKEN.
+    """
+    from node.model_name import ModelName
+    from piecework.commands._progress import progress
+
+    expected = _digest(expect_digest)
+    model = common.call(lambda: ModelName.parse(name))
+    if revision is not None:
+        model = common.call(lambda: model.at(revision))
+    with progress() as shown:
+        received = common.run(_pull(model, endpoint, store, expected, shown))
+    if json:
+        common.print_json({**_view(received.pulled), "downloaded_bytes": received.downloaded_bytes})
+        return
+    pulled = received.pulled
+    typer.echo(f"{pulled.model}@{pulled.commit}  {pulled.files} files, {_size(pulled.size_bytes)}")
+    typer.echo(f"digest  0x{(pulled.digest or b'').hex()}")
+    typer.echo(f"folder  {pulled.folder}")
+    typer.echo(f'next: model = "{model}" in the config.toml of the worker, then piecework worker check')
+
+
+async def _pull(
+    model: ModelName, endpoint: str, store: Path | None, expected: bytes | None, shown: Progress
+) -> Received:
+    from node.hub import Hub
+    from node.model_pull import pull
+
+    token = os.environ.get("HF_TOKEN", "").strip()
+    async with Hub.connect(endpoint, token, tell=shown.tell) as hub:
+        return await pull(hub, common.model_store(store), model, watcher=shown, expected_digest=expected)
+
+
+@app.command("list")
+def list_models(*, store: Store = None, json: Json = False) -> None:
+    """What is in the store, complete or not."""
+    place = common.model_store(store)
+    everything = common.call(place.all)
+    if json:
+        common.print_json({"store": str(place.root), "models": [_view(pulled) for pulled in everything]})
+        return
+    if not everything:
+        typer.echo(f"nothing in {place.root}; piecework models pull brings the published model")
+    for pulled in everything:
+        named = ", ".join(pulled.revisions) or "-"
+        state = f"0x{pulled.digest.hex()}" if pulled.digest is not None else _progress_of(pulled)
+        size = _size(pulled.size_bytes)
+        typer.echo(f"{pulled.model!s:40} {named:12} {pulled.commit[:12]} {size:>10}  {state}")
+
+
+@app.command()
+def verify(
+    *,
+    name: Annotated[str, typer.Argument(help="A pulled model, or a checkpoint folder.")],
+    store: Store = None,
+    json: Json = False,
+) -> None:
+    """Read every byte again and hold it to the manifest. Names the first file that differs; exit code 1."""
+    from model.errors import CheckpointError
+    from model.manifest import verify as hold_to_manifest
+    from piecework.commands._progress import busy
+
+    folder = common.checkpoint(name, store)
+    try:
+        with busy(f"reading {folder}"):
+            digest = hold_to_manifest(folder)
+    except CheckpointError as error:
+        if json:
+            common.print_json({"good": False, "folder": str(folder), "path": error.path, "error": str(error)})
+            raise typer.Exit(1) from None
+        pulled = folder != Path(name).expanduser()
+        common.fail(f"{error}. Delete it and run: piecework models pull {name}" if pulled else str(error))
+    if json:
+        common.print_json({"good": True, "folder": str(folder), "digest": "0x" + digest.hex()})
+        return
+    typer.echo(f"{folder} is what its manifest says; digest 0x{digest.hex()}")
+
+
+def _view(pulled: Pulled) -> dict[str, Any]:
+    return {
+        "repository": pulled.model.repository,
+        "revisions": list(pulled.revisions),
+        "commit": pulled.commit,
+        "folder": str(pulled.folder),
+        "files": pulled.files,
+        "size_bytes": pulled.size_bytes,
+        "present_bytes": pulled.present_bytes,
+        "complete": pulled.complete,
+        "digest": None if pulled.digest is None else "0x" + pulled.digest.hex(),
+    }
+
+
+def _progress_of(pulled: Pulled) -> str:
+    return f"incomplete: {_size(pulled.present_bytes)} are here"
+
+
+def _size(count: int) -> str:
+    """Decimal units, as disks and downloads have them."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} B"
+
+
+def _digest(text: str | None) -> bytes | None:
+    if text is None:
+        return None
+    digits = text.removeprefix("0x")
+    try:
+        if len(digits) != DIGEST_HEX_CHARS:
+            raise ValueError
+        return bytes.fromhex(digits)
+    except ValueError:
+        common.fail("--expect-digest is 0x and 64 hexadecimal digits", 2)
