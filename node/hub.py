@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
@@ -35,12 +36,12 @@ MAX_LISTING_PAGES: Final = 16
 MAX_LISTED_ENTRIES: Final = 10_000
 MAX_REDIRECTS: Final = 5
 """The hub needs one, a mirror in front of it or a renamed repository another."""
-MAX_URL_CHARS: Final = 8192
+MAX_URL_CHARS: Final = 4096
 """Signed storage addresses have some 1,500."""
 LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 MAX_TOKEN_CHARS: Final = 512
-SHOWN_CHARS: Final = 80
-"""Of a hostile name, in an error."""
+SHOWN_CHARS: Final = 160
+"""Of what comes from a server, in an error."""
 READ_BUFFER_BYTES: Final = 2**20
 """Fewer wake-ups at a gigabit and more; a handful of connections hold one each."""
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
@@ -188,19 +189,20 @@ class Hub:
                     if at_hub and watch and response.status < 400:
                         watch(response.headers)
                     if response.status in _REDIRECTS:
-                        url = _target(url, response.headers.get("Location", ""))
+                        url = redirect_target(url, response.headers.get("Location", ""))
                         continue
                     self._judge(model, response, at_hub)
                     yield response
                     return
             raise HubError(f"{self._endpoint}: more than {MAX_REDIRECTS} redirects")
-        except aiohttp.ClientConnectorCertificateError as error:
-            raise HubError(f"{url.host} has no valid certificate: {error.certificate_error}") from None
+        except aiohttp.ClientSSLError as error:
+            raise HubError(f"{url.host} is not who it should be, or speaks no TLS: {_words(error)}") from None
         except aiohttp.ClientConnectorError as error:
-            why = error.os_error.strerror or type(error).__name__
-            raise TryAgain(f"cannot connect to {url.host}:{url.port} ({why})") from error
+            number = error.os_error.errno or 0  # negative: the resolver's own numbers and words
+            why = os.strerror(number) if number > 0 else error.os_error.strerror or type(error).__name__
+            raise TryAgain(f"cannot connect to {url.host}:{url.port}: {why}") from error
         except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
-            raise TryAgain(f"{url.host}: {str(error) or type(error).__name__}") from error
+            raise TryAgain(f"{url.host}: {_words(error)}") from error
 
     def _judge(self, model: ModelName, response: aiohttp.ClientResponse, at_hub: bool) -> None:
         """Pass 200 and 206 in plain bytes; raise what every other answer means."""
@@ -268,7 +270,14 @@ def _check_token(token: str, endpoint: URL) -> None:
         raise ConfigError(f"HF_TOKEN would travel in the clear to {endpoint}: unset it, or use https")
 
 
-def _target(url: URL, location: str) -> URL:
+def _words(error: Exception) -> str:
+    """What a library says of a failure: short, printable, and never the address, which may be signed."""
+    text = error.message if isinstance(error, aiohttp.ClientResponseError) else str(error)
+    shown = "".join(c for c in text[:SHOWN_CHARS] if c.isprintable())
+    return shown or type(error).__name__
+
+
+def redirect_target(url: URL, location: str) -> URL:
     """Where a redirect leads, as it was signed: not normalized."""
     try:
         if not location or len(location) > MAX_URL_CHARS:

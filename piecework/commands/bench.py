@@ -26,6 +26,7 @@ def bench(
     """Denoise a fixed prompt again and again, and say how fast. Uses the engine that earns the money."""
     from dataclasses import asdict
 
+    folder = common.checkpoint(model) if model else None
     from model.benchmark import measure
     from model.errors import ModelError
     from model.loading import load
@@ -34,7 +35,7 @@ def bench(
     if device not in ("auto", "cpu", "cuda") or dtype not in ("auto", "float32", "bfloat16"):
         common.fail("--device is auto, cpu or cuda; --dtype is auto, float32 or bfloat16", 2)
     try:
-        loaded = load(common.checkpoint(model) if model else None, device=device, dtype=dtype)  # type: ignore[arg-type]
+        loaded = load(folder, device=device, dtype=dtype)  # type: ignore[arg-type]
         hardware = probe()
         lines = [measure(loaded, seconds=seconds, rows=count) for count in rows or [1, 4]]
     except ModelError as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -41,10 +42,11 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """200 with this body."""
+    """This body, whatever was asked for."""
 
     body: bytes
     headers: Mapping[str, str] = field(default_factory=dict)
+    code: int = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +202,12 @@ class FakeHub:
     # --- the hub
 
     def hub(self) -> web.Application:
-        """API and downloads."""
+        """API and downloads, at the root and once more below /mirror."""
+        app = self._routes()
+        app.add_subapp("/mirror", self._routes())
+        return app
+
+    def _routes(self) -> web.Application:
         app = web.Application()
         app.router.add_get("/api/models/{owner}/{name}/revision/{revision:.+}", self._revision)
         app.router.add_get("/api/models/{owner}/{name}/tree/{commit}", self._tree)
@@ -363,7 +370,7 @@ def _plain_fault(fault: Fault | None) -> web.Response | None:
     if isinstance(fault, Status):
         return web.Response(status=fault.code, headers=fault.headers)
     if isinstance(fault, Answer):
-        return web.Response(body=fault.body, headers=fault.headers)
+        return web.Response(status=fault.code, body=fault.body, headers=fault.headers)
     if isinstance(fault, Redirect):
         return web.Response(status=302, headers={"Location": fault.location})
     return None
@@ -375,8 +382,8 @@ def _error(status: int, code: str, message: str) -> web.Response:
 
 
 @asynccontextmanager
-async def fake_hub() -> AsyncIterator[FakeHub]:
-    """A running hub without repositories."""
+async def fake_hub(tls: ssl.SSLContext | None = None) -> AsyncIterator[FakeHub]:
+    """A running hub without repositories, over HTTPS if `tls` is given."""
     hub = FakeHub()
     runners = [
         web.AppRunner(app, access_log=None, shutdown_timeout=0.1) for app in (hub.hub(), hub.storage())
@@ -385,9 +392,9 @@ async def fake_hub() -> AsyncIterator[FakeHub]:
         ports = []
         for runner in runners:
             await runner.setup()
-            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
             ports.append(runner.addresses[0][1])
-        hub.url, hub.storage_url = (f"http://127.0.0.1:{port}" for port in ports)
+        hub.url, hub.storage_url = (f"http{'s' if tls else ''}://127.0.0.1:{port}" for port in ports)
         yield hub
     finally:
         for runner in runners:

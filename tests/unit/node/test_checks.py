@@ -33,9 +33,10 @@ def checkpoint(tmp_path: Path) -> Path:
     return folder
 
 
-async def model_finding(root: Path, checkpoint: Path) -> Finding:
+async def model_finding(root: Path, model: str | Path, store: str = "") -> Finding:
     home = Home(root / "worker")
-    values = {"payout": "0x00000000000000000000000000000000000000f1", "model": str(checkpoint)}
+    payout = "0x00000000000000000000000000000000000000f1"
+    values = {"payout": payout, "model": str(model), "model_store": store}
     enrolment.prepare_home(home, NOWHERE, values, "password", Timestamp(1_800_000_000))
     findings = await Checker(home, "password").run()
     return next(f for f in findings if f.item == "model")
@@ -53,3 +54,9 @@ async def test_one_flipped_byte_in_the_weights_is_named(tmp_path: Path, checkpoi
     weights.write_bytes(data)
     finding = await model_finding(tmp_path, checkpoint)
     assert not finding.good and "model.safetensors" in finding.detail
+
+
+async def test_a_model_that_is_not_pulled_is_named_with_the_command_to_run(tmp_path: Path) -> None:
+    finding = await model_finding(tmp_path, "example/tiny", str(tmp_path / "models"))
+    assert not finding.good
+    assert finding.detail.endswith(f"Run: piecework models pull example/tiny --store {tmp_path / 'models'}")
