@@ -6,7 +6,7 @@ kernels, in each of which a program belongs to one position:
 
     summarise  grid [P, T]  reads all logits      -> per vocabulary tile: two maxima, an id, three sums
     decide     grid [P]     reads one tile of T   -> argmax, sample, entropy, log-probability, gap
-    soften     grid [P, T]  reads all logits      -> probabilities, which may overwrite the logits
+    soften     grid [P, T]  reads all logits      -> probabilities, in the place of the logits
 
 The sums of a vocabulary tile are relative to the tile's own maximum and are brought to the common one in
 `decide`: the online softmax of Milakov and Gimelshein, "Online normalizer calculation for softmax", arXiv
@@ -16,8 +16,8 @@ The sums of a vocabulary tile are relative to the tile's own maximum and are bro
 once: (3 + 1/T) P V w bytes. For one canvas of the released model in bf16 (P = 256, V = 262,144, T = 64)
 that is 405 MB, 0.13 ms at 3.0 TB/s. The kernels take some 120 instructions a logit, most of them for the
 two hyperbolic tangents, which at an H100's 3e13 instructions a second is 0.27 ms: the arithmetic bounds
-them there, not the memory. Against the 17 ms of reading all bf16 weights once it is 1.6 %. Beside the
-probabilities a call allocates 24 P T bytes (0.4 MB), and with `out` the logits' own memory not even those.
+them there, not the memory. Against the 17 ms of reading all bf16 weights once it is 1.6 %. A call allocates
+24 P T bytes (0.4 MB): the probabilities take the place of the logits.
 
 **Reproducibility.** No atomics, no autotuning, no split that depends on P: V and the type of the logits
 alone decide tile, warps and the order of every sum, so the bits of a position depend neither on P nor on
@@ -34,7 +34,6 @@ Never run on a GPU: the tests hold the kernels against the pure version in Trito
 compile them for real targets without running them. The times above are arithmetic.
 """
 
-from dataclasses import dataclass
 from typing import Final
 
 import torch
@@ -43,6 +42,7 @@ from torch import Tensor
 
 from model import limits
 from model import sampler_kernels as kernels
+from model.sampler import Judgement
 
 TILE_TOKENS: Final = 4096
 """Vocabulary tile: 16 logits for each of 256 threads. It is part of the result's last bits."""
@@ -51,30 +51,14 @@ ALIGNMENT_BYTES: Final = 16  # the widest load of a thread
 _DTYPES: Final = frozenset({torch.float32, torch.bfloat16})
 
 
-@dataclass(frozen=True, slots=True)
-class FusedChoice:
-    """What the sampler decided about P positions; all [P] but the last."""
+def judge(raw: Tensor, temperatures: Tensor, cap: float, uniforms: Tensor) -> Judgement:
+    """As `sampler.judge`, except that `raw` is consumed: the probabilities take its place in memory.
 
-    argmax: Tensor  # int64
-    sampled: Tensor  # int64
-    entropy: Tensor  # float32, nats
-    log_probability: Tensor  # float32, of the sampled token
-    gap: Tensor  # float32, between the two largest scaled logits
-    probabilities: Tensor  # [P, V] in the weights' type, for the soft embedding
-
-
-def judge(
-    raw: Tensor, temperatures: Tensor, cap: float, uniforms: Tensor, out: Tensor | None = None
-) -> FusedChoice:
-    """One step of the sampler for a tile of positions.
-
-    raw: [P, V] bfloat16 or float32, the output of lm_head. temperatures: [P] float32, positive. cap: the
-    model's final_logit_softcapping. uniforms: [P] float64 in (0, 1). out: [P, V] like raw, receives the
-    probabilities; it may be raw itself, which is then gone. All on one device, contiguous and aligned.
-    Raises ValueError for anything else.
+    raw: [P, V] bfloat16 or float32, the output of lm_head, aligned to 16 bytes. temperatures: [P] float32,
+    positive. cap: the model's final_logit_softcapping. uniforms: [P] float64 in (0, 1). All on one device and
+    contiguous. Raises ValueError for anything else.
     """
-    probabilities = torch.empty(raw.shape, dtype=raw.dtype, device=raw.device) if out is None else out
-    _check(raw, temperatures, uniforms, probabilities)
+    _check(raw, temperatures, uniforms)
     positions, vocab_size = raw.shape
     tiles = triton.cdiv(vocab_size, TILE_TOKENS)
     device = raw.device
@@ -84,28 +68,18 @@ def judge(
     figures = torch.empty((positions, 3), dtype=torch.float32, device=device)
     soft = torch.empty((positions, 2), dtype=torch.float32, device=device)
     shape = {"cap": cap, "vocab_size": vocab_size, "tile": TILE_TOKENS, "num_warps": WARPS}
+    lanes = triton.next_power_of_2(tiles)
+    buffers = (summary, tile_argmax, ids, figures, soft)
     grid = (positions, tiles)
     kernels.summarise[grid](raw, temperatures, summary, tile_argmax, **shape)
-    lanes = triton.next_power_of_2(tiles)
-    kernels.decide[(positions,)](
-        raw,
-        temperatures,
-        uniforms,
-        summary,
-        tile_argmax,
-        ids,
-        figures,
-        soft,
-        tiles=tiles,
-        lanes=lanes,
-        **shape,
-    )
-    kernels.soften[grid](raw, temperatures, soft, probabilities, **shape)
+    kernels.decide[(positions,)](raw, temperatures, uniforms, *buffers, tiles=tiles, lanes=lanes, **shape)
+    kernels.soften[grid](raw, temperatures, soft, raw, **shape)
+    argmax, sampled = ids.unbind(1)
     entropy, log_probability, gap = figures.unbind(1)
-    return FusedChoice(ids[:, 0], ids[:, 1], entropy, log_probability, gap, probabilities)
+    return Judgement(argmax, sampled, entropy, log_probability, gap, probabilities=raw)
 
 
-def _check(raw: Tensor, temperatures: Tensor, uniforms: Tensor, out: Tensor) -> None:
+def _check(raw: Tensor, temperatures: Tensor, uniforms: Tensor) -> None:
     if raw.dtype not in _DTYPES or raw.dim() != 2 or raw.shape[0] < 1:
         raise ValueError(f"logits must be [P, V] float32 or bfloat16, got {tuple(raw.shape)} {raw.dtype}")
     if not 2 <= raw.shape[1] <= limits.MAX_FUSED_VOCAB_TOKENS:
@@ -113,12 +87,11 @@ def _check(raw: Tensor, temperatures: Tensor, uniforms: Tensor, out: Tensor) -> 
     expected = {
         "temperatures": (temperatures, raw.shape[:1], torch.float32),
         "uniforms": (uniforms, raw.shape[:1], torch.float64),
-        "out": (out, raw.shape, raw.dtype),
     }
     for name, (tensor, shape, dtype) in expected.items():
         if tensor.shape != shape or tensor.dtype != dtype or tensor.device != raw.device:
             raise ValueError(f"{name} must be {tuple(shape)} {dtype} on {raw.device}")
         if not tensor.is_contiguous():
             raise ValueError(f"{name} must be contiguous")
-    if not raw.is_contiguous() or raw.data_ptr() % ALIGNMENT_BYTES or out.data_ptr() % ALIGNMENT_BYTES:
-        raise ValueError(f"logits and out must be contiguous and aligned to {ALIGNMENT_BYTES} bytes")
+    if not raw.is_contiguous() or raw.data_ptr() % ALIGNMENT_BYTES:
+        raise ValueError(f"logits must be contiguous and aligned to {ALIGNMENT_BYTES} bytes")

@@ -3,6 +3,7 @@
 With TRITON_INTERPRET=0 on a machine with CUDA the same tests run the compiled kernels.
 """
 
+import dataclasses
 import json
 import math
 import os
@@ -18,19 +19,22 @@ from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
 from model import limits, sampler, sampler_kernels, sampler_triton
-from model.sampler_triton import TILE_TOKENS, FusedChoice
+from model.sampler import Judgement
+from model.sampler_triton import TILE_TOKENS
 
 CAP = 30.0
 DEVICE = "cpu" if isinstance(sampler_kernels.decide, InterpretedFunction) else "cuda"
 VOCABULARIES = (2, 129, TILE_TOKENS - 1, TILE_TOKENS, TILE_TOKENS + 1, 2 * TILE_TOKENS + 809, 20_000)
+FIELDS = [field.name for field in dataclasses.fields(Judgement)]
 ROOT = Path(__file__).parents[3]
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of NaN and infinity
 
 
-def judge(raw: Tensor, temperatures: Tensor, uniforms: Tensor, out: Tensor | None = None) -> FusedChoice:
-    """`sampler_triton.judge` on the device of these tests, its results on the CPU."""
-    given = [x.to(DEVICE) for x in (raw, temperatures, uniforms)]
-    choice = sampler_triton.judge(given[0], given[1], CAP, given[2], out)
-    return FusedChoice(**{name: getattr(choice, name).cpu() for name in FusedChoice.__slots__})
+def judge(raw: Tensor, temperatures: Tensor, uniforms: Tensor) -> Judgement:
+    """`sampler_triton.judge` of a copy, on the device of these tests; its results on the CPU."""
+    given = [x.to(DEVICE, copy=True) for x in (raw, temperatures, uniforms)]
+    choice = sampler_triton.judge(given[0], given[1], CAP, given[2])
+    return Judgement(**{name: getattr(choice, name).cpu() for name in FIELDS})
 
 
 def some_uniforms(count: int, seed: int = 0) -> Tensor:
@@ -69,7 +73,7 @@ def slack(temperatures: Tensor) -> Tensor:
     return 4 * (CAP / temperatures) * torch.finfo(torch.float32).eps
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(tiles())
 def test_figures_are_those_of_float64(case: tuple[Tensor, Tensor, Tensor]) -> None:
     raw, temperatures, _ = case
@@ -88,7 +92,7 @@ def test_figures_are_those_of_float64(case: tuple[Tensor, Tensor, Tensor]) -> No
     assert ((choice.gap - (top[:, 0] - top[:, 1])).abs() <= 2 * loss).all()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(tiles())
 def test_ids_are_those_of_the_pure_version(case: tuple[Tensor, Tensor, Tensor]) -> None:
     """Up to what rounding decides: an argmax within the rounding of a logit, a sample whose share of the
@@ -109,7 +113,7 @@ def test_ids_are_those_of_the_pure_version(case: tuple[Tensor, Tensor, Tensor]) 
     assert ((before - loss <= uniforms) & (uniforms <= after + loss)).all()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(tiles())
 def test_probabilities_are_those_that_the_soft_embedding_multiplies(
     case: tuple[Tensor, Tensor, Tensor],
@@ -132,32 +136,28 @@ def test_probabilities_are_those_that_the_soft_embedding_multiplies(
     assert (probabilities.double() <= most * (1 + rounding) + smallest).all()
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(tiles())
 def test_a_position_has_the_same_bits_in_any_company(case: tuple[Tensor, Tensor, Tensor]) -> None:
     whole, positions = judge(*case), len(case[1])
     turned = judge(*(x.flip(0).contiguous() for x in case))
     for position in range(positions):
         alone = judge(*(x[position : position + 1].clone() for x in case))
-        for name in FusedChoice.__slots__:
+        for name in FIELDS:
             expected = getattr(whole, name)[position]
             assert torch.equal(getattr(alone, name)[0], expected), name
             assert torch.equal(getattr(turned, name)[positions - 1 - position], expected), name
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_probabilities_may_take_the_place_of_the_logits(dtype: torch.dtype) -> None:
-    raw = some_logits(3, TILE_TOKENS + 100).to(dtype)
-    temperatures, uniforms = torch.tensor([0.4, 0.8, 1.0]), some_uniforms(3)
-    fresh = judge(raw, temperatures, uniforms)
-    place = raw.to(DEVICE, copy=True)
-    chosen = sampler_triton.judge(place, temperatures.to(DEVICE), CAP, uniforms.to(DEVICE), out=place)
-    assert chosen.probabilities is place
-    for name in FusedChoice.__slots__:
-        assert torch.equal(getattr(chosen, name).cpu(), getattr(fresh, name)), name
+def test_the_probabilities_take_the_place_of_the_logits(dtype: torch.dtype) -> None:
+    raw = some_logits(3, TILE_TOKENS + 100).to(DEVICE, dtype)
+    temperatures = torch.tensor([0.4, 0.8, 1.0], device=DEVICE)
+    choice = sampler_triton.judge(raw, temperatures, CAP, some_uniforms(3).to(DEVICE))
+    assert choice.probabilities is raw
+    assert raw.float().sum(-1).tolist() == pytest.approx([1.0] * 3, rel=0.01)
 
 
-@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # numpy's word for NaN
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("token", [0, TILE_TOKENS + 7])
 def test_a_logit_that_is_not_finite_shows_at_its_position_alone(value: float, token: int) -> None:
@@ -170,7 +170,7 @@ def test_a_logit_that_is_not_finite_shows_at_its_position_alone(value: float, to
     assert broken.probabilities.isnan().all(-1).tolist() == [False, True, False]
     for ids in (broken.argmax, broken.sampled):
         assert ((ids >= 0) & (ids < raw.shape[1])).all()
-    for name in FusedChoice.__slots__:
+    for name in FIELDS:
         assert torch.equal(getattr(broken, name)[::2], getattr(sound, name)[::2]), name
 
 
@@ -247,7 +247,7 @@ def unaligned(raw: Tensor) -> Tensor:
         (torch.zeros(1, 262_145), torch.ones(1), some_uniforms(1), "a vocabulary of 262145"),
         (torch.zeros(2, 8), torch.ones(1), some_uniforms(2), "temperatures"),
         (torch.zeros(2, 8), torch.ones(2), torch.rand(2), "uniforms"),
-        (torch.zeros(8, 2).T, torch.ones(2), some_uniforms(2), "logits and out must be contiguous"),
+        (torch.zeros(8, 2).T, torch.ones(2), some_uniforms(2), "logits must be contiguous"),
         (unaligned(torch.zeros(2, 8)), torch.ones(2), some_uniforms(2), "aligned to 16 bytes"),
     ],
 )

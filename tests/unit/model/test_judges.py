@@ -1,0 +1,55 @@
+"""The choice of a sampler: the fused one is used only where it runs, agrees and keeps positions apart."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from model import judges, sampler, sampler_triton
+from model.sampler import Judgement
+
+CPU = torch.device("cpu")
+VOCAB_TOKENS = 4999
+
+
+def another_token(raw: Tensor, temperatures: Tensor, cap: float, uniforms: Tensor) -> Judgement:
+    judgement = sampler.judge(raw, temperatures, cap, uniforms)
+    return replace(judgement, sampled=judgement.sampled + 1)
+
+
+def too_flat(raw: Tensor, temperatures: Tensor, cap: float, uniforms: Tensor) -> Judgement:
+    judgement = sampler.judge(raw, temperatures, cap, uniforms)
+    return replace(judgement, entropy=judgement.entropy + 0.01)
+
+
+def of_the_batch(raw: Tensor, temperatures: Tensor, cap: float, uniforms: Tensor) -> Judgement:
+    judgement = sampler.judge(raw, temperatures, cap, uniforms)
+    return replace(judgement, gap=judgement.gap + 1e-4 * len(raw))
+
+
+def broken(raw: Tensor, temperatures: Tensor, cap: float, uniforms: Tensor) -> Judgement:
+    raise RuntimeError("no kernel image is available for execution on the device\nmore")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_fused_sampler_is_admitted_where_it_runs(dtype: torch.dtype) -> None:
+    assert judges.refusal(sampler_triton.judge, CPU, dtype, VOCAB_TOKENS) == ""
+
+
+@pytest.mark.parametrize(
+    ("judge", "reason"),
+    [
+        (another_token, "its sampled is another"),
+        (too_flat, "its entropy differs by 0.01"),
+        (of_the_batch, "gap of a position depends on its neighbours"),
+        (broken, "it does not run: no kernel image is available for execution on the device"),
+    ],
+)
+def test_a_sampler_that_is_wrong_is_refused_with_the_reason(judge: judges.Judge, reason: str) -> None:
+    assert judges.refusal(judge, CPU, torch.float32, VOCAB_TOKENS).startswith(reason)
+
+
+def test_on_a_cpu_the_pure_sampler_judges() -> None:
+    chosen = judges.sampler_for(CPU, torch.float32, VOCAB_TOKENS)
+    assert (chosen.name, chosen.judge, chosen.reason) == ("pure", sampler.judge, "no kernels for cpu")
