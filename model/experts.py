@@ -135,9 +135,15 @@ class QuantizedExperts(nn.Module):
     """
 
     def __init__(
-        self, layout: ExpertLayout, codec: Codec, activation: Callable[[Tensor], Tensor], source: ExpertBytes
+        self,
+        experts: int,
+        layout: ExpertLayout,
+        codec: Codec,
+        activation: Callable[[Tensor], Tensor],
+        source: ExpertBytes,
     ) -> None:
         super().__init__()
+        self.num_experts = experts
         self._layout, self._codec, self._activation, self._source = layout, codec, activation, source
 
     def fill(self, matrix: Matrix, expert: int, weight: Tensor, device: torch.device) -> None:

@@ -21,6 +21,7 @@ from transformers import (
 from model import files, headers, memory
 from model.bounds import ModelLimits
 from model.errors import CheckpointError, DeviceError
+from model.kernels import best_codec
 from model.manifest import (
     MANIFEST_FILE,
     bundled_checkpoint_path,
@@ -29,8 +30,8 @@ from model.manifest import (
     manifest_text,
     verify,
 )
-from model.precision import Quantization
-from model.quantization import codec
+from model.precision import Quantization, is_packed
+from model.quantization import Codec
 from model.text import TextCodec, load_codec
 from model.weights import Placement, load_weights
 
@@ -102,7 +103,7 @@ def load(
         raise CheckpointError(folder, f"model digest is {digest.hex()}, expected {expected_digest.hex()}")
     target = _device(device)
     eos_ids, defaults = _eos_ids(generation, folder), _defaults(generation, folder)
-    tokenizer, packing = load_codec(folder, eos_ids), codec(quantization)
+    tokenizer, packing = load_codec(folder, eos_ids), _codec(quantization, target, tensors)
     placement = Placement(
         _dtype(dtype, config, target, folder), target, packing, quantization, expert_budget_bytes
     )
@@ -173,6 +174,14 @@ def _load_weights(
         raise DeviceError(f"the weights do not fit {placement.device}: {error}") from error
     model.generation_config = generation
     return model
+
+
+def _codec(
+    quantization: Quantization, device: torch.device, tensors: dict[str, headers.TensorHeader]
+) -> Codec | None:
+    """What packs these weights best on this device."""
+    packed = [t.shape for t in tensors.values() if is_packed(t.name, t.shape, quantization)]
+    return best_codec(quantization, device, [(shape[-2], shape[-1]) for shape in packed])
 
 
 def _device(choice: DeviceChoice) -> torch.device:

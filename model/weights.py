@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
 
 from model import precision
-from model.errors import CheckpointError
+from model.errors import CheckpointError, DeviceError
 from model.experts import (
     MATRICES,
     DeviceBytes,
@@ -62,7 +62,10 @@ def load_weights(
     model.set_experts_implementation("eager")  # one expert after the other, in a fixed order
     names = _names(model)
     _check(folder, headers, names, model)
-    packed = _Packed(model, headers, placement)
+    try:
+        packed = _Packed(model, placement)
+    except ValueError as error:
+        raise DeviceError(f"the experts cannot be kept so: {error}") from error
     _compute_buffers(model, placement)
     for file, tensors in _by_file(headers).items():
         with _opened(file) as stream:
@@ -120,17 +123,14 @@ def _refuse(folder: Path, kind: str, keys: list[str]) -> None:
 class _Packed:
     """The packed modules of a tree, put in the place of transformers' own, and how to fill them."""
 
-    def __init__(
-        self,
-        model: DiffusionGemmaForBlockDiffusion,
-        headers: Mapping[str, TensorHeader],
-        placement: Placement,
-    ) -> None:
+    def __init__(self, model: DiffusionGemmaForBlockDiffusion, placement: Placement) -> None:
         self._device = placement.device
         self._linears: dict[str, QuantizedLinear] = {}
         self._experts: dict[str, tuple[QuantizedExperts, Matrix]] = {}
         codec = placement.codec
         if codec is None:
+            if placement.expert_budget_bytes is not None:
+                raise ValueError("only packed experts can be in host memory: ask for fp8 or int4")
             return
         for name in model.state_dict():
             if precision.is_linear(name) and precision.is_packed(
@@ -168,7 +168,7 @@ class _Packed:
                 else DeviceBytes(text.num_experts, layout.expert_bytes, placement.device)
             )
             activation: Callable[[Tensor], Tensor] = model.get_submodule(path).act_fn
-            module = QuantizedExperts(layout, codec, activation, source)
+            module = QuantizedExperts(text.num_experts, layout, codec, activation, source)
             for place in _places(model, path):
                 model.set_submodule(place, module)
                 self._experts |= {f"{place}.{matrix}": (module, matrix) for matrix in MATRICES}

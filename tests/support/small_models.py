@@ -1,0 +1,27 @@
+"""Small random checkpoints for the tests of weights and memory, written once a session."""
+
+from pathlib import Path
+
+from transformers import DiffusionGemmaConfig
+
+from bench.checkpoints import write_random
+from model.training.architecture import build_config
+
+VOCABULARY = 2048
+
+
+def small_config(layers: int = 3) -> DiffusionGemmaConfig:
+    """Wider than the bundled model and with twice its experts, so that one layer is a small part of it."""
+    config = build_config(VOCABULARY)
+    text = config.text_config
+    kinds = ["sliding_attention"] * (layers - 1) + ["full_attention"]
+    fields = {**text.to_dict(), "hidden_size": 192, "num_experts": 8, "moe_intermediate_size": 160}
+    fields |= {"num_hidden_layers": layers, "layer_types": kinds, "initializer_range": 0.1}
+    fields["per_layer_config"] = {str(layers - 1): {"head_dim": 64}}
+    return DiffusionGemmaConfig(**{**config.to_dict(), "text_config": fields, "initializer_range": 0.1})
+
+
+def write_small(folder: Path, layers: int = 3, shard: str = "2MB") -> Path:
+    """Writes one, in several shards, and returns the folder."""
+    write_random(folder, small_config(layers), 5, shard)
+    return folder
