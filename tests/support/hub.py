@@ -323,6 +323,10 @@ class FakeHub:
             data = data[: fault.at] + bytes([data[fault.at] ^ 1]) + data[fault.at + 1 :]
         body = data[start:]
         headers = {"ETag": '"of-the-storage-host"', "Accept-Ranges": "bytes"}
+        if host == "cache":
+            # Part of the hub: it speaks of commits and digests here too.
+            whole = repository.commits[request.match_info["commit"]][name]
+            headers |= {"ETag": f'"{git_blob_id(whole)}"', "X-Repo-Commit": request.match_info["commit"]}
         if ranged:
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
         if isinstance(fault, Short):
@@ -344,6 +348,8 @@ class FakeHub:
         fault: Fault | None,
         number: int,
     ) -> None:
+        if request.method == "HEAD":
+            return
         stop = fault.after if isinstance(fault, Cut | Hold) else len(body)
         for at in range(0, min(stop, len(body)), PIECE_BYTES):
             piece = body[at : min(at + PIECE_BYTES, stop)]

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -191,6 +192,28 @@ async def test_a_worker_is_set_up_with_a_model_by_its_name(hub: FakeHub, store: 
     pulled = (await models(hub, store, "pull", NAME, "--json")).json()
     # The settings say where the store is: the daemon's environment need not.
     assert config.load(tmp_path / "worker", {}, {}).checkpoint() == Path(pulled["folder"])
+
+
+async def test_the_hub_of_these_tests_is_one_to_the_public_hubs_own_client(
+    hub: FakeHub, tmp_path: Path
+) -> None:
+    """What holds the fake to the real interface: huggingface_hub resolves, lists and downloads from it."""
+    program = (
+        "import sys, huggingface_hub; "
+        "huggingface_hub.snapshot_download(sys.argv[1], local_dir=sys.argv[2], allow_patterns=sys.argv[3:])"
+    )
+    names = sorted(line[66:] for line in (bundled_checkpoint_path() / MANIFEST_FILE).read_text().splitlines())
+    hub.page_entries = 4
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", program, NAME, str(tmp_path / "copy"), *names),
+        env={**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path)},
+        stderr=asyncio.subprocess.PIPE,
+    )
+    _, complaints = await process.communicate()
+    assert process.returncode == 0 and b"Error while downloading" not in complaints, complaints.decode()
+    shutil.copy(bundled_checkpoint_path() / MANIFEST_FILE, tmp_path / "copy")
+    assert verify(tmp_path / "copy") == bundled_digest()
+    assert hub.requests(WEIGHTS)[0].sent == SIZE
 
 
 async def test_the_bench_asks_for_a_model_that_is_not_pulled(store: Path) -> None:
