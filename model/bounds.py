@@ -19,6 +19,15 @@ class ModelLimits:
     max_steps: int
     vocab_size: int
 
+    @property
+    def chunk_tokens(self) -> int:
+        """Where prompts are cut for prefill (model/chunks.py)."""
+        return limits.PREFILL_CHUNK_CANVASES * self.canvas_size
+
+    def row_tokens(self, request: GenerationRequest) -> int:
+        """Tokens that a request's row holds at most: the prompt and all of its canvases."""
+        return len(request.prompt_ids) + canvas_count(request.max_tokens, self.canvas_size) * self.canvas_size
+
 
 def canvas_count(max_tokens: int, canvas_size: int) -> int:
     """How many canvases `max_tokens` tokens can take."""
@@ -43,7 +52,7 @@ def check(request: GenerationRequest, model: ModelLimits, eos_ids: frozenset[int
     if not request.prompt_ids:
         raise InvalidRequestError("prompt_ids", "empty")
     canvases = canvas_count(request.max_tokens, model.canvas_size)
-    needed = len(request.prompt_ids) + canvases * model.canvas_size
+    needed = model.row_tokens(request)
     if needed > model.max_context:
         raise ContextOverflowError(needed, model.max_context)
     if len(request.committed) >= canvases:

@@ -23,6 +23,7 @@ class Denoiser:
         self._text_config = model.config.text_config
         self.device: torch.device = model.device
         self.dtype: torch.dtype = self._decoder.embed_tokens.weight.dtype
+        self.cap: float = model.final_logit_softcapping
 
     def new_cache(self) -> DynamicCache:
         """An empty KV cache for one row; sliding layers keep their last window - 1 tokens."""
@@ -46,8 +47,9 @@ class Denoiser:
             input_ids=input_ids, attention_mask=masks, past_key_values=cache, position_ids=positions
         )
 
-    def logits(self, cache: DynamicCache, canvas: Tensor, soft: Tensor | None) -> Tensor:
-        """Logits [C, V] float32 of a canvas [C], seen with the row's cache, which is only read.
+    def raw_logits(self, cache: DynamicCache, canvas: Tensor, soft: Tensor | None) -> Tensor:
+        """What the last layer says [C, V] about a canvas [C], before the cap, seen with the row's cache,
+        which is only read.
 
         soft: [C, H], the soft embedding of the previous step, or None at step 0.
         """
@@ -67,18 +69,12 @@ class Denoiser:
                 position_ids=positions,
                 past_key_values=cache,
             )
-        raw = self._model.lm_head(decoder.norm(hidden)).to(torch.float32)
-        cap = self._model.final_logit_softcapping
-        capped: Tensor = torch.tanh(raw / cap) * cap
-        return capped[0]
+        raw: Tensor = self._model.lm_head(decoder.norm(hidden))
+        return raw[0]
 
-    def soft_embedding(self, scaled_logits: Tensor) -> Tensor:
-        """The soft embedding [C, H] that conditions the next step: softmax(logits) @ embeddings * sqrt(H).
-
-        The logits go through the weights' type first, as they do in `generate`.
-        """
+    def soft_embedding(self, probabilities: Tensor) -> Tensor:
+        """The soft embedding [C, H] that conditions the next step: probabilities [C, V] @ embeddings *
+        sqrt(H)."""
         embedding: Any = self._decoder.embed_tokens
-        logits = scaled_logits.to(self.dtype)[None]
-        probabilities = logits.softmax(dim=-1, dtype=torch.float32).to(self.dtype)
         soft: Tensor = torch.matmul(probabilities, embedding.weight) * embedding.embed_scale.to(self.dtype)
-        return soft[0]
+        return soft

@@ -26,6 +26,15 @@ class ContextOverflowError(RequestError):
         self.available = available
 
 
+class MemoryOverflowError(RequestError):
+    """The KV cache of the request is larger than all memory set aside for caches. Both figures in bytes."""
+
+    def __init__(self, needed: int, available: int) -> None:
+        super().__init__(f"needs a KV cache of {needed} bytes, all rows together have {available}")
+        self.needed = needed
+        self.available = available
+
+
 class DuplicateRequestError(RequestError):
     """A request of that id is already running or queued."""
 

@@ -9,11 +9,15 @@ vocabulary). Integers only, no torch: anyone can replay it.
 """
 
 import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 Words = npt.NDArray[np.uint32]
+Ids = npt.NDArray[np.int64]
+Keys = np.uint64 | npt.NDArray[np.uint64]
 
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _WEYL = (0x9E3779B9, 0xBB67AE85)  # added to the key words after each round
@@ -30,12 +34,13 @@ class Purpose(enum.IntEnum):
     RENOISE = 2  # the id that replaces a position which the step did not accept
 
 
-def philox4x32(counter: Words, key: tuple[int, int]) -> Words:
-    """Ten rounds of Philox4x32: counters [..., 4] and two 32-bit key words to outputs [..., 4]."""
+def philox4x32(counter: Words, key: tuple[Keys, Keys]) -> Words:
+    """Ten rounds of Philox4x32: counters [..., 4] and two 32-bit key words (of one value, or one for each
+    counter) to outputs [..., 4]."""
     x0, x1, x2, x3 = (counter[..., word].astype(np.uint64) for word in range(4))
     for round_ in range(_ROUNDS):
-        k0 = np.uint64((key[0] + round_ * _WEYL[0]) & 0xFFFFFFFF)
-        k1 = np.uint64((key[1] + round_ * _WEYL[1]) & 0xFFFFFFFF)
+        k0 = (key[0] + np.uint64(round_ * _WEYL[0])) & _MASK
+        k1 = (key[1] + np.uint64(round_ * _WEYL[1])) & _MASK
         first, second = _MULTIPLIERS[0] * x0, _MULTIPLIERS[1] * x2
         x0, x1, x2, x3 = (
             (second >> _SHIFT) ^ x1 ^ k0,
@@ -46,31 +51,41 @@ def philox4x32(counter: Words, key: tuple[int, int]) -> Words:
     return np.stack([x0, x1, x2, x3], axis=-1).astype(np.uint32)
 
 
-def draws(seed: int, canvas: int, step: int, positions: int, purpose: Purpose) -> Words:
-    """The 32-bit draws [positions] of one purpose in one step of one canvas."""
-    counter = np.empty((positions, 4), dtype=np.uint32)
-    counter[:, 0] = canvas
-    counter[:, 1] = step
-    counter[:, 2] = np.arange(positions)
-    counter[:, 3] = int(purpose)
-    return philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32))[:, 0]
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """One step of one row: what its draws depend on."""
+
+    seed: int
+    canvas: int
+    step: int
 
 
-def uniforms(seed: int, canvas: int, step: int, positions: int) -> npt.NDArray[np.float64]:
-    """The uniforms [positions] in (0, 1) that sample the tokens of one step."""
-    words = draws(seed, canvas, step, positions, Purpose.SAMPLE)
+def draws(moments: Sequence[Moment], positions: int, purpose: Purpose) -> Words:
+    """The 32-bit draws [rows, positions] of one purpose, one row a moment."""
+    counter = np.empty((len(moments), positions, 4), dtype=np.uint32)
+    counter[..., 0] = np.array([moment.canvas for moment in moments], dtype=np.uint32)[:, None]
+    counter[..., 1] = np.array([moment.step for moment in moments], dtype=np.uint32)[:, None]
+    counter[..., 2] = np.arange(positions, dtype=np.uint32)
+    counter[..., 3] = int(purpose)
+    seeds = np.array([moment.seed for moment in moments], dtype=np.uint64)[:, None]
+    return philox4x32(counter, (seeds & _MASK, seeds >> _SHIFT))[..., 0]
+
+
+def uniforms(moments: Sequence[Moment], positions: int) -> npt.NDArray[np.float64]:
+    """The uniforms [rows, positions] in (0, 1) that sample the tokens of one step of each row."""
+    words = draws(moments, positions, Purpose.SAMPLE)
     return (words.astype(np.float64) + 0.5) / 2.0**32
 
 
-def initial_ids(seed: int, canvas: int, positions: int, vocab_size: int) -> npt.NDArray[np.int64]:
-    """The random ids [positions] that a canvas starts from."""
-    return _ids(draws(seed, canvas, 0, positions, Purpose.INITIAL), vocab_size)
+def initial_ids(moments: Sequence[Moment], positions: int, vocab_size: int) -> Ids:
+    """The random ids [rows, positions] that a canvas of each row starts from (step 0)."""
+    return _ids(draws(moments, positions, Purpose.INITIAL), vocab_size)
 
 
-def renoise_ids(seed: int, canvas: int, step: int, positions: int, vocab_size: int) -> npt.NDArray[np.int64]:
-    """The random ids [positions] for what a step does not accept."""
-    return _ids(draws(seed, canvas, step, positions, Purpose.RENOISE), vocab_size)
+def renoise_ids(moments: Sequence[Moment], positions: int, vocab_size: int) -> Ids:
+    """The random ids [rows, positions] for what a step of each row does not accept."""
+    return _ids(draws(moments, positions, Purpose.RENOISE), vocab_size)
 
 
-def _ids(words: Words, vocab_size: int) -> npt.NDArray[np.int64]:
+def _ids(words: Words, vocab_size: int) -> Ids:
     return ((words.astype(np.uint64) * np.uint64(vocab_size)) >> _SHIFT).astype(np.int64)

@@ -17,7 +17,7 @@ class FinishReason(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One job for the engine. Every field but the last three changes the result; the same values give the
+    """One job for the engine. Every field but the last four changes the result; the same values give the
     same text.
 
     prompt_ids: the prompt as token ids, control tokens included (see model/chat.py). seed: uint64.
@@ -28,6 +28,7 @@ class GenerationRequest:
     canvas_limit: the row pauses before the canvas of this index (see Engine.allow).
     committed: canvases already committed, for a resume after a restart; the engine goes on with the next.
     draft_every: a draft after every so many steps, 0 for none.
+    tenant: who may share kept prompt beginnings with this request (model/prefixes.py); nobody if empty.
     """
 
     request_id: str
@@ -43,6 +44,7 @@ class GenerationRequest:
     canvas_limit: int
     committed: tuple[tuple[int, ...], ...] = ()
     draft_every: int = 1
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,17 +2,22 @@
 
 Layout of a leaf's preimage (all integers little-endian), C = canvas size in tokens:
 
-    bytes            field 16               domain tag, b"piecework/step/1" 4                canvas index,
-    uint32 4                step index within the canvas, uint32, from 0 4                C, uint32 4 * C
-    canvas before the step, uint32 ids 4 * C            canvas after it (accepted tokens kept, the rest
-    renoised), uint32 ids 4 * C            argmax canvas, uint32 ids ceil(C / 8)      accepted positions, bit
-    i % 8 (from the lowest) of byte i // 8 for position i 32               SHA-256 of the soft embedding that
-    conditions the next step: a one-byte type tag (1 float32, 2 bfloat16, 3 float16), then the [C, H] values
-    row by row in that type, little-endian 6 * C            fingerprint: for each position three float16:
-    entropy in nats, log-probability of the sampled token, and the gap between the two largest logits, all
-    after temperature scaling
+| bytes | field |
+|---|---|
+| 16 | domain tag, `piecework/step/1` |
+| 4 | canvas index, uint32 |
+| 4 | step index within the canvas, uint32, from 0 |
+| 4 | C, uint32 |
+| 4 C | canvas before the step, uint32 ids |
+| 4 C | canvas after it (accepted tokens kept, the rest renoised), uint32 ids |
+| 4 C | argmax canvas, uint32 ids |
+| ceil(C / 8) | accepted positions, position i in bit i % 8 (from the lowest) of byte i // 8 |
+| 32 | SHA-256 of the soft embedding that conditions the next step: a one-byte type tag (1 float32, |
+|    | 2 bfloat16, 3 float16), then the [C, H] values row by row in that type |
+| 6 C | fingerprint, three float16 a position: entropy in nats, log-probability of the sampled token, |
+|     | gap between the two largest logits, all after temperature scaling |
 
-    leaf = SHA-256(preimage)
+leaf = SHA-256(preimage)
 
 Exact, whatever the hardware: canvas and step index, the canvas before step 0, every renoised id (both follow
 from the seed alone, model/philox.py), and that "after" follows from sampled tokens, accepted positions and
@@ -36,14 +41,15 @@ _TYPE_TAGS: dict[EmbeddingType, bytes] = {"float32": b"\x01", "bfloat16": b"\x02
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """Everything that one leaf commits to. All id tuples have C entries; `fingerprint` has 6 * C bytes."""
+    """Everything that one leaf commits to, as the bytes of the layout: ids are C little-endian uint32,
+    accepted is the bitmap, fingerprint 3 C little-endian float16."""
 
     canvas: int
     step: int
-    before: tuple[int, ...]
-    after: tuple[int, ...]
-    argmax: tuple[int, ...]
-    accepted: tuple[bool, ...]
+    before: bytes
+    after: bytes
+    argmax: bytes
+    accepted: bytes
     embedding_digest: bytes
     fingerprint: bytes
 
@@ -55,31 +61,32 @@ def embedding_digest(kind: EmbeddingType, little_endian_rows: bytes | memoryview
     return digest.digest()
 
 
-def bitmap(flags: tuple[bool, ...]) -> bytes:
-    """Packs flags into bytes, position 0 in the lowest bit of byte 0."""
-    packed = bytearray((len(flags) + 7) // 8)
-    for position, flag in enumerate(flags):
-        packed[position // 8] |= int(flag) << (position % 8)
-    return bytes(packed)
-
-
 def preimage(record: StepRecord) -> bytes:
     """The bytes that the leaf digest is taken over. Raises ValueError when the fields do not have one
     length.
     """
-    size = len(record.before)
-    lengths = (len(record.after), len(record.argmax), len(record.accepted), len(record.fingerprint) / 6)
-    if any(length != size for length in lengths) or len(record.embedding_digest) != DIGEST_BYTES:
+    size, odd = divmod(len(record.before), 4)
+    lengths = (
+        len(record.after) / 4,
+        len(record.argmax) / 4,
+        len(record.fingerprint) / 6,
+    )
+    bitmap_bytes = (size + 7) // 8
+    if (
+        odd
+        or any(length != size for length in lengths)
+        or len(record.accepted) != bitmap_bytes
+        or len(record.embedding_digest) != DIGEST_BYTES
+    ):
         raise ValueError(f"step record of {size} positions has fields of other lengths: {lengths}")
-    ids = struct.Struct(f"<{size}I")
     return b"".join(
         (
             DOMAIN_TAG,
             struct.pack("<III", record.canvas, record.step, size),
-            ids.pack(*record.before),
-            ids.pack(*record.after),
-            ids.pack(*record.argmax),
-            bitmap(record.accepted),
+            record.before,
+            record.after,
+            record.argmax,
+            record.accepted,
             record.embedding_digest,
             record.fingerprint,
         )

@@ -56,10 +56,39 @@ def canvases(events: list[Event]) -> list[CanvasEvent]:
 
 @contextmanager
 def broken_head(loaded: LoadedModel, breaking: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
-    """Passes every output of the model's last layer through `breaking`, which may also raise."""
+    """Passes every output [P, V] of the model's last layer through `breaking`, which may also raise."""
 
     def hook(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
         return breaking(output)
+
+    handle = loaded.model.lm_head.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def broken_row(
+    loaded: LoadedModel, row: int, *, from_call: int, breaking: Callable[[torch.Tensor], None]
+) -> Iterator[None]:
+    """Breaks one canvas of a pass: that of row `row` in call `from_call` (from 1) of the last layer, and
+    again wherever the same canvas turns up, alone or among others. `breaking` gets its logits [C, V] and may
+    raise."""
+    size, calls = loaded.limits.canvas_size, 0
+    marked: torch.Tensor | None = None
+
+    def hook(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        nonlocal calls, marked
+        calls += 1
+        blocks = inputs[0].view(-1, size, inputs[0].shape[-1])
+        if calls == from_call:
+            marked = blocks[row].clone()
+        output = output.clone()
+        for index, block in enumerate(blocks):
+            if marked is not None and torch.equal(block, marked):
+                breaking(output[index * size : (index + 1) * size])
+        return output
 
     handle = loaded.model.lm_head.register_forward_hook(hook)
     try:

@@ -10,7 +10,7 @@ from model.engine import Engine
 from model.errors import ContextOverflowError, DuplicateRequestError, InvalidRequestError, QueueFullError
 from model.loading import LoadedModel
 from model.requests import CanvasEvent, DraftEvent, FailedEvent, FinishReason
-from tests.support.model_runs import broken_head, canvases, make_request, run, run_alone
+from tests.support.model_runs import broken_head, broken_row, canvases, make_request, run, run_alone
 
 Prompt = tuple[int, ...]
 
@@ -102,21 +102,18 @@ def test_every_parameter_is_the_rows_own(bundled: LoadedModel, prompt: Prompt) -
         assert together[variant.request_id] == run_alone(bundled, variant)
 
 
-def test_not_a_number_ends_its_own_row_without_a_canvas(bundled: LoadedModel, prompt: Prompt) -> None:
-    wanted, calls = make_request(prompt), 0
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_not_a_number_ends_its_own_row_without_a_canvas(
+    bundled: LoadedModel, prompt: Prompt, value: float
+) -> None:
+    def poison(logits: torch.Tensor) -> None:
+        logits[7, 3] = value
 
-    def every_second_call_is_poisoned(output: torch.Tensor) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
-        if calls == 4:  # the second row's second step
-            output = output.clone()
-            output[0, 7, 3] = float("nan")
-        return output
-
+    wanted = make_request(prompt)
     engine = Engine(bundled, max_rows=2)
     engine.submit(wanted)
     engine.submit(make_request(prompt, "poisoned", seed=2, draft_every=0))
-    with broken_head(bundled, every_second_call_is_poisoned):
+    with broken_row(bundled, 1, from_call=2, breaking=poison):
         events = run(engine)
     assert events["poisoned"] == [FailedEvent("poisoned", "non_finite", "the model produced NaN or infinity")]
     assert events["job"] == run_alone(bundled, wanted)
@@ -130,24 +127,20 @@ def test_not_a_number_ends_its_own_row_without_a_canvas(bundled: LoadedModel, pr
 def test_a_failing_forward_pass_ends_its_row_only(
     bundled: LoadedModel, prompt: Prompt, error: Exception, kind: str
 ) -> None:
-    calls = 0
+    def fail(logits: torch.Tensor) -> None:
+        raise error
 
-    def first_call_fails(output: torch.Tensor) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
-        if calls == 1:
-            raise error
-        return output
-
-    engine = Engine(bundled, max_rows=2)
-    engine.submit(make_request(prompt, "broken"))
-    engine.submit(make_request(prompt, "fine", max_tokens=32))
-    with broken_head(bundled, first_call_fails):
+    wanted = [make_request(prompt, name, seed=seed, max_tokens=32) for seed, name in enumerate("abc")]
+    engine = Engine(bundled, max_rows=4)
+    engine.submit(make_request(prompt, "broken", seed=9))
+    for request in wanted:
+        engine.submit(request)
+    with broken_row(bundled, 0, from_call=1, breaking=fail):
         events = run(engine)
-    (failed,) = events["broken"]
+    (failed,) = events.pop("broken")
     assert isinstance(failed, FailedEvent)
     assert failed.kind == kind
-    assert len(canvases(events["fine"])) == 1
+    assert events == {request.request_id: run_alone(bundled, request) for request in wanted}
 
 
 def test_memory_that_the_cpu_does_not_have_is_told_as_such(bundled: LoadedModel, prompt: Prompt) -> None:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from model import philox
+from model.philox import Moment
 
 # Known answers for philox4x32 with 10 rounds from the authors' Random123 distribution (kat_vectors).
 KNOWN = [
@@ -35,35 +36,47 @@ def plain_philox(counter: list[int], key: list[int]) -> list[int]:
 @pytest.mark.parametrize(("counter", "key", "answer"), KNOWN)
 def test_philox_gives_the_published_answers(counter: str, key: str, answer: str) -> None:
     key_words = words(key)
-    output = philox.philox4x32(np.array([words(counter)], dtype=np.uint32), (key_words[0], key_words[1]))
+    output = philox.philox4x32(
+        np.array([words(counter)], dtype=np.uint32), (np.uint64(key_words[0]), np.uint64(key_words[1]))
+    )
     assert output[0].tolist() == words(answer)
 
 
 def test_a_draw_depends_on_seed_canvas_step_position_and_purpose_only() -> None:
     seed = 0xFEDCBA9876543210
-    drawn = philox.draws(seed, 3, 5, 8, philox.Purpose.RENOISE)
+    drawn = philox.draws([Moment(seed, 3, 5)], 8, philox.Purpose.RENOISE)[0]
     expected = [plain_philox([3, 5, position, 2], [0x76543210, 0xFEDCBA98])[0] for position in range(8)]
     assert drawn.tolist() == expected
 
 
 def test_more_positions_do_not_change_the_earlier_ones() -> None:
-    assert philox.uniforms(9, 0, 1, 4).tolist() == philox.uniforms(9, 0, 1, 64)[:4].tolist()
+    assert (
+        philox.uniforms([Moment(9, 0, 1)], 4).tolist()
+        == philox.uniforms([Moment(9, 0, 1)], 64)[:, :4].tolist()
+    )
 
 
 def test_uniforms_lie_strictly_between_zero_and_one() -> None:
     extremes = (np.array([0, 2**32 - 1]).astype(np.float64) + 0.5) / 2.0**32
     assert 0.0 < extremes[0] < extremes[1] < 1.0
-    drawn = philox.uniforms(1, 0, 0, 20_000)
+    drawn = philox.uniforms([Moment(1, 0, 0)], 20_000)
     assert 0.0 < drawn.min() < drawn.max() < 1.0
     assert abs(drawn.mean() - 0.5) < 0.01
 
 
 def test_ids_cover_the_vocabulary_evenly() -> None:
-    ids = philox.initial_ids(5, 0, 70_000, 7)
+    ids = philox.initial_ids([Moment(5, 0, 0)], 70_000, 7)[0]
     counts = np.bincount(ids, minlength=7)
     assert len(counts) == 7
     assert counts.min() > 9_500
 
 
 def test_initial_ids_and_renoised_ids_are_different_draws() -> None:
-    assert philox.initial_ids(5, 0, 32, 1000).tolist() != philox.renoise_ids(5, 0, 0, 32, 1000).tolist()
+    moment = [Moment(5, 0, 0)]
+    assert philox.initial_ids(moment, 32, 1000).tolist() != philox.renoise_ids(moment, 32, 1000).tolist()
+
+
+def test_many_rows_draw_what_each_draws_alone() -> None:
+    moments = [Moment(2**64 - 1, 3, 5), Moment(0, 0, 0), Moment(7, 2**32 - 1, 47)]
+    together = philox.uniforms(moments, 16)
+    assert together.tolist() == [philox.uniforms([moment], 16)[0].tolist() for moment in moments]

@@ -9,35 +9,71 @@ import torch
 
 from model import sampler
 
-CPU = torch.device("cpu")
-
 
 def test_the_temperature_falls_linearly_from_start_to_just_above_end() -> None:
-    values = [float(sampler.temperature(0.8, 0.4, remaining, 4, CPU)) for remaining in (4, 3, 2, 1)]
+    values = [float(sampler.temperature(0.8, 0.4, remaining, 4)) for remaining in (4, 3, 2, 1)]
     assert values == pytest.approx([0.8, 0.7, 0.6, 0.5])
 
 
 def test_equal_temperatures_give_a_constant() -> None:
-    assert float(sampler.temperature(0.5, 0.5, 7, 48, CPU)) == 0.5
+    assert float(sampler.temperature(0.5, 0.5, 7, 48)) == 0.5
+
+
+def judge(logits: list[list[float]], cap: float = 1000.0, temperature: float = 1.0) -> sampler.Judgement:
+    """A judgement with uniforms of one half."""
+    raw = torch.tensor(logits)
+    half = torch.full((len(logits),), 0.5, dtype=torch.float64)
+    return sampler.judge(raw, torch.full((len(logits),), temperature), cap, half)
 
 
 def test_entropy_of_a_uniform_position_is_the_logarithm_of_the_vocabulary() -> None:
-    entropy, log_probabilities = sampler.token_entropy(
-        torch.tensor([[2.0, 2.0, 2.0, 2.0], [60.0, 0.0, 0.0, 0.0]])
-    )
-    assert entropy.tolist() == pytest.approx([math.log(4), 0.0], abs=1e-6)
-    assert float(log_probabilities[0, 0]) == pytest.approx(-math.log(4))
+    judgement = judge([[2.0, 2.0, 2.0, 2.0], [60.0, 0.0, 0.0, 0.0]])
+    assert judgement.entropy.tolist() == pytest.approx([math.log(4), 0.0], abs=1e-6)
+    assert float(judgement.log_probability[0]) == pytest.approx(-math.log(4))
+
+
+def test_logits_are_capped_before_the_temperature_divides_them() -> None:
+    judgement = judge([[90.0, 0.0]], cap=30.0, temperature=0.5)
+    assert float(judgement.gap[0]) == pytest.approx(2 * 30 * math.tanh(3))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_number_that_is_none_makes_the_entropy_of_its_position_none(value: float) -> None:
+    entropy = judge([[1.0, 2.0], [1.0, value]]).entropy
+    assert torch.isfinite(entropy).tolist() == [True, False]
+
+
+def test_the_probabilities_for_the_next_step_are_rounded_as_the_weights_are() -> None:
+    raw = torch.randn(3, 700, generator=torch.Generator().manual_seed(1)).bfloat16()
+    temperatures = torch.tensor([0.5, 1.0, 2.0])
+    judgement = sampler.judge(raw, temperatures, 30.0, torch.full((3,), 0.5, dtype=torch.float64))
+    scaled = torch.tanh(raw.float() / 30.0) * 30.0 / temperatures[:, None]
+    expected = scaled.bfloat16().softmax(-1, dtype=torch.float32).bfloat16()
+    assert torch.equal(judgement.probabilities, expected)
+
+
+def test_a_position_is_judged_alike_whatever_stands_beside_it() -> None:
+    raw = torch.randn(40, 1127, generator=torch.Generator().manual_seed(2))
+    temperatures = torch.rand(40) + 0.1
+    uniforms = torch.rand(40, dtype=torch.float64)
+    together = sampler.judge(raw, temperatures, 30.0, uniforms)
+    for start, stop in ((0, 1), (7, 20), (39, 40)):
+        part = sampler.judge(raw[start:stop], temperatures[start:stop], 30.0, uniforms[start:stop])
+        for name in ("argmax", "sampled", "entropy", "log_probability", "gap", "probabilities"):
+            assert torch.equal(getattr(part, name), getattr(together, name)[start:stop]), name
 
 
 def test_positions_are_accepted_from_the_lowest_entropy_while_those_before_stay_in_the_bound() -> None:
-    entropy = torch.tensor([0.5, 0.01, 0.06, 0.05])
-    assert sampler.accept(entropy, 0.1).tolist() == [False, True, True, True]
-    assert sampler.accept(entropy, 0.2).tolist() == [True, True, True, True]
-    assert sampler.accept(entropy, 0.0).tolist() == [False, True, False, False]
+    entropy = torch.tensor([[0.5, 0.01, 0.06, 0.05]] * 3)
+    assert sampler.accept(entropy, torch.tensor([0.1, 0.2, 0.0])).tolist() == [
+        [False, True, True, True],
+        [True, True, True, True],
+        [False, True, False, False],
+    ]
 
 
 def test_the_most_certain_position_is_always_accepted() -> None:
-    assert sampler.accept(torch.tensor([9.0, 8.0]), 0.0).tolist() == [False, True]
+    assert sampler.accept(torch.tensor([[9.0, 8.0]]), torch.tensor([0.0])).tolist() == [[False, True]]
 
 
 @pytest.mark.parametrize("vocab_size", [3, 512, 513, 5000])
@@ -61,19 +97,13 @@ def test_the_extreme_uniforms_pick_a_token_that_has_mass(uniform: float) -> None
     ]
 
 
-def test_a_step_keeps_what_it_accepts_and_renoises_the_rest() -> None:
-    logits = torch.zeros(2, 4)
-    logits[0, 3] = 10.0
-    renoise = torch.tensor([1, 2])
-    choice = sampler.choose(logits, torch.tensor([0.5, 0.5], dtype=torch.float64), renoise, entropy_bound=0.0)
-    assert choice.accepted.tolist() == [True, False]
-    assert choice.after.tolist() == [3, 2]
-    assert choice.argmax.tolist() == [3, 0]
-    assert choice.fingerprint[0].tolist() == pytest.approx([0.0015, -0.0001, 10.0], abs=1e-3)
-    assert choice.fingerprint[1].tolist() == pytest.approx([math.log(4), -math.log(4), 0.0], abs=1e-3)
+def test_the_fingerprint_holds_entropy_log_probability_and_gap() -> None:
+    fingerprint = judge([[0.0, 0.0, 0.0, 10.0], [0.0, 0.0, 0.0, 0.0]]).fingerprint
+    assert fingerprint.dtype is torch.float16
+    assert fingerprint[0].tolist() == pytest.approx([0.0015, -0.0001, 10.0], abs=1e-3)
+    assert fingerprint[1].tolist() == pytest.approx([math.log(4), -math.log(4), 0.0], abs=1e-3)
 
 
 def test_confidence_is_the_mean_entropy_strictly_below_the_threshold() -> None:
-    entropy = torch.tensor([0.25, 0.75])
-    assert sampler.is_confident(entropy, 0.51)
-    assert not sampler.is_confident(entropy, 0.5)
+    entropy = torch.tensor([[0.25, 0.75]] * 2)
+    assert sampler.confident(entropy, torch.tensor([0.51, 0.5])).tolist() == [True, False]

@@ -1,0 +1,230 @@
+"""One pass of DiffusionGemma over tokens of many rows at once, each row against its own cache.
+
+Encoder and decoder of the published model are one stack of layers with tied weights (only `layer_scalar` is
+each half's own), so chunks that are prefilled causally and canvases that are denoised can share a pass:
+every projection sees all tokens of all rows as one matrix [T, H], attention runs row by row. In each layer
+the chunks write their keys and values before anybody reads, so a canvas may be denoised in the very pass
+that commits what stands before it.
+
+The order of operations is that of `modeling_diffusion_gemma.py` in transformers 5.23, whose modules and
+weights these are. With matrix products that do not depend on the number of rows (model/invariance.py) a
+token's result is the same bit for bit whatever shares the pass.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import DiffusionGemmaForBlockDiffusion
+
+from model.cache import RowCache
+from model.mixture import Mixture
+from model.projections import Projection, projection
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Consecutive tokens of one row in a pass: `tokens` of them from `start` in the batch, standing `offset`
+    tokens behind the row's committed ones."""
+
+    cache: RowCache
+    start: int
+    tokens: int
+    offset: int
+    causal: bool
+
+    @property
+    def span(self) -> slice:
+        return slice(self.start, self.start + self.tokens)
+
+    @property
+    def position(self) -> int:
+        """Absolute position of the first token."""
+        return self.cache.length + self.offset
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """A layer's modules in the order of their use, with the projections that run them."""
+
+    kind: str
+    heads: int
+    head_dim: int
+    window: int
+    attention: Any
+    decoder: Any
+    q: Projection
+    k: Projection
+    v: Projection | None
+    o: Projection
+    gate: Projection
+    up: Projection
+    down: Projection
+    mixture: Mixture
+    canvas_scalar: Tensor
+    causal_scalar: Tensor
+
+
+class Backbone:
+    """The stack of one loaded model. Holds no state of any row."""
+
+    def __init__(self, model: DiffusionGemmaForBlockDiffusion, *, minimum_rows: int, pack: bool) -> None:
+        decoder, text = model.model.decoder, model.config.text_config
+        self._decoder: Any = decoder
+        self._eps: float = text.rms_norm_eps
+        self._hidden: int = text.hidden_size
+        self._minimum_rows = minimum_rows
+        encoder = model.model.encoder.language_model
+        self._layers = [
+            _layer(text, kind, *halves, minimum_rows=minimum_rows, pack=pack)
+            for kind, *halves in zip(text.layer_types, decoder.layers, encoder.layers, strict=True)
+        ]
+        self._masks: dict[tuple[int, int, int], Tensor] = {}
+        conditioning = decoder.self_conditioning
+        self._condition_gate = projection(conditioning.gate_proj, pack)
+        self._condition_up = projection(conditioning.up_proj, pack)
+        self._condition_down = projection(conditioning.down_proj, pack)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token embeddings [T, H] of ids [T]."""
+        embedded: Tensor = self._decoder.embed_tokens(ids)
+        return embedded
+
+    def condition(self, embedded: Tensor, soft: Tensor) -> Tensor:
+        """What the stack sees of canvas tokens [T, H], given the soft embeddings [T, H] of the step
+        before."""
+        module = self._decoder.self_conditioning
+        normed = functional.rms_norm(soft, (self._hidden,), module.pre_norm.weight, self._eps)
+        signal = self._condition_down(
+            module.act_fn(self._condition_gate(normed)) * self._condition_up(normed)
+        )
+        return functional.rms_norm(embedded + signal, (self._hidden,), None, self._eps)
+
+    def run(self, hidden: Tensor, segments: Sequence[Segment], canvas_tokens: int) -> Tensor:
+        """The stack over hidden [T, H]; the first `canvas_tokens` of the T are of canvases, the others
+        causal.
+
+        Returns the final normed states [canvas_tokens, H] of the canvases. What the causal segments add to
+        their caches is written but not committed.
+        """
+        positions = self._positions(segments, hidden.device, hidden.shape[0])
+        rotary = {
+            kind: tuple(part[0][:, None] for part in self._decoder.rotary_emb(hidden[None], positions, kind))
+            for kind in self._decoder.unique_layer_types
+        }
+        for index, layer in enumerate(self._layers):
+            attended = self._attention(
+                index, layer, self._norm(hidden, layer.decoder.input_layernorm), rotary[layer.kind], segments
+            )
+            hidden = hidden + self._norm(attended, layer.decoder.post_attention_layernorm)
+            hidden = hidden + self._feed_forward(layer, hidden)
+            hidden[:canvas_tokens] *= layer.canvas_scalar
+            hidden[canvas_tokens:] *= layer.causal_scalar
+        return self._norm(hidden[:canvas_tokens], self._decoder.norm)
+
+    def _norm(self, hidden: Tensor, norm: Any) -> Tensor:
+        return functional.rms_norm(hidden, (self._hidden,), norm.weight, self._eps)
+
+    def _positions(self, segments: Sequence[Segment], device: torch.device, tokens: int) -> Tensor:
+        """Absolute positions [1, T] int32; padding stands at 0."""
+        spans = [torch.arange(s.position, s.position + s.tokens, dtype=torch.int32) for s in segments]
+        used = sum(s.tokens for s in segments)
+        return torch.cat([*spans, torch.zeros(tokens - used, dtype=torch.int32)]).to(device)[None]
+
+    def _attention(
+        self,
+        index: int,
+        layer: _Layer,
+        hidden: Tensor,
+        rotary: tuple[Tensor, ...],
+        segments: Sequence[Segment],
+    ) -> Tensor:
+        """Attention output [T, H] before the norm behind it."""
+        module, tokens, dim = layer.attention, hidden.shape[0], layer.head_dim
+        queries = layer.q(hidden).view(tokens, layer.heads, dim)
+        queries = _rotate(functional.rms_norm(queries, (dim,), module.q_norm.weight, self._eps), rotary)
+        raw = layer.k(hidden).view(tokens, -1, dim)
+        values = raw if layer.v is None else layer.v(hidden).view(tokens, -1, dim)
+        keys = _rotate(functional.rms_norm(raw, (dim,), module.k_norm.weight, self._eps), rotary)
+        values = functional.rms_norm(values, (dim,), None, self._eps)
+        for segment in segments:
+            segment.cache.write(index, segment.offset, keys[segment.span], values[segment.span])
+        attended = torch.zeros_like(queries) if segments[-1].span.stop < tokens else torch.empty_like(queries)
+        for segment in segments:
+            seen_keys, seen_values, before = segment.cache.view(index, segment.offset, segment.tokens)
+            mask = self._mask(before, segment.tokens, layer.window, hidden.device) if segment.causal else None
+            attended[segment.span] = functional.scaled_dot_product_attention(
+                queries[segment.span].transpose(0, 1)[None],  # [1, heads, tokens, dim]
+                seen_keys[None],
+                seen_values[None],
+                attn_mask=mask,
+                scale=1.0,
+                enable_gqa=True,
+            )[0].transpose(0, 1)
+        return layer.o(attended.view(tokens, layer.heads * dim))
+
+    def _mask(self, before: int, tokens: int, window: int, device: torch.device) -> Tensor:
+        """Which of before + tokens keys each of `tokens` queries sees: [tokens, before + tokens], bool."""
+        key = (before, tokens, window)
+        mask = self._masks.get(key)
+        if mask is None:
+            query = torch.arange(before, before + tokens, device=device)[:, None]
+            seen = torch.arange(before + tokens, device=device)[None]
+            mask = seen <= query
+            if window:
+                mask &= seen > query - window
+            if len(self._masks) >= _KEPT_MASKS:
+                self._masks.clear()
+            self._masks[key] = mask
+        return mask
+
+    def _feed_forward(self, layer: _Layer, hidden: Tensor) -> Tensor:
+        """The dense MLP beside the mixture of experts, [T, H]."""
+        module = layer.decoder
+        dense = self._norm(hidden, module.pre_feedforward_layernorm)
+        dense = layer.down(module.mlp.act_fn(layer.gate(dense)) * layer.up(dense))
+        dense = self._norm(dense, module.post_feedforward_layernorm_1)
+        _, weights, chosen = module.router(hidden)
+        mixed = layer.mixture(self._norm(hidden, module.pre_feedforward_layernorm_2), chosen, weights)
+        mixed = self._norm(mixed, module.post_feedforward_layernorm_2)
+        return self._norm(dense + mixed, module.post_feedforward_layernorm)
+
+
+_KEPT_MASKS = 64
+"""Masks that are kept for the next pass: prompts of one service tend to few lengths, and each is made in
+microseconds."""
+
+
+def _rotate(states: Tensor, rotary: tuple[Tensor, ...]) -> Tensor:
+    """Rotary position embedding of [T, heads, dim] (arXiv 2104.09864), halves rotated as in transformers."""
+    cos, sin = rotary
+    half = states.shape[-1] // 2
+    turned = torch.cat((-states[..., half:], states[..., :half]), dim=-1)
+    return (states * cos) + (turned * sin)
+
+
+def _layer(
+    text: Any, kind: str, decoder: Any, encoder: Any, *, minimum_rows: int, pack: bool
+) -> _Layer:
+    attention, mlp = decoder.self_attn, decoder.mlp
+    return _Layer(
+        kind=kind,
+        heads=text.num_attention_heads,
+        head_dim=attention.head_dim,
+        window=text.sliding_window if kind == "sliding_attention" else 0,
+        attention=attention,
+        decoder=decoder,
+        q=projection(attention.q_proj, pack),
+        k=projection(attention.k_proj, pack),
+        v=None if attention.v_proj is None else projection(attention.v_proj, pack),
+        o=projection(attention.o_proj, pack),
+        gate=projection(mlp.gate_proj, pack),
+        up=projection(mlp.up_proj, pack),
+        down=projection(mlp.down_proj, pack),
+        mixture=Mixture(decoder.experts, minimum_rows=minimum_rows, pack=pack),
+        canvas_scalar=decoder.layer_scalar,
+        causal_scalar=encoder.layer_scalar,
+    )

@@ -1,0 +1,267 @@
+"""The fast executor: all rows of a step in as few passes as fit, each row with the result that it has alone.
+
+What makes a row independent of its neighbours, bit for bit: its prompt is cut where the request says
+(model/chunks.py); projections see every token as one row of a matrix, and only products whose rows do not
+depend on how many there are are used (model/invariance.py); attention, sampling and acceptance run within the
+row. Where the machine's products do depend on their number of rows, every row runs alone and its prefill
+apart from its denoising: slower, and the same promise.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DiffusionGemmaForBlockDiffusion
+
+from model import limits, philox, sampler
+from model.backbone import Backbone, Segment
+from model.bounds import ModelLimits
+from model.cache import RowCache
+from model.chunks import prompt_chunks
+from model.executor import Outcome, RowFailure, RowStep
+from model.failures import NonFiniteError, failure_of, is_out_of_memory
+from model.invariance import Invariance, invariance_of
+from model.layout import cache_layout
+from model.prefixes import Key, PrefixStore, chain
+from model.projections import projection
+from model.requests import GenerationRequest
+from model.row import Decision, RowState
+from model.scheduler import RowWork
+from model.transfer import decisions
+
+
+@dataclass(slots=True)
+class _Row:
+    state: RowState
+    cache: RowCache
+    chain: list[Key]  # of the prompt's chunks; empty when nothing of them is shared
+    stored: int  # chunks of the prompt that are in the cache
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """What one row does in a pass."""
+
+    request_id: str
+    row: _Row
+    chunks: int
+    denoise: bool
+
+    @property
+    def causal_tokens(self) -> int:
+        return sum(len(self.row.state.pending[index]) for index in range(self.chunks))
+
+
+class BatchedExecutor:
+    """Rows of one model on one device."""
+
+    def __init__(
+        self,
+        model: DiffusionGemmaForBlockDiffusion,
+        limits_: ModelLimits,
+        *,
+        prefix_bytes: int = limits.PREFIX_STORE_BYTES,
+        invariance: Invariance | None = None,
+    ) -> None:
+        """prefix_bytes: for kept prompt beginnings. invariance: measured on the model's weights if not
+        given."""
+        decoder: Any = model.model.decoder
+        self._limits = limits_
+        self._device: torch.device = model.device
+        self._dtype: torch.dtype = decoder.embed_tokens.weight.dtype
+        self._layout = cache_layout(model.config.text_config, limits_.canvas_size, limits_.chunk_tokens)
+        self._invariance = invariance or invariance_of(model)
+        pack = model.num_parameters() * self._dtype.itemsize <= limits.PACK_MAX_BYTES
+        self._backbone = Backbone(model, minimum_rows=self._invariance.minimum_rows, pack=pack)
+        self._head = projection(model.lm_head, pack)
+        self._cap: float = model.final_logit_softcapping
+        self._embedding: Tensor = decoder.embed_tokens.weight
+        self._scale: Tensor = decoder.embed_tokens.embed_scale.to(self._dtype)
+        self._pass_tokens = limits.CPU_PASS_TOKENS if self._device.type == "cpu" else limits.GPU_PASS_TOKENS
+        self._tile_rows = max(1, limits.LOGIT_TILE_VALUES // (limits_.canvas_size * limits_.vocab_size))
+        self._prefixes = PrefixStore(prefix_bytes)
+        self._rows: dict[str, _Row] = {}
+        self._pool = ThreadPoolExecutor(limits.HASH_THREADS, thread_name_prefix="trace")
+
+    @property
+    def chunk_tokens(self) -> int:
+        """As of the model."""
+        return self._limits.chunk_tokens
+
+    @property
+    def prefix_hits(self) -> int:
+        """Chunks that were copied instead of computed since the start."""
+        return self._prefixes.hits
+
+    def footprint(self, request: GenerationRequest) -> int:
+        """Bytes of the row's KV cache."""
+        return self._layout.row_bytes(self._limits.row_tokens(request), self._dtype.itemsize)
+
+    def open(self, request: GenerationRequest) -> int:
+        """Takes a row in and copies what is known of its prompt's beginning."""
+        state = RowState.of(request, self.chunk_tokens)
+        cache = RowCache(self._layout, self._limits.row_tokens(request), self._device, self._dtype)
+        row = _Row(state, cache, [], 0)
+        if request.tenant:
+            row.chain = chain(request.tenant, prompt_chunks(request.prompt_ids, self.chunk_tokens))
+            for known in self._prefixes.find(row.chain):
+                cache.append(known)
+                state.pending.popleft()
+                row.stored += 1
+        self._rows[request.request_id] = row
+        return row.stored
+
+    def close(self, request_id: str) -> None:
+        """Forgets a row with its cache."""
+        self._rows.pop(request_id, None)
+
+    def commit(self, request_id: str, canvas: tuple[int, ...]) -> None:
+        """Queues the canvas for prefill and clears the canvas state."""
+        self._rows[request_id].state.commit(canvas)
+
+    @torch.inference_mode()
+    def step(self, work: Sequence[RowWork]) -> list[Outcome]:
+        """All rows' work, in passes of bounded size."""
+        tasks = [
+            _Task(item.request_id, self._rows[item.request_id], item.chunks, item.denoise) for item in work
+        ]
+        outcomes: list[Outcome] = []
+        for batch in self._batches(tasks):
+            outcomes += self._guarded(batch)
+        return outcomes
+
+    def _batches(self, tasks: Sequence[_Task]) -> list[list[_Task]]:
+        """Tasks that share a pass."""
+        if self._invariance.isolated:
+            apart = [self._apart(task) for task in tasks]
+            return [[part] for parts in apart for part in parts]
+        batches: list[list[_Task]] = []
+        room = 0
+        for task in tasks:
+            tokens = task.causal_tokens + self._limits.canvas_size * task.denoise
+            if not batches or tokens > room:
+                batches.append([])
+                room = self._pass_tokens
+            batches[-1].append(task)
+            room -= tokens
+        return batches
+
+    @staticmethod
+    def _apart(task: _Task) -> list[_Task]:
+        """A task as passes of one segment each, whose shapes the request alone decides."""
+        chunks = [_Task(task.request_id, task.row, 1, denoise=False) for _ in range(task.chunks)]
+        return [*chunks, _Task(task.request_id, task.row, 0, denoise=True)] if task.denoise else chunks
+
+    def _guarded(self, batch: Sequence[_Task]) -> list[Outcome]:
+        """A pass; when it fails, the rows in smaller passes, so that only a row that fails alone is ended. A
+        pass changes no row before its last operation, so it can be repeated."""
+        batch = [task for task in batch if task.request_id in self._rows]
+        if not batch:
+            return []
+        try:
+            return self._pass(batch)
+        except (NonFiniteError, RuntimeError, MemoryError) as error:
+            if len(batch) == 1:
+                failure = RowFailure(batch[0].request_id, *failure_of(error))
+                self.close(failure.request_id)
+                return [failure]
+            if isinstance(error, torch.AcceleratorError):
+                raise
+            if is_out_of_memory(error):
+                self._pass_tokens = max(self._limits.canvas_size, self._pass_tokens // 2)
+        half = len(batch) // 2
+        return [*self._guarded(batch[:half]), *self._guarded(batch[half:])]
+
+    def _pass(self, tasks: Sequence[_Task]) -> list[Outcome]:
+        """One pass: chunks are committed to the caches, canvases make one step."""
+        denoising = [task for task in tasks if task.denoise]
+        for task in denoising:
+            state = task.row.state
+            if state.current is None:
+                state.current = philox.initial_ids(
+                    [state.moment], self._limits.canvas_size, self._limits.vocab_size
+                )[0]
+        states = self._states(tasks, denoising)
+        decided = [made for tile in self._tiles(denoising, states) for made in self._decide(*tile)]
+        for task in tasks:
+            self._commit_chunks(task)
+        return [self._advance(task, decision, soft) for task, decision, soft in decided]
+
+    def _states(self, tasks: Sequence[_Task], denoising: Sequence[_Task]) -> Tensor:
+        """Final states [rows * C, H] of the denoised canvases."""
+        size, device = self._limits.canvas_size, self._device
+        segments: list[Segment] = []
+        hidden: list[Tensor] = []
+        canvas_tokens = len(denoising) * size
+        for task in tasks:
+            task.row.cache.reserve(task.causal_tokens + size * task.denoise)
+        if denoising:
+            currents = np.concatenate([task.row.state.current for task in denoising])
+            embedded = self._backbone.embed(torch.from_numpy(currents).to(device))
+            softs = [self._soft(task.row.state, embedded[:size]) for task in denoising]
+            hidden.append(self._backbone.condition(embedded, torch.cat(softs)))
+            segments += [
+                Segment(task.row.cache, index * size, size, task.causal_tokens, causal=False)
+                for index, task in enumerate(denoising)
+            ]
+        start = canvas_tokens
+        for task in tasks:
+            offset = 0
+            for index in range(task.chunks):
+                ids = task.row.state.pending[index]
+                hidden.append(self._backbone.embed(torch.tensor(ids, device=device)))
+                segments.append(Segment(task.row.cache, start, len(ids), offset, causal=True))
+                start, offset = start + len(ids), offset + len(ids)
+        missing = self._invariance.minimum_rows - start
+        if missing > 0:
+            hidden.append(torch.zeros((missing, hidden[0].shape[1]), dtype=self._dtype, device=device))
+        return self._backbone.run(torch.cat(hidden), segments, canvas_tokens)
+
+    def _soft(self, state: RowState, like: Tensor) -> Tensor:
+        return torch.zeros_like(like) if state.soft is None else state.soft
+
+    def _tiles(self, denoising: Sequence[_Task], states: Tensor) -> list[tuple[Sequence[_Task], Tensor]]:
+        """Rows whose logits exist at the same time, with their states."""
+        size, rows = self._limits.canvas_size, self._tile_rows
+        return [
+            (denoising[start : start + rows], states[start * size : (start + rows) * size])
+            for start in range(0, len(denoising), rows)
+        ]
+
+    def _decide(self, tasks: Sequence[_Task], states: Tensor) -> list[tuple[_Task, Decision, Tensor]]:
+        """Logits to decisions, for the rows of a tile. Raises NonFiniteError."""
+        size, vocab_size, device = self._limits.canvas_size, self._limits.vocab_size, self._device
+        rows = [task.row.state for task in tasks]
+        moments = [row.moment for row in rows]
+        temperatures = np.repeat(np.array([row.temperature for row in rows], dtype=np.float32), size)
+        judgement = sampler.judge(
+            self._head(states),
+            torch.from_numpy(temperatures).to(device),
+            self._cap,
+            torch.from_numpy(philox.uniforms(moments, size).reshape(-1)).to(device),
+        )
+        soft = torch.matmul(judgement.probabilities, self._embedding) * self._scale
+        soft = soft.view(len(rows), size, -1)
+        made = decisions(rows, judgement, soft, philox.renoise_ids(moments, size, vocab_size))
+        return [(task, made[index], soft[index]) for index, task in enumerate(tasks)]
+
+    def _commit_chunks(self, task: _Task) -> None:
+        """What a pass wrote into a row's cache is committed, and kept for the tenant's next prompt."""
+        row = task.row
+        for _ in range(task.chunks):
+            ids = row.state.pending.popleft()
+            row.cache.commit(len(ids))
+            if row.stored < len(row.chain):
+                row.stored += 1
+                self._prefixes.keep(row.chain[: row.stored], row.cache.last(len(ids)))
+
+    def _advance(self, task: _Task, decision: Decision, soft: Tensor) -> RowStep:
+        state = task.row.state
+        canvas, step = state.canvas, state.step
+        finished = state.advance(decision, soft, self._pool)
+        leaves = state.leaves() if finished else ()
+        return RowStep(task.request_id, canvas, step, tuple(decision.argmax.tolist()), finished, leaves)
