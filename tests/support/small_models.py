@@ -10,18 +10,18 @@ from model.training.architecture import build_config
 VOCABULARY = 2048
 
 
-def small_config(layers: int = 3) -> DiffusionGemmaConfig:
-    """Wider than the bundled model and with twice its experts, so that one layer is a small part of it."""
+def small_config(layers: int = 3, experts: int = 8) -> DiffusionGemmaConfig:
+    """Wider than the bundled model and with more experts, so that one matrix is a small part of it."""
     config = build_config(VOCABULARY)
     text = config.text_config
     kinds = ["sliding_attention"] * (layers - 1) + ["full_attention"]
-    fields = {**text.to_dict(), "hidden_size": 192, "num_experts": 8, "moe_intermediate_size": 160}
+    fields = {**text.to_dict(), "hidden_size": 192, "num_experts": experts, "moe_intermediate_size": 160}
     fields |= {"num_hidden_layers": layers, "layer_types": kinds, "initializer_range": 0.1}
     fields["per_layer_config"] = {str(layers - 1): {"head_dim": 64}}
     return DiffusionGemmaConfig(**{**config.to_dict(), "text_config": fields, "initializer_range": 0.1})
 
 
-def write_small(folder: Path, layers: int = 3, shard: str = "2MB") -> Path:
+def write_small(folder: Path, layers: int = 3, experts: int = 8) -> Path:
     """Writes one, in several shards, and returns the folder."""
-    write_random(folder, small_config(layers), 5, shard)
+    write_random(folder, small_config(layers, experts), 5, "2MB")
     return folder
