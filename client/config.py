@@ -96,6 +96,9 @@ class ClientConfig(BaseSettings):
     gateway_api_key: str | None = Field(default=None, min_length=8, max_length=256, repr=False)
     gateway_max_concurrent: int = Field(default=64, ge=1, le=4096)
     gateway_heartbeat_s: float = Field(default=10.0, gt=0, le=60)
+    gateway_best_effort: bool = Field(
+        default=False, description="Requests that do not say may go to models without seed and trace."
+    )
 
     _file: ClassVar[dict[str, Any]] = {}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from protocol.objects import Service
 from protocol.types import Address, Amount, ChannelId, Digest, JobId
 
 
@@ -27,6 +28,7 @@ class Accepted:
     model_digest: Digest
     prompt_tokens: int
     ceiling: Amount
+    service: Service
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,7 @@ from protocol.content import encode_prompt
 from protocol.errors import MalformedInput, PieceworkError, ProtocolViolation, Reason, Refusal
 from protocol.jsons import loads
 from protocol.limits import MAX_PROMPT_BYTES
+from protocol.service import service_name
 from protocol.types import to_hex
 
 # JSON escapes can double a text of quotes and newlines; more than twice the largest prompt is no prompt.
@@ -52,11 +53,15 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @dataclass(frozen=True, slots=True)
 class GatewayOptions:
-    """How the gateway behaves. Without an API key only loopback names are accepted in `Host`."""
+    """How the gateway behaves. Without an API key only loopback names are accepted in `Host`.
+
+    `best_effort`: requests that do not say may go to models without seed and trace.
+    """
 
     api_key: str | None
     max_concurrent: int
     heartbeat_s: float
+    best_effort: bool = False
 
 
 class Gateway:
@@ -117,7 +122,7 @@ class Gateway:
             body = loads(await request.read())
         except ValueError:
             raise ApiError(400, "invalid_request_error", "the body is not JSON") from None
-        chat = oai.parse_chat(body)
+        chat = oai.parse_chat(body, best_effort=self._options.best_effort)
         try:
             encode_prompt(chat.request.messages)
         except MalformedInput as error:
@@ -215,11 +220,17 @@ class Gateway:
                         "object": "model",
                         "created": signed.offer.issued_at,
                         "owned_by": "piecework",
-                        "piecework": {"digests": [], "workers": 0, "lowest_output_price_per_million": None},
+                        "piecework": {
+                            "digests": [],
+                            "services": [],
+                            "workers": 0,
+                            "lowest_output_price_per_million": None,
+                        },
                     },
                 )["piecework"]
                 digest = "0x" + model.digest.hex()
                 entry["digests"] = sorted({*entry["digests"], digest})
+                entry["services"] = sorted({*entry["services"], service_name(model.service)})
                 entry["workers"] += 1
                 price, lowest = (
                     model.price_per_million_output_tokens,

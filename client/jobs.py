@@ -297,6 +297,7 @@ class JobDriver:
                     model_digest=model.digest,
                     prompt_tokens=event.prompt_tokens,
                     ceiling=signed.max_amount,
+                    service=model.service,
                 )
             )
         if book.accumulator.count > _recorded(event.account):

@@ -11,7 +11,8 @@ What would change the answer and cannot be honoured is refused by name, never ig
 * `stop`: up to four strings. The text is cut before the first that appears, and the job is cancelled:
   canvases that were delivered by then are paid in full.
 * `piecework`: an object of our own: `max_steps`, `max_price` (base units for the job), `entropy_bound`,
-  `temperature_start`.
+  `temperature_start`, and `best_effort` (true lets in models that honour no seed and leave no trace). A
+  request that sets `seed`, `temperature` or any of ours but `max_price` goes to replayable models only.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from client.requests import DEFAULT_TEMPERATURE_START, Generation, TextRequest
 from protocol.content import Message
 from protocol.errors import MalformedInput
 from protocol.limits import MAX_DENOISING_STEPS, MAX_MESSAGES_PER_PROMPT
+from protocol.service import service_name
 from protocol.types import Amount, Micros, to_hex
 
 MAX_STOP_STRINGS = 4
@@ -59,7 +61,7 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 _HARMLESS = frozenset(
     {"user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "stream"}
 )
-_OURS = frozenset({"max_steps", "max_price", "entropy_bound", "temperature_start"})
+_OURS = frozenset({"max_steps", "max_price", "entropy_bound", "temperature_start", "best_effort"})
 _KNOWN = frozenset(
     {
         "model",
@@ -112,8 +114,11 @@ class ChatRequest:
     include_usage: bool
 
 
-def parse_chat(body: Any) -> ChatRequest:
-    """Parse the JSON body of a chat completion; `ApiError` (400) names the field at fault."""
+def parse_chat(body: Any, *, best_effort: bool = False) -> ChatRequest:
+    """Parse the JSON body of a chat completion; `ApiError` (400) names the field at fault.
+
+    `best_effort` is what holds when the request does not say.
+    """
     if not isinstance(body, dict):
         _bad("the body is a JSON object", None)
     for name in body:
@@ -130,13 +135,12 @@ def parse_chat(body: Any) -> ChatRequest:
         model=None if model == "any" else model,
         generation=_generation(body, ours),
         max_price=None if max_price is None else Amount(max_price),
+        best_effort=_flag(ours, "best_effort", best_effort),
     )
     options = body.get("stream_options") or {}
     if not isinstance(options, dict) or set(options) - {"include_usage", "include_obfuscation"}:
         _bad("stream_options has the member include_usage", "stream_options")
-    stream = body.get("stream") or False
-    if not isinstance(stream, bool):
-        _bad("stream is true or false", "stream")
+    stream = _flag(body, "stream", False)
     if options and not stream:
         _bad("stream_options is for streams", "stream_options")
     return ChatRequest(request, model, _stop(body.get("stop")), stream, bool(options.get("include_usage")))
@@ -159,18 +163,17 @@ def _generation(body: Mapping[str, Any], ours: Mapping[str, Any]) -> Generation:
         tokens = _integer(body, "max_tokens", 1, 1 << 31)
     start = _real(ours, "temperature_start", MAX_TEMPERATURE)
     end = _real(body, "temperature", MAX_TEMPERATURE)
-    defaults = Generation()
-    temperature_end = defaults.temperature_end if end is None else end
-    temperature_start = max(DEFAULT_TEMPERATURE_START, temperature_end) if start is None else start
+    if start is None and end is not None:
+        start = max(DEFAULT_TEMPERATURE_START, end)
     bound = _real(ours, "entropy_bound", 100.0)
     seed = _integer(body, "seed", -(1 << 63), (1 << 64) - 1)
     return Generation(
         seed=None if seed is None else seed % (1 << 64),
         max_tokens=tokens,
         max_steps=_integer(ours, "max_steps", 1, MAX_DENOISING_STEPS),
-        temperature_start=Micros(temperature_start),
-        temperature_end=Micros(temperature_end),
-        entropy_bound=defaults.entropy_bound if bound is None else bound,
+        temperature_start=start,
+        temperature_end=end,
+        entropy_bound=bound,
     )
 
 
@@ -217,6 +220,15 @@ def _stop(raw: Any) -> tuple[str, ...]:
     if not valid or not all(isinstance(s, str) and 0 < len(s) <= MAX_STOP_CHARACTERS for s in stops):
         _bad(f"stop is a string or up to {MAX_STOP_STRINGS} of them", "stop")
     return tuple(stops)
+
+
+def _flag(source: Mapping[str, Any], name: str, default: bool) -> bool:
+    value = source.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        _bad(f"{name} is true or false", name)
+    return value
 
 
 def _integer(source: Mapping[str, Any], name: str, least: int, most: int) -> int | None:
@@ -293,6 +305,7 @@ def piecework_object(accepted: Accepted, ended: Ended, canvases: list[Canvas]) -
         "channel": to_hex(ended.channel),
         "worker": to_hex(ended.operator),
         "model_digest": to_hex(accepted.model_digest),
+        "service": service_name(accepted.service),
         "cost": ended.cost,
         "ceiling": accepted.ceiling,
         "denoising_steps": ended.denoising_steps,

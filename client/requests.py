@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from protocol.content import Message
 from protocol.types import Amount, Micros, Seconds
@@ -13,6 +13,7 @@ DEFAULT_TEMPERATURE_START = Micros(800_000)
 DEFAULT_TEMPERATURE_END = Micros(400_000)
 DEFAULT_ENTROPY_BOUND = Micros(100_000)
 DEFAULT_CONFIDENCE_THRESHOLD = Micros(5_000)
+DEFAULT_STABILITY_STEPS = 1
 LONGEST_WITHDRAWAL_DELAY = Seconds(30 * 86400)
 
 
@@ -23,23 +24,32 @@ class Generation:
     The defaults are those of the released checkpoint: 48 steps at most, entropy bound 0.1, temperature 0.8
     falling to 0.4, and a canvas is done when its argmax holds for one step at a mean entropy below 0.005.
     `seed` None is drawn at random for each job, so that a repeated prompt gives another text.
+
+    Whatever is given, besides `max_tokens`, only a replayable model can honour (clause 3.10).
     """
 
     seed: int | None = None
     max_tokens: int | None = None
     max_steps: int | None = None
-    temperature_start: Micros = DEFAULT_TEMPERATURE_START
-    temperature_end: Micros = DEFAULT_TEMPERATURE_END
-    entropy_bound: Micros = DEFAULT_ENTROPY_BOUND
-    confidence_threshold: Micros = DEFAULT_CONFIDENCE_THRESHOLD
-    stability_steps: int = 1
+    temperature_start: Micros | None = None
+    temperature_end: Micros | None = None
+    entropy_bound: Micros | None = None
+    confidence_threshold: Micros | None = None
+    stability_steps: int | None = None
+
+    @property
+    def replayable_only(self) -> tuple[str, ...]:
+        """The names of what was given and best effort cannot honour."""
+        names = (f.name for f in fields(self) if f.name != "max_tokens")
+        return tuple(name for name in names if getattr(self, name) is not None)
 
 
 @dataclass(frozen=True, slots=True)
 class TextRequest:
     """A prompt, and what the answer may cost. `model` is a name, a digest (hex), or None for any.
 
-    `max_price` bounds the whole job in base units.
+    `max_price` bounds the whole job in base units. `best_effort` lets in models that honour no seed and leave
+    no trace; a request that sets what they cannot honour still goes to a replayable one only.
     """
 
     messages: tuple[Message, ...]
@@ -47,6 +57,7 @@ class TextRequest:
     generation: Generation = field(default_factory=Generation)
     max_price: Amount | None = None
     drafts: bool = False
+    best_effort: bool = False
 
 
 @dataclass(frozen=True, slots=True)

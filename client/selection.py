@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from client.limits import (
     BROKEN_WORKER_REST_S,
@@ -18,18 +19,31 @@ from client.limits import (
     MEAN_STEPS_ESTIMATE,
 )
 from client.records import Experience
-from client.requests import DEFAULT_MAX_STEPS, DEFAULT_MAX_TOKENS, Filters, Generation, TextRequest
+from client.requests import (
+    DEFAULT_CONFIDENCE_THRESHOLD,
+    DEFAULT_ENTROPY_BOUND,
+    DEFAULT_MAX_STEPS,
+    DEFAULT_MAX_TOKENS,
+    DEFAULT_STABILITY_STEPS,
+    DEFAULT_TEMPERATURE_END,
+    DEFAULT_TEMPERATURE_START,
+    Filters,
+    Generation,
+    TextRequest,
+)
 from protocol.client_session import TEMPLATE_TOKENS
 from protocol.content import encode_prompt
 from protocol.errors import Reason
-from protocol.objects import ModelOffer, Parameters
+from protocol.objects import ModelOffer, Parameters, Service
 from protocol.pricing import Usage, canvases_for, price, worst_case
+from protocol.service import best_effort_parameters
 from protocol.types import Address, Amount, Timestamp, Uint32, Uint64, address_hex
 from protocol.wire import SignedOffer
 
 # A worker that nobody knows is taken to keep its word three times out of four.
 PRIOR_SUCCESSES = 3.0
 PRIOR_FAILURES = 1.0
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,17 +73,20 @@ class Choice:
         )
 
     def parameters(self, seed: int) -> Parameters:
-        """The signed parameters, with every open value resolved."""
+        """The signed parameters, with every open value resolved; best effort leaves all but one open."""
         g = self.generation
+        if self.model.service is Service.BEST_EFFORT:
+            return best_effort_parameters(Uint32(g.max_tokens or 0))
         return Parameters(
             seed=Uint64(seed),
             max_tokens=Uint32(g.max_tokens or 0),
             max_steps=Uint32(g.max_steps or 0),
-            temperature_start=g.temperature_start,
-            temperature_end=g.temperature_end,
-            entropy_bound=g.entropy_bound,
-            confidence_threshold=g.confidence_threshold,
-            stability_steps=Uint32(g.stability_steps),
+            temperature_start=_given(g.temperature_start, DEFAULT_TEMPERATURE_START),
+            temperature_end=_given(g.temperature_end, DEFAULT_TEMPERATURE_END),
+            entropy_bound=_given(g.entropy_bound, DEFAULT_ENTROPY_BOUND),
+            confidence_threshold=_given(g.confidence_threshold, DEFAULT_CONFIDENCE_THRESHOLD),
+            stability_steps=Uint32(_given(g.stability_steps, DEFAULT_STABILITY_STEPS)),
+            service=Service.REPLAYABLE,
         )
 
 
@@ -155,6 +172,10 @@ def learn_broken(memory: Experience, now: Timestamp, clause: str) -> Experience:
     return replace(learn(memory, now, success=False), broken_clause=clause, broken_at=now)
 
 
+def _given(value: _T | None, default: _T) -> _T:
+    return default if value is None else value
+
+
 def _is_wanted(model: ModelOffer, wanted: str | None) -> bool:
     if wanted is None:
         return True
@@ -167,7 +188,11 @@ def _fit(request: TextRequest, candidate: Candidate, prompt_bytes: int, filters:
     offer, now = signed.offer, Timestamp(filters.now)
     generation = resolve(request.generation, model)
     usage = expected_usage(generation, model, prompt_bytes)
-    trouble = _terms_trouble(signed, memory, filters) or _size_trouble(generation, model, usage)
+    trouble = (
+        _service_trouble(request, model)
+        or _terms_trouble(signed, memory, filters)
+        or _size_trouble(generation, model, usage)
+    )
     if trouble:
         return trouble
     parameters = Choice(signed, model, generation, Amount(0), Amount(0), 0, 0, 0, False).parameters(0)
@@ -186,6 +211,15 @@ def _fit(request: TextRequest, candidate: Candidate, prompt_bytes: int, filters:
     return Choice(signed, model, generation, Amount(expected), ceiling, seconds, share, score, full)
 
 
+def _service_trouble(request: TextRequest, model: ModelOffer) -> str | None:
+    if model.service is Service.REPLAYABLE:
+        return None
+    if not request.best_effort:
+        return "serves at best effort, without seed and trace, and the request does not allow that"
+    unmet = request.generation.replayable_only
+    return f"serves at best effort and cannot honour {', '.join(unmet)}" if unmet else None
+
+
 def _terms_trouble(signed: SignedOffer, memory: Experience, filters: Filters) -> str | None:
     offer = signed.offer
     if offer.expires_at <= filters.now:
@@ -202,7 +236,7 @@ def _terms_trouble(signed: SignedOffer, memory: Experience, filters: Filters) ->
 def _size_trouble(generation: Generation, model: ModelOffer, usage: Usage) -> str | None:
     if usage.output_tokens > model.max_output:
         return f"writes at most {model.max_output} tokens, {usage.output_tokens} are asked for"
-    if (generation.max_steps or 0) > model.max_steps:
+    if model.service is Service.REPLAYABLE and (generation.max_steps or 0) > model.max_steps:
         return f"takes at most {model.max_steps} denoising steps"
     # An estimate may be off either way: only what cannot fit at all is left out, the worker counts exactly.
     if usage.output_tokens >= model.max_context:
@@ -231,6 +265,7 @@ AFTER_REFUSAL: Mapping[Reason, Next] = {
     Reason.UNKNOWN_MODEL: Next.REFRESH_OFFER,
     Reason.EXPIRED: Next.TRY_OTHER,
     Reason.BAD_PARAMETERS: Next.TRY_OTHER,
+    Reason.WRONG_SERVICE: Next.REFRESH_OFFER,
     Reason.PROMPT_TOO_LONG: Next.TRY_OTHER,
     Reason.PROMPT_MISMATCH: Next.TRY_OTHER_AND_REMEMBER,
     Reason.CANNOT_OPEN_PROMPT: Next.REFRESH_OFFER,

@@ -12,6 +12,7 @@ from client.proofs import ProvenReceipt
 from client.records import ChannelStatus
 from client.sdk import PieceworkClient, Quote
 from client.terminal import Progress
+from protocol.service import service_name
 from protocol.types import Amount, ChannelId, parse_address, to_hex
 from protocol.wire import SignedOffer
 
@@ -37,6 +38,7 @@ def offer_view(signed: SignedOffer) -> dict[str, Any]:
                 "max_context": m.max_context,
                 "max_output": m.max_output,
                 "tokens_per_second": m.tokens_per_second,
+                "service": service_name(m.service),
             }
             for m in o.models
         ],
@@ -48,6 +50,7 @@ def quote_view(quote: Quote) -> dict[str, Any]:
     return {
         "worker": to_hex(quote.choice.operator),
         "model": quote.choice.model.name,
+        "service": service_name(quote.choice.model.service),
         "expected": quote.expected,
         "ceiling": quote.ceiling,
         "seconds": round(quote.choice.seconds, 3),
@@ -68,6 +71,7 @@ def result_view(progress: Progress) -> dict[str, Any]:
             "channel": to_hex(ended.channel),
             "worker": to_hex(ended.operator),
             "model": accepted.model,
+            "service": service_name(accepted.service),
             "finish": ended.finish.value,
             "prompt_tokens": ended.prompt_tokens,
             "output_tokens": ended.output_tokens,

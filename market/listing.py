@@ -12,7 +12,8 @@ from market.errors import Declined
 from market.limits import DEFAULT_LISTED_OFFERS, MAX_DETAILS_DEPTH, MAX_LISTED_OFFERS, MEAN_STEPS
 from market.shelf import Listed
 from protocol.jsons import loads
-from protocol.objects import ModelOffer
+from protocol.objects import ModelOffer, Service
+from protocol.service import service_name
 from protocol.types import Timestamp, to_hex
 
 
@@ -30,13 +31,14 @@ class Query:
     model: str | None = None
     max_price: int | None = None
     min_speed: int | None = None
+    service: Service | None = None
     sort: Sort = Sort.PRICE
     limit: int = DEFAULT_LISTED_OFFERS
 
     @classmethod
     def parse(cls, parameters: Mapping[str, str]) -> Query:
         """From a URL's query; `Declined` (400) names what is wrong."""
-        unknown = sorted(set(parameters) - {"model", "max_price", "min_speed", "sort", "limit"})
+        unknown = sorted(set(parameters) - {"model", "max_price", "min_speed", "service", "sort", "limit"})
         if unknown:
             raise Declined(400, "unknown_parameter", f"unknown parameter {unknown[0][:64]!r}")
         try:
@@ -48,6 +50,7 @@ class Query:
             model=parameters.get("model", "")[:256] or None,
             max_price=_number(parameters, "max_price", 1 << 96),
             min_speed=_number(parameters, "min_speed", 1 << 32),
+            service=_service(parameters.get("service", "")),
             sort=sort,
             limit=DEFAULT_LISTED_OFFERS if limit is None else limit,
         )
@@ -131,6 +134,7 @@ def model_json(model: ModelOffer) -> dict[str, Any]:
         "max_steps": model.max_steps,
         "tokens_per_second": model.tokens_per_second,
         "first_canvas_ms": model.first_canvas_ms,
+        "service": service_name(model.service),
     }
 
 
@@ -145,6 +149,7 @@ def models_json(offers: Iterable[Listed]) -> dict[str, Any]:
                 {
                     "digest": to_hex(model.digest),
                     "names": [],
+                    "services": [],
                     "workers": 0,
                     "slots_free": 0,
                     "lowest_blended_price_per_million_output_tokens": blended_price(model),
@@ -153,6 +158,7 @@ def models_json(offers: Iterable[Listed]) -> dict[str, Any]:
                 },
             )
             row["names"] = sorted({*row["names"], model.name})
+            row["services"] = sorted({*row["services"], service_name(model.service)})
             row["workers"] += 1
             row["slots_free"] += offer.slots_free
             lowest = row["lowest_blended_price_per_million_output_tokens"]
@@ -186,6 +192,8 @@ def _matches(model: ModelOffer, query: Query) -> bool:
         return False
     if query.max_price is not None and blended_price(model) > query.max_price:
         return False
+    if query.service is not None and model.service is not query.service:
+        return False
     return query.min_speed is None or model.tokens_per_second >= query.min_speed
 
 
@@ -200,6 +208,15 @@ def _details(text: str) -> Any:
     except ValueError:
         return {}
     return details if isinstance(details, dict) else {}
+
+
+def _service(text: str) -> Service | None:
+    if not text:
+        return None
+    known = {service_name(service): service for service in Service}
+    if text not in known:
+        raise Declined(400, "bad_parameter", f"service is {' or '.join(known)}")
+    return known[text]
 
 
 def _number(parameters: Mapping[str, str], name: str, most: int) -> int | None:

@@ -13,6 +13,8 @@ from typing import Any
 from urllib.parse import urlencode
 
 from market.listing import Entry, Query, Sort, blended_price
+from protocol.objects import Service
+from protocol.service import service_name
 from protocol.types import Timestamp, to_hex
 
 CONTENT_SECURITY_POLICY = (
@@ -20,6 +22,7 @@ CONTENT_SECURITY_POLICY = (
     "frame-ancestors 'none'"
 )
 _BASE_UNITS = 1_000_000
+_SERVICES = {Service.REPLAYABLE: "replayable", Service.BEST_EFFORT: "best effort"}
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #57606a; --line: #d0d7de; --paper: #fff;
@@ -96,11 +99,19 @@ def _form(query: Query) -> str:
         f'<option value="{sort.value}"{" selected" if sort is query.sort else ""}>{label}</option>'
         for sort, label in ((Sort.PRICE, "cheapest first"), (Sort.SPEED, "fastest first"))
     )
+    services = "".join(
+        f'<option value="{value}"{" selected" if service is query.service else ""}>{label}</option>'
+        for service, value, label in (
+            (None, "", "either"),
+            *((s, service_name(s), _SERVICES[s]) for s in Service),
+        )
+    )
     model = escape(query.model or "")
     speed = "" if query.min_speed is None else str(query.min_speed)
     return f"""<form method="get" action="/">
 <label>Model <input name="model" value="{model}" placeholder="name or digest"></label>
 <label>Tokens a second, at least <input name="min_speed" inputmode="numeric" value="{speed}"></label>
+<label>Service <select name="service">{services}</select></label>
 <label>Order <select name="sort">{options}</select></label>
 <button>Show</button>
 </form>"""
@@ -109,10 +120,11 @@ def _form(query: Query) -> str:
 def _offers_table(entries: Sequence[Entry], query: Query, now: Timestamp) -> str:
     rows = "\n".join(_row(entry, now) for entry in entries[: query.limit])
     if not rows:
-        rows = '<tr><td colspan="9">No live offer fits.</td></tr>'
+        rows = '<tr><td colspan="10">No live offer fits.</td></tr>'
     heads = (
         ("Worker", ""),
         ("Model", ""),
+        ("Service", ""),
         ("Output, 1M tokens", "n"),
         ("Prompt, 1M tokens", "n"),
         ("1,000 steps", "n"),
@@ -124,7 +136,9 @@ def _offers_table(entries: Sequence[Entry], query: Query, now: Timestamp) -> str
     head = "".join(f'<th scope="col" class="{kind}">{label}</th>' for label, kind in heads)
     return f"""<h2>Offers</h2>
 <div class="scroll" tabindex="0" role="region" aria-label="Offers"><table>
-<caption>One row for each model at each worker. "About" adds the mean number of denoising steps.</caption>
+<caption>One row for each model at each worker. "About" adds the mean number of denoising steps. Replayable:
+the client's seed decides the text and each receipt commits to how it came about; best effort: neither.
+</caption>
 <thead><tr>{head}</tr></thead>
 <tbody>
 {rows}
@@ -143,6 +157,7 @@ def _row(entry: Entry, now: Timestamp) -> str:
         f"<small>{escape(offer.endpoint)}</small></td>"
         f'<td><a href="{escape(link)}">{escape(model.name)}</a><br>'
         f"<small>{escape(model.profile)}</small></td>"
+        f"<td>{_SERVICES[model.service]}</td>"
         f'<td class="n">{_tokens(model.price_per_million_output_tokens)}</td>'
         f'<td class="n">{_tokens(model.price_per_million_prompt_tokens)}</td>'
         f'<td class="n">{_tokens(model.price_per_thousand_steps)}</td>'

@@ -12,7 +12,7 @@ A deposit that is authorized but not yet on chain carries one job, within the cr
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,8 +22,9 @@ from protocol.errors import Reason, Refusal
 from protocol.frames import Funding, SubmitJob
 from protocol.ledger import WorkerLedger
 from protocol.limits import MAX_CANVASES_PER_JOB, MAX_CLOCK_SKEW_S, MAX_DENOISING_STEPS, MAX_JOB_LIFETIME_S
-from protocol.objects import ModelOffer, Offer, Parameters
+from protocol.objects import ModelOffer, Offer, Parameters, Service
 from protocol.pricing import canvases_for, worst_case
+from protocol.service import parameters_fault
 from protocol.signing import signed_by
 from protocol.states import ChannelState
 from protocol.types import Address, Amount, Digest, JobId, Seconds, Timestamp
@@ -59,8 +60,8 @@ class AdmissionView:
     terms: Terms
     offer: Offer | None
     """The offer that the job names, when this worker signed it."""
-    serving: frozenset[Digest]
-    """Digests of the models that are loaded."""
+    serving: Mapping[Digest, Service]
+    """The models that are loaded, and the class of service that they run in."""
     active: int
     """Jobs that run, wait or are being admitted."""
     engine_ready: bool
@@ -149,8 +150,27 @@ def _model_served(s: SubmitJob, v: AdmissionView) -> None:
 
 
 def _model_loaded(s: SubmitJob, v: AdmissionView) -> None:
-    if s.job.model not in v.serving:
+    service = v.serving.get(s.job.model)
+    if service is None:
         raise Refusal(Reason.UNKNOWN_MODEL, "this worker does not serve that model any more")
+    _same_service(s.job.parameters, service)
+
+
+def _service_offered(s: SubmitJob, v: AdmissionView) -> None:
+    _same_service(s.job.parameters, _model(s, v).service)
+    fault = parameters_fault(s.job.parameters)
+    if fault is not None:
+        raise Refusal(Reason.BAD_PARAMETERS, fault)
+
+
+def _same_service(parameters: Parameters, service: Service) -> None:
+    if parameters.service is service:
+        return
+    if service is Service.BEST_EFFORT:
+        message = "this model is served at best effort: no seed is honoured and no trace is made"
+    else:
+        message = "this model is served replayably: the job has to say so, and what it is to be denoised with"
+    raise Refusal(Reason.WRONG_SERVICE, message)
 
 
 def _parameters_in_bounds(s: SubmitJob, v: AdmissionView) -> None:
@@ -251,6 +271,7 @@ TERMS: Final[tuple[IdentityCheck, ...]] = (
     _starts_at_the_beginning,
     _offer_holds,
     _model_served,
+    _service_offered,
     _parameters_in_bounds,
     _token_accepted,
     _delay_long_enough,
@@ -347,8 +368,9 @@ def backing(c: ChannelView) -> Amount:
 def parameter_defect(p: Parameters, model: ModelOffer) -> str | None:
     """What is wrong with a job's parameters for a model, or None."""
     micro = 1_000_000
-    bounds = (
-        ("max_tokens", p.max_tokens, 1, min(model.max_output, MAX_CANVASES_PER_JOB * model.canvas_size)),
+    tokens = ("max_tokens", p.max_tokens, 1, min(model.max_output, MAX_CANVASES_PER_JOB * model.canvas_size))
+    # What denoising takes is replayable jobs' alone; `_service_offered` has held the others to zero.
+    denoising = (
         ("max_steps", p.max_steps, 1, min(model.max_steps, MAX_DENOISING_STEPS)),
         (
             "temperature_end",
@@ -371,7 +393,7 @@ def parameter_defect(p: Parameters, model: ModelOffer) -> str | None:
         ),
         ("stability_steps", p.stability_steps, 0, model_limits.MAX_STABILITY_STEPS),
     )
-    for name, value, low, high in bounds:
+    for name, value, low, high in (tokens, *(denoising if p.service is Service.REPLAYABLE else ())):
         if not low <= value <= high:
             return f"{name} is {value}, outside {low} to {high}"
     return None

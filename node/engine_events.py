@@ -9,7 +9,7 @@ from node.jobs import LiveJob, pack_ids
 from protocol import merkle
 from protocol.content import CanvasOutput, output_digest
 from protocol.errors import MalformedInput, Reason
-from protocol.objects import Finish
+from protocol.objects import Finish, Service
 from protocol.sealing import canvas_context, draft_context, resume_context, seal
 from protocol.worker_session import CanvasRecord, CanvasResult
 
@@ -71,10 +71,12 @@ class EngineEvents:
 
     def _result(self, job: LiveJob, event: CanvasEvent) -> CanvasResult:
         output = CanvasOutput(event.charged_ids, event.text).encode()
-        if not event.step_leaves or len(event.step_leaves) != event.steps:
-            raise MalformedInput("the engine gave no commitment for every step")
-        finish = Finish(int(event.finish))
         work, secret = job.session.accepted.job, b""
+        if len(event.step_leaves) != event.steps:
+            raise MalformedInput("the engine gave no commitment for every step")
+        if (work.parameters.service is Service.REPLAYABLE) != bool(event.steps):
+            raise MalformedInput("the engine's canvas is not of the job's class of service")
+        finish = Finish(int(event.finish))
         if finish is Finish.MORE:
             current = self._x.keys.current
             if current is None:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from model.requests import Event, GenerationRequest
 from protocol.content import Message
+from protocol.objects import Service
 from protocol.types import Digest
 
 
@@ -30,6 +31,7 @@ class EngineFacts:
     tokens_per_second: int
     first_canvas_ms: int
     steps_per_second: int
+    service: Service
     details: dict[str, Any]
     """Facts that nobody pays by: hardware, build."""
 

@@ -35,6 +35,7 @@ from node.engine_wire import (
 )
 from protocol.errors import MalformedInput
 from protocol.limits import MAX_NAME_BYTES
+from protocol.objects import Service
 from protocol.types import Digest
 
 if TYPE_CHECKING:
@@ -151,6 +152,7 @@ def measure(loaded: LoadedModel, seconds: float, rows: int) -> EngineFacts:
         tokens_per_second=int(measured.tokens_per_second),
         first_canvas_ms=int(measured.first_canvas_ms),
         steps_per_second=int(measured.steps_per_second),
+        service=Service.REPLAYABLE,
         details={
             "hardware": asdict(hardware),
             "profile": profile,

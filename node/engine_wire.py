@@ -16,6 +16,7 @@ from node.engine_link import EngineFacts
 from protocol.content import Message
 from protocol.errors import MalformedInput
 from protocol.jsons import loads
+from protocol.objects import Service
 from protocol.types import Digest
 
 MAX_LINE_BYTES: Final = 16 * 1024 * 1024
@@ -170,7 +171,9 @@ def _canvas(body: dict[str, Any]) -> CanvasEvent:
 
 
 _REPORTS: Final[dict[str, Callable[[dict[str, Any]], Report]]] = {
-    "ready": lambda b: Ready(EngineFacts(**{**b, "digest": Digest(bytes.fromhex(b["digest"]))})),
+    "ready": lambda b: Ready(
+        EngineFacts(**{**b, "digest": Digest(bytes.fromhex(b["digest"])), "service": Service(b["service"])})
+    ),
     "cannot_start": lambda b: CannotStart(str(b["message"])),
     "encoded": lambda b: Encoded(b["number"], tuple(b["ids"]), b["refused"]),
     "beat": lambda _: Beat(),

@@ -79,6 +79,7 @@ def build_offer(
         max_steps=Uint32(facts.max_steps),
         tokens_per_second=Uint32(facts.tokens_per_second),
         first_canvas_ms=Uint32(facts.first_canvas_ms),
+        service=facts.service,
     )
     slots_free = max(0, terms.slots - active)
     return Offer(

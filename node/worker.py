@@ -412,7 +412,7 @@ class Worker:
             receiver=self.receiver,
             terms=self.terms,
             offer=self._offers.get(submission.job.offer),
-            serving=frozenset({facts.digest}) if facts else frozenset(),
+            serving={facts.digest: facts.service} if facts else {},
             active=self.active,
             engine_ready=self._x.engine.ready,
             draining=self.draining,

@@ -16,6 +16,7 @@ from protocol.errors import MalformedInput, ProtocolViolation, Reason
 from protocol.frames import Accepted, Account, CanvasDelivered, Draft, JobEnded, VoucherAccepted, WorkerFrame
 from protocol.objects import Acceptance, Channel, Finish, Job, ModelOffer, Receipt
 from protocol.pricing import Usage, canvases_for, price
+from protocol.service import receipt_fault
 from protocol.signing import signed_by
 from protocol.types import Amount, Digest, JobId, Signature, Uint32
 
@@ -205,8 +206,9 @@ class ClientSession:
 
     def _check_charge(self, receipt: Receipt, tokens: int) -> None:
         parameters, model = self._job.parameters, self._model
-        if not 1 <= receipt.steps <= parameters.max_steps:
-            raise ProtocolViolation("4.4", f"{receipt.steps} denoising steps; at most {parameters.max_steps}")
+        fault = receipt_fault(parameters, receipt)
+        if fault is not None:
+            raise ProtocolViolation(*fault)
         if receipt.units != tokens or tokens > model.canvas_size:
             raise ProtocolViolation("4.4", f"{receipt.units} tokens charged for {tokens} delivered")
         if receipt.finish not in tuple(Finish) or (

@@ -30,6 +30,15 @@ class Finish(enum.IntEnum):
     TOKEN_LIMIT = 2
 
 
+class Service(enum.IntEnum):
+    """What a model's output can be held to (clause 3.10)."""
+
+    REPLAYABLE = 0
+    """The job's seed decides the result, and every receipt commits to the trace."""
+    BEST_EFFORT = 1
+    """The engine's own settings and randomness: no seed, no steps, no trace."""
+
+
 @dataclass(frozen=True, slots=True)
 class Channel(TypedData):
     """A payment channel; its EIP-712 digest is its id, so every member is bound to chain and escrow."""
@@ -85,7 +94,10 @@ class RequestWithdrawal(TypedData):
 
 @dataclass(frozen=True, slots=True)
 class Parameters(TypedData):
-    """Everything besides prompt and model that changes the result. Reals are in millionths."""
+    """Everything besides prompt and model that changes the result. Reals are in millionths.
+
+    A best-effort job leaves the denoising to the engine: everything but `max_tokens` is zero (clause 3.10).
+    """
 
     seed: Uint64
     max_tokens: Uint32
@@ -95,6 +107,7 @@ class Parameters(TypedData):
     entropy_bound: Micros
     confidence_threshold: Micros
     stability_steps: Uint32
+    service: Service
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +167,7 @@ class ModelOffer(TypedData):
     max_steps: Uint32
     tokens_per_second: Uint32
     first_canvas_ms: Uint32
+    service: Service
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,8 @@ from protocol.limits import (
     MAX_DENOISING_STEPS,
     MAX_OFFER_LIFETIME_S,
 )
-from protocol.objects import Offer
+from protocol.objects import Offer, Service
+from protocol.service import offer_fault
 from protocol.signing import recover
 from protocol.types import Address, Timestamp, address_hex
 from protocol.wire import SignedOffer
@@ -82,8 +83,12 @@ def check_terms(offer: Offer, now: Timestamp) -> None:
     for model in offer.models:
         if not 1 <= model.canvas_size <= MAX_CANVAS_TOKENS:
             raise _bad(f"a canvas is 1 to {MAX_CANVAS_TOKENS} tokens")
-        if not 1 <= model.max_steps <= MAX_DENOISING_STEPS:
-            raise _bad(f"a canvas takes 1 to {MAX_DENOISING_STEPS} denoising steps")
+        least = int(model.service is Service.REPLAYABLE)
+        if not least <= model.max_steps <= MAX_DENOISING_STEPS:
+            raise _bad(f"a canvas takes {least} to {MAX_DENOISING_STEPS} denoising steps")
+        fault = offer_fault(model)
+        if fault is not None:
+            raise _bad(fault)
         if not 1 <= model.max_output <= model.max_context:
             raise _bad("a model's output is at least one token and fits its context")
 

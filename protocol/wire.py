@@ -52,6 +52,7 @@ from protocol.objects import (
     Offer,
     Parameters,
     Receipt,
+    Service,
     Voucher,
 )
 from protocol.piecework.v1 import piecework_pb2 as pb
@@ -193,6 +194,7 @@ def _parameters(m: Any) -> Parameters:
         entropy_bound=Micros(m.entropy_bound),
         confidence_threshold=Micros(m.confidence_threshold),
         stability_steps=Uint32(m.stability_steps),
+        service=Service(m.service),
     )
 
 
@@ -228,6 +230,7 @@ def _job_message(j: Job) -> Any:
             entropy_bound=p.entropy_bound,
             confidence_threshold=p.confidence_threshold,
             stability_steps=p.stability_steps,
+            service=p.service,
         ),
         max_amount=_amount_bytes(j.max_amount),
         deadline=j.deadline,
@@ -530,6 +533,7 @@ def _model(m: Any) -> ModelOffer:
         max_steps=Uint32(m.max_steps),
         tokens_per_second=Uint32(m.tokens_per_second),
         first_canvas_ms=Uint32(m.first_canvas_ms),
+        service=Service(m.service),
     )
 
 
@@ -547,6 +551,7 @@ def _model_message(m: ModelOffer) -> Any:
         max_steps=m.max_steps,
         tokens_per_second=m.tokens_per_second,
         first_canvas_ms=m.first_canvas_ms,
+        service=m.service,
     )
 
 

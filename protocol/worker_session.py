@@ -25,6 +25,7 @@ from protocol.frames import (
 from protocol.ledger import WorkerLedger
 from protocol.objects import Acceptance, Channel, Finish, Job, ModelOffer, Receipt
 from protocol.pricing import Usage, price
+from protocol.service import receipt_fault
 from protocol.states import ENDED_STATES, JobEvent, JobState, advance_job
 from protocol.types import Amount, Digest, JobId, Signature, Uint32
 
@@ -250,7 +251,7 @@ class WorkerSession:
         model = self.accepted.model
         charged = price(model, before) if self._stored else 0
         previous = self._domain.digest(self._stored[-1].receipt) if self._stored else self.accepted.id
-        return Receipt(
+        receipt = Receipt(
             job=self.accepted.id,
             canvas=Uint32(result.canvas),
             output_digest=result.output_digest,
@@ -261,6 +262,9 @@ class WorkerSession:
             finish=result.finish,
             previous=Digest(previous),
         )
+        fault = receipt_fault(self.accepted.job.parameters, receipt)
+        invariant(fault is None, f"a receipt of ours keeps to its job's class of service: {fault}")
+        return receipt
 
     def _acceptance(self, account: Account | None) -> Unsigned:
         job, prompt_tokens, available = self.accepted.id, self.accepted.prompt_tokens, self.canvases

@@ -155,7 +155,8 @@ contract VectorsTest is Cheats {
             temperatureEnd: uint32(_u(m, ".temperatureEnd")),
             entropyBound: uint32(_u(m, ".entropyBound")),
             confidenceThreshold: uint32(_u(m, ".confidenceThreshold")),
-            stabilitySteps: uint32(_u(m, ".stabilitySteps"))
+            stabilitySteps: uint32(_u(m, ".stabilitySteps")),
+            service: uint8(_u(m, ".service"))
         });
     }
 
@@ -196,6 +197,7 @@ contract VectorsTest is Cheats {
         o.maxSteps = uint32(_u(m, ".maxSteps"));
         o.tokensPerSecond = uint32(_u(m, ".tokensPerSecond"));
         o.firstCanvasMs = uint32(_u(m, ".firstCanvasMs"));
+        o.service = uint8(_u(m, ".service"));
     }
 
     function _offer(string memory m) private view returns (Offer memory o) {

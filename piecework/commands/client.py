@@ -28,6 +28,10 @@ Seed = Annotated[int | None, typer.Option(min=0, max=(1 << 64) - 1, help="Random
 MaxPrice = Annotated[str | None, typer.Option(help="Most that the job may cost, in tokens.")]
 System = Annotated[str | None, typer.Option(help="A system message before the prompt.")]
 
+BestEffort = Annotated[
+    bool, typer.Option("--best-effort", help="Also take models that honour no seed and leave no trace.")
+]
+
 FAUCET_WEI = 10**18
 Work = Callable[["PieceworkClient"], Awaitable[Any]]
 
@@ -145,6 +149,7 @@ def offers(
                 f"  out {common.amount(model['price_per_million_output_tokens'])}/M"
                 f"  in {common.amount(model['price_per_million_prompt_tokens'])}/M"
                 f"  steps {common.amount(model['price_per_thousand_steps'])}/k"
+                + ("  best effort: no seed, no trace" if model["service"] == "best_effort" else "")
             )
     for trouble in found.troubles:
         typer.echo(f"left out: {trouble}", err=True)
@@ -160,6 +165,7 @@ def quote(
     max_tokens: MaxTokens = None,
     max_steps: Steps = None,
     system: System = None,
+    best_effort: BestEffort = False,
     home: Home = None,
     password_file: PasswordFile = None,
     index: Index = None,
@@ -168,7 +174,9 @@ def quote(
     """What a prompt would cost, at most and probably. Nothing is sent to a worker."""
     from client.views import quote_view
 
-    request = _request(prompt, system, model, max_tokens=max_tokens, max_steps=max_steps)
+    request = _request(
+        prompt, system, model, max_tokens=max_tokens, max_steps=max_steps, best_effort=best_effort
+    )
     flags = _indexes(index)
     view = quote_view(_with_client(home, password_file, lambda c: c.quote(request), indexes=flags))
     if json:
@@ -193,6 +201,7 @@ def run(
     temperature: Annotated[float | None, typer.Option(min=0, max=2, help="At the last step.")] = None,
     max_price: MaxPrice = None,
     system: System = None,
+    best_effort: BestEffort = False,
     resume: Annotated[str | None, typer.Option(help="Take up an interrupted job by its id.")] = None,
     home: Home = None,
     password_file: PasswordFile = None,
@@ -214,6 +223,7 @@ def run(
             temperature=temperature,
             max_price=max_price,
             drafts=not json,
+            best_effort=best_effort,
         )
 
     async def work(client: PieceworkClient) -> dict[str, Any]:
@@ -413,7 +423,12 @@ def _request(prompt: str, system: str | None, model: str | None, **options: Any)
     max_price = None if limit is None else Amount(common.parse_amount(limit))
     try:
         return TextRequest(
-            tuple(messages), model, Generation(**generation), max_price, drafts=bool(options.get("drafts"))
+            tuple(messages),
+            model,
+            Generation(**generation),
+            max_price,
+            drafts=bool(options.get("drafts")),
+            best_effort=bool(options.get("best_effort")),
         )
     except MalformedInput as error:
         common.fail(str(error), 2)

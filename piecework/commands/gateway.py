@@ -23,13 +23,21 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free port.")] = 8400,
     index: Annotated[list[str] | None, typer.Option("--index", help="Index URL.")] = None,
     max_concurrent: Annotated[int | None, typer.Option(help="Requests at once.")] = None,
+    best_effort: Annotated[
+        bool | None,
+        typer.Option("--best-effort/--replayable", help="Whether models without seed and trace will do."),
+    ] = None,
     password_file: Annotated[Path | None, typer.Option(help="File with the key's password.")] = None,
 ) -> None:
     """Serve /v1/chat/completions and /v1/models until SIGTERM. The API key is
     PIECEWORK_CLIENT_GATEWAY_API_KEY or gateway_api_key in config.toml."""
     from piecework.commands.client import open_config
 
-    flags = {"indexes": tuple(index) if index else None, "gateway_max_concurrent": max_concurrent}
+    flags = {
+        "indexes": tuple(index) if index else None,
+        "gateway_max_concurrent": max_concurrent,
+        "gateway_best_effort": best_effort,
+    }
     folder, config = open_config(home, flags)
     if config.gateway_api_key is None and host not in ("127.0.0.1", "::1", "localhost"):
         common.fail(
@@ -50,7 +58,10 @@ async def _serve(folder: Path, config: ClientConfig, secret: str, host: str, por
     logs_to_stderr()
     async with await PieceworkClient.open(ClientHome(folder), config, secret) as client:
         options = GatewayOptions(
-            config.gateway_api_key, config.gateway_max_concurrent, config.gateway_heartbeat_s
+            config.gateway_api_key,
+            config.gateway_max_concurrent,
+            config.gateway_heartbeat_s,
+            config.gateway_best_effort,
         )
         gateway = Gateway(client, options)
         # Requests that still run when we are told to stop are cancelled at the worker and paid.

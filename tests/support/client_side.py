@@ -42,8 +42,14 @@ def ask(text: str = "Tell me a story.", *, drafts: bool = False, **generation: A
     """A request for a story."""
     model = generation.pop("model", None)
     max_price = generation.pop("max_price", None)
+    best_effort = generation.pop("best_effort", False)
     return TextRequest(
-        (Message("user", text),), model, Generation(**generation), max_price=max_price, drafts=drafts
+        (Message("user", text),),
+        model,
+        Generation(**generation),
+        max_price=max_price,
+        drafts=drafts,
+        best_effort=best_effort,
     )
 
 

@@ -40,7 +40,7 @@ from protocol.frames import (
     WorkerFrame,
 )
 from protocol.ledger import WorkerLedger
-from protocol.objects import Channel, Finish, ModelOffer, Offer
+from protocol.objects import Channel, Finish, ModelOffer, Offer, Service
 from protocol.sealing import canvas_context, draft_context, prompt_context, public_key, seal, unseal
 from protocol.signing import LocalSigner, Signer, sign, signed_by
 from protocol.types import (
@@ -142,6 +142,7 @@ def model_offer(name: str = "tale-1", *, price: int = 2_000_000, speed: int = 40
         max_steps=Uint32(48),
         tokens_per_second=Uint32(speed),
         first_canvas_ms=Uint32(200),
+        service=Service.REPLAYABLE,
     )
 
 

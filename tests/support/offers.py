@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from protocol.eip712 import Domain
-from protocol.objects import ModelOffer, Offer
+from protocol.objects import ModelOffer, Offer, Service
 from protocol.signing import LocalSigner, Signer, sign
 from protocol.types import (
     Address,
@@ -47,6 +47,7 @@ def model(name: str = "tale-1", **changes: Any) -> ModelOffer:
         "max_steps": Uint32(48),
         "tokens_per_second": Uint32(500),
         "first_canvas_ms": Uint32(300),
+        "service": Service.REPLAYABLE,
     }
     return ModelOffer(**(values | changes))
 

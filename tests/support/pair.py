@@ -23,7 +23,7 @@ from protocol.content import CanvasOutput, output_digest
 from protocol.eip712 import Domain
 from protocol.frames import CancelJob, LeafRef, PayVoucher, SubmitJob
 from protocol.ledger import PayerLedger, WorkerLedger
-from protocol.objects import Channel, Finish, Job, ModelOffer, Parameters, Receipt
+from protocol.objects import Channel, Finish, Job, ModelOffer, Parameters, Receipt, Service
 from protocol.signing import LocalSigner, sign, signed_by
 from protocol.states import JobState
 from protocol.types import (
@@ -76,6 +76,7 @@ MODEL = ModelOffer(
     max_steps=Uint32(48),
     tokens_per_second=Uint32(1),
     first_canvas_ms=Uint32(1),
+    service=Service.REPLAYABLE,
 )
 CREDIT_WINDOW = 2
 
@@ -104,6 +105,7 @@ def job(seed: int, max_tokens: int, *, ceiling: int = 10**9) -> Job:
         entropy_bound=Micros(100_000),
         confidence_threshold=Micros(5_000),
         stability_steps=Uint32(1),
+        service=Service.REPLAYABLE,
     )
     return Job(
         channel=channel().id(DOMAIN),

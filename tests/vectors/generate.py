@@ -25,8 +25,10 @@ from protocol.objects import (
     Parameters,
     Receipt,
     RequestWithdrawal,
+    Service,
     Voucher,
 )
+from protocol.service import NO_TRACE, best_effort_parameters
 from protocol.signing import LocalSigner, sign
 from protocol.types import (
     Address,
@@ -91,6 +93,7 @@ def _objects() -> list[TypedData]:
         entropy_bound=Micros(100_000),
         confidence_threshold=Micros(5_000),
         stability_steps=Uint32(1),
+        service=Service.REPLAYABLE,
     )
     job = Job(
         channel=channel_id,
@@ -115,6 +118,13 @@ def _objects() -> list[TypedData]:
         finish=Finish.MORE,
         previous=Digest(job_id),
     )
+    best_effort = job.replace(salt=_bytes32("another salt"), parameters=best_effort_parameters(Uint32(512)))
+    unproved = receipt.replace(
+        job=best_effort.id(DOMAIN),
+        trace_root=NO_TRACE,
+        steps=Uint32(0),
+        previous=Digest(best_effort.id(DOMAIN)),
+    )
     return [
         channel,
         FundChannel(channel, Amount(2**128 - 1), Timestamp(1_900_000_000)),
@@ -125,6 +135,8 @@ def _objects() -> list[TypedData]:
         job,
         receipt,
         receipt.replace(canvas=Uint32(1), finish=Finish.END_OF_TEXT, previous=Digest(DOMAIN.digest(receipt))),
+        best_effort,
+        unproved,
         Acceptance(job_id, Uint32(321)),
         _offer(addresses["operator"], 2),
         _offer(addresses["operator"], 0),
@@ -153,9 +165,10 @@ def _offer(operator: Address, models: int) -> Offer:
                 max_context=Uint32(262_144),
                 max_output=Uint32(8_192),
                 canvas_size=Uint32(256),
-                max_steps=Uint32(48),
+                max_steps=Uint32(48 * i),
                 tokens_per_second=Uint32(1_008),
                 first_canvas_ms=Uint32(310),
+                service=Service.REPLAYABLE if i else Service.BEST_EFFORT,
             )
             for i in range(models)
         ),

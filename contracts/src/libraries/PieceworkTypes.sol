@@ -34,6 +34,7 @@ struct Claim {
 }
 
 /// @notice What changes the result of a job. Temperatures, bounds and thresholds are in millionths.
+/// `service` is 0 for a replayable job; a best-effort one (1) has zero everywhere but in maxTokens.
 struct Parameters {
     uint64 seed;
     uint32 maxTokens;
@@ -43,6 +44,7 @@ struct Parameters {
     uint32 entropyBound;
     uint32 confidenceThreshold;
     uint32 stabilitySteps;
+    uint8 service;
 }
 
 /// @notice A job as its authorizer signs it; the digest is the job id.
@@ -78,7 +80,7 @@ library PieceworkTypes {
     string internal constant CHANNEL_TYPE =
         "Channel(address payer,address authorizer,address receiver,address operator,address token,uint64 withdrawalDelay,bytes32 salt)";
     string internal constant PARAMETERS_TYPE =
-        "Parameters(uint64 seed,uint32 maxTokens,uint32 maxSteps,uint32 temperatureStart,uint32 temperatureEnd,uint32 entropyBound,uint32 confidenceThreshold,uint32 stabilitySteps)";
+        "Parameters(uint64 seed,uint32 maxTokens,uint32 maxSteps,uint32 temperatureStart,uint32 temperatureEnd,uint32 entropyBound,uint32 confidenceThreshold,uint32 stabilitySteps,uint8 service)";
 
     bytes32 internal constant CHANNEL_TYPEHASH = keccak256(bytes(CHANNEL_TYPE));
     bytes32 internal constant FUND_CHANNEL_TYPEHASH = keccak256(
@@ -157,7 +159,8 @@ library PieceworkTypes {
                 p.temperatureEnd,
                 p.entropyBound,
                 p.confidenceThreshold,
-                p.stabilitySteps
+                p.stabilitySteps,
+                p.service
             )
         );
     }

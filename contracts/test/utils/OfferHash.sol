@@ -16,6 +16,7 @@ struct ModelOffer {
     uint32 maxSteps;
     uint32 tokensPerSecond;
     uint32 firstCanvasMs;
+    uint8 service;
 }
 
 struct Offer {
@@ -40,7 +41,7 @@ struct Offer {
 
 library OfferHash {
     string internal constant MODEL_OFFER_TYPE =
-        "ModelOffer(string name,bytes32 digest,string profile,uint128 pricePerMillionPromptTokens,uint128 pricePerMillionOutputTokens,uint128 pricePerThousandSteps,uint32 maxContext,uint32 maxOutput,uint32 canvasSize,uint32 maxSteps,uint32 tokensPerSecond,uint32 firstCanvasMs)";
+        "ModelOffer(string name,bytes32 digest,string profile,uint128 pricePerMillionPromptTokens,uint128 pricePerMillionOutputTokens,uint128 pricePerThousandSteps,uint32 maxContext,uint32 maxOutput,uint32 canvasSize,uint32 maxSteps,uint32 tokensPerSecond,uint32 firstCanvasMs,uint8 service)";
     string internal constant OFFER_TYPE =
         "Offer(address operator,address receiver,uint64 sequence,uint64 issuedAt,uint64 expiresAt,string endpoint,bytes32 tlsCertificate,bytes32 sealingKey,address[] tokens,ModelOffer[] models,uint32 slots,uint32 slotsFree,uint32 queueFree,uint32 creditWindow,uint64 minWithdrawalDelay,uint128 minDeposit,string details)";
 
@@ -61,7 +62,7 @@ library OfferHash {
             m.pricePerThousandSteps
         );
         bytes memory second = abi.encode(
-            m.maxContext, m.maxOutput, m.canvasSize, m.maxSteps, m.tokensPerSecond, m.firstCanvasMs
+            m.maxContext, m.maxOutput, m.canvasSize, m.maxSteps, m.tokensPerSecond, m.firstCanvasMs, m.service
         );
         return keccak256(bytes.concat(first, second));
     }

@@ -57,7 +57,7 @@ class Offer(_message.Message):
     def __init__(self, operator: _Optional[bytes] = ..., receiver: _Optional[bytes] = ..., sequence: _Optional[int] = ..., issued_at: _Optional[int] = ..., expires_at: _Optional[int] = ..., endpoint: _Optional[str] = ..., tls_certificate: _Optional[bytes] = ..., sealing_key: _Optional[bytes] = ..., tokens: _Optional[_Iterable[bytes]] = ..., models: _Optional[_Iterable[_Union[ModelOffer, _Mapping]]] = ..., slots: _Optional[int] = ..., slots_free: _Optional[int] = ..., queue_free: _Optional[int] = ..., credit_window: _Optional[int] = ..., min_withdrawal_delay: _Optional[int] = ..., min_deposit: _Optional[bytes] = ..., details: _Optional[str] = ...) -> None: ...
 
 class ModelOffer(_message.Message):
-    __slots__ = ("name", "digest", "profile", "price_per_million_prompt_tokens", "price_per_million_output_tokens", "price_per_thousand_steps", "max_context", "max_output", "canvas_size", "max_steps", "tokens_per_second", "first_canvas_ms")
+    __slots__ = ("name", "digest", "profile", "price_per_million_prompt_tokens", "price_per_million_output_tokens", "price_per_thousand_steps", "max_context", "max_output", "canvas_size", "max_steps", "tokens_per_second", "first_canvas_ms", "service")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     PROFILE_FIELD_NUMBER: _ClassVar[int]
@@ -70,6 +70,7 @@ class ModelOffer(_message.Message):
     MAX_STEPS_FIELD_NUMBER: _ClassVar[int]
     TOKENS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
     FIRST_CANVAS_MS_FIELD_NUMBER: _ClassVar[int]
+    SERVICE_FIELD_NUMBER: _ClassVar[int]
     name: str
     digest: bytes
     profile: str
@@ -82,7 +83,8 @@ class ModelOffer(_message.Message):
     max_steps: int
     tokens_per_second: int
     first_canvas_ms: int
-    def __init__(self, name: _Optional[str] = ..., digest: _Optional[bytes] = ..., profile: _Optional[str] = ..., price_per_million_prompt_tokens: _Optional[bytes] = ..., price_per_million_output_tokens: _Optional[bytes] = ..., price_per_thousand_steps: _Optional[bytes] = ..., max_context: _Optional[int] = ..., max_output: _Optional[int] = ..., canvas_size: _Optional[int] = ..., max_steps: _Optional[int] = ..., tokens_per_second: _Optional[int] = ..., first_canvas_ms: _Optional[int] = ...) -> None: ...
+    service: int
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[bytes] = ..., profile: _Optional[str] = ..., price_per_million_prompt_tokens: _Optional[bytes] = ..., price_per_million_output_tokens: _Optional[bytes] = ..., price_per_thousand_steps: _Optional[bytes] = ..., max_context: _Optional[int] = ..., max_output: _Optional[int] = ..., canvas_size: _Optional[int] = ..., max_steps: _Optional[int] = ..., tokens_per_second: _Optional[int] = ..., first_canvas_ms: _Optional[int] = ..., service: _Optional[int] = ...) -> None: ...
 
 class Channel(_message.Message):
     __slots__ = ("payer", "authorizer", "receiver", "operator", "token", "withdrawal_delay", "salt")
@@ -113,7 +115,7 @@ class Funding(_message.Message):
     def __init__(self, deposit: _Optional[bytes] = ..., deadline: _Optional[int] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class Parameters(_message.Message):
-    __slots__ = ("seed", "max_tokens", "max_steps", "temperature_start", "temperature_end", "entropy_bound", "confidence_threshold", "stability_steps")
+    __slots__ = ("seed", "max_tokens", "max_steps", "temperature_start", "temperature_end", "entropy_bound", "confidence_threshold", "stability_steps", "service")
     SEED_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MAX_STEPS_FIELD_NUMBER: _ClassVar[int]
@@ -122,6 +124,7 @@ class Parameters(_message.Message):
     ENTROPY_BOUND_FIELD_NUMBER: _ClassVar[int]
     CONFIDENCE_THRESHOLD_FIELD_NUMBER: _ClassVar[int]
     STABILITY_STEPS_FIELD_NUMBER: _ClassVar[int]
+    SERVICE_FIELD_NUMBER: _ClassVar[int]
     seed: int
     max_tokens: int
     max_steps: int
@@ -130,7 +133,8 @@ class Parameters(_message.Message):
     entropy_bound: int
     confidence_threshold: int
     stability_steps: int
-    def __init__(self, seed: _Optional[int] = ..., max_tokens: _Optional[int] = ..., max_steps: _Optional[int] = ..., temperature_start: _Optional[int] = ..., temperature_end: _Optional[int] = ..., entropy_bound: _Optional[int] = ..., confidence_threshold: _Optional[int] = ..., stability_steps: _Optional[int] = ...) -> None: ...
+    service: int
+    def __init__(self, seed: _Optional[int] = ..., max_tokens: _Optional[int] = ..., max_steps: _Optional[int] = ..., temperature_start: _Optional[int] = ..., temperature_end: _Optional[int] = ..., entropy_bound: _Optional[int] = ..., confidence_threshold: _Optional[int] = ..., stability_steps: _Optional[int] = ..., service: _Optional[int] = ...) -> None: ...
 
 class Job(_message.Message):
     __slots__ = ("channel", "salt", "offer", "model", "prompt", "parameters", "max_amount", "deadline", "reply_key")

@@ -14,6 +14,7 @@ from model.requests import CanvasEvent, DraftEvent, FailedEvent, FinishReason, G
 from node.engine_link import EngineEvent, EngineFacts, EngineLost, EngineReady
 from node.errors import EngineUnavailable, PromptRejected
 from protocol.content import Message
+from protocol.objects import Service
 from protocol.types import Digest
 from tests.support.node.faults import KillSwitch
 
@@ -32,6 +33,7 @@ FACTS = EngineFacts(
     tokens_per_second=100,
     first_canvas_ms=50,
     steps_per_second=200,
+    service=Service.REPLAYABLE,
     details={"hardware": "none"},
 )
 

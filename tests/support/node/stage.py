@@ -36,7 +36,7 @@ from protocol.eip712 import Domain
 from protocol.errors import Refusal
 from protocol.frames import CancelJob, ClientFrame, Funding, LeafRef, SubmitJob, WorkerFrame
 from protocol.ledger import PayerLedger
-from protocol.objects import Channel, FundChannel, Job, Parameters, Receipt
+from protocol.objects import Channel, FundChannel, Job, Parameters, Receipt, Service
 from protocol.sealing import canvas_context, draft_context, prompt_context, public_key, seal, unseal
 from protocol.signing import LocalSigner, sign
 from protocol.types import (
@@ -392,6 +392,7 @@ def parameters(seed: int, max_tokens: int) -> Parameters:
         entropy_bound=Micros(100_000),
         confidence_threshold=Micros(5_000),
         stability_steps=Uint32(1),
+        service=Service.REPLAYABLE,
     )
 
 

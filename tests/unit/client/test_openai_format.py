@@ -86,9 +86,9 @@ def test_roles_and_parts_are_mapped() -> None:
 
 @pytest.mark.parametrize(
     ("given", "start", "end"),
-    [(None, 800_000, 400_000), (0, 800_000, 0), (0.7, 800_000, 700_000), (1.5,) * 3],
+    [(None, None, None), (0, 800_000, 0), (0.7, 800_000, 700_000), (1.5,) * 3],
 )
-def test_temperature_is_the_last_steps(given: float | None, start: float, end: float) -> None:
+def test_temperature_is_the_last_steps(given: float | None, start: float | None, end: float | None) -> None:
     generation = parsed(temperature=given).request.generation
     if given == 1.5:
         start = end = 1_500_000
@@ -97,6 +97,32 @@ def test_temperature_is_the_last_steps(given: float | None, start: float, end: f
 
 def test_a_negative_seed_is_its_two_complement() -> None:
     assert parsed(seed=-1).request.generation.seed == (1 << 64) - 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"seed": 0}, "seed"),
+        ({"temperature": 0.4}, "temperature_end"),
+        ({"piecework": {"max_steps": 48}}, "max_steps"),
+        ({"piecework": {"entropy_bound": 0.1}}, "entropy_bound"),
+        ({"piecework": {"temperature_start": 0.8}}, "temperature_start"),
+    ],
+)
+def test_what_best_effort_cannot_honour_is_named_even_at_its_default(
+    fields: dict[str, Any], name: str
+) -> None:
+    assert name in parsed(**fields).request.generation.replayable_only
+    assert parsed(max_tokens=5).request.generation.replayable_only == ()
+
+
+def test_best_effort_is_let_in_by_the_request_or_by_the_gateways_default() -> None:
+    assert not parsed().request.best_effort
+    assert parsed(piecework={"best_effort": True}).request.best_effort
+    assert parse_chat(BASE, best_effort=True).request.best_effort
+    declined = {**BASE, "piecework": {"best_effort": False}}
+    assert not parse_chat(declined, best_effort=True).request.best_effort
+    assert refused(piecework={"best_effort": 1}).param == "best_effort"
 
 
 def test_any_model_will_do_when_asked_for_any() -> None:

@@ -23,7 +23,9 @@ from client.selection import (
 from protocol.client_session import TEMPLATE_TOKENS
 from protocol.content import encode_prompt
 from protocol.errors import Reason
+from protocol.objects import Service
 from protocol.pricing import worst_case
+from protocol.service import best_effort_parameters
 from protocol.types import Address, Amount, Digest, Timestamp, Uint32, keccak256, to_hex
 from tests.support.client_side import ask
 from tests.support.fake_chain import TOKEN
@@ -148,3 +150,36 @@ def test_ranking_does_not_depend_on_the_order_of_the_offers() -> None:
 def test_every_refusal_has_an_answer_and_being_busy_is_not_held_against_anyone() -> None:
     assert set(AFTER_REFUSAL) == set(Reason)
     assert {AFTER_REFUSAL[reason] for reason in BUSY_REASONS} == {Next.TRY_OTHER}
+
+
+LOOSE: dict[str, Any] = {"service": Service.BEST_EFFORT, "max_steps": Uint32(0), "price_per_thousand_steps": Amount(0)}
+
+
+def test_a_client_asks_for_replayable_unless_it_says_otherwise() -> None:
+    ranking = choose(offer("loose", models=(model(**LOOSE),)), offer("exact"))
+    assert names(ranking) == [operator("exact").address]
+    assert "best effort" in ranking.unfit[0]
+
+
+def test_a_client_that_allows_best_effort_takes_the_better_of_both() -> None:
+    cheap = model(price_per_million_output_tokens=Amount(10), **LOOSE)
+    ranking = choose(offer("loose", models=(cheap,)), offer("exact"), request=ask(best_effort=True))
+    assert names(ranking) == [operator("loose").address, operator("exact").address]
+    first, second = ranking.choices
+    assert first.parameters(7) == best_effort_parameters(Uint32(first.generation.max_tokens or 0))
+    assert (second.parameters(7).seed, second.parameters(7).service) == (7, Service.REPLAYABLE)
+    assert first.ceiling == worst_case(
+        cheap, first.parameters(7), TEMPLATE_TOKENS + len(encode_prompt(ask().messages))
+    )
+
+
+@pytest.mark.parametrize(
+    "given", [{"seed": 0}, {"max_steps": 8}, {"temperature_end": 400_000}, {"stability_steps": 1}]
+)
+def test_a_request_that_sets_what_best_effort_cannot_honour_goes_to_replayable_only(
+    given: dict[str, Any],
+) -> None:
+    loose = offer("loose", models=(model(**LOOSE),))
+    ranking = choose(loose, offer("exact"), request=ask(best_effort=True, **given))
+    assert names(ranking) == [operator("exact").address]
+    assert next(iter(given)) in ranking.unfit[0]

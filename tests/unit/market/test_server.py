@@ -18,6 +18,7 @@ from market.server import Market
 from market.shelf import Shelf
 from protocol import wire
 from protocol.eip712 import Domain
+from protocol.objects import Service
 from protocol.types import Address, Amount, Digest, Uint32, Uint64, keccak256, to_hex
 from tests.support.client_side import FakeClock
 from tests.support.fake_chain import FakeChain
@@ -201,6 +202,23 @@ async def test_models_are_grouped_by_digest(full: Http) -> None:
     models = (await (await full.get("/v1/models")).json())["models"]
     assert (models[0]["names"], models[0]["workers"]) == (["tale-1"], 2)
     assert {m["names"][0] for m in models} == {"tale-1", "cheap", "fast"}
+
+
+async def test_lists_and_page_show_the_class_of_service_and_filter_by_it(http: Http) -> None:
+    loose = model(
+        "loose", service=Service.BEST_EFFORT, max_steps=Uint32(0), price_per_thousand_steps=Amount(0)
+    )
+    await post(http, offer("worker", models=(loose,)))
+    await post(http, offer("other"))
+    page = await (await http.get("/v1/offers?service=best_effort")).json()
+    assert [m["service"] for row in page["offers"] for m in row["models"]] == ["best_effort"]
+    models = (await (await http.get("/v1/models")).json())["models"]
+    assert sorted(m["services"] for m in models) == [["best_effort"], ["replayable"]]
+    shown = await (await http.get("/")).text()
+    assert "<td>best effort</td>" in shown and "<td>replayable</td>" in shown
+    only = await (await http.get("/?service=replayable")).text()
+    assert "<td>best effort</td>" not in only
+    assert (await http.get("/v1/offers?service=perfect")).status == 400
 
 
 async def test_workers_say_how_long_their_offer_lives(index: Index, full: Http) -> None:

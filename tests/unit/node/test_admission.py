@@ -18,8 +18,9 @@ from node.offers import build_offer
 from protocol.errors import Reason, Refusal
 from protocol.frames import Funding, LeafRef, SubmitJob
 from protocol.ledger import Unpaid, WorkerLedger
-from protocol.objects import Channel, FundChannel, Job
-from protocol.pricing import worst_case
+from protocol.objects import Channel, FundChannel, Job, Service
+from protocol.pricing import Usage, price, worst_case
+from protocol.service import best_effort_parameters
 from protocol.signing import LocalSigner, sign
 from protocol.states import ChannelState
 from protocol.types import (
@@ -31,6 +32,7 @@ from protocol.types import (
     PublicKey,
     Seconds,
     Timestamp,
+    Uint32,
     keccak256,
 )
 from tests.support.node.fake_engine import CANVAS, FACTS
@@ -47,6 +49,9 @@ OFFER = build_offer(
     now=NOW,
     active=0,
     capacity=6,
+)
+BEST_EFFORT_MODEL = OFFER.models[0].replace(
+    service=Service.BEST_EFFORT, max_steps=Uint32(0), price_per_thousand_steps=Amount(0)
 )
 CHANNEL = Channel(
     payer=PAYER.address,
@@ -98,7 +103,7 @@ def good() -> Case:
         receiver=RECEIVER,
         terms=TERMS,
         offer=OFFER,
-        serving=frozenset({FACTS.digest}),
+        serving={FACTS.digest: FACTS.service},
         active=0,
         engine_ready=True,
         draining=False,
@@ -150,6 +155,19 @@ def funding(
     return Funding(authorization, sign(DOMAIN, authorization, signer))
 
 
+def best_effort(**changes: Any) -> Callable[[Case], Case]:
+    return lambda c: replace(
+        c, job=c.job.replace(parameters=best_effort_parameters(Uint32(40)).replace(**changes))
+    )
+
+
+def served_at_best_effort(c: Case) -> Case:
+    """The same worker over an engine that honours no seed."""
+    offer = OFFER.replace(models=(BEST_EFFORT_MODEL,))
+    seen = replace(c.view, offer=offer, serving={FACTS.digest: Service.BEST_EFFORT})
+    return replace(c, view=seen, job=c.job.replace(offer=Digest(DOMAIN.digest(offer))))
+
+
 STRANGER = LocalSigner(bytes(keccak256(b"stranger")))
 NONE = {"state": ChannelState.NONE, "deposit": Amount(0)}
 REFUSALS: list[tuple[str, Callable[[Case], Case], Reason]] = [
@@ -164,7 +182,13 @@ REFUSALS: list[tuple[str, Callable[[Case], Case], Reason]] = [
     ("an offer nobody made", view(offer=None), Reason.UNKNOWN_OFFER),
     ("an expired offer", view(now=Timestamp(OFFER.expires_at + 6)), Reason.UNKNOWN_OFFER),
     ("a model that is not offered", job(model=Digest(bytes(32))), Reason.UNKNOWN_MODEL),
-    ("a model that is not loaded", view(serving=frozenset()), Reason.UNKNOWN_MODEL),
+    ("a model that is not loaded", view(serving={}), Reason.UNKNOWN_MODEL),
+    ("a best-effort job", best_effort(), Reason.WRONG_SERVICE),
+    (
+        "a model that has come to be served at best effort",
+        view(serving={FACTS.digest: Service.BEST_EFFORT}),
+        Reason.WRONG_SERVICE,
+    ),
     ("no tokens", parameter(max_tokens=0), Reason.BAD_PARAMETERS),
     ("too many tokens", parameter(max_tokens=FACTS.max_context + 1), Reason.BAD_PARAMETERS),
     ("no steps", parameter(max_steps=0), Reason.BAD_PARAMETERS),
@@ -276,3 +300,44 @@ def test_output_fills_whole_canvases_when_the_context_is_measured() -> None:
     with pytest.raises(Refusal) as caught:
         admit(fits.submission, fits.view, fits.book, room + 1)
     assert caught.value.reason is Reason.PROMPT_TOO_LONG
+
+
+def test_a_best_effort_job_is_let_in_and_reserves_its_tokens_alone() -> None:
+    case = best_effort()(served_at_best_effort(good()))
+    verdict = admit(case.submission, case.view, case.book, PROMPT_TOKENS)
+    assert verdict.reserve == price(BEST_EFFORT_MODEL, Usage(PROMPT_TOKENS, 40, 0))
+
+
+def test_a_job_that_asks_for_a_seed_and_a_trace_is_refused_at_best_effort() -> None:
+    case = served_at_best_effort(good())
+    with pytest.raises(Refusal) as caught:
+        admit(case.submission, case.view, case.book, PROMPT_TOKENS)
+    assert caught.value.reason is Reason.WRONG_SERVICE
+    assert "no seed is honoured and no trace is made" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"seed": 1},
+        {"max_steps": 1},
+        {"temperature_start": 1},
+        {"temperature_end": 1},
+        {"entropy_bound": 1},
+        {"confidence_threshold": 1},
+        {"stability_steps": 1},
+    ],
+    ids=lambda asked: next(iter(asked)),
+)
+def test_a_best_effort_job_cannot_set(asked: dict[str, int]) -> None:
+    case = best_effort(**asked)(served_at_best_effort(good()))
+    with pytest.raises(Refusal) as caught:
+        admit(case.submission, case.view, case.book, PROMPT_TOKENS)
+    assert caught.value.reason is Reason.BAD_PARAMETERS
+
+
+def test_a_returning_job_keeps_the_class_that_it_was_let_in_on() -> None:
+    case = view(serving={FACTS.digest: Service.BEST_EFFORT})(good())
+    with pytest.raises(Refusal) as caught:
+        check_return(case.submission, case.view)
+    assert caught.value.reason is Reason.WRONG_SERVICE
