@@ -190,7 +190,7 @@ class _Job:
                 raise HubError(
                     f"{file.name} is not what the hub lists: its digest is another than {file.digest}"
                 )
-            return partial.finish(target)
+            return await partial.finish(target)
         finally:
             partial.close()
 

@@ -131,10 +131,11 @@ class PartialFile:
         """Whether it is, as it stands, the file that the hub lists."""
         return self.position == self._file.size_bytes and self._hash.is_listed
 
-    def finish(self, target: Path) -> str:
+    async def finish(self, target: Path) -> str:
         """Make it durable and move it to `target`; returns its SHA-256 in hex."""
         try:
-            os.fsync(self._stream.fileno())
+            # 5 GB take a slow disk a minute, in which other downloads go on.
+            await asyncio.to_thread(_sync, self._path)
             self._path.replace(target)
             sync_folder(target.parent)
         except OSError as error:
@@ -152,7 +153,12 @@ class PartialFile:
 
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable. `OSError` when the disk does not."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    # By a descriptor of its own: whoever closes the file meanwhile does not matter.
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
