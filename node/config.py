@@ -215,9 +215,9 @@ def check(values: Mapping[str, Any]) -> WorkerConfig:
 
 
 def child_environment(environment: Mapping[str, str] | None = None) -> dict[str, str]:
-    """What the engine process gets: no setting and no password of ours, and no way to the network."""
+    """What the engine process gets: no setting and no secret of ours or a hub's, no way to the network."""
     environment = os.environ if environment is None else environment
-    kept = {k: v for k, v in environment.items() if not k.startswith("PIECEWORK_")}
+    kept = {k: v for k, v in environment.items() if not k.startswith("PIECEWORK_") and k != "HF_TOKEN"}
     return {**kept, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 

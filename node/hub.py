@@ -254,7 +254,7 @@ def parse_endpoint(text: str) -> URL:
     """The address of a hub. `ConfigError` when it is none."""
     try:
         url = URL(text)
-        good = url.scheme in {"http", "https"} and bool(url.host) and len(text) <= MAX_URL_CHARS
+        good = url.origin().scheme in {"http", "https"} and bool(url.host) and len(text) <= MAX_URL_CHARS
     except ValueError:
         good = False
     if not good or url.user or url.password or url.query_string or url.fragment:
@@ -286,6 +286,7 @@ def redirect_target(url: URL, location: str) -> URL:
         allowed = {"https"} if url.scheme == "https" else {"http", "https"}
         if target.scheme not in allowed or not target.host or target.user is not None:
             raise ValueError(f"to {target.scheme or 'nowhere'}")
+        target.origin()  # a ValueError when host and port are none
     except ValueError as error:
         raise HubError(f"{url.host} redirects where nobody should follow ({error})") from None
     return target

@@ -87,11 +87,11 @@ async def pull(
     """
     commit = await hub.commit(model)
     files = select(model, await hub.files(model, commit))
-    watcher.planned(model, commit, files)
     place = store.revision(model, commit)
     with place.locked():
         job = _Job(hub, place, files, watcher)
         if not place.has_all(files):
+            watcher.planned(model, commit, files)
             place.reopen()
             place.begin(hub.address, files)
             _check_space(place, files, free)

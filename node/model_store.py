@@ -237,7 +237,7 @@ def checkpoint_folder(text: str, store: ModelStore) -> Path:
     A folder that exists is that folder, also when it could be a name. `ModelNotPulled` when it can only be a
     name, and is not here.
     """
-    path = Path(text).expanduser()
+    path = Path(text)
     if path.is_dir() or not is_model_name(text):
         return path
     return store.find(ModelName.parse(text)).folder

@@ -114,7 +114,7 @@ def verify(
         if json:
             common.print_json({"good": False, "folder": str(folder), "path": error.path, "error": str(error)})
             raise typer.Exit(1) from None
-        pulled = folder != Path(name).expanduser()
+        pulled = folder != Path(name)
         common.fail(f"{error}. Delete it and run: piecework models pull {name}" if pulled else str(error))
     if json:
         common.print_json({"good": True, "folder": str(folder), "digest": "0x" + digest.hex()})

@@ -220,7 +220,7 @@ class FakeHub:
         repository, refusal = self._find(request, metadata=True)
         if refusal is not None or repository is None:
             return refusal or web.Response(status=500)
-        if failed := _plain_fault(self._fault("hub", "revision")):
+        if failed := await self._hub_fault("revision"):
             return failed
         wanted = request.match_info["revision"]
         commit = repository.refs.get(wanted, wanted)
@@ -234,7 +234,7 @@ class FakeHub:
         repository, refusal = self._find(request, metadata=True)
         if refusal is not None or repository is None:
             return refusal or web.Response(status=500)
-        if failed := _plain_fault(self._fault("hub", "tree")):
+        if failed := await self._hub_fault("tree"):
             return failed
         entries = repository.entries(request.match_info["commit"])
         start = int(request.query.get("cursor", "0"))
@@ -250,7 +250,7 @@ class FakeHub:
         if refusal is not None or repository is None:
             return refusal or web.Response(status=500)
         commit, name = request.match_info["commit"], request.match_info["file"]
-        if failed := _plain_fault(self._fault("hub", name)):
+        if failed := await self._hub_fault(name):
             return failed
         data = repository.commits[commit].get(name)
         if data is None:
@@ -276,6 +276,12 @@ class FakeHub:
         if refusal is not None or repository is None:
             return refusal or web.Response(status=500)
         return await self._serve("cache", request, repository)
+
+    async def _hub_fault(self, what: str) -> web.Response | None:
+        fault = self._fault("hub", what)
+        if isinstance(fault, Hold):
+            await fault.release.wait()
+        return _plain_fault(fault)
 
     def _find(self, request: web.Request, *, metadata: bool) -> tuple[Repository | None, web.Response | None]:
         """The repository, or what the hub says instead: of a gated one everybody may know what is in it."""

@@ -148,6 +148,21 @@ async def test_a_failure_is_one_line_and_leaves_what_arrived(hub: FakeHub, store
     assert "incomplete" in human.out
 
 
+async def test_a_disk_that_takes_no_more_is_one_line_and_the_pull_goes_on_later(
+    hub: FakeHub, store: Path
+) -> None:
+    limited = await asyncio.create_subprocess_exec(
+        *("bash", "-c", f"ulimit -f 1024; exec {sys.executable} -m piecework models pull {NAME}"),
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "HF_ENDPOINT": hub.url, "PIECEWORK_MODELS": str(store)},
+    )
+    _, complaints = await limited.communicate()
+    last = complaints.decode().splitlines()[-1]
+    assert limited.returncode == 1 and last.startswith("error: cannot write") and WEIGHTS in last
+    said = (await models(hub, store, "pull", NAME, "--json")).json()
+    assert (said["digest"], said["downloaded_bytes"]) == (DIGEST, SIZE - 2**20)
+
+
 async def test_the_token_comes_from_the_environment_and_is_shown_nowhere(hub: FakeHub, store: Path) -> None:
     hub.repositories[NAME].gated = True
     refused = await models(hub, store, "pull", NAME)

@@ -82,8 +82,9 @@ def test_the_deployments_token_is_accepted_when_none_is_named(tmp_path: Path) ->
 
 def test_the_engine_process_gets_no_password_and_no_network() -> None:
     kept = config.child_environment(
-        {"PIECEWORK_PASSWORD": "x", "PIECEWORK_WORKER_SLOTS": "1", "PATH": "/bin"}
+        {"PIECEWORK_PASSWORD": "x", "PIECEWORK_WORKER_SLOTS": "1", "HF_TOKEN": "hf_x", "PATH": "/bin"}
     )
+    assert "HF_TOKEN" not in kept
     assert not any(name.startswith("PIECEWORK_") for name in kept)
     assert kept["PATH"] == "/bin"
     assert kept["HF_HUB_OFFLINE"] == "1"

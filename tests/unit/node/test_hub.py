@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,12 +17,13 @@ from node.errors import ConfigError, HubError
 from node.hub import MAX_ANSWER_BYTES, Hub, parse_endpoint, redirect_target
 from node.keys import create_tls
 from node.model_name import HubFile
-from node.retries import TryAgain
+from node.retries import Patience, TryAgain
 from protocol.types import Timestamp
 from tests.support.hub import (
     Answer,
     FakeHub,
     Fault,
+    Hold,
     Redirect,
     Status,
     fake_hub,
@@ -154,6 +156,18 @@ async def test_answers_that_are_none_are_the_hubs_fault(
         await listed(hub)
 
 
+@pytest.mark.parametrize("what", ["revision", "tree"])
+async def test_an_api_that_falls_silent_is_asked_again(hub: FakeHub, what: str) -> None:
+    never = asyncio.Event()
+    hub.fail("hub", what, Hold(0, never))
+    told = Told()
+    patience = Patience(answer_s=0.1)
+    async with Hub.connect(hub.url, tell=told.tell, patience=patience, sleep=told.sleep) as client:
+        assert len(await client.files(TINY, await client.commit(TINY))) == 3
+    never.set()
+    assert [reason.partition(": ")[2] for reason in told.reasons] == ["127.0.0.1 does not answer in time"]
+
+
 async def test_another_commit_than_asked_for_is_refused(hub: FakeHub) -> None:
     hub.fail("hub", "revision", Answer(b'{"sha": "%s"}' % (b"b" * 40)))
     async with connected(hub) as client:
@@ -165,6 +179,7 @@ async def test_another_commit_than_asked_for_is_refused(hub: FakeHub) -> None:
     "location",
     [
         *("", "ftp://127.0.0.1/x", "file:///etc/passwd", "https://user:secret@127.0.0.1/x", "//[::1"),
+        *("http://127.0.0.1:99999/x", "http://127.0.0.1:x/x", "https:///x"),
         "https://127.0.0.1/" + "x" * 5000,
     ],
     ids=lambda location: location[:20],
@@ -260,7 +275,7 @@ async def test_https_to_a_port_that_speaks_http_is_an_error_at_once(hub: FakeHub
     "text",
     [
         *("", "hub.example", "ftp://hub.example", "https://", "https://user@hub.example", "https://h/?q=1"),
-        *("https://h/#x", "https://[::1", "https://" + "h" * 9000),
+        *("https://h/#x", "https://[::1", "https://h:99999", "https://" + "h" * 9000),
     ],
 )
 def test_what_is_no_address_of_a_hub_is_refused(text: str) -> None:
