@@ -18,8 +18,9 @@ from transformers import (
     DiffusionGemmaGenerationConfig,
 )
 
-from model import files, headers, memory
+from model import files, headers
 from model.bounds import ModelLimits
+from model.dimensions import dimensions
 from model.errors import CheckpointError, DeviceError
 from model.kernels import best_codec
 from model.manifest import (
@@ -153,7 +154,7 @@ def _check_folder(
         raise CheckpointError(
             folder / "config.json", "pre-quantized weights are not supported by this engine"
         )
-    memory.dimensions(config, folder / "config.json")  # within bounds, or building the modules has none
+    dimensions(config, folder / "config.json")  # within bounds, or building the modules has none
     covered_files(folder)
     return config, files.read_json(folder / "generation_config.json"), headers.read_folder(folder)
 

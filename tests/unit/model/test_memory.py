@@ -1,0 +1,268 @@
+"""What a model needs, against what it takes; and which precision a device gets."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
+
+from model import backbone, memory, precision, released
+from model.cache import RowCache
+from model.dimensions import Blueprint, dimensions, published_tensors, read
+from model.engine import Engine
+from model.errors import CheckpointError, DeviceError
+from model.layout import cache_layout
+from model.loading import LoadedModel, load
+from model.manifest import bundled_checkpoint_path
+from model.memory import GIB, Device, Need
+from tests.support.allocations import allocations
+from tests.support.model_runs import make_request, run
+from tests.support.small_models import small_config
+
+RELEASED = released.blueprint()
+
+
+def card(gib: float, host_gib: float = 64) -> Device:
+    return Device("cuda", f"a card of {gib} GiB", int(gib * GIB), int(host_gib * GIB))
+
+
+def needed(form: memory.Format, rows: int = 1, context: int = 8192) -> Need:
+    return memory.need(RELEASED, form, "cuda", rows, context)
+
+
+BF16: memory.Format = ("bfloat16", "bfloat16", "none")
+FP8: memory.Format = ("fp8", "bfloat16", "fp8")
+INT4: memory.Format = ("int4", "bfloat16", "int4")
+
+
+# --- the model
+
+
+def test_the_released_model_has_the_published_figures() -> None:
+    assert sum(math.prod(shape) for _, shape in RELEASED.tensors) == pytest.approx(25.2e9, rel=0.005)
+    assert needed(BF16).weights_bytes == pytest.approx(50e9, rel=0.02)
+    experts = sum(math.prod(shape) for name, shape in RELEASED.tensors if precision.is_experts(name))
+    assert experts == pytest.approx(0.905 * 25.2e9, rel=0.01)
+    of = RELEASED.of
+    assert [layer.window for layer in of.layers].count(0) == 5
+    assert of.layers[29].window == 0
+    assert not any(".layers.29." in name and "v_proj" in name for name, _ in RELEASED.tensors)
+
+
+def test_a_token_of_context_costs_what_the_full_layers_keep_of_it() -> None:
+    """5 layers of 2 heads of 512, keys and values, 2 bytes each; the others keep only their window."""
+    far = memory.row_bytes(RELEASED.of, 100_000, "bfloat16")
+    assert memory.row_bytes(RELEASED.of, 100_001, "bfloat16") - far == 5 * 2 * 2 * 512 * 2
+    windowed = 25 * 2 * 8 * 256 * 2 * (1023 + 512 + 256)
+    assert far == windowed + 100_000 * 20_480
+
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "as written by this version": {},
+    "global figures instead of layers": {
+        "per_layer_config": None,
+        "global_head_dim": 96,
+        "num_global_key_value_heads": 1,
+    },
+    "five to one unless told": {"layer_types": None, "per_layer_config": None, "num_hidden_layers": 13},
+    "both directions": {"use_bidirectional_attention": "all"},
+    "wider": {"hidden_size": 320, "intermediate_size": 416, "moe_intermediate_size": 64, "num_experts": 5},
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_weights_and_layers_are_those_that_transformers_builds(name: str) -> None:
+    base = small_config().to_dict()
+    text = {**base["text_config"], **CONFIGS[name]}
+    text = {key: value for key, value in text.items() if value is not None}
+    written = {**base, "text_config": text}
+    config = DiffusionGemmaConfig(**json.loads(json.dumps(written)))
+    with torch.device("meta"):
+        model = DiffusionGemmaForBlockDiffusion(config)
+    of = dimensions(json.loads(json.dumps(written)), Path("config.json"))
+    built = model.state_dict()
+    ours = dict(published_tensors(of))
+    assert {key: tuple(built[key].shape) for key in ours} == ours
+    distinct = {id(tensor): name for name, tensor in model.state_dict(keep_vars=True).items()}
+    text_only = [name for name in distinct.values() if not precision.is_unused(name)]
+    assert len(ours) == len(text_only)
+    assert of.layers == cache_layout(config.text_config, of.canvas, of.chunk).layers
+
+
+def test_the_headers_of_a_checkpoint_and_its_configuration_agree(tmp_path: Path) -> None:
+    source = bundled_checkpoint_path()
+    (tmp_path / "config.json").write_bytes((source / "config.json").read_bytes())
+    bare, full = read(tmp_path), read(source)
+    assert bare.of == full.of
+    assert sorted(bare.tensors) == sorted(t for t in full.tensors if not precision.is_unused(t[0]))
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+        max_leaves=5,
+    ),
+    st.sampled_from(
+        [
+            "num_experts",
+            "layer_types",
+            "per_layer_config",
+            "head_dim",
+            "num_hidden_layers",
+            "vocab_size",
+            "hidden_size",
+            "global_head_dim",
+            "num_global_key_value_heads",
+            "sliding_window",
+        ]
+    ),
+)
+def test_any_value_in_a_configuration_is_read_or_refused_by_file(value: Any, key: str) -> None:
+    config = json.loads((bundled_checkpoint_path() / "config.json").read_text())
+    config["text_config"][key] = value
+    if key.startswith(("global", "num_global")):
+        del config["text_config"]["per_layer_config"]
+    try:
+        of = dimensions(config, Path("some/config.json"))
+    except CheckpointError as error:
+        assert error.path == "some/config.json"
+    else:
+        assert sum(math.prod(shape) for _, shape in published_tensors(of)) > 0
+
+
+# --- against the bytes that are taken
+
+
+def test_a_rows_cache_is_counted_exactly(bundled: LoadedModel) -> None:
+    config, size = bundled.model.config, bundled.limits
+    layout = cache_layout(config.text_config, size.canvas_size, size.chunk_tokens)
+    for tokens in (40, 300, 1000):
+        taken = allocations(lambda n=tokens: RowCache(layout, n, torch.device("cpu"), torch.float32))  # type: ignore[misc]
+        assert taken.kept_bytes == memory.row_bytes(read(bundled_checkpoint_path()).of, tokens, "float32")
+
+
+@pytest.mark.parametrize("quantization", ["none", "fp8", "int4"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_running_engine_stays_within_its_plan(
+    prompt: tuple[int, ...], dtype: Any, quantization: Any
+) -> None:
+    rows, canvases = 2, 2
+    loaded = load(device="cpu", dtype=dtype, quantization=quantization)
+    context = len(prompt) + canvases * loaded.limits.canvas_size
+    name = quantization if quantization != "none" else dtype
+    form: memory.Format = (name, dtype, quantization)
+    plan = memory.need(read(bundled_checkpoint_path()), form, "cpu", rows, context)
+
+    def work() -> None:
+        engine = Engine(loaded, max_rows=rows, memory_bytes=plan.kv_bytes)
+        for number in range(rows):
+            request = make_request(prompt, f"row {number}", seed=number, max_tokens=64, max_steps=3)
+            engine.submit(request)
+        assert engine.rows == rows, "the planned budget does not hold the planned rows"
+        run(engine)
+
+    taken = allocations(work)
+    assert taken.peak_bytes <= plan.kv_bytes + plan.work_bytes
+    assert taken.peak_bytes > 0.15 * (plan.kv_bytes + plan.work_bytes), "the bound says nothing"
+
+
+def test_the_plan_knows_how_many_masks_the_backbone_keeps() -> None:
+    assert backbone._KEPT_MASKS == memory.KEPT_MASKS
+
+
+# --- the choice
+
+
+@pytest.mark.parametrize(
+    ("gib", "chosen", "away"),
+    [
+        (12, "int4", True),
+        (16, "int4", True),
+        (24, "int4", False),
+        (32, "fp8", False),
+        (48, "fp8", False),
+        (80, "bfloat16", False),
+    ],
+)
+def test_each_card_gets_the_most_faithful_precision_that_fits(gib: int, chosen: str, away: bool) -> None:
+    choice = memory.choose(RELEASED, card(gib), rows=2, context=8192)
+    assert (choice.need.precision, choice.need.offloaded) == (chosen, away)
+    assert choice.need.device_bytes <= card(gib).usable_bytes
+    assert choice.reason.startswith(chosen)
+    assert ". " not in choice.reason, "one sentence"
+
+
+@given(st.floats(4, 200), st.floats(8, 256), st.integers(1, 32), st.integers(256, 262_144))
+def test_what_is_chosen_fits_and_nothing_more_faithful_would(
+    gib: float, host: float, rows: int, context: int
+) -> None:
+    device = card(gib, host)
+    every = [needed(form, rows, context) for form in (BF16, FP8, INT4)]
+    fitting = [n.precision for n in every if n.device_bytes <= device.usable_bytes]
+    try:
+        choice = memory.choose(RELEASED, device, rows=rows, context=context)
+    except DeviceError as error:
+        assert not fitting
+        assert "does not fit" in str(error)
+        return
+    need = choice.need
+    assert need.device_bytes <= device.usable_bytes
+    assert need.precision == (fitting or ["int4"])[0]
+    assert need.offloaded == (not fitting)
+    assert choice.expert_budget_bytes == (need.cache_bytes if need.offloaded else None)
+    if need.offloaded:
+        assert need.host_bytes <= device.usable_host_bytes
+
+
+@given(st.sampled_from([BF16, FP8, INT4]), st.integers(1, 16), st.integers(256, 100_000))
+def test_more_rows_or_context_never_need_less(form: memory.Format, rows: int, context: int) -> None:
+    here = needed(form, rows, context).device_bytes
+    assert needed(form, rows + 1, context).device_bytes >= here
+    assert needed(form, rows, context + 1).device_bytes >= here
+
+
+def test_a_precision_that_is_asked_for_is_given_or_refused() -> None:
+    assert memory.choose(RELEASED, card(80), rows=1, context=8192, asked="int4").need.precision == "int4"
+    choice = memory.choose(RELEASED, card(16), rows=1, context=8192, asked="fp8")
+    assert (choice.need.precision, choice.need.offloaded) == ("fp8", True)
+    with pytest.raises(
+        DeviceError, match=r"does not fit a card of 24 GiB: bfloat16 needs 49\.\d GiB for 1 row of"
+    ):
+        memory.choose(RELEASED, card(24), rows=1, context=8192, asked="bfloat16")
+
+
+def test_plain_weights_are_never_planned_in_host_memory() -> None:
+    """The loader keeps only packed experts there."""
+    with pytest.raises(DeviceError):
+        memory.choose(RELEASED, card(40, 256), rows=1, context=8192, asked="bfloat16")
+
+
+def test_a_host_too_small_for_the_experts_is_refused() -> None:
+    assert memory.choose(RELEASED, card(12, 32), rows=1, context=8192).need.offloaded
+    with pytest.raises(DeviceError, match="does not fit"):
+        memory.choose(RELEASED, card(12, 12), rows=1, context=8192)
+
+
+def test_a_cpu_computes_in_float32_and_has_no_other_memory() -> None:
+    device = Device("cpu", "a host", 256 * GIB, 256 * GIB)
+    choice = memory.choose(RELEASED, device, rows=1, context=8192)
+    assert (choice.need.precision, choice.need.dtype) == ("float32", "float32")
+    small = replace(device, memory_bytes=16 * GIB, host_memory_bytes=16 * GIB)
+    with pytest.raises(DeviceError):
+        memory.choose(RELEASED, small, rows=1, context=8192)
+
+
+def test_experts_of_odd_widths_are_not_offered_in_four_bits() -> None:
+    odd = Blueprint(replace(RELEASED.of, expert_intermediate=700), ())
+    odd = replace(odd, tensors=tuple(published_tensors(odd.of)))
+    with pytest.raises(DeviceError, match="fp8 needs"):
+        memory.choose(odd, card(20, 16), rows=1, context=8192)
+    with pytest.raises(DeviceError, match="no precision packs it"):
+        memory.choose(odd, card(80), rows=1, context=8192, asked="int4")
