@@ -1,0 +1,325 @@
+"""What `bench.gpu` measures: the device, the sampler, and a model's denoising steps."""
+
+from __future__ import annotations
+
+import gc
+import resource
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from bench.random_model import RandomModel
+from bench.report import percentile
+from bench.sections import Budget
+from model import sampler
+from model.backbone import Backbone, Segment
+from model.batched import BatchedExecutor
+from model.cache import RowCache
+from model.denoiser import Denoiser
+from model.executor import RowFailure, RowStep
+from model.invariance import invariance_of
+from model.judges import Judge, refusal
+from model.layout import cache_layout
+from model.reference import ReferenceExecutor
+from model.requests import GenerationRequest
+from model.sampler import Judgement
+from model.scheduler import RowWork
+
+CAP: Final = 30.0
+TEMPERATURE: Final = 0.6
+PROMPT_TOKENS: Final = 300
+"""Of every row: more than a canvas, less than the window and than a chunk of prefill."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What the device was measured to do; None where that section failed."""
+
+    read_bytes_second: float | None
+    flops_second: float | None
+
+
+class StepFailedError(RuntimeError):
+    """A row failed instead of making a step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Where it is measured. On a CPU peak memory is that of the whole process."""
+
+    torch: torch.device
+
+    @property
+    def is_cuda(self) -> bool:
+        return self.torch.type == "cuda"
+
+    def wait(self) -> None:
+        """Until all that was asked of the device is done."""
+        if self.is_cuda:
+            torch.cuda.synchronize()
+
+    def forget_peak(self) -> None:
+        """Peak memory is counted from here on, where the device can do that."""
+        if self.is_cuda:
+            torch.cuda.reset_peak_memory_stats()
+
+    def release(self) -> None:
+        """Gives back the memory of what is no longer referred to."""
+        gc.collect()
+        if self.is_cuda:
+            torch.cuda.empty_cache()
+
+    def peak_bytes(self) -> int:
+        """The most memory in use since `forget_peak`."""
+        if self.is_cuda:
+            return torch.cuda.max_memory_allocated()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def seconds(self, action: Callable[[], object], rounds: int) -> float:
+        """Median time of an action, after one round that is not counted."""
+        action()
+        times = []
+        for _ in range(rounds):
+            self.wait()
+            start = time.perf_counter()
+            action()
+            self.wait()
+            times.append(time.perf_counter() - start)
+        return statistics.median(times)
+
+
+def bandwidth(device: Device, buffer_bytes: int) -> dict[str, float]:
+    """Bytes a second of a copy, reads and writes counted, and of reading alone, as weights are."""
+    source = torch.ones(buffer_bytes // 4, dtype=torch.float32, device=device.torch)
+    target = torch.empty_like(source)
+    copy_s = device.seconds(lambda: target.copy_(source), rounds=10)
+    read_s = device.seconds(source.sum, rounds=10)
+    return {
+        "buffer_bytes": buffer_bytes,
+        "copy_bytes_second": 2 * buffer_bytes / copy_s,
+        "read_bytes_second": buffer_bytes / read_s,
+    }
+
+
+def arithmetic(device: Device, size: int) -> dict[str, float]:
+    """Operations a second of a square bfloat16 product: what a step with many rows is bound by."""
+    left = torch.randn((size, size), device=device.torch).to(torch.bfloat16)
+    product_s = device.seconds(lambda: left @ left, rounds=5)
+    return {"size": size, "bf16_flops_second": 2 * size**3 / product_s}
+
+
+def fused_sampler(device: Device, positions: int, vocab_size: int, rounds: int) -> dict[str, Any]:
+    """The fused sampler beside the pure one on the same logits: time, and how far they agree."""
+    from model import sampler_triton
+
+    generator = torch.Generator(device.torch).manual_seed(1)
+    raw = torch.empty((positions, vocab_size), dtype=torch.bfloat16, device=device.torch)
+    raw.normal_(0.0, 4.0, generator=generator)
+    temperatures = torch.full((positions,), TEMPERATURE, device=device.torch)
+    uniforms = torch.rand(positions, dtype=torch.float64, device=device.torch, generator=generator)
+
+    def run(judge: Judge) -> Judgement:
+        return judge(raw.clone(), temperatures, CAP, uniforms)
+
+    clone_s = device.seconds(raw.clone, rounds)
+    pure_s = device.seconds(lambda: run(sampler.judge), rounds) - clone_s
+    fused_s = device.seconds(lambda: run(sampler_triton.judge), rounds) - clone_s
+    pure, fused = run(sampler.judge), run(sampler_triton.judge)
+    return {
+        "positions": positions,
+        "vocabulary": vocab_size,
+        "fused_ms": 1000 * fused_s,
+        "pure_ms": 1000 * pure_s,
+        "argmax_equal": _share(fused.argmax, pure.argmax),
+        "sampled_equal": _share(fused.sampled, pure.sampled),
+        "entropy_error_nats": float((fused.entropy - pure.entropy).abs().max()),
+        "probability_error": float((fused.probabilities.float() - pure.probabilities.float()).abs().max()),
+        "refusal": refusal(sampler_triton.judge, device.torch, torch.bfloat16, vocab_size),
+    }
+
+
+def _share(left: Tensor, right: Tensor) -> float:
+    return float((left == right).float().mean())
+
+
+def request(number: int, random: RandomModel, steps: int) -> GenerationRequest:
+    """A job whose canvases take exactly `steps` steps: it is never confident."""
+    vocab_size = random.limits.vocab_size
+    prompt = tuple((7 + 31 * number + 17 * i) % vocab_size for i in range(_prompt_tokens(random)))
+    return GenerationRequest(
+        request_id=f"row-{number}",
+        prompt_ids=prompt,
+        seed=1000 + number,
+        max_tokens=2 * random.limits.canvas_size,
+        max_steps=steps,
+        temperature_start=0.8,
+        temperature_end=0.4,
+        entropy_bound=0.1,
+        confidence_threshold=0.0,
+        stability_steps=1,
+        canvas_limit=2,
+        draft_every=0,
+    )
+
+
+def _prompt_tokens(random: RandomModel) -> int:
+    return min(PROMPT_TOKENS, random.limits.chunk_tokens)
+
+
+def _step(executor: BatchedExecutor | ReferenceExecutor, work: Sequence[RowWork]) -> list[RowStep]:
+    """One step of every row, or the error that stopped one."""
+    made = []
+    for outcome in executor.step(work):
+        if isinstance(outcome, RowFailure):
+            raise StepFailedError(f"{outcome.request_id} failed: {outcome.kind}, {outcome.message}")
+        made.append(outcome)
+    return made
+
+
+@dataclass(frozen=True, slots=True)
+class CanvasRun:
+    """One canvas of `rows` rows. leaves: of each row, one a step."""
+
+    rows: int
+    step_s: list[float]
+    canvas_s: float
+    peak_bytes: int
+    leaves: dict[str, tuple[bytes, ...]]
+
+
+def run_canvas(
+    executor: BatchedExecutor, random: RandomModel, rows: int, steps: int, device: Device
+) -> CanvasRun:
+    """Times a canvas from its second step on, and the first step of the next, which prefills what was
+    committed: `steps` steps and one prefill, and not the prompt.
+    """
+    jobs = [request(number, random, steps) for number in range(rows)]
+    for job in jobs:
+        executor.open(job)
+    try:
+        device.forget_peak()
+        ids = [job.request_id for job in jobs]
+        _step(executor, [RowWork(name, 1, denoise=True) for name in ids])
+        times: list[float] = []
+        made: list[RowStep] = []
+        for _ in range(steps - 1):
+            start = time.perf_counter()
+            made = _step(executor, [RowWork(name, 0, denoise=True) for name in ids])
+            times.append(time.perf_counter() - start)
+        for row in made:
+            executor.commit(row.request_id, row.argmax)
+        start = time.perf_counter()
+        _step(executor, [RowWork(name, 1, denoise=True) for name in ids])
+        last = time.perf_counter() - start
+        leaves = {row.request_id: row.leaves for row in made}
+        return CanvasRun(rows, times, sum(times) + last, device.peak_bytes(), leaves)
+    finally:
+        for job in jobs:
+            executor.close(job.request_id)
+
+
+def steps_figures(
+    random: RandomModel,
+    device: Device,
+    budget: Budget,
+    rates: Rates,
+    *,
+    rows: Sequence[int],
+    steps: int,
+) -> dict[str, Any]:
+    """Step times and tokens a second at each number of rows, beside the two floors, and whether a row's trace
+    is the same in every company. A number of rows that would overdraw the budget is left out and named.
+    """
+    executor = BatchedExecutor(random.model, random.limits)
+    invariance = invariance_of(random.model)
+    figures: dict[str, Any] = {"isolated": invariance.isolated, "minimum_rows": invariance.minimum_rows}
+    runs: list[CanvasRun] = []
+    for count in rows:
+        expected_s = runs[-1].canvas_s * count / runs[-1].rows if runs else 0.0
+        if expected_s > budget.left_s:
+            figures[f"rows_{count}"] = {"skipped": f"needs up to {expected_s:.0f} s"}
+            continue
+        run = run_canvas(executor, random, count, steps, device)
+        runs.append(run)
+        figures[f"rows_{count}"] = _row_figures(run, random, rates)
+    alone = runs[0].leaves
+    company = [run.leaves[name] == leaves for run in runs[1:] for name, leaves in alone.items()]
+    figures["transcripts_equal"] = all(company) if company else None
+    return figures
+
+
+def _row_figures(run: CanvasRun, random: RandomModel, rates: Rates) -> dict[str, Any]:
+    step_s = statistics.median(run.step_s)
+    canvas = random.limits.canvas_size
+    figures: dict[str, Any] = {
+        "step_ms": 1000 * step_s,
+        "step_p90_ms": 1000 * percentile(run.step_s, 0.9),
+        "canvas_s": run.canvas_s,
+        "tokens_second": run.rows * canvas / run.canvas_s,
+        "peak_bytes": run.peak_bytes,
+    }
+    if rates.read_bytes_second is not None:
+        floor_s = random.step_bytes / rates.read_bytes_second
+        figures |= {"bandwidth_floor_ms": 1000 * floor_s, "over_bandwidth_floor": step_s / floor_s}
+    if rates.flops_second is not None:
+        figures["arithmetic_floor_ms"] = 1000 * run.rows * canvas * random.flops_token / rates.flops_second
+    return figures
+
+
+def correctness(random: RandomModel, device: Device) -> dict[str, Any]:
+    """The fast executor against the reference: the leaves of two steps, and how far the logits of one are
+    apart, in units of their own spread.
+    """
+    job = request(0, random, steps=2)
+    leaves = []
+    for executor in (
+        BatchedExecutor(random.model, random.limits),
+        ReferenceExecutor(random.model, random.limits),
+    ):
+        executor.open(job)
+        _step(executor, [RowWork(job.request_id, 1, denoise=True)])
+        leaves.append(_step(executor, [RowWork(job.request_id, 0, denoise=True)])[0].leaves)
+        executor.close(job.request_id)
+    ours, theirs = first_logits(random, job, device)
+    error = (ours - theirs).abs()
+    spread = theirs.std()
+    apart = ours.argmax(-1) != theirs.argmax(-1)
+    top = theirs.topk(2, dim=-1).values
+    gaps = (top[:, 0] - top[:, 1])[apart]
+    return {
+        "leaves_equal": leaves[0] == leaves[1],
+        "logit_error_mean": float(error.mean() / spread),
+        "logit_error_max": float(error.max() / spread),
+        "argmax_equal": 1 - float(apart.float().mean()),
+        "largest_gap_flipped": float(gaps.max() / spread) if len(gaps) else 0.0,
+    }
+
+
+@torch.inference_mode()
+def first_logits(random: RandomModel, job: GenerationRequest, device: Device) -> tuple[Tensor, Tensor]:
+    """Raw logits [C, V] float32 of a canvas behind the job's prompt: the fast stack's, transformers'."""
+    model, limits = random.model, random.limits
+    canvas = torch.arange(limits.canvas_size, device=device.torch) * 37 % limits.vocab_size
+    denoiser = Denoiser(model)
+    theirs_cache: DynamicCache = denoiser.new_cache()
+    denoiser.prefill(theirs_cache, job.prompt_ids)
+    theirs = denoiser.raw_logits(theirs_cache, canvas, None)
+    layout = cache_layout(model.config.text_config, limits.canvas_size, limits.chunk_tokens)
+    cache = RowCache(layout, limits.row_tokens(job), device.torch, denoiser.dtype)
+    backbone = Backbone(model, minimum_rows=invariance_of(model).minimum_rows, pack=False)
+    prompt = torch.tensor(job.prompt_ids, device=device.torch)
+    embedded = backbone.embed(canvas)
+    hidden = torch.cat([backbone.condition(embedded, torch.zeros_like(embedded)), backbone.embed(prompt)])
+    segments = [
+        Segment(cache, 0, len(canvas), len(prompt), causal=False),
+        Segment(cache, len(canvas), len(prompt), 0, causal=True),
+    ]
+    cache.reserve(len(hidden))
+    ours = model.lm_head(backbone.run(hidden, segments, len(canvas)))
+    return ours.float(), theirs.float()
