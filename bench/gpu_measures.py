@@ -241,8 +241,9 @@ def steps_figures(
     figures: dict[str, Any] = {"isolated": invariance.isolated, "minimum_rows": invariance.minimum_rows}
     runs: list[CanvasRun] = []
     for count in rows:
+        # At most in proportion. The first runs in any case: nothing tells yet how long it takes.
         expected_s = runs[-1].canvas_s * count / runs[-1].rows if runs else 0.0
-        if expected_s > budget.left_s:
+        if runs and expected_s > budget.left_s:
             figures[f"rows_{count}"] = {"skipped": f"needs up to {expected_s:.0f} s"}
             continue
         run = run_canvas(executor, random, count, steps, device)
