@@ -28,22 +28,25 @@ from node.model_name import DEFAULT_REVISION, GIT_ID, SHA256, HubFile, ModelName
 from node.retries import Patience, Retries, Sleep, Tell, TryAgain
 from protocol import jsons
 
-DEFAULT_ENDPOINT: Final = "https://huggingface.co"
 MAX_ANSWER_BYTES: Final = 8 * 2**20
 """Of the API. A page of 1,000 files is 300 kB."""
 MAX_LISTING_PAGES: Final = 16
 """Of the top folder of one repository; a page has up to 1,000 entries."""
 MAX_LISTED_ENTRIES: Final = 10_000
+"""Folders included. More than twice the files that a checkpoint may have."""
 MAX_REDIRECTS: Final = 5
 """The hub needs one, a mirror in front of it or a renamed repository another."""
 MAX_URL_CHARS: Final = 4096
 """Signed storage addresses have some 1,500."""
-LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
+MAX_LISTED_BYTES: Final = 2**50
+"""Of one file: a petabyte. What a checkpoint may have is decided by who pulls."""
 MAX_TOKEN_CHARS: Final = 512
+"""Tokens of the public hub have 37; those of other hubs may be signed and longer."""
 SHOWN_CHARS: Final = 160
 """Of what comes from a server, in an error."""
 READ_BUFFER_BYTES: Final = 2**20
 """Fewer wake-ups at a gigabit and more; a handful of connections hold one each."""
+_LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _PASSING: Final = frozenset({408, 425, 429})
 """Beside 5xx: what the same request may not meet again."""
@@ -266,7 +269,7 @@ def _check_token(token: str, endpoint: URL) -> None:
     """A bearer token (RFC 6750, 2.1) that does not travel in the clear. Never shows it."""
     if not _TOKEN.fullmatch(token):
         raise ConfigError(f"HF_TOKEN is no token: up to {MAX_TOKEN_CHARS} letters, digits and ._~+/-")
-    if endpoint.scheme == "http" and endpoint.host not in LOOPBACK:
+    if endpoint.scheme == "http" and endpoint.host not in _LOOPBACK:
         raise ConfigError(f"HF_TOKEN would travel in the clear to {endpoint}: unset it, or use https")
 
 
@@ -393,7 +396,7 @@ def _file(name: str, entry: Mapping[str, Any]) -> HubFile:
         # The entry's own oid is then that of the pointer, which nobody downloads.
         size, digest = (large.get("size"), large.get("oid")) if isinstance(large, dict) else (None, None)
         form = SHA256
-    if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < 2**50:
+    if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < MAX_LISTED_BYTES:
         raise HubError(f"the hub lists {name} without a size")
     if not isinstance(digest, str) or not form.fullmatch(digest):
         raise HubError(f"the hub lists {name} without a digest")

@@ -8,7 +8,6 @@ from typing import Final, Self
 
 from node.errors import ConfigError
 
-DEFAULT_MODEL: Final = "google/diffusiongemma-26B-A4B-it"
 DEFAULT_REVISION: Final = "main"
 MAX_REVISION_CHARS: Final = 80
 """It becomes a file name of the store, percent-encoded: 240 bytes at most, and file systems take 255."""

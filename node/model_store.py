@@ -193,7 +193,9 @@ class ModelStore:
             known = ", ".join(p.commit[:12] for p in chosen)
             raise ModelNotPulled(f"{model} is here at {known}: name one, {model.repository}@{known[:12]}")
         if not chosen[0].complete:
-            raise ModelNotPulled(f"{model} is not complete. Run: {self._command(model)}")
+            # A shortened commit is for us; a hub knows whole ones.
+            again = model.at(chosen[0].commit) if wanted and wanted not in chosen[0].revisions else model
+            raise ModelNotPulled(f"{model} is not complete. Run: {self._command(again)}")
         return chosen[0]
 
     def _command(self, model: ModelName) -> str:
@@ -238,8 +240,9 @@ def checkpoint_folder(text: str, store: ModelStore) -> Path:
     name, and is not here.
     """
     path = Path(text)
-    if path.is_dir() or not is_model_name(text):
-        return path
+    with _disk(path):
+        if path.is_dir() or not is_model_name(text):
+            return path
     return store.find(ModelName.parse(text)).folder
 
 
@@ -268,7 +271,8 @@ def _folders(path: Path) -> list[Path]:
 
 
 def _size(path: Path) -> int | None:
-    return path.stat().st_size if path.is_file() else None
+    with _disk(path):
+        return path.stat().st_size if path.is_file() else None
 
 
 def _read(path: Path) -> str | None:
@@ -288,7 +292,8 @@ def _write(path: Path, text: str) -> None:
     """Replace a small file, atomically and durably."""
     with _disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".new")
+        # The dot: what a crash leaves is no name of a revision.
+        temporary = path.with_name(f".{path.name}.new")
         with temporary.open("w", encoding="utf-8", newline="\n") as stream:
             stream.write(text)
             stream.flush()

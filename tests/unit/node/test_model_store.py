@@ -116,6 +116,8 @@ def test_an_incomplete_model_is_not_used_and_its_pull_is_named(store: ModelStore
     put(store, 1, complete=False)
     with pytest.raises(ModelNotPulled, match=f"not complete. Run: piecework models pull .* {store.root}"):
         store.find(MODEL)
+    with pytest.raises(ModelNotPulled, match=f"pull example/model@{commit(1)} "):
+        store.find(MODEL.at(commit(1)[:9]))
     (pulled,) = store.all()
     assert (pulled.complete, pulled.present_bytes, pulled.size_bytes) == (False, 0, len(CONTENT))
 
@@ -170,6 +172,7 @@ def test_folders_that_are_no_models_are_passed_over(store: ModelStore) -> None:
     put(store, 1, "main")
     (store.root / "example" / "model" / "notes").mkdir()
     (store.root / "lost+found" / "x").mkdir(parents=True)
+    (store.root / "example" / "model" / "revisions" / ".main.new").write_text(commit(2))
     assert [pulled.commit for pulled in store.all()] == [commit(1)]
 
 
