@@ -131,4 +131,6 @@ class TextStream:
 
     def _settled(self, ids: tuple[int, ...], *, final: bool) -> str:
         length = len(ids) if final else self._codec.settled_length(ids)
-        return self._codec.decode(ids[:length])
+        text = self._codec.decode(ids[:length])
+        # Byte-level vocabularies have no byte pieces to see: half a character decodes to U+FFFD.
+        return text if final else text.rstrip("\ufffd")

@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from chain.deployment import Deployment
 from chain.fees import GWEI, FeePolicy
@@ -17,6 +17,7 @@ from node.chain_link import ChainLink
 from node.clock import Clock, SystemClock
 from node.config import WorkerConfig, child_environment
 from node.engine import EngineCommandLine, EngineSupervisor, engine_arguments
+from node.engine_link import EngineBackend
 from node.errors import ConfigError
 from node.execution import Execution
 from node.home import Home
@@ -28,6 +29,9 @@ from node.settlement import Settler, SettlerTimes
 from node.settlement_policy import SettlePolicy
 from node.worker import Worker
 from protocol.signing import LocalSigner
+
+if TYPE_CHECKING:
+    from node.vllm import VllmSettings
 
 
 @dataclass(slots=True)
@@ -44,7 +48,7 @@ class Parts:
     metrics: Metrics
     journal: SqliteJournal
     reader: ChainReader
-    engine: EngineSupervisor
+    engine: EngineBackend
     engine_life: asyncio.Task[None]
     execution: Execution
     settler: Settler
@@ -71,8 +75,8 @@ async def build(
         raise ConfigError(f"{home.deployment} is missing. Run `piecework worker init` first.")
     deployment = Deployment.load(home.deployment)
     tls = load_tls(home.certificate, home.certificate_key)
-    supervisor = EngineSupervisor(engine or _engine_command(config), clock, log)
-    life = asyncio.create_task(supervisor.run(), name="engine")
+    backend = _backend(config, clock, log, engine)
+    life = asyncio.create_task(backend.run(), name="engine")
     journal: SqliteJournal | None = None
     reader: ChainReader | None = None
     try:
@@ -87,7 +91,7 @@ async def build(
             finality=finality,
         )
         parts = await _wire(
-            home, config, deployment, operator, tls, clock, log, metrics, journal, reader, supervisor, life
+            home, config, deployment, operator, tls, clock, log, metrics, journal, reader, backend, life
         )
     except BaseException:
         await _end(life)
@@ -116,7 +120,7 @@ async def _wire(  # noqa: PLR0917  the graph's roots, once
     metrics: Metrics,
     journal: SqliteJournal,
     reader: ChainReader,
-    engine: EngineSupervisor,
+    engine: EngineBackend,
     life: asyncio.Task[None],
 ) -> Parts:
     chain = ChainLink(reader, operator, FeePolicy(max_fee_wei=int(config.max_fee_gwei * GWEI)))
@@ -172,6 +176,33 @@ async def sealing_keys(
         keys, records = keys.rotated(clock.now(), operator.secret, secrets.token_bytes)
         await journal.append(records)
     return keys
+
+
+def _backend(
+    config: WorkerConfig, clock: Clock, log: Any, command: EngineCommandLine | None
+) -> EngineBackend:
+    if config.backend == "diffusion" or command is not None:
+        return EngineSupervisor(command or _engine_command(config), clock, log)
+    from node.vllm import VllmLink
+
+    return VllmLink(vllm_settings(config), clock, log)
+
+
+def vllm_settings(config: WorkerConfig) -> VllmSettings:
+    """What the settings say of vLLM. `ModelNotPulled` says what to run when the checkpoint is not here."""
+    from node.vllm import VllmSettings
+
+    folder = config.checkpoint()
+    if folder is None:
+        raise ConfigError("backend vllm needs model: the checkpoint that the servers serve")
+    return VllmSettings(
+        urls=config.vllm_endpoints,
+        key=config.vllm_api_key,
+        model=config.vllm_model,
+        checkpoint=folder,
+        slots=config.slots,
+        benchmark_s=config.benchmark_s,
+    )
 
 
 def _engine_command(config: WorkerConfig) -> EngineCommandLine:

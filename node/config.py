@@ -13,6 +13,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -35,6 +36,8 @@ MODELS_VARIABLE: Final = "PIECEWORK_MODELS"
 """The store of pulled models, for every command; as a source of `model_store` it counts as environment."""
 MAX_AMOUNT: Final = 2**128 - 1
 MAX_INDEXES: Final = 16
+MAX_VLLM_ENDPOINTS: Final = 64
+"""Each is asked for its health every few seconds; more belong behind vLLM's own data parallelism."""
 _LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 
 Units = Annotated[int, Field(ge=0, le=MAX_AMOUNT)]
@@ -95,6 +98,16 @@ class WorkerConfig(BaseSettings):
     stuck_after_s: float = Field(90.0, ge=1, le=24 * 3600)
 
     # engine
+    backend: Literal["diffusion", "vllm"] = Field(
+        "diffusion", description="our own engine, replayable; or vLLM servers, best effort (docs/vllm.md)"
+    )
+    vllm_endpoints: tuple[str, ...] = Field(
+        (), max_length=MAX_VLLM_ENDPOINTS, description="base URLs of vLLM servers that serve the same model"
+    )
+    vllm_model: str = Field(
+        "", max_length=256, description="what the servers call the model; empty: they serve only one"
+    )
+    vllm_api_key: str = Field("", max_length=512, repr=False, description="the servers' --api-key")
     model: str = Field(
         "",
         description="checkpoint folder, or a pulled model as owner/name[@revision]; empty: the bundled one",
@@ -149,13 +162,42 @@ class WorkerConfig(BaseSettings):
                 raise ValueError("an index is an http:// or https:// address")
         return value
 
+    @field_validator("vllm_endpoints")
+    @classmethod
+    def _endpoints_are_base_urls(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for url in value:
+            parts = urlsplit(url)
+            plain = not (parts.query or parts.fragment or parts.username or parts.password)
+            if parts.scheme not in ("http", "https") or not parts.hostname or not plain:
+                raise ValueError(
+                    "a vLLM endpoint is a plain http:// or https:// address; a key has a setting"
+                )
+            if parts.path.rstrip("/").endswith("/v1"):
+                raise ValueError("a vLLM endpoint is given without /v1")
+        if len({url.rstrip("/") for url in value}) != len(value):
+            raise ValueError("a vLLM endpoint is given twice")
+        return value
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.admin_host not in _LOOPBACK and not self.admin_public:
             raise ValueError("admin_host is not loopback: set admin_public = true if you mean it")
         if self.chain_outage_s >= self.min_withdrawal_delay_s:
             raise ValueError("chain_outage_s must be shorter than min_withdrawal_delay_s")
+        self._check_backend()
         return self
+
+    def _check_backend(self) -> None:
+        if self.backend == "diffusion":
+            if self.vllm_endpoints:
+                raise ValueError('vllm_endpoints are set: set backend = "vllm" too if you mean them')
+            return
+        if not self.vllm_endpoints:
+            raise ValueError("backend vllm needs vllm_endpoints")
+        if not self.model:
+            raise ValueError("backend vllm needs model: the checkpoint that the servers serve")
+        if "price_per_thousand_steps" in self.model_fields_set and self.price_per_thousand_steps:
+            raise ValueError("price_per_thousand_steps must be 0 with vLLM, which counts no steps")
 
     # --- as the parts take them
 
@@ -177,6 +219,11 @@ class WorkerConfig(BaseSettings):
             jobs_per_channel=self.jobs_per_channel,
             capacity=self.slots + self.queue,
         )
+
+    @property
+    def step_price(self) -> Amount:
+        """Base units for a thousand denoising steps; best effort has none to charge (clause 3.10)."""
+        return Amount(0 if self.backend == "vllm" else self.price_per_thousand_steps)
 
     def checkpoint(self) -> Path | None:
         """The folder that `model` means; none for the bundled one. `ModelNotPulled` says what to run."""
@@ -266,7 +313,7 @@ def _environment(environment: Mapping[str, str]) -> dict[str, Any]:
     for name, value in environment.items():
         if name.startswith(ENVIRONMENT_PREFIX):
             key = name.removeprefix(ENVIRONMENT_PREFIX).lower()
-            many = key in ("indexes", "accepted_tokens")
+            many = key in ("indexes", "accepted_tokens", "vllm_endpoints")
             found[key] = [v.strip() for v in value.split(",") if v.strip()] if many else value
     if environment.get(MODELS_VARIABLE):
         found.setdefault("model_store", environment[MODELS_VARIABLE])

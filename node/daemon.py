@@ -253,7 +253,7 @@ class Daemon:
             tokens=config.tokens(p.deployment.token),
             price_per_million_prompt_tokens=Amount(config.price_per_million_prompt_tokens),
             price_per_million_output_tokens=Amount(config.price_per_million_output_tokens),
-            price_per_thousand_steps=Amount(config.price_per_thousand_steps),
+            price_per_thousand_steps=config.step_price,
             slots=config.slots,
             credit_window=config.credit_window,
             min_withdrawal_delay=Seconds(config.min_withdrawal_delay_s),

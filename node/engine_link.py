@@ -1,7 +1,8 @@
 """The engine as the worker sees it: requests down, events up, never a tensor and never torch.
 
-Requests and events are those of `model.requests`. The real link is `node.engine.EngineSupervisor`, which
-keeps the model in a child process; tests drive a deterministic fake.
+Requests and events are those of `model.requests`. Two links are real: `node.engine.EngineSupervisor` keeps
+our own engine in a child process, `node.vllm.VllmLink` speaks to vLLM servers; tests drive a deterministic
+fake.
 """
 
 from __future__ import annotations
@@ -84,4 +85,20 @@ class EngineLink(Protocol):
 
     def events(self) -> AsyncIterator[EngineEvent]:
         """Everything that happens, in order, for one reader."""
+        ...
+
+
+class EngineBackend(EngineLink, Protocol):
+    """A link with a life of its own, as the daemon keeps it."""
+
+    losses: int
+    """How often every row was lost."""
+
+    @property
+    def pid(self) -> int | None:
+        """The engine's process while it is a child of ours."""
+        ...
+
+    async def run(self) -> None:
+        """Keep the engine there for ever. `EngineStartError` when it cannot be started at all."""
         ...

@@ -44,6 +44,25 @@ class PromptRejected(PieceworkError):
     """The chat template cannot carry the messages."""
 
 
+class EndpointLost(PieceworkError):
+    """A vLLM endpoint does not answer, breaks off, or says what vLLM does not say. Another may do better.
+
+    `certain`: asking again would not help now, as when nobody listens or the engine behind it has died.
+    """
+
+    def __init__(self, message: str, *, certain: bool = False) -> None:
+        super().__init__(message)
+        self.certain = certain
+
+
+class EndpointUnfit(PieceworkError):
+    """A vLLM endpoint answers and serves something else than the settings say: the operator has to act."""
+
+
+class RequestDeclined(PieceworkError):
+    """A vLLM endpoint declines this one request; it would decline it anywhere."""
+
+
 class AdminError(PieceworkError):
     """The daemon's admin port does not answer, or refuses."""
 

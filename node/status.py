@@ -9,6 +9,7 @@ from node.assembly import Parts
 from node.engine_link import EngineFacts
 from protocol.objects import Offer
 from protocol.pricing import Usage, price
+from protocol.service import service_name
 from protocol.types import address_hex, to_hex
 
 
@@ -66,6 +67,7 @@ def _engine_status(facts: EngineFacts) -> dict[str, Any]:
     return {
         "model": facts.name,
         "digest": to_hex(facts.digest),
+        "service": service_name(facts.service),
         "profile": facts.profile,
         "device": facts.device,
         "tokens_per_second": facts.tokens_per_second,

@@ -1,0 +1,330 @@
+"""vLLM as the engine: `EngineLink` over one or more OpenAI-compatible endpoints. Best effort (clause 3.10).
+
+vLLM goes on generating when nobody reads its stream (measured, docs/vllm.md), so a row is not paused by not
+reading: it asks for no more tokens than the credit window allows, and asks again, with everything so far as
+the prompt, when the window moves. The engine's prefix cache makes that cheap.
+
+A row whose endpoint is lost goes on at another from its last canvas. When none is left, that is the loss of
+the engine (`EngineLost`), and what becomes of the jobs is the worker's decision, as with our own engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+
+from model.errors import CheckpointError, PromptError
+from model.requests import FailedEvent, GenerationRequest
+from node import vllm_benchmark, vllm_checkpoint
+from node.clock import Clock
+from node.engine_link import EngineEvent, EngineFacts, EngineLost, EngineReady
+from node.errors import (
+    EndpointLost,
+    EndpointUnfit,
+    EngineStartError,
+    EngineUnavailable,
+    PromptRejected,
+    RequestDeclined,
+)
+from node.vllm_canvases import CanvasWriter
+from node.vllm_checkpoint import ServedCheckpoint
+from node.vllm_endpoint import Endpoint, EndpointTimes
+from node.vllm_fleet import Fleet, FleetTimes, Health, Member
+from protocol.content import Message
+from protocol.limits import MAX_NAME_BYTES
+from protocol.objects import Service
+
+MAX_QUEUED_EVENTS: Final = 1024
+"""Beyond this the rows wait: canvases of many rows while the disk is slow."""
+MAX_MOVES: Final = 3
+"""Of a row, without a canvas in between: a request that breaks every endpoint must not break them for
+ever."""
+MAX_ENCODERS: Final = 2
+"""Prompts tokenized at once; each keeps a core busy, seconds for the longest."""
+
+
+@dataclass(frozen=True, slots=True)
+class VllmSettings:
+    """What the operator says. `model` is the name that the endpoints serve; empty: the only one."""
+
+    urls: tuple[str, ...]
+    key: str
+    model: str
+    checkpoint: Path
+    slots: int
+    benchmark_s: float
+    endpoint_times: EndpointTimes = field(default_factory=EndpointTimes)
+    fleet_times: FleetTimes = field(default_factory=FleetTimes)
+    move_pause_s: float = 0.5
+    """Before a row is moved, times the moves so far: an endpoint that restarts needs a moment."""
+
+
+@dataclass(slots=True)
+class Row:
+    """A running job."""
+
+    writer: CanvasWriter
+    request_id: str
+    limit: int
+    moves: int = 0
+    widened: asyncio.Event = field(default_factory=asyncio.Event)
+    member: Member | None = None
+    scope: asyncio.Timeout | None = None
+    """Around what it does at `member`: rescheduling it to now breaks that off."""
+
+
+class VllmLink:
+    """Implements `node.engine_link.EngineBackend`. `run` is its life; cancel it to let go of every stream."""
+
+    def __init__(self, settings: VllmSettings, clock: Clock, log: Any) -> None:
+        self._settings, self._clock, self._log = settings, clock, log
+        self._events: asyncio.Queue[EngineEvent] = asyncio.Queue(MAX_QUEUED_EVENTS)
+        self._slots = asyncio.Semaphore(settings.slots)
+        self._encoders = asyncio.Semaphore(MAX_ENCODERS)
+        self._rows: dict[str, Row] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._checkpoint: ServedCheckpoint | None = None
+        self._fleet: Fleet | None = None
+        self._measured: EngineFacts | None = None
+        self._group: asyncio.TaskGroup | None = None
+        """An error of ours in a row ends the engine, and so the daemon."""
+        self._up = False
+        self.losses = 0
+
+    # --- EngineBackend
+
+    @property
+    def pid(self) -> int | None:
+        """vLLM's processes are not ours."""
+        return None
+
+    @property
+    def facts(self) -> EngineFacts | None:
+        return self._measured if self._up else None
+
+    @property
+    def ready(self) -> bool:
+        return self._up
+
+    async def encode_prompt(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
+        checkpoint = self._checkpoint
+        if not self._up or checkpoint is None:
+            raise EngineUnavailable("no vLLM endpoint is well")
+        async with self._encoders:
+            return await asyncio.to_thread(_encode, checkpoint, messages)
+
+    def start(self, request: GenerationRequest) -> None:
+        checkpoint = self._checkpoint
+        # Without an endpoint the row is started again when one is well.
+        if not self._up or checkpoint is None or self._group is None:
+            return
+        writer = CanvasWriter(request, checkpoint.codec, checkpoint.canvas_size)
+        row = Row(writer, request.request_id, request.canvas_limit)
+        self._rows[row.request_id] = row
+        self._tasks[row.request_id] = self._group.create_task(self._live(row), name="vllm row")
+
+    def allow(self, request_id: str, canvas_limit: int) -> None:
+        row = self._rows.get(request_id)
+        if row is not None and canvas_limit > row.limit:
+            row.limit = canvas_limit
+            row.widened.set()
+
+    def cancel(self, request_id: str) -> None:
+        self._rows.pop(request_id, None)
+        task = self._tasks.pop(request_id, None)
+        if task is not None:
+            task.cancel()
+
+    async def events(self) -> AsyncIterator[EngineEvent]:
+        while True:
+            yield await self._events.get()
+
+    # --- life
+
+    async def run(self) -> None:
+        """Verify, measure, report ready, look after the endpoints. `EngineStartError` when it cannot
+        start."""
+        try:
+            checkpoint = await asyncio.to_thread(vllm_checkpoint.load, self._settings.checkpoint)
+        except CheckpointError as error:
+            raise EngineStartError(f"the model cannot be loaded: {error}") from None
+        async with AsyncExitStack() as stack:
+            session = await stack.enter_async_context(
+                aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+            )
+            fleet = Fleet(
+                self._endpoints(session), checkpoint, self._settings.fleet_times, self._clock, self._log
+            )
+            facts = await self._first(fleet, checkpoint)
+            self._checkpoint, self._fleet, self._measured = checkpoint, fleet, facts
+            fleet.least_context, fleet.changed = facts.max_context, self._changed
+            self._group = await stack.enter_async_context(asyncio.TaskGroup())
+            self._up = True
+            await self._events.put(EngineReady(facts))
+            try:
+                await fleet.watch()
+            finally:
+                self._up, self._group = False, None
+                await self._drop_rows()
+
+    def _endpoints(self, session: aiohttp.ClientSession) -> list[Endpoint]:
+        chosen = self._settings
+        return [
+            Endpoint(url, session, key=chosen.key, model=chosen.model, times=chosen.endpoint_times)
+            for url in chosen.urls
+        ]
+
+    async def _first(self, fleet: Fleet, checkpoint: ServedCheckpoint) -> EngineFacts:
+        """Wait for an endpoint that is well, and measure it; one that is lost meanwhile is waited for
+        again."""
+        for _ in range(MAX_MOVES):
+            member = await fleet.start()
+            try:
+                return await self._measure(member, checkpoint)
+            except EndpointLost as lost:
+                self._log.error("endpoint lost", count=member.number, error=str(lost))
+                member.trouble = str(lost)
+            except (EndpointUnfit, RequestDeclined) as error:
+                raise EngineStartError(f"endpoint {member.number}: {error}") from None
+        raise EngineStartError(f"no vLLM endpoint finishes the benchmark: {fleet.troubles}")
+
+    async def _measure(self, member: Member, checkpoint: ServedCheckpoint) -> EngineFacts:
+        served = member.served
+        if served is None:
+            raise EndpointLost("it serves nothing")
+        version = await member.endpoint.version()
+        speed = await vllm_benchmark.measure(
+            member.endpoint,
+            served,
+            checkpoint,
+            max_context=served.max_model_len,
+            seconds=self._settings.benchmark_s,
+            rows=self._settings.slots,
+            clock=self._clock,
+        )
+        return EngineFacts(
+            name=checkpoint.name,
+            digest=checkpoint.digest,
+            profile=f"vllm-{version}"[:MAX_NAME_BYTES],
+            device="vllm",
+            max_context=served.max_model_len,
+            canvas_size=checkpoint.canvas_size,
+            max_steps=0,
+            vocab_size=checkpoint.vocab_size,
+            tokens_per_second=int(speed.tokens_per_second),
+            first_canvas_ms=int(speed.first_canvas_ms),
+            steps_per_second=0,
+            service=Service.BEST_EFFORT,
+            details={"engine": "vllm", "version": version, "endpoints": len(self._settings.urls)},
+        )
+
+    async def _changed(self, member: Member) -> None:
+        """An endpoint went up or down."""
+        fleet, facts = self._fleet, self._measured
+        if fleet is None or facts is None:
+            return
+        if member.health is Health.DOWN:
+            self._break_off(member)
+        if self._up and not fleet.alive:
+            self._up = False
+            self.losses += 1
+            self._log.error("engine lost", error=fleet.troubles, count=self.losses)
+            await self._drop_rows()
+            await self._events.put(EngineLost("no vLLM endpoint is well"))
+        elif not self._up and fleet.alive:
+            self._up = True
+            await self._events.put(EngineReady(facts))
+
+    def _break_off(self, member: Member) -> None:
+        now = asyncio.get_running_loop().time()
+        for row in self._rows.values():
+            if row.member is member and row.scope is not None and not row.scope.expired():
+                row.scope.reschedule(now)
+
+    async def _drop_rows(self) -> None:
+        tasks, self._tasks, self._rows = list(self._tasks.values()), {}, {}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # --- rows
+
+    async def _live(self, row: Row) -> None:
+        """A row from its start to its end; whatever ends it early is reported for it alone."""
+        try:
+            while not row.writer.ended:
+                if row.writer.room(row.limit):
+                    await self._turn(row)
+                else:
+                    await row.widened.wait()
+                row.widened.clear()
+        except RequestDeclined as declined:
+            await self._events.put(FailedEvent(row.request_id, "invalid_request", str(declined)))
+        except EndpointLost as lost:
+            await self._events.put(FailedEvent(row.request_id, "internal", str(lost)))
+        except EngineUnavailable:
+            return  # `EngineLost` says it for every row
+        finally:
+            if self._rows.get(row.request_id) is row:
+                del self._rows[row.request_id], self._tasks[row.request_id]
+
+    async def _turn(self, row: Row) -> None:
+        """One request for what the credit window has room for; moves on when the endpoint is lost."""
+        fleet = self._fleet
+        if fleet is None:
+            raise EngineUnavailable("no vLLM endpoint is well")
+        async with self._slots:
+            member = await fleet.acquire()
+            try:
+                await self._stream(row, member)
+                return
+            except (EndpointLost, EndpointUnfit) as error:
+                row.writer.drop_unfinished()
+                row.moves += 1
+                if row.moves > MAX_MOVES:
+                    raise EndpointLost(f"lost {row.moves} endpoints under one canvas: {error}") from None
+                self._log.warning("endpoint lost under a row", count=member.number, error=str(error))
+            finally:
+                row.member = row.scope = None
+                fleet.release(member)
+            await fleet.suspect(member)
+        await asyncio.sleep(self._settings.move_pause_s * row.moves)
+
+    async def _stream(self, row: Row, member: Member) -> None:
+        writer, checkpoint, served = row.writer, self._checkpoint, member.served
+        if checkpoint is None or served is None:
+            raise EngineUnavailable("no vLLM endpoint is well")
+        tokens = writer.room(row.limit)
+        stream = member.endpoint.stream(served.name, writer.context(), tokens, checkpoint.vocab_size)
+        try:
+            async with asyncio.timeout(None) as row.scope, aclosing(stream) as chunks:
+                row.member = member
+                async for chunk in chunks:
+                    tokens -= len(chunk.token_ids)
+                    if tokens < 0:
+                        raise EndpointLost("the endpoint says more than it was asked for")
+                    for event in writer.take(chunk):
+                        row.moves = 0
+                        await self._events.put(event)
+                    if writer.ended:
+                        return
+        except TimeoutError:
+            raise EndpointLost("the endpoint went down") from None
+        if tokens:
+            raise EndpointLost("the endpoint says less than it was asked for and not that the text ends")
+
+
+def _encode(checkpoint: ServedCheckpoint, messages: tuple[Message, ...]) -> tuple[int, ...]:
+    from model import chat
+
+    turns = [chat.Message(m.role, m.content) for m in messages]  # type: ignore[arg-type]
+    try:
+        return chat.encode_prompt(checkpoint.codec, turns)
+    except PromptError as error:
+        raise PromptRejected(str(error)) from None
