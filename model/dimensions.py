@@ -48,6 +48,8 @@ def read(folder: Path) -> Blueprint:
     """The blueprint of a checkpoint folder. Of a config.json without weights beside it: those that the
     published format has, the vision tower aside. Raises CheckpointError.
     """
+    if not folder.is_dir():
+        raise CheckpointError(folder, "no such folder")
     path = folder / "config.json"
     of = dimensions(files.read_json(path), path)
     if not any(folder.glob("*.safetensors*")):

@@ -102,7 +102,7 @@ def load(
     digest = verify(folder) if pinned else manifest_digest(manifest_text(folder))
     if expected_digest is not None and digest != expected_digest:
         raise CheckpointError(folder, f"model digest is {digest.hex()}, expected {expected_digest.hex()}")
-    target = _device(device)
+    target = resolve_device(device)
     eos_ids, defaults = _eos_ids(generation, folder), _defaults(generation, folder)
     tokenizer, packing = load_codec(folder, eos_ids), _codec(quantization, target, tensors)
     placement = Placement(
@@ -185,7 +185,8 @@ def _codec(
     return best_codec(quantization, device, [(shape[-2], shape[-1]) for shape in packed])
 
 
-def _device(choice: DeviceChoice) -> torch.device:
+def resolve_device(choice: DeviceChoice) -> torch.device:
+    """The device that a choice means on this machine. DeviceError when there is no such one."""
     if choice == "cuda" and not torch.cuda.is_available():
         raise DeviceError("no CUDA device")
     return torch.device(

@@ -95,6 +95,8 @@ class Choice:
 
     need: Need
     reason: str
+    kv_budget_bytes: int
+    """For the engine: what is left for KV caches, at least what the planned rows need."""
 
     @property
     def expert_budget_bytes(self) -> int | None:
@@ -213,11 +215,11 @@ def choose(
     whole = [need(model, what, device.kind, rows, context) for what in possible]
     for tried, wanted in enumerate(whole):
         if fits(wanted, device):
-            return Choice(wanted, _because(wanted, device, whole[:tried], asked))
+            return _chosen(wanted, device, _because(wanted, device, whole[:tried], asked))
     # Offloading costs a copy over the bus for every expert that is not there: of the smallest precision only.
     last = offloaded(whole[-1], model, device) if whole and whole[-1].quantization != "none" else None
     if last is not None and fits(last, device):
-        return Choice(last, _because(last, device, whole, asked))
+        return _chosen(last, device, _because(last, device, whole, asked))
     smallest = (
         f"{whole[-1].precision} needs {_gib(whole[-1].device_bytes)}" if whole else "no precision packs it"
     )
@@ -247,6 +249,10 @@ def is_possible(tensors: Tensors, quantization: Quantization) -> bool:
         for name, shape in tensors
         if precision.is_experts(name)
     )
+
+
+def _chosen(wanted: Need, device: Device, reason: str) -> Choice:
+    return Choice(wanted, reason, device.usable_bytes - (wanted.device_bytes - wanted.kv_bytes))
 
 
 def _because(chosen: Need, device: Device, passed: list[Need], asked: Precision | Literal["auto"]) -> str:

@@ -58,6 +58,7 @@ class Checker:
             ("gas", self._gas),
             ("model", self._model),
             ("device", self._device),
+            ("precision", self._precision),
             ("ports", self._ports),
         )
         findings = []
@@ -141,6 +142,24 @@ class Checker:
         if self._need(self._config).device == "cuda" and hardware.device != "cuda":
             raise ConfigError("the settings ask for a GPU and there is none")
         return f"{hardware.device}: {hardware.name}, {hardware.memory_bytes // 2**20} MiB"
+
+    async def _precision(self) -> str:
+        """The line of the memory table for this machine."""
+        from model.loading import resolve_device
+        from model.planning import plan
+        from model.probe import probe
+
+        config = self._need(self._config)
+        choice = await asyncio.to_thread(
+            plan,
+            config.checkpoint(),
+            probe(),
+            on="cuda" if resolve_device(config.device).type == "cuda" else "cpu",
+            precision=config.precision,
+            rows=config.slots,
+            context_tokens=config.planned_context,
+        )
+        return choice.reason
 
     async def _ports(self) -> str:
         if self._running:

@@ -114,7 +114,15 @@ class WorkerConfig(BaseSettings):
     )
     model_store: str = Field("", description="folder of pulled models; empty: the platform's data folder")
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16", "fp8", "int4"] = Field(
+        "auto", description="of the weights; auto: the most faithful that fits the device"
+    )
+    planned_context: int = Field(
+        0,
+        ge=0,
+        le=2**24,
+        description="tokens of a job, prompt and answer, for which `slots` of them must fit; 0: 8192",
+    )
     threads: int = Field(
         0, ge=0, le=1024, description="CPU threads; 0: one for a small model, else torch's choice"
     )

@@ -180,7 +180,11 @@ class EngineSupervisor:
         if isinstance(report, CannotStart):
             raise EngineStartError(f"the model cannot be loaded: {report.message}")
         if isinstance(report, Ready):
-            await self._events.put(EngineReady(report.facts))
+            facts = report.facts
+            self._log.info(
+                "engine ready", model=facts.name, profile=facts.profile, reason=facts.details.get("precision")
+            )
+            await self._events.put(EngineReady(facts))
         elif isinstance(report, Encoded):
             question = self._questions.get(report.number)
             if question is not None and not question.done():
@@ -223,7 +227,8 @@ def engine_arguments(
     *,
     model: str,
     device: str,
-    dtype: str,
+    precision: str,
+    planned_context: int,
     slots: int,
     queue: int,
     threads: int,
@@ -236,7 +241,8 @@ def engine_arguments(
         "node.engine_process",
         f"--model={model}",
         f"--device={device}",
-        f"--dtype={dtype}",
+        f"--precision={precision}",
+        f"--planned-context={planned_context}",
         f"--slots={slots}",
         f"--queue={queue}",
         f"--threads={threads}",

@@ -41,6 +41,7 @@ from protocol.types import Digest
 if TYPE_CHECKING:
     from model.engine import Engine
     from model.loading import LoadedModel
+    from model.planning import Planned
 
 MAX_PENDING_COMMANDS: Final = 1024
 """The parent has a few per job and bounds its jobs."""
@@ -132,12 +133,12 @@ def obey(engine: Engine, command: Command, reports: Reports) -> None:
         engine.cancel(command.row)
 
 
-def measure(loaded: LoadedModel, seconds: float, rows: int) -> EngineFacts:
+def measure(planned: Planned, seconds: float, rows: int) -> EngineFacts:
     """What the offer says about this engine."""
     from model.benchmark import measure
     from model.probe import engine_profile, probe
 
-    hardware = probe()
+    loaded, hardware = planned.loaded, probe()
     measured = measure(loaded, seconds=seconds, rows=rows)
     profile = engine_profile(loaded, hardware)
     return EngineFacts(
@@ -156,6 +157,7 @@ def measure(loaded: LoadedModel, seconds: float, rows: int) -> EngineFacts:
         details={
             "hardware": asdict(hardware),
             "profile": profile,
+            "precision": planned.choice.reason,
             "steps_per_canvas": round(measured.steps_per_canvas, 1),
             "defaults": asdict(loaded.defaults),
         },
@@ -175,7 +177,8 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--planned-context", type=int, default=0)
     parser.add_argument("--slots", type=int, required=True)
     parser.add_argument("--queue", type=int, required=True)
     parser.add_argument("--threads", type=int, default=0)
@@ -184,14 +187,17 @@ def main(arguments: list[str]) -> int:
     # Libraries print; stdout is ours alone.
     reports = Reports(os.fdopen(os.dup(1), "wb"))
     os.dup2(2, 1)
-    loaded = load(chosen, reports)
-    if loaded is None:
+    planned = load(chosen, reports)
+    if planned is None:
         return 1
     from model.engine import Engine
 
     commands: queue.Queue[Command | None] = queue.Queue(MAX_PENDING_COMMANDS)
-    facts = measure(loaded, chosen.benchmark_seconds, chosen.slots)
-    engine = Engine(loaded, max_rows=chosen.slots, max_queued=chosen.queue)
+    loaded, choice = planned.loaded, planned.choice
+    facts = measure(planned, chosen.benchmark_seconds, chosen.slots)
+    engine = Engine(
+        loaded, max_rows=chosen.slots, max_queued=chosen.queue, memory_bytes=choice.kv_budget_bytes
+    )
     reader = threading.Thread(
         target=read_commands, args=(sys.stdin.buffer, loaded, commands, reports), daemon=True
     )
@@ -201,20 +207,26 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def load(chosen: argparse.Namespace, reports: Reports) -> LoadedModel | None:
-    """Load the model; what the operator can mend is reported instead of raised."""
+def load(chosen: argparse.Namespace, reports: Reports) -> Planned | None:
+    """Load the model as it fits; what the operator can mend is reported instead of raised."""
     from model.errors import ModelError
-    from model.loading import load as load_checkpoint
+    from model.planning import load_planned
     from model.threads import use_threads
 
     try:
         path = Path(chosen.model) if chosen.model else None
-        loaded = load_checkpoint(path, device=chosen.device, dtype=chosen.dtype)
+        planned = load_planned(
+            path,
+            device=chosen.device,
+            precision=chosen.precision,
+            rows=chosen.slots,
+            context_tokens=chosen.planned_context,
+        )
     except ModelError as error:
         reports.send(CannotStart(str(error)))
         return None
-    use_threads(loaded, chosen.threads)
-    return loaded
+    use_threads(planned.loaded, chosen.threads)
+    return planned
 
 
 if __name__ == "__main__":

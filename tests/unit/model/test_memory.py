@@ -111,16 +111,16 @@ def test_the_headers_of_a_checkpoint_and_its_configuration_agree(tmp_path: Path)
     ),
     st.sampled_from(
         [
-            "num_experts",
-            "layer_types",
-            "per_layer_config",
-            "head_dim",
-            "num_hidden_layers",
-            "vocab_size",
-            "hidden_size",
             "global_head_dim",
+            "head_dim",
+            "hidden_size",
+            "layer_types",
+            "num_experts",
             "num_global_key_value_heads",
+            "num_hidden_layers",
+            "per_layer_config",
             "sliding_window",
+            "vocab_size",
         ]
     ),
 )
@@ -216,6 +216,8 @@ def test_what_is_chosen_fits_and_nothing_more_faithful_would(
     assert need.device_bytes <= device.usable_bytes
     assert need.precision == (fitting or ["int4"])[0]
     assert need.offloaded == (not fitting)
+    assert need.kv_bytes <= choice.kv_budget_bytes
+    assert need.device_bytes - need.kv_bytes + choice.kv_budget_bytes == device.usable_bytes
     assert choice.expert_budget_bytes == (need.cache_bytes if need.offloaded else None)
     if need.offloaded:
         assert need.host_bytes <= device.usable_host_bytes

@@ -1,0 +1,49 @@
+"""From a folder and a machine to a loaded model."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from model import planning
+from model.errors import CheckpointError, DeviceError
+from model.manifest import bundled_checkpoint_path
+from model.memory import GIB
+from model.planning import DEFAULT_CONTEXT_TOKENS, device_of, load_planned, plan
+from model.probe import Hardware, probe
+from model.released import blueprint
+
+WITH_CARD = Hardware("cuda", "a card", 24 * GIB, "1", 1, 8, 64 * GIB, "a processor", "Linux x86_64")
+
+
+def test_the_bundled_model_is_loaded_as_planned() -> None:
+    planned = load_planned(None, device="cpu", precision="auto", rows=2)
+    assert (planned.loaded.dtype, planned.loaded.quantization) == ("float32", "none")
+    assert planned.choice.need.context == 1024, "never more than the model's context"
+    packed = load_planned(None, device="cpu", precision="int4", rows=1, context_tokens=512)
+    assert packed.loaded.quantization == "int4-g64"
+    assert packed.choice.need.context == 512
+    assert "as asked" in packed.choice.reason
+
+
+def test_a_host_without_room_is_refused_before_anything_is_loaded() -> None:
+    tiny = replace(probe(), host_memory_bytes=2**20)
+    with pytest.raises(DeviceError, match="does not fit"):
+        plan(bundled_checkpoint_path(), tiny, on="cpu", precision="auto", rows=1)
+
+
+def test_a_folder_that_is_not_there_is_named() -> None:
+    with pytest.raises(CheckpointError, match="no such folder"):
+        plan(Path("/nonexistent"), probe(), on="cpu", precision="auto", rows=1)
+
+
+def test_a_gpu_has_its_own_memory_and_the_hosts_behind_it() -> None:
+    device = device_of(WITH_CARD, "cuda")
+    assert (device.name, device.memory_bytes, device.host_memory_bytes) == ("a card", 24 * GIB, 64 * GIB)
+    host = device_of(WITH_CARD, "cpu")
+    assert (host.name, host.memory_bytes, host.usable_host_bytes) == ("a processor", 64 * GIB, 0)
+
+
+def test_the_default_context_is_that_of_a_long_chat() -> None:
+    assert planning.planned_context(blueprint(), 0) == DEFAULT_CONTEXT_TOKENS
+    assert planning.planned_context(blueprint(), 10**6) == 262_144
