@@ -4,6 +4,7 @@ Weights are exact (`precision.stored_bytes` is what the loader stores by), keys 
 step needs beside them is an upper bound. Bytes are of one device unless they are called host bytes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
@@ -173,6 +174,14 @@ def need(model: Blueprint, what: Format, kind: Kind, rows: int, context: int) ->
     )
 
 
+def table(model: Blueprint, kind: Kind, rows: Sequence[int], contexts: Sequence[int]) -> list[Need]:
+    """Every precision that packs this model, for every number of rows and context."""
+    forms = [form for form in options(device_dtype(kind), "auto") if is_possible(model.tensors, form[2])]
+    return [
+        need(model, form, kind, count, context) for form in forms for context in contexts for count in rows
+    ]
+
+
 def offloaded(whole: Need, model: Blueprint, device: Device) -> Need:
     """The same with the experts in host memory and as many of them on the device as there is room for."""
     size = weights(model.tensors, whole.dtype, whole.quantization)
@@ -210,8 +219,9 @@ def choose(
 
     Raises DeviceError, with what the smallest would need, when nothing does.
     """
-    dtype: Dtype = "bfloat16" if device.kind == "cuda" else "float32"
-    possible = [what for what in options(dtype, asked) if is_possible(model.tensors, what[2])]
+    possible = [
+        what for what in options(device_dtype(device.kind), asked) if is_possible(model.tensors, what[2])
+    ]
     whole = [need(model, what, device.kind, rows, context) for what in possible]
     for tried, wanted in enumerate(whole):
         if fits(wanted, device):
@@ -221,12 +231,19 @@ def choose(
     if last is not None and fits(last, device):
         return _chosen(last, device, _because(last, device, whole, asked))
     smallest = (
-        f"{whole[-1].precision} needs {_gib(whole[-1].device_bytes)}" if whole else "no precision packs it"
+        f"{whole[-1].precision} needs {size_text(whole[-1].device_bytes)}"
+        if whole
+        else "no precision packs it"
     )
     raise DeviceError(
         f"the model does not fit {device.name}: {smallest} for {_rows(rows, context)}, "
-        f"{_gib(device.usable_bytes)} can be used; ask for fewer rows or a shorter context"
+        f"{size_text(device.usable_bytes)} can be used; ask for fewer rows or a shorter context"
     )
+
+
+def device_dtype(kind: Kind) -> Dtype:
+    """In what a device computes unless told."""
+    return "bfloat16" if kind == "cuda" else "float32"
 
 
 def options(dtype: Dtype, asked: Precision | Literal["auto"]) -> list[Format]:
@@ -257,14 +274,14 @@ def _chosen(wanted: Need, device: Device, reason: str) -> Choice:
 
 def _because(chosen: Need, device: Device, passed: list[Need], asked: Precision | Literal["auto"]) -> str:
     """Why this one: one sentence for logs and people."""
-    room = f"of the {_gib(device.usable_bytes)} usable on {device.name}"
+    room = f"of the {size_text(device.usable_bytes)} usable on {device.name}"
     share = f" with experts in host memory, {_share(chosen)} of them cached" if chosen.offloaded else ""
     rows = _rows(chosen.rows, chosen.context)
-    text = f"{chosen.precision}{share}: takes {_gib(chosen.device_bytes)} {room} for {rows}"
+    text = f"{chosen.precision}{share}: takes {size_text(chosen.device_bytes)} {room} for {rows}"
     if asked != "auto" and not chosen.offloaded:
         return f"{text}, as asked"
     if passed:
-        return f"{text}; {passed[-1].precision} would take {_gib(passed[-1].device_bytes)}"
+        return f"{text}; {passed[-1].precision} would take {size_text(passed[-1].device_bytes)}"
     return f"{text}, and nothing is more faithful"
 
 
@@ -276,5 +293,6 @@ def _share(of: Need) -> str:
     return f"{of.cache_bytes / max(1, of.host_bytes):.0%}"
 
 
-def _gib(size_bytes: int) -> str:
+def size_text(size_bytes: int) -> str:
+    """Bytes as a person reads them."""
     return f"{size_bytes / GIB:.1f} GiB" if size_bytes >= GIB else f"{size_bytes / 2**20:.1f} MiB"

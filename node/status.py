@@ -70,6 +70,7 @@ def _engine_status(facts: EngineFacts) -> dict[str, Any]:
         "service": service_name(facts.service),
         "profile": facts.profile,
         "device": facts.device,
+        "precision": facts.details.get("precision", ""),
         "tokens_per_second": facts.tokens_per_second,
         "first_canvas_ms": facts.first_canvas_ms,
     }

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from piecework.commands import _common as common
+from piecework.commands.plan import plan
 
 if TYPE_CHECKING:
     from node.model_name import ModelName
@@ -24,6 +25,8 @@ Store = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 DIGEST_HEX_CHARS = 64
+
+app.command()(plan)
 
 
 @app.command()

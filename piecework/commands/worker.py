@@ -204,6 +204,7 @@ def status(*, home: HomeOption = None, json: Json = False) -> None:
         ("operator", body["operator"]),
         ("earnings to", body["receiver"]),
         ("model", f"{engine.get('model', '-')} on {engine.get('device', '-')}"),
+        ("precision", engine.get("precision") or "-"),
         ("speed", f"{engine.get('tokens_per_second', 0)} tokens/s, {engine['restarts']} restarts"),
         ("jobs", f"{body['active']} active of {body['slots']} slots and {body['queue']} queued"),
         ("offer", f"number {offer.get('sequence', '-')} at {offer.get('endpoint', '-')}"),

@@ -33,13 +33,15 @@ def checkpoint(tmp_path: Path) -> Path:
     return folder
 
 
-async def model_finding(root: Path, model: str | Path, store: str = "") -> Finding:
+async def model_finding(
+    root: Path, model: str | Path, store: str = "", item: str = "model", **settings: str
+) -> Finding:
     home = Home(root / "worker")
     payout = "0x00000000000000000000000000000000000000f1"
-    values = {"payout": payout, "model": str(model), "model_store": store}
+    values = {"payout": payout, "model": str(model), "model_store": store, **settings}
     enrolment.prepare_home(home, NOWHERE, values, "password", Timestamp(1_800_000_000))
     findings = await Checker(home, "password").run()
-    return next(f for f in findings if f.item == "model")
+    return next(f for f in findings if f.item == item)
 
 
 async def test_a_whole_checkpoint_is_held_to_its_manifest(tmp_path: Path, checkpoint: Path) -> None:
@@ -60,3 +62,10 @@ async def test_a_model_that_is_not_pulled_is_named_with_the_command_to_run(tmp_p
     finding = await model_finding(tmp_path, "example/tiny", str(tmp_path / "models"))
     assert not finding.good
     assert finding.detail.endswith(f"Run: piecework models pull example/tiny --store {tmp_path / 'models'}")
+
+
+async def test_the_precision_that_fits_is_named_with_the_reason(tmp_path: Path, checkpoint: Path) -> None:
+    finding = await model_finding(tmp_path, checkpoint, item="precision", device="cpu")
+    assert finding.good and finding.detail.startswith("float32: takes ")
+    packed = await model_finding(tmp_path / "2", checkpoint, item="precision", device="cpu", precision="int4")
+    assert packed.good and packed.detail.startswith("int4: takes ") and "as asked" in packed.detail

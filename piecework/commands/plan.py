@@ -1,0 +1,100 @@
+"""`piecework models plan`: the memory that a model needs, before it is downloaded or loaded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from piecework.commands import _common as common
+
+if TYPE_CHECKING:
+    from model.dimensions import Blueprint
+    from model.memory import Device, Need
+
+DEFAULT_CONTEXTS = (8192, 32_768)
+DEFAULT_ROWS = (1, 4, 16)
+GIB = 2**30
+
+
+def plan(
+    *,
+    model: Annotated[
+        str, typer.Argument(help="Checkpoint folder or pulled model; empty: the released one, as published.")
+    ] = "",
+    context: Annotated[
+        list[int] | None, typer.Option(min=1, help="Tokens of a job, prompt and answer; repeatable.")
+    ] = None,
+    rows: Annotated[list[int] | None, typer.Option(min=1, max=256, help="Jobs at once; repeatable.")] = None,
+    card: Annotated[
+        list[int] | None, typer.Option(min=1, max=1024, help="GiB of a GPU to plan for; repeatable.")
+    ] = None,
+    host: Annotated[int, typer.Option(min=1, max=65_536, help="GiB of memory beside such a GPU.")] = 64,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """The memory table (precision, context, jobs at once), and what this machine or a card would run."""
+    from model import memory, released
+    from model.dimensions import read
+    from model.errors import ModelError
+
+    folder = common.checkpoint(model) if model else None
+    try:
+        blueprint = read(folder) if folder else released.blueprint()
+    except ModelError as error:
+        common.fail(str(error))
+    contexts = sorted({min(c, blueprint.of.max_context) for c in context or DEFAULT_CONTEXTS})
+    counts = sorted(set(rows or DEFAULT_ROWS))
+    devices = [memory.Device("cuda", f"a GPU of {g} GiB", g * GIB, host * GIB) for g in card or ()]
+    devices = devices or [_this_machine()]
+    table = memory.table(blueprint, devices[0].kind, counts, contexts)
+    choices = [_choice(blueprint, device, counts[0], contexts[0]) for device in devices]
+    name = folder.name if folder else released.NAME
+    if json:
+        common.print_json({"model": name, "table": [_row(need) for need in table], "devices": choices})
+        return
+    typer.echo(f"{name} on {'a GPU' if devices[0].kind == 'cuda' else 'a CPU'}")
+    typer.echo(f"{'precision':10}{'context':>9}{'jobs':>6}{'weights':>12}{'KV':>12}{'step':>12}{'all':>12}")
+    for need in table:
+        sizes = (need.weights_bytes, need.kv_bytes, need.work_bytes, need.device_bytes)
+        figures = "".join(f"{memory.size_text(size):>12}" for size in sizes)
+        typer.echo(f"{need.precision:10}{need.context:>9,}{need.rows:>6}{figures}")
+    for choice in choices:
+        typer.echo(f"{choice['device']}: {choice['reason']}")
+
+
+def _this_machine() -> Device:
+    from model.planning import device_of
+    from model.probe import probe
+
+    hardware = probe()
+    return device_of(hardware, hardware.device)
+
+
+def _choice(blueprint: Blueprint, device: Device, rows: int, context: int) -> dict[str, Any]:
+    """What a device would run, or why it runs nothing."""
+    from model.errors import DeviceError
+    from model.memory import choose
+
+    try:
+        choice = choose(blueprint, device, rows=rows, context=context)
+    except DeviceError as error:
+        return {"device": device.name, "precision": None, "offloaded": False, "reason": str(error)}
+    need = choice.need
+    return {
+        "device": device.name,
+        "precision": need.precision,
+        "offloaded": need.offloaded,
+        "reason": choice.reason,
+    }
+
+
+def _row(need: Need) -> dict[str, Any]:
+    return {
+        "precision": need.precision,
+        "context": need.context,
+        "rows": need.rows,
+        "weights_bytes": need.weights_bytes,
+        "kv_bytes": need.kv_bytes,
+        "work_bytes": need.work_bytes,
+        "device_bytes": need.device_bytes,
+    }
