@@ -106,7 +106,6 @@ class Hub:
         async with aiohttp.ClientSession(
             timeout=timeout,
             cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
             read_bufsize=READ_BUFFER_BYTES,
             headers={"User-Agent": "piecework", "Accept-Encoding": "identity"},
         ) as http:

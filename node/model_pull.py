@@ -92,7 +92,6 @@ async def pull(
         job = _Job(hub, place, files, watcher)
         if not place.has_all(files):
             watcher.planned(model, commit, files)
-            place.reopen()
             place.begin(hub.address, files)
             _check_space(place, files, free)
             place.finish(await job.run(expected_digest))

@@ -4,8 +4,9 @@
     <store>/<owner>/<name>/<commit>/<name>/          the checkpoint folder; manifest.sha256 is written last
                                     .pull/           where from, which files, and what is on its way
 
-A revision is complete when its manifest is there: it is written once, atomically, when every file is in its
-place and durable. The folder is called like the model because offers take the name from it.
+A revision is complete when its manifest is there and every file has its size. The manifest is written once,
+atomically, when every file is in its place and durable. The folder is called like the model because offers
+take the name from it.
 """
 
 from __future__ import annotations
@@ -110,11 +111,6 @@ class Revision:
             for left in self._partials.glob("*"):
                 left.unlink()
         return manifest_digest(text)
-
-    def reopen(self) -> None:
-        """Take the manifest away: something that it lists is gone."""
-        with _disk(self.folder):
-            (self.folder / MANIFEST_FILE).unlink(missing_ok=True)
 
     def present_bytes(self, files: tuple[HubFile, ...]) -> int:
         """How much of the files is here, whole or partial."""

@@ -11,7 +11,7 @@ import pytest
 
 from model.manifest import MANIFEST_FILE, bundled_checkpoint_path, verify
 from node.errors import HubError, HubRefusal, ModelNotPulled, ModelRefused, ModelStoreError
-from node.model_name import ModelName
+from node.model_name import HubFile, ModelName
 from node.model_pull import SPARE_BYTES
 from node.model_store import ModelStore
 from node.retries import Patience
@@ -130,6 +130,10 @@ async def test_a_damaged_file_of_an_incomplete_model_is_downloaded_again(
     weights = pulled.folder / WEIGHTS
     weights.write_bytes(bytes([weights.read_bytes()[0] ^ 1]) + weights.read_bytes()[1:])
     (pulled.folder / MANIFEST_FILE).unlink()
+    hub.fail("storage", WEIGHTS, *[Status(503)] * 7)
+    with pytest.raises(HubError, match="given up"):
+        await pull_tiny(hub, store)
+    assert not weights.exists()  # it is of no use, and takes the room that the new one needs
     again = await pull_tiny(hub, store)
     assert again.downloaded_bytes == SIZE and verify(again.pulled.folder) == bundled_digest()
 
@@ -474,7 +478,19 @@ async def test_a_partial_file_longer_than_the_whole_starts_again(hub: FakeHub, s
     assert (await pull_tiny(hub, store)).pulled.digest == bundled_digest()
 
 
-async def test_a_disk_that_takes_no_more_is_said(hub: FakeHub, store: ModelStore) -> None:
+async def test_a_partial_file_of_another_content_is_not_continued_and_goes(
+    hub: FakeHub, store: ModelStore
+) -> None:
+    commit = hub.repositories[TINY.repository].refs["main"]
+    other = store.revision(TINY, commit).partial(HubFile(WEIGHTS, SIZE, "a" * 64))
+    other.parent.mkdir(parents=True)
+    other.write_bytes(bytes(MIDDLE))
+    assert (await pull_tiny(hub, store)).pulled.digest == bundled_digest()
+    assert [seen.range for seen in hub.requests(WEIGHTS)] == [None]
+    assert not list(other.parent.iterdir())
+
+
+async def test_a_store_that_is_no_folder_is_said(hub: FakeHub, store: ModelStore) -> None:
     store.root.parent.mkdir(exist_ok=True)
     store.root.write_text("a file where the store should be")
     with pytest.raises(ModelStoreError, match="models"):
