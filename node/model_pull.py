@@ -50,7 +50,9 @@ class Watcher(Protocol):
         ...
 
     def at(self, file: HubFile, position: int) -> None:
-        """So many bytes of a file are there. Goes back to 0 when it has to start again."""
+        """So many bytes of a file are there. Goes back to 0 when it has to start again. Told at least once
+        before the file is done, unless it is empty.
+        """
         ...
 
     def done(self, file: HubFile) -> None:
@@ -172,9 +174,8 @@ class _Job:
         """One file, whole, verified and in its place. Returns its SHA-256."""
         target = self._place.folder / file.name
         if target.is_file():
-            found = await hash_file(target, file)
+            found = await hash_file(target, file, lambda position: self._watcher.at(file, position))
             if found.is_listed:
-                self._watcher.at(file, file.size_bytes)
                 return found.sha256
             target.unlink()
         partial = await PartialFile.open(self._place.partial(file), file)

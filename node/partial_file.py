@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, Final, Self
 
@@ -50,12 +51,14 @@ class ContentHash:
         return (self._git or self._sha256).hexdigest() == self._listed
 
 
-async def hash_file(path: Path, file: HubFile) -> ContentHash:
-    """The digests of what lies at `path`. `ModelStoreError` when it cannot be read."""
+async def hash_file(path: Path, file: HubFile, at: Callable[[int], None]) -> ContentHash:
+    """The digests of what lies at `path`; `at` is told how many bytes were read. `ModelStoreError` when it
+    cannot be.
+    """
     found = ContentHash(file)
     try:
         with _open(path, "rb") as stream:
-            await _hash_rest(stream, found)
+            await _hash_rest(stream, found, at)
     except OSError as error:
         raise _cannot("read", path, error) from None
     return found
@@ -95,7 +98,7 @@ class PartialFile:
                 self.restart()
                 return
             self._stream.seek(0)
-            await _hash_rest(self._stream, self._hash)
+            await _hash_rest(self._stream, self._hash, lambda _: None)
             self.position, self.pieces = size, int(size > 0)
         except OSError as error:
             raise _cannot("read", self._path, error) from None
@@ -165,9 +168,12 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-async def _hash_rest(stream: BinaryIO, into: ContentHash) -> None:
+async def _hash_rest(stream: BinaryIO, into: ContentHash, at: Callable[[int], None]) -> None:
+    done = 0
     while chunk := stream.read(HASH_CHUNK_BYTES):
         into.update(chunk)
+        done += len(chunk)
+        at(done)
         await asyncio.sleep(0)
 
 

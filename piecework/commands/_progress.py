@@ -56,7 +56,7 @@ class Screen:
 
     def __init__(self, bars: Bars) -> None:
         self._bars = bars
-        self._total = bars.add_task("all", total=None)
+        self._total = bars.add_task("asking the hub", total=None)
         self._tasks: dict[str, TaskID] = {}
         self._positions: dict[str, int] = {}
 
@@ -72,7 +72,8 @@ class Screen:
         self._bars.update(self._total, completed=sum(self._positions.values()))
 
     def done(self, file: HubFile) -> None:
-        self._bars.update(self._tasks[file.name], visible=False)
+        if file.name in self._tasks:
+            self._bars.update(self._tasks[file.name], visible=False)
 
     def tell(self, reason: str, pause_s: float) -> None:
         self._bars.console.print(_waiting(reason, pause_s), markup=False, highlight=False)

@@ -34,7 +34,8 @@ async def test_what_was_counted_is_in_the_file_and_is_continued(tmp_path: Path, 
     assert await second.finish(target) == LARGE.digest
     second.close()
     assert target.read_bytes() == CONTENT and not path.exists()
-    assert (await hash_file(target, file)).is_listed
+    read: list[int] = []
+    assert (await hash_file(target, file, read.append)).is_listed and read == [len(CONTENT)]
 
 
 async def test_a_transfer_from_the_start_forgets_what_was_there(tmp_path: Path) -> None:
@@ -62,4 +63,4 @@ async def test_what_cannot_be_opened_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelStoreError, match=f"cannot open {tmp_path}"):
         await PartialFile.open(tmp_path, LARGE)
     with pytest.raises(ModelStoreError, match="cannot read"):
-        await hash_file(tmp_path / "nothing", LARGE)
+        await hash_file(tmp_path / "nothing", LARGE, print)
