@@ -94,8 +94,8 @@ async def pull(
         job = _Job(hub, place, files, watcher)
         if not place.has_all(files):
             watcher.planned(model, commit, files)
-            place.begin(hub.address, files)
             _check_space(place, files, free)
+            place.begin(hub.address, files)
             place.finish(await job.run(expected_digest))
         _check_digest(model, place.digest(), expected_digest)
         store.point(model, commit)
