@@ -73,6 +73,8 @@ class Row:
     request_id: str
     limit: int
     moves: int = 0
+    left: set[int] = field(default_factory=set)
+    """Numbers of the endpoints that were lost under the canvas that is being written."""
     widened: asyncio.Event = field(default_factory=asyncio.Event)
     member: Member | None = None
     scope: asyncio.Timeout | None = None
@@ -90,7 +92,8 @@ class VllmLink:
         self._rows: dict[str, Row] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._checkpoint: ServedCheckpoint | None = None
-        self._fleet: Fleet | None = None
+        self.fleet: Fleet | None = None
+        """The endpoints, from the first that is well."""
         self._measured: EngineFacts | None = None
         self._group: asyncio.TaskGroup | None = None
         """An error of ours in a row ends the engine, and so the daemon."""
@@ -162,7 +165,7 @@ class VllmLink:
                 self._endpoints(session), checkpoint, self._settings.fleet_times, self._clock, self._log
             )
             facts = await self._first(fleet, checkpoint)
-            self._checkpoint, self._fleet, self._measured = checkpoint, fleet, facts
+            self._checkpoint, self.fleet, self._measured = checkpoint, fleet, facts
             fleet.least_context, fleet.changed = facts.max_context, self._changed
             self._group = await stack.enter_async_context(asyncio.TaskGroup())
             self._up = True
@@ -226,7 +229,7 @@ class VllmLink:
 
     async def _changed(self, member: Member) -> None:
         """An endpoint went up or down."""
-        fleet, facts = self._fleet, self._measured
+        fleet, facts = self.fleet, self._measured
         if fleet is None or facts is None:
             return
         if member.health is Health.DOWN:
@@ -276,17 +279,18 @@ class VllmLink:
 
     async def _turn(self, row: Row) -> None:
         """One request for what the credit window has room for; moves on when the endpoint is lost."""
-        fleet = self._fleet
+        fleet = self.fleet
         if fleet is None:
             raise EngineUnavailable("no vLLM endpoint is well")
         async with self._slots:
-            member = await fleet.acquire()
+            member = await fleet.acquire(row.left)
             try:
                 await self._stream(row, member)
                 return
             except (EndpointLost, EndpointUnfit) as error:
                 row.writer.drop_unfinished()
                 row.moves += 1
+                row.left.add(member.number)
                 if row.moves > MAX_MOVES:
                     raise EndpointLost(f"lost {row.moves} endpoints under one canvas: {error}") from None
                 self._log.warning("endpoint lost under a row", count=member.number, error=str(error))
@@ -311,6 +315,7 @@ class VllmLink:
                         raise EndpointLost("the endpoint says more than it was asked for")
                     for event in writer.take(chunk):
                         row.moves = 0
+                        row.left.clear()
                         await self._events.put(event)
                     if writer.ended:
                         return

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import aiohttp
+from aiohttp.http_exceptions import HttpProcessingError
 
 from node.errors import EndpointLost, EndpointUnfit, RequestDeclined
 from node.vllm_wire import (
@@ -137,5 +138,5 @@ async def _all(response: aiohttp.ClientResponse) -> bytes:
 async def _line(response: aiohttp.ClientResponse, limit: int) -> bytes:
     try:
         return await response.content.readline()
-    except ValueError:
+    except (ValueError, HttpProcessingError):  # which of them depends on aiohttp's version
         raise EndpointLost(f"a line of the stream is longer than {limit} bytes") from None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -88,16 +88,17 @@ class Fleet:
         """What keeps each endpoint away, for the operator."""
         return "; ".join(f"endpoint {m.number}: {m.trouble}" for m in self.members if m.trouble)
 
-    async def acquire(self) -> Member:
+    async def acquire(self, avoid: Collection[int] = ()) -> Member:
         """The least loaded endpoint that is well; waits while all that live are suspect.
 
-        `EngineUnavailable` when none lives. Give it back with `release`.
+        Members whose numbers are in `avoid` only if there is no other. `EngineUnavailable` when none lives.
+        Give it back with `release`.
         """
         async with self._news:
             while True:
                 well = [m for m in self.members if m.health is Health.WELL]
                 if well:
-                    chosen = min(well, key=lambda m: (m.load, m.number))
+                    chosen = min(well, key=lambda m: (m.number in avoid, m.load, m.number))
                     chosen.load += 1
                     return chosen
                 if not self.alive:

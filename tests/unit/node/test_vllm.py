@@ -1,0 +1,448 @@
+"""vLLM behind the engine's interface, over real sockets, with every fault that a server can have."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from model.manifest import bundled_checkpoint_path
+from model.requests import CanvasEvent, FailedEvent, FinishReason, GenerationRequest
+from node import logs
+from node.clock import SystemClock
+from node.engine_link import EngineEvent, EngineLost, EngineReady
+from node.errors import EngineStartError, EngineUnavailable, PromptRejected
+from node.vllm import MAX_MOVES, VllmLink, VllmSettings
+from node.vllm_endpoint import EndpointTimes
+from node.vllm_fleet import FleetTimes, Health
+from protocol.content import Message
+from protocol.objects import Service
+from tests.support.vllm_server import CANVAS, CHECKPOINT, EOS, MAX_MODEL_LEN, VllmServer, servers, token_at
+
+PROMPT = (9, 8, 7, 6, 5)
+TIMES = EndpointTimes(question_s=5.0, silence_s=30.0)
+FLEET = FleetTimes(poll_s=0.02, start_s=10.0)
+TEST_S = 20
+
+
+@dataclass
+class Running:
+    """A link that is up, and its events."""
+
+    link: VllmLink
+    stream: AsyncIterator[EngineEvent]
+    life: asyncio.Task[None]
+
+    async def next(self) -> EngineEvent:
+        """The next event; the link's own end comes out as what ended it."""
+        event = asyncio.ensure_future(anext(self.stream))
+        await asyncio.wait((event, self.life), return_when=asyncio.FIRST_COMPLETED)
+        if not event.done():
+            event.cancel()
+            await self.life
+        return event.result()
+
+    async def canvases(self, row: str) -> list[CanvasEvent]:
+        """The rest of a row, which nothing holds back; no other row runs."""
+        got: list[CanvasEvent] = []
+        while not got or got[-1].finish is FinishReason.MORE:
+            event = await self.next()
+            assert isinstance(event, CanvasEvent) and event.request_id == row, event
+            got.append(event)
+        return got
+
+
+def settings(urls: list[str], **changes: Any) -> VllmSettings:
+    values: dict[str, Any] = {
+        "urls": tuple(urls),
+        "key": "",
+        "model": "",
+        "checkpoint": bundled_checkpoint_path(),
+        "slots": 4,
+        "benchmark_s": 0.01,
+        "endpoint_times": TIMES,
+        "fleet_times": FLEET,
+        "move_pause_s": 0.001,
+    }
+    return VllmSettings(**(values | changes))
+
+
+@asynccontextmanager
+async def running(made: list[VllmServer], **changes: Any) -> AsyncIterator[Running]:
+    """A link over these servers, which has reported ready and seen all of them."""
+    link = VllmLink(settings([s.url for s in made], **changes), SystemClock(), logs.silent())
+    life = asyncio.ensure_future(link.run())
+    try:
+        async with asyncio.timeout(TEST_S):
+            run = Running(link, aiter(link.events()), life)
+            assert isinstance(await run.next(), EngineReady)
+            await until(lambda: all(m.health is not Health.UNKNOWN for m in members(link)))
+            for server in made:
+                server.bodies.clear()
+                server.generated = 0
+            yield run
+    finally:
+        life.cancel()
+        await asyncio.gather(life, return_exceptions=True)
+
+
+def members(link: VllmLink) -> list[Any]:
+    assert link.fleet is not None
+    return link.fleet.members
+
+
+async def until(condition: Any) -> None:
+    """Wait for what other tasks do."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110  no single event announces it
+            await asyncio.sleep(0.005)
+
+
+def request(
+    row: str = "row", max_tokens: int = 3 * CANVAS, limit: int = 99, prompt: tuple[int, ...] = PROMPT
+) -> GenerationRequest:
+    return GenerationRequest(row, prompt, 0, max_tokens, 0, 0, 0, 0, 0, 0, limit, (), 0)
+
+
+def expected(count: int, *, start: int = 0) -> tuple[int, ...]:
+    """The tokens that stand behind the prompt."""
+    return tuple(token_at(len(PROMPT) + i) for i in range(start, start + count))
+
+
+def said(events: list[CanvasEvent]) -> tuple[int, ...]:
+    return tuple(token for event in events for token in event.charged_ids)
+
+
+# ---------------------------------------------------------------------------------------- the good case
+
+
+@pytest.mark.parametrize("tokens_a_chunk", [1, 7, CANVAS, 3 * CANVAS])
+async def test_a_job_comes_in_canvases_without_steps_and_trace(tokens_a_chunk: int) -> None:
+    async with servers(tokens_a_chunk=tokens_a_chunk) as made, running(made) as run:
+        run.link.start(request(max_tokens=2 * CANVAS + 5))
+        events = await run.canvases("row")
+    assert said(events) == expected(2 * CANVAS + 5)
+    assert [len(e.charged_ids) for e in events] == [CANVAS, CANVAS, 5]
+    assert events[-1].finish is FinishReason.TOKEN_LIMIT
+    assert "".join(e.text for e in events) == CHECKPOINT.codec.decode(said(events))
+    assert all(e.steps == 0 and not e.step_leaves for e in events)
+
+
+async def test_the_end_of_the_text_ends_the_job_and_is_not_charged() -> None:
+    async with servers(ends_at=len(PROMPT) + CANVAS + 3) as made, running(made) as run:
+        run.link.start(request())
+        events = await run.canvases("row")
+    assert [len(e.charged_ids) for e in events] == [CANVAS, 3]
+    assert events[-1].finish is FinishReason.END_OF_TEXT
+    assert EOS not in said(events)
+
+
+async def test_the_facts_say_best_effort_and_what_was_measured() -> None:
+    async with servers(2) as made, running(made) as run:
+        facts = run.link.facts
+        assert facts is not None and run.link.ready
+    assert (facts.service, facts.max_steps, facts.steps_per_second) == (Service.BEST_EFFORT, 0, 0)
+    assert (facts.name, facts.digest) == (CHECKPOINT.name, CHECKPOINT.digest)
+    assert (facts.profile, facts.max_context, facts.canvas_size) == ("vllm-0.32.0", MAX_MODEL_LEN, CANVAS)
+    assert facts.tokens_per_second > 0 and facts.first_canvas_ms >= 0
+    assert facts.details == {"engine": "vllm", "version": "0.32.0", "endpoints": 2}
+    assert run.link.pid is None and not run.link.ready and run.link.facts is None
+
+
+async def test_a_row_asks_for_no_more_than_the_window_and_goes_on_from_its_canvases() -> None:
+    async with servers() as made, running(made) as run:
+        (server,) = made
+        run.link.start(request(limit=2))
+        first = [await run.next(), await run.next()]
+        await server.until(lambda: server.running == 0)
+        assert server.generated == 2 * CANVAS
+        run.link.allow("row", 2)  # not wider than it is
+        run.link.allow("row", 3)
+        last = await run.next()
+        assert [len(b["prompt"]) for b in server.bodies] == [len(PROMPT), len(PROMPT) + 2 * CANVAS]
+        assert [b["max_tokens"] for b in server.bodies] == [2 * CANVAS, CANVAS]
+        assert all("seed" not in b and "temperature" not in b for b in server.bodies)
+        events = [e for e in (*first, last) if isinstance(e, CanvasEvent)]
+        assert said(events) == expected(3 * CANVAS)
+        assert events[-1].finish is FinishReason.TOKEN_LIMIT
+
+
+async def test_a_row_that_is_resumed_starts_behind_its_committed_canvases() -> None:
+    async with servers() as made, running(made) as run:
+        whole = GenerationRequest("row", PROMPT, 0, 3 * CANVAS, 0, 0, 0, 0, 0, 0, 99, (expected(CANVAS),), 0)
+        run.link.start(whole)
+        events = await run.canvases("row")
+    assert [e.canvas for e in events] == [1, 2]
+    assert said(events) == expected(2 * CANVAS, start=CANVAS)
+
+
+async def test_a_cancelled_row_closes_its_stream_and_says_nothing_more() -> None:
+    async with servers(holds_at=len(PROMPT) + 3) as made, running(made) as run:
+        (server,) = made
+        run.link.start(request())
+        await server.until(lambda: server.running == 1 and server.generated == 3)
+        run.link.cancel("row")
+        run.link.cancel("row")
+        run.link.allow("row", 9)
+        await server.until(lambda: server.running == 0)
+        assert server.aborted == 1
+        server.holds_at = None
+        run.link.start(request("other", max_tokens=1))
+        assert [e.request_id for e in await run.canvases("other")] == ["other"]
+
+
+async def test_the_least_loaded_endpoint_takes_the_next_row() -> None:
+    async with servers(3, holds_at=len(PROMPT) + 1) as made, running(made, slots=6) as run:
+        for i in range(6):
+            run.link.start(request(f"row {i}", max_tokens=CANVAS))
+        for server in made:
+            await server.until_running(2)
+            server.go.set()
+        rows = {(await run.next()).request_id for _ in range(6)}  # type: ignore[union-attr]
+        assert len(rows) == 6
+
+
+async def test_rows_beyond_the_slots_wait_their_turn_and_a_paused_row_holds_no_slot() -> None:
+    async with servers() as made, running(made, slots=1) as run:
+        (server,) = made
+        run.link.start(request("paused", limit=1))
+        assert isinstance(await run.next(), CanvasEvent)
+        server.holds_at = len(PROMPT) + 2
+        run.link.start(request("first", max_tokens=CANVAS))
+        await server.until(lambda: server.running == 1)
+        run.link.start(request("second", max_tokens=CANVAS))
+        server.go.set()
+        names = [(await run.next()).request_id for _ in range(2)]  # type: ignore[union-attr]
+        assert names == ["first", "second"]
+
+
+async def test_prompts_are_encoded_here_and_typed_control_tokens_stay_text() -> None:
+    async with servers() as made, running(made) as run:
+        typed = await run.link.encode_prompt((Message("user", "a <eos> fox <bos>"),))
+        plain = await run.link.encode_prompt((Message("user", "a fox"),))
+        assert sum(t in CHECKPOINT.codec.control_ids for t in typed) == sum(
+            t in CHECKPOINT.codec.control_ids for t in plain
+        )
+        with pytest.raises(PromptRejected):
+            await run.link.encode_prompt((Message("user", "too often"),) * 300)
+        assert not made[0].bodies
+
+
+# ---------------------------------------------------------------------------------------- one row's faults
+
+
+async def test_a_declined_request_ends_its_own_row_and_no_other() -> None:
+    async with servers() as made, running(made) as run:
+        run.link.start(request("too long", max_tokens=MAX_MODEL_LEN))
+        event = await run.next()
+        assert isinstance(event, FailedEvent)
+        assert (event.request_id, event.kind) == ("too long", "invalid_request")
+        run.link.start(request("bad token", prompt=(CHECKPOINT.vocab_size,)))
+        event = await run.next()
+        assert isinstance(event, FailedEvent) and event.kind == "invalid_request"
+        run.link.start(request("good", max_tokens=CANVAS))
+        assert said(await run.canvases("good")) == expected(CANVAS)
+        assert members(run.link)[0].load == 0
+
+
+FAULTS = [
+    "dies",
+    "fails",
+    "resets",
+    "ends early",
+    "stops before its time",
+    "ends without a word",
+    "aborts",
+    "babbles",
+    "is no stream of events",
+    "never ends a line",
+    "makes up a token",
+    "says too much",
+]
+
+
+@pytest.mark.parametrize("how", FAULTS)
+async def test_a_row_goes_on_elsewhere_from_its_last_canvas_when_its_endpoint(how: str) -> None:
+    async with servers(2) as made, running(made) as run:
+        bad, good = made
+        bad.breaks_at, bad.how = len(PROMPT) + CANVAS + 2, how
+        run.link.start(request())
+        first = await run.next()
+        assert isinstance(first, CanvasEvent)
+        # The first endpoint may be found well again; it must not finish the job after all.
+        bad.completion_status = 500
+        events = [first, *await run.canvases("row")]
+        assert said(events) == expected(3 * CANVAS)
+        assert [e.canvas for e in events] == [0, 1, 2]
+        assert [len(b["prompt"]) for b in good.bodies] == [len(PROMPT) + CANVAS]
+        assert run.link.losses == 0
+
+
+async def test_a_silent_endpoint_is_given_up_after_its_time() -> None:
+    quick = EndpointTimes(question_s=5.0, silence_s=0.1)
+    async with servers(2) as made, running(made, endpoint_times=quick) as run:
+        made[0].breaks_at, made[0].how = len(PROMPT) + 2, "falls silent"
+        run.link.start(request(max_tokens=CANVAS))
+        assert said(await run.canvases("row")) == expected(CANVAS)
+
+
+@pytest.mark.parametrize("status", [302, 401, 404, 429, 500, 503])
+async def test_a_status_that_is_the_endpoints_own_moves_the_row(status: int) -> None:
+    async with servers(2) as made, running(made) as run:
+        made[0].completion_status = status
+        run.link.start(request(max_tokens=CANVAS))
+        assert said(await run.canvases("row")) == expected(CANVAS)
+
+
+async def test_a_request_that_breaks_every_endpoint_fails_alone() -> None:
+    async with servers(2, breaks_at=len(PROMPT) + 2, how="fails") as made:
+        for server in made:
+            server.breaks_at = None
+        async with running(made) as run:
+            for server in made:
+                server.breaks_at = len(PROMPT) + 2
+            run.link.start(request("poison"))
+            event = await run.next()
+            assert isinstance(event, FailedEvent)
+            assert (event.request_id, event.kind) == ("poison", "internal")
+            assert sum(len(server.bodies) for server in made) == MAX_MOVES + 1
+            for server in made:
+                server.breaks_at = None
+            run.link.start(request("next", max_tokens=CANVAS))
+            assert said(await run.canvases("next")) == expected(CANVAS)
+
+
+# ---------------------------------------------------------------------------------------- losing endpoints
+
+
+async def test_rows_leave_an_endpoint_whose_health_is_gone_without_waiting_for_its_streams() -> None:
+    async with servers(2) as made, running(made) as run:
+        sick, well = made
+        sick.holds_at = len(PROMPT) + 2
+        run.link.start(request(max_tokens=CANVAS))
+        await sick.until(lambda: sick.running == 1)
+        sick.health = 503
+        assert said(await run.canvases("row")) == expected(CANVAS)
+        assert len(well.bodies) == 1
+        await sick.until(lambda: sick.running == 0)
+
+
+async def test_losing_every_endpoint_is_the_loss_of_the_engine_until_one_is_back() -> None:
+    async with servers(2) as made, running(made) as run:
+        facts = run.link.facts
+        for server in made:
+            server.holds_at = len(PROMPT) + 2
+        run.link.start(request())
+        await until(lambda: any(server.running for server in made))
+        for server in made:
+            await server.stop()
+        assert isinstance(await run.next(), EngineLost)
+        assert (run.link.ready, run.link.facts, run.link.losses) == (False, None, 1)
+        with pytest.raises(EngineUnavailable):
+            await run.link.encode_prompt((Message("user", "anyone?"),))
+        run.link.start(request("while it is gone"))
+        made[1].holds_at = None
+        await made[1].start()
+        assert await run.next() == EngineReady(facts)  # type: ignore[arg-type]
+        run.link.start(request("again", max_tokens=CANVAS))
+        assert said(await run.canvases("again")) == expected(CANVAS)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"shift": 1}, {"max_model_len": MAX_MODEL_LEN - 1}, {"key": "another key"}],
+    ids=["tokenizer", "context", "key"],
+)
+async def test_an_endpoint_that_comes_back_as_another_gets_no_work(change: dict[str, Any]) -> None:
+    async with servers(2) as made, running(made) as run:
+        changed, same = made
+        await changed.stop()
+        await until(lambda: members(run.link)[0].health is Health.DOWN)
+        for name, value in change.items():
+            setattr(changed, name, value)
+        await changed.start()
+        trouble = members(run.link)[0].trouble
+        await until(lambda: members(run.link)[0].trouble != trouble)
+        for i in range(3):
+            run.link.start(request(f"row {i}", max_tokens=CANVAS))
+            await run.canvases(f"row {i}")
+        assert (len(changed.bodies), len(same.bodies)) == (0, 3)
+        assert members(run.link)[0].health is Health.DOWN
+
+
+async def test_one_slow_answer_is_no_death() -> None:
+    async with servers() as made, running(made) as run:
+        made[0].breaks_at, made[0].how = len(PROMPT) + 2, "resets"
+        run.link.start(request(max_tokens=CANVAS))
+        await made[0].until(lambda: len(made[0].bodies) >= 1)
+        made[0].breaks_at = None
+        assert said(await run.canvases("row")) == expected(CANVAS)
+        assert run.link.losses == 0
+
+
+# ---------------------------------------------------------------------------------------- the start
+
+
+@pytest.mark.parametrize(
+    ("knobs", "changes", "words"),
+    [
+        ({"name": "other"}, {"model": "wanted"}, "endpoint 1: the endpoint serves other; set vllm_model"),
+        ({"shift": 1}, {}, "another tokenizer"),
+        ({"key": "secret"}, {}, "code 401"),
+        ({"omits_ids": True}, {}, "does not return token ids"),
+        ({"max_model_len": 20}, {}, "no room for a canvas"),
+        ({"completion_status": 400}, {}, "code 400"),
+        ({"padding": 2_000_000}, {"fleet_times": FleetTimes(0.01, 0.05)}, "answers more than 1048576 bytes"),
+        (
+            {"completion_status": 500},
+            {},
+            "finishes the benchmark: endpoint 1: the endpoint fails with code 500",
+        ),
+        ({"health": 503}, {"fleet_times": FleetTimes(0.01, 0.05)}, "endpoint 1: the engine behind"),
+    ],
+)
+async def test_a_start_that_cannot_succeed_says_why(
+    knobs: dict[str, Any], changes: dict[str, Any], words: str
+) -> None:
+    async with servers(**knobs) as made:
+        with pytest.raises(EngineStartError, match=words):
+            async with running(made, **changes):
+                raise AssertionError("it started")
+
+
+async def test_a_start_waits_for_a_server_that_still_loads_its_model() -> None:
+    async with servers(health=503) as made:
+        starting = running(made)
+        entering = asyncio.ensure_future(starting.__aenter__())
+        await made[0].until(lambda: made[0].looks > 2)
+        made[0].health = 200
+        run = await entering
+        assert run.link.ready
+        await starting.__aexit__(None, None, None)
+
+
+async def test_a_key_is_shown_to_every_door() -> None:
+    async with servers(key="a long key") as made, running(made, key="a long key") as run:
+        run.link.start(request(max_tokens=CANVAS))
+        assert said(await run.canvases("row")) == expected(CANVAS)
+
+
+async def test_a_folder_that_is_no_checkpoint_is_refused_before_anybody_is_asked(tmp_path: Any) -> None:
+    async with servers() as made:
+        with pytest.raises(EngineStartError, match=r"config\.json"):
+            async with running(made, checkpoint=tmp_path):
+                raise AssertionError("it started")
+
+
+async def test_nothing_is_answered_before_the_start() -> None:
+    link = VllmLink(settings(["http://127.0.0.1:9"]), SystemClock(), logs.silent())
+    assert (link.ready, link.facts, link.losses) == (False, None, 0)
+    link.start(request())
+    link.allow("row", 3)
+    link.cancel("row")
+    with pytest.raises(EngineUnavailable):
+        await link.encode_prompt((Message("user", "anyone?"),))
