@@ -206,9 +206,7 @@ def _rotate(states: Tensor, rotary: tuple[Tensor, ...]) -> Tensor:
     return (states * cos) + (turned * sin)
 
 
-def _layer(
-    text: Any, kind: str, decoder: Any, encoder: Any, *, minimum_rows: int, pack: bool
-) -> _Layer:
+def _layer(text: Any, kind: str, decoder: Any, encoder: Any, *, minimum_rows: int, pack: bool) -> _Layer:
     attention, mlp = decoder.self_attn, decoder.mlp
     return _Layer(
         kind=kind,

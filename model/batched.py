@@ -27,7 +27,7 @@ from model.failures import NonFiniteError, failure_of, is_out_of_memory
 from model.invariance import Invariance, invariance_of
 from model.layout import cache_layout
 from model.prefixes import Key, PrefixStore, chain
-from model.projections import projection
+from model.projections import product, projection
 from model.requests import GenerationRequest
 from model.row import Decision, RowState
 from model.scheduler import RowWork
@@ -79,7 +79,7 @@ class BatchedExecutor:
         self._backbone = Backbone(model, minimum_rows=self._invariance.minimum_rows, pack=pack)
         self._head = projection(model.lm_head, pack)
         self._cap: float = model.final_logit_softcapping
-        self._embedding: Tensor = decoder.embed_tokens.weight
+        self._soft_product = product(decoder.embed_tokens.weight, pack)
         self._scale: Tensor = decoder.embed_tokens.embed_scale.to(self._dtype)
         self._pass_tokens = limits.CPU_PASS_TOKENS if self._device.type == "cpu" else limits.GPU_PASS_TOKENS
         self._tile_rows = max(1, limits.LOGIT_TILE_VALUES // (limits_.canvas_size * limits_.vocab_size))
@@ -236,18 +236,21 @@ class BatchedExecutor:
         """Logits to decisions, for the rows of a tile. Raises NonFiniteError."""
         size, vocab_size, device = self._limits.canvas_size, self._limits.vocab_size, self._device
         rows = [task.row.state for task in tasks]
-        moments = [row.moment for row in rows]
+        drawn = philox.step_draws([row.moment for row in rows], size, vocab_size)
         temperatures = np.repeat(np.array([row.temperature for row in rows], dtype=np.float32), size)
         judgement = sampler.judge(
             self._head(states),
             torch.from_numpy(temperatures).to(device),
             self._cap,
-            torch.from_numpy(philox.uniforms(moments, size).reshape(-1)).to(device),
+            torch.from_numpy(drawn.uniforms.reshape(-1)).to(device),
         )
-        soft = torch.matmul(judgement.probabilities, self._embedding) * self._scale
-        soft = soft.view(len(rows), size, -1)
-        made = decisions(rows, judgement, soft, philox.renoise_ids(moments, size, vocab_size))
+        soft = self._soften(judgement.probabilities).view(len(rows), size, -1)
+        made = decisions(rows, judgement, soft, drawn.renoise)
         return [(task, made[index], soft[index]) for index, task in enumerate(tasks)]
+
+    def _soften(self, probabilities: Tensor) -> Tensor:
+        """Soft embeddings [P, H] that condition the next step, of probabilities [P, V]."""
+        return self._soft_product(probabilities) * self._scale
 
     def _commit_chunks(self, task: _Task) -> None:
         """What a pass wrote into a row's cache is committed, and kept for the tenant's next prompt."""

@@ -8,6 +8,7 @@ rows than `minimum_rows`, and where no such number exists every row has to run a
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DiffusionGemmaForBlockDiffusion
 
-from model.projections import weight_projection
+from model.projections import Projection, product, weight_projection
 
 ROW_COUNTS: Final = (*range(1, 17), 20, 24, 31, 32, 33, 48, 64, 65, 96, 128, 192, 256)
 """Row counts that are tried: all small ones, and those around the tiles of kernels."""
@@ -49,43 +50,64 @@ def invariance_of(model: DiffusionGemmaForBlockDiffusion) -> Invariance:
 def measure(model: DiffusionGemmaForBlockDiffusion) -> Invariance:
     """Tries every shape of product that a pass makes with the model's own weights."""
     canvas: int = model.config.canvas_length
-    needed = max((_needed(run, width, weight) for run, width, weight in _products(model)), default=1)
+    needed = max(map(_needed, _products(model)))
     return Invariance(1, isolated=True) if needed > canvas else Invariance(needed, isolated=False)
 
 
-def _needed(run: Callable[[Tensor], Tensor], width: int, weight: Tensor) -> int:
+@dataclass(frozen=True, slots=True)
+class _Product:
+    """How to run one, and what its rows are."""
+
+    run: Projection
+    width: int
+    device: torch.device
+    dtype: torch.dtype
+
+
+def _needed(tried: _Product) -> int:
     """The least number of rows from which on nothing depends on it; beyond all tried ones if there is
     none."""
     generator = torch.Generator(device="cpu").manual_seed(_SEED)
-    rows = torch.randn((_MOST_ROWS, width), generator=generator).to(weight.device, weight.dtype)
+    rows = torch.randn((_MOST_ROWS, tried.width), generator=generator).to(tried.device, tried.dtype)
     with torch.inference_mode():
-        whole = run(rows)
+        whole = tried.run(rows)
         wrong = [
             count
             for count in ROW_COUNTS
-            if not torch.equal(run(rows[:count].clone()), whole[:count])
-            or not torch.equal(run(rows[-count:].clone()), whole[-count:])
+            if not torch.equal(tried.run(rows[:count].clone()), whole[:count])
+            or not torch.equal(tried.run(rows[-count:].clone()), whole[-count:])
         ]
     return max(wrong, default=0) + 1
 
 
-def _products(model: Any) -> Iterator[tuple[Callable[[Tensor], Tensor], int, Tensor]]:
-    """One product of each shape: how to run it, its inputs a row, and its weight."""
+def _products(model: Any) -> Iterator[_Product]:
+    """One product of each kind and shape that a pass makes."""
+    embedding: Tensor = model.model.decoder.embed_tokens.weight[:_MOST_OUTPUTS]
+    device, dtype = embedding.device, embedding.dtype
+    yield _Product(product(embedding, pack=True), embedding.shape[0], device, dtype)
     seen: set[tuple[Any, ...]] = set()
     for name, module in model.named_modules():
-        if type(module) is nn.Linear and "vision" not in name:
-            yield from _once(seen, module.weight)
-        elif hasattr(module, "gate_up_proj") and isinstance(module.gate_up_proj, nn.Parameter):
-            yield from _once(seen, module.gate_up_proj[0])
-            yield from _once(seen, module.down_proj[0])
-    embedding: Tensor = model.model.decoder.embed_tokens.weight[:_MOST_OUTPUTS]
-    yield lambda rows: torch.matmul(rows, embedding), embedding.shape[0], embedding
+        if "vision" in name:
+            continue
+        for kind, run, width in _of_module(module, model.config.text_config.hidden_size):
+            if kind not in seen:
+                seen.add(kind)
+                yield _Product(run(), width, device, dtype)
 
 
-def _once(
-    seen: set[tuple[Any, ...]], weight: Tensor
-) -> Iterator[tuple[Callable[[Tensor], Tensor], int, Tensor]]:
-    if tuple(weight.shape) not in seen:
-        seen.add(tuple(weight.shape))
-        used = weight[:_MOST_OUTPUTS]
-        yield weight_projection(used, pack=True), used.shape[1], used
+def _of_module(module: Any, hidden: int) -> Iterator[tuple[tuple[Any, ...], Callable[[], Projection], int]]:
+    """The products of a module, of any kind of linear one and of experts: what makes one like another, how
+    to run it, and how wide its rows are."""
+    if type(module) is nn.Linear:
+        yield ("linear", *module.weight.shape), partial(_plain, module.weight), module.in_features
+    elif hasattr(module, "in_features"):
+        yield (type(module), module.in_features, module.out_features), lambda: module, module.in_features
+    elif hasattr(module, "num_experts") and hasattr(module, "run"):
+        yield (type(module),), lambda: partial(module.run, 0), hidden
+    elif isinstance(getattr(module, "gate_up_proj", None), nn.Parameter):
+        for weight in (module.gate_up_proj[0], module.down_proj[0]):
+            yield ("expert", *weight.shape), partial(_plain, weight), weight.shape[1]
+
+
+def _plain(weight: Tensor) -> Projection:
+    return weight_projection(weight[:_MOST_OUTPUTS], pack=True)

@@ -60,31 +60,35 @@ class Moment:
     step: int
 
 
-def draws(moments: Sequence[Moment], positions: int, purpose: Purpose) -> Words:
-    """The 32-bit draws [rows, positions] of one purpose, one row a moment."""
-    counter = np.empty((len(moments), positions, 4), dtype=np.uint32)
+@dataclass(frozen=True, slots=True)
+class StepDraws:
+    """What one step of each row needs. uniforms: float64 [rows, positions] in (0, 1), which sample the
+    tokens. renoise: int64 [rows, positions], ids for what is not accepted."""
+
+    uniforms: npt.NDArray[np.float64]
+    renoise: Ids
+
+
+def draws(moments: Sequence[Moment], positions: int, *purposes: Purpose) -> Words:
+    """The 32-bit draws [purposes, rows, positions], one row a moment."""
+    counter = np.empty((len(purposes), len(moments), positions, 4), dtype=np.uint32)
     counter[..., 0] = np.array([moment.canvas for moment in moments], dtype=np.uint32)[:, None]
     counter[..., 1] = np.array([moment.step for moment in moments], dtype=np.uint32)[:, None]
     counter[..., 2] = np.arange(positions, dtype=np.uint32)
-    counter[..., 3] = int(purpose)
+    counter[..., 3] = np.array(purposes, dtype=np.uint32)[:, None, None]
     seeds = np.array([moment.seed for moment in moments], dtype=np.uint64)[:, None]
     return philox4x32(counter, (seeds & _MASK, seeds >> _SHIFT))[..., 0]
 
 
-def uniforms(moments: Sequence[Moment], positions: int) -> npt.NDArray[np.float64]:
-    """The uniforms [rows, positions] in (0, 1) that sample the tokens of one step of each row."""
-    words = draws(moments, positions, Purpose.SAMPLE)
-    return (words.astype(np.float64) + 0.5) / 2.0**32
+def step_draws(moments: Sequence[Moment], positions: int, vocab_size: int) -> StepDraws:
+    """The draws of one step of each row."""
+    sample, renoise = draws(moments, positions, Purpose.SAMPLE, Purpose.RENOISE)
+    return StepDraws((sample.astype(np.float64) + 0.5) / 2.0**32, _ids(renoise, vocab_size))
 
 
 def initial_ids(moments: Sequence[Moment], positions: int, vocab_size: int) -> Ids:
     """The random ids [rows, positions] that a canvas of each row starts from (step 0)."""
-    return _ids(draws(moments, positions, Purpose.INITIAL), vocab_size)
-
-
-def renoise_ids(moments: Sequence[Moment], positions: int, vocab_size: int) -> Ids:
-    """The random ids [rows, positions] for what a step of each row does not accept."""
-    return _ids(draws(moments, positions, Purpose.RENOISE), vocab_size)
+    return _ids(draws(moments, positions, Purpose.INITIAL)[0], vocab_size)
 
 
 def _ids(words: Words, vocab_size: int) -> Ids:

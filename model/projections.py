@@ -44,3 +44,10 @@ def weight_projection(weight: Tensor, pack: bool) -> Projection:
         return product
 
     return run
+
+
+def product(matrix: Tensor, pack: bool) -> Projection:
+    """x @ matrix for a matrix [in, out]."""
+    if not (pack and can_pack(matrix)):
+        return lambda rows: torch.matmul(rows, matrix)
+    return weight_projection(matrix.t().contiguous(), pack)

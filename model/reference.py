@@ -84,16 +84,16 @@ class ReferenceExecutor:
         if state.current is None:
             state.current = philox.initial_ids([state.moment], size, vocab_size)[0]
         canvas = torch.from_numpy(state.current).to(device)
+        drawn = philox.step_draws([state.moment], size, vocab_size)
         raw = self._denoiser.raw_logits(row.cache, canvas, state.soft)
         judgement = sampler.judge(
             raw,
             torch.full((size,), float(state.temperature), device=device),
             self._denoiser.cap,
-            torch.from_numpy(philox.uniforms([state.moment], size)[0]).to(device),
+            torch.from_numpy(drawn.uniforms[0]).to(device),
         )
         soft = self._denoiser.soft_embedding(judgement.probabilities)
-        renoise = philox.renoise_ids([state.moment], size, vocab_size)
-        (decision,) = decisions([state], judgement, soft[None], renoise)
+        (decision,) = decisions([state], judgement, soft[None], drawn.renoise)
         canvas_index, step = state.canvas, state.step
         finished = state.advance(decision, soft, None)
         leaves = state.leaves() if finished else ()

@@ -50,22 +50,23 @@ def judge(raw: Tensor, temperatures: Tensor, cap: float, uniforms: Tensor) -> Ju
     raw: [P, V] float32 or bfloat16, the output of the last layer. temperatures: [P] float32. cap: the logits
     are bounded to it by tanh first. uniforms: [P] float64 in (0, 1).
     """
-    low, high = torch.aminmax(raw, dim=-1)
-    finite = torch.isfinite(low) & torch.isfinite(high)  # tanh would turn an infinity into the cap
-    logits = raw.to(torch.float32, copy=True).div_(cap).tanh_().mul_(cap).div_(temperatures[:, None])
-    top = torch.topk(logits, 2, dim=-1).values  # [P, 2]
-    argmax = torch.argmax(logits, dim=-1)
+    logits = raw.to(torch.float32, copy=True)
+    finite = torch.isfinite(logits.amax(-1)) & torch.isfinite(logits.amin(-1))  # tanh would hide an infinity
+    logits.div_(cap).tanh_().mul_(cap).div_(temperatures[:, None])
+    largest, argmax = torch.max(logits, dim=-1, keepdim=True)
+    second = logits.scatter_(-1, argmax, -math.inf).amax(-1, keepdim=True)
+    logits.scatter_(-1, argmax, largest)
     probabilities = torch.softmax(logits, dim=-1)
     sampled = sample(probabilities, uniforms)
     if raw.dtype is not torch.float32:
         probabilities = logits.to(raw.dtype).softmax(dim=-1, dtype=torch.float32).to(raw.dtype)
     entropy, log_probabilities = _token_entropy(logits)
     return Judgement(
-        argmax=argmax,
+        argmax=argmax.squeeze(1),
         sampled=sampled,
         entropy=entropy.masked_fill_(~finite, math.nan),
         log_probability=log_probabilities.gather(1, sampled[:, None]).squeeze(1),
-        gap=top[:, 0] - top[:, 1],
+        gap=(largest - second).squeeze(1),
         probabilities=probabilities,
     )
 

@@ -44,7 +44,8 @@ class OurDraws(TorchFunctionMode):
         if func is torch.randint:
             return self._ids(kwargs["size"][1], kwargs["high"])[None]
         if func is torch.multinomial:
-            uniforms = torch.from_numpy(philox.uniforms([self._moment], args[0].shape[0])[0])
+            drawn = philox.step_draws([self._moment], args[0].shape[0], 1)
+            uniforms = torch.from_numpy(drawn.uniforms[0])
             return sampler.sample(args[0], uniforms)[:, None]
         return func(*args, **kwargs)
 
@@ -57,7 +58,7 @@ class OurDraws(TorchFunctionMode):
         if self.step < 0:
             self.step = 0
             return torch.from_numpy(philox.initial_ids([self._moment], size, vocab_size)[0])
-        ids = philox.renoise_ids([self._moment], size, vocab_size)[0]
+        ids = philox.step_draws([self._moment], size, vocab_size).renoise[0]
         self.step += 1
         return torch.from_numpy(ids)
 

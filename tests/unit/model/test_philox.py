@@ -44,22 +44,24 @@ def test_philox_gives_the_published_answers(counter: str, key: str, answer: str)
 
 def test_a_draw_depends_on_seed_canvas_step_position_and_purpose_only() -> None:
     seed = 0xFEDCBA9876543210
-    drawn = philox.draws([Moment(seed, 3, 5)], 8, philox.Purpose.RENOISE)[0]
+    drawn = philox.draws([Moment(seed, 3, 5)], 8, philox.Purpose.RENOISE)[0, 0]
     expected = [plain_philox([3, 5, position, 2], [0x76543210, 0xFEDCBA98])[0] for position in range(8)]
     assert drawn.tolist() == expected
 
 
+def uniforms(moment: Moment, positions: int) -> list[float]:
+    drawn: list[float] = philox.step_draws([moment], positions, 7).uniforms[0].tolist()
+    return drawn
+
+
 def test_more_positions_do_not_change_the_earlier_ones() -> None:
-    assert (
-        philox.uniforms([Moment(9, 0, 1)], 4).tolist()
-        == philox.uniforms([Moment(9, 0, 1)], 64)[:, :4].tolist()
-    )
+    assert uniforms(Moment(9, 0, 1), 4) == uniforms(Moment(9, 0, 1), 64)[:4]
 
 
 def test_uniforms_lie_strictly_between_zero_and_one() -> None:
     extremes = (np.array([0, 2**32 - 1]).astype(np.float64) + 0.5) / 2.0**32
     assert 0.0 < extremes[0] < extremes[1] < 1.0
-    drawn = philox.uniforms([Moment(1, 0, 0)], 20_000)
+    drawn = philox.step_draws([Moment(1, 0, 0)], 20_000, 7).uniforms
     assert 0.0 < drawn.min() < drawn.max() < 1.0
     assert abs(drawn.mean() - 0.5) < 0.01
 
@@ -73,10 +75,14 @@ def test_ids_cover_the_vocabulary_evenly() -> None:
 
 def test_initial_ids_and_renoised_ids_are_different_draws() -> None:
     moment = [Moment(5, 0, 0)]
-    assert philox.initial_ids(moment, 32, 1000).tolist() != philox.renoise_ids(moment, 32, 1000).tolist()
+    drawn = philox.step_draws(moment, 32, 1000).renoise
+    assert philox.initial_ids(moment, 32, 1000).tolist() != drawn.tolist()
 
 
 def test_many_rows_draw_what_each_draws_alone() -> None:
     moments = [Moment(2**64 - 1, 3, 5), Moment(0, 0, 0), Moment(7, 2**32 - 1, 47)]
-    together = philox.uniforms(moments, 16)
-    assert together.tolist() == [philox.uniforms([moment], 16)[0].tolist() for moment in moments]
+    together = philox.step_draws(moments, 16, 1000)
+    for row, moment in enumerate(moments):
+        alone = philox.step_draws([moment], 16, 1000)
+        assert together.uniforms[row].tolist() == alone.uniforms[0].tolist()
+        assert together.renoise[row].tolist() == alone.renoise[0].tolist()

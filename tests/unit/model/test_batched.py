@@ -1,0 +1,207 @@
+"""The fast executor's own promises: kept prefixes, rows that must run alone, passes that fail and are
+split."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import DiffusionGemmaForBlockDiffusion
+
+from model.batched import BatchedExecutor
+from model.cache import RowCache
+from model.engine import Engine
+from model.errors import MemoryOverflowError
+from model.invariance import Invariance, measure
+from model.layout import CacheLayout, LayerLayout, cache_layout
+from model.loading import LoadedModel
+from model.prefixes import PrefixStore, chain
+from model.projections import product, weight_projection
+from model.requests import CanvasEvent, FailedEvent
+from tests.support.model_runs import broken_row, canvases, make_request, run, run_alone
+
+Prompt = tuple[int, ...]
+
+
+def long_prompt(tokens: int, first: int = 6) -> Prompt:
+    return tuple(first + number % 600 for number in range(tokens))
+
+
+def executor(
+    loaded: LoadedModel, prefix_bytes: int = 2**24, invariance: Invariance | None = None
+) -> BatchedExecutor:
+    return BatchedExecutor(loaded.model, loaded.limits, prefix_bytes=prefix_bytes, invariance=invariance)
+
+
+def test_the_same_prompt_of_one_tenant_is_prefilled_once_and_gives_the_same_text(
+    bundled: LoadedModel,
+) -> None:
+    prompt = long_prompt(200)  # three whole chunks of 64 tokens and eight more
+    shared = executor(bundled)
+    engine = Engine(bundled, max_rows=1, executor=shared)
+    texts = []
+    for seed in (1, 1, 2):
+        engine.submit(make_request(prompt, f"job-{len(texts)}", seed=seed, max_tokens=32, tenant="one"))
+        texts.append([event.step_leaves for event in canvases(run(engine)[f"job-{len(texts)}"])])
+    assert shared.prefix_hits == 8
+    assert texts[0] == texts[1] != texts[2]
+    alone = run_alone(bundled, make_request(prompt, seed=2, max_tokens=32))
+    assert texts[2] == [event.step_leaves for event in canvases(alone)]
+
+
+def test_a_prompt_that_goes_on_differently_shares_only_its_beginning(bundled: LoadedModel) -> None:
+    shared = executor(bundled)
+    engine = Engine(bundled, max_rows=1, executor=shared)
+    first, second = long_prompt(200), (*long_prompt(130), 9, 9, 9)
+    for name, prompt in (("first", first), ("second", second)):
+        engine.submit(make_request(prompt, name, max_tokens=32, tenant="one"))
+        events = run(engine)[name]
+    assert shared.prefix_hits == 2
+    assert (
+        canvases(events)[0].step_leaves
+        == canvases(run_alone(bundled, make_request(second, max_tokens=32)))[0].step_leaves
+    )
+
+
+@pytest.mark.parametrize("tenant", ["two", ""])
+def test_another_tenant_or_none_shares_nothing(bundled: LoadedModel, tenant: str) -> None:
+    shared = executor(bundled)
+    engine = Engine(bundled, max_rows=1, executor=shared)
+    for name, whose in (("first", "one"), ("second", tenant)):
+        engine.submit(make_request(long_prompt(100), name, max_tokens=32, max_steps=1, tenant=whose))
+        run(engine)
+    assert shared.prefix_hits == 0
+
+
+def test_kept_chunks_stay_within_their_bytes_and_beginnings_outlive_what_follows(
+    bundled: LoadedModel,
+) -> None:
+    layout = cache_layout(bundled.model.config.text_config, 32, 64)
+    cache = RowCache(layout, 256, torch.device("cpu"), torch.float32)
+    cache.reserve(64)
+    cache.commit(64)
+    chunk = cache.last(64)
+    assert chunk.bytes == layout.chunk_bytes(64, 4)
+    store = PrefixStore(3 * chunk.bytes)
+    keys = chain("one", [(1,), (2,), (3,), (4,)])
+    for depth in range(1, 5):
+        store.keep(keys[:depth], chunk)
+    assert store.used_bytes == 3 * chunk.bytes
+    assert len(store.find(keys)) == 3
+    PrefixStore(chunk.bytes - 1).keep(keys[:1], chunk)
+    assert len(PrefixStore(chunk.bytes - 1).find(keys)) == 0
+
+
+def test_rows_that_must_run_alone_have_the_results_of_their_own(bundled: LoadedModel, prompt: Prompt) -> None:
+    """Where products depend on their number of rows, every pass has one segment: the job alone decides its
+    shape."""
+    alone, beside = (
+        Engine(bundled, max_rows=3, executor=executor(bundled, invariance=Invariance(1, isolated=True)))
+        for _ in range(2)
+    )
+    wanted = make_request(long_prompt(150), "wanted", max_tokens=64)
+    alone.submit(wanted)
+    beside.submit(make_request(prompt, "other", seed=4))
+    beside.submit(wanted)
+    beside.submit(make_request(prompt[:3], "third", seed=5))
+    assert run(beside)["wanted"] == run(alone)["wanted"]
+
+
+def test_memory_that_a_large_pass_lacks_is_found_in_smaller_ones(
+    bundled: LoadedModel, prompt: Prompt
+) -> None:
+    """The first pass of four rows runs out of memory, its halves do not: nobody fails, and nobody's text
+    moves."""
+    size = bundled.limits.canvas_size
+
+    def hungry(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if inputs[0].shape[0] > 2 * size:
+            raise torch.OutOfMemoryError("no memory for so many")
+
+    wanted = [make_request(prompt, f"row-{seed}", seed=seed, max_tokens=32) for seed in range(4)]
+    engine = Engine(bundled, max_rows=4)
+    for request in wanted:
+        engine.submit(request)
+    handle = bundled.model.lm_head.register_forward_pre_hook(hungry)
+    try:
+        events = run(engine)
+    finally:
+        handle.remove()
+    assert events == {request.request_id: run_alone(bundled, request) for request in wanted}
+
+
+def test_a_row_that_breaks_late_leaves_the_others_caches_as_they_were(
+    bundled: LoadedModel, prompt: Prompt
+) -> None:
+    def poison(logits: torch.Tensor) -> None:
+        logits[0, 0] = float("nan")
+
+    wanted = make_request(prompt, max_tokens=96, max_steps=4)
+    engine = Engine(bundled, max_rows=2)
+    engine.submit(wanted)
+    engine.submit(make_request(prompt, "poisoned", seed=3, max_tokens=96, max_steps=4, draft_every=0))
+    with broken_row(bundled, 1, from_call=6, breaking=poison):  # in its second canvas
+        events = run(engine)
+    assert [type(event) for event in events["poisoned"]] == [CanvasEvent, FailedEvent]
+    assert events["job"] == run_alone(bundled, wanted)
+
+
+def test_a_request_beyond_the_engines_memory_is_refused(bundled: LoadedModel, prompt: Prompt) -> None:
+    engine = Engine(bundled, max_rows=1, memory_bytes=1000)
+    with pytest.raises(MemoryOverflowError):
+        engine.submit(make_request(prompt))
+
+
+def test_the_footprint_is_what_a_rows_cache_really_takes(bundled: LoadedModel) -> None:
+    made = executor(bundled)
+    for prompt_tokens, max_tokens in ((1, 1), (100, 96), (700, 200)):
+        request = make_request(long_prompt(prompt_tokens), max_tokens=max_tokens)
+        made.open(request)
+        cache = made._rows[request.request_id].cache
+        taken = sum(part.numel() * part.element_size() for part in (*cache.keys, *cache.values))
+        assert taken == made.footprint(request)
+        made.close(request.request_id)
+
+
+def test_a_windowed_layer_takes_no_more_than_its_window_a_chunk_and_a_canvas() -> None:
+    layout = CacheLayout((LayerLayout(2, 8, 64), LayerLayout(1, 16, 0)), canvas=32, chunk=64)
+    assert layout.row_bytes(10_000, 2) == 2 * 2 * ((63 + 64 + 32) * 2 * 8 + 10_000 * 16)
+    assert layout.row_bytes(100, 2) == 2 * 2 * (100 * 2 * 8 + 100 * 16)
+
+
+def test_packed_products_have_the_bits_of_plain_ones() -> None:
+    generator = torch.Generator().manual_seed(5)
+    weight = torch.randn((96, 160), generator=generator).bfloat16()
+    for rows in (1, 7, 64):
+        states = torch.randn((rows, 160), generator=generator).bfloat16()
+        assert torch.equal(weight_projection(weight, pack=True)(states), states @ weight.t())
+        assert torch.equal(product(weight.t(), pack=True)(states), states @ weight.t())
+
+
+def test_what_is_measured_holds_for_the_passes_of_the_bundled_model(bundled: LoadedModel) -> None:
+    found = measure(bundled.model)
+    assert not found.isolated
+    assert 1 <= found.minimum_rows <= bundled.limits.canvas_size
+
+
+def test_a_machine_whose_products_depend_on_their_rows_is_recognized(bundled: LoadedModel) -> None:
+    """A projection whose rows carry their number: nothing may be batched then."""
+
+    class Counting(torch.nn.Linear):
+        def forward(self, rows: torch.Tensor) -> torch.Tensor:
+            return super().forward(rows) + rows.shape[0]
+
+    model: DiffusionGemmaForBlockDiffusion = bundled.model
+    original = model.model.decoder.layers[0].mlp.gate_proj
+    model.model.decoder.layers[0].mlp.gate_proj = Counting(
+        original.in_features, original.out_features, bias=False
+    )
+    try:
+        assert measure(model).isolated
+    finally:
+        model.model.decoder.layers[0].mlp.gate_proj = original
+
+
+def test_draft_settings_and_tenant_change_no_leaf(bundled: LoadedModel, prompt: Prompt) -> None:
+    wanted = make_request(prompt, max_tokens=32)
+    for changed in (replace(wanted, draft_every=0), replace(wanted, tenant="somebody")):
+        assert canvases(run_alone(bundled, changed)) == canvases(run_alone(bundled, wanted))
