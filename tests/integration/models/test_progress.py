@@ -1,0 +1,60 @@
+"""What a person sees of a pull, drawn into a string."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from pathlib import Path
+
+import pytest
+
+from node.hub import Hub
+from node.model_pull import Received, pull
+from node.model_store import ModelStore
+from piecework.commands._progress import Lines, Progress, Screen, progress
+from tests.support.hub import Cut, FakeHub, bundled_files, fake_hub
+from tests.support.pulls import TINY, WEIGHTS, Told
+
+
+class Terminal(io.StringIO):
+    """A stderr that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+async def shown_pull(hub: FakeHub, store: ModelStore, shown: Progress) -> Received:
+    async with Hub.connect(hub.url, tell=shown.tell, sleep=Told().sleep) as client:
+        return await pull(client, store, TINY, watcher=shown)
+
+
+async def test_bars_on_a_terminal_show_files_the_whole_and_why_it_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("TERM", "xterm")
+    store, screen = ModelStore(tmp_path), Terminal()
+    async with fake_hub() as hub:
+        commit = hub.add(TINY.repository, bundled_files())
+        hub.fail("storage", WEIGHTS, Cut(1_500_000))
+        with contextlib.redirect_stderr(screen), progress() as shown:
+            assert isinstance(shown, Screen)
+            await shown_pull(hub, store, shown)
+            # A complete model has nothing to show, and breaks nothing.
+            await shown_pull(hub, store, shown)
+    drawn = screen.getvalue()
+    assert f"{TINY.repository}@{commit[:12]}" in drawn and WEIGHTS in drawn
+    assert "again in 1 s" in drawn and "2.5/2.5 MB" in drawn
+
+
+async def test_elsewhere_every_tenth_of_a_file_is_a_line(tmp_path: Path) -> None:
+    log = io.StringIO()
+    async with fake_hub() as hub:
+        hub.add(TINY.repository, {**bundled_files(), "empty.safetensors": b""})
+        with contextlib.redirect_stderr(log), progress() as shown:
+            assert isinstance(shown, Lines)
+            await shown_pull(hub, ModelStore(tmp_path), shown)
+    lines = log.getvalue().splitlines()
+    moves = [line for line in lines if line.startswith(f"{WEIGHTS}: ") and " of " in line]
+    assert 1 <= len(moves) <= 10 and lines.count(f"{WEIGHTS}: verified") == 1
+    assert "empty.safetensors: verified" in lines and lines[0].startswith(f"{TINY.repository}@")
