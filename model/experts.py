@@ -54,6 +54,13 @@ class ExpertLayout:
         """Views of a matrix's fields in an expert's bytes [expert_bytes]."""
         return tuple(place.view(expert) for place in self._slices[matrix])
 
+    def stacked(self, matrix: Matrix, packed: Tensor) -> Fields:
+        """The same for all experts at once: views [E, ...] of packed [E, expert_bytes]."""
+        return tuple(
+            packed[:, place.start : place.start + place.size].view(place.dtype).view(-1, *place.shape)
+            for place in self._slices[matrix]
+        )
+
 
 class ExpertBytes(Protocol):
     """The packed experts of one layer, wherever they are."""
@@ -151,6 +158,17 @@ class QuantizedExperts(nn.Module):
         kept = self._layout.fields(matrix, self._source.writable(expert))
         for place, field in zip(kept, self._codec.pack(weight.to(device)), strict=True):
             place.copy_(field)
+
+    @property
+    def codec(self) -> Codec:
+        """How they are packed."""
+        return self._codec
+
+    def stacked(self, matrix: Matrix) -> Fields | None:
+        """A matrix's fields for all experts, views [E, ...] of a buffer; None if they are in host memory."""
+        if not isinstance(self._source, DeviceBytes):
+            return None
+        return self._layout.stacked(matrix, self._source.packed)
 
     def run(self, expert: int, x: Tensor) -> Tensor:
         """The MLP of one expert on rows x [n, H]: down(act(gate(x)) * up(x)), unweighted, [n, H]."""

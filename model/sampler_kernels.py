@@ -29,7 +29,7 @@ _TANH_4 = tl.constexpr(-0.005704963114112616)
 
 
 @triton.jit
-def _tanh(x):
+def tanh(x):
     """Hyperbolic tangent, float32, within 2 ulp: Triton has none that its interpreter can run."""
     size = tl.abs(x)
     square = x * x
@@ -41,7 +41,7 @@ def _tanh(x):
 
 
 @triton.jit
-def _rounded(x, dtype: tl.constexpr):
+def rounded(x, dtype: tl.constexpr):
     """float32 `x` rounded to `dtype`, to nearest and to even, as float32. NaN stays NaN.
 
     By integers: the interpreter's own conversion to bfloat16 cuts the bits off.
@@ -66,7 +66,7 @@ def _load_scaled(
     tokens = first + tl.arange(0, tile)
     start = raw + row.to(tl.int64) * vocab_size  # P V may pass 2^31
     logits = tl.load(start + tokens, mask=tokens < vocab_size, other=0.0).to(tl.float32)
-    scaled = _tanh(logits / cap) * cap / tl.load(temperatures + row)
+    scaled = tanh(logits / cap) * cap / tl.load(temperatures + row)
     scaled = tl.where(tl.abs(logits) < float("inf"), scaled, float("nan"))
     return tl.where(tokens < vocab_size, scaled, float("-inf"))
 
@@ -91,8 +91,8 @@ def summarise(
     second = tl.max(tl.where(lane == where, float("-inf"), scaled), axis=0)
     distance = tl.where(inside, scaled - maximum, 0.0)
     mass = tl.where(inside, tl.exp(distance), 0.0)
-    rounded = _rounded(scaled, raw.dtype.element_ty)
-    soft = tl.where(inside, tl.exp(rounded - _rounded(maximum, raw.dtype.element_ty)), 0.0)
+    coarse = rounded(scaled, raw.dtype.element_ty)
+    soft = tl.where(inside, tl.exp(coarse - rounded(maximum, raw.dtype.element_ty)), 0.0)
     plane = summary + row.to(tl.int64) * PLANES * tiles + index
     tl.store(plane + _MAXIMUM * tiles, maximum)
     tl.store(plane + _SECOND * tiles, second)
@@ -165,9 +165,9 @@ def decide(
     tl.store(figures + row * 3, (log_total - mean_distance).to(tl.float32))
     tl.store(figures + row * 3 + 1, ((value - maximum).to(tl.float64) - log_total).to(tl.float32))
     tl.store(figures + row * 3 + 2, maximum - second)
-    rounded = _rounded(maxima, raw.dtype.element_ty)
-    rounded_maximum = _rounded(maximum, raw.dtype.element_ty)
-    soft_scale = tl.where(there, tl.exp(rounded - rounded_maximum), 0.0)
+    coarse = rounded(maxima, raw.dtype.element_ty)
+    rounded_maximum = rounded(maximum, raw.dtype.element_ty)
+    soft_scale = tl.where(there, tl.exp(coarse - rounded_maximum), 0.0)
     soft_sums = tl.load(plane + _SOFT_SUM * tiles, mask=there, other=0.0)
     tl.store(soft + row * 2, rounded_maximum)
     tl.store(soft + row * 2 + 1, tl.sum(soft_scale * soft_sums, axis=0))
@@ -186,9 +186,9 @@ def soften(
     """Softmax of the rounded logits, rounded again. A program reads its whole tile before it writes it."""
     row, first = tl.program_id(0), tl.program_id(1) * tile
     scaled = _load_scaled(raw, temperatures, row, first, cap, vocab_size, tile)
-    rounded = _rounded(scaled, raw.dtype.element_ty)
-    values = tl.exp(rounded - tl.load(soft + row * 2)) / tl.load(soft + row * 2 + 1)
+    coarse = rounded(scaled, raw.dtype.element_ty)
+    values = tl.exp(coarse - tl.load(soft + row * 2)) / tl.load(soft + row * 2 + 1)
     tokens = first + tl.arange(0, tile)
     start = probabilities + row.to(tl.int64) * vocab_size
-    result = _rounded(values, raw.dtype.element_ty).to(raw.dtype.element_ty)
+    result = rounded(values, raw.dtype.element_ty).to(raw.dtype.element_ty)
     tl.store(start + tokens, result, mask=tokens < vocab_size)

@@ -259,9 +259,9 @@ def test_what_the_kernels_cannot_take_is_refused(
 
 
 def test_the_kernels_compile_for_gpus_to_wide_accesses_and_without_atomics(tmp_path: Path) -> None:
-    """On Ampere, Hopper and Blackwell. It shows that they compile, not that they run."""
+    """On Ampere and Hopper. It shows that they compile, not that they run."""
     result = subprocess.run(
-        [sys.executable, "-m", "tests.support.kernels", "80", "90", "120"],
+        [sys.executable, "-m", "tests.support.kernels", "80", "90"],
         cwd=ROOT,
         env={**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)},
         capture_output=True,
@@ -270,7 +270,7 @@ def test_the_kernels_compile_for_gpus_to_wide_accesses_and_without_atomics(tmp_p
     )
     assert result.returncode == 0, result.stderr
     kernels = json.loads(result.stdout)
-    assert len(kernels) == 3 * 2 * 3
+    assert len(kernels) == 2 * 2 * 3
     for kernel in kernels:
         assert kernel["cubin_bytes"] > 0, kernel
         assert kernel["wide_loads"] > 0, kernel
