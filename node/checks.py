@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -12,6 +12,8 @@ from chain.deployment import Deployment
 from chain.reader import ChainReader
 from model.errors import ModelError
 from node import config as settings
+from node import logs
+from node.clock import SystemClock
 from node.config import WorkerConfig, split_endpoint
 from node.errors import ConfigError, JournalLocked
 from node.home import Home
@@ -22,6 +24,7 @@ from protocol.signing import LocalSigner
 from protocol.types import address_hex, parse_address
 
 T = TypeVar("T")
+Check = Callable[[], Awaitable[str]]
 MIN_GAS_WEI: Final = 10**15
 """Enough for a handful of settlements at 50 gwei."""
 
@@ -47,7 +50,17 @@ class Checker:
 
     async def run(self) -> list[Finding]:
         """Every finding; a check that cannot run because of an earlier one says so."""
-        checks: tuple[tuple[str, Callable[[], Awaitable[str]]], ...] = (
+        findings = []
+        for item, check in self._checks():
+            try:
+                findings.append(Finding(item, True, await check()))
+            except (PieceworkError, ModelError, OSError) as error:
+                findings.append(Finding(item, False, str(error)))
+        return findings
+
+    def _checks(self) -> Iterator[tuple[str, Check]]:
+        """In order. What is asked about the engine depends on the settings, which are read first."""
+        yield from (
             ("settings", self._settings),
             ("deployment", self._load_deployment),
             ("operator key", self._key),
@@ -57,17 +70,12 @@ class Checker:
             ("stake", self._stake),
             ("gas", self._gas),
             ("model", self._model),
-            ("device", self._device),
-            ("precision", self._precision),
-            ("ports", self._ports),
         )
-        findings = []
-        for item, check in checks:
-            try:
-                findings.append(Finding(item, True, await check()))
-            except (PieceworkError, ModelError, OSError) as error:
-                findings.append(Finding(item, False, str(error)))
-        return findings
+        if self._config is not None and self._config.backend == "vllm":
+            yield "endpoints", self._endpoints
+        else:
+            yield from (("device", self._device), ("precision", self._precision))
+        yield "ports", self._ports
 
     async def _settings(self) -> str:
         self._config = settings.load(self._home.root)
@@ -160,6 +168,12 @@ class Checker:
             context_tokens=config.planned_context,
         )
         return choice.reason
+
+    async def _endpoints(self) -> str:
+        from node.assembly import vllm_settings
+        from node.vllm import survey
+
+        return await survey(vllm_settings(self._need(self._config)), SystemClock(), logs.silent())
 
     async def _ports(self) -> str:
         if self._running:

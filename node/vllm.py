@@ -21,10 +21,12 @@ import aiohttp
 
 from model.errors import CheckpointError, PromptError
 from model.requests import FailedEvent, GenerationRequest
+from model.text import TextCodec
 from node import vllm_benchmark, vllm_checkpoint
 from node.clock import Clock
 from node.engine_link import EngineEvent, EngineFacts, EngineLost, EngineReady
 from node.errors import (
+    ConfigError,
     EndpointLost,
     EndpointUnfit,
     EngineStartError,
@@ -161,9 +163,7 @@ class VllmLink:
             session = await stack.enter_async_context(
                 aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
             )
-            fleet = Fleet(
-                self._endpoints(session), checkpoint, self._settings.fleet_times, self._clock, self._log
-            )
+            fleet = _fleet(self._settings, checkpoint.codec, session, self._clock, self._log)
             facts = await self._first(fleet, checkpoint)
             self._checkpoint, self.fleet, self._measured = checkpoint, fleet, facts
             fleet.least_context, fleet.changed = facts.max_context, self._changed
@@ -175,13 +175,6 @@ class VllmLink:
             finally:
                 self._up, self._group = False, None
                 await self._drop_rows()
-
-    def _endpoints(self, session: aiohttp.ClientSession) -> list[Endpoint]:
-        chosen = self._settings
-        return [
-            Endpoint(url, session, key=chosen.key, model=chosen.model, times=chosen.endpoint_times)
-            for url in chosen.urls
-        ]
 
     async def _first(self, fleet: Fleet, checkpoint: ServedCheckpoint) -> EngineFacts:
         """Wait for an endpoint that is well, and measure it; one that is lost meanwhile is waited for
@@ -323,6 +316,29 @@ class VllmLink:
             raise EndpointLost("the endpoint went down") from None
         if tokens:
             raise EndpointLost("the endpoint says less than it was asked for and not that the text ends")
+
+
+def _fleet(
+    settings: VllmSettings, codec: TextCodec, session: aiohttp.ClientSession, clock: Clock, log: Any
+) -> Fleet:
+    endpoints = [
+        Endpoint(url, session, key=settings.key, model=settings.model, times=settings.endpoint_times)
+        for url in settings.urls
+    ]
+    return Fleet(endpoints, codec, settings.fleet_times, clock, log)
+
+
+async def survey(settings: VllmSettings, clock: Clock, log: Any) -> str:
+    """What the endpoints serve, for `worker check`; `ConfigError` names what keeps one from work."""
+    codec = await asyncio.to_thread(vllm_checkpoint.load_tokenizer, settings.checkpoint)
+    async with aiohttp.ClientSession() as session:
+        members = await _fleet(settings, codec, session, clock, log).survey()
+    troubles = [f"endpoint {m.number}: {m.trouble}" for m in members if m.trouble]
+    if troubles:
+        raise ConfigError("; ".join(troubles))
+    served = [m.served for m in members if m.served is not None]
+    shortest = min(s.max_model_len for s in served)
+    return f"{len(served)} well, {shortest} tokens of context, their tokenizer is the checkpoint's"
 
 
 def _encode(checkpoint: ServedCheckpoint, messages: tuple[Message, ...]) -> tuple[int, ...]:

@@ -36,13 +36,18 @@ class ServedCheckpoint:
 def load(folder: Path) -> ServedCheckpoint:
     """Read and verify a checkpoint folder; hashes all of it. `CheckpointError` names the file at fault."""
     config = files.read_json(folder / "config.json")
-    generation = files.read_json(folder / "generation_config.json")
     vocab = _count(_text_config(config).get("vocab_size"), "vocab_size", MAX_VOCAB, folder)
     canvas = _count(config.get("canvas_length", CANVAS_TOKENS), "canvas_length", MAX_CANVAS_TOKENS, folder)
-    codec = load_codec(folder, _eos_ids(generation, folder))
+    codec = load_tokenizer(folder)
+    name = folder.resolve().name
     pinned = (folder / manifest.MANIFEST_FILE).is_file()
     digest = manifest.verify(folder) if pinned else manifest.manifest_digest(manifest.manifest_text(folder))
-    return ServedCheckpoint(folder.resolve().name, Digest(digest), codec, canvas, vocab)
+    return ServedCheckpoint(name, Digest(digest), codec, canvas, vocab)
+
+
+def load_tokenizer(folder: Path) -> TextCodec:
+    """Its tokenizer alone, without reading the weights."""
+    return load_codec(folder, _eos_ids(files.read_json(folder / "generation_config.json"), folder))
 
 
 def _text_config(config: dict[str, Any]) -> dict[str, Any]:

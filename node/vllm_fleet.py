@@ -12,9 +12,9 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from model.text import TextCodec
 from node.clock import Clock
 from node.errors import EndpointLost, EndpointUnfit, EngineStartError, EngineUnavailable
-from node.vllm_checkpoint import ServedCheckpoint
 from node.vllm_endpoint import Endpoint
 from node.vllm_wire import Served
 
@@ -66,7 +66,7 @@ class Fleet:
     def __init__(
         self,
         endpoints: Sequence[Endpoint],
-        checkpoint: ServedCheckpoint,
+        codec: TextCodec,
         times: FleetTimes,
         clock: Clock,
         log: Any,
@@ -75,7 +75,7 @@ class Fleet:
         self.changed: Callable[[Member], Awaitable[None]] | None = None
         self.least_context = 1
         """Tokens: an endpoint with a shorter context cannot take what is on offer."""
-        self._checkpoint, self._times, self._clock, self._log = checkpoint, times, clock, log
+        self._codec, self._times, self._clock, self._log = codec, times, clock, log
         self._news = asyncio.Condition()
 
     @property
@@ -134,6 +134,15 @@ class Fleet:
                 raise EngineStartError(f"no vLLM endpoint is well: {self.troubles}")
             await asyncio.sleep(self._times.poll_s)
 
+    async def survey(self) -> list[Member]:
+        """Look at every endpoint once, as closely as at the start; `trouble` says what is wrong with it."""
+        for member in self.members:
+            try:
+                member.served, member.trouble = await self._inspect(member), ""
+            except (EndpointLost, EndpointUnfit) as error:
+                member.trouble = str(error)
+        return self.members
+
     async def watch(self) -> None:
         """Look after every endpoint for ever."""
         async with asyncio.TaskGroup() as group:
@@ -178,9 +187,9 @@ class Fleet:
         """A glance, and whether its tokenizer is that of the checkpoint."""
         served = await self._glance(member)
         ids = await member.endpoint.tokenize(served.name, TOKENIZER_PROBE)
-        if ids != self._checkpoint.codec.encode_content(TOKENIZER_PROBE):
+        if ids != self._codec.encode_content(TOKENIZER_PROBE):
             raise EndpointUnfit(
-                f"serves {served.name[:64]} with another tokenizer than that of {self._checkpoint.name}"
+                f"serves {served.name[:64]} with another tokenizer than that of the settings' checkpoint"
             )
         return served
 

@@ -32,13 +32,20 @@ def init(
     bind: Annotated[str, typer.Option(help="host:port to listen on.")] = "127.0.0.1:50051",
     price_prompt: Annotated[str, typer.Option(help="Tokens for a million prompt tokens.")] = "0.05",
     price_output: Annotated[str, typer.Option(help="Tokens for a million output tokens.")] = "0.2",
-    price_steps: Annotated[str, typer.Option(help="Tokens for a thousand denoising steps.")] = "0.001",
+    price_steps: Annotated[
+        str, typer.Option(help="Tokens for a thousand denoising steps; empty: 0.001, or 0 with --vllm.")
+    ] = "",
     stake: Annotated[str, typer.Option(help="Stake in tokens; empty: the least.")] = "",
     slots: Annotated[int, typer.Option(min=1, help="Jobs that run at once.")] = 2,
     index: Annotated[list[str] | None, typer.Option(help="Index to publish offers to; repeatable.")] = None,
     model: Annotated[
         str, typer.Option(help="Checkpoint folder or pulled model (owner/name); empty: the bundled one.")
     ] = "",
+    vllm: Annotated[
+        list[str] | None,
+        typer.Option(help="Base URL of a vLLM server that serves the model, best effort; repeatable."),
+    ] = None,
+    vllm_model: Annotated[str, typer.Option(help="What vLLM calls the model; empty: its only one.")] = "",
     faucet: Annotated[
         bool, typer.Option("--faucet", help="Development chains: take stake and gas there.")
     ] = False,
@@ -59,11 +66,13 @@ def init(
         "endpoint": endpoint,
         "price_per_million_prompt_tokens": common.parse_amount(price_prompt),
         "price_per_million_output_tokens": common.parse_amount(price_output),
-        "price_per_thousand_steps": common.parse_amount(price_steps),
+        "price_per_thousand_steps": common.parse_amount(price_steps or ("0" if vllm else "0.001")),
         "slots": slots,
         "indexes": tuple(index or ()),
         "model": model if named or not model else str(Path(model).resolve()),
     }
+    if vllm:
+        values |= {"backend": "vllm", "vllm_endpoints": tuple(vllm), "vllm_model": vllm_model}
     if named:
         # The daemon may run as another user, whose default is another folder.
         values["model_store"] = str(common.model_store().root.resolve())

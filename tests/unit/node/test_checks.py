@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,7 +35,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 async def model_finding(
-    root: Path, model: str | Path, store: str = "", item: str = "model", **settings: str
+    root: Path, model: str | Path, store: str = "", item: str = "model", **settings: Any
 ) -> Finding:
     home = Home(root / "worker")
     payout = "0x00000000000000000000000000000000000000f1"
@@ -69,3 +70,9 @@ async def test_the_precision_that_fits_is_named_with_the_reason(tmp_path: Path, 
     assert finding.good and finding.detail.startswith("float32: takes ")
     packed = await model_finding(tmp_path / "2", checkpoint, item="precision", device="cpu", precision="int4")
     assert packed.good and packed.detail.startswith("int4: takes ") and "as asked" in packed.detail
+
+
+async def test_vllm_endpoints_are_asked_in_place_of_the_device(tmp_path: Path) -> None:
+    values: dict[str, Any] = {"backend": "vllm", "vllm_endpoints": ("http://127.0.0.1:9",)}
+    finding = await model_finding(tmp_path, bundled_checkpoint_path(), item="endpoints", **values)
+    assert not finding.good and finding.detail == "endpoint 1: nobody listens there"

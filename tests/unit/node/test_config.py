@@ -51,6 +51,40 @@ def test_a_bad_file_is_refused_by_the_name_of_the_setting(tmp_path: Path, text: 
         config.load(home(tmp_path, text), {}, {})
 
 
+VLLM = "backend = 'vllm'\nmodel = '/models/one'\nvllm_endpoints = ['http://a:8000', 'https://b/base/']\n"
+
+
+def test_vllm_is_chosen_with_its_endpoints_and_charges_no_steps(tmp_path: Path) -> None:
+    loaded = config.load(home(tmp_path, VLLM), {}, {"PIECEWORK_WORKER_VLLM_API_KEY": "a long key"})
+    assert (loaded.backend, len(loaded.vllm_endpoints)) == ("vllm", 2)
+    assert loaded.step_price == 0 and "a long key" not in repr(loaded)
+    ours = config.load(home(tmp_path), {}, {})
+    assert (ours.backend, ours.step_price) == ("diffusion", ours.price_per_thousand_steps)
+    environment = {"PIECEWORK_WORKER_VLLM_ENDPOINTS": "http://c, http://d"}
+    assert config.load(home(tmp_path, VLLM), {}, environment).vllm_endpoints == ("http://c", "http://d")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("backend = 'vllm'\nmodel = 'x'", "needs vllm_endpoints"),
+        ("backend = 'vllm'\nvllm_endpoints = ['http://a']", "needs model"),
+        ("vllm_endpoints = ['http://a']", 'set backend = "vllm"'),
+        (VLLM + "price_per_thousand_steps = 1", "must be 0 with vLLM"),
+        ("backend = 'other'", "backend"),
+        ("vllm_endpoints = ['ftp://a']", "plain http"),
+        ("vllm_endpoints = ['http://']", "plain http"),
+        ("vllm_endpoints = ['http://user:pass@a']", "plain http"),
+        ("vllm_endpoints = ['http://a?key=1']", "plain http"),
+        ("vllm_endpoints = ['http://a/v1/']", "without /v1"),
+        ("vllm_endpoints = ['http://a', 'http://a/']", "given twice"),
+    ],
+)
+def test_settings_of_vllm_that_cannot_be_meant_are_refused(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        config.load(home(tmp_path, text), {}, {})
+
+
 def test_an_unknown_setting_in_the_environment_is_refused_too(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="Did you mean payout"):
         config.load(home(tmp_path), {}, {"PIECEWORK_WORKER_PAYUOT": "x"})

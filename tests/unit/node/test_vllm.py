@@ -15,8 +15,8 @@ from model.requests import CanvasEvent, FailedEvent, FinishReason, GenerationReq
 from node import logs
 from node.clock import SystemClock
 from node.engine_link import EngineEvent, EngineLost, EngineReady
-from node.errors import EngineStartError, EngineUnavailable, PromptRejected
-from node.vllm import MAX_MOVES, VllmLink, VllmSettings
+from node.errors import ConfigError, EngineStartError, EngineUnavailable, PromptRejected
+from node.vllm import MAX_MOVES, VllmLink, VllmSettings, survey
 from node.vllm_endpoint import EndpointTimes
 from node.vllm_fleet import FleetTimes, Health
 from protocol.content import Message
@@ -423,6 +423,18 @@ async def test_a_start_waits_for_a_server_that_still_loads_its_model() -> None:
         run = await entering
         assert run.link.ready
         await starting.__aexit__(None, None, None)
+
+
+async def test_a_survey_says_what_the_endpoints_serve_or_what_is_wrong_with_each() -> None:
+    async with servers(2) as made:
+        asked = settings([server.url for server in made])
+        line = await survey(asked, SystemClock(), logs.silent())
+        assert line.startswith(f"2 well, {MAX_MODEL_LEN} tokens of context")
+        made[1].shift = 1
+        await made[0].stop()
+        with pytest.raises(ConfigError) as caught:
+            await survey(asked, SystemClock(), logs.silent())
+        assert "endpoint 1: nobody listens there; endpoint 2: serves" in str(caught.value)
 
 
 async def test_a_key_is_shown_to_every_door() -> None:

@@ -1,0 +1,158 @@
+"""A best-effort job through the real daemon over vLLM servers: from settings to settlement, on a chain."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2  # type: ignore[import-untyped]
+from grpc_status import rpc_status
+
+from chain.embedded import EmbeddedChain
+from client.config import load_config
+from client.errors import NoWorkerFits
+from client.events import Accepted, Canvas, Ended
+from client.sdk import PieceworkClient
+from client.store import Store
+from client.wallet import Wallet
+from model.manifest import bundled_checkpoint_path
+from node.admin import ask_daemon
+from protocol.errors import Reason
+from protocol.objects import Service
+from protocol.pricing import Usage, price
+from protocol.service import NO_TRACE, best_effort_parameters
+from protocol.signing import LocalSigner
+from protocol.types import Uint32
+from tests.support.chains import Market, channel_of, deployed, signer
+from tests.support.client_side import ask, collect, text_of
+from tests.support.node.stage import parameters
+from tests.support.node.wire_client import WireClient
+from tests.support.vllm_server import CANVAS, CHECKPOINT, VllmServer, servers, token_at
+from tests.support.worker_house import OPERATOR_SECRET, PASSWORD, READY_TIMEOUT_S, RECEIVER, WorkerHouse
+
+PAYER = signer("payer of best effort")
+POOL = 3_000_000
+TOKENS = 3 * CANVAS - 2
+PRICES = {"price_per_million_prompt_tokens": 90_000_000, "price_per_million_output_tokens": 700_000_000}
+
+
+@asynccontextmanager
+async def worker(
+    folder: Path, market: Market, chain: EmbeddedChain, made: list[VllmServer]
+) -> AsyncIterator[tuple[WorkerHouse, dict[str, Any]]]:
+    """The daemon as an operator starts it, over vLLM servers; ended by SIGTERM, which settles."""
+    house = await WorkerHouse.register(
+        folder,
+        market.deployment,
+        pace_s=0,
+        backend="vllm",
+        vllm_endpoints=tuple(server.url for server in made),
+        model=str(bundled_checkpoint_path()),
+        benchmark_s=0.1,
+        price_per_thousand_steps=0,
+        **PRICES,
+    )
+    await market.pool(PAYER, chain.faucet, POOL)
+    with (house.home.root / "daemon.log").open("ab") as log:
+        house.process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "piecework", "worker", "start", "--home", str(house.home.root)),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=log,
+            env={**os.environ, "PIECEWORK_PASSWORD": PASSWORD},
+        )
+    try:
+        assert house.process.stdout is not None
+        async with asyncio.timeout(READY_TIMEOUT_S):
+            line = await house.process.stdout.readline()
+        assert line, house.log_tail()
+        yield house, json.loads(line)
+    finally:
+        if house.process.returncode is None:
+            await house.kill()
+
+
+@pytest.fixture
+async def market(embedded_chain: EmbeddedChain) -> AsyncIterator[Market]:
+    async with deployed(embedded_chain) as market:
+        yield market
+
+
+async def test_a_best_effort_job_is_delivered_paid_and_settled_and_a_replayable_one_is_refused(
+    tmp_path: Path, embedded_chain: EmbeddedChain, market: Market
+) -> None:
+    async with servers(2) as made, worker(tmp_path / "w", market, embedded_chain, made) as (house, ready):
+        assert ready["engine_pid"] is None and ready["model"] == CHECKPOINT.name
+        store = Store(tmp_path / "client.db", market.deployment.domain, PAYER.address)
+        wallet = Wallet(PAYER, PAYER)
+        config = load_config(tmp_path / "no-file", {"deposit": 1_000_000})
+        async with PieceworkClient(store, market.reader, wallet, market.token, config) as client:
+            (signed,) = (await client.offers()).offers
+            (model,) = signed.offer.models
+            assert (model.service, model.max_steps, model.price_per_thousand_steps) == (
+                Service.BEST_EFFORT,
+                0,
+                0,
+            )
+            for request in (ask(max_tokens=TOKENS), ask(max_tokens=TOKENS, seed=7, best_effort=True)):
+                with pytest.raises(NoWorkerFits, match="best effort"):
+                    await collect(client.run(request))
+            events = await collect(client.run(ask(max_tokens=TOKENS, best_effort=True)))
+            receipts = store.receipts()
+        accepted = next(e for e in events if isinstance(e, Accepted))
+        canvases = [e for e in events if isinstance(e, Canvas)]
+        ended = events[-1]
+        assert accepted.service is Service.BEST_EFFORT
+        assert isinstance(ended, Ended) and ended.acknowledged
+        ids = tuple(token_at(accepted.prompt_tokens + i) for i in range(TOKENS))
+        assert text_of(events) == CHECKPOINT.codec.decode(ids)
+        assert [c.tokens for c in canvases] == [CANVAS, CANVAS, CANVAS - 2]
+        assert all(r.receipt.steps == 0 and r.receipt.trace_root == NO_TRACE for r in receipts)
+        owed = price(model, Usage(accepted.prompt_tokens, TOKENS, 0))
+        assert ended.cost == sum(r.receipt.amount for r in receipts) == owed > 0
+        await _is_refused_a_replayable_job(house, market)
+        status = await ask_daemon(house.home.root, "GET", "/status")
+        assert status["engine"]["service"] == "best_effort"
+        assert await house.drain() == 0, house.log_tail()
+        assert await market.reader.token_balance(market.token, RECEIVER) == owed
+        assert "Traceback" not in (house.home.root / "daemon.log").read_text()
+        bodies = [b for server in made for b in server.bodies if not b.get("ignore_eos")]
+        assert bodies and all("seed" not in b for b in bodies)
+
+
+async def _is_refused_a_replayable_job(house: WorkerHouse, market: Market) -> None:
+    """A client that does not look at the class is told, with a reason, before anything is reserved."""
+    host, port = house.endpoint.split(":")
+    payer = signer("somebody else")
+    client = WireClient(host, int(port), market.deployment.domain, payer)
+    try:
+        offer = await client.offer()
+        operator = LocalSigner(OPERATOR_SECRET)
+        client.use(channel_of(market, payer, operator, receiver=RECEIVER), 1_000_000)
+        now = await market.reader.timestamp()
+        for asked, reason in (
+            (parameters(3, TOKENS), Reason.WRONG_SERVICE),
+            (best_effort_parameters(Uint32(TOKENS)).replace(seed=3), Reason.BAD_PARAMETERS),
+        ):
+            submission, secret = client.job(offer, "a fox", asked, now)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await client.run(offer, submission, secret)
+            assert _reason(caught.value) == reason.label
+    finally:
+        await client.close()
+
+
+def _reason(error: grpc.aio.AioRpcError) -> str:
+    status = rpc_status.from_call(error)  # type: ignore[arg-type]
+    assert status is not None
+    info = error_details_pb2.ErrorInfo()
+    assert status.details[0].Unpack(info)
+    return str(info.reason)
