@@ -13,15 +13,19 @@ token's result is the same bit for bit whatever shares the pass.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from transformers import DiffusionGemmaForBlockDiffusion
 
+from model import limits
 from model.cache import RowCache
+from model.graphs import CudaRecorder, Pieces, PlainPieces, RecordedPieces, Tensors
 from model.mixture import Mixture
+from model.mixtures import Chosen, mixture_for
 from model.projections import Projection, projection
 
 
@@ -63,7 +67,7 @@ class _Layer:
     gate: Projection
     up: Projection
     down: Projection
-    mixture: Mixture
+    mixture: Chosen
     canvas_scalar: Tensor
     causal_scalar: Tensor
 
@@ -72,21 +76,29 @@ class Backbone:
     """The stack of one loaded model. Holds no state of any row."""
 
     def __init__(self, model: DiffusionGemmaForBlockDiffusion, *, minimum_rows: int, pack: bool) -> None:
+        """minimum_rows: of a matrix product (model/invariance.py). pack: weights may be laid out again."""
         decoder, text = model.model.decoder, model.config.text_config
         self._decoder: Any = decoder
         self._eps: float = text.rms_norm_eps
         self._hidden: int = text.hidden_size
-        self._minimum_rows = minimum_rows
         encoder = model.model.encoder.language_model
         self._layers = [
             _layer(text, kind, *halves, minimum_rows=minimum_rows, pack=pack)
             for kind, *halves in zip(text.layer_types, decoder.layers, encoder.layers, strict=True)
         ]
+        fused = all(layer.mixture.name == "fused" for layer in self._layers)
+        recordable = fused and model.device.type == "cuda"  # other mixtures count on the host
+        self._pieces: Pieces = RecordedPieces(CudaRecorder(), limits.GRAPH_BYTES) if recordable else _PLAIN
         self._masks: dict[tuple[int, int, int], Tensor] = {}
         conditioning = decoder.self_conditioning
         self._condition_gate = projection(conditioning.gate_proj, pack)
         self._condition_up = projection(conditioning.up_proj, pack)
         self._condition_down = projection(conditioning.down_proj, pack)
+
+    @property
+    def mixtures(self) -> str:
+        """What runs the experts, for the engine profile."""
+        return "+".join(sorted({layer.mixture.name for layer in self._layers}))
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token embeddings [T, H] of ids [T]."""
@@ -115,15 +127,45 @@ class Backbone:
             kind: tuple(part[0][:, None] for part in self._decoder.rotary_emb(hidden[None], positions, kind))
             for kind in self._decoder.unique_layer_types
         }
-        for index, layer in enumerate(self._layers):
-            attended = self._attention(
-                index, layer, self._norm(hidden, layer.decoder.input_layernorm), rotary[layer.kind], segments
+        # A pass that prefills has a shape that may never come back; what comes again is worth recording.
+        pieces = self._pieces if canvas_tokens == hidden.shape[0] else _PLAIN
+        queries, keys, values = pieces.run("enter", self._enter, hidden, *rotary[self._layers[0].kind])
+        for index, following in enumerate(self._layers[1:]):
+            attended = self._attend(index, queries, keys, values, segments)
+            hidden, queries, keys, values = pieces.run(
+                f"cross-{index}",
+                partial(self._cross, index, canvas_tokens),
+                *(hidden, attended, *rotary[following.kind]),
             )
-            hidden = hidden + self._norm(attended, layer.decoder.post_attention_layernorm)
-            hidden = hidden + self._feed_forward(layer, hidden)
-            hidden[:canvas_tokens] *= layer.canvas_scalar
+        attended = self._attend(len(self._layers) - 1, queries, keys, values, segments)
+        (states,) = pieces.run("leave", partial(self._leave, canvas_tokens), hidden, attended)
+        return states
+
+    def _enter(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensors:
+        """What the first attention needs of hidden [T, H]."""
+        return self._project(self._layers[0], hidden, (cos, sin))
+
+    def _cross(self, index: int, canvas_tokens: int, *tensors: Tensor) -> Tensors:
+        """From the attention of layer `index` to the next one's: of hidden [T, H], what was attended, and the
+        next layer's rotation, to the new hidden, queries, keys and values.
+        """
+        hidden, attended, cos, sin = tensors
+        hidden = self._finish(self._layers[index], hidden, attended, canvas_tokens)
+        return hidden, *self._project(self._layers[index + 1], hidden, (cos, sin))
+
+    def _leave(self, canvas_tokens: int, hidden: Tensor, attended: Tensor) -> Tensors:
+        """From the last attention to the final states [canvas_tokens, H]."""
+        hidden = self._finish(self._layers[-1], hidden, attended, canvas_tokens)
+        return (self._norm(hidden[:canvas_tokens], self._decoder.norm),)
+
+    def _finish(self, layer: _Layer, hidden: Tensor, attended: Tensor, canvas_tokens: int) -> Tensor:
+        """What a layer does with the output [T, heads * dim] of its attention."""
+        hidden = hidden + self._norm(layer.o(attended), layer.decoder.post_attention_layernorm)
+        hidden = hidden + self._feed_forward(layer, hidden)
+        hidden[:canvas_tokens] *= layer.canvas_scalar
+        if canvas_tokens < hidden.shape[0]:
             hidden[canvas_tokens:] *= layer.causal_scalar
-        return self._norm(hidden[:canvas_tokens], self._decoder.norm)
+        return hidden
 
     def _norm(self, hidden: Tensor, norm: Any) -> Tensor:
         return functional.rms_norm(hidden, (self._hidden,), norm.weight, self._eps)
@@ -134,28 +176,31 @@ class Backbone:
         used = sum(s.tokens for s in segments)
         return torch.cat([*spans, torch.zeros(tokens - used, dtype=torch.int32)]).to(device)[None]
 
-    def _attention(
-        self,
-        index: int,
-        layer: _Layer,
-        hidden: Tensor,
-        rotary: tuple[Tensor, ...],
-        segments: Sequence[Segment],
-    ) -> Tensor:
-        """Attention output [T, H] before the norm behind it."""
+    def _project(self, layer: _Layer, hidden: Tensor, rotary: Tensors) -> Tensors:
+        """Queries [T, heads, dim], keys and values [T, kv heads, dim], normed and rotated."""
         module, tokens, dim = layer.attention, hidden.shape[0], layer.head_dim
+        hidden = self._norm(hidden, layer.decoder.input_layernorm)
         queries = layer.q(hidden).view(tokens, layer.heads, dim)
         queries = _rotate(functional.rms_norm(queries, (dim,), module.q_norm.weight, self._eps), rotary)
         raw = layer.k(hidden).view(tokens, -1, dim)
         values = raw if layer.v is None else layer.v(hidden).view(tokens, -1, dim)
         keys = _rotate(functional.rms_norm(raw, (dim,), module.k_norm.weight, self._eps), rotary)
-        values = functional.rms_norm(values, (dim,), None, self._eps)
+        return queries, keys, functional.rms_norm(values, (dim,), None, self._eps)
+
+    def _attend(
+        self, index: int, queries: Tensor, keys: Tensor, values: Tensor, segments: Sequence[Segment]
+    ) -> Tensor:
+        """Attention of every segment over its row's cache and itself: [T, heads * dim]."""
+        tokens, layer = queries.shape[0], self._layers[index]
         for segment in segments:
             segment.cache.write(index, segment.offset, keys[segment.span], values[segment.span])
-        attended = torch.zeros_like(queries) if segments[-1].span.stop < tokens else torch.empty_like(queries)
+        padded = sum(segment.tokens for segment in segments) < tokens
+        attended = torch.zeros_like(queries) if padded else torch.empty_like(queries)
         for segment in segments:
             seen_keys, seen_values, before = segment.cache.view(index, segment.offset, segment.tokens)
-            mask = self._mask(before, segment.tokens, layer.window, hidden.device) if segment.causal else None
+            mask = (
+                self._mask(before, segment.tokens, layer.window, queries.device) if segment.causal else None
+            )
             attended[segment.span] = functional.scaled_dot_product_attention(
                 queries[segment.span].transpose(0, 1)[None],  # [1, heads, tokens, dim]
                 seen_keys[None],
@@ -164,7 +209,7 @@ class Backbone:
                 scale=1.0,
                 enable_gqa=True,
             )[0].transpose(0, 1)
-        return layer.o(attended.view(tokens, layer.heads * dim))
+        return attended.view(tokens, layer.heads * layer.head_dim)
 
     def _mask(self, before: int, tokens: int, window: int, device: torch.device) -> Tensor:
         """Which of before + tokens keys each of `tokens` queries sees: [tokens, before + tokens], bool."""
@@ -188,17 +233,18 @@ class Backbone:
         dense = layer.down(module.mlp.act_fn(layer.gate(dense)) * layer.up(dense))
         dense = self._norm(dense, module.post_feedforward_layernorm_1)
         _, weights, chosen = module.router(hidden)
-        mixed = layer.mixture(self._norm(hidden, module.pre_feedforward_layernorm_2), chosen, weights)
+        mixed = layer.mixture.mix(self._norm(hidden, module.pre_feedforward_layernorm_2), chosen, weights)
         mixed = self._norm(mixed, module.post_feedforward_layernorm_2)
         return self._norm(dense + mixed, module.post_feedforward_layernorm)
 
 
-_KEPT_MASKS = 64
+_PLAIN: Final = PlainPieces()
+_KEPT_MASKS: Final = 64
 """Masks that are kept for the next pass: prompts of one service tend to few lengths, and each is made in
 microseconds."""
 
 
-def _rotate(states: Tensor, rotary: tuple[Tensor, ...]) -> Tensor:
+def _rotate(states: Tensor, rotary: Tensors) -> Tensor:
     """Rotary position embedding of [T, heads, dim] (arXiv 2104.09864), halves rotated as in transformers."""
     cos, sin = rotary
     half = states.shape[-1] // 2
@@ -222,7 +268,13 @@ def _layer(text: Any, kind: str, decoder: Any, encoder: Any, *, minimum_rows: in
         gate=projection(mlp.gate_proj, pack),
         up=projection(mlp.up_proj, pack),
         down=projection(mlp.down_proj, pack),
-        mixture=Mixture(decoder.experts, minimum_rows=minimum_rows, pack=pack),
+        mixture=mixture_for(
+            decoder.experts,
+            Mixture(decoder.experts, minimum_rows=minimum_rows, pack=pack),
+            text.top_k_experts,
+            attention.q_norm.weight.device,
+            attention.q_norm.weight.dtype,
+        ),
         canvas_scalar=decoder.layer_scalar,
         causal_scalar=encoder.layer_scalar,
     )

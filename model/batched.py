@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import DiffusionGemmaForBlockDiffusion
 
-from model import limits, philox, sampler
+from model import limits, philox
 from model.backbone import Backbone, Segment
 from model.bounds import ModelLimits
 from model.cache import RowCache
@@ -25,6 +25,7 @@ from model.chunks import prompt_chunks
 from model.executor import Outcome, RowFailure, RowStep
 from model.failures import NonFiniteError, failure_of, is_out_of_memory
 from model.invariance import Invariance, invariance_of
+from model.judges import sampler_for
 from model.layout import cache_layout
 from model.prefixes import Key, PrefixStore, chain
 from model.projections import product, projection
@@ -78,6 +79,7 @@ class BatchedExecutor:
         pack = model.num_parameters() * self._dtype.itemsize <= limits.PACK_MAX_BYTES
         self._backbone = Backbone(model, minimum_rows=self._invariance.minimum_rows, pack=pack)
         self._head = projection(model.lm_head, pack)
+        self._sampler = sampler_for(self._device, self._dtype, limits_.vocab_size)
         self._cap: float = model.final_logit_softcapping
         self._soft_product = product(decoder.embed_tokens.weight, pack)
         self._scale: Tensor = decoder.embed_tokens.embed_scale.to(self._dtype)
@@ -91,6 +93,12 @@ class BatchedExecutor:
     def chunk_tokens(self) -> int:
         """As of the model."""
         return self._limits.chunk_tokens
+
+    @property
+    def kernels(self) -> str:
+        """What decides last bits beside torch: which sampler and which mixture run. For the engine
+        profile."""
+        return f"{self._sampler.name}-sampler+{self._backbone.mixtures}-mixture"
 
     @property
     def prefix_hits(self) -> int:
@@ -238,7 +246,7 @@ class BatchedExecutor:
         rows = [task.row.state for task in tasks]
         drawn = philox.step_draws([row.moment for row in rows], size, vocab_size)
         temperatures = np.repeat(np.array([row.temperature for row in rows], dtype=np.float32), size)
-        judgement = sampler.judge(
+        judgement = self._sampler.judge(
             self._head(states),
             torch.from_numpy(temperatures).to(device),
             self._cap,

@@ -26,28 +26,22 @@ MAX_JSON_DEPTH = 32  # of config, index and headers, which nest five deep
 MAX_DIMENSION = 2**24  # of any size in config.json; the largest in the 26B model is its context, 2**18
 MAX_LAYERS = 1024  # 30 in the 26B model; each is a module to build
 MAX_EXPERTS = 65_536  # of one layer, 128 in the 26B model; each is a kernel call in the readable engine
-MAX_OVERTAKES = (
-    8  # requests that may pass one that waits for memory; more would starve it, none would idle rows
-)
+# Requests that may pass one that waits for memory; more would starve it, none would idle rows
+MAX_OVERTAKES = 8
 HASH_ASIDE_BYTES = 256 * 2**10  # a soft embedding this large is hashed (0.2 ms and more) beside the next step
-PREFILL_CHUNK_CANVASES = (
-    2  # tokens of a causal chunk, in canvases: 512 as released, one pass of the weights a chunk
-)
-PREFILL_STEP_CHUNKS = (
-    4  # whole chunks to prefill in one step over all rows: so long may a step of others be held up
-)
-PREFIX_STORE_BYTES = (
-    512 * 2**20
-)  # of kept prompt beginnings: 4 chunks of the 26B model, whose windowed layers weigh most
-PACK_MAX_BYTES = (
-    2 * 2**30
-)  # weights up to here are laid out a second time on a CPU; more would cost whole gigabytes
-CPU_PASS_TOKENS = (
-    512  # of one pass: products are as fast as they get, and what they make still fits the L2 cache
-)
+HASH_THREADS = 2  # for the trace's digests of large soft embeddings: one row's step takes a millisecond
+# Tokens of a causal chunk, in canvases: 512 as released, one pass of the weights a chunk
+PREFILL_CHUNK_CANVASES = 2
+# Whole chunks to prefill in one step over all rows: so long may a step of others be held up
+PREFILL_STEP_CHUNKS = 4
+CPU_PASS_TOKENS = 512  # of one pass: products are as fast as they get, and what they make fits the L2 cache
 GPU_PASS_TOKENS = 16_384  # of one pass: 64 canvases, whose intermediates take some 2 GB at 2,816 wide
 LOGIT_TILE_VALUES = 2**19  # logits that exist at once, 2 MB in float32, but at least those of one row
-HASH_THREADS = 2  # for the trace's digests of large soft embeddings: one row's step takes a millisecond
-DEFAULT_CACHE_BYTES = (
-    4 * 2**30
-)  # KV caches where nobody has measured the device: 8 rows of 8 K tokens of the 26B model
+# KV caches where nobody measured the device: 8 rows of 8 K tokens of the 26B model
+DEFAULT_CACHE_BYTES = 4 * 2**30
+# Of kept prompt beginnings: 4 chunks of the 26B model, most of it windowed layers
+PREFIX_STORE_BYTES = 512 * 2**20
+# Weights up to here are laid out a second time on a CPU; more would cost gigabytes
+PACK_MAX_BYTES = 2 * 2**30
+# Of recorded pieces of a step with their inputs (model/graphs.py), of a GPU's reserve
+GRAPH_BYTES = 512 * 2**20
