@@ -63,7 +63,7 @@ async def leave(hub: FakeHub, store: ModelStore, commit: str, data: bytes) -> No
     path.write_bytes(data)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.lists(resumable, max_size=MAX_FAULTS))
 def test_cuts_and_refusals_cost_no_byte_twice(chain: list[Fault]) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -74,7 +74,7 @@ def test_cuts_and_refusals_cost_no_byte_twice(chain: list[Fault]) -> None:
         assert offsets == sorted(offsets)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.lists(faults, max_size=MAX_FAULTS))
 def test_a_server_that_misbehaves_in_any_order_cannot_spoil_the_file(chain: list[Fault]) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -82,7 +82,7 @@ def test_a_server_that_misbehaves_in_any_order_cannot_spoil_the_file(chain: list
         assert received.pulled.digest == bundled_digest() == verify(received.pulled.folder)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.integers(0, SIZE))
 def test_a_process_killed_at_any_byte_is_continued_at_that_byte(at: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
