@@ -17,9 +17,9 @@ from transformers.models.gemma4.configuration_gemma4 import Gemma4VisionConfig
 from model import precision
 from model.bounds import ModelLimits
 from model.experts import MATRICES, DeviceBytes, ExpertLayout, QuantizedExperts
-from model.kernels import best_codec
+from model.kernels import best_recipe
 from model.precision import Quantization
-from model.quantization import Codec, QuantizedLinear
+from model.quantization import QuantizedLinear, Recipe
 
 SEED: Final = 20261125
 WEIGHT_SPREAD: Final = 0.03
@@ -112,10 +112,10 @@ def build(dimensions: Dimensions, device: torch.device, quantization: Quantizati
         model = DiffusionGemmaForBlockDiffusion(config(dimensions))
     model.set_experts_implementation("eager")
     parameters = sum(p.numel() for name, p in model.named_parameters() if not precision.is_unused(name))
-    codec = _codec(model, device, quantization)
+    recipe = _recipe(model, device, quantization)
     generator = torch.Generator(device).manual_seed(SEED)
-    if codec is not None:
-        _pack(model, dimensions, codec, generator)
+    if recipe is not None:
+        _pack(model, dimensions, recipe, generator)
     _fill(model, generator)
     text = model.model.decoder
     head: torch.Tensor = text.embed_tokens.weight
@@ -123,7 +123,7 @@ def build(dimensions: Dimensions, device: torch.device, quantization: Quantizati
     return RandomModel(
         model=model.eval().requires_grad_(False),
         limits=ModelLimits(dimensions.context, dimensions.canvas, MAX_STEPS, dimensions.vocabulary),
-        codec=codec.name if codec is not None else "none",
+        codec=recipe.name if recipe is not None else "none",
         parameters=parameters,
         weight_bytes=sum(seen.values()),
         head_bytes=head.nbytes,
@@ -162,18 +162,14 @@ def config(dimensions: Dimensions) -> DiffusionGemmaConfig:
     return DiffusionGemmaConfig(text_config=text, vision_config=vision, canvas_length=dimensions.canvas)
 
 
-def _codec(model: nn.Module, device: torch.device, quantization: Quantization) -> Codec | None:
+def _recipe(model: nn.Module, device: torch.device, quantization: Quantization) -> Recipe | None:
     """What the loader would choose on this device."""
-    shapes = {
-        (p.shape[-2], p.shape[-1])
-        for name, p in model.named_parameters()
-        if precision.is_packed(name, tuple(p.shape), quantization)
-    }
-    return best_codec(quantization, device, shapes)
+    tensors = [(name, tuple(tensor.shape)) for name, tensor in model.state_dict().items()]
+    return best_recipe(quantization, device, tensors)
 
 
 def _pack(
-    model: DiffusionGemmaForBlockDiffusion, dimensions: Dimensions, codec: Codec, generator: torch.Generator
+    model: DiffusionGemmaForBlockDiffusion, dimensions: Dimensions, recipe: Recipe, generator: torch.Generator
 ) -> None:
     """Packed modules with random weights for linears and experts, in encoder and decoder alike."""
     device = generator.device
@@ -188,10 +184,10 @@ def _pack(
     linears = [name.removesuffix(".weight") for name in model.state_dict() if precision.is_linear(name)]
     for path in linears:
         shape = model.get_parameter(f"{path}.weight").shape
-        packed = QuantizedLinear(shape[1], shape[0], codec)
+        packed = QuantizedLinear(shape[1], shape[0], recipe.linears)
         packed.fill(_random(shape, generator), device)
         place(path, packed)
-    layout = ExpertLayout(dimensions.hidden, dimensions.expert_width, codec)
+    layout = ExpertLayout(dimensions.hidden, dimensions.expert_width, recipe.experts)
     widths = {
         "gate_up_proj": (2 * dimensions.expert_width, dimensions.hidden),
         "down_proj": (dimensions.hidden, dimensions.expert_width),
@@ -200,7 +196,7 @@ def _pack(
         path = f"model.decoder.layers.{index}.experts"
         activation = model.get_submodule(path).act_fn
         source = DeviceBytes(dimensions.experts, layout.expert_bytes, device)
-        experts = QuantizedExperts(dimensions.experts, layout, codec, activation, source)
+        experts = QuantizedExperts(dimensions.experts, layout, recipe.experts, activation, source)
         for expert in range(dimensions.experts):
             for matrix in MATRICES:
                 experts.fill(matrix, expert, _random(widths[matrix], generator), device)

@@ -16,14 +16,14 @@ has run for this project; `_convert_weight_to_int4pack`, which lays out for CUDA
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final, Protocol
+from typing import Any, ClassVar, Final, Literal, Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812  torch's own spelling
 from torch import Tensor
 
 from model import precision
-from model.quantization import FP8_MAX, Codec, Fields, FieldSpec, Fp8, Int4, codec
+from model.quantization import FP8_MAX, Codec, Fields, FieldSpec, Fp8, Int4, Recipe
 
 FP8_CAPABILITY: Final = (8, 9)
 INT4_CAPABILITY: Final = (8, 0)
@@ -132,23 +132,37 @@ class Int4Tiles:
         return product
 
 
-def best_codec(
+def best_recipe(
     quantization: precision.Quantization,
+    device: torch.device,
+    tensors: Iterable[tuple[str, tuple[int, ...]]],
+    group: int = precision.DEFAULT_INT4_GROUP,
+) -> Recipe | None:
+    """How to pack these weights (names and shapes) for a device; None for "none"."""
+    if quantization == "none":
+        return None
+    packed = [(name, shape) for name, shape in tensors if precision.is_packed(name, shape, quantization)]
+    linears = [(shape[0], shape[1]) for name, shape in packed if precision.is_linear(name)]
+    experts = [(shape[1], shape[2]) for name, shape in packed if precision.is_experts(name)]
+    return Recipe(best_codec("fp8", device, linears), best_codec(quantization, device, experts, group))
+
+
+def best_codec(
+    quantization: Literal["fp8", "int4"],
     device: torch.device,
     shapes: Iterable[tuple[int, int]],
     group: int = precision.DEFAULT_INT4_GROUP,
-) -> Codec | None:
+) -> Codec:
     """The kernel of a GPU if it has one that is admitted for matrices of these shapes (outputs, inputs), else
-    the codec that unpacks; None for "none".
+    the codec that unpacks.
     """
-    plain = codec(quantization, group)
-    if plain is None or device.type != "cuda":
+    plain: Codec = Fp8() if quantization == "fp8" else Int4(group)
+    if device.type != "cuda":
         return plain
-    capability = torch.cuda.get_device_capability(device)
     kernel: Kernel = Fp8ScaledMm() if quantization == "fp8" else Int4Tiles(group, "cuda")
-    if capability < (FP8_CAPABILITY if quantization == "fp8" else INT4_CAPABILITY):
-        return plain
-    return kernel if refusal(kernel, device, shapes) is None else plain
+    needed = FP8_CAPABILITY if quantization == "fp8" else INT4_CAPABILITY
+    usable = torch.cuda.get_device_capability(device) >= needed and refusal(kernel, device, shapes) is None
+    return kernel if usable else plain
 
 
 def refusal(kernel: Kernel, device: torch.device, shapes: Iterable[tuple[int, int]]) -> str | None:

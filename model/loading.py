@@ -22,7 +22,7 @@ from model import files, headers
 from model.bounds import ModelLimits
 from model.dimensions import dimensions
 from model.errors import CheckpointError, DeviceError
-from model.kernels import best_codec
+from model.kernels import best_recipe
 from model.manifest import (
     MANIFEST_FILE,
     bundled_checkpoint_path,
@@ -31,8 +31,7 @@ from model.manifest import (
     manifest_text,
     verify,
 )
-from model.precision import Quantization, is_packed
-from model.quantization import Codec
+from model.precision import Quantization
 from model.text import TextCodec, load_codec
 from model.weights import Placement, load_weights
 
@@ -104,10 +103,11 @@ def load(
         raise CheckpointError(folder, f"model digest is {digest.hex()}, expected {expected_digest.hex()}")
     target = resolve_device(device)
     eos_ids, defaults = _eos_ids(generation, folder), _defaults(generation, folder)
-    tokenizer, packing = load_codec(folder, eos_ids), _codec(quantization, target, tensors)
-    placement = Placement(
-        _dtype(dtype, config, target, folder), target, packing, quantization, expert_budget_bytes
+    tokenizer, packing = (
+        load_codec(folder, eos_ids),
+        best_recipe(quantization, target, [(tensor.name, tensor.shape) for tensor in tensors.values()]),
     )
+    placement = Placement(_dtype(dtype, config, target, folder), target, packing, expert_budget_bytes)
     model = _load_weights(folder, tensors, placement)
     limits = _limits(model, defaults)
     if tokenizer.vocab_size > limits.vocab_size or max(eos_ids) >= limits.vocab_size:
@@ -175,14 +175,6 @@ def _load_weights(
         raise DeviceError(f"the weights do not fit {placement.device}: {error}") from error
     model.generation_config = generation
     return model
-
-
-def _codec(
-    quantization: Quantization, device: torch.device, tensors: dict[str, headers.TensorHeader]
-) -> Codec | None:
-    """What packs these weights best on this device."""
-    packed = [t.shape for t in tensors.values() if is_packed(t.name, t.shape, quantization)]
-    return best_codec(quantization, device, [(shape[-2], shape[-1]) for shape in packed])
 
 
 def resolve_device(choice: DeviceChoice) -> torch.device:

@@ -83,6 +83,11 @@ class Fp8:
         data, scale = fields
         return linear(rows, data.to(rows.dtype)) * scale.to(rows.dtype)
 
+    def unpack(self, fields: Fields, dtype: torch.dtype) -> Tensor:
+        """The matrix [out, in] that the fields stand for, exactly."""
+        data, scale = fields
+        return data.to(dtype) * scale.to(dtype)[:, None]
+
 
 @dataclass(frozen=True, slots=True)
 class Int4:
@@ -121,11 +126,18 @@ class Int4:
         return linear(rows, self.unpack(fields, rows.dtype))
 
 
-def codec(quantization: precision.Quantization, group: int = precision.DEFAULT_INT4_GROUP) -> Codec | None:
-    """What packs for a quantization; None packs nothing."""
-    if quantization == "none":
-        return None
-    return Fp8() if quantization == "fp8" else Int4(group)
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a model is packed: its linears, and its experts."""
+
+    linears: Codec
+    experts: Codec
+
+    @property
+    def name(self) -> str:
+        """As it stands in the engine profile."""
+        experts, linears = self.experts.name, self.linears.name
+        return experts if experts == linears else f"{experts}+{linears}"
 
 
 class QuantizedLinear(nn.Module):

@@ -31,7 +31,7 @@ from model.experts import (
     QuantizedExperts,
 )
 from model.headers import FLOATS, TensorHeader
-from model.quantization import Codec, QuantizedLinear
+from model.quantization import Codec, QuantizedLinear, Recipe
 
 _ENCODER, _DECODER = "model.encoder.language_model.", "model.decoder."
 
@@ -40,14 +40,13 @@ _ENCODER, _DECODER = "model.encoder.language_model.", "model.decoder."
 class Placement:
     """How and where weights are kept.
 
-    codec: packs linears and experts, or None. expert_budget_bytes: None keeps the experts on the device; a
+    recipe: packs linears and experts, or None. expert_budget_bytes: None keeps the experts on the device; a
     number keeps them in host memory, with a cache of at most that many bytes on the device.
     """
 
     dtype: torch.dtype
     device: torch.device
-    codec: Codec | None
-    quantization: precision.Quantization
+    recipe: Recipe | None
     expert_budget_bytes: int | None = None
 
 
@@ -127,17 +126,15 @@ class _Packed:
         self._device = placement.device
         self._linears: dict[str, QuantizedLinear] = {}
         self._experts: dict[str, tuple[QuantizedExperts, Matrix]] = {}
-        codec = placement.codec
-        if codec is None:
+        recipe = placement.recipe
+        if recipe is None:
             if placement.expert_budget_bytes is not None:
                 raise ValueError("only packed experts can be in host memory: ask for fp8 or int4")
             return
         for name in model.state_dict():
-            if precision.is_linear(name) and precision.is_packed(
-                name, tuple(model.get_parameter(name).shape), placement.quantization
-            ):
-                self._replace_linear(model, name.removesuffix(".weight"), codec)
-        self._replace_experts(model, codec, placement)
+            if precision.is_linear(name):
+                self._replace_linear(model, name.removesuffix(".weight"), recipe.linears)
+        self._replace_experts(model, recipe.experts, placement)
 
     def _replace_linear(self, model: nn.Module, path: str, codec: Codec) -> None:
         old = model.get_submodule(path)

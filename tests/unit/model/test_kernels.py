@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.kernels import Fp8ScaledMm, Int4Tiles, Kernel, best_codec, refusal
-from model.quantization import Codec, Fields, FieldSpec, Fp8, Int4
+from model.kernels import Fp8ScaledMm, Int4Tiles, Kernel, best_recipe, refusal
+from model.quantization import Codec, Fields, FieldSpec, Fp8, Int4, Recipe
 
 CPU = torch.device("cpu")
 SHAPES = ((512, 256), (96, 704))
@@ -96,9 +96,15 @@ def test_the_oracle_itself_would_be_admitted() -> None:
 
 
 def test_a_cpu_unpacks() -> None:
-    assert best_codec("none", CPU, SHAPES) is None
-    assert best_codec("fp8", CPU, SHAPES) == Fp8()
-    assert best_codec("int4", CPU, SHAPES, 32) == Int4(32)
+    assert best_recipe("none", CPU, ()) is None
+    assert best_recipe("fp8", CPU, ()) == Recipe(Fp8(), Fp8())
+    assert best_recipe("int4", CPU, (), 32) == Recipe(Fp8(), Int4(32))
+
+
+def test_a_recipe_is_named_by_what_decides_its_bits() -> None:
+    assert Recipe(Fp8(), Fp8()).name == "fp8"
+    assert Recipe(Fp8(), Int4()).name == "int4-g64+fp8"
+    assert Recipe(Fp8ScaledMm(), Int4Tiles(64, "cuda")).name == "int4-tiles-g64+fp8-scaled-mm"
 
 
 @pytest.mark.parametrize(("inputs", "inner"), [(2816, 8), (704, 4), (96, 2)])

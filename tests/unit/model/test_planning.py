@@ -21,7 +21,7 @@ def test_the_bundled_model_is_loaded_as_planned() -> None:
     assert (planned.loaded.dtype, planned.loaded.quantization) == ("float32", "none")
     assert planned.choice.need.context == 1024, "never more than the model's context"
     packed = load_planned(None, device="cpu", precision="int4", rows=1, context_tokens=512)
-    assert packed.loaded.quantization == "int4-g64"
+    assert packed.loaded.quantization == "int4-g64+fp8"
     assert packed.choice.need.context == 512
     assert "as asked" in packed.choice.reason
 

@@ -143,14 +143,10 @@ def test_a_packed_linear_takes_the_place_of_a_plain_one(name: str) -> None:
     assert product.shape == (2, 5, 40)
     assert (product - plain(x)).abs().max() < 0.2
     assert torch.equal(product[1, 2], packed(x[1, 2]))
-    assert sum(buffer.nbytes for buffer in packed.buffers()) == precision.stored_bytes(
-        "model.decoder.layers.0.mlp.up_proj.weight", (40, 128), "float32", *_policy(name)
+    specified = sum(
+        torch.Size(shape).numel() * dtype.itemsize for shape, dtype in CODECS[name].specs(40, 128)
     )
-
-
-def _policy(name: str) -> tuple[precision.Quantization, int]:
-    kind, _, group = name.partition("-g")
-    return ("fp8" if kind == "fp8" else "int4"), int(group or 64)
+    assert sum(buffer.nbytes for buffer in packed.buffers()) == specified
 
 
 @given(st.integers(1, 24), st.sampled_from([32, 96, 128, 320, 704]))

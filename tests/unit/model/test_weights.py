@@ -141,7 +141,9 @@ def test_a_job_has_the_same_transcript_with_experts_in_host_memory(
     assert run_alone(away, request) == run_alone(resident, request)
 
 
-@pytest.mark.parametrize(("quantization", "name"), [("none", "none"), ("fp8", "fp8"), ("int4", "int4-g64")])
+@pytest.mark.parametrize(
+    ("quantization", "name"), [("none", "none"), ("fp8", "fp8"), ("int4", "int4-g64+fp8")]
+)
 def test_the_loaded_model_says_how_it_is_packed(
     quantization: Any, name: str, prompt: tuple[int, ...]
 ) -> None:
