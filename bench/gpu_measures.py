@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -17,7 +18,7 @@ from transformers import DynamicCache
 from bench.random_model import RandomModel
 from bench.report import percentile
 from bench.sections import Budget
-from model import sampler
+from model import mixtures, sampler
 from model.backbone import Backbone, Segment
 from model.batched import BatchedExecutor
 from model.cache import RowCache
@@ -26,6 +27,7 @@ from model.executor import RowFailure, RowStep
 from model.invariance import invariance_of
 from model.judges import Judge, refusal
 from model.layout import cache_layout
+from model.mixture import Mixture
 from model.reference import ReferenceExecutor
 from model.requests import GenerationRequest
 from model.sampler import Judgement
@@ -300,6 +302,42 @@ def correctness(random: RandomModel, device: Device) -> dict[str, Any]:
         "argmax_equal": 1 - float(apart.float().mean()),
         "largest_gap_flipped": float(gaps.max() / spread) if len(gaps) else 0.0,
     }
+
+
+@torch.inference_mode()
+def mixture(random: RandomModel, device: Device, rows: Sequence[int], rounds: int) -> dict[str, Any]:
+    """The experts of one layer, fused beside one expert after the other: time, bytes of weights a second, and
+    whether the fused ones would be admitted.
+    """
+    text = random.model.config.text_config
+    module: Any = random.model.model.decoder.layers[0].experts
+    plain = Mixture(module, minimum_rows=invariance_of(random.model).minimum_rows, pack=False)
+    fused = mixtures.fused_mixture(module)
+    trial = mixtures.Trial(
+        module.num_experts,
+        text.hidden_size,
+        text.top_k_experts,
+        device.torch,
+        torch.bfloat16,
+        mixtures.tolerance(module),
+    )
+    figures: dict[str, Any] = {"refusal": mixtures.refusal(fused, plain, trial)}
+    weights = sum(tensor.nbytes for tensor in [*module.parameters(), *module.buffers()])
+    generator = torch.Generator(device.torch).manual_seed(2)
+    for count in rows:
+        tokens = count * random.limits.canvas_size
+        hidden = torch.empty((tokens, text.hidden_size), dtype=torch.bfloat16, device=device.torch)
+        hidden.normal_(generator=generator)
+        scores = torch.rand((tokens, module.num_experts), generator=generator, device=device.torch)
+        shares, chosen = scores.topk(text.top_k_experts, dim=-1)
+        fused_s = device.seconds(partial(fused, hidden, chosen, shares), rounds)
+        plain_s = device.seconds(partial(plain, hidden, chosen, shares), rounds)
+        figures[f"rows_{count}"] = {
+            "fused_ms": 1000 * fused_s,
+            "plain_ms": 1000 * plain_s,
+            "fused_bytes_second": weights / fused_s,
+        }
+    return figures
 
 
 @torch.inference_mode()

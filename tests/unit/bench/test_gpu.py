@@ -44,13 +44,18 @@ def test_one_small_call_runs_every_section_and_prints_one_object(tmp_path: Path)
             "bandwidth",
             "arithmetic",
             "sampler",
-            *(f"{p}_{part}" for p in ("bf16", "fp8") for part in ("weights", "steps", "correctness")),
+            *(
+                f"{p}_{part}"
+                for p in ("bf16", "fp8")
+                for part in ("weights", "mixture", "steps", "correctness")
+            ),
         ],
         "ok",
     )
     assert sections["sampler"]["refusal"] == ""
     assert sections["sampler"]["argmax_equal"] == 1.0
     for name in ("bf16", "fp8"):
+        assert sections[f"{name}_mixture"]["refusal"] == ""
         assert sections[f"{name}_steps"]["transcripts_equal"] is True
         assert sections[f"{name}_correctness"]["leaves_equal"] is True
         assert sections[f"{name}_correctness"]["logit_error_max"] == 0.0
@@ -65,7 +70,7 @@ def test_one_small_call_runs_every_section_and_prints_one_object(tmp_path: Path)
 def test_without_time_every_section_says_that_it_was_left_out() -> None:
     sections = Sections(Budget(0))
     gpu.run(sections, random_model.SMALL, gpu.SMALL, gpu_measures.Device(CPU))
-    assert len(sections.results) == 9
+    assert len(sections.results) == 11
     assert {section["status"] for section in sections.results.values()} == {"skipped"}
     assert all(section["reason"] for section in sections.results.values())
 
