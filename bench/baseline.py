@@ -7,6 +7,7 @@ a request did not ask for does not count as its tokens.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,12 +35,17 @@ class Served:
         return self.tokens / self.seconds
 
 
+def idle(seconds: float) -> None:
+    """Nothing to do until the next request comes."""
+    threading.Event().wait(max(0.0, seconds))
+
+
 def serve(loaded: LoadedModel, requests: Sequence[Arrival], batch: int) -> Served:
     """Answers all requests in the order of their arrival, `batch` at most at a time."""
     served, delays = Served(), []
     start, waiting = time.perf_counter(), list(requests)
     while waiting:
-        time.sleep(max(0.0, waiting[0].at_s - (time.perf_counter() - start)))
+        idle(waiting[0].at_s - (time.perf_counter() - start))
         now = time.perf_counter() - start
         group = [arrival for arrival in waiting[:batch] if arrival.at_s <= now]
         del waiting[: len(group)]

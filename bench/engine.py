@@ -75,7 +75,7 @@ def ours(loaded: LoadedModel, requests: Sequence[Arrival], streams: int) -> Serv
         while waiting and waiting[0].at_s <= now:
             engine.submit(waiting.pop(0).request)
         if not engine.has_runnable:
-            time.sleep(max(0.0, waiting[0].at_s - now))
+            baseline.idle(waiting[0].at_s - now)
             continue
         for event in engine.step():
             if isinstance(event, FailedEvent):

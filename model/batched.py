@@ -65,11 +65,9 @@ class BatchedExecutor:
         model: DiffusionGemmaForBlockDiffusion,
         limits_: ModelLimits,
         *,
-        prefix_bytes: int = limits.PREFIX_STORE_BYTES,
         invariance: Invariance | None = None,
     ) -> None:
-        """prefix_bytes: for kept prompt beginnings. invariance: measured on the model's weights if not
-        given."""
+        """invariance: measured on the model's weights if not given."""
         decoder: Any = model.model.decoder
         self._limits = limits_
         self._device: torch.device = model.device
@@ -85,7 +83,7 @@ class BatchedExecutor:
         self._scale: Tensor = decoder.embed_tokens.embed_scale.to(self._dtype)
         self._pass_tokens = limits.CPU_PASS_TOKENS if self._device.type == "cpu" else limits.GPU_PASS_TOKENS
         self._tile_rows = max(1, limits.LOGIT_TILE_VALUES // (limits_.canvas_size * limits_.vocab_size))
-        self._prefixes = PrefixStore(prefix_bytes)
+        self._prefixes = PrefixStore(0)
         self._rows: dict[str, _Row] = {}
         self._pool = ThreadPoolExecutor(limits.HASH_THREADS, thread_name_prefix="trace")
 
@@ -108,6 +106,10 @@ class BatchedExecutor:
     def footprint(self, request: GenerationRequest) -> int:
         """Bytes of the row's KV cache."""
         return self._layout.row_bytes(self._limits.row_tokens(request), self._dtype.itemsize)
+
+    def spare(self, free_bytes: int) -> None:
+        """Prompt beginnings are kept in what the rows leave free, within a limit of their own."""
+        self._prefixes.resize(min(free_bytes, limits.PREFIX_STORE_BYTES))
 
     def open(self, request: GenerationRequest) -> int:
         """Takes a row in and copies what is known of its prompt's beginning."""

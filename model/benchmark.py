@@ -5,11 +5,13 @@ engine.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from model import limits
 from model.chat import Message, encode_prompt
 from model.engine import Engine
 from model.errors import BenchmarkError
+from model.executor import Executor
 from model.loading import LoadedModel
 from model.requests import CanvasEvent, FailedEvent, GenerationRequest
 
@@ -43,7 +45,12 @@ class _Totals:
 
 
 def measure(
-    loaded: LoadedModel, *, seconds: float, rows: int = 1, clock: Callable[[], float] = time.perf_counter
+    loaded: LoadedModel,
+    executor: Executor,
+    *,
+    seconds: float,
+    rows: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Measurement:
     """Denoises the fixed prompt again and again, seeds 0, 1, 2 ..., until `seconds` have passed.
 
@@ -53,18 +60,19 @@ def measure(
     """
     if not 0 < seconds <= limits.BENCHMARK_MAX_SECONDS:
         raise ValueError(f"seconds must be in (0, {limits.BENCHMARK_MAX_SECONDS}], got {seconds}")
-    _run(loaded, [0], 1, clock)
+    run = partial(_run, loaded, executor, clock)
+    run([0], 1)
     started = clock()
     first: list[float] = []
     while not first or clock() - started < seconds / 3:
-        _, first_canvas = _run(loaded, [len(first)], 1, clock)
+        _, first_canvas = run([len(first)], 1)
         first.append(first_canvas)
     totals, counted_from, seed = _Totals(), clock(), 0
     while not totals.canvases or clock() - started < seconds:
-        run, _ = _run(loaded, list(range(seed, seed + rows)), _CANVASES_A_RUN, clock)
-        totals.tokens += run.tokens
-        totals.steps += run.steps
-        totals.canvases += run.canvases
+        made, _ = run(list(range(seed, seed + rows)), _CANVASES_A_RUN)
+        totals.tokens += made.tokens
+        totals.steps += made.steps
+        totals.canvases += made.canvases
         seed += rows
     elapsed = max(clock() - counted_from, 1e-9)
     return Measurement(
@@ -79,10 +87,14 @@ def measure(
 
 
 def _run(
-    loaded: LoadedModel, seeds: list[int], canvases: int, clock: Callable[[], float]
+    loaded: LoadedModel,
+    executor: Executor,
+    clock: Callable[[], float],
+    seeds: list[int],
+    canvases: int,
 ) -> tuple[_Totals, float]:
     """One run of a row per seed, `canvases` long at most. Its totals and the seconds to its first canvas."""
-    engine = Engine(loaded, max_rows=len(seeds))
+    engine = Engine(loaded, max_rows=len(seeds), executor=executor)
     started = clock()
     for seed in seeds:
         engine.submit(_request(loaded, seed, canvases))

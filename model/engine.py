@@ -38,16 +38,17 @@ class Engine:
         memory_bytes: int = limits.DEFAULT_CACHE_BYTES,
         executor: Executor | None = None,
     ) -> None:
-        """memory_bytes: for the KV caches of all rows, and, of that, a quarter at most for kept prompts."""
+        """memory_bytes: for the KV caches of all rows; what they leave free keeps prompts
+        (model/prefixes.py).
+        """
         self._loaded = loaded
-        kept = min(memory_bytes // 4, limits.PREFIX_STORE_BYTES)
-        self._executor = executor or BatchedExecutor(loaded.model, loaded.limits, prefix_bytes=kept)
+        self._executor = executor or BatchedExecutor(loaded.model, loaded.limits)
         chunk = self._executor.chunk_tokens
         self._scheduler = Scheduler(
             Capacity(
                 rows=max_rows,
                 queued=max_queued,
-                memory_bytes=max(1, memory_bytes - kept),
+                memory_bytes=memory_bytes,
                 step_tokens=limits.PREFILL_STEP_CHUNKS * chunk,
                 row_tokens=chunk,
             )
@@ -127,7 +128,9 @@ class Engine:
         return events
 
     def _admit(self) -> None:
-        for request_id in self._scheduler.admit():
+        admitted = self._scheduler.admit()
+        self._executor.spare(self._scheduler.memory_free)
+        for request_id in admitted:
             known = self._executor.open(self._jobs[request_id].request)
             self._scheduler.prefilled(request_id, known)
 

@@ -51,6 +51,10 @@ class Executor(Protocol):
         """Bytes of the row's KV cache, for all of its canvases."""
         ...
 
+    def spare(self, free_bytes: int) -> None:
+        """How much memory no row has taken now: what an executor may use to remember things."""
+        ...
+
     def open(self, request: GenerationRequest) -> int:
         """Takes a row in, without computation. How many of its first chunks are in its cache already."""
         ...

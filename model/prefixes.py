@@ -29,7 +29,7 @@ def chain(tenant: str, chunks: Sequence[tuple[int, ...]]) -> list[Key]:
 
 
 class PrefixStore:
-    """At most `budget_bytes` of chunks."""
+    """At most `budget_bytes` of chunks, which may be changed at any time."""
 
     def __init__(self, budget_bytes: int) -> None:
         self._budget = budget_bytes
@@ -37,6 +37,11 @@ class PrefixStore:
         self.used_bytes = 0
         self.hits = 0
         """Chunks that were found since the start."""
+
+    def resize(self, budget_bytes: int) -> None:
+        """Keeps at most so many bytes from now on."""
+        self._budget = budget_bytes
+        self._evict()
 
     def find(self, keys: Sequence[Key]) -> list[ChunkKV]:
         """The longest known beginning of a chain."""
@@ -58,6 +63,9 @@ class PrefixStore:
         self._chunks[keys[-1]] = chunk
         self.used_bytes += size
         self._touch(keys)
+        self._evict()
+
+    def _evict(self) -> None:
         while self.used_bytes > self._budget:
             _, dropped = self._chunks.popitem(last=False)
             self.used_bytes -= dropped.bytes

@@ -58,12 +58,13 @@ def probe() -> Hardware:
         pynvml.nvmlShutdown()
 
 
-def engine_profile(loaded: LoadedModel, hardware: Hardware) -> str:
+def engine_profile(loaded: LoadedModel, hardware: Hardware, kernels: str) -> str:
     """A stable name of everything but the model that decides the last bits of a result.
 
-    Device model, engine build (ours, torch's, transformers'), precision and quantization; on a CPU also its
-    instruction set as torch uses it and the number of threads, since both decide how sums are split. Two
-    workers with equal profiles and equal model digests are expected to agree byte for byte.
+    Device model, engine build (ours, torch's, transformers'), precision and quantization, the executor's
+    `kernels`; on a CPU also its instruction set as torch uses it and the number of threads, since both
+    decide how sums are split. Two workers with equal profiles and equal model digests are expected to agree
+    byte for byte.
     """
     import torch
 
@@ -72,7 +73,7 @@ def engine_profile(loaded: LoadedModel, hardware: Hardware) -> str:
     build = (
         f"piecework-{version('piecework')}+torch-{torch.__version__}+transformers-{version('transformers')}"
     )
-    parts = [device, build, loaded.dtype, loaded.quantization]
+    parts = [device, build, loaded.dtype, loaded.quantization, kernels]
     if not cuda:
         parts += [str(torch.backends.cpu.get_cpu_capability()), f"{torch.get_num_threads()}-threads"]
     return "/".join(_slug(part) for part in parts)[:_MAX_PROFILE_CHARS]

@@ -44,6 +44,9 @@ class ReferenceExecutor:
         """Bytes of the row's KV cache as the fast executor lays it out; this one takes no more."""
         return self._layout.row_bytes(self._limits.row_tokens(request), self._denoiser.dtype.itemsize)
 
+    def spare(self, free_bytes: int) -> None:
+        """It remembers nothing."""
+
     def open(self, request: GenerationRequest) -> int:
         """Takes a row in. It starts with an empty cache."""
         self._rows[request.request_id] = _Row(

@@ -88,6 +88,11 @@ class Scheduler:
         return sum(place.footprint for place in self._rows.values())
 
     @property
+    def memory_free(self) -> int:
+        """Bytes that no row holds."""
+        return self.capacity.memory_bytes - self.memory_used
+
+    @property
     def runnable(self) -> bool:
         """Whether a step has anything to do. `admit` comes first."""
         return any(place.runnable for place in self._rows.values())
@@ -168,8 +173,7 @@ class Scheduler:
         return self._rows.get(request_id) or next(waiting, None)
 
     def _fits(self, place: _Place) -> bool:
-        free = self.capacity.memory_bytes - self.memory_used
-        return len(self._rows) < self.capacity.rows and place.footprint <= free
+        return len(self._rows) < self.capacity.rows and place.footprint <= self.memory_free
 
     def _chunks(self, place: _Place, budget: int, *, at_least_one: bool) -> tuple[int, int]:
         """How many pending chunks of a row fit into the step, and their tokens."""

@@ -29,6 +29,7 @@ from node.keys import write_private
 from node.limiter import RateLimiter
 from node.offers import AiohttpPoster, OfferTerms, publish, refresh_due
 from node.server import Door, GrpcServer
+from node.speeds import with_speeds
 from node.status import exposure_bound, status_of
 from protocol.errors import PieceworkError
 from protocol.types import Amount, Seconds, address_hex
@@ -262,7 +263,7 @@ class Daemon:
         )
         signed = await p.board.issue(
             terms,
-            facts,
+            with_speeds(p.home, facts),
             sealing_key=key,
             active=p.worker.active,
             capacity=config.slots + config.queue,

@@ -39,6 +39,7 @@ from protocol.objects import Service
 from protocol.types import Digest
 
 if TYPE_CHECKING:
+    from model.batched import BatchedExecutor
     from model.engine import Engine
     from model.loading import LoadedModel
     from model.planning import Planned
@@ -133,14 +134,14 @@ def obey(engine: Engine, command: Command, reports: Reports) -> None:
         engine.cancel(command.row)
 
 
-def measure(planned: Planned, seconds: float, rows: int) -> EngineFacts:
+def measure(planned: Planned, executor: BatchedExecutor, seconds: float, rows: int) -> EngineFacts:
     """What the offer says about this engine."""
     from model.benchmark import measure
     from model.probe import engine_profile, probe
 
     loaded, hardware = planned.loaded, probe()
-    measured = measure(loaded, seconds=seconds, rows=rows)
-    profile = engine_profile(loaded, hardware)
+    measured = measure(loaded, executor, seconds=seconds, rows=rows)
+    profile = engine_profile(loaded, hardware, executor.kernels)
     return EngineFacts(
         name=loaded.name,
         digest=Digest(loaded.digest),
@@ -190,13 +191,19 @@ def main(arguments: list[str]) -> int:
     planned = load(chosen, reports)
     if planned is None:
         return 1
+    from model.batched import BatchedExecutor
     from model.engine import Engine
 
     commands: queue.Queue[Command | None] = queue.Queue(MAX_PENDING_COMMANDS)
     loaded, choice = planned.loaded, planned.choice
-    facts = measure(planned, chosen.benchmark_seconds, chosen.slots)
+    executor = BatchedExecutor(loaded.model, loaded.limits)
+    facts = measure(planned, executor, chosen.benchmark_seconds, chosen.slots)
     engine = Engine(
-        loaded, max_rows=chosen.slots, max_queued=chosen.queue, memory_bytes=choice.kv_budget_bytes
+        loaded,
+        max_rows=chosen.slots,
+        max_queued=chosen.queue,
+        memory_bytes=choice.kv_budget_bytes,
+        executor=executor,
     )
     reader = threading.Thread(
         target=read_commands, args=(sys.stdin.buffer, loaded, commands, reports), daemon=True

@@ -98,6 +98,7 @@ class Execution:
             canvas_limit=self.limit(job, command.canvas_limit),
             committed=tuple(job.committed[: command.committed]),
             drafts=job.drafts,
+            tenant=job.book.id.hex(),
         )
         self.engine.start(request)
 

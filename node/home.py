@@ -36,6 +36,10 @@ class Home:
     def journal(self) -> Path:
         return self.root / "journal.db"
 
+    @property
+    def speeds(self) -> Path:
+        return self.root / "bench.json"
+
     def create(self) -> None:
         """Make the folder, for its owner alone."""
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -167,8 +167,12 @@ def generation_request(
     canvas_limit: int,
     committed: tuple[tuple[int, ...], ...],
     drafts: bool,
+    tenant: str = "",
 ) -> GenerationRequest:
-    """A job as the engine takes it: fixed point becomes floating point here and nowhere else."""
+    """A job as the engine takes it: fixed point becomes floating point here and nowhere else.
+
+    tenant: whose prompts may share their beginnings with this one's.
+    """
     return GenerationRequest(
         request_id=row,
         prompt_ids=prompt_ids,
@@ -183,6 +187,7 @@ def generation_request(
         canvas_limit=canvas_limit,
         committed=committed,
         draft_every=1 if drafts else 0,
+        tenant=tenant,
     )
 
 

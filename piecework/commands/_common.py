@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -74,6 +74,17 @@ def parse_amount(text: str) -> int:
     if not (whole or rest) or not (whole + rest).isdecimal() or len(rest) > TOKEN_DECIMALS:
         fail(f"{text!r} is not an amount with at most {TOKEN_DECIMALS} decimals", 2)
     return int(whole or "0") * 1_000_000 + int(rest.ljust(TOKEN_DECIMALS, "0"))
+
+
+C = TypeVar("C", bound=str)
+
+
+def one_of(option: str, value: str, choices: Sequence[C]) -> C:
+    """`value` if it is among the choices; else one line that names them."""
+    for choice in choices:
+        if value == choice:
+            return choice
+    fail(f"{option} is one of {', '.join(choices)}", 2)
 
 
 def home(role: str, chosen: Path | None) -> Path:

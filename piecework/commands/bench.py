@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -18,43 +20,72 @@ def bench(
         str | None, typer.Option(help="Checkpoint folder or pulled model; the bundled one if not given.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
-    rows: Annotated[list[int] | None, typer.Option(min=1, max=256, help="Jobs at once; repeatable.")] = None,
+    precision: Annotated[
+        str, typer.Option(help="auto (the most faithful that fits), float32, bfloat16, fp8 or int4.")
+    ] = "auto",
+    rows: Annotated[
+        list[int] | None,
+        typer.Option(min=1, max=256, help="Jobs at once; repeatable. 1, 4 and 8 if not given."),
+    ] = None,
     seconds: Annotated[float, typer.Option(min=0.1, max=300, help="For each line.")] = 5.0,
+    home: Annotated[
+        Path | None,
+        typer.Option(help="A worker's home: its offers show these figures from its next start on."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Denoise a fixed prompt again and again, and say how fast. Uses the engine that earns the money."""
-    from dataclasses import asdict
-
     folder = common.checkpoint(model) if model else None
+    from model.batched import BatchedExecutor
     from model.benchmark import measure
     from model.errors import ModelError
-    from model.loading import load
+    from model.planning import load_planned
     from model.probe import engine_profile, probe
+    from model.threads import use_threads
 
-    if device not in ("auto", "cpu", "cuda") or dtype not in ("auto", "float32", "bfloat16"):
-        common.fail("--device is auto, cpu or cuda; --dtype is auto, float32 or bfloat16", 2)
+    counts = rows or [1, 4, 8]
     try:
-        loaded = load(folder, device=device, dtype=dtype)  # type: ignore[arg-type]
-        hardware = probe()
-        lines = [measure(loaded, seconds=seconds, rows=count) for count in rows or [1, 4]]
+        planned = load_planned(
+            folder,
+            device=common.one_of("--device", device, ("auto", "cpu", "cuda")),
+            precision=common.one_of("--precision", precision, ("auto", "float32", "bfloat16", "fp8", "int4")),
+            rows=max(counts),
+        )
+        loaded, hardware = planned.loaded, probe()
+        use_threads(loaded, 0)
+        executor = BatchedExecutor(loaded.model, loaded.limits)
+        lines = [measure(loaded, executor, seconds=seconds, rows=count) for count in counts]
     except ModelError as error:
         common.fail(str(error))
+    report = {
+        "model": loaded.name,
+        "digest": "0x" + loaded.digest.hex(),
+        "profile": engine_profile(loaded, hardware, executor.kernels),
+        "precision": planned.choice.reason,
+        "hardware": asdict(hardware),
+        "measurements": [asdict(line) for line in lines],
+    }
+    if home is not None:
+        save(home, report)
     if json:
-        common.print_json(
-            {
-                "model": loaded.name,
-                "digest": "0x" + loaded.digest.hex(),
-                "profile": engine_profile(loaded, hardware),
-                "hardware": asdict(hardware),
-                "measurements": [asdict(line) for line in lines],
-            }
-        )
+        common.print_json(report)
         return
-    typer.echo(f"{loaded.name}  {engine_profile(loaded, hardware)}")
-    typer.echo(f"{'rows':>5} {'tokens/s':>10} {'steps/s':>10} {'steps/canvas':>13} {'first canvas':>13}")
+    typer.echo(f"{loaded.name}  {report['profile']}")
+    typer.echo(planned.choice.reason)
+    typer.echo(f"{'rows':>5} {'tokens/s':>10} {'steps/s':>10} {'steps/canvas':>13} {'first canvas':>16}")
     for line in lines:
         typer.echo(
             f"{line.rows:>5} {line.tokens_per_second:>10.1f} {line.steps_per_second:>10.1f} "
-            f"{line.steps_per_canvas:>13.1f} {line.first_canvas_ms:>10.0f} ms"
+            f"{line.steps_per_canvas:>13.1f} {line.first_canvas_ms:>13.0f} ms"
         )
+
+
+def save(home: Path, report: dict[str, Any]) -> None:
+    """Leave the figures where `worker start` finds them; one clear line when there is no such home."""
+    from node.home import Home
+    from node.speeds import write_speeds
+
+    place = Home(home)
+    if not place.config.is_file():
+        common.fail(f"{home} is no worker's home. Run `piecework worker init` first.")
+    write_speeds(place, report)

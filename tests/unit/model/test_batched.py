@@ -26,10 +26,8 @@ def long_prompt(tokens: int, first: int = 6) -> Prompt:
     return tuple(first + number % 600 for number in range(tokens))
 
 
-def executor(
-    loaded: LoadedModel, prefix_bytes: int = 2**24, invariance: Invariance | None = None
-) -> BatchedExecutor:
-    return BatchedExecutor(loaded.model, loaded.limits, prefix_bytes=prefix_bytes, invariance=invariance)
+def executor(loaded: LoadedModel, invariance: Invariance | None = None) -> BatchedExecutor:
+    return BatchedExecutor(loaded.model, loaded.limits, invariance=invariance)
 
 
 def test_the_same_prompt_of_one_tenant_is_prefilled_once_and_gives_the_same_text(
@@ -38,7 +36,7 @@ def test_the_same_prompt_of_one_tenant_is_prefilled_once_and_gives_the_same_text
     prompt = long_prompt(200)  # three whole chunks of 64 tokens and eight more
     shared = executor(bundled)
     engine = Engine(bundled, max_rows=1, executor=shared)
-    texts = []
+    texts: list[list[tuple[bytes, ...]]] = []
     for seed in (1, 1, 2):
         engine.submit(make_request(prompt, f"job-{len(texts)}", seed=seed, max_tokens=32, tenant="one"))
         texts.append([event.step_leaves for event in canvases(run(engine)[f"job-{len(texts)}"])])
@@ -87,15 +85,36 @@ def test_kept_chunks_stay_within_their_bytes_and_beginnings_outlive_what_follows
         store.keep(keys[:depth], chunk)
     assert store.used_bytes == 3 * chunk.bytes
     assert len(store.find(keys)) == 3
-    PrefixStore(chunk.bytes - 1).keep(keys[:1], chunk)
-    assert len(PrefixStore(chunk.bytes - 1).find(keys)) == 0
+    store.resize(2 * chunk.bytes)
+    assert len(store.find(keys)) == 2
+    store.resize(chunk.bytes - 1)
+    store.keep(keys[:1], chunk)
+    assert store.find(keys) == []
+    assert store.used_bytes == 0
+
+
+def test_prompts_are_kept_only_in_memory_that_no_row_needs(bundled: LoadedModel) -> None:
+    shared = executor(bundled)
+    request = make_request(long_prompt(130), "first", max_tokens=32, max_steps=1, tenant="one")
+    row = shared.footprint(request)
+    chunk = cache_layout(bundled.model.config.text_config, 32, 64).chunk_bytes(64, 4)
+    engine = Engine(bundled, max_rows=2, memory_bytes=row + chunk, executor=shared)
+    engine.submit(request)
+    run(engine)
+    engine.submit(replace(request, request_id="second"))
+    run(engine)
+    assert shared.prefix_hits == 1  # of two whole chunks, room was for one
+    engine.submit(replace(request, request_id="third", tenant=""))
+    engine.submit(replace(request, request_id="fourth", max_tokens=1))
+    run(engine)
+    assert engine.rows == engine.queued == 0
 
 
 def test_rows_that_must_run_alone_have_the_results_of_their_own(bundled: LoadedModel, prompt: Prompt) -> None:
     """Where products depend on their number of rows, every pass has one segment: the job alone decides its
     shape."""
     alone, beside = (
-        Engine(bundled, max_rows=3, executor=executor(bundled, invariance=Invariance(1, isolated=True)))
+        Engine(bundled, max_rows=3, executor=executor(bundled, Invariance(1, isolated=True)))
         for _ in range(2)
     )
     wanted = make_request(long_prompt(150), "wanted", max_tokens=64)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from model.batched import BatchedExecutor
 from model.benchmark import measure
 from model.errors import BenchmarkError
 from model.loading import LoadedModel
@@ -24,23 +25,24 @@ def test_the_probe_describes_this_machine() -> None:
 
 def test_the_profile_is_short_stable_and_names_what_decides_the_last_bits(bundled: LoadedModel) -> None:
     hardware = probe()
-    profile = engine_profile(bundled, hardware)
-    assert profile == engine_profile(bundled, probe())
+    profile = engine_profile(bundled, hardware, "pure")
+    assert profile == engine_profile(bundled, probe(), "pure")
     assert re.fullmatch(r"[a-z0-9.+/-]{10,160}", profile)
     others = {
-        engine_profile(replace(bundled, dtype="bfloat16"), hardware),
-        engine_profile(replace(bundled, quantization="int8"), hardware),
-        engine_profile(bundled, replace(hardware, cpu="Other CPU")),
-        engine_profile(replace(bundled, device="cuda"), replace(hardware, name="NVIDIA H100 80GB HBM3")),
+        engine_profile(replace(bundled, dtype="bfloat16"), hardware, "pure"),
+        engine_profile(replace(bundled, quantization="int8"), hardware, "pure"),
+        engine_profile(bundled, replace(hardware, cpu="Other CPU"), "pure"),
+        engine_profile(bundled, hardware, "fused"),
+        engine_profile(replace(bundled, device="cuda"), replace(hardware, name="NVIDIA H100"), "pure"),
     }
-    assert len(others | {profile}) == 5
+    assert len(others | {profile}) == 6
 
 
 def test_a_measurement_comes_from_real_canvases(bundled: LoadedModel) -> None:
     ticks = itertools.count()
-    measured = measure(
-        bundled, seconds=1.0, rows=2, clock=lambda: float(next(ticks))
-    )  # each look is a second
+    executor = BatchedExecutor(bundled.model, bundled.limits)
+    clock = lambda: float(next(ticks))  # noqa: E731  each look is a second
+    measured = measure(bundled, executor, seconds=1.0, rows=2, clock=clock)
     assert measured.canvases >= 2
     assert measured.rows == 2
     assert measured.first_canvas_ms == 1000.0
@@ -54,10 +56,10 @@ def test_a_model_that_fails_cannot_be_measured(bundled: LoadedModel) -> None:
         broken_head(bundled, lambda output: torch.full_like(output, float("nan"))),
         pytest.raises(BenchmarkError, match="non_finite"),
     ):
-        measure(bundled, seconds=1.0)
+        measure(bundled, BatchedExecutor(bundled.model, bundled.limits), seconds=1.0)
 
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0, 301.0])
 def test_a_budget_out_of_bounds_is_refused(bundled: LoadedModel, seconds: float) -> None:
     with pytest.raises(ValueError, match="seconds"):
-        measure(bundled, seconds=seconds)
+        measure(bundled, BatchedExecutor(bundled.model, bundled.limits), seconds=seconds)

@@ -110,12 +110,12 @@ async def test_a_lost_process_is_reported_and_started_again(tmp_path: Path, how:
 
 
 DEAF_CHILD = """
-import os, sys, time
+import os, sys, threading
 sys.path.insert(0, {root!r})
 from node.engine_wire import Ready, encode_report
 from tests.support.node.fake_engine import FACTS
 sys.stdout.buffer.write(encode_report(Ready(FACTS))); sys.stdout.buffer.flush()
-time.sleep(3600)  # hears neither the end of its stdin nor anything else
+threading.Event().wait()  # hears neither the end of its stdin nor anything else
 """
 
 
