@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from piecework.commands import _common as common
+
+if TYPE_CHECKING:
+    from model.loading import DeviceChoice
+    from model.planning import PrecisionChoice
 
 app = typer.Typer(invoke_without_command=True, rich_markup_mode=None, add_completion=False)
 
@@ -36,28 +40,44 @@ def bench(
 ) -> None:
     """Denoise a fixed prompt again and again, and say how fast. Uses the engine that earns the money."""
     folder = common.checkpoint(model) if model else None
+    on = common.one_of("--device", device, ("auto", "cpu", "cuda"))
+    wanted = common.one_of("--precision", precision, ("auto", "float32", "bfloat16", "fp8", "int4"))
+    report = measure(folder, on, wanted, rows or [1, 4, 8], seconds)
+    if home is not None:
+        save(home, report)
+    if json:
+        common.print_json(report)
+        return
+    typer.echo(f"{report['model']}  {report['profile']}")
+    typer.echo(report["precision"])
+    typer.echo(f"{'rows':>5} {'tokens/s':>10} {'steps/s':>10} {'steps/canvas':>13} {'first canvas':>16}")
+    for line in report["measurements"]:
+        typer.echo(
+            f"{line['rows']:>5} {line['tokens_per_second']:>10.1f} {line['steps_per_second']:>10.1f} "
+            f"{line['steps_per_canvas']:>13.1f} {line['first_canvas_ms']:>13.0f} ms"
+        )
+
+
+def measure(
+    folder: Path | None, device: DeviceChoice, precision: PrecisionChoice, counts: list[int], seconds: float
+) -> dict[str, Any]:
+    """Load the model as a worker would and measure each number of rows."""
     from model.batched import BatchedExecutor
-    from model.benchmark import measure
+    from model.benchmark import measure as run
     from model.errors import ModelError
     from model.planning import load_planned
     from model.probe import engine_profile, probe
     from model.threads import use_threads
 
-    counts = rows or [1, 4, 8]
     try:
-        planned = load_planned(
-            folder,
-            device=common.one_of("--device", device, ("auto", "cpu", "cuda")),
-            precision=common.one_of("--precision", precision, ("auto", "float32", "bfloat16", "fp8", "int4")),
-            rows=max(counts),
-        )
+        planned = load_planned(folder, device=device, precision=precision, rows=max(counts))
         loaded, hardware = planned.loaded, probe()
         use_threads(loaded, 0)
         executor = BatchedExecutor(loaded.model, loaded.limits)
-        lines = [measure(loaded, executor, seconds=seconds, rows=count) for count in counts]
+        lines = [run(loaded, executor, seconds=seconds, rows=count) for count in counts]
     except ModelError as error:
         common.fail(str(error))
-    report = {
+    return {
         "model": loaded.name,
         "digest": "0x" + loaded.digest.hex(),
         "profile": engine_profile(loaded, hardware, executor.kernels),
@@ -65,19 +85,6 @@ def bench(
         "hardware": asdict(hardware),
         "measurements": [asdict(line) for line in lines],
     }
-    if home is not None:
-        save(home, report)
-    if json:
-        common.print_json(report)
-        return
-    typer.echo(f"{loaded.name}  {report['profile']}")
-    typer.echo(planned.choice.reason)
-    typer.echo(f"{'rows':>5} {'tokens/s':>10} {'steps/s':>10} {'steps/canvas':>13} {'first canvas':>16}")
-    for line in lines:
-        typer.echo(
-            f"{line.rows:>5} {line.tokens_per_second:>10.1f} {line.steps_per_second:>10.1f} "
-            f"{line.steps_per_canvas:>13.1f} {line.first_canvas_ms:>13.0f} ms"
-        )
 
 
 def save(home: Path, report: dict[str, Any]) -> None:

@@ -56,9 +56,7 @@ def init(
 ) -> None:
     """Make keys, certificate and settings, and register with one transaction. Safe to run again."""
     from node.home import Home
-    from node.model_store import is_model_name
 
-    named = not Path(model).is_dir() and is_model_name(model)
     file = deployment or Path(common.ask("--deployment", "The market's deployment file"))
     values: dict[str, Any] = {
         "payout": payout or common.ask("--payout", "Cold address for the earnings"),
@@ -69,13 +67,10 @@ def init(
         "price_per_thousand_steps": common.parse_amount(price_steps or ("0" if vllm else "0.001")),
         "slots": slots,
         "indexes": tuple(index or ()),
-        "model": model if named or not model else str(Path(model).resolve()),
+        **_model_settings(model),
     }
     if vllm:
         values |= {"backend": "vllm", "vllm_endpoints": tuple(vllm), "vllm_model": vllm_model}
-    if named:
-        # The daemon may run as another user, whose default is another folder.
-        values["model_store"] = str(common.model_store().root.resolve())
     place = Home(common.home("worker", home))
     confirm = not place.operator.is_file()
     secret = common.password(password_file, confirm=confirm)
@@ -90,6 +85,16 @@ def init(
         typer.echo(f"{'made ' if step['new'] else 'there'}  {step['what']:14} {step['detail']}")
     typer.echo(f"operator {done['operator']}; earnings go to {done['payout']}")
     typer.echo("next: piecework worker check, then piecework worker start")
+
+
+def _model_settings(model: str) -> dict[str, Any]:
+    """A pulled model by its name, a folder by its full path, or the bundled one."""
+    from node.model_store import is_model_name
+
+    if Path(model).is_dir() or not is_model_name(model):
+        return {"model": str(Path(model).resolve()) if model else ""}
+    # The daemon may run as another user, whose default is another folder.
+    return {"model": model, "model_store": str(common.model_store().root.resolve())}
 
 
 async def enrol(
