@@ -76,14 +76,10 @@ def parse_amount(text: str) -> int:
     return int(whole or "0") * 1_000_000 + int(rest.ljust(TOKEN_DECIMALS, "0"))
 
 
-C = TypeVar("C", bound=str)
-
-
-def one_of(option: str, value: str, choices: Sequence[C]) -> C:
+def one_of(option: str, value: str, choices: Sequence[str]) -> str:
     """`value` if it is among the choices; else one line that names them."""
-    for choice in choices:
-        if value == choice:
-            return choice
+    if value in choices:
+        return value
     fail(f"{option} is one of {', '.join(choices)}", 2)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -42,7 +42,9 @@ def bench(
     folder = common.checkpoint(model) if model else None
     on = common.one_of("--device", device, ("auto", "cpu", "cuda"))
     wanted = common.one_of("--precision", precision, ("auto", "float32", "bfloat16", "fp8", "int4"))
-    report = measure(folder, on, wanted, rows or [1, 4, 8], seconds)
+    report = measure(
+        folder, cast("DeviceChoice", on), cast("PrecisionChoice", wanted), rows or [1, 4, 8], seconds
+    )
     if home is not None:
         save(home, report)
     if json:

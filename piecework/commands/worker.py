@@ -80,7 +80,11 @@ def init(
     )
     if json:
         common.print_json(done)
-        return
+    else:
+        _print_enrolment(done)
+
+
+def _print_enrolment(done: dict[str, Any]) -> None:
     for step in done["steps"]:
         typer.echo(f"{'made ' if step['new'] else 'there'}  {step['what']:14} {step['detail']}")
     typer.echo(f"operator {done['operator']}; earnings go to {done['payout']}")
