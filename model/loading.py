@@ -20,7 +20,7 @@ from transformers import (
 
 from model import files, headers
 from model.bounds import ModelLimits
-from model.dimensions import dimensions
+from model.dimensions import dimensions, published_tensors
 from model.errors import CheckpointError, DeviceError
 from model.kernels import best_recipe
 from model.manifest import (
@@ -103,10 +103,8 @@ def load(
         raise CheckpointError(folder, f"model digest is {digest.hex()}, expected {expected_digest.hex()}")
     target = resolve_device(device)
     eos_ids, defaults = _eos_ids(generation, folder), _defaults(generation, folder)
-    tokenizer, packing = (
-        load_codec(folder, eos_ids),
-        best_recipe(quantization, target, [(tensor.name, tensor.shape) for tensor in tensors.values()]),
-    )
+    tokenizer = load_codec(folder, eos_ids)
+    packing = best_recipe(quantization, target, published_tensors(dimensions(config, folder / "config.json")))
     placement = Placement(_dtype(dtype, config, target, folder), target, packing, expert_budget_bytes)
     model = _load_weights(folder, tensors, placement)
     limits = _limits(model, defaults)
@@ -151,12 +149,19 @@ def _check_folder(
     if config.get("model_type") != _MODEL_TYPE:
         raise CheckpointError(folder / "config.json", f"model_type is not {_MODEL_TYPE}")
     if "quantization_config" in config:
-        raise CheckpointError(
-            folder / "config.json", "pre-quantized weights are not supported by this engine"
-        )
+        raise CheckpointError(folder / "config.json", _prequantized(config["quantization_config"]))
     dimensions(config, folder / "config.json")  # within bounds, or building the modules has none
     covered_files(folder)
     return config, files.read_json(folder / "generation_config.json"), headers.read_folder(folder)
+
+
+def _prequantized(written: Any) -> str:
+    """Why packed checkpoints are refused; docs/precision.md has what was tried."""
+    method = written.get("quant_method", "unknown") if isinstance(written, dict) else "unknown"
+    return (
+        f"holds packed weights ({str(method)[:40]}): no library reads the experts of this architecture "
+        "from them; load the published bfloat16 weights, fp8 and int4 are made on the way"
+    )
 
 
 def _load_weights(

@@ -16,7 +16,7 @@ from model.dimensions import read
 from model.errors import CheckpointError, DeviceError
 from model.loading import LoadedModel, load
 from model.manifest import bundled_checkpoint_path
-from model.quantization import QuantizedLinear
+from model.quantization import Fp8, QuantizedLinear
 from tests.support.allocations import allocations
 from tests.support.model_runs import canvases, make_request, run_alone
 from tests.support.small_models import write_small
@@ -253,3 +253,29 @@ def test_a_configuration_out_of_bounds_is_refused_before_it_is_built(copy: Path,
     with pytest.raises(CheckpointError) as caught:
         load(copy, device="cpu")
     assert caught.value.path == str(path)
+
+
+def test_a_compressed_tensors_checkpoint_is_refused_with_the_reason(copy: Path) -> None:
+    """Its tensors as llm-compressor writes them: float8 with a scale a channel. transformers would take the
+    weights and drop the scales of the experts without an error.
+    """
+
+    def compress(tensors: dict[str, Tensor]) -> None:
+        for name in [name for name in tensors if precision.is_linear(name)]:
+            tensors[name], scale = Fp8().pack(tensors[name])
+            tensors[f"{name}_scale"] = scale[:, None].to(torch.bfloat16)
+
+    rewrite(copy, compress)
+    config = json.loads((copy / "config.json").read_text())
+    weights = {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True}
+    config["quantization_config"] = {
+        "quant_method": "compressed-tensors",
+        "format": "float-quantized",
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
+    }
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        CheckpointError, match=r"compressed-tensors\): no library reads the experts"
+    ) as caught:
+        load(copy, device="cpu")
+    assert caught.value.path == str(copy / "config.json")
