@@ -110,7 +110,8 @@ class VllmServer:
 
     @web.middleware
     async def _authorized(self, request: web.Request, handler: Any) -> web.StreamResponse:
-        if self.key and request.headers.get("authorization") != f"Bearer {self.key}":
+        guarded = request.path.startswith("/v1")  # the rest answers to everybody, as it does there
+        if guarded and self.key and request.headers.get("authorization") != f"Bearer {self.key}":
             return web.json_response({"error": "Unauthorized"}, status=401)
         response: web.StreamResponse = await handler(request)
         return response

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from node.vllm_endpoint import EndpointTimes
 from node.vllm_fleet import FleetTimes, Health
 from protocol.content import Message
 from protocol.objects import Service
+from tests.repo.test_documents import ROOT
 from tests.support.vllm_server import CANVAS, CHECKPOINT, EOS, MAX_MODEL_LEN, VllmServer, servers, token_at
 
 PROMPT = (9, 8, 7, 6, 5)
@@ -458,3 +461,16 @@ async def test_nothing_is_answered_before_the_start() -> None:
     link.cancel("row")
     with pytest.raises(EngineUnavailable):
         await link.encode_prompt((Message("user", "anyone?"),))
+
+
+def test_a_worker_before_vllm_needs_no_torch() -> None:
+    program = (
+        "import sys; sys.modules['torch'] = None; "
+        "import node.daemon, node.checks, node.vllm; "
+        "from model.chat import Message, encode_prompt; from tests.support.vllm_server import CHECKPOINT; "
+        "print(len(encode_prompt(CHECKPOINT.codec, [Message('user', 'a fox')])))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert result.returncode == 0 and int(result.stdout) > 0, result.stderr
