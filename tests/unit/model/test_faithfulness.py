@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import DiffusionGemmaForBlockDiffusion
 from transformers.models.diffusion_gemma.generation_diffusion_gemma import EntropyBoundSamplerConfig
 
+from bench.checkpoints import mid_config
 from model import philox, sampler
 from model.batched import BatchedExecutor
 from model.bounds import ModelLimits
@@ -232,6 +233,30 @@ def test_random_weights_give_the_canvases_of_generate(
     theirs = reference_canvases(random_model, wanted, frozenset({1}), limits.chunk_tokens)
     assert our_canvases(make(random_model, limits), limits, wanted, frozenset({1})) == theirs
     assert sum(map(len, theirs)) > 1
+
+
+@pytest.fixture(scope="module")
+def mid_model() -> DiffusionGemmaForBlockDiffusion:
+    """72.8 M parameters with random weights: 8 experts of which 2 work, windows of 128 tokens, canvases of
+    64."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        model = DiffusionGemmaForBlockDiffusion(mid_config()).eval().requires_grad_(False)
+    model.set_experts_implementation("eager")
+    return model.bfloat16()
+
+
+def test_a_mid_size_model_gives_the_canvases_of_generate_far_beyond_its_window(
+    mid_model: DiffusionGemmaForBlockDiffusion,
+) -> None:
+    text = mid_model.config.text_config
+    limits = ModelLimits(text.max_position_embeddings, 64, 48, text.vocab_size)
+    assert text.sliding_window * 4 < 560
+    prompt = tuple(philox.initial_ids([Moment(5, 7, 0)], 560, text.vocab_size)[0].tolist())
+    wanted = request(prompt, max_tokens=128, max_steps=5, entropy_bound=2.0)
+    theirs = reference_canvases(mid_model, wanted, frozenset({1}), limits.chunk_tokens)
+    assert [len(steps) for steps in theirs] == [5, 5]
+    assert our_canvases(BatchedExecutor(mid_model, limits), limits, wanted, frozenset({1})) == theirs
 
 
 def test_what_the_published_format_ties_is_tied_after_loading(bundled: LoadedModel, tmp_path: Path) -> None:
