@@ -124,14 +124,6 @@ def row_bytes(of: Dimensions, context: int, dtype: Dtype) -> int:
     return CacheLayout(of.layers, of.canvas, of.chunk).row_bytes(context, DTYPE_BYTES[dtype])
 
 
-def kv_bytes(of: Dimensions, rows: int, context: int, dtype: Dtype) -> int:
-    """The KV caches of `rows` rows, and what the engine keeps of prompts for the next ones: the budget that
-    it has to be given so that they all fit.
-    """
-    caches = rows * row_bytes(of, context, dtype)
-    return caches + min(limits.PREFIX_STORE_BYTES, -(-caches // 3))
-
-
 def work_bytes(of: Dimensions, kind: Kind, rows: int, context: int, dtype: Dtype) -> int:
     """An upper bound of what a step needs beside weights and KV caches.
 
@@ -166,7 +158,7 @@ def need(model: Blueprint, what: Format, kind: Kind, rows: int, context: int) ->
         context=context,
         offloaded=False,
         weights_bytes=on_device,
-        kv_bytes=kv_bytes(of, rows, context, dtype),
+        kv_bytes=rows * row_bytes(of, context, dtype),  # kept prompts live in what rows leave free
         # A small bfloat16 model is laid out a second time on a CPU (projections.py).
         work_bytes=work_bytes(of, kind, rows, context, dtype) + (on_device if again else 0),
         cache_bytes=0,
