@@ -13,17 +13,20 @@ the pieces nothing is padded at all: a replay computes what the plain call compu
 on the same shapes.
 
 A piece is recorded when its bucket comes for the RECORD_AT-th time, since a pass that prefills has a shape
-of its own that may never come back. Recordings are bounded in number and in bytes; the one unused for
-longest goes first.
+of its own that may never come back. Buffers are shared: pieces run one after another, so all inputs of one
+shape and place are one buffer, and so are all outputs. The pieces of a step at one row of the released
+model thus take some 16 MB and not 250. What does not fit into the bounds is called; only recordings that
+have been idle for long make room, because the pieces of a step take turns: among more of them than fit,
+dropping the one unused for longest would drop each just before it is needed.
 
 Never run on a GPU: `CudaRecorder` has not captured anything yet. What is around it (buckets, buffers, bounds,
 refusals) is tested on a CPU with a recorder that replays by calling the function again.
 """
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -38,29 +41,30 @@ RECORD_AT: Final = 3
 MAX_RECORDINGS: Final = 512
 """Of 31 pieces a step: 16 numbers of rows. Each costs some 100 KB of the driver's memory as well."""
 MAX_COUNTED_BUCKETS: Final = 4096  # shapes not recorded yet; a counter forgets them all when it is full
+IDLE_RUNS: Final = 4096
+"""Of any pieces, 130 steps of 31: a recording not replayed for so long belongs to a load that is over."""
+POSTPONED_CALLS: Final = 100  # of a bucket for which there was no room, before it is tried again
 WARM_UPS: Final = 2  # before a capture: libraries allocate workspaces and choose kernels in their first calls
 
 
 class Recording(Protocol):
-    """A piece that can be repeated on the buffers that it was recorded with."""
-
-    @property
-    def outputs(self) -> Tensors:
-        """Overwritten by each replay."""
+    """An action that can be repeated on the buffers that it was recorded with."""
 
     @property
     def pool_bytes(self) -> int:
-        """Device memory that it holds, its inputs aside."""
+        """Device memory that it took for itself, beside the buffers."""
 
     def replay(self) -> None:
-        """Computes the outputs from what the inputs now hold."""
+        """Does it again, with what the buffers now hold."""
 
 
 class Recorder(Protocol):
-    """How a piece becomes a recording."""
+    """How an action becomes a recording."""
 
-    def record(self, piece: Piece, inputs: Tensors) -> Recording:
-        """Records `piece` on these very buffers. RecordingRefusedError when it cannot be recorded."""
+    def record(self, action: Callable[[], None]) -> Recording:
+        """Records an action that only reads and writes buffers and weights. RecordingRefusedError when it
+        cannot be recorded.
+        """
 
 
 class RecordingRefusedError(Exception):
@@ -72,7 +76,7 @@ class Pieces(Protocol):
 
     def run(self, name: str, piece: Piece, *inputs: Tensor) -> Tensors:
         """The piece's outputs. They may be inputs of the next run, of whatever piece, and are gone after it:
-        recordings share their scratch memory.
+        recordings share their buffers.
         """
 
 
@@ -84,30 +88,35 @@ class PlainPieces:
         return piece(*inputs)
 
 
+Place = tuple[Literal["in", "out"], int, torch.Size, torch.dtype, torch.device]
+
+
 @dataclass(slots=True)
 class _Entry:
-    inputs: Tensors
+    inputs: tuple[Place, ...]
+    outputs: tuple[Place, ...]
     recording: Recording
-
-    @property
-    def bytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self.inputs) + self.recording.pool_bytes
+    last_run: int
 
 
 @dataclass(slots=True)
 class RecordedPieces:
     """Records pieces that come again in the same shape. One thread, one stream.
 
-    recorder: how. max_bytes: device memory that all recordings may hold, their inputs included.
+    recorder: how. max_bytes: device memory that all recordings may hold, their buffers included. idle_runs: a
+    recording not replayed for so many runs makes room for others.
     """
 
     recorder: Recorder
     max_bytes: int
     max_recordings: int = MAX_RECORDINGS
+    idle_runs: int = IDLE_RUNS
     refusals: dict[Bucket, str] = field(default_factory=dict)
-    """What is called because it could not be recorded, and why; at most MAX_COUNTED_BUCKETS of them."""
+    """What is called because it cannot be recorded, and why; at most MAX_COUNTED_BUCKETS of them."""
     replays: int = 0
+    _runs: int = 0
     _entries: OrderedDict[Bucket, _Entry] = field(default_factory=OrderedDict)  # least recently used first
+    _buffers: dict[Place, Tensor] = field(default_factory=dict)
     _seen: Counter[Bucket] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
@@ -121,62 +130,107 @@ class RecordedPieces:
 
     @property
     def held_bytes(self) -> int:
-        """Device memory that they hold."""
-        return sum(entry.bytes for entry in self._entries.values())
+        """Device memory that they hold, shared buffers once."""
+        pools = sum(entry.recording.pool_bytes for entry in self._entries.values())
+        return pools + sum(buffer.nbytes for buffer in self._buffers.values())
 
     def run(self, name: str, piece: Piece, *inputs: Tensor) -> Tensors:
         """A replay if this bucket is recorded, else a call. A name stands for one piece and its weights."""
+        self._runs += 1
         bucket = (name, tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in inputs))
         entry = self._entries.get(bucket)
         if entry is None:
-            entry = self._record(bucket, piece, inputs)
-        if entry is None:
-            return piece(*inputs)
+            made = piece(*inputs)
+            if self._is_due(bucket):
+                # Inputs that a piece hands on may stand in the very buffers that recording it overwrites.
+                made = tuple(tensor.clone() for tensor in made)
+                self._record(bucket, piece, inputs, made)
+            return made
         self._entries.move_to_end(bucket)
-        for buffer, tensor in zip(entry.inputs, inputs, strict=True):
-            buffer.copy_(tensor)
+        entry.last_run = self._runs
+        for place, tensor in zip(entry.inputs, inputs, strict=True):
+            self._buffers[place].copy_(tensor)
         entry.recording.replay()
         self.replays += 1
-        return entry.recording.outputs
+        return tuple(self._buffers[place] for place in entry.outputs)
 
     def forget(self) -> None:
         """Drops all recordings: weights moved, or their memory is needed. Pieces are counted anew."""
-        self._entries.clear()
-        self._seen.clear()
-        self.refusals.clear()
+        for kept in (self._entries, self._buffers, self._seen, self.refusals):
+            kept.clear()
 
-    def _record(self, bucket: Bucket, piece: Piece, inputs: Tensors) -> _Entry | None:
-        """A new entry within the bounds, or None if the piece has to be called."""
+    def _is_due(self, bucket: Bucket) -> bool:
+        """Counts a call; whether it is time to record."""
         if bucket in self.refusals:
-            return None
-        for counted in (self._seen, self.refusals):
-            if len(counted) >= MAX_COUNTED_BUCKETS:
-                counted.clear()
+            return False
+        if len(self._seen) >= MAX_COUNTED_BUCKETS:
+            self._seen.clear()
         self._seen[bucket] += 1
-        if self._seen[bucket] < RECORD_AT:
-            return None
+        return self._seen[bucket] >= RECORD_AT
+
+    def _record(self, bucket: Bucket, piece: Piece, inputs: Tensors, outputs: Tensors) -> None:
+        """Records a piece whose call made `outputs` of `inputs`, if it fits."""
+        reads, writes = _places("in", inputs), _places("out", outputs)
+        if not self._make_room((*reads, *writes)):
+            self._seen[bucket] = RECORD_AT - POSTPONED_CALLS
+            return
+        for place, tensor in zip((*reads, *writes), (*inputs, *outputs), strict=True):
+            if place not in self._buffers:
+                self._buffers[place] = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+        given = [self._buffers[place] for place in reads]
+        for buffer, tensor in zip(given, inputs, strict=True):
+            buffer.copy_(tensor)
+
+        def action() -> None:
+            for place, made in zip(writes, piece(*given), strict=True):
+                self._buffers[place].copy_(made)
+
         del self._seen[bucket]
-        buffers = tuple(tensor.clone(memory_format=torch.contiguous_format) for tensor in inputs)
         try:
-            entry = _Entry(buffers, self.recorder.record(piece, buffers))
+            self._entries[bucket] = _Entry(reads, writes, self.recorder.record(action), self._runs)
         except RecordingRefusedError as error:
+            if len(self.refusals) >= MAX_COUNTED_BUCKETS:
+                self.refusals.clear()
             self.refusals[bucket] = str(error)
-            return None
-        if entry.bytes > self.max_bytes:
-            self.refusals[bucket] = f"needs {entry.bytes} bytes, all recordings may hold {self.max_bytes}"
-            return None
-        self._entries[bucket] = entry
-        while self.recordings > self.max_recordings or self.held_bytes > self.max_bytes:
-            self._entries.popitem(last=False)
-        return entry
+        if self.held_bytes > self.max_bytes:  # its own memory was not known before
+            self._entries.pop(bucket, None)
+            self._seen[bucket] = RECORD_AT - POSTPONED_CALLS
+        self._prune()
+
+    def _make_room(self, places: Sequence[Place]) -> bool:
+        """Whether one more recording with these buffers fits the bounds, idle ones dropped if need be."""
+        while True:
+            new_bytes = sum(_bytes(place) for place in places if place not in self._buffers)
+            if self.recordings < self.max_recordings and self.held_bytes + new_bytes <= self.max_bytes:
+                return True
+            oldest = next(iter(self._entries), None)
+            if oldest is None or self._runs - self._entries[oldest].last_run < self.idle_runs:
+                return False
+            del self._entries[oldest]
+            self._prune()
+
+    def _prune(self) -> None:
+        """Lets buffers go that no recording has any more."""
+        used = {place for entry in self._entries.values() for place in (*entry.inputs, *entry.outputs)}
+        for place in self._buffers.keys() - used:
+            del self._buffers[place]
+
+
+def _places(kind: Literal["in", "out"], tensors: Tensors) -> tuple[Place, ...]:
+    """Where these tensors go: one buffer for all that have the same rank in a piece, shape and type."""
+    return tuple((kind, rank, t.shape, t.dtype, t.device) for rank, t in enumerate(tensors))
+
+
+def _bytes(place: Place) -> int:
+    _, _, shape, dtype, _ = place
+    return shape.numel() * dtype.itemsize
 
 
 @dataclass(frozen=True, slots=True)
 class CudaRecording:
-    """A captured graph, the tensors that it writes, and by how much capturing it made the pool grow."""
+    """A captured graph, and by how much capturing it made the shared pool grow."""
 
     graph: torch.cuda.CUDAGraph
-    outputs: Tensors
     pool_bytes: int
 
     def replay(self) -> None:
@@ -185,30 +239,30 @@ class CudaRecording:
 
 
 class CudaRecorder:
-    """Captures on a stream of its own into one pool. Pieces run one after another, so scratch memory of one
-    may be an output of another: that is why outputs do not outlive the next run.
+    """Captures on a stream of its own. All graphs take their scratch memory from one pool, as large as the
+    hungriest of them: they run one after another, and nothing of it is needed after a replay.
     """
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
         self._stream: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
-    def record(self, piece: Piece, inputs: Tensors) -> CudaRecording:
-        """Calls the piece WARM_UPS times, then captures it. What cannot be captured (a copy to the host, a
-        decision on the host) raises RecordingRefusedError.
+    def record(self, action: Callable[[], None]) -> CudaRecording:
+        """Does it WARM_UPS times, then captures it. What cannot be captured (a copy to the host, a decision
+        there) raises RecordingRefusedError.
         """
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             for _ in range(WARM_UPS):
-                piece(*inputs)
+                action()
         torch.cuda.current_stream().wait_stream(self._stream)
         before = torch.cuda.memory_reserved()
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
-                outputs = piece(*inputs)
+                action()
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
             raise RecordingRefusedError(f"it cannot be captured: {str(error).splitlines()[0]}") from error
-        return CudaRecording(graph, outputs, max(0, torch.cuda.memory_reserved() - before))
+        return CudaRecording(graph, max(0, torch.cuda.memory_reserved() - before))

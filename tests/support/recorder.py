@@ -1,59 +1,40 @@
-"""A recorder for machines without a GPU: a replay calls the piece again on its buffers.
+"""A recorder for machines without a GPU: a replay does the recorded action again.
 
-It is as unforgiving as CUDA graphs: outputs stay in one place, and every replay spoils the outputs of all
-other recordings, as graphs do that share their scratch memory.
+Buffers are shared among recordings as they are on a GPU, so what is read too late is wrong here as well.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from torch import Tensor
-
-from model.graphs import Piece, RecordingRefusedError, Tensors
+from model.graphs import RecordingRefusedError
 
 
-def spoil(tensor: Tensor) -> None:
-    """No computation may go on from this."""
-    tensor.fill_(math.nan if tensor.is_floating_point() else 77)
-
-
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class EchoRecording:
-    """Inputs, outputs and the piece between them."""
+    """An action. pool_bytes: what it claims to hold."""
 
-    piece: Piece
-    inputs: Tensors
-    outputs: Tensors
-    others: list[EchoRecording] = field(repr=False)
-
-    @property
-    def pool_bytes(self) -> int:
-        """Of its outputs."""
-        return sum(tensor.nbytes for tensor in self.outputs)
+    action: Callable[[], None]
+    pool_bytes: int
 
     def replay(self) -> None:
-        """The call, its results put where they belong."""
-        made = self.piece(*self.inputs)
-        for other in self.others:
-            for tensor in other.outputs:
-                spoil(tensor)
-        for place, tensor in zip(self.outputs, made, strict=True):
-            place.copy_(tensor)
+        """The action."""
+        self.action()
 
 
 @dataclass(slots=True)
 class EchoRecorder:
-    """Records anything, unless it is told a reason not to."""
+    """Records anything, unless it is told a reason not to. made: how many it recorded."""
 
     refusal: str = ""
-    made: list[EchoRecording] = field(default_factory=list)
+    pool_bytes: int = 0
+    made: int = 0
 
-    def record(self, piece: Piece, inputs: Tensors) -> EchoRecording:
-        """Calls the piece once for the shapes of its outputs."""
+    def record(self, action: Callable[[], None]) -> EchoRecording:
+        """Does it once, as a warm-up would."""
         if self.refusal:
             raise RecordingRefusedError(self.refusal)
-        recording = EchoRecording(piece, inputs, tuple(t.clone() for t in piece(*inputs)), self.made)
-        self.made.append(recording)
-        return recording
+        action()
+        self.made += 1
+        return EchoRecording(action, self.pool_bytes)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from model.graphs import RECORD_AT, Pieces, PlainPieces, RecordedPieces
+from model.graphs import POSTPONED_CALLS, RECORD_AT, Pieces, PlainPieces, RecordedPieces
 from model.loading import LoadedModel
 from tests.support.recorder import EchoRecorder
 
@@ -23,8 +23,16 @@ def double(x: Tensor) -> tuple[Tensor, ...]:
     return (2 * x,)
 
 
-def recorded(max_recordings: int = 64, max_bytes: int = AMPLE_BYTES, refusal: str = "") -> RecordedPieces:
-    return RecordedPieces(EchoRecorder(refusal), max_bytes, max_recordings)
+def recorded(
+    max_recordings: int = 64, max_bytes: int = AMPLE_BYTES, refusal: str = "", idle_runs: int = 1000
+) -> RecordedPieces:
+    return RecordedPieces(EchoRecorder(refusal), max_bytes, max_recordings, idle_runs)
+
+
+def repeat(pieces: RecordedPieces, count: int, times: int = RECORD_AT, name: str = "double") -> None:
+    """So often that it is recorded, unless told otherwise."""
+    for _ in range(times):
+        assert torch.equal(pieces.run(name, double, tokens(count))[0], 2 * tokens(count))
 
 
 def tokens(count: int, seed: int = 0) -> Tensor:
@@ -52,18 +60,25 @@ class Stack:
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.lists(st.integers(1, 5), min_size=1, max_size=25), st.integers(1, 12))
-def test_any_sequence_of_row_counts_gives_the_bits_of_plain_calls(rows: list[int], room: int) -> None:
+@given(
+    st.lists(st.integers(1, 5), min_size=1, max_size=25),
+    st.integers(1, 12),
+    st.integers(0, 3000),
+    st.integers(0, 20),
+)
+def test_any_sequence_of_row_counts_gives_the_bits_of_plain_calls(
+    rows: list[int], room: int, room_bytes: int, idle_runs: int
+) -> None:
     """With room for fewer recordings than there are buckets, pieces are called, or recorded anew."""
     canvas = 4
     with torch.inference_mode():
         stack = Stack([nn.Linear(HIDDEN, HIDDEN), nn.Linear(HIDDEN, HIDDEN)])
-        pieces = recorded(max_recordings=room)
+        pieces = recorded(room, room_bytes, idle_runs=idle_runs)
         for step, count in enumerate(rows):
             hidden = tokens(count * canvas, seed=step)
             expected = stack.run(PlainPieces(), hidden, canvas)
             assert torch.equal(stack.run(pieces, hidden, canvas), expected)
-            assert pieces.recordings <= room
+            assert pieces.recordings <= room and pieces.held_bytes <= room_bytes
 
 
 def test_the_feed_forward_of_the_bundled_model_replays_to_the_same_bits(bundled: LoadedModel) -> None:
@@ -79,89 +94,119 @@ def test_the_feed_forward_of_the_bundled_model_replays_to_the_same_bits(bundled:
         for seed in range(RECORD_AT + 2):
             hidden = torch.randn((64, width), generator=torch.Generator().manual_seed(seed))
             assert torch.equal(pieces.run("dense", dense, hidden)[0], dense(hidden)[0])
-    assert (pieces.recordings, pieces.replays) == (1, 3)
+    assert (pieces.recordings, pieces.replays) == (1, 2)
 
 
 def test_outputs_are_gone_after_the_next_run_of_any_piece() -> None:
-    """The test's recorder sees to it, as shared scratch memory would."""
     pieces = recorded()
-    for _ in range(RECORD_AT):
-        (first,) = pieces.run("first", double, tokens(4))
-        pieces.run("second", double, first)
-    assert first.isnan().all()
+    repeat(pieces, 4, RECORD_AT + 1, "first")
+    repeat(pieces, 4, RECORD_AT + 1, "second")
+    (first,) = pieces.run("first", double, tokens(4))
+    pieces.run("second", double, torch.ones(4, HIDDEN))
+    assert first.tolist() == [[2.0] * HIDDEN] * 4
+
+
+def test_an_output_may_be_the_next_input_at_another_place() -> None:
+    """Inputs are copied one after another; none may stand in the buffer of another."""
+    pieces = recorded()
+    for seed in range(RECORD_AT + 2):
+        first, second = tokens(4, seed), tokens(4, seed + 100)
+        left, right = pieces.run("swap", lambda x, y: (y, x), first, second)
+        left, right = pieces.run("swap", lambda x, y: (y, x), right, left)
+        assert torch.equal(left, second) and torch.equal(right, first)
+    assert pieces.replays > 0
+
+
+def test_recording_a_piece_does_not_spoil_what_it_hands_on() -> None:
+    """Its inputs may stand in the buffers of its own outputs: those of the piece before it."""
+    pieces = recorded()
+    for seed in range(2 * RECORD_AT + 2):
+        first, second = tokens(4, seed), tokens(4, seed + 100)
+        left, right = pieces.run("before", lambda x, y: (x + 0, y + 0), first, second)
+        if seed >= RECORD_AT:
+            left, right = pieces.run("swap", lambda x, y: (y, x), left, right)
+            assert torch.equal(left, second) and torch.equal(right, first)
+    assert pieces.recordings == 2
 
 
 def test_a_piece_is_recorded_when_its_shape_comes_again_and_not_before() -> None:
     pieces = recorded()
     for count in (1, 2, 3, 4, 5, 6):  # as passes that prefill: never the same twice
-        pieces.run("double", double, tokens(count))
+        repeat(pieces, count, times=1)
     assert pieces.recordings == 0
-    for repeat in range(1, RECORD_AT):
-        pieces.run("double", double, tokens(4))
-        assert pieces.recordings == (1 if repeat + 1 >= RECORD_AT else 0)
+    repeat(pieces, 4, RECORD_AT - 2)
+    assert pieces.recordings == 0
+    repeat(pieces, 4, times=1)
+    assert (pieces.recordings, pieces.replays) == (1, 0)
+    repeat(pieces, 4, times=1)
+    assert pieces.replays == 1
 
 
-def test_replays_read_and_write_the_same_memory() -> None:
+def test_pieces_shapes_and_types_have_buckets_of_their_own() -> None:
     pieces = recorded()
-    places = {pieces.run("double", double, tokens(4, seed))[0].data_ptr() for seed in range(RECORD_AT + 5)}
-    kept = pieces.run("double", double, tokens(4))[0]
-    assert kept.data_ptr() in places
-    assert len(places) <= RECORD_AT  # the calls before, and one place from then on
-    pieces.run("double", double, torch.ones(4, HIDDEN))
-    assert kept.tolist() == [[2.0] * HIDDEN] * 4
-
-
-def test_pieces_names_shapes_and_types_have_buckets_of_their_own() -> None:
-    pieces = recorded()
+    repeat(pieces, 4)
+    repeat(pieces, 5)
+    repeat(pieces, 4, name="other")
     for _ in range(RECORD_AT):
-        pieces.run("double", double, tokens(4))
-        pieces.run("double", double, tokens(5))
         pieces.run("double", double, tokens(4).to(torch.bfloat16))
-        pieces.run("other", double, tokens(4))
     assert pieces.recordings == 4
 
 
-def test_the_recording_unused_for_longest_goes_first() -> None:
-    pieces = recorded(max_recordings=2)
-    for count in (1, 2):
-        for _ in range(RECORD_AT):
-            pieces.run("double", double, tokens(count))
-    pieces.run("double", double, tokens(1))  # now 2 is the older one
-    for _ in range(RECORD_AT):
-        pieces.run("double", double, tokens(3))
-    replays = pieces.replays
-    pieces.run("double", double, tokens(1))
-    assert pieces.replays == replays + 1
-    pieces.run("double", double, tokens(2))  # gone: a call
-    assert (pieces.replays, pieces.recordings) == (replays + 1, 2)
-
-
-def test_inputs_and_outputs_of_all_recordings_stay_within_their_bytes() -> None:
-    one = 2 * 4 * HIDDEN * 4  # input and output of 4 tokens in float32
-    pieces = recorded(max_bytes=2 * one)
+def test_pieces_of_one_shape_share_their_buffers() -> None:
+    pieces = recorded()
+    repeat(pieces, 4)
+    held = pieces.held_bytes
+    assert held == 2 * tokens(4).nbytes  # one input, one output
     for name in ("a", "b", "c"):
-        for _ in range(RECORD_AT):
-            pieces.run(name, double, tokens(4))
-        assert pieces.held_bytes <= 2 * one
-    assert (pieces.recordings, pieces.held_bytes) == (2, 2 * one)
+        repeat(pieces, 4, name=name)
+    assert (pieces.recordings, pieces.held_bytes) == (4, held)
 
 
-def test_what_alone_is_larger_than_all_may_be_is_called_and_the_reason_kept() -> None:
+def test_more_pieces_than_fit_keep_the_recordings_that_there_are() -> None:
+    """Pieces of a step take turns: dropping the one unused for longest would drop each before its turn."""
+    pieces = recorded(max_recordings=2)
+    for _ in range(RECORD_AT + 10):
+        for name in ("a", "b", "c"):
+            repeat(pieces, 4, times=1, name=name)
+    assert pieces.recordings == 2
+    assert isinstance(pieces.recorder, EchoRecorder) and pieces.recorder.made == 2
+    assert pieces.replays == 2 * 10
+
+
+def test_a_recording_that_was_idle_for_long_makes_room() -> None:
+    pieces = recorded(max_recordings=1, idle_runs=5)
+    repeat(pieces, 1)
+    repeat(pieces, 2, RECORD_AT)  # one was used a moment ago: no room yet, and not again for a while
+    repeat(pieces, 2, POSTPONED_CALLS)
+    replays = pieces.replays
+    repeat(pieces, 2, times=1)
+    assert (pieces.replays, pieces.recordings) == (replays + 1, 1)
+    repeat(pieces, 1, times=1)  # its recording is gone: a call
+    assert pieces.replays == replays + 1
+    assert pieces.held_bytes == 2 * tokens(2).nbytes
+
+
+def test_what_is_larger_than_the_room_is_called() -> None:
     pieces = recorded(max_bytes=100)
-    for _ in range(RECORD_AT + 1):
-        assert torch.equal(pieces.run("double", double, tokens(4))[0], 2 * tokens(4))
-    for _ in range(RECORD_AT):
-        pieces.run("double", double, tokens(1))  # 64 bytes: the same piece, small enough
-    assert list(pieces.refusals.values()) == ["needs 256 bytes, all recordings may hold 100"]
-    assert pieces.recordings == 1
+    repeat(pieces, 4, RECORD_AT + 5)  # 256 bytes
+    assert (pieces.recordings, pieces.replays, pieces.held_bytes) == (0, 0, 0)
+    repeat(pieces, 1, RECORD_AT + 1)  # 64 bytes: the same piece, small enough
+    assert (pieces.recordings, pieces.replays) == (1, 1)
+
+
+def test_a_recording_that_took_more_memory_than_there_is_is_dropped() -> None:
+    pieces = RecordedPieces(EchoRecorder(pool_bytes=900), max_bytes=1000)
+    repeat(pieces, 4, RECORD_AT + 3)  # 256 bytes of buffers
+    assert (pieces.recordings, pieces.replays, pieces.held_bytes) == (0, 0, 0)
+    repeat(pieces, 1, RECORD_AT + 1)  # 64 bytes
+    assert (pieces.recordings, pieces.replays, pieces.held_bytes) == (1, 1, 964)
 
 
 def test_what_cannot_be_recorded_is_called_and_the_reason_kept() -> None:
     pieces = recorded(refusal="it cannot be captured: a copy to the host")
-    for _ in range(RECORD_AT + 2):
-        assert torch.equal(pieces.run("double", double, tokens(4))[0], 2 * tokens(4))
+    repeat(pieces, 4, RECORD_AT + 2)
     assert list(pieces.refusals.values()) == ["it cannot be captured: a copy to the host"]
-    assert (pieces.recordings, pieces.replays) == (0, 0)
+    assert (pieces.recordings, pieces.replays, pieces.held_bytes) == (0, 0, 0)
 
 
 def test_after_forgetting_new_weights_are_read() -> None:
@@ -172,7 +217,7 @@ def test_after_forgetting_new_weights_are_read() -> None:
         other = nn.Linear(HIDDEN, HIDDEN)
         pieces.forget()
         assert (pieces.recordings, pieces.held_bytes) == (0, 0)
-        for _ in range(RECORD_AT):
+        for _ in range(RECORD_AT + 1):
             (made,) = pieces.run("layer", lambda x: (other(x),), tokens(4))
             assert torch.equal(made, other(tokens(4)))
 
