@@ -75,8 +75,17 @@ class _Layer:
 class Backbone:
     """The stack of one loaded model. Holds no state of any row."""
 
-    def __init__(self, model: DiffusionGemmaForBlockDiffusion, *, minimum_rows: int, pack: bool) -> None:
-        """minimum_rows: of a matrix product (model/invariance.py). pack: weights may be laid out again."""
+    def __init__(
+        self,
+        model: DiffusionGemmaForBlockDiffusion,
+        *,
+        minimum_rows: int,
+        pack: bool,
+        pieces: Pieces | None = None,
+    ) -> None:
+        """minimum_rows: of a matrix product (model/invariance.py). pack: weights may be laid out again.
+        pieces: who runs what comes again; if not given, graphs record it where they can.
+        """
         decoder, text = model.model.decoder, model.config.text_config
         self._decoder: Any = decoder
         self._eps: float = text.rms_norm_eps
@@ -88,7 +97,8 @@ class Backbone:
         ]
         fused = all(layer.mixture.name == "fused" for layer in self._layers)
         recordable = fused and model.device.type == "cuda"  # other mixtures count on the host
-        self._pieces: Pieces = RecordedPieces(CudaRecorder(), limits.GRAPH_BYTES) if recordable else _PLAIN
+        usual = RecordedPieces(CudaRecorder(), limits.GRAPH_BYTES) if recordable else _PLAIN
+        self._pieces: Pieces = pieces or usual
         self._masks: dict[tuple[int, int, int], Tensor] = {}
         conditioning = decoder.self_conditioning
         self._condition_gate = projection(conditioning.gate_proj, pack)
