@@ -107,6 +107,11 @@ class BatchedExecutor:
         """Bytes of the row's KV cache."""
         return self._layout.row_bytes(self._limits.row_tokens(request), self._dtype.itemsize)
 
+    def max_context(self, memory_bytes: int) -> int:
+        """Tokens of the largest row that so much memory for KV caches has room for, within the model's
+        context."""
+        return self._layout.largest_row(memory_bytes, self._dtype.itemsize, self._limits.max_context)
+
     def spare(self, free_bytes: int) -> None:
         """Prompt beginnings are kept in what the rows leave free, within a limit of their own."""
         self._prefixes.resize(min(free_bytes, limits.PREFIX_STORE_BYTES))

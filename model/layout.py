@@ -5,6 +5,7 @@ of a query includes the query itself. Behind the committed tokens every layer ha
 one pass appends and for the canvas, which is written there anew at each denoising step and is never copied.
 """
 
+import bisect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +39,12 @@ class CacheLayout:
         """Bytes of keys and values of a row of `tokens` tokens at most."""
         values = sum(self.capacity(layer, tokens) * layer.heads * layer.head_dim for layer in self.layers)
         return 2 * values * element_bytes
+
+    def largest_row(self, memory_bytes: int, element_bytes: int, most_tokens: int) -> int:
+        """The most tokens, up to `most_tokens`, of a row that fits into so much memory."""
+        return bisect.bisect_right(
+            range(1, most_tokens + 1), memory_bytes, key=lambda tokens: self.row_bytes(tokens, element_bytes)
+        )
 
     def chunk_bytes(self, tokens: int, element_bytes: int) -> int:
         """Bytes of the keys and values of `tokens` tokens in every layer: what a kept prefix costs."""

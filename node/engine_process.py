@@ -147,7 +147,8 @@ def measure(planned: Planned, executor: BatchedExecutor, seconds: float, rows: i
         digest=Digest(loaded.digest),
         profile=short_profile(profile),
         device=loaded.device,
-        max_context=loaded.limits.max_context,
+        # What does not fit into memory is refused before it is accepted, by the offer's own figure.
+        max_context=executor.max_context(planned.choice.kv_budget_bytes),
         canvas_size=loaded.limits.canvas_size,
         max_steps=loaded.limits.max_steps,
         vocab_size=loaded.limits.vocab_size,

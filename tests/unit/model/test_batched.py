@@ -181,6 +181,15 @@ def test_the_footprint_is_what_a_rows_cache_really_takes(bundled: LoadedModel) -
         made.close(request.request_id)
 
 
+@pytest.mark.parametrize("memory", [0, 1_000, 100_000, 1_000_000, 2**40])
+def test_the_largest_row_fits_and_one_more_token_does_not(bundled: LoadedModel, memory: int) -> None:
+    layout = cache_layout(bundled.model.config.text_config, 32, 64)
+    largest = executor(bundled).max_context(memory)
+    assert largest <= bundled.limits.max_context
+    assert largest == 0 or layout.row_bytes(largest, 4) <= memory
+    assert largest == bundled.limits.max_context or layout.row_bytes(largest + 1, 4) > memory
+
+
 def test_a_windowed_layer_takes_no_more_than_its_window_a_chunk_and_a_canvas() -> None:
     layout = CacheLayout((LayerLayout(2, 8, 64), LayerLayout(1, 16, 0)), canvas=32, chunk=64)
     assert layout.row_bytes(10_000, 2) == 2 * 2 * ((63 + 64 + 32) * 2 * 8 + 10_000 * 16)
