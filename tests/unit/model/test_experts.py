@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import DiffusionGemmaTextConfig
@@ -85,6 +85,7 @@ def test_one_expert_is_what_the_sum_is_made_of(name: str) -> None:
 
 @pytest.mark.parametrize("name", CODECS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@settings(max_examples=25)
 @given(st.integers(0, 39), st.integers(1, 40))
 def test_a_token_has_the_same_bits_whoever_shares_the_pass(
     name: str, dtype: torch.dtype, start: int, count: int
@@ -97,6 +98,7 @@ def test_a_token_has_the_same_bits_whoever_shares_the_pass(
 
 
 @pytest.mark.parametrize("name", CODECS)
+@settings(max_examples=25)
 @given(st.integers(1, 2 * EXPERTS), st.lists(st.tuples(st.integers(0, 1), st.integers(1, 9)), max_size=8))
 def test_experts_in_host_memory_give_the_same_bits_at_any_budget(
     name: str, slots: int, passes: list[tuple[int, int]]

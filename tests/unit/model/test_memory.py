@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
 
@@ -199,6 +199,7 @@ def test_each_card_gets_the_most_faithful_precision_that_fits(gib: int, chosen: 
     assert ". " not in choice.reason, "one sentence"
 
 
+@settings(max_examples=40)
 @given(st.floats(4, 200), st.floats(8, 256), st.integers(1, 32), st.integers(256, 262_144))
 def test_what_is_chosen_fits_and_nothing_more_faithful_would(
     gib: float, host: float, rows: int, context: int
@@ -223,6 +224,7 @@ def test_what_is_chosen_fits_and_nothing_more_faithful_would(
         assert need.host_bytes <= device.usable_host_bytes
 
 
+@settings(max_examples=30)
 @given(st.sampled_from([BF16, FP8, INT4]), st.integers(1, 16), st.integers(256, 100_000))
 def test_more_rows_or_context_never_need_less(form: memory.Format, rows: int, context: int) -> None:
     here = needed(form, rows, context).device_bytes

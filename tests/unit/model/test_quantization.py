@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -49,6 +49,7 @@ def test_int4_rounds_to_the_nearest_value_that_its_scale_has(group: int) -> None
 
 @pytest.mark.parametrize("name", CODECS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@settings(max_examples=30)
 @given(rows=st.integers(1, 40), start=st.integers(0, 39), inputs=st.sampled_from([128, 384, 640]))
 def test_a_row_has_the_same_bits_alone_and_among_others(
     name: str, dtype: torch.dtype, rows: int, start: int, inputs: int
