@@ -29,6 +29,7 @@ async def status_of(p: Parts, state: str, grpc_port: int) -> dict[str, Any]:
             "pid": p.engine.pid,
             "restarts": p.engine.losses,
             **(_engine_status(p.engine.facts) if p.engine.facts else {}),
+            **_endpoints(p),
         },
         "slots": p.config.slots,
         "queue": p.config.queue,
@@ -61,6 +62,21 @@ def exposure_bound(p: Parts) -> int | None:
         config.credit_window * model.max_steps,
     )
     return (config.slots + config.queue) * price(model, usage)
+
+
+def _endpoints(p: Parts) -> dict[str, Any]:
+    """The vLLM servers by their place in the settings; no URL, which may be nobody else's business."""
+    if p.config.backend != "vllm":
+        return {}
+    from node.vllm import VllmLink
+
+    members = p.engine.endpoints if isinstance(p.engine, VllmLink) else ()
+    return {
+        "endpoints": [
+            {"number": m.number, "health": m.health.name.lower(), "running": m.load, "trouble": m.trouble}
+            for m in members
+        ]
+    }
 
 
 def _engine_status(facts: EngineFacts) -> dict[str, Any]:

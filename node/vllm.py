@@ -11,7 +11,7 @@ the engine (`EngineLost`), and what becomes of the jobs is the worker's decision
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,7 +64,8 @@ class VllmSettings:
     endpoint_times: EndpointTimes = field(default_factory=EndpointTimes)
     fleet_times: FleetTimes = field(default_factory=FleetTimes)
     move_pause_s: float = 0.5
-    """Before a row is moved, times the moves so far: an endpoint that restarts needs a moment."""
+    """Before a row goes back to an endpoint that it had to leave, times its moves: a restart takes a
+    moment."""
 
 
 @dataclass(slots=True)
@@ -83,6 +84,17 @@ class Row:
     """Around what it does at `member`: rescheduling it to now breaks that off."""
 
 
+@dataclass(frozen=True, slots=True)
+class House:
+    """What there is once the first endpoint was well. An error of ours in a row ends `group`, and so the
+    daemon."""
+
+    checkpoint: ServedCheckpoint
+    fleet: Fleet
+    facts: EngineFacts
+    group: asyncio.TaskGroup
+
+
 class VllmLink:
     """Implements `node.engine_link.EngineBackend`. `run` is its life; cancel it to let go of every stream."""
 
@@ -93,13 +105,10 @@ class VllmLink:
         self._encoders = asyncio.Semaphore(MAX_ENCODERS)
         self._rows: dict[str, Row] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._checkpoint: ServedCheckpoint | None = None
-        self.fleet: Fleet | None = None
-        """The endpoints, from the first that is well."""
-        self._measured: EngineFacts | None = None
-        self._group: asyncio.TaskGroup | None = None
-        """An error of ours in a row ends the engine, and so the daemon."""
+        self._house: House | None = None
         self._up = False
+        self._changing = asyncio.Lock()
+        """Losses and returns are told in the order in which they happen."""
         self.losses = 0
 
     # --- EngineBackend
@@ -111,28 +120,33 @@ class VllmLink:
 
     @property
     def facts(self) -> EngineFacts | None:
-        return self._measured if self._up else None
+        return self._house.facts if self._house is not None and self._up else None
 
     @property
     def ready(self) -> bool:
         return self._up
 
+    @property
+    def endpoints(self) -> Sequence[Member]:
+        """What is known of each endpoint; nothing before the first was well."""
+        return self._house.fleet.members if self._house is not None else ()
+
     async def encode_prompt(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
-        checkpoint = self._checkpoint
-        if not self._up or checkpoint is None:
+        house = self._house
+        if not self._up or house is None:
             raise EngineUnavailable("no vLLM endpoint is well")
         async with self._encoders:
-            return await asyncio.to_thread(_encode, checkpoint, messages)
+            return await asyncio.to_thread(_encode, house.checkpoint, messages)
 
     def start(self, request: GenerationRequest) -> None:
-        checkpoint = self._checkpoint
+        house = self._house
         # Without an endpoint the row is started again when one is well.
-        if not self._up or checkpoint is None or self._group is None:
+        if not self._up or house is None:
             return
-        writer = CanvasWriter(request, checkpoint.codec, checkpoint.canvas_size)
+        writer = CanvasWriter(request, house.checkpoint.codec, house.checkpoint.canvas_size)
         row = Row(writer, request.request_id, request.canvas_limit)
         self._rows[row.request_id] = row
-        self._tasks[row.request_id] = self._group.create_task(self._live(row), name="vllm row")
+        self._tasks[row.request_id] = house.group.create_task(self._live(row, house), name="vllm row")
 
     def allow(self, request_id: str, canvas_limit: int) -> None:
         row = self._rows.get(request_id)
@@ -165,27 +179,28 @@ class VllmLink:
             )
             fleet = _fleet(self._settings, checkpoint.codec, session, self._clock, self._log)
             facts = await self._first(fleet, checkpoint)
-            self._checkpoint, self.fleet, self._measured = checkpoint, fleet, facts
+            group = await stack.enter_async_context(asyncio.TaskGroup())
+            self._house, self._up = House(checkpoint, fleet, facts, group), True
             fleet.least_context, fleet.changed = facts.max_context, self._changed
-            self._group = await stack.enter_async_context(asyncio.TaskGroup())
-            self._up = True
             await self._events.put(EngineReady(facts))
             try:
                 await fleet.watch()
             finally:
-                self._up, self._group = False, None
+                self._up, self._house = False, None
                 await self._drop_rows()
 
     async def _first(self, fleet: Fleet, checkpoint: ServedCheckpoint) -> EngineFacts:
         """Wait for an endpoint that is well, and measure it; one that is lost meanwhile is waited for
         again."""
+        failed: set[int] = set()
         for _ in range(MAX_MOVES):
-            member = await fleet.start()
+            member = await fleet.start(failed)
             try:
                 return await self._measure(member, checkpoint)
             except EndpointLost as lost:
                 self._log.error("endpoint lost", count=member.number, error=str(lost))
                 member.trouble = str(lost)
+                failed.add(member.number)
             except (EndpointUnfit, RequestDeclined) as error:
                 raise EngineStartError(f"endpoint {member.number}: {error}") from None
         raise EngineStartError(f"no vLLM endpoint finishes the benchmark: {fleet.troubles}")
@@ -222,20 +237,22 @@ class VllmLink:
 
     async def _changed(self, member: Member) -> None:
         """An endpoint went up or down."""
-        fleet, facts = self.fleet, self._measured
-        if fleet is None or facts is None:
-            return
         if member.health is Health.DOWN:
             self._break_off(member)
-        if self._up and not fleet.alive:
-            self._up = False
-            self.losses += 1
-            self._log.error("engine lost", error=fleet.troubles, count=self.losses)
-            await self._drop_rows()
-            await self._events.put(EngineLost("no vLLM endpoint is well"))
-        elif not self._up and fleet.alive:
-            self._up = True
-            await self._events.put(EngineReady(facts))
+        async with self._changing:
+            house = self._house
+            if house is None:
+                return
+            alive = house.fleet.alive
+            if self._up and not alive:
+                self._up = False
+                self.losses += 1
+                self._log.error("engine lost", error=house.fleet.troubles, count=self.losses)
+                await self._drop_rows()
+                await self._events.put(EngineLost("no vLLM endpoint is well"))
+            elif not self._up and alive:
+                self._up = True
+                await self._events.put(EngineReady(house.facts))
 
     def _break_off(self, member: Member) -> None:
         now = asyncio.get_running_loop().time()
@@ -251,12 +268,12 @@ class VllmLink:
 
     # --- rows
 
-    async def _live(self, row: Row) -> None:
+    async def _live(self, row: Row, house: House) -> None:
         """A row from its start to its end; whatever ends it early is reported for it alone."""
         try:
             while not row.writer.ended:
                 if row.writer.room(row.limit):
-                    await self._turn(row)
+                    await self._turn(row, house)
                 else:
                     await row.widened.wait()
                 row.widened.clear()
@@ -270,15 +287,13 @@ class VllmLink:
             if self._rows.get(row.request_id) is row:
                 del self._rows[row.request_id], self._tasks[row.request_id]
 
-    async def _turn(self, row: Row) -> None:
+    async def _turn(self, row: Row, house: House) -> None:
         """One request for what the credit window has room for; moves on when the endpoint is lost."""
-        fleet = self.fleet
-        if fleet is None:
-            raise EngineUnavailable("no vLLM endpoint is well")
+        fleet = house.fleet
         async with self._slots:
             member = await fleet.acquire(row.left)
             try:
-                await self._stream(row, member)
+                await self._stream(row, member, house.checkpoint)
                 return
             except (EndpointLost, EndpointUnfit) as error:
                 row.writer.drop_unfinished()
@@ -291,12 +306,13 @@ class VllmLink:
                 row.member = row.scope = None
                 fleet.release(member)
             await fleet.suspect(member)
-        await asyncio.sleep(self._settings.move_pause_s * row.moves)
+        if len(row.left) >= len(fleet.members):
+            await asyncio.sleep(self._settings.move_pause_s * row.moves)
 
-    async def _stream(self, row: Row, member: Member) -> None:
-        writer, checkpoint, served = row.writer, self._checkpoint, member.served
-        if checkpoint is None or served is None:
-            raise EngineUnavailable("no vLLM endpoint is well")
+    async def _stream(self, row: Row, member: Member, checkpoint: ServedCheckpoint) -> None:
+        writer, served = row.writer, member.served
+        if served is None:
+            raise EndpointLost("it serves nothing")
         tokens = writer.room(row.limit)
         stream = member.endpoint.stream(served.name, writer.context(), tokens, checkpoint.vocab_size)
         try:

@@ -112,15 +112,15 @@ class Fleet:
     async def suspect(self, member: Member) -> None:
         """A request broke on it: look at it now, and give it nothing until then."""
         if member.health is Health.WELL:
-            await self._move(member, Health.SUSPECT)
+            await self._set(member, Health.SUSPECT)
         member.look.set()
 
-    async def start(self) -> Member:
-        """Wait for the first endpoint to be well. `EngineStartError` when one serves the wrong thing, which
-        waiting does not mend, or none comes in time."""
+    async def start(self, avoid: Collection[int] = ()) -> Member:
+        """Wait for the first endpoint to be well; those in `avoid` are asked last. `EngineStartError` when
+        one serves the wrong thing, which waiting does not mend, or none comes in time."""
         deadline = self._clock.monotonic() + self._times.start_s
         while True:
-            for member in self.members:
+            for member in sorted(self.members, key=lambda m: m.number in avoid):
                 try:
                     member.served = await self._inspect(member)
                 except EndpointLost as lost:
@@ -128,7 +128,8 @@ class Fleet:
                     continue
                 except EndpointUnfit as unfit:
                     raise EngineStartError(f"endpoint {member.number}: {unfit}") from None
-                await self._move(member, Health.WELL)
+                member.trouble = ""
+                await self._set(member, Health.WELL)
                 return member
             if self._clock.monotonic() >= deadline:
                 raise EngineStartError(f"no vLLM endpoint is well: {self.troubles}")
@@ -194,15 +195,18 @@ class Fleet:
         return served
 
     async def _move(self, member: Member, health: Health) -> None:
-        before, member.health = member.health, health
+        """What a look has found. Only here is anybody told: a row that suspects must not hear its own
+        doubt."""
+        before = member.health
+        await self._set(member, health)
+        if health is Health.DOWN and before is not Health.DOWN:
+            self._log.error("endpoint down", count=member.number, error=member.trouble)
+        elif health is Health.WELL and before in (Health.UNKNOWN, Health.DOWN):
+            self._log.info("endpoint up", count=member.number)
+        if self.changed is not None and before is not health:
+            await self.changed(member)
+
+    async def _set(self, member: Member, health: Health) -> None:
+        member.health = health
         async with self._news:
             self._news.notify_all()
-        if before is health:
-            return
-        if health is Health.DOWN:
-            self._log.error("endpoint down", count=member.number, error=member.trouble)
-        elif before in (Health.UNKNOWN, Health.DOWN):
-            member.failures, member.trouble = 0, ""
-            self._log.info("endpoint up", count=member.number)
-        if self.changed is not None:
-            await self.changed(member)

@@ -121,6 +121,7 @@ async def test_a_best_effort_job_is_delivered_paid_and_settled_and_a_replayable_
         await _is_refused_a_replayable_job(house, market)
         status = await ask_daemon(house.home.root, "GET", "/status")
         assert status["engine"]["service"] == "best_effort"
+        assert [e["health"] for e in status["engine"]["endpoints"]] == ["well", "well"]
         assert await house.drain() == 0, house.log_tail()
         assert await market.reader.token_balance(market.token, RECEIVER) == owed
         assert "Traceback" not in (house.home.root / "daemon.log").read_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -83,7 +84,7 @@ async def running(made: list[VllmServer], **changes: Any) -> AsyncIterator[Runni
         async with asyncio.timeout(TEST_S):
             run = Running(link, aiter(link.events()), life)
             assert isinstance(await run.next(), EngineReady)
-            await until(lambda: all(m.health is not Health.UNKNOWN for m in members(link)))
+            await until(lambda: all(m.health is not Health.UNKNOWN for m in link.endpoints))
             for server in made:
                 server.bodies.clear()
                 server.generated = 0
@@ -91,11 +92,6 @@ async def running(made: list[VllmServer], **changes: Any) -> AsyncIterator[Runni
     finally:
         life.cancel()
         await asyncio.gather(life, return_exceptions=True)
-
-
-def members(link: VllmLink) -> list[Any]:
-    assert link.fleet is not None
-    return link.fleet.members
 
 
 async def until(condition: Any) -> None:
@@ -249,7 +245,7 @@ async def test_a_declined_request_ends_its_own_row_and_no_other() -> None:
         assert isinstance(event, FailedEvent) and event.kind == "invalid_request"
         run.link.start(request("good", max_tokens=CANVAS))
         assert said(await run.canvases("good")) == expected(CANVAS)
-        assert members(run.link)[0].load == 0
+        assert run.link.endpoints[0].load == 0
 
 
 FAULTS = [
@@ -364,17 +360,37 @@ async def test_an_endpoint_that_comes_back_as_another_gets_no_work(change: dict[
     async with servers(2) as made, running(made) as run:
         changed, same = made
         await changed.stop()
-        await until(lambda: members(run.link)[0].health is Health.DOWN)
+        await until(lambda: run.link.endpoints[0].health is Health.DOWN)
         for name, value in change.items():
             setattr(changed, name, value)
         await changed.start()
-        trouble = members(run.link)[0].trouble
-        await until(lambda: members(run.link)[0].trouble != trouble)
+        trouble = run.link.endpoints[0].trouble
+        await until(lambda: run.link.endpoints[0].trouble != trouble)
         for i in range(3):
             run.link.start(request(f"row {i}", max_tokens=CANVAS))
             await run.canvases(f"row {i}")
         assert (len(changed.bodies), len(same.bodies)) == (0, 3)
-        assert members(run.link)[0].health is Health.DOWN
+        assert run.link.endpoints[0].health is Health.DOWN
+
+
+async def test_losses_and_returns_alternate_however_the_endpoints_flap() -> None:
+    chance = random.Random(11)
+    async with servers(2) as made, running(made) as run:
+        for _ in range(40):
+            server = chance.choice(made)
+            server.health = 503 if server.health == 200 else 200
+            seen = server.looks
+            await server.until(lambda server=server, seen=seen: server.looks > seen)  # type: ignore[misc]
+        for server in made:
+            server.health = 200
+        await until(lambda: all(m.health is Health.WELL for m in run.link.endpoints))
+        run.link.start(request(max_tokens=CANVAS))
+        told: list[type] = []
+        while CanvasEvent not in told:
+            told.append(type(await run.next()))
+        told.remove(CanvasEvent)
+        assert told == [EngineLost, EngineReady] * run.link.losses
+        assert run.link.losses > 0
 
 
 async def test_one_slow_answer_is_no_death() -> None:
