@@ -20,7 +20,7 @@ from transformers import DiffusionGemmaForBlockDiffusion
 from model import limits, philox
 from model.backbone import Backbone, Segment
 from model.bounds import ModelLimits
-from model.cache import RowCache
+from model.cache import ChunkKV, RowCache
 from model.chunks import prompt_chunks
 from model.executor import Outcome, RowFailure, RowStep
 from model.failures import NonFiniteError, failure_of, is_out_of_memory
@@ -38,9 +38,16 @@ from model.transfer import decisions
 @dataclass(slots=True)
 class _Row:
     state: RowState
-    cache: RowCache
     chain: list[Key]  # of the prompt's chunks; empty when nothing of them is shared
-    stored: int  # chunks of the prompt that are in the cache
+    known: list[ChunkKV]  # the first chunks, to be copied into the cache
+    stored: int  # chunks of the prompt that are in the cache or known
+    opened: RowCache | None = None
+
+    @property
+    def cache(self) -> RowCache:
+        if self.opened is None:
+            raise ValueError("a row has no cache before its first pass")
+        return self.opened
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,18 +124,17 @@ class BatchedExecutor:
         self._prefixes.resize(min(free_bytes, limits.PREFIX_STORE_BYTES))
 
     def open(self, request: GenerationRequest) -> int:
-        """Takes a row in and copies what is known of its prompt's beginning."""
+        """Takes a row in, and finds what is known of its prompt's beginning. Its first pass allocates its
+        cache, so that memory that is not there is a failure of that row."""
         state = RowState.of(request, self.chunk_tokens)
-        cache = RowCache(self._layout, self._limits.row_tokens(request), self._device, self._dtype)
-        row = _Row(state, cache, [], 0)
+        keys: list[Key] = []
         if request.tenant:
-            row.chain = chain(request.tenant, prompt_chunks(request.prompt_ids, self.chunk_tokens))
-            for known in self._prefixes.find(row.chain):
-                cache.append(known)
-                state.pending.popleft()
-                row.stored += 1
-        self._rows[request.request_id] = row
-        return row.stored
+            keys = chain(request.tenant, prompt_chunks(request.prompt_ids, self.chunk_tokens))
+        known = self._prefixes.find(keys)
+        for _ in known:
+            state.pending.popleft()
+        self._rows[request.request_id] = _Row(state, keys, known, len(known))
+        return len(known)
 
     def close(self, request_id: str) -> None:
         """Forgets a row with its cache."""
@@ -213,7 +219,7 @@ class BatchedExecutor:
         hidden: list[Tensor] = []
         canvas_tokens = len(denoising) * size
         for task in tasks:
-            task.row.cache.reserve(task.causal_tokens + size * task.denoise)
+            self._cache(task.row).reserve(task.causal_tokens + size * task.denoise)
         if denoising:
             currents = np.concatenate([task.row.state.current for task in denoising])
             embedded = self._backbone.embed(torch.from_numpy(currents).to(device))
@@ -235,6 +241,16 @@ class BatchedExecutor:
         if missing > 0:
             hidden.append(torch.zeros((missing, hidden[0].shape[1]), dtype=self._dtype, device=device))
         return self._backbone.run(torch.cat(hidden), segments, canvas_tokens)
+
+    def _cache(self, row: _Row) -> RowCache:
+        """The row's cache, made and given what is known at its first pass."""
+        if row.opened is None:
+            tokens = self._limits.row_tokens(row.state.request)
+            cache = RowCache(self._layout, tokens, self._device, self._dtype)
+            for chunk in row.known:
+                cache.append(chunk)
+            row.opened, row.known = cache, []
+        return row.opened
 
     def _soft(self, state: RowState, like: Tensor) -> Tensor:
         return torch.zeros_like(like) if state.soft is None else state.soft

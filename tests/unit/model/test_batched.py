@@ -11,12 +11,14 @@ from model.batched import BatchedExecutor
 from model.cache import RowCache
 from model.engine import Engine
 from model.errors import MemoryOverflowError
+from model.executor import RowFailure, RowStep
 from model.invariance import Invariance, measure
 from model.layout import CacheLayout, LayerLayout, cache_layout
 from model.loading import LoadedModel
 from model.prefixes import PrefixStore, chain
 from model.projections import product, weight_projection
 from model.requests import CanvasEvent, FailedEvent
+from model.scheduler import RowWork
 from tests.support.model_runs import broken_row, canvases, make_request, run, run_alone
 
 Prompt = tuple[int, ...]
@@ -148,6 +150,16 @@ def test_memory_that_a_large_pass_lacks_is_found_in_smaller_ones(
     assert events == {request.request_id: run_alone(bundled, request) for request in wanted}
 
 
+def test_a_cache_that_cannot_be_allocated_ends_its_row_only(bundled: LoadedModel, prompt: Prompt) -> None:
+    made = BatchedExecutor(bundled.model, replace(bundled.limits, max_context=2**50))
+    for request in (make_request(prompt, "huge", max_tokens=2**44), make_request(prompt, "small")):
+        made.open(request)
+    huge, small = made.step([RowWork("huge", 1, denoise=True), RowWork("small", 1, denoise=True)])
+    assert isinstance(huge, RowFailure)
+    assert huge.kind == "out_of_memory"
+    assert isinstance(small, RowStep)
+
+
 def test_a_row_that_breaks_late_leaves_the_others_caches_as_they_were(
     bundled: LoadedModel, prompt: Prompt
 ) -> None:
@@ -175,6 +187,7 @@ def test_the_footprint_is_what_a_rows_cache_really_takes(bundled: LoadedModel) -
     for prompt_tokens, max_tokens in ((1, 1), (100, 96), (700, 200)):
         request = make_request(long_prompt(prompt_tokens), max_tokens=max_tokens)
         made.open(request)
+        made.step([RowWork(request.request_id, 1, denoise=False)])
         cache = made._rows[request.request_id].cache
         taken = sum(part.numel() * part.element_size() for part in (*cache.keys, *cache.values))
         assert taken == made.footprint(request)
