@@ -56,40 +56,37 @@ def judge(raw: Tensor, temperatures: Tensor, cap: float, uniforms: Tensor) -> Ju
     largest, argmax = torch.max(logits, dim=-1, keepdim=True)
     second = logits.scatter_(-1, argmax, -math.inf).amax(-1, keepdim=True)
     logits.scatter_(-1, argmax, largest)
-    probabilities = torch.softmax(logits, dim=-1)
-    sampled = sample(probabilities, uniforms)
+    exact = torch.softmax(logits, dim=-1)
+    sampled = sample(exact, uniforms)
+    rounded = exact
     if raw.dtype is not torch.float32:
-        probabilities = logits.to(raw.dtype).softmax(dim=-1, dtype=torch.float32).to(raw.dtype)
-    entropy, log_probabilities = _token_entropy(logits)
+        rounded = logits.to(raw.dtype).softmax(dim=-1, dtype=torch.float32).to(raw.dtype)
+    log_probabilities = logits.sub_(logits.logsumexp(dim=-1, keepdim=True))
+    entropy = -(exact * log_probabilities).sum(-1)
     return Judgement(
         argmax=argmax.squeeze(1),
         sampled=sampled,
         entropy=entropy.masked_fill_(~finite, math.nan),
         log_probability=log_probabilities.gather(1, sampled[:, None]).squeeze(1),
         gap=(largest - second).squeeze(1),
-        probabilities=probabilities,
+        probabilities=rounded,
     )
-
-
-def _token_entropy(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Entropy [P] in nats and log-probabilities [P, V] of logits [P, V], which are overwritten."""
-    log_probabilities = logits.sub_(logits.logsumexp(dim=-1, keepdim=True))
-    return -(torch.softmax(log_probabilities, dim=-1).mul_(log_probabilities)).sum(-1), log_probabilities
 
 
 def sample(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     """Inverse-CDF sampling: ids [P] from probabilities [P, V] float32 and uniforms [P] float64 in (0, 1).
 
-    The token is the first whose cumulative probability exceeds u times the total. Two levels: the float64
-    sums of blocks of the vocabulary pick a block, the float64 prefix sums inside it pick the token. So
-    nothing of size [P, V] is made in float64, and both prefix sums are taken on the CPU in a fixed order.
+    The token is the first whose cumulative probability exceeds u times the total. Two levels: sums of blocks
+    of the vocabulary, each in float32 and added up in float64, pick a block; the float64 prefix sums inside
+    it pick the token. So nothing of size [P, V] is made in float64, and both prefix sums are taken on the
+    CPU in a fixed order.
     """
     positions, vocab_size = probabilities.shape
     width = limits.CDF_BLOCK_TOKENS
     padding = -vocab_size % width
     padded = torch.nn.functional.pad(probabilities, (0, padding)) if padding else probabilities
     blocks = padded.view(positions, -1, width)
-    cumulative = blocks.sum(dim=-1, dtype=torch.float64).cpu().cumsum(dim=-1)  # [P, blocks]
+    cumulative = blocks.sum(dim=-1).double().cpu().cumsum(dim=-1)  # [P, blocks]
     threshold = uniforms.cpu() * cumulative[:, -1]
     block = (cumulative <= threshold[:, None]).sum(dim=-1).clamp(max=cumulative.shape[1] - 1)  # [P]
     before = torch.cat([torch.zeros(positions, 1, dtype=torch.float64), cumulative], dim=-1)
