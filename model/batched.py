@@ -28,7 +28,7 @@ from model.invariance import Invariance, invariance_of
 from model.judges import sampler_for
 from model.layout import cache_layout
 from model.prefixes import Key, PrefixStore, chain
-from model.projections import product, projection
+from model.projections import product, products_name, projection
 from model.requests import GenerationRequest
 from model.row import Decision, RowState
 from model.scheduler import RowWork
@@ -86,6 +86,7 @@ class BatchedExecutor:
         self._head = projection(model.lm_head, pack)
         self._sampler = sampler_for(self._device, self._dtype, limits_.vocab_size)
         self._cap: float = model.final_logit_softcapping
+        self._products = products_name(decoder.embed_tokens.weight)
         self._soft_product = product(decoder.embed_tokens.weight, pack)
         self._scale: Tensor = decoder.embed_tokens.embed_scale.to(self._dtype)
         self._pass_tokens = limits.CPU_PASS_TOKENS if self._device.type == "cpu" else limits.GPU_PASS_TOKENS
@@ -101,9 +102,9 @@ class BatchedExecutor:
 
     @property
     def kernels(self) -> str:
-        """What decides last bits beside torch: which sampler and which mixture run. For the engine
-        profile."""
-        return f"{self._sampler.name}-sampler+{self._backbone.mixtures}-mixture"
+        """What decides last bits beside torch: which sampler, mixture and products run. For the engine
+        profile, which is bounded, so in few characters: pure.plain.torch, or fused.fused.tiled."""
+        return f"{self._sampler.name}.{self._backbone.mixtures}.{self._products}"
 
     @property
     def prefix_hits(self) -> int:

@@ -1,5 +1,7 @@
 """Linear projections, the way they run fastest with the same result.
 
+On CUDA products are those of model/products.py, where a row's bits do not depend on how many rows there are.
+
 On a CPU in bfloat16 oneDNN lays the weights out anew in every call; laid out once, the same product takes
 half the time at few rows and is equal bit for bit. In float32 the packed product is another sum order (MKL
 against oneDNN) and no faster for small weights: those run as torch runs them.
@@ -12,11 +14,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from model import products
+
 Projection = Callable[[Tensor], Tensor]
 """[rows, in] to [rows, out]."""
 
 PACK_ROWS_HINT: Final = 64
 """oneDNN chooses a layout for about so many rows; it serves every number of rows."""
+
+
+def products_name(weight: Tensor) -> str:
+    """What multiplies by weights of this type on this device, for the engine profile."""
+    return "tiled" if _is_fixed(weight) else "torch"
 
 
 def can_pack(weight: Tensor) -> bool:
@@ -27,13 +36,17 @@ def can_pack(weight: Tensor) -> bool:
 
 def projection(module: nn.Module, pack: bool) -> Projection:
     """How to run a linear module. Modules of other kinds (quantized ones) run as they are."""
-    if pack and type(module) is nn.Linear and module.bias is None and can_pack(module.weight):
-        return weight_projection(module.weight, pack)
+    if type(module) is nn.Linear and module.bias is None:
+        weight: Tensor = module.weight
+        if _is_fixed(weight) or (pack and can_pack(weight)):
+            return weight_projection(weight, pack)
     return module
 
 
 def weight_projection(weight: Tensor, pack: bool) -> Projection:
     """x @ weight.T for a weight [out, in]."""
+    if _is_fixed(weight):
+        return lambda rows: products.multiply(rows, weight)
     if not (pack and can_pack(weight)):
         return lambda rows: functional.linear(rows, weight)
     operators: Any = torch.ops.mkldnn
@@ -48,6 +61,13 @@ def weight_projection(weight: Tensor, pack: bool) -> Projection:
 
 def product(matrix: Tensor, pack: bool) -> Projection:
     """x @ matrix for a matrix [in, out]."""
+    if _is_fixed(matrix):
+        return lambda rows: products.multiply(rows, matrix.t())
     if not (pack and can_pack(matrix)):
         return lambda rows: torch.matmul(rows, matrix)
     return weight_projection(matrix.t().contiguous(), pack)
+
+
+def _is_fixed(weight: Tensor) -> bool:
+    """Whether products with it are made of tiles of one size."""
+    return weight.device.type == "cuda" and not products.refusal(weight.device, weight.dtype)

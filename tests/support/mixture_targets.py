@@ -1,4 +1,4 @@
-"""Compiles the kernels of the fused mixture for GPUs that are not here, and says what came out.
+"""Compiles the kernels of products and of the fused mixture for GPUs that are not here, and describes them.
 
 `python -m tests.support.mixture_targets 80 90` prints a JSON list. Run it with TRITON_INTERPRET=0.
 """
@@ -15,9 +15,9 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
-from model import mixture_kernels, mixture_triton
+from model import mixture_kernels, mixture_triton, product_kernels, products
 
-HIDDEN, WIDTH, EXPERTS, TOP_K = 2816, 704, 128, 8
+HIDDEN, WIDTH, EXPERTS, TOP_K, VOCABULARY = 2816, 704, 128, 8, 262_144
 FLOAT8_CAPABILITY = 89
 WARP_THREADS = 32
 
@@ -65,22 +65,53 @@ def source(up: bool, float8: bool) -> ASTSource:
     )
 
 
+def product(turned: bool) -> ASTSource:
+    """The product with the embedding: for logits, and turned for soft embeddings."""
+    width, outputs = (VOCABULARY, HIDDEN) if turned else (HIDDEN, VOCABULARY)
+    function = product_kernels.fixed_product
+    fixed = {
+        "width": width,
+        "outputs": outputs,
+        "output_stride": 1 if turned else width,
+        "width_stride": outputs if turned else 1,
+        "compute": tl.bfloat16,
+        "rows": products.TILE_ROWS,
+        "columns": products.TILE_COLUMNS,
+        "inner": products.TILE_INNER,
+    }
+    signature = {"states": "*bf16", "weight": "*bf16", "out": "*bf16", "count": "i32"}
+    return ASTSource(
+        fn=function,
+        signature=signature | dict.fromkeys(fixed, "constexpr"),
+        constexprs=fixed,
+        attrs={(i,): [["tt.divisibility", 16]] for i in range(3)},
+    )
+
+
+def sources(capability: int) -> Iterator[tuple[str, ASTSource]]:
+    """Every kernel that a target can run, by name."""
+    for float8 in (False, True) if capability >= FLOAT8_CAPABILITY else (False,):
+        kind = "float8" if float8 else "bfloat16"
+        yield f"expert_up {kind}", source(True, float8)
+        yield f"expert_down {kind}", source(False, float8)
+    yield "fixed_product straight", product(turned=False)
+    yield "fixed_product turned", product(turned=True)
+
+
 def compiled(capability: int) -> Iterator[dict[str, Any]]:
     """Each kernel on one target."""
-    for float8 in (False, True) if capability >= FLOAT8_CAPABILITY else (False,):
-        for up in (True, False):
-            options = {"num_warps": mixture_triton.WARPS, "num_stages": mixture_triton.STAGES}
-            made = compile(source(up, float8), GPUTarget("cuda", capability, WARP_THREADS), options)
-            ptx = made.asm["ptx"]
-            yield {
-                "target": capability,
-                "float8": float8,
-                "kernel": "expert_up" if up else "expert_down",
-                "shared_bytes": made.metadata.shared,
-                "tensor_core_products": len(re.findall(r"\b(?:wgmma\.mma_async|mma\.sync)\.", ptx)),
-                "asynchronous_copies": ptx.count("cp.async.cg.shared.global"),
-                "local_memory": ".local" in ptx,
-            }
+    options = {"num_warps": mixture_triton.WARPS, "num_stages": mixture_triton.STAGES}
+    for name, kernel in sources(capability):
+        made = compile(kernel, GPUTarget("cuda", capability, WARP_THREADS), options)
+        ptx = made.asm["ptx"]
+        yield {
+            "target": capability,
+            "kernel": name,
+            "shared_bytes": made.metadata.shared,
+            "tensor_core_products": len(re.findall(r"\b(?:wgmma\.mma_async|mma\.sync)\.", ptx)),
+            "asynchronous_copies": ptx.count("cp.async.cg.shared.global"),
+            "local_memory": ".local" in ptx,
+        }
 
 
 if __name__ == "__main__":

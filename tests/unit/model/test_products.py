@@ -1,0 +1,83 @@
+"""Products of tiles of one size, in Triton's interpreter, and what a product has to show to be used."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from triton.runtime.interpreter import InterpretedFunction
+
+from model import product_kernels, products
+
+DEVICE = torch.device("cpu" if isinstance(product_kernels.fixed_product, InterpretedFunction) else "cuda")
+CPU = torch.device("cpu")
+
+
+def matrices(rows: int, width: int, outputs: int, dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    states = torch.randn((rows, width), generator=generator)
+    weight = torch.randn((outputs, width), generator=generator)
+    return states.to(DEVICE, dtype), weight.to(DEVICE, dtype)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.integers(1, 150),
+    st.sampled_from([1, 63, 64, 200]),
+    st.sampled_from([1, 128, 150]),
+    st.sampled_from([torch.float32, torch.bfloat16]),
+    st.booleans(),
+)
+def test_a_product_of_any_shape_is_right(
+    rows: int, width: int, outputs: int, dtype: torch.dtype, turned: bool
+) -> None:
+    """For weights [out, in], and for the embedding, whose inputs are the vocabulary: [in, out]."""
+    states, weight = matrices(rows, width, outputs, dtype)
+    if turned:
+        weight = weight.t().contiguous().t()
+    made = products.multiply(states, weight)
+    expected = states.double() @ weight.double().t()
+    assert made.dtype == dtype
+    sums = 4 * torch.finfo(torch.float32).eps * (states.double().abs() @ weight.double().abs().t())
+    assert ((made.double() - expected).abs() <= torch.finfo(dtype).eps * expected.abs() + sums).all()
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.lists(st.integers(0, 199), min_size=1, max_size=90, unique=True))
+def test_a_row_has_the_same_bits_in_any_company(members: list[int]) -> None:
+    states, weight = matrices(200, 130, 140, torch.bfloat16)
+    whole = products.multiply(states, weight)
+    assert torch.equal(products.multiply(states[members], weight), whole[members])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_fixed_product_is_admitted_where_it_runs(dtype: torch.dtype) -> None:
+    assert products.trial(products.multiply, DEVICE, dtype) == ""
+
+
+def test_a_product_that_is_wrong_is_refused_with_the_reason() -> None:
+    def off(states: Tensor, weight: Tensor) -> Tensor:
+        return products.multiply(states, weight) * 1.02
+
+    def of_the_batch(states: Tensor, weight: Tensor) -> Tensor:
+        return products.multiply(states, weight) + 1e-4 * len(states)
+
+    def broken(states: Tensor, weight: Tensor) -> Tensor:
+        raise RuntimeError("out of resource: shared memory\nmore")
+
+    assert products.trial(off, DEVICE, torch.float32) == "its results differ by 2.00% of the largest"
+    expected = "a row has other bits among 1 rows than among 520"
+    assert products.trial(of_the_batch, DEVICE, torch.float32) == expected
+    assert products.trial(broken, DEVICE, torch.float32).startswith("it does not run: out of resource")
+
+
+def test_on_a_cpu_torch_multiplies() -> None:
+    assert products.refusal(CPU, torch.float32) == "no kernels for cpu"
+
+
+def test_matrices_that_do_not_fit_are_refused() -> None:
+    states, weight = matrices(3, 8, 5, torch.float32)
+    with pytest.raises(ValueError, match="x"):
+        products.multiply(states, weight[:, :7])
+    with pytest.raises(ValueError, match="bfloat16"):
+        products.multiply(states, weight.to(torch.bfloat16))
