@@ -21,6 +21,7 @@ import torch.nn.functional as F  # noqa: N812  torch's own spelling
 from torch import Tensor, nn
 
 from model import precision
+from model.projections import weight_projection
 
 Fields = tuple[Tensor, ...]
 """A packed matrix: its data first, its scales behind it."""
@@ -36,11 +37,13 @@ does not). Such a product is padded."""
 
 
 def linear(rows: Tensor, weight: Tensor) -> Tensor:
-    """rows [n, in] @ weight [out, in]^T, each row with the same bits whatever n is."""
-    count = rows.shape[0]
+    """rows [n, in] @ weight [out, in]^T, each row with the same bits whatever n is: on CUDA in tiles of one
+    size (model/products.py) if they were admitted there.
+    """
+    product, count = weight_projection(weight, pack=False), rows.shape[0]
     if count >= MIN_ROWS or rows.dtype is not torch.float32 or rows.device.type != "cpu":
-        return F.linear(rows, weight)
-    return F.linear(F.pad(rows, (0, 0, 0, MIN_ROWS - count)), weight)[:count]
+        return product(rows)
+    return product(F.pad(rows, (0, 0, 0, MIN_ROWS - count)))[:count]
 
 
 class Codec(Protocol):
