@@ -67,6 +67,8 @@ class _Layer:
     gate: Projection
     up: Projection
     down: Projection
+    route: Projection
+    top_k: int
     mixture: Chosen
     canvas_scalar: Tensor
     causal_scalar: Tensor
@@ -242,7 +244,7 @@ class Backbone:
         dense = self._norm(hidden, module.pre_feedforward_layernorm)
         dense = layer.down(module.mlp.act_fn(layer.gate(dense)) * layer.up(dense))
         dense = self._norm(dense, module.post_feedforward_layernorm_1)
-        _, weights, chosen = module.router(hidden)
+        weights, chosen = _routed(layer, hidden)
         mixed = layer.mixture.mix(self._norm(hidden, module.pre_feedforward_layernorm_2), chosen, weights)
         mixed = self._norm(mixed, module.post_feedforward_layernorm_2)
         return self._norm(dense + mixed, module.post_feedforward_layernorm)
@@ -252,6 +254,15 @@ _PLAIN: Final = PlainPieces()
 _KEPT_MASKS: Final = 64
 """Masks that are kept for the next pass: prompts of one service tend to few lengths, and each is made in
 microseconds."""
+
+
+def _routed(layer: _Layer, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights [T, k] float32 and ids [T, k] of each token's experts, as transformers' router has them."""
+    router = layer.decoder.router
+    states = router.norm(hidden) * router.scale * router.scalar_root_size
+    probabilities = functional.softmax(layer.route(states), dim=-1, dtype=torch.float32)
+    weights, chosen = torch.topk(probabilities, k=layer.top_k, dim=-1)
+    return weights / weights.sum(dim=-1, keepdim=True) * router.per_expert_scale[chosen], chosen
 
 
 def _rotate(states: Tensor, rotary: Tensors) -> Tensor:
@@ -278,6 +289,8 @@ def _layer(text: Any, kind: str, decoder: Any, encoder: Any, *, minimum_rows: in
         gate=projection(mlp.gate_proj, pack),
         up=projection(mlp.up_proj, pack),
         down=projection(mlp.down_proj, pack),
+        route=projection(decoder.router.proj, pack),
+        top_k=text.top_k_experts,
         mixture=mixture_for(
             decoder.experts,
             Mixture(decoder.experts, minimum_rows=minimum_rows, pack=pack),
