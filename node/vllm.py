@@ -37,7 +37,7 @@ from node.errors import (
 from node.vllm_canvases import CanvasWriter
 from node.vllm_checkpoint import ServedCheckpoint
 from node.vllm_endpoint import Endpoint, EndpointTimes
-from node.vllm_fleet import Fleet, FleetTimes, Health, Member
+from node.vllm_fleet import Fleet, FleetTimes, Member
 from protocol.content import Message
 from protocol.limits import MAX_NAME_BYTES
 from protocol.objects import Service
@@ -107,8 +107,6 @@ class VllmLink:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._house: House | None = None
         self._up = False
-        self._changing = asyncio.Lock()
-        """Losses and returns are told in the order in which they happen."""
         self.losses = 0
 
     # --- EngineBackend
@@ -127,9 +125,14 @@ class VllmLink:
         return self._up
 
     @property
+    def fleet(self) -> Fleet | None:
+        """The endpoints; none before the first was well."""
+        return self._house.fleet if self._house is not None else None
+
+    @property
     def endpoints(self) -> Sequence[Member]:
-        """What is known of each endpoint; nothing before the first was well."""
-        return self._house.fleet.members if self._house is not None else ()
+        """What is known of each endpoint."""
+        return self.fleet.members if self.fleet is not None else ()
 
     async def encode_prompt(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
         house = self._house
@@ -181,13 +184,13 @@ class VllmLink:
             facts = await self._first(fleet, checkpoint)
             group = await stack.enter_async_context(asyncio.TaskGroup())
             self._house, self._up = House(checkpoint, fleet, facts, group), True
-            fleet.least_context, fleet.changed = facts.max_context, self._changed
+            fleet.least_context, fleet.on_down = facts.max_context, self._break_off
             await self._events.put(EngineReady(facts))
+            group.create_task(fleet.watch())
             try:
-                await fleet.watch()
+                await self._tell(self._house)
             finally:
                 self._up, self._house = False, None
-                await self._drop_rows()
 
     async def _first(self, fleet: Fleet, checkpoint: ServedCheckpoint) -> EngineFacts:
         """Wait for an endpoint that is well, and measure it; one that is lost meanwhile is waited for
@@ -235,36 +238,33 @@ class VllmLink:
             details={"engine": "vllm", "version": version, "endpoints": len(self._settings.urls)},
         )
 
-    async def _changed(self, member: Member) -> None:
-        """An endpoint went up or down."""
-        if member.health is Health.DOWN:
-            self._break_off(member)
-        async with self._changing:
-            house = self._house
-            if house is None:
-                return
-            alive = house.fleet.alive
-            if self._up and not alive:
-                self._up = False
-                self.losses += 1
-                self._log.error("engine lost", error=house.fleet.troubles, count=self.losses)
-                await self._drop_rows()
-                await self._events.put(EngineLost("no vLLM endpoint is well"))
-            elif not self._up and alive:
-                self._up = True
-                await self._events.put(EngineReady(house.facts))
+    async def _tell(self, house: House) -> None:
+        """Tell of the loss of every endpoint and of the return of one, for ever: in order, because only here.
+
+        A loss that is over before it is told was none: its rows have moved.
+        """
+        while True:
+            await house.fleet.until(alive=False)
+            self._up = False
+            self.losses += 1
+            self._log.error("engine lost", error=house.fleet.troubles, count=self.losses)
+            self._drop_rows()
+            await self._events.put(EngineLost("no vLLM endpoint is well"))
+            await house.fleet.until(alive=True)
+            self._up = True
+            await self._events.put(EngineReady(house.facts))
 
     def _break_off(self, member: Member) -> None:
+        """End what rows do at an endpoint that is down."""
         now = asyncio.get_running_loop().time()
         for row in self._rows.values():
             if row.member is member and row.scope is not None and not row.scope.expired():
                 row.scope.reschedule(now)
 
-    async def _drop_rows(self) -> None:
+    def _drop_rows(self) -> None:
         tasks, self._tasks, self._rows = list(self._tasks.values()), {}, {}
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
     # --- rows
 
@@ -281,8 +281,6 @@ class VllmLink:
             await self._events.put(FailedEvent(row.request_id, "invalid_request", str(declined)))
         except EndpointLost as lost:
             await self._events.put(FailedEvent(row.request_id, "internal", str(lost)))
-        except EngineUnavailable:
-            return  # `EngineLost` says it for every row
         finally:
             if self._rows.get(row.request_id) is row:
                 del self._rows[row.request_id], self._tasks[row.request_id]

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from model.text import TextCodec
 from node.clock import Clock
-from node.errors import EndpointLost, EndpointUnfit, EngineStartError, EngineUnavailable
+from node.errors import EndpointLost, EndpointUnfit, EngineStartError
 from node.vllm_endpoint import Endpoint
 from node.vllm_wire import Served
 
@@ -61,7 +61,7 @@ class Member:
 
 
 class Fleet:
-    """The endpoints. `changed` is called after a member went up or down."""
+    """The endpoints. `on_down` is called when a member takes no requests any more."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class Fleet:
         log: Any,
     ) -> None:
         self.members = [Member(i + 1, endpoint) for i, endpoint in enumerate(endpoints)]
-        self.changed: Callable[[Member], Awaitable[None]] | None = None
+        self.on_down: Callable[[Member], None] | None = None
         self.least_context = 1
         """Tokens: an endpoint with a shorter context cannot take what is on offer."""
         self._codec, self._times, self._clock, self._log = codec, times, clock, log
@@ -89,21 +89,23 @@ class Fleet:
         return "; ".join(f"endpoint {m.number}: {m.trouble}" for m in self.members if m.trouble)
 
     async def acquire(self, avoid: Collection[int] = ()) -> Member:
-        """The least loaded endpoint that is well; waits while all that live are suspect.
+        """The least loaded endpoint that is well; waits for one. Give it back with `release`.
 
-        Members whose numbers are in `avoid` only if there is no other. `EngineUnavailable` when none lives.
-        Give it back with `release`.
+        Members whose numbers are in `avoid` are taken only if there is no other.
         """
         async with self._news:
-            while True:
-                well = [m for m in self.members if m.health is Health.WELL]
-                if well:
-                    chosen = min(well, key=lambda m: (m.number in avoid, m.load, m.number))
-                    chosen.load += 1
-                    return chosen
-                if not self.alive:
-                    raise EngineUnavailable("no vLLM endpoint is well")
-                await self._news.wait()
+            await self._news.wait_for(self._well)
+            chosen = min(self._well(), key=lambda m: (m.number in avoid, m.load, m.number))
+            chosen.load += 1
+            return chosen
+
+    def _well(self) -> list[Member]:
+        return [m for m in self.members if m.health is Health.WELL]
+
+    async def until(self, *, alive: bool) -> None:
+        """Wait until some endpoint lives, or none does."""
+        async with self._news:
+            await self._news.wait_for(lambda: self.alive is alive)
 
     def release(self, member: Member) -> None:
         """A request on it is over."""
@@ -195,16 +197,14 @@ class Fleet:
         return served
 
     async def _move(self, member: Member, health: Health) -> None:
-        """What a look has found. Only here is anybody told: a row that suspects must not hear its own
-        doubt."""
         before = member.health
         await self._set(member, health)
         if health is Health.DOWN and before is not Health.DOWN:
             self._log.error("endpoint down", count=member.number, error=member.trouble)
+            if self.on_down is not None:
+                self.on_down(member)
         elif health is Health.WELL and before in (Health.UNKNOWN, Health.DOWN):
             self._log.info("endpoint up", count=member.number)
-        if self.changed is not None and before is not health:
-            await self.changed(member)
 
     async def _set(self, member: Member, health: Health) -> None:
         member.health = health

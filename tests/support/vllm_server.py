@@ -48,6 +48,10 @@ class VllmServer:
     breaks_at: int | None = None
     """Position at which `how` happens instead of a token."""
     how: str = "dies"
+    breaks_once: set[int] = field(default_factory=set)
+    """Positions at which `how` happens the first time only."""
+    late_looks: int = 0
+    """So many questions after its health get no good answer."""
     holds_at: int | None = None
     """Position at which a stream waits for `go`."""
     health: int = 200
@@ -60,6 +64,8 @@ class VllmServer:
     """An HTTP status to answer every completion with."""
     bodies: list[dict[str, Any]] = field(default_factory=list)
     running: int = 0
+    peak: int = 0
+    """Requests that ran at once, at most."""
     aborted: int = 0
     generated: int = 0
     looks: int = 0
@@ -119,6 +125,9 @@ class VllmServer:
     async def _health(self, _: web.Request) -> web.Response:
         self.looks += 1
         await self._tell()
+        if self.late_looks:
+            self.late_looks -= 1
+            return web.Response(status=500)
         return web.Response(status=self.health)
 
     async def _version(self, _: web.Request) -> web.Response:
@@ -167,6 +176,7 @@ class VllmServer:
             await response.write(_event(_problem(400, "Token id is out of vocabulary")) + b"data: [DONE]\n\n")
             return response
         self.running += 1
+        self.peak = max(self.peak, self.running)
         await self._tell()
         try:
             await self._generate(request, response, body)
@@ -188,7 +198,8 @@ class VllmServer:
             if position == self.holds_at:
                 await self._tell()
                 await self.go.wait()
-            if position == self.breaks_at:
+            if position == self.breaks_at or position in self.breaks_once:
+                self.breaks_once.discard(position)
                 await self._break(request, response, ids)
                 return
             over = position == self.ends_at and not body.get("ignore_eos")

@@ -11,16 +11,17 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import aiohttp
 import pytest
 
 from model.manifest import bundled_checkpoint_path
 from model.requests import CanvasEvent, FailedEvent, FinishReason, GenerationRequest
-from node import logs
+from node import logs, vllm_benchmark
 from node.clock import SystemClock
 from node.engine_link import EngineEvent, EngineLost, EngineReady
-from node.errors import ConfigError, EngineStartError, EngineUnavailable, PromptRejected
+from node.errors import ConfigError, EndpointLost, EngineStartError, EngineUnavailable, PromptRejected
 from node.vllm import MAX_MOVES, VllmLink, VllmSettings, survey
-from node.vllm_endpoint import EndpointTimes
+from node.vllm_endpoint import Endpoint, EndpointTimes
 from node.vllm_fleet import FleetTimes, Health
 from protocol.content import Message
 from protocol.objects import Service
@@ -87,7 +88,7 @@ async def running(made: list[VllmServer], **changes: Any) -> AsyncIterator[Runni
             await until(lambda: all(m.health is not Health.UNKNOWN for m in link.endpoints))
             for server in made:
                 server.bodies.clear()
-                server.generated = 0
+                server.generated = server.peak = 0
             yield run
     finally:
         life.cancel()
@@ -217,6 +218,7 @@ async def test_rows_beyond_the_slots_wait_their_turn_and_a_paused_row_holds_no_s
         server.go.set()
         names = [(await run.next()).request_id for _ in range(2)]  # type: ignore[union-attr]
         assert names == ["first", "second"]
+        assert server.peak == 1
 
 
 async def test_prompts_are_encoded_here_and_typed_control_tokens_stay_text() -> None:
@@ -279,6 +281,23 @@ async def test_a_row_goes_on_elsewhere_from_its_last_canvas_when_its_endpoint(ho
         assert [e.canvas for e in events] == [0, 1, 2]
         assert [len(b["prompt"]) for b in good.bodies] == [len(PROMPT) + CANVAS]
         assert run.link.losses == 0
+
+
+@pytest.mark.parametrize("how", ["stops before its time", "resets"])
+async def test_losing_an_endpoint_again_and_again_is_borne_while_canvases_come(how: str) -> None:
+    canvases = MAX_MOVES + 3
+    async with servers() as made, running(made) as run:
+        made[0].breaks_once, made[0].how = {len(PROMPT) + i * CANVAS + 2 for i in range(canvases)}, how
+        run.link.start(request(max_tokens=canvases * CANVAS))
+        assert said(await run.canvases("row")) == expected(canvases * CANVAS)
+        assert not made[0].breaks_once and run.link.losses == 0
+
+
+async def test_a_broken_stream_has_its_endpoint_looked_at_at_once() -> None:
+    async with servers() as made, running(made, fleet_times=FleetTimes(poll_s=600, start_s=10)) as run:
+        made[0].breaks_at, made[0].how = len(PROMPT) + 2, "dies"
+        run.link.start(request())
+        assert isinstance(await run.next(), EngineLost)
 
 
 async def test_a_silent_endpoint_is_given_up_after_its_time() -> None:
@@ -382,7 +401,8 @@ async def test_losses_and_returns_alternate_however_the_endpoints_flap() -> None
             seen = server.looks
             await server.until(lambda server=server, seen=seen: server.looks > seen)  # type: ignore[misc]
         for server in made:
-            server.health = 200
+            server.health, seen = 200, server.looks
+            await server.until(lambda server=server, seen=seen: server.looks > seen + 1)  # type: ignore[misc]
         await until(lambda: all(m.health is Health.WELL for m in run.link.endpoints))
         run.link.start(request(max_tokens=CANVAS))
         told: list[type] = []
@@ -393,7 +413,18 @@ async def test_losses_and_returns_alternate_however_the_endpoints_flap() -> None
         assert run.link.losses > 0
 
 
-async def test_one_slow_answer_is_no_death() -> None:
+async def test_one_late_answer_is_no_death_and_two_are() -> None:
+    async with servers() as made, running(made) as run:
+        seen = made[0].looks
+        made[0].late_looks = 1
+        await made[0].until(lambda: made[0].looks > seen + 3)
+        assert (run.link.ready, run.link.losses) == (True, 0)
+        made[0].late_looks = 2
+        assert isinstance(await run.next(), EngineLost)
+        assert isinstance(await run.next(), EngineReady)
+
+
+async def test_one_broken_stream_is_no_death() -> None:
     async with servers() as made, running(made) as run:
         made[0].breaks_at, made[0].how = len(PROMPT) + 2, "resets"
         run.link.start(request(max_tokens=CANVAS))
@@ -431,6 +462,53 @@ async def test_a_start_that_cannot_succeed_says_why(
         with pytest.raises(EngineStartError, match=words):
             async with running(made, **changes):
                 raise AssertionError("it started")
+
+
+async def test_a_start_takes_another_endpoint_when_the_first_fails_the_benchmark() -> None:
+    async with servers(2) as made:
+        made[0].completion_status = 500
+        async with running(made) as run:
+            run.link.start(request(max_tokens=CANVAS))
+            assert said(await run.canvases("row")) == expected(CANVAS)
+
+
+async def test_the_benchmark_measures_whole_canvases_whatever_the_text() -> None:
+    async with servers() as made, aiohttp.ClientSession() as session:
+        prompt = len(CHECKPOINT.codec.encode_content(vllm_benchmark.PROMPT))
+        made[0].ends_at = prompt + 1
+        endpoint = Endpoint(made[0].url, session, key="", model="", times=TIMES)
+        speed = await vllm_benchmark.measure(
+            endpoint,
+            await endpoint.probe(),
+            CHECKPOINT,
+            max_context=prompt + 2 * CANVAS,
+            seconds=0.001,
+            rows=3,
+            clock=SystemClock(),
+        )
+        assert [b["max_tokens"] for b in made[0].bodies] == [CANVAS, CANVAS, *[2 * CANVAS] * 3]
+        assert made[0].generated == 8 * CANVAS and speed.tokens_per_second > 0
+
+
+@pytest.mark.parametrize("how", ["ends early", "ends without a word"])
+async def test_a_stream_that_ends_without_saying_why_is_lost(how: str) -> None:
+    async with servers(breaks_at=8, how=how) as made, aiohttp.ClientSession() as session:
+        endpoint = Endpoint(made[0].url, session, key="", model="", times=TIMES)
+        got: list[int] = []
+        with pytest.raises(EndpointLost, match="broke off"):
+            async for chunk in endpoint.stream(made[0].name, PROMPT, CANVAS, CHECKPOINT.vocab_size):
+                got += chunk.token_ids
+        assert tuple(got) == expected(3)
+
+
+async def test_an_endpoint_that_is_to_be_avoided_is_taken_only_if_there_is_no_other() -> None:
+    async with servers(2) as made, running(made) as run:
+        assert run.link.fleet is not None
+        none: set[int] = set()
+        for avoid, chosen in ((none, 1), ({1}, 2), ({1, 2}, 1)):
+            member = await run.link.fleet.acquire(avoid)
+            assert member.number == chosen
+            run.link.fleet.release(member)
 
 
 async def test_a_start_waits_for_a_server_that_still_loads_its_model() -> None:
