@@ -2,10 +2,10 @@
 
 With random weights at the dimensions of the released model: memory bandwidth, time of a denoising step in
 bfloat16 and FP8 at 1, 4 and 16 rows beside its floors, tokens a second at 23 steps a canvas, the fused
-sampler against the pure one, fused experts against one after the other, transcripts alone and in company,
-and one step against the reference. Prints one JSON object; on a terminal a table goes to standard error. A
-section that fails or has no time left says so, and the rest runs. `--small` does the same on a CPU with
-small dimensions: it tests the script and measures nothing.
+sampler against the pure one, fused experts against one after the other, products in tiles against torch's,
+transcripts alone and in company, and one step against the reference. Prints one JSON object; on a terminal
+a table goes to standard error. A section that fails or has no time left says so, and the rest runs.
+`--small` does the same on a CPU with small dimensions: it tests the script and measures nothing.
 
 Needs one GPU with 56 GB free for bfloat16, 32 GB for FP8, and no checkpoint. Exit status 1 if a section
 failed.
@@ -74,6 +74,9 @@ def run(sections: Sections, dimensions: Dimensions, scale: Scale, device: Device
         20,
         lambda: measures.fused_sampler(device, scale.sampler_positions, dimensions.vocabulary, scale.rounds),
     )
+    sections.run(
+        "products", 20, lambda: measures.tiled_products(device, _shapes(dimensions, scale), scale.rounds)
+    )
     rates = measures.Rates(
         known["bandwidth"].get("read_bytes_second"), known["arithmetic"].get("bf16_flops_second")
     )
@@ -100,6 +103,14 @@ def run(sections: Sections, dimensions: Dimensions, scale: Scale, device: Device
                 sections.skip(f"{name}_{part}", "there are no weights")
         made.clear()  # nothing else may hold the model: two do not fit a device
         device.release()
+
+
+def _shapes(dimensions: Dimensions, scale: Scale) -> list[tuple[int, int, int]]:
+    """Rows, inner size and outputs of typical products: queries of the least and most rows, and logits."""
+    hidden, canvas = dimensions.hidden, dimensions.canvas
+    queries = dimensions.heads * dimensions.head_dim
+    few, many = min(scale.rows) * canvas, max(scale.rows) * canvas
+    return [(few, hidden, queries), (many, hidden, queries), (few, hidden, dimensions.vocabulary)]
 
 
 def _weights(

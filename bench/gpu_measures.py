@@ -13,12 +13,13 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import DynamicCache
 
 from bench.random_model import RandomModel
 from bench.report import percentile
 from bench.sections import Budget
-from model import mixtures, sampler
+from model import mixtures, products, sampler
 from model.backbone import Backbone, Segment
 from model.batched import BatchedExecutor
 from model.cache import RowCache
@@ -114,6 +115,27 @@ def arithmetic(device: Device, size: int) -> dict[str, float]:
     left = torch.randn((size, size), device=device.torch).to(torch.bfloat16)
     product_s = device.seconds(lambda: left @ left, rounds=5)
     return {"size": size, "bf16_flops_second": 2 * size**3 / product_s}
+
+
+def tiled_products(device: Device, shapes: Sequence[tuple[int, int, int]], rounds: int) -> dict[str, Any]:
+    """Products of tiles of one size beside torch's at each (rows, inner, outputs), and whether torch's rows
+    have the same bits among fewer: where they have, the tiles' time buys nothing.
+    """
+    figures: dict[str, Any] = {"refusal": products.trial(products.multiply, device.torch, torch.bfloat16)}
+    generator = torch.Generator(device.torch).manual_seed(3)
+    for rows, inner, outputs in shapes:
+        states, weight = (
+            torch.empty(size, dtype=torch.bfloat16, device=device.torch).normal_(generator=generator)
+            for size in ((rows, inner), (outputs, inner))
+        )
+        plain = partial(functional.linear, states, weight)
+        fewer = functional.linear(states[: max(1, rows // 16)], weight)
+        figures[f"{rows}x{inner}x{outputs}"] = {
+            "tiled_ms": 1000 * device.seconds(partial(products.multiply, states, weight), rounds),
+            "torch_ms": 1000 * device.seconds(plain, rounds),
+            "torch_rows_equal": torch.equal(fewer, plain()[: len(fewer)]),
+        }
+    return figures
 
 
 def fused_sampler(device: Device, positions: int, vocab_size: int, rounds: int) -> dict[str, Any]:

@@ -44,6 +44,7 @@ def test_one_small_call_runs_every_section_and_prints_one_object(tmp_path: Path)
             "bandwidth",
             "arithmetic",
             "sampler",
+            "products",
             *(
                 f"{p}_{part}"
                 for p in ("bf16", "fp8")
@@ -52,7 +53,7 @@ def test_one_small_call_runs_every_section_and_prints_one_object(tmp_path: Path)
         ],
         "ok",
     )
-    assert sections["sampler"]["refusal"] == ""
+    assert sections["sampler"]["refusal"] == sections["products"]["refusal"] == ""
     assert sections["sampler"]["argmax_equal"] == 1.0
     for name in ("bf16", "fp8"):
         assert sections[f"{name}_mixture"]["refusal"] == ""
@@ -70,7 +71,7 @@ def test_one_small_call_runs_every_section_and_prints_one_object(tmp_path: Path)
 def test_without_time_every_section_says_that_it_was_left_out() -> None:
     sections = Sections(Budget(0))
     gpu.run(sections, random_model.SMALL, gpu.SMALL, gpu_measures.Device(CPU))
-    assert len(sections.results) == 11
+    assert len(sections.results) == 12
     assert {section["status"] for section in sections.results.values()} == {"skipped"}
     assert all(section["reason"] for section in sections.results.values())
 
