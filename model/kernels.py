@@ -137,10 +137,13 @@ def best_recipe(
     device: torch.device,
     tensors: Iterable[tuple[str, tuple[int, ...]]],
     group: int = precision.DEFAULT_INT4_GROUP,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> Recipe | None:
-    """How to pack these weights (names and shapes) for a device; None for "none"."""
+    """How to pack these weights (names and shapes) for a device that computes in `dtype`; None for "none"."""
     if quantization == "none":
         return None
+    if dtype is not torch.bfloat16:  # what the kernels take
+        device = torch.device("cpu")
     packed = [(name, shape) for name, shape in tensors if precision.is_packed(name, shape, quantization)]
     linears = [(shape[0], shape[1]) for name, shape in packed if precision.is_linear(name)]
     experts = [(shape[1], shape[2]) for name, shape in packed if precision.is_experts(name)]

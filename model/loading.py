@@ -22,6 +22,7 @@ from model import files, headers
 from model.bounds import ModelLimits
 from model.dimensions import dimensions, published_tensors
 from model.errors import CheckpointError, DeviceError
+from model.failures import is_out_of_memory
 from model.kernels import best_recipe
 from model.manifest import (
     MANIFEST_FILE,
@@ -104,8 +105,10 @@ def load(
     target = resolve_device(device)
     eos_ids, defaults = _eos_ids(generation, folder), _defaults(generation, folder)
     tokenizer = load_codec(folder, eos_ids)
-    packing = best_recipe(quantization, target, published_tensors(dimensions(config, folder / "config.json")))
-    placement = Placement(_dtype(dtype, config, target, folder), target, packing, expert_budget_bytes)
+    of = dimensions(config, folder / "config.json")
+    computed = _dtype(dtype, config, target, folder)
+    packing = best_recipe(quantization, target, published_tensors(of), dtype=computed)
+    placement = Placement(computed, target, packing, expert_budget_bytes)
     model = _load_weights(folder, tensors, placement)
     limits = _limits(model, defaults)
     if tokenizer.vocab_size > limits.vocab_size or max(eos_ids) >= limits.vocab_size:
@@ -176,7 +179,9 @@ def _load_weights(
     config.dtype = placement.dtype
     try:
         model = load_weights(folder, tensors, config, placement)
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise DeviceError(f"the weights do not fit {placement.device}: {error}") from error
     model.generation_config = generation
     return model

@@ -141,7 +141,7 @@ class _Packed:
         if not isinstance(old, nn.Linear) or old.bias is not None:
             raise AssertionError(f"{path} is no linear without bias")
         module = QuantizedLinear(old.in_features, old.out_features, codec)
-        for place in _places(model, path):
+        for place in _places(path):
             model.set_submodule(place, module)
             self._linears[f"{place}.weight"] = module
 
@@ -166,7 +166,7 @@ class _Packed:
             )
             activation: Callable[[Tensor], Tensor] = model.get_submodule(path).act_fn
             module = QuantizedExperts(text.num_experts, layout, codec, activation, source)
-            for place in _places(model, path):
+            for place in _places(path):
                 model.set_submodule(place, module)
                 self._experts |= {f"{place}.{matrix}": (module, matrix) for matrix in MATRICES}
 
@@ -187,7 +187,7 @@ class _Packed:
             raise CheckpointError(header.path, f"{header.name}: {error}") from error
 
 
-def _places(model: nn.Module, path: str) -> list[str]:
+def _places(path: str) -> list[str]:
     """The decoder's path of a module, and the encoder's where that has the same one."""
     twin = _ENCODER + path.removeprefix(_DECODER)
     shared = path.startswith(f"{_DECODER}layers.")

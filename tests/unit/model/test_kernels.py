@@ -101,6 +101,12 @@ def test_a_cpu_unpacks() -> None:
     assert best_recipe("int4", CPU, (), 32) == Recipe(Fp8(), Int4(32))
 
 
+def test_kernels_are_for_bfloat16_only() -> None:
+    """Without a GPU: a device that is not there is not asked."""
+    there = torch.device("cuda", 7)
+    assert best_recipe("int4", there, (), dtype=torch.float32) == Recipe(Fp8(), Int4())
+
+
 def test_a_recipe_is_named_by_what_decides_its_bits() -> None:
     assert Recipe(Fp8(), Fp8()).name == "fp8"
     assert Recipe(Fp8(), Int4()).name == "int4-g64+fp8"

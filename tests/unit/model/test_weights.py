@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from transformers import DiffusionGemmaForBlockDiffusion
 
 from model import headers, manifest, memory, precision
@@ -160,6 +161,19 @@ def test_experts_in_host_memory_have_to_be_packed() -> None:
 def test_a_budget_below_one_expert_is_a_device_error() -> None:
     with pytest.raises(DeviceError, match="1 bytes holds no expert"):
         load(device="cpu", quantization="fp8", expert_budget_bytes=1)
+
+
+def test_weights_that_do_not_fit_into_memory_are_a_device_error(small: Path) -> None:
+    class NoMemory(TorchFunctionMode):
+        """A machine whose memory is taken: what is copied out of the file finds no place."""
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is Tensor.to and (kwargs or {}).get("copy"):
+                raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+            return func(*args, **(kwargs or {}))
+
+    with NoMemory(), pytest.raises(DeviceError, match="the weights do not fit cpu"):
+        load(small, device="cpu")
 
 
 UP = "model.decoder.layers.0.mlp.up_proj.weight"
