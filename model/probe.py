@@ -13,6 +13,7 @@ import pynvml
 from model.loading import LoadedModel
 
 _CPU_INFO = Path("/proc/cpuinfo")
+_CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")  # cgroup v2: a number of bytes, or "max"
 _MAX_PROFILE_CHARS = 160
 
 
@@ -39,7 +40,7 @@ def probe() -> Hardware:
     """
     cpu = _cpu_name()
     cores = psutil.cpu_count(logical=True) or 1
-    host_memory = int(psutil.virtual_memory().total)
+    host_memory = host_memory_bytes()
     system = f"{platform.system()} {platform.machine()}"
     try:
         pynvml.nvmlInit()
@@ -56,6 +57,16 @@ def probe() -> Hardware:
         return Hardware("cuda", name, memory, driver, count, cores, host_memory, cpu, system)
     finally:
         pynvml.nvmlShutdown()
+
+
+def host_memory_bytes(limit: Path = _CONTAINER_LIMIT) -> int:
+    """Memory of the host, or of the container that this process runs in if that may use less."""
+    total = int(psutil.virtual_memory().total)
+    try:
+        text = limit.read_text(encoding="ascii").strip()
+    except OSError:  # no container, or another system: the host's memory is all there is to know
+        return total
+    return min(total, int(text)) if text.isdecimal() else total
 
 
 def engine_profile(loaded: LoadedModel, hardware: Hardware, kernels: str) -> str:

@@ -3,6 +3,7 @@
 import itertools
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from model.batched import BatchedExecutor
 from model.benchmark import measure
 from model.errors import BenchmarkError
 from model.loading import LoadedModel
-from model.probe import engine_profile, probe
+from model.probe import engine_profile, host_memory_bytes, probe
 from tests.support.model_runs import broken_head
 
 
@@ -21,6 +22,15 @@ def test_the_probe_describes_this_machine() -> None:
     assert hardware.host_memory_bytes > 2**28
     assert hardware.name
     assert hardware.device == ("cuda" if hardware.accelerators else "cpu")
+
+
+@pytest.mark.parametrize(("written", "expected"), [("1048576\n", 2**20), ("max\n", None), (str(2**60), None)])
+def test_a_containers_limit_counts_if_it_is_the_smaller(
+    tmp_path: Path, written: str, expected: int | None
+) -> None:
+    limit = tmp_path / "memory.max"
+    limit.write_text(written)
+    assert host_memory_bytes(limit) == (expected or host_memory_bytes(tmp_path / "nothing"))
 
 
 def test_the_profile_is_short_stable_and_names_what_decides_the_last_bits(bundled: LoadedModel) -> None:
