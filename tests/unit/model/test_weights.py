@@ -14,12 +14,13 @@ from transformers import DiffusionGemmaForBlockDiffusion
 
 from model import headers, manifest, memory, precision
 from model.dimensions import read
+from model.engine import Engine
 from model.errors import CheckpointError, DeviceError
 from model.loading import LoadedModel, load
 from model.manifest import bundled_checkpoint_path
 from model.quantization import Fp8, QuantizedLinear
 from tests.support.allocations import allocations
-from tests.support.model_runs import canvases, make_request, run_alone
+from tests.support.model_runs import canvases, make_request, run, run_alone
 from tests.support.small_models import write_small
 
 Change = Callable[[dict[str, Tensor]], object]
@@ -140,6 +141,25 @@ def test_a_job_has_the_same_transcript_with_experts_in_host_memory(
     assert away.quantization == resident.quantization
     request = make_request(prompt, max_tokens=64, max_steps=4)
     assert run_alone(away, request) == run_alone(resident, request)
+
+
+@pytest.mark.parametrize("quantization", ["fp8", "int4"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_job_has_the_same_transcript_alone_and_among_others(
+    prompt: tuple[int, ...], dtype: Any, quantization: Any
+) -> None:
+    """The others have other lengths and seeds, and share a cache that holds a part of the experts."""
+    loaded = load(device="cpu", dtype=dtype, quantization=quantization, expert_budget_bytes=150_000)
+    jobs = [
+        make_request(prompt[: len(prompt) - 3 * n], f"job {n}", seed=n, max_tokens=64, max_steps=4 + n)
+        for n in range(3)
+    ]
+    engine = Engine(loaded, max_rows=3)
+    for job in jobs:
+        engine.submit(job)
+    together = run(engine)
+    for job in jobs:
+        assert run_alone(loaded, job) == together[job.request_id]
 
 
 @pytest.mark.parametrize(
