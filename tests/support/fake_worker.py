@@ -42,6 +42,7 @@ from protocol.frames import (
 from protocol.ledger import WorkerLedger
 from protocol.objects import Channel, Finish, ModelOffer, Offer, Service
 from protocol.sealing import canvas_context, draft_context, prompt_context, public_key, seal, unseal
+from protocol.service import NO_TRACE
 from protocol.signing import LocalSigner, Signer, sign, signed_by
 from protocol.types import (
     Address,
@@ -92,6 +93,7 @@ class Lie(enum.Enum):
     FALSE_COUNT_AT_THE_END = "4.1 end"
     PAYMENTS_NEVER_MADE = "5.6"
     VOUCHER_NEVER_SIGNED = "5.7"
+    NO_TRACE = "7.4"
     GARBAGE = "2.3"
 
     @property
@@ -305,11 +307,12 @@ class FakeWorker:
         text = "".join(" " * (canvas + i > 0) + word for i, word in enumerate(mine))
         output = CanvasOutput(tuple(range(len(mine))), text).encode()
         key = PublicKey(accepted.job.reply_key)
+        traced = accepted.job.parameters.service is Service.REPLAYABLE
         return CanvasResult(
             canvas=canvas,
             output_digest=output_digest(accepted.id, canvas, output),
-            trace_root=merkle.root([keccak256(output)]),
-            steps=STEPS,
+            trace_root=merkle.root([keccak256(output)]) if traced else NO_TRACE,
+            steps=STEPS if traced else 0,
             units=len(mine),
             finish=finish,
             sealed_output=seal(output, key, canvas_context(self.domain, accepted.id, canvas)),
@@ -477,6 +480,7 @@ def _false_canvas(worker: FakeWorker, frame: CanvasDelivered, lie: Lie) -> Seque
         Lie.MORE_STEPS_THAN_ALLOWED: {"steps": Uint32(49)},
         Lie.SKIPPED_CANVAS: {"canvas": Uint32(receipt.canvas + 1)},
         Lie.OTHER_OUTPUT: {"output_digest": Digest(keccak256(b"other"))},
+        Lie.NO_TRACE: {"trace_root": NO_TRACE},
     }
     signer: Signer = worker.operator
     if lie in changes:

@@ -108,6 +108,11 @@ class VllmServer:
         """Wait until that many requests run at once."""
         await self.until(lambda: self.running == count)
 
+    async def until_looked_at(self, times: int) -> None:
+        """Wait until its health was asked for so many times more."""
+        seen = self.looks
+        await self.until(lambda: self.looks >= seen + times)
+
     async def _tell(self) -> None:
         async with self.changed:
             self.changed.notify_all()

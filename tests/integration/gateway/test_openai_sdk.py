@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,12 @@ from aiohttp import web
 from client.gateway import Gateway, GatewayOptions
 from client.sdk import PieceworkClient
 from protocol.errors import Reason, Refusal
+from protocol.objects import Service
+from protocol.service import best_effort_parameters
+from protocol.types import Amount, Uint32
 from tests.support.client_side import MONEY, PAYER, FakeClock, open_client
 from tests.support.fake_chain import FakeChain
-from tests.support.fake_worker import STEPS, STORY, FakeWorker, Lie
+from tests.support.fake_worker import STEPS, STORY, FakeWorker, Lie, model_offer
 
 WHOLE = " ".join(STORY)
 USER: Any = [{"role": "user", "content": "Tell me a story."}]
@@ -48,6 +52,25 @@ async def serve(client: PieceworkClient, **options: Any) -> tuple[web.AppRunner,
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     return runner, f"http://127.0.0.1:{runner.addresses[0][1]}"
+
+
+@asynccontextmanager
+async def best_effort_market(folder: Path, **options: Any) -> AsyncIterator[Setting]:
+    """A gateway whose only worker serves without seed and trace."""
+    chain, clock = FakeChain(), FakeClock()
+    chain.deposit(PAYER.address, MONEY)
+    loose = model_offer().replace(
+        service=Service.BEST_EFFORT, max_steps=Uint32(0), price_per_thousand_steps=Amount(0)
+    )
+    async with (
+        FakeWorker(chain, clock, models=(loose,)) as worker,
+        open_client(folder, chain, clock) as client,
+    ):
+        runner, url = await serve(client, **options)
+        try:
+            yield Setting(url, worker, chain, client)
+        finally:
+            await runner.cleanup()
 
 
 @pytest.fixture
@@ -79,6 +102,40 @@ async def test_a_whole_answer_carries_text_usage_and_receipts(setting: Setting) 
     assert ours["denoising_steps"] == STEPS * len(ours["receipts"])
     assert ours["acknowledged"]
     assert setting.worker.submissions[0].job.parameters.seed == 7
+
+
+async def test_best_effort_is_paid_for_only_when_it_is_allowed_and_says_so(tmp_path: Path) -> None:
+    allowed: Any = {"piecework": {"best_effort": True}}
+    async with best_effort_market(tmp_path) as setting, setting.sdk() as sdk:
+        with pytest.raises(openai.InternalServerError, match="best effort"):
+            await sdk.chat.completions.create(model="tale-1", messages=USER)
+        for unmet in ({"seed": 7}, {"temperature": 0.4}):
+            with pytest.raises(openai.InternalServerError, match="cannot honour"):
+                await sdk.chat.completions.create(
+                    model="tale-1",
+                    messages=USER,
+                    extra_body=allowed,
+                    **unmet,
+                )
+        assert setting.worker.submissions == []
+        answer = await sdk.chat.completions.create(model="tale-1", messages=USER, extra_body=allowed)
+        models = [model async for model in sdk.models.list()]
+        job = setting.worker.submissions[0].job
+        assert setting.worker.paid() > 0
+    assert answer.choices[0].message.content == WHOLE
+    ours = answer.model_extra["piecework"] if answer.model_extra else {}
+    assert (ours["service"], ours["denoising_steps"]) == ("best_effort", 0)
+    assert (models[0].model_extra or {})["piecework"]["services"] == ["best_effort"]
+    assert job.parameters == best_effort_parameters(job.parameters.max_tokens)
+
+
+async def test_a_gateway_may_allow_best_effort_for_those_who_do_not_say(tmp_path: Path) -> None:
+    async with best_effort_market(tmp_path, best_effort=True) as setting, setting.sdk() as sdk:
+        answer = await sdk.chat.completions.create(model="tale-1", messages=USER)
+        assert answer.choices[0].message.content == WHOLE
+        declined: Any = {"piecework": {"best_effort": False}}
+        with pytest.raises(openai.InternalServerError, match="best effort"):
+            await sdk.chat.completions.create(model="tale-1", messages=USER, extra_body=declined)
 
 
 async def test_a_stream_has_one_chunk_for_each_canvas_and_ends_with_usage(setting: Setting) -> None:

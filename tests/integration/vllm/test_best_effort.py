@@ -24,15 +24,17 @@ from client.sdk import PieceworkClient
 from client.store import Store
 from client.wallet import Wallet
 from model.manifest import bundled_checkpoint_path
+from node import config as settings
 from node.admin import ask_daemon
 from protocol.errors import Reason
 from protocol.objects import Service
 from protocol.pricing import Usage, price
 from protocol.service import NO_TRACE, best_effort_parameters
 from protocol.signing import LocalSigner
-from protocol.types import Uint32
+from protocol.types import Uint32, to_hex
 from tests.support.chains import Market, channel_of, deployed, signer
 from tests.support.client_side import ask, collect, text_of
+from tests.support.commands import piecework
 from tests.support.node.stage import parameters
 from tests.support.node.wire_client import WireClient
 from tests.support.vllm_server import CANVAS, CHECKPOINT, VllmServer, servers, token_at
@@ -127,6 +129,22 @@ async def test_a_best_effort_job_is_delivered_paid_and_settled_and_a_replayable_
         assert "Traceback" not in (house.home.root / "daemon.log").read_text()
         bodies = [b for server in made for b in server.bodies if not b.get("ignore_eos")]
         assert bodies and all("seed" not in b for b in bodies)
+
+
+async def test_worker_init_takes_vllm_servers_and_a_start_needs_nothing_more_in_the_settings(
+    tmp_path: Path, market: Market
+) -> None:
+    market.deployment.save(tmp_path / "deployment.json")
+    home = tmp_path / "home"
+    arguments = (
+        *("worker", "init", "--deployment", str(tmp_path / "deployment.json"), "--payout", to_hex(RECEIVER)),
+        *("--vllm", "http://127.0.0.1:8000", "--vllm", "http://127.0.0.1:8001", "--vllm-model", "served"),
+        *("--model", str(bundled_checkpoint_path()), "--no-register", "--home", str(home), "--json"),
+    )
+    assert (await piecework(*arguments, environment={"PIECEWORK_PASSWORD": PASSWORD})).json()
+    written = settings.load(home, {}, {})
+    assert (written.backend, len(written.vllm_endpoints), written.vllm_model) == ("vllm", 2, "served")
+    assert (written.price_per_thousand_steps, written.step_price) == (0, 0)
 
 
 async def _is_refused_a_replayable_job(house: WorkerHouse, market: Market) -> None:

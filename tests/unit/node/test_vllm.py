@@ -215,6 +215,7 @@ async def test_rows_beyond_the_slots_wait_their_turn_and_a_paused_row_holds_no_s
         run.link.start(request("first", max_tokens=CANVAS))
         await server.until(lambda: server.running == 1)
         run.link.start(request("second", max_tokens=CANVAS))
+        await server.until_looked_at(2)  # by then it would have come
         server.go.set()
         names = [(await run.next()).request_id for _ in range(2)]  # type: ignore[union-attr]
         assert names == ["first", "second"]
@@ -298,6 +299,20 @@ async def test_a_broken_stream_has_its_endpoint_looked_at_at_once() -> None:
         made[0].breaks_at, made[0].how = len(PROMPT) + 2, "dies"
         run.link.start(request())
         assert isinstance(await run.next(), EngineLost)
+
+
+async def test_an_endpoint_that_is_well_again_is_not_tried_twice_for_one_canvas() -> None:
+    async with servers(2) as made, running(made, slots=1) as run:
+        bad, good = made
+        bad.breaks_once, bad.how = {len(PROMPT) + 2}, "fails"
+        good.holds_at = len(PROMPT) + 2
+        run.link.start(request("first", max_tokens=CANVAS))
+        run.link.start(request("second", max_tokens=CANVAS))
+        await good.until_running(1)  # the second, while the first waits for the slot
+        await until(lambda: run.link.endpoints[0].health is Health.WELL)
+        good.go.set()
+        assert [(await run.next()).request_id for _ in range(2)] == ["second", "first"]  # type: ignore[union-attr]
+        assert (len(bad.bodies), len(good.bodies)) == (1, 2)
 
 
 async def test_a_silent_endpoint_is_given_up_after_its_time() -> None:
@@ -398,11 +413,10 @@ async def test_losses_and_returns_alternate_however_the_endpoints_flap() -> None
         for _ in range(40):
             server = chance.choice(made)
             server.health = 503 if server.health == 200 else 200
-            seen = server.looks
-            await server.until(lambda server=server, seen=seen: server.looks > seen)  # type: ignore[misc]
+            await server.until_looked_at(1)
         for server in made:
-            server.health, seen = 200, server.looks
-            await server.until(lambda server=server, seen=seen: server.looks > seen + 1)  # type: ignore[misc]
+            server.health = 200
+            await server.until_looked_at(2)
         await until(lambda: all(m.health is Health.WELL for m in run.link.endpoints))
         run.link.start(request(max_tokens=CANVAS))
         told: list[type] = []
@@ -415,9 +429,8 @@ async def test_losses_and_returns_alternate_however_the_endpoints_flap() -> None
 
 async def test_one_late_answer_is_no_death_and_two_are() -> None:
     async with servers() as made, running(made) as run:
-        seen = made[0].looks
         made[0].late_looks = 1
-        await made[0].until(lambda: made[0].looks > seen + 3)
+        await made[0].until_looked_at(4)
         assert (run.link.ready, run.link.losses) == (True, 0)
         made[0].late_looks = 2
         assert isinstance(await run.next(), EngineLost)
@@ -515,7 +528,7 @@ async def test_a_start_waits_for_a_server_that_still_loads_its_model() -> None:
     async with servers(health=503) as made:
         starting = running(made)
         entering = asyncio.ensure_future(starting.__aenter__())
-        await made[0].until(lambda: made[0].looks > 2)
+        await made[0].until_looked_at(2)
         made[0].health = 200
         run = await entering
         assert run.link.ready
