@@ -4,7 +4,7 @@ Every step of recorded float32 runs is decided again by the same checkpoint in a
 (`bench/agreement.py`), on the bundled checkpoint and on the mid-size one with random weights. The bundled one
 also tells stories, which are held to what was asked for. Arithmetic is in bfloat16, as on a GPU.
 
-The lines "int4-g64 ..." say what packing one more kind of tensor would cost, or one less: the policy of
+The last six lines say what packing one kind of tensor otherwise would change: the policy of
 `model/precision.py` rests on them.
 """
 
