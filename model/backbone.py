@@ -233,7 +233,8 @@ class Backbone:
             mask = seen <= query
             if window:
                 mask &= seen > query - window
-            if len(self._masks) >= _KEPT_MASKS:
+            kept = sum(known.nbytes for known in self._masks.values())
+            if kept + mask.nbytes > limits.KEPT_MASK_BYTES:
                 self._masks.clear()
             self._masks[key] = mask
         return mask
@@ -251,9 +252,6 @@ class Backbone:
 
 
 _PLAIN: Final = PlainPieces()
-_KEPT_MASKS: Final = 64
-"""Masks that are kept for the next pass: prompts of one service tend to few lengths, and each is made in
-microseconds."""
 
 
 def _routed(layer: _Layer, hidden: Tensor) -> tuple[Tensor, Tensor]:

@@ -45,3 +45,5 @@ PREFIX_STORE_BYTES = 512 * 2**20
 PACK_MAX_BYTES = 2 * 2**30
 # Of recorded pieces of a step with their inputs (model/graphs.py), of a GPU's reserve
 GRAPH_BYTES = 512 * 2**20
+# Attention masks kept for the next pass, each made in microseconds; one of 512 tokens in 256 K takes 134 MB
+KEPT_MASK_BYTES = 64 * 2**20

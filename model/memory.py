@@ -19,10 +19,9 @@ LOGIT_COPIES: Final = 5
 """Float32 arrays [rows of a tile * C, V] alive at once in the sampler: 4 were counted, one is for the
 allocator.
 """
-KEPT_MASKS: Final = 64
-"""Attention masks of prefill chunks that the backbone keeps."""
-CUDA_RESERVE_BYTES: Final = GIB
-"""CUDA's context, cuBLAS workspaces and what the allocator cannot use: an estimate, not a measurement."""
+CUDA_RESERVE_BYTES: Final = GIB + limits.GRAPH_BYTES
+"""CUDA's context, cuBLAS workspaces and what the allocator cannot use: an estimate, not a measurement. And
+what recorded pieces of a step may take."""
 CPU_RESERVE_SHARE: Final = 0.25
 """Of host memory left to the operating system and everything else that runs here."""
 MIN_CACHE_SHARE: Final = 0.1
@@ -139,7 +138,8 @@ def work_bytes(of: Dimensions, kind: Kind, rows: int, context: int, dtype: Dtype
     wide = max(of.intermediate, 2 * of.top_k * of.expert_intermediate)
     a_token = size * (8 * of.hidden + 4 * widest + 3 * wide + 3 * of.top_k * of.hidden) + 4 * 3 * of.hidden
     soft = 3 * rows * of.canvas * (of.hidden * size + 8)
-    masks = min(KEPT_MASKS, -(-context // of.chunk)) * min(of.chunk, context) * context
+    mask = min(of.chunk, context) * context  # one byte a pair of tokens, and a second array while it is made
+    masks = min(limits.KEPT_MASK_BYTES, -(-context // of.chunk) * mask) + 2 * mask
     unpacked = 3 * size * of.hidden * max(widest, of.intermediate, 2 * of.expert_intermediate)
     return logits + tokens * a_token + soft + masks + unpacked
 

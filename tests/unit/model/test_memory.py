@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
 
-from model import backbone, memory, precision, released
+from model import limits, memory, precision, released
+from model.backbone import Backbone
 from model.cache import RowCache
 from model.dimensions import Blueprint, dimensions, published_tensors, read
 from model.engine import Engine
@@ -173,8 +174,14 @@ def test_a_running_engine_stays_within_its_plan(
     assert taken.peak_bytes > 0.15 * (plan.kv_bytes + plan.work_bytes), "the bound says nothing"
 
 
-def test_the_plan_knows_how_many_masks_the_backbone_keeps() -> None:
-    assert backbone._KEPT_MASKS == memory.KEPT_MASKS
+def test_a_long_prompt_leaves_no_more_masks_behind_than_allowed(bundled: LoadedModel) -> None:
+    stack = Backbone(bundled.model, minimum_rows=1, pack=False)
+    chunk = 1024
+    for before in range(0, 16 * chunk, chunk):
+        mask = stack._mask(before, chunk, 0, torch.device("cpu"))
+        assert mask.shape == (chunk, before + chunk)
+        kept = sum(known.nbytes for known in stack._masks.values())
+        assert kept <= max(limits.KEPT_MASK_BYTES, mask.nbytes)
 
 
 # --- the choice
