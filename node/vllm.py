@@ -47,6 +47,8 @@ MAX_QUEUED_EVENTS: Final = 1024
 MAX_MOVES: Final = 3
 """Of a row, without a canvas in between: a request that breaks every endpoint must not break them for
 ever."""
+KEEP_ALIVE_S: Final = 2.0
+"""For idle connections. vLLM's server closes them after 5 s: a request must not meet one that is closing."""
 MAX_ENCODERS: Final = 2
 """Prompts tokenized at once; each keeps a core busy, seconds for the longest."""
 
@@ -177,9 +179,7 @@ class VllmLink:
         except CheckpointError as error:
             raise EngineStartError(f"the model cannot be loaded: {error}") from None
         async with AsyncExitStack() as stack:
-            session = await stack.enter_async_context(
-                aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
-            )
+            session = await stack.enter_async_context(_session())
             fleet = _fleet(self._settings, checkpoint.codec, session, self._clock, self._log)
             facts = await self._first(fleet, checkpoint)
             group = await stack.enter_async_context(asyncio.TaskGroup())
@@ -332,6 +332,11 @@ class VllmLink:
             raise EndpointLost("the endpoint says less than it was asked for and not that the text ends")
 
 
+def _session() -> aiohttp.ClientSession:
+    # Rows are bounded by slots, not by connections.
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S))
+
+
 def _fleet(
     settings: VllmSettings, codec: TextCodec, session: aiohttp.ClientSession, clock: Clock, log: Any
 ) -> Fleet:
@@ -345,7 +350,7 @@ def _fleet(
 async def survey(settings: VllmSettings, clock: Clock, log: Any) -> str:
     """What the endpoints serve, for `worker check`; `ConfigError` names what keeps one from work."""
     codec = await asyncio.to_thread(vllm_checkpoint.load_tokenizer, settings.checkpoint)
-    async with aiohttp.ClientSession() as session:
+    async with _session() as session:
         members = await _fleet(settings, codec, session, clock, log).survey()
     troubles = [f"endpoint {m.number}: {m.trouble}" for m in members if m.trouble]
     if troubles:

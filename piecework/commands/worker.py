@@ -222,6 +222,7 @@ def status(*, home: HomeOption = None, json: Json = False) -> None:
         ("operator", body["operator"]),
         ("earnings to", body["receiver"]),
         ("model", f"{engine.get('model', '-')} on {engine.get('device', '-')}"),
+        ("service", engine.get("service", "-").replace("_", " ")),
         ("precision", engine.get("precision") or "-"),
         ("speed", f"{engine.get('tokens_per_second', 0)} tokens/s, {engine['restarts']} restarts"),
         ("jobs", f"{body['active']} active of {body['slots']} slots and {body['queue']} queued"),
@@ -237,6 +238,9 @@ def status(*, home: HomeOption = None, json: Json = False) -> None:
     )
     for name, value in rows:
         typer.echo(f"{name:14} {value}")
+    for member in engine.get("endpoints", ()):
+        trouble = f": {member['trouble']}" if member["trouble"] else ""
+        typer.echo(f"{'endpoint':14} {member['number']} {member['health']}{trouble}")
     for note in body["errors"][-5:]:
         typer.echo(f"{'error':14} {note['where']}: {note['message']}")
 
