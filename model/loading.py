@@ -91,7 +91,7 @@ def load(
 
     dtype "auto" is float32 on a CPU and the checkpoint's own type on an accelerator. quantization packs
     linears and experts while they are read. expert_budget_bytes, for packed experts: keep them in host memory
-    and at most so many bytes of them on the device; no bit of a result depends on it. Raises CheckpointError
+    and at most so many bytes of them on the device; no bit of a product depends on it. Raises CheckpointError
     naming the file at fault, also when the digest is not the expected one, and DeviceError when there is no
     such device or it is too small.
     """
