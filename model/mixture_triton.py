@@ -15,7 +15,7 @@ in ascending order, so results are those of `Mixture` but for the order of sums 
 
 **Cost.** TILE_ROWS is 64 for every size of batch, because another height could be another instruction and
 another order. At one row of the released model an expert has 16 tokens on average, so three quarters of the
-arithmetic are empty: 2.9 TFLOP a step, 4 ms of an H100's tensor cores, beside 14 ms in which the experts'
+arithmetic are empty: 2.9 TFLOP a step, 4 ms of an H100's tensor cores, beside 15 ms in which the experts'
 weights are read. At 16 rows an expert has 256 tokens and little is empty; its weights are then read four
 times, mostly from the L2 cache.
 

@@ -164,13 +164,13 @@ def test_pieces_of_one_shape_share_their_buffers() -> None:
 
 def test_more_pieces_than_fit_keep_the_recordings_that_there_are() -> None:
     """Pieces of a step take turns: dropping the one unused for longest would drop each before its turn."""
-    pieces = recorded(max_recordings=2)
-    for _ in range(RECORD_AT + 10):
-        for name in ("a", "b", "c"):
+    pieces = recorded(max_recordings=2, idle_runs=10)
+    for step in range(RECORD_AT + 20):
+        for name in ("a", "b") if step < 10 else ("a", "b", "c"):
             repeat(pieces, 4, times=1, name=name)
     assert pieces.recordings == 2
     assert isinstance(pieces.recorder, EchoRecorder) and pieces.recorder.made == 2
-    assert pieces.replays == 2 * 10
+    assert pieces.replays == 2 * 20
 
 
 def test_a_recording_that_was_idle_for_long_makes_room() -> None:
@@ -184,6 +184,20 @@ def test_a_recording_that_was_idle_for_long_makes_room() -> None:
     repeat(pieces, 1, times=1)  # its recording is gone: a call
     assert pieces.replays == replays + 1
     assert pieces.held_bytes == 2 * tokens(2).nbytes
+
+
+def test_of_two_recordings_the_idle_one_makes_room() -> None:
+    pieces = recorded(max_recordings=2, idle_runs=5)
+    repeat(pieces, 1)
+    repeat(pieces, 2)
+    repeat(pieces, 1, times=10)  # the first one stays in use
+    repeat(pieces, 3)
+    replays = pieces.replays
+    repeat(pieces, 1, times=1)
+    repeat(pieces, 3, times=1)
+    assert pieces.replays == replays + 2
+    repeat(pieces, 2, times=1)
+    assert (pieces.replays, pieces.recordings) == (replays + 2, 2)
 
 
 def test_what_is_larger_than_the_room_is_called() -> None:

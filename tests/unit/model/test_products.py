@@ -42,6 +42,16 @@ def test_a_product_of_any_shape_is_right(
     assert ((made.double() - expected).abs() <= torch.finfo(dtype).eps * expected.abs() + sums).all()
 
 
+@pytest.mark.parametrize(("width", "outputs"), [(63, 128), (64, 130), (70, 150)])
+def test_nothing_beyond_the_matrices_counts(width: int, outputs: int) -> None:
+    """What lies behind them in memory is not a number here, and so is every product with it."""
+    states, weight = matrices(70, width, outputs, torch.float32)
+    room = torch.full((outputs * width + 20_000,), torch.nan, device=DEVICE)
+    placed = room[: outputs * width].view(outputs, width).copy_(weight)
+    assert torch.equal(products.multiply(states, placed), products.multiply(states, weight))
+    assert placed.isfinite().all() and room[outputs * width :].isnan().all()
+
+
 @settings(max_examples=10, deadline=None)
 @given(st.lists(st.integers(0, 199), min_size=1, max_size=90, unique=True))
 def test_a_row_has_the_same_bits_in_any_company(members: list[int]) -> None:
