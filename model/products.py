@@ -38,6 +38,7 @@ _SEED: Final = 20261125
 
 def multiply(states: Tensor, weight: Tensor) -> Tensor:
     """states [n, in] x weight [out, in]^T in the states' type, every tile of one size."""
+    # Here, because a CPU runs this module without Triton.
     import triton
     import triton.language as tl
     from triton.runtime.interpreter import InterpretedFunction
