@@ -305,7 +305,8 @@ def _row_figures(run: CanvasRun, random: RandomModel, rates: Rates) -> dict[str,
 
 def correctness(random: RandomModel, device: Device) -> dict[str, Any]:
     """The fast executor against the reference: the leaves of two steps, and how far the logits of one are
-    apart, in units of their own spread.
+    apart, in units of their own spread. On a GPU the two multiply by other kernels: there the leaves may
+    differ, and the errors count.
     """
     job = request(0, random, steps=2)
     leaves = []

@@ -5,11 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
+from triton.runtime.interpreter import InterpretedFunction
 
-from model import judges, sampler, sampler_triton
+from model import judges, sampler, sampler_kernels, sampler_triton
 from model.sampler import Judgement
 
 CPU = torch.device("cpu")
+DEVICE = torch.device("cpu" if isinstance(sampler_kernels.decide, InterpretedFunction) else "cuda")
 VOCAB_TOKENS = 4999
 
 
@@ -34,7 +36,7 @@ def broken(raw: Tensor, temperatures: Tensor, cap: float, uniforms: Tensor) -> J
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_fused_sampler_is_admitted_where_it_runs(dtype: torch.dtype) -> None:
-    assert judges.refusal(sampler_triton.judge, CPU, dtype, VOCAB_TOKENS) == ""
+    assert judges.refusal(sampler_triton.judge, DEVICE, dtype, VOCAB_TOKENS) == ""
 
 
 @pytest.mark.parametrize(

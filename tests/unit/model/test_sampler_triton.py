@@ -1,6 +1,6 @@
 """The fused sampler against the pure one, in Triton's interpreter; its kernels, compiled for real targets.
 
-With TRITON_INTERPRET=0 on a machine with CUDA the same tests run the compiled kernels.
+On a machine with an NVIDIA driver the same tests run the compiled kernels (tests/conftest.py).
 """
 
 import dataclasses
