@@ -11,6 +11,6 @@ from tests.support.chains import anvil, any_chain, embedded_chain
 __all__ = ["anvil", "any_chain", "embedded_chain"]
 
 # When it is imported, which transformers does, Triton settles whether kernels are compiled for a GPU or
-# interpreted on a CPU. With an NVIDIA driver and a torch that knows it the tests of kernels run them compiled.
+# interpreted on a CPU. With an NVIDIA driver and a torch that knows it, kernels are tested compiled.
 if "+cpu" in version("torch") or not Path("/proc/driver/nvidia").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
