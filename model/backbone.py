@@ -102,6 +102,7 @@ class Backbone:
         usual = RecordedPieces(CudaRecorder(), limits.GRAPH_BYTES) if recordable else _PLAIN
         self._pieces: Pieces = pieces or usual
         self._masks: dict[tuple[int, int, int], Tensor] = {}
+        self._rotated: tuple[tuple[Any, ...], dict[str, Tensors]] | None = None
         conditioning = decoder.self_conditioning
         self._condition_gate = projection(conditioning.gate_proj, pack)
         self._condition_up = projection(conditioning.up_proj, pack)
@@ -134,11 +135,7 @@ class Backbone:
         Returns the final normed states [canvas_tokens, H] of the canvases. What the causal segments add to
         their caches is written but not committed.
         """
-        positions = self._positions(segments, hidden.device, hidden.shape[0])
-        rotary = {
-            kind: tuple(part[0][:, None] for part in self._decoder.rotary_emb(hidden[None], positions, kind))
-            for kind in self._decoder.unique_layer_types
-        }
+        rotary = self._rotary(segments, hidden)
         # A pass that prefills has a shape that may never come back; what comes again is worth recording.
         pieces = self._pieces if canvas_tokens == hidden.shape[0] else _PLAIN
         queries, keys, values = pieces.run("enter", self._enter, hidden, *rotary[self._layers[0].kind])
@@ -181,6 +178,22 @@ class Backbone:
 
     def _norm(self, hidden: Tensor, norm: Any) -> Tensor:
         return functional.rms_norm(hidden, (self._hidden,), norm.weight, self._eps)
+
+    def _rotary(self, segments: Sequence[Segment], hidden: Tensor) -> dict[str, Tensors]:
+        """Cosines and sines [T, 1, dim] of the tokens' positions, for each kind of layer. The steps of a
+        canvas stand where the step before them stood.
+        """
+        key = (hidden.shape[0], *((segment.position, segment.tokens) for segment in segments))
+        if self._rotated is None or self._rotated[0] != key:
+            positions = self._positions(segments, hidden.device, hidden.shape[0])
+            made = {
+                kind: tuple(
+                    part[0][:, None] for part in self._decoder.rotary_emb(hidden[None], positions, kind)
+                )
+                for kind in self._decoder.unique_layer_types
+            }
+            self._rotated = key, made
+        return self._rotated[1]
 
     def _positions(self, segments: Sequence[Segment], device: torch.device, tokens: int) -> Tensor:
         """Absolute positions [1, T] int32; padding stands at 0."""

@@ -268,16 +268,16 @@ class BatchedExecutor:
         """Logits to decisions, for the rows of a tile. Raises NonFiniteError."""
         size, vocab_size, device = self._limits.canvas_size, self._limits.vocab_size, self._device
         rows = [task.row.state for task in tasks]
-        drawn = philox.step_draws([row.moment for row in rows], size, vocab_size)
+        uniforms, renoise = zip(*(row.draws(size, vocab_size) for row in rows), strict=True)
         temperatures = np.repeat(np.array([row.temperature for row in rows], dtype=np.float32), size)
         judgement = self._sampler.judge(
             self._head(states),
             torch.from_numpy(temperatures).to(device),
             self._cap,
-            torch.from_numpy(drawn.uniforms.reshape(-1)).to(device),
+            torch.from_numpy(np.concatenate(uniforms)).to(device),
         )
         soft = self._soften(judgement.probabilities).view(len(rows), size, -1)
-        made = decisions(rows, judgement, soft, drawn.renoise)
+        made = decisions(rows, judgement, soft, np.stack(renoise))
         return [(task, made[index], soft[index]) for index, task in enumerate(tasks)]
 
     def _soften(self, probabilities: Tensor) -> Tensor:

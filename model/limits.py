@@ -29,6 +29,7 @@ MAX_EXPERTS = 65_536  # of one layer, 128 in the 26B model; each is a kernel cal
 # Requests that may pass one that waits for memory; more would starve it, none would idle rows
 MAX_OVERTAKES = 8
 HASH_ASIDE_BYTES = 256 * 2**10  # a soft embedding this large is hashed (0.2 ms and more) beside the next step
+DRAWN_STEPS = 8  # random numbers of a row that are drawn at once: 32 KB at a canvas of 256
 HASH_THREADS = 2  # for the trace's digests of large soft embeddings: one row's step takes a millisecond
 # Tokens of a causal chunk, in canvases: 512 as released, one pass of the weights a chunk
 PREFILL_CHUNK_CANVASES = 2

@@ -87,16 +87,16 @@ class ReferenceExecutor:
         if state.current is None:
             state.current = philox.initial_ids([state.moment], size, vocab_size)[0]
         canvas = torch.from_numpy(state.current).to(device)
-        drawn = philox.step_draws([state.moment], size, vocab_size)
+        uniforms, renoise = state.draws(size, vocab_size)
         raw = self._denoiser.raw_logits(row.cache, canvas, state.soft)
         judgement = sampler.judge(
             raw,
             torch.full((size,), float(state.temperature), device=device),
             self._denoiser.cap,
-            torch.from_numpy(drawn.uniforms[0]).to(device),
+            torch.from_numpy(uniforms).to(device),
         )
         soft = self._denoiser.soft_embedding(judgement.probabilities)
-        (decision,) = decisions([state], judgement, soft[None], drawn.renoise)
+        (decision,) = decisions([state], judgement, soft[None], renoise[None])
         canvas_index, step = state.canvas, state.step
         finished = state.advance(decision, soft, None)
         leaves = state.leaves() if finished else ()

@@ -3,7 +3,7 @@
 from collections import deque
 from concurrent.futures import Executor as Pool
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from model import limits, sampler, trace
 from model.chunks import known_chunks
-from model.philox import Moment
+from model.philox import Moment, StepDraws, step_draws
 from model.requests import GenerationRequest
 
 Ids = npt.NDArray[np.int64]
@@ -53,6 +53,7 @@ class RowState:
     soft: Tensor | None = None  # [C, H]; None at step 0
     _history: deque[bytes] = field(default_factory=deque)  # last argmax canvases, at most stability_steps
     _leaves: list[bytes | Future[bytes]] = field(default_factory=list)
+    _drawn: tuple[Moment, StepDraws] | None = None  # for the steps from that moment on
 
     @classmethod
     def of(cls, request: GenerationRequest, chunk_tokens: int) -> "RowState":
@@ -62,6 +63,18 @@ class RowState:
     def moment(self) -> Moment:
         """What the draws of the next step depend on."""
         return Moment(self.request.seed, self.canvas, self.step)
+
+    def draws(self, positions: int, vocab_size: int) -> tuple[npt.NDArray[np.float64], Ids]:
+        """The next step's uniforms and renoised ids [positions]; drawn for several steps at once, which takes
+        hardly longer than for one."""
+        start, drawn = self._drawn or (None, None)
+        ahead = self.step - start.step if start and start.canvas == self.canvas else limits.DRAWN_STEPS
+        if drawn is None or not 0 <= ahead < limits.DRAWN_STEPS:
+            now = self.moment
+            steps = [replace(now, step=now.step + later) for later in range(limits.DRAWN_STEPS)]
+            drawn, ahead = step_draws(steps, positions, vocab_size), 0
+            self._drawn = now, drawn
+        return drawn.uniforms[ahead], drawn.renoise[ahead]
 
     @property
     def temperature(self) -> np.float32:

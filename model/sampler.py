@@ -93,10 +93,11 @@ def sample(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     rest = threshold - before.gather(1, block[:, None]).squeeze(1)
     inside = blocks.gather(1, block.to(blocks.device)[:, None, None].expand(-1, 1, width)).squeeze(1)
     within = (inside.double().cpu().cumsum(dim=-1) <= rest[:, None]).sum(dim=-1)  # [P]
-    # Rounding between the two levels can put `rest` past the block's own sum: then its last token with any
-    # mass.
-    last = width - 1 - (inside.cpu().flip(-1) > 0).int().argmax(dim=-1)
-    return (block * width + torch.minimum(within, last)).to(probabilities.device)
+    if bool((within == width).any()):
+        # Rounding between the two levels put `rest` past the block's own sum: its last token with any mass.
+        last = width - 1 - (inside.cpu().flip(-1) > 0).int().argmax(dim=-1)
+        within = torch.minimum(within, last)
+    return (block * width + within).to(probabilities.device)
 
 
 def confident(entropy: Tensor, confidence_thresholds: Tensor) -> Tensor:

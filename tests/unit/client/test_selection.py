@@ -152,7 +152,11 @@ def test_every_refusal_has_an_answer_and_being_busy_is_not_held_against_anyone()
     assert {AFTER_REFUSAL[reason] for reason in BUSY_REASONS} == {Next.TRY_OTHER}
 
 
-LOOSE: dict[str, Any] = {"service": Service.BEST_EFFORT, "max_steps": Uint32(0), "price_per_thousand_steps": Amount(0)}
+LOOSE: dict[str, Any] = {
+    "service": Service.BEST_EFFORT,
+    "max_steps": Uint32(0),
+    "price_per_thousand_steps": Amount(0),
+}
 
 
 def test_a_client_asks_for_replayable_unless_it_says_otherwise() -> None:
