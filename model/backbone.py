@@ -27,6 +27,7 @@ from model.graphs import CudaRecorder, Pieces, PlainPieces, RecordedPieces, Tens
 from model.mixture import Mixture
 from model.mixtures import Chosen, mixture_for
 from model.projections import Projection, projection
+from model.rowwise import by_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +85,11 @@ class Backbone:
         minimum_rows: int,
         pack: bool,
         pieces: Pieces | None = None,
+        mask_bytes: int = limits.KEPT_MASK_BYTES,
     ) -> None:
         """minimum_rows: of a matrix product (model/invariance.py). pack: weights may be laid out again.
-        pieces: who runs what comes again; if not given, graphs record it where they can.
+        pieces: who runs what comes again; if not given, graphs record it where they can. mask_bytes: of
+        attention masks that are kept from one pass to the next.
         """
         decoder, text = model.model.decoder, model.config.text_config
         self._decoder: Any = decoder
@@ -102,7 +105,9 @@ class Backbone:
         usual = RecordedPieces(CudaRecorder(), limits.GRAPH_BYTES) if recordable else _PLAIN
         self._pieces: Pieces = pieces or usual
         self._masks: dict[tuple[int, int, int], Tensor] = {}
-        self._rotated: tuple[tuple[Any, ...], dict[str, Tensors]] | None = None
+        self._mask_bytes = mask_bytes
+        self._rotated: tuple[list[tuple[int, int]], dict[str, Tensors]] | None = None
+        self._known_angles: dict[tuple[int, int], dict[str, Tensors]] = {}
         conditioning = decoder.self_conditioning
         self._condition_gate = projection(conditioning.gate_proj, pack)
         self._condition_up = projection(conditioning.up_proj, pack)
@@ -124,7 +129,7 @@ class Backbone:
         module = self._decoder.self_conditioning
         normed = functional.rms_norm(soft, (self._hidden,), module.pre_norm.weight, self._eps)
         signal = self._condition_down(
-            module.act_fn(self._condition_gate(normed)) * self._condition_up(normed)
+            by_rows(module.act_fn, self._condition_gate(normed)) * self._condition_up(normed)
         )
         return functional.rms_norm(embedded + signal, (self._hidden,), None, self._eps)
 
@@ -148,6 +153,8 @@ class Backbone:
             )
         attended = self._attend(len(self._layers) - 1, queries, keys, values, segments)
         (states,) = pieces.run("leave", partial(self._leave, canvas_tokens), hidden, attended)
+        if sum(mask.nbytes for mask in self._masks.values()) > self._mask_bytes:
+            self._masks.clear()  # every layer has used those of this pass
         return states
 
     def _enter(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensors:
@@ -183,23 +190,33 @@ class Backbone:
         """Cosines and sines [T, 1, dim] of the tokens' positions, for each kind of layer. The steps of a
         canvas stand where the step before them stood.
         """
-        key = (hidden.shape[0], *((segment.position, segment.tokens) for segment in segments))
-        if self._rotated is None or self._rotated[0] != key:
-            positions = self._positions(segments, hidden.device, hidden.shape[0])
-            made = {
-                kind: tuple(
-                    part[0][:, None] for part in self._decoder.rotary_emb(hidden[None], positions, kind)
+        places = [(segment.position, segment.tokens) for segment in segments]
+        missing = hidden.shape[0] - sum(tokens for _, tokens in places)
+        places += [(0, missing)] * (missing > 0)  # padding
+        if self._rotated is None or self._rotated[0] != places:
+            parts = [self._angles(hidden, *place) for place in places]
+            made: dict[str, Tensors] = {
+                kind: (
+                    torch.cat([part[kind][0] for part in parts]),
+                    torch.cat([part[kind][1] for part in parts]),
                 )
                 for kind in self._decoder.unique_layer_types
             }
-            self._rotated = key, made
+            self._rotated = places, made
         return self._rotated[1]
 
-    def _positions(self, segments: Sequence[Segment], device: torch.device, tokens: int) -> Tensor:
-        """Absolute positions [1, T] int32; padding stands at 0."""
-        spans = [torch.arange(s.position, s.position + s.tokens, dtype=torch.int32) for s in segments]
-        used = sum(s.tokens for s in segments)
-        return torch.cat([*spans, torch.zeros(tokens - used, dtype=torch.int32)]).to(device)[None]
+    def _angles(self, hidden: Tensor, position: int, tokens: int) -> dict[str, Tensors]:
+        """The same for one segment, whose shape its row alone decides (model/rowwise.py)."""
+        key = (position, tokens)
+        if key not in self._known_angles:
+            if len(self._known_angles) >= limits.KEPT_ANGLES:
+                self._known_angles.clear()
+            where = torch.arange(position, position + tokens, dtype=torch.int32, device=hidden.device)[None]
+            self._known_angles[key] = {
+                kind: tuple(part[0][:, None] for part in self._decoder.rotary_emb(hidden[None], where, kind))
+                for kind in self._decoder.unique_layer_types
+            }
+        return self._known_angles[key]
 
     def _project(self, layer: _Layer, hidden: Tensor, rotary: Tensors) -> Tensors:
         """Queries [T, heads, dim], keys and values [T, kv heads, dim], normed and rotated."""
@@ -246,9 +263,6 @@ class Backbone:
             mask = seen <= query
             if window:
                 mask &= seen > query - window
-            kept = sum(known.nbytes for known in self._masks.values())
-            if kept + mask.nbytes > limits.KEPT_MASK_BYTES:
-                self._masks.clear()
             self._masks[key] = mask
         return mask
 
@@ -256,7 +270,7 @@ class Backbone:
         """The dense MLP beside the mixture of experts, [T, H]."""
         module = layer.decoder
         dense = self._norm(hidden, module.pre_feedforward_layernorm)
-        dense = layer.down(module.mlp.act_fn(layer.gate(dense)) * layer.up(dense))
+        dense = layer.down(by_rows(module.mlp.act_fn, layer.gate(dense)) * layer.up(dense))
         dense = self._norm(dense, module.post_feedforward_layernorm_1)
         weights, chosen = _routed(layer, hidden)
         mixed = layer.mixture.mix(self._norm(hidden, module.pre_feedforward_layernorm_2), chosen, weights)

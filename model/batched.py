@@ -7,8 +7,9 @@ row. Where the machine's products do depend on their number of rows, every row r
 apart from its denoising: slower, and the same promise.
 """
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,11 +90,15 @@ class BatchedExecutor:
         self._products = products_name(decoder.embed_tokens.weight)
         self._soft_product = product(decoder.embed_tokens.weight, pack)
         self._scale: Tensor = decoder.embed_tokens.embed_scale.to(self._dtype)
-        self._pass_tokens = limits.CPU_PASS_TOKENS if self._device.type == "cpu" else limits.GPU_PASS_TOKENS
+        self._most_tokens = limits.CPU_PASS_TOKENS if self._device.type == "cpu" else limits.GPU_PASS_TOKENS
+        self._pass_tokens = self._most_tokens
+        self._too_large = 0  # tokens of the largest pass of this step that ran out of memory
+        self._calm_steps = 0  # since passes were last made smaller or larger
         self._tile_rows = max(1, limits.LOGIT_TILE_VALUES // (limits_.canvas_size * limits_.vocab_size))
         self._prefixes = PrefixStore(0)
         self._rows: dict[str, _Row] = {}
         self._pool = ThreadPoolExecutor(limits.HASH_THREADS, thread_name_prefix="trace")
+        self._hashing: deque[Future[bytes]] = deque()
 
     @property
     def chunk_tokens(self) -> int:
@@ -129,7 +134,8 @@ class BatchedExecutor:
         cache, so that memory that is not there is a failure of that row."""
         state = RowState.of(request, self.chunk_tokens)
         keys: list[Key] = []
-        if request.tenant:
+        # A row that may not start yet would hold on to copies that the store has dropped.
+        if request.tenant and request.canvas_limit > len(request.committed):
             keys = chain(request.tenant, prompt_chunks(request.prompt_ids, self.chunk_tokens))
         known = self._prefixes.find(keys)
         for _ in known:
@@ -151,10 +157,24 @@ class BatchedExecutor:
         tasks = [
             _Task(item.request_id, self._rows[item.request_id], item.chunks, item.denoise) for item in work
         ]
+        self._too_large = 0
         outcomes: list[Outcome] = []
         for batch in self._batches(tasks):
             outcomes += self._guarded(batch)
+        self._adapt()
         return outcomes
+
+    def _adapt(self) -> None:
+        """Passes half as large as the one that ran out of memory, and larger again after many that did
+        not."""
+        if self._too_large:
+            self._pass_tokens = max(self._limits.canvas_size, self._too_large // 2)
+            self._calm_steps = 0
+        elif self._pass_tokens < self._most_tokens:
+            self._calm_steps += 1
+            if self._calm_steps >= limits.CALM_STEPS:
+                self._pass_tokens = min(self._most_tokens, 2 * self._pass_tokens)
+                self._calm_steps = 0
 
     def _batches(self, tasks: Sequence[_Task]) -> list[list[_Task]]:
         """Tasks that share a pass."""
@@ -164,13 +184,17 @@ class BatchedExecutor:
         batches: list[list[_Task]] = []
         room = 0
         for task in tasks:
-            tokens = task.causal_tokens + self._limits.canvas_size * task.denoise
+            tokens = self._tokens(task)
             if not batches or tokens > room:
                 batches.append([])
                 room = self._pass_tokens
             batches[-1].append(task)
             room -= tokens
         return batches
+
+    def _tokens(self, task: _Task) -> int:
+        """What a task adds to a pass."""
+        return task.causal_tokens + self._limits.canvas_size * task.denoise
 
     @staticmethod
     def _apart(task: _Task) -> list[_Task]:
@@ -194,7 +218,7 @@ class BatchedExecutor:
             if isinstance(error, torch.AcceleratorError):
                 raise
             if is_out_of_memory(error):
-                self._pass_tokens = max(self._limits.canvas_size, self._pass_tokens // 2)
+                self._too_large = max(self._too_large, sum(map(self._tokens, batch)))
         half = len(batch) // 2
         return [*self._guarded(batch[:half]), *self._guarded(batch[half:])]
 
@@ -209,9 +233,21 @@ class BatchedExecutor:
                 )[0]
         states = self._states(tasks, denoising)
         decided = [made for tile in self._tiles(denoising, states) for made in self._decide(*tile)]
+        leaves = [
+            self._leaf(task.row.state.leaf(decision, soft), decision) for task, decision, soft in decided
+        ]
+        copies = [copy for task in tasks for copy in self._copies(task)]
+        # From here on nothing can fail: a pass that is repeated must find its rows as they were.
+        for keys, chunk in copies:
+            self._prefixes.keep(keys, chunk)
         for task in tasks:
-            self._commit_chunks(task)
-        return [self._advance(task, decision, soft) for task, decision, soft in decided]
+            for _ in range(task.chunks):
+                task.row.cache.commit(len(task.row.state.pending.popleft()))
+            task.row.stored += task.chunks
+        return [
+            self._advance(task, decision, soft, leaf)
+            for (task, decision, soft), leaf in zip(decided, leaves, strict=True)
+        ]
 
     def _states(self, tasks: Sequence[_Task], denoising: Sequence[_Task]) -> Tensor:
         """Final states [rows * C, H] of the denoised canvases."""
@@ -220,7 +256,7 @@ class BatchedExecutor:
         hidden: list[Tensor] = []
         canvas_tokens = len(denoising) * size
         for task in tasks:
-            self._cache(task.row).reserve(task.causal_tokens + size * task.denoise)
+            self._cache(task.row).reserve(self._tokens(task))
         if denoising:
             currents = np.concatenate([task.row.state.current for task in denoising])
             embedded = self._backbone.embed(torch.from_numpy(currents).to(device))
@@ -284,19 +320,43 @@ class BatchedExecutor:
         """Soft embeddings [P, H] that condition the next step, of probabilities [P, V]."""
         return self._soft_product(probabilities) * self._scale
 
-    def _commit_chunks(self, task: _Task) -> None:
-        """What a pass wrote into a row's cache is committed, and kept for the tenant's next prompt."""
-        row = task.row
-        for _ in range(task.chunks):
-            ids = row.state.pending.popleft()
-            row.cache.commit(len(ids))
-            if row.stored < len(row.chain):
-                row.stored += 1
-                self._prefixes.keep(row.chain[: row.stored], row.cache.last(len(ids)))
+    def _leaf(self, compute: Callable[[], bytes], decision: Decision) -> bytes | Future[bytes]:
+        """A trace leaf: at once, or beside the next step when it takes long. Few wait at a time, for each
+        holds a copy of its soft embedding."""
+        if decision.soft.nbytes < limits.HASH_ASIDE_BYTES:
+            return compute()
+        while len(self._hashing) >= limits.HASH_PENDING:
+            self._hashing.popleft().result()
+        future = self._pool.submit(compute)
+        self._hashing.append(future)
+        return future
 
-    def _advance(self, task: _Task, decision: Decision, soft: Tensor) -> RowStep:
+    def _copies(self, task: _Task) -> list[tuple[list[Key], ChunkKV]]:
+        """Copies of what a pass has written, for the tenant's next prompt. Memory that is not there for them
+        is no failure, and what is not finite is not kept."""
+        row, offset = task.row, 0
+        made: list[tuple[list[Key], ChunkKV]] = []
+        for index in range(task.chunks):
+            tokens, depth = len(row.state.pending[index]), row.stored + index + 1
+            size = self._layout.chunk_bytes(tokens, self._dtype.itemsize)
+            keys = row.chain[:depth]
+            if depth <= len(row.chain) and (made or self._prefixes.wants(keys, size)):
+                try:
+                    chunk = row.cache.copy(offset, tokens)
+                except (RuntimeError, MemoryError) as error:
+                    if isinstance(error, torch.AcceleratorError) or not is_out_of_memory(error):
+                        raise
+                    return made
+                if not chunk.finite:
+                    return made
+                made.append((keys, chunk))
+            offset += tokens
+        return made
+
+    @staticmethod
+    def _advance(task: _Task, decision: Decision, soft: Tensor, leaf: bytes | Future[bytes]) -> RowStep:
         state = task.row.state
         canvas, step = state.canvas, state.step
-        finished = state.advance(decision, soft, self._pool)
+        finished = state.advance(decision, soft, leaf)
         leaves = state.leaves() if finished else ()
         return RowStep(task.request_id, canvas, step, tuple(decision.argmax.tolist()), finished, leaves)

@@ -50,6 +50,7 @@ def measure(
     *,
     seconds: float,
     rows: int = 1,
+    memory_bytes: int = limits.DEFAULT_CACHE_BYTES,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Measurement:
     """Denoises the fixed prompt again and again, seeds 0, 1, 2 ..., until `seconds` have passed.
@@ -60,7 +61,7 @@ def measure(
     """
     if not 0 < seconds <= limits.BENCHMARK_MAX_SECONDS:
         raise ValueError(f"seconds must be in (0, {limits.BENCHMARK_MAX_SECONDS}], got {seconds}")
-    run = partial(_run, loaded, executor, clock)
+    run = partial(_run, loaded, executor, memory_bytes=memory_bytes, clock=clock)
     run([0], 1)
     started = clock()
     first: list[float] = []
@@ -89,12 +90,14 @@ def measure(
 def _run(
     loaded: LoadedModel,
     executor: Executor,
-    clock: Callable[[], float],
     seeds: list[int],
     canvases: int,
+    *,
+    memory_bytes: int,
+    clock: Callable[[], float],
 ) -> tuple[_Totals, float]:
     """One run of a row per seed, `canvases` long at most. Its totals and the seconds to its first canvas."""
-    engine = Engine(loaded, max_rows=len(seeds), executor=executor)
+    engine = Engine(loaded, max_rows=len(seeds), memory_bytes=memory_bytes, executor=executor)
     started = clock()
     for seed in seeds:
         engine.submit(_request(loaded, seed, canvases))

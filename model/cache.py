@@ -25,6 +25,12 @@ class ChunkKV:
         return int(self.keys[0].shape[1])
 
     @property
+    def finite(self) -> bool:
+        """Whether there is no NaN and no infinity in it."""
+        sums = [part.sum(dtype=torch.float32) for part in (*self.keys, *self.values)]
+        return bool(torch.isfinite(torch.stack(sums)).all())
+
+    @property
     def bytes(self) -> int:
         return sum(part.numel() * part.element_size() for part in (*self.keys, *self.values))
 
@@ -47,18 +53,18 @@ class RowCache:
 
     def reserve(self, tokens: int) -> None:
         """Makes room for `tokens` more, chunks and canvas of one pass together: windowed layers move what
-        their window still reaches to the front. Safe to repeat."""
+        their window still reaches to the front. Either all of them move or, when memory runs out, none.
+        """
         windowed = [index for index, layer in enumerate(self._layout.layers) if layer.window]
-        if not windowed:
+        if not windowed or self._window_end + tokens <= self.keys[windowed[0]].shape[1]:
             return
-        first = windowed[0]
-        if self._window_end + tokens <= self.keys[first].shape[1]:
-            return
-        keep = min(self._window_end, self._layout.layers[first].window - 1)
-        for index in windowed:
-            for buffer in (self.keys[index], self.values[index]):
-                # The source may overlap the target.
-                buffer[:, :keep] = buffer[:, self._window_end - keep : self._window_end].clone()
+        end = self._window_end
+        keep = min(end, self._layout.layers[windowed[0]].window - 1)
+        buffers = [part for index in windowed for part in (self.keys[index], self.values[index])]
+        # Copies first: source and target may overlap, and only allocating can fail.
+        tails = [buffer[:, end - keep : end].clone() for buffer in buffers]
+        for buffer, tail in zip(buffers, tails, strict=True):
+            buffer[:, :keep] = tail
         self._window_end = keep
 
     def end(self, layer: int) -> int:
@@ -89,14 +95,12 @@ class RowCache:
         self.length += tokens
         self._window_end += tokens
 
-    def last(self, tokens: int) -> ChunkKV:
-        """A copy of the last `tokens` committed tokens; they must still be in every layer's window."""
-        ends = [self.end(layer) for layer in range(len(self.keys))]
+    def copy(self, offset: int, tokens: int) -> ChunkKV:
+        """A copy of `tokens` tokens that are written `offset` tokens behind the committed ones."""
+        spans = [slice(self.end(i) + offset, self.end(i) + offset + tokens) for i in range(len(self.keys))]
         return ChunkKV(
-            tuple(keys[:, end - tokens : end].clone() for keys, end in zip(self.keys, ends, strict=True)),
-            tuple(
-                values[:, end - tokens : end].clone() for values, end in zip(self.values, ends, strict=True)
-            ),
+            tuple(keys[:, span].clone() for keys, span in zip(self.keys, spans, strict=True)),
+            tuple(values[:, span].clone() for values, span in zip(self.values, spans, strict=True)),
         )
 
     def append(self, chunk: ChunkKV) -> None:

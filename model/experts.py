@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from model.precision import aligned
 from model.quantization import Codec, Fields
 from model.residency import Residency
+from model.rowwise import by_rows
 
 Matrix = Literal["gate_up_proj", "down_proj"]
 MATRICES: Final[tuple[Matrix, Matrix]] = ("gate_up_proj", "down_proj")
@@ -174,7 +175,9 @@ class QuantizedExperts(nn.Module):
         """The MLP of one expert on rows x [n, H]: down(act(gate(x)) * up(x)), unweighted, [n, H]."""
         packed = self._source.on_device(expert)
         gate, up = self._codec.matmul(x, self._layout.fields("gate_up_proj", packed)).chunk(2, dim=-1)
-        return self._codec.matmul(self._activation(gate) * up, self._layout.fields("down_proj", packed))
+        return self._codec.matmul(
+            by_rows(self._activation, gate) * up, self._layout.fields("down_proj", packed)
+        )
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """hidden_states [n, H], top_k_index and top_k_weights [n, K]: each token's weighted sum, [n, H]."""

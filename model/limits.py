@@ -29,7 +29,10 @@ MAX_EXPERTS = 65_536  # of one layer, 128 in the 26B model; each is a kernel cal
 # Requests that may pass one that waits for memory; more would starve it, none would idle rows
 MAX_OVERTAKES = 8
 HASH_ASIDE_BYTES = 256 * 2**10  # a soft embedding this large is hashed (0.2 ms and more) beside the next step
+KEPT_ANGLES = 256  # segments whose rotation is remembered: 0.5 MB each at 256 tokens of the released model
 DRAWN_STEPS = 8  # random numbers of a row that are drawn at once: 32 KB at a canvas of 256
+HASH_PENDING = 64  # such embeddings that wait to be hashed: 92 MB of the released model's
+CALM_STEPS = 512  # without running out of memory, after which passes may be twice as large again
 HASH_THREADS = 2  # for the trace's digests of large soft embeddings: one row's step takes a millisecond
 # Tokens of a causal chunk, in canvases: 512 as released, one pass of the weights a chunk
 PREFILL_CHUNK_CANVASES = 2

@@ -139,7 +139,8 @@ def work_bytes(of: Dimensions, kind: Kind, rows: int, context: int, dtype: Dtype
     a_token = size * (8 * of.hidden + 4 * widest + 3 * wide + 3 * of.top_k * of.hidden) + 4 * 3 * of.hidden
     soft = 3 * rows * of.canvas * (of.hidden * size + 8)
     mask = min(of.chunk, context) * context  # one byte a pair of tokens, and a second array while it is made
-    masks = min(limits.KEPT_MASK_BYTES, -(-context // of.chunk) * mask) + 2 * mask
+    in_a_pass = (limits.PREFILL_STEP_CHUNKS + 1) * mask  # one a chunk, and one that is being made
+    masks = min(limits.KEPT_MASK_BYTES, -(-context // of.chunk) * mask) + in_a_pass
     unpacked = 3 * size * of.hidden * max(widest, of.intermediate, 2 * of.expert_intermediate)
     return logits + tokens * a_token + soft + masks + unpacked
 

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from model.projections import weight_projection
+from model.rowwise import by_rows
 
 Expert = Callable[[Tensor], Tensor]
 
@@ -69,6 +70,6 @@ def _plain(experts: Any, index: int, pack: bool) -> Expert:
 
     def run(rows: Tensor) -> Tensor:
         gate, up = gate_up(rows).chunk(2, dim=-1)
-        return down(act(gate) * up)
+        return down(by_rows(act, gate) * up)
 
     return run

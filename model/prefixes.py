@@ -55,13 +55,18 @@ class PrefixStore:
         self.hits += len(found)
         return found
 
+    def wants(self, keys: Sequence[Key], size: int) -> bool:
+        """Whether the chunk at the end of a chain, of `size` bytes, would be kept: it is new, what stands
+        before it is known, and it fits."""
+        reachable = len(keys) == 1 or keys[-2] in self._chunks
+        return reachable and keys[-1] not in self._chunks and size <= self._budget
+
     def keep(self, keys: Sequence[Key], chunk: ChunkKV) -> None:
-        """Keeps the chunk at the end of a chain, unless it alone is beyond the budget."""
-        size = chunk.bytes
-        if keys[-1] in self._chunks or size > self._budget:
+        """Keeps the chunk at the end of a chain, if it is wanted."""
+        if not self.wants(keys, chunk.bytes):
             return
         self._chunks[keys[-1]] = chunk
-        self.used_bytes += size
+        self.used_bytes += chunk.bytes
         self._touch(keys)
         self._evict()
 

@@ -98,7 +98,7 @@ class ReferenceExecutor:
         soft = self._denoiser.soft_embedding(judgement.probabilities)
         (decision,) = decisions([state], judgement, soft[None], renoise[None])
         canvas_index, step = state.canvas, state.step
-        finished = state.advance(decision, soft, None)
+        finished = state.advance(decision, soft, state.leaf(decision, soft)())
         leaves = state.leaves() if finished else ()
         argmax = tuple(decision.argmax.tolist())
         return RowStep(work.request_id, canvas_index, step, argmax, finished, leaves)

@@ -1,9 +1,10 @@
 """The state of one row between steps, and what a step makes of it: the same for every executor."""
 
 from collections import deque
-from concurrent.futures import Executor as Pool
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -86,8 +87,13 @@ class RowState:
             request.max_steps,
         )
 
-    def advance(self, decision: Decision, soft: Tensor, pool: Pool | None) -> bool:
-        """Takes a step in; whether the canvas is finished: stable and confident, or out of steps."""
+    def leaf(self, decision: Decision, soft: Tensor) -> Callable[[], bytes]:
+        """How to compute the trace leaf of the step that was just decided."""
+        return partial(_leaf, self.canvas, self.step, decision, _EMBEDDING_TYPES[soft.dtype])
+
+    def advance(self, decision: Decision, soft: Tensor, leaf: bytes | Future[bytes]) -> bool:
+        """Takes a step in; whether the canvas is finished: stable and confident, or out of steps. Cannot
+        fail."""
         request = self.request
         argmax = decision.argmax.tobytes()
         enough = len(self._history) == request.stability_steps
@@ -96,12 +102,7 @@ class RowState:
             if enough:
                 self._history.popleft()
             self._history.append(argmax)
-        kind = _EMBEDDING_TYPES[soft.dtype]
-        record = (self.canvas, self.step, decision, kind)
-        if pool is not None and decision.soft.nbytes >= limits.HASH_ASIDE_BYTES:
-            self._leaves.append(pool.submit(_leaf, *record))
-        else:
-            self._leaves.append(_leaf(*record))
+        self._leaves.append(leaf)
         self.step += 1
         self.current, self.soft = decision.after, soft
         return (stable and decision.confident) or self.step == request.max_steps

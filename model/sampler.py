@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from model import limits
+from model.rowwise import by_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ def judge(raw: Tensor, temperatures: Tensor, cap: float, uniforms: Tensor) -> Ju
     """
     logits = raw.to(torch.float32, copy=True)
     finite = torch.isfinite(logits.amax(-1)) & torch.isfinite(logits.amin(-1))  # tanh would hide an infinity
-    logits.div_(cap).tanh_().mul_(cap).div_(temperatures[:, None])
+    logits = by_rows(torch.tanh, logits.div_(cap)).mul_(cap).div_(temperatures[:, None])
     largest, argmax = torch.max(logits, dim=-1, keepdim=True)
     second = logits.scatter_(-1, argmax, -math.inf).amax(-1, keepdim=True)
     logits.scatter_(-1, argmax, largest)
@@ -61,7 +62,7 @@ def judge(raw: Tensor, temperatures: Tensor, cap: float, uniforms: Tensor) -> Ju
     rounded = exact
     if raw.dtype is not torch.float32:
         rounded = logits.to(raw.dtype).softmax(dim=-1, dtype=torch.float32).to(raw.dtype)
-    log_probabilities = logits.sub_(logits.logsumexp(dim=-1, keepdim=True))
+    log_probabilities = torch.log_softmax(logits, dim=-1)
     entropy = -(exact * log_probabilities).sum(-1)
     return Judgement(
         argmax=argmax.squeeze(1),

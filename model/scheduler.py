@@ -2,19 +2,21 @@
 
 A *row* is a request that holds a place and the memory of its KV cache; others wait. At every step each row
 that may go on makes one denoising step, whatever the others do, and rows come and go between steps: first
-done, first out. Chunks that must be prefilled share the step, up to a budget of tokens, oldest row first; a
-row whose last chunk is prefilled denoises in the same step.
+done, first out. Prompts are prefilled beside them, chunk by chunk, within a budget of tokens a step; a row
+whose last chunk is prefilled denoises in the same step.
 
 Fairness, as tests hold it:
 
-1. A row that may go on denoises at every step, unless it has chunks left to prefill. Nobody is preempted.
-2. The oldest row with chunks left prefills at least one of them at every step.
+1. A row whose prompt is prefilled denoises at every step at which it may; what it commits costs it none.
+   Nobody is preempted.
+2. Of the rows that still prefill, the oldest prefills at least one chunk a step; what is left of the budget
+   goes to those with the fewest chunks left, so that a short prompt does not wait behind long ones.
 3. Waiting requests become rows in the order of their arrival. When the first does not fit into free memory,
    later ones that fit may pass it, but no request is passed more than MAX_OVERTAKES times: then everybody
    waits for it.
 
-So a request waits for at most the rows before it and MAX_OVERTAKES others, and every admitted row finishes in
-as many steps as it has chunks and denoising steps.
+So a request waits for at most the rows before it and MAX_OVERTAKES others, a row's prompt for at most the
+chunks of older rows, and from then on a row finishes in as many steps as it denoises.
 """
 
 from collections import deque
@@ -43,6 +45,7 @@ class _Place:
     pending: deque[int]  # tokens of the chunks that are not in its cache yet
     canvas: int  # index of the canvas to denoise next or now
     canvas_limit: int
+    started: bool = False  # whether its prompt is prefilled
     overtaken: int = 0
 
     @property
@@ -142,25 +145,35 @@ class Scheduler:
 
     def plan(self) -> list[RowWork]:
         """The next step of every row that may go on, in order of admission."""
-        budget = self.capacity.step_tokens
+        runnable = [place for place in self._rows.values() if place.runnable]
+        chunks = self._shares([place for place in runnable if not place.started])
         work: list[RowWork] = []
-        first = True
-        for place in self._rows.values():
-            if not place.runnable:
-                continue
-            chunks, tokens = self._chunks(place, budget, at_least_one=first)
-            first = first and not place.pending
-            budget -= tokens
-            ready = chunks == len(place.pending)
-            if chunks or ready:
-                work.append(RowWork(place.request_id, chunks, ready))
+        for place in runnable:
+            count = len(place.pending) if place.started else chunks[place.request_id]
+            ready = count == len(place.pending)
+            if count or ready:
+                work.append(RowWork(place.request_id, count, ready))
         return work
+
+    def _shares(self, prefilling: Sequence[_Place]) -> dict[str, int]:
+        """How many chunks each row prefills in the next step; `prefilling` in order of admission."""
+        shares: dict[str, int] = {}
+        budget = self.capacity.step_tokens
+        oldest = next((place for place in prefilling if place.pending), None)
+        for place in sorted(prefilling, key=lambda place: (place is not oldest, len(place.pending))):
+            room = min(budget, self.capacity.row_tokens)
+            if place is oldest and len(place.pending) > 1:
+                room = place.pending[0]  # one, even beyond the budget; long prompts leave room for short ones
+            shares[place.request_id], tokens = _fitting(place.pending, max(room, 0), place is oldest)
+            budget -= tokens
+        return shares
 
     def prefilled(self, request_id: str, chunks: int) -> None:
         """The first `chunks` pending chunks of a row are in its cache."""
-        pending = self._rows[request_id].pending
+        place = self._rows[request_id]
         for _ in range(chunks):
-            pending.popleft()
+            place.pending.popleft()
+        place.started = place.started or not place.pending
 
     def committed(self, request_id: str, tokens: int) -> None:
         """A row has finished a canvas of `tokens` tokens and goes on with the next."""
@@ -175,12 +188,12 @@ class Scheduler:
     def _fits(self, place: _Place) -> bool:
         return len(self._rows) < self.capacity.rows and place.footprint <= self.memory_free
 
-    def _chunks(self, place: _Place, budget: int, *, at_least_one: bool) -> tuple[int, int]:
-        """How many pending chunks of a row fit into the step, and their tokens."""
-        count = tokens = 0
-        for chunk in place.pending:
-            fits = tokens + chunk <= min(budget, self.capacity.row_tokens)
-            if not fits and not (at_least_one and count == 0):
-                break
-            count, tokens = count + 1, tokens + chunk
-        return count, tokens
+
+def _fitting(chunks: Sequence[int], room: int, at_least_one: bool) -> tuple[int, int]:
+    """How many leading chunks fit into `room` tokens, and their tokens."""
+    count = tokens = 0
+    for chunk in chunks:
+        if tokens + chunk > room and not (at_least_one and count == 0):
+            break
+        count, tokens = count + 1, tokens + chunk
+    return count, tokens

@@ -70,21 +70,18 @@ def read_commands(
     pipe: BinaryIO, loaded: LoadedModel, commands: queue.Queue[Command | None], reports: Reports
 ) -> None:
     """Read until the parent is gone. Runs in its own thread."""
-    while True:
-        line = pipe.readline(MAX_LINE_BYTES)
-        if not line:
-            commands.put(END)
-            return
-        try:
+    try:
+        while line := pipe.readline(MAX_LINE_BYTES):
             command = decode_command(line)
-        except MalformedInput as error:
-            print(f"engine: {error}", file=sys.stderr)
-            commands.put(END)
-            return
-        if isinstance(command, Encode):
-            reports.send(encode(loaded, command))
-        else:
-            commands.put(command)
+            if isinstance(command, Encode):
+                reports.send(encode(loaded, command))
+            else:
+                commands.put(command)
+    except MalformedInput as error:
+        print(f"engine: {error}", file=sys.stderr)
+    finally:
+        # Whatever ended the reading, the process must not go on as if it still listened.
+        commands.put(END)
 
 
 def encode(loaded: LoadedModel, command: Encode) -> Encoded:
@@ -140,7 +137,9 @@ def measure(planned: Planned, executor: BatchedExecutor, seconds: float, rows: i
     from model.probe import engine_profile, probe
 
     loaded, hardware = planned.loaded, probe()
-    measured = measure(loaded, executor, seconds=seconds, rows=rows)
+    measured = measure(
+        loaded, executor, seconds=seconds, rows=rows, memory_bytes=planned.choice.kv_budget_bytes
+    )
     profile = engine_profile(loaded, hardware, executor.kernels)
     return EngineFacts(
         name=loaded.name,
@@ -202,7 +201,8 @@ def main(arguments: list[str]) -> int:
     engine = Engine(
         loaded,
         max_rows=chosen.slots,
-        max_queued=chosen.queue,
+        # The worker bounds its jobs; how many of them have a row at once is up to memory.
+        max_queued=chosen.slots + chosen.queue,
         memory_bytes=choice.kv_budget_bytes,
         executor=executor,
     )

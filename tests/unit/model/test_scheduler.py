@@ -104,6 +104,33 @@ def test_the_oldest_row_prefills_even_what_is_beyond_the_steps_budget() -> None:
     assert places.plan() == [RowWork("first", 0, True), RowWork("second", 1, True)]
 
 
+def test_a_short_prompt_does_not_wait_behind_long_ones() -> None:
+    places = scheduler(rows=5, step=128, row=32)
+    for number in range(4):
+        submit(places, f"long-{number}", chunks=(32,) * 512)
+    submit(places, "short", chunks=(8,))
+    places.admit()
+    first = places.plan()
+    assert RowWork("short", 1, True) in first
+    assert RowWork("long-0", 1, False) in first
+    assert sum(work.chunks for work in first) == 4
+
+
+def test_rows_that_commit_together_all_denoise_in_the_very_next_step() -> None:
+    places = scheduler(rows=32, queued=32, step=64, row=32)
+    submit(places, "long", chunks=(32,) * 100)
+    for number in range(31):
+        submit(places, f"row-{number}")
+    places.admit()
+    for work in places.plan():
+        places.prefilled(work.request_id, work.chunks)
+    for number in range(31):
+        places.committed(f"row-{number}", 32)
+    work = {item.request_id: item for item in places.plan()}
+    assert all(work[f"row-{number}"] == RowWork(f"row-{number}", 1, True) for number in range(31))
+    assert work["long"].chunks >= 1
+
+
 def test_a_paused_row_holds_its_place_and_does_nothing() -> None:
     places = scheduler(rows=1)
     submit(places, "paused", limit=0, chunks=(8,))
