@@ -7,26 +7,34 @@ a request did not ask for does not count as its tokens.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
 
-from bench.workload import Arrival
+from bench.workload import Streams
 from model.loading import LoadedModel
 from model.requests import GenerationRequest
 
 BATCH: Final = 8
+EXPERTS: Final = ("eager", "grouped_mm")
+THREADS: Final = (1, os.cpu_count() or 1)
+TRIAL_STEPS: Final = 8
 
 
 @dataclass(slots=True)
 class Served:
-    """What one way of serving did: useful tokens, seconds until the last answer, and each answer's delay."""
+    """What one way of serving did: useful tokens, seconds until the last answer, and each answer's delay; of
+    ours also how many rows its steps had."""
 
     tokens: int = 0
+    steps: int = 0
+    row_steps: int = 0
     seconds: float = 0.0
     delays_s: list[float] | None = None
 
@@ -35,29 +43,70 @@ class Served:
         return self.tokens / self.seconds
 
 
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """How `generate` is run: which of transformers' implementations of the experts, and how many threads."""
+
+    experts: str
+    threads: int
+
+
+@contextmanager
+def applied(loaded: LoadedModel, setting: Setting) -> Iterator[None]:
+    """Sets it, and puts back what was."""
+    threads = torch.get_num_threads()
+    loaded.model.set_experts_implementation(setting.experts)
+    torch.set_num_threads(setting.threads)
+    try:
+        yield
+    finally:
+        loaded.model.set_experts_implementation("eager")
+        torch.set_num_threads(threads)
+
+
+def best_setting(loaded: LoadedModel, request: GenerationRequest) -> Setting:
+    """The setting that answers one request fastest here. It also warms up."""
+    times: dict[Setting, float] = {}
+    short = replace(request, max_steps=TRIAL_STEPS, max_tokens=loaded.limits.canvas_size)
+    for setting in (Setting(experts, threads) for experts in EXPERTS for threads in THREADS):
+        with applied(loaded, setting):
+            _generate(loaded, [short])
+            start = time.perf_counter()
+            _generate(loaded, [short])
+            times[setting] = time.perf_counter() - start
+    return min(times, key=lambda setting: times[setting])
+
+
 def idle(seconds: float) -> None:
     """Nothing to do until the next request comes."""
     threading.Event().wait(max(0.0, seconds))
 
 
-def serve(loaded: LoadedModel, requests: Sequence[Arrival], batch: int) -> Served:
-    """Answers all requests in the order of their arrival, `batch` at most at a time."""
-    served, delays = Served(), []
-    start, waiting = time.perf_counter(), list(requests)
-    while waiting:
-        idle(waiting[0].at_s - (time.perf_counter() - start))
-        now = time.perf_counter() - start
-        group = [arrival for arrival in waiting[:batch] if arrival.at_s <= now]
-        del waiting[: len(group)]
-        served.tokens += _generate(loaded, [arrival.request for arrival in group])
+def serve(loaded: LoadedModel, streams: Streams, batch: int, setting: Setting) -> Served:
+    """Answers everybody in the order of arrival, `batch` at most at a time."""
+    with applied(loaded, setting):
+        return _serve(loaded, streams, batch)
+
+
+def _serve(loaded: LoadedModel, streams: Streams, batch: int) -> Served:
+    served, delays, start = Served(), [], time.perf_counter()
+    while not streams.empty:
+        idle(streams.next_s - (time.perf_counter() - start))
+        group = streams.due(time.perf_counter() - start, batch)
+        if group:
+            served.tokens += _generate(loaded, [arrival.request for arrival in group])
         done = time.perf_counter() - start
-        delays += [done - arrival.at_s for arrival in group]
+        for arrival in group:
+            delays.append(done - arrival.at_s)
+            streams.answered(done)
     served.seconds, served.delays_s = time.perf_counter() - start, delays
     return served
 
 
 def _generate(loaded: LoadedModel, group: Sequence[GenerationRequest]) -> int:
-    """One call; the tokens that its requests asked for and got."""
+    """One call; the tokens that its requests asked for and got. Seeded, so that every run does the same
+    work."""
+    torch.manual_seed(group[0].seed)
     width = max(len(request.prompt_ids) for request in group)
     ids = torch.zeros((len(group), width), dtype=torch.int64)
     mask = torch.zeros((len(group), width), dtype=torch.bool)

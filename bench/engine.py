@@ -11,6 +11,8 @@ forward pass, and peak memory beyond the weights. Medians of `--repeat` runs, th
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
 import statistics
 import sys
@@ -19,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,7 +31,7 @@ import torch
 from bench import baseline
 from bench.baseline import Served
 from bench.report import environment, percentile
-from bench.workload import GAP_STEPS, Arrival, Checkpoint, arrivals, checkpoint
+from bench.workload import GAP_STEPS, Checkpoint, Streams, checkpoint, workload
 from model.batched import BatchedExecutor
 from model.engine import Engine
 from model.loading import LoadedModel
@@ -46,7 +48,7 @@ TRIAL_STEPS: Final = 30
 class Way:
     """One way to serve, over all repetitions."""
 
-    serve: Callable[[LoadedModel, Sequence[Arrival], int], Served]
+    serve: Callable[[LoadedModel, Streams], Served]
     runs: list[Served] = field(default_factory=list)
     peaks: list[int] = field(default_factory=list)
 
@@ -56,34 +58,40 @@ class Way:
 
     def report(self) -> dict[str, Any]:
         delays = [delay for run in self.runs for delay in run.delays_s or []]
+        row_steps, steps = sum(run.row_steps for run in self.runs), sum(run.steps for run in self.runs)
         return {
             "tokens_per_second": round(self.rate, 1),
             "p50_s": round(percentile(delays, 0.5), 2),
             "last_s": round(max(delays), 2),
             "peak_mib": round(max(self.peaks) / 2**20),
+            **({"rows_a_step": round(row_steps / steps, 1)} if steps else {}),
         }
 
 
-def ours(loaded: LoadedModel, requests: Sequence[Arrival], streams: int) -> Served:
-    """All requests through one engine with as many rows as there are streams."""
-    engine = Engine(loaded, max_rows=streams, max_queued=len(requests))
-    served, delays = Served(), []
-    due = {arrival.request.request_id: arrival.at_s for arrival in requests}
-    start, waiting = time.perf_counter(), list(requests)
-    while waiting or engine.rows:
+def ours(loaded: LoadedModel, streams: Streams, rows: int) -> Served:
+    """Everybody through one engine with as many rows as there are streams."""
+    engine = Engine(loaded, max_rows=rows, max_queued=rows)
+    served, delays, came = Served(), [], dict[str, float]()
+    start = time.perf_counter()
+    while not streams.empty or engine.rows:
         now = time.perf_counter() - start
-        while waiting and waiting[0].at_s <= now:
-            engine.submit(waiting.pop(0).request)
+        for arrival in streams.due(now, rows):
+            engine.submit(arrival.request)
+            came[arrival.request.request_id] = arrival.at_s
         if not engine.has_runnable:
-            baseline.idle(waiting[0].at_s - now)
+            baseline.idle(streams.next_s - now)
             continue
+        served.row_steps += engine.rows
+        served.steps += 1
         for event in engine.step():
             if isinstance(event, FailedEvent):
                 raise RuntimeError(f"the engine failed: {event.message}")
             if isinstance(event, CanvasEvent):
                 served.tokens += len(event.charged_ids)
                 if event.finish:
-                    delays.append(time.perf_counter() - start - due[event.request_id])
+                    done = time.perf_counter() - start
+                    delays.append(done - came[event.request_id])
+                    streams.answered(done)
     served.seconds, served.delays_s = time.perf_counter() - start, delays
     return served
 
@@ -92,6 +100,9 @@ def ours(loaded: LoadedModel, requests: Sequence[Arrival], streams: int) -> Serv
 def peak_memory(peaks: list[int]) -> Iterator[None]:
     """Appends by how many bytes the process grew at most."""
     process, over, highest = psutil.Process(), threading.Event(), 0
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)  # what the way before left free would hide what this one takes
     before = process.memory_info().rss
 
     def watch() -> None:
@@ -113,22 +124,34 @@ def compare(
     loaded: LoadedModel, which: Checkpoint, streams: int, repeat: int, gap_s: float
 ) -> dict[str, Any]:
     """One number of streams: all ways in turn, `repeat` times."""
-    requests = arrivals(loaded, which, REQUESTS[streams], gap_s)
+    requests = workload(loaded, which, REQUESTS[streams])
+    setting = baseline.best_setting(loaded, requests[0])
     ways = {
-        "ours": Way(ours),
-        "generate_one": Way(lambda model, given, _: baseline.serve(model, given, 1)),
-        "generate_padded": Way(lambda model, given, _: baseline.serve(model, given, baseline.BATCH)),
+        "ours": Way(lambda model, given: ours(model, given, streams)),
+        "generate_one": Way(lambda model, given: baseline.serve(model, given, 1, setting)),
+        "generate_padded": Way(lambda model, given: baseline.serve(model, given, baseline.BATCH, setting)),
     }
-    for _ in range(repeat):
-        for way in ways.values():
+    for turn in range(repeat):
+        order = list(ways.values())
+        for way in order[turn % 3 :] + order[: turn % 3]:
             with peak_memory(way.peaks):
-                way.runs.append(way.serve(loaded, requests, streams))
+                way.runs.append(way.serve(loaded, Streams(requests, streams, gap_s)))
     best = max(ways["generate_one"].rate, ways["generate_padded"].rate)
     return {
         "requests": len(requests),
+        "generate_setting": asdict(setting),
         **{name: way.report() for name, way in ways.items()},
         "ratio": round(ways["ours"].rate / best, 2),
     }
+
+
+def best_threads(loaded: LoadedModel, which: Checkpoint) -> int:
+    """With how many threads a row alone is fastest, as `generate` may choose its own too."""
+    times = {}
+    for threads in baseline.THREADS:
+        torch.set_num_threads(threads)
+        times[threads] = min(overhead(loaded, which)["step_ms"] for _ in range(2))
+    return min(times, key=lambda threads: times[threads])
 
 
 def overhead(loaded: LoadedModel, which: Checkpoint) -> dict[str, float]:
@@ -137,10 +160,10 @@ def overhead(loaded: LoadedModel, which: Checkpoint) -> dict[str, float]:
     The forward pass is what transformers' is: the stack, the last layer, its cap, and the soft embedding with
     its softmax. The engine caps and softens inside its sampler, so these two are measured on their own.
     """
-    (arrival,) = arrivals(loaded, which, 1, 0.0)
+    (request,) = workload(loaded, which, 1)
     executor = _Timed(loaded)
     engine = Engine(loaded, max_rows=1, executor=executor)
-    engine.submit(arrival.request)
+    engine.submit(request)
     engine.step()  # prefill
     executor.inside_s, steps, start = 0.0, 0, time.perf_counter()
     while engine.has_runnable and steps < TRIAL_STEPS:
@@ -175,10 +198,9 @@ class _Timed(BatchedExecutor):
         self.inside_s = 0.0
         self._head = self._timed(self._head)
         self._soft_product = self._timed(self._soft_product)
-
-    def _states(self, *arguments: Any) -> torch.Tensor:
-        states: torch.Tensor = self._timed(super()._states)(*arguments)
-        return states
+        stack: Any = self._backbone
+        for name in ("embed", "condition", "run"):
+            setattr(stack, name, self._timed(getattr(stack, name)))
 
     def _timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def run(*arguments: Any) -> Any:
@@ -199,7 +221,7 @@ def measure(which: Checkpoint, streams: Sequence[int], repeat: int, threads: int
     """Everything about one checkpoint."""
     with tempfile.TemporaryDirectory() as folder:
         loaded = checkpoint(which, Path(folder))
-        used = use_threads(loaded, threads)
+        used = use_threads(loaded, threads or best_threads(loaded, which))
         gap_s = GAP_STEPS * step_seconds(loaded, which)
         results = {str(count): compare(loaded, which, count, repeat, gap_s) for count in streams}
         return {
@@ -236,7 +258,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--checkpoint", choices=["tiny", "mid"], default="tiny")
     parser.add_argument("--streams", default=",".join(map(str, STREAMS)))
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=0, help="0: what the worker would take")
+    parser.add_argument("--threads", type=int, default=0, help="0: what is fastest here")
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args(arguments)
     streams = [int(count) for count in chosen.streams.split(",")]

@@ -29,7 +29,7 @@ from model.invariance import Invariance, invariance_of
 from model.judges import sampler_for
 from model.layout import cache_layout
 from model.prefixes import Key, PrefixStore, chain
-from model.projections import product, products_name, projection
+from model.projections import may_pack, product, products_name, projection
 from model.requests import GenerationRequest
 from model.row import Decision, RowState
 from model.scheduler import RowWork
@@ -82,7 +82,7 @@ class BatchedExecutor:
         self._dtype: torch.dtype = decoder.embed_tokens.weight.dtype
         self._layout = cache_layout(model.config.text_config, limits_.canvas_size, limits_.chunk_tokens)
         self._invariance = invariance or invariance_of(model)
-        pack = model.num_parameters() * self._dtype.itemsize <= limits.PACK_MAX_BYTES
+        pack = may_pack(model)
         self._backbone = Backbone(model, minimum_rows=self._invariance.minimum_rows, pack=pack)
         self._head = projection(model.lm_head, pack)
         self._sampler = sampler_for(self._device, self._dtype, limits_.vocab_size)

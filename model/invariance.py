@@ -16,11 +16,14 @@ import torch
 from torch import Tensor, nn
 from transformers import DiffusionGemmaForBlockDiffusion
 
-from model.projections import Projection, product, weight_projection
+from model.projections import Projection, may_pack, product, weight_projection
 
-ROW_COUNTS: Final = (*range(1, 17), 20, 24, 31, 32, 33, 48, 64, 65, 96, 128, 192, 256)
+ROW_COUNTS: Final = (*range(1, 17), 20, 24, 31, 32, 33, 48, 64, 65, 96, 128, 192, 256, 320, 384, 512, 576)
 """Row counts that are tried: all small ones, and those around the tiles of kernels."""
-_MOST_ROWS: Final = 320
+_MOST_ROWS: Final = 640
+"""A pass on a CPU has at most so many, a canvas beyond its limit included."""
+_MOST_INPUTS: Final = 32_768
+"""Numbers that are summed, of the product with a vocabulary on a CPU, where more would take seconds."""
 _MOST_OUTPUTS: Final = 1024
 """Columns that are tried of a product: kernels do not change beyond, and a vocabulary would take seconds."""
 _SEED: Final = 20260214
@@ -82,32 +85,37 @@ def _needed(tried: _Product) -> int:
 
 def _products(model: Any) -> Iterator[_Product]:
     """One product of each kind and shape that a pass makes."""
-    embedding: Tensor = model.model.decoder.embed_tokens.weight[:_MOST_OUTPUTS]
+    pack = may_pack(model)
+    embedding: Tensor = model.model.decoder.embed_tokens.weight
     device, dtype = embedding.device, embedding.dtype
-    yield _Product(product(embedding, pack=True), embedding.shape[0], device, dtype)
+    if device.type == "cpu":
+        embedding = embedding[:_MOST_INPUTS]
+    yield _Product(product(embedding[:, :_MOST_OUTPUTS], pack), embedding.shape[0], device, dtype)
     seen: set[tuple[Any, ...]] = set()
     for name, module in model.named_modules():
         if "vision" in name:
             continue
-        for kind, run, width in _of_module(module, model.config.text_config.hidden_size):
+        for kind, run, width in _of_module(module, model.config.text_config.hidden_size, pack):
             if kind not in seen:
                 seen.add(kind)
                 yield _Product(run(), width, device, dtype)
 
 
-def _of_module(module: Any, hidden: int) -> Iterator[tuple[tuple[Any, ...], Callable[[], Projection], int]]:
+def _of_module(
+    module: Any, hidden: int, pack: bool
+) -> Iterator[tuple[tuple[Any, ...], Callable[[], Projection], int]]:
     """The products of a module, of any kind of linear one and of experts: what makes one like another, how
     to run it, and how wide its rows are."""
     if type(module) is nn.Linear:
-        yield ("linear", *module.weight.shape), partial(_plain, module.weight), module.in_features
+        yield ("linear", *module.weight.shape), partial(_plain, module.weight, pack), module.in_features
     elif hasattr(module, "in_features"):
         yield (type(module), module.in_features, module.out_features), lambda: module, module.in_features
     elif hasattr(module, "num_experts") and hasattr(module, "run"):
         yield (type(module),), lambda: partial(module.run, 0), hidden
     elif isinstance(getattr(module, "gate_up_proj", None), nn.Parameter):
         for weight in (module.gate_up_proj[0], module.down_proj[0]):
-            yield ("expert", *weight.shape), partial(_plain, weight), weight.shape[1]
+            yield ("expert", *weight.shape), partial(_plain, weight, pack), weight.shape[1]
 
 
-def _plain(weight: Tensor) -> Projection:
-    return weight_projection(weight[:_MOST_OUTPUTS], pack=True)
+def _plain(weight: Tensor, pack: bool) -> Projection:
+    return weight_projection(weight[:_MOST_OUTPUTS], pack)

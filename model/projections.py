@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model import products
+from model import limits, products
 
 Projection = Callable[[Tensor], Tensor]
 """[rows, in] to [rows, out]."""
@@ -26,6 +26,12 @@ PACK_ROWS_HINT: Final = 64
 def products_name(weight: Tensor) -> str:
     """What multiplies by weights of this type on this device, for the engine profile."""
     return "tiled" if _is_fixed(weight) else "torch"
+
+
+def may_pack(model: nn.Module) -> bool:
+    """Whether a model is small enough to have its weights laid out a second time."""
+    sizes = (weight.numel() * weight.element_size() for weight in model.parameters())
+    return sum(sizes) <= limits.PACK_MAX_BYTES
 
 
 def can_pack(weight: Tensor) -> bool:
