@@ -126,9 +126,9 @@ def test_rows_that_commit_together_all_denoise_in_the_very_next_step() -> None:
         places.prefilled(work.request_id, work.chunks)
     for number in range(31):
         places.committed(f"row-{number}", 32)
-    work = {item.request_id: item for item in places.plan()}
-    assert all(work[f"row-{number}"] == RowWork(f"row-{number}", 1, True) for number in range(31))
-    assert work["long"].chunks >= 1
+    planned = {item.request_id: item for item in places.plan()}
+    assert all(planned[f"row-{number}"] == RowWork(f"row-{number}", 1, True) for number in range(31))
+    assert planned["long"].chunks >= 1
 
 
 def test_a_paused_row_holds_its_place_and_does_nothing() -> None:
