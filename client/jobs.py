@@ -242,23 +242,30 @@ class JobDriver:
         return book.acknowledged + mine[-1] + 1 if mine else 0
 
     async def _read(self, stream: JobStream) -> AsyncGenerator[WorkerFrame, None]:
-        """Frames until the end of the stream; passes on the caller's cancel; bounds every wait."""
+        """Frames until the end of the stream; passes on the caller's cancel; bounds every wait.
+
+        A cancel waits for the worker's first answer: gRPC keeps one error a stream, and a cancel that cannot
+        be written any more would take the place of the refusal that ended it.
+        """
         cancel = asyncio.create_task(self._caller.cancelled.wait())
         reading: asyncio.Task[WorkerFrame | None] | None = None
-        cancelling = False
+        answered = cancelling = False
         try:
             while True:
                 reading = reading or asyncio.create_task(stream.receive())
-                waiting = {reading} if cancelling else {reading, cancel}
+                may_cancel = answered and not cancelling
                 await asyncio.wait(
-                    waiting, timeout=self._patience(cancelling), return_when=asyncio.FIRST_COMPLETED
+                    {reading, cancel} if may_cancel else {reading},
+                    timeout=self._patience(cancelling or self._caller.cancelled.is_set()),
+                    return_when=asyncio.FIRST_COMPLETED,
                 )
                 if reading.done():
                     frame, reading = reading.result(), None
                     if frame is None:
                         return
+                    answered = True
                     yield frame
-                elif cancel.done() and not cancelling:
+                elif cancel.done() and may_cancel:
                     cancelling = True
                     if self._ended is None:
                         await stream.send(CancelJob())
