@@ -12,9 +12,9 @@ from typing import Final
 
 import torch
 from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion, DiffusionGemmaTextConfig
-from transformers.models.gemma4.configuration_gemma4 import Gemma4VisionConfig
 
 from model.manifest import MANIFEST_FILE, bundled_checkpoint_path, manifest_text
+from model.training.architecture import smallest_vision
 
 SEED: Final = 20261125
 WEIGHT_SPREAD: Final = 0.06
@@ -75,19 +75,9 @@ def write_random(folder: Path, config: DiffusionGemmaConfig, seed: int, shard: s
 def _with_small_vision(text: DiffusionGemmaTextConfig, canvas: int) -> DiffusionGemmaConfig:
     """The vision tower belongs to the format and is never used: as small as it can be."""
     size = text.vocab_size
-    vision = Gemma4VisionConfig(
-        hidden_size=8,
-        intermediate_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=1,
-        num_key_value_heads=1,
-        head_dim=8,
-        patch_size=4,
-        position_embedding_size=4,
-    )
     return DiffusionGemmaConfig(
         text_config=text,
-        vision_config=vision,
+        vision_config=smallest_vision(),
         canvas_length=canvas,
         boi_token_id=size,
         eoi_token_id=size + 1,

@@ -12,7 +12,6 @@ from typing import Any, Final
 import torch
 from torch import nn
 from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion, DiffusionGemmaTextConfig
-from transformers.models.gemma4.configuration_gemma4 import Gemma4VisionConfig
 
 from model import precision
 from model.bounds import ModelLimits
@@ -20,6 +19,7 @@ from model.experts import MATRICES, DeviceBytes, ExpertLayout, QuantizedExperts
 from model.kernels import best_recipe
 from model.precision import Quantization
 from model.quantization import QuantizedLinear, Recipe
+from model.training.architecture import smallest_vision
 
 SEED: Final = 20261125
 WEIGHT_SPREAD: Final = 0.03
@@ -149,17 +149,10 @@ def config(dimensions: Dimensions) -> DiffusionGemmaConfig:
         top_k_experts=dimensions.top_k,
         moe_intermediate_size=dimensions.expert_width,
     )
-    vision = Gemma4VisionConfig(  # part of the format, never used: as small as it can be
-        hidden_size=8,
-        intermediate_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=1,
-        num_key_value_heads=1,
-        head_dim=8,
-        patch_size=4,
-        position_embedding_size=4,
+    vision, canvas = smallest_vision(), dimensions.canvas
+    return DiffusionGemmaConfig(text_config=text, vision_config=vision, canvas_length=canvas)
+        text_config=text, vision_config=smallest_vision(), canvas_length=dimensions.canvas
     )
-    return DiffusionGemmaConfig(text_config=text, vision_config=vision, canvas_length=dimensions.canvas)
 
 
 def _recipe(model: nn.Module, device: torch.device, quantization: Quantization) -> Recipe | None:
