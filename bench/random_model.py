@@ -149,8 +149,7 @@ def config(dimensions: Dimensions) -> DiffusionGemmaConfig:
         top_k_experts=dimensions.top_k,
         moe_intermediate_size=dimensions.expert_width,
     )
-    vision, canvas = smallest_vision(), dimensions.canvas
-    return DiffusionGemmaConfig(text_config=text, vision_config=vision, canvas_length=canvas)
+    return DiffusionGemmaConfig(
         text_config=text, vision_config=smallest_vision(), canvas_length=dimensions.canvas
     )
 
