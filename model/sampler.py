@@ -53,7 +53,7 @@ def judge(raw: Tensor, temperatures: Tensor, cap: float, uniforms: Tensor) -> Ju
     """
     logits = raw.to(torch.float32, copy=True)
     finite = torch.isfinite(logits.amax(-1)) & torch.isfinite(logits.amin(-1))  # tanh would hide an infinity
-    logits = by_rows(torch.tanh, logits.div_(cap)).mul_(cap).div_(temperatures[:, None])
+    logits = by_rows(torch.tanh_, logits.div_(cap)).mul_(cap).div_(temperatures[:, None])
     largest, argmax = torch.max(logits, dim=-1, keepdim=True)
     second = logits.scatter_(-1, argmax, -math.inf).amax(-1, keepdim=True)
     logits.scatter_(-1, argmax, largest)

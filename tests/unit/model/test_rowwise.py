@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch.nn import functional
 
-from model.rowwise import by_rows
+from model.rowwise import Function, by_rows
 
 
 def gelu(rows: torch.Tensor) -> torch.Tensor:
     return functional.gelu(rows, approximate="tanh")
 
 
-@pytest.fixture(params=[1, 2])
+@pytest.fixture(params=[1, 2, 3])
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
@@ -21,15 +21,16 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("function", [gelu, torch.tanh, torch.exp])
-@pytest.mark.parametrize("width", [96, 100, 1127, 4096, 20_000])
+@pytest.mark.parametrize("width", [32, 96, 100, 160, 960, 1127, 4096, 20_000])
 def test_a_row_has_the_same_bits_among_any_number_of_rows(
-    threads: int, function: torch.nn.Module, width: int
+    threads: int, function: Function, width: int, dtype: torch.dtype
 ) -> None:
-    rows = 3 * torch.randn((260, width), generator=torch.Generator().manual_seed(width))
+    rows = (3 * torch.randn((260, width), generator=torch.Generator().manual_seed(width))).to(dtype)
     whole = by_rows(function, rows)
     torch.testing.assert_close(whole, function(rows))
-    for count in (1, 2, 3, 12, 33, 64, 179, 255):
+    for count in (1, 2, 3, 5, 12, 33, 64, 179, 255):
         assert torch.equal(by_rows(function, rows[:count].clone()), whole[:count]), count
         assert torch.equal(by_rows(function, rows[-count:].clone()), whole[-count:]), count
 
