@@ -118,6 +118,11 @@ class Backbone:
         """What runs the experts, for the engine profile."""
         return "+".join(sorted({layer.mixture.name for layer in self._layers}))
 
+    def release(self) -> None:
+        """Lets go of what only saves work: recordings and masks."""
+        self._pieces.forget()
+        self._masks.clear()
+
     def embed(self, ids: Tensor) -> Tensor:
         """Token embeddings [T, H] of ids [T]."""
         embedded: Tensor = self._decoder.embed_tokens(ids)

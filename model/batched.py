@@ -211,6 +211,8 @@ class BatchedExecutor:
         try:
             return self._pass(batch)
         except (NonFiniteError, RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):
+                self._release()
             if len(batch) == 1:
                 failure = RowFailure(batch[0].request_id, *failure_of(error))
                 self.close(failure.request_id)
@@ -221,6 +223,12 @@ class BatchedExecutor:
                 self._too_large = max(self._too_large, sum(map(self._tokens, batch)))
         half = len(batch) // 2
         return [*self._guarded(batch[:half]), *self._guarded(batch[half:])]
+
+    def _release(self) -> None:
+        """What only saves work makes room before anything is repeated: recordings, masks, kept prompts. The
+        next `spare` says again how much may be kept."""
+        self._backbone.release()
+        self._prefixes.resize(0)
 
     def _pass(self, tasks: Sequence[_Task]) -> list[Outcome]:
         """One pass: chunks are committed to the caches, canvases make one step."""

@@ -30,7 +30,7 @@ class Denoiser:
         return DynamicCache(config=self._text_config)
 
     def prefill(self, cache: DynamicCache, ids: tuple[int, ...]) -> None:
-        """Appends `ids` to a row's KV cache with one causal pass. One call for the prompt, one for each
+        """Appends `ids` to a row's KV cache with one causal pass: a chunk of the prompt, or a
         canvas.
         """
         start = cache.get_seq_length()

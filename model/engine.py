@@ -1,8 +1,8 @@
 """The engine: requests in, events out, one step of every row that may go on a call.
 
 What runs when is `model/scheduler.py`, what it computes `model/executor.py`; here a row's steps become
-drafts, canvases and text, and what is charged is counted. No tensors. The engine is not thread-safe and
-never blocks: one owner calls `step` in a loop and the other methods between steps.
+drafts, canvases and text, and what is charged is counted. No tensors. The engine is not thread-safe: one
+owner calls `step` in a loop, which computes until the step is done, and the other methods between steps.
 """
 
 from dataclasses import dataclass

@@ -79,6 +79,9 @@ class Pieces(Protocol):
         recordings share their buffers.
         """
 
+    def forget(self) -> None:
+        """Drops all recordings: weights moved, or their memory is needed."""
+
 
 class PlainPieces:
     """Calls every piece: on a CPU, and wherever nothing is to be recorded."""
@@ -86,6 +89,9 @@ class PlainPieces:
     def run(self, name: str, piece: Piece, *inputs: Tensor) -> Tensors:
         """The call."""
         return piece(*inputs)
+
+    def forget(self) -> None:
+        """There is nothing to drop."""
 
 
 Place = tuple[Literal["in", "out"], int, torch.Size, torch.dtype, torch.device]

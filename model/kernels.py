@@ -29,9 +29,12 @@ FP8_CAPABILITY: Final = (8, 9)
 INT4_CAPABILITY: Final = (8, 0)
 _INNER_TILES: Final = (8, 4, 2)
 """Tiles of 16 inputs that a thread of the CUDA kernel loads at once: as many as divide the matrix."""
-_TRIED_ROWS: Final = (1, 2, 7, 16, 33)
-"""Batches in which a row must have the bits that it has among all: one token, a few, an expert's share."""
-_ALL_ROWS: Final = 256  # a canvas
+_TRIED_ROWS: Final = (1, 2, 7, 16, 33, 256, 512, 1024)
+"""Batches in which a row must have the bits that it has among all: one token, a few, an expert's share, some
+canvases."""
+_CANVAS_ROWS: Final = 256
+MOST_ROWS: Final = 4096
+"""Of one product, and of the trial on a GPU: there no product is larger than what was tried."""
 _PADDED_ROWS: Final = 16
 """The least that the float8 product is asked for: a tile of the tensor cores is as high, so it costs nothing,
 and the CPU's version sums fewer than 4 rows in another order (measured)."""
@@ -67,6 +70,8 @@ class Fp8ScaledMm:
 
     def matmul(self, rows: Tensor, fields: Fields) -> Tensor:
         """rows [n, in], each rounded to e4m3 by its own scale, times the matrix."""
+        if rows.shape[0] > MOST_ROWS:
+            return _in_batches(self, fields, rows, MOST_ROWS)
         data, scale = fields
         count = rows.shape[0]
         values = F.pad(rows.to(torch.float32), (0, 0, 0, max(0, _PADDED_ROWS - count)))
@@ -123,6 +128,8 @@ class Int4Tiles:
         """rows [n, in] bfloat16 times the matrix. The instruction wants scales and zero points, [in / group,
         out, 2]; the latter are zero, and stored nowhere.
         """
+        if rows.shape[0] > MOST_ROWS:
+            return _in_batches(self, fields, rows, MOST_ROWS)
         tiles, scales = fields
         pairs = torch.stack((scales, torch.zeros_like(scales)), dim=-1).transpose(0, 1).contiguous()
         operators: Any = torch.ops.aten
@@ -171,13 +178,18 @@ def best_codec(
 def refusal(kernel: Kernel, device: torch.device, shapes: Iterable[tuple[int, int]]) -> str | None:
     """Why a kernel may not be used on this device, or None. Tried on a fixed random matrix of each shape."""
     generator = torch.Generator().manual_seed(0)
+    every = MOST_ROWS if device.type == "cuda" else _CANVAS_ROWS
     for outputs, inputs in sorted(set(shapes)):
         weight = torch.randn((outputs, inputs), generator=generator).to(device)
-        rows = torch.randn((_ALL_ROWS, inputs), generator=generator).to(device, torch.bfloat16)
+        rows = torch.randn((every, inputs), generator=generator).to(device, torch.bfloat16)
         try:
             packed = kernel.pack(weight)
             whole = kernel.matmul(rows, packed)
-            split = {count: _in_batches(kernel, packed, rows, count) for count in _TRIED_ROWS}
+            split = {
+                count: _in_batches(kernel, packed, rows[: max(_CANVAS_ROWS, 2 * count)], count)
+                for count in _TRIED_ROWS
+                if count < every
+            }
         except (RuntimeError, NotImplementedError) as error:
             return f"it does not run: {str(error).splitlines()[0]}"
         expected = kernel.oracle.matmul(rows, kernel.oracle.pack(weight)).to(torch.float32)
@@ -185,7 +197,7 @@ def refusal(kernel: Kernel, device: torch.device, shapes: Iterable[tuple[int, in
         if not error_share <= kernel.tolerance:
             return f"its results differ from the unpacked product's by {error_share:.2%} of the largest"
         for count, product in split.items():
-            if not torch.equal(product, whole):
+            if not torch.equal(product, whole[: len(product)]):
                 return f"a row has other bits among {count} rows than among {len(rows)}"
     return None
 

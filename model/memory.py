@@ -218,11 +218,11 @@ def choose(
     whole = [need(model, what, device.kind, rows, context) for what in possible]
     for tried, wanted in enumerate(whole):
         if fits(wanted, device):
-            return _chosen(wanted, device, _because(wanted, device, whole[:tried], asked))
+            return _chosen(wanted, model.of, device, _because(wanted, device, whole[:tried], asked))
     # Offloading costs a copy over the bus for every expert that is not there: of the smallest precision only.
     last = offloaded(whole[-1], model, device) if whole and whole[-1].quantization != "none" else None
     if last is not None and fits(last, device):
-        return _chosen(last, device, _because(last, device, whole, asked))
+        return _chosen(last, model.of, device, _because(last, device, whole, asked))
     smallest = (
         f"{whole[-1].precision} needs {size_text(whole[-1].device_bytes)}"
         if whole
@@ -261,8 +261,16 @@ def is_possible(tensors: Tensors, quantization: Quantization) -> bool:
     )
 
 
-def _chosen(wanted: Need, device: Device, reason: str) -> Choice:
-    return Choice(wanted, reason, device.usable_bytes - (wanted.device_bytes - wanted.kv_bytes))
+def _chosen(wanted: Need, of: Dimensions, device: Device, reason: str) -> Choice:
+    """With the KV budget: the engine admits a row as long as the budget holds, and a row longer than planned
+    has larger masks too, so the budget leaves room for those of the longest one."""
+    most = device.usable_bytes - (wanted.device_bytes - wanted.kv_bytes)
+    layout = CacheLayout(of.layers, of.canvas, of.chunk)
+    longest = max(wanted.context, layout.largest_row(most, DTYPE_BYTES[wanted.dtype], of.max_context))
+    more = work_bytes(of, device.kind, wanted.rows, longest, wanted.dtype) - work_bytes(
+        of, device.kind, wanted.rows, wanted.context, wanted.dtype
+    )
+    return Choice(wanted, reason, max(wanted.kv_bytes, most - more))
 
 
 def _because(chosen: Need, device: Device, passed: list[Need], asked: Precision | Literal["auto"]) -> str:

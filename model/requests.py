@@ -17,8 +17,8 @@ class FinishReason(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One job for the engine. Every field but the last four changes the result; the same values give the
-    same text.
+    """One job for the engine. Every field from prompt_ids to stability_steps changes the result; the same
+    values give the same text.
 
     prompt_ids: the prompt as token ids, control tokens included (see model/chat.py). seed: uint64.
     max_tokens: charged tokens at most, over all canvases. max_steps: denoising steps a canvas at most.

@@ -41,7 +41,7 @@ def by_rows(function: Function, rows: Tensor) -> Tensor:
     shared = count - count % even
     if not _even(shared * width, threads, together):
         shared = 0
-    parts = [rows[:shared], *rows[shared:].split(LEAST_SHARE // width)]
+    parts = [rows[:shared], *torch.split(rows[shared:], LEAST_SHARE // width)]
     return torch.cat([function(part) for part in parts if len(part)])
 
 
@@ -54,8 +54,10 @@ def _even(numbers: int, threads: int, together: int) -> bool:
 
 
 def _apart(function: Function, rows: Tensor) -> Tensor:
-    """Row by row, in blocks whose rows keep a distance in memory, so that they are not joined into one run. No
-    threads share a block, unless it is one row, which they share in a way that its length alone decides."""
+    """Row by row, in blocks whose rows keep a distance in memory, so that they are not joined into one run.
+
+    No threads share a block, unless it is one row, which they share in a way that its length alone decides.
+    """
     count, width = rows.shape
     out = rows.new_empty((count, width + 1))[:, :width]
     block = max(1, LEAST_SHARE // width)

@@ -10,11 +10,13 @@ from torch.overrides import TorchFunctionMode
 from transformers import DiffusionGemmaForBlockDiffusion
 
 from model import limits
+from model.backbone import Backbone
 from model.batched import BatchedExecutor, _Task
 from model.cache import RowCache
 from model.engine import Engine
 from model.errors import MemoryOverflowError
 from model.executor import RowFailure, RowStep
+from model.graphs import RECORD_AT, RecordedPieces
 from model.invariance import Invariance, measure
 from model.layout import CacheLayout, LayerLayout, cache_layout
 from model.loading import LoadedModel
@@ -23,6 +25,7 @@ from model.projections import product, weight_projection
 from model.requests import CanvasEvent, FailedEvent
 from model.scheduler import RowWork
 from tests.support.model_runs import broken_row, canvases, make_request, run, run_alone
+from tests.support.recorder import EchoRecorder
 
 Prompt = tuple[int, ...]
 
@@ -256,6 +259,35 @@ def test_memory_that_a_large_pass_lacks_is_found_in_smaller_ones(
     finally:
         handle.remove()
     assert events == {request.request_id: run_alone(bundled, request) for request in wanted}
+
+
+def test_what_only_saves_work_makes_room_when_memory_runs_out(bundled: LoadedModel, prompt: Prompt) -> None:
+    """Kept prompts and recordings go first, and prompts are kept again from the next step on."""
+    made = executor(bundled)
+    pieces = RecordedPieces(EchoRecorder(), max_bytes=10**8)
+    made._backbone = Backbone(bundled.model, minimum_rows=1, pack=False, pieces=pieces)
+    made.spare(limits.PREFIX_STORE_BYTES)
+    made.open(make_request(prompt, "row", tenant="one", max_steps=48, confidence_threshold=0.0))
+    made.step([RowWork("row", 1, denoise=True)])
+    for _ in range(RECORD_AT):
+        made.step([RowWork("row", 0, denoise=True)])
+    assert made._prefixes.used_bytes
+    assert pieces.recordings
+
+    def hungry(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        raise torch.OutOfMemoryError("no memory at all")
+
+    handle = bundled.model.lm_head.register_forward_pre_hook(hungry)
+    (failed,) = made.step([RowWork("row", 0, denoise=True)])
+    handle.remove()
+    assert isinstance(failed, RowFailure)
+    assert not made._prefixes.used_bytes
+    assert not pieces.held_bytes
+
+    made.spare(limits.PREFIX_STORE_BYTES)
+    made.open(make_request(prompt, "next", tenant="one"))
+    made.step([RowWork("next", 1, denoise=True)])
+    assert made._prefixes.used_bytes
 
 
 def test_a_cache_that_cannot_be_allocated_ends_its_row_only(bundled: LoadedModel, prompt: Prompt) -> None:

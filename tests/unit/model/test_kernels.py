@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.kernels import Fp8ScaledMm, Int4Tiles, Kernel, best_recipe, refusal
+from model.kernels import MOST_ROWS, Fp8ScaledMm, Int4Tiles, Kernel, best_recipe, refusal
 from model.quantization import Codec, Fields, FieldSpec, Fp8, Int4, Recipe
 
 CPU = torch.device("cpu")
@@ -34,6 +34,15 @@ def test_a_kernel_stores_as_many_bytes_as_its_oracle(name: str) -> None:
     packed, plain = kernel.pack(weight), kernel.oracle.pack(weight)
     assert [f.nbytes for f in packed] == [f.nbytes for f in plain]
     assert [(tuple(f.shape), f.dtype) for f in packed] == list(kernel.specs(96, 704))
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_no_product_is_larger_than_what_is_tried(name: str) -> None:
+    kernel = KERNELS[name]
+    packed = kernel.pack(torch.randn(32, 128))
+    rows = torch.randn(MOST_ROWS + 40, 128).to(torch.bfloat16)
+    first, rest = (kernel.matmul(part, packed) for part in torch.split(rows, MOST_ROWS))
+    assert torch.equal(kernel.matmul(rows, packed), torch.cat((first, rest)))
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from model.cache import RowCache
 from model.dimensions import Blueprint, dimensions, published_tensors, read
 from model.engine import Engine
 from model.errors import CheckpointError, DeviceError
-from model.layout import cache_layout
+from model.layout import CacheLayout, cache_layout
 from model.loading import LoadedModel, load
 from model.manifest import bundled_checkpoint_path
 from model.memory import GIB, Device, Need
@@ -214,6 +214,20 @@ def test_each_card_gets_the_most_faithful_precision_that_fits(gib: int, chosen: 
     assert ". " not in choice.reason, "one sentence"
 
 
+def _longest_row(budget: int) -> int:
+    of = RELEASED.of
+    return CacheLayout(of.layers, of.canvas, of.chunk).largest_row(budget, 2, of.max_context)
+
+
+def test_room_is_left_for_the_masks_of_the_longest_row_that_is_admitted() -> None:
+    """A plan for 8 K tokens on a card with room for 256 K."""
+    choice = memory.choose(RELEASED, card(80), rows=1, context=8192)
+    longest = _longest_row(choice.kv_budget_bytes)
+    assert longest == RELEASED.of.max_context
+    work = memory.work_bytes(RELEASED.of, "cuda", 1, longest, "bfloat16")
+    assert choice.need.weights_bytes + choice.kv_budget_bytes + work <= card(80).usable_bytes
+
+
 @settings(max_examples=40)
 @given(st.floats(4, 200), st.floats(8, 256), st.integers(1, 32), st.integers(256, 262_144))
 def test_what_is_chosen_fits_and_nothing_more_faithful_would(
@@ -233,7 +247,16 @@ def test_what_is_chosen_fits_and_nothing_more_faithful_would(
     assert need.precision == (fitting or ["int4"])[0]
     assert need.offloaded == (not fitting)
     assert need.kv_bytes <= choice.kv_budget_bytes
-    assert need.device_bytes - need.kv_bytes + choice.kv_budget_bytes == device.usable_bytes
+    assert need.device_bytes - need.kv_bytes + choice.kv_budget_bytes <= device.usable_bytes
+    longest, planned = (
+        memory.work_bytes(RELEASED.of, "cuda", rows, tokens, need.dtype)
+        for tokens in (_longest_row(choice.kv_budget_bytes), context)
+    )
+    grown = max(0, longest - planned)  # by the masks of the longest row that the engine would admit
+    assert (
+        choice.kv_budget_bytes == need.kv_bytes
+        or need.device_bytes - need.kv_bytes + choice.kv_budget_bytes + grown <= device.usable_bytes
+    )
     assert choice.expert_budget_bytes == (need.cache_bytes if need.offloaded else None)
     if need.offloaded:
         assert need.host_bytes <= device.usable_host_bytes
