@@ -30,9 +30,7 @@ class Denoiser:
         return DynamicCache(config=self._text_config)
 
     def prefill(self, cache: DynamicCache, ids: tuple[int, ...]) -> None:
-        """Appends `ids` to a row's KV cache with one causal pass: a chunk of the prompt, or a
-        canvas.
-        """
+        """Appends `ids` to a row's KV cache with one causal pass: a chunk of the prompt, or a canvas."""
         start = cache.get_seq_length()
         input_ids = torch.tensor([ids], dtype=torch.int64, device=self.device)
         positions = torch.arange(start, start + len(ids), dtype=torch.int32, device=self.device)[None]

@@ -9,7 +9,7 @@ from typing import Any
 
 from model import files, headers, limits
 from model.errors import CheckpointError
-from model.layout import LayerLayout
+from model.layout import CacheLayout, LayerLayout
 
 Tensors = tuple[tuple[str, tuple[int, ...]], ...]
 """Published names and shapes of weights."""
@@ -34,6 +34,11 @@ class Dimensions:
     def chunk(self) -> int:
         """Tokens of a prefill chunk."""
         return limits.PREFILL_CHUNK_CANVASES * self.canvas
+
+    @property
+    def cache(self) -> CacheLayout:
+        """How a row's keys and values are laid out."""
+        return CacheLayout(self.layers, self.canvas, self.chunk)
 
 
 @dataclass(frozen=True, slots=True)

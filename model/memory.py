@@ -11,7 +11,6 @@ from typing import Final, Literal
 from model import limits, precision
 from model.dimensions import Blueprint, Dimensions, Tensors
 from model.errors import DeviceError
-from model.layout import CacheLayout
 from model.precision import DTYPE_BYTES, Dtype, Precision, Quantization
 
 GIB: Final = 2**30
@@ -120,7 +119,7 @@ def weights(tensors: Tensors, dtype: Dtype, quantization: Quantization) -> Weigh
 
 def row_bytes(of: Dimensions, context: int, dtype: Dtype) -> int:
     """Keys and values of one row whose prompt and canvases have at most `context` tokens."""
-    return CacheLayout(of.layers, of.canvas, of.chunk).row_bytes(context, DTYPE_BYTES[dtype])
+    return of.cache.row_bytes(context, DTYPE_BYTES[dtype])
 
 
 def work_bytes(of: Dimensions, kind: Kind, rows: int, context: int, dtype: Dtype) -> int:
@@ -265,8 +264,7 @@ def _chosen(wanted: Need, of: Dimensions, device: Device, reason: str) -> Choice
     """With the KV budget: the engine admits a row as long as the budget holds, and a row longer than planned
     has larger masks too, so the budget leaves room for those of the longest one."""
     most = device.usable_bytes - (wanted.device_bytes - wanted.kv_bytes)
-    layout = CacheLayout(of.layers, of.canvas, of.chunk)
-    longest = max(wanted.context, layout.largest_row(most, DTYPE_BYTES[wanted.dtype], of.max_context))
+    longest = max(wanted.context, of.cache.largest_row(most, DTYPE_BYTES[wanted.dtype], of.max_context))
     more = work_bytes(of, device.kind, wanted.rows, longest, wanted.dtype) - work_bytes(
         of, device.kind, wanted.rows, wanted.context, wanted.dtype
     )

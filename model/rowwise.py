@@ -31,10 +31,9 @@ def by_rows(function: Function, rows: Tensor) -> Tensor:
     count, width = rows.shape
     if rows.device.type != "cpu":
         return function(rows)
-    together = VECTORS_BYTES // rows.element_size()
-    if width % together or width > LEAST_SHARE:
+    together, threads = VECTORS_BYTES // rows.element_size(), torch.get_num_threads()
+    if not _even(width, threads, together):  # a row alone leaves something over, so it must among others
         return _apart(function, rows)
-    threads = torch.get_num_threads()
     if _even(count * width, threads, together):
         return function(rows)
     even = together * threads // gcd(width, together * threads)

@@ -1,6 +1,8 @@
 """The fast executor's own promises: kept prefixes, rows that must run alone, passes that fail and are
 split."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -36,6 +38,21 @@ def long_prompt(tokens: int, first: int = 6) -> Prompt:
 
 def executor(loaded: LoadedModel, invariance: Invariance | None = None) -> BatchedExecutor:
     return BatchedExecutor(loaded.model, loaded.limits, invariance=invariance)
+
+
+@contextmanager
+def hungry(loaded: LoadedModel, above_tokens: int = 0) -> Iterator[None]:
+    """The last layer runs out of memory for more than so many tokens."""
+
+    def fail(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if inputs[0].shape[0] > above_tokens:
+            raise torch.OutOfMemoryError("no memory for so many")
+
+    handle = loaded.model.lm_head.register_forward_pre_hook(fail)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def test_the_same_prompt_of_one_tenant_is_prefilled_once_and_gives_the_same_text(
@@ -211,13 +228,9 @@ def test_passes_shrink_once_when_memory_runs_out_and_grow_again(bundled: LoadedM
     for seed, name in enumerate(names):
         made.open(make_request(prompt, name, seed=seed, max_steps=48, confidence_threshold=0.0))
 
-    def hungry(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        raise torch.OutOfMemoryError("one row is too much for this machine today")
-
-    handle = bundled.model.lm_head.register_forward_pre_hook(hungry)
     tokens = sum(made._tokens(_Task(name, made._rows[name], 1, denoise=True)) for name in names)
-    made.step([RowWork(name, 1, denoise=True) for name in names])
-    handle.remove()
+    with hungry(bundled):
+        made.step([RowWork(name, 1, denoise=True) for name in names])
     assert made._pass_tokens == tokens // 2
     for _ in range(4 * limits.CALM_STEPS):
         made.step([])
@@ -243,21 +256,12 @@ def test_memory_that_a_large_pass_lacks_is_found_in_smaller_ones(
 ) -> None:
     """The first pass of four rows runs out of memory, its halves do not: nobody fails, and nobody's text
     moves."""
-    size = bundled.limits.canvas_size
-
-    def hungry(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        if inputs[0].shape[0] > 2 * size:
-            raise torch.OutOfMemoryError("no memory for so many")
-
     wanted = [make_request(prompt, f"row-{seed}", seed=seed, max_tokens=32) for seed in range(4)]
     engine = Engine(bundled, max_rows=4)
     for request in wanted:
         engine.submit(request)
-    handle = bundled.model.lm_head.register_forward_pre_hook(hungry)
-    try:
+    with hungry(bundled, above_tokens=2 * bundled.limits.canvas_size):
         events = run(engine)
-    finally:
-        handle.remove()
     assert events == {request.request_id: run_alone(bundled, request) for request in wanted}
 
 
@@ -274,12 +278,8 @@ def test_what_only_saves_work_makes_room_when_memory_runs_out(bundled: LoadedMod
     assert made._prefixes.used_bytes
     assert pieces.recordings
 
-    def hungry(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        raise torch.OutOfMemoryError("no memory at all")
-
-    handle = bundled.model.lm_head.register_forward_pre_hook(hungry)
-    (failed,) = made.step([RowWork("row", 0, denoise=True)])
-    handle.remove()
+    with hungry(bundled):
+        (failed,) = made.step([RowWork("row", 0, denoise=True)])
     assert isinstance(failed, RowFailure)
     assert not made._prefixes.used_bytes
     assert not pieces.held_bytes

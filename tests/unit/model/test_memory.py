@@ -18,7 +18,7 @@ from model.cache import RowCache
 from model.dimensions import Blueprint, dimensions, published_tensors, read
 from model.engine import Engine
 from model.errors import CheckpointError, DeviceError
-from model.layout import CacheLayout, cache_layout
+from model.layout import cache_layout
 from model.loading import LoadedModel, load
 from model.manifest import bundled_checkpoint_path
 from model.memory import GIB, Device, Need
@@ -215,8 +215,7 @@ def test_each_card_gets_the_most_faithful_precision_that_fits(gib: int, chosen: 
 
 
 def _longest_row(budget: int) -> int:
-    of = RELEASED.of
-    return CacheLayout(of.layers, of.canvas, of.chunk).largest_row(budget, 2, of.max_context)
+    return RELEASED.of.cache.largest_row(budget, 2, RELEASED.of.max_context)
 
 
 def test_room_is_left_for_the_masks_of_the_longest_row_that_is_admitted() -> None:
