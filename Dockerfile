@@ -4,11 +4,8 @@ FROM python:3.11-slim
 ARG PIP_EXTRA_INDEX_URL=""
 WORKDIR /opt/piecework
 RUN useradd --create-home piecework && mkdir /market && chown piecework /market
-COPY pyproject.toml constraints.txt README.md LICENSE ./
-COPY chain chain
-COPY client client
-COPY contracts contracts
-COPY market market
+COPY pyproject.toml constraints.txt hatch_build.py README.md LICENSE ./
+COPY contracts/artifacts contracts/artifacts
 COPY model model
 COPY node node
 COPY piecework piecework

@@ -20,7 +20,7 @@ check: .venv/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy .
 	$(BIN)/lint-imports
-	$(BIN)/python -m protocol.generate --check
+	$(BIN)/python -m piecework_protocol.generate --check
 
 # Recompile, compare with the committed artifacts, unit, fuzz, invariants, gas.
 contracts:

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from transformers import DiffusionGemmaForBlockDiffusion, DynamicCache
 
-from model import sampler
-from model.bounds import ModelLimits
-from model.chunks import known_chunks
-from model.denoiser import Denoiser
-from model.requests import GenerationRequest
+from piecework_model.bounds import ModelLimits
+from piecework_model.engine.chunks import known_chunks
+from piecework_model.engine.denoiser import Denoiser
+from piecework_model.requests import GenerationRequest
+from piecework_model.sampling import sampler
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,8 @@ from typing import Any, Final
 import torch
 
 from bench.workload import Streams
-from model.loading import LoadedModel
-from model.requests import GenerationRequest
+from piecework_model.checkpoint.loading import LoadedModel
+from piecework_model.requests import GenerationRequest
 
 BATCH: Final = 8
 EXPERTS: Final = ("eager", "grouped_mm")

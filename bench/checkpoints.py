@@ -13,8 +13,8 @@ from typing import Final
 import torch
 from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion, DiffusionGemmaTextConfig
 
-from model.manifest import MANIFEST_FILE, bundled_checkpoint_path, manifest_text
-from model.training.architecture import smallest_vision
+from piecework_model.checkpoint.manifest import MANIFEST_FILE, bundled_checkpoint_path, manifest_text
+from piecework_model.training.architecture import smallest_vision
 
 SEED: Final = 20261125
 WEIGHT_SPREAD: Final = 0.06

@@ -32,11 +32,11 @@ from bench import baseline
 from bench.baseline import Served
 from bench.report import environment, percentile
 from bench.workload import GAP_STEPS, Checkpoint, Streams, checkpoint, workload
-from model.batched import BatchedExecutor
-from model.engine import Engine
-from model.loading import LoadedModel
-from model.requests import CanvasEvent, FailedEvent
-from model.threads import use_threads
+from piecework_model.checkpoint.loading import LoadedModel
+from piecework_model.engine.batched import BatchedExecutor
+from piecework_model.engine.engine import Engine
+from piecework_model.machine.threads import use_threads
+from piecework_model.requests import CanvasEvent, FailedEvent
 
 STREAMS: Final = (1, 8, 32)
 REQUESTS: Final = {1: 8, 8: 16, 32: 32}

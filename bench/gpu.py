@@ -29,7 +29,7 @@ from bench.sections import Budget, Figures, Sections
 if TYPE_CHECKING:
     from bench.gpu_measures import Device
     from bench.random_model import Dimensions, RandomModel
-    from model.precision import Quantization
+    from piecework_model.precision import Quantization
 
 RUN_SECONDS: Final = 470.0
 """The whole run: what calls this has 8 minutes, of which Python's start takes some seconds."""
@@ -181,7 +181,7 @@ def measure(seconds: float, small: bool) -> dict[str, Any]:
 
     from bench import random_model
     from bench.gpu_measures import Device
-    from model.probe import probe
+    from piecework_model.machine.probe import probe
 
     if small:
         torch.set_num_threads(1)  # these matrices are too small for two

@@ -20,21 +20,23 @@ from transformers import DynamicCache
 from bench.random_model import RandomModel
 from bench.report import percentile
 from bench.sections import Budget
-from model import mixtures, products, sampler
-from model.backbone import Backbone, Segment
-from model.batched import BatchedExecutor
-from model.cache import RowCache
-from model.denoiser import Denoiser
-from model.executor import RowFailure, RowStep
-from model.graphs import RECORD_AT
-from model.invariance import invariance_of
-from model.judges import Judge, refusal
-from model.layout import cache_layout
-from model.mixture import Mixture
-from model.reference import ReferenceExecutor
-from model.requests import GenerationRequest
-from model.sampler import Judgement
-from model.scheduler import RowWork
+from piecework_model.engine.batched import BatchedExecutor
+from piecework_model.engine.denoiser import Denoiser
+from piecework_model.engine.executor import RowFailure, RowStep
+from piecework_model.engine.reference import ReferenceExecutor
+from piecework_model.engine.scheduler import RowWork
+from piecework_model.layers import matmul as products
+from piecework_model.layers import moe_backends as mixtures
+from piecework_model.layers.backbone import Backbone, Segment
+from piecework_model.layers.cache import RowCache
+from piecework_model.layers.graphs import RECORD_AT
+from piecework_model.layers.invariance import invariance_of
+from piecework_model.layers.moe import Mixture
+from piecework_model.layout import cache_layout
+from piecework_model.requests import GenerationRequest
+from piecework_model.sampling import sampler
+from piecework_model.sampling.sampler import Judgement
+from piecework_model.sampling.sampler_backends import Judge, refusal
 
 CAP: Final = 30.0
 TEMPERATURE: Final = 0.6
@@ -144,7 +146,7 @@ def tiled_products(device: Device, shapes: Sequence[tuple[int, int, int]], round
 
 def fused_sampler(device: Device, positions: int, vocab_size: int, rounds: int) -> dict[str, Any]:
     """The fused sampler beside the pure one on the same logits: time, and how far they agree."""
-    from model import sampler_triton
+    from piecework_model.sampling import sampler_triton
 
     generator = torch.Generator(device.torch).manual_seed(1)
     raw = torch.empty((positions, vocab_size), dtype=torch.bfloat16, device=device.torch)

@@ -19,14 +19,14 @@ from pathlib import Path
 import grpc
 
 from bench.report import environment, percentile
-from chain.embedded import EmbeddedChain
-from client.config import load_config
-from client.events import Ended
-from client.requests import Generation, TextRequest
-from client.sdk import PieceworkClient
-from client.store import Store
-from client.wallet import Wallet
-from protocol.content import Message
+from piecework.chain.dev.embedded import EmbeddedChain
+from piecework.client.config import load_config
+from piecework.client.events import Ended
+from piecework.client.requests import Generation, TextRequest
+from piecework.client.sdk import PieceworkClient
+from piecework.client.store import Store
+from piecework.client.wallet import Wallet
+from piecework_protocol.content import Message
 from tests.support.chains import deployed, signer
 from tests.support.worker_house import WorkerHouse
 

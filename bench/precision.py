@@ -5,7 +5,7 @@ Every step of recorded float32 runs is decided again by the same checkpoint in a
 also tells stories, which are held to what was asked for. Arithmetic is in bfloat16, as on a GPU.
 
 The last six lines say what packing one kind of tensor otherwise would change: the policy of
-`model/precision.py` rests on them.
+`model/piecework_model/precision.py` rests on them.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
 from bench.agreement import Canvas, Observer, Tally
 from bench.checkpoints import write_mid
 from bench.report import environment
-from model import headers
-from model.bounds import ModelLimits
-from model.kernels import Fp8ScaledMm
-from model.loading import LoadedModel, load
-from model.manifest import bundled_checkpoint_path
-from model.precision import Quantization
-from model.quantization import Fp8, Int4, Recipe
-from model.requests import GenerationRequest
-from model.training import evaluation, grammar
-from model.weights import Placement, load_weights
+from piecework_model.bounds import ModelLimits
+from piecework_model.checkpoint import headers
+from piecework_model.checkpoint.loading import LoadedModel, load
+from piecework_model.checkpoint.manifest import bundled_checkpoint_path
+from piecework_model.checkpoint.weights import Placement, load_weights
+from piecework_model.layers.packed_kernels import Fp8ScaledMm
+from piecework_model.layers.quantization import Fp8, Int4, Recipe
+from piecework_model.precision import Quantization
+from piecework_model.requests import GenerationRequest
+from piecework_model.training import evaluation, grammar
 
 Unpacks = Fp8 | Int4
 CPU: Final = torch.device("cpu")

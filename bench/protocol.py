@@ -15,13 +15,23 @@ from coincurve import PrivateKey, PublicKey
 from eth_account.messages import encode_typed_data
 
 from bench.report import environment
-from protocol import merkle, sealing
-from protocol.eip712 import Domain, message_dict, type_dict
-from protocol.frames import LeafRef
-from protocol.ledger import PayerLedger, WorkerLedger
-from protocol.objects import Finish, Receipt, Voucher
-from protocol.signing import LocalSigner, recover, sign
-from protocol.types import Address, Amount, ChannelId, Digest, JobId, Signature, Uint32, Uint64, keccak256
+from piecework_protocol import merkle, sealing
+from piecework_protocol.eip712 import Domain, message_dict, type_dict
+from piecework_protocol.frames import LeafRef
+from piecework_protocol.ledger import PayerLedger, WorkerLedger
+from piecework_protocol.objects import Finish, Receipt, Voucher
+from piecework_protocol.signing import LocalSigner, recover, sign
+from piecework_protocol.types import (
+    Address,
+    Amount,
+    ChannelId,
+    Digest,
+    JobId,
+    Signature,
+    Uint32,
+    Uint64,
+    keccak256,
+)
 
 DOMAIN = Domain(31337, Address(bytes(20)))
 SIGNER = LocalSigner(bytes(keccak256(b"bench")))

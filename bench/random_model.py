@@ -13,13 +13,13 @@ import torch
 from torch import nn
 from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion, DiffusionGemmaTextConfig
 
-from model import precision
-from model.bounds import ModelLimits
-from model.experts import MATRICES, DeviceBytes, ExpertLayout, QuantizedExperts
-from model.kernels import best_recipe
-from model.precision import Quantization
-from model.quantization import QuantizedLinear, Recipe
-from model.training.architecture import smallest_vision
+from piecework_model import precision
+from piecework_model.bounds import ModelLimits
+from piecework_model.layers.experts import MATRICES, DeviceBytes, ExpertLayout, QuantizedExperts
+from piecework_model.layers.packed_kernels import best_recipe
+from piecework_model.layers.quantization import QuantizedLinear, Recipe
+from piecework_model.precision import Quantization
+from piecework_model.training.architecture import smallest_vision
 
 SEED: Final = 20261125
 WEIGHT_SPREAD: Final = 0.03

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Final, Literal
 
 from bench.checkpoints import write_mid
-from model.loading import LoadedModel, load
-from model.requests import GenerationRequest
+from piecework_model.checkpoint.loading import LoadedModel, load
+from piecework_model.requests import GenerationRequest
 
 Checkpoint = Literal["tiny", "mid"]
 

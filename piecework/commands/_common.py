@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 if TYPE_CHECKING:
-    from node.model_store import ModelStore
+    from piecework_node.models.store import ModelStore
 
 T = TypeVar("T")
 TOKEN_DECIMALS = 6
@@ -25,7 +25,7 @@ def fail(message: str, code: int = 1) -> NoReturn:
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run a command's coroutine; an error that we raise on purpose becomes one line and exit code 1."""
-    from protocol.errors import PieceworkError
+    from piecework_protocol.errors import PieceworkError
 
     try:
         return asyncio.run(coroutine)
@@ -41,7 +41,7 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
 
 def call(work: Callable[[], T]) -> T:
     """The same for a function that waits for nothing."""
-    from protocol.errors import PieceworkError
+    from piecework_protocol.errors import PieceworkError
 
     try:
         return work()
@@ -97,7 +97,7 @@ def home(role: str, chosen: Path | None) -> Path:
 
 def model_store(chosen: Path | None = None) -> ModelStore:
     """The store of pulled models: `--store`, else $PIECEWORK_MODELS, else the platform's data folder."""
-    from node.model_store import ModelStore
+    from piecework_node.models.store import ModelStore
 
     from_environment = os.environ.get("PIECEWORK_MODELS")
     return ModelStore(chosen or (Path(from_environment) if from_environment else None))
@@ -105,7 +105,7 @@ def model_store(chosen: Path | None = None) -> ModelStore:
 
 def checkpoint(text: str, store: Path | None = None) -> Path:
     """The folder that a person means by a path or the name of a pulled model."""
-    from node.model_store import checkpoint_folder
+    from piecework_node.models.store import checkpoint_folder
 
     return call(lambda: checkpoint_folder(text, model_store(store)))
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
 
-    from node.model_name import HubFile, ModelName
+    from piecework_node.models.name import HubFile, ModelName
 
 STEP = 10
 

@@ -11,8 +11,8 @@ import typer
 from piecework.commands import _common as common
 
 if TYPE_CHECKING:
-    from model.loading import DeviceChoice
-    from model.planning import PrecisionChoice
+    from piecework_model.checkpoint.loading import DeviceChoice
+    from piecework_model.machine.planning import PrecisionChoice
 
 app = typer.Typer(invoke_without_command=True, rich_markup_mode=None, add_completion=False)
 
@@ -64,12 +64,12 @@ def measure(
     folder: Path | None, device: DeviceChoice, precision: PrecisionChoice, counts: list[int], seconds: float
 ) -> dict[str, Any]:
     """Load the model as a worker would and measure each number of rows."""
-    from model.batched import BatchedExecutor
-    from model.benchmark import measure as run
-    from model.errors import ModelError
-    from model.planning import load_planned
-    from model.probe import engine_profile, probe
-    from model.threads import use_threads
+    from piecework_model.engine.batched import BatchedExecutor
+    from piecework_model.errors import ModelError
+    from piecework_model.machine.benchmark import measure as run
+    from piecework_model.machine.planning import load_planned
+    from piecework_model.machine.probe import engine_profile, probe
+    from piecework_model.machine.threads import use_threads
 
     try:
         planned = load_planned(folder, device=device, precision=precision, rows=max(counts))
@@ -91,8 +91,8 @@ def measure(
 
 def save(home: Path, report: dict[str, Any]) -> None:
     """Leave the figures where `worker start` finds them; one clear line when there is no such home."""
-    from node.home import Home
-    from node.speeds import write_speeds
+    from piecework_node.engine.benchmark_table import write_speeds
+    from piecework_node.home import Home
 
     place = Home(home)
     if not place.config.is_file():

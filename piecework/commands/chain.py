@@ -12,11 +12,11 @@ import typer
 from piecework.commands import _common as common
 
 if TYPE_CHECKING:
-    from chain.anvil import Anvil
-    from chain.deployment import Deployment
-    from chain.embedded import EmbeddedChain
-    from protocol.signing import Signer
-    from protocol.types import Address
+    from piecework.chain.deployment import Deployment
+    from piecework.chain.dev.anvil import Anvil
+    from piecework.chain.dev.embedded import EmbeddedChain
+    from piecework_protocol.signing import Signer
+    from piecework_protocol.types import Address
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -138,8 +138,8 @@ async def _dev(
     import asyncio
     import signal
 
-    from chain.anvil import Anvil
-    from chain.embedded import EmbeddedChain
+    from piecework.chain.dev.anvil import Anvil
+    from piecework.chain.dev.embedded import EmbeddedChain
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -158,8 +158,8 @@ async def _prepare(
     chain: EmbeddedChain | Anvil, rpc_url: str, file: Path | None, terms: tuple[int, int] | None
 ) -> dict[str, Any]:
     """Deploy the contracts unless the chain stays bare; the ready line."""
-    from chain.deploy import deploy as deploy_contracts
-    from protocol.types import Amount, Seconds, to_hex
+    from piecework.chain.deploy import deploy as deploy_contracts
+    from piecework_protocol.types import Amount, Seconds, to_hex
 
     ready = {"ready": True, "role": "chain", "rpc_url": rpc_url, "faucet": to_hex(chain.faucet.address)}
     if terms is None:
@@ -186,7 +186,7 @@ async def _until_stopped(chain: EmbeddedChain | Anvil, stop: Any) -> None:
     """Wait for a signal; a chain that ends by itself is an error."""
     import asyncio
 
-    from chain.errors import ChainError
+    from piecework.chain.errors import ChainError
 
     async with asyncio.TaskGroup() as group:
         waiting = group.create_task(stop.wait(), name="signal")
@@ -207,8 +207,8 @@ async def _deploy(
     min_stake: int,
     unbonding_delay_s: int,
 ) -> Deployment:
-    from chain.deploy import deploy as deploy_contracts
-    from protocol.types import Amount, Seconds
+    from piecework.chain.deploy import deploy as deploy_contracts
+    from piecework_protocol.types import Amount, Seconds
 
     return await deploy_contracts(
         rpc_url,
@@ -223,10 +223,10 @@ async def _deployer(
     rpc_url: str, key_file: Path | None, password_file: Path | None, faucet_key: bool
 ) -> Signer:
     """The key that pays: the faucet's, a keystore's, or the environment's, in this order of explicitness."""
-    from chain.faucet import faucet_signer
-    from chain.rpc import HttpRpc
-    from protocol.signing import LocalSigner
-    from protocol.types import parse_hex
+    from piecework.chain.dev.faucet import faucet_signer
+    from piecework.chain.rpc import HttpRpc
+    from piecework_protocol.signing import LocalSigner
+    from piecework_protocol.types import parse_hex
 
     if faucet_key:
         async with HttpRpc(rpc_url) as rpc:
@@ -246,16 +246,16 @@ async def _open_keystore(key_file: Path, password_file: Path | None) -> Signer:
     """Decrypt a v3 keystore; scrypt takes half a second, so it runs in a thread."""
     import asyncio
 
-    from chain.keystore import open_keystore
+    from piecework.chain.keystore import open_keystore
 
     return await asyncio.to_thread(open_keystore, key_file, common.password(password_file))
 
 
 async def _faucet(file: Path, rpc_url: str | None, to: Address, wei: int, amount: int) -> dict[str, Any]:
-    from chain.deployment import Deployment
-    from chain.faucet import faucet_signer, fund_native, mint_tokens
-    from chain.reader import ChainReader
-    from protocol.types import Amount, to_hex
+    from piecework.chain.deployment import Deployment
+    from piecework.chain.dev.faucet import faucet_signer, fund_native, mint_tokens
+    from piecework.chain.reader import ChainReader
+    from piecework_protocol.types import Amount, to_hex
 
     deployment = Deployment.load(file)
     async with await ChainReader.connect(deployment, rpc_url=rpc_url) as reader:
@@ -269,10 +269,10 @@ async def _faucet(file: Path, rpc_url: str | None, to: Address, wei: int, amount
 
 
 async def _status(file: Path, rpc_url: str | None) -> dict[str, Any]:
-    from chain.deployment import Deployment
-    from chain.errors import NoFinality
-    from chain.reader import ChainReader
-    from contracts import load_artifact
+    from piecework.chain.artifacts import load_artifact
+    from piecework.chain.deployment import Deployment
+    from piecework.chain.errors import NoFinality
+    from piecework.chain.reader import ChainReader
 
     deployment = Deployment.load(file)
     async with await ChainReader.connect(deployment, rpc_url=rpc_url) as reader:
@@ -296,7 +296,7 @@ async def _status(file: Path, rpc_url: str | None) -> dict[str, Any]:
 
 
 def _address(text: str) -> Address:
-    from protocol.types import parse_address
+    from piecework_protocol.types import parse_address
 
     try:
         return parse_address(text)

@@ -11,9 +11,9 @@ import typer
 from piecework.commands import _common as common
 
 if TYPE_CHECKING:
-    from client.config import ClientConfig
-    from client.requests import TextRequest
-    from client.sdk import PieceworkClient
+    from piecework.client.config import ClientConfig
+    from piecework.client.requests import TextRequest
+    from piecework.client.sdk import PieceworkClient
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, add_completion=False)
 
@@ -54,8 +54,8 @@ def init(
     json: Json = False,
 ) -> None:
     """Make a home: keys, configuration, deployment. Safe to run again."""
-    from client.setup import set_up
-    from protocol.types import to_hex
+    from piecework.client.setup import set_up
+    from piecework_protocol.types import to_hex
 
     folder = common.home("client", home)
     made = common.run(
@@ -110,7 +110,7 @@ def deposit(
     units = None if amount is None else common.parse_amount(amount)
 
     async def work(client: PieceworkClient) -> dict[str, Any]:
-        from client.deposits import deposit_now, relay_from, sign_to
+        from piecework.commands._deposits import deposit_now, relay_from, sign_to
 
         if relay is not None:
             return await relay_from(client, relay)
@@ -134,7 +134,7 @@ def offers(
     *, home: Home = None, password_file: PasswordFile = None, index: Index = None, json: Json = False
 ) -> None:
     """Who serves what, at which price: verified here, whatever an index says."""
-    from client.views import offer_view
+    from piecework.commands._client_views import offer_view
 
     found = _with_client(home, password_file, lambda client: client.offers(), indexes=_indexes(index))
     rows = [offer_view(signed) for signed in found.offers]
@@ -172,7 +172,7 @@ def quote(
     json: Json = False,
 ) -> None:
     """What a prompt would cost, at most and probably. Nothing is sent to a worker."""
-    from client.views import quote_view
+    from piecework.commands._client_views import quote_view
 
     request = _request(
         prompt, system, model, max_tokens=max_tokens, max_steps=max_steps, best_effort=best_effort
@@ -227,9 +227,9 @@ def run(
         )
 
     async def work(client: PieceworkClient) -> dict[str, Any]:
-        from client.terminal import choose
-        from client.views import result_view
-        from protocol.types import JobId
+        from piecework.commands._client_views import result_view
+        from piecework.commands._terminal import choose
+        from piecework_protocol.types import JobId
 
         if request is not None:
             job = client.run(request)
@@ -254,7 +254,7 @@ def receipts(
     json: Json = False,
 ) -> None:
     """Every paid canvas, with the proof that the channel's voucher commits to it."""
-    from client.views import receipts_view
+    from piecework.commands._client_views import receipts_view
 
     wanted = None if job is None else _digest(job, "job")
     view = _with_client(home, password_file, lambda client: receipts_view(client, wanted))
@@ -276,7 +276,7 @@ def receipts(
 @app.command()
 def balance(*, home: Home = None, password_file: PasswordFile = None, json: Json = False) -> None:
     """Where the client's money is."""
-    from client.views import balance_view
+    from piecework.commands._client_views import balance_view
 
     view = _with_client(home, password_file, balance_view)
     if json:
@@ -296,7 +296,7 @@ def balance(*, home: Home = None, password_file: PasswordFile = None, json: Json
 @app.command()
 def channels(*, home: Home = None, password_file: PasswordFile = None, json: Json = False) -> None:
     """Every channel: with whom, how much, how far."""
-    from client.views import channels_view
+    from piecework.commands._client_views import channels_view
 
     rows = _with_client(home, password_file, channels_view)
     if json:
@@ -322,7 +322,7 @@ def close(
     chosen = [_digest(text, "channel") for text in channel or ()]
 
     async def work(client: PieceworkClient) -> list[dict[str, Any]]:
-        from client.views import close_view
+        from piecework.commands._client_views import close_view
 
         return await close_view(client, chosen)
 
@@ -342,7 +342,7 @@ def withdraw(
     units = None if amount is None else common.parse_amount(amount)
 
     async def work(client: PieceworkClient) -> dict[str, Any]:
-        from client.views import withdraw_view
+        from piecework.commands._client_views import withdraw_view
 
         return await withdraw_view(client, units, to)
 
@@ -359,8 +359,8 @@ def withdraw(
 
 def open_config(home: Path | None, flags: dict[str, Any]) -> tuple[Path, ClientConfig]:
     """The home directory and its configuration with flags applied; one clear line if it is unusable."""
-    from client.config import ClientHome, load_config
-    from client.errors import ConfigError
+    from piecework.client.config import ClientHome, load_config
+    from piecework.client.errors import ConfigError
 
     folder = common.home("client", home)
     files = ClientHome(folder)
@@ -377,8 +377,8 @@ def _with_client(home: Path | None, password_file: Path | None, work: Work, **fl
     secret = common.password(password_file)
 
     async def whole() -> Any:
-        from client.config import ClientHome
-        from client.sdk import PieceworkClient
+        from piecework.client.config import ClientHome
+        from piecework.client.sdk import PieceworkClient
 
         async with await PieceworkClient.open(ClientHome(folder), config, secret) as client:
             return await work(client)
@@ -388,8 +388,8 @@ def _with_client(home: Path | None, password_file: Path | None, work: Work, **fl
 
 async def _take_from_faucet(client: PieceworkClient, tokens: int) -> None:
     """Give the payer `tokens` (base units) and gas; `WrongChain` where there is no faucet."""
-    from chain.faucet import faucet_signer, fund_native, mint_tokens
-    from protocol.types import Amount
+    from piecework.chain.dev.faucet import faucet_signer, fund_native, mint_tokens
+    from piecework_protocol.types import Amount
 
     rpc, payer = client.reader.rpc, client.wallet.payer.address
     signer = await faucet_signer(rpc)
@@ -405,10 +405,10 @@ def _indexes(index: list[str] | None) -> Any:
 def _request(prompt: str, system: str | None, model: str | None, **options: Any) -> TextRequest:
     import sys
 
-    from client.requests import DEFAULT_TEMPERATURE_START, Generation, TextRequest
-    from protocol.content import Message
-    from protocol.errors import MalformedInput
-    from protocol.types import Amount, Micros
+    from piecework.client.requests import DEFAULT_TEMPERATURE_START, Generation, TextRequest
+    from piecework_protocol.content import Message
+    from piecework_protocol.errors import MalformedInput
+    from piecework_protocol.types import Amount, Micros
 
     text = sys.stdin.read() if prompt == "-" else prompt
     messages = [Message("user", text)]
@@ -435,7 +435,7 @@ def _request(prompt: str, system: str | None, model: str | None, **options: Any)
 
 
 def _digest(text: str, what: str) -> Any:
-    from protocol.types import parse_hex
+    from piecework_protocol.types import parse_hex
 
     try:
         return parse_hex(text, 32, what)

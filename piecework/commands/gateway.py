@@ -10,7 +10,7 @@ import typer
 from piecework.commands import _common as common
 
 if TYPE_CHECKING:
-    from client.config import ClientConfig
+    from piecework.client.config import ClientConfig
 
 app = typer.Typer(invoke_without_command=True, rich_markup_mode=None, add_completion=False)
 
@@ -49,11 +49,11 @@ def serve(
 async def _serve(folder: Path, config: ClientConfig, secret: str, host: str, port: int) -> None:
     from aiohttp import web
 
-    from client.config import ClientHome
-    from client.gateway import Gateway, GatewayOptions
-    from client.sdk import PieceworkClient
+    from piecework.client.config import ClientHome
+    from piecework.client.gateway.server import Gateway, GatewayOptions
+    from piecework.client.sdk import PieceworkClient
     from piecework.commands._server import listen, logs_to_stderr, until_told_to_stop
-    from protocol.types import to_hex
+    from piecework_protocol.types import to_hex
 
     logs_to_stderr()
     async with await PieceworkClient.open(ClientHome(folder), config, secret) as client:

@@ -36,11 +36,11 @@ def start(
 async def _serve(file: Path, folder: Path, host: str, port: int, rpc: str | None) -> None:
     from aiohttp import web
 
-    from chain.deployment import Deployment
-    from chain.reader import ChainReader
-    from market.server import Market
-    from market.shelf import Shelf
+    from piecework.chain.deployment import Deployment
+    from piecework.chain.reader import ChainReader
     from piecework.commands._server import listen, logs_to_stderr, until_told_to_stop
+    from piecework.market.server import Market
+    from piecework.market.shelf import Shelf
 
     logs_to_stderr()
     deployment = Deployment.load(file)

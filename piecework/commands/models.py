@@ -12,10 +12,10 @@ from piecework.commands import _common as common
 from piecework.commands.plan import plan
 
 if TYPE_CHECKING:
-    from node.model_name import ModelName
-    from node.model_pull import Received
-    from node.model_store import Pulled
     from piecework.commands._progress import Progress
+    from piecework_node.models.name import ModelName
+    from piecework_node.models.pull import Received
+    from piecework_node.models.store import Pulled
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -50,8 +50,8 @@ def pull(
     Every file is verified. Run it again after any failure: it goes on where it stopped. A gated model needs a
     token with read access in HF_TOKEN.
     """
-    from node.model_name import ModelName
     from piecework.commands._progress import progress
+    from piecework_node.models.name import ModelName
 
     expected = _digest(expect_digest)
     model = common.call(lambda: ModelName.parse(name))
@@ -72,8 +72,8 @@ def pull(
 async def _pull(
     model: ModelName, endpoint: str, store: Path | None, expected: bytes | None, shown: Progress
 ) -> Received:
-    from node.hub import Hub
-    from node.model_pull import pull
+    from piecework_node.models.hub import Hub
+    from piecework_node.models.pull import pull
 
     token = os.environ.get("HF_TOKEN", "").strip()
     async with Hub.connect(endpoint, token, tell=shown.tell) as hub:
@@ -105,9 +105,9 @@ def verify(
     json: Json = False,
 ) -> None:
     """Read every byte again and hold it to the manifest. Names the first file that differs; exit code 1."""
-    from model.errors import CheckpointError
-    from model.manifest import verify as hold_to_manifest
     from piecework.commands._progress import busy
+    from piecework_model.checkpoint.manifest import verify as hold_to_manifest
+    from piecework_model.errors import CheckpointError
 
     folder = common.checkpoint(name, store)
     try:

@@ -9,8 +9,8 @@ import typer
 from piecework.commands import _common as common
 
 if TYPE_CHECKING:
-    from model.dimensions import Blueprint
-    from model.memory import Device, Need
+    from piecework_model.checkpoint.dimensions import Blueprint
+    from piecework_model.checkpoint.memory import Device, Need
 
 DEFAULT_CONTEXTS = (8192, 32_768)
 DEFAULT_ROWS = (1, 4, 16)
@@ -33,9 +33,9 @@ def plan(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """The memory table (precision, context, jobs at once), and what this machine or a card would run."""
-    from model import memory, released
-    from model.dimensions import read
-    from model.errors import ModelError
+    from piecework_model.checkpoint import memory, released
+    from piecework_model.checkpoint.dimensions import read
+    from piecework_model.errors import ModelError
 
     folder = common.checkpoint(model) if model else None
     try:
@@ -63,8 +63,8 @@ def plan(
 
 
 def _this_machine() -> Device:
-    from model.planning import device_of
-    from model.probe import probe
+    from piecework_model.machine.planning import device_of
+    from piecework_model.machine.probe import probe
 
     hardware = probe()
     return device_of(hardware, hardware.device)
@@ -72,8 +72,8 @@ def _this_machine() -> Device:
 
 def _choice(blueprint: Blueprint, device: Device, rows: int, context: int) -> dict[str, Any]:
     """What a device would run, or why it runs nothing."""
-    from model.errors import DeviceError
-    from model.memory import choose
+    from piecework_model.checkpoint.memory import choose
+    from piecework_model.errors import DeviceError
 
     try:
         choice = choose(blueprint, device, rows=rows, context=context)

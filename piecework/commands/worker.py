@@ -11,7 +11,7 @@ import typer
 from piecework.commands import _common as common
 
 if TYPE_CHECKING:
-    from node.home import Home
+    from piecework_node.home import Home
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -55,7 +55,7 @@ def init(
     json: Json = False,
 ) -> None:
     """Make keys, certificate and settings, and register with one transaction. Safe to run again."""
-    from node.home import Home
+    from piecework_node.home import Home
 
     file = deployment or Path(common.ask("--deployment", "The market's deployment file"))
     values: dict[str, Any] = {
@@ -93,7 +93,7 @@ def _print_enrolment(done: dict[str, Any]) -> None:
 
 def _model_settings(model: str) -> dict[str, Any]:
     """A pulled model by its name, a folder by its full path, or the bundled one."""
-    from node.model_store import is_model_name
+    from piecework_node.models.store import is_model_name
 
     if Path(model).is_dir() or not is_model_name(model):
         return {"model": str(Path(model).resolve()) if model else ""}
@@ -115,10 +115,10 @@ async def enrol(
     import asyncio
     from dataclasses import asdict
 
-    from chain.deployment import Deployment
-    from node import config as settings
-    from node import enrolment
-    from protocol.types import Timestamp, address_hex
+    from piecework.chain.deployment import Deployment
+    from piecework_node import config as settings
+    from piecework_node.daemon import registration as enrolment
+    from piecework_protocol.types import Timestamp, address_hex
 
     now = Timestamp(int(time.time()))
     deployment = Deployment.load(deployment_file)
@@ -138,11 +138,11 @@ async def enrol(
 async def _register(
     place: Home, config: Any, operator: Any, *, stake: int | None, faucet: bool, now: Any
 ) -> Any:
-    from chain.deployment import Deployment
-    from chain.faucet import faucet_signer, fund_native, mint_tokens
-    from chain.reader import ChainReader
-    from node import enrolment
-    from protocol.types import Amount
+    from piecework.chain.deployment import Deployment
+    from piecework.chain.dev.faucet import faucet_signer, fund_native, mint_tokens
+    from piecework.chain.reader import ChainReader
+    from piecework_node.daemon import registration as enrolment
+    from piecework_protocol.types import Amount
 
     deployment = Deployment.load(place.deployment)
     async with await ChainReader.connect(deployment, rpc_url=config.rpc_url or None) as reader:
@@ -167,8 +167,8 @@ def check(*, home: HomeOption = None, password_file: PasswordFile = None, json: 
     """Check everything that a good start needs, and name what fails. Exit code 1 if anything does."""
     from dataclasses import asdict
 
-    from node.checks import Checker
-    from node.home import Home
+    from piecework_node.daemon.checks import Checker
+    from piecework_node.home import Home
 
     place = Home(common.home("worker", home))
     findings = common.run(Checker(place, common.password(password_file)).run())
@@ -195,7 +195,7 @@ def start(
     password_file: PasswordFile = None,
 ) -> None:
     """Run until SIGTERM, which drains: running jobs get a grace, then what has value is settled."""
-    from node.daemon import serve
+    from piecework_node.daemon.daemon import serve
 
     flags = {
         "bind": bind,
@@ -282,13 +282,13 @@ def earnings(*, home: HomeOption = None, json: Json = False) -> None:
 async def _earnings(root: Path) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from chain.deployment import Deployment
-    from node.admin import ask_daemon
-    from node.errors import JournalLocked
-    from node.home import Home
-    from node.journal_sqlite import SqliteJournal
-    from node.keys import keystore_address
-    from protocol.types import parse_address
+    from piecework.chain.deployment import Deployment
+    from piecework_node.daemon.admin import ask_daemon
+    from piecework_node.errors import JournalLocked
+    from piecework_node.home import Home
+    from piecework_node.journal.sqlite import SqliteJournal
+    from piecework_node.keys.operator import keystore_address
+    from piecework_protocol.types import parse_address
 
     place = Home(root)
     operator = parse_address("0x" + keystore_address(place.operator))
@@ -305,6 +305,6 @@ async def _earnings(root: Path) -> dict[str, Any]:
 
 
 def _ask(home: Path | None, method: str, path: str) -> dict[str, Any]:
-    from node.admin import ask_daemon
+    from piecework_node.daemon.admin import ask_daemon
 
     return common.run(ask_daemon(common.home("worker", home), method, path))

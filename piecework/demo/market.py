@@ -10,20 +10,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from chain import calls
-from chain.deployment import Deployment
-from chain.faucet import faucet_signer, mint_tokens
-from chain.reader import ChainReader
-from chain.transactions import TransactionSender
-from client.config import ClientHome, load_config
-from client.money import Money
-from client.sdk import PieceworkClient
-from client.setup import set_up
-from node.home import Home
+from piecework.chain import calls
+from piecework.chain.deployment import Deployment
+from piecework.chain.dev.faucet import faucet_signer, mint_tokens
+from piecework.chain.reader import ChainReader
+from piecework.chain.transactions import TransactionSender
+from piecework.client.config import ClientHome, load_config
+from piecework.client.money import Money
+from piecework.client.sdk import PieceworkClient
+from piecework.client.setup import set_up
 from piecework.commands.worker import enrol
 from piecework.processes import Household, Role
-from protocol.signing import LocalSigner
-from protocol.types import Address, Amount, Bytes32, keccak256, to_hex
+from piecework_node.home import Home
+from piecework_protocol.signing import LocalSigner
+from piecework_protocol.types import Address, Amount, Bytes32, keccak256, to_hex
 
 CLIENT_TOKENS = Amount(10_000_000)
 CLIENT_DEPOSIT = Amount(5_000_000)

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from chain.events import Settled
-from client.proofs import ProvenReceipt
+from piecework.chain.events import Settled
+from piecework.client.proofs import ProvenReceipt
 from piecework.demo.jobs import JobResult
 from piecework.demo.market import Balances
-from protocol.eip712 import Domain
-from protocol.objects import Voucher
-from protocol.types import Address, Signature, to_hex
+from piecework_protocol.eip712 import Domain
+from piecework_protocol.objects import Voucher
+from piecework_protocol.types import Address, Signature, to_hex
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chain.events import ChannelFunded, Settled
-from chain.reader import ChainReader
-from chain.transactions import Finalized, Mined, TransactionSender
-from client.requests import Generation, TextRequest
-from node.admin import ask_daemon
+from piecework.chain.events import ChannelFunded, Settled
+from piecework.chain.reader import ChainReader
+from piecework.chain.transactions import Finalized, Mined, TransactionSender
+from piecework.client.requests import Generation, TextRequest
 from piecework.demo import report as accounts
 from piecework.demo.jobs import JobResult, run_jobs
 from piecework.demo.market import (
@@ -26,9 +25,10 @@ from piecework.demo.market import (
 from piecework.demo.report import Evidence
 from piecework.demo.screen import Screen
 from piecework.processes import Household, RoleFailed
-from protocol.content import Message
-from protocol.signing import sign
-from protocol.types import Amount, ChannelId, Micros
+from piecework_node.daemon.admin import ask_daemon
+from piecework_protocol.content import Message
+from piecework_protocol.signing import sign
+from piecework_protocol.types import Amount, ChannelId, Micros
 
 DEFAULT_PROMPT = "Write a story about a fox, a lantern and a river."
 SUBJECTS = ("a fox", "a bear", "an owl", "a dragon", "a robot", "a cat", "a sailor", "a queen")

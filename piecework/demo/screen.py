@@ -12,7 +12,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from client.events import Accepted, Canvas, Draft, Ended, Event
+from piecework.client.events import Accepted, Canvas, Draft, Ended, Event
 from piecework.commands._common import amount
 
 REFRESHES_PER_SECOND = 20

@@ -10,10 +10,10 @@ import pytest
 from eth_account.messages import encode_typed_data
 from eth_utils.crypto import keccak
 
-from protocol import objects
-from protocol.eip712 import Domain, TypedData, type_dict, type_string
-from protocol.signing import recover
-from protocol.types import Bytes32
+from piecework_protocol import objects
+from piecework_protocol.eip712 import Domain, TypedData, type_dict, type_string
+from piecework_protocol.signing import recover
+from piecework_protocol.types import Bytes32
 from tests.vectors import generate
 
 VECTORS = json.loads((Path(generate.__file__).parent / "eip712.json").read_text())

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from protocol.states import CHANNEL_TABLE, JOB_TABLE, mermaid
+from piecework_protocol.states import CHANNEL_TABLE, JOB_TABLE, mermaid
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("bench", "chain", "client", "contracts", "market", "model", "node", "piecework", "protocol")
+PACKAGES = ("bench", "contracts", "model", "node", "piecework", "protocol")
+IMPORT_PACKAGES = ("bench", "piecework", "piecework_protocol", "piecework_model", "piecework_node")
 PROTOCOL = (ROOT / "docs" / "protocol.md").read_text()
 CLAUSES = set(re.findall(r"^- \*\*(\d+\.\d+)\*\*", PROTOCOL, re.MULTILINE))
 

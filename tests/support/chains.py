@@ -16,20 +16,20 @@ from typing import TypeAlias
 
 import pytest
 
-from chain.anvil import Anvil, find_anvil
-from chain.authorizations import Authorization, SignedAuthorization, sign_authorization
-from chain.calls import Call, Claim, deposit_with_authorization, fund, mint, send_native
-from chain.deploy import deploy
-from chain.deployment import Deployment
-from chain.embedded import EmbeddedChain
-from chain.errors import AnvilMissing
-from chain.reader import ChainReader
-from chain.rpc import HttpRpc
-from chain.transactions import Mined, TransactionSender
-from protocol.eip712 import Domain
-from protocol.objects import Channel, FundChannel, Voucher
-from protocol.signing import LocalSigner, sign
-from protocol.types import Address, Amount, Bytes32, Digest, Seconds, Timestamp, Uint64, keccak256
+from piecework.chain.authorizations import Authorization, SignedAuthorization, sign_authorization
+from piecework.chain.calls import Call, Claim, deposit_with_authorization, fund, mint, send_native
+from piecework.chain.deploy import deploy
+from piecework.chain.deployment import Deployment
+from piecework.chain.dev.anvil import Anvil, find_anvil
+from piecework.chain.dev.embedded import EmbeddedChain
+from piecework.chain.errors import AnvilMissing
+from piecework.chain.reader import ChainReader
+from piecework.chain.rpc import HttpRpc
+from piecework.chain.transactions import Mined, TransactionSender
+from piecework_protocol.eip712 import Domain
+from piecework_protocol.objects import Channel, FundChannel, Voucher
+from piecework_protocol.signing import LocalSigner, sign
+from piecework_protocol.types import Address, Amount, Bytes32, Digest, Seconds, Timestamp, Uint64, keccak256
 
 Chain: TypeAlias = EmbeddedChain | Anvil
 ETHER = 10**18

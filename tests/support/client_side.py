@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from client.config import ClientConfig, load_config
-from client.events import Accepted, Canvas, Draft, Ended, Event, Resuming
-from client.requests import Generation, TextRequest
-from client.run import JobRun
-from client.sdk import PieceworkClient
-from client.store import Store
-from client.wallet import Wallet
-from protocol.content import Message
-from protocol.signing import LocalSigner
-from protocol.types import keccak256
+from piecework.client.config import ClientConfig, load_config
+from piecework.client.events import Accepted, Canvas, Draft, Ended, Event, Resuming
+from piecework.client.requests import Generation, TextRequest
+from piecework.client.run import JobRun
+from piecework.client.sdk import PieceworkClient
+from piecework.client.store import Store
+from piecework.client.wallet import Wallet
+from piecework_protocol.content import Message
+from piecework_protocol.signing import LocalSigner
+from piecework_protocol.types import keccak256
 from tests.support.fake_chain import TOKEN, FakeChain
 
 PAYER = LocalSigner(bytes(keccak256(b"the client")))

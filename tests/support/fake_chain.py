@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-from chain.errors import RpcUnavailable
-from chain.reader import ChannelOnChain, RegisteredWorker
-from protocol.eip712 import Domain
-from protocol.states import ChannelState
-from protocol.types import Address, Amount, ChannelId, Timestamp, Uint64
+from piecework.chain.errors import RpcUnavailable
+from piecework.chain.reader import ChannelOnChain, RegisteredWorker
+from piecework_protocol.eip712 import Domain
+from piecework_protocol.states import ChannelState
+from piecework_protocol.types import Address, Amount, ChannelId, Timestamp, Uint64
 
 DOMAIN = Domain(31337, Address(b"\x11" * 20))
 TOKEN = Address(b"\x33" * 20)

@@ -23,11 +23,11 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
-from protocol import merkle, wire
-from protocol.content import CanvasOutput, decode_prompt, output_digest
-from protocol.eip712 import Domain
-from protocol.errors import ProtocolViolation, Reason, Refusal
-from protocol.frames import (
+from piecework_protocol import merkle, wire
+from piecework_protocol.content import CanvasOutput, decode_prompt, output_digest
+from piecework_protocol.eip712 import Domain
+from piecework_protocol.errors import ProtocolViolation, Reason, Refusal
+from piecework_protocol.frames import (
     Accepted,
     Account,
     CancelJob,
@@ -39,12 +39,12 @@ from protocol.frames import (
     VoucherAccepted,
     WorkerFrame,
 )
-from protocol.ledger import WorkerLedger
-from protocol.objects import Channel, Finish, ModelOffer, Offer, Service
-from protocol.sealing import canvas_context, draft_context, prompt_context, public_key, seal, unseal
-from protocol.service import NO_TRACE
-from protocol.signing import LocalSigner, Signer, sign, signed_by
-from protocol.types import (
+from piecework_protocol.ledger import WorkerLedger
+from piecework_protocol.objects import Channel, Finish, ModelOffer, Offer, Service
+from piecework_protocol.sealing import canvas_context, draft_context, prompt_context, public_key, seal, unseal
+from piecework_protocol.service import NO_TRACE
+from piecework_protocol.signing import LocalSigner, Signer, sign, signed_by
+from piecework_protocol.types import (
     Address,
     Amount,
     ChannelId,
@@ -58,8 +58,8 @@ from protocol.types import (
     Uint64,
     keccak256,
 )
-from protocol.wire import SignedOffer
-from protocol.worker_session import (
+from piecework_protocol.wire import SignedOffer
+from piecework_protocol.worker_session import (
     AcceptedJob,
     CanvasResult,
     Outcome,
@@ -454,7 +454,7 @@ def _false_acceptance(worker: FakeWorker, frame: Accepted, lie: Lie) -> Accepted
     if lie is Lie.UNSIGNED_ACCEPTANCE:
         return replace(frame, signature=Signature(bytes(65)))
     if lie is Lie.TOO_MANY_PROMPT_TOKENS:
-        from protocol.objects import Acceptance
+        from piecework_protocol.objects import Acceptance
 
         many = 1_000_000
         promise = Acceptance(frame.job, Uint32(many))
@@ -463,7 +463,7 @@ def _false_acceptance(worker: FakeWorker, frame: Accepted, lie: Lie) -> Accepted
         channel = worker.jobs[frame.job].session.accepted.job.channel
         book = WorkerLedger(channel).issue(LeafRef(frame.job, 0), Digest(bytes(32)), Amount(5))
         voucher = WorkerLedger(channel).accumulator.append(bytes(32))
-        from protocol.objects import Voucher
+        from piecework_protocol.objects import Voucher
 
         made_up = Voucher(channel, Amount(5), Uint64(1), voucher.root())
         del book

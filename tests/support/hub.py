@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 from aiohttp import web
 
-from model.manifest import bundled_checkpoint_path
+from piecework_model.checkpoint.manifest import bundled_checkpoint_path
 
 PIECE_BYTES: Final = 16 * 1024
 TOKEN: Final = "hf_AllowedToken"

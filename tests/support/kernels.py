@@ -14,7 +14,7 @@ from typing import Any
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
-from model import sampler_kernels, sampler_triton
+from piecework_model.sampling import sampler_kernels, sampler_triton
 
 VOCAB_TOKENS = 262_144
 TILES = VOCAB_TOKENS // sampler_triton.TILE_TOKENS

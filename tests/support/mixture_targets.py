@@ -15,7 +15,10 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
-from model import mixture_kernels, mixture_triton, product_kernels, products
+from piecework_model.layers import matmul as products
+from piecework_model.layers import matmul_kernels as product_kernels
+from piecework_model.layers import moe_kernels as mixture_kernels
+from piecework_model.layers import moe_triton as mixture_triton
 
 HIDDEN, WIDTH, EXPERTS, TOP_K, VOCABULARY = 2816, 704, 128, 8, 262_144
 FLOAT8_CAPABILITY = 89

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from model.engine import Engine
-from model.loading import LoadedModel
-from model.requests import CanvasEvent, Event, GenerationRequest
+from piecework_model.checkpoint.loading import LoadedModel
+from piecework_model.engine.engine import Engine
+from piecework_model.requests import CanvasEvent, Event, GenerationRequest
 
 MAX_STEPS_TO_REST = 10_000
 

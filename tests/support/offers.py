@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from protocol.eip712 import Domain
-from protocol.objects import ModelOffer, Offer, Service
-from protocol.signing import LocalSigner, Signer, sign
-from protocol.types import (
+from piecework_protocol.eip712 import Domain
+from piecework_protocol.objects import ModelOffer, Offer, Service
+from piecework_protocol.signing import LocalSigner, Signer, sign
+from piecework_protocol.types import (
     Address,
     Amount,
     Digest,
@@ -18,7 +18,7 @@ from protocol.types import (
     Uint64,
     keccak256,
 )
-from protocol.wire import SignedOffer
+from piecework_protocol.wire import SignedOffer
 from tests.support.fake_chain import DOMAIN, TOKEN
 
 

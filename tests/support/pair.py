@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from protocol import merkle
-from protocol.client_session import (
+from piecework_protocol import merkle
+from piecework_protocol.client_session import (
     CanvasVerified,
     ClientSession,
     JobAccepted,
@@ -19,14 +19,14 @@ from protocol.client_session import (
     PaymentAcknowledged,
     SessionEnded,
 )
-from protocol.content import CanvasOutput, output_digest
-from protocol.eip712 import Domain
-from protocol.frames import CancelJob, LeafRef, PayVoucher, SubmitJob
-from protocol.ledger import PayerLedger, WorkerLedger
-from protocol.objects import Channel, Finish, Job, ModelOffer, Parameters, Receipt, Service
-from protocol.signing import LocalSigner, sign, signed_by
-from protocol.states import JobState
-from protocol.types import (
+from piecework_protocol.content import CanvasOutput, output_digest
+from piecework_protocol.eip712 import Domain
+from piecework_protocol.frames import CancelJob, LeafRef, PayVoucher, SubmitJob
+from piecework_protocol.ledger import PayerLedger, WorkerLedger
+from piecework_protocol.objects import Channel, Finish, Job, ModelOffer, Parameters, Receipt, Service
+from piecework_protocol.signing import LocalSigner, sign, signed_by
+from piecework_protocol.states import JobState
+from piecework_protocol.types import (
     Address,
     Amount,
     Bytes32,
@@ -40,13 +40,13 @@ from protocol.types import (
     Uint64,
     keccak256,
 )
-from protocol.wire import (
+from piecework_protocol.wire import (
     decode_client_frame,
     decode_worker_frame,
     encode_client_frame,
     encode_worker_frame,
 )
-from protocol.worker_session import (
+from piecework_protocol.worker_session import (
     AcceptedJob,
     AllowCanvases,
     CanvasRecord,

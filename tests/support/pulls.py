@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from model.manifest import MANIFEST_FILE, bundled_checkpoint_path, manifest_digest
-from node.hub import Hub
-from node.model_name import HubFile, ModelName
-from node.model_pull import Received, pull
-from node.model_store import ModelStore
-from node.retries import Patience
+from piecework_model.checkpoint.manifest import MANIFEST_FILE, bundled_checkpoint_path, manifest_digest
+from piecework_node.models.hub import Hub
+from piecework_node.models.name import HubFile, ModelName
+from piecework_node.models.pull import Received, pull
+from piecework_node.models.retries import Patience
+from piecework_node.models.store import ModelStore
 from tests.support.hub import FakeHub
 
 TINY: Final = ModelName("example", "tiny-stories")

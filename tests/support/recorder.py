@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from model.graphs import RecordingRefusedError
+from piecework_model.layers.graphs import RecordingRefusedError
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 from transformers import DiffusionGemmaConfig
 
 from bench.checkpoints import write_random
-from model.training.architecture import build_config
+from piecework_model.training.architecture import build_config
 
 VOCABULARY = 2048
 

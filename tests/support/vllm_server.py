@@ -16,8 +16,8 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from model.manifest import bundled_checkpoint_path
-from node import vllm_checkpoint
+from piecework_model.checkpoint.manifest import bundled_checkpoint_path
+from piecework_node.vllm import checkpoint as vllm_checkpoint
 
 CHECKPOINT: Final = vllm_checkpoint.load(bundled_checkpoint_path())
 """The bundled checkpoint's tokenizer and canvases: what the server is said to serve."""

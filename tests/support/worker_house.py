@@ -13,14 +13,14 @@ from typing import Any
 
 from eth_account import Account
 
-from chain.deployment import Deployment
-from chain.faucet import faucet_signer, fund_native, mint_tokens
-from chain.reader import ChainReader
-from node import enrolment
-from node.home import Home
+from piecework.chain.deployment import Deployment
+from piecework.chain.dev.faucet import faucet_signer, fund_native, mint_tokens
+from piecework.chain.reader import ChainReader
 from piecework.demo.market import free_port
-from protocol.signing import LocalSigner
-from protocol.types import Address, Timestamp, keccak256, to_hex
+from piecework_node.daemon import registration as enrolment
+from piecework_node.home import Home
+from piecework_protocol.signing import LocalSigner
+from piecework_protocol.types import Address, Timestamp, keccak256, to_hex
 
 PASSWORD = "a test password"
 RECEIVER = Address(keccak256(b"a cold receiver")[12:])

@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from protocol import merkle
-from protocol.eip712 import Domain, TypedData, message_dict, type_string
-from protocol.objects import (
+from piecework_protocol import merkle
+from piecework_protocol.eip712 import Domain, TypedData, message_dict, type_string
+from piecework_protocol.objects import (
     Acceptance,
     Channel,
     CloseChannel,
@@ -28,9 +28,9 @@ from protocol.objects import (
     Service,
     Voucher,
 )
-from protocol.service import NO_TRACE, best_effort_parameters
-from protocol.signing import LocalSigner, sign
-from protocol.types import (
+from piecework_protocol.service import NO_TRACE, best_effort_parameters
+from piecework_protocol.signing import LocalSigner, sign
+from piecework_protocol.types import (
     Address,
     Amount,
     Bytes32,

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from eth_account import Account
 
-from chain.anvil import Anvil
+from piecework.chain.dev.anvil import Anvil
 from piecework.processes import Role
-from protocol.types import to_hex
+from piecework_protocol.types import to_hex
 from tests.support.chains import ETHER, USD, require_anvil, signer
 
 OTHER = to_hex(signer("other").address)

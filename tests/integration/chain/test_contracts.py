@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import pytest
 
-from chain import calls
-from chain.authorizations import (
-    Permit,
-    Registration,
-    sign_permit,
-    sign_registration,
+from piecework.chain import calls
+from piecework.chain.authorizations import Permit, Registration, sign_permit, sign_registration
+from piecework.chain.deploy import deploy
+from piecework.chain.errors import BadDeployment, TransactionReverted, WrongChain
+from piecework.chain.events import (
+    ChannelClosed,
+    ChannelOpened,
+    ClaimSkipped,
+    Settled,
+    SkipReason,
+    decode_events,
 )
-from chain.deploy import deploy
-from chain.errors import BadDeployment, TransactionReverted, WrongChain
-from chain.events import ChannelClosed, ChannelOpened, ClaimSkipped, Settled, SkipReason, decode_events
-from chain.reader import ChainReader
-from protocol.eip712 import Domain
-from protocol.objects import CloseChannel, FundChannel, RequestWithdrawal
-from protocol.signing import sign
-from protocol.states import ChannelState
-from protocol.types import Address, Amount, Bytes32, Signature, Timestamp, keccak256
+from piecework.chain.reader import ChainReader
+from piecework_protocol.eip712 import Domain
+from piecework_protocol.objects import CloseChannel, FundChannel, RequestWithdrawal
+from piecework_protocol.signing import sign
+from piecework_protocol.states import ChannelState
+from piecework_protocol.types import Address, Amount, Bytes32, Signature, Timestamp, keccak256
 from tests.support.chains import (
     ETHER,
     FAR,

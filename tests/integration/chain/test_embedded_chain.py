@@ -11,14 +11,14 @@ import pytest
 from web3 import AsyncHTTPProvider, AsyncWeb3
 from web3.exceptions import ContractCustomError
 
-from chain import calls
-from chain.embedded import EmbeddedChain
-from chain.errors import ChainError, RpcRefused, TransactionReverted
-from chain.limits import EMBEDDED_CHAIN_ID, MAX_RPC_BATCH, MAX_RPC_REQUEST_BYTES
-from chain.rpc import HttpRpc
-from chain.transactions import Finalized, Pending, TransactionSender, Unknown
-from contracts import load_artifact
-from protocol.types import Amount, to_hex
+from piecework.chain import calls
+from piecework.chain.artifacts import load_artifact
+from piecework.chain.dev.embedded import EmbeddedChain
+from piecework.chain.errors import ChainError, RpcRefused, TransactionReverted
+from piecework.chain.limits import EMBEDDED_CHAIN_ID, MAX_RPC_BATCH, MAX_RPC_REQUEST_BYTES
+from piecework.chain.rpc import HttpRpc
+from piecework.chain.transactions import Finalized, Pending, TransactionSender, Unknown
+from piecework_protocol.types import Amount, to_hex
 from tests.support.chains import ETHER, POLL_S, USD, channel_of, claim_of, deployed, signer
 
 WORKER, OTHER = signer("worker"), signer("other")
@@ -184,8 +184,8 @@ async def test_a_malformed_request_gets_an_error_object(
 
 
 async def test_a_transaction_without_money_for_gas_is_declined(embedded_chain: EmbeddedChain) -> None:
-    from chain.fees import Fees
-    from chain.rawtx import Unsigned
+    from piecework.chain.fees import Fees
+    from piecework.chain.rawtx import Unsigned
 
     tx = Unsigned(EMBEDDED_CHAIN_ID, 0, Fees(3 * 10**9, 1), 21_000, OTHER.address, 1, b"").sign(WORKER)
     async with HttpRpc(embedded_chain.url) as rpc:

@@ -9,9 +9,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from chain import calls
-from chain.anvil import Anvil
-from chain.errors import (
+from piecework.chain import calls
+from piecework.chain.dev.anvil import Anvil
+from piecework.chain.dev.faucet import faucet_signer, fund_native, mint_tokens
+from piecework.chain.errors import (
     FeeTooHigh,
     FeeTooLow,
     InsufficientGas,
@@ -21,14 +22,13 @@ from chain.errors import (
     TransactionReverted,
     WrongChain,
 )
-from chain.faucet import faucet_signer, fund_native, mint_tokens
-from chain.fees import FeePolicy
-from chain.finality import at_depth
-from chain.rawtx import SignedTransaction
-from chain.reader import ChainReader
-from chain.rpc import HttpRpc
-from chain.transactions import Finalized, Mined, Pending, Superseded, TransactionSender, Unknown
-from protocol.types import Amount
+from piecework.chain.fees import FeePolicy
+from piecework.chain.finality import at_depth
+from piecework.chain.rawtx import SignedTransaction
+from piecework.chain.reader import ChainReader
+from piecework.chain.rpc import HttpRpc
+from piecework.chain.transactions import Finalized, Mined, Pending, Superseded, TransactionSender, Unknown
+from piecework_protocol.types import Amount
 from tests.support.chains import ETHER, POLL_S, USD, Chain, Market, deployed, signer
 
 WORKER, OTHER = signer("worker"), signer("other")

@@ -15,12 +15,12 @@ import aiohttp
 import openai
 import pytest
 
-from chain.authorizations import Registration
-from chain.calls import approve, fund, register
-from chain.embedded import EmbeddedChain
-from protocol import wire
-from protocol.signing import LocalSigner
-from protocol.types import Timestamp, parse_address
+from piecework.chain.authorizations import Registration
+from piecework.chain.calls import approve, fund, register
+from piecework.chain.dev.embedded import EmbeddedChain
+from piecework_protocol import wire
+from piecework_protocol.signing import LocalSigner
+from piecework_protocol.types import Timestamp, parse_address
 from tests.support import chains
 from tests.support.chains import MIN_STAKE, USD, Market, deployed
 from tests.support.fake_chain import FakeChain

@@ -9,21 +9,21 @@ from pathlib import Path
 import pytest
 from aiohttp.test_utils import TestServer
 
-from chain.errors import RpcUnavailable
-from client.config import load_config
-from client.errors import InsufficientFunds, JobFailed, JobInterrupted, NoWorkerFits
-from client.events import Finish
-from client.jobs import prepare
-from client.records import ChannelStatus, JobStatus
-from client.sdk import PieceworkClient
-from client.settle_up import settle_up
-from client.store import Store
-from client.wallet import Wallet
-from market.server import Market
-from market.shelf import Shelf
-from protocol import wire
-from protocol.errors import ProtocolViolation, Reason, Refusal
-from protocol.states import ChannelState
+from piecework.chain.errors import RpcUnavailable
+from piecework.client.config import load_config
+from piecework.client.errors import InsufficientFunds, JobFailed, JobInterrupted, NoWorkerFits
+from piecework.client.events import Finish
+from piecework.client.jobs import prepare
+from piecework.client.records import ChannelStatus, JobStatus
+from piecework.client.sdk import PieceworkClient
+from piecework.client.settle_up import settle_up
+from piecework.client.store import Store
+from piecework.client.wallet import Wallet
+from piecework.market.server import Market
+from piecework.market.shelf import Shelf
+from piecework_protocol import wire
+from piecework_protocol.errors import ProtocolViolation, Reason, Refusal
+from piecework_protocol.states import ChannelState
 from tests.support.client_side import (
     MONEY,
     PAYER,

@@ -15,12 +15,12 @@ import openai
 import pytest
 from aiohttp import web
 
-from client.gateway import Gateway, GatewayOptions
-from client.sdk import PieceworkClient
-from protocol.errors import Reason, Refusal
-from protocol.objects import Service
-from protocol.service import best_effort_parameters
-from protocol.types import Amount, Uint32
+from piecework.client.gateway.server import Gateway, GatewayOptions
+from piecework.client.sdk import PieceworkClient
+from piecework_protocol.errors import Reason, Refusal
+from piecework_protocol.objects import Service
+from piecework_protocol.service import best_effort_parameters
+from piecework_protocol.types import Amount, Uint32
 from tests.support.client_side import MONEY, PAYER, FakeClock, open_client
 from tests.support.fake_chain import FakeChain
 from tests.support.fake_worker import STEPS, STORY, FakeWorker, Lie, model_offer

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from client.terminal import LiveDisplay, PlainDisplay, choose
+from piecework.commands._terminal import LiveDisplay, PlainDisplay, choose
 from tests.support.client_side import MONEY, PAYER, FakeClock, ask, open_client
 from tests.support.fake_chain import FakeChain
 from tests.support.fake_worker import STORY, FakeWorker, Script

@@ -21,19 +21,19 @@ from aiohttp.test_utils import TestServer
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 from grpc_status import rpc_status
 
-from chain.embedded import EmbeddedChain
-from client.config import load_config
-from client.events import Canvas, Ended
-from client.sdk import PieceworkClient
-from client.store import Store
-from client.wallet import Wallet
-from market.server import Market as Index
-from market.shelf import Shelf
-from node.admin import ask_daemon
-from protocol.errors import Reason
-from protocol.signing import LocalSigner
-from protocol.types import Amount
-from protocol.wire import encode_client_frame
+from piecework.chain.dev.embedded import EmbeddedChain
+from piecework.client.config import load_config
+from piecework.client.events import Canvas, Ended
+from piecework.client.sdk import PieceworkClient
+from piecework.client.store import Store
+from piecework.client.wallet import Wallet
+from piecework.market.server import Market as Index
+from piecework.market.shelf import Shelf
+from piecework_node.daemon.admin import ask_daemon
+from piecework_protocol.errors import Reason
+from piecework_protocol.signing import LocalSigner
+from piecework_protocol.types import Amount
+from piecework_protocol.wire import encode_client_frame
 from tests.support.chains import Market, channel_of, deployed, signer
 from tests.support.client_side import ask, collect
 from tests.support.node.bad_jobs import BAD_JOBS, Scene

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from chain.anvil import Anvil
-from chain.deployment import Deployment
-from chain.faucet import ANVIL_FAUCET_KEY
-from chain.reader import ChainReader
+from piecework.chain.deployment import Deployment
+from piecework.chain.dev.anvil import Anvil
+from piecework.chain.dev.faucet import ANVIL_FAUCET_KEY
+from piecework.chain.reader import ChainReader
 from piecework.demo.market import free_port
 from piecework.processes import Household, Role
-from protocol.types import Address, ChannelId, keccak256, parse_address, parse_hex, to_hex
+from piecework_protocol.types import Address, ChannelId, keccak256, parse_address, parse_hex, to_hex
 from tests.support.chains import ETHER, USD
 from tests.support.commands import Said, piecework
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import openai
 
-from protocol import merkle
-from protocol.eip712 import Domain
-from protocol.objects import Finish, Receipt, Voucher
-from protocol.signing import signed_by
-from protocol.types import (
+from piecework_protocol import merkle
+from piecework_protocol.eip712 import Domain
+from piecework_protocol.objects import Finish, Receipt, Voucher
+from piecework_protocol.signing import signed_by
+from piecework_protocol.types import (
     Amount,
     ChannelId,
     Digest,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from chain.anvil import Anvil
-from chain.deploy import deploy
+from piecework.chain.deploy import deploy
+from piecework.chain.dev.anvil import Anvil
 from piecework.processes import Household
-from protocol.types import Seconds
+from piecework_protocol.types import Seconds
 from tests.support.chains import ETHER, MIN_STAKE, require_anvil
 from tests.support.commands import piecework
 

@@ -16,12 +16,12 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
-from client.discovery import Discovery, Links, parse_page
-from client.gateway import Gateway, GatewayOptions
-from market.server import Market
-from market.shelf import Shelf
-from protocol.errors import MalformedInput
-from protocol.wire import encode_offer
+from piecework.client.discovery import Discovery, Links, parse_page
+from piecework.client.gateway.server import Gateway, GatewayOptions
+from piecework.market.server import Market
+from piecework.market.shelf import Shelf
+from piecework_protocol.errors import MalformedInput
+from piecework_protocol.wire import encode_offer
 from tests.support.client_side import FakeClock, open_client
 from tests.support.fake_chain import FakeChain
 from tests.support.offers import offer, operator, receiver

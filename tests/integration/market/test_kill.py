@@ -11,18 +11,18 @@ import random
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from chain.embedded import EmbeddedChain
-from client.config import load_config
-from client.errors import JobInterrupted, NoWorkerFits, WorkerUnreachable
-from client.events import Canvas, Ended
-from client.records import JobStatus
-from client.requests import Generation, TextRequest
-from client.run import JobRun
-from client.sdk import PieceworkClient
-from client.store import Store
-from client.wallet import Wallet
-from protocol.content import Message
-from protocol.types import JobId
+from piecework.chain.dev.embedded import EmbeddedChain
+from piecework.client.config import load_config
+from piecework.client.errors import JobInterrupted, NoWorkerFits, WorkerUnreachable
+from piecework.client.events import Canvas, Ended
+from piecework.client.records import JobStatus
+from piecework.client.requests import Generation, TextRequest
+from piecework.client.run import JobRun
+from piecework.client.sdk import PieceworkClient
+from piecework.client.store import Store
+from piecework.client.wallet import Wallet
+from piecework_protocol.content import Message
+from piecework_protocol.types import JobId
 from tests.support.chains import Market, deployed, signer
 from tests.support.node.fake_engine import canvas_event
 from tests.support.worker_house import RECEIVER, WorkerHouse
@@ -141,7 +141,7 @@ async def _check_accounts(
 
 def _text_alone(seed: int, canvases: int) -> str:
     """The job's text as an engine that was never killed would have made it."""
-    from model.requests import GenerationRequest
+    from piecework_model.requests import GenerationRequest
 
     request = GenerationRequest("alone", (1,), seed, 96, 48, 0.8, 0.4, 0.1, 0.005, 1, canvases)
     return "".join(canvas_event(request, canvas).text for canvas in range(canvases))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from model.manifest import bundled_checkpoint_path
+from piecework_model.checkpoint.manifest import bundled_checkpoint_path
 from tests.support.commands import piecework
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from node.hub import Hub
-from node.model_pull import Received, pull
-from node.model_store import ModelStore
 from piecework.commands._progress import Lines, Progress, Screen, progress
+from piecework_node.models.hub import Hub
+from piecework_node.models.pull import Received, pull
+from piecework_node.models.store import ModelStore
 from tests.support.hub import Cut, FakeHub, bundled_files, fake_hub
 from tests.support.pulls import TINY, WEIGHTS, Told
 

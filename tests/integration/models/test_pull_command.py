@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from model.manifest import MANIFEST_FILE, bundled_checkpoint_path, verify
-from node import config
+from piecework_model.checkpoint.manifest import MANIFEST_FILE, bundled_checkpoint_path, verify
+from piecework_node import config
 from tests.support.commands import Said, piecework
 from tests.support.hub import TOKEN, FakeHub, Hold, Status, bundled_files, fake_hub
 from tests.support.pulls import TINY, WEIGHTS, bundled_digest

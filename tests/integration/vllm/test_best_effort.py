@@ -16,22 +16,22 @@ import pytest
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 from grpc_status import rpc_status
 
-from chain.embedded import EmbeddedChain
-from client.config import load_config
-from client.errors import NoWorkerFits
-from client.events import Accepted, Canvas, Ended
-from client.sdk import PieceworkClient
-from client.store import Store
-from client.wallet import Wallet
-from model.manifest import bundled_checkpoint_path
-from node import config as settings
-from node.admin import ask_daemon
-from protocol.errors import Reason
-from protocol.objects import Service
-from protocol.pricing import Usage, price
-from protocol.service import NO_TRACE, best_effort_parameters
-from protocol.signing import LocalSigner
-from protocol.types import Uint32, to_hex
+from piecework.chain.dev.embedded import EmbeddedChain
+from piecework.client.config import load_config
+from piecework.client.errors import NoWorkerFits
+from piecework.client.events import Accepted, Canvas, Ended
+from piecework.client.sdk import PieceworkClient
+from piecework.client.store import Store
+from piecework.client.wallet import Wallet
+from piecework_model.checkpoint.manifest import bundled_checkpoint_path
+from piecework_node import config as settings
+from piecework_node.daemon.admin import ask_daemon
+from piecework_protocol.errors import Reason
+from piecework_protocol.objects import Service
+from piecework_protocol.pricing import Usage, price
+from piecework_protocol.service import NO_TRACE, best_effort_parameters
+from piecework_protocol.signing import LocalSigner
+from piecework_protocol.types import Uint32, to_hex
 from tests.support.chains import Market, channel_of, deployed, signer
 from tests.support.client_side import ask, collect, text_of
 from tests.support.commands import piecework

@@ -10,15 +10,15 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from client.channels import deposit_total
-from client.discovery import parse_page
-from client.errors import InsufficientFunds
-from client.openai_format import ApiError, StopCutter, parse_chat
-from client.store import Store
-from protocol.errors import MalformedInput
-from protocol.frames import LeafRef
-from protocol.ledger import PayerLedger
-from protocol.types import Amount
+from piecework.client.channels import deposit_total
+from piecework.client.discovery import parse_page
+from piecework.client.errors import InsufficientFunds
+from piecework.client.gateway.openai_format import ApiError, StopCutter, parse_chat
+from piecework.client.store import Store
+from piecework_protocol.errors import MalformedInput
+from piecework_protocol.frames import LeafRef
+from piecework_protocol.ledger import PayerLedger
+from piecework_protocol.types import Amount
 from tests.support.client_side import PAYER
 from tests.support.fake_chain import DOMAIN
 from tests.unit.client.test_store import CHANNEL, UNTIL, canvas, exactly, job_row, terms

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from model.engine import Engine
-from model.loading import LoadedModel, load
-from model.reference import ReferenceExecutor
-from model.requests import Event, GenerationRequest
+from piecework_model.checkpoint.loading import LoadedModel, load
+from piecework_model.engine.engine import Engine
+from piecework_model.engine.reference import ReferenceExecutor
+from piecework_model.requests import Event, GenerationRequest
 from tests.support.model_runs import make_request, run
 
 few = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])

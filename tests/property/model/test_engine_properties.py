@@ -5,9 +5,9 @@ from dataclasses import replace
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from model.engine import Engine
-from model.loading import LoadedModel
-from model.requests import Event, FinishReason, GenerationRequest
+from piecework_model.checkpoint.loading import LoadedModel
+from piecework_model.engine.engine import Engine
+from piecework_model.requests import Event, FinishReason, GenerationRequest
 from tests.support.model_runs import canvases, make_request, run, run_alone
 
 requests = st.builds(

@@ -5,10 +5,10 @@ import re
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.bounds import charged_length
-from model.chat import Message, encode_prompt
-from model.loading import LoadedModel
-from model.text import TextStream
+from piecework_model.bounds import charged_length
+from piecework_model.checkpoint.loading import LoadedModel
+from piecework_model.text.chat import Message, encode_prompt
+from piecework_model.text.tokens import TextStream
 
 CONTROL = [
     "<pad>",

@@ -7,10 +7,10 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from node.admission import admit, backing
-from protocol.errors import Refusal
-from protocol.states import ChannelState
-from protocol.types import Amount
+from piecework_node.jobs.admission import admit, backing
+from piecework_protocol.errors import Refusal
+from piecework_protocol.states import ChannelState
+from piecework_protocol.types import Amount
 from tests.unit.node.test_admission import Case, funding, good
 
 U32 = st.integers(0, 2**32 - 1)

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from node.journal_sqlite import SqliteJournal
-from node.records import (
+from piecework_node.journal.records import (
     JournalRecord,
     MetaSet,
     RawTransaction,
@@ -19,7 +18,8 @@ from node.records import (
     TxState,
     TxSubject,
 )
-from protocol.types import Amount, Timestamp
+from piecework_node.journal.sqlite import SqliteJournal
+from piecework_protocol.types import Amount, Timestamp
 from tests.sim.node.test_faults import STEPS, World
 from tests.support.node.memory_journal import MemoryJournal
 from tests.support.node.stage import DOMAIN, OPERATOR

@@ -9,11 +9,11 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.manifest import bundled_checkpoint_path, verify
-from node.model_name import HubFile
-from node.model_pull import Received
-from node.model_store import ModelStore
-from node.retries import Patience
+from piecework_model.checkpoint.manifest import bundled_checkpoint_path, verify
+from piecework_node.models.name import HubFile
+from piecework_node.models.pull import Received
+from piecework_node.models.retries import Patience
+from piecework_node.models.store import ModelStore
 from tests.support.hub import (
     Cut,
     FakeHub,

@@ -5,12 +5,17 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocol import merkle
-from protocol.errors import MalformedInput
-from protocol.frames import LeafRef
-from protocol.objects import Finish
-from protocol.states import JobState
-from protocol.wire import decode_client_frame, decode_offer, decode_worker_frame, encode_client_frame
+from piecework_protocol import merkle
+from piecework_protocol.errors import MalformedInput
+from piecework_protocol.frames import LeafRef
+from piecework_protocol.objects import Finish
+from piecework_protocol.states import JobState
+from piecework_protocol.wire import (
+    decode_client_frame,
+    decode_offer,
+    decode_worker_frame,
+    encode_client_frame,
+)
 from tests.support.pair import CREDIT_WINDOW, DOMAIN, Line, Market, denoise, job
 
 DEPOSIT = 10**9

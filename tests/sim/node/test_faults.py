@@ -11,9 +11,9 @@ import random
 
 import pytest
 
-from node.errors import EngineUnavailable
-from protocol.errors import Refusal
-from protocol.states import ENDED_STATES, JobState
+from piecework_node.errors import EngineUnavailable
+from piecework_protocol.errors import Refusal
+from piecework_protocol.states import ENDED_STATES, JobState
 from tests.support.node.fake_engine import canvas_event
 from tests.support.node.faults import Killed, KillSwitch
 from tests.support.node.stage import CREDIT_WINDOW, Client, Line, Stage
@@ -187,7 +187,7 @@ async def test_promises_hold_under_any_faults(seed: int) -> None:
 
 def text_of(line: Line, canvas: int) -> str:
     """What the engine always makes of a canvas of this job."""
-    from node.jobs import generation_request
+    from piecework_node.jobs.live import generation_request
 
     request = generation_request(
         "any",

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from protocol.errors import Reason, Refusal
-from protocol.objects import CloseChannel
-from protocol.signing import sign
-from protocol.states import ChannelState, JobState
-from protocol.types import Amount, Timestamp
+from piecework_protocol.errors import Reason, Refusal
+from piecework_protocol.objects import CloseChannel
+from piecework_protocol.signing import sign
+from piecework_protocol.states import ChannelState, JobState
+from piecework_protocol.types import Amount, Timestamp
 from tests.support.node.fake_chain import FakeChannel
 from tests.support.node.stage import DOMAIN, TOKEN, Client, Stage
 

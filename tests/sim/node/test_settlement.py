@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from node import logs
-from node.records import TxKind, TxState
-from node.settlement import Settler, SettlerTimes
-from node.settlement_policy import SettlePolicy
-from protocol.errors import Reason, Refusal
-from protocol.objects import CloseChannel
-from protocol.signing import sign
-from protocol.states import ChannelState
+from piecework_node import logs
+from piecework_node.journal.records import TxKind, TxState
+from piecework_node.settlement.policy import SettlePolicy
+from piecework_node.settlement.settler import Settler, SettlerTimes
+from piecework_protocol.errors import Reason, Refusal
+from piecework_protocol.objects import CloseChannel
+from piecework_protocol.signing import sign
+from piecework_protocol.states import ChannelState
 from tests.support.node.fake_port import FakePort
 from tests.support.node.faults import Killed, KillSwitch
 from tests.support.node.stage import DOMAIN, Client, Line, Stage

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from protocol.errors import Reason, Refusal
-from protocol.states import JobState
+from piecework_protocol.errors import Reason, Refusal
+from piecework_protocol.states import JobState
 from tests.support.node.stage import CREDIT_WINDOW, Client, Stage
 
 

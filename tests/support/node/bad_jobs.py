@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from protocol.content import Message, encode_prompt, prompt_digest
-from protocol.eip712 import Domain
-from protocol.errors import Reason
-from protocol.frames import Funding, PayVoucher, SubmitJob
-from protocol.ledger import empty_voucher
-from protocol.limits import MAX_FRAME_BYTES
-from protocol.objects import Channel, FundChannel, Job
-from protocol.sealing import prompt_context, seal
-from protocol.signing import LocalSigner, sign
-from protocol.types import Address, Amount, Bytes32, Digest, Seconds, Timestamp, Uint32, keccak256
-from protocol.wire import SignedOffer, encode_client_frame
+from piecework_protocol.content import Message, encode_prompt, prompt_digest
+from piecework_protocol.eip712 import Domain
+from piecework_protocol.errors import Reason
+from piecework_protocol.frames import Funding, PayVoucher, SubmitJob
+from piecework_protocol.ledger import empty_voucher
+from piecework_protocol.limits import MAX_FRAME_BYTES
+from piecework_protocol.objects import Channel, FundChannel, Job
+from piecework_protocol.sealing import prompt_context, seal
+from piecework_protocol.signing import LocalSigner, sign
+from piecework_protocol.types import Address, Amount, Bytes32, Digest, Seconds, Timestamp, Uint32, keccak256
+from piecework_protocol.wire import SignedOffer, encode_client_frame
 from tests.support.node.stage import parameters
 
 FOX = encode_prompt((Message("user", "a fox"),))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from protocol.types import Timestamp
+from piecework_protocol.types import Timestamp
 
 
 class FakeClock:

@@ -7,8 +7,8 @@ import os
 import sys
 from pathlib import Path
 
-from node.daemon import serve
-from node.engine import EngineCommandLine
+from piecework_node.daemon.daemon import serve
+from piecework_node.engine.supervisor import EngineCommandLine
 
 
 def main() -> None:

@@ -10,8 +10,8 @@ import queue
 import sys
 import threading
 
-from model.requests import FinishReason, GenerationRequest
-from node.engine_wire import (
+from piecework_model.requests import FinishReason, GenerationRequest
+from piecework_node.engine.wire import (
     MAX_LINE_BYTES,
     Allow,
     Cancel,

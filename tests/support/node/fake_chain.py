@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from chain.errors import RpcUnavailable
-from protocol.states import ChannelState
-from protocol.types import Address, Amount, ChannelId
+from piecework.chain.errors import RpcUnavailable
+from piecework_protocol.states import ChannelState
+from piecework_protocol.types import Address, Amount, ChannelId
 
 
 @dataclass(slots=True)

@@ -10,12 +10,12 @@ import asyncio
 from collections.abc import AsyncIterator
 from hashlib import sha256
 
-from model.requests import CanvasEvent, DraftEvent, FailedEvent, FinishReason, GenerationRequest
-from node.engine_link import EngineEvent, EngineFacts, EngineLost, EngineReady
-from node.errors import EngineUnavailable, PromptRejected
-from protocol.content import Message
-from protocol.objects import Service
-from protocol.types import Digest
+from piecework_model.requests import CanvasEvent, DraftEvent, FailedEvent, FinishReason, GenerationRequest
+from piecework_node.engine.link import EngineEvent, EngineFacts, EngineLost, EngineReady
+from piecework_node.errors import EngineUnavailable, PromptRejected
+from piecework_protocol.content import Message
+from piecework_protocol.objects import Service
+from piecework_protocol.types import Digest
 from tests.support.node.faults import KillSwitch
 
 CANVAS = 8

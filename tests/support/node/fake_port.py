@@ -10,13 +10,13 @@ import json
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
 
-from chain.calls import Claim
-from chain.errors import NonceTaken, RpcUnavailable, TransactionReverted, WrongChain
-from chain.transactions import Finalized, Mined, Outcome, Pending, Superseded, Unknown
-from node.records import RawTransaction
-from protocol.frames import Funding
-from protocol.states import ChannelState
-from protocol.types import Amount, Bytes32, ChannelId, Timestamp
+from piecework.chain.calls import Claim
+from piecework.chain.errors import NonceTaken, RpcUnavailable, TransactionReverted, WrongChain
+from piecework.chain.transactions import Finalized, Mined, Outcome, Pending, Superseded, Unknown
+from piecework_node.journal.records import RawTransaction
+from piecework_protocol.frames import Funding
+from piecework_protocol.states import ChannelState
+from piecework_protocol.types import Amount, Bytes32, ChannelId, Timestamp
 from tests.support.node.fake_chain import FakeChain
 from tests.support.node.faults import KillSwitch
 from tests.support.node.stage import DOMAIN

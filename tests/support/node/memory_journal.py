@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from node.errors import JournalCorrupt
-from node.records import (
+from piecework_node.errors import JournalCorrupt
+from piecework_node.journal.records import (
     OPEN_TX_STATES,
     ChannelObserved,
     ChannelSeen,
@@ -28,13 +28,13 @@ from node.records import (
     TxMoved,
     VoucherApplied,
 )
-from protocol.eip712 import Domain
-from protocol.frames import LeafRef
-from protocol.ledger import Unpaid, WorkerLedger
-from protocol.states import ENDED_STATES, ChannelState, JobState
-from protocol.types import Amount, Bytes32, ChannelId, Digest, JobId, Timestamp
-from protocol.wire import SignedOffer
-from protocol.worker_session import CanvasRecord, StateRecord
+from piecework_protocol.eip712 import Domain
+from piecework_protocol.frames import LeafRef
+from piecework_protocol.ledger import Unpaid, WorkerLedger
+from piecework_protocol.states import ENDED_STATES, ChannelState, JobState
+from piecework_protocol.types import Amount, Bytes32, ChannelId, Digest, JobId, Timestamp
+from piecework_protocol.wire import SignedOffer
+from piecework_protocol.worker_session import CanvasRecord, StateRecord
 from tests.support.node.faults import KillSwitch
 
 

@@ -11,18 +11,18 @@ from collections import deque
 from dataclasses import dataclass, field
 from hashlib import sha256
 
-from node import logs
-from node.admission import Terms
-from node.cashier import Payments
-from node.engine_link import EngineEvent
-from node.execution import Execution
-from node.jobs import LiveJob
-from node.keys import SealingKeys
-from node.metrics import Metrics
-from node.offers import OfferTerms, build_offer
-from node.records import OfferIssued
-from node.worker import Policy, Worker
-from protocol.client_session import (
+from piecework_node import logs
+from piecework_node.engine.link import EngineEvent
+from piecework_node.jobs.admission import Terms
+from piecework_node.jobs.channels import Payments
+from piecework_node.jobs.live import LiveJob
+from piecework_node.jobs.offers import OfferTerms, build_offer
+from piecework_node.jobs.runtime import Execution
+from piecework_node.jobs.worker import Policy, Worker
+from piecework_node.journal.records import OfferIssued
+from piecework_node.keys.operator import SealingKeys
+from piecework_node.metrics import Metrics
+from piecework_protocol.client_session import (
     CanvasVerified,
     ClientSession,
     DraftSeen,
@@ -31,15 +31,15 @@ from protocol.client_session import (
     PaymentAcknowledged,
     SessionEnded,
 )
-from protocol.content import Message, encode_prompt, prompt_digest
-from protocol.eip712 import Domain
-from protocol.errors import Refusal
-from protocol.frames import CancelJob, ClientFrame, Funding, LeafRef, SubmitJob, WorkerFrame
-from protocol.ledger import PayerLedger
-from protocol.objects import Channel, FundChannel, Job, Parameters, Receipt, Service
-from protocol.sealing import canvas_context, draft_context, prompt_context, public_key, seal, unseal
-from protocol.signing import LocalSigner, sign
-from protocol.types import (
+from piecework_protocol.content import Message, encode_prompt, prompt_digest
+from piecework_protocol.eip712 import Domain
+from piecework_protocol.errors import Refusal
+from piecework_protocol.frames import CancelJob, ClientFrame, Funding, LeafRef, SubmitJob, WorkerFrame
+from piecework_protocol.ledger import PayerLedger
+from piecework_protocol.objects import Channel, FundChannel, Job, Parameters, Receipt, Service
+from piecework_protocol.sealing import canvas_context, draft_context, prompt_context, public_key, seal, unseal
+from piecework_protocol.signing import LocalSigner, sign
+from piecework_protocol.types import (
     Address,
     Amount,
     Bytes32,
@@ -52,7 +52,7 @@ from protocol.types import (
     Uint64,
     keccak256,
 )
-from protocol.wire import (
+from piecework_protocol.wire import (
     SignedOffer,
     decode_client_frame,
     decode_worker_frame,

@@ -12,8 +12,8 @@ from typing import Any
 
 import grpc
 
-from node.keys import TLS_NAME
-from protocol.client_session import (
+from piecework_node.keys.operator import TLS_NAME
+from piecework_protocol.client_session import (
     CanvasVerified,
     ClientSession,
     DraftSeen,
@@ -22,15 +22,15 @@ from protocol.client_session import (
     PaymentAcknowledged,
     SessionEnded,
 )
-from protocol.content import Message, encode_prompt, prompt_digest
-from protocol.eip712 import Domain
-from protocol.frames import CancelJob, ClientFrame, Funding, LeafRef, SubmitJob
-from protocol.ledger import PayerLedger
-from protocol.objects import Channel, CloseChannel, Job, Parameters
-from protocol.sealing import canvas_context, draft_context, prompt_context, public_key, seal, unseal
-from protocol.signing import LocalSigner, sign
-from protocol.types import Amount, Bytes32, Digest, Timestamp, keccak256
-from protocol.wire import (
+from piecework_protocol.content import Message, encode_prompt, prompt_digest
+from piecework_protocol.eip712 import Domain
+from piecework_protocol.frames import CancelJob, ClientFrame, Funding, LeafRef, SubmitJob
+from piecework_protocol.ledger import PayerLedger
+from piecework_protocol.objects import Channel, CloseChannel, Job, Parameters
+from piecework_protocol.sealing import canvas_context, draft_context, prompt_context, public_key, seal, unseal
+from piecework_protocol.signing import LocalSigner, sign
+from piecework_protocol.types import Amount, Bytes32, Digest, Timestamp, keccak256
+from piecework_protocol.wire import (
     SignedOffer,
     decode_close_response,
     decode_offer,

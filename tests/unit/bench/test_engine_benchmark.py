@@ -10,7 +10,7 @@ from bench import baseline
 from bench.baseline import Setting
 from bench.engine import ours, overhead
 from bench.workload import Streams, workload
-from model.loading import LoadedModel, load
+from piecework_model.checkpoint.loading import LoadedModel, load
 
 
 @pytest.fixture(scope="module")

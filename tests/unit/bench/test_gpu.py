@@ -16,7 +16,7 @@ from transformers import DiffusionGemmaForBlockDiffusion
 
 from bench import gpu, gpu_measures, random_model
 from bench.sections import Budget, Sections
-from model import precision
+from piecework_model import precision
 
 ROOT = Path(__file__).parents[3]
 CPU = torch.device("cpu")

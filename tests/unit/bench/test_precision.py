@@ -10,9 +10,9 @@ import torch
 from bench.agreement import Observer, Tally
 from bench.checkpoints import mid_config
 from bench.precision import VARIANTS, compared, tiny_requests
-from model.dimensions import dimensions, published_tensors
-from model.loading import LoadedModel, load
-from model.manifest import bundled_checkpoint_path
+from piecework_model.checkpoint.dimensions import dimensions, published_tensors
+from piecework_model.checkpoint.loading import LoadedModel, load
+from piecework_model.checkpoint.manifest import bundled_checkpoint_path
 
 torch.set_num_threads(1)
 VARIANT = {variant.name: variant for variant in VARIANTS}

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 from web3 import Web3
 
-from chain import calls
-from chain.abi import interface
-from chain.authorizations import (
+from piecework.chain import calls
+from piecework.chain.abi import interface
+from piecework.chain.artifacts import load_artifact
+from piecework.chain.authorizations import (
     Authorization,
     ContractDomain,
     Permit,
@@ -15,14 +16,13 @@ from chain.authorizations import (
     sign_authorization,
     sign_permit,
 )
-from chain.calls import Call, Claim
-from chain.deployment import Deployment
-from chain.limits import MAX_CLAIMS_PER_SETTLE
-from contracts import load_artifact
-from protocol.errors import InvariantBroken
-from protocol.objects import Channel, Voucher
-from protocol.signing import sign
-from protocol.types import Address, Amount, Bytes32, Digest, Seconds, Timestamp, Uint64
+from piecework.chain.calls import Call, Claim
+from piecework.chain.deployment import Deployment
+from piecework.chain.limits import MAX_CLAIMS_PER_SETTLE
+from piecework_protocol.errors import InvariantBroken
+from piecework_protocol.objects import Channel, Voucher
+from piecework_protocol.signing import sign
+from piecework_protocol.types import Address, Amount, Bytes32, Digest, Seconds, Timestamp, Uint64
 from tests.support.chains import signer
 
 PAYER, WORKER = signer("payer"), signer("worker")

@@ -14,14 +14,14 @@ from eth_abi.abi import encode
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chain.abi import decode_revert, interface
-from chain.deployment import Deployment
-from chain.errors import BadAnswer, BadDeployment, RpcRefused, RpcUnavailable, TransactionReverted
-from chain.events import Log, SkipReason, WithdrawalRequested, decode_events, skip_reason, topic
-from chain.limits import MAX_RPC_RESPONSE_BYTES
-from chain.rpc import HttpRpc, data_bytes, host_of, quantity
-from chain.transactions import Answer, classify
-from protocol.types import Address, Bytes32, ChannelId, Timestamp, keccak256
+from piecework.chain.abi import decode_revert, interface
+from piecework.chain.deployment import Deployment
+from piecework.chain.errors import BadAnswer, BadDeployment, RpcRefused, RpcUnavailable, TransactionReverted
+from piecework.chain.events import Log, SkipReason, WithdrawalRequested, decode_events, skip_reason, topic
+from piecework.chain.limits import MAX_RPC_RESPONSE_BYTES
+from piecework.chain.rpc import HttpRpc, data_bytes, host_of, quantity
+from piecework.chain.transactions import Answer, classify
+from piecework_protocol.types import Address, Bytes32, ChannelId, Timestamp, keccak256
 
 HASH = Bytes32(bytes([5]) * 32)
 ESCROW, REGISTRY, TOKEN = (Address(bytes([n]) * 20) for n in (1, 2, 3))

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chain.errors import FeeTooHigh, InsufficientGas
-from chain.fees import (
+from piecework.chain.errors import FeeTooHigh, InsufficientGas
+from piecework.chain.fees import (
     FeeMarket,
     FeePolicy,
     Fees,

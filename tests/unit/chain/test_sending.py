@@ -7,14 +7,21 @@ from typing import Any
 
 import pytest
 
-from chain.calls import mint, send_native
-from chain.errors import BadAnswer, InsufficientGas, NoFinality, NonceTaken, RpcRefused, RpcUnavailable
-from chain.fees import Fees
-from chain.finality import FINALIZED, Finality, at_depth, finalized_height
-from chain.rawtx import SignedTransaction, Unsigned
-from chain.transactions import Finalized, Pending, Superseded, TransactionSender, Unknown
-from protocol.errors import InvariantBroken
-from protocol.types import Address, Amount, to_hex
+from piecework.chain.calls import mint, send_native
+from piecework.chain.errors import (
+    BadAnswer,
+    InsufficientGas,
+    NoFinality,
+    NonceTaken,
+    RpcRefused,
+    RpcUnavailable,
+)
+from piecework.chain.fees import Fees
+from piecework.chain.finality import FINALIZED, Finality, at_depth, finalized_height
+from piecework.chain.rawtx import SignedTransaction, Unsigned
+from piecework.chain.transactions import Finalized, Pending, Superseded, TransactionSender, Unknown
+from piecework_protocol.errors import InvariantBroken
+from piecework_protocol.types import Address, Amount, to_hex
 from tests.support.chains import signer
 
 WORKER, OTHER = signer("worker"), signer("other")

@@ -9,7 +9,7 @@ from eth_hash.auto import keccak
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chain.authorizations import (
+from piecework.chain.authorizations import (
     Authorization,
     ContractDomain,
     Permit,
@@ -20,11 +20,11 @@ from chain.authorizations import (
     sign_permit,
     sign_registration,
 )
-from chain.errors import BadAnswer
-from chain.fees import Fees
-from chain.rawtx import SignedTransaction, Unsigned
-from protocol.errors import MalformedInput
-from protocol.types import Address, Amount, Bytes32, Timestamp, to_hex
+from piecework.chain.errors import BadAnswer
+from piecework.chain.fees import Fees
+from piecework.chain.rawtx import SignedTransaction, Unsigned
+from piecework_protocol.errors import MalformedInput
+from piecework_protocol.types import Address, Amount, Bytes32, Timestamp, to_hex
 from tests.support.chains import signer
 
 OWNER = signer("owner")

@@ -14,10 +14,10 @@ from eth_abi.abi import encode
 from eth_abi.exceptions import EncodingError
 from web3 import AsyncWeb3
 
-from chain.abi import interface
-from chain.errors import BadAnswer, RpcRefused, RpcUnavailable, TransactionReverted
-from chain.rpc import HttpRpc, web3_over
-from protocol.types import Address, Bytes32, keccak256
+from piecework.chain.abi import interface
+from piecework.chain.errors import BadAnswer, RpcRefused, RpcUnavailable, TransactionReverted
+from piecework.chain.rpc import HttpRpc, web3_over
+from piecework_protocol.types import Address, Bytes32, keccak256
 
 ROOT = Path(__file__).resolve().parents[3]
 WHO = AsyncWeb3.to_checksum_address(bytes([1]) * 20)
@@ -152,9 +152,10 @@ def test_addresses_are_twenty_bytes_wherever_they_stand() -> None:
 
 def test_web3_is_imported_when_a_node_is_asked_and_not_before() -> None:
     program = (
-        "import sys; import chain.reader, chain.transactions, chain.deploy, chain.faucet; "
+        "import sys; from piecework.chain import deploy, reader, rpc, transactions; "
+        "from piecework.chain.dev import faucet; "
         "print([m for m in ('web3', 'eth_abi', 'eth_account') if m in sys.modules]); "
-        "chain.rpc.web3_over(chain.rpc.HttpRpc('http://127.0.0.1:9')); print('web3' in sys.modules)"
+        "rpc.web3_over(rpc.HttpRpc('http://127.0.0.1:9')); print('web3' in sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT

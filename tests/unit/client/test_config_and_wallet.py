@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from client.channels import deposit_total
-from client.config import ClientHome, load_config
-from client.errors import ConfigError, InsufficientFunds, WalletError, WorkerUnreachable
-from client.terminal import printable
-from client.transport import Endpoint
-from client.wallet import create_key, open_key, open_wallet
-from protocol.types import Amount
+from piecework.client.channels import deposit_total
+from piecework.client.config import ClientHome, load_config
+from piecework.client.errors import ConfigError, InsufficientFunds, WalletError, WorkerUnreachable
+from piecework.client.transport import Endpoint
+from piecework.client.wallet import create_key, open_key, open_wallet
+from piecework.commands._terminal import printable
+from piecework_protocol.types import Amount
 
 
 def test_flags_win_over_the_environment_and_that_over_the_file(

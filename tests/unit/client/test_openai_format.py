@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from client.openai_format import ApiError, StopCutter, parse_chat
-from protocol.content import Message
+from piecework.client.gateway.openai_format import ApiError, StopCutter, parse_chat
+from piecework_protocol.content import Message
 
 BASE: dict[str, Any] = {"model": "tale-1", "messages": [{"role": "user", "content": "hi"}]}
 

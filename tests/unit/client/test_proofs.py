@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from client.proofs import prove_receipts
-from client.records import ReceiptRow
-from protocol.merkle import Accumulator
-from protocol.objects import Voucher
-from protocol.types import Amount, Digest, Signature, Uint64
+from piecework.client.proofs import prove_receipts
+from piecework.client.records import ReceiptRow
+from piecework_protocol.merkle import Accumulator
+from piecework_protocol.objects import Voucher
+from piecework_protocol.types import Amount, Digest, Signature, Uint64
 from tests.support.fake_chain import DOMAIN
 from tests.unit.client.test_store import CHANNEL, canvas, job_row, terms
 

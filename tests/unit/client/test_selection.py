@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from client.limits import EXPERIENCE_HALF_LIFE_S
-from client.records import Experience
-from client.requests import Filters, Generation
-from client.selection import (
+from piecework.client.limits import EXPERIENCE_HALF_LIFE_S
+from piecework.client.records import Experience
+from piecework.client.requests import Filters, Generation
+from piecework.client.selection import (
     AFTER_REFUSAL,
     BUSY_REASONS,
     Next,
@@ -20,13 +20,13 @@ from client.selection import (
     reliability,
     resolve,
 )
-from protocol.client_session import TEMPLATE_TOKENS
-from protocol.content import encode_prompt
-from protocol.errors import Reason
-from protocol.objects import Service
-from protocol.pricing import worst_case
-from protocol.service import best_effort_parameters
-from protocol.types import Address, Amount, Digest, Timestamp, Uint32, keccak256, to_hex
+from piecework_protocol.client_session import TEMPLATE_TOKENS
+from piecework_protocol.content import encode_prompt
+from piecework_protocol.errors import Reason
+from piecework_protocol.objects import Service
+from piecework_protocol.pricing import worst_case
+from piecework_protocol.service import best_effort_parameters
+from piecework_protocol.types import Address, Amount, Digest, Timestamp, Uint32, keccak256, to_hex
 from tests.support.client_side import ask
 from tests.support.fake_chain import TOKEN
 from tests.support.offers import model, offer, operator

@@ -8,20 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from client.database import Database
-from client.errors import InsufficientFunds, StoreError
-from client.records import ChannelStatus, Experience, JobRow, JobStatus
-from client.selection import learn
-from client.store import Store
-from protocol.client_session import CanvasVerified
-from protocol.content import CanvasOutput
-from protocol.eip712 import Domain
-from protocol.errors import ProtocolViolation
-from protocol.frames import Account, LeafRef, SubmitJob
-from protocol.ledger import PayerLedger
-from protocol.objects import Channel, Finish, Receipt
-from protocol.signing import sign
-from protocol.types import (
+from piecework.client.database import Database
+from piecework.client.errors import InsufficientFunds, StoreError
+from piecework.client.records import ChannelStatus, Experience, JobRow, JobStatus
+from piecework.client.selection import learn
+from piecework.client.store import Store
+from piecework_protocol.client_session import CanvasVerified
+from piecework_protocol.content import CanvasOutput
+from piecework_protocol.eip712 import Domain
+from piecework_protocol.errors import ProtocolViolation
+from piecework_protocol.frames import Account, LeafRef, SubmitJob
+from piecework_protocol.ledger import PayerLedger
+from piecework_protocol.objects import Channel, Finish, Receipt
+from piecework_protocol.signing import sign
+from piecework_protocol.types import (
     Address,
     Amount,
     Bytes32,

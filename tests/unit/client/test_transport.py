@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
-from client.errors import WorkerUnreachable
-from client.transport import JobStream
-from protocol.frames import CancelJob
+from piecework.client.errors import WorkerUnreachable
+from piecework.client.transport import JobStream
+from piecework_protocol.frames import CancelJob
 
 SHORT_S = 0.01
 

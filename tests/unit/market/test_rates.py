@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from market.rates import Buckets, Rate
+from piecework.market.rates import Buckets, Rate
 
 
 def test_a_burst_is_allowed_and_then_the_wait_is_told() -> None:

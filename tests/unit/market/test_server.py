@@ -12,14 +12,14 @@ import pytest
 from aiohttp import ClientResponse
 from aiohttp.test_utils import TestClient, TestServer
 
-from market.errors import ShelfError
-from market.limits import ADDRESS_READ_BURST, OPERATOR_POST_BURST
-from market.server import Market
-from market.shelf import Shelf
-from protocol import wire
-from protocol.eip712 import Domain
-from protocol.objects import Service
-from protocol.types import Address, Amount, Digest, Uint32, Uint64, keccak256, to_hex
+from piecework.market.errors import ShelfError
+from piecework.market.limits import ADDRESS_READ_BURST, OPERATOR_POST_BURST
+from piecework.market.server import Market
+from piecework.market.shelf import Shelf
+from piecework_protocol import wire
+from piecework_protocol.eip712 import Domain
+from piecework_protocol.objects import Service
+from piecework_protocol.types import Address, Amount, Digest, Uint32, Uint64, keccak256, to_hex
 from tests.support.client_side import FakeClock
 from tests.support.fake_chain import FakeChain
 from tests.support.offers import model, offer, operator, receiver

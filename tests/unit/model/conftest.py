@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from model.chat import Message, encode_prompt
-from model.loading import LoadedModel, load
+from piecework_model.checkpoint.loading import LoadedModel, load
+from piecework_model.text.chat import Message, encode_prompt
 
 torch.set_num_threads(1)  # equal results whatever else the machine does, and no fighting over two cores
 

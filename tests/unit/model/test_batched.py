@@ -11,21 +11,21 @@ import torch
 from torch.overrides import TorchFunctionMode
 from transformers import DiffusionGemmaForBlockDiffusion
 
-from model import limits
-from model.backbone import Backbone
-from model.batched import BatchedExecutor, _Task
-from model.cache import RowCache
-from model.engine import Engine
-from model.errors import MemoryOverflowError
-from model.executor import RowFailure, RowStep
-from model.graphs import RECORD_AT, RecordedPieces
-from model.invariance import Invariance, measure
-from model.layout import CacheLayout, LayerLayout, cache_layout
-from model.loading import LoadedModel
-from model.prefixes import PrefixStore, chain
-from model.projections import product, weight_projection
-from model.requests import CanvasEvent, FailedEvent
-from model.scheduler import RowWork
+from piecework_model import limits
+from piecework_model.checkpoint.loading import LoadedModel
+from piecework_model.engine.batched import BatchedExecutor, _Task
+from piecework_model.engine.engine import Engine
+from piecework_model.engine.executor import RowFailure, RowStep
+from piecework_model.engine.prefixes import PrefixStore, chain
+from piecework_model.engine.scheduler import RowWork
+from piecework_model.errors import MemoryOverflowError
+from piecework_model.layers.backbone import Backbone
+from piecework_model.layers.cache import RowCache
+from piecework_model.layers.graphs import RECORD_AT, RecordedPieces
+from piecework_model.layers.invariance import Invariance, measure
+from piecework_model.layers.projections import product, weight_projection
+from piecework_model.layout import CacheLayout, LayerLayout, cache_layout
+from piecework_model.requests import CanvasEvent, FailedEvent
 from tests.support.model_runs import broken_row, canvases, make_request, run, run_alone
 from tests.support.recorder import EchoRecorder
 

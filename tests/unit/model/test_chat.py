@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 
-from model.chat import Message, Role, encode_prompt
-from model.errors import PromptError
-from model.loading import LoadedModel
-from model.training import batches, vocabulary
+from piecework_model.checkpoint.loading import LoadedModel
+from piecework_model.errors import PromptError
+from piecework_model.text.chat import Message, Role, encode_prompt
+from piecework_model.training import batches, vocabulary
 
 
 def test_a_conversation_becomes_turns_and_ends_where_the_model_goes_on(bundled: LoadedModel) -> None:

@@ -6,10 +6,15 @@ from typing import Any
 import pytest
 import torch
 
-from model.engine import Engine
-from model.errors import ContextOverflowError, DuplicateRequestError, InvalidRequestError, QueueFullError
-from model.loading import LoadedModel
-from model.requests import CanvasEvent, DraftEvent, FailedEvent, FinishReason
+from piecework_model.checkpoint.loading import LoadedModel
+from piecework_model.engine.engine import Engine
+from piecework_model.errors import (
+    ContextOverflowError,
+    DuplicateRequestError,
+    InvalidRequestError,
+    QueueFullError,
+)
+from piecework_model.requests import CanvasEvent, DraftEvent, FailedEvent, FinishReason
 from tests.support.model_runs import broken_head, broken_row, canvases, make_request, run, run_alone
 
 Prompt = tuple[int, ...]

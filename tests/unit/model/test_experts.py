@@ -10,9 +10,16 @@ from torch import Tensor
 from transformers import DiffusionGemmaTextConfig
 from transformers.models.diffusion_gemma.modeling_diffusion_gemma import DiffusionGemmaTextExperts
 
-from model import precision
-from model.experts import MATRICES, DeviceBytes, ExpertCache, ExpertLayout, HostBytes, QuantizedExperts
-from model.quantization import Codec, Fp8, Int4
+from piecework_model import precision
+from piecework_model.layers.experts import (
+    MATRICES,
+    DeviceBytes,
+    ExpertCache,
+    ExpertLayout,
+    HostBytes,
+    QuantizedExperts,
+)
+from piecework_model.layers.quantization import Codec, Fp8, Int4
 
 CPU = torch.device("cpu")
 EXPERTS, HIDDEN, NARROW, CHOSEN = 6, 128, 96, 2

@@ -16,18 +16,18 @@ from transformers import DiffusionGemmaForBlockDiffusion
 from transformers.models.diffusion_gemma.generation_diffusion_gemma import EntropyBoundSamplerConfig
 
 from bench.checkpoints import mid_config
-from model import philox, sampler
-from model.batched import BatchedExecutor
-from model.bounds import ModelLimits
-from model.chunks import prompt_chunks
-from model.denoiser import Denoiser
-from model.executor import Executor, RowStep
-from model.loading import LoadedModel
-from model.philox import Moment
-from model.reference import ReferenceExecutor
-from model.requests import GenerationRequest
-from model.scheduler import RowWork
-from model.training.architecture import build_config
+from piecework_model.bounds import ModelLimits
+from piecework_model.checkpoint.loading import LoadedModel
+from piecework_model.engine.batched import BatchedExecutor
+from piecework_model.engine.chunks import prompt_chunks
+from piecework_model.engine.denoiser import Denoiser
+from piecework_model.engine.executor import Executor, RowStep
+from piecework_model.engine.reference import ReferenceExecutor
+from piecework_model.engine.scheduler import RowWork
+from piecework_model.requests import GenerationRequest
+from piecework_model.sampling import philox, sampler
+from piecework_model.sampling.philox import Moment
+from piecework_model.training.architecture import build_config
 
 
 class OurDraws(TorchFunctionMode):

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from model.graphs import POSTPONED_CALLS, RECORD_AT, Pieces, PlainPieces, RecordedPieces
-from model.loading import LoadedModel
+from piecework_model.checkpoint.loading import LoadedModel
+from piecework_model.layers.graphs import POSTPONED_CALLS, RECORD_AT, Pieces, PlainPieces, RecordedPieces
 from tests.support.recorder import EchoRecorder
 
 HIDDEN = 8

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from model import headers, limits
-from model.errors import CheckpointError
-from model.manifest import bundled_checkpoint_path
+from piecework_model import limits
+from piecework_model.checkpoint import headers
+from piecework_model.checkpoint.manifest import bundled_checkpoint_path
+from piecework_model.errors import CheckpointError
 from tests.support.small_models import write_small
 
 

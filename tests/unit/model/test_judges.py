@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
-from model import judges, sampler, sampler_kernels, sampler_triton
-from model.sampler import Judgement
+from piecework_model.sampling import sampler, sampler_kernels, sampler_triton
+from piecework_model.sampling import sampler_backends as judges
+from piecework_model.sampling.sampler import Judgement
 
 CPU = torch.device("cpu")
 DEVICE = torch.device("cpu" if isinstance(sampler_kernels.decide, InterpretedFunction) else "cuda")

@@ -10,8 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.kernels import MOST_ROWS, Fp8ScaledMm, Int4Tiles, Kernel, best_recipe, refusal
-from model.quantization import Codec, Fields, FieldSpec, Fp8, Int4, Recipe
+from piecework_model.layers.packed_kernels import (
+    MOST_ROWS,
+    Fp8ScaledMm,
+    Int4Tiles,
+    Kernel,
+    best_recipe,
+    refusal,
+)
+from piecework_model.layers.quantization import Codec, Fields, FieldSpec, Fp8, Int4, Recipe
 
 CPU = torch.device("cpu")
 SHAPES = ((512, 256), (96, 704))

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from model import manifest
-from model.errors import CheckpointError, DeviceError
-from model.loading import LoadedModel, load
+from piecework_model.checkpoint import manifest
+from piecework_model.checkpoint.loading import LoadedModel, load
+from piecework_model.errors import CheckpointError, DeviceError
 
 
 @pytest.fixture
@@ -163,8 +163,9 @@ def test_the_bundled_checkpoint_is_small_and_switches_everything_on(bundled: Loa
 
 def test_light_modules_import_no_torch() -> None:
     program = (
-        "import sys, model, model.requests, model.errors, model.limits\n"
-        "import model.trace, model.manifest, model.bounds\n"
+        "import sys, piecework_model\n"
+        "import piecework_model.requests, piecework_model.errors, piecework_model.limits\n"
+        "import piecework_model.sampling.trace, piecework_model.checkpoint.manifest, piecework_model.bounds\n"
         "print([name for name in ('torch', 'transformers', 'numpy', 'web3', 'grpc') if name in sys.modules])"
     )
     result = subprocess.run(
@@ -183,8 +184,8 @@ def test_sampling_parameters_not_given_are_those_of_transformers(folder: Path, b
 def test_loading_and_prompting_touch_neither_network_nor_pickle() -> None:
     program = (
         "import sys\n"
-        "from model.loading import load\n"
-        "from model.chat import Message, encode_prompt\n"
+        "from piecework_model.checkpoint.loading import load\n"
+        "from piecework_model.text.chat import Message, encode_prompt\n"
         "banned = ('socket.connect', 'socket.getaddrinfo', 'pickle.find_class')\n"
         "def refuse(event, arguments):\n"
         "    if event in banned: raise SystemExit(event)\n"

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.batched import BatchedExecutor
-from model.benchmark import measure
-from model.errors import BenchmarkError
-from model.loading import LoadedModel
-from model.probe import engine_profile, host_memory_bytes, probe
+from piecework_model.checkpoint.loading import LoadedModel
+from piecework_model.engine.batched import BatchedExecutor
+from piecework_model.errors import BenchmarkError
+from piecework_model.machine.benchmark import measure
+from piecework_model.machine.probe import engine_profile, host_memory_bytes, probe
 from tests.support.model_runs import broken_head
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from model import manifest
-from model.errors import CheckpointError
+from piecework_model.checkpoint import manifest
+from piecework_model.errors import CheckpointError
 
 
 @pytest.fixture

@@ -12,16 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
 
-from model import memory, precision, released
-from model.backbone import Backbone, Segment
-from model.cache import RowCache
-from model.dimensions import Blueprint, dimensions, published_tensors, read
-from model.engine import Engine
-from model.errors import CheckpointError, DeviceError
-from model.layout import cache_layout
-from model.loading import LoadedModel, load
-from model.manifest import bundled_checkpoint_path
-from model.memory import GIB, Device, Need
+from piecework_model import precision
+from piecework_model.checkpoint import memory, released
+from piecework_model.checkpoint.dimensions import Blueprint, dimensions, published_tensors, read
+from piecework_model.checkpoint.loading import LoadedModel, load
+from piecework_model.checkpoint.manifest import bundled_checkpoint_path
+from piecework_model.checkpoint.memory import GIB, Device, Need
+from piecework_model.engine.engine import Engine
+from piecework_model.errors import CheckpointError, DeviceError
+from piecework_model.layers.backbone import Backbone, Segment
+from piecework_model.layers.cache import RowCache
+from piecework_model.layout import cache_layout
 from tests.support.allocations import allocations
 from tests.support.model_runs import make_request, run
 from tests.support.small_models import small_config

@@ -16,12 +16,20 @@ from torch import Tensor
 from transformers.activations import ACT2FN
 from triton.runtime.interpreter import InterpretedFunction
 
-from model import mixture_kernels, mixtures
-from model.experts import MATRICES, DeviceBytes, ExpertCache, ExpertLayout, HostBytes, QuantizedExperts
-from model.kernels import Fp8ScaledMm
-from model.mixture import Mixture
-from model.mixture_triton import TILE_ROWS, FusedMixture, Matrices, tiles
-from model.quantization import Codec, Fp8, Int4
+from piecework_model.layers import moe_backends as mixtures
+from piecework_model.layers import moe_kernels as mixture_kernels
+from piecework_model.layers.experts import (
+    MATRICES,
+    DeviceBytes,
+    ExpertCache,
+    ExpertLayout,
+    HostBytes,
+    QuantizedExperts,
+)
+from piecework_model.layers.moe import Mixture
+from piecework_model.layers.moe_triton import TILE_ROWS, FusedMixture, Matrices, tiles
+from piecework_model.layers.packed_kernels import Fp8ScaledMm
+from piecework_model.layers.quantization import Codec, Fp8, Int4
 
 DEVICE = torch.device("cpu" if isinstance(mixture_kernels.expert_up, InterpretedFunction) else "cuda")
 CPU = torch.device("cpu")

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from model import philox
-from model.philox import Moment
+from piecework_model.sampling import philox
+from piecework_model.sampling.philox import Moment
 
 # Known answers for philox4x32 with 10 rounds from the authors' Random123 distribution (kat_vectors).
 KNOWN = [

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from model import planning
-from model.errors import CheckpointError, DeviceError
-from model.manifest import bundled_checkpoint_path
-from model.memory import GIB
-from model.planning import DEFAULT_CONTEXT_TOKENS, device_of, load_planned, plan
-from model.probe import Hardware, probe
-from model.released import blueprint
+from piecework_model.checkpoint.manifest import bundled_checkpoint_path
+from piecework_model.checkpoint.memory import GIB
+from piecework_model.checkpoint.released import blueprint
+from piecework_model.errors import CheckpointError, DeviceError
+from piecework_model.machine import planning
+from piecework_model.machine.planning import DEFAULT_CONTEXT_TOKENS, device_of, load_planned, plan
+from piecework_model.machine.probe import Hardware, probe
 
 WITH_CARD = Hardware("cuda", "a card", 24 * GIB, "1", 1, 8, 64 * GIB, "a processor", "Linux x86_64")
 

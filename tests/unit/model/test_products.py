@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
-from model import product_kernels, products
+from piecework_model.layers import matmul as products
+from piecework_model.layers import matmul_kernels as product_kernels
 
 DEVICE = torch.device("cpu" if isinstance(product_kernels.fixed_product, InterpretedFunction) else "cuda")
 CPU = torch.device("cpu")

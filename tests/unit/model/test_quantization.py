@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from model import precision
-from model.quantization import Codec, Fp8, Int4, QuantizedLinear, linear
+from piecework_model import precision
+from piecework_model.layers.quantization import Codec, Fp8, Int4, QuantizedLinear, linear
 
 CODECS: dict[str, Codec] = {"fp8": Fp8(), "int4-g32": Int4(32), "int4-g64": Int4(64), "int4-g128": Int4(128)}
 WORST_ERROR = {"fp8": 0.028, "int4-g32": 0.085, "int4-g64": 0.094, "int4-g128": 0.102}

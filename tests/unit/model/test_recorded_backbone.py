@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from bench.random_model import SMALL, RandomModel, build
-from model.backbone import Backbone, Segment
-from model.cache import RowCache
-from model.graphs import RECORD_AT, PlainPieces, RecordedPieces
-from model.layout import cache_layout
+from piecework_model.layers.backbone import Backbone, Segment
+from piecework_model.layers.cache import RowCache
+from piecework_model.layers.graphs import RECORD_AT, PlainPieces, RecordedPieces
+from piecework_model.layout import cache_layout
 from tests.support.recorder import EchoRecorder
 
 CPU = torch.device("cpu")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from model.rowwise import Function, by_rows
+from piecework_model.elementwise import Function, by_rows
 
 
 def gelu(rows: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from model import sampler
+from piecework_model.sampling import sampler
 
 
 def test_the_temperature_falls_linearly_from_start_to_just_above_end() -> None:

@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
-from model import limits, sampler, sampler_kernels, sampler_triton
-from model.sampler import Judgement
-from model.sampler_triton import TILE_TOKENS
+from piecework_model import limits
+from piecework_model.sampling import sampler, sampler_kernels, sampler_triton
+from piecework_model.sampling.sampler import Judgement
+from piecework_model.sampling.sampler_triton import TILE_TOKENS
 
 CAP = 30.0
 DEVICE = "cpu" if isinstance(sampler_kernels.decide, InterpretedFunction) else "cuda"

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model import limits
-from model.errors import DuplicateRequestError, MemoryOverflowError, QueueFullError
-from model.scheduler import Capacity, RowWork, Scheduler
+from piecework_model import limits
+from piecework_model.engine.scheduler import Capacity, RowWork, Scheduler
+from piecework_model.errors import DuplicateRequestError, MemoryOverflowError, QueueFullError
 
 
 def scheduler(rows: int = 4, queued: int = 16, memory: int = 100, step: int = 64, row: int = 32) -> Scheduler:

@@ -1,6 +1,6 @@
 """How many threads denoise on a CPU."""
 
-from model.threads import SMALL_MODEL_PARAMETERS, choose_threads
+from piecework_model.machine.threads import SMALL_MODEL_PARAMETERS, choose_threads
 
 
 def test_a_small_model_runs_on_one_thread_and_a_large_one_as_torch_likes() -> None:

@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from model import trace
+from piecework_model.sampling import trace
 
 
 def ids(*values: int) -> bytes:

@@ -4,8 +4,8 @@ import random
 
 import torch
 
-from model.loading import LoadedModel
-from model.training import batches, grammar, loop, vocabulary
+from piecework_model.checkpoint.loading import LoadedModel
+from piecework_model.training import batches, grammar, loop, vocabulary
 
 
 def test_every_story_is_made_of_the_grammars_sentences_and_has_what_was_asked() -> None:
@@ -41,7 +41,7 @@ def test_a_batch_packs_prompt_and_earlier_canvases_in_front_of_each_canvas() -> 
 
 def test_the_training_pass_equals_the_engines_pass_canvas_by_canvas(bundled: LoadedModel) -> None:
     """All canvases at once behind masks, against prompt and canvases one by one through the sliding cache."""
-    from model.denoiser import Denoiser
+    from piecework_model.engine.denoiser import Denoiser
 
     rng, tokenizer = random.Random(6), vocabulary.build_tokenizer()
     pairs = batches.draw_examples(tokenizer, rng, 2, 32)

@@ -12,13 +12,14 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from transformers import DiffusionGemmaForBlockDiffusion
 
-from model import headers, manifest, memory, precision
-from model.dimensions import read
-from model.engine import Engine
-from model.errors import CheckpointError, DeviceError
-from model.loading import LoadedModel, load
-from model.manifest import bundled_checkpoint_path
-from model.quantization import Fp8, QuantizedLinear
+from piecework_model import precision
+from piecework_model.checkpoint import headers, manifest, memory
+from piecework_model.checkpoint.dimensions import read
+from piecework_model.checkpoint.loading import LoadedModel, load
+from piecework_model.checkpoint.manifest import bundled_checkpoint_path
+from piecework_model.engine.engine import Engine
+from piecework_model.errors import CheckpointError, DeviceError
+from piecework_model.layers.quantization import Fp8, QuantizedLinear
 from tests.support.allocations import allocations
 from tests.support.model_runs import canvases, make_request, run, run_alone
 from tests.support.small_models import write_small

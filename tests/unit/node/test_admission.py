@@ -8,22 +8,17 @@ from typing import Any
 
 import pytest
 
-from node.admission import (
-    AdmissionView,
-    ChannelView,
-    admit,
-    check_return,
-)
-from node.offers import build_offer
-from protocol.errors import Reason, Refusal
-from protocol.frames import Funding, LeafRef, SubmitJob
-from protocol.ledger import Unpaid, WorkerLedger
-from protocol.objects import Channel, FundChannel, Job, Service
-from protocol.pricing import Usage, price, worst_case
-from protocol.service import best_effort_parameters
-from protocol.signing import LocalSigner, sign
-from protocol.states import ChannelState
-from protocol.types import (
+from piecework_node.jobs.admission import AdmissionView, ChannelView, admit, check_return
+from piecework_node.jobs.offers import build_offer
+from piecework_protocol.errors import Reason, Refusal
+from piecework_protocol.frames import Funding, LeafRef, SubmitJob
+from piecework_protocol.ledger import Unpaid, WorkerLedger
+from piecework_protocol.objects import Channel, FundChannel, Job, Service
+from piecework_protocol.pricing import Usage, price, worst_case
+from piecework_protocol.service import best_effort_parameters
+from piecework_protocol.signing import LocalSigner, sign
+from piecework_protocol.states import ChannelState
+from piecework_protocol.types import (
     Address,
     Amount,
     Bytes32,

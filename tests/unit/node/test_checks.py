@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from chain.deployment import Deployment
-from model.manifest import bundled_checkpoint_path
-from node import enrolment
-from node.checks import Checker, Finding
-from node.home import Home
-from protocol.types import Address, Bytes32, Timestamp
+from piecework.chain.deployment import Deployment
+from piecework_model.checkpoint.manifest import bundled_checkpoint_path
+from piecework_node.daemon import registration as enrolment
+from piecework_node.daemon.checks import Checker, Finding
+from piecework_node.home import Home
+from piecework_protocol.types import Address, Bytes32, Timestamp
 
 NOWHERE = Deployment(
     chain_id=31337,

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from node import config
-from node.errors import ConfigError
-from protocol.types import Address
+from piecework_node import config
+from piecework_node.errors import ConfigError
+from piecework_protocol.types import Address
 
 PAYOUT = "0x" + "22" * 20
 

@@ -11,16 +11,16 @@ from typing import Any
 import aiohttp
 import pytest
 
-from node import logs
-from node.admin import ADDRESS_FILE, TOKEN_HEADER, AdminServer, admin_token, ask_daemon
-from node.errors import AdminError
-from node.limiter import MAX_PEERS, RateLimiter, peer_address
-from node.metrics import Metrics
-from node.offers import OFFER_CONTENT_TYPE, OfferBoard, build_offer, publish, refresh_due
-from protocol.errors import Reason
-from protocol.offers import check_terms
-from protocol.types import PublicKey, Timestamp
-from protocol.wire import SignedOffer, decode_offer, encode_offer
+from piecework_node import logs
+from piecework_node.daemon.admin import ADDRESS_FILE, TOKEN_HEADER, AdminServer, admin_token, ask_daemon
+from piecework_node.errors import AdminError
+from piecework_node.jobs.offers import OFFER_CONTENT_TYPE, OfferBoard, build_offer, publish, refresh_due
+from piecework_node.limiter import MAX_PEERS, RateLimiter, peer_address
+from piecework_node.metrics import Metrics
+from piecework_protocol.errors import Reason
+from piecework_protocol.offers import check_terms
+from piecework_protocol.types import PublicKey, Timestamp
+from piecework_protocol.wire import SignedOffer, decode_offer, encode_offer
 from tests.support.node.clock import FakeClock
 from tests.support.node.fake_engine import FACTS
 from tests.support.node.memory_journal import MemoryJournal

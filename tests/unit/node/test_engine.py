@@ -12,17 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from model.requests import CanvasEvent, DraftEvent, FailedEvent, FinishReason, GenerationRequest
-from node import engine_wire, logs
-from node.clock import SystemClock
-from node.config import child_environment
-from node.engine import EngineCommandLine, EngineSupervisor, engine_arguments
-from node.engine_link import EngineLost, EngineReady
-from node.engine_process import short_profile
-from node.errors import EngineStartError, EngineUnavailable, PromptRejected
-from protocol.content import Message
-from protocol.errors import MalformedInput
-from protocol.limits import MAX_NAME_BYTES
+from piecework_model.requests import CanvasEvent, DraftEvent, FailedEvent, FinishReason, GenerationRequest
+from piecework_node import logs
+from piecework_node.clock import SystemClock
+from piecework_node.config import child_environment
+from piecework_node.engine import wire as engine_wire
+from piecework_node.engine.link import EngineLost, EngineReady
+from piecework_node.engine.process import short_profile
+from piecework_node.engine.supervisor import EngineCommandLine, EngineSupervisor, engine_arguments
+from piecework_node.errors import EngineStartError, EngineUnavailable, PromptRejected
+from piecework_protocol.content import Message
+from piecework_protocol.errors import MalformedInput
+from piecework_protocol.limits import MAX_NAME_BYTES
 from tests.support.node.fake_engine import FACTS, canvas_event
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -43,8 +44,8 @@ REQUEST = GenerationRequest(
 CHILD = """
 import os, sys
 sys.path.insert(0, {root!r})
-from node.engine_wire import *
-from model.requests import FailedEvent
+from piecework_node.engine.wire import *
+from piecework_model.requests import FailedEvent
 from tests.support.node.fake_engine import FACTS, canvas_event
 out = sys.stdout.buffer
 def say(report):
@@ -112,7 +113,7 @@ async def test_a_lost_process_is_reported_and_started_again(tmp_path: Path, how:
 DEAF_CHILD = """
 import os, sys, threading
 sys.path.insert(0, {root!r})
-from node.engine_wire import Ready, encode_report
+from piecework_node.engine.wire import Ready, encode_report
 from tests.support.node.fake_engine import FACTS
 sys.stdout.buffer.write(encode_report(Ready(FACTS))); sys.stdout.buffer.flush()
 threading.Event().wait()  # hears neither the end of its stdin nor anything else

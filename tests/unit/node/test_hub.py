@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from yarl import URL
 
-from node.errors import ConfigError, HubError
-from node.hub import MAX_ANSWER_BYTES, Hub, parse_endpoint, redirect_target
-from node.keys import create_tls
-from node.model_name import HubFile
-from node.retries import Patience, TryAgain
-from protocol.types import Timestamp
+from piecework_node.errors import ConfigError, HubError
+from piecework_node.keys.operator import create_tls
+from piecework_node.models.hub import MAX_ANSWER_BYTES, Hub, parse_endpoint, redirect_target
+from piecework_node.models.name import HubFile
+from piecework_node.models.retries import Patience, TryAgain
+from piecework_protocol.types import Timestamp
 from tests.support.hub import (
     Answer,
     FakeHub,

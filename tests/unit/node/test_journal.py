@@ -7,12 +7,12 @@ from pathlib import Path
 import apsw
 import pytest
 
-from node.errors import JournalCorrupt, JournalError, JournalLocked, JournalMismatch
-from node.journal_sqlite import SqliteJournal
-from node.records import MetaSet, SealingKeyAdded, SealingKeyDropped, TxMoved, TxState
-from protocol.eip712 import Domain
-from protocol.errors import PieceworkError
-from protocol.types import Address, PublicKey, Timestamp
+from piecework_node.errors import JournalCorrupt, JournalError, JournalLocked, JournalMismatch
+from piecework_node.journal.records import MetaSet, SealingKeyAdded, SealingKeyDropped, TxMoved, TxState
+from piecework_node.journal.sqlite import SqliteJournal
+from piecework_protocol.eip712 import Domain
+from piecework_protocol.errors import PieceworkError
+from piecework_protocol.types import Address, PublicKey, Timestamp
 from tests.support.node.stage import DOMAIN, OPERATOR
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from node.errors import KeyFileError
-from node.keys import (
+from piecework_node.errors import KeyFileError
+from piecework_node.journal.records import SealingKeyAdded, SealingKeyDropped, StoredSealingKey
+from piecework_node.keys.operator import (
     KEY_ARRIVAL_S,
     TLS_NAME,
     SealingKeys,
@@ -22,10 +23,9 @@ from node.keys import (
     load_tls,
     write_private,
 )
-from node.records import SealingKeyAdded, SealingKeyDropped, StoredSealingKey
-from protocol.errors import MalformedInput
-from protocol.sealing import seal
-from protocol.types import Timestamp
+from piecework_protocol.errors import MalformedInput
+from piecework_protocol.sealing import seal
+from piecework_protocol.types import Timestamp
 from tests.support.node.stage import OPERATOR
 
 NOW = Timestamp(1_700_000_000)

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from model.manifest import MANIFEST_FILE, bundled_checkpoint_path, verify
-from node.errors import HubError, HubRefusal, ModelNotPulled, ModelRefused, ModelStoreError
-from node.model_name import HubFile, ModelName
-from node.model_pull import SPARE_BYTES
-from node.model_store import ModelStore
-from node.retries import Patience
+from piecework_model.checkpoint.manifest import MANIFEST_FILE, bundled_checkpoint_path, verify
+from piecework_node.errors import HubError, HubRefusal, ModelNotPulled, ModelRefused, ModelStoreError
+from piecework_node.models.name import HubFile, ModelName
+from piecework_node.models.pull import SPARE_BYTES
+from piecework_node.models.retries import Patience
+from piecework_node.models.store import ModelStore
 from tests.support.hub import (
     STRANGER,
     TOKEN,

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from model.manifest import bundled_checkpoint_path
-from node import config, enrolment
-from node.assembly import build
-from node.errors import ConfigError, ModelNotPulled, ModelStoreError
-from node.home import Home
-from node.model_name import HubFile, ModelName, is_commit
-from node.model_store import ModelStore, checkpoint_folder, default_store, is_model_name
-from protocol.types import Timestamp
+from piecework_model.checkpoint.manifest import bundled_checkpoint_path
+from piecework_node import config
+from piecework_node.daemon import registration as enrolment
+from piecework_node.daemon.assembly import build
+from piecework_node.errors import ConfigError, ModelNotPulled, ModelStoreError
+from piecework_node.home import Home
+from piecework_node.models.name import HubFile, ModelName, is_commit
+from piecework_node.models.store import ModelStore, checkpoint_folder, default_store, is_model_name
+from piecework_protocol.types import Timestamp
 from tests.unit.node.test_checks import NOWHERE
 
 PAYOUT = "0x" + "22" * 20

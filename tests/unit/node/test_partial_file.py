@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from node.errors import ModelStoreError
-from node.model_name import HubFile
-from node.partial_file import PartialFile, hash_file
+from piecework_node.errors import ModelStoreError
+from piecework_node.models.name import HubFile
+from piecework_node.models.partial_file import PartialFile, hash_file
 from tests.support.hub import git_blob_id
 
 CONTENT = b"twelve bytes"

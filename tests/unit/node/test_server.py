@@ -12,17 +12,17 @@ from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
-from node import logs
-from node.clock import SystemClock
-from node.keys import TlsIdentity, create_tls
-from node.limiter import RateLimiter
-from node.offers import OfferBoard
-from node.server import MAX_MESSAGE_BYTES, Door, GrpcServer, StreamSink
-from protocol.frames import Draft, VoucherAccepted
-from protocol.limits import MAX_FRAME_BYTES
-from protocol.objects import Channel
-from protocol.states import ChannelState
-from protocol.types import Bytes32, Digest, JobId, Seconds
+from piecework_node import logs
+from piecework_node.clock import SystemClock
+from piecework_node.daemon.server import MAX_MESSAGE_BYTES, Door, GrpcServer, StreamSink
+from piecework_node.jobs.offers import OfferBoard
+from piecework_node.keys.operator import TlsIdentity, create_tls
+from piecework_node.limiter import RateLimiter
+from piecework_protocol.frames import Draft, VoucherAccepted
+from piecework_protocol.limits import MAX_FRAME_BYTES
+from piecework_protocol.objects import Channel
+from piecework_protocol.states import ChannelState
+from piecework_protocol.types import Bytes32, Digest, JobId, Seconds
 from tests.support.node.stage import DOMAIN, RECEIVER, TOKEN, Client, Stage, parameters
 from tests.support.node.wire_client import SERVICE, WireClient
 
@@ -153,7 +153,7 @@ async def test_a_client_that_hangs_up_frees_its_row(served: Served) -> None:
     client = served.client()
     offer = await client.offer()
     submission, _ = client.job(offer, "a fox", parameters(3, 64), served.stage.clock.now())
-    from protocol.wire import encode_client_frame
+    from piecework_protocol.wire import encode_client_frame
 
     call = client.grpc.stream_stream(SERVICE + "Run")()
     await call.write(encode_client_frame(submission))
@@ -182,10 +182,10 @@ async def test_an_unexpected_error_shows_nothing_of_ours(served: Served) -> None
         withdrawal_delay=Seconds(1),
         salt=Bytes32(bytes(32)),
     )
-    from protocol.ledger import empty_voucher
-    from protocol.objects import CloseChannel
-    from protocol.signing import sign
-    from protocol.wire import encode_close_request
+    from piecework_protocol.ledger import empty_voucher
+    from piecework_protocol.objects import CloseChannel
+    from piecework_protocol.signing import sign
+    from piecework_protocol.wire import encode_close_request
 
     door = Door(Broken(), None, RateLimiter(1000, SystemClock()), served.stage.metrics, logs.silent())  # type: ignore[arg-type]
     certificate, key = create_tls(served.stage.clock.now())

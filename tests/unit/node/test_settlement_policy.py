@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from chain.limits import MAX_CLAIMS_PER_SETTLE
-from node.settlement_policy import Candidate, SettlePolicy, Urgency, choose, gas_cost, value_in_wei
-from protocol.types import ChannelId
+from piecework.chain.limits import MAX_CLAIMS_PER_SETTLE
+from piecework_node.settlement.policy import Candidate, SettlePolicy, Urgency, choose, gas_cost, value_in_wei
+from piecework_protocol.types import ChannelId
 
 POLICY = SettlePolicy(gas_multiple=20, interval_s=3600, native_coin_price=3_000_000_000)
 GWEI = 10**9

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from node.home import Home
-from node.speeds import MAX_FILE_BYTES, MAX_LINES, with_speeds, write_speeds
+from piecework_node.engine.benchmark_table import MAX_FILE_BYTES, MAX_LINES, with_speeds, write_speeds
+from piecework_node.home import Home
 from tests.support.node.fake_engine import FACTS
 
 FOUND = replace(FACTS, details={"profile": "this-machine"})

@@ -14,17 +14,24 @@ from typing import Any
 import aiohttp
 import pytest
 
-from model.manifest import bundled_checkpoint_path
-from model.requests import CanvasEvent, FailedEvent, FinishReason, GenerationRequest
-from node import logs, vllm_benchmark
-from node.clock import SystemClock
-from node.engine_link import EngineEvent, EngineLost, EngineReady
-from node.errors import ConfigError, EndpointLost, EngineStartError, EngineUnavailable, PromptRejected
-from node.vllm import MAX_MOVES, VllmLink, VllmSettings, survey
-from node.vllm_endpoint import Endpoint, EndpointTimes
-from node.vllm_fleet import FleetTimes, Health
-from protocol.content import Message
-from protocol.objects import Service
+from piecework_model.checkpoint.manifest import bundled_checkpoint_path
+from piecework_model.requests import CanvasEvent, FailedEvent, FinishReason, GenerationRequest
+from piecework_node import logs
+from piecework_node.clock import SystemClock
+from piecework_node.engine.link import EngineEvent, EngineLost, EngineReady
+from piecework_node.errors import (
+    ConfigError,
+    EndpointLost,
+    EngineStartError,
+    EngineUnavailable,
+    PromptRejected,
+)
+from piecework_node.vllm import benchmark as vllm_benchmark
+from piecework_node.vllm.endpoint import Endpoint, EndpointTimes
+from piecework_node.vllm.link import MAX_MOVES, VllmLink, VllmSettings, survey
+from piecework_node.vllm.pool import FleetTimes, Health
+from piecework_protocol.content import Message
+from piecework_protocol.objects import Service
 from tests.repo.test_documents import ROOT
 from tests.support.vllm_server import CANVAS, CHECKPOINT, EOS, MAX_MODEL_LEN, VllmServer, servers, token_at
 
@@ -573,8 +580,9 @@ async def test_nothing_is_answered_before_the_start() -> None:
 def test_a_worker_before_vllm_needs_no_torch() -> None:
     program = (
         "import sys; sys.modules['torch'] = None; "
-        "import node.daemon, node.checks, node.vllm; "
-        "from model.chat import Message, encode_prompt; from tests.support.vllm_server import CHECKPOINT; "
+        "import piecework_node.daemon.daemon, piecework_node.daemon.checks, piecework_node.vllm.link; "
+        "from piecework_model.text.chat import Message, encode_prompt; "
+        "from tests.support.vllm_server import CHECKPOINT; "
         "print(len(encode_prompt(CHECKPOINT.codec, [Message('user', 'a fox')])))"
     )
     result = subprocess.run(

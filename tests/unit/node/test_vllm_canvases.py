@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from model.errors import CheckpointError
-from model.manifest import MANIFEST_FILE, manifest_digest, manifest_text
-from model.requests import CanvasEvent, FinishReason, GenerationRequest
-from model.text import TextCodec, load_codec
-from node import vllm_checkpoint
-from node.errors import EndpointLost
-from node.vllm_canvases import CanvasWriter
-from node.vllm_wire import Chunk
+from piecework_model.checkpoint.manifest import MANIFEST_FILE, manifest_digest, manifest_text
+from piecework_model.errors import CheckpointError
+from piecework_model.requests import CanvasEvent, FinishReason, GenerationRequest
+from piecework_model.text.tokens import TextCodec, load_codec
+from piecework_node.errors import EndpointLost
+from piecework_node.vllm import checkpoint as vllm_checkpoint
+from piecework_node.vllm.canvases import CanvasWriter
+from piecework_node.vllm.wire import Chunk
 from tests.support.vllm_server import CHECKPOINT, EOS, WORDS
 
 SIZE = 4

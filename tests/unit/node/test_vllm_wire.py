@@ -6,8 +6,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from node.errors import EndpointLost, EndpointUnfit, RequestDeclined
-from node.vllm_wire import (
+from piecework_node.errors import EndpointLost, EndpointUnfit, RequestDeclined
+from piecework_node.vllm.wire import (
     END,
     MAX_CHUNK_TOKENS,
     Chunk,

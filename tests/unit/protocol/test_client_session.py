@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import pytest
 
-from protocol.client_session import CanvasVerified, JobAccepted, Phase
-from protocol.content import CanvasOutput, output_digest
-from protocol.errors import ProtocolViolation
-from protocol.frames import Accepted, CanvasDelivered, Draft, JobEnded, WorkerFrame
-from protocol.objects import Acceptance, Finish, Receipt
-from protocol.signing import LocalSigner, sign
-from protocol.types import Amount, Digest, JobId, Signature, Uint32, keccak256
-from protocol.wire import decode_worker_frame
+from piecework_protocol.client_session import CanvasVerified, JobAccepted, Phase
+from piecework_protocol.content import CanvasOutput, output_digest
+from piecework_protocol.errors import ProtocolViolation
+from piecework_protocol.frames import Accepted, CanvasDelivered, Draft, JobEnded, WorkerFrame
+from piecework_protocol.objects import Acceptance, Finish, Receipt
+from piecework_protocol.signing import LocalSigner, sign
+from piecework_protocol.types import Amount, Digest, JobId, Signature, Uint32, keccak256
+from piecework_protocol.wire import decode_worker_frame
 from tests.support.pair import CANVAS, DOMAIN, OPERATOR, PAYER, Line, Market, job
 
 STRANGER = LocalSigner(bytes(keccak256(b"stranger")))

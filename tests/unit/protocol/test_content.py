@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.content import CanvasOutput, Message, decode_prompt, encode_prompt, prompt_digest
-from protocol.errors import MalformedInput
-from protocol.limits import MAX_CANVAS_TOKENS, MAX_PROMPT_BYTES
-from protocol.sealing import canvas_context, prompt_context, public_key, seal, unseal
-from protocol.types import JobId, keccak256
+from piecework_protocol.content import CanvasOutput, Message, decode_prompt, encode_prompt, prompt_digest
+from piecework_protocol.errors import MalformedInput
+from piecework_protocol.limits import MAX_CANVAS_TOKENS, MAX_PROMPT_BYTES
+from piecework_protocol.sealing import canvas_context, prompt_context, public_key, seal, unseal
+from piecework_protocol.types import JobId, keccak256
 from tests.vectors.generate import DOMAIN
 
 text = st.text(st.characters(exclude_categories=["Cs"]))

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from protocol.objects import Parameters, Voucher
-from protocol.types import address_hex, parse_address, parse_hex
+from piecework_protocol.objects import Parameters, Voucher
+from piecework_protocol.types import address_hex, parse_address, parse_hex
 from tests.vectors.generate import DOMAIN, _objects
 
 

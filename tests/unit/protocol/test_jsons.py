@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.jsons import loads
-from protocol.limits import MAX_JSON_DEPTH
+from piecework.base.jsons import MAX_JSON_DEPTH, loads
 
 
 @given(

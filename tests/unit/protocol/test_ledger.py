@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from protocol.errors import InvariantBroken, ProtocolViolation
-from protocol.frames import LeafRef, PayVoucher
-from protocol.ledger import PayerLedger, WorkerLedger, empty_voucher
-from protocol.merkle import EMPTY_ROOT
-from protocol.types import Amount, ChannelId, Digest, JobId, Signature, Uint64, keccak256
+from piecework_protocol.errors import InvariantBroken, ProtocolViolation
+from piecework_protocol.frames import LeafRef, PayVoucher
+from piecework_protocol.ledger import PayerLedger, WorkerLedger, empty_voucher
+from piecework_protocol.merkle import EMPTY_ROOT
+from piecework_protocol.types import Amount, ChannelId, Digest, JobId, Signature, Uint64, keccak256
 
 CHANNEL = ChannelId(keccak256(b"channel"))
 JOB = JobId(keccak256(b"job"))

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol import merkle
-from protocol.errors import MalformedInput
-from protocol.types import keccak256
+from piecework_protocol import merkle
+from piecework_protocol.errors import MalformedInput
+from piecework_protocol.types import keccak256
 
 leaves = st.lists(st.binary(min_size=32, max_size=32), max_size=70)
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from protocol.eip712 import Domain
-from protocol.offers import OfferFault, OfferRejected, check_standing, check_terms, offer_signer
-from protocol.types import Address, Signature, Timestamp, Uint32
-from protocol.wire import SignedOffer
+from piecework_protocol.eip712 import Domain
+from piecework_protocol.offers import OfferFault, OfferRejected, check_standing, check_terms, offer_signer
+from piecework_protocol.types import Address, Signature, Timestamp, Uint32
+from piecework_protocol.wire import SignedOffer
 from tests.support.fake_chain import DOMAIN, FakeChain
 from tests.support.offers import model, offer, operator, receiver
 

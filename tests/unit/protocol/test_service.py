@@ -9,21 +9,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol import merkle
-from protocol.client_session import CanvasVerified, ClientSession, Openers
-from protocol.content import CanvasOutput, output_digest
-from protocol.errors import InvariantBroken, MalformedInput, ProtocolViolation
-from protocol.frames import Accepted, CanvasDelivered
-from protocol.ledger import WorkerLedger
-from protocol.objects import Acceptance, Finish, Job, ModelOffer, Parameters, Receipt, Service
-from protocol.offers import OfferFault, OfferRejected, check_terms
-from protocol.piecework.v1 import piecework_pb2 as pb
-from protocol.pricing import Usage, price
-from protocol.service import NO_TRACE, best_effort_parameters, offer_fault, parameters_fault, receipt_fault
-from protocol.signing import sign
-from protocol.types import Amount, Digest, Micros, Uint32, Uint64, keccak256
-from protocol.wire import SignedOffer, decode_offer, encode_offer
-from protocol.worker_session import AcceptedJob, CanvasResult, WorkerSession
+from piecework_protocol import merkle
+from piecework_protocol.client_session import CanvasVerified, ClientSession, Openers
+from piecework_protocol.content import CanvasOutput, output_digest
+from piecework_protocol.errors import InvariantBroken, MalformedInput, ProtocolViolation
+from piecework_protocol.frames import Accepted, CanvasDelivered
+from piecework_protocol.ledger import WorkerLedger
+from piecework_protocol.objects import Acceptance, Finish, Job, ModelOffer, Parameters, Receipt, Service
+from piecework_protocol.offers import OfferFault, OfferRejected, check_terms
+from piecework_protocol.pricing import Usage, price
+from piecework_protocol.service import (
+    NO_TRACE,
+    best_effort_parameters,
+    offer_fault,
+    parameters_fault,
+    receipt_fault,
+)
+from piecework_protocol.signing import sign
+from piecework_protocol.types import Amount, Digest, Micros, Uint32, Uint64, keccak256
+from piecework_protocol.v1 import piecework_pb2 as pb
+from piecework_protocol.wire import SignedOffer, decode_offer, encode_offer
+from piecework_protocol.worker_session import AcceptedJob, CanvasResult, WorkerSession
 from tests.support import offers
 from tests.support.pair import CANVAS, DOMAIN, MODEL, OPERATOR, channel, job
 

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from protocol.errors import MalformedInput
-from protocol.signing import HALF_ORDER, ORDER, LocalSigner, recover
-from protocol.types import Bytes32, Signature, keccak256
+from piecework_protocol.errors import MalformedInput
+from piecework_protocol.signing import HALF_ORDER, ORDER, LocalSigner, recover
+from piecework_protocol.types import Bytes32, Signature, keccak256
 
 SIGNER = LocalSigner(bytes(keccak256(b"a key")))
 DIGEST = keccak256(b"a message")

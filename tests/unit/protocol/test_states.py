@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from protocol.errors import InvariantBroken
-from protocol.states import (
+from piecework_protocol.errors import InvariantBroken
+from piecework_protocol.states import (
     CHANNEL_TABLE,
     ENDED_STATES,
     JOB_TABLE,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from protocol.ledger import WorkerLedger
-from protocol.worker_session import AcceptedJob, StartEngine, WorkerSession
+from piecework_protocol.ledger import WorkerLedger
+from piecework_protocol.worker_session import AcceptedJob, StartEngine, WorkerSession
 from tests.support.pair import CREDIT_WINDOW, DOMAIN, MODEL, channel, denoise, job
 
 

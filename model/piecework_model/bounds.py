@@ -1,0 +1,94 @@
+"""Whether a request can ever run: a pure check against the model's limits."""
+
+import math
+from dataclasses import dataclass
+
+from piecework_model import limits
+from piecework_model.errors import ContextOverflowError, InvalidRequestError
+from piecework_model.requests import GenerationRequest
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLimits:
+    """What a loaded model can do: context and canvas in tokens, denoising steps a canvas at most,
+    vocabulary.
+    """
+
+    max_context: int
+    canvas_size: int
+    max_steps: int
+    vocab_size: int
+
+    @property
+    def chunk_tokens(self) -> int:
+        """Where prompts are cut for prefill (engine/chunks.py)."""
+        return limits.PREFILL_CHUNK_CANVASES * self.canvas_size
+
+    def row_tokens(self, request: GenerationRequest) -> int:
+        """Tokens that a request's row holds at most: the prompt and all of its canvases."""
+        return len(request.prompt_ids) + canvas_count(request.max_tokens, self.canvas_size) * self.canvas_size
+
+
+def canvas_count(max_tokens: int, canvas_size: int) -> int:
+    """How many canvases `max_tokens` tokens can take."""
+    return -(-max_tokens // canvas_size)
+
+
+def charged_length(
+    canvas: tuple[int, ...], eos_ids: frozenset[int], remaining_tokens: int
+) -> tuple[int, bool]:
+    """How many leading ids of a canvas count, and whether the text ends in it.
+
+    The text ends when an end-of-text id stands within the first `remaining_tokens` ids or right behind them.
+    """
+    end = next((index for index, token in enumerate(canvas) if token in eos_ids), len(canvas))
+    return min(end, remaining_tokens), end < len(canvas) and end <= remaining_tokens
+
+
+def check(request: GenerationRequest, model: ModelLimits, eos_ids: frozenset[int]) -> None:
+    """Raises InvalidRequestError or ContextOverflowError when `request` can never run on such a model."""
+    _check_numbers(request, model)
+    _check_ids("prompt_ids", request.prompt_ids, model.vocab_size)
+    if not request.prompt_ids:
+        raise InvalidRequestError("prompt_ids", "empty")
+    canvases = canvas_count(request.max_tokens, model.canvas_size)
+    needed = model.row_tokens(request)
+    if needed > model.max_context:
+        raise ContextOverflowError(needed, model.max_context)
+    if len(request.committed) >= canvases:
+        raise InvalidRequestError(
+            "committed", f"{len(request.committed)} canvases of {canvases}: nothing is left"
+        )
+    for index, canvas in enumerate(request.committed):
+        if len(canvas) != model.canvas_size:
+            raise InvalidRequestError(
+                "committed", f"canvas {index} has {len(canvas)} of {model.canvas_size} ids"
+            )
+        _check_ids("committed", canvas, model.vocab_size)
+        if not eos_ids.isdisjoint(canvas):
+            raise InvalidRequestError("committed", f"the text ends in canvas {index}: nothing is left")
+
+
+def _check_numbers(request: GenerationRequest, model: ModelLimits) -> None:
+    if not 0 < len(request.request_id) <= limits.MAX_REQUEST_ID_CHARS:
+        raise InvalidRequestError("request_id", f"{len(request.request_id)} characters")
+    _between("seed", request.seed, 0, limits.MAX_SEED)
+    _between("max_tokens", request.max_tokens, 1, model.max_context)
+    _between("max_steps", request.max_steps, 1, model.max_steps)
+    _between("temperature_end", request.temperature_end, limits.MIN_TEMPERATURE, limits.MAX_TEMPERATURE)
+    _between("temperature_start", request.temperature_start, request.temperature_end, limits.MAX_TEMPERATURE)
+    _between("entropy_bound", request.entropy_bound, 0.0, limits.MAX_ENTROPY_BOUND_NATS)
+    _between("confidence_threshold", request.confidence_threshold, 0.0, limits.MAX_CONFIDENCE_THRESHOLD_NATS)
+    _between("stability_steps", request.stability_steps, 0, limits.MAX_STABILITY_STEPS)
+    _between("canvas_limit", request.canvas_limit, 0, limits.MAX_CANVAS_LIMIT)
+    _between("draft_every", request.draft_every, 0, limits.MAX_DRAFT_EVERY_STEPS)
+
+
+def _between(field: str, value: float, low: float, high: float) -> None:
+    if not (math.isfinite(value) and low <= value <= high):
+        raise InvalidRequestError(field, f"{value} is not in [{low}, {high}]")
+
+
+def _check_ids(field: str, ids: tuple[int, ...], vocab_size: int) -> None:
+    if ids and not (min(ids) >= 0 and max(ids) < vocab_size):
+        raise InvalidRequestError(field, f"ids must be in [0, {vocab_size})")

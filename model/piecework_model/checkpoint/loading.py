@@ -1,0 +1,244 @@
+"""Loading a checkpoint folder in the published DiffusionGemma format. Never the network, never a checkpoint's
+code.
+
+Weights come from safetensors only, tensor by tensor (`weights.py`), and can be packed on the way. A folder
+that brings Python files or asks for remote code is refused, whatever else is in it; so is one whose files do
+not match the manifest that lies beside them.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import (
+    DiffusionGemmaConfig,
+    DiffusionGemmaForBlockDiffusion,
+    DiffusionGemmaGenerationConfig,
+)
+
+from piecework_model import files
+from piecework_model.bounds import ModelLimits
+from piecework_model.checkpoint import headers
+from piecework_model.checkpoint.dimensions import dimensions, published_tensors
+from piecework_model.checkpoint.manifest import (
+    MANIFEST_FILE,
+    bundled_checkpoint_path,
+    covered_files,
+    manifest_digest,
+    manifest_text,
+    verify,
+)
+from piecework_model.checkpoint.weights import Placement, load_weights
+from piecework_model.errors import CheckpointError, DeviceError
+from piecework_model.failures import is_out_of_memory
+from piecework_model.layers.packed_kernels import best_recipe
+from piecework_model.precision import Quantization
+from piecework_model.text.tokens import TextCodec, load_codec
+
+DeviceChoice = Literal["cpu", "cuda", "auto"]
+DtypeChoice = Literal["auto", "float32", "bfloat16"]
+
+_MODEL_TYPE = "diffusion_gemma"
+_PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationDefaults:
+    """What the checkpoint's generation_config.json recommends; units as in GenerationRequest."""
+
+    max_steps: int
+    temperature_start: float
+    temperature_end: float
+    entropy_bound: float
+    confidence_threshold: float
+    stability_steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A checkpoint in memory, ready for an Engine.
+
+    digest: the 32-byte model digest (checkpoint/manifest.py). dtype: of all arithmetic, and of weights
+    that are not packed. quantization: "none", or how the others are packed. parameters: how many numbers the
+    checkpoint has.
+    """
+
+    name: str
+    digest: bytes
+    limits: ModelLimits
+    defaults: GenerationDefaults
+    eos_ids: frozenset[int]
+    device: str
+    dtype: str
+    quantization: str
+    parameters: int
+    tokenizer: TextCodec = field(repr=False)
+    model: DiffusionGemmaForBlockDiffusion = field(repr=False)
+
+
+def load(
+    path: Path | None = None,
+    *,
+    device: DeviceChoice = "auto",
+    dtype: DtypeChoice = "auto",
+    quantization: Quantization = "none",
+    expert_budget_bytes: int | None = None,
+    expected_digest: bytes | None = None,
+) -> LoadedModel:
+    """Loads the checkpoint folder `path`, or the bundled one.
+
+    dtype "auto" is float32 on a CPU and the checkpoint's own type on an accelerator. quantization packs
+    linears and experts while they are read. expert_budget_bytes, for packed experts: keep them in host memory
+    and at most so many bytes of them on the device; no bit of a product depends on it. Raises CheckpointError
+    naming the file at fault, also when the digest is not the expected one, and DeviceError when there is no
+    such device or it is too small.
+    """
+    folder = path if path is not None else bundled_checkpoint_path()
+    config, generation, tensors = _check_folder(folder)
+    # Pinned by the file beside it where there is one; the bundled checkpoint must have it.
+    pinned = path is None or (folder / MANIFEST_FILE).is_file()
+    digest = verify(folder) if pinned else manifest_digest(manifest_text(folder))
+    if expected_digest is not None and digest != expected_digest:
+        raise CheckpointError(folder, f"model digest is {digest.hex()}, expected {expected_digest.hex()}")
+    target = resolve_device(device)
+    eos_ids, defaults = _eos_ids(generation, folder), _defaults(generation, folder)
+    tokenizer = load_codec(folder, eos_ids)
+    of = dimensions(config, folder / "config.json")
+    computed = _dtype(dtype, config, target, folder)
+    packing = best_recipe(quantization, target, published_tensors(of), dtype=computed)
+    placement = Placement(computed, target, packing, expert_budget_bytes)
+    model = _load_weights(folder, tensors, placement)
+    limits = _limits(model, defaults)
+    if tokenizer.vocab_size > limits.vocab_size or max(eos_ids) >= limits.vocab_size:
+        raise CheckpointError(folder / "tokenizer.json", f"has more ids than the model's {limits.vocab_size}")
+    return LoadedModel(
+        name=folder.resolve().name,
+        digest=digest,
+        limits=limits,
+        defaults=defaults,
+        eos_ids=eos_ids,
+        device=str(target),
+        dtype=str(model.dtype).removeprefix("torch."),
+        quantization=packing.name if packing is not None else "none",
+        parameters=sum(tensor.elements for tensor in tensors.values()),
+        tokenizer=tokenizer,
+        model=model,
+    )
+
+
+def _check_folder(
+    folder: Path,
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, headers.TensorHeader]]:
+    """Refuses unsafe or foreign folders; returns config.json, generation_config.json and what tensors there
+    are.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(folder, "no such folder")
+    names = sorted(entry.name for entry in folder.iterdir())
+    pickles = [name for name in names if Path(name).suffix in _PICKLE_SUFFIXES]
+    if pickles and not any(name.endswith(".safetensors") for name in names):
+        raise CheckpointError(folder / pickles[0], "pickled weights are refused, only safetensors are loaded")
+    code = [name for name in names if name.endswith(".py")]
+    if code:
+        raise CheckpointError(
+            folder / code[0], "a checkpoint that brings code is refused; nothing in it is needed, remove it"
+        )
+    config = files.read_json(folder / "config.json")
+    for name in ("config.json", "tokenizer_config.json"):
+        if "auto_map" in files.read_json(folder / name):
+            raise CheckpointError(folder / name, "asks for remote code (auto_map)")
+    if config.get("model_type") != _MODEL_TYPE:
+        raise CheckpointError(folder / "config.json", f"model_type is not {_MODEL_TYPE}")
+    if "quantization_config" in config:
+        raise CheckpointError(folder / "config.json", _prequantized(config["quantization_config"]))
+    dimensions(config, folder / "config.json")  # within bounds, or building the modules has none
+    covered_files(folder)
+    return config, files.read_json(folder / "generation_config.json"), headers.read_folder(folder)
+
+
+def _prequantized(written: Any) -> str:
+    """Why packed checkpoints are refused; docs/precision.md has what was tried."""
+    method = written.get("quant_method", "unknown") if isinstance(written, dict) else "unknown"
+    return (
+        f"holds packed weights ({str(method)[:40]}): no library reads the experts of this architecture "
+        "from them; load the published bfloat16 weights, fp8 and int4 are made on the way"
+    )
+
+
+def _load_weights(
+    folder: Path, tensors: dict[str, headers.TensorHeader], placement: Placement
+) -> DiffusionGemmaForBlockDiffusion:
+    """The model in evaluation mode, on its device. Every weight must be there and none may be left over."""
+    try:
+        config = DiffusionGemmaConfig.from_pretrained(folder, local_files_only=True)
+        generation = DiffusionGemmaGenerationConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
+        raise CheckpointError(folder, f"cannot be loaded: {error}") from error
+    config.dtype = placement.dtype
+    try:
+        model = load_weights(folder, tensors, config, placement)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise DeviceError(f"the weights do not fit {placement.device}: {error}") from error
+    model.generation_config = generation
+    return model
+
+
+def resolve_device(choice: DeviceChoice) -> torch.device:
+    """The device that a choice means on this machine. DeviceError when there is no such one."""
+    if choice == "cuda" and not torch.cuda.is_available():
+        raise DeviceError("no CUDA device")
+    return torch.device(
+        "cuda" if choice == "cuda" or (choice == "auto" and torch.cuda.is_available()) else "cpu"
+    )
+
+
+def _dtype(choice: DtypeChoice, config: dict[str, Any], device: torch.device, folder: Path) -> torch.dtype:
+    if choice != "auto":
+        return _DTYPES[choice]
+    if device.type == "cpu":
+        return torch.float32
+    name = config.get("dtype", "bfloat16")
+    if name not in _DTYPES:
+        raise CheckpointError(folder / "config.json", f"dtype {name} is not supported")
+    return _DTYPES[name]
+
+
+def _eos_ids(generation: dict[str, Any], folder: Path) -> frozenset[int]:
+    value = generation.get("eos_token_id")
+    ids = value if isinstance(value, list) else [value]
+    if not ids or not all(isinstance(token, int) and token >= 0 for token in ids):
+        raise CheckpointError(folder / "generation_config.json", "eos_token_id is missing or malformed")
+    return frozenset(ids)
+
+
+def _limits(model: DiffusionGemmaForBlockDiffusion, defaults: GenerationDefaults) -> ModelLimits:
+    text = model.config.text_config
+    return ModelLimits(
+        text.max_position_embeddings, model.config.canvas_length, defaults.max_steps, text.vocab_size
+    )
+
+
+def _defaults(generation: dict[str, Any], folder: Path) -> GenerationDefaults:
+    """What generation_config.json says; where it is silent, what `generate` of transformers 5.23 falls back
+    to.
+    """
+    sampler = generation.get("sampler_config") or {}
+    try:
+        defaults = GenerationDefaults(
+            max_steps=int(generation.get("max_denoising_steps", 48)),
+            temperature_start=float(generation.get("t_max", 0.8)),
+            temperature_end=float(generation.get("t_min", 0.4)),
+            entropy_bound=float(sampler.get("entropy_bound", 0.1)),
+            confidence_threshold=float(generation.get("confidence_threshold", 0.005)),
+            stability_steps=int(generation.get("stability_threshold", 1)),
+        )
+    except (AttributeError, TypeError, ValueError) as error:
+        raise CheckpointError(folder / "generation_config.json", f"is malformed: {error}") from error
+    if defaults.max_steps < 1:
+        raise CheckpointError(folder / "generation_config.json", "max_denoising_steps must be positive")
+    return defaults

@@ -1,0 +1,98 @@
+"""The model digest: one hash over everything in a checkpoint folder that decides what the model says. No
+torch here.
+
+The manifest has one line per file, `<sha256 hex>  <path>\\n`, sorted by path (as `sha256sum` prints them). It
+covers config.json, generation_config.json, *.safetensors and their index, tokenizer*.json and
+chat_template.jinja; nothing else in the folder counts. The model digest is the SHA-256 of that text.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from piecework_model import limits
+from piecework_model.errors import CheckpointError
+
+MANIFEST_FILE = "manifest.sha256"
+BUNDLED_NAME = "tiny-stories"
+_PATTERNS = (
+    "config.json",
+    "generation_config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "tokenizer*.json",
+    "chat_template.jinja",
+)
+
+
+def bundled_checkpoint_path() -> Path:
+    """The folder of the checkpoint that ships with this package."""
+    return Path(__file__).parents[1] / "checkpoints" / BUNDLED_NAME
+
+
+def covers(name: str) -> bool:
+    """Whether a file of that name, without a folder, counts in the manifest."""
+    return any(fnmatchcase(name, pattern) for pattern in _PATTERNS)
+
+
+def covered_files(folder: Path) -> list[Path]:
+    """The files that the manifest covers, sorted by name. Raises CheckpointError when the folder is
+    unusable.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(folder, "no such folder")
+    found = sorted({path for path in _matches(folder) if path.is_file()}, key=lambda path: path.name)
+    if len(found) > limits.MAX_CHECKPOINT_FILES:
+        raise CheckpointError(
+            folder, f"{len(found)} files, at most {limits.MAX_CHECKPOINT_FILES} are accepted"
+        )
+    if not any(path.suffix == ".safetensors" for path in found):
+        raise CheckpointError(folder, "no .safetensors file")
+    return found
+
+
+def _matches(folder: Path) -> Iterator[Path]:
+    for pattern in _PATTERNS:
+        yield from folder.glob(pattern)
+
+
+def manifest_text(folder: Path) -> str:
+    """The manifest of a checkpoint folder. Reads every covered file once."""
+    return compose({path.name: _sha256(path) for path in covered_files(folder)})
+
+
+def compose(sha256_by_name: Mapping[str, str]) -> str:
+    """The manifest of files whose SHA-256 (lower-case hex) is known already."""
+    return "".join(f"{sha256_by_name[name]}  {name}\n" for name in sorted(sha256_by_name))
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(path, f"cannot be read: {error.strerror}") from error
+
+
+def manifest_digest(text: str) -> bytes:
+    """The model digest that a manifest text stands for, 32 bytes."""
+    return hashlib.sha256(text.encode("utf-8")).digest()
+
+
+def verify(folder: Path) -> bytes:
+    """Holds a folder to its own manifest file and returns the model digest.
+
+    Raises CheckpointError naming the first file whose content differs from the manifest.
+    """
+    try:
+        expected = (folder / MANIFEST_FILE).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(folder / MANIFEST_FILE, f"cannot be read: {error}") from error
+    actual = manifest_text(folder)
+    if actual != expected:
+        differing = sorted(set(actual.splitlines()) ^ set(expected.splitlines()), key=lambda line: line[66:])
+        if not differing:  # the same lines in another order, repeated, or without the last line's end
+            raise CheckpointError(folder / MANIFEST_FILE, "is not written as a manifest is")
+        raise CheckpointError(folder / differing[0][66:], f"does not match {MANIFEST_FILE}")
+    return manifest_digest(actual)

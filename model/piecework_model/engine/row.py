@@ -1,0 +1,135 @@
+"""The state of one row between steps, and what a step makes of it: the same for every executor."""
+
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from piecework_model import limits
+from piecework_model.engine.chunks import known_chunks
+from piecework_model.requests import GenerationRequest
+from piecework_model.sampling import sampler, trace
+from piecework_model.sampling.philox import Moment, StepDraws, step_draws
+
+Ids = npt.NDArray[np.int64]
+
+_EMBEDDING_TYPES: dict[torch.dtype, trace.EmbeddingType] = {
+    torch.float32: "float32",
+    torch.bfloat16: "bfloat16",
+    torch.float16: "float16",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What one step decided about one row's canvas, on the host.
+
+    before, after, argmax: int64 [C]. accepted: bool [C]. fingerprint: float16 [C, 3]. soft: the row's soft
+    embedding [C, H] as bytes.
+    """
+
+    before: Ids
+    after: Ids
+    argmax: Ids
+    accepted: npt.NDArray[np.bool_]
+    fingerprint: npt.NDArray[np.float16]
+    soft: memoryview
+    confident: bool
+
+
+@dataclass(slots=True)
+class RowState:
+    """What a row needs for its next step, besides its cache."""
+
+    request: GenerationRequest
+    pending: deque[tuple[int, ...]]  # chunks that are not in the cache yet
+    canvas: int  # index of the canvas being denoised
+    step: int = 0
+    current: Ids | None = None  # [C]; None before the first step of a canvas
+    soft: Tensor | None = None  # [C, H]; None at step 0
+    _history: deque[bytes] = field(default_factory=deque)  # last argmax canvases, at most stability_steps
+    _leaves: list[bytes | Future[bytes]] = field(default_factory=list)
+    _drawn: tuple[Moment, StepDraws] | None = None  # for the steps from that moment on
+
+    @classmethod
+    def of(cls, request: GenerationRequest, chunk_tokens: int) -> "RowState":
+        return cls(request, deque(known_chunks(request, chunk_tokens)), len(request.committed))
+
+    @property
+    def moment(self) -> Moment:
+        """What the draws of the next step depend on."""
+        return Moment(self.request.seed, self.canvas, self.step)
+
+    def draws(self, positions: int, vocab_size: int) -> tuple[npt.NDArray[np.float64], Ids]:
+        """The next step's uniforms and renoised ids [positions]; drawn for several steps at once, which takes
+        hardly longer than for one."""
+        start, drawn = self._drawn or (None, None)
+        ahead = self.step - start.step if start and start.canvas == self.canvas else limits.DRAWN_STEPS
+        if drawn is None or not 0 <= ahead < limits.DRAWN_STEPS:
+            now = self.moment
+            steps = [replace(now, step=now.step + later) for later in range(limits.DRAWN_STEPS)]
+            drawn, ahead = step_draws(steps, positions, vocab_size), 0
+            self._drawn = now, drawn
+        return drawn.uniforms[ahead], drawn.renoise[ahead]
+
+    @property
+    def temperature(self) -> np.float32:
+        request = self.request
+        return sampler.temperature(
+            request.temperature_start,
+            request.temperature_end,
+            request.max_steps - self.step,
+            request.max_steps,
+        )
+
+    def leaf(self, decision: Decision, soft: Tensor) -> Callable[[], bytes]:
+        """How to compute the trace leaf of the step that was just decided."""
+        return partial(_leaf, self.canvas, self.step, decision, _EMBEDDING_TYPES[soft.dtype])
+
+    def advance(self, decision: Decision, soft: Tensor, leaf: bytes | Future[bytes]) -> bool:
+        """Takes a step in; whether the canvas is finished: stable and confident, or out of steps. Cannot
+        fail."""
+        request = self.request
+        argmax = decision.argmax.tobytes()
+        enough = len(self._history) == request.stability_steps
+        stable = enough and all(earlier == argmax for earlier in self._history)
+        if request.stability_steps:
+            if enough:
+                self._history.popleft()
+            self._history.append(argmax)
+        self._leaves.append(leaf)
+        self.step += 1
+        self.current, self.soft = decision.after, soft
+        return (stable and decision.confident) or self.step == request.max_steps
+
+    def leaves(self) -> tuple[bytes, ...]:
+        """The trace leaves of the canvas so far; waits for those that are still being computed."""
+        return tuple(leaf if isinstance(leaf, bytes) else leaf.result() for leaf in self._leaves)
+
+    def commit(self, canvas: tuple[int, ...]) -> None:
+        """The canvas is over and becomes the next chunk; the next one starts."""
+        self.pending.append(canvas)
+        self.canvas, self.step, self.current, self.soft = self.canvas + 1, 0, None, None
+        self._history.clear()
+        self._leaves.clear()
+
+
+def _leaf(canvas: int, step: int, decision: Decision, kind: trace.EmbeddingType) -> bytes:
+    return trace.leaf(
+        trace.StepRecord(
+            canvas=canvas,
+            step=step,
+            before=decision.before.astype("<u4").tobytes(),
+            after=decision.after.astype("<u4").tobytes(),
+            argmax=decision.argmax.astype("<u4").tobytes(),
+            accepted=np.packbits(decision.accepted, bitorder="little").tobytes(),
+            embedding_digest=trace.embedding_digest(kind, decision.soft),
+            fingerprint=decision.fingerprint.astype("<f2").tobytes(),
+        )
+    )

@@ -1,0 +1,30 @@
+"""Which errors of a forward pass are a row's own, and what they are called."""
+
+import torch
+
+from piecework_model.requests import FailureKind
+
+_CPU_OUT_OF_MEMORY = "DefaultCPUAllocator"  # torch has no exception type of its own for the CPU
+
+
+class NonFiniteError(Exception):
+    """The model produced NaN or infinity."""
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether less work at once could succeed."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or _CPU_OUT_OF_MEMORY in str(error)
+
+
+def failure_of(error: Exception) -> tuple[FailureKind, str]:
+    """Kind and message, which holds no text of the job. A broken accelerator is no row's failure: it is
+    raised again, and the process has to be restarted."""
+    if isinstance(error, torch.AcceleratorError):
+        raise error
+    if isinstance(error, NonFiniteError):
+        return "non_finite", "the model produced NaN or infinity"
+    if is_out_of_memory(error):
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return "out_of_memory", "the row does not fit into memory"
+    return "internal", f"the forward pass failed: {type(error).__name__}"

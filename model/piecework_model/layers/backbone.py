@@ -1,0 +1,333 @@
+"""One pass of DiffusionGemma over tokens of many rows at once, each row against its own cache.
+
+Encoder and decoder of the published model are one stack of layers with tied weights (only `layer_scalar` is
+each half's own), so chunks that are prefilled causally and canvases that are denoised can share a pass:
+every projection sees all tokens of all rows as one matrix [T, H], attention runs row by row. In each layer
+the chunks write their keys and values before anybody reads, so a canvas may be denoised in the very pass
+that commits what stands before it.
+
+The order of operations is that of `modeling_diffusion_gemma.py` in transformers 5.23, whose modules and
+weights these are. With matrix products that do not depend on the number of rows (layers/invariance.py) a
+token's result is the same bit for bit whatever shares the pass.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import DiffusionGemmaForBlockDiffusion
+
+from piecework_model import limits
+from piecework_model.elementwise import by_rows
+from piecework_model.layers.cache import RowCache
+from piecework_model.layers.graphs import CudaRecorder, Pieces, PlainPieces, RecordedPieces, Tensors
+from piecework_model.layers.moe import Mixture
+from piecework_model.layers.moe_backends import Chosen, mixture_for
+from piecework_model.layers.projections import Projection, projection
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Consecutive tokens of one row in a pass: `tokens` of them from `start` in the batch, standing `offset`
+    tokens behind the row's committed ones."""
+
+    cache: RowCache
+    start: int
+    tokens: int
+    offset: int
+    causal: bool
+
+    @property
+    def span(self) -> slice:
+        return slice(self.start, self.start + self.tokens)
+
+    @property
+    def position(self) -> int:
+        """Absolute position of the first token."""
+        return self.cache.length + self.offset
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """A layer's modules in the order of their use, with the projections that run them."""
+
+    kind: str
+    heads: int
+    head_dim: int
+    window: int
+    attention: Any
+    decoder: Any
+    q: Projection
+    k: Projection
+    v: Projection | None
+    o: Projection
+    gate: Projection
+    up: Projection
+    down: Projection
+    route: Projection
+    top_k: int
+    mixture: Chosen
+    canvas_scalar: Tensor
+    causal_scalar: Tensor
+
+
+class Backbone:
+    """The stack of one loaded model. Holds no state of any row."""
+
+    def __init__(
+        self,
+        model: DiffusionGemmaForBlockDiffusion,
+        *,
+        minimum_rows: int,
+        pack: bool,
+        pieces: Pieces | None = None,
+        mask_bytes: int = limits.KEPT_MASK_BYTES,
+    ) -> None:
+        """minimum_rows: of a matrix product (layers/invariance.py). pack: weights may be laid out again.
+        pieces: who runs what comes again; if not given, graphs record it where they can. mask_bytes: of
+        attention masks that are kept from one pass to the next.
+        """
+        decoder, text = model.model.decoder, model.config.text_config
+        self._decoder: Any = decoder
+        self._eps: float = text.rms_norm_eps
+        self._hidden: int = text.hidden_size
+        encoder = model.model.encoder.language_model
+        self._layers = [
+            _layer(text, kind, *halves, minimum_rows=minimum_rows, pack=pack)
+            for kind, *halves in zip(text.layer_types, decoder.layers, encoder.layers, strict=True)
+        ]
+        fused = all(layer.mixture.name == "fused" for layer in self._layers)
+        recordable = fused and model.device.type == "cuda"  # other mixtures count on the host
+        usual = RecordedPieces(CudaRecorder(), limits.GRAPH_BYTES) if recordable else _PLAIN
+        self._pieces: Pieces = pieces or usual
+        self._masks: dict[tuple[int, int, int], Tensor] = {}
+        self._mask_bytes = mask_bytes
+        self._rotated: tuple[list[tuple[int, int]], dict[str, Tensors]] | None = None
+        self._known_angles: dict[tuple[int, int], dict[str, Tensors]] = {}
+        conditioning = decoder.self_conditioning
+        self._condition_gate = projection(conditioning.gate_proj, pack)
+        self._condition_up = projection(conditioning.up_proj, pack)
+        self._condition_down = projection(conditioning.down_proj, pack)
+
+    @property
+    def mixtures(self) -> str:
+        """What runs the experts, for the engine profile."""
+        return "+".join(sorted({layer.mixture.name for layer in self._layers}))
+
+    def release(self) -> None:
+        """Lets go of what only saves work: recordings and masks."""
+        self._pieces.forget()
+        self._masks.clear()
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token embeddings [T, H] of ids [T]."""
+        embedded: Tensor = self._decoder.embed_tokens(ids)
+        return embedded
+
+    def condition(self, embedded: Tensor, soft: Tensor) -> Tensor:
+        """What the stack sees of canvas tokens [T, H], given the soft embeddings [T, H] of the step
+        before."""
+        module = self._decoder.self_conditioning
+        normed = functional.rms_norm(soft, (self._hidden,), module.pre_norm.weight, self._eps)
+        signal = self._condition_down(
+            by_rows(module.act_fn, self._condition_gate(normed)) * self._condition_up(normed)
+        )
+        return functional.rms_norm(embedded + signal, (self._hidden,), None, self._eps)
+
+    def run(self, hidden: Tensor, segments: Sequence[Segment], canvas_tokens: int) -> Tensor:
+        """The stack over hidden [T, H]; the first `canvas_tokens` of the T are of canvases, the others
+        causal.
+
+        Returns the final normed states [canvas_tokens, H] of the canvases. What the causal segments add to
+        their caches is written but not committed.
+        """
+        rotary = self._rotary(segments, hidden)
+        # A pass that prefills has a shape that may never come back; what comes again is worth recording.
+        pieces = self._pieces if canvas_tokens == hidden.shape[0] else _PLAIN
+        queries, keys, values = pieces.run("enter", self._enter, hidden, *rotary[self._layers[0].kind])
+        for index, following in enumerate(self._layers[1:]):
+            attended = self._attend(index, queries, keys, values, segments)
+            hidden, queries, keys, values = pieces.run(
+                f"cross-{index}",
+                partial(self._cross, index, canvas_tokens),
+                *(hidden, attended, *rotary[following.kind]),
+            )
+        attended = self._attend(len(self._layers) - 1, queries, keys, values, segments)
+        (states,) = pieces.run("leave", partial(self._leave, canvas_tokens), hidden, attended)
+        if sum(mask.nbytes for mask in self._masks.values()) > self._mask_bytes:
+            self._masks.clear()  # every layer has used those of this pass
+        return states
+
+    def _enter(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensors:
+        """What the first attention needs of hidden [T, H]."""
+        return self._project(self._layers[0], hidden, (cos, sin))
+
+    def _cross(self, index: int, canvas_tokens: int, *tensors: Tensor) -> Tensors:
+        """From the attention of layer `index` to the next one's: of hidden [T, H], what was attended, and the
+        next layer's rotation, to the new hidden, queries, keys and values.
+        """
+        hidden, attended, cos, sin = tensors
+        hidden = self._finish(self._layers[index], hidden, attended, canvas_tokens)
+        return hidden, *self._project(self._layers[index + 1], hidden, (cos, sin))
+
+    def _leave(self, canvas_tokens: int, hidden: Tensor, attended: Tensor) -> Tensors:
+        """From the last attention to the final states [canvas_tokens, H]."""
+        hidden = self._finish(self._layers[-1], hidden, attended, canvas_tokens)
+        return (self._norm(hidden[:canvas_tokens], self._decoder.norm),)
+
+    def _finish(self, layer: _Layer, hidden: Tensor, attended: Tensor, canvas_tokens: int) -> Tensor:
+        """What a layer does with the output [T, heads * dim] of its attention."""
+        hidden = hidden + self._norm(layer.o(attended), layer.decoder.post_attention_layernorm)
+        hidden = hidden + self._feed_forward(layer, hidden)
+        hidden[:canvas_tokens] *= layer.canvas_scalar
+        if canvas_tokens < hidden.shape[0]:
+            hidden[canvas_tokens:] *= layer.causal_scalar
+        return hidden
+
+    def _norm(self, hidden: Tensor, norm: Any) -> Tensor:
+        return functional.rms_norm(hidden, (self._hidden,), norm.weight, self._eps)
+
+    def _rotary(self, segments: Sequence[Segment], hidden: Tensor) -> dict[str, Tensors]:
+        """Cosines and sines [T, 1, dim] of the tokens' positions, for each kind of layer. The steps of a
+        canvas stand where the step before them stood.
+        """
+        places = [(segment.position, segment.tokens) for segment in segments]
+        missing = hidden.shape[0] - sum(tokens for _, tokens in places)
+        places += [(0, missing)] * (missing > 0)  # padding
+        if self._rotated is None or self._rotated[0] != places:
+            parts = [self._angles(hidden, *place) for place in places]
+            made: dict[str, Tensors] = {
+                kind: (
+                    torch.cat([part[kind][0] for part in parts]),
+                    torch.cat([part[kind][1] for part in parts]),
+                )
+                for kind in self._decoder.unique_layer_types
+            }
+            self._rotated = places, made
+        return self._rotated[1]
+
+    def _angles(self, hidden: Tensor, position: int, tokens: int) -> dict[str, Tensors]:
+        """The same for one segment, whose shape its row alone decides (elementwise.py)."""
+        key = (position, tokens)
+        if key not in self._known_angles:
+            if len(self._known_angles) >= limits.KEPT_ANGLES:
+                self._known_angles.clear()
+            where = torch.arange(position, position + tokens, dtype=torch.int32, device=hidden.device)[None]
+            self._known_angles[key] = {
+                kind: tuple(part[0][:, None] for part in self._decoder.rotary_emb(hidden[None], where, kind))
+                for kind in self._decoder.unique_layer_types
+            }
+        return self._known_angles[key]
+
+    def _project(self, layer: _Layer, hidden: Tensor, rotary: Tensors) -> Tensors:
+        """Queries [T, heads, dim], keys and values [T, kv heads, dim], normed and rotated."""
+        module, tokens, dim = layer.attention, hidden.shape[0], layer.head_dim
+        hidden = self._norm(hidden, layer.decoder.input_layernorm)
+        queries = layer.q(hidden).view(tokens, layer.heads, dim)
+        queries = _rotate(functional.rms_norm(queries, (dim,), module.q_norm.weight, self._eps), rotary)
+        raw = layer.k(hidden).view(tokens, -1, dim)
+        values = raw if layer.v is None else layer.v(hidden).view(tokens, -1, dim)
+        keys = _rotate(functional.rms_norm(raw, (dim,), module.k_norm.weight, self._eps), rotary)
+        return queries, keys, functional.rms_norm(values, (dim,), None, self._eps)
+
+    def _attend(
+        self, index: int, queries: Tensor, keys: Tensor, values: Tensor, segments: Sequence[Segment]
+    ) -> Tensor:
+        """Attention of every segment over its row's cache and itself: [T, heads * dim]."""
+        tokens, layer = queries.shape[0], self._layers[index]
+        for segment in segments:
+            segment.cache.write(index, segment.offset, keys[segment.span], values[segment.span])
+        padded = sum(segment.tokens for segment in segments) < tokens
+        attended = torch.zeros_like(queries) if padded else torch.empty_like(queries)
+        for segment in segments:
+            seen_keys, seen_values, before = segment.cache.view(index, segment.offset, segment.tokens)
+            mask = (
+                self._mask(before, segment.tokens, layer.window, queries.device) if segment.causal else None
+            )
+            attended[segment.span] = functional.scaled_dot_product_attention(
+                queries[segment.span].transpose(0, 1)[None],  # [1, heads, tokens, dim]
+                seen_keys[None],
+                seen_values[None],
+                attn_mask=mask,
+                scale=1.0,
+                enable_gqa=True,
+            )[0].transpose(0, 1)
+        return attended.view(tokens, layer.heads * layer.head_dim)
+
+    def _mask(self, before: int, tokens: int, window: int, device: torch.device) -> Tensor:
+        """Which of before + tokens keys each of `tokens` queries sees: [tokens, before + tokens], bool."""
+        key = (before, tokens, window)
+        mask = self._masks.get(key)
+        if mask is None:
+            query = torch.arange(before, before + tokens, device=device)[:, None]
+            seen = torch.arange(before + tokens, device=device)[None]
+            mask = seen <= query
+            if window:
+                mask &= seen > query - window
+            self._masks[key] = mask
+        return mask
+
+    def _feed_forward(self, layer: _Layer, hidden: Tensor) -> Tensor:
+        """The dense MLP beside the mixture of experts, [T, H]."""
+        module = layer.decoder
+        dense = self._norm(hidden, module.pre_feedforward_layernorm)
+        dense = layer.down(by_rows(module.mlp.act_fn, layer.gate(dense)) * layer.up(dense))
+        dense = self._norm(dense, module.post_feedforward_layernorm_1)
+        weights, chosen = _routed(layer, hidden)
+        mixed = layer.mixture.mix(self._norm(hidden, module.pre_feedforward_layernorm_2), chosen, weights)
+        mixed = self._norm(mixed, module.post_feedforward_layernorm_2)
+        return self._norm(dense + mixed, module.post_feedforward_layernorm)
+
+
+_PLAIN: Final = PlainPieces()
+
+
+def _routed(layer: _Layer, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights [T, k] float32 and ids [T, k] of each token's experts, as transformers' router has them."""
+    router = layer.decoder.router
+    states = router.norm(hidden) * router.scale * router.scalar_root_size
+    probabilities = functional.softmax(layer.route(states), dim=-1, dtype=torch.float32)
+    weights, chosen = torch.topk(probabilities, k=layer.top_k, dim=-1)
+    return weights / weights.sum(dim=-1, keepdim=True) * router.per_expert_scale[chosen], chosen
+
+
+def _rotate(states: Tensor, rotary: Tensors) -> Tensor:
+    """Rotary position embedding of [T, heads, dim] (arXiv 2104.09864), halves rotated as in transformers."""
+    cos, sin = rotary
+    half = states.shape[-1] // 2
+    turned = torch.cat((-states[..., half:], states[..., :half]), dim=-1)
+    return (states * cos) + (turned * sin)
+
+
+def _layer(text: Any, kind: str, decoder: Any, encoder: Any, *, minimum_rows: int, pack: bool) -> _Layer:
+    attention, mlp = decoder.self_attn, decoder.mlp
+    return _Layer(
+        kind=kind,
+        heads=text.num_attention_heads,
+        head_dim=attention.head_dim,
+        window=text.sliding_window if kind == "sliding_attention" else 0,
+        attention=attention,
+        decoder=decoder,
+        q=projection(attention.q_proj, pack),
+        k=projection(attention.k_proj, pack),
+        v=None if attention.v_proj is None else projection(attention.v_proj, pack),
+        o=projection(attention.o_proj, pack),
+        gate=projection(mlp.gate_proj, pack),
+        up=projection(mlp.up_proj, pack),
+        down=projection(mlp.down_proj, pack),
+        route=projection(decoder.router.proj, pack),
+        top_k=text.top_k_experts,
+        mixture=mixture_for(
+            decoder.experts,
+            Mixture(decoder.experts, minimum_rows=minimum_rows, pack=pack),
+            text.top_k_experts,
+            attention.q_norm.weight.device,
+            attention.q_norm.weight.dtype,
+        ),
+        canvas_scalar=decoder.layer_scalar,
+        causal_scalar=encoder.layer_scalar,
+    )

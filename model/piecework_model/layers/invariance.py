@@ -1,0 +1,121 @@
+"""Whether a row of a matrix product depends on how many rows there are, measured on this machine.
+
+Libraries choose kernels, and so orders of summation, by shape: a product of 1 to 3 rows is often another sum
+than the same rows among 64. Which order is taken depends on shapes and addresses and never on the numbers,
+so random numbers show it. A row's result is then a function of the row alone as long as no product has fewer
+rows than `minimum_rows`, and where no such number exists every row has to run alone.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import DiffusionGemmaForBlockDiffusion
+
+from piecework_model.layers.projections import Projection, may_pack, product, weight_projection
+
+ROW_COUNTS: Final = (*range(1, 17), 20, 24, 31, 32, 33, 48, 64, 65, 96, 128, 192, 256, 320, 384, 512, 576)
+"""Row counts that are tried: all small ones, and those around the tiles of kernels."""
+_MOST_ROWS: Final = 640
+"""A pass on a CPU has at most so many, a canvas beyond its limit included."""
+_MOST_INPUTS: Final = 32_768
+"""Numbers that are summed, of the product with a vocabulary on a CPU, where more would take seconds."""
+_MOST_OUTPUTS: Final = 1024
+"""Columns that are tried of a product: kernels do not change beyond, and a vocabulary would take seconds."""
+_SEED: Final = 20260214
+
+
+@dataclass(frozen=True, slots=True)
+class Invariance:
+    """minimum_rows: products of at least so many rows have rows that do not depend on their number.
+    isolated: there is no such number that would serve; every row of the engine must run alone."""
+
+    minimum_rows: int
+    isolated: bool
+
+
+_measured: WeakKeyDictionary[nn.Module, dict[int, Invariance]] = WeakKeyDictionary()
+
+
+def invariance_of(model: DiffusionGemmaForBlockDiffusion) -> Invariance:
+    """What `measure` says, once for each model and number of threads in this process."""
+    known = _measured.setdefault(model, {})
+    threads = torch.get_num_threads()
+    if threads not in known:
+        known[threads] = measure(model)
+    return known[threads]
+
+
+def measure(model: DiffusionGemmaForBlockDiffusion) -> Invariance:
+    """Tries every shape of product that a pass makes with the model's own weights."""
+    canvas: int = model.config.canvas_length
+    needed = max(map(_needed, _products(model)))
+    return Invariance(1, isolated=True) if needed > canvas else Invariance(needed, isolated=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Product:
+    """How to run one, and what its rows are."""
+
+    run: Projection
+    width: int
+    device: torch.device
+    dtype: torch.dtype
+
+
+def _needed(tried: _Product) -> int:
+    """The least number of rows from which on nothing depends on it; beyond all tried ones if there is
+    none."""
+    generator = torch.Generator(device="cpu").manual_seed(_SEED)
+    rows = torch.randn((_MOST_ROWS, tried.width), generator=generator).to(tried.device, tried.dtype)
+    with torch.inference_mode():
+        whole = tried.run(rows)
+        wrong = [
+            count
+            for count in ROW_COUNTS
+            if not torch.equal(tried.run(rows[:count].clone()), whole[:count])
+            or not torch.equal(tried.run(rows[-count:].clone()), whole[-count:])
+        ]
+    return max(wrong, default=0) + 1
+
+
+def _products(model: Any) -> Iterator[_Product]:
+    """One product of each kind and shape that a pass makes."""
+    pack = may_pack(model)
+    embedding: Tensor = model.model.decoder.embed_tokens.weight
+    device, dtype = embedding.device, embedding.dtype
+    if device.type == "cpu":
+        embedding = embedding[:_MOST_INPUTS]
+    yield _Product(product(embedding[:, :_MOST_OUTPUTS], pack), embedding.shape[0], device, dtype)
+    seen: set[tuple[Any, ...]] = set()
+    for name, module in model.named_modules():
+        if "vision" in name:
+            continue
+        for kind, run, width in _of_module(module, model.config.text_config.hidden_size, pack):
+            if kind not in seen:
+                seen.add(kind)
+                yield _Product(run(), width, device, dtype)
+
+
+def _of_module(
+    module: Any, hidden: int, pack: bool
+) -> Iterator[tuple[tuple[Any, ...], Callable[[], Projection], int]]:
+    """The products of a module, of any kind of linear one and of experts: what makes one like another, how
+    to run it, and how wide its rows are."""
+    if type(module) is nn.Linear:
+        yield ("linear", *module.weight.shape), partial(_plain, module.weight, pack), module.in_features
+    elif hasattr(module, "in_features"):
+        yield (type(module), module.in_features, module.out_features), lambda: module, module.in_features
+    elif hasattr(module, "num_experts") and hasattr(module, "run"):
+        yield (type(module),), lambda: partial(module.run, 0), hidden
+    elif isinstance(getattr(module, "gate_up_proj", None), nn.Parameter):
+        for weight in (module.gate_up_proj[0], module.down_proj[0]):
+            yield ("expert", *weight.shape), partial(_plain, weight, pack), weight.shape[1]
+
+
+def _plain(weight: Tensor, pack: bool) -> Projection:
+    return weight_projection(weight[:_MOST_OUTPUTS], pack)

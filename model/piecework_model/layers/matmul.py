@@ -1,0 +1,107 @@
+"""Matrix products on CUDA in which a row's bits do not depend on how many rows there are.
+
+cuBLAS chooses a kernel by the shape of the whole product: 256 rows may be summed in another order than
+4,096, so a row alone and the same row among sixteen may differ in their last bits, and later in their text.
+Trying some row counts at the start (layers/invariance.py) shows that for those counts only. Here every
+product is made of tiles of one size, each summed along the inner dimension in one order, so it holds by
+construction; it is tried on the device all the same.
+
+**Cost.** A tile is 64 rows high. Against cuBLAS's best at thousands of rows such tiles reach perhaps half
+of the arithmetic; at one row of the released model (256 tokens) the time is that of reading the weights
+either way. The price is paid by whoever serves many rows: less for each than running the rows one after
+another.
+
+Never run on a GPU: held against torch in Triton's interpreter, where factors are float32, and compiled.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Final
+
+import torch
+from torch import Tensor
+
+TILE_ROWS: Final = 64
+TILE_COLUMNS: Final = 128
+TILE_INNER: Final = 64
+WARPS: Final = 4
+STAGES: Final = 3  # of copies in flight: 74 KB of shared memory, which consumer cards have
+
+Multiply = Callable[[Tensor, Tensor], Tensor]
+"""states [n, in] and weight [out, in], of any strides -> [n, out]."""
+
+_TRIED_SHAPE: Final = (520, 320, 192)  # rows, inner, columns: several tiles each, none of them even
+_TRIED_ROWS: Final = (1, 2, 17, 64, 100, 256)
+_TOLERANCE: Final = 0.01  # of the largest output; bfloat16's step is 0.4 %
+_SEED: Final = 20261125
+
+
+def multiply(states: Tensor, weight: Tensor) -> Tensor:
+    """states [n, in] x weight [out, in]^T in the states' type, every tile of one size."""
+    # Here, because a CPU runs this module without Triton.
+    import triton
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpretedFunction
+
+    from piecework_model.layers import matmul_kernels as product_kernels
+
+    count, width = states.shape
+    if weight.shape[1] != width or weight.dtype is not states.dtype:
+        raise ValueError(f"{tuple(states.shape)} {states.dtype} x {tuple(weight.shape)} {weight.dtype}")
+    outputs = weight.shape[0]
+    out = states.new_empty((count, outputs))
+    # The interpreter multiplies bfloat16 as if its bits were integers; float32 holds every such product.
+    interpreted = isinstance(product_kernels.fixed_product, InterpretedFunction)
+    wide = interpreted or states.dtype is torch.float32
+    grid = (triton.cdiv(count, TILE_ROWS), triton.cdiv(outputs, TILE_COLUMNS))
+    product_kernels.fixed_product[grid](
+        states.contiguous(),
+        weight,
+        out,
+        count,
+        width=width,
+        outputs=outputs,
+        output_stride=weight.stride(0),
+        width_stride=weight.stride(1),
+        compute=tl.float32 if wide else tl.bfloat16,
+        rows=TILE_ROWS,
+        columns=TILE_COLUMNS,
+        inner=TILE_INNER,
+        num_warps=WARPS,
+        num_stages=STAGES,
+    )
+    return out
+
+
+@cache
+def refusal(device: torch.device, dtype: torch.dtype) -> str:
+    """Why products on a device are left to torch, or empty. Tried once a process."""
+    if device.type != "cuda":
+        return f"no kernels for {device.type}"
+    try:
+        import triton  # noqa: F401  only whether it is there
+    except ImportError as error:
+        return f"no Triton: {error}"
+    return trial(multiply, device, dtype)
+
+
+def trial(tried: Multiply, device: torch.device, dtype: torch.dtype) -> str:
+    """What is wrong with a product, or empty. Fixed random matrices, both ways that weights lie in memory."""
+    rows, width, outputs = _TRIED_SHAPE
+    generator = torch.Generator().manual_seed(_SEED)
+    states = torch.randn((rows, width), generator=generator).to(device, dtype)
+    straight = torch.randn((outputs, width), generator=generator).to(device, dtype)
+    for weight in (straight, straight.t().contiguous().t()):
+        try:
+            whole = tried(states, weight)
+            parts = {count: tried(states[:count], weight) for count in _TRIED_ROWS}
+        except (RuntimeError, ValueError, NotImplementedError) as error:
+            return f"it does not run: {str(error).splitlines()[0]}"
+        expected = states.float() @ weight.float().t()
+        error_share = float((whole.float() - expected).abs().max() / expected.abs().max())
+        if not error_share <= _TOLERANCE:
+            return f"its results differ by {error_share:.2%} of the largest"
+        for count, part in parts.items():
+            if not torch.equal(part, whole[:count]):
+                return f"a row has other bits among {count} rows than among {rows}"
+    return ""

@@ -1,0 +1,75 @@
+"""The mixture of experts over tokens of many rows: each expert once a pass, for all tokens that chose it.
+
+The sum over a token's experts runs in ascending order of the experts and rounds after each, as the loop of
+transformers' `DiffusionGemmaTextExperts` does, so both give the same bits.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from piecework_model.elementwise import by_rows
+from piecework_model.layers.projections import weight_projection
+
+Expert = Callable[[Tensor], Tensor]
+
+
+class Mixture:
+    """The experts of one layer. A module with a method `run(expert, rows)` (quantized or offloaded experts)
+    is asked for each expert's output; transformers' own module is run from its two weight tensors."""
+
+    def __init__(self, experts: Any, *, minimum_rows: int, pack: bool) -> None:
+        """minimum_rows: products of fewer rows may differ in their last bits, so none is made."""
+        self._count: int = experts.num_experts
+        self._minimum_rows = minimum_rows
+        own = getattr(experts, "run", None)
+        self._experts: list[Expert] = [
+            _foreign(own, index) if own is not None else _plain(experts, index, pack)
+            for index in range(self._count)
+        ]
+
+    def __call__(self, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        """The weighted sum [T, H] of each token's experts. chosen: [T, k] int64; weights: [T, k] float32."""
+        tokens, k = chosen.shape
+        chosen, by_expert = chosen.sort(dim=-1)
+        weights = weights.gather(-1, by_expert)
+        order = chosen.flatten().argsort(stable=True)  # [T * k], grouped by expert, then by token
+        grouped = hidden[order // k]
+        outputs = grouped.new_empty(grouped.shape)
+        start = 0
+        for expert, count in enumerate(chosen.flatten().bincount(minlength=self._count).tolist()):
+            if count:
+                stop = start + count
+                outputs[start:stop] = self._run(expert, grouped, start, stop)
+                start = stop
+        outputs = (outputs * weights.flatten()[order][:, None]).to(hidden.dtype)
+        back = order.argsort()
+        scattered = outputs[back].view(tokens, k, -1)
+        total = scattered[:, 0].clone()
+        for rank in range(1, k):
+            total += scattered[:, rank]
+        return total
+
+    def _run(self, expert: int, grouped: Tensor, start: int, stop: int) -> Tensor:
+        """The expert's output for grouped[start:stop]. Too few rows are filled up with their neighbours."""
+        low = max(0, min(start, grouped.shape[0] - self._minimum_rows))
+        high = max(stop, min(low + self._minimum_rows, grouped.shape[0]))
+        return self._experts[expert](grouped[low:high])[start - low : stop - low]
+
+
+def _foreign(run: Callable[[int, Tensor], Tensor], index: int) -> Expert:
+    return lambda rows: run(index, rows)
+
+
+def _plain(experts: Any, index: int, pack: bool) -> Expert:
+    """transformers' expert `index`: act(gate) * up, then down."""
+    gate_up = weight_projection(experts.gate_up_proj[index], pack)
+    down = weight_projection(experts.down_proj[index], pack)
+    act = experts.act_fn
+
+    def run(rows: Tensor) -> Tensor:
+        gate, up = gate_up(rows).chunk(2, dim=-1)
+        return down(by_rows(act, gate) * up)
+
+    return run

@@ -1,0 +1,137 @@
+"""The Triton kernels of the mixture of experts: two grouped products. `layers/moe_triton.py` calls them.
+
+N = token and expert pairs, T x k, grouped by expert; H hidden size, I expert width. A program takes one
+tile of rows of one expert and one block of columns. Which tile belongs to which expert is read from device
+memory, so the grid needs no number that only the device knows.
+"""
+
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
+# ruff: noqa: PLR0917 (Triton binds arguments by place)
+
+import triton
+import triton.language as tl
+
+from piecework_model.sampling.sampler_kernels import rounded, tanh
+
+_GELU_SCALE = tl.constexpr(0.7978845608028654)  # sqrt(2 / pi)
+_GELU_CUBE = tl.constexpr(0.044715)
+
+
+@triton.jit
+def _gelu(x):
+    """The tanh form of Hendrycks and Gimpel, arXiv 1606.08415, as torch computes it in float32."""
+    return 0.5 * x * (1.0 + tanh((x + x * x * x * _GELU_CUBE) * _GELU_SCALE))
+
+
+@triton.jit
+def _weights(base, columns, inner, width: tl.constexpr, outputs: tl.constexpr, even: tl.constexpr):
+    """A block [inner, columns] of a matrix [outputs, width]; zeros outside of it."""
+    places = base + columns[None, :] * width + inner[:, None]
+    if even:
+        block = tl.load(places)
+    else:
+        block = tl.load(places, mask=(columns < outputs)[None, :] & (inner < width)[:, None], other=0.0)
+    return block
+
+
+@triton.jit
+def expert_up(
+    hidden,  # [T, H]
+    weight,  # [E, 2 I, H], experts `weight_stride` elements apart
+    scale,  # [E, 2 I] float32, experts `scale_stride` elements apart; unread without `scaled`
+    order,  # [N] int32: which pair stands at a place
+    starts,  # [E + 1] int32: the first place of each expert
+    tile_expert,  # [tiles] int32, `experts` for a tile that is not needed
+    tile_first,  # [tiles] int32: its first place
+    out,  # [N, I], written in the order of places
+    experts: tl.constexpr,
+    top_k: tl.constexpr,
+    width: tl.constexpr,  # H
+    outputs: tl.constexpr,  # I
+    weight_stride: tl.constexpr,
+    scale_stride: tl.constexpr,
+    scaled: tl.constexpr,
+    compute: tl.constexpr,  # the type of the factors of a product
+    rows: tl.constexpr,
+    columns: tl.constexpr,
+    inner: tl.constexpr,
+):
+    """act(gate) * up for one tile. Every intermediate is rounded where the modules round it."""
+    expert = tl.load(tile_expert + tl.program_id(0))
+    if expert == experts:
+        return
+    place = tl.load(tile_first + tl.program_id(0)) + tl.arange(0, rows)
+    inside = place < tl.load(starts + expert + 1)
+    token = tl.load(order + place, mask=inside, other=0) // top_k
+    column = tl.program_id(1) * columns + tl.arange(0, columns)
+    even: tl.constexpr = (width % inner == 0) and (outputs % columns == 0)
+    gates = weight + expert.to(tl.int64) * weight_stride
+    ups = gates + outputs * width
+    gate = tl.zeros((rows, columns), dtype=tl.float32)
+    up = tl.zeros((rows, columns), dtype=tl.float32)
+    for start in range(0, width, inner):
+        depth = start + tl.arange(0, inner)
+        there = inside[:, None] & (depth < width)[None, :]
+        state = tl.load(hidden + token[:, None].to(tl.int64) * width + depth[None, :], mask=there, other=0.0)
+        state = state.to(compute)
+        gate_block = _weights(gates, column, depth, width, outputs, even).to(compute)
+        gate = tl.dot(state, gate_block, gate, input_precision="ieee")
+        up_block = _weights(ups, column, depth, width, outputs, even).to(compute)
+        up = tl.dot(state, up_block, up, input_precision="ieee")
+    gate, up = rounded(gate, out.dtype.element_ty), rounded(up, out.dtype.element_ty)
+    if scaled:
+        scales = scale + expert.to(tl.int64) * scale_stride + column
+        gate *= tl.load(scales, mask=column < outputs, other=0.0)[None, :]
+        up *= tl.load(scales + outputs, mask=column < outputs, other=0.0)[None, :]
+    result = rounded(rounded(_gelu(gate), out.dtype.element_ty) * up, out.dtype.element_ty)
+    target = out + place[:, None].to(tl.int64) * outputs + column[None, :]
+    tl.store(target, result.to(out.dtype.element_ty), mask=inside[:, None] & (column < outputs)[None, :])
+
+
+@triton.jit
+def expert_down(
+    states,  # [N, I], what `expert_up` wrote
+    weight,  # [E, H, I], experts `weight_stride` elements apart
+    scale,  # [E, H] float32, experts `scale_stride` elements apart; unread without `scaled`
+    order,  # [N] int32
+    starts,  # [E + 1] int32
+    tile_expert,  # [tiles] int32
+    tile_first,  # [tiles] int32
+    shares,  # [N] float32: the weight of a pair, by pair
+    out,  # [N, H], written by pair
+    experts: tl.constexpr,
+    width: tl.constexpr,  # I
+    outputs: tl.constexpr,  # H
+    weight_stride: tl.constexpr,
+    scale_stride: tl.constexpr,
+    scaled: tl.constexpr,
+    compute: tl.constexpr,
+    rows: tl.constexpr,
+    columns: tl.constexpr,
+    inner: tl.constexpr,
+):
+    """The expert's output for one tile times each pair's share, put where the pair belongs."""
+    expert = tl.load(tile_expert + tl.program_id(0))
+    if expert == experts:
+        return
+    place = tl.load(tile_first + tl.program_id(0)) + tl.arange(0, rows)
+    inside = place < tl.load(starts + expert + 1)
+    pair = tl.load(order + place, mask=inside, other=0)
+    column = tl.program_id(1) * columns + tl.arange(0, columns)
+    even: tl.constexpr = (width % inner == 0) and (outputs % columns == 0)
+    matrix = weight + expert.to(tl.int64) * weight_stride
+    total = tl.zeros((rows, columns), dtype=tl.float32)
+    for start in range(0, width, inner):
+        depth = start + tl.arange(0, inner)
+        there = inside[:, None] & (depth < width)[None, :]
+        state = tl.load(states + place[:, None].to(tl.int64) * width + depth[None, :], mask=there, other=0.0)
+        block = _weights(matrix, column, depth, width, outputs, even).to(compute)
+        total = tl.dot(state.to(compute), block, total, input_precision="ieee")
+    total = rounded(total, out.dtype.element_ty)
+    if scaled:
+        scales = scale + expert.to(tl.int64) * scale_stride + column
+        total *= tl.load(scales, mask=column < outputs, other=0.0)[None, :]
+    share = tl.load(shares + pair, mask=inside, other=0.0)
+    result = rounded(total * share[:, None], out.dtype.element_ty)
+    target = out + pair[:, None].to(tl.int64) * outputs + column[None, :]
+    tl.store(target, result.to(out.dtype.element_ty), mask=inside[:, None] & (column < outputs)[None, :])

@@ -1,0 +1,150 @@
+"""The mixture of experts on CUDA: two grouped products for all experts of a layer, and no look at the host.
+
+`layers/moe.py` asks how many tokens chose each expert and calls each expert in turn: in the released
+model that is one wait for the device and about a thousand launches a layer, 30,000 a step, more than 100 ms
+against the 17 ms that the weights take to be read. Here the device works out itself which tile of rows
+belongs to which expert. The number of tiles that is launched is the most that there can be, N / TILE_ROWS +
+E, and tiles that are not needed end at once. So nothing depends on the host, and a piece with experts in it
+can be recorded (layers/graphs.py).
+
+**Reproducibility.** A row's bits depend on that row, its expert's weights and the constants below: every
+product has TILE_ROWS rows, empty ones included, and one order along the inner dimension. They do not depend
+on how many tokens share the pass, nor on which tile or place a token gets. Rounding stands where the
+modules round (after each product, the activation, the gating, the share), and a token's experts are summed
+in ascending order, so results are those of `Mixture` but for the order of sums inside a product.
+
+**Cost.** TILE_ROWS is 64 for every size of batch, because another height could be another instruction and
+another order. At one row of the released model an expert has 16 tokens on average, so three quarters of the
+arithmetic are empty: 2.9 TFLOP a step, 4 ms of an H100's tensor cores, beside 15 ms in which the experts'
+weights are read. At 16 rows an expert has 256 tokens and little is empty; its weights are then read four
+times, mostly from the L2 cache.
+
+Weights are bfloat16 or float32 as published, or float8 with one scale an output (`quantization.Fp8`), which
+the kernels turn into the states' type tile by tile. Never run on a GPU: held against `Mixture` in Triton's
+interpreter, where products are in float32, and compiled for real targets. Times are arithmetic.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.runtime.interpreter import InterpretedFunction
+
+from piecework_model.layers import moe_kernels as kernels
+
+TILE_ROWS: Final = 64
+TILE_COLUMNS: Final = 64
+TILE_INNER: Final = 64
+"""All three divide the released model's 2,816 and 704, and are part of a result's last bits."""
+WARPS: Final = 4
+STAGES: Final = 3  # of copies in flight: 74 KB of shared memory on Hopper, 49 KB elsewhere
+
+
+@dataclass(frozen=True, slots=True)
+class Matrices:
+    """One matrix of every expert. data: [E, out, in]. scales: [E, out] float32, or None."""
+
+    data: Tensor
+    scales: Tensor | None
+
+    def __post_init__(self) -> None:
+        if self.data.dim() != 3 or self.data.stride()[1:] != (self.data.shape[2], 1):
+            raise ValueError(
+                f"each expert's matrix must be contiguous: {self.data.shape}, {self.data.stride()}"
+            )
+        if self.scales is not None and (
+            self.scales.shape != self.data.shape[:2] or self.scales.dtype is not torch.float32
+        ):
+            raise ValueError(f"scales must be float32 {tuple(self.data.shape[:2])}")
+
+    def constants(self, states: Tensor) -> dict[str, Any]:
+        """What the kernels are compiled for."""
+        products = tl.float32 if _interpreted() or states.dtype is torch.float32 else tl.bfloat16
+        return {
+            "experts": self.data.shape[0],
+            "weight_stride": self.data.stride(0),
+            "scale_stride": self.scales.stride(0) if self.scales is not None else 0,
+            "scaled": self.scales is not None,
+            "compute": products,
+            "rows": TILE_ROWS,
+            "columns": TILE_COLUMNS,
+            "inner": TILE_INNER,
+            "num_warps": WARPS,
+            "num_stages": STAGES,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """Which pairs of token and expert stand where; all int32 and on the device. N pairs, E experts.
+
+    order: [N], the pair at each place, grouped by expert. starts: [E + 1], each expert's first place.
+    expert, first: of each tile, its expert (E for none) and its first place.
+    """
+
+    order: Tensor
+    starts: Tensor
+    expert: Tensor
+    first: Tensor
+
+
+def tiles(chosen: Tensor, experts: int) -> Tiles:
+    """The tiles of pairs whose experts are `chosen` [N]. No number leaves the device."""
+    pairs = chosen.numel()
+    grouped, order = chosen.sort(stable=True)
+    device = chosen.device
+    starts = torch.searchsorted(grouped, torch.arange(experts + 1, device=device))
+    needed = (starts[1:] - starts[:-1] + TILE_ROWS - 1) // TILE_ROWS  # [E]
+    ends = needed.cumsum(0)
+    index = torch.arange(pairs // TILE_ROWS + experts, device=device)
+    expert = torch.searchsorted(ends, index, right=True)
+    owner = expert.clamp(max=experts - 1)
+    first = starts[owner] + (index - (ends - needed)[owner]) * TILE_ROWS
+    return Tiles(*(part.to(torch.int32) for part in (order, starts, expert, first)))
+
+
+class FusedMixture:
+    """The experts of one layer. The same call as `Mixture`."""
+
+    def __init__(self, gate_up: Matrices, down: Matrices) -> None:
+        """gate_up: [E, 2 I, H]. down: [E, H, I]."""
+        experts, doubled, hidden = gate_up.data.shape
+        if down.data.shape != (experts, hidden, doubled // 2):
+            raise ValueError(f"{tuple(gate_up.data.shape)} and {tuple(down.data.shape)} are no experts")
+        self._gate_up, self._down = gate_up, down
+        self.hidden_size: int = hidden
+        self._experts, self._width = experts, doubled // 2
+
+    def __call__(self, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        """The weighted sum [T, H] of each token's experts. chosen: [T, k] int64; weights: [T, k] float32."""
+        tokens, k = chosen.shape
+        chosen, by_expert = chosen.sort(dim=-1)
+        shares = weights.gather(-1, by_expert).to(torch.float32).flatten().contiguous()
+        grid = tiles(chosen.flatten(), self._experts)
+        states = hidden.contiguous()
+        inner = states.new_empty((tokens * k, self._width))
+        outputs = states.new_empty((tokens * k, self.hidden_size))
+        places = (grid.order, grid.starts, grid.expert, grid.first)
+        count = len(grid.expert)
+        up, down = self._gate_up, self._down
+        kernels.expert_up[(count, triton.cdiv(self._width, TILE_COLUMNS))](
+            states, up.data, up.scales, *places, inner,
+            top_k=k, width=self.hidden_size, outputs=self._width, **up.constants(states),
+        )  # fmt: skip
+        kernels.expert_down[(count, triton.cdiv(self.hidden_size, TILE_COLUMNS))](
+            inner, down.data, down.scales, *places, shares, outputs,
+            width=self._width, outputs=self.hidden_size, **down.constants(states),
+        )  # fmt: skip
+        scattered = outputs.view(tokens, k, self.hidden_size)
+        total = scattered[:, 0].clone()
+        for rank in range(1, k):  # in ascending order of the experts, rounded after each
+            total += scattered[:, rank]
+        return total
+
+
+def _interpreted() -> bool:
+    """The interpreter multiplies bfloat16 as if its bits were integers; float32 holds every such product."""
+    return isinstance(kernels.expert_up, InterpretedFunction)

@@ -1,0 +1,214 @@
+"""Products with packed weights on a processor's own instructions, and whether they may be used.
+
+Each kernel is a `Codec` that stores what its instruction wants. Its oracle is the codec of `quantization.py`
+that unpacks and multiplies. `refusal` tries a kernel on the device at hand: it has to agree with its oracle,
+and give a row the same bits alone and among others, because a result may not depend on who shares the batch.
+A kernel that fails is not used, and the engine profile says what runs.
+
+  Fp8ScaledMm  torch._scaled_mm, one scale a token and one an output channel (compute capability 8.9 and up).
+               Rounds activations to e4m3 too, each token by its own scale: not the same function as
+               weight-only, so it has a name of its own.
+  Int4Tiles    torch's _weight_int4pack_mm (capability 8.0 and up, bfloat16): the same function as its oracle.
+
+What ran: both on a CPU, where torch has the same two operators, and both are admitted there. On a GPU neither
+has run for this project; `_convert_weight_to_int4pack`, which lays out for CUDA, has never been called.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final, Literal, Protocol
+
+import torch
+import torch.nn.functional as F  # noqa: N812  torch's own spelling
+from torch import Tensor
+
+from piecework_model import precision
+from piecework_model.layers.quantization import FP8_MAX, Codec, Fields, FieldSpec, Fp8, Int4, Recipe
+
+FP8_CAPABILITY: Final = (8, 9)
+INT4_CAPABILITY: Final = (8, 0)
+_INNER_TILES: Final = (8, 4, 2)
+"""Tiles of 16 inputs that a thread of the CUDA kernel loads at once: as many as divide the matrix."""
+_TRIED_ROWS: Final = (1, 2, 7, 16, 33, 256, 512, 1024)
+"""Batches in which a row must have the bits that it has among all: one token, a few, an expert's share, some
+canvases."""
+_CANVAS_ROWS: Final = 256
+MOST_ROWS: Final = 4096
+"""Of one product, and of the trial on a GPU: there no product is larger than what was tried."""
+_PADDED_ROWS: Final = 16
+"""The least that the float8 product is asked for: a tile of the tensor cores is as high, so it costs nothing,
+and the CPU's version sums fewer than 4 rows in another order (measured)."""
+
+
+class Kernel(Codec, Protocol):
+    """A codec that stands for another. tolerance: largest error, as a share of the largest output."""
+
+    @property
+    def oracle(self) -> Codec:
+        """The codec that unpacks, on any device."""
+
+    @property
+    def tolerance(self) -> float:
+        """How far from the oracle it may be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fp8ScaledMm:
+    """float8 weights and activations; sums in the tensor cores."""
+
+    name: ClassVar[str] = "fp8-scaled-mm"
+    oracle: ClassVar[Codec] = Fp8()
+    tolerance: ClassVar[float] = 0.06  # that of activations in e4m3
+
+    def specs(self, outputs: int, inputs: int) -> Sequence[FieldSpec]:
+        """As `Fp8` stores it."""
+        return self.oracle.specs(outputs, inputs)
+
+    def pack(self, weight: Tensor) -> Fields:
+        """As `Fp8` packs it."""
+        return self.oracle.pack(weight)
+
+    def matmul(self, rows: Tensor, fields: Fields) -> Tensor:
+        """rows [n, in], each rounded to e4m3 by its own scale, times the matrix."""
+        if rows.shape[0] > MOST_ROWS:
+            return _in_batches(self, fields, rows, MOST_ROWS)
+        data, scale = fields
+        count = rows.shape[0]
+        values = F.pad(rows.to(torch.float32), (0, 0, 0, max(0, _PADDED_ROWS - count)))
+        largest = values.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny * FP8_MAX)
+        own = largest / FP8_MAX
+        product: Tensor = torch._scaled_mm(
+            (values / own).to(torch.float8_e4m3fn),
+            data.t(),
+            scale_a=own,
+            scale_b=scale[None],
+            out_dtype=torch.bfloat16,
+        )
+        return product[:count].to(rows.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Int4Tiles:
+    """4-bit weights, laid out for the instruction and unpacked inside it. `device_type`: cpu or cuda."""
+
+    group: int
+    device_type: str
+    tolerance: ClassVar[float] = 0.01  # that of a sum in bfloat16
+
+    @property
+    def name(self) -> str:
+        """With the group, as that of the oracle."""
+        return f"int4-tiles-g{self.group}"
+
+    @property
+    def oracle(self) -> Codec:
+        """The same function."""
+        return Int4(self.group)
+
+    def specs(self, outputs: int, inputs: int) -> Sequence[FieldSpec]:
+        """Tiles, as many bytes as the oracle's data; the oracle's scales [out, in / group]."""
+        data, scales = self.oracle.specs(outputs, inputs)
+        if self.device_type == "cpu":
+            return data, scales
+        inner = _inner_tiles(inputs)
+        return ((outputs // 8, inputs // (inner * 16), 32, inner // 2), torch.int32), scales
+
+    def pack(self, weight: Tensor) -> Fields:
+        """The oracle's indices in the instruction's order, and its scales."""
+        data, scales = self.oracle.pack(weight)
+        operators: Any = torch.ops.aten
+        if self.device_type == "cpu":
+            halves = torch.stack((data >> 4, data & 15), dim=-1).view(data.shape[0], -1)
+            tiles = operators._convert_weight_to_int4pack_for_cpu(halves.to(torch.int32), 1)
+        else:
+            tiles = operators._convert_weight_to_int4pack(data, _inner_tiles(weight.shape[1]))
+        return tiles, scales
+
+    def matmul(self, rows: Tensor, fields: Fields) -> Tensor:
+        """rows [n, in] bfloat16 times the matrix. The instruction wants scales and zero points, [in / group,
+        out, 2]; the latter are zero, and stored nowhere.
+        """
+        if rows.shape[0] > MOST_ROWS:
+            return _in_batches(self, fields, rows, MOST_ROWS)
+        tiles, scales = fields
+        pairs = torch.stack((scales, torch.zeros_like(scales)), dim=-1).transpose(0, 1).contiguous()
+        operators: Any = torch.ops.aten
+        cpu = self.device_type == "cpu"
+        run = operators._weight_int4pack_mm_for_cpu if cpu else operators._weight_int4pack_mm
+        product: Tensor = run(rows.contiguous(), tiles, rows.shape[1] // scales.shape[1], pairs)
+        return product
+
+
+def best_recipe(
+    quantization: precision.Quantization,
+    device: torch.device,
+    tensors: Iterable[tuple[str, tuple[int, ...]]],
+    group: int = precision.DEFAULT_INT4_GROUP,
+    dtype: torch.dtype = torch.bfloat16,
+) -> Recipe | None:
+    """How to pack these weights (names and shapes) for a device that computes in `dtype`; None for "none"."""
+    if quantization == "none":
+        return None
+    if dtype is not torch.bfloat16:  # what the kernels take
+        device = torch.device("cpu")
+    packed = [(name, shape) for name, shape in tensors if precision.is_packed(name, shape, quantization)]
+    linears = [(shape[0], shape[1]) for name, shape in packed if precision.is_linear(name)]
+    experts = [(shape[1], shape[2]) for name, shape in packed if precision.is_experts(name)]
+    return Recipe(best_codec("fp8", device, linears), best_codec(quantization, device, experts, group))
+
+
+def best_codec(
+    quantization: Literal["fp8", "int4"],
+    device: torch.device,
+    shapes: Iterable[tuple[int, int]],
+    group: int = precision.DEFAULT_INT4_GROUP,
+) -> Codec:
+    """The kernel of a GPU if it has one that is admitted for matrices of these shapes (outputs, inputs), else
+    the codec that unpacks.
+    """
+    plain: Codec = Fp8() if quantization == "fp8" else Int4(group)
+    if device.type != "cuda":
+        return plain
+    kernel: Kernel = Fp8ScaledMm() if quantization == "fp8" else Int4Tiles(group, "cuda")
+    needed = FP8_CAPABILITY if quantization == "fp8" else INT4_CAPABILITY
+    usable = torch.cuda.get_device_capability(device) >= needed and refusal(kernel, device, shapes) is None
+    return kernel if usable else plain
+
+
+def refusal(kernel: Kernel, device: torch.device, shapes: Iterable[tuple[int, int]]) -> str | None:
+    """Why a kernel may not be used on this device, or None. Tried on a fixed random matrix of each shape."""
+    generator = torch.Generator().manual_seed(0)
+    every = MOST_ROWS if device.type == "cuda" else _CANVAS_ROWS
+    for outputs, inputs in sorted(set(shapes)):
+        weight = torch.randn((outputs, inputs), generator=generator).to(device)
+        rows = torch.randn((every, inputs), generator=generator).to(device, torch.bfloat16)
+        try:
+            packed = kernel.pack(weight)
+            whole = kernel.matmul(rows, packed)
+            split = {
+                count: _in_batches(kernel, packed, rows[: max(_CANVAS_ROWS, 2 * count)], count)
+                for count in _TRIED_ROWS
+                if count < every
+            }
+        except (RuntimeError, NotImplementedError) as error:
+            return f"it does not run: {str(error).splitlines()[0]}"
+        expected = kernel.oracle.matmul(rows, kernel.oracle.pack(weight)).to(torch.float32)
+        error_share = float((whole.to(torch.float32) - expected).abs().max() / expected.abs().max())
+        if not error_share <= kernel.tolerance:
+            return f"its results differ from the unpacked product's by {error_share:.2%} of the largest"
+        for count, product in split.items():
+            if not torch.equal(product, whole[: len(product)]):
+                return f"a row has other bits among {count} rows than among {len(rows)}"
+    return None
+
+
+def _in_batches(kernel: Kernel, packed: Fields, rows: Tensor, count: int) -> Tensor:
+    """The product of all rows, `count` of them at a time."""
+    return torch.cat([kernel.matmul(part, packed) for part in torch.split(rows, count)])
+
+
+def _inner_tiles(inputs: int) -> int:
+    found = next((tiles for tiles in _INNER_TILES if inputs % (tiles * 16) == 0), None)
+    if found is None:
+        raise RuntimeError(f"{inputs} inputs are no multiple of 32")
+    return found

@@ -1,0 +1,132 @@
+"""The start-up measurement: how fast this machine really denoises, on a fixed prompt through the real
+engine.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from piecework_model import limits
+from piecework_model.checkpoint.loading import LoadedModel
+from piecework_model.engine.engine import Engine
+from piecework_model.engine.executor import Executor
+from piecework_model.errors import BenchmarkError
+from piecework_model.requests import CanvasEvent, FailedEvent, GenerationRequest
+from piecework_model.text.chat import Message, encode_prompt
+
+PROMPT = "Write a story about a fox, a lantern and a river."
+_CANVASES_A_RUN = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What was measured over `seconds` with `rows` rows at once.
+
+    tokens_per_second: charged tokens of all rows together. first_canvas_ms: from submission to the first
+    canvas of a row alone, prefill included; the median over the runs. steps_per_second: row steps, so that a
+    batch of 8 counts eight a step. steps_per_canvas: mean.
+    """
+
+    tokens_per_second: float
+    first_canvas_ms: float
+    steps_per_second: float
+    steps_per_canvas: float
+    canvases: int
+    rows: int
+    seconds: float
+
+
+@dataclass(slots=True)
+class _Totals:
+    tokens: int = 0
+    steps: int = 0
+    canvases: int = 0
+
+
+def measure(
+    loaded: LoadedModel,
+    executor: Executor,
+    *,
+    seconds: float,
+    rows: int = 1,
+    memory_bytes: int = limits.DEFAULT_CACHE_BYTES,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Measurement:
+    """Denoises the fixed prompt again and again, seeds 0, 1, 2 ..., until `seconds` have passed.
+
+    First one uncounted canvas warms up; then single canvases for a third of the time, for the first canvas;
+    then `rows` at once for the rest, for the rates. At least one run of each is finished, come what may.
+    Raises BenchmarkError when the engine fails on the prompt.
+    """
+    if not 0 < seconds <= limits.BENCHMARK_MAX_SECONDS:
+        raise ValueError(f"seconds must be in (0, {limits.BENCHMARK_MAX_SECONDS}], got {seconds}")
+    run = partial(_run, loaded, executor, memory_bytes=memory_bytes, clock=clock)
+    run([0], 1)
+    started = clock()
+    first: list[float] = []
+    while not first or clock() - started < seconds / 3:
+        _, first_canvas = run([len(first)], 1)
+        first.append(first_canvas)
+    totals, counted_from, seed = _Totals(), clock(), 0
+    while not totals.canvases or clock() - started < seconds:
+        made, _ = run(list(range(seed, seed + rows)), _CANVASES_A_RUN)
+        totals.tokens += made.tokens
+        totals.steps += made.steps
+        totals.canvases += made.canvases
+        seed += rows
+    elapsed = max(clock() - counted_from, 1e-9)
+    return Measurement(
+        tokens_per_second=totals.tokens / elapsed,
+        first_canvas_ms=sorted(first)[len(first) // 2] * 1000,
+        steps_per_second=totals.steps / elapsed,
+        steps_per_canvas=totals.steps / totals.canvases,
+        canvases=totals.canvases,
+        rows=rows,
+        seconds=elapsed,
+    )
+
+
+def _run(
+    loaded: LoadedModel,
+    executor: Executor,
+    seeds: list[int],
+    canvases: int,
+    *,
+    memory_bytes: int,
+    clock: Callable[[], float],
+) -> tuple[_Totals, float]:
+    """One run of a row per seed, `canvases` long at most. Its totals and the seconds to its first canvas."""
+    engine = Engine(loaded, max_rows=len(seeds), memory_bytes=memory_bytes, executor=executor)
+    started = clock()
+    for seed in seeds:
+        engine.submit(_request(loaded, seed, canvases))
+    totals, first = _Totals(), 0.0
+    while engine.has_runnable:
+        for event in engine.step():
+            if isinstance(event, FailedEvent):
+                raise BenchmarkError(f"the engine failed on its own prompt: {event.kind}: {event.message}")
+            if isinstance(event, CanvasEvent):
+                first = first or clock() - started
+                totals.tokens += len(event.charged_ids)
+                totals.steps += event.steps
+                totals.canvases += 1
+    return totals, first
+
+
+def _request(loaded: LoadedModel, seed: int, canvases: int) -> GenerationRequest:
+    defaults = loaded.defaults
+    return GenerationRequest(
+        request_id=f"benchmark-{seed}",
+        prompt_ids=encode_prompt(loaded, [Message("user", PROMPT)]),
+        seed=seed,
+        max_tokens=canvases * loaded.limits.canvas_size,
+        max_steps=defaults.max_steps,
+        temperature_start=defaults.temperature_start,
+        temperature_end=defaults.temperature_end,
+        entropy_bound=defaults.entropy_bound,
+        confidence_threshold=defaults.confidence_threshold,
+        stability_steps=defaults.stability_steps,
+        canvas_limit=canvases,
+        draft_every=0,
+    )

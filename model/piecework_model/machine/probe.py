@@ -1,0 +1,112 @@
+"""What machine this is, and the short name of the numeric behaviour that a loaded model has on it."""
+
+import platform
+import re
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import psutil
+import pynvml
+
+from piecework_model.checkpoint.loading import LoadedModel
+
+_CPU_INFO = Path("/proc/cpuinfo")
+_CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")  # cgroup v2: a number of bytes, or "max"
+_MAX_PROFILE_CHARS = 160
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """The machine as the operating system and NVML describe it. `memory_bytes`: of the device that
+    denoises.
+    """
+
+    device: Literal["cpu", "cuda"]
+    name: str
+    memory_bytes: int
+    driver: str
+    accelerators: int
+    cores: int
+    host_memory_bytes: int
+    cpu: str
+    system: str
+
+
+def probe() -> Hardware:
+    """Asks NVML for the first GPU and psutil for the host. A machine without an NVIDIA driver is a CPU
+    machine.
+    """
+    cpu = _cpu_name()
+    cores = psutil.cpu_count(logical=True) or 1
+    host_memory = host_memory_bytes()
+    system = f"{platform.system()} {platform.machine()}"
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:  # no library or no driver: NVML's way to say that there is no NVIDIA GPU here
+        return Hardware("cpu", cpu, host_memory, "", 0, cores, host_memory, cpu, system)
+    try:
+        count = int(pynvml.nvmlDeviceGetCount())
+        if count == 0:
+            return Hardware("cpu", cpu, host_memory, "", 0, cores, host_memory, cpu, system)
+        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+        name = _text(pynvml.nvmlDeviceGetName(handle))
+        memory = int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
+        driver = _text(pynvml.nvmlSystemGetDriverVersion())
+        return Hardware("cuda", name, memory, driver, count, cores, host_memory, cpu, system)
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def host_memory_bytes(limit: Path = _CONTAINER_LIMIT) -> int:
+    """Memory of the host, or of the container that this process runs in if that may use less."""
+    total = int(psutil.virtual_memory().total)
+    try:
+        text = limit.read_text(encoding="ascii").strip()
+    except OSError:  # no container, or another system: the host's memory is all there is to know
+        return total
+    return min(total, int(text)) if text.isdecimal() else total
+
+
+def engine_profile(loaded: LoadedModel, hardware: Hardware, kernels: str) -> str:
+    """A stable name of everything but the model that decides the last bits of a result.
+
+    Device model, engine build (ours, torch's, transformers'), precision and quantization, the executor's
+    `kernels`; on a CPU also its instruction set as torch uses it and the number of threads, since both
+    decide how sums are split. Two workers with equal profiles and equal model digests are expected to agree
+    byte for byte.
+    """
+    import torch
+
+    cuda = loaded.device.startswith("cuda")
+    device = hardware.name if cuda else hardware.cpu
+    build = (
+        f"piecework-{version('piecework')}+torch-{torch.__version__}+transformers-{version('transformers')}"
+    )
+    parts = [device, build, loaded.dtype, loaded.quantization, kernels]
+    if not cuda:
+        parts += [str(torch.backends.cpu.get_cpu_capability()), f"{torch.get_num_threads()}-threads"]
+    return "/".join(_slug(part) for part in parts)[:_MAX_PROFILE_CHARS]
+
+
+def _cpu_name() -> str:
+    """The CPU's model name; the architecture where the system does not tell."""
+    if _CPU_INFO.is_file():
+        match = re.search(
+            r"^model name\s*:\s*(.+)$", _CPU_INFO.read_text(encoding="utf-8", errors="replace"), re.M
+        )
+        if match:
+            return match[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else value
+
+
+def _slug(text: str) -> str:
+    """Lower case, with every run of other characters than letters, digits, dot, plus and minus made one
+    minus.
+    """
+    return re.sub(r"[^a-z0-9.+-]+", "-", text.lower()).strip("-")

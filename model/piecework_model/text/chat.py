@@ -1,0 +1,90 @@
+"""From a conversation to prompt ids, through the checkpoint's own chat template.
+
+User text can never become a control token: the template is rendered around place holders, and what stands
+between them is encoded with control tokens on, what they stand for with control tokens off (text/tokens.py).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from piecework_model import limits
+from piecework_model.errors import PromptError
+from piecework_model.text.tokens import TextCodec
+
+Role = Literal["system", "user", "assistant"]
+_ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+
+
+class HasTokenizer(Protocol):
+    """What a LoadedModel offers here."""
+
+    @property
+    def tokenizer(self) -> TextCodec: ...
+
+
+def encode_prompt(
+    loaded_or_tokenizer: HasTokenizer | TextCodec, messages: Sequence[Message]
+) -> tuple[int, ...]:
+    """The prompt ids of a conversation, ready for the model to answer.
+
+    White space around each content is dropped, as the published templates do. Raises PromptError when there
+    are no messages or too many, a role is unknown, the text is too long or is no valid Unicode, or the
+    template refuses.
+    """
+    codec = (
+        loaded_or_tokenizer if isinstance(loaded_or_tokenizer, TextCodec) else loaded_or_tokenizer.tokenizer
+    )
+    _check(messages)
+    holders = [f"piecework-content-{index}-holder" for index in range(len(messages))]
+    rest = _render(codec, [(message.role, holder) for message, holder in zip(messages, holders, strict=True)])
+    ids: list[int] = []
+    for message, holder in zip(messages, holders, strict=True):
+        before, found, rest = rest.partition(holder)
+        if not found or holder in rest:
+            raise PromptError("the chat template does not show every message exactly once and in order")
+        ids += codec.encode_template(before)
+        content = codec.encode_content(message.content.strip())
+        if not codec.control_ids.isdisjoint(content):
+            raise PromptError("the text contains a control token that cannot be escaped")
+        ids += content
+    return (*ids, *codec.encode_template(rest))
+
+
+def _check(messages: Sequence[Message]) -> None:
+    if not 0 < len(messages) <= limits.MAX_MESSAGES:
+        raise PromptError(f"{len(messages)} messages, 1 to {limits.MAX_MESSAGES} are accepted")
+    length = sum(len(message.content) for message in messages)
+    if length > limits.MAX_CONTENT_CHARS:
+        raise PromptError(f"{length} characters, at most {limits.MAX_CONTENT_CHARS} are accepted")
+    for message in messages:
+        if message.role not in _ROLES:
+            raise PromptError(f"unknown role, expected one of {', '.join(_ROLES)}")
+        if any("\ud800" <= character <= "\udfff" for character in message.content):
+            raise PromptError("the text contains a lone surrogate")
+
+
+def _render(codec: TextCodec, turns: list[tuple[str, str]]) -> str:
+    """The template's text for (role, content) pairs, rendered in the sandbox that transformers uses."""
+    from jinja2 import TemplateError
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    conversation = [{"role": role, "content": content} for role, content in turns]
+    try:
+        rendered, _ = render_jinja_template(
+            conversations=[conversation],
+            chat_template=codec.template,
+            add_generation_prompt=True,
+            **codec.named_tokens,
+        )
+    except (TemplateError, ValueError, TypeError) as error:
+        raise PromptError(f"the chat template refuses these messages: {error}") from error
+    return str(rendered[0])

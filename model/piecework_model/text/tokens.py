@@ -1,0 +1,136 @@
+"""Text in and out of token ids: the checkpoint's tokenizer.json and chat template, and nothing executable.
+
+`tokenizers` reads tokenizer.json directly, so no tokenizer class of a checkpoint is ever looked up by name.
+No torch.
+"""
+
+import itertools
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from piecework_model import files
+from piecework_model.errors import CheckpointError
+
+_BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
+
+
+@dataclass(frozen=True, slots=True)
+class TextCodec:
+    """The tokenizer of one checkpoint.
+
+    control_ids: the ids of all special tokens. eos_ids: those that end a text. template: the Jinja source of
+    the chat template. named_tokens: bos_token, eos_token and their like, as the template may use them.
+    """
+
+    eos_ids: frozenset[int]
+    template: str
+    named_tokens: dict[str, str]
+    control_ids: frozenset[int]
+    _parsing: Tokenizer = field(repr=False)  # turns control strings into control ids
+    _literal: Tokenizer = field(repr=False)  # treats them as plain text
+    _control_text: re.Pattern[str] = field(repr=False)
+
+    @property
+    def vocab_size(self) -> int:
+        """How many ids have a piece."""
+        return int(self._parsing.get_vocab_size())
+
+    def encode_template(self, text: str) -> tuple[int, ...]:
+        """Ids of text that the checkpoint's own template wrote: control strings become control ids."""
+        return tuple(self._parsing.encode(text, add_special_tokens=False).ids)
+
+    def encode_content(self, text: str) -> tuple[int, ...]:
+        """Ids of text that somebody typed: never a control id.
+
+        Every occurrence of a control string is cut behind its first character and the parts are encoded
+        apart, so that neither the special-token matcher nor the vocabulary can put it together again.
+        """
+        cuts = [0, *(match.start() + 1 for match in self._control_text.finditer(text)), len(text)]
+        parts = [text[start:end] for start, end in itertools.pairwise(cuts)]
+        ids = [token for part in parts for token in self._literal.encode(part, add_special_tokens=False).ids]
+        return tuple(ids)
+
+    def decode(self, ids: tuple[int, ...]) -> str:
+        """The text of `ids`, control tokens left out."""
+        return str(self._parsing.decode(list(ids), skip_special_tokens=True))
+
+    def settled_length(self, ids: tuple[int, ...]) -> int:
+        """How many leading ids decode to text that later ids cannot change.
+
+        Byte pieces are decoded run by run, and an unfinished run at the end may still turn into other
+        characters, so it has to wait. Control tokens inside a run are skipped by the decoder and do not end
+        it.
+        """
+        length = len(ids)
+        while length and self._may_change(ids[length - 1]):
+            length -= 1
+        return length
+
+    def _may_change(self, token: int) -> bool:
+        piece = self._parsing.id_to_token(token)
+        return token in self.control_ids or piece is None or _BYTE_PIECE.fullmatch(piece) is not None
+
+
+def load_codec(folder: Path, eos_ids: frozenset[int]) -> TextCodec:
+    """Reads tokenizer.json, tokenizer_config.json and chat_template.jinja. Raises CheckpointError naming the
+    file.
+    """
+    path = folder / "tokenizer.json"
+    source = files.read_text(path)
+    try:
+        parsing, literal = Tokenizer.from_str(source), Tokenizer.from_str(source)
+    except Exception as error:  # tokenizers raises bare Exception for every malformed file
+        raise CheckpointError(path, f"is no tokenizer: {error}") from error
+    literal.encode_special_tokens = True
+    special = {
+        token.content: id_ for id_, token in parsing.get_added_tokens_decoder().items() if token.special
+    }
+    config = files.read_json(folder / "tokenizer_config.json")
+    named = {key: _token_text(value) for key, value in config.items() if key.endswith("_token")}
+    template_path = folder / "chat_template.jinja"
+    template = files.read_text(template_path) if template_path.is_file() else config.get("chat_template")
+    if not isinstance(template, str):
+        raise CheckpointError(template_path, "there is no chat template")
+    # A lookahead, so that overlapping occurrences are all found; a one-character control token cannot be cut.
+    pattern = "|".join(re.escape(text) for text in sorted(special, key=len, reverse=True) if len(text) > 1)
+    control_text = re.compile(f"(?={pattern})" if pattern else r"(?!)")
+    return TextCodec(eos_ids, template, named, frozenset(special.values()), parsing, literal, control_text)
+
+
+def _token_text(value: object) -> str:
+    """Named tokens are strings, or objects with a `content` in older files."""
+    return str(value.get("content", "")) if isinstance(value, dict) else str(value or "")
+
+
+class TextStream:
+    """The decoded text of a growing sequence of ids, handed out piece by piece; the pieces add up to the
+    whole.
+    """
+
+    def __init__(self, codec: TextCodec) -> None:
+        self._codec = codec
+        self._ids: tuple[int, ...] = ()
+        self._given = ""
+
+    def append(self, ids: tuple[int, ...], *, final: bool) -> str:
+        """Adds ids and returns the new text. Unless `final`, text that later ids could change is kept
+        back.
+        """
+        self._ids += ids
+        text = self._settled(self._ids, final=final)
+        fresh = text[len(self._given) :]
+        self._given = text
+        return fresh
+
+    def preview(self, ids: tuple[int, ...]) -> str:
+        """What `append` would return, changing nothing."""
+        return self._settled(self._ids + ids, final=False)[len(self._given) :]
+
+    def _settled(self, ids: tuple[int, ...], *, final: bool) -> str:
+        length = len(ids) if final else self._codec.settled_length(ids)
+        text = self._codec.decode(ids[:length])
+        # Byte-level vocabularies have no byte pieces to see: half a character decodes to U+FFFD.
+        return text if final else text.rstrip("\ufffd")

@@ -1,0 +1,1 @@
+"""Training of the bundled checkpoint: `python -m piecework_model.training`. Not needed to serve."""

@@ -1,0 +1,158 @@
+"""The operator's port on loopback: metrics, health, status, and the two buttons settle and drain.
+
+Reading is open to whoever is on the machine; the buttons need the token from a file that only the operator
+can read. A Host header that is not ours is refused, so that no web page can reach us through a rebound name.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from aiohttp import web
+
+from piecework.base.jsons import loads
+from piecework_node.errors import AdminError, KeyFileError
+from piecework_node.keys.operator import write_private
+
+TOKEN_FILE: Final = "admin.token"  # noqa: S105  a name, not a token
+ADDRESS_FILE: Final = "admin.json"
+TOKEN_HEADER: Final = "X-Piecework-Token"  # noqa: S105
+MAX_BODY_BYTES: Final = 1024
+_LOCAL_NAMES: Final = frozenset({"127.0.0.1", "localhost", "[::1]"})
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Operations(Protocol):
+    """What the operator can see and do (`node.daemon.Daemon`)."""
+
+    @property
+    def ready(self) -> bool: ...
+
+    async def status(self) -> dict[str, Any]: ...
+
+    def metrics(self) -> bytes: ...
+
+    def settle(self) -> None: ...
+
+    def drain(self) -> None: ...
+
+
+class AdminServer:
+    """The aiohttp application and its life."""
+
+    def __init__(self, operations: Operations, token: str, extra_host: str = "") -> None:
+        self._operations, self._token = operations, token
+        self._hosts = _LOCAL_NAMES | ({extra_host} if extra_host else set())
+        self._runner: web.AppRunner | None = None
+
+    def application(self) -> web.Application:
+        """The routes."""
+        app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[self._guard()])
+        app.add_routes(
+            [
+                web.get("/metrics", self._metrics),
+                web.get("/health", self._health),
+                web.get("/ready", self._ready),
+                web.get("/status", self._status),
+                web.post("/settle", self._settle),
+                web.post("/drain", self._drain),
+            ]
+        )
+        return app
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen; returns the port. `OSError` when it is taken."""
+        self._runner = web.AppRunner(self.application(), handler_cancellation=True, access_log=None)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, host, port)
+        await site.start()
+        return int(self._runner.addresses[0][1])
+
+    async def stop(self) -> None:
+        """Close the port."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    def _guard(self) -> Any:
+        @web.middleware
+        async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+            if request.host.rpartition(":")[0] not in self._hosts and request.host not in self._hosts:
+                return _error(403, "host", "ask for this port by its own address")
+            if request.method != "GET" and not self._authorized(request):
+                return _error(401, "token", f"send the token of {TOKEN_FILE} as {TOKEN_HEADER}")
+            return await handler(request)
+
+        return guard
+
+    def _authorized(self, request: web.Request) -> bool:
+        given = request.headers.get(TOKEN_HEADER, "")
+        return hmac.compare_digest(given.encode(), self._token.encode())
+
+    async def _metrics(self, _: web.Request) -> web.Response:
+        return web.Response(body=self._operations.metrics(), content_type="text/plain", charset="utf-8")
+
+    async def _health(self, _: web.Request) -> web.Response:
+        return web.json_response({"alive": True})
+
+    async def _ready(self, _: web.Request) -> web.Response:
+        ready = self._operations.ready
+        return web.json_response({"ready": ready}, status=200 if ready else 503)
+
+    async def _status(self, _: web.Request) -> web.Response:
+        return web.json_response(await self._operations.status())
+
+    async def _settle(self, _: web.Request) -> web.Response:
+        self._operations.settle()
+        return web.json_response({"settling": True}, status=202)
+
+    async def _drain(self, _: web.Request) -> web.Response:
+        self._operations.drain()
+        return web.json_response({"draining": True}, status=202)
+
+
+def _error(status: int, code: str, message: str) -> web.Response:
+    return web.json_response({"error": {"code": code, "message": message}}, status=status)
+
+
+def admin_token(home: Path) -> str:
+    """The home's token, made when there is none."""
+    path = home / TOKEN_FILE
+    try:
+        return path.read_text().strip()
+    except FileNotFoundError:
+        token = secrets.token_urlsafe(32)
+        write_private(path, token.encode())
+        return token
+    except OSError as error:
+        raise KeyFileError(f"cannot read {path}: {error.strerror}") from None
+
+
+async def ask_daemon(home: Path, method: str, path: str) -> dict[str, Any]:
+    """Ask the daemon of a home. `AdminError` says what to do when nobody answers."""
+    import aiohttp
+
+    try:
+        address = loads((home / ADDRESS_FILE).read_bytes())
+        url = f"http://{address['host']}:{address['port']}{path}"
+    except (OSError, ValueError, KeyError):
+        raise AdminError(f"no worker runs in {home}. Start it with `piecework worker start`.") from None
+    headers = {TOKEN_HEADER: admin_token(home)} if method != "GET" else {}
+    timeout = aiohttp.ClientTimeout(total=10)
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=timeout) as session,
+            session.request(method, url, headers=headers) as response,
+        ):
+            body: dict[str, Any] = loads(await response.read())
+    except (aiohttp.ClientError, TimeoutError, ValueError):
+        raise AdminError(
+            f"the worker of {home} does not answer at port {address['port']}. Is it running?"
+        ) from None
+    if response.status >= 400:
+        raise AdminError(f"the worker refuses: {body.get('error', {}).get('message', response.status)}")
+    return body

@@ -1,0 +1,207 @@
+"""`piecework worker check`: every condition of a good start, by name, without starting anything."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+from piecework.chain.deployment import Deployment
+from piecework.chain.reader import ChainReader
+from piecework_model.errors import ModelError
+from piecework_node import config as settings
+from piecework_node import logs
+from piecework_node.clock import SystemClock
+from piecework_node.config import WorkerConfig, split_endpoint
+from piecework_node.errors import ConfigError, JournalLocked
+from piecework_node.home import Home
+from piecework_node.journal.sqlite import SqliteJournal
+from piecework_node.keys.operator import keystore_address, load_operator, load_tls
+from piecework_protocol.errors import PieceworkError
+from piecework_protocol.signing import LocalSigner
+from piecework_protocol.types import address_hex, parse_address
+
+T = TypeVar("T")
+Check = Callable[[], Awaitable[str]]
+MIN_GAS_WEI: Final = 10**15
+"""Enough for a handful of settlements at 50 gwei."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One checked item."""
+
+    item: str
+    good: bool
+    detail: str
+
+
+class Checker:
+    """Runs the checks in order; what one finds, later ones use."""
+
+    def __init__(self, home: Home, password: str) -> None:
+        self._home, self._password = home, password
+        self._config: WorkerConfig | None = None
+        self._deployment: Deployment | None = None
+        self._operator: LocalSigner | None = None
+        self._running = False
+
+    async def run(self) -> list[Finding]:
+        """Every finding; a check that cannot run because of an earlier one says so."""
+        findings = []
+        for item, check in self._checks():
+            try:
+                findings.append(Finding(item, True, await check()))
+            except (PieceworkError, ModelError, OSError) as error:
+                findings.append(Finding(item, False, str(error)))
+        return findings
+
+    def _checks(self) -> Iterator[tuple[str, Check]]:
+        """In order. What is asked about the engine depends on the settings, which are read first."""
+        yield from (
+            ("settings", self._settings),
+            ("deployment", self._load_deployment),
+            ("operator key", self._key),
+            ("certificate", self._tls),
+            ("journal", self._journal),
+            ("chain", self._chain),
+            ("stake", self._stake),
+            ("gas", self._gas),
+            ("model", self._model),
+        )
+        if self._config is not None and self._config.backend == "vllm":
+            yield "endpoints", self._endpoints
+        else:
+            yield from (("device", self._device), ("precision", self._precision))
+        yield "ports", self._ports
+
+    async def _settings(self) -> str:
+        self._config = settings.load(self._home.root)
+        return str(self._home.config)
+
+    async def _load_deployment(self) -> str:
+        self._deployment = Deployment.load(self._home.deployment)
+        return f"chain {self._deployment.chain_id}, escrow {address_hex(self._deployment.escrow)}"
+
+    async def _key(self) -> str:
+        self._operator = await asyncio.to_thread(load_operator, self._home.operator, self._password)
+        return address_hex(self._operator.address)
+
+    async def _tls(self) -> str:
+        return "0x" + load_tls(self._home.certificate, self._home.certificate_key).digest.hex()
+
+    async def _journal(self) -> str:
+        operator = parse_address("0x" + keystore_address(self._home.operator))
+        if not self._home.journal.exists():
+            return "none yet; the first start makes it"
+        try:
+            journal = await SqliteJournal.open(
+                self._home.journal, self._need(self._deployment).domain, operator
+            )
+        except JournalLocked:
+            self._running = True
+            return "in use by a running worker"
+        try:
+            return f"{await journal.verify()} log rows, chain unbroken"
+        finally:
+            await journal.close()
+
+    async def _chain(self) -> str:
+        async with await self._connect() as reader:
+            return f"block {await reader.latest_block()}, contracts are the deployment's"
+
+    async def _stake(self) -> str:
+        config, operator = self._need(self._config), self._need(self._operator)
+        async with await self._connect() as reader:
+            known = await reader.worker(operator.address)
+        if known is None:
+            raise ConfigError("not registered. Run `piecework worker init` again.")
+        if not known.active:
+            raise ConfigError("registered, but the stake is not active")
+        if known.payout != config.receiver:
+            raise ConfigError(
+                f"registered payout {address_hex(known.payout)} is not the payout of the settings"
+            )
+        return f"{known.stake} base units, {known.endpoint}"
+
+    async def _gas(self) -> str:
+        async with await self._connect() as reader:
+            held = await reader.native_balance(self._need(self._operator).address)
+        if held < MIN_GAS_WEI:
+            raise ConfigError(f"{held} wei; settlements need gas, send the operator some")
+        return f"{held} wei"
+
+    async def _model(self) -> str:
+        from piecework_model.checkpoint import manifest
+
+        folder = self._need(self._config).checkpoint() or manifest.bundled_checkpoint_path()
+        if (folder / manifest.MANIFEST_FILE).is_file():
+            digest = await asyncio.to_thread(manifest.verify, folder)
+            return f"{folder.name}, digest 0x{digest.hex()}, as its manifest says"
+        text = await asyncio.to_thread(manifest.manifest_text, folder)
+        return f"{folder.name}, digest 0x{manifest.manifest_digest(text).hex()}, no manifest to hold it to"
+
+    async def _device(self) -> str:
+        from piecework_model.machine.probe import probe
+
+        hardware = await asyncio.to_thread(probe)
+        if self._need(self._config).device == "cuda" and hardware.device != "cuda":
+            raise ConfigError("the settings ask for a GPU and there is none")
+        return f"{hardware.device}: {hardware.name}, {hardware.memory_bytes // 2**20} MiB"
+
+    async def _precision(self) -> str:
+        """The line of the memory table for this machine."""
+        from piecework_model.checkpoint.loading import resolve_device
+        from piecework_model.machine.planning import plan
+        from piecework_model.machine.probe import probe
+
+        config = self._need(self._config)
+        choice = await asyncio.to_thread(
+            plan,
+            config.checkpoint(),
+            probe(),
+            on="cuda" if resolve_device(config.device).type == "cuda" else "cpu",
+            precision=config.precision,
+            rows=config.slots,
+            context_tokens=config.planned_context,
+        )
+        return choice.reason
+
+    async def _endpoints(self) -> str:
+        from piecework_node.daemon.assembly import vllm_settings
+        from piecework_node.vllm.link import survey
+
+        return await survey(vllm_settings(self._need(self._config)), SystemClock(), logs.silent())
+
+    async def _ports(self) -> str:
+        if self._running:
+            return "in use by the running worker"
+        config = self._need(self._config)
+        host, port = split_endpoint(config.bind)
+        for where in ((host, port), (config.admin_host, config.admin_port)):
+            _bindable(*where)
+        return f"{config.bind} and {config.admin_host}:{config.admin_port} are free"
+
+    async def _connect(self) -> ChainReader:
+        config = self._need(self._config)
+        return await ChainReader.connect(
+            self._need(self._deployment), rpc_url=config.rpc_url or None, timeout_s=config.rpc_timeout_s
+        )
+
+    @staticmethod
+    def _need(value: T | None) -> T:
+        if value is None:
+            raise ConfigError("not checked, because of what failed above")
+        return value
+
+
+def _bindable(host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}") from None

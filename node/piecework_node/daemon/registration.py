@@ -1,0 +1,128 @@
+"""Becoming a worker: keys and files of a home, and one registration transaction. Safe to repeat."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from piecework.chain import calls
+from piecework.chain.authorizations import Permit, Registration, sign_permit
+from piecework.chain.deployment import Deployment
+from piecework.chain.limits import DEVELOPMENT_CHAIN_IDS
+from piecework.chain.reader import ChainReader, RegisteredWorker
+from piecework.chain.transactions import TransactionSender
+from piecework_node import config as settings
+from piecework_node.errors import NotFunded
+from piecework_node.home import Home
+from piecework_node.keys.operator import create_keystore, create_tls, load_operator, write_private
+from piecework_protocol.signing import LocalSigner
+from piecework_protocol.types import Address, Amount, Timestamp, address_hex
+
+PERMIT_LIFETIME_S: Final = 3600
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One thing that `init` did, or found done."""
+
+    what: str
+    detail: str
+    new: bool
+
+
+def prepare_home(
+    home: Home, deployment: Deployment, values: Mapping[str, Any], password: str, now: Timestamp
+) -> list[Step]:
+    """Write what is missing of deployment, settings, operator key and certificate; touch nothing else."""
+    home.create()
+    steps = [_once(home.deployment.is_file(), "deployment", str(home.deployment))]
+    if steps[-1].new:
+        deployment.save(home.deployment)
+    steps.append(_once(home.operator.is_file(), "operator key", str(home.operator)))
+    if steps[-1].new:
+        create_keystore(home.operator, password, secrets.token_bytes(32))
+    steps.append(_once(home.certificate.is_file(), "certificate", str(home.certificate)))
+    if steps[-1].new:
+        certificate, key = create_tls(now)
+        write_private(home.certificate_key, key, replace=True)
+        write_private(home.certificate, certificate)
+    steps.append(_once(home.config.is_file(), "settings", str(home.config)))
+    if steps[-1].new:
+        chosen = dict(values)
+        # Gas costs nothing there: a claim of one base unit is worth its transaction.
+        if deployment.chain_id in DEVELOPMENT_CHAIN_IDS:
+            chosen.setdefault("native_coin_price", 0)
+        settings.check(chosen)
+        write_private(home.config, settings.to_toml(chosen).encode())
+    return steps
+
+
+def _once(there: bool, what: str, detail: str) -> Step:
+    return Step(what, detail, not there)
+
+
+def open_operator(home: Home, password: str) -> LocalSigner:
+    """The home's operator key."""
+    return load_operator(home.operator, password)
+
+
+async def register(
+    reader: ChainReader,
+    operator: LocalSigner,
+    *,
+    payout: Address,
+    endpoint: str,
+    stake: int | None,
+    now: Timestamp,
+    poll_s: float = 0.25,
+) -> Step:
+    """Register with one transaction (permit, stake and registration), or say what is registered already.
+
+    The payout address owns the stake. `NotFunded` says what the operator key needs first.
+    """
+    known = await reader.worker(operator.address)
+    if known is not None:
+        return await _refresh(reader, operator, known, endpoint, poll_s)
+    needs = await reader.stake_requirements()
+    amount = Amount(max(stake or 0, needs.min_stake))
+    await _require_funds(reader, operator.address, needs.token, amount)
+    deadline = Timestamp(max(now, await reader.timestamp()) + PERMIT_LIFETIME_S)
+    permit = Permit(
+        operator.address,
+        reader.deployment.registry,
+        amount,
+        await reader.permit_nonce(needs.token, operator.address),
+        deadline,
+    )
+    signed = sign_permit(await reader.token_domain(needs.token), permit, operator)
+    registration = Registration(operator.address, payout, payout, amount, endpoint, deadline)
+    call = calls.register_with_permit(reader.deployment, registration, signed)
+    mined = await TransactionSender.of(reader, operator).execute(call, poll_s=poll_s)
+    return Step("registration", f"in block {mined.block}, stake {amount} base units", True)
+
+
+async def _refresh(
+    reader: ChainReader, operator: LocalSigner, known: RegisteredWorker, endpoint: str, poll_s: float
+) -> Step:
+    if endpoint and known.endpoint != endpoint:
+        call = calls.set_endpoint(reader.deployment, operator.address, endpoint)
+        mined = await TransactionSender.of(reader, operator).execute(call, poll_s=poll_s)
+        return Step("registration", f"endpoint {endpoint} set in block {mined.block}", True)
+    state = "active" if known.active else "not active"
+    return Step("registration", f"{state}, stake {known.stake} base units, {known.endpoint}", False)
+
+
+async def _require_funds(reader: ChainReader, operator: Address, token: Address, stake: int) -> None:
+    held, gas = await reader.token_balance(token, operator), await reader.native_balance(operator)
+    lacking = []
+    if held < stake:
+        lacking.append(f"{stake - held} base units of the stake token {address_hex(token)}")
+    if gas == 0:
+        lacking.append("some of the chain's native coin for gas")
+    if lacking:
+        raise NotFunded(
+            f"the operator {address_hex(operator)} lacks {' and '.join(lacking)}. "
+            "Send it there, then run this again."
+        )

@@ -1,0 +1,250 @@
+"""Keeps the engine process alive, and speaks for it (`EngineLink`). The parent never imports torch.
+
+When the process dies or falls silent, `EngineLost` goes out, every open question fails, and a new process is
+started after a pause that doubles. What becomes of the jobs is the worker's decision.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from piecework_model.requests import FailedEvent, GenerationRequest
+from piecework_node.clock import Clock
+from piecework_node.engine.link import EngineEvent, EngineFacts, EngineLost, EngineReady
+from piecework_node.engine.wire import (
+    MAX_LINE_BYTES,
+    Allow,
+    Beat,
+    Cancel,
+    CannotStart,
+    Command,
+    Encode,
+    Encoded,
+    Ready,
+    Report,
+    Start,
+    decode_report,
+    encode_command,
+)
+from piecework_node.errors import EngineStartError, EngineUnavailable, PromptRejected
+from piecework_protocol.content import Message
+from piecework_protocol.errors import MalformedInput
+
+MAX_QUEUED_EVENTS: Final = 1024
+"""Beyond this the child waits on its pipe: drafts of many rows while the disk is slow."""
+START_TIMEOUT_S: Final = 900.0
+"""Loading 50 GB from a slow disk takes minutes."""
+SILENCE_S: Final = 180.0
+"""A denoising step takes at most seconds and the child beats every five; this long means that it hangs."""
+ENCODE_TIMEOUT_S: Final = 30.0
+FIRST_BACKOFF_S: Final = 0.2
+MAX_BACKOFF_S: Final = 30.0
+STABLE_S: Final = 60.0
+"""A process that lived this long had a good start: the next pause is short again."""
+MAX_FAILED_STARTS: Final = 5
+"""In a row, after which the daemon gives up and says so."""
+STOP_GRACE_S: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineCommandLine:
+    """How to start the engine process."""
+
+    arguments: tuple[str, ...]
+    environment: Mapping[str, str]
+
+
+class EngineSupervisor:
+    """Implements `EngineLink` over a child process. `run` is its life; cancel it to stop the child."""
+
+    def __init__(self, command: EngineCommandLine, clock: Clock, log: Any) -> None:
+        self._command, self._clock, self._log = command, clock, log
+        self._events: asyncio.Queue[EngineEvent] = asyncio.Queue(MAX_QUEUED_EVENTS)
+        self._questions: dict[int, asyncio.Future[Encoded]] = {}
+        self._numbers = itertools.count(1)
+        self._writer: asyncio.StreamWriter | None = None
+        self._facts: EngineFacts | None = None
+        self.losses = 0
+        self.pid: int | None = None
+        """Of the running child."""
+
+    # --- EngineLink
+
+    @property
+    def facts(self) -> EngineFacts | None:
+        return self._facts
+
+    @property
+    def ready(self) -> bool:
+        return self._facts is not None and self._writer is not None
+
+    async def encode_prompt(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
+        number = next(self._numbers)
+        answer: asyncio.Future[Encoded] = asyncio.get_running_loop().create_future()
+        self._questions[number] = answer
+        try:
+            if not self._send(Encode(number, messages)):
+                raise EngineUnavailable("the engine is starting")
+            async with asyncio.timeout(ENCODE_TIMEOUT_S):
+                encoded = await answer
+        except TimeoutError:
+            raise EngineUnavailable("the engine does not answer in time") from None
+        finally:
+            del self._questions[number]
+        if encoded.refused:
+            raise PromptRejected(encoded.refused)
+        return encoded.ids
+
+    def start(self, request: GenerationRequest) -> None:
+        # Without a process the row is started again when the next one is ready.
+        self._send(Start(request))
+
+    def allow(self, request_id: str, canvas_limit: int) -> None:
+        self._send(Allow(request_id, canvas_limit))
+
+    def cancel(self, request_id: str) -> None:
+        self._send(Cancel(request_id))
+
+    async def events(self) -> AsyncIterator[EngineEvent]:
+        while True:
+            yield await self._events.get()
+
+    # --- life of the child
+
+    async def run(self) -> None:
+        """Keep a process running for ever. `EngineStartError` when it cannot be started at all."""
+        pause, failures = FIRST_BACKOFF_S, 0
+        while True:
+            born = self._clock.monotonic()
+            started = await self._live()
+            failures = 0 if started else failures + 1
+            if failures >= MAX_FAILED_STARTS:
+                raise EngineStartError(f"the engine process failed to start {failures} times in a row")
+            pause = FIRST_BACKOFF_S if self._clock.monotonic() - born > STABLE_S else pause
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, MAX_BACKOFF_S)
+
+    async def _live(self) -> bool:
+        """One process, from start to end. Returns whether it ever became ready."""
+        process = await asyncio.create_subprocess_exec(
+            *self._command.arguments,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            env=dict(self._command.environment),
+            limit=MAX_LINE_BYTES,
+            start_new_session=True,
+        )
+        self.pid = process.pid
+        reason = "the engine process ended"
+        try:
+            reason = await self._follow(process)
+        finally:
+            was_ready, self._writer = self.ready, None
+            self._facts = None
+            self.pid = None
+            await _end(process)
+            self._fail_questions()
+        if was_ready:
+            self.losses += 1
+            self._log.error("engine lost", error=reason, count=self.losses)
+            await self._events.put(EngineLost(reason))
+        return was_ready
+
+    async def _follow(self, process: asyncio.subprocess.Process) -> str:
+        """Read reports until the process ends; returns why it did."""
+        reader, writer = process.stdout, process.stdin
+        if reader is None or writer is None:
+            raise EngineStartError("the engine process has no pipes")
+        while True:
+            patience = SILENCE_S if self.ready else START_TIMEOUT_S
+            try:
+                async with asyncio.timeout(patience):
+                    line = await reader.readline()
+                if not line:
+                    return f"the engine process ended with code {await process.wait()}"
+                report = decode_report(line)
+            except TimeoutError:
+                return f"the engine process was silent for {patience:g} s"
+            except (ValueError, MalformedInput) as error:  # ValueError: a line beyond the reader's limit
+                return f"the engine process broke its protocol: {error}"
+            if isinstance(report, Ready):
+                self._writer, self._facts = writer, report.facts
+            await self._report(report)
+
+    async def _report(self, report: Report) -> None:
+        if isinstance(report, CannotStart):
+            raise EngineStartError(f"the model cannot be loaded: {report.message}")
+        if isinstance(report, Ready):
+            facts = report.facts
+            self._log.info(
+                "engine ready", model=facts.name, profile=facts.profile, reason=facts.details.get("precision")
+            )
+            await self._events.put(EngineReady(facts))
+        elif isinstance(report, Encoded):
+            question = self._questions.get(report.number)
+            if question is not None and not question.done():
+                question.set_result(report)
+        elif not isinstance(report, Beat):
+            if isinstance(report, FailedEvent):
+                self._log.error("engine row failed", kind=report.kind)
+            await self._events.put(report)
+
+    def _send(self, command: Command) -> bool:
+        writer = self._writer
+        if writer is None or writer.is_closing():
+            return False
+        writer.write(encode_command(command))
+        return True
+
+    def _fail_questions(self) -> None:
+        for question in self._questions.values():
+            if not question.done():
+                question.set_exception(EngineUnavailable("the engine process was lost"))
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Let the child end by itself when its stdin closes, then kill it."""
+    if process.stdin is not None:
+        process.stdin.close()
+    try:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STOP_GRACE_S):
+                await process.wait()
+    finally:
+        # Also when whoever stops us loses patience: nobody else would reap the child.
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+def engine_arguments(
+    python: str,
+    *,
+    model: str,
+    device: str,
+    precision: str,
+    planned_context: int,
+    slots: int,
+    queue: int,
+    threads: int,
+    benchmark_s: float,
+) -> Sequence[str]:
+    """The command line of the engine process."""
+    return (
+        python,
+        "-m",
+        "piecework_node.engine.process",
+        f"--model={model}",
+        f"--device={device}",
+        f"--precision={precision}",
+        f"--planned-context={planned_context}",
+        f"--slots={slots}",
+        f"--queue={queue}",
+        f"--threads={threads}",
+        f"--benchmark-seconds={benchmark_s}",
+    )

@@ -1,0 +1,206 @@
+"""What parent and engine process say to each other: one JSON object a line, parsed into plain values.
+
+No pickle: the child runs a large library stack over strangers' prompts, and must not be able to hand the
+parent anything but data. Every line is bounded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from piecework.base.jsons import loads
+from piecework_model.requests import (
+    CanvasEvent,
+    DraftEvent,
+    Event,
+    FailedEvent,
+    FinishReason,
+    GenerationRequest,
+)
+from piecework_node.engine.link import EngineFacts
+from piecework_protocol.content import Message
+from piecework_protocol.errors import MalformedInput
+from piecework_protocol.objects import Service
+from piecework_protocol.types import Digest
+
+MAX_LINE_BYTES: Final = 16 * 1024 * 1024
+"""A prompt of 2 MiB in JSON, escaped at its worst, or twice 256 K token ids."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Start a row."""
+
+    request: GenerationRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Allow:
+    """Widen a row's canvas limit."""
+
+    row: str
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Free a row."""
+
+    row: str
+
+
+@dataclass(frozen=True, slots=True)
+class Encode:
+    """Tokenize a conversation; `number` comes back with the answer."""
+
+    number: int
+    messages: tuple[Message, ...]
+
+
+Command = Start | Allow | Cancel | Encode
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The model is loaded and measured."""
+
+    facts: EngineFacts
+
+
+@dataclass(frozen=True, slots=True)
+class CannotStart:
+    """The model cannot be loaded; `message` is for the operator."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """The answer to `Encode`: ids, or why not."""
+
+    number: int
+    ids: tuple[int, ...]
+    refused: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """The process is alive."""
+
+
+Report = Ready | CannotStart | Encoded | Beat | Event
+
+
+def encode_command(command: Command) -> bytes:
+    """A line for the child."""
+    if isinstance(command, Start):
+        body: dict[str, Any] = {"op": "start", "request": asdict(command.request)}
+    elif isinstance(command, Allow):
+        body = {"op": "allow", "row": command.row, "limit": command.limit}
+    elif isinstance(command, Cancel):
+        body = {"op": "cancel", "row": command.row}
+    else:
+        messages = [[m.role, m.content] for m in command.messages]
+        body = {"op": "encode", "number": command.number, "messages": messages}
+    return _line(body)
+
+
+def decode_command(line: bytes) -> Command:
+    """Parse what `encode_command` makes."""
+    body = _body(line)
+    try:
+        match body["op"]:
+            case "start":
+                r = body["request"]
+                r["prompt_ids"] = tuple(r["prompt_ids"])
+                r["committed"] = tuple(tuple(canvas) for canvas in r["committed"])
+                return Start(GenerationRequest(**r))
+            case "allow":
+                return Allow(body["row"], body["limit"])
+            case "cancel":
+                return Cancel(body["row"])
+            case "encode":
+                return Encode(body["number"], tuple(Message(*m) for m in body["messages"]))
+    except (KeyError, TypeError) as error:
+        raise MalformedInput(f"an engine command lacks or mistypes {error}") from None
+    raise MalformedInput("an engine command of no known kind")
+
+
+def encode_report(report: Report) -> bytes:
+    """A line for the parent."""
+    if isinstance(report, Ready):
+        body: dict[str, Any] = {"op": "ready", **asdict(report.facts), "digest": report.facts.digest.hex()}
+    elif isinstance(report, CannotStart):
+        body = {"op": "cannot_start", "message": report.message}
+    elif isinstance(report, Encoded):
+        body = {"op": "encoded", "number": report.number, "ids": report.ids, "refused": report.refused}
+    elif isinstance(report, Beat):
+        body = {"op": "beat"}
+    elif isinstance(report, DraftEvent):
+        body = {"op": "draft", **asdict(report)}
+    elif isinstance(report, CanvasEvent):
+        leaves = [leaf.hex() for leaf in report.step_leaves]
+        body = {"op": "canvas", **asdict(report), "step_leaves": leaves}
+    else:
+        body = {"op": "failed", **asdict(report)}
+    return _line(body)
+
+
+def decode_report(line: bytes) -> Report:
+    """Parse what `encode_report` makes; `MalformedInput` for anything else."""
+    body = _body(line)
+    try:
+        return _report(body.pop("op"), body)
+    except (KeyError, TypeError, ValueError) as error:
+        raise MalformedInput(f"an engine report lacks or mistypes {error}") from None
+
+
+def _report(kind: str, body: dict[str, Any]) -> Report:
+    parse = _REPORTS.get(kind)
+    if parse is None:
+        raise MalformedInput("an engine report of no known kind")
+    return parse(body)
+
+
+def _canvas(body: dict[str, Any]) -> CanvasEvent:
+    return CanvasEvent(
+        **{
+            **body,
+            "token_ids": tuple(body["token_ids"]),
+            "charged_ids": tuple(body["charged_ids"]),
+            "step_leaves": tuple(bytes.fromhex(leaf) for leaf in body["step_leaves"]),
+            "finish": FinishReason(body["finish"]),
+        }
+    )
+
+
+_REPORTS: Final[dict[str, Callable[[dict[str, Any]], Report]]] = {
+    "ready": lambda b: Ready(
+        EngineFacts(**{**b, "digest": Digest(bytes.fromhex(b["digest"])), "service": Service(b["service"])})
+    ),
+    "cannot_start": lambda b: CannotStart(str(b["message"])),
+    "encoded": lambda b: Encoded(b["number"], tuple(b["ids"]), b["refused"]),
+    "beat": lambda _: Beat(),
+    "draft": lambda b: DraftEvent(**{**b, "token_ids": tuple(b["token_ids"])}),
+    "canvas": _canvas,
+    "failed": lambda b: FailedEvent(**b),
+}
+
+
+def _line(body: dict[str, Any]) -> bytes:
+    return json.dumps(body, separators=(",", ":")).encode() + b"\n"
+
+
+def _body(line: bytes) -> dict[str, Any]:
+    if len(line) > MAX_LINE_BYTES:
+        raise MalformedInput("an engine line is too long")
+    try:
+        body = loads(line)
+    except ValueError:
+        raise MalformedInput("an engine line is not JSON") from None
+    if not isinstance(body, dict):
+        raise MalformedInput("an engine line is a JSON object")
+    return body

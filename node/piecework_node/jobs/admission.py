@@ -1,0 +1,417 @@
+"""Which jobs are let in (clauses 3.1 to 3.5). Pure: a submission, what the worker knows, a verdict.
+
+Admission runs in four stages, so that no job costs an RPC call or a tokenization that a cheaper check would
+have spared: `IDENTITY` and `TERMS` need only memory, `CHANNEL` the chain's word, `FUNDS` the length of the
+prompt. Size, rate and parsing come before, at the edge (`node.server`, `protocol.wire`). The only exception
+that leaves this module is `Refusal`.
+
+Two rules worth saying: the price ceiling must cover the worst case (every token and every step that the
+parameters allow), and so must the deposit, after everything that other jobs of the channel may still cost.
+A deposit that is authorized but not yet on chain carries one job, within the credit window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from piecework_model import limits as model_limits
+from piecework_protocol.eip712 import Domain
+from piecework_protocol.errors import Reason, Refusal
+from piecework_protocol.frames import Funding, SubmitJob
+from piecework_protocol.ledger import WorkerLedger
+from piecework_protocol.limits import (
+    MAX_CANVASES_PER_JOB,
+    MAX_CLOCK_SKEW_S,
+    MAX_DENOISING_STEPS,
+    MAX_JOB_LIFETIME_S,
+)
+from piecework_protocol.objects import ModelOffer, Offer, Parameters, Service
+from piecework_protocol.pricing import canvases_for, worst_case
+from piecework_protocol.service import parameters_fault
+from piecework_protocol.signing import signed_by
+from piecework_protocol.states import ChannelState
+from piecework_protocol.types import Address, Amount, Digest, JobId, Seconds, Timestamp
+from piecework_protocol.worker_session import AcceptedJob
+
+MIN_FUNDING_LIFETIME_S: Final = 60
+"""An authorization to fund must outlive the time that a transaction takes to be mined."""
+BUSY_RETRY_S: Final = 2.0
+PENDING_RETRY_S: Final = 5.0
+CHAIN_RETRY_S: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What the operator asks of every channel and job."""
+
+    tokens: tuple[Address, ...]
+    min_deposit: Amount
+    min_withdrawal_delay: Seconds
+    jobs_per_channel: int
+    capacity: int
+    """Jobs that may run or wait at once: slots and queue."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionView:
+    """What the worker knows, apart from the channel."""
+
+    now: Timestamp
+    domain: Domain
+    operator: Address
+    receiver: Address
+    terms: Terms
+    offer: Offer | None
+    """The offer that the job names, when this worker signed it."""
+    serving: Mapping[Digest, Service]
+    """The models that are loaded, and the class of service that they run in."""
+    active: int
+    """Jobs that run, wait or are being admitted."""
+    engine_ready: bool
+    draining: bool
+    fault: str | None = None
+    """Why nothing new is taken on at all (clock off, wrong chain); None when all is well."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelView:
+    """What the worker knows of the job's channel."""
+
+    ledger: WorkerLedger
+    state: ChannelState
+    deposit: Amount
+    """On chain."""
+    fresh: bool
+    """Whether the chain's word is recent enough to rely on."""
+    funding: Funding | None
+    """The best authorization: the submission's own, or one from the journal."""
+    pooled: Amount
+    """The payer's pooled balance, out of which an authorized deposit is taken."""
+    reserved: Amount
+    """What the channel's jobs that have not ended may still cost."""
+    attached: int
+    """Jobs with an open stream."""
+    pending_jobs: int
+    """Jobs that already run on a deposit that is not on chain yet."""
+    stray_unpaid: bool
+    """Whether canvases are unpaid of jobs that have no open stream."""
+    closing: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptedTerms:
+    """The verdict: run it, reserving `reserve`. `pending` holds it inside the credit window for now."""
+
+    accepted: AcceptedJob
+    reserve: Amount
+    pending: bool
+
+
+# --- identity ------------------------------------------------------------------------------------------
+
+
+def _channel_hashes_here(s: SubmitJob, v: AdmissionView) -> None:
+    if s.channel.id(v.domain) != s.job.channel:
+        raise Refusal(Reason.WRONG_CHAIN, "the channel is not one of this chain and escrow")
+
+
+def _for_this_worker(s: SubmitJob, v: AdmissionView) -> None:
+    if s.channel.operator != v.operator or s.channel.receiver != v.receiver:
+        raise Refusal(Reason.WRONG_WORKER, "the channel pays another worker")
+
+
+def _signed_by_authorizer(s: SubmitJob, v: AdmissionView) -> None:
+    if not signed_by(v.domain, s.job, s.signature, s.channel.authorizer):
+        raise Refusal(Reason.BAD_SIGNATURE, "the job is not signed by the channel's authorizer")
+
+
+# --- terms ---------------------------------------------------------------------------------------------
+
+
+def _taking_jobs(_: SubmitJob, v: AdmissionView) -> None:
+    if v.draining:
+        raise Refusal(Reason.DRAINING, "the worker is shutting down", retry_after_s=CHAIN_RETRY_S)
+    if v.fault is not None:
+        raise Refusal(Reason.CHAIN_UNAVAILABLE, v.fault, retry_after_s=CHAIN_RETRY_S)
+    if not v.engine_ready:
+        raise Refusal(Reason.ENGINE_UNAVAILABLE, "the engine is starting", retry_after_s=PENDING_RETRY_S)
+
+
+def _starts_at_the_beginning(s: SubmitJob, _: AdmissionView) -> None:
+    if s.received != 0:
+        raise Refusal(Reason.JOB_ENDED, "this worker has no record of that job")
+
+
+def _offer_holds(s: SubmitJob, v: AdmissionView) -> None:
+    if v.now > _offer(v).expires_at + MAX_CLOCK_SKEW_S:
+        raise Refusal(Reason.UNKNOWN_OFFER, "the offer has expired; ask for the current one")
+
+
+def _model_served(s: SubmitJob, v: AdmissionView) -> None:
+    _model(s, v)
+    _model_loaded(s, v)
+
+
+def _model_loaded(s: SubmitJob, v: AdmissionView) -> None:
+    service = v.serving.get(s.job.model)
+    if service is None:
+        raise Refusal(Reason.UNKNOWN_MODEL, "this worker does not serve that model any more")
+    _same_service(s.job.parameters, service)
+
+
+def _service_offered(s: SubmitJob, v: AdmissionView) -> None:
+    _same_service(s.job.parameters, _model(s, v).service)
+    fault = parameters_fault(s.job.parameters)
+    if fault is not None:
+        raise Refusal(Reason.BAD_PARAMETERS, fault)
+
+
+def _same_service(parameters: Parameters, service: Service) -> None:
+    if parameters.service is service:
+        return
+    if service is Service.BEST_EFFORT:
+        message = "this model is served at best effort: no seed is honoured and no trace is made"
+    else:
+        message = "this model is served replayably: the job has to say so, and what it is to be denoised with"
+    raise Refusal(Reason.WRONG_SERVICE, message)
+
+
+def _parameters_in_bounds(s: SubmitJob, v: AdmissionView) -> None:
+    model = _model(s, v)
+    defect = parameter_defect(s.job.parameters, model)
+    if defect is not None:
+        raise Refusal(Reason.BAD_PARAMETERS, defect)
+
+
+def _token_accepted(s: SubmitJob, v: AdmissionView) -> None:
+    if s.channel.token not in v.terms.tokens:
+        raise Refusal(Reason.TOKEN_NOT_ACCEPTED, "this worker is not paid in that token")
+
+
+def _delay_long_enough(s: SubmitJob, v: AdmissionView) -> None:
+    if s.channel.withdrawal_delay < v.terms.min_withdrawal_delay:
+        raise Refusal(
+            Reason.WITHDRAWAL_DELAY_TOO_SHORT,
+            f"the channel's withdrawal delay must be {v.terms.min_withdrawal_delay} s or longer",
+        )
+
+
+def _deadline_ahead(s: SubmitJob, v: AdmissionView) -> None:
+    if s.job.deadline <= v.now:
+        raise Refusal(Reason.EXPIRED, "the job's deadline has passed")
+    if s.job.deadline > v.now + MAX_JOB_LIFETIME_S + MAX_CLOCK_SKEW_S:
+        raise Refusal(Reason.BAD_PARAMETERS, f"a deadline lies at most {MAX_JOB_LIFETIME_S} s ahead")
+
+
+def _room(_: SubmitJob, v: AdmissionView) -> None:
+    if v.active >= v.terms.capacity:
+        raise Refusal(Reason.BUSY, "every slot and the queue are taken", retry_after_s=BUSY_RETRY_S)
+
+
+# --- channel -------------------------------------------------------------------------------------------
+
+
+def _chain_known(_s: SubmitJob, _v: AdmissionView, c: ChannelView) -> None:
+    if not c.fresh:
+        raise Refusal(Reason.CHAIN_UNAVAILABLE, "the chain does not answer", retry_after_s=CHAIN_RETRY_S)
+
+
+def _channel_open(_s: SubmitJob, _v: AdmissionView, c: ChannelView) -> None:
+    if c.closing or c.state is ChannelState.CLOSED:
+        raise Refusal(Reason.CHANNEL_CLOSED, "the channel is closed; open a new one")
+    if c.state is ChannelState.WITHDRAWING:
+        raise Refusal(Reason.CHANNEL_WITHDRAWING, "a withdrawal from the channel is under way")
+    if c.state is ChannelState.NONE and c.funding is None:
+        raise Refusal(Reason.CHANNEL_UNKNOWN, "the channel is not open, and no authorization to open it came")
+
+
+def _funding_good(s: SubmitJob, v: AdmissionView, c: ChannelView) -> None:
+    if c.funding is None or c.funding.authorization.deposit <= c.deposit:
+        return
+    authorization = c.funding.authorization
+    if authorization.channel != s.channel or not signed_by(
+        v.domain, authorization, c.funding.signature, s.channel.payer
+    ):
+        raise Refusal(Reason.BAD_SIGNATURE, "the funding authorization is not signed by the payer's own key")
+    if authorization.deadline < v.now + MIN_FUNDING_LIFETIME_S:
+        raise Refusal(
+            Reason.EXPIRED, f"a funding authorization is valid for {MIN_FUNDING_LIFETIME_S} s or longer"
+        )
+    if c.pooled < authorization.deposit - c.deposit:
+        raise Refusal(Reason.UNDERFUNDED, "the payer's pooled balance does not cover the authorized deposit")
+
+
+def _deposit_worth_it(_s: SubmitJob, v: AdmissionView, c: ChannelView) -> None:
+    if backing(c) < v.terms.min_deposit:
+        raise Refusal(
+            Reason.UNDERFUNDED, f"a channel's deposit must be {v.terms.min_deposit} base units or more"
+        )
+
+
+def _earlier_receipts_paid(_s: SubmitJob, _v: AdmissionView, c: ChannelView) -> None:
+    if c.stray_unpaid:
+        raise Refusal(
+            Reason.UNPAID_RECEIPTS,
+            "canvases of an earlier job are unpaid; come back to that job and pay for them",
+        )
+
+
+def _room_on_channel(_s: SubmitJob, v: AdmissionView, c: ChannelView) -> None:
+    if c.attached >= v.terms.jobs_per_channel:
+        raise Refusal(Reason.BUSY, "the channel has too many jobs at once", retry_after_s=BUSY_RETRY_S)
+
+
+IdentityCheck = Callable[[SubmitJob, AdmissionView], None]
+ChannelCheck = Callable[[SubmitJob, AdmissionView, ChannelView], None]
+
+IDENTITY: Final[tuple[IdentityCheck, ...]] = (
+    _channel_hashes_here,
+    _for_this_worker,
+    _signed_by_authorizer,
+)
+TERMS: Final[tuple[IdentityCheck, ...]] = (
+    _taking_jobs,
+    _starts_at_the_beginning,
+    _offer_holds,
+    _model_served,
+    _service_offered,
+    _parameters_in_bounds,
+    _token_accepted,
+    _delay_long_enough,
+    _deadline_ahead,
+    _room,
+)
+CHANNEL: Final[tuple[ChannelCheck, ...]] = (
+    _chain_known,
+    _channel_open,
+    _funding_good,
+    _deposit_worth_it,
+    _earlier_receipts_paid,
+    _room_on_channel,
+)
+RETURN: Final[tuple[IdentityCheck, ...]] = (_taking_jobs, _model_loaded, _deadline_ahead, _room)
+"""What a job that was let in before must still meet to go on: its terms stay those that it was let in on."""
+
+
+def check_identity(s: SubmitJob, v: AdmissionView) -> None:
+    """Who asks, and of whom."""
+    for check in IDENTITY:
+        check(s, v)
+
+
+def check_terms(s: SubmitJob, v: AdmissionView) -> None:
+    """Whether the job could run here at all. Needs nothing but memory."""
+    for check in (*IDENTITY, *TERMS):
+        check(s, v)
+
+
+def check_channel(s: SubmitJob, v: AdmissionView, c: ChannelView) -> None:
+    """Whether the channel can carry another job."""
+    for check in CHANNEL:
+        check(s, v, c)
+
+
+def check_return(s: SubmitJob, v: AdmissionView) -> None:
+    """Whether an unfinished job can go on."""
+    for check in RETURN:
+        check(s, v)
+
+
+def admit(s: SubmitJob, v: AdmissionView, c: ChannelView, prompt_tokens: int) -> AcceptedTerms:
+    """Every check in order. The caller runs the early stages first to spare itself IO, then this for good."""
+    check_terms(s, v)
+    check_channel(s, v, c)
+    model = _model(s, v)
+    needed = prompt_tokens + canvases_for(model, s.job.parameters.max_tokens) * model.canvas_size
+    if needed > model.max_context:
+        raise Refusal(
+            Reason.PROMPT_TOO_LONG,
+            f"prompt and output need {needed} tokens, the context has {model.max_context}",
+        )
+    worst = worst_case(model, s.job.parameters, prompt_tokens)
+    if worst > s.job.max_amount:
+        raise Refusal(
+            Reason.PRICE_TOO_LOW,
+            f"the job may cost {worst} base units, its ceiling is {s.job.max_amount}",
+            metadata={"worst_case": str(worst)},
+        )
+    pending = _check_funds(c, worst)
+    job_id = JobId(v.domain.digest(s.job))
+    accepted = AcceptedJob(job_id, s.job, s.channel, model, prompt_tokens, _offer(v).credit_window)
+    return AcceptedTerms(accepted, worst, pending)
+
+
+def _check_funds(c: ChannelView, worst: Amount) -> bool:
+    """Whether the job must lean on a deposit that is not on chain yet."""
+    owed = sum(u.amount for u in c.ledger.unpaid.values())
+    needed = c.ledger.cumulative + owed + c.reserved + worst
+    if needed <= c.deposit:
+        return False
+    if needed > backing(c):
+        raise Refusal(
+            Reason.UNDERFUNDED,
+            f"the channel needs {needed} base units, its deposit is {backing(c)}",
+            metadata={"deposit": str(backing(c)), "needed": str(needed)},
+        )
+    if c.pending_jobs:
+        raise Refusal(
+            Reason.BUSY,
+            "one job at a time until the channel's funding is mined",
+            retry_after_s=PENDING_RETRY_S,
+        )
+    return True
+
+
+def backing(c: ChannelView) -> Amount:
+    """The deposit on chain, or the larger one that is authorized."""
+    authorized = c.funding.authorization.deposit if c.funding else 0
+    return Amount(max(c.deposit, authorized))
+
+
+def parameter_defect(p: Parameters, model: ModelOffer) -> str | None:
+    """What is wrong with a job's parameters for a model, or None."""
+    micro = 1_000_000
+    tokens = ("max_tokens", p.max_tokens, 1, min(model.max_output, MAX_CANVASES_PER_JOB * model.canvas_size))
+    # What denoising takes is replayable jobs' alone; `_service_offered` has held the others to zero.
+    denoising = (
+        ("max_steps", p.max_steps, 1, min(model.max_steps, MAX_DENOISING_STEPS)),
+        (
+            "temperature_end",
+            p.temperature_end,
+            int(model_limits.MIN_TEMPERATURE * micro),
+            int(model_limits.MAX_TEMPERATURE * micro),
+        ),
+        (
+            "temperature_start",
+            p.temperature_start,
+            p.temperature_end,
+            int(model_limits.MAX_TEMPERATURE * micro),
+        ),
+        ("entropy_bound", p.entropy_bound, 0, int(model_limits.MAX_ENTROPY_BOUND_NATS * micro)),
+        (
+            "confidence_threshold",
+            p.confidence_threshold,
+            0,
+            int(model_limits.MAX_CONFIDENCE_THRESHOLD_NATS * micro),
+        ),
+        ("stability_steps", p.stability_steps, 0, model_limits.MAX_STABILITY_STEPS),
+    )
+    for name, value, low, high in (tokens, *(denoising if p.service is Service.REPLAYABLE else ())):
+        if not low <= value <= high:
+            return f"{name} is {value}, outside {low} to {high}"
+    return None
+
+
+def _model(s: SubmitJob, v: AdmissionView) -> ModelOffer:
+    model = _offer(v).model(s.job.model)
+    if model is None:
+        raise Refusal(Reason.UNKNOWN_MODEL, "this worker does not serve that model")
+    return model
+
+
+def _offer(v: AdmissionView) -> Offer:
+    if v.offer is None:
+        raise Refusal(Reason.UNKNOWN_OFFER, "this worker made no such offer; ask for the current one")
+    return v.offer

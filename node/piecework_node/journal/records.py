@@ -1,0 +1,253 @@
+"""What the journal writes and what it gives back: plain, frozen values without any text of a job.
+
+A record is a fact that must be durable before its effect (clause 9.1). `Stored…` values are the facts as read
+back after a restart.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+from piecework_protocol.errors import Reason
+from piecework_protocol.frames import Funding, LeafRef, SubmitJob
+from piecework_protocol.ledger import WorkerLedger
+from piecework_protocol.objects import Channel
+from piecework_protocol.states import ChannelState, JobState
+from piecework_protocol.types import Amount, ChannelId, Digest, JobId, PublicKey, Signature, Timestamp
+from piecework_protocol.wire import SignedOffer
+from piecework_protocol.worker_session import CanvasRecord, StateRecord, StoredCanvas
+
+
+@dataclass(frozen=True, slots=True)
+class JobAdmitted:
+    """A job was let in. `submission` carries neither prompt nor funding."""
+
+    id: JobId
+    submission: SubmitJob
+    prompt_tokens: int
+    credit_window: int
+    at: Timestamp
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelSeen:
+    """A channel that a job was admitted on."""
+
+    id: ChannelId
+    channel: Channel
+
+
+@dataclass(frozen=True, slots=True)
+class FundingAuthorized:
+    """The payer authorized a (larger) deposit; the worker may submit it."""
+
+    channel: ChannelId
+    funding: Funding
+
+
+@dataclass(frozen=True, slots=True)
+class VoucherApplied:
+    """A voucher was checked and accepted. `ledger` is the book after it; `base` the count before it."""
+
+    ledger: WorkerLedger
+    paid: tuple[LeafRef, ...]
+    base: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelObserved:
+    """What the chain said about a channel."""
+
+    channel: ChannelId
+    state: ChannelState
+    deposit: Amount
+    settled: Amount
+    at: Timestamp
+
+
+@dataclass(frozen=True, slots=True)
+class CloseAgreed:
+    """The operator is about to agree that the channel's latest voucher is its last."""
+
+    channel: ChannelId
+    signature: Signature
+    """The authorizer's signature over CloseChannel, which asked for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class OfferIssued:
+    """An offer is about to be shown to the world."""
+
+    digest: Digest
+    signed: SignedOffer
+
+
+@dataclass(frozen=True, slots=True)
+class SealingKeyAdded:
+    """A sealing key, wrapped under the operator key."""
+
+    public: PublicKey
+    wrapped: bytes
+    created_at: Timestamp
+
+
+@dataclass(frozen=True, slots=True)
+class SealingKeyDropped:
+    """A sealing key that nothing can arrive for any more."""
+
+    public: PublicKey
+
+
+class TxKind(enum.Enum):
+    """What a transaction is for."""
+
+    FUND = "fund"
+    SETTLE = "settle"
+    CLOSE = "close"
+
+
+class TxState(enum.Enum):
+    """How far a transaction got. INTENDED may or may not have been broadcast."""
+
+    INTENDED = "intended"
+    MINED = "mined"
+    FINAL = "final"
+    FAILED = "failed"
+    REPLACED = "replaced"
+    """Another transaction with the same nonce took its place."""
+
+
+OPEN_TX_STATES = frozenset({TxState.INTENDED, TxState.MINED})
+
+
+@dataclass(frozen=True, slots=True)
+class TxSubject:
+    """What a transaction states about one channel: its cumulative claim, or its new deposit."""
+
+    channel: ChannelId
+    amount: Amount
+
+
+@dataclass(frozen=True, slots=True)
+class RawTransaction:
+    """A signed transaction as it will be broadcast, byte for byte."""
+
+    hash: bytes
+    raw: bytes
+    nonce: int
+    max_fee: int
+    priority_fee: int
+    gas_limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class TxIntended:
+    """A signed transaction that is about to be broadcast."""
+
+    kind: TxKind
+    tx: RawTransaction
+    subjects: tuple[TxSubject, ...]
+    at: Timestamp
+
+
+@dataclass(frozen=True, slots=True)
+class TxMoved:
+    """A transaction's new state."""
+
+    hash: bytes
+    state: TxState
+    at: Timestamp
+    gas_used: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class MetaSet:
+    """A small named value, such as how far the chain's events were read."""
+
+    key: str
+    value: str
+
+
+JournalRecord = (
+    JobAdmitted
+    | StateRecord
+    | CanvasRecord
+    | ChannelSeen
+    | FundingAuthorized
+    | VoucherApplied
+    | ChannelObserved
+    | CloseAgreed
+    | OfferIssued
+    | SealingKeyAdded
+    | SealingKeyDropped
+    | TxIntended
+    | TxMoved
+    | MetaSet
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredJob:
+    """A job as the journal holds it. `resume_secrets` has one entry a canvas."""
+
+    id: JobId
+    submission: SubmitJob
+    prompt_tokens: int
+    credit_window: int
+    at: Timestamp
+    state: JobState
+    reason: Reason | None = None
+    canvases: tuple[StoredCanvas, ...] = ()
+    resume_secrets: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StoredChannel:
+    """A channel with its book, as the journal holds it. `state` and amounts are the chain's last word."""
+
+    id: ChannelId
+    channel: Channel
+    ledger: WorkerLedger
+    funding: Funding | None = None
+    state: ChannelState = ChannelState.NONE
+    deposit: Amount = Amount(0)
+    settled: Amount = Amount(0)
+    observed_at: int = 0
+    """Seconds since the epoch; 0 for never."""
+    close_signature: Signature | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSealingKey:
+    """A sealing key as the journal holds it."""
+
+    public: PublicKey
+    wrapped: bytes
+    created_at: Timestamp
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTx:
+    """A transaction as the journal holds it."""
+
+    kind: TxKind
+    tx: RawTransaction
+    subjects: tuple[TxSubject, ...]
+    at: Timestamp
+    state: TxState = TxState.INTENDED
+    moved_at: int = 0
+    gas_used: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Earnings:
+    """Sums over the journal, in base units unless named otherwise."""
+
+    charged: Amount
+    accepted: Amount
+    settled: Amount
+    unpaid: Amount
+    canvases: int
+    jobs: dict[str, int] = field(default_factory=dict)
+    """Jobs by state."""

@@ -1,0 +1,117 @@
+"""What the worker counts. One object with its own registry, so that nothing is global."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from piecework_protocol.errors import Reason
+from piecework_protocol.objects import Receipt
+from piecework_protocol.states import JobState
+from piecework_protocol.types import Timestamp
+
+MAX_KEPT_ERRORS = 50
+"""The status page shows recent errors; older ones are in the log."""
+_COMMIT_BUCKETS_S = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorNote:
+    """An error as the operator sees it on the status page."""
+
+    at: Timestamp
+    where: str
+    message: str
+
+
+class Metrics:
+    """Counters and gauges, by the names that Prometheus shows."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._jobs = Counter(
+            "piecework_jobs", "Jobs by what became of them", ["state"], registry=self.registry
+        )
+        self._refusals = Counter(
+            "piecework_refusals", "Jobs missed, by reason", ["reason"], registry=self.registry
+        )
+        self._canvases = self._counter("piecework_canvases", "Canvases delivered")
+        self._steps = self._counter("piecework_denoising_steps", "Denoising steps delivered")
+        self._tokens = self._counter("piecework_output_tokens", "Output tokens charged")
+        self._charged = self._counter("piecework_charged_base_units", "Base units on receipts")
+        self._accepted = self._counter("piecework_accepted_base_units", "Base units on accepted vouchers")
+        self._transactions = Counter(
+            "piecework_transactions",
+            "Settlement transactions by kind and state",
+            ["kind", "state"],
+            registry=self.registry,
+        )
+        self._chain_errors = self._counter("piecework_chain_errors", "Failed conversations with the chain")
+        self._engine_losses = self._counter("piecework_engine_restarts", "Times the engine process was lost")
+        self._publish_errors = self._counter("piecework_publish_errors", "Offers that an index did not take")
+        self.slots = self._gauge("piecework_slots", "Rows of the engine")
+        self.active = self._gauge("piecework_jobs_active", "Jobs that run or wait for a row")
+        self.streams = self._gauge("piecework_streams", "Open job streams")
+        self.exposure = self._gauge("piecework_exposure_base_units", "Delivered and not paid for")
+        self.unsettled = self._gauge("piecework_unsettled_base_units", "Accepted and not settled on chain")
+        self.ready = self._gauge("piecework_ready", "1 while jobs are taken on")
+        self.commit = Histogram(
+            "piecework_journal_commit_seconds",
+            "Time to make records durable",
+            buckets=_COMMIT_BUCKETS_S,
+            registry=self.registry,
+        )
+        self.refusals: dict[str, int] = {}
+        self.errors: deque[ErrorNote] = deque(maxlen=MAX_KEPT_ERRORS)
+
+    def refused(self, reason: Reason) -> None:
+        """A job was declined."""
+        self._refusals.labels(reason.label).inc()
+        self.refusals[reason.label] = self.refusals.get(reason.label, 0) + 1
+
+    def moved(self, state: JobState) -> None:
+        """A job reached a state."""
+        self._jobs.labels(state.value).inc()
+
+    def delivered(self, receipt: Receipt) -> None:
+        """A canvas was delivered."""
+        self._canvases.inc()
+        self._steps.inc(receipt.steps)
+        self._tokens.inc(receipt.units)
+        self._charged.inc(receipt.amount)
+
+    def accepted(self, amount: int) -> None:
+        """A voucher added `amount` base units."""
+        self._accepted.inc(amount)
+
+    def transaction(self, kind: str, state: str) -> None:
+        """A transaction reached a state."""
+        self._transactions.labels(kind, state).inc()
+
+    def chain_error(self) -> None:
+        """The chain did not answer, or refused."""
+        self._chain_errors.inc()
+
+    def engine_lost(self) -> None:
+        """The engine process died or hung."""
+        self._engine_losses.inc()
+
+    def publish_error(self) -> None:
+        """An index did not take the offer."""
+        self._publish_errors.inc()
+
+    def note(self, at: Timestamp, where: str, message: str) -> None:
+        """Keep an error for the status page."""
+        self.errors.append(ErrorNote(at, where, message))
+
+    def render(self) -> bytes:
+        """The text format of Prometheus."""
+        return generate_latest(self.registry)
+
+    def _counter(self, name: str, text: str) -> Counter:
+        return Counter(name, text, registry=self.registry)
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(name, text, registry=self.registry)

@@ -1,0 +1,82 @@
+"""Trying again: which failures are worth it, how long to wait, and when to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from piecework_node.errors import HubError
+
+T = TypeVar("T")
+Sleep = Callable[[float], Awaitable[None]]
+Tell = Callable[[str, float], None]
+"""Called with the reason and the seconds to wait."""
+
+
+class TryAgain(Exception):
+    """The same request may succeed later. Stays inside: `Retries` makes a `HubError` of the last one.
+
+    `after_s`: what the server asks to wait. `from_start`: what arrived so far is of no use.
+    """
+
+    def __init__(self, reason: str, *, after_s: float | None = None, from_start: bool = False) -> None:
+        super().__init__(reason)
+        self.reason, self.after_s, self.from_start = reason, after_s, from_start
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a hub is waited for. With the defaults an unreachable one is given up after a minute."""
+
+    attempts: int = 7
+    """In a row without progress."""
+    first_pause_s: float = 1.0
+    longest_pause_s: float = 30.0
+    longest_asked_pause_s: float = 330.0
+    """The hub counts requests in windows of 300 s and asks to wait for the next one."""
+    connect_s: float = 15.0
+    read_s: float = 60.0
+    """Between two pieces of a body; storage behind the hub may take long for the first."""
+    answer_s: float = 60.0
+    """For a whole answer of the API, which is small."""
+
+
+class Retries:
+    """Counts the failures of one thing and waits between them; pauses double up to the longest."""
+
+    def __init__(self, what: str, patience: Patience, sleep: Sleep, tell: Tell) -> None:
+        self._what, self._patience, self._sleep, self._tell = what, patience, sleep, tell
+        self._failures = 0
+
+    def progressed(self) -> None:
+        """The last attempt brought something: the count starts again."""
+        self._failures = 0
+
+    async def wait(self, error: TryAgain) -> None:
+        """Wait as long as `error` asks for or the count says; `HubError` when it is enough."""
+        patience = self._patience
+        self._failures += 1
+        if self._failures >= patience.attempts:
+            raise HubError(
+                f"{self._what}: {error.reason}; given up after {self._failures} attempts. "
+                "The same command goes on where this one stopped."
+            ) from error
+        pause = min(patience.first_pause_s * 2 ** (self._failures - 1), patience.longest_pause_s)
+        if error.after_s is not None:
+            if error.after_s > patience.longest_asked_pause_s:
+                raise HubError(
+                    f"{self._what}: {error.reason} and asks to wait {error.after_s:.0f} s. "
+                    "The same command goes on then where this one stopped."
+                ) from error
+            pause = max(pause, error.after_s)
+        self._tell(f"{self._what}: {error.reason}", pause)
+        await self._sleep(pause)
+
+    async def run(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Attempt until it succeeds or it is enough."""
+        while True:
+            try:
+                return await attempt()
+            except TryAgain as error:
+                await self.wait(error)

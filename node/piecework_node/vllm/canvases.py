@@ -1,0 +1,93 @@
+"""From a stream of token ids to canvases. Pure.
+
+An engine that knows no canvases is charged by them all the same: ids are cut every `canvas_size`, and a
+canvas that is not the last is full (clause 4.5). There are no steps and no leaves to show (clause 7.4).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from piecework_model.requests import CanvasEvent, FinishReason, GenerationRequest
+from piecework_model.text.tokens import TextCodec, TextStream
+from piecework_node.errors import EndpointLost
+from piecework_node.vllm.wire import Chunk
+
+_FULL_STOPS: Final = frozenset({"stop"})
+_PAUSES: Final = frozenset({"length"})
+
+
+class CanvasWriter:
+    """One row's text as it grows. What came of an unfinished canvas can be dropped and asked for again."""
+
+    def __init__(self, request: GenerationRequest, codec: TextCodec, canvas_size: int) -> None:
+        self._request, self._codec, self._size = request, codec, canvas_size
+        self._text = TextStream(codec)
+        self._done: list[int] = []
+        for canvas in request.committed:
+            self._done += canvas
+            self._text.append(canvas, final=False)
+        self._open: list[int] = []
+        self.ended = False
+
+    @property
+    def canvas(self) -> int:
+        """The index of the canvas that is being written."""
+        return len(self._done) // self._size
+
+    def context(self) -> tuple[int, ...]:
+        """What the engine has to be shown to go on: the prompt and every finished canvas."""
+        return (*self._request.prompt_ids, *self._done)
+
+    def room(self, canvas_limit: int) -> int:
+        """Tokens that may be asked for from here up to, not including, canvas `canvas_limit`."""
+        most = min(self._request.max_tokens, canvas_limit * self._size)
+        return 0 if self.ended else max(0, most - len(self._done))
+
+    def drop_unfinished(self) -> None:
+        """Forget the ids behind the last finished canvas."""
+        self._open.clear()
+
+    def take(self, chunk: Chunk) -> list[CanvasEvent]:
+        """The canvases that a chunk finishes. `EndpointLost` when it ends for no reason that ends a text."""
+        events: list[CanvasEvent] = []
+        for token in self._counting(chunk):
+            if self.ended:
+                break
+            if token in self._codec.eos_ids:
+                events.append(self._finish(FinishReason.END_OF_TEXT))
+                break
+            self._open.append(token)
+            if len(self._done) + len(self._open) == self._request.max_tokens:
+                events.append(self._finish(FinishReason.TOKEN_LIMIT))
+            elif len(self._open) == self._size:
+                events.append(self._finish(FinishReason.MORE))
+        if chunk.finish in _FULL_STOPS and not self.ended:
+            events.append(self._finish(FinishReason.END_OF_TEXT))
+        if chunk.finish is not None and chunk.finish not in _FULL_STOPS | _PAUSES and not self.ended:
+            raise EndpointLost("the endpoint ended the stream for a reason of its own")
+        return events
+
+    @staticmethod
+    def _counting(chunk: Chunk) -> tuple[int, ...]:
+        """The ids without the one that the engine stopped at, which it reports among them."""
+        ids = chunk.token_ids
+        stopped_at = chunk.finish in _FULL_STOPS and chunk.stop_id is not None
+        return ids[:-1] if stopped_at and ids and ids[-1] == chunk.stop_id else ids
+
+    def _finish(self, finish: FinishReason) -> CanvasEvent:
+        ids, canvas = tuple(self._open), self.canvas
+        final = finish is not FinishReason.MORE
+        self._open.clear()
+        self._done += ids
+        self.ended = final
+        return CanvasEvent(
+            request_id=self._request.request_id,
+            canvas=canvas,
+            token_ids=ids,
+            charged_ids=ids,
+            text=self._text.append(ids, final=final),
+            steps=0,
+            step_leaves=(),
+            finish=finish,
+        )

@@ -1,0 +1,142 @@
+"""One vLLM server over HTTP: questions with one answer, and streams of tokens. Everything read is bounded."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import aiohttp
+from aiohttp.http_exceptions import HttpProcessingError
+
+from piecework.base.jsons import loads
+from piecework_node.errors import EndpointLost, EndpointUnfit, RequestDeclined
+from piecework_node.vllm.wire import (
+    MAX_BODY_BYTES,
+    Chunk,
+    End,
+    Served,
+    completion_body,
+    failure,
+    max_line_bytes,
+    parse_ids,
+    parse_line,
+    parse_models,
+    parse_version,
+)
+
+CONNECT_TIMEOUT_S: Final = 5.0
+"""For a TCP and TLS handshake with a machine that is up; longer means that it is not."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointTimes:
+    """Patience with an endpoint, in seconds."""
+
+    question_s: float = 10.0
+    """For an answer that takes no GPU. vLLM's server answers beside its streams and may be busy with them."""
+    silence_s: float = 180.0
+    """Between two chunks of a stream, and before the first: a queue and a long prefill take minutes at
+    worst."""
+
+
+class Endpoint:
+    """A server by its base URL. Does not know whether it is well: that is the fleet's business."""
+
+    def __init__(
+        self, url: str, session: aiohttp.ClientSession, *, key: str, model: str, times: EndpointTimes
+    ) -> None:
+        self._url, self._session, self._model, self._times = url.rstrip("/"), session, model, times
+        self._headers = {"authorization": f"Bearer {key}"} if key else {}
+
+    async def probe(self) -> Served:
+        """Whether it is well, and what it serves. `EndpointLost`, `EndpointUnfit`."""
+        await self._ask("GET", "/health")
+        return parse_models(await self._ask("GET", "/v1/models"), self._model)
+
+    async def version(self) -> str:
+        """vLLM's version."""
+        return parse_version(await self._ask("GET", "/version"))
+
+    async def tokenize(self, model: str, text: str) -> tuple[int, ...]:
+        """The ids of plain text, without anything added."""
+        body = {"model": model, "prompt": text, "add_special_tokens": False}
+        return parse_ids(await self._ask("POST", "/tokenize", body))
+
+    async def stream(
+        self,
+        model: str,
+        prompt_ids: tuple[int, ...],
+        max_tokens: int,
+        vocab_size: int,
+        *,
+        ignore_eos: bool = False,
+    ) -> AsyncGenerator[Chunk, None]:
+        """Up to `max_tokens` tokens behind the prompt, as they come. Closing the iterator stops the engine.
+
+        `RequestDeclined`, `EndpointLost`, `EndpointUnfit`. A stream that ends without saying why is lost.
+        """
+        body = completion_body(model, prompt_ids, max_tokens, ignore_eos=ignore_eos)
+        limit, finished = max_line_bytes(len(prompt_ids)), False
+        timeout = aiohttp.ClientTimeout(sock_connect=CONNECT_TIMEOUT_S, sock_read=self._times.silence_s)
+        options: dict[str, Any] = {"json": body, "timeout": timeout, "read_bufsize": limit // 2}
+        async with self._answer("POST", "/v1/completions", **options) as response:
+            while line := await _line(response, limit):
+                chunk = parse_line(line, vocab_size)
+                if isinstance(chunk, End):
+                    break
+                if chunk is not None and not finished:
+                    finished = chunk.finish is not None
+                    yield chunk
+        if not finished:
+            raise EndpointLost("the stream broke off")
+
+    async def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> bytes:
+        timeout = aiohttp.ClientTimeout(total=self._times.question_s, sock_connect=CONNECT_TIMEOUT_S)
+        async with self._answer(method, path, json=body, timeout=timeout) as response:
+            return await _all(response)
+
+    @asynccontextmanager
+    async def _answer(self, method: str, path: str, **options: Any) -> AsyncIterator[aiohttp.ClientResponse]:
+        """A good answer; whatever goes wrong until its end is an error of ours."""
+        try:
+            async with self._session.request(
+                method, self._url + path, headers=self._headers, allow_redirects=False, **options
+            ) as response:
+                if response.status != 200:
+                    raise await _failed(response)
+                yield response
+        except (aiohttp.ClientConnectorError, ConnectionRefusedError):
+            raise EndpointLost("nobody listens there", certain=True) from None
+        except aiohttp.ClientPayloadError:
+            raise EndpointLost("the stream broke off") from None
+        except (aiohttp.ClientError, OSError) as error:
+            kind = "does not answer in time" if isinstance(error, TimeoutError) else "breaks the connection"
+            raise EndpointLost(f"the endpoint {kind}") from None
+
+
+async def _failed(response: aiohttp.ClientResponse) -> RequestDeclined | EndpointLost | EndpointUnfit:
+    try:
+        body = loads(await _all(response))
+    except ValueError:
+        body = None
+    if response.status == 503:  # vLLM's /health when its engine has died
+        return EndpointLost("the engine behind the endpoint is dead", certain=True)
+    return failure(response.status, body)
+
+
+async def _all(response: aiohttp.ClientResponse) -> bytes:
+    data = bytearray()
+    async for part in response.content.iter_chunked(64 * 1024):
+        data += part
+        if len(data) > MAX_BODY_BYTES:
+            raise EndpointLost(f"the endpoint answers more than {MAX_BODY_BYTES} bytes")
+    return bytes(data)
+
+
+async def _line(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    try:
+        return await response.content.readline()
+    except (ValueError, HttpProcessingError):  # which of them depends on aiohttp's version
+        raise EndpointLost(f"a line of the stream is longer than {limit} bytes") from None

@@ -1,0 +1,181 @@
+"""What is said to vLLM's OpenAI-compatible server, and what of its answers is believed. Pure.
+
+Prompts go as token ids, and only token ids are read: the text comes from the checkpoint's own tokenizer, so
+that both are of one making. Seen with vLLM 0.32 (docs/vllm.md): the first chunk of a stream repeats the
+prompt's ids, the id that ended the text is among the last chunk's, and a request that fails after its start
+is answered with status 200 and an error inside the stream.
+
+Source: vLLM, "OpenAI-Compatible Server",
+https://docs.vllm.ai/en/latest/serving/openai_compatible_server.html; Server-Sent Events,
+https://html.spec.whatwg.org/multipage/server-sent-events.html.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from piecework.base.jsons import loads
+from piecework_node.errors import EndpointLost, EndpointUnfit, RequestDeclined
+
+MAX_BODY_BYTES: Final = 1024 * 1024
+"""Of an answer that is no stream; a list of models takes 500 bytes a model."""
+MAX_CHUNK_BYTES: Final = 256 * 1024
+"""Of one line of a stream, without the prompt's ids: a canvas of 1,024 ids and its text is some 80 KiB."""
+BYTES_PER_ECHOED_ID: Final = 12
+"""A uint32 in decimal, its comma and a space."""
+MAX_CHUNK_TOKENS: Final = 4096
+"""In one chunk: the largest canvas four times; more than any engine decodes between two looks at its
+queue."""
+_DATA: Final = b"data:"
+_REQUESTS_OWN: Final = frozenset({400, 413, 422})
+_ENDPOINTS_OWN: Final = frozenset({401, 403, 404, 405})
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A model as `/v1/models` lists it. `max_model_len`: prompt and output in tokens."""
+
+    name: str
+    max_model_len: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a stream. `finish` is vLLM's reason at the end: "stop", "length" or another. `stop_id`: the
+    token that the engine was told to stop at."""
+
+    token_ids: tuple[int, ...]
+    finish: str | None = None
+    stop_id: int | None = None
+
+
+class End:
+    """The stream's own end mark: nothing follows."""
+
+
+END: Final = End()
+
+
+def completion_body(
+    model: str, prompt_ids: tuple[int, ...], max_tokens: int, *, ignore_eos: bool = False
+) -> dict[str, Any]:
+    """The body for `/v1/completions`. No seed and no temperature: those are the engine's own (clause
+    3.10)."""
+    body: dict[str, Any] = {
+        "model": model,
+        "prompt": list(prompt_ids),
+        "max_tokens": max_tokens,
+        "stream": True,
+        "return_token_ids": True,
+    }
+    return {**body, "ignore_eos": True} if ignore_eos else body
+
+
+def max_line_bytes(prompt_tokens: int) -> int:
+    """The longest line that a stream after such a prompt can have."""
+    return MAX_CHUNK_BYTES + BYTES_PER_ECHOED_ID * prompt_tokens
+
+
+def parse_line(line: bytes, vocab_size: int) -> Chunk | End | None:
+    """One line of a stream; None for what carries nothing.
+
+    Raises RequestDeclined or EndpointLost for an error inside the stream, EndpointLost for anything that
+    vLLM does not say.
+    """
+    line = line.strip()
+    if not line or line.startswith(b":"):
+        return None
+    if not line.startswith(_DATA):
+        raise EndpointLost("the stream is not one of events")
+    data = line[len(_DATA) :].strip()
+    if data == b"[DONE]":
+        return END
+    body = _object(data)
+    if "error" in body:
+        raise failure(None, body)
+    return _chunk(body, vocab_size)
+
+
+def failure(status: int | None, body: Any) -> RequestDeclined | EndpointLost | EndpointUnfit:
+    """Whose fault a failed request is. The server's message may quote the prompt: only its code is kept.
+
+    `status` is the HTTP status, or None for an error inside a stream, which carries its own code.
+    """
+    error = body.get("error") if isinstance(body, dict) else None
+    code = error.get("code") if status is None and isinstance(error, dict) else status
+    if not isinstance(code, int) or isinstance(code, bool):
+        return EndpointLost("the endpoint fails without a code")
+    if code in _REQUESTS_OWN:
+        return RequestDeclined(f"the engine declines the request with code {code}")
+    if code in _ENDPOINTS_OWN:
+        return EndpointUnfit(
+            f"the endpoint answers with code {code}: look at its key, its path and its model"
+        )
+    return EndpointLost(f"the endpoint fails with code {code}")
+
+
+def parse_models(data: bytes, wanted: str) -> Served:
+    """The model `wanted` (empty: the only one) out of `/v1/models`; `EndpointUnfit` when it is not served."""
+    entries = _object(data).get("data")
+    if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
+        raise EndpointUnfit("the list of models is not as vLLM writes it")
+    names = [e.get("id") for e in entries]
+    chosen = [e for e in entries if not wanted or e.get("id") == wanted]
+    if len(chosen) != 1:
+        shown = ", ".join(str(name)[:64] for name in names[:8]) or "nothing"
+        raise EndpointUnfit(f"the endpoint serves {shown}; set vllm_model to one of them")
+    name, length = chosen[0].get("id"), chosen[0].get("max_model_len")
+    if not isinstance(name, str) or not _is_count(length, 2**31):
+        raise EndpointUnfit("the endpoint names no model length (max_model_len): it is not vLLM")
+    return Served(name, length)
+
+
+def parse_ids(data: bytes) -> tuple[int, ...]:
+    """The ids of an answer of `/tokenize`."""
+    ids = _object(data).get("tokens")
+    if not isinstance(ids, list) or not all(_is_count(i, 2**32) for i in ids):
+        raise EndpointUnfit("the endpoint does not tokenize as vLLM does")
+    return tuple(ids)
+
+
+def parse_version(data: bytes) -> str:
+    """vLLM's version, of printable characters only, at most 32."""
+    version = _object(data).get("version")
+    if not isinstance(version, str):
+        raise EndpointUnfit("the endpoint does not say its version")
+    return "".join(c for c in version if c.isascii() and c.isprintable() and c != " ")[:32]
+
+
+def _chunk(body: dict[str, Any], vocab_size: int) -> Chunk | None:
+    choices = body.get("choices")
+    if choices == []:  # the one that carries usage
+        return None
+    if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
+        raise EndpointLost("a chunk has not exactly one choice")
+    choice = choices[0]
+    ids, finish, stop = choice.get("token_ids"), choice.get("finish_reason"), choice.get("stop_reason")
+    if ids is None and finish is None:
+        raise EndpointUnfit("the endpoint does not return token ids: it takes vLLM 0.10.2 or later")
+    ids = [] if ids is None else ids
+    if not isinstance(ids, list) or len(ids) > MAX_CHUNK_TOKENS:
+        raise EndpointLost("a chunk's token ids are no list of bearable length")
+    if not all(_is_count(token, vocab_size) for token in ids):
+        raise EndpointLost("a chunk has a token id that is not in the vocabulary")
+    if finish is not None and not isinstance(finish, str):
+        raise EndpointLost("a chunk's finish_reason is no word")
+    return Chunk(tuple(ids), finish, stop if _is_count(stop, vocab_size) else None)
+
+
+def _is_count(value: object, below: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < below
+
+
+def _object(data: bytes) -> dict[str, Any]:
+    try:
+        body = loads(data)
+    except ValueError:
+        raise EndpointLost("the endpoint's answer is not JSON") from None
+    if not isinstance(body, dict):
+        raise EndpointLost("the endpoint's answer is no JSON object")
+    return body

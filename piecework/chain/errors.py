@@ -1,0 +1,91 @@
+"""What the chain does to us, sorted by what can be done about it. Every message is fit for a person."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from piecework.chain.limits import MAX_SHOWN_CHARACTERS
+from piecework_protocol.errors import PieceworkError
+
+
+class ChainError(PieceworkError):
+    """The root of everything that goes wrong between us and a chain."""
+
+
+class RpcUnavailable(ChainError):
+    """The node did not answer, or not in time, or is overloaded. Trying again later may help."""
+
+
+class RpcRefused(ChainError):
+    """The node answered with a JSON-RPC error that has no more precise class here."""
+
+    def __init__(self, method: str, code: int, message: str, data: Any = None) -> None:
+        super().__init__(f"the chain's node refused {method}: {one_line(message)} (code {code})")
+        self.method = method
+        self.code = code
+        self.message = message
+        self.data = data
+
+
+class BadAnswer(ChainError):
+    """The node answered with something that is not what the method returns. The node is broken or lies."""
+
+
+class NoFinality(ChainError):
+    """The node does not know the "finalized" tag. Set finality to a number of blocks (`at_depth`)."""
+
+
+class WrongChain(ChainError):
+    """The node serves another chain, or other code is at the contracts' addresses. Nothing may be signed."""
+
+
+class BadDeployment(ChainError):
+    """A deployment file, or what it names, cannot be used."""
+
+
+class TransactionReverted(ChainError):
+    """A contract refused. `name` and `arguments` are the decoded custom error ("" when there was none)."""
+
+    def __init__(self, name: str, arguments: Mapping[str, Any], data: bytes = b"") -> None:
+        listed = ", ".join(f"{key}={_shown(value)}" for key, value in arguments.items())
+        reason = f"{name}({listed})" if name else "no reason was given"
+        super().__init__(f"the contract refused: {reason}")
+        self.name = name
+        self.arguments = dict(arguments)
+        self.data = data
+        self.reason = reason
+
+
+class InsufficientGas(ChainError):
+    """The sender's native balance does not cover the transaction's gas."""
+
+
+class FeeTooHigh(ChainError):
+    """The chain's fees are above our cap, or above what the transaction is worth. Waiting may help."""
+
+
+class FeeTooLow(ChainError):
+    """The node declines our fees (base fee rose, or a replacement bumped too little). `replace` helps."""
+
+
+class NonceTaken(ChainError):
+    """Another transaction of this key was mined with the same nonce: this one will never be."""
+
+
+class StuckTransaction(ChainError):
+    """A transaction was not mined in the time given. It may still be: look again, or replace it."""
+
+
+class AnvilMissing(ChainError):
+    """No anvil binary was found, or it did not start."""
+
+
+def one_line(text: str) -> str:
+    """Text from outside as it may stand in a message: printable, one line, bounded."""
+    cut = text[:MAX_SHOWN_CHARACTERS]
+    return "".join(c if c.isprintable() else " " for c in cut) + ("…" if len(text) > len(cut) else "")
+
+
+def _shown(value: Any) -> str:
+    return one_line("0x" + value.hex() if isinstance(value, bytes) else str(value))

@@ -1,0 +1,215 @@
+"""JSON-RPC over HTTP: bounded, timed, with errors sorted by what can be done about them.
+
+This is the wire under web3 (`web3_over`). It is not web3's own HTTP provider because that one reads answers
+of any size, drops the body of an HTTP error, and writes the node's address, API key and all, to its log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from piecework.base.jsons import loads
+from piecework.chain.abi import decode_revert
+from piecework.chain.errors import BadAnswer, RpcRefused, RpcUnavailable, TransactionReverted
+from piecework.chain.limits import DEFAULT_RPC_TIMEOUT_S, MAX_RPC_RESPONSE_BYTES, RPC_ATTEMPTS, RPC_BACKOFF_S
+from piecework_protocol.types import Address, Bytes32, to_hex
+
+if TYPE_CHECKING:
+    from web3 import AsyncWeb3
+
+# Sending or moving a development chain is not repeated here: the caller decides with its journal.
+_NOT_REPEATED = frozenset({"eth_sendRawTransaction", "evm_mine", "evm_increaseTime"})
+
+
+class JsonRpc(Protocol):
+    """One node. Raises `RpcUnavailable`, `RpcRefused`, `TransactionReverted` or `BadAnswer`, nothing else."""
+
+    async def call(self, method: str, *params: Any) -> Any:
+        """The `result` member of the answer."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class HttpRpc:
+    """A node behind an http(s) address. One connection pool, made on first use in the running loop."""
+
+    def __init__(
+        self, url: str, *, timeout_s: float = DEFAULT_RPC_TIMEOUT_S, attempts: int = RPC_ATTEMPTS
+    ) -> None:
+        self.url = url
+        self.host = host_of(url)
+        self._timeout = aiohttp.ClientTimeout(total=timeout_s)
+        self._attempts = attempts
+        self._ids = itertools.count(1)
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def call(self, method: str, *params: Any) -> Any:
+        """Ask once, or up to `attempts` times with a growing pause when a repeat can do no harm."""
+        attempts = 1 if method in _NOT_REPEATED else self._attempts
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                return self._result(method, await self._post(method, params))
+            except RpcUnavailable:
+                if attempt >= attempts:
+                    raise
+                await asyncio.sleep(RPC_BACKOFF_S * 2 ** (attempt - 1))
+
+    async def close(self) -> None:
+        """Close the connections; the object may be used again afterwards."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def _post(self, method: str, params: Sequence[Any]) -> Any:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(timeout=self._timeout)
+        body = {"jsonrpc": "2.0", "id": next(self._ids), "method": method, "params": list(params)}
+        try:
+            async with self._session.post(self.url, json=body, allow_redirects=False) as response:
+                data = await _bounded(response)
+                status = response.status
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise RpcUnavailable(
+                f"the chain's node at {self.host} did not answer {method}: {type(error).__name__}. "
+                "Is the address right and the node running?"
+            ) from error
+        try:
+            answer = loads(data)
+        except ValueError as error:
+            if status == 200:
+                raise BadAnswer(f"the node at {self.host} answered {method} with no JSON") from error
+            raise RpcUnavailable(
+                f"the chain's node at {self.host} answered HTTP {status} to {method}"
+            ) from error
+        if status in (408, 429) or (status >= 500 and not _has_error(answer)):
+            raise RpcUnavailable(f"the chain's node at {self.host} answered HTTP {status} to {method}")
+        return answer
+
+    def _result(self, method: str, answer: Any) -> Any:
+        if not isinstance(answer, dict):
+            raise BadAnswer(f"the node at {self.host} answered {method} with no JSON-RPC object")
+        if _has_error(answer):
+            raise refusal(method, answer["error"])
+        if "result" not in answer:
+            raise BadAnswer(f"the node at {self.host} answered {method} with neither result nor error")
+        return answer["result"]
+
+
+def web3_over(rpc: JsonRpc) -> AsyncWeb3[Any]:
+    """web3 on top of a node, with the errors of `JsonRpc`. The first use imports web3 (most of a second)."""
+    from piecework.chain.provider import over
+
+    return over(rpc)
+
+
+def refusal(method: str, error: dict[str, Any]) -> RpcRefused | TransactionReverted:
+    """A JSON-RPC error as an exception: a contract's revert with its reason, or the node's own refusal."""
+    code = error.get("code")
+    message = str(error.get("message", ""))
+    data = error.get("data")
+    if isinstance(data, dict):
+        data = data.get("data")
+    if method in ("eth_call", "eth_estimateGas") and (code == 3 or "revert" in message.lower()):
+        return decode_revert(_hex_or_empty(data))
+    return RpcRefused(method, code if isinstance(code, int) else 0, message, data)
+
+
+def host_of(url: str) -> str:
+    """Scheme, host and port: what may be shown. The path and the user part often hold an API key."""
+    parts = urlsplit(url)
+    port = f":{parts.port}" if parts.port else ""
+    return f"{parts.scheme}://{parts.hostname}{port}"
+
+
+def quantity(value: Any, what: str) -> int:
+    """A JSON-RPC quantity ("0x1f") as an int; `BadAnswer` names `what`."""
+    if isinstance(value, str) and value.startswith("0x") and len(value) <= 66:
+        try:
+            return int(value, 16)
+        except ValueError:
+            pass
+    raise BadAnswer(f"the node returned no number for {what}")
+
+
+def data_bytes(value: Any, what: str, length: int | None = None) -> bytes:
+    """JSON-RPC data ("0x00ff") as bytes, of the given length if any; `BadAnswer` names `what`."""
+    if isinstance(value, str) and value.startswith("0x"):
+        try:
+            data = bytes.fromhex(value[2:])
+        except ValueError:
+            data = None
+        if data is not None and length in (None, len(data)):
+            return data
+    raise BadAnswer(f"the node returned no bytes for {what}")
+
+
+def hash_of(value: Any, what: str) -> Bytes32:
+    """A 32-byte hash."""
+    return Bytes32(data_bytes(value, what, 32))
+
+
+def address_from(value: Any, what: str) -> Address:
+    """A 20-byte address."""
+    return Address(data_bytes(value, what, 20))
+
+
+def member(value: Any, name: str, what: str) -> Any:
+    """A member of a JSON object that must be there."""
+    if not isinstance(value, dict) or name not in value:
+        raise BadAnswer(f"the node returned {what} without {name}")
+    return value[name]
+
+
+def call_object(
+    to: Address | None, data: bytes, *, sender: Address | None = None, value: int = 0
+) -> dict[str, str]:
+    """The transaction object of eth_call and eth_estimateGas."""
+    fields = {"data": "0x" + data.hex(), "value": hex(value)}
+    if to is not None:
+        fields["to"] = to_hex(to)
+    if sender is not None:
+        fields["from"] = to_hex(sender)
+    return fields
+
+
+def _has_error(answer: Any) -> bool:
+    return isinstance(answer, dict) and isinstance(answer.get("error"), dict)
+
+
+def _hex_or_empty(value: Any) -> bytes:
+    """Revert data; some nodes prefix it with a word, some leave it out."""
+    if not isinstance(value, str) or "0x" not in value:
+        return b""
+    try:
+        return bytes.fromhex(value[value.index("0x") + 2 :])
+    except ValueError:
+        return b""
+
+
+async def _bounded(response: aiohttp.ClientResponse) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    async for part in response.content.iter_chunked(64 * 1024):
+        size += len(part)
+        if size > MAX_RPC_RESPONSE_BYTES:
+            raise BadAnswer(f"the node's answer is larger than {MAX_RPC_RESPONSE_BYTES} bytes")
+        parts.append(part)
+    return b"".join(parts)

@@ -1,0 +1,378 @@
+"""Sending, in two phases, so that a caller can journal in between.
+
+`prepare` signs and sends nothing; `broadcast` sends the same bytes as often as one likes; `outcome` looks.
+One effect never gets two nonces here: to try again is to broadcast the journaled bytes, or to `replace` them
+with the same nonce. Whoever restarts calls `resume` with the journaled transactions that are not final yet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
+
+from piecework.chain.calls import Call, send_native
+from piecework.chain.errors import (
+    BadAnswer,
+    ChainError,
+    FeeTooHigh,
+    FeeTooLow,
+    InsufficientGas,
+    NonceTaken,
+    RpcRefused,
+    StuckTransaction,
+    TransactionReverted,
+)
+from piecework.chain.events import Log
+from piecework.chain.fees import (
+    FeeMarket,
+    FeePolicy,
+    Fees,
+    bump_fees,
+    choose_fees,
+    gas_limit,
+    next_nonce,
+    require_balance,
+)
+from piecework.chain.finality import FINALIZED, Finality, finalized_height
+from piecework.chain.limits import DEFAULT_MINING_TIMEOUT_S, DEFAULT_POLL_S
+from piecework.chain.rawtx import SignedTransaction, Unsigned
+from piecework.chain.reader import ChainReader, parse_logs
+from piecework.chain.rpc import JsonRpc, call_object, hash_of, member, quantity, web3_over
+from piecework_protocol.errors import invariant
+from piecework_protocol.signing import Signer
+from piecework_protocol.types import Bytes32, to_hex
+
+if TYPE_CHECKING:
+    from web3 import AsyncWeb3
+    from web3.types import TxParams, Wei
+
+__all__ = [
+    "Finalized",
+    "Mined",
+    "Outcome",
+    "Pending",
+    "SignedTransaction",
+    "Superseded",
+    "TransactionSender",
+    "Unknown",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """The node holds it and no block does yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mined:
+    """In a block that may still be reorganized away. `success` False: it reverted and its gas is spent."""
+
+    block: int
+    block_hash: Bytes32
+    gas_used: int
+    gas_price: int
+    success: bool
+    logs: tuple[Log, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finalized:
+    """Mined in a final block: the answer will not change."""
+
+    mined: Mined
+
+
+@dataclass(frozen=True, slots=True)
+class Superseded:
+    """At a final block its nonce belongs to another transaction: it will never be mined."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """The node does not know it: never sent, dropped, or reorganized away. Broadcast the same bytes again."""
+
+
+Outcome: TypeAlias = Pending | Mined | Finalized | Superseded | Unknown
+
+
+class Answer(enum.Enum):
+    """What a node's refusal of a raw transaction means."""
+
+    KNOWN = "known"
+    NONCE_USED = "nonce used"
+    FEE_TOO_LOW = "fee too low"
+    NO_FUNDS = "no funds"
+    OTHER = "other"
+
+
+# Wordings of geth, reth, nethermind, besu, erigon, anvil and our embedded chain, in lower case.
+_WORDINGS: tuple[tuple[Answer, tuple[str, ...]], ...] = (
+    (Answer.KNOWN, ("already known", "alreadyknown", "already imported", "known transaction")),
+    (Answer.NONCE_USED, ("nonce too low", "old nonce", "nonce is too low", "noncetoolow")),
+    (
+        Answer.FEE_TOO_LOW,
+        ("underpriced", "less than block base fee", "feetoolow", "below current base fee", "fee too low"),
+    ),
+    (Answer.NO_FUNDS, ("insufficient funds", "insufficient balance", "upfront cost", "insufficientfunds")),
+)
+
+
+def classify(message: str) -> Answer:
+    """Sort a node's refusal of eth_sendRawTransaction; the codes are not standard, the words nearly are."""
+    text = message.lower()
+    for answer, wordings in _WORDINGS:
+        if any(wording in text for wording in wordings):
+            return answer
+    return Answer.OTHER
+
+
+class TransactionSender:
+    """Signs and sends for one key. One per key and process: it hands out the nonces."""
+
+    def __init__(
+        self,
+        rpc: JsonRpc,
+        signer: Signer,
+        chain_id: int,
+        *,
+        fees: FeePolicy | None = None,
+        finality: Finality = FINALIZED,
+    ) -> None:
+        self.rpc = rpc
+        self.signer = signer
+        self.chain_id = chain_id
+        self.policy = fees or FeePolicy()
+        self.finality = finality
+        self._lock = asyncio.Lock()
+        self._next = 0
+
+    @cached_property
+    def _w3(self) -> AsyncWeb3[Any]:
+        return web3_over(self.rpc)
+
+    @classmethod
+    def of(cls, reader: ChainReader, signer: Signer, *, fees: FeePolicy | None = None) -> TransactionSender:
+        """A sender through the reader's node, for the reader's chain."""
+        chain_id = reader.deployment.chain_id
+        return cls(reader.rpc, signer, chain_id, fees=fees, finality=reader.finality)
+
+    def resume(self, journaled: Iterable[SignedTransaction]) -> None:
+        """Count the nonces of transactions that an earlier process signed as taken."""
+        for tx in journaled:
+            invariant(tx.sender == self.signer.address, "a journaled transaction is another key's")
+            invariant(tx.unsigned.chain_id == self.chain_id, "a journaled transaction is another chain's")
+            self._next = max(self._next, tx.nonce + 1)
+
+    async def prepare(
+        self, call: Call, *, nonce: int | None = None, value_at_stake: int | None = None
+    ) -> SignedTransaction:
+        """Estimate, choose fees and nonce, and sign. Nothing is sent.
+
+        `value_at_stake` in wei: the transaction may cost no more. Errors, all before anything is sent:
+        `TransactionReverted` (it would fail now), `FeeTooHigh`, `InsufficientGas`, `RpcUnavailable`.
+        The nonce counts as taken from here on; `forget` frees it if the transaction was never sent.
+        """
+        gas = gas_limit(await self._estimate(call), call.gas_hint)
+        fees = choose_fees(await self._market(), gas, self.policy, value_at_stake)
+        require_balance(await self._balance(), gas, fees, call.value, to_hex(self.signer.address))
+        async with self._lock:
+            if nonce is None:
+                nonce = next_nonce(await self._count("pending"), self._next)
+            self._next = max(self._next, nonce + 1)
+        return self._unsigned(call, nonce, gas, fees).sign(self.signer)
+
+    def forget(self, tx: SignedTransaction) -> None:
+        """Free the nonce of a transaction that was certainly never broadcast, if it is the last one taken."""
+        if self._next == tx.nonce + 1:
+            self._next = tx.nonce
+
+    async def broadcast(self, tx: SignedTransaction) -> Bytes32:
+        """Send the bytes; sending them again is harmless. Returns the hash.
+
+        `NonceTaken` when another transaction with this nonce was mined, `FeeTooLow` when the node wants more,
+        `InsufficientGas`, `RpcUnavailable` (it may have arrived all the same: see `outcome`), `RpcRefused`.
+        """
+        try:
+            answer = await self._w3.eth.send_raw_transaction(tx.raw)
+        except RpcRefused as error:
+            await self._refused(tx, error)
+            return tx.hash
+        if bytes(answer) != tx.hash:
+            raise BadAnswer("the node returned another transaction's hash")
+        return tx.hash
+
+    async def outcome(self, tx_hash: Bytes32, *, nonce: int | None = None) -> Outcome:
+        """What became of a transaction. With its `nonce` it can be told apart whether it was superseded."""
+        mined = await self._receipt(tx_hash)
+        if mined is not None:
+            return Finalized(mined) if await self._is_final(mined) else mined
+        known = await self.rpc.call("eth_getTransactionByHash", to_hex(tx_hash))
+        if known is not None:
+            # Between the two questions a block may have come; a pending one has no block.
+            pooled = member(known, "blockNumber", "a transaction") is None
+            return Pending() if pooled else await self._mined_or_pending(tx_hash)
+        if nonce is not None and await self._count(await finalized_height(self.rpc, self.finality)) > nonce:
+            # Mined after the first question? The receipt is asked for again before giving up on it.
+            again = await self._receipt(tx_hash)
+            return Superseded() if again is None else again
+        return Unknown()
+
+    async def wait_mined(
+        self,
+        tx_hash: Bytes32,
+        timeout_s: float = DEFAULT_MINING_TIMEOUT_S,
+        poll_s: float = DEFAULT_POLL_S,
+    ) -> Mined:
+        """Poll until a block holds it; `StuckTransaction` after the timeout (it may still be mined later)."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while True:
+                    mined = await self._receipt(tx_hash)
+                    if mined is not None:
+                        return mined
+                    await asyncio.sleep(poll_s)
+        except TimeoutError:
+            raise StuckTransaction(
+                f"transaction {to_hex(tx_hash)} was not mined within {timeout_s:g} s. "
+                "Look again later, or replace it with higher fees."
+            ) from None
+
+    async def replace(self, tx: SignedTransaction, *, value_at_stake: int | None = None) -> SignedTransaction:
+        """The same effect with the same nonce and both fees at least 12.5 % higher, signed and not sent.
+
+        Only one of the two can be mined. Journal the new bytes beside the old ones: either may win.
+        """
+        market = await self._market()
+        u = tx.unsigned
+        fees = bump_fees(u.fees, market, u.gas_limit, self.policy, value_at_stake)
+        require_balance(await self._balance(), u.gas_limit, fees, u.value, to_hex(self.signer.address))
+        return Unsigned(u.chain_id, u.nonce, fees, u.gas_limit, u.to, u.value, u.data).sign(self.signer)
+
+    async def cancel(self, tx: SignedTransaction) -> SignedTransaction:
+        """A transfer of nothing to ourselves with the same nonce and higher fees: fills the gap."""
+        nothing = send_native(self.signer.address, 0)
+        fees = bump_fees(tx.unsigned.fees, await self._market(), nothing.gas_hint, self.policy)
+        return self._unsigned(nothing, tx.nonce, nothing.gas_hint, fees).sign(self.signer)
+
+    async def execute(
+        self, call: Call, *, timeout_s: float = DEFAULT_MINING_TIMEOUT_S, poll_s: float = DEFAULT_POLL_S
+    ) -> Mined:
+        """Prepare, broadcast and wait, for tools that keep no journal. `TransactionReverted` if it failed."""
+        tx = await self.prepare(call)
+        try:
+            await self.broadcast(tx)
+        except (FeeTooHigh, FeeTooLow, InsufficientGas, RpcRefused):
+            self.forget(tx)
+            raise
+        mined = await self.wait_mined(tx.hash, timeout_s, poll_s)
+        if not mined.success:
+            raise await self.explain(tx, mined)
+        return mined
+
+    async def explain(self, tx: SignedTransaction, mined: Mined) -> TransactionReverted:
+        """Why a mined transaction failed, by running it again at the state after its block."""
+        u = tx.unsigned
+        address = self._w3.to_checksum_address
+        request: TxParams = {"from": address(tx.sender), "data": u.data, "gas": u.gas_limit}
+        request["value"] = cast("Wei", u.value)
+        if u.to is not None:
+            request["to"] = address(u.to)
+        try:
+            await self._w3.eth.call(request, mined.block)
+        except TransactionReverted as error:
+            return error
+        except ChainError as error:
+            return TransactionReverted("", {"replay": str(error)})
+        return TransactionReverted("", {})
+
+    async def wei_per_gas(self) -> int:
+        """What a unit of gas costs now: base fee and tip, to weigh a transaction before preparing it."""
+        market = await self._market()
+        return market.base_fee + min(market.priority_fee, self.policy.max_priority_fee_wei)
+
+    # ------------------------------------------------------------------ what the node says
+
+    def _unsigned(self, call: Call, nonce: int, gas: int, fees: Fees) -> Unsigned:
+        return Unsigned(self.chain_id, nonce, fees, gas, call.to, call.value, call.data)
+
+    async def _estimate(self, call: Call) -> int:
+        # Raw: web3 always names a block. Without one, nodes that can estimate on top of their pending block.
+        request = call_object(call.to, call.data, sender=self.signer.address, value=call.value)
+        try:
+            return quantity(await self.rpc.call("eth_estimateGas", request), "a gas estimate")
+        except RpcRefused as error:
+            if classify(error.message) is Answer.NO_FUNDS:
+                raise _no_funds(self.signer) from error
+            raise
+
+    async def _market(self) -> FeeMarket:
+        block = await self.rpc.call("eth_getBlockByNumber", "latest", False)
+        base_fee = quantity(member(block, "baseFeePerGas", "the latest block"), "the base fee")
+        return FeeMarket(base_fee, await self._w3.eth.max_priority_fee)
+
+    async def _balance(self) -> int:
+        return await self._w3.eth.get_balance(self._w3.to_checksum_address(self.signer.address))
+
+    async def _count(self, block: int | Literal["pending"]) -> int:
+        address = self._w3.to_checksum_address(self.signer.address)
+        return await self._w3.eth.get_transaction_count(address, block)
+
+    async def _is_final(self, mined: Mined) -> bool:
+        """Deep enough, and the canonical block at that height is the one of the receipt."""
+        if mined.block > await finalized_height(self.rpc, self.finality):
+            return False
+        block = await self.rpc.call("eth_getBlockByNumber", hex(mined.block), False)
+        return block is not None and hash_of(member(block, "hash", "a block"), "a hash") == mined.block_hash
+
+    async def _mined_or_pending(self, tx_hash: Bytes32) -> Outcome:
+        mined = await self._receipt(tx_hash)
+        return Pending() if mined is None else mined
+
+    async def _receipt(self, tx_hash: Bytes32) -> Mined | None:
+        raw = await self.rpc.call("eth_getTransactionReceipt", to_hex(tx_hash))
+        if raw is None or member(raw, "blockNumber", "a receipt") is None:
+            return None
+        return _mined(raw)
+
+    async def _refused(self, tx: SignedTransaction, error: RpcRefused) -> None:
+        """Return when the refusal means that the node already has this very transaction, else raise."""
+        answer = classify(error.message)
+        if answer is Answer.KNOWN:
+            return
+        if answer is Answer.NONCE_USED:
+            known = await self.rpc.call("eth_getTransactionByHash", to_hex(tx.hash))
+            if known is not None:
+                return
+            raise NonceTaken(
+                f"nonce {tx.nonce} of {to_hex(tx.sender)} was used by another transaction. "
+                "Is another program using this key?"
+            ) from error
+        if answer is Answer.FEE_TOO_LOW:
+            raise FeeTooLow(f"the node wants higher fees for this transaction: {error.message}") from error
+        if answer is Answer.NO_FUNDS:
+            raise _no_funds(self.signer) from error
+        raise error
+
+
+def _no_funds(signer: Signer) -> InsufficientGas:
+    return InsufficientGas(
+        f"{to_hex(signer.address)} cannot pay for gas. Send it some of the chain's native coin."
+    )
+
+
+def _mined(raw: Any) -> Mined:
+    def field(name: str) -> Any:
+        return member(raw, name, "a receipt")
+
+    return Mined(
+        block=quantity(field("blockNumber"), "a receipt's block"),
+        block_hash=hash_of(field("blockHash"), "a receipt's block hash"),
+        gas_used=quantity(field("gasUsed"), "the gas used"),
+        gas_price=quantity(field("effectiveGasPrice"), "the gas price"),
+        success=quantity(field("status"), "a receipt's status") == 1,
+        logs=tuple(parse_logs(field("logs"))),
+    )

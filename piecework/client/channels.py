@@ -1,0 +1,130 @@
+"""The client's channels: choosing one for a job, sizing its deposit, and closing it.
+
+A channel is opened by an authorization that travels inside the first job; the worker submits it. The client
+sends no transaction and needs no gas to start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from piecework.chain.errors import RpcUnavailable
+from piecework.client.config import ClientConfig
+from piecework.client.discovery import ChainView, Clock
+from piecework.client.errors import InsufficientFunds
+from piecework.client.records import ChannelRow, ChannelStatus, JobRow
+from piecework.client.store import Store
+from piecework.client.wallet import Wallet
+from piecework_protocol.errors import PieceworkError
+from piecework_protocol.frames import Funding
+from piecework_protocol.objects import Channel, CloseChannel, FundChannel, Offer
+from piecework_protocol.signing import sign
+from piecework_protocol.states import ChannelState
+from piecework_protocol.types import Address, Amount, Bytes32, ChannelId, Seconds, Timestamp
+
+
+class _DepositTooSmall(PieceworkError):
+    """The channel needs more than was authorized: ask the chain what is free, and come back."""
+
+
+class Channels:
+    """Channels of one wallet."""
+
+    def __init__(
+        self,
+        store: Store,
+        chain: ChainView,
+        wallet: Wallet,
+        *,
+        token: Address,
+        config: ClientConfig,
+        clock: Clock,
+        entropy: Callable[[int], bytes],
+    ) -> None:
+        self._store, self._chain, self._wallet = store, chain, wallet
+        self._token, self._config, self._clock, self._entropy = token, config, clock, entropy
+
+    async def for_offer(self, offer: Offer) -> ChannelRow:
+        """The open channel with this worker, or the terms of a new one, recorded and not yet funded."""
+        terms = Channel(
+            payer=self._wallet.payer.address,
+            authorizer=self._wallet.authorizer.address,
+            receiver=offer.receiver,
+            operator=offer.operator,
+            token=self._token,
+            withdrawal_delay=Seconds(max(offer.min_withdrawal_delay, self._config.withdrawal_delay_s)),
+            salt=Bytes32(self._entropy(32)),
+        )
+        return await asyncio.to_thread(self._store.open_channel, terms)
+
+    async def admit(self, job: JobRow, prompt: str | None) -> ChannelRow:
+        """Record a job and make sure that its channel's deposit covers it, else `InsufficientFunds`."""
+        await self.refresh_funding(job.channel_id)
+        until = Timestamp(job.created_at + self._config.funding_lifetime_s)
+        smallest = job.offer.offer.min_deposit
+
+        def refuse(needed: Amount, deposit: Amount) -> Amount:
+            raise _DepositTooSmall(f"{needed} needed, {deposit} there")
+
+        try:
+            return await asyncio.to_thread(self._store.admit, job, prompt, refuse, until)
+        except _DepositTooSmall:
+            free = await self.free_balance()
+
+        def grow(needed: Amount, deposit: Amount) -> Amount:
+            return deposit_total(Amount(max(needed, smallest)), deposit, free, Amount(self._config.deposit))
+
+        return await asyncio.to_thread(self._store.admit, job, prompt, grow, until)
+
+    async def free_balance(self) -> Amount:
+        """Pooled base units that no pending authorization will take."""
+        pooled = await self._chain.pooled_balance(self._token, self._wallet.payer.address)
+        pending = await asyncio.to_thread(self._store.pending_deposits, self._token)
+        return Amount(max(0, pooled - pending))
+
+    def funding(self, row: ChannelRow) -> Funding | None:
+        """The payer's authorization, for as long as the chain does not show the whole deposit."""
+        if row.deposit <= row.funded:
+            return None
+        authorization = FundChannel(row.channel, row.deposit, row.funding_deadline)
+        return Funding(authorization, sign(self._chain.domain, authorization, self._wallet.payer))
+
+    async def refresh_funding(self, channel: ChannelId) -> ChannelRow:
+        """See whether a pending deposit has arrived. A chain that is away delays that, not the job."""
+        row = await asyncio.to_thread(self._store.channel, channel)
+        if row.deposit <= row.funded:
+            return row
+        try:
+            return await self.refresh(channel)
+        except RpcUnavailable:
+            return row
+
+    async def refresh(self, channel: ChannelId) -> ChannelRow:
+        """Record what the chain says about a channel."""
+        seen = await self._chain.channel(channel)
+        row = await asyncio.to_thread(self._store.channel, channel)
+        status = row.status
+        if seen.state is ChannelState.CLOSED:
+            status = ChannelStatus.CLOSED
+        elif seen.state is ChannelState.WITHDRAWING:
+            status = ChannelStatus.CLOSING
+        await asyncio.to_thread(self._store.seen_on_chain, channel, seen.deposit, status)
+        return await asyncio.to_thread(self._store.channel, channel)
+
+    def closing(self, row: ChannelRow) -> CloseChannel:
+        """What the client holds to be final: its own book."""
+        v = row.book.voucher()
+        return CloseChannel(v.channel, v.cumulative, v.count, v.receipts_root)
+
+
+def deposit_total(needed: Amount, deposit: Amount, free: Amount, step: Amount) -> Amount:
+    """A channel's new total deposit: at least `needed`, in whole steps if the free balance allows.
+
+    `InsufficientFunds` when even the smallest raise is more than what is free. Base units throughout.
+    """
+    shortage = needed - deposit
+    if shortage > free:
+        raise InsufficientFunds(Amount(shortage), free)
+    steps = -(-shortage // step) * step if step else shortage
+    return Amount(deposit + min(free, steps))

@@ -1,0 +1,88 @@
+"""What a running job tells its caller, in the order in which it happens."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from piecework_protocol.objects import Service
+from piecework_protocol.types import Address, Amount, ChannelId, Digest, JobId
+
+
+class Finish(enum.Enum):
+    """Why the text ends."""
+
+    END_OF_TEXT = "stop"
+    TOKEN_LIMIT = "length"  # noqa: S105 - OpenAI's word for a full answer, no secret
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A worker has promised to run the job. `ceiling` is the most that it can cost."""
+
+    job: JobId
+    channel: ChannelId
+    operator: Address
+    model: str
+    model_digest: Digest
+    prompt_tokens: int
+    ceiling: Amount
+    service: Service
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """The canvas while it is being denoised: unsigned, lossy, and gone with the next one."""
+
+    canvas: int
+    step: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Canvas:
+    """A canvas whose receipt was verified, recorded and paid.
+
+    `cost` is what the whole job has cost so far; `leaf_index` is the receipt's place in the channel's
+    accumulator. `again`: it had been paid before and was replayed after a resume.
+    """
+
+    canvas: int
+    text: str
+    tokens: int
+    steps: int
+    amount: Amount
+    cost: Amount
+    receipt: Digest
+    leaf_index: int
+    last: bool
+    again: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Resuming:
+    """The stream broke; the same job is presented again after `wait_s` seconds."""
+
+    attempt: int
+    wait_s: float
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """No more canvases. `cost` in base units; `acknowledged`: the worker has confirmed the last voucher."""
+
+    finish: Finish
+    job: JobId
+    channel: ChannelId
+    operator: Address
+    prompt_tokens: int
+    output_tokens: int
+    denoising_steps: int
+    canvases: int
+    cost: Amount
+    acknowledged: bool
+
+
+Event = Accepted | Draft | Canvas | Resuming | Ended

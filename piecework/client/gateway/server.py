@@ -1,0 +1,382 @@
+"""An OpenAI-compatible endpoint that pays per canvas out of the client's wallet.
+
+`/v1/chat/completions` (stream and not), `/v1/models`, `/health`, `/metrics`. It spends money: it listens on
+loopback unless told otherwise, wants an API key when one is configured, and takes JSON bodies only, so that a
+web page cannot post to it. It logs no text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import json
+import math
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from aiohttp import hdrs, web
+
+from piecework.base.jsons import loads
+from piecework.chain.errors import ChainError
+from piecework.client.errors import (
+    ClientError,
+    InsufficientFunds,
+    JobFailed,
+    JobInterrupted,
+    NoWorkerFits,
+    WorkerUnreachable,
+)
+from piecework.client.events import Accepted, Canvas, Ended, Event
+from piecework.client.gateway import openai_format as oai
+from piecework.client.gateway.metrics import GatewayMetrics
+from piecework.client.gateway.openai_format import ApiError, ChatRequest, StopCutter
+from piecework.client.run import JobRun
+from piecework.client.sdk import PieceworkClient
+from piecework.client.selection import BUSY_REASONS
+from piecework_protocol.content import encode_prompt
+from piecework_protocol.errors import MalformedInput, PieceworkError, ProtocolViolation, Reason, Refusal
+from piecework_protocol.limits import MAX_PROMPT_BYTES
+from piecework_protocol.service import service_name
+from piecework_protocol.types import to_hex
+
+# JSON escapes can double a text of quotes and newlines; more than twice the largest prompt is no prompt.
+MAX_BODY_BYTES = 2 * MAX_PROMPT_BYTES
+LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
+WAIT_WHEN_FULL_S = 1.0
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayOptions:
+    """How the gateway behaves. Without an API key only loopback names are accepted in `Host`.
+
+    `best_effort`: requests that do not say may go to models without seed and trace.
+    """
+
+    api_key: str | None
+    max_concurrent: int
+    heartbeat_s: float
+    best_effort: bool = False
+
+
+class Gateway:
+    """The HTTP application around one client."""
+
+    def __init__(
+        self, client: PieceworkClient, options: GatewayOptions, *, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._client, self._options, self._clock = client, options, clock
+        self.metrics = GatewayMetrics()
+        self._running = 0
+        self._log = structlog.get_logger("gateway")
+
+    def application(self) -> web.Application:
+        """The routes, each behind the same guard."""
+        app = web.Application(middlewares=[self._guard], client_max_size=MAX_BODY_BYTES)
+        app.router.add_post("/v1/chat/completions", self._chat)
+        app.router.add_get("/v1/models", self._models)
+        app.router.add_get("/v1/models/{model}", self._model)
+        app.router.add_get("/health", self._health)
+        app.router.add_get("/metrics", self._metrics)
+        return app
+
+    @web.middleware
+    async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            self._admit(request)
+            return await handler(request)
+        except ApiError as error:
+            return _failure(error)
+        except PieceworkError as error:
+            failure = as_api_error(error)
+            self._log.warning("request failed", status=failure.status, code=failure.code)
+            return _failure(failure)
+        except web.HTTPRequestEntityTooLarge:
+            return _failure(ApiError(413, "invalid_request_error", "the body is too large"))
+        except web.HTTPException as error:
+            return _failure(ApiError(error.status, "invalid_request_error", error.reason))
+
+    def _admit(self, request: web.Request) -> None:
+        if request.path == "/health":
+            return
+        if self._options.api_key is not None:
+            given = request.headers.get(hdrs.AUTHORIZATION, "").removeprefix("Bearer ")
+            if not hmac.compare_digest(given.encode(), self._options.api_key.encode()):
+                raise ApiError(
+                    401, "authentication_error", "a valid API key is needed", code="invalid_api_key"
+                )
+        elif host_name(request.host) not in LOOPBACK_HOSTS:
+            raise ApiError(403, "permission_error", "this gateway answers to localhost only")
+
+    # ------------------------------------------------------------------------------------ chat
+
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
+        if request.content_type != "application/json":
+            raise ApiError(415, "invalid_request_error", "the body is application/json")
+        try:
+            body = loads(await request.read())
+        except ValueError:
+            raise ApiError(400, "invalid_request_error", "the body is not JSON") from None
+        chat = oai.parse_chat(body, best_effort=self._options.best_effort)
+        try:
+            encode_prompt(chat.request.messages)
+        except MalformedInput as error:
+            raise oai.as_malformed(error) from None
+        if self._running >= self._options.max_concurrent:
+            raise ApiError(
+                429, "rate_limit_error", "too many requests at once", retry_after_s=WAIT_WHEN_FULL_S
+            )
+        self._running += 1
+        try:
+            with self.metrics.request(chat.stream):
+                return await self._answer(request, chat)
+        finally:
+            self._running -= 1
+
+    async def _answer(self, request: web.Request, chat: ChatRequest) -> web.StreamResponse:
+        started = self._clock()
+        async with self._client.run(chat.request) as run:
+            events = aiter(run)
+            accepted = await _first(events)
+            answer = _Answer(chat, accepted, int(started), run, self.metrics)
+            if chat.stream:
+                return await self._stream(request, answer, events)
+            async for event in events:
+                answer.take(event)
+        return web.json_response(answer.whole())
+
+    async def _stream(
+        self, request: web.Request, answer: _Answer, events: AsyncIterator[Event]
+    ) -> web.StreamResponse:
+        headers = {hdrs.CONTENT_TYPE: "text/event-stream", hdrs.CACHE_CONTROL: "no-cache"}
+        response = web.StreamResponse(headers=headers)
+        await response.prepare(request)
+        try:
+            await _send(response, answer.opening())
+            async with contextlib.aclosing(self._with_heartbeats(response, events)) as beating:
+                async for event in beating:
+                    piece = answer.take(event)
+                    if piece is not None:
+                        await _send(response, piece)
+            for piece in answer.closing():
+                await _send(response, piece)
+            await response.write(b"data: [DONE]\n\n")
+            await response.write_eof()
+        except PieceworkError as error:
+            # A stream that merely ends counts as success with OpenAI's SDK: say it, then reset the socket.
+            failure = as_api_error(error)
+            self._log.warning("stream failed", job=answer.job, code=failure.code)
+            self.metrics.failed(failure.code or "error")
+            await _send(response, failure.body())
+            if request.transport is not None:
+                request.transport.abort()
+        return response
+
+    async def _with_heartbeats(
+        self, response: web.StreamResponse, events: AsyncIterator[Event]
+    ) -> AsyncGenerator[Event, None]:
+        """The events, with a comment line whenever none came for a while: proxies close silent streams."""
+        while True:
+            waiting = asyncio.ensure_future(anext(events, None))
+            try:
+                while not (await asyncio.wait({waiting}, timeout=self._options.heartbeat_s))[0]:
+                    await response.write(b": denoising\n\n")
+            finally:
+                if not waiting.done():
+                    waiting.cancel()
+            event = waiting.result()
+            if event is None:
+                return
+            yield event
+
+    # ------------------------------------------------------------------------------------ the rest
+
+    async def _models(self, _: web.Request) -> web.Response:
+        models = await self._model_list()
+        return web.json_response({"object": "list", "data": list(models.values())})
+
+    async def _model(self, request: web.Request) -> web.Response:
+        name = request.match_info["model"]
+        models = await self._model_list()
+        if name not in models:
+            message = f"nobody serves the model {name!r}"
+            raise ApiError(404, "invalid_request_error", message, code="model_not_found", param="model")
+        return web.json_response(models[name])
+
+    async def _model_list(self) -> dict[str, dict[str, Any]]:
+        found = await self._client.offers()
+        models: dict[str, dict[str, Any]] = {}
+        for signed in found.offers:
+            for model in signed.offer.models:
+                entry = models.setdefault(
+                    model.name,
+                    {
+                        "id": model.name,
+                        "object": "model",
+                        "created": signed.offer.issued_at,
+                        "owned_by": "piecework",
+                        "piecework": {
+                            "digests": [],
+                            "services": [],
+                            "workers": 0,
+                            "lowest_output_price_per_million": None,
+                        },
+                    },
+                )["piecework"]
+                digest = "0x" + model.digest.hex()
+                entry["digests"] = sorted({*entry["digests"], digest})
+                entry["services"] = sorted({*entry["services"], service_name(model.service)})
+                entry["workers"] += 1
+                price, lowest = (
+                    model.price_per_million_output_tokens,
+                    entry["lowest_output_price_per_million"],
+                )
+                entry["lowest_output_price_per_million"] = price if lowest is None else min(price, lowest)
+        return models
+
+    async def _health(self, _: web.Request) -> web.Response:
+        return web.json_response({"status": "ok", "running": self._running})
+
+    async def _metrics(self, _: web.Request) -> web.Response:
+        return web.Response(
+            body=self.metrics.exposition(), headers={hdrs.CONTENT_TYPE: self.metrics.content_type}
+        )
+
+
+class _Answer:
+    """One answer as it grows: what to show, when to stop, and what it cost."""
+
+    def __init__(
+        self, chat: ChatRequest, accepted: Accepted, created: int, run: JobRun, metrics: GatewayMetrics
+    ) -> None:
+        self._chat, self._accepted, self._run, self._metrics = chat, accepted, run, metrics
+        self._head = oai.Head("chatcmpl-" + accepted.job.hex()[:32], created, accepted.model)
+        self._cutter = StopCutter(chat.stop)
+        self._canvases: list[Canvas] = []
+        self._text: list[str] = []
+        self._ended: Ended | None = None
+        self.job = to_hex(accepted.job)
+
+    def opening(self) -> dict[str, Any]:
+        return oai.chunk(self._head, {"role": "assistant", "content": ""})
+
+    def take(self, event: Event) -> dict[str, Any] | None:
+        """Take in an event; a chunk to send if it shows anything new."""
+        if isinstance(event, Ended):
+            self._ended = event
+            return self._shown(self._cutter.feed("", last=True))
+        if not isinstance(event, Canvas):
+            return None
+        self._canvases.append(event)
+        self._metrics.canvas(event.tokens, event.steps, event.amount)
+        piece = self._shown(self._cutter.feed(event.text, last=event.last))
+        if self._cutter.stopped and not event.last:
+            self._run.cancel()
+        return piece
+
+    def _shown(self, text: str) -> dict[str, Any] | None:
+        if not text:
+            return None
+        self._text.append(text)
+        return oai.chunk(self._head, {"content": text})
+
+    def closing(self) -> list[dict[str, Any]]:
+        """The last chunks of a stream: why it ended and what it cost, then usage if it was asked for."""
+        ended = self._end()
+        reason = oai.finish_reason(ended.finish, stopped=self._cutter.stopped)
+        final = oai.chunk(self._head, {}, reason)
+        final["piecework"] = oai.piecework_object(self._accepted, ended, self._canvases)
+        if not self._chat.include_usage:
+            return [final]
+        return [final, {**oai.chunk(self._head, None), "usage": oai.usage(ended)}]
+
+    def whole(self) -> dict[str, Any]:
+        """The answer of a request that does not stream."""
+        ended = self._end()
+        reason = oai.finish_reason(ended.finish, stopped=self._cutter.stopped)
+        more = {
+            "usage": oai.usage(ended),
+            "piecework": oai.piecework_object(self._accepted, ended, self._canvases),
+        }
+        return oai.completion(self._head, "".join(self._text), reason, more)
+
+    def _end(self) -> Ended:
+        if self._ended is None:
+            raise WorkerUnreachable("the job ended without a word")
+        return self._ended
+
+
+async def _first(events: AsyncIterator[Event]) -> Accepted:
+    """The acceptance, before which nothing is answered: until then a failure is an HTTP status."""
+    async for event in events:
+        if isinstance(event, Accepted):
+            return event
+    raise WorkerUnreachable("no worker accepted the job")
+
+
+async def _send(response: web.StreamResponse, value: Mapping[str, Any]) -> None:
+    await response.write(b"data: " + json.dumps(value, ensure_ascii=False).encode() + b"\n\n")
+
+
+def _failure(error: ApiError) -> web.Response:
+    headers = {} if error.may_retry else {"x-should-retry": "false"}
+    if error.retry_after_s is not None:
+        headers[hdrs.RETRY_AFTER] = str(max(1, math.ceil(error.retry_after_s)))
+    return web.json_response(error.body(), status=error.status, headers=headers)
+
+
+def host_name(host: str) -> str:
+    """The name in a Host header, without its port."""
+    return host if host.endswith("]") else host.rsplit(":", 1)[0] if ":" in host else host
+
+
+def as_api_error(error: PieceworkError) -> ApiError:
+    """Our errors in OpenAI's shape: 402 no money, 429 busy, 400 the caller's, 502 a failure, 503 nobody."""
+    for kind, shape in _SHAPES:
+        if isinstance(error, kind):
+            return shape(error)
+    code = "client_error" if isinstance(error, ClientError) else "internal_error"
+    return ApiError(500, "server_error", str(error), code=code)
+
+
+def _no_worker(error: NoWorkerFits) -> ApiError:
+    text, wait = str(error), error.retry_after_s
+    if wait is not None:
+        return ApiError(429, "rate_limit_error", text, code="workers_busy", retry_after_s=wait)
+    if error.unknown_model:
+        return ApiError(404, "invalid_request_error", text, code="model_not_found", param="model")
+    return ApiError(503, "service_unavailable", text, code="no_worker")
+
+
+def _refused(refusal: Refusal) -> ApiError:
+    text, code = str(refusal), refusal.reason.label.lower()
+    if refusal.reason is Reason.PROMPT_TOO_LONG:
+        return ApiError(400, "invalid_request_error", text, code="context_length_exceeded", param="messages")
+    if refusal.reason in (Reason.BAD_PARAMETERS, Reason.OVERSIZED):
+        return ApiError(400, "invalid_request_error", text, code=code)
+    if refusal.reason in BUSY_REASONS:
+        wait = refusal.retry_after_s or WAIT_WHEN_FULL_S
+        return ApiError(429, "rate_limit_error", text, code="workers_busy", retry_after_s=wait)
+    return ApiError(503, "service_unavailable", text, code=code)
+
+
+def _upstream(code: str) -> Callable[[PieceworkError], ApiError]:
+    """A job that began and went wrong: something may have been paid, so the SDK shall not just repeat it."""
+    return lambda error: ApiError(502, "upstream_error", str(error), code=code, may_retry=False)
+
+
+_SHAPES: tuple[tuple[type[PieceworkError], Callable[[Any], ApiError]], ...] = (
+    (InsufficientFunds, lambda e: ApiError(402, "insufficient_quota", str(e), code="insufficient_funds")),
+    (NoWorkerFits, _no_worker),
+    (ProtocolViolation, _upstream("worker_broke_protocol")),
+    (Refusal, _refused),
+    (JobFailed, _upstream("job_failed")),
+    (JobInterrupted, _upstream("job_interrupted")),
+    (WorkerUnreachable, lambda e: ApiError(503, "service_unavailable", str(e), code="no_worker")),
+    (ChainError, lambda e: ApiError(503, "service_unavailable", str(e), code="chain_unavailable")),
+)

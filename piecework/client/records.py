@@ -1,0 +1,111 @@
+"""What the client's journal holds, as plain values."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from piecework_protocol.frames import SubmitJob
+from piecework_protocol.ledger import PayerLedger
+from piecework_protocol.objects import Channel, Receipt
+from piecework_protocol.pricing import Usage
+from piecework_protocol.types import Address, Amount, ChannelId, Digest, JobId, Signature, Timestamp
+from piecework_protocol.wire import SignedOffer
+
+BEGINNING = Timestamp(0)
+
+
+class ChannelStatus(enum.Enum):
+    """Whether new jobs may use a channel."""
+
+    OPEN = "open"
+    CLOSING = "closing"
+    CLOSED = "closed"
+
+
+class JobStatus(enum.Enum):
+    """Where a job stands for the client. Only LIVE jobs hold a part of the deposit reserved."""
+
+    LIVE = "live"
+    COMPLETE = "complete"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+    REFUSED = "refused"
+    BROKEN = "broken"
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelRow:
+    """One channel: its terms, what was authorized, what the chain showed last, and the payer's book.
+
+    `deposit` is the total that the payer has signed for, `funded` the total last seen on chain.
+    """
+
+    id: ChannelId
+    channel: Channel
+    deposit: Amount
+    funding_deadline: Timestamp
+    funded: Amount
+    book: PayerLedger
+    status: ChannelStatus
+
+
+@dataclass(frozen=True, slots=True)
+class JobRow:
+    """One job with everything that is needed to resume it after a restart. No text.
+
+    `owner` is the process that follows it: another process of this client leaves a living owner's job alone.
+    """
+
+    id: JobId
+    submission: SubmitJob
+    offer: SignedOffer
+    reply_secret: bytes
+    prompt_bytes: int
+    status: JobStatus
+    prompt_tokens: int | None
+    detail: str
+    created_at: Timestamp
+    owner: int
+
+    @property
+    def channel_id(self) -> ChannelId:
+        return self.submission.job.channel
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiptRow:
+    """A verified receipt. `leaf_index` is its place among the channel's paid receipts."""
+
+    channel: ChannelId
+    receipt: Receipt
+    signature: Signature
+    digest: Digest
+    leaf_index: int
+    text: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Payment:
+    """The book after a receipt was paid. `again`: the receipt had been paid before, nothing changed."""
+
+    book: PayerLedger
+    leaf_index: int
+    again: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Experience:
+    """What the client remembers of a worker, as of `updated_at`; both counts decay."""
+
+    operator: Address
+    successes: float = 0.0
+    failures: float = 0.0
+    updated_at: Timestamp = BEGINNING
+    broken_clause: str = ""
+    broken_at: Timestamp = BEGINNING
+
+
+def usage_of(prompt_tokens: int, receipts: tuple[Receipt, ...]) -> Usage:
+    """What receipts add up to."""
+    return Usage(prompt_tokens, sum(r.units for r in receipts), sum(r.steps for r in receipts))

@@ -1,0 +1,254 @@
+"""The wire to one worker: gRPC over TLS pinned to the certificate that the signed offer names.
+
+Bodies are raw bytes here; `protocol.wire` parses them. gRPC errors become `Refusal` (the worker said why) or
+`WorkerUnreachable` (it did not).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import ssl
+from dataclasses import dataclass
+from typing import Any, Final
+
+import grpc
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
+
+from piecework.client.errors import WorkerUnreachable
+from piecework.client.limits import CONNECT_TIMEOUT_S, SEND_TIMEOUT_S, UNARY_TIMEOUT_S
+from piecework_protocol import wire
+from piecework_protocol.errors import MalformedInput, ProtocolViolation, Reason, Refusal
+from piecework_protocol.frames import ClientFrame, WorkerFrame
+from piecework_protocol.limits import MAX_FRAME_BYTES, MAX_OFFER_BYTES, MAX_REASON_BYTES
+from piecework_protocol.objects import Channel, CloseChannel
+from piecework_protocol.types import Digest, Signature
+from piecework_protocol.wire import SignedOffer
+
+CERTIFICATE_NAME: Final = "piecework-worker"
+_EOF: Final = grpc.aio.EOF  # type: ignore[attr-defined]  # missing in the stubs
+_SERVICE: Final = "/piecework.v1.Worker/"
+_REASONS: Final = {r.label: r for r in Reason}
+_BARE_CODES: Final = {
+    grpc.StatusCode.RESOURCE_EXHAUSTED: Reason.BUSY,
+    grpc.StatusCode.INVALID_ARGUMENT: Reason.MALFORMED,
+    grpc.StatusCode.UNIMPLEMENTED: Reason.MALFORMED,
+}
+"""Codes that gRPC itself answers with, where no `ErrorInfo` says more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a worker listens."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> Endpoint:
+        """`host:port` or `[v6]:port`, perhaps behind grpcs:// or https://; else `WorkerUnreachable`."""
+        rest = text.removeprefix("grpcs://").removeprefix("https://").rstrip("/")
+        host, _, port = rest.rpartition(":")
+        host = host.removeprefix("[").removesuffix("]")
+        if not host or any(c in host for c in "/?#@ ") or not port.isdecimal() or not 0 < int(port) < 65536:
+            raise WorkerUnreachable("a worker's endpoint is not host:port")
+        return cls(host, int(port))
+
+    @property
+    def target(self) -> str:
+        """As gRPC resolves it."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"dns:///{host}:{self.port}"
+
+
+async def fetch_certificate(endpoint: Endpoint) -> bytes:
+    """The DER certificate that the endpoint shows now. Nothing is trusted yet: compare it, then pin it."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    try:
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            _, writer = await asyncio.open_connection(
+                endpoint.host, endpoint.port, ssl=context, server_hostname=CERTIFICATE_NAME
+            )
+    except (OSError, TimeoutError) as error:
+        raise WorkerUnreachable(
+            f"no TLS connection to {endpoint.host}:{endpoint.port}: {_brief(error)}"
+        ) from None
+    try:
+        certificate: bytes | None = writer.get_extra_info("ssl_object").getpeercert(True)
+    finally:
+        writer.transport.abort()
+    if not certificate:
+        raise WorkerUnreachable(f"{endpoint.host}:{endpoint.port} shows no certificate")
+    return certificate
+
+
+class WorkerLink:
+    """A connection to one worker; any number of jobs share it."""
+
+    def __init__(self, endpoint: Endpoint, certificate: bytes) -> None:
+        self.endpoint = endpoint
+        self.certificate_digest = Digest(hashlib.sha256(certificate).digest())
+        credentials = grpc.ssl_channel_credentials(ssl.DER_cert_to_PEM_cert(certificate).encode())
+        options = (
+            ("grpc.ssl_target_name_override", CERTIFICATE_NAME),
+            ("grpc.max_receive_message_length", MAX_FRAME_BYTES),
+            ("grpc.max_send_message_length", MAX_FRAME_BYTES),
+            ("grpc.keepalive_time_ms", 30_000),
+            ("grpc.keepalive_timeout_ms", 10_000),
+            ("grpc.enable_retries", 0),
+        )
+        self._channel = grpc.aio.secure_channel(endpoint.target, credentials, options)
+
+    @classmethod
+    async def connect(cls, address: str, certificate_digest: Digest | None) -> WorkerLink:
+        """Connect and pin. With a digest, another certificate is the worker's or a stranger's: refused.
+
+        Without one (the registry's bare endpoint) the caller compares `certificate_digest` with the offer.
+        """
+        endpoint = Endpoint.parse(address)
+        certificate = await fetch_certificate(endpoint)
+        link = cls(endpoint, certificate)
+        if certificate_digest is not None and link.certificate_digest != certificate_digest:
+            await link.close()
+            raise WorkerUnreachable("the worker's certificate is not the one in its offer")
+        return link
+
+    async def close(self) -> None:
+        """Drop the connection."""
+        await self._channel.close(None)
+
+    async def get_offer(self) -> SignedOffer:
+        """The worker's current offer; not verified."""
+        data = await self._unary("GetOffer", b"")
+        try:
+            return wire.decode_offer(data)
+        except MalformedInput as error:
+            raise ProtocolViolation("3.1", str(error)) from None
+
+    async def close_channel(
+        self, channel: Channel, final: CloseChannel, signature: Signature
+    ) -> tuple[Signature, bytes]:
+        """Ask the worker to close: its signature over `final`, and a transaction hash or nothing."""
+        data = await self._unary("CloseChannel", wire.encode_close_request(channel, final, signature))
+        try:
+            return wire.decode_close_response(data)
+        except MalformedInput as error:
+            raise ProtocolViolation("6.5", str(error)) from None
+
+    def run(self, deadline_s: float) -> JobStream:
+        """Open one job's stream; nothing is sent before the first `send`."""
+        method = self._channel.stream_stream(_SERVICE + "Run", None, None)
+        start: Any = method  # the stubs know only the form with a request iterator
+        return JobStream(start(timeout=deadline_s, wait_for_ready=False))
+
+    async def _unary(self, name: str, request: bytes) -> bytes:
+        method = self._channel.unary_unary(_SERVICE + name, None, None)
+        try:
+            data: bytes = await method(request, timeout=UNARY_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise translate(error) from None
+        if len(data) > MAX_OFFER_BYTES:
+            raise ProtocolViolation("2.3", "an answer beyond the protocol's size")
+        return data
+
+
+class JobStream:
+    """One job's frames, both ways."""
+
+    def __init__(self, call: Any, send_timeout_s: float = SEND_TIMEOUT_S) -> None:
+        self._call, self._send_timeout_s = call, send_timeout_s
+
+    async def send(self, frame: ClientFrame) -> None:
+        """Send one frame; waits, boundedly, while the worker's window is full."""
+        try:
+            async with asyncio.timeout(self._send_timeout_s):
+                await self._call.write(wire.encode_client_frame(frame))
+        except TimeoutError:
+            raise WorkerUnreachable("the worker does not take what is sent to it") from None
+        except grpc.aio.AioRpcError as error:
+            raise translate(error) from None
+        except asyncio.InvalidStateError:
+            await self._raise_status()
+
+    async def receive(self) -> WorkerFrame | None:
+        """The next frame, None at a clean end."""
+        try:
+            data = await self._call.read()
+        except grpc.aio.AioRpcError as error:
+            raise translate(error) from None
+        if data is _EOF:
+            await self._raise_status()
+            return None
+        try:
+            return wire.decode_worker_frame(data)
+        except MalformedInput as error:
+            raise ProtocolViolation("2.3", str(error)) from None
+
+    async def half_close(self) -> None:
+        """Nothing more to send. A stream that is over already, or stuck, needs no goodbye."""
+        try:
+            async with asyncio.timeout(self._send_timeout_s):
+                await self._call.done_writing()
+        except (TimeoutError, grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            return
+
+    def abort(self) -> None:
+        """Reset the stream."""
+        self._call.cancel()
+
+    async def _raise_status(self) -> None:
+        code = await self._call.code()
+        if code is not grpc.StatusCode.OK:
+            details = await self._call.details()
+            raise _translated(code, details or "", await self._call.trailing_metadata())
+
+
+def translate(error: grpc.aio.AioRpcError) -> Refusal | WorkerUnreachable:
+    """A gRPC error as ours."""
+    return _translated(error.code(), error.details() or "", error.trailing_metadata())
+
+
+def _translated(code: grpc.StatusCode, details: str, trailing: Any) -> Refusal | WorkerUnreachable:
+    refusal = _rich_refusal(details, trailing)
+    if refusal is not None:
+        return refusal
+    text = details.encode()[:MAX_REASON_BYTES].decode(errors="ignore")
+    if code in _BARE_CODES:
+        return Refusal(_BARE_CODES[code], text)
+    return WorkerUnreachable(f"{code.name.lower().replace('_', ' ')}: {text}")
+
+
+def _rich_refusal(details: str, trailing: Any) -> Refusal | None:
+    """The refusal in `grpc-status-details-bin`: google.rpc.Status with ErrorInfo and perhaps RetryInfo."""
+    packed = next((value for key, value in trailing or () if key == "grpc-status-details-bin"), None)
+    if not isinstance(packed, bytes):
+        return None
+    status, info, retry = status_pb2.Status(), error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+    found, retry_after_s = False, None
+    try:
+        status.ParseFromString(packed)
+        for detail in status.details[:8]:
+            if detail.Is(info.DESCRIPTOR):
+                found = detail.Unpack(info)
+            elif detail.Is(retry.DESCRIPTOR):
+                detail.Unpack(retry)
+                retry_after_s = max(0.0, retry.retry_delay.ToTimedelta().total_seconds())
+    except (DecodeError, OverflowError):
+        return None
+    if not found or info.domain != "piecework":
+        return None
+    reason = _REASONS.get(info.reason, Reason.INTERNAL)
+    message = (status.message or details).encode()[:MAX_REASON_BYTES].decode(errors="ignore")
+    message = message.removeprefix(f"{reason.label}: ")
+    metadata = {k[:64]: v[:256] for k, v in list(info.metadata.items())[:16]}
+    return Refusal(reason, message, retry_after_s=retry_after_s, metadata=metadata)
+
+
+def _brief(error: BaseException) -> str:
+    if isinstance(error, TimeoutError):
+        return "timed out"
+    return getattr(error, "strerror", None) or type(error).__name__

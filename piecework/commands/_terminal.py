@@ -1,0 +1,143 @@
+"""A job on the terminal: the canvas while it is denoised, finished canvases solid, steps and cost ticking.
+
+Plain text when the output is not a terminal.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from piecework.client.events import Accepted, Canvas, Draft, Ended, Event, Resuming
+from piecework.client.run import JobRun
+from piecework_protocol.types import to_hex
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+SHOWN_CANVASES = 12
+"""A live display redraws all it shows: older canvases scroll away above it."""
+
+
+def printable(text: str) -> str:
+    """The text without control characters: a worker must not be able to drive the reader's terminal."""
+    return "".join(c if c in "\n\t" or c.isprintable() else "\ufffd" for c in text)
+
+
+@dataclass
+class Progress:
+    """Everything that a display needs, brought up to date event by event."""
+
+    accepted: Accepted | None = None
+    canvases: list[Canvas] = field(default_factory=list)
+    draft: Draft | None = None
+    ended: Ended | None = None
+    note: str = ""
+
+    def take(self, event: Event) -> None:
+        """Bring the picture up to date."""
+        if isinstance(event, Accepted):
+            self.accepted, self.note = event, ""
+        elif isinstance(event, Canvas):
+            self.canvases.append(event)
+            self.draft, self.note = None, ""
+        elif isinstance(event, Draft):
+            self.draft = event
+        elif isinstance(event, Resuming):
+            self.note = f"connection lost, trying again in {event.wait_s:.1f} s"
+        else:
+            self.ended = event
+
+    def status(self, amount: Callable[[int], str]) -> str:
+        """One line: where, how far, how much."""
+        if self.accepted is None:
+            return self.note or "looking for a worker"
+        steps = sum(c.steps for c in self.canvases)
+        tokens = sum(c.tokens for c in self.canvases)
+        cost = self.canvases[-1].cost if self.canvases else 0
+        now = f", canvas {self.draft.canvas + 1} at step {self.draft.step + 1}" if self.draft else ""
+        worker = to_hex(self.accepted.operator)[:10]
+        done = f"{len(self.canvases)} canvases, {tokens} tokens, {steps} denoising steps{now}"
+        return f"{worker}… {printable(self.accepted.model)} | {done} | {amount(cost)} paid" + (
+            f" | {self.note}" if self.note else ""
+        )
+
+
+class Display(Protocol):
+    """Where a job is shown."""
+
+    async def show(self, run: JobRun) -> Progress: ...
+
+
+class PlainDisplay:
+    """Text on stdout as canvases are finished, a summary on stderr."""
+
+    def __init__(self, amount: Callable[[int], str]) -> None:
+        self._amount = amount
+
+    async def show(self, run: JobRun) -> Progress:
+        progress = Progress()
+        async with run:
+            async for event in run:
+                progress.take(event)
+                if isinstance(event, Canvas):
+                    sys.stdout.write(event.text)
+                    sys.stdout.flush()
+                elif isinstance(event, Resuming):
+                    print(f"\n{progress.note}: {event.why}", file=sys.stderr)
+        sys.stdout.write("\n")
+        print(progress.status(self._amount), file=sys.stderr)
+        return progress
+
+
+class QuietDisplay:
+    """Nothing: the caller prints the result."""
+
+    async def show(self, run: JobRun) -> Progress:
+        progress = Progress()
+        async with run:
+            async for event in run:
+                progress.take(event)
+        return progress
+
+
+class LiveDisplay:
+    """The canvas in place, redrawn as it changes."""
+
+    def __init__(self, amount: Callable[[int], str]) -> None:
+        self._amount = amount
+
+    async def show(self, run: JobRun) -> Progress:
+        from rich.console import Console
+        from rich.live import Live
+
+        progress, printed = Progress(), 0
+        console = Console()
+        with Live(console=console, refresh_per_second=20, transient=True) as live:
+            async with run:
+                async for event in run:
+                    progress.take(event)
+                    live.update(self._picture(progress))
+                    printed = len(progress.canvases)
+        whole = printable("".join(c.text for c in progress.canvases[:printed]))
+        console.print(whole, markup=False, highlight=False)
+        console.print(progress.status(self._amount), style="dim", markup=False, highlight=False)
+        return progress
+
+    def _picture(self, progress: Progress) -> Text:
+        from rich.text import Text
+
+        text = Text(printable("".join(c.text for c in progress.canvases[-SHOWN_CANVASES:])))
+        if progress.draft is not None:
+            text.append(printable(progress.draft.text), style="dim italic")
+        text.append("\n" + progress.status(self._amount), style="cyan")
+        return text
+
+
+def choose(amount: Callable[[int], str], *, quiet: bool) -> Display:
+    """The display that fits where stdout goes."""
+    if quiet:
+        return QuietDisplay()
+    return LiveDisplay(amount) if sys.stdout.isatty() else PlainDisplay(amount)

@@ -1,0 +1,262 @@
+"""The index over HTTP.
+
+    POST /v1/offers   a signed offer as protobuf bytes (`protocol.wire.encode_offer`)
+    GET  /v1/offers   ?model= &max_price= &min_speed= &sort=price|speed &limit=
+    GET  /v1/models   GET /v1/workers   GET /health   GET /metrics   GET /
+
+Checks run cheapest first: size, rate of the address, parsing, terms, signature, rate of the operator,
+sequence, and only then the chain. Errors are `{"error": {"code", "message"}}`. An index is never trusted by
+clients; these checks keep its list useful, not honest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Protocol
+
+import structlog
+from aiohttp import hdrs, web
+
+from piecework.chain.errors import ChainError
+from piecework.market import page
+from piecework.market.errors import Declined, ShelfError
+from piecework.market.limits import (
+    ADDRESS_POST_BURST,
+    ADDRESS_POSTS_PER_MINUTE,
+    ADDRESS_READ_BURST,
+    ADDRESS_READS_PER_MINUTE,
+    MAX_BUCKETS,
+    MAX_STANDINGS,
+    OPERATOR_POST_BURST,
+    OPERATOR_POSTS_PER_MINUTE,
+    STANDING_LIFETIME_S,
+    SWEEP_INTERVAL_S,
+)
+from piecework.market.listing import Query, models_json, offers_json, select, workers_json
+from piecework.market.metrics import MarketMetrics
+from piecework.market.rates import Buckets, Rate
+from piecework.market.shelf import Listed, Shelf
+from piecework_protocol import wire
+from piecework_protocol.eip712 import Domain
+from piecework_protocol.errors import MalformedInput
+from piecework_protocol.limits import MAX_OFFER_BYTES
+from piecework_protocol.offers import (
+    OfferFault,
+    OfferRejected,
+    Standing,
+    check_standing,
+    check_terms,
+    offer_signer,
+)
+from piecework_protocol.types import Address, Amount, Timestamp, to_hex
+from piecework_protocol.wire import SignedOffer
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_FAULT_STATUS = {
+    OfferFault.BAD_SIGNATURE: 403,
+    OfferFault.NOT_REGISTERED: 403,
+    OfferFault.NOT_BONDED: 403,
+    OfferFault.WRONG_RECEIVER: 403,
+}
+# SQLite's integers end here; a worker counts its offers up from one.
+_MAX_SEQUENCE = (1 << 63) - 1
+
+
+class Registered(Standing, Protocol):
+    """What the index wants to know about a worker."""
+
+    @property
+    def stake(self) -> Amount: ...
+
+
+class Registry(Protocol):
+    """What the index reads from the chain; `chain.reader.ChainReader` is one."""
+
+    @property
+    def domain(self) -> Domain: ...
+
+    async def worker(self, operator: Address) -> Registered | None: ...
+
+    async def is_signer(self, operator: Address, key: Address) -> bool: ...
+
+
+class Market:
+    """One index."""
+
+    def __init__(self, shelf: Shelf, registry: Registry, *, clock: Callable[[], float] = time.time) -> None:
+        self._shelf, self._registry, self._clock = shelf, registry, clock
+        self.metrics = MarketMetrics()
+        self._posts = Buckets(Rate(ADDRESS_POSTS_PER_MINUTE, ADDRESS_POST_BURST), MAX_BUCKETS)
+        self._reads = Buckets(Rate(ADDRESS_READS_PER_MINUTE, ADDRESS_READ_BURST), MAX_BUCKETS)
+        self._operators = Buckets(Rate(OPERATOR_POSTS_PER_MINUTE, OPERATOR_POST_BURST), MAX_BUCKETS)
+        self._standings: OrderedDict[Address, tuple[float, Registered | None]] = OrderedDict()
+        self._log = structlog.get_logger("market")
+
+    def application(self) -> web.Application:
+        """The routes behind one guard, and the sweeper beside them."""
+        app = web.Application(middlewares=[self._guard], client_max_size=MAX_OFFER_BYTES)
+        app.router.add_post("/v1/offers", self._publish)
+        app.router.add_get("/v1/offers", self._offers)
+        app.router.add_get("/v1/models", self._models)
+        app.router.add_get("/v1/workers", self._workers)
+        app.router.add_get("/health", self._health)
+        app.router.add_get("/metrics", self._expose)
+        app.router.add_get("/", self._page)
+        app.cleanup_ctx.append(self._sweeping)
+        return app
+
+    @web.middleware
+    async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            self._limit(request)
+            response = await handler(request)
+        except Declined as declined:
+            response = self._decline(declined)
+        except web.HTTPRequestEntityTooLarge:
+            response = self._decline(
+                Declined(413, "too_large", f"an offer is at most {MAX_OFFER_BYTES} bytes")
+            )
+        except web.HTTPException as error:
+            response = self._decline(Declined(error.status, "http", error.reason))
+        except ShelfError as error:
+            self._log.error("database", error=str(error))
+            response = self._decline(Declined(503, "storage", "the index cannot write at the moment"))
+        response.headers[hdrs.X_CONTENT_TYPE_OPTIONS] = "nosniff"
+        if request.method == "GET":
+            response.headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = "*"  # public facts, no cookies
+        return response
+
+    def _limit(self, request: web.Request) -> None:
+        if request.path == "/health":
+            return
+        buckets = self._posts if request.method == "POST" else self._reads
+        wait = buckets.take(request.remote or "", self._clock())
+        if wait:
+            raise Declined(429, "rate_limited", "too many requests from this address", retry_after_s=wait)
+
+    def _decline(self, declined: Declined) -> web.Response:
+        self.metrics.declined(declined.code)
+        headers = {}
+        if declined.retry_after_s is not None:
+            headers[hdrs.RETRY_AFTER] = str(int(declined.retry_after_s) + 1)
+        return web.json_response(declined.body(), status=declined.status, headers=headers)
+
+    # ------------------------------------------------------------------------------------ publishing
+
+    async def _publish(self, request: web.Request) -> web.Response:
+        data = await request.read()
+        known, listed = await self.accept(data)
+        offer = listed.signed.offer
+        body = {
+            "accepted": True,
+            "operator": to_hex(offer.operator),
+            "sequence": offer.sequence,
+            "expires_at": offer.expires_at,
+        }
+        return web.json_response(body, status=200 if known else 201)
+
+    async def accept(self, data: bytes) -> tuple[bool, Listed]:
+        """Verify offer bytes and keep them; whether they were here already. `Declined` says why not."""
+        now = self._now()
+        try:
+            signed = wire.decode_offer(data)
+            check_terms(signed.offer, now)
+            if signed.offer.sequence > _MAX_SEQUENCE:
+                raise Declined(400, "bad_terms", f"a sequence number is at most {_MAX_SEQUENCE}")
+            signer = offer_signer(self._registry.domain, signed)
+            # Only a good signature may use up an operator's rate; anybody could write its address otherwise.
+            if signer == signed.offer.operator:
+                self._limit_operator(signed.offer.operator)
+            known = self._shelf.is_known(signed)
+            stake = await self._verify_standing(signed, signer)
+        except MalformedInput as error:
+            raise Declined(400, "malformed", str(error)) from None
+        except OfferRejected as error:
+            status = _FAULT_STATUS.get(error.fault, 400)
+            raise Declined(status, error.fault.value, error.message) from None
+        except ChainError as error:
+            self._log.warning("chain", error=str(error))
+            raise Declined(503, "chain_unavailable", "the chain does not answer", retry_after_s=5) from None
+        listed = Listed(signed, data, stake, now)
+        if not known:
+            self._shelf.is_known(signed)  # again: another post may have come during the await
+            self._shelf.put(listed, now)
+            self.metrics.accepted()
+        return known, listed
+
+    def _limit_operator(self, operator: Address) -> None:
+        wait = self._operators.take(operator, self._clock())
+        if wait:
+            raise Declined(429, "rate_limited", "too many offers of this worker", retry_after_s=wait)
+
+    async def _verify_standing(self, signed: SignedOffer, signer: Address) -> Amount:
+        operator = signed.offer.operator
+        standing = await self._standing(operator)
+        session_key = signer != operator and await self._registry.is_signer(operator, signer)
+        check_standing(signed.offer, signer, standing, session_key=session_key)
+        if session_key:
+            self._limit_operator(operator)
+        return standing.stake if standing is not None else Amount(0)
+
+    async def _standing(self, operator: Address) -> Registered | None:
+        known = self._standings.get(operator)
+        if known is None or self._clock() > known[0] + STANDING_LIFETIME_S:
+            known = (self._clock(), await self._registry.worker(operator))
+            self._standings[operator] = known
+            while len(self._standings) > MAX_STANDINGS:
+                self._standings.popitem(last=False)
+        return known[1]
+
+    # ------------------------------------------------------------------------------------ reading
+
+    async def _offers(self, request: web.Request) -> web.Response:
+        query = Query.parse(request.query)
+        return web.json_response(offers_json(select(self._live(), query), query.limit))
+
+    async def _models(self, _: web.Request) -> web.Response:
+        return web.json_response(models_json(self._live()))
+
+    async def _workers(self, _: web.Request) -> web.Response:
+        return web.json_response(workers_json(self._live(), self._now()))
+
+    async def _page(self, request: web.Request) -> web.Response:
+        query = Query.parse(request.query)
+        live = self._live()
+        text = page.render(select(live, query), models_json(live), query, self._now())
+        headers = {
+            "Content-Security-Policy": page.CONTENT_SECURITY_POLICY,
+            "Referrer-Policy": "no-referrer",
+        }
+        return web.Response(text=text, content_type="text/html", headers=headers)
+
+    async def _health(self, _: web.Request) -> web.Response:
+        return web.json_response({"status": "ok", "offers": len(self._live())})
+
+    async def _expose(self, _: web.Request) -> web.Response:
+        body = self.metrics.exposition(len(self._live()))
+        return web.Response(body=body, headers={hdrs.CONTENT_TYPE: self.metrics.content_type})
+
+    def _live(self) -> tuple[Listed, ...]:
+        return self._shelf.live(self._now())
+
+    def _now(self) -> Timestamp:
+        return Timestamp(int(self._clock()))
+
+    async def _sweeping(self, _: web.Application) -> AsyncIterator[None]:
+        task = asyncio.create_task(self._sweep_forever(), name="market sweep")
+        yield
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+    async def _sweep_forever(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_INTERVAL_S)
+            try:
+                self._shelf.sweep(self._now())
+            except ShelfError as error:  # expired offers are not shown anyway; the next sweep tries again
+                self._log.error("database", error=str(error))

@@ -1,0 +1,138 @@
+"""The offers that the index holds: in memory for reading, in SQLite so that a restart forgets nothing.
+
+A worker's highest sequence number outlives its offers, so that an old offer cannot be brought back.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import apsw
+
+from piecework.market.errors import Declined, ShelfError
+from piecework.market.limits import MAX_OFFERS
+from piecework_protocol import wire
+from piecework_protocol.eip712 import Domain
+from piecework_protocol.types import Address, Amount, Timestamp, to_hex
+from piecework_protocol.wire import SignedOffer
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS offers (
+    operator BLOB PRIMARY KEY, expires_at INTEGER NOT NULL, wire BLOB NOT NULL, stake TEXT NOT NULL,
+    received_at INTEGER NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS sequences (operator BLOB PRIMARY KEY, sequence INTEGER NOT NULL) STRICT;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One live offer. `wire_bytes` are passed on as they came; `stake` in the registry's base units."""
+
+    signed: SignedOffer
+    wire_bytes: bytes
+    stake: Amount
+    received_at: Timestamp
+
+
+class Shelf:
+    """One index's offers on one chain. Used from one thread."""
+
+    def __init__(self, file: Path, domain: Domain) -> None:
+        try:
+            os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
+            self._db = apsw.Connection(str(file))
+            self._db.set_busy_timeout(5000)
+            # NORMAL: a power cut may lose the last seconds of offers, which workers send again anyway.
+            for pragma in ("journal_mode = WAL", "synchronous = NORMAL"):
+                self._db.execute(f"PRAGMA {pragma}").fetchall()
+            self._db.execute(_SCHEMA)
+        except (apsw.Error, OSError) as error:
+            raise ShelfError(f"cannot open {file}: {error}") from None
+        self._bind(file, domain)
+        self._offers: dict[Address, Listed] = {}
+        self._sequences: dict[Address, int] = {}
+        for operator, sequence in self._rows("SELECT operator, sequence FROM sequences"):
+            self._sequences[operator] = sequence
+        for data, stake, received in self._rows("SELECT wire, stake, received_at FROM offers"):
+            signed = wire.decode_offer(data)
+            self._offers[signed.offer.operator] = Listed(
+                signed, data, Amount(int(stake)), Timestamp(received)
+            )
+
+    def close(self) -> None:
+        """Give the file back."""
+        self._db.close()
+
+    def is_known(self, signed: SignedOffer) -> bool:
+        """Check the offer's sequence number: True when this very offer is here already.
+
+        `Declined` (409) for a number below the highest seen, or a second offer with the same number.
+        """
+        offer = signed.offer
+        highest = self._sequences.get(offer.operator)
+        if highest is None or offer.sequence > highest:
+            return False
+        listed = self._offers.get(offer.operator)
+        if offer.sequence == highest and listed is not None and listed.signed == signed:
+            return True
+        raise Declined(409, "stale_sequence", f"the sequence number must be above {highest}")
+
+    def put(self, listed: Listed, now: Timestamp) -> None:
+        """Take in a verified offer in place of the worker's last one."""
+        offer = listed.signed.offer
+        if offer.operator not in self._offers and len(self._offers) >= MAX_OFFERS:
+            self.sweep(now)
+            if len(self._offers) >= MAX_OFFERS:
+                raise Declined(503, "index_full", "this index holds as many offers as it can")
+        with self._change():
+            self._db.execute(
+                "INSERT OR REPLACE INTO offers VALUES (?, ?, ?, ?, ?)",
+                (offer.operator, offer.expires_at, listed.wire_bytes, str(listed.stake), listed.received_at),
+            )
+            # Sequence numbers are uint64 and SQLite's integers end at 63 bits: the server bounds them.
+            self._db.execute(
+                "INSERT OR REPLACE INTO sequences VALUES (?, ?)", (offer.operator, offer.sequence)
+            )
+        self._offers[offer.operator] = listed
+        self._sequences[offer.operator] = offer.sequence
+
+    def live(self, now: Timestamp) -> tuple[Listed, ...]:
+        """The offers that have not expired."""
+        return tuple(listed for listed in self._offers.values() if listed.signed.offer.expires_at > now)
+
+    def sweep(self, now: Timestamp) -> int:
+        """Forget expired offers, not their sequence numbers; how many went."""
+        gone = [operator for operator, x in self._offers.items() if x.signed.offer.expires_at <= now]
+        for operator in gone:
+            del self._offers[operator]
+        with self._change():
+            self._db.execute("DELETE FROM offers WHERE expires_at <= ?", (now,))
+        return len(gone)
+
+    def _bind(self, file: Path, domain: Domain) -> None:
+        mine = {"chain": str(domain.chain_id), "escrow": to_hex(domain.verifying_contract)}
+        with self._change():
+            for key, value in mine.items():
+                self._db.execute("INSERT OR IGNORE INTO meta VALUES (?, ?)", (key, value))
+        found = dict(self._rows("SELECT key, value FROM meta"))
+        for key, value in mine.items():
+            if found[key] != value:
+                raise ShelfError(f"{file} was made for {key} {found[key]}, not {value}. Use another --home")
+
+    def _rows(self, sql: str) -> list[Any]:
+        return self._db.execute(sql).fetchall()
+
+    @contextmanager
+    def _change(self) -> Iterator[None]:
+        try:
+            with self._db:
+                yield
+        except apsw.Error as error:
+            raise ShelfError(f"the index's database failed: {error}") from error

@@ -1,0 +1,254 @@
+"""The client's end of one job's stream, without IO: verify everything, then pay.
+
+`receive` turns each frame into an event or raises `ProtocolViolation` with the clause that the worker broke;
+after that the session takes nothing more and the client stops paying (clause 4.6).
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from piecework_protocol.content import CanvasOutput, output_digest
+from piecework_protocol.eip712 import Domain
+from piecework_protocol.errors import MalformedInput, ProtocolViolation, Reason
+from piecework_protocol.frames import (
+    Accepted,
+    Account,
+    CanvasDelivered,
+    Draft,
+    JobEnded,
+    VoucherAccepted,
+    WorkerFrame,
+)
+from piecework_protocol.objects import Acceptance, Channel, Finish, Job, ModelOffer, Receipt
+from piecework_protocol.pricing import Usage, canvases_for, price
+from piecework_protocol.service import receipt_fault
+from piecework_protocol.signing import signed_by
+from piecework_protocol.types import Amount, Digest, JobId, Signature, Uint32
+
+# A byte-fallback tokenizer makes at most one token of a byte; the 8 bytes of lengths and the role
+# around each message outweigh the turn markers of a chat template, and this covers its preamble.
+TEMPLATE_TOKENS = 256
+
+
+class Phase(enum.Enum):
+    """Where the client is with its job."""
+
+    SUBMITTED = "submitted"
+    ACCEPTED = "accepted"
+    COMPLETE = "complete"
+    ENDED = "ended"
+    BROKEN = "broken"
+
+
+@dataclass(frozen=True, slots=True)
+class JobAccepted:
+    """The worker will run the job; `account` is its record of the channel."""
+
+    prompt_tokens: int
+    available: int
+    account: Account | None
+
+
+@dataclass(frozen=True, slots=True)
+class DraftSeen:
+    """The canvas as it is being denoised. Unsigned and worth nothing."""
+
+    canvas: int
+    step: int
+    output: CanvasOutput
+
+
+@dataclass(frozen=True, slots=True)
+class CanvasVerified:
+    """A canvas whose receipt holds: record it, then pay for it."""
+
+    receipt: Receipt
+    digest: Digest
+    signature: Signature
+    output: CanvasOutput
+
+
+@dataclass(frozen=True, slots=True)
+class PaymentAcknowledged:
+    """The worker has recorded `count` paid receipts of the channel."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class SessionEnded:
+    """No more canvases come. `reason` is set when the worker could not finish."""
+
+    reason: Reason | None
+    message: str
+
+
+ClientEvent = JobAccepted | DraftSeen | CanvasVerified | PaymentAcknowledged | SessionEnded
+
+
+@dataclass(frozen=True, slots=True)
+class Openers:
+    """How sealed bytes are opened: plain functions, so that the session needs no keys."""
+
+    canvas: Callable[[bytes, int], bytes]
+    draft: Callable[[bytes, int, int], bytes]
+
+
+class ClientSession:
+    """One job at the client. `receipts` are those verified before a resume, oldest first."""
+
+    def __init__(
+        self,
+        job: Job,
+        channel: Channel,
+        model: ModelOffer,
+        domain: Domain,
+        openers: Openers,
+        *,
+        prompt_bytes: int,
+        receipts: tuple[Receipt, ...] = (),
+    ) -> None:
+        self.id: JobId = job.id(domain)
+        self.phase = Phase.SUBMITTED
+        self.prompt_tokens: int | None = None
+        self._job, self._channel, self._model, self._domain = job, channel, model, domain
+        self._openers = openers
+        self._max_prompt_tokens = prompt_bytes + TEMPLATE_TOKENS
+        self._receipts = list(receipts)
+
+    @property
+    def received(self) -> int:
+        """How many receipts were verified: what a resumed submission states."""
+        return len(self._receipts)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the last verified receipt ends the job."""
+        return bool(self._receipts) and self._receipts[-1].finish is not Finish.MORE
+
+    def receive(self, frame: WorkerFrame) -> ClientEvent:
+        """Verify one frame of the worker."""
+        try:
+            return self._dispatch(frame)
+        except ProtocolViolation:
+            self.phase = Phase.BROKEN
+            raise
+
+    def _dispatch(self, frame: WorkerFrame) -> ClientEvent:
+        if self.phase in (Phase.BROKEN, Phase.ENDED) and not isinstance(frame, VoucherAccepted):
+            raise ProtocolViolation("2.4", "a frame after the end of the job")
+        if isinstance(frame, VoucherAccepted):
+            return PaymentAcknowledged(frame.count)
+        if isinstance(frame, Accepted):
+            return self._accepted(frame)
+        if self.phase is Phase.SUBMITTED:
+            raise ProtocolViolation("2.4", "a frame before the job was accepted")
+        if isinstance(frame, Draft):
+            return self._draft(frame)
+        if isinstance(frame, CanvasDelivered):
+            return self._canvas(frame)
+        return self._ended(frame)
+
+    def _accepted(self, frame: Accepted) -> JobAccepted:
+        if self.phase is not Phase.SUBMITTED or frame.job != self.id:
+            raise ProtocolViolation("2.4", "an acceptance that answers no submission")
+        promise = Acceptance(self.id, Uint32(frame.prompt_tokens))
+        if not signed_by(self._domain, promise, frame.signature, self._channel.operator):
+            raise ProtocolViolation("3.5", "the acceptance is not signed by the channel's operator")
+        if not 0 < frame.prompt_tokens <= self._max_prompt_tokens:
+            raise ProtocolViolation(
+                "3.4", f"{frame.prompt_tokens} prompt tokens cannot come from this prompt"
+            )
+        if frame.available < self.received:
+            raise ProtocolViolation("3.5", "the worker has lost canvases that it has signed for")
+        self._check_account(frame.account)
+        self.phase, self.prompt_tokens = Phase.ACCEPTED, frame.prompt_tokens
+        return JobAccepted(frame.prompt_tokens, frame.available, frame.account)
+
+    def _check_account(self, account: Account | None) -> None:
+        if account is None:
+            return
+        voucher = account.voucher
+        if voucher.channel != self._job.channel:
+            raise ProtocolViolation("5.7", "the worker shows a voucher of another channel")
+        if not signed_by(self._domain, voucher, account.signature, self._channel.authorizer):
+            raise ProtocolViolation("5.7", "the worker shows a voucher that we never signed")
+
+    def _draft(self, frame: Draft) -> DraftSeen:
+        output = self._open(lambda: self._openers.draft(frame.sealed_output, frame.canvas, frame.step))
+        return DraftSeen(frame.canvas, frame.step, CanvasOutput.decode(output))
+
+    def _open(self, opener: Callable[[], bytes]) -> bytes:
+        try:
+            output = opener()
+            CanvasOutput.decode(output)
+        except MalformedInput as error:
+            raise ProtocolViolation("8.2", str(error)) from None
+        return output
+
+    def _canvas(self, frame: CanvasDelivered) -> CanvasVerified:
+        receipt = frame.receipt
+        if self.complete:
+            raise ProtocolViolation("4.5", "a canvas after the job's last")
+        if receipt.job != self.id or receipt.canvas != self.received:
+            raise ProtocolViolation("4.1", f"expected canvas {self.received}, got canvas {receipt.canvas}")
+        if not signed_by(self._domain, receipt, frame.signature, self._channel.operator):
+            raise ProtocolViolation("4.3", "the receipt is not signed by the channel's operator")
+        if receipt.previous != self._previous():
+            raise ProtocolViolation("4.1", "the receipt does not follow the one before it")
+        data = self._open(lambda: self._openers.canvas(frame.sealed_output, receipt.canvas))
+        if receipt.output_digest != output_digest(self.id, receipt.canvas, data):
+            raise ProtocolViolation("4.2", "the output is not the one that the receipt commits to")
+        output = CanvasOutput.decode(data)
+        self._check_charge(receipt, len(output.token_ids))
+        self._receipts.append(receipt)
+        if self.complete:
+            self.phase = Phase.COMPLETE
+        return CanvasVerified(receipt, Digest(self._domain.digest(receipt)), frame.signature, output)
+
+    def _previous(self) -> Digest:
+        return Digest(self._domain.digest(self._receipts[-1])) if self._receipts else Digest(self.id)
+
+    def _check_charge(self, receipt: Receipt, tokens: int) -> None:
+        parameters, model = self._job.parameters, self._model
+        fault = receipt_fault(parameters, receipt)
+        if fault is not None:
+            raise ProtocolViolation(*fault)
+        if receipt.units != tokens or tokens > model.canvas_size:
+            raise ProtocolViolation("4.4", f"{receipt.units} tokens charged for {tokens} delivered")
+        if receipt.finish not in tuple(Finish) or (
+            receipt.finish is Finish.MORE and tokens != model.canvas_size
+        ):
+            raise ProtocolViolation("4.5", "a canvas that is not the job's last is full")
+        before, after = self._usage(), self._usage(receipt)
+        if after.output_tokens > parameters.max_tokens:
+            raise ProtocolViolation("4.4", f"more than the {parameters.max_tokens} tokens asked for")
+        last = self.received + 1 == canvases_for(model, parameters.max_tokens)
+        if last and receipt.finish is Finish.MORE:
+            raise ProtocolViolation("4.5", "the job's token limit is reached and the receipt says more")
+        charged = price(model, before) if self._receipts else 0
+        if receipt.amount != price(model, after) - charged:
+            raise ProtocolViolation("4.4", f"charged {receipt.amount}, owed {price(model, after) - charged}")
+        if price(model, after) > self._job.max_amount:
+            raise ProtocolViolation("3.4", f"the job's ceiling of {self._job.max_amount} is exceeded")
+
+    def _usage(self, *more: Receipt) -> Usage:
+        receipts = (*self._receipts, *more)
+        tokens, steps = sum(r.units for r in receipts), sum(r.steps for r in receipts)
+        return Usage(self.prompt_tokens or 0, tokens, steps)
+
+    def _ended(self, frame: JobEnded) -> SessionEnded:
+        if frame.job != self.id or frame.canvases != self.received:
+            raise ProtocolViolation(
+                "4.1", f"the worker counts {frame.canvases} canvases, {self.received} came"
+            )
+        self.phase = Phase.ENDED
+        return SessionEnded(frame.reason, frame.message)
+
+
+def paid_amount(receipts: tuple[Receipt, ...]) -> Amount:
+    """The sum of the receipts' amounts, in base units."""
+    return Amount(sum(r.amount for r in receipts))

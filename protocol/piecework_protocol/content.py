@@ -1,0 +1,128 @@
+"""The bytes behind the digests: prompts and canvas outputs (clauses 3.3 and 4.2).
+
+Digests are salted by something that only the two parties know until a dispute (the job's salt, or the job id
+that covers it), so that a digest does not give a short text away to whoever guesses it.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from piecework_protocol.errors import MalformedInput
+from piecework_protocol.limits import (
+    MAX_CANVAS_TOKENS,
+    MAX_MESSAGES_PER_PROMPT,
+    MAX_OUTPUT_BYTES,
+    MAX_PROMPT_BYTES,
+)
+from piecework_protocol.types import Bytes32, Digest, JobId, keccak256
+
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One chat message; `role` is one of `ROLES`."""
+
+    role: str
+    content: str
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise MalformedInput(f"a message's role is one of {', '.join(ROLES)}")
+
+
+def encode_prompt(messages: tuple[Message, ...]) -> bytes:
+    """The exact prompt bytes that the client seals and whose digest it signs.
+
+    Big-endian uint32 count; then for each message its role and its content, each as a uint32 byte length and
+    UTF-8. One encoding per prompt and nothing to nest: a JSON parser at its recursion limit is a crash that
+    a stranger can send.
+    """
+    if not 1 <= len(messages) <= MAX_MESSAGES_PER_PROMPT:
+        raise MalformedInput(f"a prompt has 1 to {MAX_MESSAGES_PER_PROMPT} messages")
+    try:
+        fields = [text.encode() for m in messages for text in (m.role, m.content)]
+    except UnicodeEncodeError:
+        raise MalformedInput("a prompt is text that UTF-8 can encode") from None
+    data = struct.pack(">I", len(messages)) + b"".join(struct.pack(">I", len(f)) + f for f in fields)
+    if len(data) > MAX_PROMPT_BYTES:
+        raise MalformedInput(f"a prompt is at most {MAX_PROMPT_BYTES} bytes")
+    return data
+
+
+def decode_prompt(data: bytes) -> tuple[Message, ...]:
+    """Parse prompt bytes strictly. `MalformedInput` names the defect, never the content."""
+    if not 4 <= len(data) <= MAX_PROMPT_BYTES:
+        raise MalformedInput(f"a prompt is 4 to {MAX_PROMPT_BYTES} bytes")
+    (count,) = struct.unpack_from(">I", data)
+    if not 1 <= count <= MAX_MESSAGES_PER_PROMPT:
+        raise MalformedInput(f"a prompt has 1 to {MAX_MESSAGES_PER_PROMPT} messages")
+    messages, offset = [], 4
+    for _ in range(count):
+        role, offset = _text(data, offset)
+        content, offset = _text(data, offset)
+        messages.append(Message(role, content))
+    if offset != len(data):
+        raise MalformedInput("a prompt has bytes after its last message")
+    return tuple(messages)
+
+
+def _text(data: bytes, offset: int) -> tuple[str, int]:
+    """The length-prefixed text at `offset`, and the offset behind it."""
+    start = offset + 4
+    if len(data) < start:
+        raise MalformedInput("a prompt ends inside a length")
+    (length,) = struct.unpack_from(">I", data, offset)
+    if len(data) < start + length:
+        raise MalformedInput("a prompt ends inside a text")
+    try:
+        return data[start : start + length].decode(), start + length
+    except UnicodeDecodeError:
+        raise MalformedInput("a prompt's text is UTF-8") from None
+
+
+def prompt_digest(salt: Bytes32, prompt: bytes) -> Digest:
+    """keccak256(salt || prompt bytes)."""
+    return Digest(keccak256(salt + prompt))
+
+
+@dataclass(frozen=True, slots=True)
+class CanvasOutput:
+    """What a client gets for one canvas: the charged token ids and the text that they add."""
+
+    token_ids: tuple[int, ...]
+    text: str
+
+    def encode(self) -> bytes:
+        """Big-endian uint32 count, that many uint32 ids, then the text as UTF-8."""
+        if len(self.token_ids) > MAX_CANVAS_TOKENS:
+            raise MalformedInput(f"a canvas has at most {MAX_CANVAS_TOKENS} tokens")
+        try:
+            head = struct.pack(f">I{len(self.token_ids)}I", len(self.token_ids), *self.token_ids)
+            data = head + self.text.encode()
+        except (struct.error, UnicodeEncodeError):
+            raise MalformedInput("token ids are uint32 and the text is UTF-8") from None
+        if len(data) > MAX_OUTPUT_BYTES:
+            raise MalformedInput(f"a canvas output is at most {MAX_OUTPUT_BYTES} bytes")
+        return data
+
+    @classmethod
+    def decode(cls, data: bytes) -> CanvasOutput:
+        """Parse what `encode` makes; `MalformedInput` for anything else."""
+        if not 4 <= len(data) <= MAX_OUTPUT_BYTES:
+            raise MalformedInput("a canvas output has an impossible length")
+        (count,) = struct.unpack_from(">I", data)
+        if count > MAX_CANVAS_TOKENS or len(data) < 4 + 4 * count:
+            raise MalformedInput("a canvas output is shorter than the ids that it announces")
+        try:
+            text = data[4 + 4 * count :].decode()
+        except UnicodeDecodeError:
+            raise MalformedInput("a canvas output's text is UTF-8") from None
+        return cls(struct.unpack_from(f">{count}I", data, 4), text)
+
+
+def output_digest(job: JobId, canvas: int, output: bytes) -> Digest:
+    """keccak256(job id || uint32 canvas || output bytes)."""
+    return Digest(keccak256(job + canvas.to_bytes(4, "big") + output))

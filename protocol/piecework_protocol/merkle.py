@@ -1,0 +1,135 @@
+"""The append-only Merkle tree of RFC 9162 over keccak-256: trace trees and the receipts accumulator.
+
+Leaves and nodes are hashed under different prefixes, and a proof is positional: it fixes the index of its
+leaf among `count` leaves, both of which are signed. (Sorted-pair trees do not fix a position, which would
+let anyone dispute a step that never was.)
+
+Source: RFC 9162, sections 2.1.1 to 2.1.3, with keccak-256 in place of SHA-256 because the EVM hashes it
+cheaply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from piecework_protocol.errors import MalformedInput
+from piecework_protocol.limits import MAX_PROOF_SIBLINGS
+from piecework_protocol.types import Bytes32, Digest, keccak256
+
+EMPTY_ROOT = Digest(keccak256(b""))
+
+
+def leaf_hash(leaf: bytes) -> Bytes32:
+    """Hash of a 32-byte leaf value."""
+    return keccak256(b"\x00" + leaf)
+
+
+def node_hash(left: bytes, right: bytes) -> Bytes32:
+    """Hash of an inner node."""
+    return keccak256(b"\x01" + left + right)
+
+
+@dataclass(frozen=True, slots=True)
+class InclusionProof:
+    """That a leaf stands at `index` among `count`; `siblings` from the leaf upwards."""
+
+    index: int
+    count: int
+    siblings: tuple[Bytes32, ...]
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count:
+            raise MalformedInput("a proof's index lies below its count")
+        if len(self.siblings) > MAX_PROOF_SIBLINGS:
+            raise MalformedInput(f"a proof has at most {MAX_PROOF_SIBLINGS} siblings")
+
+
+@dataclass(frozen=True, slots=True)
+class Accumulator:
+    """The frontier of an append-only tree: the roots of its full subtrees, largest first.
+
+    One peak per set bit of `count`, so that appending and taking the root cost O(log n) and the whole
+    state of a channel's commitments fits into 64 hashes.
+    """
+
+    count: int = 0
+    peaks: tuple[Bytes32, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.peaks) != self.count.bit_count():
+            raise MalformedInput("an accumulator has one peak per set bit of its count")
+
+    def append(self, leaf: bytes) -> Accumulator:
+        """The accumulator with one more leaf."""
+        peaks, node, size = list(self.peaks), leaf_hash(leaf), self.count
+        while size & 1:
+            node = node_hash(peaks.pop(), node)
+            size >>= 1
+        return Accumulator(self.count + 1, (*peaks, node))
+
+    def extend(self, leaves: Sequence[bytes]) -> Accumulator:
+        """The accumulator with `leaves` appended in order."""
+        result = self
+        for leaf in leaves:
+            result = result.append(leaf)
+        return result
+
+    def root(self) -> Digest:
+        """The tree's root: the peaks folded from the right."""
+        if not self.peaks:
+            return EMPTY_ROOT
+        node = self.peaks[-1]
+        for peak in reversed(self.peaks[:-1]):
+            node = node_hash(peak, node)
+        return Digest(node)
+
+
+def root(leaves: Sequence[bytes]) -> Digest:
+    """The root over all `leaves`."""
+    return Accumulator().extend(leaves).root()
+
+
+def prove(leaves: Sequence[bytes], index: int) -> InclusionProof:
+    """The inclusion proof of `leaves[index]` (PATH of RFC 9162, 2.1.3.1)."""
+    if not 0 <= index < len(leaves):
+        raise MalformedInput("no leaf at that index")
+    return InclusionProof(index, len(leaves), tuple(_path([leaf_hash(x) for x in leaves], index)))
+
+
+def verify(proof: InclusionProof, leaf: bytes, expected_root: bytes) -> bool:
+    """Whether `proof` shows `leaf` at its index under `expected_root` (RFC 9162, 2.1.3.2)."""
+    if len(proof.siblings) != proof_length(proof.index, proof.count):
+        return False
+    node, position, last = leaf_hash(leaf), proof.index, proof.count - 1
+    for sibling in proof.siblings:
+        if position & 1 or position == last:
+            node = node_hash(sibling, node)
+            while not position & 1 and position:
+                position >>= 1
+                last >>= 1
+        else:
+            node = node_hash(node, sibling)
+        position >>= 1
+        last >>= 1
+    return node == expected_root
+
+
+def proof_length(index: int, count: int) -> int:
+    """How many siblings the proof for `index` among `count` has: inner levels plus peaks to the left."""
+    inner = (index ^ (count - 1)).bit_length()
+    return inner + (index >> inner).bit_count()
+
+
+def _path(level: list[Bytes32], index: int) -> list[Bytes32]:
+    """Siblings from the bottom up. A node without a right neighbour rises a level unchanged, which is the
+    same tree as the RFC's split at the largest power of two."""
+    path = []
+    while len(level) > 1:
+        sibling = index ^ 1
+        if sibling < len(level):
+            path.append(level[sibling])
+        paired = [node_hash(*level[i : i + 2]) for i in range(0, len(level) - 1, 2)]
+        level = paired + level[len(level) & ~1 :]
+        index >>= 1
+    return path

@@ -1,0 +1,118 @@
+"""Whether an offer can be believed (clause 3.1): pure, so that clients and indexes judge alike.
+
+An index is never trusted: whoever receives an offer repeats every one of these checks.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Protocol
+
+from piecework_protocol.eip712 import Domain
+from piecework_protocol.errors import MalformedInput, PieceworkError
+from piecework_protocol.limits import (
+    MAX_CANVAS_TOKENS,
+    MAX_CLOCK_SKEW_S,
+    MAX_CREDIT_WINDOW_CANVASES,
+    MAX_DENOISING_STEPS,
+    MAX_OFFER_LIFETIME_S,
+)
+from piecework_protocol.objects import Offer, Service
+from piecework_protocol.service import offer_fault
+from piecework_protocol.signing import recover
+from piecework_protocol.types import Address, Timestamp, address_hex
+from piecework_protocol.wire import SignedOffer
+
+
+class OfferFault(enum.Enum):
+    """Why an offer is not believed."""
+
+    BAD_SIGNATURE = "bad_signature"
+    EXPIRED = "expired"
+    NOT_YET_VALID = "not_yet_valid"
+    BAD_TERMS = "bad_terms"
+    NOT_REGISTERED = "not_registered"
+    NOT_BONDED = "not_bonded"
+    WRONG_RECEIVER = "wrong_receiver"
+
+
+class OfferRejected(PieceworkError):
+    """An offer that must not be used, with the fault that was found first."""
+
+    def __init__(self, fault: OfferFault, message: str) -> None:
+        super().__init__(message)
+        self.fault = fault
+        self.message = message
+
+
+class Standing(Protocol):
+    """What the registry says about an operator."""
+
+    @property
+    def payout(self) -> Address: ...
+
+    @property
+    def active(self) -> bool: ...
+
+
+def offer_signer(domain: Domain, signed: SignedOffer) -> Address:
+    """The address that signed the offer for this chain and escrow.
+
+    Another chain's offer recovers to some other address, which `check_standing` then refuses.
+    """
+    try:
+        return recover(domain.digest(signed.offer), signed.signature)
+    except MalformedInput as error:
+        raise OfferRejected(OfferFault.BAD_SIGNATURE, str(error)) from None
+
+
+def check_terms(offer: Offer, now: Timestamp) -> None:
+    """Times and bounds; everything that needs neither a key nor the chain."""
+    if offer.expires_at <= now:
+        raise OfferRejected(OfferFault.EXPIRED, "the offer has expired")
+    if offer.issued_at > now + MAX_CLOCK_SKEW_S:
+        raise OfferRejected(OfferFault.NOT_YET_VALID, "the offer was issued in the future; check the clocks")
+    if offer.expires_at - offer.issued_at > MAX_OFFER_LIFETIME_S:
+        raise _bad(f"an offer lives at most {MAX_OFFER_LIFETIME_S} seconds")
+    if not offer.models or not offer.tokens:
+        raise _bad("an offer names at least one model and one token")
+    if len({m.digest for m in offer.models}) != len(offer.models):
+        raise _bad("an offer names each model once")
+    if not 1 <= offer.credit_window <= MAX_CREDIT_WINDOW_CANVASES:
+        raise _bad(f"a credit window is 1 to {MAX_CREDIT_WINDOW_CANVASES} canvases")
+    for model in offer.models:
+        if not 1 <= model.canvas_size <= MAX_CANVAS_TOKENS:
+            raise _bad(f"a canvas is 1 to {MAX_CANVAS_TOKENS} tokens")
+        least = int(model.service is Service.REPLAYABLE)
+        if not least <= model.max_steps <= MAX_DENOISING_STEPS:
+            raise _bad(f"a canvas takes {least} to {MAX_DENOISING_STEPS} denoising steps")
+        fault = offer_fault(model)
+        if fault is not None:
+            raise _bad(fault)
+        if not 1 <= model.max_output <= model.max_context:
+            raise _bad("a model's output is at least one token and fits its context")
+
+
+def check_standing(offer: Offer, signer: Address, standing: Standing | None, *, session_key: bool) -> None:
+    """The registry's word: bonded, paid out to the receiver that the offer names, signed by its key.
+
+    `session_key` says whether the registry lists `signer` as a live session key of the operator.
+    """
+    if standing is None:
+        raise OfferRejected(
+            OfferFault.NOT_REGISTERED, f"operator {address_hex(offer.operator)} is not registered"
+        )
+    if signer != offer.operator and not session_key:
+        raise OfferRejected(
+            OfferFault.BAD_SIGNATURE, "the offer is not signed by its operator for this escrow"
+        )
+    if not standing.active:
+        raise OfferRejected(OfferFault.NOT_BONDED, "the worker's stake is not active")
+    if standing.payout != offer.receiver:
+        raise OfferRejected(
+            OfferFault.WRONG_RECEIVER, "the offer's receiver is not the registered payout address"
+        )
+
+
+def _bad(message: str) -> OfferRejected:
+    return OfferRejected(OfferFault.BAD_TERMS, message)

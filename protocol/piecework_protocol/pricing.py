@@ -1,0 +1,43 @@
+"""What a job costs (clause 3.4). Integer arithmetic in base units, rounded down: against the claimer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from piecework_protocol.objects import ModelOffer, Parameters
+from piecework_protocol.types import Amount
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a job has used so far."""
+
+    prompt_tokens: int
+    output_tokens: int
+    denoising_steps: int
+
+
+def price(model: ModelOffer, usage: Usage) -> Amount:
+    """The whole job's price at `usage`, in base units.
+
+    A canvas costs the difference between two such prices, so that rounding loses the worker less than
+    one base unit a job, however many canvases it has.
+    """
+    millionths = (
+        usage.prompt_tokens * model.price_per_million_prompt_tokens
+        + usage.output_tokens * model.price_per_million_output_tokens
+        + usage.denoising_steps * 1000 * model.price_per_thousand_steps
+    )
+    return Amount(millionths // 1_000_000)
+
+
+def worst_case(model: ModelOffer, parameters: Parameters, prompt_tokens: int) -> Amount:
+    """The most that a job can cost: every token and every denoising step that its parameters allow."""
+    canvases = canvases_for(model, parameters.max_tokens)
+    steps = canvases * parameters.max_steps
+    return price(model, Usage(prompt_tokens, parameters.max_tokens, steps))
+
+
+def canvases_for(model: ModelOffer, tokens: int) -> int:
+    """How many canvases hold `tokens` tokens, rounded up."""
+    return -(-tokens // model.canvas_size)

@@ -1,0 +1,70 @@
+"""The two classes of service (clause 3.10): what follows from the class for offers, jobs and receipts. Pure.
+
+Both ends ask here, so that they cannot differ. A best-effort canvas has no denoising steps that anybody
+recorded, and so no leaves: its trace root is that of the tree without leaves (clause 5.8). That constant is
+never what a replayable canvas has, so nobody can take one for the other (clause 9.6).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from piecework_protocol import merkle
+from piecework_protocol.objects import ModelOffer, Parameters, Receipt, Service
+from piecework_protocol.types import Digest, Micros, Uint32, Uint64
+
+NO_TRACE: Final[Digest] = merkle.EMPTY_ROOT
+"""The trace root of a best-effort canvas: none was promised."""
+
+
+def best_effort_parameters(max_tokens: Uint32) -> Parameters:
+    """The only parameters that a best-effort job of `max_tokens` tokens can have."""
+    return Parameters(
+        seed=Uint64(0),
+        max_tokens=max_tokens,
+        max_steps=Uint32(0),
+        temperature_start=Micros(0),
+        temperature_end=Micros(0),
+        entropy_bound=Micros(0),
+        confidence_threshold=Micros(0),
+        stability_steps=Uint32(0),
+        service=Service.BEST_EFFORT,
+    )
+
+
+def service_name(service: Service) -> str:
+    """The class as JSON and people have it: "replayable" or "best_effort"."""
+    return service.name.lower()
+
+
+def offer_fault(model: ModelOffer) -> str | None:
+    """What contradicts the class in a model's terms, or None: nobody pays for steps that nobody counts."""
+    if model.service is Service.REPLAYABLE:
+        return None
+    if model.max_steps or model.price_per_thousand_steps:
+        return "a best-effort model has no denoising steps to set or to charge"
+    return None
+
+
+def parameters_fault(parameters: Parameters) -> str | None:
+    """What a best-effort job asks for that its class cannot give, or None."""
+    if parameters.service is Service.REPLAYABLE:
+        return None
+    if parameters != best_effort_parameters(parameters.max_tokens):
+        return "a best-effort job sets its token limit and nothing else"
+    return None
+
+
+def receipt_fault(parameters: Parameters, receipt: Receipt) -> tuple[str, str] | None:
+    """The clause that a receipt's steps and trace root break, and how; None when they are in order."""
+    if parameters.service is Service.BEST_EFFORT:
+        if receipt.steps:
+            return "4.4", f"{receipt.steps} denoising steps charged for a best-effort canvas"
+        if receipt.trace_root != NO_TRACE:
+            return "7.4", "a trace root on a best-effort canvas, which nobody could open"
+        return None
+    if not 1 <= receipt.steps <= parameters.max_steps:
+        return "4.4", f"{receipt.steps} denoising steps; at most {parameters.max_steps}"
+    if receipt.trace_root == NO_TRACE:
+        return "7.4", "a replayable canvas without a trace"
+    return None

@@ -1,0 +1,81 @@
+"""secp256k1 signatures over EIP-712 digests, by libsecp256k1 through coincurve.
+
+A signature is 65 bytes, r || s || v with v in {27, 28} and s in the lower half of the group order
+(EIP-2). Everything else is refused, so that one message by one key has one valid signature (clause 1.3).
+Signing is deterministic (RFC 6979): signing the same record again after a crash gives the same bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from coincurve import PrivateKey, PublicKey
+
+from piecework_protocol.eip712 import Domain, TypedData
+from piecework_protocol.errors import MalformedInput
+from piecework_protocol.types import Address, Bytes32, Signature, keccak256
+
+ORDER: Final = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
+HALF_ORDER: Final = ORDER // 2
+
+
+class Signer(Protocol):
+    """Whoever can sign a digest for one address: a key in memory, a remote signer, a hardware wallet."""
+
+    @property
+    def address(self) -> Address: ...
+
+    def sign(self, digest: Bytes32) -> Signature: ...
+
+
+@dataclass(frozen=True, slots=True)
+class LocalSigner:
+    """A private key in this process."""
+
+    secret: bytes = field(repr=False)
+    _key: PrivateKey = field(init=False, repr=False, compare=False)
+    address: Address = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_key", PrivateKey(self.secret))
+        object.__setattr__(self, "address", address_of(self._key.public_key))
+
+    def sign(self, digest: Bytes32) -> Signature:
+        """Sign 32 bytes; libsecp256k1 always yields the low s."""
+        raw = self._key.sign_recoverable(digest, hasher=None)
+        return Signature(raw[:64] + bytes([27 + raw[64]]))
+
+
+def address_of(key: PublicKey) -> Address:
+    """The last 20 bytes of the keccak-256 of the uncompressed point."""
+    return Address(keccak256(key.format(compressed=False)[1:])[12:])
+
+
+def recover(digest: Bytes32, signature: bytes) -> Address:
+    """The address that signed `digest`. `MalformedInput` for any signature that is not canonical."""
+    if len(signature) != 65:
+        raise MalformedInput(f"a signature is 65 bytes, got {len(signature)}")
+    r, s, v = int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:64], "big"), signature[64]
+    if v not in (27, 28):
+        raise MalformedInput("a signature's v is 27 or 28")
+    if not 0 < r < ORDER or not 0 < s <= HALF_ORDER:
+        raise MalformedInput("a signature's r or s is out of range (s must be low)")
+    try:
+        key = PublicKey.from_signature_and_message(signature[:64] + bytes([v - 27]), digest, hasher=None)
+    except Exception as error:  # coincurve raises bare Exception and ValueError for points off the curve
+        raise MalformedInput("a signature recovers to no key") from error
+    return address_of(key)
+
+
+def signed_by(domain: Domain, message: TypedData, signature: bytes, signer: Address) -> bool:
+    """Whether `signature` over `message` was made by `signer`; a malformed signature was not."""
+    try:
+        return recover(domain.digest(message), signature) == signer
+    except MalformedInput:
+        return False
+
+
+def sign(domain: Domain, message: TypedData, signer: Signer) -> Signature:
+    """Sign a typed object for its escrow."""
+    return signer.sign(domain.digest(message))

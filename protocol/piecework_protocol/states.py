@@ -1,0 +1,134 @@
+"""The state machines of a job and of a channel, as tables.
+
+A pair that is not in a table cannot happen; `advance` raises instead of guessing. The diagrams in
+docs/protocol.md are generated from these tables, and a test walks every state with every event.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+
+from piecework_protocol.errors import InvariantBroken
+
+
+class JobState(enum.Enum):
+    """A job at the worker (clause 3.6). Durable: the journal holds it."""
+
+    NEW = "new"
+    ACCEPTED = "accepted"
+    RUNNING = "running"
+    SUSPENDED = "suspended"
+    DELIVERED = "delivered"
+    PAID = "paid"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+
+class JobEvent(enum.Enum):
+    """What moves a job."""
+
+    ACCEPT = "accept"
+    START = "start"
+    CANVAS = "canvas"
+    LAST_CANVAS = "last canvas"
+    PAY = "pay"
+    PAY_ALL = "pay all"
+    DISCONNECT = "disconnect"
+    CANCEL = "cancel"
+    FAIL = "fail"
+
+
+J, E = JobState, JobEvent
+JOB_TABLE: Mapping[tuple[JobState, JobEvent], JobState] = {
+    (J.NEW, E.ACCEPT): J.ACCEPTED,
+    (J.ACCEPTED, E.START): J.RUNNING,
+    (J.ACCEPTED, E.CANCEL): J.CANCELLED,
+    (J.ACCEPTED, E.DISCONNECT): J.SUSPENDED,
+    (J.ACCEPTED, E.FAIL): J.FAILED,
+    (J.RUNNING, E.CANVAS): J.RUNNING,
+    (J.RUNNING, E.LAST_CANVAS): J.DELIVERED,
+    (J.RUNNING, E.PAY): J.RUNNING,
+    (J.RUNNING, E.DISCONNECT): J.SUSPENDED,
+    (J.RUNNING, E.CANCEL): J.CANCELLED,
+    (J.RUNNING, E.FAIL): J.FAILED,
+    (J.SUSPENDED, E.START): J.RUNNING,
+    (J.SUSPENDED, E.PAY): J.SUSPENDED,
+    (J.SUSPENDED, E.CANCEL): J.CANCELLED,
+    (J.SUSPENDED, E.FAIL): J.FAILED,
+    (J.DELIVERED, E.PAY): J.DELIVERED,
+    (J.DELIVERED, E.PAY_ALL): J.PAID,
+    (J.DELIVERED, E.DISCONNECT): J.DELIVERED,
+    (J.DELIVERED, E.CANCEL): J.DELIVERED,
+    (J.PAID, E.DISCONNECT): J.PAID,
+    (J.PAID, E.CANCEL): J.PAID,
+    (J.CANCELLED, E.PAY): J.CANCELLED,
+    (J.CANCELLED, E.DISCONNECT): J.CANCELLED,
+    (J.CANCELLED, E.CANCEL): J.CANCELLED,
+    (J.FAILED, E.PAY): J.FAILED,
+    (J.FAILED, E.DISCONNECT): J.FAILED,
+    (J.FAILED, E.CANCEL): J.FAILED,
+}
+ENDED_STATES = frozenset({J.DELIVERED, J.PAID, J.CANCELLED, J.FAILED})
+"""States in which no further canvas is made."""
+
+
+class ChannelState(enum.Enum):
+    """A channel as the escrow reports it (clause 6.2); PENDING exists only before the opening is mined."""
+
+    NONE = "none"
+    PENDING = "pending"
+    OPEN = "open"
+    WITHDRAWING = "withdrawing"
+    CLOSED = "closed"
+
+
+class ChannelEvent(enum.Enum):
+    """What moves a channel."""
+
+    AUTHORIZE = "authorize"
+    FUND = "fund"
+    SETTLE = "settle"
+    REQUEST_WITHDRAWAL = "request withdrawal"
+    WITHDRAW = "withdraw"
+    CLOSE = "close"
+
+
+C, V = ChannelState, ChannelEvent
+CHANNEL_TABLE: Mapping[tuple[ChannelState, ChannelEvent], ChannelState] = {
+    (C.NONE, V.AUTHORIZE): C.PENDING,
+    (C.NONE, V.FUND): C.OPEN,
+    (C.PENDING, V.AUTHORIZE): C.PENDING,
+    (C.PENDING, V.FUND): C.OPEN,
+    (C.OPEN, V.AUTHORIZE): C.OPEN,
+    (C.OPEN, V.FUND): C.OPEN,
+    (C.OPEN, V.SETTLE): C.OPEN,
+    (C.OPEN, V.REQUEST_WITHDRAWAL): C.WITHDRAWING,
+    (C.OPEN, V.CLOSE): C.CLOSED,
+    (C.WITHDRAWING, V.FUND): C.WITHDRAWING,
+    (C.WITHDRAWING, V.SETTLE): C.WITHDRAWING,
+    (C.WITHDRAWING, V.WITHDRAW): C.CLOSED,
+    (C.WITHDRAWING, V.CLOSE): C.CLOSED,
+}
+
+
+def advance_job(state: JobState, event: JobEvent) -> JobState:
+    """The job's next state; `InvariantBroken` for a pair that cannot happen."""
+    try:
+        return JOB_TABLE[state, event]
+    except KeyError:
+        raise InvariantBroken(f"a job that is {state.value} cannot {event.value}") from None
+
+
+def advance_channel(state: ChannelState, event: ChannelEvent) -> ChannelState:
+    """The channel's next state; `InvariantBroken` for a pair that cannot happen."""
+    try:
+        return CHANNEL_TABLE[state, event]
+    except KeyError:
+        raise InvariantBroken(f"a channel that is {state.value} cannot {event.value}") from None
+
+
+def mermaid(table: Mapping[tuple[enum.Enum, enum.Enum], enum.Enum]) -> str:
+    """The table as a Mermaid state diagram, for docs/protocol.md."""
+    lines = [f"    {a.value} --> {b.value}: {event.value}" for (a, event), b in table.items()]
+    return "\n".join(["stateDiagram-v2", *lines])

@@ -1,0 +1,288 @@
+"""The worker's end of one job's stream, without IO.
+
+Every method returns an `Outcome` in three parts that the shell carries out in this order: make the `records`
+durable, send the `frames` (signing them only then), and pass the `commands` to the engine. That order is how
+"record before effect" (clause 9.1) is built in rather than remembered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from piecework_protocol.eip712 import Domain, TypedData
+from piecework_protocol.errors import Reason, invariant
+from piecework_protocol.frames import (
+    Accepted,
+    Account,
+    CanvasDelivered,
+    Draft,
+    JobEnded,
+    LeafRef,
+    VoucherAccepted,
+    WorkerFrame,
+)
+from piecework_protocol.ledger import WorkerLedger
+from piecework_protocol.objects import Acceptance, Channel, Finish, Job, ModelOffer, Receipt
+from piecework_protocol.pricing import Usage, price
+from piecework_protocol.service import receipt_fault
+from piecework_protocol.states import ENDED_STATES, JobEvent, JobState, advance_job
+from piecework_protocol.types import Amount, Digest, JobId, Signature, Uint32
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptedJob:
+    """A job that admission has let in, with the terms that it runs under."""
+
+    id: JobId
+    job: Job
+    channel: Channel
+    model: ModelOffer
+    prompt_tokens: int
+    credit_window: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredCanvas:
+    """A delivered canvas as the journal holds it; the output is sealed to the client."""
+
+    receipt: Receipt
+    sealed_output: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class CanvasResult:
+    """A finished canvas as the engine reports it, sealed by the shell.
+
+    `resume_secret` are the token ids sealed to the worker itself; journals hold no text.
+    """
+
+    canvas: int
+    output_digest: Digest
+    trace_root: Digest
+    steps: int
+    units: int
+    finish: Finish
+    sealed_output: bytes
+    resume_secret: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StateRecord:
+    """The job moved to `state`."""
+
+    job: JobId
+    state: JobState
+    reason: Reason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CanvasRecord:
+    """A canvas was finished: its receipt is about to be signed and delivered."""
+
+    job: JobId
+    stored: StoredCanvas
+    resume_secret: bytes
+
+
+Record = StateRecord | CanvasRecord
+
+
+@dataclass(frozen=True, slots=True)
+class StartEngine:
+    """Run the job from canvas `committed`, pausing before canvas `canvas_limit`."""
+
+    committed: int
+    canvas_limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class AllowCanvases:
+    """The row may run up to, not including, canvas `canvas_limit`."""
+
+    canvas_limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class StopEngine:
+    """Free the row at the next denoising step."""
+
+
+EngineCommand = StartEngine | AllowCanvases | StopEngine
+Sign = Callable[[TypedData], Signature]
+
+
+@dataclass(frozen=True, slots=True)
+class Unsigned:
+    """A frame that needs the operator's signature over `message`, applied after the records are durable."""
+
+    message: TypedData
+    build: Callable[[Signature], WorkerFrame]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What to do, in this order: records, frames, commands."""
+
+    records: tuple[Record, ...] = ()
+    unsent: tuple[WorkerFrame | Unsigned, ...] = ()
+    commands: tuple[EngineCommand, ...] = ()
+
+    def frames(self, sign: Sign) -> tuple[WorkerFrame, ...]:
+        """The frames to send. Call only after `records` are durable."""
+        return tuple(f.build(sign(f.message)) if isinstance(f, Unsigned) else f for f in self.unsent)
+
+
+class WorkerSession:
+    """One job at the worker: its state, its canvases, and what may happen next."""
+
+    def __init__(
+        self,
+        accepted: AcceptedJob,
+        domain: Domain,
+        *,
+        state: JobState = JobState.NEW,
+        stored: Sequence[StoredCanvas] = (),
+    ) -> None:
+        self.accepted = accepted
+        self.state = state
+        self._domain = domain
+        self._stored = list(stored)
+
+    @property
+    def canvases(self) -> int:
+        """How many canvases were finished."""
+        return len(self._stored)
+
+    @property
+    def charged(self) -> Amount:
+        """Base units that the receipts come to."""
+        return Amount(sum(s.receipt.amount for s in self._stored))
+
+    def usage(self) -> Usage:
+        """What the job has used so far."""
+        receipts = [s.receipt for s in self._stored]
+        tokens, steps = sum(r.units for r in receipts), sum(r.steps for r in receipts)
+        return Usage(self.accepted.prompt_tokens, tokens, steps)
+
+    def open(self, received: int, ledger: WorkerLedger) -> Outcome:
+        """A client submitted this job, or came back to it with `received` receipts."""
+        records: list[Record] = []
+        if self.state is JobState.NEW:
+            records.append(self._move(JobEvent.ACCEPT))
+        frames: list[WorkerFrame | Unsigned] = [self._acceptance(ledger.account())]
+        frames += [self._delivery(s) for s in self._stored[received:]]
+        if self.state in ENDED_STATES:
+            return Outcome(tuple(records), (*frames, self._ended()))
+        records.append(self._move(JobEvent.START))
+        start = StartEngine(self.canvases, self.canvas_limit(ledger))
+        return Outcome(tuple(records), tuple(frames), (start,))
+
+    def canvas_limit(self, ledger: WorkerLedger) -> int:
+        """The first canvas that may not be started before more is paid (clause 3.7)."""
+        paid = self.canvases - ledger.unpaid_canvases(self.accepted.id)
+        return paid + self.accepted.credit_window
+
+    def canvas_finished(self, result: CanvasResult, ledger: WorkerLedger) -> tuple[Outcome, WorkerLedger]:
+        """The engine finished a canvas: record it, then deliver it with its receipt."""
+        receipt = self._receipt(result)
+        stored = StoredCanvas(receipt, result.sealed_output)
+        last = result.finish is not Finish.MORE
+        self._stored.append(stored)
+        book = ledger.issue(
+            LeafRef(self.accepted.id, result.canvas), Digest(self._domain.digest(receipt)), receipt.amount
+        )
+        moved = self._move(JobEvent.LAST_CANVAS if last else JobEvent.CANVAS)
+        frames: tuple[WorkerFrame | Unsigned, ...] = (self._delivery(stored),)
+        if last:
+            frames += (self._ended(),)
+        records = (CanvasRecord(self.accepted.id, stored, result.resume_secret), moved)
+        return Outcome(records, frames), book
+
+    def engine_restarted(self, ledger: WorkerLedger) -> Outcome:
+        """The engine lost its rows: a running job goes on behind its last recorded canvas."""
+        if self.state is not JobState.RUNNING:
+            return Outcome()
+        return Outcome(commands=(StartEngine(self.canvases, self.canvas_limit(ledger)),))
+
+    def draft(self, canvas: int, step: int, sealed_output: bytes) -> Outcome:
+        """A canvas changed while being denoised."""
+        return Outcome(unsent=(Draft(self.accepted.id, canvas, step, sealed_output),))
+
+    def paid(self, ledger: WorkerLedger) -> Outcome:
+        """A voucher that covers canvases of this job was recorded in `ledger`."""
+        settled = self.state is JobState.DELIVERED and not ledger.unpaid_canvases(self.accepted.id)
+        record = self._move(JobEvent.PAY_ALL if settled else JobEvent.PAY)
+        running = self.state is JobState.RUNNING
+        commands = (AllowCanvases(self.canvas_limit(ledger)),) if running else ()
+        return Outcome((record,), (), commands)
+
+    def cancel(self) -> Outcome:
+        """The client wants no more. Canvases that were delivered stay owed (clause 3.8)."""
+        if self.state in ENDED_STATES:
+            return Outcome()
+        return Outcome((self._move(JobEvent.CANCEL),), (self._ended(),), (StopEngine(),))
+
+    def disconnected(self) -> Outcome:
+        """The stream dropped: free the GPU and keep the job for the client's return."""
+        running = self.state is JobState.RUNNING
+        record = self._move(JobEvent.DISCONNECT)
+        return Outcome((record,), (), (StopEngine(),) if running else ())
+
+    def failed(self, reason: Reason, message: str) -> Outcome:
+        """The job cannot go on; nothing beyond its delivered canvases is charged."""
+        if self.state in ENDED_STATES:
+            return Outcome()
+        running = self.state is JobState.RUNNING
+        record = self._move(JobEvent.FAIL, reason)
+        ended = JobEnded(self.accepted.id, self.canvases, reason, message)
+        return Outcome((record,), (ended,), (StopEngine(),) if running else ())
+
+    def _move(self, event: JobEvent, reason: Reason | None = None) -> StateRecord:
+        self.state = advance_job(self.state, event)
+        return StateRecord(self.accepted.id, self.state, reason)
+
+    def _receipt(self, result: CanvasResult) -> Receipt:
+        invariant(result.canvas == self.canvases, "canvases are finished in order")
+        before = self.usage()
+        after = Usage(
+            before.prompt_tokens, before.output_tokens + result.units, before.denoising_steps + result.steps
+        )
+        model = self.accepted.model
+        charged = price(model, before) if self._stored else 0
+        previous = self._domain.digest(self._stored[-1].receipt) if self._stored else self.accepted.id
+        receipt = Receipt(
+            job=self.accepted.id,
+            canvas=Uint32(result.canvas),
+            output_digest=result.output_digest,
+            trace_root=result.trace_root,
+            steps=Uint32(result.steps),
+            units=Uint32(result.units),
+            amount=Amount(price(model, after) - charged),
+            finish=result.finish,
+            previous=Digest(previous),
+        )
+        fault = receipt_fault(self.accepted.job.parameters, receipt)
+        invariant(fault is None, f"a receipt of ours keeps to its job's class of service: {fault}")
+        return receipt
+
+    def _acceptance(self, account: Account | None) -> Unsigned:
+        job, prompt_tokens, available = self.accepted.id, self.accepted.prompt_tokens, self.canvases
+        return Unsigned(
+            Acceptance(job, Uint32(prompt_tokens)),
+            lambda signature: Accepted(job, prompt_tokens, signature, available, account),
+        )
+
+    def _delivery(self, stored: StoredCanvas) -> Unsigned:
+        return Unsigned(
+            stored.receipt,
+            lambda signature: CanvasDelivered(stored.receipt, signature, stored.sealed_output),
+        )
+
+    def _ended(self) -> JobEnded:
+        return JobEnded(self.accepted.id, self.canvases)
+
+
+def acknowledgement(ledger: WorkerLedger) -> VoucherAccepted:
+    """The frame that confirms the latest recorded voucher."""
+    return VoucherAccepted(ledger.accumulator.count)
