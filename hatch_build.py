@@ -1,4 +1,5 @@
-"""What a wheel carries besides the packages: the compiled contracts, beside the module that reads them.
+"""What a wheel carries besides the packages: the compiled contracts, beside the module that reads
+them.
 
 A checkout that is installed in place reads them from `contracts/artifacts` and needs no copy.
 """
@@ -16,4 +17,6 @@ class ContractArtifacts(BuildHookInterface[Any]):  # type: ignore[misc]
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Add the folder, except to an editable installation."""
         if version != "editable":
-            build_data["force_include"]["contracts/artifacts"] = "piecework/chain/contract_artifacts"
+            build_data["force_include"]["contracts/artifacts"] = (
+                "piecework/chain/contract_artifacts"
+            )

@@ -1,9 +1,9 @@
 """Teacher-forced agreement: what another precision makes of each denoising step of a recorded run.
 
-A run is recorded in float32: for each step the canvas that went in, the soft embedding, and what was decided.
-The other model sees the same canvas and soft embedding, with a KV cache of its own weights over the same
-text, and the same random numbers. So every step is one comparison, and an early difference does not spoil the
-rest.
+A run is recorded in float32: for each step the canvas that went in, the soft embedding, and what
+was decided. The other model sees the same canvas and soft embedding, with a KV cache of its own
+weights over the same text, and the same random numbers. So every step is one comparison, and an
+early difference does not spoil the rest.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Decided:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class Agreement:
     """What goes into one step: canvas and uniforms [C], soft embedding [C, H] or None at the
     first step.
     """
@@ -46,20 +46,21 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class ComparedStep:
     """One recorded step: what went in, and what came out in float32."""
 
-    seen: Seen
+    seen: Agreement
     decided: Decided
 
 
 @dataclass(frozen=True, slots=True)
-class Canvas:
-    """The steps of one canvas, and the chunks that stand before it beyond those of the canvas before."""
+class ComparedCanvas:
+    """The steps of one canvas, and the chunks that stand before it beyond those of the canvas
+    before."""
 
     entropy_bound: float
     chunks: tuple[tuple[int, ...], ...]
-    steps: tuple[Step, ...]
+    steps: tuple[ComparedStep, ...]
 
 
 @dataclass(slots=True)
@@ -75,8 +76,8 @@ class Tally:
     entropy_differences: list[float] = field(default_factory=list)
 
     def add(self, here: Decided, there: Decided) -> None:
-        """Counts one step. It is exact when all that it decides is: argmax canvas, which positions are
-        accepted, and their tokens.
+        """Counts one step. It is exact when all that it decides is: argmax canvas, which positions
+        are accepted, and their tokens.
         """
         same = here.argmax == there.argmax
         taken = here.accepted & there.accepted & (here.sampled == there.sampled)
@@ -109,7 +110,7 @@ class Observer:
         self._denoiser, self._limits = Denoiser(model), limits
 
     @torch.inference_mode()
-    def record(self, request: GenerationRequest) -> list[Canvas]:
+    def record(self, request: GenerationRequest) -> list[ComparedCanvas]:
         """Runs a request and keeps every step."""
         cache, size = self._denoiser.new_cache(), self._limits.canvas_size
         chunks = tuple(known_chunks(request, self._limits.chunk_tokens))
@@ -117,12 +118,12 @@ class Observer:
         for index in range(-(-request.max_tokens // size)):
             self._prefill(cache, chunks)
             steps = tuple(self._steps(cache, request, index))
-            canvases.append(Canvas(request.entropy_bound, chunks, steps))
+            canvases.append(ComparedCanvas(request.entropy_bound, chunks, steps))
             chunks = (tuple(steps[-1].decided.argmax.tolist()),)
         return canvases
 
     @torch.inference_mode()
-    def compare(self, canvases: Sequence[Canvas], tally: Tally) -> None:
+    def compare(self, canvases: Sequence[ComparedCanvas], tally: Tally) -> None:
         """Holds this model's decisions against recorded ones."""
         cache = self._denoiser.new_cache()
         for canvas in canvases:
@@ -135,7 +136,9 @@ class Observer:
         for chunk in chunks:
             self._denoiser.prefill(cache, chunk)
 
-    def _steps(self, cache: DynamicCache, request: GenerationRequest, index: int) -> Iterator[Step]:
+    def _steps(
+        self, cache: DynamicCache, request: GenerationRequest, index: int
+    ) -> Iterator[ComparedStep]:
         """The denoising of one canvas up to its last step, or until it is stable and confident."""
         size, vocabulary = self._limits.canvas_size, self._limits.vocab_size
         generator = torch.Generator().manual_seed(1000 * request.seed + index)
@@ -144,11 +147,13 @@ class Observer:
         before: Tensor | None = None
         for number in range(request.max_steps):
             start, end = request.temperature_start, request.temperature_end
-            heat = float(sampler.temperature(start, end, request.max_steps - number, request.max_steps))
+            heat = float(
+                sampler.temperature(start, end, request.max_steps - number, request.max_steps)
+            )
             uniforms = torch.rand(size, generator=generator, dtype=torch.float64)
-            seen = Seen(heat, uniforms, canvas, soft)
+            seen = Agreement(heat, uniforms, canvas, soft)
             decided, next_soft = self._decide(cache, seen, request.entropy_bound)
-            yield Step(seen, decided)
+            yield ComparedStep(seen, decided)
             threshold = torch.tensor([request.confidence_threshold])
             settled = bool(sampler.confident(decided.entropy[None], threshold))
             if before is not None and settled and torch.equal(before, decided.argmax):
@@ -157,7 +162,9 @@ class Observer:
             canvas = torch.where(decided.accepted, decided.sampled, renoised)
             before, soft = decided.argmax, next_soft
 
-    def _decide(self, cache: DynamicCache, seen: Seen, entropy_bound: float) -> tuple[Decided, Tensor]:
+    def _decide(
+        self, cache: DynamicCache, seen: Agreement, entropy_bound: float
+    ) -> tuple[Decided, Tensor]:
         """One step, and the soft embedding for the next."""
         size = len(seen.canvas)
         soft = None if seen.soft is None else seen.soft.to(self._denoiser.dtype)

@@ -1,8 +1,8 @@
 """transformers' own `generate` as a server would run it: one request at a time, or padded batches.
 
-A batch is what waits when the one before it is done, at most BATCH requests, prompts padded on the left.
-`generate` has one limit of steps and of tokens a call, so a batch runs to the largest of its requests; what
-a request did not ask for does not count as its tokens.
+A batch is what waits when the one before it is done, at most BATCH requests, prompts padded on the
+left. `generate` has one limit of steps and of tokens a call, so a batch runs to the largest of its
+requests; what a request did not ask for does not count as its tokens.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ TRIAL_STEPS: Final = 8
 
 
 @dataclass(slots=True)
-class Served:
-    """What one way of serving did: useful tokens, seconds until the last answer, and each answer's delay; of
-    ours also how many rows its steps had."""
+class BaselineServed:
+    """What one way of serving did: useful tokens, seconds until the last answer, and each answer's
+    delay; of ours also how many rows its steps had."""
 
     tokens: int = 0
     steps: int = 0
@@ -44,15 +44,16 @@ class Served:
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
-    """How `generate` is run: which of transformers' implementations of the experts, and how many threads."""
+class BaselineSetting:
+    """How `generate` is run: which of transformers' implementations of the experts, and how many
+    threads."""
 
     experts: str
     threads: int
 
 
 @contextmanager
-def applied(loaded: LoadedModel, setting: Setting) -> Iterator[None]:
+def applied(loaded: LoadedModel, setting: BaselineSetting) -> Iterator[None]:
     """Sets it, and puts back what was."""
     threads = torch.get_num_threads()
     loaded.model.set_experts_implementation(setting.experts)
@@ -64,11 +65,13 @@ def applied(loaded: LoadedModel, setting: Setting) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def best_setting(loaded: LoadedModel, request: GenerationRequest) -> Setting:
+def best_setting(loaded: LoadedModel, request: GenerationRequest) -> BaselineSetting:
     """The setting that answers one request fastest here. It also warms up."""
-    times: dict[Setting, float] = {}
+    times: dict[BaselineSetting, float] = {}
     short = replace(request, max_steps=TRIAL_STEPS, max_tokens=loaded.limits.canvas_size)
-    for setting in (Setting(experts, threads) for experts in EXPERTS for threads in THREADS):
+    for setting in (
+        BaselineSetting(experts, threads) for experts in EXPERTS for threads in THREADS
+    ):
         with applied(loaded, setting):
             _generate(loaded, [short])
             start = time.perf_counter()
@@ -82,14 +85,16 @@ def idle(seconds: float) -> None:
     threading.Event().wait(max(0.0, seconds))
 
 
-def serve(loaded: LoadedModel, streams: Streams, batch: int, setting: Setting) -> Served:
+def serve(
+    loaded: LoadedModel, streams: Streams, batch: int, setting: BaselineSetting
+) -> BaselineServed:
     """Answers everybody in the order of arrival, `batch` at most at a time."""
     with applied(loaded, setting):
         return _serve(loaded, streams, batch)
 
 
-def _serve(loaded: LoadedModel, streams: Streams, batch: int) -> Served:
-    served, delays, start = Served(), [], time.perf_counter()
+def _serve(loaded: LoadedModel, streams: Streams, batch: int) -> BaselineServed:
+    served, delays, start = BaselineServed(), [], time.perf_counter()
     while not streams.empty:
         idle(streams.next_s - (time.perf_counter() - start))
         group = streams.due(time.perf_counter() - start, batch)
@@ -104,8 +109,8 @@ def _serve(loaded: LoadedModel, streams: Streams, batch: int) -> Served:
 
 
 def _generate(loaded: LoadedModel, group: Sequence[GenerationRequest]) -> int:
-    """One call; the tokens that its requests asked for and got. Seeded, so that every run does the same
-    work."""
+    """One call; the tokens that its requests asked for and got. Seeded, so that every run does the
+    same work."""
     torch.manual_seed(group[0].seed)
     width = max(len(request.prompt_ids) for request in group)
     ids = torch.zeros((len(group), width), dtype=torch.int64)

@@ -1,7 +1,9 @@
-"""Checkpoints with random weights, in the published format, for measurements that need size and not sense.
+"""Checkpoints with random weights, in the published format, for measurements that need size and not
+sense.
 
-*mid*: 72.8 M parameters, everything switched on that the released model has: 8 experts of which 2 work,
-sliding windows of 128 tokens at 5 layers to 1 full one, canvases of 64. Same seed, same bytes.
+*mid*: 72.8 M parameters, everything switched on that the released model has: 8 experts of which 2
+work, sliding windows of 128 tokens at 5 layers to 1 full one, canvases of 64. Same seed, same
+bytes.
 """
 
 from __future__ import annotations
@@ -11,15 +13,23 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion, DiffusionGemmaTextConfig
+from transformers import (
+    DiffusionGemmaConfig,
+    DiffusionGemmaForBlockDiffusion,
+    DiffusionGemmaTextConfig,
+)
 
-from piecework_model.checkpoint.manifest import MANIFEST_FILE, bundled_checkpoint_path, manifest_text
+from piecework_model.checkpoint.manifest import (
+    MANIFEST_FILE,
+    bundled_checkpoint_path,
+    manifest_text,
+)
 from piecework_model.training.architecture import smallest_vision
 
 SEED: Final = 20261125
 WEIGHT_SPREAD: Final = 0.06
-"""Standard deviation of the weights: logits with a spread of about 2 and entropies between 0 and 6 nats. With
-transformers' 0.02 every distribution is flat."""
+"""Standard deviation of the weights: logits with a spread of about 2 and entropies between 0 and 6
+nats. With transformers' 0.02 every distribution is flat."""
 MID_SHARD: Final = "40MB"
 """Several shards, as the released model has."""
 
@@ -38,7 +48,12 @@ def mid_config() -> DiffusionGemmaConfig:
         num_global_key_value_heads=2,
         max_position_embeddings=4096,
         sliding_window=128,
-        layer_types=[*["sliding_attention"] * 5, "full_attention", "sliding_attention", "full_attention"],
+        layer_types=[
+            *["sliding_attention"] * 5,
+            "full_attention",
+            "sliding_attention",
+            "full_attention",
+        ],
         num_experts=8,
         top_k_experts=2,
         moe_intermediate_size=512,
@@ -56,8 +71,8 @@ def write_mid(folder: Path, seed: int = SEED) -> None:
 
 
 def write_random(folder: Path, config: DiffusionGemmaConfig, seed: int, shard: str) -> None:
-    """Writes a checkpoint of `config` with normally distributed weights in bfloat16, shards of at most
-    `shard`.
+    """Writes a checkpoint of `config` with normally distributed weights in bfloat16, shards of at
+    most `shard`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng(devices=[]):
@@ -67,7 +82,12 @@ def write_random(folder: Path, config: DiffusionGemmaConfig, seed: int, shard: s
     model.config.dtype = torch.bfloat16
     model.save_pretrained(folder, max_shard_size=shard)
     bundled = bundled_checkpoint_path()
-    for name in ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+    for name in (
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+    ):
         shutil.copyfile(bundled / name, folder / name)
     (folder / MANIFEST_FILE).write_text(manifest_text(folder), encoding="utf-8")
 

@@ -1,11 +1,13 @@
-"""The engine beside transformers' `generate` on the same checkpoint, requests and threads, in one run.
+"""The engine beside transformers' `generate` on the same checkpoint, requests and threads, in one
+run.
 
     python -m bench.engine --against transformers --checkpoint tiny --json
     python -m bench.engine --against transformers --checkpoint mid --json
 
-Per number of concurrent streams: useful tokens per second of ours, of `generate` one request at a time and in
-padded batches of 8, and the ratio of ours to the better of the two. Also what the engine costs around the
-forward pass, and peak memory beyond the weights. Medians of `--repeat` runs, the three ways taking turns.
+Per number of concurrent streams: useful tokens per second of ours, of `generate` one request at a
+time and in padded batches of 8, and the ratio of ours to the better of the two. Also what the
+engine costs around the forward pass, and peak memory beyond the weights. Medians of `--repeat`
+runs, the three ways taking turns.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ import psutil
 import torch
 
 from bench import baseline
-from bench.baseline import Served
+from bench.baseline import BaselineServed
 from bench.report import environment, percentile
 from bench.workload import GAP_STEPS, Checkpoint, Streams, checkpoint, workload
 from piecework_model.checkpoint.loading import LoadedModel
@@ -48,8 +50,8 @@ TRIAL_STEPS: Final = 30
 class Way:
     """One way to serve, over all repetitions."""
 
-    serve: Callable[[LoadedModel, Streams], Served]
-    runs: list[Served] = field(default_factory=list)
+    serve: Callable[[LoadedModel, Streams], BaselineServed]
+    runs: list[BaselineServed] = field(default_factory=list)
     peaks: list[int] = field(default_factory=list)
 
     @property
@@ -58,7 +60,10 @@ class Way:
 
     def report(self) -> dict[str, Any]:
         delays = [delay for run in self.runs for delay in run.delays_s or []]
-        row_steps, steps = sum(run.row_steps for run in self.runs), sum(run.steps for run in self.runs)
+        row_steps, steps = (
+            sum(run.row_steps for run in self.runs),
+            sum(run.steps for run in self.runs),
+        )
         return {
             "tokens_per_second": round(self.rate, 1),
             "p50_s": round(percentile(delays, 0.5), 2),
@@ -68,10 +73,10 @@ class Way:
         }
 
 
-def ours(loaded: LoadedModel, streams: Streams, rows: int) -> Served:
+def ours(loaded: LoadedModel, streams: Streams, rows: int) -> BaselineServed:
     """Everybody through one engine with as many rows as there are streams."""
     engine = Engine(loaded, max_rows=rows, max_queued=rows)
-    served, delays, came = Served(), [], dict[str, float]()
+    served, delays, came = BaselineServed(), [], dict[str, float]()
     start = time.perf_counter()
     while not streams.empty or engine.rows:
         now = time.perf_counter() - start
@@ -102,7 +107,9 @@ def peak_memory(peaks: list[int]) -> Iterator[None]:
     process, over, highest = psutil.Process(), threading.Event(), 0
     gc.collect()
     if sys.platform == "linux":
-        ctypes.CDLL(None).malloc_trim(0)  # what the way before left free would hide what this one takes
+        ctypes.CDLL(None).malloc_trim(
+            0
+        )  # what the way before left free would hide what this one takes
     before = process.memory_info().rss
 
     def watch() -> None:
@@ -129,7 +136,9 @@ def compare(
     ways = {
         "ours": Way(lambda model, given: ours(model, given, streams)),
         "generate_one": Way(lambda model, given: baseline.serve(model, given, 1, setting)),
-        "generate_padded": Way(lambda model, given: baseline.serve(model, given, baseline.BATCH, setting)),
+        "generate_padded": Way(
+            lambda model, given: baseline.serve(model, given, baseline.BATCH, setting)
+        ),
     }
     for turn in range(repeat):
         order = list(ways.values())
@@ -157,8 +166,9 @@ def best_threads(loaded: LoadedModel, which: Checkpoint) -> int:
 def overhead(loaded: LoadedModel, which: Checkpoint) -> dict[str, float]:
     """Where a step of one row goes: the forward pass, or what the engine does around it.
 
-    The forward pass is what transformers' is: the stack, the last layer, its cap, and the soft embedding with
-    its softmax. The engine caps and softens inside its sampler, so these two are measured on their own.
+    The forward pass is what transformers' is: the stack, the last layer, its cap, and the soft
+    embedding with its softmax. The engine caps and softens inside its sampler, so these two are
+    measured on their own.
     """
     (request,) = workload(loaded, which, 1)
     executor = _Timed(loaded)
@@ -191,7 +201,8 @@ def _cap_and_softmax_ms(loaded: LoadedModel) -> float:
 
 
 class _Timed(BatchedExecutor):
-    """Adds up the time inside the model: the stack, the last layer, the product of the soft embedding."""
+    """Adds up the time inside the model: the stack, the last layer, the product of the soft
+    embedding."""
 
     def __init__(self, loaded: LoadedModel) -> None:
         super().__init__(loaded.model, loaded.limits)
@@ -244,7 +255,9 @@ def show(report: dict[str, Any]) -> None:
     print(f"{report['checkpoint']}: {facts}")
     print(f"{'streams':>8} {'ours':>10} {'one':>10} {'padded 8':>10} {'ratio':>7}   tokens/s")
     for count, result in report["streams"].items():
-        rates = [result[way]["tokens_per_second"] for way in ("ours", "generate_one", "generate_padded")]
+        rates = [
+            result[way]["tokens_per_second"] for way in ("ours", "generate_one", "generate_padded")
+        ]
         print(f"{count:>8} " + " ".join(f"{rate:>10}" for rate in rates) + f" {result['ratio']:>7}")
     around = report["overhead"]
     share = f"{100 * around['around_share']:.1f} %"

@@ -1,14 +1,16 @@
-"""All that a GPU has to say, in one call: `python -m bench.gpu [--small] [--seconds N] [--out FILE]`.
+"""All that a GPU has to say, in one call: `python -m bench.gpu [--small] [--seconds N] [--out
+FILE]`.
 
-With random weights at the dimensions of the released model: memory bandwidth, time of a denoising step in
-bfloat16 and FP8 at 1, 4 and 16 rows beside its floors, tokens a second at 23 steps a canvas, the fused
-sampler against the pure one, fused experts against one after the other, products in tiles against torch's,
-transcripts alone and in company, and one step against the reference. Prints one JSON object; on a terminal
-a table goes to standard error. A section that fails or has no time left says so, and the rest runs.
-`--small` does the same on a CPU with small dimensions: it tests the script and measures nothing.
+With random weights at the dimensions of the released model: memory bandwidth, time of a denoising
+step in bfloat16 and FP8 at 1, 4 and 16 rows beside its floors, tokens a second at 23 steps a
+canvas, the fused sampler against the pure one, fused experts against one after the other, products
+in tiles against torch's, transcripts alone and in company, and one step against the reference.
+Prints one JSON object; on a terminal a table goes to standard error. A section that fails or has no
+time left says so, and the rest runs. `--small` does the same on a CPU with small dimensions: it
+tests the script and measures nothing.
 
-Needs one GPU with 56 GB free for bfloat16, 32 GB for FP8, and no checkpoint. Exit status 1 if a section
-failed.
+Needs one GPU with 56 GB free for bfloat16, 32 GB for FP8, and no checkpoint. Exit status 1 if a
+section failed.
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ from bench.report import environment
 from bench.sections import Budget, Figures, Sections
 
 if TYPE_CHECKING:
-    from bench.gpu_measures import Device
-    from bench.random_model import Dimensions, RandomModel
+    from bench.gpu_measures import GpuDevice
+    from bench.random_model import RandomDimensions, RandomModel
     from piecework_model.precision import Quantization
 
 RUN_SECONDS: Final = 470.0
@@ -61,7 +63,7 @@ FULL: Final = Scale((1, 4, 16), STEPS_A_CANVAS, 4 * 2**30, 8192, 256, 10)
 SMALL: Final = Scale((1, 3), 3, 2**20, 128, 4, 1)
 
 
-def run(sections: Sections, dimensions: Dimensions, scale: Scale, device: Device) -> None:
+def run(sections: Sections, dimensions: RandomDimensions, scale: Scale, device: GpuDevice) -> None:
     """Every section, cheap ones first, so that a short budget still gives the most."""
     from bench import gpu_measures as measures
     from bench.random_model import build
@@ -72,10 +74,14 @@ def run(sections: Sections, dimensions: Dimensions, scale: Scale, device: Device
     sections.run(
         "sampler",
         20,
-        lambda: measures.fused_sampler(device, scale.sampler_positions, dimensions.vocabulary, scale.rounds),
+        lambda: measures.fused_sampler(
+            device, scale.sampler_positions, dimensions.vocabulary, scale.rounds
+        ),
     )
     sections.run(
-        "products", 20, lambda: measures.tiled_products(device, _shapes(dimensions, scale), scale.rounds)
+        "products",
+        20,
+        lambda: measures.tiled_products(device, _shapes(dimensions, scale), scale.rounds),
     )
     rates = measures.Rates(
         known["bandwidth"].get("read_bytes_second"), known["arithmetic"].get("bf16_flops_second")
@@ -105,8 +111,9 @@ def run(sections: Sections, dimensions: Dimensions, scale: Scale, device: Device
         device.release()
 
 
-def _shapes(dimensions: Dimensions, scale: Scale) -> list[tuple[int, int, int]]:
-    """Rows, inner size and outputs of typical products: queries of the least and most rows, and logits."""
+def _shapes(dimensions: RandomDimensions, scale: Scale) -> list[tuple[int, int, int]]:
+    """Rows, inner size and outputs of typical products: queries of the least and most rows, and
+    logits."""
     hidden, canvas = dimensions.hidden, dimensions.canvas
     queries = dimensions.heads * dimensions.head_dim
     few, many = min(scale.rows) * canvas, max(scale.rows) * canvas
@@ -114,7 +121,7 @@ def _shapes(dimensions: Dimensions, scale: Scale) -> list[tuple[int, int, int]]:
 
 
 def _weights(
-    sections: Sections, name: str, device: Device, make: Callable[[], RandomModel]
+    sections: Sections, name: str, device: GpuDevice, make: Callable[[], RandomModel]
 ) -> list[RandomModel]:
     """The section that makes a model, and the model in a list, which is empty if it failed."""
     made: list[RandomModel] = []
@@ -156,7 +163,10 @@ def print_table(report: dict[str, Any]) -> None:
     from rich.table import Table
 
     table = Table(
-        "section", "figure", "value", title=f"{report['device']} at {report['environment']['commit']}"
+        "section",
+        "figure",
+        "value",
+        title=f"{report['device']} at {report['environment']['commit']}",
     )
     for name, result in report["sections"].items():
         for index, (key, value) in enumerate(_flat(result)):
@@ -169,7 +179,11 @@ def _flat(result: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     """Nested figures as one list."""
     rows: list[tuple[str, Any]] = []
     for key, value in result.items():
-        rows += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
+        rows += (
+            _flat(value, f"{prefix}{key}.")
+            if isinstance(value, dict)
+            else [(f"{prefix}{key}", value)]
+        )
     return rows
 
 
@@ -180,13 +194,13 @@ def measure(seconds: float, small: bool) -> dict[str, Any]:
     import torch
 
     from bench import random_model
-    from bench.gpu_measures import Device
+    from bench.gpu_measures import GpuDevice
     from piecework_model.machine.probe import probe
 
     if small:
         torch.set_num_threads(1)  # these matrices are too small for two
     sections = Sections(Budget(seconds))
-    device = Device(torch.device("cpu" if small else "cuda"))
+    device = GpuDevice(torch.device("cpu" if small else "cuda"))
     dimensions = random_model.SMALL if small else random_model.RELEASED
     run(sections, dimensions, SMALL if small else FULL, device)
     hardware = probe()

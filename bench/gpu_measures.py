@@ -36,7 +36,7 @@ from piecework_model.layout import cache_layout
 from piecework_model.requests import GenerationRequest
 from piecework_model.sampling import sampler
 from piecework_model.sampling.sampler import Judgement
-from piecework_model.sampling.sampler_backends import Judge, refusal
+from piecework_model.sampling.sampler_backends import SampleFn, refusal
 
 CAP: Final = 30.0
 TEMPERATURE: Final = 0.6
@@ -59,7 +59,7 @@ class StepFailedError(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class Device:
+class GpuDevice:
     """Where it is measured. On a CPU peak memory is that of the whole process."""
 
     torch: torch.device
@@ -103,7 +103,7 @@ class Device:
         return statistics.median(times)
 
 
-def bandwidth(device: Device, buffer_bytes: int) -> dict[str, float]:
+def bandwidth(device: GpuDevice, buffer_bytes: int) -> dict[str, float]:
     """Bytes a second of a copy, reads and writes counted, and of reading alone, as weights are."""
     source = torch.ones(buffer_bytes // 4, dtype=torch.float32, device=device.torch)
     target = torch.empty_like(source)
@@ -116,22 +116,28 @@ def bandwidth(device: Device, buffer_bytes: int) -> dict[str, float]:
     }
 
 
-def arithmetic(device: Device, size: int) -> dict[str, float]:
+def arithmetic(device: GpuDevice, size: int) -> dict[str, float]:
     """Operations a second of a square bfloat16 product: what a step with many rows is bound by."""
     left = torch.randn((size, size), device=device.torch).to(torch.bfloat16)
     product_s = device.seconds(lambda: left @ left, rounds=5)
     return {"size": size, "bf16_flops_second": 2 * size**3 / product_s}
 
 
-def tiled_products(device: Device, shapes: Sequence[tuple[int, int, int]], rounds: int) -> dict[str, Any]:
-    """Products of tiles of one size beside torch's at each (rows, inner, outputs), and whether torch's rows
-    have the same bits among fewer: where they have, the tiles' time buys nothing.
+def tiled_products(
+    device: GpuDevice, shapes: Sequence[tuple[int, int, int]], rounds: int
+) -> dict[str, Any]:
+    """Products of tiles of one size beside torch's at each (rows, inner, outputs), and whether
+    torch's rows have the same bits among fewer: where they have, the tiles' time buys nothing.
     """
-    figures: dict[str, Any] = {"refusal": products.trial(products.multiply, device.torch, torch.bfloat16)}
+    figures: dict[str, Any] = {
+        "refusal": products.trial(products.multiply, device.torch, torch.bfloat16)
+    }
     generator = torch.Generator(device.torch).manual_seed(3)
     for rows, inner, outputs in shapes:
         states, weight = (
-            torch.empty(size, dtype=torch.bfloat16, device=device.torch).normal_(generator=generator)
+            torch.empty(size, dtype=torch.bfloat16, device=device.torch).normal_(
+                generator=generator
+            )
             for size in ((rows, inner), (outputs, inner))
         )
         plain = partial(functional.linear, states, weight)
@@ -144,7 +150,9 @@ def tiled_products(device: Device, shapes: Sequence[tuple[int, int, int]], round
     return figures
 
 
-def fused_sampler(device: Device, positions: int, vocab_size: int, rounds: int) -> dict[str, Any]:
+def fused_sampler(
+    device: GpuDevice, positions: int, vocab_size: int, rounds: int
+) -> dict[str, Any]:
     """The fused sampler beside the pure one on the same logits: time, and how far they agree."""
     from piecework_model.sampling import sampler_triton
 
@@ -154,7 +162,7 @@ def fused_sampler(device: Device, positions: int, vocab_size: int, rounds: int) 
     temperatures = torch.full((positions,), TEMPERATURE, device=device.torch)
     uniforms = torch.rand(positions, dtype=torch.float64, device=device.torch, generator=generator)
 
-    def run(judge: Judge) -> Judgement:
+    def run(judge: SampleFn) -> Judgement:
         return judge(raw.clone(), temperatures, CAP, uniforms)
 
     clone_s = device.seconds(raw.clone, rounds)
@@ -169,7 +177,9 @@ def fused_sampler(device: Device, positions: int, vocab_size: int, rounds: int) 
         "argmax_equal": _share(fused.argmax, pure.argmax),
         "sampled_equal": _share(fused.sampled, pure.sampled),
         "entropy_error_nats": float((fused.entropy - pure.entropy).abs().max()),
-        "probability_error": float((fused.probabilities.float() - pure.probabilities.float()).abs().max()),
+        "probability_error": float(
+            (fused.probabilities.float() - pure.probabilities.float()).abs().max()
+        ),
         "refusal": refusal(sampler_triton.judge, device.torch, torch.bfloat16, vocab_size),
     }
 
@@ -224,10 +234,10 @@ class CanvasRun:
 
 
 def run_canvas(
-    executor: BatchedExecutor, random: RandomModel, rows: int, steps: int, device: Device
+    executor: BatchedExecutor, random: RandomModel, rows: int, steps: int, device: GpuDevice
 ) -> CanvasRun:
-    """Times a canvas from its second step on, and the first step of the next, which prefills what was
-    committed: `steps` steps and one prefill, and not the prompt.
+    """Times a canvas from its second step on, and the first step of the next, which prefills what
+    was committed: `steps` steps and one prefill, and not the prompt.
     """
     jobs = [request(number, random, steps) for number in range(rows)]
     for job in jobs:
@@ -256,19 +266,23 @@ def run_canvas(
 
 def steps_figures(
     random: RandomModel,
-    device: Device,
+    device: GpuDevice,
     budget: Budget,
     rates: Rates,
     *,
     rows: Sequence[int],
     steps: int,
 ) -> dict[str, Any]:
-    """Step times and tokens a second at each number of rows, beside the two floors, and whether a row's trace
-    is the same in every company. A number of rows that would overdraw the budget is left out and named.
+    """Step times and tokens a second at each number of rows, beside the two floors, and whether a
+    row's trace is the same in every company. A number of rows that would overdraw the budget is
+    left out and named.
     """
     executor = BatchedExecutor(random.model, random.limits)
     invariance = invariance_of(random.model)
-    figures: dict[str, Any] = {"isolated": invariance.isolated, "minimum_rows": invariance.minimum_rows}
+    figures: dict[str, Any] = {
+        "isolated": invariance.isolated,
+        "minimum_rows": invariance.minimum_rows,
+    }
     runs: list[CanvasRun] = []
     for count in rows:
         # At most in proportion. The first runs in any case: nothing tells yet how long it takes.
@@ -281,7 +295,9 @@ def steps_figures(
         runs.append(run)
         figures[f"rows_{count}"] = _row_figures(run, random, rates)
     company = [
-        more.leaves[name] == leaves for fewer, more in pairwise(runs) for name, leaves in fewer.leaves.items()
+        more.leaves[name] == leaves
+        for fewer, more in pairwise(runs)
+        for name, leaves in fewer.leaves.items()
     ]
     figures["transcripts_equal"] = all(company) if company else None
     return figures
@@ -301,14 +317,16 @@ def _row_figures(run: CanvasRun, random: RandomModel, rates: Rates) -> dict[str,
         floor_s = random.step_bytes / rates.read_bytes_second
         figures |= {"bandwidth_floor_ms": 1000 * floor_s, "over_bandwidth_floor": step_s / floor_s}
     if rates.flops_second is not None:
-        figures["arithmetic_floor_ms"] = 1000 * run.rows * canvas * random.flops_token / rates.flops_second
+        figures["arithmetic_floor_ms"] = (
+            1000 * run.rows * canvas * random.flops_token / rates.flops_second
+        )
     return figures
 
 
-def correctness(random: RandomModel, device: Device) -> dict[str, Any]:
-    """The fast executor against the reference: the leaves of two steps, and how far the logits of one are
-    apart, in units of their own spread. On a GPU the two multiply by other kernels: there the leaves may
-    differ, and the errors count.
+def correctness(random: RandomModel, device: GpuDevice) -> dict[str, Any]:
+    """The fast executor against the reference: the leaves of two steps, and how far the logits of
+    one are apart, in units of their own spread. On a GPU the two multiply by other kernels: there
+    the leaves may differ, and the errors count.
     """
     job = request(0, random, steps=2)
     leaves = []
@@ -336,9 +354,11 @@ def correctness(random: RandomModel, device: Device) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def mixture(random: RandomModel, device: Device, rows: Sequence[int], rounds: int) -> dict[str, Any]:
-    """The experts of one layer, fused beside one expert after the other: time, bytes of weights a second, and
-    whether the fused ones would be admitted.
+def mixture(
+    random: RandomModel, device: GpuDevice, rows: Sequence[int], rounds: int
+) -> dict[str, Any]:
+    """The experts of one layer, fused beside one expert after the other: time, bytes of weights a
+    second, and whether the fused ones would be admitted.
     """
     text = random.model.config.text_config
     module: Any = random.model.model.decoder.layers[0].experts
@@ -372,8 +392,11 @@ def mixture(random: RandomModel, device: Device, rows: Sequence[int], rounds: in
 
 
 @torch.inference_mode()
-def first_logits(random: RandomModel, job: GenerationRequest, device: Device) -> tuple[Tensor, Tensor]:
-    """Raw logits [C, V] float32 of a canvas behind the job's prompt: the fast stack's, transformers'."""
+def first_logits(
+    random: RandomModel, job: GenerationRequest, device: GpuDevice
+) -> tuple[Tensor, Tensor]:
+    """Raw logits [C, V] float32 of a canvas behind the job's prompt: the fast stack's,
+    transformers'."""
     model, limits = random.model, random.limits
     canvas = torch.arange(limits.canvas_size, device=device.torch) * 37 % limits.vocab_size
     denoiser = Denoiser(model)
@@ -385,7 +408,9 @@ def first_logits(random: RandomModel, job: GenerationRequest, device: Device) ->
     backbone = Backbone(model, minimum_rows=invariance_of(model).minimum_rows, pack=False)
     prompt = torch.tensor(job.prompt_ids, device=device.torch)
     embedded = backbone.embed(canvas)
-    hidden = torch.cat([backbone.condition(embedded, torch.zeros_like(embedded)), backbone.embed(prompt)])
+    hidden = torch.cat(
+        [backbone.condition(embedded, torch.zeros_like(embedded)), backbone.embed(prompt)]
+    )
     segments = [
         Segment(cache, 0, len(canvas), len(prompt), causal=False),
         Segment(cache, len(canvas), len(prompt), 0, causal=True),

@@ -1,8 +1,8 @@
 """What the paid path costs around the denoising: `python -m bench.paid_path [--jobs N] [--json]`.
 
-A whole paid job of one canvas (offer, signed and sealed job, admission, journal, receipt, voucher, journal
-again) against the real daemon over TLS gRPC, with an engine whose canvases take no time, beside a bare gRPC
-echo of the same sizes in the same run. Everything beyond the echo is ours.
+A whole paid job of one canvas (offer, signed and sealed job, admission, journal, receipt, voucher,
+journal again) against the real daemon over TLS gRPC, with an engine whose canvases take no time,
+beside a bare gRPC echo of the same sizes in the same run. Everything beyond the echo is ours.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ import grpc
 from bench.report import environment, percentile
 from piecework.chain.dev.embedded import EmbeddedChain
 from piecework.client.config import load_config
-from piecework.client.events import Ended
+from piecework.client.events import JobFinished
 from piecework.client.requests import Generation, TextRequest
 from piecework.client.sdk import PieceworkClient
 from piecework.client.store import Store
 from piecework.client.wallet import Wallet
 from piecework_protocol.content import Message
 from tests.support.chains import deployed, signer
-from tests.support.worker_house import WorkerHouse
+from tests.support.worker_process import WorkerProcess
 
 ONE_CANVAS = 8
 DEPOSIT = 100_000_000
@@ -37,7 +37,8 @@ NO_TIME_S = 0.0005
 
 
 async def echo_ms(rounds: int) -> list[float]:
-    """A bidirectional stream with the four messages of a one-canvas job, over plain gRPC on loopback."""
+    """A bidirectional stream with the four messages of a one-canvas job, over plain gRPC on
+    loopback."""
 
     async def handler(requests: object, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
         for _ in range(2):
@@ -46,7 +47,9 @@ async def echo_ms(rounds: int) -> list[float]:
 
     method = grpc.stream_stream_rpc_method_handler(handler)
     server = grpc.aio.server()
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("Echo", {"Run": method}),))
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler("Echo", {"Run": method}),)
+    )
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     times = []
@@ -71,7 +74,7 @@ async def one_job(client: PieceworkClient, seed: int) -> float:
     )
     start = time.perf_counter()
     async with client.run(request) as run:
-        ended = [event async for event in run if isinstance(event, Ended)]
+        ended = [event async for event in run if isinstance(event, JobFinished)]
     if not ended or not ended[0].acknowledged:
         raise RuntimeError(f"a job was not paid to its end: {ended}")
     return (time.perf_counter() - start) * 1000
@@ -81,7 +84,7 @@ async def measure(jobs: int, concurrency: int, root: Path) -> dict[str, float]:
     """Latency one after the other, then throughput side by side."""
     payer = signer("bench payer")
     async with EmbeddedChain() as chain, deployed(chain) as market:
-        house = await WorkerHouse.register(
+        worker_process = await WorkerProcess.register(
             root / "worker",
             market.deployment,
             pace_s=NO_TIME_S,
@@ -90,7 +93,7 @@ async def measure(jobs: int, concurrency: int, root: Path) -> dict[str, float]:
             jobs_per_channel=concurrency,
         )
         await market.pool(payer, chain.faucet, DEPOSIT)
-        await house.start()
+        await worker_process.start()
         store = Store(root / "client.db", market.deployment.domain, payer.address)
         config = load_config(root / "none", {"deposit": DEPOSIT // 2})
         wallet = Wallet(payer, payer)
@@ -99,7 +102,7 @@ async def measure(jobs: int, concurrency: int, root: Path) -> dict[str, float]:
                 await one_job(client, seed)
             alone = [await one_job(client, 100 + n) for n in range(jobs)]
             per_second = await _throughput(lambda n: one_job(client, 10_000 + n), jobs, concurrency)
-        await house.drain()
+        await worker_process.drain()
     floor = await echo_ms(200)
     return {
         "echo_p50_ms": statistics.median(floor),

@@ -1,8 +1,9 @@
 """What each precision costs in quality: `python -m bench.precision [--json]`.
 
 Every step of recorded float32 runs is decided again by the same checkpoint in another precision
-(`bench/agreement.py`), on the bundled checkpoint and on the mid-size one with random weights. The bundled one
-also tells stories, which are held to what was asked for. Arithmetic is in bfloat16, as on a GPU.
+(`bench/agreement.py`), on the bundled checkpoint and on the mid-size one with random weights. The
+bundled one also tells stories, which are held to what was asked for. Arithmetic is in bfloat16, as
+on a GPU.
 
 The last six lines say what packing one kind of tensor otherwise would change: the policy of
 `model/piecework_model/precision.py` rests on them.
@@ -24,7 +25,7 @@ from typing import Any, Final
 import torch
 from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
 
-from bench.agreement import Canvas, Observer, Tally
+from bench.agreement import ComparedCanvas, Observer, Tally
 from bench.checkpoints import write_mid
 from bench.report import environment
 from piecework_model.bounds import ModelLimits
@@ -56,8 +57,9 @@ EMBEDDING: Final = r"model\.decoder\.embed_tokens\.weight"
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One way to keep a checkpoint's weights: packed by `recipe`, as the engine packs them; or, for what the
-    policy does not do, packed and unpacked again in place, each pattern of names by its codec.
+    """One way to keep a checkpoint's weights: packed by `recipe`, as the engine packs them; or, for
+    what the policy does not do, packed and unpacked again in place, each pattern of names by its
+    codec.
     """
 
     name: str
@@ -83,7 +85,9 @@ VARIANTS: Final = (
     Variant("int4-g64+fp8", Recipe(Fp8(), Int4(64))),
     Variant("int4-g128+fp8", Recipe(Fp8(), Int4(128))),
     Variant("int4-g64 experts, the rest bfloat16", None, POLICY[:1]),
-    Variant("int4-g64 experts and linears", None, ((EXPERTS, Int4()), (LINEARS, Int4()), POLICY[2])),
+    Variant(
+        "int4-g64 experts and linears", None, ((EXPERTS, Int4()), (LINEARS, Int4()), POLICY[2])
+    ),
     Variant("int4-g64+fp8, self-conditioning int4", None, (*POLICY[:2], (CONDITIONING, Int4()))),
     Variant("int4-g64+fp8, self-conditioning plain", None, POLICY[:2]),
     Variant("int4-g64+fp8, router fp8", None, (*POLICY, (ROUTER, Fp8()))),
@@ -93,7 +97,8 @@ STORY_PRECISIONS: Final[tuple[Quantization, ...]] = ("none", "fp8", "int4")
 
 
 def _pack_in_place(model: DiffusionGemmaForBlockDiffusion, codec: Unpacks, pattern: str) -> None:
-    """Replaces weights by what their packed form stands for. Tied names are one tensor, changed once."""
+    """Replaces weights by what their packed form stands for. Tied names are one tensor, changed
+    once."""
     for name, weight in model.state_dict().items():
         if re.fullmatch(pattern, name):
             for matrix in weight if weight.dim() == 3 else [weight]:
@@ -104,7 +109,7 @@ def agreement(folder: Path, requests: Sequence[GenerationRequest]) -> dict[str, 
     """The figures of each variant over all steps of these requests."""
     loaded = load(folder, device="cpu", dtype="float32")
     recorder = Observer(loaded.model, loaded.limits)
-    recorded: list[list[Canvas]] = [recorder.record(request) for request in requests]
+    recorded: list[list[ComparedCanvas]] = [recorder.record(request) for request in requests]
     return {
         variant.name: compared(variant.load(folder), loaded.limits, recorded).figures()
         for variant in VARIANTS
@@ -112,7 +117,9 @@ def agreement(folder: Path, requests: Sequence[GenerationRequest]) -> dict[str, 
 
 
 def compared(
-    model: DiffusionGemmaForBlockDiffusion, limits: ModelLimits, recorded: Sequence[list[Canvas]]
+    model: DiffusionGemmaForBlockDiffusion,
+    limits: ModelLimits,
+    recorded: Sequence[list[ComparedCanvas]],
 ) -> Tally:
     """All recorded runs, decided again by `model`."""
     tally, observer = Tally(), Observer(model, limits)
@@ -135,13 +142,15 @@ def mid_requests(limits: ModelLimits) -> list[GenerationRequest]:
     return [
         GenerationRequest(
             request_id=f"mid-{length}",
-            prompt_ids=tuple(torch.randint(limits.vocab_size, (length,), generator=generator).tolist()),
+            prompt_ids=tuple(
+                torch.randint(limits.vocab_size, (length,), generator=generator).tolist()
+            ),
             seed=length,
             max_tokens=MID_CANVASES * limits.canvas_size,
             max_steps=MID_STEPS,
             temperature_start=0.8,
             temperature_end=0.4,
-            entropy_bound=10.0,  # nats: of positions with some 3 each a few are accepted at each step
+            entropy_bound=10.0,  # nats: positions have about 3 each, so a step accepts a few
             confidence_threshold=0.005,
             stability_steps=1,
             canvas_limit=MID_CANVASES,
@@ -151,8 +160,8 @@ def mid_requests(limits: ModelLimits) -> list[GenerationRequest]:
 
 
 def stories(count: int) -> dict[str, dict[str, float]]:
-    """What the bundled model still does in each precision: shares of requested nouns, of characters in
-    sentences that its grammar could have written, of stories that end; denoising steps a canvas.
+    """What the bundled model still does in each precision: shares of requested nouns, of characters
+    in sentences that its grammar could have written, of stories that end; denoising steps a canvas.
     """
     rng, asked = random.Random(SEED), list[grammar.Example]()  # noqa: S311  measurement data, no secret
     while len(asked) < count:
@@ -193,7 +202,9 @@ def measure(checkpoints: Sequence[str], requests: int, told: int) -> dict[str, A
 def _print(figures: dict[str, Any], line: Callable[[str], None]) -> None:
     for checkpoint in ("tiny", "mid"):
         if checkpoint in figures:
-            line(f"{checkpoint:36}{'steps':>7}{'argmax':>9}{'accepted':>10}{'exact':>8}{'entropy':>9}")
+            line(
+                f"{checkpoint:36}{'steps':>7}{'argmax':>9}{'accepted':>10}{'exact':>8}{'entropy':>9}"
+            )
             for name, of in figures[checkpoint].items():
                 line(
                     f"{name:36}{of['steps']:>7.0f}{of['argmax_equal']:>9.2%}{of['accepted_equal']:>10.2%}"
@@ -213,10 +224,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--checkpoint", choices=("tiny", "mid", "both"), default="both")
-    parser.add_argument("--requests", type=int, default=16, help="of the bundled model, two canvases each")
+    parser.add_argument(
+        "--requests", type=int, default=16, help="of the bundled model, two canvases each"
+    )
     parser.add_argument("--stories", type=int, default=48)
     wanted = parser.parse_args()
-    torch.set_num_threads(1)  # two wait for each other on matrices this small, and figures are no times
+    torch.set_num_threads(
+        1
+    )  # two wait for each other on matrices this small, and figures are no times
     chosen = ("tiny", "mid") if wanted.checkpoint == "both" else (wanted.checkpoint,)
     where = environment("torch", "transformers")
     figures = measure(chosen, wanted.requests, wanted.stories)

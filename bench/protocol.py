@@ -96,7 +96,9 @@ def measure() -> dict[str, float]:
     big = merkle.Accumulator().extend([keccak256(i.to_bytes(4, "big")) for i in range(1000)])
     return {
         "voucher digest": microseconds(lambda: DOMAIN.digest(VOUCHER)),
-        "voucher digest by eth-account": microseconds(lambda: encode_typed_data(domain, types, message), 300),
+        "voucher digest by eth-account": microseconds(
+            lambda: encode_typed_data(domain, types, message), 300
+        ),
         "sign": microseconds(lambda: SIGNER.sign(digest)),
         "recover": microseconds(lambda: recover(digest, signature)),
         "recover by bare libsecp256k1": microseconds(

@@ -1,7 +1,8 @@
 """DiffusionGemma with random weights, made where it will run: no checkpoint, no second copy.
 
-The dimensions of the released model give 25.25 B parameters, 50 GB in bfloat16; the published figure is
-25.2 B. Its config.json is not at hand: the width of the shared MLP is the one that gives this total.
+The dimensions of the released model give 25.25 B parameters, 50 GB in bfloat16; the published
+figure is 25.2 B. Its config.json is not at hand: the width of the shared MLP is the one that gives
+this total.
 """
 
 from __future__ import annotations
@@ -11,7 +12,11 @@ from typing import Any, Final
 
 import torch
 from torch import nn
-from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion, DiffusionGemmaTextConfig
+from transformers import (
+    DiffusionGemmaConfig,
+    DiffusionGemmaForBlockDiffusion,
+    DiffusionGemmaTextConfig,
+)
 
 from piecework_model import precision
 from piecework_model.bounds import ModelLimits
@@ -28,8 +33,9 @@ MAX_STEPS: Final = 48  # as released
 
 
 @dataclass(frozen=True, slots=True)
-class Dimensions:
-    """Sizes of a model; canvas, window and context in tokens. Every sixth layer has full attention."""
+class RandomDimensions:
+    """Sizes of a model; canvas, window and context in tokens. Every sixth layer has full
+    attention."""
 
     layers: int
     hidden: int
@@ -48,7 +54,7 @@ class Dimensions:
     context: int
 
 
-RELEASED: Final = Dimensions(
+RELEASED: Final = RandomDimensions(
     layers=30,
     hidden=2816,
     heads=16,
@@ -65,7 +71,7 @@ RELEASED: Final = Dimensions(
     canvas=256,
     context=262_144,
 )
-SMALL: Final = Dimensions(
+SMALL: Final = RandomDimensions(
     layers=6,
     hidden=64,
     heads=4,
@@ -86,9 +92,9 @@ SMALL: Final = Dimensions(
 
 @dataclass(frozen=True, slots=True)
 class RandomModel:
-    """A model ready for an executor. weight_bytes: of all that a denoising step may read, each once.
-    head_bytes: of the embedding, which is also the last layer. flops_token: of one token of a canvas in one
-    step, attention's own products aside. codec: how weights are packed, or "none".
+    """A model ready for an executor. weight_bytes: of all that a denoising step may read, each
+    once. head_bytes: of the embedding, which is also the last layer. flops_token: of one token of a
+    canvas in one step, attention's own products aside. codec: how weights are packed, or "none".
     """
 
     model: DiffusionGemmaForBlockDiffusion
@@ -101,17 +107,21 @@ class RandomModel:
 
     @property
     def step_bytes(self) -> int:
-        """What a step of 256 tokens and more reads: all weights, and the embedding twice, for the logits and
-        for the soft embeddings that follow from them."""
+        """What a step of 256 tokens and more reads: all weights, and the embedding twice, for the
+        logits and for the soft embeddings that follow from them."""
         return self.weight_bytes + self.head_bytes
 
 
-def build(dimensions: Dimensions, device: torch.device, quantization: Quantization) -> RandomModel:
+def build(
+    dimensions: RandomDimensions, device: torch.device, quantization: Quantization
+) -> RandomModel:
     """Random weights in bfloat16, or packed as the loader packs them."""
     with torch.device("meta"):
         model = DiffusionGemmaForBlockDiffusion(config(dimensions))
     model.set_experts_implementation("eager")
-    parameters = sum(p.numel() for name, p in model.named_parameters() if not precision.is_unused(name))
+    parameters = sum(
+        p.numel() for name, p in model.named_parameters() if not precision.is_unused(name)
+    )
     recipe = _recipe(model, device, quantization)
     generator = torch.Generator(device).manual_seed(SEED)
     if recipe is not None:
@@ -131,7 +141,7 @@ def build(dimensions: Dimensions, device: torch.device, quantization: Quantizati
     )
 
 
-def config(dimensions: Dimensions) -> DiffusionGemmaConfig:
+def config(dimensions: RandomDimensions) -> DiffusionGemmaConfig:
     """The configuration of a model of these sizes, in the published format."""
     text = DiffusionGemmaTextConfig(
         vocab_size=dimensions.vocabulary,
@@ -161,7 +171,10 @@ def _recipe(model: nn.Module, device: torch.device, quantization: Quantization) 
 
 
 def _pack(
-    model: DiffusionGemmaForBlockDiffusion, dimensions: Dimensions, recipe: Recipe, generator: torch.Generator
+    model: DiffusionGemmaForBlockDiffusion,
+    dimensions: RandomDimensions,
+    recipe: Recipe,
+    generator: torch.Generator,
 ) -> None:
     """Packed modules with random weights for linears and experts, in encoder and decoder alike."""
     device = generator.device
@@ -173,7 +186,9 @@ def _pack(
             if path.startswith(decoder):
                 model.set_submodule(path.replace(decoder, encoder), module)
 
-    linears = [name.removesuffix(".weight") for name in model.state_dict() if precision.is_linear(name)]
+    linears = [
+        name.removesuffix(".weight") for name in model.state_dict() if precision.is_linear(name)
+    ]
     for path in linears:
         shape = model.get_parameter(f"{path}.weight").shape
         packed = QuantizedLinear(shape[1], shape[0], recipe.linears)
@@ -201,13 +216,16 @@ def _random(shape: tuple[int, ...] | torch.Size, generator: torch.Generator) -> 
 
 
 def _fill(model: nn.Module, generator: torch.Generator) -> None:
-    """Gives memory to what has none: matrices are random, norms and scalars 1; tied weights stay one."""
+    """Gives memory to what has none: matrices are random, norms and scalars 1; tied weights stay
+    one."""
     made: dict[int, nn.Parameter] = {}
     for name, parameter in list(model.named_parameters(remove_duplicate=False)):
         if parameter.is_meta and id(parameter) not in made:
             shape = parameter.shape
             ones = torch.ones(shape, dtype=torch.bfloat16, device=generator.device)
-            made[id(parameter)] = nn.Parameter(_random(shape, generator) if len(shape) > 1 else ones)
+            made[id(parameter)] = nn.Parameter(
+                _random(shape, generator) if len(shape) > 1 else ones
+            )
         if parameter.is_meta:
             path, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(path), attribute, made[id(parameter)])
@@ -216,7 +234,8 @@ def _fill(model: nn.Module, generator: torch.Generator) -> None:
 
 
 def _fill_buffers(module: Any, device: torch.device) -> None:
-    """Buffers by kind: an embedding's scale, a layer's scalar, and what a rotary embedding computes."""
+    """Buffers by kind: an embedding's scale, a layer's scalar, and what a rotary embedding
+    computes."""
     empty = [name for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta]
     if not empty:
         return
@@ -235,8 +254,9 @@ def _fill_buffers(module: Any, device: torch.device) -> None:
             module.register_buffer(name, torch.zeros_like(buffer, device=device), persistent=False)
 
 
-def _flops_token(dimensions: Dimensions, parameters: int) -> int:
-    """Two operations a weight that a token meets; it meets the embedding twice, sleeping experts never."""
+def _flops_token(dimensions: RandomDimensions, parameters: int) -> int:
+    """Two operations a weight that a token meets; it meets the embedding twice, sleeping experts
+    never."""
     expert = 3 * dimensions.hidden * dimensions.expert_width
     asleep = dimensions.layers * (dimensions.experts - dimensions.top_k) * expert
     return 2 * (parameters - asleep + dimensions.vocabulary * dimensions.hidden)

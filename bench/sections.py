@@ -1,4 +1,5 @@
-"""Sections of a long measurement: each may fail or be left out for want of time, and the rest runs."""
+"""Sections of a long measurement: each may fail or be left out for want of time, and the rest
+runs."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ class Sections:
         self.results: dict[str, dict[str, Any]] = {}
 
     def run(self, name: str, expected_s: float, measure: Callable[[], Figures]) -> bool:
-        """Runs a section unless it is expected to need more than is left; whether it gave figures."""
+        """Runs a section unless it is expected to need more than is left; whether it gave
+        figures."""
         left = self.budget.left_s
         if expected_s > left:
             self.skip(name, f"needs about {expected_s:.0f} s, {max(left, 0):.0f} s are left")
@@ -46,7 +48,11 @@ class Sections:
             figures = dict(measure())
         except Exception as error:  # noqa: BLE001  a section that fails is a result of the run, told by name
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            self.results[name] = {"status": "failed", "error": reason, "seconds": self._since(start)}
+            self.results[name] = {
+                "status": "failed",
+                "error": reason,
+                "seconds": self._since(start),
+            }
             return False
         self.results[name] = {"status": "ok", "seconds": self._since(start), **figures}
         return True

@@ -1,5 +1,5 @@
-"""The same stream of requests for every engine that is measured: mixed prompts, mixed steps, arriving over
-time."""
+"""The same stream of requests for every engine that is measured: mixed prompts, mixed steps,
+arriving over time."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ Checkpoint = Literal["tiny", "mid"]
 
 SEED: Final = 20261125
 STEPS: Final = (10, 48)
-"""Denoising steps a canvas takes on real prompts lie between (docs/model.md). *tiny* stops by itself, *mid*
-has random weights and never would: its requests draw their cap from here."""
+"""Denoising steps a canvas takes on real prompts lie between (docs/model.md). *tiny* stops by
+itself, *mid* has random weights and never would: its requests draw their cap from here."""
 PROMPT_TOKENS: Final = {"tiny": (8, 120), "mid": (8, 200)}
 CANVASES: Final = {"tiny": (2, 4), "mid": (1, 2)}
 NEVER: Final = 1e-9
@@ -37,7 +37,8 @@ class Arrival:
 
 
 class Streams:
-    """So many clients: they begin one after the other, and each asks for its next text when it has one."""
+    """So many clients: they begin one after the other, and each asks for its next text when it has
+    one."""
 
     def __init__(self, requests: Sequence[GenerationRequest], streams: int, gap_s: float) -> None:
         """gap_s: between the first requests of two clients."""
@@ -83,7 +84,9 @@ def workload(loaded: LoadedModel, which: Checkpoint, count: int) -> list[Generat
     return [_request(loaded, which, number, draw) for number in range(count)]
 
 
-def _request(loaded: LoadedModel, which: Checkpoint, number: int, draw: random.Random) -> GenerationRequest:
+def _request(
+    loaded: LoadedModel, which: Checkpoint, number: int, draw: random.Random
+) -> GenerationRequest:
     defaults, size = loaded.defaults, loaded.limits.canvas_size
     length = draw.randint(*PROMPT_TOKENS[which])
     steps = draw.randint(*STEPS)

@@ -1,4 +1,5 @@
-"""The command line, assembled lazily: `piecework --help` imports no role, a command only its own."""
+"""The command line, assembled lazily: `piecework --help` imports no role, a command only its
+own."""
 
 from __future__ import annotations
 
@@ -51,7 +52,10 @@ def _print_version(wanted: bool) -> None:
 
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Print the version."
+        ),
     ] = False,
 ) -> None:
     """Piecework: pay per canvas for block-diffusion text on anybody's GPU."""

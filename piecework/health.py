@@ -1,4 +1,5 @@
-"""Health checks for containers without curl: `python -m piecework.health http|rpc URL`; exit code 0 or 1."""
+"""Health checks for containers without curl: `python -m piecework.health http|rpc URL`; exit code 0
+or 1."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Piecework's own roles as child processes, for the demo and for the tests that use real processes.
 
-Every server of ours prints one JSON line on stdout when it is ready; `Role.start` waits for it, with a bound,
-and a role that dies first is an error that carries the end of its log.
+Every server of ours prints one JSON line on stdout when it is ready; `Role.start` waits for it,
+with a bound, and a role that dies first is an error that carries the end of its log.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ class Role:
         environment: Mapping[str, str] | None = None,
         timeout_s: float = READY_TIMEOUT_S,
     ) -> Self:
-        """Run `piecework ARGUMENTS`; returns when it is ready, `RoleFailed` when it is not in time."""
+        """Run `piecework ARGUMENTS`; returns when it is ready, `RoleFailed` when it is not in
+        time."""
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as stderr:
             process = await asyncio.create_subprocess_exec(
@@ -70,7 +71,9 @@ class Role:
                 role.ready = await role._read_ready()
         except TimeoutError:
             await role.kill()
-            raise RoleFailed(f"{name} was not ready after {timeout_s:.0f} s. {role.log_tail()}") from None
+            raise RoleFailed(
+                f"{name} was not ready after {timeout_s:.0f} s. {role.log_tail()}"
+            ) from None
         except BaseException:
             await role.kill()
             raise
@@ -121,23 +124,26 @@ class Role:
         await self.process.wait()
 
 
-class Household:
-    """The roles that were started together. Leaving the block stops them all: the first one, which the others
-    may need while they drain, last."""
+class ProcessGroup:
+    """The roles that were started together. Leaving the block stops them all: the first one, which
+    the others may need while they drain, last."""
 
     def __init__(self, logs: Path) -> None:
         self.logs = logs
         self.roles: list[Role] = []
-        self.guests = contextlib.AsyncExitStack()
+        self.resources = contextlib.AsyncExitStack()
         """What uses the roles: closed before they are stopped."""
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
-        await self.guests.aclose()
+        await self.resources.aclose()
         await asyncio.gather(*(role.stop() for role in self.roles[1:]))
         for role in self.roles[:1]:
             await role.stop()

@@ -10,7 +10,8 @@ from tests.support.chains import anvil, any_chain, embedded_chain
 
 __all__ = ["anvil", "any_chain", "embedded_chain"]
 
-# When it is imported, which transformers does, Triton settles whether kernels are compiled for a GPU or
-# interpreted on a CPU. With an NVIDIA driver and a torch that knows it, kernels are tested compiled.
+# When it is imported, which transformers does, Triton settles whether kernels are compiled for a
+# GPU or interpreted on a CPU. With an NVIDIA driver and a torch that knows it, kernels are tested
+# compiled.
 if "+cpu" in version("torch") or not Path("/proc/driver/nvidia").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")

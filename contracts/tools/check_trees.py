@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Hold the .tree files, which say what is promised, equal to the tests that exist (no dependencies)."""
+"""Hold the .tree files, which say what is promised, equal to the tests that exist (no
+dependencies)."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Write contracts/artifacts/*.json from forge's output, or check (`--check`) that they are current.
 
-Plain Python, no dependencies. Run `forge build` first. Users and the Python packages read only the artifacts;
-`sourceHash` lets a test without a compiler see that a source changed and the artifacts did not.
+Plain Python, no dependencies. Run `forge build` first. Users and the Python packages read only the
+artifacts; `sourceHash` lets a test without a compiler see that a source changed and the artifacts
+did not.
 """
 
 from __future__ import annotations
@@ -16,16 +17,22 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTRACTS = ("Escrow", "WorkerRegistry", "TestToken")
-# What decides the bytecode besides the sources: compiler settings, and the versions of solc and OpenZeppelin.
+# What decides the bytecode besides the sources: compiler settings, and the versions of solc and
+# OpenZeppelin.
 SETTINGS = ("foundry.toml", "package.json")
 
 
 def source_hash(root: Path = ROOT) -> str:
-    """sha256 over `path NUL sha256(content)` of every source and settings file, sorted by path; hex."""
-    paths = sorted([*(p.relative_to(root) for p in root.glob("src/**/*.sol")), *(Path(s) for s in SETTINGS)])
+    """sha256 over `path NUL sha256(content)` of every source and settings file, sorted by path;
+    hex."""
+    paths = sorted(
+        [*(p.relative_to(root) for p in root.glob("src/**/*.sol")), *(Path(s) for s in SETTINGS)]
+    )
     digest = hashlib.sha256()
     for path in paths:
-        digest.update(path.as_posix().encode() + b"\0" + hashlib.sha256((root / path).read_bytes()).digest())
+        digest.update(
+            path.as_posix().encode() + b"\0" + hashlib.sha256((root / path).read_bytes()).digest()
+        )
     return digest.hexdigest()
 
 
@@ -55,7 +62,11 @@ def _spans(references: dict[str, list[dict[str, int]]]) -> list[dict[str, int]]:
     """Where the deployed code holds immutables, by position. The node ids are left out: they change
     with the build, and who compares code needs only the places."""
     return sorted(
-        ({"start": r["start"], "length": r["length"]} for spans in references.values() for r in spans),
+        (
+            {"start": r["start"], "length": r["length"]}
+            for spans in references.values()
+            for r in spans
+        ),
         key=lambda span: span["start"],
     )
 
@@ -72,7 +83,9 @@ def render(value: dict[str, Any]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="change nothing; fail when an artifact is stale")
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; fail when an artifact is stale"
+    )
     check = parser.parse_args().check
     stale = []
     for name in CONTRACTS:
@@ -87,7 +100,8 @@ def main() -> int:
             path.write_text(text)
     if stale:
         print(
-            f"stale artifacts: {', '.join(stale)}; run contracts/tools/export_artifacts.py", file=sys.stderr
+            f"stale artifacts: {', '.join(stale)}; run contracts/tools/export_artifacts.py",
+            file=sys.stderr,
         )
     return 1 if stale else 0
 

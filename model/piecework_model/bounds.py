@@ -1,5 +1,7 @@
 """Whether a request can ever run: a pure check against the model's limits."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
 
@@ -26,7 +28,10 @@ class ModelLimits:
 
     def row_tokens(self, request: GenerationRequest) -> int:
         """Tokens that a request's row holds at most: the prompt and all of its canvases."""
-        return len(request.prompt_ids) + canvas_count(request.max_tokens, self.canvas_size) * self.canvas_size
+        return (
+            len(request.prompt_ids)
+            + canvas_count(request.max_tokens, self.canvas_size) * self.canvas_size
+        )
 
 
 def canvas_count(max_tokens: int, canvas_size: int) -> int:
@@ -39,14 +44,16 @@ def charged_length(
 ) -> tuple[int, bool]:
     """How many leading ids of a canvas count, and whether the text ends in it.
 
-    The text ends when an end-of-text id stands within the first `remaining_tokens` ids or right behind them.
+    The text ends when an end-of-text id stands within the first `remaining_tokens` ids or right
+    behind them.
     """
     end = next((index for index, token in enumerate(canvas) if token in eos_ids), len(canvas))
     return min(end, remaining_tokens), end < len(canvas) and end <= remaining_tokens
 
 
 def check(request: GenerationRequest, model: ModelLimits, eos_ids: frozenset[int]) -> None:
-    """Raises InvalidRequestError or ContextOverflowError when `request` can never run on such a model."""
+    """Raises InvalidRequestError or ContextOverflowError when `request` can never run on such a
+    model."""
     _check_numbers(request, model)
     _check_ids("prompt_ids", request.prompt_ids, model.vocab_size)
     if not request.prompt_ids:
@@ -66,7 +73,9 @@ def check(request: GenerationRequest, model: ModelLimits, eos_ids: frozenset[int
             )
         _check_ids("committed", canvas, model.vocab_size)
         if not eos_ids.isdisjoint(canvas):
-            raise InvalidRequestError("committed", f"the text ends in canvas {index}: nothing is left")
+            raise InvalidRequestError(
+                "committed", f"the text ends in canvas {index}: nothing is left"
+            )
 
 
 def _check_numbers(request: GenerationRequest, model: ModelLimits) -> None:
@@ -75,10 +84,22 @@ def _check_numbers(request: GenerationRequest, model: ModelLimits) -> None:
     _between("seed", request.seed, 0, limits.MAX_SEED)
     _between("max_tokens", request.max_tokens, 1, model.max_context)
     _between("max_steps", request.max_steps, 1, model.max_steps)
-    _between("temperature_end", request.temperature_end, limits.MIN_TEMPERATURE, limits.MAX_TEMPERATURE)
-    _between("temperature_start", request.temperature_start, request.temperature_end, limits.MAX_TEMPERATURE)
+    _between(
+        "temperature_end", request.temperature_end, limits.MIN_TEMPERATURE, limits.MAX_TEMPERATURE
+    )
+    _between(
+        "temperature_start",
+        request.temperature_start,
+        request.temperature_end,
+        limits.MAX_TEMPERATURE,
+    )
     _between("entropy_bound", request.entropy_bound, 0.0, limits.MAX_ENTROPY_BOUND_NATS)
-    _between("confidence_threshold", request.confidence_threshold, 0.0, limits.MAX_CONFIDENCE_THRESHOLD_NATS)
+    _between(
+        "confidence_threshold",
+        request.confidence_threshold,
+        0.0,
+        limits.MAX_CONFIDENCE_THRESHOLD_NATS,
+    )
     _between("stability_steps", request.stability_steps, 0, limits.MAX_STABILITY_STEPS)
     _between("canvas_limit", request.canvas_limit, 0, limits.MAX_CANVAS_LIMIT)
     _between("draft_every", request.draft_every, 0, limits.MAX_DRAFT_EVERY_STEPS)

@@ -1,4 +1,7 @@
-"""What can be wrong, sorted by who is to blame: the request, the checkpoint, or this engine's capacity."""
+"""What can be wrong, sorted by who is to blame: the request, the checkpoint, or this engine's
+capacity."""
+
+from __future__ import annotations
 
 
 class ModelError(Exception):
@@ -18,7 +21,8 @@ class InvalidRequestError(RequestError):
 
 
 class ContextOverflowError(RequestError):
-    """Prompt and the canvases asked for do not fit into the model's context. Both figures in tokens."""
+    """Prompt and the canvases asked for do not fit into the model's context. Both figures in
+    tokens."""
 
     def __init__(self, needed: int, available: int) -> None:
         super().__init__(f"needs a context of {needed} tokens, the model has {available}")
@@ -27,7 +31,8 @@ class ContextOverflowError(RequestError):
 
 
 class MemoryOverflowError(RequestError):
-    """The KV cache of the request is larger than all memory set aside for caches. Both figures in bytes."""
+    """The KV cache of the request is larger than all memory set aside for caches. Both figures in
+    bytes."""
 
     def __init__(self, needed: int, available: int) -> None:
         super().__init__(f"needs a KV cache of {needed} bytes, all rows together have {available}")
@@ -56,8 +61,8 @@ class PromptError(RequestError):
 
 
 class CheckpointError(ModelError):
-    """A checkpoint folder is missing, damaged, of another format or unsafe. `path` is the file or folder at
-    fault.
+    """A checkpoint folder is missing, damaged, of another format or unsafe. `path` is the file or
+    folder at fault.
     """
 
     def __init__(self, path: object, message: str) -> None:

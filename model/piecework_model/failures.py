@@ -1,5 +1,7 @@
 """Which errors of a forward pass are a row's own, and what they are called."""
 
+from __future__ import annotations
+
 import torch
 
 from piecework_model.requests import FailureKind
@@ -13,12 +15,14 @@ class NonFiniteError(Exception):
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether less work at once could succeed."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or _CPU_OUT_OF_MEMORY in str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or _CPU_OUT_OF_MEMORY in str(
+        error
+    )
 
 
 def failure_of(error: Exception) -> tuple[FailureKind, str]:
-    """Kind and message, which holds no text of the job. A broken accelerator is no row's failure: it is
-    raised again, and the process has to be restarted."""
+    """Kind and message, which holds no text of the job. A broken accelerator is no row's failure:
+    it is raised again, and the process has to be restarted."""
     if isinstance(error, torch.AcceleratorError):
         raise error
     if isinstance(error, NonFiniteError):

@@ -1,4 +1,7 @@
-"""Reading the small files of a checkpoint folder: bounded, UTF-8, typed errors that name the file."""
+"""Reading the small files of a checkpoint folder: bounded, UTF-8, typed errors that name the
+file."""
+
+from __future__ import annotations
 
 import json
 import re
@@ -17,7 +20,9 @@ def read_text(path: Path) -> str:
     try:
         size = path.stat().st_size
         if size > limits.MAX_METADATA_FILE_BYTES:
-            raise CheckpointError(path, f"{size} bytes, at most {limits.MAX_METADATA_FILE_BYTES} are read")
+            raise CheckpointError(
+                path, f"{size} bytes, at most {limits.MAX_METADATA_FILE_BYTES} are read"
+            )
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise CheckpointError(path, "is missing") from error
@@ -37,7 +42,10 @@ def parse_json(text: str, path: Path) -> dict[str, Any]:
     dependencies lift so far, in a process that has both, that a file of brackets would end it.
     """
     try:
-        if text.count("[") + text.count("{") > limits.MAX_JSON_DEPTH and _depth(text) > limits.MAX_JSON_DEPTH:
+        if (
+            text.count("[") + text.count("{") > limits.MAX_JSON_DEPTH
+            and _depth(text) > limits.MAX_JSON_DEPTH
+        ):
             raise ValueError(f"nested deeper than {limits.MAX_JSON_DEPTH}")
         value = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -1,9 +1,12 @@
 """What the KV cache of one row holds, in tokens and bytes. Pure arithmetic; no torch.
 
-Full-attention layers keep every committed token. Sliding-window layers keep the last `window - 1`: the window
-of a query includes the query itself. Behind the committed tokens every layer has room for the chunks that
-one pass appends and for the canvas, which is written there anew at each denoising step and is never copied.
+Full-attention layers keep every committed token. Sliding-window layers keep the last `window - 1`:
+the window of a query includes the query itself. Behind the committed tokens every layer has room
+for the chunks that one pass appends and for the canvas, which is written there anew at each
+denoising step and is never copied.
 """
+
+from __future__ import annotations
 
 import bisect
 from collections.abc import Mapping
@@ -13,7 +16,8 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class LayerLayout:
-    """One layer's keys (and as many values): heads × head_dim a token. `window`: in tokens, 0 for none."""
+    """One layer's keys (and as many values): heads × head_dim a token. `window`: in tokens, 0 for
+    none."""
 
     heads: int
     head_dim: int
@@ -22,33 +26,41 @@ class LayerLayout:
 
 @dataclass(frozen=True, slots=True)
 class CacheLayout:
-    """All layers of a model. canvas, chunk: tokens of a canvas, and of the largest chunk of one causal
-    pass."""
+    """All layers of a model. canvas, chunk: tokens of a canvas, and of the largest chunk of one
+    causal pass."""
 
     layers: tuple[LayerLayout, ...]
     canvas: int
     chunk: int
 
     def capacity(self, layer: LayerLayout, tokens: int) -> int:
-        """Tokens for which `layer` has room in a row of `tokens` tokens at most, canvases included."""
+        """Tokens for which `layer` has room in a row of `tokens` tokens at most, canvases
+        included."""
         if not layer.window:
             return tokens
         return min(tokens, layer.window - 1 + self.chunk + self.canvas)
 
     def row_bytes(self, tokens: int, element_bytes: int) -> int:
         """Bytes of keys and values of a row of `tokens` tokens at most."""
-        values = sum(self.capacity(layer, tokens) * layer.heads * layer.head_dim for layer in self.layers)
+        values = sum(
+            self.capacity(layer, tokens) * layer.heads * layer.head_dim for layer in self.layers
+        )
         return 2 * values * element_bytes
 
     def largest_row(self, memory_bytes: int, element_bytes: int, most_tokens: int) -> int:
         """The most tokens, up to `most_tokens`, of a row that fits into so much memory."""
         return bisect.bisect_right(
-            range(1, most_tokens + 1), memory_bytes, key=lambda tokens: self.row_bytes(tokens, element_bytes)
+            range(1, most_tokens + 1),
+            memory_bytes,
+            key=lambda tokens: self.row_bytes(tokens, element_bytes),
         )
 
     def chunk_bytes(self, tokens: int, element_bytes: int) -> int:
-        """Bytes of the keys and values of `tokens` tokens in every layer: what a kept prefix costs."""
-        return 2 * tokens * element_bytes * sum(layer.heads * layer.head_dim for layer in self.layers)
+        """Bytes of the keys and values of `tokens` tokens in every layer: what a kept prefix
+        costs."""
+        return (
+            2 * tokens * element_bytes * sum(layer.heads * layer.head_dim for layer in self.layers)
+        )
 
 
 def cache_layout(text_config: Any, canvas: int, chunk: int) -> CacheLayout:

@@ -1,8 +1,10 @@
 """Which weights are stored how: the policy, and its arithmetic. Pure, no torch.
 
-`memory.py` computes with it what a model will need, `weights.py` loads by it: the two cannot disagree. Why
-these tensors and these formats: docs/precision.md, with the measurements.
+`memory.py` computes with it what a model will need, `weights.py` loads by it: the two cannot
+disagree. Why these tensors and these formats: docs/precision.md, with the measurements.
 """
+
+from __future__ import annotations
 
 import math
 import re
@@ -11,15 +13,16 @@ from typing import Final, Literal, get_args
 Dtype = Literal["float32", "bfloat16"]
 Quantization = Literal["none", "fp8", "int4"]
 Precision = Literal["float32", "bfloat16", "fp8", "int4"]
-"""The names that an operator chooses from. For fp8 and int4 what is not quantized, and all arithmetic, is in
-the device's own type: bfloat16 on an accelerator, float32 on a CPU. "int4" packs the experts, nine tenths of
-the model, in 4 bits and the linears around them, through which every token goes, in fp8."""
+"""The names that an operator chooses from. For fp8 and int4 what is not quantized, and all
+arithmetic, is in the device's own type: bfloat16 on an accelerator, float32 on a CPU. "int4" packs
+the experts, nine tenths of the model, in 4 bits and the linears around them, through which every
+token goes, in fp8."""
 
 PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
 DTYPE_BYTES: Final[dict[Dtype, int]] = {"float32": 4, "bfloat16": 2}
 INT4_GROUPS: Final = (128, 64, 32)
-"""Weights along the input that share one scale. 64 unless told: 2816 and 704, the widths of the released
-model, are multiples of it, and 704 is none of 128."""
+"""Weights along the input that share one scale. 64 unless told: 2816 and 704, the widths of the
+released model, are multiples of it, and 704 is none of 128."""
 DEFAULT_INT4_GROUP: Final = 64
 FP8_SCALE_BYTES: Final = 4  # one float32 an output channel
 INT4_SCALE_BYTES: Final = 2  # one bfloat16 a group
@@ -35,7 +38,8 @@ _UNUSED: Final = re.compile(r"model\.encoder\.(vision_tower|embed_vision)\..*")
 
 
 def is_linear(name: str) -> bool:
-    """Whether the tensor of this published name is the matrix [out, in] of a linear that is packed in fp8."""
+    """Whether the tensor of this published name is the matrix [out, in] of a linear that is packed
+    in fp8."""
     return _LINEAR.fullmatch(name) is not None
 
 
@@ -45,15 +49,15 @@ def is_experts(name: str) -> bool:
 
 
 def is_unused(name: str) -> bool:
-    """Whether it belongs to the vision tower, which is part of the format and which text never touches: it
-    stays in host memory.
+    """Whether it belongs to the vision tower, which is part of the format and which text never
+    touches: it stays in host memory.
     """
     return _UNUSED.fullmatch(name) is not None
 
 
 def int4_group(inputs: int, group: int = DEFAULT_INT4_GROUP) -> int:
-    """The largest group of at most `group` that divides a matrix's width, or 0: such a matrix is not
-    quantized.
+    """The largest group of at most `group` that divides a matrix's width, or 0: such a matrix is
+    not quantized.
     """
     return next((size for size in INT4_GROUPS if size <= group and inputs % size == 0), 0)
 
@@ -77,7 +81,9 @@ def stored_bytes(
         return math.prod(shape) * DTYPE_BYTES[dtype]
     if is_linear(name):
         return sum(_field_bytes(shape[0], shape[1], "fp8", group))
-    return shape[0] * sum(aligned(size) for size in _field_bytes(shape[1], shape[2], quantization, group))
+    return shape[0] * sum(
+        aligned(size) for size in _field_bytes(shape[1], shape[2], quantization, group)
+    )
 
 
 def aligned(size_bytes: int) -> int:
@@ -85,7 +91,9 @@ def aligned(size_bytes: int) -> int:
     return -(-size_bytes // FIELD_ALIGNMENT_BYTES) * FIELD_ALIGNMENT_BYTES
 
 
-def _field_bytes(outputs: int, inputs: int, quantization: Quantization, group: int) -> tuple[int, int]:
+def _field_bytes(
+    outputs: int, inputs: int, quantization: Quantization, group: int
+) -> tuple[int, int]:
     """Data and scales of one packed matrix."""
     if quantization == "fp8":
         return outputs * inputs, outputs * FP8_SCALE_BYTES

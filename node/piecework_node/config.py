@@ -1,8 +1,8 @@
 """The worker's settings: `config.toml` in its home < PIECEWORK_WORKER_* in the environment < flags.
 
-The only module that reads the environment. Settings are flat, typed and bounded; a key that does not exist is
-refused together with the nearest one that does. Amounts are in base units of the payment token, prices in
-base units per million tokens or per thousand denoising steps.
+The only module that reads the environment. Settings are flat, typed and bounded; a key that does
+not exist is refused together with the nearest one that does. Amounts are in base units of the
+payment token, prices in base units per million tokens or per thousand denoising steps.
 """
 
 from __future__ import annotations
@@ -33,18 +33,21 @@ from piecework_protocol.types import Address, Amount, Seconds, parse_address
 ENVIRONMENT_PREFIX: Final = "PIECEWORK_WORKER_"
 PASSWORD_VARIABLE: Final = "PIECEWORK_PASSWORD"  # noqa: S105  a name, not a password
 MODELS_VARIABLE: Final = "PIECEWORK_MODELS"
-"""The store of pulled models, for every command; as a source of `model_store` it counts as environment."""
+"""The store of pulled models, for every command; as a source of `model_store` it counts as
+environment."""
 MAX_AMOUNT: Final = 2**128 - 1
 MAX_INDEXES: Final = 16
 MAX_VLLM_ENDPOINTS: Final = 64
-"""Each is asked for its health every few seconds; more belong behind vLLM's own data parallelism."""
+"""Each is asked for its health every few seconds; more belong behind vLLM's own data parallelism.
+"""
 _LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 
 Units = Annotated[int, Field(ge=0, le=MAX_AMOUNT)]
 
 
 class WorkerConfig(BaseSettings):
-    """Everything that an operator may set. Every field has a bound, and a default where one is sensible."""
+    """Everything that an operator may set. Every field has a bound, and a default where one is
+    sensible."""
 
     model_config = SettingsConfigDict(env_prefix=ENVIRONMENT_PREFIX, extra="forbid", frozen=True)
 
@@ -68,8 +71,12 @@ class WorkerConfig(BaseSettings):
     drain_grace_s: float = Field(60.0, ge=0, le=24 * 3600)
 
     # network
-    bind: str = Field("127.0.0.1:50051", description="host:port to listen on; port 0 picks a free one")
-    endpoint: str = Field("", max_length=MAX_ENDPOINT_BYTES, description="what clients dial; empty: as bound")
+    bind: str = Field(
+        "127.0.0.1:50051", description="host:port to listen on; port 0 picks a free one"
+    )
+    endpoint: str = Field(
+        "", max_length=MAX_ENDPOINT_BYTES, description="what clients dial; empty: as bound"
+    )
     indexes: tuple[str, ...] = Field((), max_length=MAX_INDEXES)
     offer_lifetime_s: int = Field(300, ge=30, le=MAX_OFFER_LIFETIME_S)
     sealing_key_rotation_s: int = Field(24 * 3600, ge=600, le=30 * 24 * 3600)
@@ -99,20 +106,28 @@ class WorkerConfig(BaseSettings):
 
     # engine
     backend: Literal["diffusion", "vllm"] = Field(
-        "diffusion", description="our own engine, replayable; or vLLM servers, best effort (docs/vllm.md)"
+        "diffusion",
+        description="our own engine, replayable; or vLLM servers, best effort (docs/vllm.md)",
     )
     vllm_endpoints: tuple[str, ...] = Field(
-        (), max_length=MAX_VLLM_ENDPOINTS, description="base URLs of vLLM servers that serve the same model"
+        (),
+        max_length=MAX_VLLM_ENDPOINTS,
+        description="base URLs of vLLM servers that serve the same model",
     )
     vllm_model: str = Field(
-        "", max_length=256, description="what the servers call the model; empty: they serve only one"
+        "",
+        max_length=256,
+        description="what the servers call the model; empty: they serve only one",
     )
     vllm_api_key: str = Field("", max_length=512, repr=False, description="the servers' --api-key")
     model: str = Field(
         "",
-        description="checkpoint folder, or a pulled model as owner/name[@revision]; empty: the bundled one",
+        description="checkpoint folder, or a pulled model as owner/name[@revision]; empty: the "
+        "bundled one",
     )
-    model_store: str = Field("", description="folder of pulled models; empty: the platform's data folder")
+    model_store: str = Field(
+        "", description="folder of pulled models; empty: the platform's data folder"
+    )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16", "fp8", "int4"] = Field(
         "auto", description="of the weights; auto: the most faithful that fits the device"
@@ -121,7 +136,8 @@ class WorkerConfig(BaseSettings):
         0,
         ge=0,
         le=2**24,
-        description="tokens of a job, prompt and answer, for which `slots` of them must fit; 0: 8192",
+        description="tokens of a job, prompt and answer, for which `slots` of them must fit; 0: "
+        "8192",
     )
     threads: int = Field(
         0, ge=0, le=1024, description="CPU threads; 0: one for a small model, else torch's choice"
@@ -198,7 +214,9 @@ class WorkerConfig(BaseSettings):
     def _check_backend(self) -> None:
         if self.backend == "diffusion":
             if self.vllm_endpoints:
-                raise ValueError('vllm_endpoints are set: set backend = "vllm" too if you mean them')
+                raise ValueError(
+                    'vllm_endpoints are set: set backend = "vllm" too if you mean them'
+                )
             return
         if not self.vllm_endpoints:
             raise ValueError("backend vllm needs vllm_endpoints")
@@ -230,14 +248,18 @@ class WorkerConfig(BaseSettings):
 
     @property
     def step_price(self) -> Amount:
-        """Base units for a thousand denoising steps; best effort has none to charge (clause 3.10)."""
+        """Base units for a thousand denoising steps; best effort has none to charge (clause
+        3.10)."""
         return Amount(0 if self.backend == "vllm" else self.price_per_thousand_steps)
 
     def checkpoint(self) -> Path | None:
-        """The folder that `model` means; none for the bundled one. `ModelNotPulled` says what to run."""
+        """The folder that `model` means; none for the bundled one. `ModelNotPulled` says what to
+        run."""
         if not self.model:
             return None
-        return checkpoint_folder(self.model, ModelStore(Path(self.model_store) if self.model_store else None))
+        return checkpoint_folder(
+            self.model, ModelStore(Path(self.model_store) if self.model_store else None)
+        )
 
     @property
     def policy(self) -> Policy:
@@ -270,10 +292,18 @@ def check(values: Mapping[str, Any]) -> WorkerConfig:
 
 
 def child_environment(environment: Mapping[str, str] | None = None) -> dict[str, str]:
-    """What the engine process gets: no setting and no secret of ours or a hub's, no way to the network."""
+    """What the engine process gets: no setting and no secret of ours or a hub's, no way to the
+    network."""
     environment = os.environ if environment is None else environment
-    kept = {k: v for k, v in environment.items() if not k.startswith("PIECEWORK_") and k != "HF_TOKEN"}
-    return {**kept, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    kept = {
+        k: v for k, v in environment.items() if not k.startswith("PIECEWORK_") and k != "HF_TOKEN"
+    }
+    return {
+        **kept,
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
 
 
 def split_endpoint(text: str) -> tuple[str, int]:

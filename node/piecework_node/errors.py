@@ -1,4 +1,5 @@
-"""What can go wrong around the protocol: the operator's settings, the disk, the engine, the model hub.
+"""What can go wrong around the protocol: the operator's settings, the disk, the engine, the model
+hub.
 
 Every message is fit for a person: what is wrong, and what to do about it.
 """
@@ -17,7 +18,8 @@ class KeyFileError(PieceworkError):
 
 
 class JournalError(PieceworkError):
-    """The journal could not be written or read. Nothing may be promised any more: the daemon stops."""
+    """The journal could not be written or read. Nothing may be promised any more: the daemon
+    stops."""
 
 
 class JournalLocked(JournalError):
@@ -45,9 +47,11 @@ class PromptRejected(PieceworkError):
 
 
 class EndpointLost(PieceworkError):
-    """A vLLM endpoint does not answer, breaks off, or says what vLLM does not say. Another may do better.
+    """A vLLM endpoint does not answer, breaks off, or says what vLLM does not say. Another may do
+    better.
 
-    `certain`: asking again would not help now, as when nobody listens or the engine behind it has died.
+    `certain`: asking again would not help now, as when nobody listens or the engine behind it has
+    died.
     """
 
     def __init__(self, message: str, *, certain: bool = False) -> None:
@@ -56,7 +60,8 @@ class EndpointLost(PieceworkError):
 
 
 class EndpointUnfit(PieceworkError):
-    """A vLLM endpoint answers and serves something else than the settings say: the operator has to act."""
+    """A vLLM endpoint answers and serves something else than the settings say: the operator has to
+    act."""
 
 
 class RequestDeclined(PieceworkError):
@@ -84,7 +89,8 @@ class ModelRefused(PieceworkError):
 
 
 class ModelStoreError(PieceworkError):
-    """The folder of pulled models cannot take what it should: full, locked, damaged, not writable."""
+    """The folder of pulled models cannot take what it should: full, locked, damaged, not
+    writable."""
 
 
 class ModelNotPulled(PieceworkError):

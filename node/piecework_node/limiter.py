@@ -9,7 +9,8 @@ from typing import Final
 from piecework_node.clock import Clock
 
 MAX_PEERS: Final = 10_000
-"""Buckets kept; the one that was idle longest is forgotten first, which only ever favours that peer."""
+"""Buckets kept; the one that was idle longest is forgotten first, which only ever favours that
+peer."""
 BURST_S: Final = 10.0
 """A peer may save up this many seconds' worth of requests."""
 
@@ -44,7 +45,8 @@ class RateLimiter:
 
 
 def peer_address(peer: str) -> str:
-    """gRPC's "ipv4:10.0.0.1:5000" without the port; an IPv6 peer by its /64, which one host has whole."""
+    """gRPC's "ipv4:10.0.0.1:5000" without the port; an IPv6 peer by its /64, which one host has
+    whole."""
     kind, _, rest = peer.partition(":")
     host = rest.rpartition(":")[0]
     if kind != "ipv6":

@@ -1,6 +1,8 @@
-"""Structured logs on stderr with an allow-list of fields: no text of a job, no key and no URL can slip in.
+"""Structured logs on stderr with an allow-list of fields: no text of a job, no key and no URL can
+slip in.
 
-A field that is not on the list is dropped and its name is shown, so that a mistake is seen and harmless.
+A field that is not on the list is dropped and its name is shown, so that a mistake is seen and
+harmless.
 """
 
 from __future__ import annotations
@@ -14,9 +16,11 @@ import structlog
 
 ALLOWED: Final = frozenset(
     {
-        "event", "level", "timestamp", "task", "job", "channel", "canvas", "canvases", "state", "reason",
-        "clause", "peer", "count", "amount", "kind", "hash", "nonce", "block", "sequence", "slots", "active",
-        "model", "profile", "port", "admin_port", "seconds", "restarts", "error", "error_class", "defect",
+        "event", "level", "timestamp", "task", "job", "channel", "canvas", "canvases", "state",
+        "reason", "clause", "peer", "count", "amount", "kind", "hash", "nonce", "block",
+        "sequence", "slots", "active",
+        "model", "profile", "port", "admin_port", "seconds", "restarts",
+        "error", "error_class", "defect",
         "bound", "tokens_per_second", "dropped", "signal", "address", "index_host",
     }
 )  # fmt: skip

@@ -41,21 +41,31 @@ class Metrics:
         self._steps = self._counter("piecework_denoising_steps", "Denoising steps delivered")
         self._tokens = self._counter("piecework_output_tokens", "Output tokens charged")
         self._charged = self._counter("piecework_charged_base_units", "Base units on receipts")
-        self._accepted = self._counter("piecework_accepted_base_units", "Base units on accepted vouchers")
+        self._accepted = self._counter(
+            "piecework_accepted_base_units", "Base units on accepted vouchers"
+        )
         self._transactions = Counter(
             "piecework_transactions",
             "Settlement transactions by kind and state",
             ["kind", "state"],
             registry=self.registry,
         )
-        self._chain_errors = self._counter("piecework_chain_errors", "Failed conversations with the chain")
-        self._engine_losses = self._counter("piecework_engine_restarts", "Times the engine process was lost")
-        self._publish_errors = self._counter("piecework_publish_errors", "Offers that an index did not take")
+        self._chain_errors = self._counter(
+            "piecework_chain_errors", "Failed conversations with the chain"
+        )
+        self._engine_losses = self._counter(
+            "piecework_engine_restarts", "Times the engine process was lost"
+        )
+        self._publish_errors = self._counter(
+            "piecework_publish_errors", "Offers that an index did not take"
+        )
         self.slots = self._gauge("piecework_slots", "Rows of the engine")
         self.active = self._gauge("piecework_jobs_active", "Jobs that run or wait for a row")
         self.streams = self._gauge("piecework_streams", "Open job streams")
         self.exposure = self._gauge("piecework_exposure_base_units", "Delivered and not paid for")
-        self.unsettled = self._gauge("piecework_unsettled_base_units", "Accepted and not settled on chain")
+        self.unsettled = self._gauge(
+            "piecework_unsettled_base_units", "Accepted and not settled on chain"
+        )
         self.ready = self._gauge("piecework_ready", "1 while jobs are taken on")
         self.commit = Histogram(
             "piecework_journal_commit_seconds",

@@ -1,8 +1,9 @@
 """JSON from outside, held to a depth. Pure.
 
 json.loads recurses in C, up to the interpreter's recursion limit. py_ecc, which comes with web3 and
-eth-account, sets that limit to 100,000 when it is imported: a body of as many brackets then does not raise
-RecursionError, it kills the process. Everything that parses what it did not write itself comes here.
+eth-account, sets that limit to 100,000 when it is imported: a body of as many brackets then does
+not raise RecursionError, it kills the process. Everything that parses what it did not write itself
+comes here.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ _TOKEN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{]|[\]}]', re.DOTALL)
 
 
 def loads(data: bytes | str, *, max_depth: int = MAX_JSON_DEPTH) -> Any:
-    """Parse UTF-8 JSON as RFC 8259 has it: `ValueError` when it is none, holds a number that is not finite,
-    or is nested deeper than `max_depth`."""
+    """Parse UTF-8 JSON as RFC 8259 has it: `ValueError` when it is none, holds a number that is not
+    finite, or is nested deeper than `max_depth`."""
     text = data if isinstance(data, str) else data.decode()
     if text.count("[") + text.count("{") > max_depth and _is_deeper(text, max_depth):
         raise ValueError(f"nested deeper than {max_depth}")

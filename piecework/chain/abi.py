@@ -33,7 +33,8 @@ class Function:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One event. `indexed` are (name, type) of the topics after the first, `data` those of the data part."""
+    """One event. `indexed` are (name, type) of the topics after the first, `data` those of the data
+    part."""
 
     name: str
     topic: Bytes32
@@ -74,7 +75,8 @@ class Interface:
         return decode_values(types, data, f"{self.contract}.{name}")
 
     def decode_event(self, name: str, topics: Sequence[bytes], data: bytes) -> dict[str, Any]:
-        """The named arguments of a log that has this event's topic. `BadAnswer` for any other shape."""
+        """The named arguments of a log that has this event's topic. `BadAnswer` for any other
+        shape."""
         event = self.events[name]
         what = f"{self.contract}.{name}"
         if len(topics) != 1 + len(event.indexed) or topics[0] != event.topic:
@@ -93,14 +95,17 @@ def interface(contract: str) -> Interface:
     from eth_utils.abi import get_abi_input_types
 
     abi: Sequence[Any] = load_artifact(contract).abi
-    constructor = next((tuple(get_abi_input_types(e)) for e in abi if e["type"] == "constructor"), ())
+    constructor = next(
+        (tuple(get_abi_input_types(e)) for e in abi if e["type"] == "constructor"), ()
+    )
     functions = {e["name"]: _function(e) for e in abi if e["type"] == "function"}
     events = {e["name"]: _event(e) for e in abi if e["type"] == "event"}
     return Interface(contract, functions, events, constructor)
 
 
 def decode_values(types: Sequence[str], data: bytes, what: str) -> tuple[Any, ...]:
-    """ABI-decode; addresses become 20 bytes. `BadAnswer` names `what` when the data has another shape."""
+    """ABI-decode; addresses become 20 bytes. `BadAnswer` names `what` when the data has another
+    shape."""
     from piecework.chain.codec import decode  # imports web3
 
     return decode(types, data, what)
@@ -132,8 +137,8 @@ def decode_revert(data: bytes) -> TransactionReverted:
 
 @cache
 def _errors() -> Mapping[bytes, CustomError]:
-    """By selector, over all contracts at once: web3 names an error only with the ABI of the callee, and the
-    one that reverted is often another (the token under the escrow).
+    """By selector, over all contracts at once: web3 names an error only with the ABI of the callee,
+    and the one that reverted is often another (the token under the escrow).
     """
     from eth_utils.abi import function_abi_to_4byte_selector
 
@@ -151,10 +156,16 @@ def _error(entry: Any) -> CustomError:
 
 
 def _function(entry: Any) -> Function:
-    from eth_utils.abi import function_abi_to_4byte_selector, get_abi_input_types, get_abi_output_types
+    from eth_utils.abi import (
+        function_abi_to_4byte_selector,
+        get_abi_input_types,
+        get_abi_output_types,
+    )
 
     inputs, outputs = get_abi_input_types(entry), get_abi_output_types(entry)
-    return Function(entry["name"], function_abi_to_4byte_selector(entry), tuple(inputs), tuple(outputs))
+    return Function(
+        entry["name"], function_abi_to_4byte_selector(entry), tuple(inputs), tuple(outputs)
+    )
 
 
 def _event(entry: Any) -> Event:

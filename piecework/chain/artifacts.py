@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from piecework.base.jsons import loads
 
 __all__ = ["CONTRACTS", "Artifact", "load_artifact"]
 
@@ -17,9 +18,10 @@ CONTRACTS = ("Escrow", "WorkerRegistry", "TestToken")
 class Artifact:
     """One compiled contract.
 
-    `bytecode` deploys it (constructor arguments are appended). `deployed_bytecode` is the code on the chain
-    with zeros where `immutable_references`, (start, length) in bytes, say that the constructor writes.
-    `source_hash` is sha256 hex over the sources and settings, see tools/export_artifacts.py.
+    `bytecode` deploys it (constructor arguments are appended). `deployed_bytecode` is the code on
+    the chain with zeros where `immutable_references`, (start, length) in bytes, say that the
+    constructor writes. `source_hash` is sha256 hex over the sources and settings, see
+    tools/export_artifacts.py.
     """
 
     contract: str
@@ -33,7 +35,8 @@ class Artifact:
     optimizer_runs: int
 
     def matches(self, code: bytes) -> bool:
-        """Whether `code`, read from a chain, is this contract: equal everywhere but in the immutables."""
+        """Whether `code`, read from a chain, is this contract: equal everywhere but in the
+        immutables."""
         return self._without_immutables(code) == self._without_immutables(self.deployed_bytecode)
 
     def _without_immutables(self, code: bytes) -> bytes:
@@ -45,7 +48,8 @@ class Artifact:
 
 
 def _folder() -> Path:
-    """Where the artifacts are: a wheel carries them beside this file, a checkout keeps them in contracts/."""
+    """Where the artifacts are: a wheel carries them beside this file, a checkout keeps them in
+    contracts/."""
     here = Path(__file__).resolve()
     installed = here.parent / "contract_artifacts"
     return installed if installed.is_dir() else here.parents[2] / "contracts" / "artifacts"
@@ -56,13 +60,15 @@ def load_artifact(name: str) -> Artifact:
     """The artifact of one of `CONTRACTS`; `ValueError` for any other name."""
     if name not in CONTRACTS:
         raise ValueError(f"no contract named {name!r}; there are {', '.join(CONTRACTS)}")
-    raw = json.loads((_folder() / f"{name}.json").read_text(encoding="utf-8"))
+    raw = loads((_folder() / f"{name}.json").read_bytes())
     return Artifact(
         contract=raw["contract"],
         abi=tuple(raw["abi"]),
         bytecode=bytes.fromhex(raw["bytecode"].removeprefix("0x")),
         deployed_bytecode=bytes.fromhex(raw["deployedBytecode"].removeprefix("0x")),
-        immutable_references=tuple((span["start"], span["length"]) for span in raw["immutableReferences"]),
+        immutable_references=tuple(
+            (span["start"], span["length"]) for span in raw["immutableReferences"]
+        ),
         source_hash=raw["sourceHash"],
         compiler_version=raw["compiler"]["version"],
         evm_version=raw["compiler"]["evmVersion"],

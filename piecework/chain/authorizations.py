@@ -1,7 +1,9 @@
-"""Typed data of the token and of the registry: gasless deposits, permits and a worker's registration. Pure.
+"""Typed data of the token and of the registry: gasless deposits, permits and a worker's
+registration. Pure.
 
-These have domains of their own (the token's, the registry's) and 256-bit members, unlike the objects of
-`protocol.objects`. Sources: EIP-2612 (permit), EIP-3009 (transfer with authorization), EIP-712.
+These have domains of their own (the token's, the registry's) and 256-bit members, unlike the
+objects of `protocol.objects`. Sources: EIP-2612 (permit), EIP-3009 (transfer with authorization),
+EIP-712.
 """
 
 from __future__ import annotations
@@ -61,16 +63,19 @@ class ContractDomain:
         return keccak256(b"\x19\x01" + self.separator() + struct_hash)
 
     def require_separator(self, on_chain: bytes) -> None:
-        """Refuse a contract whose real separator differs: a signature for it would mean something else."""
+        """Refuse a contract whose real separator differs: a signature for it would mean something
+        else."""
         if on_chain != self.separator():
             raise BadAnswer(
-                f"{to_hex(self.contract)} does not sign under the domain {self.name!r} {self.version!r}"
+                f"{to_hex(self.contract)} does not sign under the domain {self.name!r} "
+                f"{self.version!r}"
             )
 
 
 @dataclass(frozen=True, slots=True)
 class Authorization:
-    """EIP-3009: `owner` lets `to` (and nobody else) take `value`, once, between two times, both exclusive."""
+    """EIP-3009: `owner` lets `to` (and nobody else) take `value`, once, between two times, both
+    exclusive."""
 
     owner: Address
     to: Address
@@ -114,7 +119,8 @@ class SignedAuthorization:
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> SignedAuthorization:
-        """`MalformedInput` when a member is missing or malformed. The signature is checked on the chain."""
+        """`MalformedInput` when a member is missing or malformed. The signature is checked on the
+        chain."""
         try:
             authorization = Authorization(
                 parse_address(raw["owner"]),
@@ -132,7 +138,8 @@ class SignedAuthorization:
 
 @dataclass(frozen=True, slots=True)
 class Permit:
-    """EIP-2612: `owner` lets `spender` take up to `value`. `nonce` is the owner's next one at the token."""
+    """EIP-2612: `owner` lets `spender` take up to `value`. `nonce` is the owner's next one at the
+    token."""
 
     owner: Address
     spender: Address
@@ -201,7 +208,9 @@ def registry_domain(chain_id: int, registry: Address) -> ContractDomain:
     return ContractDomain(REGISTRY_NAME, REGISTRY_VERSION, chain_id, registry)
 
 
-def sign_registration(domain: ContractDomain, registration: Registration, operator: Signer) -> Signature:
+def sign_registration(
+    domain: ContractDomain, registration: Registration, operator: Signer
+) -> Signature:
     """The operator's consent, for a registration that another account pays for."""
     return operator.sign(domain.digest(registration.struct_hash()))
 

@@ -1,9 +1,9 @@
 """What to send to the contracts, as data. Pure: nothing here touches the network.
 
-Every function returns a `Call`; `TransactionSender.prepare` signs it. `gas_hint` is
-a generous upper estimate (measured with the test token plus what a proxied stablecoin costs more): it lets a
-worker weigh a settlement before asking the chain, and it is a floor under the gas limit, because an estimate
-taken before an earlier transaction is mined may see a cheaper path.
+Every function returns a `Call`; `TransactionSender.prepare` signs it. `gas_hint` is a generous
+upper estimate (measured with the test token plus what a proxied stablecoin costs more): it lets a
+worker weigh a settlement before asking the chain, and it is a floor under the gas limit, because an
+estimate taken before an earlier transaction is mined may see a cheaper path.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ NO_DEADLINE = Timestamp(2**64 - 1)
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call of a contract, or its creation when `to` is None. `what` names it in messages and logs."""
+    """One call of a contract, or its creation when `to` is None. `what` names it in messages and
+    logs."""
 
     what: str
     to: Address | None
@@ -38,7 +39,8 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A voucher with the channel that it draws on and the authorizer's signature: what a worker settles."""
+    """A voucher with the channel that it draws on and the authorizer's signature: what a worker
+    settles."""
 
     channel: Channel
     voucher: Voucher
@@ -63,12 +65,15 @@ def channel_tuple(channel: Channel) -> tuple[Any, ...]:
     )
 
 
-# ---------------------------------------------------------------------- channels
+# --- channels
 
 
 def settle(deployment: Deployment, claims: Sequence[Claim]) -> Call:
-    """Claim 1 to MAX_CLAIMS_PER_SETTLE vouchers in one transaction; those of one receiver side by side."""
-    invariant(0 < len(claims) <= MAX_CLAIMS_PER_SETTLE, f"{len(claims)} claims do not fit one transaction")
+    """Claim 1 to MAX_CLAIMS_PER_SETTLE vouchers in one transaction; those of one receiver side by
+    side."""
+    invariant(
+        0 < len(claims) <= MAX_CLAIMS_PER_SETTLE, f"{len(claims)} claims do not fit one transaction"
+    )
     gas = 80_000 + 35_000 * len(claims)
     return _escrow(deployment, "settle", gas, [claim.as_tuple() for claim in claims])
 
@@ -80,12 +85,18 @@ def fund(
     deadline: Timestamp = NO_DEADLINE,
     signature: Signature = NO_SIGNATURE,
 ) -> Call:
-    """Open or top up a channel to the total `deposit`; by the payer or with its FundChannel signature."""
-    return _escrow(deployment, "fund", 120_000, channel_tuple(channel), deposit, deadline, signature)
+    """Open or top up a channel to the total `deposit`; by the payer or with its FundChannel
+    signature."""
+    return _escrow(
+        deployment, "fund", 120_000, channel_tuple(channel), deposit, deadline, signature
+    )
 
 
-def close(deployment: Deployment, claim: Claim, operator_signature: Signature = NO_SIGNATURE) -> Call:
-    """Settle the last voucher and close; by receiver, operator, or with its CloseChannel signature."""
+def close(
+    deployment: Deployment, claim: Claim, operator_signature: Signature = NO_SIGNATURE
+) -> Call:
+    """Settle the last voucher and close; by receiver, operator, or with its CloseChannel
+    signature."""
     return _escrow(deployment, "close", 180_000, claim.as_tuple(), operator_signature)
 
 
@@ -95,8 +106,11 @@ def request_withdrawal(
     deadline: Timestamp = NO_DEADLINE,
     signature: Signature = NO_SIGNATURE,
 ) -> Call:
-    """Start the withdrawal delay; by the payer, or by anybody with its RequestWithdrawal signature."""
-    return _escrow(deployment, "requestWithdrawal", 90_000, channel_tuple(channel), deadline, signature)
+    """Start the withdrawal delay; by the payer, or by anybody with its RequestWithdrawal
+    signature."""
+    return _escrow(
+        deployment, "requestWithdrawal", 90_000, channel_tuple(channel), deadline, signature
+    )
 
 
 def withdraw(deployment: Deployment, channel: Channel) -> Call:
@@ -104,7 +118,7 @@ def withdraw(deployment: Deployment, channel: Channel) -> Call:
     return _escrow(deployment, "withdraw", 110_000, channel_tuple(channel))
 
 
-# ---------------------------------------------------------------------- pooled balance
+# --- pooled balance
 
 
 def deposit(deployment: Deployment, token: Address, amount: Amount, beneficiary: Address) -> Call:
@@ -116,7 +130,9 @@ def approve_and_deposit(
     deployment: Deployment, token: Address, amount: Amount, beneficiary: Address
 ) -> tuple[Call, Call]:
     """The two calls of a plain deposit, to be executed in this order."""
-    return approve(token, deployment.escrow, amount), deposit(deployment, token, amount, beneficiary)
+    return approve(token, deployment.escrow, amount), deposit(
+        deployment, token, amount, beneficiary
+    )
 
 
 def deposit_with_authorization(deployment: Deployment, signed: SignedAuthorization) -> Call:
@@ -133,7 +149,16 @@ def deposit_with_permit(deployment: Deployment, signed: SignedPermit) -> Call:
     p = signed.permit
     v, r, s = _vrs(signed.signature)
     return _escrow(
-        deployment, "depositWithPermit", 220_000, signed.token, p.owner, p.value, p.deadline, v, r, s
+        deployment,
+        "depositWithPermit",
+        220_000,
+        signed.token,
+        p.owner,
+        p.value,
+        p.deadline,
+        v,
+        r,
+        s,
     )
 
 
@@ -142,14 +167,16 @@ def withdraw_balance(deployment: Deployment, token: Address, amount: Amount, to:
     return _escrow(deployment, "withdrawBalance", 120_000, token, amount, to)
 
 
-# ---------------------------------------------------------------------- registry
+# --- registry
 
 
 def register(
     deployment: Deployment, registration: Registration, operator_signature: Signature = NO_SIGNATURE
 ) -> Call:
     """Register a worker with the sender's stake; needs `approve` for the registry before."""
-    return _registry(deployment, "register", 500_000, _registration(registration), operator_signature)
+    return _registry(
+        deployment, "register", 500_000, _registration(registration), operator_signature
+    )
 
 
 def register_with_permit(
@@ -158,11 +185,14 @@ def register_with_permit(
     permit: SignedPermit,
     operator_signature: Signature = NO_SIGNATURE,
 ) -> Call:
-    """Permit, stake and registration in one transaction; the permit is the sender's over the stake."""
+    """Permit, stake and registration in one transaction; the permit is the sender's over the
+    stake."""
     v, r, s = _vrs(permit.signature)
     terms = (permit.permit.deadline, v, r, s)
     what = "registerWithPermit"
-    return _registry(deployment, what, 560_000, _registration(registration), operator_signature, terms)
+    return _registry(
+        deployment, what, 560_000, _registration(registration), operator_signature, terms
+    )
 
 
 def add_stake(deployment: Deployment, operator: Address, amount: Amount) -> Call:
@@ -210,7 +240,7 @@ def withdraw_stake(deployment: Deployment, operator: Address) -> Call:
     return _registry(deployment, "withdrawStake", 200_000, operator)
 
 
-# ---------------------------------------------------------------------- token and native coin
+# --- token and native coin
 
 
 def approve(token: Address, spender: Address, amount: Amount) -> Call:
@@ -233,11 +263,12 @@ def send_native(to: Address, wei: int) -> Call:
     return Call("send", to, b"", 21_000, wei)
 
 
-# ---------------------------------------------------------------------- creation
+# --- creation
 
 
 def create(contract: str, *arguments: Any) -> Call:
-    """Create a committed contract: 200 gas a byte of code, 16 a byte of data, and what it stores."""
+    """Create a committed contract: 200 gas a byte of code, 16 a byte of data, and what it
+    stores."""
     data = interface(contract).encode_constructor(arguments)
     return Call(f"create {contract}", None, data, 400_000 + 240 * len(data))
 

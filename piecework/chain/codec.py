@@ -1,6 +1,8 @@
-"""The ABI codec: web3's encoder, and eth-abi's decoder (which web3's is) with two types read our way.
+"""The ABI codec: web3's encoder, and eth-abi's decoder (which web3's is) with two types read our
+way.
 
-Imports web3, which takes most of a second: `chain.abi` imports this module when something is first encoded.
+Imports web3, which takes most of a second: `chain.abi` imports this module when something is first
+encoded.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ class _RawAddress(AddressDecoder):
 def _own_decoder() -> ABIDecoder:
     """Text that is not UTF-8 comes out with replacement characters; web3 refuses the whole answer.
 
-    Anybody can write such bytes into a registry entry; that must not make a whole page of workers unreadable.
+    Anybody can write such bytes into a registry entry; that must not make a whole page of workers
+    unreadable.
     """
     own = registry.copy()  # type: ignore[no-untyped-call]
     text = BaseEquals("string", with_sub=False)  # type: ignore[no-untyped-call]
@@ -45,12 +48,14 @@ _decoder = _own_decoder()
 
 
 def encode(types: Sequence[str], values: Sequence[Any]) -> bytes:
-    """ABI-encode, strictly: bytes32 takes 32 bytes, no fewer. Addresses are 20 bytes, structs are tuples."""
+    """ABI-encode, strictly: bytes32 takes 32 bytes, no fewer. Addresses are 20 bytes, structs are
+    tuples."""
     return _encoder.encode(list(types), list(values))
 
 
 def decode(types: Sequence[str], data: bytes, what: str) -> tuple[Any, ...]:
-    """ABI-decode; addresses become 20 bytes. `BadAnswer` names `what` when the data has another shape."""
+    """ABI-decode; addresses become 20 bytes. `BadAnswer` names `what` when the data has another
+    shape."""
     try:
         return tuple(_decoder.decode(list(types), data))
     except (DecodingError, OverflowError) as error:

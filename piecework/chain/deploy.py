@@ -32,7 +32,8 @@ async def deploy(
     """Deploy TestToken (unless `token` is given), WorkerRegistry and Escrow; one transaction each.
 
     The deployer gets no power over anything: the contracts have no owner. Errors are those of
-    `TransactionSender.execute`, and `BadDeployment` when what arrived on the chain is not what was sent.
+    `TransactionSender.execute`, and `BadDeployment` when what arrived on the chain is not what was
+    sent.
     """
     async with HttpRpc(rpc_url) as rpc:
         chain_id = await web3_over(rpc).eth.chain_id
@@ -69,7 +70,9 @@ async def _code_hash(rpc: JsonRpc, contract: str, address: Address) -> Bytes32:
     w3 = web3_over(rpc)
     code = bytes(await w3.eth.get_code(w3.to_checksum_address(address)))
     if not load_artifact(contract).matches(code):
-        raise BadDeployment(f"the code at {to_hex(address)} is not the {contract} that was sent there")
+        raise BadDeployment(
+            f"the code at {to_hex(address)} is not the {contract} that was sent there"
+        )
     return keccak256(code)
 
 
@@ -79,4 +82,6 @@ async def _require_token(rpc: JsonRpc, token: Address) -> None:
     if not await w3.eth.get_code(address):
         raise BadDeployment(f"there is no token contract at {to_hex(token)} on this chain")
     abi = interface("TestToken")
-    abi.decode("decimals", bytes(await w3.eth.call({"to": address, "data": abi.encode("decimals", ())})))
+    abi.decode(
+        "decimals", bytes(await w3.eth.call({"to": address, "data": abi.encode("decimals", ())}))
+    )

@@ -1,4 +1,5 @@
-"""Where the contracts of one market are. The file is what people hand to each other to trade in it."""
+"""Where the contracts of one market are. The file is what people hand to each other to trade in
+it."""
 
 from __future__ import annotations
 
@@ -29,10 +30,12 @@ _FIELDS = (
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """One market: chain, contracts and the keccak-256 of their code as it stood when they were deployed.
+    """One market: chain, contracts and the keccak-256 of their code as it stood when they were
+    deployed.
 
-    `block` is where the contracts were created: no event of theirs is older. `token` is the market's default
-    token and the registry's stake token. `rpc_url` is a suggestion; everybody may use a node of their own.
+    `block` is where the contracts were created: no event of theirs is older. `token` is the
+    market's default token and the registry's stake token. `rpc_url` is a suggestion; everybody may
+    use a node of their own.
     """
 
     chain_id: int
@@ -66,7 +69,9 @@ class Deployment:
         missing = [name for name in _FIELDS if name not in raw]
         unknown = sorted(str(name) for name in raw if name not in _FIELDS)
         if missing or unknown:
-            raise BadDeployment(f"deployment: missing {missing or 'nothing'}, unknown {unknown or 'nothing'}")
+            raise BadDeployment(
+                f"deployment: missing {missing or 'nothing'}, unknown {unknown or 'nothing'}"
+            )
         try:
             return cls(
                 chain_id=_integer(raw, "chain_id"),
@@ -74,11 +79,18 @@ class Deployment:
                 escrow=parse_address(raw["escrow"]),
                 registry=parse_address(raw["registry"]),
                 token=parse_address(raw["token"]),
-                escrow_code_hash=Bytes32(parse_hex(raw["escrow_code_hash"], 32, "escrow_code_hash")),
-                registry_code_hash=Bytes32(parse_hex(raw["registry_code_hash"], 32, "registry_code_hash")),
+                escrow_code_hash=Bytes32(
+                    parse_hex(raw["escrow_code_hash"], 32, "escrow_code_hash")
+                ),
+                registry_code_hash=Bytes32(
+                    parse_hex(raw["registry_code_hash"], 32, "registry_code_hash")
+                ),
                 block=_integer(raw, "block"),
             )
-        except (ValueError, AttributeError) as error:  # AttributeError: a number where hex text belongs
+        except (
+            ValueError,
+            AttributeError,
+        ) as error:  # AttributeError: a number where hex text belongs
             raise BadDeployment(f"deployment: {error}") from error
 
     @classmethod
@@ -88,9 +100,13 @@ class Deployment:
             with path.open("rb") as file:
                 data = file.read(MAX_DEPLOYMENT_BYTES + 1)
         except OSError as error:
-            raise BadDeployment(f"cannot read the deployment file {path}: {error.strerror}") from error
+            raise BadDeployment(
+                f"cannot read the deployment file {path}: {error.strerror}"
+            ) from error
         if len(data) > MAX_DEPLOYMENT_BYTES:
-            raise BadDeployment(f"the deployment file {path} is larger than {MAX_DEPLOYMENT_BYTES} bytes")
+            raise BadDeployment(
+                f"the deployment file {path} is larger than {MAX_DEPLOYMENT_BYTES} bytes"
+            )
         try:
             raw = loads(data)
         except ValueError as error:

@@ -1,4 +1,5 @@
-"""What the chain does to us, sorted by what can be done about it. Every message is fit for a person."""
+"""What the chain does to us, sorted by what can be done about it. Every message is fit for a
+person."""
 
 from __future__ import annotations
 
@@ -29,15 +30,18 @@ class RpcRefused(ChainError):
 
 
 class BadAnswer(ChainError):
-    """The node answered with something that is not what the method returns. The node is broken or lies."""
+    """The node answered with something that is not what the method returns. The node is broken or
+    lies."""
 
 
 class NoFinality(ChainError):
-    """The node does not know the "finalized" tag. Set finality to a number of blocks (`at_depth`)."""
+    """The node does not know the "finalized" tag. Set finality to a number of blocks
+    (`at_depth`)."""
 
 
 class WrongChain(ChainError):
-    """The node serves another chain, or other code is at the contracts' addresses. Nothing may be signed."""
+    """The node serves another chain, or other code is at the contracts' addresses. Nothing may be
+    signed."""
 
 
 class BadDeployment(ChainError):
@@ -45,7 +49,8 @@ class BadDeployment(ChainError):
 
 
 class TransactionReverted(ChainError):
-    """A contract refused. `name` and `arguments` are the decoded custom error ("" when there was none)."""
+    """A contract refused. `name` and `arguments` are the decoded custom error ("" when there was
+    none)."""
 
     def __init__(self, name: str, arguments: Mapping[str, Any], data: bytes = b"") -> None:
         listed = ", ".join(f"{key}={_shown(value)}" for key, value in arguments.items())
@@ -62,11 +67,13 @@ class InsufficientGas(ChainError):
 
 
 class FeeTooHigh(ChainError):
-    """The chain's fees are above our cap, or above what the transaction is worth. Waiting may help."""
+    """The chain's fees are above our cap, or above what the transaction is worth. Waiting may
+    help."""
 
 
 class FeeTooLow(ChainError):
-    """The node declines our fees (base fee rose, or a replacement bumped too little). `replace` helps."""
+    """The node declines our fees (base fee rose, or a replacement bumped too little). `replace`
+    helps."""
 
 
 class NonceTaken(ChainError):
@@ -84,7 +91,9 @@ class AnvilMissing(ChainError):
 def one_line(text: str) -> str:
     """Text from outside as it may stand in a message: printable, one line, bounded."""
     cut = text[:MAX_SHOWN_CHARACTERS]
-    return "".join(c if c.isprintable() else " " for c in cut) + ("…" if len(text) > len(cut) else "")
+    return "".join(c if c.isprintable() else " " for c in cut) + (
+        "…" if len(text) > len(cut) else ""
+    )
 
 
 def _shown(value: Any) -> str:

@@ -10,7 +10,16 @@ from typing import Any, TypeAlias
 from piecework.chain.abi import interface
 from piecework.chain.errors import BadAnswer
 from piecework_protocol.objects import Channel
-from piecework_protocol.types import Address, Amount, Bytes32, ChannelId, Digest, Seconds, Timestamp, Uint64
+from piecework_protocol.types import (
+    Address,
+    Amount,
+    Bytes32,
+    ChannelId,
+    Digest,
+    Seconds,
+    Timestamp,
+    Uint64,
+)
 
 
 class SkipReason(enum.IntEnum):
@@ -124,7 +133,8 @@ def topic(name: str) -> Bytes32:
 
 
 def decode_events(escrow: Address, logs: Iterable[Log]) -> tuple[EscrowEvent, ...]:
-    """The escrow's events among `logs`, in order; its deposits and the events of others are left out."""
+    """The escrow's events among `logs`, in order; its deposits and the events of others are left
+    out."""
     known = {topic(name): name for name in _EVENTS}
     return tuple(
         _decode(known[log.topics[0]], log)
@@ -146,13 +156,19 @@ def _id(values: dict[str, Any]) -> ChannelId:
 _EVENTS: Mapping[str, Callable[[Log, dict[str, Any]], EscrowEvent]] = {
     "Settled": _settled,
     "ClaimSkipped": lambda log, v: ClaimSkipped(log, _id(v), skip_reason(v["reason"])),
-    "WithdrawalRequested": lambda log, v: WithdrawalRequested(log, _id(v), Timestamp(v["withdrawableAt"])),
+    "WithdrawalRequested": lambda log, v: WithdrawalRequested(
+        log, _id(v), Timestamp(v["withdrawableAt"])
+    ),
     "ChannelOpened": lambda log, v: ChannelOpened(log, _id(v), _terms(v["channel"])),
-    "ChannelFunded": lambda log, v: ChannelFunded(log, _id(v), Amount(v["deposit"]), Amount(v["added"])),
+    "ChannelFunded": lambda log, v: ChannelFunded(
+        log, _id(v), Amount(v["deposit"]), Amount(v["added"])
+    ),
     "ChannelClosed": lambda log, v: ChannelClosed(
         log, _id(v), v["payer"], Amount(v["settled"]), Amount(v["refund"])
     ),
-    "PayoutCredited": lambda log, v: PayoutCredited(log, v["token"], v["receiver"], Amount(v["amount"])),
+    "PayoutCredited": lambda log, v: PayoutCredited(
+        log, v["token"], v["receiver"], Amount(v["amount"])
+    ),
 }
 
 

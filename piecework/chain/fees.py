@@ -46,8 +46,8 @@ def choose_fees(
 ) -> Fees:
     """Fees that stay valid for several full blocks, held under the operator's cap.
 
-    `value_at_stake` in wei: the whole transaction may not cost more. `FeeTooHigh` when the cap is below
-    the current base fee and tip, so that the transaction would only get stuck.
+    `value_at_stake` in wei: the whole transaction may not cost more. `FeeTooHigh` when the cap is
+    below the current base fee and tip, so that the transaction would only get stuck.
     """
     priority = min(market.priority_fee, policy.max_priority_fee_wei)
     ceiling = policy.max_fee_wei
@@ -56,40 +56,52 @@ def choose_fees(
     needed = market.base_fee + priority
     if needed > ceiling:
         raise FeeTooHigh(
-            f"the chain asks {needed} wei per gas and at most {ceiling} may be paid for this transaction. "
+            f"the chain asks {needed} wei per gas and at most {ceiling} may be paid for this "
+            "transaction. "
             "Wait for lower fees, or raise the cap."
         )
     return Fees(min(market.base_fee * BASE_FEE_HEADROOM + priority, ceiling), priority)
 
 
 def bump_fees(
-    old: Fees, market: FeeMarket, gas_limit: int, policy: FeePolicy, value_at_stake: int | None = None
+    old: Fees,
+    market: FeeMarket,
+    gas_limit: int,
+    policy: FeePolicy,
+    value_at_stake: int | None = None,
 ) -> Fees:
-    """Fees for a replacement with the same nonce: both at least 12.5 % higher, and enough for the market now.
+    """Fees for a replacement with the same nonce: both at least 12.5 % higher, and enough for the
+    market now.
 
-    `FeeTooHigh` when the bump does not fit under the cap: the old transaction then stays the only one.
+    `FeeTooHigh` when the bump does not fit under the cap: the old transaction then stays the only
+    one.
     """
     bumped = Fees(_bump(old.max_fee), _bump(old.priority_fee))
     ceiling = policy.max_fee_wei
     if value_at_stake is not None:
         ceiling = min(ceiling, value_at_stake // gas_limit)
-    wanted_priority = max(bumped.priority_fee, min(market.priority_fee, policy.max_priority_fee_wei))
+    wanted_priority = max(
+        bumped.priority_fee, min(market.priority_fee, policy.max_priority_fee_wei)
+    )
     needed = max(bumped.max_fee, market.base_fee + wanted_priority)
     if needed > ceiling:
         raise FeeTooHigh(
-            f"a replacement needs {needed} wei per gas and at most {ceiling} may be paid for this transaction"
+            f"a replacement needs {needed} wei per gas and at most {ceiling} may be paid for "
+            "this transaction"
         )
     wanted = max(bumped.max_fee, market.base_fee * BASE_FEE_HEADROOM + wanted_priority)
     return Fees(min(wanted, ceiling), wanted_priority)
 
 
 def gas_limit(estimate: int, hint: int) -> int:
-    """The estimate with a margin, never below the call's own upper estimate (unused gas costs nothing)."""
+    """The estimate with a margin, never below the call's own upper estimate (unused gas costs
+    nothing)."""
     return max(estimate + estimate * GAS_MARGIN_PERCENT // 100, hint)
 
 
 def next_nonce(pending: int, local: int) -> int:
-    """The nonce to use: what the chain (mined and pooled) expects, or the next after those we signed."""
+    """The nonce to use: what the chain (mined and pooled) expects, or the next after those we
+    signed."""
     return max(pending, local)
 
 

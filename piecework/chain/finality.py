@@ -20,7 +20,8 @@ FINALIZED = Finality()
 
 
 def at_depth(blocks: int) -> Finality:
-    """For chains whose nodes do not know the tag: a block with `blocks` blocks above it counts as final."""
+    """For chains whose nodes do not know the tag: a block with `blocks` blocks above it counts as
+    final."""
     return Finality(blocks)
 
 
@@ -36,4 +37,6 @@ async def finalized_height(rpc: JsonRpc, finality: Finality) -> int:
             f'the node does not answer for the "finalized" block ({error.message}). '
             "Set finality to a number of blocks for this chain."
         ) from error
-    return 0 if raw is None else quantity(member(raw, "number", "the finalized block"), "its number")
+    return (
+        0 if raw is None else quantity(member(raw, "number", "the finalized block"), "its number")
+    )

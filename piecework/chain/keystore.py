@@ -1,6 +1,7 @@
 """Ethereum v3 keystores (scrypt): the one form in which a private key of any role rests on disk.
 
-Source: the Web3 Secret Storage Definition, https://ethereum.org/en/developers/docs/data-structures-and-encoding/web3-secret-storage.
+Source: the Web3 Secret Storage Definition,
+https://ethereum.org/en/developers/docs/data-structures-and-encoding/web3-secret-storage.
 """
 
 from __future__ import annotations

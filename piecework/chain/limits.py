@@ -21,19 +21,22 @@ MAX_CLAIMS_PER_SETTLE: Final = 200
 MAX_REVERT_BYTES: Final = 4 * 1024
 # Text from nodes and contracts in our messages: enough to understand, too little to flood a log.
 MAX_SHOWN_CHARACTERS: Final = 300
-# Estimates are exact for one state; other transactions may get in between. A quarter covers a cold slot.
+# Estimates are exact for one state; other transactions may get in between. A quarter covers a cold
+# slot.
 GAS_MARGIN_PERCENT: Final = 25
-# Nodes ask for 10 % more on both fees to replace a transaction; 12.5 % survives rounding (geth, reth).
+# Nodes ask for 10 % more on both fees to replace a transaction; 12.5 % survives rounding (geth,
+# reth).
 REPLACEMENT_BUMP_PERMILLE: Final = 125
 # The base fee can rise 12.5 % a block: twice the current one stays valid for six full blocks.
 BASE_FEE_HEADROOM: Final = 2
-# 500 gwei: ten times what mainnet asks on a bad day. Above it something is wrong with the node or the market.
+# 500 gwei: ten times what mainnet asks on a bad day. Above it the node or the market is wrong.
 DEFAULT_MAX_FEE_WEI: Final = 500 * 10**9
 # How long `execute` waits for a block, and how often it looks.
 DEFAULT_MINING_TIMEOUT_S: Final = 120.0
 DEFAULT_POLL_S: Final = 0.25
 
-# The embedded chain: one transaction or a small batch a request. Contract creation is 24 KB in hex at most.
+# The embedded chain: one transaction or a small batch a request. Contract creation is 24 KB in hex
+# at most.
 MAX_RPC_REQUEST_BYTES: Final = 1024 * 1024
 MAX_RPC_BATCH: Final = 100
 # Requests that may queue for the one thread that runs the EVM; more are told to come back.

@@ -1,6 +1,8 @@
-"""web3 over a `JsonRpc`: methods and formatters are web3's; wire, bounds, retries and errors stay ours.
+"""web3 over a `JsonRpc`: methods and formatters are web3's; wire, bounds, retries and errors stay
+ours.
 
-web3 takes most of a second to import. Only `chain.rpc.web3_over` imports this module, when it is first asked.
+web3 takes most of a second to import. Only `chain.rpc.web3_over` imports this module, when it is
+first asked.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ from web3.types import RPCEndpoint, RPCResponse
 
 from piecework.chain.rpc import JsonRpc, data_bytes, hash_of, quantity
 
-# web3's formatters let through what is not of the method's type (null, "-1", true, an object): these do not.
+# web3's formatters let through what is not of the method's type (null, "-1", true, an object):
+# these do not.
 _SHAPES: Mapping[str, tuple[Callable[[Any, str], object], str]] = {
     "eth_blockNumber": (quantity, "the block number"),
     "eth_call": (data_bytes, "a call"),
@@ -30,8 +33,8 @@ _SHAPES: Mapping[str, tuple[Callable[[Any, str], object], str]] = {
 class RpcProvider(AsyncJSONBaseProvider):
     """Answers web3 out of a `JsonRpc`.
 
-    Failures leave as the `JsonRpc`'s own exceptions, which web3 passes on as they are: it never sees an error
-    answer, so that it can neither reword one nor act on one.
+    Failures leave as the `JsonRpc`'s own exceptions, which web3 passes on as they are: it never
+    sees an error answer, so that it can neither reword one nor act on one.
     """
 
     # EIP-3668: a contract's revert could send us to any address on the network.
@@ -42,7 +45,8 @@ class RpcProvider(AsyncJSONBaseProvider):
         self._rpc = rpc
 
     async def make_request(self, method: RPCEndpoint, params: Any) -> RPCResponse:
-        """Raises what `JsonRpc.call` does, and `BadAnswer` for a result that is not of the method's type."""
+        """Raises what `JsonRpc.call` does, and `BadAnswer` for a result that is not of the method's
+        type."""
         result = await self._rpc.call(method, *params)
         if method in _SHAPES:
             check, what = _SHAPES[method]
@@ -54,5 +58,6 @@ class RpcProvider(AsyncJSONBaseProvider):
 
 
 def over(rpc: JsonRpc) -> AsyncWeb3[RpcProvider]:
-    """web3 without its middleware: nothing resolves names, pads gas or picks fees behind our back."""
+    """web3 without its middleware: nothing resolves names, pads gas or picks fees behind our
+    back."""
     return AsyncWeb3(RpcProvider(rpc), middleware=[])

@@ -1,4 +1,5 @@
-"""Type-2 transactions as bytes: built, signed, read back from a journal. Pure. EIP-1559, EIP-2718."""
+"""Type-2 transactions as bytes: built, signed, read back from a journal. Pure. EIP-1559,
+EIP-2718."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ _MEMBERS = 12
 
 
 @dataclass(frozen=True, slots=True)
-class Unsigned:
+class UnsignedTransaction:
     """A transaction before its signature. `to` is None for the creation of a contract."""
 
     chain_id: int
@@ -36,10 +37,17 @@ class Unsigned:
             self.fees.max_fee,
             self.gas_limit,
         )
-        return [*(_minimal(n) for n in numbers), self.to or b"", _minimal(self.value), self.data, []]
+        return [
+            *(_minimal(n) for n in numbers),
+            self.to or b"",
+            _minimal(self.value),
+            self.data,
+            [],
+        ]
 
     def sign(self, signer: Signer) -> SignedTransaction:
-        """RFC 6979 makes this deterministic: signing again gives the same bytes and the same hash."""
+        """RFC 6979 makes this deterministic: signing again gives the same bytes and the same
+        hash."""
         members = self.members()
         signature = signer.sign(keccak256(_TYPE + rlp.encode(members)))
         r, s = int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:64], "big")
@@ -49,12 +57,13 @@ class Unsigned:
 
 @dataclass(frozen=True, slots=True)
 class SignedTransaction:
-    """A transaction ready to be sent. Journal `raw` before sending: sent again it is the same effect."""
+    """A transaction ready to be sent. Journal `raw` before sending: sent again it is the same
+    effect."""
 
     raw: bytes
     hash: Bytes32
     sender: Address
-    unsigned: Unsigned
+    unsigned: UnsignedTransaction
 
     @property
     def nonce(self) -> int:
@@ -84,7 +93,8 @@ class SignedTransaction:
 
     @classmethod
     def from_raw(cls, raw: bytes) -> SignedTransaction:
-        """Read a journaled transaction; `MalformedInput` for anything that `Unsigned.sign` does not make."""
+        """Read a journaled transaction; `MalformedInput` for anything that
+        `UnsignedTransaction.sign` does not make."""
         if raw[:1] != _TYPE:
             raise MalformedInput("not a type-2 transaction")
         try:
@@ -104,13 +114,17 @@ class SignedTransaction:
         return cls(raw, keccak256(raw), sender, unsigned)
 
 
-def _read(members: list[bytes]) -> Unsigned:
-    chain_id, nonce, priority_fee, max_fee, gas_limit = (int.from_bytes(m, "big") for m in members[:5])
+def _read(members: list[bytes]) -> UnsignedTransaction:
+    chain_id, nonce, priority_fee, max_fee, gas_limit = (
+        int.from_bytes(m, "big") for m in members[:5]
+    )
     to, value, data = members[5], int.from_bytes(members[6], "big"), members[7]
     if len(to) not in (0, ADDRESS_BYTES):
         raise MalformedInput("a transaction's recipient is 20 bytes")
     fees = Fees(max_fee, priority_fee)
-    return Unsigned(chain_id, nonce, fees, gas_limit, Address(to) if to else None, value, data)
+    return UnsignedTransaction(
+        chain_id, nonce, fees, gas_limit, Address(to) if to else None, value, data
+    )
 
 
 def _minimal(value: int) -> bytes:

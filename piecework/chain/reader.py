@@ -1,7 +1,7 @@
 """What the chain says now: channels, balances, workers, events. Read only.
 
-Money is judged at finality: up to `finalized_block` a caller may forget that chains reorganize. Everything
-else is read at "latest" unless a block is given.
+Money is judged at finality: up to `finalized_block` a caller may forget that chains reorganize.
+Everything else is read at "latest" unless a block is given.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class ChannelOnChain:
-    """A channel as the escrow knows it. `withdrawal_requested_at` is 0 for none; amounts in base units."""
+    """A channel as the escrow knows it. `withdrawal_requested_at` is 0 for none; amounts in base
+    units."""
 
     state: ChannelState
     deposit: Amount
@@ -111,7 +112,9 @@ class ClaimPreview:
 class ChainReader:
     """One market on one chain, through one node. Make it with `connect`, which checks both."""
 
-    def __init__(self, rpc: JsonRpc, deployment: Deployment, finality: Finality = FINALIZED) -> None:
+    def __init__(
+        self, rpc: JsonRpc, deployment: Deployment, finality: Finality = FINALIZED
+    ) -> None:
         self.rpc = rpc
         self.deployment = deployment
         self.finality = finality
@@ -126,7 +129,9 @@ class ChainReader:
         finality: Finality = FINALIZED,
     ) -> Self:
         """Connect and `verify`; `rpc_url` replaces the deployment's. Close with `close`."""
-        reader = cls(HttpRpc(rpc_url or deployment.rpc_url, timeout_s=timeout_s), deployment, finality)
+        reader = cls(
+            HttpRpc(rpc_url or deployment.rpc_url, timeout_s=timeout_s), deployment, finality
+        )
         try:
             await reader.verify()
         except BaseException:
@@ -152,15 +157,17 @@ class ChainReader:
     def _w3(self) -> AsyncWeb3[Any]:
         return web3_over(self.rpc)
 
-    # ------------------------------------------------------------------ is this the right chain?
+    # --- is this the right chain?
 
     async def verify(self) -> None:
-        """`WrongChain` unless chain id, both code hashes and the escrow's domain are the deployment's."""
+        """`WrongChain` unless chain id, both code hashes and the escrow's domain are the
+        deployment's."""
         expected = self.deployment
         chain_id = await self._w3.eth.chain_id
         if chain_id != expected.chain_id:
             raise WrongChain(
-                f"the node serves chain {chain_id} and the deployment is on chain {expected.chain_id}. "
+                f"the node serves chain {chain_id} and the deployment is on chain "
+                f"{expected.chain_id}. "
                 "Use a node of that chain, or the deployment file of this one."
             )
         contracts = (
@@ -174,17 +181,19 @@ class ChainReader:
                     f"there is no {name} at {to_hex(address)} on this chain. Was it started anew?"
                 )
             if keccak256(code) != code_hash:
-                raise WrongChain(f"the code of the {name} at {to_hex(address)} is not the deployment's")
+                raise WrongChain(
+                    f"the code of the {name} at {to_hex(address)} is not the deployment's"
+                )
         (separator,) = await self._escrow("DOMAIN_SEPARATOR")
         if separator != self.domain.separator():
             raise WrongChain("the escrow signs under another domain than this program")
 
-    # ------------------------------------------------------------------ blocks
+    # --- blocks
 
     async def block(self, number: int | str) -> Block:
         """A block by number or tag ("latest", "finalized")."""
-        # Raw, here and for logs, receipts and transactions: web3 rewrites some thirty members, fails on some
-        # chains' own (a long extraData) and passes on those that we read unchecked.
+        # Raw, here and for logs, receipts and transactions: web3 rewrites some thirty members,
+        # fails on some chains' own (a long extraData) and passes on those that we read unchecked.
         tag = hex(number) if isinstance(number, int) else number
         raw = await self.rpc.call("eth_getBlockByNumber", tag, False)
         if raw is None:
@@ -200,14 +209,15 @@ class ChainReader:
         return await self._w3.eth.block_number
 
     async def finalized_block(self) -> int:
-        """The height up to which blocks are final, by the configured `finality`; 0 on a young chain."""
+        """The height up to which blocks are final, by the configured `finality`; 0 on a young
+        chain."""
         return await finalized_height(self.rpc, self.finality)
 
     async def timestamp(self) -> Timestamp:
         """The time of the latest block: what the contracts compare deadlines with."""
         return (await self.block("latest")).timestamp
 
-    # ------------------------------------------------------------------ channels and money
+    # --- channels and money
 
     async def channel(self, channel_id: ChannelId, *, block: int | None = None) -> ChannelOnChain:
         """A channel; state NONE when the escrow has never seen it."""
@@ -220,7 +230,9 @@ class ChainReader:
             state = ChannelState.NONE
         else:
             state = ChannelState.WITHDRAWING if requested else ChannelState.OPEN
-        return ChannelOnChain(state, Amount(deposit), Amount(settled), Uint64(count), Timestamp(requested))
+        return ChannelOnChain(
+            state, Amount(deposit), Amount(settled), Uint64(count), Timestamp(requested)
+        )
 
     async def pooled_balance(self, token: Address, owner: Address) -> Amount:
         """What the escrow holds for `owner` outside of channels."""
@@ -252,12 +264,16 @@ class ChainReader:
         return int(nonce)
 
     async def token_domain(self, token: Address) -> ContractDomain:
-        """The token's EIP-712 domain, checked against its separator on the chain; `BadAnswer` if it differs.
+        """The token's EIP-712 domain, checked against its separator on the chain; `BadAnswer` if it
+        differs.
 
-        The separator is rebuilt from the parts, so that a node cannot make us sign for another token.
+        The separator is rebuilt from the parts, so that a node cannot make us sign for another
+        token.
         """
         (name,) = await self._token(token, "name")
-        domain = ContractDomain(name, await self._token_version(token), self.deployment.chain_id, token)
+        domain = ContractDomain(
+            name, await self._token_version(token), self.deployment.chain_id, token
+        )
         (separator,) = await self._token(token, "DOMAIN_SEPARATOR")
         domain.require_separator(separator)
         return domain
@@ -271,7 +287,7 @@ class ChainReader:
             for amount, reason in zip(amounts, reasons, strict=True)
         )
 
-    # ------------------------------------------------------------------ workers
+    # --- workers
 
     async def worker(self, operator: Address) -> RegisteredWorker | None:
         """A registered worker, or None."""
@@ -290,7 +306,8 @@ class ChainReader:
     async def workers(
         self, offset: int, limit: int, *, block: int | None = None
     ) -> tuple[RegisteredWorker, ...]:
-        """At most MAX_WORKERS_PER_PAGE. Walk pages at one `block`: the order changes when one leaves."""
+        """At most MAX_WORKERS_PER_PAGE. Walk pages at one `block`: the order changes when one
+        leaves."""
         page = min(limit, MAX_WORKERS_PER_PAGE)
         (rows,) = await self._registry("workers", offset, page, block=block)
         return tuple(_worker(row) for row in rows)
@@ -299,7 +316,9 @@ class ChainReader:
         """Walk all pages as of now, up to `maximum` workers."""
         block = await self.latest_block()
         for offset in range(0, maximum, MAX_WORKERS_PER_PAGE):
-            page = await self.workers(offset, min(MAX_WORKERS_PER_PAGE, maximum - offset), block=block)
+            page = await self.workers(
+                offset, min(MAX_WORKERS_PER_PAGE, maximum - offset), block=block
+            )
             for worker in page:
                 yield worker
             if len(page) < MAX_WORKERS_PER_PAGE:
@@ -312,7 +331,8 @@ class ChainReader:
         return StakeRequirements(Address(token), Amount(stake), Seconds(delay))
 
     async def is_signer(self, operator: Address, key: Address) -> bool:
-        """Whether `key` signs for the registered `operator` now: its own key or a live session key."""
+        """Whether `key` signs for the registered `operator` now: its own key or a live session
+        key."""
         (signs,) = await self._registry("isSigner", operator, key)
         return bool(signs)
 
@@ -320,15 +340,20 @@ class ChainReader:
         """The domain of a worker's registration."""
         return registry_domain(self.deployment.chain_id, self.deployment.registry)
 
-    # ------------------------------------------------------------------ events
+    # --- events
 
-    async def withdrawal_requests(self, from_block: int, to_block: int) -> tuple[WithdrawalRequested, ...]:
+    async def withdrawal_requests(
+        self, from_block: int, to_block: int
+    ) -> tuple[WithdrawalRequested, ...]:
         """Every withdrawal request between two blocks, both included."""
         events = await self.escrow_events(("WithdrawalRequested",), from_block, to_block)
         return tuple(e for e in events if isinstance(e, WithdrawalRequested))
 
     async def settlements(
-        self, channel: ChannelId | None = None, from_block: int | None = None, to_block: int | None = None
+        self,
+        channel: ChannelId | None = None,
+        from_block: int | None = None,
+        to_block: int | None = None,
     ) -> tuple[Settled, ...]:
         """The payments of a channel (or of all), by default over the life of the deployment."""
         start = self.deployment.block if from_block is None else from_block
@@ -355,36 +380,47 @@ class ChainReader:
             found += parse_logs(await self.rpc.call("eth_getLogs", query))
         return decode_events(self.deployment.escrow, found)
 
-    # ------------------------------------------------------------------ raw calls
+    # --- raw calls
 
     async def code(self, address: Address) -> bytes:
         """The code at an address, empty when there is none."""
         return bytes(await self._w3.eth.get_code(self._w3.to_checksum_address(address)))
 
-    async def _escrow(self, name: str, *arguments: Any, block: int | None = None) -> tuple[Any, ...]:
+    async def _escrow(
+        self, name: str, *arguments: Any, block: int | None = None
+    ) -> tuple[Any, ...]:
         return await self._view("Escrow", self.deployment.escrow, name, arguments, block)
 
-    async def _registry(self, name: str, *arguments: Any, block: int | None = None) -> tuple[Any, ...]:
+    async def _registry(
+        self, name: str, *arguments: Any, block: int | None = None
+    ) -> tuple[Any, ...]:
         return await self._view("WorkerRegistry", self.deployment.registry, name, arguments, block)
 
     async def _token(self, token: Address, name: str, *arguments: Any) -> tuple[Any, ...]:
         return await self._view("TestToken", token, name, arguments, None)
 
     async def _view(
-        self, contract: str, address: Address, name: str, arguments: Sequence[Any], block: int | None
+        self,
+        contract: str,
+        address: Address,
+        name: str,
+        arguments: Sequence[Any],
+        block: int | None,
     ) -> tuple[Any, ...]:
         abi = interface(contract)
         return abi.decode(name, await self._eth_call(address, abi.encode(name, arguments), block))
 
     async def _eth_call(self, to: Address, data: bytes, block: int | None = None) -> bytes:
-        """Not web3's contract functions: they encode ten times slower (0.2 s of a running worker's loop for
-        a full batch of claims) and lose a page of workers over one endpoint that is not UTF-8.
+        """Not web3's contract functions: they encode ten times slower (0.2 s of a running worker's
+        loop for a full batch of claims) and lose a page of workers over one endpoint that is not
+        UTF-8.
         """
         request: TxParams = {"to": self._w3.to_checksum_address(to), "data": data}
         return bytes(await self._w3.eth.call(request, "latest" if block is None else block))
 
     async def _token_version(self, token: Address) -> str:
-        """The version in the token's domain: EIP-5267 if it has it, else version() (USDC), else "1"."""
+        """The version in the token's domain: EIP-5267 if it has it, else version() (USDC), else
+        "1"."""
         try:
             return str((await self._token(token, "eip712Domain"))[2])
         except (TransactionReverted, BadAnswer):

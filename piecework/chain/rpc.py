@@ -1,7 +1,8 @@
 """JSON-RPC over HTTP: bounded, timed, with errors sorted by what can be done about them.
 
-This is the wire under web3 (`web3_over`). It is not web3's own HTTP provider because that one reads answers
-of any size, drops the body of an HTTP error, and writes the node's address, API key and all, to its log.
+This is the wire under web3 (`web3_over`). It is not web3's own HTTP provider because that one reads
+answers of any size, drops the body of an HTTP error, and writes the node's address, API key and
+all, to its log.
 """
 
 from __future__ import annotations
@@ -18,7 +19,12 @@ import aiohttp
 from piecework.base.jsons import loads
 from piecework.chain.abi import decode_revert
 from piecework.chain.errors import BadAnswer, RpcRefused, RpcUnavailable, TransactionReverted
-from piecework.chain.limits import DEFAULT_RPC_TIMEOUT_S, MAX_RPC_RESPONSE_BYTES, RPC_ATTEMPTS, RPC_BACKOFF_S
+from piecework.chain.limits import (
+    DEFAULT_RPC_TIMEOUT_S,
+    MAX_RPC_RESPONSE_BYTES,
+    RPC_ATTEMPTS,
+    RPC_BACKOFF_S,
+)
 from piecework_protocol.types import Address, Bytes32, to_hex
 
 if TYPE_CHECKING:
@@ -29,7 +35,8 @@ _NOT_REPEATED = frozenset({"eth_sendRawTransaction", "evm_mine", "evm_increaseTi
 
 
 class JsonRpc(Protocol):
-    """One node. Raises `RpcUnavailable`, `RpcRefused`, `TransactionReverted` or `BadAnswer`, nothing else."""
+    """One node. Raises `RpcUnavailable`, `RpcRefused`, `TransactionReverted` or `BadAnswer`,
+    nothing else."""
 
     async def call(self, method: str, *params: Any) -> Any:
         """The `result` member of the answer."""
@@ -39,7 +46,8 @@ class JsonRpc(Protocol):
 
 
 class HttpRpc:
-    """A node behind an http(s) address. One connection pool, made on first use in the running loop."""
+    """A node behind an http(s) address. One connection pool, made on first use in the running
+    loop."""
 
     def __init__(
         self, url: str, *, timeout_s: float = DEFAULT_RPC_TIMEOUT_S, attempts: int = RPC_ATTEMPTS
@@ -55,7 +63,10 @@ class HttpRpc:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         await self.close()
 
@@ -95,12 +106,16 @@ class HttpRpc:
             answer = loads(data)
         except ValueError as error:
             if status == 200:
-                raise BadAnswer(f"the node at {self.host} answered {method} with no JSON") from error
+                raise BadAnswer(
+                    f"the node at {self.host} answered {method} with no JSON"
+                ) from error
             raise RpcUnavailable(
                 f"the chain's node at {self.host} answered HTTP {status} to {method}"
             ) from error
         if status in (408, 429) or (status >= 500 and not _has_error(answer)):
-            raise RpcUnavailable(f"the chain's node at {self.host} answered HTTP {status} to {method}")
+            raise RpcUnavailable(
+                f"the chain's node at {self.host} answered HTTP {status} to {method}"
+            )
         return answer
 
     def _result(self, method: str, answer: Any) -> Any:
@@ -109,19 +124,23 @@ class HttpRpc:
         if _has_error(answer):
             raise refusal(method, answer["error"])
         if "result" not in answer:
-            raise BadAnswer(f"the node at {self.host} answered {method} with neither result nor error")
+            raise BadAnswer(
+                f"the node at {self.host} answered {method} with neither result nor error"
+            )
         return answer["result"]
 
 
 def web3_over(rpc: JsonRpc) -> AsyncWeb3[Any]:
-    """web3 on top of a node, with the errors of `JsonRpc`. The first use imports web3 (most of a second)."""
+    """web3 on top of a node, with the errors of `JsonRpc`. The first use imports web3 (most of a
+    second)."""
     from piecework.chain.provider import over
 
     return over(rpc)
 
 
 def refusal(method: str, error: dict[str, Any]) -> RpcRefused | TransactionReverted:
-    """A JSON-RPC error as an exception: a contract's revert with its reason, or the node's own refusal."""
+    """A JSON-RPC error as an exception: a contract's revert with its reason, or the node's own
+    refusal."""
     code = error.get("code")
     message = str(error.get("message", ""))
     data = error.get("data")
@@ -133,7 +152,8 @@ def refusal(method: str, error: dict[str, Any]) -> RpcRefused | TransactionRever
 
 
 def host_of(url: str) -> str:
-    """Scheme, host and port: what may be shown. The path and the user part often hold an API key."""
+    """Scheme, host and port: what may be shown. The path and the user part often hold an API
+    key."""
     parts = urlsplit(url)
     port = f":{parts.port}" if parts.port else ""
     return f"{parts.scheme}://{parts.hostname}{port}"

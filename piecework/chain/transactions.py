@@ -1,8 +1,9 @@
 """Sending, in two phases, so that a caller can journal in between.
 
-`prepare` signs and sends nothing; `broadcast` sends the same bytes as often as one likes; `outcome` looks.
-One effect never gets two nonces here: to try again is to broadcast the journaled bytes, or to `replace` them
-with the same nonce. Whoever restarts calls `resume` with the journaled transactions that are not final yet.
+`prepare` signs and sends nothing; `broadcast` sends the same bytes as often as one likes; `outcome`
+looks. One effect never gets two nonces here: to try again is to broadcast the journaled bytes, or
+to `replace` them with the same nonce. Whoever restarts calls `resume` with the journaled
+transactions that are not final yet.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from piecework.chain.fees import (
 )
 from piecework.chain.finality import FINALIZED, Finality, finalized_height
 from piecework.chain.limits import DEFAULT_MINING_TIMEOUT_S, DEFAULT_POLL_S
-from piecework.chain.rawtx import SignedTransaction, Unsigned
+from piecework.chain.rawtx import SignedTransaction, UnsignedTransaction
 from piecework.chain.reader import ChainReader, parse_logs
 from piecework.chain.rpc import JsonRpc, call_object, hash_of, member, quantity, web3_over
 from piecework_protocol.errors import invariant
@@ -69,7 +70,8 @@ class Pending:
 
 @dataclass(frozen=True, slots=True)
 class Mined:
-    """In a block that may still be reorganized away. `success` False: it reverted and its gas is spent."""
+    """In a block that may still be reorganized away. `success` False: it reverted and its gas is
+    spent."""
 
     block: int
     block_hash: Bytes32
@@ -93,7 +95,8 @@ class Superseded:
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """The node does not know it: never sent, dropped, or reorganized away. Broadcast the same bytes again."""
+    """The node does not know it: never sent, dropped, or reorganized away. Broadcast the same bytes
+    again."""
 
 
 Outcome: TypeAlias = Pending | Mined | Finalized | Superseded | Unknown
@@ -115,14 +118,24 @@ _WORDINGS: tuple[tuple[Answer, tuple[str, ...]], ...] = (
     (Answer.NONCE_USED, ("nonce too low", "old nonce", "nonce is too low", "noncetoolow")),
     (
         Answer.FEE_TOO_LOW,
-        ("underpriced", "less than block base fee", "feetoolow", "below current base fee", "fee too low"),
+        (
+            "underpriced",
+            "less than block base fee",
+            "feetoolow",
+            "below current base fee",
+            "fee too low",
+        ),
     ),
-    (Answer.NO_FUNDS, ("insufficient funds", "insufficient balance", "upfront cost", "insufficientfunds")),
+    (
+        Answer.NO_FUNDS,
+        ("insufficient funds", "insufficient balance", "upfront cost", "insufficientfunds"),
+    ),
 )
 
 
 def classify(message: str) -> Answer:
-    """Sort a node's refusal of eth_sendRawTransaction; the codes are not standard, the words nearly are."""
+    """Sort a node's refusal of eth_sendRawTransaction; the codes are not standard, the words nearly
+    are."""
     text = message.lower()
     for answer, wordings in _WORDINGS:
         if any(wording in text for wording in wordings):
@@ -155,7 +168,9 @@ class TransactionSender:
         return web3_over(self.rpc)
 
     @classmethod
-    def of(cls, reader: ChainReader, signer: Signer, *, fees: FeePolicy | None = None) -> TransactionSender:
+    def of(
+        cls, reader: ChainReader, signer: Signer, *, fees: FeePolicy | None = None
+    ) -> TransactionSender:
         """A sender through the reader's node, for the reader's chain."""
         chain_id = reader.deployment.chain_id
         return cls(reader.rpc, signer, chain_id, fees=fees, finality=reader.finality)
@@ -164,7 +179,9 @@ class TransactionSender:
         """Count the nonces of transactions that an earlier process signed as taken."""
         for tx in journaled:
             invariant(tx.sender == self.signer.address, "a journaled transaction is another key's")
-            invariant(tx.unsigned.chain_id == self.chain_id, "a journaled transaction is another chain's")
+            invariant(
+                tx.unsigned.chain_id == self.chain_id, "a journaled transaction is another chain's"
+            )
             self._next = max(self._next, tx.nonce + 1)
 
     async def prepare(
@@ -172,9 +189,10 @@ class TransactionSender:
     ) -> SignedTransaction:
         """Estimate, choose fees and nonce, and sign. Nothing is sent.
 
-        `value_at_stake` in wei: the transaction may cost no more. Errors, all before anything is sent:
-        `TransactionReverted` (it would fail now), `FeeTooHigh`, `InsufficientGas`, `RpcUnavailable`.
-        The nonce counts as taken from here on; `forget` frees it if the transaction was never sent.
+        `value_at_stake` in wei: the transaction may cost no more. Errors, all before anything is
+        sent: `TransactionReverted` (it would fail now), `FeeTooHigh`, `InsufficientGas`,
+        `RpcUnavailable`. The nonce counts as taken from here on; `forget` frees it if the
+        transaction was never sent.
         """
         gas = gas_limit(await self._estimate(call), call.gas_hint)
         fees = choose_fees(await self._market(), gas, self.policy, value_at_stake)
@@ -186,15 +204,17 @@ class TransactionSender:
         return self._unsigned(call, nonce, gas, fees).sign(self.signer)
 
     def forget(self, tx: SignedTransaction) -> None:
-        """Free the nonce of a transaction that was certainly never broadcast, if it is the last one taken."""
+        """Free the nonce of a transaction that was certainly never broadcast, if it is the last one
+        taken."""
         if self._next == tx.nonce + 1:
             self._next = tx.nonce
 
     async def broadcast(self, tx: SignedTransaction) -> Bytes32:
         """Send the bytes; sending them again is harmless. Returns the hash.
 
-        `NonceTaken` when another transaction with this nonce was mined, `FeeTooLow` when the node wants more,
-        `InsufficientGas`, `RpcUnavailable` (it may have arrived all the same: see `outcome`), `RpcRefused`.
+        `NonceTaken` when another transaction with this nonce was mined, `FeeTooLow` when the node
+        wants more, `InsufficientGas`, `RpcUnavailable` (it may have arrived all the same: see
+        `outcome`), `RpcRefused`.
         """
         try:
             answer = await self._w3.eth.send_raw_transaction(tx.raw)
@@ -206,7 +226,8 @@ class TransactionSender:
         return tx.hash
 
     async def outcome(self, tx_hash: Bytes32, *, nonce: int | None = None) -> Outcome:
-        """What became of a transaction. With its `nonce` it can be told apart whether it was superseded."""
+        """What became of a transaction. With its `nonce` it can be told apart whether it was
+        superseded."""
         mined = await self._receipt(tx_hash)
         if mined is not None:
             return Finalized(mined) if await self._is_final(mined) else mined
@@ -215,7 +236,10 @@ class TransactionSender:
             # Between the two questions a block may have come; a pending one has no block.
             pooled = member(known, "blockNumber", "a transaction") is None
             return Pending() if pooled else await self._mined_or_pending(tx_hash)
-        if nonce is not None and await self._count(await finalized_height(self.rpc, self.finality)) > nonce:
+        if (
+            nonce is not None
+            and await self._count(await finalized_height(self.rpc, self.finality)) > nonce
+        ):
             # Mined after the first question? The receipt is asked for again before giving up on it.
             again = await self._receipt(tx_hash)
             return Superseded() if again is None else again
@@ -227,7 +251,8 @@ class TransactionSender:
         timeout_s: float = DEFAULT_MINING_TIMEOUT_S,
         poll_s: float = DEFAULT_POLL_S,
     ) -> Mined:
-        """Poll until a block holds it; `StuckTransaction` after the timeout (it may still be mined later)."""
+        """Poll until a block holds it; `StuckTransaction` after the timeout (it may still be mined
+        later)."""
         try:
             async with asyncio.timeout(timeout_s):
                 while True:
@@ -241,16 +266,23 @@ class TransactionSender:
                 "Look again later, or replace it with higher fees."
             ) from None
 
-    async def replace(self, tx: SignedTransaction, *, value_at_stake: int | None = None) -> SignedTransaction:
-        """The same effect with the same nonce and both fees at least 12.5 % higher, signed and not sent.
+    async def replace(
+        self, tx: SignedTransaction, *, value_at_stake: int | None = None
+    ) -> SignedTransaction:
+        """The same effect with the same nonce and both fees at least 12.5 % higher, signed and not
+        sent.
 
         Only one of the two can be mined. Journal the new bytes beside the old ones: either may win.
         """
         market = await self._market()
         u = tx.unsigned
         fees = bump_fees(u.fees, market, u.gas_limit, self.policy, value_at_stake)
-        require_balance(await self._balance(), u.gas_limit, fees, u.value, to_hex(self.signer.address))
-        return Unsigned(u.chain_id, u.nonce, fees, u.gas_limit, u.to, u.value, u.data).sign(self.signer)
+        require_balance(
+            await self._balance(), u.gas_limit, fees, u.value, to_hex(self.signer.address)
+        )
+        return UnsignedTransaction(
+            u.chain_id, u.nonce, fees, u.gas_limit, u.to, u.value, u.data
+        ).sign(self.signer)
 
     async def cancel(self, tx: SignedTransaction) -> SignedTransaction:
         """A transfer of nothing to ourselves with the same nonce and higher fees: fills the gap."""
@@ -259,9 +291,14 @@ class TransactionSender:
         return self._unsigned(nothing, tx.nonce, nothing.gas_hint, fees).sign(self.signer)
 
     async def execute(
-        self, call: Call, *, timeout_s: float = DEFAULT_MINING_TIMEOUT_S, poll_s: float = DEFAULT_POLL_S
+        self,
+        call: Call,
+        *,
+        timeout_s: float = DEFAULT_MINING_TIMEOUT_S,
+        poll_s: float = DEFAULT_POLL_S,
     ) -> Mined:
-        """Prepare, broadcast and wait, for tools that keep no journal. `TransactionReverted` if it failed."""
+        """Prepare, broadcast and wait, for tools that keep no journal. `TransactionReverted` if it
+        failed."""
         tx = await self.prepare(call)
         try:
             await self.broadcast(tx)
@@ -290,17 +327,19 @@ class TransactionSender:
         return TransactionReverted("", {})
 
     async def wei_per_gas(self) -> int:
-        """What a unit of gas costs now: base fee and tip, to weigh a transaction before preparing it."""
+        """What a unit of gas costs now: base fee and tip, to weigh a transaction before preparing
+        it."""
         market = await self._market()
         return market.base_fee + min(market.priority_fee, self.policy.max_priority_fee_wei)
 
-    # ------------------------------------------------------------------ what the node says
+    # --- what the node says
 
-    def _unsigned(self, call: Call, nonce: int, gas: int, fees: Fees) -> Unsigned:
-        return Unsigned(self.chain_id, nonce, fees, gas, call.to, call.value, call.data)
+    def _unsigned(self, call: Call, nonce: int, gas: int, fees: Fees) -> UnsignedTransaction:
+        return UnsignedTransaction(self.chain_id, nonce, fees, gas, call.to, call.value, call.data)
 
     async def _estimate(self, call: Call) -> int:
-        # Raw: web3 always names a block. Without one, nodes that can estimate on top of their pending block.
+        # Raw: web3 always names a block. Without one, nodes that can estimate on top of their
+        # pending block.
         request = call_object(call.to, call.data, sender=self.signer.address, value=call.value)
         try:
             return quantity(await self.rpc.call("eth_estimateGas", request), "a gas estimate")
@@ -326,7 +365,10 @@ class TransactionSender:
         if mined.block > await finalized_height(self.rpc, self.finality):
             return False
         block = await self.rpc.call("eth_getBlockByNumber", hex(mined.block), False)
-        return block is not None and hash_of(member(block, "hash", "a block"), "a hash") == mined.block_hash
+        return (
+            block is not None
+            and hash_of(member(block, "hash", "a block"), "a hash") == mined.block_hash
+        )
 
     async def _mined_or_pending(self, tx_hash: Bytes32) -> Outcome:
         mined = await self._receipt(tx_hash)
@@ -339,7 +381,8 @@ class TransactionSender:
         return _mined(raw)
 
     async def _refused(self, tx: SignedTransaction, error: RpcRefused) -> None:
-        """Return when the refusal means that the node already has this very transaction, else raise."""
+        """Return when the refusal means that the node already has this very transaction, else
+        raise."""
         answer = classify(error.message)
         if answer is Answer.KNOWN:
             return
@@ -352,7 +395,9 @@ class TransactionSender:
                 "Is another program using this key?"
             ) from error
         if answer is Answer.FEE_TOO_LOW:
-            raise FeeTooLow(f"the node wants higher fees for this transaction: {error.message}") from error
+            raise FeeTooLow(
+                f"the node wants higher fees for this transaction: {error.message}"
+            ) from error
         if answer is Answer.NO_FUNDS:
             raise _no_funds(self.signer) from error
         raise error

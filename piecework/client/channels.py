@@ -1,7 +1,7 @@
 """The client's channels: choosing one for a job, sizing its deposit, and closing it.
 
-A channel is opened by an authorization that travels inside the first job; the worker submits it. The client
-sends no transaction and needs no gas to start.
+A channel is opened by an authorization that travels inside the first job; the worker submits it.
+The client sends no transaction and needs no gas to start.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class _DepositTooSmall(PieceworkError):
     """The channel needs more than was authorized: ask the chain what is free, and come back."""
 
 
-class Channels:
+class ChannelManager:
     """Channels of one wallet."""
 
     def __init__(
@@ -46,20 +46,24 @@ class Channels:
         self._token, self._config, self._clock, self._entropy = token, config, clock, entropy
 
     async def for_offer(self, offer: Offer) -> ChannelRow:
-        """The open channel with this worker, or the terms of a new one, recorded and not yet funded."""
+        """The open channel with this worker, or the terms of a new one, recorded and not yet
+        funded."""
         terms = Channel(
             payer=self._wallet.payer.address,
             authorizer=self._wallet.authorizer.address,
             receiver=offer.receiver,
             operator=offer.operator,
             token=self._token,
-            withdrawal_delay=Seconds(max(offer.min_withdrawal_delay, self._config.withdrawal_delay_s)),
+            withdrawal_delay=Seconds(
+                max(offer.min_withdrawal_delay, self._config.withdrawal_delay_s)
+            ),
             salt=Bytes32(self._entropy(32)),
         )
         return await asyncio.to_thread(self._store.open_channel, terms)
 
     async def admit(self, job: JobRow, prompt: str | None) -> ChannelRow:
-        """Record a job and make sure that its channel's deposit covers it, else `InsufficientFunds`."""
+        """Record a job and make sure that its channel's deposit covers it, else
+        `InsufficientFunds`."""
         await self.refresh_funding(job.channel_id)
         until = Timestamp(job.created_at + self._config.funding_lifetime_s)
         smallest = job.offer.offer.min_deposit
@@ -73,7 +77,9 @@ class Channels:
             free = await self.free_balance()
 
         def grow(needed: Amount, deposit: Amount) -> Amount:
-            return deposit_total(Amount(max(needed, smallest)), deposit, free, Amount(self._config.deposit))
+            return deposit_total(
+                Amount(max(needed, smallest)), deposit, free, Amount(self._config.deposit)
+            )
 
         return await asyncio.to_thread(self._store.admit, job, prompt, grow, until)
 
@@ -91,7 +97,8 @@ class Channels:
         return Funding(authorization, sign(self._chain.domain, authorization, self._wallet.payer))
 
     async def refresh_funding(self, channel: ChannelId) -> ChannelRow:
-        """See whether a pending deposit has arrived. A chain that is away delays that, not the job."""
+        """See whether a pending deposit has arrived. A chain that is away delays that, not the
+        job."""
         row = await asyncio.to_thread(self._store.channel, channel)
         if row.deposit <= row.funded:
             return row
@@ -121,7 +128,8 @@ class Channels:
 def deposit_total(needed: Amount, deposit: Amount, free: Amount, step: Amount) -> Amount:
     """A channel's new total deposit: at least `needed`, in whole steps if the free balance allows.
 
-    `InsufficientFunds` when even the smallest raise is more than what is free. Base units throughout.
+    `InsufficientFunds` when even the smallest raise is more than what is free. Base units
+    throughout.
     """
     shortage = needed - deposit
     if shortage > free:

@@ -1,6 +1,7 @@
 """The client's configuration: config.toml in its home < PIECEWORK_CLIENT_* < flags.
 
-The only place of the client that reads the environment. An unknown key is refused with the nearest name.
+The only place of the client that reads the environment. An unknown key is refused with the nearest
+name.
 """
 
 from __future__ import annotations
@@ -12,7 +13,12 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from piecework.client.errors import ConfigError
 
@@ -57,13 +63,18 @@ class ClientConfig(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="PIECEWORK_CLIENT_", extra="forbid", frozen=True)
 
     indexes: tuple[str, ...] = Field(
-        default=(), max_length=16, description="Index URLs; none: ask the workers in the registry themselves."
+        default=(),
+        max_length=16,
+        description="Index URLs; none: ask the workers in the registry themselves.",
     )
-    rpc_url: str | None = Field(default=None, description="Instead of the deployment's RPC endpoint.")
+    rpc_url: str | None = Field(
+        default=None, description="Instead of the deployment's RPC endpoint."
+    )
     rpc_timeout_s: float = Field(default=10.0, gt=0, le=120)
 
     deposit: BaseUnits = Field(
-        default=1_000_000, description="What a channel is opened or topped up with, if the balance allows."
+        default=1_000_000,
+        description="What a channel is opened or topped up with, if the balance allows.",
     )
     withdrawal_delay_s: int = Field(
         default=0,
@@ -72,13 +83,19 @@ class ClientConfig(BaseSettings):
         description="Longer than the worker asks for: more choice, slower exit.",
     )
     funding_lifetime_s: int = Field(
-        default=3600, ge=60, le=86400, description="How long a signed funding authorization can be submitted."
+        default=3600,
+        ge=60,
+        le=86400,
+        description="How long a signed funding authorization can be submitted.",
     )
 
-    max_job_price: BaseUnits | None = Field(default=None, description="No job may cost more than this.")
+    max_job_price: BaseUnits | None = Field(
+        default=None, description="No job may cost more than this."
+    )
     max_price_per_million_output: BaseUnits | None = None
     second_is_worth: BaseUnits = Field(
-        default=50, description="Base units that one second of waiting counts for when workers are ranked."
+        default=50,
+        description="Base units that one second of waiting counts for when workers are ranked.",
     )
     job_lifetime_s: int = Field(default=900, ge=10, le=86400)
     stall_timeout_s: float = Field(
@@ -88,16 +105,22 @@ class ClientConfig(BaseSettings):
         description="A stream without any frame for this long counts as dropped.",
     )
     acknowledgement_timeout_s: float = Field(
-        default=10.0, gt=0, le=60, description="How long the worker has to confirm the last voucher of a job."
+        default=10.0,
+        gt=0,
+        le=60,
+        description="How long the worker has to confirm the last voucher of a job.",
     )
     resume_attempts: int = Field(default=5, ge=0, le=20)
-    keep_text: bool = Field(default=False, description="Keep prompts and answers in the client's database.")
+    keep_text: bool = Field(
+        default=False, description="Keep prompts and answers in the client's database."
+    )
 
     gateway_api_key: str | None = Field(default=None, min_length=8, max_length=256, repr=False)
     gateway_max_concurrent: int = Field(default=64, ge=1, le=4096)
     gateway_heartbeat_s: float = Field(default=10.0, gt=0, le=60)
     gateway_best_effort: bool = Field(
-        default=False, description="Requests that do not say may go to models without seed and trace."
+        default=False,
+        description="Requests that do not say may go to models without seed and trace.",
     )
 
     _file: ClassVar[dict[str, Any]] = {}

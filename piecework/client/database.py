@@ -1,8 +1,9 @@
 """The client's SQLite file: schema, opening, and transactions. `client.store` gives it meaning.
 
-WAL with synchronous FULL: what was committed survives a power cut. Several processes of one client (the
-command line beside the gateway) share the file: every change is one BEGIN IMMEDIATE transaction that reads
-the book, computes the next one and writes it, so that two processes never extend the same book.
+WAL with synchronous FULL: what was committed survives a power cut. Several processes of one client
+(the command line beside the gateway) share the file: every change is one BEGIN IMMEDIATE
+transaction that reads the book, computes the next one and writes it, so that two processes never
+extend the same book.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 CREATE TABLE channels (
     id BLOB PRIMARY KEY, payer BLOB NOT NULL, authorizer BLOB NOT NULL, receiver BLOB NOT NULL,
-    operator BLOB NOT NULL, token BLOB NOT NULL, withdrawal_delay INTEGER NOT NULL, salt BLOB NOT NULL,
+    operator BLOB NOT NULL, token BLOB NOT NULL, withdrawal_delay INTEGER NOT NULL,
+    salt BLOB NOT NULL,
     deposit TEXT NOT NULL, funding_deadline INTEGER NOT NULL, funded TEXT NOT NULL,
-    cumulative TEXT NOT NULL, count INTEGER NOT NULL, peaks BLOB NOT NULL, acknowledged INTEGER NOT NULL,
+    cumulative TEXT NOT NULL, count INTEGER NOT NULL, peaks BLOB NOT NULL,
+    acknowledged INTEGER NOT NULL,
     status TEXT NOT NULL
 ) STRICT;
 CREATE INDEX channels_by_operator ON channels (operator, status);
@@ -47,11 +50,13 @@ CREATE TABLE receipts (
     text TEXT, PRIMARY KEY (job, canvas), UNIQUE (channel, leaf_index)
 ) STRICT;
 CREATE TABLE vouchers (
-    channel BLOB NOT NULL REFERENCES channels (id), count INTEGER NOT NULL, cumulative TEXT NOT NULL,
+    channel BLOB NOT NULL REFERENCES channels (id), count INTEGER NOT NULL,
+    cumulative TEXT NOT NULL,
     root BLOB NOT NULL, PRIMARY KEY (channel, count)
 ) STRICT;
 CREATE TABLE workers (
-    operator BLOB PRIMARY KEY, successes REAL NOT NULL, failures REAL NOT NULL, updated_at INTEGER NOT NULL,
+    operator BLOB PRIMARY KEY, successes REAL NOT NULL, failures REAL NOT NULL,
+    updated_at INTEGER NOT NULL,
     broken_clause TEXT NOT NULL, broken_at INTEGER NOT NULL
 ) STRICT;
 """
@@ -63,7 +68,8 @@ class Database:
     def __init__(self, file: Path) -> None:
         self._lock = threading.Lock()
         try:
-            # Made here and not by SQLite, so that it is never readable by others; WAL files inherit the mode.
+            # Made here and not by SQLite, so that it is never readable by others; WAL files inherit
+            # the mode.
             os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
             self._connection = apsw.Connection(str(file))
             self._connection.set_busy_timeout(BUSY_TIMEOUT_MS)
@@ -80,7 +86,8 @@ class Database:
 
     @contextmanager
     def change(self) -> Iterator[apsw.Connection]:
-        """One durable transaction. Other processes wait; nothing is written when the body raises."""
+        """One durable transaction. Other processes wait; nothing is written when the body
+        raises."""
         with self._lock:
             try:
                 self._connection.execute("BEGIN IMMEDIATE")
@@ -88,7 +95,8 @@ class Database:
                     yield self._connection
                     self._connection.execute("COMMIT")
                 except BaseException:
-                    # SQLite itself may have rolled back, or a failed COMMIT may have left all of it open.
+                    # SQLite itself may have rolled back, or a failed COMMIT may have left all of it
+                    # open.
                     if self._connection.in_transaction:
                         self._connection.execute("ROLLBACK")
                     raise
@@ -126,5 +134,6 @@ class Database:
         for key, value in mine.items():
             if found.get(key) != value:
                 raise StoreError(
-                    f"{self._file} was made for {key} {found.get(key)}, not {value}. Use another --home"
+                    f"{self._file} was made for {key} {found.get(key)}, not {value}. Use another "
+                    "--home"
                 )

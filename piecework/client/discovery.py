@@ -1,7 +1,8 @@
 """Finding workers: signed offers from indexes, or from the workers themselves through the registry.
 
-Nothing an index says is believed: every offer is verified here against its signature, the clock and the
-registry. An index can hide workers, which is why several may be asked, and why the registry alone is enough.
+Nothing an index says is believed: every offer is verified here against its signature, the clock and
+the registry. An index can hide workers, which is why several may be asked, and why the registry
+alone is enough.
 """
 
 from __future__ import annotations
@@ -103,7 +104,9 @@ class Links:
 class Discovery:
     """The client's view of who offers what."""
 
-    def __init__(self, chain: ChainView, indexes: tuple[str, ...], links: Links, clock: Clock) -> None:
+    def __init__(
+        self, chain: ChainView, indexes: tuple[str, ...], links: Links, clock: Clock
+    ) -> None:
         self._chain, self._indexes, self._links, self._clock = chain, indexes, links, clock
         self._standing: dict[Address, tuple[float, RegisteredWorker | None]] = {}
         self._found: tuple[float, Found] | None = None
@@ -116,14 +119,16 @@ class Discovery:
             await self._http.close()
 
     async def offers(self) -> Found:
-        """Every usable offer. Answers from memory for a few seconds; concurrent callers share one search."""
+        """Every usable offer. Answers from memory for a few seconds; concurrent callers share one
+        search."""
         async with self._lock:
             if self._found is None or self._clock() > self._found[0] + OFFERS_FRESH_S:
                 self._found = (self._clock(), await self._search())
             return self._found[1]
 
     async def fresh_offer(self, offer: Offer) -> SignedOffer:
-        """The offer that the worker itself shows now: for a job that its last one no longer fits."""
+        """The offer that the worker itself shows now: for a job that its last one no longer
+        fits."""
         link = await self._links.to(offer)
         signed = await link.get_offer()
         await self.verify(signed)
@@ -135,7 +140,8 @@ class Discovery:
         return signed
 
     async def offer_of(self, operator: Address) -> SignedOffer | None:
-        """The current offer of one worker: from the last search, else from its registered endpoint."""
+        """The current offer of one worker: from the last search, else from its registered
+        endpoint."""
         found = await self.offers()
         known = next((s for s in found.offers if s.offer.operator == operator), None)
         if known is not None:
@@ -149,10 +155,12 @@ class Discovery:
         check_terms(offer, Timestamp(int(self._clock())))
         signer = offer_signer(self._chain.domain, signed)
         standing = await self._standing_of(offer.operator)
-        session_key = signer != offer.operator and await self._chain.is_signer(offer.operator, signer)
+        session_key = signer != offer.operator and await self._chain.is_signer(
+            offer.operator, signer
+        )
         check_standing(offer, signer, standing, session_key=session_key)
 
-    # ------------------------------------------------------------------------------------ searching
+    # --- searching
 
     async def _search(self) -> Found:
         troubles: list[str] = []
@@ -210,8 +218,8 @@ class Discovery:
         return offers
 
     async def _ask(self, worker: RegisteredWorker) -> SignedOffer:
-        """The offer at a registered endpoint. Whoever answers there must show the operator's signed offer,
-        which names the certificate of this very connection."""
+        """The offer at a registered endpoint. Whoever answers there must show the operator's signed
+        offer, which names the certificate of this very connection."""
         link = await WorkerLink.connect(worker.endpoint, None)
         try:
             signed = await link.get_offer()
@@ -234,16 +242,24 @@ class Discovery:
         return known[1]
 
     async def _attempt(self, work: Awaitable[_T], what: str, troubles: list[str]) -> _T | None:
-        """One source or offer that is no good is a line of explanation, not the end of the search."""
+        """One source or offer that is no good is a line of explanation, not the end of the
+        search."""
         try:
             return await work
-        except (WorkerUnreachable, OfferRejected, ProtocolViolation, Refusal, MalformedInput) as error:
+        except (
+            WorkerUnreachable,
+            OfferRejected,
+            ProtocolViolation,
+            Refusal,
+            MalformedInput,
+        ) as error:
             troubles.append(f"{what}: {error}")
             return None
 
 
 async def _together(works: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """All of them at once; the first failure ends the others and is raised as itself, not as a group."""
+    """All of them at once; the first failure ends the others and is raised as itself, not as a
+    group."""
     try:
         async with asyncio.TaskGroup() as group:
             for work in works:
@@ -253,7 +269,8 @@ async def _together(works: Iterable[Coroutine[Any, Any, None]]) -> None:
 
 
 def parse_page(body: bytes) -> Iterable[SignedOffer]:
-    """The offers in an index's answer. What does not parse is left out: an index is a hint, not a witness."""
+    """The offers in an index's answer. What does not parse is left out: an index is a hint, not a
+    witness."""
     try:
         page: Any = loads(body)
         entries = page["offers"]

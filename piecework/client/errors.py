@@ -1,7 +1,7 @@
 """What can go wrong for a client, sorted by who can do something about it.
 
-`protocol.errors.Refusal` (the worker declines) and `ProtocolViolation` (the worker cheats) pass through as
-they are.
+`protocol.errors.Refusal` (the worker declines) and `ProtocolViolation` (the worker cheats) pass
+through as they are.
 """
 
 from __future__ import annotations
@@ -29,13 +29,15 @@ class StoreError(ClientError):
 
 
 class WorkerUnreachable(ClientError):
-    """No connection, or one that broke: the network's or the worker's fault, and worth another try."""
+    """No connection, or one that broke: the network's or the worker's fault, and worth another
+    try."""
 
 
 class NoWorkerFits(ClientError):
     """Nobody can take the request. `why` has one line for each worker that was considered.
 
-    `retry_after_s` is set when somebody is only busy; `unknown_model` when nobody serves the model at all.
+    `retry_after_s` is set when somebody is only busy; `unknown_model` when nobody serves the model
+    at all.
     """
 
     def __init__(
@@ -57,7 +59,9 @@ class InsufficientFunds(ClientError):
     """There is less than is needed. Amounts are base units; `where` says what holds the rest."""
 
     def __init__(self, needed: Amount, available: Amount, where: str = "") -> None:
-        default = "{available} are free in the escrow. Deposit more: piecework client deposit AMOUNT"
+        default = (
+            "{available} are free in the escrow. Deposit more: piecework client deposit AMOUNT"
+        )
         have = (where or default).format(available=available)
         super().__init__(f"{needed} base units are needed and {have}")
         self.needed = needed

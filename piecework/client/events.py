@@ -9,7 +9,7 @@ from piecework_protocol.objects import Service
 from piecework_protocol.types import Address, Amount, ChannelId, Digest, JobId
 
 
-class Finish(enum.Enum):
+class FinishReason(enum.Enum):
     """Why the text ends."""
 
     END_OF_TEXT = "stop"
@@ -18,7 +18,7 @@ class Finish(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Accepted:
+class JobStarted:
     """A worker has promised to run the job. `ceiling` is the most that it can cost."""
 
     job: JobId
@@ -32,7 +32,7 @@ class Accepted:
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
+class DraftText:
     """The canvas while it is being denoised: unsigned, lossy, and gone with the next one."""
 
     canvas: int
@@ -41,11 +41,11 @@ class Draft:
 
 
 @dataclass(frozen=True, slots=True)
-class Canvas:
+class CanvasText:
     """A canvas whose receipt was verified, recorded and paid.
 
-    `cost` is what the whole job has cost so far; `leaf_index` is the receipt's place in the channel's
-    accumulator. `again`: it had been paid before and was replayed after a resume.
+    `cost` is what the whole job has cost so far; `leaf_index` is the receipt's place in the
+    channel's accumulator. `again`: it had been paid before and was replayed after a resume.
     """
 
     canvas: int
@@ -61,7 +61,7 @@ class Canvas:
 
 
 @dataclass(frozen=True, slots=True)
-class Resuming:
+class JobResuming:
     """The stream broke; the same job is presented again after `wait_s` seconds."""
 
     attempt: int
@@ -70,10 +70,11 @@ class Resuming:
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
-    """No more canvases. `cost` in base units; `acknowledged`: the worker has confirmed the last voucher."""
+class JobFinished:
+    """No more canvases. `cost` in base units; `acknowledged`: the worker has confirmed the last
+    voucher."""
 
-    finish: Finish
+    finish: FinishReason
     job: JobId
     channel: ChannelId
     operator: Address
@@ -85,4 +86,4 @@ class Ended:
     acknowledged: bool
 
 
-Event = Accepted | Draft | Canvas | Resuming | Ended
+JobEvent = JobStarted | DraftText | CanvasText | JobResuming | JobFinished

@@ -1,8 +1,8 @@
 """Driving one job over its stream: verify, record, pay; come back when the stream breaks.
 
-The order is fixed: a canvas is verified by `ClientSession`, its receipt and the voucher that pays for it
-are committed in one transaction, and only then is the voucher signed and sent. A crash at any point costs
-nothing: the journal knows what was promised, and signatures are deterministic.
+The order is fixed: a canvas is verified by `ClientSession`, its receipt and the voucher that pays
+for it are committed in one transaction, and only then is the voucher signed and sent. A crash at
+any point costs nothing: the journal knows what was promised, and signatures are deterministic.
 """
 
 from __future__ import annotations
@@ -13,11 +13,18 @@ import os
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, replace
 
-from piecework.client.channels import Channels
+from piecework.client.channels import ChannelManager
 from piecework.client.config import ClientConfig
 from piecework.client.discovery import Clock, Links
 from piecework.client.errors import JobFailed, JobInterrupted, WorkerUnreachable
-from piecework.client.events import Accepted, Canvas, Draft, Ended, Finish, Resuming
+from piecework.client.events import (
+    CanvasText,
+    DraftText,
+    FinishReason,
+    JobFinished,
+    JobResuming,
+    JobStarted,
+)
 from piecework.client.limits import CANCEL_TIMEOUT_S, RESUME_FIRST_WAIT_S, RESUME_LONGEST_WAIT_S
 from piecework.client.records import ChannelRow, JobRow, JobStatus, usage_of
 from piecework.client.requests import TextRequest
@@ -43,7 +50,14 @@ from piecework_protocol.errors import ProtocolViolation, Reason, Refusal
 from piecework_protocol.frames import Account, CancelJob, SubmitJob, WorkerFrame
 from piecework_protocol.ledger import PayerLedger
 from piecework_protocol.objects import Job, ModelOffer, Receipt
-from piecework_protocol.sealing import canvas_context, draft_context, prompt_context, public_key, seal, unseal
+from piecework_protocol.sealing import (
+    canvas_context,
+    draft_context,
+    prompt_context,
+    public_key,
+    seal,
+    unseal,
+)
 from piecework_protocol.signing import sign
 from piecework_protocol.types import Bytes32, Digest, JobId, Timestamp
 
@@ -61,11 +75,11 @@ LATER = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Desk:
+class JobContext:
     """What every job needs: one per client."""
 
     store: Store
-    channels: Channels
+    channels: ChannelManager
     links: Links
     wallet: Wallet
     domain: Domain
@@ -77,28 +91,31 @@ class Desk:
         return Timestamp(int(self.clock()))
 
 
-async def prepare(desk: Desk, choice: Choice, request: TextRequest) -> JobRow:
-    """Sign and seal the request for one worker, record it, and reserve its ceiling. Nothing is sent."""
-    offer, now = choice.signed.offer, desk.now()
-    row = await desk.channels.for_offer(offer)
+async def prepare(context: JobContext, choice: Choice, request: TextRequest) -> JobRow:
+    """Sign and seal the request for one worker, record it, and reserve its ceiling. Nothing is
+    sent."""
+    offer, now = choice.signed.offer, context.now()
+    row = await context.channels.for_offer(offer)
     prompt = encode_prompt(request.messages)
-    reply_secret, salt = desk.entropy(32), Bytes32(desk.entropy(32))
+    reply_secret, salt = context.entropy(32), Bytes32(context.entropy(32))
     seed = choice.generation.seed
-    parameters = choice.parameters(int.from_bytes(desk.entropy(8), "big") if seed is None else seed)
+    parameters = choice.parameters(
+        int.from_bytes(context.entropy(8), "big") if seed is None else seed
+    )
     job = Job(
         channel=row.id,
         salt=salt,
-        offer=Digest(desk.domain.digest(offer)),
+        offer=Digest(context.domain.digest(offer)),
         model=choice.model.digest,
         prompt=prompt_digest(salt, prompt),
         parameters=parameters,
         max_amount=choice.ceiling,
-        deadline=Timestamp(now + desk.config.job_lifetime_s),
+        deadline=Timestamp(now + context.config.job_lifetime_s),
         reply_key=public_key(reply_secret),
     )
-    key = job.id(desk.domain)
-    sealed = seal(prompt, offer.sealing_key, prompt_context(desk.domain, key))
-    signature = sign(desk.domain, job, desk.wallet.authorizer)
+    key = job.id(context.domain)
+    sealed = seal(prompt, offer.sealing_key, prompt_context(context.domain, key))
+    signature = sign(context.domain, job, context.wallet.authorizer)
     submission = SubmitJob(job, signature, row.channel, sealed, drafts=request.drafts)
     record = JobRow(
         id=key,
@@ -112,21 +129,23 @@ async def prepare(desk: Desk, choice: Choice, request: TextRequest) -> JobRow:
         created_at=now,
         owner=os.getpid(),
     )
-    await desk.channels.admit(record, prompt.decode() if desk.config.keep_text else None)
+    await context.channels.admit(record, prompt.decode() if context.config.keep_text else None)
     return record
 
 
 class JobDriver:
     """One job from its submission to its end, over as many streams as it takes.
 
-    With `replay` the worker is asked for every canvas again, so that a restarted client shows the whole text;
-    what was paid before is not paid twice.
+    With `replay` the worker is asked for every canvas again, so that a restarted client shows the
+    whole text; what was paid before is not paid twice.
     """
 
-    def __init__(self, desk: Desk, job: JobRow, caller: Caller, *, replay: bool = False) -> None:
+    def __init__(
+        self, context: JobContext, job: JobRow, caller: Caller, *, replay: bool = False
+    ) -> None:
         self.sent = False
         self.accepted = job.prompt_tokens is not None
-        self._desk, self._job, self._caller = desk, job, caller
+        self._context, self._job, self._caller = context, job, caller
         self._receipts: list[Receipt] = []
         self._replay = replay
         self._prompt_tokens = job.prompt_tokens
@@ -138,11 +157,12 @@ class JobDriver:
         """Canvases that were verified and paid."""
         return len(self._receipts)
 
-    async def run(self) -> Ended:
-        """Until the job's end. Raises `JobFailed`, `JobInterrupted`, `Refusal`, `WorkerUnreachable` (never
-        accepted), or `ProtocolViolation`, after which nothing more is paid to this worker."""
+    async def run(self) -> JobFinished:
+        """Until the job's end. Raises `JobFailed`, `JobInterrupted`, `Refusal`, `WorkerUnreachable`
+        (never accepted), or `ProtocolViolation`, after which nothing more is paid to this worker.
+        """
         if not self._replay:
-            rows = await asyncio.to_thread(self._desk.store.receipts, job=self._job.id)
+            rows = await asyncio.to_thread(self._context.store.receipts, job=self._job.id)
             self._receipts = [r.receipt for r in sorted(rows, key=lambda r: r.receipt.canvas)]
         try:
             acknowledged = await self._follow()
@@ -152,33 +172,38 @@ class JobDriver:
         return await self._conclude(acknowledged)
 
     async def _follow(self) -> bool:
-        """Present the job until a stream reaches its end. The wait doubles; progress starts it over."""
+        """Present the job until a stream reaches its end. The wait doubles; progress starts it
+        over."""
         attempt, lost = 0, False
         while True:
             before = self.canvases
             try:
                 return await self._stream()
             except WorkerUnreachable as error:
-                await self._desk.links.drop(self._job.offer.offer)
+                await self._context.links.drop(self._job.offer.offer)
                 if not self.sent:
                     raise
                 lost, why, wait = True, str(error), None
             except Refusal as refusal:
-                # After a stream that broke the worker may have taken the job: "not now" does not end it.
+                # After a stream that broke the worker may have taken the job: "not now" does not
+                # end it.
                 if not (self.accepted or lost) or refusal.reason not in LATER:
                     raise
                 why, wait = str(refusal), refusal.retry_after_s
             attempt = 1 if self.canvases > before else attempt + 1
-            if attempt > self._attempts or self._desk.now() >= self._deadline:
+            if attempt > self._attempts or self._context.now() >= self._deadline:
                 raise self._given_up(why)
-            pause = min(RESUME_LONGEST_WAIT_S, max(RESUME_FIRST_WAIT_S * 2 ** (attempt - 1), wait or 0.0))
-            await self._caller.emit(Resuming(attempt, pause, why))
+            pause = min(
+                RESUME_LONGEST_WAIT_S, max(RESUME_FIRST_WAIT_S * 2 ** (attempt - 1), wait or 0.0)
+            )
+            await self._caller.emit(JobResuming(attempt, pause, why))
             await asyncio.sleep(pause)
 
     @property
     def _attempts(self) -> int:
-        """A worker that never accepted gets one more try: somebody else may take the request sooner."""
-        most = self._desk.config.resume_attempts
+        """A worker that never accepted gets one more try: somebody else may take the request
+        sooner."""
+        most = self._context.config.resume_attempts
         return most if self.accepted else min(1, most)
 
     @property
@@ -188,19 +213,20 @@ class JobDriver:
     def _given_up(self, why: str) -> Exception:
         return JobInterrupted(self._job.id, why) if self.accepted else WorkerUnreachable(why)
 
-    # ------------------------------------------------------------------------------------ one stream
+    # --- one stream
 
     async def _stream(self) -> bool:
         """One stream from submission to end; whether the worker confirmed the last voucher."""
-        desk, job = self._desk, self._job
-        row = await desk.channels.refresh_funding(job.channel_id)
-        link = await desk.links.to(job.offer.offer)
+        context, job = self._context, self._job
+        row = await context.channels.refresh_funding(job.channel_id)
+        link = await context.links.to(job.offer.offer)
         session = self._session(row)
-        # The worker ends a job at its deadline; the stream outlives it by the time for the last words.
-        stream = link.run(max(1, self._deadline - desk.now()) + CANCEL_TIMEOUT_S)
+        # The worker ends a job at its deadline; the stream outlives it by the time for the last
+        # words.
+        stream = link.run(max(1, self._deadline - context.now()) + CANCEL_TIMEOUT_S)
         try:
             self.sent = True
-            funding = desk.channels.funding(row)
+            funding = context.channels.funding(row)
             await stream.send(replace(job.submission, received=session.received, funding=funding))
             return await self._frames(stream, session, row)
         finally:
@@ -214,11 +240,13 @@ class JobDriver:
                 if isinstance(event, JobAccepted):
                     book = await self._on_accepted(event, stream)
                 elif isinstance(event, DraftSeen):
-                    self._caller.offer(Draft(event.canvas, event.step, event.output.text))
+                    self._caller.offer(DraftText(event.canvas, event.step, event.output.text))
                 elif isinstance(event, CanvasVerified):
                     book = await self._on_canvas(event, stream, book)
                 elif isinstance(event, PaymentAcknowledged):
-                    book = await asyncio.to_thread(self._desk.store.acknowledge, row.id, event.count)
+                    book = await asyncio.to_thread(
+                        self._context.store.acknowledge, row.id, event.count
+                    )
                 else:
                     self._ended = event
                 if self._ended is not None and book.acknowledged >= self._owed(book):
@@ -228,20 +256,22 @@ class JobDriver:
         await stream.half_close()
         if book.acknowledged >= self._owed(book):
             return True
-        # Another job's stream may have brought the confirmation of a voucher that covers this job's canvases.
-        book = (await asyncio.to_thread(self._desk.store.channel, row.id)).book
+        # Another job's stream may have brought the confirmation of a voucher that covers this job's
+        # canvases.
+        book = (await asyncio.to_thread(self._context.store.channel, row.id)).book
         return book.acknowledged >= self._owed(book)
 
     def _owed(self, book: PayerLedger) -> int:
-        """The count that the worker must confirm before this stream may go: that of this job's last leaf."""
+        """The count that the worker must confirm before this stream may go: that of this job's last
+        leaf."""
         mine = [i for i, ref in enumerate(book.unacknowledged) if ref.job == self._job.id]
         return book.acknowledged + mine[-1] + 1 if mine else 0
 
     async def _read(self, stream: JobStream) -> AsyncGenerator[WorkerFrame, None]:
         """Frames until the end of the stream; passes on the caller's cancel; bounds every wait.
 
-        A cancel waits for the worker's first answer: gRPC keeps one error a stream, and a cancel that cannot
-        be written any more would take the place of the refusal that ended it.
+        A cancel waits for the worker's first answer: gRPC keeps one error a stream, and a cancel
+        that cannot be written any more would take the place of the refusal that ended it.
         """
         cancel = asyncio.create_task(self._caller.cancelled.wait())
         reading: asyncio.Task[WorkerFrame | None] | None = None
@@ -266,7 +296,7 @@ class JobDriver:
                     if self._ended is None:
                         await stream.send(CancelJob())
                 elif self._ended is not None:
-                    return  # the last voucher is recorded here; the next one will carry its receipts again
+                    return  # the next voucher carries this one's receipts again
                 else:
                     raise WorkerUnreachable("the worker has fallen silent")
         finally:
@@ -277,22 +307,22 @@ class JobDriver:
 
     def _patience(self, cancelling: bool) -> float:
         if self._ended is not None:
-            return self._desk.config.acknowledgement_timeout_s
-        return CANCEL_TIMEOUT_S if cancelling else self._desk.config.stall_timeout_s
+            return self._context.config.acknowledgement_timeout_s
+        return CANCEL_TIMEOUT_S if cancelling else self._context.config.stall_timeout_s
 
     async def _on_accepted(self, event: JobAccepted, stream: JobStream) -> PayerLedger:
-        desk, job = self._desk, self._job
+        context, job = self._context, self._job
         if self._prompt_tokens not in (None, event.prompt_tokens):
             raise ProtocolViolation("3.5", "the worker signed two prompt lengths for one job")
         self._prompt_tokens, self.accepted = event.prompt_tokens, True
-        await asyncio.to_thread(desk.store.accepted, job.id, event.prompt_tokens)
-        book = await asyncio.to_thread(desk.store.reconcile, job.channel_id, event.account)
+        await asyncio.to_thread(context.store.accepted, job.id, event.prompt_tokens)
+        book = await asyncio.to_thread(context.store.reconcile, job.channel_id, event.account)
         if not self._announced:
             self._announced = True
             offer, model = job.offer.offer, self._model
             signed = job.submission.job
             await self._caller.emit(
-                Accepted(
+                JobStarted(
                     job=job.id,
                     channel=job.channel_id,
                     operator=offer.operator,
@@ -307,14 +337,19 @@ class JobDriver:
             await self._send_voucher(stream, book)
         return book
 
-    async def _on_canvas(self, event: CanvasVerified, stream: JobStream, book: PayerLedger) -> PayerLedger:
-        desk, receipt = self._desk, event.receipt
+    async def _on_canvas(
+        self, event: CanvasVerified, stream: JobStream, book: PayerLedger
+    ) -> PayerLedger:
+        context, receipt = self._context, event.receipt
         text = event.output.text
         payment = await asyncio.to_thread(
-            desk.store.pay, event, self._job.channel_id, text if desk.config.keep_text else None
+            context.store.pay,
+            event,
+            self._job.channel_id,
+            text if context.config.keep_text else None,
         )
         self._receipts.append(receipt)
-        canvas = Canvas(
+        canvas = CanvasText(
             canvas=receipt.canvas,
             text=text,
             tokens=receipt.units,
@@ -335,32 +370,36 @@ class JobDriver:
 
     async def _send_voucher(self, stream: JobStream, book: PayerLedger) -> None:
         """Sign what is recorded and send it."""
-        signature = sign(self._desk.domain, book.voucher(), self._desk.wallet.authorizer)
+        signature = sign(self._context.domain, book.voucher(), self._context.wallet.authorizer)
         await stream.send(book.payment(signature))
 
-    # ------------------------------------------------------------------------------------ the end
+    # --- the end
 
-    async def _conclude(self, acknowledged: bool) -> Ended:
-        desk, job, end = self._desk, self._job, self._ended
+    async def _conclude(self, acknowledged: bool) -> JobFinished:
+        context, job, end = self._context, self._job, self._ended
         last = self._receipts[-1].finish if self._receipts else objects.Finish.MORE
         complete = last is not objects.Finish.MORE
         reason = end.reason if end is not None else None
         if not complete and reason is None and not self._caller.cancelled.is_set():
-            reason = Reason.JOB_ENDED  # it had been cancelled before, or the worker stopped for no reason
+            reason = (
+                Reason.JOB_ENDED
+            )  # it had been cancelled before, or the worker stopped for no reason
         if reason is not None:
             message = end.message if end is not None else ""
-            await asyncio.to_thread(desk.store.finish, job.id, JobStatus.FAILED, f"{reason.label} {message}")
+            await asyncio.to_thread(
+                context.store.finish, job.id, JobStatus.FAILED, f"{reason.label} {message}"
+            )
             raise JobFailed(job.id, reason, message)
         status = JobStatus.COMPLETE if complete else JobStatus.CANCELLED
-        await asyncio.to_thread(desk.store.finish, job.id, status)
+        await asyncio.to_thread(context.store.finish, job.id, status)
         await self._remember(success=True)
         finishes = {
-            objects.Finish.END_OF_TEXT: Finish.END_OF_TEXT,
-            objects.Finish.TOKEN_LIMIT: Finish.TOKEN_LIMIT,
+            objects.Finish.END_OF_TEXT: FinishReason.END_OF_TEXT,
+            objects.Finish.TOKEN_LIMIT: FinishReason.TOKEN_LIMIT,
         }
         usage = usage_of(self._prompt_tokens or 0, tuple(self._receipts))
-        ended = Ended(
-            finish=finishes.get(last, Finish.CANCELLED),
+        ended = JobFinished(
+            finish=finishes.get(last, FinishReason.CANCELLED),
             job=job.id,
             channel=job.channel_id,
             operator=job.offer.offer.operator,
@@ -376,23 +415,25 @@ class JobDriver:
 
     async def _broken(self, violation: ProtocolViolation) -> None:
         """Stop paying: end the job here and leave the worker alone from now on."""
-        desk, now = self._desk, self._desk.now()
-        await asyncio.to_thread(desk.store.finish, self._job.id, JobStatus.BROKEN, str(violation))
+        context, now = self._context, self._context.now()
         await asyncio.to_thread(
-            desk.store.remember,
+            context.store.finish, self._job.id, JobStatus.BROKEN, str(violation)
+        )
+        await asyncio.to_thread(
+            context.store.remember,
             self._job.offer.offer.operator,
             lambda memory: learn_broken(memory, now, violation.clause),
         )
 
     async def _remember(self, *, success: bool) -> None:
-        now = self._desk.now()
+        now = self._context.now()
         await asyncio.to_thread(
-            self._desk.store.remember,
+            self._context.store.remember,
             self._job.offer.offer.operator,
             lambda memory: learn(memory, now, success=success),
         )
 
-    # ------------------------------------------------------------------------------------ session
+    # --- session
 
     @property
     def _model(self) -> ModelOffer:
@@ -402,10 +443,12 @@ class JobDriver:
         return model
 
     def _session(self, row: ChannelRow) -> ClientSession:
-        job, domain, secret = self._job, self._desk.domain, self._job.reply_secret
+        job, domain, secret = self._job, self._context.domain, self._job.reply_secret
         key: JobId = job.id
         openers = Openers(
-            canvas=lambda sealed, canvas: unseal(sealed, secret, canvas_context(domain, key, canvas)),
+            canvas=lambda sealed, canvas: unseal(
+                sealed, secret, canvas_context(domain, key, canvas)
+            ),
             draft=lambda sealed, canvas, step: unseal(
                 sealed, secret, draft_context(domain, key, canvas, step)
             ),

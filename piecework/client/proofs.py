@@ -1,4 +1,5 @@
-"""Proving receipts: that each paid canvas is a leaf under the root that the latest voucher signs. Pure."""
+"""Proving receipts: that each paid canvas is a leaf under the root that the latest voucher signs.
+Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from piecework_protocol.types import Digest
 
 @dataclass(frozen=True, slots=True)
 class ProvenReceipt:
-    """A receipt with its inclusion proof. `trouble` says what does not hold, empty when all does."""
+    """A receipt with its inclusion proof. `trouble` says what does not hold, empty when all
+    does."""
 
     row: ReceiptRow
     proof: InclusionProof | None
@@ -25,10 +27,11 @@ class ProvenReceipt:
 def prove_receipts(
     domain: Domain, channel: Channel, voucher: Voucher, rows: Sequence[ReceiptRow]
 ) -> tuple[ProvenReceipt, ...]:
-    """Check every receipt of a channel against the voucher: digest, operator's signature, inclusion.
+    """Check every receipt of a channel against the voucher: digest, operator's signature,
+    inclusion.
 
-    `rows` are all receipts of the channel in leaf order. A journal that lost some (restored from a copy, then
-    brought up to date by the worker's record) can check signatures but prove nothing.
+    `rows` are all receipts of the channel in leaf order. A journal that lost some (restored from a
+    copy, then brought up to date by the worker's record) can check signatures but prove nothing.
     """
     leaves = [row.digest for row in rows]
     whole = [row.leaf_index for row in rows] == list(range(voucher.count))

@@ -36,7 +36,8 @@ class JobStatus(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class ChannelRow:
-    """One channel: its terms, what was authorized, what the chain showed last, and the payer's book.
+    """One channel: its terms, what was authorized, what the chain showed last, and the payer's
+    book.
 
     `deposit` is the total that the payer has signed for, `funded` the total last seen on chain.
     """
@@ -54,7 +55,8 @@ class ChannelRow:
 class JobRow:
     """One job with everything that is needed to resume it after a restart. No text.
 
-    `owner` is the process that follows it: another process of this client leaves a living owner's job alone.
+    `owner` is the process that follows it: another process of this client leaves a living owner's
+    job alone.
     """
 
     id: JobId
@@ -87,7 +89,8 @@ class ReceiptRow:
 
 @dataclass(frozen=True, slots=True)
 class Payment:
-    """The book after a receipt was paid. `again`: the receipt had been paid before, nothing changed."""
+    """The book after a receipt was paid. `again`: the receipt had been paid before, nothing
+    changed."""
 
     book: PayerLedger
     leaf_index: int

@@ -21,9 +21,10 @@ LONGEST_WITHDRAWAL_DELAY = Seconds(30 * 86400)
 class Generation:
     """The parameters of a request; None takes what the model offers, up to the published defaults.
 
-    The defaults are those of the released checkpoint: 48 steps at most, entropy bound 0.1, temperature 0.8
-    falling to 0.4, and a canvas is done when its argmax holds for one step at a mean entropy below 0.005.
-    `seed` None is drawn at random for each job, so that a repeated prompt gives another text.
+    The defaults are those of the released checkpoint: 48 steps at most, entropy bound 0.1,
+    temperature 0.8 falling to 0.4, and a canvas is done when its argmax holds for one step at a
+    mean entropy below 0.005. `seed` None is drawn at random for each job, so that a repeated prompt
+    gives another text.
 
     Whatever is given, besides `max_tokens`, only a replayable model can honour (clause 3.10).
     """
@@ -48,8 +49,9 @@ class Generation:
 class TextRequest:
     """A prompt, and what the answer may cost. `model` is a name, a digest (hex), or None for any.
 
-    `max_price` bounds the whole job in base units. `best_effort` lets in models that honour no seed and leave
-    no trace; a request that sets what they cannot honour still goes to a replayable one only.
+    `max_price` bounds the whole job in base units. `best_effort` lets in models that honour no seed
+    and leave no trace; a request that sets what they cannot honour still goes to a replayable one
+    only.
     """
 
     messages: tuple[Message, ...]

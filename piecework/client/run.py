@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Protocol, Self
 
-from piecework.client.events import Event
+from piecework.client.events import JobEvent
 from piecework.client.limits import CLOSE_TIMEOUT_S, MAX_WAITING_EVENTS
 
 
@@ -23,24 +23,27 @@ class Caller(Protocol):
 
     cancelled: asyncio.Event
 
-    async def emit(self, event: Event) -> None:
+    async def emit(self, event: JobEvent) -> None:
         """Deliver, waiting for a slow reader."""
         ...
 
-    def offer(self, event: Event) -> None:
+    def offer(self, event: JobEvent) -> None:
         """Deliver unless the reader is behind."""
         ...
 
 
 class JobRun:
-    """A job in a task of its own, with a bounded line of events to one reader. Implements `Caller`."""
+    """A job in a task of its own, with a bounded line of events to one reader. Implements
+    `Caller`."""
 
-    def __init__(self, drive: Callable[[Caller], Awaitable[None]], on_end: Callable[[JobRun], None]) -> None:
+    def __init__(
+        self, drive: Callable[[Caller], Awaitable[None]], on_end: Callable[[JobRun], None]
+    ) -> None:
         self.cancelled = asyncio.Event()
         self._drive = drive
         self._on_end = on_end
         self._task: asyncio.Task[None] | None = None
-        self._events: deque[Event] = deque()
+        self._events: deque[JobEvent] = deque()
         self._ready = asyncio.Event()
         self._space = asyncio.Event()
         self._abandoned = False
@@ -56,7 +59,7 @@ class JobRun:
         self._start()
         return self
 
-    async def __anext__(self) -> Event:
+    async def __anext__(self) -> JobEvent:
         task = self._start()
         while not self._events:
             if task.done():
@@ -68,7 +71,8 @@ class JobRun:
         return self._events.popleft()
 
     def cancel(self) -> None:
-        """Ask the worker to stop at its next denoising step; the events end with what was delivered."""
+        """Ask the worker to stop at its next denoising step; the events end with what was
+        delivered."""
         self.cancelled.set()
 
     async def aclose(self) -> None:
@@ -84,21 +88,21 @@ class JobRun:
             self._task.cancel()
             await asyncio.wait(pending)
         if not self._task.cancelled():
-            self._task.exception()  # the reader has left: whoever iterated has seen it, or does not care
+            self._task.exception()  # retrieved: the reader has left and asks no more
 
-    async def emit(self, event: Event) -> None:
+    async def emit(self, event: JobEvent) -> None:
         """Deliver an event that must not be lost while somebody reads."""
         while len(self._events) >= MAX_WAITING_EVENTS and not self._abandoned:
             self._space.clear()
             await self._space.wait()
         self._append(event)
 
-    def offer(self, event: Event) -> None:
+    def offer(self, event: JobEvent) -> None:
         """Deliver a draft, unless half of the line is waiting already."""
         if len(self._events) < MAX_WAITING_EVENTS // 2:
             self._append(event)
 
-    def _append(self, event: Event) -> None:
+    def _append(self, event: JobEvent) -> None:
         if not self._abandoned:
             self._events.append(event)
             self._ready.set()

@@ -18,18 +18,32 @@ from typing import Self
 
 from piecework.chain.deployment import Deployment
 from piecework.chain.reader import ChainReader
-from piecework.client.channels import Channels
+from piecework.client.channels import ChannelManager
 from piecework.client.config import ClientConfig, ClientHome
 from piecework.client.discovery import ChainView, Clock, Discovery, Found, Links
-from piecework.client.errors import InsufficientFunds, JobFailed, NoWorkerFits, StoreError, WorkerUnreachable
-from piecework.client.jobs import Desk, JobDriver, prepare
+from piecework.client.errors import (
+    InsufficientFunds,
+    JobFailed,
+    NoWorkerFits,
+    StoreError,
+    WorkerUnreachable,
+)
+from piecework.client.jobs import JobContext, JobDriver, prepare
 from piecework.client.limits import MAX_CANDIDATES
+from piecework.client.outstanding import pay_outstanding
 from piecework.client.proofs import ProvenReceipt, prove_receipts
 from piecework.client.records import ChannelRow, ChannelStatus, JobRow, JobStatus
 from piecework.client.requests import Filters, TextRequest
 from piecework.client.run import Caller, JobRun
-from piecework.client.selection import AFTER_REFUSAL, BUSY_REASONS, Choice, Next, Ranking, learn, rank
-from piecework.client.settle_up import settle_up
+from piecework.client.selection import (
+    AFTER_REFUSAL,
+    BUSY_REASONS,
+    Choice,
+    Next,
+    Ranking,
+    learn,
+    rank,
+)
 from piecework.client.store import Store
 from piecework.client.wallet import Wallet, open_wallet
 from piecework_protocol.errors import PieceworkError, ProtocolViolation, Reason, Refusal
@@ -42,7 +56,8 @@ _FIXES = frozenset({Next.REFRESH_OFFER, Next.SETTLE_UP, Next.NEW_CHANNEL})
 
 @dataclass(frozen=True, slots=True)
 class Quote:
-    """What a request should cost and can cost at most, at the worker that would get it. Base units."""
+    """What a request should cost and can cost at most, at the worker that would get it. Base
+    units."""
 
     choice: Choice
     alternatives: tuple[Choice, ...]
@@ -66,7 +81,8 @@ class Balance:
     """The client's money in base units.
 
     `pooled` lies in the escrow outside of channels, `free` of it is not promised to a channel yet;
-    `in_channels` is the deposit of channels that are not closed; `paid` is what vouchers ever promised.
+    `in_channels` is the deposit of channels that are not closed; `paid` is what vouchers ever
+    promised.
     """
 
     payer: Address
@@ -91,13 +107,21 @@ class PieceworkClient:
         clock: Clock = time.time,
         entropy: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
-        self.store, self.chain, self.wallet, self.token, self.config = store, chain, wallet, token, config
+        self.store, self.chain, self.wallet, self.token, self.config = (
+            store,
+            chain,
+            wallet,
+            token,
+            config,
+        )
         self.links = Links()
         self.discovery = Discovery(chain, config.indexes, self.links, clock)
-        self.channels = Channels(
+        self.channels = ChannelManager(
             store, chain, wallet, token=token, config=config, clock=clock, entropy=entropy
         )
-        self._desk = Desk(store, self.channels, self.links, wallet, chain.domain, config, clock, entropy)
+        self._context = JobContext(
+            store, self.channels, self.links, wallet, chain.domain, config, clock, entropy
+        )
         self._runs: set[JobRun] = set()
         self._active: set[JobId] = set()
         self._settling = asyncio.Lock()
@@ -128,8 +152,8 @@ class PieceworkClient:
         return self._reader
 
     @property
-    def desk(self) -> Desk:
-        return self._desk
+    def context(self) -> JobContext:
+        return self._context
 
     async def __aenter__(self) -> Self:
         return self
@@ -146,7 +170,7 @@ class PieceworkClient:
             await self._reader.close()
         self.store.close()
 
-    # ------------------------------------------------------------------------------------ asking
+    # --- asking
 
     async def offers(self) -> Found:
         """Every usable offer, verified."""
@@ -157,9 +181,11 @@ class PieceworkClient:
         found = await self.discovery.offers()
         experience = await asyncio.to_thread(self.store.experience)
         filters = Filters(
-            now=self._desk.now(),
+            now=self._context.now(),
             token=self.token,
-            max_job_price=None if self.config.max_job_price is None else Amount(self.config.max_job_price),
+            max_job_price=None
+            if self.config.max_job_price is None
+            else Amount(self.config.max_job_price),
             max_price_per_million_output=self._most_per_million(),
             second_is_worth=self.config.second_is_worth,
         )
@@ -178,7 +204,8 @@ class PieceworkClient:
         return Quote(ranking.choices[0], ranking.choices[1:], ranking.unfit)
 
     def run(self, request: TextRequest) -> JobRun:
-        """Run the request at the best worker, or the next when one declines; see `client.run.JobRun`."""
+        """Run the request at the best worker, or the next when one declines; see
+        `client.run.JobRun`."""
         return self._start(lambda caller: self._run(request, caller))
 
     def resume(self, job: JobId) -> JobRun:
@@ -193,7 +220,9 @@ class PieceworkClient:
     async def _resume(self, job: JobId, caller: Caller) -> None:
         row = await asyncio.to_thread(self.store.job, job)
         if row.status is JobStatus.BROKEN:
-            raise ProtocolViolation("4.6", f"this job's worker broke the protocol before: {row.detail}")
+            raise ProtocolViolation(
+                "4.6", f"this job's worker broke the protocol before: {row.detail}"
+            )
         await asyncio.to_thread(self.store.take_over, job, os.getpid())
         await self._drive(row, caller, replay=True)
 
@@ -211,13 +240,16 @@ class PieceworkClient:
                 return
         raise attempt.verdict()
 
-    async def _try(self, choice: Choice, request: TextRequest, caller: Caller, attempts: _Attempts) -> bool:
-        """Offer the request to one worker, mending what can be mended once. True when it ran to its end."""
+    async def _try(
+        self, choice: Choice, request: TextRequest, caller: Caller, attempts: _Attempts
+    ) -> bool:
+        """Offer the request to one worker, mending what can be mended once. True when it ran to its
+        end."""
         mended: set[Next] = set()
         current: Choice | None = choice
         while current is not None:
             try:
-                job = await prepare(self._desk, current, request)
+                job = await prepare(self._context, current, request)
             except InsufficientFunds as short:
                 attempts.short_of(current, short)
                 return False
@@ -232,7 +264,9 @@ class PieceworkClient:
                 attempts.declined(current, unreachable)
                 await self._remember_failure(current)
                 return False
-            await asyncio.to_thread(self.store.finish, job.id, JobStatus.REFUSED, declined.reason.label)
+            await asyncio.to_thread(
+                self.store.finish, job.id, JobStatus.REFUSED, declined.reason.label
+            )
             step = AFTER_REFUSAL[declined.reason]
             attempts.declined(current, declined)
             if step is Next.GIVE_UP:
@@ -243,13 +277,16 @@ class PieceworkClient:
             mended.add(step)
         return False
 
-    async def _mend(self, step: Next, choice: Choice, request: TextRequest, job: JobRow) -> Choice | None:
-        """Remove the cause of a refusal; the choice to ask again with, or None to go on to the next."""
+    async def _mend(
+        self, step: Next, choice: Choice, request: TextRequest, job: JobRow
+    ) -> Choice | None:
+        """Remove the cause of a refusal; the choice to ask again with, or None to go on to the
+        next."""
         if step not in _FIXES:
             return None
         if step is Next.SETTLE_UP:
             async with self._settling:  # whoever waited finds nothing left to settle
-                await settle_up(self._desk, job.channel_id, self._active)
+                await pay_outstanding(self._context, job.channel_id, self._active)
             return choice
         if step is Next.NEW_CHANNEL:
             await self.channels.refresh(job.channel_id)
@@ -258,14 +295,14 @@ class PieceworkClient:
             signed = await self.discovery.fresh_offer(choice.signed.offer)
         except (WorkerUnreachable, OfferRejected, ProtocolViolation, Refusal):
             return None
-        if Digest(self._desk.domain.digest(signed.offer)) == job.submission.job.offer:
+        if Digest(self._context.domain.digest(signed.offer)) == job.submission.job.offer:
             return None
         again = await self.rank(request)
         return next((c for c in again.choices if c.operator == choice.operator), None)
 
     async def _drive(self, job: JobRow, caller: Caller, *, replay: bool = False) -> None:
         self._active.add(job.id)
-        driver = JobDriver(self._desk, job, caller, replay=replay)
+        driver = JobDriver(self._context, job, caller, replay=replay)
         try:
             await driver.run()
         except WorkerUnreachable:
@@ -276,12 +313,12 @@ class PieceworkClient:
             self._active.discard(job.id)
 
     async def _remember_failure(self, choice: Choice) -> None:
-        now = self._desk.now()
+        now = self._context.now()
         await asyncio.to_thread(
             self.store.remember, choice.operator, lambda memory: learn(memory, now, success=False)
         )
 
-    # ------------------------------------------------------------------------------------ looking back
+    # --- looking back
 
     async def balance(self) -> Balance:
         """Where the client's money is."""
@@ -300,7 +337,7 @@ class PieceworkClient:
         """Every paid receipt of a channel, checked and proved against the latest voucher."""
         row = await asyncio.to_thread(self.store.channel, channel)
         rows = await asyncio.to_thread(self.store.receipts, channel=channel)
-        return row, prove_receipts(self._desk.domain, row.channel, row.book.voucher(), rows)
+        return row, prove_receipts(self._context.domain, row.channel, row.book.voucher(), rows)
 
 
 class _Attempts:

@@ -1,8 +1,9 @@
-"""Which worker gets a request, and what to do when it declines. Pure: offers and memories in, a ranking out.
+"""Which worker gets a request, and what to do when it declines. Pure: offers and memories in, a
+ranking out.
 
-A worker's score is what the request should cost there in money and waiting, divided by how often it has
-kept its word: the price that a client expects to pay for an answer that arrives. Lower is better. Being busy
-costs a worker nothing in reputation.
+A worker's score is what the request should cost there in money and waiting, divided by how often it
+has kept its word: the price that a client expects to pay for an answer that arrives. Lower is
+better. Being busy costs a worker nothing in reputation.
 """
 
 from __future__ import annotations
@@ -68,12 +69,13 @@ class Choice:
     def why(self) -> str:
         """One line for a person."""
         return (
-            f"about {self.expected} base units and {self.seconds:.1f} s at {self.reliability:.0%} reliability"
-            + ("; busy now" if self.full else "")
+            f"about {self.expected} base units and {self.seconds:.1f} s at "
+            f"{self.reliability:.0%} reliability" + ("; busy now" if self.full else "")
         )
 
     def parameters(self, seed: int) -> Parameters:
-        """The signed parameters, with every open value resolved; best effort leaves all but one open."""
+        """The signed parameters, with every open value resolved; best effort leaves all but one
+        open."""
         g = self.generation
         if self.model.service is Service.BEST_EFFORT:
             return best_effort_parameters(Uint32(g.max_tokens or 0))
@@ -91,7 +93,7 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class OfferCandidate:
     """One model of one offer, and what is remembered of its worker."""
 
     signed: SignedOffer
@@ -101,7 +103,8 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """Best first, and one line for each that does not fit. `model_known`: somebody serves the model."""
+    """Best first, and one line for each that does not fit. `model_known`: somebody serves the
+    model."""
 
     choices: tuple[Choice, ...]
     unfit: tuple[str, ...]
@@ -114,7 +117,8 @@ def rank(
     experience: Mapping[Address, Experience],
     filters: Filters,
 ) -> Ranking:
-    """Order the offers that can take the request. Deterministic: ties go to the lower operator address."""
+    """Order the offers that can take the request. Deterministic: ties go to the lower operator
+    address."""
     prompt_bytes = len(encode_prompt(request.messages))
     choices: list[Choice] = []
     unfit: list[str] = []
@@ -124,7 +128,7 @@ def rank(
         known = known or bool(models)
         memory = experience.get(signed.offer.operator, Experience(signed.offer.operator))
         for model in models:
-            fit = _fit(request, Candidate(signed, model, memory), prompt_bytes, filters)
+            fit = _fit(request, OfferCandidate(signed, model, memory), prompt_bytes, filters)
             if isinstance(fit, Choice):
                 choices.append(fit)
             else:
@@ -148,7 +152,8 @@ def expected_usage(generation: Generation, model: ModelOffer, prompt_bytes: int)
 
 
 def reliability(memory: Experience, now: Timestamp) -> float:
-    """Share of jobs that a worker is expected to finish, from decayed counts and a prior; 0 < share < 1."""
+    """Share of jobs that a worker is expected to finish, from decayed counts and a prior; 0 < share
+    < 1."""
     successes, failures = decayed(memory, now)
     return (successes + PRIOR_SUCCESSES) / (successes + failures + PRIOR_SUCCESSES + PRIOR_FAILURES)
 
@@ -163,7 +168,10 @@ def learn(memory: Experience, now: Timestamp, *, success: bool) -> Experience:
     """The memory after one more job."""
     successes, failures = decayed(memory, now)
     return replace(
-        memory, successes=successes + success, failures=failures + (not success), updated_at=Timestamp(now)
+        memory,
+        successes=successes + success,
+        failures=failures + (not success),
+        updated_at=Timestamp(now),
     )
 
 
@@ -183,7 +191,9 @@ def _is_wanted(model: ModelOffer, wanted: str | None) -> bool:
     return model.name == wanted or model.digest.hex() == digest
 
 
-def _fit(request: TextRequest, candidate: Candidate, prompt_bytes: int, filters: Filters) -> Choice | str:
+def _fit(
+    request: TextRequest, candidate: OfferCandidate, prompt_bytes: int, filters: Filters
+) -> Choice | str:
     signed, model, memory = candidate.signed, candidate.model, candidate.memory
     offer, now = signed.offer, Timestamp(filters.now)
     generation = resolve(request.generation, model)
@@ -195,7 +205,9 @@ def _fit(request: TextRequest, candidate: Candidate, prompt_bytes: int, filters:
     )
     if trouble:
         return trouble
-    parameters = Choice(signed, model, generation, Amount(0), Amount(0), 0, 0, 0, False).parameters(0)
+    parameters = Choice(signed, model, generation, Amount(0), Amount(0), 0, 0, 0, False).parameters(
+        0
+    )
     ceiling = worst_case(model, parameters, prompt_bytes + TEMPLATE_TOKENS)
     expected = min(price(model, usage), ceiling)
     limits = [x for x in (request.max_price, filters.max_job_price) if x is not None]
@@ -203,7 +215,8 @@ def _fit(request: TextRequest, candidate: Candidate, prompt_bytes: int, filters:
         return f"may cost up to {ceiling} base units, the limit is {min(limits)}"
     most = filters.max_price_per_million_output
     if most is not None and model.price_per_million_output_tokens > most:
-        return f"asks {model.price_per_million_output_tokens} per million output tokens, the limit is {most}"
+        asked = model.price_per_million_output_tokens
+        return f"asks {asked} per million output tokens, the limit is {most}"
     seconds = model.first_canvas_ms / 1000 + usage.output_tokens / max(1, model.tokens_per_second)
     share = reliability(memory, now)
     score = (expected + seconds * filters.second_is_worth) / share
@@ -238,7 +251,8 @@ def _size_trouble(generation: Generation, model: ModelOffer, usage: Usage) -> st
         return f"writes at most {model.max_output} tokens, {usage.output_tokens} are asked for"
     if model.service is Service.REPLAYABLE and (generation.max_steps or 0) > model.max_steps:
         return f"takes at most {model.max_steps} denoising steps"
-    # An estimate may be off either way: only what cannot fit at all is left out, the worker counts exactly.
+    # An estimate may be off either way: only what cannot fit at all is left out, the worker counts
+    # exactly.
     if usage.output_tokens >= model.max_context:
         return f"its context holds {model.max_context} tokens"
     return None

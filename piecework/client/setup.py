@@ -37,7 +37,9 @@ async def set_up(
     return await asyncio.to_thread(_set_up, folder, deployment, indexes, second_key, password())
 
 
-def _set_up(folder: Path, file: Path, indexes: tuple[str, ...], second_key: bool, password: str) -> SetUp:
+def _set_up(
+    folder: Path, file: Path, indexes: tuple[str, ...], second_key: bool, password: str
+) -> SetUp:
     home, created = ClientHome(folder), []
     wanted = Deployment.load(file)
     home.create()

@@ -1,7 +1,9 @@
-"""The client's journal: channels, jobs, receipts and vouchers, each recorded before it has an effect.
+"""The client's journal: channels, jobs, receipts and vouchers, each recorded before it has an
+effect.
 
-Every method is one transaction (see `client.database`). The database is the only copy of the payer's book:
-nothing is cached in memory, so any number of jobs and processes may pay over one channel.
+Every method is one transaction (see `client.database`). The database is the only copy of the
+payer's book: nothing is cached in memory, so any number of jobs and processes may pay over one
+channel.
 """
 
 from __future__ import annotations
@@ -32,13 +34,26 @@ from piecework_protocol.ledger import PayerLedger
 from piecework_protocol.limits import MAX_LEAVES_PER_VOUCHER
 from piecework_protocol.merkle import Accumulator
 from piecework_protocol.objects import Channel
-from piecework_protocol.types import Address, Amount, Bytes32, ChannelId, Digest, JobId, Seconds, Timestamp
+from piecework_protocol.types import (
+    Address,
+    Amount,
+    Bytes32,
+    ChannelId,
+    Digest,
+    JobId,
+    Seconds,
+    Timestamp,
+)
 
 _CHANNEL = (
-    "id, payer, authorizer, receiver, operator, token, withdrawal_delay, salt, deposit, funding_deadline,"
+    "id, payer, authorizer, receiver, operator, token, withdrawal_delay, salt, deposit, "
+    "funding_deadline,"
     " funded, cumulative, count, peaks, acknowledged, status"
 )
-_JOB = "id, submission, offer, reply_secret, prompt_bytes, status, prompt_tokens, detail, created_at, owner"
+_JOB = (
+    "id, submission, offer, reply_secret, prompt_bytes, status, prompt_tokens, detail, created_at, "
+    "owner"
+)
 
 
 class Store:
@@ -53,7 +68,7 @@ class Store:
         """Give the file back."""
         self._database.close()
 
-    # ------------------------------------------------------------------------------------ channels
+    # --- channels
 
     def channel(self, channel: ChannelId) -> ChannelRow:
         """One channel; `StoreError` when there is none."""
@@ -63,15 +78,20 @@ class Store:
     def channels(self) -> tuple[ChannelRow, ...]:
         """Every channel, oldest first."""
         with self._database.read() as db:
-            return tuple(_channel(db, row[0]) for row in _rows(db, "SELECT id FROM channels ORDER BY rowid"))
+            return tuple(
+                _channel(db, row[0]) for row in _rows(db, "SELECT id FROM channels ORDER BY rowid")
+            )
 
     def open_channel(self, terms: Channel) -> ChannelRow:
-        """The open channel with these terms, whatever its salt and with at least this delay, or a new one."""
+        """The open channel with these terms, whatever its salt and with at least this delay, or a
+        new one."""
         with self._database.change() as db:
             found = _rows(
                 db,
-                "SELECT id FROM channels WHERE operator = ? AND receiver = ? AND token = ? AND payer = ?"
-                " AND authorizer = ? AND withdrawal_delay >= ? AND status = 'open' ORDER BY rowid LIMIT 1",
+                "SELECT id FROM channels WHERE operator = ? AND receiver = ? AND token = ? AND "
+                "payer = ?"
+                " AND authorizer = ? AND withdrawal_delay >= ? AND status = 'open' ORDER BY "
+                "rowid LIMIT 1",
                 (
                     terms.operator,
                     terms.receiver,
@@ -116,10 +136,11 @@ class Store:
             db.execute("UPDATE channels SET status = ? WHERE id = ?", (status.value, channel))
 
     def reconcile(self, channel: ChannelId, account: Account | None) -> PayerLedger:
-        """Bring the book in line with the worker's record of it, whose signature was checked (clause 5.7).
+        """Bring the book in line with the worker's record of it, whose signature was checked
+        (clause 5.7).
 
-        A record behind ours makes the next voucher name again what it lacks; one ahead of ours means that
-        this file is an older copy, and is adopted.
+        A record behind ours makes the next voucher name again what it lacks; one ahead of ours
+        means that this file is an older copy, and is adopted.
         """
         with self._database.change() as db:
             book = _channel(db, channel).book
@@ -132,7 +153,9 @@ class Store:
                 _check_known(db, account)
             since = _leaves(db, channel, count)
             if count + len(since) != book.accumulator.count:
-                raise ProtocolViolation("5.7", "the worker's record lies before one that it has confirmed")
+                raise ProtocolViolation(
+                    "5.7", "the worker's record lies before one that it has confirmed"
+                )
             book = book.rewind(count, since)
             _write_book(db, book)
             return book
@@ -144,7 +167,7 @@ class Store:
             _write_book(db, book)
             return book
 
-    # ------------------------------------------------------------------------------------ jobs
+    # --- jobs
 
     def admit(
         self,
@@ -153,7 +176,8 @@ class Store:
         grow: Callable[[Amount, Amount], Amount],
         funding_deadline: Timestamp,
     ) -> ChannelRow:
-        """Record a signed job and reserve its ceiling in its channel, raising the deposit when it is short.
+        """Record a signed job and reserve its ceiling in its channel, raising the deposit when it
+        is short.
 
         `grow(needed, deposit)` gives the channel's new total, at least `needed`, or raises
         `InsufficientFunds`. Other live jobs keep what they have reserved.
@@ -162,7 +186,8 @@ class Store:
         with self._database.change() as db:
             row = _channel(db, channel)
             reserved = _reserved(db, channel, job.created_at)
-            # A channel exists once it holds something, so even a free job needs one base unit in it.
+            # A channel exists once it holds something, so even a free job needs one base unit in
+            # it.
             needed = Amount(max(1, row.book.cumulative + reserved + job.submission.job.max_amount))
             deposit = row.deposit
             if needed > deposit:
@@ -177,7 +202,8 @@ class Store:
                     (str(deposit), funding_deadline, channel),
                 )
             db.execute(
-                "INSERT INTO jobs (id, channel, submission, offer, reply_secret, prompt_bytes, max_amount,"
+                "INSERT INTO jobs (id, channel, submission, offer, reply_secret, prompt_bytes, "
+                "max_amount,"
                 " deadline, prompt_tokens, status, detail, created_at, owner, prompt)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL, 'live', '', ?, ?, ?)",
                 (
@@ -200,7 +226,9 @@ class Store:
         """Base units that payer authorizations will still take from the pooled balance."""
         with self._database.read() as db:
             rows = _rows(
-                db, "SELECT deposit, funded FROM channels WHERE token = ? AND status = 'open'", (token,)
+                db,
+                "SELECT deposit, funded FROM channels WHERE token = ? AND status = 'open'",
+                (token,),
             )
             return Amount(sum(max(0, int(deposit) - int(funded)) for deposit, funded in rows))
 
@@ -212,7 +240,9 @@ class Store:
             raise StoreError(f"no job 0x{job.hex()} in this client's journal")
         return _job(rows[0])
 
-    def jobs(self, channel: ChannelId | None = None, status: JobStatus | None = None) -> tuple[JobRow, ...]:
+    def jobs(
+        self, channel: ChannelId | None = None, status: JobStatus | None = None
+    ) -> tuple[JobRow, ...]:
         """Jobs, oldest first; of one channel and with one status if given."""
         with self._database.read() as db:
             rows = _rows(
@@ -236,15 +266,17 @@ class Store:
     def finish(self, job: JobId, status: JobStatus, detail: str = "") -> None:
         """The job is over; what it had reserved is free again."""
         with self._database.change() as db:
-            db.execute("UPDATE jobs SET status = ?, detail = ? WHERE id = ?", (status.value, detail, job))
+            db.execute(
+                "UPDATE jobs SET status = ?, detail = ? WHERE id = ?", (status.value, detail, job)
+            )
 
-    # ------------------------------------------------------------------------------------ receipts
+    # --- receipts
 
     def pay(self, event: CanvasVerified, channel: ChannelId, text: str | None) -> Payment:
         """Record a verified receipt and the voucher that pays for it, in one transaction.
 
-        A receipt that was paid before changes nothing, so a job can be replayed from its first canvas; two
-        different receipts for one canvas are the worker's fault and proof of it.
+        A receipt that was paid before changes nothing, so a job can be replayed from its first
+        canvas; two different receipts for one canvas are the worker's fault and proof of it.
         """
         receipt = event.receipt
         with self._database.change() as db:
@@ -265,7 +297,8 @@ class Store:
             index = book.accumulator.count - 1
             frame = wire.encode_worker_frame(CanvasDelivered(receipt, event.signature, b""))
             db.execute(
-                "INSERT INTO receipts (job, canvas, channel, frame, digest, amount, leaf_index, text)"
+                "INSERT INTO receipts (job, canvas, channel, frame, digest, amount, leaf_index, "
+                "text)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     receipt.job,
@@ -295,13 +328,15 @@ class Store:
             )
         return tuple(_receipt(row) for row in rows)
 
-    # ------------------------------------------------------------------------------------ workers
+    # --- workers
 
     def experience(self) -> dict[Address, Experience]:
         """What is remembered of every worker."""
         with self._database.read() as db:
             rows = _rows(
-                db, "SELECT operator, successes, failures, updated_at, broken_clause, broken_at FROM workers"
+                db,
+                "SELECT operator, successes, failures, updated_at, broken_clause, broken_at FROM "
+                "workers",
             )
         return {row[0]: Experience(*row) for row in rows}
 
@@ -310,7 +345,8 @@ class Store:
         with self._database.change() as db:
             rows = _rows(
                 db,
-                "SELECT operator, successes, failures, updated_at, broken_clause, broken_at FROM workers"
+                "SELECT operator, successes, failures, updated_at, broken_clause, broken_at FROM "
+                "workers"
                 " WHERE operator = ?",
                 (operator,),
             )
@@ -363,7 +399,8 @@ def _channel(db: apsw.Connection, channel: bytes) -> ChannelRow:
 def _leaves(db: apsw.Connection, channel: bytes, since: int) -> tuple[LeafRef, ...]:
     rows = _rows(
         db,
-        "SELECT job, canvas FROM receipts WHERE channel = ? AND leaf_index >= ? ORDER BY leaf_index",
+        "SELECT job, canvas FROM receipts WHERE channel = ? AND leaf_index >= ? ORDER BY "
+        "leaf_index",
         (channel, since),
     )
     return tuple(LeafRef(JobId(job), canvas) for job, canvas in rows)
@@ -388,7 +425,8 @@ def _write_book(db: apsw.Connection, book: PayerLedger) -> None:
 
 
 def _check_known(db: apsw.Connection, account: Account) -> None:
-    """The worker shows a voucher of ours at or before our latest: it must be one that we recorded."""
+    """The worker shows a voucher of ours at or before our latest: it must be one that we
+    recorded."""
     voucher = account.voucher
     rows = _rows(
         db,
@@ -397,7 +435,8 @@ def _check_known(db: apsw.Connection, account: Account) -> None:
     )
     if rows and (int(rows[0][0]), rows[0][1]) != (voucher.cumulative, voucher.receipts_root):
         raise StoreError(
-            "the worker holds a voucher of ours that contradicts this journal: two copies of this client's "
+            "the worker holds a voucher of ours that contradicts this journal: two copies of "
+            "this client's "
             "home have been in use. Close the channel and stop using one of them"
         )
 
@@ -442,4 +481,6 @@ def _receipt(row: Any) -> ReceiptRow:
     frame = wire.decode_worker_frame(row[1])
     if not isinstance(frame, CanvasDelivered):
         raise InvariantBroken("the journal holds delivered canvases")
-    return ReceiptRow(ChannelId(row[0]), frame.receipt, frame.signature, Digest(row[2]), row[3], row[4])
+    return ReceiptRow(
+        ChannelId(row[0]), frame.receipt, frame.signature, Digest(row[2]), row[3], row[4]
+    )

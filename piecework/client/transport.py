@@ -1,7 +1,7 @@
 """The wire to one worker: gRPC over TLS pinned to the certificate that the signed offer names.
 
-Bodies are raw bytes here; `protocol.wire` parses them. gRPC errors become `Refusal` (the worker said why) or
-`WorkerUnreachable` (it did not).
+Bodies are raw bytes here; `protocol.wire` parses them. gRPC errors become `Refusal` (the worker
+said why) or `WorkerUnreachable` (it did not).
 """
 
 from __future__ import annotations
@@ -39,19 +39,25 @@ _BARE_CODES: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class Endpoint:
+class WorkerEndpoint:
     """Where a worker listens."""
 
     host: str
     port: int
 
     @classmethod
-    def parse(cls, text: str) -> Endpoint:
-        """`host:port` or `[v6]:port`, perhaps behind grpcs:// or https://; else `WorkerUnreachable`."""
+    def parse(cls, text: str) -> WorkerEndpoint:
+        """`host:port` or `[v6]:port`, perhaps behind grpcs:// or https://; else
+        `WorkerUnreachable`."""
         rest = text.removeprefix("grpcs://").removeprefix("https://").rstrip("/")
         host, _, port = rest.rpartition(":")
         host = host.removeprefix("[").removesuffix("]")
-        if not host or any(c in host for c in "/?#@ ") or not port.isdecimal() or not 0 < int(port) < 65536:
+        if (
+            not host
+            or any(c in host for c in "/?#@ ")
+            or not port.isdecimal()
+            or not 0 < int(port) < 65536
+        ):
             raise WorkerUnreachable("a worker's endpoint is not host:port")
         return cls(host, int(port))
 
@@ -62,8 +68,9 @@ class Endpoint:
         return f"dns:///{host}:{self.port}"
 
 
-async def fetch_certificate(endpoint: Endpoint) -> bytes:
-    """The DER certificate that the endpoint shows now. Nothing is trusted yet: compare it, then pin it."""
+async def fetch_certificate(endpoint: WorkerEndpoint) -> bytes:
+    """The DER certificate that the endpoint shows now. Nothing is trusted yet: compare it, then pin
+    it."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -89,7 +96,7 @@ async def fetch_certificate(endpoint: Endpoint) -> bytes:
 class WorkerLink:
     """A connection to one worker; any number of jobs share it."""
 
-    def __init__(self, endpoint: Endpoint, certificate: bytes) -> None:
+    def __init__(self, endpoint: WorkerEndpoint, certificate: bytes) -> None:
         self.endpoint = endpoint
         self.certificate_digest = Digest(hashlib.sha256(certificate).digest())
         credentials = grpc.ssl_channel_credentials(ssl.DER_cert_to_PEM_cert(certificate).encode())
@@ -105,11 +112,13 @@ class WorkerLink:
 
     @classmethod
     async def connect(cls, address: str, certificate_digest: Digest | None) -> WorkerLink:
-        """Connect and pin. With a digest, another certificate is the worker's or a stranger's: refused.
+        """Connect and pin. With a digest, another certificate is the worker's or a stranger's:
+        refused.
 
-        Without one (the registry's bare endpoint) the caller compares `certificate_digest` with the offer.
+        Without one (the registry's bare endpoint) the caller compares `certificate_digest` with the
+        offer.
         """
-        endpoint = Endpoint.parse(address)
+        endpoint = WorkerEndpoint.parse(address)
         certificate = await fetch_certificate(endpoint)
         link = cls(endpoint, certificate)
         if certificate_digest is not None and link.certificate_digest != certificate_digest:
@@ -132,8 +141,11 @@ class WorkerLink:
     async def close_channel(
         self, channel: Channel, final: CloseChannel, signature: Signature
     ) -> tuple[Signature, bytes]:
-        """Ask the worker to close: its signature over `final`, and a transaction hash or nothing."""
-        data = await self._unary("CloseChannel", wire.encode_close_request(channel, final, signature))
+        """Ask the worker to close: its signature over `final`, and a transaction hash or
+        nothing."""
+        data = await self._unary(
+            "CloseChannel", wire.encode_close_request(channel, final, signature)
+        )
         try:
             return wire.decode_close_response(data)
         except MalformedInput as error:
@@ -223,11 +235,18 @@ def _translated(code: grpc.StatusCode, details: str, trailing: Any) -> Refusal |
 
 
 def _rich_refusal(details: str, trailing: Any) -> Refusal | None:
-    """The refusal in `grpc-status-details-bin`: google.rpc.Status with ErrorInfo and perhaps RetryInfo."""
-    packed = next((value for key, value in trailing or () if key == "grpc-status-details-bin"), None)
+    """The refusal in `grpc-status-details-bin`: google.rpc.Status with ErrorInfo and perhaps
+    RetryInfo."""
+    packed = next(
+        (value for key, value in trailing or () if key == "grpc-status-details-bin"), None
+    )
     if not isinstance(packed, bytes):
         return None
-    status, info, retry = status_pb2.Status(), error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+    status, info, retry = (
+        status_pb2.Status(),
+        error_details_pb2.ErrorInfo(),
+        error_details_pb2.RetryInfo(),
+    )
     found, retry_after_s = False, None
     try:
         status.ParseFromString(packed)

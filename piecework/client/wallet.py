@@ -1,7 +1,8 @@
-"""The client's keys: payer (owns the money) and authorizer (signs jobs and vouchers), as v3 keystores.
+"""The client's keys: payer (owns the money) and authorizer (signs jobs and vouchers), as v3
+keystores.
 
-By default one key is both. With two, the authorizer's may be the hotter one: what it can lose is what the
-payer has put into channels, never the pooled balance.
+By default one key is both. With two, the authorizer's may be the hotter one: what it can lose is
+what the payer has put into channels, never the pooled balance.
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ class Wallet:
 
 
 def create_key(file: Path, password: str, secret: bytes | None = None) -> LocalSigner:
-    """Write a new v3 keystore (scrypt), readable by its owner only; `WalletError` if one is there already.
+    """Write a new v3 keystore (scrypt), readable by its owner only; `WalletError` if one is there
+    already.
 
-    `secret` imports an existing private key of 32 bytes. Takes about a second: scrypt is slow on purpose.
+    `secret` imports an existing private key of 32 bytes. Takes about a second: scrypt is slow on
+    purpose.
     """
     signer = LocalSigner(secret if secret is not None else _fresh_secret())
     try:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from piecework.client.errors import ConfigError
-from piecework.client.money import Closing, Money
+from piecework.client.funds import Closing, Funds
 from piecework.client.proofs import ProvenReceipt
 from piecework.client.records import ChannelStatus
 from piecework.client.sdk import PieceworkClient, Quote
-from piecework.commands._terminal import Progress
+from piecework.commands._terminal import JobProgress
 from piecework_protocol.service import service_name
 from piecework_protocol.types import Amount, ChannelId, parse_address, to_hex
 from piecework_protocol.wire import SignedOffer
@@ -61,7 +61,7 @@ def quote_view(quote: Quote) -> dict[str, Any]:
     }
 
 
-def result_view(progress: Progress) -> dict[str, Any]:
+def result_view(progress: JobProgress) -> dict[str, Any]:
     """A finished job."""
     ended, accepted = progress.ended, progress.accepted
     view: dict[str, Any] = {"text": "".join(c.text for c in progress.canvases)}
@@ -163,13 +163,16 @@ async def close_view(client: PieceworkClient, chosen: Sequence[bytes]) -> list[d
     """Close these channels, or all that are open."""
     rows = await asyncio.to_thread(client.store.channels)
     ids = [ChannelId(c) for c in chosen] or [r.id for r in rows if r.status is ChannelStatus.OPEN]
-    money = Money(client)
+    money = Funds(client)
     return [_closing_view(await money.close(channel)) for channel in ids]
 
 
-async def withdraw_view(client: PieceworkClient, amount: int | None, to: str | None) -> dict[str, Any]:
-    """Finish due withdrawals, then send `amount` (all that is free if None) to `to` (the payer if None)."""
-    money = Money(client)
+async def withdraw_view(
+    client: PieceworkClient, amount: int | None, to: str | None
+) -> dict[str, Any]:
+    """Finish due withdrawals, then send `amount` (all that is free if None) to `to` (the payer if
+    None)."""
+    money = Funds(client)
     try:
         receiver = client.wallet.payer.address if to is None else parse_address(to)
     except ValueError as error:

@@ -1,4 +1,5 @@
-"""What every command does the same way: errors for a person, running a coroutine, printing amounts."""
+"""What every command does the same way: errors for a person, running a coroutine, printing
+amounts."""
 
 from __future__ import annotations
 
@@ -18,13 +19,15 @@ TOKEN_DECIMALS = 6
 
 
 def fail(message: str, code: int = 1) -> NoReturn:
-    """Print one clear line on stderr and leave. Never a traceback for something that was to be expected."""
+    """Print one clear line on stderr and leave. Never a traceback for something that was to be
+    expected."""
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(code)
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a command's coroutine; an error that we raise on purpose becomes one line and exit code 1."""
+    """Run a command's coroutine; an error that we raise on purpose becomes one line and exit code
+    1."""
     from piecework_protocol.errors import PieceworkError
 
     try:
@@ -84,7 +87,8 @@ def one_of(option: str, value: str, choices: Sequence[str]) -> str:
 
 
 def home(role: str, chosen: Path | None) -> Path:
-    """The role's home directory: `--home`, else $PIECEWORK_HOME, else the platform's data folder."""
+    """The role's home directory: `--home`, else $PIECEWORK_HOME, else the platform's data
+    folder."""
     if chosen is not None:
         return chosen
     from_environment = os.environ.get("PIECEWORK_HOME")
@@ -96,7 +100,8 @@ def home(role: str, chosen: Path | None) -> Path:
 
 
 def model_store(chosen: Path | None = None) -> ModelStore:
-    """The store of pulled models: `--store`, else $PIECEWORK_MODELS, else the platform's data folder."""
+    """The store of pulled models: `--store`, else $PIECEWORK_MODELS, else the platform's data
+    folder."""
     from piecework_node.models.store import ModelStore
 
     from_environment = os.environ.get("PIECEWORK_MODELS")

@@ -11,7 +11,7 @@ from typing import Any
 from piecework.base.jsons import loads
 from piecework.chain.authorizations import SignedAuthorization
 from piecework.client.errors import ConfigError
-from piecework.client.money import Money
+from piecework.client.funds import Funds
 from piecework.client.sdk import PieceworkClient
 from piecework_protocol.types import Amount, Bytes32
 
@@ -20,14 +20,16 @@ MAX_AUTHORIZATION_BYTES = 4096
 
 async def deposit_now(client: PieceworkClient, amount: int) -> dict[str, Any]:
     """Deposit from the payer's own tokens and gas."""
-    mined = await Money(client).deposit(Amount(amount))
+    mined = await Funds(client).deposit(Amount(amount))
     return {"amount": amount, "block": mined.block}
 
 
-async def sign_to(client: PieceworkClient, amount: int, file: Path, valid_for_s: int) -> dict[str, Any]:
+async def sign_to(
+    client: PieceworkClient, amount: int, file: Path, valid_for_s: int
+) -> dict[str, Any]:
     """Write a signed deposit to a new file, for whoever pays the gas."""
     nonce = Bytes32(secrets.token_bytes(32))
-    signed = await Money(client).authorize_deposit(Amount(amount), valid_for_s, nonce)
+    signed = await Funds(client).authorize_deposit(Amount(amount), valid_for_s, nonce)
     text = json.dumps(signed.to_json(), indent=2) + "\n"
 
     def write() -> None:
@@ -55,5 +57,5 @@ async def relay_from(client: PieceworkClient, file: Path) -> dict[str, Any]:
     except ValueError:
         raise ConfigError(f"{file} is not a signed deposit") from None
     signed = SignedAuthorization.from_json(raw)
-    mined = await Money(client).relay(signed)
+    mined = await Funds(client).relay(signed)
     return {"amount": signed.authorization.value, "block": mined.block}

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 STEP = 10
 
 
-class Progress(Protocol):
+class PullProgress(Protocol):
     """`node.model_pull.Watcher`, and what the hub tells while it waits."""
 
     def planned(self, model: ModelName, commit: str, files: tuple[HubFile, ...]) -> None: ...
@@ -25,7 +25,7 @@ class Progress(Protocol):
 
     def done(self, file: HubFile) -> None: ...
 
-    def tell(self, reason: str, pause_s: float) -> None: ...
+    def on_wait(self, reason: str, pause_s: float) -> None: ...
 
 
 class Lines:
@@ -47,11 +47,11 @@ class Lines:
     def done(self, file: HubFile) -> None:
         _line(f"{file.name}: verified")
 
-    def tell(self, reason: str, pause_s: float) -> None:
+    def on_wait(self, reason: str, pause_s: float) -> None:
         _line(_waiting(reason, pause_s))
 
 
-class Screen:
+class PullScreen:
     """For a person: a bar for everything, and one for each file that is coming."""
 
     def __init__(self, bars: Bars) -> None:
@@ -75,12 +75,12 @@ class Screen:
         if file.name in self._tasks:
             self._bars.update(self._tasks[file.name], visible=False)
 
-    def tell(self, reason: str, pause_s: float) -> None:
+    def on_wait(self, reason: str, pause_s: float) -> None:
         self._bars.console.print(_waiting(reason, pause_s), markup=False, highlight=False)
 
 
 @contextmanager
-def progress() -> Iterator[Progress]:
+def progress() -> Iterator[PullProgress]:
     """The way that suits stderr."""
     if not sys.stderr.isatty():
         yield Lines()
@@ -103,7 +103,7 @@ def progress() -> Iterator[Progress]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        yield Screen(bars)
+        yield PullScreen(bars)
 
 
 @contextmanager

@@ -19,14 +19,14 @@ class CannotListen(PieceworkError):
 
 
 @dataclass(frozen=True, slots=True)
-class Bound:
+class BoundServer:
     """Where a server listens in fact."""
 
     url: str
     port: int
 
 
-async def listen(runner: web.AppRunner, host: str, port: int) -> Bound:
+async def listen(runner: web.AppRunner, host: str, port: int) -> BoundServer:
     """Start serving; port 0 picks a free one."""
     await runner.setup()
     try:
@@ -36,7 +36,7 @@ async def listen(runner: web.AppRunner, host: str, port: int) -> Bound:
         raise CannotListen(f"cannot listen on {host}:{port}: {error.strerror}") from None
     actual = int(runner.addresses[0][1])
     shown = f"[{host}]" if ":" in host else host
-    return Bound(f"http://{shown}:{actual}", actual)
+    return BoundServer(f"http://{shown}:{actual}", actual)
 
 
 async def until_told_to_stop() -> None:
@@ -51,7 +51,9 @@ async def until_told_to_stop() -> None:
 def logs_to_stderr() -> None:
     """Structured logs: JSON lines, or readable ones on a terminal."""
     interactive = sys.stderr.isatty()
-    renderer = structlog.dev.ConsoleRenderer() if interactive else structlog.processors.JSONRenderer()
+    renderer = (
+        structlog.dev.ConsoleRenderer() if interactive else structlog.processors.JSONRenderer()
+    )
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,

@@ -1,4 +1,5 @@
-"""A job on the terminal: the canvas while it is denoised, finished canvases solid, steps and cost ticking.
+"""A job on the terminal: the canvas while it is denoised, finished canvases solid, steps and cost
+ticking.
 
 Plain text when the output is not a terminal.
 """
@@ -10,7 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from piecework.client.events import Accepted, Canvas, Draft, Ended, Event, Resuming
+from piecework.client.events import (
+    CanvasText,
+    DraftText,
+    JobEvent,
+    JobFinished,
+    JobResuming,
+    JobStarted,
+)
 from piecework.client.run import JobRun
 from piecework_protocol.types import to_hex
 
@@ -22,30 +30,31 @@ SHOWN_CANVASES = 12
 
 
 def printable(text: str) -> str:
-    """The text without control characters: a worker must not be able to drive the reader's terminal."""
+    """The text without control characters: a worker must not be able to drive the reader's
+    terminal."""
     return "".join(c if c in "\n\t" or c.isprintable() else "\ufffd" for c in text)
 
 
 @dataclass
-class Progress:
+class JobProgress:
     """Everything that a display needs, brought up to date event by event."""
 
-    accepted: Accepted | None = None
-    canvases: list[Canvas] = field(default_factory=list)
-    draft: Draft | None = None
-    ended: Ended | None = None
+    accepted: JobStarted | None = None
+    canvases: list[CanvasText] = field(default_factory=list)
+    draft: DraftText | None = None
+    ended: JobFinished | None = None
     note: str = ""
 
-    def take(self, event: Event) -> None:
+    def take(self, event: JobEvent) -> None:
         """Bring the picture up to date."""
-        if isinstance(event, Accepted):
+        if isinstance(event, JobStarted):
             self.accepted, self.note = event, ""
-        elif isinstance(event, Canvas):
+        elif isinstance(event, CanvasText):
             self.canvases.append(event)
             self.draft, self.note = None, ""
-        elif isinstance(event, Draft):
+        elif isinstance(event, DraftText):
             self.draft = event
-        elif isinstance(event, Resuming):
+        elif isinstance(event, JobResuming):
             self.note = f"connection lost, trying again in {event.wait_s:.1f} s"
         else:
             self.ended = event
@@ -57,7 +66,9 @@ class Progress:
         steps = sum(c.steps for c in self.canvases)
         tokens = sum(c.tokens for c in self.canvases)
         cost = self.canvases[-1].cost if self.canvases else 0
-        now = f", canvas {self.draft.canvas + 1} at step {self.draft.step + 1}" if self.draft else ""
+        now = (
+            f", canvas {self.draft.canvas + 1} at step {self.draft.step + 1}" if self.draft else ""
+        )
         worker = to_hex(self.accepted.operator)[:10]
         done = f"{len(self.canvases)} canvases, {tokens} tokens, {steps} denoising steps{now}"
         return f"{worker}… {printable(self.accepted.model)} | {done} | {amount(cost)} paid" + (
@@ -68,7 +79,7 @@ class Progress:
 class Display(Protocol):
     """Where a job is shown."""
 
-    async def show(self, run: JobRun) -> Progress: ...
+    async def show(self, run: JobRun) -> JobProgress: ...
 
 
 class PlainDisplay:
@@ -77,15 +88,15 @@ class PlainDisplay:
     def __init__(self, amount: Callable[[int], str]) -> None:
         self._amount = amount
 
-    async def show(self, run: JobRun) -> Progress:
-        progress = Progress()
+    async def show(self, run: JobRun) -> JobProgress:
+        progress = JobProgress()
         async with run:
             async for event in run:
                 progress.take(event)
-                if isinstance(event, Canvas):
+                if isinstance(event, CanvasText):
                     sys.stdout.write(event.text)
                     sys.stdout.flush()
-                elif isinstance(event, Resuming):
+                elif isinstance(event, JobResuming):
                     print(f"\n{progress.note}: {event.why}", file=sys.stderr)
         sys.stdout.write("\n")
         print(progress.status(self._amount), file=sys.stderr)
@@ -95,8 +106,8 @@ class PlainDisplay:
 class QuietDisplay:
     """Nothing: the caller prints the result."""
 
-    async def show(self, run: JobRun) -> Progress:
-        progress = Progress()
+    async def show(self, run: JobRun) -> JobProgress:
+        progress = JobProgress()
         async with run:
             async for event in run:
                 progress.take(event)
@@ -109,11 +120,11 @@ class LiveDisplay:
     def __init__(self, amount: Callable[[int], str]) -> None:
         self._amount = amount
 
-    async def show(self, run: JobRun) -> Progress:
+    async def show(self, run: JobRun) -> JobProgress:
         from rich.console import Console
         from rich.live import Live
 
-        progress, printed = Progress(), 0
+        progress, printed = JobProgress(), 0
         console = Console()
         with Live(console=console, refresh_per_second=20, transient=True) as live:
             async with run:
@@ -126,7 +137,7 @@ class LiveDisplay:
         console.print(progress.status(self._amount), style="dim", markup=False, highlight=False)
         return progress
 
-    def _picture(self, progress: Progress) -> Text:
+    def _picture(self, progress: JobProgress) -> Text:
         from rich.text import Text
 
         text = Text(printable("".join(c.text for c in progress.canvases[-SHOWN_CANVASES:])))

@@ -1,4 +1,5 @@
-"""`piecework bench`: what this machine does with a model, measured as the worker's offer will state it."""
+"""`piecework bench`: what this machine does with a model, measured as the worker's offer will state
+it."""
 
 from __future__ import annotations
 
@@ -21,11 +22,13 @@ app = typer.Typer(invoke_without_command=True, rich_markup_mode=None, add_comple
 def bench(
     *,
     model: Annotated[
-        str | None, typer.Option(help="Checkpoint folder or pulled model; the bundled one if not given.")
+        str | None,
+        typer.Option(help="Checkpoint folder or pulled model; the bundled one if not given."),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     precision: Annotated[
-        str, typer.Option(help="auto (the most faithful that fits), float32, bfloat16, fp8 or int4.")
+        str,
+        typer.Option(help="auto (the most faithful that fits), float32, bfloat16, fp8 or int4."),
     ] = "auto",
     rows: Annotated[
         list[int] | None,
@@ -38,12 +41,17 @@ def bench(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Denoise a fixed prompt again and again, and say how fast. Uses the engine that earns the money."""
+    """Denoise a fixed prompt again and again, and say how fast. Uses the engine that earns the
+    money."""
     folder = common.checkpoint(model) if model else None
     on = common.one_of("--device", device, ("auto", "cpu", "cuda"))
     wanted = common.one_of("--precision", precision, ("auto", "float32", "bfloat16", "fp8", "int4"))
     report = measure(
-        folder, cast("DeviceChoice", on), cast("PrecisionChoice", wanted), rows or [1, 4, 8], seconds
+        folder,
+        cast("DeviceChoice", on),
+        cast("PrecisionChoice", wanted),
+        rows or [1, 4, 8],
+        seconds,
     )
     if home is not None:
         save(home, report)
@@ -52,16 +60,23 @@ def bench(
         return
     typer.echo(f"{report['model']}  {report['profile']}")
     typer.echo(report["precision"])
-    typer.echo(f"{'rows':>5} {'tokens/s':>10} {'steps/s':>10} {'steps/canvas':>13} {'first canvas':>16}")
+    typer.echo(
+        f"{'rows':>5} {'tokens/s':>10} {'steps/s':>10} {'steps/canvas':>13} {'first canvas':>16}"
+    )
     for line in report["measurements"]:
         typer.echo(
-            f"{line['rows']:>5} {line['tokens_per_second']:>10.1f} {line['steps_per_second']:>10.1f} "
+            f"{line['rows']:>5} {line['tokens_per_second']:>10.1f} "
+            f"{line['steps_per_second']:>10.1f} "
             f"{line['steps_per_canvas']:>13.1f} {line['first_canvas_ms']:>13.0f} ms"
         )
 
 
 def measure(
-    folder: Path | None, device: DeviceChoice, precision: PrecisionChoice, counts: list[int], seconds: float
+    folder: Path | None,
+    device: DeviceChoice,
+    precision: PrecisionChoice,
+    counts: list[int],
+    seconds: float,
 ) -> dict[str, Any]:
     """Load the model as a worker would and measure each number of rows."""
     from piecework_model.engine.batched import BatchedExecutor
@@ -90,7 +105,8 @@ def measure(
 
 
 def save(home: Path, report: dict[str, Any]) -> None:
-    """Leave the figures where `worker start` finds them; one clear line when there is no such home."""
+    """Leave the figures where `worker start` finds them; one clear line when there is no such
+    home."""
     from piecework_node.engine.benchmark_table import write_speeds
     from piecework_node.home import Home
 

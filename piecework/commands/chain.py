@@ -1,4 +1,5 @@
-"""`piecework chain`: the embedded chain, deployment to any EVM chain, the faucet of development chains."""
+"""`piecework chain`: the embedded chain, deployment to any EVM chain, the faucet of development
+chains."""
 
 from __future__ import annotations
 
@@ -37,15 +38,24 @@ def dev(
     *,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free port.")] = 8545,
-    anvil: Annotated[bool, typer.Option("--anvil", help="Use anvil in place of the embedded chain.")] = False,
-    bare: Annotated[bool, typer.Option("--bare", help="The chain alone, without the contracts.")] = False,
-    deployment: Annotated[Path | None, typer.Option(help="Write the deployment to this file.")] = None,
+    anvil: Annotated[
+        bool, typer.Option("--anvil", help="Use anvil in place of the embedded chain.")
+    ] = False,
+    bare: Annotated[
+        bool, typer.Option("--bare", help="The chain alone, without the contracts.")
+    ] = False,
+    deployment: Annotated[
+        Path | None, typer.Option(help="Write the deployment to this file.")
+    ] = None,
     min_stake: MinStake = "100",
     unbonding_days: Unbonding = 7.0,
 ) -> None:
-    """Run a development chain with the contracts on it, until SIGTERM or SIGINT. Nothing is kept."""
+    """Run a development chain with the contracts on it, until SIGTERM or SIGINT. Nothing is
+    kept."""
     if bare and deployment is not None:
-        common.fail("--bare deploys nothing, so there is no deployment to write. Leave one of them out.", 2)
+        common.fail(
+            "--bare deploys nothing, so there is no deployment to write. Leave one of them out.", 2
+        )
     terms = None
     if not bare:
         terms = common.parse_amount(min_stake), int(unbonding_days * _SECONDS_PER_DAY)
@@ -58,14 +68,24 @@ def deploy(
     *,
     rpc: Annotated[str, typer.Option("--rpc", help="The node's http(s) address.")],
     key_file: Annotated[
-        Path | None, typer.Option(help=f"v3 keystore of the deployer; else ${DEPLOYER_KEY_VARIABLE}.")
+        Path | None,
+        typer.Option(help=f"v3 keystore of the deployer; else ${DEPLOYER_KEY_VARIABLE}."),
     ] = None,
-    password_file: Annotated[Path | None, typer.Option(help="File with the keystore's password.")] = None,
+    password_file: Annotated[
+        Path | None, typer.Option(help="File with the keystore's password.")
+    ] = None,
     faucet_key: Annotated[
-        bool, typer.Option("--faucet-key", help="Development chains only: pay with the published test key.")
+        bool,
+        typer.Option(
+            "--faucet-key", help="Development chains only: pay with the published test key."
+        ),
     ] = False,
-    out: Annotated[Path, typer.Option(help="Where to write the deployment.")] = Path("deployment.json"),
-    token: Annotated[str | None, typer.Option(help="An existing token; else a worthless test token.")] = None,
+    out: Annotated[Path, typer.Option(help="Where to write the deployment.")] = Path(
+        "deployment.json"
+    ),
+    token: Annotated[
+        str | None, typer.Option(help="An existing token; else a worthless test token.")
+    ] = None,
     min_stake: MinStake = "100",
     unbonding_days: Unbonding = 7.0,
     json: Json = False,
@@ -76,7 +96,9 @@ def deploy(
     address = None if token is None else _address(token)
     stake, delay = common.parse_amount(min_stake), int(unbonding_days * _SECONDS_PER_DAY)
     deployer = _deployer(rpc, key_file, password_file, faucet_key)
-    made = common.run(_deploy(rpc, deployer, token=address, min_stake=stake, unbonding_delay_s=delay))
+    made = common.run(
+        _deploy(rpc, deployer, token=address, min_stake=stake, unbonding_delay_s=delay)
+    )
     made.save(out)
     if json:
         common.print_json({"file": str(out), **made.to_json()})
@@ -93,7 +115,9 @@ def faucet(
     to: Annotated[str, typer.Option(help="Who gets it.")],
     native: Annotated[str, typer.Option(help="Coins for gas.")] = "0",
     tokens: Annotated[str, typer.Option(help="Test tokens.")] = "0",
-    rpc: Annotated[str | None, typer.Option("--rpc", help="Another node than the deployment's.")] = None,
+    rpc: Annotated[
+        str | None, typer.Option("--rpc", help="Another node than the deployment's.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Give away coins and test tokens, on development chains only."""
@@ -104,13 +128,17 @@ def faucet(
     if json:
         common.print_json(result)
     else:
-        typer.echo(f"{to} now holds {_native(result['native'])} and {common.amount(result['tokens'])}")
+        typer.echo(
+            f"{to} now holds {_native(result['native'])} and {common.amount(result['tokens'])}"
+        )
 
 
 @app.command()
 def status(
     deployment: DeploymentFile,
-    rpc: Annotated[str | None, typer.Option("--rpc", help="Another node than the deployment's.")] = None,
+    rpc: Annotated[
+        str | None, typer.Option("--rpc", help="Another node than the deployment's.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Is this the market's chain, how far is it, who works there?"""
@@ -118,7 +146,11 @@ def status(
     if json:
         common.print_json(result)
         return
-    built = "this program's" if result["contracts_match_build"] else "of another version of this program"
+    built = (
+        "this program's"
+        if result["contracts_match_build"]
+        else "of another version of this program"
+    )
     height, final = result["latest_block"], result["finalized_block"]
     typer.echo(f"chain        {result['chain_id']}, block {height}, final {final}")
     typer.echo(f"escrow       {result['escrow']}")
@@ -126,7 +158,8 @@ def status(
     typer.echo(f"token        {result['token']}")
     typer.echo(f"contracts    verified, code is {built}")
     typer.echo(
-        f"workers      {result['workers']}, at least {common.amount(result['min_stake'])} of stake each"
+        f"workers      {result['workers']}, at least {common.amount(result['min_stake'])} of "
+        "stake each"
     )
     typer.echo(f"unbonding    {result['unbonding_delay_s']} s")
 
@@ -134,7 +167,8 @@ def status(
 async def _dev(
     host: str, port: int, *, anvil: bool, file: Path | None, terms: tuple[int, int] | None
 ) -> None:
-    """Serve a chain. `terms`: least stake and unbonding delay (s) of the contracts; None deploys none."""
+    """Serve a chain. `terms`: least stake and unbonding delay (s) of the contracts; None deploys
+    none."""
     import asyncio
     import signal
 
@@ -161,7 +195,12 @@ async def _prepare(
     from piecework.chain.deploy import deploy as deploy_contracts
     from piecework_protocol.types import Amount, Seconds, to_hex
 
-    ready = {"ready": True, "role": "chain", "rpc_url": rpc_url, "faucet": to_hex(chain.faucet.address)}
+    ready = {
+        "ready": True,
+        "role": "chain",
+        "rpc_url": rpc_url,
+        "faucet": to_hex(chain.faucet.address),
+    }
     if terms is None:
         return {**ready, "chain_id": chain.chain_id}
     min_stake, unbonding_delay_s = terms
@@ -222,7 +261,8 @@ async def _deploy(
 async def _deployer(
     rpc_url: str, key_file: Path | None, password_file: Path | None, faucet_key: bool
 ) -> Signer:
-    """The key that pays: the faucet's, a keystore's, or the environment's, in this order of explicitness."""
+    """The key that pays: the faucet's, a keystore's, or the environment's, in this order of
+    explicitness."""
     from piecework.chain.dev.faucet import faucet_signer
     from piecework.chain.rpc import HttpRpc
     from piecework_protocol.signing import LocalSigner
@@ -235,7 +275,9 @@ async def _deployer(
         return await _open_keystore(key_file, password_file)
     from_environment = os.environ.get(DEPLOYER_KEY_VARIABLE)
     if from_environment is None:
-        common.fail(f"no key: give --key-file, or set {DEPLOYER_KEY_VARIABLE} to the deployer's private key")
+        common.fail(
+            f"no key: give --key-file, or set {DEPLOYER_KEY_VARIABLE} to the deployer's private key"
+        )
     try:
         return LocalSigner(parse_hex(from_environment.strip(), 32, DEPLOYER_KEY_VARIABLE))
     except ValueError:
@@ -251,7 +293,9 @@ async def _open_keystore(key_file: Path, password_file: Path | None) -> Signer:
     return await asyncio.to_thread(open_keystore, key_file, common.password(password_file))
 
 
-async def _faucet(file: Path, rpc_url: str | None, to: Address, wei: int, amount: int) -> dict[str, Any]:
+async def _faucet(
+    file: Path, rpc_url: str | None, to: Address, wei: int, amount: int
+) -> dict[str, Any]:
     from piecework.chain.deployment import Deployment
     from piecework.chain.dev.faucet import faucet_signer, fund_native, mint_tokens
     from piecework.chain.reader import ChainReader

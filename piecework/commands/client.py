@@ -20,16 +20,21 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, add_completion=Fa
 Home = Annotated[Path | None, typer.Option("--home", help="The client's home directory.")]
 PasswordFile = Annotated[Path | None, typer.Option(help="File with the key's password.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-Index = Annotated[list[str] | None, typer.Option("--index", help="Index URL instead of the configured ones.")]
+Index = Annotated[
+    list[str] | None, typer.Option("--index", help="Index URL instead of the configured ones.")
+]
 Model = Annotated[str | None, typer.Option(help="Model name or digest; any if not given.")]
 MaxTokens = Annotated[int | None, typer.Option(min=1, help="Longest answer, in tokens.")]
-Steps = Annotated[int | None, typer.Option("--max-steps", min=1, help="Denoising steps a canvas, at most.")]
+Steps = Annotated[
+    int | None, typer.Option("--max-steps", min=1, help="Denoising steps a canvas, at most.")
+]
 Seed = Annotated[int | None, typer.Option(min=0, max=(1 << 64) - 1, help="Random if not given.")]
 MaxPrice = Annotated[str | None, typer.Option(help="Most that the job may cost, in tokens.")]
 System = Annotated[str | None, typer.Option(help="A system message before the prompt.")]
 
 BestEffort = Annotated[
-    bool, typer.Option("--best-effort", help="Also take models that honour no seed and leave no trace.")
+    bool,
+    typer.Option("--best-effort", help="Also take models that honour no seed and leave no trace."),
 ]
 
 FAUCET_WEI = 10**18
@@ -89,14 +94,17 @@ def deposit(
     amount: Annotated[str | None, typer.Argument(help="Tokens to put into the escrow.")] = None,
     *,
     gasless: Annotated[
-        Path | None, typer.Option(help="Write a signed deposit that anybody may submit to this file.")
+        Path | None,
+        typer.Option(help="Write a signed deposit that anybody may submit to this file."),
     ] = None,
     relay: Annotated[
-        Path | None, typer.Option(help="Submit somebody's signed deposit from this file and pay its gas.")
+        Path | None,
+        typer.Option(help="Submit somebody's signed deposit from this file and pay its gas."),
     ] = None,
     valid_hours: Annotated[float, typer.Option(min=0.01, max=720)] = 24.0,
     faucet: Annotated[
-        bool, typer.Option("--faucet", help="Development chains: take the tokens and the gas there.")
+        bool,
+        typer.Option("--faucet", help="Development chains: take the tokens and the gas there."),
     ] = False,
     home: Home = None,
     password_file: PasswordFile = None,
@@ -106,7 +114,9 @@ def deposit(
     if (amount is None) == (relay is None) or (gasless and relay):
         common.fail("give an AMOUNT (perhaps with --gasless FILE), or --relay FILE", 2)
     if faucet and (gasless or relay):
-        common.fail("--faucet pays for a deposit that is made now: leave out --gasless and --relay", 2)
+        common.fail(
+            "--faucet pays for a deposit that is made now: leave out --gasless and --relay", 2
+        )
     units = None if amount is None else common.parse_amount(amount)
 
     async def work(client: PieceworkClient) -> dict[str, Any]:
@@ -124,25 +134,36 @@ def deposit(
     if json:
         common.print_json(result)
     elif "file" in result:
-        typer.echo(f"Signed. Anybody may submit it: piecework client deposit --relay {result['file']}")
+        typer.echo(
+            f"Signed. Anybody may submit it: piecework client deposit --relay {result['file']}"
+        )
     else:
         typer.echo(f"{common.amount(result['amount'])} deposited in block {result['block']}")
 
 
 @app.command()
 def offers(
-    *, home: Home = None, password_file: PasswordFile = None, index: Index = None, json: Json = False
+    *,
+    home: Home = None,
+    password_file: PasswordFile = None,
+    index: Index = None,
+    json: Json = False,
 ) -> None:
     """Who serves what, at which price: verified here, whatever an index says."""
     from piecework.commands._client_views import offer_view
 
-    found = _with_client(home, password_file, lambda client: client.offers(), indexes=_indexes(index))
+    found = _with_client(
+        home, password_file, lambda client: client.offers(), indexes=_indexes(index)
+    )
     rows = [offer_view(signed) for signed in found.offers]
     if json:
         common.print_json({"offers": rows, "troubles": list(found.troubles)})
         return
     for row in rows:
-        typer.echo(f"{row['operator']}  {row['endpoint']}  {row['slots_free']} of {row['slots']} slots free")
+        typer.echo(
+            f"{row['operator']}  {row['endpoint']}  {row['slots_free']} of {row['slots']} slots "
+            "free"
+        )
         for model in row["models"]:
             typer.echo(
                 f"    {model['name']:24} {model['tokens_per_second']:>6} tokens/s"
@@ -192,17 +213,23 @@ def quote(
 
 @app.command()
 def run(
-    prompt: Annotated[str | None, typer.Argument(help="The prompt; - reads it from standard input.")] = None,
+    prompt: Annotated[
+        str | None, typer.Argument(help="The prompt; - reads it from standard input.")
+    ] = None,
     *,
     model: Model = None,
     max_tokens: MaxTokens = None,
     max_steps: Steps = None,
     seed: Seed = None,
-    temperature: Annotated[float | None, typer.Option(min=0, max=2, help="At the last step.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, max=2, help="At the last step.")
+    ] = None,
     max_price: MaxPrice = None,
     system: System = None,
     best_effort: BestEffort = False,
-    resume: Annotated[str | None, typer.Option(help="Take up an interrupted job by its id.")] = None,
+    resume: Annotated[
+        str | None, typer.Option(help="Take up an interrupted job by its id.")
+    ] = None,
     home: Home = None,
     password_file: PasswordFile = None,
     index: Index = None,
@@ -266,7 +293,8 @@ def receipts(
             typer.echo(
                 f"{row['job'][:12]}… canvas {row['canvas']:>3}"
                 f"  {row['units']:>4} tokens {row['steps']:>4} steps"
-                f"  {common.amount(row['amount'])}  leaf {row['leaf_index']} of {row['count']}: {mark}"
+                f"  {common.amount(row['amount'])}  leaf {row['leaf_index']} of {row['count']}: "
+                f"{mark}"
             )
         typer.echo(f"{len(view['receipts'])} receipts, {view['failed']} with trouble", err=True)
     if verify and view["failed"]:
@@ -312,7 +340,9 @@ def channels(*, home: Home = None, password_file: PasswordFile = None, json: Jso
 
 @app.command()
 def close(
-    channel: Annotated[list[str] | None, typer.Argument(help="Channel ids; all open ones if none.")] = None,
+    channel: Annotated[
+        list[str] | None, typer.Argument(help="Channel ids; all open ones if none.")
+    ] = None,
     *,
     home: Home = None,
     password_file: PasswordFile = None,
@@ -331,9 +361,13 @@ def close(
 
 @app.command()
 def withdraw(
-    amount: Annotated[str | None, typer.Argument(help="Tokens; all that is free if not given.")] = None,
+    amount: Annotated[
+        str | None, typer.Argument(help="Tokens; all that is free if not given.")
+    ] = None,
     *,
-    to: Annotated[str | None, typer.Option(help="Address; the payer's own account if not given.")] = None,
+    to: Annotated[
+        str | None, typer.Option(help="Address; the payer's own account if not given.")
+    ] = None,
     home: Home = None,
     password_file: PasswordFile = None,
     json: Json = False,
@@ -354,11 +388,12 @@ def withdraw(
     typer.echo(f"{common.amount(view['amount'])} sent to {view['to']}")
 
 
-# ---------------------------------------------------------------------------------------- shared
+# --- shared
 
 
 def open_config(home: Path | None, flags: dict[str, Any]) -> tuple[Path, ClientConfig]:
-    """The home directory and its configuration with flags applied; one clear line if it is unusable."""
+    """The home directory and its configuration with flags applied; one clear line if it is
+    unusable."""
     from piecework.client.config import ClientHome, load_config
     from piecework.client.errors import ConfigError
 
@@ -414,7 +449,9 @@ def _request(prompt: str, system: str | None, model: str | None, **options: Any)
     messages = [Message("user", text)]
     if system is not None:
         messages.insert(0, Message("system", system))
-    generation: dict[str, Any] = {key: options.get(key) for key in ("max_tokens", "max_steps", "seed")}
+    generation: dict[str, Any] = {
+        key: options.get(key) for key in ("max_tokens", "max_steps", "seed")
+    }
     if options.get("temperature") is not None:
         end = Micros(round(options["temperature"] * 1_000_000))
         generation["temperature_end"] = end
@@ -453,4 +490,6 @@ def _print_closings(rows: list[dict[str, Any]], as_json: bool) -> None:
             if row["withdrawable_at"] is None
             else f"; withdrawable at {row['withdrawable_at']} (Unix time)"
         )
-        typer.echo(f"{row['channel'][:14]}…  {'closed' if row['closed'] else 'open'}: {row['note']}{later}")
+        typer.echo(
+            f"{row['channel'][:14]}…  {'closed' if row['closed'] else 'open'}: {row['note']}{later}"
+        )

@@ -25,17 +25,24 @@ def demo(
     prompt: Annotated[str | None, typer.Option(help="What to ask for.")] = None,
     jobs: Annotated[int, typer.Option(min=1, max=10_000, help="How many jobs to run.")] = 1,
     concurrency: Annotated[int, typer.Option(min=1, max=64, help="How many at once.")] = 1,
-    max_tokens: Annotated[int, typer.Option(min=1, max=100_000, help="Longest answer, in tokens.")] = 256,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, max=100_000, help="Longest answer, in tokens.")
+    ] = 256,
     seed: Annotated[
-        int | None, typer.Option(min=0, max=2**63, help="Same seed, same text; random if not given.")
+        int | None,
+        typer.Option(min=0, max=2**63, help="Same seed, same text; random if not given."),
     ] = None,
-    keep: Annotated[bool, typer.Option("--keep", help="Leave the market running until Ctrl-C.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave the market running until Ctrl-C.")
+    ] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object and nothing else.")
+    ] = False,
 ) -> None:
     """A whole market on this machine: chain, index, worker, gateway, paid jobs, settled on an EVM.
 
-    Exit code 0 only if the settled amount equals the last voucher, every receipt proves into the root and
-    money is conserved.
+    Exit code 0 only if the settled amount equals the last voucher, every receipt proves into the
+    root and money is conserved.
     """
     _require_packages()
     from piecework.demo.run import DEFAULT_PROMPT, Options
@@ -49,15 +56,15 @@ async def _demo(options: Options, *, keep: bool, json: bool) -> dict[str, Any]:
     from rich.console import Console
 
     from piecework.demo.run import Demo, temporary_root
-    from piecework.demo.screen import Screen, show_report
-    from piecework.processes import Household
+    from piecework.demo.screen import DemoScreen, show_report
+    from piecework.processes import ProcessGroup
 
     console = Console(stderr=json, highlight=False)
     with temporary_root() as folder:
         root = Path(folder)
-        async with Household(root / "logs") as household:
-            demo = Demo(options, Screen(console, quiet=json))
-            report = await demo.run(household, root)
+        async with ProcessGroup(root / "logs") as group:
+            demo = Demo(options, DemoScreen(console, quiet=json))
+            report = await demo.run(group, root)
             if json:
                 common.print_json(report)
             else:
@@ -129,6 +136,10 @@ def _require_packages() -> None:
     """One clear line when the installation lacks a part, before anything is started."""
     import importlib.util
 
-    missing = sorted({extra for name, extra in NEEDED.items() if importlib.util.find_spec(name) is None})
+    missing = sorted(
+        {extra for name, extra in NEEDED.items() if importlib.util.find_spec(name) is None}
+    )
     if missing:
-        common.fail(f"the demo needs more than the client: pip install 'piecework[{','.join(missing)}]'")
+        common.fail(
+            f"the demo needs more than the client: pip install 'piecework[{','.join(missing)}]'"
+        )

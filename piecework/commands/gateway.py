@@ -1,4 +1,5 @@
-"""`piecework gateway`: an OpenAI-compatible endpoint that pays per canvas from the client's wallet."""
+"""`piecework gateway`: an OpenAI-compatible endpoint that pays per canvas from the client's
+wallet."""
 
 from __future__ import annotations
 
@@ -18,16 +19,24 @@ app = typer.Typer(invoke_without_command=True, rich_markup_mode=None, add_comple
 @app.callback()
 def serve(
     *,
-    home: Annotated[Path | None, typer.Option("--home", help="The client's home directory.")] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on. It spends your money.")] = "127.0.0.1",
+    home: Annotated[
+        Path | None, typer.Option("--home", help="The client's home directory.")
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on. It spends your money.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free port.")] = 8400,
     index: Annotated[list[str] | None, typer.Option("--index", help="Index URL.")] = None,
     max_concurrent: Annotated[int | None, typer.Option(help="Requests at once.")] = None,
     best_effort: Annotated[
         bool | None,
-        typer.Option("--best-effort/--replayable", help="Whether models without seed and trace will do."),
+        typer.Option(
+            "--best-effort/--replayable", help="Whether models without seed and trace will do."
+        ),
     ] = None,
-    password_file: Annotated[Path | None, typer.Option(help="File with the key's password.")] = None,
+    password_file: Annotated[
+        Path | None, typer.Option(help="File with the key's password.")
+    ] = None,
 ) -> None:
     """Serve /v1/chat/completions and /v1/models until SIGTERM. The API key is
     PIECEWORK_CLIENT_GATEWAY_API_KEY or gateway_api_key in config.toml."""
@@ -41,7 +50,9 @@ def serve(
     folder, config = open_config(home, flags)
     if config.gateway_api_key is None and host not in ("127.0.0.1", "::1", "localhost"):
         common.fail(
-            f"listening on {host} without an API key lets anybody spend your money. Set gateway_api_key", 2
+            f"listening on {host} without an API key lets anybody spend your money. Set "
+            "gateway_api_key",
+            2,
         )
     common.run(_serve(folder, config, common.password(password_file), host, port))
 

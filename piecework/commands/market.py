@@ -19,13 +19,19 @@ def _market() -> None:
 
 @app.command()
 def start(
-    deployment: Annotated[Path, typer.Option(help="The deployment file of the market's contracts.")],
-    home_dir: Annotated[Path | None, typer.Option("--home", help="Where the index keeps its offers.")] = None,
+    deployment: Annotated[
+        Path, typer.Option(help="The deployment file of the market's contracts.")
+    ],
+    home_dir: Annotated[
+        Path | None, typer.Option("--home", help="Where the index keeps its offers.")
+    ] = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on; the index is meant to be public.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free port.")] = 8380,
-    rpc: Annotated[str | None, typer.Option(help="Instead of the deployment's RPC endpoint.")] = None,
+    rpc: Annotated[
+        str | None, typer.Option(help="Instead of the deployment's RPC endpoint.")
+    ] = None,
 ) -> None:
     """Serve the index until SIGTERM. Prints one JSON line when ready."""
     folder = home("market", home_dir)
@@ -39,23 +45,29 @@ async def _serve(file: Path, folder: Path, host: str, port: int, rpc: str | None
     from piecework.chain.deployment import Deployment
     from piecework.chain.reader import ChainReader
     from piecework.commands._server import listen, logs_to_stderr, until_told_to_stop
-    from piecework.market.server import Market
-    from piecework.market.shelf import Shelf
+    from piecework.market.offer_store import OfferStore
+    from piecework.market.server import IndexServer
 
     logs_to_stderr()
     deployment = Deployment.load(file)
     async with await ChainReader.connect(deployment, rpc_url=rpc) as reader:
-        shelf = Shelf(folder / "market.db", deployment.domain)
+        store = OfferStore(folder / "market.db", deployment.domain)
         try:
             runner = web.AppRunner(
-                Market(shelf, reader).application(), handler_cancellation=True, access_log=None
+                IndexServer(store, reader).application(), handler_cancellation=True, access_log=None
             )
             bound = await listen(runner, host, port)
             try:
-                ready = {"ready": True, "role": "market", "url": bound.url, "host": host, "port": bound.port}
+                ready = {
+                    "ready": True,
+                    "role": "market",
+                    "url": bound.url,
+                    "host": host,
+                    "port": bound.port,
+                }
                 print_json({**ready, "home": str(folder), "chain_id": deployment.chain_id})
                 await until_told_to_stop()
             finally:
                 await runner.cleanup()
         finally:
-            shelf.close()
+            store.close()

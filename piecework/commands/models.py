@@ -1,4 +1,5 @@
-"""`piecework models`: the weights. Pull a published model, list what is here, hold it to its manifest."""
+"""`piecework models`: the weights. Pull a published model, list what is here, hold it to its
+manifest."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from piecework.commands import _common as common
 from piecework.commands.plan import plan
 
 if TYPE_CHECKING:
-    from piecework.commands._progress import Progress
+    from piecework.commands._progress import PullProgress
     from piecework_node.models.name import ModelName
     from piecework_node.models.pull import Received
     from piecework_node.models.store import Pulled
@@ -21,7 +22,9 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 Store = Annotated[
     Path | None,
-    typer.Option("--store", help="Folder of pulled models; else $PIECEWORK_MODELS, else the user's data."),
+    typer.Option(
+        "--store", help="Folder of pulled models; else $PIECEWORK_MODELS, else the user's data."
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 DIGEST_HEX_CHARS = 64
@@ -37,7 +40,8 @@ def pull(
     ] = "google/diffusiongemma-26B-A4B-it",
     revision: Annotated[str | None, typer.Option(help="Instead of @revision.")] = None,
     expect_digest: Annotated[
-        str | None, typer.Option(help="Refuse any other model digest, where possible before the weights.")
+        str | None,
+        typer.Option(help="Refuse any other model digest, where possible before the weights."),
     ] = None,
     endpoint: Annotated[
         str, typer.Option(envvar="HF_ENDPOINT", help="A hub that speaks the Hugging Face API.")
@@ -45,10 +49,11 @@ def pull(
     store: Store = None,
     json: Json = False,
 ) -> None:
-    """Download a model, or go on with it: safetensors, configuration and tokenizer; never code, never pickle.
+    """Download a model, or go on with it: safetensors, configuration and tokenizer; never code,
+    never pickle.
 
-    Every file is verified. Run it again after any failure: it goes on where it stopped. A gated model needs a
-    token with read access in HF_TOKEN.
+    Every file is verified. Run it again after any failure: it goes on where it stopped. A gated
+    model needs a token with read access in HF_TOKEN.
     """
     from piecework.commands._progress import progress
     from piecework_node.models.name import ModelName
@@ -66,18 +71,22 @@ def pull(
     typer.echo(f"{pulled.model}@{pulled.commit}  {pulled.files} files, {_size(pulled.size_bytes)}")
     typer.echo(f"digest  0x{(pulled.digest or b'').hex()}")
     typer.echo(f"folder  {pulled.folder}")
-    typer.echo(f'next: model = "{model}" in the config.toml of the worker, then piecework worker check')
+    typer.echo(
+        f'next: model = "{model}" in the config.toml of the worker, then piecework worker check'
+    )
 
 
 async def _pull(
-    model: ModelName, endpoint: str, store: Path | None, expected: bytes | None, shown: Progress
+    model: ModelName, endpoint: str, store: Path | None, expected: bytes | None, shown: PullProgress
 ) -> Received:
     from piecework_node.models.hub import Hub
     from piecework_node.models.pull import pull
 
     token = os.environ.get("HF_TOKEN", "").strip()
-    async with Hub.connect(endpoint, token, tell=shown.tell) as hub:
-        return await pull(hub, common.model_store(store), model, watcher=shown, expected_digest=expected)
+    async with Hub.connect(endpoint, token, on_wait=shown.on_wait) as hub:
+        return await pull(
+            hub, common.model_store(store), model, watcher=shown, expected_digest=expected
+        )
 
 
 @app.command("list")
@@ -86,7 +95,9 @@ def list_models(*, store: Store = None, json: Json = False) -> None:
     place = common.model_store(store)
     everything = common.call(place.all)
     if json:
-        common.print_json({"store": str(place.root), "models": [_view(pulled) for pulled in everything]})
+        common.print_json(
+            {"store": str(place.root), "models": [_view(pulled) for pulled in everything]}
+        )
         return
     if not everything:
         typer.echo(f"nothing in {place.root}; piecework models pull brings the published model")
@@ -104,7 +115,8 @@ def verify(
     store: Store = None,
     json: Json = False,
 ) -> None:
-    """Read every byte again and hold it to the manifest. Names the first file that differs; exit code 1."""
+    """Read every byte again and hold it to the manifest. Names the first file that differs; exit
+    code 1."""
     from piecework.commands._progress import busy
     from piecework_model.checkpoint.manifest import verify as hold_to_manifest
     from piecework_model.errors import CheckpointError
@@ -115,10 +127,14 @@ def verify(
             digest = hold_to_manifest(folder)
     except CheckpointError as error:
         if json:
-            common.print_json({"good": False, "folder": str(folder), "path": error.path, "error": str(error)})
+            common.print_json(
+                {"good": False, "folder": str(folder), "path": error.path, "error": str(error)}
+            )
             raise typer.Exit(1) from None
         pulled = folder != Path(name)
-        common.fail(f"{error}. Delete it and run: piecework models pull {name}" if pulled else str(error))
+        common.fail(
+            f"{error}. Delete it and run: piecework models pull {name}" if pulled else str(error)
+        )
     if json:
         common.print_json({"good": True, "folder": str(folder), "digest": "0x" + digest.hex()})
         return

@@ -20,19 +20,29 @@ GIB = 2**30
 def plan(
     *,
     model: Annotated[
-        str, typer.Argument(help="Checkpoint folder or pulled model; empty: the released one, as published.")
+        str,
+        typer.Argument(
+            help="Checkpoint folder or pulled model; empty: the released one, as published."
+        ),
     ] = "",
     context: Annotated[
-        list[int] | None, typer.Option(min=1, help="Tokens of a job, prompt and answer; repeatable.")
+        list[int] | None,
+        typer.Option(min=1, help="Tokens of a job, prompt and answer; repeatable."),
     ] = None,
-    rows: Annotated[list[int] | None, typer.Option(min=1, max=256, help="Jobs at once; repeatable.")] = None,
+    rows: Annotated[
+        list[int] | None, typer.Option(min=1, max=256, help="Jobs at once; repeatable.")
+    ] = None,
     card: Annotated[
-        list[int] | None, typer.Option(min=1, max=1024, help="GiB of a GPU to plan for; repeatable.")
+        list[int] | None,
+        typer.Option(min=1, max=1024, help="GiB of a GPU to plan for; repeatable."),
     ] = None,
-    host: Annotated[int, typer.Option(min=1, max=65_536, help="GiB of memory beside such a GPU.")] = 64,
+    host: Annotated[
+        int, typer.Option(min=1, max=65_536, help="GiB of memory beside such a GPU.")
+    ] = 64,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """The memory table (precision, context, jobs at once), and what this machine or a card would run."""
+    """The memory table (precision, context, jobs at once), and what this machine or a card would
+    run."""
     from piecework_model.checkpoint import memory, released
     from piecework_model.checkpoint.dimensions import read
     from piecework_model.errors import ModelError
@@ -50,10 +60,14 @@ def plan(
     choices = [_choice(blueprint, device, counts[0], contexts[0]) for device in devices]
     name = folder.name if folder else released.NAME
     if json:
-        common.print_json({"model": name, "table": [_row(need) for need in table], "devices": choices})
+        common.print_json(
+            {"model": name, "table": [_row(need) for need in table], "devices": choices}
+        )
         return
     typer.echo(f"{name} on {'a GPU' if devices[0].kind == 'cuda' else 'a CPU'}")
-    typer.echo(f"{'precision':10}{'context':>9}{'jobs':>6}{'weights':>12}{'KV':>12}{'step':>12}{'all':>12}")
+    typer.echo(
+        f"{'precision':10}{'context':>9}{'jobs':>6}{'weights':>12}{'KV':>12}{'step':>12}{'all':>12}"
+    )
     for need in table:
         sizes = (need.weights_bytes, need.kv_bytes, need.work_bytes, need.device_bytes)
         figures = "".join(f"{memory.size_text(size):>12}" for size in sizes)

@@ -28,28 +28,42 @@ def init(
     payout: Annotated[
         str | None, typer.Option(help="Cold address that earns; its key stays elsewhere.")
     ] = None,
-    endpoint: Annotated[str, typer.Option(help="host:port that clients dial; empty: as bound.")] = "",
+    endpoint: Annotated[
+        str, typer.Option(help="host:port that clients dial; empty: as bound.")
+    ] = "",
     bind: Annotated[str, typer.Option(help="host:port to listen on.")] = "127.0.0.1:50051",
     price_prompt: Annotated[str, typer.Option(help="Tokens for a million prompt tokens.")] = "0.05",
     price_output: Annotated[str, typer.Option(help="Tokens for a million output tokens.")] = "0.2",
     price_steps: Annotated[
-        str, typer.Option(help="Tokens for a thousand denoising steps; empty: 0.001, or 0 with --vllm.")
+        str,
+        typer.Option(help="Tokens for a thousand denoising steps; empty: 0.001, or 0 with --vllm."),
     ] = "",
     stake: Annotated[str, typer.Option(help="Stake in tokens; empty: the least.")] = "",
     slots: Annotated[int, typer.Option(min=1, help="Jobs that run at once.")] = 2,
-    index: Annotated[list[str] | None, typer.Option(help="Index to publish offers to; repeatable.")] = None,
+    index: Annotated[
+        list[str] | None, typer.Option(help="Index to publish offers to; repeatable.")
+    ] = None,
     model: Annotated[
-        str, typer.Option(help="Checkpoint folder or pulled model (owner/name); empty: the bundled one.")
+        str,
+        typer.Option(
+            help="Checkpoint folder or pulled model (owner/name); empty: the bundled one."
+        ),
     ] = "",
     vllm: Annotated[
         list[str] | None,
-        typer.Option(help="Base URL of a vLLM server that serves the model, best effort; repeatable."),
+        typer.Option(
+            help="Base URL of a vLLM server that serves the model, best effort; repeatable."
+        ),
     ] = None,
-    vllm_model: Annotated[str, typer.Option(help="What vLLM calls the model; empty: its only one.")] = "",
+    vllm_model: Annotated[
+        str, typer.Option(help="What vLLM calls the model; empty: its only one.")
+    ] = "",
     faucet: Annotated[
         bool, typer.Option("--faucet", help="Development chains: take stake and gas there.")
     ] = False,
-    no_register: Annotated[bool, typer.Option("--no-register", help="Only write the files.")] = False,
+    no_register: Annotated[
+        bool, typer.Option("--no-register", help="Only write the files.")
+    ] = False,
     home: HomeOption = None,
     password_file: PasswordFile = None,
     json: Json = False,
@@ -163,8 +177,11 @@ async def _register(
 
 
 @app.command()
-def check(*, home: HomeOption = None, password_file: PasswordFile = None, json: Json = False) -> None:
-    """Check everything that a good start needs, and name what fails. Exit code 1 if anything does."""
+def check(
+    *, home: HomeOption = None, password_file: PasswordFile = None, json: Json = False
+) -> None:
+    """Check everything that a good start needs, and name what fails. Exit code 1 if anything
+    does."""
     from dataclasses import asdict
 
     from piecework_node.daemon.checks import Checker
@@ -188,7 +205,9 @@ def start(
     endpoint: Annotated[str | None, typer.Option(help="host:port that clients dial.")] = None,
     admin_port: Annotated[int | None, typer.Option(min=0, max=65535)] = None,
     rpc_url: Annotated[str | None, typer.Option(help="The chain's node.")] = None,
-    index: Annotated[list[str] | None, typer.Option(help="Index to publish to; repeatable.")] = None,
+    index: Annotated[
+        list[str] | None, typer.Option(help="Index to publish to; repeatable.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
     home: HomeOption = None,
@@ -232,7 +251,8 @@ def status(*, home: HomeOption = None, json: Json = False) -> None:
         ("unsettled", common.amount(body["unsettled"])),
         (
             "exposure",
-            f"{common.amount(body['exposure'])}, bound {common.amount(body['exposure_bound'] or 0)}",
+            f"{common.amount(body['exposure'])}, bound "
+            f"{common.amount(body['exposure_bound'] or 0)}",
         ),
         ("jobs missed", ", ".join(f"{k} {v}" for k, v in body["refusals"].items()) or "none"),
     )

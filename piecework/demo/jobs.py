@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from piecework.client.errors import NoWorkerFits
-from piecework.client.events import Accepted, Canvas, Draft, Ended, Event
+from piecework.client.events import CanvasText, DraftText, JobEvent, JobFinished, JobStarted
 from piecework.client.requests import TextRequest
 from piecework.client.sdk import PieceworkClient
 from piecework_protocol.errors import PieceworkError
@@ -20,10 +20,10 @@ LONGEST_PAUSE_S = 0.5
 """Workers ask for seconds, because a public chain needs them; the demo's chain mines at once."""
 
 
-class Watcher(Protocol):
+class JobWatcher(Protocol):
     """Whoever looks on while a job runs: the terminal, or nobody."""
 
-    def saw(self, number: int, event: Event) -> None: ...
+    def saw(self, number: int, event: JobEvent) -> None: ...
 
 
 @dataclass(slots=True)
@@ -32,8 +32,8 @@ class JobResult:
 
     number: int
     prompt: str
-    accepted: Accepted | None = None
-    ended: Ended | None = None
+    accepted: JobStarted | None = None
+    ended: JobFinished | None = None
     texts: list[str] = field(default_factory=list)
     drafts: int = 0
     first_canvas_ms: float = 0.0
@@ -54,7 +54,7 @@ async def run_jobs(
     prompts: Sequence[str],
     requests: Sequence[TextRequest],
     concurrency: int,
-    watcher: Watcher,
+    watcher: JobWatcher,
 ) -> list[JobResult]:
     """Run every request, at most `concurrency` at once. A job that fails says so in its result."""
     results = [JobResult(number, prompt) for number, prompt in enumerate(prompts)]
@@ -74,7 +74,7 @@ async def run_jobs(
 
 
 async def _patiently(
-    client: PieceworkClient, request: TextRequest, result: JobResult, watcher: Watcher
+    client: PieceworkClient, request: TextRequest, result: JobResult, watcher: JobWatcher
 ) -> None:
     """Run the job; while the worker is only busy, ask again."""
     give_up = time.monotonic() + PATIENCE_S
@@ -88,18 +88,20 @@ async def _patiently(
             await asyncio.sleep(min(error.retry_after_s, LONGEST_PAUSE_S))
 
 
-async def _follow(client: PieceworkClient, request: TextRequest, result: JobResult, watcher: Watcher) -> None:
+async def _follow(
+    client: PieceworkClient, request: TextRequest, result: JobResult, watcher: JobWatcher
+) -> None:
     start = time.monotonic()
     async with client.run(request) as run:
         async for event in run:
             watcher.saw(result.number, event)
-            if isinstance(event, Accepted):
+            if isinstance(event, JobStarted):
                 result.accepted = event
-            elif isinstance(event, Draft):
+            elif isinstance(event, DraftText):
                 result.drafts += 1
-            elif isinstance(event, Canvas):
+            elif isinstance(event, CanvasText):
                 result.first_canvas_ms = result.first_canvas_ms or (time.monotonic() - start) * 1000
                 result.texts.append(event.text)
-            elif isinstance(event, Ended):
+            elif isinstance(event, JobFinished):
                 result.ended = event
     result.total_ms = (time.monotonic() - start) * 1000

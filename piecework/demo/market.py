@@ -16,11 +16,11 @@ from piecework.chain.dev.faucet import faucet_signer, mint_tokens
 from piecework.chain.reader import ChainReader
 from piecework.chain.transactions import TransactionSender
 from piecework.client.config import ClientHome, load_config
-from piecework.client.money import Money
+from piecework.client.funds import Funds
 from piecework.client.sdk import PieceworkClient
 from piecework.client.setup import set_up
 from piecework.commands.worker import enrol
-from piecework.processes import Household, Role
+from piecework.processes import ProcessGroup, Role
 from piecework_node.home import Home
 from piecework_protocol.signing import LocalSigner
 from piecework_protocol.types import Address, Amount, Bytes32, keccak256, to_hex
@@ -104,21 +104,23 @@ def environment(password: str) -> dict[str, str]:
     return {"PIECEWORK_PASSWORD": password, **WORKER_ENVIRONMENT}
 
 
-async def open_market(household: Household, root: Path, *, slots: int, watch: Stopwatch) -> DemoMarket:
+async def open_market(
+    group: ProcessGroup, root: Path, *, slots: int, watch: Stopwatch
+) -> DemoMarket:
     """Start chain, index, worker and gateway; fund the client, who needs no gas."""
     password = secrets.token_urlsafe(16)
     file = root / "deployment.json"
-    await household.start("chain", ["chain", "dev", "--port", "0", "--deployment", str(file)])
+    await group.start("chain", ["chain", "dev", "--port", "0", "--deployment", str(file)])
     watch.lap("chain")
     port = free_port()
-    place = _Place(household, root, file, f"http://127.0.0.1:{port}", environment(password))
+    place = _Address(group, root, file, f"http://127.0.0.1:{port}", environment(password))
     receiver = Address(keccak256(secrets.token_bytes(32))[12:])
-    async with asyncio.TaskGroup() as group:
-        index = group.create_task(place.start_index(port), name="index")
-        worker = group.create_task(place.start_worker(receiver, slots, index), name="worker")
-        home = group.create_task(place.make_client(), name="client")
-        gateway = group.create_task(place.start_gateway(home), name="gateway")
-        customer = group.create_task(place.deposit(home, receiver), name="deposit")
+    async with asyncio.TaskGroup() as tasks:
+        index = tasks.create_task(place.start_index(port), name="index")
+        worker = tasks.create_task(place.start_worker(receiver, slots, index), name="worker")
+        home = tasks.create_task(place.make_client(), name="client")
+        gateway = tasks.create_task(place.start_gateway(home), name="gateway")
+        customer = tasks.create_task(place.deposit(home, receiver), name="deposit")
     watch.lap("market")
     return DemoMarket(
         root=root,
@@ -133,10 +135,10 @@ async def open_market(household: Household, root: Path, *, slots: int, watch: St
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class _Address:
     """Where the roles of this demo live."""
 
-    household: Household
+    group: ProcessGroup
     root: Path
     file: Path
     index: str
@@ -144,7 +146,7 @@ class _Place:
 
     async def start_index(self, port: int) -> Role:
         home = ["--deployment", str(self.file), "--home", str(self.root / "index")]
-        return await self.household.start("index", ["market", "start", *home, "--port", str(port)])
+        return await self.group.start("index", ["market", "start", *home, "--port", str(port)])
 
     async def start_worker(self, receiver: Address, slots: int, index: asyncio.Task[Role]) -> Role:
         """What `worker init` does (keys, settings, one registration), then `worker start`."""
@@ -159,13 +161,15 @@ class _Place:
         await enrol(Home(home), self.file, values, secret, stake=None, faucet=True, register=True)
         await index
         start = ["worker", "start", "--home", str(home), "--admin-port", "0"]
-        return await self.household.start("worker", start, environment=self.surroundings)
+        return await self.group.start("worker", start, environment=self.surroundings)
 
     async def make_client(self) -> Path:
         """A client's home, and tokens for its payer. No gas."""
         home, deployment = self.root / "client", Deployment.load(self.file)
         secret = self.surroundings["PIECEWORK_PASSWORD"]
-        made = await set_up(home, self.file, (self.index,), second_key=False, password=lambda: secret)
+        made = await set_up(
+            home, self.file, (self.index,), second_key=False, password=lambda: secret
+        )
         async with await ChainReader.connect(deployment) as reader:
             faucet, token = await faucet_signer(reader.rpc), deployment.token
             await mint_tokens(reader.rpc, faucet, token, made.payer, CLIENT_TOKENS, poll_s=POLL_S)
@@ -174,14 +178,14 @@ class _Place:
     async def start_gateway(self, home: asyncio.Task[Path]) -> Role:
         """The gateway, which spends from the client's home."""
         arguments = ["gateway", "--home", str(await home), "--port", "0"]
-        return await self.household.start("gateway", arguments, environment=self.surroundings)
+        return await self.group.start("gateway", arguments, environment=self.surroundings)
 
     async def deposit(self, home: asyncio.Task[Path], receiver: Address) -> Customer:
         """The demo's own client, from the home that the gateway uses too."""
         files = ClientHome(await home)
         config = load_config(files.config, {"deposit": CLIENT_DEPOSIT // 2, "keep_text": True})
         opening = await PieceworkClient.open(files, config, self.surroundings["PIECEWORK_PASSWORD"])
-        client = await self.household.guests.enter_async_context(opening)
+        client = await self.group.resources.enter_async_context(opening)
         before = await balances(client, receiver)
         return Customer(client, before, await deposit_without_gas(client))
 
@@ -197,8 +201,9 @@ async def balances(client: PieceworkClient, receiver: Address) -> Balances:
 
 
 async def deposit_without_gas(client: PieceworkClient) -> int:
-    """The client signs (EIP-3009), the faucet submits: the gas of a deposit that its owner did not pay."""
-    signed = await Money(client).authorize_deposit(
+    """The client signs (EIP-3009), the faucet submits: the gas of a deposit that its owner did not
+    pay."""
+    signed = await Funds(client).authorize_deposit(
         CLIENT_DEPOSIT, AUTHORIZATION_LIFETIME_S, Bytes32(secrets.token_bytes(32))
     )
     relayer: LocalSigner = await faucet_signer(client.reader.rpc)

@@ -17,7 +17,8 @@ from piecework_protocol.types import Address, Signature, to_hex
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Everything that the verdict rests on. The chain's word comes from the chain, not from the worker."""
+    """Everything that the verdict rests on. The chain's word comes from the chain, not from the
+    worker."""
 
     results: Sequence[JobResult]
     receipts: Sequence[ProvenReceipt]
@@ -51,7 +52,9 @@ def verdict(evidence: Evidence) -> list[str]:
     if not evidence.settlements or evidence.settlements[-1].receipts_root != voucher.receipts_root:
         found.append("the chain was not given the voucher's receipts root")
     if evidence.before.total != evidence.after.total:
-        found.append(f"money is not conserved: {evidence.before.total} became {evidence.after.total}")
+        found.append(
+            f"money is not conserved: {evidence.before.total} became {evidence.after.total}"
+        )
     if evidence.after.receiver - evidence.before.receiver != voucher.cumulative:
         found.append("the receiver did not get what the voucher says")
     return found
@@ -83,7 +86,9 @@ def to_json(evidence: Evidence) -> dict[str, Any]:
             "count": voucher.count,
             "signature": to_hex(evidence.voucher_signature),
         },
-        "settlement_tx": to_hex(evidence.settlements[-1].log.transaction) if evidence.settlements else None,
+        "settlement_tx": to_hex(evidence.settlements[-1].log.transaction)
+        if evidence.settlements
+        else None,
         "settlements": len(evidence.settlements),
         "gas_used": gas,
         "gas": {**evidence.gas, "per_job": gas // jobs},

@@ -23,8 +23,8 @@ from piecework.demo.market import (
     open_market,
 )
 from piecework.demo.report import Evidence
-from piecework.demo.screen import Screen
-from piecework.processes import Household, RoleFailed
+from piecework.demo.screen import DemoScreen
+from piecework.processes import ProcessGroup, RoleFailed
 from piecework_node.daemon.admin import ask_daemon
 from piecework_protocol.content import Message
 from piecework_protocol.signing import sign
@@ -35,7 +35,8 @@ SUBJECTS = ("a fox", "a bear", "an owl", "a dragon", "a robot", "a cat", "a sail
 THINGS = ("a lantern", "a map", "a key", "a bell", "a kite", "a book", "a mirror")
 PLACES = ("a river", "a forest", "a castle", "an island", "a garden")
 MAX_SLOTS = 8
-# What suits the bundled model: more steps a canvas than the published 0.8 and 0.4, and better sentences.
+# What suits the bundled model: more steps a canvas than the published 0.8 and 0.4, and better
+# sentences.
 TEMPERATURE_START = Micros(1_000_000)
 TEMPERATURE_END = Micros(600_000)
 SETTLE_TIMEOUT_S = 120.0
@@ -57,21 +58,25 @@ class Demo:
     """One demo: the market, its report, and whether it may be used further."""
 
     options: Options
-    screen: Screen
+    screen: DemoScreen
     market: DemoMarket | None = None
 
-    async def run(self, household: Household, root: Path) -> dict[str, Any]:
+    async def run(self, group: ProcessGroup, root: Path) -> dict[str, Any]:
         """Bring the market up, run the jobs, settle, and account for everything."""
         watch = Stopwatch()
         options = self.options
         slots = min(MAX_SLOTS, options.concurrency)
         self.screen.phase("starting chain, index, worker and gateway, each a process of its own …")
-        self.market = market = await open_market(household, root, slots=slots, watch=watch)
+        self.market = market = await open_market(group, root, slots=slots, watch=watch)
         client = market.customer.client
         requests = [self._request(prompt, number) for number, prompt in enumerate(self.prompts())]
-        self.screen.phase(f"running {options.jobs} job(s): signed, sealed, denoised, verified, paid …")
+        self.screen.phase(
+            f"running {options.jobs} job(s): signed, sealed, denoised, verified, paid …"
+        )
         with self.screen:
-            results = await run_jobs(client, self.prompts(), requests, options.concurrency, self.screen)
+            results = await run_jobs(
+                client, self.prompts(), requests, options.concurrency, self.screen
+            )
         watch.lap("jobs")
         self.screen.phase("settling on chain …")
         evidence = await settle(market, results, watch)
@@ -116,7 +121,10 @@ async def settle(market: DemoMarket, results: list[JobResult], watch: Stopwatch)
     openings = {e.log.transaction for e in events if isinstance(e, ChannelFunded)}
     sender = TransactionSender.of(reader, client.wallet.payer)
     gas = {"deposit": market.customer.deposit_gas, "open": 0, "settle": 0}
-    for kind, transactions in (("open", openings), ("settle", {s.log.transaction for s in settlements})):
+    for kind, transactions in (
+        ("open", openings),
+        ("settle", {s.log.transaction for s in settlements}),
+    ):
         for transaction in transactions:
             outcome = await sender.outcome(transaction)
             mined = outcome.mined if isinstance(outcome, Finalized) else outcome
@@ -128,7 +136,14 @@ async def settle(market: DemoMarket, results: list[JobResult], watch: Stopwatch)
     worker = {name: ready[name] for name in ("operator", "receiver", "endpoint", "exposure_bound")}
     paid = results, receipts, voucher, signature, settlements
     return Evidence(
-        *paid, gas, before, after, worker, watch.timings_ms, reader.domain, client.wallet.payer.address
+        *paid,
+        gas,
+        before,
+        after,
+        worker,
+        watch.timings_ms,
+        reader.domain,
+        client.wallet.payer.address,
     )
 
 

@@ -1,4 +1,5 @@
-"""The demo on a terminal: the canvas while it is being denoised, and the account of it afterwards."""
+"""The demo on a terminal: the canvas while it is being denoised, and the account of it
+afterwards."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from piecework.client.events import Accepted, Canvas, Draft, Ended, Event
+from piecework.client.events import CanvasText, DraftText, JobEvent, JobFinished, JobStarted
 from piecework.commands._common import amount
 
 REFRESHES_PER_SECOND = 20
@@ -32,7 +33,7 @@ class _View:
 
 
 @dataclass(slots=True)
-class Screen:
+class DemoScreen:
     """Follows the jobs live. On something that is no terminal it only says when a phase starts."""
 
     console: Console
@@ -48,29 +49,35 @@ class Screen:
     def __enter__(self) -> Self:
         if not self.quiet and self.console.is_terminal:
             self._live = Live(
-                self._render(), console=self.console, refresh_per_second=REFRESHES_PER_SECOND, transient=True
+                self._render(),
+                console=self.console,
+                refresh_per_second=REFRESHES_PER_SECOND,
+                transient=True,
             )
             self._live.start()
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self._live is not None:
             self._live.stop()
             self._live = None
 
-    def saw(self, number: int, event: Event) -> None:
+    def saw(self, number: int, event: JobEvent) -> None:
         """Something happened in a job."""
         view = self.views.setdefault(number, _View())
-        if isinstance(event, Draft):
+        if isinstance(event, DraftText):
             view.draft, view.canvas, view.step = event.text, event.canvas, event.step
-        elif isinstance(event, Canvas):
+        elif isinstance(event, CanvasText):
             view.finished += event.text
             view.draft, view.cost = "", event.cost
-        elif isinstance(event, Ended):
+        elif isinstance(event, JobFinished):
             view.done, view.cost = True, event.cost
-        elif isinstance(event, Accepted):
+        elif isinstance(event, JobStarted):
             view.draft = ""
         if self._live is not None:
             self._live.update(self._render())
@@ -126,23 +133,41 @@ def _facts(report: dict[str, Any]) -> list[tuple[str, str]]:
             f"{report['denoising_steps']} denoising steps",
         ),
         ("receipts root", report["receipts_root"]),
-        ("voucher", f"{amount(report['voucher']['cumulative'])} for {report['voucher']['count']} receipts"),
+        (
+            "voucher",
+            f"{amount(report['voucher']['cumulative'])} for {report['voucher']['count']} receipts",
+        ),
         ("settlement", str(report["settlement_tx"])),
         ("gas", f"{report['gas']['per_job']:,} per job ({spent})"),
     ]
     for who in ("payer", "receiver", "escrow"):
         change = after[who] - before[who]
         facts.append(
-            (who, f"{amount(before[who])} → {amount(after[who])}  ({'+' * (change > 0)}{amount(change)})")
+            (
+                who,
+                f"{amount(before[who])} → {amount(after[who])}  "
+                f"({'+' * (change > 0)}{amount(change)})",
+            )
         )
-    times = " · ".join(f"{name} {value / 1000:.2f} s" for name, value in report["timings_ms"].items())
+    times = " · ".join(
+        f"{name} {value / 1000:.2f} s" for name, value in report["timings_ms"].items()
+    )
     facts.append(("time", times))
     return facts
 
 
 def _show_receipts(console: Console, report: dict[str, Any], most: int = 8) -> None:
     table = Table(title="receipts", title_justify="left", box=None, padding=(0, 2))
-    for heading in ("leaf", "job", "canvas", "tokens", "steps", "paid", "output digest", "trace root"):
+    for heading in (
+        "leaf",
+        "job",
+        "canvas",
+        "tokens",
+        "steps",
+        "paid",
+        "output digest",
+        "trace root",
+    ):
         table.add_column(
             heading, justify="right" if heading in ("leaf", "canvas", "tokens", "steps") else "left"
         )

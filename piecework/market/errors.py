@@ -14,9 +14,16 @@ class MarketError(PieceworkError):
 class Declined(MarketError):
     """A request that is not served."""
 
-    def __init__(self, status: int, code: str, message: str, *, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self, status: int, code: str, message: str, *, retry_after_s: float | None = None
+    ) -> None:
         super().__init__(message)
-        self.status, self.code, self.message, self.retry_after_s = status, code, message, retry_after_s
+        self.status, self.code, self.message, self.retry_after_s = (
+            status,
+            code,
+            message,
+            retry_after_s,
+        )
 
     def body(self) -> dict[str, Any]:
         """The JSON answer."""
@@ -26,5 +33,5 @@ class Declined(MarketError):
         return {"error": error}
 
 
-class ShelfError(MarketError):
+class OfferStoreError(MarketError):
     """The index's database cannot be used."""

@@ -10,8 +10,13 @@ from typing import Any
 
 from piecework.base.jsons import loads
 from piecework.market.errors import Declined
-from piecework.market.limits import DEFAULT_LISTED_OFFERS, MAX_DETAILS_DEPTH, MAX_LISTED_OFFERS, MEAN_STEPS
-from piecework.market.shelf import Listed
+from piecework.market.limits import (
+    DEFAULT_LISTED_OFFERS,
+    MAX_DETAILS_DEPTH,
+    MAX_LISTED_OFFERS,
+    MEAN_STEPS,
+)
+from piecework.market.offer_store import Listed
 from piecework_protocol.objects import ModelOffer, Service
 from piecework_protocol.service import service_name
 from piecework_protocol.types import Timestamp, to_hex
@@ -26,7 +31,8 @@ class Sort(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """`max_price`: base units for a million output tokens (`blended_price`); speed: tokens a second."""
+    """`max_price`: base units for a million output tokens (`blended_price`); speed: tokens a
+    second."""
 
     model: str | None = None
     max_price: int | None = None
@@ -38,7 +44,9 @@ class Query:
     @classmethod
     def parse(cls, parameters: Mapping[str, str]) -> Query:
         """From a URL's query; `Declined` (400) names what is wrong."""
-        unknown = sorted(set(parameters) - {"model", "max_price", "min_speed", "service", "sort", "limit"})
+        unknown = sorted(
+            set(parameters) - {"model", "max_price", "min_speed", "service", "sort", "limit"}
+        )
         if unknown:
             raise Declined(400, "unknown_parameter", f"unknown parameter {unknown[0][:64]!r}")
         try:
@@ -83,7 +91,8 @@ def select(offers: Iterable[Listed], query: Query) -> tuple[Entry, ...]:
 
 
 def offers_json(entries: Iterable[Entry], limit: int) -> dict[str, Any]:
-    """Each offer once, at the place of its best row; with the bytes that a client verifies itself."""
+    """Each offer once, at the place of its best row; with the bytes that a client verifies
+    itself."""
     unique: dict[bytes, Listed] = {}
     for entry in entries:
         unique.setdefault(entry.listed.signed.offer.operator, entry.listed)
@@ -162,7 +171,9 @@ def models_json(offers: Iterable[Listed]) -> dict[str, Any]:
             row["workers"] += 1
             row["slots_free"] += offer.slots_free
             lowest = row["lowest_blended_price_per_million_output_tokens"]
-            row["lowest_blended_price_per_million_output_tokens"] = min(lowest, blended_price(model))
+            row["lowest_blended_price_per_million_output_tokens"] = min(
+                lowest, blended_price(model)
+            )
             fastest = row["fastest_tokens_per_second"]
             row["fastest_tokens_per_second"] = max(fastest, model.tokens_per_second)
             row["max_context"] = max(row["max_context"], model.max_context)
@@ -202,7 +213,8 @@ def _is(model: ModelOffer, wanted: str) -> bool:
 
 
 def _details(text: str) -> Any:
-    """A worker's own facts, if they are the JSON object that they should be. Nobody pays by them."""
+    """A worker's own facts, if they are the JSON object that they should be. Nobody pays by
+    them."""
     try:
         details = loads(text, max_depth=MAX_DETAILS_DEPTH)
     except ValueError:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    generate_latest,
+)
 
 
 class MarketMetrics:
@@ -16,7 +22,10 @@ class MarketMetrics:
             "piecework_market_offers_accepted", "Offers taken in.", registry=self._registry
         )
         self._declined = Counter(
-            "piecework_market_declined", "Requests declined, by code.", ["code"], registry=self._registry
+            "piecework_market_declined",
+            "Requests declined, by code.",
+            ["code"],
+            registry=self._registry,
         )
         self._live = Gauge("piecework_market_offers", "Live offers.", registry=self._registry)
 

@@ -1,7 +1,7 @@
 """The explorer: one self-contained page, rendered here, readable without JavaScript. Pure.
 
-Everything that a worker wrote (names, endpoints, profiles) is escaped; the page loads nothing and runs
-nothing (see `CONTENT_SECURITY_POLICY`).
+Everything that a worker wrote (names, endpoints, profiles) is escaped; the page loads nothing and
+runs nothing (see `CONTENT_SECURITY_POLICY`).
 """
 
 from __future__ import annotations
@@ -30,27 +30,32 @@ _STYLE = """
 @media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --soft: #9198a1; --line: #3d444d;
   --paper: #0d1117;  --card: #151b23; --mark: #79c0ff; --good: #56d364; --bad: #ff938a } }
 * { box-sizing: border-box }
-body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.5 system-ui, sans-serif }
+body { margin: 0; background: var(--paper); color: var(--ink);
+       font: 16px/1.5 system-ui, sans-serif }
 main, header, footer { max-width: 76rem; margin: 0 auto; padding: 1rem }
 h1 { font-size: 1.5rem; margin: 0 } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem }
 p { margin: .3rem 0; color: var(--soft) } a { color: var(--mark) }
 .facts { display: flex; flex-wrap: wrap; gap: 1rem; margin: 1rem 0; padding: 0; list-style: none }
-.facts li { background: var(--card); border: 1px solid var(--line); border-radius: .5rem;
+.facts li { background: var(--card);
+  border: 1px solid var(--line); border-radius: .5rem;
   padding: .5rem 1rem }
 .facts b { display: block; font-size: 1.3rem }
 form { display: flex; flex-wrap: wrap; gap: .75rem; align-items: end; margin: 1rem 0 }
 label { display: grid; gap: .2rem; font-size: .85rem; color: var(--soft) }
-input, select, button { font: inherit; color: inherit; background: var(--card); border: 1px solid var(--line);
+input, select, button { font: inherit; color: inherit; background: var(--card);
+  border: 1px solid var(--line);
   border-radius: .4rem; padding: .35rem .6rem; min-height: 2.75rem }
 :focus-visible { outline: 3px solid var(--mark); outline-offset: 2px }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: .5rem }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
 caption { text-align: left; padding: .6rem .8rem; color: var(--soft) }
-th, td { text-align: left; padding: .5rem .8rem; border-top: 1px solid var(--line); white-space: nowrap }
+th, td { text-align: left; padding: .5rem .8rem; border-top: 1px solid var(--line);
+         white-space: nowrap }
 td.n, th.n { text-align: right } th { background: var(--card) }
 td small { display: block; max-width: 18rem; white-space: normal; color: var(--soft);
   overflow-wrap: anywhere }
-code { font: .85em ui-monospace, monospace } .free { color: var(--good) } .full { color: var(--bad) }
+code { font: .85em ui-monospace, monospace }
+.free { color: var(--good) } .full { color: var(--bad) }
 """
 
 
@@ -76,8 +81,9 @@ def render(entries: Sequence[Entry], models: dict[str, Any], query: Query, now: 
 <body>
 <header>
 <h1>Piecework offers</h1>
-<p>Text by the canvas on other people's GPUs. Every offer below is signed by a bonded worker and expires
-within minutes. This index is only a cache: clients verify each offer against its signature and the chain.</p>
+<p>Text by the canvas on other people's GPUs. Every offer below is signed by a bonded worker
+and expires within minutes. This index is only a cache: clients verify each offer against its
+signature and the chain.</p>
 </header>
 <main>
 <ul class="facts">{figures}</ul>
@@ -85,7 +91,8 @@ within minutes. This index is only a cache: clients verify each offer against it
 {_offers_table(entries, query, now)}
 {_models_table(models)}
 </main>
-<footer><p>As of <time datetime="{datetime.fromtimestamp(now, UTC).isoformat()}">{at}</time>. Prices in tokens
+<footer><p>As of
+<time datetime="{datetime.fromtimestamp(now, UTC).isoformat()}">{at}</time>. Prices in tokens
 of the channel (six decimals), speeds as measured by the workers themselves. For programs:
 <a href="/v1/offers">/v1/offers</a>, <a href="/v1/models">/v1/models</a>,
 <a href="/v1/workers">/v1/workers</a>.</p></footer>
@@ -110,7 +117,8 @@ def _form(query: Query) -> str:
     speed = "" if query.min_speed is None else str(query.min_speed)
     return f"""<form method="get" action="/">
 <label>Model <input name="model" value="{model}" placeholder="name or digest"></label>
-<label>Tokens a second, at least <input name="min_speed" inputmode="numeric" value="{speed}"></label>
+<label>Tokens a second, at least
+<input name="min_speed" inputmode="numeric" value="{speed}"></label>
 <label>Service <select name="service">{services}</select></label>
 <label>Order <select name="sort">{options}</select></label>
 <button>Show</button>
@@ -136,8 +144,9 @@ def _offers_table(entries: Sequence[Entry], query: Query, now: Timestamp) -> str
     head = "".join(f'<th scope="col" class="{kind}">{label}</th>' for label, kind in heads)
     return f"""<h2>Offers</h2>
 <div class="scroll" tabindex="0" role="region" aria-label="Offers"><table>
-<caption>One row for each model at each worker. "About" adds the mean number of denoising steps. Replayable:
-the client's seed decides the text and each receipt commits to how it came about; best effort: neither.
+<caption>One row for each model at each worker. "About" adds the mean number of
+denoising steps. Replayable: the client's seed decides the text and each receipt commits to how it
+came about; best effort: neither.
 </caption>
 <thead><tr>{head}</tr></thead>
 <tbody>
@@ -173,13 +182,23 @@ def _models_table(models: dict[str, Any]) -> str:
         f"<tr><td>{escape(', '.join(m['names']))}</td><td><code>{m['digest'][:18]}…</code></td>"
         f'<td class="n">{m["workers"]}</td><td class="n">{m["slots_free"]}</td>'
         f'<td class="n">{_tokens(m["lowest_blended_price_per_million_output_tokens"])}</td>'
-        f'<td class="n">{m["fastest_tokens_per_second"]:,}</td><td class="n">{m["max_context"]:,}</td></tr>'
+        f'<td class="n">{m["fastest_tokens_per_second"]:,}</td><td '
+        f'class="n">{m["max_context"]:,}</td></tr>'
         for m in models["models"]
     )
     if not rows:
         rows = '<tr><td colspan="7">Nobody serves a model right now.</td></tr>'
-    heads = ("Digest", "Workers", "Free slots", "From, 1M tokens", "Fastest, tokens/s", "Context, tokens")
-    head = "".join(f'<th scope="col"{" class=n" if i else ""}>{h}</th>' for i, h in enumerate(heads))
+    heads = (
+        "Digest",
+        "Workers",
+        "Free slots",
+        "From, 1M tokens",
+        "Fastest, tokens/s",
+        "Context, tokens",
+    )
+    head = "".join(
+        f'<th scope="col"{" class=n" if i else ""}>{h}</th>' for i, h in enumerate(heads)
+    )
     return f"""<h2>Models</h2>
 <div class="scroll" tabindex="0" role="region" aria-label="Models"><table>
 <caption>By digest: the name is what workers call it, the digest is what it is.</caption>

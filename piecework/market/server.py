@@ -4,9 +4,9 @@
     GET  /v1/offers   ?model= &max_price= &min_speed= &sort=price|speed &limit=
     GET  /v1/models   GET /v1/workers   GET /health   GET /metrics   GET /
 
-Checks run cheapest first: size, rate of the address, parsing, terms, signature, rate of the operator,
-sequence, and only then the chain. Errors are `{"error": {"code", "message"}}`. An index is never trusted by
-clients; these checks keep its list useful, not honest.
+Checks run cheapest first: size, rate of the address, parsing, terms, signature, rate of the
+operator, sequence, and only then the chain. Errors are `{"error": {"code", "message"}}`. An index
+is never trusted by clients; these checks keep its list useful, not honest.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from aiohttp import hdrs, web
 
 from piecework.chain.errors import ChainError
 from piecework.market import page
-from piecework.market.errors import Declined, ShelfError
+from piecework.market.errors import Declined, OfferStoreError
 from piecework.market.limits import (
     ADDRESS_POST_BURST,
     ADDRESS_POSTS_PER_MINUTE,
@@ -38,8 +38,8 @@ from piecework.market.limits import (
 )
 from piecework.market.listing import Query, models_json, offers_json, select, workers_json
 from piecework.market.metrics import MarketMetrics
+from piecework.market.offer_store import Listed, OfferStore
 from piecework.market.rates import Buckets, Rate
-from piecework.market.shelf import Listed, Shelf
 from piecework_protocol import wire
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import MalformedInput
@@ -84,11 +84,13 @@ class Registry(Protocol):
     async def is_signer(self, operator: Address, key: Address) -> bool: ...
 
 
-class Market:
+class IndexServer:
     """One index."""
 
-    def __init__(self, shelf: Shelf, registry: Registry, *, clock: Callable[[], float] = time.time) -> None:
-        self._shelf, self._registry, self._clock = shelf, registry, clock
+    def __init__(
+        self, store: OfferStore, registry: Registry, *, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._store, self._registry, self._clock = store, registry, clock
         self.metrics = MarketMetrics()
         self._posts = Buckets(Rate(ADDRESS_POSTS_PER_MINUTE, ADDRESS_POST_BURST), MAX_BUCKETS)
         self._reads = Buckets(Rate(ADDRESS_READS_PER_MINUTE, ADDRESS_READ_BURST), MAX_BUCKETS)
@@ -122,9 +124,11 @@ class Market:
             )
         except web.HTTPException as error:
             response = self._decline(Declined(error.status, "http", error.reason))
-        except ShelfError as error:
+        except OfferStoreError as error:
             self._log.error("database", error=str(error))
-            response = self._decline(Declined(503, "storage", "the index cannot write at the moment"))
+            response = self._decline(
+                Declined(503, "storage", "the index cannot write at the moment")
+            )
         response.headers[hdrs.X_CONTENT_TYPE_OPTIONS] = "nosniff"
         if request.method == "GET":
             response.headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = "*"  # public facts, no cookies
@@ -136,7 +140,9 @@ class Market:
         buckets = self._posts if request.method == "POST" else self._reads
         wait = buckets.take(request.remote or "", self._clock())
         if wait:
-            raise Declined(429, "rate_limited", "too many requests from this address", retry_after_s=wait)
+            raise Declined(
+                429, "rate_limited", "too many requests from this address", retry_after_s=wait
+            )
 
     def _decline(self, declined: Declined) -> web.Response:
         self.metrics.declined(declined.code)
@@ -145,7 +151,7 @@ class Market:
             headers[hdrs.RETRY_AFTER] = str(int(declined.retry_after_s) + 1)
         return web.json_response(declined.body(), status=declined.status, headers=headers)
 
-    # ------------------------------------------------------------------------------------ publishing
+    # --- publishing
 
     async def _publish(self, request: web.Request) -> web.Response:
         data = await request.read()
@@ -160,7 +166,8 @@ class Market:
         return web.json_response(body, status=200 if known else 201)
 
     async def accept(self, data: bytes) -> tuple[bool, Listed]:
-        """Verify offer bytes and keep them; whether they were here already. `Declined` says why not."""
+        """Verify offer bytes and keep them; whether they were here already. `Declined` says why
+        not."""
         now = self._now()
         try:
             signed = wire.decode_offer(data)
@@ -168,10 +175,11 @@ class Market:
             if signed.offer.sequence > _MAX_SEQUENCE:
                 raise Declined(400, "bad_terms", f"a sequence number is at most {_MAX_SEQUENCE}")
             signer = offer_signer(self._registry.domain, signed)
-            # Only a good signature may use up an operator's rate; anybody could write its address otherwise.
+            # Only a good signature may use up an operator's rate; anybody could write its address
+            # otherwise.
             if signer == signed.offer.operator:
                 self._limit_operator(signed.offer.operator)
-            known = self._shelf.is_known(signed)
+            known = self._store.is_known(signed)
             stake = await self._verify_standing(signed, signer)
         except MalformedInput as error:
             raise Declined(400, "malformed", str(error)) from None
@@ -180,18 +188,22 @@ class Market:
             raise Declined(status, error.fault.value, error.message) from None
         except ChainError as error:
             self._log.warning("chain", error=str(error))
-            raise Declined(503, "chain_unavailable", "the chain does not answer", retry_after_s=5) from None
+            raise Declined(
+                503, "chain_unavailable", "the chain does not answer", retry_after_s=5
+            ) from None
         listed = Listed(signed, data, stake, now)
         if not known:
-            self._shelf.is_known(signed)  # again: another post may have come during the await
-            self._shelf.put(listed, now)
+            self._store.is_known(signed)  # again: another post may have come during the await
+            self._store.put(listed, now)
             self.metrics.accepted()
         return known, listed
 
     def _limit_operator(self, operator: Address) -> None:
         wait = self._operators.take(operator, self._clock())
         if wait:
-            raise Declined(429, "rate_limited", "too many offers of this worker", retry_after_s=wait)
+            raise Declined(
+                429, "rate_limited", "too many offers of this worker", retry_after_s=wait
+            )
 
     async def _verify_standing(self, signed: SignedOffer, signer: Address) -> Amount:
         operator = signed.offer.operator
@@ -211,7 +223,7 @@ class Market:
                 self._standings.popitem(last=False)
         return known[1]
 
-    # ------------------------------------------------------------------------------------ reading
+    # --- reading
 
     async def _offers(self, request: web.Request) -> web.Response:
         query = Query.parse(request.query)
@@ -241,7 +253,7 @@ class Market:
         return web.Response(body=body, headers={hdrs.CONTENT_TYPE: self.metrics.content_type})
 
     def _live(self) -> tuple[Listed, ...]:
-        return self._shelf.live(self._now())
+        return self._store.live(self._now())
 
     def _now(self) -> Timestamp:
         return Timestamp(int(self._clock()))
@@ -257,6 +269,8 @@ class Market:
         while True:
             await asyncio.sleep(SWEEP_INTERVAL_S)
             try:
-                self._shelf.sweep(self._now())
-            except ShelfError as error:  # expired offers are not shown anyway; the next sweep tries again
+                self._store.sweep(self._now())
+            except (
+                OfferStoreError
+            ) as error:  # expired offers are not shown anyway; the next sweep tries again
                 self._log.error("database", error=str(error))

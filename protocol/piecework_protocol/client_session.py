@@ -1,7 +1,7 @@
 """The client's end of one job's stream, without IO: verify everything, then pay.
 
-`receive` turns each frame into an event or raises `ProtocolViolation` with the clause that the worker broke;
-after that the session takes nothing more and the client stops paying (clause 4.6).
+`receive` turns each frame into an event or raises `ProtocolViolation` with the clause that the
+worker broke; after that the session takes nothing more and the client stops paying (clause 4.6).
 """
 
 from __future__ import annotations
@@ -178,7 +178,9 @@ class ClientSession:
             raise ProtocolViolation("5.7", "the worker shows a voucher that we never signed")
 
     def _draft(self, frame: Draft) -> DraftSeen:
-        output = self._open(lambda: self._openers.draft(frame.sealed_output, frame.canvas, frame.step))
+        output = self._open(
+            lambda: self._openers.draft(frame.sealed_output, frame.canvas, frame.step)
+        )
         return DraftSeen(frame.canvas, frame.step, CanvasOutput.decode(output))
 
     def _open(self, opener: Callable[[], bytes]) -> bytes:
@@ -194,7 +196,9 @@ class ClientSession:
         if self.complete:
             raise ProtocolViolation("4.5", "a canvas after the job's last")
         if receipt.job != self.id or receipt.canvas != self.received:
-            raise ProtocolViolation("4.1", f"expected canvas {self.received}, got canvas {receipt.canvas}")
+            raise ProtocolViolation(
+                "4.1", f"expected canvas {self.received}, got canvas {receipt.canvas}"
+            )
         if not signed_by(self._domain, receipt, frame.signature, self._channel.operator):
             raise ProtocolViolation("4.3", "the receipt is not signed by the channel's operator")
         if receipt.previous != self._previous():
@@ -207,10 +211,14 @@ class ClientSession:
         self._receipts.append(receipt)
         if self.complete:
             self.phase = Phase.COMPLETE
-        return CanvasVerified(receipt, Digest(self._domain.digest(receipt)), frame.signature, output)
+        return CanvasVerified(
+            receipt, Digest(self._domain.digest(receipt)), frame.signature, output
+        )
 
     def _previous(self) -> Digest:
-        return Digest(self._domain.digest(self._receipts[-1])) if self._receipts else Digest(self.id)
+        return (
+            Digest(self._domain.digest(self._receipts[-1])) if self._receipts else Digest(self.id)
+        )
 
     def _check_charge(self, receipt: Receipt, tokens: int) -> None:
         parameters, model = self._job.parameters, self._model
@@ -225,15 +233,23 @@ class ClientSession:
             raise ProtocolViolation("4.5", "a canvas that is not the job's last is full")
         before, after = self._usage(), self._usage(receipt)
         if after.output_tokens > parameters.max_tokens:
-            raise ProtocolViolation("4.4", f"more than the {parameters.max_tokens} tokens asked for")
+            raise ProtocolViolation(
+                "4.4", f"more than the {parameters.max_tokens} tokens asked for"
+            )
         last = self.received + 1 == canvases_for(model, parameters.max_tokens)
         if last and receipt.finish is Finish.MORE:
-            raise ProtocolViolation("4.5", "the job's token limit is reached and the receipt says more")
+            raise ProtocolViolation(
+                "4.5", "the job's token limit is reached and the receipt says more"
+            )
         charged = price(model, before) if self._receipts else 0
         if receipt.amount != price(model, after) - charged:
-            raise ProtocolViolation("4.4", f"charged {receipt.amount}, owed {price(model, after) - charged}")
+            raise ProtocolViolation(
+                "4.4", f"charged {receipt.amount}, owed {price(model, after) - charged}"
+            )
         if price(model, after) > self._job.max_amount:
-            raise ProtocolViolation("3.4", f"the job's ceiling of {self._job.max_amount} is exceeded")
+            raise ProtocolViolation(
+                "3.4", f"the job's ceiling of {self._job.max_amount} is exceeded"
+            )
 
     def _usage(self, *more: Receipt) -> Usage:
         receipts = (*self._receipts, *more)

@@ -1,7 +1,7 @@
 """The bytes behind the digests: prompts and canvas outputs (clauses 3.3 and 4.2).
 
-Digests are salted by something that only the two parties know until a dispute (the job's salt, or the job id
-that covers it), so that a digest does not give a short text away to whoever guesses it.
+Digests are salted by something that only the two parties know until a dispute (the job's salt, or
+the job id that covers it), so that a digest does not give a short text away to whoever guesses it.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Message:
 def encode_prompt(messages: tuple[Message, ...]) -> bytes:
     """The exact prompt bytes that the client seals and whose digest it signs.
 
-    Big-endian uint32 count; then for each message its role and its content, each as a uint32 byte length and
-    UTF-8. One encoding per prompt and nothing to nest: a JSON parser at its recursion limit is a crash that
-    a stranger can send.
+    Big-endian uint32 count; then for each message its role and its content, each as a uint32 byte
+    length and UTF-8. One encoding per prompt and nothing to nest: a JSON parser at its recursion
+    limit is a crash that a stranger can send.
     """
     if not 1 <= len(messages) <= MAX_MESSAGES_PER_PROMPT:
         raise MalformedInput(f"a prompt has 1 to {MAX_MESSAGES_PER_PROMPT} messages")
@@ -46,7 +46,9 @@ def encode_prompt(messages: tuple[Message, ...]) -> bytes:
         fields = [text.encode() for m in messages for text in (m.role, m.content)]
     except UnicodeEncodeError:
         raise MalformedInput("a prompt is text that UTF-8 can encode") from None
-    data = struct.pack(">I", len(messages)) + b"".join(struct.pack(">I", len(f)) + f for f in fields)
+    data = struct.pack(">I", len(messages)) + b"".join(
+        struct.pack(">I", len(f)) + f for f in fields
+    )
     if len(data) > MAX_PROMPT_BYTES:
         raise MalformedInput(f"a prompt is at most {MAX_PROMPT_BYTES} bytes")
     return data

@@ -1,7 +1,7 @@
 """EIP-712 typed data from frozen dataclasses.
 
-A class that derives from `TypedData` *is* its EIP-712 type: the type string, the encoding and the bounds
-are all read once from its annotations, so they cannot drift from one another. The encoder is
+A class that derives from `TypedData` *is* its EIP-712 type: the type string, the encoding and the
+bounds are all read once from its annotations, so they cannot drift from one another. The encoder is
 held equal to eth-account's and to Solidity by the golden vectors in tests/vectors.
 
 Source: EIP-712, https://eips.ethereum.org/EIPS/eip-712.
@@ -55,7 +55,8 @@ _SCALARS: dict[Any, tuple[str, int]] = {
 
 @dataclass(frozen=True, slots=True)
 class FieldSpec:
-    """How one member is named, typed and encoded. `nested` is the class of a struct or struct array."""
+    """How one member is named, typed and encoded. `nested` is the class of a struct or struct
+    array."""
 
     attribute: str
     name: str
@@ -66,7 +67,8 @@ class FieldSpec:
 
 
 class TypedData:
-    """Base of every signed object: a frozen slotted dataclass whose bounds are checked on creation."""
+    """Base of every signed object: a frozen slotted dataclass whose bounds are checked on
+    creation."""
 
     __slots__ = ()
     __dataclass_fields__: ClassVar[dict[str, Any]]
@@ -96,7 +98,8 @@ class TypedData:
 
 @dataclass(frozen=True, slots=True)
 class Domain:
-    """The EIP-712 domain: every object is signed for one escrow contract on one chain (clause 1.2)."""
+    """The EIP-712 domain: every object is signed for one escrow contract on one chain (clause
+    1.2)."""
 
     chain_id: int
     verifying_contract: Address
@@ -139,7 +142,9 @@ def specs(cls: type[TypedData]) -> tuple[FieldSpec, ...]:
 
 def type_string(cls: type[TypedData]) -> str:
     """encodeType: the struct, then every struct that it refers to in alphabetical order."""
-    return _own_type(cls) + "".join(_own_type(c) for c in sorted(_references(cls), key=lambda c: c.__name__))
+    return _own_type(cls) + "".join(
+        _own_type(c) for c in sorted(_references(cls), key=lambda c: c.__name__)
+    )
 
 
 def type_hash(cls: type[TypedData]) -> Bytes32:
@@ -150,7 +155,8 @@ def type_hash(cls: type[TypedData]) -> Bytes32:
 
 
 def message_dict(message: TypedData) -> dict[str, Any]:
-    """The message as wallets and golden vectors take it: camelCase names, hex strings, plain ints."""
+    """The message as wallets and golden vectors take it: camelCase names, hex strings, plain
+    ints."""
     return {spec.name: _plain(getattr(message, spec.attribute)) for spec in specs(type(message))}
 
 
@@ -176,7 +182,9 @@ def _spec(attribute: str, hint: Any) -> FieldSpec:
     return FieldSpec(attribute, name, type_name, check, encode, nested)
 
 
-def _codec(hint: Any) -> tuple[str, Callable[[Any], None], Callable[[Any], bytes], type[TypedData] | None]:
+def _codec(
+    hint: Any,
+) -> tuple[str, Callable[[Any], None], Callable[[Any], bytes], type[TypedData] | None]:
     if hint is str:
         return "string", _check_text, lambda v: keccak256(v.encode()), None
     if typing.get_origin(hint) is tuple:
@@ -201,7 +209,12 @@ def _array_codec(
         for value in values:
             check(value)
 
-    return type_name + "[]", check_all, lambda vs: keccak256(b"".join(encode(v) for v in vs)), nested
+    return (
+        type_name + "[]",
+        check_all,
+        lambda vs: keccak256(b"".join(encode(v) for v in vs)),
+        nested,
+    )
 
 
 def _check_uint(size: int) -> Callable[[int], None]:

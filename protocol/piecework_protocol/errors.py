@@ -1,7 +1,8 @@
 """Errors, sorted by who is to blame.
 
 * `ProtocolViolation`: the peer broke a numbered clause of docs/protocol.md.
-* `Refusal`: the request is well understood and declined, with a typed reason and whether to try again.
+* `Refusal`: the request is well understood and declined, with a typed reason and whether to try
+  again.
 * `InvariantBroken`: we are wrong; stop rather than go on.
 
 What the world does to us (network, disk, chain) belongs to the shells, which have their own errors.
@@ -28,7 +29,8 @@ class ProtocolViolation(PieceworkError):
 
 
 class MalformedInput(PieceworkError):
-    """Bytes from outside that do not parse into a value of the protocol; never carries the content."""
+    """Bytes from outside that do not parse into a value of the protocol; never carries the
+    content."""
 
 
 class InvariantBroken(PieceworkError):
@@ -77,7 +79,11 @@ class Reason(enum.Enum):
     CHANNEL_UNKNOWN = ("CHANNEL_UNKNOWN", GrpcStatus.FAILED_PRECONDITION, False)
     CHANNEL_CLOSED = ("CHANNEL_CLOSED", GrpcStatus.FAILED_PRECONDITION, False)
     CHANNEL_WITHDRAWING = ("CHANNEL_WITHDRAWING", GrpcStatus.FAILED_PRECONDITION, False)
-    WITHDRAWAL_DELAY_TOO_SHORT = ("WITHDRAWAL_DELAY_TOO_SHORT", GrpcStatus.FAILED_PRECONDITION, False)
+    WITHDRAWAL_DELAY_TOO_SHORT = (
+        "WITHDRAWAL_DELAY_TOO_SHORT",
+        GrpcStatus.FAILED_PRECONDITION,
+        False,
+    )
     UNDERFUNDED = ("UNDERFUNDED", GrpcStatus.FAILED_PRECONDITION, False)
     UNPAID_RECEIPTS = ("UNPAID_RECEIPTS", GrpcStatus.FAILED_PRECONDITION, False)
     JOB_CONFLICT = ("JOB_CONFLICT", GrpcStatus.ALREADY_EXISTS, False)

@@ -1,4 +1,5 @@
-"""What the two ends of a job's stream say to each other, as plain values (`protocol.wire` encodes them)."""
+"""What the two ends of a job's stream say to each other, as plain values (`protocol.wire` encodes
+them)."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ class Funding:
 
 @dataclass(frozen=True, slots=True)
 class SubmitJob:
-    """The first frame: a new job, or the same again to resume it after `received` receipts (clause 3.5)."""
+    """The first frame: a new job, or the same again to resume it after `received` receipts (clause
+    3.5)."""
 
     job: Job
     signature: Signature
@@ -58,7 +60,8 @@ ClientFrame = SubmitJob | PayVoucher | CancelJob
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """The worker's record of the channel: the payer's own latest voucher and the accumulator's peaks."""
+    """The worker's record of the channel: the payer's own latest voucher and the accumulator's
+    peaks."""
 
     voucher: Voucher
     signature: Signature
@@ -67,7 +70,8 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The worker has journaled the job and will run it; `available` canvases exist and are replayed."""
+    """The worker has journaled the job and will run it; `available` canvases exist and are
+    replayed."""
 
     job: JobId
     prompt_tokens: int
@@ -104,7 +108,8 @@ class VoucherAccepted:
 
 @dataclass(frozen=True, slots=True)
 class JobEnded:
-    """No more canvases. `reason` is None when the job ran to its end or was cancelled by the client."""
+    """No more canvases. `reason` is None when the job ran to its end or was cancelled by the
+    client."""
 
     job: JobId
     canvases: int

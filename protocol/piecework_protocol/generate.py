@@ -1,4 +1,5 @@
-"""Generate `piecework.v1` from its schema: `python -m piecework_protocol.generate` (`--check` detects drift).
+"""Generate `piecework.v1` from its schema: `python -m piecework_protocol.generate` (`--check`
+detects drift).
 
 protoc runs from the folder that holds the package, so that the absolute imports it writes match it.
 """
@@ -21,7 +22,13 @@ def generate(target: Path) -> None:
     from grpc_tools import protoc
 
     include = resources.files("grpc_tools") / "_proto"
-    arguments = ["protoc", f"-I{ROOT}", f"-I{include}", f"--python_out={target}", f"--pyi_out={target}"]
+    arguments = [
+        "protoc",
+        f"-I{ROOT}",
+        f"-I{include}",
+        f"--python_out={target}",
+        f"--pyi_out={target}",
+    ]
     if protoc.main([*arguments, str(ROOT / SCHEMA)]) != 0:
         raise RuntimeError(f"protoc refuses {SCHEMA}")
 

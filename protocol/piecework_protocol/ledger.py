@@ -1,8 +1,8 @@
 """The two books of a payment channel: what the worker is owed, and what the payer has promised.
 
-Both are immutable values: an operation returns the next book, the shell makes it durable and then swaps it
-in. The payer decides the order of the receipts in the accumulator, so that jobs that share a channel never
-wait for one another (docs/adr/0002).
+Both are immutable values: an operation returns the next book, the shell makes it durable and then
+swaps it in. The payer decides the order of the receipts in the accumulator, so that jobs that share
+a channel never wait for one another (docs/adr/0002).
 """
 
 from __future__ import annotations
@@ -58,37 +58,51 @@ class WorkerLedger:
     def apply(self, payment: PayVoucher, deposit: Amount) -> WorkerLedger | None:
         """The book after `payment`, or None for one that an accepted voucher already covers.
 
-        The signature is checked by the caller. `ProtocolViolation` names the clause that a voucher breaks.
+        The signature is checked by the caller. `ProtocolViolation` names the clause that a voucher
+        breaks.
         """
         voucher = payment.voucher
         if voucher.channel != self.channel:
             raise ProtocolViolation("5.2", "the voucher is for another channel")
         if len(payment.leaves) > MAX_LEAVES_PER_VOUCHER:
-            raise ProtocolViolation("5.3", f"a voucher adds at most {MAX_LEAVES_PER_VOUCHER} receipts")
+            raise ProtocolViolation(
+                "5.3", f"a voucher adds at most {MAX_LEAVES_PER_VOUCHER} receipts"
+            )
         if payment.base_count + len(payment.leaves) != voucher.count:
-            raise ProtocolViolation("5.3", "the receipts named do not add up to the voucher's count")
+            raise ProtocolViolation(
+                "5.3", "the receipts named do not add up to the voucher's count"
+            )
         if voucher.count <= self.accumulator.count:
             self._check_stale(voucher)
             return None
         if payment.base_count > self.accumulator.count:
-            raise ProtocolViolation("5.3", "the voucher builds on receipts that were never paid here")
-        return self._extend(payment, payment.leaves[self.accumulator.count - payment.base_count :], deposit)
+            raise ProtocolViolation(
+                "5.3", "the voucher builds on receipts that were never paid here"
+            )
+        return self._extend(
+            payment, payment.leaves[self.accumulator.count - payment.base_count :], deposit
+        )
 
     def _check_stale(self, voucher: Voucher) -> None:
-        """An older voucher may arrive late on another stream; one that contradicts the book is a fault."""
+        """An older voucher may arrive late on another stream; one that contradicts the book is a
+        fault."""
         if voucher.cumulative > self.cumulative:
             raise ProtocolViolation("5.1", "the voucher pays more for fewer receipts")
         latest = self.accepted.voucher if self.accepted else None
         if latest is not None and voucher.count == latest.count and voucher != latest:
             raise ProtocolViolation("5.1", "two vouchers with one count contradict each other")
 
-    def _extend(self, payment: PayVoucher, added: Sequence[LeafRef], deposit: Amount) -> WorkerLedger:
+    def _extend(
+        self, payment: PayVoucher, added: Sequence[LeafRef], deposit: Amount
+    ) -> WorkerLedger:
         voucher, remaining = payment.voucher, dict(self.unpaid)
         accumulator, owed = self.accumulator, int(self.cumulative)
         for ref in added:
             receipt = remaining.pop(ref, None)
             if receipt is None:
-                raise ProtocolViolation("5.3", f"canvas {ref.canvas} of job {ref.job.hex()} is not owed")
+                raise ProtocolViolation(
+                    "5.3", f"canvas {ref.canvas} of job {ref.job.hex()} is not owed"
+                )
             accumulator = accumulator.append(receipt.digest)
             owed += receipt.amount
         if voucher.cumulative != owed:
@@ -96,9 +110,13 @@ class WorkerLedger:
                 "5.4", f"the voucher pays {voucher.cumulative}, its receipts sum to {owed}"
             )
         if voucher.cumulative > deposit:
-            raise ProtocolViolation("5.5", f"the voucher exceeds the channel's deposit of {deposit}")
+            raise ProtocolViolation(
+                "5.5", f"the voucher exceeds the channel's deposit of {deposit}"
+            )
         if voucher.receipts_root != accumulator.root():
-            raise ProtocolViolation("5.4", "the voucher's receipts root does not follow from its receipts")
+            raise ProtocolViolation(
+                "5.4", "the voucher's receipts root does not follow from its receipts"
+            )
         return replace(self, accepted=payment, accumulator=accumulator, unpaid=remaining)
 
 
@@ -106,8 +124,8 @@ class WorkerLedger:
 class PayerLedger:
     """The payer's book of one channel.
 
-    `unacknowledged` are the receipts paid since `acknowledged` (a count); every voucher names them, so that
-    a voucher lost on the way is covered by the next.
+    `unacknowledged` are the receipts paid since `acknowledged` (a count); every voucher names them,
+    so that a voucher lost on the way is covered by the next.
     """
 
     channel: ChannelId
@@ -147,12 +165,18 @@ class PayerLedger:
         if count <= self.acknowledged:
             return self
         return replace(
-            self, acknowledged=count, unacknowledged=self.unacknowledged[count - self.acknowledged :]
+            self,
+            acknowledged=count,
+            unacknowledged=self.unacknowledged[count - self.acknowledged :],
         )
 
     def rewind(self, count: int, since: tuple[LeafRef, ...]) -> PayerLedger:
-        """The book for a worker whose record ends at `count`: `since` are the receipts paid after it."""
-        invariant(count + len(since) == self.accumulator.count, "the receipts since a count reach to the end")
+        """The book for a worker whose record ends at `count`: `since` are the receipts paid after
+        it."""
+        invariant(
+            count + len(since) == self.accumulator.count,
+            "the receipts since a count reach to the end",
+        )
         return replace(self, acknowledged=count, unacknowledged=since)
 
     def adopt(self, account: Account) -> PayerLedger:
@@ -162,10 +186,14 @@ class PayerLedger:
         """
         voucher = account.voucher
         if len(account.peaks) != voucher.count.bit_count():
-            raise ProtocolViolation("5.7", "the worker's record has another number of peaks than its count")
+            raise ProtocolViolation(
+                "5.7", "the worker's record has another number of peaks than its count"
+            )
         accumulator = Accumulator(voucher.count, account.peaks)
         if voucher.channel != self.channel or accumulator.root() != voucher.receipts_root:
-            raise ProtocolViolation("5.7", "the worker's record does not match the voucher that it shows")
+            raise ProtocolViolation(
+                "5.7", "the worker's record does not match the voucher that it shows"
+            )
         if voucher.count < self.accumulator.count or voucher.cumulative < self.cumulative:
             raise ProtocolViolation("5.7", "the worker's record lies before our own")
         return PayerLedger(self.channel, voucher.cumulative, accumulator, voucher.count)

@@ -1,7 +1,7 @@
 """Every limit of the protocol, with its unit in the name and its reason beside it.
 
-These bound what a peer may make us hold or compute. Operators tune their own lower limits in the node's
-configuration; they cannot raise these without leaving the protocol.
+These bound what a peer may make us hold or compute. Operators tune their own lower limits in the
+node's configuration; they cannot raise these without leaving the protocol.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ from typing import Final
 
 PROTOCOL_VERSION: Final = 1
 
-# A 256 K token context in UTF-8 is about one MiB of text; JSON quoting and a template fit in the rest.
+# A 256 K token context in UTF-8 is about one MiB of text; JSON quoting and a template fit in the
+# rest.
 MAX_PROMPT_BYTES: Final = 2 * 1024 * 1024
 # HPKE adds an encapsulated key (32) and a tag (16).
 SEALING_OVERHEAD_BYTES: Final = 48
 # One frame: the largest is a submission with its sealed prompt.
 MAX_FRAME_BYTES: Final = MAX_PROMPT_BYTES + 64 * 1024
-# A canvas is 256 tokens; ids take 4 bytes each and no tokenizer emits more than 64 bytes of text a token.
+# A canvas is 256 tokens; ids take 4 bytes each and no tokenizer emits more than 64 bytes of text a
+# token.
 MAX_CANVAS_TOKENS: Final = 1024
 MAX_OUTPUT_BYTES: Final = 4 + MAX_CANVAS_TOKENS * (4 + 64)
 # 256 K tokens of output in canvases of 32, the smallest canvas in use.
@@ -34,9 +36,11 @@ MAX_OFFER_TOKENS: Final = 16
 MAX_ENDPOINT_BYTES: Final = 256
 MAX_NAME_BYTES: Final = 128
 MAX_DETAILS_BYTES: Final = 8 * 1024
-# Vouchers name the receipts they add; more than this many unpaid receipts means that payment has stalled.
+# Vouchers name the receipts they add; more than this many unpaid receipts means that payment has
+# stalled.
 MAX_LEAVES_PER_VOUCHER: Final = 4096
-# Canvases the worker may run ahead of the vouchers of one job: hides the round trip, bounds the loss.
+# Canvases the worker may run ahead of the vouchers of one job: hides the round trip, bounds the
+# loss.
 DEFAULT_CREDIT_WINDOW_CANVASES: Final = 2
 MAX_CREDIT_WINDOW_CANVASES: Final = 16
 # Wall clocks of honest machines under NTP differ by far less.

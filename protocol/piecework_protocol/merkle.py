@@ -1,11 +1,12 @@
-"""The append-only Merkle tree of RFC 9162 over keccak-256: trace trees and the receipts accumulator.
+"""The append-only Merkle tree of RFC 9162 over keccak-256: trace trees and the receipts
+accumulator.
 
-Leaves and nodes are hashed under different prefixes, and a proof is positional: it fixes the index of its
-leaf among `count` leaves, both of which are signed. (Sorted-pair trees do not fix a position, which would
-let anyone dispute a step that never was.)
+Leaves and nodes are hashed under different prefixes, and a proof is positional: it fixes the index
+of its leaf among `count` leaves, both of which are signed. (Sorted-pair trees do not fix a
+position, which would let anyone dispute a step that never was.)
 
-Source: RFC 9162, sections 2.1.1 to 2.1.3, with keccak-256 in place of SHA-256 because the EVM hashes it
-cheaply.
+Source: RFC 9162, sections 2.1.1 to 2.1.3, with keccak-256 in place of SHA-256 because the EVM
+hashes it cheaply.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ class InclusionProof:
 class Accumulator:
     """The frontier of an append-only tree: the roots of its full subtrees, largest first.
 
-    One peak per set bit of `count`, so that appending and taking the root cost O(log n) and the whole
-    state of a channel's commitments fits into 64 hashes.
+    One peak per set bit of `count`, so that appending and taking the root cost O(log n) and the
+    whole state of a channel's commitments fits into 64 hashes.
     """
 
     count: int = 0
@@ -116,14 +117,15 @@ def verify(proof: InclusionProof, leaf: bytes, expected_root: bytes) -> bool:
 
 
 def proof_length(index: int, count: int) -> int:
-    """How many siblings the proof for `index` among `count` has: inner levels plus peaks to the left."""
+    """How many siblings the proof for `index` among `count` has: inner levels plus peaks to the
+    left."""
     inner = (index ^ (count - 1)).bit_length()
     return inner + (index >> inner).bit_count()
 
 
 def _path(level: list[Bytes32], index: int) -> list[Bytes32]:
-    """Siblings from the bottom up. A node without a right neighbour rises a level unchanged, which is the
-    same tree as the RFC's split at the largest power of two."""
+    """Siblings from the bottom up. A node without a right neighbour rises a level unchanged, which
+    is the same tree as the RFC's split at the largest power of two."""
     path = []
     while len(level) > 1:
         sibling = index ^ 1

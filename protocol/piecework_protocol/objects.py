@@ -41,7 +41,8 @@ class Service(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Channel(TypedData):
-    """A payment channel; its EIP-712 digest is its id, so every member is bound to chain and escrow."""
+    """A payment channel; its EIP-712 digest is its id, so every member is bound to chain and
+    escrow."""
 
     payer: Address
     authorizer: Address
@@ -57,7 +58,8 @@ class Channel(TypedData):
 
 @dataclass(frozen=True, slots=True)
 class FundChannel(TypedData):
-    """Payer's authorization: the channel's deposit shall be `deposit` in total (opens it or tops it up)."""
+    """Payer's authorization: the channel's deposit shall be `deposit` in total (opens it or tops it
+    up)."""
 
     channel: Channel
     deposit: Amount
@@ -66,7 +68,8 @@ class FundChannel(TypedData):
 
 @dataclass(frozen=True, slots=True)
 class Voucher(TypedData):
-    """Authorizer's cumulative payment: `cumulative` for the `count` receipts that hash to `receipts_root`."""
+    """Authorizer's cumulative payment: `cumulative` for the `count` receipts that hash to
+    `receipts_root`."""
 
     channel: ChannelId
     cumulative: Amount
@@ -76,7 +79,8 @@ class Voucher(TypedData):
 
 @dataclass(frozen=True, slots=True)
 class CloseChannel(TypedData):
-    """The same facts as agreed to be final: signed by the authorizer to ask, by the operator to agree."""
+    """The same facts as agreed to be final: signed by the authorizer to ask, by the operator to
+    agree."""
 
     channel: ChannelId
     cumulative: Amount
@@ -96,7 +100,8 @@ class RequestWithdrawal(TypedData):
 class Parameters(TypedData):
     """Everything besides prompt and model that changes the result. Reals are in millionths.
 
-    A best-effort job leaves the denoising to the engine: everything but `max_tokens` is zero (clause 3.10).
+    A best-effort job leaves the denoising to the engine: everything but `max_tokens` is zero
+    (clause 3.10).
     """
 
     seed: Uint64
@@ -112,7 +117,8 @@ class Parameters(TypedData):
 
 @dataclass(frozen=True, slots=True)
 class Job(TypedData):
-    """One request for text, signed by the channel's authorizer; its EIP-712 digest is the job id."""
+    """One request for text, signed by the channel's authorizer; its EIP-712 digest is the job
+    id."""
 
     channel: ChannelId
     salt: Bytes32
@@ -153,7 +159,8 @@ class Receipt(TypedData):
 
 @dataclass(frozen=True, slots=True)
 class ModelOffer(TypedData):
-    """One model of an offer: what it is, what it costs, how fast it ran in the start-up benchmark."""
+    """One model of an offer: what it is, what it costs, how fast it ran in the start-up
+    benchmark."""
 
     name: str
     digest: Digest
@@ -172,7 +179,8 @@ class ModelOffer(TypedData):
 
 @dataclass(frozen=True, slots=True)
 class Offer(TypedData):
-    """A worker's signed, expiring advertisement. `details` is a JSON object of facts that nobody pays by."""
+    """A worker's signed, expiring advertisement. `details` is a JSON object of facts that nobody
+    pays by."""
 
     operator: Address
     receiver: Address

@@ -71,7 +71,9 @@ def check_terms(offer: Offer, now: Timestamp) -> None:
     if offer.expires_at <= now:
         raise OfferRejected(OfferFault.EXPIRED, "the offer has expired")
     if offer.issued_at > now + MAX_CLOCK_SKEW_S:
-        raise OfferRejected(OfferFault.NOT_YET_VALID, "the offer was issued in the future; check the clocks")
+        raise OfferRejected(
+            OfferFault.NOT_YET_VALID, "the offer was issued in the future; check the clocks"
+        )
     if offer.expires_at - offer.issued_at > MAX_OFFER_LIFETIME_S:
         raise _bad(f"an offer lives at most {MAX_OFFER_LIFETIME_S} seconds")
     if not offer.models or not offer.tokens:
@@ -93,8 +95,11 @@ def check_terms(offer: Offer, now: Timestamp) -> None:
             raise _bad("a model's output is at least one token and fits its context")
 
 
-def check_standing(offer: Offer, signer: Address, standing: Standing | None, *, session_key: bool) -> None:
-    """The registry's word: bonded, paid out to the receiver that the offer names, signed by its key.
+def check_standing(
+    offer: Offer, signer: Address, standing: Standing | None, *, session_key: bool
+) -> None:
+    """The registry's word: bonded, paid out to the receiver that the offer names, signed by its
+    key.
 
     `session_key` says whether the registry lists `signer` as a live session key of the operator.
     """

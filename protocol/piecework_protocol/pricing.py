@@ -1,4 +1,5 @@
-"""What a job costs (clause 3.4). Integer arithmetic in base units, rounded down: against the claimer."""
+"""What a job costs (clause 3.4). Integer arithmetic in base units, rounded down: against the
+claimer."""
 
 from __future__ import annotations
 
@@ -20,8 +21,8 @@ class Usage:
 def price(model: ModelOffer, usage: Usage) -> Amount:
     """The whole job's price at `usage`, in base units.
 
-    A canvas costs the difference between two such prices, so that rounding loses the worker less than
-    one base unit a job, however many canvases it has.
+    A canvas costs the difference between two such prices, so that rounding loses the worker less
+    than one base unit a job, however many canvases it has.
     """
     millionths = (
         usage.prompt_tokens * model.price_per_million_prompt_tokens
@@ -32,7 +33,8 @@ def price(model: ModelOffer, usage: Usage) -> Amount:
 
 
 def worst_case(model: ModelOffer, parameters: Parameters, prompt_tokens: int) -> Amount:
-    """The most that a job can cost: every token and every denoising step that its parameters allow."""
+    """The most that a job can cost: every token and every denoising step that its parameters
+    allow."""
     canvases = canvases_for(model, parameters.max_tokens)
     steps = canvases * parameters.max_steps
     return price(model, Usage(prompt_tokens, parameters.max_tokens, steps))

@@ -1,11 +1,12 @@
-"""End-to-end sealing of prompts and outputs with HPKE (RFC 9180), bound to chain, escrow, job and direction.
+"""End-to-end sealing of prompts and outputs with HPKE (RFC 9180), bound to chain, escrow, job and
+direction.
 
 Suite: DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, ChaCha20-Poly1305. Every message is its own one-shot
-encapsulation: frames may be lost or replayed without any state to keep in step. The library takes no
-associated data, so the whole context goes into `info`, which HPKE authenticates just as well.
+encapsulation: frames may be lost or replayed without any state to keep in step. The library takes
+no associated data, so the whole context goes into `info`, which HPKE authenticates just as well.
 
-The callee draws the ephemeral key from the operating system: the one place in this package that is not a
-function of its arguments. Sessions never call it; they carry sealed bytes.
+The callee draws the ephemeral key from the operating system: the one place in this package that is
+not a function of its arguments. Sessions never call it; they carry sealed bytes.
 """
 
 from __future__ import annotations
@@ -47,12 +48,14 @@ def draft_context(domain: Domain, job: JobId, canvas: int, step: int) -> bytes:
 
 
 def resume_context(domain: Domain, job: JobId, canvas: int) -> bytes:
-    """Worker to itself: the token ids of a finished canvas, so that a restart can go on from there."""
+    """Worker to itself: the token ids of a finished canvas, so that a restart can go on from
+    there."""
     return _context(domain, b"resume", job) + struct.pack(">I", canvas)
 
 
 def seal(plaintext: bytes, key: PublicKey, context: bytes) -> bytes:
-    """Encrypt to `key`; 48 bytes longer than the plaintext. `MalformedInput` when the key is unusable."""
+    """Encrypt to `key`; 48 bytes longer than the plaintext. `MalformedInput` when the key is
+    unusable."""
     try:
         return _SUITE.encrypt(plaintext, X25519PublicKey.from_public_bytes(key), context)
     except ValueError:
@@ -60,7 +63,8 @@ def seal(plaintext: bytes, key: PublicKey, context: bytes) -> bytes:
 
 
 def unseal(sealed: bytes, secret: bytes, context: bytes) -> bytes:
-    """Decrypt what `seal` made for `secret` in the same context; `MalformedInput` for anything else."""
+    """Decrypt what `seal` made for `secret` in the same context; `MalformedInput` for anything
+    else."""
     if len(sealed) < SEALING_OVERHEAD_BYTES:
         raise MalformedInput("sealed bytes are shorter than the sealing overhead")
     try:

@@ -1,8 +1,10 @@
-"""The two classes of service (clause 3.10): what follows from the class for offers, jobs and receipts. Pure.
+"""The two classes of service (clause 3.10): what follows from the class for offers, jobs and
+receipts. Pure.
 
-Both ends ask here, so that they cannot differ. A best-effort canvas has no denoising steps that anybody
-recorded, and so no leaves: its trace root is that of the tree without leaves (clause 5.8). That constant is
-never what a replayable canvas has, so nobody can take one for the other (clause 9.6).
+Both ends ask here, so that they cannot differ. A best-effort canvas has no denoising steps that
+anybody recorded, and so no leaves: its trace root is that of the tree without leaves (clause 5.8).
+That constant is never what a replayable canvas has, so nobody can take one for the other (clause
+9.6).
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ def service_name(service: Service) -> str:
 
 
 def offer_fault(model: ModelOffer) -> str | None:
-    """What contradicts the class in a model's terms, or None: nobody pays for steps that nobody counts."""
+    """What contradicts the class in a model's terms, or None: nobody pays for steps that nobody
+    counts."""
     if model.service is Service.REPLAYABLE:
         return None
     if model.max_steps or model.price_per_thousand_steps:
@@ -56,7 +59,8 @@ def parameters_fault(parameters: Parameters) -> str | None:
 
 
 def receipt_fault(parameters: Parameters, receipt: Receipt) -> tuple[str, str] | None:
-    """The clause that a receipt's steps and trace root break, and how; None when they are in order."""
+    """The clause that a receipt's steps and trace root break, and how; None when they are in
+    order."""
     if parameters.service is Service.BEST_EFFORT:
         if receipt.steps:
             return "4.4", f"{receipt.steps} denoising steps charged for a best-effort canvas"

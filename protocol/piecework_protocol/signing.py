@@ -1,8 +1,9 @@
 """secp256k1 signatures over EIP-712 digests, by libsecp256k1 through coincurve.
 
 A signature is 65 bytes, r || s || v with v in {27, 28} and s in the lower half of the group order
-(EIP-2). Everything else is refused, so that one message by one key has one valid signature (clause 1.3).
-Signing is deterministic (RFC 6979): signing the same record again after a crash gives the same bytes.
+(EIP-2). Everything else is refused, so that one message by one key has one valid signature (clause
+1.3). Signing is deterministic (RFC 6979): signing the same record again after a crash gives the
+same bytes.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ HALF_ORDER: Final = ORDER // 2
 
 
 class Signer(Protocol):
-    """Whoever can sign a digest for one address: a key in memory, a remote signer, a hardware wallet."""
+    """Whoever can sign a digest for one address: a key in memory, a remote signer, a hardware
+    wallet."""
 
     @property
     def address(self) -> Address: ...
@@ -53,17 +55,26 @@ def address_of(key: PublicKey) -> Address:
 
 
 def recover(digest: Bytes32, signature: bytes) -> Address:
-    """The address that signed `digest`. `MalformedInput` for any signature that is not canonical."""
+    """The address that signed `digest`. `MalformedInput` for any signature that is not
+    canonical."""
     if len(signature) != 65:
         raise MalformedInput(f"a signature is 65 bytes, got {len(signature)}")
-    r, s, v = int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:64], "big"), signature[64]
+    r, s, v = (
+        int.from_bytes(signature[:32], "big"),
+        int.from_bytes(signature[32:64], "big"),
+        signature[64],
+    )
     if v not in (27, 28):
         raise MalformedInput("a signature's v is 27 or 28")
     if not 0 < r < ORDER or not 0 < s <= HALF_ORDER:
         raise MalformedInput("a signature's r or s is out of range (s must be low)")
     try:
-        key = PublicKey.from_signature_and_message(signature[:64] + bytes([v - 27]), digest, hasher=None)
-    except Exception as error:  # coincurve raises bare Exception and ValueError for points off the curve
+        key = PublicKey.from_signature_and_message(
+            signature[:64] + bytes([v - 27]), digest, hasher=None
+        )
+    except (
+        Exception
+    ) as error:  # coincurve raises bare Exception and ValueError for points off the curve
         raise MalformedInput("a signature recovers to no key") from error
     return address_of(key)
 

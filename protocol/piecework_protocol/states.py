@@ -74,7 +74,8 @@ ENDED_STATES = frozenset({J.DELIVERED, J.PAID, J.CANCELLED, J.FAILED})
 
 
 class ChannelState(enum.Enum):
-    """A channel as the escrow reports it (clause 6.2); PENDING exists only before the opening is mined."""
+    """A channel as the escrow reports it (clause 6.2); PENDING exists only before the opening is
+    mined."""
 
     NONE = "none"
     PENDING = "pending"

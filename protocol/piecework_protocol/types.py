@@ -1,7 +1,7 @@
 """Sized, named scalar types. Inside Piecework no amount, id or time is a bare `int` or `bytes`.
 
-Each type is a `NewType`, free at run time; sizes are checked where a value enters a typed-data object
-(`protocol.eip712.TypedData`) or is parsed from text by the functions below.
+Each type is a `NewType`, free at run time; sizes are checked where a value enters a typed-data
+object (`protocol.eip712.TypedData`) or is parsed from text by the functions below.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ def parse_hex(text: str, length: int, what: str) -> bytes:
 
 
 def parse_address(text: str) -> Address:
-    """Parse an address. Mixed case is held to its EIP-55 checksum, so that a mistyped address is caught."""
+    """Parse an address. Mixed case is held to its EIP-55 checksum, so that a mistyped address is
+    caught."""
     address = Address(parse_hex(text, ADDRESS_BYTES, "address"))
     digits = text.removeprefix("0x")
     if digits != digits.lower() and digits != digits.upper() and to_hex(address) != "0x" + digits:
@@ -65,7 +66,9 @@ def address_hex(address: Address) -> str:
     """The EIP-55 mixed-case form."""
     digits = address.hex()
     mask = keccak256(digits.encode("ascii")).hex()
-    return "0x" + "".join(c.upper() if int(m, 16) >= 8 else c for c, m in zip(digits, mask, strict=False))
+    return "0x" + "".join(
+        c.upper() if int(m, 16) >= 8 else c for c, m in zip(digits, mask, strict=False)
+    )
 
 
 def to_hex(value: bytes) -> str:

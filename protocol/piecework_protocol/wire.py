@@ -1,7 +1,8 @@
 """Frames and objects on the wire. The only module that touches the generated protobuf code.
 
-Parsing is strict about what matters (sizes, presence, ranges) and lenient about what it does not know:
-unknown fields are skipped, as forward compatibility asks. Everything unparsable is `MalformedInput`.
+Parsing is strict about what matters (sizes, presence, ranges) and lenient about what it does not
+know: unknown fields are skipped, as forward compatibility asks. Everything unparsable is
+`MalformedInput`.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ class SignedOffer:
         return hash((self.offer, self.signature))
 
 
-# --- scalars -------------------------------------------------------------------------------------------
+# --- scalars
 
 
 def _amount(data: bytes) -> Amount:
@@ -157,7 +158,7 @@ def _guarded(build: Callable[[Any], _R], message: Any) -> _R:
         raise MalformedInput(str(error)) from None
 
 
-# --- objects -------------------------------------------------------------------------------------------
+# --- objects
 
 
 def _channel(m: Any) -> Channel:
@@ -284,7 +285,7 @@ def _receipt_message(r: Receipt) -> Any:
     )
 
 
-# --- client frames -------------------------------------------------------------------------------------
+# --- client frames
 
 
 def encode_client_frame(frame: ClientFrame) -> bytes:
@@ -300,7 +301,8 @@ def encode_client_frame(frame: ClientFrame) -> bytes:
 
 
 def decode_client_frame(data: bytes) -> ClientFrame:
-    """Parse a client's frame; `MalformedInput` names what is wrong and never repeats the content."""
+    """Parse a client's frame; `MalformedInput` names what is wrong and never repeats the
+    content."""
     message = _parse(pb.ClientFrame, data, MAX_FRAME_BYTES)
     kind = message.WhichOneof("frame")
     if kind == "submit":
@@ -366,7 +368,7 @@ def _pay_message(p: PayVoucher) -> Any:
     )
 
 
-# --- worker frames -------------------------------------------------------------------------------------
+# --- worker frames
 
 
 def encode_worker_frame(frame: WorkerFrame) -> bytes:
@@ -376,19 +378,28 @@ def encode_worker_frame(frame: WorkerFrame) -> bytes:
         message.accepted.CopyFrom(_accepted_message(frame))
     elif isinstance(frame, Draft):
         message.draft.CopyFrom(
-            pb.Draft(job=frame.job, canvas=frame.canvas, step=frame.step, sealed_output=frame.sealed_output)
+            pb.Draft(
+                job=frame.job,
+                canvas=frame.canvas,
+                step=frame.step,
+                sealed_output=frame.sealed_output,
+            )
         )
     elif isinstance(frame, CanvasDelivered):
         receipt = _receipt_message(frame.receipt)
         message.canvas.CopyFrom(
-            pb.CanvasDelivered(receipt=receipt, signature=frame.signature, sealed_output=frame.sealed_output)
+            pb.CanvasDelivered(
+                receipt=receipt, signature=frame.signature, sealed_output=frame.sealed_output
+            )
         )
     elif isinstance(frame, VoucherAccepted):
         message.voucher_accepted.CopyFrom(pb.VoucherAccepted(count=frame.count))
     else:
         reason = frame.reason.label if frame.reason else ""
         message.ended.CopyFrom(
-            pb.JobEnded(job=frame.job, canvases=frame.canvases, reason=reason, message=frame.message)
+            pb.JobEnded(
+                job=frame.job, canvases=frame.canvases, reason=reason, message=frame.message
+            )
         )
     return bytes(message.SerializeToString())
 
@@ -417,7 +428,9 @@ def _accepted(m: Any) -> Accepted:
             raise MalformedInput(f"an account has at most {MAX_PROOF_SIBLINGS} peaks")
         peaks = tuple(Bytes32(_digest(p)) for p in m.account.peaks)
         account = Account(_voucher(m.account.voucher), _signature(m.account.signature), peaks)
-    return Accepted(JobId(_digest(m.job)), m.prompt_tokens, _signature(m.signature), m.available, account)
+    return Accepted(
+        JobId(_digest(m.job)), m.prompt_tokens, _signature(m.signature), m.available, account
+    )
 
 
 def _accepted_message(a: Accepted) -> Any:
@@ -460,7 +473,7 @@ def _digest(data: bytes) -> Bytes32:
     return Bytes32(data)
 
 
-# --- offers --------------------------------------------------------------------------------------------
+# --- offers
 
 
 def encode_offer(signed: SignedOffer) -> bytes:
@@ -555,7 +568,7 @@ def _model_message(m: ModelOffer) -> Any:
     )
 
 
-# --- closing -------------------------------------------------------------------------------------------
+# --- closing
 
 
 def encode_close_request(channel: Channel, final: CloseChannel, signature: Signature) -> bytes:
@@ -577,7 +590,9 @@ def decode_close_request(data: bytes) -> tuple[Channel, CloseChannel, Signature]
 
 def encode_close_response(operator_signature: Signature, transaction: bytes) -> bytes:
     """The worker's agreement; `transaction` is its 32-byte hash or empty."""
-    message = pb.CloseChannelResponse(operator_signature=operator_signature, transaction=transaction)
+    message = pb.CloseChannelResponse(
+        operator_signature=operator_signature, transaction=transaction
+    )
     return bytes(message.SerializeToString())
 
 

@@ -1,8 +1,8 @@
 """The worker's end of one job's stream, without IO.
 
-Every method returns an `Outcome` in three parts that the shell carries out in this order: make the `records`
-durable, send the `frames` (signing them only then), and pass the `commands` to the engine. That order is how
-"record before effect" (clause 9.1) is built in rather than remembered.
+Every method returns an `Outcome` in three parts that the shell carries out in this order: make the
+`records` durable, send the `frames` (signing them only then), and pass the `commands` to the
+engine. That order is how "record before effect" (clause 9.1) is built in rather than remembered.
 """
 
 from __future__ import annotations
@@ -113,8 +113,9 @@ Sign = Callable[[TypedData], Signature]
 
 
 @dataclass(frozen=True, slots=True)
-class Unsigned:
-    """A frame that needs the operator's signature over `message`, applied after the records are durable."""
+class UnsignedFrame:
+    """A frame that needs the operator's signature over `message`, applied after the records are
+    durable."""
 
     message: TypedData
     build: Callable[[Signature], WorkerFrame]
@@ -125,12 +126,14 @@ class Outcome:
     """What to do, in this order: records, frames, commands."""
 
     records: tuple[Record, ...] = ()
-    unsent: tuple[WorkerFrame | Unsigned, ...] = ()
+    unsent: tuple[WorkerFrame | UnsignedFrame, ...] = ()
     commands: tuple[EngineCommand, ...] = ()
 
     def frames(self, sign: Sign) -> tuple[WorkerFrame, ...]:
         """The frames to send. Call only after `records` are durable."""
-        return tuple(f.build(sign(f.message)) if isinstance(f, Unsigned) else f for f in self.unsent)
+        return tuple(
+            f.build(sign(f.message)) if isinstance(f, UnsignedFrame) else f for f in self.unsent
+        )
 
 
 class WorkerSession:
@@ -170,7 +173,7 @@ class WorkerSession:
         records: list[Record] = []
         if self.state is JobState.NEW:
             records.append(self._move(JobEvent.ACCEPT))
-        frames: list[WorkerFrame | Unsigned] = [self._acceptance(ledger.account())]
+        frames: list[WorkerFrame | UnsignedFrame] = [self._acceptance(ledger.account())]
         frames += [self._delivery(s) for s in self._stored[received:]]
         if self.state in ENDED_STATES:
             return Outcome(tuple(records), (*frames, self._ended()))
@@ -183,17 +186,21 @@ class WorkerSession:
         paid = self.canvases - ledger.unpaid_canvases(self.accepted.id)
         return paid + self.accepted.credit_window
 
-    def canvas_finished(self, result: CanvasResult, ledger: WorkerLedger) -> tuple[Outcome, WorkerLedger]:
+    def canvas_finished(
+        self, result: CanvasResult, ledger: WorkerLedger
+    ) -> tuple[Outcome, WorkerLedger]:
         """The engine finished a canvas: record it, then deliver it with its receipt."""
         receipt = self._receipt(result)
         stored = StoredCanvas(receipt, result.sealed_output)
         last = result.finish is not Finish.MORE
         self._stored.append(stored)
         book = ledger.issue(
-            LeafRef(self.accepted.id, result.canvas), Digest(self._domain.digest(receipt)), receipt.amount
+            LeafRef(self.accepted.id, result.canvas),
+            Digest(self._domain.digest(receipt)),
+            receipt.amount,
         )
         moved = self._move(JobEvent.LAST_CANVAS if last else JobEvent.CANVAS)
-        frames: tuple[WorkerFrame | Unsigned, ...] = (self._delivery(stored),)
+        frames: tuple[WorkerFrame | UnsignedFrame, ...] = (self._delivery(stored),)
         if last:
             frames += (self._ended(),)
         records = (CanvasRecord(self.accepted.id, stored, result.resume_secret), moved)
@@ -246,11 +253,15 @@ class WorkerSession:
         invariant(result.canvas == self.canvases, "canvases are finished in order")
         before = self.usage()
         after = Usage(
-            before.prompt_tokens, before.output_tokens + result.units, before.denoising_steps + result.steps
+            before.prompt_tokens,
+            before.output_tokens + result.units,
+            before.denoising_steps + result.steps,
         )
         model = self.accepted.model
         charged = price(model, before) if self._stored else 0
-        previous = self._domain.digest(self._stored[-1].receipt) if self._stored else self.accepted.id
+        previous = (
+            self._domain.digest(self._stored[-1].receipt) if self._stored else self.accepted.id
+        )
         receipt = Receipt(
             job=self.accepted.id,
             canvas=Uint32(result.canvas),
@@ -266,15 +277,15 @@ class WorkerSession:
         invariant(fault is None, f"a receipt of ours keeps to its job's class of service: {fault}")
         return receipt
 
-    def _acceptance(self, account: Account | None) -> Unsigned:
+    def _acceptance(self, account: Account | None) -> UnsignedFrame:
         job, prompt_tokens, available = self.accepted.id, self.accepted.prompt_tokens, self.canvases
-        return Unsigned(
+        return UnsignedFrame(
             Acceptance(job, Uint32(prompt_tokens)),
             lambda signature: Accepted(job, prompt_tokens, signature, available, account),
         )
 
-    def _delivery(self, stored: StoredCanvas) -> Unsigned:
-        return Unsigned(
+    def _delivery(self, stored: StoredCanvas) -> UnsignedFrame:
+        return UnsignedFrame(
             stored.receipt,
             lambda signature: CanvasDelivered(stored.receipt, signature, stored.sealed_output),
         )

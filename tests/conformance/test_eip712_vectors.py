@@ -1,4 +1,5 @@
-"""Our EIP-712 encoder, eth-account's and the golden vectors (which Solidity reads too) agree to the bit."""
+"""Our EIP-712 encoder, eth-account's and the golden vectors (which Solidity reads too) agree to the
+bit."""
 
 from __future__ import annotations
 

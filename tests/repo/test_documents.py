@@ -52,7 +52,13 @@ def test_the_readme_is_short_and_names_only_commands_that_exist() -> None:
 
 
 def test_every_relative_link_in_the_documents_leads_somewhere() -> None:
-    documents = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "contracts" / "README.md"]
+    documents = [
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").rglob("*.md"),
+        ROOT / "contracts" / "README.md",
+    ]
     for document in documents:
         for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", document.read_text()):
-            assert (document.parent / target).exists(), f"{document.relative_to(ROOT)} links to {target}"
+            assert (document.parent / target).exists(), (
+                f"{document.relative_to(ROOT)} links to {target}"
+            )

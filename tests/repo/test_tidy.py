@@ -46,7 +46,8 @@ def test_no_module_is_where_everything_meets() -> None:
     long = [
         f"{relative(p)}: {count} lines"
         for p in sources()
-        if p.name not in generated and (count := len(p.read_text().splitlines())) > LONGEST_MODULE_LINES
+        if p.name not in generated
+        and (count := len(p.read_text().splitlines())) > LONGEST_MODULE_LINES
     ]
     assert not long, "\n".join(long)
 
@@ -82,7 +83,9 @@ def test_json_from_outside_is_held_to_a_depth() -> None:
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
                 name = ast.unparse(node.func)
                 if name in {"json.loads", "json.load"} or node.func.attr == "json":
-                    found.append(f"{relative(path)}:{node.lineno} {name}; use piecework.base.jsons.loads")
+                    found.append(
+                        f"{relative(path)}:{node.lineno} {name}; use piecework.base.jsons.loads"
+                    )
     assert not found, "\n".join(found)
 
 
@@ -97,7 +100,13 @@ def test_the_tests_patch_nothing_and_skip_nothing() -> None:
         if path == Path(__file__):
             continue
         text = path.read_text()
-        for banned in ("mock.patch", "monkeypatch.setattr", "pytest.mark.skip", "pytest.skip", "time.sleep("):
+        for banned in (
+            "mock.patch",
+            "monkeypatch.setattr",
+            "pytest.mark.skip",
+            "pytest.skip",
+            "time.sleep(",
+        ):
             assert banned not in text, f"{relative(path)} uses {banned}"
 
 
@@ -125,25 +134,36 @@ def test_every_pinned_version_satisfies_pyproject_and_none_is_missing() -> None:
     from packaging.requirements import Requirement
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    lines = [x for x in (ROOT / "constraints.txt").read_text().splitlines() if not x.startswith("#")]
-    pins = {name.lower().replace("_", "-"): version for name, version in (x.split("==") for x in lines)}
+    lines = [
+        x for x in (ROOT / "constraints.txt").read_text().splitlines() if not x.startswith("#")
+    ]
+    pins = {
+        name.lower().replace("_", "-"): version for name, version in (x.split("==") for x in lines)
+    }
     extras = [r for group in project["optional-dependencies"].values() for r in group]
     for text in project["dependencies"] + extras:
         requirement = Requirement(text)
         name = requirement.name.lower().replace("_", "-")
         if name != "piecework":
             assert name in pins, f"{name} is not pinned"
-            assert requirement.specifier.contains(pins[name], prereleases=True), f"{name} {pins[name]}"
+            assert requirement.specifier.contains(pins[name], prereleases=True), (
+                f"{name} {pins[name]}"
+            )
 
 
 def test_no_file_names_a_private_host_or_path() -> None:
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     lock = json.loads((ROOT / "contracts" / "package-lock.json").read_text())
     resolved = {p.get("resolved", "") for p in lock["packages"].values()}
     assert all(not url or url.startswith("https://registry.npmjs.org/") for url in resolved)
     for name in listed.stdout.split():
         path = ROOT / name
-        if path.suffix in {".py", ".md", ".toml", ".yml", ".json", ".sol", ".txt", ""} and path.is_file():
+        if (
+            path.suffix in {".py", ".md", ".toml", ".yml", ".json", ".sol", ".txt", ""}
+            and path.is_file()
+        ):
             assert "/work/" + "main" not in path.read_text(errors="replace"), name
 
 

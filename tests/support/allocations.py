@@ -1,5 +1,7 @@
 """How many bytes of tensors a piece of work holds at once, from torch's own allocator."""
 
+from __future__ import annotations
+
 import json
 import tempfile
 from collections.abc import Callable, Iterable
@@ -14,7 +16,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Allocated(Generic[T]):
-    """peak_bytes: most that was alive at once. kept_bytes: still alive at the end, `result` included."""
+    """peak_bytes: most that was alive at once. kept_bytes: still alive at the end, `result`
+    included."""
 
     result: T
     peak_bytes: int
@@ -24,8 +27,8 @@ class Allocated(Generic[T]):
 def allocations(work: Callable[[], T], mapped: Iterable[Path] = ()) -> Allocated[T]:
     """Runs `work` and counts every allocation of CPU tensors.
 
-    mapped: files that it maps into memory. torch books such a mapping as an allocation of the file's size,
-    but its pages are the file's own and go when they are needed: they do not count.
+    mapped: files that it maps into memory. torch books such a mapping as an allocation of the
+    file's size, but its pages are the file's own and go when they are needed: they do not count.
     """
     files = {path.stat().st_size for path in mapped}
     with torch.profiler.profile(

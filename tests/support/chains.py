@@ -1,7 +1,7 @@
 """Chains for tests: the embedded one and real anvil, with the contracts deployed.
 
-Fixtures: `embedded_chain`, `anvil`, `any_chain` (both, one after the other). A missing anvil is a failure
-with a clear message, never a skip: what is only checked sometimes is not checked.
+Fixtures: `embedded_chain`, `anvil`, `any_chain` (both, one after the other). A missing anvil is a
+failure with a clear message, never a skip: what is only checked sometimes is not checked.
 
     async def test_x(any_chain):
         async with deployed(any_chain) as market: ...
@@ -29,7 +29,16 @@ from piecework.chain.transactions import Mined, TransactionSender
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.objects import Channel, FundChannel, Voucher
 from piecework_protocol.signing import LocalSigner, sign
-from piecework_protocol.types import Address, Amount, Bytes32, Digest, Seconds, Timestamp, Uint64, keccak256
+from piecework_protocol.types import (
+    Address,
+    Amount,
+    Bytes32,
+    Digest,
+    Seconds,
+    Timestamp,
+    Uint64,
+    keccak256,
+)
 
 Chain: TypeAlias = EmbeddedChain | Anvil
 ETHER = 10**18
@@ -79,7 +88,7 @@ def signer(name: str) -> LocalSigner:
 
 
 @dataclass
-class Market:
+class TestMarket:
     """A deployment on a development chain, with hands to move money and time."""
 
     chain: Chain
@@ -114,7 +123,8 @@ class Market:
         return mined
 
     async def pool(self, payer: LocalSigner, relayer: LocalSigner, amount: int) -> None:
-        """Mint tokens for the payer and put them into its pooled balance, by EIP-3009: it needs no gas."""
+        """Mint tokens for the payer and put them into its pooled balance, by EIP-3009: it needs no
+        gas."""
         await self.give(payer.address, tokens=amount)
         authorization = Authorization(
             payer.address,
@@ -124,14 +134,17 @@ class Market:
             Timestamp(await self.reader.timestamp() + 3600),
             Bytes32(keccak256(amount.to_bytes(16, "big"))),
         )
-        signed = sign_authorization(await self.reader.token_domain(self.token), authorization, payer)
+        signed = sign_authorization(
+            await self.reader.token_domain(self.token), authorization, payer
+        )
         relayed = SignedAuthorization.from_json(signed.to_json())
         await self.run(relayer, deposit_with_authorization(self.deployment, relayed))
 
     async def open_channel(
         self, payer: LocalSigner, relayer: LocalSigner, channel: Channel, deposit: int
     ) -> None:
-        """Open or top up by the payer's signature; the relayer pays the gas. Needs a pooled balance."""
+        """Open or top up by the payer's signature; the relayer pays the gas. Needs a pooled
+        balance."""
         signature = sign(self.reader.domain, FundChannel(channel, Amount(deposit), FAR), payer)
         await self.run(relayer, fund(self.deployment, channel, Amount(deposit), FAR, signature))
 
@@ -150,7 +163,7 @@ def claim_of(
 
 
 @asynccontextmanager
-async def deployed(chain: Chain) -> AsyncIterator[Market]:
+async def deployed(chain: Chain) -> AsyncIterator[TestMarket]:
     """Deploy the contracts on a chain and connect to them."""
     deployment = await deploy(
         chain.url,
@@ -160,11 +173,11 @@ async def deployed(chain: Chain) -> AsyncIterator[Market]:
         poll_s=POLL_S,
     )
     async with await ChainReader.connect(deployment) as reader:
-        yield Market(chain, deployment, reader)
+        yield TestMarket(chain, deployment, reader)
 
 
 def channel_of(
-    market: Market,
+    market: TestMarket,
     payer: LocalSigner,
     operator: LocalSigner,
     *,

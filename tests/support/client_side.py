@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from piecework.client.config import ClientConfig, load_config
-from piecework.client.events import Accepted, Canvas, Draft, Ended, Event, Resuming
+from piecework.client.events import (
+    CanvasText,
+    DraftText,
+    JobEvent,
+    JobFinished,
+    JobResuming,
+    JobStarted,
+)
 from piecework.client.requests import Generation, TextRequest
 from piecework.client.run import JobRun
 from piecework.client.sdk import PieceworkClient
@@ -53,32 +60,32 @@ def ask(text: str = "Tell me a story.", *, drafts: bool = False, **generation: A
     )
 
 
-async def collect(run: JobRun) -> list[Event]:
+async def collect(run: JobRun) -> list[JobEvent]:
     """Every event of a run."""
     async with run:
         return [event async for event in run]
 
 
-def text_of(events: list[Event]) -> str:
+def text_of(events: list[JobEvent]) -> str:
     """The text of the finished canvases."""
-    return "".join(e.text for e in events if isinstance(e, Canvas))
+    return "".join(e.text for e in events if isinstance(e, CanvasText))
 
 
-def last(events: list[Event]) -> Ended:
+def last(events: list[JobEvent]) -> JobFinished:
     """How the run ended."""
-    assert isinstance(events[-1], Ended)
+    assert isinstance(events[-1], JobFinished)
     return events[-1]
 
 
 __all__ = [
     "MONEY",
     "PAYER",
-    "Accepted",
-    "Canvas",
-    "Draft",
-    "Ended",
+    "CanvasText",
+    "DraftText",
     "FakeClock",
-    "Resuming",
+    "JobFinished",
+    "JobResuming",
+    "JobStarted",
     "ask",
     "collect",
     "last",

@@ -1,4 +1,5 @@
-"""The chain as a client and an index read it, in memory. Implements `client.discovery.ChainView`."""
+"""The chain as a client and an index read it, in memory. Implements
+`client.discovery.ChainView`."""
 
 from __future__ import annotations
 
@@ -27,7 +28,12 @@ class FakeChain:
         self.reads = 0
 
     def register(
-        self, operator: Address, payout: Address, endpoint: str = "127.0.0.1:1", *, active: bool = True
+        self,
+        operator: Address,
+        payout: Address,
+        endpoint: str = "127.0.0.1:1",
+        *,
+        active: bool = True,
     ) -> None:
         """Bond a worker."""
         self.registered[operator] = RegisteredWorker(
@@ -45,7 +51,9 @@ class FakeChain:
         """Put tokens into the owner's pooled balance."""
         self.balances[token, owner] = Amount(self.balances.get((token, owner), 0) + amount)
 
-    def fund(self, channel: ChannelId, deposit: int, payer: Address, token: Address = TOKEN) -> None:
+    def fund(
+        self, channel: ChannelId, deposit: int, payer: Address, token: Address = TOKEN
+    ) -> None:
         """Mine a funding authorization: the total moves out of the payer's pooled balance."""
         before = self.channels[channel].deposit if channel in self.channels else 0
         self.deposit(payer, before - deposit, token)
@@ -53,7 +61,9 @@ class FakeChain:
 
     def set_channel(self, channel: ChannelId, state: ChannelState, deposit: int) -> None:
         """Make the escrow know a channel."""
-        self.channels[channel] = ChannelOnChain(state, Amount(deposit), Amount(0), Uint64(0), Timestamp(0))
+        self.channels[channel] = ChannelOnChain(
+            state, Amount(deposit), Amount(0), Uint64(0), Timestamp(0)
+        )
 
     async def worker(self, operator: Address) -> RegisteredWorker | None:
         self._read()

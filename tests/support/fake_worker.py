@@ -1,7 +1,9 @@
-"""A small worker that speaks the real protocol over real sockets: gRPC, TLS, sealing, signatures, vouchers.
+"""A small worker that speaks the real protocol over real sockets: gRPC, TLS, sealing, signatures,
+vouchers.
 
-It is `protocol.worker_session` with an engine that tells a fixed story and an in-memory journal. `Script`
-makes it misbehave in one precise way: decline, drop the stream, fall silent, or lie about one clause.
+It is `protocol.worker_session` with an engine that tells a fixed story and an in-memory journal.
+`Script` makes it misbehave in one precise way: decline, drop the stream, fall silent, or lie about
+one clause.
 """
 
 from __future__ import annotations
@@ -41,7 +43,14 @@ from piecework_protocol.frames import (
 )
 from piecework_protocol.ledger import WorkerLedger
 from piecework_protocol.objects import Channel, Finish, ModelOffer, Offer, Service
-from piecework_protocol.sealing import canvas_context, draft_context, prompt_context, public_key, seal, unseal
+from piecework_protocol.sealing import (
+    canvas_context,
+    draft_context,
+    prompt_context,
+    public_key,
+    seal,
+    unseal,
+)
 from piecework_protocol.service import NO_TRACE
 from piecework_protocol.signing import LocalSigner, Signer, sign, signed_by
 from piecework_protocol.types import (
@@ -63,7 +72,7 @@ from piecework_protocol.worker_session import (
     AcceptedJob,
     CanvasResult,
     Outcome,
-    Unsigned,
+    UnsignedFrame,
     WorkerSession,
     acknowledgement,
 )
@@ -103,7 +112,8 @@ class Lie(enum.Enum):
 
 @dataclass
 class Script:
-    """How this worker behaves. `gate` is awaited before each canvas: tests decide when one is made."""
+    """How this worker behaves. `gate` is awaited before each canvas: tests decide when one is
+    made."""
 
     story: Sequence[str] = STORY
     lie: Lie | None = None
@@ -203,7 +213,9 @@ class FakeWorker:
 
     @property
     def certificate_digest(self) -> Digest:
-        der = x509.load_pem_x509_certificate(self._certificate).public_bytes(serialization.Encoding.DER)
+        der = x509.load_pem_x509_certificate(self._certificate).public_bytes(
+            serialization.Encoding.DER
+        )
         return Digest(hashlib.sha256(der).digest())
 
     def offer(self, **changes: Any) -> SignedOffer:
@@ -234,7 +246,7 @@ class FakeWorker:
         """Base units promised by accepted vouchers, over all channels."""
         return sum(book.cumulative for book in self.books.values())
 
-    # ------------------------------------------------------------------------------------ gRPC
+    # --- gRPC
 
     async def _get_offer(self, _: bytes, __: Any) -> bytes:
         return wire.encode_offer(self.offer())
@@ -275,19 +287,25 @@ class FakeWorker:
         if submission.funding is not None:
             funding = submission.funding
             assert signed_by(self.domain, funding.authorization, funding.signature, channel.payer)
-            self.deposits[key] = Amount(max(self.deposits.get(key, 0), funding.authorization.deposit))
+            self.deposits[key] = Amount(
+                max(self.deposits.get(key, 0), funding.authorization.deposit)
+            )
             if self.mines:
                 self.chain.fund(key, self.deposits[key], channel.payer)
         if self.deposits.get(key, 0) < signed.max_amount:
             raise Refusal(Reason.UNDERFUNDED, "deposit too small")
         book = self.books.setdefault(key, WorkerLedger(key))
-        owing = {ref.job for ref in book.unpaid if ref.job != job_id and not self.jobs[ref.job].live}
+        owing = {
+            ref.job for ref in book.unpaid if ref.job != job_id and not self.jobs[ref.job].live
+        }
         if owing:
             raise Refusal(Reason.UNPAID_RECEIPTS, "an earlier job is not paid")
         if job_id in self.jobs:
             return self.jobs[job_id]
         model = next(m for m in self.models if m.digest == signed.model)
-        prompt = unseal(submission.sealed_prompt, self.sealing_secret, prompt_context(self.domain, job_id))
+        prompt = unseal(
+            submission.sealed_prompt, self.sealing_secret, prompt_context(self.domain, job_id)
+        )
         text = decode_prompt(prompt)[-1].content
         accepted = AcceptedJob(job_id, signed, channel, model, 1 + len(prompt) // 4, 2)
         self.jobs[job_id] = Job(submission, WorkerSession(accepted, self.domain), text)
@@ -300,7 +318,11 @@ class FakeWorker:
         mine = words[canvas * CANVAS : (canvas + 1) * CANVAS][: max(0, left)]
         over = (canvas + 1) * CANVAS >= len(words)
         finish = (
-            Finish.TOKEN_LIMIT if left <= CANVAS and not over else Finish.END_OF_TEXT if over else Finish.MORE
+            Finish.TOKEN_LIMIT
+            if left <= CANVAS and not over
+            else Finish.END_OF_TEXT
+            if over
+            else Finish.MORE
         )
         if over and left < len(mine):
             finish = Finish.TOKEN_LIMIT
@@ -416,7 +438,7 @@ class _Stream:
 
     async def carry_out(self, outcome: Outcome) -> None:
         for unsent in outcome.unsent:
-            frame = self.signed(unsent) if isinstance(unsent, Unsigned) else unsent
+            frame = self.signed(unsent) if isinstance(unsent, UnsignedFrame) else unsent
             drops = self.worker.script.drop_after
             if isinstance(frame, CanvasDelivered) and drops and self.delivered == drops[0]:
                 drops.pop(0)
@@ -425,16 +447,20 @@ class _Stream:
             if isinstance(frame, CanvasDelivered):
                 self.delivered += 1
 
-    def signed(self, unsigned: Unsigned) -> WorkerFrame:
+    def signed(self, unsigned: UnsignedFrame) -> WorkerFrame:
         return unsigned.build(sign(self.worker.domain, unsigned.message, self.worker.operator))
 
     async def send(self, frame: WorkerFrame) -> None:
         async with self.writing:
-            for lied in tell(self.worker, frame, self.worker.script):
-                await self.context.write(lied if isinstance(lied, bytes) else wire.encode_worker_frame(lied))
+            for lied in on_wait(self.worker, frame, self.worker.script):
+                await self.context.write(
+                    lied if isinstance(lied, bytes) else wire.encode_worker_frame(lied)
+                )
 
 
-def tell(worker: FakeWorker, frame: WorkerFrame, script: Script) -> Sequence[WorkerFrame | bytes]:
+def on_wait(
+    worker: FakeWorker, frame: WorkerFrame, script: Script
+) -> Sequence[WorkerFrame | bytes]:
     """The frames that go out in place of an honest one."""
     lie = script.lie
     if lie is None:
@@ -458,7 +484,9 @@ def _false_acceptance(worker: FakeWorker, frame: Accepted, lie: Lie) -> Accepted
 
         many = 1_000_000
         promise = Acceptance(frame.job, Uint32(many))
-        return replace(frame, prompt_tokens=many, signature=sign(worker.domain, promise, worker.operator))
+        return replace(
+            frame, prompt_tokens=many, signature=sign(worker.domain, promise, worker.operator)
+        )
     if lie is Lie.VOUCHER_NEVER_SIGNED:
         channel = worker.jobs[frame.job].session.accepted.job.channel
         book = WorkerLedger(channel).issue(LeafRef(frame.job, 0), Digest(bytes(32)), Amount(5))
@@ -472,7 +500,9 @@ def _false_acceptance(worker: FakeWorker, frame: Accepted, lie: Lie) -> Accepted
     return frame
 
 
-def _false_canvas(worker: FakeWorker, frame: CanvasDelivered, lie: Lie) -> Sequence[WorkerFrame | bytes]:
+def _false_canvas(
+    worker: FakeWorker, frame: CanvasDelivered, lie: Lie
+) -> Sequence[WorkerFrame | bytes]:
     receipt = frame.receipt
     changes: dict[Lie, dict[str, Any]] = {
         Lie.HIGHER_AMOUNT: {"amount": Amount(receipt.amount + 1)},
@@ -499,7 +529,8 @@ def _false_canvas(worker: FakeWorker, frame: CanvasDelivered, lie: Lie) -> Seque
 
 
 async def _refuse(context: Any, refusal: Refusal) -> None:
-    """Decline as a worker does: a gRPC status with ErrorInfo, and RetryInfo when there is a time."""
+    """Decline as a worker does: a gRPC status with ErrorInfo, and RetryInfo when there is a
+    time."""
     info = error_details_pb2.ErrorInfo(
         reason=refusal.reason.label, domain="piecework", metadata=refusal.metadata
     )
@@ -531,9 +562,13 @@ def _certificate() -> tuple[bytes, bytes]:
         .serial_number(1)
         .not_valid_before(start)
         .not_valid_after(start + datetime.timedelta(days=365 * 50))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("piecework-worker")]), critical=False)
+        .add_extension(
+            x509.SubjectAlternativeName([x509.DNSName("piecework-worker")]), critical=False
+        )
         .sign(key, hashes.SHA256())
     )
     pem = serialization.Encoding.PEM
-    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    private = key.private_bytes(
+        pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
     return certificate.public_bytes(pem), private

@@ -1,8 +1,10 @@
-"""A model hub on loopback: its API, its downloads, and the storage host behind them on another port.
+"""A model hub on loopback: its API, its downloads, and the storage host behind them on another
+port.
 
-Answers as the public hub does: revisions and paged listings as JSON; small files by a relative redirect to a
-cache path, large ones by an absolute redirect to a signed address; X-Repo-Commit, X-Linked-Etag, X-Error-Code
-and X-Linked-Size; ranges and ETags at the storage host. Faults are queued per request and happen once.
+Answers as the public hub does: revisions and paged listings as JSON; small files by a relative
+redirect to a cache path, large ones by an absolute redirect to a signed address; X-Repo-Commit,
+X-Linked-Etag, X-Error-Code and X-Linked-Size; ranges and ETags at the storage host. Faults are
+queued per request and happen once.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ class Status:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class HubAnswer:
     """This body, whatever was asked for."""
 
     body: bytes
@@ -58,7 +60,8 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """After so many bytes of the body nothing comes any more, until the client leaves or `release` is set."""
+    """After so many bytes of the body nothing comes any more, until the client leaves or `release`
+    is set."""
 
     after: int
     release: asyncio.Event
@@ -104,7 +107,18 @@ class Redirect:
     location: str
 
 
-Fault = Status | Answer | Cut | Hold | NoRanges | Short | Unannounced | Damaged | WrongRange | Redirect
+Fault = (
+    Status
+    | HubAnswer
+    | Cut
+    | Hold
+    | NoRanges
+    | Short
+    | Unannounced
+    | Damaged
+    | WrongRange
+    | Redirect
+)
 
 
 # --- what is served
@@ -121,7 +135,8 @@ def is_large(name: str) -> bool:
 
 
 def bundled_files() -> dict[str, bytes]:
-    """The bundled checkpoint as a repository has it: without a manifest, and with files of no use to us."""
+    """The bundled checkpoint as a repository has it: without a manifest, and with files of no use
+    to us."""
     folder = bundled_checkpoint_path()
     files = {p.name: p.read_bytes() for p in folder.iterdir() if p.name != "manifest.sha256"}
     extra = {".gitattributes": b"*.safetensors filter=lfs\n", "modeling.py": b"import os\n"}
@@ -143,7 +158,9 @@ class Repository:
     def commit(self, files: Mapping[str, bytes], *refs: str) -> str:
         """A new commit, and the branches or tags that shall point to it."""
         text = json.dumps([[name, git_blob_id(data)] for name, data in sorted(files.items())])
-        name = hashlib.sha1(f"{len(self.commits)}{text}".encode(), usedforsecurity=False).hexdigest()
+        name = hashlib.sha1(
+            f"{len(self.commits)}{text}".encode(), usedforsecurity=False
+        ).hexdigest()
         self.commits[name] = dict(files)
         self.refs |= dict.fromkeys(refs, name)
         return name
@@ -154,14 +171,18 @@ class Repository:
         for name, data in self.commits[commit].items():
             entry = {"type": "file", "oid": git_blob_id(data), "size": len(data), "path": name}
             if is_large(name):
-                pointer = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 135}
+                pointer = {
+                    "oid": hashlib.sha256(data).hexdigest(),
+                    "size": len(data),
+                    "pointerSize": 135,
+                }
                 entry |= {"oid": "f" * 40, "lfs": pointer, "xetHash": "e" * 64}
             found.append(entry | self.listed.get(name, {}))
         return found + self.extra_entries
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class SeenRequest:
     """A request as it arrived, and the bytes of body that left for it."""
 
     host: str
@@ -176,7 +197,7 @@ class FakeHub:
 
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
-        self.seen: list[Seen] = []
+        self.seen: list[SeenRequest] = []
         self.page_entries = 1000
         self.url = self.storage_url = ""
         self._faults: dict[tuple[str, str], deque[Fault]] = {}
@@ -186,12 +207,12 @@ class FakeHub:
         return self.repositories.setdefault(name, Repository()).commit(files, "main")
 
     def fail(self, host: str, what: str, *faults: Fault) -> None:
-        """The next requests for `what` fail so, one after the other. `host` is "hub" or "storage"; `what` is
-        the name of a file, "revision" or "tree".
+        """The next requests for `what` fail so, one after the other. `host` is "hub" or "storage";
+        `what` is the name of a file, "revision" or "tree".
         """
         self._faults.setdefault((host, what), deque()).extend(faults)
 
-    def requests(self, what: str, host: str = "storage") -> list[Seen]:
+    def requests(self, what: str, host: str = "storage") -> list[SeenRequest]:
         """Those for a file, or another end of a path."""
         return [seen for seen in self.seen if seen.host == host and seen.path.endswith("/" + what)]
 
@@ -227,7 +248,9 @@ class FakeHub:
         if commit not in repository.commits:
             return _error(404, "RevisionNotFound", "Invalid rev id: " + wanted)
         name = f"{request.match_info['owner']}/{request.match_info['name']}"
-        return web.json_response({"id": name, "modelId": name, "sha": commit, "private": False, "tags": []})
+        return web.json_response(
+            {"id": name, "modelId": name, "sha": commit, "private": False, "tags": []}
+        )
 
     async def _tree(self, request: web.Request) -> web.StreamResponse:
         self._note("hub", request)
@@ -257,7 +280,9 @@ class FakeHub:
             return _error(404, "EntryNotFound", "Entry not found")
         digest = hashlib.sha256(data).hexdigest() if is_large(name) else git_blob_id(data)
         owner, model = request.match_info["owner"], request.match_info["name"]
-        location = f"/api/resolve-cache/models/{owner}/{model}/{commit}/{quote(name)}?etag=%22{digest}%22"
+        location = (
+            f"/api/resolve-cache/models/{owner}/{model}/{commit}/{quote(name)}?etag=%22{digest}%22"
+        )
         if is_large(name):
             location = f"{self.storage_url}/{owner}/{model}/{commit}/{quote(name)}?{SIGNATURE}"
         return web.Response(
@@ -283,16 +308,23 @@ class FakeHub:
             await fault.release.wait()
         return _plain_fault(fault)
 
-    def _find(self, request: web.Request, *, metadata: bool) -> tuple[Repository | None, web.Response | None]:
-        """The repository, or what the hub says instead: of a gated one everybody may know what is in it."""
+    def _find(
+        self, request: web.Request, *, metadata: bool
+    ) -> tuple[Repository | None, web.Response | None]:
+        """The repository, or what the hub says instead: of a gated one everybody may know what is
+        in it."""
         token = request.headers.get("Authorization", "").removeprefix("Bearer ")
         if token and token not in {TOKEN, STRANGER}:
             return None, _error(401, "", "Invalid credentials in Authorization header")
-        repository = self.repositories.get(f"{request.match_info['owner']}/{request.match_info['name']}")
+        repository = self.repositories.get(
+            f"{request.match_info['owner']}/{request.match_info['name']}"
+        )
         if repository is None:
             return None, _error(404 if token else 401, "RepoNotFound", "Repository not found")
         if repository.gated and not metadata and token != TOKEN:
-            return None, _error(403 if token else 401, "GatedRepo", "Access to model is restricted.")
+            return None, _error(
+                403 if token else 401, "GatedRepo", "Access to model is restricted."
+            )
         return repository, None
 
     # --- the storage host
@@ -309,7 +341,9 @@ class FakeHub:
         name = f"{request.match_info['owner']}/{request.match_info['name']}"
         return await self._serve("storage", request, self.repositories[name])
 
-    async def _serve(self, host: str, request: web.Request, repository: Repository) -> web.StreamResponse:
+    async def _serve(
+        self, host: str, request: web.Request, repository: Repository
+    ) -> web.StreamResponse:
         """The bytes of a file, by RFC 9110, 14: or as the next fault has it."""
         number = self._note(host, request)
         name = request.match_info["file"]
@@ -332,7 +366,10 @@ class FakeHub:
         if host == "cache":
             # Part of the hub: it speaks of commits and digests here too.
             whole = repository.commits[request.match_info["commit"]][name]
-            headers |= {"ETag": f'"{git_blob_id(whole)}"', "X-Repo-Commit": request.match_info["commit"]}
+            headers |= {
+                "ETag": f'"{git_blob_id(whole)}"',
+                "X-Repo-Commit": request.match_info["commit"],
+            }
         if ranged:
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
         if isinstance(fault, Short):
@@ -370,7 +407,9 @@ class FakeHub:
 
     def _note(self, host: str, request: web.Request) -> int:
         headers = request.headers
-        self.seen.append(Seen(host, request.path, headers.get("Range"), headers.get("Authorization")))
+        self.seen.append(
+            SeenRequest(host, request.path, headers.get("Range"), headers.get("Authorization"))
+        )
         return len(self.seen) - 1
 
     def _fault(self, host: str, what: str) -> Fault | None:
@@ -381,7 +420,7 @@ class FakeHub:
 def _plain_fault(fault: Fault | None) -> web.Response | None:
     if isinstance(fault, Status):
         return web.Response(status=fault.code, headers=fault.headers)
-    if isinstance(fault, Answer):
+    if isinstance(fault, HubAnswer):
         return web.Response(status=fault.code, body=fault.body, headers=fault.headers)
     if isinstance(fault, Redirect):
         return web.Response(status=302, headers={"Location": fault.location})
@@ -398,7 +437,8 @@ async def fake_hub(tls: ssl.SSLContext | None = None) -> AsyncIterator[FakeHub]:
     """A running hub without repositories, over HTTPS if `tls` is given."""
     hub = FakeHub()
     runners = [
-        web.AppRunner(app, access_log=None, shutdown_timeout=0.1) for app in (hub.hub(), hub.storage())
+        web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        for app in (hub.hub(), hub.storage())
     ]
     try:
         ports = []
@@ -406,7 +446,9 @@ async def fake_hub(tls: ssl.SSLContext | None = None) -> AsyncIterator[FakeHub]:
             await runner.setup()
             await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
             ports.append(runner.addresses[0][1])
-        hub.url, hub.storage_url = (f"http{'s' if tls else ''}://127.0.0.1:{port}" for port in ports)
+        hub.url, hub.storage_url = (
+            f"http{'s' if tls else ''}://127.0.0.1:{port}" for port in ports
+        )
         yield hub
     finally:
         for runner in runners:

@@ -31,8 +31,13 @@ def pointers(kernel: str, logits: str) -> list[str]:
 
 
 def source(kernel: str, logits: str) -> ASTSource:
-    """A kernel for the released model, as `judge` launches it: only small inputs may be unaligned."""
-    constants: dict[str, Any] = {"cap": 30.0, "vocab_size": VOCAB_TOKENS, "tile": sampler_triton.TILE_TOKENS}
+    """A kernel for the released model, as `judge` launches it: only small inputs may be
+    unaligned."""
+    constants: dict[str, Any] = {
+        "cap": 30.0,
+        "vocab_size": VOCAB_TOKENS,
+        "tile": sampler_triton.TILE_TOKENS,
+    }
     if kernel == "decide":
         constants |= {"tiles": TILES, "lanes": TILES}
     function = getattr(sampler_kernels, kernel)

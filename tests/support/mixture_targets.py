@@ -1,4 +1,5 @@
-"""Compiles the kernels of products and of the fused mixture for GPUs that are not here, and describes them.
+"""Compiles the kernels of products and of the fused mixture for GPUs that are not here, and
+describes them.
 
 `python -m tests.support.mixture_targets 80 90` prints a JSON list. Run it with TRITON_INTERPRET=0.
 """
@@ -58,7 +59,9 @@ def source(up: bool, float8: bool) -> ASTSource:
     ]
     fixed = constants(up, float8)
     pointers = dict(zip(function.arg_names, types, strict=False))
-    signature = {name: "constexpr" if name in fixed else pointers[name] for name in function.arg_names}
+    signature = {
+        name: "constexpr" if name in fixed else pointers[name] for name in function.arg_names
+    }
     aligned = [i for i, name in enumerate(function.arg_names) if signature[name] != "constexpr"]
     return ASTSource(
         fn=function,
@@ -118,4 +121,6 @@ def compiled(capability: int) -> Iterator[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    print(json.dumps([kernel for capability in sys.argv[1:] for kernel in compiled(int(capability))]))
+    print(
+        json.dumps([kernel for capability in sys.argv[1:] for kernel in compiled(int(capability))])
+    )

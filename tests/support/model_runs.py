@@ -1,5 +1,7 @@
 """Helpers of the engine tests: requests, running an engine to rest, breaking the model."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +15,9 @@ from piecework_model.requests import CanvasEvent, Event, GenerationRequest
 MAX_STEPS_TO_REST = 10_000
 
 
-def make_request(prompt: tuple[int, ...], name: str = "job", /, **changes: Any) -> GenerationRequest:
+def make_request(
+    prompt: tuple[int, ...], name: str = "job", /, **changes: Any
+) -> GenerationRequest:
     """A request for at most three canvases of ten steps; keyword arguments replace fields."""
     fields: dict[str, Any] = {
         "request_id": name,
@@ -55,8 +59,11 @@ def canvases(events: list[Event]) -> list[CanvasEvent]:
 
 
 @contextmanager
-def broken_head(loaded: LoadedModel, breaking: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
-    """Passes every output [P, V] of the model's last layer through `breaking`, which may also raise."""
+def broken_head(
+    loaded: LoadedModel, breaking: Callable[[torch.Tensor], torch.Tensor]
+) -> Iterator[None]:
+    """Passes every output [P, V] of the model's last layer through `breaking`, which may also
+    raise."""
 
     def hook(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
         return breaking(output)
@@ -72,9 +79,9 @@ def broken_head(loaded: LoadedModel, breaking: Callable[[torch.Tensor], torch.Te
 def broken_row(
     loaded: LoadedModel, row: int, *, from_call: int, breaking: Callable[[torch.Tensor], None]
 ) -> Iterator[None]:
-    """Breaks one canvas of a pass: that of row `row` in call `from_call` (from 1) of the last layer, and
-    again wherever the same canvas turns up, alone or among others. `breaking` gets its logits [C, V] and may
-    raise."""
+    """Breaks one canvas of a pass: that of row `row` in call `from_call` (from 1) of the last
+    layer, and again wherever the same canvas turns up, alone or among others. `breaking` gets its
+    logits [C, V] and may raise."""
     size, calls = loaded.limits.canvas_size, 0
     marked: torch.Tensor | None = None
 

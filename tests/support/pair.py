@@ -1,8 +1,8 @@
 """Two ends of a channel joined by lists of bytes: no sockets, no clock, no engine.
 
-`Market` holds one channel with its two books; `Line` is one job's stream over it. The engine is a function of
-(seed, canvas), so that a rerun after a crash gives the same text, as the real one does. Everything durable
-lives in `journal`; `crash_worker` throws away the rest.
+`PairedMarket` holds one channel with its two books; `PairedStream` is one job's stream over it. The
+engine is a function of (seed, canvas), so that a rerun after a crash gives the same text, as the
+real one does. Everything durable lives in `journal`; `crash_worker` throws away the rest.
 """
 
 from __future__ import annotations
@@ -23,7 +23,15 @@ from piecework_protocol.content import CanvasOutput, output_digest
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.frames import CancelJob, LeafRef, PayVoucher, SubmitJob
 from piecework_protocol.ledger import PayerLedger, WorkerLedger
-from piecework_protocol.objects import Channel, Finish, Job, ModelOffer, Parameters, Receipt, Service
+from piecework_protocol.objects import (
+    Channel,
+    Finish,
+    Job,
+    ModelOffer,
+    Parameters,
+    Receipt,
+    Service,
+)
 from piecework_protocol.signing import LocalSigner, sign, signed_by
 from piecework_protocol.states import JobState
 from piecework_protocol.types import (
@@ -141,7 +149,9 @@ def denoise(accepted: AcceptedJob, canvas: int) -> CanvasResult:
     )
 
 
-OPENERS = Openers(canvas=lambda sealed, _canvas: sealed, draft=lambda sealed, _canvas, _step: sealed)
+OPENERS = Openers(
+    canvas=lambda sealed, _canvas: sealed, draft=lambda sealed, _canvas, _step: sealed
+)
 
 
 @dataclass
@@ -157,7 +167,7 @@ class WorkerJob:
 
 
 @dataclass
-class Line:
+class PairedStream:
     """One job's stream: bytes under way in both directions, and the client's end."""
 
     job: Job
@@ -169,7 +179,7 @@ class Line:
     ended: SessionEnded | None = None
 
 
-class Market:
+class PairedMarket:
     """One channel, its two books, any number of jobs."""
 
     def __init__(self, deposit: int) -> None:
@@ -179,12 +189,12 @@ class Market:
         self.worker_book = WorkerLedger(self.id)
         self.payer_book = PayerLedger(self.id)
         self.worker_jobs: dict[JobId, WorkerJob] = {}
-        self.lines: dict[JobId, Line] = {}
+        self.lines: dict[JobId, PairedStream] = {}
         self.paid_log: list[LeafRef] = []
 
     # --- the client's shell
 
-    def submit(self, work: Job) -> Line:
+    def submit(self, work: Job) -> PairedStream:
         """Start a job, or come back to it."""
         key = work.id(DOMAIN)
         known = self.lines.get(key)
@@ -192,13 +202,17 @@ class Market:
         session = ClientSession(
             work, self.channel, MODEL, DOMAIN, OPENERS, prompt_bytes=10, receipts=receipts
         )
-        line = Line(work, session, receipts=list(receipts), text=known.text if known else [])
+        line = PairedStream(
+            work, session, receipts=list(receipts), text=known.text if known else []
+        )
         self.lines[key] = line
-        frame = SubmitJob(work, sign(DOMAIN, work, PAYER), self.channel, b"", received=session.received)
+        frame = SubmitJob(
+            work, sign(DOMAIN, work, PAYER), self.channel, b"", received=session.received
+        )
         line.upward.append(encode_client_frame(frame))
         return line
 
-    def client_reads(self, line: Line) -> None:
+    def client_reads(self, line: PairedStream) -> None:
         """Take one frame from the line, verify it, and pay when there is something to pay."""
         event = line.client.receive(decode_worker_frame(line.downward.popleft()))
         if isinstance(event, JobAccepted):
@@ -212,18 +226,18 @@ class Market:
         elif isinstance(event, SessionEnded):
             line.ended = event
 
-    def _pay(self, line: Line, receipt: Receipt) -> None:
+    def _pay(self, line: PairedStream, receipt: Receipt) -> None:
         ref, digest = LeafRef(receipt.job, receipt.canvas), Digest(DOMAIN.digest(receipt))
         self.payer_book = self.payer_book.pay(ref, digest, receipt.amount, self.deposit)
         self.paid_log.append(ref)
         self._send_voucher(line)
 
-    def _send_voucher(self, line: Line) -> None:
+    def _send_voucher(self, line: PairedStream) -> None:
         voucher = self.payer_book.voucher()
         payment = self.payer_book.payment(sign(DOMAIN, voucher, PAYER))
         line.upward.append(encode_client_frame(payment))
 
-    def _reconcile(self, line: Line, event: JobAccepted) -> None:
+    def _reconcile(self, line: PairedStream, event: JobAccepted) -> None:
         """After a resume the worker may not have had our latest vouchers: send them again."""
         count = event.account.voucher.count if event.account else 0
         since = tuple(self.paid_log[count:])
@@ -233,7 +247,7 @@ class Market:
 
     # --- the worker's shell
 
-    def worker_reads(self, line: Line) -> None:
+    def worker_reads(self, line: PairedStream) -> None:
         """Take one frame from the line."""
         frame = decode_client_frame(line.upward.popleft())
         if isinstance(frame, SubmitJob):
@@ -245,7 +259,7 @@ class Market:
             assert work.session is not None
             self._carry_out(line, work, work.session.cancel())
 
-    def _open(self, line: Line, frame: SubmitJob) -> None:
+    def _open(self, line: PairedStream, frame: SubmitJob) -> None:
         assert signed_by(DOMAIN, frame.job, frame.signature, PAYER.address)
         key = frame.job.id(DOMAIN)
         if key not in self.worker_jobs:
@@ -255,7 +269,7 @@ class Market:
         work.session = WorkerSession(work.accepted, DOMAIN, state=work.state, stored=work.stored)
         self._carry_out(line, work, work.session.open(frame.received, self.worker_book))
 
-    def _paid(self, line: Line, payment: PayVoucher) -> None:
+    def _paid(self, line: PairedStream, payment: PayVoucher) -> None:
         assert signed_by(DOMAIN, payment.voucher, payment.signature, PAYER.address)
         before = self.worker_book
         after = before.apply(payment, self.deposit)
@@ -267,10 +281,15 @@ class Market:
                     self._carry_out(self.lines[key], work, work.session.paid(after))
         line.downward.append(encode_worker_frame(acknowledgement(self.worker_book)))
 
-    def engine_step(self, line: Line) -> bool:
+    def engine_step(self, line: PairedStream) -> bool:
         """Let the engine finish this job's next canvas, if it may."""
         work = self.worker_jobs.get(line.job.id(DOMAIN))
-        if work is None or work.session is None or not work.running or work.session.canvases >= work.limit:
+        if (
+            work is None
+            or work.session is None
+            or not work.running
+            or work.session.canvases >= work.limit
+        ):
             return False
         result = denoise(work.accepted, work.session.canvases)
         work.running = result.finish is Finish.MORE
@@ -278,7 +297,7 @@ class Market:
         self._carry_out(line, work, outcome)
         return True
 
-    def _carry_out(self, line: Line, work: WorkerJob, outcome: Outcome) -> None:
+    def _carry_out(self, line: PairedStream, work: WorkerJob, outcome: Outcome) -> None:
         for record in outcome.records:
             if isinstance(record, CanvasRecord):
                 work.stored.append(record.stored)
@@ -296,7 +315,7 @@ class Market:
 
     # --- the world
 
-    def drop(self, line: Line) -> None:
+    def drop(self, line: PairedStream) -> None:
         """The connection breaks: what was under way is lost, both ends notice."""
         line.upward.clear()
         line.downward.clear()

@@ -7,17 +7,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from piecework_model.checkpoint.manifest import MANIFEST_FILE, bundled_checkpoint_path, manifest_digest
+from piecework_model.checkpoint.manifest import (
+    MANIFEST_FILE,
+    bundled_checkpoint_path,
+    manifest_digest,
+)
 from piecework_node.models.hub import Hub
 from piecework_node.models.name import HubFile, ModelName
 from piecework_node.models.pull import Received, pull
-from piecework_node.models.retries import Patience
+from piecework_node.models.retries import RetryPolicy
 from piecework_node.models.store import ModelStore
 from tests.support.hub import FakeHub
 
 TINY: Final = ModelName("example", "tiny-stories")
 WEIGHTS: Final = "model.safetensors"
-IMPATIENT: Final = Patience(connect_s=5.0, read_s=5.0, answer_s=5.0)
+IMPATIENT: Final = RetryPolicy(connect_s=5.0, read_s=5.0, answer_s=5.0)
 """As patient as by default in attempts; pauses are not slept."""
 
 
@@ -27,7 +31,7 @@ def bundled_digest() -> bytes:
 
 
 class Told:
-    """A `Watcher`, and the hub's `tell` and `sleep`."""
+    """A `Watcher`, and the hub's `on_wait` and `sleep`."""
 
     def __init__(self) -> None:
         self.files: tuple[HubFile, ...] = ()
@@ -53,7 +57,7 @@ class Told:
     def done(self, file: HubFile) -> None:
         self.finished.append(file.name)
 
-    def tell(self, reason: str, pause_s: float) -> None:
+    def on_wait(self, reason: str, pause_s: float) -> None:
         self.reasons.append(reason)
 
     async def sleep(self, seconds: float) -> None:
@@ -67,11 +71,15 @@ async def pull_tiny(
     model: ModelName = TINY,
     token: str = "",
     told: Told | None = None,
-    patience: Patience = IMPATIENT,
+    policy: RetryPolicy = IMPATIENT,
     expected_digest: bytes | None = None,
     free: Callable[[Path], int] = lambda _: 2**40,
 ) -> Received:
     """One pull, as the command does it."""
     told = told or Told()
-    async with Hub.connect(hub.url, token, tell=told.tell, patience=patience, sleep=told.sleep) as client:
-        return await pull(client, store, model, watcher=told, expected_digest=expected_digest, free=free)
+    async with Hub.connect(
+        hub.url, token, on_wait=told.on_wait, policy=policy, sleep=told.sleep
+    ) as client:
+        return await pull(
+            client, store, model, watcher=told, expected_digest=expected_digest, free=free
+        )

@@ -1,6 +1,7 @@
 """A recorder for machines without a GPU: a replay does the recorded action again.
 
-Buffers are shared among recordings as they are on a GPU, so what is read too late is wrong here as well.
+Buffers are shared among recordings as they are on a GPU, so what is read too late is wrong here as
+well.
 """
 
 from __future__ import annotations

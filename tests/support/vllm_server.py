@@ -1,8 +1,8 @@
 """A server that behaves as vLLM 0.32 was seen to (docs/vllm.md), over real sockets on loopback.
 
-Bodies, statuses and the shape of the chunks are those that were recorded from a real process. What it
-generates is a function of the position alone, so that a continuation behind a longer prompt is the same text
-going on.
+Bodies, statuses and the shape of the chunks are those that were recorded from a real process. What
+it generates is a function of the position alone, so that a continuation behind a longer prompt is
+the same text going on.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class VllmServer:
         seen = self.looks
         await self.until(lambda: self.looks >= seen + times)
 
-    async def _tell(self) -> None:
+    async def _on_wait(self) -> None:
         async with self.changed:
             self.changed.notify_all()
 
@@ -129,7 +129,7 @@ class VllmServer:
 
     async def _health(self, _: web.Request) -> web.Response:
         self.looks += 1
-        await self._tell()
+        await self._on_wait()
         if self.late_looks:
             self.late_looks -= 1
             return web.Response(status=500)
@@ -155,7 +155,12 @@ class VllmServer:
     async def _tokenize(self, request: web.Request) -> web.Response:
         body = await request.json()
         ids = [i + self.shift for i in CHECKPOINT.codec.encode_template(body["prompt"])]
-        answer = {"count": len(ids), "max_model_len": self.max_model_len, "tokens": ids, "token_strs": None}
+        answer = {
+            "count": len(ids),
+            "max_model_len": self.max_model_len,
+            "tokens": ids,
+            "token_strs": None,
+        }
         return web.json_response(answer)
 
     # --- completions
@@ -163,26 +168,32 @@ class VllmServer:
     async def _completions(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         self.bodies.append(body)
-        await self._tell()
+        await self._on_wait()
         prompt, most = body["prompt"], body["max_tokens"]
         if self.completion_status is not None:
             return _error(self.completion_status, "made up")
         if body["model"] != self.name:
-            return _error(404, f"The model `{body['model']}` does not exist. Valid aliases: {self.name}.")
+            return _error(
+                404, f"The model `{body['model']}` does not exist. Valid aliases: {self.name}."
+            )
         if not prompt:
             return _error(400, "You must pass at least one prompt")
         if most < 1:
             return _error(400, f"max_tokens must be at least 1, got {most}.")
         if len(prompt) + most > self.max_model_len:
-            return _error(400, f"This model's maximum context length is {self.max_model_len} tokens.")
+            return _error(
+                400, f"This model's maximum context length is {self.max_model_len} tokens."
+            )
         response = web.StreamResponse(headers={"content-type": "text/event-stream; charset=utf-8"})
         await response.prepare(request)
         if any(not 0 <= token < CHECKPOINT.vocab_size for token in prompt):
-            await response.write(_event(_problem(400, "Token id is out of vocabulary")) + b"data: [DONE]\n\n")
+            await response.write(
+                _event(_problem(400, "Token id is out of vocabulary")) + b"data: [DONE]\n\n"
+            )
             return response
         self.running += 1
         self.peak = max(self.peak, self.running)
-        await self._tell()
+        await self._on_wait()
         try:
             await self._generate(request, response, body)
         except (asyncio.CancelledError, ConnectionError):
@@ -190,7 +201,7 @@ class VllmServer:
             raise
         finally:
             self.running -= 1
-            await asyncio.shield(self._tell())
+            await asyncio.shield(self._on_wait())
         return response
 
     async def _generate(
@@ -201,7 +212,7 @@ class VllmServer:
         first = True
         for position in range(len(prompt), len(prompt) + most):
             if position == self.holds_at:
-                await self._tell()
+                await self._on_wait()
                 await self.go.wait()
             if position == self.breaks_at or position in self.breaks_once:
                 self.breaks_once.discard(position)
@@ -241,12 +252,14 @@ class VllmServer:
             }
         )
 
-    async def _break(self, request: web.Request, response: web.StreamResponse, ids: list[int]) -> None:
+    async def _break(
+        self, request: web.Request, response: web.StreamResponse, ids: list[int]
+    ) -> None:
         if self.how == "resets":
             assert request.transport is not None
             request.transport.abort()
         elif self.how == "falls silent":
-            await self._tell()
+            await self._on_wait()
             await asyncio.Event().wait()
         else:
             if self.how == "dies":  # as when the engine's process was killed
@@ -286,7 +299,13 @@ async def servers(count: int = 1, **knobs: Any) -> AsyncIterator[list[VllmServer
 
 
 def _problem(code: int, message: str) -> dict[str, Any]:
-    kind = "BadRequestError" if code == 400 else "NotFoundError" if code == 404 else "InternalServerError"
+    kind = (
+        "BadRequestError"
+        if code == 400
+        else "NotFoundError"
+        if code == 404
+        else "InternalServerError"
+    )
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}
 
 

@@ -1,7 +1,7 @@
 """Write the golden vectors: `python -m tests.vectors.generate` (add `--check` to compare only).
 
-The messages are fixed and arbitrary. The digests are computed by our encoder; the tests hold them equal to
-eth-account's encoder and to Solidity, so that no encoder can be wrong alone.
+The messages are fixed and arbitrary. The digests are computed by our encoder; the tests hold them
+equal to eth-account's encoder and to Solidity, so that no encoder can be wrong alone.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ from piecework_protocol.types import (
 HERE = Path(__file__).parent
 DOMAIN = Domain(31337, Address(bytes.fromhex("5fbdb2315678afecb367f032d93f642f64180aa3")))
 SECRETS = {
-    name: bytes(keccak256(b"vector key " + name.encode())) for name in ("authorizer", "operator", "payer")
+    name: bytes(keccak256(b"vector key " + name.encode()))
+    for name in ("authorizer", "operator", "payer")
 }
 SIGNER_OF = {
     "Channel": "payer",
@@ -118,7 +119,9 @@ def _objects() -> list[TypedData]:
         finish=Finish.MORE,
         previous=Digest(job_id),
     )
-    best_effort = job.replace(salt=_bytes32("another salt"), parameters=best_effort_parameters(Uint32(512)))
+    best_effort = job.replace(
+        salt=_bytes32("another salt"), parameters=best_effort_parameters(Uint32(512))
+    )
     unproved = receipt.replace(
         job=best_effort.id(DOMAIN),
         trace_root=NO_TRACE,
@@ -134,7 +137,9 @@ def _objects() -> list[TypedData]:
         RequestWithdrawal(channel_id, Timestamp(1_850_000_000)),
         job,
         receipt,
-        receipt.replace(canvas=Uint32(1), finish=Finish.END_OF_TEXT, previous=Digest(DOMAIN.digest(receipt))),
+        receipt.replace(
+            canvas=Uint32(1), finish=Finish.END_OF_TEXT, previous=Digest(DOMAIN.digest(receipt))
+        ),
         best_effort,
         unproved,
         Acceptance(job_id, Uint32(321)),
@@ -233,7 +238,11 @@ def trees() -> dict[str, Any]:
                 "leaves": ["0x" + leaf.hex() for leaf in leaves],
                 "root": "0x" + merkle.root(leaves).hex(),
                 "proofs": [
-                    {"index": p.index, "count": p.count, "siblings": ["0x" + s.hex() for s in p.siblings]}
+                    {
+                        "index": p.index,
+                        "count": p.count,
+                        "siblings": ["0x" + s.hex() for s in p.siblings],
+                    }
                     for p in proofs
                 ],
             }

@@ -1,6 +1,8 @@
-"""What of a model decides about its memory, read from config.json and headers before anything is loaded.
-Pure, no torch.
+"""What of a model decides about its memory, read from config.json and headers before anything is
+loaded. Pure, no torch.
 """
+
+from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,7 +20,8 @@ Tensors = tuple[tuple[str, tuple[int, ...]], ...]
 
 @dataclass(frozen=True, slots=True)
 class Dimensions:
-    """What of a config.json decides about memory. Sizes in elements, canvas and context in tokens."""
+    """What of a config.json decides about memory. Sizes in elements, canvas and context in
+    tokens."""
 
     vocabulary: int
     hidden: int
@@ -51,8 +54,8 @@ class Blueprint:
 
 
 def read(folder: Path) -> Blueprint:
-    """The blueprint of a checkpoint folder. Of a config.json without weights beside it: those that the
-    published format has, the vision tower aside. Raises CheckpointError.
+    """The blueprint of a checkpoint folder. Of a config.json without weights beside it: those that
+    the published format has, the vision tower aside. Raises CheckpointError.
     """
     if not folder.is_dir():
         raise CheckpointError(folder, "no such folder")
@@ -65,7 +68,8 @@ def read(folder: Path) -> Blueprint:
 
 
 def dimensions(config: Mapping[str, Any], path: Path) -> Dimensions:
-    """Reads the object of a config.json; `path` is named in the CheckpointError when it is malformed.
+    """Reads the object of a config.json; `path` is named in the CheckpointError when it is
+    malformed.
 
     Where the file is silent, what transformers 5.23 falls back to.
     """
@@ -115,11 +119,12 @@ def _dimensions(config: Mapping[str, Any], text: dict[str, Any]) -> Dimensions:
 def _attention(
     text: dict[str, Any], count: int, head_dim: int, kv_heads: int
 ) -> Iterator[tuple[str, int, int]]:
-    """(kind, head size, KV heads) of each layer: five sliding ones to one full, unless the file says
-    otherwise.
+    """(kind, head size, KV heads) of each layer: five sliding ones to one full, unless the file
+    says otherwise.
     """
     kinds = text.get("layer_types") or [
-        "full_attention" if (number + 1) % 6 == 0 else "sliding_attention" for number in range(count)
+        "full_attention" if (number + 1) % 6 == 0 else "sliding_attention"
+        for number in range(count)
     ]
     if len(kinds) != count:
         raise ValueError(f"{len(kinds)} layer_types for {count} layers")
@@ -129,7 +134,11 @@ def _attention(
     if text.get("num_global_key_value_heads") is not None and text.get("attention_k_eq_v", True):
         wide["num_key_value_heads"] = text["num_global_key_value_heads"]
     for number, kind in enumerate(kinds):
-        own = (wide if kind == "full_attention" else {}) if written is None else written.get(str(number), {})
+        own = (
+            (wide if kind == "full_attention" else {})
+            if written is None
+            else written.get(str(number), {})
+        )
         sizes = own.get("head_dim", head_dim), own.get("num_key_value_heads", kv_heads)
         if not all(type(size) is int and 0 < size <= limits.MAX_DIMENSION for size in sizes):
             raise ValueError(f"layer {number} has heads {sizes}")
@@ -173,7 +182,9 @@ def _mlp(hidden: int, wide: int) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield "down_proj.weight", (hidden, wide)
 
 
-def _projections(hidden: int, heads: int, layer: LayerLayout) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _projections(
+    hidden: int, heads: int, layer: LayerLayout
+) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Attention of one layer: a full layer's values are its keys, it has no v_proj."""
     queries, keys = heads * layer.head_dim, layer.heads * layer.head_dim
     yield "q_proj", (queries, hidden)

@@ -1,10 +1,13 @@
-"""What safetensors files say about themselves: names, types, shapes, byte ranges. No torch; no weight is
-read.
+"""What safetensors files say about themselves: names, types, shapes, byte ranges. No torch; no
+weight is read.
 
-The format (github.com/huggingface/safetensors, "Format"): 8 bytes little-endian length N, N bytes of JSON
-`{name: {"dtype", "shape", "data_offsets": [begin, end]}}`, then the data, which the ranges cover without gap
-or overlap. A checkpoint of several files has an index, `{"weight_map": {name: file}}`.
+The format (github.com/huggingface/safetensors, "Format"): 8 bytes little-endian length N, N bytes
+of JSON `{name: {"dtype", "shape", "data_offsets": [begin, end]}}`, then the data, which the ranges
+cover without gap or overlap. A checkpoint of several files has an index, `{"weight_map": {name:
+file}}`.
 """
+
+from __future__ import annotations
 
 import math
 from collections.abc import Mapping
@@ -59,15 +62,17 @@ class TensorHeader:
 def read_folder(folder: Path) -> dict[str, TensorHeader]:
     """Every tensor of a checkpoint folder by name, from the headers alone.
 
-    Raises CheckpointError naming the file: a shard that is missing, truncated or malformed, an index that
-    does not tell the truth about its shards, a name that two shards have.
+    Raises CheckpointError naming the file: a shard that is missing, truncated or malformed, an
+    index that does not tell the truth about its shards, a name that two shards have.
     """
     weight_map = _weight_map(folder)
     found: dict[str, TensorHeader] = {}
     for path in _shards(folder, weight_map):
         for header in read_file(path):
             if header.name in found:
-                raise CheckpointError(path, f"{header.name} is in {found[header.name].path.name} too")
+                raise CheckpointError(
+                    path, f"{header.name} is in {found[header.name].path.name} too"
+                )
             found[header.name] = header
     if weight_map is not None:
         _hold_to_index(folder, weight_map, found)
@@ -99,14 +104,18 @@ def _check_layout(path: Path, entries: dict[str, Any], data_bytes: int) -> list[
     """The entries of one header, held to the size of the data behind it."""
     headers = [_entry(path, name, entry) for name, entry in entries.items()]
     position = 0
-    for begin, end, header in sorted(headers, key=lambda found: (found[0], found[1], found[2].name)):
+    for begin, end, header in sorted(
+        headers, key=lambda found: (found[0], found[1], found[2].name)
+    ):
         if begin != position:
             raise CheckpointError(
                 path, f"{header.name} begins at {begin}, the data before it ends at {position}"
             )
         position = end
     if position != data_bytes:
-        raise CheckpointError(path, f"holds {data_bytes} bytes of weights, its header describes {position}")
+        raise CheckpointError(
+            path, f"holds {data_bytes} bytes of weights, its header describes {position}"
+        )
     return [header for _, _, header in headers]
 
 
@@ -137,13 +146,20 @@ def _weight_map(folder: Path) -> dict[str, str] | None:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(found[0], "has no weight_map")
     for name, file in weight_map.items():
-        if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
-            raise CheckpointError(found[0], f"{name[:100]} points at no safetensors file of this folder")
+        if (
+            not isinstance(file, str)
+            or Path(file).name != file
+            or not file.endswith(".safetensors")
+        ):
+            raise CheckpointError(
+                found[0], f"{name[:100]} points at no safetensors file of this folder"
+            )
     return weight_map
 
 
 def _shards(folder: Path, weight_map: dict[str, str] | None) -> list[Path]:
-    """The weight files, sorted. Without an index there is one; with one there are those that it names."""
+    """The weight files, sorted. Without an index there is one; with one there are those that it
+    names."""
     present = sorted(folder.glob("*.safetensors"))
     if weight_map is None:
         if len(present) != 1:
@@ -156,7 +172,9 @@ def _shards(folder: Path, weight_map: dict[str, str] | None) -> list[Path]:
     return [folder / name for name in sorted(named)]
 
 
-def _hold_to_index(folder: Path, weight_map: dict[str, str], found: dict[str, TensorHeader]) -> None:
+def _hold_to_index(
+    folder: Path, weight_map: dict[str, str], found: dict[str, TensorHeader]
+) -> None:
     for name, file in weight_map.items():
         if name not in found or found[name].path.name != file:
             raise CheckpointError(folder / file, f"lacks {name[:100]}, which the index puts there")

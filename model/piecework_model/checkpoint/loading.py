@@ -1,10 +1,12 @@
-"""Loading a checkpoint folder in the published DiffusionGemma format. Never the network, never a checkpoint's
-code.
+"""Loading a checkpoint folder in the published DiffusionGemma format. Never the network, never a
+checkpoint's code.
 
-Weights come from safetensors only, tensor by tensor (`weights.py`), and can be packed on the way. A folder
-that brings Python files or asks for remote code is refused, whatever else is in it; so is one whose files do
-not match the manifest that lies beside them.
+Weights come from safetensors only, tensor by tensor (`weights.py`), and can be packed on the way. A
+folder that brings Python files or asks for remote code is refused, whatever else is in it; so is
+one whose files do not match the manifest that lies beside them.
 """
+
+from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,9 +63,9 @@ class GenerationDefaults:
 class LoadedModel:
     """A checkpoint in memory, ready for an Engine.
 
-    digest: the 32-byte model digest (checkpoint/manifest.py). dtype: of all arithmetic, and of weights
-    that are not packed. quantization: "none", or how the others are packed. parameters: how many numbers the
-    checkpoint has.
+    digest: the 32-byte model digest (checkpoint/manifest.py). dtype: of all arithmetic, and of
+    weights that are not packed. quantization: "none", or how the others are packed. parameters: how
+    many numbers the checkpoint has.
     """
 
     name: str
@@ -90,11 +92,11 @@ def load(
 ) -> LoadedModel:
     """Loads the checkpoint folder `path`, or the bundled one.
 
-    dtype "auto" is float32 on a CPU and the checkpoint's own type on an accelerator. quantization packs
-    linears and experts while they are read. expert_budget_bytes, for packed experts: keep them in host memory
-    and at most so many bytes of them on the device; no bit of a product depends on it. Raises CheckpointError
-    naming the file at fault, also when the digest is not the expected one, and DeviceError when there is no
-    such device or it is too small.
+    dtype "auto" is float32 on a CPU and the checkpoint's own type on an accelerator. quantization
+    packs linears and experts while they are read. expert_budget_bytes, for packed experts: keep
+    them in host memory and at most so many bytes of them on the device; no bit of a product depends
+    on it. Raises CheckpointError naming the file at fault, also when the digest is not the expected
+    one, and DeviceError when there is no such device or it is too small.
     """
     folder = path if path is not None else bundled_checkpoint_path()
     config, generation, tensors = _check_folder(folder)
@@ -102,7 +104,9 @@ def load(
     pinned = path is None or (folder / MANIFEST_FILE).is_file()
     digest = verify(folder) if pinned else manifest_digest(manifest_text(folder))
     if expected_digest is not None and digest != expected_digest:
-        raise CheckpointError(folder, f"model digest is {digest.hex()}, expected {expected_digest.hex()}")
+        raise CheckpointError(
+            folder, f"model digest is {digest.hex()}, expected {expected_digest.hex()}"
+        )
     target = resolve_device(device)
     eos_ids, defaults = _eos_ids(generation, folder), _defaults(generation, folder)
     tokenizer = load_codec(folder, eos_ids)
@@ -113,7 +117,9 @@ def load(
     model = _load_weights(folder, tensors, placement)
     limits = _limits(model, defaults)
     if tokenizer.vocab_size > limits.vocab_size or max(eos_ids) >= limits.vocab_size:
-        raise CheckpointError(folder / "tokenizer.json", f"has more ids than the model's {limits.vocab_size}")
+        raise CheckpointError(
+            folder / "tokenizer.json", f"has more ids than the model's {limits.vocab_size}"
+        )
     return LoadedModel(
         name=folder.resolve().name,
         digest=digest,
@@ -132,19 +138,22 @@ def load(
 def _check_folder(
     folder: Path,
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, headers.TensorHeader]]:
-    """Refuses unsafe or foreign folders; returns config.json, generation_config.json and what tensors there
-    are.
+    """Refuses unsafe or foreign folders; returns config.json, generation_config.json and what
+    tensors there are.
     """
     if not folder.is_dir():
         raise CheckpointError(folder, "no such folder")
     names = sorted(entry.name for entry in folder.iterdir())
     pickles = [name for name in names if Path(name).suffix in _PICKLE_SUFFIXES]
     if pickles and not any(name.endswith(".safetensors") for name in names):
-        raise CheckpointError(folder / pickles[0], "pickled weights are refused, only safetensors are loaded")
+        raise CheckpointError(
+            folder / pickles[0], "pickled weights are refused, only safetensors are loaded"
+        )
     code = [name for name in names if name.endswith(".py")]
     if code:
         raise CheckpointError(
-            folder / code[0], "a checkpoint that brings code is refused; nothing in it is needed, remove it"
+            folder / code[0],
+            "a checkpoint that brings code is refused; nothing in it is needed, remove it",
         )
     config = files.read_json(folder / "config.json")
     for name in ("config.json", "tokenizer_config.json"):
@@ -163,7 +172,8 @@ def _prequantized(written: Any) -> str:
     """Why packed checkpoints are refused; docs/precision.md has what was tried."""
     method = written.get("quant_method", "unknown") if isinstance(written, dict) else "unknown"
     return (
-        f"holds packed weights ({str(method)[:40]}): no library reads the experts of this architecture "
+        f"holds packed weights ({str(method)[:40]}): no library reads the experts of this "
+        "architecture "
         "from them; load the published bfloat16 weights, fp8 and int4 are made on the way"
     )
 
@@ -171,11 +181,19 @@ def _prequantized(written: Any) -> str:
 def _load_weights(
     folder: Path, tensors: dict[str, headers.TensorHeader], placement: Placement
 ) -> DiffusionGemmaForBlockDiffusion:
-    """The model in evaluation mode, on its device. Every weight must be there and none may be left over."""
+    """The model in evaluation mode, on its device. Every weight must be there and none may be left
+    over."""
     try:
         config = DiffusionGemmaConfig.from_pretrained(folder, local_files_only=True)
         generation = DiffusionGemmaGenerationConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        StrictDataclassError,
+    ) as error:
         raise CheckpointError(folder, f"cannot be loaded: {error}") from error
     config.dtype = placement.dtype
     try:
@@ -197,7 +215,9 @@ def resolve_device(choice: DeviceChoice) -> torch.device:
     )
 
 
-def _dtype(choice: DtypeChoice, config: dict[str, Any], device: torch.device, folder: Path) -> torch.dtype:
+def _dtype(
+    choice: DtypeChoice, config: dict[str, Any], device: torch.device, folder: Path
+) -> torch.dtype:
     if choice != "auto":
         return _DTYPES[choice]
     if device.type == "cpu":
@@ -212,20 +232,25 @@ def _eos_ids(generation: dict[str, Any], folder: Path) -> frozenset[int]:
     value = generation.get("eos_token_id")
     ids = value if isinstance(value, list) else [value]
     if not ids or not all(isinstance(token, int) and token >= 0 for token in ids):
-        raise CheckpointError(folder / "generation_config.json", "eos_token_id is missing or malformed")
+        raise CheckpointError(
+            folder / "generation_config.json", "eos_token_id is missing or malformed"
+        )
     return frozenset(ids)
 
 
 def _limits(model: DiffusionGemmaForBlockDiffusion, defaults: GenerationDefaults) -> ModelLimits:
     text = model.config.text_config
     return ModelLimits(
-        text.max_position_embeddings, model.config.canvas_length, defaults.max_steps, text.vocab_size
+        text.max_position_embeddings,
+        model.config.canvas_length,
+        defaults.max_steps,
+        text.vocab_size,
     )
 
 
 def _defaults(generation: dict[str, Any], folder: Path) -> GenerationDefaults:
-    """What generation_config.json says; where it is silent, what `generate` of transformers 5.23 falls back
-    to.
+    """What generation_config.json says; where it is silent, what `generate` of transformers 5.23
+    falls back to.
     """
     sampler = generation.get("sampler_config") or {}
     try:
@@ -238,7 +263,11 @@ def _defaults(generation: dict[str, Any], folder: Path) -> GenerationDefaults:
             stability_steps=int(generation.get("stability_threshold", 1)),
         )
     except (AttributeError, TypeError, ValueError) as error:
-        raise CheckpointError(folder / "generation_config.json", f"is malformed: {error}") from error
+        raise CheckpointError(
+            folder / "generation_config.json", f"is malformed: {error}"
+        ) from error
     if defaults.max_steps < 1:
-        raise CheckpointError(folder / "generation_config.json", "max_denoising_steps must be positive")
+        raise CheckpointError(
+            folder / "generation_config.json", "max_denoising_steps must be positive"
+        )
     return defaults

@@ -1,10 +1,13 @@
-"""The model digest: one hash over everything in a checkpoint folder that decides what the model says. No
-torch here.
+"""The model digest: one hash over everything in a checkpoint folder that decides what the model
+says. No torch here.
 
-The manifest has one line per file, `<sha256 hex>  <path>\\n`, sorted by path (as `sha256sum` prints them). It
-covers config.json, generation_config.json, *.safetensors and their index, tokenizer*.json and
-chat_template.jinja; nothing else in the folder counts. The model digest is the SHA-256 of that text.
+The manifest has one line per file, `<sha256 hex>  <path>\\n`, sorted by path (as `sha256sum` prints
+them). It covers config.json, generation_config.json, *.safetensors and their index, tokenizer*.json
+and chat_template.jinja; nothing else in the folder counts. The model digest is the SHA-256 of that
+text.
 """
+
+from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -42,7 +45,9 @@ def covered_files(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise CheckpointError(folder, "no such folder")
-    found = sorted({path for path in _matches(folder) if path.is_file()}, key=lambda path: path.name)
+    found = sorted(
+        {path for path in _matches(folder) if path.is_file()}, key=lambda path: path.name
+    )
     if len(found) > limits.MAX_CHECKPOINT_FILES:
         raise CheckpointError(
             folder, f"{len(found)} files, at most {limits.MAX_CHECKPOINT_FILES} are accepted"
@@ -91,8 +96,12 @@ def verify(folder: Path) -> bytes:
         raise CheckpointError(folder / MANIFEST_FILE, f"cannot be read: {error}") from error
     actual = manifest_text(folder)
     if actual != expected:
-        differing = sorted(set(actual.splitlines()) ^ set(expected.splitlines()), key=lambda line: line[66:])
-        if not differing:  # the same lines in another order, repeated, or without the last line's end
+        differing = sorted(
+            set(actual.splitlines()) ^ set(expected.splitlines()), key=lambda line: line[66:]
+        )
+        if (
+            not differing
+        ):  # the same lines in another order, repeated, or without the last line's end
             raise CheckpointError(folder / MANIFEST_FILE, "is not written as a manifest is")
         raise CheckpointError(folder / differing[0][66:], f"does not match {MANIFEST_FILE}")
     return manifest_digest(actual)

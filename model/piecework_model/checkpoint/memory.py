@@ -1,8 +1,11 @@
 """How much memory a model needs, computed before anything is loaded. Pure, no torch.
 
-Weights are exact (`precision.stored_bytes` is what the loader stores by), keys and values are exact, what a
-step needs beside them is an upper bound. Bytes are of one device unless they are called host bytes.
+Weights are exact (`precision.stored_bytes` is what the loader stores by), keys and values are
+exact, what a step needs beside them is an upper bound. Bytes are of one device unless they are
+called host bytes.
 """
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,17 +18,17 @@ from piecework_model.precision import DTYPE_BYTES, Dtype, Precision, Quantizatio
 
 GIB: Final = 2**30
 LOGIT_COPIES: Final = 5
-"""Float32 arrays [rows of a tile * C, V] alive at once in the sampler: 4 were counted, one is for the
-allocator.
+"""Float32 arrays [rows of a tile * C, V] alive at once in the sampler: 4 were counted, one is for
+the allocator.
 """
 CUDA_RESERVE_BYTES: Final = GIB + limits.GRAPH_BYTES
-"""CUDA's context, cuBLAS workspaces and what the allocator cannot use: an estimate, not a measurement. And
-what recorded pieces of a step may take."""
+"""CUDA's context, cuBLAS workspaces and what the allocator cannot use: an estimate, not a
+measurement. And what recorded pieces of a step may take."""
 CPU_RESERVE_SHARE: Final = 0.25
 """Of host memory left to the operating system and everything else that runs here."""
 MIN_CACHE_SHARE: Final = 0.1
-"""Of the experts that must fit the device when the rest is in host memory; below this every step copies
-nearly all of them, and a CPU is no slower."""
+"""Of the experts that must fit the device when the rest is in host memory; below this every step
+copies nearly all of them, and a CPU is no slower."""
 
 Kind = Literal["cpu", "cuda"]
 Format = tuple[Precision, Dtype, Quantization]
@@ -42,8 +45,8 @@ class Device:
 
     @property
     def usable_bytes(self) -> int:
-        """What is left for a model. From totals, not from what is free at the moment: the choice of a
-        precision must not change from one start to the next."""
+        """What is left for a model. From totals, not from what is free at the moment: the choice of
+        a precision must not change from one start to the next."""
         if self.kind == "cuda":
             return max(0, self.memory_bytes - CUDA_RESERVE_BYTES)
         return int(self.memory_bytes * (1 - CPU_RESERVE_SHARE))
@@ -56,7 +59,8 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Bytes of a model's weights in one precision. unused: the vision tower, which stays in host memory."""
+    """Bytes of a model's weights in one precision. unused: the vision tower, which stays in host
+    memory."""
 
     shared_bytes: int
     experts_bytes: int
@@ -67,7 +71,8 @@ class Weights:
 class Need:
     """What a model needs in one precision for `rows` rows of `context` tokens each.
 
-    offloaded: the experts are in host memory (host_bytes), and cache_bytes of the device hold a part of them.
+    offloaded: the experts are in host memory (host_bytes), and cache_bytes of the device hold a
+    part of them.
     """
 
     precision: Precision
@@ -89,7 +94,7 @@ class Need:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class PrecisionPlan:
     """The need that was chosen, and in one sentence why."""
 
     need: Need
@@ -125,8 +130,8 @@ def row_bytes(of: Dimensions, context: int, dtype: Dtype) -> int:
 def work_bytes(of: Dimensions, kind: Kind, rows: int, context: int, dtype: Dtype) -> int:
     """An upper bound of what a step needs beside weights and KV caches.
 
-    Logits of the rows of a tile; the activations of one pass, with norms in float32; the soft embeddings of
-    all rows; masks of prefill; the largest matrix unpacked, three times over.
+    Logits of the rows of a tile; the activations of one pass, with norms in float32; the soft
+    embeddings of all rows; masks of prefill; the largest matrix unpacked, three times over.
     """
     size = DTYPE_BYTES[dtype]
     tile = max(1, limits.LOGIT_TILE_VALUES // (of.canvas * of.vocabulary)) * of.canvas
@@ -135,9 +140,14 @@ def work_bytes(of: Dimensions, kind: Kind, rows: int, context: int, dtype: Dtype
     tokens = min(max(a_pass, of.canvas), rows * of.canvas + limits.PREFILL_STEP_CHUNKS * of.chunk)
     widest = max(of.heads * layer.head_dim for layer in of.layers)
     wide = max(of.intermediate, 2 * of.top_k * of.expert_intermediate)
-    a_token = size * (8 * of.hidden + 4 * widest + 3 * wide + 3 * of.top_k * of.hidden) + 4 * 3 * of.hidden
+    a_token = (
+        size * (8 * of.hidden + 4 * widest + 3 * wide + 3 * of.top_k * of.hidden)
+        + 4 * 3 * of.hidden
+    )
     soft = 3 * rows * of.canvas * (of.hidden * size + 8)
-    mask = min(of.chunk, context) * context  # one byte a pair of tokens, and a second array while it is made
+    mask = (
+        min(of.chunk, context) * context
+    )  # one byte a pair of tokens, and a second array while it is made
     in_a_pass = (limits.PREFILL_STEP_CHUNKS + 1) * mask  # one a chunk, and one that is being made
     masks = min(limits.KEPT_MASK_BYTES, -(-context // of.chunk) * mask) + in_a_pass
     unpacked = 3 * size * of.hidden * max(widest, of.intermediate, 2 * of.expert_intermediate)
@@ -168,14 +178,20 @@ def need(model: Blueprint, what: Format, kind: Kind, rows: int, context: int) ->
 
 def table(model: Blueprint, kind: Kind, rows: Sequence[int], contexts: Sequence[int]) -> list[Need]:
     """Every precision that packs this model, for every number of rows and context."""
-    forms = [form for form in options(device_dtype(kind), "auto") if is_possible(model.tensors, form[2])]
+    forms = [
+        form for form in options(device_dtype(kind), "auto") if is_possible(model.tensors, form[2])
+    ]
     return [
-        need(model, form, kind, count, context) for form in forms for context in contexts for count in rows
+        need(model, form, kind, count, context)
+        for form in forms
+        for context in contexts
+        for count in rows
     ]
 
 
 def offloaded(whole: Need, model: Blueprint, device: Device) -> Need:
-    """The same with the experts in host memory and as many of them on the device as there is room for."""
+    """The same with the experts in host memory and as many of them on the device as there is room
+    for."""
     size = weights(model.tensors, whole.dtype, whole.quantization)
     rest = whole.device_bytes - size.experts_bytes
     return replace(
@@ -188,7 +204,8 @@ def offloaded(whole: Need, model: Blueprint, device: Device) -> Need:
 
 
 def fits(wanted: Need, device: Device) -> bool:
-    """Whether it fits; if experts are in host memory, whether that has room and enough of them are cached."""
+    """Whether it fits; if experts are in host memory, whether that has room and enough of them are
+    cached."""
     if wanted.device_bytes > device.usable_bytes:
         return False
     if not wanted.offloaded:
@@ -206,20 +223,25 @@ def choose(
     rows: int,
     context: int,
     asked: Precision | Literal["auto"] = "auto",
-) -> Choice:
+) -> PrecisionPlan:
     """The most faithful precision that fits `device`, or the one that is asked for if that fits.
 
     Raises DeviceError, with what the smallest would need, when nothing does.
     """
     possible = [
-        what for what in options(device_dtype(device.kind), asked) if is_possible(model.tensors, what[2])
+        what
+        for what in options(device_dtype(device.kind), asked)
+        if is_possible(model.tensors, what[2])
     ]
     whole = [need(model, what, device.kind, rows, context) for what in possible]
     for tried, wanted in enumerate(whole):
         if fits(wanted, device):
             return _chosen(wanted, model.of, device, _because(wanted, device, whole[:tried], asked))
-    # Offloading costs a copy over the bus for every expert that is not there: of the smallest precision only.
-    last = offloaded(whole[-1], model, device) if whole and whole[-1].quantization != "none" else None
+    # Offloading costs a copy over the bus for every expert that is not there: of the smallest
+    # precision only.
+    last = (
+        offloaded(whole[-1], model, device) if whole and whole[-1].quantization != "none" else None
+    )
     if last is not None and fits(last, device):
         return _chosen(last, model.of, device, _because(last, device, whole, asked))
     smallest = (
@@ -260,21 +282,27 @@ def is_possible(tensors: Tensors, quantization: Quantization) -> bool:
     )
 
 
-def _chosen(wanted: Need, of: Dimensions, device: Device, reason: str) -> Choice:
-    """With the KV budget: the engine admits a row as long as the budget holds, and a row longer than planned
-    has larger masks too, so the budget leaves room for those of the longest one."""
+def _chosen(wanted: Need, of: Dimensions, device: Device, reason: str) -> PrecisionPlan:
+    """With the KV budget: the engine admits a row as long as the budget holds, and a row longer
+    than planned has larger masks too, so the budget leaves room for those of the longest one."""
     most = device.usable_bytes - (wanted.device_bytes - wanted.kv_bytes)
-    longest = max(wanted.context, of.cache.largest_row(most, DTYPE_BYTES[wanted.dtype], of.max_context))
+    longest = max(
+        wanted.context, of.cache.largest_row(most, DTYPE_BYTES[wanted.dtype], of.max_context)
+    )
     more = work_bytes(of, device.kind, wanted.rows, longest, wanted.dtype) - work_bytes(
         of, device.kind, wanted.rows, wanted.context, wanted.dtype
     )
-    return Choice(wanted, reason, max(wanted.kv_bytes, most - more))
+    return PrecisionPlan(wanted, reason, max(wanted.kv_bytes, most - more))
 
 
-def _because(chosen: Need, device: Device, passed: list[Need], asked: Precision | Literal["auto"]) -> str:
+def _because(
+    chosen: Need, device: Device, passed: list[Need], asked: Precision | Literal["auto"]
+) -> str:
     """Why this one: one sentence for logs and people."""
     room = f"of the {size_text(device.usable_bytes)} usable on {device.name}"
-    share = f" with experts in host memory, {_share(chosen)} of them cached" if chosen.offloaded else ""
+    share = (
+        f" with experts in host memory, {_share(chosen)} of them cached" if chosen.offloaded else ""
+    )
     rows = _rows(chosen.rows, chosen.context)
     text = f"{chosen.precision}{share}: takes {size_text(chosen.device_bytes)} {room} for {rows}"
     if asked != "auto" and not chosen.offloaded:

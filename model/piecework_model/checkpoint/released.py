@@ -1,9 +1,11 @@
 """The dimensions of the released model, for plans before its 50 GB are here.
 
-What config.json of google/diffusiongemma-26B-A4B-it says could not be read where this was written. These are
-the published figures; the widths of the two MLPs, 2112 and 704, are those with which they add up to 25.2
-billion.
+What config.json of google/diffusiongemma-26B-A4B-it says could not be read where this was written.
+These are the published figures; the widths of the two MLPs, 2112 and 704, are those with which they
+add up to 25.2 billion.
 """
+
+from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path

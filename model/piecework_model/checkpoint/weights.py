@@ -1,10 +1,12 @@
 """From safetensors files into a model's modules, one tensor at a time.
 
-The module tree is built without memory (torch's meta device). Then each weight is read, converted or packed,
-put where it will stay, and let go, experts one by one: the peak is the finished model and one tensor more.
-Encoder and decoder of DiffusionGemma are one set of weights under two names; a weight of either goes into
-both.
+The module tree is built without memory (torch's meta device). Then each weight is read, converted
+or packed, put where it will stay, and let go, experts one by one: the peak is the finished model
+and one tensor more. Encoder and decoder of DiffusionGemma are one set of weights under two names; a
+weight of either goes into both.
 """
+
+from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -40,8 +42,9 @@ _ENCODER, _DECODER = "model.encoder.language_model.", "model.decoder."
 class Placement:
     """How and where weights are kept.
 
-    recipe: packs linears and experts, or None. expert_budget_bytes: None keeps the experts on the device; a
-    number keeps them in host memory, with a cache of at most that many bytes on the device.
+    recipe: packs linears and experts, or None. expert_budget_bytes: None keeps the experts on the
+    device; a number keeps them in host memory, with a cache of at most that many bytes on the
+    device.
     """
 
     dtype: torch.dtype
@@ -51,10 +54,13 @@ class Placement:
 
 
 def load_weights(
-    folder: Path, headers: Mapping[str, TensorHeader], config: DiffusionGemmaConfig, placement: Placement
+    folder: Path,
+    headers: Mapping[str, TensorHeader],
+    config: DiffusionGemmaConfig,
+    placement: Placement,
 ) -> DiffusionGemmaForBlockDiffusion:
-    """The model of `config` with the weights of `headers`, ready to run. Every weight must be there, and none
-    may be left over; CheckpointError names the file at fault.
+    """The model of `config` with the weights of `headers`, ready to run. Every weight must be
+    there, and none may be left over; CheckpointError names the file at fault.
     """
     with torch.device("meta"):
         model = DiffusionGemmaForBlockDiffusion(config)
@@ -88,20 +94,26 @@ def _names(model: nn.Module) -> dict[str, tuple[str, ...]]:
 
 
 def _check(
-    folder: Path, headers: Mapping[str, TensorHeader], names: Mapping[str, tuple[str, ...]], model: nn.Module
+    folder: Path,
+    headers: Mapping[str, TensorHeader],
+    names: Mapping[str, tuple[str, ...]],
+    model: nn.Module,
 ) -> None:
     """Compares names, shapes and types before anything is read."""
     unexpected = [f"{h.name} in {h.path.name}" for h in headers.values() if h.name not in names]
     _refuse(folder, "unexpected", unexpected)
     _refuse(
-        folder, "missing", sorted({group[0] for group in names.values() if headers.keys().isdisjoint(group)})
+        folder,
+        "missing",
+        sorted({group[0] for group in names.values() if headers.keys().isdisjoint(group)}),
     )
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     _refuse(
         folder,
         "mismatched",
         [
-            f"{header.name} in {header.path.name} is {list(header.shape)}, not {list(shapes[header.name])}"
+            f"{header.name} in {header.path.name} is {list(header.shape)}, not "
+            f"{list(shapes[header.name])}"
             for header in headers.values()
             if header.shape != shapes[header.name]
         ],
@@ -195,8 +207,8 @@ def _places(path: str) -> list[str]:
 
 
 def _assign(model: nn.Module, names: tuple[str, ...], value: Tensor, placement: Placement) -> None:
-    """Puts one plain weight into every module that has it. The copy is ours: what is read lies in the mapped
-    file.
+    """Puts one plain weight into every module that has it. The copy is ours: what is read lies in
+    the mapped file.
     """
     device = torch.device("cpu") if precision.is_unused(names[0]) else placement.device
     tensor = value.to(device=device, dtype=placement.dtype, copy=True)
@@ -209,10 +221,15 @@ def _assign(model: nn.Module, names: tuple[str, ...], value: Tensor, placement: 
 
 
 def _compute_buffers(model: nn.Module, placement: Placement) -> None:
-    """What no checkpoint holds: rotary frequencies and the embedding's scale, from the configuration."""
+    """What no checkpoint holds: rotary frequencies and the embedding's scale, from the
+    configuration."""
     stored = model.state_dict().keys()
     for path, module in model.named_modules():
-        computed = [name for name, _ in module.named_buffers(recurse=False) if f"{path}.{name}" not in stored]
+        computed = [
+            name
+            for name, _ in module.named_buffers(recurse=False)
+            if f"{path}.{name}" not in stored
+        ]
         if not computed or isinstance(module, QuantizedLinear | DeviceBytes):
             continue
         device = torch.device("cpu") if precision.is_unused(f"{path}.") else placement.device
@@ -226,14 +243,17 @@ def _compute_buffers(model: nn.Module, placement: Placement) -> None:
 
 
 def _require_complete(model: nn.Module) -> None:
-    """No tensor may be left without memory: a forward pass would fail on it, or silently skip it."""
+    """No tensor may be left without memory: a forward pass would fail on it, or silently skip
+    it."""
     tensors = [*model.named_parameters(), *model.named_buffers()]
     empty = [name for name, tensor in tensors if tensor.is_meta]
     if empty:
         raise AssertionError(f"no weights for {', '.join(empty[:3])}")
 
 
-def _require_equal(headers: Mapping[str, TensorHeader], group: tuple[str, ...], header: TensorHeader) -> None:
+def _require_equal(
+    headers: Mapping[str, TensorHeader], group: tuple[str, ...], header: TensorHeader
+) -> None:
     """A weight that is stored under two names must be one weight."""
     first = headers[next(name for name in group if name in headers)]
     with _opened(first.path) as one, _opened(header.path) as other:

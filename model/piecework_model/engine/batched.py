@@ -1,11 +1,14 @@
-"""The fast executor: all rows of a step in as few passes as fit, each row with the result that it has alone.
+"""The fast executor: all rows of a step in as few passes as fit, each row with the result that it
+has alone.
 
-What makes a row independent of its neighbours, bit for bit: its prompt is cut where the request says
-(engine/chunks.py); projections see every token as one row of a matrix, and only products whose rows do not
-depend on how many there are are used (layers/invariance.py); attention, sampling and acceptance run within
-the row. Where the machine's products do depend on their number of rows, every row runs alone and its prefill
-apart from its denoising: slower, and the same promise.
+What makes a row independent of its neighbours, bit for bit: its prompt is cut where the request
+says (engine/chunks.py); projections see every token as one row of a matrix, and only products whose
+rows do not depend on how many there are are used (layers/invariance.py); attention, sampling and
+acceptance run within the row. Where the machine's products do depend on their number of rows, every
+row runs alone and its prefill apart from its denoising: slower, and the same promise.
 """
+
+from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -81,7 +84,9 @@ class BatchedExecutor:
         self._limits = limits_
         self._device: torch.device = model.device
         self._dtype: torch.dtype = decoder.embed_tokens.weight.dtype
-        self._layout = cache_layout(model.config.text_config, limits_.canvas_size, limits_.chunk_tokens)
+        self._layout = cache_layout(
+            model.config.text_config, limits_.canvas_size, limits_.chunk_tokens
+        )
         self._invariance = invariance or invariance_of(model)
         pack = may_pack(model)
         self._backbone = Backbone(model, minimum_rows=self._invariance.minimum_rows, pack=pack)
@@ -91,11 +96,15 @@ class BatchedExecutor:
         self._products = products_name(decoder.embed_tokens.weight)
         self._soft_product = product(decoder.embed_tokens.weight, pack)
         self._scale: Tensor = decoder.embed_tokens.embed_scale.to(self._dtype)
-        self._most_tokens = limits.CPU_PASS_TOKENS if self._device.type == "cpu" else limits.GPU_PASS_TOKENS
+        self._most_tokens = (
+            limits.CPU_PASS_TOKENS if self._device.type == "cpu" else limits.GPU_PASS_TOKENS
+        )
         self._pass_tokens = self._most_tokens
         self._too_large = 0  # tokens of the largest pass of this step that ran out of memory
         self._calm_steps = 0  # since passes were last made smaller or larger
-        self._tile_rows = max(1, limits.LOGIT_TILE_VALUES // (limits_.canvas_size * limits_.vocab_size))
+        self._tile_rows = max(
+            1, limits.LOGIT_TILE_VALUES // (limits_.canvas_size * limits_.vocab_size)
+        )
         self._prefixes = PrefixStore(0)
         self._rows: dict[str, _Row] = {}
         self._pool = ThreadPoolExecutor(limits.HASH_THREADS, thread_name_prefix="trace")
@@ -108,8 +117,9 @@ class BatchedExecutor:
 
     @property
     def kernels(self) -> str:
-        """What decides last bits beside torch: which sampler, mixture and products run. For the engine
-        profile, which is bounded, so in few characters: pure.plain.torch, or fused.fused.tiled."""
+        """What decides last bits beside torch: which sampler, mixture and products run. For the
+        engine profile, which is bounded, so in few characters: pure.plain.torch, or
+        fused.fused.tiled."""
         return f"{self._sampler.name}.{self._backbone.mixtures}.{self._products}"
 
     @property
@@ -122,17 +132,19 @@ class BatchedExecutor:
         return self._layout.row_bytes(self._limits.row_tokens(request), self._dtype.itemsize)
 
     def max_context(self, memory_bytes: int) -> int:
-        """Tokens of the largest row that so much memory for KV caches has room for, within the model's
-        context."""
-        return self._layout.largest_row(memory_bytes, self._dtype.itemsize, self._limits.max_context)
+        """Tokens of the largest row that so much memory for KV caches has room for, within the
+        model's context."""
+        return self._layout.largest_row(
+            memory_bytes, self._dtype.itemsize, self._limits.max_context
+        )
 
     def spare(self, free_bytes: int) -> None:
         """Prompt beginnings are kept in what the rows leave free, within a limit of their own."""
         self._prefixes.resize(min(free_bytes, limits.PREFIX_STORE_BYTES))
 
     def open(self, request: GenerationRequest) -> int:
-        """Takes a row in, and finds what is known of its prompt's beginning. Its first pass allocates its
-        cache, so that memory that is not there is a failure of that row."""
+        """Takes a row in, and finds what is known of its prompt's beginning. Its first pass
+        allocates its cache, so that memory that is not there is a failure of that row."""
         state = RowState.of(request, self.chunk_tokens)
         keys: list[Key] = []
         # A row that may not start yet would hold on to copies that the store has dropped.
@@ -156,7 +168,8 @@ class BatchedExecutor:
     def step(self, work: Sequence[RowWork]) -> list[Outcome]:
         """All rows' work, in passes of bounded size."""
         tasks = [
-            _Task(item.request_id, self._rows[item.request_id], item.chunks, item.denoise) for item in work
+            _Task(item.request_id, self._rows[item.request_id], item.chunks, item.denoise)
+            for item in work
         ]
         self._too_large = 0
         outcomes: list[Outcome] = []
@@ -166,8 +179,8 @@ class BatchedExecutor:
         return outcomes
 
     def _adapt(self) -> None:
-        """Passes half as large as the one that ran out of memory, and larger again after many that did
-        not."""
+        """Passes half as large as the one that ran out of memory, and larger again after many that
+        did not."""
         if self._too_large:
             self._pass_tokens = max(self._limits.canvas_size, self._too_large // 2)
             self._calm_steps = 0
@@ -201,11 +214,13 @@ class BatchedExecutor:
     def _apart(task: _Task) -> list[_Task]:
         """A task as passes of one segment each, whose shapes the request alone decides."""
         chunks = [_Task(task.request_id, task.row, 1, denoise=False) for _ in range(task.chunks)]
-        return [*chunks, _Task(task.request_id, task.row, 0, denoise=True)] if task.denoise else chunks
+        return (
+            [*chunks, _Task(task.request_id, task.row, 0, denoise=True)] if task.denoise else chunks
+        )
 
     def _guarded(self, batch: Sequence[_Task]) -> list[Outcome]:
-        """A pass; when it fails, the rows in smaller passes, so that only a row that fails alone is ended. A
-        pass changes no row before its last operation, so it can be repeated."""
+        """A pass; when it fails, the rows in smaller passes, so that only a row that fails alone is
+        ended. A pass changes no row before its last operation, so it can be repeated."""
         batch = [task for task in batch if task.request_id in self._rows]
         if not batch:
             return []
@@ -226,8 +241,8 @@ class BatchedExecutor:
         return [*self._guarded(batch[:half]), *self._guarded(batch[half:])]
 
     def _release(self) -> None:
-        """What only saves work makes room before anything is repeated: recordings, masks, kept prompts. The
-        next `spare` says again how much may be kept."""
+        """What only saves work makes room before anything is repeated: recordings, masks, kept
+        prompts. The next `spare` says again how much may be kept."""
         self._backbone.release()
         self._prefixes.resize(0)
 
@@ -243,7 +258,8 @@ class BatchedExecutor:
         states = self._states(tasks, denoising)
         decided = [made for tile in self._tiles(denoising, states) for made in self._decide(*tile)]
         leaves = [
-            self._leaf(task.row.state.leaf(decision, soft), decision) for task, decision, soft in decided
+            self._leaf(task.row.state.leaf(decision, soft), decision)
+            for task, decision, soft in decided
         ]
         copies = [copy for task in tasks for copy in self._copies(task)]
         # From here on nothing can fail: a pass that is repeated must find its rows as they were.
@@ -285,7 +301,9 @@ class BatchedExecutor:
                 start, offset = start + len(ids), offset + len(ids)
         missing = self._invariance.minimum_rows - start
         if missing > 0:
-            hidden.append(torch.zeros((missing, hidden[0].shape[1]), dtype=self._dtype, device=device))
+            hidden.append(
+                torch.zeros((missing, hidden[0].shape[1]), dtype=self._dtype, device=device)
+            )
         return self._backbone.run(torch.cat(hidden), segments, canvas_tokens)
 
     def _cache(self, row: _Row) -> RowCache:
@@ -301,7 +319,9 @@ class BatchedExecutor:
     def _soft(self, state: RowState, like: Tensor) -> Tensor:
         return torch.zeros_like(like) if state.soft is None else state.soft
 
-    def _tiles(self, denoising: Sequence[_Task], states: Tensor) -> list[tuple[Sequence[_Task], Tensor]]:
+    def _tiles(
+        self, denoising: Sequence[_Task], states: Tensor
+    ) -> list[tuple[Sequence[_Task], Tensor]]:
         """Rows whose logits exist at the same time, with their states."""
         size, rows = self._limits.canvas_size, self._tile_rows
         return [
@@ -309,12 +329,16 @@ class BatchedExecutor:
             for start in range(0, len(denoising), rows)
         ]
 
-    def _decide(self, tasks: Sequence[_Task], states: Tensor) -> list[tuple[_Task, Decision, Tensor]]:
+    def _decide(
+        self, tasks: Sequence[_Task], states: Tensor
+    ) -> list[tuple[_Task, Decision, Tensor]]:
         """Logits to decisions, for the rows of a tile. Raises NonFiniteError."""
         size, vocab_size, device = self._limits.canvas_size, self._limits.vocab_size, self._device
         rows = [task.row.state for task in tasks]
         uniforms, renoise = zip(*(row.draws(size, vocab_size) for row in rows), strict=True)
-        temperatures = np.repeat(np.array([row.temperature for row in rows], dtype=np.float32), size)
+        temperatures = np.repeat(
+            np.array([row.temperature for row in rows], dtype=np.float32), size
+        )
         judgement = self._sampler.judge(
             self._head(states),
             torch.from_numpy(temperatures).to(device),
@@ -330,8 +354,8 @@ class BatchedExecutor:
         return self._soft_product(probabilities) * self._scale
 
     def _leaf(self, compute: Callable[[], bytes], decision: Decision) -> bytes | Future[bytes]:
-        """A trace leaf: at once, or beside the next step when it takes long. Few wait at a time, for each
-        holds a copy of its soft embedding."""
+        """A trace leaf: at once, or beside the next step when it takes long. Few wait at a time,
+        for each holds a copy of its soft embedding."""
         if decision.soft.nbytes < limits.HASH_ASIDE_BYTES:
             return compute()
         while len(self._hashing) >= limits.HASH_PENDING:
@@ -341,8 +365,8 @@ class BatchedExecutor:
         return future
 
     def _copies(self, task: _Task) -> list[tuple[list[Key], ChunkKV]]:
-        """Copies of what a pass has written, for the tenant's next prompt. Memory that is not there for them
-        is no failure, and what is not finite is not kept."""
+        """Copies of what a pass has written, for the tenant's next prompt. Memory that is not there
+        for them is no failure, and what is not finite is not kept."""
         row, offset = task.row, 0
         made: list[tuple[list[Key], ChunkKV]] = []
         for index in range(task.chunks):
@@ -363,9 +387,13 @@ class BatchedExecutor:
         return made
 
     @staticmethod
-    def _advance(task: _Task, decision: Decision, soft: Tensor, leaf: bytes | Future[bytes]) -> RowStep:
+    def _advance(
+        task: _Task, decision: Decision, soft: Tensor, leaf: bytes | Future[bytes]
+    ) -> RowStep:
         state = task.row.state
         canvas, step = state.canvas, state.step
         finished = state.advance(decision, soft, leaf)
         leaves = state.leaves() if finished else ()
-        return RowStep(task.request_id, canvas, step, tuple(decision.argmax.tolist()), finished, leaves)
+        return RowStep(
+            task.request_id, canvas, step, tuple(decision.argmax.tolist()), finished, leaves
+        )

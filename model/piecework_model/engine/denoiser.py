@@ -1,10 +1,13 @@
-"""The two halves of DiffusionGemma as plain functions of one row: causal prefill and bidirectional denoising.
+"""The two halves of DiffusionGemma as plain functions of one row: causal prefill and bidirectional
+denoising.
 
-The modules and weights are those of transformers; only the order of the calls is ours. Between steps this
-keeps the soft embedding [C, H] instead of the logits [C, V] that `generate` keeps: they say the same, and it
-is V / H smaller. C = canvas size, V = vocabulary, H = hidden size; one row at a time, so every tensor has a
-batch of 1 in front.
+The modules and weights are those of transformers; only the order of the calls is ours. Between
+steps this keeps the soft embedding [C, H] instead of the logits [C, V] that `generate` keeps: they
+say the same, and it is V / H smaller. C = canvas size, V = vocabulary, H = hidden size; one row at
+a time, so every tensor has a batch of 1 in front.
 """
+
+from __future__ import annotations
 
 from typing import Any
 
@@ -30,10 +33,13 @@ class Denoiser:
         return DynamicCache(config=self._text_config)
 
     def prefill(self, cache: DynamicCache, ids: tuple[int, ...]) -> None:
-        """Appends `ids` to a row's KV cache with one causal pass: a chunk of the prompt, or a canvas."""
+        """Appends `ids` to a row's KV cache with one causal pass: a chunk of the prompt, or a
+        canvas."""
         start = cache.get_seq_length()
         input_ids = torch.tensor([ids], dtype=torch.int64, device=self.device)
-        positions = torch.arange(start, start + len(ids), dtype=torch.int32, device=self.device)[None]
+        positions = torch.arange(start, start + len(ids), dtype=torch.int32, device=self.device)[
+            None
+        ]
         masks = self._encoder.create_masks_for_generate(
             config=self._model.config,
             inputs_embeds=torch.empty((1, len(ids), 0), dtype=self.dtype, device=self.device),
@@ -46,8 +52,8 @@ class Denoiser:
         )
 
     def raw_logits(self, cache: DynamicCache, canvas: Tensor, soft: Tensor | None) -> Tensor:
-        """What the last layer says [C, V] about a canvas [C], before the cap, seen with the row's cache,
-        which is only read.
+        """What the last layer says [C, V] about a canvas [C], before the cap, seen with the row's
+        cache, which is only read.
 
         soft: [C, H], the soft embedding of the previous step, or None at step 0.
         """
@@ -56,10 +62,15 @@ class Denoiser:
         conditioning = torch.zeros_like(embedded) if soft is None else soft[None]
         hidden = decoder.self_conditioning(embedded, conditioning)
         start = cache.get_seq_length()
-        positions = torch.arange(start, start + len(canvas), dtype=torch.int32, device=self.device)[None]
-        rotary = {kind: decoder.rotary_emb(hidden, positions, kind) for kind in decoder.unique_layer_types}
+        positions = torch.arange(start, start + len(canvas), dtype=torch.int32, device=self.device)[
+            None
+        ]
+        rotary = {
+            kind: decoder.rotary_emb(hidden, positions, kind) for kind in decoder.unique_layer_types
+        }
         for kind, layer in zip(self._text_config.layer_types, decoder.layers, strict=True):
-            # No mask: a canvas sees all of the cache and all of itself (the cache itself does the windowing).
+            # No mask: a canvas sees all of the cache and all of itself (the cache itself does the
+            # windowing).
             hidden = layer(
                 hidden,
                 position_embeddings=rotary[kind],
@@ -71,8 +82,10 @@ class Denoiser:
         return raw[0]
 
     def soft_embedding(self, probabilities: Tensor) -> Tensor:
-        """The soft embedding [C, H] that conditions the next step: probabilities [C, V] @ embeddings *
-        sqrt(H)."""
+        """The soft embedding [C, H] that conditions the next step: probabilities [C, V] @
+        embeddings * sqrt(H)."""
         embedding: Any = self._decoder.embed_tokens
-        soft: Tensor = torch.matmul(probabilities, embedding.weight) * embedding.embed_scale.to(self.dtype)
+        soft: Tensor = torch.matmul(probabilities, embedding.weight) * embedding.embed_scale.to(
+            self.dtype
+        )
         return soft

@@ -1,9 +1,12 @@
 """The engine: requests in, events out, one step of every row that may go on a call.
 
-What runs when is `engine/scheduler.py`, what it computes `engine/executor.py`; here a row's steps become
-drafts, canvases and text, and what is charged is counted. No tensors. The engine is not thread-safe: one
-owner calls `step` in a loop, which computes until the step is done, and the other methods between steps.
+What runs when is `engine/scheduler.py`, what it computes `engine/executor.py`; here a row's steps
+become drafts, canvases and text, and what is charged is counted. No tensors. The engine is not
+thread-safe: one owner calls `step` in a loop, which computes until the step is done, and the other
+methods between steps.
 """
+
+from __future__ import annotations
 
 from dataclasses import dataclass
 
@@ -34,7 +37,8 @@ class _Job:
 
 
 class Engine:
-    """Denoises the rows of one loaded model. See the module's docstring for who may call what when."""
+    """Denoises the rows of one loaded model. See the module's docstring for who may call what
+    when."""
 
     def __init__(
         self,
@@ -80,8 +84,9 @@ class Engine:
     def submit(self, request: GenerationRequest) -> None:
         """Takes a request in. Nothing is computed before the next `step`.
 
-        Raises InvalidRequestError, ContextOverflowError or MemoryOverflowError when it can never run,
-        DuplicateRequestError when its id is here already, QueueFullError when it might fit later.
+        Raises InvalidRequestError, ContextOverflowError or MemoryOverflowError when it can never
+        run, DuplicateRequestError when its id is here already, QueueFullError when it might fit
+        later.
         """
         bounds.check(request, self._loaded.limits, self._loaded.eos_ids)
         chunks = known_chunks(request, self._executor.chunk_tokens)
@@ -101,21 +106,23 @@ class Engine:
         self._admit()
 
     def allow(self, request_id: str, canvas_limit: int) -> None:
-        """Lets a row go on up to, and not including, the canvas of index `canvas_limit`. A limit never goes
-        down.
+        """Lets a row go on up to, and not including, the canvas of index `canvas_limit`. A limit
+        never goes down.
 
         A request that is not here any more is ignored: its last event and this call may cross.
         """
         self._scheduler.allow(request_id, canvas_limit)
 
     def cancel(self, request_id: str) -> None:
-        """Drops a request with its memory; no further event of it comes. One that is not here is ignored."""
+        """Drops a request with its memory; no further event of it comes. One that is not here is
+        ignored."""
         if self._jobs.pop(request_id, None) is not None:
             self._end(request_id)
         self._admit()
 
     def step(self) -> list[Event]:
-        """One step of every row that may go on. Returns at once with no events when there is none."""
+        """One step of every row that may go on. Returns at once with no events when there is
+        none."""
         self._admit()
         work = self._scheduler.plan()
         outcomes = self._executor.step(work) if work else []
@@ -152,7 +159,9 @@ class Engine:
         if step.finished:
             return [self._commit(job, step)]
         if request.draft_every and (step.step + 1) % request.draft_every == 0:
-            length, _ = bounds.charged_length(step.argmax, self._loaded.eos_ids, job.remaining_tokens)
+            length, _ = bounds.charged_length(
+                step.argmax, self._loaded.eos_ids, job.remaining_tokens
+            )
             text = job.text.preview(step.argmax[:length])
             return [DraftEvent(request.request_id, step.canvas, step.step, step.argmax, text)]
         return []
@@ -175,5 +184,12 @@ class Engine:
             del self._jobs[request_id]
             self._end(request_id)
         return CanvasEvent(
-            request_id, step.canvas, canvas, canvas[:length], text, len(step.leaves), step.leaves, finish
+            request_id,
+            step.canvas,
+            canvas,
+            canvas[:length],
+            text,
+            len(step.leaves),
+            step.leaves,
+            finish,
         )

@@ -1,8 +1,10 @@
 """Between bookkeeping and tensors: what the engine needs done to its rows.
 
-`Executor` is the seam. `engine/reference.py` has the readable one, every row alone through transformers' own
-modules; `engine/batched.py` the fast one, which a test holds equal to it.
+`Executor` is the seam. `engine/reference.py` has the readable one, every row alone through
+transformers' own modules; `engine/batched.py` the fast one, which a test holds equal to it.
 """
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +18,8 @@ from piecework_model.requests import FailureKind, GenerationRequest
 class RowStep:
     """One denoising step of one row. argmax: the canvas [C] that would be committed now.
 
-    leaves: when the canvas is finished, its trace leaves (sampling/trace.py), one a step; else empty.
+    leaves: when the canvas is finished, its trace leaves (sampling/trace.py), one a step; else
+    empty.
     """
 
     request_id: str
@@ -40,7 +43,8 @@ Outcome = RowStep | RowFailure
 
 
 class Executor(Protocol):
-    """Rows of one model. A row is opened once, stepped, given each finished canvas back, and closed once."""
+    """Rows of one model. A row is opened once, stepped, given each finished canvas back, and closed
+    once."""
 
     @property
     def chunk_tokens(self) -> int:
@@ -56,11 +60,13 @@ class Executor(Protocol):
         ...
 
     def open(self, request: GenerationRequest) -> int:
-        """Takes a row in, without computation. How many of its first chunks are in its cache already."""
+        """Takes a row in, without computation. How many of its first chunks are in its cache
+        already."""
         ...
 
     def step(self, work: Sequence[RowWork]) -> list[Outcome]:
-        """Prefills and denoises as told. One outcome for every row that denoised or failed, in this order."""
+        """Prefills and denoises as told. One outcome for every row that denoised or failed, in this
+        order."""
         ...
 
     def commit(self, request_id: str, canvas: tuple[int, ...]) -> None:

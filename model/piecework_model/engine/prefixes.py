@@ -1,12 +1,14 @@
 """Keys and values of prompt beginnings, kept for the next job of the same tenant.
 
 A prompt's chunks depend on nothing but what stands before them, so a chunk that the same tenant has
-prefilled behind the same chunks can be copied instead of computed: to the same bits. Only within one tenant:
-whether a prompt's beginning is known shows in the time to the first canvas, and would tell a stranger what
-others asked.
+prefilled behind the same chunks can be copied instead of computed: to the same bits. Only within
+one tenant: whether a prompt's beginning is known shows in the time to the first canvas, and would
+tell a stranger what others asked.
 
 Least recently used chunks go first, and never a chunk before those that stand behind it.
 """
+
+from __future__ import annotations
 
 import hashlib
 import struct
@@ -19,7 +21,8 @@ Key = bytes
 
 
 def chain(tenant: str, chunks: Sequence[tuple[int, ...]]) -> list[Key]:
-    """One key a chunk, each over the tenant and everything up to the chunk's end. Digests, not text."""
+    """One key a chunk, each over the tenant and everything up to the chunk's end. Digests, not
+    text."""
     keys: list[Key] = []
     before = hashlib.sha256(tenant.encode()).digest()
     for ids in chunks:
@@ -56,8 +59,8 @@ class PrefixStore:
         return found
 
     def wants(self, keys: Sequence[Key], size: int) -> bool:
-        """Whether the chunk at the end of a chain, of `size` bytes, would be kept: it is new, what stands
-        before it is known, and it fits."""
+        """Whether the chunk at the end of a chain, of `size` bytes, would be kept: it is new, what
+        stands before it is known, and it fits."""
         reachable = len(keys) == 1 or keys[-2] in self._chunks
         return reachable and keys[-1] not in self._chunks and size <= self._budget
 
@@ -76,7 +79,8 @@ class PrefixStore:
             self.used_bytes -= dropped.bytes
 
     def _touch(self, keys: Iterable[Key]) -> None:
-        """Behind each other from the chain's end to its start: a beginning outlives what follows it."""
+        """Behind each other from the chain's end to its start: a beginning outlives what follows
+        it."""
         for key in reversed(list(keys)):
             if key in self._chunks:
                 self._chunks.move_to_end(key)

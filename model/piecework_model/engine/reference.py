@@ -1,7 +1,10 @@
-"""The readable executor: every row alone, with a batch of one, through transformers' own modules and cache.
+"""The readable executor: every row alone, with a batch of one, through transformers' own modules
+and cache.
 
 It is what the fast one (engine/batched.py) is held equal to; nothing here is optimized.
 """
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,7 +35,9 @@ class ReferenceExecutor:
 
     def __init__(self, model: DiffusionGemmaForBlockDiffusion, limits: ModelLimits) -> None:
         self._denoiser, self._limits = Denoiser(model), limits
-        self._layout = cache_layout(model.config.text_config, limits.canvas_size, limits.chunk_tokens)
+        self._layout = cache_layout(
+            model.config.text_config, limits.canvas_size, limits.chunk_tokens
+        )
         self._rows: dict[str, _Row] = {}
 
     @property
@@ -42,7 +47,9 @@ class ReferenceExecutor:
 
     def footprint(self, request: GenerationRequest) -> int:
         """Bytes of the row's KV cache as the fast executor lays it out; this one takes no more."""
-        return self._layout.row_bytes(self._limits.row_tokens(request), self._denoiser.dtype.itemsize)
+        return self._layout.row_bytes(
+            self._limits.row_tokens(request), self._denoiser.dtype.itemsize
+        )
 
     def spare(self, free_bytes: int) -> None:
         """It remembers nothing."""
@@ -83,7 +90,11 @@ class ReferenceExecutor:
             state.pending.popleft()
         if not work.denoise:
             return None
-        size, vocab_size, device = self._limits.canvas_size, self._limits.vocab_size, self._denoiser.device
+        size, vocab_size, device = (
+            self._limits.canvas_size,
+            self._limits.vocab_size,
+            self._denoiser.device,
+        )
         if state.current is None:
             state.current = philox.initial_ids([state.moment], size, vocab_size)[0]
         canvas = torch.from_numpy(state.current).to(device)

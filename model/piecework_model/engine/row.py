@@ -1,5 +1,7 @@
 """The state of one row between steps, and what a step makes of it: the same for every executor."""
 
+from __future__ import annotations
+
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -30,8 +32,8 @@ _EMBEDDING_TYPES: dict[torch.dtype, trace.EmbeddingType] = {
 class Decision:
     """What one step decided about one row's canvas, on the host.
 
-    before, after, argmax: int64 [C]. accepted: bool [C]. fingerprint: float16 [C, 3]. soft: the row's soft
-    embedding [C, H] as bytes.
+    before, after, argmax: int64 [C]. accepted: bool [C]. fingerprint: float16 [C, 3]. soft: the
+    row's soft embedding [C, H] as bytes.
     """
 
     before: Ids
@@ -53,12 +55,14 @@ class RowState:
     step: int = 0
     current: Ids | None = None  # [C]; None before the first step of a canvas
     soft: Tensor | None = None  # [C, H]; None at step 0
-    _history: deque[bytes] = field(default_factory=deque)  # last argmax canvases, at most stability_steps
+    _history: deque[bytes] = field(
+        default_factory=deque
+    )  # last argmax canvases, at most stability_steps
     _leaves: list[bytes | Future[bytes]] = field(default_factory=list)
     _drawn: tuple[Moment, StepDraws] | None = None  # for the steps from that moment on
 
     @classmethod
-    def of(cls, request: GenerationRequest, chunk_tokens: int) -> "RowState":
+    def of(cls, request: GenerationRequest, chunk_tokens: int) -> RowState:
         return cls(request, deque(known_chunks(request, chunk_tokens)), len(request.committed))
 
     @property
@@ -67,10 +71,12 @@ class RowState:
         return Moment(self.request.seed, self.canvas, self.step)
 
     def draws(self, positions: int, vocab_size: int) -> tuple[npt.NDArray[np.float64], Ids]:
-        """The next step's uniforms and renoised ids [positions]; drawn for several steps at once, which takes
-        hardly longer than for one."""
+        """The next step's uniforms and renoised ids [positions]; drawn for several steps at once,
+        which takes hardly longer than for one."""
         start, drawn = self._drawn or (None, None)
-        ahead = self.step - start.step if start and start.canvas == self.canvas else limits.DRAWN_STEPS
+        ahead = (
+            self.step - start.step if start and start.canvas == self.canvas else limits.DRAWN_STEPS
+        )
         if drawn is None or not 0 <= ahead < limits.DRAWN_STEPS:
             now = self.moment
             steps = [replace(now, step=now.step + later) for later in range(limits.DRAWN_STEPS)]
@@ -93,8 +99,8 @@ class RowState:
         return partial(_leaf, self.canvas, self.step, decision, _EMBEDDING_TYPES[soft.dtype])
 
     def advance(self, decision: Decision, soft: Tensor, leaf: bytes | Future[bytes]) -> bool:
-        """Takes a step in; whether the canvas is finished: stable and confident, or out of steps. Cannot
-        fail."""
+        """Takes a step in; whether the canvas is finished: stable and confident, or out of steps.
+        Cannot fail."""
         request = self.request
         argmax = decision.argmax.tobytes()
         enough = len(self._history) == request.stability_steps

@@ -1,23 +1,26 @@
 """Who runs at the next step: rows, memory and the queue, without a tensor.
 
-A *row* is a request that holds a place and the memory of its KV cache; others wait. At every step each row
-that may go on makes one denoising step, whatever the others do, and rows come and go between steps: first
-done, first out. Prompts are prefilled beside them, chunk by chunk, within a budget of tokens a step; a row
-whose last chunk is prefilled denoises in the same step.
+A *row* is a request that holds a place and the memory of its KV cache; others wait. At every step
+each row that may go on makes one denoising step, whatever the others do, and rows come and go
+between steps: first done, first out. Prompts are prefilled beside them, chunk by chunk, within a
+budget of tokens a step; a row whose last chunk is prefilled denoises in the same step.
 
 Fairness, as tests hold it:
 
-1. A row whose prompt is prefilled denoises at every step at which it may; what it commits costs it none.
-   Nobody is preempted.
-2. Of the rows that still prefill, the oldest prefills at least one chunk a step; what is left of the budget
-   goes to those with the fewest chunks left, so that a short prompt does not wait behind long ones.
-3. Waiting requests become rows in the order of their arrival. When the first does not fit into free memory,
-   later ones that fit may pass it, but no request is passed more than MAX_OVERTAKES times: then everybody
-   waits for it.
+1. A row whose prompt is prefilled denoises at every step at which it may; what it commits costs it
+   none. Nobody is preempted.
+2. Of the rows that still prefill, the oldest prefills at least one chunk a step; what is left of
+   the budget goes to those with the fewest chunks left, so that a short prompt does not wait behind
+   long ones.
+3. Waiting requests become rows in the order of their arrival. When the first does not fit into free
+   memory, later ones that fit may pass it, but no request is passed more than MAX_OVERTAKES times:
+   then everybody waits for it.
 
-So a request waits for at most the rows before it and MAX_OVERTAKES others, a row's prompt for at most the
-chunks of older rows, and from then on a row finishes in as many steps as it denoises.
+So a request waits for at most the rows before it and MAX_OVERTAKES others, a row's prompt for at
+most the chunks of older rows, and from then on a row finishes in as many steps as it denoises.
 """
+
+from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
@@ -29,7 +32,8 @@ from piecework_model.errors import DuplicateRequestError, MemoryOverflowError, Q
 
 @dataclass(frozen=True, slots=True)
 class RowWork:
-    """What one row does in a step: `chunks` of its pending chunks are prefilled, then it denoises or not."""
+    """What one row does in a step: `chunks` of its pending chunks are prefilled, then it denoises
+    or not."""
 
     request_id: str
     chunks: int
@@ -55,8 +59,9 @@ class _Place:
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """What an engine has to give. rows, queued: requests. memory_bytes: for the KV caches of all rows.
-    step_tokens: to prefill in one step, of all rows. row_tokens: to prefill in one step, of one row."""
+    """What an engine has to give. rows, queued: requests. memory_bytes: for the KV caches of all
+    rows. step_tokens: to prefill in one step, of all rows. row_tokens: to prefill in one step, of
+    one row."""
 
     rows: int
     queued: int
@@ -65,7 +70,11 @@ class Capacity:
     row_tokens: int
 
     def __post_init__(self) -> None:
-        if self.rows < 1 or self.queued < 0 or min(self.memory_bytes, self.step_tokens, self.row_tokens) < 1:
+        if (
+            self.rows < 1
+            or self.queued < 0
+            or min(self.memory_bytes, self.step_tokens, self.row_tokens) < 1
+        ):
             raise ValueError(f"not a capacity: {self}")
 
 
@@ -101,10 +110,16 @@ class Scheduler:
         return any(place.runnable for place in self._rows.values())
 
     def submit(
-        self, request_id: str, *, footprint: int, chunks: Sequence[int], canvas: int, canvas_limit: int
+        self,
+        request_id: str,
+        *,
+        footprint: int,
+        chunks: Sequence[int],
+        canvas: int,
+        canvas_limit: int,
     ) -> None:
-        """Takes a request into the queue. DuplicateRequestError, MemoryOverflowError (it can never fit),
-        QueueFullError (it may fit later)."""
+        """Takes a request into the queue. DuplicateRequestError, MemoryOverflowError (it can never
+        fit), QueueFullError (it may fit later)."""
         if self._find(request_id) is not None:
             raise DuplicateRequestError(request_id)
         if footprint > self.capacity.memory_bytes:
@@ -156,15 +171,22 @@ class Scheduler:
         return work
 
     def _shares(self, prefilling: Sequence[_Place]) -> dict[str, int]:
-        """How many chunks each row prefills in the next step; `prefilling` in order of admission."""
+        """How many chunks each row prefills in the next step; `prefilling` in order of
+        admission."""
         shares: dict[str, int] = {}
         budget = self.capacity.step_tokens
         oldest = next((place for place in prefilling if place.pending), None)
-        for place in sorted(prefilling, key=lambda place: (place is not oldest, len(place.pending))):
+        for place in sorted(
+            prefilling, key=lambda place: (place is not oldest, len(place.pending))
+        ):
             room = min(budget, self.capacity.row_tokens)
             if place is oldest and len(place.pending) > 1:
-                room = place.pending[0]  # one, even beyond the budget; long prompts leave room for short ones
-            shares[place.request_id], tokens = _fitting(place.pending, max(room, 0), place is oldest)
+                room = place.pending[
+                    0
+                ]  # one, even beyond the budget; long prompts leave room for short ones
+            shares[place.request_id], tokens = _fitting(
+                place.pending, max(room, 0), place is oldest
+            )
             budget -= tokens
         return shares
 

@@ -1,15 +1,17 @@
 """One pass of DiffusionGemma over tokens of many rows at once, each row against its own cache.
 
-Encoder and decoder of the published model are one stack of layers with tied weights (only `layer_scalar` is
-each half's own), so chunks that are prefilled causally and canvases that are denoised can share a pass:
-every projection sees all tokens of all rows as one matrix [T, H], attention runs row by row. In each layer
-the chunks write their keys and values before anybody reads, so a canvas may be denoised in the very pass
-that commits what stands before it.
+Encoder and decoder of the published model are one stack of layers with tied weights (only
+`layer_scalar` is each half's own), so chunks that are prefilled causally and canvases that are
+denoised can share a pass: every projection sees all tokens of all rows as one matrix [T, H],
+attention runs row by row. In each layer the chunks write their keys and values before anybody
+reads, so a canvas may be denoised in the very pass that commits what stands before it.
 
-The order of operations is that of `modeling_diffusion_gemma.py` in transformers 5.23, whose modules and
-weights these are. With matrix products that do not depend on the number of rows (layers/invariance.py) a
-token's result is the same bit for bit whatever shares the pass.
+The order of operations is that of `modeling_diffusion_gemma.py` in transformers 5.23, whose modules
+and weights these are. With matrix products that do not depend on the number of rows
+(layers/invariance.py) a token's result is the same bit for bit whatever shares the pass.
 """
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,8 +34,8 @@ from piecework_model.layers.projections import Projection, projection
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Consecutive tokens of one row in a pass: `tokens` of them from `start` in the batch, standing `offset`
-    tokens behind the row's committed ones."""
+    """Consecutive tokens of one row in a pass: `tokens` of them from `start` in the batch, standing
+    `offset` tokens behind the row's committed ones."""
 
     cache: RowCache
     start: int
@@ -87,9 +89,9 @@ class Backbone:
         pieces: Pieces | None = None,
         mask_bytes: int = limits.KEPT_MASK_BYTES,
     ) -> None:
-        """minimum_rows: of a matrix product (layers/invariance.py). pack: weights may be laid out again.
-        pieces: who runs what comes again; if not given, graphs record it where they can. mask_bytes: of
-        attention masks that are kept from one pass to the next.
+        """minimum_rows: of a matrix product (layers/invariance.py). pack: weights may be laid out
+        again. pieces: who runs what comes again; if not given, graphs record it where they can.
+        mask_bytes: of attention masks that are kept from one pass to the next.
         """
         decoder, text = model.model.decoder, model.config.text_config
         self._decoder: Any = decoder
@@ -139,16 +141,19 @@ class Backbone:
         return functional.rms_norm(embedded + signal, (self._hidden,), None, self._eps)
 
     def run(self, hidden: Tensor, segments: Sequence[Segment], canvas_tokens: int) -> Tensor:
-        """The stack over hidden [T, H]; the first `canvas_tokens` of the T are of canvases, the others
-        causal.
+        """The stack over hidden [T, H]; the first `canvas_tokens` of the T are of canvases, the
+        others causal.
 
-        Returns the final normed states [canvas_tokens, H] of the canvases. What the causal segments add to
-        their caches is written but not committed.
+        Returns the final normed states [canvas_tokens, H] of the canvases. What the causal segments
+        add to their caches is written but not committed.
         """
         rotary = self._rotary(segments, hidden)
-        # A pass that prefills has a shape that may never come back; what comes again is worth recording.
+        # A pass that prefills has a shape that may never come back; what comes again is worth
+        # recording.
         pieces = self._pieces if canvas_tokens == hidden.shape[0] else _PLAIN
-        queries, keys, values = pieces.run("enter", self._enter, hidden, *rotary[self._layers[0].kind])
+        queries, keys, values = pieces.run(
+            "enter", self._enter, hidden, *rotary[self._layers[0].kind]
+        )
         for index, following in enumerate(self._layers[1:]):
             attended = self._attend(index, queries, keys, values, segments)
             hidden, queries, keys, values = pieces.run(
@@ -167,8 +172,8 @@ class Backbone:
         return self._project(self._layers[0], hidden, (cos, sin))
 
     def _cross(self, index: int, canvas_tokens: int, *tensors: Tensor) -> Tensors:
-        """From the attention of layer `index` to the next one's: of hidden [T, H], what was attended, and the
-        next layer's rotation, to the new hidden, queries, keys and values.
+        """From the attention of layer `index` to the next one's: of hidden [T, H], what was
+        attended, and the next layer's rotation, to the new hidden, queries, keys and values.
         """
         hidden, attended, cos, sin = tensors
         hidden = self._finish(self._layers[index], hidden, attended, canvas_tokens)
@@ -179,7 +184,9 @@ class Backbone:
         hidden = self._finish(self._layers[-1], hidden, attended, canvas_tokens)
         return (self._norm(hidden[:canvas_tokens], self._decoder.norm),)
 
-    def _finish(self, layer: _Layer, hidden: Tensor, attended: Tensor, canvas_tokens: int) -> Tensor:
+    def _finish(
+        self, layer: _Layer, hidden: Tensor, attended: Tensor, canvas_tokens: int
+    ) -> Tensor:
         """What a layer does with the output [T, heads * dim] of its attention."""
         hidden = hidden + self._norm(layer.o(attended), layer.decoder.post_attention_layernorm)
         hidden = hidden + self._feed_forward(layer, hidden)
@@ -192,8 +199,8 @@ class Backbone:
         return functional.rms_norm(hidden, (self._hidden,), norm.weight, self._eps)
 
     def _rotary(self, segments: Sequence[Segment], hidden: Tensor) -> dict[str, Tensors]:
-        """Cosines and sines [T, 1, dim] of the tokens' positions, for each kind of layer. The steps of a
-        canvas stand where the step before them stood.
+        """Cosines and sines [T, 1, dim] of the tokens' positions, for each kind of layer. The steps
+        of a canvas stand where the step before them stood.
         """
         places = [(segment.position, segment.tokens) for segment in segments]
         missing = hidden.shape[0] - sum(tokens for _, tokens in places)
@@ -216,9 +223,13 @@ class Backbone:
         if key not in self._known_angles:
             if len(self._known_angles) >= limits.KEPT_ANGLES:
                 self._known_angles.clear()
-            where = torch.arange(position, position + tokens, dtype=torch.int32, device=hidden.device)[None]
+            where = torch.arange(
+                position, position + tokens, dtype=torch.int32, device=hidden.device
+            )[None]
             self._known_angles[key] = {
-                kind: tuple(part[0][:, None] for part in self._decoder.rotary_emb(hidden[None], where, kind))
+                kind: tuple(
+                    part[0][:, None] for part in self._decoder.rotary_emb(hidden[None], where, kind)
+                )
                 for kind in self._decoder.unique_layer_types
             }
         return self._known_angles[key]
@@ -228,7 +239,9 @@ class Backbone:
         module, tokens, dim = layer.attention, hidden.shape[0], layer.head_dim
         hidden = self._norm(hidden, layer.decoder.input_layernorm)
         queries = layer.q(hidden).view(tokens, layer.heads, dim)
-        queries = _rotate(functional.rms_norm(queries, (dim,), module.q_norm.weight, self._eps), rotary)
+        queries = _rotate(
+            functional.rms_norm(queries, (dim,), module.q_norm.weight, self._eps), rotary
+        )
         raw = layer.k(hidden).view(tokens, -1, dim)
         values = raw if layer.v is None else layer.v(hidden).view(tokens, -1, dim)
         keys = _rotate(functional.rms_norm(raw, (dim,), module.k_norm.weight, self._eps), rotary)
@@ -244,9 +257,13 @@ class Backbone:
         padded = sum(segment.tokens for segment in segments) < tokens
         attended = torch.zeros_like(queries) if padded else torch.empty_like(queries)
         for segment in segments:
-            seen_keys, seen_values, before = segment.cache.view(index, segment.offset, segment.tokens)
+            seen_keys, seen_values, before = segment.cache.view(
+                index, segment.offset, segment.tokens
+            )
             mask = (
-                self._mask(before, segment.tokens, layer.window, queries.device) if segment.causal else None
+                self._mask(before, segment.tokens, layer.window, queries.device)
+                if segment.causal
+                else None
             )
             attended[segment.span] = functional.scaled_dot_product_attention(
                 queries[segment.span].transpose(0, 1)[None],  # [1, heads, tokens, dim]
@@ -259,7 +276,8 @@ class Backbone:
         return attended.view(tokens, layer.heads * layer.head_dim)
 
     def _mask(self, before: int, tokens: int, window: int, device: torch.device) -> Tensor:
-        """Which of before + tokens keys each of `tokens` queries sees: [tokens, before + tokens], bool."""
+        """Which of before + tokens keys each of `tokens` queries sees: [tokens, before + tokens],
+        bool."""
         key = (before, tokens, window)
         mask = self._masks.get(key)
         if mask is None:
@@ -278,7 +296,9 @@ class Backbone:
         dense = layer.down(by_rows(module.mlp.act_fn, layer.gate(dense)) * layer.up(dense))
         dense = self._norm(dense, module.post_feedforward_layernorm_1)
         weights, chosen = _routed(layer, hidden)
-        mixed = layer.mixture.mix(self._norm(hidden, module.pre_feedforward_layernorm_2), chosen, weights)
+        mixed = layer.mixture.mix(
+            self._norm(hidden, module.pre_feedforward_layernorm_2), chosen, weights
+        )
         mixed = self._norm(mixed, module.post_feedforward_layernorm_2)
         return self._norm(dense + mixed, module.post_feedforward_layernorm)
 
@@ -287,7 +307,8 @@ _PLAIN: Final = PlainPieces()
 
 
 def _routed(layer: _Layer, hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights [T, k] float32 and ids [T, k] of each token's experts, as transformers' router has them."""
+    """Weights [T, k] float32 and ids [T, k] of each token's experts, as transformers' router has
+    them."""
     router = layer.decoder.router
     states = router.norm(hidden) * router.scale * router.scalar_root_size
     probabilities = functional.softmax(layer.route(states), dim=-1, dtype=torch.float32)
@@ -296,14 +317,17 @@ def _routed(layer: _Layer, hidden: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _rotate(states: Tensor, rotary: Tensors) -> Tensor:
-    """Rotary position embedding of [T, heads, dim] (arXiv 2104.09864), halves rotated as in transformers."""
+    """Rotary position embedding of [T, heads, dim] (arXiv 2104.09864), halves rotated as in
+    transformers."""
     cos, sin = rotary
     half = states.shape[-1] // 2
     turned = torch.cat((-states[..., half:], states[..., :half]), dim=-1)
     return (states * cos) + (turned * sin)
 
 
-def _layer(text: Any, kind: str, decoder: Any, encoder: Any, *, minimum_rows: int, pack: bool) -> _Layer:
+def _layer(
+    text: Any, kind: str, decoder: Any, encoder: Any, *, minimum_rows: int, pack: bool
+) -> _Layer:
     attention, mlp = decoder.self_attn, decoder.mlp
     return _Layer(
         kind=kind,

@@ -1,9 +1,11 @@
 """The KV cache of one row: one buffer a layer, allocated once, appended to in place.
 
-transformers' cache concatenates all keys and values in every layer at every step. Here the committed tokens
-and the canvas lie side by side in one buffer, so that attention reads a view of it and nothing is copied but
-the canvas itself.
+transformers' cache concatenates all keys and values in every layer at every step. Here the
+committed tokens and the canvas lie side by side in one buffer, so that attention reads a view of it
+and nothing is copied but the canvas itself.
 """
+
+from __future__ import annotations
 
 from dataclasses import dataclass
 
@@ -39,11 +41,15 @@ class RowCache:
     """`length` committed tokens. Windowed layers hold fewer of them than full ones: `_full_end` and
     `_window_end` say where the next token goes in each kind."""
 
-    def __init__(self, layout: CacheLayout, tokens: int, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, layout: CacheLayout, tokens: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
         self._layout = layout
         self.keys = [
             torch.empty(
-                (layer.heads, layout.capacity(layer, tokens), layer.head_dim), device=device, dtype=dtype
+                (layer.heads, layout.capacity(layer, tokens), layer.head_dim),
+                device=device,
+                dtype=dtype,
             )
             for layer in layout.layers
         ]
@@ -52,8 +58,9 @@ class RowCache:
         self._window_end = 0
 
     def reserve(self, tokens: int) -> None:
-        """Makes room for `tokens` more, chunks and canvas of one pass together: windowed layers move what
-        their window still reaches to the front. Either all of them move or, when memory runs out, none.
+        """Makes room for `tokens` more, chunks and canvas of one pass together: windowed layers
+        move what their window still reaches to the front. Either all of them move or, when memory
+        runs out, none.
         """
         windowed = [index for index, layer in enumerate(self._layout.layers) if layer.window]
         if not windowed or self._window_end + tokens <= self.keys[windowed[0]].shape[1]:
@@ -72,15 +79,17 @@ class RowCache:
         return self._window_end if self._layout.layers[layer].window else self.length
 
     def write(self, layer: int, offset: int, keys: Tensor, values: Tensor) -> None:
-        """Puts keys and values [tokens, heads, head_dim] `offset` tokens behind the committed ones."""
+        """Puts keys and values [tokens, heads, head_dim] `offset` tokens behind the committed
+        ones."""
         start = self.end(layer) + offset
         stop = start + keys.shape[0]
         self.keys[layer][:, start:stop] = keys.transpose(0, 1)
         self.values[layer][:, start:stop] = values.transpose(0, 1)
 
     def view(self, layer: int, offset: int, tokens: int) -> tuple[Tensor, Tensor, int]:
-        """Keys and values [heads, visible + tokens, head_dim] for `tokens` queries that stand `offset` tokens
-        behind the committed ones, and how many earlier tokens are visible to the first of them."""
+        """Keys and values [heads, visible + tokens, head_dim] for `tokens` queries that stand
+        `offset` tokens behind the committed ones, and how many earlier tokens are visible to the
+        first of them."""
         end = self.end(layer) + offset
         window = self._layout.layers[layer].window
         start = max(0, end - (window - 1)) if window else 0
@@ -97,7 +106,10 @@ class RowCache:
 
     def copy(self, offset: int, tokens: int) -> ChunkKV:
         """A copy of `tokens` tokens that are written `offset` tokens behind the committed ones."""
-        spans = [slice(self.end(i) + offset, self.end(i) + offset + tokens) for i in range(len(self.keys))]
+        spans = [
+            slice(self.end(i) + offset, self.end(i) + offset + tokens)
+            for i in range(len(self.keys))
+        ]
         return ChunkKV(
             tuple(keys[:, span].clone() for keys, span in zip(self.keys, spans, strict=True)),
             tuple(values[:, span].clone() for values, span in zip(self.values, spans, strict=True)),

@@ -1,9 +1,11 @@
 """The experts of one layer, packed: on the device, or in host memory behind a cache of the device.
 
-About 90 % of the released model is here, as two matrices an expert. All of an expert's fields lie in one run
-of bytes, so that bringing one to the device is one copy. Where the bytes come from changes no bit of a
-result.
+About 90 % of the released model is here, as two matrices an expert. All of an expert's fields lie
+in one run of bytes, so that bringing one to the device is one copy. Where the bytes come from
+changes no bit of a result.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -58,7 +60,9 @@ class ExpertLayout:
     def stacked(self, matrix: Matrix, packed: Tensor) -> Fields:
         """The same for all experts at once: views [E, ...] of packed [E, expert_bytes]."""
         return tuple(
-            packed[:, place.start : place.start + place.size].view(place.dtype).view(-1, *place.shape)
+            packed[:, place.start : place.start + place.size]
+            .view(place.dtype)
+            .view(-1, *place.shape)
             for place in self._slices[matrix]
         )
 
@@ -79,7 +83,9 @@ class DeviceBytes(nn.Module):
     def __init__(self, experts: int, expert_bytes: int, device: torch.device) -> None:
         super().__init__()
         self.packed: Tensor
-        self.register_buffer("packed", torch.empty((experts, expert_bytes), dtype=torch.uint8, device=device))
+        self.register_buffer(
+            "packed", torch.empty((experts, expert_bytes), dtype=torch.uint8, device=device)
+        )
 
     def writable(self, expert: int) -> Tensor:
         """A row of the buffer."""
@@ -93,7 +99,9 @@ class DeviceBytes(nn.Module):
 class ExpertCache:
     """Slots for experts on the device, within a budget of bytes, shared by all layers."""
 
-    def __init__(self, budget_bytes: int, expert_bytes: int, population: int, device: torch.device) -> None:
+    def __init__(
+        self, budget_bytes: int, expert_bytes: int, population: int, device: torch.device
+    ) -> None:
         slots = min(budget_bytes // expert_bytes, population)
         if slots < 1:
             raise ValueError(f"a budget of {budget_bytes} bytes holds no expert of {expert_bytes}")
@@ -103,7 +111,8 @@ class ExpertCache:
     def fetch(self, key: tuple[int, int], source: Tensor) -> Tensor:
         """The bytes of an expert on the device, copied from `source` if they are not there.
 
-        Copies and kernels share one stream, so a slot is never overwritten under a kernel that reads it.
+        Copies and kernels share one stream, so a slot is never overwritten under a kernel that
+        reads it.
         """
         slot, present = self.residency.place(key)
         if not present:
@@ -116,8 +125,8 @@ class ExpertCache:
 
 
 class HostBytes:
-    """All experts of a layer in host memory, pinned where the device is a GPU; no buffer, so that moving the
-    model leaves them.
+    """All experts of a layer in host memory, pinned where the device is a GPU; no buffer, so that
+    moving the model leaves them.
     """
 
     def __init__(self, layer: int, experts: int, cache: ExpertCache) -> None:
@@ -138,8 +147,8 @@ class HostBytes:
 class QuantizedExperts(nn.Module):
     """Takes the place of transformers' DiffusionGemmaTextExperts; same forward, weights packed.
 
-    H hidden size, I intermediate size, E experts. Sums a token's experts in ascending order, as the eager
-    implementation there does.
+    H hidden size, I intermediate size, E experts. Sums a token's experts in ascending order, as the
+    eager implementation there does.
     """
 
     def __init__(
@@ -152,10 +161,16 @@ class QuantizedExperts(nn.Module):
     ) -> None:
         super().__init__()
         self.num_experts = experts
-        self._layout, self._codec, self._activation, self._source = layout, codec, activation, source
+        self._layout, self._codec, self._activation, self._source = (
+            layout,
+            codec,
+            activation,
+            source,
+        )
 
     def fill(self, matrix: Matrix, expert: int, weight: Tensor, device: torch.device) -> None:
-        """Packs one matrix [out, in] of one expert, on `device`, into the place where it is kept."""
+        """Packs one matrix [out, in] of one expert, on `device`, into the place where it is
+        kept."""
         kept = self._layout.fields(matrix, self._source.writable(expert))
         for place, field in zip(kept, self._codec.pack(weight.to(device)), strict=True):
             place.copy_(field)
@@ -166,21 +181,26 @@ class QuantizedExperts(nn.Module):
         return self._codec
 
     def stacked(self, matrix: Matrix) -> Fields | None:
-        """A matrix's fields for all experts, views [E, ...] of a buffer; None if they are in host memory."""
+        """A matrix's fields for all experts, views [E, ...] of a buffer; None if they are in host
+        memory."""
         if not isinstance(self._source, DeviceBytes):
             return None
         return self._layout.stacked(matrix, self._source.packed)
 
     def run(self, expert: int, x: Tensor) -> Tensor:
-        """The MLP of one expert on rows x [n, H]: down(act(gate(x)) * up(x)), unweighted, [n, H]."""
+        """The MLP of one expert on rows x [n, H]: down(act(gate(x)) * up(x)), unweighted, [n,
+        H]."""
         packed = self._source.on_device(expert)
-        gate, up = self._codec.matmul(x, self._layout.fields("gate_up_proj", packed)).chunk(2, dim=-1)
+        gate, up = self._codec.matmul(x, self._layout.fields("gate_up_proj", packed)).chunk(
+            2, dim=-1
+        )
         return self._codec.matmul(
             by_rows(self._activation, gate) * up, self._layout.fields("down_proj", packed)
         )
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        """hidden_states [n, H], top_k_index and top_k_weights [n, K]: each token's weighted sum, [n, H]."""
+        """hidden_states [n, H], top_k_index and top_k_weights [n, K]: each token's weighted sum,
+        [n, H]."""
         result = torch.zeros_like(hidden_states)
         for expert in torch.bincount(top_k_index.flatten()).nonzero().flatten().tolist():
             token, place = torch.where(top_k_index == expert)

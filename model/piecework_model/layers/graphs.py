@@ -1,27 +1,31 @@
 """CUDA graphs for the pieces of a denoising step that have a fixed shape.
 
-A step of the released model at one row launches thousands of small kernels; launching them takes longer
-than running them. A graph launches a recorded sequence at once. What is recorded here is a *piece*: a
-function of tensors that decides nothing on the host, such as all that stands between two attentions of a
-layer. Its bucket is the shapes of its inputs, so of the number of canvas tokens, which is rows x canvas in
-a step that prefills nothing.
+A step of the released model at one row launches thousands of small kernels; launching them takes
+longer than running them. A graph launches a recorded sequence at once. What is recorded here is a
+*piece*: a function of tensors that decides nothing on the host, such as all that stands between two
+attentions of a layer. Its bucket is the shapes of its inputs, so of the number of canvas tokens,
+which is rows x canvas in a step that prefills nothing.
 
-Why not one graph for the whole step: attention is over keys whose number differs from row to row. Padding
-them to the longest row's would let the neighbours decide the shape of a row's products, and with it the
-last bits of its result. Attention therefore stays outside, at some ten launches a row and layer, and inside
-the pieces nothing is padded at all: a replay computes what the plain call computes, with the same kernels
-on the same shapes.
+Why not one graph for the whole step: attention is over keys whose number differs from row to row.
+Padding them to the longest row's would let the neighbours decide the shape of a row's products, and
+with it the last bits of its result. Attention therefore stays outside, at some ten launches a row
+and layer, and inside the pieces nothing is padded at all: a replay computes what the plain call
+computes, with the same kernels on the same shapes.
 
-A piece is recorded when its bucket comes for the RECORD_AT-th time, since a pass that prefills has a shape
-of its own that may never come back. Buffers are shared: pieces run one after another, so all inputs of one
-shape and place are one buffer, and so are all outputs. The pieces of a step at one row of the released
-model thus take some 16 MB and not 250. What does not fit into the bounds is called; only recordings that
-have been idle for long make room, because the pieces of a step take turns: among more of them than fit,
-dropping the one unused for longest would drop each just before it is needed.
+A piece is recorded when its bucket comes for the RECORD_AT-th time, since a pass that prefills has
+a shape of its own that may never come back. Buffers are shared: pieces run one after another, so
+all inputs of one shape and place are one buffer, and so are all outputs. The pieces of a step at
+one row of the released model thus take some 16 MB and not 250. What does not fit into the bounds is
+called; only recordings that have been idle for long make room, because the pieces of a step take
+turns: among more of them than fit, dropping the one unused for longest would drop each just before
+it is needed.
 
-Never run on a GPU: `CudaRecorder` has not captured anything yet. What is around it (buckets, buffers, bounds,
-refusals) is tested on a CPU with a recorder that replays by calling the function again.
+Never run on a GPU: `CudaRecorder` has not captured anything yet. What is around it (buckets,
+buffers, bounds, refusals) is tested on a CPU with a recorder that replays by calling the function
+again.
 """
+
+from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Sequence
@@ -33,18 +37,25 @@ from torch import Tensor
 
 Tensors = tuple[Tensor, ...]
 Piece = Callable[..., Tensors]
-"""Tensors to tensors: no host decision, no state, no other input but weights that stay where they are."""
+"""Tensors to tensors: no host decision, no state, no other input but weights that stay where they
+are."""
 Bucket = tuple[str, tuple[Hashable, ...]]
 
 RECORD_AT: Final = 3
 """Once could be chance, twice the first canvas beside a prefill; a canvas has 10 steps and more."""
 MAX_RECORDINGS: Final = 512
-"""Of 31 pieces a step: 16 numbers of rows. Each costs some 100 KB of the driver's memory as well."""
-MAX_COUNTED_BUCKETS: Final = 4096  # shapes not recorded yet; a counter forgets them all when it is full
+"""Of 31 pieces a step: 16 numbers of rows. Each costs some 100 KB of the driver's memory as well.
+"""
+MAX_COUNTED_BUCKETS: Final = (
+    4096  # shapes not recorded yet; a counter forgets them all when it is full
+)
 IDLE_RUNS: Final = 4096
-"""Of any pieces, 130 steps of 31: a recording not replayed for so long belongs to a load that is over."""
+"""Of any pieces, 130 steps of 31: a recording not replayed for so long belongs to a load that is
+over."""
 POSTPONED_CALLS: Final = 100  # of a bucket for which there was no room, before it is tried again
-WARM_UPS: Final = 2  # before a capture: libraries allocate workspaces and choose kernels in their first calls
+WARM_UPS: Final = (
+    2  # before a capture: libraries allocate workspaces and choose kernels in their first calls
+)
 
 
 class Recording(Protocol):
@@ -62,8 +73,8 @@ class Recorder(Protocol):
     """How an action becomes a recording."""
 
     def record(self, action: Callable[[], None]) -> Recording:
-        """Records an action that only reads and writes buffers and weights. RecordingRefusedError when it
-        cannot be recorded.
+        """Records an action that only reads and writes buffers and weights. RecordingRefusedError
+        when it cannot be recorded.
         """
 
 
@@ -75,8 +86,8 @@ class Pieces(Protocol):
     """Who runs the pieces of a step."""
 
     def run(self, name: str, piece: Piece, *inputs: Tensor) -> Tensors:
-        """The piece's outputs. They may be inputs of the next run, of whatever piece, and are gone after it:
-        recordings share their buffers.
+        """The piece's outputs. They may be inputs of the next run, of whatever piece, and are gone
+        after it: recordings share their buffers.
         """
 
     def forget(self) -> None:
@@ -109,8 +120,8 @@ class _Entry:
 class RecordedPieces:
     """Records pieces that come again in the same shape. One thread, one stream.
 
-    recorder: how. max_bytes: device memory that all recordings may hold, their buffers included. idle_runs: a
-    recording not replayed for so many runs makes room for others.
+    recorder: how. max_bytes: device memory that all recordings may hold, their buffers included.
+    idle_runs: a recording not replayed for so many runs makes room for others.
     """
 
     recorder: Recorder
@@ -118,10 +129,13 @@ class RecordedPieces:
     max_recordings: int = MAX_RECORDINGS
     idle_runs: int = IDLE_RUNS
     refusals: dict[Bucket, str] = field(default_factory=dict)
-    """What is called because it cannot be recorded, and why; at most MAX_COUNTED_BUCKETS of them."""
+    """What is called because it cannot be recorded, and why; at most MAX_COUNTED_BUCKETS of them.
+    """
     replays: int = 0
     _runs: int = 0
-    _entries: OrderedDict[Bucket, _Entry] = field(default_factory=OrderedDict)  # least recently used first
+    _entries: OrderedDict[Bucket, _Entry] = field(
+        default_factory=OrderedDict
+    )  # least recently used first
     _buffers: dict[Place, Tensor] = field(default_factory=dict)
     _seen: Counter[Bucket] = field(default_factory=Counter)
 
@@ -141,14 +155,16 @@ class RecordedPieces:
         return pools + sum(buffer.nbytes for buffer in self._buffers.values())
 
     def run(self, name: str, piece: Piece, *inputs: Tensor) -> Tensors:
-        """A replay if this bucket is recorded, else a call. A name stands for one piece and its weights."""
+        """A replay if this bucket is recorded, else a call. A name stands for one piece and its
+        weights."""
         self._runs += 1
         bucket = (name, tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in inputs))
         entry = self._entries.get(bucket)
         if entry is None:
             made = piece(*inputs)
             if self._is_due(bucket):
-                # Inputs that a piece hands on may stand in the very buffers that recording it overwrites.
+                # Inputs that a piece hands on may stand in the very buffers that recording it
+                # overwrites.
                 made = tuple(tensor.clone() for tensor in made)
                 self._record(bucket, piece, inputs, made)
             return made
@@ -161,7 +177,8 @@ class RecordedPieces:
         return tuple(self._buffers[place] for place in entry.outputs)
 
     def forget(self) -> None:
-        """Drops all recordings: weights moved, or their memory is needed. Pieces are counted anew."""
+        """Drops all recordings: weights moved, or their memory is needed. Pieces are counted
+        anew."""
         for kept in (self._entries, self._buffers, self._seen, self.refusals):
             kept.clear()
 
@@ -182,7 +199,9 @@ class RecordedPieces:
             return
         for place, tensor in zip((*reads, *writes), (*inputs, *outputs), strict=True):
             if place not in self._buffers:
-                self._buffers[place] = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+                self._buffers[place] = torch.empty(
+                    tensor.shape, dtype=tensor.dtype, device=tensor.device
+                )
         given = [self._buffers[place] for place in reads]
         for buffer, tensor in zip(given, inputs, strict=True):
             buffer.copy_(tensor)
@@ -204,10 +223,14 @@ class RecordedPieces:
         self._prune()
 
     def _make_room(self, places: Sequence[Place]) -> bool:
-        """Whether one more recording with these buffers fits the bounds, idle ones dropped if need be."""
+        """Whether one more recording with these buffers fits the bounds, idle ones dropped if need
+        be."""
         while True:
             new_bytes = sum(_bytes(place) for place in places if place not in self._buffers)
-            if self.recordings < self.max_recordings and self.held_bytes + new_bytes <= self.max_bytes:
+            if (
+                self.recordings < self.max_recordings
+                and self.held_bytes + new_bytes <= self.max_bytes
+            ):
                 return True
             oldest = next(iter(self._entries), None)
             if oldest is None or self._runs - self._entries[oldest].last_run < self.idle_runs:
@@ -217,13 +240,16 @@ class RecordedPieces:
 
     def _prune(self) -> None:
         """Lets buffers go that no recording has any more."""
-        used = {place for entry in self._entries.values() for place in (*entry.inputs, *entry.outputs)}
+        used = {
+            place for entry in self._entries.values() for place in (*entry.inputs, *entry.outputs)
+        }
         for place in self._buffers.keys() - used:
             del self._buffers[place]
 
 
 def _places(kind: Literal["in", "out"], tensors: Tensors) -> tuple[Place, ...]:
-    """Where these tensors go: one buffer for all that have the same rank in a piece, shape and type."""
+    """Where these tensors go: one buffer for all that have the same rank in a piece, shape and
+    type."""
     return tuple((kind, rank, t.shape, t.dtype, t.device) for rank, t in enumerate(tensors))
 
 
@@ -245,8 +271,9 @@ class CudaRecording:
 
 
 class CudaRecorder:
-    """Captures on a stream of its own. All graphs take their scratch memory from one pool, as large as the
-    hungriest of them: they run one after another, and nothing of it is needed after a replay.
+    """Captures on a stream of its own. All graphs take their scratch memory from one pool, as large
+    as the hungriest of them: they run one after another, and nothing of it is needed after a
+    replay.
     """
 
     def __init__(self) -> None:
@@ -254,8 +281,8 @@ class CudaRecorder:
         self._stream: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def record(self, action: Callable[[], None]) -> CudaRecording:
-        """Does it WARM_UPS times, then captures it. What cannot be captured (a copy to the host, a decision
-        there) raises RecordingRefusedError.
+        """Does it WARM_UPS times, then captures it. What cannot be captured (a copy to the host, a
+        decision there) raises RecordingRefusedError.
         """
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
@@ -270,5 +297,7 @@ class CudaRecorder:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            raise RecordingRefusedError(f"it cannot be captured: {str(error).splitlines()[0]}") from error
+            raise RecordingRefusedError(
+                f"it cannot be captured: {str(error).splitlines()[0]}"
+            ) from error
         return CudaRecording(graph, max(0, torch.cuda.memory_reserved() - before))

@@ -1,10 +1,13 @@
 """Whether a row of a matrix product depends on how many rows there are, measured on this machine.
 
-Libraries choose kernels, and so orders of summation, by shape: a product of 1 to 3 rows is often another sum
-than the same rows among 64. Which order is taken depends on shapes and addresses and never on the numbers,
-so random numbers show it. A row's result is then a function of the row alone as long as no product has fewer
-rows than `minimum_rows`, and where no such number exists every row has to run alone.
+Libraries choose kernels, and so orders of summation, by shape: a product of 1 to 3 rows is often
+another sum than the same rows among 64. Which order is taken depends on shapes and addresses and
+never on the numbers, so random numbers show it. A row's result is then a function of the row alone
+as long as no product has fewer rows than `minimum_rows`, and where no such number exists every row
+has to run alone.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,14 +21,34 @@ from transformers import DiffusionGemmaForBlockDiffusion
 
 from piecework_model.layers.projections import Projection, may_pack, product, weight_projection
 
-ROW_COUNTS: Final = (*range(1, 17), 20, 24, 31, 32, 33, 48, 64, 65, 96, 128, 192, 256, 320, 384, 512, 576)
+ROW_COUNTS: Final = (
+    *range(1, 17),
+    20,
+    24,
+    31,
+    32,
+    33,
+    48,
+    64,
+    65,
+    96,
+    128,
+    192,
+    256,
+    320,
+    384,
+    512,
+    576,
+)
 """Row counts that are tried: all small ones, and those around the tiles of kernels."""
 _MOST_ROWS: Final = 640
 """A pass on a CPU has at most so many, a canvas beyond its limit included."""
 _MOST_INPUTS: Final = 32_768
-"""Numbers that are summed, of the product with a vocabulary on a CPU, where more would take seconds."""
+"""Numbers that are summed, of the product with a vocabulary on a CPU, where more would take
+seconds."""
 _MOST_OUTPUTS: Final = 1024
-"""Columns that are tried of a product: kernels do not change beyond, and a vocabulary would take seconds."""
+"""Columns that are tried of a product: kernels do not change beyond, and a vocabulary would take
+seconds."""
 _SEED: Final = 20260214
 
 
@@ -68,8 +91,8 @@ class _Product:
 
 
 def _needed(tried: _Product) -> int:
-    """The least number of rows from which on nothing depends on it; beyond all tried ones if there is
-    none."""
+    """The least number of rows from which on nothing depends on it; beyond all tried ones if there
+    is none."""
     generator = torch.Generator(device="cpu").manual_seed(_SEED)
     rows = torch.randn((_MOST_ROWS, tried.width), generator=generator).to(tried.device, tried.dtype)
     with torch.inference_mode():
@@ -104,12 +127,20 @@ def _products(model: Any) -> Iterator[_Product]:
 def _of_module(
     module: Any, hidden: int, pack: bool
 ) -> Iterator[tuple[tuple[Any, ...], Callable[[], Projection], int]]:
-    """The products of a module, of any kind of linear one and of experts: what makes one like another, how
-    to run it, and how wide its rows are."""
+    """The products of a module, of any kind of linear one and of experts: what makes one like
+    another, how to run it, and how wide its rows are."""
     if type(module) is nn.Linear:
-        yield ("linear", *module.weight.shape), partial(_plain, module.weight, pack), module.in_features
+        yield (
+            ("linear", *module.weight.shape),
+            partial(_plain, module.weight, pack),
+            module.in_features,
+        )
     elif hasattr(module, "in_features"):
-        yield (type(module), module.in_features, module.out_features), lambda: module, module.in_features
+        yield (
+            (type(module), module.in_features, module.out_features),
+            lambda: module,
+            module.in_features,
+        )
     elif hasattr(module, "num_experts") and hasattr(module, "run"):
         yield (type(module),), lambda: partial(module.run, 0), hidden
     elif isinstance(getattr(module, "gate_up_proj", None), nn.Parameter):

@@ -1,18 +1,21 @@
 """Matrix products on CUDA in which a row's bits do not depend on how many rows there are.
 
-cuBLAS chooses a kernel by the shape of the whole product: 256 rows may be summed in another order than
-4,096, so a row alone and the same row among sixteen may differ in their last bits, and later in their text.
-Trying some row counts at the start (layers/invariance.py) shows that for those counts only. Here every
-product is made of tiles of one size, each summed along the inner dimension in one order, so it holds by
-construction; it is tried on the device all the same.
+cuBLAS chooses a kernel by the shape of the whole product: 256 rows may be summed in another order
+than 4,096, so a row alone and the same row among sixteen may differ in their last bits, and later
+in their text. Trying some row counts at the start (layers/invariance.py) shows that for those
+counts only. Here every product is made of tiles of one size, each summed along the inner dimension
+in one order, so it holds by construction; it is tried on the device all the same.
 
-**Cost.** A tile is 64 rows high. Against cuBLAS's best at thousands of rows such tiles reach perhaps half
-of the arithmetic; at one row of the released model (256 tokens) the time is that of reading the weights
-either way. The price is paid by whoever serves many rows: less for each than running the rows one after
-another.
+**Cost.** A tile is 64 rows high. Against cuBLAS's best at thousands of rows such tiles reach
+perhaps half of the arithmetic; at one row of the released model (256 tokens) the time is that of
+reading the weights either way. The price is paid by whoever serves many rows: less for each than
+running the rows one after another.
 
-Never run on a GPU: held against torch in Triton's interpreter, where factors are float32, and compiled.
+Never run on a GPU: held against torch in Triton's interpreter, where factors are float32, and
+compiled.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
@@ -47,10 +50,13 @@ def multiply(states: Tensor, weight: Tensor) -> Tensor:
 
     count, width = states.shape
     if weight.shape[1] != width or weight.dtype is not states.dtype:
-        raise ValueError(f"{tuple(states.shape)} {states.dtype} x {tuple(weight.shape)} {weight.dtype}")
+        raise ValueError(
+            f"{tuple(states.shape)} {states.dtype} x {tuple(weight.shape)} {weight.dtype}"
+        )
     outputs = weight.shape[0]
     out = states.new_empty((count, outputs))
-    # The interpreter multiplies bfloat16 as if its bits were integers; float32 holds every such product.
+    # The interpreter multiplies bfloat16 as if its bits were integers; float32 holds every such
+    # product.
     interpreted = isinstance(product_kernels.fixed_product, InterpretedFunction)
     wide = interpreted or states.dtype is torch.float32
     grid = (triton.cdiv(count, TILE_ROWS), triton.cdiv(outputs, TILE_COLUMNS))
@@ -86,7 +92,8 @@ def refusal(device: torch.device, dtype: torch.dtype) -> str:
 
 
 def trial(tried: Multiply, device: torch.device, dtype: torch.dtype) -> str:
-    """What is wrong with a product, or empty. Fixed random matrices, both ways that weights lie in memory."""
+    """What is wrong with a product, or empty. Fixed random matrices, both ways that weights lie in
+    memory."""
     rows, width, outputs = _TRIED_SHAPE
     generator = torch.Generator().manual_seed(_SEED)
     states = torch.randn((rows, width), generator=generator).to(device, dtype)

@@ -3,6 +3,8 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
 # ruff: noqa: PLR0917 (Triton binds arguments by place)
 
+from __future__ import annotations
+
 import triton
 import triton.language as tl
 
@@ -24,7 +26,8 @@ def fixed_product(
     columns: tl.constexpr,
     inner: tl.constexpr,
 ):
-    """One tile of states x weight^T. Tiles of the same columns are neighbours: they share what they read."""
+    """One tile of states x weight^T. Tiles of the same columns are neighbours: they share what they
+    read."""
     row = tl.program_id(0) * rows + tl.arange(0, rows)
     column = tl.program_id(1) * columns + tl.arange(0, columns)
     inside = row < count
@@ -33,14 +36,20 @@ def fixed_product(
     for start in range(0, width, inner):
         depth = start + tl.arange(0, inner)
         there = inside[:, None] & (depth < width)[None, :]
-        state = tl.load(states + row[:, None].to(tl.int64) * width + depth[None, :], mask=there, other=0.0)
+        state = tl.load(
+            states + row[:, None].to(tl.int64) * width + depth[None, :], mask=there, other=0.0
+        )
         places = (
-            weight + column[None, :].to(tl.int64) * output_stride + depth[:, None].to(tl.int64) * width_stride
+            weight
+            + column[None, :].to(tl.int64) * output_stride
+            + depth[:, None].to(tl.int64) * width_stride
         )
         if even:
             block = tl.load(places)
         else:
-            block = tl.load(places, mask=(column < outputs)[None, :] & (depth < width)[:, None], other=0.0)
+            block = tl.load(
+                places, mask=(column < outputs)[None, :] & (depth < width)[:, None], other=0.0
+            )
         total = tl.dot(state.to(compute), block.to(compute), total, input_precision="ieee")
     result = rounded(total, out.dtype.element_ty).to(out.dtype.element_ty)
     target = out + row[:, None].to(tl.int64) * outputs + column[None, :]

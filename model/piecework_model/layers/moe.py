@@ -1,8 +1,11 @@
-"""The mixture of experts over tokens of many rows: each expert once a pass, for all tokens that chose it.
+"""The mixture of experts over tokens of many rows: each expert once a pass, for all tokens that
+chose it.
 
-The sum over a token's experts runs in ascending order of the experts and rounds after each, as the loop of
-transformers' `DiffusionGemmaTextExperts` does, so both give the same bits.
+The sum over a token's experts runs in ascending order of the experts and rounds after each, as the
+loop of transformers' `DiffusionGemmaTextExperts` does, so both give the same bits.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
@@ -16,8 +19,9 @@ Expert = Callable[[Tensor], Tensor]
 
 
 class Mixture:
-    """The experts of one layer. A module with a method `run(expert, rows)` (quantized or offloaded experts)
-    is asked for each expert's output; transformers' own module is run from its two weight tensors."""
+    """The experts of one layer. A module with a method `run(expert, rows)` (quantized or offloaded
+    experts) is asked for each expert's output; transformers' own module is run from its two weight
+    tensors."""
 
     def __init__(self, experts: Any, *, minimum_rows: int, pack: bool) -> None:
         """minimum_rows: products of fewer rows may differ in their last bits, so none is made."""
@@ -30,7 +34,8 @@ class Mixture:
         ]
 
     def __call__(self, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-        """The weighted sum [T, H] of each token's experts. chosen: [T, k] int64; weights: [T, k] float32."""
+        """The weighted sum [T, H] of each token's experts. chosen: [T, k] int64; weights: [T, k]
+        float32."""
         tokens, k = chosen.shape
         chosen, by_expert = chosen.sort(dim=-1)
         weights = weights.gather(-1, by_expert)
@@ -52,7 +57,8 @@ class Mixture:
         return total
 
     def _run(self, expert: int, grouped: Tensor, start: int, stop: int) -> Tensor:
-        """The expert's output for grouped[start:stop]. Too few rows are filled up with their neighbours."""
+        """The expert's output for grouped[start:stop]. Too few rows are filled up with their
+        neighbours."""
         low = max(0, min(start, grouped.shape[0] - self._minimum_rows))
         high = max(stop, min(low + self._minimum_rows, grouped.shape[0]))
         return self._experts[expert](grouped[low:high])[start - low : stop - low]

@@ -1,8 +1,11 @@
-"""What runs the experts of a layer: the fused implementation where it can and agrees, else the plain one.
+"""What runs the experts of a layer: the fused implementation where it can and agrees, else the
+plain one.
 
-As with samplers (sampling/sampler_backends.py) and products (layers/packed_kernels.py), what is fused is
-tried on the device before it is used, and its name belongs to the engine profile.
+As with samplers (sampling/sampler_backends.py) and products (layers/packed_kernels.py), what is
+fused is tried on the device before it is used, and its name belongs to the engine profile.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,19 +22,23 @@ if TYPE_CHECKING:
     from piecework_model.layers.moe_triton import FusedMixture
 
 Mix = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""hidden [T, H], chosen [T, k] int64, weights [T, k] float32 -> weighted sum [T, H] (layers/moe.py)."""
+"""hidden [T, H], chosen [T, k] int64, weights [T, k] float32 -> weighted sum [T, H]
+(layers/moe.py)."""
 
 _TRIED_TOKENS: Final = (1, 3, 64, 256)
-"""One token, a few, a tile's rows, a canvas: a token's bits among them have to be those among all."""
+"""One token, a few, a tile's rows, a canvas: a token's bits among them have to be those among all.
+"""
 _ALL_TOKENS: Final = 320
 _TOLERANCE: Final = 0.01
-"""Largest error as a share of the largest output; another order of sums makes a step of bfloat16, 0.4 %."""
+"""Largest error as a share of the largest output; another order of sums makes a step of bfloat16,
+0.4 %."""
 _SEED: Final = 20261125
 
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """An implementation and its name in the engine profile. reason: why it is not the fused one, or empty."""
+    """An implementation and its name in the engine profile. reason: why it is not the fused one, or
+    empty."""
 
     name: str
     mix: Mix
@@ -40,7 +47,8 @@ class Chosen:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """Of what size a mixture is tried. tolerance: largest error as a share of the largest output."""
+    """Of what size a mixture is tried. tolerance: largest error as a share of the largest
+    output."""
 
     experts: int
     hidden_size: int
@@ -50,7 +58,9 @@ class Trial:
     tolerance: float = _TOLERANCE
 
 
-def mixture_for(experts: Any, plain: Mix, top_k: int, device: torch.device, dtype: torch.dtype) -> Chosen:
+def mixture_for(
+    experts: Any, plain: Mix, top_k: int, device: torch.device, dtype: torch.dtype
+) -> Chosen:
     """The implementation for one layer's module: transformers' own, or `QuantizedExperts`.
 
     plain: what runs otherwise, and the oracle. dtype: of the states.
@@ -66,9 +76,9 @@ def mixture_for(experts: Any, plain: Mix, top_k: int, device: torch.device, dtyp
     return Chosen("plain", plain, reason) if reason else Chosen("fused", fused, "")
 
 
-def fused_mixture(experts: Any) -> "FusedMixture":
-    """The fused implementation on the module's own weights. ValueError says why there is none, ImportError
-    that there is no Triton.
+def fused_mixture(experts: Any) -> FusedMixture:
+    """The fused implementation on the module's own weights. ValueError says why there is none,
+    ImportError that there is no Triton.
     """
     from piecework_model.layers.moe_triton import FusedMixture, Matrices
 
@@ -80,15 +90,21 @@ def fused_mixture(experts: Any) -> "FusedMixture":
             raise ValueError("the experts are in host memory")
         matrices = Matrices(gate_up[0], gate_up[1]), Matrices(down[0], down[1])
     else:
-        matrices = Matrices(experts.gate_up_proj.detach(), None), Matrices(experts.down_proj.detach(), None)
+        matrices = (
+            Matrices(experts.gate_up_proj.detach(), None),
+            Matrices(experts.down_proj.detach(), None),
+        )
     return FusedMixture(*matrices)
 
 
 def refusal(fused: Mix, plain: Mix, trial: Trial) -> str:
-    """Why `fused` may not take the place of `plain`, or empty. Tried on fixed random states of a layer."""
+    """Why `fused` may not take the place of `plain`, or empty. Tried on fixed random states of a
+    layer."""
     device = trial.device
     generator = torch.Generator().manual_seed(_SEED)
-    hidden = torch.randn((_ALL_TOKENS, trial.hidden_size), generator=generator).to(device, trial.dtype)
+    hidden = torch.randn((_ALL_TOKENS, trial.hidden_size), generator=generator).to(
+        device, trial.dtype
+    )
     scores = torch.rand((_ALL_TOKENS, trial.experts), generator=generator)
     weights, chosen = (part.to(device) for part in scores.topk(trial.top_k, dim=-1))
     try:
@@ -105,7 +121,9 @@ def refusal(fused: Mix, plain: Mix, trial: Trial) -> str:
     except (RuntimeError, ValueError, NotImplementedError) as error:
         return f"it does not run: {str(error).splitlines()[0]}"
     expected = plain(hidden, chosen, weights)
-    error_share = float((whole.float() - expected.float()).abs().max() / expected.float().abs().max())
+    error_share = float(
+        (whole.float() - expected.float()).abs().max() / expected.float().abs().max()
+    )
     if not error_share <= trial.tolerance:
         return f"its results differ by {error_share:.2%} of the largest"
     for count, made in parts.items():
@@ -115,8 +133,8 @@ def refusal(fused: Mix, plain: Mix, trial: Trial) -> str:
 
 
 def tolerance(experts: Any) -> float:
-    """How far apart two right answers may be. Where the plain implementation rounds activations, which the
-    fused one does not, as far as that may be from its own oracle.
+    """How far apart two right answers may be. Where the plain implementation rounds activations,
+    which the fused one does not, as far as that may be from its own oracle.
     """
     if isinstance(experts, QuantizedExperts) and isinstance(experts.codec, Fp8ScaledMm):
         return experts.codec.tolerance

@@ -1,12 +1,15 @@
-"""The Triton kernels of the mixture of experts: two grouped products. `layers/moe_triton.py` calls them.
+"""The Triton kernels of the mixture of experts: two grouped products. `layers/moe_triton.py` calls
+them.
 
-N = token and expert pairs, T x k, grouped by expert; H hidden size, I expert width. A program takes one
-tile of rows of one expert and one block of columns. Which tile belongs to which expert is read from device
-memory, so the grid needs no number that only the device knows.
+N = token and expert pairs, T x k, grouped by expert; H hidden size, I expert width. A program takes
+one tile of rows of one expert and one block of columns. Which tile belongs to which expert is read
+from device memory, so the grid needs no number that only the device knows.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
 # ruff: noqa: PLR0917 (Triton binds arguments by place)
+
+from __future__ import annotations
 
 import triton
 import triton.language as tl
@@ -30,7 +33,9 @@ def _weights(base, columns, inner, width: tl.constexpr, outputs: tl.constexpr, e
     if even:
         block = tl.load(places)
     else:
-        block = tl.load(places, mask=(columns < outputs)[None, :] & (inner < width)[:, None], other=0.0)
+        block = tl.load(
+            places, mask=(columns < outputs)[None, :] & (inner < width)[:, None], other=0.0
+        )
     return block
 
 
@@ -72,7 +77,9 @@ def expert_up(
     for start in range(0, width, inner):
         depth = start + tl.arange(0, inner)
         there = inside[:, None] & (depth < width)[None, :]
-        state = tl.load(hidden + token[:, None].to(tl.int64) * width + depth[None, :], mask=there, other=0.0)
+        state = tl.load(
+            hidden + token[:, None].to(tl.int64) * width + depth[None, :], mask=there, other=0.0
+        )
         state = state.to(compute)
         gate_block = _weights(gates, column, depth, width, outputs, even).to(compute)
         gate = tl.dot(state, gate_block, gate, input_precision="ieee")
@@ -85,7 +92,9 @@ def expert_up(
         up *= tl.load(scales + outputs, mask=column < outputs, other=0.0)[None, :]
     result = rounded(rounded(_gelu(gate), out.dtype.element_ty) * up, out.dtype.element_ty)
     target = out + place[:, None].to(tl.int64) * outputs + column[None, :]
-    tl.store(target, result.to(out.dtype.element_ty), mask=inside[:, None] & (column < outputs)[None, :])
+    tl.store(
+        target, result.to(out.dtype.element_ty), mask=inside[:, None] & (column < outputs)[None, :]
+    )
 
 
 @triton.jit
@@ -124,7 +133,9 @@ def expert_down(
     for start in range(0, width, inner):
         depth = start + tl.arange(0, inner)
         there = inside[:, None] & (depth < width)[None, :]
-        state = tl.load(states + place[:, None].to(tl.int64) * width + depth[None, :], mask=there, other=0.0)
+        state = tl.load(
+            states + place[:, None].to(tl.int64) * width + depth[None, :], mask=there, other=0.0
+        )
         block = _weights(matrix, column, depth, width, outputs, even).to(compute)
         total = tl.dot(state.to(compute), block, total, input_precision="ieee")
     total = rounded(total, out.dtype.element_ty)
@@ -134,4 +145,6 @@ def expert_down(
     share = tl.load(shares + pair, mask=inside, other=0.0)
     result = rounded(total * share[:, None], out.dtype.element_ty)
     target = out + pair[:, None].to(tl.int64) * outputs + column[None, :]
-    tl.store(target, result.to(out.dtype.element_ty), mask=inside[:, None] & (column < outputs)[None, :])
+    tl.store(
+        target, result.to(out.dtype.element_ty), mask=inside[:, None] & (column < outputs)[None, :]
+    )

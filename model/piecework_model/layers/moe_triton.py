@@ -1,28 +1,33 @@
-"""The mixture of experts on CUDA: two grouped products for all experts of a layer, and no look at the host.
+"""The mixture of experts on CUDA: two grouped products for all experts of a layer, and no look at
+the host.
 
-`layers/moe.py` asks how many tokens chose each expert and calls each expert in turn: in the released
-model that is one wait for the device and about a thousand launches a layer, 30,000 a step, more than 100 ms
-against the 17 ms that the weights take to be read. Here the device works out itself which tile of rows
-belongs to which expert. The number of tiles that is launched is the most that there can be, N / TILE_ROWS +
-E, and tiles that are not needed end at once. So nothing depends on the host, and a piece with experts in it
-can be recorded (layers/graphs.py).
+`layers/moe.py` asks how many tokens chose each expert and calls each expert in turn: in the
+released model that is one wait for the device and about a thousand launches a layer, 30,000 a step,
+more than 100 ms against the 17 ms that the weights take to be read. Here the device works out
+itself which tile of rows belongs to which expert. The number of tiles that is launched is the most
+that there can be, N / TILE_ROWS + E, and tiles that are not needed end at once. So nothing depends
+on the host, and a piece with experts in it can be recorded (layers/graphs.py).
 
-**Reproducibility.** A row's bits depend on that row, its expert's weights and the constants below: every
-product has TILE_ROWS rows, empty ones included, and one order along the inner dimension. They do not depend
-on how many tokens share the pass, nor on which tile or place a token gets. Rounding stands where the
-modules round (after each product, the activation, the gating, the share), and a token's experts are summed
-in ascending order, so results are those of `Mixture` but for the order of sums inside a product.
+**Reproducibility.** A row's bits depend on that row, its expert's weights and the constants below:
+every product has TILE_ROWS rows, empty ones included, and one order along the inner dimension. They
+do not depend on how many tokens share the pass, nor on which tile or place a token gets. Rounding
+stands where the modules round (after each product, the activation, the gating, the share), and a
+token's experts are summed in ascending order, so results are those of `Mixture` but for the order
+of sums inside a product.
 
-**Cost.** TILE_ROWS is 64 for every size of batch, because another height could be another instruction and
-another order. At one row of the released model an expert has 16 tokens on average, so three quarters of the
-arithmetic are empty: 2.9 TFLOP a step, 4 ms of an H100's tensor cores, beside 15 ms in which the experts'
-weights are read. At 16 rows an expert has 256 tokens and little is empty; its weights are then read four
-times, mostly from the L2 cache.
+**Cost.** TILE_ROWS is 64 for every size of batch, because another height could be another
+instruction and another order. At one row of the released model an expert has 16 tokens on average,
+so three quarters of the arithmetic are empty: 2.9 TFLOP a step, 4 ms of an H100's tensor cores,
+beside 15 ms in which the experts' weights are read. At 16 rows an expert has 256 tokens and little
+is empty; its weights are then read four times, mostly from the L2 cache.
 
-Weights are bfloat16 or float32 as published, or float8 with one scale an output (`quantization.Fp8`), which
-the kernels turn into the states' type tile by tile. Never run on a GPU: held against `Mixture` in Triton's
-interpreter, where products are in float32, and compiled for real targets. Times are arithmetic.
+Weights are bfloat16 or float32 as published, or float8 with one scale an output
+(`quantization.Fp8`), which the kernels turn into the states' type tile by tile. Never run on a GPU:
+held against `Mixture` in Triton's interpreter, where products are in float32, and compiled for real
+targets. Times are arithmetic.
 """
+
+from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any, Final
@@ -81,8 +86,8 @@ class Matrices:
 class Tiles:
     """Which pairs of token and expert stand where; all int32 and on the device. N pairs, E experts.
 
-    order: [N], the pair at each place, grouped by expert. starts: [E + 1], each expert's first place.
-    expert, first: of each tile, its expert (E for none) and its first place.
+    order: [N], the pair at each place, grouped by expert. starts: [E + 1], each expert's first
+    place. expert, first: of each tile, its expert (E for none) and its first place.
     """
 
     order: Tensor
@@ -113,13 +118,16 @@ class FusedMixture:
         """gate_up: [E, 2 I, H]. down: [E, H, I]."""
         experts, doubled, hidden = gate_up.data.shape
         if down.data.shape != (experts, hidden, doubled // 2):
-            raise ValueError(f"{tuple(gate_up.data.shape)} and {tuple(down.data.shape)} are no experts")
+            raise ValueError(
+                f"{tuple(gate_up.data.shape)} and {tuple(down.data.shape)} are no experts"
+            )
         self._gate_up, self._down = gate_up, down
         self.hidden_size: int = hidden
         self._experts, self._width = experts, doubled // 2
 
     def __call__(self, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-        """The weighted sum [T, H] of each token's experts. chosen: [T, k] int64; weights: [T, k] float32."""
+        """The weighted sum [T, H] of each token's experts. chosen: [T, k] int64; weights: [T, k]
+        float32."""
         tokens, k = chosen.shape
         chosen, by_expert = chosen.sort(dim=-1)
         shares = weights.gather(-1, by_expert).to(torch.float32).flatten().contiguous()
@@ -146,5 +154,6 @@ class FusedMixture:
 
 
 def _interpreted() -> bool:
-    """The interpreter multiplies bfloat16 as if its bits were integers; float32 holds every such product."""
+    """The interpreter multiplies bfloat16 as if its bits were integers; float32 holds every such
+    product."""
     return isinstance(kernels.expert_up, InterpretedFunction)

@@ -1,18 +1,24 @@
 """Products with packed weights on a processor's own instructions, and whether they may be used.
 
-Each kernel is a `Codec` that stores what its instruction wants. Its oracle is the codec of `quantization.py`
-that unpacks and multiplies. `refusal` tries a kernel on the device at hand: it has to agree with its oracle,
-and give a row the same bits alone and among others, because a result may not depend on who shares the batch.
-A kernel that fails is not used, and the engine profile says what runs.
+Each kernel is a `Codec` that stores what its instruction wants. Its oracle is the codec of
+`quantization.py` that unpacks and multiplies. `refusal` tries a kernel on the device at hand: it
+has to agree with its oracle, and give a row the same bits alone and among others, because a result
+may not depend on who shares the batch. A kernel that fails is not used, and the engine profile says
+what runs.
 
-  Fp8ScaledMm  torch._scaled_mm, one scale a token and one an output channel (compute capability 8.9 and up).
+  Fp8ScaledMm  torch._scaled_mm, one scale a token and one an output channel
+               (compute capability 8.9 and up).
                Rounds activations to e4m3 too, each token by its own scale: not the same function as
                weight-only, so it has a name of its own.
-  Int4Tiles    torch's _weight_int4pack_mm (capability 8.0 and up, bfloat16): the same function as its oracle.
+  Int4Tiles    torch's _weight_int4pack_mm (capability 8.0 and up, bfloat16):
+               the same function as its oracle.
 
-What ran: both on a CPU, where torch has the same two operators, and both are admitted there. On a GPU neither
-has run for this project; `_convert_weight_to_int4pack`, which lays out for CUDA, has never been called.
+What ran: both on a CPU, where torch has the same two operators, and both are admitted there. On a
+GPU neither has run for this project; `_convert_weight_to_int4pack`, which lays out for CUDA, has
+never been called.
 """
+
+from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -28,20 +34,22 @@ from piecework_model.layers.quantization import FP8_MAX, Codec, Fields, FieldSpe
 FP8_CAPABILITY: Final = (8, 9)
 INT4_CAPABILITY: Final = (8, 0)
 _INNER_TILES: Final = (8, 4, 2)
-"""Tiles of 16 inputs that a thread of the CUDA kernel loads at once: as many as divide the matrix."""
+"""Tiles of 16 inputs that a thread of the CUDA kernel loads at once: as many as divide the matrix.
+"""
 _TRIED_ROWS: Final = (1, 2, 7, 16, 33, 256, 512, 1024)
-"""Batches in which a row must have the bits that it has among all: one token, a few, an expert's share, some
-canvases."""
+"""Batches in which a row must have the bits that it has among all: one token, a few, an expert's
+share, some canvases."""
 _CANVAS_ROWS: Final = 256
 MOST_ROWS: Final = 4096
 """Of one product, and of the trial on a GPU: there no product is larger than what was tried."""
 _PADDED_ROWS: Final = 16
-"""The least that the float8 product is asked for: a tile of the tensor cores is as high, so it costs nothing,
-and the CPU's version sums fewer than 4 rows in another order (measured)."""
+"""The least that the float8 product is asked for: a tile of the tensor cores is as high, so it
+costs nothing, and the CPU's version sums fewer than 4 rows in another order (measured)."""
 
 
 class Kernel(Codec, Protocol):
-    """A codec that stands for another. tolerance: largest error, as a share of the largest output."""
+    """A codec that stands for another. tolerance: largest error, as a share of the largest
+    output."""
 
     @property
     def oracle(self) -> Codec:
@@ -75,7 +83,11 @@ class Fp8ScaledMm:
         data, scale = fields
         count = rows.shape[0]
         values = F.pad(rows.to(torch.float32), (0, 0, 0, max(0, _PADDED_ROWS - count)))
-        largest = values.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny * FP8_MAX)
+        largest = (
+            values.abs()
+            .amax(dim=1, keepdim=True)
+            .clamp_min(torch.finfo(torch.float32).tiny * FP8_MAX)
+        )
         own = largest / FP8_MAX
         product: Tensor = torch._scaled_mm(
             (values / own).to(torch.float8_e4m3fn),
@@ -89,7 +101,8 @@ class Fp8ScaledMm:
 
 @dataclass(frozen=True, slots=True)
 class Int4Tiles:
-    """4-bit weights, laid out for the instruction and unpacked inside it. `device_type`: cpu or cuda."""
+    """4-bit weights, laid out for the instruction and unpacked inside it. `device_type`: cpu or
+    cuda."""
 
     group: int
     device_type: str
@@ -125,8 +138,8 @@ class Int4Tiles:
         return tiles, scales
 
     def matmul(self, rows: Tensor, fields: Fields) -> Tensor:
-        """rows [n, in] bfloat16 times the matrix. The instruction wants scales and zero points, [in / group,
-        out, 2]; the latter are zero, and stored nowhere.
+        """rows [n, in] bfloat16 times the matrix. The instruction wants scales and zero points, [in
+        / group, out, 2]; the latter are zero, and stored nowhere.
         """
         if rows.shape[0] > MOST_ROWS:
             return _in_batches(self, fields, rows, MOST_ROWS)
@@ -146,15 +159,20 @@ def best_recipe(
     group: int = precision.DEFAULT_INT4_GROUP,
     dtype: torch.dtype = torch.bfloat16,
 ) -> Recipe | None:
-    """How to pack these weights (names and shapes) for a device that computes in `dtype`; None for "none"."""
+    """How to pack these weights (names and shapes) for a device that computes in `dtype`; None for
+    "none"."""
     if quantization == "none":
         return None
     if dtype is not torch.bfloat16:  # what the kernels take
         device = torch.device("cpu")
-    packed = [(name, shape) for name, shape in tensors if precision.is_packed(name, shape, quantization)]
+    packed = [
+        (name, shape) for name, shape in tensors if precision.is_packed(name, shape, quantization)
+    ]
     linears = [(shape[0], shape[1]) for name, shape in packed if precision.is_linear(name)]
     experts = [(shape[1], shape[2]) for name, shape in packed if precision.is_experts(name)]
-    return Recipe(best_codec("fp8", device, linears), best_codec(quantization, device, experts, group))
+    return Recipe(
+        best_codec("fp8", device, linears), best_codec(quantization, device, experts, group)
+    )
 
 
 def best_codec(
@@ -163,20 +181,24 @@ def best_codec(
     shapes: Iterable[tuple[int, int]],
     group: int = precision.DEFAULT_INT4_GROUP,
 ) -> Codec:
-    """The kernel of a GPU if it has one that is admitted for matrices of these shapes (outputs, inputs), else
-    the codec that unpacks.
+    """The kernel of a GPU if it has one that is admitted for matrices of these shapes (outputs,
+    inputs), else the codec that unpacks.
     """
     plain: Codec = Fp8() if quantization == "fp8" else Int4(group)
     if device.type != "cuda":
         return plain
     kernel: Kernel = Fp8ScaledMm() if quantization == "fp8" else Int4Tiles(group, "cuda")
     needed = FP8_CAPABILITY if quantization == "fp8" else INT4_CAPABILITY
-    usable = torch.cuda.get_device_capability(device) >= needed and refusal(kernel, device, shapes) is None
+    usable = (
+        torch.cuda.get_device_capability(device) >= needed
+        and refusal(kernel, device, shapes) is None
+    )
     return kernel if usable else plain
 
 
 def refusal(kernel: Kernel, device: torch.device, shapes: Iterable[tuple[int, int]]) -> str | None:
-    """Why a kernel may not be used on this device, or None. Tried on a fixed random matrix of each shape."""
+    """Why a kernel may not be used on this device, or None. Tried on a fixed random matrix of each
+    shape."""
     generator = torch.Generator().manual_seed(0)
     every = MOST_ROWS if device.type == "cuda" else _CANVAS_ROWS
     for outputs, inputs in sorted(set(shapes)):
@@ -195,7 +217,9 @@ def refusal(kernel: Kernel, device: torch.device, shapes: Iterable[tuple[int, in
         expected = kernel.oracle.matmul(rows, kernel.oracle.pack(weight)).to(torch.float32)
         error_share = float((whole.to(torch.float32) - expected).abs().max() / expected.abs().max())
         if not error_share <= kernel.tolerance:
-            return f"its results differ from the unpacked product's by {error_share:.2%} of the largest"
+            return (
+                f"its results differ from the plain product's by {error_share:.2%} of the largest"
+            )
         for count, product in split.items():
             if not torch.equal(product, whole[: len(product)]):
                 return f"a row has other bits among {count} rows than among {len(rows)}"

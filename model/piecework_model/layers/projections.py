@@ -1,11 +1,14 @@
 """Linear projections, the way they run fastest with the same result.
 
-On CUDA products are those of layers/matmul.py, where a row's bits do not depend on how many rows there are.
+On CUDA products are those of layers/matmul.py, where a row's bits do not depend on how many rows
+there are.
 
-On a CPU in bfloat16 oneDNN lays the weights out anew in every call; laid out once, the same product takes
-half the time at few rows and is equal bit for bit. In float32 the packed product is another sum order (MKL
-against oneDNN) and no faster for small weights: those run as torch runs them.
+On a CPU in bfloat16 oneDNN lays the weights out anew in every call; laid out once, the same product
+takes half the time at few rows and is equal bit for bit. In float32 the packed product is another
+sum order (MKL against oneDNN) and no faster for small weights: those run as torch runs them.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, Final

@@ -1,16 +1,19 @@
 """Weights in 8 and 4 bits: how a matrix is packed, and the product with one.
 
-Weight-only: activations stay as they are, so a token's result is a function of that token's activations and
-the weights, and never of who shares the batch. `layers/packed_kernels.py` has the same products on a GPU's
-own instructions.
+Weight-only: activations stay as they are, so a token's result is a function of that token's
+activations and the weights, and never of who shares the batch. `layers/packed_kernels.py` has the
+same products on a GPU's own instructions.
 
-  fp8   float8 e4m3 (Micikevicius et al., "FP8 formats for deep learning", arXiv 2209.05433), one scale an
-        output channel. Scales are powers of two: every stored weight is then exact in bfloat16, and nothing
-        is lost to the scale, because the relative step of a float does not depend on it.
-  int4  (q - 8) * scale, one bfloat16 scale for a group of inputs. The scale carries a sign: the weight of
-        largest magnitude gets q = 0, so all 16 values are used where a symmetric grid wastes one. Of a few
-        scales around it the one with the least squared error is kept.
+  fp8   float8 e4m3 (Micikevicius et al., "FP8 formats for deep learning", arXiv 2209.05433),
+        one scale an output channel. Scales are powers of two: every stored weight is then exact
+        in bfloat16, and nothing is lost to the scale, because the relative step of a float does
+        not depend on it.
+  int4  (q - 8) * scale, one bfloat16 scale for a group of inputs. The scale carries a sign:
+        the weight of largest magnitude gets q = 0, so all 16 values are used where a symmetric
+        grid wastes one. Of a few scales around it the one with the least squared error is kept.
 """
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,16 +32,16 @@ FieldSpec = tuple[tuple[int, ...], torch.dtype]
 
 FP8_MAX: Final = 448.0  # the largest e4m3 value
 _INT4_TRIED: Final = (1.0, 0.93, 1.07)
-"""Scales tried, relative to the one that just reaches the largest weight: 4 % less error than the first
-alone, eight of them another 1 % (docs/precision.md)."""
+"""Scales tried, relative to the one that just reaches the largest weight: 4 % less error than the
+first alone, eight of them another 1 % (docs/precision.md)."""
 MIN_ROWS: Final = 8
-"""Below this, a float32 product on a CPU sums in another order than it does for more rows (measured; bfloat16
-does not). Such a product is padded."""
+"""Below this, a float32 product on a CPU sums in another order than it does for more rows
+(measured; bfloat16 does not). Such a product is padded."""
 
 
 def linear(rows: Tensor, weight: Tensor) -> Tensor:
-    """rows [n, in] @ weight [out, in]^T, each row with the same bits whatever n is: on CUDA in tiles of one
-    size (layers/matmul.py) if they were admitted there.
+    """rows [n, in] @ weight [out, in]^T, each row with the same bits whatever n is: on CUDA in
+    tiles of one size (layers/matmul.py) if they were admitted there.
     """
     product, count = weight_projection(weight, pack=False), rows.shape[0]
     if count >= MIN_ROWS or rows.dtype is not torch.float32 or rows.device.type != "cpu":
@@ -47,7 +50,8 @@ def linear(rows: Tensor, weight: Tensor) -> Tensor:
 
 
 class Codec(Protocol):
-    """One way to store a matrix [out, in] and to multiply by it. Pure: the fields are the caller's."""
+    """One way to store a matrix [out, in] and to multiply by it. Pure: the fields are the
+    caller's."""
 
     @property
     def name(self) -> str:
@@ -65,7 +69,8 @@ class Codec(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Fp8:
-    """Weight-only float8 e4m3. The scale is applied to the product: its columns are the output channels."""
+    """Weight-only float8 e4m3. The scale is applied to the product: its columns are the output
+    channels."""
 
     name: ClassVar[str] = "fp8"
 
@@ -76,7 +81,9 @@ class Fp8:
     def pack(self, weight: Tensor) -> Fields:
         """Scales to the smallest power of two at which the channel's largest weight fits."""
         values = _finite(weight)
-        mantissa, exponent = torch.frexp(values.abs().amax(dim=1) / FP8_MAX)  # m * 2^e, 0.5 <= m < 1
+        mantissa, exponent = torch.frexp(
+            values.abs().amax(dim=1) / FP8_MAX
+        )  # m * 2^e, 0.5 <= m < 1
         exponent = torch.where(mantissa == 0.5, exponent - 1, exponent).clamp(-126, 127)
         scale = torch.ldexp(torch.ones_like(mantissa), exponent)
         return (values / scale[:, None]).to(torch.float8_e4m3fn), scale
@@ -94,7 +101,8 @@ class Fp8:
 
 @dataclass(frozen=True, slots=True)
 class Int4:
-    """Weight-only 4 bits. `group`: the most inputs that share a scale; the width of the matrix decides."""
+    """Weight-only 4 bits. `group`: the most inputs that share a scale; the width of the matrix
+    decides."""
 
     group: int = precision.DEFAULT_INT4_GROUP
 
@@ -104,7 +112,8 @@ class Int4:
         return f"int4-g{self.group}"
 
     def specs(self, outputs: int, inputs: int) -> Sequence[FieldSpec]:
-        """Data [out, in / 2] in bytes, the even input in the high half; scales [out, in / group]."""
+        """Data [out, in / 2] in bytes, the even input in the high half; scales [out, in /
+        group]."""
         size = _group(inputs, self.group)
         return (((outputs, inputs // 2), torch.uint8), ((outputs, inputs // size), torch.bfloat16))
 
@@ -118,9 +127,12 @@ class Int4:
         return index[:, ::2] << 4 | index[:, 1::2], scale
 
     def unpack(self, fields: Fields, dtype: torch.dtype) -> Tensor:
-        """The matrix [out, in] that the fields stand for, in `dtype`: one rounding, of the product."""
+        """The matrix [out, in] that the fields stand for, in `dtype`: one rounding, of the
+        product."""
         data, scale = fields
-        halves = torch.stack((data >> 4, data & 15), dim=-1).view(*scale.shape, -1)  # [out, groups, group]
+        halves = torch.stack((data >> 4, data & 15), dim=-1).view(
+            *scale.shape, -1
+        )  # [out, groups, group]
         weight = (halves.to(dtype) - 8) * scale.to(dtype)[..., None]
         return weight.view(data.shape[0], -1)
 
@@ -146,7 +158,8 @@ class Recipe:
 class QuantizedLinear(nn.Module):
     """Takes the place of an nn.Linear without bias: forward(x [..., in]) -> [..., out].
 
-    Empty until `fill`; its fields are buffers `field_0`, `field_1`, so that they move with the model.
+    Empty until `fill`; its fields are buffers `field_0`, `field_1`, so that they move with the
+    model.
     """
 
     def __init__(self, inputs: int, outputs: int, codec: Codec) -> None:
@@ -162,7 +175,9 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The product, token by token."""
-        rows = self._codec.matmul(x.reshape(-1, self.in_features), tuple(self.buffers(recurse=False)))
+        rows = self._codec.matmul(
+            x.reshape(-1, self.in_features), tuple(self.buffers(recurse=False))
+        )
         return rows.view(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
@@ -171,7 +186,8 @@ class QuantizedLinear(nn.Module):
 
 
 def _best_scale(grouped: Tensor) -> tuple[Tensor, Tensor]:
-    """values [out, groups, size] -> (indices 0..15 as uint8, same shape; scales [out, groups] bfloat16)."""
+    """values [out, groups, size] -> (indices 0..15 as uint8, same shape; scales [out, groups]
+    bfloat16)."""
     largest = grouped.gather(-1, grouped.abs().argmax(dim=-1, keepdim=True))
     index, scale, error = _rounded(grouped, largest, _INT4_TRIED[0])
     for factor in _INT4_TRIED[1:]:
@@ -184,7 +200,8 @@ def _best_scale(grouped: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _rounded(grouped: Tensor, largest: Tensor, factor: float) -> tuple[Tensor, Tensor, Tensor]:
-    """(index, scale, squared error of each group) at `factor` times the scale that just reaches `largest`."""
+    """(index, scale, squared error of each group) at `factor` times the scale that just reaches
+    `largest`."""
     scale = (largest * (factor / -8)).to(torch.bfloat16)
     scale = torch.where(scale == 0, 1, scale)  # a group of zeros, or of what bfloat16 calls zero
     step = scale.to(torch.float32)

@@ -1,6 +1,8 @@
-"""The start-up measurement: how fast this machine really denoises, on a fixed prompt through the real
-engine.
+"""The start-up measurement: how fast this machine really denoises, on a fixed prompt through the
+real engine.
 """
+
+from __future__ import annotations
 
 import time
 from collections.abc import Callable
@@ -13,7 +15,7 @@ from piecework_model.engine.engine import Engine
 from piecework_model.engine.executor import Executor
 from piecework_model.errors import BenchmarkError
 from piecework_model.requests import CanvasEvent, FailedEvent, GenerationRequest
-from piecework_model.text.chat import Message, encode_prompt
+from piecework_model.text.chat import ChatMessage, encode_prompt
 
 PROMPT = "Write a story about a fox, a lantern and a river."
 _CANVASES_A_RUN = 4
@@ -23,9 +25,9 @@ _CANVASES_A_RUN = 4
 class Measurement:
     """What was measured over `seconds` with `rows` rows at once.
 
-    tokens_per_second: charged tokens of all rows together. first_canvas_ms: from submission to the first
-    canvas of a row alone, prefill included; the median over the runs. steps_per_second: row steps, so that a
-    batch of 8 counts eight a step. steps_per_canvas: mean.
+    tokens_per_second: charged tokens of all rows together. first_canvas_ms: from submission to the
+    first canvas of a row alone, prefill included; the median over the runs. steps_per_second: row
+    steps, so that a batch of 8 counts eight a step. steps_per_canvas: mean.
     """
 
     tokens_per_second: float
@@ -55,9 +57,9 @@ def measure(
 ) -> Measurement:
     """Denoises the fixed prompt again and again, seeds 0, 1, 2 ..., until `seconds` have passed.
 
-    First one uncounted canvas warms up; then single canvases for a third of the time, for the first canvas;
-    then `rows` at once for the rest, for the rates. At least one run of each is finished, come what may.
-    Raises BenchmarkError when the engine fails on the prompt.
+    First one uncounted canvas warms up; then single canvases for a third of the time, for the first
+    canvas; then `rows` at once for the rest, for the rates. At least one run of each is finished,
+    come what may. Raises BenchmarkError when the engine fails on the prompt.
     """
     if not 0 < seconds <= limits.BENCHMARK_MAX_SECONDS:
         raise ValueError(f"seconds must be in (0, {limits.BENCHMARK_MAX_SECONDS}], got {seconds}")
@@ -96,7 +98,8 @@ def _run(
     memory_bytes: int,
     clock: Callable[[], float],
 ) -> tuple[_Totals, float]:
-    """One run of a row per seed, `canvases` long at most. Its totals and the seconds to its first canvas."""
+    """One run of a row per seed, `canvases` long at most. Its totals and the seconds to its first
+    canvas."""
     engine = Engine(loaded, max_rows=len(seeds), memory_bytes=memory_bytes, executor=executor)
     started = clock()
     for seed in seeds:
@@ -105,7 +108,9 @@ def _run(
     while engine.has_runnable:
         for event in engine.step():
             if isinstance(event, FailedEvent):
-                raise BenchmarkError(f"the engine failed on its own prompt: {event.kind}: {event.message}")
+                raise BenchmarkError(
+                    f"the engine failed on its own prompt: {event.kind}: {event.message}"
+                )
             if isinstance(event, CanvasEvent):
                 first = first or clock() - started
                 totals.tokens += len(event.charged_ids)
@@ -118,7 +123,7 @@ def _request(loaded: LoadedModel, seed: int, canvases: int) -> GenerationRequest
     defaults = loaded.defaults
     return GenerationRequest(
         request_id=f"benchmark-{seed}",
-        prompt_ids=encode_prompt(loaded, [Message("user", PROMPT)]),
+        prompt_ids=encode_prompt(loaded, [ChatMessage("user", PROMPT)]),
         seed=seed,
         max_tokens=canvases * loaded.limits.canvas_size,
         max_steps=defaults.max_steps,

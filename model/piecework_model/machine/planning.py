@@ -1,5 +1,7 @@
 """From a folder and a machine to a loaded model: the precision that fits, chosen and explained."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -7,15 +9,15 @@ from typing import Final, Literal
 from piecework_model.checkpoint.dimensions import Blueprint, read
 from piecework_model.checkpoint.loading import DeviceChoice, LoadedModel, load, resolve_device
 from piecework_model.checkpoint.manifest import bundled_checkpoint_path
-from piecework_model.checkpoint.memory import Choice, Device, choose
+from piecework_model.checkpoint.memory import Device, PrecisionPlan, choose
 from piecework_model.machine.probe import Hardware, probe
 from piecework_model.precision import Precision
 
 PrecisionChoice = Precision | Literal["auto"]
 
 DEFAULT_CONTEXT_TOKENS: Final = 8192
-"""Prompt and answer of a job that is planned for unless told. A longer one takes more of the same budget:
-fewer run beside it."""
+"""Prompt and answer of a job that is planned for unless told. A longer one takes more of the same
+budget: fewer run beside it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +25,7 @@ class Planned:
     """A loaded model and why it is loaded as it is."""
 
     loaded: LoadedModel
-    choice: Choice
+    choice: PrecisionPlan
 
 
 def plan(
@@ -34,7 +36,7 @@ def plan(
     precision: PrecisionChoice,
     rows: int,
     context_tokens: int = 0,
-) -> Choice:
+) -> PrecisionPlan:
     """What `load_planned` would choose. context_tokens: of each of `rows` rows, 0 for the default.
 
     Reads config.json and headers only. Raises CheckpointError, and DeviceError when nothing fits.
@@ -52,7 +54,8 @@ def load_planned(
     rows: int,
     context_tokens: int = 0,
 ) -> Planned:
-    """Loads the checkpoint in the most faithful precision that fits, or in the one that is asked for."""
+    """Loads the checkpoint in the most faithful precision that fits, or in the one that is asked
+    for."""
     on = resolve_device(device).type
     choice = plan(
         folder,

@@ -1,4 +1,7 @@
-"""What machine this is, and the short name of the numeric behaviour that a loaded model has on it."""
+"""What machine this is, and the short name of the numeric behaviour that a loaded model has on
+it."""
+
+from __future__ import annotations
 
 import platform
 import re
@@ -35,8 +38,8 @@ class Hardware:
 
 
 def probe() -> Hardware:
-    """Asks NVML for the first GPU and psutil for the host. A machine without an NVIDIA driver is a CPU
-    machine.
+    """Asks NVML for the first GPU and psutil for the host. A machine without an NVIDIA driver is a
+    CPU machine.
     """
     cpu = _cpu_name()
     cores = psutil.cpu_count(logical=True) or 1
@@ -44,7 +47,9 @@ def probe() -> Hardware:
     system = f"{platform.system()} {platform.machine()}"
     try:
         pynvml.nvmlInit()
-    except pynvml.NVMLError:  # no library or no driver: NVML's way to say that there is no NVIDIA GPU here
+    except (
+        pynvml.NVMLError
+    ):  # no library or no driver: NVML's way to say that there is no NVIDIA GPU here
         return Hardware("cpu", cpu, host_memory, "", 0, cores, host_memory, cpu, system)
     try:
         count = int(pynvml.nvmlDeviceGetCount())
@@ -72,21 +77,23 @@ def host_memory_bytes(limit: Path = _CONTAINER_LIMIT) -> int:
 def engine_profile(loaded: LoadedModel, hardware: Hardware, kernels: str) -> str:
     """A stable name of everything but the model that decides the last bits of a result.
 
-    Device model, engine build (ours, torch's, transformers'), precision and quantization, the executor's
-    `kernels`; on a CPU also its instruction set as torch uses it and the number of threads, since both
-    decide how sums are split. Two workers with equal profiles and equal model digests are expected to agree
-    byte for byte.
+    Device model, engine build (ours, torch's, transformers'), precision and quantization, the
+    executor's `kernels`; on a CPU also its instruction set as torch uses it and the number of
+    threads, since both decide how sums are split. Two workers with equal profiles and equal model
+    digests are expected to agree byte for byte.
     """
     import torch
 
     cuda = loaded.device.startswith("cuda")
     device = hardware.name if cuda else hardware.cpu
-    build = (
-        f"piecework-{version('piecework')}+torch-{torch.__version__}+transformers-{version('transformers')}"
-    )
+    ours, theirs = version("piecework"), version("transformers")
+    build = f"piecework-{ours}+torch-{torch.__version__}+transformers-{theirs}"
     parts = [device, build, loaded.dtype, loaded.quantization, kernels]
     if not cuda:
-        parts += [str(torch.backends.cpu.get_cpu_capability()), f"{torch.get_num_threads()}-threads"]
+        parts += [
+            str(torch.backends.cpu.get_cpu_capability()),
+            f"{torch.get_num_threads()}-threads",
+        ]
     return "/".join(_slug(part) for part in parts)[:_MAX_PROFILE_CHARS]
 
 
@@ -94,7 +101,9 @@ def _cpu_name() -> str:
     """The CPU's model name; the architecture where the system does not tell."""
     if _CPU_INFO.is_file():
         match = re.search(
-            r"^model name\s*:\s*(.+)$", _CPU_INFO.read_text(encoding="utf-8", errors="replace"), re.M
+            r"^model name\s*:\s*(.+)$",
+            _CPU_INFO.read_text(encoding="utf-8", errors="replace"),
+            re.M,
         )
         if match:
             return match[1].strip()
@@ -106,7 +115,7 @@ def _text(value: str | bytes) -> str:
 
 
 def _slug(text: str) -> str:
-    """Lower case, with every run of other characters than letters, digits, dot, plus and minus made one
-    minus.
+    """Lower case, with every run of other characters than letters, digits, dot, plus and minus made
+    one minus.
     """
     return re.sub(r"[^a-z0-9.+-]+", "-", text.lower()).strip("-")

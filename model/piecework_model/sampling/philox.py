@@ -1,12 +1,15 @@
-"""Counter-based randomness: every draw is a function of (seed, canvas, step, position, purpose), and of
-nothing else.
+"""Counter-based randomness: every draw is a function of (seed, canvas, step, position, purpose),
+and of nothing else.
 
-Philox4x32-10 of Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC'11). The key
-is the job's seed (word 0 its low 32 bits, word 1 its high 32 bits); the counter is (canvas, step, position,
-purpose); word 0 of the output is the draw x. A uniform is (x + 0.5) / 2**32 in float64; a random id below V
-is (x * V) >> 32, whose bias is at most V / 2**32 (none at all when V is a power of two, as for the released
-vocabulary). Integers only, no torch: anyone can replay it.
+Philox4x32-10 of Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3"
+(SC'11). The key is the job's seed (word 0 its low 32 bits, word 1 its high 32 bits); the counter is
+(canvas, step, position, purpose); word 0 of the output is the draw x. A uniform is (x + 0.5) /
+2**32 in float64; a random id below V is (x * V) >> 32, whose bias is at most V / 2**32 (none at all
+when V is a power of two, as for the released vocabulary). Integers only, no torch: anyone can
+replay it.
 """
+
+from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
@@ -35,8 +38,8 @@ class Purpose(enum.IntEnum):
 
 
 def philox4x32(counter: Words, key: tuple[Keys, Keys]) -> Words:
-    """Ten rounds of Philox4x32: counters [..., 4] and two 32-bit key words (of one value, or one for each
-    counter) to outputs [..., 4]."""
+    """Ten rounds of Philox4x32: counters [..., 4] and two 32-bit key words (of one value, or one
+    for each counter) to outputs [..., 4]."""
     x0, x1, x2, x3 = (counter[..., word].astype(np.uint64) for word in range(4))
     for round_ in range(_ROUNDS):
         k0 = (key[0] + np.uint64(round_ * _WEYL[0])) & _MASK
@@ -62,8 +65,8 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class StepDraws:
-    """What one step of each row needs. uniforms: float64 [rows, positions] in (0, 1), which sample the
-    tokens. renoise: int64 [rows, positions], ids for what is not accepted."""
+    """What one step of each row needs. uniforms: float64 [rows, positions] in (0, 1), which sample
+    the tokens. renoise: int64 [rows, positions], ids for what is not accepted."""
 
     uniforms: npt.NDArray[np.float64]
     renoise: Ids

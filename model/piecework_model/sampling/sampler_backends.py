@@ -1,9 +1,12 @@
-"""Which sampler judges logits on a device: the fused one where it runs and agrees, else the pure one.
+"""Which sampler judges logits on a device: the fused one where it runs and agrees, else the pure
+one.
 
-The fused sampler is tried on fixed random logits before it is used, as layers/packed_kernels.py tries
-products: it has to agree with the pure one, and give a position the same bits alone and among others. The
-choice changes the last bits of a result, so its name belongs to the engine profile.
+The fused sampler is tried on fixed random logits before it is used, as layers/packed_kernels.py
+tries products: it has to agree with the pure one, and give a position the same bits alone and among
+others. The choice changes the last bits of a result, so its name belongs to the engine profile.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,12 +18,13 @@ from torch import Tensor
 from piecework_model.sampling import sampler
 from piecework_model.sampling.sampler import Judgement
 
-Judge = Callable[[Tensor, Tensor, float, Tensor], Judgement]
+SampleFn = Callable[[Tensor, Tensor, float, Tensor], Judgement]
 """As `sampler.judge`; the logits it is given may be gone afterwards."""
 
 _TRIED_POSITIONS: Final = 8
 _SPREAD: Final = 4.0
-"""Standard deviation of the tried logits: some thousand tokens then share the mass, and a wrong sum shows."""
+"""Standard deviation of the tried logits: some thousand tokens then share the mass, and a wrong sum
+shows."""
 _CAP: Final = 30.0
 _TOLERANCE_NATS: Final = 1e-3
 """Float32 sums over a vocabulary differ by 1e-5; a wrong one by far more."""
@@ -32,7 +36,7 @@ class Sampler:
     """A judge and its name in the engine profile. reason: why it is not the fused one, or empty."""
 
     name: str
-    judge: Judge
+    judge: SampleFn
     reason: str
 
 
@@ -45,10 +49,14 @@ def sampler_for(device: torch.device, dtype: torch.dtype, vocab_size: int) -> Sa
     except ImportError as error:
         return Sampler("pure", sampler.judge, f"no Triton: {error}")
     reason = refusal(sampler_triton.judge, device, dtype, vocab_size)
-    return Sampler("pure", sampler.judge, reason) if reason else Sampler("fused", sampler_triton.judge, "")
+    return (
+        Sampler("pure", sampler.judge, reason)
+        if reason
+        else Sampler("fused", sampler_triton.judge, "")
+    )
 
 
-def refusal(judge: Judge, device: torch.device, dtype: torch.dtype, vocab_size: int) -> str:
+def refusal(judge: SampleFn, device: torch.device, dtype: torch.dtype, vocab_size: int) -> str:
     """Why a judge may not take the place of the pure one, or empty."""
     generator = torch.Generator().manual_seed(_SEED)
     raw = _SPREAD * torch.randn((_TRIED_POSITIONS, vocab_size), generator=generator)
@@ -59,7 +67,12 @@ def refusal(judge: Judge, device: torch.device, dtype: torch.dtype, vocab_size: 
     try:
         whole = judge(raw.clone(), temperatures, _CAP, uniforms)
         alone = [
-            judge(raw[i : i + 1].clone(), temperatures[i : i + 1].clone(), _CAP, uniforms[i : i + 1].clone())
+            judge(
+                raw[i : i + 1].clone(),
+                temperatures[i : i + 1].clone(),
+                _CAP,
+                uniforms[i : i + 1].clone(),
+            )
             for i in range(_TRIED_POSITIONS)
         ]
     except (RuntimeError, ValueError, NotImplementedError) as error:

@@ -1,12 +1,15 @@
-"""The Triton kernels of the fused sampler: what they compute, in which order. `sampling/sampler_triton.py`
-calls them, and says what they are for.
+"""The Triton kernels of the fused sampler: what they compute, in which order.
+`sampling/sampler_triton.py` calls them, and says what they are for.
 
-P = positions, V = vocabulary, T = vocabulary tiles. The language is Triton's: functions without types, module
-constants as `tl.constexpr`. A program of each kernel belongs to one position and knows no other.
+P = positions, V = vocabulary, T = vocabulary tiles. The language is Triton's: functions without
+types, module constants as `tl.constexpr`. A program of each kernel belongs to one position and
+knows no other.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
 # ruff: noqa: PLR0917, PLR0124 (Triton binds arguments by place; x == x asks for NaN)
+
+from __future__ import annotations
 
 import triton
 import triton.language as tl
@@ -19,7 +22,8 @@ _WEIGHTED = tl.constexpr(3)  # sum of e * (scaled - maximum)
 _SOFT_SUM = tl.constexpr(4)  # sum of exp(rounded - rounded maximum), rounded to the weights' type
 PLANES = tl.constexpr(5)
 
-# tanh(x) = x + x^3 p(x^2) for |x| below the bound: fitted for least relative error, 0.8 ulp in float32.
+# tanh(x) = x + x^3 p(x^2) for |x| below the bound: fitted for least relative error, 0.8 ulp in
+# float32.
 _TANH_BOUND = tl.constexpr(0.625)
 _TANH_0 = tl.constexpr(-0.3333328068256378)
 _TANH_1 = tl.constexpr(0.13331441581249237)
@@ -34,7 +38,11 @@ def tanh(x):
     size = tl.abs(x)
     square = x * x
     near = x + x * (
-        square * (_TANH_0 + square * (_TANH_1 + square * (_TANH_2 + square * (_TANH_3 + square * _TANH_4))))
+        square
+        * (
+            _TANH_0
+            + square * (_TANH_1 + square * (_TANH_2 + square * (_TANH_3 + square * _TANH_4)))
+        )
     )
     far = 1.0 - 2.0 / (tl.exp(2.0 * size) + 1.0)  # exp may be infinite: then 1
     return tl.where(size < _TANH_BOUND, near, tl.where(x < 0, -far, far))
@@ -60,8 +68,8 @@ def rounded(x, dtype: tl.constexpr):
 def _load_scaled(
     raw, temperatures, row, first, cap: tl.constexpr, vocab_size: tl.constexpr, tile: tl.constexpr
 ):
-    """Scaled logits [tile] of a position from token `first` on: -inf past the vocabulary, NaN where the logit
-    is not finite (the cap would hide an infinity).
+    """Scaled logits [tile] of a position from token `first` on: -inf past the vocabulary, NaN where
+    the logit is not finite (the cap would hide an infinity).
     """
     tokens = first + tl.arange(0, tile)
     start = raw + row.to(tl.int64) * vocab_size  # P V may pass 2^31
@@ -105,7 +113,8 @@ def summarise(
 
 @triton.jit
 def _first_beyond(mass, threshold, size: tl.constexpr):
-    """Where the running sum of `mass` [size] float64 first exceeds `threshold`, and that sum before there.
+    """Where the running sum of `mass` [size] float64 first exceeds `threshold`, and that sum before
+    there.
 
     Only an index that has mass. Where rounding leaves none, the last that has any; 0 among NaNs.
     """
@@ -133,7 +142,8 @@ def decide(
     vocab_size: tl.constexpr,
     tile: tl.constexpr,
 ):
-    """Brings the tiles of one position together, and samples inside the one that the uniform falls into."""
+    """Brings the tiles of one position together, and samples inside the one that the uniform falls
+    into."""
     row = tl.program_id(0)
     lane = tl.arange(0, lanes)
     there = lane < tiles
@@ -158,10 +168,14 @@ def decide(
     chosen_tile, before = _first_beyond(masses, threshold, lanes)
     tile_maximum = tl.sum(tl.where(lane == chosen_tile, maxima, 0.0), axis=0)
     scaled = _load_scaled(raw, temperatures, row, chosen_tile * tile, cap, vocab_size, tile)
-    mass = tl.exp(scaled - tile_maximum).to(tl.float64) * tl.exp(tile_maximum - maximum).to(tl.float64)
+    mass = tl.exp(scaled - tile_maximum).to(tl.float64) * tl.exp(tile_maximum - maximum).to(
+        tl.float64
+    )
     chosen, _ = _first_beyond(mass, threshold - before, tile)
     value = tl.sum(tl.where(tl.arange(0, tile) == chosen, scaled, 0.0), axis=0)
-    tl.store(ids + row * 2 + 1, tl.minimum(chosen_tile * tile + chosen, vocab_size - 1).to(tl.int64))
+    tl.store(
+        ids + row * 2 + 1, tl.minimum(chosen_tile * tile + chosen, vocab_size - 1).to(tl.int64)
+    )
     tl.store(figures + row * 3, (log_total - mean_distance).to(tl.float32))
     tl.store(figures + row * 3 + 1, ((value - maximum).to(tl.float64) - log_total).to(tl.float32))
     tl.store(figures + row * 3 + 2, maximum - second)
@@ -183,7 +197,8 @@ def soften(
     vocab_size: tl.constexpr,
     tile: tl.constexpr,
 ):
-    """Softmax of the rounded logits, rounded again. A program reads its whole tile before it writes it."""
+    """Softmax of the rounded logits, rounded again. A program reads its whole tile before it writes
+    it."""
     row, first = tl.program_id(0), tl.program_id(1) * tile
     scaled = _load_scaled(raw, temperatures, row, first, cap, vocab_size, tile)
     coarse = rounded(scaled, raw.dtype.element_ty)

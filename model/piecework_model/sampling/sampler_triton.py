@@ -1,38 +1,43 @@
-"""The fused sampler for CUDA: what `sampling/sampler.py` decides about a tile of logits, without the tile's
-intermediate copies.
+"""The fused sampler for CUDA: what `sampling/sampler.py` decides about a tile of logits, without
+the tile's intermediate copies.
 
-P = positions of the tile (rows x canvas), V = vocabulary, T = vocabulary tiles of `TILE_TOKENS`. Three
-kernels, in each of which a program belongs to one position:
+P = positions of the tile (rows x canvas), V = vocabulary, T = vocabulary tiles of `TILE_TOKENS`.
+Three kernels, in each of which a program belongs to one position:
 
-    summarise  grid [P, T]  reads all logits      -> per vocabulary tile: two maxima, an id, three sums
+    summarise  grid [P, T]  reads all logits      -> per tile: two maxima, an id, three sums
     decide     grid [P]     reads one tile of T   -> argmax, sample, entropy, log-probability, gap
     soften     grid [P, T]  reads all logits      -> probabilities, in the place of the logits
 
-The sums of a vocabulary tile are relative to the tile's own maximum and are brought to the common one in
-`decide`: the online softmax of Milakov and Gimelshein, "Online normalizer calculation for softmax", arXiv
-1805.02867. Inverse-CDF sampling has the two levels of `sampler.sample`, with larger tiles.
+The sums of a vocabulary tile are relative to the tile's own maximum and are brought to the common
+one in `decide`: the online softmax of Milakov and Gimelshein, "Online normalizer calculation for
+softmax", arXiv 1805.02867. Inverse-CDF sampling has the two levels of `sampler.sample`, with larger
+tiles.
 
-**Cost.** Logits of w bytes are read twice, one tile of T a third time, and the probabilities are written
-once: (3 + 1/T) P V w bytes. For one canvas of the released model in bf16 (P = 256, V = 262,144, T = 64)
-that is 405 MB, 0.13 ms at 3.0 TB/s. The kernels take some 120 instructions a logit, most of them for the
-two hyperbolic tangents, which at an H100's 3e13 instructions a second is 0.27 ms: the arithmetic bounds
-them there, not the memory. Against the 17 ms of reading all bf16 weights once it is 1.6 %. A call allocates
-24 P T bytes (0.4 MB): the probabilities take the place of the logits.
+**Cost.** Logits of w bytes are read twice, one tile of T a third time, and the probabilities are
+written once: (3 + 1/T) P V w bytes. For one canvas of the released model in bf16 (P = 256, V =
+262,144, T = 64) that is 405 MB, 0.13 ms at 3.0 TB/s. The kernels take some 120 instructions a
+logit, most of them for the two hyperbolic tangents, which at an H100's 3e13 instructions a second
+is 0.27 ms: the arithmetic bounds them there, not the memory. Against the 17 ms of reading all bf16
+weights once it is 1.6 %. A call allocates 24 P T bytes (0.4 MB): the probabilities take the place
+of the logits.
 
-**Reproducibility.** No atomics, no autotuning, no split that depends on P: V and the type of the logits
-alone decide tile, warps and the order of every sum, so the bits of a position depend neither on P nor on
-its place nor on its neighbours. Addresses must be aligned to 16 bytes: for others Triton would compile a
-second kernel with another layout, and so another order. The bits are not those of the pure version (other
-order of sums, the hyperbolic tangent is a polynomial); this sampler belongs to the engine profile.
+**Reproducibility.** No atomics, no autotuning, no split that depends on P: V and the type of the
+logits alone decide tile, warps and the order of every sum, so the bits of a position depend neither
+on P nor on its place nor on its neighbours. Addresses must be aligned to 16 bytes: for others
+Triton would compile a second kernel with another layout, and so another order. The bits are not
+those of the pure version (other order of sums, the hyperbolic tangent is a polynomial); this
+sampler belongs to the engine profile.
 
 **Ties.** The lowest id among equal scaled logits, as `torch.argmax`; the gap is then 0.
 
-**Non-finite logits.** A NaN or an infinity at a position makes its entropy and its probabilities NaN. Its ids
-mean nothing then but lie in the vocabulary. Neighbours are untouched.
+**Non-finite logits.** A NaN or an infinity at a position makes its entropy and its probabilities
+NaN. Its ids mean nothing then but lie in the vocabulary. Neighbours are untouched.
 
-Never run on a GPU: the tests hold the kernels against the pure version in Triton's interpreter on a CPU, and
-compile them for real targets without running them. The times above are arithmetic.
+Never run on a GPU: the tests hold the kernels against the pure version in Triton's interpreter on a
+CPU, and compile them for real targets without running them. The times above are arithmetic.
 """
+
+from __future__ import annotations
 
 from typing import Final
 
@@ -52,17 +57,20 @@ _DTYPES: Final = frozenset({torch.float32, torch.bfloat16})
 
 
 def judge(raw: Tensor, temperatures: Tensor, cap: float, uniforms: Tensor) -> Judgement:
-    """As `sampler.judge`, except that `raw` is consumed: the probabilities take its place in memory.
+    """As `sampler.judge`, except that `raw` is consumed: the probabilities take its place in
+    memory.
 
-    raw: [P, V] bfloat16 or float32, the output of lm_head, aligned to 16 bytes. temperatures: [P] float32,
-    positive. cap: the model's final_logit_softcapping. uniforms: [P] float64 in (0, 1). All on one device and
-    contiguous. Raises ValueError for anything else.
+    raw: [P, V] bfloat16 or float32, the output of lm_head, aligned to 16 bytes. temperatures: [P]
+    float32, positive. cap: the model's final_logit_softcapping. uniforms: [P] float64 in (0, 1).
+    All on one device and contiguous. Raises ValueError for anything else.
     """
     _check(raw, temperatures, uniforms)
     positions, vocab_size = raw.shape
     tiles = triton.cdiv(vocab_size, TILE_TOKENS)
     device = raw.device
-    summary = torch.empty((positions, kernels.PLANES.value, tiles), dtype=torch.float32, device=device)
+    summary = torch.empty(
+        (positions, kernels.PLANES.value, tiles), dtype=torch.float32, device=device
+    )
     tile_argmax = torch.empty((positions, tiles), dtype=torch.int32, device=device)
     ids = torch.empty((positions, 2), dtype=torch.int64, device=device)  # argmax, sampled
     figures = torch.empty((positions, 3), dtype=torch.float32, device=device)
@@ -72,7 +80,9 @@ def judge(raw: Tensor, temperatures: Tensor, cap: float, uniforms: Tensor) -> Ju
     buffers = (summary, tile_argmax, ids, figures, soft)
     grid = (positions, tiles)
     kernels.summarise[grid](raw, temperatures, summary, tile_argmax, **shape)
-    kernels.decide[(positions,)](raw, temperatures, uniforms, *buffers, tiles=tiles, lanes=lanes, **shape)
+    kernels.decide[(positions,)](
+        raw, temperatures, uniforms, *buffers, tiles=tiles, lanes=lanes, **shape
+    )
     kernels.soften[grid](raw, temperatures, soft, raw, **shape)
     argmax, sampled = ids.unbind(1)
     entropy, log_probability, gap = figures.unbind(1)
@@ -81,9 +91,13 @@ def judge(raw: Tensor, temperatures: Tensor, cap: float, uniforms: Tensor) -> Ju
 
 def _check(raw: Tensor, temperatures: Tensor, uniforms: Tensor) -> None:
     if raw.dtype not in _DTYPES or raw.dim() != 2 or raw.shape[0] < 1:
-        raise ValueError(f"logits must be [P, V] float32 or bfloat16, got {tuple(raw.shape)} {raw.dtype}")
+        raise ValueError(
+            f"logits must be [P, V] float32 or bfloat16, got {tuple(raw.shape)} {raw.dtype}"
+        )
     if not 2 <= raw.shape[1] <= limits.MAX_FUSED_VOCAB_TOKENS:
-        raise ValueError(f"a vocabulary of {raw.shape[1]} is not in [2, {limits.MAX_FUSED_VOCAB_TOKENS}]")
+        raise ValueError(
+            f"a vocabulary of {raw.shape[1]} is not in [2, {limits.MAX_FUSED_VOCAB_TOKENS}]"
+        )
     expected = {
         "temperatures": (temperatures, raw.shape[:1], torch.float32),
         "uniforms": (uniforms, raw.shape[:1], torch.float64),

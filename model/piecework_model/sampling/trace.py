@@ -12,20 +12,22 @@ Layout of a leaf's preimage (all integers little-endian), C = canvas size in tok
 | 4 C | canvas after it (accepted tokens kept, the rest renoised), uint32 ids |
 | 4 C | argmax canvas, uint32 ids |
 | ceil(C / 8) | accepted positions, position i in bit i % 8 (from the lowest) of byte i // 8 |
-| 32 | SHA-256 of the soft embedding that conditions the next step: a one-byte type tag (1 float32, |
+| 32 | SHA-256 of the soft embedding that conditions the next step: a type byte (1 float32, |
 |    | 2 bfloat16, 3 float16), then the [C, H] values row by row in that type |
-| 6 C | fingerprint, three float16 a position: entropy in nats, log-probability of the sampled token, |
+| 6 C | fingerprint, three float16 a position: entropy in nats, log-probability of the sample, |
 |     | gap between the two largest logits, all after temperature scaling |
 
 leaf = SHA-256(preimage)
 
-Exact, whatever the hardware: canvas and step index, the canvas before step 0, every renoised id (both follow
-from the seed alone, sampling/philox.py), and that "after" follows from sampled tokens, accepted positions and
-renoised ids. Profile-dependent, equal bit for bit only between equal engine profiles (machine/probe.py): the
-argmax canvas, the accepted positions and sampled tokens near ties, the soft embedding digest and the
-fingerprint. An auditor on another profile replays from the canvas before and compares the fingerprint within
-calibrated margins instead.
+Exact, whatever the hardware: canvas and step index, the canvas before step 0, every renoised id
+(both follow from the seed alone, sampling/philox.py), and that "after" follows from sampled tokens,
+accepted positions and renoised ids. Profile-dependent, equal bit for bit only between equal engine
+profiles (machine/probe.py): the argmax canvas, the accepted positions and sampled tokens near ties,
+the soft embedding digest and the fingerprint. An auditor on another profile replays from the canvas
+before and compares the fingerprint within calibrated margins instead.
 """
+
+from __future__ import annotations
 
 import hashlib
 import struct
@@ -36,13 +38,17 @@ DOMAIN_TAG = b"piecework/step/1"
 DIGEST_BYTES = 32
 
 EmbeddingType = Literal["float32", "bfloat16", "float16"]
-_TYPE_TAGS: dict[EmbeddingType, bytes] = {"float32": b"\x01", "bfloat16": b"\x02", "float16": b"\x03"}
+_TYPE_TAGS: dict[EmbeddingType, bytes] = {
+    "float32": b"\x01",
+    "bfloat16": b"\x02",
+    "float16": b"\x03",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """Everything that one leaf commits to, as the bytes of the layout: ids are C little-endian uint32,
-    accepted is the bitmap, fingerprint 3 C little-endian float16."""
+    """Everything that one leaf commits to, as the bytes of the layout: ids are C little-endian
+    uint32, accepted is the bitmap, fingerprint 3 C little-endian float16."""
 
     canvas: int
     step: int
@@ -62,8 +68,8 @@ def embedding_digest(kind: EmbeddingType, little_endian_rows: bytes | memoryview
 
 
 def preimage(record: StepRecord) -> bytes:
-    """The bytes that the leaf digest is taken over. Raises ValueError when the fields do not have one
-    length.
+    """The bytes that the leaf digest is taken over. Raises ValueError when the fields do not have
+    one length.
     """
     size, odd = divmod(len(record.before), 4)
     lengths = (

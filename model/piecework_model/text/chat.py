@@ -1,8 +1,11 @@
 """From a conversation to prompt ids, through the checkpoint's own chat template.
 
-User text can never become a control token: the template is rendered around place holders, and what stands
-between them is encoded with control tokens on, what they stand for with control tokens off (text/tokens.py).
+User text can never become a control token: the template is rendered around place holders, and what
+stands between them is encoded with control tokens on, what they stand for with control tokens off
+(text/tokens.py).
 """
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +20,7 @@ _ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
+class ChatMessage:
     """One turn of a conversation."""
 
     role: Role
@@ -32,25 +35,31 @@ class HasTokenizer(Protocol):
 
 
 def encode_prompt(
-    loaded_or_tokenizer: HasTokenizer | TextCodec, messages: Sequence[Message]
+    loaded_or_tokenizer: HasTokenizer | TextCodec, messages: Sequence[ChatMessage]
 ) -> tuple[int, ...]:
     """The prompt ids of a conversation, ready for the model to answer.
 
-    White space around each content is dropped, as the published templates do. Raises PromptError when there
-    are no messages or too many, a role is unknown, the text is too long or is no valid Unicode, or the
-    template refuses.
+    White space around each content is dropped, as the published templates do. Raises PromptError
+    when there are no messages or too many, a role is unknown, the text is too long or is no valid
+    Unicode, or the template refuses.
     """
     codec = (
-        loaded_or_tokenizer if isinstance(loaded_or_tokenizer, TextCodec) else loaded_or_tokenizer.tokenizer
+        loaded_or_tokenizer
+        if isinstance(loaded_or_tokenizer, TextCodec)
+        else loaded_or_tokenizer.tokenizer
     )
     _check(messages)
     holders = [f"piecework-content-{index}-holder" for index in range(len(messages))]
-    rest = _render(codec, [(message.role, holder) for message, holder in zip(messages, holders, strict=True)])
+    rest = _render(
+        codec, [(message.role, holder) for message, holder in zip(messages, holders, strict=True)]
+    )
     ids: list[int] = []
     for message, holder in zip(messages, holders, strict=True):
         before, found, rest = rest.partition(holder)
         if not found or holder in rest:
-            raise PromptError("the chat template does not show every message exactly once and in order")
+            raise PromptError(
+                "the chat template does not show every message exactly once and in order"
+            )
         ids += codec.encode_template(before)
         content = codec.encode_content(message.content.strip())
         if not codec.control_ids.isdisjoint(content):
@@ -59,7 +68,7 @@ def encode_prompt(
     return (*ids, *codec.encode_template(rest))
 
 
-def _check(messages: Sequence[Message]) -> None:
+def _check(messages: Sequence[ChatMessage]) -> None:
     if not 0 < len(messages) <= limits.MAX_MESSAGES:
         raise PromptError(f"{len(messages)} messages, 1 to {limits.MAX_MESSAGES} are accepted")
     length = sum(len(message.content) for message in messages)
@@ -73,7 +82,8 @@ def _check(messages: Sequence[Message]) -> None:
 
 
 def _render(codec: TextCodec, turns: list[tuple[str, str]]) -> str:
-    """The template's text for (role, content) pairs, rendered in the sandbox that transformers uses."""
+    """The template's text for (role, content) pairs, rendered in the sandbox that transformers
+    uses."""
     from jinja2 import TemplateError
     from transformers.utils.chat_template_utils import render_jinja_template
 

@@ -1,8 +1,11 @@
-"""Text in and out of token ids: the checkpoint's tokenizer.json and chat template, and nothing executable.
+"""Text in and out of token ids: the checkpoint's tokenizer.json and chat template, and nothing
+executable.
 
-`tokenizers` reads tokenizer.json directly, so no tokenizer class of a checkpoint is ever looked up by name.
-No torch.
+`tokenizers` reads tokenizer.json directly, so no tokenizer class of a checkpoint is ever looked up
+by name. No torch.
 """
+
+from __future__ import annotations
 
 import itertools
 import re
@@ -21,8 +24,9 @@ _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 class TextCodec:
     """The tokenizer of one checkpoint.
 
-    control_ids: the ids of all special tokens. eos_ids: those that end a text. template: the Jinja source of
-    the chat template. named_tokens: bos_token, eos_token and their like, as the template may use them.
+    control_ids: the ids of all special tokens. eos_ids: those that end a text. template: the Jinja
+    source of the chat template. named_tokens: bos_token, eos_token and their like, as the template
+    may use them.
     """
 
     eos_ids: frozenset[int]
@@ -39,18 +43,24 @@ class TextCodec:
         return int(self._parsing.get_vocab_size())
 
     def encode_template(self, text: str) -> tuple[int, ...]:
-        """Ids of text that the checkpoint's own template wrote: control strings become control ids."""
+        """Ids of text that the checkpoint's own template wrote: control strings become control
+        ids."""
         return tuple(self._parsing.encode(text, add_special_tokens=False).ids)
 
     def encode_content(self, text: str) -> tuple[int, ...]:
         """Ids of text that somebody typed: never a control id.
 
-        Every occurrence of a control string is cut behind its first character and the parts are encoded
-        apart, so that neither the special-token matcher nor the vocabulary can put it together again.
+        Every occurrence of a control string is cut behind its first character and the parts are
+        encoded apart, so that neither the special-token matcher nor the vocabulary can put it
+        together again.
         """
         cuts = [0, *(match.start() + 1 for match in self._control_text.finditer(text)), len(text)]
         parts = [text[start:end] for start, end in itertools.pairwise(cuts)]
-        ids = [token for part in parts for token in self._literal.encode(part, add_special_tokens=False).ids]
+        ids = [
+            token
+            for part in parts
+            for token in self._literal.encode(part, add_special_tokens=False).ids
+        ]
         return tuple(ids)
 
     def decode(self, ids: tuple[int, ...]) -> str:
@@ -60,9 +70,9 @@ class TextCodec:
     def settled_length(self, ids: tuple[int, ...]) -> int:
         """How many leading ids decode to text that later ids cannot change.
 
-        Byte pieces are decoded run by run, and an unfinished run at the end may still turn into other
-        characters, so it has to wait. Control tokens inside a run are skipped by the decoder and do not end
-        it.
+        Byte pieces are decoded run by run, and an unfinished run at the end may still turn into
+        other characters, so it has to wait. Control tokens inside a run are skipped by the decoder
+        and do not end it.
         """
         length = len(ids)
         while length and self._may_change(ids[length - 1]):
@@ -71,12 +81,14 @@ class TextCodec:
 
     def _may_change(self, token: int) -> bool:
         piece = self._parsing.id_to_token(token)
-        return token in self.control_ids or piece is None or _BYTE_PIECE.fullmatch(piece) is not None
+        return (
+            token in self.control_ids or piece is None or _BYTE_PIECE.fullmatch(piece) is not None
+        )
 
 
 def load_codec(folder: Path, eos_ids: frozenset[int]) -> TextCodec:
-    """Reads tokenizer.json, tokenizer_config.json and chat_template.jinja. Raises CheckpointError naming the
-    file.
+    """Reads tokenizer.json, tokenizer_config.json and chat_template.jinja. Raises CheckpointError
+    naming the file.
     """
     path = folder / "tokenizer.json"
     source = files.read_text(path)
@@ -86,18 +98,27 @@ def load_codec(folder: Path, eos_ids: frozenset[int]) -> TextCodec:
         raise CheckpointError(path, f"is no tokenizer: {error}") from error
     literal.encode_special_tokens = True
     special = {
-        token.content: id_ for id_, token in parsing.get_added_tokens_decoder().items() if token.special
+        token.content: id_
+        for id_, token in parsing.get_added_tokens_decoder().items()
+        if token.special
     }
     config = files.read_json(folder / "tokenizer_config.json")
     named = {key: _token_text(value) for key, value in config.items() if key.endswith("_token")}
     template_path = folder / "chat_template.jinja"
-    template = files.read_text(template_path) if template_path.is_file() else config.get("chat_template")
+    template = (
+        files.read_text(template_path) if template_path.is_file() else config.get("chat_template")
+    )
     if not isinstance(template, str):
         raise CheckpointError(template_path, "there is no chat template")
-    # A lookahead, so that overlapping occurrences are all found; a one-character control token cannot be cut.
-    pattern = "|".join(re.escape(text) for text in sorted(special, key=len, reverse=True) if len(text) > 1)
+    # A lookahead, so that overlapping occurrences are all found; a one-character control token
+    # cannot be cut.
+    pattern = "|".join(
+        re.escape(text) for text in sorted(special, key=len, reverse=True) if len(text) > 1
+    )
     control_text = re.compile(f"(?={pattern})" if pattern else r"(?!)")
-    return TextCodec(eos_ids, template, named, frozenset(special.values()), parsing, literal, control_text)
+    return TextCodec(
+        eos_ids, template, named, frozenset(special.values()), parsing, literal, control_text
+    )
 
 
 def _token_text(value: object) -> str:
@@ -106,8 +127,8 @@ def _token_text(value: object) -> str:
 
 
 class TextStream:
-    """The decoded text of a growing sequence of ids, handed out piece by piece; the pieces add up to the
-    whole.
+    """The decoded text of a growing sequence of ids, handed out piece by piece; the pieces add up
+    to the whole.
     """
 
     def __init__(self, codec: TextCodec) -> None:
@@ -116,8 +137,8 @@ class TextStream:
         self._given = ""
 
     def append(self, ids: tuple[int, ...], *, final: bool) -> str:
-        """Adds ids and returns the new text. Unless `final`, text that later ids could change is kept
-        back.
+        """Adds ids and returns the new text. Unless `final`, text that later ids could change is
+        kept back.
         """
         self._ids += ids
         text = self._settled(self._ids, final=final)

@@ -1,4 +1,7 @@
-"""`python -m piecework_model.training`: trains the bundled checkpoint from its grammar and evaluates it."""
+"""`python -m piecework_model.training`: trains the bundled checkpoint from its grammar and
+evaluates it."""
+
+from __future__ import annotations
 
 import argparse
 import sys
@@ -22,7 +25,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=loop.Settings().steps)
     parser.add_argument("--seed", type=int, default=loop.Settings().seed)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--evaluate-only", action="store_true", help="evaluate what is in the folder already")
+    parser.add_argument(
+        "--evaluate-only", action="store_true", help="evaluate what is in the folder already"
+    )
     return parser.parse_args()
 
 
@@ -63,7 +68,9 @@ def main() -> None:
     settings = loop.Settings(seed=arguments.seed, steps=arguments.steps)
     if not arguments.evaluate_only:
         _train(settings, arguments.output)
-    from piecework_model.training import evaluation  # after training: the engine is not needed before
+    from piecework_model.training import (
+        evaluation,
+    )  # after training: the engine is not needed before
 
     sys.stdout.write(evaluation.report(arguments.output, settings))
 

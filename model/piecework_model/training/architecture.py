@@ -1,6 +1,8 @@
-"""The bundled model: the architecture of DiffusionGemma with everything switched on, about a million
-parameters.
+"""The bundled model: the architecture of DiffusionGemma with everything switched on, about a
+million parameters.
 """
+
+from __future__ import annotations
 
 from transformers import DiffusionGemmaConfig, DiffusionGemmaTextConfig
 from transformers.models.gemma4.configuration_gemma4 import Gemma4VisionConfig
@@ -8,15 +10,18 @@ from transformers.models.gemma4.configuration_gemma4 import Gemma4VisionConfig
 from piecework_model.training import vocabulary
 
 CANVAS_LENGTH = 32  # tokens; a story is 3 or 4 canvases
-MAX_CONTEXT = 1024  # tokens; far more than any story, enough for a request that falls apart into characters
+MAX_CONTEXT = (
+    1024  # tokens; far more than any story, enough for a request that falls apart into characters
+)
 SLIDING_WINDOW = 64  # tokens; below the length of a story, so that the window is really used
 
 
 def build_config(vocab_size: int) -> DiffusionGemmaConfig:
-    """The configuration: three layers (one with the sliding window), four experts of which two work per
-    token.
+    """The configuration: three layers (one with the sliding window), four experts of which two work
+    per token.
 
-    The vision tower is part of the published format but never used here: it is as small as it can be.
+    The vision tower is part of the published format but never used here: it is as small as it can
+    be.
     """
     text = DiffusionGemmaTextConfig(
         vocab_size=vocab_size,
@@ -42,8 +47,8 @@ def build_config(vocab_size: int) -> DiffusionGemmaConfig:
         text_config=text,
         vision_config=smallest_vision(),
         canvas_length=CANVAS_LENGTH,
-        # There are no images: ids behind the vocabulary, which no prompt can contain. `generate` needs a
-        # number.
+        # There are no images: ids behind the vocabulary, which no prompt can contain. `generate`
+        # needs a number.
         boi_token_id=vocab_size,
         eoi_token_id=vocab_size + 1,
         image_token_id=vocab_size + 2,
@@ -52,7 +57,8 @@ def build_config(vocab_size: int) -> DiffusionGemmaConfig:
 
 
 def smallest_vision() -> Gemma4VisionConfig:
-    """A vision tower as small as it can be: the published format has one, and nothing here uses it."""
+    """A vision tower as small as it can be: the published format has one, and nothing here uses
+    it."""
     return Gemma4VisionConfig(
         hidden_size=8,
         intermediate_size=8,

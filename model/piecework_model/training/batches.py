@@ -1,4 +1,7 @@
-"""Training batches: packed token ids, the attention masks of both halves of the model, and the noise."""
+"""Training batches: packed token ids, the attention masks of both halves of the model, and the
+noise."""
+
+from __future__ import annotations
 
 import random
 from dataclasses import dataclass
@@ -13,12 +16,13 @@ MAX_CANVASES = 4  # a story that needs more is drawn again
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """`rows` stories of `MAX_CANVASES` canvases of C tokens, K = MAX_CANVASES * C; L = longest prompt + K -
-    C.
+    """`rows` stories of `MAX_CANVASES` canvases of C tokens, K = MAX_CANVASES * C; L = longest
+    prompt + K - C.
 
-    context: [rows, L] prompt, then all canvases but the last, then padding; what the causal encoder reads.
-    prompt_lengths: [rows]. canvases: [rows, K] the story, its end mark, then padding; what is to be
-    predicted. weights: [rows, K] 0 for canvases that lie wholly behind the end of the story, 1 elsewhere.
+    context: [rows, L] prompt, then all canvases but the last, then padding; what the causal encoder
+    reads. prompt_lengths: [rows]. canvases: [rows, K] the story, its end mark, then padding; what
+    is to be predicted. weights: [rows, K] 0 for canvases that lie wholly behind the end of the
+    story, 1 elsewhere.
     """
 
     context: torch.Tensor
@@ -28,8 +32,8 @@ class Batch:
 
 
 def prompt_ids(tokenizer: Tokenizer, content: str) -> list[int]:
-    """The ids of one user message. Encoded in three pieces, as `model.chat` does (held equal to it by a
-    test).
+    """The ids of one user message. Encoded in three pieces, as `model.chat` does (held equal to it
+    by a test).
     """
     pieces = ("<bos><|turn>user\n", content, "<turn|>\n<|turn>model\n")
     return [token for piece in pieces for token in tokenizer.encode(piece).ids]
@@ -38,8 +42,8 @@ def prompt_ids(tokenizer: Tokenizer, content: str) -> list[int]:
 def draw_examples(
     tokenizer: Tokenizer, rng: random.Random, rows: int, canvas: int
 ) -> list[tuple[list[int], list[int]]]:
-    """`rows` pairs of prompt ids and story ids; the stories fit `MAX_CANVASES` canvases with their end
-    mark.
+    """`rows` pairs of prompt ids and story ids; the stories fit `MAX_CANVASES` canvases with their
+    end mark.
     """
     pairs: list[tuple[list[int], list[int]]] = []
     while len(pairs) < rows:
@@ -66,8 +70,8 @@ def pack(pairs: list[tuple[list[int], list[int]]], canvas: int) -> Batch:
 
 
 def encoder_masks(length: int, window: int) -> dict[str, torch.Tensor]:
-    """Causal masks [1, 1, length, length], True where a query (row) may look; padding lies behind every real
-    token.
+    """Causal masks [1, 1, length, length], True where a query (row) may look; padding lies behind
+    every real token.
     """
     query, key = torch.arange(length)[:, None], torch.arange(length)[None, :]
     causal = key <= query
@@ -82,8 +86,9 @@ def decoder_masks(
 ) -> dict[str, torch.Tensor]:
     """Masks [rows, 1, K, length + K] of the denoiser for all canvases at once.
 
-    A position of canvas k sees the context before its canvas (in sliding layers only its last window - 1
-    tokens, which is what the sliding KV cache keeps) and its own canvas, in both directions.
+    A position of canvas k sees the context before its canvas (in sliding layers only its last
+    window - 1 tokens, which is what the sliding KV cache keeps) and its own canvas, in both
+    directions.
     """
     span = MAX_CANVASES * canvas
     block = torch.arange(span) // canvas
@@ -98,9 +103,11 @@ def decoder_masks(
     }
 
 
-def corrupt(canvases: torch.Tensor, canvas: int, vocab_size: int, generator: torch.Generator) -> torch.Tensor:
-    """Replaces tokens by uniform random ids: a share t ~ U(0, 1) of each canvas, 15 % of the canvases
-    wholly.
+def corrupt(
+    canvases: torch.Tensor, canvas: int, vocab_size: int, generator: torch.Generator
+) -> torch.Tensor:
+    """Replaces tokens by uniform random ids: a share t ~ U(0, 1) of each canvas, 15 % of the
+    canvases wholly.
     """
     rows, span = canvases.shape
     share = torch.rand(rows, span // canvas, generator=generator)

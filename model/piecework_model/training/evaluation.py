@@ -1,5 +1,7 @@
 """What the trained checkpoint can do, measured through the engine that serves it."""
 
+from __future__ import annotations
+
 import random
 import statistics
 import time
@@ -12,7 +14,7 @@ import torch
 from piecework_model.checkpoint.loading import LoadedModel, load
 from piecework_model.engine.engine import Engine
 from piecework_model.requests import CanvasEvent, FailedEvent, FinishReason, GenerationRequest
-from piecework_model.text.chat import Message, encode_prompt
+from piecework_model.text.chat import ChatMessage, encode_prompt
 from piecework_model.training import batches, grammar, loop, vocabulary
 
 _STORIES = 96  # asked for with known nouns
@@ -32,12 +34,14 @@ class Story:
     ended: bool
 
 
-def request(loaded: LoadedModel, prompt: str, seed: int, max_tokens: int = _MAX_TOKENS) -> GenerationRequest:
+def request(
+    loaded: LoadedModel, prompt: str, seed: int, max_tokens: int = _MAX_TOKENS
+) -> GenerationRequest:
     """A request for one story with the checkpoint's own defaults."""
     defaults = loaded.defaults
     return GenerationRequest(
         request_id=f"story-{seed}",
-        prompt_ids=encode_prompt(loaded, [Message("user", prompt)]),
+        prompt_ids=encode_prompt(loaded, [ChatMessage("user", prompt)]),
         seed=seed,
         max_tokens=max_tokens,
         max_steps=defaults.max_steps,
@@ -68,10 +72,13 @@ def tell(loaded: LoadedModel, example: grammar.Example, seed: int) -> Story:
 
 
 def well_formed_share(stories: list[Story]) -> float:
-    """Share of the characters that stand in sentences which the grammar itself could have written."""
+    """Share of the characters that stand in sentences which the grammar itself could have
+    written."""
     pattern = grammar.sentence_patterns()
     total = sum(len(story.text) for story in stories)
-    return sum(len(match[0]) for story in stories for match in pattern.finditer(story.text)) / max(1, total)
+    return sum(len(match[0]) for story in stories for match in pattern.finditer(story.text)) / max(
+        1, total
+    )
 
 
 def followed(story: Story) -> list[bool]:
@@ -95,7 +102,9 @@ def cross_entropy(loaded: LoadedModel, settings: loop.Settings) -> tuple[float, 
     return statistics.mean(d for d, _ in totals), statistics.mean(e for _, e in totals)
 
 
-def report(folder: Path, settings: loop.Settings, clock: Callable[[], float] = time.monotonic) -> str:
+def report(
+    folder: Path, settings: loop.Settings, clock: Callable[[], float] = time.monotonic
+) -> str:
     """The evaluation as the lines that stand in the model card, with a few stories to read."""
     loaded = load(folder, device="cpu", dtype="float32")
     rng = random.Random(_EVALUATION_SEED)  # noqa: S311 (evaluation data, no secret)
@@ -114,17 +123,24 @@ def report(folder: Path, settings: loop.Settings, clock: Callable[[], float] = t
     nouns = [hit for story in stories for hit in followed(story)]
     steps = [count for story in stories for count in story.steps]
     lines = [
-        f"held-out cross-entropy, nats a token: denoising {denoising:.3f}, next token {encoder:.3f}",
+        f"held-out cross-entropy, nats a token: denoising {denoising:.3f}, next token "
+        f"{encoder:.3f}",
         f"requested nouns in the story: {sum(nouns)} of {len(nouns)}",
-        f"stories with all requested nouns: {sum(all(followed(s)) for s in stories)} of {len(stories)}",
+        f"stories with all requested nouns: {sum(all(followed(s)) for s in stories)} of "
+        f"{len(stories)}",
         f"characters in well-formed sentences: {well_formed_share(stories):.1%}",
         f"the same for requests outside the grammar: {well_formed_share(foreign):.1%}",
         f"stories that end by themselves: {sum(s.ended for s in stories)} of {len(stories)}",
         f"canvases a story: mean {statistics.mean(len(s.steps) for s in stories):.2f}",
-        f"denoising steps a canvas: mean {statistics.mean(steps):.1f}, median {statistics.median(steps)}, "
-        f"at the cap of {loaded.defaults.max_steps}: {sum(s == loaded.defaults.max_steps for s in steps)}",
-        f"verbatim copies of one of {len(seen)} training stories: {sum(s.text in seen for s in stories)}",
+        f"denoising steps a canvas: mean {statistics.mean(steps):.1f}, median "
+        f"{statistics.median(steps)}, "
+        f"at the cap of {loaded.defaults.max_steps}: "
+        f"{sum(s == loaded.defaults.max_steps for s in steps)}",
+        f"verbatim copies of one of {len(seen)} training stories: "
+        f"{sum(s.text in seen for s in stories)}",
         f"seconds a story, alone: {seconds / len(stories):.2f}",
     ]
-    lines += [f"\n> {story.example.prompt}\n\n{story.text}" for story in [*stories[:3], *foreign[:2]]]
+    lines += [
+        f"\n> {story.example.prompt}\n\n{story.text}" for story in [*stories[:3], *foreign[:2]]
+    ]
     return "\n".join(lines) + "\n"

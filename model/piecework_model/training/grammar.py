@@ -1,9 +1,12 @@
 """The text that the bundled model learns: requests and short stories, drawn from a seeded grammar.
 
-A story is built around four things: a hero, a helper, an object and a place. A request names some of them,
-and the story must be about those; the others are free. Nothing here is copied from a book: every sentence is
-put together from the lists below, so there are far more stories than a training run can see.
+A story is built around four things: a hero, a helper, an object and a place. A request names some
+of them, and the story must be about those; the others are free. Nothing here is copied from a book:
+every sentence is put together from the lists below, so there are far more stories than a training
+run can see.
 """
+
+from __future__ import annotations
 
 import random
 import re
@@ -14,7 +17,8 @@ from piecework_model.training import lexicon
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One request with the story that answers it, and the nouns that the story was asked to contain."""
+    """One request with the story that answers it, and the nouns that the story was asked to
+    contain."""
 
     prompt: str
     story: str
@@ -23,8 +27,8 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Cast:
-    """Who and what a story is about. `nouns` are the requested ones, in the order hero, helper, object,
-    place.
+    """Who and what a story is about. `nouns` are the requested ones, in the order hero, helper,
+    object, place.
     """
 
     hero: str
@@ -38,7 +42,8 @@ _SLOT = re.compile(r"\{(\w+)\}")
 
 
 def article(phrase: str) -> str:
-    """`phrase` behind the indefinite article that its first letter asks for ("an owl", "a unicorn")."""
+    """`phrase` behind the indefinite article that its first letter asks for ("an owl", "a
+    unicorn")."""
     vowel = phrase[0].lower() in "aeio" or (phrase[0] == "u" and not phrase.startswith("uni"))
     return f"{'an' if vowel else 'a'} {phrase}"
 
@@ -147,7 +152,9 @@ def foreign_request(rng: random.Random) -> str:
     characters.
     """
     length = rng.randint(7, 18) if rng.random() < 0.15 else rng.randint(1, 6)
-    words = [rng.choice(lexicon.COMMON) if rng.random() < 0.5 else _stranger(rng) for _ in range(length)]
+    words = [
+        rng.choice(lexicon.COMMON) if rng.random() < 0.5 else _stranger(rng) for _ in range(length)
+    ]
     text = " ".join(words) + rng.choice([".", "?", "", "!"])
     return text[0].upper() + text[1:] if rng.random() < 0.6 else text
 
@@ -162,10 +169,13 @@ def example(rng: random.Random) -> Example:
 
 def sentence_patterns() -> re.Pattern[str]:
     """A pattern that matches exactly the sentences of the grammar, whatever fills their slots."""
-    templates = [found for _, found in lexicon.PROBLEMS] + [problem for problem, _ in lexicon.PROBLEMS]
+    templates = [found for _, found in lexicon.PROBLEMS] + [
+        problem for problem, _ in lexicon.PROBLEMS
+    ]
     for group in lexicon.SENTENCES:
         templates += group
     bodies = (
-        re.sub(r"\\\{\w+\\\}", "[A-Za-z]+(?: [a-z]+){0,9}?", re.escape(template)) for template in templates
+        re.sub(r"\\\{\w+\\\}", "[A-Za-z]+(?: [a-z]+){0,9}?", re.escape(template))
+        for template in templates
     )
     return re.compile("|".join(f"(?:{body})" for body in bodies))

@@ -1,5 +1,7 @@
 """The words and sentence templates of the training grammar. Data only."""
 
+from __future__ import annotations
+
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
@@ -13,7 +15,8 @@ CHARACTERS = _words(
     "crab pony"
 )
 
-# Object: (what it does, bare verb; what it is doing). Sentences say "would not glow" and "still glowing".
+# Object: (what it does, bare verb; what it is doing). Sentences say "would not glow" and "still
+# glowing".
 THINGS: dict[str, tuple[str, str]] = {
     "lantern": ("glow", "glowing"),
     "lamp": ("glow", "glowing"),
@@ -273,7 +276,18 @@ ENDINGS = [
     "The {hero} never lost the {thing} again.",
     '"Now I know," said {name}, "that {lesson}."',
 ]
-SENTENCES = [OPENINGS, POSSESSIONS, HABITS, FEELINGS, HELPERS, JOURNEYS, TRIALS, THANKS, RETURNS, ENDINGS]
+SENTENCES = [
+    OPENINGS,
+    POSSESSIONS,
+    HABITS,
+    FEELINGS,
+    HELPERS,
+    JOURNEYS,
+    TRIALS,
+    THANKS,
+    RETURNS,
+    ENDINGS,
+]
 
 # Which roles a request names; the weights are the repetitions.
 REQUESTED = (
@@ -322,8 +336,10 @@ REQUEST_ENDINGS = [".", ".", ".", "", "", "?", "!", ", please."]
 # Common words of requests that the grammar cannot answer.
 COMMON = _words(
     "what is the of and to in a how why who where when do does did can could would should will you "
-    "me my your it its are was were be have has for with from about this that these those not no yes "
-    "or but if then please explain describe list hello hi good thanks help make write code poem song "
+    "me my your it its are was were be have has for with from about this that these those not no "
+    "yes "
+    "or but if then please explain describe list hello hi good thanks help make write code poem "
+    "song "
     "email recipe capital best between difference many much day night time world people work home "
     "food water money city country computer number name word story"
 )

@@ -1,6 +1,8 @@
-"""The training loop: denoising loss on every canvas of a story at once, plus the causal half's next-token
-loss.
+"""The training loop: denoising loss on every canvas of a story at once, plus the causal half's
+next-token loss.
 """
+
+from __future__ import annotations
 
 import math
 import random
@@ -17,7 +19,8 @@ from piecework_model.training import batches, vocabulary
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a run depends on, beside the code. The same settings and thread count give the same weights."""
+    """What a run depends on, beside the code. The same settings and thread count give the same
+    weights."""
 
     seed: int = 20261122
     steps: int = 1800
@@ -30,12 +33,15 @@ class Settings:
 
 
 def run_model(
-    model: DiffusionGemmaForBlockDiffusion, batch: batches.Batch, noisy: torch.Tensor, conditioned: bool
+    model: DiffusionGemmaForBlockDiffusion,
+    batch: batches.Batch,
+    noisy: torch.Tensor,
+    conditioned: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Encoder hidden states [rows, L, H] and denoising logits [rows, K, V].
 
-    The cache is made without a config, so that it keeps every position of sliding layers too; the masks do
-    the windowing. That lets all canvases of a story share one pass.
+    The cache is made without a config, so that it keeps every position of sliding layers too; the
+    masks do the windowing. That lets all canvases of a story share one pass.
     """
     config = model.config
     window, canvas = config.text_config.sliding_window, config.canvas_length
@@ -52,7 +58,9 @@ def run_model(
         "past_key_values": cache,
         "decoder_input_ids": noisy,
         "decoder_position_ids": batch.prompt_lengths[:, None] + torch.arange(noisy.shape[1])[None],
-        "decoder_attention_mask": batches.decoder_masks(batch.prompt_lengths, length, canvas, window),
+        "decoder_attention_mask": batches.decoder_masks(
+            batch.prompt_lengths, length, canvas, window
+        ),
     }
     previous = None
     if conditioned:
@@ -62,10 +70,13 @@ def run_model(
 
 
 def losses(
-    model: DiffusionGemmaForBlockDiffusion, batch: batches.Batch, noisy: torch.Tensor, conditioned: bool
+    model: DiffusionGemmaForBlockDiffusion,
+    batch: batches.Batch,
+    noisy: torch.Tensor,
+    conditioned: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean cross-entropy in nats per token: of the denoiser on all canvas positions, of the encoder on the
-    story.
+    """Mean cross-entropy in nats per token: of the denoiser on all canvas positions, of the encoder
+    on the story.
     """
     hidden, logits = run_model(model, batch, noisy, conditioned)
     flat = cross_entropy(logits.flatten(0, 1), batch.canvases.flatten(), reduction="none")
@@ -87,14 +98,18 @@ def _rate(step: int, settings: Settings) -> float:
 
 
 class Optimizer:
-    """Muon (Jordan et al. 2024) for the matrices inside the layers, AdamW for embeddings, routers, experts
-    and gains.
+    """Muon (Jordan et al. 2024) for the matrices inside the layers, AdamW for embeddings, routers,
+    experts and gains.
     """
 
     def __init__(self, model: DiffusionGemmaForBlockDiffusion, settings: Settings) -> None:
-        named = [(name, weight) for name, weight in model.named_parameters() if "vision" not in name]
+        named = [
+            (name, weight) for name, weight in model.named_parameters() if "vision" not in name
+        ]
         self.weights = [weight for _, weight in named]
-        inner = [w for name, w in named if w.ndim == 2 and "embed" not in name and "router" not in name]
+        inner = [
+            w for name, w in named if w.ndim == 2 and "embed" not in name and "router" not in name
+        ]
         chosen = {id(weight) for weight in inner}
         rest = [weight for weight in self.weights if id(weight) not in chosen]
         self._settings = settings
@@ -102,8 +117,8 @@ class Optimizer:
         self._muon = torch.optim.Muon(inner, lr=0.0, weight_decay=0.0)
 
     def step(self, rate: float) -> None:
-        """Clips the gradient to norm 1, steps at `rate` times the peak learning rates, and clears the
-        gradient.
+        """Clips the gradient to norm 1, steps at `rate` times the peak learning rates, and clears
+        the gradient.
         """
         torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
         self._adam.param_groups[0]["lr"] = self._settings.adam_rate * rate
@@ -119,7 +134,8 @@ def train(
     settings: Settings,
     report: Callable[[int, float, float], None],
 ) -> None:
-    """Trains `model` in place; calls `report(step, denoising loss, encoder loss)` after every step."""
+    """Trains `model` in place; calls `report(step, denoising loss, encoder loss)` after every
+    step."""
     rng = random.Random(settings.seed)  # noqa: S311 (training data, no secret)
     generator = torch.Generator().manual_seed(settings.seed)
     canvas, vocab_size = model.config.canvas_length, model.config.text_config.vocab_size

@@ -1,10 +1,13 @@
-"""The tokenizer of the bundled checkpoint: one piece per word of the grammar, characters and bytes for the
-rest.
+"""The tokenizer of the bundled checkpoint: one piece per word of the grammar, characters and bytes
+for the rest.
 
-A Unigram model with byte fallback (Kudo 2018, SentencePiece): a known word is one piece, an unknown one falls
-apart into characters, and what is no printable ASCII character into its UTF-8 bytes. So every string has an
-encoding, of at most four ids a character plus one, and decoding gives the string back.
+A Unigram model with byte fallback (Kudo 2018, SentencePiece): a known word is one piece, an unknown
+one falls apart into characters, and what is no printable ASCII character into its UTF-8 bytes. So
+every string has an encoding, of at most four ids a character plus one, and decoding gives the
+string back.
 """
+
+from __future__ import annotations
 
 import json
 import re
@@ -52,7 +55,11 @@ def _strings(value: object) -> list[str]:
 def words() -> list[str]:
     """Every piece with its leading space mark that the grammar can produce, sorted."""
     texts = _strings([value for name, value in vars(lexicon).items() if name.isupper()])
-    found = {word for text in texts for word in re.findall(r"\"?[A-Za-z]+", re.sub(r"\{\w*\}", " ", text))}
+    found = {
+        word
+        for text in texts
+        for word in re.findall(r"\"?[A-Za-z]+", re.sub(r"\{\w*\}", " ", text))
+    }
     nouns = [*lexicon.CHARACTERS, *lexicon.THINGS, *lexicon.PLACES]
     found |= {noun.capitalize() for noun in nouns} | {
         "a",
@@ -78,9 +85,16 @@ def build_tokenizer() -> Tokenizer:
     pieces += [(character, _CHARACTER_SCORE) for character in characters if character not in known]
     pieces += [(f"<0x{byte:02X}>", _BYTE_SCORE) for byte in range(256)]
     tokenizer = Tokenizer(models.Unigram(pieces, UNKNOWN, True))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)])
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)]
+    )
     tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        [
+            decoders.Replace(SPACE, " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
     )
     tokenizer.add_special_tokens(
         [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]

@@ -1,5 +1,7 @@
 """Writes a trained model in the published checkpoint format."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 
@@ -25,7 +27,8 @@ GENERATION_CONFIG = {
 
 
 def write_checkpoint(model: DiffusionGemmaForBlockDiffusion, folder: Path) -> None:
-    """Writes config, weights (rounded to bfloat16), tokenizer, chat template, generation config and manifest.
+    """Writes config, weights (rounded to bfloat16), tokenizer, chat template, generation config and
+    manifest.
 
     `model` itself is rounded too, so that what is evaluated afterwards is what was written.
     """

@@ -1,7 +1,8 @@
 """The operator's port on loopback: metrics, health, status, and the two buttons settle and drain.
 
-Reading is open to whoever is on the machine; the buttons need the token from a file that only the operator
-can read. A Host header that is not ours is refused, so that no web page can reach us through a rebound name.
+Reading is open to whoever is on the machine; the buttons need the token from a file that only the
+operator can read. A Host header that is not ours is refused, so that no web page can reach us
+through a rebound name.
 """
 
 from __future__ import annotations
@@ -81,7 +82,10 @@ class AdminServer:
     def _guard(self) -> Any:
         @web.middleware
         async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-            if request.host.rpartition(":")[0] not in self._hosts and request.host not in self._hosts:
+            if (
+                request.host.rpartition(":")[0] not in self._hosts
+                and request.host not in self._hosts
+            ):
                 return _error(403, "host", "ask for this port by its own address")
             if request.method != "GET" and not self._authorized(request):
                 return _error(401, "token", f"send the token of {TOKEN_FILE} as {TOKEN_HEADER}")
@@ -94,7 +98,9 @@ class AdminServer:
         return hmac.compare_digest(given.encode(), self._token.encode())
 
     async def _metrics(self, _: web.Request) -> web.Response:
-        return web.Response(body=self._operations.metrics(), content_type="text/plain", charset="utf-8")
+        return web.Response(
+            body=self._operations.metrics(), content_type="text/plain", charset="utf-8"
+        )
 
     async def _health(self, _: web.Request) -> web.Response:
         return web.json_response({"alive": True})
@@ -140,7 +146,9 @@ async def ask_daemon(home: Path, method: str, path: str) -> dict[str, Any]:
         address = loads((home / ADDRESS_FILE).read_bytes())
         url = f"http://{address['host']}:{address['port']}{path}"
     except (OSError, ValueError, KeyError):
-        raise AdminError(f"no worker runs in {home}. Start it with `piecework worker start`.") from None
+        raise AdminError(
+            f"no worker runs in {home}. Start it with `piecework worker start`."
+        ) from None
     headers = {TOKEN_HEADER: admin_token(home)} if method != "GET" else {}
     timeout = aiohttp.ClientTimeout(total=10)
     try:
@@ -154,5 +162,7 @@ async def ask_daemon(home: Path, method: str, path: str) -> dict[str, Any]:
             f"the worker of {home} does not answer at port {address['port']}. Is it running?"
         ) from None
     if response.status >= 400:
-        raise AdminError(f"the worker refuses: {body.get('error', {}).get('message', response.status)}")
+        raise AdminError(
+            f"the worker refuses: {body.get('error', {}).get('message', response.status)}"
+        )
     return body

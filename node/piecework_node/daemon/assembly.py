@@ -1,4 +1,5 @@
-"""One function builds the real graph out of settings: the only place where the parts are named together."""
+"""One function builds the real graph out of settings: the only place where the parts are named
+together."""
 
 from __future__ import annotations
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True)
-class Parts:
+class Components:
     """The graph. Built once by `build`, closed once by `Daemon`."""
 
     config: WorkerConfig
@@ -63,11 +64,11 @@ async def build(
     *,
     clock: Clock | None = None,
     engine: EngineCommandLine | None = None,
-) -> Parts:
+) -> Components:
     """Settings to a working graph, in the order in which things can fail. Nothing listens yet.
 
-    The engine process starts at once, beside everything else: loading a model takes longest. `engine` starts
-    another one than the configured; it speaks `node.engine_wire`.
+    The engine process starts at once, beside everything else: loading a model takes longest.
+    `engine` starts another one than the configured; it speaks `node.engine_wire`.
     """
     clock = clock or SystemClock()
     log, metrics = logs.logger(config.log_level), Metrics()
@@ -90,8 +91,19 @@ async def build(
             timeout_s=config.rpc_timeout_s,
             finality=finality,
         )
-        parts = await _wire(
-            home, config, deployment, operator, tls, clock, log, metrics, journal, reader, backend, life
+        components = await _assemble(
+            home,
+            config,
+            deployment,
+            operator,
+            tls,
+            clock,
+            log,
+            metrics,
+            journal,
+            reader,
+            backend,
+            life,
         )
     except BaseException:
         await _end(life)
@@ -100,16 +112,17 @@ async def build(
         if reader is not None:
             await reader.close()
         raise
-    return parts
+    return components
 
 
 async def _end(life: asyncio.Task[None]) -> None:
-    """Stop the engine process of a start that failed; what it has to say of itself is not the cause."""
+    """Stop the engine process of a start that failed; what it has to say of itself is not the
+    cause."""
     life.cancel()
     await asyncio.gather(life, return_exceptions=True)
 
 
-async def _wire(  # noqa: PLR0917  the graph's roots, once
+async def _assemble(  # noqa: PLR0917  the graph's roots, once
     home: Home,
     config: WorkerConfig,
     deployment: Deployment,
@@ -122,7 +135,7 @@ async def _wire(  # noqa: PLR0917  the graph's roots, once
     reader: ChainReader,
     engine: EngineBackend,
     life: asyncio.Task[None],
-) -> Parts:
+) -> Components:
     chain = ChainLink(reader, operator, FeePolicy(max_fee_wei=int(config.max_fee_gwei * GWEI)))
     keys = await sealing_keys(journal, operator, clock, config.sealing_key_rotation_s)
     execution = Execution(
@@ -135,9 +148,13 @@ async def _wire(  # noqa: PLR0917  the graph's roots, once
         metrics=metrics,
         log=log,
     )
-    policy = SettlePolicy(config.settle_gas_multiple, config.settle_interval_s, config.native_coin_price)
+    policy = SettlePolicy(
+        config.settle_gas_multiple, config.settle_interval_s, config.native_coin_price
+    )
     times = SettlerTimes(config.chain_poll_s, config.stuck_after_s)
-    settler = Settler(journal, chain, clock=clock, policy=policy, times=times, metrics=metrics, log=log)
+    settler = Settler(
+        journal, chain, clock=clock, policy=policy, times=times, metrics=metrics, log=log
+    )
     worker = Worker(
         execution,
         chain,
@@ -147,7 +164,7 @@ async def _wire(  # noqa: PLR0917  the graph's roots, once
         policy=config.policy,
     )
     board = OfferBoard(journal, deployment.domain, operator, clock)
-    return Parts(
+    return Components(
         config=config,
         home=home,
         deployment=deployment,
@@ -189,7 +206,8 @@ def _backend(
 
 
 def vllm_settings(config: WorkerConfig) -> VllmSettings:
-    """What the settings say of vLLM. `ModelNotPulled` says what to run when the checkpoint is not here."""
+    """What the settings say of vLLM. `ModelNotPulled` says what to run when the checkpoint is not
+    here."""
     from piecework_node.vllm.link import VllmSettings
 
     folder = config.checkpoint()

@@ -59,7 +59,8 @@ class Checker:
         return findings
 
     def _checks(self) -> Iterator[tuple[str, Check]]:
-        """In order. What is asked about the engine depends on the settings, which are read first."""
+        """In order. What is asked about the engine depends on the settings, which are read
+        first."""
         yield from (
             ("settings", self._settings),
             ("deployment", self._load_deployment),
@@ -141,7 +142,8 @@ class Checker:
             digest = await asyncio.to_thread(manifest.verify, folder)
             return f"{folder.name}, digest 0x{digest.hex()}, as its manifest says"
         text = await asyncio.to_thread(manifest.manifest_text, folder)
-        return f"{folder.name}, digest 0x{manifest.manifest_digest(text).hex()}, no manifest to hold it to"
+        shown = manifest.manifest_digest(text).hex()
+        return f"{folder.name}, digest 0x{shown}, no manifest to hold it to"
 
     async def _device(self) -> str:
         from piecework_model.machine.probe import probe
@@ -187,7 +189,9 @@ class Checker:
     async def _connect(self) -> ChainReader:
         config = self._need(self._config)
         return await ChainReader.connect(
-            self._need(self._deployment), rpc_url=config.rpc_url or None, timeout_s=config.rpc_timeout_s
+            self._need(self._deployment),
+            rpc_url=config.rpc_url or None,
+            timeout_s=config.rpc_timeout_s,
         )
 
     @staticmethod

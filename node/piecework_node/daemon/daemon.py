@@ -1,8 +1,8 @@
 """One life of the worker daemon.
 
-Start: settings, keys, journal (locked), chain (verified), engine (loaded and measured), gRPC, offer, ready.
-Stop (SIGTERM, SIGINT or /drain): nothing new, running jobs get a grace, the rest is suspended, what has value
-is settled, the journal is closed.
+Start: settings, keys, journal (locked), chain (verified), engine (loaded and measured), gRPC,
+offer, ready. Stop (SIGTERM, SIGINT or /drain): nothing new, running jobs get a grace, the rest is
+suspended, what has value is settled, the journal is closed.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Any, Final
 from piecework_node import config as settings
 from piecework_node.config import split_endpoint
 from piecework_node.daemon.admin import ADDRESS_FILE, AdminServer, admin_token
-from piecework_node.daemon.assembly import Parts, build
-from piecework_node.daemon.server import Door, GrpcServer
+from piecework_node.daemon.assembly import Components, build
+from piecework_node.daemon.server import GrpcServer, WorkerServicer
 from piecework_node.daemon.status import exposure_bound, status_of
 from piecework_node.engine.benchmark_table import with_speeds
 from piecework_node.engine.link import EngineEvent, EngineFacts, EngineReady
@@ -47,28 +47,30 @@ FINAL_SETTLE_S: Final = 60.0
 class Daemon:
     """One life of the worker. Implements `node.admin.Operations`."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._p = parts
+    def __init__(self, components: Components) -> None:
+        self._p = components
         self._draining = asyncio.Event()
         self._started = False
         self._grpc_port = 0
-        door = Door(
-            parts.worker,
-            parts.board,
-            RateLimiter(parts.config.requests_per_minute / 60, parts.clock),
-            parts.metrics,
-            parts.log,
+        servicer = WorkerServicer(
+            components.worker,
+            components.board,
+            RateLimiter(components.config.requests_per_minute / 60, components.clock),
+            components.metrics,
+            components.log,
         )
-        self._grpc = GrpcServer(door, parts.tls, max_streams=parts.config.max_streams)
-        host = parts.config.admin_host
-        self._admin = AdminServer(self, admin_token(parts.home.root), host)
+        self._grpc = GrpcServer(servicer, components.tls, max_streams=components.config.max_streams)
+        host = components.config.admin_host
+        self._admin = AdminServer(self, admin_token(components.home.root), host)
 
     # --- Operations
 
     @property
     def ready(self) -> bool:
         worker = self._p.worker
-        return self._started and not worker.draining and worker.fault is None and self._p.engine.ready
+        return (
+            self._started and not worker.draining and worker.fault is None and self._p.engine.ready
+        )
 
     def metrics(self) -> bytes:
         self._gauges()
@@ -116,7 +118,8 @@ class Daemon:
             await self._p.execution.failed
 
     async def _engine(self) -> None:
-        """Lives and ends with the engine's supervisor, which was started before the rest of the graph."""
+        """Lives and ends with the engine's supervisor, which was started before the rest of the
+        graph."""
         await self._p.engine_life
 
     def _catch_signals(self) -> None:
@@ -139,7 +142,9 @@ class Daemon:
             admin_port = await self._admin.start(p.config.admin_host, p.config.admin_port)
             self._grpc_port = await self._grpc.start(host, port)
         except OSError as error:
-            raise ConfigError(f"{error}. Is another worker running, or is the port taken?") from None
+            raise ConfigError(
+                f"{error}. Is another worker running, or is the port taken?"
+            ) from None
         tasks += [
             group.create_task(self._pump(events), name="engine events"),
             group.create_task(p.settler.run(), name="settlement"),
@@ -150,7 +155,9 @@ class Daemon:
         tasks.append(group.create_task(self._offers(shown), name="offers"))
         self._started = True
         await self._grpc.serving(True)
-        with contextlib.suppress(TimeoutError):  # a silent index must not keep the worker from working
+        with contextlib.suppress(
+            TimeoutError
+        ):  # a silent index must not keep the worker from working
             await asyncio.wait_for(shown.wait(), FIRST_SHOWING_S)
         self._announce(admin_port)
 
@@ -190,7 +197,9 @@ class Daemon:
             "exposure_bound": exposure_bound(self._p),
         }
         print(json.dumps(line), flush=True)
-        p.log.info("ready", port=self._grpc_port, admin_port=admin_port, bound=exposure_bound(self._p))
+        p.log.info(
+            "ready", port=self._grpc_port, admin_port=admin_port, bound=exposure_bound(self._p)
+        )
 
     async def _pump(self, events: Any) -> None:
         async for event in events:
@@ -214,7 +223,8 @@ class Daemon:
     # --- offers
 
     async def _offers(self, shown: asyncio.Event) -> None:
-        """Show the offer to the indexes, and renew it when it is due. `shown`: the first showing is over."""
+        """Show the offer to the indexes, and renew it when it is due. `shown`: the first showing is
+        over."""
         import aiohttp
 
         p = self._p
@@ -326,12 +336,12 @@ async def serve(
 ) -> None:
     """`piecework worker start`: settings to the last line of the log."""
     place = Home(home)
-    parts = await build(place, settings.load(home, flags), password, engine=engine)
+    components = await build(place, settings.load(home, flags), password, engine=engine)
     try:
-        daemon = Daemon(parts)
+        daemon = Daemon(components)
     except PieceworkError:
-        parts.engine_life.cancel()
-        await parts.journal.close()
-        await parts.reader.close()
+        components.engine_life.cancel()
+        await components.journal.close()
+        await components.reader.close()
         raise
     await daemon.run()

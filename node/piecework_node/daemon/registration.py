@@ -24,7 +24,7 @@ PERMIT_LIFETIME_S: Final = 3600
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class RegistrationStep:
     """One thing that `init` did, or found done."""
 
     what: str
@@ -34,8 +34,9 @@ class Step:
 
 def prepare_home(
     home: Home, deployment: Deployment, values: Mapping[str, Any], password: str, now: Timestamp
-) -> list[Step]:
-    """Write what is missing of deployment, settings, operator key and certificate; touch nothing else."""
+) -> list[RegistrationStep]:
+    """Write what is missing of deployment, settings, operator key and certificate; touch nothing
+    else."""
     home.create()
     steps = [_once(home.deployment.is_file(), "deployment", str(home.deployment))]
     if steps[-1].new:
@@ -59,8 +60,8 @@ def prepare_home(
     return steps
 
 
-def _once(there: bool, what: str, detail: str) -> Step:
-    return Step(what, detail, not there)
+def _once(there: bool, what: str, detail: str) -> RegistrationStep:
+    return RegistrationStep(what, detail, not there)
 
 
 def open_operator(home: Home, password: str) -> LocalSigner:
@@ -77,8 +78,9 @@ async def register(
     stake: int | None,
     now: Timestamp,
     poll_s: float = 0.25,
-) -> Step:
-    """Register with one transaction (permit, stake and registration), or say what is registered already.
+) -> RegistrationStep:
+    """Register with one transaction (permit, stake and registration), or say what is registered
+    already.
 
     The payout address owns the stake. `NotFunded` says what the operator key needs first.
     """
@@ -100,21 +102,33 @@ async def register(
     registration = Registration(operator.address, payout, payout, amount, endpoint, deadline)
     call = calls.register_with_permit(reader.deployment, registration, signed)
     mined = await TransactionSender.of(reader, operator).execute(call, poll_s=poll_s)
-    return Step("registration", f"in block {mined.block}, stake {amount} base units", True)
+    return RegistrationStep(
+        "registration", f"in block {mined.block}, stake {amount} base units", True
+    )
 
 
 async def _refresh(
-    reader: ChainReader, operator: LocalSigner, known: RegisteredWorker, endpoint: str, poll_s: float
-) -> Step:
+    reader: ChainReader,
+    operator: LocalSigner,
+    known: RegisteredWorker,
+    endpoint: str,
+    poll_s: float,
+) -> RegistrationStep:
     if endpoint and known.endpoint != endpoint:
         call = calls.set_endpoint(reader.deployment, operator.address, endpoint)
         mined = await TransactionSender.of(reader, operator).execute(call, poll_s=poll_s)
-        return Step("registration", f"endpoint {endpoint} set in block {mined.block}", True)
+        return RegistrationStep(
+            "registration", f"endpoint {endpoint} set in block {mined.block}", True
+        )
     state = "active" if known.active else "not active"
-    return Step("registration", f"{state}, stake {known.stake} base units, {known.endpoint}", False)
+    return RegistrationStep(
+        "registration", f"{state}, stake {known.stake} base units, {known.endpoint}", False
+    )
 
 
-async def _require_funds(reader: ChainReader, operator: Address, token: Address, stake: int) -> None:
+async def _require_funds(
+    reader: ChainReader, operator: Address, token: Address, stake: int
+) -> None:
     held, gas = await reader.token_balance(token, operator), await reader.native_balance(operator)
     lacking = []
     if held < stake:

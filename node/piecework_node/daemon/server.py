@@ -1,7 +1,9 @@
-"""The gRPC door. Bytes in, bytes out: parsing is ours, and errors are translated here and nowhere else.
+"""The gRPC door. Bytes in, bytes out: parsing is ours, and errors are translated here and nowhere
+else.
 
-Limits first: message size, streams at once, requests a minute for each peer, idle and silent connections. A
-peer sees a typed refusal or a bare INTERNAL, never a traceback and never an echo of what it sent.
+Limits first: message size, streams at once, requests a minute for each peer, idle and silent
+connections. A peer sees a typed refusal or a bare INTERNAL, never a traceback and never an echo of
+what it sent.
 """
 
 from __future__ import annotations
@@ -53,8 +55,8 @@ HANDSHAKE_MS: Final = 10 * 1000
 MIN_PING_INTERVAL_MS: Final = 10 * 1000
 
 MAX_MESSAGE_BYTES: Final = 2 * MAX_FRAME_BYTES
-"""What is too large is read up to here, so that its sender learns why; gRPC itself drops what is larger
-still with a bare RESOURCE_EXHAUSTED, before reading it."""
+"""What is too large is read up to here, so that its sender learns why; gRPC itself drops what is
+larger still with a bare RESOURCE_EXHAUSTED, before reading it."""
 
 OPTIONS: Final = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -115,7 +117,7 @@ def _confirms(frame: WorkerFrame) -> bool:
     return isinstance(frame, VoucherAccepted)
 
 
-class Door:
+class WorkerServicer:
     """The handlers of `piecework.v1.Worker`."""
 
     def __init__(
@@ -131,7 +133,9 @@ class Door:
             {
                 "GetOffer": grpc.unary_unary_rpc_method_handler(self._guard(self.get_offer)),
                 "Run": grpc.stream_stream_rpc_method_handler(self.run),
-                "CloseChannel": grpc.unary_unary_rpc_method_handler(self._guard(self.close_channel)),
+                "CloseChannel": grpc.unary_unary_rpc_method_handler(
+                    self._guard(self.close_channel)
+                ),
             },
         )
 
@@ -176,7 +180,8 @@ class Door:
             raise error
 
     async def _read(self, requests: AsyncIterator[bytes], job: LiveJob, sink: StreamSink) -> None:
-        """Hand the client's frames on. When it says no more, it may still listen: the writer goes on."""
+        """Hand the client's frames on. When it says no more, it may still listen: the writer goes
+        on."""
         try:
             async for request in requests:
                 await self._worker.receive(job, sink, decode_client_frame(_sized(request)))
@@ -245,7 +250,8 @@ async def _first(requests: AsyncIterator[bytes]) -> SubmitJob:
 
 
 def rich_status(refusal: Refusal) -> status_pb2.Status:
-    """A refusal as `google.rpc.Status` with ErrorInfo and, if a retry may help, RetryInfo (clause 2.5)."""
+    """A refusal as `google.rpc.Status` with ErrorInfo and, if a retry may help, RetryInfo (clause
+    2.5)."""
     info = error_details_pb2.ErrorInfo(
         reason=refusal.reason.label, domain=ERROR_DOMAIN, metadata=refusal.metadata
     )
@@ -266,14 +272,15 @@ def _packed(message: Any) -> AnyMessage:
 
 
 class GrpcServer:
-    """The server with health and reflection. `start` binds, `drain` turns newcomers away, `stop` ends."""
+    """The server with health and reflection. `start` binds, `drain` turns newcomers away, `stop`
+    ends."""
 
-    def __init__(self, door: Door, tls: TlsIdentity, *, max_streams: int) -> None:
+    def __init__(self, servicer: WorkerServicer, tls: TlsIdentity, *, max_streams: int) -> None:
         self._server = grpc.aio.server(
             options=(*OPTIONS, ("grpc.max_concurrent_streams", max_streams)),
             maximum_concurrent_rpcs=max_streams,
         )
-        self._server.add_generic_rpc_handlers((door.handlers(),))
+        self._server.add_generic_rpc_handlers((servicer.handlers(),))
         self._health = health_aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from piecework_node.daemon.assembly import Parts
+from piecework_node.daemon.assembly import Components
 from piecework_node.engine.link import EngineFacts
 from piecework_protocol.objects import Offer
 from piecework_protocol.pricing import Usage, price
@@ -13,7 +13,7 @@ from piecework_protocol.service import service_name
 from piecework_protocol.types import address_hex, to_hex
 
 
-async def status_of(p: Parts, state: str, grpc_port: int) -> dict[str, Any]:
+async def status_of(p: Components, state: str, grpc_port: int) -> dict[str, Any]:
     """Everything an operator wants to know at a glance. Amounts in base units."""
     worker = p.worker
     current = p.board.current
@@ -50,7 +50,7 @@ async def status_of(p: Parts, state: str, grpc_port: int) -> dict[str, Any]:
     }
 
 
-def exposure_bound(p: Parts) -> int | None:
+def exposure_bound(p: Components) -> int | None:
     """The most that can be delivered and not paid for by jobs that run at once (clause 3.7)."""
     current = p.board.current
     if current is None:
@@ -64,8 +64,9 @@ def exposure_bound(p: Parts) -> int | None:
     return (config.slots + config.queue) * price(model, usage)
 
 
-def _endpoints(p: Parts) -> dict[str, Any]:
-    """The vLLM servers by their place in the settings; no URL, which may be nobody else's business."""
+def _endpoints(p: Components) -> dict[str, Any]:
+    """The vLLM servers by their place in the settings; no URL, which may be nobody else's
+    business."""
     if p.config.backend != "vllm":
         return {}
     from piecework_node.vllm.link import VllmLink
@@ -73,7 +74,12 @@ def _endpoints(p: Parts) -> dict[str, Any]:
     members = p.engine.endpoints if isinstance(p.engine, VllmLink) else ()
     return {
         "endpoints": [
-            {"number": m.number, "health": m.health.name.lower(), "running": m.load, "trouble": m.trouble}
+            {
+                "number": m.number,
+                "health": m.health.name.lower(),
+                "running": m.load,
+                "trouble": m.trouble,
+            }
             for m in members
         ]
     }

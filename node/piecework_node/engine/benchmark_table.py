@@ -1,8 +1,8 @@
 """What `piecework bench --home` measured, kept in the worker's home and shown in its offers.
 
-The offer's own two figures come from the start-up benchmark, at the worker's own number of slots. The table
-says how speed moves with the number of jobs. It is shown only for the model and the engine profile that it
-was measured with.
+The offer's own two figures come from the start-up benchmark, at the worker's own number of slots.
+The table says how speed moves with the number of jobs. It is shown only for the model and the
+engine profile that it was measured with.
 """
 
 from __future__ import annotations
@@ -21,7 +21,13 @@ MAX_FILE_BYTES: Final = 64 * 1024
 """A table of a few lines and the machine's names."""
 MAX_LINES: Final = 16
 """Of the table, in an offer that everybody downloads."""
-SHOWN: Final = ("rows", "tokens_per_second", "steps_per_second", "steps_per_canvas", "first_canvas_ms")
+SHOWN: Final = (
+    "rows",
+    "tokens_per_second",
+    "steps_per_second",
+    "steps_per_canvas",
+    "first_canvas_ms",
+)
 
 
 def write_speeds(home: Home, report: Mapping[str, Any]) -> None:
@@ -43,8 +49,8 @@ def with_speeds(home: Home, facts: EngineFacts) -> EngineFacts:
 
 
 def _read(home: Home) -> dict[str, Any]:
-    """The kept report; empty when there is none or it is no report: the offer then shows less, nothing
-    else."""
+    """The kept report; empty when there is none or it is no report: the offer then shows less,
+    nothing else."""
     try:
         with home.speeds.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
@@ -55,4 +61,6 @@ def _read(home: Home) -> dict[str, Any]:
 
 
 def _number(value: object) -> float | None:
-    return round(value, 1) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    return (
+        round(value, 1) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    )

@@ -1,8 +1,8 @@
 """The engine as the worker sees it: requests down, events up, never a tensor and never torch.
 
-Requests and events are those of `model.requests`. Two links are real: `node.engine.EngineSupervisor` keeps
-our own engine in a child process, `node.vllm.VllmLink` speaks to vLLM servers; tests drive a deterministic
-fake.
+Requests and events are those of `model.requests`. Two links are real:
+`node.engine.EngineSupervisor` keeps our own engine in a child process, `node.vllm.VllmLink` speaks
+to vLLM servers; tests drive a deterministic fake.
 """
 
 from __future__ import annotations

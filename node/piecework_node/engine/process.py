@@ -1,7 +1,9 @@
-"""The engine's own process: `python -m piecework_node.engine.process`. Commands on stdin, reports on stdout.
+"""The engine's own process: `python -m piecework_node.engine.process`. Commands on stdin, reports
+on stdout.
 
-A thread reads commands and answers tokenizations itself, so that they never wait for a denoising step; the
-main thread alone touches the engine. The process ends with its parent: at the end of stdin.
+A thread reads commands and answers tokenizations itself, so that they never wait for a denoising
+step; the main thread alone touches the engine. The process ends with its parent: at the end of
+stdin.
 """
 
 from __future__ import annotations
@@ -87,9 +89,9 @@ def read_commands(
 def encode(loaded: LoadedModel, command: Encode) -> Encoded:
     """Tokenize through the chat template; a prompt that it refuses is an answer, not an error."""
     from piecework_model.errors import PromptError
-    from piecework_model.text.chat import Message, encode_prompt
+    from piecework_model.text.chat import ChatMessage, encode_prompt
 
-    messages = [Message(m.role, m.content) for m in command.messages]  # type: ignore[arg-type]
+    messages = [ChatMessage(m.role, m.content) for m in command.messages]  # type: ignore[arg-type]
     try:
         return Encoded(command.number, encode_prompt(loaded, messages))
     except PromptError as error:
@@ -166,7 +168,8 @@ def measure(planned: Planned, executor: BatchedExecutor, seconds: float, rows: i
 
 
 def short_profile(profile: str) -> str:
-    """The profile as an offer has room for it; a longer one keeps its start and a digest of all of it."""
+    """The profile as an offer has room for it; a longer one keeps its start and a digest of all of
+    it."""
     if len(profile.encode()) <= MAX_NAME_BYTES:
         return profile
     digest = sha256(profile.encode()).hexdigest()[:12]

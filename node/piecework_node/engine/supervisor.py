@@ -1,7 +1,7 @@
 """Keeps the engine process alive, and speaks for it (`EngineLink`). The parent never imports torch.
 
-When the process dies or falls silent, `EngineLost` goes out, every open question fails, and a new process is
-started after a pause that doubles. What becomes of the jobs is the worker's decision.
+When the process dies or falls silent, `EngineLost` goes out, every open question fails, and a new
+process is started after a pause that doubles. What becomes of the jobs is the worker's decision.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ MAX_QUEUED_EVENTS: Final = 1024
 START_TIMEOUT_S: Final = 900.0
 """Loading 50 GB from a slow disk takes minutes."""
 SILENCE_S: Final = 180.0
-"""A denoising step takes at most seconds and the child beats every five; this long means that it hangs."""
+"""A denoising step takes at most seconds and the child beats every five; this long means that it
+hangs."""
 ENCODE_TIMEOUT_S: Final = 30.0
 FIRST_BACKOFF_S: Final = 0.2
 MAX_BACKOFF_S: Final = 30.0
@@ -60,7 +61,8 @@ class EngineCommandLine:
 
 
 class EngineSupervisor:
-    """Implements `EngineLink` over a child process. `run` is its life; cancel it to stop the child."""
+    """Implements `EngineLink` over a child process. `run` is its life; cancel it to stop the
+    child."""
 
     def __init__(self, command: EngineCommandLine, clock: Clock, log: Any) -> None:
         self._command, self._clock, self._log = command, clock, log
@@ -124,7 +126,9 @@ class EngineSupervisor:
             started = await self._live()
             failures = 0 if started else failures + 1
             if failures >= MAX_FAILED_STARTS:
-                raise EngineStartError(f"the engine process failed to start {failures} times in a row")
+                raise EngineStartError(
+                    f"the engine process failed to start {failures} times in a row"
+                )
             pause = FIRST_BACKOFF_S if self._clock.monotonic() - born > STABLE_S else pause
             await asyncio.sleep(pause)
             pause = min(2 * pause, MAX_BACKOFF_S)
@@ -170,7 +174,10 @@ class EngineSupervisor:
                 report = decode_report(line)
             except TimeoutError:
                 return f"the engine process was silent for {patience:g} s"
-            except (ValueError, MalformedInput) as error:  # ValueError: a line beyond the reader's limit
+            except (
+                ValueError,
+                MalformedInput,
+            ) as error:  # ValueError: a line beyond the reader's limit
                 return f"the engine process broke its protocol: {error}"
             if isinstance(report, Ready):
                 self._writer, self._facts = writer, report.facts
@@ -182,7 +189,10 @@ class EngineSupervisor:
         if isinstance(report, Ready):
             facts = report.facts
             self._log.info(
-                "engine ready", model=facts.name, profile=facts.profile, reason=facts.details.get("precision")
+                "engine ready",
+                model=facts.name,
+                profile=facts.profile,
+                reason=facts.details.get("precision"),
             )
             await self._events.put(EngineReady(facts))
         elif isinstance(report, Encoded):

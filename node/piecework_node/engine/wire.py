@@ -1,7 +1,8 @@
-"""What parent and engine process say to each other: one JSON object a line, parsed into plain values.
+"""What parent and engine process say to each other: one JSON object a line, parsed into plain
+values.
 
-No pickle: the child runs a large library stack over strangers' prompts, and must not be able to hand the
-parent anything but data. Every line is bounded.
+No pickle: the child runs a large library stack over strangers' prompts, and must not be able to
+hand the parent anything but data. Every line is bounded.
 """
 
 from __future__ import annotations
@@ -132,11 +133,20 @@ def decode_command(line: bytes) -> Command:
 def encode_report(report: Report) -> bytes:
     """A line for the parent."""
     if isinstance(report, Ready):
-        body: dict[str, Any] = {"op": "ready", **asdict(report.facts), "digest": report.facts.digest.hex()}
+        body: dict[str, Any] = {
+            "op": "ready",
+            **asdict(report.facts),
+            "digest": report.facts.digest.hex(),
+        }
     elif isinstance(report, CannotStart):
         body = {"op": "cannot_start", "message": report.message}
     elif isinstance(report, Encoded):
-        body = {"op": "encoded", "number": report.number, "ids": report.ids, "refused": report.refused}
+        body = {
+            "op": "encoded",
+            "number": report.number,
+            "ids": report.ids,
+            "refused": report.refused,
+        }
     elif isinstance(report, Beat):
         body = {"op": "beat"}
     elif isinstance(report, DraftEvent):
@@ -179,7 +189,9 @@ def _canvas(body: dict[str, Any]) -> CanvasEvent:
 
 _REPORTS: Final[dict[str, Callable[[dict[str, Any]], Report]]] = {
     "ready": lambda b: Ready(
-        EngineFacts(**{**b, "digest": Digest(bytes.fromhex(b["digest"])), "service": Service(b["service"])})
+        EngineFacts(
+            **{**b, "digest": Digest(bytes.fromhex(b["digest"])), "service": Service(b["service"])}
+        )
     ),
     "cannot_start": lambda b: CannotStart(str(b["message"])),
     "encoded": lambda b: Encoded(b["number"], tuple(b["ids"]), b["refused"]),

@@ -1,13 +1,14 @@
 """Which jobs are let in (clauses 3.1 to 3.5). Pure: a submission, what the worker knows, a verdict.
 
-Admission runs in four stages, so that no job costs an RPC call or a tokenization that a cheaper check would
-have spared: `IDENTITY` and `TERMS` need only memory, `CHANNEL` the chain's word, `FUNDS` the length of the
-prompt. Size, rate and parsing come before, at the edge (`node.server`, `protocol.wire`). The only exception
-that leaves this module is `Refusal`.
+Admission runs in four stages, so that no job costs an RPC call or a tokenization that a cheaper
+check would have spared: `IDENTITY` and `TERMS` need only memory, `CHANNEL` the chain's word,
+`FUNDS` the length of the prompt. Size, rate and parsing come before, at the edge (`node.server`,
+`protocol.wire`). The only exception that leaves this module is `Refusal`.
 
-Two rules worth saying: the price ceiling must cover the worst case (every token and every step that the
-parameters allow), and so must the deposit, after everything that other jobs of the channel may still cost.
-A deposit that is authorized but not yet on chain carries one job, within the credit window.
+Two rules worth saying: the price ceiling must cover the worst case (every token and every step that
+the parameters allow), and so must the deposit, after everything that other jobs of the channel may
+still cost. A deposit that is authorized but not yet on chain carries one job, within the credit
+window.
 """
 
 from __future__ import annotations
@@ -102,14 +103,15 @@ class ChannelView:
 
 @dataclass(frozen=True, slots=True)
 class AcceptedTerms:
-    """The verdict: run it, reserving `reserve`. `pending` holds it inside the credit window for now."""
+    """The verdict: run it, reserving `reserve`. `pending` holds it inside the credit window for
+    now."""
 
     accepted: AcceptedJob
     reserve: Amount
     pending: bool
 
 
-# --- identity ------------------------------------------------------------------------------------------
+# --- identity
 
 
 def _channel_hashes_here(s: SubmitJob, v: AdmissionView) -> None:
@@ -127,7 +129,7 @@ def _signed_by_authorizer(s: SubmitJob, v: AdmissionView) -> None:
         raise Refusal(Reason.BAD_SIGNATURE, "the job is not signed by the channel's authorizer")
 
 
-# --- terms ---------------------------------------------------------------------------------------------
+# --- terms
 
 
 def _taking_jobs(_: SubmitJob, v: AdmissionView) -> None:
@@ -136,7 +138,9 @@ def _taking_jobs(_: SubmitJob, v: AdmissionView) -> None:
     if v.fault is not None:
         raise Refusal(Reason.CHAIN_UNAVAILABLE, v.fault, retry_after_s=CHAIN_RETRY_S)
     if not v.engine_ready:
-        raise Refusal(Reason.ENGINE_UNAVAILABLE, "the engine is starting", retry_after_s=PENDING_RETRY_S)
+        raise Refusal(
+            Reason.ENGINE_UNAVAILABLE, "the engine is starting", retry_after_s=PENDING_RETRY_S
+        )
 
 
 def _starts_at_the_beginning(s: SubmitJob, _: AdmissionView) -> None:
@@ -174,7 +178,10 @@ def _same_service(parameters: Parameters, service: Service) -> None:
     if service is Service.BEST_EFFORT:
         message = "this model is served at best effort: no seed is honoured and no trace is made"
     else:
-        message = "this model is served replayably: the job has to say so, and what it is to be denoised with"
+        message = (
+            "this model is served replayably: the job has to say so, "
+            "and what it is to be denoised with"
+        )
     raise Refusal(Reason.WRONG_SERVICE, message)
 
 
@@ -202,7 +209,9 @@ def _deadline_ahead(s: SubmitJob, v: AdmissionView) -> None:
     if s.job.deadline <= v.now:
         raise Refusal(Reason.EXPIRED, "the job's deadline has passed")
     if s.job.deadline > v.now + MAX_JOB_LIFETIME_S + MAX_CLOCK_SKEW_S:
-        raise Refusal(Reason.BAD_PARAMETERS, f"a deadline lies at most {MAX_JOB_LIFETIME_S} s ahead")
+        raise Refusal(
+            Reason.BAD_PARAMETERS, f"a deadline lies at most {MAX_JOB_LIFETIME_S} s ahead"
+        )
 
 
 def _room(_: SubmitJob, v: AdmissionView) -> None:
@@ -210,12 +219,14 @@ def _room(_: SubmitJob, v: AdmissionView) -> None:
         raise Refusal(Reason.BUSY, "every slot and the queue are taken", retry_after_s=BUSY_RETRY_S)
 
 
-# --- channel -------------------------------------------------------------------------------------------
+# --- channel
 
 
 def _chain_known(_s: SubmitJob, _v: AdmissionView, c: ChannelView) -> None:
     if not c.fresh:
-        raise Refusal(Reason.CHAIN_UNAVAILABLE, "the chain does not answer", retry_after_s=CHAIN_RETRY_S)
+        raise Refusal(
+            Reason.CHAIN_UNAVAILABLE, "the chain does not answer", retry_after_s=CHAIN_RETRY_S
+        )
 
 
 def _channel_open(_s: SubmitJob, _v: AdmissionView, c: ChannelView) -> None:
@@ -224,7 +235,9 @@ def _channel_open(_s: SubmitJob, _v: AdmissionView, c: ChannelView) -> None:
     if c.state is ChannelState.WITHDRAWING:
         raise Refusal(Reason.CHANNEL_WITHDRAWING, "a withdrawal from the channel is under way")
     if c.state is ChannelState.NONE and c.funding is None:
-        raise Refusal(Reason.CHANNEL_UNKNOWN, "the channel is not open, and no authorization to open it came")
+        raise Refusal(
+            Reason.CHANNEL_UNKNOWN, "the channel is not open, and no authorization to open it came"
+        )
 
 
 def _funding_good(s: SubmitJob, v: AdmissionView, c: ChannelView) -> None:
@@ -234,19 +247,25 @@ def _funding_good(s: SubmitJob, v: AdmissionView, c: ChannelView) -> None:
     if authorization.channel != s.channel or not signed_by(
         v.domain, authorization, c.funding.signature, s.channel.payer
     ):
-        raise Refusal(Reason.BAD_SIGNATURE, "the funding authorization is not signed by the payer's own key")
+        raise Refusal(
+            Reason.BAD_SIGNATURE, "the funding authorization is not signed by the payer's own key"
+        )
     if authorization.deadline < v.now + MIN_FUNDING_LIFETIME_S:
         raise Refusal(
-            Reason.EXPIRED, f"a funding authorization is valid for {MIN_FUNDING_LIFETIME_S} s or longer"
+            Reason.EXPIRED,
+            f"a funding authorization is valid for {MIN_FUNDING_LIFETIME_S} s or longer",
         )
     if c.pooled < authorization.deposit - c.deposit:
-        raise Refusal(Reason.UNDERFUNDED, "the payer's pooled balance does not cover the authorized deposit")
+        raise Refusal(
+            Reason.UNDERFUNDED, "the payer's pooled balance does not cover the authorized deposit"
+        )
 
 
 def _deposit_worth_it(_s: SubmitJob, v: AdmissionView, c: ChannelView) -> None:
     if backing(c) < v.terms.min_deposit:
         raise Refusal(
-            Reason.UNDERFUNDED, f"a channel's deposit must be {v.terms.min_deposit} base units or more"
+            Reason.UNDERFUNDED,
+            f"a channel's deposit must be {v.terms.min_deposit} base units or more",
         )
 
 
@@ -260,7 +279,9 @@ def _earlier_receipts_paid(_s: SubmitJob, _v: AdmissionView, c: ChannelView) -> 
 
 def _room_on_channel(_s: SubmitJob, v: AdmissionView, c: ChannelView) -> None:
     if c.attached >= v.terms.jobs_per_channel:
-        raise Refusal(Reason.BUSY, "the channel has too many jobs at once", retry_after_s=BUSY_RETRY_S)
+        raise Refusal(
+            Reason.BUSY, "the channel has too many jobs at once", retry_after_s=BUSY_RETRY_S
+        )
 
 
 IdentityCheck = Callable[[SubmitJob, AdmissionView], None]
@@ -292,7 +313,8 @@ CHANNEL: Final[tuple[ChannelCheck, ...]] = (
     _room_on_channel,
 )
 RETURN: Final[tuple[IdentityCheck, ...]] = (_taking_jobs, _model_loaded, _deadline_ahead, _room)
-"""What a job that was let in before must still meet to go on: its terms stay those that it was let in on."""
+"""What a job that was let in before must still meet to go on: its terms stay those that it was let
+in on."""
 
 
 def check_identity(s: SubmitJob, v: AdmissionView) -> None:
@@ -320,7 +342,8 @@ def check_return(s: SubmitJob, v: AdmissionView) -> None:
 
 
 def admit(s: SubmitJob, v: AdmissionView, c: ChannelView, prompt_tokens: int) -> AcceptedTerms:
-    """Every check in order. The caller runs the early stages first to spare itself IO, then this for good."""
+    """Every check in order. The caller runs the early stages first to spare itself IO, then this
+    for good."""
     check_terms(s, v)
     check_channel(s, v, c)
     model = _model(s, v)
@@ -373,8 +396,14 @@ def backing(c: ChannelView) -> Amount:
 def parameter_defect(p: Parameters, model: ModelOffer) -> str | None:
     """What is wrong with a job's parameters for a model, or None."""
     micro = 1_000_000
-    tokens = ("max_tokens", p.max_tokens, 1, min(model.max_output, MAX_CANVASES_PER_JOB * model.canvas_size))
-    # What denoising takes is replayable jobs' alone; `_service_offered` has held the others to zero.
+    tokens = (
+        "max_tokens",
+        p.max_tokens,
+        1,
+        min(model.max_output, MAX_CANVASES_PER_JOB * model.canvas_size),
+    )
+    # What denoising takes is replayable jobs' alone; `_service_offered` has held the others to
+    # zero.
     denoising = (
         ("max_steps", p.max_steps, 1, min(model.max_steps, MAX_DENOISING_STEPS)),
         (
@@ -413,5 +442,7 @@ def _model(s: SubmitJob, v: AdmissionView) -> ModelOffer:
 
 def _offer(v: AdmissionView) -> Offer:
     if v.offer is None:
-        raise Refusal(Reason.UNKNOWN_OFFER, "this worker made no such offer; ask for the current one")
+        raise Refusal(
+            Reason.UNKNOWN_OFFER, "this worker made no such offer; ask for the current one"
+        )
     return v.offer

@@ -14,7 +14,7 @@ from piecework_protocol.sealing import canvas_context, draft_context, resume_con
 from piecework_protocol.worker_session import CanvasRecord, CanvasResult
 
 
-class EngineEvents:
+class EngineEventHandler:
     """Takes the engine's events, one after the other."""
 
     def __init__(self, execution: Execution) -> None:
@@ -82,7 +82,9 @@ class EngineEvents:
             if current is None:
                 raise MalformedInput("there is no sealing key")
             secret = seal(
-                pack_ids(event.token_ids), current, resume_context(self._x.domain, job.id, event.canvas)
+                pack_ids(event.token_ids),
+                current,
+                resume_context(self._x.domain, job.id, event.canvas),
             )
         return CanvasResult(
             canvas=event.canvas,
@@ -91,7 +93,9 @@ class EngineEvents:
             steps=event.steps,
             units=len(event.charged_ids),
             finish=finish,
-            sealed_output=seal(output, work.reply_key, canvas_context(self._x.domain, job.id, event.canvas)),
+            sealed_output=seal(
+                output, work.reply_key, canvas_context(self._x.domain, job.id, event.canvas)
+            ),
             resume_secret=secret,
         )
 

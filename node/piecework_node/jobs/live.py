@@ -38,7 +38,7 @@ class LiveJob:
     """A job that is not over and paid, or whose stream is open."""
 
     session: WorkerSession
-    book: ChannelBook
+    book: LiveChannel
     reserve: Amount
     """The most that the job can cost."""
     prompt_ids: tuple[int, ...] = ()
@@ -78,7 +78,7 @@ class LiveJob:
 
 
 @dataclass(slots=True)
-class ChannelBook:
+class LiveChannel:
     """A channel: its ledger, the chain's last word, and the jobs that matter now."""
 
     id: ChannelId
@@ -97,7 +97,7 @@ class ChannelBook:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @classmethod
-    def of(cls, stored: StoredChannel) -> ChannelBook:
+    def of(cls, stored: StoredChannel) -> LiveChannel:
         """The channel as the journal holds it."""
         return cls(
             id=stored.id,
@@ -141,7 +141,8 @@ class ChannelBook:
             pooled=Amount(pooled),
             reserved=Amount(sum(job.still_reserved for job in jobs)),
             attached=sum(job.sink is not None for job in jobs),
-            pending_jobs=sum(job.pending and not job.ended for job in jobs) * (self.committed > self.deposit),
+            pending_jobs=sum(job.pending and not job.ended for job in jobs)
+            * (self.committed > self.deposit),
             stray_unpaid=gone,
             closing=self.close_signature is not None,
         )

@@ -1,8 +1,8 @@
 """The worker's offer: built from settings and measurements, signed, journaled, then shown.
 
-An offer is refreshed when it is half way through its life or when the load has changed; its sequence number
-only grows, across restarts too. Indexes are caches that nobody trusts: one that does not answer costs nothing
-but a line in the log.
+An offer is refreshed when it is half way through its life or when the load has changed; its
+sequence number only grows, across restarts too. Indexes are caches that nobody trusts: one that
+does not answer costs nothing but a line in the log.
 """
 
 from __future__ import annotations
@@ -23,7 +23,16 @@ from piecework_protocol.eip712 import Domain
 from piecework_protocol.limits import MAX_DETAILS_BYTES
 from piecework_protocol.objects import ModelOffer, Offer
 from piecework_protocol.signing import Signer, sign
-from piecework_protocol.types import Address, Amount, Digest, PublicKey, Seconds, Timestamp, Uint32, Uint64
+from piecework_protocol.types import (
+    Address,
+    Amount,
+    Digest,
+    PublicKey,
+    Seconds,
+    Timestamp,
+    Uint32,
+    Uint64,
+)
 from piecework_protocol.wire import SignedOffer, encode_offer
 
 OFFER_CONTENT_TYPE: Final = "application/x-protobuf"
@@ -31,7 +40,8 @@ PUBLISH_ATTEMPTS: Final = 3
 PUBLISH_TIMEOUT_S: Final = 5.0
 PUBLISH_BACKOFF_S: Final = 0.5
 MIN_REFRESH_S: Final = 5.0
-"""Load changes are not announced more often than this: readers cache offers, and every one is journaled."""
+"""Load changes are not announced more often than this: readers cache offers, and every one is
+journaled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +114,8 @@ def build_offer(
 
 
 def refresh_due(current: Offer, now: Timestamp, slots_free: int, sealing_key: PublicKey) -> bool:
-    """Whether the world should see a new offer: half its life is over, or what it says is not so any more."""
+    """Whether the world should see a new offer: half its life is over, or what it says is not so
+    any more."""
     age, life = now - current.issued_at, current.expires_at - current.issued_at
     if age * 2 >= life or age < 0 or current.sealing_key != sealing_key:
         return True
@@ -128,7 +139,8 @@ class OfferBoard:
         active: int,
         capacity: int,
     ) -> SignedOffer:
-        """Build, journal and sign the next offer. The sequence number is used up even if we die now."""
+        """Build, journal and sign the next offer. The sequence number is used up even if we die
+        now."""
         if self._sequence is None:
             self._sequence = await self._journal.last_sequence()
         self._sequence += 1
@@ -149,7 +161,8 @@ class OfferBoard:
 
 
 class HttpPoster(Protocol):
-    """Posts bytes; returns the HTTP status. Raises `OSError` or `TimeoutError` when nobody answers."""
+    """Posts bytes; returns the HTTP status. Raises `OSError` or `TimeoutError` when nobody
+    answers."""
 
     async def post(self, url: str, body: bytes, content_type: str, timeout_s: float) -> int: ...
 
@@ -185,14 +198,18 @@ async def publish(
 ) -> int:
     """Show an offer to every index. Returns how many took it; failures are counted and logged."""
     body = encode_offer(signed)
-    results = await asyncio.gather(*(_publish_one(url, body, poster, log, backoff_s) for url in indexes))
+    results = await asyncio.gather(
+        *(_publish_one(url, body, poster, log, backoff_s) for url in indexes)
+    )
     for taken in results:
         if not taken:
             metrics.publish_error()
     return sum(results)
 
 
-async def _publish_one(index: str, body: bytes, poster: HttpPoster, log: Any, backoff_s: float) -> bool:
+async def _publish_one(
+    index: str, body: bytes, poster: HttpPoster, log: Any, backoff_s: float
+) -> bool:
     url = index.rstrip("/") + "/v1/offers"
     host = urlsplit(index).hostname or "?"
     for attempt in range(PUBLISH_ATTEMPTS):

@@ -1,8 +1,9 @@
 """Carries out what the sessions decide, in the order records → frames → commands (clause 9.1).
 
-One lock per channel is held from a decision until its records are durable and its frames are queued. A unit
-of work that has begun is never cancelled half way (`whole`): a stream that breaks off waits for it. When the
-journal fails nothing is promised any more: `failed` is set and the daemon stops.
+One lock per channel is held from a decision until its records are durable and its frames are
+queued. A unit of work that has begun is never cancelled half way (`whole`): a stream that breaks
+off waits for it. When the journal fails nothing is promised any more: `failed` is set and the
+daemon stops.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 from piecework_node.clock import Clock
 from piecework_node.engine.link import EngineLink
 from piecework_node.errors import EngineUnavailable
-from piecework_node.jobs.live import ChannelBook, LiveJob, generation_request
+from piecework_node.jobs.live import LiveChannel, LiveJob, generation_request
 from piecework_node.journal.protocol import Journal
 from piecework_node.journal.records import JournalRecord
 from piecework_node.keys.operator import SealingKeys
@@ -30,7 +31,8 @@ T = TypeVar("T")
 
 
 class Execution:
-    """What all parts of the worker share: channels, rows, and the one way to make something happen."""
+    """What all parts of the worker share: channels, rows, and the one way to make something
+    happen."""
 
     def __init__(
         self,
@@ -47,7 +49,7 @@ class Execution:
         self.domain, self.signer, self.keys = domain, signer, keys
         self.journal, self.engine = journal, engine
         self.clock, self.metrics, self.log = clock, metrics, log
-        self.books: dict[ChannelId, ChannelBook] = {}
+        self.books: dict[ChannelId, LiveChannel] = {}
         self.rows: dict[str, LiveJob] = {}
         """Jobs by the name of their engine row."""
         self.failed: asyncio.Future[None] | None = None
@@ -116,7 +118,8 @@ class Execution:
         return limit
 
     def rest(self, job: LiveJob) -> None:
-        """After something happened to a job: is it the client's turn, is it over, may we forget it?"""
+        """After something happened to a job: is it the client's turn, is it over, may we forget
+        it?"""
         waits = job.ended or job.session.canvases >= self.limit(
             job, job.session.canvas_limit(job.book.ledger)
         )
@@ -133,7 +136,8 @@ class Execution:
         return sign(self.domain, message, self.signer)
 
     async def whole(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run to the end even if the caller is cancelled: a decision and its effects belong together."""
+        """Run to the end even if the caller is cancelled: a decision and its effects belong
+        together."""
         return await asyncio.shield(self.spawn(work))
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:

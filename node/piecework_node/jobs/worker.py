@@ -1,7 +1,7 @@
 """The worker's front: streams come in here, are admitted, and go away again.
 
-A job that is submitted again while its stream is open is taken over by the newer stream: the client that
-comes back knows better than we do that the old one is dead.
+A job that is submitted again while its stream is open is taken over by the newer stream: the client
+that comes back knows better than we do that the old one is dead.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from piecework_node.errors import EngineUnavailable, JournalError, PromptRejecte
 from piecework_node.jobs import admission
 from piecework_node.jobs.admission import AcceptedTerms, AdmissionView, Terms
 from piecework_node.jobs.channels import Cashier, ChannelSource, Payments
-from piecework_node.jobs.engine_events import EngineEvents
+from piecework_node.jobs.engine_events import EngineEventHandler
 from piecework_node.jobs.live import (
-    ChannelBook,
     FrameSink,
+    LiveChannel,
     LiveJob,
     better_funding,
     unpack_ids,
@@ -75,7 +75,7 @@ class Worker:
     ) -> None:
         self._x = execution
         self._cashier = Cashier(execution, chain, payments, policy.channel_refresh_s)
-        self._engine_events = EngineEvents(execution)
+        self._engine_events = EngineEventHandler(execution)
         self._payments = payments
         self.receiver, self.terms, self.policy = receiver, terms, policy
         self.draining = False
@@ -87,11 +87,11 @@ class Worker:
     # --- what others look at
 
     @property
-    def books(self) -> Iterable[ChannelBook]:
+    def books(self) -> Iterable[LiveChannel]:
         """Every channel that matters."""
         return self._x.books.values()
 
-    def book(self, channel: ChannelId) -> ChannelBook | None:
+    def book(self, channel: ChannelId) -> LiveChannel | None:
         """One channel."""
         return self._x.books.get(channel)
 
@@ -113,15 +113,18 @@ class Worker:
     def remember_offer(self, signed: SignedOffer) -> None:
         """Jobs may name this offer from now on. Call when it is journaled."""
         now = self._x.clock.now()
-        kept = {digest: offer for digest, offer in self._offers.items() if offer.expires_at > now - 60}
+        kept = {
+            digest: offer for digest, offer in self._offers.items() if offer.expires_at > now - 60
+        }
         self._offers = {**kept, Digest(self._x.domain.digest(signed.offer)): signed.offer}
 
     # --- start
 
     async def recover(self) -> None:
-        """Take up what the journal holds. Jobs that ran are suspended until their clients come back."""
+        """Take up what the journal holds. Jobs that ran are suspended until their clients come
+        back."""
         for stored in await self._x.journal.channels():
-            self._x.books[stored.id] = ChannelBook.of(stored)
+            self._x.books[stored.id] = LiveChannel.of(stored)
         for job in await self._x.journal.open_jobs():
             live = await self._revive(job)
             live.book.jobs[live.id] = live
@@ -146,9 +149,16 @@ class Worker:
         if model is None:
             raise JournalError(f"the offer of job {stored.id.hex()} is not in the journal")
         accepted = AcceptedJob(
-            stored.id, submission.job, submission.channel, model, stored.prompt_tokens, stored.credit_window
+            stored.id,
+            submission.job,
+            submission.channel,
+            model,
+            stored.prompt_tokens,
+            stored.credit_window,
         )
-        session = WorkerSession(accepted, self._x.domain, state=stored.state, stored=stored.canvases)
+        session = WorkerSession(
+            accepted, self._x.domain, state=stored.state, stored=stored.canvases
+        )
         reserve = worst_case(model, submission.job.parameters, stored.prompt_tokens)
         job = LiveJob(session, self._x.books.setdefault(book.id, book), reserve)
         if not job.ended and not self._is_late(job):
@@ -156,7 +166,8 @@ class Worker:
         return job
 
     def _is_late(self, job: LiveJob) -> bool:
-        """Whether the deadline has passed. Keys that its canvases are sealed to may be gone by then."""
+        """Whether the deadline has passed. Keys that its canvases are sealed to may be gone by
+        then."""
         return job.session.accepted.job.deadline < self._x.clock.now()
 
     def _open_committed(self, stored: StoredJob, canvas: int) -> tuple[int, ...]:
@@ -197,7 +208,9 @@ class Worker:
 
     async def _enter(self, submission: SubmitJob, job_id: JobId, sink: FrameSink) -> LiveJob:
         if job_id in self._entering:
-            raise Refusal(Reason.JOB_BUSY, "this very job is being let in right now", retry_after_s=RETRY_S)
+            raise Refusal(
+                Reason.JOB_BUSY, "this very job is being let in right now", retry_after_s=RETRY_S
+            )
         self._entering.add(job_id)
         try:
             known = await self._known(submission, job_id)
@@ -214,15 +227,17 @@ class Worker:
         stored = await self._x.journal.job(job_id)
         return await self._revive(stored) if stored is not None else None
 
-    async def _find_book(self, submission: SubmitJob) -> ChannelBook:
+    async def _find_book(self, submission: SubmitJob) -> LiveChannel:
         channel = submission.job.channel
         known = self._x.books.get(channel)
         if known is not None:
             return known
         stored = await self._x.journal.channel(channel)
         if stored is not None:
-            return self._x.books.setdefault(channel, ChannelBook.of(stored))
-        return self._x.books.get(channel) or ChannelBook(channel, submission.channel, WorkerLedger(channel))
+            return self._x.books.setdefault(channel, LiveChannel.of(stored))
+        return self._x.books.get(channel) or LiveChannel(
+            channel, submission.channel, WorkerLedger(channel)
+        )
 
     async def _let_in(self, submission: SubmitJob, job_id: JobId, sink: FrameSink) -> LiveJob:
         admission.check_terms(submission, self._own_view(submission))
@@ -231,17 +246,21 @@ class Worker:
             raise Refusal(Reason.JOB_CONFLICT, "the salt was used for another job on this channel")
         book = await self._find_book(submission)
         await self._cashier.refresh(book, submission)
-        admission.check_channel(submission, self._own_view(submission), self._channel_view(book, submission))
+        admission.check_channel(
+            submission, self._own_view(submission), self._channel_view(book, submission)
+        )
         prompt_ids = await self._open_prompt(submission, job_id)
         return await self._x.whole(self._admit(book, submission, prompt_ids, sink))
 
     async def _admit(
-        self, book: ChannelBook, submission: SubmitJob, prompt_ids: tuple[int, ...], sink: FrameSink
+        self, book: LiveChannel, submission: SubmitJob, prompt_ids: tuple[int, ...], sink: FrameSink
     ) -> LiveJob:
         async with book.lock:
             if self._x.books.setdefault(book.id, book) is not book:
                 raise Refusal(
-                    Reason.JOB_BUSY, "the channel is being opened by another job", retry_after_s=RETRY_S
+                    Reason.JOB_BUSY,
+                    "the channel is being opened by another job",
+                    retry_after_s=RETRY_S,
                 )
             try:
                 verdict = admission.admit(
@@ -250,8 +269,12 @@ class Worker:
                     self._channel_view(book, submission),
                     len(prompt_ids),
                 )
-                if any(j.session.accepted.job.salt == submission.job.salt for j in book.jobs.values()):
-                    raise Refusal(Reason.JOB_CONFLICT, "the salt was used for another job on this channel")
+                if any(
+                    j.session.accepted.job.salt == submission.job.salt for j in book.jobs.values()
+                ):
+                    raise Refusal(
+                        Reason.JOB_CONFLICT, "the salt was used for another job on this channel"
+                    )
             except Refusal:
                 if not book.journaled and not book.jobs:
                     del self._x.books[book.id]
@@ -260,7 +283,7 @@ class Worker:
 
     async def _begin(
         self,
-        book: ChannelBook,
+        book: LiveChannel,
         submission: SubmitJob,
         verdict: AcceptedTerms,
         prompt_ids: tuple[int, ...],
@@ -355,13 +378,14 @@ class Worker:
     ) -> tuple[Signature, bytes]:
         """Agree that a channel's latest voucher is its last, and bring that to the chain.
 
-        Returns the operator's signature and the transaction's hash, which is empty when the chain does not
-        take it now. Asking again gives the same answer. `Refusal` says why not.
+        Returns the operator's signature and the transaction's hash, which is empty when the chain
+        does not take it now. Asking again gives the same answer. `Refusal` says why not.
         """
         return await self._cashier.close(channel, final, signature)
 
     async def observe(self, channel: ChannelId) -> None:
-        """Ask the chain where a channel stands, and act on it. `PieceworkError` when it does not answer."""
+        """Ask the chain where a channel stands, and act on it. `PieceworkError` when it does not
+        answer."""
         await self._cashier.observe(channel)
 
     # --- time
@@ -376,11 +400,15 @@ class Worker:
     async def _tick_job(self, job: LiveJob, moment: float) -> None:
         async with job.book.lock:
             if not job.ended and self._is_late(job):
-                await self._x.perform(job, job.session.failed(Reason.EXPIRED, "the deadline passed"))
+                await self._x.perform(
+                    job, job.session.failed(Reason.EXPIRED, "the deadline passed")
+                )
             since, sink = job.waiting_since, job.sink
             if sink is None or since is None or moment - since < self.policy.payment_timeout_s:
                 return
-            refusal = Refusal(Reason.UNPAID_RECEIPTS, "no voucher came in time") if job.unpaid else None
+            refusal = (
+                Refusal(Reason.UNPAID_RECEIPTS, "no voucher came in time") if job.unpaid else None
+            )
             await self._detach(job)
             sink.close(refusal)
 
@@ -408,7 +436,9 @@ class Worker:
         except MalformedInput as error:
             raise Refusal(Reason.CANNOT_OPEN_PROMPT, str(error)) from None
         if prompt_digest(job.salt, prompt) != job.prompt:
-            raise Refusal(Reason.PROMPT_MISMATCH, "the prompt is not the one that the job commits to")
+            raise Refusal(
+                Reason.PROMPT_MISMATCH, "the prompt is not the one that the job commits to"
+            )
         try:
             messages = decode_prompt(prompt)
             seal(b"", job.reply_key, canvas_context(domain, job_id, 0))
@@ -436,7 +466,7 @@ class Worker:
         """The view of a job that is itself being admitted and must not count against itself."""
         return _with_fewer(self._view(submission), 1)
 
-    def _channel_view(self, book: ChannelBook, submission: SubmitJob) -> admission.ChannelView:
+    def _channel_view(self, book: LiveChannel, submission: SubmitJob) -> admission.ChannelView:
         now = self._x.clock.now()
         mine = (book.channel.payer, book.channel.token)
         elsewhere = sum(

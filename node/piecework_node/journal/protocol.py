@@ -18,7 +18,8 @@ from piecework_protocol.wire import SignedOffer
 
 
 class Journal(Protocol):
-    """Durable facts. Every method raises `JournalError` when the store fails; the daemon then stops."""
+    """Durable facts. Every method raises `JournalError` when the store fails; the daemon then
+    stops."""
 
     async def append(self, records: Sequence[JournalRecord]) -> None:
         """Make all `records` durable, or none of them. Returns when they are on disk."""

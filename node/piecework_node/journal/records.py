@@ -1,7 +1,7 @@
 """What the journal writes and what it gives back: plain, frozen values without any text of a job.
 
-A record is a fact that must be durable before its effect (clause 9.1). `Stored…` values are the facts as read
-back after a restart.
+A record is a fact that must be durable before its effect (clause 9.1). `Stored…` values are the
+facts as read back after a restart.
 """
 
 from __future__ import annotations
@@ -14,7 +14,15 @@ from piecework_protocol.frames import Funding, LeafRef, SubmitJob
 from piecework_protocol.ledger import WorkerLedger
 from piecework_protocol.objects import Channel
 from piecework_protocol.states import ChannelState, JobState
-from piecework_protocol.types import Amount, ChannelId, Digest, JobId, PublicKey, Signature, Timestamp
+from piecework_protocol.types import (
+    Amount,
+    ChannelId,
+    Digest,
+    JobId,
+    PublicKey,
+    Signature,
+    Timestamp,
+)
 from piecework_protocol.wire import SignedOffer
 from piecework_protocol.worker_session import CanvasRecord, StateRecord, StoredCanvas
 
@@ -48,7 +56,8 @@ class FundingAuthorized:
 
 @dataclass(frozen=True, slots=True)
 class VoucherApplied:
-    """A voucher was checked and accepted. `ledger` is the book after it; `base` the count before it."""
+    """A voucher was checked and accepted. `ledger` is the book after it; `base` the count before
+    it."""
 
     ledger: WorkerLedger
     paid: tuple[LeafRef, ...]
@@ -204,7 +213,8 @@ class StoredJob:
 
 @dataclass(frozen=True, slots=True)
 class StoredChannel:
-    """A channel with its book, as the journal holds it. `state` and amounts are the chain's last word."""
+    """A channel with its book, as the journal holds it. `state` and amounts are the chain's last
+    word."""
 
     id: ChannelId
     channel: Channel

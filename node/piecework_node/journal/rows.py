@@ -55,16 +55,19 @@ from piecework_protocol.worker_session import CanvasRecord, StateRecord, StoredC
 
 JOB_COLUMNS = "id, submission, prompt_tokens, credit_window, at, state, reason"
 CANVAS_COLUMNS = (
-    "job, canvas, output_digest, trace_root, steps, units, amount, finish, previous, sealed_output, "
+    "job, canvas, output_digest, trace_root, steps, units, amount, finish, previous, "
+    "sealed_output, "
     "resume_secret"
 )
 CHANNEL_COLUMNS = (
-    "id, payer, authorizer, receiver, operator, token, withdrawal_delay, salt, accepted, count, peaks, "
+    "id, payer, authorizer, receiver, operator, token, withdrawal_delay, salt, accepted, count, "
+    "peaks, "
     "funding_deposit, funding_deadline, funding_signature, state, deposit, settled, observed_at, "
     "close_signature"
 )
 TX_COLUMNS = (
-    "kind, hash, raw, nonce, max_fee, priority_fee, gas_limit, subjects, at, state, moved_at, gas_used"
+    "kind, hash, raw, nonce, max_fee, priority_fee, gas_limit, subjects, at, state, moved_at, "
+    "gas_used"
 )
 _LIVE = "state IN ('new', 'accepted', 'running', 'suspended')"
 _UNPAID = "id IN (SELECT job FROM canvases WHERE leaf_index IS NULL)"
@@ -94,7 +97,7 @@ def amount_of(blob: bytes) -> Amount:
     return Amount(int.from_bytes(blob, "big"))
 
 
-# --- records to statements -----------------------------------------------------------------------------
+# --- records to statements
 
 
 def writes(record: JournalRecord, domain: Domain) -> list[Write]:
@@ -148,7 +151,8 @@ def _canvas(r: CanvasRecord, domain: Domain) -> Write:
         r.resume_secret,
     )
     sql = (
-        "INSERT INTO canvases (job, canvas, channel, digest, output_digest, trace_root, steps, units, "
+        "INSERT INTO canvases (job, canvas, channel, digest, output_digest, trace_root, steps, "
+        "units, "
         "amount, finish, previous, sealed_output, resume_secret) "
         "VALUES (?, ?, (SELECT channel FROM jobs WHERE id = ?), ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
     )
@@ -158,9 +162,19 @@ def _canvas(r: CanvasRecord, domain: Domain) -> Write:
 def _channel_seen(r: ChannelSeen) -> list[Write]:
     c = r.channel
     zero = amount_blob(0)
-    values = (r.id, c.payer, c.authorizer, c.receiver, c.operator, c.token, c.withdrawal_delay, c.salt)
+    values = (
+        r.id,
+        c.payer,
+        c.authorizer,
+        c.receiver,
+        c.operator,
+        c.token,
+        c.withdrawal_delay,
+        c.salt,
+    )
     sql = (
-        "INSERT INTO channels (id, payer, authorizer, receiver, operator, token, withdrawal_delay, salt, "
+        "INSERT INTO channels (id, payer, authorizer, receiver, operator, token, "
+        "withdrawal_delay, salt, "
         "cumulative, count, peaks, state, deposit, settled, observed_at) "
         "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 0, x'', ?, ?, ?, 0) ON CONFLICT (id) DO NOTHING"
     )
@@ -170,7 +184,8 @@ def _channel_seen(r: ChannelSeen) -> list[Write]:
 
 def _funding(r: FundingAuthorized) -> list[Write]:
     sql = (
-        "UPDATE channels SET funding_deposit = ?, funding_deadline = ?, funding_signature = ? WHERE id = ? "
+        "UPDATE channels SET funding_deposit = ?, funding_deadline = ?, funding_signature = ? "
+        "WHERE id = ? "
         "AND (funding_deposit IS NULL OR funding_deposit <= ?)"
     )
     authorization = r.funding.authorization
@@ -184,7 +199,10 @@ def _voucher(r: VoucherApplied) -> list[Write]:
     payment = ledger.accepted
     if payment is None:
         raise InvariantBroken("a voucher is journaled with its book")
-    sql = "UPDATE channels SET accepted = ?, cumulative = ?, count = ?, peaks = ? WHERE id = ? AND count = ?"
+    sql = (
+        "UPDATE channels SET accepted = ?, cumulative = ?, count = ?, peaks = ? "
+        "WHERE id = ? AND count = ?"
+    )
     values = (
         encode_client_frame(payment),
         amount_blob(ledger.cumulative),
@@ -219,13 +237,21 @@ def _offer(r: OfferIssued) -> list[Write]:
 
 
 def _key_added(r: SealingKeyAdded) -> list[Write]:
-    sql = "INSERT INTO sealing_keys SELECT ?, ?, ?, coalesce(max(position), 0) + 1 FROM sealing_keys"
+    sql = (
+        "INSERT INTO sealing_keys SELECT ?, ?, ?, coalesce(max(position), 0) + 1 FROM sealing_keys"
+    )
     values = (r.public, r.wrapped, r.created_at)
     return [Write(sql, values, (("sealing_keys", (r.public,)),))]
 
 
 def _key_dropped(r: SealingKeyDropped) -> list[Write]:
-    return [Write("DELETE FROM sealing_keys WHERE public = ?", (r.public,), (("sealing_keys", (r.public,)),))]
+    return [
+        Write(
+            "DELETE FROM sealing_keys WHERE public = ?",
+            (r.public,),
+            (("sealing_keys", (r.public,)),),
+        )
+    ]
 
 
 def _tx_intended(r: TxIntended) -> list[Write]:
@@ -249,7 +275,10 @@ def _tx_intended(r: TxIntended) -> list[Write]:
 
 
 def _tx_moved(r: TxMoved) -> list[Write]:
-    sql = "UPDATE transactions SET state = ?, moved_at = ?, gas_used = max(gas_used, ?) WHERE hash = ?"
+    sql = (
+        "UPDATE transactions SET state = ?, moved_at = ?, gas_used = max(gas_used, ?) "
+        "WHERE hash = ?"
+    )
     return [Write(sql, (r.state.value, r.at, r.gas_used, r.hash), (("transactions", (r.hash,)),))]
 
 
@@ -275,7 +304,7 @@ _WRITERS: dict[type, Callable[[Any], list[Write]]] = {
 }
 
 
-# --- rows to values ------------------------------------------------------------------------------------
+# --- rows to values
 
 
 def job(row: Sequence[Any], canvases: Sequence[Sequence[Any]]) -> StoredJob:
@@ -350,7 +379,20 @@ def channel(row: Sequence[Any], unpaid: Sequence[Sequence[Any]]) -> StoredChanne
 
 def transaction(row: Sequence[Any]) -> StoredTx:
     """A transaction from its row."""
-    kind, hash_, raw, nonce, max_fee, priority_fee, gas_limit, subjects, at, state, moved_at, gas_used = row
+    (
+        kind,
+        hash_,
+        raw,
+        nonce,
+        max_fee,
+        priority_fee,
+        gas_limit,
+        subjects,
+        at,
+        state,
+        moved_at,
+        gas_used,
+    ) = row
     parts = [subjects[i : i + _SUBJECT_BYTES] for i in range(0, len(subjects), _SUBJECT_BYTES)]
     return StoredTx(
         kind=TxKind(kind),
@@ -371,6 +413,10 @@ def earnings(db: apsw.Connection) -> Earnings:
         unpaid += amount_of(amount) if leaf is None else 0
     for cumulative, paid in db.execute("SELECT cumulative, settled FROM channels"):
         accepted, settled = accepted + amount_of(cumulative), settled + amount_of(paid)
-    by_state = db.execute("SELECT state, count(*) FROM jobs GROUP BY state ORDER BY state").fetchall()
+    by_state = db.execute(
+        "SELECT state, count(*) FROM jobs GROUP BY state ORDER BY state"
+    ).fetchall()
     jobs: dict[str, int] = {row[0]: row[1] for row in cast("list[tuple[str, int]]", by_state)}
-    return Earnings(Amount(charged), Amount(accepted), Amount(settled), Amount(unpaid), canvases, jobs)
+    return Earnings(
+        Amount(charged), Amount(accepted), Amount(settled), Amount(unpaid), canvases, jobs
+    )

@@ -1,9 +1,9 @@
 """Keys and certificates of a worker, and how they rest on disk.
 
-The operator key is a v3 keystore. Sealing keys are random X25519 keys that are rotated; they rest in the
-journal, wrapped by AES-256-GCM under a key derived from the operator's secret, so that whoever copies the
-journal cannot open prompts. The TLS certificate is self-signed: clients pin its digest, which the
-offer carries.
+The operator key is a v3 keystore. Sealing keys are random X25519 keys that are rotated; they rest
+in the journal, wrapped by AES-256-GCM under a key derived from the operator's secret, so that
+whoever copies the journal cannot open prompts. The TLS certificate is self-signed: clients pin its
+digest, which the offer carries.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ TLS_NAME: Final = "piecework-worker"
 TLS_LIFETIME_DAYS: Final = 3650
 """Replaced by `worker init` when lost; the digest in the offer is what binds it, not this date."""
 KEY_ARRIVAL_S: Final = MAX_OFFER_LIFETIME_S + MAX_JOB_LIFETIME_S
-"""After a key was replaced, prompts sealed to it can arrive for this long: an offer's life, then a job's."""
+"""After a key was replaced, prompts sealed to it can arrive for this long: an offer's life, then a
+job's."""
 _WRAP_INFO: Final = b"piecework/1/sealing-key-wrap"
 _NONCE_BYTES: Final = 12
 
@@ -60,16 +61,19 @@ def write_private(path: Path, data: bytes, *, replace: bool = False) -> None:
     temporary.replace(path)
 
 
-# --- operator ------------------------------------------------------------------------------------------
+# --- operator
 
 
-def create_keystore(path: Path, password: str, secret: bytes, *, iterations: int | None = None) -> None:
+def create_keystore(
+    path: Path, password: str, secret: bytes, *, iterations: int | None = None
+) -> None:
     """Write `secret` as a v3 keystore. The default scrypt cost takes about 0.6 s."""
     write_private(path, encrypt_keystore(secret, password, iterations=iterations))
 
 
 def load_operator(path: Path, password: str) -> LocalSigner:
-    """Open the keystore. Slow on purpose: call it once, in a thread. `KeyFileError` says what is wrong."""
+    """Open the keystore. Slow on purpose: call it once, in a thread. `KeyFileError` says what is
+    wrong."""
     try:
         return open_keystore(path, password)
     except KeystoreMissing as error:
@@ -86,12 +90,13 @@ def keystore_address(path: Path) -> str:
         raise KeyFileError(f"{path} is not a readable keystore: {error}") from None
 
 
-# --- TLS -----------------------------------------------------------------------------------------------
+# --- TLS
 
 
 @dataclass(frozen=True, slots=True)
 class TlsIdentity:
-    """A certificate with its key, both PEM. `digest` is the SHA-256 of the certificate's DER form."""
+    """A certificate with its key, both PEM. `digest` is the SHA-256 of the certificate's DER
+    form."""
 
     certificate: bytes
     key: bytes
@@ -132,13 +137,15 @@ def load_tls(certificate: Path, key: Path) -> TlsIdentity:
         der = x509.load_pem_x509_certificate(pem).public_bytes(serialization.Encoding.DER)
         serialization.load_pem_private_key(secret, password=None)
     except FileNotFoundError as error:
-        raise KeyFileError(f"{error.filename} is missing. Run `piecework worker init` first.") from None
+        raise KeyFileError(
+            f"{error.filename} is missing. Run `piecework worker init` first."
+        ) from None
     except (OSError, ValueError, TypeError) as error:
         raise KeyFileError(f"{certificate} or {key} is unusable: {error}") from None
     return TlsIdentity(pem, secret, Digest(sha256(der).digest()))
 
 
-# --- sealing keys --------------------------------------------------------------------------------------
+# --- sealing keys
 
 
 def _wrapping_key(operator_secret: bytes) -> AESGCM:
@@ -147,13 +154,15 @@ def _wrapping_key(operator_secret: bytes) -> AESGCM:
 
 @dataclass(frozen=True, slots=True)
 class SealingKeys:
-    """The sealing keys in use, newest first: the first is offered, every one may still be sealed to."""
+    """The sealing keys in use, newest first: the first is offered, every one may still be sealed
+    to."""
 
     secrets: tuple[tuple[PublicKey, bytes, Timestamp], ...]
 
     @classmethod
     def load(cls, stored: tuple[StoredSealingKey, ...], operator_secret: bytes) -> SealingKeys:
-        """Unwrap what the journal holds. `KeyFileError` when it was wrapped under another operator key."""
+        """Unwrap what the journal holds. `KeyFileError` when it was wrapped under another operator
+        key."""
         wrapping = _wrapping_key(operator_secret)
         opened = []
         for key in stored:
@@ -161,7 +170,9 @@ class SealingKeys:
             try:
                 secret = wrapping.decrypt(nonce, sealed, key.public)
             except InvalidTag:
-                raise KeyFileError("the journal's sealing keys do not open with this operator key") from None
+                raise KeyFileError(
+                    "the journal's sealing keys do not open with this operator key"
+                ) from None
             opened.append((key.public, secret, key.created_at))
         return cls(tuple(opened))
 
@@ -177,13 +188,16 @@ class SealingKeys:
     def rotated(
         self, now: Timestamp, operator_secret: bytes, entropy: Entropy
     ) -> tuple[SealingKeys, tuple[SealingKeyAdded | SealingKeyDropped, ...]]:
-        """The keys with a new one in front and those dropped that nothing can arrive for, and the records."""
+        """The keys with a new one in front and those dropped that nothing can arrive for, and the
+        records."""
         secret, nonce = entropy(32), entropy(_NONCE_BYTES)
         public = public_key(secret)
         wrapped = nonce + _wrapping_key(operator_secret).encrypt(nonce, secret, public)
         every = ((public, secret, now), *self.secrets)
         # A key was replaced when the next newer one was made.
-        kept = tuple(key for i, key in enumerate(every) if i == 0 or now - every[i - 1][2] < KEY_ARRIVAL_S)
+        kept = tuple(
+            key for i, key in enumerate(every) if i == 0 or now - every[i - 1][2] < KEY_ARRIVAL_S
+        )
         dropped = tuple(SealingKeyDropped(key[0]) for key in every if key not in kept)
         return SealingKeys(kept), (SealingKeyAdded(public, wrapped, now), *dropped)
 

@@ -1,11 +1,13 @@
-"""Reading a model hub that speaks the Hugging Face API, over HTTP: a revision, its files, their bytes.
+"""Reading a model hub that speaks the Hugging Face API, over HTTP: a revision, its files, their
+bytes.
 
-The hub lists a file with the SHA-256 of its content (large files, Git LFS) or its Git blob id (small ones),
-and answers a download with a redirect: of large files to signed addresses of a storage host, which expire.
-The token goes to the hub itself and nowhere else. Redirects never lead from https to http.
+The hub lists a file with the SHA-256 of its content (large files, Git LFS) or its Git blob id
+(small ones), and answers a download with a redirect: of large files to signed addresses of a
+storage host, which expire. The token goes to the hub itself and nowhere else. Redirects never lead
+from https to http.
 
-Source of the interface: the client library huggingface_hub 2.4. docs/adr/0006-our-own-hub-client.md says why
-that library does not stand below this module.
+Source of the interface: the client library huggingface_hub 2.4. docs/adr/0006-our-own-hub-client.md
+says why that library does not stand below this module.
 """
 
 from __future__ import annotations
@@ -25,8 +27,15 @@ from yarl import URL
 
 from piecework.base import jsons
 from piecework_node.errors import ConfigError, HubError, HubRefusal
-from piecework_node.models.name import DEFAULT_REVISION, GIT_ID, SHA256, HubFile, ModelName, is_commit
-from piecework_node.models.retries import Patience, Retries, Sleep, Tell, TryAgain
+from piecework_node.models.name import (
+    DEFAULT_REVISION,
+    GIT_ID,
+    SHA256,
+    HubFile,
+    ModelName,
+    is_commit,
+)
+from piecework_node.models.retries import OnWait, Retries, RetryableError, RetryPolicy, Sleep
 
 MAX_ANSWER_BYTES: Final = 8 * 2**20
 """Of the API. A page of 1,000 files is 300 kB."""
@@ -57,7 +66,8 @@ _RATE_LIMIT: Final = re.compile(r"\br=0;t=(\d{1,9})\b")
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """The bytes of a file from `offset` on: what was asked for, or 0 from a server without ranges."""
+    """The bytes of a file from `offset` on: what was asked for, or 0 from a server without
+    ranges."""
 
     offset: int
     chunks: AsyncIterator[bytes]
@@ -72,12 +82,12 @@ class Hub:
         endpoint: URL,
         token: str,
         *,
-        patience: Patience,
+        policy: RetryPolicy,
         sleep: Sleep,
-        tell: Tell,
+        on_wait: OnWait,
     ) -> None:
         self._http, self._endpoint, self._token = http, endpoint, token
-        self.patience, self.sleep, self.tell = patience, sleep, tell
+        self.policy, self.sleep, self.on_wait = policy, sleep, on_wait
 
     @property
     def address(self) -> str:
@@ -91,17 +101,18 @@ class Hub:
         endpoint: str,
         token: str = "",
         *,
-        tell: Tell,
-        patience: Patience | None = None,
+        on_wait: OnWait,
+        policy: RetryPolicy | None = None,
         sleep: Sleep = asyncio.sleep,
     ) -> AsyncIterator[Self]:
-        """A hub at `endpoint`; nothing is sent yet. `ConfigError` when endpoint or token are no such."""
-        patience = patience or Patience()
+        """A hub at `endpoint`; nothing is sent yet. `ConfigError` when endpoint or token are no
+        such."""
+        policy = policy or RetryPolicy()
         url = parse_endpoint(endpoint)
         if token:
             _check_token(token, url)
         timeout = aiohttp.ClientTimeout(
-            total=None, sock_connect=patience.connect_s, sock_read=patience.read_s
+            total=None, sock_connect=policy.connect_s, sock_read=policy.read_s
         )
         async with aiohttp.ClientSession(
             timeout=timeout,
@@ -109,7 +120,7 @@ class Hub:
             read_bufsize=READ_BUFFER_BYTES,
             headers={"User-Agent": "piecework", "Accept-Encoding": "identity"},
         ) as http:
-            yield cls(http, url, token, patience=patience, sleep=sleep, tell=tell)
+            yield cls(http, url, token, policy=policy, sleep=sleep, on_wait=on_wait)
 
     async def commit(self, model: ModelName) -> str:
         """The commit that the model's revision stands for now."""
@@ -136,12 +147,16 @@ class Hub:
             if following is None:
                 return _listing(entries)
             query = following
-        raise HubError(f"{self._endpoint}: the file list of {model} has more than {MAX_LISTING_PAGES} pages")
+        raise HubError(
+            f"{self._endpoint}: the file list of {model} has more than {MAX_LISTING_PAGES} pages"
+        )
 
     @contextlib.asynccontextmanager
-    async def open(self, model: ModelName, commit: str, file: HubFile, offset: int) -> AsyncIterator[Body]:
-        """The bytes of a file from `offset` on, once. `TryAgain` when asking once more may help, also while
-        they are read.
+    async def open(
+        self, model: ModelName, commit: str, file: HubFile, offset: int
+    ) -> AsyncIterator[Body]:
+        """The bytes of a file from `offset` on, once. `RetryableError` when asking once more may
+        help, also while they are read.
         """
         url = self._url(model.owner, model.name, "resolve", commit, file.name)
         headers = {"Range": f"bytes={offset}-"} if offset else {}
@@ -157,20 +172,22 @@ class Hub:
         async def once() -> tuple[Any, Mapping[str, str] | None]:
             try:
                 async with (
-                    asyncio.timeout(self.patience.answer_s),
+                    asyncio.timeout(self.policy.answer_s),
                     self._get(model, url, {"Accept": "application/json"}) as response,
                 ):
                     body = await _bounded(response)
             except TimeoutError:
-                raise TryAgain(f"{url.host} does not answer in time") from None
+                raise RetryableError(f"{url.host} does not answer in time") from None
             try:
                 following = response.links.get("next")
                 # Only the query: whatever host the link names, the same address is asked again.
                 return jsons.loads(body), URL(following["url"]).query if following else None
             except ValueError as error:
-                raise HubError(f"{self._endpoint} is no model hub: its answer is no JSON ({error})") from None
+                raise HubError(
+                    f"{self._endpoint} is no model hub: its answer is no JSON ({error})"
+                ) from None
 
-        return await Retries(str(model), self.patience, self.sleep, self.tell).run(once)
+        return await Retries(str(model), self.policy, self.sleep, self.on_wait).run(once)
 
     @contextlib.asynccontextmanager
     async def _get(
@@ -180,11 +197,14 @@ class Hub:
         headers: Mapping[str, str],
         watch: Callable[[Mapping[str, str]], None] | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """The last answer to a GET, redirects followed; `watch` sees the headers of the hub's own answers."""
+        """The last answer to a GET, redirects followed; `watch` sees the headers of the hub's own
+        answers."""
         try:
             for _ in range(MAX_REDIRECTS + 1):
                 at_hub = url.origin() == self._endpoint.origin()
-                secret = {"Authorization": f"Bearer {self._token}"} if at_hub and self._token else {}
+                secret = (
+                    {"Authorization": f"Bearer {self._token}"} if at_hub and self._token else {}
+                )
                 async with self._http.get(
                     url, headers={**headers, **secret}, allow_redirects=False
                 ) as response:
@@ -198,13 +218,19 @@ class Hub:
                     return
             raise HubError(f"{self._endpoint}: more than {MAX_REDIRECTS} redirects")
         except aiohttp.ClientSSLError as error:
-            raise HubError(f"{url.host} is not who it should be, or speaks no TLS: {_words(error)}") from None
+            raise HubError(
+                f"{url.host} is not who it should be, or speaks no TLS: {_words(error)}"
+            ) from None
         except aiohttp.ClientConnectorError as error:
             number = error.os_error.errno or 0  # negative: the resolver's own numbers and words
-            why = os.strerror(number) if number > 0 else error.os_error.strerror or type(error).__name__
-            raise TryAgain(f"cannot connect to {url.host}:{url.port}: {why}") from error
+            why = (
+                os.strerror(number)
+                if number > 0
+                else error.os_error.strerror or type(error).__name__
+            )
+            raise RetryableError(f"cannot connect to {url.host}:{url.port}: {why}") from error
         except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
-            raise TryAgain(f"{url.host}: {_words(error)}") from error
+            raise RetryableError(f"{url.host}: {_words(error)}") from error
 
     def _judge(self, model: ModelName, response: aiohttp.ClientResponse, at_hub: bool) -> None:
         """Pass 200 and 206 in plain bytes; raise what every other answer means."""
@@ -214,12 +240,12 @@ class Hub:
                 raise HubError(f"{host} compresses what it was asked to send as it is")
             return
         if status == 416:
-            raise TryAgain(f"{host} has no such range", from_start=True)
+            raise RetryableError(f"{host} has no such range", from_start=True)
         if status in _PASSING or status >= 500:
-            raise TryAgain(f"{host} answered {status}", after_s=_asked_pause_s(headers))
+            raise RetryableError(f"{host} answered {status}", after_s=_asked_pause_s(headers))
         if not at_hub:
             # An address that the hub signed expires; the next attempt asks the hub for a new one.
-            raise TryAgain(f"{host} answered {status}")
+            raise RetryableError(f"{host} answered {status}")
         if status in {401, 403}:
             raise HubRefusal(self._no_access(model, status, headers.get("X-Error-Code", "")))
         if status == 404:
@@ -230,20 +256,25 @@ class Hub:
         page = f"{self._endpoint}/{model.repository}"
         if not self._token:
             return (
-                f"{model.repository} is gated, private, or does not exist. Accept its terms at {page}, make "
-                "a token with read access in your settings there, set HF_TOKEN to it, and run this again."
+                f"{model.repository} is gated, private, or does not exist. Accept its terms at "
+                f"{page}, make "
+                "a token with read access in your settings there, set HF_TOKEN to it, and run "
+                "this again."
             )
         if code == "GatedRepo":
             return (
-                f"the account of your HF_TOKEN has no access to {model.repository} yet. Accept its terms at "
+                f"the account of your HF_TOKEN has no access to {model.repository} yet. Accept "
+                "its terms at "
                 f"{page} (some owners approve by hand), and run the command again."
             )
         if status == 401:
             return (
-                "the hub does not accept your HF_TOKEN: mistyped, expired or revoked. Make a new one there."
+                "the hub does not accept your HF_TOKEN: mistyped, expired or revoked. "
+                "Make a new one there."
             )
         return (
-            f"your HF_TOKEN may not read {model.repository}. A fine-grained token needs read access to gated "
+            f"your HF_TOKEN may not read {model.repository}. A fine-grained token needs read "
+            "access to gated "
             f"repositories, and the terms at {page} must be accepted."
         )
 
@@ -256,7 +287,11 @@ def parse_endpoint(text: str) -> URL:
     """The address of a hub. `ConfigError` when it is none."""
     try:
         url = URL(text)
-        good = url.origin().scheme in {"http", "https"} and bool(url.host) and len(text) <= MAX_URL_CHARS
+        good = (
+            url.origin().scheme in {"http", "https"}
+            and bool(url.host)
+            and len(text) <= MAX_URL_CHARS
+        )
     except ValueError:
         good = False
     if not good or url.user or url.password or url.query_string or url.fragment:
@@ -267,13 +302,18 @@ def parse_endpoint(text: str) -> URL:
 def _check_token(token: str, endpoint: URL) -> None:
     """A bearer token (RFC 6750, 2.1) that does not travel in the clear. Never shows it."""
     if not _TOKEN.fullmatch(token):
-        raise ConfigError(f"HF_TOKEN is no token: up to {MAX_TOKEN_CHARS} letters, digits and ._~+/-")
+        raise ConfigError(
+            f"HF_TOKEN is no token: up to {MAX_TOKEN_CHARS} letters, digits and ._~+/-"
+        )
     if endpoint.scheme == "http" and endpoint.host not in _LOOPBACK:
-        raise ConfigError(f"HF_TOKEN would travel in the clear to {endpoint}: unset it, or use https")
+        raise ConfigError(
+            f"HF_TOKEN would travel in the clear to {endpoint}: unset it, or use https"
+        )
 
 
 def _words(error: Exception) -> str:
-    """What a library says of a failure: short, printable, and never the address, which may be signed."""
+    """What a library says of a failure: short, printable, and never the address, which may be
+    signed."""
     text = error.message if isinstance(error, aiohttp.ClientResponseError) else str(error)
     shown = "".join(c for c in text[:SHOWN_CHARS] if c.isprintable())
     return shown or type(error).__name__
@@ -295,7 +335,8 @@ def redirect_target(url: URL, location: str) -> URL:
 
 
 def _same_file(commit: str, file: HubFile) -> Callable[[Mapping[str, str]], None]:
-    """Holds what the hub says of a download to what it listed; storage hosts have their own ETags."""
+    """Holds what the hub says of a download to what it listed; storage hosts have their own
+    ETags."""
 
     def watch(headers: Mapping[str, str]) -> None:
         said = {
@@ -311,7 +352,8 @@ def _same_file(commit: str, file: HubFile) -> Callable[[Mapping[str, str]], None
 
 
 def _hub_digest(headers: Mapping[str, str]) -> str | None:
-    """X-Linked-Etag, or an ETag that has the form of a hub's digest; a proxy in between may have its own."""
+    """X-Linked-Etag, or an ETag that has the form of a hub's digest; a proxy in between may have
+    its own."""
     linked = headers.get("X-Linked-Etag")
     tag = (linked or headers.get("ETag", "")).removeprefix("W/").strip('"')
     is_digest = SHA256.fullmatch(tag) or GIT_ID.fullmatch(tag)
@@ -319,23 +361,29 @@ def _hub_digest(headers: Mapping[str, str]) -> str | None:
 
 
 def _first_byte(response: aiohttp.ClientResponse, file: HubFile, offset: int) -> int:
-    """The offset at which a body begins. `TryAgain` when it cannot be the file's end from there on."""
+    """The offset at which a body begins. `RetryableError` when it cannot be the file's end from
+    there on."""
     if response.status == 200:
         offset = 0
     else:
         found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
         wanted = (offset, file.size_bytes - 1, file.size_bytes)
         if found is None or tuple(map(int, found.groups())) != wanted:
-            raise TryAgain(f"{response.url.host} sends another range than was asked for", from_start=True)
+            raise RetryableError(
+                f"{response.url.host} sends another range than was asked for", from_start=True
+            )
     announced, wanted_bytes = response.content_length, file.size_bytes - offset
     if announced is not None and announced != wanted_bytes:
-        raise TryAgain(f"{response.url.host} announces {announced} bytes where {wanted_bytes} are listed")
+        raise RetryableError(
+            f"{response.url.host} announces {announced} bytes where {wanted_bytes} are listed"
+        )
     return offset
 
 
 def _asked_pause_s(headers: Mapping[str, str]) -> float | None:
-    """Seconds that a server asks to wait: Retry-After (RFC 9110, 10.2.3), or the end of the window in which
-    nothing is left (RateLimit, draft-ietf-httpapi-ratelimit-headers-09, which the hub sends).
+    """Seconds that a server asks to wait: Retry-After (RFC 9110, 10.2.3), or the end of the window
+    in which nothing is left (RateLimit, draft-ietf-httpapi-ratelimit-headers-09, which the hub
+    sends).
     """
     text = headers.get("Retry-After", "").strip()
     if text.isdecimal() and len(text) < 10:
@@ -372,7 +420,9 @@ async def _bounded(response: aiohttp.ClientResponse) -> bytes:
 def _listing(entries: list[Any]) -> tuple[HubFile, ...]:
     """What a hub may list, and nothing that could leave the folder it is written to."""
     if len(entries) > MAX_LISTED_ENTRIES:
-        raise HubError(f"the hub lists {len(entries)} files, at most {MAX_LISTED_ENTRIES} are accepted")
+        raise HubError(
+            f"the hub lists {len(entries)} files, at most {MAX_LISTED_ENTRIES} are accepted"
+        )
     files: dict[str, HubFile] = {}
     for entry in entries:
         if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
@@ -380,8 +430,14 @@ def _listing(entries: list[Any]) -> tuple[HubFile, ...]:
         if entry.get("type") != "file":
             continue  # folders are not part of a checkpoint
         name = entry["path"]
-        if not name or name.startswith("..") or any(c in "/\\" or not c.isprintable() for c in name):
-            raise HubError(f"the hub lists a file whose name leads elsewhere: {name[:SHOWN_CHARS]!r}")
+        if (
+            not name
+            or name.startswith("..")
+            or any(c in "/\\" or not c.isprintable() for c in name)
+        ):
+            raise HubError(
+                f"the hub lists a file whose name leads elsewhere: {name[:SHOWN_CHARS]!r}"
+            )
         if name in files:
             raise HubError(f"the hub lists {name!r} twice")
         files[name] = _file(name, entry)
@@ -393,7 +449,9 @@ def _file(name: str, entry: Mapping[str, Any]) -> HubFile:
     large = entry.get("lfs")
     if large is not None:
         # The entry's own oid is then that of the pointer, which nobody downloads.
-        size, digest = (large.get("size"), large.get("oid")) if isinstance(large, dict) else (None, None)
+        size, digest = (
+            (large.get("size"), large.get("oid")) if isinstance(large, dict) else (None, None)
+        )
         form = SHA256
     if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < MAX_LISTED_BYTES:
         raise HubError(f"the hub lists {name} without a size")

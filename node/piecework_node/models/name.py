@@ -1,4 +1,5 @@
-"""What a model of a hub is called, `owner/name` or `owner/name@revision`, and the files it has. Pure."""
+"""What a model of a hub is called, `owner/name` or `owner/name@revision`, and the files it has.
+Pure."""
 
 from __future__ import annotations
 
@@ -10,10 +11,12 @@ from piecework_node.errors import ConfigError
 
 DEFAULT_REVISION: Final = "main"
 MAX_REVISION_CHARS: Final = 80
-"""It becomes a file name of the store, percent-encoded: 240 bytes at most, and file systems take 255."""
+"""It becomes a file name of the store, percent-encoded: 240 bytes at most, and file systems take
+255."""
 MAX_PART_CHARS: Final = 96
 """The hub's own limit for a repository's name, owner included."""
-# The hub's rule: letters, digits, single dashes and dots inside. So no part is ever "..", hidden or empty.
+# The hub's rule: letters, digits, single dashes and dots inside. So no part is ever "..", hidden or
+# empty.
 _PART: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_]|[-.](?![-.])(?=.))*")
 # The part of git's rule for refs (git-check-ref-format) that branches, tags and commits need.
 _REVISION: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_+-]|[./](?![./])(?=.))*")
@@ -23,7 +26,8 @@ SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True)
 class ModelName:
-    """A repository of a hub and the revision wanted: a commit, a tag, a branch, or "" when none is named."""
+    """A repository of a hub and the revision wanted: a commit, a tag, a branch, or "" when none is
+    named."""
 
     owner: str
     name: str
@@ -38,7 +42,9 @@ class ModelName:
             len(part) <= MAX_PART_CHARS and _PART.fullmatch(part) for part in (owner, name)
         )
         if not good:
-            raise ConfigError(f"{text!r} is not the name of a model: owner/name or owner/name@revision")
+            raise ConfigError(
+                f"{text!r} is not the name of a model: owner/name or owner/name@revision"
+            )
         if at and not is_revision(revision):
             raise ConfigError(f"{revision!r} is not a commit, tag or branch")
         return cls(owner, name, revision)
@@ -60,8 +66,8 @@ class ModelName:
 
 @dataclass(frozen=True, slots=True)
 class HubFile:
-    """A file at the top of a repository, as the hub lists it. `digest` is its SHA-256 (64 hexadecimal digits)
-    or its Git blob id (40): the SHA-1 of `blob <size>\\0` and the content.
+    """A file at the top of a repository, as the hub lists it. `digest` is its SHA-256 (64
+    hexadecimal digits) or its Git blob id (40): the SHA-1 of `blob <size>\\0` and the content.
     """
 
     name: str

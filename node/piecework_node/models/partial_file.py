@@ -1,7 +1,9 @@
-"""A file on its way: appended to, hashed as it grows, moved to its place when it is what was listed.
+"""A file on its way: appended to, hashed as it grows, moved to its place when it is what was
+listed.
 
-Nothing about it is remembered elsewhere. After kill -9 its length says where to go on, and its bytes are
-hashed again; what a power cut left in it shows when the whole is compared with the listed digest.
+Nothing about it is remembered elsewhere. After kill -9 its length says where to go on, and its
+bytes are hashed again; what a power cut left in it shows when the whole is compared with the listed
+digest.
 """
 
 from __future__ import annotations
@@ -21,10 +23,11 @@ HASH_CHUNK_BYTES: Final = 4 * 2**20
 
 
 class ContentHash:
-    """The digests of a content of known size: SHA-256, and the Git blob id where only that is listed.
+    """The digests of a content of known size: SHA-256, and the Git blob id where only that is
+    listed.
 
-    A Git blob id is a SHA-1: it detects damage, not somebody who can make collisions. The manifest has
-    SHA-256.
+    A Git blob id is a SHA-1: it detects damage, not somebody who can make collisions. The manifest
+    has SHA-256.
     """
 
     def __init__(self, file: HubFile) -> None:
@@ -52,8 +55,8 @@ class ContentHash:
 
 
 async def hash_file(path: Path, file: HubFile, at: Callable[[int], None]) -> ContentHash:
-    """The digests of what lies at `path`; `at` is told how many bytes were read. `ModelStoreError` when it
-    cannot be.
+    """The digests of what lies at `path`; `at` is told how many bytes were read. `ModelStoreError`
+    when it cannot be.
     """
     found = ContentHash(file)
     try:
@@ -104,7 +107,8 @@ class PartialFile:
             raise _cannot("read", self._path, error) from None
 
     def begin(self, offset: int) -> None:
-        """A transfer starts at `offset`: at the end of what is there, or at 0 for all of it again."""
+        """A transfer starts at `offset`: at the end of what is there, or at 0 for all of it
+        again."""
         if offset != self.position:
             self.restart()
         self.pieces += 1

@@ -1,8 +1,10 @@
-"""Pulling a model from a hub into the store: decide what belongs to it, download, verify, write the manifest.
+"""Pulling a model from a hub into the store: decide what belongs to it, download, verify, write the
+manifest.
 
-The small files come first. config.json decides whether it is a model for this engine at all, and with them
-and the listed SHA-256 of the weights the model digest is known before the first byte of weights. Every file
-is held to the digest that the hub lists; a download that stopped goes on where it stopped.
+The small files come first. config.json decides whether it is a model for this engine at all, and
+with them and the listed SHA-256 of the weights the model digest is known before the first byte of
+weights. Every file is held to the digest that the hub lists; a download that stopped goes on where
+it stopped.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from piecework_node.errors import HubError, ModelRefused, ModelStoreError
 from piecework_node.models.hub import Hub
 from piecework_node.models.name import HubFile, ModelName
 from piecework_node.models.partial_file import PartialFile, hash_file
-from piecework_node.models.retries import Retries, TryAgain
+from piecework_node.models.retries import Retries, RetryableError
 from piecework_node.models.store import ModelStore, Pulled, Revision
 
 MODEL_TYPE: Final = "diffusion_gemma"
@@ -30,7 +32,8 @@ CONFIG_FILE: Final = "config.json"
 NEEDED: Final = (CONFIG_FILE, "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 """Without these the engine refuses the folder; better to know before 50 GB."""
 MAX_NAME_CHARS: Final = 128
-"""Of a file. Names of the format have at most 45; a partial one has 65 appended, and 255 is the end."""
+"""Of a file. Names of the format have at most 45; a partial one has 65 appended, and 255 is the
+end."""
 MAX_CHECKPOINT_BYTES: Final = 512 * 2**30
 """Ten times the published model of 26 B parameters in bfloat16."""
 SPARE_BYTES: Final = 256 * 2**20
@@ -38,11 +41,12 @@ SPARE_BYTES: Final = 256 * 2**20
 CONNECTIONS: Final = 4
 """At once. Storage hosts give one connection 50 to 100 MB/s; more than a few are impolite."""
 PROGRESS_BYTES: Final = 2**20
-"""An attempt that brought so much was no failure: 50 GB over a line that breaks every minute do arrive."""
+"""An attempt that brought so much was no failure: 50 GB over a line that breaks every minute do
+arrive."""
 _PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
-class Watcher(Protocol):
+class PullObserver(Protocol):
     """Sees a pull going on."""
 
     def planned(self, model: ModelName, commit: str, files: tuple[HubFile, ...]) -> None:
@@ -50,8 +54,8 @@ class Watcher(Protocol):
         ...
 
     def at(self, file: HubFile, position: int) -> None:
-        """So many bytes of a file are there. Goes back to 0 when it has to start again. Told at least once
-        before the file is done, unless it is empty.
+        """So many bytes of a file are there. Goes back to 0 when it has to start again. Told at
+        least once before the file is done, unless it is empty.
         """
         ...
 
@@ -78,14 +82,15 @@ async def pull(
     store: ModelStore,
     model: ModelName,
     *,
-    watcher: Watcher,
+    watcher: PullObserver,
     expected_digest: bytes | None = None,
     free: Callable[[Path], int] = free_bytes,
 ) -> Received:
     """Bring a model into the store, or go on doing so.
 
-    Raises HubError, HubRefusal (the hub's fault or answer), ModelRefused (no model for this engine, or not
-    the one expected) and ModelStoreError (the disk). What arrived until then stays, except what is damaged.
+    Raises HubError, HubRefusal (the hub's fault or answer), ModelRefused (no model for this engine,
+    or not the one expected) and ModelStoreError (the disk). What arrived until then stays, except
+    what is damaged.
     """
     commit = await hub.commit(model)
     files = select(model, await hub.files(model, commit))
@@ -103,7 +108,8 @@ async def pull(
 
 
 def select(model: ModelName, listed: Iterable[HubFile]) -> tuple[HubFile, ...]:
-    """The files of the checkpoint format (checkpoint/manifest.py) among those of a repository. Pure.
+    """The files of the checkpoint format (checkpoint/manifest.py) among those of a repository.
+    Pure.
 
     Never code and never pickled weights: they are not in the format. Raises ModelRefused.
     """
@@ -111,14 +117,20 @@ def select(model: ModelName, listed: Iterable[HubFile]) -> tuple[HubFile, ...]:
     names = {file.name for file in files}
     missing = [name for name in NEEDED if name not in names]
     if missing:
-        raise ModelRefused(f"{model} is no checkpoint in the published format: it has no {missing[0]}")
+        raise ModelRefused(
+            f"{model} is no checkpoint in the published format: it has no {missing[0]}"
+        )
     if not any(_is_weights(file) for file in files):
         raise ModelRefused(f"{model} has no .safetensors file; other weights are not read")
     if len(files) > MAX_CHECKPOINT_FILES:
-        raise ModelRefused(f"{model} has {len(files)} files, at most {MAX_CHECKPOINT_FILES} are accepted")
+        raise ModelRefused(
+            f"{model} has {len(files)} files, at most {MAX_CHECKPOINT_FILES} are accepted"
+        )
     for file in files:
         if not _PLAIN_NAME.fullmatch(file.name) or len(file.name) > MAX_NAME_CHARS:
-            raise ModelRefused(f"{model} has a file with a name that no checkpoint needs: {file.name[:80]!r}")
+            raise ModelRefused(
+                f"{model} has a file with a name that no checkpoint needs: {file.name[:80]!r}"
+            )
         if not _is_weights(file) and file.size_bytes > MAX_METADATA_FILE_BYTES:
             raise ModelRefused(
                 f"{file.name} of {model} has {file.size_bytes} bytes, "
@@ -126,14 +138,18 @@ def select(model: ModelName, listed: Iterable[HubFile]) -> tuple[HubFile, ...]:
             )
     total = sum(file.size_bytes for file in files)
     if total > MAX_CHECKPOINT_BYTES:
-        raise ModelRefused(f"{model} has {total} bytes, at most {MAX_CHECKPOINT_BYTES} are accepted")
+        raise ModelRefused(
+            f"{model} has {total} bytes, at most {MAX_CHECKPOINT_BYTES} are accepted"
+        )
     return files
 
 
 class _Job:
     """The downloads of one pull."""
 
-    def __init__(self, hub: Hub, place: Revision, files: tuple[HubFile, ...], watcher: Watcher) -> None:
+    def __init__(
+        self, hub: Hub, place: Revision, files: tuple[HubFile, ...], watcher: PullObserver
+    ) -> None:
         self._hub, self._place, self._files, self._watcher = hub, place, files, watcher
         self.downloaded_bytes = 0
 
@@ -182,13 +198,15 @@ class _Job:
         try:
             await self._fill(partial, file)
             if not partial.is_listed and partial.pieces > 1:
-                # A power cut, a disk or a server that changed its mind between two pieces: once more, from 0.
+                # A power cut, a disk or a server that changed its mind between two pieces: once
+                # more, from 0.
                 partial.restart()
                 await self._fill(partial, file)
             if not partial.is_listed:
                 partial.discard()
                 raise HubError(
-                    f"{file.name} is not what the hub lists: its digest is another than {file.digest}"
+                    f"{file.name} is not what the hub lists: its digest is another than "
+                    f"{file.digest}"
                 )
             return await partial.finish(target)
         finally:
@@ -196,13 +214,13 @@ class _Job:
 
     async def _fill(self, partial: PartialFile, file: HubFile) -> None:
         """Download until the partial file has all of its bytes, right or wrong."""
-        retries = Retries(file.name, self._hub.patience, self._hub.sleep, self._hub.tell)
+        retries = Retries(file.name, self._hub.policy, self._hub.sleep, self._hub.on_wait)
         self._watcher.at(file, partial.position)
         while partial.position < file.size_bytes:
             before = partial.position
             try:
                 await self._receive(partial, file)
-            except TryAgain as error:
+            except RetryableError as error:
                 if partial.position - before >= PROGRESS_BYTES:
                     retries.progressed()
                 if error.from_start:
@@ -210,18 +228,20 @@ class _Job:
                 await retries.wait(error)
 
     async def _receive(self, partial: PartialFile, file: HubFile) -> None:
-        """One transfer. `TryAgain` when it broke off."""
+        """One transfer. `RetryableError` when it broke off."""
         place = self._place
         async with self._hub.open(place.model, place.commit, file, partial.position) as body:
             partial.begin(body.offset)
             async for chunk in body.chunks:
                 if partial.position + len(chunk) > file.size_bytes:
-                    raise HubError(f"{file.name}: more than the {file.size_bytes} bytes listed are sent")
+                    raise HubError(
+                        f"{file.name}: more than the {file.size_bytes} bytes listed are sent"
+                    )
                 partial.write(chunk)
                 self.downloaded_bytes += len(chunk)
                 self._watcher.at(file, partial.position)
         if partial.position < file.size_bytes:
-            raise TryAgain(f"ended after {partial.position} of {file.size_bytes} bytes")
+            raise RetryableError(f"ended after {partial.position} of {file.size_bytes} bytes")
 
     # --- what the small files say
 
@@ -230,7 +250,8 @@ class _Job:
         config = self._json(CONFIG_FILE)
         if config.get("model_type") != MODEL_TYPE:
             raise ModelRefused(
-                f"{self._place.model} is a {str(config.get('model_type'))[:40]!r}, not a {MODEL_TYPE}: "
+                f"{self._place.model} is a {str(config.get('model_type'))[:40]!r}, not a "
+                f"{MODEL_TYPE}: "
                 "no weights were downloaded"
             )
 
@@ -253,7 +274,8 @@ class _Job:
     def _check_in_advance(
         self, digests: Mapping[str, str], weights: list[HubFile], expected_digest: bytes | None
     ) -> None:
-        """Where the hub lists the SHA-256 of all weights, the model digest is known before they come."""
+        """Where the hub lists the SHA-256 of all weights, the model digest is known before they
+        come."""
         listed = {file.name: file.sha256 for file in weights if file.sha256 is not None}
         if len(listed) == len(weights):
             coming = manifest_digest(compose({**digests, **listed}))
@@ -285,14 +307,20 @@ def _check_space(place: Revision, files: tuple[HubFile, ...], free: Callable[[Pa
     try:
         left = free(place.root)
     except OSError as error:
-        raise ModelStoreError(f"cannot ask for the free space of {place.root}: {error.strerror}") from None
+        raise ModelStoreError(
+            f"cannot ask for the free space of {place.root}: {error.strerror}"
+        ) from None
     if missing + SPARE_BYTES > left:
         raise ModelStoreError(
-            f"{missing / 1e9:.1f} GB are still to come and the disk of {place.root} has {left / 1e9:.1f} GB "
-            f"left, of which {SPARE_BYTES / 1e9:.1f} GB stay free: make room, or choose another with --store"
+            f"{missing / 1e9:.1f} GB are still to come and the disk of {place.root} has "
+            f"{left / 1e9:.1f} GB "
+            f"left, of which {SPARE_BYTES / 1e9:.1f} GB stay free: make room, or choose another "
+            "with --store"
         )
 
 
 def _check_digest(model: ModelName, found: bytes | None, expected: bytes | None) -> None:
     if found is not None and expected is not None and found != expected:
-        raise ModelRefused(f"{model} has the model digest 0x{found.hex()}, expected was 0x{expected.hex()}")
+        raise ModelRefused(
+            f"{model} has the model digest 0x{found.hex()}, expected was 0x{expected.hex()}"
+        )

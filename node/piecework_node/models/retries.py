@@ -10,24 +10,28 @@ from piecework_node.errors import HubError
 
 T = TypeVar("T")
 Sleep = Callable[[float], Awaitable[None]]
-Tell = Callable[[str, float], None]
+OnWait = Callable[[str, float], None]
 """Called with the reason and the seconds to wait."""
 
 
-class TryAgain(Exception):
-    """The same request may succeed later. Stays inside: `Retries` makes a `HubError` of the last one.
+class RetryableError(Exception):
+    """The same request may succeed later. Stays inside: `Retries` makes a `HubError` of the last
+    one.
 
     `after_s`: what the server asks to wait. `from_start`: what arrived so far is of no use.
     """
 
-    def __init__(self, reason: str, *, after_s: float | None = None, from_start: bool = False) -> None:
+    def __init__(
+        self, reason: str, *, after_s: float | None = None, from_start: bool = False
+    ) -> None:
         super().__init__(reason)
         self.reason, self.after_s, self.from_start = reason, after_s, from_start
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
-    """How long a hub is waited for. With the defaults an unreachable one is given up after a minute."""
+class RetryPolicy:
+    """How long a hub is waited for. With the defaults an unreachable one is given up after a
+    minute."""
 
     attempts: int = 7
     """In a row without progress."""
@@ -45,32 +49,32 @@ class Patience:
 class Retries:
     """Counts the failures of one thing and waits between them; pauses double up to the longest."""
 
-    def __init__(self, what: str, patience: Patience, sleep: Sleep, tell: Tell) -> None:
-        self._what, self._patience, self._sleep, self._tell = what, patience, sleep, tell
+    def __init__(self, what: str, policy: RetryPolicy, sleep: Sleep, on_wait: OnWait) -> None:
+        self._what, self._policy, self._sleep, self._on_wait = what, policy, sleep, on_wait
         self._failures = 0
 
     def progressed(self) -> None:
         """The last attempt brought something: the count starts again."""
         self._failures = 0
 
-    async def wait(self, error: TryAgain) -> None:
+    async def wait(self, error: RetryableError) -> None:
         """Wait as long as `error` asks for or the count says; `HubError` when it is enough."""
-        patience = self._patience
+        policy = self._policy
         self._failures += 1
-        if self._failures >= patience.attempts:
+        if self._failures >= policy.attempts:
             raise HubError(
                 f"{self._what}: {error.reason}; given up after {self._failures} attempts. "
                 "The same command goes on where this one stopped."
             ) from error
-        pause = min(patience.first_pause_s * 2 ** (self._failures - 1), patience.longest_pause_s)
+        pause = min(policy.first_pause_s * 2 ** (self._failures - 1), policy.longest_pause_s)
         if error.after_s is not None:
-            if error.after_s > patience.longest_asked_pause_s:
+            if error.after_s > policy.longest_asked_pause_s:
                 raise HubError(
                     f"{self._what}: {error.reason} and asks to wait {error.after_s:.0f} s. "
                     "The same command goes on then where this one stopped."
                 ) from error
             pause = max(pause, error.after_s)
-        self._tell(f"{self._what}: {error.reason}", pause)
+        self._on_wait(f"{self._what}: {error.reason}", pause)
         await self._sleep(pause)
 
     async def run(self, attempt: Callable[[], Awaitable[T]]) -> T:
@@ -78,5 +82,5 @@ class Retries:
         while True:
             try:
                 return await attempt()
-            except TryAgain as error:
+            except RetryableError as error:
                 await self.wait(error)

@@ -1,12 +1,12 @@
 """The models that were pulled: one folder per model and revision. No network here.
 
     <store>/<owner>/<name>/revisions/<revision>      the commit that it stood for at the last pull
-    <store>/<owner>/<name>/<commit>/<name>/          the checkpoint folder; manifest.sha256 is written last
+    <store>/<owner>/<name>/<commit>/<name>/   the checkpoint folder; manifest.sha256 is written last
                                     .pull/           where from, which files, and what is on its way
 
-A revision is complete when its manifest is there and every file has its size. The manifest is written once,
-atomically, when every file is in its place and durable. The folder is called like the model because offers
-take the name from it.
+A revision is complete when its manifest is there and every file has its size. The manifest is
+written once, atomically, when every file is in its place and durable. The folder is called like the
+model because offers take the name from it.
 """
 
 from __future__ import annotations
@@ -73,12 +73,14 @@ class Revision:
         self._partials = self._work / "partial"
 
     def partial(self, file: HubFile) -> Path:
-        """Where a file grows. Another digest is another file, so that two contents never meet in one."""
+        """Where a file grows. Another digest is another file, so that two contents never meet in
+        one."""
         return self._partials / f"{file.name}.{file.digest}"
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """One pull at a time. The lock is the kernel's (flock): it ends with the process in any case."""
+        """One pull at a time. The lock is the kernel's (flock): it ends with the process in any
+        case."""
         with _disk(self.root):
             self.folder.mkdir(parents=True, exist_ok=True)
             self._work.mkdir(exist_ok=True)
@@ -120,7 +122,8 @@ class Revision:
         return _size(self.folder / file.name) or _size(self.partial(file)) or 0
 
     def has_all(self, files: tuple[HubFile, ...]) -> bool:
-        """Whether it is complete and every file has its size. Contents are for `piecework models verify`."""
+        """Whether it is complete and every file has its size. Contents are for `piecework models
+        verify`."""
         return self.digest() is not None and all(
             _size(self.folder / file.name) == file.size_bytes for file in files
         )
@@ -142,7 +145,8 @@ class Revision:
             return tuple(_file(entry) for entry in record["files"])
         except (ValueError, KeyError, TypeError) as error:
             raise ModelStoreError(
-                f"{self._record} is not the record of a pull ({error}). Remove {self.root} and pull again."
+                f"{self._record} is not the record of a pull ({error}). Remove {self.root} and "
+                "pull again."
             ) from None
 
 
@@ -165,15 +169,18 @@ class ModelStore:
     def all(self) -> tuple[Pulled, ...]:
         """Everything in the store, by name and commit, complete or not."""
         models = (
-            ModelName(owner.name, home.name) for owner in _folders(self.root) for home in _folders(owner)
+            ModelName(owner.name, home.name)
+            for owner in _folders(self.root)
+            for home in _folders(owner)
         )
         return tuple(pulled for model in models for pulled in self._of(model))
 
     def find(self, model: ModelName) -> Pulled:
-        """The complete revision that is meant. `ModelNotPulled` says what to run when there is none.
+        """The complete revision that is meant. `ModelNotPulled` says what to run when there is
+        none.
 
-        A commit may be shortened. Without a revision it is the default one as it was last pulled, else the
-        only one that is here.
+        A commit may be shortened. Without a revision it is the default one as it was last pulled,
+        else the only one that is here.
         """
         here = self._of(model)
         wanted = model.revision
@@ -187,10 +194,16 @@ class ModelStore:
             raise ModelNotPulled(f"{model} is not in {self.root}. Run: {self._command(model)}")
         if len(chosen) > 1:
             known = ", ".join(p.commit[:12] for p in chosen)
-            raise ModelNotPulled(f"{model} is here at {known}: name one, {model.repository}@{known[:12]}")
+            raise ModelNotPulled(
+                f"{model} is here at {known}: name one, {model.repository}@{known[:12]}"
+            )
         if not chosen[0].complete:
             # A shortened commit is for us; a hub knows whole ones.
-            again = model.at(chosen[0].commit) if wanted and wanted not in chosen[0].revisions else model
+            again = (
+                model.at(chosen[0].commit)
+                if wanted and wanted not in chosen[0].revisions
+                else model
+            )
             raise ModelNotPulled(f"{model} is not complete. Run: {self._command(again)}")
         return chosen[0]
 
@@ -208,7 +221,9 @@ class ModelStore:
             if is_revision(unquote(path.name)):
                 names.setdefault((_read(path) or "").strip(), []).append(unquote(path.name))
         commits = [folder.name for folder in _folders(home) if is_commit(folder.name)]
-        places = [(self.revision(model, commit), tuple(names.get(commit, ()))) for commit in commits]
+        places = [
+            (self.revision(model, commit), tuple(names.get(commit, ()))) for commit in commits
+        ]
         return [
             _pulled(place, revisions, files)
             for place, revisions in places
@@ -232,8 +247,8 @@ def _pulled(place: Revision, revisions: tuple[str, ...], files: tuple[HubFile, .
 def checkpoint_folder(text: str, store: ModelStore) -> Path:
     """The checkpoint folder that a setting means: a folder, or the name of a pulled model.
 
-    A folder that exists is that folder, also when it could be a name. `ModelNotPulled` when it can only be a
-    name, and is not here.
+    A folder that exists is that folder, also when it could be a name. `ModelNotPulled` when it can
+    only be a name, and is not here.
     """
     path = Path(text)
     with _disk(path):
@@ -256,7 +271,10 @@ def is_model_name(text: str) -> bool:
 
 def _file(entry: Mapping[str, Any]) -> HubFile:
     name, size, digest = entry["name"], entry["size_bytes"], entry["digest"]
-    if not (isinstance(name, str) and isinstance(size, int) and isinstance(digest, str)) or "/" in name:
+    if (
+        not (isinstance(name, str) and isinstance(size, int) and isinstance(digest, str))
+        or "/" in name
+    ):
         raise ValueError("a file without a name, a size or a digest")
     return HubFile(name, size, digest)
 

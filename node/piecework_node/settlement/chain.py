@@ -49,7 +49,9 @@ class ChainPort(Protocol):
 
     async def prepare_fund(self, funding: Funding) -> RawTransaction: ...
 
-    async def prepare_settle(self, claims: Sequence[Claim], max_cost_wei: int | None) -> RawTransaction: ...
+    async def prepare_settle(
+        self, claims: Sequence[Claim], max_cost_wei: int | None
+    ) -> RawTransaction: ...
 
     async def prepare_close(self, claim: Claim) -> RawTransaction: ...
 
@@ -114,7 +116,9 @@ class ChainLink:
         call = calls.fund(self.deployment, a.channel, a.deposit, a.deadline, funding.signature)
         return await self._prepare(call, None)
 
-    async def prepare_settle(self, claims: Sequence[Claim], max_cost_wei: int | None) -> RawTransaction:
+    async def prepare_settle(
+        self, claims: Sequence[Claim], max_cost_wei: int | None
+    ) -> RawTransaction:
         return await self._prepare(calls.settle(self.deployment, claims), max_cost_wei)
 
     async def prepare_close(self, claim: Claim) -> RawTransaction:

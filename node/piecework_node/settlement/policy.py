@@ -1,8 +1,9 @@
 """Which vouchers to bring to the chain, and when. Pure.
 
-Gas is weighed in base units of the token. Ordinary claims wait until together they are worth many times their
-gas, or until the oldest has waited long enough. Claims on a channel whose payer withdraws go at once, unless
-they are worth less than their gas. What the operator asks for goes in any case.
+Gas is weighed in base units of the token. Ordinary claims wait until together they are worth many
+times their gas, or until the oldest has waited long enough. Claims on a channel whose payer
+withdraws go at once, unless they are worth less than their gas. What the operator asks for goes in
+any case.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Urgency(enum.IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class SettlementCandidate:
     """A voucher that is not claimed yet. `value` is what it adds, in base units."""
 
     channel: ChannelId
@@ -60,10 +61,15 @@ def value_in_wei(policy: SettlePolicy, value: int) -> int | None:
     return value * WEI_PER_COIN // policy.native_coin_price if policy.native_coin_price else None
 
 
-def choose(candidates: Sequence[Candidate], policy: SettlePolicy, wei_per_gas: int) -> tuple[Candidate, ...]:
-    """The claims of the next transaction, the most pressing and valuable first; none when it should wait."""
+def choose(
+    candidates: Sequence[SettlementCandidate], policy: SettlePolicy, wei_per_gas: int
+) -> tuple[SettlementCandidate, ...]:
+    """The claims of the next transaction, the most pressing and valuable first; none when it should
+    wait."""
     marginal = gas_cost(policy, wei_per_gas, 1) - gas_cost(policy, wei_per_gas, 0)
-    worthwhile = [c for c in candidates if c.value > 0 and (c.urgency is Urgency.ASKED or c.value > marginal)]
+    worthwhile = [
+        c for c in candidates if c.value > 0 and (c.urgency is Urgency.ASKED or c.value > marginal)
+    ]
     worthwhile.sort(key=lambda c: (-c.urgency, -c.value, c.channel))
     chosen = tuple(worthwhile[:MAX_CLAIMS_PER_SETTLE])
     if not chosen:

@@ -1,8 +1,9 @@
 """Brings authorizations, vouchers and closings to the chain, each exactly once.
 
-A transaction's signed bytes are journaled before they are broadcast; from then on only those bytes, or bytes
-with the same nonce and higher fees, are ever sent for that effect. What the chain did not say is final stays
-open, and is looked at again after a restart. One claim of a channel is under way at a time.
+A transaction's signed bytes are journaled before they are broadcast; from then on only those bytes,
+or bytes with the same nonce and higher fees, are ever sent for that effect. What the chain did not
+say is final stays open, and is looked at again after a restart. One claim of a channel is under way
+at a time.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from piecework.chain.calls import NO_SIGNATURE, Claim
 from piecework.chain.errors import ChainError, FeeTooLow, TransactionReverted, WrongChain
 from piecework.chain.transactions import Finalized, Mined, Pending, Superseded
 from piecework_node.clock import Clock
-from piecework_node.jobs.live import ChannelBook, usable_funding
+from piecework_node.jobs.live import LiveChannel, usable_funding
 from piecework_node.journal.protocol import Journal
 from piecework_node.journal.records import (
     JournalRecord,
@@ -31,7 +32,13 @@ from piecework_node.journal.records import (
 )
 from piecework_node.metrics import Metrics
 from piecework_node.settlement.chain import ChainPort
-from piecework_node.settlement.policy import Candidate, SettlePolicy, Urgency, choose, value_in_wei
+from piecework_node.settlement.policy import (
+    SettlementCandidate,
+    SettlePolicy,
+    Urgency,
+    choose,
+    value_in_wei,
+)
 from piecework_protocol.ledger import empty_voucher
 from piecework_protocol.states import ChannelState
 from piecework_protocol.types import Amount, ChannelId
@@ -42,7 +49,8 @@ CURSOR_OVERLAP_BLOCKS: Final = 64
 MAX_CATCH_UP_BLOCKS: Final = 20_000
 """A worker that was away longer asks each of its channels instead of reading every event."""
 MAX_CLOCK_BEHIND_S: Final = 300
-"""Blocks do not come from the future: further behind them, our clock is wrong and deadlines mean nothing."""
+"""Blocks do not come from the future: further behind them, our clock is wrong and deadlines mean
+nothing."""
 VERIFY_INTERVAL_S: Final = 60.0
 MAX_IN_FLIGHT: Final = 16
 """Transactions under way at once; a node drops what comes far ahead of the mined nonce."""
@@ -56,7 +64,7 @@ class Channels(Protocol):
     @property
     def books(self) -> Any: ...
 
-    def book(self, channel: ChannelId) -> ChannelBook | None: ...
+    def book(self, channel: ChannelId) -> LiveChannel | None: ...
 
     async def observe(self, channel: ChannelId) -> None: ...
 
@@ -107,7 +115,9 @@ class Settler:
         now = self._clock.now()
         self._wanted = {book.id for book in worker.books if book.pending_funding(now)}
         self._since = {
-            book.id: self._clock.monotonic() for book in worker.books if book.settled < book.ledger.cumulative
+            book.id: self._clock.monotonic()
+            for book in worker.books
+            if book.settled < book.ledger.cumulative
         }
 
     # --- Payments
@@ -122,7 +132,9 @@ class Settler:
     async def close(self, channel: ChannelId) -> bytes:
         async with self._lock:
             await self._attempt("close", self._close_channel(channel))
-        under_way = [tx for tx in self._txs.values() if tx.kind is TxKind.CLOSE and _concerns(tx, channel)]
+        under_way = [
+            tx for tx in self._txs.values() if tx.kind is TxKind.CLOSE and _concerns(tx, channel)
+        ]
         return under_way[-1].tx.hash if under_way else b""
 
     # --- for the operator
@@ -162,7 +174,8 @@ class Settler:
                 continue
 
     async def tick(self) -> None:
-        """One round. What the chain refuses or does not answer is counted, noted and tried again later."""
+        """One round. What the chain refuses or does not answer is counted, noted and tried again
+        later."""
         async with self._lock:
             if not await self._attempt("verify", self._verify()):
                 return
@@ -179,7 +192,9 @@ class Settler:
         except ChainError as error:
             self._metrics.chain_error()
             self._metrics.note(self._clock.now(), what, str(error))
-            self._log.warning("chain", task=what, error_class=type(error).__name__, error=str(error))
+            self._log.warning(
+                "chain", task=what, error_class=type(error).__name__, error=str(error)
+            )
             return False
         return True
 
@@ -231,16 +246,21 @@ class Settler:
             await self._again(tx)
 
     async def _finished(self, tx: StoredTx, mined: Mined) -> None:
-        rivals = [t for t in self._txs.values() if t.tx.nonce == tx.tx.nonce and t.tx.hash != tx.tx.hash]
+        rivals = [
+            t for t in self._txs.values() if t.tx.nonce == tx.tx.nonce and t.tx.hash != tx.tx.hash
+        ]
         for rival in rivals:
             await self._moved(rival, TxState.REPLACED)
         await self._moved(tx, TxState.FINAL if mined.success else TxState.FAILED, mined.gas_used)
         if not mined.success:
-            self._metrics.note(self._clock.now(), tx.kind.value, f"transaction 0x{tx.tx.hash.hex()} reverted")
+            self._metrics.note(
+                self._clock.now(), tx.kind.value, f"transaction 0x{tx.tx.hash.hex()} reverted"
+            )
         await self._observe(tx)
 
     async def _again(self, tx: StoredTx) -> None:
-        """The node does not know it: never sent, dropped, or reorganized away. Send the same bytes."""
+        """The node does not know it: never sent, dropped, or reorganized away. Send the same
+        bytes."""
         if tx.state is TxState.MINED:
             await self._moved(tx, TxState.INTENDED)
         if not self._newest(tx):
@@ -256,7 +276,9 @@ class Settler:
     def _newest(self, tx: StoredTx) -> bool:
         """Whether no other transaction with its nonce bids more."""
         return all(
-            other.tx.max_fee <= tx.tx.max_fee for other in self._txs.values() if other.tx.nonce == tx.tx.nonce
+            other.tx.max_fee <= tx.tx.max_fee
+            for other in self._txs.values()
+            if other.tx.nonce == tx.tx.nonce
         )
 
     async def _moved(self, tx: StoredTx, state: TxState, gas_used: int = 0) -> None:
@@ -273,17 +295,22 @@ class Settler:
         for subject in tx.subjects:
             await self._channels.observe(subject.channel)
 
-    async def _send(self, kind: TxKind, tx: RawTransaction, subjects: tuple[TxSubject, ...]) -> None:
+    async def _send(
+        self, kind: TxKind, tx: RawTransaction, subjects: tuple[TxSubject, ...]
+    ) -> None:
         """Journal the signed bytes, then let them go."""
         now = self._clock.now()
         await self._journal.append([TxIntended(kind, tx, subjects, now)])
         self._txs[tx.hash] = StoredTx(kind, tx, subjects, now, moved_at=now)
         self._metrics.transaction(kind.value, TxState.INTENDED.value)
-        self._log.info("transaction", kind=kind.value, hash=tx.hash, nonce=tx.nonce, state="intended")
+        self._log.info(
+            "transaction", kind=kind.value, hash=tx.hash, nonce=tx.nonce, state="intended"
+        )
         await self._port.broadcast(tx)
 
     def _busy(self, channel: ChannelId, kind: TxKind) -> bool:
-        """Whether such a transaction may still be mined. One that is mined shows in the channel's state."""
+        """Whether such a transaction may still be mined. One that is mined shows in the channel's
+        state."""
         return any(
             tx.kind is kind and tx.state is TxState.INTENDED and _concerns(tx, channel)
             for tx in self._txs.values()
@@ -331,7 +358,8 @@ class Settler:
         try:
             tx = await self._port.prepare_fund(funding)
         except TransactionReverted:
-            # The payer emptied its pool, or closed: the chain will not change its mind by being asked again.
+            # The payer emptied its pool, or closed: the chain will not change its mind by being
+            # asked again.
             self._wanted.discard(channel)
             await self._channels.observe(channel)
             raise
@@ -360,7 +388,9 @@ class Settler:
             self._asked = False
             return
         chosen = choose(candidates, self._policy, await self._port.wei_per_gas())
-        claims = [_claim(book) for c in chosen if (book := self._channels.book(c.channel)) is not None]
+        claims = [
+            _claim(book) for c in chosen if (book := self._channels.book(c.channel)) is not None
+        ]
         if not claims:
             return
         payable = await self._port.payable(claims)
@@ -370,9 +400,13 @@ class Settler:
                 await self._channels.observe(claim.voucher.channel)
         self._asked = False
         if good:
-            await self._claim([claim for claim, _ in good], sum(amount for _, amount in good), chosen)
+            await self._claim(
+                [claim for claim, _ in good], sum(amount for _, amount in good), chosen
+            )
 
-    async def _claim(self, claims: list[Claim], value: int, chosen: tuple[Candidate, ...]) -> None:
+    async def _claim(
+        self, claims: list[Claim], value: int, chosen: tuple[SettlementCandidate, ...]
+    ) -> None:
         asked = any(c.urgency is Urgency.ASKED for c in chosen)
         limit = None if asked else value_in_wei(self._policy, value)
         tx = await self._port.prepare_settle(claims, limit)
@@ -381,7 +415,7 @@ class Settler:
             self._since.pop(subject.channel, None)
         await self._send(TxKind.SETTLE, tx, subjects)
 
-    def _candidate(self, book: ChannelBook) -> Candidate | None:
+    def _candidate(self, book: LiveChannel) -> SettlementCandidate | None:
         if book.state not in (ChannelState.OPEN, ChannelState.WITHDRAWING):
             return None
         if book.close_signature is not None or self._busy(book.id, TxKind.SETTLE):
@@ -392,15 +426,18 @@ class Settler:
         urgency = Urgency.WITHDRAWING if book.state is ChannelState.WITHDRAWING else Urgency.NONE
         moment = self._clock.monotonic()
         waited = moment - self._since.setdefault(book.id, moment)
-        return Candidate(book.id, value, waited, Urgency.ASKED if self._asked else urgency)
+        return SettlementCandidate(
+            book.id, value, waited, Urgency.ASKED if self._asked else urgency
+        )
 
 
 def _concerns(tx: StoredTx, channel: ChannelId) -> bool:
     return any(subject.channel == channel for subject in tx.subjects)
 
 
-def _claim(book: ChannelBook) -> Claim:
-    """The channel's latest voucher; an empty one, which needs no signature, when nothing was ever paid."""
+def _claim(book: LiveChannel) -> Claim:
+    """The channel's latest voucher; an empty one, which needs no signature, when nothing was ever
+    paid."""
     accepted = book.ledger.accepted
     if accepted is None:
         return Claim(book.channel, empty_voucher(book.id), NO_SIGNATURE)

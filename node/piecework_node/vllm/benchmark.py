@@ -1,8 +1,8 @@
 """The start-up measurement of a vLLM endpoint: what the offer says of its speed (clause 3.1).
 
-Measured as `model.benchmark` measures our own engine: the first canvas of a request alone, then as many
-requests at once as the worker has slots. The end of the text is ignored, so that a short story is no slow
-engine.
+Measured as `model.benchmark` measures our own engine: the first canvas of a request alone, then as
+many requests at once as the worker has slots. The end of the text is ignored, so that a short story
+is no slow engine.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Final
 from piecework_node.clock import Clock
 from piecework_node.errors import EngineStartError
 from piecework_node.vllm.checkpoint import ServedCheckpoint
-from piecework_node.vllm.endpoint import Endpoint
-from piecework_node.vllm.wire import Served
+from piecework_node.vllm.endpoint import VllmEndpoint
+from piecework_node.vllm.wire import ServedModel
 
 PROMPT: Final = "Write a story about a fox, a lantern and a river."
 CANVASES_A_RUN: Final = 4
@@ -26,15 +26,16 @@ ALONE_SHARE: Final = 1 / 3
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """`tokens_per_second` of all requests together; `first_canvas_ms` alone, prefill included, the median."""
+    """`tokens_per_second` of all requests together; `first_canvas_ms` alone, prefill included, the
+    median."""
 
     tokens_per_second: float
     first_canvas_ms: float
 
 
 async def measure(
-    endpoint: Endpoint,
-    served: Served,
+    endpoint: VllmEndpoint,
+    served: ServedModel,
     checkpoint: ServedCheckpoint,
     *,
     max_context: int,
@@ -44,18 +45,22 @@ async def measure(
 ) -> Speed:
     """Run the prompt again and again until `seconds` have passed; each kind of run at least once.
 
-    `EndpointLost` when it breaks off, `EngineStartError` when the context holds no canvas behind the prompt.
+    `EndpointLost` when it breaks off, `EngineStartError` when the context holds no canvas behind
+    the prompt.
     """
     prompt = checkpoint.codec.encode_content(PROMPT)
     canvases = min(CANVASES_A_RUN, (max_context - len(prompt)) // checkpoint.canvas_size)
     if canvases < 1:
         raise EngineStartError(
-            f"a context of {max_context} tokens has no room for a canvas of {checkpoint.canvas_size}"
+            f"a context of {max_context} tokens has no room for a canvas of "
+            f"{checkpoint.canvas_size}"
         )
 
     async def run(tokens: int) -> int:
         count = 0
-        stream = endpoint.stream(served.name, prompt, tokens, checkpoint.vocab_size, ignore_eos=True)
+        stream = endpoint.stream(
+            served.name, prompt, tokens, checkpoint.vocab_size, ignore_eos=True
+        )
         async with aclosing(stream) as chunks:
             async for chunk in chunks:
                 count += len(chunk.token_ids)
@@ -70,6 +75,8 @@ async def measure(
         alone.append(clock.monotonic() - before)
     total, before = 0, clock.monotonic()
     while not total or clock.monotonic() - began < seconds:
-        total += sum(await asyncio.gather(*(run(canvases * checkpoint.canvas_size) for _ in range(rows))))
+        total += sum(
+            await asyncio.gather(*(run(canvases * checkpoint.canvas_size) for _ in range(rows)))
+        )
     elapsed = max(clock.monotonic() - before, 1e-9)
     return Speed(total / elapsed, sorted(alone)[len(alone) // 2] * 1000)

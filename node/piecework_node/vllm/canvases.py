@@ -1,7 +1,8 @@
 """From a stream of token ids to canvases. Pure.
 
-An engine that knows no canvases is charged by them all the same: ids are cut every `canvas_size`, and a
-canvas that is not the last is full (clause 4.5). There are no steps and no leaves to show (clause 7.4).
+An engine that knows no canvases is charged by them all the same: ids are cut every `canvas_size`,
+and a canvas that is not the last is full (clause 4.5). There are no steps and no leaves to show
+(clause 7.4).
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ _PAUSES: Final = frozenset({"length"})
 
 
 class CanvasWriter:
-    """One row's text as it grows. What came of an unfinished canvas can be dropped and asked for again."""
+    """One row's text as it grows. What came of an unfinished canvas can be dropped and asked for
+    again."""
 
     def __init__(self, request: GenerationRequest, codec: TextCodec, canvas_size: int) -> None:
         self._request, self._codec, self._size = request, codec, canvas_size
@@ -49,7 +51,8 @@ class CanvasWriter:
         self._open.clear()
 
     def take(self, chunk: Chunk) -> list[CanvasEvent]:
-        """The canvases that a chunk finishes. `EndpointLost` when it ends for no reason that ends a text."""
+        """The canvases that a chunk finishes. `EndpointLost` when it ends for no reason that ends a
+        text."""
         events: list[CanvasEvent] = []
         for token in self._counting(chunk):
             if self.ended:
@@ -64,7 +67,11 @@ class CanvasWriter:
                 events.append(self._finish(FinishReason.MORE))
         if chunk.finish in _FULL_STOPS and not self.ended:
             events.append(self._finish(FinishReason.END_OF_TEXT))
-        if chunk.finish is not None and chunk.finish not in _FULL_STOPS | _PAUSES and not self.ended:
+        if (
+            chunk.finish is not None
+            and chunk.finish not in _FULL_STOPS | _PAUSES
+            and not self.ended
+        ):
             raise EndpointLost("the endpoint ended the stream for a reason of its own")
         return events
 

@@ -1,7 +1,9 @@
-"""The checkpoint that an operator says vLLM serves: its digest, its tokenizer, its canvases. No torch.
+"""The checkpoint that an operator says vLLM serves: its digest, its tokenizer, its canvases. No
+torch.
 
-vLLM says a name and a length, never a digest, so the digest in the offer is the operator's word: that of a
-folder on this machine. What can be held against the endpoint is held: its tokenizer has to give the same ids.
+vLLM says a name and a length, never a digest, so the digest in the offer is the operator's word:
+that of a folder on this machine. What can be held against the endpoint is held: its tokenizer has
+to give the same ids.
 """
 
 from __future__ import annotations
@@ -18,8 +20,9 @@ from piecework_protocol.limits import MAX_CANVAS_TOKENS
 from piecework_protocol.types import Digest
 
 CANVAS_TOKENS: Final = 256
-"""Of a model that has no canvases of its own: as large as the released diffusion model's, so that prices,
-credit windows and proofs are of the same grain. Part of what the digest stands for: no setting changes it."""
+"""Of a model that has no canvases of its own: as large as the released diffusion model's, so that
+prices, credit windows and proofs are of the same grain. Part of what the digest stands for: no
+setting changes it."""
 MAX_VOCAB: Final = 2**24
 
 
@@ -35,14 +38,21 @@ class ServedCheckpoint:
 
 
 def load(folder: Path) -> ServedCheckpoint:
-    """Read and verify a checkpoint folder; hashes all of it. `CheckpointError` names the file at fault."""
+    """Read and verify a checkpoint folder; hashes all of it. `CheckpointError` names the file at
+    fault."""
     config = files.read_json(folder / "config.json")
     vocab = _count(_text_config(config).get("vocab_size"), "vocab_size", MAX_VOCAB, folder)
-    canvas = _count(config.get("canvas_length", CANVAS_TOKENS), "canvas_length", MAX_CANVAS_TOKENS, folder)
+    canvas = _count(
+        config.get("canvas_length", CANVAS_TOKENS), "canvas_length", MAX_CANVAS_TOKENS, folder
+    )
     codec = load_tokenizer(folder)
     name = folder.resolve().name
     pinned = (folder / manifest.MANIFEST_FILE).is_file()
-    digest = manifest.verify(folder) if pinned else manifest.manifest_digest(manifest.manifest_text(folder))
+    digest = (
+        manifest.verify(folder)
+        if pinned
+        else manifest.manifest_digest(manifest.manifest_text(folder))
+    )
     return ServedCheckpoint(name, Digest(digest), codec, canvas, vocab)
 
 
@@ -59,7 +69,9 @@ def _text_config(config: dict[str, Any]) -> dict[str, Any]:
 
 def _count(value: object, name: str, most: int, folder: Path) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-        raise CheckpointError(folder / "config.json", f"{name} is not a whole number from 1 to {most}")
+        raise CheckpointError(
+            folder / "config.json", f"{name} is not a whole number from 1 to {most}"
+        )
     return value
 
 
@@ -67,5 +79,7 @@ def _eos_ids(generation: dict[str, Any], folder: Path) -> frozenset[int]:
     value = generation.get("eos_token_id")
     ids = value if isinstance(value, list) else [value]
     if not ids or not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
-        raise CheckpointError(folder / "generation_config.json", "eos_token_id is missing or malformed")
+        raise CheckpointError(
+            folder / "generation_config.json", "eos_token_id is missing or malformed"
+        )
     return frozenset(ids)

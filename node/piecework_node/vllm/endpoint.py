@@ -1,4 +1,5 @@
-"""One vLLM server over HTTP: questions with one answer, and streams of tokens. Everything read is bounded."""
+"""One vLLM server over HTTP: questions with one answer, and streams of tokens. Everything read is
+bounded."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from piecework_node.vllm.wire import (
     MAX_BODY_BYTES,
     Chunk,
     End,
-    Served,
+    ServedModel,
     completion_body,
     failure,
     max_line_bytes,
@@ -35,22 +36,29 @@ class EndpointTimes:
     """Patience with an endpoint, in seconds."""
 
     question_s: float = 10.0
-    """For an answer that takes no GPU. vLLM's server answers beside its streams and may be busy with them."""
+    """For an answer that takes no GPU. vLLM's server answers beside its streams and may be busy
+    with them."""
     silence_s: float = 180.0
-    """Between two chunks of a stream, and before the first: a queue and a long prefill take minutes at
-    worst."""
+    """Between two chunks of a stream, and before the first: a queue and a long prefill take minutes
+    at worst."""
 
 
-class Endpoint:
+class VllmEndpoint:
     """A server by its base URL. Does not know whether it is well: that is the fleet's business."""
 
     def __init__(
-        self, url: str, session: aiohttp.ClientSession, *, key: str, model: str, times: EndpointTimes
+        self,
+        url: str,
+        session: aiohttp.ClientSession,
+        *,
+        key: str,
+        model: str,
+        times: EndpointTimes,
     ) -> None:
         self._url, self._session, self._model, self._times = url.rstrip("/"), session, model, times
         self._headers = {"authorization": f"Bearer {key}"} if key else {}
 
-    async def probe(self) -> Served:
+    async def probe(self) -> ServedModel:
         """Whether it is well, and what it serves. `EndpointLost`, `EndpointUnfit`."""
         await self._ask("GET", "/health")
         return parse_models(await self._ask("GET", "/v1/models"), self._model)
@@ -73,13 +81,17 @@ class Endpoint:
         *,
         ignore_eos: bool = False,
     ) -> AsyncGenerator[Chunk, None]:
-        """Up to `max_tokens` tokens behind the prompt, as they come. Closing the iterator stops the engine.
+        """Up to `max_tokens` tokens behind the prompt, as they come. Closing the iterator stops the
+        engine.
 
-        `RequestDeclined`, `EndpointLost`, `EndpointUnfit`. A stream that ends without saying why is lost.
+        `RequestDeclined`, `EndpointLost`, `EndpointUnfit`. A stream that ends without saying why is
+        lost.
         """
         body = completion_body(model, prompt_ids, max_tokens, ignore_eos=ignore_eos)
         limit, finished = max_line_bytes(len(prompt_ids)), False
-        timeout = aiohttp.ClientTimeout(sock_connect=CONNECT_TIMEOUT_S, sock_read=self._times.silence_s)
+        timeout = aiohttp.ClientTimeout(
+            sock_connect=CONNECT_TIMEOUT_S, sock_read=self._times.silence_s
+        )
         options: dict[str, Any] = {"json": body, "timeout": timeout, "read_bufsize": limit // 2}
         async with self._answer("POST", "/v1/completions", **options) as response:
             while line := await _line(response, limit):
@@ -93,12 +105,16 @@ class Endpoint:
             raise EndpointLost("the stream broke off")
 
     async def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> bytes:
-        timeout = aiohttp.ClientTimeout(total=self._times.question_s, sock_connect=CONNECT_TIMEOUT_S)
+        timeout = aiohttp.ClientTimeout(
+            total=self._times.question_s, sock_connect=CONNECT_TIMEOUT_S
+        )
         async with self._answer(method, path, json=body, timeout=timeout) as response:
             return await _all(response)
 
     @asynccontextmanager
-    async def _answer(self, method: str, path: str, **options: Any) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def _answer(
+        self, method: str, path: str, **options: Any
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
         """A good answer; whatever goes wrong until its end is an error of ours."""
         try:
             async with self._session.request(
@@ -112,11 +128,17 @@ class Endpoint:
         except aiohttp.ClientPayloadError:
             raise EndpointLost("the stream broke off") from None
         except (aiohttp.ClientError, OSError) as error:
-            kind = "does not answer in time" if isinstance(error, TimeoutError) else "breaks the connection"
+            kind = (
+                "does not answer in time"
+                if isinstance(error, TimeoutError)
+                else "breaks the connection"
+            )
             raise EndpointLost(f"the endpoint {kind}") from None
 
 
-async def _failed(response: aiohttp.ClientResponse) -> RequestDeclined | EndpointLost | EndpointUnfit:
+async def _failed(
+    response: aiohttp.ClientResponse,
+) -> RequestDeclined | EndpointLost | EndpointUnfit:
     try:
         body = loads(await _all(response))
     except ValueError:

@@ -1,11 +1,14 @@
-"""vLLM as the engine: `EngineLink` over one or more OpenAI-compatible endpoints. Best effort (clause 3.10).
+"""vLLM as the engine: `EngineLink` over one or more OpenAI-compatible endpoints. Best effort
+(clause 3.10).
 
-vLLM goes on generating when nobody reads its stream (measured, docs/vllm.md), so a row is not paused by not
-reading: it asks for no more tokens than the credit window allows, and asks again, with everything so far as
-the prompt, when the window moves. The engine's prefix cache makes that cheap.
+vLLM goes on generating when nobody reads its stream (measured, docs/vllm.md), so a row is not
+paused by not reading: it asks for no more tokens than the credit window allows, and asks again,
+with everything so far as the prompt, when the window moves. The engine's prefix cache makes that
+cheap.
 
-A row whose endpoint is lost goes on at another from its last canvas. When none is left, that is the loss of
-the engine (`EngineLost`), and what becomes of the jobs is the worker's decision, as with our own engine.
+A row whose endpoint is lost goes on at another from its last canvas. When none is left, that is the
+loss of the engine (`EngineLost`), and what becomes of the jobs is the worker's decision, as with
+our own engine.
 """
 
 from __future__ import annotations
@@ -37,8 +40,8 @@ from piecework_node.vllm import benchmark as vllm_benchmark
 from piecework_node.vllm import checkpoint as vllm_checkpoint
 from piecework_node.vllm.canvases import CanvasWriter
 from piecework_node.vllm.checkpoint import ServedCheckpoint
-from piecework_node.vllm.endpoint import Endpoint, EndpointTimes
-from piecework_node.vllm.pool import Fleet, FleetTimes, Member
+from piecework_node.vllm.endpoint import EndpointTimes, VllmEndpoint
+from piecework_node.vllm.pool import EndpointPool, PooledEndpoint, PoolTimes
 from piecework_protocol.content import Message
 from piecework_protocol.limits import MAX_NAME_BYTES
 from piecework_protocol.objects import Service
@@ -46,10 +49,11 @@ from piecework_protocol.objects import Service
 MAX_QUEUED_EVENTS: Final = 1024
 """Beyond this the rows wait: canvases of many rows while the disk is slow."""
 MAX_MOVES: Final = 3
-"""Of a row, without a canvas in between: a request that breaks every endpoint must not break them for
-ever."""
+"""Of a row, without a canvas in between: a request that breaks every endpoint must not break them
+for ever."""
 KEEP_ALIVE_S: Final = 2.0
-"""For idle connections. vLLM's server closes them after 5 s: a request must not meet one that is closing."""
+"""For idle connections. vLLM's server closes them after 5 s: a request must not meet one that is
+closing."""
 MAX_ENCODERS: Final = 2
 """Prompts tokenized at once; each keeps a core busy, seconds for the longest."""
 
@@ -65,10 +69,10 @@ class VllmSettings:
     slots: int
     benchmark_s: float
     endpoint_times: EndpointTimes = field(default_factory=EndpointTimes)
-    fleet_times: FleetTimes = field(default_factory=FleetTimes)
+    fleet_times: PoolTimes = field(default_factory=PoolTimes)
     move_pause_s: float = 0.5
-    """Before a row goes back to an endpoint that it had to leave, times its moves: a restart takes a
-    moment."""
+    """Before a row goes back to an endpoint that it had to leave, times its moves: a restart takes
+    a moment."""
 
 
 @dataclass(slots=True)
@@ -82,24 +86,25 @@ class Row:
     left: set[int] = field(default_factory=set)
     """Numbers of the endpoints that were lost under the canvas that is being written."""
     widened: asyncio.Event = field(default_factory=asyncio.Event)
-    member: Member | None = None
+    pooled: PooledEndpoint | None = None
     scope: asyncio.Timeout | None = None
-    """Around what it does at `member`: rescheduling it to now breaks that off."""
+    """Around what it does at `pooled`: rescheduling it to now breaks that off."""
 
 
 @dataclass(frozen=True, slots=True)
-class House:
-    """What there is once the first endpoint was well. An error of ours in a row ends `group`, and so the
-    daemon."""
+class Running:
+    """What there is once the first endpoint was well. An error of ours in a row ends `group`, and
+    so the daemon."""
 
     checkpoint: ServedCheckpoint
-    fleet: Fleet
+    pool: EndpointPool
     facts: EngineFacts
     group: asyncio.TaskGroup
 
 
 class VllmLink:
-    """Implements `node.engine_link.EngineBackend`. `run` is its life; cancel it to let go of every stream."""
+    """Implements `node.engine_link.EngineBackend`. `run` is its life; cancel it to let go of every
+    stream."""
 
     def __init__(self, settings: VllmSettings, clock: Clock, log: Any) -> None:
         self._settings, self._clock, self._log = settings, clock, log
@@ -108,7 +113,7 @@ class VllmLink:
         self._encoders = asyncio.Semaphore(MAX_ENCODERS)
         self._rows: dict[str, Row] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._house: House | None = None
+        self._house: Running | None = None
         self._up = False
         self.losses = 0
 
@@ -128,14 +133,14 @@ class VllmLink:
         return self._up
 
     @property
-    def fleet(self) -> Fleet | None:
+    def pool(self) -> EndpointPool | None:
         """The endpoints; none before the first was well."""
-        return self._house.fleet if self._house is not None else None
+        return self._house.pool if self._house is not None else None
 
     @property
-    def endpoints(self) -> Sequence[Member]:
+    def endpoints(self) -> Sequence[PooledEndpoint]:
         """What is known of each endpoint."""
-        return self.fleet.members if self.fleet is not None else ()
+        return self.pool.endpoints if self.pool is not None else ()
 
     async def encode_prompt(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
         house = self._house
@@ -152,7 +157,9 @@ class VllmLink:
         writer = CanvasWriter(request, house.checkpoint.codec, house.checkpoint.canvas_size)
         row = Row(writer, request.request_id, request.canvas_limit)
         self._rows[row.request_id] = row
-        self._tasks[row.request_id] = house.group.create_task(self._live(row, house), name="vllm row")
+        self._tasks[row.request_id] = house.group.create_task(
+            self._live(row, house), name="vllm row"
+        )
 
     def allow(self, request_id: str, canvas_limit: int) -> None:
         row = self._rows.get(request_id)
@@ -173,49 +180,49 @@ class VllmLink:
     # --- life
 
     async def run(self) -> None:
-        """Verify, measure, report ready, look after the endpoints. `EngineStartError` when it cannot
-        start."""
+        """Verify, measure, report ready, look after the endpoints. `EngineStartError` when it
+        cannot start."""
         try:
             checkpoint = await asyncio.to_thread(vllm_checkpoint.load, self._settings.checkpoint)
         except CheckpointError as error:
             raise EngineStartError(f"the model cannot be loaded: {error}") from None
         async with AsyncExitStack() as stack:
             session = await stack.enter_async_context(_session())
-            fleet = _fleet(self._settings, checkpoint.codec, session, self._clock, self._log)
-            facts = await self._first(fleet, checkpoint)
+            pool = _pool(self._settings, checkpoint.codec, session, self._clock, self._log)
+            facts = await self._first(pool, checkpoint)
             group = await stack.enter_async_context(asyncio.TaskGroup())
-            self._house, self._up = House(checkpoint, fleet, facts, group), True
-            fleet.least_context, fleet.on_down = facts.max_context, self._break_off
+            self._house, self._up = Running(checkpoint, pool, facts, group), True
+            pool.least_context, pool.on_down = facts.max_context, self._break_off
             await self._events.put(EngineReady(facts))
-            group.create_task(fleet.watch())
+            group.create_task(pool.watch())
             try:
                 await self._tell(self._house)
             finally:
                 self._up, self._house = False, None
 
-    async def _first(self, fleet: Fleet, checkpoint: ServedCheckpoint) -> EngineFacts:
-        """Wait for an endpoint that is well, and measure it; one that is lost meanwhile is waited for
-        again."""
+    async def _first(self, pool: EndpointPool, checkpoint: ServedCheckpoint) -> EngineFacts:
+        """Wait for an endpoint that is well, and measure it; one that is lost meanwhile is waited
+        for again."""
         failed: set[int] = set()
         for _ in range(MAX_MOVES):
-            member = await fleet.start(failed)
+            pooled = await pool.start(failed)
             try:
-                return await self._measure(member, checkpoint)
+                return await self._measure(pooled, checkpoint)
             except EndpointLost as lost:
-                self._log.error("endpoint lost", count=member.number, error=str(lost))
-                member.trouble = str(lost)
-                failed.add(member.number)
+                self._log.error("endpoint lost", count=pooled.number, error=str(lost))
+                pooled.trouble = str(lost)
+                failed.add(pooled.number)
             except (EndpointUnfit, RequestDeclined) as error:
-                raise EngineStartError(f"endpoint {member.number}: {error}") from None
-        raise EngineStartError(f"no vLLM endpoint finishes the benchmark: {fleet.troubles}")
+                raise EngineStartError(f"endpoint {pooled.number}: {error}") from None
+        raise EngineStartError(f"no vLLM endpoint finishes the benchmark: {pool.troubles}")
 
-    async def _measure(self, member: Member, checkpoint: ServedCheckpoint) -> EngineFacts:
-        served = member.served
+    async def _measure(self, pooled: PooledEndpoint, checkpoint: ServedCheckpoint) -> EngineFacts:
+        served = pooled.served
         if served is None:
             raise EndpointLost("it serves nothing")
-        version = await member.endpoint.version()
+        version = await pooled.endpoint.version()
         speed = await vllm_benchmark.measure(
-            member.endpoint,
+            pooled.endpoint,
             served,
             checkpoint,
             max_context=served.max_model_len,
@@ -239,27 +246,28 @@ class VllmLink:
             details={"engine": "vllm", "version": version, "endpoints": len(self._settings.urls)},
         )
 
-    async def _tell(self, house: House) -> None:
-        """Tell of the loss of every endpoint and of the return of one, for ever: in order, because only here.
+    async def _tell(self, house: Running) -> None:
+        """Tell of the loss of every endpoint and of the return of one, for ever: in order, because
+        only here.
 
         A loss that is over before it is told was none: its rows have moved.
         """
         while True:
-            await house.fleet.until(alive=False)
+            await house.pool.until(alive=False)
             self._up = False
             self.losses += 1
-            self._log.error("engine lost", error=house.fleet.troubles, count=self.losses)
+            self._log.error("engine lost", error=house.pool.troubles, count=self.losses)
             self._drop_rows()
             await self._events.put(EngineLost("no vLLM endpoint is well"))
-            await house.fleet.until(alive=True)
+            await house.pool.until(alive=True)
             self._up = True
             await self._events.put(EngineReady(house.facts))
 
-    def _break_off(self, member: Member) -> None:
+    def _break_off(self, pooled: PooledEndpoint) -> None:
         """End what rows do at an endpoint that is down."""
         now = asyncio.get_running_loop().time()
         for row in self._rows.values():
-            if row.member is member and row.scope is not None and not row.scope.expired():
+            if row.pooled is pooled and row.scope is not None and not row.scope.expired():
                 row.scope.reschedule(now)
 
     def _drop_rows(self) -> None:
@@ -269,7 +277,7 @@ class VllmLink:
 
     # --- rows
 
-    async def _live(self, row: Row, house: House) -> None:
+    async def _live(self, row: Row, house: Running) -> None:
         """A row from its start to its end; whatever ends it early is reported for it alone."""
         try:
             while not row.writer.ended:
@@ -286,37 +294,44 @@ class VllmLink:
             if self._rows.get(row.request_id) is row:
                 del self._rows[row.request_id], self._tasks[row.request_id]
 
-    async def _turn(self, row: Row, house: House) -> None:
-        """One request for what the credit window has room for; moves on when the endpoint is lost."""
-        fleet = house.fleet
+    async def _turn(self, row: Row, house: Running) -> None:
+        """One request for what the credit window has room for; moves on when the endpoint is
+        lost."""
+        pool = house.pool
         async with self._slots:
-            member = await fleet.acquire(row.left)
+            pooled = await pool.acquire(row.left)
             try:
-                await self._stream(row, member, house.checkpoint)
+                await self._stream(row, pooled, house.checkpoint)
                 return
             except (EndpointLost, EndpointUnfit) as error:
                 row.writer.drop_unfinished()
                 row.moves += 1
-                row.left.add(member.number)
+                row.left.add(pooled.number)
                 if row.moves > MAX_MOVES:
-                    raise EndpointLost(f"lost {row.moves} endpoints under one canvas: {error}") from None
-                self._log.warning("endpoint lost under a row", count=member.number, error=str(error))
+                    raise EndpointLost(
+                        f"lost {row.moves} endpoints under one canvas: {error}"
+                    ) from None
+                self._log.warning(
+                    "endpoint lost under a row", count=pooled.number, error=str(error)
+                )
             finally:
-                row.member = row.scope = None
-                fleet.release(member)
-            await fleet.suspect(member)
-        if len(row.left) >= len(fleet.members):
+                row.pooled = row.scope = None
+                pool.release(pooled)
+            await pool.suspect(pooled)
+        if len(row.left) >= len(pool.endpoints):
             await asyncio.sleep(self._settings.move_pause_s * row.moves)
 
-    async def _stream(self, row: Row, member: Member, checkpoint: ServedCheckpoint) -> None:
-        writer, served = row.writer, member.served
+    async def _stream(self, row: Row, pooled: PooledEndpoint, checkpoint: ServedCheckpoint) -> None:
+        writer, served = row.writer, pooled.served
         if served is None:
             raise EndpointLost("it serves nothing")
         tokens = writer.room(row.limit)
-        stream = member.endpoint.stream(served.name, writer.context(), tokens, checkpoint.vocab_size)
+        stream = pooled.endpoint.stream(
+            served.name, writer.context(), tokens, checkpoint.vocab_size
+        )
         try:
             async with asyncio.timeout(None) as row.scope, aclosing(stream) as chunks:
-                row.member = member
+                row.pooled = pooled
                 async for chunk in chunks:
                     tokens -= len(chunk.token_ids)
                     if tokens < 0:
@@ -330,33 +345,40 @@ class VllmLink:
         except TimeoutError:
             raise EndpointLost("the endpoint went down") from None
         if tokens:
-            raise EndpointLost("the endpoint says less than it was asked for and not that the text ends")
+            raise EndpointLost(
+                "the endpoint says less than it was asked for and not that the text ends"
+            )
 
 
 def _session() -> aiohttp.ClientSession:
     # Rows are bounded by slots, not by connections.
-    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S))
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S)
+    )
 
 
-def _fleet(
+def _pool(
     settings: VllmSettings, codec: TextCodec, session: aiohttp.ClientSession, clock: Clock, log: Any
-) -> Fleet:
+) -> EndpointPool:
     endpoints = [
-        Endpoint(url, session, key=settings.key, model=settings.model, times=settings.endpoint_times)
+        VllmEndpoint(
+            url, session, key=settings.key, model=settings.model, times=settings.endpoint_times
+        )
         for url in settings.urls
     ]
-    return Fleet(endpoints, codec, settings.fleet_times, clock, log)
+    return EndpointPool(endpoints, codec, settings.fleet_times, clock, log)
 
 
 async def survey(settings: VllmSettings, clock: Clock, log: Any) -> str:
-    """What the endpoints serve, for `worker check`; `ConfigError` names what keeps one from work."""
+    """What the endpoints serve, for `worker check`; `ConfigError` names what keeps one from
+    work."""
     codec = await asyncio.to_thread(vllm_checkpoint.load_tokenizer, settings.checkpoint)
     async with _session() as session:
-        members = await _fleet(settings, codec, session, clock, log).survey()
-    troubles = [f"endpoint {m.number}: {m.trouble}" for m in members if m.trouble]
+        endpoints = await _pool(settings, codec, session, clock, log).survey()
+    troubles = [f"endpoint {m.number}: {m.trouble}" for m in endpoints if m.trouble]
     if troubles:
         raise ConfigError("; ".join(troubles))
-    served = [m.served for m in members if m.served is not None]
+    served = [m.served for m in endpoints if m.served is not None]
     shortest = min(s.max_model_len for s in served)
     return f"{len(served)} well, {shortest} tokens of context, their tokenizer is the checkpoint's"
 
@@ -364,7 +386,7 @@ async def survey(settings: VllmSettings, clock: Clock, log: Any) -> str:
 def _encode(checkpoint: ServedCheckpoint, messages: tuple[Message, ...]) -> tuple[int, ...]:
     from piecework_model.text import chat
 
-    turns = [chat.Message(m.role, m.content) for m in messages]  # type: ignore[arg-type]
+    turns = [chat.ChatMessage(m.role, m.content) for m in messages]  # type: ignore[arg-type]
     try:
         return chat.encode_prompt(checkpoint.codec, turns)
     except PromptError as error:

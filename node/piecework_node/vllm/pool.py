@@ -1,7 +1,8 @@
 """Several vLLM endpoints as one: which are well, and which takes the next request.
 
-An endpoint is asked every few seconds, and at once when a stream on it breaks. Nobody is found dead by one
-slow answer: it takes two, or a certain sign. One that comes back is looked at as closely as at the start.
+An endpoint is asked every few seconds, and at once when a stream on it breaks. Nobody is found dead
+by one slow answer: it takes two, or a certain sign. One that comes back is looked at as closely as
+at the start.
 """
 
 from __future__ import annotations
@@ -15,18 +16,18 @@ from typing import Any, Final
 from piecework_model.text.tokens import TextCodec
 from piecework_node.clock import Clock
 from piecework_node.errors import EndpointLost, EndpointUnfit, EngineStartError
-from piecework_node.vllm.endpoint import Endpoint
-from piecework_node.vllm.wire import Served
+from piecework_node.vllm.endpoint import VllmEndpoint
+from piecework_node.vllm.wire import ServedModel
 
 FAILED_PROBES: Final = 2
 """In a row, after which an endpoint that answers late counts as dead."""
 TOKENIZER_PROBE: Final = "A fox, a lantern and a river: 12,345 größere Dinge."
-"""Plain words, digits, punctuation and letters beyond ASCII: tokenizers of two models differ somewhere in
-it."""
+"""Plain words, digits, punctuation and letters beyond ASCII: tokenizers of two models differ
+somewhere in it."""
 
 
 @dataclass(frozen=True, slots=True)
-class FleetTimes:
+class PoolTimes:
     """In seconds."""
 
     poll_s: float = 5.0
@@ -45,34 +46,34 @@ class Health(enum.Enum):
 
 
 @dataclass(slots=True)
-class Member:
+class PooledEndpoint:
     """An endpoint with what is known of it. `number` names it in logs, which hold no URL."""
 
     number: int
-    endpoint: Endpoint
+    endpoint: VllmEndpoint
     health: Health = Health.UNKNOWN
-    served: Served | None = None
+    served: ServedModel | None = None
     load: int = 0
     """Requests that run on it."""
     failures: int = 0
     trouble: str = "it was never asked"
-    look: asyncio.Event = field(default_factory=asyncio.Event)
+    poll_now: asyncio.Event = field(default_factory=asyncio.Event)
     """Set to have it looked at now."""
 
 
-class Fleet:
+class EndpointPool:
     """The endpoints. `on_down` is called when a member takes no requests any more."""
 
     def __init__(
         self,
-        endpoints: Sequence[Endpoint],
+        endpoints: Sequence[VllmEndpoint],
         codec: TextCodec,
-        times: FleetTimes,
+        times: PoolTimes,
         clock: Clock,
         log: Any,
     ) -> None:
-        self.members = [Member(i + 1, endpoint) for i, endpoint in enumerate(endpoints)]
-        self.on_down: Callable[[Member], None] | None = None
+        self.endpoints = [PooledEndpoint(i + 1, endpoint) for i, endpoint in enumerate(endpoints)]
+        self.on_down: Callable[[PooledEndpoint], None] | None = None
         self.least_context = 1
         """Tokens: an endpoint with a shorter context cannot take what is on offer."""
         self._codec, self._times, self._clock, self._log = codec, times, clock, log
@@ -81,14 +82,14 @@ class Fleet:
     @property
     def alive(self) -> bool:
         """Whether any endpoint may still take requests."""
-        return any(m.health in (Health.WELL, Health.SUSPECT) for m in self.members)
+        return any(m.health in (Health.WELL, Health.SUSPECT) for m in self.endpoints)
 
     @property
     def troubles(self) -> str:
         """What keeps each endpoint away, for the operator."""
-        return "; ".join(f"endpoint {m.number}: {m.trouble}" for m in self.members if m.trouble)
+        return "; ".join(f"endpoint {m.number}: {m.trouble}" for m in self.endpoints if m.trouble)
 
-    async def acquire(self, avoid: Collection[int] = ()) -> Member:
+    async def acquire(self, avoid: Collection[int] = ()) -> PooledEndpoint:
         """The least loaded endpoint that is well; waits for one. Give it back with `release`.
 
         Members whose numbers are in `avoid` are taken only if there is no other.
@@ -99,114 +100,118 @@ class Fleet:
             chosen.load += 1
             return chosen
 
-    def _well(self) -> list[Member]:
-        return [m for m in self.members if m.health is Health.WELL]
+    def _well(self) -> list[PooledEndpoint]:
+        return [m for m in self.endpoints if m.health is Health.WELL]
 
     async def until(self, *, alive: bool) -> None:
         """Wait until some endpoint lives, or none does."""
         async with self._news:
             await self._news.wait_for(lambda: self.alive is alive)
 
-    def release(self, member: Member) -> None:
+    def release(self, pooled: PooledEndpoint) -> None:
         """A request on it is over."""
-        member.load -= 1
+        pooled.load -= 1
 
-    async def suspect(self, member: Member) -> None:
+    async def suspect(self, pooled: PooledEndpoint) -> None:
         """A request broke on it: look at it now, and give it nothing until then."""
-        if member.health is Health.WELL:
-            await self._set(member, Health.SUSPECT)
-        member.look.set()
+        if pooled.health is Health.WELL:
+            await self._set(pooled, Health.SUSPECT)
+        pooled.poll_now.set()
 
-    async def start(self, avoid: Collection[int] = ()) -> Member:
-        """Wait for the first endpoint to be well; those in `avoid` are asked last. `EngineStartError` when
-        one serves the wrong thing, which waiting does not mend, or none comes in time."""
+    async def start(self, avoid: Collection[int] = ()) -> PooledEndpoint:
+        """Wait for the first endpoint to be well; those in `avoid` are asked last.
+        `EngineStartError` when one serves the wrong thing, which waiting does not mend, or none
+        comes in time."""
         deadline = self._clock.monotonic() + self._times.start_s
         while True:
-            for member in sorted(self.members, key=lambda m: m.number in avoid):
+            for pooled in sorted(self.endpoints, key=lambda m: m.number in avoid):
                 try:
-                    member.served = await self._inspect(member)
+                    pooled.served = await self._verify(pooled)
                 except EndpointLost as lost:
-                    member.trouble = str(lost)
+                    pooled.trouble = str(lost)
                     continue
                 except EndpointUnfit as unfit:
-                    raise EngineStartError(f"endpoint {member.number}: {unfit}") from None
-                member.trouble = ""
-                await self._set(member, Health.WELL)
-                return member
+                    raise EngineStartError(f"endpoint {pooled.number}: {unfit}") from None
+                pooled.trouble = ""
+                await self._set(pooled, Health.WELL)
+                return pooled
             if self._clock.monotonic() >= deadline:
                 raise EngineStartError(f"no vLLM endpoint is well: {self.troubles}")
             await asyncio.sleep(self._times.poll_s)
 
-    async def survey(self) -> list[Member]:
-        """Look at every endpoint once, as closely as at the start; `trouble` says what is wrong with it."""
-        for member in self.members:
+    async def survey(self) -> list[PooledEndpoint]:
+        """Look at every endpoint once, as closely as at the start; `trouble` says what is wrong
+        with it."""
+        for pooled in self.endpoints:
             try:
-                member.served, member.trouble = await self._inspect(member), ""
+                pooled.served, pooled.trouble = await self._verify(pooled), ""
             except (EndpointLost, EndpointUnfit) as error:
-                member.trouble = str(error)
-        return self.members
+                pooled.trouble = str(error)
+        return self.endpoints
 
     async def watch(self) -> None:
         """Look after every endpoint for ever."""
         async with asyncio.TaskGroup() as group:
-            for member in self.members:
-                group.create_task(self._watch(member))
+            for pooled in self.endpoints:
+                group.create_task(self._watch(pooled))
 
-    async def _watch(self, member: Member) -> None:
+    async def _watch(self, pooled: PooledEndpoint) -> None:
         while True:
-            member.look.clear()
-            await self._look(member)
+            pooled.poll_now.clear()
+            await self._look(pooled)
             try:
                 async with asyncio.timeout(self._times.poll_s):
-                    await member.look.wait()
+                    await pooled.poll_now.wait()
             except TimeoutError:
                 continue
 
-    async def _look(self, member: Member) -> None:
-        back = member.health in (Health.UNKNOWN, Health.DOWN)
+    async def _look(self, pooled: PooledEndpoint) -> None:
+        back = pooled.health in (Health.UNKNOWN, Health.DOWN)
         try:
-            served = await (self._inspect(member) if back else self._glance(member))
+            served = await (self._verify(pooled) if back else self._probe(pooled))
         except (EndpointLost, EndpointUnfit) as error:
-            member.failures += 1
-            member.trouble = str(error)
+            pooled.failures += 1
+            pooled.trouble = str(error)
             certain = isinstance(error, EndpointUnfit) or error.certain
-            if certain or member.failures >= FAILED_PROBES:
-                await self._move(member, Health.DOWN)
+            if certain or pooled.failures >= FAILED_PROBES:
+                await self._move(pooled, Health.DOWN)
             else:
-                member.look.set()
+                pooled.poll_now.set()
             return
-        member.served, member.failures, member.trouble = served, 0, ""
-        await self._move(member, Health.WELL)
+        pooled.served, pooled.failures, pooled.trouble = served, 0, ""
+        await self._move(pooled, Health.WELL)
 
-    async def _glance(self, member: Member) -> Served:
-        served = await member.endpoint.probe()
+    async def _probe(self, pooled: PooledEndpoint) -> ServedModel:
+        served = await pooled.endpoint.probe()
         if served.max_model_len < self.least_context:
             raise EndpointUnfit(
-                f"serves a context of {served.max_model_len} tokens, the offer says {self.least_context}"
+                f"serves a context of {served.max_model_len} tokens, the offer says "
+                f"{self.least_context}"
             )
         return served
 
-    async def _inspect(self, member: Member) -> Served:
+    async def _verify(self, pooled: PooledEndpoint) -> ServedModel:
         """A glance, and whether its tokenizer is that of the checkpoint."""
-        served = await self._glance(member)
-        ids = await member.endpoint.tokenize(served.name, TOKENIZER_PROBE)
+        served = await self._probe(pooled)
+        ids = await pooled.endpoint.tokenize(served.name, TOKENIZER_PROBE)
         if ids != self._codec.encode_content(TOKENIZER_PROBE):
             raise EndpointUnfit(
-                f"serves {served.name[:64]} with another tokenizer than that of the settings' checkpoint"
+                f"serves {served.name[:64]} with another tokenizer than that of the settings' "
+                "checkpoint"
             )
         return served
 
-    async def _move(self, member: Member, health: Health) -> None:
-        before = member.health
-        await self._set(member, health)
+    async def _move(self, pooled: PooledEndpoint, health: Health) -> None:
+        before = pooled.health
+        await self._set(pooled, health)
         if health is Health.DOWN and before is not Health.DOWN:
-            self._log.error("endpoint down", count=member.number, error=member.trouble)
+            self._log.error("endpoint down", count=pooled.number, error=pooled.trouble)
             if self.on_down is not None:
-                self.on_down(member)
+                self.on_down(pooled)
         elif health is Health.WELL and before in (Health.UNKNOWN, Health.DOWN):
-            self._log.info("endpoint up", count=member.number)
+            self._log.info("endpoint up", count=pooled.number)
 
-    async def _set(self, member: Member, health: Health) -> None:
-        member.health = health
+    async def _set(self, pooled: PooledEndpoint, health: Health) -> None:
+        pooled.health = health
         async with self._news:
             self._news.notify_all()

@@ -1,9 +1,9 @@
 """What is said to vLLM's OpenAI-compatible server, and what of its answers is believed. Pure.
 
-Prompts go as token ids, and only token ids are read: the text comes from the checkpoint's own tokenizer, so
-that both are of one making. Seen with vLLM 0.32 (docs/vllm.md): the first chunk of a stream repeats the
-prompt's ids, the id that ended the text is among the last chunk's, and a request that fails after its start
-is answered with status 200 and an error inside the stream.
+Prompts go as token ids, and only token ids are read: the text comes from the checkpoint's own
+tokenizer, so that both are of one making. Seen with vLLM 0.32 (docs/vllm.md): the first chunk of a
+stream repeats the prompt's ids, the id that ended the text is among the last chunk's, and a request
+that fails after its start is answered with status 200 and an error inside the stream.
 
 Source: vLLM, "OpenAI-Compatible Server",
 https://docs.vllm.ai/en/latest/serving/openai_compatible_server.html; Server-Sent Events,
@@ -21,19 +21,20 @@ from piecework_node.errors import EndpointLost, EndpointUnfit, RequestDeclined
 MAX_BODY_BYTES: Final = 1024 * 1024
 """Of an answer that is no stream; a list of models takes 500 bytes a model."""
 MAX_CHUNK_BYTES: Final = 256 * 1024
-"""Of one line of a stream, without the prompt's ids: a canvas of 1,024 ids and its text is some 80 KiB."""
+"""Of one line of a stream, without the prompt's ids: a canvas of 1,024 ids and its text is some 80
+KiB."""
 BYTES_PER_ECHOED_ID: Final = 12
 """A uint32 in decimal, its comma and a space."""
 MAX_CHUNK_TOKENS: Final = 4096
-"""In one chunk: the largest canvas four times; more than any engine decodes between two looks at its
-queue."""
+"""In one chunk: the largest canvas four times; more than any engine decodes between two looks at
+its queue."""
 _DATA: Final = b"data:"
 _REQUESTS_OWN: Final = frozenset({400, 413, 422})
 _ENDPOINTS_OWN: Final = frozenset({401, 403, 404, 405})
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class ServedModel:
     """A model as `/v1/models` lists it. `max_model_len`: prompt and output in tokens."""
 
     name: str
@@ -42,8 +43,8 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of a stream. `finish` is vLLM's reason at the end: "stop", "length" or another. `stop_id`: the
-    token that the engine was told to stop at."""
+    """A piece of a stream. `finish` is vLLM's reason at the end: "stop", "length" or another.
+    `stop_id`: the token that the engine was told to stop at."""
 
     token_ids: tuple[int, ...]
     finish: str | None = None
@@ -60,8 +61,8 @@ END: Final = End()
 def completion_body(
     model: str, prompt_ids: tuple[int, ...], max_tokens: int, *, ignore_eos: bool = False
 ) -> dict[str, Any]:
-    """The body for `/v1/completions`. No seed and no temperature: those are the engine's own (clause
-    3.10)."""
+    """The body for `/v1/completions`. No seed and no temperature: those are the engine's own
+    (clause 3.10)."""
     body: dict[str, Any] = {
         "model": model,
         "prompt": list(prompt_ids),
@@ -80,8 +81,8 @@ def max_line_bytes(prompt_tokens: int) -> int:
 def parse_line(line: bytes, vocab_size: int) -> Chunk | End | None:
     """One line of a stream; None for what carries nothing.
 
-    Raises RequestDeclined or EndpointLost for an error inside the stream, EndpointLost for anything that
-    vLLM does not say.
+    Raises RequestDeclined or EndpointLost for an error inside the stream, EndpointLost for anything
+    that vLLM does not say.
     """
     line = line.strip()
     if not line or line.startswith(b":"):
@@ -98,7 +99,8 @@ def parse_line(line: bytes, vocab_size: int) -> Chunk | End | None:
 
 
 def failure(status: int | None, body: Any) -> RequestDeclined | EndpointLost | EndpointUnfit:
-    """Whose fault a failed request is. The server's message may quote the prompt: only its code is kept.
+    """Whose fault a failed request is. The server's message may quote the prompt: only its code is
+    kept.
 
     `status` is the HTTP status, or None for an error inside a stream, which carries its own code.
     """
@@ -115,8 +117,9 @@ def failure(status: int | None, body: Any) -> RequestDeclined | EndpointLost | E
     return EndpointLost(f"the endpoint fails with code {code}")
 
 
-def parse_models(data: bytes, wanted: str) -> Served:
-    """The model `wanted` (empty: the only one) out of `/v1/models`; `EndpointUnfit` when it is not served."""
+def parse_models(data: bytes, wanted: str) -> ServedModel:
+    """The model `wanted` (empty: the only one) out of `/v1/models`; `EndpointUnfit` when it is not
+    served."""
     entries = _object(data).get("data")
     if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
         raise EndpointUnfit("the list of models is not as vLLM writes it")
@@ -128,7 +131,7 @@ def parse_models(data: bytes, wanted: str) -> Served:
     name, length = chosen[0].get("id"), chosen[0].get("max_model_len")
     if not isinstance(name, str) or not _is_count(length, 2**31):
         raise EndpointUnfit("the endpoint names no model length (max_model_len): it is not vLLM")
-    return Served(name, length)
+    return ServedModel(name, length)
 
 
 def parse_ids(data: bytes) -> tuple[int, ...]:
@@ -154,7 +157,11 @@ def _chunk(body: dict[str, Any], vocab_size: int) -> Chunk | None:
     if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
         raise EndpointLost("a chunk has not exactly one choice")
     choice = choices[0]
-    ids, finish, stop = choice.get("token_ids"), choice.get("finish_reason"), choice.get("stop_reason")
+    ids, finish, stop = (
+        choice.get("token_ids"),
+        choice.get("finish_reason"),
+        choice.get("stop_reason"),
+    )
     if ids is None and finish is None:
         raise EndpointUnfit("the endpoint does not return token ids: it takes vLLM 0.10.2 or later")
     ids = [] if ids is None else ids

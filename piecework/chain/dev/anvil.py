@@ -1,6 +1,7 @@
 """anvil as a child process: a fast chain for tests and for `piecework chain dev --anvil`.
 
-Found on PATH, or in the contracts project's node_modules (npm's @foundry-rs packages carry the binary).
+Found on PATH, or in the contracts project's node_modules (npm's @foundry-rs packages carry the
+binary).
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ def find_anvil() -> Path:
     if candidate.is_file():
         return candidate
     raise AnvilMissing(
-        "anvil was not found. Install Foundry, or run `npm ci --ignore-scripts` in the contracts folder."
+        "anvil was not found. Install Foundry, or run `npm ci --ignore-scripts` in the contracts "
+        "folder."
     )
 
 
@@ -62,13 +64,25 @@ class Anvil:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         await self.stop()
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> str:
-        """Start and wait until it listens; port 0 lets it choose. `AnvilMissing` if it does not come up."""
-        arguments = ("--host", host, "--port", str(port), "--chain-id", str(self.chain_id), *self._extra)
+        """Start and wait until it listens; port 0 lets it choose. `AnvilMissing` if it does not
+        come up."""
+        arguments = (
+            "--host",
+            host,
+            "--port",
+            str(port),
+            "--chain-id",
+            str(self.chain_id),
+            *self._extra,
+        )
         self._process = await asyncio.create_subprocess_exec(
             find_anvil(),
             *arguments,
@@ -114,7 +128,8 @@ class Anvil:
 
 
 async def _listening(output: asyncio.StreamReader) -> str:
-    """Read up to the line that names the address; `AnvilMissing` with the last words if it ends before."""
+    """Read up to the line that names the address; `AnvilMissing` with the last words if it ends
+    before."""
     printed = b""
     while line := await output.readline():
         match = _LISTENING.search(line)

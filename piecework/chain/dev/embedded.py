@@ -1,7 +1,8 @@
-"""The embedded chain: `Evm` behind JSON-RPC on loopback, in this process. For the demo and for tests.
+"""The embedded chain: `Evm` behind JSON-RPC on loopback, in this process. For the demo and for
+tests.
 
-py-evm is slow and synchronous (a tenth of a second a settlement), so it lives in one worker thread, which is
-also the lock around it. Nothing is kept when it stops.
+py-evm is slow and synchronous (a tenth of a second a settlement), so it lives in one worker thread,
+which is also the lock around it. Nothing is kept when it stops.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from piecework_protocol.signing import LocalSigner
 
 
 class EmbeddedChain:
-    """One chain. `start` it, use `url`, `stop` it; or use it as an async context manager on a free port."""
+    """One chain. `start` it, use `url`, `stop` it; or use it as an async context manager on a free
+    port."""
 
     chain_id = EMBEDDED_CHAIN_ID
 
@@ -50,14 +52,20 @@ class EmbeddedChain:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         await self.stop()
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> str:
-        """Make the genesis block and serve; port 0 picks a free one. Returns the address to connect to."""
+        """Make the genesis block and serve; port 0 picks a free one. Returns the address to connect
+        to."""
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="embedded-chain")
-        self._methods = await asyncio.get_running_loop().run_in_executor(self._worker, self._genesis)
+        self._methods = await asyncio.get_running_loop().run_in_executor(
+            self._worker, self._genesis
+        )
         app = web.Application(client_max_size=MAX_RPC_REQUEST_BYTES)
         app.router.add_post("/", self._serve)
         self._runner = web.AppRunner(app, access_log=None)

@@ -1,7 +1,8 @@
-"""A chain in memory on py-evm: every transaction is mined at once into a block of its own. Synchronous.
+"""A chain in memory on py-evm: every transaction is mined at once into a block of its own.
+Synchronous.
 
-For demos and tests. Rules are Prague's; blocks carry no seal, and a block's time may equal its parent's, so
-that a burst of transactions does not run ahead of the clock. Final is what is mined.
+For demos and tests. Rules are Prague's; blocks carry no seal, and a block's time may equal its
+parent's, so that a burst of transactions does not run ahead of the clock. Final is what is mined.
 """
 
 from __future__ import annotations
@@ -131,7 +132,7 @@ class Evm:
         self._by_block: dict[int, MinedRecord] = {}
         self._queue: dict[bytes, dict[int, Transaction]] = {}
 
-    # ------------------------------------------------------------------ the chain
+    # --- the chain
 
     @property
     def head(self) -> int:
@@ -173,7 +174,7 @@ class Evm:
         """Wei per gas to suggest."""
         return _TIP_WEI
 
-    # ------------------------------------------------------------------ state
+    # --- state
 
     def balance(self, address: bytes, number: int) -> int:
         return int(self._at(number).state.get_balance(address))
@@ -194,10 +195,11 @@ class Evm:
     def storage(self, address: bytes, slot: int, number: int) -> int:
         return int(self._at(number).state.get_storage(address, slot))
 
-    # ------------------------------------------------------------------ executing
+    # --- executing
 
     def send_raw(self, raw: bytes) -> bytes:
-        """Mine a signed transaction at once, and then those that waited for it. Returns its hash."""
+        """Mine a signed transaction at once, and then those that waited for it. Returns its
+        hash."""
         vm = self._chain.get_vm(self._pending_header())
         try:
             tx = vm.get_transaction_builder().decode(raw)
@@ -226,14 +228,16 @@ class Evm:
         return bytes(computation.output)
 
     def estimate(self, message: Message, number: int | None) -> int:
-        """Gas that suffices: what one run uses with refunds added back, confirmed by a second run with it."""
+        """Gas that suffices: what one run uses with refunds added back, confirmed by a second run
+        with it."""
         highest = message.gas
         computation, used = self._run(message, number)
         if computation.is_error:
             raise _failure(computation.error)
         candidate = min(highest, used + int(computation.get_gas_refund()))
         while candidate < highest:
-            # A sub-call may spend 63/64 of what is left (EIP-150), so the sum can be a little short.
+            # A sub-call may spend 63/64 of what is left (EIP-150), so the sum can be a little
+            # short.
             trial = Message(message.sender, message.to, message.data, message.value, candidate)
             if not self._run(trial, number)[0].is_error:
                 return candidate
@@ -258,7 +262,8 @@ class Evm:
         addresses: Sequence[bytes] | None,
         topics: Sequence[Sequence[bytes] | None],
     ) -> list[tuple[MinedRecord, int, LogRecord]]:
-        """Matching logs with their transaction and index. `topics` by position: any of, or None for all."""
+        """Matching logs with their transaction and index. `topics` by position: any of, or None for
+        all."""
         found: list[tuple[MinedRecord, int, LogRecord]] = []
         for number in range(max(0, first), min(last, self.head) + 1):
             record = self._by_block.get(number)
@@ -271,7 +276,7 @@ class Evm:
                 raise EvmRefused(f"query returned more than {MAX_EMBEDDED_LOG_RESULTS} results")
         return found
 
-    # ------------------------------------------------------------------ inside
+    # --- inside
 
     def _at(self, number: int) -> Any:
         header = self.header(number)
@@ -286,7 +291,8 @@ class Evm:
         return header.copy(timestamp=max(parent.timestamp, self._now() + self._offset_s))
 
     def _run(self, message: Message, number: int | None) -> tuple[Any, int]:
-        """Run at the pending block, or on the state after block `number`: computation and gas used."""
+        """Run at the pending block, or on the state after block `number`: computation and gas
+        used."""
         header = self._pending_header() if number is None else self.header(number)
         if header is None:
             raise EvmRefused(f"header not found: block {number}")
@@ -325,7 +331,8 @@ class Evm:
             try:
                 self._mine_transaction(tx)
             except EvmRefused:
-                # As in a real pool: a queued transaction that has become invalid is dropped without a word.
+                # As in a real pool: a queued transaction that has become invalid is dropped without
+                # a word.
                 return
 
     def _mine_transaction(self, tx: Transaction) -> None:
@@ -338,10 +345,16 @@ class Evm:
             self._chain.header = before
             raise EvmRefused(_wording(error)) from error
         header = self._seal()
-        tip = getattr(tx, "max_priority_fee_per_gas", tx.gas_price if hasattr(tx, "gas_price") else 0)
+        tip = getattr(
+            tx, "max_priority_fee_per_gas", tx.gas_price if hasattr(tx, "gas_price") else 0
+        )
         ceiling = getattr(tx, "max_fee_per_gas", tip)
         logs = tuple(
-            LogRecord(Address(bytes(log.address)), tuple(t.to_bytes(32, "big") for t in log.topics), log.data)
+            LogRecord(
+                Address(bytes(log.address)),
+                tuple(t.to_bytes(32, "big") for t in log.topics),
+                log.data,
+            )
             for log in receipt.logs
         )
         record = MinedRecord(

@@ -51,7 +51,9 @@ class Methods:
             "eth_feeHistory": self._fee_history,
             "eth_getBlockByNumber": self._block_by_number,
             "eth_getBlockByHash": self._block_by_hash,
-            "eth_getBalance": lambda a, tag="latest": hex(evm.balance(_address(a), self._height(tag))),
+            "eth_getBalance": lambda a, tag="latest": hex(
+                evm.balance(_address(a), self._height(tag))
+            ),
             "eth_getCode": lambda a, tag="latest": _hex(evm.code(_address(a), self._height(tag))),
             "eth_getStorageAt": self._storage,
             "eth_getTransactionCount": self._transaction_count,
@@ -59,7 +61,9 @@ class Methods:
             "eth_getTransactionReceipt": self._receipt,
             "eth_sendRawTransaction": lambda raw: _hex(evm.send_raw(_bytes(raw))),
             "eth_call": lambda tx, tag="latest": _hex(evm.call(_message(tx), self._state(tag))),
-            "eth_estimateGas": lambda tx, tag="latest": hex(evm.estimate(_message(tx), self._state(tag))),
+            "eth_estimateGas": lambda tx, tag="latest": hex(
+                evm.estimate(_message(tx), self._state(tag))
+            ),
             "eth_getLogs": self._logs,
             "evm_mine": lambda: hex(evm.mine()),
             "evm_increaseTime": lambda seconds: evm.increase_time(_number(seconds)),
@@ -91,7 +95,7 @@ class Methods:
         except EvmRefused as error:
             raise Rejected(_SERVER, str(error)) from error
 
-    # ------------------------------------------------------------------ blocks and transactions
+    # --- blocks and transactions
 
     def _height(self, tag: Any) -> int:
         """A block tag or number to a height; "pending" is the head, since nothing waits."""
@@ -100,7 +104,8 @@ class Methods:
         return 0 if tag == "earliest" else _number(tag)
 
     def _state(self, tag: Any) -> int | None:
-        """None for the block to come, which sees the clock; a height for the state after that block."""
+        """None for the block to come, which sees the clock; a height for the state after that
+        block."""
         return None if tag in _FINAL_TAGS or tag == "pending" else self._height(tag)
 
     def _block_by_number(self, tag: Any, full: bool = False) -> Any:
@@ -116,7 +121,9 @@ class Methods:
         listed: list[Any] = []
         if record is not None:
             listed = [
-                _transaction_json(record.transaction, record) if full else _hex(record.transaction.hash)
+                _transaction_json(record.transaction, record)
+                if full
+                else _hex(record.transaction.hash)
             ]
         return {
             "number": hex(header.block_number),
@@ -180,11 +187,13 @@ class Methods:
             "gasUsed": hex(record.gas_used),
             "cumulativeGasUsed": hex(record.gas_used),
             "effectiveGasPrice": hex(record.gas_price),
-            "logsBloom": "0x" + "00" * 256 if bloom is None else _hex(bloom.bloom.to_bytes(256, "big")),
+            "logsBloom": "0x" + "00" * 256
+            if bloom is None
+            else _hex(bloom.bloom.to_bytes(256, "big")),
             "logs": [_log_json(record, index, log) for index, log in enumerate(record.logs)],
         }
 
-    # ------------------------------------------------------------------ the rest
+    # --- the rest
 
     def _storage(self, address: Any, slot: Any, tag: Any = "latest") -> str:
         value = self._evm.storage(_address(address), _number(slot), self._height(tag))
@@ -208,7 +217,9 @@ class Methods:
         topics = [_any_of(t, 32) for t in query.get("topics") or []]
         return [_log_json(*found) for found in self._evm.logs(first, last, addresses, topics)]
 
-    def _fee_history(self, count: Any, newest: Any = "latest", percentiles: Any = ()) -> dict[str, Any]:
+    def _fee_history(
+        self, count: Any, newest: Any = "latest", percentiles: Any = ()
+    ) -> dict[str, Any]:
         wanted = _number(count)
         if not 1 <= wanted <= MAX_FEE_HISTORY_BLOCKS:
             raise Rejected(_PARAMS, f"blockCount is 1 to {MAX_FEE_HISTORY_BLOCKS}")
@@ -227,7 +238,8 @@ class Methods:
 
 
 def _bind(method: Callable[..., Any], params: Sequence[Any]) -> Callable[[], Any]:
-    """Check the number of parameters before running anything, so that a TypeError inside stays a bug."""
+    """Check the number of parameters before running anything, so that a TypeError inside stays a
+    bug."""
     try:
         inspect.signature(method).bind(*params)
     except TypeError as error:
@@ -236,7 +248,10 @@ def _bind(method: Callable[..., Any], params: Sequence[Any]) -> Callable[[], Any
 
 
 def _response(number: Any, result: Any = None, *, error: Rejected | None = None) -> dict[str, Any]:
-    answer: dict[str, Any] = {"jsonrpc": "2.0", "id": number if isinstance(number, int | str) else None}
+    answer: dict[str, Any] = {
+        "jsonrpc": "2.0",
+        "id": number if isinstance(number, int | str) else None,
+    }
     return answer | ({"result": result} if error is None else {"error": error.to_json()})
 
 

@@ -10,7 +10,9 @@ from piecework.chain.transactions import Mined, TransactionSender
 from piecework_protocol.signing import LocalSigner, Signer
 from piecework_protocol.types import Address, Amount, keccak256
 
-EMBEDDED_FAUCET_KEY = keccak256(b"piecework embedded chain faucet: a test key, never for real money")
+EMBEDDED_FAUCET_KEY = keccak256(
+    b"piecework embedded chain faucet: a test key, never for real money"
+)
 """Published in the source on purpose. Whatever it holds on a real chain belongs to everybody."""
 ANVIL_FAUCET_KEY = bytes.fromhex("ac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80")
 """The first account of the mnemonic that every development tool ships ("test test ... junk")."""

@@ -24,12 +24,20 @@ class GatewayMetrics:
         self._registry = CollectorRegistry()
         r = self._registry
         self._requests = Counter(
-            "piecework_gateway_requests", "Chat completions by outcome.", ["stream", "outcome"], registry=r
+            "piecework_gateway_requests",
+            "Chat completions by outcome.",
+            ["stream", "outcome"],
+            registry=r,
         )
         self._failures = Counter(
-            "piecework_gateway_stream_failures", "Streams that failed after they began.", ["code"], registry=r
+            "piecework_gateway_stream_failures",
+            "Streams that failed after they began.",
+            ["code"],
+            registry=r,
         )
-        self._running = Gauge("piecework_gateway_running", "Chat completions running now.", registry=r)
+        self._running = Gauge(
+            "piecework_gateway_running", "Chat completions running now.", registry=r
+        )
         self._seconds = Histogram(
             "piecework_gateway_seconds",
             "Seconds from request to the end of the answer.",
@@ -37,9 +45,15 @@ class GatewayMetrics:
             registry=r,
         )
         self._canvases = Counter("piecework_gateway_canvases", "Canvases paid for.", registry=r)
-        self._tokens = Counter("piecework_gateway_output_tokens", "Output tokens paid for.", registry=r)
-        self._steps = Counter("piecework_gateway_denoising_steps", "Denoising steps paid for.", registry=r)
-        self._spent = Counter("piecework_gateway_spent_base_units", "Base units promised.", registry=r)
+        self._tokens = Counter(
+            "piecework_gateway_output_tokens", "Output tokens paid for.", registry=r
+        )
+        self._steps = Counter(
+            "piecework_gateway_denoising_steps", "Denoising steps paid for.", registry=r
+        )
+        self._spent = Counter(
+            "piecework_gateway_spent_base_units", "Base units promised.", registry=r
+        )
 
     @contextmanager
     def request(self, stream: bool) -> Iterator[None]:

@@ -1,18 +1,21 @@
 """OpenAI's chat-completions wire format to and from ours. Pure: dictionaries in, dictionaries out.
 
-What would change the answer and cannot be honoured is refused by name, never ignored. How the fields map:
+What would change the answer and cannot be honoured is refused by name, never ignored. How the
+fields map:
 
 * `model`: a name from `/v1/models`, a model digest in hex, or `any`.
 * `max_completion_tokens` (or `max_tokens`): the job's token limit.
-* `temperature`: the temperature at a canvas's last denoising step. The first step's stays at 0.8, or at the
-  given temperature if that is higher. 0 is the most deterministic end of the schedule, not greedy decoding.
-* `seed`: the job's seed, any 64-bit integer; drawn at random when absent. The same seed, prompt, parameters
-  and worker profile give the same text.
-* `stop`: up to four strings. The text is cut before the first that appears, and the job is cancelled:
-  canvases that were delivered by then are paid in full.
-* `piecework`: an object of our own: `max_steps`, `max_price` (base units for the job), `entropy_bound`,
-  `temperature_start`, and `best_effort` (true lets in models that honour no seed and leave no trace). A
-  request that sets `seed`, `temperature` or any of ours but `max_price` goes to replayable models only.
+* `temperature`: the temperature at a canvas's last denoising step. The first step's stays at 0.8,
+  or at the given temperature if that is higher. 0 is the most deterministic end of the schedule,
+  not greedy decoding.
+* `seed`: the job's seed, any 64-bit integer; drawn at random when absent. The same seed, prompt,
+  parameters and worker profile give the same text.
+* `stop`: up to four strings. The text is cut before the first that appears, and the job is
+  cancelled: canvases that were delivered by then are paid in full.
+* `piecework`: an object of our own: `max_steps`, `max_price` (base units for the job),
+  `entropy_bound`, `temperature_start`, and `best_effort` (true lets in models that honour no seed
+  and leave no trace). A request that sets `seed`, `temperature` or any of ours but `max_price` goes
+  to replayable models only.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from piecework.client.events import Accepted, Canvas, Ended, Finish
+from piecework.client.events import CanvasText, FinishReason, JobFinished, JobStarted
 from piecework.client.requests import DEFAULT_TEMPERATURE_START, Generation, TextRequest
 from piecework_protocol.content import Message
 from piecework_protocol.errors import MalformedInput
@@ -59,7 +62,14 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 }
 # These name the caller or steer caches and never the text.
 _HARMLESS = frozenset(
-    {"user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "stream"}
+    {
+        "user",
+        "metadata",
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "stream",
+    }
 )
 _OURS = frozenset({"max_steps", "max_price", "entropy_bound", "temperature_start", "best_effort"})
 _KNOWN = frozenset(
@@ -95,7 +105,8 @@ class ApiError(Exception):
         self.status, self.kind, self.message = status, kind, message
         self.code, self.param, self.retry_after_s = code, param, retry_after_s
         self.may_retry = may_retry
-        """Whether OpenAI's SDK may try again by itself; not where that would pay for the same text twice."""
+        """Whether OpenAI's SDK may try again by itself; not where that would pay for the same text
+        twice."""
 
     def body(self) -> dict[str, Any]:
         """The JSON answer."""
@@ -143,7 +154,9 @@ def parse_chat(body: Any, *, best_effort: bool = False) -> ChatRequest:
     stream = _flag(body, "stream", False)
     if options and not stream:
         _bad("stream_options is for streams", "stream_options")
-    return ChatRequest(request, model, _stop(body.get("stop")), stream, bool(options.get("include_usage")))
+    return ChatRequest(
+        request, model, _stop(body.get("stop")), stream, bool(options.get("include_usage"))
+    )
 
 
 def _check_supported(name: str, value: Any) -> None:
@@ -152,7 +165,8 @@ def _check_supported(name: str, value: Any) -> None:
     if name not in _NEUTRAL:
         _bad(f"the parameter {name!r} is not known here", name, code="unknown_parameter")
     if not any(
-        (value == neutral and type(value) is not bool) or value is neutral for neutral in _NEUTRAL[name]
+        (value == neutral and type(value) is not bool) or value is neutral
+        for neutral in _NEUTRAL[name]
     ):
         _bad(f"{name} cannot be honoured with this value", name, code="unsupported_parameter")
 
@@ -191,7 +205,11 @@ def _message(item: Any, where: str) -> Message:
         _bad("a message's role is system, developer, user or assistant", f"{where}.role")
     for name, value in item.items():
         if name not in ("role", "content") and value not in (None, [], {}):
-            _bad(f"a message's {name} is not supported", f"{where}.{name}", code="unsupported_parameter")
+            _bad(
+                f"a message's {name} is not supported",
+                f"{where}.{name}",
+                code="unsupported_parameter",
+            )
     return Message(str(role), _content(item.get("content"), f"{where}.content"))
 
 
@@ -217,7 +235,9 @@ def _content(content: Any, where: str) -> str:
 def _stop(raw: Any) -> tuple[str, ...]:
     stops = [raw] if isinstance(raw, str) else raw or []
     valid = isinstance(stops, list) and len(stops) <= MAX_STOP_STRINGS
-    if not valid or not all(isinstance(s, str) and 0 < len(s) <= MAX_STOP_CHARACTERS for s in stops):
+    if not valid or not all(
+        isinstance(s, str) and 0 < len(s) <= MAX_STOP_CHARACTERS for s in stops
+    ):
         _bad(f"stop is a string or up to {MAX_STOP_STRINGS} of them", "stop")
     return tuple(stops)
 
@@ -254,13 +274,14 @@ def _bad(message: str, param: str | None, *, code: str | None = None) -> NoRetur
     raise ApiError(400, "invalid_request_error", message, code=code, param=param)
 
 
-# ---------------------------------------------------------------------------------------- the answer
+# --- the answer
 
 
 class StopCutter:
     """Cuts a text that comes in pieces before the first stop string, which may straddle pieces.
 
-    Up to the longest stop string less one character is held back, until it is known not to begin a stop.
+    Up to the longest stop string less one character is held back, until it is known not to begin a
+    stop.
     """
 
     def __init__(self, stops: tuple[str, ...]) -> None:
@@ -284,12 +305,12 @@ class StopCutter:
         return shown
 
 
-def finish_reason(finish: Finish, *, stopped: bool) -> str:
+def finish_reason(finish: FinishReason, *, stopped: bool) -> str:
     """OpenAI's word for why the text ends."""
-    return "length" if finish is Finish.TOKEN_LIMIT and not stopped else "stop"
+    return "length" if finish is FinishReason.TOKEN_LIMIT and not stopped else "stop"
 
 
-def usage(ended: Ended) -> dict[str, Any]:
+def usage(ended: JobFinished) -> dict[str, Any]:
     """The `usage` object, from the receipts."""
     return {
         "prompt_tokens": ended.prompt_tokens,
@@ -298,7 +319,9 @@ def usage(ended: Ended) -> dict[str, Any]:
     }
 
 
-def piecework_object(accepted: Accepted, ended: Ended, canvases: list[Canvas]) -> dict[str, Any]:
+def piecework_object(
+    accepted: JobStarted, ended: JobFinished, canvases: list[CanvasText]
+) -> dict[str, Any]:
     """The `piecework` object: what was paid to whom for what. Amounts in base units."""
     return {
         "job": to_hex(ended.job),

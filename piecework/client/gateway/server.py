@@ -1,8 +1,8 @@
 """An OpenAI-compatible endpoint that pays per canvas out of the client's wallet.
 
-`/v1/chat/completions` (stream and not), `/v1/models`, `/health`, `/metrics`. It spends money: it listens on
-loopback unless told otherwise, wants an API key when one is configured, and takes JSON bodies only, so that a
-web page cannot post to it. It logs no text.
+`/v1/chat/completions` (stream and not), `/v1/models`, `/health`, `/metrics`. It spends money: it
+listens on loopback unless told otherwise, wants an API key when one is configured, and takes JSON
+bodies only, so that a web page cannot post to it. It logs no text.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from piecework.client.errors import (
     NoWorkerFits,
     WorkerUnreachable,
 )
-from piecework.client.events import Accepted, Canvas, Ended, Event
+from piecework.client.events import CanvasText, JobEvent, JobFinished, JobStarted
 from piecework.client.gateway import openai_format as oai
 from piecework.client.gateway.metrics import GatewayMetrics
 from piecework.client.gateway.openai_format import ApiError, ChatRequest, StopCutter
@@ -38,12 +38,19 @@ from piecework.client.run import JobRun
 from piecework.client.sdk import PieceworkClient
 from piecework.client.selection import BUSY_REASONS
 from piecework_protocol.content import encode_prompt
-from piecework_protocol.errors import MalformedInput, PieceworkError, ProtocolViolation, Reason, Refusal
+from piecework_protocol.errors import (
+    MalformedInput,
+    PieceworkError,
+    ProtocolViolation,
+    Reason,
+    Refusal,
+)
 from piecework_protocol.limits import MAX_PROMPT_BYTES
 from piecework_protocol.service import service_name
 from piecework_protocol.types import to_hex
 
-# JSON escapes can double a text of quotes and newlines; more than twice the largest prompt is no prompt.
+# JSON escapes can double a text of quotes and newlines; more than twice the largest prompt is no
+# prompt.
 MAX_BODY_BYTES = 2 * MAX_PROMPT_BYTES
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
 WAIT_WHEN_FULL_S = 1.0
@@ -68,7 +75,11 @@ class Gateway:
     """The HTTP application around one client."""
 
     def __init__(
-        self, client: PieceworkClient, options: GatewayOptions, *, clock: Callable[[], float] = time.time
+        self,
+        client: PieceworkClient,
+        options: GatewayOptions,
+        *,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._client, self._options, self._clock = client, options, clock
         self.metrics = GatewayMetrics()
@@ -113,7 +124,7 @@ class Gateway:
         elif host_name(request.host) not in LOOPBACK_HOSTS:
             raise ApiError(403, "permission_error", "this gateway answers to localhost only")
 
-    # ------------------------------------------------------------------------------------ chat
+    # --- chat
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         if request.content_type != "application/json":
@@ -151,7 +162,7 @@ class Gateway:
         return web.json_response(answer.whole())
 
     async def _stream(
-        self, request: web.Request, answer: _Answer, events: AsyncIterator[Event]
+        self, request: web.Request, answer: _Answer, events: AsyncIterator[JobEvent]
     ) -> web.StreamResponse:
         headers = {hdrs.CONTENT_TYPE: "text/event-stream", hdrs.CACHE_CONTROL: "no-cache"}
         response = web.StreamResponse(headers=headers)
@@ -168,7 +179,8 @@ class Gateway:
             await response.write(b"data: [DONE]\n\n")
             await response.write_eof()
         except PieceworkError as error:
-            # A stream that merely ends counts as success with OpenAI's SDK: say it, then reset the socket.
+            # A stream that merely ends counts as success with OpenAI's SDK: say it, then reset the
+            # socket.
             failure = as_api_error(error)
             self._log.warning("stream failed", job=answer.job, code=failure.code)
             self.metrics.failed(failure.code or "error")
@@ -178,9 +190,10 @@ class Gateway:
         return response
 
     async def _with_heartbeats(
-        self, response: web.StreamResponse, events: AsyncIterator[Event]
-    ) -> AsyncGenerator[Event, None]:
-        """The events, with a comment line whenever none came for a while: proxies close silent streams."""
+        self, response: web.StreamResponse, events: AsyncIterator[JobEvent]
+    ) -> AsyncGenerator[JobEvent, None]:
+        """The events, with a comment line whenever none came for a while: proxies close silent
+        streams."""
         while True:
             waiting = asyncio.ensure_future(anext(events, None))
             try:
@@ -194,7 +207,7 @@ class Gateway:
                 return
             yield event
 
-    # ------------------------------------------------------------------------------------ the rest
+    # --- the rest
 
     async def _models(self, _: web.Request) -> web.Response:
         models = await self._model_list()
@@ -205,7 +218,9 @@ class Gateway:
         models = await self._model_list()
         if name not in models:
             message = f"nobody serves the model {name!r}"
-            raise ApiError(404, "invalid_request_error", message, code="model_not_found", param="model")
+            raise ApiError(
+                404, "invalid_request_error", message, code="model_not_found", param="model"
+            )
         return web.json_response(models[name])
 
     async def _model_list(self) -> dict[str, dict[str, Any]]:
@@ -236,7 +251,9 @@ class Gateway:
                     model.price_per_million_output_tokens,
                     entry["lowest_output_price_per_million"],
                 )
-                entry["lowest_output_price_per_million"] = price if lowest is None else min(price, lowest)
+                entry["lowest_output_price_per_million"] = (
+                    price if lowest is None else min(price, lowest)
+                )
         return models
 
     async def _health(self, _: web.Request) -> web.Response:
@@ -252,25 +269,30 @@ class _Answer:
     """One answer as it grows: what to show, when to stop, and what it cost."""
 
     def __init__(
-        self, chat: ChatRequest, accepted: Accepted, created: int, run: JobRun, metrics: GatewayMetrics
+        self,
+        chat: ChatRequest,
+        accepted: JobStarted,
+        created: int,
+        run: JobRun,
+        metrics: GatewayMetrics,
     ) -> None:
         self._chat, self._accepted, self._run, self._metrics = chat, accepted, run, metrics
         self._head = oai.Head("chatcmpl-" + accepted.job.hex()[:32], created, accepted.model)
         self._cutter = StopCutter(chat.stop)
-        self._canvases: list[Canvas] = []
+        self._canvases: list[CanvasText] = []
         self._text: list[str] = []
-        self._ended: Ended | None = None
+        self._ended: JobFinished | None = None
         self.job = to_hex(accepted.job)
 
     def opening(self) -> dict[str, Any]:
         return oai.chunk(self._head, {"role": "assistant", "content": ""})
 
-    def take(self, event: Event) -> dict[str, Any] | None:
+    def take(self, event: JobEvent) -> dict[str, Any] | None:
         """Take in an event; a chunk to send if it shows anything new."""
-        if isinstance(event, Ended):
+        if isinstance(event, JobFinished):
             self._ended = event
             return self._shown(self._cutter.feed("", last=True))
-        if not isinstance(event, Canvas):
+        if not isinstance(event, CanvasText):
             return None
         self._canvases.append(event)
         self._metrics.canvas(event.tokens, event.steps, event.amount)
@@ -286,7 +308,8 @@ class _Answer:
         return oai.chunk(self._head, {"content": text})
 
     def closing(self) -> list[dict[str, Any]]:
-        """The last chunks of a stream: why it ended and what it cost, then usage if it was asked for."""
+        """The last chunks of a stream: why it ended and what it cost, then usage if it was asked
+        for."""
         ended = self._end()
         reason = oai.finish_reason(ended.finish, stopped=self._cutter.stopped)
         final = oai.chunk(self._head, {}, reason)
@@ -305,16 +328,16 @@ class _Answer:
         }
         return oai.completion(self._head, "".join(self._text), reason, more)
 
-    def _end(self) -> Ended:
+    def _end(self) -> JobFinished:
         if self._ended is None:
             raise WorkerUnreachable("the job ended without a word")
         return self._ended
 
 
-async def _first(events: AsyncIterator[Event]) -> Accepted:
+async def _first(events: AsyncIterator[JobEvent]) -> JobStarted:
     """The acceptance, before which nothing is answered: until then a failure is an HTTP status."""
     async for event in events:
-        if isinstance(event, Accepted):
+        if isinstance(event, JobStarted):
             return event
     raise WorkerUnreachable("no worker accepted the job")
 
@@ -336,7 +359,8 @@ def host_name(host: str) -> str:
 
 
 def as_api_error(error: PieceworkError) -> ApiError:
-    """Our errors in OpenAI's shape: 402 no money, 429 busy, 400 the caller's, 502 a failure, 503 nobody."""
+    """Our errors in OpenAI's shape: 402 no money, 429 busy, 400 the caller's, 502 a failure, 503
+    nobody."""
     for kind, shape in _SHAPES:
         if isinstance(error, kind):
             return shape(error)
@@ -356,7 +380,9 @@ def _no_worker(error: NoWorkerFits) -> ApiError:
 def _refused(refusal: Refusal) -> ApiError:
     text, code = str(refusal), refusal.reason.label.lower()
     if refusal.reason is Reason.PROMPT_TOO_LONG:
-        return ApiError(400, "invalid_request_error", text, code="context_length_exceeded", param="messages")
+        return ApiError(
+            400, "invalid_request_error", text, code="context_length_exceeded", param="messages"
+        )
     if refusal.reason in (Reason.BAD_PARAMETERS, Reason.OVERSIZED):
         return ApiError(400, "invalid_request_error", text, code=code)
     if refusal.reason in BUSY_REASONS:
@@ -366,12 +392,16 @@ def _refused(refusal: Refusal) -> ApiError:
 
 
 def _upstream(code: str) -> Callable[[PieceworkError], ApiError]:
-    """A job that began and went wrong: something may have been paid, so the SDK shall not just repeat it."""
+    """A job that began and went wrong: something may have been paid, so the SDK shall not just
+    repeat it."""
     return lambda error: ApiError(502, "upstream_error", str(error), code=code, may_retry=False)
 
 
 _SHAPES: tuple[tuple[type[PieceworkError], Callable[[Any], ApiError]], ...] = (
-    (InsufficientFunds, lambda e: ApiError(402, "insufficient_quota", str(e), code="insufficient_funds")),
+    (
+        InsufficientFunds,
+        lambda e: ApiError(402, "insufficient_quota", str(e), code="insufficient_funds"),
+    ),
     (NoWorkerFits, _no_worker),
     (ProtocolViolation, _upstream("worker_broke_protocol")),
     (Refusal, _refused),

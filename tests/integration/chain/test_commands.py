@@ -20,7 +20,9 @@ from tests.support.chains import ETHER, USD, require_anvil, signer
 OTHER = to_hex(signer("other").address)
 
 
-async def command(*arguments: str, environment: dict[str, str] | None = None) -> tuple[int, str, str]:
+async def command(
+    *arguments: str, environment: dict[str, str] | None = None
+) -> tuple[int, str, str]:
     """Run `piecework chain ARGUMENTS` to its end: exit code, stdout, stderr."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "piecework", "chain", *arguments),
@@ -80,7 +82,17 @@ async def test_a_market_is_deployed_from_a_keystore(anvil: Anvil, tmp_path: Path
         json.dumps(Account.encrypt(anvil.faucet.secret, "right", kdf="pbkdf2", iterations=1000))
     )
     out = tmp_path / "deployment.json"
-    base = ("deploy", "--rpc", anvil.url, "--key-file", str(keystore), "--out", str(out), "--min-stake", "7")
+    base = (
+        "deploy",
+        "--rpc",
+        anvil.url,
+        "--key-file",
+        str(keystore),
+        "--out",
+        str(out),
+        "--min-stake",
+        "7",
+    )
     code, _, err = await command(*base, environment={"PIECEWORK_PASSWORD": "wrong"})
     assert code == 1
     assert err == f"error: {keystore} does not open with this password\n"
@@ -93,7 +105,9 @@ async def test_a_market_is_deployed_from_a_keystore(anvil: Anvil, tmp_path: Path
     assert "is there already" in err
 
 
-async def test_a_deployer_without_key_or_gas_is_told_what_to_do(anvil: Anvil, tmp_path: Path) -> None:
+async def test_a_deployer_without_key_or_gas_is_told_what_to_do(
+    anvil: Anvil, tmp_path: Path
+) -> None:
     base = ("deploy", "--rpc", anvil.url, "--out", str(tmp_path / "d.json"))
     code, _, err = await command(*base)
     assert (code, err.count("\n")) == (1, 1)

@@ -84,7 +84,12 @@ async def test_a_worker_registers_with_one_transaction(any_chain: Chain) -> None
         now = await market.reader.timestamp()
         deadline = Timestamp(now + 600)
         terms = Registration(
-            WORKER.address, COLD.address, COLD.address, MIN_STAKE, "https://worker.example:7000", deadline
+            WORKER.address,
+            COLD.address,
+            COLD.address,
+            MIN_STAKE,
+            "https://worker.example:7000",
+            deadline,
         )
         consent = sign_registration(market.reader.registry_domain(), terms, WORKER)
         nonce = await market.reader.permit_nonce(market.token, COLD.address)
@@ -95,7 +100,11 @@ async def test_a_worker_registers_with_one_transaction(any_chain: Chain) -> None
         await market.run(COLD, call)
         worker = await market.reader.worker(WORKER.address)
         assert worker is not None
-        assert (worker.owner, worker.payout, worker.stake) == (COLD.address, COLD.address, MIN_STAKE)
+        assert (worker.owner, worker.payout, worker.stake) == (
+            COLD.address,
+            COLD.address,
+            MIN_STAKE,
+        )
         assert worker.active
         assert worker.endpoint == "https://worker.example:7000"
         assert [w async for w in market.reader.every_worker()] == [worker]
@@ -167,7 +176,9 @@ async def test_a_payer_deposits_by_permit_and_by_approval(any_chain: Chain) -> N
         assert await reader.token_balance(market.token, COLD.address) == USD
 
 
-async def test_a_worker_opens_the_channel_by_the_payers_signature_and_settles(any_chain: Chain) -> None:
+async def test_a_worker_opens_the_channel_by_the_payers_signature_and_settles(
+    any_chain: Chain,
+) -> None:
     async with deployed(any_chain) as market:
         reader, d = market.reader, market.deployment
         await market.give(WORKER.address, wei=ETHER)
@@ -202,7 +213,9 @@ async def test_one_bad_row_does_not_hold_up_a_batch_of_many_channels(any_chain: 
         channels = [channel_of(market, PAYER, WORKER, salt=salt) for salt in range(5)]
         for channel in channels:
             await market.open_channel(PAYER, WORKER, channel, USD)
-        claims = [claim_of(reader.domain, c, PAYER, 100_000 * (i + 1)) for i, c in enumerate(channels)]
+        claims = [
+            claim_of(reader.domain, c, PAYER, 100_000 * (i + 1)) for i, c in enumerate(channels)
+        ]
         forged = claim_of(reader.domain, channels[2], STRANGER, 900_000)
         claims[2] = forged
         claims.append(claim_of(reader.domain, channel_of(market, PAYER, WORKER, salt=99), PAYER, 1))
@@ -217,7 +230,14 @@ async def test_one_bad_row_does_not_hold_up_a_batch_of_many_channels(any_chain: 
         ]
         mined = await market.run(WORKER, calls.settle(d, claims))
         events = decode_events(d.escrow, mined.logs)
-        assert [type(e) for e in events] == [Settled, Settled, ClaimSkipped, Settled, Settled, ClaimSkipped]
+        assert [type(e) for e in events] == [
+            Settled,
+            Settled,
+            ClaimSkipped,
+            Settled,
+            Settled,
+            ClaimSkipped,
+        ]
         assert await reader.token_balance(market.token, WORKER.address) == 1_200_000
         assert (await reader.channel(channels[2].id(reader.domain))).settled == 0
 
@@ -232,7 +252,9 @@ async def test_a_channel_is_closed_by_agreement_and_the_rest_goes_back(any_chain
         await market.open_channel(PAYER, WORKER, channel, 2 * USD)
         last = claim_of(reader.domain, channel, PAYER, 500_000)
         voucher = last.voucher
-        terms = CloseChannel(voucher.channel, voucher.cumulative, voucher.count, voucher.receipts_root)
+        terms = CloseChannel(
+            voucher.channel, voucher.cumulative, voucher.count, voucher.receipts_root
+        )
         agreed = sign(reader.domain, terms, WORKER)
         mined = await market.run(STRANGER, calls.close(d, last, agreed))
         closed = decode_events(d.escrow, mined.logs)[-1]

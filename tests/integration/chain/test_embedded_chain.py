@@ -44,7 +44,9 @@ async def test_web3_reads_and_writes_through_it(embedded_chain: EmbeddedChain) -
         provider = AsyncHTTPProvider(embedded_chain.url)
         w3: Any = AsyncWeb3(provider)  # its own types insist on wrapped addresses
         account = w3.eth.account.from_key(embedded_chain.faucet.secret)
-        token: Any = w3.eth.contract(address=to_hex(market.token), abi=list(load_artifact("TestToken").abi))
+        token: Any = w3.eth.contract(
+            address=to_hex(market.token), abi=list(load_artifact("TestToken").abi)
+        )
         built = await token.functions.mint(to_hex(OTHER.address), USD).build_transaction(
             {"from": account.address, "nonce": await w3.eth.get_transaction_count(account.address)}
         )
@@ -64,7 +66,9 @@ async def test_web3_reads_and_writes_through_it(embedded_chain: EmbeddedChain) -
             address=to_hex(market.deployment.escrow), abi=list(load_artifact("Escrow").abi)
         )
         with pytest.raises(ContractCustomError):
-            await escrow.functions.withdrawBalance(to_hex(market.token), 1, to_hex(OTHER.address)).call()
+            await escrow.functions.withdrawBalance(
+                to_hex(market.token), 1, to_hex(OTHER.address)
+            ).call()
         await provider.disconnect()
 
 
@@ -114,7 +118,9 @@ async def test_time_stands_with_the_clock_and_moves_on_request() -> None:
         assert await market.reader.timestamp() == clock.now + 10_000 + 3600
 
 
-async def test_a_large_settlement_is_estimated_and_mined_in_seconds(embedded_chain: EmbeddedChain) -> None:
+async def test_a_large_settlement_is_estimated_and_mined_in_seconds(
+    embedded_chain: EmbeddedChain,
+) -> None:
 
     async with deployed(embedded_chain) as market:
         payer = signer("payer")
@@ -125,7 +131,9 @@ async def test_a_large_settlement_is_estimated_and_mined_in_seconds(embedded_cha
             await market.open_channel(payer, WORKER, channel, USD)
         claims = [claim_of(market.reader.domain, channel, payer, USD) for channel in channels]
         started = time.monotonic()
-        mined = await market.sender(WORKER).execute(calls.settle(market.deployment, claims), poll_s=POLL_S)
+        mined = await market.sender(WORKER).execute(
+            calls.settle(market.deployment, claims), poll_s=POLL_S
+        )
         assert time.monotonic() - started < 10
         assert await market.reader.token_balance(market.token, WORKER.address) == 20 * USD
         assert mined.gas_used < calls.settle(market.deployment, claims).gas_hint
@@ -183,20 +191,28 @@ async def test_a_malformed_request_gets_an_error_object(
     assert answer["error"]["code"] == code
 
 
-async def test_a_transaction_without_money_for_gas_is_declined(embedded_chain: EmbeddedChain) -> None:
+async def test_a_transaction_without_money_for_gas_is_declined(
+    embedded_chain: EmbeddedChain,
+) -> None:
     from piecework.chain.fees import Fees
-    from piecework.chain.rawtx import Unsigned
+    from piecework.chain.rawtx import UnsignedTransaction
 
-    tx = Unsigned(EMBEDDED_CHAIN_ID, 0, Fees(3 * 10**9, 1), 21_000, OTHER.address, 1, b"").sign(WORKER)
+    tx = UnsignedTransaction(
+        EMBEDDED_CHAIN_ID, 0, Fees(3 * 10**9, 1), 21_000, OTHER.address, 1, b""
+    ).sign(WORKER)
     async with HttpRpc(embedded_chain.url) as rpc:
         with pytest.raises(RpcRefused, match="insufficient funds"):
             await rpc.call("eth_sendRawTransaction", "0x" + tx.raw.hex())
-        low = Unsigned(EMBEDDED_CHAIN_ID, 0, Fees(1, 1), 21_000, OTHER.address, 1, b"")
+        low = UnsignedTransaction(EMBEDDED_CHAIN_ID, 0, Fees(1, 1), 21_000, OTHER.address, 1, b"")
         with pytest.raises(RpcRefused, match="less than block base fee"):
-            await rpc.call("eth_sendRawTransaction", "0x" + low.sign(embedded_chain.faucet).raw.hex())
-        alien = Unsigned(1, 0, Fees(3 * 10**9, 1), 21_000, OTHER.address, 1, b"")
+            await rpc.call(
+                "eth_sendRawTransaction", "0x" + low.sign(embedded_chain.faucet).raw.hex()
+            )
+        alien = UnsignedTransaction(1, 0, Fees(3 * 10**9, 1), 21_000, OTHER.address, 1, b"")
         with pytest.raises(RpcRefused, match="chain id"):
-            await rpc.call("eth_sendRawTransaction", "0x" + alien.sign(embedded_chain.faucet).raw.hex())
+            await rpc.call(
+                "eth_sendRawTransaction", "0x" + alien.sign(embedded_chain.faucet).raw.hex()
+            )
 
 
 async def test_concurrent_readers_and_a_writer_do_not_disturb_each_other(

@@ -27,37 +27,44 @@ from piecework.chain.finality import at_depth
 from piecework.chain.rawtx import SignedTransaction
 from piecework.chain.reader import ChainReader
 from piecework.chain.rpc import HttpRpc
-from piecework.chain.transactions import Finalized, Mined, Pending, Superseded, TransactionSender, Unknown
+from piecework.chain.transactions import (
+    Finalized,
+    Mined,
+    Pending,
+    Superseded,
+    TransactionSender,
+    Unknown,
+)
 from piecework_protocol.types import Amount
-from tests.support.chains import ETHER, POLL_S, USD, Chain, Market, deployed, signer
+from tests.support.chains import ETHER, POLL_S, USD, Chain, TestMarket, deployed, signer
 
 WORKER, OTHER = signer("worker"), signer("other")
 GWEI = 10**9
 
 
 @pytest.fixture
-async def market(anvil: Anvil) -> AsyncIterator[Market]:
+async def market(anvil: Anvil) -> AsyncIterator[TestMarket]:
     """A market on anvil in which the worker has gas."""
     async with deployed(anvil) as made:
         await made.give(WORKER.address, wei=ETHER)
         yield made
 
 
-async def manual_mining(market: Market) -> None:
+async def manual_mining(market: TestMarket) -> None:
     """Blocks come only when a test asks for one."""
     await market.rpc.call("evm_setAutomine", False)
 
 
-async def balance(market: Market) -> int:
+async def balance(market: TestMarket) -> int:
     return await market.reader.token_balance(market.token, OTHER.address)
 
 
-def one_dollar(market: Market) -> calls.Call:
+def one_dollar(market: TestMarket) -> calls.Call:
     """A call whose effect can be counted."""
     return calls.mint(market.token, OTHER.address, Amount(USD))
 
 
-async def test_a_transaction_is_pending_then_mined_then_final(market: Market) -> None:
+async def test_a_transaction_is_pending_then_mined_then_final(market: TestMarket) -> None:
     await manual_mining(market)
     sender = market.sender(WORKER)
     tx = await sender.prepare(one_dollar(market))
@@ -78,7 +85,7 @@ async def test_a_transaction_is_pending_then_mined_then_final(market: Market) ->
     assert await sender.outcome(tx.hash) == Finalized(mined)
 
 
-async def test_broadcasting_the_same_bytes_again_has_one_effect(market: Market) -> None:
+async def test_broadcasting_the_same_bytes_again_has_one_effect(market: TestMarket) -> None:
     await manual_mining(market)
     sender = market.sender(WORKER)
     tx = await sender.prepare(one_dollar(market))
@@ -91,7 +98,9 @@ async def test_broadcasting_the_same_bytes_again_has_one_effect(market: Market) 
     assert await balance(market) == USD
 
 
-async def test_after_a_restart_the_journaled_bytes_have_exactly_one_effect(market: Market) -> None:
+async def test_after_a_restart_the_journaled_bytes_have_exactly_one_effect(
+    market: TestMarket,
+) -> None:
     """Killed before the broadcast, after it, or after mining: the next process does the same."""
     for stop_after in ("prepare", "broadcast", "mined"):
         before = await balance(market)
@@ -114,7 +123,7 @@ async def test_after_a_restart_the_journaled_bytes_have_exactly_one_effect(marke
         assert await balance(market) == before + USD
 
 
-async def test_a_dropped_transaction_is_sent_again_as_it_was(market: Market) -> None:
+async def test_a_dropped_transaction_is_sent_again_as_it_was(market: TestMarket) -> None:
     await manual_mining(market)
     sender = market.sender(WORKER)
     tx = await sender.prepare(one_dollar(market))
@@ -127,7 +136,9 @@ async def test_a_dropped_transaction_is_sent_again_as_it_was(market: Market) -> 
     assert await balance(market) == USD
 
 
-async def test_a_stuck_transaction_is_replaced_and_only_one_of_the_two_is_mined(market: Market) -> None:
+async def test_a_stuck_transaction_is_replaced_and_only_one_of_the_two_is_mined(
+    market: TestMarket,
+) -> None:
     await manual_mining(market)
     sender = market.sender(WORKER)
     tx = await sender.prepare(one_dollar(market))
@@ -149,7 +160,7 @@ async def test_a_stuck_transaction_is_replaced_and_only_one_of_the_two_is_mined(
     assert isinstance(await sender.outcome(faster.hash, nonce=tx.nonce), Finalized)
 
 
-async def test_a_transaction_that_the_base_fee_has_outgrown_is_replaced(market: Market) -> None:
+async def test_a_transaction_that_the_base_fee_has_outgrown_is_replaced(market: TestMarket) -> None:
     await manual_mining(market)
     sender = market.sender(WORKER)
     tx = await sender.prepare(one_dollar(market))
@@ -166,10 +177,13 @@ async def test_a_transaction_that_the_base_fee_has_outgrown_is_replaced(market: 
     assert await balance(market) == USD
 
 
-async def test_a_cancelled_transaction_frees_those_behind_it(market: Market) -> None:
+async def test_a_cancelled_transaction_frees_those_behind_it(market: TestMarket) -> None:
     await manual_mining(market)
     sender = market.sender(WORKER)
-    lost, behind = await sender.prepare(one_dollar(market)), await sender.prepare(one_dollar(market))
+    lost, behind = (
+        await sender.prepare(one_dollar(market)),
+        await sender.prepare(one_dollar(market)),
+    )
     assert behind.nonce == lost.nonce + 1
     await sender.broadcast(behind)
     await market.rpc.call("evm_mine")
@@ -180,7 +194,9 @@ async def test_a_cancelled_transaction_frees_those_behind_it(market: Market) -> 
     assert await balance(market) == USD
 
 
-async def test_a_reorganized_transaction_comes_back_by_its_journaled_bytes(market: Market) -> None:
+async def test_a_reorganized_transaction_comes_back_by_its_journaled_bytes(
+    market: TestMarket,
+) -> None:
     sender = market.sender(WORKER)
     tx = await sender.prepare(one_dollar(market))
     await sender.broadcast(tx)
@@ -189,7 +205,9 @@ async def test_a_reorganized_transaction_comes_back_by_its_journaled_bytes(marke
     await manual_mining(market)
     await market.rpc.call("anvil_reorg", 4, [])
     assert await balance(market) == 0
-    assert not isinstance(await sender.outcome(tx.hash, nonce=tx.nonce), Mined | Finalized | Superseded)
+    assert not isinstance(
+        await sender.outcome(tx.hash, nonce=tx.nonce), Mined | Finalized | Superseded
+    )
     await sender.broadcast(tx)
     await market.rpc.call("evm_mine")
     again = await sender.wait_mined(tx.hash, poll_s=POLL_S)
@@ -197,7 +215,7 @@ async def test_a_reorganized_transaction_comes_back_by_its_journaled_bytes(marke
     assert await balance(market) == USD
 
 
-async def test_a_nonce_used_by_another_program_is_noticed(market: Market) -> None:
+async def test_a_nonce_used_by_another_program_is_noticed(market: TestMarket) -> None:
     mine, theirs = market.sender(WORKER), market.sender(WORKER)
     tx = await mine.prepare(one_dollar(market))
     await theirs.execute(calls.send_native(OTHER.address, 1), poll_s=POLL_S)
@@ -207,14 +225,14 @@ async def test_a_nonce_used_by_another_program_is_noticed(market: Market) -> Non
     assert fresh.nonce == tx.nonce + 1
 
 
-async def test_a_transaction_that_was_never_sent_gives_its_nonce_back(market: Market) -> None:
+async def test_a_transaction_that_was_never_sent_gives_its_nonce_back(market: TestMarket) -> None:
     sender = market.sender(WORKER)
     tx = await sender.prepare(one_dollar(market))
     sender.forget(tx)
     assert (await sender.prepare(one_dollar(market))).nonce == tx.nonce
 
 
-async def test_concurrent_senders_of_one_key_get_distinct_nonces(market: Market) -> None:
+async def test_concurrent_senders_of_one_key_get_distinct_nonces(market: TestMarket) -> None:
     import asyncio
 
     sender = market.sender(WORKER)
@@ -224,7 +242,7 @@ async def test_concurrent_senders_of_one_key_get_distinct_nonces(market: Market)
     assert nonces == list(range(nonces[0], nonces[0] + 8))
 
 
-async def test_fees_above_the_cap_or_the_value_at_stake_are_not_paid(market: Market) -> None:
+async def test_fees_above_the_cap_or_the_value_at_stake_are_not_paid(market: TestMarket) -> None:
     await market.rpc.call("anvil_setNextBlockBaseFeePerGas", hex(1_000 * GWEI))
     await market.rpc.call("evm_mine")
     sender = market.sender(WORKER)
@@ -237,12 +255,14 @@ async def test_fees_above_the_cap_or_the_value_at_stake_are_not_paid(market: Mar
     assert tx.max_cost <= ETHER // 2
 
 
-async def test_a_key_without_gas_is_told_so_before_anything_is_sent(market: Market) -> None:
+async def test_a_key_without_gas_is_told_so_before_anything_is_sent(market: TestMarket) -> None:
     with pytest.raises(InsufficientGas, match="native coin"):
         await market.sender(OTHER).prepare(one_dollar(market))
 
 
-async def test_a_call_that_would_revert_is_not_sent_and_names_its_reason(market: Market) -> None:
+async def test_a_call_that_would_revert_is_not_sent_and_names_its_reason(
+    market: TestMarket,
+) -> None:
     before = await market.reader.native_balance(WORKER.address)
     too_much = calls.withdraw_balance(market.deployment, market.token, Amount(1), OTHER.address)
     with pytest.raises(TransactionReverted) as refused:
@@ -252,11 +272,14 @@ async def test_a_call_that_would_revert_is_not_sent_and_names_its_reason(market:
     assert await market.reader.native_balance(WORKER.address) == before
 
 
-async def test_a_transaction_that_reverts_in_its_block_is_explained(market: Market) -> None:
-    """Two withdrawals of one balance, both fine when estimated: the second one fails on the chain."""
+async def test_a_transaction_that_reverts_in_its_block_is_explained(market: TestMarket) -> None:
+    """Two withdrawals of one balance, both fine when estimated: the second one fails on the
+    chain."""
     await market.give(WORKER.address, tokens=USD)
     sender = market.sender(WORKER)
-    for call in calls.approve_and_deposit(market.deployment, market.token, Amount(USD), WORKER.address):
+    for call in calls.approve_and_deposit(
+        market.deployment, market.token, Amount(USD), WORKER.address
+    ):
         await sender.execute(call, poll_s=POLL_S)
     out = calls.withdraw_balance(market.deployment, market.token, Amount(USD), OTHER.address)
     await manual_mining(market)
@@ -284,7 +307,9 @@ async def test_the_faucet_gives_on_development_chains_only(any_chain: Chain) -> 
         faucet = await faucet_signer(market.rpc)
         assert faucet.address == any_chain.faucet.address
         await fund_native(market.rpc, faucet, OTHER.address, ETHER, poll_s=POLL_S)
-        await mint_tokens(market.rpc, faucet, market.token, OTHER.address, Amount(USD), poll_s=POLL_S)
+        await mint_tokens(
+            market.rpc, faucet, market.token, OTHER.address, Amount(USD), poll_s=POLL_S
+        )
         assert await market.reader.native_balance(OTHER.address) == ETHER
         assert await balance(market) == USD
     async with Anvil(chain_id=8453) as public, HttpRpc(public.url) as rpc:

@@ -1,4 +1,5 @@
-"""The client's commands as real processes, on the embedded chain, with an index between them and a worker."""
+"""The client's commands as real processes, on the embedded chain, with an index between them and a
+worker."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ from piecework_protocol import wire
 from piecework_protocol.signing import LocalSigner
 from piecework_protocol.types import Timestamp, parse_address
 from tests.support import chains
-from tests.support.chains import MIN_STAKE, USD, Market, deployed
+from tests.support.chains import MIN_STAKE, USD, TestMarket, deployed
 from tests.support.fake_chain import FakeChain
 from tests.support.fake_worker import STORY, FakeWorker
 
@@ -33,10 +34,10 @@ pytestmark = pytest.mark.slow
 
 
 @dataclass
-class Stage:
+class CommandStage:
     """A market on the embedded chain, with one bonded worker and room for a client."""
 
-    market: Market
+    market: TestMarket
     worker: FakeWorker
     folder: Path
 
@@ -81,7 +82,10 @@ class Stage:
     async def publish(self, url: str) -> None:
         """Post the worker's offer to an index."""
         data = wire.encode_offer(self.worker.offer())
-        async with aiohttp.ClientSession() as http, http.post(url + "/v1/offers", data=data) as response:
+        async with (
+            aiohttp.ClientSession() as http,
+            http.post(url + "/v1/offers", data=data) as response,
+        ):
             assert response.status == 201, await response.text()
 
     async def mine_funding(self) -> None:
@@ -93,7 +97,7 @@ class Stage:
         await self.market.run(self.worker.operator, call)
 
 
-async def join(market: Market, worker: FakeWorker) -> None:
+async def join(market: TestMarket, worker: FakeWorker) -> None:
     """Bond the worker on the real chain."""
     key: LocalSigner = worker.operator
     await market.give(key.address, wei=chains.ETHER, tokens=MIN_STAKE)
@@ -111,7 +115,7 @@ async def join(market: Market, worker: FakeWorker) -> None:
 
 
 @pytest.fixture
-async def stage(embedded_chain: EmbeddedChain, tmp_path: Path) -> AsyncIterator[Stage]:
+async def harness(embedded_chain: EmbeddedChain, tmp_path: Path) -> AsyncIterator[CommandStage]:
     import time
 
     async with deployed(embedded_chain) as market:
@@ -120,99 +124,108 @@ async def stage(embedded_chain: EmbeddedChain, tmp_path: Path) -> AsyncIterator[
             worker.token = market.token
             await join(market, worker)
             market.deployment.save(tmp_path / "deployment.json")
-            yield Stage(market, worker, tmp_path)
+            yield CommandStage(market, worker, tmp_path)
 
 
-async def make_client(stage: Stage, tokens: int, *, wei: int = chains.ETHER) -> str:
+async def make_client(harness: CommandStage, tokens: int, *, wei: int = chains.ETHER) -> str:
     """A client with a home, tokens and gas; its payer."""
-    made = await stage.json("client", "init", "--deployment", str(stage.folder / "deployment.json"))
+    made = await harness.json(
+        "client", "init", "--deployment", str(harness.folder / "deployment.json")
+    )
     payer = parse_address(made["payer"])
-    await stage.market.give(payer, wei=wei, tokens=tokens)
+    await harness.market.give(payer, wei=wei, tokens=tokens)
     return str(made["payer"])
 
 
-async def test_the_whole_life_of_a_client(stage: Stage) -> None:
-    await make_client(stage, 5 * USD)
-    again = await stage.json("client", "init", "--deployment", str(stage.folder / "deployment.json"))
+async def test_the_whole_life_of_a_client(harness: CommandStage) -> None:
+    await make_client(harness, 5 * USD)
+    again = await harness.json(
+        "client", "init", "--deployment", str(harness.folder / "deployment.json")
+    )
     assert again["created"] == []
-    assert (stage.home / "wallet.json").stat().st_mode & 0o777 == 0o600
+    assert (harness.home / "wallet.json").stat().st_mode & 0o777 == 0o600
 
-    assert (await stage.json("client", "deposit", "5"))["amount"] == 5 * USD
-    offers = await stage.json("client", "offers")
-    assert [o["endpoint"] for o in offers["offers"]] == [stage.worker.endpoint]
-    quote = await stage.json("client", "quote", "Tell me a story.")
-    result = await stage.json("client", "run", "Tell me a story.")
+    assert (await harness.json("client", "deposit", "5"))["amount"] == 5 * USD
+    offers = await harness.json("client", "offers")
+    assert [o["endpoint"] for o in offers["offers"]] == [harness.worker.endpoint]
+    quote = await harness.json("client", "quote", "Tell me a story.")
+    result = await harness.json("client", "run", "Tell me a story.")
     assert result["text"] == WHOLE
-    assert result["cost"] == stage.worker.paid() <= quote["ceiling"]
-    assert (await stage.command("client", "run", "Another one.")).strip() == WHOLE
+    assert result["cost"] == harness.worker.paid() <= quote["ceiling"]
+    assert (await harness.command("client", "run", "Another one.")).strip() == WHOLE
 
-    receipts = await stage.json("client", "receipts", "--verify")
+    receipts = await harness.json("client", "receipts", "--verify")
     assert receipts["failed"] == 0
     assert len(receipts["receipts"]) == 8
-    await stage.mine_funding()
-    balance = await stage.json("client", "balance")
+    await harness.mine_funding()
+    balance = await harness.json("client", "balance")
     assert (balance["in_channels"], balance["pooled"]) == (0, 4 * USD)
-    (channel,) = (await stage.json("client", "channels"))["channels"]
+    (channel,) = (await harness.json("client", "channels"))["channels"]
     assert (channel["on_chain"], channel["funded"], channel["count"]) == ("open", USD, 8)
 
-    (closing,) = (await stage.json("client", "close"))["channels"]
+    (closing,) = (await harness.json("client", "close"))["channels"]
     assert closing["closed"], closing
-    paid = stage.worker.paid()
-    assert await stage.market.reader.token_balance(stage.market.token, stage.worker.receiver) == paid
-    home = await stage.json("client", "withdraw")
+    paid = harness.worker.paid()
+    assert (
+        await harness.market.reader.token_balance(harness.market.token, harness.worker.receiver)
+        == paid
+    )
+    home = await harness.json("client", "withdraw")
     assert home["amount"] == 5 * USD - paid
 
 
-async def test_a_client_without_gas_deposits_through_somebody_else(stage: Stage) -> None:
-    payer = await make_client(stage, 3 * USD, wei=0)
-    file = stage.folder / "deposit.json"
-    await stage.json("client", "deposit", "3", "--gasless", str(file))
-    other = stage.folder / "other"
+async def test_a_client_without_gas_deposits_through_somebody_else(harness: CommandStage) -> None:
+    payer = await make_client(harness, 3 * USD, wei=0)
+    file = harness.folder / "deposit.json"
+    await harness.json("client", "deposit", "3", "--gasless", str(file))
+    other = harness.folder / "other"
     arguments = (
         "client",
         "init",
         "--deployment",
-        str(stage.folder / "deployment.json"),
+        str(harness.folder / "deployment.json"),
         "--home",
         str(other),
     )
-    made = json.loads(await stage.command(*arguments, "--json", home=False))
-    await stage.market.give(parse_address(made["payer"]), wei=chains.ETHER)
-    await stage.command("client", "deposit", "--relay", str(file), "--home", str(other), home=False)
-    balance = await stage.json("client", "balance")
+    made = json.loads(await harness.command(*arguments, "--json", home=False))
+    await harness.market.give(parse_address(made["payer"]), wei=chains.ETHER)
+    await harness.command(
+        "client", "deposit", "--relay", str(file), "--home", str(other), home=False
+    )
+    balance = await harness.json("client", "balance")
     assert (balance["payer"], balance["pooled"], balance["native_wei"]) == (payer, 3 * USD, 0)
-    assert (await stage.json("client", "run", "Tell me a story."))["text"] == WHOLE
+    assert (await harness.json("client", "run", "Tell me a story."))["text"] == WHOLE
 
 
-async def test_a_silent_workers_channel_is_withdrawn_after_its_delay(stage: Stage) -> None:
-    await make_client(stage, 2 * USD)
-    await stage.command("client", "deposit", "2")
-    await stage.command("client", "run", "Tell me a story.")
-    await stage.mine_funding()
-    await stage.worker.__aexit__()
-    (closing,) = (await stage.json("client", "close"))["channels"]
+async def test_a_silent_workers_channel_is_withdrawn_after_its_delay(harness: CommandStage) -> None:
+    await make_client(harness, 2 * USD)
+    await harness.command("client", "deposit", "2")
+    await harness.command("client", "run", "Tell me a story.")
+    await harness.mine_funding()
+    await harness.worker.__aexit__()
+    (closing,) = (await harness.json("client", "close"))["channels"]
     assert not closing["closed"]
     assert closing["withdrawable_at"] is not None
-    early = await stage.json("client", "withdraw", "0.5")
+    early = await harness.json("client", "withdraw", "0.5")
     assert early["channels"][0]["note"] == "the withdrawal delay is not over"
-    await stage.market.pass_time(3601)
-    late = await stage.json("client", "withdraw")
+    await harness.market.pass_time(3601)
+    late = await harness.json("client", "withdraw")
     assert late["channels"][0]["closed"]
     assert late["amount"] == 2 * USD - USD // 2
 
 
-async def test_market_and_gateway_serve_until_told_to_stop(stage: Stage) -> None:
-    await make_client(stage, 2 * USD)
-    await stage.command("client", "deposit", "2")
-    file = str(stage.folder / "deployment.json")
-    market_home = str(stage.folder / "market")
-    market, index = await stage.serve(
+async def test_market_and_gateway_serve_until_told_to_stop(harness: CommandStage) -> None:
+    await make_client(harness, 2 * USD)
+    await harness.command("client", "deposit", "2")
+    file = str(harness.folder / "deployment.json")
+    market_home = str(harness.folder / "market")
+    market, index = await harness.serve(
         "market", "start", "--deployment", file, "--home", market_home, "--port", "0"
     )
     assert (index["ready"], index["role"]) == (True, "market")
-    await stage.publish(index["url"])
-    gateway, ready = await stage.serve(
-        "gateway", "--home", str(stage.home), "--port", "0", "--index", index["url"]
+    await harness.publish(index["url"])
+    gateway, ready = await harness.serve(
+        "gateway", "--home", str(harness.home), "--port", "0", "--index", index["url"]
     )
     assert ready["role"] == "gateway"
     async with openai.AsyncOpenAI(base_url=ready["url"], api_key="none", max_retries=0) as sdk:
@@ -225,15 +238,15 @@ async def test_market_and_gateway_serve_until_told_to_stop(stage: Stage) -> None
         assert await asyncio.wait_for(process.wait(), 20) == 0
 
 
-async def test_errors_are_one_line_without_a_traceback(stage: Stage) -> None:
-    missing = await stage.command("client", "balance", expect=1)
+async def test_errors_are_one_line_without_a_traceback(harness: CommandStage) -> None:
+    missing = await harness.command("client", "balance", expect=1)
     assert missing.startswith("error: no client in ")
-    await make_client(stage, 0)
-    poor = await stage.command("client", "run", "Tell me a story.", expect=1)
+    await make_client(harness, 0)
+    poor = await harness.command("client", "run", "Tell me a story.", expect=1)
     assert poor.count("\n") == 1
     assert "Deposit more" in poor
-    unknown = await stage.command("client", "quote", "x", "--model", "epic-9", expect=1)
+    unknown = await harness.command("client", "quote", "x", "--model", "epic-9", expect=1)
     assert "nobody serves the model 'epic-9'" in unknown
-    (stage.home / "config.toml").write_text("indexs = []\n")
-    typo = await stage.command("client", "balance", expect=1)
+    (harness.home / "config.toml").write_text("indexs = []\n")
+    typo = await harness.command("client", "balance", expect=1)
     assert "did you mean 'indexes'?" in typo

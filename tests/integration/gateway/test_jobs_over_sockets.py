@@ -1,4 +1,5 @@
-"""The SDK against a fake worker over real gRPC and TLS: paying, failing over, resuming, catching lies."""
+"""The SDK against a fake worker over real gRPC and TLS: paying, failing over, resuming, catching
+lies."""
 
 from __future__ import annotations
 
@@ -12,26 +13,26 @@ from aiohttp.test_utils import TestServer
 from piecework.chain.errors import RpcUnavailable
 from piecework.client.config import load_config
 from piecework.client.errors import InsufficientFunds, JobFailed, JobInterrupted, NoWorkerFits
-from piecework.client.events import Finish
+from piecework.client.events import FinishReason
 from piecework.client.jobs import prepare
+from piecework.client.outstanding import pay_outstanding
 from piecework.client.records import ChannelStatus, JobStatus
 from piecework.client.sdk import PieceworkClient
-from piecework.client.settle_up import settle_up
 from piecework.client.store import Store
 from piecework.client.wallet import Wallet
-from piecework.market.server import Market
-from piecework.market.shelf import Shelf
+from piecework.market.offer_store import OfferStore
+from piecework.market.server import IndexServer
 from piecework_protocol import wire
 from piecework_protocol.errors import ProtocolViolation, Reason, Refusal
 from piecework_protocol.states import ChannelState
 from tests.support.client_side import (
     MONEY,
     PAYER,
-    Accepted,
-    Canvas,
-    Draft,
+    CanvasText,
+    DraftText,
     FakeClock,
-    Resuming,
+    JobResuming,
+    JobStarted,
     ask,
     collect,
     last,
@@ -58,7 +59,9 @@ def clock() -> FakeClock:
 
 
 @pytest.fixture
-async def client(tmp_path: Path, chain: FakeChain, clock: FakeClock) -> AsyncIterator[PieceworkClient]:
+async def client(
+    tmp_path: Path, chain: FakeChain, clock: FakeClock
+) -> AsyncIterator[PieceworkClient]:
     async with open_client(tmp_path, chain, clock) as client:
         yield client
 
@@ -69,18 +72,20 @@ async def worker(chain: FakeChain, clock: FakeClock) -> AsyncIterator[FakeWorker
         yield worker
 
 
-# ---------------------------------------------------------------------------------------- paying
+# --- paying
 
 
-async def test_every_canvas_is_paid_and_confirmed(client: PieceworkClient, worker: FakeWorker) -> None:
+async def test_every_canvas_is_paid_and_confirmed(
+    client: PieceworkClient, worker: FakeWorker
+) -> None:
     events = await collect(client.run(ask(drafts=True)))
     ended = last(events)
     assert text_of(events) == WHOLE
-    assert isinstance(events[0], Accepted)
-    assert any(isinstance(e, Draft) for e in events)
-    assert ended.finish is Finish.END_OF_TEXT
+    assert isinstance(events[0], JobStarted)
+    assert any(isinstance(e, DraftText) for e in events)
+    assert ended.finish is FinishReason.END_OF_TEXT
     assert ended.acknowledged
-    assert ended.cost == worker.paid() == sum(e.amount for e in events if isinstance(e, Canvas))
+    assert ended.cost == worker.paid() == sum(e.amount for e in events if isinstance(e, CanvasText))
     assert worker.violations == []
 
 
@@ -99,14 +104,19 @@ async def test_the_channel_is_opened_by_the_first_job_and_used_by_the_next(
 async def test_a_pending_opening_is_sent_again_until_the_chain_shows_it(
     tmp_path: Path, chain: FakeChain, clock: FakeClock
 ) -> None:
-    async with FakeWorker(chain, clock, mines=False) as worker, open_client(tmp_path, chain, clock) as client:
+    async with (
+        FakeWorker(chain, clock, mines=False) as worker,
+        open_client(tmp_path, chain, clock) as client,
+    ):
         await collect(client.run(ask()))
         await collect(client.run(ask()))
         assert [s.funding is not None for s in worker.submissions] == [True, True]
         assert worker.submissions[0].funding == worker.submissions[1].funding
 
 
-async def test_ten_jobs_at_once_share_one_channel(client: PieceworkClient, worker: FakeWorker) -> None:
+async def test_ten_jobs_at_once_share_one_channel(
+    client: PieceworkClient, worker: FakeWorker
+) -> None:
     runs = await asyncio.gather(*(collect(client.run(ask(f"story {i}"))) for i in range(10)))
     assert [text_of(events) for events in runs] == [WHOLE] * 10
     assert worker.paid() == sum(last(events).cost for events in runs)
@@ -117,7 +127,10 @@ async def test_ten_jobs_at_once_share_one_channel(client: PieceworkClient, worke
 async def test_two_clients_on_one_journal_never_sign_contradicting_vouchers(
     tmp_path: Path, chain: FakeChain, clock: FakeClock, worker: FakeWorker
 ) -> None:
-    async with open_client(tmp_path, chain, clock) as one, open_client(tmp_path, chain, clock) as two:
+    async with (
+        open_client(tmp_path, chain, clock) as one,
+        open_client(tmp_path, chain, clock) as two,
+    ):
         runs = await asyncio.gather(*(collect(c.run(ask())) for c in (one, two, one, two)))
     assert worker.paid() == sum(last(events).cost for events in runs)
     counts = [v.voucher.count for v in worker.vouchers]
@@ -126,7 +139,7 @@ async def test_two_clients_on_one_journal_never_sign_contradicting_vouchers(
 
 async def test_the_token_limit_ends_the_text(client: PieceworkClient, worker: FakeWorker) -> None:
     events = await collect(client.run(ask(max_tokens=10)))
-    assert last(events).finish is Finish.TOKEN_LIMIT
+    assert last(events).finish is FinishReason.TOKEN_LIMIT
     assert last(events).output_tokens == 10
 
 
@@ -151,7 +164,9 @@ async def test_a_deposit_that_runs_low_is_topped_up(
     ):
         for _ in range(3):
             await collect(client.run(ask()))
-        totals = [s.funding.authorization.deposit if s.funding else None for s in worker.submissions]
+        totals = [
+            s.funding.authorization.deposit if s.funding else None for s in worker.submissions
+        ]
         assert totals == [17_000, 34_000, None]
 
 
@@ -161,7 +176,9 @@ async def test_a_second_key_signs_jobs_and_vouchers_and_the_payers_only_funds(
     hot = operator("hot key of the client")
     store = Store(tmp_path / "client.db", chain.domain, PAYER.address)
     config = load_config(tmp_path / "config.toml")
-    async with PieceworkClient(store, chain, Wallet(PAYER, hot), TOKEN, config, clock=clock) as client:
+    async with PieceworkClient(
+        store, chain, Wallet(PAYER, hot), TOKEN, config, clock=clock
+    ) as client:
         await collect(client.run(ask()))
     channel = worker.submissions[0].channel
     assert (channel.payer, channel.authorizer) == (PAYER.address, hot.address)
@@ -189,13 +206,13 @@ async def test_no_text_is_left_on_disk(
         assert canary in (client.store.receipts()[-1].text or "")
 
 
-# ---------------------------------------------------------------------------------------- choosing
+# --- choosing
 
 
 async def test_offers_come_through_an_index_that_is_not_believed(
     tmp_path: Path, chain: FakeChain, clock: FakeClock, worker: FakeWorker
 ) -> None:
-    market = Market(Shelf(tmp_path / "market.db", chain.domain), chain, clock=clock)
+    market = IndexServer(OfferStore(tmp_path / "market.db", chain.domain), chain, clock=clock)
     chain.register(operator("retired").address, receiver("retired"))
     await market.accept(wire.encode_offer(offer("retired", now=int(clock.now))))
     await market.accept(wire.encode_offer(worker.offer()))
@@ -259,7 +276,9 @@ async def test_a_worker_that_is_gone_is_replaced_and_remembered(
     tmp_path: Path, chain: FakeChain, clock: FakeClock, worker: FakeWorker
 ) -> None:
     async with open_client(tmp_path, chain, clock) as client:
-        async with FakeWorker(chain, clock, name="gone", models=(model_offer(price=1_000_000),)) as gone:
+        async with FakeWorker(
+            chain, clock, name="gone", models=(model_offer(price=1_000_000),)
+        ) as gone:
             await client.offers()
         events = await collect(client.run(ask()))
         assert last(events).operator == worker.operator.address
@@ -272,13 +291,17 @@ async def test_an_unknown_model_is_named(client: PieceworkClient, worker: FakeWo
     assert caught.value.unknown_model
 
 
-async def test_a_quote_states_expectation_and_ceiling(client: PieceworkClient, worker: FakeWorker) -> None:
+async def test_a_quote_states_expectation_and_ceiling(
+    client: PieceworkClient, worker: FakeWorker
+) -> None:
     quote = await client.quote(ask(max_tokens=64))
     assert 0 < quote.expected <= quote.ceiling
     assert quote.choice.operator == worker.operator.address
 
 
-async def test_an_offer_that_changed_is_fetched_again(client: PieceworkClient, worker: FakeWorker) -> None:
+async def test_an_offer_that_changed_is_fetched_again(
+    client: PieceworkClient, worker: FakeWorker
+) -> None:
     await client.offers()
     worker.sequence += 1
     worker.script.refusals = [Refusal(Reason.UNKNOWN_OFFER, "prices changed")]
@@ -287,7 +310,7 @@ async def test_an_offer_that_changed_is_fetched_again(client: PieceworkClient, w
     assert old.job.offer != new.job.offer
 
 
-async def test_an_engine_that_fails_before_the_first_canvas_costs_nothing_and_another_worker_is_asked(
+async def test_an_engine_that_fails_before_the_first_canvas_costs_nothing(
     tmp_path: Path, chain: FakeChain, clock: FakeClock, worker: FakeWorker
 ) -> None:
     cheap = (model_offer(price=1_000_000),)
@@ -311,7 +334,7 @@ async def test_an_engine_that_fails_later_ends_the_job_and_only_what_came_is_pai
     assert worker.books[worker.submissions[0].job.channel].accumulator.count == 2
 
 
-# ---------------------------------------------------------------------------------------- resuming
+# --- resuming
 
 
 async def test_a_dropped_stream_is_resumed_and_nothing_is_paid_twice(
@@ -320,7 +343,7 @@ async def test_a_dropped_stream_is_resumed_and_nothing_is_paid_twice(
     worker.script.drop_after = [1, 3]
     events = await collect(client.run(ask()))
     assert text_of(events) == WHOLE
-    assert sum(isinstance(e, Resuming) for e in events) == 2
+    assert sum(isinstance(e, JobResuming) for e in events) == 2
     assert [s.received for s in worker.submissions] == [0, 1, 3]
     assert worker.paid() == last(events).cost
     assert worker.violations == []
@@ -337,7 +360,7 @@ async def test_a_worker_that_does_not_come_back_leaves_a_job_that_a_restarted_cl
         assert client.store.job(caught.value.job).status is JobStatus.LIVE
         events = await collect(client.resume(caught.value.job))
         assert text_of(events) == WHOLE
-        assert [e.again for e in events if isinstance(e, Canvas)] == [True, True, False, False]
+        assert [e.again for e in events if isinstance(e, CanvasText)] == [True, True, False, False]
         assert worker.paid() == last(events).cost
     assert worker.violations == []
 
@@ -351,23 +374,23 @@ async def test_a_lost_voucher_is_covered_by_the_next_submission(
         run = client.run(ask())
         async with run:
             async for event in run:
-                if isinstance(event, Canvas):
+                if isinstance(event, CanvasText):
                     break
         worker.script.acknowledges = True
         channel = client.store.channels()[0]
-        await settle_up(client.desk, channel.id, ())
+        await pay_outstanding(client.context, channel.id, ())
         assert client.store.channel(channel.id).book.acknowledged == 1
 
 
 async def test_a_worker_that_has_no_time_now_is_still_asked_later_what_is_owed(
     client: PieceworkClient, worker: FakeWorker
 ) -> None:
-    job = await prepare(client.desk, (await client.rank(ask())).choices[0], ask())
+    job = await prepare(client.context, (await client.rank(ask())).choices[0], ask())
     worker.script.refusals = [Refusal(Reason.RATE_LIMITED, "too many requests", retry_after_s=1)]
-    assert len(await settle_up(client.desk, job.channel_id, ())) == 1
+    assert len(await pay_outstanding(client.context, job.channel_id, ())) == 1
     assert client.store.job(job.id).status is JobStatus.LIVE
     worker.script.refusals = [Refusal(Reason.JOB_ENDED, "no record of that job")]
-    assert await settle_up(client.desk, job.channel_id, ()) == ()
+    assert await pay_outstanding(client.context, job.channel_id, ()) == ()
     assert client.store.job(job.id).status is JobStatus.REFUSED
 
 
@@ -409,10 +432,13 @@ async def test_a_channel_that_was_closed_on_chain_is_replaced(
     chain.set_channel(first.id, ChannelState.CLOSED, first.deposit)
     worker.script.refusals = [Refusal(Reason.CHANNEL_CLOSED, "closed")]
     await collect(client.run(ask()))
-    assert [row.status for row in client.store.channels()] == [ChannelStatus.CLOSED, ChannelStatus.OPEN]
+    assert [row.status for row in client.store.channels()] == [
+        ChannelStatus.CLOSED,
+        ChannelStatus.OPEN,
+    ]
 
 
-# ---------------------------------------------------------------------------------------- cancelling
+# --- cancelling
 
 
 async def test_cancelling_pays_for_what_came_and_stops_the_worker(
@@ -430,15 +456,17 @@ async def test_cancelling_pays_for_what_came_and_stops_the_worker(
     async with run:
         async for event in run:
             seen.append(event)
-            if isinstance(event, Canvas) and event.canvas == 1:
+            if isinstance(event, CanvasText) and event.canvas == 1:
                 run.cancel()
-    assert last(seen).finish is Finish.CANCELLED
+    assert last(seen).finish is FinishReason.CANCELLED
     assert worker.cancels == 1
     assert worker.books[worker.submissions[0].job.channel].accumulator.count == 2
     assert last(seen).acknowledged
 
 
-async def test_leaving_the_block_early_cancels_and_pays(client: PieceworkClient, worker: FakeWorker) -> None:
+async def test_leaving_the_block_early_cancels_and_pays(
+    client: PieceworkClient, worker: FakeWorker
+) -> None:
     hold = asyncio.Event()
 
     async def gate(canvas: int) -> None:
@@ -448,14 +476,14 @@ async def test_leaving_the_block_early_cancels_and_pays(client: PieceworkClient,
     worker.script.gate = gate
     async with client.run(ask()) as run:
         async for event in run:
-            if isinstance(event, Canvas):
+            if isinstance(event, CanvasText):
                 break
     assert worker.cancels == 1
     assert not worker.books[worker.submissions[0].job.channel].unpaid
     assert client.store.jobs()[0].status is JobStatus.CANCELLED
 
 
-# ---------------------------------------------------------------------------------------- lies
+# --- lies
 
 
 MOST_PAID = {

@@ -85,7 +85,7 @@ async def setting(tmp_path: Path) -> AsyncIterator[Setting]:
             await runner.cleanup()
 
 
-# ---------------------------------------------------------------------------------------- answers
+# --- answers
 
 
 async def test_a_whole_answer_carries_text_usage_and_receipts(setting: Setting) -> None:
@@ -118,7 +118,9 @@ async def test_best_effort_is_paid_for_only_when_it_is_allowed_and_says_so(tmp_p
                     **unmet,
                 )
         assert setting.worker.submissions == []
-        answer = await sdk.chat.completions.create(model="tale-1", messages=USER, extra_body=allowed)
+        answer = await sdk.chat.completions.create(
+            model="tale-1", messages=USER, extra_body=allowed
+        )
         models = [model async for model in sdk.models.list()]
         job = setting.worker.submissions[0].job
         assert setting.worker.paid() > 0
@@ -159,14 +161,18 @@ async def test_a_stream_has_one_chunk_for_each_canvas_and_ends_with_usage(settin
 
 async def test_a_token_limit_is_reported_as_length(setting: Setting) -> None:
     async with setting.sdk() as sdk:
-        answer = await sdk.chat.completions.create(model="tale-1", messages=USER, max_completion_tokens=9)
+        answer = await sdk.chat.completions.create(
+            model="tale-1", messages=USER, max_completion_tokens=9
+        )
     assert answer.choices[0].finish_reason == "length"
     assert answer.usage is not None
     assert answer.usage.completion_tokens == 9
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_stop_string_cuts_the_text_and_cancels_the_job(setting: Setting, stream: bool) -> None:
+async def test_a_stop_string_cuts_the_text_and_cancels_the_job(
+    setting: Setting, stream: bool
+) -> None:
     held = asyncio.Event()
 
     async def gate(canvas: int) -> None:
@@ -175,7 +181,12 @@ async def test_a_stop_string_cuts_the_text_and_cancels_the_job(setting: Setting,
 
     setting.worker.script.gate = gate
     # " lit the lantern" straddles the second and third canvas.
-    arguments: Any = {"model": "tale-1", "messages": USER, "stop": [" lit the lantern"], "stream": stream}
+    arguments: Any = {
+        "model": "tale-1",
+        "messages": USER,
+        "stop": [" lit the lantern"],
+        "stream": stream,
+    }
     async with setting.sdk() as sdk:
         answer = await sdk.chat.completions.create(**arguments)
         if stream:
@@ -201,7 +212,11 @@ async def test_parameters_are_signed_into_the_job(setting: Setting) -> None:
         )
     parameters = setting.worker.submissions[0].job.parameters
     assert (parameters.temperature_start, parameters.temperature_end) == (1_250_000, 1_250_000)
-    assert (parameters.max_tokens, parameters.max_steps, parameters.entropy_bound) == (20, 12, 250_000)
+    assert (parameters.max_tokens, parameters.max_steps, parameters.entropy_bound) == (
+        20,
+        12,
+        250_000,
+    )
 
 
 async def test_models_are_those_of_verified_offers(setting: Setting) -> None:
@@ -215,7 +230,7 @@ async def test_models_are_those_of_verified_offers(setting: Setting) -> None:
     assert one.model_extra["piecework"]["workers"] == 1
 
 
-# ---------------------------------------------------------------------------------------- refusals
+# --- refusals
 
 
 @pytest.mark.parametrize(
@@ -230,7 +245,9 @@ async def test_models_are_those_of_verified_offers(setting: Setting) -> None:
         ("response_format", {"type": "json_object"}),
     ],
 )
-async def test_what_cannot_be_honoured_is_refused_by_name(setting: Setting, field: str, value: Any) -> None:
+async def test_what_cannot_be_honoured_is_refused_by_name(
+    setting: Setting, field: str, value: Any
+) -> None:
     async with setting.sdk() as sdk:
         with pytest.raises(openai.BadRequestError) as caught:
             await sdk.chat.completions.create(model="tale-1", messages=USER, **{field: value})
@@ -259,7 +276,9 @@ async def test_busy_workers_are_429_with_the_time_to_wait(setting: Setting) -> N
     assert caught.value.response.headers["Retry-After"] == "5"
 
 
-async def test_nobody_there_is_503_and_an_unknown_model_404(setting: Setting, tmp_path: Path) -> None:
+async def test_nobody_there_is_503_and_an_unknown_model_404(
+    setting: Setting, tmp_path: Path
+) -> None:
     async with setting.sdk() as sdk:
         with pytest.raises(openai.NotFoundError):
             await sdk.chat.completions.create(model="epic-9", messages=USER)
@@ -275,7 +294,9 @@ async def test_nobody_there_is_503_and_an_unknown_model_404(setting: Setting, tm
 
 
 async def test_a_wrong_key_is_401(setting: Setting) -> None:
-    async with openai.AsyncOpenAI(base_url=setting.url + "/v1", api_key="wrong", max_retries=0) as sdk:
+    async with openai.AsyncOpenAI(
+        base_url=setting.url + "/v1", api_key="wrong", max_retries=0
+    ) as sdk:
         with pytest.raises(openai.AuthenticationError):
             await sdk.chat.completions.create(model="tale-1", messages=USER)
 
@@ -299,10 +320,12 @@ async def test_more_requests_than_allowed_are_told_to_wait(setting: Setting) -> 
     await runner.cleanup()
 
 
-# ---------------------------------------------------------------------------------------- failures
+# --- failures
 
 
-@pytest.mark.parametrize("lie", [Lie.HIGHER_AMOUNT, Lie.RECEIPT_BY_ANOTHER_KEY], ids=lambda lie: lie.name)
+@pytest.mark.parametrize(
+    "lie", [Lie.HIGHER_AMOUNT, Lie.RECEIPT_BY_ANOTHER_KEY], ids=lambda lie: lie.name
+)
 async def test_a_lying_worker_fails_the_stream_with_the_clause(setting: Setting, lie: Lie) -> None:
     setting.worker.script.lie = lie
     texts = []
@@ -315,7 +338,9 @@ async def test_a_lying_worker_fails_the_stream_with_the_clause(setting: Setting,
     assert next(iter(setting.worker.books.values())).accumulator.count == 1
 
 
-async def test_a_lie_without_a_stream_is_a_502_that_the_sdk_does_not_repeat(setting: Setting) -> None:
+async def test_a_lie_without_a_stream_is_a_502_that_the_sdk_does_not_repeat(
+    setting: Setting,
+) -> None:
     setting.worker.script.lie = Lie.OTHER_OUTPUT
     async with openai.AsyncOpenAI(base_url=setting.url + "/v1", api_key=KEY, max_retries=2) as sdk:
         with pytest.raises(openai.InternalServerError) as caught:
@@ -382,7 +407,7 @@ async def test_silence_is_filled_with_comments_that_the_sdk_skips(setting: Setti
     assert received.endswith(b"data: [DONE]\n\n")
 
 
-# ---------------------------------------------------------------------------------------- the door
+# --- the door
 
 
 async def test_without_a_key_only_loopback_names_are_answered(setting: Setting) -> None:
@@ -397,7 +422,9 @@ async def test_without_a_key_only_loopback_names_are_answered(setting: Setting) 
         async with http.post(url + "/v1/chat/completions", json=[1]) as response:
             assert response.status == 400
         async with http.post(
-            url + "/v1/chat/completions", data=b" " * (5 << 20), headers={"Content-Type": "application/json"}
+            url + "/v1/chat/completions",
+            data=b" " * (5 << 20),
+            headers={"Content-Type": "application/json"},
         ) as response:
             assert response.status == 413
     await runner.cleanup()

@@ -56,7 +56,10 @@ async def test_plain_output_is_the_text_and_nothing_else(
     chain, clock = FakeChain(), FakeClock()
     chain.deposit(PAYER.address, MONEY)
     script = Script(drop_after=[1])
-    async with FakeWorker(chain, clock, script=script), open_client(tmp_path, chain, clock) as client:
+    async with (
+        FakeWorker(chain, clock, script=script),
+        open_client(tmp_path, chain, clock) as client,
+    ):
         await PlainDisplay(money).show(client.run(ask()))
     output = capsys.readouterr()
     assert output.out == WHOLE + "\n"

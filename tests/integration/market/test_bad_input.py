@@ -1,4 +1,5 @@
-"""Bad jobs over real gRPC at the real daemon on a real chain: a typed reason each, and nothing else happens.
+"""Bad jobs over real gRPC at the real daemon on a real chain: a typed reason each, and nothing else
+happens.
 
 And what a text leaves behind in the files, logs, metrics and indexes of a market: nothing.
 """
@@ -23,23 +24,23 @@ from grpc_status import rpc_status
 
 from piecework.chain.dev.embedded import EmbeddedChain
 from piecework.client.config import load_config
-from piecework.client.events import Canvas, Ended
+from piecework.client.events import CanvasText, JobFinished
 from piecework.client.sdk import PieceworkClient
 from piecework.client.store import Store
 from piecework.client.wallet import Wallet
-from piecework.market.server import Market as Index
-from piecework.market.shelf import Shelf
+from piecework.market.offer_store import OfferStore
+from piecework.market.server import IndexServer
 from piecework_node.daemon.admin import ask_daemon
 from piecework_protocol.errors import Reason
 from piecework_protocol.signing import LocalSigner
 from piecework_protocol.types import Amount
 from piecework_protocol.wire import encode_client_frame
-from tests.support.chains import Market, channel_of, deployed, signer
+from tests.support.chains import TestMarket, channel_of, deployed, signer
 from tests.support.client_side import ask, collect
 from tests.support.node.bad_jobs import BAD_JOBS, Scene
-from tests.support.node.stage import parameters
+from tests.support.node.harness import parameters
 from tests.support.node.wire_client import SERVICE, WireClient, WireResult
-from tests.support.worker_house import OPERATOR_SECRET, RECEIVER, WorkerHouse
+from tests.support.worker_process import OPERATOR_SECRET, RECEIVER, WorkerProcess
 
 POOL = 3_000_000
 DEPOSIT = 1_000_000
@@ -59,9 +60,9 @@ DEMANDED = {
 
 
 @asynccontextmanager
-async def opened(house: WorkerHouse, market: Market) -> AsyncIterator[WireClient]:
+async def opened(worker_process: WorkerProcess, market: TestMarket) -> AsyncIterator[WireClient]:
     """A payer with a channel at a started worker."""
-    host, port = house.endpoint.split(":")
+    host, port = worker_process.endpoint.split(":")
     client = WireClient(host, int(port), market.deployment.domain, PAYER)
     operator = LocalSigner(OPERATOR_SECRET)
     client.use(channel_of(market, PAYER, operator, receiver=RECEIVER), DEPOSIT)
@@ -72,13 +73,13 @@ async def opened(house: WorkerHouse, market: Market) -> AsyncIterator[WireClient
 
 
 @pytest.fixture
-async def houses() -> AsyncIterator[list[WorkerHouse]]:
+async def worker_processes() -> AsyncIterator[list[WorkerProcess]]:
     """Workers that end with the test, however it ends."""
-    started: list[WorkerHouse] = []
+    started: list[WorkerProcess] = []
     yield started
-    for house in started:
-        if house.process is not None and house.process.returncode is None:
-            await house.kill()
+    for worker_process in started:
+        if worker_process.process is not None and worker_process.process.returncode is None:
+            await worker_process.kill()
 
 
 def test_every_word_of_the_demand_has_its_bad_jobs() -> None:
@@ -86,18 +87,18 @@ def test_every_word_of_the_demand_has_its_bad_jobs() -> None:
 
 
 async def test_bad_jobs_get_a_typed_reason_and_move_no_money(
-    tmp_path: Path, embedded_chain: EmbeddedChain, houses: list[WorkerHouse]
+    tmp_path: Path, embedded_chain: EmbeddedChain, worker_processes: list[WorkerProcess]
 ) -> None:
     async with deployed(embedded_chain) as market:
-        house = await WorkerHouse.register(
+        worker_process = await WorkerProcess.register(
             tmp_path / "worker", market.deployment, pace_s=0.005, requests_per_minute=6000
         )
-        houses.append(house)
-        ready = await house.start()
+        worker_processes.append(worker_process)
+        ready = await worker_process.start()
         await market.pool(PAYER, embedded_chain.faucet, POOL)
-        async with opened(house, market) as client:
+        async with opened(worker_process, market) as client:
             scene, secret, first = await _one_paid_job(client, market)
-            before = await _money(house, market, scene)
+            before = await _money(worker_process, market, scene)
             wrong = []
             for name, bad in BAD_JOBS.items():
                 got = await _answer(client, bad.data(scene))
@@ -105,30 +106,36 @@ async def test_bad_jobs_get_a_typed_reason_and_move_no_money(
                 if got[:3] != expected or "Traceback" in got[3]:
                     wrong.append(f"{name}: {got}, not {expected}")
             assert not wrong, "\n".join(wrong)
-            assert await _money(house, market, scene) == before
-            # The worker is unharmed, and the first job's very bytes give its stored result, for nothing.
+            assert await _money(worker_process, market, scene) == before
+            # The worker is unharmed, and the first job's very bytes give its stored result, for
+            # nothing.
             again = await client.run(scene.offer, scene.paid, secret, pay=False)
             assert (again.text, again.canvases) == (first.text, first.canvases)
-            assert await _money(house, market, scene) == before
+            assert await _money(worker_process, market, scene) == before
             fresh, other = client.job(scene.offer, "an owl", parameters(5, 40), scene.now)
             second = await client.run(scene.offer, fresh, other)
             assert second.canvases and second.acknowledged == first.canvases + second.canvases
-        status = await ask_daemon(house.home.root, "GET", "/status")
+        status = await ask_daemon(worker_process.home.root, "GET", "/status")
         assert (status["engine"]["pid"], status["engine"]["restarts"]) == (ready["engine_pid"], 0)
         assert set(status["refusals"]) >= {bad.reason.label for bad in BAD_JOBS.values()}
-        assert await house.drain() == 0, house.log_tail()
-        assert "Traceback" not in (house.home.root / "daemon.log").read_text()
+        assert await worker_process.drain() == 0, worker_process.log_tail()
+        assert "Traceback" not in (worker_process.home.root / "daemon.log").read_text()
         on_chain = await market.reader.channel(scene.paid.job.channel)
         assert on_chain.settled == first.amount + second.amount
-        assert await market.reader.token_balance(market.token, RECEIVER) == first.amount + second.amount
+        assert (
+            await market.reader.token_balance(market.token, RECEIVER)
+            == first.amount + second.amount
+        )
 
 
-async def _one_paid_job(client: WireClient, market: Market) -> tuple[Scene, bytes, WireResult]:
+async def _one_paid_job(client: WireClient, market: TestMarket) -> tuple[Scene, bytes, WireResult]:
     offer = await client.offer()
     assert client.channel is not None
     now = await market.reader.timestamp()
     submission, secret = client.job(offer, "a fox", parameters(3, 40), now)
-    scene = Scene(market.deployment.domain, PAYER, client.channel, offer, submission, Amount(POOL), now)
+    scene = Scene(
+        market.deployment.domain, PAYER, client.channel, offer, submission, Amount(POOL), now
+    )
     funding = scene.funding(client.channel, DEPOSIT, PAYER, now + 3600)
     result = await client.run(offer, submission, secret, funding=funding)
     assert result.acknowledged == result.canvases > 0
@@ -138,9 +145,11 @@ async def _one_paid_job(client: WireClient, market: Market) -> tuple[Scene, byte
     return scene, secret, result
 
 
-async def _money(house: WorkerHouse, market: Market, scene: Scene) -> tuple[Any, ...]:
+async def _money(
+    worker_process: WorkerProcess, market: TestMarket, scene: Scene
+) -> tuple[Any, ...]:
     """Everything that a job could move."""
-    status = await ask_daemon(house.home.root, "GET", "/status")
+    status = await ask_daemon(worker_process.home.root, "GET", "/status")
     channel = await market.reader.channel(scene.paid.job.channel)
     return (
         status["exposure"],
@@ -170,7 +179,7 @@ async def _answer(client: WireClient, data: bytes) -> tuple[str, str, str, str]:
     return ("", "ended", "", "")
 
 
-# ---------------------------------------------------------------------------------------- canaries
+# --- canaries
 
 CANARY = "canary-7f3a-what-nobody-else-may-read"
 
@@ -191,25 +200,29 @@ def test_a_text_is_found_under_its_disguises() -> None:
 async def test_a_text_leaves_no_trace_in_files_logs_metrics_status_or_index(
     tmp_path: Path,
     embedded_chain: EmbeddedChain,
-    houses: list[WorkerHouse],
+    worker_processes: list[WorkerProcess],
     capfd: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.DEBUG)
     async with deployed(embedded_chain) as market:
-        shelf = Shelf(tmp_path / "market.db", market.deployment.domain)
-        async with TestServer(Index(shelf, market.reader).application()) as index:
+        store = OfferStore(tmp_path / "market.db", market.deployment.domain)
+        async with TestServer(IndexServer(store, market.reader).application()) as index:
             url = str(index.make_url("")).rstrip("/")
-            house = await WorkerHouse.register(
-                tmp_path / "worker", market.deployment, pace_s=0.005, indexes=[url], log_level="debug"
+            worker_process = await WorkerProcess.register(
+                tmp_path / "worker",
+                market.deployment,
+                pace_s=0.005,
+                indexes=[url],
+                log_level="debug",
             )
-            houses.append(house)
-            ready = await house.start()
+            worker_processes.append(worker_process)
+            ready = await worker_process.start()
             await market.pool(PAYER, embedded_chain.faucet, POOL)
             texts = await _trade(tmp_path, market, url)
-            await _blunder(house, market)
+            await _blunder(worker_process, market)
             pages = await _pages([ready["admin_url"], url])
-            assert await house.drain() == 0, house.log_tail()
+            assert await worker_process.drain() == 0, worker_process.log_tail()
     printed = "".join(capfd.readouterr()) + caplog.text
     found = [
         f"{place} holds {needle!r}"
@@ -221,25 +234,33 @@ async def test_a_text_leaves_no_trace_in_files_logs_metrics_status_or_index(
     assert not found, "\n".join(found)
 
 
-async def _trade(folder: Path, market: Market, index: str) -> list[str]:
+async def _trade(folder: Path, market: TestMarket, index: str) -> list[str]:
     """A job about the canary, whole, by the real client; the canvases that came back."""
     store = Store(folder / "client.db", market.deployment.domain, PAYER.address)
     config = load_config(folder / "no-file", {"deposit": DEPOSIT, "indexes": [index]})
-    async with PieceworkClient(store, market.reader, Wallet(PAYER, PAYER), market.token, config) as client:
+    async with PieceworkClient(
+        store, market.reader, Wallet(PAYER, PAYER), market.token, config
+    ) as client:
         events = await collect(client.run(ask(CANARY, seed=3, max_tokens=40, drafts=True)))
-    assert isinstance(events[-1], Ended)
-    texts = [event.text for event in events if isinstance(event, Canvas) and len(event.text) >= 8]
+    assert isinstance(events[-1], JobFinished)
+    texts = [
+        event.text for event in events if isinstance(event, CanvasText) and len(event.text) >= 8
+    ]
     assert texts
     return texts
 
 
-async def _blunder(house: WorkerHouse, market: Market) -> None:
+async def _blunder(worker_process: WorkerProcess, market: TestMarket) -> None:
     """The canary where it does not belong: each of these is refused, and could be echoed."""
-    async with opened(house, market) as client:
+    async with opened(worker_process, market) as client:
         offer = await client.offer()
         good, _ = client.job(offer, CANARY, parameters(9, 40), await market.reader.timestamp())
         misplaced = dataclasses.replace(good, sealed_prompt=CANARY.encode())
-        for data in (CANARY.encode() * 9, encode_client_frame(good), encode_client_frame(misplaced)):
+        for data in (
+            CANARY.encode() * 9,
+            encode_client_frame(good),
+            encode_client_frame(misplaced),
+        ):
             assert (await _answer(client, data))[0] in {r.label for r in Reason}
 
 

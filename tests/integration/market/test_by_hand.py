@@ -1,4 +1,5 @@
-"""By hand, without the demo: every role with its own home, its own key and its own process, on anvil."""
+"""By hand, without the demo: every role with its own home, its own key and its own process, on
+anvil."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from piecework.chain.dev.anvil import Anvil
 from piecework.chain.dev.faucet import ANVIL_FAUCET_KEY
 from piecework.chain.reader import ChainReader
 from piecework.demo.market import free_port
-from piecework.processes import Household, Role
+from piecework.processes import ProcessGroup, Role
 from piecework_protocol.types import Address, ChannelId, keccak256, parse_address, parse_hex, to_hex
 from tests.support.chains import ETHER, USD
 from tests.support.commands import Said, piecework
@@ -52,7 +53,8 @@ class Hands:
     async def deploy(self) -> Deployment:
         """The market's founder, with a private key in the environment."""
         said = await piecework(
-            *("chain", "deploy", "--rpc", self.rpc_url, "--out", self.file, "--json"), environment=DEPLOYER
+            *("chain", "deploy", "--rpc", self.rpc_url, "--out", self.file, "--json"),
+            environment=DEPLOYER,
         )
         assert said.json()["file"] == self.file
         return Deployment.load(Path(self.file))
@@ -72,7 +74,9 @@ class Hands:
 
     async def worker(self, verb: str) -> Any:
         """A verb of the worker that answers with JSON."""
-        return (await piecework("worker", verb, *self.worker_home, "--json", environment=OWNER)).json()
+        return (
+            await piecework("worker", verb, *self.worker_home, "--json", environment=OWNER)
+        ).json()
 
     async def client(self, *arguments: str) -> Any:
         """A verb of the client that answers with JSON."""
@@ -86,15 +90,24 @@ async def test_the_same_pieces_by_hand_as_a_gpu_owner_and_a_client_would_use_the
     hands = Hands(tmp_path, anvil.url)
     deployment = await hands.deploy()
     async with (
-        Household(tmp_path / "logs") as household,
+        ProcessGroup(tmp_path / "logs") as group,
         await ChainReader.connect(deployment) as reader,
     ):
-        index = await household.start(
+        index = await group.start(
             "index",
-            ["market", "start", "--deployment", hands.file, "--home", str(tmp_path / "index"), "--port", "0"],
+            [
+                "market",
+                "start",
+                "--deployment",
+                hands.file,
+                "--home",
+                str(tmp_path / "index"),
+                "--port",
+                "0",
+            ],
         )
         worker, payer = await asyncio.gather(
-            _become_a_worker(hands, household, reader, index.ready["url"]),
+            _become_a_worker(hands, group, reader, index.ready["url"]),
             _become_a_client(hands, index.ready["url"]),
         )
         results = await _buy_two_texts(hands, worker)
@@ -106,11 +119,19 @@ async def test_the_same_pieces_by_hand_as_a_gpu_owner_and_a_client_would_use_the
         assert await index.stop() == 0
 
 
-async def _become_a_worker(hands: Hands, household: Household, reader: ChainReader, index: str) -> Role:
-    """Without money: one line that says what is lacking. With it: one transaction. Then it starts."""
+async def _become_a_worker(
+    hands: Hands, group: ProcessGroup, reader: ChainReader, index: str
+) -> Role:
+    """Without money: one line that says what is lacking. With it: one transaction. Then it
+    starts."""
     endpoint = f"127.0.0.1:{free_port()}"
     lacking = (await hands.worker_init(endpoint, index)).line()
-    for words in ("lacks", f"{STAKE} base units of the stake token", "native coin", "run this again"):
+    for words in (
+        "lacks",
+        f"{STAKE} base units of the stake token",
+        "native coin",
+        "run this again",
+    ):
         assert words in lacking
     operator = next(word for word in lacking.split() if word.startswith("0x"))
     await hands.give(operator, native="1", tokens="100")
@@ -127,7 +148,7 @@ async def _become_a_worker(hands: Hands, household: Household, reader: ChainRead
     home = hands.root / "worker"
     assert home.stat().st_mode & 0o777 == 0o700
     assert not [file for file in home.iterdir() if file.stat().st_mode & 0o077]
-    worker = await household.start("worker", ["worker", "start", *hands.worker_home], environment=OWNER)
+    worker = await group.start("worker", ["worker", "start", *hands.worker_home], environment=OWNER)
     assert (worker.ready["operator"], worker.ready["endpoint"]) == (operator, endpoint)
     return worker
 

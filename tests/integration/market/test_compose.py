@@ -1,7 +1,8 @@
-"""docker-compose.yml without Docker: its commands as processes, its health checks, its Prometheus targets.
+"""docker-compose.yml without Docker: its commands as processes, its health checks, its Prometheus
+targets.
 
-What a container gives is put there by substitution in the text: service names become 127.0.0.1, fixed ports
-free ones, and the folders of the image temporary ones.
+What a container gives is put there by substitution in the text: service names become 127.0.0.1,
+fixed ports free ones, and the folders of the image temporary ones.
 """
 
 from __future__ import annotations
@@ -75,7 +76,9 @@ def test_prometheus_scrapes_every_server_where_it_listens_and_by_the_name_it_ans
     assert (ROOT / mount.split(":")[0]).samefile(ROOT / "deploy" / "prometheus.yml")
 
 
-async def test_the_composed_market_comes_up_serves_a_completion_and_shows_its_metrics(tmp_path: Path) -> None:
+async def test_the_composed_market_comes_up_serves_a_completion_and_shows_its_metrics(
+    tmp_path: Path,
+) -> None:
     place = Place(tmp_path)
     order = TopologicalSorter({name: SERVICES[name].get("depends_on", {}) for name in OURS})
     async with contextlib.AsyncExitStack() as stack, aiohttp.ClientSession() as http:
@@ -83,7 +86,10 @@ async def test_the_composed_market_comes_up_serves_a_completion_and_shows_its_me
             service = await stack.enter_async_context(place.started(name))
             await place.wait_until_healthy(name, service)
         key = SERVICES["gateway"]["environment"]["PIECEWORK_CLIENT_GATEWAY_API_KEY"]
-        body = {"model": "tiny-stories", "messages": [{"role": "user", "content": "Write about a fox."}]}
+        body = {
+            "model": "tiny-stories",
+            "messages": [{"role": "user", "content": "Write about a fox."}],
+        }
         async with http.post(
             place.here("http://gateway:8400/v1/chat/completions"),
             json={**body, "max_tokens": 64},
@@ -95,7 +101,9 @@ async def test_the_composed_market_comes_up_serves_a_completion_and_shows_its_me
         for target, job in scrapes():
             credentials = job.get("authorization", {}).get("credentials", "")
             headers = {"authorization": f"Bearer {credentials}"} if credentials else {}
-            async with http.get(place.here(f"http://{target}/metrics"), headers=headers) as response:
+            async with http.get(
+                place.here(f"http://{target}/metrics"), headers=headers
+            ) as response:
                 text = await response.text()
                 assert response.status == 200 and "piecework_" in text, (target, text)
 
@@ -116,7 +124,9 @@ class Place:
         hosts = "|".join(re.escape(host) for host in (*SERVICES, "0.0.0.0", LOOPBACK))  # noqa: S104
         folders = "|".join(FOLDERS)
         text = re.sub(rf"(?<![\w/])({folders})/", lambda m: f"{self.root}{m[1]}/", text)
-        text = re.sub(rf"(?<![\w.])({hosts}):(\d+)", lambda m: f"{LOOPBACK}:{self.port(m[2])}", text)
+        text = re.sub(
+            rf"(?<![\w.])({hosts}):(\d+)", lambda m: f"{LOOPBACK}:{self.port(m[2])}", text
+        )
         text = re.sub(r"(?<=port )\d+", lambda m: str(self.port(m[0])), text)
         return text.replace("--host 0.0.0.0", f"--host {LOOPBACK}")
 
@@ -175,7 +185,9 @@ class Place:
         except TimeoutError:
             pass
         log = self.log(name).read_text()[-3000:]
-        raise AssertionError(f"{name} is not healthy (exit {service.returncode}): {said.decode()}\n{log}")
+        raise AssertionError(
+            f"{name} is not healthy (exit {service.returncode}): {said.decode()}\n{log}"
+        )
 
     async def _check(self, name: str) -> tuple[int, bytes]:
         _, *command = SERVICES[name]["healthcheck"]["test"]

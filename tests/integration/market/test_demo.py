@@ -52,7 +52,9 @@ async def test_one_job_of_the_demo_is_paid_settled_and_proved() -> None:
 
 
 async def test_fifty_jobs_are_all_delivered_and_settled_by_one_transaction() -> None:
-    said = await piecework("demo", "--jobs", "50", "--concurrency", "8", "--max-tokens", "32", "--json")
+    said = await piecework(
+        "demo", "--jobs", "50", "--concurrency", "8", "--max-tokens", "32", "--json"
+    )
     assert said.code == 0, said.err
     report: dict[str, Any] = json.loads(said.out)
     assert len(report["jobs"]) == len({job["job_id"] for job in report["jobs"]}) == 50
@@ -87,7 +89,8 @@ async def test_a_demo_that_is_kept_serves_the_openai_package_until_it_is_interru
 
 @asynccontextmanager
 async def kept_demo() -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
-    """`piecework demo --keep` with its output piped; what it printed up to the last line to paste."""
+    """`piecework demo --keep` with its output piped; what it printed up to the last line to
+    paste."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "piecework", "demo", "--keep", "--max-tokens", "32"),
         stdin=asyncio.subprocess.DEVNULL,

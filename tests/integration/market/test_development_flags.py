@@ -1,4 +1,5 @@
-"""What only development chains offer: a chain without contracts, and a deposit that costs nobody anything."""
+"""What only development chains offer: a chain without contracts, and a deposit that costs nobody
+anything."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ from pathlib import Path
 
 from piecework.chain.deploy import deploy
 from piecework.chain.dev.anvil import Anvil
-from piecework.processes import Household
+from piecework.processes import ProcessGroup
 from piecework_protocol.types import Seconds
 from tests.support.chains import ETHER, MIN_STAKE, require_anvil
 from tests.support.commands import piecework
@@ -14,12 +15,12 @@ from tests.support.commands import piecework
 PASSWORD = {"PIECEWORK_PASSWORD": "a password of the tests"}
 
 
-async def test_a_bare_chain_has_no_contracts_until_somebody_deploys_them_and_its_faucet_pays_a_deposit(
+async def test_a_bare_chain_has_no_contracts_and_its_faucet_pays_a_deposit(
     tmp_path: Path,
 ) -> None:
     file, home = str(tmp_path / "deployment.json"), ("--home", str(tmp_path / "client"))
-    async with Household(tmp_path / "logs") as household:
-        ready = (await household.start("chain", ["chain", "dev", "--bare", "--port", "0"])).ready
+    async with ProcessGroup(tmp_path / "logs") as group:
+        ready = (await group.start("chain", ["chain", "dev", "--bare", "--port", "0"])).ready
         assert set(ready) == {"ready", "role", "rpc_url", "faucet", "chain_id"}
         made = await piecework(
             "chain", "deploy", "--rpc", ready["rpc_url"], "--faucet-key", "--out", file, "--json"
@@ -28,7 +29,9 @@ async def test_a_bare_chain_has_no_contracts_until_somebody_deploys_them_and_its
         await piecework("client", "init", *home, "--deployment", file, environment=PASSWORD)
         deposit = ("client", "deposit", "2.5", "--faucet", "--json", *home)
         assert (await piecework(*deposit, environment=PASSWORD)).json()["amount"] == 2_500_000
-        balance = (await piecework("client", "balance", "--json", *home, environment=PASSWORD)).json()
+        balance = (
+            await piecework("client", "balance", "--json", *home, environment=PASSWORD)
+        ).json()
         assert (balance["own"], balance["pooled"], balance["in_channels"]) == (0, 2_500_000, 0)
         assert 0 < balance["native_wei"] < ETHER
 
@@ -46,14 +49,20 @@ async def test_no_other_chain_has_a_faucet_for_a_deposit(tmp_path: Path) -> None
     file, home = tmp_path / "deployment.json", ("--home", str(tmp_path / "client"))
     async with Anvil(chain_id=8453) as public:
         made = await deploy(
-            public.url, public.faucet, min_stake=MIN_STAKE, unbonding_delay_s=Seconds(60), poll_s=0.02
+            public.url,
+            public.faucet,
+            min_stake=MIN_STAKE,
+            unbonding_delay_s=Seconds(60),
+            poll_s=0.02,
         )
         made.save(file)
         await piecework("client", "init", *home, "--deployment", str(file), environment=PASSWORD)
         refused = await piecework("client", "deposit", "1", "--faucet", *home, environment=PASSWORD)
         assert "no development chain" in refused.line()
         gasless = ("--gasless", str(tmp_path / "deposit.json"))
-        both = await piecework("client", "deposit", "1", "--faucet", *gasless, *home, environment=PASSWORD)
+        both = await piecework(
+            "client", "deposit", "1", "--faucet", *gasless, *home, environment=PASSWORD
+        )
         assert both.code == 2
         balance = await piecework("client", "balance", "--json", *home, environment=PASSWORD)
         assert balance.json()["pooled"] == 0

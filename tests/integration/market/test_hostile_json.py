@@ -18,8 +18,8 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from piecework.client.discovery import Discovery, Links, parse_page
 from piecework.client.gateway.server import Gateway, GatewayOptions
-from piecework.market.server import Market
-from piecework.market.shelf import Shelf
+from piecework.market.offer_store import OfferStore
+from piecework.market.server import IndexServer
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.wire import encode_offer
 from tests.support.client_side import FakeClock, open_client
@@ -53,17 +53,23 @@ async def index(tmp_path: Path) -> AsyncIterator[Http]:
     chain = FakeChain()
     for name in ("worker", "other"):
         chain.register(operator(name).address, receiver(name))
-    market = Market(Shelf(tmp_path / "market.db", chain.domain), chain, clock=FakeClock())
+    market = IndexServer(OfferStore(tmp_path / "market.db", chain.domain), chain, clock=FakeClock())
     async with TestClient(TestServer(market.application())) as http:
         yield http
 
 
-async def chat(http: Http, body: bytes, content_type: str = "application/json") -> aiohttp.ClientResponse:
-    return await http.post("/v1/chat/completions", data=body, headers={"Content-Type": content_type})
+async def chat(
+    http: Http, body: bytes, content_type: str = "application/json"
+) -> aiohttp.ClientResponse:
+    return await http.post(
+        "/v1/chat/completions", data=body, headers={"Content-Type": content_type}
+    )
 
 
 @pytest.mark.parametrize("bomb", BOMBS, ids=["lists", "objects", "messages"])
-async def test_a_body_nested_without_end_is_a_bad_request_to_the_gateway(gateway: Http, bomb: bytes) -> None:
+async def test_a_body_nested_without_end_is_a_bad_request_to_the_gateway(
+    gateway: Http, bomb: bytes
+) -> None:
     for _ in range(3):
         response = await chat(gateway, bomb)
         assert response.status == 400
@@ -74,7 +80,9 @@ async def test_a_body_nested_without_end_is_a_bad_request_to_the_gateway(gateway
 @pytest.mark.parametrize(
     "body",
     [
-        b'{"model":"any","messages":[{"role":"user","content":"x"}],"temperature":1' + b"0" * 400 + b"}",
+        b'{"model":"any","messages":[{"role":"user","content":"x"}],"temperature":1'
+        + b"0" * 400
+        + b"}",
         b'{"model":"any","messages":[{"role":"user","content":"x"}],"temperature":1e999}',
         b'{"model":"any","messages":[{"role":"user","content":"x"}],"temperature":NaN}',
         b'{"model":"any","messages":[{"role":"user","content":"x"}],"seed":1' + b"0" * 5000 + b"}",
@@ -86,7 +94,19 @@ async def test_a_body_nested_without_end_is_a_bad_request_to_the_gateway(gateway
         b"\xff",
         b"",
     ],
-    ids=["huge", "inf", "nan", "digits", "lone", "lone role", "lone name", "types", "utf-16", "byte", "none"],
+    ids=[
+        "huge",
+        "inf",
+        "nan",
+        "digits",
+        "lone",
+        "lone role",
+        "lone name",
+        "types",
+        "utf-16",
+        "byte",
+        "none",
+    ],
 )
 async def test_hostile_values_are_bad_requests_to_the_gateway(gateway: Http, body: bytes) -> None:
     response = await chat(gateway, body)
@@ -101,7 +121,9 @@ async def test_the_gateway_reads_utf8_whatever_the_header_says(gateway: Http) ->
 
 @pytest.mark.parametrize("bomb", BOMBS, ids=["lists", "objects", "messages"])
 async def test_a_json_bomb_is_no_offer_to_the_index(index: Http, bomb: bytes) -> None:
-    response = await index.post("/v1/offers", data=bomb, headers={"Content-Type": "application/json"})
+    response = await index.post(
+        "/v1/offers", data=bomb, headers={"Content-Type": "application/json"}
+    )
     assert response.status == 413
     response = await index.post("/v1/offers", data=bomb[:60_000])
     assert response.status == 400
@@ -112,7 +134,9 @@ async def test_a_json_bomb_is_no_offer_to_the_index(index: Http, bomb: bytes) ->
     "details",
     ["[" * 8000, '{"a":' * 1600, '{"a":' + "[" * 60 + "]" * 60 + "}", '{"a": 1e999}'],
 )
-async def test_one_workers_details_cannot_spoil_the_page_for_everybody(index: Http, details: str) -> None:
+async def test_one_workers_details_cannot_spoil_the_page_for_everybody(
+    index: Http, details: str
+) -> None:
     assert (await index.post("/v1/offers", data=encode_offer(offer(details=details)))).status == 201
     assert (await index.post("/v1/offers", data=encode_offer(offer("other")))).status == 201
     response = await index.get("/v1/offers")

@@ -1,7 +1,7 @@
 """kill -9 of the real daemon at random moments: nothing accepted is lost, nothing is charged twice.
 
-Real processes, real sockets, the real journal, the embedded chain; only the denoising is a stand-in, so that
-fifty lives fit into a test. The moments are seeded; the world's timing is not.
+Real processes, real sockets, the real journal, the embedded chain; only the denoising is a
+stand-in, so that fifty lives fit into a test. The moments are seeded; the world's timing is not.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from piecework.chain.dev.embedded import EmbeddedChain
 from piecework.client.config import load_config
 from piecework.client.errors import JobInterrupted, NoWorkerFits, WorkerUnreachable
-from piecework.client.events import Canvas, Ended
+from piecework.client.events import CanvasText, JobFinished
 from piecework.client.records import JobStatus
 from piecework.client.requests import Generation, TextRequest
 from piecework.client.run import JobRun
@@ -23,9 +23,9 @@ from piecework.client.store import Store
 from piecework.client.wallet import Wallet
 from piecework_protocol.content import Message
 from piecework_protocol.types import JobId
-from tests.support.chains import Market, deployed, signer
+from tests.support.chains import TestMarket, deployed, signer
 from tests.support.node.fake_engine import canvas_event
-from tests.support.worker_house import RECEIVER, WorkerHouse
+from tests.support.worker_process import RECEIVER, WorkerProcess
 
 KILLS = 50
 LONGEST_LIFE_S = 0.6
@@ -39,7 +39,7 @@ async def test_fifty_kills_lose_no_voucher_and_charge_no_job_twice(
 ) -> None:
     payer = signer("payer of the kill test")
     async with deployed(embedded_chain) as market:
-        house = await WorkerHouse.register(
+        worker_process = await WorkerProcess.register(
             tmp_path / "worker", market.deployment, pace_s=0.02, slots=4, requests_per_minute=6000
         )
         await market.pool(payer, embedded_chain.faucet, DEPOSIT)
@@ -50,16 +50,18 @@ async def test_fifty_kills_lose_no_voucher_and_charge_no_job_twice(
             store, market.reader, Wallet(payer, payer), market.token, config
         ) as client:
             customers = Customers(client)
-            await customers.trade_while(house.start, lambda: _kill_again_and_again(house))
-            await _check_accounts(market, client, house, customers)
+            await customers.trade_while(
+                worker_process.start, lambda: _kill_again_and_again(worker_process)
+            )
+            await _check_accounts(market, client, worker_process, customers)
 
 
-async def _kill_again_and_again(house: WorkerHouse) -> None:
+async def _kill_again_and_again(worker_process: WorkerProcess) -> None:
     chance = random.Random(7)
     for _ in range(KILLS):
         await asyncio.sleep(chance.uniform(0, LONGEST_LIFE_S))
-        await house.kill()
-        await house.start()
+        await worker_process.kill()
+        await worker_process.start()
 
 
 class Customers:
@@ -67,7 +69,7 @@ class Customers:
 
     def __init__(self, client: PieceworkClient) -> None:
         self.client = client
-        self.ended: list[Ended] = []
+        self.ended: list[JobFinished] = []
         self.texts: dict[JobId, str] = {}
         self.seeds: dict[JobId, int] = {}
         self._enough = asyncio.Event()
@@ -90,7 +92,8 @@ class Customers:
 
     async def _one_text(self, seed: int) -> None:
         request = TextRequest(
-            messages=(Message("user", f"job {seed}"),), generation=Generation(seed=seed, max_tokens=96)
+            messages=(Message("user", f"job {seed}"),),
+            generation=Generation(seed=seed, max_tokens=96),
         )
         run = self.client.run(request)
         while True:
@@ -107,15 +110,15 @@ class Customers:
         text = ""
         async with run:
             async for event in run:
-                if isinstance(event, Canvas):
+                if isinstance(event, CanvasText):
                     text += event.text
-                elif isinstance(event, Ended):
+                elif isinstance(event, JobFinished):
                     self.ended.append(event)
                     self.texts[event.job], self.seeds[event.job] = text, seed
 
 
 async def _check_accounts(
-    market: Market, client: PieceworkClient, house: WorkerHouse, customers: Customers
+    market: TestMarket, client: PieceworkClient, worker_process: WorkerProcess, customers: Customers
 ) -> None:
     """What was delivered, what was paid and what the chain pays are one and the same."""
     assert len(customers.ended) >= CUSTOMERS and all(e.acknowledged for e in customers.ended)
@@ -132,7 +135,7 @@ async def _check_accounts(
         assert sum(r.amount for r in mine) == ended.cost
         assert customers.texts[ended.job] == _text_alone(customers.seeds[ended.job], ended.canvases)
     assert not client.store.jobs(status=JobStatus.BROKEN)
-    assert await house.drain() == 0, house.log_tail()
+    assert await worker_process.drain() == 0, worker_process.log_tail()
     on_chain = await market.reader.channel(row.id)
     assert on_chain.settled == voucher.cumulative
     assert await market.reader.token_balance(market.token, RECEIVER) == voucher.cumulative

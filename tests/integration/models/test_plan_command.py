@@ -10,7 +10,9 @@ from tests.support.commands import piecework
 
 
 async def test_the_released_model_is_planned_for_cards_before_it_is_here() -> None:
-    said = (await piecework("models", "plan", "--card", "12", "--card", "80", "--rows", "2", "--json")).json()
+    said = (
+        await piecework("models", "plan", "--card", "12", "--card", "80", "--rows", "2", "--json")
+    ).json()
     assert {row["precision"] for row in said["table"]} == {"bfloat16", "fp8", "int4"}
     assert {row["context"] for row in said["table"]} == {8192, 32_768}
     for row in said["table"]:
@@ -42,4 +44,7 @@ async def test_a_card_that_is_too_small_is_told_so() -> None:
 async def test_a_damaged_configuration_is_one_clear_line(tmp_path: Path) -> None:
     shutil.copytree(bundled_checkpoint_path(), tmp_path / "bad")
     (tmp_path / "bad" / "config.json").write_text("{")
-    assert "config.json: is no JSON" in (await piecework("models", "plan", str(tmp_path / "bad"))).line()
+    assert (
+        "config.json: is no JSON"
+        in (await piecework("models", "plan", str(tmp_path / "bad"))).line()
+    )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from piecework.commands._progress import Lines, Progress, Screen, progress
+from piecework.commands._progress import Lines, PullProgress, PullScreen, progress
 from piecework_node.models.hub import Hub
 from piecework_node.models.pull import Received, pull
 from piecework_node.models.store import ModelStore
@@ -23,8 +23,8 @@ class Terminal(io.StringIO):
         return True
 
 
-async def shown_pull(hub: FakeHub, store: ModelStore, shown: Progress) -> Received:
-    async with Hub.connect(hub.url, tell=shown.tell, sleep=Told().sleep) as client:
+async def shown_pull(hub: FakeHub, store: ModelStore, shown: PullProgress) -> Received:
+    async with Hub.connect(hub.url, on_wait=shown.on_wait, sleep=Told().sleep) as client:
         return await pull(client, store, TINY, watcher=shown)
 
 
@@ -38,7 +38,7 @@ async def test_bars_on_a_terminal_show_files_the_whole_and_why_it_waits(
         commit = hub.add(TINY.repository, bundled_files())
         hub.fail("storage", WEIGHTS, Cut(1_500_000))
         with contextlib.redirect_stderr(screen), progress() as shown:
-            assert isinstance(shown, Screen)
+            assert isinstance(shown, PullScreen)
             await shown_pull(hub, store, shown)
             # A complete model has nothing to show, and breaks nothing.
             await shown_pull(hub, store, shown)

@@ -87,7 +87,9 @@ async def test_a_pull_that_was_killed_goes_on_where_it_was(hub: FakeHub, store: 
     offset = SIZE - second.sent
     assert first.range is None and second.range == f"bytes={offset}-"
     assert SIZE // 2 <= offset <= SIZE * 3 // 4
-    assert said["downloaded_bytes"] == SIZE - offset  # the small files were whole, and were only read again
+    assert (
+        said["downloaded_bytes"] == SIZE - offset
+    )  # the small files were whole, and were only read again
     assert verify(Path(said["folder"])) == bundled_digest()
 
 
@@ -108,7 +110,10 @@ async def test_killed_again_and_again_it_ends_with_every_byte_received_once(
 async def test_list_and_verify_say_what_is_here_and_a_flipped_byte_is_named(
     hub: FakeHub, store: Path
 ) -> None:
-    assert (await models(hub, store, "list", "--json")).json() == {"store": str(store), "models": []}
+    assert (await models(hub, store, "list", "--json")).json() == {
+        "store": str(store),
+        "models": [],
+    }
     pulled = (await models(hub, store, "pull", NAME, "--json")).json()
     (listed,) = (await models(hub, store, "list", "--json")).json()["models"]
     assert listed == {key: value for key, value in pulled.items() if key != "downloaded_bytes"}
@@ -143,7 +148,9 @@ async def test_a_failure_is_one_line_and_leaves_what_arrived(hub: FakeHub, store
     hub.fail("storage", WEIGHTS, Status(429, {"Retry-After": "86400"}))
     said = await models(hub, store, "pull", NAME)
     assert (said.code, said.out) == (1, "")
-    assert said.err.splitlines()[-1].startswith(f"error: {WEIGHTS}: 127.0.0.1 answered 429 and asks to wait")
+    assert said.err.splitlines()[-1].startswith(
+        f"error: {WEIGHTS}: 127.0.0.1 answered 429 and asks to wait"
+    )
     human = await models(hub, store, "list")
     assert "incomplete" in human.out
 
@@ -163,7 +170,9 @@ async def test_a_disk_that_takes_no_more_is_one_line_and_the_pull_goes_on_later(
     assert (said["digest"], said["downloaded_bytes"]) == (DIGEST, SIZE - 2**20)
 
 
-async def test_the_token_comes_from_the_environment_and_is_shown_nowhere(hub: FakeHub, store: Path) -> None:
+async def test_the_token_comes_from_the_environment_and_is_shown_nowhere(
+    hub: FakeHub, store: Path
+) -> None:
     hub.repositories[NAME].gated = True
     refused = await models(hub, store, "pull", NAME)
     assert refused.code == 1 and "set HF_TOKEN" in refused.err
@@ -195,10 +204,21 @@ async def test_a_malformed_expected_digest_is_a_usage_error(hub: FakeHub, store:
     assert said.code == 2 and "64 hexadecimal digits" in said.err and not hub.seen
 
 
-async def test_a_worker_is_set_up_with_a_model_by_its_name(hub: FakeHub, store: Path, tmp_path: Path) -> None:
+async def test_a_worker_is_set_up_with_a_model_by_its_name(
+    hub: FakeHub, store: Path, tmp_path: Path
+) -> None:
     NOWHERE.save(tmp_path / "deployment.json")
     made = await piecework(
-        *("worker", "init", "--home", str(tmp_path / "worker"), "--model", NAME, "--no-register", "--json"),
+        *(
+            "worker",
+            "init",
+            "--home",
+            str(tmp_path / "worker"),
+            "--model",
+            NAME,
+            "--no-register",
+            "--json",
+        ),
         *("--deployment", str(tmp_path / "deployment.json")),
         *("--payout", "0x00000000000000000000000000000000000000f1"),
         environment={**PASSWORD, "PIECEWORK_MODELS": str(store)},
@@ -212,20 +232,31 @@ async def test_a_worker_is_set_up_with_a_model_by_its_name(hub: FakeHub, store: 
 async def test_the_hub_of_these_tests_is_one_to_the_public_hubs_own_client(
     hub: FakeHub, tmp_path: Path
 ) -> None:
-    """What holds the fake to the real interface: huggingface_hub resolves, lists and downloads from it."""
+    """What holds the fake to the real interface: huggingface_hub resolves, lists and downloads from
+    it."""
     program = (
         "import sys, huggingface_hub; "
-        "huggingface_hub.snapshot_download(sys.argv[1], local_dir=sys.argv[2], allow_patterns=sys.argv[3:])"
+        "huggingface_hub.snapshot_download(sys.argv[1], local_dir=sys.argv[2], "
+        "allow_patterns=sys.argv[3:])"
     )
-    names = sorted(line[66:] for line in (bundled_checkpoint_path() / MANIFEST_FILE).read_text().splitlines())
+    names = sorted(
+        line[66:] for line in (bundled_checkpoint_path() / MANIFEST_FILE).read_text().splitlines()
+    )
     hub.page_entries = 4
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", program, NAME, str(tmp_path / "copy"), *names),
-        env={**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path)},
+        env={
+            **os.environ,
+            "HF_ENDPOINT": hub.url,
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HOME": str(tmp_path),
+        },
         stderr=asyncio.subprocess.PIPE,
     )
     _, complaints = await process.communicate()
-    assert process.returncode == 0 and b"Error while downloading" not in complaints, complaints.decode()
+    assert process.returncode == 0 and b"Error while downloading" not in complaints, (
+        complaints.decode()
+    )
     shutil.copy(bundled_checkpoint_path() / MANIFEST_FILE, tmp_path / "copy")
     assert verify(tmp_path / "copy") == bundled_digest()
     assert hub.requests(WEIGHTS)[0].sent == SIZE

@@ -1,4 +1,5 @@
-"""A best-effort job through the real daemon over vLLM servers: from settings to settlement, on a chain."""
+"""A best-effort job through the real daemon over vLLM servers: from settings to settlement, on a
+chain."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from grpc_status import rpc_status
 from piecework.chain.dev.embedded import EmbeddedChain
 from piecework.client.config import load_config
 from piecework.client.errors import NoWorkerFits
-from piecework.client.events import Accepted, Canvas, Ended
+from piecework.client.events import CanvasText, JobFinished, JobStarted
 from piecework.client.sdk import PieceworkClient
 from piecework.client.store import Store
 from piecework.client.wallet import Wallet
@@ -32,26 +33,35 @@ from piecework_protocol.pricing import Usage, price
 from piecework_protocol.service import NO_TRACE, best_effort_parameters
 from piecework_protocol.signing import LocalSigner
 from piecework_protocol.types import Uint32, to_hex
-from tests.support.chains import Market, channel_of, deployed, signer
+from tests.support.chains import TestMarket, channel_of, deployed, signer
 from tests.support.client_side import ask, collect, text_of
 from tests.support.commands import piecework
-from tests.support.node.stage import parameters
+from tests.support.node.harness import parameters
 from tests.support.node.wire_client import WireClient
 from tests.support.vllm_server import CANVAS, CHECKPOINT, VllmServer, servers, token_at
-from tests.support.worker_house import OPERATOR_SECRET, PASSWORD, READY_TIMEOUT_S, RECEIVER, WorkerHouse
+from tests.support.worker_process import (
+    OPERATOR_SECRET,
+    PASSWORD,
+    READY_TIMEOUT_S,
+    RECEIVER,
+    WorkerProcess,
+)
 
 PAYER = signer("payer of best effort")
 POOL = 3_000_000
 TOKENS = 3 * CANVAS - 2
-PRICES = {"price_per_million_prompt_tokens": 90_000_000, "price_per_million_output_tokens": 700_000_000}
+PRICES = {
+    "price_per_million_prompt_tokens": 90_000_000,
+    "price_per_million_output_tokens": 700_000_000,
+}
 
 
 @asynccontextmanager
 async def worker(
-    folder: Path, market: Market, chain: EmbeddedChain, made: list[VllmServer]
-) -> AsyncIterator[tuple[WorkerHouse, dict[str, Any]]]:
+    folder: Path, market: TestMarket, chain: EmbeddedChain, made: list[VllmServer]
+) -> AsyncIterator[tuple[WorkerProcess, dict[str, Any]]]:
     """The daemon as an operator starts it, over vLLM servers; ended by SIGTERM, which settles."""
-    house = await WorkerHouse.register(
+    worker_process = await WorkerProcess.register(
         folder,
         market.deployment,
         pace_s=0,
@@ -63,35 +73,46 @@ async def worker(
         **PRICES,
     )
     await market.pool(PAYER, chain.faucet, POOL)
-    with (house.home.root / "daemon.log").open("ab") as log:
-        house.process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "piecework", "worker", "start", "--home", str(house.home.root)),
+    with (worker_process.home.root / "daemon.log").open("ab") as log:
+        worker_process.process = await asyncio.create_subprocess_exec(
+            *(
+                sys.executable,
+                "-m",
+                "piecework",
+                "worker",
+                "start",
+                "--home",
+                str(worker_process.home.root),
+            ),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=log,
             env={**os.environ, "PIECEWORK_PASSWORD": PASSWORD},
         )
     try:
-        assert house.process.stdout is not None
+        assert worker_process.process.stdout is not None
         async with asyncio.timeout(READY_TIMEOUT_S):
-            line = await house.process.stdout.readline()
-        assert line, house.log_tail()
-        yield house, json.loads(line)
+            line = await worker_process.process.stdout.readline()
+        assert line, worker_process.log_tail()
+        yield worker_process, json.loads(line)
     finally:
-        if house.process.returncode is None:
-            await house.kill()
+        if worker_process.process.returncode is None:
+            await worker_process.kill()
 
 
 @pytest.fixture
-async def market(embedded_chain: EmbeddedChain) -> AsyncIterator[Market]:
+async def market(embedded_chain: EmbeddedChain) -> AsyncIterator[TestMarket]:
     async with deployed(embedded_chain) as market:
         yield market
 
 
 async def test_a_best_effort_job_is_delivered_paid_and_settled_and_a_replayable_one_is_refused(
-    tmp_path: Path, embedded_chain: EmbeddedChain, market: Market
+    tmp_path: Path, embedded_chain: EmbeddedChain, market: TestMarket
 ) -> None:
-    async with servers(2) as made, worker(tmp_path / "w", market, embedded_chain, made) as (house, ready):
+    async with (
+        servers(2) as made,
+        worker(tmp_path / "w", market, embedded_chain, made) as (worker_process, ready),
+    ):
         assert ready["engine_pid"] is None and ready["model"] == CHECKPOINT.name
         store = Store(tmp_path / "client.db", market.deployment.domain, PAYER.address)
         wallet = Wallet(PAYER, PAYER)
@@ -104,52 +125,81 @@ async def test_a_best_effort_job_is_delivered_paid_and_settled_and_a_replayable_
                 0,
                 0,
             )
-            for request in (ask(max_tokens=TOKENS), ask(max_tokens=TOKENS, seed=7, best_effort=True)):
+            for request in (
+                ask(max_tokens=TOKENS),
+                ask(max_tokens=TOKENS, seed=7, best_effort=True),
+            ):
                 with pytest.raises(NoWorkerFits, match="best effort"):
                     await collect(client.run(request))
             events = await collect(client.run(ask(max_tokens=TOKENS, best_effort=True)))
             receipts = store.receipts()
-        accepted = next(e for e in events if isinstance(e, Accepted))
-        canvases = [e for e in events if isinstance(e, Canvas)]
+        accepted = next(e for e in events if isinstance(e, JobStarted))
+        canvases = [e for e in events if isinstance(e, CanvasText)]
         ended = events[-1]
         assert accepted.service is Service.BEST_EFFORT
-        assert isinstance(ended, Ended) and ended.acknowledged
+        assert isinstance(ended, JobFinished) and ended.acknowledged
         ids = tuple(token_at(accepted.prompt_tokens + i) for i in range(TOKENS))
         assert text_of(events) == CHECKPOINT.codec.decode(ids)
         assert [c.tokens for c in canvases] == [CANVAS, CANVAS, CANVAS - 2]
         assert all(r.receipt.steps == 0 and r.receipt.trace_root == NO_TRACE for r in receipts)
         owed = price(model, Usage(accepted.prompt_tokens, TOKENS, 0))
         assert ended.cost == sum(r.receipt.amount for r in receipts) == owed > 0
-        await _is_refused_a_replayable_job(house, market)
-        status = await ask_daemon(house.home.root, "GET", "/status")
+        await _is_refused_a_replayable_job(worker_process, market)
+        status = await ask_daemon(worker_process.home.root, "GET", "/status")
         assert status["engine"]["service"] == "best_effort"
         assert [e["health"] for e in status["engine"]["endpoints"]] == ["well", "well"]
-        assert await house.drain() == 0, house.log_tail()
+        assert await worker_process.drain() == 0, worker_process.log_tail()
         assert await market.reader.token_balance(market.token, RECEIVER) == owed
-        assert "Traceback" not in (house.home.root / "daemon.log").read_text()
+        assert "Traceback" not in (worker_process.home.root / "daemon.log").read_text()
         bodies = [b for server in made for b in server.bodies if not b.get("ignore_eos")]
         assert bodies and all("seed" not in b for b in bodies)
 
 
 async def test_worker_init_takes_vllm_servers_and_a_start_needs_nothing_more_in_the_settings(
-    tmp_path: Path, market: Market
+    tmp_path: Path, market: TestMarket
 ) -> None:
     market.deployment.save(tmp_path / "deployment.json")
     home = tmp_path / "home"
     arguments = (
-        *("worker", "init", "--deployment", str(tmp_path / "deployment.json"), "--payout", to_hex(RECEIVER)),
-        *("--vllm", "http://127.0.0.1:8000", "--vllm", "http://127.0.0.1:8001", "--vllm-model", "served"),
-        *("--model", str(bundled_checkpoint_path()), "--no-register", "--home", str(home), "--json"),
+        *(
+            "worker",
+            "init",
+            "--deployment",
+            str(tmp_path / "deployment.json"),
+            "--payout",
+            to_hex(RECEIVER),
+        ),
+        *(
+            "--vllm",
+            "http://127.0.0.1:8000",
+            "--vllm",
+            "http://127.0.0.1:8001",
+            "--vllm-model",
+            "served",
+        ),
+        *(
+            "--model",
+            str(bundled_checkpoint_path()),
+            "--no-register",
+            "--home",
+            str(home),
+            "--json",
+        ),
     )
     assert (await piecework(*arguments, environment={"PIECEWORK_PASSWORD": PASSWORD})).json()
     written = settings.load(home, {}, {})
-    assert (written.backend, len(written.vllm_endpoints), written.vllm_model) == ("vllm", 2, "served")
+    assert (written.backend, len(written.vllm_endpoints), written.vllm_model) == (
+        "vllm",
+        2,
+        "served",
+    )
     assert (written.price_per_thousand_steps, written.step_price) == (0, 0)
 
 
-async def _is_refused_a_replayable_job(house: WorkerHouse, market: Market) -> None:
-    """A client that does not look at the class is told, with a reason, before anything is reserved."""
-    host, port = house.endpoint.split(":")
+async def _is_refused_a_replayable_job(worker_process: WorkerProcess, market: TestMarket) -> None:
+    """A client that does not look at the class is told, with a reason, before anything is
+    reserved."""
+    host, port = worker_process.endpoint.split(":")
     payer = signer("somebody else")
     client = WireClient(host, int(port), market.deployment.domain, payer)
     try:

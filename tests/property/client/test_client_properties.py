@@ -25,7 +25,9 @@ from tests.unit.client.test_store import CHANNEL, UNTIL, canvas, exactly, job_ro
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4)
+    ),
     max_leaves=12,
 )
 FIELDS = st.sampled_from(
@@ -49,7 +51,9 @@ FIELDS = st.sampled_from(
 def test_any_body_is_parsed_or_refused_in_openais_shape(body: Any) -> None:
     try:
         parse_chat(
-            {"messages": [{"role": "user", "content": "x"}], **body} if isinstance(body, dict) else body
+            {"messages": [{"role": "user", "content": "x"}], **body}
+            if isinstance(body, dict)
+            else body
         )
     except ApiError as error:
         assert error.status == 400
@@ -66,12 +70,15 @@ def test_any_index_answer_is_a_list_of_offers_or_malformed(body: bytes) -> None:
     st.lists(st.text("ab.", max_size=6), min_size=1, max_size=8),
     st.lists(st.text("ab.", min_size=1, max_size=4), max_size=3),
 )
-def test_cutting_a_text_in_pieces_equals_cutting_it_whole(pieces: list[str], stops: list[str]) -> None:
+def test_cutting_a_text_in_pieces_equals_cutting_it_whole(
+    pieces: list[str], stops: list[str]
+) -> None:
     cutter = StopCutter(tuple(stops))
     shown = "".join(cutter.feed(piece, last=i == len(pieces) - 1) for i, piece in enumerate(pieces))
     whole = "".join(pieces)
     ends = [whole.find(stop) for stop in stops if stop in whole]
-    # A stop that begins earlier but is completed later than another is found only if both came at once.
+    # A stop that begins earlier but is completed later than another is found only if both came at
+    # once.
     assert whole.startswith(shown)
     assert cutter.stopped == bool(ends)
     assert not any(stop in shown for stop in stops)
@@ -94,7 +101,9 @@ def test_a_deposit_covers_the_need_and_never_takes_more_than_is_free(
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 1), st.integers(0, 20)), max_size=25))
-def test_the_stored_book_equals_the_ledger_whatever_process_pays(steps: list[tuple[int, int, int]]) -> None:
+def test_the_stored_book_equals_the_ledger_whatever_process_pays(
+    steps: list[tuple[int, int, int]],
+) -> None:
     """Three jobs, two processes, receipts in any interleaving, some of them twice."""
     with tempfile.TemporaryDirectory() as folder:
         stores = [Store(Path(folder) / "c.db", DOMAIN, PAYER.address) for _ in range(2)]
@@ -107,7 +116,9 @@ def test_the_stored_book_equals_the_ledger_whatever_process_pays(steps: list[tup
             event = canvas(jobs[which], paid[which], amount)
             first = stores[process].pay(event, CHANNEL, None)
             again = stores[1 - process].pay(event, CHANNEL, None)
-            book = book.pay(LeafRef(jobs[which].id, paid[which]), event.digest, Amount(amount), Amount(3000))
+            book = book.pay(
+                LeafRef(jobs[which].id, paid[which]), event.digest, Amount(amount), Amount(3000)
+            )
             paid[which] += 1
             assert first.book == book
             assert again.again

@@ -1,5 +1,7 @@
 """The fast executor against the readable one, bit for bit, under random requests and schedules."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 
 import pytest
@@ -16,7 +18,9 @@ few = settings(max_examples=15, deadline=None, suppress_health_check=[HealthChec
 
 requests = st.builds(
     lambda prompt, **fields: make_request(tuple(prompt), **fields),
-    st.lists(st.integers(6, 700), min_size=1, max_size=200),  # chunks are 64 tokens, and so is the window
+    st.lists(
+        st.integers(6, 700), min_size=1, max_size=200
+    ),  # chunks are 64 tokens, and so is the window
     seed=st.integers(0, 2**64 - 1),
     max_tokens=st.integers(1, 70),
     max_steps=st.integers(1, 5),
@@ -29,7 +33,8 @@ requests = st.builds(
 
 @pytest.fixture(scope="module")
 def halved() -> LoadedModel:
-    """The bundled checkpoint in its own type, in which products of any number of rows agree on a CPU."""
+    """The bundled checkpoint in its own type, in which products of any number of rows agree on a
+    CPU."""
     return load(device="cpu", dtype="bfloat16")
 
 

@@ -1,4 +1,7 @@
-"""The engine under random requests and schedules: whatever the neighbours do, a transcript is its own."""
+"""The engine under random requests and schedules: whatever the neighbours do, a transcript is its
+own."""
+
+from __future__ import annotations
 
 from dataclasses import replace
 

@@ -1,4 +1,5 @@
-"""Admission over anything: it lets in or refuses, and never promises more than the deposit holds."""
+"""Admission over anything: it lets in or refuses, and never promises more than the deposit
+holds."""
 
 from __future__ import annotations
 

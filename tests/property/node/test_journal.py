@@ -20,9 +20,9 @@ from piecework_node.journal.records import (
 )
 from piecework_node.journal.sqlite import SqliteJournal
 from piecework_protocol.types import Amount, Timestamp
-from tests.sim.node.test_faults import STEPS, World
+from tests.sim.node.test_faults import STEPS, Simulation
+from tests.support.node.harness import DOMAIN, OPERATOR
 from tests.support.node.memory_journal import MemoryJournal
-from tests.support.node.stage import DOMAIN, OPERATOR
 
 
 class RecordingJournal(MemoryJournal):
@@ -43,9 +43,9 @@ class RecordingJournal(MemoryJournal):
 
 async def life(seed: int) -> RecordingJournal:
     """The records of a simulated life with faults, and some of settlement."""
-    world = World(seed)
+    world = Simulation(seed)
     journal = RecordingJournal()
-    world.stage.journal = journal
+    world.harness.journal = journal
     await world.start()
     for _ in range(STEPS):
         await world.step()
@@ -61,7 +61,9 @@ async def life(seed: int) -> RecordingJournal:
 
 
 @pytest.mark.parametrize("seed", range(8))
-async def test_the_journal_reads_back_what_its_model_holds_across_restarts(seed: int, tmp_path: Path) -> None:
+async def test_the_journal_reads_back_what_its_model_holds_across_restarts(
+    seed: int, tmp_path: Path
+) -> None:
     model = await life(seed)
     chance = random.Random(seed)
     disk = await SqliteJournal.open(tmp_path / "journal.db", DOMAIN, OPERATOR.address)
@@ -76,7 +78,9 @@ async def test_the_journal_reads_back_what_its_model_holds_across_restarts(seed:
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_every_prefix_of_records_is_a_state_that_can_be_read(seed: int, tmp_path: Path) -> None:
+async def test_every_prefix_of_records_is_a_state_that_can_be_read(
+    seed: int, tmp_path: Path
+) -> None:
     full = await life(seed)
     disk = await SqliteJournal.open(tmp_path / "journal.db", DOMAIN, OPERATOR.address)
     model = MemoryJournal(DOMAIN)

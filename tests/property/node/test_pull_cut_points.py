@@ -1,4 +1,5 @@
-"""Wherever a download is cut, and whatever a killed process left behind, the same model ends in the store."""
+"""Wherever a download is cut, and whatever a killed process left behind, the same model ends in the
+store."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from piecework_model.checkpoint.manifest import bundled_checkpoint_path, verify
 from piecework_node.models.name import HubFile
 from piecework_node.models.pull import Received
-from piecework_node.models.retries import Patience
+from piecework_node.models.retries import RetryPolicy
 from piecework_node.models.store import ModelStore
 from tests.support.hub import (
     Cut,
@@ -31,7 +32,7 @@ from tests.support.pulls import TINY, WEIGHTS, Told, bundled_digest, pull_tiny
 FILES = bundled_files()
 SIZE = (bundled_checkpoint_path() / WEIGHTS).stat().st_size
 MAX_FAULTS = 6
-PATIENCE = Patience(attempts=MAX_FAULTS + 1)
+PATIENCE = RetryPolicy(attempts=MAX_FAULTS + 1)
 
 cuts = st.integers(0, SIZE).map(Cut)
 resumable: st.SearchStrategy[Fault] = cuts | st.sampled_from([500, 503, 429, 403]).map(Status)
@@ -52,12 +53,15 @@ async def pulled_through(
         hub.fail("storage", WEIGHTS, *chain)
         if left is not None:
             await leave(hub, store, commit, left)
-        return hub, await pull_tiny(hub, store, patience=PATIENCE)
+        return hub, await pull_tiny(hub, store, policy=PATIENCE)
 
 
 async def leave(hub: FakeHub, store: ModelStore, commit: str, data: bytes) -> None:
-    """What a process that was killed leaves: a partial file of the weights, and nothing that says so."""
-    (entry,) = (e for e in hub.repositories[TINY.repository].entries(commit) if e["path"] == WEIGHTS)
+    """What a process that was killed leaves: a partial file of the weights, and nothing that says
+    so."""
+    (entry,) = (
+        e for e in hub.repositories[TINY.repository].entries(commit) if e["path"] == WEIGHTS
+    )
     path = store.revision(TINY, commit).partial(HubFile(WEIGHTS, SIZE, entry["lfs"]["oid"]))
     path.parent.mkdir(parents=True)
     path.write_bytes(data)
@@ -97,7 +101,9 @@ def test_a_process_killed_at_any_byte_is_continued_at_that_byte(at: int) -> None
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, SIZE + 5), st.integers(0, 5), st.booleans())
-def test_bytes_that_a_power_cut_spoiled_are_downloaded_again(length: int, spoiled: int, zeros: bool) -> None:
+def test_bytes_that_a_power_cut_spoiled_are_downloaded_again(
+    length: int, spoiled: int, zeros: bool
+) -> None:
     """The last pages of a file that was not synced are zeros or anything else."""
     whole = FILES[WEIGHTS][: max(length - spoiled, 0)]
     end = bytes(length - len(whole)) if zeros else b"\xa5" * (length - len(whole))

@@ -1,4 +1,5 @@
-"""Both ends of the protocol, joined by lists of bytes, under every schedule that Hypothesis can think of."""
+"""Both ends of the protocol, joined by lists of bytes, under every schedule that Hypothesis can
+think of."""
 
 from __future__ import annotations
 
@@ -16,13 +17,13 @@ from piecework_protocol.wire import (
     decode_worker_frame,
     encode_client_frame,
 )
-from tests.support.pair import CREDIT_WINDOW, DOMAIN, Line, Market, denoise, job
+from tests.support.pair import CREDIT_WINDOW, DOMAIN, PairedMarket, PairedStream, denoise, job
 
 DEPOSIT = 10**9
 ACTIONS = st.sampled_from(["client", "worker", "engine", "engine", "drop", "crash"])
 
 
-def act(market: Market, line: Line, action: str) -> Line:
+def act(market: PairedMarket, line: PairedStream, action: str) -> PairedStream:
     """One thing happens to one line; a broken line is taken up again at once."""
     if action == "client" and line.downward:
         market.client_reads(line)
@@ -40,19 +41,21 @@ def act(market: Market, line: Line, action: str) -> Line:
     return market.lines[line.job.id(DOMAIN)]
 
 
-def check_books(market: Market) -> None:
+def check_books(market: PairedMarket) -> None:
     """What holds at every moment, whatever happened (clauses 5.1, 9.2, 9.3)."""
     worker, payer = market.worker_book, market.payer_book
     assert worker.cumulative <= payer.cumulative <= market.deposit
     assert worker.accumulator.count <= payer.accumulator.count
     for key, work in market.worker_jobs.items():
         assert worker.unpaid_canvases(key) <= CREDIT_WINDOW
-        assert len(work.stored) <= worker.unpaid_canvases(key) + sum(r.job == key for r in market.paid_log)
+        assert len(work.stored) <= worker.unpaid_canvases(key) + sum(
+            r.job == key for r in market.paid_log
+        )
     issued = sum(s.receipt.amount for w in market.worker_jobs.values() for s in w.stored)
     assert worker.cumulative + sum(u.amount for u in worker.unpaid.values()) == issued
 
 
-def run_out(market: Market) -> None:
+def run_out(market: PairedMarket) -> None:
     """Let everything that is under way arrive, until nothing moves."""
     moved = True
     while moved:
@@ -65,11 +68,13 @@ def run_out(market: Market) -> None:
         check_books(market)
 
 
-def check_the_end(market: Market) -> None:
+def check_the_end(market: PairedMarket) -> None:
     """Every job is complete, paid once, and every receipt proves into the last voucher's root."""
     digests = [DOMAIN.digest(market.lines[ref.job].receipts[ref.canvas]) for ref in market.paid_log]
     voucher = market.payer_book.voucher()
-    assert market.worker_book.accepted is not None and market.worker_book.accepted.voucher == voucher
+    assert (
+        market.worker_book.accepted is not None and market.worker_book.accepted.voucher == voucher
+    )
     assert not market.worker_book.unpaid
     assert len(set(market.paid_log)) == len(market.paid_log) == voucher.count
     for index, digest in enumerate(digests):
@@ -84,7 +89,10 @@ def check_the_end(market: Market) -> None:
 
 
 jobs = st.lists(
-    st.tuples(st.integers(0, 2**64 - 1), st.integers(1, 40)), min_size=1, max_size=4, unique_by=lambda t: t[0]
+    st.tuples(st.integers(0, 2**64 - 1), st.integers(1, 40)),
+    min_size=1,
+    max_size=4,
+    unique_by=lambda t: t[0],
 )
 schedules = st.lists(st.tuples(st.integers(0, 3), ACTIONS), max_size=120)
 
@@ -94,7 +102,7 @@ schedules = st.lists(st.tuples(st.integers(0, 3), ACTIONS), max_size=120)
 def test_under_any_schedule_of_drops_and_crashes_every_job_is_delivered_and_paid_once(
     work: list[tuple[int, int]], schedule: list[tuple[int, str]]
 ) -> None:
-    market = Market(DEPOSIT)
+    market = PairedMarket(DEPOSIT)
     for seed, tokens in work:
         market.submit(job(seed, tokens))
     for which, action in schedule:
@@ -122,7 +130,7 @@ def test_garbage_from_a_client_is_malformed_or_a_frame_and_nothing_else(data: by
 
 
 def test_a_job_pauses_at_the_credit_window_until_a_voucher_arrives() -> None:
-    market = Market(DEPOSIT)
+    market = PairedMarket(DEPOSIT)
     line = market.submit(job(3, 40))
     market.worker_reads(line)
     made = sum(market.engine_step(line) for _ in range(10))
@@ -134,7 +142,7 @@ def test_a_job_pauses_at_the_credit_window_until_a_voucher_arrives() -> None:
 
 
 def test_a_finished_job_submitted_again_is_replayed_and_charged_once() -> None:
-    market = Market(DEPOSIT)
+    market = PairedMarket(DEPOSIT)
     line = market.submit(job(5, 30))
     run_out(market)
     paid = market.payer_book.cumulative
@@ -145,4 +153,6 @@ def test_a_finished_job_submitted_again_is_replayed_and_charged_once() -> None:
         fresh.client.receive(decode_worker_frame(fresh.downward.popleft()))
     assert fresh.client.complete
     assert market.payer_book.cumulative == paid == market.worker_book.cumulative
-    assert {LeafRef(line.job.id(DOMAIN), k) for k in range(fresh.client.received)} == set(market.paid_log)
+    assert {LeafRef(line.job.id(DOMAIN), k) for k in range(fresh.client.received)} == set(
+        market.paid_log
+    )

@@ -1,8 +1,9 @@
-"""A whole worker under seeded faults: drops, duplicates, other orders across streams, kill -9 anywhere.
+"""A whole worker under seeded faults: drops, duplicates, other orders across streams, kill -9
+anywhere.
 
-What must hold, whatever happens: no acknowledged voucher is lost, no canvas is charged or paid twice, unpaid
-work stays inside the bound, the text is what it would have been without any fault, and in the end everything
-delivered is paid for.
+What must hold, whatever happens: no acknowledged voucher is lost, no canvas is charged or paid
+twice, unpaid work stays inside the bound, the text is what it would have been without any fault,
+and in the end everything delivered is paid for.
 """
 
 from __future__ import annotations
@@ -16,24 +17,24 @@ from piecework_protocol.errors import Refusal
 from piecework_protocol.states import ENDED_STATES, JobState
 from tests.support.node.fake_engine import canvas_event
 from tests.support.node.faults import Killed, KillSwitch
-from tests.support.node.stage import CREDIT_WINDOW, Client, Line, Stage
+from tests.support.node.harness import CREDIT_WINDOW, Client, JobStream, WorkerHarness
 
 JOBS = 3
 STEPS = 160
 
 
-class World:
+class Simulation:
     """A stage with a client whose every step may go wrong, driven by one seed."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
-        self.stage = Stage()
-        self.client = Client(self.stage)
-        self.lines: list[Line] = []
+        self.harness = WorkerHarness()
+        self.client = Client(self.harness)
+        self.lines: list[JobStream] = []
         self.kills = 0
 
     async def start(self) -> None:
-        await self.stage.boot()
+        await self.harness.boot()
         self.client.open_on_chain()
         for number in range(JOBS):
             self.lines.append(self.client.job(number + 1, self.random.choice((5, 24, 40))))
@@ -62,9 +63,9 @@ class World:
             while self.random.random() < 0.9 and self.client.read(line):
                 pass  # what was on the wire arrives although its sender is dead
             self.client.forget(line)
-        await self.stage.boot(KillSwitch())
+        await self.harness.boot(KillSwitch())
 
-    def pick(self) -> Line:
+    def pick(self) -> JobStream:
         return self.random.choice(self.lines)
 
     async def submit(self) -> None:
@@ -76,7 +77,7 @@ class World:
                 self.client.forget(line)
                 raise
 
-    def all_paid(self, line: Line) -> bool:
+    def all_paid(self, line: JobStream) -> bool:
         return self.client.acknowledged >= len(self.client.paid_log)
 
     async def read(self) -> None:
@@ -89,9 +90,9 @@ class World:
         await self.client.deliver(self.pick())
 
     async def engine(self) -> None:
-        rows = self.stage.engine.runnable()
+        rows = self.harness.engine.runnable()
         if rows:
-            await self.stage.engine_step(self.random.choice(rows))
+            await self.harness.engine_step(self.random.choice(rows))
 
     async def drop(self) -> None:
         await self.client.drop(self.pick())
@@ -109,22 +110,22 @@ class World:
 
     async def arm(self) -> None:
         """Die at one of the next points between two effects."""
-        if not self.stage.switch.at:
-            self.stage.switch.at = self.stage.switch.passed + self.random.randrange(1, 12)
+        if not self.harness.switch.at:
+            self.harness.switch.at = self.harness.switch.passed + self.random.randrange(1, 12)
 
     async def lose_engine(self) -> None:
         if self.random.random() < 0.3:
-            await self.stage.worker.engine_event(self.stage.engine.lose())
-            await self.stage.worker.engine_event(self.stage.engine.come_back())
+            await self.harness.worker.engine_event(self.harness.engine.lose())
+            await self.harness.worker.engine_event(self.harness.engine.come_back())
 
     async def pass_time(self) -> None:
-        self.stage.clock.advance(self.random.choice((0.5, 5.0, 31.0)))
-        await self.stage.worker.tick()
+        self.harness.clock.advance(self.random.choice((0.5, 5.0, 31.0)))
+        await self.harness.worker.tick()
 
     # --- what always holds
 
     def check(self) -> None:
-        journal, client = self.stage.journal, self.client
+        journal, client = self.harness.journal, self.client
         stored = journal.books.get(client.id)
         if stored is None:
             return
@@ -137,7 +138,9 @@ class World:
                 assert not line.receipts, "a receipt was delivered before its job was recorded"
                 continue
             receipts = [s.receipt for s in job.canvases]
-            assert receipts[: len(line.receipts)] == line.receipts, "a delivered receipt is not on record"
+            assert receipts[: len(line.receipts)] == line.receipts, (
+                "a delivered receipt is not on record"
+            )
             assert ledger.unpaid_canvases(line.id) <= CREDIT_WINDOW, "the exposure bound is broken"
         charged = sum(s.receipt.amount for job in journal.jobs.values() for s in job.canvases)
         unpaid = sum(u.amount for u in ledger.unpaid.values())
@@ -158,24 +161,24 @@ class World:
             if all(self.over(line) for line in self.lines):
                 break
         self.check()
-        assert not self.stage.journal.books[self.client.id].ledger.unpaid
+        assert not self.harness.journal.books[self.client.id].ledger.unpaid
 
-    def over(self, line: Line) -> bool:
-        job = self.stage.journal.jobs.get(line.id)
+    def over(self, line: JobStream) -> bool:
+        job = self.harness.journal.jobs.get(line.id)
         return job is not None and job.state in ENDED_STATES and not self.client_owes(line)
 
-    def client_owes(self, line: Line) -> bool:
-        return self.stage.journal.books[self.client.id].ledger.unpaid_canvases(line.id) > 0
+    def client_owes(self, line: JobStream) -> bool:
+        return self.harness.journal.books[self.client.id].ledger.unpaid_canvases(line.id) > 0
 
 
 @pytest.mark.parametrize("seed", range(60))
 async def test_promises_hold_under_any_faults(seed: int) -> None:
-    world = World(seed)
+    world = Simulation(seed)
     await world.start()
     for _ in range(STEPS):
         await world.step()
     await world.settle_down()
-    client, journal = world.client, world.stage.journal
+    client, journal = world.client, world.harness.journal
     assert journal.books[client.id].ledger.cumulative == client.book.cumulative
     for line in world.lines:
         job = journal.jobs[line.id]
@@ -185,7 +188,7 @@ async def test_promises_hold_under_any_faults(seed: int) -> None:
         assert line.text == texts, "the text depends on the faults"
 
 
-def text_of(line: Line, canvas: int) -> str:
+def text_of(line: JobStream, canvas: int) -> str:
     """What the engine always makes of a canvas of this job."""
     from piecework_node.jobs.live import generation_request
 
@@ -200,47 +203,47 @@ def text_of(line: Line, canvas: int) -> str:
     return canvas_event(request, canvas).text
 
 
-async def trade(stage: Stage, client: Client, line: Line) -> None:
+async def trade(harness: WorkerHarness, client: Client, line: JobStream) -> None:
     await client.submit(line)
     await client.finish(line)
 
 
 async def points() -> int:
     """How many points there are between two effects in one whole job."""
-    stage = Stage()
-    await stage.boot()
-    client = Client(stage)
+    harness = WorkerHarness()
+    await harness.boot()
+    client = Client(harness)
     client.open_on_chain()
-    await trade(stage, client, client.job(3, 40))
-    return stage.switch.passed
+    await trade(harness, client, client.job(3, 40))
+    return harness.switch.passed
 
 
 async def test_a_kill_at_every_point_between_two_effects_keeps_every_promise() -> None:
     total = await points()
     assert total > 20
     for at in range(1, total + 1):
-        stage = Stage()
-        await stage.boot(KillSwitch())
-        client = Client(stage)
+        harness = WorkerHarness()
+        await harness.boot(KillSwitch())
+        client = Client(harness)
         client.open_on_chain()
         line = client.job(3, 40)
-        stage.switch.at = stage.switch.passed + at
+        harness.switch.at = harness.switch.passed + at
         with pytest.raises(Killed):
-            await trade(stage, client, line)
+            await trade(harness, client, line)
             raise Killed  # the last points lie in the start
         while client.read(line):
             pass  # what was on the wire arrives although its sender is dead
         acknowledged = client.acknowledged
         client.forget(line)
-        held = stage.journal.jobs.get(line.id)
+        held = harness.journal.jobs.get(line.id)
         on_record = [s.receipt for s in held.canvases] if held else []
         assert on_record[: len(line.receipts)] == line.receipts
-        await stage.boot(KillSwitch())
-        stored = stage.journal.books.get(client.id)
+        await harness.boot(KillSwitch())
+        stored = harness.journal.books.get(client.id)
         assert (stored.ledger.accumulator.count if stored else 0) >= acknowledged
-        await trade(stage, client, line)
+        await trade(harness, client, line)
         assert line.finished, f"killed at point {at}"
-        assert [s.receipt for s in stage.journal.jobs[line.id].canvases] == line.receipts
-        ledger = stage.journal.books[client.id].ledger
+        assert [s.receipt for s in harness.journal.jobs[line.id].canvases] == line.receipts
+        ledger = harness.journal.books[client.id].ledger
         assert ledger.cumulative == client.book.cumulative == sum(r.amount for r in line.receipts)
         assert not ledger.unpaid

@@ -10,39 +10,42 @@ from piecework_protocol.signing import sign
 from piecework_protocol.states import ChannelState, JobState
 from piecework_protocol.types import Amount, Timestamp
 from tests.support.node.fake_chain import FakeChannel
-from tests.support.node.stage import DOMAIN, TOKEN, Client, Stage
+from tests.support.node.harness import DOMAIN, TOKEN, Client, WorkerHarness
 
 DAY_S = 24 * 3600
 
 
-async def test_a_worker_that_was_away_for_days_starts_again_though_old_sealing_keys_are_gone() -> None:
+async def test_a_worker_that_was_away_for_days_starts_again_though_old_sealing_keys_are_gone() -> (
+    None
+):
     """A job was left behind whose canvases are sealed to a key that a later start has dropped."""
-    stage = Stage()
-    await stage.boot()
-    client = Client(stage)
+    harness = WorkerHarness()
+    await harness.boot()
+    client = Client(harness)
     client.open_on_chain()
-    line = client.job(3, 64, deadline=Timestamp(stage.clock.now() + DAY_S))
+    line = client.job(3, 64, deadline=Timestamp(harness.clock.now() + DAY_S))
     await client.submit(line)
-    await stage.run_engine()
-    stored = stage.journal.jobs[line.id]
+    await harness.run_engine()
+    stored = harness.journal.jobs[line.id]
     assert stored.canvases and stored.resume_secrets
-    stage.clock.advance(2 * 3600)
-    await stage.boot()  # a newer key comes into use; the job is kept for its client
-    assert stage.journal.jobs[line.id].state is JobState.SUSPENDED
-    stage.clock.advance(3 * DAY_S)
-    await stage.boot()
-    assert stage.journal.jobs[line.id].state is JobState.FAILED
+    harness.clock.advance(2 * 3600)
+    await harness.boot()  # a newer key comes into use; the job is kept for its client
+    assert harness.journal.jobs[line.id].state is JobState.SUSPENDED
+    harness.clock.advance(3 * DAY_S)
+    await harness.boot()
+    assert harness.journal.jobs[line.id].state is JobState.FAILED
     owed = sum(s.receipt.amount for s in stored.canvases)
-    assert stage.worker.exposure == owed > 0
+    assert harness.worker.exposure == owed > 0
 
 
 async def test_a_channel_is_not_closed_for_less_than_its_voucher() -> None:
-    """The escrow pays what it holds: a top-up that is not mined yet would be lost with the closing."""
-    stage = Stage()
-    await stage.boot()
-    client = Client(stage, deposit=1_000_000)
-    stage.chain.channels[client.id] = FakeChannel(ChannelState.OPEN, Amount(1))
-    stage.chain.pooled[TOKEN, client.channel.payer] = 10_000_000
+    """The escrow pays what it holds: a top-up that is not mined yet would be lost with the
+    closing."""
+    harness = WorkerHarness()
+    await harness.boot()
+    client = Client(harness, deposit=1_000_000)
+    harness.chain.channels[client.id] = FakeChannel(ChannelState.OPEN, Amount(1))
+    harness.chain.pooled[TOKEN, client.channel.payer] = 10_000_000
     line = client.job(1, 8)
     await client.submit(line, funding=client.funding())
     await client.finish(line)
@@ -51,9 +54,9 @@ async def test_a_channel_is_not_closed_for_less_than_its_voucher() -> None:
     final = CloseChannel(voucher.channel, voucher.cumulative, voucher.count, voucher.receipts_root)
     signature = sign(DOMAIN, final, client.signer)
     with pytest.raises(Refusal) as caught:
-        await stage.worker.close_channel(client.channel, final, signature)
+        await harness.worker.close_channel(client.channel, final, signature)
     assert (caught.value.reason, caught.value.retry_after_s) == (Reason.UNDERFUNDED, 5.0)
-    assert not stage.idle.closed
+    assert not harness.idle.closed
     client.open_on_chain()
-    await stage.worker.close_channel(client.channel, final, signature)
-    assert stage.idle.closed == [client.id]
+    await harness.worker.close_channel(client.channel, final, signature)
+    assert harness.idle.closed == [client.id]

@@ -1,4 +1,5 @@
-"""Settlement against a chain that drops, delays and forgets, with kills at every point: each effect once."""
+"""Settlement against a chain that drops, delays and forgets, with kills at every point: each effect
+once."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from piecework_protocol.signing import sign
 from piecework_protocol.states import ChannelState
 from tests.support.node.fake_port import FakePort
 from tests.support.node.faults import Killed, KillSwitch
-from tests.support.node.stage import DOMAIN, Client, Line, Stage
+from tests.support.node.harness import DOMAIN, Client, JobStream, WorkerHarness
 
 FREE = SettlePolicy(gas_multiple=20, interval_s=60, native_coin_price=0)
 
@@ -23,28 +24,28 @@ class Bank:
     """A stage whose worker settles on a fake chain."""
 
     def __init__(self) -> None:
-        self.stage = Stage()
+        self.harness = WorkerHarness()
         self.port = FakePort()
-        self.stage.chain = self.port
+        self.harness.chain = self.port
 
     async def boot(self, switch: KillSwitch | None = None) -> None:
         """Start worker and settler from the journal."""
         switch = switch or KillSwitch()
         self.port.switch = KillSwitch()
         self.settler = Settler(
-            self.stage.journal,
+            self.harness.journal,
             self.port,
-            clock=self.stage.clock,
+            clock=self.harness.clock,
             policy=FREE,
             times=SettlerTimes(poll_s=5, stuck_s=90),
-            metrics=self.stage.metrics,
+            metrics=self.harness.metrics,
             log=logs.silent(),
         )
-        await self.stage.boot(switch, payments=self.settler)
-        await self.settler.resume(self.stage.worker)
+        await self.harness.boot(switch, payments=self.settler)
+        await self.settler.resume(self.harness.worker)
         self.port.switch = switch
 
-    async def trade(self, client: Client, seed: int = 3, tokens: int = 40) -> Line:
+    async def trade(self, client: Client, seed: int = 3, tokens: int = 40) -> JobStream:
         line = client.job(seed, tokens)
         await client.submit(line)
         await client.finish(line)
@@ -55,7 +56,7 @@ class Bank:
 async def bank() -> tuple[Bank, Client]:
     made = Bank()
     await made.boot()
-    client = Client(made.stage)
+    client = Client(made.harness)
     client.open_on_chain()
     return made, client
 
@@ -65,16 +66,16 @@ async def test_vouchers_are_settled_after_the_interval_and_not_again() -> None:
     await made.trade(client)
     await made.settler.tick()
     assert made.port.broadcasts == []
-    made.stage.clock.advance(61)
+    made.harness.clock.advance(61)
     await made.settler.tick()
     assert len(made.port.broadcasts) == 1
     made.port.mine()
     await made.settler.tick()
-    made.stage.clock.advance(3600)
+    made.harness.clock.advance(3600)
     await made.settler.tick()
     assert len(made.port.broadcasts) == 1
     assert made.port.paid[client.id] == client.book.cumulative
-    assert made.stage.journal.books[client.id].settled == client.book.cumulative
+    assert made.harness.journal.books[client.id].settled == client.book.cumulative
     assert made.settler.unsettled == 0
     assert not made.settler.under_way
 
@@ -104,7 +105,7 @@ async def test_a_withdrawal_request_is_seen_and_answered_at_once_and_stops_new_w
 async def test_an_opening_is_submitted_and_the_job_goes_on_when_it_is_mined() -> None:
     made = Bank()
     await made.boot()
-    client = Client(made.stage)
+    client = Client(made.harness)
     made.port.pooled[client.channel.token, client.channel.payer] = client.deposit
     line = client.job(3, 64)
     await client.submit(line, funding=client.funding())
@@ -122,7 +123,7 @@ async def test_an_opening_is_submitted_and_the_job_goes_on_when_it_is_mined() ->
 async def test_an_opening_that_the_chain_refuses_is_given_up() -> None:
     made = Bank()
     await made.boot()
-    client = Client(made.stage)
+    client = Client(made.harness)
     pool = (client.channel.token, client.channel.payer)
     made.port.pooled[pool] = client.deposit
     await client.submit(client.job(3, 64), funding=client.funding())
@@ -130,7 +131,7 @@ async def test_an_opening_that_the_chain_refuses_is_given_up() -> None:
     for _ in range(3):
         await made.settler.tick()
     assert made.port.broadcasts == []
-    assert [note.where for note in made.stage.metrics.errors] == ["fund"]
+    assert [note.where for note in made.harness.metrics.errors] == ["fund"]
 
 
 async def test_a_dropped_transaction_is_sent_again_byte_for_byte() -> None:
@@ -149,14 +150,14 @@ async def test_a_stuck_transaction_is_outbid_with_the_same_nonce_and_one_of_them
     await made.trade(client)
     made.settler.ask()
     await made.settler.tick()
-    made.stage.clock.advance(91)
+    made.harness.clock.advance(91)
     await made.settler.tick()
     assert {tx.tx.nonce for tx in made.settler.under_way} == {0}
     assert len(made.settler.under_way) == 2
     made.port.mine()
     await made.settler.tick()
     assert not made.settler.under_way
-    states = sorted(tx.state.value for tx in made.stage.journal.txs.values())
+    states = sorted(tx.state.value for tx in made.harness.journal.txs.values())
     assert states == [TxState.FINAL.value, TxState.REPLACED.value]
     assert made.port.paid[client.id] == client.book.cumulative
 
@@ -187,9 +188,9 @@ async def test_a_chain_that_is_down_costs_nothing_and_is_noted() -> None:
     made.port.down = True
     for _ in range(3):
         await made.settler.tick()
-    assert made.stage.metrics.errors
+    assert made.harness.metrics.errors
     made.port.down = False
-    made.stage.clock.advance(61)
+    made.harness.clock.advance(61)
     await made.settler.tick()
     assert len(made.port.broadcasts) == 1
 
@@ -208,7 +209,7 @@ async def test_another_chain_stops_new_work_and_all_settlement() -> None:
 
 async def test_a_clock_behind_the_chain_stops_new_work() -> None:
     made, client = await bank()
-    made.port.time = type(made.port.time)(made.stage.clock.now() + 301)
+    made.port.time = type(made.port.time)(made.harness.clock.now() + 301)
     await made.settler.tick()
     with pytest.raises(Refusal) as caught:
         await client.submit(client.job(9))
@@ -221,9 +222,9 @@ async def test_a_channel_is_closed_together_and_everything_is_paid() -> None:
     agreed = client.book.voucher()
     final = CloseChannel(agreed.channel, agreed.cumulative, agreed.count, agreed.receipts_root)
     asked = sign(DOMAIN, final, client.signer)
-    signature, transaction = await made.stage.worker.close_channel(client.channel, final, asked)
+    signature, transaction = await made.harness.worker.close_channel(client.channel, final, asked)
     assert transaction
-    again = await made.stage.worker.close_channel(client.channel, final, asked)
+    again = await made.harness.worker.close_channel(client.channel, final, asked)
     assert again == (signature, transaction)
     with pytest.raises(Refusal) as caught:
         await client.submit(client.job(9))
@@ -239,14 +240,20 @@ async def test_a_closing_that_is_not_the_latest_voucher_is_refused() -> None:
     made, client = await bank()
     await made.trade(client)
     agreed = client.book.voucher()
-    less = CloseChannel(agreed.channel, type(agreed.cumulative)(0), agreed.count, agreed.receipts_root)
+    less = CloseChannel(
+        agreed.channel, type(agreed.cumulative)(0), agreed.count, agreed.receipts_root
+    )
     with pytest.raises(Refusal) as caught:
-        await made.stage.worker.close_channel(client.channel, less, sign(DOMAIN, less, client.signer))
+        await made.harness.worker.close_channel(
+            client.channel, less, sign(DOMAIN, less, client.signer)
+        )
     assert caught.value.reason is Reason.BROKEN_CLAUSE
     final = CloseChannel(agreed.channel, agreed.cumulative, agreed.count, agreed.receipts_root)
     with pytest.raises(Refusal) as caught:
-        stranger = Client(made.stage, "stranger").signer
-        await made.stage.worker.close_channel(client.channel, final, sign(DOMAIN, final, stranger))
+        stranger = Client(made.harness, "stranger").signer
+        await made.harness.worker.close_channel(
+            client.channel, final, sign(DOMAIN, final, stranger)
+        )
     assert caught.value.reason is Reason.BAD_SIGNATURE
 
 
@@ -262,14 +269,14 @@ async def settle_all(made: Bank) -> None:
 async def test_a_kill_at_every_point_of_settlement_pays_exactly_once() -> None:
     probe, client = await bank()
     await probe.trade(client)
-    start = probe.stage.switch.passed
+    start = probe.harness.switch.passed
     await settle_all(probe)
-    total = probe.stage.switch.passed - start
+    total = probe.harness.switch.passed - start
     assert total >= 6
     for at in range(1, total + 1):
         made, client = await bank()
         await made.trade(client)
-        made.stage.switch.at = made.stage.switch.passed + at
+        made.harness.switch.at = made.harness.switch.passed + at
         with pytest.raises(Killed):
             await settle_all(made)
         await made.boot()
@@ -277,5 +284,5 @@ async def test_a_kill_at_every_point_of_settlement_pays_exactly_once() -> None:
         await settle_all(made)
         assert made.port.paid[client.id] == client.book.cumulative, f"killed at point {at}"
         assert not made.settler.under_way
-        settles = [tx for tx in made.stage.journal.txs.values() if tx.kind is TxKind.SETTLE]
+        settles = [tx for tx in made.harness.journal.txs.values() if tx.kind is TxKind.SETTLE]
         assert len({tx.tx.nonce for tx in settles}) == len(settles)

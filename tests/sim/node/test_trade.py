@@ -6,44 +6,44 @@ import pytest
 
 from piecework_protocol.errors import Reason, Refusal
 from piecework_protocol.states import JobState
-from tests.support.node.stage import CREDIT_WINDOW, Client, Stage
+from tests.support.node.harness import CREDIT_WINDOW, Client, WorkerHarness
 
 
-async def ready(deposit: int = 1_000_000) -> tuple[Stage, Client]:
-    stage = Stage()
-    await stage.boot()
-    client = Client(stage, deposit=deposit)
+async def ready(deposit: int = 1_000_000) -> tuple[WorkerHarness, Client]:
+    harness = WorkerHarness()
+    await harness.boot()
+    client = Client(harness, deposit=deposit)
     client.open_on_chain()
-    return stage, client
+    return harness, client
 
 
 async def test_a_job_is_delivered_verified_and_paid() -> None:
-    stage, client = await ready()
+    harness, client = await ready()
     line = client.job(1, 40)
     await client.submit(line)
     await client.finish(line)
-    stored = stage.journal.jobs[line.id]
+    stored = harness.journal.jobs[line.id]
     assert line.finished
     assert stored.state is JobState.PAID
     assert [s.receipt for s in stored.canvases] == line.receipts
-    ledger = stage.journal.books[client.id].ledger
+    ledger = harness.journal.books[client.id].ledger
     assert ledger.cumulative == sum(r.amount for r in line.receipts) == client.book.cumulative
     assert not ledger.unpaid
     assert line.sink is not None and line.sink.closed and line.sink.refusal is None
-    assert stage.worker.active == 0
+    assert harness.worker.active == 0
 
 
 async def test_the_engine_stops_at_the_credit_window_and_goes_on_after_a_voucher() -> None:
-    stage, client = await ready()
+    harness, client = await ready()
     line = client.job(3, 64)
     await client.submit(line)
-    await stage.run_engine()
-    assert len(stage.journal.jobs[line.id].canvases) == CREDIT_WINDOW
+    await harness.run_engine()
+    assert len(harness.journal.jobs[line.id].canvases) == CREDIT_WINDOW
     while client.read(line):
         pass
     await client.deliver(line)
-    await stage.run_engine()
-    assert len(stage.journal.jobs[line.id].canvases) == CREDIT_WINDOW + 1
+    await harness.run_engine()
+    assert len(harness.journal.jobs[line.id].canvases) == CREDIT_WINDOW + 1
 
 
 async def test_drafts_come_when_asked_for() -> None:
@@ -55,11 +55,11 @@ async def test_drafts_come_when_asked_for() -> None:
 
 
 async def test_a_finished_job_submitted_again_is_replayed_and_charged_once() -> None:
-    stage, client = await ready()
+    harness, client = await ready()
     line = client.job(1, 40)
     await client.submit(line)
     await client.finish(line)
-    charged, runs = client.book.cumulative, len(stage.engine.started)
+    charged, runs = client.book.cumulative, len(harness.engine.started)
     first = list(line.text)
     line.receipts.clear()
     line.text.clear()
@@ -69,58 +69,60 @@ async def test_a_finished_job_submitted_again_is_replayed_and_charged_once() -> 
     await client.submit(line)
     await client.finish(line)
     assert line.text == first
-    assert client.book.cumulative == charged == stage.journal.books[client.id].ledger.cumulative
-    assert len(stage.engine.started) == runs
+    assert client.book.cumulative == charged == harness.journal.books[client.id].ledger.cumulative
+    assert len(harness.engine.started) == runs
 
 
 async def test_a_cancelled_job_owes_what_was_delivered_and_nothing_else() -> None:
-    stage, client = await ready()
+    harness, client = await ready()
     line = client.job(3, 64)
     await client.submit(line)
-    await stage.engine_step(stage.engine.runnable()[0])
+    await harness.engine_step(harness.engine.runnable()[0])
     client.cancel(line)
     await client.deliver(line)
-    assert not stage.engine.rows
+    assert not harness.engine.rows
     await client.finish(line)
     assert line.ended is not None and line.ended.reason is None
     assert len(line.receipts) == 1
-    assert stage.journal.books[client.id].ledger.cumulative == line.receipts[0].amount
+    assert harness.journal.books[client.id].ledger.cumulative == line.receipts[0].amount
 
 
 async def test_a_newer_stream_takes_the_job_over() -> None:
-    stage, client = await ready()
+    harness, client = await ready()
     line = client.job(3, 64)
     await client.submit(line)
     old = line.sink
     await client.submit(line)
     assert old is not None and old.refusal is not None and old.refusal.reason is Reason.JOB_BUSY
-    assert len(stage.engine.rows) == 1
+    assert len(harness.engine.rows) == 1
     await client.finish(line)
     assert line.finished
 
 
 async def test_a_job_resumes_where_it_was_after_a_drop() -> None:
-    stage, client = await ready()
+    harness, client = await ready()
     line = client.job(3, 64)
     await client.submit(line)
-    await stage.run_engine()
+    await harness.run_engine()
     client.read(line)
     client.read(line)
     await client.drop(line)
-    assert stage.journal.jobs[line.id].state is JobState.SUSPENDED
+    assert harness.journal.jobs[line.id].state is JobState.SUSPENDED
     await client.submit(line)
-    assert stage.engine.started[-1].committed == tuple(tuple(c) for c in (stage.engine.started[-1].committed))
-    assert len(stage.engine.started[-1].committed) == CREDIT_WINDOW
+    assert harness.engine.started[-1].committed == tuple(
+        tuple(c) for c in (harness.engine.started[-1].committed)
+    )
+    assert len(harness.engine.started[-1].committed) == CREDIT_WINDOW
     await client.finish(line)
     assert line.finished
-    assert not stage.journal.books[client.id].ledger.unpaid
+    assert not harness.journal.books[client.id].ledger.unpaid
 
 
 async def test_unpaid_canvases_of_a_job_that_left_block_the_channel_until_they_are_paid() -> None:
-    stage, client = await ready()
+    harness, client = await ready()
     first, second = client.job(3, 64), client.job(4, 64)
     await client.submit(first)
-    await stage.run_engine()
+    await harness.run_engine()
     await client.drop(first)
     with pytest.raises(Refusal) as caught:
         await client.submit(second)
@@ -133,57 +135,57 @@ async def test_unpaid_canvases_of_a_job_that_left_block_the_channel_until_they_a
 
 
 async def test_a_job_that_is_not_paid_for_is_suspended_after_the_payment_timeout() -> None:
-    stage, client = await ready()
+    harness, client = await ready()
     line = client.job(3, 64)
     await client.submit(line)
-    await stage.run_engine()
-    stage.clock.advance(stage.policy.payment_timeout_s + 1)
-    await stage.worker.tick()
-    assert stage.journal.jobs[line.id].state is JobState.SUSPENDED
+    await harness.run_engine()
+    harness.clock.advance(harness.policy.payment_timeout_s + 1)
+    await harness.worker.tick()
+    assert harness.journal.jobs[line.id].state is JobState.SUSPENDED
     assert line.sink is not None and line.sink.refusal is not None
     assert line.sink.refusal.reason is Reason.UNPAID_RECEIPTS
-    assert stage.worker.active == 0
+    assert harness.worker.active == 0
 
 
 async def test_a_deadline_ends_a_suspended_job() -> None:
-    stage, client = await ready()
+    harness, client = await ready()
     line = client.job(3, 64)
     await client.submit(line)
     await client.drop(line)
-    stage.clock.advance(4000)
-    await stage.worker.tick()
-    stored = stage.journal.jobs[line.id]
+    harness.clock.advance(4000)
+    await harness.worker.tick()
+    stored = harness.journal.jobs[line.id]
     assert stored.state is JobState.FAILED
     assert stored.reason is Reason.EXPIRED
 
 
 async def test_a_channel_whose_opening_is_not_mined_runs_one_job_inside_the_credit_window() -> None:
-    stage = Stage()
-    await stage.boot()
-    client = Client(stage)
-    stage.chain.pooled[client.channel.token, client.channel.payer] = client.deposit
+    harness = WorkerHarness()
+    await harness.boot()
+    client = Client(harness)
+    harness.chain.pooled[client.channel.token, client.channel.payer] = client.deposit
     line, other = client.job(3, 64), client.job(4, 64)
     await client.submit(line, funding=client.funding())
-    assert stage.idle.wanted == [client.id]
+    assert harness.idle.wanted == [client.id]
     await client.finish(line)
     assert len(line.receipts) == CREDIT_WINDOW
     with pytest.raises(Refusal) as caught:
         await client.submit(other)
     assert caught.value.reason is Reason.BUSY
     client.open_on_chain()
-    await stage.worker.observe(client.id)
+    await harness.worker.observe(client.id)
     await client.finish(line)
     assert line.finished
 
 
-async def test_an_authorization_is_not_believed_beyond_what_the_payer_has_pooled_for_all_channels() -> None:
-    stage = Stage()
-    await stage.boot()
-    first, second = Client(stage), Client(stage)
+async def test_an_authorization_is_not_believed_beyond_what_the_payer_has_pooled() -> None:
+    harness = WorkerHarness()
+    await harness.boot()
+    first, second = Client(harness), Client(harness)
     second.channel = second.channel.replace(salt=bytes([1]) * 32)
-    second.id = second.channel.id(first.stage.execution.domain)
+    second.id = second.channel.id(first.harness.execution.domain)
     second.book = type(second.book)(second.id)
-    stage.chain.pooled[first.channel.token, first.channel.payer] = first.deposit
+    harness.chain.pooled[first.channel.token, first.channel.payer] = first.deposit
     await first.submit(first.job(3, 64), funding=first.funding())
     with pytest.raises(Refusal) as caught:
         await second.submit(second.job(4, 64), funding=second.funding())
@@ -191,61 +193,67 @@ async def test_an_authorization_is_not_believed_beyond_what_the_payer_has_pooled
 
 
 async def test_a_voucher_on_one_stream_lets_the_jobs_of_the_others_go_on() -> None:
-    stage, client = await ready()
+    harness, client = await ready()
     first, second = client.job(3, 64), client.job(9, 64)
     await client.submit(first)
     await client.submit(second)
-    await stage.run_engine()
+    await harness.run_engine()
     for line in (first, second):
         while client.read(line):
             pass
-    # Only the newest voucher is delivered, on the second stream: it names the first job's receipts too.
+    # Only the newest voucher is delivered, on the second stream: it names the first job's receipts
+    # too.
     first.upward.clear()
     newest = second.upward.pop()
     second.upward.clear()
     second.upward.append(newest)
     await client.deliver(second)
-    assert {row.split("-")[0] for row in stage.engine.runnable()} == {first.id.hex(), second.id.hex()}
+    assert {row.split("-")[0] for row in harness.engine.runnable()} == {
+        first.id.hex(),
+        second.id.hex(),
+    }
 
 
-async def test_a_job_whose_engine_is_lost_once_goes_on_and_is_failed_when_it_is_lost_twice() -> None:
-    stage, client = await ready()
+async def test_a_job_whose_engine_is_lost_once_goes_on_and_is_failed_when_it_is_lost_twice() -> (
+    None
+):
+    harness, client = await ready()
     line = client.job(3, 64)
     await client.submit(line)
-    await stage.engine_step(stage.engine.runnable()[0])
-    await stage.worker.engine_event(stage.engine.lose())
-    assert stage.journal.jobs[line.id].state is JobState.RUNNING
+    await harness.engine_step(harness.engine.runnable()[0])
+    await harness.worker.engine_event(harness.engine.lose())
+    assert harness.journal.jobs[line.id].state is JobState.RUNNING
     with pytest.raises(Refusal) as caught:
         await client.submit(client.job(5))
     assert caught.value.reason is Reason.ENGINE_UNAVAILABLE
-    await stage.worker.engine_event(stage.engine.come_back())
-    assert len(stage.engine.started[-1].committed) == 1
-    await stage.worker.engine_event(stage.engine.lose())
-    stored = stage.journal.jobs[line.id]
+    await harness.worker.engine_event(harness.engine.come_back())
+    assert len(harness.engine.started[-1].committed) == 1
+    await harness.worker.engine_event(harness.engine.lose())
+    stored = harness.journal.jobs[line.id]
     assert (stored.state, stored.reason) == (JobState.FAILED, Reason.ENGINE_FAILED)
     await client.finish(line)
     assert line.ended is not None and line.ended.reason is Reason.ENGINE_FAILED
 
 
 async def test_a_canvas_with_broken_numbers_is_never_signed_or_charged() -> None:
-    stage, client = await ready()
+    harness, client = await ready()
     line = client.job(3, 64)
     await client.submit(line)
-    await stage.worker.engine_event(stage.engine.fail(stage.engine.runnable()[0]))
-    stored = stage.journal.jobs[line.id]
+    await harness.worker.engine_event(harness.engine.fail(harness.engine.runnable()[0]))
+    stored = harness.journal.jobs[line.id]
     assert (stored.state, stored.canvases) == (JobState.FAILED, ())
     await client.finish(line)
     assert line.receipts == []
 
 
 async def test_a_forged_voucher_ends_the_stream_with_the_clause_that_it_breaks() -> None:
-    stage, client = await ready()
+    harness, client = await ready()
     line = client.job(3, 64)
     await client.submit(line)
-    await stage.run_engine()
+    await harness.run_engine()
     client.read(line)
     client.read(line)
-    stranger = Client(stage, "stranger").signer
+    stranger = Client(harness, "stranger").signer
     client.signer = stranger
     client._voucher(line)
     line.upward.popleft()
@@ -253,26 +261,28 @@ async def test_a_forged_voucher_ends_the_stream_with_the_clause_that_it_breaks()
     assert line.sink is not None and line.sink.refusal is not None
     assert line.sink.refusal.reason is Reason.BROKEN_CLAUSE
     assert line.sink.refusal.metadata["clause"] == "5.2"
-    assert stage.journal.books[client.id].ledger.cumulative == 0
+    assert harness.journal.books[client.id].ledger.cumulative == 0
 
 
 async def test_the_journal_never_holds_the_text_of_a_job() -> None:
-    stage, client = await ready()
+    harness, client = await ready()
     canary = "canary-7c1f-prompt"
     line = client.job(3, 40, prompt=canary)
     await client.submit(line, drafts=True)
     await client.finish(line)
-    everything = repr((stage.journal.jobs, stage.journal.books, stage.journal.keys, stage.journal.notes))
+    everything = repr(
+        (harness.journal.jobs, harness.journal.books, harness.journal.keys, harness.journal.notes)
+    )
     assert canary not in everything
     assert all(text not in everything for text in line.text if len(text) > 3)
 
 
 async def test_a_job_paid_by_a_voucher_of_another_stream_is_told_so_on_its_own() -> None:
-    stage, client = await ready()
+    harness, client = await ready()
     first, second = client.job(1, 4), client.job(2, 4)
     for line in (first, second):
         await client.submit(line)
-    await stage.run_engine()
+    await harness.run_engine()
     for line in (first, second):
         while client.read(line):
             continue

@@ -1,1 +1,2 @@
-"""Fakes of a worker's surroundings: journal, engine, chain, clock, each with the production Protocol."""
+"""Fakes of a worker's surroundings: journal, engine, chain, clock, each with the production
+Protocol."""

@@ -14,9 +14,18 @@ from piecework_protocol.limits import MAX_FRAME_BYTES
 from piecework_protocol.objects import Channel, FundChannel, Job
 from piecework_protocol.sealing import prompt_context, seal
 from piecework_protocol.signing import LocalSigner, sign
-from piecework_protocol.types import Address, Amount, Bytes32, Digest, Seconds, Timestamp, Uint32, keccak256
+from piecework_protocol.types import (
+    Address,
+    Amount,
+    Bytes32,
+    Digest,
+    Seconds,
+    Timestamp,
+    Uint32,
+    keccak256,
+)
 from piecework_protocol.wire import SignedOffer, encode_client_frame
-from tests.support.node.stage import parameters
+from tests.support.node.harness import parameters
 
 FOX = encode_prompt((Message("user", "a fox"),))
 NO_STEPS = parameters(1, 1).replace(max_steps=Uint32(0))
@@ -25,7 +34,8 @@ STRANGER = LocalSigner(bytes(keccak256(b"somebody else")))
 
 @dataclass(frozen=True)
 class Scene:
-    """What a bad job is made from: a payer with a funded channel on which `paid` was run and paid for."""
+    """What a bad job is made from: a payer with a funded channel on which `paid` was run and paid
+    for."""
 
     domain: Domain
     payer: LocalSigner
@@ -46,7 +56,9 @@ class Scene:
         ).replace(**changes)
         return self.signed(job, self.channel, text)
 
-    def signed(self, job: Job, channel: Channel, text: bytes, domain: Domain | None = None) -> SubmitJob:
+    def signed(
+        self, job: Job, channel: Channel, text: bytes, domain: Domain | None = None
+    ) -> SubmitJob:
         domain = domain or self.domain
         sealed = seal(text, self.offer.offer.sealing_key, prompt_context(domain, job.id(domain)))
         return SubmitJob(job, sign(domain, job, self.payer), channel, sealed)
@@ -59,7 +71,9 @@ class Scene:
     def new_channel(self, name: str, **changes: object) -> Channel:
         return self.channel.replace(salt=Bytes32(keccak256(name.encode())), **changes)
 
-    def funding(self, channel: Channel, deposit: int, signer: LocalSigner, deadline: int) -> Funding:
+    def funding(
+        self, channel: Channel, deposit: int, signer: LocalSigner, deadline: int
+    ) -> Funding:
         authorization = FundChannel(channel, Amount(deposit), Timestamp(deadline))
         return Funding(authorization, sign(self.domain, authorization, signer))
 
@@ -81,9 +95,13 @@ def _wrong_chain(s: Scene) -> SubmitJob:
     return s.on_channel(s.channel, elsewhere)
 
 
-def _funded(s: Scene, name: str, deposit: int, signer: LocalSigner, lifetime_s: int = 3600) -> SubmitJob:
+def _funded(
+    s: Scene, name: str, deposit: int, signer: LocalSigner, lifetime_s: int = 3600
+) -> SubmitJob:
     channel = s.new_channel(name)
-    return replace(s.on_channel(channel), funding=s.funding(channel, deposit, signer, s.now + lifetime_s))
+    return replace(
+        s.on_channel(channel), funding=s.funding(channel, deposit, signer, s.now + lifetime_s)
+    )
 
 
 def _voucher_first(s: Scene) -> bytes:
@@ -103,7 +121,9 @@ def _long(s: Scene) -> SubmitJob:
 BAD_JOBS: Mapping[str, BadJob] = {
     "malformed: noise": BadJob(Reason.MALFORMED, lambda _: b"\xff\xfe" * 50),
     "malformed: nothing": BadJob(Reason.MALFORMED, lambda _: b""),
-    "malformed: cut off": BadJob(Reason.MALFORMED, lambda s: encode_client_frame(s.submission())[:-9]),
+    "malformed: cut off": BadJob(
+        Reason.MALFORMED, lambda s: encode_client_frame(s.submission())[:-9]
+    ),
     "malformed: not a submission": BadJob(Reason.BROKEN_CLAUSE, _voucher_first),
     "malformed: prompt": _job(Reason.MALFORMED, lambda s: s.submission(b"\0\0\0\1noise")),
     "malformed: parameters": _job(
@@ -116,7 +136,9 @@ BAD_JOBS: Mapping[str, BadJob] = {
     "malformed: another prompt": _job(Reason.PROMPT_MISMATCH, _another_prompt),
     "oversized: frame": BadJob(Reason.OVERSIZED, lambda _: bytes(MAX_FRAME_BYTES + 1)),
     "oversized: prompt": _job(Reason.PROMPT_TOO_LONG, _long),
-    "oversized: output": _job(Reason.BAD_PARAMETERS, lambda s: s.submission(parameters=parameters(1, 2**31))),
+    "oversized: output": _job(
+        Reason.BAD_PARAMETERS, lambda s: s.submission(parameters=parameters(1, 2**31))
+    ),
     "expired": _job(Reason.EXPIRED, lambda s: s.submission(deadline=Timestamp(s.now - 1))),
     "expired: authorization": _job(
         Reason.EXPIRED, lambda s: _funded(s, "late", 200_000, s.payer, lifetime_s=30)
@@ -131,7 +153,9 @@ BAD_JOBS: Mapping[str, BadJob] = {
     "underfunded: no channel": _job(
         Reason.CHANNEL_UNKNOWN, lambda s: s.on_channel(s.new_channel("never opened"))
     ),
-    "underfunded: small deposit": _job(Reason.UNDERFUNDED, lambda s: _funded(s, "small", 5, s.payer)),
+    "underfunded: small deposit": _job(
+        Reason.UNDERFUNDED, lambda s: _funded(s, "small", 5, s.payer)
+    ),
     "underfunded: empty pool": _job(
         Reason.UNDERFUNDED, lambda s: _funded(s, "greedy", s.pooled + 1, s.payer)
     ),
@@ -156,7 +180,8 @@ BAD_JOBS: Mapping[str, BadJob] = {
     ),
     "wrong chain": _job(Reason.WRONG_CHAIN, _wrong_chain),
     "wrong worker": _job(
-        Reason.WRONG_WORKER, lambda s: s.on_channel(s.new_channel("wrong", receiver=Address(b"\x66" * 20)))
+        Reason.WRONG_WORKER,
+        lambda s: s.on_channel(s.new_channel("wrong", receiver=Address(b"\x66" * 20))),
     ),
     "unknown model": _job(Reason.UNKNOWN_MODEL, lambda s: s.submission(model=Digest(b"\x44" * 32))),
 }

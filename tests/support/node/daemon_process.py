@@ -1,4 +1,5 @@
-"""The real daemon with the stand-in engine: `python -m tests.support.node.daemon_process HOME PACE_S`."""
+"""The real daemon with the stand-in engine: `python -m tests.support.node.daemon_process HOME
+PACE_S`."""
 
 from __future__ import annotations
 

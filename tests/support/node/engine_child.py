@@ -1,4 +1,5 @@
-"""A stand-in for the engine process: the same wire, canvases that are a function of (seed, canvas) alone.
+"""A stand-in for the engine process: the same wire, canvases that are a function of (seed, canvas)
+alone.
 
 It loads in a fraction of a second, so that a test can kill the daemon many times. Started as
 `python -m tests.support.node.engine_child PACE_S`; a canvas takes PACE_S seconds.

@@ -1,4 +1,5 @@
-"""The escrow as a worker sees it, in memory: channels, pooled balances, a mempool that drops and delays."""
+"""The escrow as a worker sees it, in memory: channels, pooled balances, a mempool that drops and
+delays."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A deterministic engine: canvases are a function of (seed, canvas), whatever ran before or beside.
 
-It keeps the rules of the real one: canvas limits pause a row, committed canvases are skipped, a canvas
-that is not the last is full, cancelled rows say nothing more.
+It keeps the rules of the real one: canvas limits pause a row, committed canvases are skipped, a
+canvas that is not the last is full, cancelled rows say nothing more.
 """
 
 from __future__ import annotations
@@ -10,7 +10,13 @@ import asyncio
 from collections.abc import AsyncIterator
 from hashlib import sha256
 
-from piecework_model.requests import CanvasEvent, DraftEvent, FailedEvent, FinishReason, GenerationRequest
+from piecework_model.requests import (
+    CanvasEvent,
+    DraftEvent,
+    FailedEvent,
+    FinishReason,
+    GenerationRequest,
+)
 from piecework_node.engine.link import EngineEvent, EngineFacts, EngineLost, EngineReady
 from piecework_node.errors import EngineUnavailable, PromptRejected
 from piecework_protocol.content import Message

@@ -1,7 +1,8 @@
 """A chain with a mempool: implements `node.chain_link.ChainPort` over `FakeChain`.
 
-Transactions are JSON. Only mined ones have effects; the escrow's rules (monotone, capped, skipped rows) are
-applied when a block comes, so that claiming twice shows as money paid twice, were it possible.
+Transactions are JSON. Only mined ones have effects; the escrow's rules (monotone, capped, skipped
+rows) are applied when a block comes, so that claiming twice shows as money paid twice, were it
+possible.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from piecework_protocol.states import ChannelState
 from piecework_protocol.types import Amount, Bytes32, ChannelId, Timestamp
 from tests.support.node.fake_chain import FakeChain
 from tests.support.node.faults import KillSwitch
-from tests.support.node.stage import DOMAIN
+from tests.support.node.harness import DOMAIN
 
 FIRST_FEE = 100
 
@@ -78,7 +79,9 @@ class FakePort(FakeChain):
             raise TransactionReverted("InsufficientBalance", {"balance": pool})
         return self._make("fund", [(a.channel.id(DOMAIN), a.deposit)])
 
-    async def prepare_settle(self, claims: Sequence[Claim], max_cost_wei: int | None) -> RawTransaction:
+    async def prepare_settle(
+        self, claims: Sequence[Claim], max_cost_wei: int | None
+    ) -> RawTransaction:
         self._answer()
         return self._make("settle", [(c.voucher.channel, c.voucher.cumulative) for c in claims])
 

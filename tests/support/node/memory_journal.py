@@ -1,4 +1,5 @@
-"""The journal in memory: implements `node.journal.Journal` and outlives the worker that writes it."""
+"""The journal in memory: implements `node.journal.Journal` and outlives the worker that writes
+it."""
 
 from __future__ import annotations
 
@@ -69,7 +70,12 @@ class MemoryJournal:
                 if record.id in self.jobs:
                     raise JournalCorrupt("a job is admitted once")
                 self.jobs[record.id] = StoredJob(
-                    record.id, bare, record.prompt_tokens, record.credit_window, record.at, JobState.NEW
+                    record.id,
+                    bare,
+                    record.prompt_tokens,
+                    record.credit_window,
+                    record.at,
+                    JobState.NEW,
                 )
             case StateRecord():
                 job = self.jobs[record.job]
@@ -82,7 +88,10 @@ class MemoryJournal:
                 self.books.setdefault(record.id, fresh)
             case FundingAuthorized():
                 known = self.books[record.channel].funding
-                if known is None or known.authorization.deposit <= record.funding.authorization.deposit:
+                if (
+                    known is None
+                    or known.authorization.deposit <= record.funding.authorization.deposit
+                ):
                     self._book(record.channel, funding=record.funding)
             case VoucherApplied():
                 self._voucher(record)
@@ -99,7 +108,9 @@ class MemoryJournal:
             case OfferIssued():
                 self.offers[record.digest] = record.signed
             case SealingKeyAdded():
-                self.keys.insert(0, StoredSealingKey(record.public, record.wrapped, record.created_at))
+                self.keys.insert(
+                    0, StoredSealingKey(record.public, record.wrapped, record.created_at)
+                )
             case SealingKeyDropped():
                 self.keys = [key for key in self.keys if key.public != record.public]
             case TxIntended():
@@ -109,7 +120,10 @@ class MemoryJournal:
             case TxMoved():
                 tx = self.txs[record.hash]
                 self.txs[record.hash] = replace(
-                    tx, state=record.state, moved_at=record.at, gas_used=max(tx.gas_used, record.gas_used)
+                    tx,
+                    state=record.state,
+                    moved_at=record.at,
+                    gas_used=max(tx.gas_used, record.gas_used),
                 )
             case MetaSet():
                 self.notes[record.key] = record.value
@@ -129,7 +143,10 @@ class MemoryJournal:
         channel = ChannelId(job.submission.job.channel)
         book = self.books[channel].ledger
         digest = Digest(self._domain.digest(receipt))
-        unpaid = {**book.unpaid, LeafRef(record.job, receipt.canvas): Unpaid(digest, receipt.amount)}
+        unpaid = {
+            **book.unpaid,
+            LeafRef(record.job, receipt.canvas): Unpaid(digest, receipt.amount),
+        }
         self._book(channel, ledger=replace(book, unpaid=unpaid))
 
     def _voucher(self, record: VoucherApplied) -> None:

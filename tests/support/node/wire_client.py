@@ -1,6 +1,8 @@
-"""A client over real gRPC: TLS pinned to a certificate, frames as bytes, everything verified and paid for.
+"""A client over real gRPC: TLS pinned to a certificate, frames as bytes, everything verified and
+paid for.
 
-Small on purpose: the tests of the worker must not depend on the client package, nor the other way round.
+Small on purpose: the tests of the worker must not depend on the client package, nor the other way
+round.
 """
 
 from __future__ import annotations
@@ -27,7 +29,14 @@ from piecework_protocol.eip712 import Domain
 from piecework_protocol.frames import CancelJob, ClientFrame, Funding, LeafRef, SubmitJob
 from piecework_protocol.ledger import PayerLedger
 from piecework_protocol.objects import Channel, CloseChannel, Job, Parameters
-from piecework_protocol.sealing import canvas_context, draft_context, prompt_context, public_key, seal, unseal
+from piecework_protocol.sealing import (
+    canvas_context,
+    draft_context,
+    prompt_context,
+    public_key,
+    seal,
+    unseal,
+)
 from piecework_protocol.signing import LocalSigner, sign
 from piecework_protocol.types import Amount, Bytes32, Digest, Timestamp, keccak256
 from piecework_protocol.wire import (
@@ -84,7 +93,13 @@ class WireClient:
         self.book = PayerLedger(channel.id(self.domain))
 
     def job(
-        self, offer: SignedOffer, prompt: str, parameters: Parameters, now: int, *, lifetime_s: int = 600
+        self,
+        offer: SignedOffer,
+        prompt: str,
+        parameters: Parameters,
+        now: int,
+        *,
+        lifetime_s: int = 600,
     ) -> tuple[SubmitJob, bytes]:
         """A signed job with its sealed prompt, and the secret that opens the answers."""
         assert self.channel is not None
@@ -101,7 +116,9 @@ class WireClient:
             deadline=Timestamp(now + lifetime_s),
             reply_key=public_key(secret),
         )
-        sealed = seal(data, offer.offer.sealing_key, prompt_context(self.domain, job.id(self.domain)))
+        sealed = seal(
+            data, offer.offer.sealing_key, prompt_context(self.domain, job.id(self.domain))
+        )
         return SubmitJob(job, sign(self.domain, job, self.signer), self.channel, sealed), secret
 
     async def run(
@@ -142,7 +159,9 @@ class WireClient:
     def _session(self, offer: SignedOffer, submission: SubmitJob, secret: bytes) -> ClientSession:
         job_id = submission.job.id(self.domain)
         openers = Openers(
-            canvas=lambda sealed, canvas: unseal(sealed, secret, canvas_context(self.domain, job_id, canvas)),
+            canvas=lambda sealed, canvas: unseal(
+                sealed, secret, canvas_context(self.domain, job_id, canvas)
+            ),
             draft=lambda sealed, canvas, step: unseal(
                 sealed, secret, draft_context(self.domain, job_id, canvas, step)
             ),
@@ -185,7 +204,9 @@ class WireClient:
         v = self.book.voucher()
         final = CloseChannel(v.channel, v.cumulative, v.count, v.receipts_root)
         request = encode_close_request(self.channel, final, sign(self.domain, final, self.signer))
-        _, transaction = decode_close_response(await self.grpc.unary_unary(SERVICE + "CloseChannel")(request))
+        _, transaction = decode_close_response(
+            await self.grpc.unary_unary(SERVICE + "CloseChannel")(request)
+        )
         return transaction
 
 

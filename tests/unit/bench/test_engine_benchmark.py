@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from bench import baseline
-from bench.baseline import Setting
+from bench.baseline import BaselineSetting
 from bench.engine import ours, overhead
 from bench.workload import Streams, workload
 from piecework_model.checkpoint.loading import LoadedModel, load
@@ -36,10 +36,12 @@ def test_the_workload_is_the_same_every_time_and_mixed(tiny: LoadedModel) -> Non
 
 
 def test_both_ways_answer_every_request(tiny: LoadedModel) -> None:
-    requests = [replace(request, max_tokens=32, max_steps=3) for request in workload(tiny, "tiny", 3)]
+    requests = [
+        replace(request, max_tokens=32, max_steps=3) for request in workload(tiny, "tiny", 3)
+    ]
     for served in (
         ours(tiny, Streams(requests, 2, 0.0), 2),
-        baseline.serve(tiny, Streams(requests, 2, 0.0), 8, Setting("eager", 1)),
+        baseline.serve(tiny, Streams(requests, 2, 0.0), 8, BaselineSetting("eager", 1)),
     ):
         assert len(served.delays_s or []) == 3
         assert 0 < served.tokens <= 96

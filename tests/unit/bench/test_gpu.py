@@ -70,7 +70,7 @@ def test_one_small_call_runs_every_section_and_prints_one_object(tmp_path: Path)
 
 def test_without_time_every_section_says_that_it_was_left_out() -> None:
     sections = Sections(Budget(0))
-    gpu.run(sections, random_model.SMALL, gpu.SMALL, gpu_measures.Device(CPU))
+    gpu.run(sections, random_model.SMALL, gpu.SMALL, gpu_measures.GpuDevice(CPU))
     assert len(sections.results) == 12
     assert {section["status"] for section in sections.results.values()} == {"skipped"}
     assert all(section["reason"] for section in sections.results.values())
@@ -85,7 +85,9 @@ def test_without_a_gpu_and_without_small_it_says_so() -> None:
 def test_the_released_dimensions_give_the_published_number_of_parameters() -> None:
     with torch.device("meta"):
         model = DiffusionGemmaForBlockDiffusion(random_model.config(random_model.RELEASED))
-    counted = sum(p.numel() for name, p in model.named_parameters() if not precision.is_unused(name))
+    counted = sum(
+        p.numel() for name, p in model.named_parameters() if not precision.is_unused(name)
+    )
     assert counted == pytest.approx(25.2e9, rel=0.003)
     kinds = model.config.text_config.layer_types
     assert [i for i, kind in enumerate(kinds) if kind == "full_attention"] == [5, 11, 17, 23, 29]
@@ -117,7 +119,12 @@ def test_a_floor_counts_every_weight_once_and_the_embedding_twice() -> None:
 def test_a_number_of_rows_that_would_overdraw_the_budget_is_left_out_and_named() -> None:
     made = random_model.build(random_model.SMALL, CPU, "none")
     figures = gpu_measures.steps_figures(
-        made, gpu_measures.Device(CPU), Budget(0), gpu_measures.Rates(None, None), rows=(1, 2), steps=2
+        made,
+        gpu_measures.GpuDevice(CPU),
+        Budget(0),
+        gpu_measures.Rates(None, None),
+        rows=(1, 2),
+        steps=2,
     )
     assert figures["rows_1"]["step_ms"] > 0
     assert figures["rows_2"]["skipped"].startswith("needs up to ")
@@ -129,8 +136,10 @@ def test_a_measured_model_is_let_go() -> None:
     """On a GPU the next one has no room beside it."""
     made = random_model.build(random_model.SMALL, CPU, "none")
     watched = weakref.ref(made.model)
-    device = gpu_measures.Device(CPU)
-    gpu_measures.steps_figures(made, device, Budget(60), gpu_measures.Rates(None, None), rows=(1,), steps=2)
+    device = gpu_measures.GpuDevice(CPU)
+    gpu_measures.steps_figures(
+        made, device, Budget(60), gpu_measures.Rates(None, None), rows=(1,), steps=2
+    )
     gpu_measures.correctness(made, device)
     del made
     gc.collect()

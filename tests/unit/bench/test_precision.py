@@ -1,5 +1,7 @@
 """The quality bench: a model agrees with itself, and not with a damaged one."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -64,4 +66,6 @@ def test_the_mid_size_checkpoint_has_everything_that_the_released_one_has() -> N
     assert set(text.layer_types) == {"sliding_attention", "full_attention"}
     assert text.max_position_embeddings > 3 * text.sliding_window
     of = dimensions(config.to_dict(), Path("config.json"))
-    assert sum(math.prod(shape) for _, shape in published_tensors(of)) == pytest.approx(72.8e6, rel=0.01)
+    assert sum(math.prod(shape) for _, shape in published_tensors(of)) == pytest.approx(
+        72.8e6, rel=0.01
+    )

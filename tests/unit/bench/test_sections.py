@@ -38,13 +38,18 @@ def test_a_section_that_fails_is_named_with_its_error_and_the_next_one_runs() ->
     }
 
 
-def test_a_section_that_would_not_fit_is_left_out_with_both_figures_and_a_shorter_one_runs() -> None:
+def test_a_section_that_would_not_fit_is_left_out_with_both_figures_and_a_shorter_one_runs() -> (
+    None
+):
     clock = Clock()
     sections = Sections(Budget(60, clock))
     sections.run("long", 50, lambda: clock.takes(50))
     assert not sections.run("longer", 11, lambda: clock.takes(11))
     assert sections.run("short", 10, lambda: clock.takes(10))
-    assert sections.results["longer"] == {"status": "skipped", "reason": "needs about 11 s, 10 s are left"}
+    assert sections.results["longer"] == {
+        "status": "skipped",
+        "reason": "needs about 11 s, 10 s are left",
+    }
     assert sections.budget.left_s == 0
 
 

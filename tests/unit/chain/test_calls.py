@@ -1,4 +1,5 @@
-"""Call data against selectors that the Solidity compiler printed, and against web3's own encoder."""
+"""Call data against selectors that the Solidity compiler printed, and against web3's own
+encoder."""
 
 from __future__ import annotations
 

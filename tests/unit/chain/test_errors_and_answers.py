@@ -16,8 +16,21 @@ from hypothesis import strategies as st
 
 from piecework.chain.abi import decode_revert, interface
 from piecework.chain.deployment import Deployment
-from piecework.chain.errors import BadAnswer, BadDeployment, RpcRefused, RpcUnavailable, TransactionReverted
-from piecework.chain.events import Log, SkipReason, WithdrawalRequested, decode_events, skip_reason, topic
+from piecework.chain.errors import (
+    BadAnswer,
+    BadDeployment,
+    RpcRefused,
+    RpcUnavailable,
+    TransactionReverted,
+)
+from piecework.chain.events import (
+    Log,
+    SkipReason,
+    WithdrawalRequested,
+    decode_events,
+    skip_reason,
+    topic,
+)
 from piecework.chain.limits import MAX_RPC_RESPONSE_BYTES
 from piecework.chain.rpc import HttpRpc, data_bytes, host_of, quantity
 from piecework.chain.transactions import Answer, classify
@@ -28,7 +41,7 @@ ESCROW, REGISTRY, TOKEN = (Address(bytes([n]) * 20) for n in (1, 2, 3))
 MARKET = Deployment(31337, "http://127.0.0.1:1", ESCROW, REGISTRY, TOKEN, HASH, HASH, 0)
 
 
-# ---------------------------------------------------------------------- reverts
+# --- reverts
 
 
 def test_a_custom_error_is_decoded_by_name_and_values() -> None:
@@ -54,7 +67,8 @@ def test_any_revert_data_gives_an_error_that_can_be_shown(data: bytes) -> None:
 @given(st.binary(max_size=100))
 def test_a_known_selector_with_garbage_behind_it_keeps_its_name(garbage: bytes) -> None:
     assert (
-        decode_revert(keccak256(b"StillBonded(address,uint64,uint256)")[:4] + garbage).name == "StillBonded"
+        decode_revert(keccak256(b"StillBonded(address,uint64,uint256)")[:4] + garbage).name
+        == "StillBonded"
     )
 
 
@@ -69,7 +83,8 @@ def test_text_from_outside_cannot_forge_lines_or_flood_a_log() -> None:
 
 
 def test_an_endpoint_that_is_not_text_leaves_the_other_workers_readable() -> None:
-    """The ABI encodes bytes and text alike, so that this is what a hostile registration looks like."""
+    """The ABI encodes bytes and text alike, so that this is what a hostile registration looks
+    like."""
     row = "(address,address,address,uint128,uint64,uint64,bool,bytes)[]"
     who = (ESCROW, ESCROW, ESCROW, 5, 1, 0, True)
     data = encode([row], [[(*who, b"\xff\xfe"), (*who, b"https://good:1")]])
@@ -77,7 +92,7 @@ def test_an_endpoint_that_is_not_text_leaves_the_other_workers_readable() -> Non
     assert [worker[7] for worker in rows] == ["\ufffd\ufffd", "https://good:1"]
 
 
-# ---------------------------------------------------------------------- refusals of raw transactions
+# --- refusals of raw transactions
 
 
 @pytest.mark.parametrize(
@@ -101,7 +116,7 @@ def test_a_nodes_refusal_is_sorted_by_its_words(message: str, answer: Answer) ->
     assert classify(message) is answer
 
 
-# ---------------------------------------------------------------------- events
+# --- events
 
 
 def log(name: str, topics: list[bytes], data: bytes, address: Address | None = None) -> Log:
@@ -145,7 +160,7 @@ def test_garbage_results_are_bad_answers_or_values(data: bytes) -> None:
             interface(contract).decode(name, data)
 
 
-# ---------------------------------------------------------------------- the deployment file
+# --- the deployment file
 
 
 def test_a_deployment_survives_its_json() -> None:
@@ -245,7 +260,9 @@ async def test_an_error_body_behind_an_http_error_is_read() -> None:
 @pytest.mark.parametrize("nested", [False, True])
 async def test_revert_data_is_decoded_wherever_the_node_puts_it(nested: bool) -> None:
     data: Any = "0x" + (keccak256(b"ZeroAmount()")[:4]).hex()
-    async with node(lambda _: failure(3, "execution reverted", {"data": data} if nested else data)) as (
+    async with node(
+        lambda _: failure(3, "execution reverted", {"data": data} if nested else data)
+    ) as (
         rpc,
         _,
     ):
@@ -255,7 +272,8 @@ async def test_revert_data_is_decoded_wherever_the_node_puts_it(nested: bool) ->
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"<html>", b"[]", b"7", b'{"jsonrpc":"2.0","id":1}', b"x" * (MAX_RPC_RESPONSE_BYTES + 1)]
+    "body",
+    [b"", b"<html>", b"[]", b"7", b'{"jsonrpc":"2.0","id":1}', b"x" * (MAX_RPC_RESPONSE_BYTES + 1)],
 )
 async def test_an_answer_that_is_none_is_a_bad_answer(body: bytes) -> None:
     async with node(lambda _: web.Response(body=body)) as (rpc, _):
@@ -264,7 +282,9 @@ async def test_an_answer_that_is_none_is_a_bad_answer(body: bytes) -> None:
 
 
 async def test_a_redirect_is_not_followed() -> None:
-    async with node(lambda _: web.Response(status=307, headers={"Location": "http://127.0.0.1:1/"})) as (
+    async with node(
+        lambda _: web.Response(status=307, headers={"Location": "http://127.0.0.1:1/"})
+    ) as (
         rpc,
         _,
     ):
@@ -285,5 +305,7 @@ def test_bytes_of_another_form_are_a_bad_answer(value: Any) -> None:
 
 
 def test_an_api_key_is_never_shown() -> None:
-    assert host_of("https://user:key@node.example:8443/v3/secret?x=y") == "https://node.example:8443"
+    assert (
+        host_of("https://user:key@node.example:8443/v3/secret?x=y") == "https://node.example:8443"
+    )
     assert host_of("http://node.example/v3/secret") == "http://node.example"

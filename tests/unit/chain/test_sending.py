@@ -18,7 +18,7 @@ from piecework.chain.errors import (
 )
 from piecework.chain.fees import Fees
 from piecework.chain.finality import FINALIZED, Finality, at_depth, finalized_height
-from piecework.chain.rawtx import SignedTransaction, Unsigned
+from piecework.chain.rawtx import SignedTransaction, UnsignedTransaction
 from piecework.chain.transactions import Finalized, Pending, Superseded, TransactionSender, Unknown
 from piecework_protocol.errors import InvariantBroken
 from piecework_protocol.types import Address, Amount, to_hex
@@ -27,7 +27,9 @@ from tests.support.chains import signer
 WORKER, OTHER = signer("worker"), signer("other")
 TOKEN = Address(bytes([3]) * 20)
 BLOCK_HASH = "0x" + "aa" * 32
-TX = Unsigned(31337, 4, Fees(3 * 10**9, 10**9), 21_000, OTHER.address, 1, b"").sign(WORKER)
+TX = UnsignedTransaction(31337, 4, Fees(3 * 10**9, 10**9), 21_000, OTHER.address, 1, b"").sign(
+    WORKER
+)
 RECEIPT = {
     "blockNumber": "0x5",
     "blockHash": BLOCK_HASH,
@@ -74,7 +76,9 @@ HEALTHY: Mapping[str, Any] = {
 }
 
 
-def sender(answers: Mapping[str, Any] | None = None, finality: Finality = FINALIZED) -> TransactionSender:
+def sender(
+    answers: Mapping[str, Any] | None = None, finality: Finality = FINALIZED
+) -> TransactionSender:
     return TransactionSender(ScriptedRpc(answers or {}), WORKER, 31337, finality=finality)
 
 
@@ -105,8 +109,8 @@ async def test_nonces_of_a_journal_are_not_handed_out_again() -> None:
     restarted = sender()
     restarted.resume([TX])
     assert (await restarted.prepare(send_native(OTHER.address, 1))).nonce == TX.nonce + 1
-    alien = Unsigned(31337, 1, Fees(1, 1), 21_000, OTHER.address, 1, b"").sign(OTHER)
-    elsewhere = Unsigned(1, 1, Fees(1, 1), 21_000, OTHER.address, 1, b"").sign(WORKER)
+    alien = UnsignedTransaction(31337, 1, Fees(1, 1), 21_000, OTHER.address, 1, b"").sign(OTHER)
+    elsewhere = UnsignedTransaction(1, 1, Fees(1, 1), 21_000, OTHER.address, 1, b"").sign(WORKER)
     for wrong in (alien, elsewhere):
         with pytest.raises(InvariantBroken):
             restarted.resume([wrong])
@@ -157,7 +161,9 @@ async def test_a_receipt_from_a_block_that_is_no_longer_there_is_not_final() -> 
 
 async def test_a_missing_transaction_is_superseded_only_when_its_nonce_is_final() -> None:
     assert await sender({"eth_getTransactionCount": "0x4"}).outcome(TX.hash, nonce=4) == Unknown()
-    assert await sender({"eth_getTransactionCount": "0x5"}).outcome(TX.hash, nonce=4) == Superseded()
+    assert (
+        await sender({"eth_getTransactionCount": "0x5"}).outcome(TX.hash, nonce=4) == Superseded()
+    )
     assert await sender({"eth_getTransactionCount": "0x5"}).outcome(TX.hash) == Unknown()
 
 
@@ -169,7 +175,10 @@ async def test_a_transaction_mined_between_two_questions_is_not_called_supersede
 
 
 async def test_a_pooled_transaction_is_pending() -> None:
-    assert await sender({"eth_getTransactionByHash": {"blockNumber": None}}).outcome(TX.hash) == Pending()
+    assert (
+        await sender({"eth_getTransactionByHash": {"blockNumber": None}}).outcome(TX.hash)
+        == Pending()
+    )
 
 
 async def test_finality_never_falls_back_by_itself() -> None:
@@ -186,7 +195,13 @@ async def test_finality_never_falls_back_by_itself() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"status": None}, {"blockHash": "0x12"}, {"logs": {}}, {"gasUsed": 7}, {"logs": [{"address": "0x"}]}],
+    [
+        {"status": None},
+        {"blockHash": "0x12"},
+        {"logs": {}},
+        {"gasUsed": 7},
+        {"logs": [{"address": "0x"}]},
+    ],
 )
 async def test_a_malformed_receipt_is_a_bad_answer(change: dict[str, Any]) -> None:
     with pytest.raises(BadAnswer):

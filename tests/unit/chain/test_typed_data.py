@@ -22,7 +22,7 @@ from piecework.chain.authorizations import (
 )
 from piecework.chain.errors import BadAnswer
 from piecework.chain.fees import Fees
-from piecework.chain.rawtx import SignedTransaction, Unsigned
+from piecework.chain.rawtx import SignedTransaction, UnsignedTransaction
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.types import Address, Amount, Bytes32, Timestamp, to_hex
 from tests.support.chains import signer
@@ -75,7 +75,9 @@ def test_an_eip_2612_permit_is_signed_as_eth_account_does() -> None:
         ("uint256", "deadline"),
     ]
     values: list[object] = [to_hex(A), to_hex(B), 5, 3, 9]
-    assert sign_permit(DOMAIN, permit, OWNER).signature == expected(DOMAIN, "Permit", members, values)
+    assert sign_permit(DOMAIN, permit, OWNER).signature == expected(
+        DOMAIN, "Permit", members, values
+    )
 
 
 def test_a_registration_is_signed_as_eth_account_does() -> None:
@@ -100,7 +102,9 @@ def test_a_token_with_another_separator_is_not_signed_for() -> None:
         DOMAIN.require_separator(NONCE)
 
 
-@pytest.mark.parametrize("change", [{"value": "five"}, {"owner": "0x12"}, {"signature": 7}, {"nonce": None}])
+@pytest.mark.parametrize(
+    "change", [{"value": "five"}, {"owner": "0x12"}, {"signature": 7}, {"nonce": None}]
+)
 def test_a_malformed_authorization_is_refused(change: dict[str, object]) -> None:
     authorization = Authorization(A, B, Amount(5), Timestamp(1), Timestamp(2), NONCE)
     raw = sign_authorization(DOMAIN, authorization, OWNER).to_json()
@@ -122,7 +126,9 @@ def test_a_transaction_has_the_bytes_that_eth_account_signs(
     *, nonce: int, fees: tuple[int, int], gas: int, to: bytes | None, value: int, data: bytes
 ) -> None:
     recipient = None if to is None else Address(to)
-    tx = Unsigned(31337, nonce, Fees(max(fees), min(fees)), gas, recipient, value, data).sign(OWNER)
+    tx = UnsignedTransaction(
+        31337, nonce, Fees(max(fees), min(fees)), gas, recipient, value, data
+    ).sign(OWNER)
     fields = {
         "chainId": 31337,
         "nonce": nonce,
@@ -145,7 +151,7 @@ def test_garbage_is_no_journaled_transaction(garbage: bytes) -> None:
 
 
 def test_a_journaled_transaction_with_a_flipped_bit_is_refused_or_another_senders() -> None:
-    tx = Unsigned(31337, 1, Fees(3, 2), 21_000, A, 5, b"data").sign(OWNER)
+    tx = UnsignedTransaction(31337, 1, Fees(3, 2), 21_000, A, 5, b"data").sign(OWNER)
     for position in range(len(tx.raw)):
         for bit in range(8):
             flipped = bytearray(tx.raw)

@@ -1,4 +1,5 @@
-"""What web3 gets to see of a node, and what it must not change: bounds, errors, silence, start-up time."""
+"""What web3 gets to see of a node, and what it must not change: bounds, errors, silence, start-up
+time."""
 
 from __future__ import annotations
 
@@ -110,7 +111,9 @@ async def test_a_contract_cannot_send_us_to_another_address() -> None:
     selector = keccak256(b"OffchainLookup(address,string[],bytes,bytes4,bytes)")[:4]
     types = ["address", "string[]", "bytes", "bytes4", "bytes"]
     data = selector + encode(types, [bytes([1]) * 20, ["http://127.0.0.1:9/x"], b"", b"1234", b""])
-    body = b'{"jsonrpc":"2.0","id":1,"error":{"code":3,"message":"execution reverted","data":"0x%b"}}'
+    body = (
+        b'{"jsonrpc":"2.0","id":1,"error":{"code":3,"message":"execution reverted","data":"0x%b"}}'
+    )
     error, requests = await served(body % data.hex().encode(), "/", "call")
     assert isinstance(error, TransactionReverted)
     assert (error.data, requests) == (data, 1)
@@ -122,7 +125,9 @@ async def test_an_answer_nested_without_end_is_a_bad_answer() -> None:
     assert isinstance(error, BadAnswer)
 
 
-async def test_the_key_in_a_nodes_address_is_in_no_log_line(caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_key_in_a_nodes_address_is_in_no_log_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     with caplog.at_level(logging.DEBUG):
         error, _ = await served(b"{}", "/v2/apikey", "chain")
     assert caplog.records
@@ -144,8 +149,13 @@ def test_addresses_are_twenty_bytes_wherever_they_stand() -> None:
     log = interface("Escrow").events["ChannelOpened"]
     values = interface("Escrow").decode_event(
         "ChannelOpened",
-        [log.topic, *(bytes(12) + who[0] if kind == "address" else bytes(32) for _, kind in log.indexed)],
-        encode([kind for _, kind in log.data], [row if kind == types else 0 for _, kind in log.data]),
+        [
+            log.topic,
+            *(bytes(12) + who[0] if kind == "address" else bytes(32) for _, kind in log.indexed),
+        ],
+        encode(
+            [kind for _, kind in log.data], [row if kind == types else 0 for _, kind in log.data]
+        ),
     )
     assert values["channel"] == (*who, 3600, Bytes32(bytes(32)))
 

@@ -9,7 +9,7 @@ import pytest
 from piecework.client.channels import deposit_total
 from piecework.client.config import ClientHome, load_config
 from piecework.client.errors import ConfigError, InsufficientFunds, WalletError, WorkerUnreachable
-from piecework.client.transport import Endpoint
+from piecework.client.transport import WorkerEndpoint
 from piecework.client.wallet import create_key, open_key, open_wallet
 from piecework.commands._terminal import printable
 from piecework_protocol.types import Amount
@@ -34,7 +34,9 @@ def test_an_unknown_key_is_refused_with_the_nearest_name(tmp_path: Path) -> None
         load_config(file)
 
 
-@pytest.mark.parametrize("text", ["resume_attempts = -1", "deposit = 'much'", "indexes = 5", "not toml"])
+@pytest.mark.parametrize(
+    "text", ["resume_attempts = -1", "deposit = 'much'", "indexes = 5", "not toml"]
+)
 def test_a_bad_value_is_one_clear_error(tmp_path: Path, text: str) -> None:
     file = tmp_path / "config.toml"
     file.write_text(text)
@@ -111,15 +113,16 @@ def test_a_shortage_beyond_the_balance_is_insufficient_funds() -> None:
     ],
 )
 def test_endpoints_are_host_and_port(text: str, target: str) -> None:
-    assert Endpoint.parse(text).target == target
+    assert WorkerEndpoint.parse(text).target == target
 
 
 @pytest.mark.parametrize(
-    "text", ["", "a.example", "a:0", "a:99999", "a:x", "unix:///etc:1", "http://a:1", "user@a:1", "a b:1"]
+    "text",
+    ["", "a.example", "a:0", "a:99999", "a:x", "unix:///etc:1", "http://a:1", "user@a:1", "a b:1"],
 )
 def test_anything_else_is_no_endpoint(text: str) -> None:
     with pytest.raises(WorkerUnreachable):
-        Endpoint.parse(text)
+        WorkerEndpoint.parse(text)
 
 
 def test_a_worker_cannot_drive_the_terminal() -> None:

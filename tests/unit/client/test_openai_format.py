@@ -23,9 +23,20 @@ def refused(**fields: Any) -> ApiError:
 
 
 def test_fields_that_ask_for_nothing_special_are_accepted() -> None:
-    neutral = {"n": 1, "top_p": 1.0, "presence_penalty": 0, "logprobs": False, "tools": [], "store": False}
-    none = dict.fromkeys(("stop", "seed", "temperature", "max_tokens", "functions", "stream_options"))
-    request = parsed(**neutral, **none, user="me", response_format={"type": "text"}, tool_choice="auto")
+    neutral = {
+        "n": 1,
+        "top_p": 1.0,
+        "presence_penalty": 0,
+        "logprobs": False,
+        "tools": [],
+        "store": False,
+    }
+    none = dict.fromkeys(
+        ("stop", "seed", "temperature", "max_tokens", "functions", "stream_options")
+    )
+    request = parsed(
+        **neutral, **none, user="me", response_format={"type": "text"}, tool_choice="auto"
+    )
     assert request.request.messages == (Message("user", "hi"),)
     assert request.request.generation.seed is None
 
@@ -51,7 +62,10 @@ def test_an_unknown_field_is_named() -> None:
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "user"}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": "x", "name": "bob"}]}, "messages[0].name"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            "messages[0].content",
+        ),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages[0].content"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_completion_tokens": 1.5}, "max_completion_tokens"),
@@ -88,7 +102,9 @@ def test_roles_and_parts_are_mapped() -> None:
     ("given", "start", "end"),
     [(None, None, None), (0, 800_000, 0), (0.7, 800_000, 700_000), (1.5,) * 3],
 )
-def test_temperature_is_the_last_steps(given: float | None, start: float | None, end: float | None) -> None:
+def test_temperature_is_the_last_steps(
+    given: float | None, start: float | None, end: float | None
+) -> None:
     generation = parsed(temperature=given).request.generation
     if given == 1.5:
         start = end = 1_500_000

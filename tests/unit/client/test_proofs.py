@@ -15,7 +15,9 @@ from tests.unit.client.test_store import CHANNEL, canvas, job_row, terms
 
 def rows(count: int) -> tuple[ReceiptRow, ...]:
     events = [canvas(job_row(1, 1000), i, 5) for i in range(count)]
-    return tuple(ReceiptRow(CHANNEL, e.receipt, e.signature, e.digest, i, None) for i, e in enumerate(events))
+    return tuple(
+        ReceiptRow(CHANNEL, e.receipt, e.signature, e.digest, i, None) for i, e in enumerate(events)
+    )
 
 
 def voucher(receipts: tuple[ReceiptRow, ...]) -> Voucher:
@@ -48,7 +50,8 @@ def test_a_root_that_does_not_commit_to_them_is_found() -> None:
     good = rows(3)
     other = voucher(good).replace(receipts_root=Digest(bytes(32)))
     assert all(
-        "not under the voucher's root" in p.trouble for p in prove_receipts(DOMAIN, terms(), other, good)
+        "not under the voucher's root" in p.trouble
+        for p in prove_receipts(DOMAIN, terms(), other, good)
     )
 
 

@@ -57,7 +57,8 @@ def test_waiting_is_worth_money() -> None:
     slow = offer("slow", models=(model(tokens_per_second=Uint32(10)),))
     price = Amount(2_500_000)
     fast = offer(
-        "fast", models=(model(tokens_per_second=Uint32(1000), price_per_million_output_tokens=price),)
+        "fast",
+        models=(model(tokens_per_second=Uint32(1000), price_per_million_output_tokens=price),),
     )
     assert names(choose(slow, fast, second_is_worth=100))[0] == operator("fast").address
     assert names(choose(slow, fast, second_is_worth=0))[0] == operator("slow").address
@@ -70,7 +71,9 @@ def test_failures_count_against_a_worker_and_fade() -> None:
     )
     failures = memory("bad", failures=10.0)
     assert names(choose(bad, good, memories=[failures]))[0] == operator("good").address
-    long_ago = Experience(operator("bad").address, failures=10.0, updated_at=Timestamp(NOW - 30 * 86400))
+    long_ago = Experience(
+        operator("bad").address, failures=10.0, updated_at=Timestamp(NOW - 30 * 86400)
+    )
     assert names(choose(bad, good, memories=[long_ago]))[0] == operator("bad").address
 
 
@@ -139,7 +142,9 @@ def test_open_parameters_are_taken_from_the_model() -> None:
     small = model(max_output=Uint32(100), max_steps=Uint32(16))
     resolved = resolve(Generation(), small)
     assert (resolved.max_tokens, resolved.max_steps) == (100, 16)
-    assert resolve(Generation(max_tokens=7, max_steps=3), small) == Generation(max_tokens=7, max_steps=3)
+    assert resolve(Generation(max_tokens=7, max_steps=3), small) == Generation(
+        max_tokens=7, max_steps=3
+    )
 
 
 def test_ranking_does_not_depend_on_the_order_of_the_offers() -> None:

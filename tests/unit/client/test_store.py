@@ -87,7 +87,9 @@ def canvas(job: JobRow, index: int, amount: int, *, trace: bytes = b"trace") -> 
         previous=Digest(job.id),
     )
     signature = sign(DOMAIN, receipt, operator("worker"))
-    return CanvasVerified(receipt, Digest(DOMAIN.digest(receipt)), signature, CanvasOutput((1,), "x"))
+    return CanvasVerified(
+        receipt, Digest(DOMAIN.digest(receipt)), signature, CanvasOutput((1,), "x")
+    )
 
 
 def exactly(needed: Amount, deposit: Amount) -> Amount:
@@ -225,11 +227,15 @@ def test_a_voucher_of_ours_that_contradicts_the_journal_stops_everything(store: 
         store.reconcile(CHANNEL, account)
 
 
-def test_a_commit_that_fails_leaves_nothing_behind_and_nothing_open(store: Store, file: Path) -> None:
+def test_a_commit_that_fails_leaves_nothing_behind_and_nothing_open(
+    store: Store, file: Path
+) -> None:
     database = Database(file)
     with pytest.raises(StoreError), database.change() as db:
         db.execute("PRAGMA defer_foreign_keys = ON")
-        db.execute("INSERT INTO vouchers VALUES (x'00', 1, '1', x'00')")  # of a channel that is not there
+        db.execute(
+            "INSERT INTO vouchers VALUES (x'00', 1, '1', x'00')"
+        )  # of a channel that is not there
     with database.change() as db:
         assert db.execute("SELECT count(*) FROM vouchers").fetchall() == [(0,)]
     database.close()

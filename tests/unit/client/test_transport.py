@@ -14,7 +14,8 @@ SHORT_S = 0.01
 
 
 class StuckCall:
-    """A call that takes nothing and ends in nothing, as grpc.aio's when its worker dies while it opens."""
+    """A call that takes nothing and ends in nothing, as grpc.aio's when its worker dies while it
+    opens."""
 
     async def write(self, data: bytes) -> None:
         await asyncio.Event().wait()

@@ -12,10 +12,10 @@ import pytest
 from aiohttp import ClientResponse
 from aiohttp.test_utils import TestClient, TestServer
 
-from piecework.market.errors import ShelfError
+from piecework.market.errors import OfferStoreError
 from piecework.market.limits import ADDRESS_READ_BURST, OPERATOR_POST_BURST
-from piecework.market.server import Market
-from piecework.market.shelf import Shelf
+from piecework.market.offer_store import OfferStore
+from piecework.market.server import IndexServer
 from piecework_protocol import wire
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.objects import Service
@@ -36,8 +36,8 @@ class Index:
             self.chain.register(operator(name).address, receiver(name))
         self.file = folder / "market.db"
 
-    def market(self) -> Market:
-        return Market(Shelf(self.file, self.chain.domain), self.chain, clock=self.clock)
+    def market(self) -> IndexServer:
+        return IndexServer(OfferStore(self.file, self.chain.domain), self.chain, clock=self.clock)
 
 
 @pytest.fixture
@@ -53,14 +53,16 @@ async def http(index: Index) -> AsyncIterator[Http]:
 
 async def post(http: Http, signed: wire.SignedOffer | bytes) -> ClientResponse:
     data = signed if isinstance(signed, bytes) else wire.encode_offer(signed)
-    return await http.post("/v1/offers", data=data, headers={"Content-Type": "application/x-protobuf"})
+    return await http.post(
+        "/v1/offers", data=data, headers={"Content-Type": "application/x-protobuf"}
+    )
 
 
 async def code(response: ClientResponse) -> str:
     return str((await response.json())["error"]["code"])
 
 
-# ---------------------------------------------------------------------------------------- publishing
+# --- publishing
 
 
 async def test_an_offer_is_listed_with_the_bytes_that_were_signed(http: Http) -> None:
@@ -114,7 +116,9 @@ async def test_an_old_offer_cannot_come_back_after_a_restart_or_an_expiry(index:
         (offer(receiver=receiver("other")), 403, "wrong_receiver"),
     ],
 )
-async def test_what_is_declined_says_why(http: Http, signed: Any, status: int, expected: str) -> None:
+async def test_what_is_declined_says_why(
+    http: Http, signed: Any, status: int, expected: str
+) -> None:
     response = await post(http, signed)
     assert (response.status, await code(response)) == (status, expected)
     assert (await (await http.get("/v1/offers")).json())["offers"] == []
@@ -138,7 +142,9 @@ async def test_a_chain_that_is_away_is_said_and_nothing_is_listed(index: Index, 
     assert response.headers["Retry-After"]
 
 
-async def test_an_operator_that_posts_too_often_waits_and_a_forger_cannot_use_up_its_rate(http: Http) -> None:
+async def test_an_operator_that_posts_too_often_waits_and_a_forger_cannot_use_up_its_rate(
+    http: Http,
+) -> None:
     for _ in range(OPERATOR_POST_BURST + 5):
         assert (await post(http, offer(signer=operator("forger")))).status == 403
     for sequence in range(1, OPERATOR_POST_BURST + 1):
@@ -155,18 +161,22 @@ async def test_an_address_that_reads_too_often_waits(http: Http) -> None:
 
 
 def test_a_database_of_another_chain_is_refused(tmp_path: Path) -> None:
-    Shelf(tmp_path / "m.db", Domain(1, Address(bytes(20)))).close()
-    with pytest.raises(ShelfError, match="made for chain 1, not 2"):
-        Shelf(tmp_path / "m.db", Domain(2, Address(bytes(20))))
+    OfferStore(tmp_path / "m.db", Domain(1, Address(bytes(20)))).close()
+    with pytest.raises(OfferStoreError, match="made for chain 1, not 2"):
+        OfferStore(tmp_path / "m.db", Domain(2, Address(bytes(20))))
 
 
-# ---------------------------------------------------------------------------------------- reading
+# --- reading
 
 
 @pytest.fixture
 async def full(http: Http) -> Http:
-    cheap = model("cheap", price_per_million_output_tokens=Amount(1_000_000), tokens_per_second=Uint32(100))
-    fast = model("fast", price_per_million_output_tokens=Amount(9_000_000), tokens_per_second=Uint32(2000))
+    cheap = model(
+        "cheap", price_per_million_output_tokens=Amount(1_000_000), tokens_per_second=Uint32(100)
+    )
+    fast = model(
+        "fast", price_per_million_output_tokens=Amount(9_000_000), tokens_per_second=Uint32(2000)
+    )
     await post(http, offer("worker"))
     await post(http, offer("other", models=(cheap,)))
     await post(http, offer("third", models=(fast, model())))
@@ -191,7 +201,9 @@ async def test_lists_are_sorted_filtered_and_cut(full: Http) -> None:
     assert await listed(full, "?model=none") == []
 
 
-@pytest.mark.parametrize("query", ["?sort=name", "?limit=-1", "?limit=99999", "?min_speed=x", "?colour=red"])
+@pytest.mark.parametrize(
+    "query", ["?sort=name", "?limit=-1", "?limit=99999", "?min_speed=x", "?colour=red"]
+)
 async def test_a_bad_query_is_named(http: Http, query: str) -> None:
     response = await http.get("/v1/offers" + query)
     assert response.status == 400
@@ -206,7 +218,10 @@ async def test_models_are_grouped_by_digest(full: Http) -> None:
 
 async def test_lists_and_page_show_the_class_of_service_and_filter_by_it(http: Http) -> None:
     loose = model(
-        "loose", service=Service.BEST_EFFORT, max_steps=Uint32(0), price_per_thousand_steps=Amount(0)
+        "loose",
+        service=Service.BEST_EFFORT,
+        max_steps=Uint32(0),
+        price_per_thousand_steps=Amount(0),
     )
     await post(http, offer("worker", models=(loose,)))
     await post(http, offer("other"))
@@ -235,7 +250,7 @@ async def test_metrics_count_offers_and_refusals(full: Http) -> None:
     assert 'piecework_market_declined_total{code="malformed"} 1.0' in text
 
 
-# ---------------------------------------------------------------------------------------- the page
+# --- the page
 
 
 class Outline(HTMLParser):

@@ -1,12 +1,16 @@
 """What the model tests share: the bundled checkpoint, loaded once, and a prompt for it."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 
 from piecework_model.checkpoint.loading import LoadedModel, load
-from piecework_model.text.chat import Message, encode_prompt
+from piecework_model.text.chat import ChatMessage, encode_prompt
 
-torch.set_num_threads(1)  # equal results whatever else the machine does, and no fighting over two cores
+torch.set_num_threads(
+    1
+)  # equal results whatever else the machine does, and no fighting over two cores
 
 
 @pytest.fixture(scope="session")
@@ -18,4 +22,6 @@ def bundled() -> LoadedModel:
 @pytest.fixture(scope="session")
 def prompt(bundled: LoadedModel) -> tuple[int, ...]:
     """A request that the bundled model knows how to answer."""
-    return encode_prompt(bundled, [Message("user", "Write a story about a fox, a lantern and a river.")])
+    return encode_prompt(
+        bundled, [ChatMessage("user", "Write a story about a fox, a lantern and a river.")]
+    )

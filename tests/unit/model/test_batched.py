@@ -1,5 +1,7 @@
-"""The fast executor's own promises: kept prefixes, rows that must run alone, passes that fail and are
-split."""
+"""The fast executor's own promises: kept prefixes, rows that must run alone, passes that fail and
+are split."""
+
+from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,7 +65,9 @@ def test_the_same_prompt_of_one_tenant_is_prefilled_once_and_gives_the_same_text
     engine = Engine(bundled, max_rows=1, executor=shared)
     texts: list[list[tuple[bytes, ...]]] = []
     for seed in (1, 1, 2):
-        engine.submit(make_request(prompt, f"job-{len(texts)}", seed=seed, max_tokens=32, tenant="one"))
+        engine.submit(
+            make_request(prompt, f"job-{len(texts)}", seed=seed, max_tokens=32, tenant="one")
+        )
         texts.append([event.step_leaves for event in canvases(run(engine)[f"job-{len(texts)}"])])
     assert shared.prefix_hits == 8
     assert texts[0] == texts[1] != texts[2]
@@ -90,7 +94,9 @@ def test_another_tenant_or_none_shares_nothing(bundled: LoadedModel, tenant: str
     shared = executor(bundled)
     engine = Engine(bundled, max_rows=1, executor=shared)
     for name, whose in (("first", "one"), ("second", tenant)):
-        engine.submit(make_request(long_prompt(100), name, max_tokens=32, max_steps=1, tenant=whose))
+        engine.submit(
+            make_request(long_prompt(100), name, max_tokens=32, max_steps=1, tenant=whose)
+        )
         run(engine)
     assert shared.prefix_hits == 0
 
@@ -137,9 +143,11 @@ def test_prompts_are_kept_only_in_memory_that_no_row_needs(bundled: LoadedModel)
     assert engine.rows == engine.queued == 0
 
 
-def test_rows_that_must_run_alone_have_the_results_of_their_own(bundled: LoadedModel, prompt: Prompt) -> None:
-    """Where products depend on their number of rows, every pass has one segment: the job alone decides its
-    shape."""
+def test_rows_that_must_run_alone_have_the_results_of_their_own(
+    bundled: LoadedModel, prompt: Prompt
+) -> None:
+    """Where products depend on their number of rows, every pass has one segment: the job alone
+    decides its shape."""
     alone, beside = (
         Engine(bundled, max_rows=3, executor=executor(bundled, Invariance(1, isolated=True)))
         for _ in range(2)
@@ -168,8 +176,8 @@ class FailingCopy(TorchFunctionMode):
 
 
 def test_memory_that_runs_out_at_any_copy_of_a_pass_moves_no_text(bundled: LoadedModel) -> None:
-    """Windows that move, kept chunks, sums of experts: wherever a pass of two rows fails, it is repeated
-    from the same state."""
+    """Windows that move, kept chunks, sums of experts: wherever a pass of two rows fails, it is
+    repeated from the same state."""
     prompts = {"first": long_prompt(128), "second": long_prompt(170, first=9)}
     wanted = [
         make_request(prompt, name, max_tokens=96, max_steps=2, tenant="one")
@@ -188,7 +196,9 @@ def test_memory_that_runs_out_at_any_copy_of_a_pass_moves_no_text(bundled: Loade
             events = run(engine)
         failed = mode.left <= 0
         for name, seen in events.items():
-            if isinstance(seen[-1], FailedEvent):  # it was alone in its pass: there is nothing smaller to try
+            if isinstance(
+                seen[-1], FailedEvent
+            ):  # it was alone in its pass: there is nothing smaller to try
                 lost.append(name)
                 assert seen[-1].kind == "out_of_memory"
                 assert seen[:-1] == alone[name][: len(seen) - 1], f"after a failure at copy {at}"
@@ -198,7 +208,9 @@ def test_memory_that_runs_out_at_any_copy_of_a_pass_moves_no_text(bundled: Loade
     assert len(lost) < at / 2
 
 
-def test_a_chunk_that_is_not_finite_is_not_kept_for_the_tenants_next_job(bundled: LoadedModel) -> None:
+def test_a_chunk_that_is_not_finite_is_not_kept_for_the_tenants_next_job(
+    bundled: LoadedModel,
+) -> None:
     """One transient fault costs one job."""
     prompt, calls = long_prompt(200), 0
 
@@ -221,7 +233,9 @@ def test_a_chunk_that_is_not_finite_is_not_kept_for_the_tenants_next_job(bundled
     assert run(engine)["next"] == run_alone(bundled, make_request(prompt, "next", max_tokens=32))
 
 
-def test_passes_shrink_once_when_memory_runs_out_and_grow_again(bundled: LoadedModel, prompt: Prompt) -> None:
+def test_passes_shrink_once_when_memory_runs_out_and_grow_again(
+    bundled: LoadedModel, prompt: Prompt
+) -> None:
     made = executor(bundled)
     full = made._pass_tokens
     names = [f"row-{number}" for number in range(4)]
@@ -237,11 +251,15 @@ def test_passes_shrink_once_when_memory_runs_out_and_grow_again(bundled: LoadedM
     assert made._pass_tokens == full
 
 
-def test_two_threads_change_no_bit_of_a_row_among_others(bundled: LoadedModel, prompt: Prompt) -> None:
+def test_two_threads_change_no_bit_of_a_row_among_others(
+    bundled: LoadedModel, prompt: Prompt
+) -> None:
     """With two threads MKL sums small products in another order; rows are then filled up."""
     torch.set_num_threads(2)
     try:
-        wanted = [make_request(prompt[: 3 + 7 * n], f"row-{n}", seed=n, max_steps=4) for n in range(3)]
+        wanted = [
+            make_request(prompt[: 3 + 7 * n], f"row-{n}", seed=n, max_steps=4) for n in range(3)
+        ]
         engine = Engine(bundled, max_rows=3)
         for request in wanted:
             engine.submit(request)
@@ -254,8 +272,8 @@ def test_two_threads_change_no_bit_of_a_row_among_others(bundled: LoadedModel, p
 def test_memory_that_a_large_pass_lacks_is_found_in_smaller_ones(
     bundled: LoadedModel, prompt: Prompt
 ) -> None:
-    """The first pass of four rows runs out of memory, its halves do not: nobody fails, and nobody's text
-    moves."""
+    """The first pass of four rows runs out of memory, its halves do not: nobody fails, and nobody's
+    text moves."""
     wanted = [make_request(prompt, f"row-{seed}", seed=seed, max_tokens=32) for seed in range(4)]
     engine = Engine(bundled, max_rows=4)
     for request in wanted:
@@ -265,7 +283,9 @@ def test_memory_that_a_large_pass_lacks_is_found_in_smaller_ones(
     assert events == {request.request_id: run_alone(bundled, request) for request in wanted}
 
 
-def test_what_only_saves_work_makes_room_when_memory_runs_out(bundled: LoadedModel, prompt: Prompt) -> None:
+def test_what_only_saves_work_makes_room_when_memory_runs_out(
+    bundled: LoadedModel, prompt: Prompt
+) -> None:
     """Kept prompts and recordings go first, and prompts are kept again from the next step on."""
     made = executor(bundled)
     pieces = RecordedPieces(EchoRecorder(), max_bytes=10**8)
@@ -290,7 +310,9 @@ def test_what_only_saves_work_makes_room_when_memory_runs_out(bundled: LoadedMod
     assert made._prefixes.used_bytes
 
 
-def test_a_cache_that_cannot_be_allocated_ends_its_row_only(bundled: LoadedModel, prompt: Prompt) -> None:
+def test_a_cache_that_cannot_be_allocated_ends_its_row_only(
+    bundled: LoadedModel, prompt: Prompt
+) -> None:
     made = BatchedExecutor(bundled.model, replace(bundled.limits, max_context=2**50))
     for request in (make_request(prompt, "huge", max_tokens=2**44), make_request(prompt, "small")):
         made.open(request)
@@ -309,14 +331,18 @@ def test_a_row_that_breaks_late_leaves_the_others_caches_as_they_were(
     wanted = make_request(prompt, max_tokens=96, max_steps=4)
     engine = Engine(bundled, max_rows=2)
     engine.submit(wanted)
-    engine.submit(make_request(prompt, "poisoned", seed=3, max_tokens=96, max_steps=4, draft_every=0))
+    engine.submit(
+        make_request(prompt, "poisoned", seed=3, max_tokens=96, max_steps=4, draft_every=0)
+    )
     with broken_row(bundled, 1, from_call=6, breaking=poison):  # in its second canvas
         events = run(engine)
     assert [type(event) for event in events["poisoned"]] == [CanvasEvent, FailedEvent]
     assert events["job"] == run_alone(bundled, wanted)
 
 
-def test_a_request_beyond_the_engines_memory_is_refused(bundled: LoadedModel, prompt: Prompt) -> None:
+def test_a_request_beyond_the_engines_memory_is_refused(
+    bundled: LoadedModel, prompt: Prompt
+) -> None:
     engine = Engine(bundled, max_rows=1, memory_bytes=1000)
     with pytest.raises(MemoryOverflowError):
         engine.submit(make_request(prompt))
@@ -335,7 +361,9 @@ def test_the_footprint_is_what_a_rows_cache_really_takes(bundled: LoadedModel) -
 
 
 @pytest.mark.parametrize("memory", [0, 1_000, 100_000, 1_000_000, 2**40])
-def test_the_largest_row_fits_and_one_more_token_does_not(bundled: LoadedModel, memory: int) -> None:
+def test_the_largest_row_fits_and_one_more_token_does_not(
+    bundled: LoadedModel, memory: int
+) -> None:
     layout = cache_layout(bundled.model.config.text_config, 32, 64)
     largest = executor(bundled).max_context(memory)
     assert largest <= bundled.limits.max_context

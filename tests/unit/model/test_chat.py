@@ -1,21 +1,25 @@
 """Prompts through the chat template: what they become, and what is refused."""
 
+from __future__ import annotations
+
 import dataclasses
 
 import pytest
 
 from piecework_model.checkpoint.loading import LoadedModel
 from piecework_model.errors import PromptError
-from piecework_model.text.chat import Message, Role, encode_prompt
+from piecework_model.text.chat import ChatMessage, Role, encode_prompt
 from piecework_model.training import batches, vocabulary
 
 
-def test_a_conversation_becomes_turns_and_ends_where_the_model_goes_on(bundled: LoadedModel) -> None:
+def test_a_conversation_becomes_turns_and_ends_where_the_model_goes_on(
+    bundled: LoadedModel,
+) -> None:
     messages = [
-        Message("system", "please"),
-        Message("user", "  a fox \n"),
-        Message("assistant", "a bear"),
-        Message("user", "a wolf"),
+        ChatMessage("system", "please"),
+        ChatMessage("user", "  a fox \n"),
+        ChatMessage("assistant", "a bear"),
+        ChatMessage("user", "a wolf"),
     ]
     ids = encode_prompt(bundled, messages)
     pieces = [vocabulary.build_tokenizer().id_to_token(token) or "" for token in ids]
@@ -29,7 +33,7 @@ def test_a_conversation_becomes_turns_and_ends_where_the_model_goes_on(bundled: 
 def test_training_encodes_prompts_exactly_as_the_chat_does(bundled: LoadedModel) -> None:
     content = "Write a story about a fox, a key and 17 xylophones."
     trained = batches.prompt_ids(vocabulary.build_tokenizer(), content)
-    assert encode_prompt(bundled.tokenizer, [Message("user", content)]) == tuple(trained)
+    assert encode_prompt(bundled.tokenizer, [ChatMessage("user", content)]) == tuple(trained)
 
 
 @pytest.mark.parametrize(
@@ -37,8 +41,8 @@ def test_training_encodes_prompts_exactly_as_the_chat_does(bundled: LoadedModel)
 )
 def test_control_strings_in_user_text_stay_text(bundled: LoadedModel, text: str) -> None:
     codec = bundled.tokenizer
-    plain = encode_prompt(bundled, [Message("user", "x")])
-    ids = encode_prompt(bundled, [Message("user", text)])
+    plain = encode_prompt(bundled, [ChatMessage("user", "x")])
+    ids = encode_prompt(bundled, [ChatMessage("user", text)])
     assert [id_ for id_ in ids if id_ in codec.control_ids] == [
         id_ for id_ in plain if id_ in codec.control_ids
     ]
@@ -49,12 +53,14 @@ def test_control_strings_in_user_text_stay_text(bundled: LoadedModel, text: str)
     "messages",
     [
         [],
-        [Message("user", "x")] * 257,
-        [Message("user", "\ud800")],
-        [Message("user", "x" * 4_000_001)],
+        [ChatMessage("user", "x")] * 257,
+        [ChatMessage("user", "\ud800")],
+        [ChatMessage("user", "x" * 4_000_001)],
     ],
 )
-def test_messages_out_of_bounds_are_refused(bundled: LoadedModel, messages: list[Message]) -> None:
+def test_messages_out_of_bounds_are_refused(
+    bundled: LoadedModel, messages: list[ChatMessage]
+) -> None:
     with pytest.raises(PromptError):
         encode_prompt(bundled, messages)
 
@@ -62,7 +68,7 @@ def test_messages_out_of_bounds_are_refused(bundled: LoadedModel, messages: list
 def test_an_unknown_role_is_refused(bundled: LoadedModel) -> None:
     role: Role = "tool"  # type: ignore[assignment]
     with pytest.raises(PromptError, match="role"):
-        encode_prompt(bundled, [Message(role, "x")])
+        encode_prompt(bundled, [ChatMessage(role, "x")])
 
 
 @pytest.mark.parametrize(
@@ -78,9 +84,9 @@ def test_an_unknown_role_is_refused(bundled: LoadedModel) -> None:
 def test_a_template_that_bends_the_messages_is_refused(bundled: LoadedModel, template: str) -> None:
     codec = dataclasses.replace(bundled.tokenizer, template=template)
     with pytest.raises(PromptError):
-        encode_prompt(codec, [Message("user", "x")])
+        encode_prompt(codec, [ChatMessage("user", "x")])
 
 
 def test_a_place_holder_typed_by_a_user_is_ordinary_text(bundled: LoadedModel) -> None:
-    messages = [Message("user", "piecework-content-1-holder"), Message("user", "fox")]
+    messages = [ChatMessage("user", "piecework-content-1-holder"), ChatMessage("user", "fox")]
     assert bundled.tokenizer.decode(encode_prompt(bundled, messages)).count("fox") == 1

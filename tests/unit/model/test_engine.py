@@ -1,4 +1,7 @@
-"""The engine on the real bundled checkpoint: a row alone, beside others, paused, resumed, broken."""
+"""The engine on the real bundled checkpoint: a row alone, beside others, paused, resumed,
+broken."""
+
+from __future__ import annotations
 
 import dataclasses
 from typing import Any
@@ -83,7 +86,9 @@ def test_a_canvas_limit_never_goes_down(bundled: LoadedModel, prompt: Prompt) ->
 
 def test_other_seeds_give_other_texts(bundled: LoadedModel, prompt: Prompt) -> None:
     texts = {
-        "".join(event.text for event in canvases(run_alone(bundled, make_request(prompt, seed=seed))))
+        "".join(
+            event.text for event in canvases(run_alone(bundled, make_request(prompt, seed=seed)))
+        )
         for seed in (1, 2, 2**64 - 1)
     }
     assert len(texts) == 3
@@ -97,7 +102,9 @@ def test_every_parameter_is_the_rows_own(bundled: LoadedModel, prompt: Prompt) -
         {"max_steps": 3},
         {"confidence_threshold": 100.0, "stability_steps": 0},
     ]
-    variants = [dataclasses.replace(base, request_id=str(n), **change) for n, change in enumerate(changes)]
+    variants = [
+        dataclasses.replace(base, request_id=str(n), **change) for n, change in enumerate(changes)
+    ]
     engine = Engine(bundled, max_rows=8)
     for variant in [base, *variants]:
         engine.submit(variant)
@@ -120,14 +127,19 @@ def test_not_a_number_ends_its_own_row_without_a_canvas(
     engine.submit(make_request(prompt, "poisoned", seed=2, draft_every=0))
     with broken_row(bundled, 1, from_call=2, breaking=poison):
         events = run(engine)
-    assert events["poisoned"] == [FailedEvent("poisoned", "non_finite", "the model produced NaN or infinity")]
+    assert events["poisoned"] == [
+        FailedEvent("poisoned", "non_finite", "the model produced NaN or infinity")
+    ]
     assert events["job"] == run_alone(bundled, wanted)
     assert engine.rows == 0
 
 
 @pytest.mark.parametrize(
     ("error", "kind"),
-    [(torch.OutOfMemoryError("no memory"), "out_of_memory"), (RuntimeError("shapes differ"), "internal")],
+    [
+        (torch.OutOfMemoryError("no memory"), "out_of_memory"),
+        (RuntimeError("shapes differ"), "internal"),
+    ],
 )
 def test_a_failing_forward_pass_ends_its_row_only(
     bundled: LoadedModel, prompt: Prompt, error: Exception, kind: str
@@ -135,7 +147,9 @@ def test_a_failing_forward_pass_ends_its_row_only(
     def fail(logits: torch.Tensor) -> None:
         raise error
 
-    wanted = [make_request(prompt, name, seed=seed, max_tokens=32) for seed, name in enumerate("abc")]
+    wanted = [
+        make_request(prompt, name, seed=seed, max_tokens=32) for seed, name in enumerate("abc")
+    ]
     engine = Engine(bundled, max_rows=4)
     engine.submit(make_request(prompt, "broken", seed=9))
     for request in wanted:
@@ -148,7 +162,9 @@ def test_a_failing_forward_pass_ends_its_row_only(
     assert events == {request.request_id: run_alone(bundled, request) for request in wanted}
 
 
-def test_memory_that_the_cpu_does_not_have_is_told_as_such(bundled: LoadedModel, prompt: Prompt) -> None:
+def test_memory_that_the_cpu_does_not_have_is_told_as_such(
+    bundled: LoadedModel, prompt: Prompt
+) -> None:
     engine = Engine(bundled, max_rows=1)
     engine.submit(make_request(prompt))
     with broken_head(bundled, lambda output: torch.empty(2**55)):
@@ -157,7 +173,9 @@ def test_memory_that_the_cpu_does_not_have_is_told_as_such(bundled: LoadedModel,
     assert event.kind == "out_of_memory"
 
 
-def test_a_broken_accelerator_is_not_taken_for_a_broken_row(bundled: LoadedModel, prompt: Prompt) -> None:
+def test_a_broken_accelerator_is_not_taken_for_a_broken_row(
+    bundled: LoadedModel, prompt: Prompt
+) -> None:
     def lost(output: torch.Tensor) -> torch.Tensor:
         raise torch.AcceleratorError("device lost")
 
@@ -231,7 +249,8 @@ def test_a_canvas_carries_one_leaf_a_step_and_what_counts_of_its_ids(
         ("prompt_ids", (1127,)), ("seed", -1), ("seed", 2**64), ("max_tokens", 0), ("max_steps", 0),
         ("max_steps", 49), ("temperature_start", float("nan")), ("temperature_start", 0.3),
         ("temperature_end", 0.0), ("entropy_bound", -1.0), ("entropy_bound", float("inf")),
-        ("confidence_threshold", -0.1), ("stability_steps", 65), ("canvas_limit", -1), ("draft_every", -1),
+        ("confidence_threshold", -0.1), ("stability_steps", 65), ("canvas_limit", -1),
+        ("draft_every", -1),
         ("committed", ((0,) * 31,)), ("committed", ((1127,) * 32,)), ("committed", ((5,) * 32,)),
         ("committed", ((9,) * 32,) * 3),
     ],
@@ -246,7 +265,9 @@ def test_a_request_out_of_bounds_is_refused_by_name(
     assert engine.rows == engine.queued == 0
 
 
-def test_a_request_that_cannot_fit_the_context_is_refused(bundled: LoadedModel, prompt: Prompt) -> None:
+def test_a_request_that_cannot_fit_the_context_is_refused(
+    bundled: LoadedModel, prompt: Prompt
+) -> None:
     engine = Engine(bundled, max_rows=1)
     with pytest.raises(ContextOverflowError) as caught:
         engine.submit(make_request((9,) * 1000, max_tokens=33))

@@ -1,4 +1,7 @@
-"""Packed experts: the sum that transformers makes, and the same bits wherever the bytes are kept."""
+"""Packed experts: the sum that transformers makes, and the same bits wherever the bytes are
+kept."""
+
+from __future__ import annotations
 
 from collections.abc import Callable
 
@@ -27,7 +30,8 @@ CODECS: dict[str, Codec] = {"fp8": Fp8(), "int4": Int4()}
 
 
 def plain_experts(seed: int) -> DiffusionGemmaTextExperts:
-    """transformers' own module with random weights; one expert after the other, as the engine asks for it."""
+    """transformers' own module with random weights; one expert after the other, as the engine asks
+    for it."""
     config = DiffusionGemmaTextConfig(
         hidden_size=HIDDEN, moe_intermediate_size=NARROW, num_experts=EXPERTS, top_k_experts=CHOSEN
     )
@@ -43,7 +47,11 @@ def packed(
     plain: DiffusionGemmaTextExperts, codec: Codec, layer: int = 0, cache: ExpertCache | None = None
 ) -> QuantizedExperts:
     layout = ExpertLayout(HIDDEN, NARROW, codec)
-    source = HostBytes(layer, EXPERTS, cache) if cache else DeviceBytes(EXPERTS, layout.expert_bytes, CPU)
+    source = (
+        HostBytes(layer, EXPERTS, cache)
+        if cache
+        else DeviceBytes(EXPERTS, layout.expert_bytes, CPU)
+    )
     module = QuantizedExperts(EXPERTS, layout, codec, plain.act_fn, source)
     for matrix in MATRICES:
         for expert in range(EXPERTS):
@@ -56,7 +64,9 @@ def unpacked(plain: DiffusionGemmaTextExperts, codec: Codec) -> DiffusionGemmaTe
     for matrix in MATRICES:
         weight = getattr(plain, matrix)
         for expert in range(EXPERTS):
-            weight[expert] = codec.matmul(torch.eye(weight.shape[2]), codec.pack(weight[expert])).t()
+            weight[expert] = codec.matmul(
+                torch.eye(weight.shape[2]), codec.pack(weight[expert])
+            ).t()
     return plain
 
 
@@ -106,13 +116,18 @@ def test_a_token_has_the_same_bits_whoever_shares_the_pass(
 
 @pytest.mark.parametrize("name", CODECS)
 @settings(max_examples=25)
-@given(st.integers(1, 2 * EXPERTS), st.lists(st.tuples(st.integers(0, 1), st.integers(1, 9)), max_size=8))
+@given(
+    st.integers(1, 2 * EXPERTS),
+    st.lists(st.tuples(st.integers(0, 1), st.integers(1, 9)), max_size=8),
+)
 def test_experts_in_host_memory_give_the_same_bits_at_any_budget(
     name: str, slots: int, passes: list[tuple[int, int]]
 ) -> None:
     codec = CODECS[name]
     plain = [plain_experts(seed) for seed in (4, 5)]
-    cache = ExpertCache(slots * layout(codec).expert_bytes, layout(codec).expert_bytes, 2 * EXPERTS, CPU)
+    cache = ExpertCache(
+        slots * layout(codec).expert_bytes, layout(codec).expert_bytes, 2 * EXPERTS, CPU
+    )
     resident = [packed(experts, codec) for experts in plain]
     away = [packed(experts, codec, number, cache) for number, experts in enumerate(plain)]
     for number, (layer, count) in enumerate(passes):

@@ -1,9 +1,12 @@
-"""Our loop against transformers' own `generate`: with the same random numbers, the same canvases, step by
-step.
+"""Our loop against transformers' own `generate`: with the same random numbers, the same canvases,
+step by step.
 
-`generate` draws from torch's global generator. A torch function mode answers its two kinds of draws,
-`randint` for canvases and `multinomial` for tokens, with ours; nothing of transformers is replaced.
+`generate` draws from torch's global generator. A torch function mode answers its two kinds of
+draws, `randint` for canvases and `multinomial` for tokens, with ours; nothing of transformers is
+replaced.
 """
+
+from __future__ import annotations
 
 import math
 from pathlib import Path
@@ -31,8 +34,8 @@ from piecework_model.training.architecture import build_config
 
 
 class OurDraws(TorchFunctionMode):
-    """Answers the random draws of `generate` from the counter-based generator, in the order in which it makes
-    them.
+    """Answers the random draws of `generate` from the counter-based generator, in the order in
+    which it makes them.
     """
 
     def __init__(self, seed: int) -> None:
@@ -68,7 +71,8 @@ class OurDraws(TorchFunctionMode):
 
 
 class Listener:
-    """The streamer of `generate`: keeps the argmax canvas of every step, and starts canvases in the draws."""
+    """The streamer of `generate`: keeps the argmax canvas of every step, and starts canvases in the
+    draws."""
 
     def __init__(self, draws: OurDraws) -> None:
         self._draws = draws
@@ -93,8 +97,8 @@ def reference_canvases(
 ) -> list[list[tuple[int, ...]]]:
     """The argmax canvas of every step of every canvas, as transformers computes them.
 
-    chunk_tokens: `generate` is given the cache of all chunks but the last, filled by the model's own
-    encoder; without it prefills the prompt in one pass.
+    chunk_tokens: `generate` is given the cache of all chunks but the last, filled by the model's
+    own encoder; without it prefills the prompt in one pass.
     """
     draws = OurDraws(request.seed)
     listener = Listener(draws)
@@ -168,9 +172,10 @@ def request(prompt_ids: tuple[int, ...], **changes: Any) -> GenerationRequest:
 
 @pytest.fixture(scope="module")
 def random_model() -> DiffusionGemmaForBlockDiffusion:
-    """Random weights, large enough that logits are peaked; experts, sliding and full attention, as in the
-    bundle. Such a model amplifies the last bit, so canvases are equal only if everything before is: bfloat16,
-    whose products do not depend on the number of their rows on any machine that we have seen.
+    """Random weights, large enough that logits are peaked; experts, sliding and full attention, as
+    in the bundle. Such a model amplifies the last bit, so canvases are equal only if everything
+    before is: bfloat16, whose products do not depend on the number of their rows on any machine
+    that we have seen.
     """
     generator_state = torch.random.get_rng_state()
     torch.manual_seed(3)
@@ -220,14 +225,18 @@ def test_a_prompt_that_is_prefilled_in_chunks_gives_the_canvases_of_one_pass(
         {"temperature_start": 3.0, "temperature_end": 0.1, "entropy_bound": 5.0, "max_steps": 7},
     ],
 )
-@pytest.mark.parametrize("prompt_length", [1, 40, 150, 330])  # the window is 64 tokens, so is a chunk
+@pytest.mark.parametrize(
+    "prompt_length", [1, 40, 150, 330]
+)  # the window is 64 tokens, so is a chunk
 def test_random_weights_give_the_canvases_of_generate(
     random_model: DiffusionGemmaForBlockDiffusion,
     changes: dict[str, Any],
     prompt_length: int,
     make: type[ReferenceExecutor | BatchedExecutor],
 ) -> None:
-    prompt = tuple(philox.initial_ids([Moment(prompt_length, 7, 0)], prompt_length, 300)[0].tolist())
+    prompt = tuple(
+        philox.initial_ids([Moment(prompt_length, 7, 0)], prompt_length, 300)[0].tolist()
+    )
     limits = ModelLimits(max_context=1024, canvas_size=32, max_steps=48, vocab_size=300)
     wanted = request(prompt, **changes)
     theirs = reference_canvases(random_model, wanted, frozenset({1}), limits.chunk_tokens)
@@ -237,8 +246,8 @@ def test_random_weights_give_the_canvases_of_generate(
 
 @pytest.fixture(scope="module")
 def mid_model() -> DiffusionGemmaForBlockDiffusion:
-    """72.8 M parameters with random weights: 8 experts of which 2 work, windows of 128 tokens, canvases of
-    64."""
+    """72.8 M parameters with random weights: 8 experts of which 2 work, windows of 128 tokens,
+    canvases of 64."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         model = DiffusionGemmaForBlockDiffusion(mid_config()).eval().requires_grad_(False)
@@ -256,10 +265,14 @@ def test_a_mid_size_model_gives_the_canvases_of_generate_far_beyond_its_window(
     wanted = request(prompt, max_tokens=128, max_steps=5, entropy_bound=2.0)
     theirs = reference_canvases(mid_model, wanted, frozenset({1}), limits.chunk_tokens)
     assert [len(steps) for steps in theirs] == [5, 5]
-    assert our_canvases(BatchedExecutor(mid_model, limits), limits, wanted, frozenset({1})) == theirs
+    assert (
+        our_canvases(BatchedExecutor(mid_model, limits), limits, wanted, frozenset({1})) == theirs
+    )
 
 
-def test_what_the_published_format_ties_is_tied_after_loading(bundled: LoadedModel, tmp_path: Path) -> None:
+def test_what_the_published_format_ties_is_tied_after_loading(
+    bundled: LoadedModel, tmp_path: Path
+) -> None:
     model = bundled.model.model
     assert model.encoder.language_model.embed_tokens.weight is model.decoder.embed_tokens.weight
     assert bundled.model.lm_head.weight is model.decoder.embed_tokens.weight

@@ -3,6 +3,8 @@
 The recorder replays by calling (tests/support/recorder.py); no graph was captured.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import pytest
@@ -12,7 +14,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from piecework_model.checkpoint.loading import LoadedModel
-from piecework_model.layers.graphs import POSTPONED_CALLS, RECORD_AT, Pieces, PlainPieces, RecordedPieces
+from piecework_model.layers.graphs import (
+    POSTPONED_CALLS,
+    RECORD_AT,
+    Pieces,
+    PlainPieces,
+    RecordedPieces,
+)
 from tests.support.recorder import EchoRecorder
 
 HIDDEN = 8
@@ -29,7 +37,9 @@ def recorded(
     return RecordedPieces(EchoRecorder(refusal), max_bytes, max_recordings, idle_runs)
 
 
-def repeat(pieces: RecordedPieces, count: int, times: int = RECORD_AT, name: str = "double") -> None:
+def repeat(
+    pieces: RecordedPieces, count: int, times: int = RECORD_AT, name: str = "double"
+) -> None:
     """So often that it is recorded, unless told otherwise."""
     for _ in range(times):
         assert torch.equal(pieces.run(name, double, tokens(count))[0], 2 * tokens(count))
@@ -41,8 +51,8 @@ def tokens(count: int, seed: int = 0) -> Tensor:
 
 @dataclass
 class Stack:
-    """Layers of real modules, cut as a step would be: a piece is what stands between two attentions. It hands
-    on the residual and the next queries together.
+    """Layers of real modules, cut as a step would be: a piece is what stands between two
+    attentions. It hands on the residual and the next queries together.
     """
 
     layers: list[nn.Module]
@@ -69,7 +79,8 @@ class Stack:
 def test_any_sequence_of_row_counts_gives_the_bits_of_plain_calls(
     rows: list[int], room: int, room_bytes: int, idle_runs: int
 ) -> None:
-    """With room for fewer recordings than there are buckets, pieces are called, or recorded anew."""
+    """With room for fewer recordings than there are buckets, pieces are called, or recorded
+    anew."""
     canvas = 4
     with torch.inference_mode():
         stack = Stack([nn.Linear(HIDDEN, HIDDEN), nn.Linear(HIDDEN, HIDDEN)])
@@ -81,7 +92,9 @@ def test_any_sequence_of_row_counts_gives_the_bits_of_plain_calls(
             assert pieces.recordings <= room and pieces.held_bytes <= room_bytes
 
 
-def test_the_feed_forward_of_the_bundled_model_replays_to_the_same_bits(bundled: LoadedModel) -> None:
+def test_the_feed_forward_of_the_bundled_model_replays_to_the_same_bits(
+    bundled: LoadedModel,
+) -> None:
     layer = bundled.model.model.decoder.layers[0]
 
     def dense(hidden: Tensor) -> tuple[Tensor, ...]:
@@ -163,7 +176,8 @@ def test_pieces_of_one_shape_share_their_buffers() -> None:
 
 
 def test_more_pieces_than_fit_keep_the_recordings_that_there_are() -> None:
-    """Pieces of a step take turns: dropping the one unused for longest would drop each before its turn."""
+    """Pieces of a step take turns: dropping the one unused for longest would drop each before its
+    turn."""
     pieces = recorded(max_recordings=2, idle_runs=10)
     for step in range(RECORD_AT + 20):
         for name in ("a", "b") if step < 10 else ("a", "b", "c"):
@@ -176,7 +190,9 @@ def test_more_pieces_than_fit_keep_the_recordings_that_there_are() -> None:
 def test_a_recording_that_was_idle_for_long_makes_room() -> None:
     pieces = recorded(max_recordings=1, idle_runs=5)
     repeat(pieces, 1)
-    repeat(pieces, 2, RECORD_AT)  # one was used a moment ago: no room yet, and not again for a while
+    repeat(
+        pieces, 2, RECORD_AT
+    )  # one was used a moment ago: no room yet, and not again for a while
     repeat(pieces, 2, POSTPONED_CALLS)
     replays = pieces.replays
     repeat(pieces, 2, times=1)

@@ -1,5 +1,7 @@
 """Safetensors headers and the index: what is true is read, what is not is named by its file."""
 
+from __future__ import annotations
+
 import json
 import struct
 from collections.abc import Callable
@@ -90,7 +92,9 @@ def test_an_entry_that_does_not_fit_its_file_is_named(tmp_path: Path, defect: st
 
 
 def test_overlapping_tensors_are_refused(tmp_path: Path) -> None:
-    path = shard(tmp_path / "x.safetensors", {"a": entry([1], 0, 4), "b": entry([1], 0, 4)}, bytes(4))
+    path = shard(
+        tmp_path / "x.safetensors", {"a": entry([1], 0, 4), "b": entry([1], 0, 4)}, bytes(4)
+    )
     with pytest.raises(CheckpointError, match="begins at 0"):
         headers.read_file(path)
 
@@ -110,8 +114,14 @@ def edit_index(folder: Path, change: Callable[[dict[str, str]], object]) -> Path
 
 NORM = "model.decoder.norm.weight"
 BAD_INDEXES: dict[str, tuple[Callable[[dict[str, str]], object], str]] = {
-    "a shard that is not there": (lambda m: m.update({NORM: "model-9.safetensors"}), "model-9.safetensors"),
-    "a tensor that is nowhere": (lambda m: m.update({"x": "model-00001-of-{n}.safetensors"}), "00001"),
+    "a shard that is not there": (
+        lambda m: m.update({NORM: "model-9.safetensors"}),
+        "model-9.safetensors",
+    ),
+    "a tensor that is nowhere": (
+        lambda m: m.update({"x": "model-00001-of-{n}.safetensors"}),
+        "00001",
+    ),
     "a path out of the folder": (lambda m: m.update({NORM: "../x.safetensors"}), "index"),
     "a number for a file": (lambda m: m.update({NORM: 3}), "index"),  # type: ignore[dict-item]
     "another kind of file": (lambda m: m.update({NORM: "config.json"}), "index"),

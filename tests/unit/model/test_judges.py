@@ -1,4 +1,7 @@
-"""The choice of a sampler: the fused one is used only where it runs, agrees and keeps positions apart."""
+"""The choice of a sampler: the fused one is used only where it runs, agrees and keeps positions
+apart."""
+
+from __future__ import annotations
 
 from dataclasses import replace
 
@@ -49,10 +52,16 @@ def test_the_fused_sampler_is_admitted_where_it_runs(dtype: torch.dtype) -> None
         (broken, "it does not run: no kernel image is available for execution on the device"),
     ],
 )
-def test_a_sampler_that_is_wrong_is_refused_with_the_reason(judge: judges.Judge, reason: str) -> None:
+def test_a_sampler_that_is_wrong_is_refused_with_the_reason(
+    judge: judges.SampleFn, reason: str
+) -> None:
     assert judges.refusal(judge, CPU, torch.float32, VOCAB_TOKENS).startswith(reason)
 
 
 def test_on_a_cpu_the_pure_sampler_judges() -> None:
     chosen = judges.sampler_for(CPU, torch.float32, VOCAB_TOKENS)
-    assert (chosen.name, chosen.judge, chosen.reason) == ("pure", sampler.judge, "no kernels for cpu")
+    assert (chosen.name, chosen.judge, chosen.reason) == (
+        "pure",
+        sampler.judge,
+        "no kernels for cpu",
+    )

@@ -1,7 +1,10 @@
-"""Kernels of a processor: admitted when they agree with their oracle and rows do not depend on each other.
+"""Kernels of a processor: admitted when they agree with their oracle and rows do not depend on each
+other.
 
 On a CPU torch has the same two operators as on a GPU, so what is written here really runs them.
 """
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -75,7 +78,9 @@ class ScaledByTheBatch(Other):
 
     def matmul(self, rows: Tensor, fields: Fields) -> Tensor:
         scale = rows.abs().max() / 448
-        return self.oracle.matmul((rows / scale).to(torch.float8_e4m3fn).to(rows.dtype) * scale, fields)
+        return self.oracle.matmul(
+            (rows / scale).to(torch.float8_e4m3fn).to(rows.dtype) * scale, fields
+        )
 
 
 class Wrong(Other):

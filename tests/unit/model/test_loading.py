@@ -1,4 +1,7 @@
-"""Checkpoint folders, good and bad: each bad one is named by its defect, and the error names the file."""
+"""Checkpoint folders, good and bad: each bad one is named by its defect, and the error names the
+file."""
+
+from __future__ import annotations
 
 import contextlib
 import hashlib
@@ -19,7 +22,8 @@ from piecework_model.errors import CheckpointError, DeviceError
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A copy of the bundled checkpoint without its manifest, so that only the defect of the test matters."""
+    """A copy of the bundled checkpoint without its manifest, so that only the defect of the test
+    matters."""
     copy = tmp_path / "copy"
     shutil.copytree(manifest.bundled_checkpoint_path(), copy)
     (copy / manifest.MANIFEST_FILE).unlink()
@@ -34,7 +38,10 @@ DEFECTS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "no config": ("config.json", lambda f: (f / "config.json").unlink()),
     "config is no JSON": ("config.json", lambda f: (f / "config.json").write_text("{")),
     "config is a list": ("config.json", lambda f: (f / "config.json").write_text("[]")),
-    "another architecture": ("config.json", lambda f: edit_json(f / "config.json", model_type="gemma4")),
+    "another architecture": (
+        "config.json",
+        lambda f: edit_json(f / "config.json", model_type="gemma4"),
+    ),
     "remote code": (
         "config.json",
         lambda f: edit_json(f / "config.json", auto_map={"AutoModel": "evil.Model"}),
@@ -44,9 +51,15 @@ DEFECTS: dict[str, tuple[str, Callable[[Path], object]]] = {
         lambda f: edit_json(f / "tokenizer_config.json", auto_map={}),
     ),
     "brings code": ("modeling.py", lambda f: (f / "modeling.py").write_text("")),
-    "pre-quantized": ("config.json", lambda f: edit_json(f / "config.json", quantization_config={})),
+    "pre-quantized": (
+        "config.json",
+        lambda f: edit_json(f / "config.json", quantization_config={}),
+    ),
     "no tokenizer": ("tokenizer.json", lambda f: (f / "tokenizer.json").unlink()),
-    "tokenizer is another object": ("tokenizer.json", lambda f: (f / "tokenizer.json").write_text("{}")),
+    "tokenizer is another object": (
+        "tokenizer.json",
+        lambda f: (f / "tokenizer.json").write_text("{}"),
+    ),
     "no template": ("chat_template.jinja", lambda f: (f / "chat_template.jinja").unlink()),
     "no end of text": (
         "generation_config.json",
@@ -63,7 +76,9 @@ DEFECTS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "no weights": ("", lambda f: (f / "model.safetensors").unlink()),
     "truncated weights": (
         "model.safetensors",
-        lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:1000]),
+        lambda f: (f / "model.safetensors").write_bytes(
+            (f / "model.safetensors").read_bytes()[:1000]
+        ),
     ),
     "weights of another size": (
         "",
@@ -135,12 +150,16 @@ def test_the_model_digest_is_the_hash_of_the_sorted_manifest(bundled: LoadedMode
         "tokenizer.json",
         "tokenizer_config.json",
     ]
-    lines = [f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in names]
+    lines = [
+        f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in names
+    ]
     assert manifest.manifest_text(folder) == "".join(lines)
     assert bundled.digest == hashlib.sha256("".join(lines).encode()).digest()
 
 
-def test_files_outside_the_manifest_do_not_move_the_digest(folder: Path, bundled: LoadedModel) -> None:
+def test_files_outside_the_manifest_do_not_move_the_digest(
+    folder: Path, bundled: LoadedModel
+) -> None:
     (folder / "README.md").write_text("other words")
     assert load(folder, device="cpu").digest == bundled.digest
 
@@ -148,7 +167,9 @@ def test_files_outside_the_manifest_do_not_move_the_digest(folder: Path, bundled
 def test_weights_load_to_the_same_values_in_both_types(bundled: LoadedModel) -> None:
     narrow = load(device="cpu", dtype="bfloat16")
     assert (bundled.dtype, narrow.dtype) == ("float32", "bfloat16")
-    for wide_weight, narrow_weight in zip(bundled.model.parameters(), narrow.model.parameters(), strict=True):
+    for wide_weight, narrow_weight in zip(
+        bundled.model.parameters(), narrow.model.parameters(), strict=True
+    ):
         assert torch.equal(wide_weight, narrow_weight.float())
 
 
@@ -165,8 +186,10 @@ def test_light_modules_import_no_torch() -> None:
     program = (
         "import sys, piecework_model\n"
         "import piecework_model.requests, piecework_model.errors, piecework_model.limits\n"
-        "import piecework_model.sampling.trace, piecework_model.checkpoint.manifest, piecework_model.bounds\n"
-        "print([name for name in ('torch', 'transformers', 'numpy', 'web3', 'grpc') if name in sys.modules])"
+        "import piecework_model.sampling.trace, piecework_model.checkpoint.manifest, "
+        "piecework_model.bounds\n"
+        "print([name for name in ('torch', 'transformers', 'numpy', 'web3', 'grpc') if name in "
+        "sys.modules])"
     )
     result = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
@@ -174,7 +197,9 @@ def test_light_modules_import_no_torch() -> None:
     assert result.stdout.strip() == "[]"
 
 
-def test_sampling_parameters_not_given_are_those_of_transformers(folder: Path, bundled: LoadedModel) -> None:
+def test_sampling_parameters_not_given_are_those_of_transformers(
+    folder: Path, bundled: LoadedModel
+) -> None:
     (folder / "generation_config.json").write_text('{"eos_token_id": 1}')
     loaded = load(folder, device="cpu")
     assert loaded.defaults == bundled.defaults

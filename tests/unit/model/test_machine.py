@@ -1,5 +1,7 @@
 """Probe, profile and benchmark on whatever machine runs the tests."""
 
+from __future__ import annotations
+
 import itertools
 import re
 from dataclasses import replace
@@ -24,7 +26,9 @@ def test_the_probe_describes_this_machine() -> None:
     assert hardware.device == ("cuda" if hardware.accelerators else "cpu")
 
 
-@pytest.mark.parametrize(("written", "expected"), [("1048576\n", 2**20), ("max\n", None), (str(2**60), None)])
+@pytest.mark.parametrize(
+    ("written", "expected"), [("1048576\n", 2**20), ("max\n", None), (str(2**60), None)]
+)
 def test_a_containers_limit_counts_if_it_is_the_smaller(
     tmp_path: Path, written: str, expected: int | None
 ) -> None:
@@ -33,7 +37,9 @@ def test_a_containers_limit_counts_if_it_is_the_smaller(
     assert host_memory_bytes(limit) == (expected or host_memory_bytes(tmp_path / "nothing"))
 
 
-def test_the_profile_is_short_stable_and_names_what_decides_the_last_bits(bundled: LoadedModel) -> None:
+def test_the_profile_is_short_stable_and_names_what_decides_the_last_bits(
+    bundled: LoadedModel,
+) -> None:
     hardware = probe()
     profile = engine_profile(bundled, hardware, "pure")
     assert profile == engine_profile(bundled, probe(), "pure")
@@ -43,7 +49,9 @@ def test_the_profile_is_short_stable_and_names_what_decides_the_last_bits(bundle
         engine_profile(replace(bundled, quantization="int8"), hardware, "pure"),
         engine_profile(bundled, replace(hardware, cpu="Other CPU"), "pure"),
         engine_profile(bundled, hardware, "fused"),
-        engine_profile(replace(bundled, device="cuda"), replace(hardware, name="NVIDIA H100"), "pure"),
+        engine_profile(
+            replace(bundled, device="cuda"), replace(hardware, name="NVIDIA H100"), "pure"
+        ),
     }
     assert len(others | {profile}) == 6
 

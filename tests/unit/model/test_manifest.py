@@ -1,5 +1,7 @@
 """The manifest: which files count, and what is said of a manifest that is not written as one is."""
 
+from __future__ import annotations
+
 import shutil
 from pathlib import Path
 

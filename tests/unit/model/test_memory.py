@@ -1,8 +1,11 @@
 """What a model needs, against what it takes; and which precision a device gets."""
 
+from __future__ import annotations
+
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +50,13 @@ INT4: memory.Format = ("int4", "bfloat16", "int4")
 
 
 def test_the_released_model_has_the_published_figures() -> None:
-    assert sum(math.prod(shape) for _, shape in RELEASED.tensors) == pytest.approx(25.2e9, rel=0.005)
+    assert sum(math.prod(shape) for _, shape in RELEASED.tensors) == pytest.approx(
+        25.2e9, rel=0.005
+    )
     assert needed(BF16).weights_bytes == pytest.approx(50e9, rel=0.02)
-    experts = sum(math.prod(shape) for name, shape in RELEASED.tensors if precision.is_experts(name))
+    experts = sum(
+        math.prod(shape) for name, shape in RELEASED.tensors if precision.is_experts(name)
+    )
     assert experts == pytest.approx(0.905 * 25.2e9, rel=0.01)
     of = RELEASED.of
     assert [layer.window for layer in of.layers].count(0) == 5
@@ -58,7 +65,8 @@ def test_the_released_model_has_the_published_figures() -> None:
 
 
 def test_a_token_of_context_costs_what_the_full_layers_keep_of_it() -> None:
-    """5 layers of 2 heads of 512, keys and values, 2 bytes each; the others keep only their window."""
+    """5 layers of 2 heads of 512, keys and values, 2 bytes each; the others keep only their
+    window."""
     far = memory.row_bytes(RELEASED.of, 100_000, "bfloat16")
     assert memory.row_bytes(RELEASED.of, 100_001, "bfloat16") - far == 5 * 2 * 2 * 512 * 2
     windowed = 25 * 2 * 8 * 256 * 2 * (1023 + 512 + 256)
@@ -72,9 +80,18 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "global_head_dim": 96,
         "num_global_key_value_heads": 1,
     },
-    "five to one unless told": {"layer_types": None, "per_layer_config": None, "num_hidden_layers": 13},
+    "five to one unless told": {
+        "layer_types": None,
+        "per_layer_config": None,
+        "num_hidden_layers": 13,
+    },
     "both directions": {"use_bidirectional_attention": "all"},
-    "wider": {"hidden_size": 320, "intermediate_size": 416, "moe_intermediate_size": 64, "num_experts": 5},
+    "wider": {
+        "hidden_size": 320,
+        "intermediate_size": 416,
+        "moe_intermediate_size": 64,
+        "num_experts": 5,
+    },
 }
 
 
@@ -108,7 +125,9 @@ def test_the_headers_of_a_checkpoint_and_its_configuration_agree(tmp_path: Path)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(max_size=5),
-        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+        lambda inner: (
+            st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+        ),
         max_leaves=5,
     ),
     st.sampled_from(
@@ -146,8 +165,11 @@ def test_a_rows_cache_is_counted_exactly(bundled: LoadedModel) -> None:
     config, size = bundled.model.config, bundled.limits
     layout = cache_layout(config.text_config, size.canvas_size, size.chunk_tokens)
     for tokens in (40, 300, 1000):
-        taken = allocations(lambda n=tokens: RowCache(layout, n, torch.device("cpu"), torch.float32))  # type: ignore[misc]
-        assert taken.kept_bytes == memory.row_bytes(read(bundled_checkpoint_path()).of, tokens, "float32")
+        cpu = torch.device("cpu")
+        taken = allocations(partial(RowCache, layout, tokens, cpu, torch.float32))
+        assert taken.kept_bytes == memory.row_bytes(
+            read(bundled_checkpoint_path()).of, tokens, "float32"
+        )
 
 
 @pytest.mark.parametrize("quantization", ["none", "fp8", "int4"])
@@ -207,7 +229,9 @@ def test_a_pass_leaves_no_more_masks_behind_than_allowed(bundled: LoadedModel) -
         (80, "bfloat16", False),
     ],
 )
-def test_each_card_gets_the_most_faithful_precision_that_fits(gib: int, chosen: str, away: bool) -> None:
+def test_each_card_gets_the_most_faithful_precision_that_fits(
+    gib: int, chosen: str, away: bool
+) -> None:
     choice = memory.choose(RELEASED, card(gib), rows=2, context=8192)
     assert (choice.need.precision, choice.need.offloaded) == (chosen, away)
     assert choice.need.device_bytes <= card(gib).usable_bytes
@@ -271,7 +295,10 @@ def test_more_rows_or_context_never_need_less(form: memory.Format, rows: int, co
 
 
 def test_a_precision_that_is_asked_for_is_given_or_refused() -> None:
-    assert memory.choose(RELEASED, card(80), rows=1, context=8192, asked="int4").need.precision == "int4"
+    assert (
+        memory.choose(RELEASED, card(80), rows=1, context=8192, asked="int4").need.precision
+        == "int4"
+    )
     choice = memory.choose(RELEASED, card(16), rows=1, context=8192, asked="fp8")
     assert (choice.need.precision, choice.need.offloaded) == ("fp8", True)
     with pytest.raises(

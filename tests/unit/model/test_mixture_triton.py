@@ -1,4 +1,7 @@
-"""The fused mixture of experts against the plain one, in Triton's interpreter; its kernels, compiled."""
+"""The fused mixture of experts against the plain one, in Triton's interpreter; its kernels,
+compiled."""
+
+from __future__ import annotations
 
 import json
 import os
@@ -31,7 +34,9 @@ from piecework_model.layers.moe_triton import TILE_ROWS, FusedMixture, Matrices,
 from piecework_model.layers.packed_kernels import Fp8ScaledMm
 from piecework_model.layers.quantization import Codec, Fp8, Int4
 
-DEVICE = torch.device("cpu" if isinstance(mixture_kernels.expert_up, InterpretedFunction) else "cuda")
+DEVICE = torch.device(
+    "cpu" if isinstance(mixture_kernels.expert_up, InterpretedFunction) else "cuda"
+)
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[3]
 HIDDEN, WIDTH = 96, 160  # no multiples of a block of 64
@@ -56,7 +61,9 @@ def packed(experts: int, codec: Codec, in_host_memory: bool = False) -> Quantize
     layout = ExpertLayout(HIDDEN, WIDTH, codec)
     source: Any = DeviceBytes(experts, layout.expert_bytes, DEVICE)
     if in_host_memory:
-        source = HostBytes(0, experts, ExpertCache(layout.expert_bytes, layout.expert_bytes, experts, DEVICE))
+        source = HostBytes(
+            0, experts, ExpertCache(layout.expert_bytes, layout.expert_bytes, experts, DEVICE)
+        )
     module = QuantizedExperts(experts, layout, codec, GELU, source)
     for matrix in MATRICES:
         for expert, weight in enumerate(weights_of(experts, torch.bfloat16)[matrix]):
@@ -65,7 +72,8 @@ def packed(experts: int, codec: Codec, in_host_memory: bool = False) -> Quantize
 
 
 def routing(tokens: int, experts: int, k: int, dtype: torch.dtype, seed: int) -> tuple[Tensor, ...]:
-    """States, chosen experts and their shares. Low experts are popular, others are not chosen at all."""
+    """States, chosen experts and their shares. Low experts are popular, others are not chosen at
+    all."""
     generator = torch.Generator().manual_seed(seed)
     scores = torch.rand((tokens, experts), generator=generator) - 0.3 * torch.arange(experts)
     shares, chosen = scores.softmax(-1).topk(k, dim=-1)
@@ -100,7 +108,8 @@ def test_the_sum_is_that_of_the_plain_mixture(
 
 
 def test_in_bfloat16_nearly_every_value_is_that_of_the_plain_mixture() -> None:
-    """Each intermediate is rounded where the modules round it, and experts are summed in the same order."""
+    """Each intermediate is rounded where the modules round it, and experts are summed in the same
+    order."""
     module = published(6, torch.bfloat16)
     given = routing(80, 6, 4, torch.bfloat16, seed=5)
     equal = mixtures.fused_mixture(module)(*given) == plain(module)(*given)
@@ -115,7 +124,9 @@ def test_packed_experts_are_read_where_they_lie(dtype: torch.dtype) -> None:
     made = mixtures.fused_mixture(module)(*given)
     assert float((made - expected).abs().max()) <= 0.01 * float(expected.abs().max())
     unpacked = plain(published(5, dtype))(*given)
-    assert float((unpacked - expected).abs().max()) > 0.01 * float(expected.abs().max())  # so scales count
+    assert float((unpacked - expected).abs().max()) > 0.01 * float(
+        expected.abs().max()
+    )  # so scales count
 
 
 @settings(max_examples=5, deadline=None)
@@ -160,7 +171,9 @@ def test_on_a_cpu_the_plain_mixture_runs() -> None:
 def test_the_fused_mixture_is_admitted_where_it_agrees() -> None:
     """Also beside experts that round their activations, which it does not."""
     module = packed(6, Fp8ScaledMm())
-    trial = mixtures.Trial(6, HIDDEN, 2, DEVICE, torch.bfloat16, tolerance=mixtures.tolerance(module))
+    trial = mixtures.Trial(
+        6, HIDDEN, 2, DEVICE, torch.bfloat16, tolerance=mixtures.tolerance(module)
+    )
     assert mixtures.refusal(mixtures.fused_mixture(module), plain(module), trial) == ""
 
 
@@ -180,9 +193,12 @@ def test_a_mixture_that_is_wrong_is_refused_with_the_reason() -> None:
 
     assert "of the largest" in mixtures.refusal(unshared, kept, trial)
     assert (
-        mixtures.refusal(of_the_batch, kept, trial) == "a token has other bits among 1 tokens than among 320"
+        mixtures.refusal(of_the_batch, kept, trial)
+        == "a token has other bits among 1 tokens than among 320"
     )
-    assert mixtures.refusal(broken, kept, trial) == "it does not run: out of resource: shared memory"
+    assert (
+        mixtures.refusal(broken, kept, trial) == "it does not run: out of resource: shared memory"
+    )
 
 
 def test_experts_that_the_kernels_cannot_read_are_named() -> None:
@@ -217,5 +233,7 @@ def test_the_kernels_compile_to_tensor_cores_and_copies_in_the_background(tmp_pa
     for kernel in compiled:
         assert kernel["tensor_core_products"] > 0, kernel
         assert kernel["asynchronous_copies"] > 0, kernel
-        assert kernel["shared_bytes"] <= 100_000, kernel  # two blocks a processor on Hopper, one on others
+        assert kernel["shared_bytes"] <= 100_000, (
+            kernel
+        )  # two blocks a processor on Hopper, one on others
         assert not kernel["local_memory"], kernel

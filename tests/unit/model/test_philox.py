@@ -1,16 +1,31 @@
 """The counter-based generator against its published answers and against plain integers."""
 
+from __future__ import annotations
+
 import numpy as np
 import pytest
 
 from piecework_model.sampling import philox
 from piecework_model.sampling.philox import Moment
 
-# Known answers for philox4x32 with 10 rounds from the authors' Random123 distribution (kat_vectors).
+# Known answers for philox4x32 with 10 rounds from the authors' Random123 distribution
+# (kat_vectors).
 KNOWN = [
-    ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
-    ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
-    ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
+    (
+        "00000000 00000000 00000000 00000000",
+        "00000000 00000000",
+        "6627e8d5 e169c58d bc57ac4c 9b00dbd8",
+    ),
+    (
+        "ffffffff ffffffff ffffffff ffffffff",
+        "ffffffff ffffffff",
+        "408f276d 41c83b0e a20bc7c6 6d5451fd",
+    ),
+    (
+        "243f6a88 85a308d3 13198a2e 03707344",
+        "a4093822 299f31d0",
+        "d16cfe09 94fdcceb 5001e420 24126ea1",
+    ),
 ]
 
 
@@ -37,7 +52,8 @@ def plain_philox(counter: list[int], key: list[int]) -> list[int]:
 def test_philox_gives_the_published_answers(counter: str, key: str, answer: str) -> None:
     key_words = words(key)
     output = philox.philox4x32(
-        np.array([words(counter)], dtype=np.uint32), (np.uint64(key_words[0]), np.uint64(key_words[1]))
+        np.array([words(counter)], dtype=np.uint32),
+        (np.uint64(key_words[0]), np.uint64(key_words[1])),
     )
     assert output[0].tolist() == words(answer)
 
@@ -45,7 +61,9 @@ def test_philox_gives_the_published_answers(counter: str, key: str, answer: str)
 def test_a_draw_depends_on_seed_canvas_step_position_and_purpose_only() -> None:
     seed = 0xFEDCBA9876543210
     drawn = philox.draws([Moment(seed, 3, 5)], 8, philox.Purpose.RENOISE)[0, 0]
-    expected = [plain_philox([3, 5, position, 2], [0x76543210, 0xFEDCBA98])[0] for position in range(8)]
+    expected = [
+        plain_philox([3, 5, position, 2], [0x76543210, 0xFEDCBA98])[0] for position in range(8)
+    ]
     assert drawn.tolist() == expected
 
 

@@ -1,5 +1,7 @@
 """From a folder and a machine to a loaded model."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,7 +41,11 @@ def test_a_folder_that_is_not_there_is_named() -> None:
 
 def test_a_gpu_has_its_own_memory_and_the_hosts_behind_it() -> None:
     device = device_of(WITH_CARD, "cuda")
-    assert (device.name, device.memory_bytes, device.host_memory_bytes) == ("a card", 24 * GIB, 64 * GIB)
+    assert (device.name, device.memory_bytes, device.host_memory_bytes) == (
+        "a card",
+        24 * GIB,
+        64 * GIB,
+    )
     host = device_of(WITH_CARD, "cpu")
     assert (host.name, host.memory_bytes, host.usable_host_bytes) == ("a processor", 64 * GIB, 0)
 

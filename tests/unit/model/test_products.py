@@ -1,4 +1,7 @@
-"""Products of tiles of one size, in Triton's interpreter, and what a product has to show to be used."""
+"""Products of tiles of one size, in Triton's interpreter, and what a product has to show to be
+used."""
+
+from __future__ import annotations
 
 import pytest
 import torch
@@ -10,11 +13,15 @@ from triton.runtime.interpreter import InterpretedFunction
 from piecework_model.layers import matmul as products
 from piecework_model.layers import matmul_kernels as product_kernels
 
-DEVICE = torch.device("cpu" if isinstance(product_kernels.fixed_product, InterpretedFunction) else "cuda")
+DEVICE = torch.device(
+    "cpu" if isinstance(product_kernels.fixed_product, InterpretedFunction) else "cuda"
+)
 CPU = torch.device("cpu")
 
 
-def matrices(rows: int, width: int, outputs: int, dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor]:
+def matrices(
+    rows: int, width: int, outputs: int, dtype: torch.dtype, seed: int = 0
+) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     states = torch.randn((rows, width), generator=generator)
     weight = torch.randn((outputs, width), generator=generator)
@@ -40,7 +47,9 @@ def test_a_product_of_any_shape_is_right(
     expected = states.double() @ weight.double().t()
     assert made.dtype == dtype
     sums = 4 * torch.finfo(torch.float32).eps * (states.double().abs() @ weight.double().abs().t())
-    assert ((made.double() - expected).abs() <= torch.finfo(dtype).eps * expected.abs() + sums).all()
+    assert (
+        (made.double() - expected).abs() <= torch.finfo(dtype).eps * expected.abs() + sums
+    ).all()
 
 
 @pytest.mark.parametrize(("width", "outputs"), [(63, 128), (64, 130), (70, 150)])
@@ -76,10 +85,14 @@ def test_a_product_that_is_wrong_is_refused_with_the_reason() -> None:
     def broken(states: Tensor, weight: Tensor) -> Tensor:
         raise RuntimeError("out of resource: shared memory\nmore")
 
-    assert products.trial(off, DEVICE, torch.float32) == "its results differ by 2.00% of the largest"
+    assert (
+        products.trial(off, DEVICE, torch.float32) == "its results differ by 2.00% of the largest"
+    )
     expected = "a row has other bits among 1 rows than among 520"
     assert products.trial(of_the_batch, DEVICE, torch.float32) == expected
-    assert products.trial(broken, DEVICE, torch.float32).startswith("it does not run: out of resource")
+    assert products.trial(broken, DEVICE, torch.float32).startswith(
+        "it does not run: out of resource"
+    )
 
 
 def test_on_a_cpu_torch_multiplies() -> None:

@@ -1,5 +1,7 @@
 """Packed weights: how far they may be from the real ones, and that a row's product is its own."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,9 +11,15 @@ from torch import Tensor, nn
 from piecework_model import precision
 from piecework_model.layers.quantization import Codec, Fp8, Int4, QuantizedLinear, linear
 
-CODECS: dict[str, Codec] = {"fp8": Fp8(), "int4-g32": Int4(32), "int4-g64": Int4(64), "int4-g128": Int4(128)}
+CODECS: dict[str, Codec] = {
+    "fp8": Fp8(),
+    "int4-g32": Int4(32),
+    "int4-g64": Int4(64),
+    "int4-g128": Int4(128),
+}
 WORST_ERROR = {"fp8": 0.028, "int4-g32": 0.085, "int4-g64": 0.094, "int4-g128": 0.102}
-"""Root mean square error of normally distributed weights, as a share of theirs (docs/precision.md)."""
+"""Root mean square error of normally distributed weights, as a share of theirs (docs/precision.md).
+"""
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -26,7 +34,9 @@ def unpacked(codec: Codec, weight: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", CODECS)
 def test_the_error_of_random_weights_is_what_the_documents_say(name: str) -> None:
     weight = random(256, 384)
-    error = (unpacked(CODECS[name], weight) - weight).square().mean().sqrt() / weight.square().mean().sqrt()
+    error = (
+        unpacked(CODECS[name], weight) - weight
+    ).square().mean().sqrt() / weight.square().mean().sqrt()
     assert 0.8 * WORST_ERROR[name] < error < WORST_ERROR[name]
 
 
@@ -118,7 +128,9 @@ def test_a_weight_that_is_no_number_is_refused(name: str, bad: float) -> None:
 @pytest.mark.parametrize(
     ("inputs", "group", "used"), [(704, 128, 64), (96, 128, 32), (2816, 128, 128), (48, 128, 0)]
 )
-def test_the_group_is_the_largest_that_divides_the_width(inputs: int, group: int, used: int) -> None:
+def test_the_group_is_the_largest_that_divides_the_width(
+    inputs: int, group: int, used: int
+) -> None:
     assert precision.int4_group(inputs, group) == used
     if used:
         assert Int4(group).pack(random(8, inputs))[1].shape == (8, inputs // used)

@@ -1,7 +1,10 @@
-"""The stack of layers with its pieces recorded: steps of changing rows have the bits of plain calls.
+"""The stack of layers with its pieces recorded: steps of changing rows have the bits of plain
+calls.
 
 Recordings replay by calling (tests/support/recorder.py).
 """
+
+from __future__ import annotations
 
 import torch
 from torch import Tensor
@@ -23,7 +26,9 @@ class Rows:
 
     def __init__(self, random: RandomModel, stack: Backbone, count: int) -> None:
         self._stack, self._canvas = stack, random.limits.canvas_size
-        layout = cache_layout(random.model.config.text_config, self._canvas, random.limits.chunk_tokens)
+        layout = cache_layout(
+            random.model.config.text_config, self._canvas, random.limits.chunk_tokens
+        )
         room = PROMPT_TOKENS + count + 2 * self._canvas
         self._caches = [RowCache(layout, room, CPU, torch.bfloat16) for _ in range(count)]
         for row, cache in enumerate(self._caches):
@@ -50,8 +55,12 @@ def test_recorded_steps_have_the_bits_of_plain_ones() -> None:
     random = build(SMALL, CPU, "none")
     pieces = RecordedPieces(EchoRecorder(), ROOM_BYTES)
     with torch.inference_mode():
-        recorded = Rows(random, Backbone(random.model, minimum_rows=1, pack=False, pieces=pieces), 3)
-        plain = Rows(random, Backbone(random.model, minimum_rows=1, pack=False, pieces=PlainPieces()), 3)
+        recorded = Rows(
+            random, Backbone(random.model, minimum_rows=1, pack=False, pieces=pieces), 3
+        )
+        plain = Rows(
+            random, Backbone(random.model, minimum_rows=1, pack=False, pieces=PlainPieces()), 3
+        )
         for step, rows in enumerate([1, 3] * (RECORD_AT + 2) + [2]):
             assert torch.equal(recorded.step(rows, step), plain.step(rows, step)), step
     each = SMALL.layers + 1

@@ -1,4 +1,7 @@
-"""Which expert has which slot: bounded, never two in one, and better than LRU where LRU is worst."""
+"""Which expert has which slot: bounded, never two in one, and better than LRU where LRU is
+worst."""
+
+from __future__ import annotations
 
 from collections import OrderedDict
 
@@ -12,7 +15,9 @@ LOOKS = st.lists(st.integers(0, 11), max_size=200)
 
 
 @given(st.integers(1, 14), LOOKS)
-def test_every_key_has_a_slot_of_its_own_and_finds_what_it_left_there(slots: int, looks: list[int]) -> None:
+def test_every_key_has_a_slot_of_its_own_and_finds_what_it_left_there(
+    slots: int, looks: list[int]
+) -> None:
     residency, content = Residency(slots, 12), dict[int, int]()
     for key in looks:
         slot, present = residency.place(key)
@@ -42,7 +47,9 @@ def test_on_a_loop_it_keeps_what_fits_where_lru_keeps_nothing() -> None:
         if len(lru) > slots:
             lru.popitem(last=False)
     assert lru_hits == 0
-    best = (rounds - 1) * (slots - 1)  # Belady's optimum: one slot is given up to what passes through
+    best = (rounds - 1) * (
+        slots - 1
+    )  # Belady's optimum: one slot is given up to what passes through
     assert residency.hits >= 0.95 * best
 
 

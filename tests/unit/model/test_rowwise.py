@@ -1,5 +1,7 @@
 """Functions of single numbers, among others and alone, with one thread and with two."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 
 import pytest

@@ -1,6 +1,8 @@
-"""The pure sampler on small numbers that can be checked by hand, and against a straightforward float64
-version.
+"""The pure sampler on small numbers that can be checked by hand, and against a straightforward
+float64 version.
 """
+
+from __future__ import annotations
 
 import math
 
@@ -19,7 +21,9 @@ def test_equal_temperatures_give_a_constant() -> None:
     assert float(sampler.temperature(0.5, 0.5, 7, 48)) == 0.5
 
 
-def judge(logits: list[list[float]], cap: float = 1000.0, temperature: float = 1.0) -> sampler.Judgement:
+def judge(
+    logits: list[list[float]], cap: float = 1000.0, temperature: float = 1.0
+) -> sampler.Judgement:
     """A judgement with uniforms of one half."""
     raw = torch.tensor(logits)
     half = torch.full((len(logits),), 0.5, dtype=torch.float64)
@@ -63,7 +67,9 @@ def test_a_position_is_judged_alike_whatever_stands_beside_it() -> None:
             assert torch.equal(getattr(part, name), getattr(together, name)[start:stop]), name
 
 
-def test_positions_are_accepted_from_the_lowest_entropy_while_those_before_stay_in_the_bound() -> None:
+def test_positions_are_accepted_from_the_lowest_entropy_while_those_before_stay_in_the_bound() -> (
+    None
+):
     entropy = torch.tensor([[0.5, 0.01, 0.06, 0.05]] * 3)
     assert sampler.accept(entropy, torch.tensor([0.1, 0.2, 0.0])).tolist() == [
         [False, True, True, True],
@@ -73,7 +79,9 @@ def test_positions_are_accepted_from_the_lowest_entropy_while_those_before_stay_
 
 
 def test_the_most_certain_position_is_always_accepted() -> None:
-    assert sampler.accept(torch.tensor([[9.0, 8.0]]), torch.tensor([0.0])).tolist() == [[False, True]]
+    assert sampler.accept(torch.tensor([[9.0, 8.0]]), torch.tensor([0.0])).tolist() == [
+        [False, True]
+    ]
 
 
 @pytest.mark.parametrize("vocab_size", [3, 512, 513, 5000])
@@ -82,7 +90,9 @@ def test_sampling_agrees_with_a_plain_cumulative_sum(vocab_size: int) -> None:
     probabilities = torch.softmax(4 * torch.randn(64, vocab_size, generator=generator), dim=-1)
     uniforms = torch.rand(64, generator=generator, dtype=torch.float64)
     cumulative = probabilities.double().cumsum(-1)
-    expected = torch.searchsorted(cumulative, (uniforms * cumulative[:, -1])[:, None], right=True).squeeze(1)
+    expected = torch.searchsorted(
+        cumulative, (uniforms * cumulative[:, -1])[:, None], right=True
+    ).squeeze(1)
     assert torch.equal(sampler.sample(probabilities, uniforms), expected)
 
 
@@ -90,7 +100,9 @@ def test_sampling_agrees_with_a_plain_cumulative_sum(vocab_size: int) -> None:
 def test_the_extreme_uniforms_pick_a_token_that_has_mass(uniform: float) -> None:
     probabilities = torch.zeros(3, 1100)
     probabilities[0, 0] = probabilities[1, 511] = probabilities[2, 1030] = 1.0
-    assert sampler.sample(probabilities, torch.full((3,), uniform, dtype=torch.float64)).tolist() == [
+    assert sampler.sample(
+        probabilities, torch.full((3,), uniform, dtype=torch.float64)
+    ).tolist() == [
         0,
         511,
         1030,

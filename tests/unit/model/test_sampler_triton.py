@@ -1,7 +1,10 @@
-"""The fused sampler against the pure one, in Triton's interpreter; its kernels, compiled for real targets.
+"""The fused sampler against the pure one, in Triton's interpreter; its kernels, compiled for real
+targets.
 
 On a machine with an NVIDIA driver the same tests run the compiled kernels (tests/conftest.py).
 """
+
+from __future__ import annotations
 
 import dataclasses
 import json
@@ -25,7 +28,15 @@ from piecework_model.sampling.sampler_triton import TILE_TOKENS
 
 CAP = 30.0
 DEVICE = "cpu" if isinstance(sampler_kernels.decide, InterpretedFunction) else "cuda"
-VOCABULARIES = (2, 129, TILE_TOKENS - 1, TILE_TOKENS, TILE_TOKENS + 1, 2 * TILE_TOKENS + 809, 20_000)
+VOCABULARIES = (
+    2,
+    129,
+    TILE_TOKENS - 1,
+    TILE_TOKENS,
+    TILE_TOKENS + 1,
+    2 * TILE_TOKENS + 809,
+    20_000,
+)
 FIELDS = [field.name for field in dataclasses.fields(Judgement)]
 ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of NaN and infinity
@@ -43,7 +54,9 @@ def some_uniforms(count: int, seed: int = 0) -> Tensor:
 
 
 def some_logits(positions: int, vocab_size: int, spread: float = 8.0, seed: int = 0) -> Tensor:
-    return spread * torch.randn(positions, vocab_size, generator=torch.Generator().manual_seed(seed))
+    return spread * torch.randn(
+        positions, vocab_size, generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def exact(raw: Tensor, temperatures: Tensor) -> Tensor:
@@ -62,7 +75,9 @@ def tiles(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor]:
     if draw(st.booleans()):
         raw = raw.round()  # many ties
     if draw(st.booleans()):
-        raw[0, draw(st.integers(0, raw.shape[1] - 1))] = 100.0  # one token with nearly all of the mass
+        raw[0, draw(st.integers(0, raw.shape[1] - 1))] = (
+            100.0  # one token with nearly all of the mass
+        )
     temperature = st.floats(limits.MIN_TEMPERATURE, limits.MAX_TEMPERATURE)
     temperatures = torch.tensor(draw(st.lists(temperature, min_size=positions, max_size=positions)))
     raw = raw.to(draw(st.sampled_from([torch.float32, torch.bfloat16])))
@@ -70,7 +85,8 @@ def tiles(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def slack(temperatures: Tensor) -> Tensor:
-    """What float32 may lose of a scaled logit: a few units in the last place of the largest possible one."""
+    """What float32 may lose of a scaled logit: a few units in the last place of the largest
+    possible one."""
     return 4 * (CAP / temperatures) * torch.finfo(torch.float32).eps
 
 
@@ -83,8 +99,8 @@ def test_figures_are_those_of_float64(case: tuple[Tensor, Tensor, Tensor]) -> No
     loss = slack(temperatures)
     log_probabilities = torch.log_softmax(scaled, dim=-1)
     entropy = -(log_probabilities * log_probabilities.exp()).sum(-1)
-    # Moving every logit by at most `loss` moves the entropy by at most about loss x (1 + spread of log p
-    # under p).
+    # Moving every logit by at most `loss` moves the entropy by at most about loss x (1 + spread of
+    # log p under p).
     spread = ((log_probabilities + entropy[:, None]).abs() * log_probabilities.exp()).sum(-1)
     assert ((choice.entropy - entropy).abs() <= 1e-5 + 2 * loss * (1 + spread)).all()
     chosen = log_probabilities.gather(1, choice.sampled[:, None]).squeeze(1)
@@ -96,8 +112,8 @@ def test_figures_are_those_of_float64(case: tuple[Tensor, Tensor, Tensor]) -> No
 @settings(max_examples=20, deadline=None)
 @given(tiles())
 def test_ids_are_those_of_the_pure_version(case: tuple[Tensor, Tensor, Tensor]) -> None:
-    """Up to what rounding decides: an argmax within the rounding of a logit, a sample whose share of the
-    cumulative probability is met within the rounding of that probability.
+    """Up to what rounding decides: an argmax within the rounding of a logit, a sample whose share
+    of the cumulative probability is met within the rounding of that probability.
     """
     raw, temperatures, uniforms = case
     choice = judge(*case)
@@ -119,8 +135,8 @@ def test_ids_are_those_of_the_pure_version(case: tuple[Tensor, Tensor, Tensor]) 
 def test_probabilities_are_those_that_the_soft_embedding_multiplies(
     case: tuple[Tensor, Tensor, Tensor],
 ) -> None:
-    """Between the bounds that follow when every logit is rounded to the weights' type from a little below or
-    from a little above.
+    """Between the bounds that follow when every logit is rounded to the weights' type from a little
+    below or from a little above.
     """
     raw, temperatures, _ = case
     probabilities = judge(*case).probabilities
@@ -176,7 +192,9 @@ def test_a_logit_that_is_not_finite_shows_at_its_position_alone(value: float, to
 
 
 def test_a_position_of_nothing_but_nan_has_ids_in_the_vocabulary() -> None:
-    broken = judge(torch.full((2, 5), math.nan, dtype=torch.bfloat16), torch.ones(2), some_uniforms(2))
+    broken = judge(
+        torch.full((2, 5), math.nan, dtype=torch.bfloat16), torch.ones(2), some_uniforms(2)
+    )
     assert not broken.entropy.isfinite().any()
     assert ((broken.argmax < 5) & (broken.sampled < 5)).all()
 
@@ -225,7 +243,9 @@ def test_equal_logits_are_sampled_in_proportion_to_the_uniform() -> None:
 
 
 def test_the_hyperbolic_tangent_is_good_to_its_last_bits() -> None:
-    values = torch.cat([torch.logspace(-6, 2.3, 60), torch.linspace(18.5, 19.0, 10)])  # 0.625 x 30 = 18.75
+    values = torch.cat(
+        [torch.logspace(-6, 2.3, 60), torch.linspace(18.5, 19.0, 10)]
+    )  # 0.625 x 30 = 18.75
     raw = torch.stack([torch.zeros_like(values), values], dim=1)
     gaps = judge(raw, torch.ones(len(values)), some_uniforms(len(values))).gap
     expected = [math.tanh(value / CAP) * CAP for value in values.tolist()]
@@ -241,7 +261,12 @@ def unaligned(raw: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("raw", "temperatures", "uniforms", "named"),
     [
-        (torch.zeros(2, 8, dtype=torch.float16), torch.ones(2), some_uniforms(2), "float32 or bfloat16"),
+        (
+            torch.zeros(2, 8, dtype=torch.float16),
+            torch.ones(2),
+            some_uniforms(2),
+            "float32 or bfloat16",
+        ),
         (torch.zeros(2, 8, 2), torch.ones(2), some_uniforms(2), r"\[P, V\]"),
         (torch.zeros(0, 8), torch.ones(0), some_uniforms(0), r"\[P, V\]"),
         (torch.zeros(2, 1), torch.ones(2), some_uniforms(2), "a vocabulary of 1"),

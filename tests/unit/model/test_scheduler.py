@@ -1,5 +1,7 @@
 """Rows, memory, queue and fairness, with requests that are nothing but numbers."""
 
+from __future__ import annotations
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,12 +11,19 @@ from piecework_model.engine.scheduler import Capacity, RowWork, Scheduler
 from piecework_model.errors import DuplicateRequestError, MemoryOverflowError, QueueFullError
 
 
-def scheduler(rows: int = 4, queued: int = 16, memory: int = 100, step: int = 64, row: int = 32) -> Scheduler:
+def scheduler(
+    rows: int = 4, queued: int = 16, memory: int = 100, step: int = 64, row: int = 32
+) -> Scheduler:
     return Scheduler(Capacity(rows, queued, memory, step, row))
 
 
 def submit(
-    places: Scheduler, name: str, *, footprint: int = 1, chunks: tuple[int, ...] = (), limit: int = 99
+    places: Scheduler,
+    name: str,
+    *,
+    footprint: int = 1,
+    chunks: tuple[int, ...] = (),
+    limit: int = 99,
 ) -> None:
     places.submit(name, footprint=footprint, chunks=chunks, canvas=0, canvas_limit=limit)
 
@@ -127,7 +136,9 @@ def test_rows_that_commit_together_all_denoise_in_the_very_next_step() -> None:
     for number in range(31):
         places.committed(f"row-{number}", 32)
     planned = {item.request_id: item for item in places.plan()}
-    assert all(planned[f"row-{number}"] == RowWork(f"row-{number}", 1, True) for number in range(31))
+    assert all(
+        planned[f"row-{number}"] == RowWork(f"row-{number}", 1, True) for number in range(31)
+    )
     assert planned["long"].chunks >= 1
 
 

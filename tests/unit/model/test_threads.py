@@ -1,5 +1,7 @@
 """How many threads denoise on a CPU."""
 
+from __future__ import annotations
+
 from piecework_model.machine.threads import SMALL_MODEL_PARAMETERS, choose_threads
 
 

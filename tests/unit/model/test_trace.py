@@ -1,5 +1,7 @@
 """The trace leaf: its exact bytes, and that every field of a step moves it."""
 
+from __future__ import annotations
+
 import dataclasses
 import hashlib
 import struct
@@ -28,7 +30,10 @@ RECORD = trace.StepRecord(
 def test_the_preimage_has_the_documented_layout() -> None:
     expected = b"piecework/step/1" + struct.pack("<III", 1, 2, 3)
     expected += (
-        struct.pack("<9I", 3, 4, 5, 3, 9, 262143, 3, 4, 6) + b"\x05" + bytes(range(32)) + bytes(range(18))
+        struct.pack("<9I", 3, 4, 5, 3, 9, 262143, 3, 4, 6)
+        + b"\x05"
+        + bytes(range(32))
+        + bytes(range(18))
     )
     assert trace.preimage(RECORD) == expected
     assert trace.leaf(RECORD) == hashlib.sha256(expected).digest()
@@ -68,4 +73,6 @@ def test_a_record_of_unequal_lengths_has_no_leaf(change: dict[str, object]) -> N
 
 
 def test_equal_bytes_of_different_number_types_have_different_digests() -> None:
-    assert trace.embedding_digest("float32", bytes(8)) != trace.embedding_digest("bfloat16", bytes(8))
+    assert trace.embedding_digest("float32", bytes(8)) != trace.embedding_digest(
+        "bfloat16", bytes(8)
+    )

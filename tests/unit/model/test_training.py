@@ -1,5 +1,7 @@
 """The training data and losses of the bundled checkpoint."""
 
+from __future__ import annotations
+
 import random
 
 import torch
@@ -27,7 +29,9 @@ def test_the_tokenizer_has_a_piece_for_every_word_of_every_story() -> None:
 
 def test_the_bundled_tokenizer_is_the_one_that_training_builds(bundled: LoadedModel) -> None:
     text = "Write a story about a fox, xyz and 漢字."
-    assert bundled.tokenizer.encode_content(text) == tuple(vocabulary.build_tokenizer().encode(text).ids)
+    assert bundled.tokenizer.encode_content(text) == tuple(
+        vocabulary.build_tokenizer().encode(text).ids
+    )
 
 
 def test_a_batch_packs_prompt_and_earlier_canvases_in_front_of_each_canvas() -> None:
@@ -40,13 +44,16 @@ def test_a_batch_packs_prompt_and_earlier_canvases_in_front_of_each_canvas() -> 
 
 
 def test_the_training_pass_equals_the_engines_pass_canvas_by_canvas(bundled: LoadedModel) -> None:
-    """All canvases at once behind masks, against prompt and canvases one by one through the sliding cache."""
+    """All canvases at once behind masks, against prompt and canvases one by one through the sliding
+    cache."""
     from piecework_model.engine.denoiser import Denoiser
 
     rng, tokenizer = random.Random(6), vocabulary.build_tokenizer()
     pairs = batches.draw_examples(tokenizer, rng, 2, 32)
     batch = batches.pack(pairs, 32)
-    noisy = batches.corrupt(batch.canvases, 32, bundled.limits.vocab_size, torch.Generator().manual_seed(1))
+    noisy = batches.corrupt(
+        batch.canvases, 32, bundled.limits.vocab_size, torch.Generator().manual_seed(1)
+    )
     with torch.no_grad():
         _, logits = loop.run_model(bundled.model, batch, noisy, conditioned=False)
         denoiser = Denoiser(bundled.model)
@@ -56,7 +63,9 @@ def test_the_training_pass_equals_the_engines_pass_canvas_by_canvas(bundled: Loa
             for start in range(0, 128, 32):
                 raw = denoiser.raw_logits(cache, noisy[row, start : start + 32], None)
                 expected = torch.tanh(raw / denoiser.cap) * denoiser.cap
-                torch.testing.assert_close(logits[row, start : start + 32], expected, atol=2e-3, rtol=1e-3)
+                torch.testing.assert_close(
+                    logits[row, start : start + 32], expected, atol=2e-3, rtol=1e-3
+                )
                 denoiser.prefill(cache, tuple(batch.canvases[row, start : start + 32].tolist()))
 
 

@@ -1,4 +1,7 @@
-"""Weights on their way from files into the model: the right ones, one at a time, both halves tied."""
+"""Weights on their way from files into the model: the right ones, one at a time, both halves
+tied."""
+
+from __future__ import annotations
 
 import json
 from collections.abc import Callable
@@ -93,12 +96,17 @@ def test_loading_holds_the_finished_model_and_one_matrix(
         mapped=many_experts.glob("*.safetensors"),
     )
     kept = bytes_of(loaded.result.model)
-    shapes = [h.shape for h in headers.read_folder(many_experts).values() if precision.is_experts(h.name)]
+    shapes = [
+        h.shape for h in headers.read_folder(many_experts).values() if precision.is_experts(h.name)
+    ]
     matrix = max(shape[1] * shape[2] for shape in shapes) * 4
-    # Packing takes a matrix in float32 and some arrays of its size; copying takes nothing but the copy.
+    # Packing takes a matrix in float32 and some arrays of its size; copying takes nothing but the
+    # copy.
     beside = loaded.peak_bytes - kept
     assert beside < (8 * matrix if quantization != "none" else 0) + 50_000
-    assert 8 * matrix < min(shape[0] for shape in shapes) * matrix / 3, "one tensor would hide the bound"
+    assert 8 * matrix < min(shape[0] for shape in shapes) * matrix / 3, (
+        "one tensor would hide the bound"
+    )
     assert loaded.kept_bytes < kept + 50_000
 
 
@@ -108,8 +116,13 @@ def test_the_plan_counts_exactly_what_is_loaded(small: Path, dtype: Any, quantiz
     planned = memory.weights(blueprint.tensors, dtype, quantization)
     model = load(small, device="cpu", dtype=dtype, quantization=quantization).model
     stored = model.state_dict()
-    computed = bytes_of(model) - sum(t.nbytes for t in {t.data_ptr(): t for t in stored.values()}.values())
-    assert planned.shared_bytes + planned.experts_bytes + planned.unused_bytes == bytes_of(model) - computed
+    computed = bytes_of(model) - sum(
+        t.nbytes for t in {t.data_ptr(): t for t in stored.values()}.values()
+    )
+    assert (
+        planned.shared_bytes + planned.experts_bytes + planned.unused_bytes
+        == bytes_of(model) - computed
+    )
     assert computed < 1000  # rotary frequencies and the embedding's scale
 
 
@@ -118,7 +131,13 @@ def test_encoder_and_decoder_share_every_packed_module(quantization: Any) -> Non
     model = load(device="cpu", quantization=quantization).model.model
     for ours, theirs in zip(model.decoder.layers, model.encoder.language_model.layers, strict=True):
         assert ours.experts is theirs.experts
-        for name in ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", "self_attn.q_proj", "self_attn.k_proj"):
+        for name in (
+            "mlp.gate_proj",
+            "mlp.up_proj",
+            "mlp.down_proj",
+            "self_attn.q_proj",
+            "self_attn.k_proj",
+        ):
             assert ours.get_submodule(name) is theirs.get_submodule(name)
             assert isinstance(ours.get_submodule(name), QuantizedLinear)
     assert isinstance(model.decoder.self_conditioning.up_proj, QuantizedLinear)
@@ -149,10 +168,13 @@ def test_a_job_has_the_same_transcript_with_experts_in_host_memory(
 def test_a_job_has_the_same_transcript_alone_and_among_others(
     prompt: tuple[int, ...], dtype: Any, quantization: Any
 ) -> None:
-    """The others have other lengths and seeds, and share a cache that holds a part of the experts."""
+    """The others have other lengths and seeds, and share a cache that holds a part of the
+    experts."""
     loaded = load(device="cpu", dtype=dtype, quantization=quantization, expert_budget_bytes=150_000)
     jobs = [
-        make_request(prompt[: len(prompt) - 3 * n], f"job {n}", seed=n, max_tokens=64, max_steps=4 + n)
+        make_request(
+            prompt[: len(prompt) - 3 * n], f"job {n}", seed=n, max_tokens=64, max_steps=4 + n
+        )
         for n in range(3)
     ]
     engine = Engine(loaded, max_rows=3)
@@ -188,7 +210,9 @@ def test_weights_that_do_not_fit_into_memory_are_a_device_error(small: Path) -> 
     class NoMemory(TorchFunctionMode):
         """A machine whose memory is taken: what is copied out of the file finds no place."""
 
-        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
             if func is Tensor.to and (kwargs or {}).get("copy"):
                 raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
             return func(*args, **(kwargs or {}))
@@ -210,8 +234,14 @@ EXPERTS = "model.decoder.layers.1.experts.down_proj"
             lambda t: t.update(extra=torch.zeros(3)),
             "unexpected keys in the weights: extra in model.safetensors",
         ),
-        (lambda t: t.update({UP: torch.zeros(3)}), f"{UP} in model.safetensors is [3], not [256, 128]"),
-        (lambda t: t.update({EXPERTS: t[EXPERTS][:3].clone()}), "is [3, 128, 96], not [4, 128, 96]"),
+        (
+            lambda t: t.update({UP: torch.zeros(3)}),
+            f"{UP} in model.safetensors is [3], not [256, 128]",
+        ),
+        (
+            lambda t: t.update({EXPERTS: t[EXPERTS][:3].clone()}),
+            "is [3, 128, 96], not [4, 128, 96]",
+        ),
     ],
     ids=["missing", "unexpected", "another shape", "an expert less"],
 )
@@ -239,7 +269,9 @@ def test_a_weight_that_is_no_number_cannot_be_packed(copy: Path, name: str) -> N
     assert caught.value.path == str(path)
 
 
-def test_a_tied_weight_may_be_stored_under_both_names_if_it_is_one(copy: Path, bundled: LoadedModel) -> None:
+def test_a_tied_weight_may_be_stored_under_both_names_if_it_is_one(
+    copy: Path, bundled: LoadedModel
+) -> None:
     twin = UP.replace("model.decoder", "model.encoder.language_model")
     rewrite(
         copy,
@@ -248,7 +280,9 @@ def test_a_tied_weight_may_be_stored_under_both_names_if_it_is_one(copy: Path, b
         ),
     )
     again = everything(load(copy, device="cpu").model)
-    assert all(torch.equal(again[name], tensor) for name, tensor in everything(bundled.model).items())
+    assert all(
+        torch.equal(again[name], tensor) for name, tensor in everything(bundled.model).items()
+    )
     path = rewrite(copy, lambda t: t[twin].view(-1)[:1].add_(1))
     with pytest.raises(CheckpointError, match="differs from") as caught:
         load(copy, device="cpu")
@@ -278,7 +312,9 @@ BAD_CONFIGS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("defect", BAD_CONFIGS)
-def test_a_configuration_out_of_bounds_is_refused_before_it_is_built(copy: Path, defect: str) -> None:
+def test_a_configuration_out_of_bounds_is_refused_before_it_is_built(
+    copy: Path, defect: str
+) -> None:
     path = copy / "config.json"
     config = json.loads(path.read_text())
     for key, value in BAD_CONFIGS[defect].items():
@@ -291,8 +327,8 @@ def test_a_configuration_out_of_bounds_is_refused_before_it_is_built(copy: Path,
 
 
 def test_a_compressed_tensors_checkpoint_is_refused_with_the_reason(copy: Path) -> None:
-    """Its tensors as llm-compressor writes them: float8 with a scale a channel. transformers would take the
-    weights and drop the scales of the experts without an error.
+    """Its tensors as llm-compressor writes them: float8 with a scale a channel. transformers would
+    take the weights and drop the scales of the experts without an error.
     """
 
     def compress(tensors: dict[str, Tensor]) -> None:

@@ -31,7 +31,15 @@ from piecework_protocol.types import (
     keccak256,
 )
 from tests.support.node.fake_engine import CANVAS, FACTS
-from tests.support.node.stage import DOMAIN, OFFER_TERMS, OPERATOR, RECEIVER, TERMS, TOKEN, parameters
+from tests.support.node.harness import (
+    DOMAIN,
+    OFFER_TERMS,
+    OPERATOR,
+    RECEIVER,
+    TERMS,
+    TOKEN,
+    parameters,
+)
 
 NOW = Timestamp(1_700_000_000)
 PAYER = LocalSigner(bytes(keccak256(b"payer")))
@@ -208,7 +216,9 @@ REFUSALS: list[tuple[str, Callable[[Case], Case], Reason]] = [
     ),
     (
         "an authorization for another channel",
-        book(**NONE, funding=funding(10**6, of=CHANNEL.replace(salt=bytes([1]) * 32)), pooled=10**6),
+        book(
+            **NONE, funding=funding(10**6, of=CHANNEL.replace(salt=bytes([1]) * 32)), pooled=10**6
+        ),
         Reason.BAD_SIGNATURE,
     ),
     (
@@ -229,13 +239,19 @@ REFUSALS: list[tuple[str, Callable[[Case], Case], Reason]] = [
     ("a deposit below the least", book(deposit=Amount(TERMS.min_deposit - 1)), Reason.UNDERFUNDED),
     ("stray unpaid canvases", book(stray_unpaid=True), Reason.UNPAID_RECEIPTS),
     ("too many jobs on the channel", book(attached=TERMS.jobs_per_channel), Reason.BUSY),
-    ("a prompt beyond the context", lambda c: replace(c, prompt_tokens=4090), Reason.PROMPT_TOO_LONG),
+    (
+        "a prompt beyond the context",
+        lambda c: replace(c, prompt_tokens=4090),
+        Reason.PROMPT_TOO_LONG,
+    ),
     ("a ceiling below the worst case", job(max_amount=Amount(1)), Reason.PRICE_TOO_LOW),
     ("a deposit that others have reserved", book(reserved=Amount(10**6)), Reason.UNDERFUNDED),
 ]
 
 
-@pytest.mark.parametrize(("change", "reason"), [r[1:] for r in REFUSALS], ids=[r[0] for r in REFUSALS])
+@pytest.mark.parametrize(
+    ("change", "reason"), [r[1:] for r in REFUSALS], ids=[r[0] for r in REFUSALS]
+)
 def test_a_job_is_refused_for(change: Callable[[Case], Case], reason: Reason) -> None:
     case = change(good())
     with pytest.raises(Refusal) as caught:

@@ -62,9 +62,17 @@ async def test_one_flipped_byte_in_the_weights_is_named(tmp_path: Path, checkpoi
 async def test_a_model_that_is_not_pulled_is_named_with_the_command_to_run(tmp_path: Path) -> None:
     finding = await model_finding(tmp_path, "example/tiny", str(tmp_path / "models"))
     assert not finding.good
-    assert finding.detail.endswith(f"Run: piecework models pull example/tiny --store {tmp_path / 'models'}")
+    assert finding.detail.endswith(
+        f"Run: piecework models pull example/tiny --store {tmp_path / 'models'}"
+    )
 
 
-async def test_the_precision_that_fits_is_named_with_the_reason(tmp_path: Path, checkpoint: Path) -> None:
-    finding = await model_finding(tmp_path, checkpoint, item="precision", device="cpu", precision="int4")
-    assert finding.good and finding.detail.startswith("int4: takes ") and "as asked" in finding.detail
+async def test_the_precision_that_fits_is_named_with_the_reason(
+    tmp_path: Path, checkpoint: Path
+) -> None:
+    finding = await model_finding(
+        tmp_path, checkpoint, item="precision", device="cpu", precision="int4"
+    )
+    assert (
+        finding.good and finding.detail.startswith("int4: takes ") and "as asked" in finding.detail
+    )

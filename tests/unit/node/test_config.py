@@ -46,7 +46,9 @@ def test_lists_come_from_the_environment_separated_by_commas(tmp_path: Path) -> 
         ("slots = ", "config.toml"),
     ],
 )
-def test_a_bad_file_is_refused_by_the_name_of_the_setting(tmp_path: Path, text: str, words: str) -> None:
+def test_a_bad_file_is_refused_by_the_name_of_the_setting(
+    tmp_path: Path, text: str, words: str
+) -> None:
     with pytest.raises(ConfigError, match=words):
         config.load(home(tmp_path, text), {}, {})
 
@@ -61,7 +63,10 @@ def test_vllm_is_chosen_with_its_endpoints_and_charges_no_steps(tmp_path: Path) 
     ours = config.load(home(tmp_path), {}, {})
     assert (ours.backend, ours.step_price) == ("diffusion", ours.price_per_thousand_steps)
     environment = {"PIECEWORK_WORKER_VLLM_ENDPOINTS": "http://c, http://d"}
-    assert config.load(home(tmp_path, VLLM), {}, environment).vllm_endpoints == ("http://c", "http://d")
+    assert config.load(home(tmp_path, VLLM), {}, environment).vllm_endpoints == (
+        "http://c",
+        "http://d",
+    )
 
 
 @pytest.mark.parametrize(
@@ -80,7 +85,9 @@ def test_vllm_is_chosen_with_its_endpoints_and_charges_no_steps(tmp_path: Path) 
         ("vllm_endpoints = ['http://a', 'http://a/']", "given twice"),
     ],
 )
-def test_settings_of_vllm_that_cannot_be_meant_are_refused(tmp_path: Path, text: str, words: str) -> None:
+def test_settings_of_vllm_that_cannot_be_meant_are_refused(
+    tmp_path: Path, text: str, words: str
+) -> None:
     with pytest.raises(ConfigError, match=words):
         config.load(home(tmp_path, text), {}, {})
 
@@ -116,7 +123,12 @@ def test_the_deployments_token_is_accepted_when_none_is_named(tmp_path: Path) ->
 
 def test_the_engine_process_gets_no_password_and_no_network() -> None:
     kept = config.child_environment(
-        {"PIECEWORK_PASSWORD": "x", "PIECEWORK_WORKER_SLOTS": "1", "HF_TOKEN": "hf_x", "PATH": "/bin"}
+        {
+            "PIECEWORK_PASSWORD": "x",
+            "PIECEWORK_WORKER_SLOTS": "1",
+            "HF_TOKEN": "hf_x",
+            "PATH": "/bin",
+        }
     )
     assert "HF_TOKEN" not in kept
     assert not any(name.startswith("PIECEWORK_") for name in kept)
@@ -125,7 +137,8 @@ def test_the_engine_process_gets_no_password_and_no_network() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "parts"), [("a:1", ("a", 1)), ("[::1]:0", ("::1", 0)), ("1.2.3.4:65535", ("1.2.3.4", 65535))]
+    ("text", "parts"),
+    [("a:1", ("a", 1)), ("[::1]:0", ("::1", 0)), ("1.2.3.4:65535", ("1.2.3.4", 65535))],
 )
 def test_endpoints_are_split(text: str, parts: tuple[str, int]) -> None:
     assert config.split_endpoint(text) == parts

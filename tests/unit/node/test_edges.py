@@ -12,9 +12,21 @@ import aiohttp
 import pytest
 
 from piecework_node import logs
-from piecework_node.daemon.admin import ADDRESS_FILE, TOKEN_HEADER, AdminServer, admin_token, ask_daemon
+from piecework_node.daemon.admin import (
+    ADDRESS_FILE,
+    TOKEN_HEADER,
+    AdminServer,
+    admin_token,
+    ask_daemon,
+)
 from piecework_node.errors import AdminError
-from piecework_node.jobs.offers import OFFER_CONTENT_TYPE, OfferBoard, build_offer, publish, refresh_due
+from piecework_node.jobs.offers import (
+    OFFER_CONTENT_TYPE,
+    OfferBoard,
+    build_offer,
+    publish,
+    refresh_due,
+)
 from piecework_node.limiter import MAX_PEERS, RateLimiter, peer_address
 from piecework_node.metrics import Metrics
 from piecework_protocol.errors import Reason
@@ -23,8 +35,8 @@ from piecework_protocol.types import PublicKey, Timestamp
 from piecework_protocol.wire import SignedOffer, decode_offer, encode_offer
 from tests.support.node.clock import FakeClock
 from tests.support.node.fake_engine import FACTS
+from tests.support.node.harness import DOMAIN, OFFER_TERMS, OPERATOR
 from tests.support.node.memory_journal import MemoryJournal
-from tests.support.node.stage import DOMAIN, OFFER_TERMS, OPERATOR
 
 KEY = PublicKey(bytes(32))
 
@@ -82,7 +94,9 @@ def test_peers_are_told_apart_by_address_not_by_port(peer: str, address: str) ->
 
 def test_a_field_that_is_not_allowed_is_named_and_not_shown() -> None:
     out = io.StringIO()
-    logs.logger(stream=out).info("event", prompt="canary text", rpc_url="http://user:pw@host", job=b"\x01")
+    logs.logger(stream=out).info(
+        "event", prompt="canary text", rpc_url="http://user:pw@host", job=b"\x01"
+    )
     line = json.loads(out.getvalue())
     assert "canary" not in out.getvalue()
     assert "pw@" not in out.getvalue()
@@ -114,7 +128,9 @@ def test_an_offer_is_renewed_at_half_its_life_or_when_it_is_not_true_any_more() 
     assert refresh_due(made, early, made.slots_free - 1, KEY)
     assert not refresh_due(made, Timestamp(made.issued_at + 1), made.slots_free - 1, KEY)
     assert refresh_due(made, early, made.slots_free, PublicKey(bytes([1]) * 32))
-    assert refresh_due(made, Timestamp(made.issued_at + OFFER_TERMS.lifetime_s // 2), made.slots_free, KEY)
+    assert refresh_due(
+        made, Timestamp(made.issued_at + OFFER_TERMS.lifetime_s // 2), made.slots_free, KEY
+    )
 
 
 async def test_sequence_numbers_grow_across_restarts() -> None:
@@ -157,7 +173,9 @@ async def test_publishing_retries_what_may_pass_and_gives_up(
     answers: tuple[int | Exception, ...], posts: int
 ) -> None:
     poster = Poster(*answers)
-    taken = await publish(offer(), ["http://index"], poster, Metrics(), logs.silent(), backoff_s=0.0)
+    taken = await publish(
+        offer(), ["http://index"], poster, Metrics(), logs.silent(), backoff_s=0.0
+    )
     assert len(poster.posts) == posts
     assert taken == (answers[-1] == 200)
 
@@ -197,7 +215,9 @@ async def admin(tmp_path: Path) -> AsyncIterator[tuple[Operations, str, Path]]:
     await server.stop()
 
 
-async def test_the_buttons_need_the_token_and_reading_does_not(admin: tuple[Operations, str, Path]) -> None:
+async def test_the_buttons_need_the_token_and_reading_does_not(
+    admin: tuple[Operations, str, Path],
+) -> None:
     operations, url, home = admin
     async with aiohttp.ClientSession() as session:
         for path in ("/status", "/health", "/ready", "/metrics"):

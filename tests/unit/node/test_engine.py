@@ -12,7 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from piecework_model.requests import CanvasEvent, DraftEvent, FailedEvent, FinishReason, GenerationRequest
+from piecework_model.requests import (
+    CanvasEvent,
+    DraftEvent,
+    FailedEvent,
+    FinishReason,
+    GenerationRequest,
+)
 from piecework_node import logs
 from piecework_node.clock import SystemClock
 from piecework_node.config import child_environment

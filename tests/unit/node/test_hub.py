@@ -17,13 +17,13 @@ from piecework_node.errors import ConfigError, HubError
 from piecework_node.keys.operator import create_tls
 from piecework_node.models.hub import MAX_ANSWER_BYTES, Hub, parse_endpoint, redirect_target
 from piecework_node.models.name import HubFile
-from piecework_node.models.retries import Patience, TryAgain
+from piecework_node.models.retries import RetryableError, RetryPolicy
 from piecework_protocol.types import Timestamp
 from tests.support.hub import (
-    Answer,
     FakeHub,
     Fault,
     Hold,
+    HubAnswer,
     Redirect,
     Status,
     fake_hub,
@@ -44,7 +44,9 @@ async def hub() -> AsyncIterator[FakeHub]:
 @asynccontextmanager
 async def connected(hub: FakeHub, token: str = "") -> AsyncIterator[Hub]:
     told = Told()
-    async with Hub.connect(hub.url, token, tell=told.tell, patience=IMPATIENT, sleep=told.sleep) as client:
+    async with Hub.connect(
+        hub.url, token, on_wait=told.on_wait, policy=IMPATIENT, sleep=told.sleep
+    ) as client:
         yield client
 
 
@@ -85,8 +87,20 @@ async def test_a_branch_with_a_slash_is_one_part_of_the_address(hub: FakeHub) ->
 @pytest.mark.parametrize(
     "path",
     [
-        *("../model.safetensors", "..", "/etc/passwd", "a/model.safetensors", "a\\model.safetensors", ""),
-        *("model.safetensors\n", "\x1b[2Jmodel.safetensors", "a\x00.safetensors", "\u202emodel.safetensors"),
+        *(
+            "../model.safetensors",
+            "..",
+            "/etc/passwd",
+            "a/model.safetensors",
+            "a\\model.safetensors",
+            "",
+        ),
+        *(
+            "model.safetensors\n",
+            "\x1b[2Jmodel.safetensors",
+            "a\x00.safetensors",
+            "\u202emodel.safetensors",
+        ),
     ],
     ids=ascii,
 )
@@ -111,7 +125,10 @@ async def test_names_that_lead_elsewhere_are_refused(hub: FakeHub, path: str) ->
         ({"type": "file", "path": "x", "size": 1}, "without a digest"),
         ({"type": "file", "path": "x", "size": 1, "oid": "../../x" + "a" * 33}, "without a digest"),
         ({"type": "file", "path": "x", "size": 1, "oid": "a" * 64}, "without a digest"),
-        ({"type": "file", "path": "x", "size": 1, "oid": "a" * 40, "lfs": {"size": 1}}, "without a digest"),
+        (
+            {"type": "file", "path": "x", "size": 1, "oid": "a" * 40, "lfs": {"size": 1}},
+            "without a digest",
+        ),
         ({"type": "file", "path": "x", "size": 1, "oid": "a" * 40, "lfs": "x"}, "without a size"),
         ({"type": "file", "path": "config.json", "size": 1, "oid": "a" * 40}, "twice"),
     ],
@@ -137,13 +154,13 @@ async def test_listings_are_bounded_in_pages_and_entries(hub: FakeHub) -> None:
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        (Answer(b"<html>"), "no model hub"),
-        (Answer(b"\xff"), "no model hub"),
-        (Answer(b"[" * 100_000), "no model hub"),
-        (Answer(b'"text"'), "names no commit|is none"),
-        (Answer(b'{"sha": "main"}'), "names no commit|is none"),
-        (Answer(b" " * (MAX_ANSWER_BYTES + 1)), "more than"),
-        (Answer(b"{}", {"Content-Encoding": "gzip"}), "compresses"),
+        (HubAnswer(b"<html>"), "no model hub"),
+        (HubAnswer(b"\xff"), "no model hub"),
+        (HubAnswer(b"[" * 100_000), "no model hub"),
+        (HubAnswer(b'"text"'), "names no commit|is none"),
+        (HubAnswer(b'{"sha": "main"}'), "names no commit|is none"),
+        (HubAnswer(b" " * (MAX_ANSWER_BYTES + 1)), "more than"),
+        (HubAnswer(b"{}", {"Content-Encoding": "gzip"}), "compresses"),
         (Status(418), "answered 418"),
     ],
     ids=["html", "no text", "deep", "text", "no commit", "long", "compressed", "teapot"],
@@ -161,15 +178,19 @@ async def test_an_api_that_falls_silent_is_asked_again(hub: FakeHub, what: str) 
     never = asyncio.Event()
     hub.fail("hub", what, Hold(0, never))
     told = Told()
-    patience = Patience(answer_s=0.1)
-    async with Hub.connect(hub.url, tell=told.tell, patience=patience, sleep=told.sleep) as client:
+    policy = RetryPolicy(answer_s=0.1)
+    async with Hub.connect(
+        hub.url, on_wait=told.on_wait, policy=policy, sleep=told.sleep
+    ) as client:
         assert len(await client.files(TINY, await client.commit(TINY))) == 3
     never.set()
-    assert [reason.partition(": ")[2] for reason in told.reasons] == ["127.0.0.1 does not answer in time"]
+    assert [reason.partition(": ")[2] for reason in told.reasons] == [
+        "127.0.0.1 does not answer in time"
+    ]
 
 
 async def test_another_commit_than_asked_for_is_refused(hub: FakeHub) -> None:
-    hub.fail("hub", "revision", Answer(b'{"sha": "%s"}' % (b"b" * 40)))
+    hub.fail("hub", "revision", HubAnswer(b'{"sha": "%s"}' % (b"b" * 40)))
     async with connected(hub) as client:
         with pytest.raises(HubError, match=r"answers commit a.* with another"):
             await client.commit(TINY.at("a" * 40))
@@ -178,7 +199,13 @@ async def test_another_commit_than_asked_for_is_refused(hub: FakeHub) -> None:
 @pytest.mark.parametrize(
     "location",
     [
-        *("", "ftp://127.0.0.1/x", "file:///etc/passwd", "https://user:secret@127.0.0.1/x", "//[::1"),
+        *(
+            "",
+            "ftp://127.0.0.1/x",
+            "file:///etc/passwd",
+            "https://user:secret@127.0.0.1/x",
+            "//[::1",
+        ),
         *("http://127.0.0.1:99999/x", "http://127.0.0.1:x/x", "https:///x"),
         "https://127.0.0.1/" + "x" * 5000,
     ],
@@ -192,8 +219,8 @@ async def test_redirects_to_nowhere_are_refused(hub: FakeHub, location: str) -> 
 
 async def test_an_answer_that_is_no_http_is_described_without_its_address(hub: FakeHub) -> None:
     """Addresses of storage hosts are signed: who reads them in a log can use them."""
-    hub.fail("storage", WEIGHTS, Answer(b"", {"X-Long": "x" * 9000}))
-    with pytest.raises(TryAgain, match=r"^127\.0\.0\.1: Got more than") as caught:
+    hub.fail("storage", WEIGHTS, HubAnswer(b"", {"X-Long": "x" * 9000}))
+    with pytest.raises(RetryableError, match=r"^127\.0\.0\.1: Got more than") as caught:
         await read(hub, WEIGHTS)
     assert "Signature" not in str(caught.value) and len(str(caught.value)) < 300
 
@@ -209,8 +236,13 @@ async def test_a_circle_of_redirects_ends(hub: FakeHub) -> None:
 
 def test_from_https_no_redirect_leads_to_http() -> None:
     secure = URL("https://hub.example/a/b/resolve/c/d")
-    assert str(redirect_target(secure, "https://storage.example/x?s=a%2Bb%2F")).endswith("?s=a%2Bb%2F")
-    assert str(redirect_target(secure, "/api/cache?e=%22x%22")) == "https://hub.example/api/cache?e=%22x%22"
+    assert str(redirect_target(secure, "https://storage.example/x?s=a%2Bb%2F")).endswith(
+        "?s=a%2Bb%2F"
+    )
+    assert (
+        str(redirect_target(secure, "/api/cache?e=%22x%22"))
+        == "https://hub.example/api/cache?e=%22x%22"
+    )
     for location in ("http://storage.example/x", "http://127.0.0.1/x"):
         with pytest.raises(HubError, match="to http"):
             redirect_target(secure, location)
@@ -229,24 +261,25 @@ def test_from_https_no_redirect_leads_to_http() -> None:
 async def test_a_download_that_the_hub_says_is_another_file_is_refused(
     hub: FakeHub, headers: dict[str, str], words: str
 ) -> None:
-    hub.fail("hub", WEIGHTS, Answer(SMALL[WEIGHTS], headers))
+    hub.fail("hub", WEIGHTS, HubAnswer(SMALL[WEIGHTS], headers))
     with pytest.raises(HubError, match=words):
         await read(hub, WEIGHTS)
 
 
 async def test_the_etag_of_a_proxy_in_between_says_nothing(hub: FakeHub) -> None:
-    hub.fail("hub", WEIGHTS, Answer(SMALL[WEIGHTS], {"ETag": '"of-a-proxy"'}))
+    hub.fail("hub", WEIGHTS, HubAnswer(SMALL[WEIGHTS], {"ETag": '"of-a-proxy"'}))
     assert await read(hub, WEIGHTS) == (0, SMALL[WEIGHTS])
 
 
 @pytest.mark.parametrize(
-    "content_range", ["", "bytes 6-9/10", "bytes 7-9/11", "bytes 7-8/10", "bytes 7-9/*", "bytes x-9/10"]
+    "content_range",
+    ["", "bytes 6-9/10", "bytes 7-9/11", "bytes 7-8/10", "bytes 7-9/*", "bytes x-9/10"],
 )
 async def test_another_range_is_worth_another_attempt_from_the_start(
     hub: FakeHub, content_range: str
 ) -> None:
-    hub.fail("storage", WEIGHTS, Answer(b"789", {"Content-Range": content_range}, 206))
-    with pytest.raises(TryAgain, match="another range") as caught:
+    hub.fail("storage", WEIGHTS, HubAnswer(b"789", {"Content-Range": content_range}, 206))
+    with pytest.raises(RetryableError, match="another range") as caught:
         await read(hub, WEIGHTS, 7)
     assert caught.value.from_start
 
@@ -254,7 +287,9 @@ async def test_another_range_is_worth_another_attempt_from_the_start(
 # --- where, and with which token
 
 
-async def test_a_hub_with_a_certificate_of_its_own_making_is_not_asked_twice(tmp_path: Path) -> None:
+async def test_a_hub_with_a_certificate_of_its_own_making_is_not_asked_twice(
+    tmp_path: Path,
+) -> None:
     certificate, key = create_tls(Timestamp(int(datetime.now(UTC).timestamp())))
     (tmp_path / "tls.pem").write_bytes(certificate + key)
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -274,7 +309,14 @@ async def test_https_to_a_port_that_speaks_http_is_an_error_at_once(hub: FakeHub
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "hub.example", "ftp://hub.example", "https://", "https://user@hub.example", "https://h/?q=1"),
+        *(
+            "",
+            "hub.example",
+            "ftp://hub.example",
+            "https://",
+            "https://user@hub.example",
+            "https://h/?q=1",
+        ),
         *("https://h/#x", "https://[::1", "https://h:99999", "https://" + "h" * 9000),
     ],
 )
@@ -293,12 +335,12 @@ async def test_a_hub_may_live_below_a_path(hub: FakeHub, end: str) -> None:
 @pytest.mark.parametrize("token", ["a b", "a\r\nX-Evil: 1", "ä", "x" * 513])
 async def test_a_token_that_is_none_is_refused_without_being_shown(token: str) -> None:
     with pytest.raises(ConfigError, match="HF_TOKEN is no token") as caught:
-        async with Hub.connect("https://hub.example", token, tell=Told().tell):
+        async with Hub.connect("https://hub.example", token, on_wait=Told().on_wait):
             raise AssertionError
     assert token not in str(caught.value)
 
 
 async def test_a_token_never_travels_in_the_clear_beyond_this_machine() -> None:
     with pytest.raises(ConfigError, match="would travel in the clear"):
-        async with Hub.connect("http://hub.example", "hf_x", tell=Told().tell):
+        async with Hub.connect("http://hub.example", "hf_x", on_wait=Told().on_wait):
             raise AssertionError

@@ -8,12 +8,18 @@ import apsw
 import pytest
 
 from piecework_node.errors import JournalCorrupt, JournalError, JournalLocked, JournalMismatch
-from piecework_node.journal.records import MetaSet, SealingKeyAdded, SealingKeyDropped, TxMoved, TxState
+from piecework_node.journal.records import (
+    MetaSet,
+    SealingKeyAdded,
+    SealingKeyDropped,
+    TxMoved,
+    TxState,
+)
 from piecework_node.journal.sqlite import SqliteJournal
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import PieceworkError
 from piecework_protocol.types import Address, PublicKey, Timestamp
-from tests.support.node.stage import DOMAIN, OPERATOR
+from tests.support.node.harness import DOMAIN, OPERATOR
 
 
 async def opened(
@@ -22,7 +28,9 @@ async def opened(
     return await SqliteJournal.open(folder / "journal.db", domain, operator)
 
 
-async def test_a_second_daemon_on_the_same_home_is_turned_away_with_one_clear_line(tmp_path: Path) -> None:
+async def test_a_second_daemon_on_the_same_home_is_turned_away_with_one_clear_line(
+    tmp_path: Path,
+) -> None:
     first = await opened(tmp_path)
     with pytest.raises(JournalLocked, match="held by another worker"):
         await opened(tmp_path)

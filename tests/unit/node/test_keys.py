@@ -26,7 +26,7 @@ from piecework_node.keys.operator import (
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.sealing import seal
 from piecework_protocol.types import Timestamp
-from tests.support.node.stage import OPERATOR
+from tests.support.node.harness import OPERATOR
 
 NOW = Timestamp(1_700_000_000)
 

@@ -1,4 +1,5 @@
-"""Pulling a model: what is downloaded and what never is, every way in which it breaks, and what is left."""
+"""Pulling a model: what is downloaded and what never is, every way in which it breaks, and what is
+left."""
 
 from __future__ import annotations
 
@@ -10,10 +11,16 @@ from pathlib import Path
 import pytest
 
 from piecework_model.checkpoint.manifest import MANIFEST_FILE, bundled_checkpoint_path, verify
-from piecework_node.errors import HubError, HubRefusal, ModelNotPulled, ModelRefused, ModelStoreError
+from piecework_node.errors import (
+    HubError,
+    HubRefusal,
+    ModelNotPulled,
+    ModelRefused,
+    ModelStoreError,
+)
 from piecework_node.models.name import HubFile, ModelName
 from piecework_node.models.pull import SPARE_BYTES
-from piecework_node.models.retries import Patience
+from piecework_node.models.retries import RetryPolicy
 from piecework_node.models.store import ModelStore
 from tests.support.hub import (
     STRANGER,
@@ -77,7 +84,9 @@ async def test_a_pulled_model_has_the_digest_that_its_publisher_computes(
     assert received.downloaded_bytes == pulled.size_bytes == pulled.present_bytes
 
 
-async def test_only_files_of_the_format_are_asked_for_and_kept(hub: FakeHub, store: ModelStore) -> None:
+async def test_only_files_of_the_format_are_asked_for_and_kept(
+    hub: FakeHub, store: ModelStore
+) -> None:
     pulled = (await pull_tiny(hub, store)).pulled
     expected = {line[66:] for line in (pulled.folder / MANIFEST_FILE).read_text().splitlines()}
     assert {p.name for p in pulled.folder.iterdir()} == expected | {MANIFEST_FILE}
@@ -96,7 +105,9 @@ async def test_the_revision_is_pinned_to_a_commit_before_anything_is_downloaded(
     assert all(f"/{old}/" in seen.path for seen in hub.seen if "/resolve/" in seen.path)
 
 
-async def test_a_branch_that_moved_is_pulled_beside_the_old_commit(hub: FakeHub, store: ModelStore) -> None:
+async def test_a_branch_that_moved_is_pulled_beside_the_old_commit(
+    hub: FakeHub, store: ModelStore
+) -> None:
     first = (await pull_tiny(hub, store)).pulled
     hub.add(TINY.repository, with_json("generation_config.json", max_denoising_steps=7))
     second = (await pull_tiny(hub, store)).pulled
@@ -141,7 +152,11 @@ async def test_a_damaged_file_of_an_incomplete_model_is_downloaded_again(
 async def test_shards_and_long_listings_are_pulled_whole(hub: FakeHub, store: ModelStore) -> None:
     shards = {f"model-{i:05}-of-00012.safetensors": bytes([i]) * (1000 + i) for i in range(1, 13)}
     index = {"weight_map": {f"layer.{i}": name for i, name in enumerate(shards)}}
-    files = {**bundled_files(), **shards, "model.safetensors.index.json": json.dumps(index).encode()}
+    files = {
+        **bundled_files(),
+        **shards,
+        "model.safetensors.index.json": json.dumps(index).encode(),
+    }
     hub.add(TINY.repository, files)
     hub.page_entries = 3
     pulled = (await pull_tiny(hub, store)).pulled
@@ -160,13 +175,22 @@ async def test_shards_and_long_listings_are_pulled_whole(hub: FakeHub, store: Mo
         ({**bundled_files(), "config.json": b"[]"}, "config.json .* no JSON object"),
         ({**bundled_files(), "config.json": b"{"}, "config.json .* no JSON"),
         ({**bundled_files(), "config.json": b"[" * 100_000}, "config.json .* no JSON"),
-        (with_json("config.json", auto_map={"AutoModel": "modeling.Evil"}), "config.json .* remote code"),
+        (
+            with_json("config.json", auto_map={"AutoModel": "modeling.Evil"}),
+            "config.json .* remote code",
+        ),
         (with_json("tokenizer_config.json", auto_map={}), "tokenizer_config.json .* remote code"),
-        ({k: v for k, v in bundled_files().items() if k != "tokenizer.json"}, "it has no tokenizer.json"),
+        (
+            {k: v for k, v in bundled_files().items() if k != "tokenizer.json"},
+            "it has no tokenizer.json",
+        ),
         ({k: v for k, v in bundled_files().items() if k != WEIGHTS}, r"no \.safetensors file"),
         ({**bundled_files(), "model.safetensors.index.json": b"{}"}, "has no weight_map"),
         (
-            {**bundled_files(), "model.safetensors.index.json": b'{"weight_map": {"a": "b.safetensors"}}'},
+            {
+                **bundled_files(),
+                "model.safetensors.index.json": b'{"weight_map": {"a": "b.safetensors"}}',
+            },
             "names b.safetensors, which is not there",
         ),
         ({**bundled_files(), ".hidden.safetensors": b""}, "a name that no checkpoint needs"),
@@ -180,7 +204,9 @@ async def test_what_is_no_checkpoint_is_refused_before_its_weights(
     hub.add(TINY.repository, files)
     with pytest.raises(ModelRefused, match=words):
         await pull_tiny(hub, store)
-    assert not [seen for seen in hub.seen if "safetensors" in seen.path and "index" not in seen.path]
+    assert not [
+        seen for seen in hub.seen if "safetensors" in seen.path and "index" not in seen.path
+    ]
     with pytest.raises(ModelNotPulled, match="piecework models pull"):
         store.find(TINY)
 
@@ -228,7 +254,9 @@ async def test_where_the_weights_digest_is_not_listed_the_expectation_is_checked
 
 
 async def test_a_full_disk_is_noticed_before_the_download(hub: FakeHub, store: ModelStore) -> None:
-    total = sum(len(bundled_files()[name]) for name in bundled_files() if name[0] not in ".mpR") + SIZE
+    total = (
+        sum(len(bundled_files()[name]) for name in bundled_files() if name[0] not in ".mpR") + SIZE
+    )
     with pytest.raises(ModelStoreError, match=r"make room, or choose another with --store"):
         await pull_tiny(hub, store, free=lambda _: total + SPARE_BYTES - 1)
     assert not [seen for seen in hub.seen if "/resolve/" in seen.path]
@@ -261,14 +289,20 @@ async def test_two_pulls_of_one_model_do_not_meet(hub: FakeHub, store: ModelStor
 # --- access
 
 
-async def test_a_gated_model_without_a_token_says_what_to_do(hub: FakeHub, store: ModelStore) -> None:
+async def test_a_gated_model_without_a_token_says_what_to_do(
+    hub: FakeHub, store: ModelStore
+) -> None:
     hub.repositories[TINY.repository].gated = True
-    with pytest.raises(HubRefusal, match=f"Accept its terms at {hub.url}/{TINY.repository}.*HF_TOKEN"):
+    with pytest.raises(
+        HubRefusal, match=f"Accept its terms at {hub.url}/{TINY.repository}.*HF_TOKEN"
+    ):
         await pull_tiny(hub, store)
     assert (await pull_tiny(hub, store, token=TOKEN)).pulled.complete
 
 
-async def test_an_account_without_access_is_told_to_ask_for_it(hub: FakeHub, store: ModelStore) -> None:
+async def test_an_account_without_access_is_told_to_ask_for_it(
+    hub: FakeHub, store: ModelStore
+) -> None:
     hub.repositories[TINY.repository].gated = True
     with pytest.raises(HubRefusal, match=r"has no access to .* Accept its terms"):
         await pull_tiny(hub, store, token=STRANGER)
@@ -282,7 +316,9 @@ async def test_a_token_that_the_hub_does_not_know_is_named_as_the_cause(
     assert "hf_mistyped" not in str(caught.value)
 
 
-async def test_a_token_without_the_permission_is_told_apart(hub: FakeHub, store: ModelStore) -> None:
+async def test_a_token_without_the_permission_is_told_apart(
+    hub: FakeHub, store: ModelStore
+) -> None:
     hub.fail("hub", "config.json", Status(403))
     with pytest.raises(HubRefusal, match="fine-grained token"):
         await pull_tiny(hub, store, token=TOKEN)
@@ -296,7 +332,9 @@ async def test_the_token_goes_to_the_hub_and_never_to_the_storage_host(
     assert carried == {("hub", f"Bearer {TOKEN}"), ("cache", f"Bearer {TOKEN}"), ("storage", None)}
 
 
-async def test_unknown_models_and_revisions_are_refused_by_name(hub: FakeHub, store: ModelStore) -> None:
+async def test_unknown_models_and_revisions_are_refused_by_name(
+    hub: FakeHub, store: ModelStore
+) -> None:
     with pytest.raises(HubRefusal, match="there is no model example/other"):
         await pull_tiny(hub, store, model=ModelName("example", "other"), token=TOKEN)
     with pytest.raises(HubRefusal, match="example/other is gated, private, or does not exist"):
@@ -305,7 +343,9 @@ async def test_unknown_models_and_revisions_are_refused_by_name(hub: FakeHub, st
         await pull_tiny(hub, store, model=TINY.at("v9"))
 
 
-async def test_a_file_that_is_listed_and_not_there_is_the_hubs_word(hub: FakeHub, store: ModelStore) -> None:
+async def test_a_file_that_is_listed_and_not_there_is_the_hubs_word(
+    hub: FakeHub, store: ModelStore
+) -> None:
     hub.fail("hub", WEIGHTS, Status(404, {"X-Error-Code": "EntryNotFound"}))
     with pytest.raises(HubRefusal, match=r"lists in .* is not there"):
         await pull_tiny(hub, store)
@@ -345,7 +385,9 @@ async def test_a_transfer_that_breaks_is_taken_up_again(
     assert offset <= first.sent
 
 
-async def test_every_attempt_asks_the_hub_for_a_new_address(hub: FakeHub, store: ModelStore) -> None:
+async def test_every_attempt_asks_the_hub_for_a_new_address(
+    hub: FakeHub, store: ModelStore
+) -> None:
     hub.fail("storage", WEIGHTS, Cut(MIDDLE), Status(403), Status(403))
     await pull_tiny(hub, store)
     assert len(hub.requests(WEIGHTS, "hub")) == len(hub.requests(WEIGHTS)) == 4
@@ -357,7 +399,9 @@ async def test_a_body_without_a_length_is_taken(hub: FakeHub, store: ModelStore)
     assert (await pull_tiny(hub, store, told=told)).pulled.complete and not told.reasons
 
 
-async def test_a_server_without_ranges_sends_everything_again(hub: FakeHub, store: ModelStore) -> None:
+async def test_a_server_without_ranges_sends_everything_again(
+    hub: FakeHub, store: ModelStore
+) -> None:
     hub.fail("storage", WEIGHTS, Cut(MIDDLE), NoRanges())
     told = Told()
     received = await pull_tiny(hub, store, told=told)
@@ -366,7 +410,9 @@ async def test_a_server_without_ranges_sends_everything_again(hub: FakeHub, stor
     assert received.downloaded_bytes > received.pulled.size_bytes
 
 
-async def test_another_range_than_asked_for_is_never_appended(hub: FakeHub, store: ModelStore) -> None:
+async def test_another_range_than_asked_for_is_never_appended(
+    hub: FakeHub, store: ModelStore
+) -> None:
     hub.fail("storage", WEIGHTS, Cut(MIDDLE), WrongRange(10))
     told = Told()
     assert verify((await pull_tiny(hub, store, told=told)).pulled.folder) == bundled_digest()
@@ -374,7 +420,9 @@ async def test_another_range_than_asked_for_is_never_appended(hub: FakeHub, stor
     assert hub.requests(WEIGHTS)[2].range is None
 
 
-async def test_a_range_that_the_server_no_longer_has_starts_again(hub: FakeHub, store: ModelStore) -> None:
+async def test_a_range_that_the_server_no_longer_has_starts_again(
+    hub: FakeHub, store: ModelStore
+) -> None:
     hub.fail("storage", WEIGHTS, Cut(MIDDLE), Status(416))
     assert verify((await pull_tiny(hub, store)).pulled.folder) == bundled_digest()
     assert hub.requests(WEIGHTS)[2].range is None
@@ -384,14 +432,17 @@ async def test_a_server_that_falls_silent_is_left(hub: FakeHub, store: ModelStor
     release = asyncio.Event()
     hub.fail("storage", WEIGHTS, Hold(MIDDLE, release))
     told = Told()
-    received = await pull_tiny(hub, store, told=told, patience=Patience(read_s=0.2))
+    received = await pull_tiny(hub, store, told=told, policy=RetryPolicy(read_s=0.2))
     release.set()
     assert verify(received.pulled.folder) == bundled_digest() and len(told.reasons) == 1
 
 
 async def test_retry_after_is_obeyed(hub: FakeHub, store: ModelStore) -> None:
     limited = {"RateLimit": '"resolvers";r=0;t=55'}
-    dated = {"Date": "Wed, 21 Oct 2026 07:28:00 GMT", "Retry-After": "Wed, 21 Oct 2026 07:29:30 GMT"}
+    dated = {
+        "Date": "Wed, 21 Oct 2026 07:28:00 GMT",
+        "Retry-After": "Wed, 21 Oct 2026 07:29:30 GMT",
+    }
     hub.fail("hub", "revision", Status(429, {"Retry-After": "40"}))
     hub.fail("hub", "tree", Status(429, limited))
     hub.fail("storage", WEIGHTS, Status(503, dated), Status(503, {"Retry-After": "soon"}))
@@ -400,7 +451,9 @@ async def test_retry_after_is_obeyed(hub: FakeHub, store: ModelStore) -> None:
     assert told.pauses == [40.0, 55.0, 90.0, 2.0]
 
 
-async def test_a_pause_that_nobody_would_wait_for_is_an_error(hub: FakeHub, store: ModelStore) -> None:
+async def test_a_pause_that_nobody_would_wait_for_is_an_error(
+    hub: FakeHub, store: ModelStore
+) -> None:
     hub.fail("storage", WEIGHTS, Status(429, {"Retry-After": "86400"}))
     told = Told()
     with pytest.raises(HubError, match="asks to wait 86400 s"):
@@ -437,7 +490,9 @@ async def test_a_hub_that_is_not_there_is_given_up(store: ModelStore) -> None:
 # --- content that is not what was listed
 
 
-async def test_a_flipped_byte_on_the_way_is_named_and_not_kept(hub: FakeHub, store: ModelStore) -> None:
+async def test_a_flipped_byte_on_the_way_is_named_and_not_kept(
+    hub: FakeHub, store: ModelStore
+) -> None:
     hub.fail("storage", WEIGHTS, Damaged(MIDDLE))
     with pytest.raises(HubError, match=f"{WEIGHTS} is not what the hub lists"):
         await pull_tiny(hub, store)
@@ -469,7 +524,9 @@ async def test_more_bytes_than_listed_are_refused(hub: FakeHub, store: ModelStor
         await pull_tiny(hub, store)
 
 
-async def test_a_partial_file_longer_than_the_whole_starts_again(hub: FakeHub, store: ModelStore) -> None:
+async def test_a_partial_file_longer_than_the_whole_starts_again(
+    hub: FakeHub, store: ModelStore
+) -> None:
     hub.fail("storage", WEIGHTS, *[Cut(MIDDLE)] + [Status(503)] * 7)
     with pytest.raises(HubError):
         await pull_tiny(hub, store)

@@ -65,8 +65,32 @@ def test_names_are_parsed_and_written_back(text: str, parts: tuple[str, str, str
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "a", "a/", "/b", "a/b/c", "../b", "a/..", "a/.b", "a/b.", "a/b-", "-a/b", "a--b/c", "a/b..c"),
-        *("a/b@", "a/b@../x", "a/b@x..y", "a/b@/x", "a/b@x/", "a/b@x//y", "a/b@x y", "a/b@x@y", "a/b@x~1"),
+        *(
+            "",
+            "a",
+            "a/",
+            "/b",
+            "a/b/c",
+            "../b",
+            "a/..",
+            "a/.b",
+            "a/b.",
+            "a/b-",
+            "-a/b",
+            "a--b/c",
+            "a/b..c",
+        ),
+        *(
+            "a/b@",
+            "a/b@../x",
+            "a/b@x..y",
+            "a/b@/x",
+            "a/b@x/",
+            "a/b@x//y",
+            "a/b@x y",
+            "a/b@x@y",
+            "a/b@x~1",
+        ),
         *("a/b\n", "a/b@x\n", "a/b\x00", "ä/b", "a\\b/c", "a/" + "b" * 97, "a/b@" + "x" * 81),
     ],
 )
@@ -115,7 +139,9 @@ def test_tags_branches_with_slashes_and_shortened_commits_are_found(store: Model
 
 def test_an_incomplete_model_is_not_used_and_its_pull_is_named(store: ModelStore) -> None:
     put(store, 1, complete=False)
-    with pytest.raises(ModelNotPulled, match=f"not complete. Run: piecework models pull .* {store.root}"):
+    with pytest.raises(
+        ModelNotPulled, match=f"not complete. Run: piecework models pull .* {store.root}"
+    ):
         store.find(MODEL)
     with pytest.raises(ModelNotPulled, match=f"pull example/model@{commit(1)} "):
         store.find(MODEL.at(commit(1)[:9]))
@@ -126,7 +152,9 @@ def test_an_incomplete_model_is_not_used_and_its_pull_is_named(store: ModelStore
 def test_the_default_store_needs_no_option_in_the_command() -> None:
     with pytest.raises(ModelNotPulled) as caught:
         ModelStore(default_store()).find(MODEL.at("a-revision-that-nobody-has"))
-    assert str(caught.value).endswith("Run: piecework models pull example/model@a-revision-that-nobody-has")
+    assert str(caught.value).endswith(
+        "Run: piecework models pull example/model@a-revision-that-nobody-has"
+    )
 
 
 def test_a_file_of_another_size_makes_a_model_incomplete(store: ModelStore) -> None:
@@ -136,7 +164,9 @@ def test_a_file_of_another_size_makes_a_model_incomplete(store: ModelStore) -> N
         store.find(MODEL)
 
 
-def test_a_new_default_branch_that_is_not_complete_leaves_the_old_one_in_use(store: ModelStore) -> None:
+def test_a_new_default_branch_that_is_not_complete_leaves_the_old_one_in_use(
+    store: ModelStore,
+) -> None:
     put(store, 1, "main")
     put(store, 2, complete=False)
     assert store.find(MODEL).commit == commit(1)

@@ -1,4 +1,5 @@
-"""A file on its way: what is in it when the process dies, and when it counts as the one that was listed."""
+"""A file on its way: what is in it when the process dies, and when it counts as the one that was
+listed."""
 
 from __future__ import annotations
 
@@ -18,7 +19,9 @@ SMALL = HubFile("config.json", len(CONTENT), git_blob_id(CONTENT))
 
 
 @pytest.mark.parametrize("file", [LARGE, SMALL], ids=["sha256", "git"])
-async def test_what_was_counted_is_in_the_file_and_is_continued(tmp_path: Path, file: HubFile) -> None:
+async def test_what_was_counted_is_in_the_file_and_is_continued(
+    tmp_path: Path, file: HubFile
+) -> None:
     path, target = tmp_path / "partial" / "x", tmp_path / file.name
     first = await PartialFile.open(path, file)
     first.begin(0)

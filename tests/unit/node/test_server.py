@@ -1,4 +1,5 @@
-"""The door over real sockets: TLS, typed refusals with details, limits, and nothing of ours in any error."""
+"""The door over real sockets: TLS, typed refusals with details, limits, and nothing of ours in any
+error."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from grpc_status import rpc_status
 
 from piecework_node import logs
 from piecework_node.clock import SystemClock
-from piecework_node.daemon.server import MAX_MESSAGE_BYTES, Door, GrpcServer, StreamSink
+from piecework_node.daemon.server import MAX_MESSAGE_BYTES, GrpcServer, StreamSink, WorkerServicer
 from piecework_node.jobs.offers import OfferBoard
 from piecework_node.keys.operator import TlsIdentity, create_tls
 from piecework_node.limiter import RateLimiter
@@ -23,16 +24,16 @@ from piecework_protocol.limits import MAX_FRAME_BYTES
 from piecework_protocol.objects import Channel
 from piecework_protocol.states import ChannelState
 from piecework_protocol.types import Bytes32, Digest, JobId, Seconds
-from tests.support.node.stage import DOMAIN, RECEIVER, TOKEN, Client, Stage, parameters
+from tests.support.node.harness import DOMAIN, RECEIVER, TOKEN, Client, WorkerHarness, parameters
 from tests.support.node.wire_client import SERVICE, WireClient
 
 
 class Served:
     """A stage behind a real server."""
 
-    def __init__(self, stage: Stage, server: GrpcServer, port: int) -> None:
-        self.stage, self.server, self.port = stage, server, port
-        self.payer = Client(stage)
+    def __init__(self, harness: WorkerHarness, server: GrpcServer, port: int) -> None:
+        self.harness, self.server, self.port = harness, server, port
+        self.payer = Client(harness)
 
     def client(self) -> WireClient:
         client = WireClient("127.0.0.1", self.port, DOMAIN, self.payer.signer)
@@ -40,33 +41,39 @@ class Served:
         return client
 
 
-async def pump(stage: Stage) -> None:
+async def pump(harness: WorkerHarness) -> None:
     """Let the engine run whenever it may."""
     while True:
-        await stage.run_engine()
+        await harness.run_engine()
         await asyncio.sleep(0.005)
 
 
 @pytest.fixture
 async def served(request: pytest.FixtureRequest) -> AsyncIterator[Served]:
     per_second = getattr(request, "param", 1000.0)
-    stage = Stage()
-    stage.clock = SystemClock()  # type: ignore[assignment]
-    await stage.boot()
-    board = OfferBoard(stage.journal, DOMAIN, stage.execution.signer, stage.clock)
-    board.current = stage.offer
-    certificate, key = create_tls(stage.clock.now())
-    door = Door(stage.worker, board, RateLimiter(per_second, stage.clock), stage.metrics, logs.silent())
-    server = GrpcServer(door, TlsIdentity(certificate, key, Digest(bytes(32))), max_streams=16)
+    harness = WorkerHarness()
+    harness.clock = SystemClock()  # type: ignore[assignment]
+    await harness.boot()
+    board = OfferBoard(harness.journal, DOMAIN, harness.execution.signer, harness.clock)
+    board.current = harness.offer
+    certificate, key = create_tls(harness.clock.now())
+    servicer = WorkerServicer(
+        harness.worker,
+        board,
+        RateLimiter(per_second, harness.clock),
+        harness.metrics,
+        logs.silent(),
+    )
+    server = GrpcServer(servicer, TlsIdentity(certificate, key, Digest(bytes(32))), max_streams=16)
     port = await server.start("127.0.0.1", 0)
     await server.serving(True)
-    engine = asyncio.ensure_future(pump(stage))
-    made = Served(stage, server, port)
+    engine = asyncio.ensure_future(pump(harness))
+    made = Served(harness, server, port)
     made.payer.open_on_chain()
     yield made
     engine.cancel()
     await server.stop(0)
-    await stage.execution.settle_down()
+    await harness.execution.settle_down()
 
 
 def details(error: grpc.aio.AioRpcError) -> tuple[Any, Any]:
@@ -82,13 +89,13 @@ def details(error: grpc.aio.AioRpcError) -> tuple[Any, Any]:
 async def test_a_job_runs_over_tls_and_is_paid(served: Served) -> None:
     client = served.client()
     offer = await client.offer()
-    submission, secret = client.job(offer, "a fox", parameters(3, 40), served.stage.clock.now())
+    submission, secret = client.job(offer, "a fox", parameters(3, 40), served.harness.clock.now())
     result = await client.run(offer, submission, secret, drafts=True)
     assert result.ended is not None
     assert result.ended.reason is None
     assert result.canvases >= 2
     assert result.acknowledged == result.canvases
-    assert result.amount == served.stage.journal.books[served.payer.id].ledger.cumulative
+    assert result.amount == served.harness.journal.books[served.payer.id].ledger.cumulative
     again = await client.run(offer, submission, secret, pay=False)
     assert again.text == result.text
     await client.close()
@@ -97,8 +104,8 @@ async def test_a_job_runs_over_tls_and_is_paid(served: Served) -> None:
 async def test_a_refusal_carries_its_reason_and_when_to_come_back(served: Served) -> None:
     client = served.client()
     offer = await client.offer()
-    submission, secret = client.job(offer, "a fox", parameters(3, 40), served.stage.clock.now())
-    served.stage.worker.draining = True
+    submission, secret = client.job(offer, "a fox", parameters(3, 40), served.harness.clock.now())
+    served.harness.worker.draining = True
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await client.run(offer, submission, secret)
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
@@ -109,9 +116,13 @@ async def test_a_refusal_carries_its_reason_and_when_to_come_back(served: Served
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"\xff\xff", b"\x0a\x00", b"secret-canary" * 10], ids=["empty", "noise", "hollow", "text"]
+    "data",
+    [b"", b"\xff\xff", b"\x0a\x00", b"secret-canary" * 10],
+    ids=["empty", "noise", "hollow", "text"],
 )
-async def test_what_does_not_parse_is_malformed_and_is_not_echoed(served: Served, data: bytes) -> None:
+async def test_what_does_not_parse_is_malformed_and_is_not_echoed(
+    served: Served, data: bytes
+) -> None:
     client = served.client()
     call = client.grpc.stream_stream(SERVICE + "Run")()
     await call.write(data)
@@ -152,16 +163,16 @@ async def test_a_peer_that_asks_too_often_is_told_when_to_come_back(served: Serv
 async def test_a_client_that_hangs_up_frees_its_row(served: Served) -> None:
     client = served.client()
     offer = await client.offer()
-    submission, _ = client.job(offer, "a fox", parameters(3, 64), served.stage.clock.now())
+    submission, _ = client.job(offer, "a fox", parameters(3, 64), served.harness.clock.now())
     from piecework_protocol.wire import encode_client_frame
 
     call = client.grpc.stream_stream(SERVICE + "Run")()
     await call.write(encode_client_frame(submission))
     await call.read()
-    assert served.stage.worker.streams == 1
+    assert served.harness.worker.streams == 1
     call.cancel()
     async with asyncio.timeout(5):
-        while served.stage.worker.streams or served.stage.engine.rows:  # noqa: ASYNC110  a socket decides
+        while served.harness.worker.streams or served.harness.engine.rows:  # noqa: ASYNC110  a socket decides
             await asyncio.sleep(0.01)
     await client.close()
 
@@ -187,9 +198,15 @@ async def test_an_unexpected_error_shows_nothing_of_ours(served: Served) -> None
     from piecework_protocol.signing import sign
     from piecework_protocol.wire import encode_close_request
 
-    door = Door(Broken(), None, RateLimiter(1000, SystemClock()), served.stage.metrics, logs.silent())  # type: ignore[arg-type]
-    certificate, key = create_tls(served.stage.clock.now())
-    server = GrpcServer(door, TlsIdentity(certificate, key, Digest(bytes(32))), max_streams=4)
+    servicer = WorkerServicer(
+        Broken(),  # type: ignore[arg-type]
+        None,  # type: ignore[arg-type]
+        RateLimiter(1000, SystemClock()),
+        served.harness.metrics,
+        logs.silent(),
+    )
+    certificate, key = create_tls(served.harness.clock.now())
+    server = GrpcServer(servicer, TlsIdentity(certificate, key, Digest(bytes(32))), max_streams=4)
     port = await server.start("127.0.0.1", 0)
     other = WireClient("127.0.0.1", port, DOMAIN, served.payer.signer)
     v = empty_voucher(served.payer.id)
@@ -218,9 +235,9 @@ async def test_health_says_whether_jobs_are_taken(served: Served) -> None:
 async def test_a_channel_is_closed_over_the_wire(served: Served) -> None:
     client = served.client()
     offer = await client.offer()
-    submission, secret = client.job(offer, "a fox", parameters(3, 40), served.stage.clock.now())
+    submission, secret = client.job(offer, "a fox", parameters(3, 40), served.harness.clock.now())
     await client.run(offer, submission, secret)
-    served.stage.chain.channels[served.payer.id].state = ChannelState.OPEN
+    served.harness.chain.channels[served.payer.id].state = ChannelState.OPEN
     assert await client.close_channel() == b"\xcc" * 32
     await client.close()
 
@@ -234,7 +251,10 @@ async def test_a_slow_reader_loses_drafts_and_nothing_else() -> None:
     sink.close(None)
     frames = [frame async for frame in sink.frames()]
     assert sum(isinstance(f, Draft) for f in frames) == 2
-    assert [f.count for f in frames if isinstance(f, VoucherAccepted)] == [0, 9]  # the last confirms all
+    assert [f.count for f in frames if isinstance(f, VoucherAccepted)] == [
+        0,
+        9,
+    ]  # the last confirms all
 
 
 async def test_a_client_that_pays_and_never_reads_fills_no_memory() -> None:

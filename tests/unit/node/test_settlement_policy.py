@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from piecework.chain.limits import MAX_CLAIMS_PER_SETTLE
-from piecework_node.settlement.policy import Candidate, SettlePolicy, Urgency, choose, gas_cost, value_in_wei
+from piecework_node.settlement.policy import (
+    SettlementCandidate,
+    SettlePolicy,
+    Urgency,
+    choose,
+    gas_cost,
+    value_in_wei,
+)
 from piecework_protocol.types import ChannelId
 
 POLICY = SettlePolicy(gas_multiple=20, interval_s=3600, native_coin_price=3_000_000_000)
@@ -12,8 +19,8 @@ GWEI = 10**9
 
 def candidate(
     value: int, *, number: int = 1, waited_s: float = 0.0, urgency: Urgency = Urgency.NONE
-) -> Candidate:
-    return Candidate(ChannelId(number.to_bytes(32, "big")), value, waited_s, urgency)
+) -> SettlementCandidate:
+    return SettlementCandidate(ChannelId(number.to_bytes(32, "big")), value, waited_s, urgency)
 
 
 def test_gas_is_weighed_in_token_units_and_rounded_up() -> None:

@@ -9,7 +9,12 @@ from typing import Any
 
 import pytest
 
-from piecework_node.engine.benchmark_table import MAX_FILE_BYTES, MAX_LINES, with_speeds, write_speeds
+from piecework_node.engine.benchmark_table import (
+    MAX_FILE_BYTES,
+    MAX_LINES,
+    with_speeds,
+    write_speeds,
+)
 from piecework_node.home import Home
 from tests.support.node.fake_engine import FACTS
 
@@ -45,13 +50,17 @@ def test_the_table_of_the_same_model_and_engine_is_shown(tmp_path: Path) -> None
     ]
 
 
-@pytest.mark.parametrize("changes", [{"digest": "0x00"}, {"profile": "another"}, {"measurements": "many"}])
+@pytest.mark.parametrize(
+    "changes", [{"digest": "0x00"}, {"profile": "another"}, {"measurements": "many"}]
+)
 def test_a_table_of_something_else_is_not_shown(tmp_path: Path, changes: dict[str, Any]) -> None:
     write_speeds(Home(tmp_path), report(**changes))
     assert with_speeds(Home(tmp_path), FOUND) == FOUND
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b"[" * 5000, b"{" + b" " * MAX_FILE_BYTES + b"}"])
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"\xff", b"[" * 5000, b"{" + b" " * MAX_FILE_BYTES + b"}"]
+)
 def test_a_file_that_is_no_report_shows_nothing(tmp_path: Path, content: bytes) -> None:
     Home(tmp_path).speeds.write_bytes(content)
     assert with_speeds(Home(tmp_path), FOUND) == FOUND

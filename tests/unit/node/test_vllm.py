@@ -1,4 +1,5 @@
-"""vLLM behind the engine's interface, over real sockets, with every fault that a server can have."""
+"""vLLM behind the engine's interface, over real sockets, with every fault that a server can
+have."""
 
 from __future__ import annotations
 
@@ -27,17 +28,25 @@ from piecework_node.errors import (
     PromptRejected,
 )
 from piecework_node.vllm import benchmark as vllm_benchmark
-from piecework_node.vllm.endpoint import Endpoint, EndpointTimes
+from piecework_node.vllm.endpoint import EndpointTimes, VllmEndpoint
 from piecework_node.vllm.link import MAX_MOVES, VllmLink, VllmSettings, survey
-from piecework_node.vllm.pool import FleetTimes, Health
+from piecework_node.vllm.pool import Health, PoolTimes
 from piecework_protocol.content import Message
 from piecework_protocol.objects import Service
 from tests.repo.test_documents import ROOT
-from tests.support.vllm_server import CANVAS, CHECKPOINT, EOS, MAX_MODEL_LEN, VllmServer, servers, token_at
+from tests.support.vllm_server import (
+    CANVAS,
+    CHECKPOINT,
+    EOS,
+    MAX_MODEL_LEN,
+    VllmServer,
+    servers,
+    token_at,
+)
 
 PROMPT = (9, 8, 7, 6, 5)
 TIMES = EndpointTimes(question_s=5.0, silence_s=30.0)
-FLEET = FleetTimes(poll_s=0.02, start_s=10.0)
+FLEET = PoolTimes(poll_s=0.02, start_s=10.0)
 TEST_S = 20
 
 
@@ -110,7 +119,10 @@ async def until(condition: Any) -> None:
 
 
 def request(
-    row: str = "row", max_tokens: int = 3 * CANVAS, limit: int = 99, prompt: tuple[int, ...] = PROMPT
+    row: str = "row",
+    max_tokens: int = 3 * CANVAS,
+    limit: int = 99,
+    prompt: tuple[int, ...] = PROMPT,
 ) -> GenerationRequest:
     return GenerationRequest(row, prompt, 0, max_tokens, 0, 0, 0, 0, 0, 0, limit, (), 0)
 
@@ -124,7 +136,7 @@ def said(events: list[CanvasEvent]) -> tuple[int, ...]:
     return tuple(token for event in events for token in event.charged_ids)
 
 
-# ---------------------------------------------------------------------------------------- the good case
+# --- the good case
 
 
 @pytest.mark.parametrize("tokens_a_chunk", [1, 7, CANVAS, 3 * CANVAS])
@@ -154,7 +166,11 @@ async def test_the_facts_say_best_effort_and_what_was_measured() -> None:
         assert facts is not None and run.link.ready
     assert (facts.service, facts.max_steps, facts.steps_per_second) == (Service.BEST_EFFORT, 0, 0)
     assert (facts.name, facts.digest) == (CHECKPOINT.name, CHECKPOINT.digest)
-    assert (facts.profile, facts.max_context, facts.canvas_size) == ("vllm-0.32.0", MAX_MODEL_LEN, CANVAS)
+    assert (facts.profile, facts.max_context, facts.canvas_size) == (
+        "vllm-0.32.0",
+        MAX_MODEL_LEN,
+        CANVAS,
+    )
     assert facts.tokens_per_second > 0 and facts.first_canvas_ms >= 0
     assert facts.details == {"engine": "vllm", "version": "0.32.0", "endpoints": 2}
     assert run.link.pid is None and not run.link.ready and run.link.facts is None
@@ -180,7 +196,9 @@ async def test_a_row_asks_for_no_more_than_the_window_and_goes_on_from_its_canva
 
 async def test_a_row_that_is_resumed_starts_behind_its_committed_canvases() -> None:
     async with servers() as made, running(made) as run:
-        whole = GenerationRequest("row", PROMPT, 0, 3 * CANVAS, 0, 0, 0, 0, 0, 0, 99, (expected(CANVAS),), 0)
+        whole = GenerationRequest(
+            "row", PROMPT, 0, 3 * CANVAS, 0, 0, 0, 0, 0, 0, 99, (expected(CANVAS),), 0
+        )
         run.link.start(whole)
         events = await run.canvases("row")
     assert [e.canvas for e in events] == [1, 2]
@@ -241,7 +259,7 @@ async def test_prompts_are_encoded_here_and_typed_control_tokens_stay_text() -> 
         assert not made[0].bodies
 
 
-# ---------------------------------------------------------------------------------------- one row's faults
+# --- one row's faults
 
 
 async def test_a_declined_request_ends_its_own_row_and_no_other() -> None:
@@ -295,14 +313,20 @@ async def test_a_row_goes_on_elsewhere_from_its_last_canvas_when_its_endpoint(ho
 async def test_losing_an_endpoint_again_and_again_is_borne_while_canvases_come(how: str) -> None:
     canvases = MAX_MOVES + 3
     async with servers() as made, running(made) as run:
-        made[0].breaks_once, made[0].how = {len(PROMPT) + i * CANVAS + 2 for i in range(canvases)}, how
+        made[0].breaks_once, made[0].how = (
+            {len(PROMPT) + i * CANVAS + 2 for i in range(canvases)},
+            how,
+        )
         run.link.start(request(max_tokens=canvases * CANVAS))
         assert said(await run.canvases("row")) == expected(canvases * CANVAS)
         assert not made[0].breaks_once and run.link.losses == 0
 
 
 async def test_a_broken_stream_has_its_endpoint_looked_at_at_once() -> None:
-    async with servers() as made, running(made, fleet_times=FleetTimes(poll_s=600, start_s=10)) as run:
+    async with (
+        servers() as made,
+        running(made, fleet_times=PoolTimes(poll_s=600, start_s=10)) as run,
+    ):
         made[0].breaks_at, made[0].how = len(PROMPT) + 2, "dies"
         run.link.start(request())
         assert isinstance(await run.next(), EngineLost)
@@ -356,10 +380,12 @@ async def test_a_request_that_breaks_every_endpoint_fails_alone() -> None:
             assert said(await run.canvases("next")) == expected(CANVAS)
 
 
-# ---------------------------------------------------------------------------------------- losing endpoints
+# --- losing endpoints
 
 
-async def test_rows_leave_an_endpoint_whose_health_is_gone_without_waiting_for_its_streams() -> None:
+async def test_rows_leave_an_endpoint_whose_health_is_gone_without_waiting_for_its_streams() -> (
+    None
+):
     async with servers(2) as made, running(made) as run:
         sick, well = made
         sick.holds_at = len(PROMPT) + 2
@@ -454,25 +480,33 @@ async def test_one_broken_stream_is_no_death() -> None:
         assert run.link.losses == 0
 
 
-# ---------------------------------------------------------------------------------------- the start
+# --- the start
 
 
 @pytest.mark.parametrize(
     ("knobs", "changes", "words"),
     [
-        ({"name": "other"}, {"model": "wanted"}, "endpoint 1: the endpoint serves other; set vllm_model"),
+        (
+            {"name": "other"},
+            {"model": "wanted"},
+            "endpoint 1: the endpoint serves other; set vllm_model",
+        ),
         ({"shift": 1}, {}, "another tokenizer"),
         ({"key": "secret"}, {}, "code 401"),
         ({"omits_ids": True}, {}, "does not return token ids"),
         ({"max_model_len": 20}, {}, "no room for a canvas"),
         ({"completion_status": 400}, {}, "code 400"),
-        ({"padding": 2_000_000}, {"fleet_times": FleetTimes(0.01, 0.05)}, "answers more than 1048576 bytes"),
+        (
+            {"padding": 2_000_000},
+            {"fleet_times": PoolTimes(0.01, 0.05)},
+            "answers more than 1048576 bytes",
+        ),
         (
             {"completion_status": 500},
             {},
             "finishes the benchmark: endpoint 1: the endpoint fails with code 500",
         ),
-        ({"health": 503}, {"fleet_times": FleetTimes(0.01, 0.05)}, "endpoint 1: the engine behind"),
+        ({"health": 503}, {"fleet_times": PoolTimes(0.01, 0.05)}, "endpoint 1: the engine behind"),
     ],
 )
 async def test_a_start_that_cannot_succeed_says_why(
@@ -496,7 +530,7 @@ async def test_the_benchmark_measures_whole_canvases_whatever_the_text() -> None
     async with servers() as made, aiohttp.ClientSession() as session:
         prompt = len(CHECKPOINT.codec.encode_content(vllm_benchmark.PROMPT))
         made[0].ends_at = prompt + 1
-        endpoint = Endpoint(made[0].url, session, key="", model="", times=TIMES)
+        endpoint = VllmEndpoint(made[0].url, session, key="", model="", times=TIMES)
         speed = await vllm_benchmark.measure(
             endpoint,
             await endpoint.probe(),
@@ -513,7 +547,7 @@ async def test_the_benchmark_measures_whole_canvases_whatever_the_text() -> None
 @pytest.mark.parametrize("how", ["ends early", "ends without a word"])
 async def test_a_stream_that_ends_without_saying_why_is_lost(how: str) -> None:
     async with servers(breaks_at=8, how=how) as made, aiohttp.ClientSession() as session:
-        endpoint = Endpoint(made[0].url, session, key="", model="", times=TIMES)
+        endpoint = VllmEndpoint(made[0].url, session, key="", model="", times=TIMES)
         got: list[int] = []
         with pytest.raises(EndpointLost, match="broke off"):
             async for chunk in endpoint.stream(made[0].name, PROMPT, CANVAS, CHECKPOINT.vocab_size):
@@ -523,12 +557,12 @@ async def test_a_stream_that_ends_without_saying_why_is_lost(how: str) -> None:
 
 async def test_an_endpoint_that_is_to_be_avoided_is_taken_only_if_there_is_no_other() -> None:
     async with servers(2) as made, running(made) as run:
-        assert run.link.fleet is not None
+        assert run.link.pool is not None
         none: set[int] = set()
         for avoid, chosen in ((none, 1), ({1}, 2), ({1, 2}, 1)):
-            member = await run.link.fleet.acquire(avoid)
-            assert member.number == chosen
-            run.link.fleet.release(member)
+            pooled = await run.link.pool.acquire(avoid)
+            assert pooled.number == chosen
+            run.link.pool.release(pooled)
 
 
 async def test_a_start_waits_for_a_server_that_still_loads_its_model() -> None:
@@ -560,7 +594,9 @@ async def test_a_key_is_shown_to_every_door() -> None:
         assert said(await run.canvases("row")) == expected(CANVAS)
 
 
-async def test_a_folder_that_is_no_checkpoint_is_refused_before_anybody_is_asked(tmp_path: Any) -> None:
+async def test_a_folder_that_is_no_checkpoint_is_refused_before_anybody_is_asked(
+    tmp_path: Any,
+) -> None:
     async with servers() as made:
         with pytest.raises(EngineStartError, match=r"config\.json"):
             async with running(made, checkpoint=tmp_path):
@@ -580,7 +616,8 @@ async def test_nothing_is_answered_before_the_start() -> None:
 def test_a_worker_before_vllm_needs_no_torch() -> None:
     program = (
         "import sys; sys.modules['torch'] = None; "
-        "import piecework_node.daemon.daemon, piecework_node.daemon.checks, piecework_node.vllm.link; "
+        "import piecework_node.daemon.daemon, piecework_node.daemon.checks, "
+        "piecework_node.vllm.link; "
         "from piecework_model.text.chat import Message, encode_prompt; "
         "from tests.support.vllm_server import CHECKPOINT; "
         "print(len(encode_prompt(CHECKPOINT.codec, [Message('user', 'a fox')])))"

@@ -66,8 +66,12 @@ def test_any_cutting_gives_the_same_canvases_and_charges_no_token_twice(
     assert all((e.steps, e.step_leaves) == (0, ()) for e in events)
 
 
-@given(ids=st.lists(st.sampled_from(WORDS[:30]), min_size=5, max_size=30), resumed=st.integers(1, 7))
-def test_a_text_that_is_resumed_goes_on_as_if_it_had_not_stopped(ids: list[int], resumed: int) -> None:
+@given(
+    ids=st.lists(st.sampled_from(WORDS[:30]), min_size=5, max_size=30), resumed=st.integers(1, 7)
+)
+def test_a_text_that_is_resumed_goes_on_as_if_it_had_not_stopped(
+    ids: list[int], resumed: int
+) -> None:
     whole = write(list(ids), [], 40)
     kept = [e.token_ids for e in whole[:-1]][:resumed]
     rest = write(ids[len(kept) * SIZE :], [], 40, tuple(kept))
@@ -94,14 +98,17 @@ def test_a_token_that_the_engine_was_told_to_stop_at_is_not_charged() -> None:
 
 
 @pytest.mark.parametrize("reason", ["abort", "error", "repetition"])
-def test_a_stream_that_ends_for_another_reason_is_lost_and_not_the_end_of_a_text(reason: str) -> None:
+def test_a_stream_that_ends_for_another_reason_is_lost_and_not_the_end_of_a_text(
+    reason: str,
+) -> None:
     writer = CanvasWriter(request(10), CHECKPOINT.codec, SIZE)
     with pytest.raises(EndpointLost):
         writer.take(Chunk((WORDS[0],), reason))
 
 
 def byte_level(folder: Path) -> TextCodec:
-    """A vocabulary of bytes, as GPT's descendants have it: a letter beyond ASCII is several tokens."""
+    """A vocabulary of bytes, as GPT's descendants have it: a letter beyond ASCII is several
+    tokens."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -128,7 +135,9 @@ def test_half_a_character_waits_for_the_canvas_that_completes_it(tmp_path: Path)
     holds()
 
 
-def test_a_checkpoint_without_canvases_gets_them_of_the_released_models_size(tmp_path: Path) -> None:
+def test_a_checkpoint_without_canvases_gets_them_of_the_released_models_size(
+    tmp_path: Path,
+) -> None:
     folder = _checkpoint(tmp_path, {"vocab_size": 300})
     loaded = vllm_checkpoint.load(folder)
     assert (loaded.canvas_size, loaded.vocab_size) == (256, 300)
@@ -164,7 +173,9 @@ def test_a_checkpoint_that_is_not_as_its_manifest_says_is_refused(tmp_path: Path
         vllm_checkpoint.load(folder)
 
 
-def _checkpoint(folder: Path, config: dict[str, object], generation: dict[str, object] | None = None) -> Path:
+def _checkpoint(
+    folder: Path, config: dict[str, object], generation: dict[str, object] | None = None
+) -> Path:
     given = {"eos_token_id": [1, 4]} if generation is None else generation
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "generation_config.json").write_text(json.dumps(given))

@@ -11,7 +11,7 @@ from piecework_node.vllm.wire import (
     END,
     MAX_CHUNK_TOKENS,
     Chunk,
-    Served,
+    ServedModel,
     completion_body,
     failure,
     parse_ids,
@@ -21,7 +21,10 @@ from piecework_node.vllm.wire import (
 )
 
 VOCAB = 295
-HEAD = b'data: {"id":"cmpl-884b056019420184","object":"text_completion","created":1795574307,"model":"tiny",'
+HEAD = (
+    b'data: {"id":"cmpl-884b056019420184","object":"text_completion",'
+    b'"created":1795574307,"model":"tiny",'
+)
 FIRST = (
     HEAD
     + b'"choices":[{"index":0,"text":"","logprobs":null,"finish_reason":null,"stop_reason":null,'
@@ -34,11 +37,13 @@ LAST = (
 )
 USAGE = HEAD + b'"choices":[],"usage":{"prompt_tokens":4,"total_tokens":9,"completion_tokens":5}}\n'
 FAILED = (
-    b'data: {"error": {"message": "EngineCore encountered an issue.", "type": "InternalServerError", '
+    b'data: {"error": {"message": "EngineCore encountered an issue.", "type": '
+    b'"InternalServerError", '
     b'"param": null, "code": 500}}\n'
 )
 DECLINED = (
-    b'data: {"error": {"message": "Token id 999999 is out of vocabulary", "type": "BadRequestError", '
+    b'data: {"error": {"message": "Token id 999999 is out of vocabulary", "type": '
+    b'"BadRequestError", '
     b'"param": null, "code": 400}}\n'
 )
 MODELS = (
@@ -62,8 +67,8 @@ def test_a_line_of_a_stream_is_read_as_it_was_recorded(line: bytes, chunk: objec
     assert parse_line(line, VOCAB) == chunk
 
 
-def choice(members: str) -> bytes:
-    return b'data: {"choices":[{' + members.encode() + b"}]}\n"
+def choice(endpoints: str) -> bytes:
+    return b'data: {"choices":[{' + endpoints.encode() + b"}]}\n"
 
 
 @pytest.mark.parametrize(
@@ -125,9 +130,9 @@ def test_a_status_says_whose_fault_it_is_and_the_servers_words_are_not_repeated(
 
 
 def test_the_model_is_found_by_its_name_or_as_the_only_one() -> None:
-    assert parse_models(MODELS, "tiny") == parse_models(MODELS, "") == Served("tiny", 512)
+    assert parse_models(MODELS, "tiny") == parse_models(MODELS, "") == ServedModel("tiny", 512)
     two = MODELS.replace(b'"data":[', b'"data":[{"id":"other","max_model_len":9},')
-    assert parse_models(two, "tiny") == Served("tiny", 512)
+    assert parse_models(two, "tiny") == ServedModel("tiny", 512)
     for data, wanted in ((two, ""), (MODELS, "other"), (b'{"data":[]}', ""), (b'{"data":1}', "")):
         with pytest.raises(EndpointUnfit):
             parse_models(data, wanted)
@@ -140,7 +145,10 @@ def test_a_model_without_a_usable_length_is_not_vllms(length: bytes) -> None:
 
 
 def test_ids_and_versions_are_read_within_bounds() -> None:
-    assert parse_ids(b'{"count":2,"max_model_len":512,"tokens":[262,290],"token_strs":null}') == (262, 290)
+    assert parse_ids(b'{"count":2,"max_model_len":512,"tokens":[262,290],"token_strs":null}') == (
+        262,
+        290,
+    )
     with pytest.raises(EndpointUnfit):
         parse_ids(b'{"tokens":[-1]}')
     assert parse_version(b'{"version":"0.32.0"}') == "0.32.0"

@@ -1,4 +1,5 @@
-"""A worker that lies: the client stops with the clause that was broken, and nothing is paid for the lie."""
+"""A worker that lies: the client stops with the clause that was broken, and nothing is paid for the
+lie."""
 
 from __future__ import annotations
 
@@ -15,15 +16,15 @@ from piecework_protocol.objects import Acceptance, Finish, Receipt
 from piecework_protocol.signing import LocalSigner, sign
 from piecework_protocol.types import Amount, Digest, JobId, Signature, Uint32, keccak256
 from piecework_protocol.wire import decode_worker_frame
-from tests.support.pair import CANVAS, DOMAIN, OPERATOR, PAYER, Line, Market, job
+from tests.support.pair import CANVAS, DOMAIN, OPERATOR, PAYER, PairedMarket, PairedStream, job
 
 STRANGER = LocalSigner(bytes(keccak256(b"stranger")))
 SEED = 3  # a job of several full canvases with the fake engine
 
 
-def started(tokens: int = 40) -> tuple[Market, Line]:
+def started(tokens: int = 40) -> tuple[PairedMarket, PairedStream]:
     """A job whose acceptance and first two canvases lie ready to be read."""
-    market = Market(10**9)
+    market = PairedMarket(10**9)
     line = market.submit(job(SEED, tokens))
     market.worker_reads(line)
     while market.engine_step(line):
@@ -31,11 +32,11 @@ def started(tokens: int = 40) -> tuple[Market, Line]:
     return market, line
 
 
-def next_frame(line: Line) -> WorkerFrame:
+def next_frame(line: PairedStream) -> WorkerFrame:
     return decode_worker_frame(line.downward.popleft())
 
 
-def first_canvas(line: Line) -> CanvasDelivered:
+def first_canvas(line: PairedStream) -> CanvasDelivered:
     """Accept the job, then return the first delivery unread."""
     assert isinstance(line.client.receive(next_frame(line)), JobAccepted)
     frame = next_frame(line)
@@ -56,7 +57,10 @@ def with_output(frame: CanvasDelivered, output: CanvasOutput, **changes: object)
 LIES: dict[str, tuple[str, Callable[[CanvasDelivered], CanvasDelivered]]] = {
     "a signature by a stranger": ("4.3", lambda f: signed(f.receipt, f.sealed_output, STRANGER)),
     "a signature of 65 zeros": ("4.3", lambda f: replace(f, signature=Signature(bytes(65)))),
-    "a skipped canvas": ("4.1", lambda f: signed(f.receipt.replace(canvas=Uint32(1)), f.sealed_output)),
+    "a skipped canvas": (
+        "4.1",
+        lambda f: signed(f.receipt.replace(canvas=Uint32(1)), f.sealed_output),
+    ),
     "another job's receipt": (
         "4.1",
         lambda f: signed(f.receipt.replace(job=JobId(bytes(32))), f.sealed_output),
@@ -65,7 +69,10 @@ LIES: dict[str, tuple[str, Callable[[CanvasDelivered], CanvasDelivered]]] = {
         "4.1",
         lambda f: signed(f.receipt.replace(previous=Digest(bytes(32))), f.sealed_output),
     ),
-    "other text than committed": ("4.2", lambda f: replace(f, sealed_output=f.sealed_output + b"!")),
+    "other text than committed": (
+        "4.2",
+        lambda f: replace(f, sealed_output=f.sealed_output + b"!"),
+    ),
     "one base unit too much": (
         "4.4",
         lambda f: signed(f.receipt.replace(amount=Amount(f.receipt.amount + 1)), f.sealed_output),
@@ -78,7 +85,10 @@ LIES: dict[str, tuple[str, Callable[[CanvasDelivered], CanvasDelivered]]] = {
         "4.4",
         lambda f: signed(f.receipt.replace(steps=Uint32(49)), f.sealed_output),
     ),
-    "no steps at all": ("4.4", lambda f: signed(f.receipt.replace(steps=Uint32(0)), f.sealed_output)),
+    "no steps at all": (
+        "4.4",
+        lambda f: signed(f.receipt.replace(steps=Uint32(0)), f.sealed_output),
+    ),
     "more tokens charged than delivered": (
         "4.4",
         lambda f: signed(f.receipt.replace(units=Uint32(CANVAS + 1)), f.sealed_output),
@@ -156,7 +166,7 @@ def test_a_prompt_length_that_the_prompt_cannot_have_is_refused() -> None:
 
 
 def test_a_job_that_would_pass_its_ceiling_is_stopped() -> None:
-    market = Market(10**9)
+    market = PairedMarket(10**9)
     line = market.submit(job(SEED, 40, ceiling=8))
     market.worker_reads(line)
     market.engine_step(line)

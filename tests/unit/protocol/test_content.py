@@ -4,7 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from piecework_protocol.content import CanvasOutput, Message, decode_prompt, encode_prompt, prompt_digest
+from piecework_protocol.content import (
+    CanvasOutput,
+    Message,
+    decode_prompt,
+    encode_prompt,
+    prompt_digest,
+)
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.limits import MAX_CANVAS_TOKENS, MAX_PROMPT_BYTES
 from piecework_protocol.sealing import canvas_context, prompt_context, public_key, seal, unseal
@@ -13,7 +19,9 @@ from tests.vectors.generate import DOMAIN
 
 text = st.text(st.characters(exclude_categories=["Cs"]))
 messages = st.lists(
-    st.builds(Message, st.sampled_from(["system", "user", "assistant"]), text), min_size=1, max_size=5
+    st.builds(Message, st.sampled_from(["system", "user", "assistant"]), text),
+    min_size=1,
+    max_size=5,
 )
 
 

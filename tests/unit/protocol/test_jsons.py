@@ -15,7 +15,8 @@ from piecework.base.jsons import MAX_JSON_DEPTH, loads
 
 @given(
     st.recursive(
-        st.text('ab[]{}\\"é\0') | st.integers(), lambda v: st.lists(v) | st.dictionaries(st.text(), v)
+        st.text('ab[]{}\\"é\0') | st.integers(),
+        lambda v: st.lists(v) | st.dictionaries(st.text(), v),
     )
 )
 def test_json_is_read_as_python_reads_it(value: Any) -> None:

@@ -18,7 +18,8 @@ UNSIGNED = Signature(bytes(65))
 
 
 def books(paid: int, issued: int) -> tuple[WorkerLedger, PayerLedger]:
-    """The two books after `issued` receipts of 10 base units, of which `paid` are paid and acknowledged."""
+    """The two books after `issued` receipts of 10 base units, of which `paid` are paid and
+    acknowledged."""
     worker, payer = WorkerLedger(CHANNEL), PayerLedger(CHANNEL)
     for canvas in range(issued):
         worker = worker.issue(LeafRef(JOB, canvas), digest(canvas), Amount(10))
@@ -44,7 +45,10 @@ BROKEN: dict[str, tuple[str, Callable[[PayVoucher], PayVoucher]]] = {
     "a count that the leaves do not give": ("5.3", lambda p: revoucher(p, count=Uint64(5))),
     "a receipt that was never issued": ("5.3", lambda p: replace(p, leaves=(LeafRef(JOB, 99),))),
     "a receipt that was paid before": ("5.3", lambda p: replace(p, leaves=(LeafRef(JOB, 0),))),
-    "a gap before its leaves": ("5.3", lambda p: replace(revoucher(p, count=Uint64(4)), base_count=3)),
+    "a gap before its leaves": (
+        "5.3",
+        lambda p: replace(revoucher(p, count=Uint64(4)), base_count=3),
+    ),
     "too little": ("5.4", lambda p: revoucher(p, cumulative=Amount(29))),
     "too much": ("5.4", lambda p: revoucher(p, cumulative=Amount(31))),
     "another root": ("5.4", lambda p: revoucher(p, receipts_root=EMPTY_ROOT)),
@@ -88,7 +92,9 @@ def test_a_voucher_with_a_lower_amount_is_refused_when_it_contradicts_the_book()
     worker, payer = books(paid=2, issued=2)
     latest = payer.payment(UNSIGNED)
     assert worker.accepted is not None
-    contradiction = revoucher(replace(latest, base_count=1, leaves=(LeafRef(JOB, 1),)), cumulative=Amount(19))
+    contradiction = revoucher(
+        replace(latest, base_count=1, leaves=(LeafRef(JOB, 1),)), cumulative=Amount(19)
+    )
     with pytest.raises(ProtocolViolation, match=r"5\.1"):
         worker.apply(contradiction, DEPOSIT)
 

@@ -37,11 +37,15 @@ distinct = st.lists(st.binary(min_size=32, max_size=32), min_size=2, max_size=40
 
 
 @given(distinct, st.data())
-def test_a_proof_holds_for_no_other_position_leaf_or_length(items: list[bytes], data: st.DataObject) -> None:
+def test_a_proof_holds_for_no_other_position_leaf_or_length(
+    items: list[bytes], data: st.DataObject
+) -> None:
     index = data.draw(st.integers(0, len(items) - 1))
     proof, root = merkle.prove(items, index), merkle.root(items)
     for other in set(range(len(items))) - {index}:
-        assert not merkle.verify(merkle.InclusionProof(other, len(items), proof.siblings), items[index], root)
+        assert not merkle.verify(
+            merkle.InclusionProof(other, len(items), proof.siblings), items[index], root
+        )
     forged = bytes([items[index][0] ^ 1]) + items[index][1:]
     assert not merkle.verify(proof, forged, root)
     shortened = merkle.InclusionProof(index, len(items), proof.siblings[:-1])

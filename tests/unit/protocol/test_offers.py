@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 
 from piecework_protocol.eip712 import Domain
-from piecework_protocol.offers import OfferFault, OfferRejected, check_standing, check_terms, offer_signer
+from piecework_protocol.offers import (
+    OfferFault,
+    OfferRejected,
+    check_standing,
+    check_terms,
+    offer_signer,
+)
 from piecework_protocol.types import Address, Signature, Timestamp, Uint32
 from piecework_protocol.wire import SignedOffer
 from tests.support.fake_chain import DOMAIN, FakeChain
@@ -66,10 +73,14 @@ def test_terms_out_of_bounds_are_refused(changes: dict[str, Any]) -> None:
 
 
 def test_an_offer_for_another_chain_or_escrow_is_signed_by_nobody_who_matters() -> None:
-    for domain in (Domain(1, DOMAIN.verifying_contract), Domain(DOMAIN.chain_id, Address(bytes(20)))):
+    for domain in (
+        Domain(1, DOMAIN.verifying_contract),
+        Domain(DOMAIN.chain_id, Address(bytes(20))),
+    ):
         signed = offer(domain=domain)
         signer = offer_signer(DOMAIN, signed)
-        fault = fault_of(lambda: check_standing(signed.offer, signer, standing(), session_key=False))  # noqa: B023
+        check = partial(check_standing, signed.offer, signer, standing(), session_key=False)
+        fault = fault_of(check)
         assert fault is OfferFault.BAD_SIGNATURE
 
 
@@ -90,6 +101,8 @@ def test_the_registry_decides_who_may_offer() -> None:
     ]
     for known, session_key, fault in cases:
         assert (
-            fault_of(lambda k=known, s=session_key: check_standing(signed.offer, hot, k, session_key=s))
+            fault_of(
+                lambda k=known, s=session_key: check_standing(signed.offer, hot, k, session_key=s)
+            )
             is fault
         )

@@ -15,7 +15,15 @@ from piecework_protocol.content import CanvasOutput, output_digest
 from piecework_protocol.errors import InvariantBroken, MalformedInput, ProtocolViolation
 from piecework_protocol.frames import Accepted, CanvasDelivered
 from piecework_protocol.ledger import WorkerLedger
-from piecework_protocol.objects import Acceptance, Finish, Job, ModelOffer, Parameters, Receipt, Service
+from piecework_protocol.objects import (
+    Acceptance,
+    Finish,
+    Job,
+    ModelOffer,
+    Parameters,
+    Receipt,
+    Service,
+)
 from piecework_protocol.offers import OfferFault, OfferRejected, check_terms
 from piecework_protocol.pricing import Usage, price
 from piecework_protocol.service import (
@@ -53,7 +61,9 @@ def session_at(work: Job, model: ModelOffer) -> ClientSession:
     return session
 
 
-def first_canvas(session: ClientSession, model: ModelOffer, steps: int, root: Digest) -> CanvasDelivered:
+def first_canvas(
+    session: ClientSession, model: ModelOffer, steps: int, root: Digest
+) -> CanvasDelivered:
     output = CanvasOutput(tuple(range(CANVAS)), "text").encode()
     receipt = Receipt(
         job=session.id,
@@ -156,15 +166,23 @@ def test_no_receipt_is_in_order_for_both_classes(steps: int, traced: bool, limit
         finish=Finish.MORE,
         previous=Digest(bytes(32)),
     )
-    good = [p for p in (replayable, best_effort_parameters(Uint32(8))) if receipt_fault(p, receipt) is None]
+    good = [
+        p
+        for p in (replayable, best_effort_parameters(Uint32(8)))
+        if receipt_fault(p, receipt) is None
+    ]
     assert len(good) <= 1
     assert (replayable in good) == (traced and 1 <= steps <= limit)
 
 
 @pytest.mark.parametrize(
-    "changes", [{"max_steps": Uint32(1)}, {"price_per_thousand_steps": Amount(1)}], ids=["steps", "a price"]
+    "changes",
+    [{"max_steps": Uint32(1)}, {"price_per_thousand_steps": Amount(1)}],
+    ids=["steps", "a price"],
 )
-def test_an_offer_of_best_effort_with_denoising_steps_is_not_believed(changes: dict[str, Any]) -> None:
+def test_an_offer_of_best_effort_with_denoising_steps_is_not_believed(
+    changes: dict[str, Any],
+) -> None:
     model = BEST_EFFORT.replace(**changes)
     assert offer_fault(model)
     signed = offers.offer(models=(model,))

@@ -9,7 +9,9 @@ from tests.support.pair import CREDIT_WINDOW, DOMAIN, MODEL, channel, denoise, j
 
 def test_a_running_job_goes_on_behind_its_last_canvas_when_the_engine_was_replaced() -> None:
     work = job(1, 40)
-    session = WorkerSession(AcceptedJob(work.id(DOMAIN), work, channel(), MODEL, 7, CREDIT_WINDOW), DOMAIN)
+    session = WorkerSession(
+        AcceptedJob(work.id(DOMAIN), work, channel(), MODEL, 7, CREDIT_WINDOW), DOMAIN
+    )
     ledger = WorkerLedger(work.channel)
     session.open(0, ledger)
     _, ledger = session.canvas_finished(denoise(session.accepted, 0), ledger)
@@ -23,7 +25,9 @@ def test_a_running_job_goes_on_behind_its_last_canvas_when_the_engine_was_replac
 
 def test_what_a_session_has_charged_is_the_sum_of_its_receipts() -> None:
     work = job(1, 40)
-    session = WorkerSession(AcceptedJob(work.id(DOMAIN), work, channel(), MODEL, 7, CREDIT_WINDOW), DOMAIN)
+    session = WorkerSession(
+        AcceptedJob(work.id(DOMAIN), work, channel(), MODEL, 7, CREDIT_WINDOW), DOMAIN
+    )
     ledger = WorkerLedger(work.channel)
     session.open(0, ledger)
     _, ledger = session.canvas_finished(denoise(session.accepted, 0), ledger)

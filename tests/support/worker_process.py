@@ -31,7 +31,7 @@ READY_TIMEOUT_S = 60.0
 
 
 @dataclass(slots=True)
-class WorkerHouse:
+class WorkerProcess:
     """One worker's home; `start` runs the daemon with the stand-in engine."""
 
     home: Home
@@ -42,7 +42,7 @@ class WorkerHouse:
     @classmethod
     async def register(
         cls, root: Path, deployment: Deployment, *, pace_s: float, **settings: Any
-    ) -> WorkerHouse:
+    ) -> WorkerProcess:
         """Make the home and register with the chain's own money."""
         home, endpoint = Home(root), f"127.0.0.1:{free_port()}"
         home.create()
@@ -60,7 +60,13 @@ class WorkerHouse:
                 reader.rpc, faucet, needs.token, operator.address, needs.min_stake, poll_s=POLL_S
             )
             await enrolment.register(
-                reader, operator, payout=RECEIVER, endpoint=endpoint, stake=None, now=now, poll_s=POLL_S
+                reader,
+                operator,
+                payout=RECEIVER,
+                endpoint=endpoint,
+                stake=None,
+                now=now,
+                poll_s=POLL_S,
             )
         return cls(home, endpoint, pace_s)
 

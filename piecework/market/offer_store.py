@@ -1,4 +1,5 @@
-"""The offers that the index holds: in memory for reading, in SQLite so that a restart forgets nothing.
+"""The offers that the index holds: in memory for reading, in SQLite so that a restart forgets
+nothing.
 
 A worker's highest sequence number outlives its offers, so that an old offer cannot be brought back.
 """
@@ -14,7 +15,7 @@ from typing import Any
 
 import apsw
 
-from piecework.market.errors import Declined, ShelfError
+from piecework.market.errors import Declined, OfferStoreError
 from piecework.market.limits import MAX_OFFERS
 from piecework_protocol import wire
 from piecework_protocol.eip712 import Domain
@@ -33,7 +34,8 @@ CREATE TABLE IF NOT EXISTS sequences (operator BLOB PRIMARY KEY, sequence INTEGE
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """One live offer. `wire_bytes` are passed on as they came; `stake` in the registry's base units."""
+    """One live offer. `wire_bytes` are passed on as they came; `stake` in the registry's base
+    units."""
 
     signed: SignedOffer
     wire_bytes: bytes
@@ -41,7 +43,7 @@ class Listed:
     received_at: Timestamp
 
 
-class Shelf:
+class OfferStore:
     """One index's offers on one chain. Used from one thread."""
 
     def __init__(self, file: Path, domain: Domain) -> None:
@@ -49,12 +51,13 @@ class Shelf:
             os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
             self._db = apsw.Connection(str(file))
             self._db.set_busy_timeout(5000)
-            # NORMAL: a power cut may lose the last seconds of offers, which workers send again anyway.
+            # NORMAL: a power cut may lose the last seconds of offers, which workers send again
+            # anyway.
             for pragma in ("journal_mode = WAL", "synchronous = NORMAL"):
                 self._db.execute(f"PRAGMA {pragma}").fetchall()
             self._db.execute(_SCHEMA)
         except (apsw.Error, OSError) as error:
-            raise ShelfError(f"cannot open {file}: {error}") from None
+            raise OfferStoreError(f"cannot open {file}: {error}") from None
         self._bind(file, domain)
         self._offers: dict[Address, Listed] = {}
         self._sequences: dict[Address, int] = {}
@@ -73,7 +76,8 @@ class Shelf:
     def is_known(self, signed: SignedOffer) -> bool:
         """Check the offer's sequence number: True when this very offer is here already.
 
-        `Declined` (409) for a number below the highest seen, or a second offer with the same number.
+        `Declined` (409) for a number below the highest seen, or a second offer with the same
+        number.
         """
         offer = signed.offer
         highest = self._sequences.get(offer.operator)
@@ -94,9 +98,16 @@ class Shelf:
         with self._change():
             self._db.execute(
                 "INSERT OR REPLACE INTO offers VALUES (?, ?, ?, ?, ?)",
-                (offer.operator, offer.expires_at, listed.wire_bytes, str(listed.stake), listed.received_at),
+                (
+                    offer.operator,
+                    offer.expires_at,
+                    listed.wire_bytes,
+                    str(listed.stake),
+                    listed.received_at,
+                ),
             )
-            # Sequence numbers are uint64 and SQLite's integers end at 63 bits: the server bounds them.
+            # Sequence numbers are uint64 and SQLite's integers end at 63 bits: the server bounds
+            # them.
             self._db.execute(
                 "INSERT OR REPLACE INTO sequences VALUES (?, ?)", (offer.operator, offer.sequence)
             )
@@ -105,11 +116,15 @@ class Shelf:
 
     def live(self, now: Timestamp) -> tuple[Listed, ...]:
         """The offers that have not expired."""
-        return tuple(listed for listed in self._offers.values() if listed.signed.offer.expires_at > now)
+        return tuple(
+            listed for listed in self._offers.values() if listed.signed.offer.expires_at > now
+        )
 
     def sweep(self, now: Timestamp) -> int:
         """Forget expired offers, not their sequence numbers; how many went."""
-        gone = [operator for operator, x in self._offers.items() if x.signed.offer.expires_at <= now]
+        gone = [
+            operator for operator, x in self._offers.items() if x.signed.offer.expires_at <= now
+        ]
         for operator in gone:
             del self._offers[operator]
         with self._change():
@@ -124,7 +139,9 @@ class Shelf:
         found = dict(self._rows("SELECT key, value FROM meta"))
         for key, value in mine.items():
             if found[key] != value:
-                raise ShelfError(f"{file} was made for {key} {found[key]}, not {value}. Use another --home")
+                raise OfferStoreError(
+                    f"{file} was made for {key} {found[key]}, not {value}. Use another --home"
+                )
 
     def _rows(self, sql: str) -> list[Any]:
         return self._db.execute(sql).fetchall()
@@ -135,4 +152,4 @@ class Shelf:
             with self._db:
                 yield
         except apsw.Error as error:
-            raise ShelfError(f"the index's database failed: {error}") from error
+            raise OfferStoreError(f"the index's database failed: {error}") from error

@@ -1,7 +1,8 @@
 """A whole worker in memory, and clients that trade with it over lists of bytes.
 
-Everything durable lives in `Stage.journal`; `Stage.boot` builds the worker anew from it, as a start after
-kill -9 does. Clients verify and pay through `protocol.client_session` and `protocol.ledger`, as real ones do.
+Everything durable lives in `WorkerHarness.journal`; `WorkerHarness.boot` builds the worker anew
+from it, as a start after kill -9 does. Clients verify and pay through `protocol.client_session` and
+`protocol.ledger`, as real ones do.
 """
 
 from __future__ import annotations
@@ -34,10 +35,24 @@ from piecework_protocol.client_session import (
 from piecework_protocol.content import Message, encode_prompt, prompt_digest
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import Refusal
-from piecework_protocol.frames import CancelJob, ClientFrame, Funding, LeafRef, SubmitJob, WorkerFrame
+from piecework_protocol.frames import (
+    CancelJob,
+    ClientFrame,
+    Funding,
+    LeafRef,
+    SubmitJob,
+    WorkerFrame,
+)
 from piecework_protocol.ledger import PayerLedger
 from piecework_protocol.objects import Channel, FundChannel, Job, Parameters, Receipt, Service
-from piecework_protocol.sealing import canvas_context, draft_context, prompt_context, public_key, seal, unseal
+from piecework_protocol.sealing import (
+    canvas_context,
+    draft_context,
+    prompt_context,
+    public_key,
+    seal,
+    unseal,
+)
 from piecework_protocol.signing import LocalSigner, sign
 from piecework_protocol.types import (
     Address,
@@ -113,7 +128,7 @@ class ListSink:
         self.refusal = refusal
 
 
-class Stage:
+class WorkerHarness:
     """One worker with its surroundings."""
 
     def __init__(self, *, terms: Terms = TERMS, policy: Policy = POLICY) -> None:
@@ -124,7 +139,9 @@ class Stage:
         self.metrics = Metrics()
         self.lives = 0
 
-    async def boot(self, switch: KillSwitch | None = None, payments: Payments | None = None) -> None:
+    async def boot(
+        self, switch: KillSwitch | None = None, payments: Payments | None = None
+    ) -> None:
         """Start the worker from what the journal holds."""
         self.switch = switch or KillSwitch()
         self.journal.switch = self.switch
@@ -195,7 +212,7 @@ class Stage:
 
 
 @dataclass
-class Line:
+class JobStream:
     """One job at the client, and its current stream."""
 
     submission: SubmitJob
@@ -222,8 +239,10 @@ class Line:
 class Client:
     """A payer with one channel."""
 
-    def __init__(self, stage: Stage, name: str = "payer", *, deposit: int = 1_000_000) -> None:
-        self.stage = stage
+    def __init__(
+        self, harness: WorkerHarness, name: str = "payer", *, deposit: int = 1_000_000
+    ) -> None:
+        self.harness = harness
         self.signer = LocalSigner(bytes(keccak256(name.encode())))
         self.channel = Channel(
             payer=self.signer.address,
@@ -238,23 +257,25 @@ class Client:
         self.deposit = Amount(deposit)
         self.book = PayerLedger(self.id)
         self.paid_log: list[LeafRef] = []
-        self.lines: dict[JobId, Line] = {}
+        self.lines: dict[JobId, JobStream] = {}
         self.acknowledged = 0
         self.pays = True
 
     def open_on_chain(self) -> None:
         """The channel's opening is mined."""
-        self.stage.chain.open(self.id, self.deposit)
+        self.harness.chain.open(self.id, self.deposit)
 
     def funding(self, *, lifetime_s: int = 3600) -> Funding:
         """An authorization to open the channel out of the pooled balance."""
-        deadline = Timestamp(self.stage.clock.now() + lifetime_s)
+        deadline = Timestamp(self.harness.clock.now() + lifetime_s)
         authorization = FundChannel(self.channel, self.deposit, deadline)
         return Funding(authorization, sign(DOMAIN, authorization, self.signer))
 
-    def job(self, seed: int, max_tokens: int = 20, *, prompt: str = "a fox", **changes: object) -> Line:
+    def job(
+        self, seed: int, max_tokens: int = 20, *, prompt: str = "a fox", **changes: object
+    ) -> JobStream:
         """A signed job with its sealed prompt, not submitted yet."""
-        offer = self.stage.offer.offer
+        offer = self.harness.offer.offer
         salt = keccak256(self.id + seed.to_bytes(8, "big"))
         data = encode_prompt((Message("user", prompt),))
         reply_secret = sha256(b"reply" + salt).digest()
@@ -266,13 +287,13 @@ class Client:
             prompt=prompt_digest(salt, data),
             parameters=parameters(seed, max_tokens),
             max_amount=Amount(10**9),
-            deadline=Timestamp(self.stage.clock.now() + 3600),
+            deadline=Timestamp(self.harness.clock.now() + 3600),
             reply_key=public_key(reply_secret),
         ).replace(**changes)
         job_id = job.id(DOMAIN)
         sealed = seal(data, offer.sealing_key, prompt_context(DOMAIN, job_id))
         submission = SubmitJob(job, sign(DOMAIN, job, self.signer), self.channel, sealed)
-        line = Line(submission, self._session(job, len(data), reply_secret, ()), reply_secret)
+        line = JobStream(submission, self._session(job, len(data), reply_secret, ()), reply_secret)
         self.lines[job_id] = line
         return line
 
@@ -281,19 +302,25 @@ class Client:
     ) -> ClientSession:
         job_id = job.id(DOMAIN)
         openers = Openers(
-            canvas=lambda sealed, canvas: unseal(sealed, secret, canvas_context(DOMAIN, job_id, canvas)),
+            canvas=lambda sealed, canvas: unseal(
+                sealed, secret, canvas_context(DOMAIN, job_id, canvas)
+            ),
             draft=lambda sealed, canvas, step: unseal(
                 sealed, secret, draft_context(DOMAIN, job_id, canvas, step)
             ),
         )
-        model = self.stage.offer.offer.models[0]
+        model = self.harness.offer.offer.models[0]
         return ClientSession(
             job, self.channel, model, DOMAIN, openers, prompt_bytes=prompt_bytes, receipts=receipts
         )
 
-    async def submit(self, line: Line, *, funding: Funding | None = None, drafts: bool = False) -> None:
+    async def submit(
+        self, line: JobStream, *, funding: Funding | None = None, drafts: bool = False
+    ) -> None:
         """Open a stream for a job, or come back to it. `Refusal` as the worker gives it."""
-        line.session = self._session(line.submission.job, 1000, line.reply_secret, tuple(line.receipts))
+        line.session = self._session(
+            line.submission.job, 1000, line.reply_secret, tuple(line.receipts)
+        )
         line.upward.clear()
         s = line.submission
         frame = SubmitJob(
@@ -301,10 +328,10 @@ class Client:
         )
         parsed = decode_client_frame(encode_client_frame(frame))
         assert isinstance(parsed, SubmitJob)
-        line.sink, line.live, line.ended = ListSink(self.stage.switch), None, None
-        line.live = await self.stage.worker.submit(parsed, line.sink)
+        line.sink, line.live, line.ended = ListSink(self.harness.switch), None, None
+        line.live = await self.harness.worker.submit(parsed, line.sink)
 
-    def read(self, line: Line) -> bool:
+    def read(self, line: JobStream) -> bool:
         """Take one frame off the line, verify it, and pay what there is to pay."""
         if line.sink is None or not line.sink.frames:
             return False
@@ -325,59 +352,61 @@ class Client:
             line.drafts += 1
         return True
 
-    def _pay(self, line: Line, receipt: Receipt) -> None:
+    def _pay(self, line: JobStream, receipt: Receipt) -> None:
         ref, digest = LeafRef(receipt.job, receipt.canvas), Digest(DOMAIN.digest(receipt))
         self.book = self.book.pay(ref, digest, receipt.amount, self.deposit)
         self.paid_log.append(ref)
         self._voucher(line)
 
-    def _voucher(self, line: Line) -> None:
+    def _voucher(self, line: JobStream) -> None:
         voucher = self.book.voucher()
         self.say(line, self.book.payment(sign(DOMAIN, voucher, self.signer)))
 
-    def _reconcile(self, line: Line, event: JobAccepted) -> None:
+    def _reconcile(self, line: JobStream, event: JobAccepted) -> None:
         count = event.account.voucher.count if event.account else 0
         since = tuple(self.paid_log[count:])
         self.book = self.book.rewind(count, since)
         if since:
             self._voucher(line)
 
-    def say(self, line: Line, frame: ClientFrame) -> None:
+    def say(self, line: JobStream, frame: ClientFrame) -> None:
         """Put a frame on the line."""
         line.upward.append(encode_client_frame(frame))
 
-    def cancel(self, line: Line) -> None:
+    def cancel(self, line: JobStream) -> None:
         """Ask the worker to stop."""
         self.say(line, CancelJob())
 
-    async def deliver(self, line: Line) -> bool:
+    async def deliver(self, line: JobStream) -> bool:
         """Let the worker take one frame off the line."""
         if line.live is None or line.sink is None or not line.upward:
             return False
-        await self.stage.worker.receive(line.live, line.sink, decode_client_frame(line.upward.popleft()))
+        await self.harness.worker.receive(
+            line.live, line.sink, decode_client_frame(line.upward.popleft())
+        )
         return True
 
-    async def drop(self, line: Line) -> None:
+    async def drop(self, line: JobStream) -> None:
         """The connection breaks: what was under way is lost, the worker notices."""
         live, sink = line.live, line.sink
         self.forget(line)
         if live is not None and sink is not None:
-            await self.stage.worker.detach(live, sink)
+            await self.harness.worker.detach(live, sink)
 
-    def forget(self, line: Line) -> None:
+    def forget(self, line: JobStream) -> None:
         """The connection is gone; the worker may not know."""
         line.live, line.sink = None, None
         line.upward.clear()
 
-    async def finish(self, line: Line, rounds: int = 500) -> None:
+    async def finish(self, line: JobStream, rounds: int = 500) -> None:
         """Trade without faults until nothing moves any more."""
         for _ in range(rounds):
             moved = self.read(line) or await self.deliver(line)
             if not moved:
-                rows = self.stage.engine.runnable()
+                rows = self.harness.engine.runnable()
                 if not rows:
                     return
-                await self.stage.engine_step(rows[0])
+                await self.harness.engine_step(rows[0])
             await asyncio.sleep(0)
 
 
@@ -406,4 +435,4 @@ def _entropy(life: int):  # type: ignore[no-untyped-def]
     return draw
 
 
-__all__ = ["CANVAS", "Client", "Line", "ListSink", "Stage"]
+__all__ = ["CANVAS", "Client", "JobStream", "ListSink", "WorkerHarness"]

@@ -1,7 +1,8 @@
-"""Moving the client's money: into the escrow, back out of channels, and home. Only this sends transactions.
+"""Moving the client's money: into the escrow, back out of channels, and home. Only this sends
+transactions.
 
-None of it is needed to buy text: a channel is opened by an authorization inside the first job, and a deposit
-can be handed to anybody who pays the gas.
+None of it is needed to buy text: a channel is opened by an authorization inside the first job, and
+a deposit can be handed to anybody who pays the gas.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from piecework.chain.authorizations import Authorization, SignedAuthorization, s
 from piecework.chain.calls import Claim
 from piecework.chain.transactions import Mined, TransactionSender
 from piecework.client.errors import ClientError, InsufficientFunds, WorkerUnreachable
+from piecework.client.outstanding import pay_outstanding
 from piecework.client.records import ChannelRow, ChannelStatus
 from piecework.client.sdk import PieceworkClient
-from piecework.client.settle_up import settle_up
 from piecework_protocol.errors import ProtocolViolation, Refusal
 from piecework_protocol.objects import CloseChannel
 from piecework_protocol.offers import OfferRejected
@@ -31,7 +32,8 @@ CLOSING_POLLS = 60
 
 @dataclass(frozen=True, slots=True)
 class Closing:
-    """What became of a request to close. `withdrawable_at` is set when the worker did not take part."""
+    """What became of a request to close. `withdrawable_at` is set when the worker did not take
+    part."""
 
     channel: ChannelId
     closed: bool
@@ -39,7 +41,7 @@ class Closing:
     note: str
 
 
-class Money:
+class Funds:
     """The treasury of a client that was opened from a home."""
 
     def __init__(
@@ -51,7 +53,7 @@ class Money:
         self._sleep = sleep
         self._sender = TransactionSender.of(client.reader, client.wallet.payer)
 
-    # ------------------------------------------------------------------------------------ in
+    # --- in
 
     async def deposit(self, amount: Amount) -> Mined:
         """Approve and deposit from the payer's own tokens and gas."""
@@ -85,7 +87,7 @@ class Money:
         call = calls.deposit_with_authorization(self._deployment, signed)
         return await self._sender.execute(call)
 
-    # ------------------------------------------------------------------------------------ out
+    # --- out
 
     async def close(self, channel: ChannelId) -> Closing:
         """Close with the worker; if it does not take part, start the withdrawal delay on chain."""
@@ -101,7 +103,7 @@ class Money:
             until = Timestamp(seen.withdrawal_requested_at + row.channel.withdrawal_delay)
             return Closing(channel, False, until, "withdrawal requested before")
         try:
-            await settle_up(client.desk, channel, ())
+            await pay_outstanding(client.context, channel, ())
             row = await asyncio.to_thread(client.store.channel, channel)
             await self._close_together(row)
         except (WorkerUnreachable, Refusal, ProtocolViolation, OfferRejected) as error:
@@ -136,7 +138,9 @@ class Money:
         """With the worker's signature anybody may submit the closing: we do."""
         voucher = row.book.voucher()
         if (voucher.cumulative, voucher.count) != (final.cumulative, final.count):
-            raise ClientError("the channel's book changed while it was being closed; close it again")
+            raise ClientError(
+                "the channel's book changed while it was being closed; close it again"
+            )
         signature = sign(self._reader.domain, voucher, self._client.wallet.authorizer)
         claim = Claim(row.channel, voucher, signature)
         await self._sender.execute(calls.close(self._deployment, claim, agreed))
@@ -146,10 +150,13 @@ class Money:
         await asyncio.to_thread(self._client.store.set_status, row.id, ChannelStatus.CLOSING)
         seen = await self._reader.channel(row.id)
         until = Timestamp(seen.withdrawal_requested_at + row.channel.withdrawal_delay)
-        return Closing(row.id, False, until, f"the worker did not close ({why}); withdrawal requested")
+        return Closing(
+            row.id, False, until, f"the worker did not close ({why}); withdrawal requested"
+        )
 
     async def withdraw_due(self) -> tuple[Closing, ...]:
-        """Take back what is due from channels whose withdrawal delay is over; one line for each other one."""
+        """Take back what is due from channels whose withdrawal delay is over; one line for each
+        other one."""
         results = []
         for row in await asyncio.to_thread(self._client.store.channels):
             if row.status is not ChannelStatus.CLOSING:
