@@ -11,11 +11,26 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+import typer
+
 if TYPE_CHECKING:
     from piecework_node.models.store import ModelStore
 
 T = TypeVar("T")
 TOKEN_DECIMALS = 6
+HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
+
+
+def group() -> typer.Typer:
+    """A command that has commands, such as `piecework worker`."""
+    return typer.Typer(no_args_is_help=True, rich_markup_mode=None, context_settings=HELP_OPTIONS)
+
+
+def single() -> typer.Typer:
+    """A command without commands of its own, such as `piecework demo`."""
+    return typer.Typer(
+        invoke_without_command=True, rich_markup_mode=None, context_settings=HELP_OPTIONS
+    )
 
 
 def fail(message: str, code: int = 1) -> NoReturn:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from piecework_protocol.signing import Signer
     from piecework_protocol.types import Address
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app = common.group()
 
 DEPLOYER_KEY_VARIABLE = "PIECEWORK_DEPLOYER_KEY"
 WEI_DECIMALS = 18
@@ -50,8 +50,10 @@ def dev(
     min_stake: MinStake = "100",
     unbonding_days: Unbonding = 7.0,
 ) -> None:
-    """Run a development chain with the contracts on it, until SIGTERM or SIGINT. Nothing is
-    kept."""
+    """Run a development chain with the contracts on it.
+
+    It runs until SIGTERM or Ctrl-C. Nothing is kept.
+    """
     if bare and deployment is not None:
         common.fail(
             "--bare deploys nothing, so there is no deployment to write. Leave one of them out.", 2
@@ -90,7 +92,10 @@ def deploy(
     unbonding_days: Unbonding = 7.0,
     json: Json = False,
 ) -> None:
-    """Deploy the contracts. They have no owner: the deployer keeps no power over them."""
+    """Deploy the contracts to a chain.
+
+    They have no owner. The deployer keeps no power over them.
+    """
     if out.exists():
         common.fail(f"{out} is there already. Move it away, or choose another file with --out.")
     address = None if token is None else _address(token)
@@ -141,7 +146,7 @@ def status(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Is this the market's chain, how far is it, who works there?"""
+    """Check the chain of a market and list its workers."""
     result = common.run(_status(deployment, rpc))
     if json:
         common.print_json(result)

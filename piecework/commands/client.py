@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from piecework.client.requests import TextRequest
     from piecework.client.sdk import PieceworkClient
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, add_completion=False)
+app = common.group()
 
 Home = Annotated[Path | None, typer.Option("--home", help="The client's home directory.")]
 PasswordFile = Annotated[Path | None, typer.Option(help="File with the key's password.")]
@@ -58,7 +58,10 @@ def init(
     password_file: PasswordFile = None,
     json: Json = False,
 ) -> None:
-    """Make a home: keys, configuration, deployment. Safe to run again."""
+    """Make a home: keys, settings, deployment.
+
+    Safe to run again.
+    """
     from piecework.client.setup import set_up
     from piecework_protocol.types import to_hex
 
@@ -110,7 +113,10 @@ def deposit(
     password_file: PasswordFile = None,
     json: Json = False,
 ) -> None:
-    """Put tokens into the escrow. One deposit serves any number of workers."""
+    """Put tokens into the escrow.
+
+    One deposit serves any number of workers.
+    """
     if (amount is None) == (relay is None) or (gasless and relay):
         common.fail("give an AMOUNT (perhaps with --gasless FILE), or --relay FILE", 2)
     if faucet and (gasless or relay):
@@ -149,7 +155,10 @@ def offers(
     index: Index = None,
     json: Json = False,
 ) -> None:
-    """Who serves what, at which price: verified here, whatever an index says."""
+    """List workers, models and prices.
+
+    Every offer is verified here. An index is not trusted.
+    """
     from piecework.commands._client_views import offer_view
 
     found = _with_client(
@@ -192,7 +201,10 @@ def quote(
     index: Index = None,
     json: Json = False,
 ) -> None:
-    """What a prompt would cost, at most and probably. Nothing is sent to a worker."""
+    """Show what a prompt would cost.
+
+    Nothing is sent to a worker.
+    """
     from piecework.commands._client_views import quote_view
 
     request = _request(
@@ -235,7 +247,7 @@ def run(
     index: Index = None,
     json: Json = False,
 ) -> None:
-    """Run a prompt and pay for it canvas by canvas, watching it being denoised."""
+    """Run a prompt and pay for it canvas by canvas."""
     if (prompt is None) == (resume is None):
         common.fail("give a PROMPT, or --resume JOB", 2)
     request = None
@@ -280,7 +292,7 @@ def receipts(
     password_file: PasswordFile = None,
     json: Json = False,
 ) -> None:
-    """Every paid canvas, with the proof that the channel's voucher commits to it."""
+    """List and prove the receipts of paid canvases."""
     from piecework.commands._client_views import receipts_view
 
     wanted = None if job is None else _digest(job, "job")
@@ -303,7 +315,7 @@ def receipts(
 
 @app.command()
 def balance(*, home: Home = None, password_file: PasswordFile = None, json: Json = False) -> None:
-    """Where the client's money is."""
+    """Show where the client's money is."""
     from piecework.commands._client_views import balance_view
 
     view = _with_client(home, password_file, balance_view)
@@ -323,7 +335,7 @@ def balance(*, home: Home = None, password_file: PasswordFile = None, json: Json
 
 @app.command()
 def channels(*, home: Home = None, password_file: PasswordFile = None, json: Json = False) -> None:
-    """Every channel: with whom, how much, how far."""
+    """List payment channels and their state."""
     from piecework.commands._client_views import channels_view
 
     rows = _with_client(home, password_file, channels_view)
@@ -348,7 +360,10 @@ def close(
     password_file: PasswordFile = None,
     json: Json = False,
 ) -> None:
-    """Close channels together with their workers; a silent worker's starts its withdrawal delay."""
+    """Close channels together with their workers.
+
+    If a worker does not answer, the withdrawal delay of its channel starts.
+    """
     chosen = [_digest(text, "channel") for text in channel or ()]
 
     async def work(client: PieceworkClient) -> list[dict[str, Any]]:
@@ -372,7 +387,7 @@ def withdraw(
     password_file: PasswordFile = None,
     json: Json = False,
 ) -> None:
-    """Take back what is due from closing channels, then send free tokens out of the escrow."""
+    """Take money out of closed channels and the escrow."""
     units = None if amount is None else common.parse_amount(amount)
 
     async def work(client: PieceworkClient) -> dict[str, Any]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from piecework.demo.market import DemoMarket
     from piecework.demo.run import Options
 
-app = typer.Typer(invoke_without_command=True, rich_markup_mode=None, add_completion=False)
+app = common.single()
 
 NEEDED = {"torch": "worker", "transformers": "worker", "eth": "chain"}
 

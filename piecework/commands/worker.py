@@ -13,7 +13,7 @@ from piecework.commands import _common as common
 if TYPE_CHECKING:
     from piecework_node.home import Home
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app = common.group()
 
 HomeOption = Annotated[Path | None, typer.Option("--home", help="The worker's folder.")]
 PasswordFile = Annotated[Path | None, typer.Option(help="File with the key's password.")]
@@ -67,7 +67,10 @@ def init(
     password_file: PasswordFile = None,
     json: Json = False,
 ) -> None:
-    """Make keys, certificate and settings, and register with one transaction. Safe to run again."""
+    """Make keys and settings, and register with one transaction.
+
+    Safe to run again.
+    """
     from piecework_node.home import Home
 
     file = deployment or Path(common.ask("--deployment", "The market's deployment file"))
@@ -179,8 +182,10 @@ async def _register(
 def check(
     *, home: HomeOption = None, password_file: PasswordFile = None, json: Json = False
 ) -> None:
-    """Check everything that a good start needs, and name what fails. Exit code 1 if anything
-    does."""
+    """Check everything that a start needs; name what fails.
+
+    Exit code 1 if anything fails.
+    """
     from dataclasses import asdict
 
     from piecework_node.daemon.checks import Checker
@@ -212,7 +217,11 @@ def start(
     home: HomeOption = None,
     password_file: PasswordFile = None,
 ) -> None:
-    """Run until SIGTERM, which drains: running jobs get a grace, then what has value is settled."""
+    """Run the worker until SIGTERM or Ctrl-C.
+
+    It then drains: running jobs get a grace period, and vouchers that are worth their gas are
+    settled.
+    """
     from piecework_node.daemon.daemon import serve
 
     flags = {
@@ -229,7 +238,7 @@ def start(
 
 @app.command()
 def status(*, home: HomeOption = None, json: Json = False) -> None:
-    """What the running worker does, earns and misses."""
+    """Show what the running worker does, earns and misses."""
     body = _ask(home, "GET", "/status")
     if json:
         common.print_json(body)
@@ -276,7 +285,7 @@ def drain(*, home: HomeOption = None, json: Json = False) -> None:
 
 @app.command()
 def settle(*, home: HomeOption = None, json: Json = False) -> None:
-    """Bring every accepted voucher to the chain now, whatever the gas."""
+    """Settle every accepted voucher now, whatever the gas costs."""
     body = _ask(home, "POST", "/settle")
     if json:
         common.print_json(body)
@@ -286,7 +295,10 @@ def settle(*, home: HomeOption = None, json: Json = False) -> None:
 
 @app.command()
 def earnings(*, home: HomeOption = None, json: Json = False) -> None:
-    """Sums over everything that this worker ever delivered, whether it runs now or not."""
+    """Show lifetime earnings.
+
+    The worker need not run.
+    """
     body = common.run(_earnings(common.home("worker", home)))
     if json:
         common.print_json(body)
