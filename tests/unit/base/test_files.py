@@ -206,8 +206,14 @@ def test_files_of_other_names_are_left_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("step", "replace"),
-    [("write", False), ("sync", False), ("link", False)]
-    + [("write", True), ("sync", True), ("rename", True)],
+    [
+        ("write", False),
+        ("sync", False),
+        ("link", False),
+        ("write", True),
+        ("sync", True),
+        ("rename", True),
+    ],
 )
 def test_a_full_disk_is_one_line_and_leaves_what_was_there(
     tmp_path: Path, step: str, replace: bool
