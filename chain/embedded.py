@@ -1,6 +1,6 @@
 """The embedded chain: `Evm` behind JSON-RPC on loopback, in this process. For the demo and for tests.
 
-py-evm is slow and synchronous (a tenth of a second a settlement), so it lives in one worker thread, which is
+py-evm is slow and synchronous (4 ms of CPU time a claim), so it lives in one worker thread. That thread is
 also the lock around it. Nothing is kept when it stops.
 """
 
@@ -85,7 +85,7 @@ class EmbeddedChain:
             self._worker = None
 
     def _genesis(self) -> Any:
-        # py-evm takes over a second to import: only a process that runs a chain pays for it.
+        # py-evm takes 0.6 s of CPU time to import: only a process that runs a chain pays for it.
         from chain.evm import Evm
         from chain.evm_rpc import Methods
 
