@@ -6,7 +6,7 @@ object (`protocol.eip712.TypedData`) or is parsed from text by the functions bel
 
 from __future__ import annotations
 
-from typing import NewType
+from typing import Final, NewType
 
 from eth_hash.auto import keccak
 
@@ -31,9 +31,10 @@ Micros = NewType("Micros", int)
 """A real number in millionths: 0.1 is 100_000."""
 
 ZERO_ADDRESS = Address(bytes(20))
-ADDRESS_BYTES = 20
-DIGEST_BYTES = 32
-SIGNATURE_BYTES = 65
+ADDRESS_BYTES: Final = 20
+AMOUNT_BYTES: Final = 16
+DIGEST_BYTES: Final = 32
+SIGNATURE_BYTES: Final = 65
 
 
 def keccak256(data: bytes) -> Bytes32:
