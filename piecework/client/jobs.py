@@ -38,16 +38,21 @@ from piecework_protocol.client_session import (
     CanvasVerified,
     ClientSession,
     DraftSeen,
-    JobAccepted,
     Openers,
-    PaymentAcknowledged,
-    SessionEnded,
     paid_amount,
 )
 from piecework_protocol.content import encode_prompt, prompt_digest
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import ProtocolViolation, Reason, Refusal
-from piecework_protocol.frames import Account, CancelJob, SubmitJob, WorkerFrame
+from piecework_protocol.frames import (
+    Accepted,
+    Account,
+    CancelJob,
+    JobEnded,
+    SubmitJob,
+    VoucherAccepted,
+    WorkerFrame,
+)
 from piecework_protocol.ledger import PayerLedger
 from piecework_protocol.objects import Job, ModelOffer, Receipt
 from piecework_protocol.sealing import (
@@ -150,7 +155,7 @@ class JobDriver:
         self._replay = replay
         self._prompt_tokens = job.prompt_tokens
         self._announced = False
-        self._ended: SessionEnded | None = None
+        self._ended: JobEnded | None = None
 
     @property
     def canvases(self) -> int:
@@ -237,13 +242,13 @@ class JobDriver:
         async with contextlib.aclosing(self._read(stream)) as frames:
             async for frame in frames:
                 event = session.receive(frame)
-                if isinstance(event, JobAccepted):
+                if isinstance(event, Accepted):
                     book = await self._on_accepted(event, stream)
                 elif isinstance(event, DraftSeen):
                     self._caller.offer(DraftText(event.canvas, event.step, event.output.text))
                 elif isinstance(event, CanvasVerified):
                     book = await self._on_canvas(event, stream, book)
-                elif isinstance(event, PaymentAcknowledged):
+                elif isinstance(event, VoucherAccepted):
                     book = await asyncio.to_thread(
                         self._context.store.acknowledge, row.id, event.count
                     )
@@ -310,7 +315,7 @@ class JobDriver:
             return self._context.config.acknowledgement_timeout_s
         return CANCEL_TIMEOUT_S if cancelling else self._context.config.stall_timeout_s
 
-    async def _on_accepted(self, event: JobAccepted, stream: JobStream) -> PayerLedger:
+    async def _on_accepted(self, event: Accepted, stream: JobStream) -> PayerLedger:
         context, job = self._context, self._job
         if self._prompt_tokens not in (None, event.prompt_tokens):
             raise ProtocolViolation("3.5", "the worker signed two prompt lengths for one job")
