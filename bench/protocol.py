@@ -84,8 +84,8 @@ def measure() -> dict[str, float]:
     signature = SIGNER.sign(digest)
     raw = secret.sign_recoverable(digest, hasher=None)
     domain = {
-        "name": Domain.name,
-        "version": Domain.version,
+        "name": DOMAIN.name,
+        "version": DOMAIN.version,
         "chainId": DOMAIN.chain_id,
         "verifyingContract": "0x" + "00" * 20,
     }

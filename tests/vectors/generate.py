@@ -243,8 +243,8 @@ def eip712() -> dict[str, Any]:
     contract = "0x" + DOMAIN.verifying_contract.hex()
     return {
         "domain": {
-            "name": Domain.name,
-            "version": Domain.version,
+            "name": DOMAIN.name,
+            "version": DOMAIN.version,
             "chainId": str(DOMAIN.chain_id),
             "verifyingContract": contract,
             "separator": "0x" + DOMAIN.separator().hex(),
