@@ -27,7 +27,6 @@ from piecework_protocol.types import (
     ChannelId,
     Digest,
     JobId,
-    Signature,
     Uint32,
     Uint64,
     keccak256,
@@ -68,7 +67,7 @@ def _voucher_check() -> Callable[[], object]:
     worker = WorkerLedger(VOUCHER.channel).issue(ref, digest, RECEIPT.amount)
     payer = PayerLedger(VOUCHER.channel).pay(ref, digest, RECEIPT.amount, Amount(1000))
     voucher = payer.voucher()
-    payment = payer.payment(Signature(sign(DOMAIN, voucher, SIGNER)))
+    payment = payer.payment(voucher, sign(DOMAIN, voucher, SIGNER))
 
     def check() -> object:
         recover(DOMAIN.digest(payment.voucher), payment.signature)

@@ -239,7 +239,7 @@ class PairedMarket:
 
     def _send_voucher(self, line: PairedStream) -> None:
         voucher = self.payer_book.voucher()
-        payment = self.payer_book.payment(sign(DOMAIN, voucher, PAYER))
+        payment = self.payer_book.payment(voucher, sign(DOMAIN, voucher, PAYER))
         line.upward.append(encode_client_frame(payment))
 
     def _reconcile(self, line: PairedStream, event: Accepted) -> None:

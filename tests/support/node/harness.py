@@ -360,7 +360,7 @@ class Client:
 
     def _voucher(self, line: JobStream) -> None:
         voucher = self.book.voucher()
-        self.say(line, self.book.payment(sign(DOMAIN, voucher, self.signer)))
+        self.say(line, self.book.payment(voucher, sign(DOMAIN, voucher, self.signer)))
 
     def _reconcile(self, line: JobStream, event: Accepted) -> None:
         count = event.account.voucher.count if event.account else 0

@@ -201,7 +201,8 @@ class WireClient:
         ref = LeafRef(event.receipt.job, event.receipt.canvas)
         self.book = self.book.pay(ref, event.digest, event.receipt.amount, self.deposit)
         self.paid.append(ref)
-        return self.book.payment(sign(self.domain, self.book.voucher(), self.signer))
+        voucher = self.book.voucher()
+        return self.book.payment(voucher, sign(self.domain, voucher, self.signer))
 
     async def close_channel(self) -> bytes:
         """Ask the worker to close the channel together; returns the transaction's hash."""
