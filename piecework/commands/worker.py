@@ -18,6 +18,22 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 HomeOption = Annotated[Path | None, typer.Option("--home", help="The worker's folder.")]
 PasswordFile = Annotated[Path | None, typer.Option(help="File with the key's password.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Payout = Annotated[
+    str | None, typer.Option(help="Cold address that earns; its key stays elsewhere.")
+]
+StepsPrice = Annotated[
+    str,
+    typer.Option(help="Tokens for a thousand denoising steps; empty: 0.001, or 0 with --vllm."),
+]
+Model = Annotated[
+    str,
+    typer.Option(help="Checkpoint folder or pulled model (owner/name); empty: the bundled one."),
+]
+VllmEndpoints = Annotated[
+    list[str] | None,
+    typer.Option(help="Base URL of a vLLM server that serves the model, best effort; repeatable."),
+]
+Indexes = Annotated[list[str] | None, typer.Option(help="Index to publish offers to; repeatable.")]
 FAUCET_WEI = 10**18
 
 
@@ -25,36 +41,19 @@ FAUCET_WEI = 10**18
 def init(
     *,
     deployment: Annotated[Path | None, typer.Option(help="The market's deployment file.")] = None,
-    payout: Annotated[
-        str | None, typer.Option(help="Cold address that earns; its key stays elsewhere.")
-    ] = None,
+    payout: Payout = None,
     endpoint: Annotated[
         str, typer.Option(help="host:port that clients dial; empty: as bound.")
     ] = "",
     bind: Annotated[str, typer.Option(help="host:port to listen on.")] = "127.0.0.1:50051",
     price_prompt: Annotated[str, typer.Option(help="Tokens for a million prompt tokens.")] = "0.05",
     price_output: Annotated[str, typer.Option(help="Tokens for a million output tokens.")] = "0.2",
-    price_steps: Annotated[
-        str,
-        typer.Option(help="Tokens for a thousand denoising steps; empty: 0.001, or 0 with --vllm."),
-    ] = "",
+    price_steps: StepsPrice = "",
     stake: Annotated[str, typer.Option(help="Stake in tokens; empty: the least.")] = "",
     slots: Annotated[int, typer.Option(min=1, help="Jobs that run at once.")] = 2,
-    index: Annotated[
-        list[str] | None, typer.Option(help="Index to publish offers to; repeatable.")
-    ] = None,
-    model: Annotated[
-        str,
-        typer.Option(
-            help="Checkpoint folder or pulled model (owner/name); empty: the bundled one."
-        ),
-    ] = "",
-    vllm: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Base URL of a vLLM server that serves the model, best effort; repeatable."
-        ),
-    ] = None,
+    index: Indexes = None,
+    model: Model = "",
+    vllm: VllmEndpoints = None,
     vllm_model: Annotated[
         str, typer.Option(help="What vLLM calls the model; empty: its only one.")
     ] = "",

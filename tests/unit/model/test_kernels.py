@@ -102,8 +102,8 @@ class Broken(Other):
     ("kernel", "reason"),
     [
         (ScaledByTheBatch(tolerance=0.2), "other bits among 1 rows"),
-        (Wrong(), "differ from the unpacked product's by"),
-        (NotANumber(), "differ from the unpacked product's by"),
+        (Wrong(), "differ from the plain product's by"),
+        (NotANumber(), "differ from the plain product's by"),
         (Broken(), "does not run: no kernel image"),
         (Int4Tiles(64, "cuda"), "does not run"),
     ],
