@@ -26,7 +26,7 @@ class ModelLimits:
         """Where prompts are cut for prefill (engine/chunks.py)."""
         return limits.PREFILL_CHUNK_CANVASES * self.canvas_size
 
-    def row_tokens(self, request: GenerationRequest) -> int:
+    def sequence_tokens(self, request: GenerationRequest) -> int:
         """Tokens that a request's row holds at most: the prompt and all of its canvases."""
         return (
             len(request.prompt_ids)
@@ -59,7 +59,7 @@ def check(request: GenerationRequest, model: ModelLimits, eos_ids: frozenset[int
     if not request.prompt_ids:
         raise InvalidRequestError("prompt_ids", "empty")
     canvases = canvas_count(request.max_tokens, model.canvas_size)
-    needed = model.row_tokens(request)
+    needed = model.sequence_tokens(request)
     if needed > model.max_context:
         raise ContextOverflowError(needed, model.max_context)
     if len(request.committed) >= canvases:

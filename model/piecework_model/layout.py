@@ -40,19 +40,19 @@ class CacheLayout:
             return tokens
         return min(tokens, layer.window - 1 + self.chunk + self.canvas)
 
-    def row_bytes(self, tokens: int, element_bytes: int) -> int:
+    def sequence_bytes(self, tokens: int, element_bytes: int) -> int:
         """Bytes of keys and values of a row of `tokens` tokens at most."""
         values = sum(
             self.capacity(layer, tokens) * layer.heads * layer.head_dim for layer in self.layers
         )
         return 2 * values * element_bytes
 
-    def largest_row(self, memory_bytes: int, element_bytes: int, most_tokens: int) -> int:
+    def longest_sequence(self, memory_bytes: int, element_bytes: int, most_tokens: int) -> int:
         """The most tokens, up to `most_tokens`, of a row that fits into so much memory."""
         return bisect.bisect_right(
             range(1, most_tokens + 1),
             memory_bytes,
-            key=lambda tokens: self.row_bytes(tokens, element_bytes),
+            key=lambda tokens: self.sequence_bytes(tokens, element_bytes),
         )
 
     def chunk_bytes(self, tokens: int, element_bytes: int) -> int:

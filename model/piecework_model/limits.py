@@ -68,7 +68,7 @@ LOGIT_TILE_VALUES = (
 # KV caches where nobody measured the device: 8 rows of 8 K tokens of the 26B model
 DEFAULT_CACHE_BYTES = 4 * 2**30
 # Of kept prompt beginnings: 4 chunks of the 26B model, most of it windowed layers
-PREFIX_STORE_BYTES = 512 * 2**20
+PREFIX_CACHE_BYTES = 512 * 2**20
 # Weights up to here are laid out a second time on a CPU; more would cost gigabytes
 PACK_MAX_BYTES = 2 * 2**30
 # Of recorded pieces of a step with their inputs (layers/graphs.py), of a GPU's reserve

@@ -31,7 +31,7 @@ class GenerationRequest:
     argmax canvas. canvas_limit: the row pauses before the canvas of this index (see Engine.allow).
     committed: canvases already committed, for a resume after a restart; the engine goes on with the
     next. draft_every: a draft after every so many steps, 0 for none. tenant: who may share kept
-    prompt beginnings with this request (engine/prefixes.py); nobody if empty.
+    prompt beginnings with this request (engine/prefix_cache.py); nobody if empty.
     """
 
     request_id: str

@@ -71,7 +71,7 @@ def plan(
     for need in table:
         sizes = (need.weights_bytes, need.kv_bytes, need.work_bytes, need.device_bytes)
         figures = "".join(f"{memory.size_text(size):>12}" for size in sizes)
-        typer.echo(f"{need.precision:10}{need.context:>9,}{need.rows:>6}{figures}")
+        typer.echo(f"{need.precision:10}{need.context:>9,}{need.sequences:>6}{figures}")
     for choice in choices:
         typer.echo(f"{choice['device']}: {choice['reason']}")
 
@@ -84,13 +84,13 @@ def _this_machine() -> Device:
     return device_of(hardware, hardware.device)
 
 
-def _choice(blueprint: Blueprint, device: Device, rows: int, context: int) -> dict[str, Any]:
+def _choice(blueprint: Blueprint, device: Device, sequences: int, context: int) -> dict[str, Any]:
     """What a device would run, or why it runs nothing."""
     from piecework_model.checkpoint.memory import choose
     from piecework_model.errors import DeviceError
 
     try:
-        choice = choose(blueprint, device, rows=rows, context=context)
+        choice = choose(blueprint, device, sequences=sequences, context=context)
     except DeviceError as error:
         return {"device": device.name, "precision": None, "offloaded": False, "reason": str(error)}
     need = choice.need
@@ -106,7 +106,7 @@ def _row(need: Need) -> dict[str, Any]:
     return {
         "precision": need.precision,
         "context": need.context,
-        "rows": need.rows,
+        "rows": need.sequences,
         "weights_bytes": need.weights_bytes,
         "kv_bytes": need.kv_bytes,
         "work_bytes": need.work_bytes,

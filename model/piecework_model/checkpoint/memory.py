@@ -18,7 +18,7 @@ from piecework_model.precision import DTYPE_BYTES, Dtype, Precision, Quantizatio
 
 GIB: Final = 2**30
 LOGIT_COPIES: Final = 5
-"""Float32 arrays [rows of a tile * C, V] alive at once in the sampler: 4 were counted, one is for
+"""Float32 arrays [sequences of a tile * C, V] alive at once in the sampler: 4 were counted, one is for
 the allocator.
 """
 CUDA_RESERVE_BYTES: Final = GIB + limits.GRAPH_BYTES
@@ -69,7 +69,7 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What a model needs in one precision for `rows` rows of `context` tokens each.
+    """What a model needs in one precision for `sequences` sequences of `context` tokens each.
 
     offloaded: the experts are in host memory (host_bytes), and cache_bytes of the device hold a
     part of them.
@@ -78,7 +78,7 @@ class Need:
     precision: Precision
     dtype: Dtype
     quantization: Quantization
-    rows: int
+    sequences: int
     context: int
     offloaded: bool
     weights_bytes: int
@@ -100,7 +100,7 @@ class PrecisionPlan:
     need: Need
     reason: str
     kv_budget_bytes: int
-    """For the engine: what is left for KV caches, at least what the planned rows need."""
+    """For the engine: what is left for KV caches, at least what the planned sequences need."""
 
     @property
     def expert_budget_bytes(self) -> int | None:
@@ -122,29 +122,31 @@ def weights(tensors: Tensors, dtype: Dtype, quantization: Quantization) -> Weigh
     return Weights(shared, experts, unused)
 
 
-def row_bytes(of: Dimensions, context: int, dtype: Dtype) -> int:
-    """Keys and values of one row whose prompt and canvases have at most `context` tokens."""
-    return of.cache.row_bytes(context, DTYPE_BYTES[dtype])
+def sequence_bytes(of: Dimensions, context: int, dtype: Dtype) -> int:
+    """Keys and values of one sequence whose prompt and canvases have at most `context` tokens."""
+    return of.cache.sequence_bytes(context, DTYPE_BYTES[dtype])
 
 
-def work_bytes(of: Dimensions, kind: Kind, rows: int, context: int, dtype: Dtype) -> int:
+def work_bytes(of: Dimensions, kind: Kind, sequences: int, context: int, dtype: Dtype) -> int:
     """An upper bound of what a step needs beside weights and KV caches.
 
-    Logits of the rows of a tile; the activations of one pass, with norms in float32; the soft
-    embeddings of all rows; masks of prefill; the largest matrix unpacked, three times over.
+    Logits of the sequences of a tile; the activations of one pass, with norms in float32; the soft
+    embeddings of all sequences; masks of prefill; the largest matrix unpacked, three times over.
     """
     size = DTYPE_BYTES[dtype]
     tile = max(1, limits.LOGIT_TILE_VALUES // (of.canvas * of.vocabulary)) * of.canvas
-    logits = LOGIT_COPIES * min(tile, rows * of.canvas) * of.vocabulary * 4
+    logits = LOGIT_COPIES * min(tile, sequences * of.canvas) * of.vocabulary * 4
     a_pass = limits.CPU_PASS_TOKENS if kind == "cpu" else limits.GPU_PASS_TOKENS
-    tokens = min(max(a_pass, of.canvas), rows * of.canvas + limits.PREFILL_STEP_CHUNKS * of.chunk)
+    tokens = min(
+        max(a_pass, of.canvas), sequences * of.canvas + limits.PREFILL_STEP_CHUNKS * of.chunk
+    )
     widest = max(of.heads * layer.head_dim for layer in of.layers)
     wide = max(of.intermediate, 2 * of.top_k * of.expert_intermediate)
     a_token = (
         size * (8 * of.hidden + 4 * widest + 3 * wide + 3 * of.top_k * of.hidden)
         + 4 * 3 * of.hidden
     )
-    soft = 3 * rows * of.canvas * (of.hidden * size + 8)
+    soft = 3 * sequences * of.canvas * (of.hidden * size + 8)
     mask = (
         min(of.chunk, context) * context
     )  # one byte a pair of tokens, and a second array while it is made
@@ -154,7 +156,7 @@ def work_bytes(of: Dimensions, kind: Kind, rows: int, context: int, dtype: Dtype
     return logits + tokens * a_token + soft + masks + unpacked
 
 
-def need(model: Blueprint, what: Format, kind: Kind, rows: int, context: int) -> Need:
+def need(model: Blueprint, what: Format, kind: Kind, sequences: int, context: int) -> Need:
     """What the model needs with everything on the device."""
     name, dtype, quantization = what
     size, of = weights(model.tensors, dtype, quantization), model.of
@@ -164,20 +166,23 @@ def need(model: Blueprint, what: Format, kind: Kind, rows: int, context: int) ->
         precision=name,
         dtype=dtype,
         quantization=quantization,
-        rows=rows,
+        sequences=sequences,
         context=context,
         offloaded=False,
         weights_bytes=on_device,
-        kv_bytes=rows * row_bytes(of, context, dtype),  # kept prompts live in what rows leave free
+        kv_bytes=sequences
+        * sequence_bytes(of, context, dtype),  # kept prompts live in what sequences leave free
         # A small bfloat16 model is laid out a second time on a CPU (projections.py).
-        work_bytes=work_bytes(of, kind, rows, context, dtype) + (on_device if again else 0),
+        work_bytes=work_bytes(of, kind, sequences, context, dtype) + (on_device if again else 0),
         cache_bytes=0,
         host_bytes=size.unused_bytes,
     )
 
 
-def table(model: Blueprint, kind: Kind, rows: Sequence[int], contexts: Sequence[int]) -> list[Need]:
-    """Every precision that packs this model, for every number of rows and context."""
+def table(
+    model: Blueprint, kind: Kind, sequences: Sequence[int], contexts: Sequence[int]
+) -> list[Need]:
+    """Every precision that packs this model, for every number of sequences and context."""
     forms = [
         form for form in options(device_dtype(kind), "auto") if is_possible(model.tensors, form[2])
     ]
@@ -185,7 +190,7 @@ def table(model: Blueprint, kind: Kind, rows: Sequence[int], contexts: Sequence[
         need(model, form, kind, count, context)
         for form in forms
         for context in contexts
-        for count in rows
+        for count in sequences
     ]
 
 
@@ -220,7 +225,7 @@ def choose(
     model: Blueprint,
     device: Device,
     *,
-    rows: int,
+    sequences: int,
     context: int,
     asked: Precision | Literal["auto"] = "auto",
 ) -> PrecisionPlan:
@@ -233,7 +238,7 @@ def choose(
         for what in options(device_dtype(device.kind), asked)
         if is_possible(model.tensors, what[2])
     ]
-    whole = [need(model, what, device.kind, rows, context) for what in possible]
+    whole = [need(model, what, device.kind, sequences, context) for what in possible]
     for tried, wanted in enumerate(whole):
         if fits(wanted, device):
             return _chosen(wanted, model.of, device, _because(wanted, device, whole[:tried], asked))
@@ -250,8 +255,8 @@ def choose(
         else "no precision packs it"
     )
     raise DeviceError(
-        f"the model does not fit {device.name}: {smallest} for {_rows(rows, context)}, "
-        f"{size_text(device.usable_bytes)} can be used; ask for fewer rows or a shorter context"
+        f"the model does not fit {device.name}: {smallest} for {_sequences(sequences, context)}, "
+        f"{size_text(device.usable_bytes)} can be used; ask for fewer sequences or a shorter context"
     )
 
 
@@ -283,14 +288,14 @@ def is_possible(tensors: Tensors, quantization: Quantization) -> bool:
 
 
 def _chosen(wanted: Need, of: Dimensions, device: Device, reason: str) -> PrecisionPlan:
-    """With the KV budget: the engine admits a row as long as the budget holds, and a row longer
+    """With the KV budget: the engine admits a sequence as long as the budget holds, and a sequence longer
     than planned has larger masks too, so the budget leaves room for those of the longest one."""
     most = device.usable_bytes - (wanted.device_bytes - wanted.kv_bytes)
     longest = max(
-        wanted.context, of.cache.largest_row(most, DTYPE_BYTES[wanted.dtype], of.max_context)
+        wanted.context, of.cache.longest_sequence(most, DTYPE_BYTES[wanted.dtype], of.max_context)
     )
-    more = work_bytes(of, device.kind, wanted.rows, longest, wanted.dtype) - work_bytes(
-        of, device.kind, wanted.rows, wanted.context, wanted.dtype
+    more = work_bytes(of, device.kind, wanted.sequences, longest, wanted.dtype) - work_bytes(
+        of, device.kind, wanted.sequences, wanted.context, wanted.dtype
     )
     return PrecisionPlan(wanted, reason, max(wanted.kv_bytes, most - more))
 
@@ -303,8 +308,10 @@ def _because(
     share = (
         f" with experts in host memory, {_share(chosen)} of them cached" if chosen.offloaded else ""
     )
-    rows = _rows(chosen.rows, chosen.context)
-    text = f"{chosen.precision}{share}: takes {size_text(chosen.device_bytes)} {room} for {rows}"
+    sequences = _sequences(chosen.sequences, chosen.context)
+    text = (
+        f"{chosen.precision}{share}: takes {size_text(chosen.device_bytes)} {room} for {sequences}"
+    )
     if asked != "auto" and not chosen.offloaded:
         return f"{text}, as asked"
     if passed:
@@ -312,8 +319,8 @@ def _because(
     return f"{text}, and nothing is more faithful"
 
 
-def _rows(rows: int, context: int) -> str:
-    return f"{rows} row{'s' if rows != 1 else ''} of {context:,} tokens"
+def _sequences(sequences: int, context: int) -> str:
+    return f"{sequences} sequence{'s' if sequences != 1 else ''} of {context:,} tokens"
 
 
 def _share(of: Need) -> str:

@@ -1,9 +1,9 @@
-"""The two halves of DiffusionGemma as plain functions of one row: causal prefill and bidirectional
+"""The two halves of DiffusionGemma as plain functions of one sequence: causal prefill and bidirectional
 denoising.
 
 The modules and weights are those of transformers; only the order of the calls is ours. Between
 steps this keeps the soft embedding [C, H] instead of the logits [C, V] that `generate` keeps: they
-say the same, and it is V / H smaller. C = canvas size, V = vocabulary, H = hidden size; one row at
+say the same, and it is V / H smaller. C = canvas size, V = vocabulary, H = hidden size; one sequence at
 a time, so every tensor has a batch of 1 in front.
 """
 
@@ -17,7 +17,7 @@ from transformers import DiffusionGemmaForBlockDiffusion, DynamicCache
 
 
 class Denoiser:
-    """One loaded model. Holds no state of any row."""
+    """One loaded model. Holds no state of any sequence."""
 
     def __init__(self, model: DiffusionGemmaForBlockDiffusion) -> None:
         self._model = model
@@ -29,11 +29,11 @@ class Denoiser:
         self.cap: float = model.final_logit_softcapping
 
     def new_cache(self) -> DynamicCache:
-        """An empty KV cache for one row; sliding layers keep their last window - 1 tokens."""
+        """An empty KV cache for one sequence; sliding layers keep their last window - 1 tokens."""
         return DynamicCache(config=self._text_config)
 
     def prefill(self, cache: DynamicCache, ids: tuple[int, ...]) -> None:
-        """Appends `ids` to a row's KV cache with one causal pass: a chunk of the prompt, or a
+        """Appends `ids` to a sequence's KV cache with one causal pass: a chunk of the prompt, or a
         canvas."""
         start = cache.get_seq_length()
         input_ids = torch.tensor([ids], dtype=torch.int64, device=self.device)
@@ -52,7 +52,7 @@ class Denoiser:
         )
 
     def raw_logits(self, cache: DynamicCache, canvas: Tensor, soft: Tensor | None) -> Tensor:
-        """What the last layer says [C, V] about a canvas [C], before the cap, seen with the row's
+        """What the last layer says [C, V] about a canvas [C], before the cap, seen with the sequence's
         cache, which is only read.
 
         soft: [C, H], the soft embedding of the previous step, or None at step 0.

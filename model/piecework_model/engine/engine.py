@@ -1,6 +1,6 @@
-"""The engine: requests in, events out, one step of every row that may go on a call.
+"""The engine: requests in, events out, one step of every sequence that may go on a call.
 
-What runs when is `engine/scheduler.py`, what it computes `engine/executor.py`; here a row's steps
+What runs when is `engine/scheduler.py`, what it computes `engine/executor.py`; here a sequence's steps
 become drafts, canvases and text, and what is charged is counted. No tensors. The engine is not
 thread-safe: one owner calls `step` in a loop, which computes until the step is done, and the other
 methods between steps.
@@ -14,7 +14,7 @@ from piecework_model import bounds, limits
 from piecework_model.checkpoint.loading import LoadedModel
 from piecework_model.engine.batched import BatchedExecutor
 from piecework_model.engine.chunks import known_chunks
-from piecework_model.engine.executor import Executor, RowFailure, RowStep
+from piecework_model.engine.executor import Executor, SequenceFailure, SequenceStep
 from piecework_model.engine.scheduler import Capacity, Scheduler
 from piecework_model.requests import (
     CanvasEvent,
@@ -37,43 +37,43 @@ class _Job:
 
 
 class Engine:
-    """Denoises the rows of one loaded model. See the module's docstring for who may call what
+    """Denoises the sequences of one loaded model. See the module's docstring for who may call what
     when."""
 
     def __init__(
         self,
         loaded: LoadedModel,
         *,
-        max_rows: int,
+        max_sequences: int,
         max_queued: int = limits.MAX_QUEUED_REQUESTS,
         memory_bytes: int = limits.DEFAULT_CACHE_BYTES,
         executor: Executor | None = None,
     ) -> None:
-        """memory_bytes: for the KV caches of all rows; what they leave free keeps prompts
-        (engine/prefixes.py).
+        """memory_bytes: for the KV caches of all sequences; what they leave free keeps prompts
+        (engine/prefix_cache.py).
         """
         self._loaded = loaded
         self._executor = executor or BatchedExecutor(loaded.model, loaded.limits)
         chunk = self._executor.chunk_tokens
         self._scheduler = Scheduler(
             Capacity(
-                rows=max_rows,
+                sequences=max_sequences,
                 queued=max_queued,
                 memory_bytes=memory_bytes,
                 step_tokens=limits.PREFILL_STEP_CHUNKS * chunk,
-                row_tokens=chunk,
+                sequence_step_tokens=chunk,
             )
         )
         self._jobs: dict[str, _Job] = {}
 
     @property
-    def rows(self) -> int:
-        """How many requests hold a row, paused ones included."""
-        return self._scheduler.rows
+    def sequences(self) -> int:
+        """How many requests hold a sequence, paused ones included."""
+        return self._scheduler.sequences
 
     @property
     def queued(self) -> int:
-        """How many requests wait for a row."""
+        """How many requests wait for a sequence."""
         return self._scheduler.queued
 
     @property
@@ -106,7 +106,7 @@ class Engine:
         self._admit()
 
     def allow(self, request_id: str, canvas_limit: int) -> None:
-        """Lets a row go on up to, and not including, the canvas of index `canvas_limit`. A limit
+        """Lets a sequence go on up to, and not including, the canvas of index `canvas_limit`. A limit
         never goes down.
 
         A request that is not here any more is ignored: its last event and this call may cross.
@@ -121,18 +121,20 @@ class Engine:
         self._admit()
 
     def step(self) -> list[Event]:
-        """One step of every row that may go on. Returns at once with no events when there is
+        """One step of every sequence that may go on. Returns at once with no events when there is
         none."""
         self._admit()
         work = self._scheduler.plan()
         outcomes = self._executor.step(work) if work else []
-        failed = {outcome.request_id for outcome in outcomes if isinstance(outcome, RowFailure)}
+        failed = {
+            outcome.request_id for outcome in outcomes if isinstance(outcome, SequenceFailure)
+        }
         for item in work:
             if item.request_id not in failed:
                 self._scheduler.prefilled(item.request_id, item.chunks)
         events: list[Event] = []
         for outcome in outcomes:
-            if isinstance(outcome, RowFailure):
+            if isinstance(outcome, SequenceFailure):
                 del self._jobs[outcome.request_id]
                 self._scheduler.drop(outcome.request_id)
                 events.append(FailedEvent(outcome.request_id, outcome.kind, outcome.message))
@@ -143,7 +145,7 @@ class Engine:
 
     def _admit(self) -> None:
         admitted = self._scheduler.admit()
-        self._executor.spare(self._scheduler.memory_free)
+        self._executor.set_free_memory(self._scheduler.memory_free)
         for request_id in admitted:
             known = self._executor.open(self._jobs[request_id].request)
             self._scheduler.prefilled(request_id, known)
@@ -153,8 +155,8 @@ class Engine:
         if self._scheduler.drop(request_id):
             self._executor.close(request_id)
 
-    def _advance(self, job: _Job, step: RowStep) -> list[Event]:
-        """Books one step of a row: a draft, a committed canvas, or nothing to tell."""
+    def _advance(self, job: _Job, step: SequenceStep) -> list[Event]:
+        """Books one step of a sequence: a draft, a committed canvas, or nothing to tell."""
         request = job.request
         if step.finished:
             return [self._commit(job, step)]
@@ -166,8 +168,8 @@ class Engine:
             return [DraftEvent(request.request_id, step.canvas, step.step, step.argmax, text)]
         return []
 
-    def _commit(self, job: _Job, step: RowStep) -> CanvasEvent:
-        """Commits a finished canvas and ends or continues the row."""
+    def _commit(self, job: _Job, step: SequenceStep) -> CanvasEvent:
+        """Commits a finished canvas and ends or continues the sequence."""
         request_id, canvas = job.request.request_id, step.argmax
         length, ended = bounds.charged_length(canvas, self._loaded.eos_ids, job.remaining_tokens)
         job.remaining_tokens -= length

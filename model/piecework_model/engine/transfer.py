@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from piecework_model.engine.row import Decision, Ids, RowState
+from piecework_model.engine.sequence import Decision, Ids, SequenceState
 from piecework_model.failures import NonFiniteError
 from piecework_model.sampling import sampler
-from piecework_model.sampling.sampler import Judgement
+from piecework_model.sampling.sampler import SampleOutput
 
 
 def decisions(
-    states: Sequence[RowState], judgement: Judgement, soft: Tensor, renoise: Ids
+    states: Sequence[SequenceState], judgement: SampleOutput, soft: Tensor, renoise: Ids
 ) -> list[Decision]:
     """One decision a row, for a judgement over rows × C positions in the order of `states`.
 
@@ -60,7 +60,7 @@ def decisions(
     ]
 
 
-def _current(state: RowState) -> Ids:
+def _current(state: SequenceState) -> Ids:
     if state.current is None:
         raise ValueError("a row has no canvas before its first step")
     return state.current

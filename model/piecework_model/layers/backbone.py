@@ -25,10 +25,16 @@ from transformers import DiffusionGemmaForBlockDiffusion
 
 from piecework_model import limits
 from piecework_model.elementwise import by_rows
-from piecework_model.layers.cache import RowCache
-from piecework_model.layers.graphs import CudaRecorder, Pieces, PlainPieces, RecordedPieces, Tensors
-from piecework_model.layers.moe import Mixture
-from piecework_model.layers.moe_backends import Chosen, mixture_for
+from piecework_model.layers.cache import SequenceCache
+from piecework_model.layers.graphs import (
+    CudaRecorder,
+    EagerPieceRunner,
+    GraphPieceRunner,
+    PieceRunner,
+    Tensors,
+)
+from piecework_model.layers.moe import Moe
+from piecework_model.layers.moe_backends import MoeBackend, moe_for
 from piecework_model.layers.projections import Projection, projection
 
 
@@ -37,7 +43,7 @@ class Segment:
     """Consecutive tokens of one row in a pass: `tokens` of them from `start` in the batch, standing
     `offset` tokens behind the row's committed ones."""
 
-    cache: RowCache
+    cache: SequenceCache
     start: int
     tokens: int
     offset: int
@@ -72,7 +78,7 @@ class _Layer:
     down: Projection
     route: Projection
     top_k: int
-    mixture: Chosen
+    moe: MoeBackend
     canvas_scalar: Tensor
     causal_scalar: Tensor
 
@@ -86,7 +92,7 @@ class Backbone:
         *,
         minimum_rows: int,
         pack: bool,
-        pieces: Pieces | None = None,
+        pieces: PieceRunner | None = None,
         mask_bytes: int = limits.KEPT_MASK_BYTES,
     ) -> None:
         """minimum_rows: of a matrix product (layers/invariance.py). pack: weights may be laid out
@@ -102,10 +108,10 @@ class Backbone:
             _layer(text, kind, *halves, minimum_rows=minimum_rows, pack=pack)
             for kind, *halves in zip(text.layer_types, decoder.layers, encoder.layers, strict=True)
         ]
-        fused = all(layer.mixture.name == "fused" for layer in self._layers)
-        recordable = fused and model.device.type == "cuda"  # other mixtures count on the host
-        usual = RecordedPieces(CudaRecorder(), limits.GRAPH_BYTES) if recordable else _PLAIN
-        self._pieces: Pieces = pieces or usual
+        fused = all(layer.moe.name == "fused" for layer in self._layers)
+        recordable = fused and model.device.type == "cuda"  # other moe_name count on the host
+        usual = GraphPieceRunner(CudaRecorder(), limits.GRAPH_BYTES) if recordable else _PLAIN
+        self._pieces: PieceRunner = pieces or usual
         self._masks: dict[tuple[int, int, int], Tensor] = {}
         self._mask_bytes = mask_bytes
         self._rotated: tuple[list[tuple[int, int]], dict[str, Tensors]] | None = None
@@ -116,9 +122,9 @@ class Backbone:
         self._condition_down = projection(conditioning.down_proj, pack)
 
     @property
-    def mixtures(self) -> str:
+    def moe_name(self) -> str:
         """What runs the experts, for the engine profile."""
-        return "+".join(sorted({layer.mixture.name for layer in self._layers}))
+        return "+".join(sorted({layer.moe.name for layer in self._layers}))
 
     def release(self) -> None:
         """Lets go of what only saves work: recordings and masks."""
@@ -296,14 +302,14 @@ class Backbone:
         dense = layer.down(by_rows(module.mlp.act_fn, layer.gate(dense)) * layer.up(dense))
         dense = self._norm(dense, module.post_feedforward_layernorm_1)
         weights, chosen = _routed(layer, hidden)
-        mixed = layer.mixture.mix(
+        mixed = layer.moe.run(
             self._norm(hidden, module.pre_feedforward_layernorm_2), chosen, weights
         )
         mixed = self._norm(mixed, module.post_feedforward_layernorm_2)
         return self._norm(dense + mixed, module.post_feedforward_layernorm)
 
 
-_PLAIN: Final = PlainPieces()
+_PLAIN: Final = EagerPieceRunner()
 
 
 def _routed(layer: _Layer, hidden: Tensor) -> tuple[Tensor, Tensor]:
@@ -345,9 +351,9 @@ def _layer(
         down=projection(mlp.down_proj, pack),
         route=projection(decoder.router.proj, pack),
         top_k=text.top_k_experts,
-        mixture=mixture_for(
+        moe=moe_for(
             decoder.experts,
-            Mixture(decoder.experts, minimum_rows=minimum_rows, pack=pack),
+            Moe(decoder.experts, minimum_rows=minimum_rows, pack=pack),
             text.top_k_experts,
             attention.q_norm.weight.device,
             attention.q_norm.weight.dtype,

@@ -37,7 +37,7 @@ class ChunkKV:
         return sum(part.numel() * part.element_size() for part in (*self.keys, *self.values))
 
 
-class RowCache:
+class SequenceCache:
     """`length` committed tokens. Windowed layers hold fewer of them than full ones: `_full_end` and
     `_window_end` say where the next token goes in each kind."""
 

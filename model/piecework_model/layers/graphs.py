@@ -82,7 +82,7 @@ class RecordingRefusedError(Exception):
     """A piece cannot be recorded; it has to be called."""
 
 
-class Pieces(Protocol):
+class PieceRunner(Protocol):
     """Who runs the pieces of a step."""
 
     def run(self, name: str, piece: Piece, *inputs: Tensor) -> Tensors:
@@ -94,7 +94,7 @@ class Pieces(Protocol):
         """Drops all recordings: weights moved, or their memory is needed."""
 
 
-class PlainPieces:
+class EagerPieceRunner:
     """Calls every piece: on a CPU, and wherever nothing is to be recorded."""
 
     def run(self, name: str, piece: Piece, *inputs: Tensor) -> Tensors:
@@ -117,7 +117,7 @@ class _Entry:
 
 
 @dataclass(slots=True)
-class RecordedPieces:
+class GraphPieceRunner:
     """Records pieces that come again in the same shape. One thread, one stream.
 
     recorder: how. max_bytes: device memory that all recordings may hold, their buffers included.
@@ -177,7 +177,7 @@ class RecordedPieces:
         return tuple(self._buffers[place] for place in entry.outputs)
 
     def forget(self) -> None:
-        """Drops all recordings: weights moved, or their memory is needed. Pieces are counted
+        """Drops all recordings: weights moved, or their memory is needed. PieceRunner are counted
         anew."""
         for kept in (self._entries, self._buffers, self._seen, self.refusals):
             kept.clear()

@@ -80,7 +80,7 @@ def multiply(states: Tensor, weight: Tensor) -> Tensor:
 
 
 @cache
-def refusal(device: torch.device, dtype: torch.dtype) -> str:
+def why_rejected(device: torch.device, dtype: torch.dtype) -> str:
     """Why products on a device are left to torch, or empty. Tried once a process."""
     if device.type != "cuda":
         return f"no kernels for {device.type}"

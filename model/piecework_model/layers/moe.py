@@ -18,7 +18,7 @@ from piecework_model.layers.projections import weight_projection
 Expert = Callable[[Tensor], Tensor]
 
 
-class Mixture:
+class Moe:
     """The experts of one layer. A module with a method `run(expert, rows)` (quantized or offloaded
     experts) is asked for each expert's output; transformers' own module is run from its two weight
     tensors."""

@@ -19,9 +19,9 @@ from piecework_model.layers.packed_kernels import Fp8ScaledMm
 from piecework_model.layers.quantization import Fp8
 
 if TYPE_CHECKING:
-    from piecework_model.layers.moe_triton import FusedMixture
+    from piecework_model.layers.moe_triton import FusedMoe
 
-Mix = Callable[[Tensor, Tensor, Tensor], Tensor]
+MoeFn = Callable[[Tensor, Tensor, Tensor], Tensor]
 """hidden [T, H], chosen [T, k] int64, weights [T, k] float32 -> weighted sum [T, H]
 (layers/moe.py)."""
 
@@ -36,12 +36,12 @@ _SEED: Final = 20261125
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
+class MoeBackend:
     """An implementation and its name in the engine profile. reason: why it is not the fused one, or
     empty."""
 
     name: str
-    mix: Mix
+    run: MoeFn
     reason: str
 
 
@@ -58,29 +58,29 @@ class Trial:
     tolerance: float = _TOLERANCE
 
 
-def mixture_for(
-    experts: Any, plain: Mix, top_k: int, device: torch.device, dtype: torch.dtype
-) -> Chosen:
+def moe_for(
+    experts: Any, plain: MoeFn, top_k: int, device: torch.device, dtype: torch.dtype
+) -> MoeBackend:
     """The implementation for one layer's module: transformers' own, or `QuantizedExperts`.
 
     plain: what runs otherwise, and the oracle. dtype: of the states.
     """
     if device.type != "cuda":
-        return Chosen("plain", plain, f"no kernels for {device.type}")
+        return MoeBackend("plain", plain, f"no kernels for {device.type}")
     try:
-        fused = fused_mixture(experts)
+        fused = fused_moe(experts)
     except (ImportError, ValueError) as error:
-        return Chosen("plain", plain, str(error))
+        return MoeBackend("plain", plain, str(error))
     tried = Trial(experts.num_experts, fused.hidden_size, top_k, device, dtype, tolerance(experts))
-    reason = refusal(fused, plain, tried)
-    return Chosen("plain", plain, reason) if reason else Chosen("fused", fused, "")
+    reason = why_rejected(fused, plain, tried)
+    return MoeBackend("plain", plain, reason) if reason else MoeBackend("fused", fused, "")
 
 
-def fused_mixture(experts: Any) -> FusedMixture:
+def fused_moe(experts: Any) -> FusedMoe:
     """The fused implementation on the module's own weights. ValueError says why there is none,
     ImportError that there is no Triton.
     """
-    from piecework_model.layers.moe_triton import FusedMixture, Matrices
+    from piecework_model.layers.moe_triton import FusedMoe, Matrices
 
     if isinstance(experts, QuantizedExperts):
         if not isinstance(experts.codec, Fp8 | Fp8ScaledMm):
@@ -94,10 +94,10 @@ def fused_mixture(experts: Any) -> FusedMixture:
             Matrices(experts.gate_up_proj.detach(), None),
             Matrices(experts.down_proj.detach(), None),
         )
-    return FusedMixture(*matrices)
+    return FusedMoe(*matrices)
 
 
-def refusal(fused: Mix, plain: Mix, trial: Trial) -> str:
+def why_rejected(fused: MoeFn, plain: MoeFn, trial: Trial) -> str:
     """Why `fused` may not take the place of `plain`, or empty. Tried on fixed random states of a
     layer."""
     device = trial.device

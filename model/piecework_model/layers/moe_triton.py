@@ -12,7 +12,7 @@ on the host, and a piece with experts in it can be recorded (layers/graphs.py).
 every product has TILE_ROWS rows, empty ones included, and one order along the inner dimension. They
 do not depend on how many tokens share the pass, nor on which tile or place a token gets. Rounding
 stands where the modules round (after each product, the activation, the gating, the share), and a
-token's experts are summed in ascending order, so results are those of `Mixture` but for the order
+token's experts are summed in ascending order, so results are those of `Moe` but for the order
 of sums inside a product.
 
 **Cost.** TILE_ROWS is 64 for every size of batch, because another height could be another
@@ -23,7 +23,7 @@ is empty; its weights are then read four times, mostly from the L2 cache.
 
 Weights are bfloat16 or float32 as published, or float8 with one scale an output
 (`quantization.Fp8`), which the kernels turn into the states' type tile by tile. Never run on a GPU:
-held against `Mixture` in Triton's interpreter, where products are in float32, and compiled for real
+held against `Moe` in Triton's interpreter, where products are in float32, and compiled for real
 targets. Times are arithmetic.
 """
 
@@ -111,8 +111,8 @@ def tiles(chosen: Tensor, experts: int) -> Tiles:
     return Tiles(*(part.to(torch.int32) for part in (order, starts, expert, first)))
 
 
-class FusedMixture:
-    """The experts of one layer. The same call as `Mixture`."""
+class FusedMoe:
+    """The experts of one layer. The same call as `Moe`."""
 
     def __init__(self, gate_up: Matrices, down: Matrices) -> None:
         """gate_up: [E, 2 I, H]. down: [E, H, I]."""

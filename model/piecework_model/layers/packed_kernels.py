@@ -1,7 +1,7 @@
 """Products with packed weights on a processor's own instructions, and whether they may be used.
 
 Each kernel is a `Codec` that stores what its instruction wants. Its oracle is the codec of
-`quantization.py` that unpacks and multiplies. `refusal` tries a kernel on the device at hand: it
+`quantization.py` that unpacks and multiplies. `why_rejected` tries a kernel on the device at hand: it
 has to agree with its oracle, and give a row the same bits alone and among others, because a result
 may not depend on who shares the batch. A kernel that fails is not used, and the engine profile says
 what runs.
@@ -191,12 +191,14 @@ def best_codec(
     needed = FP8_CAPABILITY if quantization == "fp8" else INT4_CAPABILITY
     usable = (
         torch.cuda.get_device_capability(device) >= needed
-        and refusal(kernel, device, shapes) is None
+        and why_rejected(kernel, device, shapes) is None
     )
     return kernel if usable else plain
 
 
-def refusal(kernel: Kernel, device: torch.device, shapes: Iterable[tuple[int, int]]) -> str | None:
+def why_rejected(
+    kernel: Kernel, device: torch.device, shapes: Iterable[tuple[int, int]]
+) -> str | None:
     """Why a kernel may not be used on this device, or None. Tried on a fixed random matrix of each
     shape."""
     generator = torch.Generator().manual_seed(0)

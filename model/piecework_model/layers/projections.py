@@ -80,4 +80,4 @@ def product(matrix: Tensor, pack: bool) -> Projection:
 
 def _is_fixed(weight: Tensor) -> bool:
     """Whether products with it are made of tiles of one size."""
-    return weight.device.type == "cuda" and not products.refusal(weight.device, weight.dtype)
+    return weight.device.type == "cuda" and not products.why_rejected(weight.device, weight.dtype)

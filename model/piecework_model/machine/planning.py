@@ -21,7 +21,7 @@ budget: fewer run beside it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
+class PlannedModel:
     """A loaded model and why it is loaded as it is."""
 
     loaded: LoadedModel
@@ -34,16 +34,18 @@ def plan(
     *,
     on: Literal["cpu", "cuda"],
     precision: PrecisionChoice,
-    rows: int,
+    sequences: int,
     context_tokens: int = 0,
 ) -> PrecisionPlan:
-    """What `load_planned` would choose. context_tokens: of each of `rows` rows, 0 for the default.
+    """What `load_planned` would choose. context_tokens: of each of `sequences` sequences, 0 for the default.
 
     Reads config.json and headers only. Raises CheckpointError, and DeviceError when nothing fits.
     """
     blueprint = read(folder or bundled_checkpoint_path())
     context = planned_context(blueprint, context_tokens)
-    return choose(blueprint, device_of(hardware, on), rows=rows, context=context, asked=precision)
+    return choose(
+        blueprint, device_of(hardware, on), sequences=sequences, context=context, asked=precision
+    )
 
 
 def load_planned(
@@ -51,9 +53,9 @@ def load_planned(
     *,
     device: DeviceChoice,
     precision: PrecisionChoice,
-    rows: int,
+    sequences: int,
     context_tokens: int = 0,
-) -> Planned:
+) -> PlannedModel:
     """Loads the checkpoint in the most faithful precision that fits, or in the one that is asked
     for."""
     on = resolve_device(device).type
@@ -62,7 +64,7 @@ def load_planned(
         probe(),
         on="cuda" if on == "cuda" else "cpu",
         precision=precision,
-        rows=rows,
+        sequences=sequences,
         context_tokens=context_tokens,
     )
     loaded = load(
@@ -72,11 +74,11 @@ def load_planned(
         quantization=choice.need.quantization,
         expert_budget_bytes=choice.expert_budget_bytes,
     )
-    return Planned(loaded, choice)
+    return PlannedModel(loaded, choice)
 
 
 def planned_context(blueprint: Blueprint, asked_tokens: int) -> int:
-    """Tokens of a row: what was asked, or the default, and never more than the model's context."""
+    """Tokens of a sequence: what was asked, or the default, and never more than the model's context."""
     return min(asked_tokens or DEFAULT_CONTEXT_TOKENS, blueprint.of.max_context)
 
 

@@ -23,7 +23,7 @@ from piecework_model.elementwise import by_rows
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
+class SampleOutput:
     """What the logits of P positions say, under one uniform for each. All [P] but the last."""
 
     argmax: Tensor  # int64
@@ -51,7 +51,7 @@ def temperature(start: float, end: float, remaining: int, max_steps: int) -> np.
     return np.float32(end) + np.float32(start - end) * share
 
 
-def judge(raw: Tensor, temperatures: Tensor, cap: float, uniforms: Tensor) -> Judgement:
+def sample(raw: Tensor, temperatures: Tensor, cap: float, uniforms: Tensor) -> SampleOutput:
     """One step of the sampler, before acceptance.
 
     raw: [P, V] float32 or bfloat16, the output of the last layer. temperatures: [P] float32. cap:
@@ -66,13 +66,13 @@ def judge(raw: Tensor, temperatures: Tensor, cap: float, uniforms: Tensor) -> Ju
     second = logits.scatter_(-1, argmax, -math.inf).amax(-1, keepdim=True)
     logits.scatter_(-1, argmax, largest)
     exact = torch.softmax(logits, dim=-1)
-    sampled = sample(exact, uniforms)
+    sampled = inverse_cdf_sample(exact, uniforms)
     rounded = exact
     if raw.dtype is not torch.float32:
         rounded = logits.to(raw.dtype).softmax(dim=-1, dtype=torch.float32).to(raw.dtype)
     log_probabilities = torch.log_softmax(logits, dim=-1)
     entropy = -(exact * log_probabilities).sum(-1)
-    return Judgement(
+    return SampleOutput(
         argmax=argmax.squeeze(1),
         sampled=sampled,
         entropy=entropy.masked_fill_(~finite, math.nan),
@@ -82,7 +82,7 @@ def judge(raw: Tensor, temperatures: Tensor, cap: float, uniforms: Tensor) -> Ju
     )
 
 
-def sample(probabilities: Tensor, uniforms: Tensor) -> Tensor:
+def inverse_cdf_sample(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     """Inverse-CDF sampling: ids [P] from probabilities [P, V] float32 and uniforms [P] float64 in
     (0, 1).
 

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from piecework_model.sampling import sampler
-from piecework_model.sampling.sampler import Judgement
+from piecework_model.sampling.sampler import SampleOutput
 
-SampleFn = Callable[[Tensor, Tensor, float, Tensor], Judgement]
-"""As `sampler.judge`; the logits it is given may be gone afterwards."""
+SampleFn = Callable[[Tensor, Tensor, float, Tensor], SampleOutput]
+"""As `sampler.sample`; the logits it is given may be gone afterwards."""
 
 _TRIED_POSITIONS: Final = 8
 _SPREAD: Final = 4.0
@@ -32,42 +32,44 @@ _SEED: Final = 20261125
 
 
 @dataclass(frozen=True, slots=True)
-class Sampler:
-    """A judge and its name in the engine profile. reason: why it is not the fused one, or empty."""
+class SamplerBackend:
+    """A sample and its name in the engine profile. reason: why it is not the fused one, or empty."""
 
     name: str
-    judge: SampleFn
+    sample: SampleFn
     reason: str
 
 
-def sampler_for(device: torch.device, dtype: torch.dtype, vocab_size: int) -> Sampler:
+def sampler_for(device: torch.device, dtype: torch.dtype, vocab_size: int) -> SamplerBackend:
     """The sampler for logits of this type and vocabulary."""
     if device.type != "cuda":
-        return Sampler("pure", sampler.judge, f"no kernels for {device.type}")
+        return SamplerBackend("pure", sampler.sample, f"no kernels for {device.type}")
     try:
         from piecework_model.sampling import sampler_triton
     except ImportError as error:
-        return Sampler("pure", sampler.judge, f"no Triton: {error}")
-    reason = refusal(sampler_triton.judge, device, dtype, vocab_size)
+        return SamplerBackend("pure", sampler.sample, f"no Triton: {error}")
+    reason = why_rejected(sampler_triton.sample, device, dtype, vocab_size)
     return (
-        Sampler("pure", sampler.judge, reason)
+        SamplerBackend("pure", sampler.sample, reason)
         if reason
-        else Sampler("fused", sampler_triton.judge, "")
+        else SamplerBackend("fused", sampler_triton.sample, "")
     )
 
 
-def refusal(judge: SampleFn, device: torch.device, dtype: torch.dtype, vocab_size: int) -> str:
-    """Why a judge may not take the place of the pure one, or empty."""
+def why_rejected(
+    sample: SampleFn, device: torch.device, dtype: torch.dtype, vocab_size: int
+) -> str:
+    """Why a sample may not take the place of the pure one, or empty."""
     generator = torch.Generator().manual_seed(_SEED)
     raw = _SPREAD * torch.randn((_TRIED_POSITIONS, vocab_size), generator=generator)
     raw = raw.to(device, dtype)
     temperatures = torch.linspace(0.4, 0.8, _TRIED_POSITIONS).to(device)
     uniforms = torch.rand(_TRIED_POSITIONS, generator=generator, dtype=torch.float64).to(device)
-    expected = sampler.judge(raw, temperatures, _CAP, uniforms)
+    expected = sampler.sample(raw, temperatures, _CAP, uniforms)
     try:
-        whole = judge(raw.clone(), temperatures, _CAP, uniforms)
+        whole = sample(raw.clone(), temperatures, _CAP, uniforms)
         alone = [
-            judge(
+            sample(
                 raw[i : i + 1].clone(),
                 temperatures[i : i + 1].clone(),
                 _CAP,
@@ -84,7 +86,7 @@ def refusal(judge: SampleFn, device: torch.device, dtype: torch.dtype, vocab_siz
         difference = float((getattr(whole, name) - getattr(expected, name)).abs().max())
         if not difference <= _TOLERANCE_NATS:
             return f"its {name} differs by {difference}"
-    for name in Judgement.__dataclass_fields__:
+    for name in SampleOutput.__dataclass_fields__:
         joined = torch.cat([getattr(one, name) for one in alone])
         if not torch.equal(joined, getattr(whole, name)):
             return f"{name} of a position depends on its neighbours"

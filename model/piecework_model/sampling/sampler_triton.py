@@ -10,7 +10,7 @@ Three kernels, in each of which a program belongs to one position:
 
 The sums of a vocabulary tile are relative to the tile's own maximum and are brought to the common
 one in `decide`: the online softmax of Milakov and Gimelshein, "Online normalizer calculation for
-softmax", arXiv 1805.02867. Inverse-CDF sampling has the two levels of `sampler.sample`, with larger
+softmax", arXiv 1805.02867. Inverse-CDF sampling has the two levels of `sampler.inverse_cdf_sample`, with larger
 tiles.
 
 **Cost.** Logits of w bytes are read twice, one tile of T a third time, and the probabilities are
@@ -47,7 +47,7 @@ from torch import Tensor
 
 from piecework_model import limits
 from piecework_model.sampling import sampler_kernels as kernels
-from piecework_model.sampling.sampler import Judgement
+from piecework_model.sampling.sampler import SampleOutput
 
 TILE_TOKENS: Final = 4096
 """Vocabulary tile: 16 logits for each of 256 threads. It is part of the result's last bits."""
@@ -56,8 +56,8 @@ ALIGNMENT_BYTES: Final = 16  # the widest load of a thread
 _DTYPES: Final = frozenset({torch.float32, torch.bfloat16})
 
 
-def judge(raw: Tensor, temperatures: Tensor, cap: float, uniforms: Tensor) -> Judgement:
-    """As `sampler.judge`, except that `raw` is consumed: the probabilities take its place in
+def sample(raw: Tensor, temperatures: Tensor, cap: float, uniforms: Tensor) -> SampleOutput:
+    """As `sampler.sample`, except that `raw` is consumed: the probabilities take its place in
     memory.
 
     raw: [P, V] bfloat16 or float32, the output of lm_head, aligned to 16 bytes. temperatures: [P]
@@ -86,7 +86,7 @@ def judge(raw: Tensor, temperatures: Tensor, cap: float, uniforms: Tensor) -> Ju
     kernels.soften[grid](raw, temperatures, soft, raw, **shape)
     argmax, sampled = ids.unbind(1)
     entropy, log_probability, gap = figures.unbind(1)
-    return Judgement(argmax, sampled, entropy, log_probability, gap, probabilities=raw)
+    return SampleOutput(argmax, sampled, entropy, log_probability, gap, probabilities=raw)
 
 
 def _check(raw: Tensor, temperatures: Tensor, uniforms: Tensor) -> None:

@@ -57,7 +57,7 @@ def request(
 
 def tell(loaded: LoadedModel, example: grammar.Example, seed: int) -> Story:
     """Generates one story alone."""
-    engine = Engine(loaded, max_rows=1)
+    engine = Engine(loaded, max_sequences=1)
     engine.submit(request(loaded, example.prompt, seed))
     canvases: list[CanvasEvent] = []
     while engine.has_runnable:

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from piecework_model.checkpoint.loading import LoadedModel
     from piecework_model.engine.batched import BatchedExecutor
     from piecework_model.engine.engine import Engine
-    from piecework_model.machine.planning import Planned
+    from piecework_model.machine.planning import PlannedModel
 
 MAX_PENDING_COMMANDS: Final = 1024
 """The parent has a few per job and bounds its jobs."""
@@ -128,19 +128,25 @@ def obey(engine: Engine, command: Command, reports: Reports) -> None:
         except RequestError as error:
             reports.send(FailedEvent(command.request.request_id, "invalid_request", str(error)))
     elif isinstance(command, Allow):
-        engine.allow(command.row, command.limit)
+        engine.allow(command.request_id, command.limit)
     elif isinstance(command, Cancel):
-        engine.cancel(command.row)
+        engine.cancel(command.request_id)
 
 
-def measure(planned: Planned, executor: BatchedExecutor, seconds: float, rows: int) -> EngineFacts:
+def measure(
+    planned: PlannedModel, executor: BatchedExecutor, seconds: float, sequences: int
+) -> EngineFacts:
     """What the offer says about this engine."""
     from piecework_model.machine.benchmark import measure
     from piecework_model.machine.probe import engine_profile, probe
 
     loaded, hardware = planned.loaded, probe()
     measured = measure(
-        loaded, executor, seconds=seconds, rows=rows, memory_bytes=planned.choice.kv_budget_bytes
+        loaded,
+        executor,
+        seconds=seconds,
+        sequences=sequences,
+        memory_bytes=planned.choice.kv_budget_bytes,
     )
     profile = engine_profile(loaded, hardware, executor.kernels)
     return EngineFacts(
@@ -203,7 +209,7 @@ def main(arguments: list[str]) -> int:
     facts = measure(planned, executor, chosen.benchmark_seconds, chosen.slots)
     engine = Engine(
         loaded,
-        max_rows=chosen.slots,
+        max_sequences=chosen.slots,
         # The worker bounds its jobs; how many of them have a row at once is up to memory.
         max_queued=chosen.slots + chosen.queue,
         memory_bytes=choice.kv_budget_bytes,
@@ -218,7 +224,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def load(chosen: argparse.Namespace, reports: Reports) -> Planned | None:
+def load(chosen: argparse.Namespace, reports: Reports) -> PlannedModel | None:
     """Load the model as it fits; what the operator can mend is reported instead of raised."""
     from piecework_model.errors import ModelError
     from piecework_model.machine.planning import load_planned
@@ -230,7 +236,7 @@ def load(chosen: argparse.Namespace, reports: Reports) -> Planned | None:
             path,
             device=chosen.device,
             precision=chosen.precision,
-            rows=chosen.slots,
+            sequences=chosen.slots,
             context_tokens=chosen.planned_context,
         )
     except ModelError as error:

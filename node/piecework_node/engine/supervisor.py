@@ -123,7 +123,7 @@ class EngineSupervisor:
         pause, failures = FIRST_BACKOFF_S, 0
         while True:
             born = self._clock.monotonic()
-            started = await self._live()
+            started = await self._run_process()
             failures = 0 if started else failures + 1
             if failures >= MAX_FAILED_STARTS:
                 raise EngineStartError(
@@ -133,7 +133,7 @@ class EngineSupervisor:
             await asyncio.sleep(pause)
             pause = min(2 * pause, MAX_BACKOFF_S)
 
-    async def _live(self) -> bool:
+    async def _run_process(self) -> bool:
         """One process, from start to end. Returns whether it ever became ready."""
         process = await asyncio.create_subprocess_exec(
             *self._command.arguments,
@@ -201,7 +201,7 @@ class EngineSupervisor:
                 question.set_result(report)
         elif not isinstance(report, Beat):
             if isinstance(report, FailedEvent):
-                self._log.error("engine row failed", kind=report.kind)
+                self._log.error("sequence failed", kind=report.kind)
             await self._events.put(report)
 
     def _send(self, command: Command) -> bool:

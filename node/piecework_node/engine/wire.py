@@ -42,7 +42,7 @@ class Start:
 class Allow:
     """Widen a row's canvas limit."""
 
-    row: str
+    request_id: str
     limit: int
 
 
@@ -50,7 +50,7 @@ class Allow:
 class Cancel:
     """Free a row."""
 
-    row: str
+    request_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +100,9 @@ def encode_command(command: Command) -> bytes:
     if isinstance(command, Start):
         body: dict[str, Any] = {"op": "start", "request": asdict(command.request)}
     elif isinstance(command, Allow):
-        body = {"op": "allow", "row": command.row, "limit": command.limit}
+        body = {"op": "allow", "request_id": command.request_id, "limit": command.limit}
     elif isinstance(command, Cancel):
-        body = {"op": "cancel", "row": command.row}
+        body = {"op": "cancel", "request_id": command.request_id}
     else:
         messages = [[m.role, m.content] for m in command.messages]
         body = {"op": "encode", "number": command.number, "messages": messages}
@@ -120,9 +120,9 @@ def decode_command(line: bytes) -> Command:
                 r["committed"] = tuple(tuple(canvas) for canvas in r["committed"])
                 return Start(GenerationRequest(**r))
             case "allow":
-                return Allow(body["row"], body["limit"])
+                return Allow(body["request_id"], body["limit"])
             case "cancel":
-                return Cancel(body["row"])
+                return Cancel(body["request_id"])
             case "encode":
                 return Encode(body["number"], tuple(Message(*m) for m in body["messages"]))
     except (KeyError, TypeError) as error:

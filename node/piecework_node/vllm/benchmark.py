@@ -40,7 +40,7 @@ async def measure(
     *,
     max_context: int,
     seconds: float,
-    rows: int,
+    sequences: int,
     clock: Clock,
 ) -> Speed:
     """Run the prompt again and again until `seconds` have passed; each kind of run at least once.
@@ -76,7 +76,9 @@ async def measure(
     total, before = 0, clock.monotonic()
     while not total or clock.monotonic() - began < seconds:
         total += sum(
-            await asyncio.gather(*(run(canvases * checkpoint.canvas_size) for _ in range(rows)))
+            await asyncio.gather(
+                *(run(canvases * checkpoint.canvas_size) for _ in range(sequences))
+            )
         )
     elapsed = max(clock.monotonic() - before, 1e-9)
     return Speed(total / elapsed, sorted(alone)[len(alone) // 2] * 1000)

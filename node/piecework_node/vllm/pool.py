@@ -40,7 +40,7 @@ class Health(enum.Enum):
     """What is known of an endpoint."""
 
     UNKNOWN = "never seen"
-    WELL = "takes requests"
+    HEALTHY = "takes requests"
     SUSPECT = "takes no new requests until it is looked at"
     DOWN = "takes no requests"
 
@@ -82,7 +82,7 @@ class EndpointPool:
     @property
     def alive(self) -> bool:
         """Whether any endpoint may still take requests."""
-        return any(m.health in (Health.WELL, Health.SUSPECT) for m in self.endpoints)
+        return any(m.health in (Health.HEALTHY, Health.SUSPECT) for m in self.endpoints)
 
     @property
     def troubles(self) -> str:
@@ -95,13 +95,13 @@ class EndpointPool:
         Members whose numbers are in `avoid` are taken only if there is no other.
         """
         async with self._news:
-            await self._news.wait_for(self._well)
-            chosen = min(self._well(), key=lambda m: (m.number in avoid, m.load, m.number))
+            await self._news.wait_for(self._healthy)
+            chosen = min(self._healthy(), key=lambda m: (m.number in avoid, m.load, m.number))
             chosen.load += 1
             return chosen
 
-    def _well(self) -> list[PooledEndpoint]:
-        return [m for m in self.endpoints if m.health is Health.WELL]
+    def _healthy(self) -> list[PooledEndpoint]:
+        return [m for m in self.endpoints if m.health is Health.HEALTHY]
 
     async def until(self, *, alive: bool) -> None:
         """Wait until some endpoint lives, or none does."""
@@ -114,8 +114,8 @@ class EndpointPool:
 
     async def suspect(self, pooled: PooledEndpoint) -> None:
         """A request broke on it: look at it now, and give it nothing until then."""
-        if pooled.health is Health.WELL:
-            await self._set(pooled, Health.SUSPECT)
+        if pooled.health is Health.HEALTHY:
+            await self._set_health(pooled, Health.SUSPECT)
         pooled.poll_now.set()
 
     async def start(self, avoid: Collection[int] = ()) -> PooledEndpoint:
@@ -133,7 +133,7 @@ class EndpointPool:
                 except EndpointUnfit as unfit:
                     raise EngineStartError(f"endpoint {pooled.number}: {unfit}") from None
                 pooled.trouble = ""
-                await self._set(pooled, Health.WELL)
+                await self._set_health(pooled, Health.HEALTHY)
                 return pooled
             if self._clock.monotonic() >= deadline:
                 raise EngineStartError(f"no vLLM endpoint is well: {self.troubles}")
@@ -158,14 +158,14 @@ class EndpointPool:
     async def _watch(self, pooled: PooledEndpoint) -> None:
         while True:
             pooled.poll_now.clear()
-            await self._look(pooled)
+            await self._poll(pooled)
             try:
                 async with asyncio.timeout(self._times.poll_s):
                     await pooled.poll_now.wait()
             except TimeoutError:
                 continue
 
-    async def _look(self, pooled: PooledEndpoint) -> None:
+    async def _poll(self, pooled: PooledEndpoint) -> None:
         back = pooled.health in (Health.UNKNOWN, Health.DOWN)
         try:
             served = await (self._verify(pooled) if back else self._probe(pooled))
@@ -174,12 +174,12 @@ class EndpointPool:
             pooled.trouble = str(error)
             certain = isinstance(error, EndpointUnfit) or error.certain
             if certain or pooled.failures >= FAILED_PROBES:
-                await self._move(pooled, Health.DOWN)
+                await self._change_health(pooled, Health.DOWN)
             else:
                 pooled.poll_now.set()
             return
         pooled.served, pooled.failures, pooled.trouble = served, 0, ""
-        await self._move(pooled, Health.WELL)
+        await self._change_health(pooled, Health.HEALTHY)
 
     async def _probe(self, pooled: PooledEndpoint) -> ServedModel:
         served = await pooled.endpoint.probe()
@@ -201,17 +201,17 @@ class EndpointPool:
             )
         return served
 
-    async def _move(self, pooled: PooledEndpoint, health: Health) -> None:
+    async def _change_health(self, pooled: PooledEndpoint, health: Health) -> None:
         before = pooled.health
-        await self._set(pooled, health)
+        await self._set_health(pooled, health)
         if health is Health.DOWN and before is not Health.DOWN:
             self._log.error("endpoint down", count=pooled.number, error=pooled.trouble)
             if self.on_down is not None:
                 self.on_down(pooled)
-        elif health is Health.WELL and before in (Health.UNKNOWN, Health.DOWN):
+        elif health is Health.HEALTHY and before in (Health.UNKNOWN, Health.DOWN):
             self._log.info("endpoint up", count=pooled.number)
 
-    async def _set(self, pooled: PooledEndpoint, health: Health) -> None:
+    async def _set_health(self, pooled: PooledEndpoint, health: Health) -> None:
         pooled.health = health
         async with self._news:
             self._news.notify_all()

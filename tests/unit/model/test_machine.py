@@ -60,9 +60,9 @@ def test_a_measurement_comes_from_real_canvases(bundled: LoadedModel) -> None:
     ticks = itertools.count()
     executor = BatchedExecutor(bundled.model, bundled.limits)
     clock = lambda: float(next(ticks))  # noqa: E731  each look is a second
-    measured = measure(bundled, executor, seconds=1.0, rows=2, clock=clock)
+    measured = measure(bundled, executor, seconds=1.0, sequences=2, clock=clock)
     assert measured.canvases >= 2
-    assert measured.rows == 2
+    assert measured.sequences == 2
     assert measured.first_canvas_ms == 1000.0
     assert 1 <= measured.steps_per_canvas <= bundled.defaults.max_steps
     assert measured.steps_per_second > 0

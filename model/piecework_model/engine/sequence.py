@@ -1,4 +1,4 @@
-"""The state of one row between steps, and what a step makes of it: the same for every executor."""
+"""The state of one sequence between steps, and what a step makes of it: the same for every executor."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _EMBEDDING_TYPES: dict[torch.dtype, trace.EmbeddingType] = {
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What one step decided about one row's canvas, on the host.
+    """What one step decided about one sequence's canvas, on the host.
 
     before, after, argmax: int64 [C]. accepted: bool [C]. fingerprint: float16 [C, 3]. soft: the
-    row's soft embedding [C, H] as bytes.
+    sequence's soft embedding [C, H] as bytes.
     """
 
     before: Ids
@@ -46,8 +46,8 @@ class Decision:
 
 
 @dataclass(slots=True)
-class RowState:
-    """What a row needs for its next step, besides its cache."""
+class SequenceState:
+    """What a sequence needs for its next step, besides its cache."""
 
     request: GenerationRequest
     pending: deque[tuple[int, ...]]  # chunks that are not in the cache yet
@@ -62,7 +62,7 @@ class RowState:
     _drawn: tuple[Moment, StepDraws] | None = None  # for the steps from that moment on
 
     @classmethod
-    def of(cls, request: GenerationRequest, chunk_tokens: int) -> RowState:
+    def of(cls, request: GenerationRequest, chunk_tokens: int) -> SequenceState:
         return cls(request, deque(known_chunks(request, chunk_tokens)), len(request.committed))
 
     @property

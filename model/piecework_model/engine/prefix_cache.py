@@ -20,7 +20,7 @@ from piecework_model.layers.cache import ChunkKV
 Key = bytes
 
 
-def chain(tenant: str, chunks: Sequence[tuple[int, ...]]) -> list[Key]:
+def prefix_keys(tenant: str, chunks: Sequence[tuple[int, ...]]) -> list[Key]:
     """One key a chunk, each over the tenant and everything up to the chunk's end. Digests, not
     text."""
     keys: list[Key] = []
@@ -31,7 +31,7 @@ def chain(tenant: str, chunks: Sequence[tuple[int, ...]]) -> list[Key]:
     return keys
 
 
-class PrefixStore:
+class PrefixCache:
     """At most `budget_bytes` of chunks, which may be changed at any time."""
 
     def __init__(self, budget_bytes: int) -> None:

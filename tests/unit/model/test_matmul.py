@@ -96,7 +96,7 @@ def test_a_product_that_is_wrong_is_refused_with_the_reason() -> None:
 
 
 def test_on_a_cpu_torch_multiplies() -> None:
-    assert products.refusal(CPU, torch.float32) == "no kernels for cpu"
+    assert products.why_rejected(CPU, torch.float32) == "no kernels for cpu"
 
 
 def test_matrices_that_do_not_fit_are_refused() -> None:
