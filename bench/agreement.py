@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import DiffusionGemmaForBlockDiffusion, DynamicCache
 
 from piecework_model.bounds import ModelLimits
-from piecework_model.engine.chunks import known_chunks
 from piecework_model.engine.denoiser import Denoiser
+from piecework_model.engine.scheduler import known_chunks
 from piecework_model.requests import GenerationRequest
 from piecework_model.sampling import sampler
 

@@ -37,7 +37,7 @@ from bench.workload import GAP_STEPS, Checkpoint, Streams, checkpoint, workload
 from piecework_model.checkpoint.loading import LoadedModel
 from piecework_model.engine.batched import BatchedExecutor
 from piecework_model.engine.engine import Engine
-from piecework_model.machine.threads import use_threads
+from piecework_model.machine.probe import use_threads
 from piecework_model.requests import CanvasEvent, FailedEvent
 
 STREAMS: Final = (1, 8, 32)

@@ -130,7 +130,7 @@ def tiled_products(
     torch's rows have the same bits among fewer: where they have, the tiles' time buys nothing.
     """
     figures: dict[str, Any] = {
-        "refusal": products.trial(products.multiply, device.torch, torch.bfloat16)
+        "refusal": products.try_product(products.multiply, device.torch, torch.bfloat16)
     }
     generator = torch.Generator(device.torch).manual_seed(3)
     for rows, inner, outputs in shapes:
@@ -366,7 +366,7 @@ def mixture(
     module: Any = random.model.model.decoder.layers[0].experts
     plain = Moe(module, minimum_rows=invariance_of(random.model).minimum_rows, pack=False)
     fused = moe_backends.fused_moe(module)
-    trial = moe_backends.Trial(
+    trial = moe_backends.MoeTrial(
         module.num_experts,
         text.hidden_size,
         text.top_k_experts,

@@ -3,8 +3,10 @@ capacity."""
 
 from __future__ import annotations
 
+from piecework.base.errors import PieceworkError
 
-class ModelError(Exception):
+
+class ModelError(PieceworkError):
     """Base of everything that this package raises on purpose."""
 
 
@@ -76,3 +78,10 @@ class DeviceError(ModelError):
 
 class BenchmarkError(ModelError):
     """The start-up measurement could not be made: the engine failed on its own fixed prompt."""
+
+
+class NonFiniteError(ModelError):
+    """The model produced NaN or infinity."""
+
+    def __init__(self) -> None:
+        super().__init__("the model produced NaN or infinity")

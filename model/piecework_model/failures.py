@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from piecework_model.errors import NonFiniteError
 from piecework_model.requests import FailureKind
 
 _CPU_OUT_OF_MEMORY = "DefaultCPUAllocator"  # torch has no exception type of its own for the CPU
-
-
-class NonFiniteError(Exception):
-    """The model produced NaN or infinity."""
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -26,9 +23,9 @@ def failure_of(error: Exception) -> tuple[FailureKind, str]:
     if isinstance(error, torch.AcceleratorError):
         raise error
     if isinstance(error, NonFiniteError):
-        return "non_finite", "the model produced NaN or infinity"
+        return "non_finite", str(error)
     if is_out_of_memory(error):
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        return "out_of_memory", "the row does not fit into memory"
+        return "out_of_memory", "the sequence does not fit into memory"
     return "internal", f"the forward pass failed: {type(error).__name__}"

@@ -84,8 +84,7 @@ def measure(
     from piecework_model.errors import ModelError
     from piecework_model.machine.benchmark import measure as run
     from piecework_model.machine.planning import load_planned
-    from piecework_model.machine.probe import engine_profile, probe
-    from piecework_model.machine.threads import use_threads
+    from piecework_model.machine.probe import engine_profile, probe, use_threads
 
     try:
         planned = load_planned(folder, device=device, precision=precision, sequences=max(counts))

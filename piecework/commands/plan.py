@@ -43,13 +43,13 @@ def plan(
 ) -> None:
     """The memory table (precision, context, jobs at once), and what this machine or a card would
     run."""
-    from piecework_model.checkpoint import memory, released
-    from piecework_model.checkpoint.dimensions import read
+    from piecework_model.checkpoint import memory
+    from piecework_model.checkpoint.dimensions import RELEASED_NAME, read, released_blueprint
     from piecework_model.errors import ModelError
 
     folder = common.checkpoint(model) if model else None
     try:
-        blueprint = read(folder) if folder else released.blueprint()
+        blueprint = read(folder) if folder else released_blueprint()
     except ModelError as error:
         common.fail(str(error))
     contexts = sorted({min(c, blueprint.of.max_context) for c in context or DEFAULT_CONTEXTS})
@@ -58,7 +58,7 @@ def plan(
     devices = devices or [_this_machine()]
     table = memory.table(blueprint, devices[0].kind, counts, contexts)
     choices = [_choice(blueprint, device, counts[0], contexts[0]) for device in devices]
-    name = folder.name if folder else released.NAME
+    name = folder.name if folder else RELEASED_NAME
     if json:
         common.print_json(
             {"model": name, "table": [_row(need) for need in table], "devices": choices}

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from piecework_model import files, limits
 from piecework_model.checkpoint import headers
@@ -194,3 +194,35 @@ def _projections(
     yield "o_proj", (hidden, queries)
     yield "q_norm", (layer.head_dim,)
     yield "k_norm", (layer.head_dim,)
+
+
+# --- the released model
+
+RELEASED_NAME: Final = "diffusiongemma-26B-A4B"
+_RELEASED_CONFIG: Final[Mapping[str, Any]] = {
+    "canvas_length": 256,
+    "text_config": {
+        "vocab_size": 262_144,
+        "hidden_size": 2816,
+        "intermediate_size": 2112,
+        "moe_intermediate_size": 704,
+        "num_experts": 128,
+        "top_k_experts": 8,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 256,
+        "global_head_dim": 512,
+        "num_global_key_value_heads": 2,
+        "sliding_window": 1024,
+        "max_position_embeddings": 262_144,
+    },
+}
+"""As published, for plans before its 50 GB are on this disk. The widths of the two MLPs, 2112 and
+704, are those with which the published figures add up to 25.2 billion parameters."""
+
+
+def released_blueprint() -> Blueprint:
+    """The text part of the released model."""
+    of = dimensions(_RELEASED_CONFIG, Path("config.json"))
+    return Blueprint(of, tuple(published_tensors(of)))

@@ -23,13 +23,12 @@ from transformers import DiffusionGemmaForBlockDiffusion
 
 from piecework_model import limits
 from piecework_model.bounds import ModelLimits
-from piecework_model.engine.chunks import prompt_chunks
 from piecework_model.engine.executor import SequenceFailure, SequenceOutcome, SequenceStep
-from piecework_model.engine.prefix_cache import Key, PrefixCache
-from piecework_model.engine.scheduler import SequenceWork
-from piecework_model.engine.sequence import Decision, SequenceState
-from piecework_model.engine.transfer import decisions
-from piecework_model.failures import NonFiniteError, failure_of, is_out_of_memory
+from piecework_model.engine.prefix_cache import Key, PrefixCache, prefix_keys
+from piecework_model.engine.scheduler import SequenceWork, prompt_chunks
+from piecework_model.engine.sequence import Decision, SequenceState, decisions
+from piecework_model.errors import NonFiniteError
+from piecework_model.failures import failure_of, is_out_of_memory
 from piecework_model.layers.backbone import Backbone, Segment
 from piecework_model.layers.cache import ChunkKV, SequenceCache
 from piecework_model.layers.invariance import Invariance, invariance_of

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from piecework_model import bounds, limits
 from piecework_model.checkpoint.loading import LoadedModel
 from piecework_model.engine.batched import BatchedExecutor
-from piecework_model.engine.chunks import known_chunks
 from piecework_model.engine.executor import Executor, SequenceFailure, SequenceStep
-from piecework_model.engine.scheduler import Capacity, Scheduler
+from piecework_model.engine.scheduler import Capacity, Scheduler, known_chunks
 from piecework_model.requests import (
     CanvasEvent,
     DraftEvent,

@@ -16,9 +16,9 @@ from piecework_model.bounds import ModelLimits
 from piecework_model.engine.denoiser import Denoiser
 from piecework_model.engine.executor import SequenceFailure, SequenceOutcome, SequenceStep
 from piecework_model.engine.scheduler import SequenceWork
-from piecework_model.engine.sequence import SequenceState
-from piecework_model.engine.transfer import decisions
-from piecework_model.failures import NonFiniteError, failure_of
+from piecework_model.engine.sequence import SequenceState, decisions
+from piecework_model.errors import NonFiniteError
+from piecework_model.failures import failure_of
 from piecework_model.layout import cache_layout
 from piecework_model.requests import GenerationRequest
 from piecework_model.sampling import philox, sampler

@@ -28,6 +28,22 @@ from dataclasses import dataclass, field
 
 from piecework_model import limits
 from piecework_model.errors import DuplicateRequestError, MemoryOverflowError, QueueFullError
+from piecework_model.requests import GenerationRequest
+
+Ids = tuple[int, ...]
+
+
+def prompt_chunks(prompt_ids: Ids, chunk_tokens: int) -> list[Ids]:
+    """Cut a prompt at multiples of `chunk_tokens`. The last chunk may be shorter."""
+    return [
+        prompt_ids[start : start + chunk_tokens]
+        for start in range(0, len(prompt_ids), chunk_tokens)
+    ]
+
+
+def known_chunks(request: GenerationRequest, chunk_tokens: int) -> list[Ids]:
+    """List what must be in the cache before the request's next denoising step, chunk by chunk."""
+    return [*prompt_chunks(request.prompt_ids, chunk_tokens), *request.committed]
 
 
 @dataclass(frozen=True, slots=True)

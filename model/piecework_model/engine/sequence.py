@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from piecework_model import limits
-from piecework_model.engine.chunks import known_chunks
+from piecework_model.engine.scheduler import known_chunks
+from piecework_model.errors import NonFiniteError
 from piecework_model.requests import GenerationRequest
 from piecework_model.sampling import sampler, trace
 from piecework_model.sampling.philox import Moment, StepDraws, step_draws
+from piecework_model.sampling.sampler import SampleOutput
 
 Ids = npt.NDArray[np.int64]
 
@@ -139,3 +141,57 @@ def _leaf(canvas: int, step: int, decision: Decision, kind: trace.EmbeddingType)
             fingerprint=decision.fingerprint.astype("<f2").tobytes(),
         )
     )
+
+
+def decisions(
+    states: Sequence[SequenceState], output: SampleOutput, soft: Tensor, renoise: Ids
+) -> list[Decision]:
+    """Copy what a step decided to the host: one decision a sequence, in the order of `states`.
+
+    output: over sequences * C positions. soft: [sequences, C, H]. renoise: [sequences, C].
+
+    Raises:
+        NonFiniteError: One of the sequences is not finite. To find out which, ask for each alone.
+    """
+    count, size = renoise.shape
+    device = output.entropy.device
+    entropy = output.entropy.view(count, size)
+    request = [state.request for state in states]
+    bounds = torch.tensor([r.entropy_bound for r in request], dtype=torch.float32, device=device)
+    thresholds = torch.tensor(
+        [r.confidence_threshold for r in request], dtype=torch.float32, device=device
+    )
+    accepted = sampler.accept(entropy, bounds)
+    sampled = output.sampled.view(count, size)
+    after = torch.where(accepted, sampled, torch.from_numpy(renoise).to(device))
+    sure = sampler.confident(entropy, thresholds).tolist()
+    finite = torch.isfinite(entropy).all(-1) & torch.isfinite(
+        soft.flatten(1).sum(-1, dtype=torch.float32)
+    )
+    if not bool(finite.all()):
+        raise NonFiniteError
+    fingerprint = output.fingerprint.view(count, size, 3)
+    host = [
+        part.cpu().contiguous()
+        for part in (after, output.argmax.view(count, size), accepted, fingerprint)
+    ]
+    afters, argmaxes, flags, prints = (part.numpy() for part in host)
+    softs = soft.contiguous().cpu().view(torch.uint8).numpy()  # [sequences, C, H * bytes]
+    return [
+        Decision(
+            before=_current(state),
+            after=afters[index],
+            argmax=argmaxes[index],
+            accepted=flags[index].astype(np.bool_),
+            fingerprint=prints[index],
+            soft=memoryview(softs[index]).cast("B"),
+            confident=sure[index],
+        )
+        for index, state in enumerate(states)
+    ]
+
+
+def _current(state: SequenceState) -> Ids:
+    if state.current is None:
+        raise ValueError("a sequence has no canvas before its first step")
+    return state.current

@@ -7,7 +7,8 @@ changes no bit of a result.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final, Literal, Protocol
@@ -17,7 +18,6 @@ from torch import Tensor, nn
 
 from piecework_model.elementwise import by_rows
 from piecework_model.layers.quantization import Codec, Fields
-from piecework_model.layers.residency import Residency
 from piecework_model.precision import aligned
 
 Matrix = Literal["gate_up_proj", "down_proj"]
@@ -94,6 +94,49 @@ class DeviceBytes(nn.Module):
     def on_device(self, expert: int) -> Tensor:
         """The same row."""
         return self.packed[expert]
+
+
+class Residency:
+    """Maps keys to slots 0..slots-1, at most one key a slot. `population`: how many keys there
+    are."""
+
+    def __init__(self, slots: int, population: int) -> None:
+        if slots < 1:
+            raise ValueError("a cache needs at least one slot")
+        self._free = list(range(slots))
+        self._population = population
+        self._slots: OrderedDict[Hashable, tuple[int, int]] = (
+            OrderedDict()
+        )  # key: (slot, look of its last use)
+        self.hits = self.misses = 0
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def place(self, key: Hashable) -> tuple[int, bool]:
+        """(slot, whether the key was there already). A key that was not has the slot from now
+        on."""
+        now = self.hits + self.misses
+        found = self._slots.pop(key, None)
+        if found is not None:
+            self.hits += 1
+            slot = found[0]
+        else:
+            self.misses += 1
+            slot = self._free.pop() if self._free else self._evict(now)
+        self._slots[key] = slot, now
+        return slot, found is not None
+
+    def forget(self, key: Hashable) -> None:
+        """Frees the slot of a key whose content did not arrive."""
+        slot, _ = self._slots.pop(key)
+        self._free.append(slot)
+
+    def _evict(self, now: int) -> int:
+        oldest = next(iter(self._slots.values()))
+        stale = now - oldest[1] > self._population
+        _, (slot, _) = self._slots.popitem(last=not stale)
+        return slot
 
 
 class ExpertCache:

@@ -35,6 +35,8 @@ from typing import Final, Literal, Protocol
 import torch
 from torch import Tensor
 
+from piecework_model.errors import ModelError
+
 Tensors = tuple[Tensor, ...]
 Piece = Callable[..., Tensors]
 """Tensors to tensors: no host decision, no state, no other input but weights that stay where they
@@ -78,7 +80,7 @@ class Recorder(Protocol):
         """
 
 
-class RecordingRefusedError(Exception):
+class RecordingRefusedError(ModelError):
     """A piece cannot be recorded; it has to be called."""
 
 

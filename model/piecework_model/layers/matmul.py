@@ -24,6 +24,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from piecework_model import backend_trial
+from piecework_model.backend_trial import RESULT
+
 TILE_ROWS: Final = 64
 TILE_COLUMNS: Final = 128
 TILE_INNER: Final = 64
@@ -88,27 +91,30 @@ def why_rejected(device: torch.device, dtype: torch.dtype) -> str:
         import triton  # noqa: F401  only whether it is there
     except ImportError as error:
         return f"no Triton: {error}"
-    return trial(multiply, device, dtype)
+    return try_product(multiply, device, dtype)
 
 
-def trial(tried: Multiply, device: torch.device, dtype: torch.dtype) -> str:
-    """What is wrong with a product, or empty. Fixed random matrices, both ways that weights lie in
-    memory."""
+def try_product(tried: Multiply, device: torch.device, dtype: torch.dtype) -> str:
+    """Say what is wrong with a product, or return an empty string.
+
+    Fixed random matrices are multiplied. Weights are tried in both of the layouts that they have
+    in memory.
+    """
     rows, width, outputs = _TRIED_SHAPE
     generator = torch.Generator().manual_seed(_SEED)
     states = torch.randn((rows, width), generator=generator).to(device, dtype)
     straight = torch.randn((outputs, width), generator=generator).to(device, dtype)
-    for weight in (straight, straight.t().contiguous().t()):
-        try:
-            whole = tried(states, weight)
-            parts = {count: tried(states[:count], weight) for count in _TRIED_ROWS}
-        except (RuntimeError, ValueError, NotImplementedError) as error:
-            return f"it does not run: {str(error).splitlines()[0]}"
-        expected = states.float() @ weight.float().t()
-        error_share = float((whole.float() - expected).abs().max() / expected.abs().max())
-        if not error_share <= _TOLERANCE:
-            return f"its results differ by {error_share:.2%} of the largest"
-        for count, part in parts.items():
-            if not torch.equal(part, whole[:count]):
-                return f"a row has other bits among {count} rows than among {rows}"
-    return ""
+    reasons = (
+        _try_weight(tried, states, weight) for weight in (straight, straight.t().contiguous().t())
+    )
+    return next(filter(None, reasons), "")
+
+
+def _try_weight(tried: Multiply, states: Tensor, weight: Tensor) -> str:
+    return backend_trial.why_rejected(
+        lambda rows: {RESULT: tried(states[rows], weight)},
+        lambda: {RESULT: states.float() @ weight.float().t()},
+        rows=len(states),
+        batches={count: count for count in _TRIED_ROWS},
+        compare=backend_trial.within(_TOLERANCE),
+    )

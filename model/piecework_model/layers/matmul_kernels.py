@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from piecework_model.sampling.sampler_kernels import rounded
+from piecework_model.triton_math import rounded
 
 
 @triton.jit(do_not_specialize=["count"])

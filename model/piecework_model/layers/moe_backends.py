@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import Tensor
 
+from piecework_model import backend_trial
+from piecework_model.backend_trial import RESULT
 from piecework_model.layers.experts import QuantizedExperts
 from piecework_model.layers.packed_kernels import Fp8ScaledMm
 from piecework_model.layers.quantization import Fp8
@@ -46,7 +48,7 @@ class MoeBackend:
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class MoeTrial:
     """Of what size a mixture is tried. tolerance: largest error as a share of the largest
     output."""
 
@@ -71,7 +73,9 @@ def moe_for(
         fused = fused_moe(experts)
     except (ImportError, ValueError) as error:
         return MoeBackend("plain", plain, str(error))
-    tried = Trial(experts.num_experts, fused.hidden_size, top_k, device, dtype, tolerance(experts))
+    tried = MoeTrial(
+        experts.num_experts, fused.hidden_size, top_k, device, dtype, tolerance(experts)
+    )
     reason = why_rejected(fused, plain, tried)
     return MoeBackend("plain", plain, reason) if reason else MoeBackend("fused", fused, "")
 
@@ -97,39 +101,20 @@ def fused_moe(experts: Any) -> FusedMoe:
     return FusedMoe(*matrices)
 
 
-def why_rejected(fused: MoeFn, plain: MoeFn, trial: Trial) -> str:
-    """Why `fused` may not take the place of `plain`, or empty. Tried on fixed random states of a
-    layer."""
-    device = trial.device
+def why_rejected(fused: MoeFn, plain: MoeFn, trial: MoeTrial) -> str:
+    """Say why `fused` may not take the place of `plain`, or return an empty string."""
     generator = torch.Generator().manual_seed(_SEED)
-    hidden = torch.randn((_ALL_TOKENS, trial.hidden_size), generator=generator).to(
-        device, trial.dtype
-    )
+    hidden = torch.randn((_ALL_TOKENS, trial.hidden_size), generator=generator)
+    hidden = hidden.to(trial.device, trial.dtype)
     scores = torch.rand((_ALL_TOKENS, trial.experts), generator=generator)
-    weights, chosen = (part.to(device) for part in scores.topk(trial.top_k, dim=-1))
-    try:
-        whole = fused(hidden, chosen, weights)
-        parts = {
-            count: torch.cat(
-                [
-                    fused(hidden[i : i + count], chosen[i : i + count], weights[i : i + count])
-                    for i in range(0, count * 2, count)
-                ]
-            )
-            for count in _TRIED_TOKENS
-        }
-    except (RuntimeError, ValueError, NotImplementedError) as error:
-        return f"it does not run: {str(error).splitlines()[0]}"
-    expected = plain(hidden, chosen, weights)
-    error_share = float(
-        (whole.float() - expected.float()).abs().max() / expected.float().abs().max()
+    weights, chosen = (part.to(trial.device) for part in scores.topk(trial.top_k, dim=-1))
+    return backend_trial.why_rejected(
+        lambda rows: {RESULT: fused(hidden[rows], chosen[rows], weights[rows])},
+        lambda: {RESULT: plain(hidden, chosen, weights)},
+        rows=_ALL_TOKENS,
+        batches={count: 2 * count for count in _TRIED_TOKENS},
+        compare=backend_trial.within(trial.tolerance),
     )
-    if not error_share <= trial.tolerance:
-        return f"its results differ by {error_share:.2%} of the largest"
-    for count, made in parts.items():
-        if not torch.equal(made, whole[: len(made)]):
-            return f"a token has other bits among {count} tokens than among {_ALL_TOKENS}"
-    return ""
 
 
 def tolerance(experts: Any) -> float:

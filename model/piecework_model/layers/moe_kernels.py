@@ -14,7 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from piecework_model.sampling.sampler_kernels import rounded, tanh
+from piecework_model.triton_math import rounded, tanh
 
 _GELU_SCALE = tl.constexpr(0.7978845608028654)  # sqrt(2 / pi)
 _GELU_CUBE = tl.constexpr(0.044715)

@@ -28,7 +28,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812  torch's own spelling
 from torch import Tensor
 
-from piecework_model import precision
+from piecework_model import backend_trial, precision
+from piecework_model.backend_trial import RESULT
 from piecework_model.layers.quantization import FP8_MAX, Codec, Fields, FieldSpec, Fp8, Int4, Recipe
 
 FP8_CAPABILITY: Final = (8, 9)
@@ -189,18 +190,17 @@ def best_codec(
         return plain
     kernel: Kernel = Fp8ScaledMm() if quantization == "fp8" else Int4Tiles(group, "cuda")
     needed = FP8_CAPABILITY if quantization == "fp8" else INT4_CAPABILITY
-    usable = (
-        torch.cuda.get_device_capability(device) >= needed
-        and why_rejected(kernel, device, shapes) is None
+    usable = torch.cuda.get_device_capability(device) >= needed and not why_rejected(
+        kernel, device, shapes
     )
     return kernel if usable else plain
 
 
-def why_rejected(
-    kernel: Kernel, device: torch.device, shapes: Iterable[tuple[int, int]]
-) -> str | None:
-    """Why a kernel may not be used on this device, or None. Tried on a fixed random matrix of each
-    shape."""
+def why_rejected(kernel: Kernel, device: torch.device, shapes: Iterable[tuple[int, int]]) -> str:
+    """Say why a kernel may not be used on this device, or return an empty string.
+
+    shapes: (outputs, inputs) of the matrices. A fixed random matrix of each is tried.
+    """
     generator = torch.Generator().manual_seed(0)
     every = MOST_ROWS if device.type == "cuda" else _CANVAS_ROWS
     for outputs, inputs in sorted(set(shapes)):
@@ -208,24 +208,23 @@ def why_rejected(
         rows = torch.randn((every, inputs), generator=generator).to(device, torch.bfloat16)
         try:
             packed = kernel.pack(weight)
-            whole = kernel.matmul(rows, packed)
-            split = {
-                count: _in_batches(kernel, packed, rows[: max(_CANVAS_ROWS, 2 * count)], count)
-                for count in _TRIED_ROWS
-                if count < every
-            }
-        except (RuntimeError, NotImplementedError) as error:
-            return f"it does not run: {str(error).splitlines()[0]}"
-        expected = kernel.oracle.matmul(rows, kernel.oracle.pack(weight)).to(torch.float32)
-        error_share = float((whole.to(torch.float32) - expected).abs().max() / expected.abs().max())
-        if not error_share <= kernel.tolerance:
-            return (
-                f"its results differ from the plain product's by {error_share:.2%} of the largest"
-            )
-        for count, product in split.items():
-            if not torch.equal(product, whole[: len(product)]):
-                return f"a row has other bits among {count} rows than among {len(rows)}"
-    return None
+        except (RuntimeError, ValueError, NotImplementedError) as error:
+            return f"it cannot pack a matrix: {backend_trial.first_line(error)}"
+        if reason := _why_rejected(kernel, rows, weight, packed):
+            return reason
+    return ""
+
+
+def _why_rejected(kernel: Kernel, rows: Tensor, weight: Tensor, packed: Fields) -> str:
+    """Try one matrix."""
+    oracle, every = kernel.oracle, len(rows)
+    return backend_trial.why_rejected(
+        lambda some: {RESULT: kernel.matmul(rows[some], packed)},
+        lambda: {RESULT: oracle.matmul(rows, oracle.pack(weight))},
+        rows=every,
+        batches={n: max(_CANVAS_ROWS, 2 * n) for n in _TRIED_ROWS if n < every},
+        compare=backend_trial.within(kernel.tolerance),
+    )
 
 
 def _in_batches(kernel: Kernel, packed: Fields, rows: Tensor, count: int) -> Tensor:

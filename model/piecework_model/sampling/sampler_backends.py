@@ -15,6 +15,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from piecework_model import backend_trial
 from piecework_model.sampling import sampler
 from piecework_model.sampling.sampler import SampleOutput
 
@@ -59,35 +60,36 @@ def sampler_for(device: torch.device, dtype: torch.dtype, vocab_size: int) -> Sa
 def why_rejected(
     sample: SampleFn, device: torch.device, dtype: torch.dtype, vocab_size: int
 ) -> str:
-    """Why a sample may not take the place of the pure one, or empty."""
+    """Say why a sampler may not take the place of the pure one, or return an empty string."""
     generator = torch.Generator().manual_seed(_SEED)
     raw = _SPREAD * torch.randn((_TRIED_POSITIONS, vocab_size), generator=generator)
     raw = raw.to(device, dtype)
     temperatures = torch.linspace(0.4, 0.8, _TRIED_POSITIONS).to(device)
     uniforms = torch.rand(_TRIED_POSITIONS, generator=generator, dtype=torch.float64).to(device)
-    expected = sampler.sample(raw, temperatures, _CAP, uniforms)
-    try:
-        whole = sample(raw.clone(), temperatures, _CAP, uniforms)
-        alone = [
-            sample(
-                raw[i : i + 1].clone(),
-                temperatures[i : i + 1].clone(),
-                _CAP,
-                uniforms[i : i + 1].clone(),
-            )
-            for i in range(_TRIED_POSITIONS)
-        ]
-    except (RuntimeError, ValueError, NotImplementedError) as error:
-        return f"it does not run: {str(error).splitlines()[0]}"
+
+    def run(rows: slice) -> backend_trial.Outputs:
+        copies = [part[rows].clone() for part in (raw, temperatures, uniforms)]
+        return _named(sample(copies[0], copies[1], _CAP, copies[2]))
+
+    return backend_trial.why_rejected(
+        run,
+        lambda: _named(sampler.sample(raw, temperatures, _CAP, uniforms)),
+        rows=_TRIED_POSITIONS,
+        batches={1: _TRIED_POSITIONS},
+        compare=_compare,
+    )
+
+
+def _compare(actual: backend_trial.Outputs, expected: backend_trial.Outputs) -> str:
     for name in ("argmax", "sampled"):
-        if not torch.equal(getattr(whole, name), getattr(expected, name)):
+        if not torch.equal(actual[name], expected[name]):
             return f"its {name} is another"
     for name in ("entropy", "log_probability", "gap"):
-        difference = float((getattr(whole, name) - getattr(expected, name)).abs().max())
+        difference = float((actual[name] - expected[name]).abs().max())
         if not difference <= _TOLERANCE_NATS:
             return f"its {name} differs by {difference}"
-    for name in SampleOutput.__dataclass_fields__:
-        joined = torch.cat([getattr(one, name) for one in alone])
-        if not torch.equal(joined, getattr(whole, name)):
-            return f"{name} of a position depends on its neighbours"
     return ""
+
+
+def _named(output: SampleOutput) -> backend_trial.Outputs:
+    return {name: getattr(output, name) for name in SampleOutput.__dataclass_fields__}

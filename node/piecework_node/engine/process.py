@@ -228,7 +228,7 @@ def load(chosen: argparse.Namespace, reports: Reports) -> PlannedModel | None:
     """Load the model as it fits; what the operator can mend is reported instead of raised."""
     from piecework_model.errors import ModelError
     from piecework_model.machine.planning import load_planned
-    from piecework_model.machine.threads import use_threads
+    from piecework_model.machine.probe import use_threads
 
     try:
         path = Path(chosen.model) if chosen.model else None

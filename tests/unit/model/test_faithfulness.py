@@ -22,11 +22,10 @@ from bench.checkpoints import mid_config
 from piecework_model.bounds import ModelLimits
 from piecework_model.checkpoint.loading import LoadedModel
 from piecework_model.engine.batched import BatchedExecutor
-from piecework_model.engine.chunks import prompt_chunks
 from piecework_model.engine.denoiser import Denoiser
 from piecework_model.engine.executor import Executor, SequenceStep
 from piecework_model.engine.reference import ReferenceExecutor
-from piecework_model.engine.scheduler import SequenceWork
+from piecework_model.engine.scheduler import SequenceWork, prompt_chunks
 from piecework_model.requests import GenerationRequest
 from piecework_model.sampling import philox, sampler
 from piecework_model.sampling.philox import Moment

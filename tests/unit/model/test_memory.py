@@ -16,8 +16,14 @@ from hypothesis import strategies as st
 from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
 
 from piecework_model import precision
-from piecework_model.checkpoint import memory, released
-from piecework_model.checkpoint.dimensions import Blueprint, dimensions, published_tensors, read
+from piecework_model.checkpoint import memory
+from piecework_model.checkpoint.dimensions import (
+    Blueprint,
+    dimensions,
+    published_tensors,
+    read,
+    released_blueprint,
+)
 from piecework_model.checkpoint.loading import LoadedModel, load
 from piecework_model.checkpoint.manifest import bundled_checkpoint_path
 from piecework_model.checkpoint.memory import GIB, Device, Need
@@ -30,7 +36,7 @@ from tests.support.allocations import allocations
 from tests.support.model_runs import make_request, run
 from tests.support.small_models import small_config
 
-RELEASED = released.blueprint()
+RELEASED = released_blueprint()
 
 
 def card(gib: float, host_gib: float = 64) -> Device:

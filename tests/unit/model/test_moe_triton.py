@@ -168,7 +168,7 @@ def test_on_a_cpu_the_plain_moe_runs() -> None:
 def test_the_fused_moe_is_admitted_where_it_agrees() -> None:
     """Also beside experts that round their activations, which it does not."""
     module = packed(6, Fp8ScaledMm())
-    trial = moe_backends.Trial(
+    trial = moe_backends.MoeTrial(
         6, HIDDEN, 2, DEVICE, torch.bfloat16, tolerance=moe_backends.tolerance(module)
     )
     assert moe_backends.why_rejected(moe_backends.fused_moe(module), plain(module), trial) == ""
@@ -177,7 +177,7 @@ def test_the_fused_moe_is_admitted_where_it_agrees() -> None:
 def test_a_moe_that_is_wrong_is_refused_with_the_reason() -> None:
     module = published(3, torch.float32)
     kept = plain(module)
-    trial = moe_backends.Trial(3, HIDDEN, 2, DEVICE, torch.float32)
+    trial = moe_backends.MoeTrial(3, HIDDEN, 2, DEVICE, torch.float32)
 
     def unshared(hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         return kept(hidden, chosen, torch.ones_like(weights))
@@ -191,7 +191,7 @@ def test_a_moe_that_is_wrong_is_refused_with_the_reason() -> None:
     assert "of the largest" in moe_backends.why_rejected(unshared, kept, trial)
     assert (
         moe_backends.why_rejected(of_the_batch, kept, trial)
-        == "a token has other bits among 1 tokens than among 320"
+        == "its result has other bits in a batch of 1 than in one of 320"
     )
     assert (
         moe_backends.why_rejected(broken, kept, trial)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from piecework_model.checkpoint.dimensions import released_blueprint
 from piecework_model.checkpoint.manifest import bundled_checkpoint_path
 from piecework_model.checkpoint.memory import GIB
-from piecework_model.checkpoint.released import blueprint
 from piecework_model.errors import CheckpointError, DeviceError
 from piecework_model.machine import planning
 from piecework_model.machine.planning import DEFAULT_CONTEXT_TOKENS, device_of, load_planned, plan
@@ -51,5 +51,5 @@ def test_a_gpu_has_its_own_memory_and_the_hosts_behind_it() -> None:
 
 
 def test_the_default_context_is_that_of_a_long_chat() -> None:
-    assert planning.planned_context(blueprint(), 0) == DEFAULT_CONTEXT_TOKENS
-    assert planning.planned_context(blueprint(), 10**6) == 262_144
+    assert planning.planned_context(released_blueprint(), 0) == DEFAULT_CONTEXT_TOKENS
+    assert planning.planned_context(released_blueprint(), 10**6) == 262_144
