@@ -1,7 +1,7 @@
 """Functions that several Triton kernels use: the hyperbolic tangent, and rounding to a type.
 
-Both exist because Triton's interpreter lacks or mistakes the operation. The kernels have the same
-bits on a GPU and in the interpreter.
+Triton's interpreter has no hyperbolic tangent and truncates on conversion to bfloat16. These
+functions give it the results of a GPU.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"

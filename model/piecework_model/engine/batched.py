@@ -1,11 +1,14 @@
-"""The fast executor: all sequences of a step in as few passes as fit, each sequence with the result that it
-has alone.
+"""The fast executor: all sequences of a step in as few passes as fit.
 
-What makes a sequence independent of its neighbours, bit for bit: its prompt is cut where the request
-says (engine/chunks.py); projections see every token as one sequence of a matrix, and only products whose
-sequences do not depend on how many there are are used (layers/invariance.py); attention, sampling and
-acceptance run within the sequence. Where the machine's products do depend on their number of sequences, every
-sequence runs alone and its prefill apart from its denoising: slower, and the same promise.
+A sequence has the same result, bit for bit, alone and among others:
+
+- Its prompt is cut where the request says (`prompt_chunks` in engine/scheduler.py).
+- A projection sees every token as one row of a matrix. Only products are used in which a row does
+  not depend on the number of rows (layers/invariance.py).
+- Attention, sampling and acceptance run within the sequence.
+
+On a machine whose products do depend on the number of rows, every sequence runs alone, and its
+prefill is a pass of its own. That is slower and has the same results.
 """
 
 from __future__ import annotations
@@ -56,7 +59,7 @@ class _OpenSequence:
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """What one sequence does in a pass."""
+    """The work of one sequence in a pass."""
 
     request_id: str
     sequence: _OpenSequence
@@ -69,7 +72,7 @@ class _Task:
 
 
 class BatchedExecutor:
-    """Rows of one model on one device."""
+    """Sequences of one model on one device."""
 
     def __init__(
         self,
@@ -78,7 +81,7 @@ class BatchedExecutor:
         *,
         invariance: Invariance | None = None,
     ) -> None:
-        """invariance: measured on the model's weights if not given."""
+        """Take the model's weights. `invariance` is measured on them if not given."""
         decoder: Any = model.model.decoder
         self._limits = limits_
         self._device: torch.device = model.device
@@ -111,14 +114,16 @@ class BatchedExecutor:
 
     @property
     def chunk_tokens(self) -> int:
-        """As of the model."""
+        """As in `ModelLimits`."""
         return self._limits.chunk_tokens
 
     @property
     def kernels(self) -> str:
-        """What decides last bits beside torch: which sampler, mixture and products run. For the
-        engine profile, which is bounded, so in few characters: pure.plain.torch, or
-        fused.fused.tiled."""
+        """What decides last bits besides torch: which sampler, experts and products run.
+
+        It goes into the engine profile, whose length is bounded, so it is short: "pure.plain.torch"
+        or "fused.fused.tiled".
+        """
         return f"{self._sampler.name}.{self._backbone.moe_name}.{self._products}"
 
     @property
@@ -127,25 +132,28 @@ class BatchedExecutor:
         return self._prefix_cache.hits
 
     def footprint(self, request: GenerationRequest) -> int:
-        """Bytes of the sequence's KV cache."""
+        """Count the bytes of the sequence's KV cache."""
         return self._layout.sequence_bytes(
             self._limits.sequence_tokens(request), self._dtype.itemsize
         )
 
     def max_context(self, memory_bytes: int) -> int:
-        """Tokens of the largest sequence that so much memory for KV caches has room for, within the
-        model's context."""
+        """Find the longest sequence, within the model's context, whose KV cache fits this much
+        memory.
+        """
         return self._layout.longest_sequence(
             memory_bytes, self._dtype.itemsize, self._limits.max_context
         )
 
     def set_free_memory(self, free_bytes: int) -> None:
-        """Prompt beginnings are kept in what the sequences leave free, within a limit of their own."""
+        """Keep prefixes in the memory that no sequence holds, up to PREFIX_CACHE_BYTES."""
         self._prefix_cache.resize(min(free_bytes, limits.PREFIX_CACHE_BYTES))
 
     def open(self, request: GenerationRequest) -> int:
-        """Takes a sequence in, and finds what is known of its prompt's beginning. Its first pass
-        allocates its cache, so that memory that is not there is a failure of that sequence."""
+        """Take a sequence in, and find which of its first chunks are cached.
+
+        The first pass allocates its KV cache. A lack of memory then is a failure of this sequence.
+        """
         state = SequenceState.of(request, self.chunk_tokens)
         keys: list[Key] = []
         # A sequence that may not start yet would hold on to copies that the store has dropped.
@@ -158,16 +166,16 @@ class BatchedExecutor:
         return len(known)
 
     def close(self, request_id: str) -> None:
-        """Forgets a sequence with its cache."""
+        """Forget a sequence and its cache."""
         self._sequences.pop(request_id, None)
 
     def commit(self, request_id: str, canvas: tuple[int, ...]) -> None:
-        """Queues the canvas for prefill and clears the canvas state."""
+        """Queue the canvas for prefill and clear the canvas state."""
         self._sequences[request_id].state.commit(canvas)
 
     @torch.inference_mode()
     def step(self, work: Sequence[SequenceWork]) -> list[SequenceOutcome]:
-        """All sequences' work, in passes of bounded size."""
+        """Do the work of all sequences, in passes of bounded size."""
         tasks = [
             _Task(item.request_id, self._sequences[item.request_id], item.chunks, item.denoise)
             for item in work
@@ -180,8 +188,9 @@ class BatchedExecutor:
         return outcomes
 
     def _adapt(self) -> None:
-        """Passes half as large as the one that ran out of memory, and larger again after many that
-        did not."""
+        """Halve the passes after one ran out of memory. Double them after CALM_STEPS that did
+        not.
+        """
         if self._too_large:
             self._pass_tokens = max(self._limits.canvas_size, self._too_large // 2)
             self._calm_steps = 0
@@ -192,7 +201,7 @@ class BatchedExecutor:
                 self._calm_steps = 0
 
     def _batches(self, tasks: Sequence[_Task]) -> list[list[_Task]]:
-        """Tasks that share a pass."""
+        """Group the tasks into passes."""
         if self._invariance.isolated:
             apart = [self._apart(task) for task in tasks]
             return [[part] for parts in apart for part in parts]
@@ -208,12 +217,12 @@ class BatchedExecutor:
         return batches
 
     def _tokens(self, task: _Task) -> int:
-        """What a task adds to a pass."""
+        """Count the tokens that a task adds to a pass."""
         return task.causal_tokens + self._limits.canvas_size * task.denoise
 
     @staticmethod
     def _apart(task: _Task) -> list[_Task]:
-        """A task as passes of one segment each, whose shapes the request alone decides."""
+        """Split a task into passes of one segment each, whose shapes the request alone decides."""
         chunks = [
             _Task(task.request_id, task.sequence, 1, denoise=False) for _ in range(task.chunks)
         ]
@@ -224,8 +233,11 @@ class BatchedExecutor:
         )
 
     def _guarded(self, batch: Sequence[_Task]) -> list[SequenceOutcome]:
-        """A pass; when it fails, the sequences in smaller passes, so that only a sequence that fails alone is
-        ended. A pass changes no sequence before its last operation, so it can be repeated."""
+        """Run a pass. If it fails, run its sequences in smaller passes.
+
+        So only a sequence that fails alone is ended. A pass changes no sequence before its last
+        operation, so it can be repeated.
+        """
         batch = [task for task in batch if task.request_id in self._sequences]
         if not batch:
             return []
@@ -246,13 +258,15 @@ class BatchedExecutor:
         return [*self._guarded(batch[:half]), *self._guarded(batch[half:])]
 
     def _release(self) -> None:
-        """What only saves work makes room before anything is repeated: recordings, masks, kept
-        prompts. The next `set_free_memory` says again how much may be kept."""
+        """Free what only saves work: recordings, masks and cached prefixes.
+
+        The next `set_free_memory` says again how much may be kept.
+        """
         self._backbone.release()
         self._prefix_cache.resize(0)
 
     def _pass(self, tasks: Sequence[_Task]) -> list[SequenceOutcome]:
-        """One pass: chunks are committed to the caches, canvases make one step."""
+        """Run one pass: commit chunks to the caches, denoise canvases by one step."""
         denoising = [task for task in tasks if task.denoise]
         for task in denoising:
             state = task.sequence.state
@@ -280,7 +294,7 @@ class BatchedExecutor:
         ]
 
     def _states(self, tasks: Sequence[_Task], denoising: Sequence[_Task]) -> Tensor:
-        """Final states [sequences * C, H] of the denoised canvases."""
+        """Compute the final states [sequences * C, H] of the denoised canvases."""
         size, device = self._limits.canvas_size, self._device
         segments: list[Segment] = []
         hidden: list[Tensor] = []
@@ -312,7 +326,9 @@ class BatchedExecutor:
         return self._backbone.run(torch.cat(hidden), segments, canvas_tokens)
 
     def _cache(self, sequence: _OpenSequence) -> SequenceCache:
-        """The sequence's cache, made and given what is known at its first pass."""
+        """Return the sequence's cache. The first pass allocates it and copies the known chunks into
+        it.
+        """
         if sequence.opened is None:
             tokens = self._limits.sequence_tokens(sequence.state.request)
             cache = SequenceCache(self._layout, tokens, self._device, self._dtype)
@@ -327,7 +343,7 @@ class BatchedExecutor:
     def _tiles(
         self, denoising: Sequence[_Task], states: Tensor
     ) -> list[tuple[Sequence[_Task], Tensor]]:
-        """Rows whose logits exist at the same time, with their states."""
+        """Group sequences whose logits exist at the same time, with their states."""
         size, sequences = self._limits.canvas_size, self._tile_sequences
         return [
             (
@@ -340,7 +356,10 @@ class BatchedExecutor:
     def _decide(
         self, tasks: Sequence[_Task], states: Tensor
     ) -> list[tuple[_Task, Decision, Tensor]]:
-        """Logits to decisions, for the sequences of a tile. Raises NonFiniteError."""
+        """Sample from the states of a tile of sequences and decide their canvases.
+
+        Raises NonFiniteError.
+        """
         size, vocab_size, device = self._limits.canvas_size, self._limits.vocab_size, self._device
         sequences = [task.sequence.state for task in tasks]
         uniforms, renoise = zip(
@@ -360,12 +379,16 @@ class BatchedExecutor:
         return [(task, made[index], soft[index]) for index, task in enumerate(tasks)]
 
     def _soften(self, probabilities: Tensor) -> Tensor:
-        """Soft embeddings [P, H] that condition the next step, of probabilities [P, V]."""
+        """Compute the soft embeddings [P, H] that condition the next step, from probabilities [P,
+        V].
+        """
         return self._soft_product(probabilities) * self._scale
 
     def _leaf(self, compute: Callable[[], bytes], decision: Decision) -> bytes | Future[bytes]:
-        """A trace leaf: at once, or beside the next step when it takes long. Few wait at a time,
-        for each holds a copy of its soft embedding."""
+        """Compute a trace leaf: at once, or beside the next step if it takes long.
+
+        Few leaves wait at a time, because each holds a copy of its soft embedding.
+        """
         if decision.soft.nbytes < limits.HASH_ASIDE_BYTES:
             return compute()
         while len(self._hashing) >= limits.HASH_PENDING:
@@ -375,8 +398,10 @@ class BatchedExecutor:
         return future
 
     def _copies(self, task: _Task) -> list[tuple[list[Key], ChunkKV]]:
-        """Copies of what a pass has written, for the tenant's next prompt. Memory that is not there
-        for them is no failure, and what is not finite is not kept."""
+        """Copy what a pass has written, for the tenant's next prompt.
+
+        A lack of memory for the copies is not a failure. What is not finite is not kept.
+        """
         sequence, offset = task.sequence, 0
         made: list[tuple[list[Key], ChunkKV]] = []
         for index in range(task.chunks):

@@ -1,9 +1,10 @@
-"""The engine: requests in, events out, one step of every sequence that may go on a call.
+"""The engine: requests in, events out. A call of `step` is one step of every runnable sequence.
 
-What runs when is `engine/scheduler.py`, what it computes `engine/executor.py`; here a sequence's steps
-become drafts, canvases and text, and what is charged is counted. No tensors. The engine is not
-thread-safe: one owner calls `step` in a loop, which computes until the step is done, and the other
-methods between steps.
+`engine/scheduler.py` decides what runs. `engine/executor.py` computes it. This module turns steps
+into drafts, canvases and text, and counts what is charged. It handles no tensors.
+
+The engine is not thread-safe. One owner calls `step` in a loop and the other methods between steps.
+`step` returns when the step is computed.
 """
 
 from __future__ import annotations
@@ -36,8 +37,7 @@ class _Job:
 
 
 class Engine:
-    """Denoises the sequences of one loaded model. See the module's docstring for who may call what
-    when."""
+    """The sequences of one loaded model. The module's docstring says who may call it when."""
 
     def __init__(
         self,
@@ -48,7 +48,9 @@ class Engine:
         memory_bytes: int = limits.DEFAULT_CACHE_BYTES,
         executor: Executor | None = None,
     ) -> None:
-        """memory_bytes: for the KV caches of all sequences; what they leave free keeps prompts
+        """Start without requests.
+
+        memory_bytes: for the KV caches of all sequences. What they leave free keeps prefixes
         (engine/prefix_cache.py).
         """
         self._loaded = loaded
@@ -67,12 +69,12 @@ class Engine:
 
     @property
     def sequences(self) -> int:
-        """How many requests hold a sequence, paused ones included."""
+        """How many requests run as a sequence, paused ones included."""
         return self._scheduler.sequences
 
     @property
     def queued(self) -> int:
-        """How many requests wait for a sequence."""
+        """How many requests wait."""
         return self._scheduler.queued
 
     @property
@@ -81,11 +83,12 @@ class Engine:
         return self._scheduler.runnable
 
     def submit(self, request: GenerationRequest) -> None:
-        """Takes a request in. Nothing is computed before the next `step`.
+        """Take a request in. Nothing is computed before the next `step`.
 
-        Raises InvalidRequestError, ContextOverflowError or MemoryOverflowError when it can never
-        run, DuplicateRequestError when its id is here already, QueueFullError when it might fit
-        later.
+        Raises:
+            InvalidRequestError, ContextOverflowError, MemoryOverflowError: It can never run.
+            DuplicateRequestError: A request of this id is here already.
+            QueueFullError: It may fit later.
         """
         bounds.check(request, self._loaded.limits, self._loaded.eos_ids)
         chunks = known_chunks(request, self._executor.chunk_tokens)
@@ -105,23 +108,23 @@ class Engine:
         self._admit()
 
     def allow(self, request_id: str, canvas_limit: int) -> None:
-        """Lets a sequence go on up to, and not including, the canvas of index `canvas_limit`. A limit
-        never goes down.
+        """Let a sequence go on up to, not including, the canvas of index `canvas_limit`.
 
-        A request that is not here any more is ignored: its last event and this call may cross.
+        A limit never goes down. A request that is no longer here is ignored, because its last event
+        and this call may cross.
         """
         self._scheduler.allow(request_id, canvas_limit)
 
     def cancel(self, request_id: str) -> None:
-        """Drops a request with its memory; no further event of it comes. One that is not here is
-        ignored."""
+        """Drop a request and its memory. No further event of it comes. An unknown request is
+        ignored.
+        """
         if self._jobs.pop(request_id, None) is not None:
             self._end(request_id)
         self._admit()
 
     def step(self) -> list[Event]:
-        """One step of every sequence that may go on. Returns at once with no events when there is
-        none."""
+        """Run one step of every runnable sequence. Returns no events at once if there is none."""
         self._admit()
         work = self._scheduler.plan()
         outcomes = self._executor.step(work) if work else []
@@ -150,12 +153,12 @@ class Engine:
             self._scheduler.prefilled(request_id, known)
 
     def _end(self, request_id: str) -> None:
-        """Frees whatever the scheduler and the executor hold of a request."""
+        """Free what the scheduler and the executor hold of a request."""
         if self._scheduler.drop(request_id):
             self._executor.close(request_id)
 
     def _advance(self, job: _Job, step: SequenceStep) -> list[Event]:
-        """Books one step of a sequence: a draft, a committed canvas, or nothing to tell."""
+        """Record one step of a sequence. It gives a draft, a committed canvas, or no event."""
         request = job.request
         if step.finished:
             return [self._commit(job, step)]
@@ -168,7 +171,7 @@ class Engine:
         return []
 
     def _commit(self, job: _Job, step: SequenceStep) -> CanvasEvent:
-        """Commits a finished canvas and ends or continues the sequence."""
+        """Commit a finished canvas, and end or continue the sequence."""
         request_id, canvas = job.request.request_id, step.argmax
         length, ended = bounds.charged_length(canvas, self._loaded.eos_ids, job.remaining_tokens)
         job.remaining_tokens -= length

@@ -1,7 +1,8 @@
-"""Between bookkeeping and tensors: what the engine needs done to its sequences.
+"""Between bookkeeping and tensors: what the engine asks an executor to do.
 
-`Executor` is the seam. `engine/reference.py` has the readable one, every sequence alone through
-transformers' own modules; `engine/batched.py` the fast one, which a test holds equal to it.
+`Executor` has two implementations. `engine/reference.py` is readable: every sequence runs alone
+through transformers' own modules. `engine/batched.py` is fast, and a test holds it equal to the
+first.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from piecework_model.requests import FailureKind, GenerationRequest
 
 @dataclass(frozen=True, slots=True)
 class SequenceStep:
-    """One denoising step of one sequence. argmax: the canvas [C] that would be committed now.
+    """One denoising step of one sequence.
 
-    leaves: when the canvas is finished, its trace leaves (sampling/trace.py), one a step; else
-    empty.
+    argmax: the canvas [C] that would be committed now. leaves: the trace leaves (sampling/trace.py)
+    of a finished canvas, one a step, else empty.
     """
 
     request_id: str
@@ -43,36 +44,41 @@ SequenceOutcome = SequenceStep | SequenceFailure
 
 
 class Executor(Protocol):
-    """Rows of one model. A sequence is opened once, stepped, given each finished canvas back, and closed
-    once."""
+    """Sequences of one model.
+
+    A sequence is opened once, stepped, given each finished canvas back, and closed once.
+    """
 
     @property
     def chunk_tokens(self) -> int:
-        """Where prompts are cut (engine/chunks.py), and how much one sequence may prefill in a step."""
+        """Where prompts are cut, and how much one sequence may prefill in a step."""
         ...
 
     def footprint(self, request: GenerationRequest) -> int:
-        """Bytes of the sequence's KV cache, for all of its canvases."""
+        """Count the bytes of the sequence's KV cache, for all of its canvases."""
         ...
 
     def set_free_memory(self, free_bytes: int) -> None:
-        """How much memory no sequence has taken now: what an executor may use to remember things."""
+        """Tell how much memory no sequence holds. An executor may use it for a cache."""
         ...
 
     def open(self, request: GenerationRequest) -> int:
-        """Takes a sequence in, without computation. How many of its first chunks are in its cache
-        already."""
+        """Take a sequence in, without computation. Returns how many of its first chunks are
+        cached.
+        """
         ...
 
     def step(self, work: Sequence[SequenceWork]) -> list[SequenceOutcome]:
-        """Prefills and denoises as told. One outcome for every sequence that denoised or failed, in this
-        order."""
+        """Prefill and denoise as told.
+
+        Returns one outcome for every sequence that denoised or failed, in this order.
+        """
         ...
 
     def commit(self, request_id: str, canvas: tuple[int, ...]) -> None:
-        """Ends the sequence's canvas with these ids, which become its next chunk to prefill."""
+        """End the sequence's canvas with these ids. They become its next chunk to prefill."""
         ...
 
     def close(self, request_id: str) -> None:
-        """Forgets a sequence, if it is there, and frees its memory."""
+        """Forget a sequence, if it is there, and free its memory."""
         ...

@@ -1,7 +1,6 @@
-"""The readable executor: every sequence alone, with a batch of one, through transformers' own modules
-and cache.
+"""The readable executor: every sequence alone, through transformers' own modules and cache.
 
-It is what the fast one (engine/batched.py) is held equal to; nothing here is optimized.
+The fast one (engine/batched.py) is held equal to it. Nothing here is optimized.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ class _OpenSequence:
 
 
 class ReferenceExecutor:
-    """Every sequence on its own."""
+    """Every sequence on its own, with a batch of one."""
 
     def __init__(self, model: DiffusionGemmaForBlockDiffusion, limits: ModelLimits) -> None:
         self._denoiser, self._limits = Denoiser(model), limits
@@ -42,40 +41,42 @@ class ReferenceExecutor:
 
     @property
     def chunk_tokens(self) -> int:
-        """As of the model."""
+        """As in `ModelLimits`."""
         return self._limits.chunk_tokens
 
     def footprint(self, request: GenerationRequest) -> int:
-        """Bytes of the sequence's KV cache as the fast executor lays it out; this one takes no more."""
+        """Count the bytes of the KV cache as the fast executor lays it out. This one takes no
+        more.
+        """
         return self._layout.sequence_bytes(
             self._limits.sequence_tokens(request), self._denoiser.dtype.itemsize
         )
 
     def set_free_memory(self, free_bytes: int) -> None:
-        """It remembers nothing."""
+        """Ignore it: this executor has no prefix cache."""
 
     def open(self, request: GenerationRequest) -> int:
-        """Takes a sequence in. It starts with an empty cache."""
+        """Take a sequence in, with an empty cache."""
         self._sequences[request.request_id] = _OpenSequence(
             SequenceState.of(request, self.chunk_tokens), self._denoiser.new_cache()
         )
         return 0
 
     def close(self, request_id: str) -> None:
-        """Forgets a sequence with its cache."""
+        """Forget a sequence and its cache."""
         self._sequences.pop(request_id, None)
 
     def commit(self, request_id: str, canvas: tuple[int, ...]) -> None:
-        """Queues the canvas for prefill and clears the canvas state."""
+        """Queue the canvas for prefill and clear the canvas state."""
         self._sequences[request_id].state.commit(canvas)
 
     @torch.inference_mode()
     def step(self, work: Sequence[SequenceWork]) -> list[SequenceOutcome]:
-        """One sequence after the other."""
+        """Run one sequence after the other."""
         return [outcome for item in work if (outcome := self._guarded(item)) is not None]
 
     def _guarded(self, work: SequenceWork) -> SequenceOutcome | None:
-        """A sequence's work, or the failure that ends this sequence only."""
+        """Do a sequence's work. A failure ends this sequence only."""
         try:
             return self._work(work, self._sequences[work.request_id])
         except (NonFiniteError, RuntimeError, MemoryError) as error:

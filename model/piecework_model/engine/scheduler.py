@@ -1,23 +1,29 @@
-"""Who runs at the next step: sequences, memory and the queue, without a tensor.
+"""Which requests run at the next step: sequences, memory and the waiting queue. No tensors.
 
-A *sequence* is a request that holds a request and the memory of its KV cache; others wait. At every step
-each sequence that may go on makes one denoising step, whatever the others do, and sequences come and go
-between steps: first done, first out. Prompts are prefilled beside them, chunk by chunk, within a
-budget of tokens a step; a sequence whose last chunk is prefilled denoises in the same step.
+A *sequence* is a request that runs: it holds the memory of its KV cache. Other requests wait. At
+every step each runnable sequence makes one denoising step, whatever the others do. Sequences come
+and go between steps.
+
+Prompts are prefilled beside the denoising, chunk by chunk, within a budget of tokens a step. A
+sequence whose last chunk is prefilled denoises in the same step.
+
+The cuts of a chunk decide the last bits of its keys and values. So they belong to the engine
+profile and never to the schedule: a prompt is cut at multiples of `chunk_tokens`, and each
+committed canvas is a chunk of its own.
 
 Fairness, as tests hold it:
 
-1. A sequence whose prompt is prefilled denoises at every step at which it may; what it commits costs it
-   none. Nobody is preempted.
-2. Of the sequences that still prefill, the oldest prefills at least one chunk a step; what is left of
+1. A sequence whose prompt is prefilled denoises at every step at which it may. A commit does not
+   cost it a step. No sequence is preempted.
+2. Of the sequences that still prefill, the oldest prefills at least one chunk a step. The rest of
    the budget goes to those with the fewest chunks left, so that a short prompt does not wait behind
    long ones.
-3. Waiting requests become sequences in the order of their arrival. When the first does not fit into free
-   memory, later ones that fit may pass it, but no request is passed more than MAX_OVERTAKES times:
-   then everybody waits for it.
+3. Waiting requests start in the order of their arrival. If the first does not fit into free memory,
+   later ones that fit may pass it. No request is passed more than MAX_OVERTAKES times. After that
+   all others wait for it.
 
-So a request waits for at most the sequences before it and MAX_OVERTAKES others, a sequence's prompt for at
-most the chunks of older sequences, and from then on a sequence finishes in as many steps as it denoises.
+So a request waits for the sequences before it and at most MAX_OVERTAKES others. Its prompt waits
+for the chunks of older sequences. From then on it takes as many steps as it denoises.
 """
 
 from __future__ import annotations
@@ -48,8 +54,9 @@ def known_chunks(request: GenerationRequest, chunk_tokens: int) -> list[Ids]:
 
 @dataclass(frozen=True, slots=True)
 class SequenceWork:
-    """What one sequence does in a step: `chunks` of its pending chunks are prefilled, then it denoises
-    or not."""
+    """The work of one sequence in a step: prefill the first `chunks` pending chunks, then denoise
+    or not.
+    """
 
     request_id: str
     chunks: int
@@ -58,7 +65,7 @@ class SequenceWork:
 
 @dataclass(slots=True)
 class _ScheduledRequest:
-    """A request, waiting or in a sequence."""
+    """A request that waits or runs."""
 
     request_id: str
     footprint: int  # bytes of its KV cache
@@ -75,9 +82,12 @@ class _ScheduledRequest:
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """What an engine has to give. sequences, queued: requests. memory_bytes: for the KV caches of all
-    sequences. step_tokens: to prefill in one step, of all sequences. sequence_step_tokens: to prefill in one step, of
-    one sequence."""
+    """What an engine has to give.
+
+    sequences, queued: requests that run and that wait. memory_bytes: for the KV caches of all
+    sequences. step_tokens: to prefill in one step, of all sequences. sequence_step_tokens: of one
+    sequence.
+    """
 
     sequences: int
     queued: int
@@ -96,7 +106,7 @@ class Capacity:
 
 @dataclass(slots=True)
 class Scheduler:
-    """The places of one engine. Not thread-safe."""
+    """The requests of one engine. Not thread-safe."""
 
     capacity: Capacity
     _running: dict[str, _ScheduledRequest] = field(default_factory=dict)  # in order of admission
@@ -122,7 +132,7 @@ class Scheduler:
 
     @property
     def runnable(self) -> bool:
-        """Whether a step has anything to do. `admit` comes first."""
+        """Whether a step has anything to do. Call `admit` first."""
         return any(request.runnable for request in self._running.values())
 
     def submit(
@@ -134,8 +144,13 @@ class Scheduler:
         canvas: int,
         canvas_limit: int,
     ) -> None:
-        """Takes a request into the queue. DuplicateRequestError, MemoryOverflowError (it can never
-        fit), QueueFullError (it may fit later)."""
+        """Take a request into the queue.
+
+        Raises:
+            DuplicateRequestError: A request of this id is here already.
+            MemoryOverflowError: It can never fit.
+            QueueFullError: It may fit later.
+        """
         if self._find(request_id) is not None:
             raise DuplicateRequestError(request_id)
         if footprint > self.capacity.memory_bytes:
@@ -148,18 +163,18 @@ class Scheduler:
         self._waiting.append(request)
 
     def allow(self, request_id: str, canvas_limit: int) -> None:
-        """Lets a request go on up to, and not including, a canvas. A limit never goes down."""
+        """Let a request go on up to, not including, a canvas. A limit never goes down."""
         request = self._find(request_id)
         if request is not None:
             request.canvas_limit = max(request.canvas_limit, canvas_limit)
 
     def drop(self, request_id: str) -> bool:
-        """Forgets a request; whether it had a sequence."""
+        """Forget a request. Returns whether it was running."""
         self._waiting = [request for request in self._waiting if request.request_id != request_id]
         return self._running.pop(request_id, None) is not None
 
     def admit(self) -> list[str]:
-        """Gives sequences to waiting requests; those that got one, in order."""
+        """Start waiting requests. Returns those that were started, in order."""
         admitted: list[str] = []
         index = 0
         while index < len(self._waiting) and len(self._running) < self.capacity.sequences:
@@ -177,7 +192,7 @@ class Scheduler:
         return admitted
 
     def plan(self) -> list[SequenceWork]:
-        """The next step of every sequence that may go on, in order of admission."""
+        """Plan the next step of every runnable sequence, in order of admission."""
         runnable = [request for request in self._running.values() if request.runnable]
         chunks = self._shares([request for request in runnable if not request.started])
         work: list[SequenceWork] = []
@@ -189,8 +204,9 @@ class Scheduler:
         return work
 
     def _shares(self, prefilling: Sequence[_ScheduledRequest]) -> dict[str, int]:
-        """How many chunks each sequence prefills in the next step; `prefilling` in order of
-        admission."""
+        """Share out the chunks to prefill in the next step. `prefilling` is in order of
+        admission.
+        """
         shares: dict[str, int] = {}
         budget = self.capacity.step_tokens
         oldest = next((request for request in prefilling if request.pending), None)
@@ -209,14 +225,16 @@ class Scheduler:
         return shares
 
     def prefilled(self, request_id: str, chunks: int) -> None:
-        """The first `chunks` pending chunks of a sequence are in its cache."""
+        """Record that the first `chunks` pending chunks of a sequence are in its cache."""
         request = self._running[request_id]
         for _ in range(chunks):
             request.pending.popleft()
         request.started = request.started or not request.pending
 
     def committed(self, request_id: str, tokens: int) -> None:
-        """A sequence has finished a canvas of `tokens` tokens and goes on with the next."""
+        """Record that a sequence has finished a canvas of `tokens` tokens and goes on with the
+        next.
+        """
         request = self._running[request_id]
         request.pending.append(tokens)
         request.canvas += 1
@@ -232,7 +250,7 @@ class Scheduler:
 
 
 def _fitting(chunks: Sequence[int], room: int, at_least_one: bool) -> tuple[int, int]:
-    """How many leading chunks fit into `room` tokens, and their tokens."""
+    """Count the leading chunks that fit into `room` tokens, and their tokens."""
     count = tokens = 0
     for chunk in chunks:
         if tokens + chunk > room and not (at_least_one and count == 0):

@@ -1,4 +1,4 @@
-"""The state of one sequence between steps, and what a step makes of it: the same for every executor."""
+"""The state of one sequence between steps, and what a step makes of it. All executors share it."""
 
 from __future__ import annotations
 
@@ -73,8 +73,10 @@ class SequenceState:
         return Moment(self.request.seed, self.canvas, self.step)
 
     def draws(self, positions: int, vocab_size: int) -> tuple[npt.NDArray[np.float64], Ids]:
-        """The next step's uniforms and renoised ids [positions]; drawn for several steps at once,
-        which takes hardly longer than for one."""
+        """Return the next step's uniforms and renoised ids [positions].
+
+        Several steps are drawn at once, which takes hardly longer than one.
+        """
         start, drawn = self._drawn or (None, None)
         ahead = (
             self.step - start.step if start and start.canvas == self.canvas else limits.DRAWN_STEPS
@@ -97,12 +99,14 @@ class SequenceState:
         )
 
     def leaf(self, decision: Decision, soft: Tensor) -> Callable[[], bytes]:
-        """How to compute the trace leaf of the step that was just decided."""
+        """Return a function that computes the trace leaf of the step that was just decided."""
         return partial(_leaf, self.canvas, self.step, decision, _EMBEDDING_TYPES[soft.dtype])
 
     def advance(self, decision: Decision, soft: Tensor, leaf: bytes | Future[bytes]) -> bool:
-        """Takes a step in; whether the canvas is finished: stable and confident, or out of steps.
-        Cannot fail."""
+        """Take a decided step in. Returns whether the canvas is finished. It cannot fail.
+
+        A canvas is finished when it is stable and confident, or out of steps.
+        """
         request = self.request
         argmax = decision.argmax.tobytes()
         enough = len(self._history) == request.stability_steps
@@ -117,11 +121,13 @@ class SequenceState:
         return (stable and decision.confident) or self.step == request.max_steps
 
     def leaves(self) -> tuple[bytes, ...]:
-        """The trace leaves of the canvas so far; waits for those that are still being computed."""
+        """Return the trace leaves of the canvas so far. Waits for those that are still being
+        computed.
+        """
         return tuple(leaf if isinstance(leaf, bytes) else leaf.result() for leaf in self._leaves)
 
     def commit(self, canvas: tuple[int, ...]) -> None:
-        """The canvas is over and becomes the next chunk; the next one starts."""
+        """End the canvas, which becomes the next chunk, and start the next one."""
         self.pending.append(canvas)
         self.canvas, self.step, self.current, self.soft = self.canvas + 1, 0, None, None
         self._history.clear()

@@ -1,18 +1,20 @@
-"""Matrix products on CUDA in which a row's bits do not depend on how many rows there are.
+"""Batch-invariant matrix products on CUDA: a row's bits do not depend on the number of rows.
 
-cuBLAS chooses a kernel by the shape of the whole product: 256 rows may be summed in another order
-than 4,096, so a row alone and the same row among sixteen may differ in their last bits, and later
-in their text. Trying some row counts at the start (layers/invariance.py) shows that for those
-counts only. Here every product is made of tiles of one size, each summed along the inner dimension
-in one order, so it holds by construction; it is tried on the device all the same.
+cuBLAS chooses a kernel by the shape of the whole product. 256 rows may be summed in another order
+than 4,096. So a row alone and the same row among sixteen may differ in their last bits, and later
+in their text. Trying some row counts at the start (layers/invariance.py) shows invariance for those
+counts only.
 
-**Cost.** A tile is 64 rows high. Against cuBLAS's best at thousands of rows such tiles reach
-perhaps half of the arithmetic; at one row of the released model (256 tokens) the time is that of
-reading the weights either way. The price is paid by whoever serves many rows: less for each than
-running the rows one after another.
+Here every product is made of tiles of one size. Each is summed along the inner dimension in one
+order, so invariance holds by construction. It is tried on the device all the same.
 
-Never run on a GPU: held against torch in Triton's interpreter, where factors are float32, and
-compiled.
+**Cost.** A tile is 64 rows high. At thousands of rows such tiles reach perhaps half of the
+arithmetic of cuBLAS's best. With one sequence of the released model (256 tokens), the time is that
+of reading the weights either way. So serving many sequences costs more than with cuBLAS, but less
+for each than running them one after another.
+
+It has never run on a GPU. It is held against torch in Triton's interpreter, where factors are
+float32, and compiled.
 """
 
 from __future__ import annotations
@@ -43,7 +45,9 @@ _SEED: Final = 20261125
 
 
 def multiply(states: Tensor, weight: Tensor) -> Tensor:
-    """states [n, in] x weight [out, in]^T in the states' type, every tile of one size."""
+    """Multiply states [n, in] by weight [out, in]^T in the states' type, with every tile of one
+    size.
+    """
     # Here, because a CPU runs this module without Triton.
     import triton
     import triton.language as tl
@@ -84,7 +88,10 @@ def multiply(states: Tensor, weight: Tensor) -> Tensor:
 
 @cache
 def why_rejected(device: torch.device, dtype: torch.dtype) -> str:
-    """Why products on a device are left to torch, or empty. Tried once a process."""
+    """Say why products on a device are left to torch, or return an empty string.
+
+    Each device and type is tried once a process.
+    """
     if device.type != "cuda":
         return f"no kernels for {device.type}"
     try:

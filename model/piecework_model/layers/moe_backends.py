@@ -1,8 +1,7 @@
-"""What runs the experts of a layer: the fused implementation where it can and agrees, else the
-plain one.
+"""Which implementation runs the experts of a layer: the fused one if it agrees, else the plain one.
 
-As with samplers (sampling/sampler_backends.py) and products (layers/packed_kernels.py), what is
-fused is tried on the device before it is used, and its name belongs to the engine profile.
+The fused one is tried on the device first (backend_trial.py). Its name belongs to the engine
+profile.
 """
 
 from __future__ import annotations
@@ -24,23 +23,23 @@ if TYPE_CHECKING:
     from piecework_model.layers.moe_triton import FusedMoe
 
 MoeFn = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""hidden [T, H], chosen [T, k] int64, weights [T, k] float32 -> weighted sum [T, H]
-(layers/moe.py)."""
+"""hidden [T, H], chosen [T, k] int64, weights [T, k] float32 -> weighted sum [T, H]."""
 
 _TRIED_TOKENS: Final = (1, 3, 64, 256)
-"""One token, a few, a tile's rows, a canvas: a token's bits among them have to be those among all.
-"""
+"""Batch sizes that are tried: one token, a few, the rows of a tile, a canvas."""
 _ALL_TOKENS: Final = 320
 _TOLERANCE: Final = 0.01
-"""Largest error as a share of the largest output; another order of sums makes a step of bfloat16,
-0.4 %."""
+"""Largest error as a share of the largest output. Another order of sums makes one step of bfloat16,
+0.4 %.
+"""
 _SEED: Final = 20261125
 
 
 @dataclass(frozen=True, slots=True)
 class MoeBackend:
     """An implementation and its name in the engine profile. reason: why it is not the fused one, or
-    empty."""
+    empty.
+    """
 
     name: str
     run: MoeFn
@@ -49,8 +48,10 @@ class MoeBackend:
 
 @dataclass(frozen=True, slots=True)
 class MoeTrial:
-    """Of what size a mixture is tried. tolerance: largest error as a share of the largest
-    output."""
+    """The size of the experts that are tried.
+
+    tolerance: largest error as a share of the largest output.
+    """
 
     experts: int
     hidden_size: int
@@ -63,7 +64,7 @@ class MoeTrial:
 def moe_for(
     experts: Any, plain: MoeFn, top_k: int, device: torch.device, dtype: torch.dtype
 ) -> MoeBackend:
-    """The implementation for one layer's module: transformers' own, or `QuantizedExperts`.
+    """Choose the implementation for one layer's module: transformers' own, or `QuantizedExperts`.
 
     plain: what runs otherwise, and the oracle. dtype: of the states.
     """
@@ -81,8 +82,11 @@ def moe_for(
 
 
 def fused_moe(experts: Any) -> FusedMoe:
-    """The fused implementation on the module's own weights. ValueError says why there is none,
-    ImportError that there is no Triton.
+    """Build the fused implementation on the module's own weights.
+
+    Raises:
+        ValueError: The kernels cannot read these experts.
+        ImportError: There is no Triton.
     """
     from piecework_model.layers.moe_triton import FusedMoe, Matrices
 
@@ -118,8 +122,10 @@ def why_rejected(fused: MoeFn, plain: MoeFn, trial: MoeTrial) -> str:
 
 
 def tolerance(experts: Any) -> float:
-    """How far apart two right answers may be. Where the plain implementation rounds activations,
-    which the fused one does not, as far as that may be from its own oracle.
+    """Return how far apart two right answers may be.
+
+    The fused implementation does not round activations. Where the plain one does, the tolerance is
+    that of the plain one against its own oracle.
     """
     if isinstance(experts, QuantizedExperts) and isinstance(experts.codec, Fp8ScaledMm):
         return experts.codec.tolerance

@@ -1,6 +1,4 @@
-"""The start-up measurement: how fast this machine really denoises, on a fixed prompt through the
-real engine.
-"""
+"""The start-up measurement: how fast this machine denoises a fixed prompt with the real engine."""
 
 from __future__ import annotations
 
@@ -25,9 +23,11 @@ _CANVASES_A_RUN = 4
 class Measurement:
     """What was measured over `seconds` with `sequences` sequences at once.
 
-    tokens_per_second: charged tokens of all sequences together. first_canvas_ms: from submission to the
-    first canvas of a sequence alone, prefill included; the median over the runs. steps_per_second: sequence
-    steps, so that a batch of 8 counts eight a step. steps_per_canvas: mean.
+    tokens_per_second: charged tokens of all sequences together.
+    first_canvas_ms: from submission to the first canvas of a sequence alone, prefill included. The
+    median over the runs.
+    steps_per_second: steps of sequences, so that a batch of 8 counts eight a step.
+    steps_per_canvas: the mean.
     """
 
     tokens_per_second: float
@@ -55,11 +55,12 @@ def measure(
     memory_bytes: int = limits.DEFAULT_CACHE_BYTES,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Measurement:
-    """Denoises the fixed prompt again and again, seeds 0, 1, 2 ..., until `seconds` have passed.
+    """Denoise the fixed prompt again and again, with seeds 0, 1, 2 ..., until `seconds` have
+    passed.
 
-    First one uncounted canvas warms up; then single canvases for a third of the time, for the first
-    canvas; then `sequences` at once for the rest, for the rates. At least one run of each is finished,
-    come what may. Raises BenchmarkError when the engine fails on the prompt.
+    One canvas warms up and is not counted. Single canvases follow for a third of the time, to
+    measure the first canvas. Then `sequences` run at once for the rest, to measure the rates. At
+    least one run of each is finished. Raises BenchmarkError if the engine fails on the prompt.
     """
     if not 0 < seconds <= limits.BENCHMARK_MAX_SECONDS:
         raise ValueError(f"seconds must be in (0, {limits.BENCHMARK_MAX_SECONDS}], got {seconds}")
@@ -98,8 +99,10 @@ def _run(
     memory_bytes: int,
     clock: Callable[[], float],
 ) -> tuple[_Totals, float]:
-    """One run of a sequence per seed, `canvases` long at most. Its totals and the seconds to its first
-    canvas."""
+    """Run one sequence per seed, of at most `canvases` canvases.
+
+    Returns the totals and the seconds to the first canvas.
+    """
     engine = Engine(loaded, max_sequences=len(seeds), memory_bytes=memory_bytes, executor=executor)
     started = clock()
     for seed in seeds:

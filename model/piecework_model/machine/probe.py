@@ -1,5 +1,4 @@
-"""What machine this is, and the short name of the numeric behaviour that a loaded model has on
-it."""
+"""What machine this is, how many threads it uses, and the name of its numeric behaviour."""
 
 from __future__ import annotations
 
@@ -20,15 +19,16 @@ _CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")  # cgroup v2: a number of b
 _MAX_PROFILE_CHARS = 160
 SMALL_MODEL_PARAMETERS: Final = 50_000_000
 """Below this the matrices of one layer take microseconds. OpenMP's threads then wait for each other
-longer than they work, and on a machine whose cores are busy ten times as long (measured: the
-bundled checkpoint is ready after 14 s with one thread and after 118 s with two, on two busy cores).
+longer than they work, and ten times as long when the cores are busy. Measured on two busy cores:
+the bundled checkpoint is ready after 14 s with one thread and after 118 s with two.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """The machine as the operating system and NVML describe it. `memory_bytes`: of the device that
-    denoises.
+    """The machine as the operating system and NVML describe it.
+
+    memory_bytes: of the device that denoises.
     """
 
     device: Literal["cpu", "cuda"]
@@ -43,8 +43,9 @@ class Hardware:
 
 
 def probe() -> Hardware:
-    """Asks NVML for the first GPU and psutil for the host. A machine without an NVIDIA driver is a
-    CPU machine.
+    """Ask NVML for the first GPU and psutil for the host.
+
+    A machine without an NVIDIA driver is a CPU machine.
     """
     cpu = _cpu_name()
     cores = psutil.cpu_count(logical=True) or 1
@@ -70,7 +71,7 @@ def probe() -> Hardware:
 
 
 def host_memory_bytes(limit: Path = _CONTAINER_LIMIT) -> int:
-    """Memory of the host, or of the container that this process runs in if that may use less."""
+    """Return the memory of the host, or of this process's container if that may use less."""
     total = int(psutil.virtual_memory().total)
     try:
         text = limit.read_text(encoding="ascii").strip()
@@ -80,12 +81,12 @@ def host_memory_bytes(limit: Path = _CONTAINER_LIMIT) -> int:
 
 
 def engine_profile(loaded: LoadedModel, hardware: Hardware, kernels: str) -> str:
-    """A stable name of everything but the model that decides the last bits of a result.
+    """Name everything but the model that decides the last bits of a result. The name is stable.
 
-    Device model, engine build (ours, torch's, transformers'), precision and quantization, the
-    executor's `kernels`; on a CPU also its instruction set as torch uses it and the number of
-    threads, since both decide how sums are split. Two workers with equal profiles and equal model
-    digests are expected to agree byte for byte.
+    It has the device model, the engine build (ours, torch's, transformers'), precision and
+    quantization, and the executor's `kernels`. On a CPU it also has the instruction set that torch
+    uses and the number of threads, because both decide how sums are split. Two workers with equal
+    profiles and equal model digests are expected to agree byte for byte.
     """
     import torch
 
@@ -103,8 +104,9 @@ def engine_profile(loaded: LoadedModel, hardware: Hardware, kernels: str) -> str
 
 
 def use_threads(loaded: LoadedModel, asked: int) -> int:
-    """Sets and returns the number of threads: `asked`, or for 0 what fits the model. Call it in the
-    thread that runs the engine.
+    """Set and return the number of threads: `asked`, or for 0 what fits the model.
+
+    Call it in the thread that runs the engine.
     """
     import torch
 
@@ -114,15 +116,16 @@ def use_threads(loaded: LoadedModel, asked: int) -> int:
 
 
 def choose_threads(parameters: int, asked: int, library: int) -> int:
-    """`asked` if that is not 0; else one for a small model and `library`, torch's own choice, for
-    others."""
+    """Return `asked` unless it is 0. Then return 1 for a small model, and else `library`, torch's
+    choice.
+    """
     if asked:
         return asked
     return 1 if parameters < SMALL_MODEL_PARAMETERS else library
 
 
 def _cpu_name() -> str:
-    """The CPU's model name; the architecture where the system does not tell."""
+    """Return the CPU's model name, or the architecture if the system does not tell it."""
     if _CPU_INFO.is_file():
         match = re.search(
             r"^model name\s*:\s*(.+)$",
@@ -139,7 +142,7 @@ def _text(value: str | bytes) -> str:
 
 
 def _slug(text: str) -> str:
-    """Lower case, with every run of other characters than letters, digits, dot, plus and minus made
-    one minus.
+    """Make lower case, and replace each run of other characters than letters, digits, dot, plus and
+    minus by one minus.
     """
     return re.sub(r"[^a-z0-9.+-]+", "-", text.lower()).strip("-")

@@ -1,9 +1,7 @@
-"""Which sampler judges logits on a device: the fused one where it runs and agrees, else the pure
-one.
+"""Which sampler runs on a device: the fused one if it runs and agrees, else the pure one.
 
-The fused sampler is tried on fixed random logits before it is used, as layers/packed_kernels.py
-tries products: it has to agree with the pure one, and give a position the same bits alone and among
-others. The choice changes the last bits of a result, so its name belongs to the engine profile.
+The fused sampler is tried on fixed random logits first (backend_trial.py). The choice changes the
+last bits of a result, so its name belongs to the engine profile.
 """
 
 from __future__ import annotations
@@ -20,21 +18,24 @@ from piecework_model.sampling import sampler
 from piecework_model.sampling.sampler import SampleOutput
 
 SampleFn = Callable[[Tensor, Tensor, float, Tensor], SampleOutput]
-"""As `sampler.sample`; the logits it is given may be gone afterwards."""
+"""As `sampler.sample`. It may overwrite the logits."""
 
 _TRIED_POSITIONS: Final = 8
 _SPREAD: Final = 4.0
-"""Standard deviation of the tried logits: some thousand tokens then share the mass, and a wrong sum
-shows."""
+"""Standard deviation of the tried logits. Some thousand tokens then share the mass, and a wrong sum
+shows.
+"""
 _CAP: Final = 30.0
 _TOLERANCE_NATS: Final = 1e-3
-"""Float32 sums over a vocabulary differ by 1e-5; a wrong one by far more."""
+"""Float32 sums over a vocabulary differ by 1e-5. A wrong sum differs by far more."""
 _SEED: Final = 20261125
 
 
 @dataclass(frozen=True, slots=True)
 class SamplerBackend:
-    """A sample and its name in the engine profile. reason: why it is not the fused one, or empty."""
+    """A sampler and its name in the engine profile. reason: why it is not the fused one, or
+    empty.
+    """
 
     name: str
     sample: SampleFn
@@ -42,7 +43,7 @@ class SamplerBackend:
 
 
 def sampler_for(device: torch.device, dtype: torch.dtype, vocab_size: int) -> SamplerBackend:
-    """The sampler for logits of this type and vocabulary."""
+    """Choose the sampler for logits of this type and vocabulary."""
     if device.type != "cuda":
         return SamplerBackend("pure", sampler.sample, f"no kernels for {device.type}")
     try:

@@ -1,9 +1,8 @@
-"""The Triton kernels of the fused sampler: what they compute, in which order.
-`sampling/sampler_triton.py` calls them, and says what they are for.
+"""The Triton kernels of the fused sampler. `sampling/sampler_triton.py` calls and explains them.
 
 P = positions, V = vocabulary, T = vocabulary tiles. The language is Triton's: functions without
 types, module constants as `tl.constexpr`. A program of each kernel belongs to one position and
-knows no other.
+reads no other.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
@@ -29,8 +28,10 @@ PLANES = tl.constexpr(5)
 def _load_scaled(
     raw, temperatures, row, first, cap: tl.constexpr, vocab_size: tl.constexpr, tile: tl.constexpr
 ):
-    """Scaled logits [tile] of a position from token `first` on: -inf past the vocabulary, NaN where
-    the logit is not finite (the cap would hide an infinity).
+    """Load scaled logits [tile] of a position from token `first` on.
+
+    They are -inf past the vocabulary and NaN where the logit is not finite. The cap would hide an
+    infinity.
     """
     tokens = first + tl.arange(0, tile)
     start = raw + row.to(tl.int64) * vocab_size  # P V may pass 2^31
@@ -50,7 +51,7 @@ def summarise(
     vocab_size: tl.constexpr,
     tile: tl.constexpr,
 ):
-    """What one vocabulary tile of one position comes to."""
+    """Summarise one vocabulary tile of one position."""
     row, index, tiles = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     first = index * tile
     scaled = _load_scaled(raw, temperatures, row, first, cap, vocab_size, tile)
@@ -74,10 +75,10 @@ def summarise(
 
 @triton.jit
 def _first_beyond(mass, threshold, size: tl.constexpr):
-    """Where the running sum of `mass` [size] float64 first exceeds `threshold`, and that sum before
-    there.
+    """Find where the running sum of `mass` [size] float64 first exceeds `threshold`.
 
-    Only an index that has mass. Where rounding leaves none, the last that has any; 0 among NaNs.
+    Returns that index and the sum before it. The index always has mass. Where rounding leaves none,
+    it is the last that has any. Among NaNs it is 0.
     """
     lane = tl.arange(0, size)
     running = tl.cumsum(mass, axis=0)
@@ -103,8 +104,7 @@ def decide(
     vocab_size: tl.constexpr,
     tile: tl.constexpr,
 ):
-    """Brings the tiles of one position together, and samples inside the one that the uniform falls
-    into."""
+    """Join the tiles of one position, and sample inside the tile that the uniform falls into."""
     row = tl.program_id(0)
     lane = tl.arange(0, lanes)
     there = lane < tiles
@@ -158,8 +158,10 @@ def soften(
     vocab_size: tl.constexpr,
     tile: tl.constexpr,
 ):
-    """Softmax of the rounded logits, rounded again. A program reads its whole tile before it writes
-    it."""
+    """Compute the softmax of the rounded logits, and round it.
+
+    A program reads its whole tile before it writes it.
+    """
     row, first = tl.program_id(0), tl.program_id(1) * tile
     scaled = _load_scaled(raw, temperatures, row, first, cap, vocab_size, tile)
     coarse = rounded(scaled, raw.dtype.element_ty)

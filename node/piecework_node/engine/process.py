@@ -1,9 +1,8 @@
-"""The engine's own process: `python -m piecework_node.engine.process`. Commands on stdin, reports
-on stdout.
+"""The engine's own process: `python -P -m piecework_node.engine.process`.
 
-A thread reads commands and answers tokenizations itself, so that they never wait for a denoising
-step; the main thread alone touches the engine. The process ends with its parent: at the end of
-stdin.
+Commands come on stdin, reports go to stdout. A thread reads commands and answers tokenizations
+itself, so that they never wait for a denoising step. Only the main thread uses the engine. The
+process ends with its parent, at the end of stdin.
 """
 
 from __future__ import annotations
@@ -47,13 +46,13 @@ if TYPE_CHECKING:
     from piecework_model.machine.planning import PlannedModel
 
 MAX_PENDING_COMMANDS: Final = 1024
-"""The parent has a few per job and bounds its jobs."""
+"""The parent has a few per job, and the number of its jobs is bounded."""
 BEAT_S: Final = 5.0
 END: Final = None
 
 
 class Reports:
-    """The way to the parent, shared by both threads."""
+    """The pipe to the parent, shared by both threads."""
 
     def __init__(self, pipe: BinaryIO) -> None:
         self._pipe, self._lock = pipe, threading.Lock()
@@ -71,7 +70,7 @@ class Reports:
 def read_commands(
     pipe: BinaryIO, loaded: LoadedModel, commands: queue.Queue[Command | None], reports: Reports
 ) -> None:
-    """Read until the parent is gone. Runs in its own thread."""
+    """Read commands until the parent is gone. Runs in its own thread."""
     try:
         while line := pipe.readline(MAX_LINE_BYTES):
             command = decode_command(line)
@@ -87,7 +86,7 @@ def read_commands(
 
 
 def encode(loaded: LoadedModel, command: Encode) -> Encoded:
-    """Tokenize through the chat template; a prompt that it refuses is an answer, not an error."""
+    """Tokenize through the chat template. A rejected prompt is an answer, not an error."""
     from piecework_model.errors import PromptError
     from piecework_model.text.chat import ChatMessage, encode_prompt
 
@@ -99,7 +98,7 @@ def encode(loaded: LoadedModel, command: Encode) -> Encoded:
 
 
 def run(engine: Engine, commands: queue.Queue[Command | None], reports: Reports) -> None:
-    """Obey and denoise until the parent is gone."""
+    """Carry out commands and denoise until the parent is gone."""
     while True:
         idle = not engine.has_runnable
         try:
@@ -116,7 +115,7 @@ def run(engine: Engine, commands: queue.Queue[Command | None], reports: Reports)
 
 
 def obey(engine: Engine, command: Command, reports: Reports) -> None:
-    """Carry out one command; a request that cannot run ends in a report."""
+    """Carry out one command. A request that cannot run ends in a report."""
     from piecework_model.errors import QueueFullError, RequestError
     from piecework_model.requests import FailedEvent
 
@@ -136,7 +135,7 @@ def obey(engine: Engine, command: Command, reports: Reports) -> None:
 def measure(
     planned: PlannedModel, executor: BatchedExecutor, seconds: float, sequences: int
 ) -> EngineFacts:
-    """What the offer says about this engine."""
+    """Measure what the offer says about this engine."""
     from piecework_model.machine.benchmark import measure
     from piecework_model.machine.probe import engine_profile, probe
 
@@ -174,8 +173,9 @@ def measure(
 
 
 def short_profile(profile: str) -> str:
-    """The profile as an offer has room for it; a longer one keeps its start and a digest of all of
-    it."""
+    """Shorten the profile to the room of an offer. A longer one keeps its start and a digest of all
+    of it.
+    """
     if len(profile.encode()) <= MAX_NAME_BYTES:
         return profile
     digest = sha256(profile.encode()).hexdigest()[:12]
@@ -225,7 +225,9 @@ def main(arguments: list[str]) -> int:
 
 
 def load(chosen: argparse.Namespace, reports: Reports) -> PlannedModel | None:
-    """Load the model as it fits; what the operator can mend is reported instead of raised."""
+    """Load the model in the precision that fits. Errors that the operator can mend are reported,
+    not raised.
+    """
     from piecework_model.errors import ModelError
     from piecework_model.machine.planning import load_planned
     from piecework_model.machine.probe import use_threads

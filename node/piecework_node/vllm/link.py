@@ -1,13 +1,12 @@
-"""vLLM as the engine: `EngineLink` over one or more OpenAI-compatible endpoints. Best effort
-(clause 3.10).
+"""vLLM as the engine: `EngineLink` over OpenAI-compatible endpoints. Best effort (clause 3.10).
 
-vLLM goes on generating when nobody reads its stream (measured, docs/vllm.md), so a sequence is not
-paused by not reading: it asks for no more tokens than the credit window allows, and asks again,
-with everything so far as the prompt, when the window moves. The engine's prefix cache makes that
-cheap.
+vLLM goes on generating when its stream is not read (measured, docs/vllm.md). So a sequence is not
+paused by not reading. It requests no more tokens than the credit window allows. When the window
+moves, it makes another request with everything so far as the prompt. The engine's prefix cache
+makes that cheap.
 
-A sequence whose endpoint is lost goes on at another from its last canvas. When none is left, that is the
-loss of the engine (`EngineLost`), and what becomes of the jobs is the worker's decision, as with
+A sequence whose endpoint is lost goes on at another one, after its last canvas. When no endpoint is
+left, the engine is lost (`EngineLost`). The worker then decides what becomes of the jobs, as with
 our own engine.
 """
 
@@ -49,18 +48,22 @@ from piecework_protocol.objects import Service
 MAX_QUEUED_EVENTS: Final = 1024
 """Beyond this the sequences wait: canvases of many sequences while the disk is slow."""
 MAX_MOVES: Final = 3
-"""Of a sequence, without a canvas in between: a request that breaks every endpoint must not break them
-for ever."""
+"""Of a sequence, without a canvas in between. A request that breaks every endpoint must not break
+them again and again.
+"""
 KEEP_ALIVE_S: Final = 2.0
-"""For idle connections. vLLM's server closes them after 5 s: a request must not meet one that is
-closing."""
+"""For idle connections. vLLM's server closes them after 5 s, and a request must not meet one that
+is closing.
+"""
 MAX_ENCODERS: Final = 2
-"""Prompts tokenized at once; each keeps a core busy, seconds for the longest."""
+"""Prompts tokenized at once. Each keeps a core busy, for seconds if it is long."""
 
 
 @dataclass(frozen=True, slots=True)
 class VllmSettings:
-    """What the operator says. `model` is the name that the endpoints serve; empty: the only one."""
+    """What the operator configures. `model` is the name that the endpoints serve. Empty: the only
+    one.
+    """
 
     urls: tuple[str, ...]
     key: str
@@ -71,30 +74,33 @@ class VllmSettings:
     endpoint_times: EndpointTimes = field(default_factory=EndpointTimes)
     pool_times: PoolTimes = field(default_factory=PoolTimes)
     move_pause_s: float = 0.5
-    """Before a sequence goes back to an endpoint that it had to leave, times its moves: a restart takes
-    a moment."""
+    """Before a sequence goes back to an endpoint that it had to leave, times its moves. A restart
+    takes a moment.
+    """
 
 
 @dataclass(slots=True)
 class RunningSequence:
-    """A running job."""
+    """A job that runs on the endpoints."""
 
     writer: CanvasWriter
     request_id: str
     limit: int
     moves: int = 0
     left: set[int] = field(default_factory=set)
-    """Numbers of the endpoints that were lost under the canvas that is being written."""
+    """Numbers of the endpoints that were lost under the current canvas."""
     widened: asyncio.Event = field(default_factory=asyncio.Event)
     pooled: PooledEndpoint | None = None
     scope: asyncio.Timeout | None = None
-    """Around what it does at `pooled`: rescheduling it to now breaks that off."""
+    """The timeout around its stream at `pooled`. Rescheduling it to now breaks the stream off."""
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """What there is once the first endpoint was well. An error of ours in a sequence ends `group`, and
-    so the daemon."""
+    """What exists once the first endpoint was healthy.
+
+    An error of ours in a sequence ends `group`, and so the daemon.
+    """
 
     checkpoint: ServedCheckpoint
     pool: EndpointPool
@@ -103,8 +109,7 @@ class Running:
 
 
 class VllmLink:
-    """Implements `node.engine_link.EngineBackend`. `run` is its life; cancel it to let go of every
-    stream."""
+    """`EngineBackend` over vLLM endpoints. `run` keeps them. Cancel it to close every stream."""
 
     def __init__(self, settings: VllmSettings, clock: Clock, log: Any) -> None:
         self._settings, self._clock, self._log = settings, clock, log
@@ -121,7 +126,7 @@ class VllmLink:
 
     @property
     def pid(self) -> int | None:
-        """vLLM's processes are not ours."""
+        """None: vLLM's processes are not ours."""
         return None
 
     @property
@@ -134,7 +139,7 @@ class VllmLink:
 
     @property
     def pool(self) -> EndpointPool | None:
-        """The endpoints; none before the first was well."""
+        """The endpoints. None before the first was healthy."""
         return self._running.pool if self._running is not None else None
 
     @property
@@ -180,8 +185,10 @@ class VllmLink:
     # --- life
 
     async def run(self) -> None:
-        """Verify, measure, report ready, look after the endpoints. `EngineStartError` when it
-        cannot start."""
+        """Verify, measure, report ready, and watch the endpoints.
+
+        Raises `EngineStartError` if it cannot start.
+        """
         try:
             checkpoint = await asyncio.to_thread(vllm_checkpoint.load, self._settings.checkpoint)
         except CheckpointError as error:
@@ -201,8 +208,7 @@ class VllmLink:
                 self._up, self._running = False, None
 
     async def _measure_first(self, pool: EndpointPool, checkpoint: ServedCheckpoint) -> EngineFacts:
-        """Wait for an endpoint that is well, and measure it; one that is lost meanwhile is waited
-        for again."""
+        """Wait for a healthy endpoint and measure it. If it is lost meanwhile, try again."""
         failed: set[int] = set()
         for _ in range(MAX_MOVES):
             pooled = await pool.start(failed)
@@ -247,10 +253,10 @@ class VllmLink:
         )
 
     async def _report_outages(self, running: Running) -> None:
-        """Tell of the loss of every endpoint and of the return of one, for ever: in order, because
-        only here.
+        """Report when all endpoints are down and when one is back.
 
-        A loss that is over before it is told was none: its sequences have moved.
+        Only this task reports, so events stay in order. An outage that ends before it is reported
+        is skipped: its sequences have already moved.
         """
         while True:
             await running.pool.until(alive=False)
@@ -264,7 +270,7 @@ class VllmLink:
             await self._events.put(EngineReady(running.facts))
 
     def _break_off(self, pooled: PooledEndpoint) -> None:
-        """End what sequences do at an endpoint that is down."""
+        """Break off the streams of an endpoint that is down."""
         now = asyncio.get_running_loop().time()
         for sequence in self._sequences.values():
             if (
@@ -282,7 +288,7 @@ class VllmLink:
     # --- sequences
 
     async def _run_sequence(self, sequence: RunningSequence, running: Running) -> None:
-        """A sequence from its start to its end; whatever ends it early is reported for it alone."""
+        """Run a sequence to its end. A failure is reported for this sequence alone."""
         try:
             while not sequence.writer.ended:
                 if sequence.writer.room(sequence.limit):
@@ -301,8 +307,7 @@ class VllmLink:
                 del self._sequences[sequence.request_id], self._tasks[sequence.request_id]
 
     async def _generate(self, sequence: RunningSequence, running: Running) -> None:
-        """One request for what the credit window has room for; moves on when the endpoint is
-        lost."""
+        """Request what the credit window has room for. If the endpoint is lost, move to another."""
         pool = running.pool
         async with self._slots:
             pooled = await pool.acquire(sequence.left)
@@ -378,8 +383,9 @@ def _pool(
 
 
 async def survey(settings: VllmSettings, clock: Clock, log: Any) -> str:
-    """What the endpoints serve, for `worker check`; `ConfigError` names what keeps one from
-    work."""
+    """Describe what the endpoints serve, for `worker check`. Raises `ConfigError` for one that
+    cannot work.
+    """
     codec = await asyncio.to_thread(vllm_checkpoint.load_tokenizer, settings.checkpoint)
     async with _session() as session:
         endpoints = await _pool(settings, codec, session, clock, log).survey()
