@@ -114,8 +114,10 @@ def run(sections: Sections, dimensions: RandomDimensions, scale: Scale, device: 
 
 
 def _shapes(dimensions: RandomDimensions, scale: Scale) -> list[tuple[int, int, int]]:
-    """Rows, inner size and outputs of typical products: queries of the fewest and most sequences, and
-    logits."""
+    """List rows, inner size and outputs of typical products.
+
+    They are the queries of the fewest and most sequences, and the logits.
+    """
     hidden, canvas = dimensions.hidden, dimensions.canvas
     queries = dimensions.heads * dimensions.head_dim
     few, many = min(scale.sequences) * canvas, max(scale.sequences) * canvas

@@ -117,7 +117,7 @@ def bandwidth(device: GpuDevice, buffer_bytes: int) -> dict[str, float]:
 
 
 def arithmetic(device: GpuDevice, size: int) -> dict[str, float]:
-    """Operations a second of a square bfloat16 product: what a step with many sequences is bound by."""
+    """Measure a square bfloat16 product, which bounds a step with many sequences."""
     left = torch.randn((size, size), device=device.torch).to(torch.bfloat16)
     product_s = device.seconds(lambda: left @ left, rounds=5)
     return {"size": size, "bf16_flops_second": 2 * size**3 / product_s}
@@ -275,9 +275,10 @@ def steps_figures(
     sequences: Sequence[int],
     steps: int,
 ) -> dict[str, Any]:
-    """Step times and tokens a second at each number of sequences, beside the two floors, and
-    whether a sequence's trace is the same in every company. A number of sequences that would overdraw the budget is
-    left out and named.
+    """Measure step times and tokens a second at each number of sequences.
+
+    The two floors are beside them, and whether a sequence's trace is the same in every batch. A
+    number of sequences that would overdraw the budget is left out and named.
     """
     executor = BatchedExecutor(random.model, random.limits)
     invariance = invariance_of(random.model)

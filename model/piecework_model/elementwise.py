@@ -36,9 +36,8 @@ def by_rows(function: Function, rows: Tensor) -> Tensor:
     if rows.device.type != "cpu":
         return function(rows)
     together, threads = VECTORS_BYTES // rows.element_size(), torch.get_num_threads()
-    if not _even(
-        width, threads, together
-    ):  # a row alone leaves something over, so it must among others
+    if not _even(width, threads, together):
+        # A row alone has a remainder, so it must have the same one among others.
         return _apart(function, rows)
     if _even(count * width, threads, together):
         return function(rows)

@@ -39,7 +39,9 @@ class MemoryOverflowError(RequestError):
     """
 
     def __init__(self, needed: int, available: int) -> None:
-        super().__init__(f"needs a KV cache of {needed} bytes, all rows together have {available}")
+        super().__init__(
+            f"needs a KV cache of {needed} bytes, all sequences together have {available}"
+        )
         self.needed = needed
         self.available = available
 

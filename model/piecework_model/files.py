@@ -51,9 +51,9 @@ def parse_json(text: str, path: Path) -> dict[str, Any]:
             raise ValueError(f"nested deeper than {limits.MAX_JSON_DEPTH}")
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(path, f"is no JSON: {error}") from error
+        raise CheckpointError(path, f"is not JSON: {error}") from error
     if not isinstance(value, dict):
-        raise CheckpointError(path, "is no JSON object")
+        raise CheckpointError(path, "is not a JSON object")
     return value
 
 

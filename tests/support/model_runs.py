@@ -79,9 +79,11 @@ def broken_head(
 def broken_sequence(
     loaded: LoadedModel, sequence: int, *, from_call: int, breaking: Callable[[torch.Tensor], None]
 ) -> Iterator[None]:
-    """Breaks one canvas of a pass: that of sequence `sequence` in call `from_call` (from 1) of the last
-    layer, and again wherever the same canvas turns up, alone or among others. `breaking` gets its
-    logits [C, V] and may raise."""
+    """Break one canvas of a pass, that of sequence `sequence`.
+
+    It breaks in call `from_call` (from 1) of the last layer, and again wherever the same canvas
+    turns up, alone or among others. `breaking` gets its logits [C, V] and may raise.
+    """
     size, calls = loaded.limits.canvas_size, 0
     marked: torch.Tensor | None = None
 

@@ -63,7 +63,7 @@ def read(folder: Path) -> Blueprint:
     the vision tower.
     """
     if not folder.is_dir():
-        raise CheckpointError(folder, "no such folder")
+        raise CheckpointError(folder, "this folder does not exist")
     path = folder / "config.json"
     of = dimensions(files.read_json(path), path)
     if not any(folder.glob("*.safetensors*")):

@@ -87,7 +87,7 @@ def read_file(path: Path) -> list[TensorHeader]:
             if not 2 <= length <= min(limits.MAX_SHARD_HEADER_BYTES, size - _LENGTH_BYTES):
                 raise CheckpointError(
                     path,
-                    f"is no safetensors file: announces a header of {length} bytes in {size}",
+                    f"is not a safetensors file: it announces a header of {length} bytes in {size}",
                 )
             text = stream.read(length).decode("utf-8")
     except FileNotFoundError as error:
@@ -151,7 +151,7 @@ def _weight_map(folder: Path) -> dict[str, str] | None:
             or not file.endswith(".safetensors")
         ):
             raise CheckpointError(
-                found[0], f"{name[:100]} points at no safetensors file of this folder"
+                found[0], f"{name[:100]} does not point at a safetensors file of this folder"
             )
     return weight_map
 
@@ -178,4 +178,4 @@ def _hold_to_index(
             raise CheckpointError(folder / file, f"lacks {name[:100]}, which the index puts there")
     for name, header in found.items():
         if name not in weight_map:
-            raise CheckpointError(header.path, f"has {name[:100]}, which the index does not know")
+            raise CheckpointError(header.path, f"has {name[:100]}, which the index does not list")

@@ -103,7 +103,7 @@ def load(
     """
     folder = path if path is not None else bundled_checkpoint_path()
     config, generation, tensors = _check_folder(folder)
-    # Pinned by the file beside it where there is one; the bundled checkpoint must have it.
+    # A manifest in the folder pins the digest. The bundled checkpoint must have one.
     pinned = path is None or (folder / MANIFEST_FILE).is_file()
     digest = verify(folder) if pinned else manifest_digest(manifest_text(folder))
     if expected_digest is not None and digest != expected_digest:
@@ -146,7 +146,7 @@ def _check_folder(
     Returns config.json, generation_config.json and the headers of all tensors.
     """
     if not folder.is_dir():
-        raise CheckpointError(folder, "no such folder")
+        raise CheckpointError(folder, "this folder does not exist")
     names = sorted(entry.name for entry in folder.iterdir())
     pickles = [name for name in names if Path(name).suffix in _PICKLE_SUFFIXES]
     if pickles and not any(name.endswith(".safetensors") for name in names):

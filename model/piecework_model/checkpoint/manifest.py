@@ -45,7 +45,7 @@ def covered_files(folder: Path) -> list[Path]:
     Raises CheckpointError if the folder is unusable.
     """
     if not folder.is_dir():
-        raise CheckpointError(folder, "no such folder")
+        raise CheckpointError(folder, "this folder does not exist")
     found = sorted(
         {path for path in _matches(folder) if path.is_file()}, key=lambda path: path.name
     )

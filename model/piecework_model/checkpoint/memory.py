@@ -178,8 +178,7 @@ def need(model: Blueprint, what: Format, kind: Kind, sequences: int, context: in
         context=context,
         offloaded=False,
         weights_bytes=on_device,
-        kv_bytes=sequences
-        * sequence_bytes(of, context, dtype),  # kept prompts live in what sequences leave free
+        kv_bytes=sequences * sequence_bytes(of, context, dtype),
         # A small bfloat16 model is laid out a second time on a CPU (projections.py).
         work_bytes=work_bytes(of, kind, sequences, context, dtype) + (on_device if again else 0),
         cache_bytes=0,
@@ -267,7 +266,8 @@ def choose(
     )
     raise DeviceError(
         f"the model does not fit {device.name}: {smallest} for {_sequences(sequences, context)}, "
-        f"{size_text(device.usable_bytes)} can be used; ask for fewer sequences or a shorter context"
+        f"{size_text(device.usable_bytes)} can be used. "
+        "Ask for fewer sequences or a shorter context"
     )
 
 

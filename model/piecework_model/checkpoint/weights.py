@@ -153,7 +153,7 @@ class _Packed:
     def _replace_linear(self, model: nn.Module, path: str, codec: Codec) -> None:
         old = model.get_submodule(path)
         if not isinstance(old, nn.Linear) or old.bias is not None:
-            raise AssertionError(f"{path} is no linear without bias")
+            raise AssertionError(f"{path} is not a linear without bias")
         module = QuantizedLinear(old.in_features, old.out_features, codec)
         for place in _places(path):
             model.set_submodule(place, module)

@@ -281,7 +281,7 @@ class BatchedExecutor:
             for task, decision, soft in decided
         ]
         copies = [copy for task in tasks for copy in self._copies(task)]
-        # From here on nothing can fail: a pass that is repeated must find its sequences as they were.
+        # Nothing can fail from here on: a repeated pass must find its sequences as they were.
         for keys, chunk in copies:
             self._prefix_cache.keep(keys, chunk)
         for task in tasks:

@@ -96,7 +96,7 @@ def load_codec(folder: Path, eos_ids: frozenset[int]) -> TextCodec:
     try:
         parsing, literal = Tokenizer.from_str(source), Tokenizer.from_str(source)
     except Exception as error:  # tokenizers raises bare Exception for every malformed file
-        raise CheckpointError(path, f"is no tokenizer: {error}") from error
+        raise CheckpointError(path, f"is not a tokenizer: {error}") from error
     literal.encode_special_tokens = True
     special = {
         token.content: id_
@@ -110,7 +110,7 @@ def load_codec(folder: Path, eos_ids: frozenset[int]) -> TextCodec:
         files.read_text(template_path) if template_path.is_file() else config.get("chat_template")
     )
     if not isinstance(template, str):
-        raise CheckpointError(template_path, "there is no chat template")
+        raise CheckpointError(template_path, "has no chat template")
     # A lookahead, so that overlapping occurrences are all found; a one-character control token
     # cannot be cut.
     pattern = "|".join(

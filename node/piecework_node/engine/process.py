@@ -210,7 +210,7 @@ def main(arguments: list[str]) -> int:
     engine = Engine(
         loaded,
         max_sequences=chosen.slots,
-        # The worker bounds its jobs; how many of them have a row at once is up to memory.
+        # The worker bounds its jobs. Memory decides how many of them run at once.
         max_queued=chosen.slots + chosen.queue,
         memory_bytes=choice.kv_budget_bytes,
         executor=executor,

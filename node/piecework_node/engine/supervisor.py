@@ -104,7 +104,7 @@ class EngineSupervisor:
         return encoded.ids
 
     def start(self, request: GenerationRequest) -> None:
-        # Without a process the row is started again when the next one is ready.
+        # Without a process the worker starts the request again when the next one is ready.
         self._send(Start(request))
 
     def allow(self, request_id: str, canvas_limit: int) -> None:
@@ -229,7 +229,7 @@ async def _end(process: asyncio.subprocess.Process) -> None:
             async with asyncio.timeout(STOP_GRACE_S):
                 await process.wait()
     finally:
-        # Also when whoever stops us loses patience: nobody else would reap the child.
+        # Also if we are cancelled: nothing else would reap the child.
         if process.returncode is None:
             process.kill()
             await process.wait()

@@ -132,7 +132,7 @@ class VllmEndpoint:
                     raise await _failed(response)
                 yield response
         except (aiohttp.ClientConnectorError, ConnectionRefusedError):
-            raise EndpointLost("nobody listens there", certain=True) from None
+            raise EndpointLost("nothing listens there", certain=True) from None
         except aiohttp.ClientPayloadError:
             raise EndpointLost("the stream broke off") from None
         except (aiohttp.ClientError, OSError) as error:

@@ -176,11 +176,11 @@ def _chunk(body: dict[str, Any], vocab_size: int) -> Chunk | None:
         raise EndpointUnfit("the endpoint does not return token ids: it takes vLLM 0.10.2 or later")
     ids = [] if ids is None else ids
     if not isinstance(ids, list) or len(ids) > MAX_CHUNK_TOKENS:
-        raise EndpointLost("a chunk's token ids are no list of bearable length")
+        raise EndpointLost("a chunk's token ids are not a list, or too many")
     if not all(_is_count(token, vocab_size) for token in ids):
         raise EndpointLost("a chunk has a token id that is not in the vocabulary")
     if finish is not None and not isinstance(finish, str):
-        raise EndpointLost("a chunk's finish_reason is no word")
+        raise EndpointLost("a chunk's finish_reason is not a string")
     return Chunk(tuple(ids), finish, stop if _is_count(stop, vocab_size) else None)
 
 
@@ -194,5 +194,5 @@ def _object(data: bytes) -> dict[str, Any]:
     except ValueError:
         raise EndpointLost("the endpoint's answer is not JSON") from None
     if not isinstance(body, dict):
-        raise EndpointLost("the endpoint's answer is no JSON object")
+        raise EndpointLost("the endpoint's answer is not a JSON object")
     return body

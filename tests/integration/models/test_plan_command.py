@@ -45,6 +45,6 @@ async def test_a_damaged_configuration_is_one_clear_line(tmp_path: Path) -> None
     shutil.copytree(bundled_checkpoint_path(), tmp_path / "bad")
     (tmp_path / "bad" / "config.json").write_text("{")
     assert (
-        "config.json: is no JSON"
+        "config.json: is not JSON"
         in (await piecework("models", "plan", str(tmp_path / "bad"))).line()
     )

@@ -1,5 +1,4 @@
-"""The fast executor's own promises: kept prefixes, sequences that must run alone, passes that fail and
-are split."""
+"""The fast executor's own promises: cached prefixes, sequences that run alone, split passes."""
 
 from __future__ import annotations
 
@@ -176,8 +175,7 @@ class FailingCopy(TorchFunctionMode):
 
 
 def test_memory_that_runs_out_at_any_copy_of_a_pass_moves_no_text(bundled: LoadedModel) -> None:
-    """Windows that move, kept chunks, sums of experts: wherever a pass of two sequences fails, it is
-    repeated from the same state."""
+    """Wherever a pass of two sequences fails, it is repeated from the same state."""
     prompts = {"first": long_prompt(128), "second": long_prompt(170, first=9)}
     wanted = [
         make_request(prompt, name, max_tokens=96, max_steps=2, tenant="one")
@@ -275,8 +273,7 @@ def test_two_threads_change_no_bit_of_a_sequence_among_others(
 def test_memory_that_a_large_pass_lacks_is_found_in_smaller_ones(
     bundled: LoadedModel, prompt: Prompt
 ) -> None:
-    """The first pass of four sequences runs out of memory, its halves do not: nobody fails, and nobody's
-    text moves."""
+    """The first pass of four sequences runs out of memory, its halves do not. No sequence fails."""
     wanted = [
         make_request(prompt, f"sequence-{seed}", seed=seed, max_tokens=32) for seed in range(4)
     ]

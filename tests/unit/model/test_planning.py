@@ -35,7 +35,7 @@ def test_a_host_without_room_is_refused_before_anything_is_loaded() -> None:
 
 
 def test_a_folder_that_is_not_there_is_named() -> None:
-    with pytest.raises(CheckpointError, match="no such folder"):
+    with pytest.raises(CheckpointError, match="this folder does not exist"):
         plan(Path("/nonexistent"), probe(), on="cpu", precision="auto", sequences=1)
 
 

@@ -181,7 +181,7 @@ async def test_the_real_engine_process_says_why_it_cannot_start() -> None:
     supervisor = EngineSupervisor(
         EngineCommandLine(tuple(arguments), environment), SystemClock(), logs.silent()
     )
-    with pytest.raises(EngineStartError, match="no such folder"):
+    with pytest.raises(EngineStartError, match="this folder does not exist"):
         await asyncio.wait_for(supervisor.run(), 120)
 
 

@@ -387,9 +387,7 @@ async def test_a_request_that_breaks_every_endpoint_fails_alone() -> None:
 # --- losing endpoints
 
 
-async def test_sequences_leave_an_endpoint_whose_health_is_gone_without_waiting_for_its_streams() -> (
-    None
-):
+async def test_sequences_leave_an_endpoint_that_goes_down_without_waiting_for_its_streams() -> None:
     async with servers(2) as made, running(made) as run:
         sick, well = made
         sick.holds_at = len(PROMPT) + 2
@@ -589,7 +587,7 @@ async def test_a_survey_says_what_the_endpoints_serve_or_what_is_wrong_with_each
         await made[0].stop()
         with pytest.raises(ConfigError) as caught:
             await survey(asked, SystemClock(), logs.silent())
-        assert "endpoint 1: nobody listens there; endpoint 2: serves" in str(caught.value)
+        assert "endpoint 1: nothing listens there; endpoint 2: serves" in str(caught.value)
 
 
 async def test_a_key_is_shown_to_every_door() -> None:
