@@ -155,10 +155,9 @@ def work_bytes(of: Dimensions, kind: Kind, sequences: int, context: int, dtype: 
         + 4 * 3 * of.hidden
     )
     soft = 3 * sequences * of.canvas * (of.hidden * size + 8)
-    mask = (
-        min(of.chunk, context) * context
-    )  # one byte a pair of tokens, and a second array while it is made
-    in_a_pass = (limits.PREFILL_STEP_CHUNKS + 1) * mask  # one a chunk, and one that is being made
+    # One byte a pair of tokens, and a second array while it is made.
+    mask = min(of.chunk, context) * context
+    in_a_pass = (limits.PREFILL_STEP_CHUNKS + 1) * mask  # one a chunk, and the one being made
     masks = min(limits.KEPT_MASK_BYTES, -(-context // of.chunk) * mask) + in_a_pass
     unpacked = 3 * size * of.hidden * max(widest, of.intermediate, 2 * of.expert_intermediate)
     return logits + tokens * a_token + soft + masks + unpacked

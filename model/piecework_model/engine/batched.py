@@ -45,7 +45,7 @@ from piecework_model.sampling.sampler_backends import sampler_for
 @dataclass(slots=True)
 class _OpenSequence:
     state: SequenceState
-    prefix_keys: list[Key]  # of the prompt's chunks; empty when nothing of them is shared
+    prefix_keys: list[Key]  # of the prompt's chunks, empty if none is shared
     known: list[ChunkKV]  # the first chunks, to be copied into the cache
     stored: int  # chunks of the prompt that are in the cache or known
     opened: SequenceCache | None = None

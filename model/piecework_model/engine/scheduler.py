@@ -215,9 +215,8 @@ class Scheduler:
         ):
             room = min(budget, self.capacity.sequence_step_tokens)
             if request is oldest and len(request.pending) > 1:
-                room = request.pending[
-                    0
-                ]  # one, even beyond the budget; long prompts leave room for short ones
+                # One chunk, even beyond the budget. Long prompts leave room for short ones.
+                room = request.pending[0]
             shares[request.request_id], tokens = _fitting(
                 request.pending, max(room, 0), request is oldest
             )

@@ -55,11 +55,10 @@ class SequenceState:
     pending: deque[tuple[int, ...]]  # chunks that are not in the cache yet
     canvas: int  # index of the canvas being denoised
     step: int = 0
-    current: Ids | None = None  # [C]; None before the first step of a canvas
-    soft: Tensor | None = None  # [C, H]; None at step 0
-    _history: deque[bytes] = field(
-        default_factory=deque
-    )  # last argmax canvases, at most stability_steps
+    current: Ids | None = None  # [C], None before the first step of a canvas
+    soft: Tensor | None = None  # [C, H], None at step 0
+    # The last argmax canvases, at most stability_steps.
+    _history: deque[bytes] = field(default_factory=deque)
     _leaves: list[bytes | Future[bytes]] = field(default_factory=list)
     _drawn: tuple[Moment, StepDraws] | None = None  # for the steps from that moment on
 

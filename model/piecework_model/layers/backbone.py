@@ -161,8 +161,7 @@ class Backbone:
         add to their caches is written but not committed.
         """
         rotary = self._rotary(segments, hidden)
-        # A pass that prefills has a shape that may never come back; what comes again is worth
-        # recording.
+        # The shape of a pass with prefill may never come back. Only what comes again is recorded.
         pieces = self._pieces if canvas_tokens == hidden.shape[0] else _PLAIN
         queries, keys, values = pieces.run(
             "enter", self._enter, hidden, *rotary[self._layers[0].kind]

@@ -115,9 +115,8 @@ class Residency:
             raise ValueError("a cache needs at least one slot")
         self._free = list(range(slots))
         self._population = population
-        self._slots: OrderedDict[Hashable, tuple[int, int]] = (
-            OrderedDict()
-        )  # key: (slot, look of its last use)
+        # key: (slot, number of the look-up that used it last)
+        self._slots: OrderedDict[Hashable, tuple[int, int]] = OrderedDict()
         self.hits = self.misses = 0
 
     def __len__(self) -> int:

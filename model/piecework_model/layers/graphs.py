@@ -51,15 +51,14 @@ MAX_RECORDINGS: Final = 512
 """With 31 pieces a step: 16 numbers of sequences. Each also costs some 100 KB of the driver's
 memory.
 """
-MAX_COUNTED_BUCKETS: Final = (
-    4096  # shapes not recorded yet; a counter forgets them all when it is full
-)
+MAX_COUNTED_BUCKETS: Final = 4096
+"""Shapes not recorded yet. A counter forgets them all when it is full."""
 IDLE_RUNS: Final = 4096
 """Of any pieces: 130 steps of 31. A recording idle for so long belongs to a load that is over."""
-POSTPONED_CALLS: Final = 100  # of a bucket for which there was no room, before it is tried again
-WARM_UPS: Final = (
-    2  # before a capture: libraries allocate workspaces and choose kernels in their first calls
-)
+POSTPONED_CALLS: Final = 100
+"""Of a bucket for which there was no room, before it is tried again."""
+WARM_UPS: Final = 2
+"""Before a capture. Libraries allocate workspaces and choose kernels in their first calls."""
 
 
 class Recording(Protocol):
@@ -141,9 +140,8 @@ class GraphPieceRunner:
     """
     replays: int = 0
     _runs: int = 0
-    _entries: OrderedDict[Bucket, _Entry] = field(
-        default_factory=OrderedDict
-    )  # least recently used first
+    # Least recently used first.
+    _entries: OrderedDict[Bucket, _Entry] = field(default_factory=OrderedDict)
     _buffers: dict[Place, Tensor] = field(default_factory=dict)
     _seen: Counter[Bucket] = field(default_factory=Counter)
 

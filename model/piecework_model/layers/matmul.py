@@ -62,7 +62,7 @@ def multiply(states: Tensor, weight: Tensor) -> Tensor:
         )
     outputs = weight.shape[0]
     out = states.new_empty((count, outputs))
-    # The interpreter multiplies bfloat16 as if its bits were integers; float32 holds every such
+    # The interpreter multiplies bfloat16 as if its bits were integers. float32 holds every such
     # product.
     interpreted = isinstance(product_kernels.fixed_product, InterpretedFunction)
     wide = interpreted or states.dtype is torch.float32

@@ -86,9 +86,8 @@ class Fp8:
     def pack(self, weight: Tensor) -> Fields:
         """Scale each channel by the smallest power of two at which its largest weight fits."""
         values = _finite(weight)
-        mantissa, exponent = torch.frexp(
-            values.abs().amax(dim=1) / FP8_MAX
-        )  # m * 2^e, 0.5 <= m < 1
+        # m * 2^e, 0.5 <= m < 1
+        mantissa, exponent = torch.frexp(values.abs().amax(dim=1) / FP8_MAX)
         exponent = torch.where(mantissa == 0.5, exponent - 1, exponent).clamp(-126, 127)
         scale = torch.ldexp(torch.ones_like(mantissa), exponent)
         return (values / scale[:, None]).to(torch.float8_e4m3fn), scale
@@ -140,9 +139,8 @@ class Int4:
         There is one rounding, that of the product.
         """
         data, scale = fields
-        halves = torch.stack((data >> 4, data & 15), dim=-1).view(
-            *scale.shape, -1
-        )  # [out, groups, group]
+        # [out, groups, group]
+        halves = torch.stack((data >> 4, data & 15), dim=-1).view(*scale.shape, -1)
         weight = (halves.to(dtype) - 8) * scale.to(dtype)[..., None]
         return weight.view(data.shape[0], -1)
 

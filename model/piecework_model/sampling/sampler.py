@@ -33,9 +33,7 @@ class SampleOutput:
     entropy: Tensor  # float32, nats; not finite exactly when a logit of the position is not
     log_probability: Tensor  # float32, of the sampled token
     gap: Tensor  # float32, between the two largest scaled logits
-    probabilities: (
-        Tensor  # [P, V] in the logits' own type: what multiplies the embeddings for the next step
-    )
+    probabilities: Tensor  # [P, V] in the logits' own type, to multiply the embeddings
 
     @property
     def fingerprint(self) -> Tensor:
@@ -60,9 +58,8 @@ def sample(raw: Tensor, temperatures: Tensor, cap: float, uniforms: Tensor) -> S
     tanh bounds the logits to it first. uniforms: [P] float64 in (0, 1).
     """
     logits = raw.to(torch.float32, copy=True)
-    finite = torch.isfinite(logits.amax(-1)) & torch.isfinite(
-        logits.amin(-1)
-    )  # tanh would hide an infinity
+    # Before the cap: tanh would hide an infinity.
+    finite = torch.isfinite(logits.amax(-1)) & torch.isfinite(logits.amin(-1))
     logits = by_rows(torch.tanh_, logits.div_(cap)).mul_(cap).div_(temperatures[:, None])
     largest, argmax = torch.max(logits, dim=-1, keepdim=True)
     second = logits.scatter_(-1, argmax, -math.inf).amax(-1, keepdim=True)

@@ -111,7 +111,7 @@ def load_codec(folder: Path, eos_ids: frozenset[int]) -> TextCodec:
     )
     if not isinstance(template, str):
         raise CheckpointError(template_path, "has no chat template")
-    # A lookahead, so that overlapping occurrences are all found; a one-character control token
+    # A lookahead, so that overlapping occurrences are all found. A one-character control token
     # cannot be cut.
     pattern = "|".join(
         re.escape(text) for text in sorted(special, key=len, reverse=True) if len(text) > 1

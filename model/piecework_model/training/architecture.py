@@ -9,11 +9,11 @@ from transformers.models.gemma4.configuration_gemma4 import Gemma4VisionConfig
 
 from piecework_model.training import vocabulary
 
-CANVAS_LENGTH = 32  # tokens; a story is 3 or 4 canvases
+CANVAS_LENGTH = 32  # tokens, a story is 3 or 4 canvases
 MAX_CONTEXT = (
-    1024  # tokens; far more than any story, enough for a request that falls apart into characters
+    1024  # tokens: far more than any story, enough for a request that falls apart into characters
 )
-SLIDING_WINDOW = 64  # tokens; below the length of a story, so that the window is really used
+SLIDING_WINDOW = 64  # tokens, below the length of a story, so that the window is really used
 
 
 def build_config(vocab_size: int) -> DiffusionGemmaConfig:

@@ -23,7 +23,7 @@ SPECIAL_TOKENS = ("<pad>", "<eos>", "<bos>", "<unk>", "<|turn>", "<turn|>")
 PAD, EOS, BOS, UNKNOWN, TURN_START, TURN_END = range(6)
 SPACE = "▁"  # U+2581, as in SentencePiece
 
-# Whole words beat their characters, characters beat bytes; only the order of these scores matters.
+# Whole words beat their characters, characters beat bytes. Only the order of these scores matters.
 _WORD_SCORE, _CHARACTER_SCORE, _BYTE_SCORE = -4.0, -12.0, -20.0
 
 CHAT_TEMPLATE = """{{- bos_token -}}

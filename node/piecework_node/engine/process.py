@@ -194,7 +194,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--benchmark-seconds", type=float, required=True)
     chosen = parser.parse_args(arguments)
-    # Libraries print; stdout is ours alone.
+    # Libraries print. stdout is ours alone.
     reports = Reports(os.fdopen(os.dup(1), "wb"))
     os.dup2(2, 1)
     planned = load(chosen, reports)

@@ -150,13 +150,13 @@ class VllmLink:
     async def encode_prompt(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
         running = self._running
         if not self._up or running is None:
-            raise EngineUnavailable("no vLLM endpoint is well")
+            raise EngineUnavailable("no vLLM endpoint is healthy")
         async with self._encoders:
             return await asyncio.to_thread(_encode, running.checkpoint, messages)
 
     def start(self, request: GenerationRequest) -> None:
         running = self._running
-        # Without an endpoint the sequence is started again when one is well.
+        # Without an endpoint the sequence is started again when one is healthy.
         if not self._up or running is None:
             return
         writer = CanvasWriter(request, running.checkpoint.codec, running.checkpoint.canvas_size)
@@ -264,7 +264,7 @@ class VllmLink:
             self.losses += 1
             self._log.error("engine lost", error=running.pool.troubles, count=self.losses)
             self._drop_sequences()
-            await self._events.put(EngineLost("no vLLM endpoint is well"))
+            await self._events.put(EngineLost("no vLLM endpoint is healthy"))
             await running.pool.until(alive=True)
             self._up = True
             await self._events.put(EngineReady(running.facts))

@@ -141,7 +141,7 @@ class EndpointPool:
                 await self._set_health(pooled, Health.HEALTHY)
                 return pooled
             if self._clock.monotonic() >= deadline:
-                raise EngineStartError(f"no vLLM endpoint is well: {self.troubles}")
+                raise EngineStartError(f"no vLLM endpoint is healthy: {self.troubles}")
             await asyncio.sleep(self._times.poll_s)
 
     async def survey(self) -> list[PooledEndpoint]:

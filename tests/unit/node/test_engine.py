@@ -14,9 +14,9 @@ import pytest
 
 from piecework_model.requests import (
     CanvasEvent,
+    CanvasFinish,
     DraftEvent,
     FailedEvent,
-    FinishReason,
     GenerationRequest,
 )
 from piecework_node import logs
@@ -193,7 +193,7 @@ async def test_the_real_engine_process_says_why_it_cannot_start() -> None:
         engine_wire.Encoded(1, (1, 2)),
         engine_wire.Beat(),
         DraftEvent("sequence", 0, 1, (1, 2), "text"),
-        CanvasEvent("sequence", 0, (1, 2), (1,), "t", 1, (bytes(32),), FinishReason.END_OF_TEXT),
+        CanvasEvent("sequence", 0, (1, 2), (1,), "t", 1, (bytes(32),), CanvasFinish.END_OF_TEXT),
         FailedEvent("sequence", "non_finite", "why"),
     ],
 )
