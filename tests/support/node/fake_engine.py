@@ -56,6 +56,8 @@ class FakeEngine:
         self.started: list[GenerationRequest] = []
         self.is_ready = True
         self.queue: asyncio.Queue[EngineEvent] = asyncio.Queue()
+        self.changed = asyncio.Event()
+        """Set when a row may have become runnable."""
 
     @property
     def facts(self) -> EngineFacts | None:
@@ -80,11 +82,13 @@ class FakeEngine:
         self.rows[request.request_id] = request
         self.limits[request.request_id] = request.canvas_limit
         self.done[request.request_id] = len(request.committed)
+        self.changed.set()
 
     def allow(self, request_id: str, canvas_limit: int) -> None:
         self.switch.point()
         if request_id in self.rows:
             self.limits[request_id] = max(self.limits[request_id], canvas_limit)
+            self.changed.set()
 
     def cancel(self, request_id: str) -> None:
         self.switch.point()
