@@ -12,7 +12,8 @@ from tests.support.chains import anvil, any_chain, embedded_chain
 
 __all__ = ["anvil", "any_chain", "embedded_chain"]
 
-# A time limit on one example would measure the machine, not the code. pytest-timeout ends what hangs.
+# A time limit on one example would measure the machine, not the code. pytest-timeout ends what
+# hangs.
 settings.register_profile("piecework", deadline=None, print_blob=True)
 settings.load_profile("piecework")
 

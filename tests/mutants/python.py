@@ -33,7 +33,6 @@ MUTATED = (
 TESTS = (
     "tests/unit/protocol/test_ledger.py",
     "tests/unit/protocol/test_merkle.py",
-
     "tests/unit/node/test_admission.py",
     "tests/property/node/test_admission.py",
     "tests/unit/node/test_settlement_policy.py",

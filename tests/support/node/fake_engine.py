@@ -56,6 +56,8 @@ class FakeEngine:
         self.started: list[GenerationRequest] = []
         self.is_ready = True
         self.queue: asyncio.Queue[EngineEvent] = asyncio.Queue()
+        self.breaks: set[int] = set()
+        """Seeds whose sequences fail at their next step."""
         self.changed = asyncio.Event()
         """Set when a row may have become runnable."""
 
@@ -107,6 +109,8 @@ class FakeEngine:
     def step(self, row: str) -> EngineEvent:
         """Finish a row's next canvas; a row that wants drafts gives one before each."""
         request, canvas = self.rows[row], self.done[row]
+        if request.seed in self.breaks:
+            return self.fail(row)
         if request.draft_every and (row, canvas) not in self.drafted:
             self.drafted.add((row, canvas))
             return DraftEvent(row, canvas, 0, (1, 2, 3), "draft")
