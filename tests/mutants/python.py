@@ -34,7 +34,9 @@ TESTS = (
     "tests/unit/protocol/test_ledger.py",
     "tests/unit/protocol/test_merkle.py",
     "tests/unit/node/test_admission.py",
+    "tests/unit/node/test_admission_edges.py",
     "tests/property/node/test_admission.py",
+    "tests/property/protocol/test_ledgers.py",
     "tests/unit/node/test_settlement_policy.py",
     "tests/conformance",
 )

@@ -8,7 +8,7 @@ from piecework_protocol.types import Timestamp
 class FakeClock:
     """Implements the node's `Clock`, and the client's `Clock` by being called."""
 
-    def __init__(self, now: float = 1_700_000_000) -> None:
+    def __init__(self, now: float = 1_800_000_000) -> None:
         self._now = self._start = float(now)
 
     def __call__(self) -> float:

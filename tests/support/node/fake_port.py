@@ -36,7 +36,7 @@ class FakePort(FakeEscrow):
         self.final: set[bytes] = set()
         self.used: dict[int, bytes] = {}
         self.height = 10
-        self.time = Timestamp(1_700_000_000)
+        self.time = Timestamp(1_800_000_000)
         self.price = 0
         self.wrong = False
         self.broadcasts: list[bytes] = []
