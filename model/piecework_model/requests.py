@@ -9,7 +9,7 @@ from typing import Literal
 FailureKind = Literal["non_finite", "out_of_memory", "invalid_request", "internal"]
 
 
-class FinishReason(enum.IntEnum):
+class CanvasFinish(enum.IntEnum):
     """Whether a canvas is the last one, and why; the numbers are those of the receipt's
     `finish`."""
 
@@ -80,7 +80,7 @@ class CanvasEvent:
     text: str
     steps: int
     step_leaves: tuple[bytes, ...]
-    finish: FinishReason
+    finish: CanvasFinish
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,11 +44,10 @@ CONFIG = """
 [tool.mutmut]
 source_paths = ["src"]
 only_mutate = {mutated}
-pytest_add_cli_args = ["-p", "no:randomly", "-q"]
+pytest_add_cli_args = ["-q"]
 pytest_add_cli_args_test_selection = {tests}
 # A message's words are no behaviour.
 do_not_mutate_patterns = ["raise Refusal", "raise ProtocolViolation", "raise MalformedInput"]
-# What is sealed inside a frozen, slotted dataclass cannot be forked by mutmut's trampoline twice.
 timeout_multiplier = 10.0
 """
 
@@ -74,16 +73,27 @@ def _copy(source: Path, target: Path) -> None:
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "*.db"))
 
 
+def report() -> None:
+    """Print the survivors and the score. A mutant that no chosen test reaches has survived."""
+    mutmut = [sys.executable, "-m", "mutmut", "results", "--all", "true"]
+    listed = subprocess.run(mutmut, cwd=STAGE, capture_output=True, text=True, check=True)
+    verdicts = dict(re.findall(r"^\s*(\S+): (.+)$", listed.stdout, re.MULTILINE))
+    alive = sorted(name for name, said in verdicts.items() if said in {"survived", "no tests"})
+    for name in alive:
+        print(f"survived  {name}")
+    print(f"See one: cd {STAGE.relative_to(ROOT)} && {sys.executable} -m mutmut show NAME")
+    print(f"python: {len(verdicts) - len(alive)} of {len(verdicts)} mutants killed")
+
+
 def main() -> int:
-    """Run, and print the survivors and the score."""
+    """Stage, run, report."""
     children = sys.argv[1] if len(sys.argv) > 1 else "2"
     STAGE.mkdir(parents=True, exist_ok=True)
     stage()
-    mutmut = [sys.executable, "-m", "mutmut"]
-    ran = subprocess.run([*mutmut, "run", "--max-children", children], cwd=STAGE, check=False)
-    if ran.returncode not in (0, 1):
-        return ran.returncode
-    return 0
+    mutmut = [sys.executable, "-m", "mutmut", "run", "--max-children", children]
+    ran = subprocess.run(mutmut, cwd=STAGE, check=False)
+    report()
+    return ran.returncode
 
 
 if __name__ == "__main__":

@@ -18,10 +18,10 @@ from piecework_model.engine.executor import Executor, RowFailure, RowStep
 from piecework_model.engine.scheduler import Capacity, Scheduler
 from piecework_model.requests import (
     CanvasEvent,
+    CanvasFinish,
     DraftEvent,
     Event,
     FailedEvent,
-    FinishReason,
     GenerationRequest,
 )
 from piecework_model.text.tokens import TextStream
@@ -171,13 +171,13 @@ class Engine:
         request_id, canvas = job.request.request_id, step.argmax
         length, ended = bounds.charged_length(canvas, self._loaded.eos_ids, job.remaining_tokens)
         job.remaining_tokens -= length
-        finish = FinishReason.MORE
+        finish = CanvasFinish.MORE
         if ended:
-            finish = FinishReason.END_OF_TEXT
+            finish = CanvasFinish.END_OF_TEXT
         elif job.remaining_tokens == 0:
-            finish = FinishReason.TOKEN_LIMIT
-        text = job.text.append(canvas[:length], final=finish is not FinishReason.MORE)
-        if finish is FinishReason.MORE:
+            finish = CanvasFinish.TOKEN_LIMIT
+        text = job.text.append(canvas[:length], final=finish is not CanvasFinish.MORE)
+        if finish is CanvasFinish.MORE:
             self._scheduler.committed(request_id, len(canvas))
             self._executor.commit(request_id, canvas)
         else:

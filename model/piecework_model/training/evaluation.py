@@ -13,7 +13,7 @@ import torch
 
 from piecework_model.checkpoint.loading import LoadedModel, load
 from piecework_model.engine.engine import Engine
-from piecework_model.requests import CanvasEvent, FailedEvent, FinishReason, GenerationRequest
+from piecework_model.requests import CanvasEvent, CanvasFinish, FailedEvent, GenerationRequest
 from piecework_model.text.chat import ChatMessage, encode_prompt
 from piecework_model.training import batches, grammar, loop, vocabulary
 
@@ -66,7 +66,7 @@ def tell(loaded: LoadedModel, example: grammar.Example, seed: int) -> Story:
                 raise RuntimeError(f"evaluation failed: {event.message}")
             if isinstance(event, CanvasEvent):
                 canvases.append(event)
-    ended = canvases[-1].finish is FinishReason.END_OF_TEXT
+    ended = canvases[-1].finish is CanvasFinish.END_OF_TEXT
     text = "".join(canvas.text for canvas in canvases)
     return Story(example, text, tuple(canvas.steps for canvas in canvases), ended)
 

@@ -15,10 +15,10 @@ from typing import Any, Final
 from piecework.base.jsons import loads
 from piecework_model.requests import (
     CanvasEvent,
+    CanvasFinish,
     DraftEvent,
     Event,
     FailedEvent,
-    FinishReason,
     GenerationRequest,
 )
 from piecework_node.engine.link import EngineFacts
@@ -182,7 +182,7 @@ def _canvas(body: dict[str, Any]) -> CanvasEvent:
             "token_ids": tuple(body["token_ids"]),
             "charged_ids": tuple(body["charged_ids"]),
             "step_leaves": tuple(bytes.fromhex(leaf) for leaf in body["step_leaves"]),
-            "finish": FinishReason(body["finish"]),
+            "finish": CanvasFinish(body["finish"]),
         }
     )
 

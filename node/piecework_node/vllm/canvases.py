@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from piecework_model.requests import CanvasEvent, FinishReason, GenerationRequest
+from piecework_model.requests import CanvasEvent, CanvasFinish, GenerationRequest
 from piecework_model.text.tokens import TextCodec, TextStream
 from piecework_node.errors import EndpointLost
 from piecework_node.vllm.wire import Chunk
@@ -58,15 +58,15 @@ class CanvasWriter:
             if self.ended:
                 break
             if token in self._codec.eos_ids:
-                events.append(self._finish(FinishReason.END_OF_TEXT))
+                events.append(self._finish(CanvasFinish.END_OF_TEXT))
                 break
             self._open.append(token)
             if len(self._done) + len(self._open) == self._request.max_tokens:
-                events.append(self._finish(FinishReason.TOKEN_LIMIT))
+                events.append(self._finish(CanvasFinish.TOKEN_LIMIT))
             elif len(self._open) == self._size:
-                events.append(self._finish(FinishReason.MORE))
+                events.append(self._finish(CanvasFinish.MORE))
         if chunk.finish in _FULL_STOPS and not self.ended:
-            events.append(self._finish(FinishReason.END_OF_TEXT))
+            events.append(self._finish(CanvasFinish.END_OF_TEXT))
         if (
             chunk.finish is not None
             and chunk.finish not in _FULL_STOPS | _PAUSES
@@ -82,9 +82,9 @@ class CanvasWriter:
         stopped_at = chunk.finish in _FULL_STOPS and chunk.stop_id is not None
         return ids[:-1] if stopped_at and ids and ids[-1] == chunk.stop_id else ids
 
-    def _finish(self, finish: FinishReason) -> CanvasEvent:
+    def _finish(self, finish: CanvasFinish) -> CanvasEvent:
         ids, canvas = tuple(self._open), self.canvas
-        final = finish is not FinishReason.MORE
+        final = finish is not CanvasFinish.MORE
         self._open.clear()
         self._done += ids
         self.ended = final

@@ -43,6 +43,8 @@ from tests.support.node.wire_client import SERVICE, WireClient, WireResult
 from tests.support.waiting import until
 from tests.support.worker_process import OPERATOR_SECRET, RECEIVER, WorkerProcess
 
+pytestmark = pytest.mark.process
+
 POOL = 3_000_000
 DEPOSIT = 1_000_000
 PAYER = signer("payer of bad jobs")

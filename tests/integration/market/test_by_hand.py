@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from piecework.chain.deployment import Deployment
 from piecework.chain.dev.anvil import Anvil
 from piecework.chain.dev.faucet import ANVIL_FAUCET_KEY
@@ -18,6 +20,8 @@ from piecework_protocol.types import Address, ChannelId, keccak256, parse_addres
 from tests.support.chains import ETHER, USD
 from tests.support.commands import Said, piecework
 from tests.support.waiting import until
+
+pytestmark = pytest.mark.process
 
 PAYOUT = Address(keccak256(b"a cold address of the worker's owner")[12:])
 STAKE, TOKENS, DEPOSIT = 100 * USD, 5 * USD, 3 * USD

@@ -11,6 +11,8 @@ import random
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import pytest
+
 from piecework.chain.dev.embedded import EmbeddedChain
 from piecework.client.config import load_config
 from piecework.client.errors import JobInterrupted, NoWorkerFits, WorkerUnreachable
@@ -27,6 +29,8 @@ from tests.support.chains import TestMarket, deployed, signer
 from tests.support.node.fake_engine import canvas_event
 from tests.support.waiting import random_moment
 from tests.support.worker_process import RECEIVER, WorkerProcess
+
+pytestmark = [pytest.mark.process, pytest.mark.kill, pytest.mark.slow]
 
 KILLS = 50
 LONGEST_LIFE_S = 0.6

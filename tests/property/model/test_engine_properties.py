@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from piecework_model.checkpoint.loading import LoadedModel
 from piecework_model.engine.engine import Engine
-from piecework_model.requests import Event, FinishReason, GenerationRequest
+from piecework_model.requests import CanvasFinish, Event, GenerationRequest
 from tests.support.model_runs import canvases, make_request, run, run_alone
 
 requests = st.builds(
@@ -42,7 +42,7 @@ def test_charged_ids_and_text_of_all_canvases_are_one_text(
     assert [event.canvas for event in events] == list(range(len(events)))
     assert all(event.charged_ids == event.token_ids for event in events[:-1])
     assert all(1 <= event.steps == len(event.step_leaves) <= request.max_steps for event in events)
-    if events[-1].finish is FinishReason.TOKEN_LIMIT:
+    if events[-1].finish is CanvasFinish.TOKEN_LIMIT:
         assert len(charged) == request.max_tokens
 
 

@@ -11,7 +11,7 @@ import queue
 import sys
 import threading
 
-from piecework_model.requests import FinishReason, GenerationRequest
+from piecework_model.requests import CanvasFinish, GenerationRequest
 from piecework_node.engine.wire import (
     MAX_LINE_BYTES,
     Allow,
@@ -43,7 +43,7 @@ def main() -> None:
             for row in runnable:
                 event = canvas_event(rows[row], done[row])
                 done[row] += 1
-                if event.finish is not FinishReason.MORE:
+                if event.finish is not CanvasFinish.MORE:
                     del rows[row]
                 _send(event)
             continue

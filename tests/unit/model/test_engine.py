@@ -17,7 +17,7 @@ from piecework_model.errors import (
     InvalidRequestError,
     QueueFullError,
 )
-from piecework_model.requests import CanvasEvent, DraftEvent, FailedEvent, FinishReason
+from piecework_model.requests import CanvasEvent, CanvasFinish, DraftEvent, FailedEvent
 from tests.support.model_runs import broken_head, broken_row, canvases, make_request, run, run_alone
 
 Prompt = tuple[int, ...]
@@ -237,8 +237,8 @@ def test_a_canvas_carries_one_leaf_a_step_and_what_counts_of_its_ids(
         assert all(len(leaf) == 32 for leaf in event.step_leaves)
         assert event.charged_ids == event.token_ids[: len(event.charged_ids)]
         assert bundled.eos_ids.isdisjoint(event.charged_ids)
-    assert [event.finish for event in events[:-1]] == [FinishReason.MORE] * (len(events) - 1)
-    assert events[-1].finish is not FinishReason.MORE
+    assert [event.finish for event in events[:-1]] == [CanvasFinish.MORE] * (len(events) - 1)
+    assert events[-1].finish is not CanvasFinish.MORE
     assert sum(len(event.charged_ids) for event in events) <= 40
 
 

@@ -14,9 +14,9 @@ import pytest
 
 from piecework_model.requests import (
     CanvasEvent,
+    CanvasFinish,
     DraftEvent,
     FailedEvent,
-    FinishReason,
     GenerationRequest,
 )
 from piecework_node import logs
@@ -31,6 +31,8 @@ from piecework_protocol.content import Message
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.limits import MAX_NAME_BYTES
 from tests.support.node.fake_engine import FACTS, canvas_event
+
+pytestmark = pytest.mark.process
 
 ROOT = Path(__file__).resolve().parents[3]
 REQUEST = GenerationRequest(
@@ -193,7 +195,7 @@ async def test_the_real_engine_process_says_why_it_cannot_start() -> None:
         engine_wire.Encoded(1, (1, 2)),
         engine_wire.Beat(),
         DraftEvent("row", 0, 1, (1, 2), "text"),
-        CanvasEvent("row", 0, (1, 2), (1,), "t", 1, (bytes(32),), FinishReason.END_OF_TEXT),
+        CanvasEvent("row", 0, (1, 2), (1,), "t", 1, (bytes(32),), CanvasFinish.END_OF_TEXT),
         FailedEvent("row", "non_finite", "why"),
     ],
 )

@@ -16,7 +16,7 @@ import aiohttp
 import pytest
 
 from piecework_model.checkpoint.manifest import bundled_checkpoint_path
-from piecework_model.requests import CanvasEvent, FailedEvent, FinishReason, GenerationRequest
+from piecework_model.requests import CanvasEvent, CanvasFinish, FailedEvent, GenerationRequest
 from piecework_node import logs
 from piecework_node.clock import SystemClock
 from piecework_node.engine.link import EngineEvent, EngineLost, EngineReady
@@ -71,7 +71,7 @@ class Running:
     async def canvases(self, row: str) -> list[CanvasEvent]:
         """The rest of a row, which nothing holds back; no other row runs."""
         got: list[CanvasEvent] = []
-        while not got or got[-1].finish is FinishReason.MORE:
+        while not got or got[-1].finish is CanvasFinish.MORE:
             event = await self.next()
             assert isinstance(event, CanvasEvent) and event.request_id == row, event
             got.append(event)
@@ -140,7 +140,7 @@ async def test_a_job_comes_in_canvases_without_steps_and_trace(tokens_a_chunk: i
         events = await run.canvases("row")
     assert said(events) == expected(2 * CANVAS + 5)
     assert [len(e.charged_ids) for e in events] == [CANVAS, CANVAS, 5]
-    assert events[-1].finish is FinishReason.TOKEN_LIMIT
+    assert events[-1].finish is CanvasFinish.TOKEN_LIMIT
     assert "".join(e.text for e in events) == CHECKPOINT.codec.decode(said(events))
     assert all(e.steps == 0 and not e.step_leaves for e in events)
 
@@ -150,7 +150,7 @@ async def test_the_end_of_the_text_ends_the_job_and_is_not_charged() -> None:
         run.link.start(request())
         events = await run.canvases("row")
     assert [len(e.charged_ids) for e in events] == [CANVAS, 3]
-    assert events[-1].finish is FinishReason.END_OF_TEXT
+    assert events[-1].finish is CanvasFinish.END_OF_TEXT
     assert EOS not in said(events)
 
 
@@ -185,7 +185,7 @@ async def test_a_row_asks_for_no_more_than_the_window_and_goes_on_from_its_canva
         assert all("seed" not in b and "temperature" not in b for b in server.bodies)
         events = [e for e in (*first, last) if isinstance(e, CanvasEvent)]
         assert said(events) == expected(3 * CANVAS)
-        assert events[-1].finish is FinishReason.TOKEN_LIMIT
+        assert events[-1].finish is CanvasFinish.TOKEN_LIMIT
 
 
 async def test_a_row_that_is_resumed_starts_behind_its_committed_canvases() -> None:
