@@ -104,7 +104,7 @@ def stage() -> None:
 def passes() -> bool:
     """Whether the staged project builds and all its tests pass."""
     forge = PROJECT / "node_modules" / ".bin" / "forge"
-    command = [forge, "test", "--no-match-contract", "GasTest", "--fail-fast"]
+    command = [str(forge), "test", "--no-match-contract", "GasTest", "--fail-fast"]
     environment = {**os.environ, **FAST}
     try:
         ran = subprocess.run(

@@ -131,5 +131,5 @@ class _ServerEnd:
 
 def _lost() -> grpc.aio.AioRpcError:
     return grpc.aio.AioRpcError(
-        grpc.StatusCode.UNAVAILABLE, Metadata(), Metadata(), "the connection broke"
+        grpc.StatusCode.UNAVAILABLE, Metadata(), Metadata(), "the connection broke", None
     )

@@ -9,13 +9,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from piecework_model.requests import CanvasEvent, CanvasFinish, DraftEvent, FailedEvent
-from piecework_node.engine.wire import Beat, Encoded, Ready, decode_report, encode_report
+from piecework_node.engine.wire import (
+    Beat,
+    Encoded,
+    Ready,
+    Report,
+    decode_report,
+    encode_report,
+)
 from piecework_protocol.errors import MalformedInput
 from tests.support.node.fake_engine import FACTS
 
-REPORTS = [
+REPORTS: list[Report] = [
     Ready(FACTS),
-    Encoded(1, (1, 2, 3), None),
+    Encoded(1, (1, 2, 3), ""),
     Beat(),
     DraftEvent("row", 0, 1, (1, 2), "draft"),
     CanvasEvent("row", 0, (1, 2), (1,), "t", 1, (bytes(32),), CanvasFinish.MORE),

@@ -234,12 +234,13 @@ class TwoJournals(RuleBasedStateMachine):
     @rule(good=st.text(max_size=3), broken=st.sampled_from(["move", "state", "voucher", "canvas"]))
     def a_batch_with_a_bad_record_leaves_nothing(self, good: str, broken: str) -> None:
         missing = JobId(bytes(32))
-        bad: JournalRecord = {
+        defects: dict[str, JournalRecord] = {
             "move": TxMoved(bytes(32), TxState.MINED, Timestamp(1)),
             "state": StateRecord(missing, JobState.RUNNING),
             "canvas": canvas_record(missing, 0, 1),
             "voucher": VoucherApplied(paid_ledger(WorkerLedger(ChannelId(bytes(32))), []), (), 0),
-        }[broken]
+        }
+        bad = defects[broken]
         with pytest.raises((JournalCorrupt, JournalError)):
             self.loop.run(self.disk.append([MetaSet("cursor", f"never {good}"), bad]))
 

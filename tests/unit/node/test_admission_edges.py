@@ -27,7 +27,7 @@ from piecework_protocol.limits import (
 from piecework_protocol.objects import Service
 from piecework_protocol.pricing import worst_case
 from piecework_protocol.states import ChannelState
-from piecework_protocol.types import Amount, Digest, Seconds, Uint32
+from piecework_protocol.types import Amount, JobId, Seconds, Uint32
 from tests.support.node.harness import DOMAIN, TERMS, parameters
 from tests.unit.node.test_admission import (
     NOW,
@@ -138,7 +138,7 @@ def test_what_is_accepted_is_what_was_signed() -> None:
     assert isinstance(accepted, AcceptedTerms)
     assert accepted.accepted.job == case.job
     assert accepted.accepted.channel == case.channel
-    assert accepted.accepted.id == Digest(DOMAIN.digest(case.job))
+    assert accepted.accepted.id == JobId(DOMAIN.digest(case.job))
     assert accepted.accepted.prompt_tokens == PROMPT_TOKENS
     assert accepted.accepted.credit_window == OFFER.credit_window
 
