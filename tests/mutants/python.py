@@ -48,7 +48,7 @@ pytest_add_cli_args = ["-q"]
 pytest_add_cli_args_test_selection = {tests}
 # A message's words are no behaviour.
 do_not_mutate_patterns = ["raise Refusal", "raise ProtocolViolation", "raise MalformedInput"]
-timeout_multiplier = 10.0
+timeout_multiplier = 3.0
 """
 
 
