@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import ssl
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -22,7 +22,7 @@ from piecework_protocol import wire
 from piecework_protocol.errors import MalformedInput, ProtocolViolation, Reason, Refusal
 from piecework_protocol.frames import ClientFrame, WorkerFrame
 from piecework_protocol.limits import MAX_FRAME_BYTES, MAX_OFFER_BYTES, MAX_REASON_BYTES
-from piecework_protocol.objects import Channel, CloseChannel
+from piecework_protocol.objects import Channel, CloseChannel, Offer
 from piecework_protocol.types import Digest, Signature
 from piecework_protocol.wire import SignedOffer
 
@@ -217,6 +217,26 @@ class JobStream:
         if code is not grpc.StatusCode.OK:
             details = await self._call.details()
             raise _translated(code, details or "", await self._call.trailing_metadata())
+
+
+class JobLink(Protocol):
+    """A worker that takes jobs; `WorkerLink` is one."""
+
+    def run(self, deadline_s: float) -> JobStream:
+        """Open one job's stream."""
+        ...
+
+
+class JobLinks(Protocol):
+    """How a job reaches its worker; `discovery.Links` holds real connections."""
+
+    async def to(self, offer: Offer) -> JobLink:
+        """The worker of a verified offer. `WorkerUnreachable` when there is no way to it."""
+        ...
+
+    async def drop(self, offer: Offer) -> None:
+        """Forget a way that failed."""
+        ...
 
 
 def translate(error: grpc.aio.AioRpcError) -> Refusal | WorkerUnreachable:

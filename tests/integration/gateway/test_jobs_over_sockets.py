@@ -214,7 +214,7 @@ async def test_offers_come_through_an_index_that_is_not_believed(
 ) -> None:
     market = IndexServer(OfferStore(tmp_path / "market.db", chain.domain), chain, clock=clock)
     chain.register(operator("retired").address, receiver("retired"))
-    await market.accept(wire.encode_offer(offer("retired", now=int(clock.now))))
+    await market.accept(wire.encode_offer(offer("retired", now=clock.now())))
     await market.accept(wire.encode_offer(worker.offer()))
     chain.register(operator("retired").address, receiver("retired"), active=False)
     async with TestServer(market.application()) as server:
@@ -242,7 +242,7 @@ async def test_a_chain_that_is_away_stops_the_search_and_not_a_paid_up_channel(
     await collect(client.run(ask()))
     chain.away = True
     assert text_of(await collect(client.run(ask()))) == WHOLE
-    clock.now += 120
+    clock.advance(120)
     with pytest.raises(RpcUnavailable):
         await client.offers()
 

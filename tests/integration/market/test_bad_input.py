@@ -40,7 +40,10 @@ from tests.support.client_side import ask, collect
 from tests.support.node.bad_jobs import BAD_JOBS, Scene
 from tests.support.node.harness import parameters
 from tests.support.node.wire_client import SERVICE, WireClient, WireResult
+from tests.support.waiting import until
 from tests.support.worker_process import OPERATOR_SECRET, RECEIVER, WorkerProcess
+
+pytestmark = pytest.mark.process
 
 POOL = 3_000_000
 DEPOSIT = 1_000_000
@@ -139,9 +142,11 @@ async def _one_paid_job(client: WireClient, market: TestMarket) -> tuple[Scene, 
     funding = scene.funding(client.channel, DEPOSIT, PAYER, now + 3600)
     result = await client.run(offer, submission, secret, funding=funding)
     assert result.acknowledged == result.canvases > 0
-    async with asyncio.timeout(20):
-        while (await market.reader.channel(submission.job.channel)).deposit < DEPOSIT:  # noqa: ASYNC110
-            await asyncio.sleep(0.1)
+
+    async def funded() -> bool:
+        return (await market.reader.channel(submission.job.channel)).deposit >= DEPOSIT
+
+    await until(funded)
     return scene, secret, result
 
 

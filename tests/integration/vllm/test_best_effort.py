@@ -47,6 +47,8 @@ from tests.support.worker_process import (
     WorkerProcess,
 )
 
+pytestmark = pytest.mark.process
+
 PAYER = signer("payer of best effort")
 POOL = 3_000_000
 TOKENS = 3 * CANVAS - 2

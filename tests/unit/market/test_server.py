@@ -91,9 +91,9 @@ async def test_an_old_offer_cannot_come_back_after_a_restart_or_an_expiry(index:
         await post(first, offer(sequence=Uint64(9)))
     async with TestClient(TestServer(index.market().application())) as second:
         assert len((await (await second.get("/v1/offers")).json())["offers"]) == 1
-        index.clock.now += 301
+        index.clock.advance(301)
         assert (await (await second.get("/v1/offers")).json())["offers"] == []
-        stale = await post(second, offer(now=int(index.clock.now), sequence=Uint64(9)))
+        stale = await post(second, offer(now=index.clock.now(), sequence=Uint64(9)))
         assert await code(stale) == "stale_sequence"
 
 
@@ -237,7 +237,7 @@ async def test_lists_and_page_show_the_class_of_service_and_filter_by_it(http: H
 
 
 async def test_workers_say_how_long_their_offer_lives(index: Index, full: Http) -> None:
-    index.clock.now += 100
+    index.clock.advance(100)
     workers = (await (await full.get("/v1/workers")).json())["workers"]
     assert [w["expires_in_s"] for w in workers] == [200, 200, 200]
 
