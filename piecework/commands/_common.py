@@ -28,7 +28,7 @@ def fail(message: str, code: int = 1) -> NoReturn:
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run a command's coroutine; an error that we raise on purpose becomes one line and exit code
     1."""
-    from piecework_protocol.errors import PieceworkError
+    from piecework.base.errors import PieceworkError
 
     try:
         return asyncio.run(coroutine)
@@ -44,7 +44,7 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
 
 def call(work: Callable[[], T]) -> T:
     """The same for a function that waits for nothing."""
-    from piecework_protocol.errors import PieceworkError
+    from piecework.base.errors import PieceworkError
 
     try:
         return work()

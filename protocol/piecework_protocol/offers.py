@@ -8,8 +8,9 @@ from __future__ import annotations
 import enum
 from typing import Protocol
 
+from piecework.base.errors import PieceworkError
 from piecework_protocol.eip712 import Domain
-from piecework_protocol.errors import MalformedInput, PieceworkError
+from piecework_protocol.errors import MalformedInput
 from piecework_protocol.limits import (
     MAX_CANVAS_TOKENS,
     MAX_CLOCK_SKEW_S,
