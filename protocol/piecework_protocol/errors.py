@@ -27,8 +27,10 @@ class ProtocolViolation(PieceworkError):
 
 
 class MalformedInput(PieceworkError):
-    """Bytes from outside that do not parse into a value of the protocol; never carries the
-    content."""
+    """Bytes from outside do not parse into a value of the protocol. The text names the defect.
+
+    It never holds the content.
+    """
 
 
 class InvariantBroken(PieceworkError):
@@ -36,13 +38,17 @@ class InvariantBroken(PieceworkError):
 
 
 def invariant(condition: bool, message: str) -> None:
-    """Stop when a promise of our own is broken."""
+    """Stop when a promise of our own code is broken.
+
+    Raises:
+        InvariantBroken: `condition` does not hold.
+    """
     if not condition:
         raise InvariantBroken(message)
 
 
 class GrpcStatus(enum.Enum):
-    """The canonical gRPC status names that a refusal may map to; the shells translate them."""
+    """The canonical gRPC status names that a refusal may have. The shells translate them."""
 
     INVALID_ARGUMENT = "INVALID_ARGUMENT"
     FAILED_PRECONDITION = "FAILED_PRECONDITION"
@@ -112,7 +118,7 @@ class Reason(enum.Enum):
 
 
 class Refusal(PieceworkError):
-    """A request that is declined. No money moved and nothing was run on its account."""
+    """A request is declined. No money moved, and nothing was run for it."""
 
     def __init__(
         self,

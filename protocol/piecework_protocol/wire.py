@@ -275,7 +275,7 @@ def _to_message(value: Any) -> Any:
 
 
 def _to_value(cls: type[_V], message: Any) -> _V:
-    """Give the value that a message carries; `MalformedInput` when a member breaks its bounds."""
+    """Give the value that a message carries, or raise `MalformedInput`."""
     values: dict[str, Any] = {}
     for member in _members(cls):
         try:
