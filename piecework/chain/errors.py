@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from piecework.base.errors import PieceworkError
 from piecework.chain.limits import MAX_SHOWN_CHARACTERS
-from piecework_protocol.errors import PieceworkError
 
 
 class ChainError(PieceworkError):

@@ -393,7 +393,7 @@ class JobDriver:
         if reason is not None:
             message = end.message if end is not None else ""
             await asyncio.to_thread(
-                context.store.finish, job.id, JobStatus.FAILED, f"{reason.label} {message}"
+                context.store.finish, job.id, JobStatus.FAILED, f"{reason.name} {message}"
             )
             raise JobFailed(job.id, reason, message)
         status = JobStatus.COMPLETE if complete else JobStatus.CANCELLED

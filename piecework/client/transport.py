@@ -29,7 +29,6 @@ from piecework_protocol.wire import SignedOffer
 CERTIFICATE_NAME: Final = "piecework-worker"
 _EOF: Final = grpc.aio.EOF  # type: ignore[attr-defined]  # missing in the stubs
 _SERVICE: Final = "/piecework.v1.Worker/"
-_REASONS: Final = {r.label: r for r in Reason}
 _BARE_CODES: Final = {
     grpc.StatusCode.RESOURCE_EXHAUSTED: Reason.BUSY,
     grpc.StatusCode.INVALID_ARGUMENT: Reason.MALFORMED,
@@ -280,9 +279,9 @@ def _rich_refusal(details: str, trailing: Any) -> Refusal | None:
         return None
     if not found or info.domain != "piecework":
         return None
-    reason = _REASONS.get(info.reason, Reason.INTERNAL)
+    reason = Reason.named(info.reason)
     message = (status.message or details).encode()[:MAX_REASON_BYTES].decode(errors="ignore")
-    message = message.removeprefix(f"{reason.label}: ")
+    message = message.removeprefix(f"{reason.name}: ")
     metadata = {k[:64]: v[:256] for k, v in list(info.metadata.items())[:16]}
     return Refusal(reason, message, retry_after_s=retry_after_s, metadata=metadata)
 

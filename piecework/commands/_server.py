@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import structlog
 from aiohttp import web
 
-from piecework_protocol.errors import PieceworkError
+from piecework.base.errors import PieceworkError
 
 
 class CannotListen(PieceworkError):

@@ -1,6 +1,7 @@
 """JSON bombs over real sockets, at the recursion limit that importing web3 leaves behind.
 
-Without `protocol.jsons` the interpreter's own parser overruns the C stack and this process ends.
+Without `piecework.base.jsons` the interpreter's own parser overruns the C stack and this process
+ends.
 """
 
 from __future__ import annotations

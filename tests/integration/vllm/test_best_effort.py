@@ -216,7 +216,7 @@ async def _is_refused_a_replayable_job(worker_process: WorkerProcess, market: Te
             submission, secret = client.job(offer, "a fox", asked, now)
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await client.run(offer, submission, secret)
-            assert _reason(caught.value) == reason.label
+            assert _reason(caught.value) == reason.name
     finally:
         await client.close()
 

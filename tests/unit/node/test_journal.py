@@ -8,6 +8,7 @@ from pathlib import Path
 import apsw
 import pytest
 
+from piecework.base.errors import PieceworkError
 from piecework_node.errors import JournalCorrupt, JournalError, JournalLocked, JournalMismatch
 from piecework_node.journal.records import (
     MetaSet,
@@ -18,7 +19,6 @@ from piecework_node.journal.records import (
 )
 from piecework_node.journal.sqlite import SqliteJournal
 from piecework_protocol.eip712 import Domain
-from piecework_protocol.errors import PieceworkError
 from piecework_protocol.types import Address, PublicKey, Timestamp
 from tests.support.node.harness import DOMAIN, OPERATOR
 
