@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from piecework.client.limits import BROKEN_WORKER_REST_S, EXPERIENCE_HALF_LIFE_S
 from piecework.client.records import Experience
-from piecework.client.requests import Filters, TextRequest
+from piecework.client.requests import Filters, TextRequest, job_parameters
 from piecework.client.selection import Choice, learn, learn_broken, rank, reliability
 from piecework_protocol.client_session import TEMPLATE_TOKENS
 from piecework_protocol.content import encode_prompt
@@ -173,20 +173,16 @@ class Selection(RuleBasedStateMachine):
         )
 
     def _ceiling(self, request: TextRequest, listed: ModelOffer, tokens: int, steps: int) -> Amount:
-        probe = Choice(
-            offer(models=(listed,)),
-            listed,
-            ask(max_tokens=tokens, max_steps=steps).generation,
-            *(Amount(0), Amount(0), 0.0, 0.0, 0.0, False),
-        )
+        wanted = ask(max_tokens=tokens, max_steps=steps).generation
+        parameters = job_parameters(listed, wanted, 0)
         prompt_bytes = len(encode_prompt(request.messages))
-        return worst_case(listed, probe.parameters(0), prompt_bytes + TEMPLATE_TOKENS)
+        return worst_case(listed, parameters, prompt_bytes + TEMPLATE_TOKENS)
 
     def _costs_what_it_says(self, request: TextRequest, choice: Choice, filters: Filters) -> None:
         assert choice.expected <= choice.ceiling
         for limit in (request.max_price, filters.max_job_price):
             assert limit is None or choice.ceiling <= limit
-        signed = choice.parameters(1)
+        signed = job_parameters(choice.model, choice.generation, 1)
         assert signed.max_tokens <= choice.model.max_output
         assert choice.score >= choice.expected
 

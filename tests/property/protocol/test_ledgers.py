@@ -75,7 +75,7 @@ class TwoLedgers(RuleBasedStateMachine):
             return
         assert total <= DEPOSIT
         self.paid.append(ref)
-        self.vouchers.append(self.payer.payment(UNSIGNED))
+        self.vouchers.append(self.payer.payment(self.payer.voucher(), UNSIGNED))
 
     @precondition(lambda self: self.vouchers)
     @rule(data=st.data())
@@ -106,7 +106,7 @@ class TwoLedgers(RuleBasedStateMachine):
         count = self.worker.accumulator.count
         self.payer = self.payer.rewind(count, tuple(self.paid[count:]))
         if len(self.paid) > count:
-            self.vouchers.append(self.payer.payment(UNSIGNED))
+            self.vouchers.append(self.payer.payment(self.payer.voucher(), UNSIGNED))
 
     @precondition(lambda self: self.worker.accepted)
     @rule()

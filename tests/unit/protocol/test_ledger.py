@@ -26,10 +26,14 @@ def books(paid: int, issued: int) -> tuple[WorkerLedger, PayerLedger]:
         worker = worker.issue(LeafRef(JOB, canvas), digest(canvas), Amount(10))
     for canvas in range(paid):
         payer = payer.pay(LeafRef(JOB, canvas), digest(canvas), Amount(10), DEPOSIT)
-        accepted = worker.apply(payer.payment(UNSIGNED), DEPOSIT)
+        accepted = worker.apply(paying(payer), DEPOSIT)
         assert accepted is not None
         worker, payer = accepted, payer.acknowledge(canvas + 1)
     return worker, payer
+
+
+def paying(payer: PayerLedger) -> PayVoucher:
+    return payer.payment(payer.voucher(), UNSIGNED)
 
 
 def digest(canvas: int) -> Digest:
@@ -38,7 +42,7 @@ def digest(canvas: int) -> Digest:
 
 def next_payment(worker: WorkerLedger, payer: PayerLedger) -> PayVoucher:
     canvas = payer.accumulator.count
-    return payer.pay(LeafRef(JOB, canvas), digest(canvas), Amount(10), DEPOSIT).payment(UNSIGNED)
+    return paying(payer.pay(LeafRef(JOB, canvas), digest(canvas), Amount(10), DEPOSIT))
 
 
 BROKEN: dict[str, tuple[str, Callable[[PayVoucher], PayVoucher]]] = {
@@ -91,7 +95,7 @@ def test_the_same_voucher_again_is_taken_as_known() -> None:
 
 def test_a_voucher_with_a_lower_amount_is_refused_when_it_contradicts_the_book() -> None:
     worker, payer = books(paid=2, issued=2)
-    latest = payer.payment(UNSIGNED)
+    latest = paying(payer)
     assert worker.accepted is not None
     contradiction = revoucher(
         replace(latest, base_count=1, leaves=(LeafRef(JOB, 1),)), cumulative=Amount(19)
@@ -104,7 +108,7 @@ def test_a_lost_voucher_is_covered_by_the_next() -> None:
     worker, payer = books(paid=1, issued=3)
     payer = payer.pay(LeafRef(JOB, 1), digest(1), Amount(10), DEPOSIT)
     payer = payer.pay(LeafRef(JOB, 2), digest(2), Amount(10), DEPOSIT)
-    after = worker.apply(payer.payment(UNSIGNED), DEPOSIT)
+    after = worker.apply(paying(payer), DEPOSIT)
     assert after is not None and after.accumulator.count == 3 and not after.unpaid
 
 
@@ -169,9 +173,9 @@ def test_the_empty_voucher_states_an_empty_book() -> None:
 def test_money_may_reach_the_deposit_and_not_pass_it() -> None:
     worker, payer = books(paid=0, issued=1)
     payer = payer.pay(LeafRef(JOB, 0), digest(0), Amount(10), Amount(10))
-    assert worker.apply(payer.payment(UNSIGNED), Amount(10)) is not None
+    assert worker.apply(paying(payer), Amount(10)) is not None
     with pytest.raises(ProtocolViolation, match=r"5\.5"):
-        worker.apply(payer.payment(UNSIGNED), Amount(9))
+        worker.apply(paying(payer), Amount(9))
     with pytest.raises(ProtocolViolation, match=r"5\.5"):
         PayerLedger(CHANNEL).pay(LeafRef(JOB, 0), digest(0), Amount(10), Amount(9))
 
@@ -182,13 +186,11 @@ def test_a_voucher_names_as_many_receipts_as_the_protocol_allows_and_one_more_is
         ref = LeafRef(JOB, canvas)
         worker = worker.issue(ref, digest(canvas), Amount(0))
         payer = payer.pay(ref, digest(canvas), Amount(0), DEPOSIT)
-    assert worker.apply(payer.payment(UNSIGNED), DEPOSIT) is not None
+    assert worker.apply(paying(payer), DEPOSIT) is not None
     ref = LeafRef(JOB, MAX_LEAVES_PER_VOUCHER)
     worker = worker.issue(ref, digest(ref.canvas), Amount(0))
     with pytest.raises(ProtocolViolation, match=r"5\.3"):
-        worker.apply(
-            payer.pay(ref, digest(ref.canvas), Amount(0), DEPOSIT).payment(UNSIGNED), DEPOSIT
-        )
+        worker.apply(paying(payer.pay(ref, digest(ref.canvas), Amount(0), DEPOSIT)), DEPOSIT)
 
 
 def test_an_empty_voucher_says_nothing_to_an_empty_book() -> None:
@@ -200,7 +202,7 @@ def test_the_record_that_the_worker_shows_carries_the_payers_own_signature() -> 
     signature = Signature(bytes([1]) * 65)
     worker, payer = books(paid=0, issued=1)
     payer = payer.pay(LeafRef(JOB, 0), digest(0), Amount(10), DEPOSIT)
-    applied = worker.apply(payer.payment(signature), DEPOSIT)
+    applied = worker.apply(replace(paying(payer), signature=signature), DEPOSIT)
     assert applied is not None
     account = applied.account()
     assert account is not None and account.signature == signature
@@ -247,3 +249,9 @@ def test_a_rewound_book_names_again_what_the_worker_lacks() -> None:
     assert rewound.voucher() == payer.voucher()
     with pytest.raises(InvariantBroken):
         payer.rewind(2, since)
+
+
+def test_a_voucher_of_another_book_is_not_sent() -> None:
+    _, payer = books(paid=1, issued=1)
+    with pytest.raises(InvariantBroken):
+        payer.payment(empty_voucher(CHANNEL), UNSIGNED)
