@@ -60,7 +60,7 @@ def test_a_transcript_does_not_depend_on_what_happens_around_it(
     cancels: dict[int, int],
     limit: int,
 ) -> None:
-    engine = Engine(bundled, max_rows=3)
+    engine = Engine(bundled, max_sequences=3)
     engine.submit(replace(wanted, canvas_limit=limit))
     for index, other in enumerate(others):
         engine.submit(replace(other, request_id=f"other-{index}"))
