@@ -18,7 +18,8 @@ from tests.repo.test_documents import IMPORT_PACKAGES, ROOT, sources
 
 LONGEST_FUNCTION_LINES = 60
 LONGEST_MODULE_LINES = 620
-# The worker, the index and the training loop have not moved to the floor yet. Take a name out when they have.
+# The worker, the index and the training loop have not moved to the floor yet. Take a name out
+# when they have.
 DOUBLE_CLASS_NAMES = {
     "Clock",
     "ConfigError",
