@@ -173,8 +173,8 @@ class Selection(RuleBasedStateMachine):
         )
 
     def _ceiling(self, request: TextRequest, listed: ModelOffer, tokens: int, steps: int) -> Amount:
-        generation = ask(max_tokens=tokens, max_steps=steps).generation
-        parameters = job_parameters(listed, generation, seed=0)
+        wanted = ask(max_tokens=tokens, max_steps=steps).generation
+        parameters = job_parameters(listed, wanted, 0)
         prompt_bytes = len(encode_prompt(request.messages))
         return worst_case(listed, parameters, prompt_bytes + TEMPLATE_TOKENS)
 
@@ -182,7 +182,7 @@ class Selection(RuleBasedStateMachine):
         assert choice.expected <= choice.ceiling
         for limit in (request.max_price, filters.max_job_price):
             assert limit is None or choice.ceiling <= limit
-        signed = job_parameters(choice.model, choice.generation, seed=1)
+        signed = job_parameters(choice.model, choice.generation, 1)
         assert signed.max_tokens <= choice.model.max_output
         assert choice.score >= choice.expected
 

@@ -170,18 +170,12 @@ def test_the_empty_voucher_states_an_empty_book() -> None:
     assert PayerLedger(CHANNEL).voucher() == empty_voucher(CHANNEL)
 
 
-def test_a_voucher_of_another_book_is_not_sent() -> None:
-    _, payer = books(paid=1, issued=1)
-    with pytest.raises(InvariantBroken):
-        payer.payment(empty_voucher(CHANNEL), UNSIGNED)
-
-
 def test_money_may_reach_the_deposit_and_not_pass_it() -> None:
     worker, payer = books(paid=0, issued=1)
     payer = payer.pay(LeafRef(JOB, 0), digest(0), Amount(10), Amount(10))
-    assert worker.apply(payer.payment(payer.voucher(), UNSIGNED), Amount(10)) is not None
+    assert worker.apply(paying(payer), Amount(10)) is not None
     with pytest.raises(ProtocolViolation, match=r"5\.5"):
-        worker.apply(payer.payment(payer.voucher(), UNSIGNED), Amount(9))
+        worker.apply(paying(payer), Amount(9))
     with pytest.raises(ProtocolViolation, match=r"5\.5"):
         PayerLedger(CHANNEL).pay(LeafRef(JOB, 0), digest(0), Amount(10), Amount(9))
 
@@ -192,12 +186,11 @@ def test_a_voucher_names_as_many_receipts_as_the_protocol_allows_and_one_more_is
         ref = LeafRef(JOB, canvas)
         worker = worker.issue(ref, digest(canvas), Amount(0))
         payer = payer.pay(ref, digest(canvas), Amount(0), DEPOSIT)
-    assert worker.apply(payer.payment(payer.voucher(), UNSIGNED), DEPOSIT) is not None
+    assert worker.apply(paying(payer), DEPOSIT) is not None
     ref = LeafRef(JOB, MAX_LEAVES_PER_VOUCHER)
     worker = worker.issue(ref, digest(ref.canvas), Amount(0))
     with pytest.raises(ProtocolViolation, match=r"5\.3"):
-        payer = payer.pay(ref, digest(ref.canvas), Amount(0), DEPOSIT)
-        worker.apply(payer.payment(payer.voucher(), UNSIGNED), DEPOSIT)
+        worker.apply(paying(payer.pay(ref, digest(ref.canvas), Amount(0), DEPOSIT)), DEPOSIT)
 
 
 def test_an_empty_voucher_says_nothing_to_an_empty_book() -> None:
@@ -209,7 +202,7 @@ def test_the_record_that_the_worker_shows_carries_the_payers_own_signature() -> 
     signature = Signature(bytes([1]) * 65)
     worker, payer = books(paid=0, issued=1)
     payer = payer.pay(LeafRef(JOB, 0), digest(0), Amount(10), DEPOSIT)
-    applied = worker.apply(payer.payment(payer.voucher(), signature), DEPOSIT)
+    applied = worker.apply(replace(paying(payer), signature=signature), DEPOSIT)
     assert applied is not None
     account = applied.account()
     assert account is not None and account.signature == signature
@@ -256,3 +249,9 @@ def test_a_rewound_book_names_again_what_the_worker_lacks() -> None:
     assert rewound.voucher() == payer.voucher()
     with pytest.raises(InvariantBroken):
         payer.rewind(2, since)
+
+
+def test_a_voucher_of_another_book_is_not_sent() -> None:
+    _, payer = books(paid=1, issued=1)
+    with pytest.raises(InvariantBroken):
+        payer.payment(empty_voucher(CHANNEL), UNSIGNED)
