@@ -212,7 +212,9 @@ async def test_a_text_leaves_no_trace_in_files_logs_metrics_status_or_index(
     caplog.set_level(logging.DEBUG)
     async with deployed(embedded_chain) as market:
         store = OfferStore(tmp_path / "market.db", market.deployment.domain)
-        async with TestServer(IndexServer(store, market.reader).application()) as index:
+        async with TestServer(
+            IndexServer(store, market.reader, market.deployment.payment_token).application()
+        ) as index:
             url = str(index.make_url("")).rstrip("/")
             worker_process = await WorkerProcess.register(
                 tmp_path / "worker",

@@ -21,7 +21,7 @@ from piecework_protocol.eip712 import Domain
 from piecework_protocol.objects import Service
 from piecework_protocol.types import Address, Amount, Digest, Uint32, Uint64, keccak256, to_hex
 from tests.support.client_side import FakeClock
-from tests.support.fake_chain import FakeChain
+from tests.support.fake_chain import TOKEN_INFO, FakeChain
 from tests.support.offers import model, offer, operator, receiver
 
 Http = TestClient[Any, Any]
@@ -37,7 +37,9 @@ class Index:
         self.file = folder / "market.db"
 
     def market(self) -> IndexServer:
-        return IndexServer(OfferStore(self.file, self.chain.domain), self.chain, clock=self.clock)
+        return IndexServer(
+            OfferStore(self.file, self.chain.domain), self.chain, TOKEN_INFO, clock=self.clock
+        )
 
 
 @pytest.fixture
