@@ -7,7 +7,7 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP := $(BIN)/python -P -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 demo: .venv/.demo
 	@$(BIN)/piecework demo $(ARGS)
@@ -20,7 +20,7 @@ check: .venv/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy .
 	$(BIN)/lint-imports
-	$(BIN)/python -m piecework_protocol.generate --check
+	$(BIN)/python -P -m piecework_protocol.generate --check
 
 # Recompile, compare with the committed artifacts, unit, fuzz, invariants, gas.
 contracts:
@@ -52,7 +52,7 @@ contracts/node_modules/.package-lock.json: contracts/package-lock.json
 	@touch $@
 
 constraints: .venv/.dev
-	@{ head -1 constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//'; } > constraints.new && mv constraints.new constraints.txt
+	@{ head -1 constraints.txt; $(BIN)/python -P -m pip freeze --exclude-editable | sed 's/+cpu//'; } > constraints.new && mv constraints.new constraints.txt
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis contracts/out contracts/cache contracts/node_modules

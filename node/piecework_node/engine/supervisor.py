@@ -247,6 +247,7 @@ def engine_arguments(
     """The command line of the engine process."""
     return (
         python,
+        "-P",  # else a file in the current folder could take the place of one of our imports
         "-m",
         "piecework_node.engine.process",
         f"--model={model}",
