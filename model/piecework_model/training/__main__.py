@@ -1,5 +1,6 @@
-"""`python -m piecework_model.training`: trains the bundled checkpoint from its grammar and
-evaluates it."""
+"""Train the bundled checkpoint from its grammar and evaluate it: `python -m
+piecework_model.training`.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ def _arguments() -> argparse.Namespace:
 
 
 class _Progress:
-    """Prints mean losses over every `_REPORT_EVERY_STEPS` steps."""
+    """Print mean losses every `_REPORT_EVERY_STEPS` steps."""
 
     def __init__(self, total_steps: int) -> None:
         self._total = total_steps
@@ -62,7 +63,7 @@ def _train(settings: loop.Settings, output: Path) -> None:
 
 
 def main() -> None:
-    """Trains unless told not to, then evaluates."""
+    """Train unless told not to, then evaluate."""
     arguments = _arguments()
     torch.set_num_threads(arguments.threads)
     settings = loop.Settings(seed=arguments.seed, steps=arguments.steps)

@@ -166,7 +166,7 @@ class Checker:
             probe(),
             on="cuda" if resolve_device(config.device).type == "cuda" else "cpu",
             precision=config.precision,
-            rows=config.slots,
+            sequences=config.slots,
             context_tokens=config.planned_context,
         )
         return choice.reason

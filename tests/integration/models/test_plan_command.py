@@ -32,7 +32,7 @@ async def test_a_checkpoint_is_planned_for_this_machine(tmp_path: Path) -> None:
     assert any(line.split()[:3] == ["int4", "1,024", "1"] for line in lines), (
         "never beyond the model's context"
     )
-    assert "for 1 row of 1,024 tokens" in lines[-1]
+    assert "for 1 sequence of 1,024 tokens" in lines[-1]
 
 
 async def test_a_card_that_is_too_small_is_told_so() -> None:
@@ -45,6 +45,6 @@ async def test_a_damaged_configuration_is_one_clear_line(tmp_path: Path) -> None
     shutil.copytree(bundled_checkpoint_path(), tmp_path / "bad")
     (tmp_path / "bad" / "config.json").write_text("{")
     assert (
-        "config.json: is no JSON"
+        "config.json: is not JSON"
         in (await piecework("models", "plan", str(tmp_path / "bad"))).line()
     )

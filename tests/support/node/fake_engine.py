@@ -12,9 +12,9 @@ from hashlib import sha256
 
 from piecework_model.requests import (
     CanvasEvent,
+    CanvasFinish,
     DraftEvent,
     FailedEvent,
-    FinishReason,
     GenerationRequest,
 )
 from piecework_node.engine.link import EngineEvent, EngineFacts, EngineLost, EngineReady
@@ -108,7 +108,7 @@ class FakeEngine:
             return DraftEvent(row, canvas, 0, (1, 2, 3), "draft")
         event = canvas_event(request, canvas)
         self.done[row] += 1
-        if event.finish is not FinishReason.MORE:
+        if event.finish is not CanvasFinish.MORE:
             del self.rows[row]
         return event
 
@@ -137,11 +137,11 @@ def canvas_event(request: GenerationRequest, canvas: int) -> CanvasEvent:
     ends = noise[30] % 6 == 0
     length = min(left, noise[31] % CANVAS if ends else CANVAS)
     finish = (
-        FinishReason.END_OF_TEXT
+        CanvasFinish.END_OF_TEXT
         if ends and length < min(left, CANVAS)
-        else FinishReason.TOKEN_LIMIT
+        else CanvasFinish.TOKEN_LIMIT
         if length == left
-        else FinishReason.MORE
+        else CanvasFinish.MORE
     )
     steps = 1 + noise[29] % request.max_steps
     return CanvasEvent(
