@@ -118,7 +118,7 @@ def _show_lines(console: Any, market: DemoMarket) -> None:
         model=market.worker.ready["model"],
         prompt="Tell me a story about an owl and a map.",
         password=market.password,
-        program=f"{sys.executable} -m piecework" if sys.argv[0].endswith(".py") else sys.argv[0],
+        program=f"{sys.executable} -P -m piecework" if sys.argv[0].endswith(".py") else sys.argv[0],
         client=market.client_home,
         worker=market.worker_home,
     )

@@ -8,7 +8,6 @@ import json
 import re
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -174,27 +173,6 @@ def test_one_module_reads_the_archived_evm() -> None:
 
 def test_the_generated_code_is_that_of_the_schema() -> None:
     assert schema.stale() == []
-
-
-def test_every_pinned_version_satisfies_pyproject_and_none_is_missing() -> None:
-    from packaging.requirements import Requirement
-
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    lines = [
-        x for x in (ROOT / "constraints.txt").read_text().splitlines() if not x.startswith("#")
-    ]
-    pins = {
-        name.lower().replace("_", "-"): version for name, version in (x.split("==") for x in lines)
-    }
-    extras = [r for group in project["optional-dependencies"].values() for r in group]
-    for text in project["dependencies"] + extras:
-        requirement = Requirement(text)
-        name = requirement.name.lower().replace("_", "-")
-        if name != "piecework":
-            assert name in pins, f"{name} is not pinned"
-            assert requirement.specifier.contains(pins[name], prereleases=True), (
-                f"{name} {pins[name]}"
-            )
 
 
 def test_no_file_names_a_private_host_or_path() -> None:

@@ -27,7 +27,7 @@ async def command(
 ) -> tuple[int, str, str]:
     """Run `piecework chain ARGUMENTS` to its end: exit code, stdout, stderr."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "piecework", "chain", *arguments),
+        *(sys.executable, "-P", "-m", "piecework", "chain", *arguments),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         env={**os.environ, **(environment or {})},

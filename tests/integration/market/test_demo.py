@@ -95,7 +95,7 @@ async def kept_demo() -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
     """`piecework demo --keep` with its output piped; what it printed up to the last line to
     paste."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "piecework", "demo", "--keep", "--max-tokens", "32"),
+        *(sys.executable, "-P", "-m", "piecework", "demo", "--keep", "--max-tokens", "32"),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,

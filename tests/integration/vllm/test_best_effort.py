@@ -77,15 +77,8 @@ async def worker(
     await market.pool(PAYER, chain.faucet, POOL)
     with (worker_process.home.root / "daemon.log").open("ab") as log:
         worker_process.process = await asyncio.create_subprocess_exec(
-            *(
-                sys.executable,
-                "-m",
-                "piecework",
-                "worker",
-                "start",
-                "--home",
-                str(worker_process.home.root),
-            ),
+            *(sys.executable, "-P", "-m", "piecework"),
+            *("worker", "start", "--home", str(worker_process.home.root)),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=log,
