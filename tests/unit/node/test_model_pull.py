@@ -231,11 +231,11 @@ async def test_oversized_files_are_refused_by_the_listing(
 async def test_another_digest_than_expected_is_refused_before_the_weights(
     hub: FakeHub, store: ModelStore
 ) -> None:
-    with pytest.raises(ModelRefused, match=f"0x{bundled_digest().hex()}, expected was 0x0101"):
+    with pytest.raises(ModelRefused, match=f"0x{bundled_digest().hex()}, expected 0x0101"):
         await pull_tiny(hub, store, expected_digest=b"\x01" * 32)
     assert not hub.requests(WEIGHTS)
     assert (await pull_tiny(hub, store, expected_digest=bundled_digest())).pulled.complete
-    with pytest.raises(ModelRefused, match="expected was"):
+    with pytest.raises(ModelRefused, match="expected"):
         await pull_tiny(hub, store, expected_digest=b"\x01" * 32)
 
 
@@ -246,7 +246,7 @@ async def test_where_the_weights_digest_is_not_listed_the_expectation_is_checked
     repository.listed[WEIGHTS] = {"lfs": None, "oid": git_blob_id(bundled_files()[WEIGHTS])}
     cached = f"/api/resolve-cache/models/{TINY.repository}/{repository.refs['main']}/{WEIGHTS}"
     hub.fail("hub", WEIGHTS, Redirect(cached))
-    with pytest.raises(ModelRefused, match="expected was"):
+    with pytest.raises(ModelRefused, match="expected"):
         await pull_tiny(hub, store, expected_digest=b"\x01" * 32)
     with pytest.raises(ModelNotPulled, match="not complete"):
         store.find(TINY)
@@ -464,7 +464,7 @@ async def test_a_pause_that_nobody_would_wait_for_is_an_error(
 async def test_attempts_in_vain_end_with_the_last_reason(hub: FakeHub, store: ModelStore) -> None:
     hub.fail("storage", WEIGHTS, *[Status(502)] * 100)
     told = Told()
-    with pytest.raises(HubError, match="answered 502; given up after 7 attempts"):
+    with pytest.raises(HubError, match=r"answered 502\. Gave up after 7 attempts"):
         await pull_tiny(hub, store, told=told)
     assert told.pauses == [1.0, 2.0, 4.0, 8.0, 16.0, 30.0]
     assert len(hub.requests(WEIGHTS)) == 7
