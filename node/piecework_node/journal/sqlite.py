@@ -131,8 +131,7 @@ class SqliteJournal:
         return tuple(StoredSealingKey(*row) for row in found)
 
     async def transactions(self) -> tuple[StoredTx, ...]:
-        where = "WHERE state IN ('intended', 'mined') ORDER BY nonce, at"
-        query = f"SELECT {rows.TX_COLUMNS} FROM transactions {where}"  # noqa: S608  our own constants
+        query = f"SELECT {rows.TX_COLUMNS} FROM transactions {rows.OPEN_TXS}"  # noqa: S608
         found = await self._run(lambda: self._db.execute(query).fetchall())
         return tuple(rows.transaction(row) for row in found)
 

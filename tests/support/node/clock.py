@@ -6,7 +6,7 @@ from piecework_protocol.types import Timestamp
 
 
 class FakeClock:
-    """Implements `node.clock.Clock`."""
+    """Implements `piecework.base.clock.Clock`."""
 
     def __init__(self, now: int = 1_700_000_000) -> None:
         self._now = float(now)
@@ -14,6 +14,9 @@ class FakeClock:
 
     def now(self) -> Timestamp:
         return Timestamp(int(self._now))
+
+    def wall(self) -> float:
+        return self._now
 
     def monotonic(self) -> float:
         return self._now - self._start
