@@ -45,7 +45,9 @@ class WorkerConfig(Settings):
     """Everything that an operator may set. Every field has a bound."""
 
     # money
-    payout: str = Field(description="receiver of all earnings; its key stays off this machine")
+    payout: str = Field(
+        description="address that receives all earnings. Its key stays off this machine"
+    )
     price_per_million_prompt_tokens: Units = 50_000
     price_per_million_output_tokens: Units = 200_000
     price_per_thousand_steps: Units = 1_000
@@ -67,10 +69,12 @@ class WorkerConfig(Settings):
 
     # network
     bind: str = Field(
-        "127.0.0.1:50051", description="host:port to listen on; port 0 picks a free one"
+        "127.0.0.1:50051", description="host:port to listen on. Port 0 picks a free one"
     )
     endpoint: str = Field(
-        "", max_length=MAX_ENDPOINT_BYTES, description="what clients dial; empty: as bound"
+        "",
+        max_length=MAX_ENDPOINT_BYTES,
+        description="host:port that clients dial. Empty: as bound",
     )
     indexes: tuple[str, ...] = Field((), max_length=MAX_INDEXES)
     offer_lifetime_s: int = Field(300, ge=30, le=MAX_OFFER_LIFETIME_S)
@@ -80,7 +84,7 @@ class WorkerConfig(Settings):
     admin_host: str = "127.0.0.1"
     admin_port: int = Field(0, ge=0, le=65535)
     admin_public: bool = Field(
-        False, description="allow the admin port off loopback; only behind your own fence"
+        False, description="allow the admin port off loopback. Protect it yourself then"
     )
 
     # chain
@@ -102,7 +106,7 @@ class WorkerConfig(Settings):
     # engine
     backend: Literal["diffusion", "vllm"] = Field(
         "diffusion",
-        description="our own engine, replayable; or vLLM servers, best effort (docs/vllm.md)",
+        description="diffusion: our own engine, replayable. vllm: vLLM servers, best effort",
     )
     vllm_endpoints: tuple[str, ...] = Field(
         (),
@@ -112,30 +116,29 @@ class WorkerConfig(Settings):
     vllm_model: str = Field(
         "",
         max_length=256,
-        description="what the servers call the model; empty: they serve only one",
+        description="what the servers call the model. Empty: they serve only one",
     )
     vllm_api_key: str = Field("", max_length=512, repr=False, description="the servers' --api-key")
     model: str = Field(
         "",
-        description="checkpoint folder, or a pulled model as owner/name[@revision]; empty: the "
+        description="checkpoint folder, or a pulled model as owner/name[@revision]. Empty: the "
         "bundled one",
     )
     model_store: str = Field(
-        "", description="folder of pulled models; empty: the platform's data folder"
+        "", description="folder of pulled models. Empty: the platform's data folder"
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16", "fp8", "int4"] = Field(
-        "auto", description="of the weights; auto: the most faithful that fits the device"
+        "auto", description="of the weights. auto: the highest precision that fits in memory"
     )
     planned_context: int = Field(
         0,
         ge=0,
         le=2**24,
-        description="tokens of a job, prompt and answer, for which `slots` of them must fit; 0: "
-        "8192",
+        description="tokens of a job, prompt and answer, for which `slots` jobs must fit. 0: 8192",
     )
     threads: int = Field(
-        0, ge=0, le=1024, description="CPU threads; 0: one for a small model, else torch's choice"
+        0, ge=0, le=1024, description="CPU threads. 0: one for a small model, else torch's choice"
     )
     benchmark_s: float = Field(5.0, ge=0.1, le=300)
 

@@ -31,7 +31,7 @@ from piecework_protocol.worker_session import StateRecord, StoredCanvas
 
 @dataclass(frozen=True, slots=True)
 class ChannelSeen:
-    """A channel that a job was admitted on."""
+    """A job was admitted on this channel."""
 
     id: ChannelId
     channel: Channel
@@ -47,8 +47,7 @@ class FundingAuthorized:
 
 @dataclass(frozen=True, slots=True)
 class VoucherApplied:
-    """A voucher was checked and accepted. `ledger` is the book after it; `base` the count before
-    it."""
+    """A voucher was accepted. `ledger` is the ledger after it, `base` the count before it."""
 
     ledger: WorkerLedger
     paid: tuple[LeafRef, ...]
@@ -94,7 +93,7 @@ class SealingKeyAdded:
 
 @dataclass(frozen=True, slots=True)
 class SealingKeyDropped:
-    """A sealing key that nothing can arrive for any more."""
+    """Nothing sealed to this key can arrive any more."""
 
     public: PublicKey
 
@@ -197,8 +196,7 @@ JournalRecord = (
 
 @dataclass(frozen=True, slots=True)
 class StoredChannel:
-    """A channel with its book, as the journal holds it. `state` and amounts are the chain's last
-    word."""
+    """A channel with its ledger. State and amounts are the chain's last word."""
 
     id: ChannelId
     channel: Channel
@@ -208,7 +206,7 @@ class StoredChannel:
     deposit: Amount = Amount(0)
     settled: Amount = Amount(0)
     observed_at: int = 0
-    """Seconds since the epoch; 0 for never."""
+    """Seconds since the epoch. 0: never."""
     close_signature: Signature | None = None
 
 
