@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from piecework_model.checkpoint.loading import DeviceChoice
     from piecework_model.machine.planning import PrecisionChoice
 
-app = typer.Typer(invoke_without_command=True, rich_markup_mode=None, add_completion=False)
+app = common.single()
 
 
 @app.callback()
@@ -41,8 +41,10 @@ def bench(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Denoise a fixed prompt again and again, and say how fast. Uses the engine that earns the
-    money."""
+    """Measure this machine as the worker would.
+
+    It denoises a fixed prompt repeatedly, with the engine that also serves jobs.
+    """
     folder = common.checkpoint(model) if model else None
     on = common.one_of("--device", device, ("auto", "cpu", "cuda"))
     wanted = common.one_of("--precision", precision, ("auto", "float32", "bfloat16", "fp8", "int4"))

@@ -41,8 +41,10 @@ def plan(
     ] = 64,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """The memory table (precision, context, jobs at once), and what this machine or a card would
-    run."""
+    """Show which precision fits which card.
+
+    The table lists memory by precision, context and jobs at once.
+    """
     from piecework_model.checkpoint import memory, released
     from piecework_model.checkpoint.dimensions import read
     from piecework_model.errors import ModelError

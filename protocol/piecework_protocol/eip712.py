@@ -31,6 +31,7 @@ from piecework_protocol.types import (
     Uint32,
     Uint64,
     Uint128,
+    Uint256,
     address_hex,
     keccak256,
 )
@@ -40,6 +41,7 @@ _SCALARS: dict[Any, tuple[str, int]] = {
     Uint32: ("uint32", 4),
     Uint64: ("uint64", 8),
     Uint128: ("uint128", 16),
+    Uint256: ("uint256", 32),
     Amount: ("uint128", 16),
     Timestamp: ("uint64", 8),
     Seconds: ("uint64", 8),
@@ -98,33 +100,36 @@ class TypedData:
 
 @dataclass(frozen=True, slots=True)
 class Domain:
-    """The EIP-712 domain: every object is signed for one escrow contract on one chain (clause
-    1.2)."""
+    """The EIP-712 domain: the contract on one chain that a message is signed for (clause 1.2).
+
+    Name and version are those of the escrow unless they are given. The worker registry and every
+    token have their own.
+    """
 
     chain_id: int
     verifying_contract: Address
-    name: ClassVar[str] = "Piecework"
-    version: ClassVar[str] = "1"
+    name: str = "Piecework"
+    version: str = "1"
 
     def separator(self) -> Bytes32:
-        """keccak256 of the encoded EIP712Domain struct."""
-        return _separator(self.chain_id, self.verifying_contract)
+        """Give the keccak256 of the encoded EIP712Domain struct."""
+        return _separator(self)
 
     def digest(self, message: TypedData) -> Bytes32:
-        """The 32 bytes that are signed: keccak256(0x1901 || separator || hashStruct(message))."""
+        """Give the 32 bytes to sign: keccak256(0x1901 || separator || hashStruct(message))."""
         return keccak256(b"\x19\x01" + self.separator() + message.struct_hash())
 
 
 @cache
-def _separator(chain_id: int, contract: Address) -> Bytes32:
+def _separator(domain: Domain) -> Bytes32:
     kind = b"EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)"
     return keccak256(
         keccak256(kind)
-        + keccak256(Domain.name.encode())
-        + keccak256(Domain.version.encode())
-        + chain_id.to_bytes(32, "big")
+        + keccak256(domain.name.encode())
+        + keccak256(domain.version.encode())
+        + domain.chain_id.to_bytes(32, "big")
         + bytes(12)
-        + contract
+        + domain.verifying_contract
     )
 
 

@@ -24,7 +24,6 @@ __all__ = [
     "ProtocolViolation",
     "Reason",
     "Refusal",
-    "invariant",
 ]
 
 

@@ -154,9 +154,10 @@ class PayerLedger:
         count = Uint64(self.accumulator.count)
         return Voucher(self.channel, self.cumulative, count, self.accumulator.root())
 
-    def payment(self, signature: Signature) -> PayVoucher:
-        """The frame that carries the voucher, given its signature."""
-        return PayVoucher(self.voucher(), signature, self.acknowledged, self.unacknowledged)
+    def payment(self, voucher: Voucher, signature: Signature) -> PayVoucher:
+        """Give the frame that carries this book's voucher and its signature."""
+        invariant(voucher.count == self.accumulator.count, "the voucher states this book")
+        return PayVoucher(voucher, signature, self.acknowledged, self.unacknowledged)
 
     def acknowledge(self, count: int) -> PayerLedger:
         """The book after the worker confirmed its record of `count` paid receipts."""

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import Final
 
-PROTOCOL_VERSION: Final = 1
-
 # A 256 K token context in UTF-8 is about one MiB of text; JSON quoting and a template fit in the
 # rest.
 MAX_PROMPT_BYTES: Final = 2 * 1024 * 1024
@@ -41,7 +39,6 @@ MAX_DETAILS_BYTES: Final = 8 * 1024
 MAX_LEAVES_PER_VOUCHER: Final = 4096
 # Canvases the worker may run ahead of the vouchers of one job: hides the round trip, bounds the
 # loss.
-DEFAULT_CREDIT_WINDOW_CANVASES: Final = 2
 MAX_CREDIT_WINDOW_CANVASES: Final = 16
 # Wall clocks of honest machines under NTP differ by far less.
 MAX_CLOCK_SKEW_S: Final = 5

@@ -6,7 +6,7 @@ object (`protocol.eip712.TypedData`) or is parsed from text by the functions bel
 
 from __future__ import annotations
 
-from typing import NewType
+from typing import Final, NewType
 
 from eth_hash.auto import keccak
 
@@ -14,6 +14,7 @@ Uint8 = NewType("Uint8", int)
 Uint32 = NewType("Uint32", int)
 Uint64 = NewType("Uint64", int)
 Uint128 = NewType("Uint128", int)
+Uint256 = NewType("Uint256", int)
 Bytes32 = NewType("Bytes32", bytes)
 Address = NewType("Address", bytes)
 Signature = NewType("Signature", bytes)
@@ -31,9 +32,10 @@ Micros = NewType("Micros", int)
 """A real number in millionths: 0.1 is 100_000."""
 
 ZERO_ADDRESS = Address(bytes(20))
-ADDRESS_BYTES = 20
-DIGEST_BYTES = 32
-SIGNATURE_BYTES = 65
+ADDRESS_BYTES: Final = 20
+AMOUNT_BYTES: Final = 16
+DIGEST_BYTES: Final = 32
+SIGNATURE_BYTES: Final = 65
 
 
 def keccak256(data: bytes) -> Bytes32:

@@ -126,6 +126,13 @@ def test_one_module_reads_the_generated_protobuf_code() -> None:
     assert set(readers) == {f"{protocol}/wire.py", f"{protocol}/generate.py"}
 
 
+def test_one_module_reads_the_archived_evm() -> None:
+    """docs/adr/0007: what is behind `Evm` can be exchanged as long as nothing else knows it."""
+    named = re.compile(r"^\s*(from|import) eth(\.|\s)", re.MULTILINE)
+    readers = [p.name for p in sources() if named.search(p.read_text())]
+    assert readers == ["evm.py"]
+
+
 def test_the_generated_code_is_that_of_the_schema() -> None:
     assert schema.stale() == []
 

@@ -90,9 +90,8 @@ async def build(
 ) -> Components:
     """Turn settings into a working graph, in the order in which things can fail.
 
-    Nothing listens yet. The engine process starts at once, because loading a model takes longest.
-
-    engine: starts another engine than the configured one. It speaks `engine.wire`.
+    Nothing listens yet. The engine starts at once, because loading a model takes longest.
+    `engine` starts another engine than the configured one. It speaks `engine.wire`.
 
     Raises:
         PieceworkError: a part cannot be made. The text says which and what to do.

@@ -74,7 +74,6 @@ OPEN_TXS = (
 )
 _PEAK_BYTES = 32
 _SUBJECT_BYTES = 48
-_REASONS = {reason.label: reason for reason in Reason}
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +128,7 @@ def _job(r: StoredJob) -> list[Write]:
 
 def _state(r: StateRecord) -> list[Write]:
     sql = "UPDATE jobs SET state = ?, reason = coalesce(?, reason) WHERE id = ?"
-    reason = r.reason.label if r.reason else None
+    reason = r.reason.name if r.reason else None
     return [Write(sql, (r.state.value, reason, r.job), (("jobs", (r.job,)),))]
 
 
@@ -321,7 +320,7 @@ def job(row: Sequence[Any], canvases: Sequence[Sequence[Any]]) -> StoredJob:
         credit_window=credit_window,
         at=Timestamp(at),
         state=JobState(state),
-        reason=_REASONS[reason] if reason else None,
+        reason=Reason[reason] if reason else None,
         canvases=tuple(_stored_canvas(c) for c in canvases),
     )
 

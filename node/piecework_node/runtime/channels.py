@@ -7,7 +7,6 @@ nothing of how jobs are admitted or how vouchers are claimed.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Final, Protocol
@@ -32,7 +31,7 @@ from piecework_protocol.frames import Funding, PayVoucher
 from piecework_protocol.ledger import WorkerLedger, empty_voucher
 from piecework_protocol.objects import Channel, CloseChannel
 from piecework_protocol.signing import sign, signed_by
-from piecework_protocol.states import CHANNEL_TABLE, ChannelEvent, ChannelState, JobState
+from piecework_protocol.states import ChannelState, JobState, channel_path
 from piecework_protocol.types import Address, Amount, ChannelId, Signature
 from piecework_protocol.worker_session import AllowCanvases, Outcome, acknowledgement
 
@@ -273,7 +272,11 @@ class Channels:
             ):
                 return
             live.stored = replace(
-                stored, state=seen.state, deposit=seen.deposit, settled=seen.settled
+                stored,
+                state=seen.state,
+                deposit=seen.deposit,
+                settled=seen.settled,
+                observed_at=now(self._runtime.clock),
             )
             if live.journaled:
                 await self._journal.append([self.observed(live)])
@@ -295,10 +298,10 @@ class Channels:
                 amount=seen.settled,
             )
             return False
-        events = channel_events(stored.state, seen.state)
+        path = channel_path(stored.state, seen.state)
         # Closing pays the rest of a deposit back, so only there it may shrink.
         lost = seen.deposit < stored.deposit and seen.state is not ChannelState.CLOSED
-        if events is None or lost or seen.settled < stored.settled:
+        if path is None or lost or seen.settled < stored.settled:
             self._log.warning(
                 "the chain went back",
                 channel=live.id,
@@ -329,24 +332,6 @@ class Channels:
     def _note_chain_error(self, error: PieceworkError) -> None:
         self._metrics.chain_error()
         self._metrics.note(now(self._runtime.clock), "chain", str(error))
-
-
-def channel_events(before: ChannelState, after: ChannelState) -> tuple[ChannelEvent, ...] | None:
-    """Return the shortest way from one state to another in the table, or None if there is none.
-
-    Between two looks at the chain more than one thing may have happened.
-    """
-    ways: dict[ChannelState, tuple[ChannelEvent, ...]] = {before: ()}
-    waiting = deque([before])
-    while waiting:
-        state = waiting.popleft()
-        if state is after:
-            return ways[state]
-        for (source, event), target in CHANNEL_TABLE.items():
-            if source is state and target not in ways:
-                ways[target] = (*ways[state], event)
-                waiting.append(target)
-    return None
 
 
 def _purse(live: LiveChannel) -> tuple[Address, Address]:

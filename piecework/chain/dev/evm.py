@@ -3,6 +3,9 @@ Synchronous.
 
 For demos and tests. Rules are Prague's; blocks carry no seal, and a block's time may equal its
 parent's, so that a burst of transactions does not run ahead of the clock. Final is what is mined.
+
+py-evm is archived. docs/adr/0007 says why it stays. No other module imports it, and the tests hold
+its blocks to anvil's.
 """
 
 from __future__ import annotations
@@ -96,7 +99,7 @@ class _Rules(PragueVM):
 
 
 class _Chain(MiningChain):
-    """One fork for ever, no seal, constant gas limit."""
+    """One fork, no seal, constant gas limit."""
 
     chain_id = EMBEDDED_CHAIN_ID
     vm_configuration = ((BlockNumber(0), _Rules),)

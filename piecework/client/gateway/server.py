@@ -37,7 +37,6 @@ from piecework.client.gateway.openai_format import ApiError, ChatRequest, StopCu
 from piecework.client.run import JobRun
 from piecework.client.sdk import PieceworkClient
 from piecework.client.selection import BUSY_REASONS
-from piecework_protocol.content import encode_prompt
 from piecework_protocol.errors import (
     MalformedInput,
     PieceworkError,
@@ -133,9 +132,8 @@ class Gateway:
             body = loads(await request.read())
         except ValueError:
             raise ApiError(400, "invalid_request_error", "the body is not JSON") from None
-        chat = oai.parse_chat(body, best_effort=self._options.best_effort)
         try:
-            encode_prompt(chat.request.messages)
+            chat = oai.parse_chat(body, best_effort=self._options.best_effort)
         except MalformedInput as error:
             raise oai.as_malformed(error) from None
         if self._running >= self._options.max_concurrent:

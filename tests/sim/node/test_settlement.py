@@ -6,11 +6,10 @@ from __future__ import annotations
 import pytest
 
 from piecework_node.journal.records import TxKind, TxState
-from piecework_node.runtime.channels import channel_events
 from piecework_protocol.errors import Reason, Refusal
 from piecework_protocol.objects import CloseChannel
 from piecework_protocol.signing import sign
-from piecework_protocol.states import ChannelState, advance_channel
+from piecework_protocol.states import ChannelState
 from piecework_protocol.types import Amount
 from tests.support.node.fake_port import FakePort
 from tests.support.node.faults import Killed, KillSwitch
@@ -299,25 +298,3 @@ async def test_a_channel_that_a_reorganization_reopens_is_claimed_again() -> Non
     made.settler.ask()
     await made.settler.tick()
     assert len(made.port.broadcasts) == 1
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "possible"),
-    [
-        (ChannelState.NONE, ChannelState.OPEN, True),
-        (ChannelState.NONE, ChannelState.CLOSED, True),
-        (ChannelState.OPEN, ChannelState.WITHDRAWING, True),
-        (ChannelState.WITHDRAWING, ChannelState.OPEN, False),
-        (ChannelState.OPEN, ChannelState.NONE, False),
-        (ChannelState.CLOSED, ChannelState.OPEN, False),
-    ],
-)
-def test_the_table_of_the_protocol_says_how_a_channel_came_to_a_state(
-    before: ChannelState, after: ChannelState, possible: bool
-) -> None:
-    events = channel_events(before, after)
-    assert (events is not None) == possible
-    state = before
-    for event in events or ():
-        state = advance_channel(state, event)
-    assert state is (after if possible else before)

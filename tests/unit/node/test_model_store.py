@@ -122,7 +122,7 @@ def test_without_a_default_branch_it_is_the_only_complete_one(store: ModelStore)
     put(store, 2, complete=False)
     assert store.find(MODEL).commit == commit(1)
     put(store, 3, "v3")
-    with pytest.raises(ModelNotPulled, match="name one"):
+    with pytest.raises(ModelNotPulled, match="Name one"):
         store.find(MODEL)
 
 

@@ -25,10 +25,14 @@ def books(paid: int, issued: int) -> tuple[WorkerLedger, PayerLedger]:
         worker = worker.issue(LeafRef(JOB, canvas), digest(canvas), Amount(10))
     for canvas in range(paid):
         payer = payer.pay(LeafRef(JOB, canvas), digest(canvas), Amount(10), DEPOSIT)
-        accepted = worker.apply(payer.payment(UNSIGNED), DEPOSIT)
+        accepted = worker.apply(paying(payer), DEPOSIT)
         assert accepted is not None
         worker, payer = accepted, payer.acknowledge(canvas + 1)
     return worker, payer
+
+
+def paying(payer: PayerLedger) -> PayVoucher:
+    return payer.payment(payer.voucher(), UNSIGNED)
 
 
 def digest(canvas: int) -> Digest:
@@ -37,7 +41,7 @@ def digest(canvas: int) -> Digest:
 
 def next_payment(worker: WorkerLedger, payer: PayerLedger) -> PayVoucher:
     canvas = payer.accumulator.count
-    return payer.pay(LeafRef(JOB, canvas), digest(canvas), Amount(10), DEPOSIT).payment(UNSIGNED)
+    return paying(payer.pay(LeafRef(JOB, canvas), digest(canvas), Amount(10), DEPOSIT))
 
 
 BROKEN: dict[str, tuple[str, Callable[[PayVoucher], PayVoucher]]] = {
@@ -90,7 +94,7 @@ def test_the_same_voucher_again_is_taken_as_known() -> None:
 
 def test_a_voucher_with_a_lower_amount_is_refused_when_it_contradicts_the_book() -> None:
     worker, payer = books(paid=2, issued=2)
-    latest = payer.payment(UNSIGNED)
+    latest = paying(payer)
     assert worker.accepted is not None
     contradiction = revoucher(
         replace(latest, base_count=1, leaves=(LeafRef(JOB, 1),)), cumulative=Amount(19)
@@ -103,7 +107,7 @@ def test_a_lost_voucher_is_covered_by_the_next() -> None:
     worker, payer = books(paid=1, issued=3)
     payer = payer.pay(LeafRef(JOB, 1), digest(1), Amount(10), DEPOSIT)
     payer = payer.pay(LeafRef(JOB, 2), digest(2), Amount(10), DEPOSIT)
-    after = worker.apply(payer.payment(UNSIGNED), DEPOSIT)
+    after = worker.apply(paying(payer), DEPOSIT)
     assert after is not None and after.accumulator.count == 3 and not after.unpaid
 
 
@@ -163,3 +167,9 @@ def test_a_receipt_cannot_be_issued_twice() -> None:
 
 def test_the_empty_voucher_states_an_empty_book() -> None:
     assert PayerLedger(CHANNEL).voucher() == empty_voucher(CHANNEL)
+
+
+def test_a_voucher_of_another_book_is_not_sent() -> None:
+    _, payer = books(paid=1, issued=1)
+    with pytest.raises(InvariantBroken):
+        payer.payment(empty_voucher(CHANNEL), UNSIGNED)
