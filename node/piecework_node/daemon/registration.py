@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -48,7 +49,8 @@ def prepare_home(
     home.create()
     steps = [_once(home.deployment.is_file(), "deployment", str(home.deployment))]
     if steps[-1].new:
-        deployment.save(home.deployment)
+        text = json.dumps(deployment.to_json(), indent=2) + "\n"
+        write_private(home.deployment, text.encode())
     steps.append(_once(home.operator.is_file(), "operator key", str(home.operator)))
     if steps[-1].new:
         create_keystore(home.operator, password, secrets.token_bytes(32))
