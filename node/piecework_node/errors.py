@@ -5,7 +5,7 @@ Every message is fit for a person. It says what is wrong and what to do.
 
 from __future__ import annotations
 
-from piecework_protocol.errors import PieceworkError
+from piecework.base.errors import PieceworkError
 
 
 class ConfigError(PieceworkError):

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from piecework.base.errors import PieceworkError
 from piecework.base.files import write_private
 from piecework.base.http import HttpReader
 from piecework_node import config
@@ -31,7 +32,6 @@ from piecework_node.errors import ConfigError
 from piecework_node.home import Home
 from piecework_node.jobs.offers import PUBLISH_LIMITS, OfferAddress, publish
 from piecework_node.times import now
-from piecework_protocol.errors import PieceworkError
 from piecework_protocol.types import address_hex
 
 TICK_S: Final = 0.5

@@ -17,4 +17,6 @@ def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        # A model.py in the current folder must not be imported.
+        "PYTHONSAFEPATH": "1",
     }

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Final, Protocol
 
+from piecework.base.errors import PieceworkError
 from piecework.chain.reader import ChannelOnChain
 from piecework_node.journal.protocol import Journal
 from piecework_node.journal.records import (
@@ -26,7 +27,7 @@ from piecework_node.runtime.jobs import JobRuntime
 from piecework_node.runtime.live import LiveChannel, LiveJob
 from piecework_node.runtime.sink import FrameSink
 from piecework_node.times import now
-from piecework_protocol.errors import PieceworkError, ProtocolViolation, Reason, Refusal
+from piecework_protocol.errors import ProtocolViolation, Reason, Refusal
 from piecework_protocol.frames import Funding, PayVoucher
 from piecework_protocol.ledger import WorkerLedger, empty_voucher
 from piecework_protocol.objects import Channel, CloseChannel

@@ -1,8 +1,8 @@
 """The embedded chain beside anvil, a living EVM: the same transactions make the same blocks.
 
-Each test fills an embedded chain, repeats its blocks on an anvil of the same chain id, genesis time
-and base fee, and compares. The state root, the block hash and the random value differ: the genesis of
-anvil holds more accounts, and each chain draws its own random values.
+Each test fills an embedded chain and repeats its blocks on an anvil of the same chain id, genesis
+time and base fee. The state root, the block hash and the random value differ: the genesis of anvil
+holds more accounts, and each chain draws its own random values.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from piecework.chain.rawtx import UnsignedTransaction
 from piecework.chain.rpc import HttpRpc
 from piecework_protocol.objects import CloseChannel, RequestWithdrawal
 from piecework_protocol.signing import sign
-from piecework_protocol.types import Address, Amount, Timestamp, keccak256, to_hex
+from piecework_protocol.types import Address, Amount, Timestamp, Uint256, keccak256, to_hex
 from tests.support.chains import (
     ETHER,
     FAR,
     MIN_STAKE,
     UNBONDING_DELAY_S,
     USD,
-    Market,
+    TestMarket,
     channel_of,
     claim_of,
     deployed,
@@ -90,14 +90,14 @@ class TickingClock:
 
 
 @asynccontextmanager
-async def embedded() -> AsyncIterator[Market]:
+async def embedded() -> AsyncIterator[TestMarket]:
     """Our contracts on an embedded chain whose block times grow."""
     async with EmbeddedChain(TickingClock()) as chain, deployed(chain) as market:
         yield market
 
 
 @asynccontextmanager
-async def twin_of(market: Market) -> AsyncIterator[HttpRpc]:
+async def twin_of(market: TestMarket) -> AsyncIterator[HttpRpc]:
     """An anvil that has repeated every block of the embedded chain."""
     require_anvil()
     genesis = await market.rpc.call("eth_getBlockByNumber", "0x0", False)
@@ -143,7 +143,7 @@ def part(source: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     return {name: m.lower() if isinstance(m, str) else m for name, m in members.items()}
 
 
-async def assert_same_blocks(market: Market, twin: HttpRpc) -> None:
+async def assert_same_blocks(market: TestMarket, twin: HttpRpc) -> None:
     """Blocks, receipts and logs of both chains are the same."""
     for number in range(1, await market.reader.latest_block() + 1):
         ours, theirs = [
@@ -159,7 +159,7 @@ async def assert_same_blocks(market: Market, twin: HttpRpc) -> None:
         assert part(ours, SAME_IN_A_BLOCK) == part(theirs, SAME_IN_A_BLOCK)
 
 
-async def send_as_it_is(market: Market, call: calls.Call, gas: int) -> dict[str, Any]:
+async def send_as_it_is(market: TestMarket, call: calls.Call, gas: int) -> dict[str, Any]:
     """Mine a call of the faucet without an estimate, which would stop one that fails.
 
     Returns its receipt.
@@ -175,7 +175,7 @@ async def send_as_it_is(market: Market, call: calls.Call, gas: int) -> dict[str,
     return receipt
 
 
-async def pay_through_channels(market: Market) -> None:
+async def pay_through_channels(market: TestMarket) -> None:
     """A payer's life: deposits, channels, settlements, closing, withdrawing."""
     d, reader, domain = market.deployment, market.reader, market.reader.domain
     await market.give(WORKER.address, wei=ETHER)
@@ -183,7 +183,7 @@ async def pay_through_channels(market: Market) -> None:
     await market.pool(PAYER, WORKER, 20 * USD)
     deadline = Timestamp(await reader.timestamp() + 10_000)
     nonce = await reader.permit_nonce(market.token, PAYER.address)
-    allowance = Permit(PAYER.address, d.escrow, Amount(2 * USD), nonce, deadline)
+    allowance = Permit(PAYER.address, d.escrow, Uint256(2 * USD), nonce, Uint256(deadline))
     permit = sign_permit(await reader.token_domain(market.token), allowance, PAYER)
     await market.run(WORKER, calls.deposit_with_permit(d, permit))
     for call in calls.approve_and_deposit(d, market.token, Amount(3 * USD), PAYER.address):
@@ -207,7 +207,7 @@ async def pay_through_channels(market: Market) -> None:
     await market.run(PAYER, calls.withdraw_balance(d, market.token, Amount(USD), COLD.address))
 
 
-async def register_and_leave(market: Market) -> None:
+async def register_and_leave(market: TestMarket) -> None:
     """A worker's life in the registry."""
     d, me = market.deployment, WORKER.address
     await market.give(me, wei=ETHER, tokens=2 * MIN_STAKE)
@@ -231,7 +231,7 @@ async def register_and_leave(market: Market) -> None:
     await market.run(WORKER, calls.transfer(market.token, COLD.address, Amount(USD)))
 
 
-async def fail_in_every_way(market: Market) -> None:
+async def fail_in_every_way(market: TestMarket) -> None:
     """Transactions that are mined and fail, and calldata that costs more than its execution."""
     too_much = calls.transfer(market.token, COLD.address, Amount(2**200))
     mint = calls.mint(market.token, COLD.address, Amount(1))
@@ -247,7 +247,7 @@ async def fail_in_every_way(market: Market) -> None:
 
 @pytest.mark.parametrize("life", [pay_through_channels, register_and_leave, fail_in_every_way])
 async def test_anvil_makes_the_same_blocks_of_the_same_transactions(
-    life: Callable[[Market], Awaitable[None]],
+    life: Callable[[TestMarket], Awaitable[None]],
 ) -> None:
     async with embedded() as market:
         await life(market)

@@ -72,7 +72,7 @@ def test_a_row_has_the_same_bits_in_any_company(members: list[int]) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_fixed_product_is_admitted_where_it_runs(dtype: torch.dtype) -> None:
-    assert products.trial(products.multiply, DEVICE, dtype) == ""
+    assert products.try_product(products.multiply, DEVICE, dtype) == ""
 
 
 def test_a_product_that_is_wrong_is_refused_with_the_reason() -> None:
@@ -86,17 +86,18 @@ def test_a_product_that_is_wrong_is_refused_with_the_reason() -> None:
         raise RuntimeError("out of resource: shared memory\nmore")
 
     assert (
-        products.trial(off, DEVICE, torch.float32) == "its results differ by 2.00% of the largest"
+        products.try_product(off, DEVICE, torch.float32)
+        == "its results differ by 2.00% of the largest"
     )
-    expected = "a row has other bits among 1 rows than among 520"
-    assert products.trial(of_the_batch, DEVICE, torch.float32) == expected
-    assert products.trial(broken, DEVICE, torch.float32).startswith(
+    expected = "its result has other bits in a batch of 1 than in one of 520"
+    assert products.try_product(of_the_batch, DEVICE, torch.float32) == expected
+    assert products.try_product(broken, DEVICE, torch.float32).startswith(
         "it does not run: out of resource"
     )
 
 
 def test_on_a_cpu_torch_multiplies() -> None:
-    assert products.refusal(CPU, torch.float32) == "no kernels for cpu"
+    assert products.why_rejected(CPU, torch.float32) == "no kernels for cpu"
 
 
 def test_matrices_that_do_not_fit_are_refused() -> None:

@@ -19,8 +19,7 @@ from torch import Tensor
 from transformers.activations import ACT2FN
 from triton.runtime.interpreter import InterpretedFunction
 
-from piecework_model.layers import moe_backends as mixtures
-from piecework_model.layers import moe_kernels as mixture_kernels
+from piecework_model.layers import moe_backends, moe_kernels
 from piecework_model.layers.experts import (
     MATRICES,
     DeviceBytes,
@@ -29,14 +28,12 @@ from piecework_model.layers.experts import (
     HostBytes,
     QuantizedExperts,
 )
-from piecework_model.layers.moe import Mixture
-from piecework_model.layers.moe_triton import TILE_ROWS, FusedMixture, Matrices, tiles
+from piecework_model.layers.moe import Moe
+from piecework_model.layers.moe_triton import TILE_ROWS, FusedMoe, Matrices, tiles
 from piecework_model.layers.packed_kernels import Fp8ScaledMm
 from piecework_model.layers.quantization import Codec, Fp8, Int4
 
-DEVICE = torch.device(
-    "cpu" if isinstance(mixture_kernels.expert_up, InterpretedFunction) else "cuda"
-)
+DEVICE = torch.device("cpu" if isinstance(moe_kernels.expert_up, InterpretedFunction) else "cuda")
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[3]
 HIDDEN, WIDTH = 96, 160  # no multiples of a block of 64
@@ -81,8 +78,8 @@ def routing(tokens: int, experts: int, k: int, dtype: torch.dtype, seed: int) ->
     return hidden.to(DEVICE, dtype), chosen.to(DEVICE), shares.to(DEVICE)
 
 
-def plain(experts: Any) -> Mixture:
-    return Mixture(experts, minimum_rows=1, pack=False)
+def plain(experts: Any) -> Moe:
+    return Moe(experts, minimum_rows=1, pack=False)
 
 
 @settings(max_examples=10, deadline=None)
@@ -92,14 +89,14 @@ def plain(experts: Any) -> Mixture:
     st.sampled_from([torch.float32, torch.bfloat16]),
     st.integers(0, 2**16),
 )
-def test_the_sum_is_that_of_the_plain_mixture(
+def test_the_sum_is_that_of_the_plain_moe(
     tokens: int, experts_k: tuple[int, int], dtype: torch.dtype, seed: int
 ) -> None:
     experts, k = experts_k
     module = published(experts, dtype, seed)
     given = routing(tokens, experts, k, dtype, seed)
     expected = plain(module)(*given)
-    made = mixtures.fused_mixture(module)(*given)
+    made = moe_backends.fused_moe(module)(*given)
     assert made.dtype == dtype and made.shape == expected.shape
     error = (made.float() - expected.float()).abs().max()
     # In bfloat16 a sum on the edge of rounding may fall to the other side, once a product.
@@ -107,12 +104,12 @@ def test_the_sum_is_that_of_the_plain_mixture(
     assert float(error) <= tolerance * float(expected.float().abs().max())
 
 
-def test_in_bfloat16_nearly_every_value_is_that_of_the_plain_mixture() -> None:
+def test_in_bfloat16_nearly_every_value_is_that_of_the_plain_moe() -> None:
     """Each intermediate is rounded where the modules round it, and experts are summed in the same
     order."""
     module = published(6, torch.bfloat16)
     given = routing(80, 6, 4, torch.bfloat16, seed=5)
-    equal = mixtures.fused_mixture(module)(*given) == plain(module)(*given)
+    equal = moe_backends.fused_moe(module)(*given) == plain(module)(*given)
     assert float(equal.float().mean()) > 0.98
 
 
@@ -121,7 +118,7 @@ def test_packed_experts_are_read_where_they_lie(dtype: torch.dtype) -> None:
     module = packed(5, Fp8())
     given = routing(40, 5, 2, dtype, seed=3)
     expected = plain(module)(*given)
-    made = mixtures.fused_mixture(module)(*given)
+    made = moe_backends.fused_moe(module)(*given)
     assert float((made - expected).abs().max()) <= 0.01 * float(expected.abs().max())
     unpacked = plain(published(5, dtype))(*given)
     assert float((unpacked - expected).abs().max()) > 0.01 * float(
@@ -132,7 +129,7 @@ def test_packed_experts_are_read_where_they_lie(dtype: torch.dtype) -> None:
 @settings(max_examples=5, deadline=None)
 @given(st.lists(st.integers(0, 99), min_size=1, max_size=40, unique=True), st.integers(0, 2**16))
 def test_a_token_has_the_same_bits_in_any_company(members: list[int], seed: int) -> None:
-    fused = mixtures.fused_mixture(published(4, torch.bfloat16))
+    fused = moe_backends.fused_moe(published(4, torch.bfloat16))
     hidden, chosen, shares = routing(100, 4, 2, torch.bfloat16, seed)
     whole = fused(hidden, chosen, shares)
     some = fused(hidden[members], chosen[members], shares[members])
@@ -161,26 +158,26 @@ def test_the_number_of_tiles_depends_on_the_number_of_pairs_alone() -> None:
     assert len(tiles(crowded, 16).expert) == len(tiles(spread, 16).expert) == 256 // TILE_ROWS + 16
 
 
-def test_on_a_cpu_the_plain_mixture_runs() -> None:
+def test_on_a_cpu_the_plain_moe_runs() -> None:
     module = published(3, torch.float32)
     kept = plain(module)
-    chosen = mixtures.mixture_for(module, kept, 2, CPU, torch.float32)
-    assert (chosen.name, chosen.mix, chosen.reason) == ("plain", kept, "no kernels for cpu")
+    chosen = moe_backends.moe_for(module, kept, 2, CPU, torch.float32)
+    assert (chosen.name, chosen.run, chosen.reason) == ("plain", kept, "no kernels for cpu")
 
 
-def test_the_fused_mixture_is_admitted_where_it_agrees() -> None:
+def test_the_fused_moe_is_admitted_where_it_agrees() -> None:
     """Also beside experts that round their activations, which it does not."""
     module = packed(6, Fp8ScaledMm())
-    trial = mixtures.Trial(
-        6, HIDDEN, 2, DEVICE, torch.bfloat16, tolerance=mixtures.tolerance(module)
+    trial = moe_backends.MoeTrial(
+        6, HIDDEN, 2, DEVICE, torch.bfloat16, tolerance=moe_backends.tolerance(module)
     )
-    assert mixtures.refusal(mixtures.fused_mixture(module), plain(module), trial) == ""
+    assert moe_backends.why_rejected(moe_backends.fused_moe(module), plain(module), trial) == ""
 
 
-def test_a_mixture_that_is_wrong_is_refused_with_the_reason() -> None:
+def test_a_moe_that_is_wrong_is_refused_with_the_reason() -> None:
     module = published(3, torch.float32)
     kept = plain(module)
-    trial = mixtures.Trial(3, HIDDEN, 2, DEVICE, torch.float32)
+    trial = moe_backends.MoeTrial(3, HIDDEN, 2, DEVICE, torch.float32)
 
     def unshared(hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         return kept(hidden, chosen, torch.ones_like(weights))
@@ -191,21 +188,22 @@ def test_a_mixture_that_is_wrong_is_refused_with_the_reason() -> None:
     def broken(hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         raise RuntimeError("out of resource: shared memory\nmore")
 
-    assert "of the largest" in mixtures.refusal(unshared, kept, trial)
+    assert "of the largest" in moe_backends.why_rejected(unshared, kept, trial)
     assert (
-        mixtures.refusal(of_the_batch, kept, trial)
-        == "a token has other bits among 1 tokens than among 320"
+        moe_backends.why_rejected(of_the_batch, kept, trial)
+        == "its result has other bits in a batch of 1 than in one of 320"
     )
     assert (
-        mixtures.refusal(broken, kept, trial) == "it does not run: out of resource: shared memory"
+        moe_backends.why_rejected(broken, kept, trial)
+        == "it does not run: out of resource: shared memory"
     )
 
 
 def test_experts_that_the_kernels_cannot_read_are_named() -> None:
     with pytest.raises(ValueError, match="no kernels for experts packed as int4-g32"):
-        mixtures.fused_mixture(packed(2, Int4(32), in_host_memory=False))
+        moe_backends.fused_moe(packed(2, Int4(32), in_host_memory=False))
     with pytest.raises(ValueError, match="the experts are in host memory"):
-        mixtures.fused_mixture(packed(2, Fp8(), in_host_memory=True))
+        moe_backends.fused_moe(packed(2, Fp8(), in_host_memory=True))
 
 
 def test_matrices_that_do_not_belong_together_are_refused() -> None:
@@ -215,12 +213,12 @@ def test_matrices_that_do_not_belong_together_are_refused() -> None:
     with pytest.raises(ValueError, match="scales"):
         Matrices(gate_up, torch.zeros(2, 7))
     with pytest.raises(ValueError, match="are no experts"):
-        FusedMixture(Matrices(gate_up, None), Matrices(down[:1], None))
+        FusedMoe(Matrices(gate_up, None), Matrices(down[:1], None))
 
 
 def test_the_kernels_compile_to_tensor_cores_and_copies_in_the_background(tmp_path: Path) -> None:
     result = subprocess.run(
-        [sys.executable, "-m", "tests.support.mixture_targets", "80", "90"],
+        [sys.executable, "-m", "tests.support.kernel_targets", "80", "90"],
         cwd=ROOT,
         env={**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)},
         capture_output=True,

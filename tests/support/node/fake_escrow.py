@@ -20,7 +20,7 @@ class FakeChannel:
     settled: Amount = Amount(0)
 
 
-class FakeChain:
+class FakeEscrow:
     """Implements `ChannelReader` of `runtime.channels`."""
 
     def __init__(self) -> None:

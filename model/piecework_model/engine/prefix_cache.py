@@ -1,11 +1,12 @@
-"""Keys and values of prompt beginnings, kept for the next job of the same tenant.
+"""The prefix cache: keys and values of prompt prefixes, kept for the same tenant's next job.
 
-A prompt's chunks depend on nothing but what stands before them, so a chunk that the same tenant has
-prefilled behind the same chunks can be copied instead of computed: to the same bits. Only within
-one tenant: whether a prompt's beginning is known shows in the time to the first canvas, and would
-tell a stranger what others asked.
+A chunk of a prompt depends only on what stands before it. If the same tenant has prefilled the same
+chunks before, they are copied instead of computed. The bits are the same.
 
-Least recently used chunks go first, and never a chunk before those that stand behind it.
+Tenants share nothing. The time to the first canvas shows whether a prefix is cached, so sharing
+would tell a stranger what others asked.
+
+The least recently used chunk goes first. A chunk never goes before the chunks that follow it.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from piecework_model.layers.cache import ChunkKV
 Key = bytes
 
 
-def chain(tenant: str, chunks: Sequence[tuple[int, ...]]) -> list[Key]:
-    """One key a chunk, each over the tenant and everything up to the chunk's end. Digests, not
-    text."""
+def prefix_keys(tenant: str, chunks: Sequence[tuple[int, ...]]) -> list[Key]:
+    """Compute one key a chunk, over the tenant and everything up to the chunk's end.
+
+    Keys are digests, not text.
+    """
     keys: list[Key] = []
     before = hashlib.sha256(tenant.encode()).digest()
     for ids in chunks:
@@ -31,8 +34,8 @@ def chain(tenant: str, chunks: Sequence[tuple[int, ...]]) -> list[Key]:
     return keys
 
 
-class PrefixStore:
-    """At most `budget_bytes` of chunks, which may be changed at any time."""
+class PrefixCache:
+    """At most `budget_bytes` of chunks. The budget may change at any time."""
 
     def __init__(self, budget_bytes: int) -> None:
         self._budget = budget_bytes
@@ -42,12 +45,12 @@ class PrefixStore:
         """Chunks that were found since the start."""
 
     def resize(self, budget_bytes: int) -> None:
-        """Keeps at most so many bytes from now on."""
+        """Keep at most this many bytes from now on."""
         self._budget = budget_bytes
         self._evict()
 
     def find(self, keys: Sequence[Key]) -> list[ChunkKV]:
-        """The longest known beginning of a chain."""
+        """Find the longest cached prefix of these chunks."""
         found: list[ChunkKV] = []
         for key in keys:
             chunk = self._chunks.get(key)
@@ -59,13 +62,15 @@ class PrefixStore:
         return found
 
     def wants(self, keys: Sequence[Key], size: int) -> bool:
-        """Whether the chunk at the end of a chain, of `size` bytes, would be kept: it is new, what
-        stands before it is known, and it fits."""
+        """Say whether the last of these chunks, of `size` bytes, would be kept.
+
+        It must be new, the chunks before it must be cached, and it must fit.
+        """
         reachable = len(keys) == 1 or keys[-2] in self._chunks
         return reachable and keys[-1] not in self._chunks and size <= self._budget
 
     def keep(self, keys: Sequence[Key], chunk: ChunkKV) -> None:
-        """Keeps the chunk at the end of a chain, if it is wanted."""
+        """Keep the last of these chunks, if it is wanted."""
         if not self.wants(keys, chunk.bytes):
             return
         self._chunks[keys[-1]] = chunk
@@ -79,8 +84,7 @@ class PrefixStore:
             self.used_bytes -= dropped.bytes
 
     def _touch(self, keys: Iterable[Key]) -> None:
-        """Behind each other from the chain's end to its start: a beginning outlives what follows
-        it."""
+        """Mark as used, from the last to the first, so that a prefix outlives what follows it."""
         for key in reversed(list(keys)):
             if key in self._chunks:
                 self._chunks.move_to_end(key)

@@ -1,9 +1,9 @@
-"""The state of one row between steps, and what a step makes of it: the same for every executor."""
+"""The state of one sequence between steps, and what a step makes of it. All executors share it."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from piecework_model import limits
-from piecework_model.engine.chunks import known_chunks
+from piecework_model.engine.scheduler import known_chunks
+from piecework_model.errors import NonFiniteError
 from piecework_model.requests import GenerationRequest
 from piecework_model.sampling import sampler, trace
 from piecework_model.sampling.philox import Moment, StepDraws, step_draws
+from piecework_model.sampling.sampler import SampleOutput
 
 Ids = npt.NDArray[np.int64]
 
@@ -30,10 +32,10 @@ _EMBEDDING_TYPES: dict[torch.dtype, trace.EmbeddingType] = {
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What one step decided about one row's canvas, on the host.
+    """What one step decided about one sequence's canvas, on the host.
 
     before, after, argmax: int64 [C]. accepted: bool [C]. fingerprint: float16 [C, 3]. soft: the
-    row's soft embedding [C, H] as bytes.
+    sequence's soft embedding [C, H] as bytes.
     """
 
     before: Ids
@@ -46,23 +48,22 @@ class Decision:
 
 
 @dataclass(slots=True)
-class RowState:
-    """What a row needs for its next step, besides its cache."""
+class SequenceState:
+    """What a sequence needs for its next step, besides its cache."""
 
     request: GenerationRequest
     pending: deque[tuple[int, ...]]  # chunks that are not in the cache yet
     canvas: int  # index of the canvas being denoised
     step: int = 0
-    current: Ids | None = None  # [C]; None before the first step of a canvas
-    soft: Tensor | None = None  # [C, H]; None at step 0
-    _history: deque[bytes] = field(
-        default_factory=deque
-    )  # last argmax canvases, at most stability_steps
+    current: Ids | None = None  # [C], None before the first step of a canvas
+    soft: Tensor | None = None  # [C, H], None at step 0
+    # The last argmax canvases, at most stability_steps.
+    _history: deque[bytes] = field(default_factory=deque)
     _leaves: list[bytes | Future[bytes]] = field(default_factory=list)
     _drawn: tuple[Moment, StepDraws] | None = None  # for the steps from that moment on
 
     @classmethod
-    def of(cls, request: GenerationRequest, chunk_tokens: int) -> RowState:
+    def of(cls, request: GenerationRequest, chunk_tokens: int) -> SequenceState:
         return cls(request, deque(known_chunks(request, chunk_tokens)), len(request.committed))
 
     @property
@@ -71,8 +72,10 @@ class RowState:
         return Moment(self.request.seed, self.canvas, self.step)
 
     def draws(self, positions: int, vocab_size: int) -> tuple[npt.NDArray[np.float64], Ids]:
-        """The next step's uniforms and renoised ids [positions]; drawn for several steps at once,
-        which takes hardly longer than for one."""
+        """Return the next step's uniforms and renoised ids [positions].
+
+        Several steps are drawn at once, which takes hardly longer than one.
+        """
         start, drawn = self._drawn or (None, None)
         ahead = (
             self.step - start.step if start and start.canvas == self.canvas else limits.DRAWN_STEPS
@@ -95,12 +98,14 @@ class RowState:
         )
 
     def leaf(self, decision: Decision, soft: Tensor) -> Callable[[], bytes]:
-        """How to compute the trace leaf of the step that was just decided."""
+        """Return a function that computes the trace leaf of the step that was just decided."""
         return partial(_leaf, self.canvas, self.step, decision, _EMBEDDING_TYPES[soft.dtype])
 
     def advance(self, decision: Decision, soft: Tensor, leaf: bytes | Future[bytes]) -> bool:
-        """Takes a step in; whether the canvas is finished: stable and confident, or out of steps.
-        Cannot fail."""
+        """Take a decided step in. Returns whether the canvas is finished. It cannot fail.
+
+        A canvas is finished when it is stable and confident, or out of steps.
+        """
         request = self.request
         argmax = decision.argmax.tobytes()
         enough = len(self._history) == request.stability_steps
@@ -115,11 +120,13 @@ class RowState:
         return (stable and decision.confident) or self.step == request.max_steps
 
     def leaves(self) -> tuple[bytes, ...]:
-        """The trace leaves of the canvas so far; waits for those that are still being computed."""
+        """Return the trace leaves of the canvas so far. Waits for those that are still being
+        computed.
+        """
         return tuple(leaf if isinstance(leaf, bytes) else leaf.result() for leaf in self._leaves)
 
     def commit(self, canvas: tuple[int, ...]) -> None:
-        """The canvas is over and becomes the next chunk; the next one starts."""
+        """End the canvas, which becomes the next chunk, and start the next one."""
         self.pending.append(canvas)
         self.canvas, self.step, self.current, self.soft = self.canvas + 1, 0, None, None
         self._history.clear()
@@ -139,3 +146,57 @@ def _leaf(canvas: int, step: int, decision: Decision, kind: trace.EmbeddingType)
             fingerprint=decision.fingerprint.astype("<f2").tobytes(),
         )
     )
+
+
+def decisions(
+    states: Sequence[SequenceState], output: SampleOutput, soft: Tensor, renoise: Ids
+) -> list[Decision]:
+    """Copy what a step decided to the host: one decision a sequence, in the order of `states`.
+
+    output: over sequences * C positions. soft: [sequences, C, H]. renoise: [sequences, C].
+
+    Raises:
+        NonFiniteError: One of the sequences is not finite. To find out which, ask for each alone.
+    """
+    count, size = renoise.shape
+    device = output.entropy.device
+    entropy = output.entropy.view(count, size)
+    request = [state.request for state in states]
+    bounds = torch.tensor([r.entropy_bound for r in request], dtype=torch.float32, device=device)
+    thresholds = torch.tensor(
+        [r.confidence_threshold for r in request], dtype=torch.float32, device=device
+    )
+    accepted = sampler.accept(entropy, bounds)
+    sampled = output.sampled.view(count, size)
+    after = torch.where(accepted, sampled, torch.from_numpy(renoise).to(device))
+    sure = sampler.confident(entropy, thresholds).tolist()
+    finite = torch.isfinite(entropy).all(-1) & torch.isfinite(
+        soft.flatten(1).sum(-1, dtype=torch.float32)
+    )
+    if not bool(finite.all()):
+        raise NonFiniteError
+    fingerprint = output.fingerprint.view(count, size, 3)
+    host = [
+        part.cpu().contiguous()
+        for part in (after, output.argmax.view(count, size), accepted, fingerprint)
+    ]
+    afters, argmaxes, flags, prints = (part.numpy() for part in host)
+    softs = soft.contiguous().cpu().view(torch.uint8).numpy()  # [sequences, C, H * bytes]
+    return [
+        Decision(
+            before=_current(state),
+            after=afters[index],
+            argmax=argmaxes[index],
+            accepted=flags[index].astype(np.bool_),
+            fingerprint=prints[index],
+            soft=memoryview(softs[index]).cast("B"),
+            confident=sure[index],
+        )
+        for index, state in enumerate(states)
+    ]
+
+
+def _current(state: SequenceState) -> Ids:
+    if state.current is None:
+        raise ValueError("a sequence has no canvas before its first step")
+    return state.current

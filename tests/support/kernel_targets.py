@@ -1,7 +1,7 @@
 """Compiles the kernels of products and of the fused mixture for GPUs that are not here, and
 describes them.
 
-`python -m tests.support.mixture_targets 80 90` prints a JSON list. Run it with TRITON_INTERPRET=0.
+`python -m tests.support.kernel_targets 80 90` prints a JSON list. Run it with TRITON_INTERPRET=0.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from triton.compiler import ASTSource, compile
 
 from piecework_model.layers import matmul as products
 from piecework_model.layers import matmul_kernels as product_kernels
-from piecework_model.layers import moe_kernels as mixture_kernels
-from piecework_model.layers import moe_triton as mixture_triton
+from piecework_model.layers import moe_kernels, moe_triton
 
 HIDDEN, WIDTH, EXPERTS, TOP_K, VOCABULARY = 2816, 704, 128, 8, 262_144
 FLOAT8_CAPABILITY = 89
@@ -38,16 +37,16 @@ def constants(up: bool, float8: bool) -> dict[str, Any]:
         "scale_stride": expert // 4 if float8 else 0,
         "scaled": float8,
         "compute": tl.bfloat16,
-        "rows": mixture_triton.TILE_ROWS,
-        "columns": mixture_triton.TILE_COLUMNS,
-        "inner": mixture_triton.TILE_INNER,
+        "rows": moe_triton.TILE_ROWS,
+        "columns": moe_triton.TILE_COLUMNS,
+        "inner": moe_triton.TILE_INNER,
     }
     return made | ({"top_k": TOP_K} if up else {}) | ({} if float8 else {"scale": None})
 
 
 def source(up: bool, float8: bool) -> ASTSource:
-    """A kernel as `FusedMixture` launches it."""
-    function = mixture_kernels.expert_up if up else mixture_kernels.expert_down
+    """A kernel as `FusedMoe` launches it."""
+    function = moe_kernels.expert_up if up else moe_kernels.expert_down
     places = ["*i32"] * 4
     types = [
         "*bf16",
@@ -106,7 +105,7 @@ def sources(capability: int) -> Iterator[tuple[str, ASTSource]]:
 
 def compiled(capability: int) -> Iterator[dict[str, Any]]:
     """Each kernel on one target."""
-    options = {"num_warps": mixture_triton.WARPS, "num_stages": mixture_triton.STAGES}
+    options = {"num_warps": moe_triton.WARPS, "num_stages": moe_triton.STAGES}
     for name, kernel in sources(capability):
         made = compile(kernel, GPUTarget("cuda", capability, WARP_THREADS), options)
         ptx = made.asm["ptx"]
