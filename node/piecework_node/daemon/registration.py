@@ -1,12 +1,14 @@
-"""Becoming a worker: keys and files of a home, and one registration transaction. Safe to repeat."""
+"""Become a worker: write the files of a home and register. Both are safe to repeat."""
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from piecework.base.files import write_private
 from piecework.chain import calls
 from piecework.chain.authorizations import Permit, Registration, sign_permit
 from piecework.chain.deployment import Deployment
@@ -16,7 +18,8 @@ from piecework.chain.transactions import TransactionSender
 from piecework_node import config as settings
 from piecework_node.errors import NotFunded
 from piecework_node.home import Home
-from piecework_node.keys.operator import create_keystore, create_tls, load_operator, write_private
+from piecework_node.keys.operator import create_keystore, load_operator
+from piecework_node.keys.tls import create_tls
 from piecework_protocol.signing import LocalSigner
 from piecework_protocol.types import Address, Amount, Timestamp, Uint256, address_hex
 
@@ -25,7 +28,7 @@ PERMIT_LIFETIME_S: Final = 3600
 
 @dataclass(frozen=True, slots=True)
 class RegistrationStep:
-    """One thing that `init` did, or found done."""
+    """One thing that `init` did or found done."""
 
     what: str
     detail: str
@@ -35,12 +38,19 @@ class RegistrationStep:
 def prepare_home(
     home: Home, deployment: Deployment, values: Mapping[str, Any], password: str, now: Timestamp
 ) -> list[RegistrationStep]:
-    """Write what is missing of deployment, settings, operator key and certificate; touch nothing
-    else."""
+    """Write what is missing of deployment, settings, operator key and certificate.
+
+    What is there stays as it is.
+
+    Raises:
+        FileError: the folder or a file cannot be made.
+        SettingsError: a value cannot be used.
+    """
     home.create()
     steps = [_once(home.deployment.is_file(), "deployment", str(home.deployment))]
     if steps[-1].new:
-        deployment.save(home.deployment)
+        text = json.dumps(deployment.to_json(), indent=2) + "\n"
+        write_private(home.deployment, text.encode())
     steps.append(_once(home.operator.is_file(), "operator key", str(home.operator)))
     if steps[-1].new:
         create_keystore(home.operator, password, secrets.token_bytes(32))
@@ -79,10 +89,13 @@ async def register(
     now: Timestamp,
     poll_s: float = 0.25,
 ) -> RegistrationStep:
-    """Register with one transaction (permit, stake and registration), or say what is registered
-    already.
+    """Register with one transaction (permit, stake, registration), or say what is registered.
 
-    The payout address owns the stake. `NotFunded` says what the operator key needs first.
+    The payout address owns the stake.
+
+    Raises:
+        NotFunded: the operator key lacks stake or gas. The text says how much.
+        ChainError: the chain does not answer, or refuses.
     """
     known = await reader.worker(operator.address)
     if known is not None:
