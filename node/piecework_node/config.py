@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from piecework.base import settings
+from piecework.base.amounts import Token
 from piecework.base.settings import Settings, Variables
 from piecework_node.endpoints import split_endpoint
 from piecework_protocol.limits import (
@@ -37,6 +38,17 @@ MAX_VLLM_ENDPOINTS: Final = 64
 """Each is asked for its health every few seconds. More belong behind vLLM's own data parallelism.
 """
 _LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
+
+DEFAULT_DECIMALS: Final = 6
+_ONE_TOKEN: Final = 10**DEFAULT_DECIMALS
+MONEY: Final = (
+    "price_per_million_prompt_tokens",
+    "price_per_million_output_tokens",
+    "price_per_thousand_steps",
+    "min_deposit",
+    "native_coin_price",
+)
+"""Settings in base units of the payment token."""
 
 Units = Annotated[int, Field(ge=0, le=MAX_AMOUNT)]
 
@@ -229,6 +241,20 @@ class WorkerConfig(Settings):
     def step_price(self) -> int:
         """Base units for a thousand denoising steps. Best effort charges none (clause 3.10)."""
         return 0 if self.backend == "vllm" else self.price_per_thousand_steps
+
+
+def money_defaults(token: Token) -> dict[str, int]:
+    """Return the defaults of the settings that are money, in base units of `token`.
+
+    The defaults of `WorkerConfig` are amounts of a token with 6 decimals, as USDC has. Another
+    token gets the same number of tokens, and at least one base unit.
+    """
+    if token.decimals == DEFAULT_DECIMALS:
+        return {}
+    return {
+        name: max(1, WorkerConfig.model_fields[name].default * 10**token.decimals // _ONE_TOKEN)
+        for name in MONEY
+    }
 
 
 def load(

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
+from piecework.base.amounts import native_coin
 from piecework.base.clock import SystemClock
 from piecework.base.errors import PieceworkError
 from piecework.chain.deployment import Deployment
@@ -28,6 +29,7 @@ from piecework_protocol.types import address_hex, parse_address
 
 T = TypeVar("T")
 Check = Callable[[], Awaitable[str]]
+NATIVE_COIN: Final = native_coin()
 MIN_GAS_WEI: Final = 10**15
 """Enough for a handful of settlements at 50 gwei."""
 
@@ -127,14 +129,16 @@ class Checker:
             raise ConfigError(
                 f"registered payout {address_hex(known.payout)} is not the payout of the settings"
             )
-        return f"{known.stake} base units, {known.endpoint}"
+        return f"{reader.deployment.payment_token.format(known.stake)}, {known.endpoint}"
 
     async def _gas(self) -> str:
         async with await self._connect() as reader:
             held = await reader.native_balance(self._need(self._operator).address)
         if held < MIN_GAS_WEI:
-            raise ConfigError(f"{held} wei. Settlements need gas: send the operator some")
-        return f"{held} wei"
+            raise ConfigError(
+                f"{NATIVE_COIN.format(held)}. Settlements need gas: send the operator some"
+            )
+        return NATIVE_COIN.format(held)
 
     async def _model(self) -> str:
         from piecework_model.checkpoint import manifest

@@ -65,6 +65,10 @@ def prepare_home(
         # Gas costs nothing there: a claim of one base unit is worth its transaction.
         if deployment.chain_id in DEVELOPMENT_CHAIN_IDS:
             chosen.setdefault("native_coin_price", 0)
+        scaled = settings.money_defaults(deployment.payment_token)
+        if chosen.get("backend") == "vllm":  # it counts no steps, so it has no price for them
+            scaled.pop("price_per_thousand_steps", None)
+        chosen = {**scaled, **chosen}
         settings.check(chosen)
         write_private(home.config, settings.to_toml(chosen).encode())
     return steps
@@ -115,9 +119,8 @@ async def register(
     registration = Registration(operator.address, payout, payout, amount, endpoint, deadline)
     call = calls.register_with_permit(reader.deployment, registration, signed)
     mined = await TransactionSender.of(reader, operator).execute(call, poll_s=poll_s)
-    return RegistrationStep(
-        "registration", f"in block {mined.block}, stake {amount} base units", True
-    )
+    shown = reader.deployment.payment_token.format(amount)
+    return RegistrationStep("registration", f"in block {mined.block}, stake {shown}", True)
 
 
 async def _refresh(
@@ -134,9 +137,8 @@ async def _refresh(
             "registration", f"endpoint {endpoint} set in block {mined.block}", True
         )
     state = "active" if known.active else "not active"
-    return RegistrationStep(
-        "registration", f"{state}, stake {known.stake} base units, {known.endpoint}", False
-    )
+    stake = reader.deployment.payment_token.format(known.stake)
+    return RegistrationStep("registration", f"{state}, stake {stake}, {known.endpoint}", False)
 
 
 async def _require_funds(
@@ -145,7 +147,8 @@ async def _require_funds(
     held, gas = await reader.token_balance(token, operator), await reader.native_balance(operator)
     lacking = []
     if held < stake:
-        lacking.append(f"{stake - held} base units of the stake token {address_hex(token)}")
+        missing = reader.deployment.payment_token.format(stake - held)
+        lacking.append(f"{missing} for the stake (token {address_hex(token)})")
     if gas == 0:
         lacking.append("some of the chain's native coin for gas")
     if lacking:
