@@ -210,5 +210,5 @@ def test_no_model_takes_more_steps_than_the_protocol_allows() -> None:
 
 def test_a_wrong_class_of_service_says_which_one_is_served() -> None:
     case = replace(good(), view=replace(good().view, serving={MODEL.digest: Service.BEST_EFFORT}))
-    with pytest.raises(Refusal, match="this model is served at best effort: no seed"):
+    with pytest.raises(Refusal, match="this model is served at best effort: it honours no seed"):
         admit(case.submission, case.view, case.book, PROMPT_TOKENS)
