@@ -1,8 +1,9 @@
 # make demo   a whole market on this machine: chain, index, worker, gateway, one paid job, settled
 # make test   every check and every test
+# make docs   the documentation site, into build/site
 # Both create .venv in the checkout on first use, are safe to run again, and quick the second time.
 
-.PHONY: demo test check contracts unit constraints clean
+.PHONY: demo test check contracts unit docs reference constraints clean
 .DEFAULT_GOAL := demo
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
@@ -31,6 +32,15 @@ unit: .venv/.dev contracts/node_modules/.package-lock.json
 	$(BIN)/coverage run -m pytest $(ARGS)
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report --format=total | sed 's/^/coverage, per cent: /'
+
+# The site, strictly: a broken link or anchor fails. The theme's notice on the future of mkdocs is
+# known (ADR 7).
+docs: reference
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# The pages in docs/reference that are written from the code.
+reference: .venv/.dev
+	@$(BIN)/python -m docs.tools.reference
 
 contracts/node_modules/.package-lock.json: contracts/package-lock.json
 	@command -v npm >/dev/null || { echo "error: the contract tests need Node.js 20 or later with npm; install it and run make test again" >&2; exit 1; }
