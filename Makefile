@@ -40,7 +40,7 @@ docs: reference
 
 # The pages in docs/reference that are written from the code.
 reference: .venv/.dev
-	@$(BIN)/python -m docs.tools.reference
+	@$(BIN)/python -P -m docs.tools.reference
 
 contracts/node_modules/.package-lock.json: contracts/package-lock.json
 	@command -v npm >/dev/null || { echo "error: the contract tests need Node.js 20 or later with npm; install it and run make test again" >&2; exit 1; }
