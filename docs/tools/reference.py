@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -33,6 +34,11 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def one_line(text: str | None) -> str:
     """A text without line breaks."""
     return " ".join((text or "").split())
+
+
+def paragraph(text: str | None) -> str:
+    """A text as a paragraph of our width."""
+    return textwrap.fill(one_line(text), 100, break_long_words=False, break_on_hyphens=False)
 
 
 def first_paragraph(text: str | None) -> str:
@@ -148,7 +154,7 @@ def commands_page() -> str:
     for name, summary in COMMANDS.items():
         module = importlib.import_module(f"piecework.commands.{name}")
         command = typer.main.get_command(module.app)
-        parts.append(f"\n## piecework {name}\n\n{one_line(summary)}\n")
+        parts.append(f"\n## piecework {name}\n\n{paragraph(summary)}\n")
         children: Mapping[str, Any] = getattr(command, "commands", {})
         if not children or getattr(command, "invoke_without_command", False):
             parts.append(_command(f"piecework {name}", command))
@@ -168,7 +174,7 @@ def _command(path: str, command: Any) -> str:
             rows.append((f"`{text}`", "", one_line(parameter.help)))
         elif parameter.name not in ("help", "install_completion", "show_completion"):
             rows.append(_option(parameter))
-    text = f"```text\n{' '.join(usage)} [OPTIONS]\n```\n\n{one_line(command.help)}\n"
+    text = f"```text\n{' '.join(usage)} [OPTIONS]\n```\n\n{paragraph(command.help)}\n"
     return text + ("\n" + table(("option", "default", "what it does"), rows) if rows else "")
 
 
