@@ -8,6 +8,8 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 BIN := .venv/bin
+# anvil and forge for the contracts; viem and cast for the examples of the documents.
+NPM := contracts tests/integration/docs/npm
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 demo: .venv/.demo
@@ -27,7 +29,7 @@ check: .venv/.dev
 contracts:
 	contracts/tools/check.sh
 
-unit: .venv/.dev contracts/node_modules/.package-lock.json
+unit: .venv/.dev $(NPM:%=%/node_modules/.package-lock.json)
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest $(ARGS)
 	@$(BIN)/coverage combine --quiet
@@ -42,9 +44,9 @@ docs: reference
 reference: .venv/.dev
 	@$(BIN)/python -P -m docs.tools.reference
 
-contracts/node_modules/.package-lock.json: contracts/package-lock.json
+%/node_modules/.package-lock.json: %/package-lock.json
 	@command -v npm >/dev/null || { echo "error: the contract tests need Node.js 20 or later with npm; install it and run make test again" >&2; exit 1; }
-	cd contracts && npm ci --ignore-scripts --no-audit --no-fund
+	cd $* && npm ci --ignore-scripts --no-audit --no-fund
 
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "error: no Python found; install Python 3.11 or later and run make again" >&2; exit 1; }
@@ -65,4 +67,4 @@ constraints: .venv/.dev
 	@{ head -1 constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//'; } > constraints.new && mv constraints.new constraints.txt
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis contracts/out contracts/cache contracts/node_modules
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis contracts/out contracts/cache build/site $(NPM:%=%/node_modules)

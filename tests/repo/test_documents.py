@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 from docs.tools import reference
 from piecework_protocol.states import CHANNEL_TABLE, JOB_TABLE, mermaid
@@ -154,7 +155,8 @@ def test_every_setting_is_in_the_reference_with_a_sentence(role: str) -> None:
     from piecework.client.config import ClientConfig
     from piecework_node.config import WorkerConfig
 
-    settings = {"worker": WorkerConfig, "client": ClientConfig}[role].model_json_schema()
+    models: dict[str, type[BaseModel]] = {"worker": WorkerConfig, "client": ClientConfig}
+    settings = models[role].model_json_schema()
     text = reference.settings_page()
     for name, schema in settings["properties"].items():
         assert f"| `{name}` |" in text
