@@ -15,7 +15,10 @@ import textwrap
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ROOT / "docs" / "reference"
@@ -67,10 +70,13 @@ def settings_page() -> str:
         "Amounts are base units of the token. See [amounts](../glossary.md#base-unit).\n",
         'Lists are written `a = ["x", "y"]` in the file and `\'["x", "y"]\'` in the environment.\n',
     ]
-    for title, model in (("worker", WorkerConfig), ("client", ClientConfig)):
-        prefix = model.model_config.get("env_prefix", "")
+    models: tuple[tuple[str, type[BaseModel]], ...] = (
+        ("worker", WorkerConfig),
+        ("client", ClientConfig),
+    )
+    for title, model in models:
         parts.append(f"\n## The {title}\n")
-        parts.append(f"Environment: `{prefix}` and the name in capitals.\n")
+        parts.append(f"Environment: `PIECEWORK_{title.upper()}_` and the name in capitals.\n")
         rows = [
             (f"`{name}`", kind_of(schema), f"`{default_of(schema)}`", note(title, name, schema))
             for name, schema in model.model_json_schema()["properties"].items()
@@ -284,7 +290,9 @@ def exceptions_table() -> str:
     from piecework_protocol.errors import PieceworkError
 
     rows = []
-    for module in (piecework_protocol.errors, piecework.client.errors, piecework.chain.errors):
+    root = sys.modules[PieceworkError.__module__]
+    others = (piecework_protocol.errors, piecework.client.errors, piecework.chain.errors)
+    for module in (root, *(other for other in others if other is not root)):
         for value in vars(module).values():
             if not (isinstance(value, type) and issubclass(value, PieceworkError)):
                 continue
