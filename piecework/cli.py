@@ -4,36 +4,49 @@ own."""
 from __future__ import annotations
 
 import importlib
+import os
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Annotated, NoReturn
 
 import typer
 
 from piecework import __version__
+from piecework.base.entry import guard
 
 COMMANDS = {
-    "demo": "A whole market on this machine: one paid job, settled.",
-    "worker": "Sell canvases: init, check, start, status, drain, settle.",
-    "client": "Buy text: deposit, offers, quote, run, receipts, close.",
-    "gateway": "An OpenAI-compatible endpoint that pays per canvas.",
-    "market": "The index of signed offers, with an explorer page.",
-    "chain": "The embedded chain, and deployment to any EVM chain.",
-    "models": "The weights: pull a published model, list, verify.",
+    "demo": "Run a whole market on this machine, with one paid job.",
+    "worker": "Sell canvases from this machine's GPU.",
+    "client": "Buy text, check receipts, move your money.",
+    "gateway": "Serve an OpenAI-compatible endpoint that pays per canvas.",
+    "market": "Run an index of signed offers with an explorer page.",
+    "chain": "Deploy the contracts, or run a development chain.",
+    "models": "Plan, download and verify model weights.",
     "bench": "Measure this machine as the worker would.",
 }
 
 
 def main() -> NoReturn:
     """Entry point of the console command."""
-    arguments = sys.argv[1:]
-    chosen = arguments[0] if arguments and arguments[0] in COMMANDS else None
-    build(chosen)(prog_name="piecework")
+    guard(lambda: build(_chosen(sys.argv[1:], os.environ))(prog_name="piecework"))
     sys.exit(0)
+
+
+def _chosen(arguments: Sequence[str], environment: Mapping[str, str]) -> str | None:
+    """The command that the line names. While a shell completes, its line is in the environment."""
+    if "_PIECEWORK_COMPLETE" in environment:
+        line = environment.get("_TYPER_COMPLETE_ARGS") or environment.get("COMP_WORDS", "")
+        arguments = line.split()[1:]
+    return arguments[0] if arguments and arguments[0] in COMMANDS else None
 
 
 def build(chosen: str | None) -> typer.Typer:
     """The program with the chosen command mounted, or with all of them as names when none is."""
-    app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, add_completion=False)
+    app = typer.Typer(
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
     app.callback()(_root)
     for name, summary in COMMANDS.items():
         if name == chosen:

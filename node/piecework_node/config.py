@@ -303,6 +303,7 @@ def child_environment(environment: Mapping[str, str] | None = None) -> dict[str,
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONSAFEPATH": "1",
     }
 
 

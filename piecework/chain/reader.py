@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
+from piecework.base.amounts import Token
 from piecework.chain.abi import interface
-from piecework.chain.authorizations import ContractDomain, registry_domain
+from piecework.chain.authorizations import registry_domain, require_separator
 from piecework.chain.calls import Claim
 from piecework.chain.deployment import Deployment
 from piecework.chain.errors import BadAnswer, TransactionReverted, WrongChain
@@ -38,6 +39,7 @@ from piecework.chain.rpc import (
     quantity,
     web3_over,
 )
+from piecework.chain.token import read_token
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.states import ChannelState
 from piecework_protocol.types import (
@@ -48,6 +50,7 @@ from piecework_protocol.types import (
     Seconds,
     Timestamp,
     Uint64,
+    Uint256,
     keccak256,
     to_hex,
 )
@@ -160,8 +163,11 @@ class ChainReader:
     # --- is this the right chain?
 
     async def verify(self) -> None:
-        """`WrongChain` unless chain id, both code hashes and the escrow's domain are the
-        deployment's."""
+        """Compare the chain with the deployment: chain id, code, domain, decimals and symbol.
+
+        Raises:
+            WrongChain: something differs.
+        """
         expected = self.deployment
         chain_id = await self._w3.eth.chain_id
         if chain_id != expected.chain_id:
@@ -187,6 +193,12 @@ class ChainReader:
         (separator,) = await self._escrow("DOMAIN_SEPARATOR")
         if separator != self.domain.separator():
             raise WrongChain("the escrow signs under another domain than this program")
+        token = await read_token(self.rpc, expected.token)
+        if token != expected.payment_token:
+            raise WrongChain(
+                f"the deployment file says that the token is {_described(expected.payment_token)}. "
+                f"The chain says {_described(token)}. Ask for the right deployment file."
+            )
 
     # --- blocks
 
@@ -258,12 +270,12 @@ class ChainReader:
         (used,) = await self._token(token, "authorizationState", owner, nonce)
         return bool(used)
 
-    async def permit_nonce(self, token: Address, owner: Address) -> int:
+    async def permit_nonce(self, token: Address, owner: Address) -> Uint256:
         """The nonce that the owner's next EIP-2612 permit must carry."""
         (nonce,) = await self._token(token, "nonces", owner)
-        return int(nonce)
+        return Uint256(nonce)
 
-    async def token_domain(self, token: Address) -> ContractDomain:
+    async def token_domain(self, token: Address) -> Domain:
         """The token's EIP-712 domain, checked against its separator on the chain; `BadAnswer` if it
         differs.
 
@@ -271,11 +283,10 @@ class ChainReader:
         token.
         """
         (name,) = await self._token(token, "name")
-        domain = ContractDomain(
-            name, await self._token_version(token), self.deployment.chain_id, token
-        )
+        version = await self._token_version(token)
+        domain = Domain(self.deployment.chain_id, token, name, version)
         (separator,) = await self._token(token, "DOMAIN_SEPARATOR")
-        domain.require_separator(separator)
+        require_separator(domain, separator)
         return domain
 
     async def preview_settle(self, claims: Sequence[Claim]) -> tuple[ClaimPreview, ...]:
@@ -336,7 +347,7 @@ class ChainReader:
         (signs,) = await self._registry("isSigner", operator, key)
         return bool(signs)
 
-    def registry_domain(self) -> ContractDomain:
+    def registry_domain(self) -> Domain:
         """The domain of a worker's registration."""
         return registry_domain(self.deployment.chain_id, self.deployment.registry)
 
@@ -430,6 +441,10 @@ class ChainReader:
             return str(interface("TestToken").decode("name", answer)[0])
         except (TransactionReverted, BadAnswer):
             return "1"
+
+
+def _described(token: Token) -> str:
+    return f"{token.symbol} with {token.decimals} decimals"
 
 
 def parse_logs(raw: Any) -> list[Log]:

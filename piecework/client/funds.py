@@ -12,7 +12,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from piecework.chain import calls
-from piecework.chain.authorizations import Authorization, SignedAuthorization, sign_authorization
+from piecework.chain.authorizations import (
+    ReceiveWithAuthorization,
+    SignedAuthorization,
+    sign_authorization,
+)
 from piecework.chain.calls import Claim
 from piecework.chain.transactions import Mined, TransactionSender
 from piecework.client.errors import ClientError, InsufficientFunds, WorkerUnreachable
@@ -24,7 +28,15 @@ from piecework_protocol.objects import CloseChannel
 from piecework_protocol.offers import OfferRejected
 from piecework_protocol.signing import sign, signed_by
 from piecework_protocol.states import ChannelState
-from piecework_protocol.types import Address, Amount, Bytes32, ChannelId, Signature, Timestamp
+from piecework_protocol.types import (
+    Address,
+    Amount,
+    Bytes32,
+    ChannelId,
+    Signature,
+    Timestamp,
+    Uint256,
+)
 
 CLOSING_POLL_S = 1.0
 CLOSING_POLLS = 60
@@ -72,12 +84,12 @@ class Funds:
         """Sign a deposit that anybody may submit and pay the gas for (EIP-3009)."""
         domain = await self._reader.token_domain(self._client.token)
         now = await self._reader.timestamp()
-        authorization = Authorization(
-            owner=self._client.wallet.payer.address,
+        authorization = ReceiveWithAuthorization(
+            from_=self._client.wallet.payer.address,
             to=self._deployment.escrow,
-            value=amount,
-            valid_after=Timestamp(0),
-            valid_before=Timestamp(now + valid_for_s),
+            value=Uint256(amount),
+            valid_after=Uint256(0),
+            valid_before=Uint256(now + valid_for_s),
             nonce=nonce,
         )
         return sign_authorization(domain, authorization, self._client.wallet.payer)

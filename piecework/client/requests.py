@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from typing import TypeVar
 
-from piecework_protocol.content import Message
-from piecework_protocol.types import Amount, Micros, Seconds
+from piecework_protocol.content import Message, encode_prompt
+from piecework_protocol.objects import ModelOffer, Parameters, Service
+from piecework_protocol.service import best_effort_parameters
+from piecework_protocol.types import Amount, Micros, Seconds, Uint32, Uint64
 
 DEFAULT_MAX_TOKENS = 1024
 DEFAULT_MAX_STEPS = 48
@@ -15,6 +18,7 @@ DEFAULT_ENTROPY_BOUND = Micros(100_000)
 DEFAULT_CONFIDENCE_THRESHOLD = Micros(5_000)
 DEFAULT_STABILITY_STEPS = 1
 LONGEST_WITHDRAWAL_DELAY = Seconds(30 * 86400)
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +54,11 @@ class TextRequest:
     """A prompt, and what the answer may cost. `model` is a name, a digest (hex), or None for any.
 
     `max_price` bounds the whole job in base units. `best_effort` lets in models that honour no seed
-    and leave no trace; a request that sets what they cannot honour still goes to a replayable one
-    only.
+    and leave no trace. A request that sets what they cannot honour still goes to a replayable one
+    only. `prompt` holds the bytes that are sealed and signed for.
+
+    Raises:
+        MalformedInput: The messages do not make a prompt (clause 3.3).
     """
 
     messages: tuple[Message, ...]
@@ -60,6 +67,10 @@ class TextRequest:
     max_price: Amount | None = None
     drafts: bool = False
     best_effort: bool = False
+    prompt: bytes = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prompt", encode_prompt(self.messages))
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,3 +83,30 @@ class Filters:
     max_price_per_million_output: Amount | None = None
     max_withdrawal_delay: Seconds = LONGEST_WITHDRAWAL_DELAY
     second_is_worth: int = 50
+
+
+def job_parameters(model: ModelOffer, generation: Generation, seed: int) -> Parameters:
+    """Give the parameters to sign for a model, with every open value resolved.
+
+    `generation` has its token and step limits (`selection.resolve`). A best-effort model takes the
+    token limit and nothing else.
+    """
+    g = generation
+    tokens = Uint32(g.max_tokens or 0)
+    if model.service is Service.BEST_EFFORT:
+        return best_effort_parameters(tokens)
+    return Parameters(
+        seed=Uint64(seed),
+        max_tokens=tokens,
+        max_steps=Uint32(g.max_steps or 0),
+        temperature_start=_given(g.temperature_start, DEFAULT_TEMPERATURE_START),
+        temperature_end=_given(g.temperature_end, DEFAULT_TEMPERATURE_END),
+        entropy_bound=_given(g.entropy_bound, DEFAULT_ENTROPY_BOUND),
+        confidence_threshold=_given(g.confidence_threshold, DEFAULT_CONFIDENCE_THRESHOLD),
+        stability_steps=Uint32(_given(g.stability_steps, DEFAULT_STABILITY_STEPS)),
+        service=Service.REPLAYABLE,
+    )
+
+
+def _given(value: _T | None, default: _T) -> _T:
+    return default if value is None else value

@@ -11,11 +11,12 @@ import typer
 from piecework.commands import _common as common
 
 if TYPE_CHECKING:
-    from piecework.client.config import ClientConfig
+    from piecework.base.amounts import Token
+    from piecework.client.config import ClientConfig, ClientHome
     from piecework.client.requests import TextRequest
     from piecework.client.sdk import PieceworkClient
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, add_completion=False)
+app = common.group()
 
 Home = Annotated[Path | None, typer.Option("--home", help="The client's home directory.")]
 PasswordFile = Annotated[Path | None, typer.Option(help="File with the key's password.")]
@@ -37,7 +38,6 @@ BestEffort = Annotated[
     typer.Option("--best-effort", help="Also take models that honour no seed and leave no trace."),
 ]
 
-FAUCET_WEI = 10**18
 Work = Callable[["PieceworkClient"], Awaitable[Any]]
 
 
@@ -58,7 +58,10 @@ def init(
     password_file: PasswordFile = None,
     json: Json = False,
 ) -> None:
-    """Make a home: keys, configuration, deployment. Safe to run again."""
+    """Make a home: keys, settings, deployment.
+
+    Safe to run again.
+    """
     from piecework.client.setup import set_up
     from piecework_protocol.types import to_hex
 
@@ -110,35 +113,43 @@ def deposit(
     password_file: PasswordFile = None,
     json: Json = False,
 ) -> None:
-    """Put tokens into the escrow. One deposit serves any number of workers."""
+    """Put tokens into the escrow.
+
+    One deposit serves any number of workers.
+    """
     if (amount is None) == (relay is None) or (gasless and relay):
         common.fail("give an AMOUNT (perhaps with --gasless FILE), or --relay FILE", 2)
     if faucet and (gasless or relay):
         common.fail(
             "--faucet pays for a deposit that is made now: leave out --gasless and --relay", 2
         )
-    units = None if amount is None else common.parse_amount(amount)
+    token = _token(home)
+    units = None if amount is None else common.units(token, amount)
 
     async def work(client: PieceworkClient) -> dict[str, Any]:
+        from piecework.chain.dev.faucet import take_from_faucet
         from piecework.commands._deposits import deposit_now, relay_from, sign_to
+        from piecework_protocol.types import Amount
 
         if relay is not None:
             return await relay_from(client, relay)
         if gasless is not None:
             return await sign_to(client, units or 0, gasless, int(valid_hours * 3600))
         if faucet:
-            await _take_from_faucet(client, units or 0)
+            await take_from_faucet(
+                client.reader.rpc, client.token, client.wallet.payer.address, Amount(units or 0)
+            )
         return await deposit_now(client, units or 0)
 
     result = _with_client(home, password_file, work)
     if json:
-        common.print_json(result)
+        _print_json(result, token)
     elif "file" in result:
         typer.echo(
             f"Signed. Anybody may submit it: piecework client deposit --relay {result['file']}"
         )
     else:
-        typer.echo(f"{common.amount(result['amount'])} deposited in block {result['block']}")
+        typer.echo(f"{token.format(result['amount'])} deposited in block {result['block']}")
 
 
 @app.command()
@@ -149,15 +160,19 @@ def offers(
     index: Index = None,
     json: Json = False,
 ) -> None:
-    """Who serves what, at which price: verified here, whatever an index says."""
+    """List workers, models and prices.
+
+    Every offer is verified here. An index is not trusted.
+    """
     from piecework.commands._client_views import offer_view
 
     found = _with_client(
         home, password_file, lambda client: client.offers(), indexes=_indexes(index)
     )
     rows = [offer_view(signed) for signed in found.offers]
+    token = _token(home)
     if json:
-        common.print_json({"offers": rows, "troubles": list(found.troubles)})
+        _print_json({"offers": rows, "troubles": list(found.troubles)}, token)
         return
     for row in rows:
         typer.echo(
@@ -167,9 +182,9 @@ def offers(
         for model in row["models"]:
             typer.echo(
                 f"    {model['name']:24} {model['tokens_per_second']:>6} tokens/s"
-                f"  out {common.amount(model['price_per_million_output_tokens'])}/M"
-                f"  in {common.amount(model['price_per_million_prompt_tokens'])}/M"
-                f"  steps {common.amount(model['price_per_thousand_steps'])}/k"
+                f"  out {token.format(model['price_per_million_output_tokens'])}/M"
+                f"  in {token.format(model['price_per_million_prompt_tokens'])}/M"
+                f"  steps {token.format(model['price_per_thousand_steps'])}/k"
                 + ("  best effort: no seed, no trace" if model["service"] == "best_effort" else "")
             )
     for trouble in found.troubles:
@@ -192,20 +207,24 @@ def quote(
     index: Index = None,
     json: Json = False,
 ) -> None:
-    """What a prompt would cost, at most and probably. Nothing is sent to a worker."""
+    """Show what a prompt would cost.
+
+    Nothing is sent to a worker.
+    """
     from piecework.commands._client_views import quote_view
 
+    token = _token(home)
     request = _request(
         prompt, system, model, max_tokens=max_tokens, max_steps=max_steps, best_effort=best_effort
     )
     flags = _indexes(index)
     view = quote_view(_with_client(home, password_file, lambda c: c.quote(request), indexes=flags))
     if json:
-        common.print_json(view)
+        _print_json(view, token)
         return
     typer.echo(f"worker    {view['worker']} ({view['model']})")
-    typer.echo(f"expected  {common.amount(view['expected'])}")
-    typer.echo(f"at most   {common.amount(view['ceiling'])}")
+    typer.echo(f"expected  {token.format(view['expected'])}")
+    typer.echo(f"at most   {token.format(view['ceiling'])}")
     typer.echo(f"why       {view['why']}")
     for line in view["unfit"]:
         typer.echo(f"left out  {line}", err=True)
@@ -235,9 +254,10 @@ def run(
     index: Index = None,
     json: Json = False,
 ) -> None:
-    """Run a prompt and pay for it canvas by canvas, watching it being denoised."""
+    """Run a prompt and pay for it canvas by canvas."""
     if (prompt is None) == (resume is None):
         common.fail("give a PROMPT, or --resume JOB", 2)
+    token = _token(home)
     request = None
     if prompt is not None:
         request = _request(
@@ -248,7 +268,7 @@ def run(
             max_steps=max_steps,
             seed=seed,
             temperature=temperature,
-            max_price=max_price,
+            max_price=None if max_price is None else common.units(token, max_price),
             drafts=not json,
             best_effort=best_effort,
         )
@@ -262,11 +282,11 @@ def run(
             job = client.run(request)
         else:
             job = client.resume(JobId(_digest(resume or "", "job")))
-        return result_view(await choose(common.amount, quiet=json).show(job))
+        return result_view(await choose(token.format, quiet=json).show(job))
 
     result = _with_client(home, password_file, work, indexes=_indexes(index))
     if json:
-        common.print_json(result)
+        _print_json(result, token)
 
 
 @app.command()
@@ -280,20 +300,21 @@ def receipts(
     password_file: PasswordFile = None,
     json: Json = False,
 ) -> None:
-    """Every paid canvas, with the proof that the channel's voucher commits to it."""
+    """List and prove the receipts of paid canvases."""
     from piecework.commands._client_views import receipts_view
 
     wanted = None if job is None else _digest(job, "job")
     view = _with_client(home, password_file, lambda client: receipts_view(client, wanted))
+    token = _token(home)
     if json:
-        common.print_json(view)
+        _print_json(view, token)
     else:
         for row in view["receipts"]:
             mark = row["trouble"] or "proved"
             typer.echo(
                 f"{row['job'][:12]}… canvas {row['canvas']:>3}"
                 f"  {row['units']:>4} tokens {row['steps']:>4} steps"
-                f"  {common.amount(row['amount'])}  leaf {row['leaf_index']} of {row['count']}: "
+                f"  {token.format(row['amount'])}  leaf {row['leaf_index']} of {row['count']}: "
                 f"{mark}"
             )
         typer.echo(f"{len(view['receipts'])} receipts, {view['failed']} with trouble", err=True)
@@ -303,12 +324,13 @@ def receipts(
 
 @app.command()
 def balance(*, home: Home = None, password_file: PasswordFile = None, json: Json = False) -> None:
-    """Where the client's money is."""
+    """Show where the client's money is."""
     from piecework.commands._client_views import balance_view
 
     view = _with_client(home, password_file, balance_view)
+    token = _token(home)
     if json:
-        common.print_json(view)
+        _print_json(view, token)
         return
     typer.echo(f"payer                {view['payer']}")
     for label, key in (
@@ -318,22 +340,23 @@ def balance(*, home: Home = None, password_file: PasswordFile = None, json: Json
         ("in channels", "in_channels"),
         ("promised to workers", "paid"),
     ):
-        typer.echo(f"{label:20} {common.amount(view[key])}")
+        typer.echo(f"{label:20} {token.format(view[key])}")
 
 
 @app.command()
 def channels(*, home: Home = None, password_file: PasswordFile = None, json: Json = False) -> None:
-    """Every channel: with whom, how much, how far."""
+    """List payment channels and their state."""
     from piecework.commands._client_views import channels_view
 
     rows = _with_client(home, password_file, channels_view)
+    token = _token(home)
     if json:
-        common.print_json({"channels": rows})
+        _print_json({"channels": rows}, token)
         return
     for row in rows:
         typer.echo(
             f"{row['channel']}  {row['status']:8} worker {row['operator']}"
-            f"  {common.amount(row['cumulative'])} of {common.amount(row['deposit'])}"
+            f"  {token.format(row['cumulative'])} of {token.format(row['deposit'])}"
             f"  {row['count']} canvases, {row['unacknowledged']} unconfirmed"
         )
 
@@ -348,7 +371,10 @@ def close(
     password_file: PasswordFile = None,
     json: Json = False,
 ) -> None:
-    """Close channels together with their workers; a silent worker's starts its withdrawal delay."""
+    """Close channels together with their workers.
+
+    If a worker does not answer, the withdrawal delay of its channel starts.
+    """
     chosen = [_digest(text, "channel") for text in channel or ()]
 
     async def work(client: PieceworkClient) -> list[dict[str, Any]]:
@@ -372,8 +398,9 @@ def withdraw(
     password_file: PasswordFile = None,
     json: Json = False,
 ) -> None:
-    """Take back what is due from closing channels, then send free tokens out of the escrow."""
-    units = None if amount is None else common.parse_amount(amount)
+    """Take money out of closed channels and the escrow."""
+    token = _token(home)
+    units = None if amount is None else common.units(token, amount)
 
     async def work(client: PieceworkClient) -> dict[str, Any]:
         from piecework.commands._client_views import withdraw_view
@@ -382,10 +409,10 @@ def withdraw(
 
     view = _with_client(home, password_file, work)
     if json:
-        common.print_json(view)
+        _print_json(view, token)
         return
     _print_closings(view["channels"], as_json=False)
-    typer.echo(f"{common.amount(view['amount'])} sent to {view['to']}")
+    typer.echo(f"{token.format(view['amount'])} sent to {view['to']}")
 
 
 # --- shared
@@ -394,17 +421,29 @@ def withdraw(
 def open_config(home: Path | None, flags: dict[str, Any]) -> tuple[Path, ClientConfig]:
     """The home directory and its configuration with flags applied; one clear line if it is
     unusable."""
-    from piecework.client.config import ClientHome, load_config
-    from piecework.client.errors import ConfigError
+    from piecework.client.config import load_config
 
-    folder = common.home("client", home)
-    files = ClientHome(folder)
+    files = _existing(home)
+    return files.path, common.guard(lambda: load_config(files.config, flags))
+
+
+def _token(home: Path | None) -> Token:
+    """What the amounts of this client's market are counted in."""
+    return common.market_token(_existing(home).deployment)
+
+
+def _print_json(values: dict[str, Any], token: Token) -> None:
+    common.print_json({**values, "token": common.token_json(token)})
+
+
+def _existing(home: Path | None) -> ClientHome:
+    """The files of a home that `client init` made; one clear line when there is none."""
+    from piecework.client.config import ClientHome
+
+    files = ClientHome(common.home("client", home))
     if not files.wallet.exists():
-        common.fail(f"no client in {folder}. Make one: piecework client init --deployment FILE")
-    try:
-        return folder, load_config(files.config, flags)
-    except ConfigError as error:
-        common.fail(str(error))
+        common.fail(f"no client in {files.path}. Make one: piecework client init --deployment FILE")
+    return files
 
 
 def _with_client(home: Path | None, password_file: Path | None, work: Work, **flags: Any) -> Any:
@@ -419,18 +458,6 @@ def _with_client(home: Path | None, password_file: Path | None, work: Work, **fl
             return await work(client)
 
     return common.run(whole())
-
-
-async def _take_from_faucet(client: PieceworkClient, tokens: int) -> None:
-    """Give the payer `tokens` (base units) and gas; `WrongChain` where there is no faucet."""
-    from piecework.chain.dev.faucet import faucet_signer, fund_native, mint_tokens
-    from piecework_protocol.types import Amount
-
-    rpc, payer = client.reader.rpc, client.wallet.payer.address
-    signer = await faucet_signer(rpc)
-    await fund_native(rpc, signer, payer, FAUCET_WEI)
-    if tokens:
-        await mint_tokens(rpc, signer, client.token, payer, Amount(tokens))
 
 
 def _indexes(index: list[str] | None) -> Any:
@@ -457,7 +484,7 @@ def _request(prompt: str, system: str | None, model: str | None, **options: Any)
         generation["temperature_end"] = end
         generation["temperature_start"] = Micros(max(end, DEFAULT_TEMPERATURE_START))
     limit = options.get("max_price")
-    max_price = None if limit is None else Amount(common.parse_amount(limit))
+    max_price = None if limit is None else Amount(limit)
     try:
         return TextRequest(
             tuple(messages),

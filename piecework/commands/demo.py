@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from piecework.demo.market import DemoMarket
     from piecework.demo.run import Options
 
-app = typer.Typer(invoke_without_command=True, rich_markup_mode=None, add_completion=False)
+app = common.single()
 
 NEEDED = {"torch": "worker", "transformers": "worker", "eth": "chain"}
 
@@ -69,11 +69,20 @@ async def _demo(options: Options, *, keep: bool, json: bool) -> dict[str, Any]:
                 common.print_json(report)
             else:
                 show_report(console, report)
+                if not keep:
+                    console.print(NEXT, markup=False, soft_wrap=True)
             if keep and demo.market is not None:
                 _show_lines(console, demo.market)
                 await _until_interrupted(demo.market)
     return report
 
+
+NEXT = """What next:
+  piecework demo --keep           leave the market running, and get lines to paste
+  piecework demo --jobs 50 --concurrency 8
+  piecework worker init           sell canvases from your GPU
+  piecework client init           buy text with your own wallet
+Each command explains itself with -h. The guides are in docs/."""
 
 LINES = """
 The market keeps running until Ctrl-C. Paste one of these:
@@ -109,7 +118,7 @@ def _show_lines(console: Any, market: DemoMarket) -> None:
         model=market.worker.ready["model"],
         prompt="Tell me a story about an owl and a map.",
         password=market.password,
-        program=f"{sys.executable} -m piecework" if sys.argv[0].endswith(".py") else sys.argv[0],
+        program=f"{sys.executable} -P -m piecework" if sys.argv[0].endswith(".py") else sys.argv[0],
         client=market.client_home,
         worker=market.worker_home,
     )
@@ -118,13 +127,9 @@ def _show_lines(console: Any, market: DemoMarket) -> None:
 
 async def _until_interrupted(market: DemoMarket) -> None:
     """Until Ctrl-C or SIGTERM, or a role of the market ends by itself."""
-    import signal
+    from piecework.commands._server import until_told_to_stop
 
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
-    waiting: list[asyncio.Task[Any]] = [asyncio.create_task(stop.wait(), name="signal")]
+    waiting: list[asyncio.Task[Any]] = [asyncio.create_task(until_told_to_stop(), name="signal")]
     for role in (market.worker, market.index, market.gateway):
         waiting.append(asyncio.create_task(role.process.wait(), name=role.name))
     await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)

@@ -13,7 +13,7 @@ from piecework.commands import _common as common
 if TYPE_CHECKING:
     from piecework.client.config import ClientConfig
 
-app = typer.Typer(invoke_without_command=True, rich_markup_mode=None, add_completion=False)
+app = common.single()
 
 
 @app.callback()
@@ -38,8 +38,11 @@ def serve(
         Path | None, typer.Option(help="File with the key's password.")
     ] = None,
 ) -> None:
-    """Serve /v1/chat/completions and /v1/models until SIGTERM. The API key is
-    PIECEWORK_CLIENT_GATEWAY_API_KEY or gateway_api_key in config.toml."""
+    """Serve an OpenAI-compatible endpoint that pays per canvas.
+
+    It serves /v1/chat/completions and /v1/models until SIGTERM or Ctrl-C. Set an API key by
+    gateway_api_key in config.toml or by PIECEWORK_CLIENT_GATEWAY_API_KEY.
+    """
     from piecework.commands.client import open_config
 
     flags = {

@@ -7,14 +7,17 @@ from typing import Annotated
 
 import typer
 
-from piecework.commands._common import home, print_json, run
+from piecework.commands import _common as common
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, add_completion=False)
+app = common.group()
 
 
 @app.callback()
 def _market() -> None:
-    """An index is a cache that anybody may run; nobody has to trust it."""
+    """Run an index of signed offers.
+
+    An index is a cache. Anybody may run one, and nobody has to trust it.
+    """
 
 
 @app.command()
@@ -33,10 +36,13 @@ def start(
         str | None, typer.Option(help="Instead of the deployment's RPC endpoint.")
     ] = None,
 ) -> None:
-    """Serve the index until SIGTERM. Prints one JSON line when ready."""
-    folder = home("market", home_dir)
+    """Serve the index until SIGTERM or Ctrl-C.
+
+    It prints one JSON line when it is ready.
+    """
+    folder = common.home("market", home_dir)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    run(_serve(deployment, folder, host, port, rpc))
+    common.run(_serve(deployment, folder, host, port, rpc))
 
 
 async def _serve(file: Path, folder: Path, host: str, port: int, rpc: str | None) -> None:
@@ -54,7 +60,9 @@ async def _serve(file: Path, folder: Path, host: str, port: int, rpc: str | None
         store = OfferStore(folder / "market.db", deployment.domain)
         try:
             runner = web.AppRunner(
-                IndexServer(store, reader).application(), handler_cancellation=True, access_log=None
+                IndexServer(store, reader, deployment.payment_token).application(),
+                handler_cancellation=True,
+                access_log=None,
             )
             bound = await listen(runner, host, port)
             try:
@@ -65,7 +73,7 @@ async def _serve(file: Path, folder: Path, host: str, port: int, rpc: str | None
                     "host": host,
                     "port": bound.port,
                 }
-                print_json({**ready, "home": str(folder), "chain_id": deployment.chain_id})
+                common.print_json({**ready, "home": str(folder), "chain_id": deployment.chain_id})
                 await until_told_to_stop()
             finally:
                 await runner.cleanup()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from piecework_node.models.pull import Received
     from piecework_node.models.store import Pulled
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app = common.group()
 
 Store = Annotated[
     Path | None,
@@ -49,19 +49,19 @@ def pull(
     store: Store = None,
     json: Json = False,
 ) -> None:
-    """Download a model, or go on with it: safetensors, configuration and tokenizer; never code,
-    never pickle.
+    """Download a model, or continue a download.
 
-    Every file is verified. Run it again after any failure: it goes on where it stopped. A gated
-    model needs a token with read access in HF_TOKEN.
+    It takes safetensors, configuration and tokenizer. It never takes code or pickle files. Every
+    file is verified. Run it again after a failure: it continues where it stopped. A gated model
+    needs a token with read access in HF_TOKEN.
     """
     from piecework.commands._progress import progress
     from piecework_node.models.name import ModelName
 
     expected = _digest(expect_digest)
-    model = common.call(lambda: ModelName.parse(name))
+    model = common.guard(lambda: ModelName.parse(name))
     if revision is not None:
-        model = common.call(lambda: model.at(revision))
+        model = common.guard(lambda: model.at(revision))
     with progress() as shown:
         received = common.run(_pull(model, endpoint, store, expected, shown))
     if json:
@@ -91,9 +91,9 @@ async def _pull(
 
 @app.command("list")
 def list_models(*, store: Store = None, json: Json = False) -> None:
-    """What is in the store, complete or not."""
+    """List the models in the store."""
     place = common.model_store(store)
-    everything = common.call(place.all)
+    everything = common.guard(place.all)
     if json:
         common.print_json(
             {"store": str(place.root), "models": [_view(pulled) for pulled in everything]}
@@ -115,8 +115,10 @@ def verify(
     store: Store = None,
     json: Json = False,
 ) -> None:
-    """Read every byte again and hold it to the manifest. Names the first file that differs; exit
-    code 1."""
+    """Read a model again and compare it with its manifest.
+
+    If a file differs, the command names the first one. Its exit code is then 1.
+    """
     from piecework.commands._progress import busy
     from piecework_model.checkpoint.manifest import verify as hold_to_manifest
     from piecework_model.errors import CheckpointError

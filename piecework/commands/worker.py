@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,9 +10,9 @@ import typer
 from piecework.commands import _common as common
 
 if TYPE_CHECKING:
-    from piecework_node.home import Home
+    from piecework.base.amounts import Token
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app = common.group()
 
 HomeOption = Annotated[Path | None, typer.Option("--home", help="The worker's folder.")]
 PasswordFile = Annotated[Path | None, typer.Option(help="File with the key's password.")]
@@ -34,7 +33,6 @@ VllmEndpoints = Annotated[
     typer.Option(help="Base URL of a vLLM server that serves the model, best effort; repeatable."),
 ]
 Indexes = Annotated[list[str] | None, typer.Option(help="Index to publish offers to; repeatable.")]
-FAUCET_WEI = 10**18
 
 
 @app.command()
@@ -67,17 +65,22 @@ def init(
     password_file: PasswordFile = None,
     json: Json = False,
 ) -> None:
-    """Make keys, certificate and settings, and register with one transaction. Safe to run again."""
+    """Make keys and settings, and register with one transaction.
+
+    Safe to run again.
+    """
+    from piecework_node.daemon.setup import set_up_worker
     from piecework_node.home import Home
 
     file = deployment or Path(common.ask("--deployment", "The market's deployment file"))
+    token = common.market_token(file)
     values: dict[str, Any] = {
         "payout": payout or common.ask("--payout", "Cold address for the earnings"),
         "bind": bind,
         "endpoint": endpoint,
-        "price_per_million_prompt_tokens": common.parse_amount(price_prompt),
-        "price_per_million_output_tokens": common.parse_amount(price_output),
-        "price_per_thousand_steps": common.parse_amount(price_steps or ("0" if vllm else "0.001")),
+        "price_per_million_prompt_tokens": common.units(token, price_prompt),
+        "price_per_million_output_tokens": common.units(token, price_output),
+        "price_per_thousand_steps": common.units(token, price_steps or ("0" if vllm else "0.001")),
         "slots": slots,
         "indexes": tuple(index or ()),
         **_model_settings(model),
@@ -85,19 +88,20 @@ def init(
     if vllm:
         values |= {"backend": "vllm", "vllm_endpoints": tuple(vllm), "vllm_model": vllm_model}
     place = Home(common.home("worker", home))
-    confirm = not place.operator.is_file()
-    secret = common.password(password_file, confirm=confirm)
-    staked = common.parse_amount(stake) if stake else None
+    secret = common.password(password_file, confirm=not place.operator.is_file())
+    staked = common.units(token, stake) if stake else None
     done = common.run(
-        enrol(place, file, values, secret, stake=staked, faucet=faucet, register=not no_register)
+        set_up_worker(
+            place, file, values, secret, stake=staked, faucet=faucet, register=not no_register
+        )
     )
     if json:
         common.print_json(done)
     else:
-        _print_enrolment(done)
+        _print_steps(done)
 
 
-def _print_enrolment(done: dict[str, Any]) -> None:
+def _print_steps(done: dict[str, Any]) -> None:
     for step in done["steps"]:
         typer.echo(f"{'made ' if step['new'] else 'there'}  {step['what']:14} {step['detail']}")
     typer.echo(f"operator {done['operator']}; earnings go to {done['payout']}")
@@ -114,73 +118,14 @@ def _model_settings(model: str) -> dict[str, Any]:
     return {"model": model, "model_store": str(common.model_store().root.resolve())}
 
 
-async def enrol(
-    place: Home,
-    deployment_file: Path,
-    values: dict[str, Any],
-    secret: str,
-    *,
-    stake: int | None,
-    faucet: bool,
-    register: bool,
-) -> dict[str, Any]:
-    """`worker init` without the command line: files and keys, then one registration."""
-    import asyncio
-    from dataclasses import asdict
-
-    from piecework.chain.deployment import Deployment
-    from piecework_node import config as settings
-    from piecework_node.daemon import registration as enrolment
-    from piecework_protocol.types import Timestamp, address_hex
-
-    now = Timestamp(int(time.time()))
-    deployment = Deployment.load(deployment_file)
-    steps = await asyncio.to_thread(enrolment.prepare_home, place, deployment, values, secret, now)
-    config = settings.load(place.root)
-    operator = await asyncio.to_thread(enrolment.open_operator, place, secret)
-    if register:
-        steps.append(await _register(place, config, operator, stake=stake, faucet=faucet, now=now))
-    return {
-        "operator": address_hex(operator.address),
-        "payout": address_hex(config.receiver),
-        "home": str(place.root),
-        "steps": [asdict(step) for step in steps],
-    }
-
-
-async def _register(
-    place: Home, config: Any, operator: Any, *, stake: int | None, faucet: bool, now: Any
-) -> Any:
-    from piecework.chain.deployment import Deployment
-    from piecework.chain.dev.faucet import faucet_signer, fund_native, mint_tokens
-    from piecework.chain.reader import ChainReader
-    from piecework_node.daemon import registration as enrolment
-    from piecework_protocol.types import Amount
-
-    deployment = Deployment.load(place.deployment)
-    async with await ChainReader.connect(deployment, rpc_url=config.rpc_url or None) as reader:
-        if faucet and await reader.worker(operator.address) is None:
-            signer = await faucet_signer(reader.rpc)
-            needs = await reader.stake_requirements()
-            wanted = Amount(max(stake or 0, needs.min_stake))
-            await fund_native(reader.rpc, signer, operator.address, FAUCET_WEI)
-            await mint_tokens(reader.rpc, signer, needs.token, operator.address, wanted)
-        return await enrolment.register(
-            reader,
-            operator,
-            payout=config.receiver,
-            endpoint=config.endpoint or config.bind,
-            stake=stake,
-            now=now,
-        )
-
-
 @app.command()
 def check(
     *, home: HomeOption = None, password_file: PasswordFile = None, json: Json = False
 ) -> None:
-    """Check everything that a good start needs, and name what fails. Exit code 1 if anything
-    does."""
+    """Check everything that a start needs; name what fails.
+
+    Exit code 1 if anything fails.
+    """
     from dataclasses import asdict
 
     from piecework_node.daemon.checks import Checker
@@ -212,7 +157,11 @@ def start(
     home: HomeOption = None,
     password_file: PasswordFile = None,
 ) -> None:
-    """Run until SIGTERM, which drains: running jobs get a grace, then what has value is settled."""
+    """Run the worker until SIGTERM or Ctrl-C.
+
+    It then drains: running jobs get a grace period, and vouchers that are worth their gas are
+    settled.
+    """
     from piecework_node.daemon.daemon import serve
 
     flags = {
@@ -229,10 +178,11 @@ def start(
 
 @app.command()
 def status(*, home: HomeOption = None, json: Json = False) -> None:
-    """What the running worker does, earns and misses."""
+    """Show what the running worker does, earns and misses."""
     body = _ask(home, "GET", "/status")
+    token = _token(home)
     if json:
-        common.print_json(body)
+        common.print_json({**body, "token": common.token_json(token)})
         return
     engine, offer, earned = body["engine"], body["offer"] or {}, body["earnings"]
     rows = (
@@ -245,13 +195,12 @@ def status(*, home: HomeOption = None, json: Json = False) -> None:
         ("speed", f"{engine.get('tokens_per_second', 0)} tokens/s, {engine['restarts']} restarts"),
         ("jobs", f"{body['active']} active of {body['slots']} slots and {body['queue']} queued"),
         ("offer", f"number {offer.get('sequence', '-')} at {offer.get('endpoint', '-')}"),
-        ("accepted", common.amount(earned["accepted"])),
-        ("settled", common.amount(earned["settled"])),
-        ("unsettled", common.amount(body["unsettled"])),
+        ("accepted", token.format(earned["accepted"])),
+        ("settled", token.format(earned["settled"])),
+        ("unsettled", token.format(body["unsettled"])),
         (
             "exposure",
-            f"{common.amount(body['exposure'])}, bound "
-            f"{common.amount(body['exposure_bound'] or 0)}",
+            f"{token.format(body['exposure'])}, bound {token.format(body['exposure_bound'] or 0)}",
         ),
         ("jobs missed", ", ".join(f"{k} {v}" for k, v in body["refusals"].items()) or "none"),
     )
@@ -276,7 +225,7 @@ def drain(*, home: HomeOption = None, json: Json = False) -> None:
 
 @app.command()
 def settle(*, home: HomeOption = None, json: Json = False) -> None:
-    """Bring every accepted voucher to the chain now, whatever the gas."""
+    """Settle every accepted voucher now, whatever the gas costs."""
     body = _ask(home, "POST", "/settle")
     if json:
         common.print_json(body)
@@ -286,16 +235,26 @@ def settle(*, home: HomeOption = None, json: Json = False) -> None:
 
 @app.command()
 def earnings(*, home: HomeOption = None, json: Json = False) -> None:
-    """Sums over everything that this worker ever delivered, whether it runs now or not."""
+    """Show lifetime earnings.
+
+    The worker need not run.
+    """
     body = common.run(_earnings(common.home("worker", home)))
+    token = _token(home)
     if json:
-        common.print_json(body)
+        common.print_json({**body, "token": common.token_json(token)})
         return
     for name in ("charged", "accepted", "settled", "unpaid"):
-        typer.echo(f"{name:10} {common.amount(body[name])}")
+        typer.echo(f"{name:10} {token.format(body[name])}")
     typer.echo(f"{'canvases':10} {body['canvases']}")
     for state, count in body["jobs"].items():
         typer.echo(f"{'jobs':10} {count} {state}")
+
+
+def _token(home: Path | None) -> Token:
+    from piecework_node.home import Home
+
+    return common.market_token(Home(common.home("worker", home)).deployment)
 
 
 async def _earnings(root: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from piecework_node.errors import NotFunded
 from piecework_node.home import Home
 from piecework_node.keys.operator import create_keystore, create_tls, load_operator, write_private
 from piecework_protocol.signing import LocalSigner
-from piecework_protocol.types import Address, Amount, Timestamp, address_hex
+from piecework_protocol.types import Address, Amount, Timestamp, Uint256, address_hex
 
 PERMIT_LIFETIME_S: Final = 3600
 
@@ -94,9 +94,9 @@ async def register(
     permit = Permit(
         operator.address,
         reader.deployment.registry,
-        amount,
+        Uint256(amount),
         await reader.permit_nonce(needs.token, operator.address),
-        deadline,
+        Uint256(deadline),
     )
     signed = sign_permit(await reader.token_domain(needs.token), permit, operator)
     registration = Registration(operator.address, payout, payout, amount, endpoint, deadline)

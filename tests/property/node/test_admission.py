@@ -57,6 +57,6 @@ def test_admission_only_ever_lets_in_what_is_covered_or_refuses(case: Case) -> N
         return
     assert verdict.reserve <= case.job.max_amount
     assert case.book.reserved + verdict.reserve <= backing(case.book)
-    assert case.book.state in (ChannelState.OPEN, ChannelState.NONE, ChannelState.PENDING)
+    assert case.book.state in (ChannelState.OPEN, ChannelState.NONE)
     assert verdict.pending == (case.book.reserved + verdict.reserve > case.book.deposit)
     assert not (verdict.pending and case.book.pending_jobs)

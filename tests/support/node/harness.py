@@ -27,20 +27,20 @@ from piecework_protocol.client_session import (
     CanvasVerified,
     ClientSession,
     DraftSeen,
-    JobAccepted,
     Openers,
-    PaymentAcknowledged,
-    SessionEnded,
 )
 from piecework_protocol.content import Message, encode_prompt, prompt_digest
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import Refusal
 from piecework_protocol.frames import (
+    Accepted,
     CancelJob,
     ClientFrame,
     Funding,
+    JobEnded,
     LeafRef,
     SubmitJob,
+    VoucherAccepted,
     WorkerFrame,
 )
 from piecework_protocol.ledger import PayerLedger
@@ -74,9 +74,9 @@ from piecework_protocol.wire import (
     encode_client_frame,
     encode_worker_frame,
 )
-from tests.support.node.clock import FakeClock
-from tests.support.node.fake_chain import FakeChain, IdlePayments
+from tests.support.clock import FakeClock
 from tests.support.node.fake_engine import CANVAS, FACTS, MAX_STEPS, FakeEngine
+from tests.support.node.fake_escrow import FakeEscrow, IdlePayments
 from tests.support.node.faults import KillSwitch
 from tests.support.node.memory_journal import MemoryJournal
 
@@ -135,7 +135,7 @@ class WorkerHarness:
         self.terms, self.policy = terms, policy
         self.clock = FakeClock()
         self.journal = MemoryJournal(DOMAIN)
-        self.chain: FakeChain = FakeChain()
+        self.chain: FakeEscrow = FakeEscrow()
         self.metrics = Metrics()
         self.lives = 0
 
@@ -221,7 +221,7 @@ class JobStream:
     receipts: list[Receipt] = field(default_factory=list)
     text: list[str] = field(default_factory=list)
     drafts: int = 0
-    ended: SessionEnded | None = None
+    ended: JobEnded | None = None
     upward: deque[bytes] = field(default_factory=deque)
     sink: ListSink | None = None
     live: LiveJob | None = None
@@ -336,17 +336,17 @@ class Client:
         if line.sink is None or not line.sink.frames:
             return False
         event = line.session.receive(decode_worker_frame(line.sink.frames.popleft()))
-        if isinstance(event, JobAccepted):
+        if isinstance(event, Accepted):
             self._reconcile(line, event)
         elif isinstance(event, CanvasVerified):
             line.receipts.append(event.receipt)
             line.text.append(event.output.text)
             if self.pays:
                 self._pay(line, event.receipt)
-        elif isinstance(event, PaymentAcknowledged):
+        elif isinstance(event, VoucherAccepted):
             self.acknowledged = max(self.acknowledged, event.count)
             self.book = self.book.acknowledge(event.count)
-        elif isinstance(event, SessionEnded):
+        elif isinstance(event, JobEnded):
             line.ended = event
         elif isinstance(event, DraftSeen):
             line.drafts += 1
@@ -360,9 +360,9 @@ class Client:
 
     def _voucher(self, line: JobStream) -> None:
         voucher = self.book.voucher()
-        self.say(line, self.book.payment(sign(DOMAIN, voucher, self.signer)))
+        self.say(line, self.book.payment(voucher, sign(DOMAIN, voucher, self.signer)))
 
-    def _reconcile(self, line: JobStream, event: JobAccepted) -> None:
+    def _reconcile(self, line: JobStream, event: Accepted) -> None:
         count = event.account.voucher.count if event.account else 0
         since = tuple(self.paid_log[count:])
         self.book = self.book.rewind(count, since)

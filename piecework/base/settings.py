@@ -1,0 +1,360 @@
+"""One loader for settings: a TOML file < environment variables < flags.
+
+A model lists the settings, their types, bounds and descriptions. A name that the model does not
+have is refused in every source, with the nearest right one: a mistyped limit must not vanish.
+An error names every setting at fault, where it stands and what it may be. It never shows the
+value of a secret, which is a field with `repr=False`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import textwrap
+import tomllib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from piecework.base.errors import UsageError
+from piecework.base.files import FileError, read, shown
+from piecework.base.shapes import expected, is_list, is_wrong_number
+from piecework.base.text import one_line
+
+MAX_FILE_BYTES: Final = 1024 * 1024
+MAX_BRACKETS: Final = 500
+"""Of lists and tables. A file with more could overrun the parser, which calls itself."""
+_MAX_SHOWN: Final = 60
+# What Kubernetes and container links set for a service that happens to have our name.
+_SERVICE_LINK: Final = re.compile(
+    r"SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?"
+)
+
+M = TypeVar("M", bound="Settings")
+
+
+class Settings(BaseModel):
+    """The base of every model of settings: flat, closed, and fixed once loaded."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, hide_input_in_errors=True, allow_inf_nan=False
+    )
+
+
+class SettingsError(UsageError):
+    """Settings that cannot be used. `problems` has one line for each setting at fault."""
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
+
+
+@dataclass(frozen=True, slots=True)
+class Variables:
+    """Which environment variables a program reads.
+
+    A setting `slots` is read from `prefix` + "SLOTS". `reserved` are names with the prefix that
+    other parts read. `neighbours` are the prefixes of other programs of the family. `aliases` maps
+    further variables to settings; the setting's own variable goes first.
+    """
+
+    prefix: str
+    reserved: Collection[str] = ()
+    neighbours: Collection[str] = ()
+    aliases: Mapping[str, str] = field(default_factory=dict)
+
+    def name_of(self, setting: str) -> str:
+        """Return the variable that a setting is read from."""
+        return self.prefix + setting.upper()
+
+
+@dataclass
+class _Found:
+    """Values of the sources so far, where each stands, and what is wrong."""
+
+    settable: tuple[Path | Variables, ...] = ()
+    values: dict[str, Any] = field(default_factory=dict)
+    places: dict[str, str] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    seen: list[tuple[str, Any]] = field(default_factory=list)
+
+    def places_for(self, name: str) -> str:
+        """Where a setting that is missing could be set."""
+        places = [
+            place.name_of(name) if isinstance(place, Variables) else shown(place)
+            for place in self.settable
+        ]
+        return f": set it in {' or '.join(places)}" if places else ""
+
+    def take(self, name: str, value: Any, place: str) -> None:
+        self.values[name], self.places[name] = value, place
+        self.seen.append((name, value))
+
+
+def load(
+    model: type[M],
+    variables: Variables,
+    *,
+    file: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    flags: Mapping[str, Any] | None = None,
+) -> M:
+    """Return the settings of a program. A file that is not there and a flag that is None give none.
+
+    Raises:
+        SettingsError: a source cannot be read, has a name that does not exist, or a value that
+            cannot be used.
+    """
+    found = _Found((variables,) if file is None else (file, variables))
+    if file is not None:
+        _from_file(model, file, found)
+    _from_environment(model, variables, os.environ if environment is None else environment, found)
+    for name, value in (flags or {}).items():
+        place = "--" + one_line(name, _MAX_SHOWN).replace("_", "-")
+        if value is None:
+            continue
+        if name in model.model_fields:
+            many = is_list(model.model_fields[name].annotation) and isinstance(value, str)
+            found.take(name, _split(value) if many else value, place)
+        else:
+            near = _nearest(name, [f.replace("_", "-") for f in model.model_fields], "--")
+            found.problems.append(f"there is no flag {place}{near}")
+    return _checked(model, found)
+
+
+def check(model: type[M], values: Mapping[str, Any]) -> M:
+    """Return settings from plain values.
+
+    Raises:
+        SettingsError: a name does not exist or a value cannot be used.
+    """
+    found = _Found()
+    for name, value in values.items():
+        if name in model.model_fields:
+            found.take(name, value, name)
+        else:
+            near = _nearest(name, model.model_fields)
+            found.problems.append(f"there is no setting {one_line(name, _MAX_SHOWN)}{near}")
+    return _checked(model, found)
+
+
+# --- sources
+
+
+def _from_file(model: type[Settings], file: Path, found: _Found) -> None:
+    try:
+        text = read(file, MAX_FILE_BYTES).decode("utf-8-sig")  # editors on Windows write a mark
+        if text.count("[") + text.count("{") > MAX_BRACKETS:
+            raise SettingsError(f"{shown(file)} is nested too deep")
+        values = tomllib.loads(text)
+    except FileError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return
+        raise SettingsError(str(error)) from None
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{shown(file)} is not UTF-8 text (byte {error.start})") from None
+    except ValueError as error:  # tomllib's own error is one, and so is that of a huge number
+        raise SettingsError(f"{shown(file)} is not TOML: {one_line(str(error), 200)}") from None
+    for name, value in values.items():
+        if name in model.model_fields:
+            found.take(name, value, f"{shown(file)}: {name}")
+            continue
+        hint = _nearest(name, model.model_fields)
+        if isinstance(value, dict) and not hint:
+            hint = ". Settings stand in no table"
+        key = one_line(name, _MAX_SHOWN)
+        found.problems.append(f"{shown(file)}: there is no setting {key}{hint}")
+
+
+def _from_environment(
+    model: type[Settings], variables: Variables, environment: Mapping[str, str], found: _Found
+) -> None:
+    ours = {variables.name_of(setting): setting for setting in model.model_fields}
+    for alias, setting in variables.aliases.items():
+        if environment.get(alias):
+            found.take(setting, _from_text(model, setting, environment[alias]), alias)
+    for name, value in environment.items():
+        if name in ours:
+            found.take(ours[name], _from_text(model, ours[name], value), name)
+        elif not _is_known(name, variables) and _is_meant_for_us(name, variables, ours):
+            near = _nearest(name.upper(), ours)
+            found.problems.append(f"there is no variable {one_line(name, _MAX_SHOWN)}{near}")
+
+
+def _is_known(name: str, variables: Variables) -> bool:
+    return (
+        name in variables.reserved
+        or name in variables.aliases
+        or any(name.startswith(prefix) for prefix in variables.neighbours)
+    )
+
+
+def _is_meant_for_us(name: str, variables: Variables, ours: Mapping[str, str]) -> bool:
+    """Whether somebody meant a setting of ours: by its prefix, or by almost the whole name."""
+    upper = name.upper()
+    if upper.startswith(variables.prefix):
+        return _SERVICE_LINK.fullmatch(upper.removeprefix(variables.prefix)) is None
+    family = variables.prefix.partition("_")[0] + "_"
+    if upper.startswith(family):
+        if any(upper.endswith(f"_{setting.upper()}") for setting in ours.values()):
+            return True
+        return bool(difflib.get_close_matches(upper, ours, n=1, cutoff=0.8))
+    return bool(difflib.get_close_matches(upper, ours, n=1, cutoff=0.9))
+
+
+def _from_text(model: type[Settings], setting: str, text: str) -> Any:
+    return _split(text) if is_list(model.model_fields[setting].annotation) else text
+
+
+def _split(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _nearest(name: str, names: Collection[str], lead: str = "") -> str:
+    near = difflib.get_close_matches(name, names, n=1)
+    return f". Did you mean {lead}{near[0]}?" if near else ""
+
+
+# --- judgement
+
+
+def _checked(model: type[M], found: _Found) -> M:
+    problems = list(found.problems)
+    values = dict(found.values)
+    for name, value in found.values.items():
+        if is_wrong_number(value, model.model_fields[name].annotation):
+            problems.append(_wrong(model, found, name))
+            del values[name]
+    settings = None
+    try:
+        settings = model.model_validate(values)
+    except ValidationError as error:
+        # A union or a list may have several faults of one setting: the first says enough.
+        faults: dict[str, Any] = {}
+        for fault in error.errors(include_url=False, include_input=False):
+            faults.setdefault(str(fault["loc"][0]) if fault["loc"] else "", fault)
+        problems += [
+            _problem(model, found, name, fault)
+            for name, fault in faults.items()
+            if name in values or name not in found.values  # the others are told above
+        ]
+    if problems or settings is None:
+        raise SettingsError(*problems)
+    return settings
+
+
+def _problem(model: type[Settings], found: _Found, name: str, fault: Any) -> str:
+    if fault["type"] == "missing":
+        return f"{name} is not set{found.places_for(name)}"
+    if fault["type"] not in ("value_error", "assertion_error"):
+        return _wrong(model, found, name)
+    text = str(fault["ctx"]["error"]) if "ctx" in fault else str(fault["msg"])
+    if _shows_a_secret(model, found, text) or (name and not model.model_fields[name].repr):
+        text = "this value cannot be used"
+    text = one_line(text, 300)
+    return f"{found.places.get(name, name)}: {text}" if name else text
+
+
+def _wrong(model: type[Settings], found: _Found, name: str) -> str:
+    info = model.model_fields[name]
+    value = found.values.get(name)
+    line = f"{found.places.get(name, name)} must be {expected(info.annotation, info.metadata)}"
+    if info.repr and isinstance(value, str | int | float):
+        line += f", not {one_line(_toml(value), _MAX_SHOWN)}"
+    return line
+
+
+def _shows_a_secret(model: type[Settings], found: _Found, text: str) -> bool:
+    """Whether a validator's own text repeats a secret of any source."""
+    secrets = {str(v) for name, v in found.seen if not model.model_fields[name].repr}
+    return any(secret and secret in text for secret in secrets)
+
+
+# --- writing and listing
+
+
+def to_toml(model: type[Settings], values: Mapping[str, Any], *, rest: bool = False) -> str:
+    """Return a TOML file of `values`, each below its description. A value that is None is left out.
+
+    With `rest`, the settings that have no value follow as comments with their defaults.
+
+    Raises:
+        ValueError: a name does not exist, or a value has no form in TOML.
+    """
+    blocks = []
+    for name, value in values.items():
+        if name not in model.model_fields:
+            raise ValueError(f"there is no setting {name}")
+        if value is not None:
+            blocks.append([*_comment(model, name), f"{name} = {_toml(value)}"])
+    for name, info in model.model_fields.items() if rest else ():
+        if values.get(name) is None:
+            default = "" if info.is_required() or info.default is None else _toml(info.default)
+            blocks.append([*_comment(model, name), f"# {name} = {default}".rstrip()])
+    return "\n\n".join("\n".join(block) for block in blocks) + "\n"
+
+
+def _comment(model: type[Settings], name: str) -> list[str]:
+    info = model.model_fields[name]
+    text = one_line(info.description or "", 1000)
+    about = expected(info.annotation, info.metadata)
+    about = f"{about[:1].upper()}{about[1:]}."
+    whole = f"{text.rstrip('.')}. {about}" if text else about
+    return textwrap.wrap(whole, 98, initial_indent="# ", subsequent_indent="# ")
+
+
+_ESCAPES: Final = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
+
+
+def _toml(value: Any) -> str:
+    """A value as TOML writes it."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, list | tuple | set | frozenset):
+        return "[" + ", ".join(_toml(v) for v in value) + "]"
+    if isinstance(value, str | Path):
+        quoted = "".join(
+            _ESCAPES.get(c, f"\\u{ord(c):04X}" if ord(c) < 0x20 or ord(c) == 0x7F else c)
+            for c in str(value)
+        )
+        return f'"{quoted}"'
+    raise ValueError(f"a {type(value).__name__} has no form in TOML")
+
+
+@dataclass(frozen=True, slots=True)
+class SettingDescription:
+    """One setting, as a reference page shows it. `default` is TOML, "" if there is none."""
+
+    name: str
+    variable: str
+    expected: str
+    default: str
+    required: bool
+    secret: bool
+    description: str
+
+
+def describe(model: type[Settings], variables: Variables) -> tuple[SettingDescription, ...]:
+    """Return every setting of a model, in the order of the model."""
+    listed = []
+    for name, info in model.model_fields.items():
+        default = info.get_default(call_default_factory=False)
+        hidden = info.is_required() or default is None or not info.repr
+        listed.append(
+            SettingDescription(
+                name=name,
+                variable=variables.name_of(name),
+                expected=expected(info.annotation, info.metadata),
+                default="" if hidden else _toml(default),
+                required=info.is_required(),
+                secret=not info.repr,
+                description=info.description or "",
+            )
+        )
+    return tuple(listed)

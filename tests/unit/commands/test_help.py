@@ -1,0 +1,70 @@
+"""The help of every command: whole at 80 columns, with -h, and completed by a shell."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from piecework.cli import COMMANDS, build
+
+
+def commands() -> Iterator[str]:
+    for name in COMMANDS:
+        yield name
+        found = typer.main.get_command(importlib.import_module(f"piecework.commands.{name}").app)
+        for verb in getattr(found, "commands", {}):
+            yield f"{name} {verb}"
+
+
+EVERY = sorted(commands())
+
+
+def shown(*arguments: str) -> str:
+    chosen = arguments[0] if arguments else None
+    result = CliRunner(env={"COLUMNS": "80"}).invoke(build(chosen), [*arguments, "-h"])
+    assert result.exit_code == 0
+    return result.output
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_help_of_every_command_is_whole_at_80_columns(name: str) -> None:
+    text = shown(*name.split())
+    assert text.startswith("Usage:")
+    assert "..." not in text.partition("Commands:")[2]
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_no_summary_of_a_role_is_cut() -> None:
+    assert "..." not in shown().partition("Commands:")[2]
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("piecework wor", "worker"),
+        ("piecework worker st", "status"),
+        ("piecework client q", "quote"),
+    ],
+)
+def test_a_shell_completes_roles_and_their_commands(line: str, expected: str) -> None:
+    environment = {
+        **os.environ,
+        "_PIECEWORK_COMPLETE": "complete_bash",
+        "COMP_WORDS": line,
+        "COMP_CWORD": str(len(line.split()) - 1),
+    }
+    result = subprocess.run(
+        [sys.executable, "-P", "-m", "piecework"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert expected in result.stdout.split(), result.stderr
