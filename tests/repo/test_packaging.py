@@ -32,6 +32,8 @@ LOCKS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "chain": (("chain",), ("worker",)),
     "build": ((), ()),
 }
+DEVELOPMENT = {"dev", "docs", "mutants"}
+"""Extras of the checkout. No program of a user imports what they bring."""
 STARTED_BY_TEXT = ("docker-compose.yml", "Makefile", "Dockerfile", ".ci/run")
 
 
@@ -77,13 +79,15 @@ def test_every_library_that_is_imported_is_declared_and_not_borrowed_from_anothe
         for found in graph.find_modules_directly_imported_by(module)
     }
     libraries = imported - set(SHIPPED) - set(sys.stdlib_module_names)
-    names = [requirement.name for requirement in declared(distributions.EXTRAS.keys() - {"dev"})]
+    names = [
+        requirement.name for requirement in declared(distributions.EXTRAS.keys() - DEVELOPMENT)
+    ]
     assert libraries - modules_of(names) == UNDECLARED
 
 
 def test_the_line_about_a_missing_package_names_the_extras_that_pyproject_has() -> None:
     base, imported = {requirement.name for requirement in declared([])}, _imported_names()
-    assert EXTRAS.keys() == distributions.EXTRAS.keys() - {"demo", "dev"}
+    assert EXTRAS.keys() == distributions.EXTRAS.keys() - {"demo", *DEVELOPMENT}
     for extra, modules in EXTRAS.items():
         own = [Requirement(text) for text in distributions.EXTRAS[extra]]
         brought = modules_of(r.name for r in own if r.name not in base | {"piecework"})
