@@ -287,7 +287,7 @@ def exceptions_table() -> str:
     import piecework.chain.errors
     import piecework.client.errors
     import piecework_protocol.errors
-    from piecework_protocol.errors import PieceworkError
+    from piecework.base.errors import PieceworkError
 
     rows = []
     root = sys.modules[PieceworkError.__module__]
