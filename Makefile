@@ -47,8 +47,8 @@ unit: .venv/.dev $(NPM:%=%/node_modules/.package-lock.json)
 # Whether the tests notice: the modules that decide about money (mutmut), then the contracts (forge).
 mutants: .venv/.dev contracts/node_modules/.package-lock.json
 	@$(PIP) --editable '.[mutants]'
-	-$(BIN)/python -m tests.mutants.python
-	$(BIN)/python -m tests.mutants.solidity $(ARGS)
+	-$(BIN)/python -P -m tests.mutants.python
+	$(BIN)/python -P -m tests.mutants.solidity $(ARGS)
 
 # The site, strictly: a broken link or anchor fails. The theme's notice on the future of mkdocs is
 # known (ADR 9).
