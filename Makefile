@@ -1,8 +1,9 @@
 # make demo   a whole market on this machine: chain, index, worker, gateway, one paid job, settled
 # make test   every check and every test
+# make quick  style, types, import directions and the pure tests: under two minutes
 # Both create .venv in the checkout on first use, are safe to run again, and quick the second time.
 
-.PHONY: demo test check contracts unit wheel wheel-test constraints lock clean
+.PHONY: demo test quick check contracts unit mutants wheel wheel-test constraints lock clean
 .DEFAULT_GOAL := demo
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
@@ -13,6 +14,14 @@ demo: .venv/.demo
 	@$(BIN)/piecework demo $(ARGS)
 
 test: check contracts unit
+
+# What needs no process, no chain and no model. Two pytest workers; mypy and ruff keep caches.
+PURE := $(wildcard tests/conformance tests/repo tests/property/base tests/property/client \
+	tests/property/protocol tests/property/node tests/sim/node tests/unit/base tests/unit/chain \
+	tests/unit/client tests/unit/market tests/unit/node tests/unit/protocol)
+
+quick: check
+	$(BIN)/pytest -q -n 2 -m "not process and not slow" $(PURE) $(ARGS)
 
 # Style, types, import directions, generated code.
 check: .venv/.dev
@@ -30,7 +39,13 @@ unit: .venv/.dev contracts/node_modules/.package-lock.json
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest $(ARGS)
 	@$(BIN)/coverage combine --quiet
-	@$(BIN)/coverage report --format=total | sed 's/^/coverage, per cent: /'
+	@$(BIN)/coverage report
+
+# Whether the tests notice: the modules that decide about money (mutmut), then the contracts (forge).
+mutants: .venv/.dev contracts/node_modules/.package-lock.json
+	@$(PIP) --editable '.[mutants]'
+	-$(BIN)/python -m tests.mutants.python
+	$(BIN)/python -m tests.mutants.solidity $(ARGS)
 
 contracts/node_modules/.package-lock.json: contracts/package-lock.json
 	@command -v npm >/dev/null || { echo "error: the contract tests need Node.js 20 or later with npm; install it and run make test again" >&2; exit 1; }

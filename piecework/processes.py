@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from piecework_protocol.errors import PieceworkError
+from piecework.base.errors import PieceworkError
 
 # Importing torch and transformers on two busy cores, with the start-up benchmark behind it.
 READY_TIMEOUT_S = 120.0

@@ -6,7 +6,7 @@ Every message is fit for a person: what is wrong, and what to do about it.
 
 from __future__ import annotations
 
-from piecework_protocol.errors import PieceworkError
+from piecework.base.errors import PieceworkError
 
 
 class ConfigError(PieceworkError):

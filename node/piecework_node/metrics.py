@@ -78,8 +78,8 @@ class Metrics:
 
     def refused(self, reason: Reason) -> None:
         """A job was declined."""
-        self._refusals.labels(reason.label).inc()
-        self.refusals[reason.label] = self.refusals.get(reason.label, 0) + 1
+        self._refusals.labels(reason.name).inc()
+        self.refusals[reason.name] = self.refusals.get(reason.name, 0) + 1
 
     def moved(self, state: JobState) -> None:
         """A job reached a state."""

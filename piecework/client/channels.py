@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from piecework.base.errors import PieceworkError
 from piecework.chain.errors import RpcUnavailable
 from piecework.client.config import ClientConfig
 from piecework.client.discovery import ChainView, Clock
@@ -16,7 +17,6 @@ from piecework.client.errors import InsufficientFunds
 from piecework.client.records import ChannelRow, ChannelStatus, JobRow
 from piecework.client.store import Store
 from piecework.client.wallet import Wallet
-from piecework_protocol.errors import PieceworkError
 from piecework_protocol.frames import Funding
 from piecework_protocol.objects import Channel, CloseChannel, FundChannel, Offer
 from piecework_protocol.signing import sign

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from piecework_protocol.errors import PieceworkError, Reason
+from piecework.base.errors import PieceworkError
+from piecework_protocol.errors import Reason
 from piecework_protocol.types import Amount, JobId
 
 
@@ -82,6 +83,6 @@ class JobFailed(ClientError):
     """The worker ended the job before its end; only delivered canvases were paid."""
 
     def __init__(self, job: JobId, reason: Reason, message: str) -> None:
-        super().__init__(f"the worker ended job 0x{job.hex()}: {reason.label} {message}".rstrip())
+        super().__init__(f"the worker ended job 0x{job.hex()}: {reason.name} {message}".rstrip())
         self.job = job
         self.reason = reason

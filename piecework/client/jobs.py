@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, replace
 
 from piecework.client.channels import ChannelManager
 from piecework.client.config import ClientConfig
-from piecework.client.discovery import Clock, Links
+from piecework.client.discovery import Clock
 from piecework.client.errors import JobFailed, JobInterrupted, WorkerUnreachable
 from piecework.client.events import (
     CanvasText,
@@ -31,7 +31,7 @@ from piecework.client.requests import TextRequest, job_parameters
 from piecework.client.run import Caller
 from piecework.client.selection import Choice, learn, learn_broken
 from piecework.client.store import Store
-from piecework.client.transport import JobStream
+from piecework.client.transport import JobLinks, JobStream
 from piecework.client.wallet import Wallet
 from piecework_protocol import objects
 from piecework_protocol.client_session import (
@@ -85,12 +85,14 @@ class JobContext:
 
     store: Store
     channels: ChannelManager
-    links: Links
+    links: JobLinks
     wallet: Wallet
     domain: Domain
     config: ClientConfig
     clock: Clock
     entropy: Callable[[int], bytes]
+    sleep: Callable[[float], Awaitable[object]] = asyncio.sleep
+    """Waits for seconds before a job is presented again; a simulation moves its clock instead."""
 
     def now(self) -> Timestamp:
         return Timestamp(int(self.clock()))
@@ -201,7 +203,7 @@ class JobDriver:
                 RESUME_LONGEST_WAIT_S, max(RESUME_FIRST_WAIT_S * 2 ** (attempt - 1), wait or 0.0)
             )
             await self._caller.emit(JobResuming(attempt, pause, why))
-            await asyncio.sleep(pause)
+            await self._context.sleep(pause)
 
     @property
     def _attempts(self) -> int:
@@ -391,7 +393,7 @@ class JobDriver:
         if reason is not None:
             message = end.message if end is not None else ""
             await asyncio.to_thread(
-                context.store.finish, job.id, JobStatus.FAILED, f"{reason.label} {message}"
+                context.store.finish, job.id, JobStatus.FAILED, f"{reason.name} {message}"
             )
             raise JobFailed(job.id, reason, message)
         status = JobStatus.COMPLETE if complete else JobStatus.CANCELLED

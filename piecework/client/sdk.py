@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Self
 
+from piecework.base.errors import PieceworkError
 from piecework.chain.deployment import Deployment
 from piecework.chain.reader import ChainReader
 from piecework.client.channels import ChannelManager
@@ -46,7 +47,7 @@ from piecework.client.selection import (
 )
 from piecework.client.store import Store
 from piecework.client.wallet import Wallet, open_wallet
-from piecework_protocol.errors import PieceworkError, ProtocolViolation, Reason, Refusal
+from piecework_protocol.errors import ProtocolViolation, Reason, Refusal
 from piecework_protocol.offers import OfferRejected
 from piecework_protocol.types import Address, Amount, ChannelId, Digest, JobId, address_hex
 
@@ -265,7 +266,7 @@ class PieceworkClient:
                 await self._remember_failure(current)
                 return False
             await asyncio.to_thread(
-                self.store.finish, job.id, JobStatus.REFUSED, declined.reason.label
+                self.store.finish, job.id, JobStatus.REFUSED, declined.reason.name
             )
             step = AFTER_REFUSAL[declined.reason]
             attempts.declined(current, declined)

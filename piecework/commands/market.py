@@ -60,7 +60,9 @@ async def _serve(file: Path, folder: Path, host: str, port: int, rpc: str | None
         store = OfferStore(folder / "market.db", deployment.domain)
         try:
             runner = web.AppRunner(
-                IndexServer(store, reader).application(), handler_cancellation=True, access_log=None
+                IndexServer(store, reader, deployment.payment_token).application(),
+                handler_cancellation=True,
+                access_log=None,
             )
             bound = await listen(runner, host, port)
             try:

@@ -69,14 +69,18 @@ ClientEvent = Accepted | DraftSeen | CanvasVerified | VoucherAccepted | JobEnded
 
 @dataclass(frozen=True, slots=True)
 class Openers:
-    """How sealed bytes are opened: plain functions, so that the session needs no keys."""
+    """How sealed bytes are opened.
+
+    They are plain functions, so that the session needs no keys. `canvas` takes the sealed bytes and
+    the canvas, `draft` the step as well. Both raise `MalformedInput`.
+    """
 
     canvas: Callable[[bytes, int], bytes]
     draft: Callable[[bytes, int, int], bytes]
 
 
 class ClientSession:
-    """One job at the client. `receipts` are those verified before a resume, oldest first."""
+    """One job at the client. `receipts` were verified before a resume, oldest first."""
 
     def __init__(
         self,
@@ -99,12 +103,12 @@ class ClientSession:
 
     @property
     def received(self) -> int:
-        """How many receipts were verified: what a resumed submission states."""
+        """Count the verified receipts, as a resumed submission states them."""
         return len(self._receipts)
 
     @property
     def complete(self) -> bool:
-        """Whether the last verified receipt ends the job."""
+        """Say whether the last verified receipt ends the job."""
         return bool(self._receipts) and self._receipts[-1].finish is not Finish.MORE
 
     def receive(self, frame: WorkerFrame) -> ClientEvent:
@@ -247,5 +251,5 @@ class ClientSession:
 
 
 def paid_amount(receipts: tuple[Receipt, ...]) -> Amount:
-    """The sum of the receipts' amounts, in base units."""
+    """Add up the receipts' amounts, in base units."""
     return Amount(sum(r.amount for r in receipts))

@@ -275,7 +275,7 @@ def _to_message(value: Any) -> Any:
 
 
 def _to_value(cls: type[_V], message: Any) -> _V:
-    """Give the value that a message carries; `MalformedInput` when a member breaks its bounds."""
+    """Give the value that a message carries, or raise `MalformedInput`."""
     values: dict[str, Any] = {}
     for member in _members(cls):
         try:
@@ -376,10 +376,6 @@ def _reason_name(reason: Reason) -> str:
     return reason.name
 
 
-def _reason(name: str) -> Reason:
-    return Reason.__members__.get(name, Reason.INTERNAL)
-
-
 def _funding(message: Any, channel: Channel) -> Funding:
     """Give a funding. Its channel is that of the submission, so the message does not repeat it."""
     deposit, deadline = _amount(message.deposit), Timestamp(message.deadline)
@@ -396,7 +392,7 @@ def _funding_message(funding: Funding) -> Any:
 
 _SCALARS: Mapping[Any, tuple[_Convert, _Convert]] = {
     Amount: (_amount_bytes, _amount),
-    Reason: (_reason_name, _reason),
+    Reason: (_reason_name, Reason.named),
     Address: (_same, _sized(ADDRESS_BYTES)),
     Signature: (_same, _sized(SIGNATURE_BYTES)),
     **dict.fromkeys((Bytes32, ChannelId, Digest, JobId, PublicKey), (_same, _sized(DIGEST_BYTES))),

@@ -96,6 +96,8 @@ def signer(name: str) -> LocalSigner:
 class TestMarket:
     """A deployment on a development chain, with hands to move money and time."""
 
+    __test__ = False  # pytest takes the name for that of a test
+
     chain: Chain
     deployment: Deployment
     reader: ChainReader

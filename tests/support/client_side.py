@@ -22,20 +22,11 @@ from piecework.client.wallet import Wallet
 from piecework_protocol.content import Message
 from piecework_protocol.signing import LocalSigner
 from piecework_protocol.types import keccak256
+from tests.support.clock import FakeClock
 from tests.support.fake_chain import TOKEN, FakeChain
 
 PAYER = LocalSigner(bytes(keccak256(b"the client")))
 MONEY = 10_000_000
-
-
-class FakeClock:
-    """Seconds since the epoch, as far as a test says."""
-
-    def __init__(self, now: float = 1_800_000_000.0) -> None:
-        self.now = now
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def open_client(folder: Path, chain: FakeChain, clock: FakeClock, **flags: Any) -> PieceworkClient:

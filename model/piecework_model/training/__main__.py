@@ -23,8 +23,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, default=bundled_checkpoint_path(), help="checkpoint folder to write"
     )
-    parser.add_argument("--steps", type=int, default=loop.Settings().steps)
-    parser.add_argument("--seed", type=int, default=loop.Settings().seed)
+    parser.add_argument("--steps", type=int, default=loop.TrainingSettings().steps)
+    parser.add_argument("--seed", type=int, default=loop.TrainingSettings().seed)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
         "--evaluate-only", action="store_true", help="evaluate what is in the folder already"
@@ -53,7 +53,7 @@ class _Progress:
             self._losses.clear()
 
 
-def _train(settings: loop.Settings, output: Path) -> None:
+def _train(settings: loop.TrainingSettings, output: Path) -> None:
     torch.manual_seed(settings.seed)
     tokenizer = vocabulary.build_tokenizer()
     model = DiffusionGemmaForBlockDiffusion(architecture.build_config(tokenizer.get_vocab_size()))
@@ -66,7 +66,7 @@ def main() -> None:
     """Train unless told not to, then evaluate."""
     arguments = _arguments()
     torch.set_num_threads(arguments.threads)
-    settings = loop.Settings(seed=arguments.seed, steps=arguments.steps)
+    settings = loop.TrainingSettings(seed=arguments.seed, steps=arguments.steps)
     if not arguments.evaluate_only:
         _train(settings, arguments.output)
     from piecework_model.training import (

@@ -86,7 +86,7 @@ def followed(story: Story) -> list[bool]:
     return [noun in words for noun in story.example.nouns]
 
 
-def cross_entropy(loaded: LoadedModel, settings: loop.Settings) -> tuple[float, float]:
+def cross_entropy(loaded: LoadedModel, settings: loop.TrainingSettings) -> tuple[float, float]:
     """Measure held-out losses in nats per token: denoising (as in training) and next token."""
     rng = random.Random(_EVALUATION_SEED)  # noqa: S311 (evaluation data, no secret)
     generator = torch.Generator().manual_seed(_EVALUATION_SEED)
@@ -102,7 +102,7 @@ def cross_entropy(loaded: LoadedModel, settings: loop.Settings) -> tuple[float, 
 
 
 def report(
-    folder: Path, settings: loop.Settings, clock: Callable[[], float] = time.monotonic
+    folder: Path, settings: loop.TrainingSettings, clock: Callable[[], float] = time.monotonic
 ) -> str:
     """Write the evaluation as the lines of the model card, with a few stories to read."""
     loaded = load(folder, device="cpu", dtype="float32")

@@ -18,7 +18,7 @@ from piecework_model.training import batches, vocabulary
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class TrainingSettings:
     """What a run depends on, besides the code. The same settings and thread count give the same
     weights.
     """
@@ -90,7 +90,7 @@ def losses(
     return denoising, cross_entropy(next_logits, batch.context[:, 1:][story])
 
 
-def _rate(step: int, settings: Settings) -> float:
+def _rate(step: int, settings: TrainingSettings) -> float:
     """Compute the rate: linear warm-up, then a cosine down to 2 % of the peak."""
     if step < settings.warmup_steps:
         return (step + 1) / settings.warmup_steps
@@ -103,7 +103,7 @@ class Optimizer:
     experts and gains.
     """
 
-    def __init__(self, model: DiffusionGemmaForBlockDiffusion, settings: Settings) -> None:
+    def __init__(self, model: DiffusionGemmaForBlockDiffusion, settings: TrainingSettings) -> None:
         named = [
             (name, weight) for name, weight in model.named_parameters() if "vision" not in name
         ]
@@ -132,7 +132,7 @@ class Optimizer:
 def train(
     model: DiffusionGemmaForBlockDiffusion,
     tokenizer: Tokenizer,
-    settings: Settings,
+    settings: TrainingSettings,
     report: Callable[[int, float, float], None],
 ) -> None:
     """Train `model` in place. `report(step, denoising loss, encoder loss)` is called after every
@@ -154,7 +154,7 @@ def train(
     model.eval()
 
 
-def training_stories(tokenizer: Tokenizer, settings: Settings, canvas: int) -> set[str]:
+def training_stories(tokenizer: Tokenizer, settings: TrainingSettings, canvas: int) -> set[str]:
     """List every story that a run with these settings sees, by replaying its random draws."""
     rng = random.Random(settings.seed)  # noqa: S311 (training data, no secret)
     seen: set[str] = set()

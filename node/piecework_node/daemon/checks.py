@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
+from piecework.base.errors import PieceworkError
 from piecework.chain.deployment import Deployment
 from piecework.chain.reader import ChainReader
 from piecework_model.errors import ModelError
@@ -19,7 +20,6 @@ from piecework_node.errors import ConfigError, JournalLocked
 from piecework_node.home import Home
 from piecework_node.journal.sqlite import SqliteJournal
 from piecework_node.keys.operator import keystore_address, load_operator, load_tls
-from piecework_protocol.errors import PieceworkError
 from piecework_protocol.signing import LocalSigner
 from piecework_protocol.types import address_hex, parse_address
 

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from piecework.base.errors import PieceworkError
 from piecework_node import config as settings
 from piecework_node.config import split_endpoint
 from piecework_node.daemon.admin import ADDRESS_FILE, AdminServer, admin_token
@@ -31,7 +32,6 @@ from piecework_node.home import Home
 from piecework_node.jobs.offers import AiohttpPoster, OfferTerms, publish, refresh_due
 from piecework_node.keys.operator import write_private
 from piecework_node.limiter import RateLimiter
-from piecework_protocol.errors import PieceworkError
 from piecework_protocol.types import Amount, Seconds, address_hex
 
 TICK_S: Final = 0.5

@@ -253,7 +253,7 @@ def rich_status(refusal: Refusal) -> status_pb2.Status:
     """A refusal as `google.rpc.Status` with ErrorInfo and, if a retry may help, RetryInfo (clause
     2.5)."""
     info = error_details_pb2.ErrorInfo(
-        reason=refusal.reason.label, domain=ERROR_DOMAIN, metadata=refusal.metadata
+        reason=refusal.reason.name, domain=ERROR_DOMAIN, metadata=refusal.metadata
     )
     details = [_packed(info)]
     if refusal.retry_after_s is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from piecework.base.errors import PieceworkError
 from piecework_node.jobs.live import FrameSink, LiveChannel, better_funding
 from piecework_node.jobs.runtime import Execution
 from piecework_node.journal.records import (
@@ -12,7 +13,7 @@ from piecework_node.journal.records import (
     JournalRecord,
     VoucherApplied,
 )
-from piecework_protocol.errors import PieceworkError, ProtocolViolation, Reason, Refusal
+from piecework_protocol.errors import ProtocolViolation, Reason, Refusal
 from piecework_protocol.frames import PayVoucher, SubmitJob
 from piecework_protocol.ledger import empty_voucher
 from piecework_protocol.objects import Channel, CloseChannel

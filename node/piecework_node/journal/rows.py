@@ -74,7 +74,6 @@ _UNPAID = "id IN (SELECT job FROM canvases WHERE leaf_index IS NULL)"
 OPEN_JOBS = f"WHERE {_LIVE} OR {_UNPAID} ORDER BY at, id"
 _PEAK_BYTES = 32
 _SUBJECT_BYTES = 48
-_REASONS = {reason.label: reason for reason in Reason}
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +128,7 @@ def _job_admitted(r: JobAdmitted) -> list[Write]:
 
 def _state(r: StateRecord) -> list[Write]:
     sql = "UPDATE jobs SET state = ?, reason = coalesce(?, reason) WHERE id = ?"
-    reason = r.reason.label if r.reason else None
+    reason = r.reason.name if r.reason else None
     return [Write(sql, (r.state.value, reason, r.job), (("jobs", (r.job,)),))]
 
 
@@ -320,7 +319,7 @@ def job(row: Sequence[Any], canvases: Sequence[Sequence[Any]]) -> StoredJob:
         credit_window=credit_window,
         at=Timestamp(at),
         state=JobState(state),
-        reason=_REASONS[reason] if reason else None,
+        reason=Reason[reason] if reason else None,
         canvases=tuple(_stored_canvas(c) for c in canvases),
         resume_secrets=tuple(c[-1] for c in canvases),
     )

@@ -20,6 +20,7 @@ from typing import Any
 import structlog
 from aiohttp import hdrs, web
 
+from piecework.base.errors import PieceworkError
 from piecework.base.jsons import loads
 from piecework.chain.errors import ChainError
 from piecework.client.errors import (
@@ -37,13 +38,7 @@ from piecework.client.gateway.openai_format import ApiError, ChatRequest, StopCu
 from piecework.client.run import JobRun
 from piecework.client.sdk import PieceworkClient
 from piecework.client.selection import BUSY_REASONS
-from piecework_protocol.errors import (
-    MalformedInput,
-    PieceworkError,
-    ProtocolViolation,
-    Reason,
-    Refusal,
-)
+from piecework_protocol.errors import MalformedInput, ProtocolViolation, Reason, Refusal
 from piecework_protocol.limits import MAX_PROMPT_BYTES
 from piecework_protocol.service import service_name
 from piecework_protocol.types import to_hex
@@ -376,7 +371,7 @@ def _no_worker(error: NoWorkerFits) -> ApiError:
 
 
 def _refused(refusal: Refusal) -> ApiError:
-    text, code = str(refusal), refusal.reason.label.lower()
+    text, code = str(refusal), refusal.reason.name.lower()
     if refusal.reason is Reason.PROMPT_TOO_LONG:
         return ApiError(
             400, "invalid_request_error", text, code="context_length_exceeded", param="messages"

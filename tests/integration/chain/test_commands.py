@@ -17,6 +17,8 @@ from piecework.processes import Role
 from piecework_protocol.types import to_hex
 from tests.support.chains import ETHER, USD, require_anvil, signer
 
+pytestmark = pytest.mark.process
+
 OTHER = to_hex(signer("other").address)
 
 

@@ -45,6 +45,8 @@ from tests.support.chains import (
     signer,
 )
 
+pytestmark = pytest.mark.process
+
 PAYER, WORKER, COLD, STRANGER = (signer(n) for n in ("payer", "worker", "cold", "stranger"))
 
 

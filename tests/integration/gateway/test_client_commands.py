@@ -30,7 +30,7 @@ from tests.support.fake_worker import STORY, FakeWorker
 WHOLE = " ".join(STORY)
 PASSWORD = "correct horse"
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.process, pytest.mark.slow]
 
 
 @dataclass

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import openai
+import pytest
 
 from piecework_protocol import merkle
 from piecework_protocol.eip712 import Domain
@@ -30,6 +31,8 @@ from piecework_protocol.types import (
     parse_hex,
 )
 from tests.support.commands import piecework
+
+pytestmark = pytest.mark.process
 
 LINE_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 30.0

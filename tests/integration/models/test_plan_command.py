@@ -5,8 +5,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pytest
+
 from piecework_model.checkpoint.manifest import bundled_checkpoint_path
 from tests.support.commands import piecework
+
+pytestmark = pytest.mark.process
 
 
 async def test_the_released_model_is_planned_for_cards_before_it_is_here() -> None:

@@ -21,6 +21,8 @@ from tests.support.hub import TOKEN, FakeHub, Hold, Status, bundled_files, fake_
 from tests.support.pulls import TINY, WEIGHTS, bundled_digest
 from tests.unit.node.test_checks import NOWHERE
 
+pytestmark = pytest.mark.process
+
 NAME = TINY.repository
 SIZE = (bundled_checkpoint_path() / WEIGHTS).stat().st_size
 LINE_TIMEOUT_S = 30.0

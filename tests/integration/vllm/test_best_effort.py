@@ -47,6 +47,8 @@ from tests.support.worker_process import (
     WorkerProcess,
 )
 
+pytestmark = pytest.mark.process
+
 PAYER = signer("payer of best effort")
 POOL = 3_000_000
 TOKENS = 3 * CANVAS - 2
@@ -207,7 +209,7 @@ async def _is_refused_a_replayable_job(worker_process: WorkerProcess, market: Te
             submission, secret = client.job(offer, "a fox", asked, now)
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await client.run(offer, submission, secret)
-            assert _reason(caught.value) == reason.label
+            assert _reason(caught.value) == reason.name
     finally:
         await client.close()
 

@@ -9,7 +9,7 @@ from piecework_protocol.objects import CloseChannel
 from piecework_protocol.signing import sign
 from piecework_protocol.states import ChannelState, JobState
 from piecework_protocol.types import Amount, Timestamp
-from tests.support.node.fake_chain import FakeChannel
+from tests.support.node.fake_escrow import FakeChannel
 from tests.support.node.harness import DOMAIN, TOKEN, Client, WorkerHarness
 
 DAY_S = 24 * 3600

@@ -6,6 +6,7 @@ import pytest
 
 from piecework_protocol.errors import Reason, Refusal
 from piecework_protocol.states import JobState
+from tests.support.node.fake_engine import canvas_event
 from tests.support.node.harness import CREDIT_WINDOW, Client, WorkerHarness
 
 
@@ -109,10 +110,9 @@ async def test_a_job_resumes_where_it_was_after_a_drop() -> None:
     await client.drop(line)
     assert harness.journal.jobs[line.id].state is JobState.SUSPENDED
     await client.submit(line)
-    assert harness.engine.started[-1].committed == tuple(
-        tuple(c) for c in (harness.engine.started[-1].committed)
-    )
-    assert len(harness.engine.started[-1].committed) == CREDIT_WINDOW
+    first, resumed = harness.engine.started
+    delivered = [canvas_event(first, canvas).token_ids for canvas in range(CREDIT_WINDOW)]
+    assert [tuple(canvas) for canvas in resumed.committed] == delivered
     await client.finish(line)
     assert line.finished
     assert not harness.journal.books[client.id].ledger.unpaid

@@ -1,4 +1,4 @@
-"""A chain with a mempool: implements `node.chain_link.ChainPort` over `FakeChain`.
+"""A chain with a mempool: implements `node.chain_link.ChainPort` over `FakeEscrow`.
 
 Transactions are JSON. Only mined ones have effects; the escrow's rules (monotone, capped, skipped
 rows) are applied when a block comes, so that claiming twice shows as money paid twice, were it
@@ -18,14 +18,14 @@ from piecework_node.journal.records import RawTransaction
 from piecework_protocol.frames import Funding
 from piecework_protocol.states import ChannelState
 from piecework_protocol.types import Amount, Bytes32, ChannelId, Timestamp
-from tests.support.node.fake_chain import FakeChain
+from tests.support.node.fake_escrow import FakeEscrow
 from tests.support.node.faults import KillSwitch
 from tests.support.node.harness import DOMAIN
 
 FIRST_FEE = 100
 
 
-class FakePort(FakeChain):
+class FakePort(FakeEscrow):
     """The chain of one worker, with everything that can go wrong on the way to it."""
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class FakePort(FakeChain):
         self.final: set[bytes] = set()
         self.used: dict[int, bytes] = {}
         self.height = 10
-        self.time = Timestamp(1_700_000_000)
+        self.time = Timestamp(1_800_000_000)
         self.price = 0
         self.wrong = False
         self.broadcasts: list[bytes] = []

@@ -74,9 +74,9 @@ from piecework_protocol.wire import (
     encode_client_frame,
     encode_worker_frame,
 )
-from tests.support.node.clock import FakeClock
-from tests.support.node.fake_chain import FakeChain, IdlePayments
+from tests.support.clock import FakeClock
 from tests.support.node.fake_engine import CANVAS, FACTS, MAX_STEPS, FakeEngine
+from tests.support.node.fake_escrow import FakeEscrow, IdlePayments
 from tests.support.node.faults import KillSwitch
 from tests.support.node.memory_journal import MemoryJournal
 
@@ -135,7 +135,7 @@ class WorkerHarness:
         self.terms, self.policy = terms, policy
         self.clock = FakeClock()
         self.journal = MemoryJournal(DOMAIN)
-        self.chain: FakeChain = FakeChain()
+        self.chain: FakeEscrow = FakeEscrow()
         self.metrics = Metrics()
         self.lives = 0
 

@@ -18,6 +18,8 @@ from bench import gpu, gpu_measures, random_model
 from bench.sections import Budget, Sections
 from piecework_model import precision
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[3]
 CPU = torch.device("cpu")
 

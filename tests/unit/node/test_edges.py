@@ -33,7 +33,7 @@ from piecework_protocol.errors import Reason
 from piecework_protocol.offers import check_terms
 from piecework_protocol.types import PublicKey, Timestamp
 from piecework_protocol.wire import SignedOffer, decode_offer, encode_offer
-from tests.support.node.clock import FakeClock
+from tests.support.clock import FakeClock
 from tests.support.node.fake_engine import FACTS
 from tests.support.node.harness import DOMAIN, OFFER_TERMS, OPERATOR
 from tests.support.node.memory_journal import MemoryJournal

@@ -32,6 +32,8 @@ from piecework_protocol.errors import MalformedInput
 from piecework_protocol.limits import MAX_NAME_BYTES
 from tests.support.node.fake_engine import FACTS, canvas_event
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).resolve().parents[3]
 REQUEST = GenerationRequest(
     request_id="sequence",

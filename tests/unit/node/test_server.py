@@ -26,6 +26,7 @@ from piecework_protocol.states import ChannelState
 from piecework_protocol.types import Bytes32, Digest, JobId, Seconds
 from tests.support.node.harness import DOMAIN, RECEIVER, TOKEN, Client, WorkerHarness, parameters
 from tests.support.node.wire_client import SERVICE, WireClient
+from tests.support.waiting import until
 
 
 class Served:
@@ -44,8 +45,9 @@ class Served:
 async def pump(harness: WorkerHarness) -> None:
     """Let the engine run whenever it may."""
     while True:
+        harness.engine.changed.clear()
         await harness.run_engine()
-        await asyncio.sleep(0.005)
+        await harness.engine.changed.wait()
 
 
 @pytest.fixture
@@ -171,9 +173,8 @@ async def test_a_client_that_hangs_up_frees_its_row(served: Served) -> None:
     await call.read()
     assert served.harness.worker.streams == 1
     call.cancel()
-    async with asyncio.timeout(5):
-        while served.harness.worker.streams or served.harness.engine.rows:  # noqa: ASYNC110  a socket decides
-            await asyncio.sleep(0.01)
+    harness = served.harness
+    await until(lambda: not harness.worker.streams and not harness.engine.rows)
     await client.close()
 
 

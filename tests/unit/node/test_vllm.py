@@ -43,6 +43,7 @@ from tests.support.vllm_server import (
     servers,
     token_at,
 )
+from tests.support.waiting import until
 
 PROMPT = (9, 8, 7, 6, 5)
 TIMES = EndpointTimes(question_s=5.0, silence_s=30.0)
@@ -109,13 +110,6 @@ async def running(made: list[VllmServer], **changes: Any) -> AsyncIterator[Runni
     finally:
         life.cancel()
         await asyncio.gather(life, return_exceptions=True)
-
-
-async def until(condition: Any) -> None:
-    """Wait for what other tasks do."""
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110  no single event announces it
-            await asyncio.sleep(0.005)
 
 
 def request(

@@ -28,7 +28,7 @@ class Seen:
     settled: Amount
 
 
-class FakeChain:
+class FakeEscrow:
     """Implements `node.cashier.ChannelSource`."""
 
     def __init__(self) -> None:

@@ -6,11 +6,13 @@ from piecework_protocol.types import Timestamp
 
 
 class FakeClock:
-    """Implements `node.clock.Clock`."""
+    """Implements the node's `Clock`, and the client's `Clock` by being called."""
 
-    def __init__(self, now: int = 1_700_000_000) -> None:
-        self._now = float(now)
-        self._start = float(now)
+    def __init__(self, now: float = 1_800_000_000) -> None:
+        self._now = self._start = float(now)
+
+    def __call__(self) -> float:
+        return self._now
 
     def now(self) -> Timestamp:
         return Timestamp(int(self._now))
@@ -19,5 +21,5 @@ class FakeClock:
         return self._now - self._start
 
     def advance(self, seconds: float) -> None:
-        """Let time pass."""
+        """Let time pass; below zero the wall clock is set back."""
         self._now += seconds
