@@ -1,13 +1,16 @@
 # make demo   a whole market on this machine: chain, index, worker, gateway, one paid job, settled
 # make test   every check and every test
 # make quick  style, types, import directions and the pure tests: under two minutes
-# Both create .venv in the checkout on first use, are safe to run again, and quick the second time.
+# make docs   the documentation site, into build/site
+# All create .venv in the checkout on first use, are safe to run again, and quick the second time.
 
-.PHONY: demo test quick check contracts unit mutants wheel wheel-test constraints lock clean
+.PHONY: demo test quick check contracts unit mutants docs reference wheel wheel-test constraints lock clean
 .DEFAULT_GOAL := demo
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 BIN := .venv/bin
+# anvil and forge for the contracts; viem and cast for the examples of the documents.
+NPM := contracts tests/integration/docs/npm
 PIP := $(BIN)/python -P -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 demo: .venv/.demo
@@ -35,7 +38,7 @@ check: .venv/.dev
 contracts:
 	contracts/tools/check.sh
 
-unit: .venv/.dev contracts/node_modules/.package-lock.json
+unit: .venv/.dev $(NPM:%=%/node_modules/.package-lock.json)
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest $(ARGS)
 	@$(BIN)/coverage combine --quiet
@@ -47,9 +50,18 @@ mutants: .venv/.dev contracts/node_modules/.package-lock.json
 	-$(BIN)/python -m tests.mutants.python
 	$(BIN)/python -m tests.mutants.solidity $(ARGS)
 
-contracts/node_modules/.package-lock.json: contracts/package-lock.json
+# The site, strictly: a broken link or anchor fails. The theme's notice on the future of mkdocs is
+# known (ADR 9).
+docs: reference
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# The pages in docs/reference that are written from the code.
+reference: .venv/.dev
+	@$(BIN)/python -P -m docs.tools.reference
+
+%/node_modules/.package-lock.json: %/package-lock.json
 	@command -v npm >/dev/null || { echo "error: the contract tests need Node.js 20 or later with npm; install it and run make test again" >&2; exit 1; }
-	cd contracts && npm ci --ignore-scripts --no-audit --no-fund
+	cd $* && npm ci --ignore-scripts --no-audit --no-fund
 
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "error: no Python found; install Python 3.11 or later and run make again" >&2; exit 1; }
@@ -83,4 +95,4 @@ lock: .venv/.dev
 	$(BIN)/python -P requirements/lock.py
 
 clean:
-	rm -rf .venv dist .mypy_cache .ruff_cache .pytest_cache .hypothesis contracts/out contracts/cache contracts/node_modules
+	rm -rf .venv dist .mypy_cache .ruff_cache .pytest_cache .hypothesis contracts/out contracts/cache build/site $(NPM:%=%/node_modules)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 app = common.group()
 
-HomeOption = Annotated[Path | None, typer.Option("--home", help="The worker's folder.")]
+HomeOption = Annotated[Path | None, common.home_option("worker")]
 PasswordFile = Annotated[Path | None, typer.Option(help="File with the key's password.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Payout = Annotated[

@@ -44,10 +44,15 @@ class AcceptedJob:
 
 @dataclass(frozen=True, slots=True)
 class StoredCanvas:
-    """A delivered canvas as the journal holds it; the output is sealed to the client."""
+    """A finished canvas: a record to journal before it is delivered, and what the journal holds.
+
+    The output is sealed to the client. `resume_secret` holds the token ids, sealed to the worker
+    itself. It is empty for the last canvas of a job.
+    """
 
     receipt: Receipt
     sealed_output: bytes
+    resume_secret: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,16 +81,7 @@ class StateRecord:
     reason: Reason | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class CanvasRecord:
-    """A canvas was finished: its receipt is about to be signed and delivered."""
-
-    job: JobId
-    stored: StoredCanvas
-    resume_secret: bytes
-
-
-Record = StateRecord | CanvasRecord
+Record = StateRecord | StoredCanvas
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +187,7 @@ class WorkerSession:
     ) -> tuple[Outcome, WorkerLedger]:
         """The engine finished a canvas: record it, then deliver it with its receipt."""
         receipt = self._receipt(result)
-        stored = StoredCanvas(receipt, result.sealed_output)
+        stored = StoredCanvas(receipt, result.sealed_output, result.resume_secret)
         last = result.finish is not Finish.MORE
         self._stored.append(stored)
         book = ledger.issue(
@@ -203,8 +199,7 @@ class WorkerSession:
         frames: tuple[WorkerFrame | UnsignedFrame, ...] = (self._delivery(stored),)
         if last:
             frames += (self._ended(),)
-        records = (CanvasRecord(self.accepted.id, stored, result.resume_secret), moved)
-        return Outcome(records, frames), book
+        return Outcome((stored, moved), frames), book
 
     def engine_restarted(self, ledger: WorkerLedger) -> Outcome:
         """Start a running job again behind its last recorded canvas, after the engine was lost."""

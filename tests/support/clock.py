@@ -6,7 +6,7 @@ from piecework_protocol.types import Timestamp
 
 
 class FakeClock:
-    """Implements the node's `Clock`, and the client's `Clock` by being called."""
+    """Implements `piecework.base.clock.Clock`, and the client's `Clock` by being called."""
 
     def __init__(self, now: float = 1_800_000_000) -> None:
         self._now = self._start = float(now)
@@ -16,6 +16,9 @@ class FakeClock:
 
     def now(self) -> Timestamp:
         return Timestamp(int(self._now))
+
+    def wall(self) -> float:
+        return self._now
 
     def monotonic(self) -> float:
         return self._now - self._start

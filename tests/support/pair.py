@@ -62,7 +62,6 @@ from piecework_protocol.wire import (
 from piecework_protocol.worker_session import (
     AcceptedJob,
     AllowCanvases,
-    CanvasRecord,
     CanvasResult,
     Outcome,
     StartEngine,
@@ -304,8 +303,8 @@ class PairedMarket:
 
     def _carry_out(self, line: PairedStream, work: WorkerJob, outcome: Outcome) -> None:
         for record in outcome.records:
-            if isinstance(record, CanvasRecord):
-                work.stored.append(record.stored)
+            if isinstance(record, StoredCanvas):
+                work.stored.append(record)
             else:
                 work.state = record.state
         for frame in outcome.frames(lambda message: sign(DOMAIN, message, OPERATOR)):

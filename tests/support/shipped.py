@@ -28,19 +28,22 @@ from piecework.client.wallet import Wallet
 from piecework_node import logs
 from piecework_node.daemon.server import WorkerServicer
 from piecework_node.jobs.offers import OfferBoard
-from piecework_node.limiter import RateLimiter
 from piecework_protocol.objects import Offer
 from piecework_protocol.signing import LocalSigner
 from piecework_protocol.states import ChannelState
-from piecework_protocol.types import Amount, keccak256
+from piecework_protocol.types import Amount, Signature, keccak256
 from tests.support.fake_chain import FakeChain
 from tests.support.memory_grpc import MemoryCall
 from tests.support.node.faults import Killed, KillSwitch
-from tests.support.node.harness import DOMAIN, TOKEN, WorkerHarness
+from tests.support.node.harness import DOMAIN, OPERATOR, TOKEN, WorkerHarness
 
 DEPOSIT = 1_000_000
 NEVER = 1e9
-"""Requests a second: the simulation tests no rate limit."""
+"""Requests a minute: the simulation tests no rate limit."""
+
+
+async def _close_no_channel(*_: object) -> tuple[Signature, bytes]:
+    raise AssertionError("no client here closes a channel")
 
 
 class InlineExecutor(ThreadPoolExecutor):
@@ -118,7 +121,7 @@ class ShippedMarket:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
         await self._drop_everything()
-        await self.harness.execution.settle_down()
+        await self.harness.runtime.wait_idle()
         self.store.close()
 
     # --- the worker
@@ -127,16 +130,19 @@ class ShippedMarket:
         """Start the worker from its journal."""
         self.switch = TellingSwitch()
         await self.harness.boot(self.switch)
+        harness = self.harness
         board = OfferBoard(
-            self.harness.journal, DOMAIN, self.harness.execution.signer, self.harness.clock
+            harness.journal, harness.terms, domain=DOMAIN, signer=OPERATOR, clock=harness.clock
         )
         board.current = self.harness.offer
         self._servicer = WorkerServicer(
-            self.harness.worker,
+            harness.worker,
+            _close_no_channel,
             board,
-            RateLimiter(NEVER, self.harness.clock),
-            self.harness.metrics,
-            logs.silent(),
+            requests_per_minute=NEVER,
+            clock=harness.clock,
+            metrics=harness.metrics,
+            log=logs.silent(),
         )
         self.reachable = True
 

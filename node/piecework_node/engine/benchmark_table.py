@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
+from piecework.base.files import write_private
 from piecework.base.jsons import loads
 from piecework_node.engine.link import EngineFacts
 from piecework_node.home import Home
-from piecework_node.keys.operator import write_private
 
 MAX_FILE_BYTES: Final = 64 * 1024
 """A table of a few lines and the machine's names."""

@@ -14,8 +14,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from piecework.base.clock import Clock
 from piecework_model.requests import FailedEvent, GenerationRequest
-from piecework_node.clock import Clock
 from piecework_node.engine.link import EngineEvent, EngineFacts, EngineLost, EngineReady
 from piecework_node.engine.wire import (
     MAX_LINE_BYTES,

@@ -12,7 +12,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final
 
-from piecework_node.clock import Clock
+from piecework.base.clock import Clock
 from piecework_node.errors import EngineStartError
 from piecework_node.vllm.checkpoint import ServedCheckpoint
 from piecework_node.vllm.endpoint import VllmEndpoint

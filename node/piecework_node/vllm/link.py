@@ -21,10 +21,10 @@ from typing import Any, Final
 
 import aiohttp
 
+from piecework.base.clock import Clock
 from piecework_model.errors import CheckpointError, PromptError
 from piecework_model.requests import FailedEvent, GenerationRequest
 from piecework_model.text.tokens import TextCodec
-from piecework_node.clock import Clock
 from piecework_node.engine.link import EngineEvent, EngineFacts, EngineLost, EngineReady
 from piecework_node.errors import (
     ConfigError,

@@ -13,8 +13,8 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from piecework.base.clock import Clock
 from piecework_model.text.tokens import TextCodec
-from piecework_node.clock import Clock
 from piecework_node.errors import EndpointLost, EndpointUnfit, EngineStartError
 from piecework_node.vllm.endpoint import VllmEndpoint
 from piecework_node.vllm.wire import ServedModel

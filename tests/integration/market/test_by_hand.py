@@ -133,7 +133,7 @@ async def _become_a_worker(
     lacking = (await hands.worker_init(endpoint, index)).line()
     for words in (
         "lacks",
-        f"{STAKE} base units of the stake token",
+        "for the stake",
         "native coin",
         "run this again",
     ):

@@ -16,6 +16,7 @@ import pytest
 
 from piecework_model.checkpoint.manifest import MANIFEST_FILE, bundled_checkpoint_path, verify
 from piecework_node import config
+from piecework_node.daemon.assembly import checkpoint_of
 from tests.support.commands import Said, piecework
 from tests.support.hub import TOKEN, FakeHub, Hold, Status, bundled_files, fake_hub
 from tests.support.pulls import TINY, WEIGHTS, bundled_digest
@@ -229,7 +230,7 @@ async def test_a_worker_is_set_up_with_a_model_by_its_name(
     assert made.json()["home"] == str(tmp_path / "worker")
     pulled = (await models(hub, store, "pull", NAME, "--json")).json()
     # The settings say where the store is: the daemon's environment need not.
-    assert config.load(tmp_path / "worker", {}, {}).checkpoint() == Path(pulled["folder"])
+    assert checkpoint_of(config.load(tmp_path / "worker", {}, {})) == Path(pulled["folder"])
 
 
 async def test_the_hub_of_these_tests_is_one_to_the_public_hubs_own_client(

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from piecework.base.clock import SystemClock
 from piecework.demo.market import free_port
 from piecework.processes import Role
 from piecework_node import logs
-from piecework_node.clock import SystemClock
-from piecework_node.config import child_environment
+from piecework_node.engine.environment import child_environment
 from piecework_node.engine.link import EngineReady
 from piecework_node.engine.supervisor import EngineCommandLine, EngineSupervisor, engine_arguments
 from tests.support.commands import piecework

@@ -19,20 +19,21 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from piecework.chain.fees import Fees
+from piecework.chain.rawtx import UnsignedTransaction
 from piecework_node.errors import JournalCorrupt, JournalError
 from piecework_node.journal.records import (
     ChannelObserved,
     ChannelSeen,
     CloseAgreed,
     FundingAuthorized,
-    JobAdmitted,
     JournalRecord,
     MetaSet,
     OfferIssued,
-    RawTransaction,
     SealingKeyAdded,
     SealingKeyDropped,
-    TxIntended,
+    StoredJob,
+    StoredTx,
     TxKind,
     TxMoved,
     TxState,
@@ -58,7 +59,7 @@ from piecework_protocol.types import (
     Uint64,
     keccak256,
 )
-from piecework_protocol.worker_session import CanvasRecord, StateRecord, StoredCanvas
+from piecework_protocol.worker_session import StateRecord, StoredCanvas
 from tests.property.node.test_journal import same
 from tests.support import pair
 from tests.support.node.harness import DOMAIN, OPERATOR
@@ -69,7 +70,7 @@ UNSIGNED = Signature(bytes(65))
 LARGE = st.integers(0, 2**100).map(Amount)
 
 
-def canvas_record(job: JobId, number: int, amount: int) -> CanvasRecord:
+def canvas_record(job: JobId, number: int, amount: int) -> StoredCanvas:
     """The record of a finished canvas."""
     receipt = Receipt(
         job=job,
@@ -82,7 +83,7 @@ def canvas_record(job: JobId, number: int, amount: int) -> CanvasRecord:
         finish=Finish.MORE,
         previous=Digest(job),
     )
-    return CanvasRecord(job, StoredCanvas(receipt, b"sealed output"), b"resume secret")
+    return StoredCanvas(receipt, b"sealed output", b"resume secret")
 
 
 class TwoJournals(RuleBasedStateMachine):
@@ -128,7 +129,7 @@ class TwoJournals(RuleBasedStateMachine):
         job = pair.job(number, 32).replace(channel=channel.id(DOMAIN))
         key = job.id(DOMAIN)
         submission = SubmitJob(job, UNSIGNED, channel, b"sealed prompt")
-        records: list[JournalRecord] = [JobAdmitted(key, submission, 7, 2, Timestamp(number))]
+        records: list[JournalRecord] = [StoredJob(key, submission, 7, 2, Timestamp(number))]
         if start:
             records.append(StateRecord(key, JobState.RUNNING))
         self.append(*records)
@@ -205,16 +206,12 @@ class TwoJournals(RuleBasedStateMachine):
     @rule(kind=st.sampled_from(TxKind), amount=LARGE, fee=st.integers(1, 2**80))
     def a_transaction_is_intended(self, kind: TxKind, amount: Amount, fee: int) -> None:
         number = next(self.numbers)
-        tx = RawTransaction(
-            bytes(keccak256(bytes([number % 256, 1]) + bytes([number // 256]))),
-            b"raw",
-            number,
-            fee,
-            1,
-            21_000,
+        unsigned = UnsignedTransaction(
+            DOMAIN.chain_id, number, Fees(fee, 1), 21_000, None, 0, b"data"
         )
         subjects = (TxSubject(ChannelId(keccak256(b"subject")), amount),)
-        self.append(TxIntended(kind, tx, subjects, Timestamp(number)))
+        signed = unsigned.sign(OPERATOR)
+        self.append(StoredTx(kind, signed, subjects, Timestamp(number), moved_at=number))
 
     @precondition(lambda self: self.model.txs)
     @rule(data=st.data(), state=st.sampled_from(TxState), gas=st.integers(0, 10**7))

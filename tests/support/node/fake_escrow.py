@@ -6,8 +6,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from piecework.chain.errors import RpcUnavailable
+from piecework.chain.reader import ChannelOnChain
 from piecework_protocol.states import ChannelState
-from piecework_protocol.types import Address, Amount, ChannelId
+from piecework_protocol.types import Address, Amount, ChannelId, Timestamp, Uint64
 
 
 @dataclass(slots=True)
@@ -19,17 +20,8 @@ class FakeChannel:
     settled: Amount = Amount(0)
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """A snapshot of one."""
-
-    state: ChannelState
-    deposit: Amount
-    settled: Amount
-
-
 class FakeEscrow:
-    """Implements `node.cashier.ChannelSource`."""
+    """Implements `ChannelReader` of `runtime.channels`."""
 
     def __init__(self) -> None:
         self.channels: dict[ChannelId, FakeChannel] = {}
@@ -37,10 +29,10 @@ class FakeEscrow:
         self.down = False
         self.reads = 0
 
-    async def channel(self, channel_id: ChannelId) -> Seen:
+    async def channel(self, channel_id: ChannelId) -> ChannelOnChain:
         self._answer()
         known = self.channels.get(channel_id, FakeChannel())
-        return Seen(known.state, known.deposit, known.settled)
+        return ChannelOnChain(known.state, known.deposit, known.settled, Uint64(0), Timestamp(0))
 
     async def pooled_balance(self, token: Address, owner: Address) -> Amount:
         self._answer()
@@ -59,22 +51,3 @@ class FakeEscrow:
         if known.state is ChannelState.NONE:
             known.state = ChannelState.OPEN
         known.deposit = Amount(max(known.deposit, deposit))
-
-
-class IdlePayments:
-    """Implements `node.cashier.Payments`: remembers what it was told."""
-
-    def __init__(self) -> None:
-        self.wanted: list[ChannelId] = []
-        self.paid: list[ChannelId] = []
-        self.closed: list[ChannelId] = []
-
-    def funding_wanted(self, channel: ChannelId) -> None:
-        self.wanted.append(channel)
-
-    def voucher_accepted(self, channel: ChannelId) -> None:
-        self.paid.append(channel)
-
-    async def close(self, channel: ChannelId) -> bytes:
-        self.closed.append(channel)
-        return b"\xcc" * 32

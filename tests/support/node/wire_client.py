@@ -14,7 +14,7 @@ from typing import Any
 
 import grpc
 
-from piecework_node.keys.operator import TLS_NAME
+from piecework_node.keys.tls import TLS_NAME
 from piecework_protocol.client_session import (
     CanvasVerified,
     ClientSession,

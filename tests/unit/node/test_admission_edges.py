@@ -11,7 +11,6 @@ import pytest
 from piecework_model import limits as model_limits
 from piecework_node.jobs.admission import (
     MIN_FUNDING_LIFETIME_S,
-    AcceptedTerms,
     admit,
     backing,
     check_identity,
@@ -28,6 +27,7 @@ from piecework_protocol.objects import Service
 from piecework_protocol.pricing import worst_case
 from piecework_protocol.states import ChannelState
 from piecework_protocol.types import Amount, JobId, Seconds, Uint32
+from piecework_protocol.worker_session import AcceptedJob
 from tests.support.node.harness import DOMAIN, TERMS, parameters
 from tests.unit.node.test_admission import (
     NOW,
@@ -48,7 +48,7 @@ DELAY = TERMS.min_withdrawal_delay
 UNOPENED: dict[str, Any] = {"state": ChannelState.NONE, "deposit": Amount(0)}
 
 
-def verdict(case: Case) -> AcceptedTerms | Reason:
+def verdict(case: Case) -> AcceptedJob | Reason:
     try:
         return admit(case.submission, case.view, case.book, case.prompt_tokens)
     except Refusal as refusal:
@@ -113,34 +113,34 @@ def test_the_bound_itself_is_let_in_and_the_next_value_is_not(
     beyond: Callable[[Case], Case],
     reason: Reason,
 ) -> None:
-    assert isinstance(verdict(within(good())), AcceptedTerms), name
+    assert isinstance(verdict(within(good())), AcceptedJob), name
     assert verdict(beyond(good())) is reason
 
 
-def test_a_job_is_pending_only_when_the_deposit_on_chain_does_not_cover_it() -> None:
-    covered = verdict(book(deposit=Amount(10_000), reserved=Amount(10_000 - WORST))(good()))
-    assert isinstance(covered, AcceptedTerms) and not covered.pending
+def test_jobs_share_an_unmined_deposit_only_when_the_deposit_on_chain_covers_the_next() -> None:
+    covered = book(deposit=Amount(10_000), reserved=Amount(10_000 - WORST), pending_jobs=1)
+    assert isinstance(verdict(covered(good())), AcceptedJob)
     leaning = authorized(20_000, deposit=Amount(10_000), reserved=Amount(10_001 - WORST))(good())
-    leant = verdict(leaning)
-    assert isinstance(leant, AcceptedTerms) and leant.pending and leant.reserve == WORST
+    assert isinstance(verdict(leaning), AcceptedJob)
+    assert verdict(book(pending_jobs=1)(leaning)) is Reason.BUSY
 
 
 def test_an_authorization_for_what_is_on_chain_already_is_not_looked_at() -> None:
     """It may be anybody's, expired, and without a balance behind it."""
     stale = funding(10**6, signer=STRANGER, lifetime_s=0)
     case = book(deposit=Amount(10**6), funding=stale, pooled=Amount(0))(good())
-    assert isinstance(verdict(case), AcceptedTerms)
+    assert isinstance(verdict(case), AcceptedJob)
 
 
 def test_what_is_accepted_is_what_was_signed() -> None:
     case = good()
     accepted = verdict(case)
-    assert isinstance(accepted, AcceptedTerms)
-    assert accepted.accepted.job == case.job
-    assert accepted.accepted.channel == case.channel
-    assert accepted.accepted.id == JobId(DOMAIN.digest(case.job))
-    assert accepted.accepted.prompt_tokens == PROMPT_TOKENS
-    assert accepted.accepted.credit_window == OFFER.credit_window
+    assert isinstance(accepted, AcceptedJob)
+    assert accepted.job == case.job
+    assert accepted.channel == case.channel
+    assert accepted.id == JobId(DOMAIN.digest(case.job))
+    assert accepted.prompt_tokens == PROMPT_TOKENS
+    assert accepted.credit_window == OFFER.credit_window
 
 
 def test_a_channel_without_deposit_and_authorization_is_backed_by_nothing() -> None:
@@ -210,5 +210,5 @@ def test_no_model_takes_more_steps_than_the_protocol_allows() -> None:
 
 def test_a_wrong_class_of_service_says_which_one_is_served() -> None:
     case = replace(good(), view=replace(good().view, serving={MODEL.digest: Service.BEST_EFFORT}))
-    with pytest.raises(Refusal, match="this model is served at best effort: no seed"):
+    with pytest.raises(Refusal, match="this model is served at best effort: it honours no seed"):
         admit(case.submission, case.view, case.book, PROMPT_TOKENS)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from piecework.base.clock import SystemClock
 from piecework_model.requests import (
     CanvasEvent,
     CanvasFinish,
@@ -20,9 +21,8 @@ from piecework_model.requests import (
     GenerationRequest,
 )
 from piecework_node import logs
-from piecework_node.clock import SystemClock
-from piecework_node.config import child_environment
 from piecework_node.engine import wire as engine_wire
+from piecework_node.engine.environment import child_environment
 from piecework_node.engine.link import EngineLost, EngineReady
 from piecework_node.engine.process import short_profile
 from piecework_node.engine.supervisor import EngineCommandLine, EngineSupervisor, engine_arguments

@@ -15,10 +15,10 @@ from typing import Any
 import aiohttp
 import pytest
 
+from piecework.base.clock import SystemClock
 from piecework_model.checkpoint.manifest import bundled_checkpoint_path
 from piecework_model.requests import CanvasEvent, CanvasFinish, FailedEvent, GenerationRequest
 from piecework_node import logs
-from piecework_node.clock import SystemClock
 from piecework_node.engine.link import EngineEvent, EngineLost, EngineReady
 from piecework_node.errors import (
     ConfigError,
