@@ -67,8 +67,9 @@ def settings_page() -> str:
         "# Settings\n",
         "A setting comes from a flag, else from the environment, else from `config.toml` in the\n"
         "home, else from its default. An unknown name is refused together with the nearest name.\n"
-        "Amounts are base units of the token. See [amounts](../glossary.md#base-unit).\n",
-        'Lists are written `a = ["x", "y"]` in the file and `\'["x", "y"]\'` in the environment.\n',
+        "Amounts are base units of the token. See [amounts](../glossary.md#base-unit). The\n"
+        "defaults of the worker are for a token with 6 decimals. They scale with another token.\n",
+        'Lists are written `a = ["x", "y"]` in the file and `x,y` in the environment.\n',
     ]
     models: tuple[tuple[str, type[BaseModel]], ...] = (
         ("worker", WorkerConfig),
@@ -155,7 +156,8 @@ def commands_page() -> str:
     )
     parts.append(
         "The password of a key comes from `PIECEWORK_PASSWORD`, from `--password-file`, or from\n"
-        "the terminal. A home is `--home`, else `PIECEWORK_HOME`, else the user's data folder.\n"
+        "the terminal. A home is `--home`, else the role's folder in `PIECEWORK_HOME`, else a\n"
+        "folder for user data.\n"
     )
     for name, summary in COMMANDS.items():
         module = importlib.import_module(f"piecework.commands.{name}")
