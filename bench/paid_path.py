@@ -21,10 +21,10 @@ import grpc
 from bench.report import environment, percentile
 from piecework.chain.dev.embedded import EmbeddedChain
 from piecework.client.config import load_config
-from piecework.client.events import JobFinished
-from piecework.client.requests import Generation, TextRequest
+from piecework.client.jobs.events import JobFinished
+from piecework.client.jobs.requests import Generation, TextRequest
+from piecework.client.journal.store import Store
 from piecework.client.sdk import PieceworkClient
-from piecework.client.store import Store
 from piecework.client.wallet import Wallet
 from piecework_protocol.content import Message
 from tests.support.chains import deployed, signer

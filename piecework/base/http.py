@@ -22,8 +22,8 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 import aiohttp
 
 from piecework.base.errors import PieceworkError
+from piecework.base.jsons import loads
 from piecework.base.text import one_line
-from protocol.jsons import loads
 
 MAX_REDIRECTS: Final = 5
 MAX_ERROR_BODY_BYTES: Final = 64 * 1024

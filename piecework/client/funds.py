@@ -16,8 +16,8 @@ from piecework.chain.authorizations import Authorization, SignedAuthorization, s
 from piecework.chain.calls import Claim
 from piecework.chain.transactions import Mined, TransactionSender
 from piecework.client.errors import ClientError, InsufficientFunds, WorkerUnreachable
-from piecework.client.outstanding import pay_outstanding
-from piecework.client.records import ChannelRow, ChannelStatus
+from piecework.client.jobs.outstanding import pay_outstanding
+from piecework.client.journal.records import ChannelRow, ChannelStatus
 from piecework.client.sdk import PieceworkClient
 from piecework_protocol.errors import ProtocolViolation, Refusal
 from piecework_protocol.objects import CloseChannel

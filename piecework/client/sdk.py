@@ -18,9 +18,7 @@ from typing import Self
 
 from piecework.chain.deployment import Deployment
 from piecework.chain.reader import ChainReader
-from piecework.client.channels import ChannelManager
 from piecework.client.config import ClientConfig, ClientHome
-from piecework.client.discovery import ChainView, Clock, Discovery, Found, Links
 from piecework.client.errors import (
     InsufficientFunds,
     JobFailed,
@@ -28,14 +26,12 @@ from piecework.client.errors import (
     StoreError,
     WorkerUnreachable,
 )
-from piecework.client.jobs import JobContext, JobDriver, prepare
-from piecework.client.limits import MAX_CANDIDATES
-from piecework.client.outstanding import pay_outstanding
-from piecework.client.proofs import ProvenReceipt, prove_receipts
-from piecework.client.records import ChannelRow, ChannelStatus, JobRow, JobStatus
-from piecework.client.requests import Filters, TextRequest
-from piecework.client.run import Caller, JobRun
-from piecework.client.selection import (
+from piecework.client.jobs.channels import ChannelManager
+from piecework.client.jobs.driver import JobContext, JobDriver, prepare
+from piecework.client.jobs.outstanding import pay_outstanding
+from piecework.client.jobs.requests import Filters, TextRequest
+from piecework.client.jobs.run import Caller, JobRun
+from piecework.client.jobs.selection import (
     AFTER_REFUSAL,
     BUSY_REASONS,
     Choice,
@@ -44,7 +40,11 @@ from piecework.client.selection import (
     learn,
     rank,
 )
-from piecework.client.store import Store
+from piecework.client.journal.proofs import ProvenReceipt, prove_receipts
+from piecework.client.journal.records import ChannelRow, ChannelStatus, JobRow, JobStatus
+from piecework.client.journal.store import Store
+from piecework.client.limits import MAX_CANDIDATES
+from piecework.client.network.discovery import ChainView, Clock, Discovery, Found, Links
 from piecework.client.wallet import Wallet, open_wallet
 from piecework_protocol.errors import PieceworkError, ProtocolViolation, Reason, Refusal
 from piecework_protocol.offers import OfferRejected
@@ -205,7 +205,7 @@ class PieceworkClient:
 
     def run(self, request: TextRequest) -> JobRun:
         """Run the request at the best worker, or the next when one declines; see
-        `client.run.JobRun`."""
+        `client.jobs.run.JobRun`."""
         return self._start(lambda caller: self._run(request, caller))
 
     def resume(self, job: JobId) -> JobRun:

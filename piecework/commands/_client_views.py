@@ -8,8 +8,8 @@ from typing import Any
 
 from piecework.client.errors import ConfigError
 from piecework.client.funds import Closing, Funds
-from piecework.client.proofs import ProvenReceipt
-from piecework.client.records import ChannelStatus
+from piecework.client.journal.proofs import ProvenReceipt
+from piecework.client.journal.records import ChannelStatus
 from piecework.client.sdk import PieceworkClient, Quote
 from piecework.commands._terminal import JobProgress
 from piecework_protocol.service import service_name

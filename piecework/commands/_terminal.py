@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from piecework.client.events import (
+from piecework.client.jobs.events import (
     CanvasText,
     DraftText,
     JobEvent,
@@ -19,7 +19,7 @@ from piecework.client.events import (
     JobResuming,
     JobStarted,
 )
-from piecework.client.run import JobRun
+from piecework.client.jobs.run import JobRun
 from piecework_protocol.types import to_hex
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from piecework.commands import _common as common
 
 if TYPE_CHECKING:
     from piecework.client.config import ClientConfig
-    from piecework.client.requests import TextRequest
+    from piecework.client.jobs.requests import TextRequest
     from piecework.client.sdk import PieceworkClient
 
 app = common.group()
@@ -455,7 +455,7 @@ def _indexes(index: list[str] | None) -> Any:
 def _request(prompt: str, system: str | None, model: str | None, **options: Any) -> TextRequest:
     import sys
 
-    from piecework.client.requests import DEFAULT_TEMPERATURE_START, Generation, TextRequest
+    from piecework.client.jobs.requests import DEFAULT_TEMPERATURE_START, Generation, TextRequest
     from piecework_protocol.content import Message
     from piecework_protocol.errors import MalformedInput
     from piecework_protocol.types import Amount, Micros

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from piecework.client.errors import NoWorkerFits
-from piecework.client.events import CanvasText, DraftText, JobEvent, JobFinished, JobStarted
-from piecework.client.requests import TextRequest
+from piecework.client.jobs.events import CanvasText, DraftText, JobEvent, JobFinished, JobStarted
+from piecework.client.jobs.requests import TextRequest
 from piecework.client.sdk import PieceworkClient
 from piecework_protocol.errors import PieceworkError
 

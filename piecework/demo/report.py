@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from piecework.chain.events import Settled
-from piecework.client.proofs import ProvenReceipt
+from piecework.client.journal.proofs import ProvenReceipt
 from piecework.demo.jobs import JobResult
 from piecework.demo.market import Balances
 from piecework_protocol.eip712 import Domain

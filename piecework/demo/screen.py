@@ -13,7 +13,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from piecework.client.events import CanvasText, DraftText, JobEvent, JobFinished, JobStarted
+from piecework.client.jobs.events import CanvasText, DraftText, JobEvent, JobFinished, JobStarted
 from piecework.commands._common import amount
 
 REFRESHES_PER_SECOND = 20

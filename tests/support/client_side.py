@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from piecework.client.config import ClientConfig, load_config
-from piecework.client.events import (
+from piecework.client.jobs.events import (
     CanvasText,
     DraftText,
     JobEvent,
@@ -14,10 +14,10 @@ from piecework.client.events import (
     JobResuming,
     JobStarted,
 )
-from piecework.client.requests import Generation, TextRequest
-from piecework.client.run import JobRun
+from piecework.client.jobs.requests import Generation, TextRequest
+from piecework.client.jobs.run import JobRun
+from piecework.client.journal.store import Store
 from piecework.client.sdk import PieceworkClient
-from piecework.client.store import Store
 from piecework.client.wallet import Wallet
 from piecework_protocol.content import Message
 from piecework_protocol.signing import LocalSigner

@@ -24,8 +24,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from piecework.client.events import CanvasText, FinishReason, JobFinished, JobStarted
-from piecework.client.requests import DEFAULT_TEMPERATURE_START, Generation, TextRequest
+from piecework.client.jobs.events import CanvasText, FinishReason, JobFinished, JobStarted
+from piecework.client.jobs.requests import DEFAULT_TEMPERATURE_START, Generation, TextRequest
 from piecework_protocol.content import Message
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.limits import MAX_DENOISING_STEPS, MAX_MESSAGES_PER_PROMPT

@@ -30,13 +30,13 @@ from piecework.client.errors import (
     NoWorkerFits,
     WorkerUnreachable,
 )
-from piecework.client.events import CanvasText, JobEvent, JobFinished, JobStarted
 from piecework.client.gateway import openai_format as oai
 from piecework.client.gateway.metrics import GatewayMetrics
 from piecework.client.gateway.openai_format import ApiError, ChatRequest, StopCutter
-from piecework.client.run import JobRun
+from piecework.client.jobs.events import CanvasText, JobEvent, JobFinished, JobStarted
+from piecework.client.jobs.run import JobRun
+from piecework.client.jobs.selection import BUSY_REASONS
 from piecework.client.sdk import PieceworkClient
-from piecework.client.selection import BUSY_REASONS
 from piecework_protocol.content import encode_prompt
 from piecework_protocol.errors import (
     MalformedInput,

@@ -24,9 +24,9 @@ from grpc_status import rpc_status
 
 from piecework.chain.dev.embedded import EmbeddedChain
 from piecework.client.config import load_config
-from piecework.client.events import CanvasText, JobFinished
+from piecework.client.jobs.events import CanvasText, JobFinished
+from piecework.client.journal.store import Store
 from piecework.client.sdk import PieceworkClient
-from piecework.client.store import Store
 from piecework.client.wallet import Wallet
 from piecework.market.offer_store import OfferStore
 from piecework.market.server import IndexServer

@@ -14,12 +14,12 @@ from pathlib import Path
 from piecework.chain.dev.embedded import EmbeddedChain
 from piecework.client.config import load_config
 from piecework.client.errors import JobInterrupted, NoWorkerFits, WorkerUnreachable
-from piecework.client.events import CanvasText, JobFinished
-from piecework.client.records import JobStatus
-from piecework.client.requests import Generation, TextRequest
-from piecework.client.run import JobRun
+from piecework.client.jobs.events import CanvasText, JobFinished
+from piecework.client.jobs.requests import Generation, TextRequest
+from piecework.client.jobs.run import JobRun
+from piecework.client.journal.records import JobStatus
+from piecework.client.journal.store import Store
 from piecework.client.sdk import PieceworkClient
-from piecework.client.store import Store
 from piecework.client.wallet import Wallet
 from piecework_protocol.content import Message
 from piecework_protocol.types import JobId

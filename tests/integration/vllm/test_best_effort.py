@@ -20,9 +20,9 @@ from grpc_status import rpc_status
 from piecework.chain.dev.embedded import EmbeddedChain
 from piecework.client.config import load_config
 from piecework.client.errors import NoWorkerFits
-from piecework.client.events import CanvasText, JobFinished, JobStarted
+from piecework.client.jobs.events import CanvasText, JobFinished, JobStarted
+from piecework.client.journal.store import Store
 from piecework.client.sdk import PieceworkClient
-from piecework.client.store import Store
 from piecework.client.wallet import Wallet
 from piecework_model.checkpoint.manifest import bundled_checkpoint_path
 from piecework_node import config as settings

@@ -10,11 +10,11 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from piecework.client.channels import deposit_total
-from piecework.client.discovery import parse_page
 from piecework.client.errors import InsufficientFunds
 from piecework.client.gateway.openai_format import ApiError, StopCutter, parse_chat
-from piecework.client.store import Store
+from piecework.client.jobs.channels import deposit_total
+from piecework.client.journal.store import Store
+from piecework.client.network.discovery import parse_page
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.frames import LeafRef
 from piecework_protocol.ledger import PayerLedger

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from piecework.client.channels import deposit_total
 from piecework.client.config import ClientHome, load_config
 from piecework.client.errors import ConfigError, InsufficientFunds, WalletError, WorkerUnreachable
-from piecework.client.transport import WorkerEndpoint
+from piecework.client.jobs.channels import deposit_total
+from piecework.client.network.transport import WorkerEndpoint
 from piecework.client.wallet import create_key, open_key, open_wallet
 from piecework.commands._terminal import printable
 from piecework_protocol.types import Amount

@@ -6,10 +6,8 @@ from typing import Any
 
 import pytest
 
-from piecework.client.limits import EXPERIENCE_HALF_LIFE_S
-from piecework.client.records import Experience
-from piecework.client.requests import Filters, Generation
-from piecework.client.selection import (
+from piecework.client.jobs.requests import Filters, Generation
+from piecework.client.jobs.selection import (
     AFTER_REFUSAL,
     BUSY_REASONS,
     Next,
@@ -20,6 +18,8 @@ from piecework.client.selection import (
     reliability,
     resolve,
 )
+from piecework.client.journal.records import Experience
+from piecework.client.limits import EXPERIENCE_HALF_LIFE_S
 from piecework_protocol.client_session import TEMPLATE_TOKENS
 from piecework_protocol.content import encode_prompt
 from piecework_protocol.errors import Reason

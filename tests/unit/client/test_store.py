@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from piecework.client.database import Database
 from piecework.client.errors import InsufficientFunds, StoreError
-from piecework.client.records import ChannelStatus, Experience, JobRow, JobStatus
-from piecework.client.selection import learn
-from piecework.client.store import Store
+from piecework.client.jobs.selection import learn
+from piecework.client.journal.database import Database
+from piecework.client.journal.records import ChannelStatus, Experience, JobRow, JobStatus
+from piecework.client.journal.store import Store
 from piecework_protocol.client_session import CanvasVerified
 from piecework_protocol.content import CanvasOutput
 from piecework_protocol.eip712 import Domain

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from piecework.client.records import ReceiptRow
+from piecework.client.journal.records import ReceiptRow
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.merkle import InclusionProof, prove, verify
 from piecework_protocol.objects import Channel, Voucher

@@ -13,11 +13,10 @@ import os
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, replace
 
-from piecework.client.channels import ChannelManager
 from piecework.client.config import ClientConfig
-from piecework.client.discovery import Clock, Links
 from piecework.client.errors import JobFailed, JobInterrupted, WorkerUnreachable
-from piecework.client.events import (
+from piecework.client.jobs.channels import ChannelManager
+from piecework.client.jobs.events import (
     CanvasText,
     DraftText,
     FinishReason,
@@ -25,13 +24,14 @@ from piecework.client.events import (
     JobResuming,
     JobStarted,
 )
+from piecework.client.jobs.requests import TextRequest
+from piecework.client.jobs.run import Caller
+from piecework.client.jobs.selection import Choice, learn, learn_broken
+from piecework.client.journal.records import ChannelRow, JobRow, JobStatus, usage_of
+from piecework.client.journal.store import Store
 from piecework.client.limits import CANCEL_TIMEOUT_S, RESUME_FIRST_WAIT_S, RESUME_LONGEST_WAIT_S
-from piecework.client.records import ChannelRow, JobRow, JobStatus, usage_of
-from piecework.client.requests import TextRequest
-from piecework.client.run import Caller
-from piecework.client.selection import Choice, learn, learn_broken
-from piecework.client.store import Store
-from piecework.client.transport import JobStream
+from piecework.client.network.discovery import Clock, Links
+from piecework.client.network.transport import JobStream
 from piecework.client.wallet import Wallet
 from piecework_protocol import objects
 from piecework_protocol.client_session import (

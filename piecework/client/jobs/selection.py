@@ -13,14 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from piecework.client.limits import (
-    BROKEN_WORKER_REST_S,
-    BYTES_PER_TOKEN_ESTIMATE,
-    EXPERIENCE_HALF_LIFE_S,
-    MEAN_STEPS_ESTIMATE,
-)
-from piecework.client.records import Experience
-from piecework.client.requests import (
+from piecework.client.jobs.requests import (
     DEFAULT_CONFIDENCE_THRESHOLD,
     DEFAULT_ENTROPY_BOUND,
     DEFAULT_MAX_STEPS,
@@ -31,6 +24,13 @@ from piecework.client.requests import (
     Filters,
     Generation,
     TextRequest,
+)
+from piecework.client.journal.records import Experience
+from piecework.client.limits import (
+    BROKEN_WORKER_REST_S,
+    BYTES_PER_TOKEN_ESTIMATE,
+    EXPERIENCE_HALF_LIFE_S,
+    MEAN_STEPS_ESTIMATE,
 )
 from piecework_protocol.client_session import TEMPLATE_TOKENS
 from piecework_protocol.content import encode_prompt

@@ -30,7 +30,7 @@ from piecework.client.limits import (
     STANDING_LIFETIME_S,
     UNARY_TIMEOUT_S,
 )
-from piecework.client.transport import WorkerLink
+from piecework.client.network.transport import WorkerLink
 from piecework_protocol import wire
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import MalformedInput, ProtocolViolation, Refusal

@@ -11,10 +11,10 @@ from collections.abc import Callable
 
 from piecework.chain.errors import RpcUnavailable
 from piecework.client.config import ClientConfig
-from piecework.client.discovery import ChainView, Clock
 from piecework.client.errors import InsufficientFunds
-from piecework.client.records import ChannelRow, ChannelStatus, JobRow
-from piecework.client.store import Store
+from piecework.client.journal.records import ChannelRow, ChannelStatus, JobRow
+from piecework.client.journal.store import Store
+from piecework.client.network.discovery import ChainView, Clock
 from piecework.client.wallet import Wallet
 from piecework_protocol.errors import PieceworkError
 from piecework_protocol.frames import Funding
