@@ -12,7 +12,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -133,6 +133,8 @@ class ProcessGroup:
         self.roles: list[Role] = []
         self.resources = contextlib.AsyncExitStack()
         """What uses the roles: closed before they are stopped."""
+        self.on_ready: Callable[[Role], None] = lambda role: None
+        """Called with each role that is ready."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -151,7 +153,8 @@ class ProcessGroup:
     async def start(
         self, name: str, arguments: Sequence[str], *, environment: Mapping[str, str] | None = None
     ) -> Role:
-        """Start a role that this household will stop."""
+        """Start a role that this group will stop."""
         role = await Role.start(name, arguments, self.logs / f"{name}.log", environment=environment)
         self.roles.append(role)
+        self.on_ready(role)
         return role

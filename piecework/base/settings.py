@@ -26,6 +26,8 @@ from piecework.base.shapes import expected, is_list, is_wrong_number
 from piecework.base.text import one_line
 
 MAX_FILE_BYTES: Final = 1024 * 1024
+MAX_BRACKETS: Final = 500
+"""Of lists and tables. A file with more could overrun the parser, which calls itself."""
 _MAX_SHOWN: Final = 60
 # What Kubernetes and container links set for a service that happens to have our name.
 _SERVICE_LINK: Final = re.compile(
@@ -146,6 +148,8 @@ def check(model: type[M], values: Mapping[str, Any]) -> M:
 def _from_file(model: type[Settings], file: Path, found: _Found) -> None:
     try:
         text = read(file, MAX_FILE_BYTES).decode("utf-8-sig")  # editors on Windows write a mark
+        if text.count("[") + text.count("{") > MAX_BRACKETS:
+            raise SettingsError(f"{shown(file)} is nested too deep")
         values = tomllib.loads(text)
     except FileError as error:
         if isinstance(error.__cause__, FileNotFoundError):
@@ -153,8 +157,6 @@ def _from_file(model: type[Settings], file: Path, found: _Found) -> None:
         raise SettingsError(str(error)) from None
     except UnicodeDecodeError as error:
         raise SettingsError(f"{shown(file)} is not UTF-8 text (byte {error.start})") from None
-    except RecursionError:
-        raise SettingsError(f"{shown(file)} is nested too deep") from None
     except ValueError as error:  # tomllib's own error is one, and so is that of a huge number
         raise SettingsError(f"{shown(file)} is not TOML: {one_line(str(error), 200)}") from None
     for name, value in values.items():

@@ -4,12 +4,12 @@ it."""
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from piecework.base.amounts import MAX_DECIMALS, MAX_SYMBOL_CHARACTERS, Token
+from piecework.base.files import FileError, read, write_public
 from piecework.base.jsons import loads
 from piecework.chain.errors import BadDeployment
 from piecework.chain.limits import MAX_DEPLOYMENT_BYTES
@@ -22,6 +22,8 @@ _FIELDS = (
     "escrow",
     "registry",
     "token",
+    "token_symbol",
+    "token_decimals",
     "escrow_code_hash",
     "registry_code_hash",
     "block",
@@ -34,8 +36,9 @@ class Deployment:
     deployed.
 
     `block` is where the contracts were created: no event of theirs is older. `token` is the
-    market's default token and the registry's stake token. `rpc_url` is a suggestion; everybody may
-    use a node of their own.
+    market's default token and the registry's stake token. Its symbol and decimals are what the
+    chain said. `ChainReader.verify` compares them with the chain again. `rpc_url` is a suggestion:
+    everybody may use a node of their own.
     """
 
     chain_id: int
@@ -43,6 +46,8 @@ class Deployment:
     escrow: Address
     registry: Address
     token: Address
+    token_symbol: str
+    token_decimals: int
     escrow_code_hash: Bytes32
     registry_code_hash: Bytes32
     block: int
@@ -52,9 +57,10 @@ class Deployment:
         """The EIP-712 domain of every signed object of this market."""
         return Domain(self.chain_id, self.escrow)
 
-    def with_rpc_url(self, rpc_url: str) -> Deployment:
-        """The same market through another node."""
-        return replace(self, rpc_url=rpc_url)
+    @property
+    def payment_token(self) -> Token:
+        """What amounts of this market are counted in."""
+        return Token(bytes(self.token), self.token_symbol, self.token_decimals)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object; addresses and hashes as 0x hex."""
@@ -79,6 +85,8 @@ class Deployment:
                 escrow=parse_address(raw["escrow"]),
                 registry=parse_address(raw["registry"]),
                 token=parse_address(raw["token"]),
+                token_symbol=_symbol(raw["token_symbol"]),
+                token_decimals=_decimals(raw),
                 escrow_code_hash=Bytes32(
                     parse_hex(raw["escrow_code_hash"], 32, "escrow_code_hash")
                 ),
@@ -95,43 +103,45 @@ class Deployment:
 
     @classmethod
     def load(cls, path: Path) -> Deployment:
-        """Read a deployment file; `BadDeployment` when it is absent or malformed."""
+        """Read a deployment file.
+
+        Raises:
+            BadDeployment: it is absent, unreadable or malformed.
+        """
         try:
-            with path.open("rb") as file:
-                data = file.read(MAX_DEPLOYMENT_BYTES + 1)
-        except OSError as error:
-            raise BadDeployment(
-                f"cannot read the deployment file {path}: {error.strerror}"
-            ) from error
-        if len(data) > MAX_DEPLOYMENT_BYTES:
-            raise BadDeployment(
-                f"the deployment file {path} is larger than {MAX_DEPLOYMENT_BYTES} bytes"
-            )
-        try:
-            raw = loads(data)
+            raw = loads(read(path, MAX_DEPLOYMENT_BYTES))
+        except FileError as error:
+            raise BadDeployment(f"the deployment file cannot be used: {error}") from error
         except ValueError as error:
             raise BadDeployment(f"the deployment file {path} is not JSON: {error}") from error
         return cls.from_json(raw)
 
     def save(self, path: Path) -> None:
-        """Write the file whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-        try:
-            with os.fdopen(handle, "w") as file:
-                file.write(json.dumps(self.to_json(), indent=2) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        """Write the file whole or not at all. Everybody may read it: it is meant to be shared.
+
+        Raises:
+            FileError: the file cannot be written.
+        """
+        write_public(path, (json.dumps(self.to_json(), indent=2) + "\n").encode(), replace=True)
 
 
 def _integer(raw: dict[str, Any], name: str) -> int:
     value = raw[name]
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise ValueError(f"{name} is not a whole number")
+    return value
+
+
+def _decimals(raw: dict[str, Any]) -> int:
+    decimals = _integer(raw, "token_decimals")
+    if decimals > MAX_DECIMALS:
+        raise ValueError(f"token_decimals is more than {MAX_DECIMALS}")
+    return decimals
+
+
+def _symbol(value: Any) -> str:
+    if not isinstance(value, str) or len(value) > MAX_SYMBOL_CHARACTERS:
+        raise ValueError(f"token_symbol is not a text of up to {MAX_SYMBOL_CHARACTERS} characters")
     return value
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
+from piecework.base.amounts import Token
 from piecework.chain.abi import interface
 from piecework.chain.authorizations import ContractDomain, registry_domain
 from piecework.chain.calls import Claim
@@ -38,6 +39,7 @@ from piecework.chain.rpc import (
     quantity,
     web3_over,
 )
+from piecework.chain.token import read_token
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.states import ChannelState
 from piecework_protocol.types import (
@@ -160,8 +162,11 @@ class ChainReader:
     # --- is this the right chain?
 
     async def verify(self) -> None:
-        """`WrongChain` unless chain id, both code hashes and the escrow's domain are the
-        deployment's."""
+        """Compare the chain with the deployment: chain id, code, domain, decimals and symbol.
+
+        Raises:
+            WrongChain: something differs.
+        """
         expected = self.deployment
         chain_id = await self._w3.eth.chain_id
         if chain_id != expected.chain_id:
@@ -187,6 +192,12 @@ class ChainReader:
         (separator,) = await self._escrow("DOMAIN_SEPARATOR")
         if separator != self.domain.separator():
             raise WrongChain("the escrow signs under another domain than this program")
+        token = await read_token(self.rpc, expected.token)
+        if token != expected.payment_token:
+            raise WrongChain(
+                f"the deployment file says that the token is {_described(expected.payment_token)}. "
+                f"The chain says {_described(token)}. Ask for the right deployment file."
+            )
 
     # --- blocks
 
@@ -430,6 +441,10 @@ class ChainReader:
             return str(interface("TestToken").decode("name", answer)[0])
         except (TransactionReverted, BadAnswer):
             return "1"
+
+
+def _described(token: Token) -> str:
+    return f"{token.symbol} with {token.decimals} decimals"
 
 
 def parse_logs(raw: Any) -> list[Log]:

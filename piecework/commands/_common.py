@@ -3,21 +3,39 @@ amounts."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import sys
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from piecework.base.entry import fail, guard, run
+
 if TYPE_CHECKING:
+    from piecework.base.amounts import Token
     from piecework_node.models.store import ModelStore
 
-T = TypeVar("T")
-TOKEN_DECIMALS = 6
+__all__ = [
+    "ask",
+    "checkpoint",
+    "fail",
+    "group",
+    "guard",
+    "home",
+    "market_token",
+    "model_store",
+    "one_of",
+    "password",
+    "print_json",
+    "run",
+    "single",
+    "token_json",
+    "units",
+]
+
 HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 
 
@@ -33,82 +51,43 @@ def single() -> typer.Typer:
     )
 
 
-def fail(message: str, code: int = 1) -> NoReturn:
-    """Print one clear line on stderr and leave. Never a traceback for something that was to be
-    expected."""
-    print(f"error: {message}", file=sys.stderr)
-    raise SystemExit(code)
-
-
-def run(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a command's coroutine; an error that we raise on purpose becomes one line and exit code
-    1."""
-    from piecework_protocol.errors import PieceworkError
-
-    try:
-        return asyncio.run(coroutine)
-    except PieceworkError as error:
-        fail(str(error))
-    except BaseExceptionGroup as group:
-        if group.split(PieceworkError)[1] is not None:
-            raise
-        fail("; ".join(str(e) for e in _leaves(group)))
-    except KeyboardInterrupt:
-        fail("interrupted", 130)
-
-
-def call(work: Callable[[], T]) -> T:
-    """The same for a function that waits for nothing."""
-    from piecework_protocol.errors import PieceworkError
-
-    try:
-        return work()
-    except PieceworkError as error:
-        fail(str(error))
-
-
-def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
-    flat: list[BaseException] = []
-    for error in group.exceptions:
-        flat += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
-    return flat
-
-
 def print_json(value: Mapping[str, Any]) -> None:
     """One JSON object on stdout, at once."""
     print(json.dumps(value), flush=True)
 
 
-def amount(base_units: int, symbol: str = "tUSDC") -> str:
-    """Base units as a person reads them."""
-    sign = "-" if base_units < 0 else ""
-    whole, rest = divmod(abs(base_units), 1_000_000)
-    return f"{sign}{whole:,}.{rest:06d} {symbol}"
+def market_token(deployment: Path) -> Token:
+    """What the amounts of a market are counted in; one clear line when its file is unusable."""
+    from piecework.chain.deployment import Deployment
+
+    return guard(lambda: Deployment.load(deployment).payment_token)
 
 
-def parse_amount(text: str) -> int:
-    """Token units as a person writes them ("1.5"), in base units."""
-    whole, _, rest = text.partition(".")
-    if not (whole or rest) or not (whole + rest).isdecimal() or len(rest) > TOKEN_DECIMALS:
-        fail(f"{text!r} is not an amount with at most {TOKEN_DECIMALS} decimals", 2)
-    return int(whole or "0") * 1_000_000 + int(rest.ljust(TOKEN_DECIMALS, "0"))
+def units(token: Token, text: str) -> int:
+    """Base units of an amount that a person wrote; one clear line when it is malformed."""
+    return guard(lambda: token.parse(text))
+
+
+def token_json(token: Token) -> dict[str, Any]:
+    """A token as every command with amounts prints it in JSON."""
+    address = None if token.address is None else "0x" + token.address.hex()
+    return {"address": address, "symbol": token.symbol, "decimals": token.decimals}
 
 
 def one_of(option: str, value: str, choices: Sequence[str]) -> str:
     """`value` if it is among the choices; else one line that names them."""
-    if value in choices:
-        return value
-    fail(f"{option} is one of {', '.join(choices)}", 2)
+    if value not in choices:
+        fail(f"{option} is one of {', '.join(choices)}", 2)
+    return value
 
 
 def home(role: str, chosen: Path | None) -> Path:
-    """The role's home directory: `--home`, else $PIECEWORK_HOME, else the platform's data
-    folder."""
+    """The role's home: `--home`, else $PIECEWORK_HOME/ROLE, else in the platform's data folder."""
     if chosen is not None:
         return chosen
     from_environment = os.environ.get("PIECEWORK_HOME")
     if from_environment:
-        return Path(from_environment)
+        return Path(from_environment) / role
     import platformdirs
 
     return platformdirs.user_data_path("piecework") / role
@@ -127,15 +106,13 @@ def checkpoint(text: str, store: Path | None = None) -> Path:
     """The folder that a person means by a path or the name of a pulled model."""
     from piecework_node.models.store import checkpoint_folder
 
-    return call(lambda: checkpoint_folder(text, model_store(store)))
+    return guard(lambda: checkpoint_folder(text, model_store(store)))
 
 
 def ask(option: str, question: str) -> str:
     """Ask for an option that was not given; without a terminal it is missing, and said so."""
     if not sys.stdin.isatty():
         fail(f"{option} is missing", 2)
-    import typer
-
     answer: str = typer.prompt(question)
     return answer
 

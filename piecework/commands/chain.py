@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from piecework.base.amounts import native_coin
 from piecework.commands import _common as common
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 app = common.group()
 
 DEPLOYER_KEY_VARIABLE = "PIECEWORK_DEPLOYER_KEY"
-WEI_DECIMALS = 18
+NATIVE_COIN = native_coin()
 _SECONDS_PER_DAY = 24 * 3600
 
 DeploymentFile = Annotated[Path, typer.Option("--deployment", help="The market's deployment file.")]
@@ -60,7 +61,7 @@ def dev(
         )
     terms = None
     if not bare:
-        terms = common.parse_amount(min_stake), int(unbonding_days * _SECONDS_PER_DAY)
+        terms = min_stake, int(unbonding_days * _SECONDS_PER_DAY)
     file = None if deployment is None else deployment.resolve()
     common.run(_dev(host, port, anvil=anvil, file=file, terms=terms))
 
@@ -99,10 +100,10 @@ def deploy(
     if out.exists():
         common.fail(f"{out} is there already. Move it away, or choose another file with --out.")
     address = None if token is None else _address(token)
-    stake, delay = common.parse_amount(min_stake), int(unbonding_days * _SECONDS_PER_DAY)
+    delay = int(unbonding_days * _SECONDS_PER_DAY)
     deployer = _deployer(rpc, key_file, password_file, faucet_key)
     made = common.run(
-        _deploy(rpc, deployer, token=address, min_stake=stake, unbonding_delay_s=delay)
+        _deploy(rpc, deployer, token=address, min_stake=min_stake, unbonding_delay_s=delay)
     )
     made.save(out)
     if json:
@@ -126,7 +127,8 @@ def faucet(
     json: Json = False,
 ) -> None:
     """Give away coins and test tokens, on development chains only."""
-    wei, amount = _parse_native(native), common.parse_amount(tokens)
+    token = common.market_token(deployment)
+    wei, amount = common.units(NATIVE_COIN, native), common.units(token, tokens)
     if wei == 0 and amount == 0:
         common.fail("nothing to give: say --native AMOUNT, --tokens AMOUNT, or both", 2)
     result = common.run(_faucet(deployment, rpc, _address(to), wei, amount))
@@ -134,7 +136,8 @@ def faucet(
         common.print_json(result)
     else:
         typer.echo(
-            f"{to} now holds {_native(result['native'])} and {common.amount(result['tokens'])}"
+            f"{to} now holds {NATIVE_COIN.format(result['native'])} and "
+            f"{token.format(result['tokens'])}"
         )
 
 
@@ -148,6 +151,7 @@ def status(
 ) -> None:
     """Check the chain of a market and list its workers."""
     result = common.run(_status(deployment, rpc))
+    token = common.market_token(deployment)
     if json:
         common.print_json(result)
         return
@@ -160,17 +164,17 @@ def status(
     typer.echo(f"chain        {result['chain_id']}, block {height}, final {final}")
     typer.echo(f"escrow       {result['escrow']}")
     typer.echo(f"registry     {result['registry']}")
-    typer.echo(f"token        {result['token']}")
+    typer.echo(f"token        {result['token']}, {token.symbol}, {token.decimals} decimals")
     typer.echo(f"contracts    verified, code is {built}")
     typer.echo(
-        f"workers      {result['workers']}, at least {common.amount(result['min_stake'])} of "
+        f"workers      {result['workers']}, at least {token.format(result['min_stake'])} of "
         "stake each"
     )
     typer.echo(f"unbonding    {result['unbonding_delay_s']} s")
 
 
 async def _dev(
-    host: str, port: int, *, anvil: bool, file: Path | None, terms: tuple[int, int] | None
+    host: str, port: int, *, anvil: bool, file: Path | None, terms: tuple[str, int] | None
 ) -> None:
     """Serve a chain. `terms`: least stake and unbonding delay (s) of the contracts; None deploys
     none."""
@@ -194,11 +198,11 @@ async def _dev(
 
 
 async def _prepare(
-    chain: EmbeddedChain | Anvil, rpc_url: str, file: Path | None, terms: tuple[int, int] | None
+    chain: EmbeddedChain | Anvil, rpc_url: str, file: Path | None, terms: tuple[str, int] | None
 ) -> dict[str, Any]:
     """Deploy the contracts unless the chain stays bare; the ready line."""
     from piecework.chain.deploy import deploy as deploy_contracts
-    from piecework_protocol.types import Amount, Seconds, to_hex
+    from piecework_protocol.types import Seconds, to_hex
 
     ready = {
         "ready": True,
@@ -212,7 +216,7 @@ async def _prepare(
     made = await deploy_contracts(
         rpc_url,
         chain.faucet,
-        min_stake=Amount(min_stake),
+        min_stake=min_stake,
         unbonding_delay_s=Seconds(unbonding_delay_s),
         poll_s=0.05,
     )
@@ -248,16 +252,16 @@ async def _deploy(
     deployer: Coroutine[Any, Any, Signer],
     *,
     token: Address | None,
-    min_stake: int,
+    min_stake: str,
     unbonding_delay_s: int,
 ) -> Deployment:
     from piecework.chain.deploy import deploy as deploy_contracts
-    from piecework_protocol.types import Amount, Seconds
+    from piecework_protocol.types import Seconds
 
     return await deploy_contracts(
         rpc_url,
         await deployer,
-        min_stake=Amount(min_stake),
+        min_stake=min_stake,
         unbonding_delay_s=Seconds(unbonding_delay_s),
         token=token,
     )
@@ -351,17 +355,3 @@ def _address(text: str) -> Address:
         return parse_address(text)
     except ValueError as error:
         common.fail(f"{text}: {error}", 2)
-
-
-def _parse_native(text: str) -> int:
-    """Coins as a person writes them to wei."""
-    whole, _, rest = text.partition(".")
-    if not (whole + rest).isdecimal() or len(rest) > WEI_DECIMALS:
-        common.fail(f"{text!r} is not an amount with at most {WEI_DECIMALS} decimals", 2)
-    one: int = 10**WEI_DECIMALS
-    return int(whole or "0") * one + int(rest.ljust(WEI_DECIMALS, "0"))
-
-
-def _native(wei: int) -> str:
-    whole, rest = divmod(wei, 10**WEI_DECIMALS)
-    return f"{whole:,}.{rest:018d}".rstrip("0").rstrip(".") + " coins"

@@ -11,7 +11,8 @@ import typer
 from piecework.commands import _common as common
 
 if TYPE_CHECKING:
-    from piecework.client.config import ClientConfig
+    from piecework.base.amounts import Token
+    from piecework.client.config import ClientConfig, ClientHome
     from piecework.client.jobs.requests import TextRequest
     from piecework.client.sdk import PieceworkClient
 
@@ -123,7 +124,8 @@ def deposit(
         common.fail(
             "--faucet pays for a deposit that is made now: leave out --gasless and --relay", 2
         )
-    units = None if amount is None else common.parse_amount(amount)
+    token = _token(home)
+    units = None if amount is None else common.units(token, amount)
 
     async def work(client: PieceworkClient) -> dict[str, Any]:
         from piecework.commands._deposits import deposit_now, relay_from, sign_to
@@ -138,13 +140,13 @@ def deposit(
 
     result = _with_client(home, password_file, work)
     if json:
-        common.print_json(result)
+        _print_json(result, token)
     elif "file" in result:
         typer.echo(
             f"Signed. Anybody may submit it: piecework client deposit --relay {result['file']}"
         )
     else:
-        typer.echo(f"{common.amount(result['amount'])} deposited in block {result['block']}")
+        typer.echo(f"{token.format(result['amount'])} deposited in block {result['block']}")
 
 
 @app.command()
@@ -165,8 +167,9 @@ def offers(
         home, password_file, lambda client: client.offers(), indexes=_indexes(index)
     )
     rows = [offer_view(signed) for signed in found.offers]
+    token = _token(home)
     if json:
-        common.print_json({"offers": rows, "troubles": list(found.troubles)})
+        _print_json({"offers": rows, "troubles": list(found.troubles)}, token)
         return
     for row in rows:
         typer.echo(
@@ -176,9 +179,9 @@ def offers(
         for model in row["models"]:
             typer.echo(
                 f"    {model['name']:24} {model['tokens_per_second']:>6} tokens/s"
-                f"  out {common.amount(model['price_per_million_output_tokens'])}/M"
-                f"  in {common.amount(model['price_per_million_prompt_tokens'])}/M"
-                f"  steps {common.amount(model['price_per_thousand_steps'])}/k"
+                f"  out {token.format(model['price_per_million_output_tokens'])}/M"
+                f"  in {token.format(model['price_per_million_prompt_tokens'])}/M"
+                f"  steps {token.format(model['price_per_thousand_steps'])}/k"
                 + ("  best effort: no seed, no trace" if model["service"] == "best_effort" else "")
             )
     for trouble in found.troubles:
@@ -207,17 +210,18 @@ def quote(
     """
     from piecework.commands._client_views import quote_view
 
+    token = _token(home)
     request = _request(
         prompt, system, model, max_tokens=max_tokens, max_steps=max_steps, best_effort=best_effort
     )
     flags = _indexes(index)
     view = quote_view(_with_client(home, password_file, lambda c: c.quote(request), indexes=flags))
     if json:
-        common.print_json(view)
+        _print_json(view, token)
         return
     typer.echo(f"worker    {view['worker']} ({view['model']})")
-    typer.echo(f"expected  {common.amount(view['expected'])}")
-    typer.echo(f"at most   {common.amount(view['ceiling'])}")
+    typer.echo(f"expected  {token.format(view['expected'])}")
+    typer.echo(f"at most   {token.format(view['ceiling'])}")
     typer.echo(f"why       {view['why']}")
     for line in view["unfit"]:
         typer.echo(f"left out  {line}", err=True)
@@ -250,6 +254,7 @@ def run(
     """Run a prompt and pay for it canvas by canvas."""
     if (prompt is None) == (resume is None):
         common.fail("give a PROMPT, or --resume JOB", 2)
+    token = _token(home)
     request = None
     if prompt is not None:
         request = _request(
@@ -260,7 +265,7 @@ def run(
             max_steps=max_steps,
             seed=seed,
             temperature=temperature,
-            max_price=max_price,
+            max_price=None if max_price is None else common.units(token, max_price),
             drafts=not json,
             best_effort=best_effort,
         )
@@ -274,11 +279,11 @@ def run(
             job = client.run(request)
         else:
             job = client.resume(JobId(_digest(resume or "", "job")))
-        return result_view(await choose(common.amount, quiet=json).show(job))
+        return result_view(await choose(token.format, quiet=json).show(job))
 
     result = _with_client(home, password_file, work, indexes=_indexes(index))
     if json:
-        common.print_json(result)
+        _print_json(result, token)
 
 
 @app.command()
@@ -297,15 +302,16 @@ def receipts(
 
     wanted = None if job is None else _digest(job, "job")
     view = _with_client(home, password_file, lambda client: receipts_view(client, wanted))
+    token = _token(home)
     if json:
-        common.print_json(view)
+        _print_json(view, token)
     else:
         for row in view["receipts"]:
             mark = row["trouble"] or "proved"
             typer.echo(
                 f"{row['job'][:12]}… canvas {row['canvas']:>3}"
                 f"  {row['units']:>4} tokens {row['steps']:>4} steps"
-                f"  {common.amount(row['amount'])}  leaf {row['leaf_index']} of {row['count']}: "
+                f"  {token.format(row['amount'])}  leaf {row['leaf_index']} of {row['count']}: "
                 f"{mark}"
             )
         typer.echo(f"{len(view['receipts'])} receipts, {view['failed']} with trouble", err=True)
@@ -319,8 +325,9 @@ def balance(*, home: Home = None, password_file: PasswordFile = None, json: Json
     from piecework.commands._client_views import balance_view
 
     view = _with_client(home, password_file, balance_view)
+    token = _token(home)
     if json:
-        common.print_json(view)
+        _print_json(view, token)
         return
     typer.echo(f"payer                {view['payer']}")
     for label, key in (
@@ -330,7 +337,7 @@ def balance(*, home: Home = None, password_file: PasswordFile = None, json: Json
         ("in channels", "in_channels"),
         ("promised to workers", "paid"),
     ):
-        typer.echo(f"{label:20} {common.amount(view[key])}")
+        typer.echo(f"{label:20} {token.format(view[key])}")
 
 
 @app.command()
@@ -339,13 +346,14 @@ def channels(*, home: Home = None, password_file: PasswordFile = None, json: Jso
     from piecework.commands._client_views import channels_view
 
     rows = _with_client(home, password_file, channels_view)
+    token = _token(home)
     if json:
-        common.print_json({"channels": rows})
+        _print_json({"channels": rows}, token)
         return
     for row in rows:
         typer.echo(
             f"{row['channel']}  {row['status']:8} worker {row['operator']}"
-            f"  {common.amount(row['cumulative'])} of {common.amount(row['deposit'])}"
+            f"  {token.format(row['cumulative'])} of {token.format(row['deposit'])}"
             f"  {row['count']} canvases, {row['unacknowledged']} unconfirmed"
         )
 
@@ -388,7 +396,8 @@ def withdraw(
     json: Json = False,
 ) -> None:
     """Take money out of closed channels and the escrow."""
-    units = None if amount is None else common.parse_amount(amount)
+    token = _token(home)
+    units = None if amount is None else common.units(token, amount)
 
     async def work(client: PieceworkClient) -> dict[str, Any]:
         from piecework.commands._client_views import withdraw_view
@@ -397,10 +406,10 @@ def withdraw(
 
     view = _with_client(home, password_file, work)
     if json:
-        common.print_json(view)
+        _print_json(view, token)
         return
     _print_closings(view["channels"], as_json=False)
-    typer.echo(f"{common.amount(view['amount'])} sent to {view['to']}")
+    typer.echo(f"{token.format(view['amount'])} sent to {view['to']}")
 
 
 # --- shared
@@ -409,17 +418,29 @@ def withdraw(
 def open_config(home: Path | None, flags: dict[str, Any]) -> tuple[Path, ClientConfig]:
     """The home directory and its configuration with flags applied; one clear line if it is
     unusable."""
-    from piecework.client.config import ClientHome, load_config
-    from piecework.client.errors import ConfigError
+    from piecework.client.config import load_config
 
-    folder = common.home("client", home)
-    files = ClientHome(folder)
+    files = _existing(home)
+    return files.path, common.guard(lambda: load_config(files.config, flags))
+
+
+def _token(home: Path | None) -> Token:
+    """What the amounts of this client's market are counted in."""
+    return common.market_token(_existing(home).deployment)
+
+
+def _print_json(values: dict[str, Any], token: Token) -> None:
+    common.print_json({**values, "token": common.token_json(token)})
+
+
+def _existing(home: Path | None) -> ClientHome:
+    """The files of a home that `client init` made; one clear line when there is none."""
+    from piecework.client.config import ClientHome
+
+    files = ClientHome(common.home("client", home))
     if not files.wallet.exists():
-        common.fail(f"no client in {folder}. Make one: piecework client init --deployment FILE")
-    try:
-        return folder, load_config(files.config, flags)
-    except ConfigError as error:
-        common.fail(str(error))
+        common.fail(f"no client in {files.path}. Make one: piecework client init --deployment FILE")
+    return files
 
 
 def _with_client(home: Path | None, password_file: Path | None, work: Work, **flags: Any) -> Any:
@@ -472,7 +493,7 @@ def _request(prompt: str, system: str | None, model: str | None, **options: Any)
         generation["temperature_end"] = end
         generation["temperature_start"] = Micros(max(end, DEFAULT_TEMPERATURE_START))
     limit = options.get("max_price")
-    max_price = None if limit is None else Amount(common.parse_amount(limit))
+    max_price = None if limit is None else Amount(limit)
     try:
         return TextRequest(
             tuple(messages),

@@ -69,11 +69,20 @@ async def _demo(options: Options, *, keep: bool, json: bool) -> dict[str, Any]:
                 common.print_json(report)
             else:
                 show_report(console, report)
+                if not keep:
+                    console.print(NEXT, markup=False, soft_wrap=True)
             if keep and demo.market is not None:
                 _show_lines(console, demo.market)
                 await _until_interrupted(demo.market)
     return report
 
+
+NEXT = """What next:
+  piecework demo --keep           leave the market running, and get lines to paste
+  piecework demo --jobs 50 --concurrency 8
+  piecework worker init           sell canvases from your GPU
+  piecework client init           buy text with your own wallet
+Each command explains itself with -h. The guides are in docs/."""
 
 LINES = """
 The market keeps running until Ctrl-C. Paste one of these:

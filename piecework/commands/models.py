@@ -59,9 +59,9 @@ def pull(
     from piecework_node.models.name import ModelName
 
     expected = _digest(expect_digest)
-    model = common.call(lambda: ModelName.parse(name))
+    model = common.guard(lambda: ModelName.parse(name))
     if revision is not None:
-        model = common.call(lambda: model.at(revision))
+        model = common.guard(lambda: model.at(revision))
     with progress() as shown:
         received = common.run(_pull(model, endpoint, store, expected, shown))
     if json:
@@ -93,7 +93,7 @@ async def _pull(
 def list_models(*, store: Store = None, json: Json = False) -> None:
     """List the models in the store."""
     place = common.model_store(store)
-    everything = common.call(place.all)
+    everything = common.guard(place.all)
     if json:
         common.print_json(
             {"store": str(place.root), "models": [_view(pulled) for pulled in everything]}

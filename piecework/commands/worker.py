@@ -11,6 +11,7 @@ import typer
 from piecework.commands import _common as common
 
 if TYPE_CHECKING:
+    from piecework.base.amounts import Token
     from piecework_node.home import Home
 
 app = common.group()
@@ -74,13 +75,14 @@ def init(
     from piecework_node.home import Home
 
     file = deployment or Path(common.ask("--deployment", "The market's deployment file"))
+    token = common.market_token(file)
     values: dict[str, Any] = {
         "payout": payout or common.ask("--payout", "Cold address for the earnings"),
         "bind": bind,
         "endpoint": endpoint,
-        "price_per_million_prompt_tokens": common.parse_amount(price_prompt),
-        "price_per_million_output_tokens": common.parse_amount(price_output),
-        "price_per_thousand_steps": common.parse_amount(price_steps or ("0" if vllm else "0.001")),
+        "price_per_million_prompt_tokens": common.units(token, price_prompt),
+        "price_per_million_output_tokens": common.units(token, price_output),
+        "price_per_thousand_steps": common.units(token, price_steps or ("0" if vllm else "0.001")),
         "slots": slots,
         "indexes": tuple(index or ()),
         **_model_settings(model),
@@ -88,9 +90,8 @@ def init(
     if vllm:
         values |= {"backend": "vllm", "vllm_endpoints": tuple(vllm), "vllm_model": vllm_model}
     place = Home(common.home("worker", home))
-    confirm = not place.operator.is_file()
-    secret = common.password(password_file, confirm=confirm)
-    staked = common.parse_amount(stake) if stake else None
+    secret = common.password(password_file, confirm=not place.operator.is_file())
+    staked = common.units(token, stake) if stake else None
     done = common.run(
         enrol(place, file, values, secret, stake=staked, faucet=faucet, register=not no_register)
     )
@@ -240,8 +241,9 @@ def start(
 def status(*, home: HomeOption = None, json: Json = False) -> None:
     """Show what the running worker does, earns and misses."""
     body = _ask(home, "GET", "/status")
+    token = _token(home)
     if json:
-        common.print_json(body)
+        common.print_json({**body, "token": common.token_json(token)})
         return
     engine, offer, earned = body["engine"], body["offer"] or {}, body["earnings"]
     rows = (
@@ -254,13 +256,12 @@ def status(*, home: HomeOption = None, json: Json = False) -> None:
         ("speed", f"{engine.get('tokens_per_second', 0)} tokens/s, {engine['restarts']} restarts"),
         ("jobs", f"{body['active']} active of {body['slots']} slots and {body['queue']} queued"),
         ("offer", f"number {offer.get('sequence', '-')} at {offer.get('endpoint', '-')}"),
-        ("accepted", common.amount(earned["accepted"])),
-        ("settled", common.amount(earned["settled"])),
-        ("unsettled", common.amount(body["unsettled"])),
+        ("accepted", token.format(earned["accepted"])),
+        ("settled", token.format(earned["settled"])),
+        ("unsettled", token.format(body["unsettled"])),
         (
             "exposure",
-            f"{common.amount(body['exposure'])}, bound "
-            f"{common.amount(body['exposure_bound'] or 0)}",
+            f"{token.format(body['exposure'])}, bound {token.format(body['exposure_bound'] or 0)}",
         ),
         ("jobs missed", ", ".join(f"{k} {v}" for k, v in body["refusals"].items()) or "none"),
     )
@@ -300,14 +301,21 @@ def earnings(*, home: HomeOption = None, json: Json = False) -> None:
     The worker need not run.
     """
     body = common.run(_earnings(common.home("worker", home)))
+    token = _token(home)
     if json:
-        common.print_json(body)
+        common.print_json({**body, "token": common.token_json(token)})
         return
     for name in ("charged", "accepted", "settled", "unpaid"):
-        typer.echo(f"{name:10} {common.amount(body[name])}")
+        typer.echo(f"{name:10} {token.format(body[name])}")
     typer.echo(f"{'canvases':10} {body['canvases']}")
     for state, count in body["jobs"].items():
         typer.echo(f"{'jobs':10} {count} {state}")
+
+
+def _token(home: Path | None) -> Token:
+    from piecework_node.home import Home
+
+    return common.market_token(Home(common.home("worker", home)).deployment)
 
 
 async def _earnings(root: Path) -> dict[str, Any]:

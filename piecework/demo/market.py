@@ -43,7 +43,13 @@ class Stopwatch:
     """How long each phase took, in milliseconds."""
 
     timings_ms: dict[str, float] = field(default_factory=dict)
+    _start: float = field(default_factory=time.monotonic)
     _last: float = field(default_factory=time.monotonic)
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the demo began."""
+        return time.monotonic() - self._start
 
     def lap(self, name: str) -> None:
         """The time since the last lap belongs to `name`."""

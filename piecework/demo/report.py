@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from piecework.base.amounts import Token
 from piecework.chain.events import Settled
 from piecework.client.journal.proofs import ProvenReceipt
 from piecework.demo.jobs import JobResult
@@ -32,6 +33,7 @@ class Evidence:
     timings_ms: dict[str, float]
     domain: Domain
     payer: Address
+    token: Token
 
 
 def verdict(evidence: Evidence) -> list[str]:
@@ -71,6 +73,11 @@ def to_json(evidence: Evidence) -> dict[str, Any]:
         "problems": verdict(evidence),
         "domain": {"chain_id": domain.chain_id, "escrow": to_hex(domain.verifying_contract)},
         "payer": to_hex(evidence.payer),
+        "token": {
+            "address": to_hex(evidence.token.address or b""),
+            "symbol": evidence.token.symbol,
+            "decimals": evidence.token.decimals,
+        },
         "text": first.text,
         "model": first.accepted.model if first.accepted else None,
         "model_digest": to_hex(first.accepted.model_digest) if first.accepted else None,

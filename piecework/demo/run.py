@@ -40,6 +40,12 @@ MAX_SLOTS = 8
 TEMPERATURE_START = Micros(1_000_000)
 TEMPERATURE_END = Micros(600_000)
 SETTLE_TIMEOUT_S = 120.0
+ROLES = {
+    "chain": "an EVM chain with the contracts",
+    "index": "lists signed offers",
+    "worker": "loads the model, measures this machine, registers",
+    "gateway": "serves the OpenAI API",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +72,15 @@ class Demo:
         watch = Stopwatch()
         options = self.options
         slots = min(MAX_SLOTS, options.concurrency)
-        self.screen.phase("starting chain, index, worker and gateway, each a process of its own …")
+        self.screen.phase("starting four processes:")
+        self.screen.expect(ROLES)
+        group.on_ready = lambda role: self.screen.ready(role.name, watch.elapsed_s)
         self.market = market = await open_market(group, root, slots=slots, watch=watch)
+        self.screen.token = market.deployment.payment_token
         client = market.customer.client
         requests = [self._request(prompt, number) for number, prompt in enumerate(self.prompts())]
-        self.screen.phase(
-            f"running {options.jobs} job(s): signed, sealed, denoised, verified, paid …"
-        )
+        what = "1 job" if options.jobs == 1 else f"{options.jobs} jobs"
+        self.screen.phase(f"running {what}: sign, seal, denoise, verify, pay …")
         with self.screen:
             results = await run_jobs(
                 client, self.prompts(), requests, options.concurrency, self.screen
@@ -144,6 +152,7 @@ async def settle(market: DemoMarket, results: list[JobResult], watch: Stopwatch)
         watch.timings_ms,
         reader.domain,
         client.wallet.payer.address,
+        market.deployment.payment_token,
     )
 
 

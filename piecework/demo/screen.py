@@ -1,8 +1,8 @@
-"""The demo on a terminal: the canvas while it is being denoised, and the account of it
-afterwards."""
+"""The demo on a terminal: the roles that start, the canvas while it is denoised, the account."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -10,14 +10,21 @@ from typing import Any, Self
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
+from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from piecework.base.amounts import Token
+from piecework.base.text import one_line, printable
 from piecework.client.jobs.events import CanvasText, DraftText, JobEvent, JobFinished, JobStarted
-from piecework.commands._common import amount
 
 REFRESHES_PER_SECOND = 20
 LINES_SHOWN = 8
+RECEIPTS_SHOWN = 8
+MAX_TEXT = 20_000
+NAMES = 13
+"""Columns of the names in the account."""
+NO_TOKEN = Token(None, "", 0)
 
 
 @dataclass(slots=True)
@@ -34,11 +41,13 @@ class _View:
 
 @dataclass(slots=True)
 class DemoScreen:
-    """Follows the jobs live. On something that is no terminal it only says when a phase starts."""
+    """Follow the demo live. Where the output is not a terminal, print one line for each step."""
 
     console: Console
     quiet: bool = False
+    token: Token = NO_TOKEN
     views: dict[int, _View] = field(default_factory=dict)
+    _roles: dict[str, float | None] = field(default_factory=dict)
     _live: Live | None = None
 
     def phase(self, text: str) -> None:
@@ -46,15 +55,40 @@ class DemoScreen:
         if not self.quiet:
             self.console.print(Text(text, style="dim"))
 
+    # --- the market
+
+    def expect(self, roles: Mapping[str, str]) -> None:
+        """Show the processes that will start, by name; `roles` gives what each of them does."""
+        self._roles = dict.fromkeys(roles)
+        if self.quiet:
+            return
+        for name, task in roles.items():
+            self.console.print(Text(f"  {name:8} {task}", style="dim"))
+        self._start_live()
+
+    def ready(self, name: str, seconds: float) -> None:
+        """One process is ready, `seconds` after the demo began."""
+        self._roles[name] = seconds
+        if self._live is not None:
+            self._live.update(self._render())
+        elif not self.quiet:
+            self.console.print(Text(f"  {name} ready after {seconds:.1f} s", style="dim"))
+        if all(at is not None for at in self._roles.values()):
+            self._stop_live()
+            self._roles.clear()
+
+    def _waiting(self) -> RenderableType:
+        line = Text()
+        for name, at in self._roles.items():
+            mark, style = ("…", "dim") if at is None else (f"{at:.1f} s", "green")
+            line.append(f" {name} {mark} ", style=style)
+        return Spinner("dots", line)
+
+    # --- the jobs
+
     def __enter__(self) -> Self:
-        if not self.quiet and self.console.is_terminal:
-            self._live = Live(
-                self._render(),
-                console=self.console,
-                refresh_per_second=REFRESHES_PER_SECOND,
-                transient=True,
-            )
-            self._live.start()
+        if not self.quiet:
+            self._start_live()
         return self
 
     def __exit__(
@@ -63,12 +97,10 @@ class DemoScreen:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+        self._stop_live()
 
     def saw(self, number: int, event: JobEvent) -> None:
-        """Something happened in a job."""
+        """Take notice of an event of job `number`."""
         view = self.views.setdefault(number, _View())
         if isinstance(event, DraftText):
             view.draft, view.canvas, view.step = event.text, event.canvas, event.step
@@ -82,106 +114,137 @@ class DemoScreen:
         if self._live is not None:
             self._live.update(self._render())
 
+    def _start_live(self) -> None:
+        if self.console.is_terminal and self._live is None:
+            self._live = Live(
+                self._render(),
+                console=self.console,
+                refresh_per_second=REFRESHES_PER_SECOND,
+                transient=True,
+            )
+            self._live.start()
+
+    def _stop_live(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
     def _render(self) -> RenderableType:
+        if self._roles:
+            return self._waiting()
         open_views = [(n, v) for n, v in self.views.items() if not v.done]
         panels: list[RenderableType] = [self._panel(n, v) for n, v in open_views[:3]]
         if len(self.views) > 1:
             done = sum(v.done for v in self.views.values())
-            paid = sum(v.cost for v in self.views.values())
-            panels.append(Text(f"{done} jobs done, {len(open_views)} running, paid {amount(paid)}"))
+            paid = self.token.format(sum(v.cost for v in self.views.values()))
+            panels.append(Text(f"{done} jobs done, {len(open_views)} running, paid {paid}"))
         return Group(*panels)
 
     def _panel(self, number: int, view: _View) -> Panel:
-        body = Text(view.finished)
-        body.append(view.draft, style="dim italic")
-        title = f"job {number + 1} · canvas {view.canvas} · denoising step {view.step}"
-        return Panel(body, title=title, subtitle=f"paid {amount(view.cost)}", height=LINES_SHOWN)
+        body = Text(printable(view.finished, lines=True, limit=MAX_TEXT))
+        body.append(printable(view.draft, lines=True, limit=MAX_TEXT), style="dim italic")
+        title = f"job {number + 1} · canvas {view.canvas + 1} · denoising step {view.step + 1}"
+        paid = f"paid {self.token.format(view.cost)}"
+        return Panel(body, title=title, subtitle=paid, height=LINES_SHOWN)
 
 
 def show_report(console: Console, report: dict[str, Any]) -> None:
-    """The account of a finished demo."""
-    console.print(Panel(Text(report["text"]), title="the text", padding=(1, 2)))
-    table = Table(show_header=False, box=None, padding=(0, 2))
-    table.add_column(style="dim")
-    table.add_column()
-    for name, value in _facts(report):
-        table.add_row(name, value)
+    """Print the account of a finished demo. It fits 80 columns and cuts no amount."""
+    text = printable(report["text"], lines=True, limit=MAX_TEXT)
+    console.print(Panel(Text(text), title="the text", padding=(1, 2)))
+    token = Token(None, report["token"]["symbol"], report["token"]["decimals"])
+    table = Table(show_header=False, box=None, padding=(0, 1))
+    table.add_column(style="dim", min_width=NAMES, no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in _facts(report, token):
+        table.add_row(name, Text(value))
     console.print(table)
-    _show_receipts(console, report)
+    _show_balances(console, report, token)
+    _show_receipts(console, report, token)
     for problem in report["problems"]:
         console.print(Text(f"does not hold: {problem}", style="bold red"))
     if report["ok"]:
-        console.print(
-            Text(
-                "✓ settled amount equals the last voucher · every receipt proves into the root · ",
-                style="green",
-            )
-            + Text("money is conserved", style="green")
-        )
+        for promise in (
+            "the settled amount equals the last voucher",
+            "every receipt proves into the root that the chain recorded",
+            "money is conserved",
+        ):
+            console.print(Text(f"✓ {promise}", style="green"))
 
 
-def _facts(report: dict[str, Any]) -> list[tuple[str, str]]:
-    before, after = report["balances"]["before"], report["balances"]["after"]
-    spent = ", ".join(f"{name} {gas:,}" for name, gas in report["gas"].items() if name != "per_job")
-    jobs = len(report["jobs"])
-    facts = [
-        ("worker", f"{report['worker']['operator']} at {report['worker']['endpoint']}"),
-        ("model", f"{report['model']}  {report['model_digest']}"),
+def short(hexadecimal: str) -> str:
+    """Return the beginning and the end of a hash or address: "0x7cb37298…0151"."""
+    return f"{hexadecimal[:10]}…{hexadecimal[-4:]}"
+
+
+def _facts(report: dict[str, Any], token: Token) -> list[tuple[str, str]]:
+    parts = {name: units for name, units in report["gas"].items() if name != "per_job"}
+    gas = " + ".join(f"{name} {units:,}" for name, units in parts.items())
+    model = one_line(report["model"] or "-", 40)
+    jobs, voucher, times = len(report["jobs"]), report["voucher"], report["timings_ms"]
+    named = "1 job" if jobs == 1 else f"{jobs} jobs"
+    return [
+        ("worker", f"{short(report['worker']['operator'])} at {report['worker']['endpoint']}"),
         (
-            "jobs",
-            f"{jobs}: {report['canvases']} canvases, {report['tokens']} tokens, "
+            "model",
+            f"{model}, digest {short(report['model_digest'])}",
+        ),
+        (
+            "work",
+            f"{named}, {report['canvases']} canvases, {report['tokens']} tokens, "
             f"{report['denoising_steps']} denoising steps",
         ),
-        ("receipts root", report["receipts_root"]),
-        (
-            "voucher",
-            f"{amount(report['voucher']['cumulative'])} for {report['voucher']['count']} receipts",
-        ),
-        ("settlement", str(report["settlement_tx"])),
-        ("gas", f"{report['gas']['per_job']:,} per job ({spent})"),
+        ("voucher", f"{token.format(voucher['cumulative'])} for {voucher['count']} receipts"),
+        ("receipts root", short(report["receipts_root"])),
+        ("settlement", short(str(report["settlement_tx"]))),
+        ("gas a job", f"{report['gas']['per_job']:,}"),
+        ("gas in all", gas),
+        ("time", " · ".join(f"{name} {ms / 1000:.1f} s" for name, ms in times.items())),
     ]
+
+
+def _aligned(token: Token, amounts: Sequence[int]) -> list[str]:
+    """Return amounts with equally many decimals, so that their points stand in one column."""
+    numbers = [token.number(units) for units in amounts]
+    places = max((len(n.partition(".")[2]) for n in numbers), default=0)
+    return [n.ljust(len(n) + places - len(n.partition(".")[2]), "0") for n in numbers]
+
+
+def _show_balances(console: Console, report: dict[str, Any], token: Token) -> None:
+    before, after = report["balances"]["before"], report["balances"]["after"]
+    table = Table(box=None, padding=(0, 1), header_style="dim")
+    table.add_column(token.symbol, style="dim", min_width=NAMES, no_wrap=True)
+    for heading in ("before", "after", "change"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for who in ("payer", "receiver", "escrow"):
         change = after[who] - before[who]
-        facts.append(
-            (
-                who,
-                f"{amount(before[who])} → {amount(after[who])}  "
-                f"({'+' * (change > 0)}{amount(change)})",
-            )
-        )
-    times = " · ".join(
-        f"{name} {value / 1000:.2f} s" for name, value in report["timings_ms"].items()
-    )
-    facts.append(("time", times))
-    return facts
+        old, new, moved = _aligned(token, [before[who], after[who], change])
+        table.add_row(who, old, new, ("+" if change > 0 else "") + moved)
+    console.print()
+    console.print(table)
 
 
-def _show_receipts(console: Console, report: dict[str, Any], most: int = 8) -> None:
-    table = Table(title="receipts", title_justify="left", box=None, padding=(0, 2))
-    for heading in (
-        "leaf",
-        "job",
-        "canvas",
-        "tokens",
-        "steps",
-        "paid",
-        "output digest",
-        "trace root",
-    ):
-        table.add_column(
-            heading, justify="right" if heading in ("leaf", "canvas", "tokens", "steps") else "left"
-        )
-    for receipt in report["receipts"][:most]:
+def _show_receipts(console: Console, report: dict[str, Any], token: Token) -> None:
+    shown = report["receipts"][:RECEIPTS_SHOWN]
+    paid = _aligned(token, [receipt["amount"] for receipt in shown])
+    table = Table(box=None, padding=(0, 1), header_style="dim")
+    for heading in ("receipt", "canvas", "tokens", "steps", token.symbol):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for heading in ("output digest", "trace root"):
+        table.add_column(heading, no_wrap=True)
+    for receipt, amount in zip(shown, paid, strict=True):
         table.add_row(
             str(receipt["leaf_index"]),
-            receipt["job_id"][:10] + "…",
             str(receipt["canvas"]),
             str(receipt["units"]),
             str(receipt["steps"]),
-            amount(receipt["amount"]),
-            receipt["output_digest"][:10] + "…",
-            receipt["trace_root"][:10] + "…",
+            amount,
+            short(receipt["output_digest"]),
+            short(receipt["trace_root"]),
         )
+    console.print()
     console.print(table)
-    if len(report["receipts"]) > most:
-        console.print(Text(f"  and {len(report['receipts']) - most} more", style="dim"))
+    more = len(report["receipts"]) - RECEIPTS_SHOWN
+    if more > 0:
+        console.print(Text(f" and {more} more", style="dim"))
+    console.print()

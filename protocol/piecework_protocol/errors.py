@@ -14,9 +14,17 @@ import enum
 from collections.abc import Mapping
 from typing import Final
 
+from piecework.base.errors import PieceworkError
 
-class PieceworkError(Exception):
-    """The root of every error that Piecework raises on purpose."""
+__all__ = [
+    "GrpcStatus",
+    "InvariantBroken",
+    "MalformedInput",
+    "PieceworkError",
+    "ProtocolViolation",
+    "Reason",
+    "Refusal",
+]
 
 
 class ProtocolViolation(PieceworkError):

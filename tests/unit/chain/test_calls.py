@@ -29,7 +29,7 @@ from tests.support.chains import signer
 PAYER, WORKER = signer("payer"), signer("worker")
 ESCROW, REGISTRY, TOKEN = (Address(bytes([n]) * 20) for n in (1, 2, 3))
 HASH = Bytes32(bytes(32))
-MARKET = Deployment(31337, "http://127.0.0.1:1", ESCROW, REGISTRY, TOKEN, HASH, HASH, 0)
+MARKET = Deployment(31337, "http://127.0.0.1:1", ESCROW, REGISTRY, TOKEN, "tUSDC", 6, HASH, HASH, 0)
 CHANNEL = Channel(
     PAYER.address,
     PAYER.address,

@@ -38,7 +38,7 @@ from piecework_protocol.types import Address, Bytes32, ChannelId, Timestamp, kec
 
 HASH = Bytes32(bytes([5]) * 32)
 ESCROW, REGISTRY, TOKEN = (Address(bytes([n]) * 20) for n in (1, 2, 3))
-MARKET = Deployment(31337, "http://127.0.0.1:1", ESCROW, REGISTRY, TOKEN, HASH, HASH, 0)
+MARKET = Deployment(31337, "http://127.0.0.1:1", ESCROW, REGISTRY, TOKEN, "tUSDC", 6, HASH, HASH, 0)
 
 
 # --- reverts
@@ -187,7 +187,7 @@ def test_a_malformed_deployment_names_the_member(change: dict[str, Any], words: 
 
 
 def test_a_missing_deployment_file_is_one_clear_line(tmp_path: Any) -> None:
-    with pytest.raises(BadDeployment, match="No such file"):
+    with pytest.raises(BadDeployment, match="no such file"):
         Deployment.load(tmp_path / "none.json")
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(BadDeployment, match="not JSON"):
