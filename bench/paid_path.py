@@ -95,9 +95,10 @@ async def measure(jobs: int, concurrency: int, root: Path) -> dict[str, float]:
         await market.pool(payer, chain.faucet, DEPOSIT)
         await worker_process.start()
         store = Store(root / "client.db", market.deployment.domain, payer.address)
-        config = load_config(root / "none", {"deposit": DEPOSIT // 2})
+        config = load_config(root / "none", {"deposit": "50"})
         wallet = Wallet(payer, payer)
-        async with PieceworkClient(store, market.reader, wallet, market.token, config) as client:
+        token = market.deployment.payment_token
+        async with PieceworkClient(store, market.reader, wallet, token, config) as client:
             for seed in range(5):
                 await one_job(client, seed)
             alone = [await one_job(client, 100 + n) for n in range(jobs)]

@@ -24,7 +24,7 @@ class RpcRefused(ChainError):
     def __init__(self, method: str, code: int, message: str, data: Any = None) -> None:
         super().__init__(f"the chain's node refused {method}: {one_line(message)} (code {code})")
         self.method = method
-        self.code = code
+        self.rpc_code = code
         self.message = message
         self.data = data
 

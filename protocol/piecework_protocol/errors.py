@@ -114,7 +114,10 @@ class Reason(enum.Enum):
 
 
 class Refusal(PieceworkError):
-    """A request that is declined. No money moved and nothing was run on its account."""
+    """A request that is declined. No money moved and nothing was run on its account.
+
+    `code` is the reason in snake_case, such as "prompt_too_long".
+    """
 
     def __init__(
         self,
@@ -126,6 +129,7 @@ class Refusal(PieceworkError):
     ) -> None:
         super().__init__(f"{reason.label}: {message}")
         self.reason = reason
+        self.code = reason.name.lower()
         self.message = message
         self.retry_after_s = retry_after_s
         self.metadata: Final = dict(metadata or {})

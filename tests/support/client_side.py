@@ -22,7 +22,7 @@ from piecework.client.wallet import Wallet
 from piecework_protocol.content import Message
 from piecework_protocol.signing import LocalSigner
 from piecework_protocol.types import keccak256
-from tests.support.fake_chain import TOKEN, FakeChain
+from tests.support.fake_chain import PAYMENT_TOKEN, FakeChain
 
 PAYER = LocalSigner(bytes(keccak256(b"the client")))
 MONEY = 10_000_000
@@ -37,12 +37,18 @@ class FakeClock:
     def __call__(self) -> float:
         return self.now
 
+    def wall(self) -> float:
+        return self.now
+
+    def monotonic(self) -> float:
+        return self.now
+
 
 def open_client(folder: Path, chain: FakeChain, clock: FakeClock, **flags: Any) -> PieceworkClient:
     """A client whose journal lies in `folder`; opening the same folder again is a restart."""
-    config: ClientConfig = load_config(folder / "config.toml", flags)
+    config: ClientConfig = load_config(folder / "config.toml", flags, environment={})
     store = Store(folder / "client.db", chain.domain, PAYER.address)
-    return PieceworkClient(store, chain, Wallet(PAYER, PAYER), TOKEN, config, clock=clock)
+    return PieceworkClient(store, chain, Wallet(PAYER, PAYER), PAYMENT_TOKEN, config, clock=clock)
 
 
 def ask(text: str = "Tell me a story.", *, drafts: bool = False, **generation: Any) -> TextRequest:

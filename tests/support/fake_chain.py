@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+from piecework.base.amounts import Token
 from piecework.chain.errors import RpcUnavailable
 from piecework.chain.reader import ChannelOnChain, RegisteredWorker
 from piecework_protocol.eip712 import Domain
@@ -13,6 +14,7 @@ from piecework_protocol.types import Address, Amount, ChannelId, Timestamp, Uint
 
 DOMAIN = Domain(31337, Address(b"\x11" * 20))
 TOKEN = Address(b"\x33" * 20)
+PAYMENT_TOKEN = Token(TOKEN, "tUSDC", 6)
 
 
 class FakeChain:

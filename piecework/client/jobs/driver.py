@@ -13,6 +13,7 @@ import os
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, replace
 
+from piecework.base.clock import Clock
 from piecework.client.config import ClientConfig
 from piecework.client.errors import JobFailed, JobInterrupted, WorkerUnreachable
 from piecework.client.jobs.channels import ChannelManager
@@ -30,7 +31,7 @@ from piecework.client.jobs.selection import Choice, learn, learn_broken
 from piecework.client.journal.records import ChannelRow, JobRow, JobStatus, usage_of
 from piecework.client.journal.store import Store
 from piecework.client.limits import CANCEL_TIMEOUT_S, RESUME_FIRST_WAIT_S, RESUME_LONGEST_WAIT_S
-from piecework.client.network.discovery import Clock, Links
+from piecework.client.network.discovery import Links
 from piecework.client.network.transport import JobStream
 from piecework.client.wallet import Wallet
 from piecework_protocol import objects
@@ -88,7 +89,7 @@ class JobContext:
     entropy: Callable[[int], bytes]
 
     def now(self) -> Timestamp:
-        return Timestamp(int(self.clock()))
+        return Timestamp(int(self.clock.wall()))
 
 
 async def prepare(context: JobContext, choice: Choice, request: TextRequest) -> JobRow:

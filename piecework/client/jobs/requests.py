@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from typing import Self
 
+from piecework.base.amounts import Token
 from piecework_protocol.content import Message
 from piecework_protocol.types import Amount, Micros, Seconds
 
@@ -19,14 +22,24 @@ LONGEST_WITHDRAWAL_DELAY = Seconds(30 * 86400)
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """The parameters of a request; None takes what the model offers, up to the published defaults.
+    """The parameters of a request. None takes what the model offers, up to the published defaults.
 
     The defaults are those of the released checkpoint: 48 steps at most, entropy bound 0.1,
-    temperature 0.8 falling to 0.4, and a canvas is done when its argmax holds for one step at a
-    mean entropy below 0.005. `seed` None is drawn at random for each job, so that a repeated prompt
-    gives another text.
+    temperature 0.8 falling to 0.4. A canvas is done when its argmax holds for one step at a mean
+    entropy below 0.005.
 
-    Whatever is given, besides `max_tokens`, only a replayable model can honour (clause 3.10).
+    Only a replayable model can honour what is given besides `max_tokens` (clause 3.10).
+
+    Attributes:
+        seed: 64 bits. If None it is drawn at random for each job, so a repeated prompt gives
+            another text.
+        max_tokens: The longest answer, in tokens.
+        max_steps: Denoising steps of a canvas, at most.
+        temperature_start: Temperature at the first step, in millionths.
+        temperature_end: Temperature at the last step, in millionths.
+        entropy_bound: Bound of the sampler, in millionths.
+        confidence_threshold: Mean entropy below which a canvas may be done, in millionths.
+        stability_steps: Steps for which the argmax must hold.
     """
 
     seed: int | None = None
@@ -40,18 +53,27 @@ class Generation:
 
     @property
     def replayable_only(self) -> tuple[str, ...]:
-        """The names of what was given and best effort cannot honour."""
+        """The names of what was given and a best-effort model cannot honour."""
         names = (f.name for f in fields(self) if f.name != "max_tokens")
         return tuple(name for name in names if getattr(self, name) is not None)
 
 
 @dataclass(frozen=True, slots=True)
 class TextRequest:
-    """A prompt, and what the answer may cost. `model` is a name, a digest (hex), or None for any.
+    """A prompt, and what the answer may cost.
 
-    `max_price` bounds the whole job in base units. `best_effort` lets in models that honour no seed
-    and leave no trace; a request that sets what they cannot honour still goes to a replayable one
-    only.
+    Attributes:
+        messages: The conversation, oldest first.
+        model: A name, a digest in hex, or None for any model.
+        generation: How the text is made.
+        max_price: The most that the job may cost, in base units. `Token.parse` makes them.
+        drafts: Whether canvases are shown while they are denoised.
+        best_effort: Lets in models that honour no seed and leave no trace. A request that sets
+            what they cannot honour still goes to a replayable model.
+
+    Example:
+        >>> TextRequest.of("Tell me a story.", max_tokens=256).generation.max_tokens
+        256
     """
 
     messages: tuple[Message, ...]
@@ -61,14 +83,64 @@ class TextRequest:
     drafts: bool = False
     best_effort: bool = False
 
+    @classmethod
+    def of(
+        cls,
+        prompt: str | Sequence[Message],
+        *,
+        system: str | None = None,
+        model: str | None = None,
+        max_tokens: int | None = None,
+        max_steps: int | None = None,
+        seed: int | None = None,
+        temperature: float | None = None,
+        max_price: Amount | None = None,
+        drafts: bool = False,
+        best_effort: bool = False,
+    ) -> Self:
+        """Return a request for the usual case.
+
+        Args:
+            prompt: What the user says, or a whole conversation.
+            system: A system message in front of it.
+            model: A name, a digest in hex, or None for any model.
+            max_tokens: The longest answer, in tokens.
+            max_steps: Denoising steps of a canvas, at most.
+            seed: 64 bits. Drawn at random if None.
+            temperature: Temperature at the last step, 0 to 2. The first step's is at least 0.8.
+            max_price: The most that the job may cost, in base units.
+            drafts: Whether canvases are shown while they are denoised.
+            best_effort: Whether models without seed and trace will do.
+
+        Raises:
+            MalformedInput: a message is not one that the protocol can carry.
+        """
+        messages = [Message("user", prompt)] if isinstance(prompt, str) else list(prompt)
+        if system is not None:
+            messages.insert(0, Message("system", system))
+        end = None if temperature is None else Micros(round(temperature * 1_000_000))
+        generation = Generation(
+            seed=seed,
+            max_tokens=max_tokens,
+            max_steps=max_steps,
+            temperature_start=None if end is None else start_above(end),
+            temperature_end=end,
+        )
+        return cls(tuple(messages), model, generation, max_price, drafts, best_effort)
+
+
+def start_above(end: Micros) -> Micros:
+    """Return the first step's temperature for one that was given for the last step."""
+    return max(DEFAULT_TEMPERATURE_START, end)
+
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """What the client holds every worker to."""
+    """What the client holds every worker to. Amounts are base units of `token`."""
 
     now: int
-    token: bytes
+    token: Token
     max_job_price: Amount | None = None
     max_price_per_million_output: Amount | None = None
     max_withdrawal_delay: Seconds = LONGEST_WITHDRAWAL_DELAY
-    second_is_worth: int = 50
+    second_is_worth: float = 50.0

@@ -14,7 +14,7 @@ from typing import Any
 
 import apsw
 
-from piecework.client.errors import InsufficientFunds, StoreError
+from piecework.client.errors import StoreError
 from piecework.client.journal.database import Database
 from piecework.client.journal.records import (
     ChannelRow,
@@ -192,8 +192,7 @@ class Store:
             deposit = row.deposit
             if needed > deposit:
                 deposit = grow(needed, deposit)
-                if deposit < needed:
-                    raise InsufficientFunds(needed, deposit)
+                invariant(deposit >= needed, "a raised deposit covers what is needed")
             # An authorization is signed anew before it has lost half of its life to a slow worker.
             stale = 2 * (row.funding_deadline - job.created_at) < funding_deadline - job.created_at
             if deposit > row.funded and (deposit > row.deposit or stale):

@@ -116,8 +116,9 @@ async def test_a_best_effort_job_is_delivered_paid_and_settled_and_a_replayable_
         assert ready["engine_pid"] is None and ready["model"] == CHECKPOINT.name
         store = Store(tmp_path / "client.db", market.deployment.domain, PAYER.address)
         wallet = Wallet(PAYER, PAYER)
-        config = load_config(tmp_path / "no-file", {"deposit": 1_000_000})
-        async with PieceworkClient(store, market.reader, wallet, market.token, config) as client:
+        config = load_config(tmp_path / "no-file", {"deposit": "1"})
+        token = market.deployment.payment_token
+        async with PieceworkClient(store, market.reader, wallet, token, config) as client:
             (signed,) = (await client.offers()).offers
             (model,) = signed.offer.models
             assert (model.service, model.max_steps, model.price_per_thousand_steps) == (

@@ -28,7 +28,7 @@ from piecework_protocol.pricing import worst_case
 from piecework_protocol.service import best_effort_parameters
 from piecework_protocol.types import Address, Amount, Digest, Timestamp, Uint32, keccak256, to_hex
 from tests.support.client_side import ask
-from tests.support.fake_chain import TOKEN
+from tests.support.fake_chain import PAYMENT_TOKEN
 from tests.support.offers import model, offer, operator
 
 NOW = 1_800_000_000
@@ -36,7 +36,7 @@ NOW = 1_800_000_000
 
 def choose(*offers: Any, memories: Any = (), request: Any = None, **filters: Any) -> Ranking:
     known = {m.operator: m for m in memories}
-    return rank(request or ask(), offers, known, Filters(now=NOW, token=TOKEN, **filters))
+    return rank(request or ask(), offers, known, Filters(now=NOW, token=PAYMENT_TOKEN, **filters))
 
 
 def names(ranking: Ranking) -> list[Address]:
@@ -107,9 +107,9 @@ def test_a_full_worker_comes_last_and_not_never() -> None:
         ({"min_withdrawal_delay": 40 * 86400}, {}, {}, "withdrawal delay"),
         ({}, {"max_tokens": 5000}, {}, "writes at most 4096 tokens"),
         ({}, {"max_steps": 49}, {}, "at most 48 denoising steps"),
-        ({}, {"max_price": Amount(10)}, {}, "the limit is 10"),
-        ({}, {}, {"max_job_price": Amount(20)}, "the limit is 20"),
-        ({}, {}, {"max_price_per_million_output": Amount(5)}, "the limit is 5"),
+        ({}, {"max_price": Amount(10)}, {}, "the limit is 0.00001 tUSDC"),
+        ({}, {}, {"max_job_price": Amount(20)}, "the limit is 0.00002 tUSDC"),
+        ({}, {}, {"max_price_per_million_output": Amount(5)}, "the limit is 0.000005 tUSDC"),
     ],
 )
 def test_who_does_not_fit_is_told_why(
