@@ -1,15 +1,33 @@
-# The image of every role, with the build of torch that the package index has for this platform. Another build, for
-# example a CPU one: docker compose build --build-arg PIP_EXTRA_INDEX_URL=<its index>
-FROM python:3.11-slim
-ARG PIP_EXTRA_INDEX_URL=""
-WORKDIR /opt/piecework
-RUN useradd --create-home piecework && mkdir /market && chown piecework /market
-COPY pyproject.toml constraints.txt hatch_build.py README.md LICENSE ./
+# The image of every role. Every file that is installed has one of the hashes in requirements/*.lock.
+# Another build of torch, for example one for the CPU, has other hashes. It is installed by version:
+# docker compose build --build-arg PIP_EXTRA_INDEX_URL=<its index>
+FROM python:3.11-slim AS wheel
+WORKDIR /source
+COPY requirements/build.lock requirements/
+RUN pip install --no-cache-dir --require-hashes -r requirements/build.lock
+COPY CHANGELOG.md LICENSE README.md constraints.txt hatch_build.py pyproject.toml ./
 COPY contracts/artifacts contracts/artifacts
 COPY model model
 COPY node node
 COPY piecework piecework
 COPY protocol protocol
-RUN pip install --no-cache-dir --constraint constraints.txt '.[demo]'
+RUN pip wheel --no-cache-dir --no-build-isolation --no-deps --wheel-dir /wheels .
+
+FROM python:3.11-slim
+ARG PIP_EXTRA_INDEX_URL=""
+RUN useradd --create-home piecework && mkdir /market && chown piecework /market
+WORKDIR /opt/piecework
+COPY constraints.txt ./
+COPY requirements requirements
+# The libraries first: their layers stay when only our sources change.
+RUN pip install --no-cache-dir --require-hashes -r requirements/worker.lock -r requirements/chain.lock \
+      --no-deps
+RUN if [ -z "$PIP_EXTRA_INDEX_URL" ]; then \
+      pip install --no-cache-dir --require-hashes --no-deps -r requirements/torch.lock; \
+    else \
+      pip install --no-cache-dir --constraint constraints.txt torch; \
+    fi
+COPY --from=wheel /wheels /wheels
+RUN pip install --no-cache-dir --no-deps /wheels/*.whl && pip check
 USER piecework
 CMD ["piecework", "--help"]

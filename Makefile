@@ -1,18 +1,30 @@
 # make demo   a whole market on this machine: chain, index, worker, gateway, one paid job, settled
 # make test   every check and every test
-# Both create .venv in the checkout on first use, are safe to run again, and quick the second time.
+# make quick  style, types, import directions and the pure tests: under two minutes
+# make docs   the documentation site, into build/site
+# All create .venv in the checkout on first use, are safe to run again, and quick the second time.
 
-.PHONY: demo test check contracts unit constraints clean
+.PHONY: demo test quick check contracts unit mutants docs reference wheel wheel-test constraints lock clean
 .DEFAULT_GOAL := demo
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# anvil and forge for the contracts; viem and cast for the examples of the documents.
+NPM := contracts tests/integration/docs/npm
+PIP := $(BIN)/python -P -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 demo: .venv/.demo
 	@$(BIN)/piecework demo $(ARGS)
 
 test: check contracts unit
+
+# What needs no process, no chain and no model. Two pytest workers; mypy and ruff keep caches.
+PURE := $(wildcard tests/conformance tests/repo tests/property/base tests/property/client \
+	tests/property/protocol tests/property/node tests/sim/node tests/unit/base tests/unit/chain \
+	tests/unit/client tests/unit/market tests/unit/node tests/unit/protocol)
+
+quick: check
+	$(BIN)/pytest -q -n 2 -m "not process and not slow" $(PURE) $(ARGS)
 
 # Style, types, import directions, generated code.
 check: .venv/.dev
@@ -20,25 +32,40 @@ check: .venv/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy .
 	$(BIN)/lint-imports
-	$(BIN)/python -m piecework_protocol.generate --check
+	$(BIN)/python -P -m piecework_protocol.generate --check
 
 # Recompile, compare with the committed artifacts, unit, fuzz, invariants, gas.
 contracts:
 	contracts/tools/check.sh
 
-unit: .venv/.dev contracts/node_modules/.package-lock.json
+unit: .venv/.dev $(NPM:%=%/node_modules/.package-lock.json)
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest $(ARGS)
 	@$(BIN)/coverage combine --quiet
-	@$(BIN)/coverage report --format=total | sed 's/^/coverage, per cent: /'
+	@$(BIN)/coverage report
 
-contracts/node_modules/.package-lock.json: contracts/package-lock.json
+# Whether the tests notice: the modules that decide about money (mutmut), then the contracts (forge).
+mutants: .venv/.dev contracts/node_modules/.package-lock.json
+	@$(PIP) --editable '.[mutants]'
+	-$(BIN)/python -m tests.mutants.python
+	$(BIN)/python -m tests.mutants.solidity $(ARGS)
+
+# The site, strictly: a broken link or anchor fails. The theme's notice on the future of mkdocs is
+# known (ADR 9).
+docs: reference
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# The pages in docs/reference that are written from the code.
+reference: .venv/.dev
+	@$(BIN)/python -P -m docs.tools.reference
+
+%/node_modules/.package-lock.json: %/package-lock.json
 	@command -v npm >/dev/null || { echo "error: the contract tests need Node.js 20 or later with npm; install it and run make test again" >&2; exit 1; }
-	cd contracts && npm ci --ignore-scripts --no-audit --no-fund
+	cd $* && npm ci --ignore-scripts --no-audit --no-fund
 
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "error: no Python found; install Python 3.11 or later and run make again" >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is older than Python 3.11; install 3.11 or later, or name one: make PYTHON=…" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { echo "error: $(PYTHON) is not Python 3.11, 3.12 or 3.13 (coincurve has no build for 3.14 yet); install one of them, or name it: make PYTHON=…" >&2; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "error: $(PYTHON) lacks venv; install it (Debian: apt install python3-venv)" >&2; exit 1; }
 	@$(PYTHON) -m venv .venv
 
@@ -51,8 +78,21 @@ contracts/node_modules/.package-lock.json: contracts/package-lock.json
 	@$(PIP) --editable '.[dev]' || { echo "error: the installation of the development tools failed" >&2; exit 1; }
 	@touch $@
 
+# The source archive, and the wheel that is built from it.
+wheel: .venv/.dev
+	rm -rf dist
+	$(BIN)/python -P -m build --outdir dist
+
+# The wheel in empty virtual environments: a client, the locks with their hashes, the whole demo.
+wheel-test: .venv/.dev
+	$(BIN)/pytest --verbose tests/wheel/wheel_checks.py
+
 constraints: .venv/.dev
-	@{ head -1 constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//'; } > constraints.new && mv constraints.new constraints.txt
+	@{ head -1 constraints.txt; $(BIN)/python -P -m pip freeze --exclude-editable | sed 's/+cpu//'; } > constraints.new && mv constraints.new constraints.txt
+
+# The hashes of every file that may be installed, for the versions of constraints.txt.
+lock: .venv/.dev
+	$(BIN)/python -P requirements/lock.py
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis contracts/out contracts/cache contracts/node_modules
+	rm -rf .venv dist .mypy_cache .ruff_cache .pytest_cache .hypothesis contracts/out contracts/cache build/site $(NPM:%=%/node_modules)

@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import DiffusionGemmaForBlockDiffusion, DynamicCache
 
 from piecework_model.bounds import ModelLimits
-from piecework_model.engine.chunks import known_chunks
 from piecework_model.engine.denoiser import Denoiser
+from piecework_model.engine.scheduler import known_chunks
 from piecework_model.requests import GenerationRequest
 from piecework_model.sampling import sampler
 
@@ -168,12 +168,12 @@ class Observer:
         """One step, and the soft embedding for the next."""
         size = len(seen.canvas)
         soft = None if seen.soft is None else seen.soft.to(self._denoiser.dtype)
-        judged = sampler.judge(
+        output = sampler.sample(
             self._denoiser.raw_logits(cache, seen.canvas, soft),
             torch.full((size,), seen.temperature),
             self._denoiser.cap,
             seen.uniforms,
         )
-        accepted = sampler.accept(judged.entropy[None], torch.tensor([entropy_bound]))[0]
-        decided = Decided(judged.argmax, judged.sampled, accepted, judged.entropy)
-        return decided, self._denoiser.soft_embedding(judged.probabilities)
+        accepted = sampler.accept(output.entropy[None], torch.tensor([entropy_bound]))[0]
+        decided = Decided(output.argmax, output.sampled, accepted, output.entropy)
+        return decided, self._denoiser.soft_embedding(output.probabilities)

@@ -30,11 +30,11 @@ TRIAL_STEPS: Final = 8
 @dataclass(slots=True)
 class BaselineServed:
     """What one way of serving did: useful tokens, seconds until the last answer, and each answer's
-    delay; of ours also how many rows its steps had."""
+    delay; of ours also how many sequences its steps had."""
 
     tokens: int = 0
     steps: int = 0
-    row_steps: int = 0
+    sequence_steps: int = 0
     seconds: float = 0.0
     delays_s: list[float] | None = None
 

@@ -37,7 +37,7 @@ from bench.workload import GAP_STEPS, Checkpoint, Streams, checkpoint, workload
 from piecework_model.checkpoint.loading import LoadedModel
 from piecework_model.engine.batched import BatchedExecutor
 from piecework_model.engine.engine import Engine
-from piecework_model.machine.threads import use_threads
+from piecework_model.machine.probe import use_threads
 from piecework_model.requests import CanvasEvent, FailedEvent
 
 STREAMS: Final = (1, 8, 32)
@@ -60,8 +60,8 @@ class Way:
 
     def report(self) -> dict[str, Any]:
         delays = [delay for run in self.runs for delay in run.delays_s or []]
-        row_steps, steps = (
-            sum(run.row_steps for run in self.runs),
+        sequence_steps, steps = (
+            sum(run.sequence_steps for run in self.runs),
             sum(run.steps for run in self.runs),
         )
         return {
@@ -69,24 +69,24 @@ class Way:
             "p50_s": round(percentile(delays, 0.5), 2),
             "last_s": round(max(delays), 2),
             "peak_mib": round(max(self.peaks) / 2**20),
-            **({"rows_a_step": round(row_steps / steps, 1)} if steps else {}),
+            **({"rows_a_step": round(sequence_steps / steps, 1)} if steps else {}),
         }
 
 
-def ours(loaded: LoadedModel, streams: Streams, rows: int) -> BaselineServed:
-    """Everybody through one engine with as many rows as there are streams."""
-    engine = Engine(loaded, max_rows=rows, max_queued=rows)
+def ours(loaded: LoadedModel, streams: Streams, sequences: int) -> BaselineServed:
+    """Everybody through one engine with as many sequences as there are streams."""
+    engine = Engine(loaded, max_sequences=sequences, max_queued=sequences)
     served, delays, came = BaselineServed(), [], dict[str, float]()
     start = time.perf_counter()
-    while not streams.empty or engine.rows:
+    while not streams.empty or engine.sequences:
         now = time.perf_counter() - start
-        for arrival in streams.due(now, rows):
+        for arrival in streams.due(now, sequences):
             engine.submit(arrival.request)
             came[arrival.request.request_id] = arrival.at_s
         if not engine.has_runnable:
             baseline.idle(streams.next_s - now)
             continue
-        served.row_steps += engine.rows
+        served.sequence_steps += engine.sequences
         served.steps += 1
         for event in engine.step():
             if isinstance(event, FailedEvent):
@@ -155,7 +155,7 @@ def compare(
 
 
 def best_threads(loaded: LoadedModel, which: Checkpoint) -> int:
-    """With how many threads a row alone is fastest, as `generate` may choose its own too."""
+    """With how many threads a sequence alone is fastest, as `generate` may choose its own too."""
     times = {}
     for threads in baseline.THREADS:
         torch.set_num_threads(threads)
@@ -164,7 +164,7 @@ def best_threads(loaded: LoadedModel, which: Checkpoint) -> int:
 
 
 def overhead(loaded: LoadedModel, which: Checkpoint) -> dict[str, float]:
-    """Where a step of one row goes: the forward pass, or what the engine does around it.
+    """Where a step of one sequence goes: the forward pass, or what the engine does around it.
 
     The forward pass is what transformers' is: the stack, the last layer, its cap, and the soft
     embedding with its softmax. The engine caps and softens inside its sampler, so these two are
@@ -172,7 +172,7 @@ def overhead(loaded: LoadedModel, which: Checkpoint) -> dict[str, float]:
     """
     (request,) = workload(loaded, which, 1)
     executor = _Timed(loaded)
-    engine = Engine(loaded, max_rows=1, executor=executor)
+    engine = Engine(loaded, max_sequences=1, executor=executor)
     engine.submit(request)
     engine.step()  # prefill
     executor.inside_s, steps, start = 0.0, 0, time.perf_counter()
@@ -224,7 +224,7 @@ class _Timed(BatchedExecutor):
 
 
 def step_seconds(loaded: LoadedModel, which: Checkpoint) -> float:
-    """About how long a step of a row alone takes here, for the gaps between arrivals."""
+    """About how long a step of a sequence alone takes here, for the gaps between arrivals."""
     return overhead(loaded, which)["step_ms"] / 1000
 
 
@@ -261,7 +261,7 @@ def show(report: dict[str, Any]) -> None:
         print(f"{count:>8} " + " ".join(f"{rate:>10}" for rate in rates) + f" {result['ratio']:>7}")
     around = report["overhead"]
     share = f"{100 * around['around_share']:.1f} %"
-    print(f"a step of one row: {around['step_ms']} ms, {share} of it around the model")
+    print(f"a step of one sequence: {around['step_ms']} ms, {share} of it around the model")
 
 
 def main(arguments: Sequence[str]) -> int:

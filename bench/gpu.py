@@ -2,7 +2,7 @@
 FILE]`.
 
 With random weights at the dimensions of the released model: memory bandwidth, time of a denoising
-step in bfloat16 and FP8 at 1, 4 and 16 rows beside its floors, tokens a second at 23 steps a
+step in bfloat16 and FP8 at 1, 4 and 16 sequences beside its floors, tokens a second at 23 steps a
 canvas, the fused sampler against the pure one, fused experts against one after the other, products
 in tiles against torch's, transcripts alone and in company, and one step against the reference.
 Prints one JSON object; on a terminal a table goes to standard error. A section that fails or has no
@@ -51,7 +51,7 @@ TARGETS: Final = {
 class Scale:
     """How large everything is."""
 
-    rows: tuple[int, ...]
+    sequences: tuple[int, ...]
     steps: int
     copy_bytes: int
     product: int
@@ -87,13 +87,15 @@ def run(sections: Sections, dimensions: RandomDimensions, scale: Scale, device: 
         known["bandwidth"].get("read_bytes_second"), known["arithmetic"].get("bf16_flops_second")
     )
     parts: dict[str, Callable[[RandomModel], Figures]] = {
-        "mixture": partial(measures.mixture, device=device, rows=scale.rows, rounds=scale.rounds),
+        "mixture": partial(
+            measures.mixture, device=device, sequences=scale.sequences, rounds=scale.rounds
+        ),
         "steps": partial(
             measures.steps_figures,
             device=device,
             budget=sections.budget,
             rates=rates,
-            rows=scale.rows,
+            sequences=scale.sequences,
             steps=scale.steps,
         ),
         "correctness": partial(measures.correctness, device=device),
@@ -112,11 +114,13 @@ def run(sections: Sections, dimensions: RandomDimensions, scale: Scale, device: 
 
 
 def _shapes(dimensions: RandomDimensions, scale: Scale) -> list[tuple[int, int, int]]:
-    """Rows, inner size and outputs of typical products: queries of the least and most rows, and
-    logits."""
+    """List rows, inner size and outputs of typical products.
+
+    They are the queries of the fewest and most sequences, and the logits.
+    """
     hidden, canvas = dimensions.hidden, dimensions.canvas
     queries = dimensions.heads * dimensions.head_dim
-    few, many = min(scale.rows) * canvas, max(scale.rows) * canvas
+    few, many = min(scale.sequences) * canvas, max(scale.sequences) * canvas
     return [(few, hidden, queries), (many, hidden, queries), (few, hidden, dimensions.vocabulary)]
 
 

@@ -22,28 +22,28 @@ from bench.report import percentile
 from bench.sections import Budget
 from piecework_model.engine.batched import BatchedExecutor
 from piecework_model.engine.denoiser import Denoiser
-from piecework_model.engine.executor import RowFailure, RowStep
+from piecework_model.engine.executor import SequenceFailure, SequenceStep
 from piecework_model.engine.reference import ReferenceExecutor
-from piecework_model.engine.scheduler import RowWork
+from piecework_model.engine.scheduler import SequenceWork
 from piecework_model.layers import matmul as products
-from piecework_model.layers import moe_backends as mixtures
+from piecework_model.layers import moe_backends
 from piecework_model.layers.backbone import Backbone, Segment
-from piecework_model.layers.cache import RowCache
+from piecework_model.layers.cache import SequenceCache
 from piecework_model.layers.graphs import RECORD_AT
 from piecework_model.layers.invariance import invariance_of
-from piecework_model.layers.moe import Mixture
+from piecework_model.layers.moe import Moe
 from piecework_model.layout import cache_layout
 from piecework_model.requests import GenerationRequest
 from piecework_model.sampling import sampler
-from piecework_model.sampling.sampler import Judgement
-from piecework_model.sampling.sampler_backends import SampleFn, refusal
+from piecework_model.sampling.sampler import SampleOutput
+from piecework_model.sampling.sampler_backends import SampleFn, why_rejected
 
 CAP: Final = 30.0
 TEMPERATURE: Final = 0.6
 WARM_UP_STEPS: Final = RECORD_AT + 2
 """Not timed: kernels are compiled and pieces recorded once, and not for every canvas."""
 PROMPT_TOKENS: Final = 300
-"""Of every row: more than a canvas, less than the window and than a chunk of prefill."""
+"""Of every sequence: more than a canvas, less than the window and than a chunk of prefill."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Rates:
 
 
 class StepFailedError(RuntimeError):
-    """A row failed instead of making a step."""
+    """A sequence failed instead of making a step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ def bandwidth(device: GpuDevice, buffer_bytes: int) -> dict[str, float]:
 
 
 def arithmetic(device: GpuDevice, size: int) -> dict[str, float]:
-    """Operations a second of a square bfloat16 product: what a step with many rows is bound by."""
+    """Measure a square bfloat16 product, which bounds a step with many sequences."""
     left = torch.randn((size, size), device=device.torch).to(torch.bfloat16)
     product_s = device.seconds(lambda: left @ left, rounds=5)
     return {"size": size, "bf16_flops_second": 2 * size**3 / product_s}
@@ -130,7 +130,7 @@ def tiled_products(
     torch's rows have the same bits among fewer: where they have, the tiles' time buys nothing.
     """
     figures: dict[str, Any] = {
-        "refusal": products.trial(products.multiply, device.torch, torch.bfloat16)
+        "refusal": products.try_product(products.multiply, device.torch, torch.bfloat16)
     }
     generator = torch.Generator(device.torch).manual_seed(3)
     for rows, inner, outputs in shapes:
@@ -162,13 +162,13 @@ def fused_sampler(
     temperatures = torch.full((positions,), TEMPERATURE, device=device.torch)
     uniforms = torch.rand(positions, dtype=torch.float64, device=device.torch, generator=generator)
 
-    def run(judge: SampleFn) -> Judgement:
-        return judge(raw.clone(), temperatures, CAP, uniforms)
+    def run(sample: SampleFn) -> SampleOutput:
+        return sample(raw.clone(), temperatures, CAP, uniforms)
 
     clone_s = device.seconds(raw.clone, rounds)
-    pure_s = device.seconds(lambda: run(sampler.judge), rounds) - clone_s
-    fused_s = device.seconds(lambda: run(sampler_triton.judge), rounds) - clone_s
-    pure, fused = run(sampler.judge), run(sampler_triton.judge)
+    pure_s = device.seconds(lambda: run(sampler.sample), rounds) - clone_s
+    fused_s = device.seconds(lambda: run(sampler_triton.sample), rounds) - clone_s
+    pure, fused = run(sampler.sample), run(sampler_triton.sample)
     return {
         "positions": positions,
         "vocabulary": vocab_size,
@@ -180,7 +180,7 @@ def fused_sampler(
         "probability_error": float(
             (fused.probabilities.float() - pure.probabilities.float()).abs().max()
         ),
-        "refusal": refusal(sampler_triton.judge, device.torch, torch.bfloat16, vocab_size),
+        "refusal": why_rejected(sampler_triton.sample, device.torch, torch.bfloat16, vocab_size),
     }
 
 
@@ -193,7 +193,7 @@ def request(number: int, random: RandomModel, steps: int) -> GenerationRequest:
     vocab_size = random.limits.vocab_size
     prompt = tuple((7 + 31 * number + 17 * i) % vocab_size for i in range(_prompt_tokens(random)))
     return GenerationRequest(
-        request_id=f"row-{number}",
+        request_id=f"sequence-{number}",
         prompt_ids=prompt,
         seed=1000 + number,
         max_tokens=2 * random.limits.canvas_size,
@@ -212,11 +212,13 @@ def _prompt_tokens(random: RandomModel) -> int:
     return min(PROMPT_TOKENS, random.limits.chunk_tokens)
 
 
-def _step(executor: BatchedExecutor | ReferenceExecutor, work: Sequence[RowWork]) -> list[RowStep]:
-    """One step of every row, or the error that stopped one."""
+def _step(
+    executor: BatchedExecutor | ReferenceExecutor, work: Sequence[SequenceWork]
+) -> list[SequenceStep]:
+    """One step of every sequence, or the error that stopped one."""
     made = []
     for outcome in executor.step(work):
-        if isinstance(outcome, RowFailure):
+        if isinstance(outcome, SequenceFailure):
             raise StepFailedError(f"{outcome.request_id} failed: {outcome.kind}, {outcome.message}")
         made.append(outcome)
     return made
@@ -224,9 +226,9 @@ def _step(executor: BatchedExecutor | ReferenceExecutor, work: Sequence[RowWork]
 
 @dataclass(frozen=True, slots=True)
 class CanvasRun:
-    """One canvas of `rows` rows. leaves: of each row, one a step."""
+    """One canvas of `sequences` sequences. leaves: of each sequence, one a step."""
 
-    rows: int
+    sequences: int
     step_s: list[float]
     canvas_s: float
     peak_bytes: int
@@ -234,31 +236,31 @@ class CanvasRun:
 
 
 def run_canvas(
-    executor: BatchedExecutor, random: RandomModel, rows: int, steps: int, device: GpuDevice
+    executor: BatchedExecutor, random: RandomModel, sequences: int, steps: int, device: GpuDevice
 ) -> CanvasRun:
     """Times a canvas from its second step on, and the first step of the next, which prefills what
     was committed: `steps` steps and one prefill, and not the prompt.
     """
-    jobs = [request(number, random, steps) for number in range(rows)]
+    jobs = [request(number, random, steps) for number in range(sequences)]
     for job in jobs:
         executor.open(job)
     try:
         device.forget_peak()
         ids = [job.request_id for job in jobs]
-        _step(executor, [RowWork(name, 1, denoise=True) for name in ids])
+        _step(executor, [SequenceWork(name, 1, denoise=True) for name in ids])
         times: list[float] = []
-        made: list[RowStep] = []
+        made: list[SequenceStep] = []
         for _ in range(steps - 1):
             start = time.perf_counter()
-            made = _step(executor, [RowWork(name, 0, denoise=True) for name in ids])
+            made = _step(executor, [SequenceWork(name, 0, denoise=True) for name in ids])
             times.append(time.perf_counter() - start)
-        for row in made:
-            executor.commit(row.request_id, row.argmax)
+        for stepped in made:
+            executor.commit(stepped.request_id, stepped.argmax)
         start = time.perf_counter()
-        _step(executor, [RowWork(name, 1, denoise=True) for name in ids])
+        _step(executor, [SequenceWork(name, 1, denoise=True) for name in ids])
         last = time.perf_counter() - start
-        leaves = {row.request_id: row.leaves for row in made}
-        return CanvasRun(rows, times, sum(times) + last, device.peak_bytes(), leaves)
+        leaves = {stepped.request_id: stepped.leaves for stepped in made}
+        return CanvasRun(sequences, times, sum(times) + last, device.peak_bytes(), leaves)
     finally:
         for job in jobs:
             executor.close(job.request_id)
@@ -270,12 +272,13 @@ def steps_figures(
     budget: Budget,
     rates: Rates,
     *,
-    rows: Sequence[int],
+    sequences: Sequence[int],
     steps: int,
 ) -> dict[str, Any]:
-    """Step times and tokens a second at each number of rows, beside the two floors, and whether a
-    row's trace is the same in every company. A number of rows that would overdraw the budget is
-    left out and named.
+    """Measure step times and tokens a second at each number of sequences.
+
+    The two floors are beside them, and whether a sequence's trace is the same in every batch. A
+    number of sequences that would overdraw the budget is left out and named.
     """
     executor = BatchedExecutor(random.model, random.limits)
     invariance = invariance_of(random.model)
@@ -284,16 +287,16 @@ def steps_figures(
         "minimum_rows": invariance.minimum_rows,
     }
     runs: list[CanvasRun] = []
-    for count in rows:
+    for count in sequences:
         # At most in proportion. The first runs in any case: nothing tells yet how long it takes.
-        expected_s = runs[-1].canvas_s * count / runs[-1].rows if runs else 0.0
+        expected_s = runs[-1].canvas_s * count / runs[-1].sequences if runs else 0.0
         if runs and expected_s > budget.left_s:
             figures[f"rows_{count}"] = {"skipped": f"needs up to {expected_s:.0f} s"}
             continue
         run_canvas(executor, random, count, WARM_UP_STEPS, device)
         run = run_canvas(executor, random, count, steps, device)
         runs.append(run)
-        figures[f"rows_{count}"] = _row_figures(run, random, rates)
+        figures[f"rows_{count}"] = _sequence_figures(run, random, rates)
     company = [
         more.leaves[name] == leaves
         for fewer, more in pairwise(runs)
@@ -303,14 +306,14 @@ def steps_figures(
     return figures
 
 
-def _row_figures(run: CanvasRun, random: RandomModel, rates: Rates) -> dict[str, Any]:
+def _sequence_figures(run: CanvasRun, random: RandomModel, rates: Rates) -> dict[str, Any]:
     step_s = statistics.median(run.step_s)
     canvas = random.limits.canvas_size
     figures: dict[str, Any] = {
         "step_ms": 1000 * step_s,
         "step_p90_ms": 1000 * percentile(run.step_s, 0.9),
         "canvas_s": run.canvas_s,
-        "tokens_second": run.rows * canvas / run.canvas_s,
+        "tokens_second": run.sequences * canvas / run.canvas_s,
         "peak_bytes": run.peak_bytes,
     }
     if rates.read_bytes_second is not None:
@@ -318,7 +321,7 @@ def _row_figures(run: CanvasRun, random: RandomModel, rates: Rates) -> dict[str,
         figures |= {"bandwidth_floor_ms": 1000 * floor_s, "over_bandwidth_floor": step_s / floor_s}
     if rates.flops_second is not None:
         figures["arithmetic_floor_ms"] = (
-            1000 * run.rows * canvas * random.flops_token / rates.flops_second
+            1000 * run.sequences * canvas * random.flops_token / rates.flops_second
         )
     return figures
 
@@ -335,8 +338,8 @@ def correctness(random: RandomModel, device: GpuDevice) -> dict[str, Any]:
         ReferenceExecutor(random.model, random.limits),
     ):
         executor.open(job)
-        _step(executor, [RowWork(job.request_id, 1, denoise=True)])
-        leaves.append(_step(executor, [RowWork(job.request_id, 0, denoise=True)])[0].leaves)
+        _step(executor, [SequenceWork(job.request_id, 1, denoise=True)])
+        leaves.append(_step(executor, [SequenceWork(job.request_id, 0, denoise=True)])[0].leaves)
         executor.close(job.request_id)
     ours, theirs = first_logits(random, job, device)
     error = (ours - theirs).abs()
@@ -355,27 +358,27 @@ def correctness(random: RandomModel, device: GpuDevice) -> dict[str, Any]:
 
 @torch.inference_mode()
 def mixture(
-    random: RandomModel, device: GpuDevice, rows: Sequence[int], rounds: int
+    random: RandomModel, device: GpuDevice, sequences: Sequence[int], rounds: int
 ) -> dict[str, Any]:
     """The experts of one layer, fused beside one expert after the other: time, bytes of weights a
     second, and whether the fused ones would be admitted.
     """
     text = random.model.config.text_config
     module: Any = random.model.model.decoder.layers[0].experts
-    plain = Mixture(module, minimum_rows=invariance_of(random.model).minimum_rows, pack=False)
-    fused = mixtures.fused_mixture(module)
-    trial = mixtures.Trial(
+    plain = Moe(module, minimum_rows=invariance_of(random.model).minimum_rows, pack=False)
+    fused = moe_backends.fused_moe(module)
+    trial = moe_backends.MoeTrial(
         module.num_experts,
         text.hidden_size,
         text.top_k_experts,
         device.torch,
         torch.bfloat16,
-        mixtures.tolerance(module),
+        moe_backends.tolerance(module),
     )
-    figures: dict[str, Any] = {"refusal": mixtures.refusal(fused, plain, trial)}
+    figures: dict[str, Any] = {"refusal": moe_backends.why_rejected(fused, plain, trial)}
     weights = sum(tensor.nbytes for tensor in [*module.parameters(), *module.buffers()])
     generator = torch.Generator(device.torch).manual_seed(2)
-    for count in rows:
+    for count in sequences:
         tokens = count * random.limits.canvas_size
         hidden = torch.empty((tokens, text.hidden_size), dtype=torch.bfloat16, device=device.torch)
         hidden.normal_(generator=generator)
@@ -404,7 +407,7 @@ def first_logits(
     denoiser.prefill(theirs_cache, job.prompt_ids)
     theirs = denoiser.raw_logits(theirs_cache, canvas, None)
     layout = cache_layout(model.config.text_config, limits.canvas_size, limits.chunk_tokens)
-    cache = RowCache(layout, limits.row_tokens(job), device.torch, denoiser.dtype)
+    cache = SequenceCache(layout, limits.sequence_tokens(job), device.torch, denoiser.dtype)
     backbone = Backbone(model, minimum_rows=invariance_of(model).minimum_rows, pack=False)
     prompt = torch.tensor(job.prompt_ids, device=device.torch)
     embedded = backbone.embed(canvas)

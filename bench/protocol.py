@@ -27,7 +27,6 @@ from piecework_protocol.types import (
     ChannelId,
     Digest,
     JobId,
-    Signature,
     Uint32,
     Uint64,
     keccak256,
@@ -68,7 +67,7 @@ def _voucher_check() -> Callable[[], object]:
     worker = WorkerLedger(VOUCHER.channel).issue(ref, digest, RECEIPT.amount)
     payer = PayerLedger(VOUCHER.channel).pay(ref, digest, RECEIPT.amount, Amount(1000))
     voucher = payer.voucher()
-    payment = payer.payment(Signature(sign(DOMAIN, voucher, SIGNER)))
+    payment = payer.payment(voucher, sign(DOMAIN, voucher, SIGNER))
 
     def check() -> object:
         recover(DOMAIN.digest(payment.voucher), payment.signature)
@@ -84,8 +83,8 @@ def measure() -> dict[str, float]:
     signature = SIGNER.sign(digest)
     raw = secret.sign_recoverable(digest, hasher=None)
     domain = {
-        "name": Domain.name,
-        "version": Domain.version,
+        "name": DOMAIN.name,
+        "version": DOMAIN.version,
         "chainId": DOMAIN.chain_id,
         "verifyingContract": "0x" + "00" * 20,
     }

@@ -25,7 +25,7 @@ CANVASES: Final = {"tiny": (2, 4), "mid": (1, 2)}
 NEVER: Final = 1e-9
 """A threshold in nats that no entropy falls below; transformers takes no zero."""
 GAP_STEPS: Final = 4
-"""Between two arrivals passes the time of about so many steps of a row alone."""
+"""Between two arrivals passes the time of about so many steps of a sequence alone."""
 
 
 @dataclass(frozen=True, slots=True)

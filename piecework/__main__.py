@@ -1,8 +1,21 @@
-"""`python -m piecework` is `piecework`."""
+"""`piecework` and `python -P -m piecework`: the command line, or one line about what is missing."""
 
 from __future__ import annotations
 
-from piecework.cli import main
+from piecework.base.entry import guard
+
+
+def main() -> None:
+    """Entry point of the console command. Exits with the code of the chosen command."""
+    guard(_command_line)
+
+
+def _command_line() -> None:
+    # Imported here: without the extra "cli" this import fails, and the guard names the extra.
+    from piecework import cli
+
+    cli.main()
+
 
 if __name__ == "__main__":
     main()

@@ -12,6 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from piecework import __version__
+from piecework.base.entry import guard
 
 COMMANDS = {
     "demo": "Run a whole market on this machine, with one paid job.",
@@ -27,7 +28,7 @@ COMMANDS = {
 
 def main() -> NoReturn:
     """Entry point of the console command."""
-    build(_chosen(sys.argv[1:], os.environ))(prog_name="piecework")
+    guard(lambda: build(_chosen(sys.argv[1:], os.environ))(prog_name="piecework"))
     sys.exit(0)
 
 

@@ -1,5 +1,7 @@
-"""Health checks for containers without curl: `python -m piecework.health http|rpc URL`; exit code 0
-or 1."""
+"""Health checks for containers without curl: `python -P -m piecework.health http|rpc URL`.
+
+The exit code is 0 or 1.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ def healthy(kind: str, url: str) -> bool:
 def main() -> int:
     """Entry point."""
     if len(sys.argv) != 3 or sys.argv[1] not in ("http", "rpc"):
-        print("usage: python -m piecework.health http|rpc URL", file=sys.stderr)
+        print("usage: python -P -m piecework.health http|rpc URL", file=sys.stderr)
         return 2
     return 0 if healthy(sys.argv[1], sys.argv[2]) else 1
 

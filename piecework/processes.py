@@ -16,15 +16,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
-from piecework_protocol.errors import PieceworkError
+from piecework.base.errors import PieceworkError
 
 # Importing torch and transformers on two busy cores, with the start-up benchmark behind it.
 READY_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 20.0
 LOG_TAIL_LINES = 15
 MAX_READY_LINE_BYTES = 64 * 1024
+SAFE_PATH: Final[Mapping[str, str]] = {"PYTHONSAFEPATH": "1"}
+"""What `-P` says to the child, for its own children too.
+
+Without it `python -m` puts the current folder first in the import path. A file there that is named
+like one of our imports would run.
+"""
 
 
 class RoleFailed(PieceworkError):
@@ -55,14 +61,12 @@ class Role:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as stderr:
             process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "piecework",
+                *(sys.executable, "-P", "-m", "piecework"),
                 *arguments,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=stderr,
-                env={**os.environ, **(environment or {})},
+                env={**os.environ, **(environment or {}), **SAFE_PATH},
                 limit=MAX_READY_LINE_BYTES,
             )
         role = cls(name, process, {}, log)

@@ -6,9 +6,16 @@ import os
 from importlib.metadata import version
 from pathlib import Path
 
+from hypothesis import settings
+
 from tests.support.chains import anvil, any_chain, embedded_chain
 
 __all__ = ["anvil", "any_chain", "embedded_chain"]
+
+# A time limit on one example would measure the machine, not the code. pytest-timeout ends what
+# hangs.
+settings.register_profile("piecework", deadline=None, print_blob=True)
+settings.load_profile("piecework")
 
 # When it is imported, which transformers does, Triton settles whether kernels are compiled for a
 # GPU or interpreted on a CPU. With an NVIDIA driver and a torch that knows it, kernels are tested

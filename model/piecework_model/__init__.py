@@ -1,8 +1,9 @@
-"""The diffusion engine: DiffusionGemma, one denoising step at a time, reproducible from the job's
-seed.
+"""The diffusion engine: DiffusionGemma, one denoising step at a time, reproducible from the seed.
 
-Plain values and typed events go in and out; no tensor, socket or chain crosses this package's edge.
-Importing it imports no torch: `model.requests`, `model.errors`, `model.trace`, `model.manifest` and
-`model.limits` stay light, `model.loading`, `model.engine` and their like bring torch with them. See
+Plain values and typed events go in and out. No tensor, socket or chain crosses the edge of this
+package.
+
+Importing the package imports no torch. `requests`, `errors`, `limits`, `sampling.trace` and
+`checkpoint.manifest` stay free of it. `checkpoint.loading`, `engine` and `layers` need it. See
 docs/model.md.
 """

@@ -1,4 +1,4 @@
-"""Whether a request can ever run: a pure check against the model's limits."""
+"""Whether a request can ever run: a pure check against the limits of a model."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from piecework_model.requests import GenerationRequest
 
 @dataclass(frozen=True, slots=True)
 class ModelLimits:
-    """What a loaded model can do: context and canvas in tokens, denoising steps a canvas at most,
-    vocabulary.
+    """What a loaded model can do.
+
+    max_context, canvas_size: in tokens. max_steps: denoising steps a canvas at most.
     """
 
     max_context: int
@@ -23,11 +24,13 @@ class ModelLimits:
 
     @property
     def chunk_tokens(self) -> int:
-        """Where prompts are cut for prefill (engine/chunks.py)."""
+        """Where prompts are cut for prefill (`prompt_chunks` in engine/scheduler.py)."""
         return limits.PREFILL_CHUNK_CANVASES * self.canvas_size
 
-    def row_tokens(self, request: GenerationRequest) -> int:
-        """Tokens that a request's row holds at most: the prompt and all of its canvases."""
+    def sequence_tokens(self, request: GenerationRequest) -> int:
+        """Count the tokens that a request's sequence holds at most: the prompt and all of its
+        canvases.
+        """
         return (
             len(request.prompt_ids)
             + canvas_count(request.max_tokens, self.canvas_size) * self.canvas_size
@@ -35,16 +38,16 @@ class ModelLimits:
 
 
 def canvas_count(max_tokens: int, canvas_size: int) -> int:
-    """How many canvases `max_tokens` tokens can take."""
+    """Count the canvases that `max_tokens` tokens can take."""
     return -(-max_tokens // canvas_size)
 
 
 def charged_length(
     canvas: tuple[int, ...], eos_ids: frozenset[int], remaining_tokens: int
 ) -> tuple[int, bool]:
-    """How many leading ids of a canvas count, and whether the text ends in it.
+    """Count the leading ids of a canvas that are charged, and say whether the text ends in it.
 
-    The text ends when an end-of-text id stands within the first `remaining_tokens` ids or right
+    The text ends when an end-of-text id is among the first `remaining_tokens` ids or directly
     behind them.
     """
     end = next((index for index, token in enumerate(canvas) if token in eos_ids), len(canvas))
@@ -52,14 +55,18 @@ def charged_length(
 
 
 def check(request: GenerationRequest, model: ModelLimits, eos_ids: frozenset[int]) -> None:
-    """Raises InvalidRequestError or ContextOverflowError when `request` can never run on such a
-    model."""
+    """Check that `request` can run on such a model.
+
+    Raises:
+        InvalidRequestError: A field is out of bounds.
+        ContextOverflowError: Prompt and canvases are longer than the context.
+    """
     _check_numbers(request, model)
     _check_ids("prompt_ids", request.prompt_ids, model.vocab_size)
     if not request.prompt_ids:
         raise InvalidRequestError("prompt_ids", "empty")
     canvases = canvas_count(request.max_tokens, model.canvas_size)
-    needed = model.row_tokens(request)
+    needed = model.sequence_tokens(request)
     if needed > model.max_context:
         raise ContextOverflowError(needed, model.max_context)
     if len(request.committed) >= canvases:

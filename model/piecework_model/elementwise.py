@@ -1,12 +1,12 @@
-"""Functions of single numbers, with results that do not depend on where in a tensor a number
-stands.
+"""Element-wise functions whose results do not depend on an element's place in the tensor.
 
-On a CPU torch computes tanh, exp and their like with vector instructions, and what is left at the
-end of a run of numbers with the C library, which rounds otherwise. Where runs end depends on the
-size of the whole tensor and on the number of threads that share it. Here no run leaves anything
-over, or every run is a row or a fixed part of one.
+On a CPU, torch computes tanh, exp and similar functions in vectors. It computes the remainder of a
+chunk with scalar code that rounds differently. Which elements fall into the remainder depends on
+the size of the tensor and on the number of threads.
 
-On CUDA there is nothing to do: every number is computed alike.
+Here either no chunk has a remainder, or each chunk is one row or a fixed part of a row.
+
+On CUDA every element is computed alike, so nothing has to be done there.
 """
 
 from __future__ import annotations
@@ -19,26 +19,25 @@ import torch
 from torch import Tensor
 
 Function = Callable[[Tensor], Tensor]
-"""Of each number for itself; the shape stays."""
+"""A function of each element for itself. The shape stays."""
 
 VECTORS_BYTES: Final = 128
-"""What is computed together at most: two vectors of 512 bits. A run of a multiple leaves nothing
-over."""
+"""Computed together at most: two vectors of 512 bits. A chunk of a multiple has no remainder."""
 LEAST_SHARE: Final = 16_384
 MOST_SHARE: Final = 32_768
-"""Numbers. A tensor of at most LEAST_SHARE is never shared among threads; a larger one by all of
-them (gelu) or by as many as get MOST_SHARE each, rounded up (everything else)."""
+"""Elements. A tensor of at most LEAST_SHARE is not shared among threads. A larger one is shared by
+all of them (gelu), or by as many as get MOST_SHARE each, rounded up (all other functions).
+"""
 
 
 def by_rows(function: Function, rows: Tensor) -> Tensor:
-    """function(rows) for rows [n, width], a row at a time as far as anybody can tell."""
+    """Compute function(rows) for rows [n, width], with the result that each row has alone."""
     count, width = rows.shape
     if rows.device.type != "cpu":
         return function(rows)
     together, threads = VECTORS_BYTES // rows.element_size(), torch.get_num_threads()
-    if not _even(
-        width, threads, together
-    ):  # a row alone leaves something over, so it must among others
+    if not _even(width, threads, together):
+        # A row alone has a remainder, so it must have the same one among others.
         return _apart(function, rows)
     if _even(count * width, threads, together):
         return function(rows)
@@ -51,19 +50,20 @@ def by_rows(function: Function, rows: Tensor) -> Tensor:
 
 
 def _even(numbers: int, threads: int, together: int) -> bool:
-    """Whether every thread's share of a tensor leaves nothing over, however many threads share it:
-    torch gives each of t threads the t-th part, rounded up."""
+    """Say whether no thread's share of a tensor has a remainder, however many threads share it.
+
+    torch gives each of t threads the t-th part, rounded up.
+    """
     fewest = min(threads, -(-numbers // MOST_SHARE)) or 1
     most = threads if numbers > LEAST_SHARE else 1
     return all(numbers % (together * sharing) == 0 for sharing in range(fewest, most + 1))
 
 
 def _apart(function: Function, rows: Tensor) -> Tensor:
-    """Row by row, in blocks whose rows keep a distance in memory, so that they are not joined into
-    one run.
+    """Compute row by row, in blocks whose rows are not adjacent in memory.
 
-    No threads share a block, unless it is one row, which they share in a way that its length alone
-    decides.
+    torch then does not join them into one chunk. No threads share a block of several rows. They
+    share a block of one row in a way that its length alone decides.
     """
     count, width = rows.shape
     out = rows.new_empty((count, width + 1))[:, :width]

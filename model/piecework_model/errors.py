@@ -1,15 +1,19 @@
-"""What can be wrong, sorted by who is to blame: the request, the checkpoint, or this engine's
-capacity."""
+"""What can be wrong, sorted by who is to blame: the request, the checkpoint, or this engine.
+
+This module imports no torch.
+"""
 
 from __future__ import annotations
 
+from piecework.base.errors import PieceworkError
 
-class ModelError(Exception):
-    """Base of everything that this package raises on purpose."""
+
+class ModelError(PieceworkError):
+    """Base of every error of this package."""
 
 
 class RequestError(ModelError):
-    """The requester asked for something that can never run; nothing was changed."""
+    """The request can never run, or not now. Nothing was changed."""
 
 
 class InvalidRequestError(RequestError):
@@ -21,8 +25,7 @@ class InvalidRequestError(RequestError):
 
 
 class ContextOverflowError(RequestError):
-    """Prompt and the canvases asked for do not fit into the model's context. Both figures in
-    tokens."""
+    """Prompt and requested canvases do not fit into the model's context. Both figures in tokens."""
 
     def __init__(self, needed: int, available: int) -> None:
         super().__init__(f"needs a context of {needed} tokens, the model has {available}")
@@ -31,17 +34,20 @@ class ContextOverflowError(RequestError):
 
 
 class MemoryOverflowError(RequestError):
-    """The KV cache of the request is larger than all memory set aside for caches. Both figures in
-    bytes."""
+    """The request's KV cache is larger than all memory set aside for caches. Both figures in
+    bytes.
+    """
 
     def __init__(self, needed: int, available: int) -> None:
-        super().__init__(f"needs a KV cache of {needed} bytes, all rows together have {available}")
+        super().__init__(
+            f"needs a KV cache of {needed} bytes, all sequences together have {available}"
+        )
         self.needed = needed
         self.available = available
 
 
 class DuplicateRequestError(RequestError):
-    """A request of that id is already running or queued."""
+    """A request of that id is already running or waiting."""
 
     def __init__(self, request_id: str) -> None:
         super().__init__(f"request {request_id} is already here")
@@ -49,7 +55,7 @@ class DuplicateRequestError(RequestError):
 
 
 class QueueFullError(RequestError):
-    """All rows are taken and the queue is full; the same request may fit later."""
+    """All sequences are taken and the queue is full. The same request may fit later."""
 
     def __init__(self, capacity: int) -> None:
         super().__init__(f"queue is full ({capacity} requests)")
@@ -57,12 +63,13 @@ class QueueFullError(RequestError):
 
 
 class PromptError(RequestError):
-    """Messages that the chat template cannot carry, or that are too long."""
+    """The chat template cannot carry the messages, or they are too long."""
 
 
 class CheckpointError(ModelError):
-    """A checkpoint folder is missing, damaged, of another format or unsafe. `path` is the file or
-    folder at fault.
+    """A checkpoint folder is missing, damaged, of another format, or unsafe.
+
+    path: the file or folder at fault.
     """
 
     def __init__(self, path: object, message: str) -> None:
@@ -71,8 +78,15 @@ class CheckpointError(ModelError):
 
 
 class DeviceError(ModelError):
-    """The machine does not have what was asked for (no such accelerator)."""
+    """The machine lacks what was asked for, such as a GPU or memory."""
 
 
 class BenchmarkError(ModelError):
-    """The start-up measurement could not be made: the engine failed on its own fixed prompt."""
+    """The start-up measurement failed: the engine failed on its own fixed prompt."""
+
+
+class NonFiniteError(ModelError):
+    """The model produced NaN or infinity."""
+
+    def __init__(self) -> None:
+        super().__init__("the model produced NaN or infinity")

@@ -1,5 +1,6 @@
-"""Reading the small files of a checkpoint folder: bounded, UTF-8, typed errors that name the
-file."""
+"""Reading the small files of a checkpoint folder: bounded, in UTF-8, with errors that name the
+file.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ _TOKEN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{]|[\]}]', re.DOTALL)
 
 
 def read_text(path: Path) -> str:
-    """The text of a file of at most MAX_METADATA_FILE_BYTES."""
+    """Read the text of a file of at most MAX_METADATA_FILE_BYTES."""
     try:
         size = path.stat().st_size
         if size > limits.MAX_METADATA_FILE_BYTES:
@@ -31,15 +32,16 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file."""
+    """Read the JSON object in a file."""
     return parse_json(read_text(path), path)
 
 
 def parse_json(text: str, path: Path) -> dict[str, Any]:
-    """The JSON object that is `text`; `path` is the file to name when it is none.
+    """Parse a JSON object. `path` is the file that errors name.
 
-    Held to a depth: json.loads recurses in C up to the interpreter's recursion limit, which web3's
-    dependencies lift so far, in a process that has both, that a file of brackets would end it.
+    Nesting is bounded, because json.loads recurses in C up to the interpreter's recursion limit.
+    The dependencies of web3 raise that limit so far that a file of brackets would crash the
+    process.
     """
     try:
         if (
@@ -49,14 +51,14 @@ def parse_json(text: str, path: Path) -> dict[str, Any]:
             raise ValueError(f"nested deeper than {limits.MAX_JSON_DEPTH}")
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(path, f"is no JSON: {error}") from error
+        raise CheckpointError(path, f"is not JSON: {error}") from error
     if not isinstance(value, dict):
-        raise CheckpointError(path, "is no JSON object")
+        raise CheckpointError(path, "is not a JSON object")
     return value
 
 
 def _depth(text: str) -> int:
-    """How deep brackets and braces are nested, strings aside."""
+    """Count how deep brackets and braces are nested, outside of strings."""
     depth = deepest = 0
     for token in _TOKEN.finditer(text):
         character = text[token.start()]

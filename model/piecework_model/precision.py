@@ -1,7 +1,7 @@
-"""Which weights are stored how: the policy, and its arithmetic. Pure, no torch.
+"""Which weights are stored in which format, and how many bytes they take. Pure, no torch.
 
-`memory.py` computes with it what a model will need, `weights.py` loads by it: the two cannot
-disagree. Why these tensors and these formats: docs/precision.md, with the measurements.
+`memory.py` plans with these functions and `weights.py` loads by them, so the two agree. See
+docs/precision.md for the choice of tensors and formats, with measurements.
 """
 
 from __future__ import annotations
@@ -13,16 +13,19 @@ from typing import Final, Literal, get_args
 Dtype = Literal["float32", "bfloat16"]
 Quantization = Literal["none", "fp8", "int4"]
 Precision = Literal["float32", "bfloat16", "fp8", "int4"]
-"""The names that an operator chooses from. For fp8 and int4 what is not quantized, and all
-arithmetic, is in the device's own type: bfloat16 on an accelerator, float32 on a CPU. "int4" packs
-the experts, nine tenths of the model, in 4 bits and the linears around them, through which every
-token goes, in fp8."""
+"""The names that an operator chooses from.
+
+With fp8 and int4, the weights that stay unquantized and all arithmetic use the device's own type:
+bfloat16 on an accelerator, float32 on a CPU. "int4" packs the experts, nine tenths of the model, in
+4 bits. It packs the linears, which every token passes, in fp8.
+"""
 
 PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
 DTYPE_BYTES: Final[dict[Dtype, int]] = {"float32": 4, "bfloat16": 2}
 INT4_GROUPS: Final = (128, 64, 32)
-"""Weights along the input that share one scale. 64 unless told: 2816 and 704, the widths of the
-released model, are multiples of it, and 704 is none of 128."""
+"""Weights along the input that share one scale. The default is 64: it divides 2816 and 704, the
+widths of the released model, and 128 does not divide 704.
+"""
 DEFAULT_INT4_GROUP: Final = 64
 FP8_SCALE_BYTES: Final = 4  # one float32 an output channel
 INT4_SCALE_BYTES: Final = 2  # one bfloat16 a group
@@ -38,32 +41,35 @@ _UNUSED: Final = re.compile(r"model\.encoder\.(vision_tower|embed_vision)\..*")
 
 
 def is_linear(name: str) -> bool:
-    """Whether the tensor of this published name is the matrix [out, in] of a linear that is packed
-    in fp8."""
+    """Say whether this published name is that of a linear's matrix [out, in], which is packed in
+    fp8.
+    """
     return _LINEAR.fullmatch(name) is not None
 
 
 def is_experts(name: str) -> bool:
-    """Whether it holds one matrix [E, out, in] for each expert of a layer."""
+    """Say whether the tensor holds one matrix [E, out, in] for each expert of a layer."""
     return _EXPERTS.fullmatch(name) is not None
 
 
 def is_unused(name: str) -> bool:
-    """Whether it belongs to the vision tower, which is part of the format and which text never
-    touches: it stays in host memory.
+    """Say whether the tensor belongs to the vision tower.
+
+    The tower is part of the format. Text never uses it, so it stays in host memory.
     """
     return _UNUSED.fullmatch(name) is not None
 
 
 def int4_group(inputs: int, group: int = DEFAULT_INT4_GROUP) -> int:
-    """The largest group of at most `group` that divides a matrix's width, or 0: such a matrix is
-    not quantized.
+    """Find the largest group, at most `group`, that divides a matrix's width.
+
+    Returns 0 if there is none. Such a matrix is not quantized.
     """
     return next((size for size in INT4_GROUPS if size <= group and inputs % size == 0), 0)
 
 
 def is_packed(name: str, shape: tuple[int, ...], quantization: Quantization) -> bool:
-    """Whether the tensor of this published name and shape is stored packed."""
+    """Say whether the tensor of this published name and shape is stored packed."""
     if quantization == "none" or not (is_linear(name) or is_experts(name)):
         return False
     return quantization == "fp8" or is_linear(name) or int4_group(shape[-1]) > 0
@@ -76,7 +82,7 @@ def stored_bytes(
     quantization: Quantization,
     group: int = DEFAULT_INT4_GROUP,
 ) -> int:
-    """Bytes that the tensor of this name and shape takes once it is loaded."""
+    """Count the bytes that the tensor of this name and shape takes once it is loaded."""
     if not is_packed(name, shape, quantization):
         return math.prod(shape) * DTYPE_BYTES[dtype]
     if is_linear(name):
@@ -87,14 +93,14 @@ def stored_bytes(
 
 
 def aligned(size_bytes: int) -> int:
-    """The room that a field takes among an expert's bytes."""
+    """Round up to the room that a field takes among an expert's bytes."""
     return -(-size_bytes // FIELD_ALIGNMENT_BYTES) * FIELD_ALIGNMENT_BYTES
 
 
 def _field_bytes(
     outputs: int, inputs: int, quantization: Quantization, group: int
 ) -> tuple[int, int]:
-    """Data and scales of one packed matrix."""
+    """Count the bytes of data and of scales of one packed matrix."""
     if quantization == "fp8":
         return outputs * inputs, outputs * FP8_SCALE_BYTES
     return outputs * inputs // 2, outputs * (inputs // int4_group(inputs, group)) * INT4_SCALE_BYTES

@@ -1,4 +1,4 @@
-"""What the engine is asked and what it answers: plain, frozen values. No torch here."""
+"""What the engine is asked and what it answers: plain, frozen values. No torch."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Literal
 FailureKind = Literal["non_finite", "out_of_memory", "invalid_request", "internal"]
 
 
-class FinishReason(enum.IntEnum):
-    """Whether a canvas is the last one, and why; the numbers are those of the receipt's
-    `finish`."""
+class CanvasFinish(enum.IntEnum):
+    """Whether a canvas is the last one, and why. The numbers are those of the receipt's
+    `finish`.
+    """
 
     MORE = 0
     END_OF_TEXT = 1
@@ -20,18 +21,25 @@ class FinishReason(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One job for the engine. Every field from prompt_ids to stability_steps changes the result;
-    the same values give the same text.
+    """One job for the engine.
 
-    prompt_ids: the prompt as token ids, control tokens included (see text/chat.py). seed: uint64.
-    max_tokens: charged tokens at most, over all canvases. max_steps: denoising steps a canvas at
-    most. temperature_start, temperature_end: of the linear schedule, start >= end > 0.
-    entropy_bound: nats, > 0. confidence_threshold: mean entropy in nats below which a stable canvas
-    is done (0 never stops early). stability_steps: how many earlier steps must have had the same
-    argmax canvas. canvas_limit: the row pauses before the canvas of this index (see Engine.allow).
-    committed: canvases already committed, for a resume after a restart; the engine goes on with the
-    next. draft_every: a draft after every so many steps, 0 for none. tenant: who may share kept
-    prompt beginnings with this request (engine/prefixes.py); nobody if empty.
+    The fields from prompt_ids to stability_steps decide the result. The same values give the same
+    text.
+
+    prompt_ids: the prompt as token ids, control tokens included (text/chat.py).
+    seed: uint64.
+    max_tokens: charged tokens at most, over all canvases.
+    max_steps: denoising steps a canvas at most.
+    temperature_start, temperature_end: of the linear schedule, start >= end > 0.
+    entropy_bound: nats, > 0.
+    confidence_threshold: mean entropy in nats below which a stable canvas is done. 0 never stops
+    early.
+    stability_steps: how many earlier steps must have had the same argmax canvas.
+    canvas_limit: the sequence pauses before the canvas of this index (`Engine.allow`).
+    committed: canvases already committed, to resume after a restart. The engine continues with the
+    next.
+    draft_every: a draft after every so many steps, 0 for none.
+    tenant: who may share cached prefixes with this request (engine/prefix_cache.py). Empty: nobody.
     """
 
     request_id: str
@@ -52,8 +60,9 @@ class GenerationRequest:
 
 @dataclass(frozen=True, slots=True)
 class DraftEvent:
-    """The argmax canvas after step `step` of canvas `canvas`, which is not final. `text` is of this
-    canvas only.
+    """The argmax canvas after step `step` of canvas `canvas`. It is not final.
+
+    text: of this canvas only.
     """
 
     request_id: str
@@ -67,10 +76,12 @@ class DraftEvent:
 class CanvasEvent:
     """A committed canvas.
 
-    token_ids: the whole canvas, C ids. charged_ids: the prefix that counts, up to but not including
-    the first end-of-text token and within max_tokens. text: what this canvas adds to the decoded
-    text; the concatenation over all canvases is the decoding of all charged ids. step_leaves: one
-    32-byte trace leaf a step, `steps` of them.
+    token_ids: the whole canvas, C ids.
+    charged_ids: the prefix that is charged: up to, not including, the first end-of-text token, and
+    within max_tokens.
+    text: what this canvas adds to the decoded text. All canvases together give the decoding of all
+    charged ids.
+    step_leaves: one 32-byte trace leaf a step, `steps` of them.
     """
 
     request_id: str
@@ -80,7 +91,7 @@ class CanvasEvent:
     text: str
     steps: int
     step_leaves: tuple[bytes, ...]
-    finish: FinishReason
+    finish: CanvasFinish
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,63 +1,72 @@
 """The worker's settings: `config.toml` in its home < PIECEWORK_WORKER_* in the environment < flags.
 
-The only module that reads the environment. Settings are flat, typed and bounded; a key that does
-not exist is refused together with the nearest one that does. Amounts are in base units of the
-payment token, prices in base units per million tokens or per thousand denoising steps.
+Settings are flat, typed and bounded. Amounts are in base units of the payment token. Prices are in
+base units per million tokens or per thousand denoising steps. This module knows nothing of the
+parts that the settings are for. `daemon.assembly` builds those.
 """
 
 from __future__ import annotations
 
-import difflib
-import os
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import Field, field_validator, model_validator
 
-from piecework_node.errors import ConfigError
-from piecework_node.jobs.admission import Terms
-from piecework_node.jobs.worker import Policy
-from piecework_node.models.store import ModelStore, checkpoint_folder
+from piecework.base import settings
+from piecework.base.amounts import Token
+from piecework.base.settings import Settings, Variables
+from piecework_node.endpoints import split_endpoint
 from piecework_protocol.limits import (
     MAX_CREDIT_WINDOW_CANVASES,
     MAX_ENDPOINT_BYTES,
     MAX_OFFER_LIFETIME_S,
     MAX_OFFER_TOKENS,
 )
-from piecework_protocol.types import Address, Amount, Seconds, parse_address
+from piecework_protocol.types import Address, parse_address
 
-ENVIRONMENT_PREFIX: Final = "PIECEWORK_WORKER_"
-PASSWORD_VARIABLE: Final = "PIECEWORK_PASSWORD"  # noqa: S105  a name, not a password
-MODELS_VARIABLE: Final = "PIECEWORK_MODELS"
-"""The store of pulled models, for every command; as a source of `model_store` it counts as
-environment."""
+VARIABLES: Final = Variables(
+    "PIECEWORK_WORKER_",
+    neighbours=("PIECEWORK_CLIENT_",),
+    # The store of pulled models, for every command.
+    aliases={"PIECEWORK_MODELS": "model_store"},
+)
 MAX_AMOUNT: Final = 2**128 - 1
 MAX_INDEXES: Final = 16
 MAX_VLLM_ENDPOINTS: Final = 64
-"""Each is asked for its health every few seconds; more belong behind vLLM's own data parallelism.
+"""Each is asked for its health every few seconds. More belong behind vLLM's own data parallelism.
 """
 _LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
+
+DEFAULT_DECIMALS: Final = 6
+_ONE_TOKEN: Final = 10**DEFAULT_DECIMALS
+MONEY: Final = (
+    "price_per_million_prompt_tokens",
+    "price_per_million_output_tokens",
+    "price_per_thousand_steps",
+    "min_deposit",
+    "native_coin_price",
+)
+"""Settings in base units of the payment token."""
 
 Units = Annotated[int, Field(ge=0, le=MAX_AMOUNT)]
 
 
-class WorkerConfig(BaseSettings):
-    """Everything that an operator may set. Every field has a bound, and a default where one is
-    sensible."""
-
-    model_config = SettingsConfigDict(env_prefix=ENVIRONMENT_PREFIX, extra="forbid", frozen=True)
+class WorkerConfig(Settings):
+    """Everything that an operator may set. Every field has a bound."""
 
     # money
-    payout: str = Field(description="receiver of all earnings; its key stays off this machine")
+    payout: str = Field(
+        description="address that receives all earnings. Its key stays off this machine"
+    )
     price_per_million_prompt_tokens: Units = 50_000
     price_per_million_output_tokens: Units = 200_000
     price_per_thousand_steps: Units = 1_000
     accepted_tokens: tuple[str, ...] = Field(
-        (), max_length=MAX_OFFER_TOKENS, description="empty: the token of the deployment"
+        (),
+        max_length=MAX_OFFER_TOKENS,
+        description="token addresses. Empty: the token of the deployment",
     )
     min_deposit: Units = 100_000
     min_withdrawal_delay_s: int = Field(900, ge=60, le=30 * 24 * 3600)
@@ -72,10 +81,12 @@ class WorkerConfig(BaseSettings):
 
     # network
     bind: str = Field(
-        "127.0.0.1:50051", description="host:port to listen on; port 0 picks a free one"
+        "127.0.0.1:50051", description="host:port to listen on. Port 0 picks a free one"
     )
     endpoint: str = Field(
-        "", max_length=MAX_ENDPOINT_BYTES, description="what clients dial; empty: as bound"
+        "",
+        max_length=MAX_ENDPOINT_BYTES,
+        description="host:port that clients dial. Empty: as bound",
     )
     indexes: tuple[str, ...] = Field((), max_length=MAX_INDEXES)
     offer_lifetime_s: int = Field(300, ge=30, le=MAX_OFFER_LIFETIME_S)
@@ -85,7 +96,7 @@ class WorkerConfig(BaseSettings):
     admin_host: str = "127.0.0.1"
     admin_port: int = Field(0, ge=0, le=65535)
     admin_public: bool = Field(
-        False, description="allow the admin port off loopback; only behind your own fence"
+        False, description="allow the admin port off loopback. Protect it yourself then"
     )
 
     # chain
@@ -107,7 +118,7 @@ class WorkerConfig(BaseSettings):
     # engine
     backend: Literal["diffusion", "vllm"] = Field(
         "diffusion",
-        description="our own engine, replayable; or vLLM servers, best effort (docs/vllm.md)",
+        description="diffusion: our own engine, replayable. vllm: vLLM servers, best effort",
     )
     vllm_endpoints: tuple[str, ...] = Field(
         (),
@@ -117,46 +128,36 @@ class WorkerConfig(BaseSettings):
     vllm_model: str = Field(
         "",
         max_length=256,
-        description="what the servers call the model; empty: they serve only one",
+        description="what the servers call the model. Empty: they serve only one",
     )
     vllm_api_key: str = Field("", max_length=512, repr=False, description="the servers' --api-key")
     model: str = Field(
         "",
-        description="checkpoint folder, or a pulled model as owner/name[@revision]; empty: the "
+        description="checkpoint folder, or a pulled model as owner/name[@revision]. Empty: the "
         "bundled one",
     )
     model_store: str = Field(
-        "", description="folder of pulled models; empty: the platform's data folder"
+        "", description="folder of pulled models. Empty: the platform's data folder"
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16", "fp8", "int4"] = Field(
-        "auto", description="of the weights; auto: the most faithful that fits the device"
+        "auto", description="of the weights. auto: the highest precision that fits in memory"
     )
     planned_context: int = Field(
         0,
         ge=0,
         le=2**24,
-        description="tokens of a job, prompt and answer, for which `slots` of them must fit; 0: "
-        "8192",
+        description="tokens of a job, prompt and answer, for which `slots` jobs must fit. 0: 8192",
     )
     threads: int = Field(
-        0, ge=0, le=1024, description="CPU threads; 0: one for a small model, else torch's choice"
+        0, ge=0, le=1024, description="CPU threads. 0: one for a small model, else torch's choice"
     )
     benchmark_s: float = Field(5.0, ge=0.1, le=300)
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Everything arrives through `load`, which has merged the sources already."""
-        return (init_settings,)
+    log_format: Literal["auto", "human", "json"] = Field(
+        "auto", description="auto: human on a terminal, JSON lines otherwise"
+    )
 
     @field_validator("payout")
     @classmethod
@@ -225,7 +226,7 @@ class WorkerConfig(BaseSettings):
         if "price_per_thousand_steps" in self.model_fields_set and self.price_per_thousand_steps:
             raise ValueError("price_per_thousand_steps must be 0 with vLLM, which counts no steps")
 
-    # --- as the parts take them
+    # --- what several settings say together
 
     @property
     def receiver(self) -> Address:
@@ -233,141 +234,50 @@ class WorkerConfig(BaseSettings):
         return parse_address(self.payout)
 
     def tokens(self, default: Address) -> tuple[Address, ...]:
-        """The accepted tokens; `default` is the deployment's."""
+        """The accepted tokens. `default` is the deployment's."""
         return tuple(parse_address(t) for t in self.accepted_tokens) or (default,)
 
-    def terms(self, default_token: Address) -> Terms:
-        """What admission asks for."""
-        return Terms(
-            tokens=self.tokens(default_token),
-            min_deposit=Amount(self.min_deposit),
-            min_withdrawal_delay=Seconds(self.min_withdrawal_delay_s),
-            jobs_per_channel=self.jobs_per_channel,
-            capacity=self.slots + self.queue,
-        )
-
     @property
-    def step_price(self) -> Amount:
-        """Base units for a thousand denoising steps; best effort has none to charge (clause
-        3.10)."""
-        return Amount(0 if self.backend == "vllm" else self.price_per_thousand_steps)
+    def step_price(self) -> int:
+        """Base units for a thousand denoising steps. Best effort charges none (clause 3.10)."""
+        return 0 if self.backend == "vllm" else self.price_per_thousand_steps
 
-    def checkpoint(self) -> Path | None:
-        """The folder that `model` means; none for the bundled one. `ModelNotPulled` says what to
-        run."""
-        if not self.model:
-            return None
-        return checkpoint_folder(
-            self.model, ModelStore(Path(self.model_store) if self.model_store else None)
-        )
 
-    @property
-    def policy(self) -> Policy:
-        """The worker's patience."""
-        return Policy(self.payment_timeout_s, self.channel_refresh_s, self.chain_outage_s)
+def money_defaults(token: Token) -> dict[str, int]:
+    """Return the defaults of the settings that are money, in base units of `token`.
+
+    The defaults of `WorkerConfig` are amounts of a token with 6 decimals, as USDC has. Another
+    token gets the same number of tokens, and at least one base unit.
+    """
+    if token.decimals == DEFAULT_DECIMALS:
+        return {}
+    return {
+        name: max(1, WorkerConfig.model_fields[name].default * 10**token.decimals // _ONE_TOKEN)
+        for name in MONEY
+    }
 
 
 def load(
     home: Path, flags: Mapping[str, Any] | None = None, environment: Mapping[str, str] | None = None
 ) -> WorkerConfig:
-    """The settings of a home. `ConfigError` names the key at fault and where it stands."""
-    environment = os.environ if environment is None else environment
-    merged: dict[str, Any] = {}
-    for where, values in (
-        (str(home / "config.toml"), _file(home / "config.toml")),
-        ("the environment", _environment(environment)),
-        ("the flags", {k: v for k, v in (flags or {}).items() if v is not None}),
-    ):
-        _check_names(where, values)
-        merged |= values
-    return check(merged)
+    """Return the settings of a home.
+
+    Raises:
+        SettingsError: a setting is missing, unknown or out of bounds. Names it and its place.
+    """
+    file = home / "config.toml"
+    return settings.load(WorkerConfig, VARIABLES, file=file, environment=environment, flags=flags)
 
 
 def check(values: Mapping[str, Any]) -> WorkerConfig:
-    """Settings from plain values. `ConfigError` names every one that is out of bounds."""
-    try:
-        return WorkerConfig(**values)
-    except ValidationError as error:
-        raise ConfigError("; ".join(_explain(e) for e in error.errors())) from None
+    """Return settings from plain values.
 
-
-def child_environment(environment: Mapping[str, str] | None = None) -> dict[str, str]:
-    """What the engine process gets: no setting and no secret of ours or a hub's, no way to the
-    network."""
-    environment = os.environ if environment is None else environment
-    kept = {
-        k: v for k, v in environment.items() if not k.startswith("PIECEWORK_") and k != "HF_TOKEN"
-    }
-    return {
-        **kept,
-        "HF_HUB_OFFLINE": "1",
-        "TRANSFORMERS_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-
-
-def split_endpoint(text: str) -> tuple[str, int]:
-    """ "host:port" or "[v6]:port" as host and port; `ValueError` says what is wrong."""
-    host, separator, port = text.rpartition(":")
-    if not separator or not host or not port.isdecimal() or int(port) > 65535:
-        raise ValueError(f"{text!r} is not host:port")
-    return host.removeprefix("[").removesuffix("]"), int(port)
+    Raises:
+        SettingsError: a setting is missing, unknown or out of bounds.
+    """
+    return settings.check(WorkerConfig, values)
 
 
 def to_toml(values: Mapping[str, Any]) -> str:
-    """Settings as a flat TOML file. Values are strings, numbers, booleans or tuples of strings."""
-    lines = []
-    for key, value in values.items():
-        description = WorkerConfig.model_fields[key].description
-        if description:
-            lines.append(f"# {description}")
-        lines.append(f"{key} = {_toml(value)}")
-    return "\n".join(lines) + "\n"
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int | float):
-        return repr(value)
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(_toml(v) for v in value) + "]"
-    import json
-
-    return json.dumps(str(value))  # a JSON string is a TOML basic string
-
-
-def _file(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text())
-    except FileNotFoundError:
-        return {}
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path}: {error}") from None
-
-
-def _environment(environment: Mapping[str, str]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in environment.items():
-        if name.startswith(ENVIRONMENT_PREFIX):
-            key = name.removeprefix(ENVIRONMENT_PREFIX).lower()
-            many = key in ("indexes", "accepted_tokens", "vllm_endpoints")
-            found[key] = [v.strip() for v in value.split(",") if v.strip()] if many else value
-    if environment.get(MODELS_VARIABLE):
-        found.setdefault("model_store", environment[MODELS_VARIABLE])
-    return found
-
-
-def _check_names(where: str, values: Mapping[str, Any]) -> None:
-    for key in values:
-        if key not in WorkerConfig.model_fields:
-            near = difflib.get_close_matches(key, WorkerConfig.model_fields, n=1)
-            hint = f" Did you mean {near[0]}?" if near else ""
-            raise ConfigError(f"{where}: there is no setting {key}.{hint}")
-
-
-def _explain(error: Any) -> str:
-    where = ".".join(str(part) for part in error["loc"]) or "settings"
-    if error["type"] == "missing":
-        return f"{where} is not set. Run `piecework worker init`, or set it in config.toml"
-    return f"{where}: {error['msg'].removeprefix('Value error, ')}"
+    """Return the text of a config.toml with these settings."""
+    return settings.to_toml(WorkerConfig, values)

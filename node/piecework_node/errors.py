@@ -1,16 +1,15 @@
-"""What can go wrong around the protocol: the operator's settings, the disk, the engine, the model
-hub.
+"""Errors around the protocol: the operator's settings, the disk, the engine, the model hub.
 
-Every message is fit for a person: what is wrong, and what to do about it.
+Every message is fit for a person. It says what is wrong and what to do.
 """
 
 from __future__ import annotations
 
-from piecework_protocol.errors import PieceworkError
+from piecework.base.errors import PieceworkError
 
 
 class ConfigError(PieceworkError):
-    """A setting is missing, unknown or out of bounds; names it."""
+    """A setting or an option cannot be used. The text names it."""
 
 
 class KeyFileError(PieceworkError):
@@ -18,8 +17,7 @@ class KeyFileError(PieceworkError):
 
 
 class JournalError(PieceworkError):
-    """The journal could not be written or read. Nothing may be promised any more: the daemon
-    stops."""
+    """The journal could not be written or read. The daemon stops, as it may promise nothing."""
 
 
 class JournalLocked(JournalError):
@@ -35,11 +33,11 @@ class JournalCorrupt(JournalError):
 
 
 class EngineUnavailable(PieceworkError):
-    """The engine process is not there, or does not answer in time. It is being restarted."""
+    """The engine is gone or does not answer in time. It is being restarted."""
 
 
 class EngineStartError(PieceworkError):
-    """The engine process could not load its model at all."""
+    """The engine could not load its model at all."""
 
 
 class PromptRejected(PieceworkError):
@@ -47,11 +45,9 @@ class PromptRejected(PieceworkError):
 
 
 class EndpointLost(PieceworkError):
-    """A vLLM endpoint does not answer, breaks off, or says what vLLM does not say. Another may do
-    better.
+    """A vLLM endpoint does not answer, breaks off, or answers wrongly. Another one may do better.
 
-    `certain`: asking again would not help now, as when nobody listens or the engine behind it has
-    died.
+    `certain`: asking again would not help now. Nobody listens, or the engine behind it has died.
     """
 
     def __init__(self, message: str, *, certain: bool = False) -> None:
@@ -60,12 +56,11 @@ class EndpointLost(PieceworkError):
 
 
 class EndpointUnfit(PieceworkError):
-    """A vLLM endpoint answers and serves something else than the settings say: the operator has to
-    act."""
+    """A vLLM endpoint serves something else than the settings say. The operator has to act."""
 
 
 class RequestDeclined(PieceworkError):
-    """A vLLM endpoint declines this one request; it would decline it anywhere."""
+    """A vLLM endpoint declines this request. Every endpoint would."""
 
 
 class AdminError(PieceworkError):
@@ -77,21 +72,20 @@ class NotFunded(PieceworkError):
 
 
 class HubError(PieceworkError):
-    """The model hub cannot be reached, or does not answer as its interface has it."""
+    """The model hub cannot be reached, or answers wrongly."""
 
 
 class HubRefusal(PieceworkError):
-    """The model hub declines: no such model or revision, or not for this user."""
+    """The model hub declines: it has no such model or revision, or not for this user."""
 
 
 class ModelRefused(PieceworkError):
-    """The repository holds no checkpoint that the engine may load. No weights were downloaded."""
+    """The repository has no checkpoint that the engine may load. No weights were downloaded."""
 
 
 class ModelStoreError(PieceworkError):
-    """The folder of pulled models cannot take what it should: full, locked, damaged, not
-    writable."""
+    """The folder of pulled models is full, locked, damaged or not writable."""
 
 
 class ModelNotPulled(PieceworkError):
-    """A model is named that is not in the store, or not all of it; names the command to run."""
+    """A model is not in the store, or not complete. The text names the command to run."""

@@ -1,14 +1,16 @@
-"""The files of a worker's home. Everything is 0600 in a 0700 folder."""
+"""The files of a worker's home. Each has mode 0600, in a folder of mode 0700."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from piecework.base.files import private_folder
+
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """Paths, nothing more."""
+    """Where each file is."""
 
     root: Path
 
@@ -41,6 +43,9 @@ class Home:
         return self.root / "bench.json"
 
     def create(self) -> None:
-        """Make the folder, for its owner alone."""
-        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.root.chmod(0o700)
+        """Make the folder, for its owner alone.
+
+        Raises:
+            FileError: it cannot be made, or belongs to somebody else.
+        """
+        private_folder(self.root)

@@ -1,4 +1,4 @@
-"""What the worker counts. One object with its own registry, so that nothing is global."""
+"""Count what the worker does. One object has its own registry, so that nothing is global."""
 
 from __future__ import annotations
 
@@ -7,14 +7,19 @@ from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from piecework.base.text import one_line
 from piecework_protocol.errors import Reason
 from piecework_protocol.objects import Receipt
 from piecework_protocol.states import JobState
 from piecework_protocol.types import Timestamp
 
 MAX_KEPT_ERRORS = 50
-"""The status page shows recent errors; older ones are in the log."""
+"""The status page shows recent errors. Older ones are in the log."""
 _COMMIT_BUCKETS_S = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
+
+
+MAX_NOTE_CHARACTERS = 500
+"""An error may quote what a stranger wrote."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +64,8 @@ class Metrics:
         self._publish_errors = self._counter(
             "piecework_publish_errors", "Offers that an index did not take"
         )
-        self.slots = self._gauge("piecework_slots", "Rows of the engine")
-        self.active = self._gauge("piecework_jobs_active", "Jobs that run or wait for a row")
+        self.slots = self._gauge("piecework_slots", "Jobs that may run at once")
+        self.active = self._gauge("piecework_jobs_active", "Jobs that run or wait for a slot")
         self.streams = self._gauge("piecework_streams", "Open job streams")
         self.exposure = self._gauge("piecework_exposure_base_units", "Delivered and not paid for")
         self.unsettled = self._gauge(
@@ -78,8 +83,8 @@ class Metrics:
 
     def refused(self, reason: Reason) -> None:
         """A job was declined."""
-        self._refusals.labels(reason.label).inc()
-        self.refusals[reason.label] = self.refusals.get(reason.label, 0) + 1
+        self._refusals.labels(reason.name).inc()
+        self.refusals[reason.name] = self.refusals.get(reason.name, 0) + 1
 
     def moved(self, state: JobState) -> None:
         """A job reached a state."""
@@ -114,7 +119,7 @@ class Metrics:
 
     def note(self, at: Timestamp, where: str, message: str) -> None:
         """Keep an error for the status page."""
-        self.errors.append(ErrorNote(at, where, message))
+        self.errors.append(ErrorNote(at, where, one_line(message, MAX_NOTE_CHARACTERS)))
 
     def render(self) -> bytes:
         """The text format of Prometheus."""

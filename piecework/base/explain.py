@@ -27,23 +27,29 @@ INTERRUPTED: Final = 130
 """128 + SIGINT, as a shell reports it."""
 
 EXTRAS: Final[Mapping[str, frozenset[str]]] = {
-    "worker": frozenset(
+    "cli": frozenset({"platformdirs", "rich", "typer"}),
+    "gateway": frozenset({"prometheus_client", "structlog"}),
+    "market": frozenset({"prometheus_client", "structlog"}),
+    "vllm": frozenset(
         {
+            "grpc_health",
+            "grpc_reflection",
+            "grpc_status",
+            "huggingface_hub",
             "jinja2",
-            "numpy",
-            "psutil",
-            "pynvml",
-            "safetensors",
+            "prometheus_client",
+            "structlog",
             "tokenizers",
-            "torch",
             "transformers",
-            "triton",
+            "yarl",
         }
     ),
-    "chain": frozenset({"eth"}),
+    "worker": frozenset({"numpy", "psutil", "pynvml", "safetensors", "torch", "triton"}),
+    "chain": frozenset({"eth", "eth_typing"}),
 }
-"""Each extra with the modules that only it brings. The first extra that has a module is named."""
-INSTALL_HINT: Final = 'Install it with the extra "{extra}": pip install "piecework[{extra}]"'
+"""Each extra with the modules that it declares. `worker` contains `vllm`, all contain `cli`."""
+CONTAINING: Final[Mapping[str, str]] = {"vllm": "worker"}
+INSTALL_HINT: Final = "Install it with the extra {extras}: pip install 'piecework[{first}]'"
 
 
 def explain(error: BaseException) -> str | None:
@@ -195,10 +201,11 @@ def _encoding(error: UnicodeError) -> str:
 
 def _missing_module(error: ModuleNotFoundError) -> str | None:
     top = (error.name or "").partition(".")[0]
-    extra = next((name for name, modules in EXTRAS.items() if top in modules), None)
-    if extra is None:
+    extras = [name for name, modules in EXTRAS.items() if top in modules]
+    if not extras:
         return None
-    hint = INSTALL_HINT.format(extra=extra)
+    extras += [CONTAINING[name] for name in extras if name in CONTAINING]
+    hint = INSTALL_HINT.format(extras=" or ".join(f'"{name}"' for name in extras), first=extras[0])
     return f"this needs the package {top}, which is not installed. {hint}"
 
 

@@ -195,7 +195,7 @@ class HttpReader:
                 data=body,
                 headers={**self._headers, **headers},
                 allow_redirects=False,
-                proxy=self._proxy_for(parts),
+                proxy=proxy_for(url, self._proxies),
             ) as response:
                 if method == "GET" and response.status in _REDIRECTS:
                     place = response.headers.get("Location")
@@ -224,24 +224,33 @@ class HttpReader:
             )
         return self._session
 
-    def _proxy_for(self, parts: SplitResult) -> str | None:
-        """The environment's proxy. aiohttp's own look-up would also send passwords of ~/.netrc."""
-        host = parts.hostname or ""
-        if _is_this_machine(host) or urllib.request.proxy_bypass(host):
-            return None
-        proxies = self._proxies()
-        proxy = proxies.get(parts.scheme) or proxies.get("all")
-        if not proxy:
-            return None
-        proxy = proxy if "://" in proxy else f"http://{proxy}"
-        try:
-            usable = _checked(proxy).scheme == "http"
-        except BadUrl:
-            usable = False
-        if not usable:
-            problem = "the proxy of the environment cannot be used: expected http://host:port"
-            raise HttpUnreachable(_label(parts), problem)
-        return proxy
+
+def proxy_for(url: str, proxies: Proxies = urllib.request.getproxies) -> str | None:
+    """Return the environment's proxy for an address. None: connect directly.
+
+    aiohttp's own look-up would also send passwords of ~/.netrc.
+
+    Raises:
+        BadUrl: the address is not http:// or https://.
+        HttpUnreachable: the environment names a proxy that cannot be used.
+    """
+    parts = _checked(url)
+    host = parts.hostname or ""
+    if _is_this_machine(host) or urllib.request.proxy_bypass(host):
+        return None
+    known = proxies()
+    proxy = known.get(parts.scheme) or known.get("all")
+    if not proxy:
+        return None
+    proxy = proxy if "://" in proxy else f"http://{proxy}"
+    try:
+        usable = _checked(proxy).scheme == "http"
+    except BadUrl:
+        usable = False
+    if not usable:
+        problem = "the proxy of the environment cannot be used: expected http://host:port"
+        raise HttpUnreachable(_label(parts), problem)
+    return proxy
 
 
 def parse_json(host: str, body: bytes) -> Any:

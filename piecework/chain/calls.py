@@ -141,7 +141,7 @@ def deposit_with_authorization(deployment: Deployment, signed: SignedAuthorizati
     times = (a.valid_after, a.valid_before, a.nonce)
     v, r, s = _vrs(signed.signature)
     what = "depositWithAuthorization"
-    return _escrow(deployment, what, 200_000, signed.token, a.owner, a.value, *times, v, r, s)
+    return _escrow(deployment, what, 200_000, signed.token, a.from_, a.value, *times, v, r, s)
 
 
 def deposit_with_permit(deployment: Deployment, signed: SignedPermit) -> Call:

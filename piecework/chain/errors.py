@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from piecework.base.errors import PieceworkError
+from piecework.base.text import one_line
 from piecework.chain.limits import MAX_SHOWN_CHARACTERS
-from piecework_protocol.errors import PieceworkError
 
 
 class ChainError(PieceworkError):
@@ -22,7 +23,8 @@ class RpcRefused(ChainError):
     """The node answered with a JSON-RPC error that has no more precise class here."""
 
     def __init__(self, method: str, code: int, message: str, data: Any = None) -> None:
-        super().__init__(f"the chain's node refused {method}: {one_line(message)} (code {code})")
+        why = one_line(message, MAX_SHOWN_CHARACTERS)
+        super().__init__(f"the chain's node refused {method}: {why} (code {code})")
         self.method = method
         self.rpc_code = code
         self.message = message
@@ -88,13 +90,6 @@ class AnvilMissing(ChainError):
     """No anvil binary was found, or it did not start."""
 
 
-def one_line(text: str) -> str:
-    """Text from outside as it may stand in a message: printable, one line, bounded."""
-    cut = text[:MAX_SHOWN_CHARACTERS]
-    return "".join(c if c.isprintable() else " " for c in cut) + (
-        "…" if len(text) > len(cut) else ""
-    )
-
-
 def _shown(value: Any) -> str:
-    return one_line("0x" + value.hex() if isinstance(value, bytes) else str(value))
+    text = "0x" + value.hex() if isinstance(value, bytes) else str(value)
+    return one_line(text, MAX_SHOWN_CHARACTERS)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from piecework.base.amounts import Token
 from piecework.chain.abi import interface
-from piecework.chain.authorizations import ContractDomain, registry_domain
+from piecework.chain.authorizations import registry_domain, require_separator
 from piecework.chain.calls import Claim
 from piecework.chain.deployment import Deployment
 from piecework.chain.errors import BadAnswer, TransactionReverted, WrongChain
@@ -50,6 +50,7 @@ from piecework_protocol.types import (
     Seconds,
     Timestamp,
     Uint64,
+    Uint256,
     keccak256,
     to_hex,
 )
@@ -269,12 +270,12 @@ class ChainReader:
         (used,) = await self._token(token, "authorizationState", owner, nonce)
         return bool(used)
 
-    async def permit_nonce(self, token: Address, owner: Address) -> int:
+    async def permit_nonce(self, token: Address, owner: Address) -> Uint256:
         """The nonce that the owner's next EIP-2612 permit must carry."""
         (nonce,) = await self._token(token, "nonces", owner)
-        return int(nonce)
+        return Uint256(nonce)
 
-    async def token_domain(self, token: Address) -> ContractDomain:
+    async def token_domain(self, token: Address) -> Domain:
         """The token's EIP-712 domain, checked against its separator on the chain; `BadAnswer` if it
         differs.
 
@@ -282,11 +283,10 @@ class ChainReader:
         token.
         """
         (name,) = await self._token(token, "name")
-        domain = ContractDomain(
-            name, await self._token_version(token), self.deployment.chain_id, token
-        )
+        version = await self._token_version(token)
+        domain = Domain(self.deployment.chain_id, token, name, version)
         (separator,) = await self._token(token, "DOMAIN_SEPARATOR")
-        domain.require_separator(separator)
+        require_separator(domain, separator)
         return domain
 
     async def preview_settle(self, claims: Sequence[Claim]) -> tuple[ClaimPreview, ...]:
@@ -347,7 +347,7 @@ class ChainReader:
         (signs,) = await self._registry("isSigner", operator, key)
         return bool(signs)
 
-    def registry_domain(self) -> ContractDomain:
+    def registry_domain(self) -> Domain:
         """The domain of a worker's registration."""
         return registry_domain(self.deployment.chain_id, self.deployment.registry)
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 from urllib.parse import urlsplit
 
-import aiohttp
-
+from piecework.base.http import HttpError, HttpLimits, HttpReader, HttpStatus, HttpTooLarge
 from piecework.base.jsons import loads
 from piecework.chain.abi import decode_revert
 from piecework.chain.errors import BadAnswer, RpcRefused, RpcUnavailable, TransactionReverted
@@ -30,6 +30,7 @@ from piecework_protocol.types import Address, Bytes32, to_hex
 if TYPE_CHECKING:
     from web3 import AsyncWeb3
 
+_JSON = {"Content-Type": "application/json"}
 # Sending or moving a development chain is not repeated here: the caller decides with its journal.
 _NOT_REPEATED = frozenset({"eth_sendRawTransaction", "evm_mine", "evm_increaseTime"})
 
@@ -54,10 +55,9 @@ class HttpRpc:
     ) -> None:
         self.url = url
         self.host = host_of(url)
-        self._timeout = aiohttp.ClientTimeout(total=timeout_s)
+        self._http = HttpReader(HttpLimits(timeout_s, timeout_s, MAX_RPC_RESPONSE_BYTES))
         self._attempts = attempts
         self._ids = itertools.count(1)
-        self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -85,23 +85,11 @@ class HttpRpc:
 
     async def close(self) -> None:
         """Close the connections; the object may be used again afterwards."""
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        await self._http.close()
 
     async def _post(self, method: str, params: Sequence[Any]) -> Any:
-        if self._session is None:
-            self._session = aiohttp.ClientSession(timeout=self._timeout)
         body = {"jsonrpc": "2.0", "id": next(self._ids), "method": method, "params": list(params)}
-        try:
-            async with self._session.post(self.url, json=body, allow_redirects=False) as response:
-                data = await _bounded(response)
-                status = response.status
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise RpcUnavailable(
-                f"the chain's node at {self.host} did not answer {method}: {type(error).__name__}. "
-                "Is the address right and the node running?"
-            ) from error
+        data, status = await self._exchange(method, json.dumps(body).encode())
         try:
             answer = loads(data)
         except ValueError as error:
@@ -109,14 +97,29 @@ class HttpRpc:
                 raise BadAnswer(
                     f"the node at {self.host} answered {method} with no JSON"
                 ) from error
-            raise RpcUnavailable(
-                f"the chain's node at {self.host} answered HTTP {status} to {method}"
-            ) from error
+            raise self._overloaded(method, status) from error
         if status in (408, 429) or (status >= 500 and not _has_error(answer)):
-            raise RpcUnavailable(
-                f"the chain's node at {self.host} answered HTTP {status} to {method}"
-            )
+            raise self._overloaded(method, status)
         return answer
+
+    async def _exchange(self, method: str, body: bytes) -> tuple[bytes, int]:
+        """Send a request; return the answer and its HTTP status."""
+        try:
+            return await self._http.post(self.url, body, headers=_JSON), 200
+        except HttpStatus as error:  # many nodes give a JSON-RPC error with such a status
+            return error.body, error.status
+        except HttpTooLarge as error:
+            raise BadAnswer(
+                f"the node's answer is larger than {MAX_RPC_RESPONSE_BYTES} bytes"
+            ) from error
+        except HttpError as error:
+            raise RpcUnavailable(
+                f"the chain's node at {self.host} did not answer {method}: {error}. "
+                "Is the address right and the node running?"
+            ) from error
+
+    def _overloaded(self, method: str, status: int) -> RpcUnavailable:
+        return RpcUnavailable(f"the chain's node at {self.host} answered HTTP {status} to {method}")
 
     def _result(self, method: str, answer: Any) -> Any:
         if not isinstance(answer, dict):
@@ -222,14 +225,3 @@ def _hex_or_empty(value: Any) -> bytes:
         return bytes.fromhex(value[value.index("0x") + 2 :])
     except ValueError:
         return b""
-
-
-async def _bounded(response: aiohttp.ClientResponse) -> bytes:
-    parts: list[bytes] = []
-    size = 0
-    async for part in response.content.iter_chunked(64 * 1024):
-        size += len(part)
-        if size > MAX_RPC_RESPONSE_BYTES:
-            raise BadAnswer(f"the node's answer is larger than {MAX_RPC_RESPONSE_BYTES} bytes")
-        parts.append(part)
-    return b"".join(parts)

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
         WorkerUnreachable,
     )
     from piecework.client.funds import Funds
-    from piecework.client.jobs.answer import Answer
+    from piecework.client.jobs.completion import Completion
     from piecework.client.jobs.events import (
         CanvasText,
         DraftText,
@@ -58,13 +58,13 @@ if TYPE_CHECKING:
     from piecework_protocol.errors import ProtocolViolation, Reason, Refusal
 
 __all__ = [
-    "Answer",
     "Balance",
     "CanvasText",
     "ChainError",
     "ClientConfig",
     "ClientError",
     "ClientHome",
+    "Completion",
     "DraftText",
     "FinishReason",
     "Funds",
@@ -97,7 +97,7 @@ __all__ = [
 _EVENTS: Final = "piecework.client.jobs.events"
 _ERRORS: Final = "piecework.client.errors"
 _PLACES: Final = {
-    "Answer": "piecework.client.jobs.answer",
+    "Completion": "piecework.client.jobs.completion",
     "Balance": "piecework.client.sdk",
     "CanvasText": _EVENTS,
     "ChainError": "piecework.chain.errors",

@@ -12,7 +12,11 @@ from dataclasses import dataclass
 
 from piecework.base.amounts import TokenAmount
 from piecework.chain import calls
-from piecework.chain.authorizations import Authorization, SignedAuthorization, sign_authorization
+from piecework.chain.authorizations import (
+    ReceiveWithAuthorization,
+    SignedAuthorization,
+    sign_authorization,
+)
 from piecework.chain.calls import Claim
 from piecework.chain.reader import ChainReader
 from piecework.chain.transactions import Mined, TransactionSender
@@ -20,13 +24,21 @@ from piecework.client.errors import ClientError, InsufficientFunds, WorkerUnreac
 from piecework.client.jobs.driver import JobContext
 from piecework.client.jobs.outstanding import pay_outstanding
 from piecework.client.journal.records import ChannelRow, ChannelStatus
-from piecework.client.network.discovery import Discovery
+from piecework.client.network.discovery import Discovery, Links
 from piecework_protocol.errors import ProtocolViolation, Refusal
 from piecework_protocol.objects import CloseChannel
 from piecework_protocol.offers import OfferRejected
 from piecework_protocol.signing import sign, signed_by
 from piecework_protocol.states import ChannelState
-from piecework_protocol.types import Address, Amount, Bytes32, ChannelId, Signature, Timestamp
+from piecework_protocol.types import (
+    Address,
+    Amount,
+    Bytes32,
+    ChannelId,
+    Signature,
+    Timestamp,
+    Uint256,
+)
 
 CLOSING_POLL_S = 1.0
 CLOSING_POLLS = 60
@@ -68,11 +80,13 @@ class Funds:
         self,
         context: JobContext,
         discovery: Discovery,
+        links: Links,
         reader: ChainReader,
         *,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self._context, self._discovery, self._reader = context, discovery, reader
+        self._context, self._reader = context, reader
+        self._discovery, self._links = discovery, links
         self._deployment = reader.deployment
         self._money = reader.deployment.payment_token
         self._payer = context.wallet.payer.address
@@ -124,12 +138,12 @@ class Funds:
         """
         domain = await self._reader.token_domain(self._deployment.token)
         now = await self._reader.timestamp()
-        authorization = Authorization(
-            owner=self._payer,
+        authorization = ReceiveWithAuthorization(
+            from_=self._payer,
             to=self._deployment.escrow,
-            value=self._units(amount),
-            valid_after=Timestamp(0),
-            valid_before=Timestamp(now + valid_for_s),
+            value=Uint256(self._units(amount)),
+            valid_after=Uint256(0),
+            valid_before=Uint256(now + valid_for_s),
             nonce=nonce,
         )
         return sign_authorization(domain, authorization, self._context.wallet.payer)
@@ -189,7 +203,7 @@ class Funds:
         signed = await self._discovery.offer_of(row.channel.operator)
         if signed is None:
             raise WorkerUnreachable("the worker is not registered any more")
-        link = await context.links.to(signed.offer)
+        link = await self._links.to(signed.offer)
         final = context.channels.closing(row)
         signature = sign(self._reader.domain, final, context.wallet.authorizer)
         agreed, transaction = await link.close_channel(row.channel, final, signature)

@@ -23,8 +23,8 @@ from piecework.client.errors import (
     WorkerUnreachable,
 )
 from piecework.client.funds import Funds
-from piecework.client.jobs.answer import Answer, collect
 from piecework.client.jobs.channels import ChannelManager
+from piecework.client.jobs.completion import Completion, collect
 from piecework.client.jobs.driver import JobContext, JobDriver, prepare
 from piecework.client.jobs.outstanding import pay_outstanding
 from piecework.client.jobs.requests import Filters, TextRequest
@@ -214,7 +214,7 @@ class PieceworkClient:
         Raises:
             StoreError: The client did not come from `open`.
         """
-        return Funds(self._context, self.discovery, self.reader)
+        return Funds(self._context, self.discovery, self.links, self.reader)
 
     def amount(self, tokens: str) -> TokenAmount:
         """Return a number of tokens, such as "1.5", as an amount.
@@ -270,7 +270,7 @@ class PieceworkClient:
         temperature: float | None = None,
         max_price: TokenAmount | str | None = None,
         best_effort: bool = False,
-    ) -> Answer:
+    ) -> Completion:
         """Ask for a text, wait for all of it, and pay for it canvas by canvas.
 
         Args:
@@ -360,7 +360,7 @@ class PieceworkClient:
         """
         return self._start(lambda caller: self._resume(job, caller))
 
-    async def collect(self, run: JobRun) -> Answer:
+    async def collect(self, run: JobRun) -> Completion:
         """Follow a run to its end and return its whole text.
 
         Raises:
@@ -421,7 +421,7 @@ class PieceworkClient:
                 await self._remember_failure(current)
                 return False
             await asyncio.to_thread(
-                self.store.finish, job.id, JobStatus.REFUSED, declined.reason.label
+                self.store.finish, job.id, JobStatus.REFUSED, declined.reason.name
             )
             step = AFTER_REFUSAL[declined.reason]
             attempts.declined(current, declined)

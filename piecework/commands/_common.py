@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from piecework.base.entry import fail, guard, run
+from piecework.base.files import read
 
 if TYPE_CHECKING:
     from piecework.base.amounts import Token
@@ -25,6 +26,7 @@ __all__ = [
     "group",
     "guard",
     "home",
+    "home_option",
     "market_token",
     "model_store",
     "one_of",
@@ -36,6 +38,7 @@ __all__ = [
     "units",
 ]
 
+MAX_PASSWORD_BYTES = 4096
 HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 
 
@@ -48,6 +51,14 @@ def single() -> typer.Typer:
     """A command without commands of its own, such as `piecework demo`."""
     return typer.Typer(
         invoke_without_command=True, rich_markup_mode=None, context_settings=HELP_OPTIONS
+    )
+
+
+def home_option(role: str) -> Any:
+    """The option that chooses a role's folder."""
+    return typer.Option(
+        "--home",
+        help=f"The {role}'s folder. Default: $PIECEWORK_HOME/{role}, else a folder for user data.",
     )
 
 
@@ -123,10 +134,8 @@ def password(file: Path | None, *, confirm: bool = False) -> str:
     if from_environment is not None:
         return from_environment
     if file is not None:
-        try:
-            return file.read_text().rstrip("\r\n")
-        except OSError as error:
-            fail(f"cannot read the password file {file}: {error.strerror}")
+        chosen = file
+        return guard(lambda: read(chosen, MAX_PASSWORD_BYTES).decode()).rstrip("\r\n")
     if not sys.stdin.isatty():
         fail("no password: set PIECEWORK_PASSWORD or give --password-file")
     import getpass

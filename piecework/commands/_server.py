@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import structlog
 from aiohttp import web
 
-from piecework_protocol.errors import PieceworkError
+from piecework.base.errors import PieceworkError
 
 
 class CannotListen(PieceworkError):
@@ -39,13 +39,18 @@ async def listen(runner: web.AppRunner, host: str, port: int) -> BoundServer:
     return BoundServer(f"http://{shown}:{actual}", actual)
 
 
-async def until_told_to_stop() -> None:
-    """Return at SIGTERM or SIGINT."""
+def stop_event() -> asyncio.Event:
+    """Return an event that SIGTERM or SIGINT sets."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    await stop.wait()
+    return stop
+
+
+async def until_told_to_stop() -> None:
+    """Return at SIGTERM or SIGINT."""
+    await stop_event().wait()
 
 
 def logs_to_stderr() -> None:

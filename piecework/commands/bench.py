@@ -13,6 +13,7 @@ from piecework.commands import _common as common
 
 if TYPE_CHECKING:
     from piecework_model.checkpoint.loading import DeviceChoice
+    from piecework_model.machine.benchmark import Measurement
     from piecework_model.machine.planning import PrecisionChoice
 
 app = common.single()
@@ -80,20 +81,19 @@ def measure(
     counts: list[int],
     seconds: float,
 ) -> dict[str, Any]:
-    """Load the model as a worker would and measure each number of rows."""
+    """Load the model as a worker would and measure each number of jobs at once."""
     from piecework_model.engine.batched import BatchedExecutor
     from piecework_model.errors import ModelError
     from piecework_model.machine.benchmark import measure as run
     from piecework_model.machine.planning import load_planned
-    from piecework_model.machine.probe import engine_profile, probe
-    from piecework_model.machine.threads import use_threads
+    from piecework_model.machine.probe import engine_profile, probe, use_threads
 
     try:
-        planned = load_planned(folder, device=device, precision=precision, rows=max(counts))
+        planned = load_planned(folder, device=device, precision=precision, sequences=max(counts))
         loaded, hardware = planned.loaded, probe()
         use_threads(loaded, 0)
         executor = BatchedExecutor(loaded.model, loaded.limits)
-        lines = [run(loaded, executor, seconds=seconds, rows=count) for count in counts]
+        lines = [run(loaded, executor, seconds=seconds, sequences=count) for count in counts]
     except ModelError as error:
         common.fail(str(error))
     return {
@@ -102,8 +102,14 @@ def measure(
         "profile": engine_profile(loaded, hardware, executor.kernels),
         "precision": planned.choice.reason,
         "hardware": asdict(hardware),
-        "measurements": [asdict(line) for line in lines],
+        "measurements": [_line(line) for line in lines],
     }
+
+
+def _line(measured: Measurement) -> dict[str, Any]:
+    """A line of the report. `rows`, the number of jobs at once, is the key that offers have."""
+    figures = asdict(measured)
+    return {"rows": figures.pop("sequences"), **figures}
 
 
 def save(home: Path, report: dict[str, Any]) -> None:

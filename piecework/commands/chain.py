@@ -178,16 +178,11 @@ async def _dev(
 ) -> None:
     """Serve a chain. `terms`: least stake and unbonding delay (s) of the contracts; None deploys
     none."""
-    import asyncio
-    import signal
-
     from piecework.chain.dev.anvil import Anvil
     from piecework.chain.dev.embedded import EmbeddedChain
+    from piecework.commands._server import stop_event
 
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    stop = stop_event()
     chain: EmbeddedChain | Anvil = Anvil() if anvil else EmbeddedChain()
     try:
         rpc_url = await chain.start(host, port)

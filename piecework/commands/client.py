@@ -40,7 +40,6 @@ BestEffort = Annotated[
     typer.Option("--best-effort", help="Also take models that honour no seed and leave no trace."),
 ]
 
-FAUCET_WEI = 10**18
 Work = Callable[["PieceworkClient"], Awaitable[Any]]
 
 
@@ -131,14 +130,18 @@ def deposit(
     units = None if amount is None else common.units(token, amount)
 
     async def work(client: PieceworkClient) -> dict[str, Any]:
+        from piecework.chain.dev.faucet import take_from_faucet
         from piecework.commands._deposits import deposit_now, relay_from, sign_to
+        from piecework_protocol.types import Amount
 
         if relay is not None:
             return await relay_from(client, relay)
         if gasless is not None:
             return await sign_to(client, token.amount(units or 0), gasless, int(valid_hours * 3600))
         if faucet:
-            await _take_from_faucet(client, units or 0)
+            await take_from_faucet(
+                client.reader.rpc, client.token, client.wallet.payer.address, Amount(units or 0)
+            )
         return await deposit_now(client, token.amount(units or 0))
 
     result = _with_client(home, password_file, work)
@@ -468,18 +471,6 @@ def _with_client(home: Path | None, password_file: Path | None, work: Work, **fl
             return await work(client)
 
     return common.run(whole())
-
-
-async def _take_from_faucet(client: PieceworkClient, tokens: int) -> None:
-    """Give the payer `tokens` (base units) and gas; `WrongChain` where there is no faucet."""
-    from piecework.chain.dev.faucet import faucet_signer, fund_native, mint_tokens
-    from piecework_protocol.types import Amount
-
-    rpc, payer = client.reader.rpc, client.wallet.payer.address
-    signer = await faucet_signer(rpc)
-    await fund_native(rpc, signer, payer, FAUCET_WEI)
-    if tokens:
-        await mint_tokens(rpc, signer, client.token, payer, Amount(tokens))
 
 
 def _indexes(index: list[str] | None) -> Any:

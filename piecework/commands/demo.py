@@ -118,7 +118,7 @@ def _show_lines(console: Any, market: DemoMarket) -> None:
         model=market.worker.ready["model"],
         prompt="Tell me a story about an owl and a map.",
         password=market.password,
-        program=f"{sys.executable} -m piecework" if sys.argv[0].endswith(".py") else sys.argv[0],
+        program=f"{sys.executable} -P -m piecework" if sys.argv[0].endswith(".py") else sys.argv[0],
         client=market.client_home,
         worker=market.worker_home,
     )
@@ -127,13 +127,9 @@ def _show_lines(console: Any, market: DemoMarket) -> None:
 
 async def _until_interrupted(market: DemoMarket) -> None:
     """Until Ctrl-C or SIGTERM, or a role of the market ends by itself."""
-    import signal
+    from piecework.commands._server import until_told_to_stop
 
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
-    waiting: list[asyncio.Task[Any]] = [asyncio.create_task(stop.wait(), name="signal")]
+    waiting: list[asyncio.Task[Any]] = [asyncio.create_task(until_told_to_stop(), name="signal")]
     for role in (market.worker, market.index, market.gateway):
         waiting.append(asyncio.create_task(role.process.wait(), name=role.name))
     await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)

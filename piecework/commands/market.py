@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from piecework.base.files import private_folder
 from piecework.commands import _common as common
 
 app = common.group()
@@ -25,9 +26,7 @@ def start(
     deployment: Annotated[
         Path, typer.Option(help="The deployment file of the market's contracts.")
     ],
-    home_dir: Annotated[
-        Path | None, typer.Option("--home", help="Where the index keeps its offers.")
-    ] = None,
+    home_dir: Annotated[Path | None, common.home_option("market")] = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on; the index is meant to be public.")
     ] = "127.0.0.1",
@@ -41,7 +40,7 @@ def start(
     It prints one JSON line when it is ready.
     """
     folder = common.home("market", home_dir)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    common.guard(lambda: private_folder(folder))
     common.run(_serve(deployment, folder, host, port, rpc))
 
 
@@ -60,7 +59,9 @@ async def _serve(file: Path, folder: Path, host: str, port: int, rpc: str | None
         store = OfferStore(folder / "market.db", deployment.domain)
         try:
             runner = web.AppRunner(
-                IndexServer(store, reader).application(), handler_cancellation=True, access_log=None
+                IndexServer(store, reader, deployment.payment_token).application(),
+                handler_cancellation=True,
+                access_log=None,
             )
             bound = await listen(runner, host, port)
             try:

@@ -45,13 +45,13 @@ def plan(
 
     The table lists memory by precision, context and jobs at once.
     """
-    from piecework_model.checkpoint import memory, released
-    from piecework_model.checkpoint.dimensions import read
+    from piecework_model.checkpoint import memory
+    from piecework_model.checkpoint.dimensions import RELEASED_NAME, read, released_blueprint
     from piecework_model.errors import ModelError
 
     folder = common.checkpoint(model) if model else None
     try:
-        blueprint = read(folder) if folder else released.blueprint()
+        blueprint = read(folder) if folder else released_blueprint()
     except ModelError as error:
         common.fail(str(error))
     contexts = sorted({min(c, blueprint.of.max_context) for c in context or DEFAULT_CONTEXTS})
@@ -60,7 +60,7 @@ def plan(
     devices = devices or [_this_machine()]
     table = memory.table(blueprint, devices[0].kind, counts, contexts)
     choices = [_choice(blueprint, device, counts[0], contexts[0]) for device in devices]
-    name = folder.name if folder else released.NAME
+    name = folder.name if folder else RELEASED_NAME
     if json:
         common.print_json(
             {"model": name, "table": [_row(need) for need in table], "devices": choices}
@@ -73,7 +73,7 @@ def plan(
     for need in table:
         sizes = (need.weights_bytes, need.kv_bytes, need.work_bytes, need.device_bytes)
         figures = "".join(f"{memory.size_text(size):>12}" for size in sizes)
-        typer.echo(f"{need.precision:10}{need.context:>9,}{need.rows:>6}{figures}")
+        typer.echo(f"{need.precision:10}{need.context:>9,}{need.sequences:>6}{figures}")
     for choice in choices:
         typer.echo(f"{choice['device']}: {choice['reason']}")
 
@@ -86,13 +86,13 @@ def _this_machine() -> Device:
     return device_of(hardware, hardware.device)
 
 
-def _choice(blueprint: Blueprint, device: Device, rows: int, context: int) -> dict[str, Any]:
+def _choice(blueprint: Blueprint, device: Device, sequences: int, context: int) -> dict[str, Any]:
     """What a device would run, or why it runs nothing."""
     from piecework_model.checkpoint.memory import choose
     from piecework_model.errors import DeviceError
 
     try:
-        choice = choose(blueprint, device, rows=rows, context=context)
+        choice = choose(blueprint, device, sequences=sequences, context=context)
     except DeviceError as error:
         return {"device": device.name, "precision": None, "offloaded": False, "reason": str(error)}
     need = choice.need
@@ -108,7 +108,7 @@ def _row(need: Need) -> dict[str, Any]:
     return {
         "precision": need.precision,
         "context": need.context,
-        "rows": need.rows,
+        "rows": need.sequences,
         "weights_bytes": need.weights_bytes,
         "kv_bytes": need.kv_bytes,
         "work_bytes": need.work_bytes,

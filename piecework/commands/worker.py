@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,11 +11,10 @@ from piecework.commands import _common as common
 
 if TYPE_CHECKING:
     from piecework.base.amounts import Token
-    from piecework_node.home import Home
 
 app = common.group()
 
-HomeOption = Annotated[Path | None, typer.Option("--home", help="The worker's folder.")]
+HomeOption = Annotated[Path | None, common.home_option("worker")]
 PasswordFile = Annotated[Path | None, typer.Option(help="File with the key's password.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Payout = Annotated[
@@ -35,7 +33,6 @@ VllmEndpoints = Annotated[
     typer.Option(help="Base URL of a vLLM server that serves the model, best effort; repeatable."),
 ]
 Indexes = Annotated[list[str] | None, typer.Option(help="Index to publish offers to; repeatable.")]
-FAUCET_WEI = 10**18
 
 
 @app.command()
@@ -72,6 +69,7 @@ def init(
 
     Safe to run again.
     """
+    from piecework_node.daemon.setup import set_up_worker
     from piecework_node.home import Home
 
     file = deployment or Path(common.ask("--deployment", "The market's deployment file"))
@@ -93,15 +91,17 @@ def init(
     secret = common.password(password_file, confirm=not place.operator.is_file())
     staked = common.units(token, stake) if stake else None
     done = common.run(
-        enrol(place, file, values, secret, stake=staked, faucet=faucet, register=not no_register)
+        set_up_worker(
+            place, file, values, secret, stake=staked, faucet=faucet, register=not no_register
+        )
     )
     if json:
         common.print_json(done)
     else:
-        _print_enrolment(done)
+        _print_steps(done)
 
 
-def _print_enrolment(done: dict[str, Any]) -> None:
+def _print_steps(done: dict[str, Any]) -> None:
     for step in done["steps"]:
         typer.echo(f"{'made ' if step['new'] else 'there'}  {step['what']:14} {step['detail']}")
     typer.echo(f"operator {done['operator']}; earnings go to {done['payout']}")
@@ -116,67 +116,6 @@ def _model_settings(model: str) -> dict[str, Any]:
         return {"model": str(Path(model).resolve()) if model else ""}
     # The daemon may run as another user, whose default is another folder.
     return {"model": model, "model_store": str(common.model_store().root.resolve())}
-
-
-async def enrol(
-    place: Home,
-    deployment_file: Path,
-    values: dict[str, Any],
-    secret: str,
-    *,
-    stake: int | None,
-    faucet: bool,
-    register: bool,
-) -> dict[str, Any]:
-    """`worker init` without the command line: files and keys, then one registration."""
-    import asyncio
-    from dataclasses import asdict
-
-    from piecework.chain.deployment import Deployment
-    from piecework_node import config as settings
-    from piecework_node.daemon import registration as enrolment
-    from piecework_protocol.types import Timestamp, address_hex
-
-    now = Timestamp(int(time.time()))
-    deployment = Deployment.load(deployment_file)
-    steps = await asyncio.to_thread(enrolment.prepare_home, place, deployment, values, secret, now)
-    config = settings.load(place.root)
-    operator = await asyncio.to_thread(enrolment.open_operator, place, secret)
-    if register:
-        steps.append(await _register(place, config, operator, stake=stake, faucet=faucet, now=now))
-    return {
-        "operator": address_hex(operator.address),
-        "payout": address_hex(config.receiver),
-        "home": str(place.root),
-        "steps": [asdict(step) for step in steps],
-    }
-
-
-async def _register(
-    place: Home, config: Any, operator: Any, *, stake: int | None, faucet: bool, now: Any
-) -> Any:
-    from piecework.chain.deployment import Deployment
-    from piecework.chain.dev.faucet import faucet_signer, fund_native, mint_tokens
-    from piecework.chain.reader import ChainReader
-    from piecework_node.daemon import registration as enrolment
-    from piecework_protocol.types import Amount
-
-    deployment = Deployment.load(place.deployment)
-    async with await ChainReader.connect(deployment, rpc_url=config.rpc_url or None) as reader:
-        if faucet and await reader.worker(operator.address) is None:
-            signer = await faucet_signer(reader.rpc)
-            needs = await reader.stake_requirements()
-            wanted = Amount(max(stake or 0, needs.min_stake))
-            await fund_native(reader.rpc, signer, operator.address, FAUCET_WEI)
-            await mint_tokens(reader.rpc, signer, needs.token, operator.address, wanted)
-        return await enrolment.register(
-            reader,
-            operator,
-            payout=config.receiver,
-            endpoint=config.endpoint or config.bind,
-            stake=stake,
-            now=now,
-        )
 
 
 @app.command()

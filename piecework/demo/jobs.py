@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from piecework.base.errors import PieceworkError
 from piecework.client.errors import NoWorkerFits
 from piecework.client.jobs.events import CanvasText, DraftText, JobEvent, JobFinished, JobStarted
 from piecework.client.jobs.requests import TextRequest
 from piecework.client.sdk import PieceworkClient
-from piecework_protocol.errors import PieceworkError
 
 PATIENCE_S = 60.0
 """A worker takes one job at a time until a channel's opening is mined; the others wait."""

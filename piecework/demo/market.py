@@ -18,8 +18,8 @@ from piecework.chain.transactions import TransactionSender
 from piecework.client.config import ClientHome, load_config
 from piecework.client.sdk import PieceworkClient
 from piecework.client.setup import set_up
-from piecework.commands.worker import enrol
 from piecework.processes import ProcessGroup, Role
+from piecework_node.daemon.setup import set_up_worker
 from piecework_node.home import Home
 from piecework_protocol.signing import LocalSigner
 from piecework_protocol.types import Address, Amount, Bytes32, keccak256, to_hex
@@ -165,7 +165,9 @@ class _Address:
             "indexes": (self.index,),
         }
         secret = self.surroundings["PIECEWORK_PASSWORD"]
-        await enrol(Home(home), self.file, values, secret, stake=None, faucet=True, register=True)
+        await set_up_worker(
+            Home(home), self.file, values, secret, stake=None, faucet=True, register=True
+        )
         await index
         start = ["worker", "start", "--home", str(home), "--admin-port", "0"]
         return await self.group.start("worker", start, environment=self.surroundings)

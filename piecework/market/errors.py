@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from piecework_protocol.errors import PieceworkError
+from piecework.base.errors import PieceworkError
 
 
 class MarketError(PieceworkError):

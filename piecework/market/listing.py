@@ -20,7 +20,7 @@ from piecework.market.offer_store import Listed
 from piecework_protocol.objects import ModelOffer, Service
 from piecework_protocol.service import service_name
 from piecework_protocol.types import Timestamp, to_hex
-from piecework_protocol.views import as_json, members, served_models
+from piecework_protocol.views import as_json, listed_models, members
 
 
 class Sort(enum.Enum):
@@ -121,7 +121,7 @@ def model_json(model: ModelOffer) -> dict[str, Any]:
 
 def models_json(offers: Iterable[Listed]) -> dict[str, Any]:
     """Every model that somebody serves, by digest: names are claims, the digest is the model."""
-    served = served_models((listed.signed.offer for listed in offers), lambda model: model.digest)
+    served = listed_models((listed.signed.offer for listed in offers), lambda model: model.digest)
     rows = [
         {
             "digest": to_hex(digest),

@@ -12,6 +12,7 @@ from html import escape
 from typing import Any
 from urllib.parse import urlencode
 
+from piecework.base.amounts import Token
 from piecework.market.listing import Entry, Query, Sort, blended_price
 from piecework_protocol.objects import Service
 from piecework_protocol.service import service_name
@@ -21,7 +22,6 @@ CONTENT_SECURITY_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; "
     "frame-ancestors 'none'"
 )
-_BASE_UNITS = 1_000_000
 _SERVICES = {Service.REPLAYABLE: "replayable", Service.BEST_EFFORT: "best effort"}
 
 _STYLE = """
@@ -59,7 +59,9 @@ code { font: .85em ui-monospace, monospace }
 """
 
 
-def render(entries: Sequence[Entry], models: dict[str, Any], query: Query, now: Timestamp) -> str:
+def render(
+    entries: Sequence[Entry], models: dict[str, Any], query: Query, now: Timestamp, token: Token
+) -> str:
     """The page for a query: figures, models, and one row for each model at each worker."""
     workers = {e.listed.signed.offer.operator for e in entries}
     slots = {e.listed.signed.offer.operator: e.listed.signed.offer.slots_free for e in entries}
@@ -88,12 +90,12 @@ signature and the chain.</p>
 <main>
 <ul class="facts">{figures}</ul>
 {_form(query)}
-{_offers_table(entries, query, now)}
-{_models_table(models)}
+{_offers_table(entries, query, now, token)}
+{_models_table(models, token)}
 </main>
 <footer><p>As of
-<time datetime="{datetime.fromtimestamp(now, UTC).isoformat()}">{at}</time>. Prices in tokens
-of the channel (six decimals), speeds as measured by the workers themselves. For programs:
+<time datetime="{datetime.fromtimestamp(now, UTC).isoformat()}">{at}</time>. Prices are in
+{escape(token.symbol)}, speeds as the workers measured them. For programs:
 <a href="/v1/offers">/v1/offers</a>, <a href="/v1/models">/v1/models</a>,
 <a href="/v1/workers">/v1/workers</a>.</p></footer>
 </body>
@@ -125,8 +127,8 @@ def _form(query: Query) -> str:
 </form>"""
 
 
-def _offers_table(entries: Sequence[Entry], query: Query, now: Timestamp) -> str:
-    rows = "\n".join(_row(entry, now) for entry in entries[: query.limit])
+def _offers_table(entries: Sequence[Entry], query: Query, now: Timestamp, token: Token) -> str:
+    rows = "\n".join(_row(entry, now, token) for entry in entries[: query.limit])
     if not rows:
         rows = '<tr><td colspan="10">No live offer fits.</td></tr>'
     heads = (
@@ -154,7 +156,7 @@ came about; best effort: neither.
 </tbody></table></div>"""
 
 
-def _row(entry: Entry, now: Timestamp) -> str:
+def _row(entry: Entry, now: Timestamp, token: Token) -> str:
     offer, model = entry.listed.signed.offer, entry.model
     operator = to_hex(offer.operator)
     state = ("free", f"{offer.slots_free} of {offer.slots} free")
@@ -167,21 +169,21 @@ def _row(entry: Entry, now: Timestamp) -> str:
         f'<td><a href="{escape(link)}">{escape(model.name)}</a><br>'
         f"<small>{escape(model.profile)}</small></td>"
         f"<td>{_SERVICES[model.service]}</td>"
-        f'<td class="n">{_tokens(model.price_per_million_output_tokens)}</td>'
-        f'<td class="n">{_tokens(model.price_per_million_prompt_tokens)}</td>'
-        f'<td class="n">{_tokens(model.price_per_thousand_steps)}</td>'
-        f'<td class="n">{_tokens(blended_price(model))}</td>'
+        f'<td class="n">{token.number(model.price_per_million_output_tokens)}</td>'
+        f'<td class="n">{token.number(model.price_per_million_prompt_tokens)}</td>'
+        f'<td class="n">{token.number(model.price_per_thousand_steps)}</td>'
+        f'<td class="n">{token.number(blended_price(model))}</td>'
         f'<td class="n">{model.tokens_per_second:,}</td>'
         f'<td class="{state[0]}">{state[1]}</td>'
         f'<td class="n">in {_duration(offer.expires_at - now)}</td></tr>'
     )
 
 
-def _models_table(models: dict[str, Any]) -> str:
+def _models_table(models: dict[str, Any], token: Token) -> str:
     rows = "\n".join(
         f"<tr><td>{escape(', '.join(m['names']))}</td><td><code>{m['digest'][:18]}…</code></td>"
         f'<td class="n">{m["workers"]}</td><td class="n">{m["slots_free"]}</td>'
-        f'<td class="n">{_tokens(m["lowest_blended_price_per_million_output_tokens"])}</td>'
+        f'<td class="n">{token.number(m["lowest_blended_price_per_million_output_tokens"])}</td>'
         f'<td class="n">{m["fastest_tokens_per_second"]:,}</td><td '
         f'class="n">{m["max_context"]:,}</td></tr>'
         for m in models["models"]
@@ -206,13 +208,6 @@ def _models_table(models: dict[str, Any]) -> str:
 <tbody>
 {rows}
 </tbody></table></div>"""
-
-
-def _tokens(base_units: int) -> str:
-    """Base units as tokens, without trailing zeros beyond the second decimal."""
-    whole, rest = divmod(base_units, _BASE_UNITS)
-    decimals = f"{rest:06d}".rstrip("0").ljust(2, "0")
-    return f"{whole:,}.{decimals}"
 
 
 def _duration(seconds: int) -> str:

@@ -21,6 +21,8 @@ from typing import Protocol
 import structlog
 from aiohttp import hdrs, web
 
+from piecework.base.amounts import Token
+from piecework.base.rates import Rate, RateLimiter, peer_key
 from piecework.chain.errors import ChainError
 from piecework.market import page
 from piecework.market.errors import Declined, OfferStoreError
@@ -39,7 +41,6 @@ from piecework.market.limits import (
 from piecework.market.listing import Query, models_json, offers_json, select, workers_json
 from piecework.market.metrics import MarketMetrics
 from piecework.market.offer_store import Listed, OfferStore
-from piecework.market.rates import Buckets, Rate
 from piecework_protocol import wire
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import MalformedInput
@@ -84,17 +85,26 @@ class Registry(Protocol):
     async def is_signer(self, operator: Address, key: Address) -> bool: ...
 
 
+def _limiter(per_minute: int, burst: int) -> RateLimiter:
+    return RateLimiter(Rate.per_minute(per_minute, burst), keys=MAX_BUCKETS)
+
+
 class IndexServer:
-    """One index."""
+    """One index. `token` is what the explorer shows prices in."""
 
     def __init__(
-        self, store: OfferStore, registry: Registry, *, clock: Callable[[], float] = time.time
+        self,
+        store: OfferStore,
+        registry: Registry,
+        token: Token,
+        *,
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        self._store, self._registry, self._clock = store, registry, clock
+        self._store, self._registry, self._token, self._clock = store, registry, token, clock
         self.metrics = MarketMetrics()
-        self._posts = Buckets(Rate(ADDRESS_POSTS_PER_MINUTE, ADDRESS_POST_BURST), MAX_BUCKETS)
-        self._reads = Buckets(Rate(ADDRESS_READS_PER_MINUTE, ADDRESS_READ_BURST), MAX_BUCKETS)
-        self._operators = Buckets(Rate(OPERATOR_POSTS_PER_MINUTE, OPERATOR_POST_BURST), MAX_BUCKETS)
+        self._posts = _limiter(ADDRESS_POSTS_PER_MINUTE, ADDRESS_POST_BURST)
+        self._reads = _limiter(ADDRESS_READS_PER_MINUTE, ADDRESS_READ_BURST)
+        self._operators = _limiter(OPERATOR_POSTS_PER_MINUTE, OPERATOR_POST_BURST)
         self._standings: OrderedDict[Address, tuple[float, Registered | None]] = OrderedDict()
         self._log = structlog.get_logger("market")
 
@@ -138,7 +148,7 @@ class IndexServer:
         if request.path == "/health":
             return
         buckets = self._posts if request.method == "POST" else self._reads
-        wait = buckets.take(request.remote or "", self._clock())
+        wait = buckets.take(peer_key(request.remote or ""), self._clock())
         if wait:
             raise Declined(
                 429, "rate_limited", "too many requests from this address", retry_after_s=wait
@@ -238,7 +248,7 @@ class IndexServer:
     async def _page(self, request: web.Request) -> web.Response:
         query = Query.parse(request.query)
         live = self._live()
-        text = page.render(select(live, query), models_json(live), query, self._now())
+        text = page.render(select(live, query), models_json(live), query, self._now(), self._token)
         headers = {
             "Content-Security-Policy": page.CONTENT_SECURITY_POLICY,
             "Referrer-Policy": "no-referrer",

@@ -1,7 +1,8 @@
 """The client's end of one job's stream, without IO: verify everything, then pay.
 
-`receive` turns each frame into an event or raises `ProtocolViolation` with the clause that the
-worker broke; after that the session takes nothing more and the client stops paying (clause 4.6).
+`receive` checks each frame. What it returns holds. It raises `ProtocolViolation` with the clause
+that the worker broke. After that the session takes nothing more, and the client stops paying
+(clause 4.6).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 
 from piecework_protocol.content import CanvasOutput, output_digest
 from piecework_protocol.eip712 import Domain
-from piecework_protocol.errors import MalformedInput, ProtocolViolation, Reason
+from piecework_protocol.errors import MalformedInput, ProtocolViolation
 from piecework_protocol.frames import (
     Accepted,
     Account,
@@ -44,15 +45,6 @@ class Phase(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class JobAccepted:
-    """The worker will run the job; `account` is its record of the channel."""
-
-    prompt_tokens: int
-    available: int
-    account: Account | None
-
-
-@dataclass(frozen=True, slots=True)
 class DraftSeen:
     """The canvas as it is being denoised. Unsigned and worth nothing."""
 
@@ -71,34 +63,24 @@ class CanvasVerified:
     output: CanvasOutput
 
 
-@dataclass(frozen=True, slots=True)
-class PaymentAcknowledged:
-    """The worker has recorded `count` paid receipts of the channel."""
-
-    count: int
-
-
-@dataclass(frozen=True, slots=True)
-class SessionEnded:
-    """No more canvases come. `reason` is set when the worker could not finish."""
-
-    reason: Reason | None
-    message: str
-
-
-ClientEvent = JobAccepted | DraftSeen | CanvasVerified | PaymentAcknowledged | SessionEnded
+ClientEvent = Accepted | DraftSeen | CanvasVerified | VoucherAccepted | JobEnded
+"""A verified frame, or what was sealed in one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Openers:
-    """How sealed bytes are opened: plain functions, so that the session needs no keys."""
+    """How sealed bytes are opened.
+
+    They are plain functions, so that the session needs no keys. `canvas` takes the sealed bytes and
+    the canvas, `draft` the step as well. Both raise `MalformedInput`.
+    """
 
     canvas: Callable[[bytes, int], bytes]
     draft: Callable[[bytes, int, int], bytes]
 
 
 class ClientSession:
-    """One job at the client. `receipts` are those verified before a resume, oldest first."""
+    """One job at the client. `receipts` were verified before a resume, oldest first."""
 
     def __init__(
         self,
@@ -121,16 +103,20 @@ class ClientSession:
 
     @property
     def received(self) -> int:
-        """How many receipts were verified: what a resumed submission states."""
+        """Count the verified receipts, as a resumed submission states them."""
         return len(self._receipts)
 
     @property
     def complete(self) -> bool:
-        """Whether the last verified receipt ends the job."""
+        """Say whether the last verified receipt ends the job."""
         return bool(self._receipts) and self._receipts[-1].finish is not Finish.MORE
 
     def receive(self, frame: WorkerFrame) -> ClientEvent:
-        """Verify one frame of the worker."""
+        """Verify one frame of the worker. Return it, or what was sealed in it.
+
+        Raises:
+            ProtocolViolation: The frame breaks a clause.
+        """
         try:
             return self._dispatch(frame)
         except ProtocolViolation:
@@ -141,7 +127,7 @@ class ClientSession:
         if self.phase in (Phase.BROKEN, Phase.ENDED) and not isinstance(frame, VoucherAccepted):
             raise ProtocolViolation("2.4", "a frame after the end of the job")
         if isinstance(frame, VoucherAccepted):
-            return PaymentAcknowledged(frame.count)
+            return frame
         if isinstance(frame, Accepted):
             return self._accepted(frame)
         if self.phase is Phase.SUBMITTED:
@@ -152,7 +138,7 @@ class ClientSession:
             return self._canvas(frame)
         return self._ended(frame)
 
-    def _accepted(self, frame: Accepted) -> JobAccepted:
+    def _accepted(self, frame: Accepted) -> Accepted:
         if self.phase is not Phase.SUBMITTED or frame.job != self.id:
             raise ProtocolViolation("2.4", "an acceptance that answers no submission")
         promise = Acceptance(self.id, Uint32(frame.prompt_tokens))
@@ -166,7 +152,7 @@ class ClientSession:
             raise ProtocolViolation("3.5", "the worker has lost canvases that it has signed for")
         self._check_account(frame.account)
         self.phase, self.prompt_tokens = Phase.ACCEPTED, frame.prompt_tokens
-        return JobAccepted(frame.prompt_tokens, frame.available, frame.account)
+        return frame
 
     def _check_account(self, account: Account | None) -> None:
         if account is None:
@@ -178,18 +164,18 @@ class ClientSession:
             raise ProtocolViolation("5.7", "the worker shows a voucher that we never signed")
 
     def _draft(self, frame: Draft) -> DraftSeen:
-        output = self._open(
+        _, output = self._open(
             lambda: self._openers.draft(frame.sealed_output, frame.canvas, frame.step)
         )
-        return DraftSeen(frame.canvas, frame.step, CanvasOutput.decode(output))
+        return DraftSeen(frame.canvas, frame.step, output)
 
-    def _open(self, opener: Callable[[], bytes]) -> bytes:
+    def _open(self, opener: Callable[[], bytes]) -> tuple[bytes, CanvasOutput]:
+        """Give the opened bytes, which are digested, and what they decode to."""
         try:
-            output = opener()
-            CanvasOutput.decode(output)
+            data = opener()
+            return data, CanvasOutput.decode(data)
         except MalformedInput as error:
             raise ProtocolViolation("8.2", str(error)) from None
-        return output
 
     def _canvas(self, frame: CanvasDelivered) -> CanvasVerified:
         receipt = frame.receipt
@@ -203,10 +189,9 @@ class ClientSession:
             raise ProtocolViolation("4.3", "the receipt is not signed by the channel's operator")
         if receipt.previous != self._previous():
             raise ProtocolViolation("4.1", "the receipt does not follow the one before it")
-        data = self._open(lambda: self._openers.canvas(frame.sealed_output, receipt.canvas))
+        data, output = self._open(lambda: self._openers.canvas(frame.sealed_output, receipt.canvas))
         if receipt.output_digest != output_digest(self.id, receipt.canvas, data):
             raise ProtocolViolation("4.2", "the output is not the one that the receipt commits to")
-        output = CanvasOutput.decode(data)
         self._check_charge(receipt, len(output.token_ids))
         self._receipts.append(receipt)
         if self.complete:
@@ -256,15 +241,15 @@ class ClientSession:
         tokens, steps = sum(r.units for r in receipts), sum(r.steps for r in receipts)
         return Usage(self.prompt_tokens or 0, tokens, steps)
 
-    def _ended(self, frame: JobEnded) -> SessionEnded:
+    def _ended(self, frame: JobEnded) -> JobEnded:
         if frame.job != self.id or frame.canvases != self.received:
             raise ProtocolViolation(
                 "4.1", f"the worker counts {frame.canvases} canvases, {self.received} came"
             )
         self.phase = Phase.ENDED
-        return SessionEnded(frame.reason, frame.message)
+        return frame
 
 
 def paid_amount(receipts: tuple[Receipt, ...]) -> Amount:
-    """The sum of the receipts' amounts, in base units."""
+    """Add up the receipts' amounts, in base units."""
     return Amount(sum(r.amount for r in receipts))

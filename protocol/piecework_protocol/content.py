@@ -1,7 +1,7 @@
 """The bytes behind the digests: prompts and canvas outputs (clauses 3.3 and 4.2).
 
-Digests are salted by something that only the two parties know until a dispute (the job's salt, or
-the job id that covers it), so that a digest does not give a short text away to whoever guesses it.
+Digests are salted with what only the two parties know until a dispute: the job's salt, or the job
+id that covers it. So nobody can find a short text by hashing guesses.
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ ROLES = ("system", "user", "assistant")
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One chat message; `role` is one of `ROLES`."""
+    """One chat message. `role` is one of `ROLES`.
+
+    Raises:
+        MalformedInput: The role is another.
+    """
 
     role: str
     content: str
@@ -34,11 +38,15 @@ class Message:
 
 
 def encode_prompt(messages: tuple[Message, ...]) -> bytes:
-    """The exact prompt bytes that the client seals and whose digest it signs.
+    """Encode the exact prompt bytes that the client seals, and whose digest it signs.
 
-    Big-endian uint32 count; then for each message its role and its content, each as a uint32 byte
-    length and UTF-8. One encoding per prompt and nothing to nest: a JSON parser at its recursion
-    limit is a crash that a stranger can send.
+    They are a big-endian uint32 count, then for each message its role and its content. Each of
+    those is a uint32 byte length and UTF-8. There is one encoding per prompt, and nothing nests: a
+    JSON parser at its recursion limit is a crash that a stranger can send.
+
+    Raises:
+        MalformedInput: There are too few or too many messages, or their text is too long or cannot
+            be encoded.
     """
     if not 1 <= len(messages) <= MAX_MESSAGES_PER_PROMPT:
         raise MalformedInput(f"a prompt has 1 to {MAX_MESSAGES_PER_PROMPT} messages")
@@ -55,7 +63,11 @@ def encode_prompt(messages: tuple[Message, ...]) -> bytes:
 
 
 def decode_prompt(data: bytes) -> tuple[Message, ...]:
-    """Parse prompt bytes strictly. `MalformedInput` names the defect, never the content."""
+    """Parse prompt bytes strictly.
+
+    Raises:
+        MalformedInput: The bytes are not a prompt. The text names the defect, never the content.
+    """
     if not 4 <= len(data) <= MAX_PROMPT_BYTES:
         raise MalformedInput(f"a prompt is 4 to {MAX_PROMPT_BYTES} bytes")
     (count,) = struct.unpack_from(">I", data)
@@ -72,7 +84,7 @@ def decode_prompt(data: bytes) -> tuple[Message, ...]:
 
 
 def _text(data: bytes, offset: int) -> tuple[str, int]:
-    """The length-prefixed text at `offset`, and the offset behind it."""
+    """Read the length-prefixed text at `offset`. Give it and the offset behind it."""
     start = offset + 4
     if len(data) < start:
         raise MalformedInput("a prompt ends inside a length")
@@ -86,7 +98,7 @@ def _text(data: bytes, offset: int) -> tuple[str, int]:
 
 
 def prompt_digest(salt: Bytes32, prompt: bytes) -> Digest:
-    """keccak256(salt || prompt bytes)."""
+    """Give keccak256(salt || prompt bytes)."""
     return Digest(keccak256(salt + prompt))
 
 
@@ -98,7 +110,11 @@ class CanvasOutput:
     text: str
 
     def encode(self) -> bytes:
-        """Big-endian uint32 count, that many uint32 ids, then the text as UTF-8."""
+        """Encode a big-endian uint32 count, that many uint32 ids, then the text as UTF-8.
+
+        Raises:
+            MalformedInput: There are too many tokens, or an id or the text cannot be encoded.
+        """
         if len(self.token_ids) > MAX_CANVAS_TOKENS:
             raise MalformedInput(f"a canvas has at most {MAX_CANVAS_TOKENS} tokens")
         try:
@@ -112,7 +128,11 @@ class CanvasOutput:
 
     @classmethod
     def decode(cls, data: bytes) -> CanvasOutput:
-        """Parse what `encode` makes; `MalformedInput` for anything else."""
+        """Parse what `encode` makes.
+
+        Raises:
+            MalformedInput: The bytes are not a canvas output.
+        """
         if not 4 <= len(data) <= MAX_OUTPUT_BYTES:
             raise MalformedInput("a canvas output has an impossible length")
         (count,) = struct.unpack_from(">I", data)
@@ -126,5 +146,5 @@ class CanvasOutput:
 
 
 def output_digest(job: JobId, canvas: int, output: bytes) -> Digest:
-    """keccak256(job id || uint32 canvas || output bytes)."""
+    """Give keccak256(job id || uint32 canvas || output bytes)."""
     return Digest(keccak256(job + canvas.to_bytes(4, "big") + output))

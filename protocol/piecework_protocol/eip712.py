@@ -1,8 +1,9 @@
 """EIP-712 typed data from frozen dataclasses.
 
-A class that derives from `TypedData` *is* its EIP-712 type: the type string, the encoding and the
-bounds are all read once from its annotations, so they cannot drift from one another. The encoder is
-held equal to eth-account's and to Solidity by the golden vectors in tests/vectors.
+A class that derives from `TypedData` *is* its EIP-712 type. The type string, the encoding and the
+bounds are all read from its annotations, so they cannot differ. An attribute in snake case has its
+name in camel case, and an underscore at the end, which keeps it apart from a Python keyword, is
+dropped. Golden vectors in tests/vectors hold the encoder equal to eth-account's and to Solidity.
 
 Source: EIP-712, https://eips.ethereum.org/EIPS/eip-712.
 """
@@ -31,6 +32,7 @@ from piecework_protocol.types import (
     Uint32,
     Uint64,
     Uint128,
+    Uint256,
     address_hex,
     keccak256,
 )
@@ -40,6 +42,7 @@ _SCALARS: dict[Any, tuple[str, int]] = {
     Uint32: ("uint32", 4),
     Uint64: ("uint64", 8),
     Uint128: ("uint128", 16),
+    Uint256: ("uint256", 32),
     Amount: ("uint128", 16),
     Timestamp: ("uint64", 8),
     Seconds: ("uint64", 8),
@@ -55,8 +58,7 @@ _SCALARS: dict[Any, tuple[str, int]] = {
 
 @dataclass(frozen=True, slots=True)
 class FieldSpec:
-    """How one member is named, typed and encoded. `nested` is the class of a struct or struct
-    array."""
+    """How one member is named, typed and encoded. `nested` is the class of a struct or array."""
 
     attribute: str
     name: str
@@ -67,8 +69,11 @@ class FieldSpec:
 
 
 class TypedData:
-    """Base of every signed object: a frozen slotted dataclass whose bounds are checked on
-    creation."""
+    """The base of every signed object: a frozen slotted dataclass that checks its bounds.
+
+    Raises:
+        ValueError: A member does not fit its type. The text names it.
+    """
 
     __slots__ = ()
     __dataclass_fields__: ClassVar[dict[str, Any]]
@@ -81,7 +86,7 @@ class TypedData:
                 raise ValueError(f"{type(self).__name__}.{spec.name}: {error}") from None
 
     def struct_hash(self) -> Bytes32:
-        """hashStruct(s) = keccak256(typeHash || encodeData(s))."""
+        """Give hashStruct(s) = keccak256(typeHash || encodeData(s))."""
         return keccak256(self._encoded())
 
     def _encoded(self) -> bytes:
@@ -91,40 +96,43 @@ class TypedData:
         return b"".join(parts)
 
     def replace(self, **changes: Any) -> Self:
-        """A copy with some members changed, bounds checked again."""
+        """Give a copy with some members changed. Its bounds are checked again."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return type(self)(**(values | changes))
 
 
 @dataclass(frozen=True, slots=True)
 class Domain:
-    """The EIP-712 domain: every object is signed for one escrow contract on one chain (clause
-    1.2)."""
+    """The EIP-712 domain: the contract on one chain that a message is signed for (clause 1.2).
+
+    Name and version are those of the escrow unless they are given. The worker registry and every
+    token have their own.
+    """
 
     chain_id: int
     verifying_contract: Address
-    name: ClassVar[str] = "Piecework"
-    version: ClassVar[str] = "1"
+    name: str = "Piecework"
+    version: str = "1"
 
     def separator(self) -> Bytes32:
-        """keccak256 of the encoded EIP712Domain struct."""
-        return _separator(self.chain_id, self.verifying_contract)
+        """Give the keccak256 of the encoded EIP712Domain struct."""
+        return _separator(self)
 
     def digest(self, message: TypedData) -> Bytes32:
-        """The 32 bytes that are signed: keccak256(0x1901 || separator || hashStruct(message))."""
+        """Give the 32 bytes to sign: keccak256(0x1901 || separator || hashStruct(message))."""
         return keccak256(b"\x19\x01" + self.separator() + message.struct_hash())
 
 
 @cache
-def _separator(chain_id: int, contract: Address) -> Bytes32:
+def _separator(domain: Domain) -> Bytes32:
     kind = b"EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)"
     return keccak256(
         keccak256(kind)
-        + keccak256(Domain.name.encode())
-        + keccak256(Domain.version.encode())
-        + chain_id.to_bytes(32, "big")
+        + keccak256(domain.name.encode())
+        + keccak256(domain.version.encode())
+        + domain.chain_id.to_bytes(32, "big")
         + bytes(12)
-        + contract
+        + domain.verifying_contract
     )
 
 
@@ -133,7 +141,7 @@ _TYPE_HASHES: dict[type[TypedData], Bytes32] = {}
 
 
 def specs(cls: type[TypedData]) -> tuple[FieldSpec, ...]:
-    """The members of a typed-data class in declaration order."""
+    """List the members of a typed-data class in the order of their declaration."""
     if cls not in _SPECS:
         hints = typing.get_type_hints(cls)
         _SPECS[cls] = tuple(_spec(f.name, hints[f.name]) for f in fields(cls))
@@ -141,27 +149,26 @@ def specs(cls: type[TypedData]) -> tuple[FieldSpec, ...]:
 
 
 def type_string(cls: type[TypedData]) -> str:
-    """encodeType: the struct, then every struct that it refers to in alphabetical order."""
+    """Give encodeType: the struct, then the structs that it refers to in alphabetical order."""
     return _own_type(cls) + "".join(
         _own_type(c) for c in sorted(_references(cls), key=lambda c: c.__name__)
     )
 
 
 def type_hash(cls: type[TypedData]) -> Bytes32:
-    """keccak256(encodeType(cls))."""
+    """Give keccak256(encodeType(cls))."""
     if cls not in _TYPE_HASHES:
         _TYPE_HASHES[cls] = keccak256(type_string(cls).encode())
     return _TYPE_HASHES[cls]
 
 
 def message_dict(message: TypedData) -> dict[str, Any]:
-    """The message as wallets and golden vectors take it: camelCase names, hex strings, plain
-    ints."""
+    """Give the message as wallets take it: names in camel case, hex strings, plain integers."""
     return {spec.name: _plain(getattr(message, spec.attribute)) for spec in specs(type(message))}
 
 
 def type_dict(cls: type[TypedData]) -> dict[str, list[dict[str, str]]]:
-    """The `types` object of eth_signTypedData for `cls` and everything it refers to."""
+    """Give the `types` object of eth_signTypedData for `cls` and all that it refers to."""
     every = [cls, *sorted(_references(cls), key=lambda c: c.__name__)]
     return {c.__name__: [{"name": s.name, "type": s.type_name} for s in specs(c)] for c in every}
 

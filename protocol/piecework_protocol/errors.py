@@ -1,11 +1,11 @@
-"""Errors, sorted by who is to blame.
+"""Errors of the protocol, sorted by who is to blame.
 
 * `ProtocolViolation`: the peer broke a numbered clause of docs/protocol.md.
-* `Refusal`: the request is well understood and declined, with a typed reason and whether to try
-  again.
-* `InvariantBroken`: we are wrong; stop rather than go on.
+* `MalformedInput`: the peer sent bytes that are not a value of the protocol.
+* `Refusal`: the request is understood and declined, with a typed reason.
+* `InvariantBroken`: our own code is wrong. Stop, and do not go on.
 
-What the world does to us (network, disk, chain) belongs to the shells, which have their own errors.
+The shells have their own errors for what network, disk and chain do to us.
 """
 
 from __future__ import annotations
@@ -15,16 +15,6 @@ from collections.abc import Mapping
 from typing import Final
 
 from piecework.base.errors import PieceworkError
-
-__all__ = [
-    "GrpcStatus",
-    "InvariantBroken",
-    "MalformedInput",
-    "PieceworkError",
-    "ProtocolViolation",
-    "Reason",
-    "Refusal",
-]
 
 
 class ProtocolViolation(PieceworkError):
@@ -37,8 +27,10 @@ class ProtocolViolation(PieceworkError):
 
 
 class MalformedInput(PieceworkError):
-    """Bytes from outside that do not parse into a value of the protocol; never carries the
-    content."""
+    """Bytes from outside do not parse into a value of the protocol. The text names the defect.
+
+    It never holds the content.
+    """
 
 
 class InvariantBroken(PieceworkError):
@@ -46,13 +38,17 @@ class InvariantBroken(PieceworkError):
 
 
 def invariant(condition: bool, message: str) -> None:
-    """Stop when a promise of our own is broken."""
+    """Stop when a promise of our own code is broken.
+
+    Raises:
+        InvariantBroken: `condition` does not hold.
+    """
     if not condition:
         raise InvariantBroken(message)
 
 
 class GrpcStatus(enum.Enum):
-    """The canonical gRPC status names that a refusal may map to; the shells translate them."""
+    """The canonical gRPC status names that a refusal may have. The shells translate them."""
 
     INVALID_ARGUMENT = "INVALID_ARGUMENT"
     FAILED_PRECONDITION = "FAILED_PRECONDITION"
@@ -67,54 +63,62 @@ class GrpcStatus(enum.Enum):
 
 
 class Reason(enum.Enum):
-    """Why a worker declines or ends a job. The name travels in `google.rpc.ErrorInfo.reason`."""
+    """Why a worker declines or ends a job. The name travels in `google.rpc.ErrorInfo.reason`.
 
-    MALFORMED = ("MALFORMED", GrpcStatus.INVALID_ARGUMENT, False)
-    OVERSIZED = ("OVERSIZED", GrpcStatus.RESOURCE_EXHAUSTED, False)
-    BAD_SIGNATURE = ("BAD_SIGNATURE", GrpcStatus.PERMISSION_DENIED, False)
-    WRONG_CHAIN = ("WRONG_CHAIN", GrpcStatus.PERMISSION_DENIED, False)
-    WRONG_WORKER = ("WRONG_WORKER", GrpcStatus.PERMISSION_DENIED, False)
-    UNKNOWN_OFFER = ("UNKNOWN_OFFER", GrpcStatus.FAILED_PRECONDITION, True)
-    UNKNOWN_MODEL = ("UNKNOWN_MODEL", GrpcStatus.NOT_FOUND, False)
-    EXPIRED = ("EXPIRED", GrpcStatus.DEADLINE_EXCEEDED, False)
-    BAD_PARAMETERS = ("BAD_PARAMETERS", GrpcStatus.INVALID_ARGUMENT, False)
-    WRONG_SERVICE = ("WRONG_SERVICE", GrpcStatus.FAILED_PRECONDITION, False)
-    PROMPT_TOO_LONG = ("PROMPT_TOO_LONG", GrpcStatus.INVALID_ARGUMENT, False)
-    PROMPT_MISMATCH = ("PROMPT_MISMATCH", GrpcStatus.INVALID_ARGUMENT, False)
-    CANNOT_OPEN_PROMPT = ("CANNOT_OPEN_PROMPT", GrpcStatus.INVALID_ARGUMENT, True)
-    PRICE_TOO_LOW = ("PRICE_TOO_LOW", GrpcStatus.FAILED_PRECONDITION, False)
-    TOKEN_NOT_ACCEPTED = ("TOKEN_NOT_ACCEPTED", GrpcStatus.FAILED_PRECONDITION, False)
-    CHANNEL_UNKNOWN = ("CHANNEL_UNKNOWN", GrpcStatus.FAILED_PRECONDITION, False)
-    CHANNEL_CLOSED = ("CHANNEL_CLOSED", GrpcStatus.FAILED_PRECONDITION, False)
-    CHANNEL_WITHDRAWING = ("CHANNEL_WITHDRAWING", GrpcStatus.FAILED_PRECONDITION, False)
-    WITHDRAWAL_DELAY_TOO_SHORT = (
-        "WITHDRAWAL_DELAY_TOO_SHORT",
-        GrpcStatus.FAILED_PRECONDITION,
-        False,
-    )
-    UNDERFUNDED = ("UNDERFUNDED", GrpcStatus.FAILED_PRECONDITION, False)
-    UNPAID_RECEIPTS = ("UNPAID_RECEIPTS", GrpcStatus.FAILED_PRECONDITION, False)
-    JOB_CONFLICT = ("JOB_CONFLICT", GrpcStatus.ALREADY_EXISTS, False)
-    JOB_BUSY = ("JOB_BUSY", GrpcStatus.ABORTED, True)
-    JOB_ENDED = ("JOB_ENDED", GrpcStatus.FAILED_PRECONDITION, False)
-    BUSY = ("BUSY", GrpcStatus.RESOURCE_EXHAUSTED, True)
-    RATE_LIMITED = ("RATE_LIMITED", GrpcStatus.RESOURCE_EXHAUSTED, True)
-    DRAINING = ("DRAINING", GrpcStatus.UNAVAILABLE, True)
-    CHAIN_UNAVAILABLE = ("CHAIN_UNAVAILABLE", GrpcStatus.UNAVAILABLE, True)
-    ENGINE_UNAVAILABLE = ("ENGINE_UNAVAILABLE", GrpcStatus.UNAVAILABLE, True)
-    ENGINE_FAILED = ("ENGINE_FAILED", GrpcStatus.INTERNAL, True)
-    BROKEN_CLAUSE = ("BROKEN_CLAUSE", GrpcStatus.INVALID_ARGUMENT, False)
-    INTERNAL = ("INTERNAL", GrpcStatus.INTERNAL, True)
+    `retryable` says whether the same job may succeed later, or at another worker, unchanged.
+    """
 
-    def __init__(self, label: str, status: GrpcStatus, retryable: bool) -> None:
-        self.label = label
-        self.status = status
-        self.retryable = retryable
-        """Whether the same job may succeed later, or at another worker, unchanged."""
+    MALFORMED = (GrpcStatus.INVALID_ARGUMENT, False)
+    OVERSIZED = (GrpcStatus.RESOURCE_EXHAUSTED, False)
+    BAD_SIGNATURE = (GrpcStatus.PERMISSION_DENIED, False)
+    WRONG_CHAIN = (GrpcStatus.PERMISSION_DENIED, False)
+    WRONG_WORKER = (GrpcStatus.PERMISSION_DENIED, False)
+    UNKNOWN_OFFER = (GrpcStatus.FAILED_PRECONDITION, True)
+    UNKNOWN_MODEL = (GrpcStatus.NOT_FOUND, False)
+    EXPIRED = (GrpcStatus.DEADLINE_EXCEEDED, False)
+    BAD_PARAMETERS = (GrpcStatus.INVALID_ARGUMENT, False)
+    WRONG_SERVICE = (GrpcStatus.FAILED_PRECONDITION, False)
+    PROMPT_TOO_LONG = (GrpcStatus.INVALID_ARGUMENT, False)
+    PROMPT_MISMATCH = (GrpcStatus.INVALID_ARGUMENT, False)
+    CANNOT_OPEN_PROMPT = (GrpcStatus.INVALID_ARGUMENT, True)
+    PRICE_TOO_LOW = (GrpcStatus.FAILED_PRECONDITION, False)
+    TOKEN_NOT_ACCEPTED = (GrpcStatus.FAILED_PRECONDITION, False)
+    CHANNEL_UNKNOWN = (GrpcStatus.FAILED_PRECONDITION, False)
+    CHANNEL_CLOSED = (GrpcStatus.FAILED_PRECONDITION, False)
+    CHANNEL_WITHDRAWING = (GrpcStatus.FAILED_PRECONDITION, False)
+    WITHDRAWAL_DELAY_TOO_SHORT = (GrpcStatus.FAILED_PRECONDITION, False)
+    UNDERFUNDED = (GrpcStatus.FAILED_PRECONDITION, False)
+    UNPAID_RECEIPTS = (GrpcStatus.FAILED_PRECONDITION, False)
+    JOB_CONFLICT = (GrpcStatus.ALREADY_EXISTS, False)
+    JOB_BUSY = (GrpcStatus.ABORTED, True)
+    JOB_ENDED = (GrpcStatus.FAILED_PRECONDITION, False)
+    BUSY = (GrpcStatus.RESOURCE_EXHAUSTED, True)
+    RATE_LIMITED = (GrpcStatus.RESOURCE_EXHAUSTED, True)
+    DRAINING = (GrpcStatus.UNAVAILABLE, True)
+    CHAIN_UNAVAILABLE = (GrpcStatus.UNAVAILABLE, True)
+    ENGINE_UNAVAILABLE = (GrpcStatus.UNAVAILABLE, True)
+    ENGINE_FAILED = (GrpcStatus.INTERNAL, True)
+    BROKEN_CLAUSE = (GrpcStatus.INVALID_ARGUMENT, False)
+    INTERNAL = (GrpcStatus.INTERNAL, True)
+
+    def __new__(cls, status: GrpcStatus, retryable: bool) -> Reason:
+        """Number the members: two reasons with one status and one answer are still two."""
+        member = object.__new__(cls)
+        member._value_ = len(cls.__members__)
+        member.status, member.retryable = status, retryable
+        return member
+
+    status: GrpcStatus
+    retryable: bool
+
+    @classmethod
+    def named(cls, name: str) -> Reason:
+        """Find a reason by its name. A name that this version does not know is `INTERNAL`."""
+        return cls.__members__.get(name, cls.INTERNAL)
 
 
 class Refusal(PieceworkError):
-    """A request that is declined. No money moved and nothing was run on its account.
+    """A request is declined. No money moved, and nothing was run for it.
 
     `code` is the reason in snake_case, such as "prompt_too_long".
     """
@@ -127,7 +131,7 @@ class Refusal(PieceworkError):
         retry_after_s: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(f"{reason.label}: {message}")
+        super().__init__(f"{reason.name}: {message}")
         self.reason = reason
         self.code = reason.name.lower()
         self.message = message

@@ -1,5 +1,4 @@
-"""What the two ends of a job's stream say to each other, as plain values (`protocol.wire` encodes
-them)."""
+"""What the two ends of a job's stream say to each other, as plain values. `wire` encodes them."""
 
 from __future__ import annotations
 
@@ -20,8 +19,7 @@ class Funding:
 
 @dataclass(frozen=True, slots=True)
 class SubmitJob:
-    """The first frame: a new job, or the same again to resume it after `received` receipts (clause
-    3.5)."""
+    """The first frame: a new job, or one to resume after `received` receipts (clause 3.5)."""
 
     job: Job
     signature: Signature
@@ -52,7 +50,7 @@ class PayVoucher:
 
 @dataclass(frozen=True, slots=True)
 class CancelJob:
-    """Stop at the next denoising step; what was delivered stays owed."""
+    """Stop at the next denoising step. What was delivered stays owed."""
 
 
 ClientFrame = SubmitJob | PayVoucher | CancelJob
@@ -60,8 +58,7 @@ ClientFrame = SubmitJob | PayVoucher | CancelJob
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """The worker's record of the channel: the payer's own latest voucher and the accumulator's
-    peaks."""
+    """The worker's record of the channel: the payer's latest voucher, the accumulator's peaks."""
 
     voucher: Voucher
     signature: Signature
@@ -70,8 +67,7 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The worker has journaled the job and will run it; `available` canvases exist and are
-    replayed."""
+    """The worker has journaled the job and will run it. It sends the `available` canvases again."""
 
     job: JobId
     prompt_tokens: int
@@ -82,7 +78,7 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A canvas as it is being denoised: lossy, sealed, worth nothing."""
+    """A canvas as it is being denoised: sealed, worth nothing, and it may be left out."""
 
     job: JobId
     canvas: int
@@ -108,8 +104,10 @@ class VoucherAccepted:
 
 @dataclass(frozen=True, slots=True)
 class JobEnded:
-    """No more canvases. `reason` is None when the job ran to its end or was cancelled by the
-    client."""
+    """No more canvases come.
+
+    `reason` is None when the job ran to its end, or when the client cancelled it.
+    """
 
     job: JobId
     canvases: int

@@ -1,5 +1,6 @@
-"""Generate `piecework.v1` from its schema: `python -m piecework_protocol.generate` (`--check`
-detects drift).
+"""Generate `piecework.v1` from its schema: `python -m piecework_protocol.generate`.
+
+`--check` says which files are stale.
 
 protoc runs from the folder that holds the package, so that the absolute imports it writes match it.
 """
@@ -18,7 +19,11 @@ GENERATED = (SCHEMA.with_name("piecework_pb2.py"), SCHEMA.with_name("piecework_p
 
 
 def generate(target: Path) -> None:
-    """Write the generated modules below `target`; `RuntimeError` when protoc refuses the schema."""
+    """Write the generated modules below `target`.
+
+    Raises:
+        RuntimeError: protoc refuses the schema.
+    """
     from grpc_tools import protoc
 
     include = resources.files("grpc_tools") / "_proto"
@@ -34,7 +39,7 @@ def generate(target: Path) -> None:
 
 
 def stale() -> list[Path]:
-    """The generated files that differ from what the schema gives."""
+    """List the generated files that differ from what the schema gives."""
     with tempfile.TemporaryDirectory() as folder:
         generate(Path(folder))
         return [f for f in GENERATED if (Path(folder) / f).read_bytes() != (ROOT / f).read_bytes()]

@@ -1,8 +1,8 @@
 """The two books of a payment channel: what the worker is owed, and what the payer has promised.
 
-Both are immutable values: an operation returns the next book, the shell makes it durable and then
-swaps it in. The payer decides the order of the receipts in the accumulator, so that jobs that share
-a channel never wait for one another (docs/adr/0002).
+Both are immutable values. An operation returns the next book. The shell makes it durable and then
+uses it. The payer decides the order of the receipts in the accumulator. So jobs that share a
+channel never wait for one another (docs/adr/0002).
 """
 
 from __future__ import annotations
@@ -37,29 +37,31 @@ class WorkerLedger:
 
     @property
     def cumulative(self) -> Amount:
-        """Base units promised by the latest accepted voucher."""
+        """Give the base units that the latest accepted voucher promises."""
         return self.accepted.voucher.cumulative if self.accepted else Amount(0)
 
     def account(self) -> Account | None:
-        """What the worker tells a client that asks where the channel stands."""
+        """Give what the worker tells a client about the channel, or None before any payment."""
         if self.accepted is None:
             return None
         return Account(self.accepted.voucher, self.accepted.signature, self.accumulator.peaks)
 
     def unpaid_canvases(self, job: JobId) -> int:
-        """How many delivered canvases of `job` await payment."""
+        """Count the delivered canvases of `job` that await payment."""
         return sum(ref.job == job for ref in self.unpaid)
 
     def issue(self, ref: LeafRef, digest: Digest, amount: Amount) -> WorkerLedger:
-        """The book after a receipt was issued."""
+        """Give the book after a receipt was issued."""
         invariant(ref not in self.unpaid, "a receipt is issued once")
         return replace(self, unpaid={**self.unpaid, ref: Unpaid(digest, amount)})
 
     def apply(self, payment: PayVoucher, deposit: Amount) -> WorkerLedger | None:
-        """The book after `payment`, or None for one that an accepted voucher already covers.
+        """Give the book after `payment`, or None when an accepted voucher already covers it.
 
-        The signature is checked by the caller. `ProtocolViolation` names the clause that a voucher
-        breaks.
+        The caller checks the signature. `deposit` bounds what a voucher may promise, in base units.
+
+        Raises:
+            ProtocolViolation: The voucher breaks a clause.
         """
         voucher = payment.voucher
         if voucher.channel != self.channel:
@@ -84,8 +86,7 @@ class WorkerLedger:
         )
 
     def _check_stale(self, voucher: Voucher) -> None:
-        """An older voucher may arrive late on another stream; one that contradicts the book is a
-        fault."""
+        """Take an older voucher, which may arrive late. Refuse one that contradicts the book."""
         if voucher.cumulative > self.cumulative:
             raise ProtocolViolation("5.1", "the voucher pays more for fewer receipts")
         latest = self.accepted.voucher if self.accepted else None
@@ -124,8 +125,8 @@ class WorkerLedger:
 class PayerLedger:
     """The payer's book of one channel.
 
-    `unacknowledged` are the receipts paid since `acknowledged` (a count); every voucher names them,
-    so that a voucher lost on the way is covered by the next.
+    `acknowledged` is a count of receipts. `unacknowledged` are those paid since. Every voucher
+    names them, so the next voucher covers one that was lost on the way.
     """
 
     channel: ChannelId
@@ -135,7 +136,11 @@ class PayerLedger:
     unacknowledged: tuple[LeafRef, ...] = ()
 
     def pay(self, ref: LeafRef, digest: Digest, amount: Amount, deposit: Amount) -> PayerLedger:
-        """The book after promising `amount` for a verified receipt."""
+        """Give the book after promising `amount` base units for a verified receipt.
+
+        Raises:
+            ProtocolViolation: The deposit does not cover it.
+        """
         invariant(ref not in self.unacknowledged, "a receipt is paid once")
         total = Amount(self.cumulative + amount)
         if total > deposit:
@@ -150,16 +155,21 @@ class PayerLedger:
         )
 
     def voucher(self) -> Voucher:
-        """The voucher that states this book."""
+        """Make the voucher that states this book."""
         count = Uint64(self.accumulator.count)
         return Voucher(self.channel, self.cumulative, count, self.accumulator.root())
 
-    def payment(self, signature: Signature) -> PayVoucher:
-        """The frame that carries the voucher, given its signature."""
-        return PayVoucher(self.voucher(), signature, self.acknowledged, self.unacknowledged)
+    def payment(self, voucher: Voucher, signature: Signature) -> PayVoucher:
+        """Give the frame that carries this book's voucher and its signature."""
+        invariant(voucher.count == self.accumulator.count, "the voucher states this book")
+        return PayVoucher(voucher, signature, self.acknowledged, self.unacknowledged)
 
     def acknowledge(self, count: int) -> PayerLedger:
-        """The book after the worker confirmed its record of `count` paid receipts."""
+        """Give the book after the worker confirmed its record of `count` paid receipts.
+
+        Raises:
+            ProtocolViolation: The worker confirms more than was paid.
+        """
         if count > self.accumulator.count:
             raise ProtocolViolation("5.6", "the worker acknowledges receipts that were never paid")
         if count <= self.acknowledged:
@@ -171,8 +181,7 @@ class PayerLedger:
         )
 
     def rewind(self, count: int, since: tuple[LeafRef, ...]) -> PayerLedger:
-        """The book for a worker whose record ends at `count`: `since` are the receipts paid after
-        it."""
+        """Give the book for a worker whose record ends at `count`. `since` were paid after it."""
         invariant(
             count + len(since) == self.accumulator.count,
             "the receipts since a count reach to the end",
@@ -180,9 +189,12 @@ class PayerLedger:
         return replace(self, acknowledged=count, unacknowledged=since)
 
     def adopt(self, account: Account) -> PayerLedger:
-        """The book of a payer that lost its own newest entries, from the worker's record of them.
+        """Give the book of a payer that lost its newest entries, from the worker's record of them.
 
         The caller has verified that the voucher carries the payer's own signature (clause 5.7).
+
+        Raises:
+            ProtocolViolation: The record contradicts itself or this book.
         """
         voucher = account.voucher
         if len(account.peaks) != voucher.count.bit_count():
@@ -200,5 +212,5 @@ class PayerLedger:
 
 
 def empty_voucher(channel: ChannelId) -> Voucher:
-    """The voucher of a channel that nothing was paid on: what a close without payments states."""
+    """Give the voucher of a channel without payments, which a close of it states."""
     return Voucher(channel, Amount(0), Uint64(0), EMPTY_ROOT)

@@ -1,14 +1,12 @@
 """Every limit of the protocol, with its unit in the name and its reason beside it.
 
-These bound what a peer may make us hold or compute. Operators tune their own lower limits in the
-node's configuration; they cannot raise these without leaving the protocol.
+These bound what a peer may make us hold or compute. An operator can set lower limits in the node's
+configuration. Higher ones would break the protocol.
 """
 
 from __future__ import annotations
 
 from typing import Final
-
-PROTOCOL_VERSION: Final = 1
 
 # A 256 K token context in UTF-8 is about one MiB of text; JSON quoting and a template fit in the
 # rest.
@@ -17,7 +15,7 @@ MAX_PROMPT_BYTES: Final = 2 * 1024 * 1024
 SEALING_OVERHEAD_BYTES: Final = 48
 # One frame: the largest is a submission with its sealed prompt.
 MAX_FRAME_BYTES: Final = MAX_PROMPT_BYTES + 64 * 1024
-# A canvas is 256 tokens; ids take 4 bytes each and no tokenizer emits more than 64 bytes of text a
+# A canvas is 256 tokens. Ids take 4 bytes each. No tokenizer gives more than 64 bytes of text a
 # token.
 MAX_CANVAS_TOKENS: Final = 1024
 MAX_OUTPUT_BYTES: Final = 4 + MAX_CANVAS_TOKENS * (4 + 64)
@@ -41,7 +39,6 @@ MAX_DETAILS_BYTES: Final = 8 * 1024
 MAX_LEAVES_PER_VOUCHER: Final = 4096
 # Canvases the worker may run ahead of the vouchers of one job: hides the round trip, bounds the
 # loss.
-DEFAULT_CREDIT_WINDOW_CANVASES: Final = 2
 MAX_CREDIT_WINDOW_CANVASES: Final = 16
 # Wall clocks of honest machines under NTP differ by far less.
 MAX_CLOCK_SKEW_S: Final = 5

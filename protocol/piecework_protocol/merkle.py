@@ -1,11 +1,11 @@
-"""The append-only Merkle tree of RFC 9162 over keccak-256: trace trees and the receipts
-accumulator.
+"""The append-only Merkle tree of RFC 9162 over keccak-256.
 
-Leaves and nodes are hashed under different prefixes, and a proof is positional: it fixes the index
-of its leaf among `count` leaves, both of which are signed. (Sorted-pair trees do not fix a
-position, which would let anyone dispute a step that never was.)
+It holds the trace of a canvas and the receipts of a channel. Leaves and nodes are hashed under
+different prefixes. A proof fixes the index of its leaf among `count` leaves, and both numbers are
+signed. A tree of sorted pairs fixes no position. There anybody could dispute a step that never
+happened.
 
-Source: RFC 9162, sections 2.1.1 to 2.1.3, with keccak-256 in place of SHA-256 because the EVM
+Source: RFC 9162, sections 2.1.1 to 2.1.3. Keccak-256 takes the place of SHA-256 because the EVM
 hashes it cheaply.
 """
 
@@ -22,18 +22,22 @@ EMPTY_ROOT = Digest(keccak256(b""))
 
 
 def leaf_hash(leaf: bytes) -> Bytes32:
-    """Hash of a 32-byte leaf value."""
+    """Hash a 32-byte leaf value."""
     return keccak256(b"\x00" + leaf)
 
 
 def node_hash(left: bytes, right: bytes) -> Bytes32:
-    """Hash of an inner node."""
+    """Hash an inner node."""
     return keccak256(b"\x01" + left + right)
 
 
 @dataclass(frozen=True, slots=True)
 class InclusionProof:
-    """That a leaf stands at `index` among `count`; `siblings` from the leaf upwards."""
+    """The proof that a leaf stands at `index` among `count`. `siblings` go from the leaf upwards.
+
+    Raises:
+        MalformedInput: The numbers cannot belong to a tree.
+    """
 
     index: int
     count: int
@@ -50,8 +54,11 @@ class InclusionProof:
 class Accumulator:
     """The frontier of an append-only tree: the roots of its full subtrees, largest first.
 
-    One peak per set bit of `count`, so that appending and taking the root cost O(log n) and the
+    There is one peak per set bit of `count`. Appending and taking the root cost O(log n), and the
     whole state of a channel's commitments fits into 64 hashes.
+
+    Raises:
+        MalformedInput: The number of peaks does not fit the count.
     """
 
     count: int = 0
@@ -62,7 +69,7 @@ class Accumulator:
             raise MalformedInput("an accumulator has one peak per set bit of its count")
 
     def append(self, leaf: bytes) -> Accumulator:
-        """The accumulator with one more leaf."""
+        """Give the accumulator with one more leaf."""
         peaks, node, size = list(self.peaks), leaf_hash(leaf), self.count
         while size & 1:
             node = node_hash(peaks.pop(), node)
@@ -70,14 +77,14 @@ class Accumulator:
         return Accumulator(self.count + 1, (*peaks, node))
 
     def extend(self, leaves: Sequence[bytes]) -> Accumulator:
-        """The accumulator with `leaves` appended in order."""
+        """Give the accumulator with `leaves` appended in order."""
         result = self
         for leaf in leaves:
             result = result.append(leaf)
         return result
 
     def root(self) -> Digest:
-        """The tree's root: the peaks folded from the right."""
+        """Give the tree's root: the peaks folded from the right."""
         if not self.peaks:
             return EMPTY_ROOT
         node = self.peaks[-1]
@@ -87,19 +94,23 @@ class Accumulator:
 
 
 def root(leaves: Sequence[bytes]) -> Digest:
-    """The root over all `leaves`."""
+    """Give the root over all `leaves`."""
     return Accumulator().extend(leaves).root()
 
 
 def prove(leaves: Sequence[bytes], index: int) -> InclusionProof:
-    """The inclusion proof of `leaves[index]` (PATH of RFC 9162, 2.1.3.1)."""
+    """Prove that `leaves[index]` is in the tree (PATH of RFC 9162, 2.1.3.1).
+
+    Raises:
+        MalformedInput: There is no leaf at that index.
+    """
     if not 0 <= index < len(leaves):
         raise MalformedInput("no leaf at that index")
     return InclusionProof(index, len(leaves), tuple(_path([leaf_hash(x) for x in leaves], index)))
 
 
 def verify(proof: InclusionProof, leaf: bytes, expected_root: bytes) -> bool:
-    """Whether `proof` shows `leaf` at its index under `expected_root` (RFC 9162, 2.1.3.2)."""
+    """Say whether `proof` shows `leaf` at its index under `expected_root` (RFC 9162, 2.1.3.2)."""
     if len(proof.siblings) != proof_length(proof.index, proof.count):
         return False
     node, position, last = leaf_hash(leaf), proof.index, proof.count - 1
@@ -117,15 +128,20 @@ def verify(proof: InclusionProof, leaf: bytes, expected_root: bytes) -> bool:
 
 
 def proof_length(index: int, count: int) -> int:
-    """How many siblings the proof for `index` among `count` has: inner levels plus peaks to the
-    left."""
+    """Count the siblings of the proof for `index` among `count`.
+
+    They are the inner levels and the peaks to the left.
+    """
     inner = (index ^ (count - 1)).bit_length()
     return inner + (index >> inner).bit_count()
 
 
 def _path(level: list[Bytes32], index: int) -> list[Bytes32]:
-    """Siblings from the bottom up. A node without a right neighbour rises a level unchanged, which
-    is the same tree as the RFC's split at the largest power of two."""
+    """Collect the siblings from the bottom up.
+
+    A node without a right neighbour rises a level unchanged. That gives the same tree as the RFC's
+    split at the largest power of two.
+    """
     path = []
     while len(level) > 1:
         sibling = index ^ 1

@@ -1,4 +1,7 @@
-"""The signed objects. Names, order and sizes are those of the Solidity structs in contracts/src."""
+"""The signed objects. Names, order and sizes are those of the Solidity structs in contracts/src.
+
+Each raises `ValueError` when it is made with a member out of its bounds.
+"""
 
 from __future__ import annotations
 
@@ -41,8 +44,7 @@ class Service(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Channel(TypedData):
-    """A payment channel; its EIP-712 digest is its id, so every member is bound to chain and
-    escrow."""
+    """A payment channel. Its EIP-712 digest is its id, which binds it to chain and escrow."""
 
     payer: Address
     authorizer: Address
@@ -53,13 +55,16 @@ class Channel(TypedData):
     salt: Bytes32
 
     def id(self, domain: Domain) -> ChannelId:
+        """Give the channel's id at the escrow of `domain`."""
         return ChannelId(domain.digest(self))
 
 
 @dataclass(frozen=True, slots=True)
 class FundChannel(TypedData):
-    """Payer's authorization: the channel's deposit shall be `deposit` in total (opens it or tops it
-    up)."""
+    """The payer's authorization: the channel's deposit becomes `deposit` in total.
+
+    It opens the channel or tops it up. `deposit` is in base units, `deadline` in Unix seconds.
+    """
 
     channel: Channel
     deposit: Amount
@@ -68,8 +73,10 @@ class FundChannel(TypedData):
 
 @dataclass(frozen=True, slots=True)
 class Voucher(TypedData):
-    """Authorizer's cumulative payment: `cumulative` for the `count` receipts that hash to
-    `receipts_root`."""
+    """The authorizer's cumulative payment, in base units, for the first `count` receipts.
+
+    `receipts_root` is the root of the tree over those receipts.
+    """
 
     channel: ChannelId
     cumulative: Amount
@@ -79,8 +86,10 @@ class Voucher(TypedData):
 
 @dataclass(frozen=True, slots=True)
 class CloseChannel(TypedData):
-    """The same facts as agreed to be final: signed by the authorizer to ask, by the operator to
-    agree."""
+    """A voucher that both sides agree to be the last.
+
+    The authorizer signs it to ask, the operator to agree.
+    """
 
     channel: ChannelId
     cumulative: Amount
@@ -90,7 +99,7 @@ class CloseChannel(TypedData):
 
 @dataclass(frozen=True, slots=True)
 class RequestWithdrawal(TypedData):
-    """Payer's notice: after the withdrawal delay the unclaimed rest goes back."""
+    """The payer's notice: after the withdrawal delay the unclaimed rest goes back."""
 
     channel: ChannelId
     deadline: Timestamp
@@ -100,7 +109,7 @@ class RequestWithdrawal(TypedData):
 class Parameters(TypedData):
     """Everything besides prompt and model that changes the result. Reals are in millionths.
 
-    A best-effort job leaves the denoising to the engine: everything but `max_tokens` is zero
+    A best-effort job leaves the denoising to the engine. There everything but `max_tokens` is zero
     (clause 3.10).
     """
 
@@ -117,8 +126,10 @@ class Parameters(TypedData):
 
 @dataclass(frozen=True, slots=True)
 class Job(TypedData):
-    """One request for text, signed by the channel's authorizer; its EIP-712 digest is the job
-    id."""
+    """One request for text, signed by the channel's authorizer. Its EIP-712 digest is its id.
+
+    `max_amount` is in base units, `deadline` in Unix seconds.
+    """
 
     channel: ChannelId
     salt: Bytes32
@@ -131,12 +142,13 @@ class Job(TypedData):
     reply_key: PublicKey
 
     def id(self, domain: Domain) -> JobId:
+        """Give the job's id at the escrow of `domain`."""
         return JobId(domain.digest(self))
 
 
 @dataclass(frozen=True, slots=True)
 class Acceptance(TypedData):
-    """Operator's promise to run a job, and the prompt length that it will charge."""
+    """The operator's promise to run a job, and the prompt length that it will charge."""
 
     job: JobId
     prompt_tokens: Uint32
@@ -144,7 +156,7 @@ class Acceptance(TypedData):
 
 @dataclass(frozen=True, slots=True)
 class Receipt(TypedData):
-    """Operator's statement of one delivered canvas: a leaf of the channel's accumulator."""
+    """The operator's statement of one delivered canvas: a leaf of the channel's accumulator."""
 
     job: JobId
     canvas: Uint32
@@ -159,8 +171,7 @@ class Receipt(TypedData):
 
 @dataclass(frozen=True, slots=True)
 class ModelOffer(TypedData):
-    """One model of an offer: what it is, what it costs, how fast it ran in the start-up
-    benchmark."""
+    """One model of an offer: what it is, what it costs, how fast it ran at start-up."""
 
     name: str
     digest: Digest
@@ -179,8 +190,10 @@ class ModelOffer(TypedData):
 
 @dataclass(frozen=True, slots=True)
 class Offer(TypedData):
-    """A worker's signed, expiring advertisement. `details` is a JSON object of facts that nobody
-    pays by."""
+    """A worker's signed, expiring advertisement.
+
+    `details` is a JSON object of facts that no price depends on.
+    """
 
     operator: Address
     receiver: Address
@@ -201,5 +214,5 @@ class Offer(TypedData):
     details: str
 
     def model(self, digest: Digest) -> ModelOffer | None:
-        """The entry for a model digest, if this worker serves it."""
+        """Find the entry of a model digest, or None when this worker does not serve it."""
         return next((m for m in self.models if m.digest == digest), None)

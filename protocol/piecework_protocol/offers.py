@@ -1,6 +1,6 @@
-"""Whether an offer can be believed (clause 3.1): pure, so that clients and indexes judge alike.
+"""Whether an offer can be believed (clause 3.1). Pure: clients and indexes judge by one code.
 
-An index is never trusted: whoever receives an offer repeats every one of these checks.
+An index is never trusted. A client that receives an offer repeats every one of these checks.
 """
 
 from __future__ import annotations
@@ -8,8 +8,9 @@ from __future__ import annotations
 import enum
 from typing import Protocol
 
+from piecework.base.errors import PieceworkError
 from piecework_protocol.eip712 import Domain
-from piecework_protocol.errors import MalformedInput, PieceworkError
+from piecework_protocol.errors import MalformedInput
 from piecework_protocol.limits import (
     MAX_CANVAS_TOKENS,
     MAX_CLOCK_SKEW_S,
@@ -37,7 +38,7 @@ class OfferFault(enum.Enum):
 
 
 class OfferRejected(PieceworkError):
-    """An offer that must not be used, with the fault that was found first."""
+    """An offer must not be used. `fault` is the first that was found."""
 
     def __init__(self, fault: OfferFault, message: str) -> None:
         super().__init__(message)
@@ -56,9 +57,12 @@ class Standing(Protocol):
 
 
 def offer_signer(domain: Domain, signed: SignedOffer) -> Address:
-    """The address that signed the offer for this chain and escrow.
+    """Find the address that signed the offer for this chain and escrow.
 
-    Another chain's offer recovers to some other address, which `check_standing` then refuses.
+    An offer of another chain gives some other address, which `check_standing` then refuses.
+
+    Raises:
+        OfferRejected: The signature is malformed.
     """
     try:
         return recover(domain.digest(signed.offer), signed.signature)
@@ -67,7 +71,11 @@ def offer_signer(domain: Domain, signed: SignedOffer) -> Address:
 
 
 def check_terms(offer: Offer, now: Timestamp) -> None:
-    """Times and bounds; everything that needs neither a key nor the chain."""
+    """Check times and bounds: everything that needs neither a key nor the chain.
+
+    Raises:
+        OfferRejected: The offer breaks one of them.
+    """
     if offer.expires_at <= now:
         raise OfferRejected(OfferFault.EXPIRED, "the offer has expired")
     if offer.issued_at > now + MAX_CLOCK_SKEW_S:
@@ -98,10 +106,13 @@ def check_terms(offer: Offer, now: Timestamp) -> None:
 def check_standing(
     offer: Offer, signer: Address, standing: Standing | None, *, session_key: bool
 ) -> None:
-    """The registry's word: bonded, paid out to the receiver that the offer names, signed by its
-    key.
+    """Check an offer against the registry: stake, payout address, signing key.
 
-    `session_key` says whether the registry lists `signer` as a live session key of the operator.
+    `standing` is None for an operator that is not registered. `session_key` says whether the
+    registry lists `signer` as a live session key of the operator.
+
+    Raises:
+        OfferRejected: The registry does not bear the offer out.
     """
     if standing is None:
         raise OfferRejected(

@@ -1,5 +1,7 @@
-"""What a job costs (clause 3.4). Integer arithmetic in base units, rounded down: against the
-claimer."""
+"""What a job costs (clause 3.4), in base units.
+
+The arithmetic is on integers. It rounds down, against the claimer.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from piecework_protocol.types import Amount
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a job has used so far."""
+    """What a job has used so far: counts of tokens and of denoising steps."""
 
     prompt_tokens: int
     output_tokens: int
@@ -19,10 +21,10 @@ class Usage:
 
 
 def price(model: ModelOffer, usage: Usage) -> Amount:
-    """The whole job's price at `usage`, in base units.
+    """Give the whole job's price at `usage`, in base units.
 
-    A canvas costs the difference between two such prices, so that rounding loses the worker less
-    than one base unit a job, however many canvases it has.
+    A canvas costs the difference between two such prices. So rounding costs the worker less than
+    one base unit a job, for any number of canvases.
     """
     millionths = (
         usage.prompt_tokens * model.price_per_million_prompt_tokens
@@ -33,13 +35,15 @@ def price(model: ModelOffer, usage: Usage) -> Amount:
 
 
 def worst_case(model: ModelOffer, parameters: Parameters, prompt_tokens: int) -> Amount:
-    """The most that a job can cost: every token and every denoising step that its parameters
-    allow."""
+    """Give the most that a job can cost, in base units.
+
+    That is every token and every denoising step that its parameters allow.
+    """
     canvases = canvases_for(model, parameters.max_tokens)
     steps = canvases * parameters.max_steps
     return price(model, Usage(prompt_tokens, parameters.max_tokens, steps))
 
 
 def canvases_for(model: ModelOffer, tokens: int) -> int:
-    """How many canvases hold `tokens` tokens, rounded up."""
+    """Count the canvases that hold `tokens` tokens, rounded up."""
     return -(-tokens // model.canvas_size)

@@ -1,12 +1,12 @@
-"""End-to-end sealing of prompts and outputs with HPKE (RFC 9180), bound to chain, escrow, job and
-direction.
+"""End-to-end sealing of prompts and outputs with HPKE (RFC 9180).
 
-Suite: DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, ChaCha20-Poly1305. Every message is its own one-shot
-encapsulation: frames may be lost or replayed without any state to keep in step. The library takes
-no associated data, so the whole context goes into `info`, which HPKE authenticates just as well.
+What is sealed is bound to chain, escrow, job and direction. The suite is DHKEM(X25519,
+HKDF-SHA256), HKDF-SHA256, ChaCha20-Poly1305. Every message is a one-shot encapsulation of its own,
+so frames may be lost or replayed without state to keep in step. The library takes no associated
+data. So the whole context goes into `info`, which HPKE authenticates as well.
 
-The callee draws the ephemeral key from the operating system: the one place in this package that is
-not a function of its arguments. Sessions never call it; they carry sealed bytes.
+`seal` draws the ephemeral key from the operating system. It is the only function of this package
+that does not depend on its arguments alone. Sessions never call it: they carry sealed bytes.
 """
 
 from __future__ import annotations
@@ -28,34 +28,36 @@ _TAG: Final = b"piecework/1/"
 
 
 def public_key(secret: bytes) -> PublicKey:
-    """The X25519 public key of a 32-byte secret."""
+    """Give the X25519 public key of a 32-byte secret."""
     return PublicKey(X25519PrivateKey.from_private_bytes(secret).public_key().public_bytes_raw())
 
 
 def prompt_context(domain: Domain, job: JobId) -> bytes:
-    """Client to worker: the prompt of `job`."""
+    """Give the context of a prompt, from client to worker."""
     return _context(domain, b"prompt", job)
 
 
 def canvas_context(domain: Domain, job: JobId, canvas: int) -> bytes:
-    """Worker to client: the output of a finished canvas."""
+    """Give the context of a finished canvas, from worker to client."""
     return _context(domain, b"canvas", job) + struct.pack(">I", canvas)
 
 
 def draft_context(domain: Domain, job: JobId, canvas: int, step: int) -> bytes:
-    """Worker to client: a canvas as it is being denoised."""
+    """Give the context of a draft, from worker to client."""
     return _context(domain, b"draft", job) + struct.pack(">II", canvas, step)
 
 
 def resume_context(domain: Domain, job: JobId, canvas: int) -> bytes:
-    """Worker to itself: the token ids of a finished canvas, so that a restart can go on from
-    there."""
+    """Give the context of a canvas's token ids, which a worker seals to itself for a restart."""
     return _context(domain, b"resume", job) + struct.pack(">I", canvas)
 
 
 def seal(plaintext: bytes, key: PublicKey, context: bytes) -> bytes:
-    """Encrypt to `key`; 48 bytes longer than the plaintext. `MalformedInput` when the key is
-    unusable."""
+    """Encrypt to `key`. The result is 48 bytes longer than the plaintext.
+
+    Raises:
+        MalformedInput: The key has a low order or the wrong length.
+    """
     try:
         return _SUITE.encrypt(plaintext, X25519PublicKey.from_public_bytes(key), context)
     except ValueError:
@@ -63,8 +65,11 @@ def seal(plaintext: bytes, key: PublicKey, context: bytes) -> bytes:
 
 
 def unseal(sealed: bytes, secret: bytes, context: bytes) -> bytes:
-    """Decrypt what `seal` made for `secret` in the same context; `MalformedInput` for anything
-    else."""
+    """Decrypt what `seal` made for `secret` in the same context.
+
+    Raises:
+        MalformedInput: The bytes do not open with this key in this context.
+    """
     if len(sealed) < SEALING_OVERHEAD_BYTES:
         raise MalformedInput("sealed bytes are shorter than the sealing overhead")
     try:

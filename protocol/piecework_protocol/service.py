@@ -1,10 +1,8 @@
-"""The two classes of service (clause 3.10): what follows from the class for offers, jobs and
-receipts. Pure.
+"""The two classes of service (clause 3.10): what follows for offers, jobs and receipts. Pure.
 
-Both ends ask here, so that they cannot differ. A best-effort canvas has no denoising steps that
-anybody recorded, and so no leaves: its trace root is that of the tree without leaves (clause 5.8).
-That constant is never what a replayable canvas has, so nobody can take one for the other (clause
-9.6).
+Both ends ask here, so they cannot differ. Nobody records the denoising steps of a best-effort
+canvas. So its trace root is that of the tree without leaves (clause 5.8). A replayable canvas never
+has that root, so nobody can take one for the other (clause 9.6).
 """
 
 from __future__ import annotations
@@ -16,11 +14,11 @@ from piecework_protocol.objects import ModelOffer, Parameters, Receipt, Service
 from piecework_protocol.types import Digest, Micros, Uint32, Uint64
 
 NO_TRACE: Final[Digest] = merkle.EMPTY_ROOT
-"""The trace root of a best-effort canvas: none was promised."""
+"""The trace root of a best-effort canvas: no trace was promised."""
 
 
 def best_effort_parameters(max_tokens: Uint32) -> Parameters:
-    """The only parameters that a best-effort job of `max_tokens` tokens can have."""
+    """Give the only parameters that a best-effort job of `max_tokens` tokens can have."""
     return Parameters(
         seed=Uint64(0),
         max_tokens=max_tokens,
@@ -35,13 +33,15 @@ def best_effort_parameters(max_tokens: Uint32) -> Parameters:
 
 
 def service_name(service: Service) -> str:
-    """The class as JSON and people have it: "replayable" or "best_effort"."""
+    """Name the class as JSON and people do: "replayable" or "best_effort"."""
     return service.name.lower()
 
 
 def offer_fault(model: ModelOffer) -> str | None:
-    """What contradicts the class in a model's terms, or None: nobody pays for steps that nobody
-    counts."""
+    """Say what contradicts the class in a model's terms, or None.
+
+    Nobody pays for steps that nobody counts.
+    """
     if model.service is Service.REPLAYABLE:
         return None
     if model.max_steps or model.price_per_thousand_steps:
@@ -50,7 +50,7 @@ def offer_fault(model: ModelOffer) -> str | None:
 
 
 def parameters_fault(parameters: Parameters) -> str | None:
-    """What a best-effort job asks for that its class cannot give, or None."""
+    """Say what a best-effort job asks for that its class cannot give, or None."""
     if parameters.service is Service.REPLAYABLE:
         return None
     if parameters != best_effort_parameters(parameters.max_tokens):
@@ -59,8 +59,7 @@ def parameters_fault(parameters: Parameters) -> str | None:
 
 
 def receipt_fault(parameters: Parameters, receipt: Receipt) -> tuple[str, str] | None:
-    """The clause that a receipt's steps and trace root break, and how; None when they are in
-    order."""
+    """Give the clause that a receipt's steps and trace root break, and how, or None."""
     if parameters.service is Service.BEST_EFFORT:
         if receipt.steps:
             return "4.4", f"{receipt.steps} denoising steps charged for a best-effort canvas"

@@ -1,9 +1,9 @@
 """secp256k1 signatures over EIP-712 digests, by libsecp256k1 through coincurve.
 
-A signature is 65 bytes, r || s || v with v in {27, 28} and s in the lower half of the group order
-(EIP-2). Everything else is refused, so that one message by one key has one valid signature (clause
-1.3). Signing is deterministic (RFC 6979): signing the same record again after a crash gives the
-same bytes.
+A signature is 65 bytes, r || s || v, with v in {27, 28} and s in the lower half of the group order
+(EIP-2). Everything else is refused. So one message by one key has one valid signature (clause 1.3).
+Signing is deterministic (RFC 6979). Signing the same record again after a crash gives the same
+bytes.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ HALF_ORDER: Final = ORDER // 2
 
 
 class Signer(Protocol):
-    """Whoever can sign a digest for one address: a key in memory, a remote signer, a hardware
-    wallet."""
+    """Signs digests for one address: a key in memory, a remote signer, a hardware wallet."""
 
     @property
     def address(self) -> Address: ...
@@ -44,19 +43,22 @@ class LocalSigner:
         object.__setattr__(self, "address", address_of(self._key.public_key))
 
     def sign(self, digest: Bytes32) -> Signature:
-        """Sign 32 bytes; libsecp256k1 always yields the low s."""
+        """Sign 32 bytes. libsecp256k1 always gives the low s."""
         raw = self._key.sign_recoverable(digest, hasher=None)
         return Signature(raw[:64] + bytes([27 + raw[64]]))
 
 
 def address_of(key: PublicKey) -> Address:
-    """The last 20 bytes of the keccak-256 of the uncompressed point."""
+    """Give the last 20 bytes of the keccak-256 of the uncompressed point."""
     return Address(keccak256(key.format(compressed=False)[1:])[12:])
 
 
 def recover(digest: Bytes32, signature: bytes) -> Address:
-    """The address that signed `digest`. `MalformedInput` for any signature that is not
-    canonical."""
+    """Find the address that signed `digest`.
+
+    Raises:
+        MalformedInput: The signature is not canonical, or no key can have made it.
+    """
     if len(signature) != 65:
         raise MalformedInput(f"a signature is 65 bytes, got {len(signature)}")
     r, s, v = (
@@ -80,7 +82,7 @@ def recover(digest: Bytes32, signature: bytes) -> Address:
 
 
 def signed_by(domain: Domain, message: TypedData, signature: bytes, signer: Address) -> bool:
-    """Whether `signature` over `message` was made by `signer`; a malformed signature was not."""
+    """Say whether `signer` made `signature` over `message`. Nobody made a malformed one."""
     try:
         return recover(domain.digest(message), signature) == signer
     except MalformedInput:

@@ -1,12 +1,12 @@
 """Sized, named scalar types. Inside Piecework no amount, id or time is a bare `int` or `bytes`.
 
-Each type is a `NewType`, free at run time; sizes are checked where a value enters a typed-data
-object (`protocol.eip712.TypedData`) or is parsed from text by the functions below.
+Each type is a `NewType`, free at run time. Sizes are checked where a value enters a typed-data
+object (`eip712.TypedData`), and where it is parsed from bytes or text.
 """
 
 from __future__ import annotations
 
-from typing import NewType
+from typing import Final, NewType
 
 from eth_hash.auto import keccak
 
@@ -14,6 +14,7 @@ Uint8 = NewType("Uint8", int)
 Uint32 = NewType("Uint32", int)
 Uint64 = NewType("Uint64", int)
 Uint128 = NewType("Uint128", int)
+Uint256 = NewType("Uint256", int)
 Bytes32 = NewType("Bytes32", bytes)
 Address = NewType("Address", bytes)
 Signature = NewType("Signature", bytes)
@@ -31,18 +32,23 @@ Micros = NewType("Micros", int)
 """A real number in millionths: 0.1 is 100_000."""
 
 ZERO_ADDRESS = Address(bytes(20))
-ADDRESS_BYTES = 20
-DIGEST_BYTES = 32
-SIGNATURE_BYTES = 65
+ADDRESS_BYTES: Final = 20
+AMOUNT_BYTES: Final = 16
+DIGEST_BYTES: Final = 32
+SIGNATURE_BYTES: Final = 65
 
 
 def keccak256(data: bytes) -> Bytes32:
-    """Keccak-256 as Ethereum uses it (the original padding, not NIST SHA3-256)."""
+    """Hash with Keccak-256 as Ethereum uses it: the original padding, not that of SHA3-256."""
     return Bytes32(keccak(data))
 
 
 def parse_hex(text: str, length: int, what: str) -> bytes:
-    """Parse exactly `length` bytes from 0x-prefixed or plain hex; `ValueError` names the field."""
+    """Parse exactly `length` bytes from hex, with or without 0x. `what` names the field.
+
+    Raises:
+        ValueError: The text is not that many bytes of hex.
+    """
     digits = text.removeprefix("0x")
     if len(digits) != 2 * length:
         raise ValueError(f"{what}: expected {length} bytes of hex, got {len(digits)} digits")
@@ -53,8 +59,11 @@ def parse_hex(text: str, length: int, what: str) -> bytes:
 
 
 def parse_address(text: str) -> Address:
-    """Parse an address. Mixed case is held to its EIP-55 checksum, so that a mistyped address is
-    caught."""
+    """Parse an address. An address in mixed case must have its EIP-55 checksum.
+
+    Raises:
+        ValueError: The text is not 20 bytes of hex, or a digit is mistyped.
+    """
     address = Address(parse_hex(text, ADDRESS_BYTES, "address"))
     digits = text.removeprefix("0x")
     if digits != digits.lower() and digits != digits.upper() and to_hex(address) != "0x" + digits:
@@ -63,7 +72,7 @@ def parse_address(text: str) -> Address:
 
 
 def address_hex(address: Address) -> str:
-    """The EIP-55 mixed-case form."""
+    """Write an address in its EIP-55 mixed-case form."""
     digits = address.hex()
     mask = keccak256(digits.encode("ascii")).hex()
     return "0x" + "".join(
@@ -72,5 +81,5 @@ def address_hex(address: Address) -> str:
 
 
 def to_hex(value: bytes) -> str:
-    """0x-prefixed lower-case hex; an address (20 bytes) in its EIP-55 form."""
+    """Write 0x-prefixed lower-case hex. 20 bytes are an address in its EIP-55 form."""
     return address_hex(Address(value)) if len(value) == ADDRESS_BYTES else "0x" + value.hex()

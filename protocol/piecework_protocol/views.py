@@ -39,7 +39,7 @@ def members(value: Any, *names: str) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class ServedModel:
+class ListedModel:
     """One model as the workers that serve it describe it. Never empty."""
 
     entries: tuple[tuple[Offer, ModelOffer], ...]
@@ -65,10 +65,10 @@ class ServedModel:
         return len(self.entries)
 
 
-def served_models(offers: Iterable[Offer], key: Callable[[ModelOffer], K]) -> dict[K, ServedModel]:
+def listed_models(offers: Iterable[Offer], key: Callable[[ModelOffer], K]) -> dict[K, ListedModel]:
     """Return the models of many offers, put together by a key such as the digest or the name."""
     found: dict[K, list[tuple[Offer, ModelOffer]]] = {}
     for offer in offers:
         for model in offer.models:
             found.setdefault(key(model), []).append((offer, model))
-    return {name: ServedModel(tuple(entries)) for name, entries in found.items()}
+    return {name: ListedModel(tuple(entries)) for name, entries in found.items()}

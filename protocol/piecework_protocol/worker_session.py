@@ -1,8 +1,8 @@
 """The worker's end of one job's stream, without IO.
 
-Every method returns an `Outcome` in three parts that the shell carries out in this order: make the
-`records` durable, send the `frames` (signing them only then), and pass the `commands` to the
-engine. That order is how "record before effect" (clause 9.1) is built in rather than remembered.
+Every method returns an `Outcome` in three parts. The shell carries them out in this order: it makes
+the `records` durable, sends the `frames`, and passes the `commands` to the engine. Frames are
+signed as they are sent. So nothing has an effect before it is recorded (clause 9.1).
 """
 
 from __future__ import annotations
@@ -44,10 +44,15 @@ class AcceptedJob:
 
 @dataclass(frozen=True, slots=True)
 class StoredCanvas:
-    """A delivered canvas as the journal holds it; the output is sealed to the client."""
+    """A finished canvas: a record to journal before it is delivered, and what the journal holds.
+
+    The output is sealed to the client. `resume_secret` holds the token ids, sealed to the worker
+    itself. It is empty for the last canvas of a job.
+    """
 
     receipt: Receipt
     sealed_output: bytes
+    resume_secret: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,16 +81,7 @@ class StateRecord:
     reason: Reason | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class CanvasRecord:
-    """A canvas was finished: its receipt is about to be signed and delivered."""
-
-    job: JobId
-    stored: StoredCanvas
-    resume_secret: bytes
-
-
-Record = StateRecord | CanvasRecord
+Record = StateRecord | StoredCanvas
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +94,14 @@ class StartEngine:
 
 @dataclass(frozen=True, slots=True)
 class AllowCanvases:
-    """The row may run up to, not including, canvas `canvas_limit`."""
+    """Let the sequence run up to canvas `canvas_limit`, which it may not start."""
 
     canvas_limit: int
 
 
 @dataclass(frozen=True, slots=True)
 class StopEngine:
-    """Free the row at the next denoising step."""
+    """Free the sequence at the next denoising step."""
 
 
 EngineCommand = StartEngine | AllowCanvases | StopEngine
@@ -130,7 +126,7 @@ class Outcome:
     commands: tuple[EngineCommand, ...] = ()
 
     def frames(self, sign: Sign) -> tuple[WorkerFrame, ...]:
-        """The frames to send. Call only after `records` are durable."""
+        """Make the frames to send. Call this only after `records` are durable."""
         return tuple(
             f.build(sign(f.message)) if isinstance(f, UnsignedFrame) else f for f in self.unsent
         )
@@ -154,22 +150,22 @@ class WorkerSession:
 
     @property
     def canvases(self) -> int:
-        """How many canvases were finished."""
+        """Count the finished canvases."""
         return len(self._stored)
 
     @property
     def charged(self) -> Amount:
-        """Base units that the receipts come to."""
+        """Add up the receipts, in base units."""
         return Amount(sum(s.receipt.amount for s in self._stored))
 
     def usage(self) -> Usage:
-        """What the job has used so far."""
+        """Give what the job has used so far."""
         receipts = [s.receipt for s in self._stored]
         tokens, steps = sum(r.units for r in receipts), sum(r.steps for r in receipts)
         return Usage(self.accepted.prompt_tokens, tokens, steps)
 
     def open(self, received: int, ledger: WorkerLedger) -> Outcome:
-        """A client submitted this job, or came back to it with `received` receipts."""
+        """Start the job for a client, or go on for one that has `received` receipts."""
         records: list[Record] = []
         if self.state is JobState.NEW:
             records.append(self._move(JobEvent.ACCEPT))
@@ -182,7 +178,7 @@ class WorkerSession:
         return Outcome(tuple(records), tuple(frames), (start,))
 
     def canvas_limit(self, ledger: WorkerLedger) -> int:
-        """The first canvas that may not be started before more is paid (clause 3.7)."""
+        """Give the first canvas that may not start before more is paid (clause 3.7)."""
         paid = self.canvases - ledger.unpaid_canvases(self.accepted.id)
         return paid + self.accepted.credit_window
 
@@ -191,7 +187,7 @@ class WorkerSession:
     ) -> tuple[Outcome, WorkerLedger]:
         """The engine finished a canvas: record it, then deliver it with its receipt."""
         receipt = self._receipt(result)
-        stored = StoredCanvas(receipt, result.sealed_output)
+        stored = StoredCanvas(receipt, result.sealed_output, result.resume_secret)
         last = result.finish is not Finish.MORE
         self._stored.append(stored)
         book = ledger.issue(
@@ -203,21 +199,20 @@ class WorkerSession:
         frames: tuple[WorkerFrame | UnsignedFrame, ...] = (self._delivery(stored),)
         if last:
             frames += (self._ended(),)
-        records = (CanvasRecord(self.accepted.id, stored, result.resume_secret), moved)
-        return Outcome(records, frames), book
+        return Outcome((stored, moved), frames), book
 
     def engine_restarted(self, ledger: WorkerLedger) -> Outcome:
-        """The engine lost its rows: a running job goes on behind its last recorded canvas."""
+        """Start a running job again behind its last recorded canvas, after the engine was lost."""
         if self.state is not JobState.RUNNING:
             return Outcome()
         return Outcome(commands=(StartEngine(self.canvases, self.canvas_limit(ledger)),))
 
     def draft(self, canvas: int, step: int, sealed_output: bytes) -> Outcome:
-        """A canvas changed while being denoised."""
+        """Show a canvas as it is being denoised."""
         return Outcome(unsent=(Draft(self.accepted.id, canvas, step, sealed_output),))
 
     def paid(self, ledger: WorkerLedger) -> Outcome:
-        """A voucher that covers canvases of this job was recorded in `ledger`."""
+        """Use a voucher for canvases of this job, which `ledger` has recorded."""
         settled = self.state is JobState.DELIVERED and not ledger.unpaid_canvases(self.accepted.id)
         record = self._move(JobEvent.PAY_ALL if settled else JobEvent.PAY)
         running = self.state is JobState.RUNNING
@@ -225,19 +220,19 @@ class WorkerSession:
         return Outcome((record,), (), commands)
 
     def cancel(self) -> Outcome:
-        """The client wants no more. Canvases that were delivered stay owed (clause 3.8)."""
+        """End the job for its client. Delivered canvases stay owed (clause 3.8)."""
         if self.state in ENDED_STATES:
             return Outcome()
         return Outcome((self._move(JobEvent.CANCEL),), (self._ended(),), (StopEngine(),))
 
     def disconnected(self) -> Outcome:
-        """The stream dropped: free the GPU and keep the job for the client's return."""
+        """Free the GPU after the stream broke, and keep the job for the client's return."""
         running = self.state is JobState.RUNNING
         record = self._move(JobEvent.DISCONNECT)
         return Outcome((record,), (), (StopEngine(),) if running else ())
 
     def failed(self, reason: Reason, message: str) -> Outcome:
-        """The job cannot go on; nothing beyond its delivered canvases is charged."""
+        """End a job that cannot go on. Its delivered canvases stay owed, and nothing else."""
         if self.state in ENDED_STATES:
             return Outcome()
         running = self.state is JobState.RUNNING
@@ -295,5 +290,5 @@ class WorkerSession:
 
 
 def acknowledgement(ledger: WorkerLedger) -> VoucherAccepted:
-    """The frame that confirms the latest recorded voucher."""
+    """Make the frame that confirms the latest recorded voucher."""
     return VoucherAccepted(ledger.accumulator.count)

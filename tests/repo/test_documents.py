@@ -1,24 +1,67 @@
-"""What the documents say of the code is true."""
+"""What the documents say of the code is true, and a tired reader can read it."""
 
 from __future__ import annotations
 
+import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
+from docs.tools import reference
 from piecework_protocol.states import CHANNEL_TABLE, JOB_TABLE, mermaid
+from tests.support.documents import CODE, DATA, Block, blocks, pages
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("bench", "contracts", "model", "node", "piecework", "protocol")
 IMPORT_PACKAGES = ("bench", "piecework", "piecework_protocol", "piecework_model", "piecework_node")
 PROTOCOL = (ROOT / "docs" / "protocol.md").read_text()
 CLAUSES = set(re.findall(r"^- \*\*(\d+\.\d+)\*\*", PROTOCOL, re.MULTILINE))
+WIDTH = 100
+MOST_SEMICOLONS = 4
+"""In a hundred sentences of prose."""
+HISTORY = frozenset({"docs/LOG.md"})
+"""Old entries keep their wording."""
+GLOSSARY_TERMS = (
+    "accumulator",
+    "base unit",
+    "canvas",
+    "channel",
+    "credit window",
+    "denoising step",
+    "offer",
+    "peaks",
+    "piece",
+    "profile",
+    "receipt",
+    "voucher",
+)
+SOLIDITY = re.compile(r"^```solidity\n.*?^```$", re.MULTILINE | re.DOTALL)
+"""forge formats it, to a width of its own."""
+FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
 
 def sources() -> list[Path]:
     files = [p for package in PACKAGES for p in (ROOT / package).rglob("*.py")]
     return [p for p in files if "node_modules" not in p.parts]
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def prose(page: Path) -> str:
+    """A page without code, tables, headings and comments."""
+    text = FENCE.sub("", page.read_text())
+    lines = [x for x in text.splitlines() if not x.lstrip().startswith(("|", "#", "<!--", ":::"))]
+    return "\n".join(lines)
+
+
+def written_pages() -> list[Path]:
+    """Every page that a person writes."""
+    return [p for p in pages() if not p.read_text().startswith(reference.HEAD)]
 
 
 def test_every_clause_that_code_cites_exists() -> None:
@@ -52,13 +95,165 @@ def test_the_readme_is_short_and_names_only_commands_that_exist() -> None:
 
 
 def test_every_relative_link_in_the_documents_leads_somewhere() -> None:
-    documents = [
-        *ROOT.glob("*.md"),
-        *(ROOT / "docs").rglob("*.md"),
-        ROOT / "contracts" / "README.md",
+    for page in pages():
+        links = re.findall(r"\]\((?!https?:|mailto:)([^)#\s]*)(?:#([^)\s]+))?\)", page.read_text())
+        for target, anchor in links:
+            where = page.parent / target if target else page
+            assert where.exists(), f"{name_of(page)} links to {target}"
+            if anchor and where.suffix == ".md":
+                assert anchor in anchors(where), f"{name_of(page)} links to {target}#{anchor}"
+
+
+@cache
+def anchors(page: Path) -> frozenset[str]:
+    """The names of a page's headings, as GitHub and mkdocs make them."""
+    headings = re.findall(r"^#+ (.+)$", FENCE.sub("", page.read_text()), re.MULTILINE)
+    plain = (re.sub(r"[^\w\s-]", "", heading.lower()).strip() for heading in headings)
+    return frozenset(re.sub(r"[\s]+", "-", heading) for heading in plain)
+
+
+# --- a tired reader
+
+
+def test_no_line_of_prose_is_wider_than_a_hundred_columns() -> None:
+    wide = [
+        f"{name_of(page)}: {len(line)} columns: {line[:60]}…"
+        for page in pages()
+        for line in SOLIDITY.sub("", page.read_text()).splitlines()
+        if len(line) > WIDTH and not line.lstrip().startswith("|")
     ]
-    for document in documents:
-        for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", document.read_text()):
-            assert (document.parent / target).exists(), (
-                f"{document.relative_to(ROOT)} links to {target}"
-            )
+    assert not wide, "\n".join(wide)
+
+
+def test_sentences_carry_one_fact_each() -> None:
+    chains = []
+    for page in written_pages():
+        text = prose(page)
+        sentences = len(re.findall(r"[.!?:](?:\s|$)", text)) or 1
+        allowed = max(1, MOST_SEMICOLONS * sentences // 100)
+        if text.count(";") > allowed and name_of(page) not in HISTORY:
+            chains.append(f"{name_of(page)}: {text.count(';')} in {sentences} sentences")
+    assert not chains, "\n".join(chains)
+
+
+def test_a_page_of_the_guides_says_first_who_it_is_for() -> None:
+    folders = ("owners", "apps", "contracts")
+    for page in (p for f in folders for p in (ROOT / "docs" / f).glob("*.md")):
+        opening = " ".join(page.read_text().split("\n\n")[1].split())
+        assert opening.startswith("This page is for "), name_of(page)
+
+
+# --- what the code says
+
+
+def test_the_reference_pages_are_those_of_the_code() -> None:
+    assert reference.stale() == [], "run make reference"
+
+
+@pytest.mark.parametrize("role", ["worker", "client"])
+def test_every_setting_is_in_the_reference_with_a_sentence(role: str) -> None:
+    from piecework.client.config import ClientConfig
+    from piecework_node.config import WorkerConfig
+
+    models: dict[str, type[BaseModel]] = {"worker": WorkerConfig, "client": ClientConfig}
+    settings = models[role].model_json_schema()
+    text = reference.settings_page()
+    for name, schema in settings["properties"].items():
+        assert f"| `{name}` |" in text
+        assert reference.note(role, name, schema), f"docs/tools/notes.toml lacks {role} {name}"
+    assert reference.NOTES["settings"][role].keys() <= settings["properties"].keys()
+
+
+def test_every_refusal_has_a_meaning_in_the_reference() -> None:
+    from piecework_protocol.errors import Reason
+
+    assert reference.NOTES["reasons"].keys() == {reason.name for reason in Reason}
+    text = (ROOT / "docs" / "reference" / "errors.md").read_text()
+    assert all(f"| `{reason.name}` |" in text for reason in Reason)
+
+
+def test_every_metric_that_a_page_names_exists() -> None:
+    known = set(re.findall(r"`(piecework_\w+)`", reference.metrics_page()))
+    families = ("piecework_node", "piecework_protocol", "piecework_model")
+    for page in pages():
+        named = set(re.findall(r"`(piecework_[a-z_]+)`", page.read_text())) - set(families)
+        assert named <= known, f"{name_of(page)}: {sorted(named - known)}"
+
+
+def test_every_command_that_a_page_names_exists() -> None:
+    commands = reference.commands_page()
+    for page in written_pages():
+        if name_of(page) in HISTORY or name_of(page) == "CHANGELOG.md":
+            continue
+        named = re.findall(
+            r"piecework (worker|client|chain|market|models) ([a-z]+)", page.read_text()
+        )
+        for group, verb in named:
+            assert f"### piecework {group} {verb}\n" in commands, f"{name_of(page)}: {group} {verb}"
+
+
+def test_the_glossary_has_the_words_that_newcomers_miss() -> None:
+    headings = re.findall(r"^### (.+)$", (ROOT / "docs" / "glossary.md").read_text(), re.MULTILINE)
+    assert len(headings) == len(set(headings))
+    missing = set(GLOSSARY_TERMS) - {heading.lower() for heading in headings}
+    assert not missing
+
+
+def test_every_message_of_the_troubleshooting_page_is_one_that_the_code_prints() -> None:
+    text = (ROOT / "docs" / "troubleshooting.md").read_text()
+    quoted = re.findall(r"^### `(.+)`$", text, re.MULTILINE)
+    assert len(quoted) > 20
+    said = code_strings()
+    unknown = []
+    for message in quoted:
+        parts = [re.escape(part) for part in message.split("…")]
+        if not any(re.search(".*".join(parts), words, re.DOTALL) for words in said):
+            unknown.append(message)
+    assert not unknown, "\n".join(unknown)
+
+
+def code_strings() -> list[str]:
+    """Every string in the program, with a mark where it has a placeholder."""
+    found = []
+    for path in sources():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(re.sub(r"\{\w*\}", "\0", node.value))
+            elif isinstance(node, ast.JoinedStr):
+                parts = (p.value if isinstance(p, ast.Constant) else "\0" for p in node.values)
+                found.append("".join(str(part) for part in parts))
+    return found
+
+
+# --- code blocks
+
+
+def every_block() -> list[Block]:
+    return [block for page in pages() for block in blocks(page)]
+
+
+def test_every_fence_has_a_language_that_says_whether_it_is_code() -> None:
+    for page in pages():
+        text = page.read_text()
+        assert text.count("\n```") == 2 * len(blocks(page)), f"{name_of(page)}: an odd fence"
+    strange = [f"{b.where} {b.language!r}" for b in every_block() if b.language not in CODE | DATA]
+    assert not strange, "\n".join(strange)
+
+
+def test_every_block_of_code_is_run_or_says_why_not() -> None:
+    kinds = re.compile(r"run|run by \S+|from \S+|not tried( here)?: .{10,}")
+    bare = [b.where for b in every_block() if b.language in CODE and not kinds.fullmatch(b.marker)]
+    assert not bare, "no marker before: " + ", ".join(bare)
+
+
+def test_blocks_that_are_taken_from_a_file_are_in_that_file() -> None:
+    for block in every_block():
+        kind, _, file = block.marker.partition(" ")
+        if kind == "from":
+            assert block.text in (ROOT / file).read_text(), block.where
+        elif block.marker.startswith("run by "):
+            file = block.marker.removeprefix("run by ")
+            text = (ROOT / file).read_text()
+            for line in block.text.replace("\\\n", " ").splitlines():
+                command = line.split("#")[0].strip()
+                assert command in text, f"{block.where}: {file} does not run {command!r}"

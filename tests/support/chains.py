@@ -16,7 +16,11 @@ from typing import TypeAlias
 
 import pytest
 
-from piecework.chain.authorizations import Authorization, SignedAuthorization, sign_authorization
+from piecework.chain.authorizations import (
+    ReceiveWithAuthorization,
+    SignedAuthorization,
+    sign_authorization,
+)
 from piecework.chain.calls import Call, Claim, deposit_with_authorization, fund, mint, send_native
 from piecework.chain.deploy import deploy
 from piecework.chain.deployment import Deployment
@@ -37,6 +41,7 @@ from piecework_protocol.types import (
     Seconds,
     Timestamp,
     Uint64,
+    Uint256,
     keccak256,
 )
 
@@ -91,6 +96,8 @@ def signer(name: str) -> LocalSigner:
 class TestMarket:
     """A deployment on a development chain, with hands to move money and time."""
 
+    __test__ = False  # pytest takes the name for that of a test
+
     chain: Chain
     deployment: Deployment
     reader: ChainReader
@@ -126,12 +133,12 @@ class TestMarket:
         """Mint tokens for the payer and put them into its pooled balance, by EIP-3009: it needs no
         gas."""
         await self.give(payer.address, tokens=amount)
-        authorization = Authorization(
+        authorization = ReceiveWithAuthorization(
             payer.address,
             self.deployment.escrow,
-            Amount(amount),
-            Timestamp(0),
-            Timestamp(await self.reader.timestamp() + 3600),
+            Uint256(amount),
+            Uint256(0),
+            Uint256(await self.reader.timestamp() + 3600),
             Bytes32(keccak256(amount.to_bytes(16, "big"))),
         )
         signed = sign_authorization(

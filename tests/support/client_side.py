@@ -22,33 +22,18 @@ from piecework.client.wallet import Wallet
 from piecework_protocol.content import Message
 from piecework_protocol.signing import LocalSigner
 from piecework_protocol.types import keccak256
-from tests.support.fake_chain import PAYMENT_TOKEN, FakeChain
+from tests.support.clock import FakeClock
+from tests.support.fake_chain import TOKEN_INFO, FakeChain
 
 PAYER = LocalSigner(bytes(keccak256(b"the client")))
 MONEY = 10_000_000
-
-
-class FakeClock:
-    """Seconds since the epoch, as far as a test says."""
-
-    def __init__(self, now: float = 1_800_000_000.0) -> None:
-        self.now = now
-
-    def __call__(self) -> float:
-        return self.now
-
-    def wall(self) -> float:
-        return self.now
-
-    def monotonic(self) -> float:
-        return self.now
 
 
 def open_client(folder: Path, chain: FakeChain, clock: FakeClock, **flags: Any) -> PieceworkClient:
     """A client whose journal lies in `folder`; opening the same folder again is a restart."""
     config: ClientConfig = load_config(folder / "config.toml", flags, environment={})
     store = Store(folder / "client.db", chain.domain, PAYER.address)
-    return PieceworkClient(store, chain, Wallet(PAYER, PAYER), PAYMENT_TOKEN, config, clock=clock)
+    return PieceworkClient(store, chain, Wallet(PAYER, PAYER), TOKEN_INFO, config, clock=clock)
 
 
 def ask(text: str = "Tell me a story.", *, drafts: bool = False, **generation: Any) -> TextRequest:

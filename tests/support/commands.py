@@ -36,7 +36,7 @@ class Said:
 async def piecework(*arguments: str, environment: Mapping[str, str] | None = None) -> Said:
     """Run a command to its end, with a bound; a traceback is a failure whatever the exit code."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "piecework", *arguments),
+        *(sys.executable, "-P", "-m", "piecework", *arguments),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

@@ -14,7 +14,7 @@ from piecework_protocol.types import Address, Amount, ChannelId, Timestamp, Uint
 
 DOMAIN = Domain(31337, Address(b"\x11" * 20))
 TOKEN = Address(b"\x33" * 20)
-PAYMENT_TOKEN = Token(TOKEN, "tUSDC", 6)
+TOKEN_INFO = Token(bytes(TOKEN), "tUSDC", 6)
 
 
 class FakeChain:

@@ -532,7 +532,7 @@ async def _refuse(context: Any, refusal: Refusal) -> None:
     """Decline as a worker does: a gRPC status with ErrorInfo, and RetryInfo when there is a
     time."""
     info = error_details_pb2.ErrorInfo(
-        reason=refusal.reason.label, domain="piecework", metadata=refusal.metadata
+        reason=refusal.reason.name, domain="piecework", metadata=refusal.metadata
     )
     details = [info]
     if refusal.retry_after_s is not None:

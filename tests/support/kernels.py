@@ -31,7 +31,7 @@ def pointers(kernel: str, logits: str) -> list[str]:
 
 
 def source(kernel: str, logits: str) -> ASTSource:
-    """A kernel for the released model, as `judge` launches it: only small inputs may be
+    """A kernel for the released model, as `sample` launches it: only small inputs may be
     unaligned."""
     constants: dict[str, Any] = {
         "cap": 30.0,

@@ -48,7 +48,7 @@ def run(engine: Engine) -> dict[str, list[Event]]:
 
 def run_alone(loaded: LoadedModel, request: GenerationRequest) -> list[Event]:
     """The events of a request that has an engine to itself."""
-    engine = Engine(loaded, max_rows=1)
+    engine = Engine(loaded, max_sequences=1)
     engine.submit(request)
     return run(engine)[request.request_id]
 
@@ -76,12 +76,14 @@ def broken_head(
 
 
 @contextmanager
-def broken_row(
-    loaded: LoadedModel, row: int, *, from_call: int, breaking: Callable[[torch.Tensor], None]
+def broken_sequence(
+    loaded: LoadedModel, sequence: int, *, from_call: int, breaking: Callable[[torch.Tensor], None]
 ) -> Iterator[None]:
-    """Breaks one canvas of a pass: that of row `row` in call `from_call` (from 1) of the last
-    layer, and again wherever the same canvas turns up, alone or among others. `breaking` gets its
-    logits [C, V] and may raise."""
+    """Break one canvas of a pass, that of sequence `sequence`.
+
+    It breaks in call `from_call` (from 1) of the last layer, and again wherever the same canvas
+    turns up, alone or among others. `breaking` gets its logits [C, V] and may raise.
+    """
     size, calls = loaded.limits.canvas_size, 0
     marked: torch.Tensor | None = None
 
@@ -90,7 +92,7 @@ def broken_row(
         calls += 1
         blocks = inputs[0].view(-1, size, inputs[0].shape[-1])
         if calls == from_call:
-            marked = blocks[row].clone()
+            marked = blocks[sequence].clone()
         output = output.clone()
         for index, block in enumerate(blocks):
             if marked is not None and torch.equal(block, marked):

@@ -14,14 +14,19 @@ from piecework_protocol import merkle
 from piecework_protocol.client_session import (
     CanvasVerified,
     ClientSession,
-    JobAccepted,
     Openers,
-    PaymentAcknowledged,
-    SessionEnded,
 )
 from piecework_protocol.content import CanvasOutput, output_digest
 from piecework_protocol.eip712 import Domain
-from piecework_protocol.frames import CancelJob, LeafRef, PayVoucher, SubmitJob
+from piecework_protocol.frames import (
+    Accepted,
+    CancelJob,
+    JobEnded,
+    LeafRef,
+    PayVoucher,
+    SubmitJob,
+    VoucherAccepted,
+)
 from piecework_protocol.ledger import PayerLedger, WorkerLedger
 from piecework_protocol.objects import (
     Channel,
@@ -57,7 +62,6 @@ from piecework_protocol.wire import (
 from piecework_protocol.worker_session import (
     AcceptedJob,
     AllowCanvases,
-    CanvasRecord,
     CanvasResult,
     Outcome,
     StartEngine,
@@ -176,7 +180,7 @@ class PairedStream:
     downward: deque[bytes] = field(default_factory=deque)
     receipts: list[Receipt] = field(default_factory=list)
     text: list[str] = field(default_factory=list)
-    ended: SessionEnded | None = None
+    ended: JobEnded | None = None
 
 
 class PairedMarket:
@@ -215,15 +219,15 @@ class PairedMarket:
     def client_reads(self, line: PairedStream) -> None:
         """Take one frame from the line, verify it, and pay when there is something to pay."""
         event = line.client.receive(decode_worker_frame(line.downward.popleft()))
-        if isinstance(event, JobAccepted):
+        if isinstance(event, Accepted):
             self._reconcile(line, event)
         elif isinstance(event, CanvasVerified):
             line.receipts.append(event.receipt)
             line.text.append(event.output.text)
             self._pay(line, event.receipt)
-        elif isinstance(event, PaymentAcknowledged):
+        elif isinstance(event, VoucherAccepted):
             self.payer_book = self.payer_book.acknowledge(event.count)
-        elif isinstance(event, SessionEnded):
+        elif isinstance(event, JobEnded):
             line.ended = event
 
     def _pay(self, line: PairedStream, receipt: Receipt) -> None:
@@ -234,10 +238,10 @@ class PairedMarket:
 
     def _send_voucher(self, line: PairedStream) -> None:
         voucher = self.payer_book.voucher()
-        payment = self.payer_book.payment(sign(DOMAIN, voucher, PAYER))
+        payment = self.payer_book.payment(voucher, sign(DOMAIN, voucher, PAYER))
         line.upward.append(encode_client_frame(payment))
 
-    def _reconcile(self, line: PairedStream, event: JobAccepted) -> None:
+    def _reconcile(self, line: PairedStream, event: Accepted) -> None:
         """After a resume the worker may not have had our latest vouchers: send them again."""
         count = event.account.voucher.count if event.account else 0
         since = tuple(self.paid_log[count:])
@@ -299,8 +303,8 @@ class PairedMarket:
 
     def _carry_out(self, line: PairedStream, work: WorkerJob, outcome: Outcome) -> None:
         for record in outcome.records:
-            if isinstance(record, CanvasRecord):
-                work.stored.append(record.stored)
+            if isinstance(record, StoredCanvas):
+                work.stored.append(record)
             else:
                 work.state = record.state
         for frame in outcome.frames(lambda message: sign(DOMAIN, message, OPERATOR)):

@@ -1,7 +1,8 @@
 """Write the golden vectors: `python -m tests.vectors.generate` (add `--check` to compare only).
 
 The messages are fixed and arbitrary. The digests are computed by our encoder; the tests hold them
-equal to eth-account's encoder and to Solidity, so that no encoder can be wrong alone.
+equal to eth-account's encoder and to Solidity, so that no encoder can be wrong alone. The bytes in
+`wire.json` are those of the first release: a change of the encoder must not change them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,22 @@ from typing import Any
 
 from piecework_protocol import merkle
 from piecework_protocol.eip712 import Domain, TypedData, message_dict, type_string
+from piecework_protocol.errors import Reason
+from piecework_protocol.frames import (
+    Accepted,
+    Account,
+    CancelJob,
+    CanvasDelivered,
+    ClientFrame,
+    Draft,
+    Funding,
+    JobEnded,
+    LeafRef,
+    PayVoucher,
+    SubmitJob,
+    VoucherAccepted,
+    WorkerFrame,
+)
 from piecework_protocol.objects import (
     Acceptance,
     Channel,
@@ -40,10 +57,19 @@ from piecework_protocol.types import (
     Micros,
     PublicKey,
     Seconds,
+    Signature,
     Timestamp,
     Uint32,
     Uint64,
     keccak256,
+)
+from piecework_protocol.wire import (
+    SignedOffer,
+    encode_client_frame,
+    encode_close_request,
+    encode_close_response,
+    encode_offer,
+    encode_worker_frame,
 )
 
 HERE = Path(__file__).parent
@@ -217,8 +243,8 @@ def eip712() -> dict[str, Any]:
     contract = "0x" + DOMAIN.verifying_contract.hex()
     return {
         "domain": {
-            "name": Domain.name,
-            "version": Domain.version,
+            "name": DOMAIN.name,
+            "version": DOMAIN.version,
             "chainId": str(DOMAIN.chain_id),
             "verifyingContract": contract,
             "separator": "0x" + DOMAIN.separator().hex(),
@@ -250,7 +276,89 @@ def trees() -> dict[str, Any]:
     return {"cases": cases}
 
 
-FILES = {"eip712.json": eip712, "merkle.json": trees}
+def _signed(message: TypedData) -> Signature:
+    return sign(DOMAIN, message, LocalSigner(SECRETS[SIGNER_OF[type(message).__name__]]))
+
+
+def _of(kind: type[Any]) -> list[Any]:
+    return [o for o in _objects() if isinstance(o, kind)]
+
+
+def client_frames() -> dict[str, ClientFrame]:
+    """Client frames by name: every kind, with and without what is optional."""
+    channel, (job, best_effort) = _of(Channel)[0], _of(Job)
+    authorization = _of(FundChannel)[0]
+    paid, empty = _of(Voucher)
+    job_id = job.id(DOMAIN)
+    leaves = (LeafRef(job_id, 0), LeafRef(job_id, 2**32 - 1))
+    submit = SubmitJob(job, _signed(job), channel, b"sealed prompt")
+    return {
+        "a job": submit,
+        "a funded job": SubmitJob(
+            job, _signed(job), channel, b"", 0, Funding(authorization, _signed(authorization))
+        ),
+        "a resumed job": SubmitJob(job, _signed(job), channel, bytes(range(256)), 2**32 - 1),
+        "a best-effort job with drafts": SubmitJob(
+            best_effort, _signed(best_effort), channel, b"sealed", drafts=True
+        ),
+        "a payment": PayVoucher(paid, _signed(paid), 2**64 - 1, leaves),
+        "an empty payment": PayVoucher(empty, _signed(empty), 0, ()),
+        "a cancel": CancelJob(),
+    }
+
+
+def worker_frames() -> dict[str, WorkerFrame]:
+    """Worker frames by name: every kind, with and without what is optional."""
+    acceptance, voucher = _of(Acceptance)[0], _of(Voucher)[0]
+    job, signature = acceptance.job, _signed(acceptance)
+    peaks = (_bytes32("peak 0"), _bytes32("peak 1"))
+    canvases: dict[str, WorkerFrame] = {
+        f"canvas {i}": CanvasDelivered(receipt, _signed(receipt), b"sealed output" * i)
+        for i, receipt in enumerate(_of(Receipt))
+    }
+    return canvases | {
+        "an acceptance": Accepted(job, 321, signature, 0, None),
+        "an acceptance with an account": Accepted(
+            job, 321, signature, 17, Account(voucher, _signed(voucher), peaks)
+        ),
+        "an acceptance with an account without peaks": Accepted(
+            job, 2**32 - 1, signature, 1, Account(voucher, _signed(voucher), ())
+        ),
+        "a draft": Draft(job, 3, 47, b"sealed draft"),
+        "a first draft": Draft(job, 0, 0, b""),
+        "a voucher is accepted": VoucherAccepted(2**64 - 1),
+        "no voucher is accepted": VoucherAccepted(0),
+        "an end": JobEnded(job, 2),
+        "a failure": JobEnded(job, 0, Reason.ENGINE_FAILED, "größer als der Speicher"),
+    }
+
+
+def offers() -> dict[str, SignedOffer]:
+    """Signed offers by name."""
+    return {f"{len(o.models)} models": SignedOffer(o, _signed(o)) for o in _of(Offer)}
+
+
+def wire() -> dict[str, Any]:
+    """The bytes of every frame, offer and closing message."""
+    channel, final = _of(Channel)[0], _of(CloseChannel)[0]
+    closing = _signed(final)
+    return {
+        "clientFrames": {k: _hex(encode_client_frame(v)) for k, v in client_frames().items()},
+        "workerFrames": {k: _hex(encode_worker_frame(v)) for k, v in worker_frames().items()},
+        "offers": {k: _hex(encode_offer(v)) for k, v in offers().items()},
+        "closeRequest": _hex(encode_close_request(channel, final, closing)),
+        "closeResponses": {
+            "submitted": _hex(encode_close_response(closing, _bytes32("transaction"))),
+            "not submitted": _hex(encode_close_response(closing, b"")),
+        },
+    }
+
+
+def _hex(data: bytes) -> str:
+    return "0x" + data.hex()
+
+
+FILES = {"eip712.json": eip712, "merkle.json": trees, "wire.json": wire}
 
 
 def main(arguments: list[str]) -> int:

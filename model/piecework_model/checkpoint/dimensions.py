@@ -1,5 +1,7 @@
-"""What of a model decides about its memory, read from config.json and headers before anything is
-loaded. Pure, no torch.
+"""The sizes that decide a model's memory, read from config.json and headers before anything is
+loaded.
+
+Pure, no torch.
 """
 
 from __future__ import annotations
@@ -7,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from piecework_model import files, limits
 from piecework_model.checkpoint import headers
@@ -21,7 +23,8 @@ Tensors = tuple[tuple[str, tuple[int, ...]], ...]
 @dataclass(frozen=True, slots=True)
 class Dimensions:
     """What of a config.json decides about memory. Sizes in elements, canvas and context in
-    tokens."""
+    tokens.
+    """
 
     vocabulary: int
     hidden: int
@@ -41,7 +44,7 @@ class Dimensions:
 
     @property
     def cache(self) -> CacheLayout:
-        """How a row's keys and values are laid out."""
+        """How a sequence's keys and values are laid out."""
         return CacheLayout(self.layers, self.canvas, self.chunk)
 
 
@@ -54,11 +57,13 @@ class Blueprint:
 
 
 def read(folder: Path) -> Blueprint:
-    """The blueprint of a checkpoint folder. Of a config.json without weights beside it: those that
-    the published format has, the vision tower aside. Raises CheckpointError.
+    """Read the blueprint of a checkpoint folder. Raises CheckpointError.
+
+    For a config.json without weights, the weights are those that the published format has, without
+    the vision tower.
     """
     if not folder.is_dir():
-        raise CheckpointError(folder, "no such folder")
+        raise CheckpointError(folder, "this folder does not exist")
     path = folder / "config.json"
     of = dimensions(files.read_json(path), path)
     if not any(folder.glob("*.safetensors*")):
@@ -68,10 +73,10 @@ def read(folder: Path) -> Blueprint:
 
 
 def dimensions(config: Mapping[str, Any], path: Path) -> Dimensions:
-    """Reads the object of a config.json; `path` is named in the CheckpointError when it is
+    """Read the object of a config.json. Raises CheckpointError, which names `path`, if it is
     malformed.
 
-    Where the file is silent, what transformers 5.23 falls back to.
+    Missing values are those that transformers 5.23 falls back to.
     """
     text = config.get("text_config")
     if not isinstance(text, dict):
@@ -119,8 +124,9 @@ def _dimensions(config: Mapping[str, Any], text: dict[str, Any]) -> Dimensions:
 def _attention(
     text: dict[str, Any], count: int, head_dim: int, kv_heads: int
 ) -> Iterator[tuple[str, int, int]]:
-    """(kind, head size, KV heads) of each layer: five sliding ones to one full, unless the file
-    says otherwise.
+    """List (kind, head size, KV heads) of each layer.
+
+    There are five sliding layers to one full layer, unless the file says otherwise.
     """
     kinds = text.get("layer_types") or [
         "full_attention" if (number + 1) % 6 == 0 else "sliding_attention"
@@ -146,7 +152,7 @@ def _attention(
 
 
 def published_tensors(of: Dimensions) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of the text weights of such a model, for one that is not on this disk."""
+    """List names and shapes of the text weights of such a model, which need not be on this disk."""
     hidden, wide, narrow = of.hidden, of.intermediate, of.expert_intermediate
     yield "model.decoder.embed_tokens.weight", (of.vocabulary, hidden)
     yield "model.decoder.norm.weight", (hidden,)
@@ -185,7 +191,9 @@ def _mlp(hidden: int, wide: int) -> Iterator[tuple[str, tuple[int, ...]]]:
 def _projections(
     hidden: int, heads: int, layer: LayerLayout
 ) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Attention of one layer: a full layer's values are its keys, it has no v_proj."""
+    """List the projections of one layer's attention. In a full layer the values are the keys, so it
+    has no v_proj.
+    """
     queries, keys = heads * layer.head_dim, layer.heads * layer.head_dim
     yield "q_proj", (queries, hidden)
     yield "k_proj", (keys, hidden)
@@ -194,3 +202,36 @@ def _projections(
     yield "o_proj", (hidden, queries)
     yield "q_norm", (layer.head_dim,)
     yield "k_norm", (layer.head_dim,)
+
+
+# --- the released model
+
+RELEASED_NAME: Final = "diffusiongemma-26B-A4B"
+_RELEASED_CONFIG: Final[Mapping[str, Any]] = {
+    "canvas_length": 256,
+    "text_config": {
+        "vocab_size": 262_144,
+        "hidden_size": 2816,
+        "intermediate_size": 2112,
+        "moe_intermediate_size": 704,
+        "num_experts": 128,
+        "top_k_experts": 8,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 256,
+        "global_head_dim": 512,
+        "num_global_key_value_heads": 2,
+        "sliding_window": 1024,
+        "max_position_embeddings": 262_144,
+    },
+}
+"""As published, to plan before its 50 GB are on this disk. The two MLPs are 2112 and 704 wide: with
+these widths the published figures add up to 25.2 billion parameters.
+"""
+
+
+def released_blueprint() -> Blueprint:
+    """Return the text part of the released model."""
+    of = dimensions(_RELEASED_CONFIG, Path("config.json"))
+    return Blueprint(of, tuple(published_tensors(of)))

@@ -1,10 +1,9 @@
-"""What safetensors files say about themselves: names, types, shapes, byte ranges. No torch; no
-weight is read.
+"""What safetensors files say about themselves: names, types, shapes, byte ranges.
 
-The format (github.com/huggingface/safetensors, "Format"): 8 bytes little-endian length N, N bytes
-of JSON `{name: {"dtype", "shape", "data_offsets": [begin, end]}}`, then the data, which the ranges
-cover without gap or overlap. A checkpoint of several files has an index, `{"weight_map": {name:
-file}}`.
+No weight is read, and no torch is imported. The format (github.com/huggingface/safetensors,
+"Format") is: 8 bytes little-endian length N, N bytes of JSON `{name: {"dtype", "shape",
+"data_offsets": [begin, end]}}`, then the data. The ranges cover the data without gap or overlap. A
+checkpoint of several files has an index, `{"weight_map": {name: file}}`.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ FLOATS: Final = frozenset({"F16", "BF16", "F32"})
 
 @dataclass(frozen=True, slots=True)
 class TensorHeader:
-    """One tensor of a file, unread. `dtype`: a key of BITS; `data_bytes`: its size in the file."""
+    """One tensor of a file, unread. dtype: a key of BITS. data_bytes: its size in the file."""
 
     name: str
     path: Path
@@ -60,10 +59,10 @@ class TensorHeader:
 
 
 def read_folder(folder: Path) -> dict[str, TensorHeader]:
-    """Every tensor of a checkpoint folder by name, from the headers alone.
+    """List every tensor of a checkpoint folder by name, from the headers alone.
 
-    Raises CheckpointError naming the file: a shard that is missing, truncated or malformed, an
-    index that does not tell the truth about its shards, a name that two shards have.
+    Raises CheckpointError, which names the file, if a shard is missing, truncated or malformed, if
+    the index and the shards disagree, or if two shards have the same name.
     """
     weight_map = _weight_map(folder)
     found: dict[str, TensorHeader] = {}
@@ -80,7 +79,7 @@ def read_folder(folder: Path) -> dict[str, TensorHeader]:
 
 
 def read_file(path: Path) -> list[TensorHeader]:
-    """The tensors of one safetensors file. Raises CheckpointError naming it."""
+    """List the tensors of one safetensors file. Raises CheckpointError, which names it."""
     try:
         size = path.stat().st_size
         with path.open("rb") as stream:
@@ -88,7 +87,7 @@ def read_file(path: Path) -> list[TensorHeader]:
             if not 2 <= length <= min(limits.MAX_SHARD_HEADER_BYTES, size - _LENGTH_BYTES):
                 raise CheckpointError(
                     path,
-                    f"is no safetensors file: announces a header of {length} bytes in {size}",
+                    f"is not a safetensors file: it announces a header of {length} bytes in {size}",
                 )
             text = stream.read(length).decode("utf-8")
     except FileNotFoundError as error:
@@ -101,7 +100,7 @@ def read_file(path: Path) -> list[TensorHeader]:
 
 
 def _check_layout(path: Path, entries: dict[str, Any], data_bytes: int) -> list[TensorHeader]:
-    """The entries of one header, held to the size of the data behind it."""
+    """Check the entries of one header against the size of the data behind it."""
     headers = [_entry(path, name, entry) for name, entry in entries.items()]
     position = 0
     for begin, end, header in sorted(
@@ -120,7 +119,7 @@ def _check_layout(path: Path, entries: dict[str, Any], data_bytes: int) -> list[
 
 
 def _entry(path: Path, name: str, entry: Any) -> tuple[int, int, TensorHeader]:
-    """(begin, end, header) of one entry, or the reason why it is none."""
+    """Parse one entry to (begin, end, header). Raises CheckpointError if it is malformed."""
     try:
         dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     except (KeyError, TypeError, ValueError) as error:
@@ -136,7 +135,7 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[int, int, TensorHeader]:
 
 
 def _weight_map(folder: Path) -> dict[str, str] | None:
-    """The index's `{tensor: file name}`, or None in a folder without an index."""
+    """Read the index's `{tensor: file name}`. Returns None in a folder without an index."""
     found = sorted(folder.glob("*" + INDEX_SUFFIX))
     if not found:
         return None
@@ -152,14 +151,13 @@ def _weight_map(folder: Path) -> dict[str, str] | None:
             or not file.endswith(".safetensors")
         ):
             raise CheckpointError(
-                found[0], f"{name[:100]} points at no safetensors file of this folder"
+                found[0], f"{name[:100]} does not point at a safetensors file of this folder"
             )
     return weight_map
 
 
 def _shards(folder: Path, weight_map: dict[str, str] | None) -> list[Path]:
-    """The weight files, sorted. Without an index there is one; with one there are those that it
-    names."""
+    """List the weight files, sorted. Without an index there must be exactly one."""
     present = sorted(folder.glob("*.safetensors"))
     if weight_map is None:
         if len(present) != 1:
@@ -180,4 +178,4 @@ def _hold_to_index(
             raise CheckpointError(folder / file, f"lacks {name[:100]}, which the index puts there")
     for name, header in found.items():
         if name not in weight_map:
-            raise CheckpointError(header.path, f"has {name[:100]}, which the index does not know")
+            raise CheckpointError(header.path, f"has {name[:100]}, which the index does not list")

@@ -1,9 +1,8 @@
-"""Loading a checkpoint folder in the published DiffusionGemma format. Never the network, never a
-checkpoint's code.
+"""Loading a checkpoint folder in the published DiffusionGemma format.
 
-Weights come from safetensors only, tensor by tensor (`weights.py`), and can be packed on the way. A
-folder that brings Python files or asks for remote code is refused, whatever else is in it; so is
-one whose files do not match the manifest that lies beside them.
+It never uses the network and never runs code of a checkpoint. Weights come from safetensors only,
+tensor by tensor (weights.py), and can be packed on the way. A folder with Python files, or one that
+asks for remote code, is rejected. So is one whose files do not match its manifest.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True, slots=True)
 class GenerationDefaults:
-    """What the checkpoint's generation_config.json recommends; units as in GenerationRequest."""
+    """What the checkpoint's generation_config.json recommends. Units as in GenerationRequest."""
 
     max_steps: int
     temperature_start: float
@@ -63,9 +62,10 @@ class GenerationDefaults:
 class LoadedModel:
     """A checkpoint in memory, ready for an Engine.
 
-    digest: the 32-byte model digest (checkpoint/manifest.py). dtype: of all arithmetic, and of
-    weights that are not packed. quantization: "none", or how the others are packed. parameters: how
-    many numbers the checkpoint has.
+    digest: the 32-byte model digest (checkpoint/manifest.py).
+    dtype: of all arithmetic, and of weights that are not packed.
+    quantization: "none", or how the other weights are packed.
+    parameters: how many numbers the checkpoint has.
     """
 
     name: str
@@ -90,17 +90,20 @@ def load(
     expert_budget_bytes: int | None = None,
     expected_digest: bytes | None = None,
 ) -> LoadedModel:
-    """Loads the checkpoint folder `path`, or the bundled one.
+    """Load the checkpoint folder `path`, or the bundled one.
 
-    dtype "auto" is float32 on a CPU and the checkpoint's own type on an accelerator. quantization
-    packs linears and experts while they are read. expert_budget_bytes, for packed experts: keep
-    them in host memory and at most so many bytes of them on the device; no bit of a product depends
-    on it. Raises CheckpointError naming the file at fault, also when the digest is not the expected
-    one, and DeviceError when there is no such device or it is too small.
+    dtype: "auto" is float32 on a CPU and the checkpoint's own type on an accelerator.
+    quantization: packs linears and experts while they are read.
+    expert_budget_bytes: for packed experts. They are kept in host memory, with at most so many
+    bytes of them on the device. No bit of a product depends on it.
+
+    Raises:
+        CheckpointError: A file is at fault, or the digest is not the expected one.
+        DeviceError: There is no such device, or it is too small.
     """
     folder = path if path is not None else bundled_checkpoint_path()
     config, generation, tensors = _check_folder(folder)
-    # Pinned by the file beside it where there is one; the bundled checkpoint must have it.
+    # A manifest in the folder pins the digest. The bundled checkpoint must have one.
     pinned = path is None or (folder / MANIFEST_FILE).is_file()
     digest = verify(folder) if pinned else manifest_digest(manifest_text(folder))
     if expected_digest is not None and digest != expected_digest:
@@ -138,11 +141,12 @@ def load(
 def _check_folder(
     folder: Path,
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, headers.TensorHeader]]:
-    """Refuses unsafe or foreign folders; returns config.json, generation_config.json and what
-    tensors there are.
+    """Reject unsafe or foreign folders.
+
+    Returns config.json, generation_config.json and the headers of all tensors.
     """
     if not folder.is_dir():
-        raise CheckpointError(folder, "no such folder")
+        raise CheckpointError(folder, "this folder does not exist")
     names = sorted(entry.name for entry in folder.iterdir())
     pickles = [name for name in names if Path(name).suffix in _PICKLE_SUFFIXES]
     if pickles and not any(name.endswith(".safetensors") for name in names):
@@ -169,7 +173,7 @@ def _check_folder(
 
 
 def _prequantized(written: Any) -> str:
-    """Why packed checkpoints are refused; docs/precision.md has what was tried."""
+    """Explain why packed checkpoints are rejected. docs/precision.md lists what was tried."""
     method = written.get("quant_method", "unknown") if isinstance(written, dict) else "unknown"
     return (
         f"holds packed weights ({str(method)[:40]}): no library reads the experts of this "
@@ -181,8 +185,10 @@ def _prequantized(written: Any) -> str:
 def _load_weights(
     folder: Path, tensors: dict[str, headers.TensorHeader], placement: Placement
 ) -> DiffusionGemmaForBlockDiffusion:
-    """The model in evaluation mode, on its device. Every weight must be there and none may be left
-    over."""
+    """Load the model in evaluation mode onto its device.
+
+    Every weight must be there, and none may be left over.
+    """
     try:
         config = DiffusionGemmaConfig.from_pretrained(folder, local_files_only=True)
         generation = DiffusionGemmaGenerationConfig.from_pretrained(folder, local_files_only=True)
@@ -207,7 +213,9 @@ def _load_weights(
 
 
 def resolve_device(choice: DeviceChoice) -> torch.device:
-    """The device that a choice means on this machine. DeviceError when there is no such one."""
+    """Return the device that a choice means on this machine. Raises DeviceError if there is
+    none.
+    """
     if choice == "cuda" and not torch.cuda.is_available():
         raise DeviceError("no CUDA device")
     return torch.device(
@@ -249,8 +257,9 @@ def _limits(model: DiffusionGemmaForBlockDiffusion, defaults: GenerationDefaults
 
 
 def _defaults(generation: dict[str, Any], folder: Path) -> GenerationDefaults:
-    """What generation_config.json says; where it is silent, what `generate` of transformers 5.23
-    falls back to.
+    """Read generation_config.json.
+
+    Missing values are those that `generate` of transformers 5.23 falls back to.
     """
     sampler = generation.get("sampler_config") or {}
     try:

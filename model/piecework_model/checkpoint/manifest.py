@@ -1,10 +1,10 @@
-"""The model digest: one hash over everything in a checkpoint folder that decides what the model
-says. No torch here.
+"""The model digest: one hash over everything in a checkpoint folder that decides the model's
+output.
 
-The manifest has one line per file, `<sha256 hex>  <path>\\n`, sorted by path (as `sha256sum` prints
-them). It covers config.json, generation_config.json, *.safetensors and their index, tokenizer*.json
-and chat_template.jinja; nothing else in the folder counts. The model digest is the SHA-256 of that
-text.
+The manifest has one line per file, `<sha256 hex>  <path>\\n`, sorted by path, as `sha256sum` prints
+them. It covers config.json, generation_config.json, *.safetensors and their index, tokenizer*.json
+and chat_template.jinja. Nothing else in the folder counts. The model digest is the SHA-256 of that
+text. This module imports no torch.
 """
 
 from __future__ import annotations
@@ -30,21 +30,22 @@ _PATTERNS = (
 
 
 def bundled_checkpoint_path() -> Path:
-    """The folder of the checkpoint that ships with this package."""
+    """Return the folder of the checkpoint that ships with this package."""
     return Path(__file__).parents[1] / "checkpoints" / BUNDLED_NAME
 
 
 def covers(name: str) -> bool:
-    """Whether a file of that name, without a folder, counts in the manifest."""
+    """Say whether a file of that name, without a folder, counts in the manifest."""
     return any(fnmatchcase(name, pattern) for pattern in _PATTERNS)
 
 
 def covered_files(folder: Path) -> list[Path]:
-    """The files that the manifest covers, sorted by name. Raises CheckpointError when the folder is
-    unusable.
+    """List the files that the manifest covers, sorted by name.
+
+    Raises CheckpointError if the folder is unusable.
     """
     if not folder.is_dir():
-        raise CheckpointError(folder, "no such folder")
+        raise CheckpointError(folder, "this folder does not exist")
     found = sorted(
         {path for path in _matches(folder) if path.is_file()}, key=lambda path: path.name
     )
@@ -63,12 +64,12 @@ def _matches(folder: Path) -> Iterator[Path]:
 
 
 def manifest_text(folder: Path) -> str:
-    """The manifest of a checkpoint folder. Reads every covered file once."""
+    """Compose the manifest of a checkpoint folder. Reads every covered file once."""
     return compose({path.name: _sha256(path) for path in covered_files(folder)})
 
 
 def compose(sha256_by_name: Mapping[str, str]) -> str:
-    """The manifest of files whose SHA-256 (lower-case hex) is known already."""
+    """Compose the manifest of files whose SHA-256 (lower-case hex) is already known."""
     return "".join(f"{sha256_by_name[name]}  {name}\n" for name in sorted(sha256_by_name))
 
 
@@ -81,14 +82,14 @@ def _sha256(path: Path) -> str:
 
 
 def manifest_digest(text: str) -> bytes:
-    """The model digest that a manifest text stands for, 32 bytes."""
+    """Compute the model digest of a manifest text, 32 bytes."""
     return hashlib.sha256(text.encode("utf-8")).digest()
 
 
 def verify(folder: Path) -> bytes:
-    """Holds a folder to its own manifest file and returns the model digest.
+    """Check a folder against its own manifest file. Returns the model digest.
 
-    Raises CheckpointError naming the first file whose content differs from the manifest.
+    Raises CheckpointError, which names the first file that differs.
     """
     try:
         expected = (folder / MANIFEST_FILE).read_text(encoding="utf-8")

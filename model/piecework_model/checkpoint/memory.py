@@ -1,7 +1,7 @@
 """How much memory a model needs, computed before anything is loaded. Pure, no torch.
 
-Weights are exact (`precision.stored_bytes` is what the loader stores by), keys and values are
-exact, what a step needs beside them is an upper bound. Bytes are of one device unless they are
+Weights are exact, because the loader stores by the same `precision.stored_bytes`. Keys and values
+are exact. What a step needs besides them is an upper bound. Bytes are of one device unless they are
 called host bytes.
 """
 
@@ -18,17 +18,19 @@ from piecework_model.precision import DTYPE_BYTES, Dtype, Precision, Quantizatio
 
 GIB: Final = 2**30
 LOGIT_COPIES: Final = 5
-"""Float32 arrays [rows of a tile * C, V] alive at once in the sampler: 4 were counted, one is for
-the allocator.
+"""Float32 arrays [sequences of a tile * C, V] that exist at once in the sampler: 4 were counted,
+one is for the allocator.
 """
 CUDA_RESERVE_BYTES: Final = GIB + limits.GRAPH_BYTES
 """CUDA's context, cuBLAS workspaces and what the allocator cannot use: an estimate, not a
-measurement. And what recorded pieces of a step may take."""
+measurement. It includes what recorded pieces of a step may take.
+"""
 CPU_RESERVE_SHARE: Final = 0.25
-"""Of host memory left to the operating system and everything else that runs here."""
+"""Share of host memory that is left to the operating system and other programs."""
 MIN_CACHE_SHARE: Final = 0.1
-"""Of the experts that must fit the device when the rest is in host memory; below this every step
-copies nearly all of them, and a CPU is no slower."""
+"""Share of the experts that must fit the device when the rest is in host memory. Below this every
+step copies nearly all of them, and a CPU is as fast.
+"""
 
 Kind = Literal["cpu", "cuda"]
 Format = tuple[Precision, Dtype, Quantization]
@@ -36,7 +38,7 @@ Format = tuple[Precision, Dtype, Quantization]
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """Where a model shall run. `memory_bytes`: all of the device's; of a CPU, all of the host's."""
+    """Where a model is to run. memory_bytes: all of the device's. For a CPU, all of the host's."""
 
     kind: Kind
     name: str
@@ -45,22 +47,27 @@ class Device:
 
     @property
     def usable_bytes(self) -> int:
-        """What is left for a model. From totals, not from what is free at the moment: the choice of
-        a precision must not change from one start to the next."""
+        """What is left for a model.
+
+        It follows from totals, not from what is free at the moment, so that the choice of a
+        precision is the same at every start.
+        """
         if self.kind == "cuda":
             return max(0, self.memory_bytes - CUDA_RESERVE_BYTES)
         return int(self.memory_bytes * (1 - CPU_RESERVE_SHARE))
 
     @property
     def usable_host_bytes(self) -> int:
-        """What of the host's memory can hold experts; none where the host is the device."""
+        """What of the host's memory can hold experts. 0 if the host is the device."""
         return int(self.host_memory_bytes * (1 - CPU_RESERVE_SHARE)) if self.kind == "cuda" else 0
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Bytes of a model's weights in one precision. unused: the vision tower, which stays in host
-    memory."""
+    """Bytes of a model's weights in one precision.
+
+    unused_bytes: the vision tower, which stays in host memory.
+    """
 
     shared_bytes: int
     experts_bytes: int
@@ -69,16 +76,16 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What a model needs in one precision for `rows` rows of `context` tokens each.
+    """What a model needs in one precision for `sequences` sequences of `context` tokens each.
 
-    offloaded: the experts are in host memory (host_bytes), and cache_bytes of the device hold a
-    part of them.
+    offloaded: the experts are in host memory (host_bytes), and cache_bytes of the device hold some
+    of them.
     """
 
     precision: Precision
     dtype: Dtype
     quantization: Quantization
-    rows: int
+    sequences: int
     context: int
     offloaded: bool
     weights_bytes: int
@@ -95,21 +102,21 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class PrecisionPlan:
-    """The need that was chosen, and in one sentence why."""
+    """The need that was chosen, and why, in one sentence."""
 
     need: Need
     reason: str
     kv_budget_bytes: int
-    """For the engine: what is left for KV caches, at least what the planned rows need."""
+    """For the engine: what is left for KV caches. At least what the planned sequences need."""
 
     @property
     def expert_budget_bytes(self) -> int | None:
-        """For the loader: bytes of the device for experts whose home is the host, or None."""
+        """For the loader: bytes of the device for experts in host memory, or None."""
         return self.need.cache_bytes if self.need.offloaded else None
 
 
 def weights(tensors: Tensors, dtype: Dtype, quantization: Quantization) -> Weights:
-    """Bytes of these weights once loaded."""
+    """Count the bytes of these weights once loaded."""
     shared = experts = unused = 0
     for name, shape in tensors:
         size = precision.stored_bytes(name, shape, dtype, quantization)
@@ -122,40 +129,42 @@ def weights(tensors: Tensors, dtype: Dtype, quantization: Quantization) -> Weigh
     return Weights(shared, experts, unused)
 
 
-def row_bytes(of: Dimensions, context: int, dtype: Dtype) -> int:
-    """Keys and values of one row whose prompt and canvases have at most `context` tokens."""
-    return of.cache.row_bytes(context, DTYPE_BYTES[dtype])
+def sequence_bytes(of: Dimensions, context: int, dtype: Dtype) -> int:
+    """Count the keys and values of a sequence of at most `context` tokens, canvases included."""
+    return of.cache.sequence_bytes(context, DTYPE_BYTES[dtype])
 
 
-def work_bytes(of: Dimensions, kind: Kind, rows: int, context: int, dtype: Dtype) -> int:
-    """An upper bound of what a step needs beside weights and KV caches.
+def work_bytes(of: Dimensions, kind: Kind, sequences: int, context: int, dtype: Dtype) -> int:
+    """Bound what a step needs besides weights and KV caches.
 
-    Logits of the rows of a tile; the activations of one pass, with norms in float32; the soft
-    embeddings of all rows; masks of prefill; the largest matrix unpacked, three times over.
+    These are the logits of the sequences of a tile, the activations of one pass with norms in
+    float32, the soft embeddings of all sequences, the masks of prefill, and the largest matrix
+    unpacked three times.
     """
     size = DTYPE_BYTES[dtype]
     tile = max(1, limits.LOGIT_TILE_VALUES // (of.canvas * of.vocabulary)) * of.canvas
-    logits = LOGIT_COPIES * min(tile, rows * of.canvas) * of.vocabulary * 4
+    logits = LOGIT_COPIES * min(tile, sequences * of.canvas) * of.vocabulary * 4
     a_pass = limits.CPU_PASS_TOKENS if kind == "cpu" else limits.GPU_PASS_TOKENS
-    tokens = min(max(a_pass, of.canvas), rows * of.canvas + limits.PREFILL_STEP_CHUNKS * of.chunk)
+    tokens = min(
+        max(a_pass, of.canvas), sequences * of.canvas + limits.PREFILL_STEP_CHUNKS * of.chunk
+    )
     widest = max(of.heads * layer.head_dim for layer in of.layers)
     wide = max(of.intermediate, 2 * of.top_k * of.expert_intermediate)
     a_token = (
         size * (8 * of.hidden + 4 * widest + 3 * wide + 3 * of.top_k * of.hidden)
         + 4 * 3 * of.hidden
     )
-    soft = 3 * rows * of.canvas * (of.hidden * size + 8)
-    mask = (
-        min(of.chunk, context) * context
-    )  # one byte a pair of tokens, and a second array while it is made
-    in_a_pass = (limits.PREFILL_STEP_CHUNKS + 1) * mask  # one a chunk, and one that is being made
+    soft = 3 * sequences * of.canvas * (of.hidden * size + 8)
+    # One byte a pair of tokens, and a second array while it is made.
+    mask = min(of.chunk, context) * context
+    in_a_pass = (limits.PREFILL_STEP_CHUNKS + 1) * mask  # one a chunk, and the one being made
     masks = min(limits.KEPT_MASK_BYTES, -(-context // of.chunk) * mask) + in_a_pass
     unpacked = 3 * size * of.hidden * max(widest, of.intermediate, 2 * of.expert_intermediate)
     return logits + tokens * a_token + soft + masks + unpacked
 
 
-def need(model: Blueprint, what: Format, kind: Kind, rows: int, context: int) -> Need:
-    """What the model needs with everything on the device."""
+def need(model: Blueprint, what: Format, kind: Kind, sequences: int, context: int) -> Need:
+    """Compute what the model needs with everything on the device."""
     name, dtype, quantization = what
     size, of = weights(model.tensors, dtype, quantization), model.of
     on_device = size.shared_bytes + size.experts_bytes
@@ -164,20 +173,24 @@ def need(model: Blueprint, what: Format, kind: Kind, rows: int, context: int) ->
         precision=name,
         dtype=dtype,
         quantization=quantization,
-        rows=rows,
+        sequences=sequences,
         context=context,
         offloaded=False,
         weights_bytes=on_device,
-        kv_bytes=rows * row_bytes(of, context, dtype),  # kept prompts live in what rows leave free
+        kv_bytes=sequences * sequence_bytes(of, context, dtype),
         # A small bfloat16 model is laid out a second time on a CPU (projections.py).
-        work_bytes=work_bytes(of, kind, rows, context, dtype) + (on_device if again else 0),
+        work_bytes=work_bytes(of, kind, sequences, context, dtype) + (on_device if again else 0),
         cache_bytes=0,
         host_bytes=size.unused_bytes,
     )
 
 
-def table(model: Blueprint, kind: Kind, rows: Sequence[int], contexts: Sequence[int]) -> list[Need]:
-    """Every precision that packs this model, for every number of rows and context."""
+def table(
+    model: Blueprint, kind: Kind, sequences: Sequence[int], contexts: Sequence[int]
+) -> list[Need]:
+    """List every precision that packs this model, for every number of sequences and every
+    context.
+    """
     forms = [
         form for form in options(device_dtype(kind), "auto") if is_possible(model.tensors, form[2])
     ]
@@ -185,13 +198,12 @@ def table(model: Blueprint, kind: Kind, rows: Sequence[int], contexts: Sequence[
         need(model, form, kind, count, context)
         for form in forms
         for context in contexts
-        for count in rows
+        for count in sequences
     ]
 
 
 def offloaded(whole: Need, model: Blueprint, device: Device) -> Need:
-    """The same with the experts in host memory and as many of them on the device as there is room
-    for."""
+    """Move the experts to host memory, with as many of them on the device as fit."""
     size = weights(model.tensors, whole.dtype, whole.quantization)
     rest = whole.device_bytes - size.experts_bytes
     return replace(
@@ -204,8 +216,10 @@ def offloaded(whole: Need, model: Blueprint, device: Device) -> Need:
 
 
 def fits(wanted: Need, device: Device) -> bool:
-    """Whether it fits; if experts are in host memory, whether that has room and enough of them are
-    cached."""
+    """Say whether it fits.
+
+    If experts are in host memory, that must have room, and enough of them must be cached.
+    """
     if wanted.device_bytes > device.usable_bytes:
         return False
     if not wanted.offloaded:
@@ -220,20 +234,20 @@ def choose(
     model: Blueprint,
     device: Device,
     *,
-    rows: int,
+    sequences: int,
     context: int,
     asked: Precision | Literal["auto"] = "auto",
 ) -> PrecisionPlan:
-    """The most faithful precision that fits `device`, or the one that is asked for if that fits.
+    """Choose the highest precision that fits `device`, or the one that is asked for if that fits.
 
-    Raises DeviceError, with what the smallest would need, when nothing does.
+    Raises DeviceError, with what the smallest would need, if nothing fits.
     """
     possible = [
         what
         for what in options(device_dtype(device.kind), asked)
         if is_possible(model.tensors, what[2])
     ]
-    whole = [need(model, what, device.kind, rows, context) for what in possible]
+    whole = [need(model, what, device.kind, sequences, context) for what in possible]
     for tried, wanted in enumerate(whole):
         if fits(wanted, device):
             return _chosen(wanted, model.of, device, _because(wanted, device, whole[:tried], asked))
@@ -250,18 +264,21 @@ def choose(
         else "no precision packs it"
     )
     raise DeviceError(
-        f"the model does not fit {device.name}: {smallest} for {_rows(rows, context)}, "
-        f"{size_text(device.usable_bytes)} can be used; ask for fewer rows or a shorter context"
+        f"the model does not fit {device.name}: {smallest} for {_sequences(sequences, context)}, "
+        f"{size_text(device.usable_bytes)} can be used. "
+        "Ask for fewer sequences or a shorter context"
     )
 
 
 def device_dtype(kind: Kind) -> Dtype:
-    """In what a device computes unless told."""
+    """Return the type in which a device computes by default."""
     return "bfloat16" if kind == "cuda" else "float32"
 
 
 def options(dtype: Dtype, asked: Precision | Literal["auto"]) -> list[Format]:
-    """What is tried, the most faithful first. `dtype`: in which the device computes unless told."""
+    """List what is tried, the highest precision first. dtype: in which the device computes by
+    default.
+    """
     every: list[Format] = [
         ("float32", "float32", "none"),
         ("bfloat16", "bfloat16", "none"),
@@ -274,7 +291,7 @@ def options(dtype: Dtype, asked: Precision | Literal["auto"]) -> list[Format]:
 
 
 def is_possible(tensors: Tensors, quantization: Quantization) -> bool:
-    """Whether the experts can be packed so: 4 bits need widths that a group divides."""
+    """Say whether the experts can be packed so. 4 bits need widths that a group divides."""
     return quantization == "none" or all(
         precision.is_packed(name, shape, quantization)
         for name, shape in tensors
@@ -283,14 +300,17 @@ def is_possible(tensors: Tensors, quantization: Quantization) -> bool:
 
 
 def _chosen(wanted: Need, of: Dimensions, device: Device, reason: str) -> PrecisionPlan:
-    """With the KV budget: the engine admits a row as long as the budget holds, and a row longer
-    than planned has larger masks too, so the budget leaves room for those of the longest one."""
+    """Add the KV budget.
+
+    The engine admits sequences as long as the budget holds. A sequence longer than planned has
+    larger masks too, so the budget leaves room for those of the longest one.
+    """
     most = device.usable_bytes - (wanted.device_bytes - wanted.kv_bytes)
     longest = max(
-        wanted.context, of.cache.largest_row(most, DTYPE_BYTES[wanted.dtype], of.max_context)
+        wanted.context, of.cache.longest_sequence(most, DTYPE_BYTES[wanted.dtype], of.max_context)
     )
-    more = work_bytes(of, device.kind, wanted.rows, longest, wanted.dtype) - work_bytes(
-        of, device.kind, wanted.rows, wanted.context, wanted.dtype
+    more = work_bytes(of, device.kind, wanted.sequences, longest, wanted.dtype) - work_bytes(
+        of, device.kind, wanted.sequences, wanted.context, wanted.dtype
     )
     return PrecisionPlan(wanted, reason, max(wanted.kv_bytes, most - more))
 
@@ -298,13 +318,15 @@ def _chosen(wanted: Need, of: Dimensions, device: Device, reason: str) -> Precis
 def _because(
     chosen: Need, device: Device, passed: list[Need], asked: Precision | Literal["auto"]
 ) -> str:
-    """Why this one: one sentence for logs and people."""
+    """Explain the choice in one sentence for logs and people."""
     room = f"of the {size_text(device.usable_bytes)} usable on {device.name}"
     share = (
         f" with experts in host memory, {_share(chosen)} of them cached" if chosen.offloaded else ""
     )
-    rows = _rows(chosen.rows, chosen.context)
-    text = f"{chosen.precision}{share}: takes {size_text(chosen.device_bytes)} {room} for {rows}"
+    sequences = _sequences(chosen.sequences, chosen.context)
+    text = (
+        f"{chosen.precision}{share}: takes {size_text(chosen.device_bytes)} {room} for {sequences}"
+    )
     if asked != "auto" and not chosen.offloaded:
         return f"{text}, as asked"
     if passed:
@@ -312,8 +334,8 @@ def _because(
     return f"{text}, and nothing is more faithful"
 
 
-def _rows(rows: int, context: int) -> str:
-    return f"{rows} row{'s' if rows != 1 else ''} of {context:,} tokens"
+def _sequences(sequences: int, context: int) -> str:
+    return f"{sequences} sequence{'s' if sequences != 1 else ''} of {context:,} tokens"
 
 
 def _share(of: Need) -> str:
@@ -321,5 +343,5 @@ def _share(of: Need) -> str:
 
 
 def size_text(size_bytes: int) -> str:
-    """Bytes as a person reads them."""
+    """Write bytes for a person."""
     return f"{size_bytes / GIB:.1f} GiB" if size_bytes >= GIB else f"{size_bytes / 2**20:.1f} MiB"

@@ -1,8 +1,8 @@
 """From safetensors files into a model's modules, one tensor at a time.
 
 The module tree is built without memory (torch's meta device). Then each weight is read, converted
-or packed, put where it will stay, and let go, experts one by one: the peak is the finished model
-and one tensor more. Encoder and decoder of DiffusionGemma are one set of weights under two names; a
+or packed, put where it stays, and freed, experts one by one. So the peak is the finished model and
+one tensor more. Encoder and decoder of DiffusionGemma are one set of weights under two names. A
 weight of either goes into both.
 """
 
@@ -43,7 +43,7 @@ class Placement:
     """How and where weights are kept.
 
     recipe: packs linears and experts, or None. expert_budget_bytes: None keeps the experts on the
-    device; a number keeps them in host memory, with a cache of at most that many bytes on the
+    device. A number keeps them in host memory, with a cache of at most that many bytes on the
     device.
     """
 
@@ -59,8 +59,10 @@ def load_weights(
     config: DiffusionGemmaConfig,
     placement: Placement,
 ) -> DiffusionGemmaForBlockDiffusion:
-    """The model of `config` with the weights of `headers`, ready to run. Every weight must be
-    there, and none may be left over; CheckpointError names the file at fault.
+    """Build the model of `config` with the weights of `headers`, ready to run.
+
+    Every weight must be there, and none may be left over. Raises CheckpointError, which names the
+    file at fault.
     """
     with torch.device("meta"):
         model = DiffusionGemmaForBlockDiffusion(config)
@@ -86,7 +88,7 @@ def load_weights(
 
 
 def _names(model: nn.Module) -> dict[str, tuple[str, ...]]:
-    """For each name of a weight, all names of the same weight, sorted."""
+    """Map each name of a weight to all names of the same weight, sorted."""
     aliases: dict[int, list[str]] = defaultdict(list)
     for name, tensor in model.state_dict(keep_vars=True).items():
         aliases[id(tensor)].append(name)
@@ -99,7 +101,7 @@ def _check(
     names: Mapping[str, tuple[str, ...]],
     model: nn.Module,
 ) -> None:
-    """Compares names, shapes and types before anything is read."""
+    """Compare names, shapes and types before anything is read."""
     unexpected = [f"{h.name} in {h.path.name}" for h in headers.values() if h.name not in names]
     _refuse(folder, "unexpected", unexpected)
     _refuse(
@@ -132,7 +134,7 @@ def _refuse(folder: Path, kind: str, keys: list[str]) -> None:
 
 
 class _Packed:
-    """The packed modules of a tree, put in the place of transformers' own, and how to fill them."""
+    """The packed modules of a tree, which replace transformers' own, and how to fill them."""
 
     def __init__(self, model: DiffusionGemmaForBlockDiffusion, placement: Placement) -> None:
         self._device = placement.device
@@ -151,7 +153,7 @@ class _Packed:
     def _replace_linear(self, model: nn.Module, path: str, codec: Codec) -> None:
         old = model.get_submodule(path)
         if not isinstance(old, nn.Linear) or old.bias is not None:
-            raise AssertionError(f"{path} is no linear without bias")
+            raise AssertionError(f"{path} is not a linear without bias")
         module = QuantizedLinear(old.in_features, old.out_features, codec)
         for place in _places(path):
             model.set_submodule(place, module)
@@ -186,7 +188,7 @@ class _Packed:
         return name in self._linears or name in self._experts
 
     def fill(self, header: TensorHeader, stream: Any) -> None:
-        """Packs one tensor of a file, experts one by one."""
+        """Pack one tensor of a file, experts one by one."""
         try:
             if header.name in self._linears:
                 self._linears[header.name].fill(stream.get_tensor(header.name), self._device)
@@ -200,15 +202,16 @@ class _Packed:
 
 
 def _places(path: str) -> list[str]:
-    """The decoder's path of a module, and the encoder's where that has the same one."""
+    """List the decoder's path of a module, and the encoder's if it has the same one."""
     twin = _ENCODER + path.removeprefix(_DECODER)
     shared = path.startswith(f"{_DECODER}layers.")
     return [path, twin] if shared else [path]
 
 
 def _assign(model: nn.Module, names: tuple[str, ...], value: Tensor, placement: Placement) -> None:
-    """Puts one plain weight into every module that has it. The copy is ours: what is read lies in
-    the mapped file.
+    """Put one plain weight into every module that has it.
+
+    It is copied, because what is read is in the mapped file.
     """
     device = torch.device("cpu") if precision.is_unused(names[0]) else placement.device
     tensor = value.to(device=device, dtype=placement.dtype, copy=True)
@@ -221,8 +224,7 @@ def _assign(model: nn.Module, names: tuple[str, ...], value: Tensor, placement: 
 
 
 def _compute_buffers(model: nn.Module, placement: Placement) -> None:
-    """What no checkpoint holds: rotary frequencies and the embedding's scale, from the
-    configuration."""
+    """Compute what no checkpoint holds: rotary frequencies and the embedding's scale."""
     stored = model.state_dict().keys()
     for path, module in model.named_modules():
         computed = [
@@ -243,8 +245,9 @@ def _compute_buffers(model: nn.Module, placement: Placement) -> None:
 
 
 def _require_complete(model: nn.Module) -> None:
-    """No tensor may be left without memory: a forward pass would fail on it, or silently skip
-    it."""
+    """Check that no tensor is without memory. A forward pass would fail on it, or silently
+    skip it.
+    """
     tensors = [*model.named_parameters(), *model.named_buffers()]
     empty = [name for name, tensor in tensors if tensor.is_meta]
     if empty:
@@ -254,7 +257,7 @@ def _require_complete(model: nn.Module) -> None:
 def _require_equal(
     headers: Mapping[str, TensorHeader], group: tuple[str, ...], header: TensorHeader
 ) -> None:
-    """A weight that is stored under two names must be one weight."""
+    """Check that a weight which is stored under two names is one weight."""
     first = headers[next(name for name in group if name in headers)]
     with _opened(first.path) as one, _opened(header.path) as other:
         if not torch.equal(one.get_tensor(first.name), other.get_tensor(header.name)):
@@ -264,7 +267,7 @@ def _require_equal(
 
 
 def _by_file(headers: Mapping[str, TensorHeader]) -> dict[Path, list[TensorHeader]]:
-    """The tensors of each file, files and names sorted."""
+    """List the tensors of each file, with files and names sorted."""
     found: dict[Path, list[TensorHeader]] = defaultdict(list)
     for header in sorted(headers.values(), key=lambda header: (header.path, header.name)):
         found[header.path].append(header)
@@ -273,7 +276,7 @@ def _by_file(headers: Mapping[str, TensorHeader]) -> dict[Path, list[TensorHeade
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """A safetensors file, mapped; what goes wrong in reading it names it."""
+    """Map a safetensors file. Errors in reading it name it."""
     try:
         with safe_open(path, framework="pt") as stream:
             yield stream

@@ -1,11 +1,14 @@
-"""The fast executor: all rows of a step in as few passes as fit, each row with the result that it
-has alone.
+"""The fast executor: all sequences of a step in as few passes as fit.
 
-What makes a row independent of its neighbours, bit for bit: its prompt is cut where the request
-says (engine/chunks.py); projections see every token as one row of a matrix, and only products whose
-rows do not depend on how many there are are used (layers/invariance.py); attention, sampling and
-acceptance run within the row. Where the machine's products do depend on their number of rows, every
-row runs alone and its prefill apart from its denoising: slower, and the same promise.
+A sequence has the same result, bit for bit, alone and among others:
+
+- Its prompt is cut where the request says (`prompt_chunks` in engine/scheduler.py).
+- A projection sees every token as one row of a matrix. Only products are used in which a row does
+  not depend on the number of rows (layers/invariance.py).
+- Attention, sampling and acceptance run within the sequence.
+
+On a machine whose products do depend on the number of rows, every sequence runs alone, and its
+prefill is a pass of its own. That is slower and has the same results.
 """
 
 from __future__ import annotations
@@ -23,15 +26,14 @@ from transformers import DiffusionGemmaForBlockDiffusion
 
 from piecework_model import limits
 from piecework_model.bounds import ModelLimits
-from piecework_model.engine.chunks import prompt_chunks
-from piecework_model.engine.executor import Outcome, RowFailure, RowStep
-from piecework_model.engine.prefixes import Key, PrefixStore, chain
-from piecework_model.engine.row import Decision, RowState
-from piecework_model.engine.scheduler import RowWork
-from piecework_model.engine.transfer import decisions
-from piecework_model.failures import NonFiniteError, failure_of, is_out_of_memory
+from piecework_model.engine.executor import SequenceFailure, SequenceOutcome, SequenceStep
+from piecework_model.engine.prefix_cache import Key, PrefixCache, prefix_keys
+from piecework_model.engine.scheduler import SequenceWork, prompt_chunks
+from piecework_model.engine.sequence import Decision, SequenceState, decisions
+from piecework_model.errors import NonFiniteError
+from piecework_model.failures import failure_of, is_out_of_memory
 from piecework_model.layers.backbone import Backbone, Segment
-from piecework_model.layers.cache import ChunkKV, RowCache
+from piecework_model.layers.cache import ChunkKV, SequenceCache
 from piecework_model.layers.invariance import Invariance, invariance_of
 from piecework_model.layers.projections import may_pack, product, products_name, projection
 from piecework_model.layout import cache_layout
@@ -41,36 +43,36 @@ from piecework_model.sampling.sampler_backends import sampler_for
 
 
 @dataclass(slots=True)
-class _Row:
-    state: RowState
-    chain: list[Key]  # of the prompt's chunks; empty when nothing of them is shared
+class _OpenSequence:
+    state: SequenceState
+    prefix_keys: list[Key]  # of the prompt's chunks, empty if none is shared
     known: list[ChunkKV]  # the first chunks, to be copied into the cache
     stored: int  # chunks of the prompt that are in the cache or known
-    opened: RowCache | None = None
+    opened: SequenceCache | None = None
 
     @property
-    def cache(self) -> RowCache:
+    def cache(self) -> SequenceCache:
         if self.opened is None:
-            raise ValueError("a row has no cache before its first pass")
+            raise ValueError("a sequence has no cache before its first pass")
         return self.opened
 
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """What one row does in a pass."""
+    """The work of one sequence in a pass."""
 
     request_id: str
-    row: _Row
+    sequence: _OpenSequence
     chunks: int
     denoise: bool
 
     @property
     def causal_tokens(self) -> int:
-        return sum(len(self.row.state.pending[index]) for index in range(self.chunks))
+        return sum(len(self.sequence.state.pending[index]) for index in range(self.chunks))
 
 
 class BatchedExecutor:
-    """Rows of one model on one device."""
+    """Sequences of one model on one device."""
 
     def __init__(
         self,
@@ -79,7 +81,7 @@ class BatchedExecutor:
         *,
         invariance: Invariance | None = None,
     ) -> None:
-        """invariance: measured on the model's weights if not given."""
+        """Take the model's weights. `invariance` is measured on them if not given."""
         decoder: Any = model.model.decoder
         self._limits = limits_
         self._device: torch.device = model.device
@@ -102,85 +104,93 @@ class BatchedExecutor:
         self._pass_tokens = self._most_tokens
         self._too_large = 0  # tokens of the largest pass of this step that ran out of memory
         self._calm_steps = 0  # since passes were last made smaller or larger
-        self._tile_rows = max(
+        self._tile_sequences = max(
             1, limits.LOGIT_TILE_VALUES // (limits_.canvas_size * limits_.vocab_size)
         )
-        self._prefixes = PrefixStore(0)
-        self._rows: dict[str, _Row] = {}
+        self._prefix_cache = PrefixCache(0)
+        self._sequences: dict[str, _OpenSequence] = {}
         self._pool = ThreadPoolExecutor(limits.HASH_THREADS, thread_name_prefix="trace")
         self._hashing: deque[Future[bytes]] = deque()
 
     @property
     def chunk_tokens(self) -> int:
-        """As of the model."""
+        """As in `ModelLimits`."""
         return self._limits.chunk_tokens
 
     @property
     def kernels(self) -> str:
-        """What decides last bits beside torch: which sampler, mixture and products run. For the
-        engine profile, which is bounded, so in few characters: pure.plain.torch, or
-        fused.fused.tiled."""
-        return f"{self._sampler.name}.{self._backbone.mixtures}.{self._products}"
+        """What decides last bits besides torch: which sampler, experts and products run.
+
+        It goes into the engine profile, whose length is bounded, so it is short: "pure.plain.torch"
+        or "fused.fused.tiled".
+        """
+        return f"{self._sampler.name}.{self._backbone.moe_name}.{self._products}"
 
     @property
     def prefix_hits(self) -> int:
         """Chunks that were copied instead of computed since the start."""
-        return self._prefixes.hits
+        return self._prefix_cache.hits
 
     def footprint(self, request: GenerationRequest) -> int:
-        """Bytes of the row's KV cache."""
-        return self._layout.row_bytes(self._limits.row_tokens(request), self._dtype.itemsize)
+        """Count the bytes of the sequence's KV cache."""
+        return self._layout.sequence_bytes(
+            self._limits.sequence_tokens(request), self._dtype.itemsize
+        )
 
     def max_context(self, memory_bytes: int) -> int:
-        """Tokens of the largest row that so much memory for KV caches has room for, within the
-        model's context."""
-        return self._layout.largest_row(
+        """Find the longest sequence, within the model's context, whose KV cache fits this much
+        memory.
+        """
+        return self._layout.longest_sequence(
             memory_bytes, self._dtype.itemsize, self._limits.max_context
         )
 
-    def spare(self, free_bytes: int) -> None:
-        """Prompt beginnings are kept in what the rows leave free, within a limit of their own."""
-        self._prefixes.resize(min(free_bytes, limits.PREFIX_STORE_BYTES))
+    def set_free_memory(self, free_bytes: int) -> None:
+        """Keep prefixes in the memory that no sequence holds, up to PREFIX_CACHE_BYTES."""
+        self._prefix_cache.resize(min(free_bytes, limits.PREFIX_CACHE_BYTES))
 
     def open(self, request: GenerationRequest) -> int:
-        """Takes a row in, and finds what is known of its prompt's beginning. Its first pass
-        allocates its cache, so that memory that is not there is a failure of that row."""
-        state = RowState.of(request, self.chunk_tokens)
+        """Take a sequence in, and find which of its first chunks are cached.
+
+        The first pass allocates its KV cache. A lack of memory then is a failure of this sequence.
+        """
+        state = SequenceState.of(request, self.chunk_tokens)
         keys: list[Key] = []
-        # A row that may not start yet would hold on to copies that the store has dropped.
+        # A sequence that may not start yet would hold on to copies that the store has dropped.
         if request.tenant and request.canvas_limit > len(request.committed):
-            keys = chain(request.tenant, prompt_chunks(request.prompt_ids, self.chunk_tokens))
-        known = self._prefixes.find(keys)
+            keys = prefix_keys(request.tenant, prompt_chunks(request.prompt_ids, self.chunk_tokens))
+        known = self._prefix_cache.find(keys)
         for _ in known:
             state.pending.popleft()
-        self._rows[request.request_id] = _Row(state, keys, known, len(known))
+        self._sequences[request.request_id] = _OpenSequence(state, keys, known, len(known))
         return len(known)
 
     def close(self, request_id: str) -> None:
-        """Forgets a row with its cache."""
-        self._rows.pop(request_id, None)
+        """Forget a sequence and its cache."""
+        self._sequences.pop(request_id, None)
 
     def commit(self, request_id: str, canvas: tuple[int, ...]) -> None:
-        """Queues the canvas for prefill and clears the canvas state."""
-        self._rows[request_id].state.commit(canvas)
+        """Queue the canvas for prefill and clear the canvas state."""
+        self._sequences[request_id].state.commit(canvas)
 
     @torch.inference_mode()
-    def step(self, work: Sequence[RowWork]) -> list[Outcome]:
-        """All rows' work, in passes of bounded size."""
+    def step(self, work: Sequence[SequenceWork]) -> list[SequenceOutcome]:
+        """Do the work of all sequences, in passes of bounded size."""
         tasks = [
-            _Task(item.request_id, self._rows[item.request_id], item.chunks, item.denoise)
+            _Task(item.request_id, self._sequences[item.request_id], item.chunks, item.denoise)
             for item in work
         ]
         self._too_large = 0
-        outcomes: list[Outcome] = []
+        outcomes: list[SequenceOutcome] = []
         for batch in self._batches(tasks):
             outcomes += self._guarded(batch)
         self._adapt()
         return outcomes
 
     def _adapt(self) -> None:
-        """Passes half as large as the one that ran out of memory, and larger again after many that
-        did not."""
+        """Halve the passes after one ran out of memory. Double them after CALM_STEPS that did
+        not.
+        """
         if self._too_large:
             self._pass_tokens = max(self._limits.canvas_size, self._too_large // 2)
             self._calm_steps = 0
@@ -191,7 +201,7 @@ class BatchedExecutor:
                 self._calm_steps = 0
 
     def _batches(self, tasks: Sequence[_Task]) -> list[list[_Task]]:
-        """Tasks that share a pass."""
+        """Group the tasks into passes."""
         if self._invariance.isolated:
             apart = [self._apart(task) for task in tasks]
             return [[part] for parts in apart for part in parts]
@@ -207,21 +217,28 @@ class BatchedExecutor:
         return batches
 
     def _tokens(self, task: _Task) -> int:
-        """What a task adds to a pass."""
+        """Count the tokens that a task adds to a pass."""
         return task.causal_tokens + self._limits.canvas_size * task.denoise
 
     @staticmethod
     def _apart(task: _Task) -> list[_Task]:
-        """A task as passes of one segment each, whose shapes the request alone decides."""
-        chunks = [_Task(task.request_id, task.row, 1, denoise=False) for _ in range(task.chunks)]
+        """Split a task into passes of one segment each, whose shapes the request alone decides."""
+        chunks = [
+            _Task(task.request_id, task.sequence, 1, denoise=False) for _ in range(task.chunks)
+        ]
         return (
-            [*chunks, _Task(task.request_id, task.row, 0, denoise=True)] if task.denoise else chunks
+            [*chunks, _Task(task.request_id, task.sequence, 0, denoise=True)]
+            if task.denoise
+            else chunks
         )
 
-    def _guarded(self, batch: Sequence[_Task]) -> list[Outcome]:
-        """A pass; when it fails, the rows in smaller passes, so that only a row that fails alone is
-        ended. A pass changes no row before its last operation, so it can be repeated."""
-        batch = [task for task in batch if task.request_id in self._rows]
+    def _guarded(self, batch: Sequence[_Task]) -> list[SequenceOutcome]:
+        """Run a pass. If it fails, run its sequences in smaller passes.
+
+        So only a sequence that fails alone is ended. A pass changes no sequence before its last
+        operation, so it can be repeated.
+        """
+        batch = [task for task in batch if task.request_id in self._sequences]
         if not batch:
             return []
         try:
@@ -230,7 +247,7 @@ class BatchedExecutor:
             if is_out_of_memory(error):
                 self._release()
             if len(batch) == 1:
-                failure = RowFailure(batch[0].request_id, *failure_of(error))
+                failure = SequenceFailure(batch[0].request_id, *failure_of(error))
                 self.close(failure.request_id)
                 return [failure]
             if isinstance(error, torch.AcceleratorError):
@@ -241,16 +258,18 @@ class BatchedExecutor:
         return [*self._guarded(batch[:half]), *self._guarded(batch[half:])]
 
     def _release(self) -> None:
-        """What only saves work makes room before anything is repeated: recordings, masks, kept
-        prompts. The next `spare` says again how much may be kept."""
-        self._backbone.release()
-        self._prefixes.resize(0)
+        """Free what only saves work: recordings, masks and cached prefixes.
 
-    def _pass(self, tasks: Sequence[_Task]) -> list[Outcome]:
-        """One pass: chunks are committed to the caches, canvases make one step."""
+        The next `set_free_memory` says again how much may be kept.
+        """
+        self._backbone.release()
+        self._prefix_cache.resize(0)
+
+    def _pass(self, tasks: Sequence[_Task]) -> list[SequenceOutcome]:
+        """Run one pass: commit chunks to the caches, denoise canvases by one step."""
         denoising = [task for task in tasks if task.denoise]
         for task in denoising:
-            state = task.row.state
+            state = task.sequence.state
             if state.current is None:
                 state.current = philox.initial_ids(
                     [state.moment], self._limits.canvas_size, self._limits.vocab_size
@@ -258,46 +277,46 @@ class BatchedExecutor:
         states = self._states(tasks, denoising)
         decided = [made for tile in self._tiles(denoising, states) for made in self._decide(*tile)]
         leaves = [
-            self._leaf(task.row.state.leaf(decision, soft), decision)
+            self._leaf(task.sequence.state.leaf(decision, soft), decision)
             for task, decision, soft in decided
         ]
         copies = [copy for task in tasks for copy in self._copies(task)]
-        # From here on nothing can fail: a pass that is repeated must find its rows as they were.
+        # Nothing can fail from here on: a repeated pass must find its sequences as they were.
         for keys, chunk in copies:
-            self._prefixes.keep(keys, chunk)
+            self._prefix_cache.keep(keys, chunk)
         for task in tasks:
             for _ in range(task.chunks):
-                task.row.cache.commit(len(task.row.state.pending.popleft()))
-            task.row.stored += task.chunks
+                task.sequence.cache.commit(len(task.sequence.state.pending.popleft()))
+            task.sequence.stored += task.chunks
         return [
             self._advance(task, decision, soft, leaf)
             for (task, decision, soft), leaf in zip(decided, leaves, strict=True)
         ]
 
     def _states(self, tasks: Sequence[_Task], denoising: Sequence[_Task]) -> Tensor:
-        """Final states [rows * C, H] of the denoised canvases."""
+        """Compute the final states [sequences * C, H] of the denoised canvases."""
         size, device = self._limits.canvas_size, self._device
         segments: list[Segment] = []
         hidden: list[Tensor] = []
         canvas_tokens = len(denoising) * size
         for task in tasks:
-            self._cache(task.row).reserve(self._tokens(task))
+            self._cache(task.sequence).reserve(self._tokens(task))
         if denoising:
-            currents = np.concatenate([task.row.state.current for task in denoising])
+            currents = np.concatenate([task.sequence.state.current for task in denoising])
             embedded = self._backbone.embed(torch.from_numpy(currents).to(device))
-            softs = [self._soft(task.row.state, embedded[:size]) for task in denoising]
+            softs = [self._soft(task.sequence.state, embedded[:size]) for task in denoising]
             hidden.append(self._backbone.condition(embedded, torch.cat(softs)))
             segments += [
-                Segment(task.row.cache, index * size, size, task.causal_tokens, causal=False)
+                Segment(task.sequence.cache, index * size, size, task.causal_tokens, causal=False)
                 for index, task in enumerate(denoising)
             ]
         start = canvas_tokens
         for task in tasks:
             offset = 0
             for index in range(task.chunks):
-                ids = task.row.state.pending[index]
+                ids = task.sequence.state.pending[index]
                 hidden.append(self._backbone.embed(torch.tensor(ids, device=device)))
-                segments.append(Segment(task.row.cache, start, len(ids), offset, causal=True))
+                segments.append(Segment(task.sequence.cache, start, len(ids), offset, causal=True))
                 start, offset = start + len(ids), offset + len(ids)
         missing = self._invariance.minimum_rows - start
         if missing > 0:
@@ -306,56 +325,70 @@ class BatchedExecutor:
             )
         return self._backbone.run(torch.cat(hidden), segments, canvas_tokens)
 
-    def _cache(self, row: _Row) -> RowCache:
-        """The row's cache, made and given what is known at its first pass."""
-        if row.opened is None:
-            tokens = self._limits.row_tokens(row.state.request)
-            cache = RowCache(self._layout, tokens, self._device, self._dtype)
-            for chunk in row.known:
+    def _cache(self, sequence: _OpenSequence) -> SequenceCache:
+        """Return the sequence's cache. The first pass allocates it and copies the known chunks into
+        it.
+        """
+        if sequence.opened is None:
+            tokens = self._limits.sequence_tokens(sequence.state.request)
+            cache = SequenceCache(self._layout, tokens, self._device, self._dtype)
+            for chunk in sequence.known:
                 cache.append(chunk)
-            row.opened, row.known = cache, []
-        return row.opened
+            sequence.opened, sequence.known = cache, []
+        return sequence.opened
 
-    def _soft(self, state: RowState, like: Tensor) -> Tensor:
+    def _soft(self, state: SequenceState, like: Tensor) -> Tensor:
         return torch.zeros_like(like) if state.soft is None else state.soft
 
     def _tiles(
         self, denoising: Sequence[_Task], states: Tensor
     ) -> list[tuple[Sequence[_Task], Tensor]]:
-        """Rows whose logits exist at the same time, with their states."""
-        size, rows = self._limits.canvas_size, self._tile_rows
+        """Group sequences whose logits exist at the same time, with their states."""
+        size, sequences = self._limits.canvas_size, self._tile_sequences
         return [
-            (denoising[start : start + rows], states[start * size : (start + rows) * size])
-            for start in range(0, len(denoising), rows)
+            (
+                denoising[start : start + sequences],
+                states[start * size : (start + sequences) * size],
+            )
+            for start in range(0, len(denoising), sequences)
         ]
 
     def _decide(
         self, tasks: Sequence[_Task], states: Tensor
     ) -> list[tuple[_Task, Decision, Tensor]]:
-        """Logits to decisions, for the rows of a tile. Raises NonFiniteError."""
+        """Sample from the states of a tile of sequences and decide their canvases.
+
+        Raises NonFiniteError.
+        """
         size, vocab_size, device = self._limits.canvas_size, self._limits.vocab_size, self._device
-        rows = [task.row.state for task in tasks]
-        uniforms, renoise = zip(*(row.draws(size, vocab_size) for row in rows), strict=True)
-        temperatures = np.repeat(
-            np.array([row.temperature for row in rows], dtype=np.float32), size
+        sequences = [task.sequence.state for task in tasks]
+        uniforms, renoise = zip(
+            *(sequence.draws(size, vocab_size) for sequence in sequences), strict=True
         )
-        judgement = self._sampler.judge(
+        temperatures = np.repeat(
+            np.array([sequence.temperature for sequence in sequences], dtype=np.float32), size
+        )
+        output = self._sampler.sample(
             self._head(states),
             torch.from_numpy(temperatures).to(device),
             self._cap,
             torch.from_numpy(np.concatenate(uniforms)).to(device),
         )
-        soft = self._soften(judgement.probabilities).view(len(rows), size, -1)
-        made = decisions(rows, judgement, soft, np.stack(renoise))
+        soft = self._soften(output.probabilities).view(len(sequences), size, -1)
+        made = decisions(sequences, output, soft, np.stack(renoise))
         return [(task, made[index], soft[index]) for index, task in enumerate(tasks)]
 
     def _soften(self, probabilities: Tensor) -> Tensor:
-        """Soft embeddings [P, H] that condition the next step, of probabilities [P, V]."""
+        """Compute the soft embeddings [P, H] that condition the next step, from probabilities [P,
+        V].
+        """
         return self._soft_product(probabilities) * self._scale
 
     def _leaf(self, compute: Callable[[], bytes], decision: Decision) -> bytes | Future[bytes]:
-        """A trace leaf: at once, or beside the next step when it takes long. Few wait at a time,
-        for each holds a copy of its soft embedding."""
+        """Compute a trace leaf: at once, or beside the next step if it takes long.
+
+        Few leaves wait at a time, because each holds a copy of its soft embedding.
+        """
         if decision.soft.nbytes < limits.HASH_ASIDE_BYTES:
             return compute()
         while len(self._hashing) >= limits.HASH_PENDING:
@@ -365,17 +398,21 @@ class BatchedExecutor:
         return future
 
     def _copies(self, task: _Task) -> list[tuple[list[Key], ChunkKV]]:
-        """Copies of what a pass has written, for the tenant's next prompt. Memory that is not there
-        for them is no failure, and what is not finite is not kept."""
-        row, offset = task.row, 0
+        """Copy what a pass has written, for the tenant's next prompt.
+
+        A lack of memory for the copies is not a failure. What is not finite is not kept.
+        """
+        sequence, offset = task.sequence, 0
         made: list[tuple[list[Key], ChunkKV]] = []
         for index in range(task.chunks):
-            tokens, depth = len(row.state.pending[index]), row.stored + index + 1
+            tokens, depth = len(sequence.state.pending[index]), sequence.stored + index + 1
             size = self._layout.chunk_bytes(tokens, self._dtype.itemsize)
-            keys = row.chain[:depth]
-            if depth <= len(row.chain) and (made or self._prefixes.wants(keys, size)):
+            keys = sequence.prefix_keys[:depth]
+            if depth <= len(sequence.prefix_keys) and (
+                made or self._prefix_cache.wants(keys, size)
+            ):
                 try:
-                    chunk = row.cache.copy(offset, tokens)
+                    chunk = sequence.cache.copy(offset, tokens)
                 except (RuntimeError, MemoryError) as error:
                     if isinstance(error, torch.AcceleratorError) or not is_out_of_memory(error):
                         raise
@@ -389,11 +426,11 @@ class BatchedExecutor:
     @staticmethod
     def _advance(
         task: _Task, decision: Decision, soft: Tensor, leaf: bytes | Future[bytes]
-    ) -> RowStep:
-        state = task.row.state
+    ) -> SequenceStep:
+        state = task.sequence.state
         canvas, step = state.canvas, state.step
         finished = state.advance(decision, soft, leaf)
         leaves = state.leaves() if finished else ()
-        return RowStep(
+        return SequenceStep(
             task.request_id, canvas, step, tuple(decision.argmax.tolist()), finished, leaves
         )

@@ -1,10 +1,12 @@
-"""The two halves of DiffusionGemma as plain functions of one row: causal prefill and bidirectional
-denoising.
+"""The two halves of DiffusionGemma as plain functions of one sequence: causal prefill and
+bidirectional denoising.
 
-The modules and weights are those of transformers; only the order of the calls is ours. Between
-steps this keeps the soft embedding [C, H] instead of the logits [C, V] that `generate` keeps: they
-say the same, and it is V / H smaller. C = canvas size, V = vocabulary, H = hidden size; one row at
-a time, so every tensor has a batch of 1 in front.
+Modules and weights are those of transformers. Only the order of the calls is ours. Between steps
+this keeps the soft embedding [C, H] where `generate` keeps the logits [C, V]. Both carry the same
+information, and the embedding is smaller by a factor of V / H.
+
+C = canvas size, V = vocabulary, H = hidden size. Sequences run one at a time, so every tensor has a
+batch dimension of 1 in front.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from transformers import DiffusionGemmaForBlockDiffusion, DynamicCache
 
 
 class Denoiser:
-    """One loaded model. Holds no state of any row."""
+    """One loaded model. It holds no state of any sequence."""
 
     def __init__(self, model: DiffusionGemmaForBlockDiffusion) -> None:
         self._model = model
@@ -29,12 +31,13 @@ class Denoiser:
         self.cap: float = model.final_logit_softcapping
 
     def new_cache(self) -> DynamicCache:
-        """An empty KV cache for one row; sliding layers keep their last window - 1 tokens."""
+        """Make an empty KV cache for one sequence. Sliding layers keep their last window - 1
+        tokens.
+        """
         return DynamicCache(config=self._text_config)
 
     def prefill(self, cache: DynamicCache, ids: tuple[int, ...]) -> None:
-        """Appends `ids` to a row's KV cache with one causal pass: a chunk of the prompt, or a
-        canvas."""
+        """Append `ids`, a chunk of the prompt or a canvas, to a KV cache with one causal pass."""
         start = cache.get_seq_length()
         input_ids = torch.tensor([ids], dtype=torch.int64, device=self.device)
         positions = torch.arange(start, start + len(ids), dtype=torch.int32, device=self.device)[
@@ -52,10 +55,10 @@ class Denoiser:
         )
 
     def raw_logits(self, cache: DynamicCache, canvas: Tensor, soft: Tensor | None) -> Tensor:
-        """What the last layer says [C, V] about a canvas [C], before the cap, seen with the row's
-        cache, which is only read.
+        """Compute the last layer's output [C, V] for a canvas [C], before the cap.
 
-        soft: [C, H], the soft embedding of the previous step, or None at step 0.
+        cache: the sequence's, which is only read. soft: [C, H], the soft embedding of the previous
+        step, or None at step 0.
         """
         decoder = self._decoder
         embedded = decoder.embed_tokens(canvas[None])  # [1, C, H]
@@ -82,8 +85,10 @@ class Denoiser:
         return raw[0]
 
     def soft_embedding(self, probabilities: Tensor) -> Tensor:
-        """The soft embedding [C, H] that conditions the next step: probabilities [C, V] @
-        embeddings * sqrt(H)."""
+        """Compute the soft embedding [C, H] that conditions the next step.
+
+        It is probabilities [C, V] @ embeddings * sqrt(H).
+        """
         embedding: Any = self._decoder.embed_tokens
         soft: Tensor = torch.matmul(probabilities, embedding.weight) * embedding.embed_scale.to(
             self.dtype

@@ -1,9 +1,10 @@
-"""The engine: requests in, events out, one step of every row that may go on a call.
+"""The engine: requests in, events out. A call of `step` is one step of every runnable sequence.
 
-What runs when is `engine/scheduler.py`, what it computes `engine/executor.py`; here a row's steps
-become drafts, canvases and text, and what is charged is counted. No tensors. The engine is not
-thread-safe: one owner calls `step` in a loop, which computes until the step is done, and the other
-methods between steps.
+`engine/scheduler.py` decides what runs. `engine/executor.py` computes it. This module turns steps
+into drafts, canvases and text, and counts what is charged. It handles no tensors.
+
+The engine is not thread-safe. One owner calls `step` in a loop and the other methods between steps.
+`step` returns when the step is computed.
 """
 
 from __future__ import annotations
@@ -13,15 +14,14 @@ from dataclasses import dataclass
 from piecework_model import bounds, limits
 from piecework_model.checkpoint.loading import LoadedModel
 from piecework_model.engine.batched import BatchedExecutor
-from piecework_model.engine.chunks import known_chunks
-from piecework_model.engine.executor import Executor, RowFailure, RowStep
-from piecework_model.engine.scheduler import Capacity, Scheduler
+from piecework_model.engine.executor import Executor, SequenceFailure, SequenceStep
+from piecework_model.engine.scheduler import Capacity, Scheduler, known_chunks
 from piecework_model.requests import (
     CanvasEvent,
+    CanvasFinish,
     DraftEvent,
     Event,
     FailedEvent,
-    FinishReason,
     GenerationRequest,
 )
 from piecework_model.text.tokens import TextStream
@@ -37,43 +37,44 @@ class _Job:
 
 
 class Engine:
-    """Denoises the rows of one loaded model. See the module's docstring for who may call what
-    when."""
+    """The sequences of one loaded model. The module's docstring says who may call it when."""
 
     def __init__(
         self,
         loaded: LoadedModel,
         *,
-        max_rows: int,
+        max_sequences: int,
         max_queued: int = limits.MAX_QUEUED_REQUESTS,
         memory_bytes: int = limits.DEFAULT_CACHE_BYTES,
         executor: Executor | None = None,
     ) -> None:
-        """memory_bytes: for the KV caches of all rows; what they leave free keeps prompts
-        (engine/prefixes.py).
+        """Start without requests.
+
+        memory_bytes: for the KV caches of all sequences. What they leave free keeps prefixes
+        (engine/prefix_cache.py).
         """
         self._loaded = loaded
         self._executor = executor or BatchedExecutor(loaded.model, loaded.limits)
         chunk = self._executor.chunk_tokens
         self._scheduler = Scheduler(
             Capacity(
-                rows=max_rows,
+                sequences=max_sequences,
                 queued=max_queued,
                 memory_bytes=memory_bytes,
                 step_tokens=limits.PREFILL_STEP_CHUNKS * chunk,
-                row_tokens=chunk,
+                sequence_step_tokens=chunk,
             )
         )
         self._jobs: dict[str, _Job] = {}
 
     @property
-    def rows(self) -> int:
-        """How many requests hold a row, paused ones included."""
-        return self._scheduler.rows
+    def sequences(self) -> int:
+        """How many requests run as a sequence, paused ones included."""
+        return self._scheduler.sequences
 
     @property
     def queued(self) -> int:
-        """How many requests wait for a row."""
+        """How many requests wait."""
         return self._scheduler.queued
 
     @property
@@ -82,11 +83,12 @@ class Engine:
         return self._scheduler.runnable
 
     def submit(self, request: GenerationRequest) -> None:
-        """Takes a request in. Nothing is computed before the next `step`.
+        """Take a request in. Nothing is computed before the next `step`.
 
-        Raises InvalidRequestError, ContextOverflowError or MemoryOverflowError when it can never
-        run, DuplicateRequestError when its id is here already, QueueFullError when it might fit
-        later.
+        Raises:
+            InvalidRequestError, ContextOverflowError, MemoryOverflowError: It can never run.
+            DuplicateRequestError: A request of this id is here already.
+            QueueFullError: It may fit later.
         """
         bounds.check(request, self._loaded.limits, self._loaded.eos_ids)
         chunks = known_chunks(request, self._executor.chunk_tokens)
@@ -106,33 +108,35 @@ class Engine:
         self._admit()
 
     def allow(self, request_id: str, canvas_limit: int) -> None:
-        """Lets a row go on up to, and not including, the canvas of index `canvas_limit`. A limit
-        never goes down.
+        """Let a sequence go on up to, not including, the canvas of index `canvas_limit`.
 
-        A request that is not here any more is ignored: its last event and this call may cross.
+        A limit never goes down. A request that is no longer here is ignored, because its last event
+        and this call may cross.
         """
         self._scheduler.allow(request_id, canvas_limit)
 
     def cancel(self, request_id: str) -> None:
-        """Drops a request with its memory; no further event of it comes. One that is not here is
-        ignored."""
+        """Drop a request and its memory. No further event of it comes. An unknown request is
+        ignored.
+        """
         if self._jobs.pop(request_id, None) is not None:
             self._end(request_id)
         self._admit()
 
     def step(self) -> list[Event]:
-        """One step of every row that may go on. Returns at once with no events when there is
-        none."""
+        """Run one step of every runnable sequence. Returns no events at once if there is none."""
         self._admit()
         work = self._scheduler.plan()
         outcomes = self._executor.step(work) if work else []
-        failed = {outcome.request_id for outcome in outcomes if isinstance(outcome, RowFailure)}
+        failed = {
+            outcome.request_id for outcome in outcomes if isinstance(outcome, SequenceFailure)
+        }
         for item in work:
             if item.request_id not in failed:
                 self._scheduler.prefilled(item.request_id, item.chunks)
         events: list[Event] = []
         for outcome in outcomes:
-            if isinstance(outcome, RowFailure):
+            if isinstance(outcome, SequenceFailure):
                 del self._jobs[outcome.request_id]
                 self._scheduler.drop(outcome.request_id)
                 events.append(FailedEvent(outcome.request_id, outcome.kind, outcome.message))
@@ -143,18 +147,18 @@ class Engine:
 
     def _admit(self) -> None:
         admitted = self._scheduler.admit()
-        self._executor.spare(self._scheduler.memory_free)
+        self._executor.set_free_memory(self._scheduler.memory_free)
         for request_id in admitted:
             known = self._executor.open(self._jobs[request_id].request)
             self._scheduler.prefilled(request_id, known)
 
     def _end(self, request_id: str) -> None:
-        """Frees whatever the scheduler and the executor hold of a request."""
+        """Free what the scheduler and the executor hold of a request."""
         if self._scheduler.drop(request_id):
             self._executor.close(request_id)
 
-    def _advance(self, job: _Job, step: RowStep) -> list[Event]:
-        """Books one step of a row: a draft, a committed canvas, or nothing to tell."""
+    def _advance(self, job: _Job, step: SequenceStep) -> list[Event]:
+        """Record one step of a sequence. It gives a draft, a committed canvas, or no event."""
         request = job.request
         if step.finished:
             return [self._commit(job, step)]
@@ -166,18 +170,18 @@ class Engine:
             return [DraftEvent(request.request_id, step.canvas, step.step, step.argmax, text)]
         return []
 
-    def _commit(self, job: _Job, step: RowStep) -> CanvasEvent:
-        """Commits a finished canvas and ends or continues the row."""
+    def _commit(self, job: _Job, step: SequenceStep) -> CanvasEvent:
+        """Commit a finished canvas, and end or continue the sequence."""
         request_id, canvas = job.request.request_id, step.argmax
         length, ended = bounds.charged_length(canvas, self._loaded.eos_ids, job.remaining_tokens)
         job.remaining_tokens -= length
-        finish = FinishReason.MORE
+        finish = CanvasFinish.MORE
         if ended:
-            finish = FinishReason.END_OF_TEXT
+            finish = CanvasFinish.END_OF_TEXT
         elif job.remaining_tokens == 0:
-            finish = FinishReason.TOKEN_LIMIT
-        text = job.text.append(canvas[:length], final=finish is not FinishReason.MORE)
-        if finish is FinishReason.MORE:
+            finish = CanvasFinish.TOKEN_LIMIT
+        text = job.text.append(canvas[:length], final=finish is not CanvasFinish.MORE)
+        if finish is CanvasFinish.MORE:
             self._scheduler.committed(request_id, len(canvas))
             self._executor.commit(request_id, canvas)
         else:

@@ -1,7 +1,8 @@
-"""Between bookkeeping and tensors: what the engine needs done to its rows.
+"""Between bookkeeping and tensors: what the engine asks an executor to do.
 
-`Executor` is the seam. `engine/reference.py` has the readable one, every row alone through
-transformers' own modules; `engine/batched.py` the fast one, which a test holds equal to it.
+`Executor` has two implementations. `engine/reference.py` is readable: every sequence runs alone
+through transformers' own modules. `engine/batched.py` is fast, and a test holds it equal to the
+first.
 """
 
 from __future__ import annotations
@@ -10,16 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from piecework_model.engine.scheduler import RowWork
+from piecework_model.engine.scheduler import SequenceWork
 from piecework_model.requests import FailureKind, GenerationRequest
 
 
 @dataclass(frozen=True, slots=True)
-class RowStep:
-    """One denoising step of one row. argmax: the canvas [C] that would be committed now.
+class SequenceStep:
+    """One denoising step of one sequence.
 
-    leaves: when the canvas is finished, its trace leaves (sampling/trace.py), one a step; else
-    empty.
+    argmax: the canvas [C] that would be committed now. leaves: the trace leaves (sampling/trace.py)
+    of a finished canvas, one a step, else empty.
     """
 
     request_id: str
@@ -31,48 +32,53 @@ class RowStep:
 
 
 @dataclass(frozen=True, slots=True)
-class RowFailure:
-    """A row that could not go on. The executor has forgotten it already."""
+class SequenceFailure:
+    """A sequence that could not go on. The executor has forgotten it already."""
 
     request_id: str
     kind: FailureKind
     message: str
 
 
-Outcome = RowStep | RowFailure
+SequenceOutcome = SequenceStep | SequenceFailure
 
 
 class Executor(Protocol):
-    """Rows of one model. A row is opened once, stepped, given each finished canvas back, and closed
-    once."""
+    """Sequences of one model.
+
+    A sequence is opened once, stepped, given each finished canvas back, and closed once.
+    """
 
     @property
     def chunk_tokens(self) -> int:
-        """Where prompts are cut (engine/chunks.py), and how much one row may prefill in a step."""
+        """Where prompts are cut, and how much one sequence may prefill in a step."""
         ...
 
     def footprint(self, request: GenerationRequest) -> int:
-        """Bytes of the row's KV cache, for all of its canvases."""
+        """Count the bytes of the sequence's KV cache, for all of its canvases."""
         ...
 
-    def spare(self, free_bytes: int) -> None:
-        """How much memory no row has taken now: what an executor may use to remember things."""
+    def set_free_memory(self, free_bytes: int) -> None:
+        """Tell how much memory no sequence holds. An executor may use it for a cache."""
         ...
 
     def open(self, request: GenerationRequest) -> int:
-        """Takes a row in, without computation. How many of its first chunks are in its cache
-        already."""
+        """Take a sequence in, without computation. Returns how many of its first chunks are
+        cached.
+        """
         ...
 
-    def step(self, work: Sequence[RowWork]) -> list[Outcome]:
-        """Prefills and denoises as told. One outcome for every row that denoised or failed, in this
-        order."""
+    def step(self, work: Sequence[SequenceWork]) -> list[SequenceOutcome]:
+        """Prefill and denoise as told.
+
+        Returns one outcome for every sequence that denoised or failed, in this order.
+        """
         ...
 
     def commit(self, request_id: str, canvas: tuple[int, ...]) -> None:
-        """Ends the row's canvas with these ids, which become its next chunk to prefill."""
+        """End the sequence's canvas with these ids. They become its next chunk to prefill."""
         ...
 
     def close(self, request_id: str) -> None:
-        """Forgets a row, if it is there, and frees its memory."""
+        """Forget a sequence, if it is there, and free its memory."""
         ...

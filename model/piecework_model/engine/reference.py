@@ -1,7 +1,6 @@
-"""The readable executor: every row alone, with a batch of one, through transformers' own modules
-and cache.
+"""The readable executor: every sequence alone, through transformers' own modules and cache.
 
-It is what the fast one (engine/batched.py) is held equal to; nothing here is optimized.
+The fast one (engine/batched.py) is held equal to it. Nothing here is optimized.
 """
 
 from __future__ import annotations
@@ -14,79 +13,81 @@ from transformers import DiffusionGemmaForBlockDiffusion, DynamicCache
 
 from piecework_model.bounds import ModelLimits
 from piecework_model.engine.denoiser import Denoiser
-from piecework_model.engine.executor import Outcome, RowFailure, RowStep
-from piecework_model.engine.row import RowState
-from piecework_model.engine.scheduler import RowWork
-from piecework_model.engine.transfer import decisions
-from piecework_model.failures import NonFiniteError, failure_of
+from piecework_model.engine.executor import SequenceFailure, SequenceOutcome, SequenceStep
+from piecework_model.engine.scheduler import SequenceWork
+from piecework_model.engine.sequence import SequenceState, decisions
+from piecework_model.errors import NonFiniteError
+from piecework_model.failures import failure_of
 from piecework_model.layout import cache_layout
 from piecework_model.requests import GenerationRequest
 from piecework_model.sampling import philox, sampler
 
 
 @dataclass(slots=True)
-class _Row:
-    state: RowState
+class _OpenSequence:
+    state: SequenceState
     cache: DynamicCache
 
 
 class ReferenceExecutor:
-    """Every row on its own."""
+    """Every sequence on its own, with a batch of one."""
 
     def __init__(self, model: DiffusionGemmaForBlockDiffusion, limits: ModelLimits) -> None:
         self._denoiser, self._limits = Denoiser(model), limits
         self._layout = cache_layout(
             model.config.text_config, limits.canvas_size, limits.chunk_tokens
         )
-        self._rows: dict[str, _Row] = {}
+        self._sequences: dict[str, _OpenSequence] = {}
 
     @property
     def chunk_tokens(self) -> int:
-        """As of the model."""
+        """As in `ModelLimits`."""
         return self._limits.chunk_tokens
 
     def footprint(self, request: GenerationRequest) -> int:
-        """Bytes of the row's KV cache as the fast executor lays it out; this one takes no more."""
-        return self._layout.row_bytes(
-            self._limits.row_tokens(request), self._denoiser.dtype.itemsize
+        """Count the bytes of the KV cache as the fast executor lays it out. This one takes no
+        more.
+        """
+        return self._layout.sequence_bytes(
+            self._limits.sequence_tokens(request), self._denoiser.dtype.itemsize
         )
 
-    def spare(self, free_bytes: int) -> None:
-        """It remembers nothing."""
+    def set_free_memory(self, free_bytes: int) -> None:
+        """Ignore it: this executor has no prefix cache."""
 
     def open(self, request: GenerationRequest) -> int:
-        """Takes a row in. It starts with an empty cache."""
-        self._rows[request.request_id] = _Row(
-            RowState.of(request, self.chunk_tokens), self._denoiser.new_cache()
+        """Take a sequence in, with an empty cache."""
+        self._sequences[request.request_id] = _OpenSequence(
+            SequenceState.of(request, self.chunk_tokens), self._denoiser.new_cache()
         )
         return 0
 
     def close(self, request_id: str) -> None:
-        """Forgets a row with its cache."""
-        self._rows.pop(request_id, None)
+        """Forget a sequence and its cache."""
+        self._sequences.pop(request_id, None)
 
     def commit(self, request_id: str, canvas: tuple[int, ...]) -> None:
-        """Queues the canvas for prefill and clears the canvas state."""
-        self._rows[request_id].state.commit(canvas)
+        """Queue the canvas for prefill and clear the canvas state."""
+        self._sequences[request_id].state.commit(canvas)
 
     @torch.inference_mode()
-    def step(self, work: Sequence[RowWork]) -> list[Outcome]:
-        """One row after the other."""
+    def step(self, work: Sequence[SequenceWork]) -> list[SequenceOutcome]:
+        """Run one sequence after the other."""
         return [outcome for item in work if (outcome := self._guarded(item)) is not None]
 
-    def _guarded(self, work: RowWork) -> Outcome | None:
-        """A row's work, or the failure that ends this row only."""
+    def _guarded(self, work: SequenceWork) -> SequenceOutcome | None:
+        """Do a sequence's work. A failure ends this sequence only."""
         try:
-            return self._work(work, self._rows[work.request_id])
+            return self._work(work, self._sequences[work.request_id])
         except (NonFiniteError, RuntimeError, MemoryError) as error:
-            failure = RowFailure(work.request_id, *failure_of(error))
+            failure = SequenceFailure(work.request_id, *failure_of(error))
         self.close(work.request_id)
         return failure
 
-    def _work(self, work: RowWork, row: _Row) -> RowStep | None:
-        state = row.state
+    def _work(self, work: SequenceWork, sequence: _OpenSequence) -> SequenceStep | None:
+        state = sequence.state
         for _ in range(work.chunks):
-            self._denoiser.prefill(row.cache, state.pending[0])
+            self._denoiser.prefill(sequence.cache, state.pending[0])
             state.pending.popleft()
         if not work.denoise:
             return None
@@ -99,17 +100,17 @@ class ReferenceExecutor:
             state.current = philox.initial_ids([state.moment], size, vocab_size)[0]
         canvas = torch.from_numpy(state.current).to(device)
         uniforms, renoise = state.draws(size, vocab_size)
-        raw = self._denoiser.raw_logits(row.cache, canvas, state.soft)
-        judgement = sampler.judge(
+        raw = self._denoiser.raw_logits(sequence.cache, canvas, state.soft)
+        output = sampler.sample(
             raw,
             torch.full((size,), float(state.temperature), device=device),
             self._denoiser.cap,
             torch.from_numpy(uniforms).to(device),
         )
-        soft = self._denoiser.soft_embedding(judgement.probabilities)
-        (decision,) = decisions([state], judgement, soft[None], renoise[None])
+        soft = self._denoiser.soft_embedding(output.probabilities)
+        (decision,) = decisions([state], output, soft[None], renoise[None])
         canvas_index, step = state.canvas, state.step
         finished = state.advance(decision, soft, state.leaf(decision, soft)())
         leaves = state.leaves() if finished else ()
         argmax = tuple(decision.argmax.tolist())
-        return RowStep(work.request_id, canvas_index, step, argmax, finished, leaves)
+        return SequenceStep(work.request_id, canvas_index, step, argmax, finished, leaves)

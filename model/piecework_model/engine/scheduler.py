@@ -1,23 +1,29 @@
-"""Who runs at the next step: rows, memory and the queue, without a tensor.
+"""Which requests run at the next step: sequences, memory and the waiting queue. No tensors.
 
-A *row* is a request that holds a place and the memory of its KV cache; others wait. At every step
-each row that may go on makes one denoising step, whatever the others do, and rows come and go
-between steps: first done, first out. Prompts are prefilled beside them, chunk by chunk, within a
-budget of tokens a step; a row whose last chunk is prefilled denoises in the same step.
+A *sequence* is a request that runs: it holds the memory of its KV cache. Other requests wait. At
+every step each runnable sequence makes one denoising step, whatever the others do. Sequences come
+and go between steps.
+
+Prompts are prefilled beside the denoising, chunk by chunk, within a budget of tokens a step. A
+sequence whose last chunk is prefilled denoises in the same step.
+
+The cuts of a chunk decide the last bits of its keys and values. So they belong to the engine
+profile and never to the schedule: a prompt is cut at multiples of `chunk_tokens`, and each
+committed canvas is a chunk of its own.
 
 Fairness, as tests hold it:
 
-1. A row whose prompt is prefilled denoises at every step at which it may; what it commits costs it
-   none. Nobody is preempted.
-2. Of the rows that still prefill, the oldest prefills at least one chunk a step; what is left of
+1. A sequence whose prompt is prefilled denoises at every step at which it may. A commit does not
+   cost it a step. No sequence is preempted.
+2. Of the sequences that still prefill, the oldest prefills at least one chunk a step. The rest of
    the budget goes to those with the fewest chunks left, so that a short prompt does not wait behind
    long ones.
-3. Waiting requests become rows in the order of their arrival. When the first does not fit into free
-   memory, later ones that fit may pass it, but no request is passed more than MAX_OVERTAKES times:
-   then everybody waits for it.
+3. Waiting requests start in the order of their arrival. If the first does not fit into free memory,
+   later ones that fit may pass it. No request is passed more than MAX_OVERTAKES times. After that
+   all others wait for it.
 
-So a request waits for at most the rows before it and MAX_OVERTAKES others, a row's prompt for at
-most the chunks of older rows, and from then on a row finishes in as many steps as it denoises.
+So a request waits for the sequences before it and at most MAX_OVERTAKES others. Its prompt waits
+for the chunks of older sequences. From then on it takes as many steps as it denoises.
 """
 
 from __future__ import annotations
@@ -28,12 +34,29 @@ from dataclasses import dataclass, field
 
 from piecework_model import limits
 from piecework_model.errors import DuplicateRequestError, MemoryOverflowError, QueueFullError
+from piecework_model.requests import GenerationRequest
+
+Ids = tuple[int, ...]
+
+
+def prompt_chunks(prompt_ids: Ids, chunk_tokens: int) -> list[Ids]:
+    """Cut a prompt at multiples of `chunk_tokens`. The last chunk may be shorter."""
+    return [
+        prompt_ids[start : start + chunk_tokens]
+        for start in range(0, len(prompt_ids), chunk_tokens)
+    ]
+
+
+def known_chunks(request: GenerationRequest, chunk_tokens: int) -> list[Ids]:
+    """List what must be in the cache before the request's next denoising step, chunk by chunk."""
+    return [*prompt_chunks(request.prompt_ids, chunk_tokens), *request.committed]
 
 
 @dataclass(frozen=True, slots=True)
-class RowWork:
-    """What one row does in a step: `chunks` of its pending chunks are prefilled, then it denoises
-    or not."""
+class SequenceWork:
+    """The work of one sequence in a step: prefill the first `chunks` pending chunks, then denoise
+    or not.
+    """
 
     request_id: str
     chunks: int
@@ -41,8 +64,8 @@ class RowWork:
 
 
 @dataclass(slots=True)
-class _Place:
-    """A request, waiting or in a row."""
+class _ScheduledRequest:
+    """A request that waits or runs."""
 
     request_id: str
     footprint: int  # bytes of its KV cache
@@ -59,55 +82,58 @@ class _Place:
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """What an engine has to give. rows, queued: requests. memory_bytes: for the KV caches of all
-    rows. step_tokens: to prefill in one step, of all rows. row_tokens: to prefill in one step, of
-    one row."""
+    """What an engine has to give.
 
-    rows: int
+    sequences, queued: requests that run and that wait. memory_bytes: for the KV caches of all
+    sequences. step_tokens: to prefill in one step, of all sequences. sequence_step_tokens: of one
+    sequence.
+    """
+
+    sequences: int
     queued: int
     memory_bytes: int
     step_tokens: int
-    row_tokens: int
+    sequence_step_tokens: int
 
     def __post_init__(self) -> None:
         if (
-            self.rows < 1
+            self.sequences < 1
             or self.queued < 0
-            or min(self.memory_bytes, self.step_tokens, self.row_tokens) < 1
+            or min(self.memory_bytes, self.step_tokens, self.sequence_step_tokens) < 1
         ):
             raise ValueError(f"not a capacity: {self}")
 
 
 @dataclass(slots=True)
 class Scheduler:
-    """The places of one engine. Not thread-safe."""
+    """The requests of one engine. Not thread-safe."""
 
     capacity: Capacity
-    _rows: dict[str, _Place] = field(default_factory=dict)  # in order of admission
-    _queue: list[_Place] = field(default_factory=list)  # in order of arrival
+    _running: dict[str, _ScheduledRequest] = field(default_factory=dict)  # in order of admission
+    _waiting: list[_ScheduledRequest] = field(default_factory=list)  # in order of arrival
 
     @property
-    def rows(self) -> int:
-        return len(self._rows)
+    def sequences(self) -> int:
+        return len(self._running)
 
     @property
     def queued(self) -> int:
-        return len(self._queue)
+        return len(self._waiting)
 
     @property
     def memory_used(self) -> int:
-        """Bytes that the rows hold."""
-        return sum(place.footprint for place in self._rows.values())
+        """Bytes that the sequences hold."""
+        return sum(request.footprint for request in self._running.values())
 
     @property
     def memory_free(self) -> int:
-        """Bytes that no row holds."""
+        """Bytes that no sequence holds."""
         return self.capacity.memory_bytes - self.memory_used
 
     @property
     def runnable(self) -> bool:
-        """Whether a step has anything to do. `admit` comes first."""
-        return any(place.runnable for place in self._rows.values())
+        """Whether a step has anything to do. Call `admit` first."""
+        return any(request.runnable for request in self._running.values())
 
     def submit(
         self,
@@ -118,101 +144,112 @@ class Scheduler:
         canvas: int,
         canvas_limit: int,
     ) -> None:
-        """Takes a request into the queue. DuplicateRequestError, MemoryOverflowError (it can never
-        fit), QueueFullError (it may fit later)."""
+        """Take a request into the queue.
+
+        Raises:
+            DuplicateRequestError: A request of this id is here already.
+            MemoryOverflowError: It can never fit.
+            QueueFullError: It may fit later.
+        """
         if self._find(request_id) is not None:
             raise DuplicateRequestError(request_id)
         if footprint > self.capacity.memory_bytes:
             raise MemoryOverflowError(footprint, self.capacity.memory_bytes)
-        place = _Place(request_id, footprint, deque(chunks), canvas, canvas_limit)
-        if len(self._queue) >= self.capacity.queued and not (self._fits(place) and not self._queue):
+        request = _ScheduledRequest(request_id, footprint, deque(chunks), canvas, canvas_limit)
+        if len(self._waiting) >= self.capacity.queued and not (
+            self._fits(request) and not self._waiting
+        ):
             raise QueueFullError(self.capacity.queued)
-        self._queue.append(place)
+        self._waiting.append(request)
 
     def allow(self, request_id: str, canvas_limit: int) -> None:
-        """Lets a request go on up to, and not including, a canvas. A limit never goes down."""
-        place = self._find(request_id)
-        if place is not None:
-            place.canvas_limit = max(place.canvas_limit, canvas_limit)
+        """Let a request go on up to, not including, a canvas. A limit never goes down."""
+        request = self._find(request_id)
+        if request is not None:
+            request.canvas_limit = max(request.canvas_limit, canvas_limit)
 
     def drop(self, request_id: str) -> bool:
-        """Forgets a request; whether it had a row."""
-        self._queue = [place for place in self._queue if place.request_id != request_id]
-        return self._rows.pop(request_id, None) is not None
+        """Forget a request. Returns whether it was running."""
+        self._waiting = [request for request in self._waiting if request.request_id != request_id]
+        return self._running.pop(request_id, None) is not None
 
     def admit(self) -> list[str]:
-        """Gives rows to waiting requests; those that got one, in order."""
+        """Start waiting requests. Returns those that were started, in order."""
         admitted: list[str] = []
         index = 0
-        while index < len(self._queue) and len(self._rows) < self.capacity.rows:
-            if any(waiting.overtaken >= limits.MAX_OVERTAKES for waiting in self._queue[:index]):
+        while index < len(self._waiting) and len(self._running) < self.capacity.sequences:
+            if any(waiting.overtaken >= limits.MAX_OVERTAKES for waiting in self._waiting[:index]):
                 break
-            place = self._queue[index]
-            if not self._fits(place):
+            request = self._waiting[index]
+            if not self._fits(request):
                 index += 1
                 continue
-            del self._queue[index]
-            for passed in self._queue[:index]:
+            del self._waiting[index]
+            for passed in self._waiting[:index]:
                 passed.overtaken += 1
-            self._rows[place.request_id] = place
-            admitted.append(place.request_id)
+            self._running[request.request_id] = request
+            admitted.append(request.request_id)
         return admitted
 
-    def plan(self) -> list[RowWork]:
-        """The next step of every row that may go on, in order of admission."""
-        runnable = [place for place in self._rows.values() if place.runnable]
-        chunks = self._shares([place for place in runnable if not place.started])
-        work: list[RowWork] = []
-        for place in runnable:
-            count = len(place.pending) if place.started else chunks[place.request_id]
-            ready = count == len(place.pending)
+    def plan(self) -> list[SequenceWork]:
+        """Plan the next step of every runnable sequence, in order of admission."""
+        runnable = [request for request in self._running.values() if request.runnable]
+        chunks = self._shares([request for request in runnable if not request.started])
+        work: list[SequenceWork] = []
+        for request in runnable:
+            count = len(request.pending) if request.started else chunks[request.request_id]
+            ready = count == len(request.pending)
             if count or ready:
-                work.append(RowWork(place.request_id, count, ready))
+                work.append(SequenceWork(request.request_id, count, ready))
         return work
 
-    def _shares(self, prefilling: Sequence[_Place]) -> dict[str, int]:
-        """How many chunks each row prefills in the next step; `prefilling` in order of
-        admission."""
+    def _shares(self, prefilling: Sequence[_ScheduledRequest]) -> dict[str, int]:
+        """Share out the chunks to prefill in the next step. `prefilling` is in order of
+        admission.
+        """
         shares: dict[str, int] = {}
         budget = self.capacity.step_tokens
-        oldest = next((place for place in prefilling if place.pending), None)
-        for place in sorted(
-            prefilling, key=lambda place: (place is not oldest, len(place.pending))
+        oldest = next((request for request in prefilling if request.pending), None)
+        for request in sorted(
+            prefilling, key=lambda request: (request is not oldest, len(request.pending))
         ):
-            room = min(budget, self.capacity.row_tokens)
-            if place is oldest and len(place.pending) > 1:
-                room = place.pending[
-                    0
-                ]  # one, even beyond the budget; long prompts leave room for short ones
-            shares[place.request_id], tokens = _fitting(
-                place.pending, max(room, 0), place is oldest
+            room = min(budget, self.capacity.sequence_step_tokens)
+            if request is oldest and len(request.pending) > 1:
+                # One chunk, even beyond the budget. Long prompts leave room for short ones.
+                room = request.pending[0]
+            shares[request.request_id], tokens = _fitting(
+                request.pending, max(room, 0), request is oldest
             )
             budget -= tokens
         return shares
 
     def prefilled(self, request_id: str, chunks: int) -> None:
-        """The first `chunks` pending chunks of a row are in its cache."""
-        place = self._rows[request_id]
+        """Record that the first `chunks` pending chunks of a sequence are in its cache."""
+        request = self._running[request_id]
         for _ in range(chunks):
-            place.pending.popleft()
-        place.started = place.started or not place.pending
+            request.pending.popleft()
+        request.started = request.started or not request.pending
 
     def committed(self, request_id: str, tokens: int) -> None:
-        """A row has finished a canvas of `tokens` tokens and goes on with the next."""
-        place = self._rows[request_id]
-        place.pending.append(tokens)
-        place.canvas += 1
+        """Record that a sequence has finished a canvas of `tokens` tokens and goes on with the
+        next.
+        """
+        request = self._running[request_id]
+        request.pending.append(tokens)
+        request.canvas += 1
 
-    def _find(self, request_id: str) -> _Place | None:
-        waiting = (place for place in self._queue if place.request_id == request_id)
-        return self._rows.get(request_id) or next(waiting, None)
+    def _find(self, request_id: str) -> _ScheduledRequest | None:
+        waiting = (request for request in self._waiting if request.request_id == request_id)
+        return self._running.get(request_id) or next(waiting, None)
 
-    def _fits(self, place: _Place) -> bool:
-        return len(self._rows) < self.capacity.rows and place.footprint <= self.memory_free
+    def _fits(self, request: _ScheduledRequest) -> bool:
+        return (
+            len(self._running) < self.capacity.sequences and request.footprint <= self.memory_free
+        )
 
 
 def _fitting(chunks: Sequence[int], room: int, at_least_one: bool) -> tuple[int, int]:
-    """How many leading chunks fit into `room` tokens, and their tokens."""
+    """Count the leading chunks that fit into `room` tokens, and their tokens."""
     count = tokens = 0
     for chunk in chunks:
         if tokens + chunk > room and not (at_least_one and count == 0):

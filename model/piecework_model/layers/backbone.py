@@ -1,14 +1,14 @@
-"""One pass of DiffusionGemma over tokens of many rows at once, each row against its own cache.
+"""One pass of DiffusionGemma over the tokens of many sequences, each against its own cache.
 
-Encoder and decoder of the published model are one stack of layers with tied weights (only
-`layer_scalar` is each half's own), so chunks that are prefilled causally and canvases that are
-denoised can share a pass: every projection sees all tokens of all rows as one matrix [T, H],
-attention runs row by row. In each layer the chunks write their keys and values before anybody
-reads, so a canvas may be denoised in the very pass that commits what stands before it.
+Encoder and decoder of the published model are one stack of layers with tied weights. Only
+`layer_scalar` differs between the two. So chunks that are prefilled causally and canvases that are
+denoised can share a pass. Every projection sees all tokens of all sequences as one matrix [T, H].
+Attention runs sequence by sequence. In each layer the chunks write their keys and values before any
+token reads, so a canvas may be denoised in the very pass that commits the canvas before it.
 
 The order of operations is that of `modeling_diffusion_gemma.py` in transformers 5.23, whose modules
 and weights these are. With matrix products that do not depend on the number of rows
-(layers/invariance.py) a token's result is the same bit for bit whatever shares the pass.
+(layers/invariance.py), a token's result is the same bit for bit whatever shares the pass.
 """
 
 from __future__ import annotations
@@ -25,19 +25,28 @@ from transformers import DiffusionGemmaForBlockDiffusion
 
 from piecework_model import limits
 from piecework_model.elementwise import by_rows
-from piecework_model.layers.cache import RowCache
-from piecework_model.layers.graphs import CudaRecorder, Pieces, PlainPieces, RecordedPieces, Tensors
-from piecework_model.layers.moe import Mixture
-from piecework_model.layers.moe_backends import Chosen, mixture_for
+from piecework_model.layers.cache import SequenceCache
+from piecework_model.layers.graphs import (
+    CudaRecorder,
+    EagerPieceRunner,
+    GraphPieceRunner,
+    PieceRunner,
+    Tensors,
+)
+from piecework_model.layers.moe import Moe
+from piecework_model.layers.moe_backends import MoeBackend, moe_for
 from piecework_model.layers.projections import Projection, projection
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Consecutive tokens of one row in a pass: `tokens` of them from `start` in the batch, standing
-    `offset` tokens behind the row's committed ones."""
+    """Consecutive tokens of one sequence in a pass.
 
-    cache: RowCache
+    start, tokens: where they are in the batch, and how many. offset: their distance, in tokens,
+    behind the sequence's committed ones.
+    """
+
+    cache: SequenceCache
     start: int
     tokens: int
     offset: int
@@ -72,13 +81,13 @@ class _Layer:
     down: Projection
     route: Projection
     top_k: int
-    mixture: Chosen
+    moe: MoeBackend
     canvas_scalar: Tensor
     causal_scalar: Tensor
 
 
 class Backbone:
-    """The stack of one loaded model. Holds no state of any row."""
+    """The stack of one loaded model. It holds no state of any sequence."""
 
     def __init__(
         self,
@@ -86,12 +95,15 @@ class Backbone:
         *,
         minimum_rows: int,
         pack: bool,
-        pieces: Pieces | None = None,
+        pieces: PieceRunner | None = None,
         mask_bytes: int = limits.KEPT_MASK_BYTES,
     ) -> None:
-        """minimum_rows: of a matrix product (layers/invariance.py). pack: weights may be laid out
-        again. pieces: who runs what comes again; if not given, graphs record it where they can.
-        mask_bytes: of attention masks that are kept from one pass to the next.
+        """Prepare the projections and the experts.
+
+        minimum_rows: of a matrix product (layers/invariance.py). pack: whether weights may be
+        stored a second time in another layout. pieces: runs the parts of a step that come again. If
+        not given, graphs record them where they can. mask_bytes: of attention masks that are kept
+        from one pass to the next.
         """
         decoder, text = model.model.decoder, model.config.text_config
         self._decoder: Any = decoder
@@ -102,10 +114,10 @@ class Backbone:
             _layer(text, kind, *halves, minimum_rows=minimum_rows, pack=pack)
             for kind, *halves in zip(text.layer_types, decoder.layers, encoder.layers, strict=True)
         ]
-        fused = all(layer.mixture.name == "fused" for layer in self._layers)
-        recordable = fused and model.device.type == "cuda"  # other mixtures count on the host
-        usual = RecordedPieces(CudaRecorder(), limits.GRAPH_BYTES) if recordable else _PLAIN
-        self._pieces: Pieces = pieces or usual
+        fused = all(layer.moe.name == "fused" for layer in self._layers)
+        recordable = fused and model.device.type == "cuda"  # other moe_name count on the host
+        usual = GraphPieceRunner(CudaRecorder(), limits.GRAPH_BYTES) if recordable else _PLAIN
+        self._pieces: PieceRunner = pieces or usual
         self._masks: dict[tuple[int, int, int], Tensor] = {}
         self._mask_bytes = mask_bytes
         self._rotated: tuple[list[tuple[int, int]], dict[str, Tensors]] | None = None
@@ -116,23 +128,24 @@ class Backbone:
         self._condition_down = projection(conditioning.down_proj, pack)
 
     @property
-    def mixtures(self) -> str:
+    def moe_name(self) -> str:
         """What runs the experts, for the engine profile."""
-        return "+".join(sorted({layer.mixture.name for layer in self._layers}))
+        return "+".join(sorted({layer.moe.name for layer in self._layers}))
 
     def release(self) -> None:
-        """Lets go of what only saves work: recordings and masks."""
+        """Free what only saves work: recordings and masks."""
         self._pieces.forget()
         self._masks.clear()
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Token embeddings [T, H] of ids [T]."""
+        """Look up token embeddings [T, H] of ids [T]."""
         embedded: Tensor = self._decoder.embed_tokens(ids)
         return embedded
 
     def condition(self, embedded: Tensor, soft: Tensor) -> Tensor:
-        """What the stack sees of canvas tokens [T, H], given the soft embeddings [T, H] of the step
-        before."""
+        """Condition the embeddings [T, H] of canvas tokens on the soft embeddings [T, H] of the
+        step before.
+        """
         module = self._decoder.self_conditioning
         normed = functional.rms_norm(soft, (self._hidden,), module.pre_norm.weight, self._eps)
         signal = self._condition_down(
@@ -141,15 +154,14 @@ class Backbone:
         return functional.rms_norm(embedded + signal, (self._hidden,), None, self._eps)
 
     def run(self, hidden: Tensor, segments: Sequence[Segment], canvas_tokens: int) -> Tensor:
-        """The stack over hidden [T, H]; the first `canvas_tokens` of the T are of canvases, the
+        """Run the stack over hidden [T, H]. The first `canvas_tokens` of the T are of canvases, the
         others causal.
 
         Returns the final normed states [canvas_tokens, H] of the canvases. What the causal segments
         add to their caches is written but not committed.
         """
         rotary = self._rotary(segments, hidden)
-        # A pass that prefills has a shape that may never come back; what comes again is worth
-        # recording.
+        # The shape of a pass with prefill may never come back. Only what comes again is recorded.
         pieces = self._pieces if canvas_tokens == hidden.shape[0] else _PLAIN
         queries, keys, values = pieces.run(
             "enter", self._enter, hidden, *rotary[self._layers[0].kind]
@@ -168,26 +180,28 @@ class Backbone:
         return states
 
     def _enter(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensors:
-        """What the first attention needs of hidden [T, H]."""
+        """Compute what the first attention needs of hidden [T, H]."""
         return self._project(self._layers[0], hidden, (cos, sin))
 
     def _cross(self, index: int, canvas_tokens: int, *tensors: Tensor) -> Tensors:
-        """From the attention of layer `index` to the next one's: of hidden [T, H], what was
-        attended, and the next layer's rotation, to the new hidden, queries, keys and values.
+        """Go from the attention of layer `index` to the next one's.
+
+        tensors: hidden [T, H], the attention's output, and the next layer's rotation. Returns the
+        new hidden, queries, keys and values.
         """
         hidden, attended, cos, sin = tensors
         hidden = self._finish(self._layers[index], hidden, attended, canvas_tokens)
         return hidden, *self._project(self._layers[index + 1], hidden, (cos, sin))
 
     def _leave(self, canvas_tokens: int, hidden: Tensor, attended: Tensor) -> Tensors:
-        """From the last attention to the final states [canvas_tokens, H]."""
+        """Go from the last attention to the final states [canvas_tokens, H]."""
         hidden = self._finish(self._layers[-1], hidden, attended, canvas_tokens)
         return (self._norm(hidden[:canvas_tokens], self._decoder.norm),)
 
     def _finish(
         self, layer: _Layer, hidden: Tensor, attended: Tensor, canvas_tokens: int
     ) -> Tensor:
-        """What a layer does with the output [T, heads * dim] of its attention."""
+        """Apply the rest of a layer to the output [T, heads * dim] of its attention."""
         hidden = hidden + self._norm(layer.o(attended), layer.decoder.post_attention_layernorm)
         hidden = hidden + self._feed_forward(layer, hidden)
         hidden[:canvas_tokens] *= layer.canvas_scalar
@@ -199,8 +213,9 @@ class Backbone:
         return functional.rms_norm(hidden, (self._hidden,), norm.weight, self._eps)
 
     def _rotary(self, segments: Sequence[Segment], hidden: Tensor) -> dict[str, Tensors]:
-        """Cosines and sines [T, 1, dim] of the tokens' positions, for each kind of layer. The steps
-        of a canvas stand where the step before them stood.
+        """Compute cosines and sines [T, 1, dim] of the tokens' positions, for each kind of layer.
+
+        The steps of a canvas have the positions of the step before, so the last result is kept.
         """
         places = [(segment.position, segment.tokens) for segment in segments]
         missing = hidden.shape[0] - sum(tokens for _, tokens in places)
@@ -218,7 +233,9 @@ class Backbone:
         return self._rotated[1]
 
     def _angles(self, hidden: Tensor, position: int, tokens: int) -> dict[str, Tensors]:
-        """The same for one segment, whose shape its row alone decides (elementwise.py)."""
+        """Compute the same for one segment, whose shape its sequence alone decides
+        (elementwise.py).
+        """
         key = (position, tokens)
         if key not in self._known_angles:
             if len(self._known_angles) >= limits.KEPT_ANGLES:
@@ -235,7 +252,9 @@ class Backbone:
         return self._known_angles[key]
 
     def _project(self, layer: _Layer, hidden: Tensor, rotary: Tensors) -> Tensors:
-        """Queries [T, heads, dim], keys and values [T, kv heads, dim], normed and rotated."""
+        """Compute queries [T, heads, dim], keys and values [T, kv heads, dim], normed and
+        rotated.
+        """
         module, tokens, dim = layer.attention, hidden.shape[0], layer.head_dim
         hidden = self._norm(hidden, layer.decoder.input_layernorm)
         queries = layer.q(hidden).view(tokens, layer.heads, dim)
@@ -250,7 +269,9 @@ class Backbone:
     def _attend(
         self, index: int, queries: Tensor, keys: Tensor, values: Tensor, segments: Sequence[Segment]
     ) -> Tensor:
-        """Attention of every segment over its row's cache and itself: [T, heads * dim]."""
+        """Attend, for every segment, over its sequence's cache and itself. Returns [T, heads *
+        dim].
+        """
         tokens, layer = queries.shape[0], self._layers[index]
         for segment in segments:
             segment.cache.write(index, segment.offset, keys[segment.span], values[segment.span])
@@ -276,8 +297,9 @@ class Backbone:
         return attended.view(tokens, layer.heads * layer.head_dim)
 
     def _mask(self, before: int, tokens: int, window: int, device: torch.device) -> Tensor:
-        """Which of before + tokens keys each of `tokens` queries sees: [tokens, before + tokens],
-        bool."""
+        """Make the mask [tokens, before + tokens], bool: which keys each of `tokens` queries
+        sees.
+        """
         key = (before, tokens, window)
         mask = self._masks.get(key)
         if mask is None:
@@ -290,25 +312,26 @@ class Backbone:
         return mask
 
     def _feed_forward(self, layer: _Layer, hidden: Tensor) -> Tensor:
-        """The dense MLP beside the mixture of experts, [T, H]."""
+        """Add the dense MLP and the mixture of experts, [T, H]."""
         module = layer.decoder
         dense = self._norm(hidden, module.pre_feedforward_layernorm)
         dense = layer.down(by_rows(module.mlp.act_fn, layer.gate(dense)) * layer.up(dense))
         dense = self._norm(dense, module.post_feedforward_layernorm_1)
         weights, chosen = _routed(layer, hidden)
-        mixed = layer.mixture.mix(
+        mixed = layer.moe.run(
             self._norm(hidden, module.pre_feedforward_layernorm_2), chosen, weights
         )
         mixed = self._norm(mixed, module.post_feedforward_layernorm_2)
         return self._norm(dense + mixed, module.post_feedforward_layernorm)
 
 
-_PLAIN: Final = PlainPieces()
+_PLAIN: Final = EagerPieceRunner()
 
 
 def _routed(layer: _Layer, hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights [T, k] float32 and ids [T, k] of each token's experts, as transformers' router has
-    them."""
+    """Choose each token's experts as transformers' router does: weights [T, k] float32, ids
+    [T, k].
+    """
     router = layer.decoder.router
     states = router.norm(hidden) * router.scale * router.scalar_root_size
     probabilities = functional.softmax(layer.route(states), dim=-1, dtype=torch.float32)
@@ -317,8 +340,9 @@ def _routed(layer: _Layer, hidden: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _rotate(states: Tensor, rotary: Tensors) -> Tensor:
-    """Rotary position embedding of [T, heads, dim] (arXiv 2104.09864), halves rotated as in
-    transformers."""
+    """Apply rotary position embedding to [T, heads, dim] (arXiv 2104.09864), with halves rotated as
+    in transformers.
+    """
     cos, sin = rotary
     half = states.shape[-1] // 2
     turned = torch.cat((-states[..., half:], states[..., :half]), dim=-1)
@@ -345,9 +369,9 @@ def _layer(
         down=projection(mlp.down_proj, pack),
         route=projection(decoder.router.proj, pack),
         top_k=text.top_k_experts,
-        mixture=mixture_for(
+        moe=moe_for(
             decoder.experts,
-            Mixture(decoder.experts, minimum_rows=minimum_rows, pack=pack),
+            Moe(decoder.experts, minimum_rows=minimum_rows, pack=pack),
             text.top_k_experts,
             attention.q_norm.weight.device,
             attention.q_norm.weight.dtype,

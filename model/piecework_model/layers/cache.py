@@ -1,8 +1,8 @@
-"""The KV cache of one row: one buffer a layer, allocated once, appended to in place.
+"""The KV cache of one sequence: one buffer a layer, allocated once, appended to in place.
 
 transformers' cache concatenates all keys and values in every layer at every step. Here the
-committed tokens and the canvas lie side by side in one buffer, so that attention reads a view of it
-and nothing is copied but the canvas itself.
+committed tokens and the canvas are side by side in one buffer. Attention reads a view of it, and
+only the canvas itself is copied.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class ChunkKV:
 
     @property
     def finite(self) -> bool:
-        """Whether there is no NaN and no infinity in it."""
+        """Whether it is free of NaN and infinity."""
         sums = [part.sum(dtype=torch.float32) for part in (*self.keys, *self.values)]
         return bool(torch.isfinite(torch.stack(sums)).all())
 
@@ -37,9 +37,11 @@ class ChunkKV:
         return sum(part.numel() * part.element_size() for part in (*self.keys, *self.values))
 
 
-class RowCache:
-    """`length` committed tokens. Windowed layers hold fewer of them than full ones: `_full_end` and
-    `_window_end` say where the next token goes in each kind."""
+class SequenceCache:
+    """The keys and values of `length` committed tokens.
+
+    Windowed layers hold fewer of them than full layers. `end` says where the next token goes.
+    """
 
     def __init__(
         self, layout: CacheLayout, tokens: int, device: torch.device, dtype: torch.dtype
@@ -58,9 +60,10 @@ class RowCache:
         self._window_end = 0
 
     def reserve(self, tokens: int) -> None:
-        """Makes room for `tokens` more, chunks and canvas of one pass together: windowed layers
-        move what their window still reaches to the front. Either all of them move or, when memory
-        runs out, none.
+        """Make room for `tokens` more: the chunks and the canvas of one pass together.
+
+        Windowed layers move what their window still reaches to the front. If memory runs out, none
+        of them has moved.
         """
         windowed = [index for index, layer in enumerate(self._layout.layers) if layer.window]
         if not windowed or self._window_end + tokens <= self.keys[windowed[0]].shape[1]:
@@ -75,21 +78,24 @@ class RowCache:
         self._window_end = keep
 
     def end(self, layer: int) -> int:
-        """Where the next committed token of `layer` goes."""
+        """Return where the next committed token of `layer` goes."""
         return self._window_end if self._layout.layers[layer].window else self.length
 
     def write(self, layer: int, offset: int, keys: Tensor, values: Tensor) -> None:
-        """Puts keys and values [tokens, heads, head_dim] `offset` tokens behind the committed
-        ones."""
+        """Write keys and values [tokens, heads, head_dim] `offset` tokens behind the committed
+        ones.
+        """
         start = self.end(layer) + offset
         stop = start + keys.shape[0]
         self.keys[layer][:, start:stop] = keys.transpose(0, 1)
         self.values[layer][:, start:stop] = values.transpose(0, 1)
 
     def view(self, layer: int, offset: int, tokens: int) -> tuple[Tensor, Tensor, int]:
-        """Keys and values [heads, visible + tokens, head_dim] for `tokens` queries that stand
-        `offset` tokens behind the committed ones, and how many earlier tokens are visible to the
-        first of them."""
+        """Return what `tokens` queries that stand `offset` tokens behind the committed ones see.
+
+        These are keys and values [heads, visible + tokens, head_dim], and how many earlier tokens
+        the first query sees.
+        """
         end = self.end(layer) + offset
         window = self._layout.layers[layer].window
         start = max(0, end - (window - 1)) if window else 0
@@ -100,12 +106,12 @@ class RowCache:
         )
 
     def commit(self, tokens: int) -> None:
-        """The next `tokens` tokens behind the committed ones, already written, are committed."""
+        """Commit the next `tokens` tokens, which are already written."""
         self.length += tokens
         self._window_end += tokens
 
     def copy(self, offset: int, tokens: int) -> ChunkKV:
-        """A copy of `tokens` tokens that are written `offset` tokens behind the committed ones."""
+        """Copy `tokens` tokens that are written `offset` tokens behind the committed ones."""
         spans = [
             slice(self.end(i) + offset, self.end(i) + offset + tokens)
             for i in range(len(self.keys))
@@ -116,7 +122,7 @@ class RowCache:
         )
 
     def append(self, chunk: ChunkKV) -> None:
-        """Commits tokens whose keys and values are known already."""
+        """Commit tokens whose keys and values are already known."""
         self.reserve(chunk.tokens)
         for layer, (keys, values) in enumerate(zip(chunk.keys, chunk.values, strict=True)):
             self.write(layer, 0, keys.transpose(0, 1), values.transpose(0, 1))

@@ -1,28 +1,29 @@
 """CUDA graphs for the pieces of a denoising step that have a fixed shape.
 
-A step of the released model at one row launches thousands of small kernels; launching them takes
-longer than running them. A graph launches a recorded sequence at once. What is recorded here is a
-*piece*: a function of tensors that decides nothing on the host, such as all that stands between two
-attentions of a layer. Its bucket is the shapes of its inputs, so of the number of canvas tokens,
-which is rows x canvas in a step that prefills nothing.
+A step of the released model with one sequence launches thousands of small kernels. Launching them
+takes longer than running them. A graph launches a recorded series of kernels at once. What is
+recorded here is a *piece*: a function of tensors that decides nothing on the host, such as all that
+is between two attentions of a layer (vLLM has the same idea in its piecewise CUDA graphs). Its
+bucket is the shapes of its inputs, so the number of canvas tokens. In a step without prefill that
+is sequences * canvas.
 
-Why not one graph for the whole step: attention is over keys whose number differs from row to row.
-Padding them to the longest row's would let the neighbours decide the shape of a row's products, and
-with it the last bits of its result. Attention therefore stays outside, at some ten launches a row
-and layer, and inside the pieces nothing is padded at all: a replay computes what the plain call
-computes, with the same kernels on the same shapes.
+Why is it not one graph for the whole step? The number of keys differs from sequence to sequence.
+Padding them to the longest would let neighbours decide the shape of a sequence's products, and with
+it the last bits of its result. So attention stays outside, at some ten launches a sequence and
+layer. Nothing is padded inside the pieces. A replay runs the same kernels on the same shapes as the
+plain call.
 
-A piece is recorded when its bucket comes for the RECORD_AT-th time, since a pass that prefills has
-a shape of its own that may never come back. Buffers are shared: pieces run one after another, so
-all inputs of one shape and place are one buffer, and so are all outputs. The pieces of a step at
-one row of the released model thus take some 16 MB and not 250. What does not fit into the bounds is
-called; only recordings that have been idle for long make room, because the pieces of a step take
-turns: among more of them than fit, dropping the one unused for longest would drop each just before
-it is needed.
+A piece is recorded when its bucket comes for the RECORD_AT-th time, because the shape of a pass
+with prefill may never come back. Pieces run one after another, so they share buffers: one for all
+inputs of the same shape and place, and one for all such outputs. The pieces of a step with one
+sequence of the released model then take some 16 MB instead of 250.
 
-Never run on a GPU: `CudaRecorder` has not captured anything yet. What is around it (buckets,
-buffers, bounds, refusals) is tested on a CPU with a recorder that replays by calling the function
-again.
+What does not fit into the bounds is called plainly. Only recordings that have been idle for long
+make room. The pieces of a step take turns, so dropping the least recently used one would drop each
+just before it is needed.
+
+`CudaRecorder` has never captured on a GPU. The rest (buckets, buffers, bounds, refusals) is tested
+on a CPU, with a recorder that replays by calling the function again.
 """
 
 from __future__ import annotations
@@ -35,27 +36,29 @@ from typing import Final, Literal, Protocol
 import torch
 from torch import Tensor
 
+from piecework_model.errors import ModelError
+
 Tensors = tuple[Tensor, ...]
 Piece = Callable[..., Tensors]
-"""Tensors to tensors: no host decision, no state, no other input but weights that stay where they
-are."""
+"""Tensors to tensors. It makes no decision on the host, has no state, and reads nothing else but
+weights that stay in place.
+"""
 Bucket = tuple[str, tuple[Hashable, ...]]
 
 RECORD_AT: Final = 3
-"""Once could be chance, twice the first canvas beside a prefill; a canvas has 10 steps and more."""
+"""Once could be chance, twice the first canvas beside a prefill. A canvas has 10 steps or more."""
 MAX_RECORDINGS: Final = 512
-"""Of 31 pieces a step: 16 numbers of rows. Each costs some 100 KB of the driver's memory as well.
+"""With 31 pieces a step: 16 numbers of sequences. Each also costs some 100 KB of the driver's
+memory.
 """
-MAX_COUNTED_BUCKETS: Final = (
-    4096  # shapes not recorded yet; a counter forgets them all when it is full
-)
+MAX_COUNTED_BUCKETS: Final = 4096
+"""Shapes not recorded yet. A counter forgets them all when it is full."""
 IDLE_RUNS: Final = 4096
-"""Of any pieces, 130 steps of 31: a recording not replayed for so long belongs to a load that is
-over."""
-POSTPONED_CALLS: Final = 100  # of a bucket for which there was no room, before it is tried again
-WARM_UPS: Final = (
-    2  # before a capture: libraries allocate workspaces and choose kernels in their first calls
-)
+"""Of any pieces: 130 steps of 31. A recording idle for so long belongs to a load that is over."""
+POSTPONED_CALLS: Final = 100
+"""Of a bucket for which there was no room, before it is tried again."""
+WARM_UPS: Final = 2
+"""Before a capture. Libraries allocate workspaces and choose kernels in their first calls."""
 
 
 class Recording(Protocol):
@@ -63,46 +66,49 @@ class Recording(Protocol):
 
     @property
     def pool_bytes(self) -> int:
-        """Device memory that it took for itself, beside the buffers."""
+        """Device memory that it took for itself, without the buffers."""
 
     def replay(self) -> None:
-        """Does it again, with what the buffers now hold."""
+        """Do it again, with what the buffers now hold."""
 
 
 class Recorder(Protocol):
-    """How an action becomes a recording."""
+    """Turns an action into a recording."""
 
     def record(self, action: Callable[[], None]) -> Recording:
-        """Records an action that only reads and writes buffers and weights. RecordingRefusedError
-        when it cannot be recorded.
+        """Record an action that only reads and writes buffers and weights.
+
+        Raises RecordingRefusedError if it cannot be recorded.
         """
 
 
-class RecordingRefusedError(Exception):
-    """A piece cannot be recorded; it has to be called."""
+class RecordingRefusedError(ModelError):
+    """A piece cannot be recorded and has to be called."""
 
 
-class Pieces(Protocol):
-    """Who runs the pieces of a step."""
+class PieceRunner(Protocol):
+    """Runs the pieces of a step."""
 
     def run(self, name: str, piece: Piece, *inputs: Tensor) -> Tensors:
-        """The piece's outputs. They may be inputs of the next run, of whatever piece, and are gone
-        after it: recordings share their buffers.
+        """Run a piece and return its outputs.
+
+        They may be inputs of the next run of any piece. They are lost after it, because recordings
+        share their buffers.
         """
 
     def forget(self) -> None:
-        """Drops all recordings: weights moved, or their memory is needed."""
+        """Drop all recordings, because weights moved or their memory is needed."""
 
 
-class PlainPieces:
-    """Calls every piece: on a CPU, and wherever nothing is to be recorded."""
+class EagerPieceRunner:
+    """Calls every piece: on a CPU, and where nothing is to be recorded."""
 
     def run(self, name: str, piece: Piece, *inputs: Tensor) -> Tensors:
-        """The call."""
+        """Call the piece."""
         return piece(*inputs)
 
     def forget(self) -> None:
-        """There is nothing to drop."""
+        """Do nothing, since there are no recordings."""
 
 
 Place = tuple[Literal["in", "out"], int, torch.Size, torch.dtype, torch.device]
@@ -117,11 +123,11 @@ class _Entry:
 
 
 @dataclass(slots=True)
-class RecordedPieces:
+class GraphPieceRunner:
     """Records pieces that come again in the same shape. One thread, one stream.
 
-    recorder: how. max_bytes: device memory that all recordings may hold, their buffers included.
-    idle_runs: a recording not replayed for so many runs makes room for others.
+    max_bytes: device memory that all recordings may hold, with their buffers. idle_runs: a
+    recording not replayed for so many runs makes room for others.
     """
 
     recorder: Recorder
@@ -129,13 +135,13 @@ class RecordedPieces:
     max_recordings: int = MAX_RECORDINGS
     idle_runs: int = IDLE_RUNS
     refusals: dict[Bucket, str] = field(default_factory=dict)
-    """What is called because it cannot be recorded, and why; at most MAX_COUNTED_BUCKETS of them.
+    """What is called because it cannot be recorded, and why. At most MAX_COUNTED_BUCKETS of
+    them.
     """
     replays: int = 0
     _runs: int = 0
-    _entries: OrderedDict[Bucket, _Entry] = field(
-        default_factory=OrderedDict
-    )  # least recently used first
+    # Least recently used first.
+    _entries: OrderedDict[Bucket, _Entry] = field(default_factory=OrderedDict)
     _buffers: dict[Place, Tensor] = field(default_factory=dict)
     _seen: Counter[Bucket] = field(default_factory=Counter)
 
@@ -145,18 +151,20 @@ class RecordedPieces:
 
     @property
     def recordings(self) -> int:
-        """How many there are."""
+        """How many recordings there are."""
         return len(self._entries)
 
     @property
     def held_bytes(self) -> int:
-        """Device memory that they hold, shared buffers once."""
+        """Device memory that they hold. Shared buffers count once."""
         pools = sum(entry.recording.pool_bytes for entry in self._entries.values())
         return pools + sum(buffer.nbytes for buffer in self._buffers.values())
 
     def run(self, name: str, piece: Piece, *inputs: Tensor) -> Tensors:
-        """A replay if this bucket is recorded, else a call. A name stands for one piece and its
-        weights."""
+        """Replay the piece if this bucket is recorded, else call it.
+
+        A name stands for one piece and its weights.
+        """
         self._runs += 1
         bucket = (name, tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in inputs))
         entry = self._entries.get(bucket)
@@ -177,13 +185,12 @@ class RecordedPieces:
         return tuple(self._buffers[place] for place in entry.outputs)
 
     def forget(self) -> None:
-        """Drops all recordings: weights moved, or their memory is needed. Pieces are counted
-        anew."""
+        """Drop all recordings, and start counting pieces from zero."""
         for kept in (self._entries, self._buffers, self._seen, self.refusals):
             kept.clear()
 
     def _is_due(self, bucket: Bucket) -> bool:
-        """Counts a call; whether it is time to record."""
+        """Count a call. Returns whether it is time to record."""
         if bucket in self.refusals:
             return False
         if len(self._seen) >= MAX_COUNTED_BUCKETS:
@@ -192,7 +199,7 @@ class RecordedPieces:
         return self._seen[bucket] >= RECORD_AT
 
     def _record(self, bucket: Bucket, piece: Piece, inputs: Tensors, outputs: Tensors) -> None:
-        """Records a piece whose call made `outputs` of `inputs`, if it fits."""
+        """Record a piece, whose call made `outputs` of `inputs`, if it fits."""
         reads, writes = _places("in", inputs), _places("out", outputs)
         if not self._make_room((*reads, *writes)):
             self._seen[bucket] = RECORD_AT - POSTPONED_CALLS
@@ -223,8 +230,10 @@ class RecordedPieces:
         self._prune()
 
     def _make_room(self, places: Sequence[Place]) -> bool:
-        """Whether one more recording with these buffers fits the bounds, idle ones dropped if need
-        be."""
+        """Say whether one more recording with these buffers fits the bounds.
+
+        Idle recordings are dropped if need be.
+        """
         while True:
             new_bytes = sum(_bytes(place) for place in places if place not in self._buffers)
             if (
@@ -239,7 +248,7 @@ class RecordedPieces:
             self._prune()
 
     def _prune(self) -> None:
-        """Lets buffers go that no recording has any more."""
+        """Free the buffers that no recording has."""
         used = {
             place for entry in self._entries.values() for place in (*entry.inputs, *entry.outputs)
         }
@@ -248,8 +257,9 @@ class RecordedPieces:
 
 
 def _places(kind: Literal["in", "out"], tensors: Tensors) -> tuple[Place, ...]:
-    """Where these tensors go: one buffer for all that have the same rank in a piece, shape and
-    type."""
+    """Name the buffers of these tensors: one for all of the same rank in a piece, shape and
+    type.
+    """
     return tuple((kind, rank, t.shape, t.dtype, t.device) for rank, t in enumerate(tensors))
 
 
@@ -260,20 +270,21 @@ def _bytes(place: Place) -> int:
 
 @dataclass(frozen=True, slots=True)
 class CudaRecording:
-    """A captured graph, and by how much capturing it made the shared pool grow."""
+    """A captured graph, and by how much its capture made the shared pool grow."""
 
     graph: torch.cuda.CUDAGraph
     pool_bytes: int
 
     def replay(self) -> None:
-        """Launches the graph on the current stream."""
+        """Launch the graph on the current stream."""
         self.graph.replay()
 
 
 class CudaRecorder:
-    """Captures on a stream of its own. All graphs take their scratch memory from one pool, as large
-    as the hungriest of them: they run one after another, and nothing of it is needed after a
-    replay.
+    """Captures on a stream of its own.
+
+    All graphs take their scratch memory from one pool, which is as large as the largest of them
+    needs. They run one after another, and a replay leaves nothing in it that is needed later.
     """
 
     def __init__(self) -> None:
@@ -281,8 +292,10 @@ class CudaRecorder:
         self._stream: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def record(self, action: Callable[[], None]) -> CudaRecording:
-        """Does it WARM_UPS times, then captures it. What cannot be captured (a copy to the host, a
-        decision there) raises RecordingRefusedError.
+        """Run the action WARM_UPS times, then capture it.
+
+        Raises RecordingRefusedError if it cannot be captured, because it copies to the host or
+        decides there.
         """
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):

@@ -1,10 +1,10 @@
-"""Whether a row of a matrix product depends on how many rows there are, measured on this machine.
+"""Batch invariance: whether a row of a matrix product depends on the number of rows, measured here.
 
-Libraries choose kernels, and so orders of summation, by shape: a product of 1 to 3 rows is often
-another sum than the same rows among 64. Which order is taken depends on shapes and addresses and
-never on the numbers, so random numbers show it. A row's result is then a function of the row alone
-as long as no product has fewer rows than `minimum_rows`, and where no such number exists every row
-has to run alone.
+Libraries choose kernels, and so orders of summation, by shape. A product of 1 to 3 rows is often
+another sum than the same rows among 64. The order depends on shapes and addresses and never on the
+values, so random values show it. As long as no product has fewer rows than `minimum_rows`, a row's
+result is a function of the row alone. Where there is no such number, every sequence has to run
+alone.
 """
 
 from __future__ import annotations
@@ -42,20 +42,21 @@ ROW_COUNTS: Final = (
 )
 """Row counts that are tried: all small ones, and those around the tiles of kernels."""
 _MOST_ROWS: Final = 640
-"""A pass on a CPU has at most so many, a canvas beyond its limit included."""
+"""The most rows of a pass on a CPU, including a canvas beyond its limit."""
 _MOST_INPUTS: Final = 32_768
-"""Numbers that are summed, of the product with a vocabulary on a CPU, where more would take
-seconds."""
+"""Inner size of the tried product with a vocabulary on a CPU. More would take seconds."""
 _MOST_OUTPUTS: Final = 1024
-"""Columns that are tried of a product: kernels do not change beyond, and a vocabulary would take
-seconds."""
+"""Columns of a tried product. Kernels do not change beyond, and a vocabulary would take seconds."""
 _SEED: Final = 20260214
 
 
 @dataclass(frozen=True, slots=True)
 class Invariance:
-    """minimum_rows: products of at least so many rows have rows that do not depend on their number.
-    isolated: there is no such number that would serve; every row of the engine must run alone."""
+    """What was measured.
+
+    minimum_rows: in products of at least so many rows, a row does not depend on their number.
+    isolated: there is no such number, so every sequence must run alone.
+    """
 
     minimum_rows: int
     isolated: bool
@@ -65,7 +66,7 @@ _measured: WeakKeyDictionary[nn.Module, dict[int, Invariance]] = WeakKeyDictiona
 
 
 def invariance_of(model: DiffusionGemmaForBlockDiffusion) -> Invariance:
-    """What `measure` says, once for each model and number of threads in this process."""
+    """Measure once for each model and number of threads in this process."""
     known = _measured.setdefault(model, {})
     threads = torch.get_num_threads()
     if threads not in known:
@@ -74,7 +75,7 @@ def invariance_of(model: DiffusionGemmaForBlockDiffusion) -> Invariance:
 
 
 def measure(model: DiffusionGemmaForBlockDiffusion) -> Invariance:
-    """Tries every shape of product that a pass makes with the model's own weights."""
+    """Try every shape of product that a pass makes with the model's own weights."""
     canvas: int = model.config.canvas_length
     needed = max(map(_needed, _products(model)))
     return Invariance(1, isolated=True) if needed > canvas else Invariance(needed, isolated=False)
@@ -82,7 +83,7 @@ def measure(model: DiffusionGemmaForBlockDiffusion) -> Invariance:
 
 @dataclass(frozen=True, slots=True)
 class _Product:
-    """How to run one, and what its rows are."""
+    """How to run a product, and what its rows are."""
 
     run: Projection
     width: int
@@ -91,8 +92,10 @@ class _Product:
 
 
 def _needed(tried: _Product) -> int:
-    """The least number of rows from which on nothing depends on it; beyond all tried ones if there
-    is none."""
+    """Find the least number of rows from which on no result depends on it.
+
+    The number is beyond all tried ones if there is none.
+    """
     generator = torch.Generator(device="cpu").manual_seed(_SEED)
     rows = torch.randn((_MOST_ROWS, tried.width), generator=generator).to(tried.device, tried.dtype)
     with torch.inference_mode():
@@ -107,7 +110,7 @@ def _needed(tried: _Product) -> int:
 
 
 def _products(model: Any) -> Iterator[_Product]:
-    """One product of each kind and shape that a pass makes."""
+    """List one product of each kind and shape that a pass makes."""
     pack = may_pack(model)
     embedding: Tensor = model.model.decoder.embed_tokens.weight
     device, dtype = embedding.device, embedding.dtype
@@ -127,8 +130,10 @@ def _products(model: Any) -> Iterator[_Product]:
 def _of_module(
     module: Any, hidden: int, pack: bool
 ) -> Iterator[tuple[tuple[Any, ...], Callable[[], Projection], int]]:
-    """The products of a module, of any kind of linear one and of experts: what makes one like
-    another, how to run it, and how wide its rows are."""
+    """List the products of a module: of any kind of linear, and of experts.
+
+    For each: what makes two products alike, how to run it, and how wide its rows are.
+    """
     if type(module) is nn.Linear:
         yield (
             ("linear", *module.weight.shape),

@@ -1,18 +1,20 @@
-"""Matrix products on CUDA in which a row's bits do not depend on how many rows there are.
+"""Batch-invariant matrix products on CUDA: a row's bits do not depend on the number of rows.
 
-cuBLAS chooses a kernel by the shape of the whole product: 256 rows may be summed in another order
-than 4,096, so a row alone and the same row among sixteen may differ in their last bits, and later
-in their text. Trying some row counts at the start (layers/invariance.py) shows that for those
-counts only. Here every product is made of tiles of one size, each summed along the inner dimension
-in one order, so it holds by construction; it is tried on the device all the same.
+cuBLAS chooses a kernel by the shape of the whole product. 256 rows may be summed in another order
+than 4,096. So a row alone and the same row among sixteen may differ in their last bits, and later
+in their text. Trying some row counts at the start (layers/invariance.py) shows invariance for those
+counts only.
 
-**Cost.** A tile is 64 rows high. Against cuBLAS's best at thousands of rows such tiles reach
-perhaps half of the arithmetic; at one row of the released model (256 tokens) the time is that of
-reading the weights either way. The price is paid by whoever serves many rows: less for each than
-running the rows one after another.
+Here every product is made of tiles of one size. Each is summed along the inner dimension in one
+order, so invariance holds by construction. It is tried on the device all the same.
 
-Never run on a GPU: held against torch in Triton's interpreter, where factors are float32, and
-compiled.
+**Cost.** A tile is 64 rows high. At thousands of rows such tiles reach perhaps half of the
+arithmetic of cuBLAS's best. With one sequence of the released model (256 tokens), the time is that
+of reading the weights either way. So serving many sequences costs more than with cuBLAS, but less
+for each than running them one after another.
+
+It has never run on a GPU. It is held against torch in Triton's interpreter, where factors are
+float32, and compiled.
 """
 
 from __future__ import annotations
@@ -23,6 +25,9 @@ from typing import Final
 
 import torch
 from torch import Tensor
+
+from piecework_model import backend_trial
+from piecework_model.backend_trial import RESULT
 
 TILE_ROWS: Final = 64
 TILE_COLUMNS: Final = 128
@@ -40,7 +45,9 @@ _SEED: Final = 20261125
 
 
 def multiply(states: Tensor, weight: Tensor) -> Tensor:
-    """states [n, in] x weight [out, in]^T in the states' type, every tile of one size."""
+    """Multiply states [n, in] by weight [out, in]^T in the states' type, with every tile of one
+    size.
+    """
     # Here, because a CPU runs this module without Triton.
     import triton
     import triton.language as tl
@@ -55,7 +62,7 @@ def multiply(states: Tensor, weight: Tensor) -> Tensor:
         )
     outputs = weight.shape[0]
     out = states.new_empty((count, outputs))
-    # The interpreter multiplies bfloat16 as if its bits were integers; float32 holds every such
+    # The interpreter multiplies bfloat16 as if its bits were integers. float32 holds every such
     # product.
     interpreted = isinstance(product_kernels.fixed_product, InterpretedFunction)
     wide = interpreted or states.dtype is torch.float32
@@ -80,35 +87,41 @@ def multiply(states: Tensor, weight: Tensor) -> Tensor:
 
 
 @cache
-def refusal(device: torch.device, dtype: torch.dtype) -> str:
-    """Why products on a device are left to torch, or empty. Tried once a process."""
+def why_rejected(device: torch.device, dtype: torch.dtype) -> str:
+    """Say why products on a device are left to torch, or return an empty string.
+
+    Each device and type is tried once a process.
+    """
     if device.type != "cuda":
         return f"no kernels for {device.type}"
     try:
         import triton  # noqa: F401  only whether it is there
     except ImportError as error:
         return f"no Triton: {error}"
-    return trial(multiply, device, dtype)
+    return try_product(multiply, device, dtype)
 
 
-def trial(tried: Multiply, device: torch.device, dtype: torch.dtype) -> str:
-    """What is wrong with a product, or empty. Fixed random matrices, both ways that weights lie in
-    memory."""
+def try_product(tried: Multiply, device: torch.device, dtype: torch.dtype) -> str:
+    """Say what is wrong with a product, or return an empty string.
+
+    Fixed random matrices are multiplied. Weights are tried in both of the layouts that they have
+    in memory.
+    """
     rows, width, outputs = _TRIED_SHAPE
     generator = torch.Generator().manual_seed(_SEED)
     states = torch.randn((rows, width), generator=generator).to(device, dtype)
     straight = torch.randn((outputs, width), generator=generator).to(device, dtype)
-    for weight in (straight, straight.t().contiguous().t()):
-        try:
-            whole = tried(states, weight)
-            parts = {count: tried(states[:count], weight) for count in _TRIED_ROWS}
-        except (RuntimeError, ValueError, NotImplementedError) as error:
-            return f"it does not run: {str(error).splitlines()[0]}"
-        expected = states.float() @ weight.float().t()
-        error_share = float((whole.float() - expected).abs().max() / expected.abs().max())
-        if not error_share <= _TOLERANCE:
-            return f"its results differ by {error_share:.2%} of the largest"
-        for count, part in parts.items():
-            if not torch.equal(part, whole[:count]):
-                return f"a row has other bits among {count} rows than among {rows}"
-    return ""
+    reasons = (
+        _try_weight(tried, states, weight) for weight in (straight, straight.t().contiguous().t())
+    )
+    return next(filter(None, reasons), "")
+
+
+def _try_weight(tried: Multiply, states: Tensor, weight: Tensor) -> str:
+    return backend_trial.why_rejected(
+        lambda rows: {RESULT: tried(states[rows], weight)},
+        lambda: {RESULT: states.float() @ weight.float().t()},
+        rows=len(states),
+        batches={count: count for count in _TRIED_ROWS},
+        compare=backend_trial.within(_TOLERANCE),
+    )

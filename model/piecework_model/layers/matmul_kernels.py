@@ -1,4 +1,4 @@
-"""The Triton kernel of a matrix product in tiles of one size. `layers/matmul.py` says what for."""
+"""The Triton kernel of a matrix product in tiles of one size. `layers/matmul.py` explains it."""
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
 # ruff: noqa: PLR0917 (Triton binds arguments by place)
@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from piecework_model.sampling.sampler_kernels import rounded
+from piecework_model.triton_math import rounded
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -26,8 +26,10 @@ def fixed_product(
     columns: tl.constexpr,
     inner: tl.constexpr,
 ):
-    """One tile of states x weight^T. Tiles of the same columns are neighbours: they share what they
-    read."""
+    """Compute one tile of states x weight^T.
+
+    Tiles of the same columns are neighbours, because they read the same weights.
+    """
     row = tl.program_id(0) * rows + tl.arange(0, rows)
     column = tl.program_id(1) * columns + tl.arange(0, columns)
     inside = row < count

@@ -1,8 +1,7 @@
-"""The mixture of experts over tokens of many rows: each expert once a pass, for all tokens that
-chose it.
+"""The mixture of experts over the tokens of many sequences: each expert runs once a pass.
 
-The sum over a token's experts runs in ascending order of the experts and rounds after each, as the
-loop of transformers' `DiffusionGemmaTextExperts` does, so both give the same bits.
+The sum over a token's experts runs in ascending order of the experts and rounds after each. The
+loop of transformers' `DiffusionGemmaTextExperts` does the same, so both give the same bits.
 """
 
 from __future__ import annotations
@@ -18,13 +17,19 @@ from piecework_model.layers.projections import weight_projection
 Expert = Callable[[Tensor], Tensor]
 
 
-class Mixture:
-    """The experts of one layer. A module with a method `run(expert, rows)` (quantized or offloaded
-    experts) is asked for each expert's output; transformers' own module is run from its two weight
-    tensors."""
+class Moe:
+    """The experts of one layer.
+
+    A module with a method `run(expert, rows)` (quantized or offloaded experts) is asked for each
+    expert's output. transformers' own module is run from its two weight tensors.
+    """
 
     def __init__(self, experts: Any, *, minimum_rows: int, pack: bool) -> None:
-        """minimum_rows: products of fewer rows may differ in their last bits, so none is made."""
+        """Prepare each expert.
+
+        minimum_rows: of a product. With fewer rows its last bits may differ, so no such product is
+        made.
+        """
         self._count: int = experts.num_experts
         self._minimum_rows = minimum_rows
         own = getattr(experts, "run", None)
@@ -34,8 +39,10 @@ class Mixture:
         ]
 
     def __call__(self, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-        """The weighted sum [T, H] of each token's experts. chosen: [T, k] int64; weights: [T, k]
-        float32."""
+        """Compute the weighted sum [T, H] of each token's experts.
+
+        chosen: [T, k] int64. weights: [T, k] float32.
+        """
         tokens, k = chosen.shape
         chosen, by_expert = chosen.sort(dim=-1)
         weights = weights.gather(-1, by_expert)
@@ -57,8 +64,7 @@ class Mixture:
         return total
 
     def _run(self, expert: int, grouped: Tensor, start: int, stop: int) -> Tensor:
-        """The expert's output for grouped[start:stop]. Too few rows are filled up with their
-        neighbours."""
+        """Compute the expert's output for grouped[start:stop]. Neighbours fill up too few rows."""
         low = max(0, min(start, grouped.shape[0] - self._minimum_rows))
         high = max(stop, min(low + self._minimum_rows, grouped.shape[0]))
         return self._experts[expert](grouped[low:high])[start - low : stop - low]
@@ -69,7 +75,7 @@ def _foreign(run: Callable[[int, Tensor], Tensor], index: int) -> Expert:
 
 
 def _plain(experts: Any, index: int, pack: bool) -> Expert:
-    """transformers' expert `index`: act(gate) * up, then down."""
+    """Return transformers' expert `index`: act(gate) * up, then down."""
     gate_up = weight_projection(experts.gate_up_proj[index], pack)
     down = weight_projection(experts.down_proj[index], pack)
     act = experts.act_fn

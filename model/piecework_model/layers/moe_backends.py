@@ -1,8 +1,7 @@
-"""What runs the experts of a layer: the fused implementation where it can and agrees, else the
-plain one.
+"""Which implementation runs the experts of a layer: the fused one if it agrees, else the plain one.
 
-As with samplers (sampling/sampler_backends.py) and products (layers/packed_kernels.py), what is
-fused is tried on the device before it is used, and its name belongs to the engine profile.
+The fused one is tried on the device first (backend_trial.py). Its name belongs to the engine
+profile.
 """
 
 from __future__ import annotations
@@ -14,41 +13,45 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import Tensor
 
+from piecework_model import backend_trial
+from piecework_model.backend_trial import RESULT
 from piecework_model.layers.experts import QuantizedExperts
 from piecework_model.layers.packed_kernels import Fp8ScaledMm
 from piecework_model.layers.quantization import Fp8
 
 if TYPE_CHECKING:
-    from piecework_model.layers.moe_triton import FusedMixture
+    from piecework_model.layers.moe_triton import FusedMoe
 
-Mix = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""hidden [T, H], chosen [T, k] int64, weights [T, k] float32 -> weighted sum [T, H]
-(layers/moe.py)."""
+MoeFn = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""hidden [T, H], chosen [T, k] int64, weights [T, k] float32 -> weighted sum [T, H]."""
 
 _TRIED_TOKENS: Final = (1, 3, 64, 256)
-"""One token, a few, a tile's rows, a canvas: a token's bits among them have to be those among all.
-"""
+"""Batch sizes that are tried: one token, a few, the rows of a tile, a canvas."""
 _ALL_TOKENS: Final = 320
 _TOLERANCE: Final = 0.01
-"""Largest error as a share of the largest output; another order of sums makes a step of bfloat16,
-0.4 %."""
+"""Largest error as a share of the largest output. Another order of sums makes one step of bfloat16,
+0.4 %.
+"""
 _SEED: Final = 20261125
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
+class MoeBackend:
     """An implementation and its name in the engine profile. reason: why it is not the fused one, or
-    empty."""
+    empty.
+    """
 
     name: str
-    mix: Mix
+    run: MoeFn
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
-    """Of what size a mixture is tried. tolerance: largest error as a share of the largest
-    output."""
+class MoeTrial:
+    """The size of the experts that are tried.
+
+    tolerance: largest error as a share of the largest output.
+    """
 
     experts: int
     hidden_size: int
@@ -58,29 +61,34 @@ class Trial:
     tolerance: float = _TOLERANCE
 
 
-def mixture_for(
-    experts: Any, plain: Mix, top_k: int, device: torch.device, dtype: torch.dtype
-) -> Chosen:
-    """The implementation for one layer's module: transformers' own, or `QuantizedExperts`.
+def moe_for(
+    experts: Any, plain: MoeFn, top_k: int, device: torch.device, dtype: torch.dtype
+) -> MoeBackend:
+    """Choose the implementation for one layer's module: transformers' own, or `QuantizedExperts`.
 
     plain: what runs otherwise, and the oracle. dtype: of the states.
     """
     if device.type != "cuda":
-        return Chosen("plain", plain, f"no kernels for {device.type}")
+        return MoeBackend("plain", plain, f"no kernels for {device.type}")
     try:
-        fused = fused_mixture(experts)
+        fused = fused_moe(experts)
     except (ImportError, ValueError) as error:
-        return Chosen("plain", plain, str(error))
-    tried = Trial(experts.num_experts, fused.hidden_size, top_k, device, dtype, tolerance(experts))
-    reason = refusal(fused, plain, tried)
-    return Chosen("plain", plain, reason) if reason else Chosen("fused", fused, "")
+        return MoeBackend("plain", plain, str(error))
+    tried = MoeTrial(
+        experts.num_experts, fused.hidden_size, top_k, device, dtype, tolerance(experts)
+    )
+    reason = why_rejected(fused, plain, tried)
+    return MoeBackend("plain", plain, reason) if reason else MoeBackend("fused", fused, "")
 
 
-def fused_mixture(experts: Any) -> FusedMixture:
-    """The fused implementation on the module's own weights. ValueError says why there is none,
-    ImportError that there is no Triton.
+def fused_moe(experts: Any) -> FusedMoe:
+    """Build the fused implementation on the module's own weights.
+
+    Raises:
+        ValueError: The kernels cannot read these experts.
+        ImportError: There is no Triton.
     """
-    from piecework_model.layers.moe_triton import FusedMixture, Matrices
+    from piecework_model.layers.moe_triton import FusedMoe, Matrices
 
     if isinstance(experts, QuantizedExperts):
         if not isinstance(experts.codec, Fp8 | Fp8ScaledMm):
@@ -94,47 +102,30 @@ def fused_mixture(experts: Any) -> FusedMixture:
             Matrices(experts.gate_up_proj.detach(), None),
             Matrices(experts.down_proj.detach(), None),
         )
-    return FusedMixture(*matrices)
+    return FusedMoe(*matrices)
 
 
-def refusal(fused: Mix, plain: Mix, trial: Trial) -> str:
-    """Why `fused` may not take the place of `plain`, or empty. Tried on fixed random states of a
-    layer."""
-    device = trial.device
+def why_rejected(fused: MoeFn, plain: MoeFn, trial: MoeTrial) -> str:
+    """Say why `fused` may not take the place of `plain`, or return an empty string."""
     generator = torch.Generator().manual_seed(_SEED)
-    hidden = torch.randn((_ALL_TOKENS, trial.hidden_size), generator=generator).to(
-        device, trial.dtype
-    )
+    hidden = torch.randn((_ALL_TOKENS, trial.hidden_size), generator=generator)
+    hidden = hidden.to(trial.device, trial.dtype)
     scores = torch.rand((_ALL_TOKENS, trial.experts), generator=generator)
-    weights, chosen = (part.to(device) for part in scores.topk(trial.top_k, dim=-1))
-    try:
-        whole = fused(hidden, chosen, weights)
-        parts = {
-            count: torch.cat(
-                [
-                    fused(hidden[i : i + count], chosen[i : i + count], weights[i : i + count])
-                    for i in range(0, count * 2, count)
-                ]
-            )
-            for count in _TRIED_TOKENS
-        }
-    except (RuntimeError, ValueError, NotImplementedError) as error:
-        return f"it does not run: {str(error).splitlines()[0]}"
-    expected = plain(hidden, chosen, weights)
-    error_share = float(
-        (whole.float() - expected.float()).abs().max() / expected.float().abs().max()
+    weights, chosen = (part.to(trial.device) for part in scores.topk(trial.top_k, dim=-1))
+    return backend_trial.why_rejected(
+        lambda rows: {RESULT: fused(hidden[rows], chosen[rows], weights[rows])},
+        lambda: {RESULT: plain(hidden, chosen, weights)},
+        rows=_ALL_TOKENS,
+        batches={count: 2 * count for count in _TRIED_TOKENS},
+        compare=backend_trial.within(trial.tolerance),
     )
-    if not error_share <= trial.tolerance:
-        return f"its results differ by {error_share:.2%} of the largest"
-    for count, made in parts.items():
-        if not torch.equal(made, whole[: len(made)]):
-            return f"a token has other bits among {count} tokens than among {_ALL_TOKENS}"
-    return ""
 
 
 def tolerance(experts: Any) -> float:
-    """How far apart two right answers may be. Where the plain implementation rounds activations,
-    which the fused one does not, as far as that may be from its own oracle.
+    """Return how far apart two right answers may be.
+
+    The fused implementation does not round activations. Where the plain one does, the tolerance is
+    that of the plain one against its own oracle.
     """
     if isinstance(experts, QuantizedExperts) and isinstance(experts.codec, Fp8ScaledMm):
         return experts.codec.tolerance

@@ -1,9 +1,9 @@
 """The Triton kernels of the mixture of experts: two grouped products. `layers/moe_triton.py` calls
 them.
 
-N = token and expert pairs, T x k, grouped by expert; H hidden size, I expert width. A program takes
-one tile of rows of one expert and one block of columns. Which tile belongs to which expert is read
-from device memory, so the grid needs no number that only the device knows.
+N = pairs of token and expert, T * k, grouped by expert. H hidden size, I expert width. A program
+takes one tile of rows of one expert and one block of columns. Which tile belongs to which expert is
+read from device memory, so the grid needs no number that only the device has.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
@@ -14,7 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from piecework_model.sampling.sampler_kernels import rounded, tanh
+from piecework_model.triton_math import rounded, tanh
 
 _GELU_SCALE = tl.constexpr(0.7978845608028654)  # sqrt(2 / pi)
 _GELU_CUBE = tl.constexpr(0.044715)
@@ -22,13 +22,15 @@ _GELU_CUBE = tl.constexpr(0.044715)
 
 @triton.jit
 def _gelu(x):
-    """The tanh form of Hendrycks and Gimpel, arXiv 1606.08415, as torch computes it in float32."""
+    """Compute gelu in the tanh form of Hendrycks and Gimpel, arXiv 1606.08415, as torch does in
+    float32.
+    """
     return 0.5 * x * (1.0 + tanh((x + x * x * x * _GELU_CUBE) * _GELU_SCALE))
 
 
 @triton.jit
 def _weights(base, columns, inner, width: tl.constexpr, outputs: tl.constexpr, even: tl.constexpr):
-    """A block [inner, columns] of a matrix [outputs, width]; zeros outside of it."""
+    """Load a block [inner, columns] of a matrix [outputs, width], with zeros outside of it."""
     places = base + columns[None, :] * width + inner[:, None]
     if even:
         block = tl.load(places)
@@ -61,7 +63,9 @@ def expert_up(
     columns: tl.constexpr,
     inner: tl.constexpr,
 ):
-    """act(gate) * up for one tile. Every intermediate is rounded where the modules round it."""
+    """Compute act(gate) * up for one tile. Every intermediate is rounded where the modules round
+    it.
+    """
     expert = tl.load(tile_expert + tl.program_id(0))
     if expert == experts:
         return
@@ -119,7 +123,9 @@ def expert_down(
     columns: tl.constexpr,
     inner: tl.constexpr,
 ):
-    """The expert's output for one tile times each pair's share, put where the pair belongs."""
+    """Compute the expert's output for one tile times each pair's share, and put it where the pair
+    belongs.
+    """
     expert = tl.load(tile_expert + tl.program_id(0))
     if expert == experts:
         return

@@ -1,30 +1,29 @@
-"""The mixture of experts on CUDA: two grouped products for all experts of a layer, and no look at
-the host.
+"""The fused mixture of experts on CUDA: two grouped products a layer, without reading on the host.
 
-`layers/moe.py` asks how many tokens chose each expert and calls each expert in turn: in the
-released model that is one wait for the device and about a thousand launches a layer, 30,000 a step,
-more than 100 ms against the 17 ms that the weights take to be read. Here the device works out
-itself which tile of rows belongs to which expert. The number of tiles that is launched is the most
-that there can be, N / TILE_ROWS + E, and tiles that are not needed end at once. So nothing depends
-on the host, and a piece with experts in it can be recorded (layers/graphs.py).
+`layers/moe.py` asks how many tokens chose each expert and calls each expert in turn. In the
+released model that is one wait for the device and about a thousand launches a layer. A step has
+30,000 launches, more than 100 ms, against the 17 ms that reading the weights takes. Here the device
+computes which tile of rows belongs to which expert. The number of launched tiles is the largest
+possible one, N / TILE_ROWS + E. Tiles that are not needed end at once. So nothing depends on the
+host, and a piece with experts in it can be recorded (layers/graphs.py).
 
-**Reproducibility.** A row's bits depend on that row, its expert's weights and the constants below:
-every product has TILE_ROWS rows, empty ones included, and one order along the inner dimension. They
-do not depend on how many tokens share the pass, nor on which tile or place a token gets. Rounding
-stands where the modules round (after each product, the activation, the gating, the share), and a
-token's experts are summed in ascending order, so results are those of `Mixture` but for the order
-of sums inside a product.
+**Reproducibility.** A row's bits depend on that row, its expert's weights and the constants below.
+Every product has TILE_ROWS rows, empty ones included, and one order along the inner dimension. So
+they do not depend on how many tokens share the pass, nor on a token's tile or place. Values are
+rounded where the modules round (after each product, the activation, the gating, the share). A
+token's experts are summed in ascending order. So results differ from those of `Moe` only in the
+order of sums inside a product.
 
 **Cost.** TILE_ROWS is 64 for every size of batch, because another height could be another
-instruction and another order. At one row of the released model an expert has 16 tokens on average,
-so three quarters of the arithmetic are empty: 2.9 TFLOP a step, 4 ms of an H100's tensor cores,
-beside 15 ms in which the experts' weights are read. At 16 rows an expert has 256 tokens and little
-is empty; its weights are then read four times, mostly from the L2 cache.
+instruction and another order. With one sequence of the released model an expert has 16 tokens on
+average, so three quarters of the arithmetic are empty: 2.9 TFLOP a step, 4 ms of an H100's tensor
+cores, against 15 ms in which the experts' weights are read. With 16 sequences an expert has 256
+tokens and little is empty. Its weights are then read four times, mostly from the L2 cache.
 
 Weights are bfloat16 or float32 as published, or float8 with one scale an output
-(`quantization.Fp8`), which the kernels turn into the states' type tile by tile. Never run on a GPU:
-held against `Mixture` in Triton's interpreter, where products are in float32, and compiled for real
-targets. Times are arithmetic.
+(`quantization.Fp8`). The kernels convert float8 to the states' type tile by tile. They have never
+run on a GPU. They are held against `Moe` in Triton's interpreter, where products are in float32,
+and compiled for real targets. Times are arithmetic.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ from piecework_model.layers import moe_kernels as kernels
 TILE_ROWS: Final = 64
 TILE_COLUMNS: Final = 64
 TILE_INNER: Final = 64
-"""All three divide the released model's 2,816 and 704, and are part of a result's last bits."""
+"""All three divide the released model's 2,816 and 704. They decide a result's last bits."""
 WARPS: Final = 4
 STAGES: Final = 3  # of copies in flight: 74 KB of shared memory on Hopper, 49 KB elsewhere
 
@@ -66,7 +65,7 @@ class Matrices:
             raise ValueError(f"scales must be float32 {tuple(self.data.shape[:2])}")
 
     def constants(self, states: Tensor) -> dict[str, Any]:
-        """What the kernels are compiled for."""
+        """Return the constants that the kernels are compiled for."""
         products = tl.float32 if _interpreted() or states.dtype is torch.float32 else tl.bfloat16
         return {
             "experts": self.data.shape[0],
@@ -84,7 +83,7 @@ class Matrices:
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """Which pairs of token and expert stand where; all int32 and on the device. N pairs, E experts.
+    """Where each pair of token and expert is. All int32 and on the device. N pairs, E experts.
 
     order: [N], the pair at each place, grouped by expert. starts: [E + 1], each expert's first
     place. expert, first: of each tile, its expert (E for none) and its first place.
@@ -97,7 +96,7 @@ class Tiles:
 
 
 def tiles(chosen: Tensor, experts: int) -> Tiles:
-    """The tiles of pairs whose experts are `chosen` [N]. No number leaves the device."""
+    """Compute the tiles of pairs whose experts are `chosen` [N]. No number leaves the device."""
     pairs = chosen.numel()
     grouped, order = chosen.sort(stable=True)
     device = chosen.device
@@ -111,11 +110,11 @@ def tiles(chosen: Tensor, experts: int) -> Tiles:
     return Tiles(*(part.to(torch.int32) for part in (order, starts, expert, first)))
 
 
-class FusedMixture:
-    """The experts of one layer. The same call as `Mixture`."""
+class FusedMoe:
+    """The experts of one layer, called like `Moe`."""
 
     def __init__(self, gate_up: Matrices, down: Matrices) -> None:
-        """gate_up: [E, 2 I, H]. down: [E, H, I]."""
+        """Take the weights. gate_up: [E, 2 I, H]. down: [E, H, I]."""
         experts, doubled, hidden = gate_up.data.shape
         if down.data.shape != (experts, hidden, doubled // 2):
             raise ValueError(
@@ -126,8 +125,10 @@ class FusedMixture:
         self._experts, self._width = experts, doubled // 2
 
     def __call__(self, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-        """The weighted sum [T, H] of each token's experts. chosen: [T, k] int64; weights: [T, k]
-        float32."""
+        """Compute the weighted sum [T, H] of each token's experts.
+
+        chosen: [T, k] int64. weights: [T, k] float32.
+        """
         tokens, k = chosen.shape
         chosen, by_expert = chosen.sort(dim=-1)
         shares = weights.gather(-1, by_expert).to(torch.float32).flatten().contiguous()
@@ -154,6 +155,8 @@ class FusedMixture:
 
 
 def _interpreted() -> bool:
-    """The interpreter multiplies bfloat16 as if its bits were integers; float32 holds every such
-    product."""
+    """Say whether Triton's interpreter runs the kernels.
+
+    It multiplies bfloat16 as if its bits were integers. float32 holds every such product.
+    """
     return isinstance(kernels.expert_up, InterpretedFunction)

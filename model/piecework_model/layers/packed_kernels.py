@@ -1,21 +1,18 @@
 """Products with packed weights on a processor's own instructions, and whether they may be used.
 
-Each kernel is a `Codec` that stores what its instruction wants. Its oracle is the codec of
-`quantization.py` that unpacks and multiplies. `refusal` tries a kernel on the device at hand: it
-has to agree with its oracle, and give a row the same bits alone and among others, because a result
-may not depend on who shares the batch. A kernel that fails is not used, and the engine profile says
-what runs.
+Each kernel is a `Codec` that stores what its instruction needs. Its oracle is the codec of
+`quantization.py` that unpacks and multiplies. A kernel is tried on the device first
+(backend_trial.py). One that fails is not used, and the engine profile says what runs.
 
-  Fp8ScaledMm  torch._scaled_mm, one scale a token and one an output channel
-               (compute capability 8.9 and up).
-               Rounds activations to e4m3 too, each token by its own scale: not the same function as
-               weight-only, so it has a name of its own.
-  Int4Tiles    torch's _weight_int4pack_mm (capability 8.0 and up, bfloat16):
-               the same function as its oracle.
+  Fp8ScaledMm: torch._scaled_mm, with one scale a token and one an output channel (compute
+      capability 8.9 and up). It also rounds activations to e4m3, each token by its own scale. That
+      is not the same function as weight-only, so it has its own name.
+  Int4Tiles: torch's _weight_int4pack_mm (capability 8.0 and up, bfloat16). It is the same function
+      as its oracle.
 
-What ran: both on a CPU, where torch has the same two operators, and both are admitted there. On a
-GPU neither has run for this project; `_convert_weight_to_int4pack`, which lays out for CUDA, has
-never been called.
+Both have run on a CPU, where torch has the same two operators, and both are admitted there. On a
+GPU neither has run for this project. `_convert_weight_to_int4pack`, which prepares weights for
+CUDA, has never been called.
 """
 
 from __future__ import annotations
@@ -28,28 +25,33 @@ import torch
 import torch.nn.functional as F  # noqa: N812  torch's own spelling
 from torch import Tensor
 
-from piecework_model import precision
+from piecework_model import backend_trial, precision
+from piecework_model.backend_trial import RESULT
 from piecework_model.layers.quantization import FP8_MAX, Codec, Fields, FieldSpec, Fp8, Int4, Recipe
 
 FP8_CAPABILITY: Final = (8, 9)
 INT4_CAPABILITY: Final = (8, 0)
 _INNER_TILES: Final = (8, 4, 2)
-"""Tiles of 16 inputs that a thread of the CUDA kernel loads at once: as many as divide the matrix.
+"""Tiles of 16 inputs that a thread of the CUDA kernel loads at once: as many as divide the
+matrix.
 """
 _TRIED_ROWS: Final = (1, 2, 7, 16, 33, 256, 512, 1024)
-"""Batches in which a row must have the bits that it has among all: one token, a few, an expert's
-share, some canvases."""
+"""Batch sizes that are tried: one token, a few, an expert's share, some canvases."""
 _CANVAS_ROWS: Final = 256
 MOST_ROWS: Final = 4096
-"""Of one product, and of the trial on a GPU: there no product is larger than what was tried."""
+"""The most rows of one product, and of the trial on a GPU. So no product is larger than the
+trial.
+"""
 _PADDED_ROWS: Final = 16
-"""The least that the float8 product is asked for: a tile of the tensor cores is as high, so it
-costs nothing, and the CPU's version sums fewer than 4 rows in another order (measured)."""
+"""The fewest rows of the float8 product. A tile of the tensor cores is as high, so padding costs
+nothing. The CPU's version sums fewer than 4 rows in another order (measured).
+"""
 
 
 class Kernel(Codec, Protocol):
     """A codec that stands for another. tolerance: largest error, as a share of the largest
-    output."""
+    output.
+    """
 
     @property
     def oracle(self) -> Codec:
@@ -57,27 +59,27 @@ class Kernel(Codec, Protocol):
 
     @property
     def tolerance(self) -> float:
-        """How far from the oracle it may be."""
+        """How far it may be from the oracle."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fp8ScaledMm:
-    """float8 weights and activations; sums in the tensor cores."""
+    """float8 weights and activations, summed in the tensor cores."""
 
     name: ClassVar[str] = "fp8-scaled-mm"
     oracle: ClassVar[Codec] = Fp8()
     tolerance: ClassVar[float] = 0.06  # that of activations in e4m3
 
     def specs(self, outputs: int, inputs: int) -> Sequence[FieldSpec]:
-        """As `Fp8` stores it."""
+        """Return the fields of `Fp8`."""
         return self.oracle.specs(outputs, inputs)
 
     def pack(self, weight: Tensor) -> Fields:
-        """As `Fp8` packs it."""
+        """Pack as `Fp8` does."""
         return self.oracle.pack(weight)
 
     def matmul(self, rows: Tensor, fields: Fields) -> Tensor:
-        """rows [n, in], each rounded to e4m3 by its own scale, times the matrix."""
+        """Round rows [n, in] to e4m3, each by its own scale, and multiply them by the matrix."""
         if rows.shape[0] > MOST_ROWS:
             return _in_batches(self, fields, rows, MOST_ROWS)
         data, scale = fields
@@ -101,8 +103,10 @@ class Fp8ScaledMm:
 
 @dataclass(frozen=True, slots=True)
 class Int4Tiles:
-    """4-bit weights, laid out for the instruction and unpacked inside it. `device_type`: cpu or
-    cuda."""
+    """4-bit weights in the instruction's layout, which unpacks them.
+
+    device_type: cpu or cuda.
+    """
 
     group: int
     device_type: str
@@ -110,7 +114,7 @@ class Int4Tiles:
 
     @property
     def name(self) -> str:
-        """With the group, as that of the oracle."""
+        """The name with the group, as that of the oracle."""
         return f"int4-tiles-g{self.group}"
 
     @property
@@ -119,7 +123,9 @@ class Int4Tiles:
         return Int4(self.group)
 
     def specs(self, outputs: int, inputs: int) -> Sequence[FieldSpec]:
-        """Tiles, as many bytes as the oracle's data; the oracle's scales [out, in / group]."""
+        """Return tiles, as many bytes as the oracle's data, and the oracle's scales [out, in /
+        group].
+        """
         data, scales = self.oracle.specs(outputs, inputs)
         if self.device_type == "cpu":
             return data, scales
@@ -127,7 +133,7 @@ class Int4Tiles:
         return ((outputs // 8, inputs // (inner * 16), 32, inner // 2), torch.int32), scales
 
     def pack(self, weight: Tensor) -> Fields:
-        """The oracle's indices in the instruction's order, and its scales."""
+        """Pack the oracle's indices in the instruction's order, with its scales."""
         data, scales = self.oracle.pack(weight)
         operators: Any = torch.ops.aten
         if self.device_type == "cpu":
@@ -138,8 +144,10 @@ class Int4Tiles:
         return tiles, scales
 
     def matmul(self, rows: Tensor, fields: Fields) -> Tensor:
-        """rows [n, in] bfloat16 times the matrix. The instruction wants scales and zero points, [in
-        / group, out, 2]; the latter are zero, and stored nowhere.
+        """Multiply rows [n, in] bfloat16 by the matrix.
+
+        The instruction takes scales and zero points, [in / group, out, 2]. The zero points are zero
+        and stored nowhere.
         """
         if rows.shape[0] > MOST_ROWS:
             return _in_batches(self, fields, rows, MOST_ROWS)
@@ -159,8 +167,10 @@ def best_recipe(
     group: int = precision.DEFAULT_INT4_GROUP,
     dtype: torch.dtype = torch.bfloat16,
 ) -> Recipe | None:
-    """How to pack these weights (names and shapes) for a device that computes in `dtype`; None for
-    "none"."""
+    """Choose how to pack these weights (names and shapes) for a device that computes in `dtype`.
+
+    Returns None for "none".
+    """
     if quantization == "none":
         return None
     if dtype is not torch.bfloat16:  # what the kernels take
@@ -181,24 +191,26 @@ def best_codec(
     shapes: Iterable[tuple[int, int]],
     group: int = precision.DEFAULT_INT4_GROUP,
 ) -> Codec:
-    """The kernel of a GPU if it has one that is admitted for matrices of these shapes (outputs,
-    inputs), else the codec that unpacks.
+    """Choose the GPU's kernel if it is admitted for matrices of these shapes (outputs, inputs).
+
+    Otherwise choose the codec that unpacks.
     """
     plain: Codec = Fp8() if quantization == "fp8" else Int4(group)
     if device.type != "cuda":
         return plain
     kernel: Kernel = Fp8ScaledMm() if quantization == "fp8" else Int4Tiles(group, "cuda")
     needed = FP8_CAPABILITY if quantization == "fp8" else INT4_CAPABILITY
-    usable = (
-        torch.cuda.get_device_capability(device) >= needed
-        and refusal(kernel, device, shapes) is None
+    usable = torch.cuda.get_device_capability(device) >= needed and not why_rejected(
+        kernel, device, shapes
     )
     return kernel if usable else plain
 
 
-def refusal(kernel: Kernel, device: torch.device, shapes: Iterable[tuple[int, int]]) -> str | None:
-    """Why a kernel may not be used on this device, or None. Tried on a fixed random matrix of each
-    shape."""
+def why_rejected(kernel: Kernel, device: torch.device, shapes: Iterable[tuple[int, int]]) -> str:
+    """Say why a kernel may not be used on this device, or return an empty string.
+
+    shapes: (outputs, inputs) of the matrices. A fixed random matrix of each is tried.
+    """
     generator = torch.Generator().manual_seed(0)
     every = MOST_ROWS if device.type == "cuda" else _CANVAS_ROWS
     for outputs, inputs in sorted(set(shapes)):
@@ -206,28 +218,27 @@ def refusal(kernel: Kernel, device: torch.device, shapes: Iterable[tuple[int, in
         rows = torch.randn((every, inputs), generator=generator).to(device, torch.bfloat16)
         try:
             packed = kernel.pack(weight)
-            whole = kernel.matmul(rows, packed)
-            split = {
-                count: _in_batches(kernel, packed, rows[: max(_CANVAS_ROWS, 2 * count)], count)
-                for count in _TRIED_ROWS
-                if count < every
-            }
-        except (RuntimeError, NotImplementedError) as error:
-            return f"it does not run: {str(error).splitlines()[0]}"
-        expected = kernel.oracle.matmul(rows, kernel.oracle.pack(weight)).to(torch.float32)
-        error_share = float((whole.to(torch.float32) - expected).abs().max() / expected.abs().max())
-        if not error_share <= kernel.tolerance:
-            return (
-                f"its results differ from the plain product's by {error_share:.2%} of the largest"
-            )
-        for count, product in split.items():
-            if not torch.equal(product, whole[: len(product)]):
-                return f"a row has other bits among {count} rows than among {len(rows)}"
-    return None
+        except (RuntimeError, ValueError, NotImplementedError) as error:
+            return f"it cannot pack a matrix: {backend_trial.first_line(error)}"
+        if reason := _why_rejected(kernel, rows, weight, packed):
+            return reason
+    return ""
+
+
+def _why_rejected(kernel: Kernel, rows: Tensor, weight: Tensor, packed: Fields) -> str:
+    """Try one matrix."""
+    oracle, every = kernel.oracle, len(rows)
+    return backend_trial.why_rejected(
+        lambda some: {RESULT: kernel.matmul(rows[some], packed)},
+        lambda: {RESULT: oracle.matmul(rows, oracle.pack(weight))},
+        rows=every,
+        batches={n: max(_CANVAS_ROWS, 2 * n) for n in _TRIED_ROWS if n < every},
+        compare=backend_trial.within(kernel.tolerance),
+    )
 
 
 def _in_batches(kernel: Kernel, packed: Fields, rows: Tensor, count: int) -> Tensor:
-    """The product of all rows, `count` of them at a time."""
+    """Compute the product of all rows, `count` of them at a time."""
     return torch.cat([kernel.matmul(part, packed) for part in torch.split(rows, count)])
 
 

@@ -1,11 +1,12 @@
-"""Linear projections, the way they run fastest with the same result.
+"""Linear projections, in the way that is fastest with the same result.
 
-On CUDA products are those of layers/matmul.py, where a row's bits do not depend on how many rows
-there are.
+On CUDA, products are those of layers/matmul.py, where a row's bits do not depend on the number of
+rows.
 
-On a CPU in bfloat16 oneDNN lays the weights out anew in every call; laid out once, the same product
-takes half the time at few rows and is equal bit for bit. In float32 the packed product is another
-sum order (MKL against oneDNN) and no faster for small weights: those run as torch runs them.
+On a CPU in bfloat16, oneDNN converts the layout of the weights in every call. With weights
+converted once, the same product takes half the time at few rows and is equal bit for bit. In
+float32 the converted product is another order of sums (MKL against oneDNN) and no faster for small
+weights, so those run as torch runs them.
 """
 
 from __future__ import annotations
@@ -24,28 +25,30 @@ Projection = Callable[[Tensor], Tensor]
 """[rows, in] to [rows, out]."""
 
 PACK_ROWS_HINT: Final = 64
-"""oneDNN chooses a layout for about so many rows; it serves every number of rows."""
+"""oneDNN chooses a layout for about so many rows. It serves every number of rows."""
 
 
 def products_name(weight: Tensor) -> str:
-    """What multiplies by weights of this type on this device, for the engine profile."""
+    """Name what multiplies by weights of this type on this device, for the engine profile."""
     return "tiled" if _is_fixed(weight) else "torch"
 
 
 def may_pack(model: nn.Module) -> bool:
-    """Whether a model is small enough to have its weights laid out a second time."""
+    """Say whether a model is small enough to store its weights a second time."""
     sizes = (weight.numel() * weight.element_size() for weight in model.parameters())
     return sum(sizes) <= limits.PACK_MAX_BYTES
 
 
 def can_pack(weight: Tensor) -> bool:
-    """Whether a weight [out, in] gains from being laid out once."""
+    """Say whether a weight [out, in] gains from being converted once."""
     built: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     return built and weight.device.type == "cpu" and weight.dtype is torch.bfloat16
 
 
 def projection(module: nn.Module, pack: bool) -> Projection:
-    """How to run a linear module. Modules of other kinds (quantized ones) run as they are."""
+    """Return how to run a linear module. Modules of other kinds (quantized ones) run as they
+    are.
+    """
     if type(module) is nn.Linear and module.bias is None:
         weight: Tensor = module.weight
         if _is_fixed(weight) or (pack and can_pack(weight)):
@@ -54,7 +57,7 @@ def projection(module: nn.Module, pack: bool) -> Projection:
 
 
 def weight_projection(weight: Tensor, pack: bool) -> Projection:
-    """x @ weight.T for a weight [out, in]."""
+    """Return x @ weight.T for a weight [out, in]."""
     if _is_fixed(weight):
         return lambda rows: products.multiply(rows, weight)
     if not (pack and can_pack(weight)):
@@ -70,7 +73,7 @@ def weight_projection(weight: Tensor, pack: bool) -> Projection:
 
 
 def product(matrix: Tensor, pack: bool) -> Projection:
-    """x @ matrix for a matrix [in, out]."""
+    """Return x @ matrix for a matrix [in, out]."""
     if _is_fixed(matrix):
         return lambda rows: products.multiply(rows, matrix.t())
     if not (pack and can_pack(matrix)):
@@ -79,5 +82,5 @@ def product(matrix: Tensor, pack: bool) -> Projection:
 
 
 def _is_fixed(weight: Tensor) -> bool:
-    """Whether products with it are made of tiles of one size."""
-    return weight.device.type == "cuda" and not products.refusal(weight.device, weight.dtype)
+    """Say whether products with it are made of tiles of one size."""
+    return weight.device.type == "cuda" and not products.why_rejected(weight.device, weight.dtype)

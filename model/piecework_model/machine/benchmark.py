@@ -1,6 +1,4 @@
-"""The start-up measurement: how fast this machine really denoises, on a fixed prompt through the
-real engine.
-"""
+"""The start-up measurement: how fast this machine denoises a fixed prompt with the real engine."""
 
 from __future__ import annotations
 
@@ -23,11 +21,13 @@ _CANVASES_A_RUN = 4
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """What was measured over `seconds` with `rows` rows at once.
+    """What was measured over `seconds` with `sequences` sequences at once.
 
-    tokens_per_second: charged tokens of all rows together. first_canvas_ms: from submission to the
-    first canvas of a row alone, prefill included; the median over the runs. steps_per_second: row
-    steps, so that a batch of 8 counts eight a step. steps_per_canvas: mean.
+    tokens_per_second: charged tokens of all sequences together.
+    first_canvas_ms: from submission to the first canvas of a sequence alone, prefill included. The
+    median over the runs.
+    steps_per_second: steps of sequences, so that a batch of 8 counts eight a step.
+    steps_per_canvas: the mean.
     """
 
     tokens_per_second: float
@@ -35,7 +35,7 @@ class Measurement:
     steps_per_second: float
     steps_per_canvas: float
     canvases: int
-    rows: int
+    sequences: int
     seconds: float
 
 
@@ -51,15 +51,16 @@ def measure(
     executor: Executor,
     *,
     seconds: float,
-    rows: int = 1,
+    sequences: int = 1,
     memory_bytes: int = limits.DEFAULT_CACHE_BYTES,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Measurement:
-    """Denoises the fixed prompt again and again, seeds 0, 1, 2 ..., until `seconds` have passed.
+    """Denoise the fixed prompt again and again, with seeds 0, 1, 2 ..., until `seconds` have
+    passed.
 
-    First one uncounted canvas warms up; then single canvases for a third of the time, for the first
-    canvas; then `rows` at once for the rest, for the rates. At least one run of each is finished,
-    come what may. Raises BenchmarkError when the engine fails on the prompt.
+    One canvas warms up and is not counted. Single canvases follow for a third of the time, to
+    measure the first canvas. Then `sequences` run at once for the rest, to measure the rates. At
+    least one run of each is finished. Raises BenchmarkError if the engine fails on the prompt.
     """
     if not 0 < seconds <= limits.BENCHMARK_MAX_SECONDS:
         raise ValueError(f"seconds must be in (0, {limits.BENCHMARK_MAX_SECONDS}], got {seconds}")
@@ -72,11 +73,11 @@ def measure(
         first.append(first_canvas)
     totals, counted_from, seed = _Totals(), clock(), 0
     while not totals.canvases or clock() - started < seconds:
-        made, _ = run(list(range(seed, seed + rows)), _CANVASES_A_RUN)
+        made, _ = run(list(range(seed, seed + sequences)), _CANVASES_A_RUN)
         totals.tokens += made.tokens
         totals.steps += made.steps
         totals.canvases += made.canvases
-        seed += rows
+        seed += sequences
     elapsed = max(clock() - counted_from, 1e-9)
     return Measurement(
         tokens_per_second=totals.tokens / elapsed,
@@ -84,7 +85,7 @@ def measure(
         steps_per_second=totals.steps / elapsed,
         steps_per_canvas=totals.steps / totals.canvases,
         canvases=totals.canvases,
-        rows=rows,
+        sequences=sequences,
         seconds=elapsed,
     )
 
@@ -98,9 +99,11 @@ def _run(
     memory_bytes: int,
     clock: Callable[[], float],
 ) -> tuple[_Totals, float]:
-    """One run of a row per seed, `canvases` long at most. Its totals and the seconds to its first
-    canvas."""
-    engine = Engine(loaded, max_rows=len(seeds), memory_bytes=memory_bytes, executor=executor)
+    """Run one sequence per seed, of at most `canvases` canvases.
+
+    Returns the totals and the seconds to the first canvas.
+    """
+    engine = Engine(loaded, max_sequences=len(seeds), memory_bytes=memory_bytes, executor=executor)
     started = clock()
     for seed in seeds:
         engine.submit(_request(loaded, seed, canvases))

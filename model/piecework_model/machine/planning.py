@@ -1,4 +1,4 @@
-"""From a folder and a machine to a loaded model: the precision that fits, chosen and explained."""
+"""From a folder and a machine to a loaded model: which precision fits, and why."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from piecework_model.precision import Precision
 PrecisionChoice = Precision | Literal["auto"]
 
 DEFAULT_CONTEXT_TOKENS: Final = 8192
-"""Prompt and answer of a job that is planned for unless told. A longer one takes more of the same
-budget: fewer run beside it."""
+"""Prompt and answer of a job that is planned for by default. A longer job takes more of the same
+budget, so fewer run beside it.
+"""
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
-    """A loaded model and why it is loaded as it is."""
+class PlannedModel:
+    """A loaded model, and why it is loaded as it is."""
 
     loaded: LoadedModel
     choice: PrecisionPlan
@@ -34,16 +35,19 @@ def plan(
     *,
     on: Literal["cpu", "cuda"],
     precision: PrecisionChoice,
-    rows: int,
+    sequences: int,
     context_tokens: int = 0,
 ) -> PrecisionPlan:
-    """What `load_planned` would choose. context_tokens: of each of `rows` rows, 0 for the default.
+    """Return what `load_planned` would choose. Reads config.json and headers only.
 
-    Reads config.json and headers only. Raises CheckpointError, and DeviceError when nothing fits.
+    context_tokens: of each of `sequences` sequences, 0 for the default. Raises CheckpointError, and
+    DeviceError if nothing fits.
     """
     blueprint = read(folder or bundled_checkpoint_path())
     context = planned_context(blueprint, context_tokens)
-    return choose(blueprint, device_of(hardware, on), rows=rows, context=context, asked=precision)
+    return choose(
+        blueprint, device_of(hardware, on), sequences=sequences, context=context, asked=precision
+    )
 
 
 def load_planned(
@@ -51,18 +55,17 @@ def load_planned(
     *,
     device: DeviceChoice,
     precision: PrecisionChoice,
-    rows: int,
+    sequences: int,
     context_tokens: int = 0,
-) -> Planned:
-    """Loads the checkpoint in the most faithful precision that fits, or in the one that is asked
-    for."""
+) -> PlannedModel:
+    """Load the checkpoint in the highest precision that fits, or in the one that is asked for."""
     on = resolve_device(device).type
     choice = plan(
         folder,
         probe(),
         on="cuda" if on == "cuda" else "cpu",
         precision=precision,
-        rows=rows,
+        sequences=sequences,
         context_tokens=context_tokens,
     )
     loaded = load(
@@ -72,16 +75,18 @@ def load_planned(
         quantization=choice.need.quantization,
         expert_budget_bytes=choice.expert_budget_bytes,
     )
-    return Planned(loaded, choice)
+    return PlannedModel(loaded, choice)
 
 
 def planned_context(blueprint: Blueprint, asked_tokens: int) -> int:
-    """Tokens of a row: what was asked, or the default, and never more than the model's context."""
+    """Return the tokens of a sequence: what was asked, or the default, within the model's
+    context.
+    """
     return min(asked_tokens or DEFAULT_CONTEXT_TOKENS, blueprint.of.max_context)
 
 
 def device_of(hardware: Hardware, on: Literal["cpu", "cuda"]) -> Device:
-    """The memory of the GPU that was found, or of the host."""
+    """Describe the memory of the GPU that was found, or of the host."""
     if on == "cuda":
         return Device("cuda", hardware.name, hardware.memory_bytes, hardware.host_memory_bytes)
     return Device("cpu", hardware.cpu, hardware.host_memory_bytes, hardware.host_memory_bytes)

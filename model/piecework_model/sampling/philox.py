@@ -1,12 +1,13 @@
-"""Counter-based randomness: every draw is a function of (seed, canvas, step, position, purpose),
-and of nothing else.
+"""Counter-based randomness: a draw is a function of (seed, canvas, step, position, purpose) only.
 
-Philox4x32-10 of Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3"
-(SC'11). The key is the job's seed (word 0 its low 32 bits, word 1 its high 32 bits); the counter is
-(canvas, step, position, purpose); word 0 of the output is the draw x. A uniform is (x + 0.5) /
-2**32 in float64; a random id below V is (x * V) >> 32, whose bias is at most V / 2**32 (none at all
-when V is a power of two, as for the released vocabulary). Integers only, no torch: anyone can
-replay it.
+The generator is Philox4x32-10 of Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy
+as 1, 2, 3" (SC'11). The key is the job's seed: word 0 is its low 32 bits, word 1 its high 32 bits.
+The counter is (canvas, step, position, purpose). Word 0 of the output is the draw x.
+
+A uniform is (x + 0.5) / 2**32 in float64. A random id below V is (x * V) >> 32. Its bias is at most
+V / 2**32, and 0 if V is a power of two, as for the released vocabulary.
+
+The module uses integers only and no torch, so anyone can replay it.
 """
 
 from __future__ import annotations
@@ -38,8 +39,10 @@ class Purpose(enum.IntEnum):
 
 
 def philox4x32(counter: Words, key: tuple[Keys, Keys]) -> Words:
-    """Ten rounds of Philox4x32: counters [..., 4] and two 32-bit key words (of one value, or one
-    for each counter) to outputs [..., 4]."""
+    """Compute ten rounds of Philox4x32: counters [..., 4] to outputs [..., 4].
+
+    key: two 32-bit words, of one value or one for each counter.
+    """
     x0, x1, x2, x3 = (counter[..., word].astype(np.uint64) for word in range(4))
     for round_ in range(_ROUNDS):
         k0 = (key[0] + np.uint64(round_ * _WEYL[0])) & _MASK
@@ -56,7 +59,7 @@ def philox4x32(counter: Words, key: tuple[Keys, Keys]) -> Words:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """One step of one row: what its draws depend on."""
+    """One step of one sequence: what its draws depend on."""
 
     seed: int
     canvas: int
@@ -65,15 +68,18 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class StepDraws:
-    """What one step of each row needs. uniforms: float64 [rows, positions] in (0, 1), which sample
-    the tokens. renoise: int64 [rows, positions], ids for what is not accepted."""
+    """The draws of one step of each sequence.
+
+    uniforms: float64 [sequences, positions] in (0, 1), which sample the tokens. renoise: int64
+    [sequences, positions], the ids that replace tokens which are not accepted.
+    """
 
     uniforms: npt.NDArray[np.float64]
     renoise: Ids
 
 
 def draws(moments: Sequence[Moment], positions: int, *purposes: Purpose) -> Words:
-    """The 32-bit draws [purposes, rows, positions], one row a moment."""
+    """Compute the 32-bit draws [purposes, moments, positions]."""
     counter = np.empty((len(purposes), len(moments), positions, 4), dtype=np.uint32)
     counter[..., 0] = np.array([moment.canvas for moment in moments], dtype=np.uint32)[:, None]
     counter[..., 1] = np.array([moment.step for moment in moments], dtype=np.uint32)[:, None]
@@ -84,13 +90,13 @@ def draws(moments: Sequence[Moment], positions: int, *purposes: Purpose) -> Word
 
 
 def step_draws(moments: Sequence[Moment], positions: int, vocab_size: int) -> StepDraws:
-    """The draws of one step of each row."""
+    """Compute the draws of one step of each sequence."""
     sample, renoise = draws(moments, positions, Purpose.SAMPLE, Purpose.RENOISE)
     return StepDraws((sample.astype(np.float64) + 0.5) / 2.0**32, _ids(renoise, vocab_size))
 
 
 def initial_ids(moments: Sequence[Moment], positions: int, vocab_size: int) -> Ids:
-    """The random ids [rows, positions] that a canvas of each row starts from (step 0)."""
+    """Compute the random ids [sequences, positions] that canvases start from (step 0)."""
     return _ids(draws(moments, positions, Purpose.INITIAL)[0], vocab_size)
 
 

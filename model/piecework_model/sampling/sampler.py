@@ -1,12 +1,14 @@
-"""The sampler: what a denoising step makes of the model's logits. Pure functions, no generator, no
-hidden state.
+"""The sampler: what a denoising step makes of the model's logits.
 
-The arithmetic follows `EntropyBoundSampler`, `LinearTemperatureScheduleLogitsProcessor` and
-`StableAndConfidentStoppingCriteria` of transformers 5.23 operation by operation, so that the same
-random numbers give the same canvases (tests/unit/model/test_faithfulness.py). The acceptance rule
-is that of "Accelerated Sampling from Masked Diffusion Models via Entropy Bounded Unmasking", arXiv
-2505.24857. C = canvas size, V = vocabulary, P = positions: those of one or more canvases, which do
-not see each other here.
+These are pure functions without a generator or hidden state. Their arithmetic follows
+`EntropyBoundSampler`, `LinearTemperatureScheduleLogitsProcessor` and
+`StableAndConfidentStoppingCriteria` of transformers 5.23 operation by operation. The same random
+numbers then give the same canvases (tests/unit/model/test_faithfulness.py).
+
+The acceptance rule is that of "Accelerated Sampling from Masked Diffusion Models via Entropy
+Bounded Unmasking", arXiv 2505.24857.
+
+C = canvas size, V = vocabulary, P = positions of one or more canvases, which are independent here.
 """
 
 from __future__ import annotations
@@ -23,17 +25,15 @@ from piecework_model.elementwise import by_rows
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
-    """What the logits of P positions say, under one uniform for each. All [P] but the last."""
+class SampleOutput:
+    """What the logits of P positions give, with one uniform for each. All are [P] but the last."""
 
     argmax: Tensor  # int64
     sampled: Tensor  # int64
     entropy: Tensor  # float32, nats; not finite exactly when a logit of the position is not
     log_probability: Tensor  # float32, of the sampled token
     gap: Tensor  # float32, between the two largest scaled logits
-    probabilities: (
-        Tensor  # [P, V] in the logits' own type: what multiplies the embeddings for the next step
-    )
+    probabilities: Tensor  # [P, V] in the logits' own type, to multiply the embeddings
 
     @property
     def fingerprint(self) -> Tensor:
@@ -42,37 +42,36 @@ class Judgement:
 
 
 def temperature(start: float, end: float, remaining: int, max_steps: int) -> np.float32:
-    """Temperature of the step with `remaining` steps to go, itself included (max_steps at first, 1
-    at last).
+    """Compute the temperature of the step with `remaining` steps to go, itself included.
 
-    end + (start - end) * float32(remaining / max_steps), each operation rounded to float32.
+    `remaining` is max_steps at first and 1 at last. The formula is end + (start - end) *
+    float32(remaining / max_steps), with each operation rounded to float32.
     """
     share = np.float32(remaining) / np.float32(max_steps)
     return np.float32(end) + np.float32(start - end) * share
 
 
-def judge(raw: Tensor, temperatures: Tensor, cap: float, uniforms: Tensor) -> Judgement:
-    """One step of the sampler, before acceptance.
+def sample(raw: Tensor, temperatures: Tensor, cap: float, uniforms: Tensor) -> SampleOutput:
+    """Sample one step, before acceptance.
 
     raw: [P, V] float32 or bfloat16, the output of the last layer. temperatures: [P] float32. cap:
-    the logits are bounded to it by tanh first. uniforms: [P] float64 in (0, 1).
+    tanh bounds the logits to it first. uniforms: [P] float64 in (0, 1).
     """
     logits = raw.to(torch.float32, copy=True)
-    finite = torch.isfinite(logits.amax(-1)) & torch.isfinite(
-        logits.amin(-1)
-    )  # tanh would hide an infinity
+    # Before the cap: tanh would hide an infinity.
+    finite = torch.isfinite(logits.amax(-1)) & torch.isfinite(logits.amin(-1))
     logits = by_rows(torch.tanh_, logits.div_(cap)).mul_(cap).div_(temperatures[:, None])
     largest, argmax = torch.max(logits, dim=-1, keepdim=True)
     second = logits.scatter_(-1, argmax, -math.inf).amax(-1, keepdim=True)
     logits.scatter_(-1, argmax, largest)
     exact = torch.softmax(logits, dim=-1)
-    sampled = sample(exact, uniforms)
+    sampled = inverse_cdf_sample(exact, uniforms)
     rounded = exact
     if raw.dtype is not torch.float32:
         rounded = logits.to(raw.dtype).softmax(dim=-1, dtype=torch.float32).to(raw.dtype)
     log_probabilities = torch.log_softmax(logits, dim=-1)
     entropy = -(exact * log_probabilities).sum(-1)
-    return Judgement(
+    return SampleOutput(
         argmax=argmax.squeeze(1),
         sampled=sampled,
         entropy=entropy.masked_fill_(~finite, math.nan),
@@ -82,14 +81,15 @@ def judge(raw: Tensor, temperatures: Tensor, cap: float, uniforms: Tensor) -> Ju
     )
 
 
-def sample(probabilities: Tensor, uniforms: Tensor) -> Tensor:
-    """Inverse-CDF sampling: ids [P] from probabilities [P, V] float32 and uniforms [P] float64 in
-    (0, 1).
+def inverse_cdf_sample(probabilities: Tensor, uniforms: Tensor) -> Tensor:
+    """Sample ids [P] from probabilities [P, V] float32 and uniforms [P] float64 in (0, 1).
 
-    The token is the first whose cumulative probability exceeds u times the total. Two levels: sums
-    of blocks of the vocabulary, each in float32 and added up in float64, pick a block; the float64
-    prefix sums inside it pick the token. So nothing of size [P, V] is made in float64, and both
-    prefix sums are taken on the CPU in a fixed order.
+    The token is the first whose cumulative probability exceeds u times the total. There are two
+    levels. Sums of blocks of the vocabulary, each in float32 and added up in float64, pick a block.
+    Float64 prefix sums inside the block pick the token.
+
+    So no array of [P, V] is made in float64. Both prefix sums are taken on the CPU in a fixed
+    order.
     """
     positions, vocab_size = probabilities.shape
     width = limits.CDF_BLOCK_TOKENS
@@ -114,14 +114,20 @@ def sample(probabilities: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def confident(entropy: Tensor, confidence_thresholds: Tensor) -> Tensor:
-    """Whether each row's mean entropy over its canvas [rows, C], in nats, is below its threshold
-    [rows]."""
+    """Say for each sequence whether its mean entropy over its canvas, in nats, is below its
+    threshold.
+
+    entropy: [sequences, C]. confidence_thresholds: [sequences].
+    """
     return torch.mean(entropy, dim=-1) < confidence_thresholds
 
 
 def accept(entropy: Tensor, entropy_bounds: Tensor) -> Tensor:
-    """The accepted positions [rows, C]: in each row those of lowest entropy, as long as the
-    entropies before them sum to the row's bound [rows]."""
+    """Choose the accepted positions [sequences, C] of each canvas.
+
+    Positions are taken in order of entropy, as long as the entropies before them sum to at most the
+    sequence's bound. entropy: [sequences, C]. entropy_bounds: [sequences].
+    """
     ordered, order = torch.sort(entropy, dim=-1, descending=False, stable=True)
     chosen = torch.cumsum(ordered, dim=-1) - ordered <= entropy_bounds[:, None]
     return torch.scatter(torch.zeros_like(chosen), dim=-1, index=order, src=chosen)

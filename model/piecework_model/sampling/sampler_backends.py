@@ -1,9 +1,7 @@
-"""Which sampler judges logits on a device: the fused one where it runs and agrees, else the pure
-one.
+"""Which sampler runs on a device: the fused one if it runs and agrees, else the pure one.
 
-The fused sampler is tried on fixed random logits before it is used, as layers/packed_kernels.py
-tries products: it has to agree with the pure one, and give a position the same bits alone and among
-others. The choice changes the last bits of a result, so its name belongs to the engine profile.
+The fused sampler is tried on fixed random logits first (backend_trial.py). The choice changes the
+last bits of a result, so its name belongs to the engine profile.
 """
 
 from __future__ import annotations
@@ -15,77 +13,84 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from piecework_model import backend_trial
 from piecework_model.sampling import sampler
-from piecework_model.sampling.sampler import Judgement
+from piecework_model.sampling.sampler import SampleOutput
 
-SampleFn = Callable[[Tensor, Tensor, float, Tensor], Judgement]
-"""As `sampler.judge`; the logits it is given may be gone afterwards."""
+SampleFn = Callable[[Tensor, Tensor, float, Tensor], SampleOutput]
+"""As `sampler.sample`. It may overwrite the logits."""
 
 _TRIED_POSITIONS: Final = 8
 _SPREAD: Final = 4.0
-"""Standard deviation of the tried logits: some thousand tokens then share the mass, and a wrong sum
-shows."""
+"""Standard deviation of the tried logits. Some thousand tokens then share the mass, and a wrong sum
+shows.
+"""
 _CAP: Final = 30.0
 _TOLERANCE_NATS: Final = 1e-3
-"""Float32 sums over a vocabulary differ by 1e-5; a wrong one by far more."""
+"""Float32 sums over a vocabulary differ by 1e-5. A wrong sum differs by far more."""
 _SEED: Final = 20261125
 
 
 @dataclass(frozen=True, slots=True)
-class Sampler:
-    """A judge and its name in the engine profile. reason: why it is not the fused one, or empty."""
+class SamplerBackend:
+    """A sampler and its name in the engine profile. reason: why it is not the fused one, or
+    empty.
+    """
 
     name: str
-    judge: SampleFn
+    sample: SampleFn
     reason: str
 
 
-def sampler_for(device: torch.device, dtype: torch.dtype, vocab_size: int) -> Sampler:
-    """The sampler for logits of this type and vocabulary."""
+def sampler_for(device: torch.device, dtype: torch.dtype, vocab_size: int) -> SamplerBackend:
+    """Choose the sampler for logits of this type and vocabulary."""
     if device.type != "cuda":
-        return Sampler("pure", sampler.judge, f"no kernels for {device.type}")
+        return SamplerBackend("pure", sampler.sample, f"no kernels for {device.type}")
     try:
         from piecework_model.sampling import sampler_triton
     except ImportError as error:
-        return Sampler("pure", sampler.judge, f"no Triton: {error}")
-    reason = refusal(sampler_triton.judge, device, dtype, vocab_size)
+        return SamplerBackend("pure", sampler.sample, f"no Triton: {error}")
+    reason = why_rejected(sampler_triton.sample, device, dtype, vocab_size)
     return (
-        Sampler("pure", sampler.judge, reason)
+        SamplerBackend("pure", sampler.sample, reason)
         if reason
-        else Sampler("fused", sampler_triton.judge, "")
+        else SamplerBackend("fused", sampler_triton.sample, "")
     )
 
 
-def refusal(judge: SampleFn, device: torch.device, dtype: torch.dtype, vocab_size: int) -> str:
-    """Why a judge may not take the place of the pure one, or empty."""
+def why_rejected(
+    sample: SampleFn, device: torch.device, dtype: torch.dtype, vocab_size: int
+) -> str:
+    """Say why a sampler may not take the place of the pure one, or return an empty string."""
     generator = torch.Generator().manual_seed(_SEED)
     raw = _SPREAD * torch.randn((_TRIED_POSITIONS, vocab_size), generator=generator)
     raw = raw.to(device, dtype)
     temperatures = torch.linspace(0.4, 0.8, _TRIED_POSITIONS).to(device)
     uniforms = torch.rand(_TRIED_POSITIONS, generator=generator, dtype=torch.float64).to(device)
-    expected = sampler.judge(raw, temperatures, _CAP, uniforms)
-    try:
-        whole = judge(raw.clone(), temperatures, _CAP, uniforms)
-        alone = [
-            judge(
-                raw[i : i + 1].clone(),
-                temperatures[i : i + 1].clone(),
-                _CAP,
-                uniforms[i : i + 1].clone(),
-            )
-            for i in range(_TRIED_POSITIONS)
-        ]
-    except (RuntimeError, ValueError, NotImplementedError) as error:
-        return f"it does not run: {str(error).splitlines()[0]}"
+
+    def run(rows: slice) -> backend_trial.Outputs:
+        copies = [part[rows].clone() for part in (raw, temperatures, uniforms)]
+        return _named(sample(copies[0], copies[1], _CAP, copies[2]))
+
+    return backend_trial.why_rejected(
+        run,
+        lambda: _named(sampler.sample(raw, temperatures, _CAP, uniforms)),
+        rows=_TRIED_POSITIONS,
+        batches={1: _TRIED_POSITIONS},
+        compare=_compare,
+    )
+
+
+def _compare(actual: backend_trial.Outputs, expected: backend_trial.Outputs) -> str:
     for name in ("argmax", "sampled"):
-        if not torch.equal(getattr(whole, name), getattr(expected, name)):
+        if not torch.equal(actual[name], expected[name]):
             return f"its {name} is another"
     for name in ("entropy", "log_probability", "gap"):
-        difference = float((getattr(whole, name) - getattr(expected, name)).abs().max())
+        difference = float((actual[name] - expected[name]).abs().max())
         if not difference <= _TOLERANCE_NATS:
             return f"its {name} differs by {difference}"
-    for name in Judgement.__dataclass_fields__:
-        joined = torch.cat([getattr(one, name) for one in alone])
-        if not torch.equal(joined, getattr(whole, name)):
-            return f"{name} of a position depends on its neighbours"
     return ""
+
+
+def _named(output: SampleOutput) -> backend_trial.Outputs:
+    return {name: getattr(output, name) for name in SampleOutput.__dataclass_fields__}

@@ -1,18 +1,19 @@
-"""The Triton kernels of the fused sampler: what they compute, in which order.
-`sampling/sampler_triton.py` calls them, and says what they are for.
+"""The Triton kernels of the fused sampler. `sampling/sampler_triton.py` calls and explains them.
 
 P = positions, V = vocabulary, T = vocabulary tiles. The language is Triton's: functions without
 types, module constants as `tl.constexpr`. A program of each kernel belongs to one position and
-knows no other.
+reads no other.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
-# ruff: noqa: PLR0917, PLR0124 (Triton binds arguments by place; x == x asks for NaN)
+# ruff: noqa: PLR0917 (Triton binds arguments by place)
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+from piecework_model.triton_math import rounded, tanh
 
 # Planes of the float32 summary [P, 5, T].
 _MAXIMUM = tl.constexpr(0)  # of the scaled logits
@@ -22,54 +23,15 @@ _WEIGHTED = tl.constexpr(3)  # sum of e * (scaled - maximum)
 _SOFT_SUM = tl.constexpr(4)  # sum of exp(rounded - rounded maximum), rounded to the weights' type
 PLANES = tl.constexpr(5)
 
-# tanh(x) = x + x^3 p(x^2) for |x| below the bound: fitted for least relative error, 0.8 ulp in
-# float32.
-_TANH_BOUND = tl.constexpr(0.625)
-_TANH_0 = tl.constexpr(-0.3333328068256378)
-_TANH_1 = tl.constexpr(0.13331441581249237)
-_TANH_2 = tl.constexpr(-0.05373970791697502)
-_TANH_3 = tl.constexpr(0.02063906379044056)
-_TANH_4 = tl.constexpr(-0.005704963114112616)
-
-
-@triton.jit
-def tanh(x):
-    """Hyperbolic tangent, float32, within 2 ulp: Triton has none that its interpreter can run."""
-    size = tl.abs(x)
-    square = x * x
-    near = x + x * (
-        square
-        * (
-            _TANH_0
-            + square * (_TANH_1 + square * (_TANH_2 + square * (_TANH_3 + square * _TANH_4)))
-        )
-    )
-    far = 1.0 - 2.0 / (tl.exp(2.0 * size) + 1.0)  # exp may be infinite: then 1
-    return tl.where(size < _TANH_BOUND, near, tl.where(x < 0, -far, far))
-
-
-@triton.jit
-def rounded(x, dtype: tl.constexpr):
-    """float32 `x` rounded to `dtype`, to nearest and to even, as float32. NaN stays NaN.
-
-    By integers: the interpreter's own conversion to bfloat16 cuts the bits off.
-    """
-    if dtype == tl.bfloat16:
-        bits = x.to(tl.uint32, bitcast=True)
-        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
-        # A NaN with all bits set, as GPUs make them, would overflow into minus zero.
-        result = tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
-    else:
-        result = x
-    return result
-
 
 @triton.jit
 def _load_scaled(
     raw, temperatures, row, first, cap: tl.constexpr, vocab_size: tl.constexpr, tile: tl.constexpr
 ):
-    """Scaled logits [tile] of a position from token `first` on: -inf past the vocabulary, NaN where
-    the logit is not finite (the cap would hide an infinity).
+    """Load scaled logits [tile] of a position from token `first` on.
+
+    They are -inf past the vocabulary and NaN where the logit is not finite. The cap would hide an
+    infinity.
     """
     tokens = first + tl.arange(0, tile)
     start = raw + row.to(tl.int64) * vocab_size  # P V may pass 2^31
@@ -89,7 +51,7 @@ def summarise(
     vocab_size: tl.constexpr,
     tile: tl.constexpr,
 ):
-    """What one vocabulary tile of one position comes to."""
+    """Summarise one vocabulary tile of one position."""
     row, index, tiles = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     first = index * tile
     scaled = _load_scaled(raw, temperatures, row, first, cap, vocab_size, tile)
@@ -113,10 +75,10 @@ def summarise(
 
 @triton.jit
 def _first_beyond(mass, threshold, size: tl.constexpr):
-    """Where the running sum of `mass` [size] float64 first exceeds `threshold`, and that sum before
-    there.
+    """Find where the running sum of `mass` [size] float64 first exceeds `threshold`.
 
-    Only an index that has mass. Where rounding leaves none, the last that has any; 0 among NaNs.
+    Returns that index and the sum before it. The index always has mass. Where rounding leaves none,
+    it is the last that has any. Among NaNs it is 0.
     """
     lane = tl.arange(0, size)
     running = tl.cumsum(mass, axis=0)
@@ -142,8 +104,7 @@ def decide(
     vocab_size: tl.constexpr,
     tile: tl.constexpr,
 ):
-    """Brings the tiles of one position together, and samples inside the one that the uniform falls
-    into."""
+    """Join the tiles of one position, and sample inside the tile that the uniform falls into."""
     row = tl.program_id(0)
     lane = tl.arange(0, lanes)
     there = lane < tiles
@@ -197,8 +158,10 @@ def soften(
     vocab_size: tl.constexpr,
     tile: tl.constexpr,
 ):
-    """Softmax of the rounded logits, rounded again. A program reads its whole tile before it writes
-    it."""
+    """Compute the softmax of the rounded logits, and round it.
+
+    A program reads its whole tile before it writes it.
+    """
     row, first = tl.program_id(0), tl.program_id(1) * tile
     scaled = _load_scaled(raw, temperatures, row, first, cap, vocab_size, tile)
     coarse = rounded(scaled, raw.dtype.element_ty)

@@ -1,40 +1,39 @@
-"""The fused sampler for CUDA: what `sampling/sampler.py` decides about a tile of logits, without
-the tile's intermediate copies.
+"""The fused sampler for CUDA. It computes what `sampling/sampler.py` does, without the copies.
 
-P = positions of the tile (rows x canvas), V = vocabulary, T = vocabulary tiles of `TILE_TOKENS`.
-Three kernels, in each of which a program belongs to one position:
+P = positions of the tile (sequences * canvas), V = vocabulary, T = vocabulary tiles of
+`TILE_TOKENS`. There are three kernels. In each of them a program belongs to one position:
 
     summarise  grid [P, T]  reads all logits      -> per tile: two maxima, an id, three sums
     decide     grid [P]     reads one tile of T   -> argmax, sample, entropy, log-probability, gap
     soften     grid [P, T]  reads all logits      -> probabilities, in the place of the logits
 
-The sums of a vocabulary tile are relative to the tile's own maximum and are brought to the common
-one in `decide`: the online softmax of Milakov and Gimelshein, "Online normalizer calculation for
-softmax", arXiv 1805.02867. Inverse-CDF sampling has the two levels of `sampler.sample`, with larger
-tiles.
+The sums of a vocabulary tile are relative to the tile's own maximum. `decide` brings them to the
+common one: the online softmax of Milakov and Gimelshein, "Online normalizer calculation for
+softmax", arXiv 1805.02867. Inverse-CDF sampling has the two levels of `sampler.inverse_cdf_sample`,
+with larger tiles.
 
-**Cost.** Logits of w bytes are read twice, one tile of T a third time, and the probabilities are
-written once: (3 + 1/T) P V w bytes. For one canvas of the released model in bf16 (P = 256, V =
-262,144, T = 64) that is 405 MB, 0.13 ms at 3.0 TB/s. The kernels take some 120 instructions a
-logit, most of them for the two hyperbolic tangents, which at an H100's 3e13 instructions a second
-is 0.27 ms: the arithmetic bounds them there, not the memory. Against the 17 ms of reading all bf16
-weights once it is 1.6 %. A call allocates 24 P T bytes (0.4 MB): the probabilities take the place
-of the logits.
+**Cost.** Logits of w bytes are read twice, one tile of T a third time. The probabilities are
+written once. That is (3 + 1/T) P V w bytes. One canvas of the released model in bf16 has P = 256, V
+= 262,144, T = 64: 405 MB, 0.13 ms at 3.0 TB/s. The kernels take some 120 instructions a logit, most
+of them for the two hyperbolic tangents. At an H100's 3e13 instructions a second that is 0.27 ms, so
+arithmetic is the bound and not memory. Reading all bf16 weights once takes 17 ms, so the sampler
+adds 1.6 %. A call allocates 24 P T bytes (0.4 MB), because the probabilities take the place of the
+logits.
 
-**Reproducibility.** No atomics, no autotuning, no split that depends on P: V and the type of the
-logits alone decide tile, warps and the order of every sum, so the bits of a position depend neither
-on P nor on its place nor on its neighbours. Addresses must be aligned to 16 bytes: for others
-Triton would compile a second kernel with another layout, and so another order. The bits are not
-those of the pure version (other order of sums, the hyperbolic tangent is a polynomial); this
-sampler belongs to the engine profile.
+**Reproducibility.** There are no atomics, no autotuning, and no split that depends on P. V and the
+type of the logits alone decide tile, warps and the order of every sum. So the bits of a position do
+not depend on P, its place or its neighbours. Addresses must be aligned to 16 bytes. For others
+Triton would compile a second kernel with another layout, and so another order. The bits differ from
+those of the pure version, because the order of sums is another and the hyperbolic tangent is a
+polynomial. So this sampler belongs to the engine profile.
 
-**Ties.** The lowest id among equal scaled logits, as `torch.argmax`; the gap is then 0.
+**Ties.** The lowest id among equal scaled logits wins, as in `torch.argmax`. The gap is then 0.
 
 **Non-finite logits.** A NaN or an infinity at a position makes its entropy and its probabilities
-NaN. Its ids mean nothing then but lie in the vocabulary. Neighbours are untouched.
+NaN. Its ids then mean nothing but are in the vocabulary. Neighbours are untouched.
 
-Never run on a GPU: the tests hold the kernels against the pure version in Triton's interpreter on a
-CPU, and compile them for real targets without running them. The times above are arithmetic.
+It has never run on a GPU. The tests hold the kernels against the pure version in Triton's
+interpreter on a CPU, and compile them for real targets. The times above are arithmetic.
 """
 
 from __future__ import annotations
@@ -47,18 +46,17 @@ from torch import Tensor
 
 from piecework_model import limits
 from piecework_model.sampling import sampler_kernels as kernels
-from piecework_model.sampling.sampler import Judgement
+from piecework_model.sampling.sampler import SampleOutput
 
 TILE_TOKENS: Final = 4096
-"""Vocabulary tile: 16 logits for each of 256 threads. It is part of the result's last bits."""
+"""Vocabulary tile: 16 logits for each of 256 threads. It decides the result's last bits."""
 WARPS: Final = 8
 ALIGNMENT_BYTES: Final = 16  # the widest load of a thread
 _DTYPES: Final = frozenset({torch.float32, torch.bfloat16})
 
 
-def judge(raw: Tensor, temperatures: Tensor, cap: float, uniforms: Tensor) -> Judgement:
-    """As `sampler.judge`, except that `raw` is consumed: the probabilities take its place in
-    memory.
+def sample(raw: Tensor, temperatures: Tensor, cap: float, uniforms: Tensor) -> SampleOutput:
+    """Sample as `sampler.sample` does. `raw` is overwritten with the probabilities.
 
     raw: [P, V] bfloat16 or float32, the output of lm_head, aligned to 16 bytes. temperatures: [P]
     float32, positive. cap: the model's final_logit_softcapping. uniforms: [P] float64 in (0, 1).
@@ -86,7 +84,7 @@ def judge(raw: Tensor, temperatures: Tensor, cap: float, uniforms: Tensor) -> Ju
     kernels.soften[grid](raw, temperatures, soft, raw, **shape)
     argmax, sampled = ids.unbind(1)
     entropy, log_probability, gap = figures.unbind(1)
-    return Judgement(argmax, sampled, entropy, log_probability, gap, probabilities=raw)
+    return SampleOutput(argmax, sampled, entropy, log_probability, gap, probabilities=raw)
 
 
 def _check(raw: Tensor, temperatures: Tensor, uniforms: Tensor) -> None:

@@ -47,8 +47,10 @@ _TYPE_TAGS: dict[EmbeddingType, bytes] = {
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """Everything that one leaf commits to, as the bytes of the layout: ids are C little-endian
-    uint32, accepted is the bitmap, fingerprint 3 C little-endian float16."""
+    """Everything that one leaf commits to, as the bytes of the layout.
+
+    ids: C little-endian uint32. accepted: the bitmap. fingerprint: 3 C little-endian float16.
+    """
 
     canvas: int
     step: int
@@ -61,16 +63,14 @@ class StepRecord:
 
 
 def embedding_digest(kind: EmbeddingType, little_endian_rows: bytes | memoryview) -> bytes:
-    """Digest of a soft embedding given as its raw [C, H] values, row by row."""
+    """Hash a soft embedding, given as its raw [C, H] values, row by row."""
     digest = hashlib.sha256(_TYPE_TAGS[kind])
     digest.update(little_endian_rows)
     return digest.digest()
 
 
 def preimage(record: StepRecord) -> bytes:
-    """The bytes that the leaf digest is taken over. Raises ValueError when the fields do not have
-    one length.
-    """
+    """Compose the bytes that are hashed. Raises ValueError if the fields disagree about C."""
     size, odd = divmod(len(record.before), 4)
     lengths = (
         len(record.after) / 4,
@@ -100,5 +100,5 @@ def preimage(record: StepRecord) -> bytes:
 
 
 def leaf(record: StepRecord) -> bytes:
-    """The 32-byte leaf digest of one denoising step."""
+    """Compute the 32-byte leaf digest of one denoising step."""
     return hashlib.sha256(preimage(record)).digest()

@@ -1,8 +1,8 @@
 """From a conversation to prompt ids, through the checkpoint's own chat template.
 
-User text can never become a control token: the template is rendered around place holders, and what
-stands between them is encoded with control tokens on, what they stand for with control tokens off
-(text/tokens.py).
+User text can never become a control token. The template is rendered around placeholders. The text
+between them is encoded with control tokens on. The text that they stand for is encoded with control
+tokens off (text/tokens.py).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class ChatMessage:
 
 
 class HasTokenizer(Protocol):
-    """What a LoadedModel offers here."""
+    """What `encode_prompt` needs of a LoadedModel."""
 
     @property
     def tokenizer(self) -> TextCodec: ...
@@ -37,11 +37,13 @@ class HasTokenizer(Protocol):
 def encode_prompt(
     loaded_or_tokenizer: HasTokenizer | TextCodec, messages: Sequence[ChatMessage]
 ) -> tuple[int, ...]:
-    """The prompt ids of a conversation, ready for the model to answer.
+    """Encode a conversation to prompt ids, ready for the model to answer.
 
-    White space around each content is dropped, as the published templates do. Raises PromptError
-    when there are no messages or too many, a role is unknown, the text is too long or is no valid
-    Unicode, or the template refuses.
+    White space around each content is dropped, as the published templates do.
+
+    Raises:
+        PromptError: There are no messages or too many, a role is unknown, the text is too long or
+            is not valid Unicode, or the template rejects it.
     """
     codec = (
         loaded_or_tokenizer
@@ -82,8 +84,7 @@ def _check(messages: Sequence[ChatMessage]) -> None:
 
 
 def _render(codec: TextCodec, turns: list[tuple[str, str]]) -> str:
-    """The template's text for (role, content) pairs, rendered in the sandbox that transformers
-    uses."""
+    """Render the template for (role, content) pairs, in the sandbox that transformers uses."""
     from jinja2 import TemplateError
     from transformers.utils.chat_template_utils import render_jinja_template
 

@@ -1,8 +1,7 @@
-"""Text in and out of token ids: the checkpoint's tokenizer.json and chat template, and nothing
-executable.
+"""Text in and out of token ids, with the checkpoint's tokenizer.json and chat template.
 
-`tokenizers` reads tokenizer.json directly, so no tokenizer class of a checkpoint is ever looked up
-by name. No torch.
+Nothing of a checkpoint is executed. `tokenizers` reads tokenizer.json directly, so no tokenizer
+class is looked up by name. No torch.
 """
 
 from __future__ import annotations
@@ -24,9 +23,10 @@ _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 class TextCodec:
     """The tokenizer of one checkpoint.
 
-    control_ids: the ids of all special tokens. eos_ids: those that end a text. template: the Jinja
-    source of the chat template. named_tokens: bos_token, eos_token and their like, as the template
-    may use them.
+    eos_ids: the ids that end a text.
+    template: the Jinja source of the chat template.
+    named_tokens: bos_token, eos_token and others that the template may use.
+    control_ids: the ids of all special tokens.
     """
 
     eos_ids: frozenset[int]
@@ -43,16 +43,16 @@ class TextCodec:
         return int(self._parsing.get_vocab_size())
 
     def encode_template(self, text: str) -> tuple[int, ...]:
-        """Ids of text that the checkpoint's own template wrote: control strings become control
-        ids."""
+        """Encode text that the checkpoint's own template wrote. Control strings become control
+        ids.
+        """
         return tuple(self._parsing.encode(text, add_special_tokens=False).ids)
 
     def encode_content(self, text: str) -> tuple[int, ...]:
-        """Ids of text that somebody typed: never a control id.
+        """Encode text that a person typed. It never gives a control id.
 
-        Every occurrence of a control string is cut behind its first character and the parts are
-        encoded apart, so that neither the special-token matcher nor the vocabulary can put it
-        together again.
+        Every control string is cut behind its first character and the parts are encoded apart. So
+        neither the special-token matcher nor the vocabulary can join it again.
         """
         cuts = [0, *(match.start() + 1 for match in self._control_text.finditer(text)), len(text)]
         parts = [text[start:end] for start, end in itertools.pairwise(cuts)]
@@ -64,15 +64,15 @@ class TextCodec:
         return tuple(ids)
 
     def decode(self, ids: tuple[int, ...]) -> str:
-        """The text of `ids`, control tokens left out."""
+        """Decode `ids` to text, without control tokens."""
         return str(self._parsing.decode(list(ids), skip_special_tokens=True))
 
     def settled_length(self, ids: tuple[int, ...]) -> int:
-        """How many leading ids decode to text that later ids cannot change.
+        """Count the leading ids whose text later ids cannot change.
 
-        Byte pieces are decoded run by run, and an unfinished run at the end may still turn into
-        other characters, so it has to wait. Control tokens inside a run are skipped by the decoder
-        and do not end it.
+        Byte pieces are decoded run by run. An unfinished run at the end may still become other
+        characters, so it has to wait. The decoder skips control tokens inside a run, and they do
+        not end it.
         """
         length = len(ids)
         while length and self._may_change(ids[length - 1]):
@@ -87,15 +87,16 @@ class TextCodec:
 
 
 def load_codec(folder: Path, eos_ids: frozenset[int]) -> TextCodec:
-    """Reads tokenizer.json, tokenizer_config.json and chat_template.jinja. Raises CheckpointError
-    naming the file.
+    """Read tokenizer.json, tokenizer_config.json and chat_template.jinja.
+
+    Raises CheckpointError, which names the file.
     """
     path = folder / "tokenizer.json"
     source = files.read_text(path)
     try:
         parsing, literal = Tokenizer.from_str(source), Tokenizer.from_str(source)
     except Exception as error:  # tokenizers raises bare Exception for every malformed file
-        raise CheckpointError(path, f"is no tokenizer: {error}") from error
+        raise CheckpointError(path, f"is not a tokenizer: {error}") from error
     literal.encode_special_tokens = True
     special = {
         token.content: id_
@@ -109,8 +110,8 @@ def load_codec(folder: Path, eos_ids: frozenset[int]) -> TextCodec:
         files.read_text(template_path) if template_path.is_file() else config.get("chat_template")
     )
     if not isinstance(template, str):
-        raise CheckpointError(template_path, "there is no chat template")
-    # A lookahead, so that overlapping occurrences are all found; a one-character control token
+        raise CheckpointError(template_path, "has no chat template")
+    # A lookahead, so that overlapping occurrences are all found. A one-character control token
     # cannot be cut.
     pattern = "|".join(
         re.escape(text) for text in sorted(special, key=len, reverse=True) if len(text) > 1
@@ -122,14 +123,12 @@ def load_codec(folder: Path, eos_ids: frozenset[int]) -> TextCodec:
 
 
 def _token_text(value: object) -> str:
-    """Named tokens are strings, or objects with a `content` in older files."""
+    """Return a named token's text: it is a string, or an object with a `content` in older files."""
     return str(value.get("content", "")) if isinstance(value, dict) else str(value or "")
 
 
 class TextStream:
-    """The decoded text of a growing sequence of ids, handed out piece by piece; the pieces add up
-    to the whole.
-    """
+    """The decoded text of growing ids, handed out in parts. The parts add up to the whole."""
 
     def __init__(self, codec: TextCodec) -> None:
         self._codec = codec
@@ -137,8 +136,8 @@ class TextStream:
         self._given = ""
 
     def append(self, ids: tuple[int, ...], *, final: bool) -> str:
-        """Adds ids and returns the new text. Unless `final`, text that later ids could change is
-        kept back.
+        """Add ids and return the new text. Unless `final`, hold back text that later ids could
+        change.
         """
         self._ids += ids
         text = self._settled(self._ids, final=final)
@@ -147,7 +146,7 @@ class TextStream:
         return fresh
 
     def preview(self, ids: tuple[int, ...]) -> str:
-        """What `append` would return, changing nothing."""
+        """Return what `append` would return, and change nothing."""
         return self._settled(self._ids + ids, final=False)[len(self._given) :]
 
     def _settled(self, ids: tuple[int, ...], *, final: bool) -> str:

@@ -1,5 +1,6 @@
-"""`python -m piecework_model.training`: trains the bundled checkpoint from its grammar and
-evaluates it."""
+"""Train the bundled checkpoint from its grammar and evaluate it: `python -m
+piecework_model.training`.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +23,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, default=bundled_checkpoint_path(), help="checkpoint folder to write"
     )
-    parser.add_argument("--steps", type=int, default=loop.Settings().steps)
-    parser.add_argument("--seed", type=int, default=loop.Settings().seed)
+    parser.add_argument("--steps", type=int, default=loop.TrainingSettings().steps)
+    parser.add_argument("--seed", type=int, default=loop.TrainingSettings().seed)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
         "--evaluate-only", action="store_true", help="evaluate what is in the folder already"
@@ -32,7 +33,7 @@ def _arguments() -> argparse.Namespace:
 
 
 class _Progress:
-    """Prints mean losses over every `_REPORT_EVERY_STEPS` steps."""
+    """Print mean losses every `_REPORT_EVERY_STEPS` steps."""
 
     def __init__(self, total_steps: int) -> None:
         self._total = total_steps
@@ -52,7 +53,7 @@ class _Progress:
             self._losses.clear()
 
 
-def _train(settings: loop.Settings, output: Path) -> None:
+def _train(settings: loop.TrainingSettings, output: Path) -> None:
     torch.manual_seed(settings.seed)
     tokenizer = vocabulary.build_tokenizer()
     model = DiffusionGemmaForBlockDiffusion(architecture.build_config(tokenizer.get_vocab_size()))
@@ -62,10 +63,10 @@ def _train(settings: loop.Settings, output: Path) -> None:
 
 
 def main() -> None:
-    """Trains unless told not to, then evaluates."""
+    """Train unless told not to, then evaluate."""
     arguments = _arguments()
     torch.set_num_threads(arguments.threads)
-    settings = loop.Settings(seed=arguments.seed, steps=arguments.steps)
+    settings = loop.TrainingSettings(seed=arguments.seed, steps=arguments.steps)
     if not arguments.evaluate_only:
         _train(settings, arguments.output)
     from piecework_model.training import (

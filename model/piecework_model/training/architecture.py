@@ -9,19 +9,19 @@ from transformers.models.gemma4.configuration_gemma4 import Gemma4VisionConfig
 
 from piecework_model.training import vocabulary
 
-CANVAS_LENGTH = 32  # tokens; a story is 3 or 4 canvases
+CANVAS_LENGTH = 32  # tokens, a story is 3 or 4 canvases
 MAX_CONTEXT = (
-    1024  # tokens; far more than any story, enough for a request that falls apart into characters
+    1024  # tokens: far more than any story, enough for a request that falls apart into characters
 )
-SLIDING_WINDOW = 64  # tokens; below the length of a story, so that the window is really used
+SLIDING_WINDOW = 64  # tokens, below the length of a story, so that the window is really used
 
 
 def build_config(vocab_size: int) -> DiffusionGemmaConfig:
-    """The configuration: three layers (one with the sliding window), four experts of which two work
-    per token.
+    """Build the configuration: three layers (one with the sliding window), four experts of which
+    two work per token.
 
-    The vision tower is part of the published format but never used here: it is as small as it can
-    be.
+    The vision tower is part of the published format but never used here, so it is as small as it
+    can be.
     """
     text = DiffusionGemmaTextConfig(
         vocab_size=vocab_size,
@@ -57,8 +57,9 @@ def build_config(vocab_size: int) -> DiffusionGemmaConfig:
 
 
 def smallest_vision() -> Gemma4VisionConfig:
-    """A vision tower as small as it can be: the published format has one, and nothing here uses
-    it."""
+    """Build a vision tower as small as it can be. The published format has one, and nothing here
+    uses it.
+    """
     return Gemma4VisionConfig(
         hidden_size=8,
         intermediate_size=8,

@@ -16,13 +16,14 @@ MAX_CANVASES = 4  # a story that needs more is drawn again
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """`rows` stories of `MAX_CANVASES` canvases of C tokens, K = MAX_CANVASES * C; L = longest
+    """`rows` stories of `MAX_CANVASES` canvases of C tokens. K = MAX_CANVASES * C, L = longest
     prompt + K - C.
 
-    context: [rows, L] prompt, then all canvases but the last, then padding; what the causal encoder
-    reads. prompt_lengths: [rows]. canvases: [rows, K] the story, its end mark, then padding; what
-    is to be predicted. weights: [rows, K] 0 for canvases that lie wholly behind the end of the
-    story, 1 elsewhere.
+    context: [rows, L] prompt, then all canvases but the last, then padding. The causal encoder
+    reads it.
+    prompt_lengths: [rows].
+    canvases: [rows, K] the story, its end mark, then padding. It is to be predicted.
+    weights: [rows, K] 0 for canvases that are wholly behind the end of the story, 1 elsewhere.
     """
 
     context: torch.Tensor
@@ -32,9 +33,7 @@ class Batch:
 
 
 def prompt_ids(tokenizer: Tokenizer, content: str) -> list[int]:
-    """The ids of one user message. Encoded in three pieces, as `model.chat` does (held equal to it
-    by a test).
-    """
+    """Encode one user message, in three pieces as `text.chat` does. A test holds the two equal."""
     pieces = ("<bos><|turn>user\n", content, "<turn|>\n<|turn>model\n")
     return [token for piece in pieces for token in tokenizer.encode(piece).ids]
 
@@ -42,8 +41,8 @@ def prompt_ids(tokenizer: Tokenizer, content: str) -> list[int]:
 def draw_examples(
     tokenizer: Tokenizer, rng: random.Random, rows: int, canvas: int
 ) -> list[tuple[list[int], list[int]]]:
-    """`rows` pairs of prompt ids and story ids; the stories fit `MAX_CANVASES` canvases with their
-    end mark.
+    """Draw `rows` pairs of prompt ids and story ids. With their end mark the stories fit
+    `MAX_CANVASES` canvases.
     """
     pairs: list[tuple[list[int], list[int]]] = []
     while len(pairs) < rows:
@@ -55,7 +54,7 @@ def draw_examples(
 
 
 def pack(pairs: list[tuple[list[int], list[int]]], canvas: int) -> Batch:
-    """Packs prompt and story ids into the tensors of one batch."""
+    """Pack prompt and story ids into the tensors of one batch."""
     span = MAX_CANVASES * canvas
     longest = max(len(prompt) for prompt, _ in pairs) + span - canvas
     context = torch.full((len(pairs), longest), vocabulary.PAD)
@@ -70,8 +69,9 @@ def pack(pairs: list[tuple[list[int], list[int]]], canvas: int) -> Batch:
 
 
 def encoder_masks(length: int, window: int) -> dict[str, torch.Tensor]:
-    """Causal masks [1, 1, length, length], True where a query (row) may look; padding lies behind
-    every real token.
+    """Make causal masks [1, 1, length, length], True where a query (row) may look.
+
+    Padding is behind every real token.
     """
     query, key = torch.arange(length)[:, None], torch.arange(length)[None, :]
     causal = key <= query
@@ -84,11 +84,11 @@ def encoder_masks(length: int, window: int) -> dict[str, torch.Tensor]:
 def decoder_masks(
     prompt_lengths: torch.Tensor, length: int, canvas: int, window: int
 ) -> dict[str, torch.Tensor]:
-    """Masks [rows, 1, K, length + K] of the denoiser for all canvases at once.
+    """Make the denoiser's masks [rows, 1, K, length + K] for all canvases at once.
 
-    A position of canvas k sees the context before its canvas (in sliding layers only its last
-    window - 1 tokens, which is what the sliding KV cache keeps) and its own canvas, in both
-    directions.
+    A position of canvas k sees the context before its canvas, and its own canvas in both
+    directions. In sliding layers it sees only the last window - 1 tokens of the context, which is
+    what the sliding KV cache keeps.
     """
     span = MAX_CANVASES * canvas
     block = torch.arange(span) // canvas
@@ -106,7 +106,7 @@ def decoder_masks(
 def corrupt(
     canvases: torch.Tensor, canvas: int, vocab_size: int, generator: torch.Generator
 ) -> torch.Tensor:
-    """Replaces tokens by uniform random ids: a share t ~ U(0, 1) of each canvas, 15 % of the
+    """Replace tokens by uniform random ids: a share t ~ U(0, 1) of each canvas, 15 % of the
     canvases wholly.
     """
     rows, span = canvases.shape

@@ -13,7 +13,7 @@ import torch
 
 from piecework_model.checkpoint.loading import LoadedModel, load
 from piecework_model.engine.engine import Engine
-from piecework_model.requests import CanvasEvent, FailedEvent, FinishReason, GenerationRequest
+from piecework_model.requests import CanvasEvent, CanvasFinish, FailedEvent, GenerationRequest
 from piecework_model.text.chat import ChatMessage, encode_prompt
 from piecework_model.training import batches, grammar, loop, vocabulary
 
@@ -37,7 +37,7 @@ class Story:
 def request(
     loaded: LoadedModel, prompt: str, seed: int, max_tokens: int = _MAX_TOKENS
 ) -> GenerationRequest:
-    """A request for one story with the checkpoint's own defaults."""
+    """Make a request for one story with the checkpoint's own defaults."""
     defaults = loaded.defaults
     return GenerationRequest(
         request_id=f"story-{seed}",
@@ -56,8 +56,8 @@ def request(
 
 
 def tell(loaded: LoadedModel, example: grammar.Example, seed: int) -> Story:
-    """Generates one story alone."""
-    engine = Engine(loaded, max_rows=1)
+    """Generate one story alone."""
+    engine = Engine(loaded, max_sequences=1)
     engine.submit(request(loaded, example.prompt, seed))
     canvases: list[CanvasEvent] = []
     while engine.has_runnable:
@@ -66,14 +66,13 @@ def tell(loaded: LoadedModel, example: grammar.Example, seed: int) -> Story:
                 raise RuntimeError(f"evaluation failed: {event.message}")
             if isinstance(event, CanvasEvent):
                 canvases.append(event)
-    ended = canvases[-1].finish is FinishReason.END_OF_TEXT
+    ended = canvases[-1].finish is CanvasFinish.END_OF_TEXT
     text = "".join(canvas.text for canvas in canvases)
     return Story(example, text, tuple(canvas.steps for canvas in canvases), ended)
 
 
 def well_formed_share(stories: list[Story]) -> float:
-    """Share of the characters that stand in sentences which the grammar itself could have
-    written."""
+    """Measure the share of characters in sentences which the grammar itself could have written."""
     pattern = grammar.sentence_patterns()
     total = sum(len(story.text) for story in stories)
     return sum(len(match[0]) for story in stories for match in pattern.finditer(story.text)) / max(
@@ -82,13 +81,13 @@ def well_formed_share(stories: list[Story]) -> float:
 
 
 def followed(story: Story) -> list[bool]:
-    """For each noun that was asked for, whether the story has it."""
+    """Say, for each noun that was asked for, whether the story has it."""
     words = set(story.text.lower().replace(",", " ").replace(".", " ").replace('"', " ").split())
     return [noun in words for noun in story.example.nouns]
 
 
-def cross_entropy(loaded: LoadedModel, settings: loop.Settings) -> tuple[float, float]:
-    """Held-out losses in nats per token: denoising (as in training) and next token."""
+def cross_entropy(loaded: LoadedModel, settings: loop.TrainingSettings) -> tuple[float, float]:
+    """Measure held-out losses in nats per token: denoising (as in training) and next token."""
     rng = random.Random(_EVALUATION_SEED)  # noqa: S311 (evaluation data, no secret)
     generator = torch.Generator().manual_seed(_EVALUATION_SEED)
     tokenizer, canvas = vocabulary.build_tokenizer(), loaded.limits.canvas_size
@@ -103,9 +102,9 @@ def cross_entropy(loaded: LoadedModel, settings: loop.Settings) -> tuple[float, 
 
 
 def report(
-    folder: Path, settings: loop.Settings, clock: Callable[[], float] = time.monotonic
+    folder: Path, settings: loop.TrainingSettings, clock: Callable[[], float] = time.monotonic
 ) -> str:
-    """The evaluation as the lines that stand in the model card, with a few stories to read."""
+    """Write the evaluation as the lines of the model card, with a few stories to read."""
     loaded = load(folder, device="cpu", dtype="float32")
     rng = random.Random(_EVALUATION_SEED)  # noqa: S311 (evaluation data, no secret)
     asked: list[grammar.Example] = []

@@ -1,8 +1,8 @@
 """The text that the bundled model learns: requests and short stories, drawn from a seeded grammar.
 
 A story is built around four things: a hero, a helper, an object and a place. A request names some
-of them, and the story must be about those; the others are free. Nothing here is copied from a book:
-every sentence is put together from the lists below, so there are far more stories than a training
+of them, and the story must be about those. The others are free. Nothing here is copied from a book.
+Every sentence is put together from the lists below, so there are far more stories than a training
 run can see.
 """
 
@@ -42,14 +42,15 @@ _SLOT = re.compile(r"\{(\w+)\}")
 
 
 def article(phrase: str) -> str:
-    """`phrase` behind the indefinite article that its first letter asks for ("an owl", "a
-    unicorn")."""
+    """Put the indefinite article that its first letter asks for before `phrase` ("an owl", "a
+    unicorn").
+    """
     vowel = phrase[0].lower() in "aeio" or (phrase[0] == "u" and not phrase.startswith("uni"))
     return f"{'an' if vowel else 'a'} {phrase}"
 
 
 def _slots(cast: Cast, rng: random.Random) -> dict[str, str]:
-    """The values of every slot that the sentence templates may use, consistent within one story."""
+    """Choose the values of every slot of the sentence templates, consistent within one story."""
     name, subject, object_, possessive = rng.choice(lexicon.NAMES)
     verb, gerund = lexicon.THINGS[cast.thing]
     adjective, helper_adjective = rng.sample(lexicon.CHARACTER_ADJECTIVES, 2)
@@ -82,7 +83,7 @@ def _slots(cast: Cast, rng: random.Random) -> dict[str, str]:
 
 
 def story(cast: Cast, rng: random.Random) -> str:
-    """One story of 8 to 11 sentences about `cast`."""
+    """Write one story of 8 to 11 sentences about `cast`."""
     slots = _slots(cast, rng)
     sentences = [rng.choice(lexicon.OPENINGS), rng.choice(lexicon.POSSESSIONS)]
     if rng.random() < 0.25:
@@ -104,7 +105,7 @@ def story(cast: Cast, rng: random.Random) -> str:
 
 
 def cast(rng: random.Random) -> Cast:
-    """A random cast of which a random part is requested."""
+    """Draw a random cast of which a random part is requested."""
     hero, helper = rng.sample(lexicon.CHARACTERS, 2)
     thing, place = rng.choice(list(lexicon.THINGS)), rng.choice(list(lexicon.PLACES))
     asked = rng.choice(lexicon.REQUESTED)
@@ -117,7 +118,7 @@ def _cased(noun: str, rng: random.Random) -> str:
 
 
 def _listing(nouns: tuple[str, ...], rng: random.Random) -> str:
-    """The requested nouns as an English list: articles, definite articles, or bare."""
+    """List the requested nouns in English, with articles, with definite articles, or bare."""
     style = rng.random()
     cased = [_cased(noun, rng) for noun in nouns]
     words = [article(noun) for noun in cased] if style < 0.6 else [f"the {noun}" for noun in cased]
@@ -131,14 +132,14 @@ def _listing(nouns: tuple[str, ...], rng: random.Random) -> str:
 
 
 def request(nouns: tuple[str, ...], rng: random.Random) -> str:
-    """A request that names `nouns`, in shuffled order."""
+    """Write a request that names `nouns`, in shuffled order."""
     shuffled = tuple(rng.sample(nouns, len(nouns)))
     text = rng.choice(lexicon.REQUESTS).format(_listing(shuffled, rng))
     return text + rng.choice(lexicon.REQUEST_ENDINGS)
 
 
 def _stranger(rng: random.Random) -> str:
-    """A word that the model does not know: letters that mean nothing to it, sometimes digits."""
+    """Make a word that the model does not know: letters without meaning, sometimes digits."""
     letters = "etaoinshrdlucmfwypvbgkqjxz"
     word = "".join(rng.choices(letters, weights=range(len(letters), 0, -1), k=rng.randint(1, 9)))
     style = rng.random()
@@ -148,7 +149,7 @@ def _stranger(rng: random.Random) -> str:
 
 
 def foreign_request(rng: random.Random) -> str:
-    """A request outside the grammar: unknown words mixed with common ones, seldom more than some 60
+    """Write a request outside the grammar: unknown words among common ones, seldom over some 60
     characters.
     """
     length = rng.randint(7, 18) if rng.random() < 0.15 else rng.randint(1, 6)
@@ -160,7 +161,7 @@ def foreign_request(rng: random.Random) -> str:
 
 
 def example(rng: random.Random) -> Example:
-    """One training example. One request in eight is foreign: its story is free."""
+    """Draw one training example. One request in eight is foreign, and its story is free."""
     chosen = cast(rng)
     if rng.random() < 0.125:
         return Example(foreign_request(rng), story(chosen, rng), ())
@@ -168,7 +169,9 @@ def example(rng: random.Random) -> Example:
 
 
 def sentence_patterns() -> re.Pattern[str]:
-    """A pattern that matches exactly the sentences of the grammar, whatever fills their slots."""
+    """Compile a pattern that matches exactly the sentences of the grammar, whatever fills their
+    slots.
+    """
     templates = [found for _, found in lexicon.PROBLEMS] + [
         problem for problem, _ in lexicon.PROBLEMS
     ]

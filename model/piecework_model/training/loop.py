@@ -18,9 +18,10 @@ from piecework_model.training import batches, vocabulary
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """What a run depends on, beside the code. The same settings and thread count give the same
-    weights."""
+class TrainingSettings:
+    """What a run depends on, besides the code. The same settings and thread count give the same
+    weights.
+    """
 
     seed: int = 20261122
     steps: int = 1800
@@ -38,10 +39,10 @@ def run_model(
     noisy: torch.Tensor,
     conditioned: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Encoder hidden states [rows, L, H] and denoising logits [rows, K, V].
+    """Compute encoder hidden states [rows, L, H] and denoising logits [rows, K, V].
 
-    The cache is made without a config, so that it keeps every position of sliding layers too; the
-    masks do the windowing. That lets all canvases of a story share one pass.
+    The cache is made without a config, so that it keeps every position of sliding layers too, and
+    the masks do the windowing. So all canvases of a story share one pass.
     """
     config = model.config
     window, canvas = config.text_config.sliding_window, config.canvas_length
@@ -75,8 +76,8 @@ def losses(
     noisy: torch.Tensor,
     conditioned: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean cross-entropy in nats per token: of the denoiser on all canvas positions, of the encoder
-    on the story.
+    """Compute the mean cross-entropy in nats per token: of the denoiser on all canvas positions, of
+    the encoder on the story.
     """
     hidden, logits = run_model(model, batch, noisy, conditioned)
     flat = cross_entropy(logits.flatten(0, 1), batch.canvases.flatten(), reduction="none")
@@ -89,8 +90,8 @@ def losses(
     return denoising, cross_entropy(next_logits, batch.context[:, 1:][story])
 
 
-def _rate(step: int, settings: Settings) -> float:
-    """Linear warm-up, then a cosine down to 2 % of the peak."""
+def _rate(step: int, settings: TrainingSettings) -> float:
+    """Compute the rate: linear warm-up, then a cosine down to 2 % of the peak."""
     if step < settings.warmup_steps:
         return (step + 1) / settings.warmup_steps
     progress = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
@@ -102,7 +103,7 @@ class Optimizer:
     experts and gains.
     """
 
-    def __init__(self, model: DiffusionGemmaForBlockDiffusion, settings: Settings) -> None:
+    def __init__(self, model: DiffusionGemmaForBlockDiffusion, settings: TrainingSettings) -> None:
         named = [
             (name, weight) for name, weight in model.named_parameters() if "vision" not in name
         ]
@@ -117,8 +118,8 @@ class Optimizer:
         self._muon = torch.optim.Muon(inner, lr=0.0, weight_decay=0.0)
 
     def step(self, rate: float) -> None:
-        """Clips the gradient to norm 1, steps at `rate` times the peak learning rates, and clears
-        the gradient.
+        """Clip the gradient to norm 1, step at `rate` times the peak learning rates, and clear the
+        gradient.
         """
         torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
         self._adam.param_groups[0]["lr"] = self._settings.adam_rate * rate
@@ -131,11 +132,12 @@ class Optimizer:
 def train(
     model: DiffusionGemmaForBlockDiffusion,
     tokenizer: Tokenizer,
-    settings: Settings,
+    settings: TrainingSettings,
     report: Callable[[int, float, float], None],
 ) -> None:
-    """Trains `model` in place; calls `report(step, denoising loss, encoder loss)` after every
-    step."""
+    """Train `model` in place. `report(step, denoising loss, encoder loss)` is called after every
+    step.
+    """
     rng = random.Random(settings.seed)  # noqa: S311 (training data, no secret)
     generator = torch.Generator().manual_seed(settings.seed)
     canvas, vocab_size = model.config.canvas_length, model.config.text_config.vocab_size
@@ -152,8 +154,8 @@ def train(
     model.eval()
 
 
-def training_stories(tokenizer: Tokenizer, settings: Settings, canvas: int) -> set[str]:
-    """Every story that a run with these settings sees, by replaying its random draws."""
+def training_stories(tokenizer: Tokenizer, settings: TrainingSettings, canvas: int) -> set[str]:
+    """List every story that a run with these settings sees, by replaying its random draws."""
     rng = random.Random(settings.seed)  # noqa: S311 (training data, no secret)
     seen: set[str] = set()
     for _ in range(settings.steps):

@@ -1,10 +1,10 @@
 """The tokenizer of the bundled checkpoint: one piece per word of the grammar, characters and bytes
 for the rest.
 
-A Unigram model with byte fallback (Kudo 2018, SentencePiece): a known word is one piece, an unknown
-one falls apart into characters, and what is no printable ASCII character into its UTF-8 bytes. So
-every string has an encoding, of at most four ids a character plus one, and decoding gives the
-string back.
+It is a Unigram model with byte fallback (Kudo 2018, SentencePiece). A known word is one piece. An
+unknown one falls apart into characters, and a character that is not printable ASCII into its UTF-8
+bytes. So every string has an encoding, of at most four ids a character plus one, and decoding gives
+the string back.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SPECIAL_TOKENS = ("<pad>", "<eos>", "<bos>", "<unk>", "<|turn>", "<turn|>")
 PAD, EOS, BOS, UNKNOWN, TURN_START, TURN_END = range(6)
 SPACE = "▁"  # U+2581, as in SentencePiece
 
-# Whole words beat their characters, characters beat bytes; only the order of these scores matters.
+# Whole words beat their characters, characters beat bytes. Only the order of these scores matters.
 _WORD_SCORE, _CHARACTER_SCORE, _BYTE_SCORE = -4.0, -12.0, -20.0
 
 CHAT_TEMPLATE = """{{- bos_token -}}
@@ -42,7 +42,7 @@ CHAT_TEMPLATE = """{{- bos_token -}}
 
 
 def _strings(value: object) -> list[str]:
-    """All strings inside nested tuples, lists and dicts of the lexicon."""
+    """List all strings inside nested tuples, lists and dicts of the lexicon."""
     if isinstance(value, str):
         return [value]
     if isinstance(value, dict):
@@ -53,7 +53,7 @@ def _strings(value: object) -> list[str]:
 
 
 def words() -> list[str]:
-    """Every piece with its leading space mark that the grammar can produce, sorted."""
+    """List every piece, with its leading space mark, that the grammar can produce, sorted."""
     texts = _strings([value for name, value in vars(lexicon).items() if name.isupper()])
     found = {
         word
@@ -77,7 +77,9 @@ def words() -> list[str]:
 
 
 def build_tokenizer() -> Tokenizer:
-    """The tokenizer: special tokens first, then words, then characters, then the 256 bytes."""
+    """Build the tokenizer: special tokens first, then words, then characters, then the 256
+    bytes.
+    """
     characters = [SPACE, "\n", *sorted(set(string.printable[:95]) - {" "})]
     pieces = [(token, 0.0) for token in SPECIAL_TOKENS]
     pieces += [(word, _WORD_SCORE) for word in [*words(), SPACE + '"']]
@@ -103,7 +105,7 @@ def build_tokenizer() -> Tokenizer:
 
 
 def tokenizer_config(max_context: int) -> dict[str, Any]:
-    """What goes into tokenizer_config.json. `max_context` in tokens."""
+    """Compose tokenizer_config.json. `max_context` in tokens."""
     return {
         "bos_token": "<bos>",
         "clean_up_tokenization_spaces": False,
@@ -117,7 +119,7 @@ def tokenizer_config(max_context: int) -> dict[str, Any]:
 
 
 def write_tokenizer(folder: Path, max_context: int) -> None:
-    """Writes tokenizer.json, tokenizer_config.json and chat_template.jinja into `folder`."""
+    """Write tokenizer.json, tokenizer_config.json and chat_template.jinja into `folder`."""
     build_tokenizer().save(str(folder / "tokenizer.json"))
     config = json.dumps(tokenizer_config(max_context), indent=2, sort_keys=True)
     (folder / "tokenizer_config.json").write_text(config + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Writes a trained model in the published checkpoint format."""
+"""Writing a trained model in the published checkpoint format."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ GENERATION_CONFIG = {
 
 
 def write_checkpoint(model: DiffusionGemmaForBlockDiffusion, folder: Path) -> None:
-    """Writes config, weights (rounded to bfloat16), tokenizer, chat template, generation config and
+    """Write config, weights (rounded to bfloat16), tokenizer, chat template, generation config and
     manifest.
 
     `model` itself is rounded too, so that what is evaluated afterwards is what was written.

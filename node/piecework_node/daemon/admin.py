@@ -1,8 +1,8 @@
-"""The operator's port on loopback: metrics, health, status, and the two buttons settle and drain.
+"""The operator's port on loopback: metrics, health, status, and the commands settle and drain.
 
-Reading is open to whoever is on the machine; the buttons need the token from a file that only the
-operator can read. A Host header that is not ours is refused, so that no web page can reach us
-through a rebound name.
+Every user of the machine may read. The commands need the token from a file that only the operator
+can read. A Host header that is not ours is refused, so that no web page can reach us through a
+rebound name.
 """
 
 from __future__ import annotations
@@ -15,21 +15,24 @@ from typing import Any, Final, Protocol
 
 from aiohttp import web
 
+from piecework.base.files import write_private
+from piecework.base.http import HttpError, HttpLimits, HttpReader, HttpStatus
 from piecework.base.jsons import loads
+from piecework.base.text import one_line
 from piecework_node.errors import AdminError, KeyFileError
-from piecework_node.keys.operator import write_private
 
 TOKEN_FILE: Final = "admin.token"  # noqa: S105  a name, not a token
 ADDRESS_FILE: Final = "admin.json"
 TOKEN_HEADER: Final = "X-Piecework-Token"  # noqa: S105
 MAX_BODY_BYTES: Final = 1024
+ASK_LIMITS: Final = HttpLimits(total_s=10.0, connect_s=5.0, max_bytes=4 * 2**20)
 _LOCAL_NAMES: Final = frozenset({"127.0.0.1", "localhost", "[::1]"})
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Operations(Protocol):
-    """What the operator can see and do (`node.daemon.Daemon`)."""
+    """What the operator can see and do (`daemon.Daemon`)."""
 
     @property
     def ready(self) -> bool: ...
@@ -67,7 +70,11 @@ class AdminServer:
         return app
 
     async def start(self, host: str, port: int) -> int:
-        """Listen; returns the port. `OSError` when it is taken."""
+        """Listen, and return the port.
+
+        Raises:
+            OSError: the port is taken.
+        """
         self._runner = web.AppRunner(self.application(), handler_cancellation=True, access_log=None)
         await self._runner.setup()
         site = web.TCPSite(self._runner, host, port)
@@ -126,7 +133,12 @@ def _error(status: int, code: str, message: str) -> web.Response:
 
 
 def admin_token(home: Path) -> str:
-    """The home's token, made when there is none."""
+    """Return the home's token. Make one if there is none.
+
+    Raises:
+        KeyFileError: the file cannot be read.
+        FileError: the file cannot be written.
+    """
     path = home / TOKEN_FILE
     try:
         return path.read_text().strip()
@@ -139,30 +151,40 @@ def admin_token(home: Path) -> str:
 
 
 async def ask_daemon(home: Path, method: str, path: str) -> dict[str, Any]:
-    """Ask the daemon of a home. `AdminError` says what to do when nobody answers."""
-    import aiohttp
+    """Ask the daemon of a home.
 
+    Raises:
+        AdminError: nobody answers, or the daemon refuses. The text says what to do.
+    """
     try:
         address = loads((home / ADDRESS_FILE).read_bytes())
-        url = f"http://{address['host']}:{address['port']}{path}"
-    except (OSError, ValueError, KeyError):
+        port = int(address["port"])
+        url = f"http://{address['host']}:{port}{path}"
+    except (OSError, ValueError, KeyError, TypeError):
         raise AdminError(
             f"no worker runs in {home}. Start it with `piecework worker start`."
         ) from None
-    headers = {TOKEN_HEADER: admin_token(home)} if method != "GET" else {}
-    timeout = aiohttp.ClientTimeout(total=10)
     try:
-        async with (
-            aiohttp.ClientSession(timeout=timeout) as session,
-            session.request(method, url, headers=headers) as response,
-        ):
-            body: dict[str, Any] = loads(await response.read())
-    except (aiohttp.ClientError, TimeoutError, ValueError):
+        async with HttpReader(ASK_LIMITS) as http:
+            if method == "GET":
+                body = loads(await http.get(url))
+            else:
+                headers = {TOKEN_HEADER: admin_token(home)}
+                body = loads(await http.post(url, b"", headers=headers))
+        if not isinstance(body, dict):
+            raise ValueError("not an object")
+    except HttpStatus as answer:
+        raise AdminError(f"the worker refuses: {_reason(answer)}") from None
+    except (HttpError, ValueError):
         raise AdminError(
-            f"the worker of {home} does not answer at port {address['port']}. Is it running?"
+            f"the worker of {home} does not answer at port {port}. Is it running?"
         ) from None
-    if response.status >= 400:
-        raise AdminError(
-            f"the worker refuses: {body.get('error', {}).get('message', response.status)}"
-        )
     return body
+
+
+def _reason(answer: HttpStatus) -> str:
+    """What the daemon says of its refusal."""
+    try:
+        return one_line(str(loads(answer.body)["error"]["message"]), 300)
+    except (ValueError, KeyError, TypeError):
+        return f"HTTP {answer.status}"

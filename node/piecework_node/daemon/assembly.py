@@ -1,43 +1,52 @@
-"""One function builds the real graph out of settings: the only place where the parts are named
-together."""
+"""Build the real graph out of settings. Only here are all the parts named together."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from piecework.base.clock import Clock, SystemClock
 from piecework.chain.deployment import Deployment
 from piecework.chain.fees import GWEI, FeePolicy
 from piecework.chain.finality import FINALIZED, at_depth
 from piecework.chain.reader import ChainReader
 from piecework_node import logs
-from piecework_node.clock import Clock, SystemClock
-from piecework_node.config import WorkerConfig, child_environment
+from piecework_node.config import WorkerConfig
+from piecework_node.engine.environment import child_environment
 from piecework_node.engine.link import EngineBackend
 from piecework_node.engine.supervisor import EngineCommandLine, EngineSupervisor, engine_arguments
 from piecework_node.errors import ConfigError
 from piecework_node.home import Home
 from piecework_node.jobs.offers import OfferBoard
-from piecework_node.jobs.runtime import Execution
-from piecework_node.jobs.worker import Worker
+from piecework_node.jobs.terms import OperatorTerms
+from piecework_node.jobs.worker import Patience, Worker
 from piecework_node.journal.sqlite import SqliteJournal
-from piecework_node.keys.operator import SealingKeys, TlsIdentity, load_operator, load_tls
+from piecework_node.keys.operator import load_operator
+from piecework_node.keys.sealing import SealingKeyring
+from piecework_node.keys.tls import TlsIdentity, load_tls
 from piecework_node.metrics import Metrics
+from piecework_node.models.store import ModelStore, checkpoint_folder
+from piecework_node.runtime.channels import Channels
+from piecework_node.runtime.jobs import JobRuntime
 from piecework_node.settlement.chain import ChainLink
 from piecework_node.settlement.policy import SettlePolicy
-from piecework_node.settlement.settler import Settler, SettlerTimes
+from piecework_node.settlement.settler import Settler
+from piecework_node.settlement.transactions import TransactionTracker
 from piecework_protocol.signing import LocalSigner
+from piecework_protocol.types import Address, Amount, Seconds
 
 if TYPE_CHECKING:
     from piecework_node.vllm.link import VllmSettings
 
 
-@dataclass(slots=True)
-class Components:
-    """The graph. Built once by `build`, closed once by `Daemon`."""
+@dataclass(frozen=True, slots=True)
+class Foundations:
+    """What the graph stands on: settings, keys, clock, disk, chain and engine."""
 
     config: WorkerConfig
     home: Home
@@ -51,7 +60,21 @@ class Components:
     reader: ChainReader
     engine: EngineBackend
     engine_life: asyncio.Task[None]
-    execution: Execution
+
+    async def close(self) -> None:
+        """Let go of chain and journal, in this order."""
+        await self.reader.close()
+        await self.journal.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Components:
+    """The graph. `build` makes it once, and `Daemon` closes it once."""
+
+    base: Foundations
+    keyring: SealingKeyring
+    runtime: JobRuntime
+    channels: Channels
     settler: Settler
     worker: Worker
     board: OfferBoard
@@ -65,13 +88,16 @@ async def build(
     clock: Clock | None = None,
     engine: EngineCommandLine | None = None,
 ) -> Components:
-    """Settings to a working graph, in the order in which things can fail. Nothing listens yet.
+    """Turn settings into a working graph, in the order in which things can fail.
 
-    The engine process starts at once, beside everything else: loading a model takes longest.
-    `engine` starts another one than the configured; it speaks `node.engine_wire`.
+    Nothing listens yet. The engine starts at once, because loading a model takes longest.
+    `engine` starts another engine than the configured one. It speaks `engine.wire`.
+
+    Raises:
+        PieceworkError: a part cannot be made. The text says which and what to do.
     """
     clock = clock or SystemClock()
-    log, metrics = logs.logger(config.log_level), Metrics()
+    log, metrics = logs.logger(config.log_level, config.log_format), Metrics()
     if not home.deployment.is_file():
         raise ConfigError(f"{home.deployment} is missing. Run `piecework worker init` first.")
     deployment = Deployment.load(home.deployment)
@@ -91,19 +117,21 @@ async def build(
             timeout_s=config.rpc_timeout_s,
             finality=finality,
         )
-        components = await _assemble(
-            home,
-            config,
-            deployment,
-            operator,
-            tls,
-            clock,
-            log,
-            metrics,
-            journal,
-            reader,
-            backend,
-            life,
+        return await _assemble(
+            Foundations(
+                config,
+                home,
+                deployment,
+                operator,
+                tls,
+                clock,
+                log,
+                metrics,
+                journal,
+                reader,
+                backend,
+                life,
+            )
         )
     except BaseException:
         await _end(life)
@@ -112,87 +140,82 @@ async def build(
         if reader is not None:
             await reader.close()
         raise
-    return components
 
 
 async def _end(life: asyncio.Task[None]) -> None:
-    """Stop the engine process of a start that failed; what it has to say of itself is not the
-    cause."""
+    """Stop the engine of a start that failed. What it says of its own end is not the cause."""
     life.cancel()
     await asyncio.gather(life, return_exceptions=True)
 
 
-async def _assemble(  # noqa: PLR0917  the graph's roots, once
-    home: Home,
-    config: WorkerConfig,
-    deployment: Deployment,
-    operator: LocalSigner,
-    tls: TlsIdentity,
-    clock: Clock,
-    log: Any,
-    metrics: Metrics,
-    journal: SqliteJournal,
-    reader: ChainReader,
-    engine: EngineBackend,
-    life: asyncio.Task[None],
-) -> Components:
-    chain = ChainLink(reader, operator, FeePolicy(max_fee_wei=int(config.max_fee_gwei * GWEI)))
-    keys = await sealing_keys(journal, operator, clock, config.sealing_key_rotation_s)
-    execution = Execution(
-        domain=deployment.domain,
-        signer=operator,
-        journal=journal,
-        engine=engine,
-        keys=keys,
+async def _assemble(base: Foundations) -> Components:
+    config, journal, operator = base.config, base.journal, base.operator
+    clock, log, metrics, domain = base.clock, base.log, base.metrics, base.deployment.domain
+    fees = FeePolicy(max_fee_wei=int(config.max_fee_gwei * GWEI))
+    port = ChainLink(base.reader, operator, fees)
+    keyring = await SealingKeyring.load(
+        journal,
+        operator.secret,
         clock=clock,
-        metrics=metrics,
-        log=log,
+        entropy=secrets.token_bytes,
+        rotation_s=config.sealing_key_rotation_s,
+    )
+    runtime = JobRuntime(
+        journal, base.engine, domain=domain, signer=operator, clock=clock, metrics=metrics
+    )
+    channels = Channels(runtime, port, refresh_s=config.channel_refresh_s, log=log)
+    transactions = await TransactionTracker.load(
+        journal, port, clock=clock, stuck_s=config.stuck_after_s, metrics=metrics, log=log
     )
     policy = SettlePolicy(
         config.settle_gas_multiple, config.settle_interval_s, config.native_coin_price
     )
-    times = SettlerTimes(config.chain_poll_s, config.stuck_after_s)
     settler = Settler(
-        journal, chain, clock=clock, policy=policy, times=times, metrics=metrics, log=log
-    )
-    worker = Worker(
-        execution,
-        chain,
-        settler,
-        receiver=config.receiver,
-        terms=config.terms(deployment.token),
-        policy=config.policy,
-    )
-    board = OfferBoard(journal, deployment.domain, operator, clock)
-    return Components(
-        config=config,
-        home=home,
-        deployment=deployment,
-        operator=operator,
-        tls=tls,
+        channels,
+        transactions,
+        port,
+        journal,
         clock=clock,
-        log=log,
+        policy=policy,
+        poll_s=config.chain_poll_s,
         metrics=metrics,
-        journal=journal,
-        reader=reader,
-        engine=engine,
-        engine_life=life,
-        execution=execution,
-        settler=settler,
-        worker=worker,
-        board=board,
+        log=log,
+    )
+    terms = operator_terms(config, base.deployment.token)
+    patience = Patience(config.payment_timeout_s, config.chain_outage_s)
+    worker = Worker(runtime, channels, keyring, terms=terms, patience=patience, log=log)
+    board = OfferBoard(journal, terms, domain=domain, signer=operator, clock=clock)
+    return Components(base, keyring, runtime, channels, settler, worker, board)
+
+
+def operator_terms(config: WorkerConfig, default_token: Address) -> OperatorTerms:
+    """Return what the settings ask of every channel and job."""
+    return OperatorTerms(
+        receiver=config.receiver,
+        tokens=config.tokens(default_token),
+        price_per_million_prompt_tokens=Amount(config.price_per_million_prompt_tokens),
+        price_per_million_output_tokens=Amount(config.price_per_million_output_tokens),
+        price_per_thousand_steps=Amount(config.step_price),
+        slots=config.slots,
+        queue=config.queue,
+        jobs_per_channel=config.jobs_per_channel,
+        credit_window=config.credit_window,
+        min_withdrawal_delay=Seconds(config.min_withdrawal_delay_s),
+        min_deposit=Amount(config.min_deposit),
+        offer_lifetime_s=config.offer_lifetime_s,
     )
 
 
-async def sealing_keys(
-    journal: SqliteJournal, operator: LocalSigner, clock: Clock, rotation_s: int
-) -> SealingKeys:
-    """The journal's sealing keys, with a fresh one when it is time."""
-    keys = SealingKeys.load(await journal.sealing_keys(), operator.secret)
-    if keys.rotation_due(clock.now(), rotation_s):
-        keys, records = keys.rotated(clock.now(), operator.secret, secrets.token_bytes)
-        await journal.append(records)
-    return keys
+def checkpoint_of(config: WorkerConfig) -> Path | None:
+    """Return the folder that the setting `model` means. None: the bundled checkpoint.
+
+    Raises:
+        ModelNotPulled: the model is not in the store. The text says what to run.
+    """
+    if not config.model:
+        return None
+    store = ModelStore(Path(config.model_store) if config.model_store else None)
+    return checkpoint_folder(config.model, store)
 
 
 def _backend(
@@ -206,11 +229,15 @@ def _backend(
 
 
 def vllm_settings(config: WorkerConfig) -> VllmSettings:
-    """What the settings say of vLLM. `ModelNotPulled` says what to run when the checkpoint is not
-    here."""
+    """Return what the settings say of vLLM.
+
+    Raises:
+        ConfigError: no model is set.
+        ModelNotPulled: the checkpoint is not in the store. The text says what to run.
+    """
     from piecework_node.vllm.link import VllmSettings
 
-    folder = config.checkpoint()
+    folder = checkpoint_of(config)
     if folder is None:
         raise ConfigError("backend vllm needs model: the checkpoint that the servers serve")
     return VllmSettings(
@@ -224,10 +251,9 @@ def vllm_settings(config: WorkerConfig) -> VllmSettings:
 
 
 def _engine_command(config: WorkerConfig) -> EngineCommandLine:
-    folder = config.checkpoint()
     arguments = engine_arguments(
         sys.executable,
-        model=str(folder or ""),
+        model=str(checkpoint_of(config) or ""),
         device=config.device,
         precision=config.precision,
         planned_context=config.planned_context,
@@ -236,4 +262,4 @@ def _engine_command(config: WorkerConfig) -> EngineCommandLine:
         threads=config.threads,
         benchmark_s=config.benchmark_s,
     )
-    return EngineCommandLine(tuple(arguments), child_environment())
+    return EngineCommandLine(tuple(arguments), child_environment(os.environ))

@@ -1,4 +1,4 @@
-"""`piecework worker check`: every condition of a good start, by name, without starting anything."""
+"""`piecework worker check`: check every condition of a good start without starting anything."""
 
 from __future__ import annotations
 
@@ -8,23 +8,28 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
+from piecework.base.amounts import native_coin
+from piecework.base.clock import SystemClock
+from piecework.base.errors import PieceworkError
 from piecework.chain.deployment import Deployment
 from piecework.chain.reader import ChainReader
 from piecework_model.errors import ModelError
 from piecework_node import config as settings
 from piecework_node import logs
-from piecework_node.clock import SystemClock
-from piecework_node.config import WorkerConfig, split_endpoint
+from piecework_node.config import WorkerConfig
+from piecework_node.daemon.assembly import checkpoint_of, vllm_settings
+from piecework_node.endpoints import split_endpoint
 from piecework_node.errors import ConfigError, JournalLocked
 from piecework_node.home import Home
 from piecework_node.journal.sqlite import SqliteJournal
-from piecework_node.keys.operator import keystore_address, load_operator, load_tls
-from piecework_protocol.errors import PieceworkError
+from piecework_node.keys.operator import keystore_address, load_operator
+from piecework_node.keys.tls import load_tls
 from piecework_protocol.signing import LocalSigner
 from piecework_protocol.types import address_hex, parse_address
 
 T = TypeVar("T")
 Check = Callable[[], Awaitable[str]]
+NATIVE_COIN: Final = native_coin()
 MIN_GAS_WEI: Final = 10**15
 """Enough for a handful of settlements at 50 gwei."""
 
@@ -39,7 +44,7 @@ class Finding:
 
 
 class Checker:
-    """Runs the checks in order; what one finds, later ones use."""
+    """Runs the checks in order. Later ones use what earlier ones find."""
 
     def __init__(self, home: Home, password: str) -> None:
         self._home, self._password = home, password
@@ -49,7 +54,7 @@ class Checker:
         self._running = False
 
     async def run(self) -> list[Finding]:
-        """Every finding; a check that cannot run because of an earlier one says so."""
+        """Return every finding. A check that needs what an earlier one missed says so."""
         findings = []
         for item, check in self._checks():
             try:
@@ -59,8 +64,7 @@ class Checker:
         return findings
 
     def _checks(self) -> Iterator[tuple[str, Check]]:
-        """In order. What is asked about the engine depends on the settings, which are read
-        first."""
+        """In order. What is checked of the engine depends on the settings, which come first."""
         yield from (
             ("settings", self._settings),
             ("deployment", self._load_deployment),
@@ -96,7 +100,7 @@ class Checker:
     async def _journal(self) -> str:
         operator = parse_address("0x" + keystore_address(self._home.operator))
         if not self._home.journal.exists():
-            return "none yet; the first start makes it"
+            return "none yet. The first start makes it"
         try:
             journal = await SqliteJournal.open(
                 self._home.journal, self._need(self._deployment).domain, operator
@@ -125,32 +129,34 @@ class Checker:
             raise ConfigError(
                 f"registered payout {address_hex(known.payout)} is not the payout of the settings"
             )
-        return f"{known.stake} base units, {known.endpoint}"
+        return f"{reader.deployment.payment_token.format(known.stake)}, {known.endpoint}"
 
     async def _gas(self) -> str:
         async with await self._connect() as reader:
             held = await reader.native_balance(self._need(self._operator).address)
         if held < MIN_GAS_WEI:
-            raise ConfigError(f"{held} wei; settlements need gas, send the operator some")
-        return f"{held} wei"
+            raise ConfigError(
+                f"{NATIVE_COIN.format(held)}. Settlements need gas: send the operator some"
+            )
+        return NATIVE_COIN.format(held)
 
     async def _model(self) -> str:
         from piecework_model.checkpoint import manifest
 
-        folder = self._need(self._config).checkpoint() or manifest.bundled_checkpoint_path()
+        folder = checkpoint_of(self._need(self._config)) or manifest.bundled_checkpoint_path()
         if (folder / manifest.MANIFEST_FILE).is_file():
             digest = await asyncio.to_thread(manifest.verify, folder)
             return f"{folder.name}, digest 0x{digest.hex()}, as its manifest says"
         text = await asyncio.to_thread(manifest.manifest_text, folder)
         shown = manifest.manifest_digest(text).hex()
-        return f"{folder.name}, digest 0x{shown}, no manifest to hold it to"
+        return f"{folder.name}, digest 0x{shown}, no manifest to compare it with"
 
     async def _device(self) -> str:
         from piecework_model.machine.probe import probe
 
         hardware = await asyncio.to_thread(probe)
         if self._need(self._config).device == "cuda" and hardware.device != "cuda":
-            raise ConfigError("the settings ask for a GPU and there is none")
+            raise ConfigError("the settings ask for a GPU, and this machine has none")
         return f"{hardware.device}: {hardware.name}, {hardware.memory_bytes // 2**20} MiB"
 
     async def _precision(self) -> str:
@@ -162,17 +168,16 @@ class Checker:
         config = self._need(self._config)
         choice = await asyncio.to_thread(
             plan,
-            config.checkpoint(),
+            checkpoint_of(config),
             probe(),
             on="cuda" if resolve_device(config.device).type == "cuda" else "cpu",
             precision=config.precision,
-            rows=config.slots,
+            sequences=config.slots,
             context_tokens=config.planned_context,
         )
         return choice.reason
 
     async def _endpoints(self) -> str:
-        from piecework_node.daemon.assembly import vllm_settings
         from piecework_node.vllm.link import survey
 
         return await survey(vllm_settings(self._need(self._config)), SystemClock(), logs.silent())
@@ -197,7 +202,7 @@ class Checker:
     @staticmethod
     def _need(value: T | None) -> T:
         if value is None:
-            raise ConfigError("not checked, because of what failed above")
+            raise ConfigError("not checked, because an earlier check failed")
         return value
 
 

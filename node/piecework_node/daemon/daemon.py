@@ -1,8 +1,8 @@
 """One life of the worker daemon.
 
 Start: settings, keys, journal (locked), chain (verified), engine (loaded and measured), gRPC,
-offer, ready. Stop (SIGTERM, SIGINT or /drain): nothing new, running jobs get a grace, the rest is
-suspended, what has value is settled, the journal is closed.
+offer, ready. Stop (SIGTERM, SIGINT or /drain): nothing new is taken on, running jobs get a grace,
+the rest is suspended, what has value is settled, and the journal is closed.
 """
 
 from __future__ import annotations
@@ -11,70 +11,71 @@ import asyncio
 import contextlib
 import json
 import os
-import secrets
 import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from piecework_node import config as settings
-from piecework_node.config import split_endpoint
+from piecework.base.errors import PieceworkError
+from piecework.base.files import write_private
+from piecework.base.http import HttpReader
+from piecework_node import config
 from piecework_node.daemon.admin import ADDRESS_FILE, AdminServer, admin_token
 from piecework_node.daemon.assembly import Components, build
 from piecework_node.daemon.server import GrpcServer, WorkerServicer
 from piecework_node.daemon.status import exposure_bound, status_of
+from piecework_node.endpoints import split_endpoint
 from piecework_node.engine.benchmark_table import with_speeds
 from piecework_node.engine.link import EngineEvent, EngineFacts, EngineReady
 from piecework_node.engine.supervisor import EngineCommandLine
 from piecework_node.errors import ConfigError
 from piecework_node.home import Home
-from piecework_node.jobs.offers import AiohttpPoster, OfferTerms, publish, refresh_due
-from piecework_node.keys.operator import write_private
-from piecework_node.limiter import RateLimiter
-from piecework_protocol.errors import PieceworkError
-from piecework_protocol.types import Amount, Seconds, address_hex
+from piecework_node.jobs.offers import PUBLISH_LIMITS, OfferAddress, publish
+from piecework_node.times import now
+from piecework_protocol.types import address_hex
 
 TICK_S: Final = 0.5
 POLL_S: Final = 0.1
-FIRST_SHOWING_S: Final = 5.0
-"""The ready line waits this long for the indexes, so that who reads it finds the worker there."""
+FIRST_PUBLISH_S: Final = 5.0
+"""Wait at most this long for the indexes before printing the ready line. Then clients can find the
+worker once the line is printed."""
 STOP_GRACE_S: Final = 2.0
 """For streams that were told to end."""
 FINAL_SETTLE_S: Final = 60.0
-"""For the last settlement to be mined; if the chain is slower, the next start takes it up."""
+"""For the last settlement to be mined. If the chain is slower, the next start takes it up."""
 
 
 class Daemon:
-    """One life of the worker. Implements `node.admin.Operations`."""
+    """One life of the worker. Implements `admin.Operations`."""
 
     def __init__(self, components: Components) -> None:
-        self._p = components
+        self._p, self._base = components, components.base
         self._draining = asyncio.Event()
         self._started = False
         self._grpc_port = 0
+        base, config = components.base, components.base.config
         servicer = WorkerServicer(
             components.worker,
+            components.settler.close_channel,
             components.board,
-            RateLimiter(components.config.requests_per_minute / 60, components.clock),
-            components.metrics,
-            components.log,
+            requests_per_minute=config.requests_per_minute,
+            clock=base.clock,
+            metrics=base.metrics,
+            log=base.log,
         )
-        self._grpc = GrpcServer(servicer, components.tls, max_streams=components.config.max_streams)
-        host = components.config.admin_host
-        self._admin = AdminServer(self, admin_token(components.home.root), host)
+        self._grpc = GrpcServer(servicer, base.tls, max_streams=config.max_streams)
+        self._admin = AdminServer(self, admin_token(base.home.root), config.admin_host)
 
     # --- Operations
 
     @property
     def ready(self) -> bool:
-        worker = self._p.worker
-        return (
-            self._started and not worker.draining and worker.fault is None and self._p.engine.ready
-        )
+        able = not self._p.worker.draining and self._p.channels.fault is None
+        return self._started and able and self._base.engine.ready
 
     def metrics(self) -> bytes:
         self._gauges()
-        return self._p.metrics.render()
+        return self._base.metrics.render()
 
     def settle(self) -> None:
         self._p.settler.ask()
@@ -83,25 +84,24 @@ class Daemon:
         self._draining.set()
 
     async def status(self) -> dict[str, Any]:
-        state = self._state()
-        return await status_of(self._p, state, self._grpc_port)
+        return await status_of(self._p, self._state(), self._grpc_port)
 
     def _state(self) -> str:
         if self._p.worker.draining:
             return "draining"
-        return "ready" if self.ready else "faulted" if self._p.worker.fault else "starting"
+        if self.ready:
+            return "ready"
+        return "faulted" if self._p.channels.fault else "starting"
 
     # --- life
 
     async def run(self) -> None:
         """Start, serve until told to stop, and stop well. Errors of ours end it at once."""
-        p = self._p
-        p.execution.failed = asyncio.get_running_loop().create_future()
         self._catch_signals()
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [
-                    group.create_task(self._failure(), name="failure"),
+                    group.create_task(self._p.runtime.failure(), name="failure"),
                     group.create_task(self._engine(), name="engine"),
                 ]
                 await self._start(group, tasks)
@@ -112,15 +112,9 @@ class Daemon:
         finally:
             await self._close()
 
-    async def _failure(self) -> None:
-        """Turns an error in any unit of work into the end of the daemon."""
-        if self._p.execution.failed is not None:
-            await self._p.execution.failed
-
     async def _engine(self) -> None:
-        """Lives and ends with the engine's supervisor, which was started before the rest of the
-        graph."""
-        await self._p.engine_life
+        """Live and end with the engine's supervisor, which `build` started."""
+        await self._base.engine_life
 
     def _catch_signals(self) -> None:
         loop = asyncio.get_running_loop()
@@ -128,18 +122,17 @@ class Daemon:
             loop.add_signal_handler(number, self.drain)
 
     async def _start(self, group: asyncio.TaskGroup, tasks: list[asyncio.Task[Any]]) -> None:
-        p = self._p
-        for signed in await p.journal.offers_since(p.clock.now()):
+        p, base = self._p, self._base
+        for signed in await base.journal.offers_since(now(base.clock)):
             p.worker.remember_offer(signed)
         await p.worker.recover()
-        await p.settler.resume(p.worker)
-        events = aiter(p.engine.events())
+        events = aiter(base.engine.events())
         first = await self._first_ready(events)
         if first is None:
             return
-        host, port = split_endpoint(p.config.bind)
+        host, port = split_endpoint(base.config.bind)
         try:
-            admin_port = await self._admin.start(p.config.admin_host, p.config.admin_port)
+            admin_port = await self._admin.start(base.config.admin_host, base.config.admin_port)
             self._grpc_port = await self._grpc.start(host, port)
         except OSError as error:
             raise ConfigError(
@@ -155,14 +148,12 @@ class Daemon:
         tasks.append(group.create_task(self._offers(shown), name="offers"))
         self._started = True
         await self._grpc.serving(True)
-        with contextlib.suppress(
-            TimeoutError
-        ):  # a silent index must not keep the worker from working
-            await asyncio.wait_for(shown.wait(), FIRST_SHOWING_S)
+        with contextlib.suppress(TimeoutError):  # a silent index must not stop the worker
+            await asyncio.wait_for(shown.wait(), FIRST_PUBLISH_S)
         self._announce(admin_port)
 
     async def _first_ready(self, events: Any) -> EngineFacts | None:
-        """Wait for the engine to be loaded, or for the order to stop."""
+        """Wait until the engine is loaded, or until the daemon shall stop."""
         stopping = asyncio.ensure_future(self._draining.wait())
         event: asyncio.Future[EngineEvent] = asyncio.ensure_future(anext(events))
         try:
@@ -178,28 +169,27 @@ class Daemon:
             event.cancel()
 
     def _announce(self, admin_port: int) -> None:
-        """The ready line, once everything answers."""
-        p = self._p
-        address = {"host": p.config.admin_host, "port": admin_port, "pid": os.getpid()}
-        write_private(p.home.root / ADDRESS_FILE, json.dumps(address).encode(), replace=True)
+        """Print the ready line. Everything answers by now."""
+        base, bound = self._base, exposure_bound(self._p)
+        host = base.config.admin_host
+        address = {"host": host, "port": admin_port, "pid": os.getpid()}
+        write_private(base.home.root / ADDRESS_FILE, json.dumps(address).encode(), replace=True)
         line = {
             "ready": True,
             "role": "worker",
-            "operator": address_hex(p.operator.address),
-            "receiver": address_hex(p.worker.receiver),
+            "operator": address_hex(base.operator.address),
+            "receiver": address_hex(self._p.worker.terms.receiver),
             "endpoint": self._endpoint(),
             "grpc_port": self._grpc_port,
             "admin_port": admin_port,
-            "admin_url": f"http://{p.config.admin_host}:{admin_port}",
-            "tls_certificate": "0x" + p.tls.digest.hex(),
-            "model": p.engine.facts.name if p.engine.facts else "",
-            "engine_pid": p.engine.pid,
-            "exposure_bound": exposure_bound(self._p),
+            "admin_url": f"http://{host}:{admin_port}",
+            "tls_certificate": "0x" + base.tls.digest.hex(),
+            "model": base.engine.facts.name if base.engine.facts else "",
+            "engine_pid": base.engine.pid,
+            "exposure_bound": bound,
         }
         print(json.dumps(line), flush=True)
-        p.log.info(
-            "ready", port=self._grpc_port, admin_port=admin_port, bound=exposure_bound(self._p)
-        )
+        base.log.info("ready", port=self._grpc_port, admin_port=admin_port, bound=bound)
 
     async def _pump(self, events: Any) -> None:
         async for event in events:
@@ -209,35 +199,26 @@ class Daemon:
         while True:
             await asyncio.sleep(TICK_S)
             await self._p.worker.tick()
-            await self._rotate()
+            await self._p.keyring.rotate_if_due(self._base.config.sealing_key_rotation_s)
             await self._grpc.serving(self.ready)
-
-    async def _rotate(self) -> None:
-        p = self._p
-        now = p.clock.now()
-        if p.execution.keys.rotation_due(now, p.config.sealing_key_rotation_s):
-            keys, records = p.execution.keys.rotated(now, p.operator.secret, secrets.token_bytes)
-            await p.journal.append(records)
-            p.execution.keys = keys
 
     # --- offers
 
     async def _offers(self, shown: asyncio.Event) -> None:
-        """Show the offer to the indexes, and renew it when it is due. `shown`: the first showing is
-        over."""
-        import aiohttp
+        """Send the offer to the indexes, and renew it when it is due.
 
-        p = self._p
-        async with aiohttp.ClientSession() as session:
-            poster = AiohttpPoster(session)
+        shown: set once the first offer was sent.
+        """
+        p, base = self._p, self._base
+        async with HttpReader(PUBLISH_LIMITS) as http:
             while True:
                 current = p.board.current
                 if current is not None:
-                    await publish(current, p.config.indexes, poster, p.metrics, p.log)
+                    await publish(current, base.config.indexes, http, base.metrics, base.log)
                 shown.set()
                 await self._until(self._offer_due)
-                if p.engine.facts is not None:
-                    await self._issue(p.engine.facts)
+                if base.engine.facts is not None:
+                    await self._issue(base.engine.facts)
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         """Wait for something that no single event announces."""
@@ -245,103 +226,81 @@ class Daemon:
             await asyncio.sleep(POLL_S)
 
     def _offer_due(self) -> bool:
-        p = self._p
-        current, key = p.board.current, p.execution.keys.current
-        if current is None or key is None or not self.ready:
-            return False
-        free = max(0, p.config.slots - p.worker.active)
-        return refresh_due(current.offer, p.clock.now(), free, key)
+        key = self._p.keyring.current
+        return key is not None and self.ready and self._p.board.is_due(key, self._p.worker.active)
 
     async def _issue(self, facts: EngineFacts) -> None:
-        p, config = self._p, self._p.config
-        key = p.execution.keys.current
+        p, base = self._p, self._base
+        key = p.keyring.current
         if key is None:
             raise ConfigError("there is no sealing key")
-        terms = OfferTerms(
-            receiver=p.worker.receiver,
-            endpoint=self._endpoint(),
-            tls_certificate=p.tls.digest,
-            tokens=config.tokens(p.deployment.token),
-            price_per_million_prompt_tokens=Amount(config.price_per_million_prompt_tokens),
-            price_per_million_output_tokens=Amount(config.price_per_million_output_tokens),
-            price_per_thousand_steps=config.step_price,
-            slots=config.slots,
-            credit_window=config.credit_window,
-            min_withdrawal_delay=Seconds(config.min_withdrawal_delay_s),
-            min_deposit=Amount(config.min_deposit),
-            lifetime_s=config.offer_lifetime_s,
-        )
         signed = await p.board.issue(
-            terms,
-            with_speeds(p.home, facts),
-            sealing_key=key,
+            with_speeds(base.home, facts),
+            OfferAddress(self._endpoint(), base.tls.digest, key),
             active=p.worker.active,
-            capacity=config.slots + config.queue,
         )
         p.worker.remember_offer(signed)
-        p.log.info("offer", sequence=signed.offer.sequence, slots=signed.offer.slots_free)
+        base.log.info("offer", sequence=signed.offer.sequence, slots=signed.offer.slots_free)
 
     def _endpoint(self) -> str:
-        if self._p.config.endpoint:
-            return self._p.config.endpoint
-        host, _ = split_endpoint(self._p.config.bind)
+        config = self._base.config
+        if config.endpoint:
+            return config.endpoint
+        host, _ = split_endpoint(config.bind)
         return f"[{host}]:{self._grpc_port}" if ":" in host else f"{host}:{self._grpc_port}"
 
     # --- stopping
 
     async def _stop(self) -> None:
-        """Drain: nothing new, a grace for what runs, suspend the rest, settle."""
-        p = self._p
+        """Drain: take nothing new, give running jobs a grace, suspend the rest, settle."""
+        p, base = self._p, self._base
         p.worker.draining = True
-        p.log.info("draining", active=p.worker.active)
+        base.log.info("draining", active=p.worker.active)
         await self._grpc.serving(False)
-        deadline = p.clock.monotonic() + p.config.drain_grace_s
-        await self._until(lambda: not p.worker.streams or p.clock.monotonic() >= deadline)
+        deadline = base.clock.monotonic() + base.config.drain_grace_s
+        await self._until(lambda: not p.worker.streams or base.clock.monotonic() >= deadline)
         await p.worker.suspend_all()
         await self._grpc.stop(STOP_GRACE_S)
         if self._started:
             await self._settle_last()
 
     async def _settle_last(self) -> None:
-        p = self._p
-        p.settler.ask()
-        deadline = p.clock.monotonic() + FINAL_SETTLE_S
-        await p.settler.tick()
-        while not p.settler.idle and p.clock.monotonic() < deadline:
-            await asyncio.sleep(min(TICK_S, p.config.chain_poll_s))
-            await p.settler.tick()
+        settler, clock = self._p.settler, self._base.clock
+        settler.ask()
+        deadline = clock.monotonic() + FINAL_SETTLE_S
+        await settler.tick()
+        while not settler.idle and clock.monotonic() < deadline:
+            await asyncio.sleep(min(TICK_S, self._base.config.chain_poll_s))
+            await settler.tick()
 
     async def _close(self) -> None:
-        p = self._p
-        (p.home.root / ADDRESS_FILE).unlink(missing_ok=True)
+        base = self._base
+        (base.home.root / ADDRESS_FILE).unlink(missing_ok=True)
         await self._admin.stop()
         await self._grpc.stop(0)
-        await p.execution.settle_down()
-        await p.reader.close()
-        await p.journal.close()
-        p.log.info("stopped")
+        await self._p.runtime.wait_idle()
+        await base.close()
+        base.log.info("stopped")
 
     def _gauges(self) -> None:
-        p, m = self._p, self._p.metrics
-        m.slots.set(p.config.slots)
-        m.active.set(p.worker.active)
-        m.streams.set(p.worker.streams)
-        m.exposure.set(p.worker.exposure)
-        m.unsettled.set(p.settler.unsettled)
-        m.ready.set(int(self.ready))
+        p, metrics = self._p, self._base.metrics
+        metrics.slots.set(self._base.config.slots)
+        metrics.active.set(p.worker.active)
+        metrics.streams.set(p.worker.streams)
+        metrics.exposure.set(p.channels.exposure)
+        metrics.unsettled.set(p.channels.unsettled)
+        metrics.ready.set(int(self.ready))
 
 
 async def serve(
     home: Path, flags: dict[str, Any], password: str, *, engine: EngineCommandLine | None = None
 ) -> None:
-    """`piecework worker start`: settings to the last line of the log."""
-    place = Home(home)
-    components = await build(place, settings.load(home, flags), password, engine=engine)
+    """Run `piecework worker start`, from the settings to the last line of the log."""
+    components = await build(Home(home), config.load(home, flags), password, engine=engine)
     try:
         daemon = Daemon(components)
     except PieceworkError:
-        components.engine_life.cancel()
-        await components.journal.close()
-        await components.reader.close()
+        components.base.engine_life.cancel()
+        await components.base.close()
         raise
     await daemon.run()

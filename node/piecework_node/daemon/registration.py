@@ -1,12 +1,14 @@
-"""Becoming a worker: keys and files of a home, and one registration transaction. Safe to repeat."""
+"""Become a worker: write the files of a home and register. Both are safe to repeat."""
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from piecework.base.files import write_private
 from piecework.chain import calls
 from piecework.chain.authorizations import Permit, Registration, sign_permit
 from piecework.chain.deployment import Deployment
@@ -16,16 +18,17 @@ from piecework.chain.transactions import TransactionSender
 from piecework_node import config as settings
 from piecework_node.errors import NotFunded
 from piecework_node.home import Home
-from piecework_node.keys.operator import create_keystore, create_tls, load_operator, write_private
+from piecework_node.keys.operator import create_keystore, load_operator
+from piecework_node.keys.tls import create_tls
 from piecework_protocol.signing import LocalSigner
-from piecework_protocol.types import Address, Amount, Timestamp, address_hex
+from piecework_protocol.types import Address, Amount, Timestamp, Uint256, address_hex
 
 PERMIT_LIFETIME_S: Final = 3600
 
 
 @dataclass(frozen=True, slots=True)
 class RegistrationStep:
-    """One thing that `init` did, or found done."""
+    """One thing that `init` did or found done."""
 
     what: str
     detail: str
@@ -35,12 +38,19 @@ class RegistrationStep:
 def prepare_home(
     home: Home, deployment: Deployment, values: Mapping[str, Any], password: str, now: Timestamp
 ) -> list[RegistrationStep]:
-    """Write what is missing of deployment, settings, operator key and certificate; touch nothing
-    else."""
+    """Write what is missing of deployment, settings, operator key and certificate.
+
+    What is there stays as it is.
+
+    Raises:
+        FileError: the folder or a file cannot be made.
+        SettingsError: a value cannot be used.
+    """
     home.create()
     steps = [_once(home.deployment.is_file(), "deployment", str(home.deployment))]
     if steps[-1].new:
-        deployment.save(home.deployment)
+        text = json.dumps(deployment.to_json(), indent=2) + "\n"
+        write_private(home.deployment, text.encode())
     steps.append(_once(home.operator.is_file(), "operator key", str(home.operator)))
     if steps[-1].new:
         create_keystore(home.operator, password, secrets.token_bytes(32))
@@ -55,6 +65,10 @@ def prepare_home(
         # Gas costs nothing there: a claim of one base unit is worth its transaction.
         if deployment.chain_id in DEVELOPMENT_CHAIN_IDS:
             chosen.setdefault("native_coin_price", 0)
+        scaled = settings.money_defaults(deployment.payment_token)
+        if chosen.get("backend") == "vllm":  # it counts no steps, so it has no price for them
+            scaled.pop("price_per_thousand_steps", None)
+        chosen = {**scaled, **chosen}
         settings.check(chosen)
         write_private(home.config, settings.to_toml(chosen).encode())
     return steps
@@ -79,10 +93,13 @@ async def register(
     now: Timestamp,
     poll_s: float = 0.25,
 ) -> RegistrationStep:
-    """Register with one transaction (permit, stake and registration), or say what is registered
-    already.
+    """Register with one transaction (permit, stake, registration), or say what is registered.
 
-    The payout address owns the stake. `NotFunded` says what the operator key needs first.
+    The payout address owns the stake.
+
+    Raises:
+        NotFunded: the operator key lacks stake or gas. The text says how much.
+        ChainError: the chain does not answer, or refuses.
     """
     known = await reader.worker(operator.address)
     if known is not None:
@@ -94,17 +111,16 @@ async def register(
     permit = Permit(
         operator.address,
         reader.deployment.registry,
-        amount,
+        Uint256(amount),
         await reader.permit_nonce(needs.token, operator.address),
-        deadline,
+        Uint256(deadline),
     )
     signed = sign_permit(await reader.token_domain(needs.token), permit, operator)
     registration = Registration(operator.address, payout, payout, amount, endpoint, deadline)
     call = calls.register_with_permit(reader.deployment, registration, signed)
     mined = await TransactionSender.of(reader, operator).execute(call, poll_s=poll_s)
-    return RegistrationStep(
-        "registration", f"in block {mined.block}, stake {amount} base units", True
-    )
+    shown = reader.deployment.payment_token.format(amount)
+    return RegistrationStep("registration", f"in block {mined.block}, stake {shown}", True)
 
 
 async def _refresh(
@@ -121,9 +137,8 @@ async def _refresh(
             "registration", f"endpoint {endpoint} set in block {mined.block}", True
         )
     state = "active" if known.active else "not active"
-    return RegistrationStep(
-        "registration", f"{state}, stake {known.stake} base units, {known.endpoint}", False
-    )
+    stake = reader.deployment.payment_token.format(known.stake)
+    return RegistrationStep("registration", f"{state}, stake {stake}, {known.endpoint}", False)
 
 
 async def _require_funds(
@@ -132,7 +147,8 @@ async def _require_funds(
     held, gas = await reader.token_balance(token, operator), await reader.native_balance(operator)
     lacking = []
     if held < stake:
-        lacking.append(f"{stake - held} base units of the stake token {address_hex(token)}")
+        missing = reader.deployment.payment_token.format(stake - held)
+        lacking.append(f"{missing} for the stake (token {address_hex(token)})")
     if gas == 0:
         lacking.append("some of the chain's native coin for gas")
     if lacking:

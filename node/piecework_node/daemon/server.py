@@ -1,8 +1,7 @@
-"""The gRPC door. Bytes in, bytes out: parsing is ours, and errors are translated here and nowhere
-else.
+"""The worker's gRPC server. It moves bytes: we parse them, and errors are translated only here.
 
-Limits first: message size, streams at once, requests a minute for each peer, idle and silent
-connections. A peer sees a typed refusal or a bare INTERNAL, never a traceback and never an echo of
+Limits come first: message size, streams at once, requests a minute for each peer, idle and silent
+connections. A peer sees a typed refusal or a bare INTERNAL. It never sees a traceback or an echo of
 what it sent.
 """
 
@@ -22,15 +21,18 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 
-from piecework_node.jobs.live import LiveJob
+from piecework.base.clock import Clock
+from piecework.base.rates import Rate, RateLimiter, peer_key
 from piecework_node.jobs.offers import OfferBoard
 from piecework_node.jobs.worker import Worker
-from piecework_node.keys.operator import TlsIdentity
-from piecework_node.limiter import RateLimiter, peer_address
+from piecework_node.keys.tls import TlsIdentity
 from piecework_node.metrics import Metrics
+from piecework_node.runtime.live import LiveJob
 from piecework_protocol.errors import MalformedInput, Reason, Refusal
 from piecework_protocol.frames import Draft, SubmitJob, VoucherAccepted, WorkerFrame
 from piecework_protocol.limits import MAX_FRAME_BYTES, MAX_REASON_BYTES
+from piecework_protocol.objects import Channel, CloseChannel
+from piecework_protocol.types import Signature
 from piecework_protocol.wire import (
     decode_client_frame,
     decode_close_request,
@@ -41,22 +43,26 @@ from piecework_protocol.wire import (
 
 SERVICE: Final = "piecework.v1.Worker"
 ERROR_DOMAIN: Final = "piecework"
+MAX_PEERS: Final = 10_000
+"""Peers whose rates are kept. The longest idle one is forgotten first, which only favours it."""
+BURST_S: Final = 10.0
+"""A peer may save up this many seconds' worth of requests."""
 MAX_QUEUED_DRAFTS: Final = 2
-"""Drafts that wait for a slow reader; newer ones replace nothing, they are just not sent."""
+"""Drafts that wait for a slow reader. While so many wait, newer ones are not sent."""
 FIRST_FRAME_S: Final = 10.0
-"""For the first frame of a stream: an honest client has it ready."""
+"""For the first frame of a stream. An honest client has it ready."""
 IDLE_CONNECTION_MS: Final = 10 * 60 * 1000
-"""A connection without any stream is closed; gRPC's default is never."""
+"""A connection without any stream is closed. gRPC's default is never."""
 MAX_CONNECTION_AGE_GRACE_MS: Final = 60 * 1000
 KEEPALIVE_MS: Final = 20 * 1000
 KEEPALIVE_TIMEOUT_MS: Final = 10 * 1000
 HANDSHAKE_MS: Final = 10 * 1000
-"""A silent TCP connection is dropped after this; gRPC's default is a minute."""
+"""A silent TCP connection is dropped after this. gRPC's default is a minute."""
 MIN_PING_INTERVAL_MS: Final = 10 * 1000
 
 MAX_MESSAGE_BYTES: Final = 2 * MAX_FRAME_BYTES
-"""What is too large is read up to here, so that its sender learns why; gRPC itself drops what is
-larger still with a bare RESOURCE_EXHAUSTED, before reading it."""
+"""A message that is too large is read up to here, so that its sender learns why. gRPC drops a
+larger one unread, with a bare RESOURCE_EXHAUSTED."""
 
 OPTIONS: Final = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -72,8 +78,12 @@ OPTIONS: Final = (
 )
 
 
+ChannelCloser = Callable[[Channel, CloseChannel, Signature], Awaitable[tuple[Signature, bytes]]]
+"""Agrees to close a channel. Gives the operator's signature and the transaction's hash."""
+
+
 class StreamSink:
-    """Implements `node.jobs.FrameSink`: a queue that a stream's writer empties."""
+    """A stream's frames, in a queue that its writer empties. Implements `FrameSink`."""
 
     def __init__(self) -> None:
         self._frames: deque[WorkerFrame] = deque()
@@ -90,7 +100,7 @@ class StreamSink:
                 return
             self._drafts += 1
         elif isinstance(frame, VoucherAccepted) and self._frames and _confirms(self._frames[-1]):
-            # A count confirms every earlier one. Who pays and never reads must not fill our memory.
+            # A count confirms every earlier one. A client that never reads must not fill memory.
             self._frames.pop()
         self._frames.append(frame)
         self._changed.set()
@@ -121,10 +131,20 @@ class WorkerServicer:
     """The handlers of `piecework.v1.Worker`."""
 
     def __init__(
-        self, worker: Worker, board: OfferBoard, limiter: RateLimiter, metrics: Metrics, log: Any
+        self,
+        worker: Worker,
+        close_channel: ChannelCloser,
+        board: OfferBoard,
+        *,
+        requests_per_minute: float,
+        clock: Clock,
+        metrics: Metrics,
+        log: Any,
     ) -> None:
-        self._worker, self._board, self._limiter = worker, board, limiter
-        self._metrics, self._log = metrics, log
+        self._worker, self._close_channel, self._board = worker, close_channel, board
+        self._metrics, self._log, self._clock = metrics, log, clock
+        burst = max(1.0, requests_per_minute / 60 * BURST_S)
+        self._limiter = RateLimiter(Rate.per_minute(requests_per_minute, burst), keys=MAX_PEERS)
 
     def handlers(self) -> Any:
         """For `grpc.aio.Server`: raw bytes on both sides."""
@@ -148,7 +168,7 @@ class WorkerServicer:
     async def close_channel(self, request: bytes) -> bytes:
         """Close a channel together."""
         channel, final, signature = decode_close_request(_sized(request))
-        return encode_close_response(*await self._worker.close_channel(channel, final, signature))
+        return encode_close_response(*await self._close_channel(channel, final, signature))
 
     async def run(self, requests: AsyncIterator[bytes], context: Any) -> None:
         """One job's stream: read and write at the same time, until either end is done."""
@@ -180,8 +200,7 @@ class WorkerServicer:
             raise error
 
     async def _read(self, requests: AsyncIterator[bytes], job: LiveJob, sink: StreamSink) -> None:
-        """Hand the client's frames on. When it says no more, it may still listen: the writer goes
-        on."""
+        """Pass the client's frames on. When they end, the client may still listen."""
         try:
             async for request in requests:
                 await self._worker.receive(job, sink, decode_client_frame(_sized(request)))
@@ -206,7 +225,7 @@ class WorkerServicer:
         return guarded
 
     def _limit(self, context: Any) -> None:
-        wait_s = self._limiter.wait_s(peer_address(context.peer()))
+        wait_s = self._limiter.take(peer_key(context.peer()), self._clock.monotonic())
         if wait_s > 0:
             raise Refusal(Reason.RATE_LIMITED, "too many requests", retry_after_s=wait_s)
 
@@ -253,7 +272,7 @@ def rich_status(refusal: Refusal) -> status_pb2.Status:
     """A refusal as `google.rpc.Status` with ErrorInfo and, if a retry may help, RetryInfo (clause
     2.5)."""
     info = error_details_pb2.ErrorInfo(
-        reason=refusal.reason.label, domain=ERROR_DOMAIN, metadata=refusal.metadata
+        reason=refusal.reason.name, domain=ERROR_DOMAIN, metadata=refusal.metadata
     )
     details = [_packed(info)]
     if refusal.retry_after_s is not None:
@@ -272,8 +291,7 @@ def _packed(message: Any) -> AnyMessage:
 
 
 class GrpcServer:
-    """The server with health and reflection. `start` binds, `drain` turns newcomers away, `stop`
-    ends."""
+    """The server with health checks and reflection. `start` binds and `stop` ends."""
 
     def __init__(self, servicer: WorkerServicer, tls: TlsIdentity, *, max_streams: int) -> None:
         self._server = grpc.aio.server(
@@ -288,7 +306,11 @@ class GrpcServer:
         self._credentials = grpc.ssl_server_credentials([(tls.key, tls.certificate)])
 
     async def start(self, host: str, port: int) -> int:
-        """Listen; returns the port. `OSError` when it is taken."""
+        """Listen, and return the port.
+
+        Raises:
+            OSError: the port is taken.
+        """
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
             bound = self._server.add_secure_port(address, self._credentials)
@@ -300,12 +322,12 @@ class GrpcServer:
         return bound
 
     async def serving(self, ready: bool) -> None:
-        """What health checks are told."""
+        """Set what health checks are told."""
         statuses = health_pb2.HealthCheckResponse
         status = statuses.SERVING if ready else statuses.NOT_SERVING
         for name in ("", SERVICE):
             await self._health.set(name, status)
 
     async def stop(self, grace_s: float) -> None:
-        """No new streams; those that are open may end within the grace."""
+        """Take no new streams. Open ones may end within the grace."""
         await self._server.stop(grace_s)

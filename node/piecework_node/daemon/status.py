@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from piecework_node.daemon.assembly import Components
+from piecework_node.daemon.assembly import Components, Foundations
 from piecework_node.engine.link import EngineFacts
 from piecework_protocol.objects import Offer
 from piecework_protocol.pricing import Usage, price
@@ -14,64 +14,61 @@ from piecework_protocol.types import address_hex, to_hex
 
 
 async def status_of(p: Components, state: str, grpc_port: int) -> dict[str, Any]:
-    """Everything an operator wants to know at a glance. Amounts in base units."""
-    worker = p.worker
-    current = p.board.current
-    earnings = await p.journal.earnings()
+    """Return everything an operator wants to know at a glance. Amounts are in base units."""
+    base, worker, current = p.base, p.worker, p.board.current
     return {
         "state": state,
-        "fault": worker.fault,
-        "operator": address_hex(p.operator.address),
-        "receiver": address_hex(worker.receiver),
+        "fault": p.channels.fault,
+        "operator": address_hex(base.operator.address),
+        "receiver": address_hex(worker.terms.receiver),
         "grpc_port": grpc_port,
         "engine": {
-            "ready": p.engine.ready,
-            "pid": p.engine.pid,
-            "restarts": p.engine.losses,
-            **(_engine_status(p.engine.facts) if p.engine.facts else {}),
-            **_endpoints(p),
+            "ready": base.engine.ready,
+            "pid": base.engine.pid,
+            "restarts": base.engine.losses,
+            **(_engine_status(base.engine.facts) if base.engine.facts else {}),
+            **_endpoints(base),
         },
-        "slots": p.config.slots,
-        "queue": p.config.queue,
+        "slots": worker.terms.slots,
+        "queue": worker.terms.queue,
         "active": worker.active,
         "streams": worker.streams,
-        "channels": len(list(worker.books)),
+        "channels": len(p.channels),
         "offer": _offer_status(current.offer) if current else None,
-        "earnings": asdict(earnings),
-        "unsettled": p.settler.unsettled,
-        "exposure": worker.exposure,
+        "earnings": asdict(await base.journal.earnings()),
+        "unsettled": p.channels.unsettled,
+        "exposure": p.channels.exposure,
         "exposure_bound": exposure_bound(p),
         "transactions": [
             {"kind": t.kind.value, "hash": "0x" + t.tx.hash.hex(), "state": t.state.value}
             for t in p.settler.under_way
         ],
-        "refusals": dict(sorted(p.metrics.refusals.items())),
-        "errors": [asdict(note) for note in p.metrics.errors],
+        "refusals": dict(sorted(base.metrics.refusals.items())),
+        "errors": [asdict(note) for note in base.metrics.errors],
     }
 
 
 def exposure_bound(p: Components) -> int | None:
-    """The most that can be delivered and not paid for by jobs that run at once (clause 3.7)."""
+    """Return the most that jobs which run at once can leave unpaid (clause 3.7), in base units."""
     current = p.board.current
     if current is None:
         return None
-    model, config = current.offer.models[0], p.config
+    model, terms = current.offer.models[0], p.worker.terms
     usage = Usage(
         model.max_context,
-        config.credit_window * model.canvas_size,
-        config.credit_window * model.max_steps,
+        terms.credit_window * model.canvas_size,
+        terms.credit_window * model.max_steps,
     )
-    return (config.slots + config.queue) * price(model, usage)
+    return terms.capacity * price(model, usage)
 
 
-def _endpoints(p: Components) -> dict[str, Any]:
-    """The vLLM servers by their place in the settings; no URL, which may be nobody else's
-    business."""
-    if p.config.backend != "vllm":
+def _endpoints(base: Foundations) -> dict[str, Any]:
+    """The vLLM servers by their number in the settings. Their URLs may be private."""
+    if base.config.backend != "vllm":
         return {}
     from piecework_node.vllm.link import VllmLink
 
-    members = p.engine.endpoints if isinstance(p.engine, VllmLink) else ()
+    members = base.engine.endpoints if isinstance(base.engine, VllmLink) else ()
     return {
         "endpoints": [
             {

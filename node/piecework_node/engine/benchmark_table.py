@@ -1,7 +1,7 @@
 """What `piecework bench --home` measured, kept in the worker's home and shown in its offers.
 
 The offer's own two figures come from the start-up benchmark, at the worker's own number of slots.
-The table says how speed moves with the number of jobs. It is shown only for the model and the
+The table shows how speed changes with the number of jobs. It is shown only for the model and the
 engine profile that it was measured with.
 """
 
@@ -12,15 +12,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
+from piecework.base.files import write_private
 from piecework.base.jsons import loads
 from piecework_node.engine.link import EngineFacts
 from piecework_node.home import Home
-from piecework_node.keys.operator import write_private
 
 MAX_FILE_BYTES: Final = 64 * 1024
 """A table of a few lines and the machine's names."""
 MAX_LINES: Final = 16
-"""Of the table, in an offer that everybody downloads."""
+"""Lines of the table, in an offer that every client downloads."""
 SHOWN: Final = (
     "rows",
     "tokens_per_second",
@@ -36,7 +36,7 @@ def write_speeds(home: Home, report: Mapping[str, Any]) -> None:
 
 
 def with_speeds(home: Home, facts: EngineFacts) -> EngineFacts:
-    """The facts with the kept table among their details, if it is of this model on this engine."""
+    """Add the kept table to the details of the facts, if it is of this model on this engine."""
     report = _read(home)
     known = (report.get("digest"), report.get("profile"))
     if known != ("0x" + facts.digest.hex(), facts.details.get("profile")):
@@ -49,8 +49,9 @@ def with_speeds(home: Home, facts: EngineFacts) -> EngineFacts:
 
 
 def _read(home: Home) -> dict[str, Any]:
-    """The kept report; empty when there is none or it is no report: the offer then shows less,
-    nothing else."""
+    """Read the kept report. It is empty if there is none or it is malformed: the offer then shows
+    less.
+    """
     try:
         with home.speeds.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)

@@ -1,8 +1,8 @@
 """The engine as the worker sees it: requests down, events up, never a tensor and never torch.
 
-Requests and events are those of `model.requests`. Two links are real:
-`node.engine.EngineSupervisor` keeps our own engine in a child process, `node.vllm.VllmLink` speaks
-to vLLM servers; tests drive a deterministic fake.
+Requests and events are those of `piecework_model.requests`. There are two links.
+`engine.supervisor.EngineSupervisor` keeps our own engine in a child process. `vllm.link.VllmLink`
+speaks to vLLM servers. Tests drive a deterministic fake.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from piecework_protocol.types import Digest
 
 @dataclass(frozen=True, slots=True)
 class EngineFacts:
-    """What the engine process says about itself once its model is loaded and measured."""
+    """What the engine says about itself once its model is loaded and measured."""
 
     name: str
     digest: Digest
@@ -34,19 +34,19 @@ class EngineFacts:
     steps_per_second: int
     service: Service
     details: dict[str, Any]
-    """Facts that nobody pays by: hardware, build."""
+    """Facts that do not decide a payment: hardware, build."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineLost:
-    """The engine process died or hung: every row is gone. `EngineReady` follows when it is back."""
+    """The engine is gone: all running requests are lost. `EngineReady` follows when it is back."""
 
     message: str
 
 
 @dataclass(frozen=True, slots=True)
 class EngineReady:
-    """The engine process is (again) ready to take rows."""
+    """The engine is ready, or ready again, to take requests."""
 
     facts: EngineFacts
 
@@ -55,50 +55,52 @@ EngineEvent = Event | EngineLost | EngineReady
 
 
 class EngineLink(Protocol):
-    """Rows are named by `request_id`. Commands never block; what they lead to comes as events."""
+    """Sequences are named by `request_id`. Commands never block. Their effects come as events."""
 
     @property
     def facts(self) -> EngineFacts | None:
-        """What runs; None while nothing does."""
+        """What runs. None while nothing does."""
         ...
 
     @property
     def ready(self) -> bool:
-        """Whether rows can be started now."""
+        """Whether requests can be started now."""
         ...
 
     async def encode_prompt(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
-        """The prompt's token ids. `PromptRejected`, `EngineUnavailable`."""
+        """Encode the prompt to token ids. Raises `PromptRejected` or `EngineUnavailable`."""
         ...
 
     def start(self, request: GenerationRequest) -> None:
-        """Start a row. A row that cannot be started ends in a `FailedEvent`."""
+        """Start a request. One that cannot be started ends in a `FailedEvent`."""
         ...
 
     def allow(self, request_id: str, canvas_limit: int) -> None:
-        """Let a row go on up to, not including, canvas `canvas_limit`."""
+        """Let a sequence go on up to, not including, canvas `canvas_limit`."""
         ...
 
     def cancel(self, request_id: str) -> None:
-        """Free a row. Events that are already under way may still come."""
+        """Drop a sequence. Events that are already under way may still come."""
         ...
 
     def events(self) -> AsyncIterator[EngineEvent]:
-        """Everything that happens, in order, for one reader."""
+        """Yield all events, in order, for one reader."""
         ...
 
 
 class EngineBackend(EngineLink, Protocol):
-    """A link with a life of its own, as the daemon keeps it."""
+    """A link that runs on its own, as the daemon keeps it."""
 
     losses: int
-    """How often every row was lost."""
+    """How often all running requests were lost."""
 
     @property
     def pid(self) -> int | None:
-        """The engine's process while it is a child of ours."""
+        """The engine's process, if it is a child of ours."""
         ...
 
     async def run(self) -> None:
-        """Keep the engine there for ever. `EngineStartError` when it cannot be started at all."""
+        """Keep the engine running until cancelled. Raises `EngineStartError` if it cannot start at
+        all.
+        """
         ...

@@ -1,9 +1,8 @@
-"""The engine's own process: `python -m piecework_node.engine.process`. Commands on stdin, reports
-on stdout.
+"""The engine's own process: `python -P -m piecework_node.engine.process`.
 
-A thread reads commands and answers tokenizations itself, so that they never wait for a denoising
-step; the main thread alone touches the engine. The process ends with its parent: at the end of
-stdin.
+Commands come on stdin, reports go to stdout. A thread reads commands and answers tokenizations
+itself, so that they never wait for a denoising step. Only the main thread uses the engine. The
+process ends with its parent, at the end of stdin.
 """
 
 from __future__ import annotations
@@ -44,16 +43,16 @@ if TYPE_CHECKING:
     from piecework_model.checkpoint.loading import LoadedModel
     from piecework_model.engine.batched import BatchedExecutor
     from piecework_model.engine.engine import Engine
-    from piecework_model.machine.planning import Planned
+    from piecework_model.machine.planning import PlannedModel
 
 MAX_PENDING_COMMANDS: Final = 1024
-"""The parent has a few per job and bounds its jobs."""
+"""The parent has a few per job, and the number of its jobs is bounded."""
 BEAT_S: Final = 5.0
 END: Final = None
 
 
 class Reports:
-    """The way to the parent, shared by both threads."""
+    """The pipe to the parent, shared by both threads."""
 
     def __init__(self, pipe: BinaryIO) -> None:
         self._pipe, self._lock = pipe, threading.Lock()
@@ -71,7 +70,7 @@ class Reports:
 def read_commands(
     pipe: BinaryIO, loaded: LoadedModel, commands: queue.Queue[Command | None], reports: Reports
 ) -> None:
-    """Read until the parent is gone. Runs in its own thread."""
+    """Read commands until the parent is gone. Runs in its own thread."""
     try:
         while line := pipe.readline(MAX_LINE_BYTES):
             command = decode_command(line)
@@ -87,7 +86,7 @@ def read_commands(
 
 
 def encode(loaded: LoadedModel, command: Encode) -> Encoded:
-    """Tokenize through the chat template; a prompt that it refuses is an answer, not an error."""
+    """Tokenize through the chat template. A rejected prompt is an answer, not an error."""
     from piecework_model.errors import PromptError
     from piecework_model.text.chat import ChatMessage, encode_prompt
 
@@ -99,7 +98,7 @@ def encode(loaded: LoadedModel, command: Encode) -> Encoded:
 
 
 def run(engine: Engine, commands: queue.Queue[Command | None], reports: Reports) -> None:
-    """Obey and denoise until the parent is gone."""
+    """Carry out commands and denoise until the parent is gone."""
     while True:
         idle = not engine.has_runnable
         try:
@@ -116,7 +115,7 @@ def run(engine: Engine, commands: queue.Queue[Command | None], reports: Reports)
 
 
 def obey(engine: Engine, command: Command, reports: Reports) -> None:
-    """Carry out one command; a request that cannot run ends in a report."""
+    """Carry out one command. A request that cannot run ends in a report."""
     from piecework_model.errors import QueueFullError, RequestError
     from piecework_model.requests import FailedEvent
 
@@ -128,19 +127,25 @@ def obey(engine: Engine, command: Command, reports: Reports) -> None:
         except RequestError as error:
             reports.send(FailedEvent(command.request.request_id, "invalid_request", str(error)))
     elif isinstance(command, Allow):
-        engine.allow(command.row, command.limit)
+        engine.allow(command.request_id, command.limit)
     elif isinstance(command, Cancel):
-        engine.cancel(command.row)
+        engine.cancel(command.request_id)
 
 
-def measure(planned: Planned, executor: BatchedExecutor, seconds: float, rows: int) -> EngineFacts:
-    """What the offer says about this engine."""
+def measure(
+    planned: PlannedModel, executor: BatchedExecutor, seconds: float, sequences: int
+) -> EngineFacts:
+    """Measure what the offer says about this engine."""
     from piecework_model.machine.benchmark import measure
     from piecework_model.machine.probe import engine_profile, probe
 
     loaded, hardware = planned.loaded, probe()
     measured = measure(
-        loaded, executor, seconds=seconds, rows=rows, memory_bytes=planned.choice.kv_budget_bytes
+        loaded,
+        executor,
+        seconds=seconds,
+        sequences=sequences,
+        memory_bytes=planned.choice.kv_budget_bytes,
     )
     profile = engine_profile(loaded, hardware, executor.kernels)
     return EngineFacts(
@@ -168,8 +173,9 @@ def measure(planned: Planned, executor: BatchedExecutor, seconds: float, rows: i
 
 
 def short_profile(profile: str) -> str:
-    """The profile as an offer has room for it; a longer one keeps its start and a digest of all of
-    it."""
+    """Shorten the profile to the room of an offer. A longer one keeps its start and a digest of all
+    of it.
+    """
     if len(profile.encode()) <= MAX_NAME_BYTES:
         return profile
     digest = sha256(profile.encode()).hexdigest()[:12]
@@ -188,7 +194,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--benchmark-seconds", type=float, required=True)
     chosen = parser.parse_args(arguments)
-    # Libraries print; stdout is ours alone.
+    # Libraries print. stdout is ours alone.
     reports = Reports(os.fdopen(os.dup(1), "wb"))
     os.dup2(2, 1)
     planned = load(chosen, reports)
@@ -203,8 +209,8 @@ def main(arguments: list[str]) -> int:
     facts = measure(planned, executor, chosen.benchmark_seconds, chosen.slots)
     engine = Engine(
         loaded,
-        max_rows=chosen.slots,
-        # The worker bounds its jobs; how many of them have a row at once is up to memory.
+        max_sequences=chosen.slots,
+        # The worker bounds its jobs. Memory decides how many of them run at once.
         max_queued=chosen.slots + chosen.queue,
         memory_bytes=choice.kv_budget_bytes,
         executor=executor,
@@ -218,11 +224,13 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def load(chosen: argparse.Namespace, reports: Reports) -> Planned | None:
-    """Load the model as it fits; what the operator can mend is reported instead of raised."""
+def load(chosen: argparse.Namespace, reports: Reports) -> PlannedModel | None:
+    """Load the model in the precision that fits. Errors that the operator can mend are reported,
+    not raised.
+    """
     from piecework_model.errors import ModelError
     from piecework_model.machine.planning import load_planned
-    from piecework_model.machine.threads import use_threads
+    from piecework_model.machine.probe import use_threads
 
     try:
         path = Path(chosen.model) if chosen.model else None
@@ -230,7 +238,7 @@ def load(chosen: argparse.Namespace, reports: Reports) -> Planned | None:
             path,
             device=chosen.device,
             precision=chosen.precision,
-            rows=chosen.slots,
+            sequences=chosen.slots,
             context_tokens=chosen.planned_context,
         )
     except ModelError as error:

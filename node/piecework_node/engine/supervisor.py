@@ -1,7 +1,8 @@
-"""Keeps the engine process alive, and speaks for it (`EngineLink`). The parent never imports torch.
+"""Keep the engine process running, and speak for it (`EngineLink`). The parent never imports torch.
 
 When the process dies or falls silent, `EngineLost` goes out, every open question fails, and a new
-process is started after a pause that doubles. What becomes of the jobs is the worker's decision.
+process starts after a pause. The pause doubles each time. The worker decides what becomes of the
+jobs.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from piecework.base.clock import Clock
 from piecework_model.requests import FailedEvent, GenerationRequest
-from piecework_node.clock import Clock
 from piecework_node.engine.link import EngineEvent, EngineFacts, EngineLost, EngineReady
 from piecework_node.engine.wire import (
     MAX_LINE_BYTES,
@@ -36,19 +37,20 @@ from piecework_protocol.content import Message
 from piecework_protocol.errors import MalformedInput
 
 MAX_QUEUED_EVENTS: Final = 1024
-"""Beyond this the child waits on its pipe: drafts of many rows while the disk is slow."""
+"""Beyond this the child waits on its pipe: drafts of many sequences while the disk is slow."""
 START_TIMEOUT_S: Final = 900.0
 """Loading 50 GB from a slow disk takes minutes."""
 SILENCE_S: Final = 180.0
-"""A denoising step takes at most seconds and the child beats every five; this long means that it
-hangs."""
+"""A denoising step takes at most seconds, and the child sends a beat every five. A child silent for
+this long hangs.
+"""
 ENCODE_TIMEOUT_S: Final = 30.0
 FIRST_BACKOFF_S: Final = 0.2
 MAX_BACKOFF_S: Final = 30.0
 STABLE_S: Final = 60.0
-"""A process that lived this long had a good start: the next pause is short again."""
+"""A process that lived this long started well, so the next pause is short again."""
 MAX_FAILED_STARTS: Final = 5
-"""In a row, after which the daemon gives up and says so."""
+"""After so many failed starts without a good one, the daemon gives up and says so."""
 STOP_GRACE_S: Final = 5.0
 
 
@@ -61,8 +63,7 @@ class EngineCommandLine:
 
 
 class EngineSupervisor:
-    """Implements `EngineLink` over a child process. `run` is its life; cancel it to stop the
-    child."""
+    """`EngineLink` over a child process. `run` keeps the child. Cancel it to stop the child."""
 
     def __init__(self, command: EngineCommandLine, clock: Clock, log: Any) -> None:
         self._command, self._clock, self._log = command, clock, log
@@ -73,7 +74,7 @@ class EngineSupervisor:
         self._facts: EngineFacts | None = None
         self.losses = 0
         self.pid: int | None = None
-        """Of the running child."""
+        """The process id of the running child."""
 
     # --- EngineLink
 
@@ -103,7 +104,7 @@ class EngineSupervisor:
         return encoded.ids
 
     def start(self, request: GenerationRequest) -> None:
-        # Without a process the row is started again when the next one is ready.
+        # Without a process the worker starts the request again when the next one is ready.
         self._send(Start(request))
 
     def allow(self, request_id: str, canvas_limit: int) -> None:
@@ -119,11 +120,13 @@ class EngineSupervisor:
     # --- life of the child
 
     async def run(self) -> None:
-        """Keep a process running for ever. `EngineStartError` when it cannot be started at all."""
+        """Keep a process running until cancelled. Raises `EngineStartError` if it cannot start at
+        all.
+        """
         pause, failures = FIRST_BACKOFF_S, 0
         while True:
             born = self._clock.monotonic()
-            started = await self._live()
+            started = await self._run_process()
             failures = 0 if started else failures + 1
             if failures >= MAX_FAILED_STARTS:
                 raise EngineStartError(
@@ -133,8 +136,8 @@ class EngineSupervisor:
             await asyncio.sleep(pause)
             pause = min(2 * pause, MAX_BACKOFF_S)
 
-    async def _live(self) -> bool:
-        """One process, from start to end. Returns whether it ever became ready."""
+    async def _run_process(self) -> bool:
+        """Run one process from start to end. Returns whether it ever became ready."""
         process = await asyncio.create_subprocess_exec(
             *self._command.arguments,
             stdin=asyncio.subprocess.PIPE,
@@ -160,7 +163,7 @@ class EngineSupervisor:
         return was_ready
 
     async def _follow(self, process: asyncio.subprocess.Process) -> str:
-        """Read reports until the process ends; returns why it did."""
+        """Read reports until the process ends. Returns why it did."""
         reader, writer = process.stdout, process.stdin
         if reader is None or writer is None:
             raise EngineStartError("the engine process has no pipes")
@@ -201,7 +204,7 @@ class EngineSupervisor:
                 question.set_result(report)
         elif not isinstance(report, Beat):
             if isinstance(report, FailedEvent):
-                self._log.error("engine row failed", kind=report.kind)
+                self._log.error("sequence failed", kind=report.kind)
             await self._events.put(report)
 
     def _send(self, command: Command) -> bool:
@@ -218,7 +221,7 @@ class EngineSupervisor:
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """Let the child end by itself when its stdin closes, then kill it."""
+    """Wait for the child to end by itself when its stdin closes, then kill it."""
     if process.stdin is not None:
         process.stdin.close()
     try:
@@ -226,7 +229,7 @@ async def _end(process: asyncio.subprocess.Process) -> None:
             async with asyncio.timeout(STOP_GRACE_S):
                 await process.wait()
     finally:
-        # Also when whoever stops us loses patience: nobody else would reap the child.
+        # Also if we are cancelled: nothing else would reap the child.
         if process.returncode is None:
             process.kill()
             await process.wait()
@@ -244,9 +247,13 @@ def engine_arguments(
     threads: int,
     benchmark_s: float,
 ) -> Sequence[str]:
-    """The command line of the engine process."""
+    """Build the command line of the engine process.
+
+    `-P` keeps the current folder off its import path, so that a file there is never run.
+    """
     return (
         python,
+        "-P",
         "-m",
         "piecework_node.engine.process",
         f"--model={model}",

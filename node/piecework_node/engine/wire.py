@@ -1,8 +1,8 @@
-"""What parent and engine process say to each other: one JSON object a line, parsed into plain
+"""Messages between the parent and the engine process: one JSON object a line, parsed into plain
 values.
 
-No pickle: the child runs a large library stack over strangers' prompts, and must not be able to
-hand the parent anything but data. Every line is bounded.
+There is no pickle. The child runs a large library stack over strangers' prompts, and must not be
+able to hand the parent anything but data. Every line is bounded.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any, Final
 from piecework.base.jsons import loads
 from piecework_model.requests import (
     CanvasEvent,
+    CanvasFinish,
     DraftEvent,
     Event,
     FailedEvent,
-    FinishReason,
     GenerationRequest,
 )
 from piecework_node.engine.link import EngineFacts
@@ -33,29 +33,29 @@ MAX_LINE_BYTES: Final = 16 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Start a row."""
+    """Start a request."""
 
     request: GenerationRequest
 
 
 @dataclass(frozen=True, slots=True)
 class Allow:
-    """Widen a row's canvas limit."""
+    """Raise a sequence's canvas limit."""
 
-    row: str
+    request_id: str
     limit: int
 
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """Free a row."""
+    """Drop a sequence."""
 
-    row: str
+    request_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class Encode:
-    """Tokenize a conversation; `number` comes back with the answer."""
+    """Tokenize a conversation. `number` comes back with the answer."""
 
     number: int
     messages: tuple[Message, ...]
@@ -73,14 +73,14 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class CannotStart:
-    """The model cannot be loaded; `message` is for the operator."""
+    """The model cannot be loaded. `message` is for the operator."""
 
     message: str
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """The answer to `Encode`: ids, or why not."""
+    """The answer to `Encode`: ids, or why it was rejected."""
 
     number: int
     ids: tuple[int, ...]
@@ -96,13 +96,13 @@ Report = Ready | CannotStart | Encoded | Beat | Event
 
 
 def encode_command(command: Command) -> bytes:
-    """A line for the child."""
+    """Encode a command as a line for the child."""
     if isinstance(command, Start):
         body: dict[str, Any] = {"op": "start", "request": asdict(command.request)}
     elif isinstance(command, Allow):
-        body = {"op": "allow", "row": command.row, "limit": command.limit}
+        body = {"op": "allow", "request_id": command.request_id, "limit": command.limit}
     elif isinstance(command, Cancel):
-        body = {"op": "cancel", "row": command.row}
+        body = {"op": "cancel", "request_id": command.request_id}
     else:
         messages = [[m.role, m.content] for m in command.messages]
         body = {"op": "encode", "number": command.number, "messages": messages}
@@ -110,7 +110,7 @@ def encode_command(command: Command) -> bytes:
 
 
 def decode_command(line: bytes) -> Command:
-    """Parse what `encode_command` makes."""
+    """Parse what `encode_command` makes. Raises `MalformedInput` for anything else."""
     body = _body(line)
     try:
         match body["op"]:
@@ -120,9 +120,9 @@ def decode_command(line: bytes) -> Command:
                 r["committed"] = tuple(tuple(canvas) for canvas in r["committed"])
                 return Start(GenerationRequest(**r))
             case "allow":
-                return Allow(body["row"], body["limit"])
+                return Allow(body["request_id"], body["limit"])
             case "cancel":
-                return Cancel(body["row"])
+                return Cancel(body["request_id"])
             case "encode":
                 return Encode(body["number"], tuple(Message(*m) for m in body["messages"]))
     except (KeyError, TypeError) as error:
@@ -131,7 +131,7 @@ def decode_command(line: bytes) -> Command:
 
 
 def encode_report(report: Report) -> bytes:
-    """A line for the parent."""
+    """Encode a report as a line for the parent."""
     if isinstance(report, Ready):
         body: dict[str, Any] = {
             "op": "ready",
@@ -160,7 +160,7 @@ def encode_report(report: Report) -> bytes:
 
 
 def decode_report(line: bytes) -> Report:
-    """Parse what `encode_report` makes; `MalformedInput` for anything else."""
+    """Parse what `encode_report` makes. Raises `MalformedInput` for anything else."""
     body = _body(line)
     try:
         return _report(body.pop("op"), body)
@@ -182,7 +182,7 @@ def _canvas(body: dict[str, Any]) -> CanvasEvent:
             "token_ids": tuple(body["token_ids"]),
             "charged_ids": tuple(body["charged_ids"]),
             "step_leaves": tuple(bytes.fromhex(leaf) for leaf in body["step_leaves"]),
-            "finish": FinishReason(body["finish"]),
+            "finish": CanvasFinish(body["finish"]),
         }
     )
 

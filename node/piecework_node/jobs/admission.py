@@ -1,14 +1,15 @@
-"""Which jobs are let in (clauses 3.1 to 3.5). Pure: a submission, what the worker knows, a verdict.
+"""Decide which jobs are admitted (clauses 3.1 to 3.5). Pure: it takes values and does no IO.
 
-Admission runs in four stages, so that no job costs an RPC call or a tokenization that a cheaper
-check would have spared: `IDENTITY` and `TERMS` need only memory, `CHANNEL` the chain's word,
-`FUNDS` the length of the prompt. Size, rate and parsing come before, at the edge (`node.server`,
-`protocol.wire`). The only exception that leaves this module is `Refusal`.
+Admission runs in four stages. A cheap check spares a job that it refuses an RPC call or a
+tokenization. `IDENTITY` and `TERMS` need only memory. `CHANNEL` needs the chain's word. The last
+stage needs the length of the prompt. Size, rate and parsing are checked earlier, at the edge
+(`daemon.server`, `piecework_protocol.wire`). The only exception that leaves this module is
+`Refusal`.
 
-Two rules worth saying: the price ceiling must cover the worst case (every token and every step that
-the parameters allow), and so must the deposit, after everything that other jobs of the channel may
-still cost. A deposit that is authorized but not yet on chain carries one job, within the credit
-window.
+Two rules protect both sides. The price ceiling must cover the worst case: every token and every
+step that the parameters allow. The deposit must cover the same, after everything that other jobs
+of the channel may still cost. A deposit that is authorized and not yet on chain carries one job,
+within the credit window.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from piecework_model import limits as model_limits
+from piecework_node.jobs.terms import OperatorTerms
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import Reason, Refusal
 from piecework_protocol.frames import Funding, SubmitJob
@@ -33,7 +35,7 @@ from piecework_protocol.pricing import canvases_for, worst_case
 from piecework_protocol.service import parameters_fault
 from piecework_protocol.signing import signed_by
 from piecework_protocol.states import ChannelState
-from piecework_protocol.types import Address, Amount, Digest, JobId, Seconds, Timestamp
+from piecework_protocol.types import Address, Amount, Digest, JobId, Timestamp
 from piecework_protocol.worker_session import AcceptedJob
 
 MIN_FUNDING_LIFETIME_S: Final = 60
@@ -44,28 +46,15 @@ CHAIN_RETRY_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
-    """What the operator asks of every channel and job."""
-
-    tokens: tuple[Address, ...]
-    min_deposit: Amount
-    min_withdrawal_delay: Seconds
-    jobs_per_channel: int
-    capacity: int
-    """Jobs that may run or wait at once: slots and queue."""
-
-
-@dataclass(frozen=True, slots=True)
 class AdmissionView:
     """What the worker knows, apart from the channel."""
 
     now: Timestamp
     domain: Domain
     operator: Address
-    receiver: Address
-    terms: Terms
+    terms: OperatorTerms
     offer: Offer | None
-    """The offer that the job names, when this worker signed it."""
+    """The offer that the job names, if this worker signed it."""
     serving: Mapping[Digest, Service]
     """The models that are loaded, and the class of service that they run in."""
     active: int
@@ -73,7 +62,7 @@ class AdmissionView:
     engine_ready: bool
     draining: bool
     fault: str | None = None
-    """Why nothing new is taken on at all (clock off, wrong chain); None when all is well."""
+    """Why no new work is taken on (wrong clock, wrong chain). None: all is well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,26 +90,16 @@ class ChannelView:
     closing: bool
 
 
-@dataclass(frozen=True, slots=True)
-class AcceptedTerms:
-    """The verdict: run it, reserving `reserve`. `pending` holds it inside the credit window for
-    now."""
-
-    accepted: AcceptedJob
-    reserve: Amount
-    pending: bool
-
-
 # --- identity
 
 
 def _channel_hashes_here(s: SubmitJob, v: AdmissionView) -> None:
     if s.channel.id(v.domain) != s.job.channel:
-        raise Refusal(Reason.WRONG_CHAIN, "the channel is not one of this chain and escrow")
+        raise Refusal(Reason.WRONG_CHAIN, "the channel does not belong to this chain and escrow")
 
 
 def _for_this_worker(s: SubmitJob, v: AdmissionView) -> None:
-    if s.channel.operator != v.operator or s.channel.receiver != v.receiver:
+    if s.channel.operator != v.operator or s.channel.receiver != v.terms.receiver:
         raise Refusal(Reason.WRONG_WORKER, "the channel pays another worker")
 
 
@@ -150,7 +129,7 @@ def _starts_at_the_beginning(s: SubmitJob, _: AdmissionView) -> None:
 
 def _offer_holds(s: SubmitJob, v: AdmissionView) -> None:
     if v.now > _offer(v).expires_at + MAX_CLOCK_SKEW_S:
-        raise Refusal(Reason.UNKNOWN_OFFER, "the offer has expired; ask for the current one")
+        raise Refusal(Reason.UNKNOWN_OFFER, "the offer has expired. Ask for the current one")
 
 
 def _model_served(s: SubmitJob, v: AdmissionView) -> None:
@@ -161,7 +140,7 @@ def _model_served(s: SubmitJob, v: AdmissionView) -> None:
 def _model_loaded(s: SubmitJob, v: AdmissionView) -> None:
     service = v.serving.get(s.job.model)
     if service is None:
-        raise Refusal(Reason.UNKNOWN_MODEL, "this worker does not serve that model any more")
+        raise Refusal(Reason.UNKNOWN_MODEL, "this worker no longer serves that model")
     _same_service(s.job.parameters, service)
 
 
@@ -176,11 +155,10 @@ def _same_service(parameters: Parameters, service: Service) -> None:
     if parameters.service is service:
         return
     if service is Service.BEST_EFFORT:
-        message = "this model is served at best effort: no seed is honoured and no trace is made"
+        message = "this model is served at best effort: it honours no seed and makes no trace"
     else:
         message = (
-            "this model is served replayably: the job has to say so, "
-            "and what it is to be denoised with"
+            "this model is served replayably: the job must say so and give its denoising parameters"
         )
     raise Refusal(Reason.WRONG_SERVICE, message)
 
@@ -194,7 +172,7 @@ def _parameters_in_bounds(s: SubmitJob, v: AdmissionView) -> None:
 
 def _token_accepted(s: SubmitJob, v: AdmissionView) -> None:
     if s.channel.token not in v.terms.tokens:
-        raise Refusal(Reason.TOKEN_NOT_ACCEPTED, "this worker is not paid in that token")
+        raise Refusal(Reason.TOKEN_NOT_ACCEPTED, "this worker does not accept that token")
 
 
 def _delay_long_enough(s: SubmitJob, v: AdmissionView) -> None:
@@ -210,7 +188,7 @@ def _deadline_ahead(s: SubmitJob, v: AdmissionView) -> None:
         raise Refusal(Reason.EXPIRED, "the job's deadline has passed")
     if s.job.deadline > v.now + MAX_JOB_LIFETIME_S + MAX_CLOCK_SKEW_S:
         raise Refusal(
-            Reason.BAD_PARAMETERS, f"a deadline lies at most {MAX_JOB_LIFETIME_S} s ahead"
+            Reason.BAD_PARAMETERS, f"a deadline may lie at most {MAX_JOB_LIFETIME_S} s ahead"
         )
 
 
@@ -231,12 +209,15 @@ def _chain_known(_s: SubmitJob, _v: AdmissionView, c: ChannelView) -> None:
 
 def _channel_open(_s: SubmitJob, _v: AdmissionView, c: ChannelView) -> None:
     if c.closing or c.state is ChannelState.CLOSED:
-        raise Refusal(Reason.CHANNEL_CLOSED, "the channel is closed; open a new one")
+        raise Refusal(Reason.CHANNEL_CLOSED, "the channel is closed. Open a new one")
     if c.state is ChannelState.WITHDRAWING:
-        raise Refusal(Reason.CHANNEL_WITHDRAWING, "a withdrawal from the channel is under way")
+        raise Refusal(
+            Reason.CHANNEL_WITHDRAWING, "the payer has asked to withdraw the channel's deposit"
+        )
     if c.state is ChannelState.NONE and c.funding is None:
         raise Refusal(
-            Reason.CHANNEL_UNKNOWN, "the channel is not open, and no authorization to open it came"
+            Reason.CHANNEL_UNKNOWN,
+            "the channel is not open, and the job carries no authorization to open it",
         )
 
 
@@ -273,7 +254,7 @@ def _earlier_receipts_paid(_s: SubmitJob, _v: AdmissionView, c: ChannelView) -> 
     if c.stray_unpaid:
         raise Refusal(
             Reason.UNPAID_RECEIPTS,
-            "canvases of an earlier job are unpaid; come back to that job and pay for them",
+            "canvases of an earlier job are unpaid. Return to that job and pay for them",
         )
 
 
@@ -313,37 +294,41 @@ CHANNEL: Final[tuple[ChannelCheck, ...]] = (
     _room_on_channel,
 )
 RETURN: Final[tuple[IdentityCheck, ...]] = (_taking_jobs, _model_loaded, _deadline_ahead, _room)
-"""What a job that was let in before must still meet to go on: its terms stay those that it was let
-in on."""
+"""What an admitted job must still meet to go on. Its terms stay those of its admission."""
 
 
 def check_identity(s: SubmitJob, v: AdmissionView) -> None:
-    """Who asks, and of whom."""
+    """Check who asks, and whom."""
     for check in IDENTITY:
         check(s, v)
 
 
 def check_terms(s: SubmitJob, v: AdmissionView) -> None:
-    """Whether the job could run here at all. Needs nothing but memory."""
+    """Check whether the job could run here at all. It needs only memory."""
     for check in (*IDENTITY, *TERMS):
         check(s, v)
 
 
 def check_channel(s: SubmitJob, v: AdmissionView, c: ChannelView) -> None:
-    """Whether the channel can carry another job."""
+    """Check whether the channel can carry another job."""
     for check in CHANNEL:
         check(s, v, c)
 
 
 def check_return(s: SubmitJob, v: AdmissionView) -> None:
-    """Whether an unfinished job can go on."""
+    """Check whether an unfinished job can go on."""
     for check in RETURN:
         check(s, v)
 
 
-def admit(s: SubmitJob, v: AdmissionView, c: ChannelView, prompt_tokens: int) -> AcceptedTerms:
-    """Every check in order. The caller runs the early stages first to spare itself IO, then this
-    for good."""
+def admit(s: SubmitJob, v: AdmissionView, c: ChannelView, prompt_tokens: int) -> AcceptedJob:
+    """Make every check in order, and return the job with the terms that it runs under.
+
+    The caller makes the early checks first, to spare itself IO, and then calls this.
+
+    Raises:
+        Refusal: the job is not admitted.
+    """
     check_terms(s, v)
     check_channel(s, v, c)
     model = _model(s, v)
@@ -360,18 +345,17 @@ def admit(s: SubmitJob, v: AdmissionView, c: ChannelView, prompt_tokens: int) ->
             f"the job may cost {worst} base units, its ceiling is {s.job.max_amount}",
             metadata={"worst_case": str(worst)},
         )
-    pending = _check_funds(c, worst)
+    _check_funds(c, worst)
     job_id = JobId(v.domain.digest(s.job))
-    accepted = AcceptedJob(job_id, s.job, s.channel, model, prompt_tokens, _offer(v).credit_window)
-    return AcceptedTerms(accepted, worst, pending)
+    return AcceptedJob(job_id, s.job, s.channel, model, prompt_tokens, _offer(v).credit_window)
 
 
-def _check_funds(c: ChannelView, worst: Amount) -> bool:
-    """Whether the job must lean on a deposit that is not on chain yet."""
+def _check_funds(c: ChannelView, worst: Amount) -> None:
+    """Check that the deposit, on chain or authorized, covers the job beside all others."""
     owed = sum(u.amount for u in c.ledger.unpaid.values())
     needed = c.ledger.cumulative + owed + c.reserved + worst
     if needed <= c.deposit:
-        return False
+        return
     if needed > backing(c):
         raise Refusal(
             Reason.UNDERFUNDED,
@@ -384,7 +368,6 @@ def _check_funds(c: ChannelView, worst: Amount) -> bool:
             "one job at a time until the channel's funding is mined",
             retry_after_s=PENDING_RETRY_S,
         )
-    return True
 
 
 def backing(c: ChannelView) -> Amount:
@@ -443,6 +426,6 @@ def _model(s: SubmitJob, v: AdmissionView) -> ModelOffer:
 def _offer(v: AdmissionView) -> Offer:
     if v.offer is None:
         raise Refusal(
-            Reason.UNKNOWN_OFFER, "this worker made no such offer; ask for the current one"
+            Reason.UNKNOWN_OFFER, "this worker did not make that offer. Ask for the current one"
         )
     return v.offer

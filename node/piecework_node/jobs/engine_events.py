@@ -1,56 +1,59 @@
-"""What the engine's events do to jobs: drafts, canvases, failures, a lost process."""
+"""Apply the engine's events to jobs: drafts, canvases, failures, a lost process."""
 
 from __future__ import annotations
 
 from piecework_model.requests import CanvasEvent, DraftEvent, FailedEvent
 from piecework_node.engine.link import EngineEvent, EngineLost
-from piecework_node.jobs.live import LiveJob, pack_ids
-from piecework_node.jobs.runtime import Execution
+from piecework_node.keys.sealing import SealingKeyring
+from piecework_node.runtime.jobs import JobRuntime
+from piecework_node.runtime.live import LiveJob
+from piecework_node.runtime.requests import pack_ids
+from piecework_node.times import now
 from piecework_protocol import merkle
 from piecework_protocol.content import CanvasOutput, output_digest
 from piecework_protocol.errors import MalformedInput, Reason
 from piecework_protocol.objects import Finish, Service
 from piecework_protocol.sealing import canvas_context, draft_context, resume_context, seal
-from piecework_protocol.worker_session import CanvasRecord, CanvasResult
+from piecework_protocol.worker_session import CanvasResult, StoredCanvas
 
 
 class EngineEventHandler:
     """Takes the engine's events, one after the other."""
 
-    def __init__(self, execution: Execution) -> None:
-        self._x = execution
+    def __init__(self, runtime: JobRuntime, keyring: SealingKeyring) -> None:
+        self._runtime, self._keyring = runtime, keyring
 
     async def take(self, event: EngineEvent) -> None:
-        """Something happened in the engine."""
+        """Apply one event."""
         if isinstance(event, DraftEvent):
             self._draft(event)
         elif isinstance(event, CanvasEvent | FailedEvent):
-            job = self._x.rows.get(event.request_id)
+            job = self._runtime.sequences.get(event.request_id)
             if job is not None:
-                await self._x.whole(self._row_event(job, event))
+                await self._runtime.shielded(self._sequence_event(job, event))
         elif isinstance(event, EngineLost):
-            self._x.metrics.engine_lost()
-            self._x.metrics.note(self._x.clock.now(), "engine", event.message)
-            await self._x.whole(self._rows_lost())
+            self._runtime.metrics.engine_lost()
+            self._runtime.metrics.note(now(self._runtime.clock), "engine", event.message)
+            await self._runtime.shielded(self._sequences_lost())
         else:
-            await self._x.whole(self._rows_restart())
+            await self._runtime.shielded(self._restart_sequences())
 
     def _draft(self, event: DraftEvent) -> None:
-        job = self._x.rows.get(event.request_id)
+        job = self._runtime.sequences.get(event.request_id)
         if job is None or job.sink is None or not job.drafts:
             return
         output = CanvasOutput(event.token_ids, event.text).encode()
-        context = draft_context(self._x.domain, job.id, event.canvas, event.step)
+        context = draft_context(self._runtime.domain, job.id, event.canvas, event.step)
         sealed = seal(output, job.session.accepted.job.reply_key, context)
-        for frame in job.session.draft(event.canvas, event.step, sealed).frames(self._x.sign):
+        for frame in job.session.draft(event.canvas, event.step, sealed).frames(self._runtime.sign):
             job.sink.send(frame)
 
-    async def _row_event(self, job: LiveJob, event: CanvasEvent | FailedEvent) -> None:
-        async with job.book.lock:
-            if job.run != event.request_id:
+    async def _sequence_event(self, job: LiveJob, event: CanvasEvent | FailedEvent) -> None:
+        async with job.channel.lock:
+            if job.sequence != event.request_id:
                 return
             if isinstance(event, FailedEvent):
-                await self._row_failed(job, event)
+                await self._sequence_failed(job, event)
             else:
                 await self._canvas(job, event)
 
@@ -58,33 +61,33 @@ class EngineEventHandler:
         try:
             result = self._result(job, event)
         except MalformedInput as error:
-            await self._x.perform(job, job.session.failed(Reason.ENGINE_FAILED, str(error)))
+            await self._runtime.perform(job, job.session.failed(Reason.ENGINE_FAILED, str(error)))
             return
-        outcome, book = job.session.canvas_finished(result, job.book.ledger)
+        outcome, ledger = job.session.canvas_finished(result, job.channel.ledger)
         job.committed.append(event.token_ids)
         if result.finish is not Finish.MORE:
-            self._x.drop_row(job)
-        await self._x.perform(job, outcome, ledger=book)
+            self._runtime.drop_sequence(job)
+        await self._runtime.perform(job, outcome, ledger=ledger)
         for record in outcome.records:
-            if isinstance(record, CanvasRecord):
-                self._x.metrics.delivered(record.stored.receipt)
+            if isinstance(record, StoredCanvas):
+                self._runtime.metrics.delivered(record.receipt)
 
     def _result(self, job: LiveJob, event: CanvasEvent) -> CanvasResult:
         output = CanvasOutput(event.charged_ids, event.text).encode()
         work, secret = job.session.accepted.job, b""
         if len(event.step_leaves) != event.steps:
-            raise MalformedInput("the engine gave no commitment for every step")
+            raise MalformedInput("the engine did not commit to every step")
         if (work.parameters.service is Service.REPLAYABLE) != bool(event.steps):
-            raise MalformedInput("the engine's canvas is not of the job's class of service")
+            raise MalformedInput("the engine's canvas does not fit the job's class of service")
         finish = Finish(int(event.finish))
         if finish is Finish.MORE:
-            current = self._x.keys.current
+            current = self._keyring.current
             if current is None:
                 raise MalformedInput("there is no sealing key")
             secret = seal(
                 pack_ids(event.token_ids),
                 current,
-                resume_context(self._x.domain, job.id, event.canvas),
+                resume_context(self._runtime.domain, job.id, event.canvas),
             )
         return CanvasResult(
             canvas=event.canvas,
@@ -94,33 +97,42 @@ class EngineEventHandler:
             units=len(event.charged_ids),
             finish=finish,
             sealed_output=seal(
-                output, work.reply_key, canvas_context(self._x.domain, job.id, event.canvas)
+                output, work.reply_key, canvas_context(self._runtime.domain, job.id, event.canvas)
             ),
             resume_secret=secret,
         )
 
-    async def _row_failed(self, job: LiveJob, event: FailedEvent) -> None:
-        self._x.drop_row(job)
-        self._x.metrics.note(self._x.clock.now(), "engine", f"{event.kind}: {event.message}")
+    async def _sequence_failed(self, job: LiveJob, event: FailedEvent) -> None:
+        self._runtime.drop_sequence(job)
+        self._runtime.metrics.note(
+            now(self._runtime.clock), "engine", f"{event.kind}: {event.message}"
+        )
         reason = Reason.BAD_PARAMETERS if event.kind == "invalid_request" else Reason.ENGINE_FAILED
         message = f"the engine reports {event.kind.replace('_', ' ')}"
-        await self._x.perform(job, job.session.failed(reason, message))
+        await self._runtime.perform(job, job.session.failed(reason, message))
 
-    async def _rows_lost(self) -> None:
-        """Every row is gone. A job gets one more engine from its last canvas, not two."""
-        for job in list(self._x.rows.values()):
-            async with job.book.lock:
-                if job.run is None:
+    async def _sequences_lost(self) -> None:
+        """Note that all running requests are lost.
+
+        Each job resumes once, after its last finished canvas. A second loss fails it.
+        """
+        for job in list(self._runtime.sequences.values()):
+            async with job.channel.lock:
+                if job.sequence is None:
                     continue
                 job.engine_losses += 1
                 if job.engine_losses > 1:
-                    self._x.drop_row(job)
+                    self._runtime.drop_sequence(job)
                     message = "the engine was lost twice under this job"
-                    await self._x.perform(job, job.session.failed(Reason.ENGINE_FAILED, message))
+                    await self._runtime.perform(
+                        job, job.session.failed(Reason.ENGINE_FAILED, message)
+                    )
 
-    async def _rows_restart(self) -> None:
-        for job in list(self._x.rows.values()):
-            async with job.book.lock:
-                if job.run is not None:
-                    self._x.drop_row(job)
-                    await self._x.perform(job, job.session.engine_restarted(job.book.ledger))
+    async def _restart_sequences(self) -> None:
+        for job in list(self._runtime.sequences.values()):
+            async with job.channel.lock:
+                if job.sequence is not None:
+                    self._runtime.drop_sequence(job)
+                    await self._runtime.perform(
+                        job, job.session.engine_restarted(job.channel.ledger)
+                    )

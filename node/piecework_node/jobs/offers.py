@@ -1,34 +1,35 @@
-"""The worker's offer: built from settings and measurements, signed, journaled, then shown.
+"""The worker's offer: build it from terms and measurements, journal it, sign it, publish it.
 
-An offer is refreshed when it is half way through its life or when the load has changed; its
-sequence number only grows, across restarts too. Indexes are caches that nobody trusts: one that
-does not answer costs nothing but a line in the log.
+An offer is renewed when half of its life is over or when the load has changed. Its sequence number
+only grows, across restarts too. Indexes are caches that nobody trusts. One that does not answer
+costs a line in the log.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
-from piecework_node.clock import Clock
+from piecework.base.clock import Clock
+from piecework.base.http import HttpError, HttpLimits, HttpStatus
 from piecework_node.engine.link import EngineFacts
+from piecework_node.jobs.terms import OperatorTerms
 from piecework_node.journal.protocol import Journal
 from piecework_node.journal.records import OfferIssued
 from piecework_node.metrics import Metrics
+from piecework_node.times import now
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.limits import MAX_DETAILS_BYTES
 from piecework_protocol.objects import ModelOffer, Offer
 from piecework_protocol.signing import Signer, sign
 from piecework_protocol.types import (
     Address,
-    Amount,
     Digest,
     PublicKey,
-    Seconds,
     Timestamp,
     Uint32,
     Uint64,
@@ -37,43 +38,33 @@ from piecework_protocol.wire import SignedOffer, encode_offer
 
 OFFER_CONTENT_TYPE: Final = "application/x-protobuf"
 PUBLISH_ATTEMPTS: Final = 3
-PUBLISH_TIMEOUT_S: Final = 5.0
+PUBLISH_LIMITS: Final = HttpLimits(total_s=5.0, connect_s=5.0, max_bytes=64 * 1024)
 PUBLISH_BACKOFF_S: Final = 0.5
 MIN_REFRESH_S: Final = 5.0
-"""Load changes are not announced more often than this: readers cache offers, and every one is
-journaled."""
+"""Load changes are not announced more often. Readers cache offers, and each one is journaled."""
 
 
 @dataclass(frozen=True, slots=True)
-class OfferTerms:
-    """What the operator asks, as it stands in every offer."""
+class OfferAddress:
+    """Where clients reach the worker, and the keys that they need for it."""
 
-    receiver: Address
     endpoint: str
+    """host:port"""
     tls_certificate: Digest
-    tokens: tuple[Address, ...]
-    price_per_million_prompt_tokens: Amount
-    price_per_million_output_tokens: Amount
-    price_per_thousand_steps: Amount
-    slots: int
-    credit_window: int
-    min_withdrawal_delay: Seconds
-    min_deposit: Amount
-    lifetime_s: int
+    sealing_key: PublicKey
 
 
 def build_offer(
-    terms: OfferTerms,
+    terms: OperatorTerms,
     facts: EngineFacts,
+    address: OfferAddress,
     *,
     operator: Address,
-    sealing_key: PublicKey,
     sequence: int,
     now: Timestamp,
     active: int,
-    capacity: int,
 ) -> Offer:
-    """The offer for this moment. `active` jobs of `capacity` (slots and queue) are taken."""
+    """Return the offer for this moment. `active` jobs run or wait."""
     details = json.dumps(facts.details, sort_keys=True)
     model = ModelOffer(
         name=facts.name,
@@ -91,21 +82,21 @@ def build_offer(
         first_canvas_ms=Uint32(facts.first_canvas_ms),
         service=facts.service,
     )
-    slots_free = max(0, terms.slots - active)
+    free = slots_free(terms, active)
     return Offer(
         operator=operator,
         receiver=terms.receiver,
         sequence=Uint64(sequence),
         issued_at=now,
-        expires_at=Timestamp(now + terms.lifetime_s),
-        endpoint=terms.endpoint,
-        tls_certificate=terms.tls_certificate,
-        sealing_key=sealing_key,
+        expires_at=Timestamp(now + terms.offer_lifetime_s),
+        endpoint=address.endpoint,
+        tls_certificate=address.tls_certificate,
+        sealing_key=address.sealing_key,
         tokens=terms.tokens,
         models=(model,),
         slots=Uint32(terms.slots),
-        slots_free=Uint32(slots_free),
-        queue_free=Uint32(max(0, capacity - active - slots_free)),
+        slots_free=Uint32(free),
+        queue_free=Uint32(max(0, terms.capacity - active - free)),
         credit_window=Uint32(terms.credit_window),
         min_withdrawal_delay=terms.min_withdrawal_delay,
         min_deposit=terms.min_deposit,
@@ -113,78 +104,80 @@ def build_offer(
     )
 
 
-def refresh_due(current: Offer, now: Timestamp, slots_free: int, sealing_key: PublicKey) -> bool:
-    """Whether the world should see a new offer: half its life is over, or what it says is not so
-    any more."""
+def slots_free(terms: OperatorTerms, active: int) -> int:
+    """How many jobs could start at once now."""
+    return max(0, terms.slots - active)
+
+
+def refresh_due(current: Offer, now: Timestamp, free: int, sealing_key: PublicKey) -> bool:
+    """Whether to issue a new offer: half of its life is over, or it is no longer true.
+
+    free: how many jobs could start at once now.
+    """
     age, life = now - current.issued_at, current.expires_at - current.issued_at
     if age * 2 >= life or age < 0 or current.sealing_key != sealing_key:
         return True
-    return current.slots_free != slots_free and age >= MIN_REFRESH_S
+    return current.slots_free != free and age >= MIN_REFRESH_S
 
 
 class OfferBoard:
-    """Keeps the current offer. `remember` is told of each one before it is shown."""
+    """Keeps the current offer."""
 
-    def __init__(self, journal: Journal, domain: Domain, signer: Signer, clock: Clock) -> None:
-        self._journal, self._domain, self._signer, self._clock = journal, domain, signer, clock
+    def __init__(
+        self,
+        journal: Journal,
+        terms: OperatorTerms,
+        *,
+        domain: Domain,
+        signer: Signer,
+        clock: Clock,
+    ) -> None:
+        self._journal, self.terms = journal, terms
+        self._domain, self._signer, self._clock = domain, signer, clock
         self._sequence: int | None = None
         self.current: SignedOffer | None = None
 
-    async def issue(
-        self,
-        terms: OfferTerms,
-        facts: EngineFacts,
-        *,
-        sealing_key: PublicKey,
-        active: int,
-        capacity: int,
-    ) -> SignedOffer:
-        """Build, journal and sign the next offer. The sequence number is used up even if we die
-        now."""
+    async def issue(self, facts: EngineFacts, address: OfferAddress, *, active: int) -> SignedOffer:
+        """Build, journal and sign the next offer.
+
+        A crash in between uses up the sequence number. `active` jobs run or wait.
+        """
         if self._sequence is None:
             self._sequence = await self._journal.last_sequence()
         self._sequence += 1
         offer = build_offer(
-            terms,
+            self.terms,
             facts,
+            address,
             operator=self._signer.address,
-            sealing_key=sealing_key,
             sequence=self._sequence,
-            now=self._clock.now(),
+            now=now(self._clock),
             active=active,
-            capacity=capacity,
         )
         signed = SignedOffer(offer, sign(self._domain, offer, self._signer))
         await self._journal.append([OfferIssued(Digest(self._domain.digest(offer)), signed)])
         self.current = signed
         return signed
 
+    def is_due(self, sealing_key: PublicKey, active: int) -> bool:
+        """Whether the current offer should be replaced."""
+        if self.current is None:
+            return False
+        free = slots_free(self.terms, active)
+        return refresh_due(self.current.offer, now(self._clock), free, sealing_key)
+
 
 class HttpPoster(Protocol):
-    """Posts bytes; returns the HTTP status. Raises `OSError` or `TimeoutError` when nobody
-    answers."""
+    """A way to post bytes (`piecework.base.http.HttpReader`)."""
 
-    async def post(self, url: str, body: bytes, content_type: str, timeout_s: float) -> int: ...
+    async def post(self, url: str, body: bytes, *, headers: Mapping[str, str]) -> bytes:
+        """Return the body of a successful answer.
 
-
-class AiohttpPoster:
-    """`HttpPoster` over one aiohttp session."""
-
-    def __init__(self, session: Any) -> None:
-        self._session = session
-
-    async def post(self, url: str, body: bytes, content_type: str, timeout_s: float) -> int:
-        import aiohttp
-
-        timeout = aiohttp.ClientTimeout(total=timeout_s)
-        headers = {"content-type": content_type}
-        try:
-            async with self._session.post(
-                url, data=body, headers=headers, timeout=timeout, allow_redirects=False
-            ) as response:
-                return int(response.status)
-        except aiohttp.ClientError as error:
-            raise OSError(str(error)) from error
+        Raises:
+            HttpStatus: the server declined.
+            HttpError: the server did not answer.
+        """
+        ...
 
 
 async def publish(
@@ -196,7 +189,7 @@ async def publish(
     *,
     backoff_s: float = PUBLISH_BACKOFF_S,
 ) -> int:
-    """Show an offer to every index. Returns how many took it; failures are counted and logged."""
+    """Send an offer to every index. Return how many took it. Failures are counted and logged."""
     body = encode_offer(signed)
     results = await asyncio.gather(
         *(_publish_one(url, body, poster, log, backoff_s) for url in indexes)
@@ -214,14 +207,14 @@ async def _publish_one(
     host = urlsplit(index).hostname or "?"
     for attempt in range(PUBLISH_ATTEMPTS):
         try:
-            status = await poster.post(url, body, OFFER_CONTENT_TYPE, PUBLISH_TIMEOUT_S)
-        except (OSError, TimeoutError) as error:
+            await poster.post(url, body, headers={"Content-Type": OFFER_CONTENT_TYPE})
+        except HttpStatus as answer:
+            log.warning("index declines the offer", index_host=host, count=answer.status)
+            if answer.status < 500:
+                return False
+        except HttpError as error:
             log.warning("index does not answer", index_host=host, error_class=type(error).__name__)
         else:
-            if status < 300:
-                return True
-            log.warning("index declines the offer", index_host=host, count=status)
-            if status < 500:
-                return False
+            return True
         await asyncio.sleep(backoff_s * 2**attempt)
     return False

@@ -1,150 +1,136 @@
-"""The worker's front: streams come in here, are admitted, and go away again.
+"""The worker's front: streams come in here, their jobs are admitted, and streams end here.
 
-A job that is submitted again while its stream is open is taken over by the newer stream: the client
-that comes back knows better than we do that the old one is dead.
+A job may be submitted again while its stream is open. The newer stream then takes the job over,
+because the client that returns knows better than we do that the old one is dead.
+
+A submission goes through these steps. Each one adds one guarantee:
+
+    submit                a cancelled stream does not stop it half way
+    _submit_identified    the authorizer signed it, for this worker
+    _submit_once          one submission of a job at a time
+    _admit_new            the job can run here, its channel can pay, its prompt opens
+    _admit_locked         the verdict holds, because nothing else moves the channel meanwhile
+    _record_and_open      the job is durable before the engine starts it
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any, Final
 
 from piecework_node.engine.link import EngineEvent
 from piecework_node.errors import EngineUnavailable, JournalError, PromptRejected
 from piecework_node.jobs import admission
-from piecework_node.jobs.admission import AcceptedTerms, AdmissionView, Terms
-from piecework_node.jobs.channels import Cashier, ChannelSource, Payments
+from piecework_node.jobs.admission import AdmissionView, ChannelView
 from piecework_node.jobs.engine_events import EngineEventHandler
-from piecework_node.jobs.live import (
-    FrameSink,
-    LiveChannel,
-    LiveJob,
-    better_funding,
-    unpack_ids,
-    usable_funding,
-)
-from piecework_node.jobs.runtime import Execution
+from piecework_node.jobs.terms import OperatorTerms
 from piecework_node.journal.records import (
     ChannelSeen,
     FundingAuthorized,
-    JobAdmitted,
     JournalRecord,
     StoredJob,
 )
+from piecework_node.keys.sealing import SealingKeyring
+from piecework_node.runtime.channels import Channels
+from piecework_node.runtime.funding import better_funding, usable_funding
+from piecework_node.runtime.jobs import JobRuntime
+from piecework_node.runtime.live import LiveChannel, LiveJob
+from piecework_node.runtime.requests import unpack_ids
+from piecework_node.runtime.sink import FrameSink
+from piecework_node.times import now
 from piecework_protocol.content import decode_prompt, prompt_digest
 from piecework_protocol.errors import MalformedInput, ProtocolViolation, Reason, Refusal
 from piecework_protocol.frames import CancelJob, ClientFrame, PayVoucher, SubmitJob
-from piecework_protocol.ledger import WorkerLedger
-from piecework_protocol.objects import Channel, CloseChannel, Offer
-from piecework_protocol.pricing import worst_case
+from piecework_protocol.objects import Offer
 from piecework_protocol.sealing import canvas_context, prompt_context, resume_context, seal
 from piecework_protocol.states import JobState
-from piecework_protocol.types import Address, Amount, ChannelId, Digest, JobId, Signature
+from piecework_protocol.types import Digest, JobId
 from piecework_protocol.wire import SignedOffer
 from piecework_protocol.worker_session import AcceptedJob, WorkerSession
 
-RETRY_S = 1.0
+RETRY_S: Final = 1.0
 """After which a client may try again when two of its own requests crossed."""
+KEPT_OFFER_S: Final = 60
+"""How long a job may still name an offer after it expired. Admission refuses it with a reason."""
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class Patience:
     """Times after which the worker stops waiting, in seconds."""
 
-    payment_timeout_s: float
-    """For a voucher, while a row is held or after a job's end."""
-    channel_refresh_s: float
-    """Age at which the chain's word on a channel is asked for again."""
+    payment_s: float
+    """For a voucher, while a job holds its place in the engine or after its end."""
     chain_outage_s: float
-    """Age at which it can no longer be relied on."""
+    """Age at which the chain's word on a channel can no longer be relied on."""
 
 
 class Worker:
-    """All jobs and channels of one worker. Transport, engine, chain and disk are handed in."""
+    """All jobs of one worker. Call `recover` once before anything else."""
 
     def __init__(
         self,
-        execution: Execution,
-        chain: ChannelSource,
-        payments: Payments,
+        runtime: JobRuntime,
+        channels: Channels,
+        keyring: SealingKeyring,
         *,
-        receiver: Address,
-        terms: Terms,
-        policy: Policy,
+        terms: OperatorTerms,
+        patience: Patience,
+        log: Any,
     ) -> None:
-        self._x = execution
-        self._cashier = Cashier(execution, chain, payments, policy.channel_refresh_s)
-        self._engine_events = EngineEventHandler(execution)
-        self._payments = payments
-        self.receiver, self.terms, self.policy = receiver, terms, policy
+        self._runtime, self._channels, self._keyring = runtime, channels, keyring
+        self._engine_events = EngineEventHandler(runtime, keyring)
+        self.terms, self._patience, self._log = terms, patience, log
         self.draining = False
-        self.fault: str | None = None
-        """Why nothing new is taken on; None when all is well."""
-        self._entering: set[JobId] = set()
+        self._admitting: set[JobId] = set()
         self._offers: dict[Digest, Offer] = {}
 
     # --- what others look at
 
     @property
-    def books(self) -> Iterable[LiveChannel]:
-        """Every channel that matters."""
-        return self._x.books.values()
-
-    def book(self, channel: ChannelId) -> LiveChannel | None:
-        """One channel."""
-        return self._x.books.get(channel)
-
-    @property
     def active(self) -> int:
-        """Jobs that run, wait for a row, or are being admitted."""
-        return len(self._x.rows) + len(self._entering)
+        """Jobs that run, wait for a slot, or are being admitted."""
+        return len(self._runtime.sequences) + len(self._admitting)
 
     @property
     def streams(self) -> int:
         """Jobs with an open stream."""
-        return sum(job.sink is not None for book in self.books for job in book.jobs.values())
+        return sum(job.sink is not None for job in self._jobs())
 
-    @property
-    def exposure(self) -> Amount:
-        """Base units delivered and not paid for."""
-        return Amount(sum(u.amount for book in self.books for u in book.ledger.unpaid.values()))
+    def _jobs(self) -> list[LiveJob]:
+        return [job for channel in self._channels for job in channel.jobs.values()]
 
     def remember_offer(self, signed: SignedOffer) -> None:
-        """Jobs may name this offer from now on. Call when it is journaled."""
-        now = self._x.clock.now()
-        kept = {
-            digest: offer for digest, offer in self._offers.items() if offer.expires_at > now - 60
-        }
-        self._offers = {**kept, Digest(self._x.domain.digest(signed.offer)): signed.offer}
+        """Let jobs name this offer from now on. Call it when the offer is journaled."""
+        oldest = now(self._runtime.clock) - KEPT_OFFER_S
+        kept = {d: offer for d, offer in self._offers.items() if offer.expires_at > oldest}
+        self._offers = {**kept, Digest(self._runtime.domain.digest(signed.offer)): signed.offer}
 
     # --- start
 
     async def recover(self) -> None:
-        """Take up what the journal holds. Jobs that ran are suspended until their clients come
-        back."""
-        for stored in await self._x.journal.channels():
-            self._x.books[stored.id] = LiveChannel.of(stored)
-        for job in await self._x.journal.open_jobs():
-            live = await self._revive(job)
-            live.book.jobs[live.id] = live
-        for book in list(self.books):
-            for live in list(book.jobs.values()):
-                live.pending = book.committed > book.deposit
-                async with book.lock:
-                    unopened = len(live.committed) < live.session.canvases
-                    if not live.ended and (unopened or self._is_late(live)):
-                        await self._x.perform(
-                            live, live.session.failed(Reason.EXPIRED, "the deadline passed")
-                        )
-                    elif live.session.state in (JobState.ACCEPTED, JobState.RUNNING):
-                        await self._x.perform(live, live.session.disconnected())
+        """Take up what the journal holds. Jobs that ran wait, suspended, for their clients."""
+        await self._channels.recover()
+        for stored in await self._runtime.journal.open_jobs():
+            job = await self._revive(stored)
+            job.channel.jobs[job.id] = job
+        for job in self._jobs():
+            async with job.channel.lock:
+                await self._recover_job(job)
+
+    async def _recover_job(self, job: LiveJob) -> None:
+        job.pending = job.channel.is_overcommitted
+        unopened = len(job.committed) < job.session.canvases
+        if not job.ended and (unopened or self._is_late(job)):
+            await self._expire(job)
+        elif job.session.state in (JobState.ACCEPTED, JobState.RUNNING):
+            await self._runtime.perform(job, job.session.disconnected())
 
     async def _revive(self, stored: StoredJob) -> LiveJob:
-        """A job from the journal, with its channel."""
+        """Return a job from the journal, with its channel."""
         submission = stored.submission
-        book = await self._find_book(submission)
-        signed = await self._x.journal.offer(submission.job.offer)
+        channel = await self._channels.find(submission.job.channel, submission.channel)
+        signed = await self._runtime.journal.offer(submission.job.offer)
         model = signed.offer.model(submission.job.model) if signed else None
         if model is None:
             raise JournalError(f"the offer of job {stored.id.hex()} is not in the journal")
@@ -157,173 +143,168 @@ class Worker:
             stored.credit_window,
         )
         session = WorkerSession(
-            accepted, self._x.domain, state=stored.state, stored=stored.canvases
+            accepted, self._runtime.domain, state=stored.state, stored=stored.canvases
         )
-        reserve = worst_case(model, submission.job.parameters, stored.prompt_tokens)
-        job = LiveJob(session, self._x.books.setdefault(book.id, book), reserve)
+        job = LiveJob(session, self._channels.hold(channel))
         if not job.ended and not self._is_late(job):
             job.committed = [self._open_committed(stored, i) for i in range(len(stored.canvases))]
         return job
 
     def _is_late(self, job: LiveJob) -> bool:
-        """Whether the deadline has passed. Keys that its canvases are sealed to may be gone by
-        then."""
-        return job.session.accepted.job.deadline < self._x.clock.now()
+        return job.is_late(now(self._runtime.clock))
+
+    async def _expire(self, job: LiveJob) -> None:
+        outcome = job.session.failed(Reason.EXPIRED, "the deadline passed")
+        await self._runtime.perform(job, outcome)
 
     def _open_committed(self, stored: StoredJob, canvas: int) -> tuple[int, ...]:
-        context = resume_context(self._x.domain, stored.id, canvas)
+        context = resume_context(self._runtime.domain, stored.id, canvas)
         try:
-            return unpack_ids(self._x.keys.open(stored.resume_secrets[canvas], context))
+            return unpack_ids(self._keyring.open(stored.canvases[canvas].resume_secret, context))
         except MalformedInput as error:
             raise JournalError(
                 f"canvas {canvas} of job {stored.id.hex()} cannot be resumed: {error}"
             ) from error
 
-    # --- streams
+    # --- submissions
 
     async def submit(self, submission: SubmitJob, sink: FrameSink) -> LiveJob:
-        """A stream's first frame: a new job, or the same one again. `Refusal` says why not.
+        """Take a stream's first frame: a new job, or a return to one.
 
-        If the caller is cancelled meanwhile, the job is detached as soon as it has been let in.
+        If the caller is cancelled meanwhile, the job is detached as soon as it is admitted.
+
+        Raises:
+            Refusal: the job is not admitted.
         """
-        entering = asyncio.ensure_future(self._submit(submission, sink))
+        submitting = asyncio.ensure_future(self._submit_identified(submission, sink))
         try:
-            return await asyncio.shield(entering)
+            return await asyncio.shield(submitting)
         except asyncio.CancelledError:
-            entering.add_done_callback(lambda done: self._left_while_entering(done, sink))
+            submitting.add_done_callback(lambda done: self._detach_late(done, sink))
             raise
 
-    def _left_while_entering(self, done: asyncio.Future[LiveJob], sink: FrameSink) -> None:
+    def _detach_late(self, done: asyncio.Future[LiveJob], sink: FrameSink) -> None:
         if not done.cancelled() and done.exception() is None:
-            self._x.spawn(self._detach_stream(done.result(), sink))
+            self._runtime.spawn(self._detach_stream(done.result(), sink))
 
-    async def _submit(self, submission: SubmitJob, sink: FrameSink) -> LiveJob:
+    async def _submit_identified(self, submission: SubmitJob, sink: FrameSink) -> LiveJob:
         try:
             admission.check_identity(submission, self._view(submission))
-            return await self._enter(submission, submission.job.id(self._x.domain), sink)
+            return await self._submit_once(
+                submission, submission.job.id(self._runtime.domain), sink
+            )
         except EngineUnavailable as error:
             raise Refusal(
                 Reason.ENGINE_UNAVAILABLE, str(error), retry_after_s=admission.PENDING_RETRY_S
             ) from None
 
-    async def _enter(self, submission: SubmitJob, job_id: JobId, sink: FrameSink) -> LiveJob:
-        if job_id in self._entering:
+    async def _submit_once(self, submission: SubmitJob, job_id: JobId, sink: FrameSink) -> LiveJob:
+        if job_id in self._admitting:
             raise Refusal(
-                Reason.JOB_BUSY, "this very job is being let in right now", retry_after_s=RETRY_S
+                Reason.JOB_BUSY, "this job is being admitted right now", retry_after_s=RETRY_S
             )
-        self._entering.add(job_id)
+        self._admitting.add(job_id)
         try:
-            known = await self._known(submission, job_id)
+            known = await self._find_job(submission, job_id)
             if known is None:
-                return await self._let_in(submission, job_id, sink)
-            return await self._x.whole(self._come_back(known, submission, sink))
+                return await self._admit_new(submission, job_id, sink)
+            return await self._runtime.shielded(self._return_to(known, submission, sink))
         finally:
-            self._entering.discard(job_id)
+            self._admitting.discard(job_id)
 
-    async def _known(self, submission: SubmitJob, job_id: JobId) -> LiveJob | None:
-        book = self._x.books.get(submission.job.channel)
-        if book is not None and job_id in book.jobs:
-            return book.jobs[job_id]
-        stored = await self._x.journal.job(job_id)
+    async def _find_job(self, submission: SubmitJob, job_id: JobId) -> LiveJob | None:
+        channel = self._channels.get(submission.job.channel)
+        if channel is not None and job_id in channel.jobs:
+            return channel.jobs[job_id]
+        stored = await self._runtime.journal.job(job_id)
         return await self._revive(stored) if stored is not None else None
 
-    async def _find_book(self, submission: SubmitJob) -> LiveChannel:
-        channel = submission.job.channel
-        known = self._x.books.get(channel)
-        if known is not None:
-            return known
-        stored = await self._x.journal.channel(channel)
-        if stored is not None:
-            return self._x.books.setdefault(channel, LiveChannel.of(stored))
-        return self._x.books.get(channel) or LiveChannel(
-            channel, submission.channel, WorkerLedger(channel)
-        )
-
-    async def _let_in(self, submission: SubmitJob, job_id: JobId, sink: FrameSink) -> LiveJob:
+    async def _admit_new(self, submission: SubmitJob, job_id: JobId, sink: FrameSink) -> LiveJob:
+        job = submission.job
         admission.check_terms(submission, self._own_view(submission))
-        other = await self._x.journal.job_with_salt(submission.job.channel, submission.job.salt)
-        if other is not None:
-            raise Refusal(Reason.JOB_CONFLICT, "the salt was used for another job on this channel")
-        book = await self._find_book(submission)
-        await self._cashier.refresh(book, submission)
+        if await self._runtime.journal.job_with_salt(job.channel, job.salt) is not None:
+            raise _salt_used()
+        channel = await self._channels.find(job.channel, submission.channel)
+        await self._channels.refresh(channel, submission.funding)
         admission.check_channel(
-            submission, self._own_view(submission), self._channel_view(book, submission)
+            submission, self._own_view(submission), self._channel_view(channel, submission)
         )
         prompt_ids = await self._open_prompt(submission, job_id)
-        return await self._x.whole(self._admit(book, submission, prompt_ids, sink))
+        return await self._runtime.shielded(
+            self._admit_locked(channel, submission, prompt_ids, sink)
+        )
 
-    async def _admit(
-        self, book: LiveChannel, submission: SubmitJob, prompt_ids: tuple[int, ...], sink: FrameSink
+    async def _admit_locked(
+        self,
+        channel: LiveChannel,
+        submission: SubmitJob,
+        prompt_ids: tuple[int, ...],
+        sink: FrameSink,
     ) -> LiveJob:
-        async with book.lock:
-            if self._x.books.setdefault(book.id, book) is not book:
+        async with channel.lock:
+            if self._channels.hold(channel) is not channel:
                 raise Refusal(
                     Reason.JOB_BUSY,
                     "the channel is being opened by another job",
                     retry_after_s=RETRY_S,
                 )
             try:
-                verdict = admission.admit(
+                accepted = admission.admit(
                     submission,
                     self._own_view(submission),
-                    self._channel_view(book, submission),
+                    self._channel_view(channel, submission),
                     len(prompt_ids),
                 )
-                if any(
-                    j.session.accepted.job.salt == submission.job.salt for j in book.jobs.values()
-                ):
-                    raise Refusal(
-                        Reason.JOB_CONFLICT, "the salt was used for another job on this channel"
-                    )
+                salts = {job.session.accepted.job.salt for job in channel.jobs.values()}
+                if submission.job.salt in salts:
+                    raise _salt_used()
             except Refusal:
-                if not book.journaled and not book.jobs:
-                    del self._x.books[book.id]
+                self._channels.release(channel)
                 raise
-            return await self._begin(book, submission, verdict, prompt_ids, sink)
+            job = LiveJob(WorkerSession(accepted, self._runtime.domain), channel, prompt_ids)
+            job.sink, job.drafts = sink, submission.drafts
+            await self._record_and_open(job, submission)
+            return job
 
-    async def _begin(
-        self,
-        book: LiveChannel,
-        submission: SubmitJob,
-        verdict: AcceptedTerms,
-        prompt_ids: tuple[int, ...],
-        sink: FrameSink,
-    ) -> LiveJob:
-        accepted, now = verdict.accepted, self._x.clock.now()
-        session = WorkerSession(accepted, self._x.domain)
-        job = LiveJob(session, book, verdict.reserve, prompt_ids, pending=verdict.pending)
-        job.sink, job.drafts = sink, submission.drafts
-        facts: list[JournalRecord] = [ChannelSeen(book.id, book.channel)]
-        if not book.journaled:
-            facts.append(self._cashier.observed(book))
-        funding = better_funding(usable_funding(book.funding, now), submission.funding)
-        if funding is not None and funding != book.funding:
-            facts.append(FundingAuthorized(book.id, funding))
-        facts.append(JobAdmitted(job.id, submission, len(prompt_ids), accepted.credit_window, now))
-        book.jobs[job.id], book.funding = job, funding
-        await self._x.perform(job, session.open(0, book.ledger), before=facts)
-        book.journaled = True
-        if funding is not None and funding.authorization.deposit > book.deposit:
-            self._payments.funding_wanted(book.id)
-        return job
+    async def _record_and_open(self, job: LiveJob, submission: SubmitJob) -> None:
+        channel, accepted = job.channel, job.session.accepted
+        time = now(self._runtime.clock)
+        known = channel.stored.funding
+        facts: list[JournalRecord] = [ChannelSeen(channel.id, channel.stored.channel)]
+        if not channel.journaled:
+            facts.append(self._channels.observed(channel))
+        funding = better_funding(usable_funding(known, time), submission.funding)
+        if funding is not None and funding != known:
+            facts.append(FundingAuthorized(channel.id, funding))
+        facts.append(
+            StoredJob(job.id, submission, accepted.prompt_tokens, accepted.credit_window, time)
+        )
+        channel.jobs[job.id] = job
+        channel.stored = replace(channel.stored, funding=funding)
+        job.pending = channel.is_overcommitted
+        await self._runtime.perform(job, job.session.open(0, channel.ledger), before=facts)
+        channel.journaled = True
+        if funding is not None and funding.authorization.deposit > channel.stored.deposit:
+            self._channels.want_funding(channel)
 
-    async def _come_back(self, job: LiveJob, submission: SubmitJob, sink: FrameSink) -> LiveJob:
-        """The client returned to a job: replay what it lacks, and go on if the job is not over."""
+    async def _return_to(self, job: LiveJob, submission: SubmitJob, sink: FrameSink) -> LiveJob:
+        """Send a returning client what it lacks, and go on if the job is not over."""
         if submission.received > job.session.canvases:
             message = "more receipts are claimed than were ever signed"
             raise Refusal(Reason.BROKEN_CLAUSE, message, metadata={"clause": "3.5"})
         prompt_ids: tuple[int, ...] = ()
         if not job.ended:
-            running = int(job.run is not None)
+            running = int(job.sequence is not None)
             admission.check_return(submission, _with_fewer(self._own_view(submission), running))
             prompt_ids = await self._open_prompt(submission, job.id)
             if len(prompt_ids) != job.session.accepted.prompt_tokens:
                 raise Refusal(Reason.PROMPT_MISMATCH, "the prompt has another length than before")
-        async with job.book.lock:
+        async with job.channel.lock:
             await self._take_over(job)
             job.sink, job.drafts, job.prompt_ids = sink, submission.drafts, prompt_ids
-            job.book.jobs[job.id] = job
-            await self._x.perform(job, job.session.open(submission.received, job.book.ledger))
+            job.channel.jobs[job.id] = job
+            opened = job.session.open(submission.received, job.channel.ledger)
+            await self._runtime.perform(job, opened)
         return job
 
     async def _take_over(self, job: LiveJob) -> None:
@@ -333,106 +314,86 @@ class Worker:
         await self._detach(job)
         old.close(Refusal(Reason.JOB_BUSY, "a newer stream took the job over"))
 
+    # --- later frames
+
     async def receive(self, job: LiveJob, sink: FrameSink, frame: ClientFrame) -> None:
-        """A later frame of a stream. A broken clause ends the stream and frees the row."""
-        await self._x.whole(self._receive(job, sink, frame))
+        """Take a later frame of a stream. A broken clause ends the stream and frees its slot."""
+        await self._runtime.shielded(self._receive(job, sink, frame))
 
     async def _receive(self, job: LiveJob, sink: FrameSink, frame: ClientFrame) -> None:
-        async with job.book.lock:
+        async with job.channel.lock:
             if job.sink is not sink:
                 return
             try:
                 if isinstance(frame, PayVoucher):
-                    await self._cashier.paid(job.book, frame, sink)
+                    await self._channels.pay(job.channel, frame, sink)
                 elif isinstance(frame, CancelJob):
-                    await self._x.perform(job, job.session.cancel())
+                    await self._runtime.perform(job, job.session.cancel())
                 else:
                     raise ProtocolViolation("2.4", "a second submission on one stream")
             except ProtocolViolation as violation:
-                self._x.log.warning("clause broken", job=job.id, clause=violation.clause)
+                self._log.warning("clause broken", job=job.id, clause=violation.clause)
                 await self._detach(job)
                 clause = {"clause": violation.clause}
                 sink.close(Refusal(Reason.BROKEN_CLAUSE, violation.message, metadata=clause))
 
     async def detach(self, job: LiveJob, sink: FrameSink) -> None:
-        """The stream is gone."""
-        await self._x.whole(self._detach_stream(job, sink))
+        """Note that a stream is gone."""
+        await self._runtime.shielded(self._detach_stream(job, sink))
 
     async def _detach_stream(self, job: LiveJob, sink: FrameSink) -> None:
-        async with job.book.lock:
+        async with job.channel.lock:
             if job.sink is sink:
                 await self._detach(job)
 
     async def _detach(self, job: LiveJob) -> None:
         job.sink, job.prompt_ids = None, ()
-        await self._x.perform(job, job.session.disconnected())
-
-    # --- the other parts
+        await self._runtime.perform(job, job.session.disconnected())
 
     async def engine_event(self, event: EngineEvent) -> None:
-        """Something happened in the engine. Call with one event after the other."""
+        """Take the engine's events, one after the other."""
         await self._engine_events.take(event)
-
-    async def close_channel(
-        self, channel: Channel, final: CloseChannel, signature: Signature
-    ) -> tuple[Signature, bytes]:
-        """Agree that a channel's latest voucher is its last, and bring that to the chain.
-
-        Returns the operator's signature and the transaction's hash, which is empty when the chain
-        does not take it now. Asking again gives the same answer. `Refusal` says why not.
-        """
-        return await self._cashier.close(channel, final, signature)
-
-    async def observe(self, channel: ChannelId) -> None:
-        """Ask the chain where a channel stands, and act on it. `PieceworkError` when it does not
-        answer."""
-        await self._cashier.observe(channel)
 
     # --- time
 
     async def tick(self) -> None:
-        """Deadlines and patience. Call about once a second."""
-        moment = self._x.clock.monotonic()
-        for book in list(self.books):
-            for job in list(book.jobs.values()):
-                await self._x.whole(self._tick_job(job, moment))
+        """Enforce deadlines and payment timeouts. Call it about once a second."""
+        moment = self._runtime.clock.monotonic()
+        for job in self._jobs():
+            await self._runtime.shielded(self._tick_job(job, moment))
 
     async def _tick_job(self, job: LiveJob, moment: float) -> None:
-        async with job.book.lock:
+        async with job.channel.lock:
             if not job.ended and self._is_late(job):
-                await self._x.perform(
-                    job, job.session.failed(Reason.EXPIRED, "the deadline passed")
-                )
+                await self._expire(job)
             since, sink = job.waiting_since, job.sink
-            if sink is None or since is None or moment - since < self.policy.payment_timeout_s:
+            if sink is None or since is None or moment - since < self._patience.payment_s:
                 return
-            refusal = (
-                Refusal(Reason.UNPAID_RECEIPTS, "no voucher came in time") if job.unpaid else None
-            )
+            unpaid = Refusal(Reason.UNPAID_RECEIPTS, "no voucher came in time")
+            refusal = unpaid if job.unpaid else None
             await self._detach(job)
             sink.close(refusal)
 
     async def suspend_all(self) -> None:
-        """Suspend what still runs and end every stream: the daemon is stopping."""
-        for book in list(self.books):
-            for job in list(book.jobs.values()):
-                sink = job.sink
-                if sink is not None:
-                    await self.detach(job, sink)
-                    sink.close(
-                        Refusal(
-                            Reason.DRAINING,
-                            "the worker is shutting down",
-                            retry_after_s=admission.CHAIN_RETRY_S,
-                        )
+        """Suspend what still runs and end every stream, because the daemon is stopping."""
+        for job in self._jobs():
+            sink = job.sink
+            if sink is not None:
+                await self.detach(job, sink)
+                sink.close(
+                    Refusal(
+                        Reason.DRAINING,
+                        "the worker is shutting down",
+                        retry_after_s=admission.CHAIN_RETRY_S,
                     )
+                )
 
     # --- views
 
     async def _open_prompt(self, submission: SubmitJob, job_id: JobId) -> tuple[int, ...]:
-        job, domain = submission.job, self._x.domain
+        job, domain = submission.job, self._runtime.domain
         try:
-            prompt = self._x.keys.open(submission.sealed_prompt, prompt_context(domain, job_id))
+            prompt = self._keyring.open(submission.sealed_prompt, prompt_context(domain, job_id))
         except MalformedInput as error:
             raise Refusal(Reason.CANNOT_OPEN_PROMPT, str(error)) from None
         if prompt_digest(job.salt, prompt) != job.prompt:
@@ -442,45 +403,53 @@ class Worker:
         try:
             messages = decode_prompt(prompt)
             seal(b"", job.reply_key, canvas_context(domain, job_id, 0))
-            return await self._x.engine.encode_prompt(messages)
+            return await self._runtime.engine.encode_prompt(messages)
         except (MalformedInput, PromptRejected) as error:
             raise Refusal(Reason.MALFORMED, str(error)) from None
 
     def _view(self, submission: SubmitJob) -> AdmissionView:
-        facts = self._x.engine.facts
+        engine = self._runtime.engine
+        facts = engine.facts
         return AdmissionView(
-            now=self._x.clock.now(),
-            domain=self._x.domain,
-            operator=self._x.signer.address,
-            receiver=self.receiver,
+            now=now(self._runtime.clock),
+            domain=self._runtime.domain,
+            operator=self._runtime.signer.address,
             terms=self.terms,
             offer=self._offers.get(submission.job.offer),
             serving={facts.digest: facts.service} if facts else {},
             active=self.active,
-            engine_ready=self._x.engine.ready,
+            engine_ready=engine.ready,
             draining=self.draining,
-            fault=self.fault,
+            fault=self._channels.fault,
         )
 
     def _own_view(self, submission: SubmitJob) -> AdmissionView:
         """The view of a job that is itself being admitted and must not count against itself."""
         return _with_fewer(self._view(submission), 1)
 
-    def _channel_view(self, book: LiveChannel, submission: SubmitJob) -> admission.ChannelView:
-        now = self._x.clock.now()
-        mine = (book.channel.payer, book.channel.token)
-        elsewhere = sum(
-            other.pending_funding(now)
-            for other in self.books
-            if other.id != book.id and (other.channel.payer, other.channel.token) == mine
-        )
-        return book.view(
-            fresh=self._cashier.age(book) < self.policy.chain_outage_s,
-            offered=submission.funding,
-            now=now,
-            pooled=max(0, book.pooled - elsewhere),
+    def _channel_view(self, channel: LiveChannel, submission: SubmitJob) -> ChannelView:
+        time, stored = now(self._runtime.clock), channel.stored
+        jobs = channel.jobs.values()
+        attached = {job.id for job in jobs if job.sink is not None}
+        pending = sum(job.pending and not job.ended for job in jobs)
+        return ChannelView(
+            ledger=stored.ledger,
+            state=stored.state,
+            deposit=stored.deposit,
+            fresh=self._channels.age_s(channel) < self._patience.chain_outage_s,
+            funding=better_funding(usable_funding(stored.funding, time), submission.funding),
+            pooled=self._channels.pooled_for(channel),
+            reserved=channel.reserved,
+            attached=len(attached),
+            pending_jobs=pending if channel.is_overcommitted else 0,
+            stray_unpaid=any(ref.job not in attached for ref in stored.ledger.unpaid),
+            closing=stored.close_signature is not None,
         )
 
 
 def _with_fewer(view: AdmissionView, count: int) -> AdmissionView:
     return replace(view, active=max(0, view.active - count))
+
+
+def _salt_used() -> Refusal:
+    return Refusal(Reason.JOB_CONFLICT, "the salt was used for another job on this channel")

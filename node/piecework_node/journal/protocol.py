@@ -1,4 +1,4 @@
-"""The journal as the rest of the node sees it. `journal_sqlite` is the real one."""
+"""The journal as the rest of the node sees it. `journal.sqlite` is the real one."""
 
 from __future__ import annotations
 
@@ -18,57 +18,56 @@ from piecework_protocol.wire import SignedOffer
 
 
 class Journal(Protocol):
-    """Durable facts. Every method raises `JournalError` when the store fails; the daemon then
-    stops."""
+    """Durable facts. A method raises `JournalError` if the store fails. Then the daemon stops."""
 
     async def append(self, records: Sequence[JournalRecord]) -> None:
-        """Make all `records` durable, or none of them. Returns when they are on disk."""
+        """Make all `records` durable, or none of them. Return when they are on disk."""
         ...
 
     async def job(self, job: JobId) -> StoredJob | None:
-        """A job by its id."""
+        """Return a job by its id."""
         ...
 
     async def job_with_salt(self, channel: ChannelId, salt: Bytes32) -> JobId | None:
-        """The job that used a salt of a channel."""
+        """Return the job that used a salt of a channel."""
         ...
 
     async def open_jobs(self) -> tuple[StoredJob, ...]:
-        """Jobs that are not ended, or that have canvases which are not paid for; oldest first."""
+        """Return jobs that have not ended or have unpaid canvases, oldest first."""
         ...
 
     async def channels(self) -> tuple[StoredChannel, ...]:
-        """Every channel that is not closed and settled up."""
+        """Return every channel that is not closed, or not fully settled."""
         ...
 
     async def channel(self, channel: ChannelId) -> StoredChannel | None:
-        """One channel."""
+        """Return one channel."""
         ...
 
     async def offer(self, digest: Digest) -> SignedOffer | None:
-        """An offer that this worker signed."""
+        """Return an offer that this worker signed."""
         ...
 
     async def offers_since(self, expires_after: Timestamp) -> tuple[SignedOffer, ...]:
-        """Offers that expire after a time."""
+        """Return offers that expire after a time."""
         ...
 
     async def last_sequence(self) -> int:
-        """The highest sequence number that an offer had; 0 for none."""
+        """Return the highest sequence number of an offer. 0: there is no offer."""
         ...
 
     async def sealing_keys(self) -> tuple[StoredSealingKey, ...]:
-        """The sealing keys that are kept, newest first."""
+        """Return the sealing keys that are kept, newest first."""
         ...
 
     async def transactions(self) -> tuple[StoredTx, ...]:
-        """Transactions whose outcome is not final, by nonce."""
+        """Return transactions whose outcome is not final, by nonce."""
         ...
 
     async def meta(self, key: str) -> str | None:
-        """A small named value."""
+        """Return a small named value."""
         ...
 
     async def earnings(self) -> Earnings:
-        """Sums for the operator."""
+        """Return sums for the operator."""
         ...

@@ -1,7 +1,8 @@
-"""What the journal writes and what it gives back: plain, frozen values without any text of a job.
+"""What the journal writes and reads back: plain, frozen values without any text of a job.
 
-A record is a fact that must be durable before its effect (clause 9.1). `Stored…` values are the
-facts as read back after a restart.
+A record is a fact that must be durable before its effect (clause 9.1). `Stored…` values are facts
+as the journal reads them back. `StoredJob`, `StoredCanvas` and `StoredTx` are also the records
+that create them.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
+from piecework.chain.rawtx import SignedTransaction
 from piecework_protocol.errors import Reason
 from piecework_protocol.frames import Funding, LeafRef, SubmitJob
 from piecework_protocol.ledger import WorkerLedger
@@ -24,23 +26,12 @@ from piecework_protocol.types import (
     Timestamp,
 )
 from piecework_protocol.wire import SignedOffer
-from piecework_protocol.worker_session import CanvasRecord, StateRecord, StoredCanvas
-
-
-@dataclass(frozen=True, slots=True)
-class JobAdmitted:
-    """A job was let in. `submission` carries neither prompt nor funding."""
-
-    id: JobId
-    submission: SubmitJob
-    prompt_tokens: int
-    credit_window: int
-    at: Timestamp
+from piecework_protocol.worker_session import StateRecord, StoredCanvas
 
 
 @dataclass(frozen=True, slots=True)
 class ChannelSeen:
-    """A channel that a job was admitted on."""
+    """A job was admitted on this channel."""
 
     id: ChannelId
     channel: Channel
@@ -56,8 +47,7 @@ class FundingAuthorized:
 
 @dataclass(frozen=True, slots=True)
 class VoucherApplied:
-    """A voucher was checked and accepted. `ledger` is the book after it; `base` the count before
-    it."""
+    """A voucher was accepted. `ledger` is the ledger after it, `base` the count before it."""
 
     ledger: WorkerLedger
     paid: tuple[LeafRef, ...]
@@ -103,7 +93,7 @@ class SealingKeyAdded:
 
 @dataclass(frozen=True, slots=True)
 class SealingKeyDropped:
-    """A sealing key that nothing can arrive for any more."""
+    """Nothing sealed to this key can arrive any more."""
 
     public: PublicKey
 
@@ -139,28 +129,6 @@ class TxSubject:
 
 
 @dataclass(frozen=True, slots=True)
-class RawTransaction:
-    """A signed transaction as it will be broadcast, byte for byte."""
-
-    hash: bytes
-    raw: bytes
-    nonce: int
-    max_fee: int
-    priority_fee: int
-    gas_limit: int
-
-
-@dataclass(frozen=True, slots=True)
-class TxIntended:
-    """A signed transaction that is about to be broadcast."""
-
-    kind: TxKind
-    tx: RawTransaction
-    subjects: tuple[TxSubject, ...]
-    at: Timestamp
-
-
-@dataclass(frozen=True, slots=True)
 class TxMoved:
     """A transaction's new state."""
 
@@ -178,10 +146,40 @@ class MetaSet:
     value: str
 
 
+@dataclass(frozen=True, slots=True)
+class StoredJob:
+    """An admitted job. The journal stores its `submission` without prompt and funding.
+
+    Append one in state NEW to admit the job. `StateRecord` and `StoredCanvas` change it later.
+    """
+
+    id: JobId
+    submission: SubmitJob
+    prompt_tokens: int
+    credit_window: int
+    at: Timestamp
+    state: JobState = JobState.NEW
+    reason: Reason | None = None
+    canvases: tuple[StoredCanvas, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTx:
+    """A signed transaction. Append one in state INTENDED before the first broadcast."""
+
+    kind: TxKind
+    tx: SignedTransaction
+    subjects: tuple[TxSubject, ...]
+    at: Timestamp
+    state: TxState = TxState.INTENDED
+    moved_at: int = 0
+    gas_used: int = 0
+
+
 JournalRecord = (
-    JobAdmitted
+    StoredJob
     | StateRecord
-    | CanvasRecord
+    | StoredCanvas
     | ChannelSeen
     | FundingAuthorized
     | VoucherApplied
@@ -190,31 +188,15 @@ JournalRecord = (
     | OfferIssued
     | SealingKeyAdded
     | SealingKeyDropped
-    | TxIntended
+    | StoredTx
     | TxMoved
     | MetaSet
 )
 
 
 @dataclass(frozen=True, slots=True)
-class StoredJob:
-    """A job as the journal holds it. `resume_secrets` has one entry a canvas."""
-
-    id: JobId
-    submission: SubmitJob
-    prompt_tokens: int
-    credit_window: int
-    at: Timestamp
-    state: JobState
-    reason: Reason | None = None
-    canvases: tuple[StoredCanvas, ...] = ()
-    resume_secrets: tuple[bytes, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class StoredChannel:
-    """A channel with its book, as the journal holds it. `state` and amounts are the chain's last
-    word."""
+    """A channel with its ledger. State and amounts are the chain's last word."""
 
     id: ChannelId
     channel: Channel
@@ -224,7 +206,7 @@ class StoredChannel:
     deposit: Amount = Amount(0)
     settled: Amount = Amount(0)
     observed_at: int = 0
-    """Seconds since the epoch; 0 for never."""
+    """Seconds since the epoch. 0: never."""
     close_signature: Signature | None = None
 
 
@@ -235,19 +217,6 @@ class StoredSealingKey:
     public: PublicKey
     wrapped: bytes
     created_at: Timestamp
-
-
-@dataclass(frozen=True, slots=True)
-class StoredTx:
-    """A transaction as the journal holds it."""
-
-    kind: TxKind
-    tx: RawTransaction
-    subjects: tuple[TxSubject, ...]
-    at: Timestamp
-    state: TxState = TxState.INTENDED
-    moved_at: int = 0
-    gas_used: int = 0
 
 
 @dataclass(frozen=True, slots=True)

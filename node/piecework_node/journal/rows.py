@@ -8,23 +8,22 @@ from typing import Any, cast
 
 import apsw
 
+from piecework.chain.rawtx import SignedTransaction
 from piecework_node.journal.records import (
+    OPEN_TX_STATES,
     ChannelObserved,
     ChannelSeen,
     CloseAgreed,
     Earnings,
     FundingAuthorized,
-    JobAdmitted,
     JournalRecord,
     MetaSet,
     OfferIssued,
-    RawTransaction,
     SealingKeyAdded,
     SealingKeyDropped,
     StoredChannel,
     StoredJob,
     StoredTx,
-    TxIntended,
     TxKind,
     TxMoved,
     TxState,
@@ -51,7 +50,7 @@ from piecework_protocol.types import (
     Uint32,
 )
 from piecework_protocol.wire import decode_client_frame, encode_client_frame, encode_offer
-from piecework_protocol.worker_session import CanvasRecord, StateRecord, StoredCanvas
+from piecework_protocol.worker_session import StateRecord, StoredCanvas
 
 JOB_COLUMNS = "id, submission, prompt_tokens, credit_window, at, state, reason"
 CANVAS_COLUMNS = (
@@ -65,16 +64,16 @@ CHANNEL_COLUMNS = (
     "funding_deposit, funding_deadline, funding_signature, state, deposit, settled, observed_at, "
     "close_signature"
 )
-TX_COLUMNS = (
-    "kind, hash, raw, nonce, max_fee, priority_fee, gas_limit, subjects, at, state, moved_at, "
-    "gas_used"
-)
+TX_COLUMNS = "kind, raw, subjects, at, state, moved_at, gas_used"
 _LIVE = "state IN ('new', 'accepted', 'running', 'suspended')"
 _UNPAID = "id IN (SELECT job FROM canvases WHERE leaf_index IS NULL)"
 OPEN_JOBS = f"WHERE {_LIVE} OR {_UNPAID} ORDER BY at, id"
+OPEN_TXS = (
+    f"WHERE state IN ({', '.join(repr(s.value) for s in TxState if s in OPEN_TX_STATES)}) "
+    "ORDER BY nonce, at"
+)
 _PEAK_BYTES = 32
 _SUBJECT_BYTES = 48
-_REASONS = {reason.label: reason for reason in Reason}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +101,12 @@ def amount_of(blob: bytes) -> Amount:
 
 def writes(record: JournalRecord, domain: Domain) -> list[Write]:
     """The statements that make one record durable."""
-    if isinstance(record, CanvasRecord):
+    if isinstance(record, StoredCanvas):
         return [_canvas(record, domain)]
     return _WRITERS[type(record)](record)
 
 
-def _job_admitted(r: JobAdmitted) -> list[Write]:
+def _job(r: StoredJob) -> list[Write]:
     job = r.submission.job
     bare = replace(r.submission, sealed_prompt=b"", funding=None)
     values = (
@@ -118,7 +117,7 @@ def _job_admitted(r: JobAdmitted) -> list[Write]:
         r.prompt_tokens,
         r.credit_window,
         r.at,
-        JobState.NEW.value,
+        r.state.value,
     )
     sql = (
         "INSERT INTO jobs (id, channel, salt, submission, prompt_tokens, credit_window, at, state) "
@@ -129,16 +128,16 @@ def _job_admitted(r: JobAdmitted) -> list[Write]:
 
 def _state(r: StateRecord) -> list[Write]:
     sql = "UPDATE jobs SET state = ?, reason = coalesce(?, reason) WHERE id = ?"
-    reason = r.reason.label if r.reason else None
+    reason = r.reason.name if r.reason else None
     return [Write(sql, (r.state.value, reason, r.job), (("jobs", (r.job,)),))]
 
 
-def _canvas(r: CanvasRecord, domain: Domain) -> Write:
-    receipt = r.stored.receipt
+def _canvas(r: StoredCanvas, domain: Domain) -> Write:
+    receipt = r.receipt
     values = (
-        r.job,
+        receipt.job,
         receipt.canvas,
-        r.job,
+        receipt.job,
         domain.digest(receipt),
         receipt.output_digest,
         receipt.trace_root,
@@ -147,7 +146,7 @@ def _canvas(r: CanvasRecord, domain: Domain) -> Write:
         amount_blob(receipt.amount),
         int(receipt.finish),
         receipt.previous,
-        r.stored.sealed_output,
+        r.sealed_output,
         r.resume_secret,
     )
     sql = (
@@ -156,7 +155,7 @@ def _canvas(r: CanvasRecord, domain: Domain) -> Write:
         "amount, finish, previous, sealed_output, resume_secret) "
         "VALUES (?, ?, (SELECT channel FROM jobs WHERE id = ?), ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
     )
-    return Write(sql, values, (("canvases", (r.job, receipt.canvas)),))
+    return Write(sql, values, (("canvases", (receipt.job, receipt.canvas)),))
 
 
 def _channel_seen(r: ChannelSeen) -> list[Write]:
@@ -254,7 +253,7 @@ def _key_dropped(r: SealingKeyDropped) -> list[Write]:
     ]
 
 
-def _tx_intended(r: TxIntended) -> list[Write]:
+def _tx(r: StoredTx) -> list[Write]:
     tx = r.tx
     subjects = b"".join(s.channel + amount_blob(s.amount) for s in r.subjects)
     values = (
@@ -267,10 +266,11 @@ def _tx_intended(r: TxIntended) -> list[Write]:
         tx.gas_limit,
         subjects,
         r.at,
-        TxState.INTENDED.value,
-        r.at,
+        r.state.value,
+        r.moved_at,
+        r.gas_used,
     )
-    sql = "INSERT INTO transactions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0)"
+    sql = "INSERT INTO transactions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
     return [Write(sql, values, (("transactions", (tx.hash,)),))]
 
 
@@ -288,7 +288,7 @@ def _meta(r: MetaSet) -> list[Write]:
 
 
 _WRITERS: dict[type, Callable[[Any], list[Write]]] = {
-    JobAdmitted: _job_admitted,
+    StoredJob: _job,
     StateRecord: _state,
     ChannelSeen: _channel_seen,
     FundingAuthorized: _funding,
@@ -298,7 +298,7 @@ _WRITERS: dict[type, Callable[[Any], list[Write]]] = {
     OfferIssued: _offer,
     SealingKeyAdded: _key_added,
     SealingKeyDropped: _key_dropped,
-    TxIntended: _tx_intended,
+    StoredTx: _tx,
     TxMoved: _tx_moved,
     MetaSet: _meta,
 }
@@ -320,14 +320,13 @@ def job(row: Sequence[Any], canvases: Sequence[Sequence[Any]]) -> StoredJob:
         credit_window=credit_window,
         at=Timestamp(at),
         state=JobState(state),
-        reason=_REASONS[reason] if reason else None,
+        reason=Reason[reason] if reason else None,
         canvases=tuple(_stored_canvas(c) for c in canvases),
-        resume_secrets=tuple(c[-1] for c in canvases),
     )
 
 
 def _stored_canvas(row: Sequence[Any]) -> StoredCanvas:
-    job_, canvas, output_digest, trace_root, steps, units, amount, finish, previous, sealed, _ = row
+    job_, canvas, output_digest, trace_root, steps, units, amount, finish, previous, *sealed = row
     receipt = Receipt(
         job=JobId(job_),
         canvas=Uint32(canvas),
@@ -339,7 +338,7 @@ def _stored_canvas(row: Sequence[Any]) -> StoredCanvas:
         finish=Finish(finish),
         previous=Digest(previous),
     )
-    return StoredCanvas(receipt, sealed)
+    return StoredCanvas(receipt, *sealed)
 
 
 def channel(row: Sequence[Any], unpaid: Sequence[Sequence[Any]]) -> StoredChannel:
@@ -378,25 +377,12 @@ def channel(row: Sequence[Any], unpaid: Sequence[Sequence[Any]]) -> StoredChanne
 
 
 def transaction(row: Sequence[Any]) -> StoredTx:
-    """A transaction from its row."""
-    (
-        kind,
-        hash_,
-        raw,
-        nonce,
-        max_fee,
-        priority_fee,
-        gas_limit,
-        subjects,
-        at,
-        state,
-        moved_at,
-        gas_used,
-    ) = row
+    """A transaction from its row. The row's other columns repeat what `raw` says."""
+    kind, raw, subjects, at, state, moved_at, gas_used = row
     parts = [subjects[i : i + _SUBJECT_BYTES] for i in range(0, len(subjects), _SUBJECT_BYTES)]
     return StoredTx(
         kind=TxKind(kind),
-        tx=RawTransaction(hash_, raw, nonce, int(max_fee), int(priority_fee), gas_limit),
+        tx=SignedTransaction.from_raw(raw),
         subjects=tuple(TxSubject(ChannelId(p[:32]), amount_of(p[32:])) for p in parts),
         at=Timestamp(at),
         state=TxState(state),

@@ -35,7 +35,7 @@ from piecework_protocol.wire import SignedOffer, decode_offer
 T = TypeVar("T")
 SCHEMA_VERSION = 1
 BUSY_TIMEOUT_MS = 200
-"""How long to wait for a daemon that is just stopping before calling the journal locked."""
+"""Wait this long for a daemon that is stopping before calling the journal locked."""
 GENESIS = bytes(32)
 KEYS = {
     "meta": ("key",),
@@ -50,8 +50,7 @@ CommitObserver = Callable[[float], None]
 
 
 class SqliteJournal:
-    """Implements `node.journal.Journal`. Open with `await SqliteJournal.open(...)`, end with
-    `close`."""
+    """Implements `journal.protocol.Journal`. Start with `open` and end with `close`."""
 
     def __init__(
         self, connection: apsw.Connection, domain: Domain, thread: ThreadPoolExecutor
@@ -59,14 +58,16 @@ class SqliteJournal:
         self._db, self._domain, self._thread = connection, domain, thread
         self._head = GENESIS
         self.on_commit: CommitObserver | None = None
-        """Told the seconds that each commit took."""
+        """Called with the seconds that each commit took."""
 
     @classmethod
     async def open(cls, path: Path, domain: Domain, operator: Address) -> Self:
         """Open or create the journal of one operator on one escrow.
 
-        `JournalLocked` when a daemon holds it, `JournalMismatch` when it belongs to another chain,
-        escrow or operator, `JournalError` when the disk fails.
+        Raises:
+            JournalLocked: another daemon holds it.
+            JournalMismatch: it belongs to another chain, escrow or operator.
+            JournalError: the disk fails.
         """
         thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal")
         loop = asyncio.get_running_loop()
@@ -131,8 +132,7 @@ class SqliteJournal:
         return tuple(StoredSealingKey(*row) for row in found)
 
     async def transactions(self) -> tuple[StoredTx, ...]:
-        where = "WHERE state IN ('intended', 'mined') ORDER BY nonce, at"
-        query = f"SELECT {rows.TX_COLUMNS} FROM transactions {where}"  # noqa: S608  our own constants
+        query = f"SELECT {rows.TX_COLUMNS} FROM transactions {rows.OPEN_TXS}"  # noqa: S608
         found = await self._run(lambda: self._db.execute(query).fetchall())
         return tuple(rows.transaction(row) for row in found)
 
@@ -145,9 +145,10 @@ class SqliteJournal:
         return await self._run(lambda: rows.earnings(self._db))
 
     async def verify(self) -> int:
-        """Walk the hash chain and compare every row with it. Returns how many log rows there are.
+        """Walk the hash chain and compare every row with it. Return the number of log rows.
 
-        `JournalCorrupt` names the first row that is not what was written.
+        Raises:
+            JournalCorrupt: a row is not what was written. Names the first one.
         """
         return await self._run(self._verify)
 
@@ -293,7 +294,7 @@ def _connect(path: Path) -> apsw.Connection:
 
 
 def _pack(values: Sequence[Any]) -> bytes:
-    """Columns as unambiguous bytes: a type letter, a length, the value."""
+    """Pack columns as unambiguous bytes: a type letter, a length, the value."""
     parts = []
     for value in values:
         if value is None:
@@ -309,7 +310,7 @@ def _pack(values: Sequence[Any]) -> bytes:
 
 
 def _digest(row: Sequence[Any] | None) -> bytes:
-    """SHA-256 of a row; of nothing for a row that was deleted."""
+    """Return the SHA-256 of a row, or of nothing for a row that was deleted."""
     return hashlib.sha256(b"" if row is None else b"row" + _pack(row)).digest()
 
 

@@ -1,13 +1,12 @@
-"""Reading a model hub that speaks the Hugging Face API, over HTTP: a revision, its files, their
-bytes.
+"""Read a model hub that speaks the Hugging Face API over HTTP: a revision, its files, their bytes.
 
-The hub lists a file with the SHA-256 of its content (large files, Git LFS) or its Git blob id
-(small ones), and answers a download with a redirect: of large files to signed addresses of a
-storage host, which expire. The token goes to the hub itself and nowhere else. Redirects never lead
-from https to http.
+The hub lists a large file (Git LFS) with the SHA-256 of its content, and a small one with its Git
+blob id. It answers a download with a redirect. For large files that leads to a signed address of a
+storage host, which expires. The token goes to the hub itself and to no other host. Redirects never
+lead from https to http. Proxies of the environment are used (HTTP_PROXY, HTTPS_PROXY, NO_PROXY).
 
 Source of the interface: the client library huggingface_hub 2.4. docs/adr/0006-our-own-hub-client.md
-says why that library does not stand below this module.
+says why this module does not use that library.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import asyncio
 import contextlib
 import os
 import re
+import urllib.request
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -26,6 +26,8 @@ import aiohttp
 from yarl import URL
 
 from piecework.base import jsons
+from piecework.base.http import HttpError, Proxies, proxy_for
+from piecework.base.text import one_line
 from piecework_node.errors import ConfigError, HubError, HubRefusal
 from piecework_node.models.name import (
     DEFAULT_REVISION,
@@ -40,7 +42,7 @@ from piecework_node.models.retries import OnWait, Retries, RetryableError, Retry
 MAX_ANSWER_BYTES: Final = 8 * 2**20
 """Of the API. A page of 1,000 files is 300 kB."""
 MAX_LISTING_PAGES: Final = 16
-"""Of the top folder of one repository; a page has up to 1,000 entries."""
+"""Of the top folder of one repository. A page has up to 1,000 entries."""
 MAX_LISTED_ENTRIES: Final = 10_000
 """Folders included. More than twice the files that a checkpoint may have."""
 MAX_REDIRECTS: Final = 5
@@ -48,17 +50,17 @@ MAX_REDIRECTS: Final = 5
 MAX_URL_CHARS: Final = 4096
 """Signed storage addresses have some 1,500."""
 MAX_LISTED_BYTES: Final = 2**50
-"""Of one file: a petabyte. What a checkpoint may have is decided by who pulls."""
+"""Of one file: a petabyte. `pull` decides how large a checkpoint may be."""
 MAX_TOKEN_CHARS: Final = 512
-"""Tokens of the public hub have 37; those of other hubs may be signed and longer."""
+"""Tokens of the public hub have 37. Those of other hubs may be signed and longer."""
 SHOWN_CHARS: Final = 160
 """Of what comes from a server, in an error."""
 READ_BUFFER_BYTES: Final = 2**20
-"""Fewer wake-ups at a gigabit and more; a handful of connections hold one each."""
+"""Large buffers save wake-ups at a gigabit a second. A handful of connections hold one each."""
 _LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _PASSING: Final = frozenset({408, 425, 429})
-"""Beside 5xx: what the same request may not meet again."""
+"""Besides 5xx: answers that the same request may not meet again."""
 _TOKEN: Final = re.compile(rf"[A-Za-z0-9._~+/-]{{1,{MAX_TOKEN_CHARS}}}=*")
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
 _RATE_LIMIT: Final = re.compile(r"\br=0;t=(\d{1,9})\b")
@@ -66,8 +68,7 @@ _RATE_LIMIT: Final = re.compile(r"\br=0;t=(\d{1,9})\b")
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """The bytes of a file from `offset` on: what was asked for, or 0 from a server without
-    ranges."""
+    """The bytes of a file from `offset` on. A server without ranges starts at 0."""
 
     offset: int
     chunks: AsyncIterator[bytes]
@@ -85,8 +86,10 @@ class Hub:
         policy: RetryPolicy,
         sleep: Sleep,
         on_wait: OnWait,
+        proxies: Proxies,
     ) -> None:
         self._http, self._endpoint, self._token = http, endpoint, token
+        self._proxies = proxies
         self.policy, self.sleep, self.on_wait = policy, sleep, on_wait
 
     @property
@@ -104,9 +107,13 @@ class Hub:
         on_wait: OnWait,
         policy: RetryPolicy | None = None,
         sleep: Sleep = asyncio.sleep,
+        proxies: Proxies = urllib.request.getproxies,
     ) -> AsyncIterator[Self]:
-        """A hub at `endpoint`; nothing is sent yet. `ConfigError` when endpoint or token are no
-        such."""
+        """Return a hub at `endpoint`. Nothing is sent yet.
+
+        Raises:
+            ConfigError: the endpoint or the token is malformed.
+        """
         policy = policy or RetryPolicy()
         url = parse_endpoint(endpoint)
         if token:
@@ -120,10 +127,12 @@ class Hub:
             read_bufsize=READ_BUFFER_BYTES,
             headers={"User-Agent": "piecework", "Accept-Encoding": "identity"},
         ) as http:
-            yield cls(http, url, token, policy=policy, sleep=sleep, on_wait=on_wait)
+            yield cls(
+                http, url, token, policy=policy, sleep=sleep, on_wait=on_wait, proxies=proxies
+            )
 
     async def commit(self, model: ModelName) -> str:
-        """The commit that the model's revision stands for now."""
+        """Return the commit that the model's revision stands for now."""
         revision = model.revision or DEFAULT_REVISION
         url = self._url("api", "models", model.owner, model.name, "revision", revision)
         answer, _ = await self._ask(model.at(revision), url)
@@ -135,14 +144,14 @@ class Hub:
         return commit
 
     async def files(self, model: ModelName, commit: str) -> tuple[HubFile, ...]:
-        """The files at the top of the repository at that commit, by name."""
+        """Return the files at the top of the repository at that commit, by name."""
         url = self._url("api", "models", model.owner, model.name, "tree", commit)
         entries: list[Any] = []
         query: Mapping[str, str] = {"recursive": "false"}
         for _ in range(MAX_LISTING_PAGES):
             answer, following = await self._ask(model.at(commit), url.with_query(query))
             if not isinstance(answer, list):
-                raise HubError(f"{self._endpoint}: the file list of {model} is none")
+                raise HubError(f"{self._endpoint}: the file list of {model} is malformed")
             entries += answer
             if following is None:
                 return _listing(entries)
@@ -155,8 +164,10 @@ class Hub:
     async def open(
         self, model: ModelName, commit: str, file: HubFile, offset: int
     ) -> AsyncIterator[Body]:
-        """The bytes of a file from `offset` on, once. `RetryableError` when asking once more may
-        help, also while they are read.
+        """Open the bytes of a file from `offset` on.
+
+        Raises:
+            RetryableError: asking again may help. It may also come while the bytes are read.
         """
         url = self._url(model.owner, model.name, "resolve", commit, file.name)
         headers = {"Range": f"bytes={offset}-"} if offset else {}
@@ -184,7 +195,7 @@ class Hub:
                 return jsons.loads(body), URL(following["url"]).query if following else None
             except ValueError as error:
                 raise HubError(
-                    f"{self._endpoint} is no model hub: its answer is no JSON ({error})"
+                    f"{self._endpoint} is not a model hub: its answer is not JSON ({error})"
                 ) from None
 
         return await Retries(str(model), self.policy, self.sleep, self.on_wait).run(once)
@@ -206,7 +217,10 @@ class Hub:
                     {"Authorization": f"Bearer {self._token}"} if at_hub and self._token else {}
                 )
                 async with self._http.get(
-                    url, headers={**headers, **secret}, allow_redirects=False
+                    url,
+                    headers={**headers, **secret},
+                    allow_redirects=False,
+                    proxy=self._proxy_for(url),
                 ) as response:
                     if at_hub and watch and response.status < 400:
                         watch(response.headers)
@@ -219,7 +233,7 @@ class Hub:
             raise HubError(f"{self._endpoint}: more than {MAX_REDIRECTS} redirects")
         except aiohttp.ClientSSLError as error:
             raise HubError(
-                f"{url.host} is not who it should be, or speaks no TLS: {_words(error)}"
+                f"{url.host} has another certificate than it should, or no TLS: {_words(error)}"
             ) from None
         except aiohttp.ClientConnectorError as error:
             number = error.os_error.errno or 0  # negative: the resolver's own numbers and words
@@ -232,12 +246,18 @@ class Hub:
         except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
             raise RetryableError(f"{url.host}: {_words(error)}") from error
 
+    def _proxy_for(self, url: URL) -> str | None:
+        try:
+            return proxy_for(str(url), self._proxies)
+        except HttpError as error:
+            raise HubError(str(error)) from None
+
     def _judge(self, model: ModelName, response: aiohttp.ClientResponse, at_hub: bool) -> None:
-        """Pass 200 and 206 in plain bytes; raise what every other answer means."""
+        """Pass 200 and 206 in plain bytes. Raise what every other answer means."""
         status, headers, host = response.status, response.headers, response.url.host
         if status in {200, 206}:
             if headers.get("Content-Encoding", "identity") != "identity":
-                raise HubError(f"{host} compresses what it was asked to send as it is")
+                raise HubError(f"{host} compresses what it was asked to send plain")
             return
         if status == 416:
             raise RetryableError(f"{host} has no such range", from_start=True)
@@ -284,7 +304,11 @@ class Hub:
 
 
 def parse_endpoint(text: str) -> URL:
-    """The address of a hub. `ConfigError` when it is none."""
+    """Return the address of a hub.
+
+    Raises:
+        ConfigError: the text is not such an address.
+    """
     try:
         url = URL(text)
         good = (
@@ -303,24 +327,27 @@ def _check_token(token: str, endpoint: URL) -> None:
     """A bearer token (RFC 6750, 2.1) that does not travel in the clear. Never shows it."""
     if not _TOKEN.fullmatch(token):
         raise ConfigError(
-            f"HF_TOKEN is no token: up to {MAX_TOKEN_CHARS} letters, digits and ._~+/-"
+            f"HF_TOKEN is malformed: expected at most {MAX_TOKEN_CHARS} characters from "
+            "A-Z a-z 0-9 . _ ~ + / -"
         )
     if endpoint.scheme == "http" and endpoint.host not in _LOOPBACK:
         raise ConfigError(
-            f"HF_TOKEN would travel in the clear to {endpoint}: unset it, or use https"
+            f"HF_TOKEN would travel unencrypted to {endpoint}. Unset it, or use https"
         )
 
 
 def _words(error: Exception) -> str:
-    """What a library says of a failure: short, printable, and never the address, which may be
-    signed."""
+    """What a library says of a failure, in one short line, without its address."""
     text = error.message if isinstance(error, aiohttp.ClientResponseError) else str(error)
-    shown = "".join(c for c in text[:SHOWN_CHARS] if c.isprintable())
-    return shown or type(error).__name__
+    return one_line(text, SHOWN_CHARS) or type(error).__name__
 
 
 def redirect_target(url: URL, location: str) -> URL:
-    """Where a redirect leads, as it was signed: not normalized."""
+    """Return where a redirect leads, as it was signed, without normalizing it.
+
+    Raises:
+        HubError: the redirect leads where nobody should follow.
+    """
     try:
         if not location or len(location) > MAX_URL_CHARS:
             raise ValueError("no address, or one too long")
@@ -328,15 +355,14 @@ def redirect_target(url: URL, location: str) -> URL:
         allowed = {"https"} if url.scheme == "https" else {"http", "https"}
         if target.scheme not in allowed or not target.host or target.user is not None:
             raise ValueError(f"to {target.scheme or 'nowhere'}")
-        target.origin()  # a ValueError when host and port are none
+        target.origin()  # a ValueError if host or port is malformed
     except ValueError as error:
         raise HubError(f"{url.host} redirects where nobody should follow ({error})") from None
     return target
 
 
 def _same_file(commit: str, file: HubFile) -> Callable[[Mapping[str, str]], None]:
-    """Holds what the hub says of a download to what it listed; storage hosts have their own
-    ETags."""
+    """Compare what the hub says of a download with what it listed. Storage has its own ETags."""
 
     def watch(headers: Mapping[str, str]) -> None:
         said = {
@@ -352,8 +378,7 @@ def _same_file(commit: str, file: HubFile) -> Callable[[Mapping[str, str]], None
 
 
 def _hub_digest(headers: Mapping[str, str]) -> str | None:
-    """X-Linked-Etag, or an ETag that has the form of a hub's digest; a proxy in between may have
-    its own."""
+    """X-Linked-Etag, or an ETag in the form of a hub's digest. A proxy may have its own ETags."""
     linked = headers.get("X-Linked-Etag")
     tag = (linked or headers.get("ETag", "")).removeprefix("W/").strip('"')
     is_digest = SHA256.fullmatch(tag) or GIT_ID.fullmatch(tag)
@@ -361,8 +386,11 @@ def _hub_digest(headers: Mapping[str, str]) -> str | None:
 
 
 def _first_byte(response: aiohttp.ClientResponse, file: HubFile, offset: int) -> int:
-    """The offset at which a body begins. `RetryableError` when it cannot be the file's end from
-    there on."""
+    """Return the offset at which a body begins.
+
+    Raises:
+        RetryableError: the body cannot be the rest of the file from there on.
+    """
     if response.status == 200:
         offset = 0
     else:
@@ -389,7 +417,7 @@ def _asked_pause_s(headers: Mapping[str, str]) -> float | None:
     if text.isdecimal() and len(text) < 10:
         return float(text)
     if text and "Date" in headers:
-        # Against the server's own clock: ours may be wrong.
+        # Compare with the server's own clock. Ours may be wrong.
         with contextlib.suppress(ValueError, TypeError):
             until, now = parsedate_to_datetime(text), parsedate_to_datetime(headers["Date"])
             return max((until - now).total_seconds(), 0.0)
@@ -418,7 +446,7 @@ async def _bounded(response: aiohttp.ClientResponse) -> bytes:
 
 
 def _listing(entries: list[Any]) -> tuple[HubFile, ...]:
-    """What a hub may list, and nothing that could leave the folder it is written to."""
+    """Return what a hub lists. Refuse a name that could leave the folder it is written to."""
     if len(entries) > MAX_LISTED_ENTRIES:
         raise HubError(
             f"the hub lists {len(entries)} files, at most {MAX_LISTED_ENTRIES} are accepted"
@@ -448,7 +476,7 @@ def _file(name: str, entry: Mapping[str, Any]) -> HubFile:
     size, digest, form = entry.get("size"), entry.get("oid"), GIT_ID
     large = entry.get("lfs")
     if large is not None:
-        # The entry's own oid is then that of the pointer, which nobody downloads.
+        # The entry's own oid is then the pointer's, which nobody downloads.
         size, digest = (
             (large.get("size"), large.get("oid")) if isinstance(large, dict) else (None, None)
         )

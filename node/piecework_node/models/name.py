@@ -1,5 +1,4 @@
-"""What a model of a hub is called, `owner/name` or `owner/name@revision`, and the files it has.
-Pure."""
+"""Names of a hub's models, `owner/name` or `owner/name@revision`, and their files. Pure."""
 
 from __future__ import annotations
 
@@ -11,11 +10,10 @@ from piecework_node.errors import ConfigError
 
 DEFAULT_REVISION: Final = "main"
 MAX_REVISION_CHARS: Final = 80
-"""It becomes a file name of the store, percent-encoded: 240 bytes at most, and file systems take
-255."""
+"""It becomes a file name, percent-encoded: at most 240 bytes of the 255 that file systems take."""
 MAX_PART_CHARS: Final = 96
 """The hub's own limit for a repository's name, owner included."""
-# The hub's rule: letters, digits, single dashes and dots inside. So no part is ever "..", hidden or
+# The hub's rule: letters, digits, single dashes and dots inside. So a part is never "..", hidden or
 # empty.
 _PART: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_]|[-.](?![-.])(?=.))*")
 # The part of git's rule for refs (git-check-ref-format) that branches, tags and commits need.
@@ -26,8 +24,7 @@ SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True)
 class ModelName:
-    """A repository of a hub and the revision wanted: a commit, a tag, a branch, or "" when none is
-    named."""
+    """A repository of a hub, and a revision: a commit, a tag, a branch, or "" if none is named."""
 
     owner: str
     name: str
@@ -35,7 +32,11 @@ class ModelName:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """`ConfigError` when it is no such name."""
+        """Parse a name.
+
+        Raises:
+            ConfigError: the text is not such a name.
+        """
         repository, at, revision = text.partition("@")
         owner, slash, name = repository.partition("/")
         good = bool(slash) and all(
@@ -55,7 +56,11 @@ class ModelName:
         return f"{self.owner}/{self.name}"
 
     def at(self, revision: str) -> ModelName:
-        """The same repository at another revision. `ConfigError` when that is none."""
+        """Return the same repository at another revision.
+
+        Raises:
+            ConfigError: that is not a revision.
+        """
         if not is_revision(revision):
             raise ConfigError(f"{revision!r} is not a commit, tag or branch")
         return ModelName(self.owner, self.name, revision)
@@ -76,7 +81,7 @@ class HubFile:
 
     @property
     def sha256(self) -> str | None:
-        """The SHA-256 of the content, where the hub says it."""
+        """The SHA-256 of the content, if the hub lists it."""
         return self.digest if len(self.digest) == 64 else None
 
 

@@ -1,8 +1,7 @@
-"""A file on its way: appended to, hashed as it grows, moved to its place when it is what was
-listed.
+"""A file on its way: it grows, is hashed as it grows, and moves to its place when it is whole.
 
 Nothing about it is remembered elsewhere. After kill -9 its length says where to go on, and its
-bytes are hashed again; what a power cut left in it shows when the whole is compared with the listed
+bytes are hashed again. Damage by a power cut shows when the whole file is compared with the listed
 digest.
 """
 
@@ -19,15 +18,14 @@ from piecework_node.errors import ModelStoreError
 from piecework_node.models.name import HubFile
 
 HASH_CHUNK_BYTES: Final = 4 * 2**20
-"""Some 3 ms of hashing: other downloads are served between two of them."""
+"""About 3 ms of hashing. Other downloads are served between two chunks."""
 
 
 class ContentHash:
-    """The digests of a content of known size: SHA-256, and the Git blob id where only that is
-    listed.
+    """The digests of a content of known size: SHA-256, and the Git blob id if only that is listed.
 
-    A Git blob id is a SHA-1: it detects damage, not somebody who can make collisions. The manifest
-    has SHA-256.
+    A Git blob id is a SHA-1. It detects damage, but not an attacker who can make collisions. The
+    manifest has SHA-256.
     """
 
     def __init__(self, file: HubFile) -> None:
@@ -55,8 +53,10 @@ class ContentHash:
 
 
 async def hash_file(path: Path, file: HubFile, at: Callable[[int], None]) -> ContentHash:
-    """The digests of what lies at `path`; `at` is told how many bytes were read. `ModelStoreError`
-    when it cannot be.
+    """Return the digests of the file at `path`. `at` is told how many bytes were read.
+
+    Raises:
+        ModelStoreError: the file cannot be read.
     """
     found = ContentHash(file)
     try:
@@ -68,7 +68,7 @@ async def hash_file(path: Path, file: HubFile, at: Callable[[int], None]) -> Con
 
 
 class PartialFile:
-    """One file being downloaded: opened, filled, finished or discarded, and in any case closed."""
+    """One file being downloaded. Open it, fill it, finish or discard it, and always close it."""
 
     def __init__(self, path: Path, file: HubFile, stream: BinaryIO) -> None:
         self._path, self._file, self._stream = path, file, stream
@@ -76,11 +76,11 @@ class PartialFile:
         self.position = 0
         """Bytes in the file."""
         self.pieces = 0
-        """How many transfers its bytes came in; those of an earlier process count as one."""
+        """How many transfers its bytes came in. Those of an earlier process count as one."""
 
     @classmethod
     async def open(cls, path: Path, file: HubFile) -> Self:
-        """The partial file at `path`, made when there is none, with what is in it hashed."""
+        """Open the partial file at `path`, or make it, and hash what is in it."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # Unbuffered: what was counted as received has left the process.
@@ -107,14 +107,17 @@ class PartialFile:
             raise _cannot("read", self._path, error) from None
 
     def begin(self, offset: int) -> None:
-        """A transfer starts at `offset`: at the end of what is there, or at 0 for all of it
-        again."""
+        """Start a transfer at `offset`: the end of what is there, or 0 to start again."""
         if offset != self.position:
             self.restart()
         self.pieces += 1
 
     def write(self, data: bytes) -> None:
-        """Append. `ModelStoreError` when the disk does not take it."""
+        """Append.
+
+        Raises:
+            ModelStoreError: the disk does not take it.
+        """
         try:
             rest = memoryview(data)
             while rest:
@@ -125,7 +128,7 @@ class PartialFile:
         self.position += len(data)
 
     def restart(self) -> None:
-        """Forget everything that is in it."""
+        """Empty the file."""
         try:
             self._stream.truncate(0)
         except OSError as error:
@@ -135,16 +138,16 @@ class PartialFile:
 
     @property
     def is_listed(self) -> bool:
-        """Whether it is, as it stands, the file that the hub lists."""
+        """Whether it is now the file that the hub lists."""
         return self.position == self._file.size_bytes and self._hash.is_listed
 
     async def finish(self, target: Path) -> str:
-        """Make it durable and move it to `target`; returns its SHA-256 in hex."""
+        """Make it durable and move it to `target`. Return its SHA-256 in hex."""
         try:
             # 5 GB take a slow disk a minute, in which other downloads go on.
             await asyncio.to_thread(_sync, self._path)
             self._path.replace(target)
-            sync_folder(target.parent)
+            _sync(target.parent)
         except OSError as error:
             raise _cannot("write", target, error) from None
         return self._hash.sha256
@@ -154,17 +157,13 @@ class PartialFile:
         self._path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Let go of the file; what is in it stays."""
+        """Close the file. What is in it stays."""
         self._stream.close()
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable. `OSError` when the disk does not."""
-    _sync(folder)
-
-
 def _sync(path: Path) -> None:
-    # By a descriptor of its own: whoever closes the file meanwhile does not matter.
+    """Make a file, or the names in a folder, durable."""
+    # It has its own descriptor, so it does not matter who closes the file meanwhile.
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

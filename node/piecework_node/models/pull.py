@@ -1,10 +1,9 @@
-"""Pulling a model from a hub into the store: decide what belongs to it, download, verify, write the
-manifest.
+"""Pull a model from a hub into the store: choose its files, download, verify, write the manifest.
 
-The small files come first. config.json decides whether it is a model for this engine at all, and
-with them and the listed SHA-256 of the weights the model digest is known before the first byte of
-weights. Every file is held to the digest that the hub lists; a download that stopped goes on where
-it stopped.
+The small files come first. config.json decides whether this engine can run the model at all. With
+the small files and the listed SHA-256 of the weights, the model digest is known before the first
+byte of weights. Every file must have the digest that the hub lists. A download that stopped goes
+on where it stopped.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from piecework.base import jsons
+from piecework.base.text import one_line
 from piecework_model.checkpoint.manifest import compose, covers, manifest_digest
 from piecework_model.limits import MAX_CHECKPOINT_FILES, MAX_METADATA_FILE_BYTES
 from piecework_node.errors import HubError, ModelRefused, ModelStoreError
@@ -30,32 +30,33 @@ from piecework_node.models.store import ModelStore, Pulled, Revision
 MODEL_TYPE: Final = "diffusion_gemma"
 CONFIG_FILE: Final = "config.json"
 NEEDED: Final = (CONFIG_FILE, "generation_config.json", "tokenizer.json", "tokenizer_config.json")
-"""Without these the engine refuses the folder; better to know before 50 GB."""
+"""Without these the engine refuses the folder. Better to know that before 50 GB."""
 MAX_NAME_CHARS: Final = 128
-"""Of a file. Names of the format have at most 45; a partial one has 65 appended, and 255 is the
-end."""
+"""Of a file. Names of the format have at most 45. A partial file has 65 more, and 255 is the limit.
+"""
 MAX_CHECKPOINT_BYTES: Final = 512 * 2**30
 """Ten times the published model of 26 B parameters in bfloat16."""
 SPARE_BYTES: Final = 256 * 2**20
-"""Left free on the disk: journal, logs and other programs live there too."""
+"""Left free on the disk, for journal, logs and other programs."""
 CONNECTIONS: Final = 4
-"""At once. Storage hosts give one connection 50 to 100 MB/s; more than a few are impolite."""
+"""At once. Storage hosts give one connection 50 to 100 MB/s. More than a few are impolite."""
 PROGRESS_BYTES: Final = 2**20
-"""An attempt that brought so much was no failure: 50 GB over a line that breaks every minute do
-arrive."""
+"""An attempt that brought so much does not count as a failure. So 50 GB arrive even over a line
+that breaks every minute."""
 _PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
 class PullObserver(Protocol):
-    """Sees a pull going on."""
+    """Watches a pull."""
 
     def planned(self, model: ModelName, commit: str, files: tuple[HubFile, ...]) -> None:
-        """What is going to be there."""
+        """These files will be there."""
         ...
 
     def at(self, file: HubFile, position: int) -> None:
-        """So many bytes of a file are there. Goes back to 0 when it has to start again. Told at
-        least once before the file is done, unless it is empty.
+        """So many bytes of a file are there. The count goes back to 0 if a file starts again.
+
+        It comes at least once before the file is done, unless the file is empty.
         """
         ...
 
@@ -73,7 +74,7 @@ class Received:
 
 
 def free_bytes(folder: Path) -> int:
-    """What the disk of a folder has left for us."""
+    """Return how many bytes the disk of a folder has left for us."""
     return shutil.disk_usage(folder).free
 
 
@@ -86,11 +87,15 @@ async def pull(
     expected_digest: bytes | None = None,
     free: Callable[[Path], int] = free_bytes,
 ) -> Received:
-    """Bring a model into the store, or go on doing so.
+    """Bring a model into the store, or go on with an earlier pull.
 
-    Raises HubError, HubRefusal (the hub's fault or answer), ModelRefused (no model for this engine,
-    or not the one expected) and ModelStoreError (the disk). What arrived until then stays, except
-    what is damaged.
+    What arrived before an error stays, except what is damaged.
+
+    Raises:
+        HubError: the hub does not answer, or answers wrongly.
+        HubRefusal: the hub declines.
+        ModelRefused: this engine cannot run the model, or it is not the expected one.
+        ModelStoreError: the disk fails.
     """
     commit = await hub.commit(model)
     files = select(model, await hub.files(model, commit))
@@ -108,17 +113,19 @@ async def pull(
 
 
 def select(model: ModelName, listed: Iterable[HubFile]) -> tuple[HubFile, ...]:
-    """The files of the checkpoint format (checkpoint/manifest.py) among those of a repository.
-    Pure.
+    """Return the files of the checkpoint format (checkpoint/manifest.py) in a repository. Pure.
 
-    Never code and never pickled weights: they are not in the format. Raises ModelRefused.
+    The format has no code and no pickled weights.
+
+    Raises:
+        ModelRefused: the files are not a checkpoint that this engine may load.
     """
     files = tuple(file for file in listed if covers(file.name))
     names = {file.name for file in files}
     missing = [name for name in NEEDED if name not in names]
     if missing:
         raise ModelRefused(
-            f"{model} is no checkpoint in the published format: it has no {missing[0]}"
+            f"{model} is not a checkpoint in the published format: it has no {missing[0]}"
         )
     if not any(_is_weights(file) for file in files):
         raise ModelRefused(f"{model} has no .safetensors file; other weights are not read")
@@ -154,7 +161,7 @@ class _Job:
         self.downloaded_bytes = 0
 
     async def run(self, expected_digest: bytes | None) -> dict[str, str]:
-        """Every file in its place. Returns SHA-256 by name."""
+        """Bring every file to its place. Return SHA-256 by name."""
         config = [file for file in self._files if file.name == CONFIG_FILE]
         small = [file for file in self._files if not _is_weights(file) and file.name != CONFIG_FILE]
         weights = [file for file in self._files if _is_weights(file)]
@@ -164,12 +171,12 @@ class _Job:
         self._check_small(small, weights)
         self._check_in_advance(digests, weights, expected_digest)
         digests |= await self._all(weights)
-        # Again: where the hub lists no SHA-256 of a weight file, only now is the digest known.
+        # Check again: without a listed SHA-256 of every weight file, only now is the digest known.
         _check_digest(self._place.model, manifest_digest(compose(digests)), expected_digest)
         return digests
 
     async def _all(self, files: list[HubFile]) -> dict[str, str]:
-        """Several at a time; the first that cannot be had ends the others."""
+        """Fetch several at a time. The first failure ends the others."""
         waiting = iter(files)
         digests: dict[str, str] = {}
 
@@ -187,7 +194,7 @@ class _Job:
         return digests
 
     async def _fetch(self, file: HubFile) -> str:
-        """One file, whole, verified and in its place. Returns its SHA-256."""
+        """Bring one file to its place, whole and verified. Return its SHA-256."""
         target = self._place.folder / file.name
         if target.is_file():
             found = await hash_file(target, file, lambda position: self._watcher.at(file, position))
@@ -198,15 +205,14 @@ class _Job:
         try:
             await self._fill(partial, file)
             if not partial.is_listed and partial.pieces > 1:
-                # A power cut, a disk or a server that changed its mind between two pieces: once
+                # A power cut, the disk or the server changed something between two pieces. Try once
                 # more, from 0.
                 partial.restart()
                 await self._fill(partial, file)
             if not partial.is_listed:
                 partial.discard()
                 raise HubError(
-                    f"{file.name} is not what the hub lists: its digest is another than "
-                    f"{file.digest}"
+                    f"{file.name} is not what the hub lists: expected digest {file.digest}"
                 )
             return await partial.finish(target)
         finally:
@@ -228,7 +234,7 @@ class _Job:
                 await retries.wait(error)
 
     async def _receive(self, partial: PartialFile, file: HubFile) -> None:
-        """One transfer. `RetryableError` when it broke off."""
+        """Make one transfer. `RetryableError`: it broke off."""
         place = self._place
         async with self._hub.open(place.model, place.commit, file, partial.position) as body:
             partial.begin(body.offset)
@@ -246,7 +252,7 @@ class _Job:
     # --- what the small files say
 
     def _check_config(self) -> None:
-        """Before anything else is downloaded."""
+        """Check before anything else is downloaded."""
         config = self._json(CONFIG_FILE)
         if config.get("model_type") != MODEL_TYPE:
             raise ModelRefused(
@@ -256,7 +262,7 @@ class _Job:
             )
 
     def _check_small(self, small: list[HubFile], weights: list[HubFile]) -> None:
-        """Before the weights: no code asked for, no shard missing."""
+        """Check before the weights that no code is asked for and no shard is missing."""
         for name in (CONFIG_FILE, "tokenizer_config.json"):
             if "auto_map" in self._json(name):
                 raise ModelRefused(f"{name} of {self._place.model} asks for remote code (auto_map)")
@@ -267,15 +273,15 @@ class _Job:
             if named is None:
                 raise ModelRefused(f"{index} of {self._place.model} has no weight_map")
             if named - here:
+                shard = one_line(min(named - here), MAX_NAME_CHARS)
                 raise ModelRefused(
-                    f"{index} of {self._place.model} names {min(named - here)}, which is not there"
+                    f"{index} of {self._place.model} names {shard}, which is not there"
                 )
 
     def _check_in_advance(
         self, digests: Mapping[str, str], weights: list[HubFile], expected_digest: bytes | None
     ) -> None:
-        """Where the hub lists the SHA-256 of all weights, the model digest is known before they
-        come."""
+        """Check the model digest before the weights come, if the hub lists all their SHA-256."""
         listed = {file.name: file.sha256 for file in weights if file.sha256 is not None}
         if len(listed) == len(weights):
             coming = manifest_digest(compose({**digests, **listed}))
@@ -286,11 +292,11 @@ class _Job:
         try:
             value = jsons.loads(path.read_bytes())  # bounded by `select`
         except ValueError as error:
-            raise ModelRefused(f"{name} of {self._place.model} is no JSON: {error}") from None
+            raise ModelRefused(f"{name} of {self._place.model} is not JSON: {error}") from None
         except OSError as error:
             raise ModelStoreError(f"cannot read {path}: {error.strerror}") from None
         if not isinstance(value, dict):
-            raise ModelRefused(f"{name} of {self._place.model} is no JSON object")
+            raise ModelRefused(f"{name} of {self._place.model} is not a JSON object")
         return value
 
 
@@ -322,5 +328,5 @@ def _check_space(place: Revision, files: tuple[HubFile, ...], free: Callable[[Pa
 def _check_digest(model: ModelName, found: bytes | None, expected: bytes | None) -> None:
     if found is not None and expected is not None and found != expected:
         raise ModelRefused(
-            f"{model} has the model digest 0x{found.hex()}, expected was 0x{expected.hex()}"
+            f"{model} has the model digest 0x{found.hex()}, expected 0x{expected.hex()}"
         )

@@ -1,12 +1,12 @@
-"""The models that were pulled: one folder per model and revision. No network here.
+"""The models that were pulled: one folder per model and revision. This module uses no network.
 
     <store>/<owner>/<name>/revisions/<revision>      the commit that it stood for at the last pull
     <store>/<owner>/<name>/<commit>/<name>/   the checkpoint folder; manifest.sha256 is written last
                                     .pull/           where from, which files, and what is on its way
 
 A revision is complete when its manifest is there and every file has its size. The manifest is
-written once, atomically, when every file is in its place and durable. The folder is called like the
-model because offers take the name from it.
+written once, atomically, when every file is in its place and durable. The folder has the name of
+the model, because offers take the name from it.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from urllib.parse import quote, unquote
 import platformdirs
 
 from piecework.base import jsons
+from piecework.base.files import FileError, write_public
 from piecework_model.checkpoint.manifest import MANIFEST_FILE, compose, manifest_digest
 from piecework_node.errors import ConfigError, ModelNotPulled, ModelStoreError
 from piecework_node.models.name import DEFAULT_REVISION, HubFile, ModelName, is_commit, is_revision
-from piecework_node.models.partial_file import sync_folder
 
 MAX_RECORD_BYTES: Final = 4 * 2**20
 """Of source.json and of a manifest: 4,096 files of some 250 bytes are 1 MB."""
@@ -37,13 +37,13 @@ _FORMAT: Final = 1
 
 
 def default_store() -> Path:
-    """Where models lie when nothing else is said."""
+    """Return where models are kept by default."""
     return platformdirs.user_data_path("piecework") / "models"
 
 
 @dataclass(frozen=True, slots=True)
 class Pulled:
-    """A revision in the store. `digest`: the model digest, 32 bytes, of a complete one."""
+    """A revision in the store. `digest` is the model digest, 32 bytes. None: not complete."""
 
     model: ModelName
     commit: str
@@ -73,14 +73,12 @@ class Revision:
         self._partials = self._work / "partial"
 
     def partial(self, file: HubFile) -> Path:
-        """Where a file grows. Another digest is another file, so that two contents never meet in
-        one."""
+        """Return where a file grows. Two contents never share a file, because of the digest."""
         return self._partials / f"{file.name}.{file.digest}"
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """One pull at a time. The lock is the kernel's (flock): it ends with the process in any
-        case."""
+        """Let one pull work at a time. The kernel's lock (flock) ends with the process."""
         with _disk(self.root):
             self.folder.mkdir(parents=True, exist_ok=True)
             self._work.mkdir(exist_ok=True)
@@ -95,7 +93,7 @@ class Revision:
             os.close(descriptor)
 
     def begin(self, endpoint: str, files: tuple[HubFile, ...]) -> None:
-        """Record what is going to be here."""
+        """Record which files will be here."""
         record = {
             "format": _FORMAT,
             "endpoint": endpoint,
@@ -106,7 +104,7 @@ class Revision:
         _write(self._record, json.dumps(record, indent=1) + "\n")
 
     def finish(self, sha256_by_name: Mapping[str, str]) -> bytes:
-        """Write the manifest: from now on the revision is complete. Returns the model digest."""
+        """Write the manifest, which makes the revision complete. Return the model digest."""
         text = compose(sha256_by_name)
         _write(self.folder / MANIFEST_FILE, text)
         with _disk(self.root):
@@ -115,26 +113,25 @@ class Revision:
         return manifest_digest(text)
 
     def present_bytes(self, files: tuple[HubFile, ...]) -> int:
-        """How much of the files is here, whole or partial."""
+        """Return how many bytes of the files are here, in whole or partial files."""
         return sum(min(file.size_bytes, self._present(file)) for file in files)
 
     def _present(self, file: HubFile) -> int:
         return _size(self.folder / file.name) or _size(self.partial(file)) or 0
 
     def has_all(self, files: tuple[HubFile, ...]) -> bool:
-        """Whether it is complete and every file has its size. Contents are for `piecework models
-        verify`."""
+        """Whether every file is here with its size. `piecework models verify` checks contents."""
         return self.digest() is not None and all(
             _size(self.folder / file.name) == file.size_bytes for file in files
         )
 
     def digest(self) -> bytes | None:
-        """The model digest that the manifest states, or nothing when it is not complete."""
+        """Return the model digest that the manifest states. None: not complete."""
         text = _read(self.folder / MANIFEST_FILE)
         return None if text is None else manifest_digest(text)
 
     def files(self) -> tuple[HubFile, ...] | None:
-        """What was to be here by the last pull; nothing when none got so far."""
+        """Return the files that the last pull wanted. None: no pull got that far."""
         text = _read(self._record)
         if text is None:
             return None
@@ -157,17 +154,17 @@ class ModelStore:
         self.root = root or default_store()
 
     def revision(self, model: ModelName, commit: str) -> Revision:
-        """The place of a model at a commit, whether anything is there or not."""
+        """Return the place of a model at a commit. It may be empty."""
         return Revision(self._home(model), model.at(commit), commit)
 
     def point(self, model: ModelName, commit: str) -> None:
-        """Remember that the model's revision, or the default one, stands for this commit."""
+        """Remember which commit the model's revision, or the default one, stands for."""
         revision = model.revision or DEFAULT_REVISION
         if not is_commit(revision):
             _write(self._home(model) / "revisions" / quote(revision, safe=""), commit + "\n")
 
     def all(self) -> tuple[Pulled, ...]:
-        """Everything in the store, by name and commit, complete or not."""
+        """Return everything in the store by name and commit, complete or not."""
         models = (
             ModelName(owner.name, home.name)
             for owner in _folders(self.root)
@@ -176,11 +173,13 @@ class ModelStore:
         return tuple(pulled for model in models for pulled in self._of(model))
 
     def find(self, model: ModelName) -> Pulled:
-        """The complete revision that is meant. `ModelNotPulled` says what to run when there is
-        none.
+        """Return the complete revision that a name means.
 
         A commit may be shortened. Without a revision it is the default one as it was last pulled,
         else the only one that is here.
+
+        Raises:
+            ModelNotPulled: there is none. The text says what to run.
         """
         here = self._of(model)
         wanted = model.revision
@@ -195,10 +194,10 @@ class ModelStore:
         if len(chosen) > 1:
             known = ", ".join(p.commit[:12] for p in chosen)
             raise ModelNotPulled(
-                f"{model} is here at {known}: name one, {model.repository}@{known[:12]}"
+                f"{model} is here at {known}. Name one: {model.repository}@{known[:12]}"
             )
         if not chosen[0].complete:
-            # A shortened commit is for us; a hub knows whole ones.
+            # Only we understand a shortened commit. A hub knows whole ones.
             again = (
                 model.at(chosen[0].commit)
                 if wanted and wanted not in chosen[0].revisions
@@ -245,10 +244,12 @@ def _pulled(place: Revision, revisions: tuple[str, ...], files: tuple[HubFile, .
 
 
 def checkpoint_folder(text: str, store: ModelStore) -> Path:
-    """The checkpoint folder that a setting means: a folder, or the name of a pulled model.
+    """Return the checkpoint folder that a setting means: a folder, or the name of a pulled model.
 
-    A folder that exists is that folder, also when it could be a name. `ModelNotPulled` when it can
-    only be a name, and is not here.
+    A folder that exists is that folder, even if its path looks like a name.
+
+    Raises:
+        ModelNotPulled: it can only be a name, and that model is not here.
     """
     path = Path(text)
     with _disk(path):
@@ -290,7 +291,7 @@ def _size(path: Path) -> int | None:
 
 
 def _read(path: Path) -> str | None:
-    """A small text of ours, or nothing when there is none."""
+    """Return a small text of ours. None: there is none."""
     with _disk(path):
         if not path.is_file():
             return None
@@ -299,21 +300,17 @@ def _read(path: Path) -> str | None:
         try:
             return path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
-            raise ModelStoreError(f"{path} is no text") from None
+            raise ModelStoreError(f"{path} is not UTF-8 text") from None
 
 
 def _write(path: Path, text: str) -> None:
     """Replace a small file, atomically and durably."""
     with _disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        # The dot: what a crash leaves is no name of a revision.
-        temporary = path.with_name(f".{path.name}.new")
-        with temporary.open("w", encoding="utf-8", newline="\n") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-        sync_folder(path.parent)
+    try:
+        write_public(path, text.encode(), replace=True)
+    except FileError as error:
+        raise ModelStoreError(str(error)) from None
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The chain as the node sees it, and its adapter over the `chain` package."""
+"""The chain as settlement sees it, and its adapter over `piecework.chain`."""
 
 from __future__ import annotations
 
@@ -13,57 +13,56 @@ from piecework.chain.limits import MAX_LOG_RANGE_BLOCKS
 from piecework.chain.rawtx import SignedTransaction
 from piecework.chain.reader import ChainReader, ChannelOnChain
 from piecework.chain.transactions import Outcome, TransactionSender
-from piecework_node.jobs.channels import Observation
-from piecework_node.journal.records import RawTransaction
+from piecework_node.runtime.channels import ChannelReader
 from piecework_protocol.frames import Funding
 from piecework_protocol.signing import Signer
-from piecework_protocol.types import Address, Amount, Bytes32, ChannelId, Timestamp
+from piecework_protocol.types import Address, Amount, ChannelId, Timestamp
 
 
-class ChainPort(Protocol):
-    """Everything that settlement asks of the chain. All raise `chain.errors.ChainError`."""
-
-    async def channel(self, channel_id: ChannelId) -> Observation: ...
-
-    async def pooled_balance(self, token: Address, owner: Address) -> Amount: ...
+class ChainPort(ChannelReader, Protocol):
+    """Everything that settlement asks of the chain. Every method raises `ChainError`."""
 
     async def verify(self) -> None:
-        """`WrongChain` unless chain and contracts are still those of the deployment."""
+        """Check that chain and contracts are still those of the deployment.
+
+        Raises:
+            WrongChain: they are not.
+        """
         ...
 
     async def head(self) -> tuple[int, Timestamp]:
-        """Height and time of the latest block."""
+        """Return height and time of the latest block."""
         ...
 
     async def wei_per_gas(self) -> int:
-        """What a unit of gas costs now."""
+        """Return what a unit of gas costs now, in wei."""
         ...
 
     async def payable(self, claims: Sequence[Claim]) -> tuple[int, ...]:
-        """Base units that each claim would be paid now; 0 for one that would be skipped."""
+        """Return what each claim would be paid now, in base units. 0: it would be skipped."""
         ...
 
     async def withdrawals(self, from_block: int, to_block: int) -> tuple[ChannelId, ...]:
-        """Channels whose payers asked for their money back in a range of blocks."""
+        """Return the channels whose payers asked to withdraw in a range of blocks."""
         ...
 
-    async def prepare_fund(self, funding: Funding) -> RawTransaction: ...
+    async def prepare_fund(self, funding: Funding) -> SignedTransaction: ...
 
     async def prepare_settle(
         self, claims: Sequence[Claim], max_cost_wei: int | None
-    ) -> RawTransaction: ...
+    ) -> SignedTransaction: ...
 
-    async def prepare_close(self, claim: Claim) -> RawTransaction: ...
+    async def prepare_close(self, claim: Claim) -> SignedTransaction: ...
 
-    async def replace(self, tx: RawTransaction) -> RawTransaction:
-        """The same effect and nonce with higher fees."""
+    async def replace(self, tx: SignedTransaction) -> SignedTransaction:
+        """Return a transaction with the same effect and nonce and higher fees."""
         ...
 
-    async def broadcast(self, tx: RawTransaction) -> None: ...
+    async def broadcast(self, tx: SignedTransaction) -> None: ...
 
-    async def outcome(self, tx: RawTransaction) -> Outcome: ...
+    async def outcome(self, tx: SignedTransaction) -> Outcome: ...
 
-    def resume(self, txs: Iterable[RawTransaction]) -> None:
+    def resume(self, txs: Iterable[SignedTransaction]) -> None:
         """Count the nonces of journaled transactions as taken."""
         ...
 
@@ -111,34 +110,30 @@ class ChainLink:
             found += [event.channel for event in await self._reader.withdrawal_requests(start, end)]
         return tuple(found)
 
-    async def prepare_fund(self, funding: Funding) -> RawTransaction:
+    async def prepare_fund(self, funding: Funding) -> SignedTransaction:
         a = funding.authorization
         call = calls.fund(self.deployment, a.channel, a.deposit, a.deadline, funding.signature)
         return await self._prepare(call, None)
 
     async def prepare_settle(
         self, claims: Sequence[Claim], max_cost_wei: int | None
-    ) -> RawTransaction:
+    ) -> SignedTransaction:
         return await self._prepare(calls.settle(self.deployment, claims), max_cost_wei)
 
-    async def prepare_close(self, claim: Claim) -> RawTransaction:
+    async def prepare_close(self, claim: Claim) -> SignedTransaction:
         return await self._prepare(calls.close(self.deployment, claim), None)
 
-    async def replace(self, tx: RawTransaction) -> RawTransaction:
-        return _plain(await self._sender.replace(SignedTransaction.from_raw(tx.raw)))
+    async def replace(self, tx: SignedTransaction) -> SignedTransaction:
+        return await self._sender.replace(tx)
 
-    async def broadcast(self, tx: RawTransaction) -> None:
-        await self._sender.broadcast(SignedTransaction.from_raw(tx.raw))
+    async def broadcast(self, tx: SignedTransaction) -> None:
+        await self._sender.broadcast(tx)
 
-    async def outcome(self, tx: RawTransaction) -> Outcome:
-        return await self._sender.outcome(Bytes32(tx.hash), nonce=tx.nonce)
+    async def outcome(self, tx: SignedTransaction) -> Outcome:
+        return await self._sender.outcome(tx.hash, nonce=tx.nonce)
 
-    def resume(self, txs: Iterable[RawTransaction]) -> None:
-        self._sender.resume([SignedTransaction.from_raw(tx.raw) for tx in txs])
+    def resume(self, txs: Iterable[SignedTransaction]) -> None:
+        self._sender.resume(list(txs))
 
-    async def _prepare(self, call: Call, max_cost_wei: int | None) -> RawTransaction:
-        return _plain(await self._sender.prepare(call, value_at_stake=max_cost_wei))
-
-
-def _plain(tx: SignedTransaction) -> RawTransaction:
-    return RawTransaction(tx.hash, tx.raw, tx.nonce, tx.max_fee, tx.priority_fee, tx.gas_limit)
+    async def _prepare(self, call: Call, max_cost_wei: int | None) -> SignedTransaction:
+        return await self._sender.prepare(call, value_at_stake=max_cost_wei)

@@ -1,9 +1,9 @@
-"""Which vouchers to bring to the chain, and when. Pure.
+"""Decide which vouchers to bring to the chain, and when. Pure.
 
 Gas is weighed in base units of the token. Ordinary claims wait until together they are worth many
 times their gas, or until the oldest has waited long enough. Claims on a channel whose payer
-withdraws go at once, unless they are worth less than their gas. What the operator asks for goes in
-any case.
+withdraws go at once, unless they are worth less than their gas. Claims that the operator asks for
+always go.
 """
 
 from __future__ import annotations
@@ -47,25 +47,27 @@ class SettlePolicy:
     gas_multiple: float
     interval_s: float
     native_coin_price: int
-    """Base units of the token for one native coin; 0 makes gas free (development chains)."""
+    """Base units of the token for one native coin. 0 makes gas free (development chains)."""
 
 
 def gas_cost(policy: SettlePolicy, wei_per_gas: int, claims: int) -> int:
-    """Base units that a transaction with so many claims costs, rounded up."""
+    """Return what a transaction with so many claims costs, in base units, rounded up."""
     gas = SETTLE_GAS_BASE + SETTLE_GAS_PER_CLAIM * claims
     return -(-gas * wei_per_gas * policy.native_coin_price // WEI_PER_COIN)
 
 
 def value_in_wei(policy: SettlePolicy, value: int) -> int | None:
-    """Base units as wei: more than that no transaction may cost. None when gas is free."""
+    """Return base units as wei, the most that a transaction may cost. None: gas is free."""
     return value * WEI_PER_COIN // policy.native_coin_price if policy.native_coin_price else None
 
 
 def choose(
     candidates: Sequence[SettlementCandidate], policy: SettlePolicy, wei_per_gas: int
 ) -> tuple[SettlementCandidate, ...]:
-    """The claims of the next transaction, the most pressing and valuable first; none when it should
-    wait."""
+    """Return the claims of the next transaction, most urgent and valuable first.
+
+    The result is empty if the transaction should wait.
+    """
     marginal = gas_cost(policy, wei_per_gas, 1) - gas_cost(policy, wei_per_gas, 0)
     worthwhile = [
         c for c in candidates if c.value > 0 and (c.urgency is Urgency.ASKED or c.value > marginal)

@@ -1,8 +1,8 @@
-"""The start-up measurement of a vLLM endpoint: what the offer says of its speed (clause 3.1).
+"""The start-up measurement of a vLLM endpoint: what the offer says about its speed (clause 3.1).
 
-Measured as `model.benchmark` measures our own engine: the first canvas of a request alone, then as
-many requests at once as the worker has slots. The end of the text is ignored, so that a short story
-is no slow engine.
+It measures as `piecework_model.machine.benchmark` measures our own engine: first the first canvas
+of a request alone, then as many requests at once as the worker has slots. The end of the text is
+ignored, so that a short story does not look like a slow engine.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final
 
-from piecework_node.clock import Clock
+from piecework.base.clock import Clock
 from piecework_node.errors import EngineStartError
 from piecework_node.vllm.checkpoint import ServedCheckpoint
 from piecework_node.vllm.endpoint import VllmEndpoint
@@ -21,13 +21,14 @@ from piecework_node.vllm.wire import ServedModel
 PROMPT: Final = "Write a story about a fox, a lantern and a river."
 CANVASES_A_RUN: Final = 4
 ALONE_SHARE: Final = 1 / 3
-"""Of the time, for requests alone."""
+"""The share of the time for requests alone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """`tokens_per_second` of all requests together; `first_canvas_ms` alone, prefill included, the
-    median."""
+    """tokens_per_second: of all requests together. first_canvas_ms: of a request alone, prefill
+    included. The median.
+    """
 
     tokens_per_second: float
     first_canvas_ms: float
@@ -40,13 +41,14 @@ async def measure(
     *,
     max_context: int,
     seconds: float,
-    rows: int,
+    sequences: int,
     clock: Clock,
 ) -> Speed:
-    """Run the prompt again and again until `seconds` have passed; each kind of run at least once.
+    """Run the prompt again and again until `seconds` have passed, and each kind of run at least
+    once.
 
-    `EndpointLost` when it breaks off, `EngineStartError` when the context holds no canvas behind
-    the prompt.
+    Raises `EndpointLost` if the stream breaks off, and `EngineStartError` if the context has no
+    room for a canvas behind the prompt.
     """
     prompt = checkpoint.codec.encode_content(PROMPT)
     canvases = min(CANVASES_A_RUN, (max_context - len(prompt)) // checkpoint.canvas_size)
@@ -76,7 +78,9 @@ async def measure(
     total, before = 0, clock.monotonic()
     while not total or clock.monotonic() - began < seconds:
         total += sum(
-            await asyncio.gather(*(run(canvases * checkpoint.canvas_size) for _ in range(rows)))
+            await asyncio.gather(
+                *(run(canvases * checkpoint.canvas_size) for _ in range(sequences))
+            )
         )
     elapsed = max(clock.monotonic() - before, 1e-9)
     return Speed(total / elapsed, sorted(alone)[len(alone) // 2] * 1000)

@@ -1,15 +1,14 @@
 """From a stream of token ids to canvases. Pure.
 
-An engine that knows no canvases is charged by them all the same: ids are cut every `canvas_size`,
-and a canvas that is not the last is full (clause 4.5). There are no steps and no leaves to show
-(clause 7.4).
+vLLM knows no canvases, but is charged by them. Ids are cut every `canvas_size`, and every canvas
+but the last is full (clause 4.5). There are no steps and no leaves (clause 7.4).
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from piecework_model.requests import CanvasEvent, FinishReason, GenerationRequest
+from piecework_model.requests import CanvasEvent, CanvasFinish, GenerationRequest
 from piecework_model.text.tokens import TextCodec, TextStream
 from piecework_node.errors import EndpointLost
 from piecework_node.vllm.wire import Chunk
@@ -19,8 +18,7 @@ _PAUSES: Final = frozenset({"length"})
 
 
 class CanvasWriter:
-    """One row's text as it grows. What came of an unfinished canvas can be dropped and asked for
-    again."""
+    """The growing text of one sequence. An unfinished canvas can be dropped and requested again."""
 
     def __init__(self, request: GenerationRequest, codec: TextCodec, canvas_size: int) -> None:
         self._request, self._codec, self._size = request, codec, canvas_size
@@ -38,11 +36,13 @@ class CanvasWriter:
         return len(self._done) // self._size
 
     def context(self) -> tuple[int, ...]:
-        """What the engine has to be shown to go on: the prompt and every finished canvas."""
+        """Return the prompt for the engine to go on from: the job's prompt and every finished
+        canvas.
+        """
         return (*self._request.prompt_ids, *self._done)
 
     def room(self, canvas_limit: int) -> int:
-        """Tokens that may be asked for from here up to, not including, canvas `canvas_limit`."""
+        """Count the tokens that may be requested up to, not including, canvas `canvas_limit`."""
         most = min(self._request.max_tokens, canvas_limit * self._size)
         return 0 if self.ended else max(0, most - len(self._done))
 
@@ -51,22 +51,24 @@ class CanvasWriter:
         self._open.clear()
 
     def take(self, chunk: Chunk) -> list[CanvasEvent]:
-        """The canvases that a chunk finishes. `EndpointLost` when it ends for no reason that ends a
-        text."""
+        """Return the canvases that a chunk finishes.
+
+        Raises `EndpointLost` if the chunk ends for a reason that does not end a text.
+        """
         events: list[CanvasEvent] = []
         for token in self._counting(chunk):
             if self.ended:
                 break
             if token in self._codec.eos_ids:
-                events.append(self._finish(FinishReason.END_OF_TEXT))
+                events.append(self._finish(CanvasFinish.END_OF_TEXT))
                 break
             self._open.append(token)
             if len(self._done) + len(self._open) == self._request.max_tokens:
-                events.append(self._finish(FinishReason.TOKEN_LIMIT))
+                events.append(self._finish(CanvasFinish.TOKEN_LIMIT))
             elif len(self._open) == self._size:
-                events.append(self._finish(FinishReason.MORE))
+                events.append(self._finish(CanvasFinish.MORE))
         if chunk.finish in _FULL_STOPS and not self.ended:
-            events.append(self._finish(FinishReason.END_OF_TEXT))
+            events.append(self._finish(CanvasFinish.END_OF_TEXT))
         if (
             chunk.finish is not None
             and chunk.finish not in _FULL_STOPS | _PAUSES
@@ -77,14 +79,16 @@ class CanvasWriter:
 
     @staticmethod
     def _counting(chunk: Chunk) -> tuple[int, ...]:
-        """The ids without the one that the engine stopped at, which it reports among them."""
+        """Return the ids without the one that the engine stopped at, which it reports among
+        them.
+        """
         ids = chunk.token_ids
         stopped_at = chunk.finish in _FULL_STOPS and chunk.stop_id is not None
         return ids[:-1] if stopped_at and ids and ids[-1] == chunk.stop_id else ids
 
-    def _finish(self, finish: FinishReason) -> CanvasEvent:
+    def _finish(self, finish: CanvasFinish) -> CanvasEvent:
         ids, canvas = tuple(self._open), self.canvas
-        final = finish is not FinishReason.MORE
+        final = finish is not CanvasFinish.MORE
         self._open.clear()
         self._done += ids
         self.ended = final

@@ -1,9 +1,9 @@
 """The checkpoint that an operator says vLLM serves: its digest, its tokenizer, its canvases. No
 torch.
 
-vLLM says a name and a length, never a digest, so the digest in the offer is the operator's word:
-that of a folder on this machine. What can be held against the endpoint is held: its tokenizer has
-to give the same ids.
+vLLM reports a name and a length, never a digest. So the digest in the offer is the operator's word,
+taken from a folder on this machine. What can be checked is checked: the endpoint's tokenizer must
+give the same ids.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from piecework_protocol.limits import MAX_CANVAS_TOKENS
 from piecework_protocol.types import Digest
 
 CANVAS_TOKENS: Final = 256
-"""Of a model that has no canvases of its own: as large as the released diffusion model's, so that
-prices, credit windows and proofs are of the same grain. Part of what the digest stands for: no
-setting changes it."""
+"""For a model without canvases of its own. It is the canvas of the released diffusion model, so
+that prices, credit windows and proofs have the same granularity. It is part of what the digest
+stands for, so no setting changes it.
+"""
 MAX_VOCAB: Final = 2**24
 
 
@@ -38,8 +39,9 @@ class ServedCheckpoint:
 
 
 def load(folder: Path) -> ServedCheckpoint:
-    """Read and verify a checkpoint folder; hashes all of it. `CheckpointError` names the file at
-    fault."""
+    """Read and verify a checkpoint folder. All of it is hashed. `CheckpointError` names the file at
+    fault.
+    """
     config = files.read_json(folder / "config.json")
     vocab = _count(_text_config(config).get("vocab_size"), "vocab_size", MAX_VOCAB, folder)
     canvas = _count(
@@ -57,12 +59,12 @@ def load(folder: Path) -> ServedCheckpoint:
 
 
 def load_tokenizer(folder: Path) -> TextCodec:
-    """Its tokenizer alone, without reading the weights."""
+    """Read its tokenizer alone, without the weights."""
     return load_codec(folder, _eos_ids(files.read_json(folder / "generation_config.json"), folder))
 
 
 def _text_config(config: dict[str, Any]) -> dict[str, Any]:
-    """Models of several kinds of input keep the text's figures in a part of their own."""
+    """Return the text model's part of the configuration. Multimodal models keep it apart."""
     text = config.get("text_config")
     return text if isinstance(text, dict) else config
 

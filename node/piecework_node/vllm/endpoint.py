@@ -1,5 +1,6 @@
-"""One vLLM server over HTTP: questions with one answer, and streams of tokens. Everything read is
-bounded."""
+"""One vLLM server over HTTP: questions with one answer, and streams of tokens. All reads are
+bounded.
+"""
 
 from __future__ import annotations
 
@@ -28,23 +29,27 @@ from piecework_node.vllm.wire import (
 )
 
 CONNECT_TIMEOUT_S: Final = 5.0
-"""For a TCP and TLS handshake with a machine that is up; longer means that it is not."""
+"""For a TCP and TLS handshake with a machine that is up. If it takes longer, the machine is
+down.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class EndpointTimes:
-    """Patience with an endpoint, in seconds."""
+    """Timeouts of an endpoint."""
 
     question_s: float = 10.0
-    """For an answer that takes no GPU. vLLM's server answers beside its streams and may be busy
-    with them."""
+    """For an answer that needs no GPU. vLLM's server answers beside its streams and may be busy
+    with them.
+    """
     silence_s: float = 180.0
-    """Between two chunks of a stream, and before the first: a queue and a long prefill take minutes
-    at worst."""
+    """Between two chunks of a stream, and before the first. A queue and a long prefill take minutes
+    at worst.
+    """
 
 
 class VllmEndpoint:
-    """A server by its base URL. Does not know whether it is well: that is the fleet's business."""
+    """A server at its base URL. The pool knows whether it is healthy."""
 
     def __init__(
         self,
@@ -59,16 +64,18 @@ class VllmEndpoint:
         self._headers = {"authorization": f"Bearer {key}"} if key else {}
 
     async def probe(self) -> ServedModel:
-        """Whether it is well, and what it serves. `EndpointLost`, `EndpointUnfit`."""
+        """Ask whether it is healthy and what it serves. Raises `EndpointLost` or
+        `EndpointUnfit`.
+        """
         await self._ask("GET", "/health")
         return parse_models(await self._ask("GET", "/v1/models"), self._model)
 
     async def version(self) -> str:
-        """vLLM's version."""
+        """Ask for vLLM's version."""
         return parse_version(await self._ask("GET", "/version"))
 
     async def tokenize(self, model: str, text: str) -> tuple[int, ...]:
-        """The ids of plain text, without anything added."""
+        """Tokenize plain text, without added tokens."""
         body = {"model": model, "prompt": text, "add_special_tokens": False}
         return parse_ids(await self._ask("POST", "/tokenize", body))
 
@@ -81,11 +88,10 @@ class VllmEndpoint:
         *,
         ignore_eos: bool = False,
     ) -> AsyncGenerator[Chunk, None]:
-        """Up to `max_tokens` tokens behind the prompt, as they come. Closing the iterator stops the
-        engine.
+        """Stream up to `max_tokens` tokens behind the prompt, as they come.
 
-        `RequestDeclined`, `EndpointLost`, `EndpointUnfit`. A stream that ends without saying why is
-        lost.
+        Closing the iterator stops the engine. Raises `RequestDeclined`, `EndpointLost` or
+        `EndpointUnfit`. A stream that ends without a reason is lost.
         """
         body = completion_body(model, prompt_ids, max_tokens, ignore_eos=ignore_eos)
         limit, finished = max_line_bytes(len(prompt_ids)), False
@@ -115,7 +121,9 @@ class VllmEndpoint:
     async def _answer(
         self, method: str, path: str, **options: Any
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """A good answer; whatever goes wrong until its end is an error of ours."""
+        """Make a request and yield a good answer. Whatever fails before its end becomes an error of
+        ours.
+        """
         try:
             async with self._session.request(
                 method, self._url + path, headers=self._headers, allow_redirects=False, **options
@@ -124,7 +132,7 @@ class VllmEndpoint:
                     raise await _failed(response)
                 yield response
         except (aiohttp.ClientConnectorError, ConnectionRefusedError):
-            raise EndpointLost("nobody listens there", certain=True) from None
+            raise EndpointLost("nothing listens there", certain=True) from None
         except aiohttp.ClientPayloadError:
             raise EndpointLost("the stream broke off") from None
         except (aiohttp.ClientError, OSError) as error:

@@ -1,13 +1,12 @@
-"""vLLM as the engine: `EngineLink` over one or more OpenAI-compatible endpoints. Best effort
-(clause 3.10).
+"""vLLM as the engine: `EngineLink` over OpenAI-compatible endpoints. Best effort (clause 3.10).
 
-vLLM goes on generating when nobody reads its stream (measured, docs/vllm.md), so a row is not
-paused by not reading: it asks for no more tokens than the credit window allows, and asks again,
-with everything so far as the prompt, when the window moves. The engine's prefix cache makes that
-cheap.
+vLLM goes on generating when its stream is not read (measured, docs/vllm.md). So a sequence is not
+paused by not reading. It requests no more tokens than the credit window allows. When the window
+moves, it makes another request with everything so far as the prompt. The engine's prefix cache
+makes that cheap.
 
-A row whose endpoint is lost goes on at another from its last canvas. When none is left, that is the
-loss of the engine (`EngineLost`), and what becomes of the jobs is the worker's decision, as with
+A sequence whose endpoint is lost goes on at another one, after its last canvas. When no endpoint is
+left, the engine is lost (`EngineLost`). The worker then decides what becomes of the jobs, as with
 our own engine.
 """
 
@@ -22,10 +21,10 @@ from typing import Any, Final
 
 import aiohttp
 
+from piecework.base.clock import Clock
 from piecework_model.errors import CheckpointError, PromptError
 from piecework_model.requests import FailedEvent, GenerationRequest
 from piecework_model.text.tokens import TextCodec
-from piecework_node.clock import Clock
 from piecework_node.engine.link import EngineEvent, EngineFacts, EngineLost, EngineReady
 from piecework_node.errors import (
     ConfigError,
@@ -47,20 +46,24 @@ from piecework_protocol.limits import MAX_NAME_BYTES
 from piecework_protocol.objects import Service
 
 MAX_QUEUED_EVENTS: Final = 1024
-"""Beyond this the rows wait: canvases of many rows while the disk is slow."""
+"""Beyond this the sequences wait: canvases of many sequences while the disk is slow."""
 MAX_MOVES: Final = 3
-"""Of a row, without a canvas in between: a request that breaks every endpoint must not break them
-for ever."""
+"""Of a sequence, without a canvas in between. A request that breaks every endpoint must not break
+them again and again.
+"""
 KEEP_ALIVE_S: Final = 2.0
-"""For idle connections. vLLM's server closes them after 5 s: a request must not meet one that is
-closing."""
+"""For idle connections. vLLM's server closes them after 5 s, and a request must not meet one that
+is closing.
+"""
 MAX_ENCODERS: Final = 2
-"""Prompts tokenized at once; each keeps a core busy, seconds for the longest."""
+"""Prompts tokenized at once. Each keeps a core busy, for seconds if it is long."""
 
 
 @dataclass(frozen=True, slots=True)
 class VllmSettings:
-    """What the operator says. `model` is the name that the endpoints serve; empty: the only one."""
+    """What the operator configures. `model` is the name that the endpoints serve. Empty: the only
+    one.
+    """
 
     urls: tuple[str, ...]
     key: str
@@ -69,32 +72,35 @@ class VllmSettings:
     slots: int
     benchmark_s: float
     endpoint_times: EndpointTimes = field(default_factory=EndpointTimes)
-    fleet_times: PoolTimes = field(default_factory=PoolTimes)
+    pool_times: PoolTimes = field(default_factory=PoolTimes)
     move_pause_s: float = 0.5
-    """Before a row goes back to an endpoint that it had to leave, times its moves: a restart takes
-    a moment."""
+    """Before a sequence goes back to an endpoint that it had to leave, times its moves. A restart
+    takes a moment.
+    """
 
 
 @dataclass(slots=True)
-class Row:
-    """A running job."""
+class RunningSequence:
+    """A job that runs on the endpoints."""
 
     writer: CanvasWriter
     request_id: str
     limit: int
     moves: int = 0
     left: set[int] = field(default_factory=set)
-    """Numbers of the endpoints that were lost under the canvas that is being written."""
+    """Numbers of the endpoints that were lost under the current canvas."""
     widened: asyncio.Event = field(default_factory=asyncio.Event)
     pooled: PooledEndpoint | None = None
     scope: asyncio.Timeout | None = None
-    """Around what it does at `pooled`: rescheduling it to now breaks that off."""
+    """The timeout around its stream at `pooled`. Rescheduling it to now breaks the stream off."""
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """What there is once the first endpoint was well. An error of ours in a row ends `group`, and
-    so the daemon."""
+    """What exists once the first endpoint was healthy.
+
+    An error of ours in a sequence ends `group`, and so the daemon.
+    """
 
     checkpoint: ServedCheckpoint
     pool: EndpointPool
@@ -103,17 +109,16 @@ class Running:
 
 
 class VllmLink:
-    """Implements `node.engine_link.EngineBackend`. `run` is its life; cancel it to let go of every
-    stream."""
+    """`EngineBackend` over vLLM endpoints. `run` keeps them. Cancel it to close every stream."""
 
     def __init__(self, settings: VllmSettings, clock: Clock, log: Any) -> None:
         self._settings, self._clock, self._log = settings, clock, log
         self._events: asyncio.Queue[EngineEvent] = asyncio.Queue(MAX_QUEUED_EVENTS)
         self._slots = asyncio.Semaphore(settings.slots)
         self._encoders = asyncio.Semaphore(MAX_ENCODERS)
-        self._rows: dict[str, Row] = {}
+        self._sequences: dict[str, RunningSequence] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._house: Running | None = None
+        self._running: Running | None = None
         self._up = False
         self.losses = 0
 
@@ -121,12 +126,12 @@ class VllmLink:
 
     @property
     def pid(self) -> int | None:
-        """vLLM's processes are not ours."""
+        """None: vLLM's processes are not ours."""
         return None
 
     @property
     def facts(self) -> EngineFacts | None:
-        return self._house.facts if self._house is not None and self._up else None
+        return self._running.facts if self._running is not None and self._up else None
 
     @property
     def ready(self) -> bool:
@@ -134,8 +139,8 @@ class VllmLink:
 
     @property
     def pool(self) -> EndpointPool | None:
-        """The endpoints; none before the first was well."""
-        return self._house.pool if self._house is not None else None
+        """The endpoints. None before the first was healthy."""
+        return self._running.pool if self._running is not None else None
 
     @property
     def endpoints(self) -> Sequence[PooledEndpoint]:
@@ -143,32 +148,32 @@ class VllmLink:
         return self.pool.endpoints if self.pool is not None else ()
 
     async def encode_prompt(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
-        house = self._house
-        if not self._up or house is None:
-            raise EngineUnavailable("no vLLM endpoint is well")
+        running = self._running
+        if not self._up or running is None:
+            raise EngineUnavailable("no vLLM endpoint is healthy")
         async with self._encoders:
-            return await asyncio.to_thread(_encode, house.checkpoint, messages)
+            return await asyncio.to_thread(_encode, running.checkpoint, messages)
 
     def start(self, request: GenerationRequest) -> None:
-        house = self._house
-        # Without an endpoint the row is started again when one is well.
-        if not self._up or house is None:
+        running = self._running
+        # Without an endpoint the sequence is started again when one is healthy.
+        if not self._up or running is None:
             return
-        writer = CanvasWriter(request, house.checkpoint.codec, house.checkpoint.canvas_size)
-        row = Row(writer, request.request_id, request.canvas_limit)
-        self._rows[row.request_id] = row
-        self._tasks[row.request_id] = house.group.create_task(
-            self._live(row, house), name="vllm row"
+        writer = CanvasWriter(request, running.checkpoint.codec, running.checkpoint.canvas_size)
+        sequence = RunningSequence(writer, request.request_id, request.canvas_limit)
+        self._sequences[sequence.request_id] = sequence
+        self._tasks[sequence.request_id] = running.group.create_task(
+            self._run_sequence(sequence, running), name="vllm sequence"
         )
 
     def allow(self, request_id: str, canvas_limit: int) -> None:
-        row = self._rows.get(request_id)
-        if row is not None and canvas_limit > row.limit:
-            row.limit = canvas_limit
-            row.widened.set()
+        sequence = self._sequences.get(request_id)
+        if sequence is not None and canvas_limit > sequence.limit:
+            sequence.limit = canvas_limit
+            sequence.widened.set()
 
     def cancel(self, request_id: str) -> None:
-        self._rows.pop(request_id, None)
+        self._sequences.pop(request_id, None)
         task = self._tasks.pop(request_id, None)
         if task is not None:
             task.cancel()
@@ -180,8 +185,10 @@ class VllmLink:
     # --- life
 
     async def run(self) -> None:
-        """Verify, measure, report ready, look after the endpoints. `EngineStartError` when it
-        cannot start."""
+        """Verify, measure, report ready, and watch the endpoints.
+
+        Raises `EngineStartError` if it cannot start.
+        """
         try:
             checkpoint = await asyncio.to_thread(vllm_checkpoint.load, self._settings.checkpoint)
         except CheckpointError as error:
@@ -189,20 +196,19 @@ class VllmLink:
         async with AsyncExitStack() as stack:
             session = await stack.enter_async_context(_session())
             pool = _pool(self._settings, checkpoint.codec, session, self._clock, self._log)
-            facts = await self._first(pool, checkpoint)
+            facts = await self._measure_first(pool, checkpoint)
             group = await stack.enter_async_context(asyncio.TaskGroup())
-            self._house, self._up = Running(checkpoint, pool, facts, group), True
+            self._running, self._up = Running(checkpoint, pool, facts, group), True
             pool.least_context, pool.on_down = facts.max_context, self._break_off
             await self._events.put(EngineReady(facts))
             group.create_task(pool.watch())
             try:
-                await self._tell(self._house)
+                await self._report_outages(self._running)
             finally:
-                self._up, self._house = False, None
+                self._up, self._running = False, None
 
-    async def _first(self, pool: EndpointPool, checkpoint: ServedCheckpoint) -> EngineFacts:
-        """Wait for an endpoint that is well, and measure it; one that is lost meanwhile is waited
-        for again."""
+    async def _measure_first(self, pool: EndpointPool, checkpoint: ServedCheckpoint) -> EngineFacts:
+        """Wait for a healthy endpoint and measure it. If it is lost meanwhile, try again."""
         failed: set[int] = set()
         for _ in range(MAX_MOVES):
             pooled = await pool.start(failed)
@@ -227,7 +233,7 @@ class VllmLink:
             checkpoint,
             max_context=served.max_model_len,
             seconds=self._settings.benchmark_s,
-            rows=self._settings.slots,
+            sequences=self._settings.slots,
             clock=self._clock,
         )
         return EngineFacts(
@@ -246,99 +252,106 @@ class VllmLink:
             details={"engine": "vllm", "version": version, "endpoints": len(self._settings.urls)},
         )
 
-    async def _tell(self, house: Running) -> None:
-        """Tell of the loss of every endpoint and of the return of one, for ever: in order, because
-        only here.
+    async def _report_outages(self, running: Running) -> None:
+        """Report when all endpoints are down and when one is back.
 
-        A loss that is over before it is told was none: its rows have moved.
+        Only this task reports, so events stay in order. An outage that ends before it is reported
+        is skipped: its sequences have already moved.
         """
         while True:
-            await house.pool.until(alive=False)
+            await running.pool.until(alive=False)
             self._up = False
             self.losses += 1
-            self._log.error("engine lost", error=house.pool.troubles, count=self.losses)
-            self._drop_rows()
-            await self._events.put(EngineLost("no vLLM endpoint is well"))
-            await house.pool.until(alive=True)
+            self._log.error("engine lost", error=running.pool.troubles, count=self.losses)
+            self._drop_sequences()
+            await self._events.put(EngineLost("no vLLM endpoint is healthy"))
+            await running.pool.until(alive=True)
             self._up = True
-            await self._events.put(EngineReady(house.facts))
+            await self._events.put(EngineReady(running.facts))
 
     def _break_off(self, pooled: PooledEndpoint) -> None:
-        """End what rows do at an endpoint that is down."""
+        """Break off the streams of an endpoint that is down."""
         now = asyncio.get_running_loop().time()
-        for row in self._rows.values():
-            if row.pooled is pooled and row.scope is not None and not row.scope.expired():
-                row.scope.reschedule(now)
+        for sequence in self._sequences.values():
+            if (
+                sequence.pooled is pooled
+                and sequence.scope is not None
+                and not sequence.scope.expired()
+            ):
+                sequence.scope.reschedule(now)
 
-    def _drop_rows(self) -> None:
-        tasks, self._tasks, self._rows = list(self._tasks.values()), {}, {}
+    def _drop_sequences(self) -> None:
+        tasks, self._tasks, self._sequences = list(self._tasks.values()), {}, {}
         for task in tasks:
             task.cancel()
 
-    # --- rows
+    # --- sequences
 
-    async def _live(self, row: Row, house: Running) -> None:
-        """A row from its start to its end; whatever ends it early is reported for it alone."""
+    async def _run_sequence(self, sequence: RunningSequence, running: Running) -> None:
+        """Run a sequence to its end. A failure is reported for this sequence alone."""
         try:
-            while not row.writer.ended:
-                if row.writer.room(row.limit):
-                    await self._turn(row, house)
+            while not sequence.writer.ended:
+                if sequence.writer.room(sequence.limit):
+                    await self._generate(sequence, running)
                 else:
-                    await row.widened.wait()
-                row.widened.clear()
+                    await sequence.widened.wait()
+                sequence.widened.clear()
         except RequestDeclined as declined:
-            await self._events.put(FailedEvent(row.request_id, "invalid_request", str(declined)))
+            await self._events.put(
+                FailedEvent(sequence.request_id, "invalid_request", str(declined))
+            )
         except EndpointLost as lost:
-            await self._events.put(FailedEvent(row.request_id, "internal", str(lost)))
+            await self._events.put(FailedEvent(sequence.request_id, "internal", str(lost)))
         finally:
-            if self._rows.get(row.request_id) is row:
-                del self._rows[row.request_id], self._tasks[row.request_id]
+            if self._sequences.get(sequence.request_id) is sequence:
+                del self._sequences[sequence.request_id], self._tasks[sequence.request_id]
 
-    async def _turn(self, row: Row, house: Running) -> None:
-        """One request for what the credit window has room for; moves on when the endpoint is
-        lost."""
-        pool = house.pool
+    async def _generate(self, sequence: RunningSequence, running: Running) -> None:
+        """Request what the credit window has room for. If the endpoint is lost, move to another."""
+        pool = running.pool
         async with self._slots:
-            pooled = await pool.acquire(row.left)
+            pooled = await pool.acquire(sequence.left)
             try:
-                await self._stream(row, pooled, house.checkpoint)
+                await self._stream(sequence, pooled, running.checkpoint)
                 return
             except (EndpointLost, EndpointUnfit) as error:
-                row.writer.drop_unfinished()
-                row.moves += 1
-                row.left.add(pooled.number)
-                if row.moves > MAX_MOVES:
+                sequence.writer.drop_unfinished()
+                sequence.moves += 1
+                sequence.left.add(pooled.number)
+                if sequence.moves > MAX_MOVES:
                     raise EndpointLost(
-                        f"lost {row.moves} endpoints under one canvas: {error}"
+                        f"lost {sequence.moves} endpoints under one canvas: {error}"
                     ) from None
                 self._log.warning(
-                    "endpoint lost under a row", count=pooled.number, error=str(error)
+                    "endpoint lost under a sequence", count=pooled.number, error=str(error)
                 )
             finally:
-                row.pooled = row.scope = None
+                sequence.pooled = sequence.scope = None
                 pool.release(pooled)
             await pool.suspect(pooled)
-        if len(row.left) >= len(pool.endpoints):
-            await asyncio.sleep(self._settings.move_pause_s * row.moves)
+        if len(sequence.left) >= len(pool.endpoints):
+            await asyncio.sleep(self._settings.move_pause_s * sequence.moves)
 
-    async def _stream(self, row: Row, pooled: PooledEndpoint, checkpoint: ServedCheckpoint) -> None:
-        writer, served = row.writer, pooled.served
+    async def _stream(
+        self, sequence: RunningSequence, pooled: PooledEndpoint, checkpoint: ServedCheckpoint
+    ) -> None:
+        writer, served = sequence.writer, pooled.served
         if served is None:
             raise EndpointLost("it serves nothing")
-        tokens = writer.room(row.limit)
+        tokens = writer.room(sequence.limit)
         stream = pooled.endpoint.stream(
             served.name, writer.context(), tokens, checkpoint.vocab_size
         )
         try:
-            async with asyncio.timeout(None) as row.scope, aclosing(stream) as chunks:
-                row.pooled = pooled
+            async with asyncio.timeout(None) as sequence.scope, aclosing(stream) as chunks:
+                sequence.pooled = pooled
                 async for chunk in chunks:
                     tokens -= len(chunk.token_ids)
                     if tokens < 0:
                         raise EndpointLost("the endpoint says more than it was asked for")
                     for event in writer.take(chunk):
-                        row.moves = 0
-                        row.left.clear()
+                        sequence.moves = 0
+                        sequence.left.clear()
                         await self._events.put(event)
                     if writer.ended:
                         return
@@ -366,12 +379,13 @@ def _pool(
         )
         for url in settings.urls
     ]
-    return EndpointPool(endpoints, codec, settings.fleet_times, clock, log)
+    return EndpointPool(endpoints, codec, settings.pool_times, clock, log)
 
 
 async def survey(settings: VllmSettings, clock: Clock, log: Any) -> str:
-    """What the endpoints serve, for `worker check`; `ConfigError` names what keeps one from
-    work."""
+    """Describe what the endpoints serve, for `worker check`. Raises `ConfigError` for one that
+    cannot work.
+    """
     codec = await asyncio.to_thread(vllm_checkpoint.load_tokenizer, settings.checkpoint)
     async with _session() as session:
         endpoints = await _pool(settings, codec, session, clock, log).survey()

@@ -1,12 +1,14 @@
-"""What is said to vLLM's OpenAI-compatible server, and what of its answers is believed. Pure.
+"""Requests to vLLM's OpenAI-compatible server, and the checks of its answers. Pure.
 
-Prompts go as token ids, and only token ids are read: the text comes from the checkpoint's own
-tokenizer, so that both are of one making. Seen with vLLM 0.32 (docs/vllm.md): the first chunk of a
-stream repeats the prompt's ids, the id that ended the text is among the last chunk's, and a request
-that fails after its start is answered with status 200 and an error inside the stream.
+Prompts go as token ids, and only token ids are read. The text comes from the checkpoint's own
+tokenizer, so ids and text always agree. Seen with vLLM 0.32 (docs/vllm.md):
 
-Source: vLLM, "OpenAI-Compatible Server",
-https://docs.vllm.ai/en/latest/serving/openai_compatible_server.html; Server-Sent Events,
+- The first chunk of a stream repeats the prompt's ids.
+- The id that ended the text is among the last chunk's ids.
+- A request that fails after its start is answered with status 200 and an error inside the stream.
+
+Sources: vLLM, "OpenAI-Compatible Server",
+https://docs.vllm.ai/en/latest/serving/openai_compatible_server.html. Server-Sent Events,
 https://html.spec.whatwg.org/multipage/server-sent-events.html.
 """
 
@@ -19,15 +21,17 @@ from piecework.base.jsons import loads
 from piecework_node.errors import EndpointLost, EndpointUnfit, RequestDeclined
 
 MAX_BODY_BYTES: Final = 1024 * 1024
-"""Of an answer that is no stream; a list of models takes 500 bytes a model."""
+"""Of an answer that is not a stream. A list of models takes 500 bytes a model."""
 MAX_CHUNK_BYTES: Final = 256 * 1024
-"""Of one line of a stream, without the prompt's ids: a canvas of 1,024 ids and its text is some 80
-KiB."""
+"""Of one line of a stream, without the prompt's ids. A canvas of 1,024 ids and its text take some
+80 KiB.
+"""
 BYTES_PER_ECHOED_ID: Final = 12
 """A uint32 in decimal, its comma and a space."""
 MAX_CHUNK_TOKENS: Final = 4096
-"""In one chunk: the largest canvas four times; more than any engine decodes between two looks at
-its queue."""
+"""In one chunk: four times the largest canvas. No engine decodes more between two looks at its
+queue.
+"""
 _DATA: Final = b"data:"
 _REQUESTS_OWN: Final = frozenset({400, 413, 422})
 _ENDPOINTS_OWN: Final = frozenset({401, 403, 404, 405})
@@ -35,7 +39,7 @@ _ENDPOINTS_OWN: Final = frozenset({401, 403, 404, 405})
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A model as `/v1/models` lists it. `max_model_len`: prompt and output in tokens."""
+    """A model as `/v1/models` lists it. max_model_len: prompt and output in tokens."""
 
     name: str
     max_model_len: int
@@ -43,8 +47,11 @@ class ServedModel:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of a stream. `finish` is vLLM's reason at the end: "stop", "length" or another.
-    `stop_id`: the token that the engine was told to stop at."""
+    """A part of a stream.
+
+    finish: vLLM's reason at the end: "stop", "length" or another. stop_id: the token that the
+    engine was told to stop at.
+    """
 
     token_ids: tuple[int, ...]
     finish: str | None = None
@@ -52,7 +59,7 @@ class Chunk:
 
 
 class End:
-    """The stream's own end mark: nothing follows."""
+    """The stream's own end mark. Nothing follows."""
 
 
 END: Final = End()
@@ -61,8 +68,10 @@ END: Final = End()
 def completion_body(
     model: str, prompt_ids: tuple[int, ...], max_tokens: int, *, ignore_eos: bool = False
 ) -> dict[str, Any]:
-    """The body for `/v1/completions`. No seed and no temperature: those are the engine's own
-    (clause 3.10)."""
+    """Compose the body for `/v1/completions`.
+
+    It has no seed and no temperature: those are the engine's own (clause 3.10).
+    """
     body: dict[str, Any] = {
         "model": model,
         "prompt": list(prompt_ids),
@@ -74,15 +83,15 @@ def completion_body(
 
 
 def max_line_bytes(prompt_tokens: int) -> int:
-    """The longest line that a stream after such a prompt can have."""
+    """Return the longest line that a stream after such a prompt can have."""
     return MAX_CHUNK_BYTES + BYTES_PER_ECHOED_ID * prompt_tokens
 
 
 def parse_line(line: bytes, vocab_size: int) -> Chunk | End | None:
-    """One line of a stream; None for what carries nothing.
+    """Parse one line of a stream. Returns None if it carries nothing.
 
-    Raises RequestDeclined or EndpointLost for an error inside the stream, EndpointLost for anything
-    that vLLM does not say.
+    Raises RequestDeclined or EndpointLost for an error inside the stream, and EndpointLost for
+    anything that vLLM does not send.
     """
     line = line.strip()
     if not line or line.startswith(b":"):
@@ -99,10 +108,10 @@ def parse_line(line: bytes, vocab_size: int) -> Chunk | End | None:
 
 
 def failure(status: int | None, body: Any) -> RequestDeclined | EndpointLost | EndpointUnfit:
-    """Whose fault a failed request is. The server's message may quote the prompt: only its code is
-    kept.
+    """Decide whose fault a failed request is.
 
-    `status` is the HTTP status, or None for an error inside a stream, which carries its own code.
+    The server's message may quote the prompt, so only its code is kept. status: the HTTP status, or
+    None for an error inside a stream, which carries its own code.
     """
     error = body.get("error") if isinstance(body, dict) else None
     code = error.get("code") if status is None and isinstance(error, dict) else status
@@ -118,8 +127,9 @@ def failure(status: int | None, body: Any) -> RequestDeclined | EndpointLost | E
 
 
 def parse_models(data: bytes, wanted: str) -> ServedModel:
-    """The model `wanted` (empty: the only one) out of `/v1/models`; `EndpointUnfit` when it is not
-    served."""
+    """Find the model `wanted` (empty: the only one) in `/v1/models`. Raises `EndpointUnfit` if it
+    is not served.
+    """
     entries = _object(data).get("data")
     if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
         raise EndpointUnfit("the list of models is not as vLLM writes it")
@@ -135,7 +145,7 @@ def parse_models(data: bytes, wanted: str) -> ServedModel:
 
 
 def parse_ids(data: bytes) -> tuple[int, ...]:
-    """The ids of an answer of `/tokenize`."""
+    """Parse the ids of an answer of `/tokenize`."""
     ids = _object(data).get("tokens")
     if not isinstance(ids, list) or not all(_is_count(i, 2**32) for i in ids):
         raise EndpointUnfit("the endpoint does not tokenize as vLLM does")
@@ -143,7 +153,7 @@ def parse_ids(data: bytes) -> tuple[int, ...]:
 
 
 def parse_version(data: bytes) -> str:
-    """vLLM's version, of printable characters only, at most 32."""
+    """Parse vLLM's version: at most 32 printable characters."""
     version = _object(data).get("version")
     if not isinstance(version, str):
         raise EndpointUnfit("the endpoint does not say its version")
@@ -166,11 +176,11 @@ def _chunk(body: dict[str, Any], vocab_size: int) -> Chunk | None:
         raise EndpointUnfit("the endpoint does not return token ids: it takes vLLM 0.10.2 or later")
     ids = [] if ids is None else ids
     if not isinstance(ids, list) or len(ids) > MAX_CHUNK_TOKENS:
-        raise EndpointLost("a chunk's token ids are no list of bearable length")
+        raise EndpointLost("a chunk's token ids are not a list, or too many")
     if not all(_is_count(token, vocab_size) for token in ids):
         raise EndpointLost("a chunk has a token id that is not in the vocabulary")
     if finish is not None and not isinstance(finish, str):
-        raise EndpointLost("a chunk's finish_reason is no word")
+        raise EndpointLost("a chunk's finish_reason is not a string")
     return Chunk(tuple(ids), finish, stop if _is_count(stop, vocab_size) else None)
 
 
@@ -184,5 +194,5 @@ def _object(data: bytes) -> dict[str, Any]:
     except ValueError:
         raise EndpointLost("the endpoint's answer is not JSON") from None
     if not isinstance(body, dict):
-        raise EndpointLost("the endpoint's answer is no JSON object")
+        raise EndpointLost("the endpoint's answer is not a JSON object")
     return body

@@ -1,8 +1,8 @@
 """The embedded chain: `Evm` behind JSON-RPC on loopback, in this process. For the demo and for
 tests.
 
-py-evm is slow and synchronous (a tenth of a second a settlement), so it lives in one worker thread,
-which is also the lock around it. Nothing is kept when it stops.
+py-evm is slow and synchronous (4 ms of CPU time a claim), so it lives in one worker thread. That
+thread is also the lock around it. Nothing is kept when it stops.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class EmbeddedChain:
             self._worker = None
 
     def _genesis(self) -> Any:
-        # py-evm takes over a second to import: only a process that runs a chain pays for it.
+        # py-evm takes 0.6 s of CPU time to import: only a process that runs a chain pays for it.
         from piecework.chain.dev.evm import Evm
         from piecework.chain.dev.evm_rpc import Methods
 

@@ -3,6 +3,9 @@ Synchronous.
 
 For demos and tests. Rules are Prague's; blocks carry no seal, and a block's time may equal its
 parent's, so that a burst of transactions does not run ahead of the clock. Final is what is mined.
+
+py-evm is archived. docs/adr/0007 says why it stays. No other module imports it, and the tests hold
+its blocks to anvil's.
 """
 
 from __future__ import annotations
@@ -77,7 +80,7 @@ class MinedRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
+class CallMessage:
     """What eth_call and eth_estimateGas run. `to` empty creates a contract."""
 
     sender: bytes
@@ -96,7 +99,7 @@ class _Rules(PragueVM):
 
 
 class _Chain(MiningChain):
-    """One fork for ever, no seal, constant gas limit."""
+    """One fork, no seal, constant gas limit."""
 
     chain_id = EMBEDDED_CHAIN_ID
     vm_configuration = ((BlockNumber(0), _Rules),)
@@ -220,14 +223,14 @@ class Evm:
         self._mine_queued(sender)
         return bytes(tx.hash)
 
-    def call(self, message: Message, number: int | None) -> bytes:
+    def call(self, message: CallMessage, number: int | None) -> bytes:
         """Run a message without keeping anything; `EvmReverted` with the revert's data."""
         computation, _ = self._run(message, number)
         if computation.is_error:
             raise _failure(computation.error)
         return bytes(computation.output)
 
-    def estimate(self, message: Message, number: int | None) -> int:
+    def estimate(self, message: CallMessage, number: int | None) -> int:
         """Gas that suffices: what one run uses with refunds added back, confirmed by a second run
         with it."""
         highest = message.gas
@@ -238,7 +241,7 @@ class Evm:
         while candidate < highest:
             # A sub-call may spend 63/64 of what is left (EIP-150), so the sum can be a little
             # short.
-            trial = Message(message.sender, message.to, message.data, message.value, candidate)
+            trial = CallMessage(message.sender, message.to, message.data, message.value, candidate)
             if not self._run(trial, number)[0].is_error:
                 return candidate
             candidate += max(1_000, candidate // 32)
@@ -290,7 +293,7 @@ class Evm:
         parent = self._chain.get_canonical_block_header_by_number(header.block_number - 1)
         return header.copy(timestamp=max(parent.timestamp, self._now() + self._offset_s))
 
-    def _run(self, message: Message, number: int | None) -> tuple[Any, int]:
+    def _run(self, message: CallMessage, number: int | None) -> tuple[Any, int]:
         """Run at the pending block, or on the state after block `number`: computation and gas
         used."""
         header = self._pending_header() if number is None else self.header(number)

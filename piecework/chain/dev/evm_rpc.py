@@ -10,7 +10,14 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from piecework.chain.dev.evm import Evm, EvmRefused, EvmReverted, LogRecord, Message, MinedRecord
+from piecework.chain.dev.evm import (
+    CallMessage,
+    Evm,
+    EvmRefused,
+    EvmReverted,
+    LogRecord,
+    MinedRecord,
+)
 from piecework.chain.limits import EMBEDDED_BLOCK_GAS, EMBEDDED_CHAIN_ID, MAX_FEE_HISTORY_BLOCKS
 from piecework_protocol.types import address_hex
 
@@ -255,12 +262,12 @@ def _response(number: Any, result: Any = None, *, error: Rejected | None = None)
     return answer | ({"result": result} if error is None else {"error": error.to_json()})
 
 
-def _message(raw: Any) -> Message:
+def _message(raw: Any) -> CallMessage:
     if not isinstance(raw, dict):
         raise Rejected(_PARAMS, "a transaction is an object")
     data = raw.get("input", raw.get("data", "0x"))
     gas = _number(raw["gas"]) if raw.get("gas") is not None else EMBEDDED_BLOCK_GAS
-    return Message(
+    return CallMessage(
         sender=_address(raw["from"]) if raw.get("from") else bytes(20),
         to=_address(raw["to"]) if raw.get("to") else b"",
         data=_bytes(data or "0x"),

@@ -17,6 +17,9 @@ EMBEDDED_FAUCET_KEY = keccak256(
 ANVIL_FAUCET_KEY = bytes.fromhex("ac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80")
 """The first account of the mnemonic that every development tool ships ("test test ... junk")."""
 
+GIFT_WEI = 10**18
+"""One coin: gas for thousands of transactions."""
+
 
 async def faucet_signer(rpc: JsonRpc) -> LocalSigner:
     """The funded test key of this development chain; `WrongChain` on every other chain."""
@@ -42,6 +45,20 @@ async def mint_tokens(
 ) -> Mined:
     """Make test tokens for `to`; the token must be the TestToken."""
     return await (await _sender(rpc, faucet)).execute(mint(token, to, amount), poll_s=poll_s)
+
+
+async def take_from_faucet(
+    rpc: JsonRpc, token: Address, to: Address, amount: Amount, *, poll_s: float = DEFAULT_POLL_S
+) -> None:
+    """Give `to` one coin for gas, and `amount` base units of the test token if that is not 0.
+
+    Raises:
+        WrongChain: this is not a development chain.
+    """
+    faucet = await faucet_signer(rpc)
+    await fund_native(rpc, faucet, to, GIFT_WEI, poll_s=poll_s)
+    if amount:
+        await mint_tokens(rpc, faucet, token, to, amount, poll_s=poll_s)
 
 
 async def _sender(rpc: JsonRpc, faucet: Signer) -> TransactionSender:

@@ -34,7 +34,7 @@ from piecework_protocol.errors import MalformedInput
 from piecework_protocol.limits import MAX_DENOISING_STEPS, MAX_MESSAGES_PER_PROMPT
 from piecework_protocol.objects import Offer
 from piecework_protocol.types import Amount, Micros, to_hex
-from piecework_protocol.views import members, served_models
+from piecework_protocol.views import listed_models, members
 
 MAX_STOP_STRINGS = 4
 MAX_STOP_CHARACTERS = 256
@@ -360,7 +360,7 @@ def model_list(offers: Iterable[Offer], token: Token) -> dict[str, dict[str, Any
                 "token": token_object(token),
             },
         }
-        for name, model in served_models(offers, lambda model: model.name).items()
+        for name, model in listed_models(offers, lambda model: model.name).items()
     }
 
 

@@ -42,13 +42,7 @@ from piecework.client.jobs.events import CanvasText, JobEvent, JobFinished, JobS
 from piecework.client.jobs.run import JobRun
 from piecework.client.jobs.selection import BUSY_REASONS
 from piecework.client.sdk import PieceworkClient
-from piecework_protocol.content import encode_prompt
-from piecework_protocol.errors import (
-    MalformedInput,
-    ProtocolViolation,
-    Reason,
-    Refusal,
-)
+from piecework_protocol.errors import MalformedInput, ProtocolViolation, Reason, Refusal
 from piecework_protocol.limits import MAX_PROMPT_BYTES
 from piecework_protocol.types import to_hex
 
@@ -149,9 +143,8 @@ class Gateway:
             raise ApiError(
                 400, "invalid_request_error", "the body is not JSON", code="not_json"
             ) from None
-        chat = oai.parse_chat(body, best_effort=self._options.best_effort)
         try:
-            encode_prompt(chat.request.messages)
+            chat = oai.parse_chat(body, best_effort=self._options.best_effort)
         except MalformedInput as error:
             raise oai.as_malformed(error) from None
         if self._running >= self._options.max_concurrent:

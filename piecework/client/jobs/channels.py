@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from piecework.base.amounts import Token
 from piecework.base.clock import Clock
+from piecework.base.errors import PieceworkError
 from piecework.chain.errors import RpcUnavailable
 from piecework.client.config import ClientConfig
 from piecework.client.errors import InsufficientFunds
@@ -18,7 +19,6 @@ from piecework.client.journal.records import ChannelRow, ChannelStatus, JobRow
 from piecework.client.journal.store import Store
 from piecework.client.network.discovery import ChainView
 from piecework.client.wallet import Wallet
-from piecework_protocol.errors import PieceworkError
 from piecework_protocol.frames import Funding
 from piecework_protocol.objects import Channel, CloseChannel, FundChannel, Offer
 from piecework_protocol.signing import sign

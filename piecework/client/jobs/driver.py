@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, replace
 
 from piecework.base.clock import Clock
@@ -25,32 +25,36 @@ from piecework.client.jobs.events import (
     JobResuming,
     JobStarted,
 )
-from piecework.client.jobs.requests import TextRequest
+from piecework.client.jobs.requests import TextRequest, job_parameters
 from piecework.client.jobs.run import Caller
 from piecework.client.jobs.selection import Choice, learn, learn_broken
 from piecework.client.journal.records import ChannelRow, JobRow, JobStatus, usage_of
 from piecework.client.journal.store import Store
 from piecework.client.limits import CANCEL_TIMEOUT_S, RESUME_FIRST_WAIT_S, RESUME_LONGEST_WAIT_S
-from piecework.client.network.discovery import Links
-from piecework.client.network.transport import JobStream
+from piecework.client.network.transport import JobLinks, JobStream
 from piecework.client.wallet import Wallet
 from piecework_protocol import objects
 from piecework_protocol.client_session import (
     CanvasVerified,
     ClientSession,
     DraftSeen,
-    JobAccepted,
     Openers,
-    PaymentAcknowledged,
-    SessionEnded,
     paid_amount,
 )
-from piecework_protocol.content import encode_prompt, prompt_digest
+from piecework_protocol.content import prompt_digest
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import ProtocolViolation, Reason, Refusal
-from piecework_protocol.frames import Account, CancelJob, SubmitJob, WorkerFrame
+from piecework_protocol.frames import (
+    Accepted,
+    Account,
+    CancelJob,
+    JobEnded,
+    SubmitJob,
+    VoucherAccepted,
+    WorkerFrame,
+)
 from piecework_protocol.ledger import PayerLedger
-from piecework_protocol.objects import Job, ModelOffer, Receipt
+from piecework_protocol.objects import Job, ModelOffer, Receipt, Voucher
 from piecework_protocol.sealing import (
     canvas_context,
     draft_context,
@@ -81,12 +85,14 @@ class JobContext:
 
     store: Store
     channels: ChannelManager
-    links: Links
+    links: JobLinks
     wallet: Wallet
     domain: Domain
     config: ClientConfig
     clock: Clock
     entropy: Callable[[int], bytes]
+    sleep: Callable[[float], Awaitable[object]] = asyncio.sleep
+    """Waits for seconds before a job is presented again; a simulation moves its clock instead."""
 
     def now(self) -> Timestamp:
         return Timestamp(int(self.clock.wall()))
@@ -97,19 +103,18 @@ async def prepare(context: JobContext, choice: Choice, request: TextRequest) -> 
     sent."""
     offer, now = choice.signed.offer, context.now()
     row = await context.channels.for_offer(offer)
-    prompt = encode_prompt(request.messages)
+    prompt = request.prompt
     reply_secret, salt = context.entropy(32), Bytes32(context.entropy(32))
     seed = choice.generation.seed
-    parameters = choice.parameters(
-        int.from_bytes(context.entropy(8), "big") if seed is None else seed
-    )
+    if seed is None:
+        seed = int.from_bytes(context.entropy(8), "big")
     job = Job(
         channel=row.id,
         salt=salt,
         offer=Digest(context.domain.digest(offer)),
         model=choice.model.digest,
         prompt=prompt_digest(salt, prompt),
-        parameters=parameters,
+        parameters=job_parameters(choice.model, choice.generation, seed),
         max_amount=choice.ceiling,
         deadline=Timestamp(now + context.config.job_lifetime_s),
         reply_key=public_key(reply_secret),
@@ -151,7 +156,7 @@ class JobDriver:
         self._replay = replay
         self._prompt_tokens = job.prompt_tokens
         self._announced = False
-        self._ended: SessionEnded | None = None
+        self._ended: JobEnded | None = None
 
     @property
     def canvases(self) -> int:
@@ -198,7 +203,7 @@ class JobDriver:
                 RESUME_LONGEST_WAIT_S, max(RESUME_FIRST_WAIT_S * 2 ** (attempt - 1), wait or 0.0)
             )
             await self._caller.emit(JobResuming(attempt, pause, why))
-            await asyncio.sleep(pause)
+            await self._context.sleep(pause)
 
     @property
     def _attempts(self) -> int:
@@ -238,13 +243,13 @@ class JobDriver:
         async with contextlib.aclosing(self._read(stream)) as frames:
             async for frame in frames:
                 event = session.receive(frame)
-                if isinstance(event, JobAccepted):
+                if isinstance(event, Accepted):
                     book = await self._on_accepted(event, stream)
                 elif isinstance(event, DraftSeen):
                     self._caller.offer(DraftText(event.canvas, event.step, event.output.text))
                 elif isinstance(event, CanvasVerified):
                     book = await self._on_canvas(event, stream, book)
-                elif isinstance(event, PaymentAcknowledged):
+                elif isinstance(event, VoucherAccepted):
                     book = await asyncio.to_thread(
                         self._context.store.acknowledge, row.id, event.count
                     )
@@ -311,7 +316,7 @@ class JobDriver:
             return self._context.config.acknowledgement_timeout_s
         return CANCEL_TIMEOUT_S if cancelling else self._context.config.stall_timeout_s
 
-    async def _on_accepted(self, event: JobAccepted, stream: JobStream) -> PayerLedger:
+    async def _on_accepted(self, event: Accepted, stream: JobStream) -> PayerLedger:
         context, job = self._context, self._job
         if self._prompt_tokens not in (None, event.prompt_tokens):
             raise ProtocolViolation("3.5", "the worker signed two prompt lengths for one job")
@@ -335,7 +340,7 @@ class JobDriver:
                 )
             )
         if book.accumulator.count > _recorded(event.account):
-            await self._send_voucher(stream, book)
+            await self._send_voucher(stream, book, book.voucher())
         return book
 
     async def _on_canvas(
@@ -363,16 +368,16 @@ class JobDriver:
             again=payment.again,
         )
         try:
-            if not payment.again:
-                await self._send_voucher(stream, payment.book)
+            if payment.voucher is not None:
+                await self._send_voucher(stream, payment.book, payment.voucher)
         finally:
             await self._caller.emit(canvas)
         return book if payment.again else payment.book
 
-    async def _send_voucher(self, stream: JobStream, book: PayerLedger) -> None:
-        """Sign what is recorded and send it."""
-        signature = sign(self._context.domain, book.voucher(), self._context.wallet.authorizer)
-        await stream.send(book.payment(signature))
+    async def _send_voucher(self, stream: JobStream, book: PayerLedger, voucher: Voucher) -> None:
+        """Sign the voucher that was recorded with the book, and send it."""
+        signature = sign(self._context.domain, voucher, self._context.wallet.authorizer)
+        await stream.send(book.payment(voucher, signature))
 
     # --- the end
 
@@ -388,7 +393,7 @@ class JobDriver:
         if reason is not None:
             message = end.message if end is not None else ""
             await asyncio.to_thread(
-                context.store.finish, job.id, JobStatus.FAILED, f"{reason.label} {message}"
+                context.store.finish, job.id, JobStatus.FAILED, f"{reason.name} {message}"
             )
             raise JobFailed(job.id, reason, message)
         status = JobStatus.COMPLETE if complete else JobStatus.CANCELLED

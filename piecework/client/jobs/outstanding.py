@@ -60,7 +60,7 @@ async def pay_outstanding(
                 continue
             # The worker does not know the job, or will not have it: nothing is owed.
             await asyncio.to_thread(
-                context.store.finish, job.id, JobStatus.REFUSED, refusal.reason.label
+                context.store.finish, job.id, JobStatus.REFUSED, refusal.reason.name
             )
         except ClientError as error:
             troubles.append(str(error))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Self
+from typing import Self, TypeVar
 
 from piecework.base.amounts import Token
-from piecework_protocol.content import Message
-from piecework_protocol.types import Amount, Micros, Seconds
+from piecework_protocol.content import Message, encode_prompt
+from piecework_protocol.objects import ModelOffer, Parameters, Service
+from piecework_protocol.service import best_effort_parameters
+from piecework_protocol.types import Amount, Micros, Seconds, Uint32, Uint64
 
 DEFAULT_MAX_TOKENS = 1024
 DEFAULT_MAX_STEPS = 48
@@ -18,6 +20,7 @@ DEFAULT_ENTROPY_BOUND = Micros(100_000)
 DEFAULT_CONFIDENCE_THRESHOLD = Micros(5_000)
 DEFAULT_STABILITY_STEPS = 1
 LONGEST_WITHDRAWAL_DELAY = Seconds(30 * 86400)
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,10 @@ class TextRequest:
         drafts: Whether canvases are shown while they are denoised.
         best_effort: Lets in models that honour no seed and leave no trace. A request that sets
             what they cannot honour still goes to a replayable model.
+        prompt: The bytes that are sealed and signed for.
+
+    Raises:
+        MalformedInput: The messages do not make a prompt (clause 3.3).
 
     Example:
         >>> TextRequest.of("Tell me a story.", max_tokens=256).generation.max_tokens
@@ -82,6 +89,10 @@ class TextRequest:
     max_price: Amount | None = None
     drafts: bool = False
     best_effort: bool = False
+    prompt: bytes = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prompt", encode_prompt(self.messages))
 
     @classmethod
     def of(
@@ -144,3 +155,30 @@ class Filters:
     max_price_per_million_output: Amount | None = None
     max_withdrawal_delay: Seconds = LONGEST_WITHDRAWAL_DELAY
     second_is_worth: float = 50.0
+
+
+def job_parameters(model: ModelOffer, generation: Generation, seed: int) -> Parameters:
+    """Give the parameters to sign for a model, with every open value resolved.
+
+    `generation` has its token and step limits (`selection.resolve`). A best-effort model takes the
+    token limit and nothing else.
+    """
+    g = generation
+    tokens = Uint32(g.max_tokens or 0)
+    if model.service is Service.BEST_EFFORT:
+        return best_effort_parameters(tokens)
+    return Parameters(
+        seed=Uint64(seed),
+        max_tokens=tokens,
+        max_steps=Uint32(g.max_steps or 0),
+        temperature_start=_given(g.temperature_start, DEFAULT_TEMPERATURE_START),
+        temperature_end=_given(g.temperature_end, DEFAULT_TEMPERATURE_END),
+        entropy_bound=_given(g.entropy_bound, DEFAULT_ENTROPY_BOUND),
+        confidence_threshold=_given(g.confidence_threshold, DEFAULT_CONFIDENCE_THRESHOLD),
+        stability_steps=Uint32(_given(g.stability_steps, DEFAULT_STABILITY_STEPS)),
+        service=Service.REPLAYABLE,
+    )
+
+
+def _given(value: _T | None, default: _T) -> _T:
+    return default if value is None else value

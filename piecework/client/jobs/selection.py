@@ -10,19 +10,14 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 from piecework.client.jobs.requests import (
-    DEFAULT_CONFIDENCE_THRESHOLD,
-    DEFAULT_ENTROPY_BOUND,
     DEFAULT_MAX_STEPS,
     DEFAULT_MAX_TOKENS,
-    DEFAULT_STABILITY_STEPS,
-    DEFAULT_TEMPERATURE_END,
-    DEFAULT_TEMPERATURE_START,
     Filters,
     Generation,
     TextRequest,
+    job_parameters,
 )
 from piecework.client.journal.records import Experience
 from piecework.client.limits import (
@@ -32,18 +27,15 @@ from piecework.client.limits import (
     MEAN_STEPS_ESTIMATE,
 )
 from piecework_protocol.client_session import TEMPLATE_TOKENS
-from piecework_protocol.content import encode_prompt
 from piecework_protocol.errors import Reason
-from piecework_protocol.objects import ModelOffer, Parameters, Service
+from piecework_protocol.objects import ModelOffer, Service
 from piecework_protocol.pricing import Usage, canvases_for, price, worst_case
-from piecework_protocol.service import best_effort_parameters
-from piecework_protocol.types import Address, Amount, Timestamp, Uint32, Uint64, address_hex
+from piecework_protocol.types import Address, Amount, Timestamp, address_hex
 from piecework_protocol.wire import SignedOffer
 
 # A worker that nobody knows is taken to keep its word three times out of four.
 PRIOR_SUCCESSES = 3.0
 PRIOR_FAILURES = 1.0
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,33 +56,6 @@ class Choice:
     def operator(self) -> Address:
         return self.signed.offer.operator
 
-    def parameters(self, seed: int) -> Parameters:
-        """The signed parameters, with every open value resolved; best effort leaves all but one
-        open."""
-        g = self.generation
-        if self.model.service is Service.BEST_EFFORT:
-            return best_effort_parameters(Uint32(g.max_tokens or 0))
-        return Parameters(
-            seed=Uint64(seed),
-            max_tokens=Uint32(g.max_tokens or 0),
-            max_steps=Uint32(g.max_steps or 0),
-            temperature_start=_given(g.temperature_start, DEFAULT_TEMPERATURE_START),
-            temperature_end=_given(g.temperature_end, DEFAULT_TEMPERATURE_END),
-            entropy_bound=_given(g.entropy_bound, DEFAULT_ENTROPY_BOUND),
-            confidence_threshold=_given(g.confidence_threshold, DEFAULT_CONFIDENCE_THRESHOLD),
-            stability_steps=Uint32(_given(g.stability_steps, DEFAULT_STABILITY_STEPS)),
-            service=Service.REPLAYABLE,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class OfferCandidate:
-    """One model of one offer, and what is remembered of its worker."""
-
-    signed: SignedOffer
-    model: ModelOffer
-    memory: Experience
-
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
@@ -110,7 +75,6 @@ def rank(
 ) -> Ranking:
     """Order the offers that can take the request. Deterministic: ties go to the lower operator
     address."""
-    prompt_bytes = len(encode_prompt(request.messages))
     choices: list[Choice] = []
     unfit: list[str] = []
     known = False
@@ -119,7 +83,7 @@ def rank(
         known = known or bool(models)
         memory = experience.get(signed.offer.operator, Experience(signed.offer.operator))
         for model in models:
-            fit = _fit(request, OfferCandidate(signed, model, memory), prompt_bytes, filters)
+            fit = _fit(request, signed, model, memory, filters)
             if isinstance(fit, Choice):
                 choices.append(fit)
             else:
@@ -171,10 +135,6 @@ def learn_broken(memory: Experience, now: Timestamp, clause: str) -> Experience:
     return replace(learn(memory, now, success=False), broken_clause=clause, broken_at=now)
 
 
-def _given(value: _T | None, default: _T) -> _T:
-    return default if value is None else value
-
-
 def _is_wanted(model: ModelOffer, wanted: str | None) -> bool:
     if wanted is None:
         return True
@@ -183,10 +143,13 @@ def _is_wanted(model: ModelOffer, wanted: str | None) -> bool:
 
 
 def _fit(
-    request: TextRequest, candidate: OfferCandidate, prompt_bytes: int, filters: Filters
+    request: TextRequest,
+    signed: SignedOffer,
+    model: ModelOffer,
+    memory: Experience,
+    filters: Filters,
 ) -> Choice | str:
-    signed, model, memory = candidate.signed, candidate.model, candidate.memory
-    offer, now = signed.offer, Timestamp(filters.now)
+    offer, now, prompt_bytes = signed.offer, Timestamp(filters.now), len(request.prompt)
     generation = resolve(request.generation, model)
     usage = expected_usage(generation, model, prompt_bytes)
     trouble = (
@@ -196,9 +159,7 @@ def _fit(
     )
     if trouble:
         return trouble
-    parameters = Choice(signed, model, generation, Amount(0), Amount(0), 0, 0, 0, False).parameters(
-        0
-    )
+    parameters = job_parameters(model, generation, seed=0)  # the seed costs nothing
     ceiling = worst_case(model, parameters, prompt_bytes + TEMPLATE_TOKENS)
     expected = min(price(model, usage), ceiling)
     limits = [x for x in (request.max_price, filters.max_job_price) if x is not None]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from piecework_protocol.frames import SubmitJob
 from piecework_protocol.ledger import PayerLedger
-from piecework_protocol.objects import Channel, Receipt
+from piecework_protocol.objects import Channel, Receipt, Voucher
 from piecework_protocol.pricing import Usage
 from piecework_protocol.types import Address, Amount, ChannelId, Digest, JobId, Signature, Timestamp
 from piecework_protocol.wire import SignedOffer
@@ -89,12 +89,19 @@ class ReceiptRow:
 
 @dataclass(frozen=True, slots=True)
 class Payment:
-    """The book after a receipt was paid. `again`: the receipt had been paid before, nothing
-    changed."""
+    """The book after a receipt was paid, and the voucher that pays for it.
+
+    `voucher` is None when the receipt had been paid before. Then nothing changed.
+    """
 
     book: PayerLedger
     leaf_index: int
-    again: bool
+    voucher: Voucher | None
+
+    @property
+    def again(self) -> bool:
+        """Whether the receipt had been paid before."""
+        return self.voucher is None
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ from piecework_protocol.frames import Account, CanvasDelivered, LeafRef, SubmitJ
 from piecework_protocol.ledger import PayerLedger
 from piecework_protocol.limits import MAX_LEAVES_PER_VOUCHER
 from piecework_protocol.merkle import Accumulator
-from piecework_protocol.objects import Channel
+from piecework_protocol.objects import Channel, Voucher
 from piecework_protocol.types import (
     Address,
     Amount,
@@ -288,7 +288,7 @@ class Store:
             if known:
                 if known[0][0] != event.digest:
                     raise ProtocolViolation("4.1", "two different receipts for one canvas")
-                return Payment(row.book, known[0][1], again=True)
+                return Payment(row.book, known[0][1], voucher=None)
             if len(row.book.unacknowledged) >= MAX_LEAVES_PER_VOUCHER:
                 raise ProtocolViolation("5.6", "the worker does not confirm what it is paid")
             ref = LeafRef(receipt.job, receipt.canvas)
@@ -310,8 +310,7 @@ class Store:
                     text,
                 ),
             )
-            _write_book(db, book)
-            return Payment(book, index, again=False)
+            return Payment(book, index, _write_book(db, book))
 
     def receipts(
         self, *, channel: ChannelId | None = None, job: JobId | None = None
@@ -405,7 +404,8 @@ def _leaves(db: apsw.Connection, channel: bytes, since: int) -> tuple[LeafRef, .
     return tuple(LeafRef(JobId(job), canvas) for job, canvas in rows)
 
 
-def _write_book(db: apsw.Connection, book: PayerLedger) -> None:
+def _write_book(db: apsw.Connection, book: PayerLedger) -> Voucher:
+    """Record the book and the voucher that states it."""
     voucher = book.voucher()
     db.execute(
         "UPDATE channels SET cumulative = ?, count = ?, peaks = ?, acknowledged = ? WHERE id = ?",
@@ -421,6 +421,7 @@ def _write_book(db: apsw.Connection, book: PayerLedger) -> None:
         "INSERT OR IGNORE INTO vouchers VALUES (?, ?, ?, ?)",
         (book.channel, voucher.count, str(voucher.cumulative), voucher.receipts_root),
     )
+    return voucher
 
 
 def _check_known(db: apsw.Connection, account: Account) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import ssl
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -23,14 +23,13 @@ from piecework_protocol import wire
 from piecework_protocol.errors import MalformedInput, ProtocolViolation, Reason, Refusal
 from piecework_protocol.frames import ClientFrame, WorkerFrame
 from piecework_protocol.limits import MAX_FRAME_BYTES, MAX_OFFER_BYTES, MAX_REASON_BYTES
-from piecework_protocol.objects import Channel, CloseChannel
+from piecework_protocol.objects import Channel, CloseChannel, Offer
 from piecework_protocol.types import Digest, Signature
 from piecework_protocol.wire import SignedOffer
 
 CERTIFICATE_NAME: Final = "piecework-worker"
 _EOF: Final = grpc.aio.EOF  # type: ignore[attr-defined]  # missing in the stubs
 _SERVICE: Final = "/piecework.v1.Worker/"
-_REASONS: Final = {r.label: r for r in Reason}
 _BARE_CODES: Final = {
     grpc.StatusCode.RESOURCE_EXHAUSTED: Reason.BUSY,
     grpc.StatusCode.INVALID_ARGUMENT: Reason.MALFORMED,
@@ -220,6 +219,26 @@ class JobStream:
             raise _translated(code, details or "", await self._call.trailing_metadata())
 
 
+class JobLink(Protocol):
+    """A worker that takes jobs; `WorkerLink` is one."""
+
+    def run(self, deadline_s: float) -> JobStream:
+        """Open one job's stream."""
+        ...
+
+
+class JobLinks(Protocol):
+    """How a job reaches its worker; `discovery.Links` holds real connections."""
+
+    async def to(self, offer: Offer) -> JobLink:
+        """The worker of a verified offer. `WorkerUnreachable` when there is no way to it."""
+        ...
+
+    async def drop(self, offer: Offer) -> None:
+        """Forget a way that failed."""
+        ...
+
+
 def translate(error: grpc.aio.AioRpcError) -> Refusal | WorkerUnreachable:
     """A gRPC error as ours."""
     return _translated(error.code(), error.details() or "", error.trailing_metadata())
@@ -261,9 +280,9 @@ def _rich_refusal(details: str, trailing: Any) -> Refusal | None:
         return None
     if not found or info.domain != "piecework":
         return None
-    reason = _REASONS.get(info.reason, Reason.INTERNAL)
+    reason = Reason.named(info.reason)
     message = _words(status.message or details)
-    message = message.removeprefix(f"{reason.label}: ")
+    message = message.removeprefix(f"{reason.name}: ")
     metadata = {k[:64]: v[:256] for k, v in list(info.metadata.items())[:16]}
     return Refusal(reason, message, retry_after_s=retry_after_s, metadata=metadata)
 

@@ -17,6 +17,8 @@ from piecework.processes import Role
 from piecework_protocol.types import to_hex
 from tests.support.chains import ETHER, USD, require_anvil, signer
 
+pytestmark = pytest.mark.process
+
 OTHER = to_hex(signer("other").address)
 
 
@@ -25,7 +27,7 @@ async def command(
 ) -> tuple[int, str, str]:
     """Run `piecework chain ARGUMENTS` to its end: exit code, stdout, stderr."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "piecework", "chain", *arguments),
+        *(sys.executable, "-P", "-m", "piecework", "chain", *arguments),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         env={**os.environ, **(environment or {})},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from piecework.chain import calls
-from piecework.chain.authorizations import Permit, Registration, sign_permit, sign_registration
+from piecework.chain.authorizations import Permit, Registration, sign_permit
 from piecework.chain.deploy import deploy
 from piecework.chain.errors import BadDeployment, TransactionReverted, WrongChain
 from piecework.chain.events import (
@@ -21,7 +21,15 @@ from piecework_protocol.eip712 import Domain
 from piecework_protocol.objects import CloseChannel, FundChannel, RequestWithdrawal
 from piecework_protocol.signing import sign
 from piecework_protocol.states import ChannelState
-from piecework_protocol.types import Address, Amount, Bytes32, Signature, Timestamp, keccak256
+from piecework_protocol.types import (
+    Address,
+    Amount,
+    Bytes32,
+    Signature,
+    Timestamp,
+    Uint256,
+    keccak256,
+)
 from tests.support.chains import (
     ETHER,
     FAR,
@@ -36,6 +44,8 @@ from tests.support.chains import (
     deployed,
     signer,
 )
+
+pytestmark = pytest.mark.process
 
 PAYER, WORKER, COLD, STRANGER = (signer(n) for n in ("payer", "worker", "cold", "stranger"))
 
@@ -91,9 +101,11 @@ async def test_a_worker_registers_with_one_transaction(any_chain: Chain) -> None
             "https://worker.example:7000",
             deadline,
         )
-        consent = sign_registration(market.reader.registry_domain(), terms, WORKER)
+        consent = sign(market.reader.registry_domain(), terms, WORKER)
         nonce = await market.reader.permit_nonce(market.token, COLD.address)
-        allowance = Permit(COLD.address, market.deployment.registry, MIN_STAKE, nonce, deadline)
+        allowance = Permit(
+            COLD.address, market.deployment.registry, Uint256(MIN_STAKE), nonce, Uint256(deadline)
+        )
         permit = sign_permit(await market.reader.token_domain(market.token), allowance, COLD)
         assert await market.reader.worker(WORKER.address) is None
         call = calls.register_with_permit(market.deployment, terms, permit, consent)
@@ -162,9 +174,9 @@ async def test_a_payer_deposits_by_permit_and_by_approval(any_chain: Chain) -> N
         d, reader = market.deployment, market.reader
         await market.give(WORKER.address, wei=ETHER)
         await market.give(PAYER.address, wei=ETHER, tokens=5 * USD)
-        deadline = Timestamp(await reader.timestamp() + 600)
+        deadline = Uint256(await reader.timestamp() + 600)
         nonce = await reader.permit_nonce(market.token, PAYER.address)
-        allowance = Permit(PAYER.address, d.escrow, Amount(2 * USD), nonce, deadline)
+        allowance = Permit(PAYER.address, d.escrow, Uint256(2 * USD), nonce, deadline)
         permit = sign_permit(await reader.token_domain(market.token), allowance, PAYER)
         await market.run(WORKER, calls.deposit_with_permit(d, permit))
         for call in calls.approve_and_deposit(d, market.token, Amount(3 * USD), PAYER.address):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Any
 
 import aiohttp
@@ -118,10 +117,9 @@ async def test_time_stands_with_the_clock_and_moves_on_request() -> None:
         assert await market.reader.timestamp() == clock.now + 10_000 + 3600
 
 
-async def test_a_large_settlement_is_estimated_and_mined_in_seconds(
+async def test_a_large_settlement_is_mined_within_its_gas_hint(
     embedded_chain: EmbeddedChain,
 ) -> None:
-
     async with deployed(embedded_chain) as market:
         payer = signer("payer")
         await market.give(WORKER.address, wei=ETHER)
@@ -130,11 +128,9 @@ async def test_a_large_settlement_is_estimated_and_mined_in_seconds(
         for channel in channels:
             await market.open_channel(payer, WORKER, channel, USD)
         claims = [claim_of(market.reader.domain, channel, payer, USD) for channel in channels]
-        started = time.monotonic()
         mined = await market.sender(WORKER).execute(
             calls.settle(market.deployment, claims), poll_s=POLL_S
         )
-        assert time.monotonic() - started < 10
         assert await market.reader.token_balance(market.token, WORKER.address) == 20 * USD
         assert mined.gas_used < calls.settle(market.deployment, claims).gas_hint
 

@@ -38,6 +38,8 @@ from piecework.chain.transactions import (
 from piecework_protocol.types import Amount
 from tests.support.chains import ETHER, POLL_S, USD, Chain, TestMarket, deployed, signer
 
+pytestmark = pytest.mark.process
+
 WORKER, OTHER = signer("worker"), signer("other")
 GWEI = 10**9
 

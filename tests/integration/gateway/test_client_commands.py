@@ -30,7 +30,7 @@ from tests.support.fake_worker import STORY, FakeWorker
 WHOLE = " ".join(STORY)
 PASSWORD = "correct horse"
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.process, pytest.mark.slow]
 
 
 @dataclass
@@ -58,9 +58,7 @@ class CommandStage:
         """Run `piecework` in the background."""
         environment = {**os.environ, "PIECEWORK_PASSWORD": PASSWORD, "COVERAGE_PROCESS_START": ""}
         return await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "piecework",
+            *(sys.executable, "-P", "-m", "piecework"),
             *arguments,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

@@ -39,7 +39,7 @@ from tests.support.client_side import (
     open_client,
     text_of,
 )
-from tests.support.fake_chain import PAYMENT_TOKEN, FakeChain
+from tests.support.fake_chain import TOKEN_INFO, FakeChain
 from tests.support.fake_worker import STORY, FakeWorker, Lie, Script, model_offer
 from tests.support.offers import offer, operator, receiver
 
@@ -151,7 +151,7 @@ async def test_a_balance_too_small_for_the_ceiling_is_refused_before_anything_is
     async with FakeWorker(chain, clock) as worker, open_client(tmp_path, chain, clock) as client:
         with pytest.raises(InsufficientFunds) as caught:
             await collect(client.run(ask()))
-        assert caught.value.available == PAYMENT_TOKEN.amount(100)
+        assert caught.value.available == TOKEN_INFO.amount(100)
         assert worker.submissions == []
 
 
@@ -177,7 +177,7 @@ async def test_a_second_key_signs_jobs_and_vouchers_and_the_payers_only_funds(
     store = Store(tmp_path / "client.db", chain.domain, PAYER.address)
     config = load_config(tmp_path / "config.toml")
     async with PieceworkClient(
-        store, chain, Wallet(PAYER, hot), PAYMENT_TOKEN, config, clock=clock
+        store, chain, Wallet(PAYER, hot), TOKEN_INFO, config, clock=clock
     ) as client:
         await collect(client.run(ask()))
     channel = worker.submissions[0].channel
@@ -212,9 +212,11 @@ async def test_no_text_is_left_on_disk(
 async def test_offers_come_through_an_index_that_is_not_believed(
     tmp_path: Path, chain: FakeChain, clock: FakeClock, worker: FakeWorker
 ) -> None:
-    market = IndexServer(OfferStore(tmp_path / "market.db", chain.domain), chain, clock=clock)
+    market = IndexServer(
+        OfferStore(tmp_path / "market.db", chain.domain), chain, TOKEN_INFO, clock=clock
+    )
     chain.register(operator("retired").address, receiver("retired"))
-    await market.accept(wire.encode_offer(offer("retired", now=int(clock.now))))
+    await market.accept(wire.encode_offer(offer("retired", now=clock.now())))
     await market.accept(wire.encode_offer(worker.offer()))
     chain.register(operator("retired").address, receiver("retired"), active=False)
     async with TestServer(market.application()) as server:
@@ -242,7 +244,7 @@ async def test_a_chain_that_is_away_stops_the_search_and_not_a_paid_up_channel(
     await collect(client.run(ask()))
     chain.away = True
     assert text_of(await collect(client.run(ask()))) == WHOLE
-    clock.now += 120
+    clock.advance(120)
     with pytest.raises(RpcUnavailable):
         await client.offers()
 

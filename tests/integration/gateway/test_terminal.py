@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 from pathlib import Path
 
 import pytest
@@ -12,15 +11,9 @@ from piecework.commands._terminal import LiveDisplay, PlainDisplay, choose
 from tests.support.client_side import MONEY, PAYER, FakeClock, ask, open_client
 from tests.support.fake_chain import FakeChain
 from tests.support.fake_worker import STORY, FakeWorker, Script
+from tests.support.terminal import FakeTerminal
 
 WHOLE = " ".join(STORY)
-
-
-class Terminal(io.StringIO):
-    """A stdout that says it is a terminal."""
-
-    def isatty(self) -> bool:
-        return True
 
 
 def money(units: int) -> str:
@@ -30,7 +23,7 @@ def money(units: int) -> str:
 async def test_the_live_canvas_ends_as_the_whole_text_with_its_cost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    screen = Terminal()
+    screen = FakeTerminal()
     monkeypatch.setenv("COLUMNS", "200")
     chain, clock = FakeChain(), FakeClock()
     chain.deposit(PAYER.address, MONEY)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from piecework.chain.deployment import Deployment
 from piecework.chain.dev.anvil import Anvil
 from piecework.chain.dev.faucet import ANVIL_FAUCET_KEY
@@ -17,6 +19,9 @@ from piecework.processes import ProcessGroup, Role
 from piecework_protocol.types import Address, ChannelId, keccak256, parse_address, parse_hex, to_hex
 from tests.support.chains import ETHER, USD
 from tests.support.commands import Said, piecework
+from tests.support.waiting import until
+
+pytestmark = pytest.mark.process
 
 PAYOUT = Address(keccak256(b"a cold address of the worker's owner")[12:])
 STAKE, TOKENS, DEPOSIT = 100 * USD, 5 * USD, 3 * USD
@@ -128,7 +133,7 @@ async def _become_a_worker(
     lacking = (await hands.worker_init(endpoint, index)).line()
     for words in (
         "lacks",
-        f"{STAKE} base units of the stake token",
+        "for the stake",
         "native coin",
         "run this again",
     ):
@@ -147,7 +152,8 @@ async def _become_a_worker(
 
     home = hands.root / "worker"
     assert home.stat().st_mode & 0o777 == 0o700
-    assert not [file for file in home.iterdir() if file.stat().st_mode & 0o077]
+    private = [file for file in home.iterdir() if file.name != "deployment.json"]
+    assert not [file for file in private if file.stat().st_mode & 0o077]
     worker = await group.start("worker", ["worker", "start", *hands.worker_home], environment=OWNER)
     assert (worker.ready["operator"], worker.ready["endpoint"]) == (operator, endpoint)
     return worker
@@ -196,9 +202,11 @@ async def _settle(hands: Hands, reader: ChainReader, results: list[dict[str, Any
     assert (status["state"], status["unsettled"]) == ("ready", promised), status
     assert await hands.worker("settle") == {"settling": True}
     channel = ChannelId(parse_hex(results[0]["channel"], 32, "channel"))
-    async with asyncio.timeout(SETTLED_WITHIN_S):
-        while (await reader.channel(channel)).settled < promised:  # noqa: ASYNC110  the chain has no event
-            await asyncio.sleep(POLL_S)
+
+    async def settled() -> bool:
+        return (await reader.channel(channel)).settled >= promised
+
+    await until(settled, within_s=SETTLED_WITHIN_S, poll_s=POLL_S)
     (settlement,) = await reader.settlements(channel)
     assert settlement.amount == promised
     assert await reader.token_balance(reader.deployment.token, PAYOUT) == promised

@@ -21,9 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
 import yaml
 
 from piecework.demo.market import free_port
+from tests.support.waiting import until
+
+pytestmark = pytest.mark.process
 
 ROOT = Path(__file__).resolve().parents[3]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -175,15 +179,20 @@ class Place:
     async def wait_until_healthy(self, name: str, service: asyncio.subprocess.Process) -> None:
         """Ask the service's own health check again and again, with a bound."""
         said = b""
-        try:
-            async with asyncio.timeout(HEALTHY_WITHIN_S):
-                while service.returncode is None:
-                    code, said = await self._check(name)
-                    if code == 0:
-                        return
-                    await asyncio.sleep(POLL_S)
-        except TimeoutError:
-            pass
+        healthy = False
+
+        async def over() -> bool:
+            nonlocal said, healthy
+            if service.returncode is not None:
+                return True
+            code, said = await self._check(name)
+            healthy = code == 0
+            return healthy
+
+        with contextlib.suppress(TimeoutError):
+            await until(over, within_s=HEALTHY_WITHIN_S, poll_s=POLL_S)
+        if healthy:
+            return
         log = self.log(name).read_text()[-3000:]
         raise AssertionError(
             f"{name} is not healthy (exit {service.returncode}): {said.decode()}\n{log}"

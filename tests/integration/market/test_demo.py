@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import openai
+import pytest
 
 from piecework_protocol import merkle
 from piecework_protocol.eip712 import Domain
@@ -30,6 +31,8 @@ from piecework_protocol.types import (
     parse_hex,
 )
 from tests.support.commands import piecework
+
+pytestmark = pytest.mark.process
 
 LINE_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 30.0
@@ -92,7 +95,7 @@ async def kept_demo() -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
     """`piecework demo --keep` with its output piped; what it printed up to the last line to
     paste."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "piecework", "demo", "--keep", "--max-tokens", "32"),
+        *(sys.executable, "-P", "-m", "piecework", "demo", "--keep", "--max-tokens", "32"),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,

@@ -5,12 +5,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from piecework.chain.deploy import deploy
 from piecework.chain.dev.anvil import Anvil
 from piecework.processes import ProcessGroup
 from piecework_protocol.types import Seconds
 from tests.support.chains import ETHER, MIN_STAKE, require_anvil
 from tests.support.commands import piecework
+
+pytestmark = pytest.mark.process
 
 PASSWORD = {"PIECEWORK_PASSWORD": "a password of the tests"}
 

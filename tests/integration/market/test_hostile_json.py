@@ -1,6 +1,7 @@
 """JSON bombs over real sockets, at the recursion limit that importing web3 leaves behind.
 
-Without `protocol.jsons` the interpreter's own parser overruns the C stack and this process ends.
+Without `piecework.base.jsons` the interpreter's own parser overruns the C stack and this process
+ends.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from piecework.market.server import IndexServer
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.wire import encode_offer
 from tests.support.client_side import FakeClock, open_client
-from tests.support.fake_chain import FakeChain
+from tests.support.fake_chain import TOKEN_INFO, FakeChain
 from tests.support.offers import offer, operator, receiver
 
 LIMIT_OF_PY_ECC = 100_000
@@ -53,7 +54,9 @@ async def index(tmp_path: Path) -> AsyncIterator[Http]:
     chain = FakeChain()
     for name in ("worker", "other"):
         chain.register(operator(name).address, receiver(name))
-    market = IndexServer(OfferStore(tmp_path / "market.db", chain.domain), chain, clock=FakeClock())
+    market = IndexServer(
+        OfferStore(tmp_path / "market.db", chain.domain), chain, TOKEN_INFO, clock=FakeClock()
+    )
     async with TestClient(TestServer(market.application())) as http:
         yield http
 

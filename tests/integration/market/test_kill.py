@@ -11,6 +11,8 @@ import random
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import pytest
+
 from piecework.chain.dev.embedded import EmbeddedChain
 from piecework.client.config import load_config
 from piecework.client.errors import JobInterrupted, NoWorkerFits, WorkerUnreachable
@@ -25,13 +27,16 @@ from piecework_protocol.content import Message
 from piecework_protocol.types import JobId
 from tests.support.chains import TestMarket, deployed, signer
 from tests.support.node.fake_engine import canvas_event
+from tests.support.waiting import random_moment
 from tests.support.worker_process import RECEIVER, WorkerProcess
+
+pytestmark = [pytest.mark.process, pytest.mark.kill, pytest.mark.slow]
 
 KILLS = 50
 LONGEST_LIFE_S = 0.6
 CUSTOMERS = 3
 DEPOSIT = 50_000_000
-PATIENCE_S = 0.1
+LONGEST_WAIT_S = 0.2
 
 
 async def test_fifty_kills_lose_no_voucher_and_charge_no_job_twice(
@@ -58,7 +63,7 @@ async def test_fifty_kills_lose_no_voucher_and_charge_no_job_twice(
 async def _kill_again_and_again(worker_process: WorkerProcess) -> None:
     chance = random.Random(7)
     for _ in range(KILLS):
-        await asyncio.sleep(chance.uniform(0, LONGEST_LIFE_S))
+        await random_moment(chance, LONGEST_LIFE_S)
         await worker_process.kill()
         await worker_process.start()
 
@@ -72,6 +77,7 @@ class Customers:
         self.texts: dict[JobId, str] = {}
         self.seeds: dict[JobId, int] = {}
         self._enough = asyncio.Event()
+        self._chance = random.Random(11)
 
     async def trade_while(
         self, first: Callable[[], Awaitable[object]], storm: Callable[[], Awaitable[None]]
@@ -102,7 +108,7 @@ class Customers:
             except JobInterrupted as interrupted:
                 run = self.client.resume(interrupted.job)
             except (NoWorkerFits, WorkerUnreachable):
-                await asyncio.sleep(PATIENCE_S)
+                await random_moment(self._chance, LONGEST_WAIT_S)
                 run = self.client.run(request)
 
     async def _follow(self, run: JobRun, seed: int) -> None:

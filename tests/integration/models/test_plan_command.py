@@ -5,8 +5,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pytest
+
 from piecework_model.checkpoint.manifest import bundled_checkpoint_path
 from tests.support.commands import piecework
+
+pytestmark = pytest.mark.process
 
 
 async def test_the_released_model_is_planned_for_cards_before_it_is_here() -> None:
@@ -32,7 +36,7 @@ async def test_a_checkpoint_is_planned_for_this_machine(tmp_path: Path) -> None:
     assert any(line.split()[:3] == ["int4", "1,024", "1"] for line in lines), (
         "never beyond the model's context"
     )
-    assert "for 1 row of 1,024 tokens" in lines[-1]
+    assert "for 1 sequence of 1,024 tokens" in lines[-1]
 
 
 async def test_a_card_that_is_too_small_is_told_so() -> None:
@@ -45,6 +49,6 @@ async def test_a_damaged_configuration_is_one_clear_line(tmp_path: Path) -> None
     shutil.copytree(bundled_checkpoint_path(), tmp_path / "bad")
     (tmp_path / "bad" / "config.json").write_text("{")
     assert (
-        "config.json: is no JSON"
+        "config.json: is not JSON"
         in (await piecework("models", "plan", str(tmp_path / "bad"))).line()
     )

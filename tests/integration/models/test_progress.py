@@ -14,13 +14,7 @@ from piecework_node.models.pull import Received, pull
 from piecework_node.models.store import ModelStore
 from tests.support.hub import Cut, FakeHub, bundled_files, fake_hub
 from tests.support.pulls import TINY, WEIGHTS, Told
-
-
-class Terminal(io.StringIO):
-    """A stderr that says it is a terminal."""
-
-    def isatty(self) -> bool:
-        return True
+from tests.support.terminal import FakeTerminal
 
 
 async def shown_pull(hub: FakeHub, store: ModelStore, shown: PullProgress) -> Received:
@@ -33,7 +27,7 @@ async def test_bars_on_a_terminal_show_files_the_whole_and_why_it_waits(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.setenv("TERM", "xterm")
-    store, screen = ModelStore(tmp_path), Terminal()
+    store, screen = ModelStore(tmp_path), FakeTerminal()
     async with fake_hub() as hub:
         commit = hub.add(TINY.repository, bundled_files())
         hub.fail("storage", WEIGHTS, Cut(1_500_000))

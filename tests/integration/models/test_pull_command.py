@@ -16,10 +16,13 @@ import pytest
 
 from piecework_model.checkpoint.manifest import MANIFEST_FILE, bundled_checkpoint_path, verify
 from piecework_node import config
+from piecework_node.daemon.assembly import checkpoint_of
 from tests.support.commands import Said, piecework
 from tests.support.hub import TOKEN, FakeHub, Hold, Status, bundled_files, fake_hub
 from tests.support.pulls import TINY, WEIGHTS, bundled_digest
 from tests.unit.node.test_checks import NOWHERE
+
+pytestmark = pytest.mark.process
 
 NAME = TINY.repository
 SIZE = (bundled_checkpoint_path() / WEIGHTS).stat().st_size
@@ -52,7 +55,7 @@ async def models(hub: FakeHub, store: Path, *arguments: str, token: str = "") ->
 async def killed_at(hub: FakeHub, store: Path, least_bytes: int) -> None:
     """A pull that gets SIGKILL as soon as it says that it has so many bytes of the weights."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "piecework", "models", "pull", NAME),
+        *(sys.executable, "-P", "-m", "piecework", "models", "pull", NAME),
         stderr=asyncio.subprocess.PIPE,
         env={**os.environ, "HF_ENDPOINT": hub.url, "PIECEWORK_MODELS": str(store)},
     )
@@ -158,8 +161,9 @@ async def test_a_failure_is_one_line_and_leaves_what_arrived(hub: FakeHub, store
 async def test_a_disk_that_takes_no_more_is_one_line_and_the_pull_goes_on_later(
     hub: FakeHub, store: Path
 ) -> None:
+    pull = f"{sys.executable} -P -m piecework models pull {NAME}"
     limited = await asyncio.create_subprocess_exec(
-        *("bash", "-c", f"ulimit -f 1024; exec {sys.executable} -m piecework models pull {NAME}"),
+        *("bash", "-c", f"ulimit -f 1024; exec {pull}"),
         stderr=asyncio.subprocess.PIPE,
         env={**os.environ, "HF_ENDPOINT": hub.url, "PIECEWORK_MODELS": str(store)},
     )
@@ -226,7 +230,7 @@ async def test_a_worker_is_set_up_with_a_model_by_its_name(
     assert made.json()["home"] == str(tmp_path / "worker")
     pulled = (await models(hub, store, "pull", NAME, "--json")).json()
     # The settings say where the store is: the daemon's environment need not.
-    assert config.load(tmp_path / "worker", {}, {}).checkpoint() == Path(pulled["folder"])
+    assert checkpoint_of(config.load(tmp_path / "worker", {}, {})) == Path(pulled["folder"])
 
 
 async def test_the_hub_of_these_tests_is_one_to_the_public_hubs_own_client(

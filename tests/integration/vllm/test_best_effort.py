@@ -47,6 +47,8 @@ from tests.support.worker_process import (
     WorkerProcess,
 )
 
+pytestmark = pytest.mark.process
+
 PAYER = signer("payer of best effort")
 POOL = 3_000_000
 TOKENS = 3 * CANVAS - 2
@@ -75,15 +77,8 @@ async def worker(
     await market.pool(PAYER, chain.faucet, POOL)
     with (worker_process.home.root / "daemon.log").open("ab") as log:
         worker_process.process = await asyncio.create_subprocess_exec(
-            *(
-                sys.executable,
-                "-m",
-                "piecework",
-                "worker",
-                "start",
-                "--home",
-                str(worker_process.home.root),
-            ),
+            *(sys.executable, "-P", "-m", "piecework"),
+            *("worker", "start", "--home", str(worker_process.home.root)),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=log,
@@ -215,7 +210,7 @@ async def _is_refused_a_replayable_job(worker_process: WorkerProcess, market: Te
             submission, secret = client.job(offer, "a fox", asked, now)
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await client.run(offer, submission, secret)
-            assert _reason(caught.value) == reason.label
+            assert _reason(caught.value) == reason.name
     finally:
         await client.close()
 

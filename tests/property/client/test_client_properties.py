@@ -20,7 +20,7 @@ from piecework_protocol.frames import LeafRef
 from piecework_protocol.ledger import PayerLedger
 from piecework_protocol.types import Amount
 from tests.support.client_side import PAYER
-from tests.support.fake_chain import DOMAIN, PAYMENT_TOKEN
+from tests.support.fake_chain import DOMAIN, TOKEN_INFO
 from tests.unit.client.test_store import CHANNEL, UNTIL, canvas, exactly, job_row, terms
 
 JSON = st.recursive(
@@ -93,7 +93,7 @@ def test_a_deposit_covers_the_need_and_never_takes_more_than_is_free(
     needed = max(needed, deposit + 1)
     try:
         total = deposit_total(
-            Amount(needed), Amount(deposit), Amount(free), Amount(step), PAYMENT_TOKEN
+            Amount(needed), Amount(deposit), Amount(free), Amount(step), TOKEN_INFO
         )
     except InsufficientFunds:
         assert needed - deposit > free

@@ -40,7 +40,9 @@ def halved() -> LoadedModel:
 
 def reference(loaded: LoadedModel, request: GenerationRequest) -> list[Event]:
     """The request's events from the readable executor."""
-    engine = Engine(loaded, max_rows=1, executor=ReferenceExecutor(loaded.model, loaded.limits))
+    engine = Engine(
+        loaded, max_sequences=1, executor=ReferenceExecutor(loaded.model, loaded.limits)
+    )
     engine.submit(request)
     return run(engine)[request.request_id]
 
@@ -59,15 +61,17 @@ def test_every_row_has_the_trace_that_the_reference_gives_it_alone(
     cancelled: int,
     cancel_at: int,
 ) -> None:
-    named = [replace(request, request_id=f"row-{number}") for number, request in enumerate(batch)]
-    engine = Engine(halved, max_rows=3)
+    named = [
+        replace(request, request_id=f"sequence-{number}") for number, request in enumerate(batch)
+    ]
+    engine = Engine(halved, max_sequences=3)
     events: dict[str, list[Event]] = {request.request_id: [] for request in named}
     for step in range(10):
         for request, arrival in zip(named, arrivals, strict=False):
             if arrival == step:
                 engine.submit(request)
         if step == cancel_at:
-            engine.cancel(f"row-{cancelled}")
+            engine.cancel(f"sequence-{cancelled}")
         for event in engine.step():
             events[event.request_id].append(event)
     for request_id, rest in run(engine).items():

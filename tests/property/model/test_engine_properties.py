@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from piecework_model.checkpoint.loading import LoadedModel
 from piecework_model.engine.engine import Engine
-from piecework_model.requests import Event, FinishReason, GenerationRequest
+from piecework_model.requests import CanvasFinish, Event, GenerationRequest
 from tests.support.model_runs import canvases, make_request, run, run_alone
 
 requests = st.builds(
@@ -42,7 +42,7 @@ def test_charged_ids_and_text_of_all_canvases_are_one_text(
     assert [event.canvas for event in events] == list(range(len(events)))
     assert all(event.charged_ids == event.token_ids for event in events[:-1])
     assert all(1 <= event.steps == len(event.step_leaves) <= request.max_steps for event in events)
-    if events[-1].finish is FinishReason.TOKEN_LIMIT:
+    if events[-1].finish is CanvasFinish.TOKEN_LIMIT:
         assert len(charged) == request.max_tokens
 
 
@@ -60,7 +60,7 @@ def test_a_transcript_does_not_depend_on_what_happens_around_it(
     cancels: dict[int, int],
     limit: int,
 ) -> None:
-    engine = Engine(bundled, max_rows=3)
+    engine = Engine(bundled, max_sequences=3)
     engine.submit(replace(wanted, canvas_limit=limit))
     for index, other in enumerate(others):
         engine.submit(replace(other, request_id=f"other-{index}"))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from piecework_node.jobs.admission import admit, backing
 from piecework_protocol.errors import Refusal
+from piecework_protocol.pricing import worst_case
 from piecework_protocol.states import ChannelState
 from piecework_protocol.types import Amount
 from tests.unit.node.test_admission import Case, funding, good
@@ -52,11 +53,12 @@ def cases(draw: st.DrawFn) -> Case:
 @given(cases())
 def test_admission_only_ever_lets_in_what_is_covered_or_refuses(case: Case) -> None:
     try:
-        verdict = admit(case.submission, case.view, case.book, case.prompt_tokens)
+        accepted = admit(case.submission, case.view, case.book, case.prompt_tokens)
     except Refusal:
         return
-    assert verdict.reserve <= case.job.max_amount
-    assert case.book.reserved + verdict.reserve <= backing(case.book)
-    assert case.book.state in (ChannelState.OPEN, ChannelState.NONE, ChannelState.PENDING)
-    assert verdict.pending == (case.book.reserved + verdict.reserve > case.book.deposit)
-    assert not (verdict.pending and case.book.pending_jobs)
+    worst = worst_case(accepted.model, accepted.job.parameters, accepted.prompt_tokens)
+    assert worst <= case.job.max_amount
+    assert case.book.reserved + worst <= backing(case.book)
+    assert case.book.state in (ChannelState.OPEN, ChannelState.NONE)
+    pending = case.book.reserved + worst > case.book.deposit
+    assert not (pending and case.book.pending_jobs)

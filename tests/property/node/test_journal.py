@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from piecework.chain.fees import Fees
+from piecework.chain.rawtx import SignedTransaction, UnsignedTransaction
 from piecework_node.journal.records import (
     JournalRecord,
     MetaSet,
-    RawTransaction,
-    TxIntended,
+    StoredTx,
     TxKind,
     TxMoved,
     TxState,
@@ -51,11 +52,15 @@ async def life(seed: int) -> RecordingJournal:
         await world.step()
     await world.settle_down()
     subjects = (TxSubject(world.client.id, Amount(2**100)),)
+    txs: list[SignedTransaction] = []
     for nonce in range(3):
-        tx = RawTransaction(bytes([nonce]) * 32, b"raw", nonce, 2**70, 10**9, 21_000)
-        await journal.append([TxIntended(TxKind.SETTLE, tx, subjects, Timestamp(nonce))])
-    await journal.append([TxMoved(bytes([0]) * 32, TxState.FINAL, Timestamp(9), 50_000)])
-    await journal.append([TxMoved(bytes([1]) * 32, TxState.MINED, Timestamp(9), 50_000)])
+        fees = Fees(2**70, 10**9)
+        unsigned = UnsignedTransaction(DOMAIN.chain_id, nonce, fees, 21_000, None, 0, b"data")
+        txs.append(unsigned.sign(OPERATOR))
+        stored = StoredTx(TxKind.SETTLE, txs[-1], subjects, Timestamp(nonce), moved_at=nonce)
+        await journal.append([stored])
+    await journal.append([TxMoved(txs[0].hash, TxState.FINAL, Timestamp(9), 50_000)])
+    await journal.append([TxMoved(txs[1].hash, TxState.MINED, Timestamp(9), 50_000)])
     await journal.append([MetaSet("cursor", "1"), MetaSet("cursor", "2")])
     return journal
 

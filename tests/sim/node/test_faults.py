@@ -190,7 +190,7 @@ async def test_promises_hold_under_any_faults(seed: int) -> None:
 
 def text_of(line: JobStream, canvas: int) -> str:
     """What the engine always makes of a canvas of this job."""
-    from piecework_node.jobs.live import generation_request
+    from piecework_node.runtime.requests import generation_request
 
     request = generation_request(
         "any",

@@ -9,7 +9,7 @@ from piecework_protocol.objects import CloseChannel
 from piecework_protocol.signing import sign
 from piecework_protocol.states import ChannelState, JobState
 from piecework_protocol.types import Amount, Timestamp
-from tests.support.node.fake_chain import FakeChannel
+from tests.support.node.fake_escrow import FakeChannel
 from tests.support.node.harness import DOMAIN, TOKEN, Client, WorkerHarness
 
 DAY_S = 24 * 3600
@@ -27,7 +27,7 @@ async def test_a_worker_that_was_away_for_days_starts_again_though_old_sealing_k
     await client.submit(line)
     await harness.run_engine()
     stored = harness.journal.jobs[line.id]
-    assert stored.canvases and stored.resume_secrets
+    assert stored.canvases and stored.canvases[0].resume_secret
     harness.clock.advance(2 * 3600)
     await harness.boot()  # a newer key comes into use; the job is kept for its client
     assert harness.journal.jobs[line.id].state is JobState.SUSPENDED
@@ -35,7 +35,7 @@ async def test_a_worker_that_was_away_for_days_starts_again_though_old_sealing_k
     await harness.boot()
     assert harness.journal.jobs[line.id].state is JobState.FAILED
     owed = sum(s.receipt.amount for s in stored.canvases)
-    assert harness.worker.exposure == owed > 0
+    assert harness.channels.exposure == owed > 0
 
 
 async def test_a_channel_is_not_closed_for_less_than_its_voucher() -> None:
@@ -54,9 +54,9 @@ async def test_a_channel_is_not_closed_for_less_than_its_voucher() -> None:
     final = CloseChannel(voucher.channel, voucher.cumulative, voucher.count, voucher.receipts_root)
     signature = sign(DOMAIN, final, client.signer)
     with pytest.raises(Refusal) as caught:
-        await harness.worker.close_channel(client.channel, final, signature)
+        await harness.channels.agree_to_close(client.channel, final, signature)
     assert (caught.value.reason, caught.value.retry_after_s) == (Reason.UNDERFUNDED, 5.0)
-    assert not harness.idle.closed
+    assert harness.journal.books[client.id].close_signature is None
     client.open_on_chain()
-    await harness.worker.close_channel(client.channel, final, signature)
-    assert harness.idle.closed == [client.id]
+    await harness.channels.agree_to_close(client.channel, final, signature)
+    assert harness.journal.books[client.id].close_signature == signature

@@ -5,23 +5,20 @@ from __future__ import annotations
 
 import pytest
 
-from piecework_node import logs
 from piecework_node.journal.records import TxKind, TxState
-from piecework_node.settlement.policy import SettlePolicy
-from piecework_node.settlement.settler import Settler, SettlerTimes
 from piecework_protocol.errors import Reason, Refusal
 from piecework_protocol.objects import CloseChannel
 from piecework_protocol.signing import sign
 from piecework_protocol.states import ChannelState
+from piecework_protocol.types import Amount
 from tests.support.node.fake_port import FakePort
 from tests.support.node.faults import Killed, KillSwitch
 from tests.support.node.harness import DOMAIN, Client, JobStream, WorkerHarness
-
-FREE = SettlePolicy(gas_multiple=20, interval_s=60, native_coin_price=0)
+from tests.support.node.settlement import make_settler
 
 
 class Bank:
-    """A stage whose worker settles on a fake chain."""
+    """A worker that settles on a fake chain."""
 
     def __init__(self) -> None:
         self.harness = WorkerHarness()
@@ -32,17 +29,8 @@ class Bank:
         """Start worker and settler from the journal."""
         switch = switch or KillSwitch()
         self.port.switch = KillSwitch()
-        self.settler = Settler(
-            self.harness.journal,
-            self.port,
-            clock=self.harness.clock,
-            policy=FREE,
-            times=SettlerTimes(poll_s=5, stuck_s=90),
-            metrics=self.harness.metrics,
-            log=logs.silent(),
-        )
-        await self.harness.boot(switch, payments=self.settler)
-        await self.settler.resume(self.harness.worker)
+        await self.harness.boot(switch)
+        self.settler = await make_settler(self.harness, self.port)
         self.port.switch = switch
 
     async def trade(self, client: Client, seed: int = 3, tokens: int = 40) -> JobStream:
@@ -76,7 +64,7 @@ async def test_vouchers_are_settled_after_the_interval_and_not_again() -> None:
     assert len(made.port.broadcasts) == 1
     assert made.port.paid[client.id] == client.book.cumulative
     assert made.harness.journal.books[client.id].settled == client.book.cumulative
-    assert made.settler.unsettled == 0
+    assert made.harness.channels.unsettled == 0
     assert not made.settler.under_way
 
 
@@ -222,9 +210,9 @@ async def test_a_channel_is_closed_together_and_everything_is_paid() -> None:
     agreed = client.book.voucher()
     final = CloseChannel(agreed.channel, agreed.cumulative, agreed.count, agreed.receipts_root)
     asked = sign(DOMAIN, final, client.signer)
-    signature, transaction = await made.harness.worker.close_channel(client.channel, final, asked)
+    signature, transaction = await made.settler.close_channel(client.channel, final, asked)
     assert transaction
-    again = await made.harness.worker.close_channel(client.channel, final, asked)
+    again = await made.settler.close_channel(client.channel, final, asked)
     assert again == (signature, transaction)
     with pytest.raises(Refusal) as caught:
         await client.submit(client.job(9))
@@ -244,16 +232,12 @@ async def test_a_closing_that_is_not_the_latest_voucher_is_refused() -> None:
         agreed.channel, type(agreed.cumulative)(0), agreed.count, agreed.receipts_root
     )
     with pytest.raises(Refusal) as caught:
-        await made.harness.worker.close_channel(
-            client.channel, less, sign(DOMAIN, less, client.signer)
-        )
+        await made.settler.close_channel(client.channel, less, sign(DOMAIN, less, client.signer))
     assert caught.value.reason is Reason.BROKEN_CLAUSE
     final = CloseChannel(agreed.channel, agreed.cumulative, agreed.count, agreed.receipts_root)
     with pytest.raises(Refusal) as caught:
         stranger = Client(made.harness, "stranger").signer
-        await made.harness.worker.close_channel(
-            client.channel, final, sign(DOMAIN, final, stranger)
-        )
+        await made.settler.close_channel(client.channel, final, sign(DOMAIN, final, stranger))
     assert caught.value.reason is Reason.BAD_SIGNATURE
 
 
@@ -286,3 +270,31 @@ async def test_a_kill_at_every_point_of_settlement_pays_exactly_once() -> None:
         assert not made.settler.under_way
         settles = [tx for tx in made.harness.journal.txs.values() if tx.kind is TxKind.SETTLE]
         assert len({tx.tx.nonce for tx in settles}) == len(settles)
+
+
+async def test_a_word_of_the_chain_that_no_escrow_can_say_changes_nothing() -> None:
+    made, client = await bank()
+    await made.trade(client)
+    before = made.harness.journal.books[client.id]
+    made.port.channels[client.id].settled = Amount(client.deposit + 1)
+    await made.harness.channels.observe(client.id)
+    assert made.harness.journal.books[client.id] == before
+    live = made.harness.channels.get(client.id)
+    assert live is not None and live.stored == before
+
+
+async def test_a_channel_that_a_reorganization_reopens_is_claimed_again() -> None:
+    made, client = await bank()
+    await made.trade(client)
+    ledger = made.harness.journal.books[client.id].ledger
+    made.port.channels[client.id].state = ChannelState.CLOSED
+    await made.harness.channels.observe(client.id)
+    made.settler.ask()
+    await made.settler.tick()
+    assert made.port.broadcasts == []
+    made.port.channels[client.id].state = ChannelState.OPEN
+    await made.harness.channels.observe(client.id)
+    assert made.harness.journal.books[client.id].ledger == ledger
+    made.settler.ask()
+    await made.settler.tick()
+    assert len(made.port.broadcasts) == 1

@@ -6,6 +6,7 @@ import pytest
 
 from piecework_protocol.errors import Reason, Refusal
 from piecework_protocol.states import JobState
+from tests.support.node.fake_engine import canvas_event
 from tests.support.node.harness import CREDIT_WINDOW, Client, WorkerHarness
 
 
@@ -109,10 +110,9 @@ async def test_a_job_resumes_where_it_was_after_a_drop() -> None:
     await client.drop(line)
     assert harness.journal.jobs[line.id].state is JobState.SUSPENDED
     await client.submit(line)
-    assert harness.engine.started[-1].committed == tuple(
-        tuple(c) for c in (harness.engine.started[-1].committed)
-    )
-    assert len(harness.engine.started[-1].committed) == CREDIT_WINDOW
+    first, resumed = harness.engine.started
+    delivered = [canvas_event(first, canvas).token_ids for canvas in range(CREDIT_WINDOW)]
+    assert [tuple(canvas) for canvas in resumed.committed] == delivered
     await client.finish(line)
     assert line.finished
     assert not harness.journal.books[client.id].ledger.unpaid
@@ -139,7 +139,7 @@ async def test_a_job_that_is_not_paid_for_is_suspended_after_the_payment_timeout
     line = client.job(3, 64)
     await client.submit(line)
     await harness.run_engine()
-    harness.clock.advance(harness.policy.payment_timeout_s + 1)
+    harness.clock.advance(harness.patience.payment_s + 1)
     await harness.worker.tick()
     assert harness.journal.jobs[line.id].state is JobState.SUSPENDED
     assert line.sink is not None and line.sink.refusal is not None
@@ -166,14 +166,14 @@ async def test_a_channel_whose_opening_is_not_mined_runs_one_job_inside_the_cred
     harness.chain.pooled[client.channel.token, client.channel.payer] = client.deposit
     line, other = client.job(3, 64), client.job(4, 64)
     await client.submit(line, funding=client.funding())
-    assert harness.idle.wanted == [client.id]
+    assert [live.id for live in harness.channels if live.wants_funding] == [client.id]
     await client.finish(line)
     assert len(line.receipts) == CREDIT_WINDOW
     with pytest.raises(Refusal) as caught:
         await client.submit(other)
     assert caught.value.reason is Reason.BUSY
     client.open_on_chain()
-    await harness.worker.observe(client.id)
+    await harness.channels.observe(client.id)
     await client.finish(line)
     assert line.finished
 
@@ -183,7 +183,7 @@ async def test_an_authorization_is_not_believed_beyond_what_the_payer_has_pooled
     await harness.boot()
     first, second = Client(harness), Client(harness)
     second.channel = second.channel.replace(salt=bytes([1]) * 32)
-    second.id = second.channel.id(first.harness.execution.domain)
+    second.id = second.channel.id(first.harness.runtime.domain)
     second.book = type(second.book)(second.id)
     harness.chain.pooled[first.channel.token, first.channel.payer] = first.deposit
     await first.submit(first.job(3, 64), funding=first.funding())

@@ -11,7 +11,7 @@ import queue
 import sys
 import threading
 
-from piecework_model.requests import FinishReason, GenerationRequest
+from piecework_model.requests import CanvasFinish, GenerationRequest
 from piecework_node.engine.wire import (
     MAX_LINE_BYTES,
     Allow,
@@ -43,7 +43,7 @@ def main() -> None:
             for row in runnable:
                 event = canvas_event(rows[row], done[row])
                 done[row] += 1
-                if event.finish is not FinishReason.MORE:
+                if event.finish is not CanvasFinish.MORE:
                     del rows[row]
                 _send(event)
             continue
@@ -54,9 +54,9 @@ def main() -> None:
             rows[request.request_id], limits[request.request_id] = request, request.canvas_limit
             done[request.request_id] = len(request.committed)
         elif isinstance(command, Allow):
-            limits[command.row] = max(limits.get(command.row, 0), command.limit)
+            limits[command.request_id] = max(limits.get(command.request_id, 0), command.limit)
         elif isinstance(command, Cancel):
-            rows.pop(command.row, None)
+            rows.pop(command.request_id, None)
         elif isinstance(command, Encode):
             ids = tuple(byte for message in command.messages for byte in message.content.encode())
             _send(Encoded(command.number, ids))

@@ -12,9 +12,9 @@ from hashlib import sha256
 
 from piecework_model.requests import (
     CanvasEvent,
+    CanvasFinish,
     DraftEvent,
     FailedEvent,
-    FinishReason,
     GenerationRequest,
 )
 from piecework_node.engine.link import EngineEvent, EngineFacts, EngineLost, EngineReady
@@ -56,6 +56,10 @@ class FakeEngine:
         self.started: list[GenerationRequest] = []
         self.is_ready = True
         self.queue: asyncio.Queue[EngineEvent] = asyncio.Queue()
+        self.breaks: set[int] = set()
+        """Seeds whose sequences fail at their next step."""
+        self.changed = asyncio.Event()
+        """Set when a row may have become runnable."""
 
     @property
     def facts(self) -> EngineFacts | None:
@@ -80,11 +84,13 @@ class FakeEngine:
         self.rows[request.request_id] = request
         self.limits[request.request_id] = request.canvas_limit
         self.done[request.request_id] = len(request.committed)
+        self.changed.set()
 
     def allow(self, request_id: str, canvas_limit: int) -> None:
         self.switch.point()
         if request_id in self.rows:
             self.limits[request_id] = max(self.limits[request_id], canvas_limit)
+            self.changed.set()
 
     def cancel(self, request_id: str) -> None:
         self.switch.point()
@@ -103,12 +109,14 @@ class FakeEngine:
     def step(self, row: str) -> EngineEvent:
         """Finish a row's next canvas; a row that wants drafts gives one before each."""
         request, canvas = self.rows[row], self.done[row]
+        if request.seed in self.breaks:
+            return self.fail(row)
         if request.draft_every and (row, canvas) not in self.drafted:
             self.drafted.add((row, canvas))
             return DraftEvent(row, canvas, 0, (1, 2, 3), "draft")
         event = canvas_event(request, canvas)
         self.done[row] += 1
-        if event.finish is not FinishReason.MORE:
+        if event.finish is not CanvasFinish.MORE:
             del self.rows[row]
         return event
 
@@ -137,11 +145,11 @@ def canvas_event(request: GenerationRequest, canvas: int) -> CanvasEvent:
     ends = noise[30] % 6 == 0
     length = min(left, noise[31] % CANVAS if ends else CANVAS)
     finish = (
-        FinishReason.END_OF_TEXT
+        CanvasFinish.END_OF_TEXT
         if ends and length < min(left, CANVAS)
-        else FinishReason.TOKEN_LIMIT
+        else CanvasFinish.TOKEN_LIMIT
         if length == left
-        else FinishReason.MORE
+        else CanvasFinish.MORE
     )
     steps = 1 + noise[29] % request.max_steps
     return CanvasEvent(

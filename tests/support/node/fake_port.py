@@ -1,6 +1,6 @@
-"""A chain with a mempool: implements `node.chain_link.ChainPort` over `FakeChain`.
+"""A chain with a mempool: implements `settlement.chain.ChainPort` over `FakeEscrow`.
 
-Transactions are JSON. Only mined ones have effects; the escrow's rules (monotone, capped, skipped
+Transactions carry JSON. Only mined ones have effects; the escrow's rules (monotone, capped, skipped
 rows) are applied when a block comes, so that claiming twice shows as money paid twice, were it
 possible.
 """
@@ -9,34 +9,34 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from hashlib import sha256
 
 from piecework.chain.calls import Claim
 from piecework.chain.errors import NonceTaken, RpcUnavailable, TransactionReverted, WrongChain
+from piecework.chain.fees import Fees
+from piecework.chain.rawtx import SignedTransaction, UnsignedTransaction
 from piecework.chain.transactions import Finalized, Mined, Outcome, Pending, Superseded, Unknown
-from piecework_node.journal.records import RawTransaction
 from piecework_protocol.frames import Funding
 from piecework_protocol.states import ChannelState
 from piecework_protocol.types import Amount, Bytes32, ChannelId, Timestamp
-from tests.support.node.fake_chain import FakeChain
+from tests.support.node.fake_escrow import FakeEscrow
 from tests.support.node.faults import KillSwitch
-from tests.support.node.harness import DOMAIN
+from tests.support.node.harness import DOMAIN, OPERATOR
 
 FIRST_FEE = 100
 
 
-class FakePort(FakeChain):
+class FakePort(FakeEscrow):
     """The chain of one worker, with everything that can go wrong on the way to it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.switch = KillSwitch()
-        self.pool: dict[bytes, RawTransaction] = {}
+        self.pool: dict[bytes, SignedTransaction] = {}
         self.mined: dict[bytes, Mined] = {}
         self.final: set[bytes] = set()
         self.used: dict[int, bytes] = {}
         self.height = 10
-        self.time = Timestamp(1_700_000_000)
+        self.time = Timestamp(1_800_000_000)
         self.price = 0
         self.wrong = False
         self.broadcasts: list[bytes] = []
@@ -71,7 +71,7 @@ class FakePort(FakeChain):
         self._answer()
         return tuple(c for block, c in self.requests if from_block <= block <= to_block)
 
-    async def prepare_fund(self, funding: Funding) -> RawTransaction:
+    async def prepare_fund(self, funding: Funding) -> SignedTransaction:
         a = funding.authorization
         pool = self.pooled.get((a.channel.token, a.channel.payer), 0)
         self._answer()
@@ -81,32 +81,34 @@ class FakePort(FakeChain):
 
     async def prepare_settle(
         self, claims: Sequence[Claim], max_cost_wei: int | None
-    ) -> RawTransaction:
+    ) -> SignedTransaction:
         self._answer()
         return self._make("settle", [(c.voucher.channel, c.voucher.cumulative) for c in claims])
 
-    async def prepare_close(self, claim: Claim) -> RawTransaction:
+    async def prepare_close(self, claim: Claim) -> SignedTransaction:
         self._answer()
         return self._make("close", [(claim.voucher.channel, claim.voucher.cumulative)])
 
     def _make(
         self, kind: str, rows: list[tuple[bytes, int]], nonce: int | None = None, fee: int = 0
-    ) -> RawTransaction:
+    ) -> SignedTransaction:
         if nonce is None:
             nonce = self.next_nonce
             self.next_nonce += 1
         fee = fee or FIRST_FEE
         body = {"kind": kind, "rows": [[c.hex(), a] for c, a in rows], "nonce": nonce, "fee": fee}
-        raw = json.dumps(body).encode()
-        return RawTransaction(sha256(raw).digest(), raw, nonce, fee, 1, 21_000)
+        data = json.dumps(body).encode()
+        fees = Fees(fee, 1)
+        unsigned = UnsignedTransaction(DOMAIN.chain_id, nonce, fees, 21_000, None, 0, data)
+        return unsigned.sign(OPERATOR)
 
-    async def replace(self, tx: RawTransaction) -> RawTransaction:
+    async def replace(self, tx: SignedTransaction) -> SignedTransaction:
         self._answer()
-        body = json.loads(tx.raw)
+        body = json.loads(tx.unsigned.data)
         rows = [(bytes.fromhex(c), a) for c, a in body["rows"]]
         return self._make(body["kind"], rows, tx.nonce, tx.max_fee + tx.max_fee // 8 + 1)
 
-    async def broadcast(self, tx: RawTransaction) -> None:
+    async def broadcast(self, tx: SignedTransaction) -> None:
         self.switch.point()
         self._answer()
         if tx.nonce in self.used and self.used[tx.nonce] != tx.hash:
@@ -116,7 +118,7 @@ class FakePort(FakeChain):
             self.pool[tx.hash] = tx
         self.switch.point()
 
-    async def outcome(self, tx: RawTransaction) -> Outcome:
+    async def outcome(self, tx: SignedTransaction) -> Outcome:
         self._answer()
         if tx.hash in self.mined:
             mined = self.mined[tx.hash]
@@ -126,7 +128,7 @@ class FakePort(FakeChain):
         winner = self.used.get(tx.nonce)
         return Superseded() if winner is not None and winner in self.final else Unknown()
 
-    def resume(self, txs: Iterable[RawTransaction]) -> None:
+    def resume(self, txs: Iterable[SignedTransaction]) -> None:
         self.next_nonce = max([self.next_nonce, *(tx.nonce + 1 for tx in txs)])
 
     # --- what tests do
@@ -134,7 +136,7 @@ class FakePort(FakeChain):
     def mine(self, *, finalize: bool = True) -> None:
         """A block with everything in the pool, the highest bid of each nonce."""
         self.height += 1
-        best: dict[int, RawTransaction] = {}
+        best: dict[int, SignedTransaction] = {}
         for tx in self.pool.values():
             if tx.nonce not in best or tx.max_fee > best[tx.nonce].max_fee:
                 best[tx.nonce] = tx
@@ -144,8 +146,8 @@ class FakePort(FakeChain):
         if finalize:
             self.final |= set(self.mined)
 
-    def _execute(self, tx: RawTransaction) -> None:
-        body = json.loads(tx.raw)
+    def _execute(self, tx: SignedTransaction) -> None:
+        body = json.loads(tx.unsigned.data)
         success = True
         for text, amount in body["rows"]:
             channel = ChannelId(bytes.fromhex(text))

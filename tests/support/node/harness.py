@@ -14,33 +14,34 @@ from hashlib import sha256
 
 from piecework_node import logs
 from piecework_node.engine.link import EngineEvent
-from piecework_node.jobs.admission import Terms
-from piecework_node.jobs.channels import Payments
-from piecework_node.jobs.live import LiveJob
-from piecework_node.jobs.offers import OfferTerms, build_offer
-from piecework_node.jobs.runtime import Execution
-from piecework_node.jobs.worker import Policy, Worker
+from piecework_node.jobs.offers import OfferAddress, build_offer
+from piecework_node.jobs.terms import OperatorTerms
+from piecework_node.jobs.worker import Patience, Worker
 from piecework_node.journal.records import OfferIssued
-from piecework_node.keys.operator import SealingKeys
+from piecework_node.keys.sealing import SealingKeyring
 from piecework_node.metrics import Metrics
+from piecework_node.runtime.channels import Channels
+from piecework_node.runtime.jobs import JobRuntime
+from piecework_node.runtime.live import LiveJob
+from piecework_node.times import now
 from piecework_protocol.client_session import (
     CanvasVerified,
     ClientSession,
     DraftSeen,
-    JobAccepted,
     Openers,
-    PaymentAcknowledged,
-    SessionEnded,
 )
 from piecework_protocol.content import Message, encode_prompt, prompt_digest
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import Refusal
 from piecework_protocol.frames import (
+    Accepted,
     CancelJob,
     ClientFrame,
     Funding,
+    JobEnded,
     LeafRef,
     SubmitJob,
+    VoucherAccepted,
     WorkerFrame,
 )
 from piecework_protocol.ledger import PayerLedger
@@ -61,6 +62,7 @@ from piecework_protocol.types import (
     Digest,
     JobId,
     Micros,
+    PublicKey,
     Seconds,
     Timestamp,
     Uint32,
@@ -74,9 +76,9 @@ from piecework_protocol.wire import (
     encode_client_frame,
     encode_worker_frame,
 )
-from tests.support.node.clock import FakeClock
-from tests.support.node.fake_chain import FakeChain, IdlePayments
+from tests.support.clock import FakeClock
 from tests.support.node.fake_engine import CANVAS, FACTS, MAX_STEPS, FakeEngine
+from tests.support.node.fake_escrow import FakeEscrow
 from tests.support.node.faults import KillSwitch
 from tests.support.node.memory_journal import MemoryJournal
 
@@ -85,32 +87,32 @@ OPERATOR = LocalSigner(bytes(keccak256(b"operator")))
 RECEIVER = Address(b"\x22" * 20)
 TOKEN = Address(b"\x33" * 20)
 CREDIT_WINDOW = 2
-TERMS = Terms(
-    tokens=(TOKEN,),
-    min_deposit=Amount(1000),
-    min_withdrawal_delay=Seconds(900),
-    jobs_per_channel=4,
-    capacity=6,
-)
-POLICY = Policy(payment_timeout_s=30.0, channel_refresh_s=10.0, chain_outage_s=60.0)
-OFFER_TERMS = OfferTerms(
+TERMS = OperatorTerms(
     receiver=RECEIVER,
-    endpoint="127.0.0.1:50051",
-    tls_certificate=Digest(bytes(32)),
-    tokens=TERMS.tokens,
+    tokens=(TOKEN,),
     price_per_million_prompt_tokens=Amount(1_500_000),
     price_per_million_output_tokens=Amount(2_300_000),
     price_per_thousand_steps=Amount(700),
     slots=3,
+    queue=3,
+    jobs_per_channel=4,
     credit_window=CREDIT_WINDOW,
-    min_withdrawal_delay=TERMS.min_withdrawal_delay,
-    min_deposit=TERMS.min_deposit,
-    lifetime_s=600,
+    min_withdrawal_delay=Seconds(900),
+    min_deposit=Amount(1000),
+    offer_lifetime_s=600,
 )
+PATIENCE = Patience(payment_s=30.0, chain_outage_s=60.0)
+REFRESH_S = 10.0
+ROTATION_S = 3600
+
+
+def address_with(sealing_key: PublicKey) -> OfferAddress:
+    """Where the worker under test is reached."""
+    return OfferAddress("127.0.0.1:50051", Digest(bytes(32)), sealing_key)
 
 
 class ListSink:
-    """Implements `node.jobs.FrameSink`: frames as bytes in a list."""
+    """Implements `runtime.sink.FrameSink`: frames as bytes in a list."""
 
     def __init__(self, switch: KillSwitch) -> None:
         self.switch = switch
@@ -131,63 +133,62 @@ class ListSink:
 class WorkerHarness:
     """One worker with its surroundings."""
 
-    def __init__(self, *, terms: Terms = TERMS, policy: Policy = POLICY) -> None:
-        self.terms, self.policy = terms, policy
+    def __init__(self, *, terms: OperatorTerms = TERMS, patience: Patience = PATIENCE) -> None:
+        self.terms, self.patience = terms, patience
         self.clock = FakeClock()
         self.journal = MemoryJournal(DOMAIN)
-        self.chain: FakeChain = FakeChain()
+        self.chain: FakeEscrow = FakeEscrow()
         self.metrics = Metrics()
         self.lives = 0
 
-    async def boot(
-        self, switch: KillSwitch | None = None, payments: Payments | None = None
-    ) -> None:
+    async def boot(self, switch: KillSwitch | None = None) -> None:
         """Start the worker from what the journal holds."""
         self.switch = switch or KillSwitch()
         self.journal.switch = self.switch
         self.lives += 1
         self.engine = FakeEngine(self.switch)
-        self.idle = IdlePayments()
-        keys = SealingKeys.load(await self.journal.sealing_keys(), OPERATOR.secret)
-        if keys.rotation_due(self.clock.now(), 3600):
-            keys, records = keys.rotated(self.clock.now(), OPERATOR.secret, _entropy(self.lives))
-            await self.journal.append(records)
-        self.execution = Execution(
+        self.keyring = await SealingKeyring.load(
+            self.journal,
+            OPERATOR.secret,
+            clock=self.clock,
+            entropy=_entropy(self.lives),
+            rotation_s=ROTATION_S,
+        )
+        self.runtime = JobRuntime(
+            self.journal,
+            self.engine,
             domain=DOMAIN,
             signer=OPERATOR,
-            journal=self.journal,
-            engine=self.engine,
-            keys=keys,
             clock=self.clock,
             metrics=self.metrics,
-            log=logs.silent(),
         )
+        log = logs.silent()
+        self.channels = Channels(self.runtime, self.chain, refresh_s=REFRESH_S, log=log)
         self.worker = Worker(
-            self.execution,
-            self.chain,
-            payments or self.idle,
-            receiver=RECEIVER,
+            self.runtime,
+            self.channels,
+            self.keyring,
             terms=self.terms,
-            policy=self.policy,
+            patience=self.patience,
+            log=log,
         )
-        for signed in await self.journal.offers_since(self.clock.now()):
+        for signed in await self.journal.offers_since(now(self.clock)):
             self.worker.remember_offer(signed)
         await self.worker.recover()
         await self.issue_offer()
 
     async def issue_offer(self) -> SignedOffer:
         """Sign a fresh offer."""
-        current = self.execution.keys.current
+        current = self.keyring.current
         assert current is not None
         offer = build_offer(
-            OFFER_TERMS,
+            self.terms,
             FACTS,
+            address_with(current),
             operator=OPERATOR.address,
-            sealing_key=current,
             sequence=await self.journal.last_sequence() + 1,
-            now=self.clock.now(),
+            now=now(self.clock),
             active=self.worker.active,
-            capacity=self.terms.capacity,
         )
         self.offer = SignedOffer(offer, sign(DOMAIN, offer, OPERATOR))
         await self.journal.append([OfferIssued(Digest(DOMAIN.digest(offer)), self.offer)])
@@ -221,7 +222,7 @@ class JobStream:
     receipts: list[Receipt] = field(default_factory=list)
     text: list[str] = field(default_factory=list)
     drafts: int = 0
-    ended: SessionEnded | None = None
+    ended: JobEnded | None = None
     upward: deque[bytes] = field(default_factory=deque)
     sink: ListSink | None = None
     live: LiveJob | None = None
@@ -336,17 +337,17 @@ class Client:
         if line.sink is None or not line.sink.frames:
             return False
         event = line.session.receive(decode_worker_frame(line.sink.frames.popleft()))
-        if isinstance(event, JobAccepted):
+        if isinstance(event, Accepted):
             self._reconcile(line, event)
         elif isinstance(event, CanvasVerified):
             line.receipts.append(event.receipt)
             line.text.append(event.output.text)
             if self.pays:
                 self._pay(line, event.receipt)
-        elif isinstance(event, PaymentAcknowledged):
+        elif isinstance(event, VoucherAccepted):
             self.acknowledged = max(self.acknowledged, event.count)
             self.book = self.book.acknowledge(event.count)
-        elif isinstance(event, SessionEnded):
+        elif isinstance(event, JobEnded):
             line.ended = event
         elif isinstance(event, DraftSeen):
             line.drafts += 1
@@ -360,9 +361,9 @@ class Client:
 
     def _voucher(self, line: JobStream) -> None:
         voucher = self.book.voucher()
-        self.say(line, self.book.payment(sign(DOMAIN, voucher, self.signer)))
+        self.say(line, self.book.payment(voucher, sign(DOMAIN, voucher, self.signer)))
 
-    def _reconcile(self, line: JobStream, event: JobAccepted) -> None:
+    def _reconcile(self, line: JobStream, event: Accepted) -> None:
         count = event.account.voucher.count if event.account else 0
         since = tuple(self.paid_log[count:])
         self.book = self.book.rewind(count, since)

@@ -15,7 +15,6 @@ from piecework_node.journal.records import (
     CloseAgreed,
     Earnings,
     FundingAuthorized,
-    JobAdmitted,
     JournalRecord,
     MetaSet,
     OfferIssued,
@@ -25,17 +24,16 @@ from piecework_node.journal.records import (
     StoredJob,
     StoredSealingKey,
     StoredTx,
-    TxIntended,
     TxMoved,
     VoucherApplied,
 )
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.frames import LeafRef
 from piecework_protocol.ledger import Unpaid, WorkerLedger
-from piecework_protocol.states import ENDED_STATES, ChannelState, JobState
+from piecework_protocol.states import ENDED_STATES, ChannelState
 from piecework_protocol.types import Amount, Bytes32, ChannelId, Digest, JobId, Timestamp
 from piecework_protocol.wire import SignedOffer
-from piecework_protocol.worker_session import CanvasRecord, StateRecord
+from piecework_protocol.worker_session import StateRecord, StoredCanvas
 from tests.support.node.faults import KillSwitch
 
 
@@ -65,23 +63,16 @@ class MemoryJournal:
 
     def _apply(self, record: JournalRecord) -> None:  # noqa: PLR0912  one branch a record
         match record:
-            case JobAdmitted():
+            case StoredJob():
                 bare = replace(record.submission, sealed_prompt=b"", funding=None)
                 if record.id in self.jobs:
                     raise JournalCorrupt("a job is admitted once")
-                self.jobs[record.id] = StoredJob(
-                    record.id,
-                    bare,
-                    record.prompt_tokens,
-                    record.credit_window,
-                    record.at,
-                    JobState.NEW,
-                )
+                self.jobs[record.id] = replace(record, submission=bare)
             case StateRecord():
                 job = self.jobs[record.job]
                 reason = record.reason or job.reason
                 self.jobs[record.job] = replace(job, state=record.state, reason=reason)
-            case CanvasRecord():
+            case StoredCanvas():
                 self._canvas(record)
             case ChannelSeen():
                 fresh = StoredChannel(record.id, record.channel, WorkerLedger(record.id))
@@ -113,10 +104,8 @@ class MemoryJournal:
                 )
             case SealingKeyDropped():
                 self.keys = [key for key in self.keys if key.public != record.public]
-            case TxIntended():
-                self.txs[record.tx.hash] = StoredTx(
-                    record.kind, record.tx, record.subjects, record.at, moved_at=record.at
-                )
+            case StoredTx():
+                self.txs[record.tx.hash] = record
             case TxMoved():
                 tx = self.txs[record.hash]
                 self.txs[record.hash] = replace(
@@ -131,21 +120,18 @@ class MemoryJournal:
     def _book(self, channel: ChannelId, **changes: object) -> None:
         self.books[channel] = replace(self.books[channel], **changes)  # type: ignore[arg-type]
 
-    def _canvas(self, record: CanvasRecord) -> None:
-        job, receipt = self.jobs[record.job], record.stored.receipt
+    def _canvas(self, record: StoredCanvas) -> None:
+        receipt = record.receipt
+        job = self.jobs[receipt.job]
         if receipt.canvas != len(job.canvases):
             raise JournalCorrupt("canvases are recorded in order")
-        self.jobs[record.job] = replace(
-            job,
-            canvases=(*job.canvases, record.stored),
-            resume_secrets=(*job.resume_secrets, record.resume_secret),
-        )
+        self.jobs[job.id] = replace(job, canvases=(*job.canvases, record))
         channel = ChannelId(job.submission.job.channel)
         book = self.books[channel].ledger
         digest = Digest(self._domain.digest(receipt))
         unpaid = {
             **book.unpaid,
-            LeafRef(record.job, receipt.canvas): Unpaid(digest, receipt.amount),
+            LeafRef(job.id, receipt.canvas): Unpaid(digest, receipt.amount),
         }
         self._book(channel, ledger=replace(book, unpaid=unpaid))
 

@@ -14,19 +14,25 @@ from typing import Any
 
 import grpc
 
-from piecework_node.keys.operator import TLS_NAME
+from piecework_node.keys.tls import TLS_NAME
 from piecework_protocol.client_session import (
     CanvasVerified,
     ClientSession,
     DraftSeen,
-    JobAccepted,
     Openers,
-    PaymentAcknowledged,
-    SessionEnded,
 )
 from piecework_protocol.content import Message, encode_prompt, prompt_digest
 from piecework_protocol.eip712 import Domain
-from piecework_protocol.frames import CancelJob, ClientFrame, Funding, LeafRef, SubmitJob
+from piecework_protocol.frames import (
+    Accepted,
+    CancelJob,
+    ClientFrame,
+    Funding,
+    JobEnded,
+    LeafRef,
+    SubmitJob,
+    VoucherAccepted,
+)
 from piecework_protocol.ledger import PayerLedger
 from piecework_protocol.objects import Channel, CloseChannel, Job, Parameters
 from piecework_protocol.sealing import (
@@ -59,8 +65,8 @@ class WireResult:
     canvases: int = 0
     drafts: int = 0
     amount: int = 0
-    accepted: JobAccepted | None = None
-    ended: SessionEnded | None = None
+    accepted: Accepted | None = None
+    ended: JobEnded | None = None
     acknowledged: int = 0
     log: list[str] = field(default_factory=list)
 
@@ -172,7 +178,7 @@ class WireClient:
         )
 
     def _react(self, event: Any, result: WireResult, *, pay: bool) -> list[ClientFrame]:
-        if isinstance(event, JobAccepted):
+        if isinstance(event, Accepted):
             result.accepted = event
         elif isinstance(event, CanvasVerified):
             result.text += event.output.text
@@ -180,11 +186,11 @@ class WireClient:
             result.amount += event.receipt.amount
             if pay:
                 return [self._pay(event)]
-        elif isinstance(event, PaymentAcknowledged):
+        elif isinstance(event, VoucherAccepted):
             assert self.book is not None
             result.acknowledged = event.count
             self.book = self.book.acknowledge(event.count)
-        elif isinstance(event, SessionEnded):
+        elif isinstance(event, JobEnded):
             result.ended = event
         elif isinstance(event, DraftSeen):
             result.drafts += 1
@@ -195,7 +201,8 @@ class WireClient:
         ref = LeafRef(event.receipt.job, event.receipt.canvas)
         self.book = self.book.pay(ref, event.digest, event.receipt.amount, self.deposit)
         self.paid.append(ref)
-        return self.book.payment(sign(self.domain, self.book.voucher(), self.signer))
+        voucher = self.book.voucher()
+        return self.book.payment(voucher, sign(self.domain, voucher, self.signer))
 
     async def close_channel(self) -> bytes:
         """Ask the worker to close the channel together; returns the transaction's hash."""

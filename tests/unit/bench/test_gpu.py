@@ -18,6 +18,8 @@ from bench import gpu, gpu_measures, random_model
 from bench.sections import Budget, Sections
 from piecework_model import precision
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[3]
 CPU = torch.device("cpu")
 
@@ -60,10 +62,10 @@ def test_one_small_call_runs_every_section_and_prints_one_object(tmp_path: Path)
         assert sections[f"{name}_steps"]["transcripts_equal"] is True
         assert sections[f"{name}_correctness"]["leaves_equal"] is True
         assert sections[f"{name}_correctness"]["logit_error_max"] == 0.0
-        for rows in gpu.SMALL.rows:
-            figures = sections[f"{name}_steps"][f"rows_{rows}"]
+        for count in gpu.SMALL.sequences:
+            figures = sections[f"{name}_steps"][f"rows_{count}"]
             assert figures["step_ms"] > 0 and figures["bandwidth_floor_ms"] > 0
-            assert figures["tokens_second"] == pytest.approx(rows * 16 / figures["canvas_s"])
+            assert figures["tokens_second"] == pytest.approx(count * 16 / figures["canvas_s"])
     assert sections["fp8_weights"]["weight_bytes"] < sections["bf16_weights"]["weight_bytes"]
     assert set(report) >= {"hardware", "environment", "dimensions", "targets"}
 
@@ -116,14 +118,14 @@ def test_a_floor_counts_every_weight_once_and_the_embedding_twice() -> None:
     assert made.step_bytes == once + decoder.embed_tokens.weight.nbytes
 
 
-def test_a_number_of_rows_that_would_overdraw_the_budget_is_left_out_and_named() -> None:
+def test_a_number_of_sequences_that_would_overdraw_the_budget_is_left_out_and_named() -> None:
     made = random_model.build(random_model.SMALL, CPU, "none")
     figures = gpu_measures.steps_figures(
         made,
         gpu_measures.GpuDevice(CPU),
         Budget(0),
         gpu_measures.Rates(None, None),
-        rows=(1, 2),
+        sequences=(1, 2),
         steps=2,
     )
     assert figures["rows_1"]["step_ms"] > 0
@@ -138,7 +140,7 @@ def test_a_measured_model_is_let_go() -> None:
     watched = weakref.ref(made.model)
     device = gpu_measures.GpuDevice(CPU)
     gpu_measures.steps_figures(
-        made, device, Budget(60), gpu_measures.Rates(None, None), rows=(1,), steps=2
+        made, device, Budget(60), gpu_measures.Rates(None, None), sequences=(1,), steps=2
     )
     gpu_measures.correctness(made, device)
     del made

@@ -10,9 +10,8 @@ from piecework.chain import calls
 from piecework.chain.abi import interface
 from piecework.chain.artifacts import load_artifact
 from piecework.chain.authorizations import (
-    Authorization,
-    ContractDomain,
     Permit,
+    ReceiveWithAuthorization,
     Registration,
     sign_authorization,
     sign_permit,
@@ -20,10 +19,20 @@ from piecework.chain.authorizations import (
 from piecework.chain.calls import Call, Claim
 from piecework.chain.deployment import Deployment
 from piecework.chain.limits import MAX_CLAIMS_PER_SETTLE
+from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import InvariantBroken
 from piecework_protocol.objects import Channel, Voucher
 from piecework_protocol.signing import sign
-from piecework_protocol.types import Address, Amount, Bytes32, Digest, Seconds, Timestamp, Uint64
+from piecework_protocol.types import (
+    Address,
+    Amount,
+    Bytes32,
+    Digest,
+    Seconds,
+    Timestamp,
+    Uint64,
+    Uint256,
+)
 from tests.support.chains import signer
 
 PAYER, WORKER = signer("payer"), signer("worker")
@@ -41,11 +50,15 @@ CHANNEL = Channel(
 )
 VOUCHER = Voucher(CHANNEL.id(MARKET.domain), Amount(5), Uint64(1), Digest(bytes([9]) * 32))
 CLAIM = Claim(CHANNEL, VOUCHER, sign(MARKET.domain, VOUCHER, PAYER))
-DOMAIN = ContractDomain("Test USD Coin", "1", 31337, TOKEN)
+DOMAIN = Domain(31337, TOKEN, "Test USD Coin", "1")
 AUTHORIZATION = sign_authorization(
-    DOMAIN, Authorization(PAYER.address, ESCROW, Amount(5), Timestamp(0), Timestamp(9), HASH), PAYER
+    DOMAIN,
+    ReceiveWithAuthorization(PAYER.address, ESCROW, Uint256(5), Uint256(0), Uint256(9), HASH),
+    PAYER,
 )
-PERMIT = sign_permit(DOMAIN, Permit(PAYER.address, ESCROW, Amount(5), 0, Timestamp(9)), PAYER)
+PERMIT = sign_permit(
+    DOMAIN, Permit(PAYER.address, ESCROW, Uint256(5), Uint256(0), Uint256(9)), PAYER
+)
 REGISTRATION = Registration(
     WORKER.address, WORKER.address, WORKER.address, Amount(5), "https://a:1", Timestamp(9)
 )

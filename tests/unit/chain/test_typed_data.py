@@ -10,31 +10,32 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from piecework.chain.authorizations import (
-    Authorization,
-    ContractDomain,
     Permit,
+    ReceiveWithAuthorization,
     Registration,
     SignedAuthorization,
     registry_domain,
+    require_separator,
     sign_authorization,
     sign_permit,
-    sign_registration,
 )
 from piecework.chain.errors import BadAnswer
 from piecework.chain.fees import Fees
 from piecework.chain.rawtx import SignedTransaction, UnsignedTransaction
+from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import MalformedInput
-from piecework_protocol.types import Address, Amount, Bytes32, Timestamp, to_hex
+from piecework_protocol.signing import sign
+from piecework_protocol.types import Address, Amount, Bytes32, Timestamp, Uint256, to_hex
 from tests.support.chains import signer
 
 OWNER = signer("owner")
 A, B, TOKEN = (Address(bytes([n]) * 20) for n in (1, 2, 3))
-DOMAIN = ContractDomain("USD Coin", "2", 8453, TOKEN)
+DOMAIN = Domain(8453, TOKEN, "USD Coin", "2")
 NONCE = Bytes32(bytes(range(32)))
 
 
 def expected(
-    domain: ContractDomain, name: str, members: list[tuple[str, str]], values: list[object]
+    domain: Domain, name: str, members: list[tuple[str, str]], values: list[object]
 ) -> bytes:
     """The signature that eth-account makes over the same message."""
     message = dict(zip([member for _, member in members], values, strict=True))
@@ -43,14 +44,14 @@ def expected(
         "name": domain.name,
         "version": domain.version,
         "chainId": domain.chain_id,
-        "verifyingContract": to_hex(domain.contract),
+        "verifyingContract": to_hex(domain.verifying_contract),
     }
     signable = encode_typed_data(domain_data=fields, message_types=types, message_data=message)
     return bytes(Account.sign_message(signable, OWNER.secret).signature)
 
 
 def test_an_eip_3009_authorization_is_signed_as_eth_account_does() -> None:
-    authorization = Authorization(A, B, Amount(5), Timestamp(1), Timestamp(2), NONCE)
+    authorization = ReceiveWithAuthorization(A, B, Uint256(5), Uint256(1), Uint256(2), NONCE)
     members = [
         ("address", "from"),
         ("address", "to"),
@@ -66,7 +67,7 @@ def test_an_eip_3009_authorization_is_signed_as_eth_account_does() -> None:
 
 
 def test_an_eip_2612_permit_is_signed_as_eth_account_does() -> None:
-    permit = Permit(A, B, Amount(5), 3, Timestamp(9))
+    permit = Permit(A, B, Uint256(5), Uint256(3), Uint256(9))
     members = [
         ("address", "owner"),
         ("address", "spender"),
@@ -92,21 +93,47 @@ def test_a_registration_is_signed_as_eth_account_does() -> None:
         ("uint64", "deadline"),
     ]
     values: list[object] = [to_hex(A), to_hex(B), to_hex(A), 5, terms.endpoint, 9]
-    signature = sign_registration(domain, terms, OWNER)
+    signature = sign(domain, terms, OWNER)
     assert signature == expected(domain, "Registration", members, values)
 
 
+def test_a_value_of_256_bits_is_signed_and_one_bit_more_is_refused() -> None:
+    most = Uint256(2**256 - 1)
+    permit = Permit(A, B, most, most, most)
+    values: list[object] = [to_hex(A), to_hex(B), most, most, most]
+    members = [
+        ("address", "owner"),
+        ("address", "spender"),
+        ("uint256", "value"),
+        ("uint256", "nonce"),
+        ("uint256", "deadline"),
+    ]
+    assert sign_permit(DOMAIN, permit, OWNER).signature == expected(
+        DOMAIN, "Permit", members, values
+    )
+    with pytest.raises(ValueError, match="uint256"):
+        permit.replace(value=2**256)
+
+
 def test_a_token_with_another_separator_is_not_signed_for() -> None:
-    DOMAIN.require_separator(DOMAIN.separator())
+    require_separator(DOMAIN, DOMAIN.separator())
     with pytest.raises(BadAnswer, match="does not sign under"):
-        DOMAIN.require_separator(NONCE)
+        require_separator(DOMAIN, NONCE)
 
 
 @pytest.mark.parametrize(
-    "change", [{"value": "five"}, {"owner": "0x12"}, {"signature": 7}, {"nonce": None}]
+    "change",
+    [
+        {"value": "five"},
+        {"value": 2**256},
+        {"valid_after": -1},
+        {"owner": "0x12"},
+        {"signature": 7},
+        {"nonce": None},
+    ],
 )
 def test_a_malformed_authorization_is_refused(change: dict[str, object]) -> None:
-    authorization = Authorization(A, B, Amount(5), Timestamp(1), Timestamp(2), NONCE)
+    authorization = ReceiveWithAuthorization(A, B, Uint256(5), Uint256(1), Uint256(2), NONCE)
     raw = sign_authorization(DOMAIN, authorization, OWNER).to_json()
     with pytest.raises(MalformedInput):
         SignedAuthorization.from_json(raw | change)

@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from piecework.client.jobs.requests import Filters, Generation
+from piecework.client.jobs.requests import Filters, Generation, TextRequest, job_parameters
 from piecework.client.jobs.selection import (
     AFTER_REFUSAL,
     BUSY_REASONS,
+    Choice,
     Next,
     Ranking,
     learn,
@@ -21,14 +24,23 @@ from piecework.client.jobs.selection import (
 from piecework.client.journal.records import Experience
 from piecework.client.limits import EXPERIENCE_HALF_LIFE_S
 from piecework_protocol.client_session import TEMPLATE_TOKENS
-from piecework_protocol.content import encode_prompt
-from piecework_protocol.errors import Reason
-from piecework_protocol.objects import Service
+from piecework_protocol.content import decode_prompt
+from piecework_protocol.errors import MalformedInput, Reason
+from piecework_protocol.objects import Parameters, Service
 from piecework_protocol.pricing import worst_case
 from piecework_protocol.service import best_effort_parameters
-from piecework_protocol.types import Address, Amount, Digest, Timestamp, Uint32, keccak256, to_hex
+from piecework_protocol.types import (
+    Address,
+    Amount,
+    Digest,
+    Timestamp,
+    Uint32,
+    Uint64,
+    keccak256,
+    to_hex,
+)
 from tests.support.client_side import ask
-from tests.support.fake_chain import PAYMENT_TOKEN
+from tests.support.fake_chain import TOKEN_INFO
 from tests.support.offers import model, offer, operator
 
 NOW = 1_800_000_000
@@ -36,7 +48,11 @@ NOW = 1_800_000_000
 
 def choose(*offers: Any, memories: Any = (), request: Any = None, **filters: Any) -> Ranking:
     known = {m.operator: m for m in memories}
-    return rank(request or ask(), offers, known, Filters(now=NOW, token=PAYMENT_TOKEN, **filters))
+    return rank(request or ask(), offers, known, Filters(now=NOW, token=TOKEN_INFO, **filters))
+
+
+def signed_for(choice: Choice, seed: int) -> Parameters:
+    return job_parameters(choice.model, choice.generation, seed)
 
 
 def names(ranking: Ranking) -> list[Address]:
@@ -133,8 +149,8 @@ def test_a_model_is_found_by_name_or_digest() -> None:
 def test_the_ceiling_covers_whatever_an_honest_worker_may_charge() -> None:
     request = ask("x" * 1000, max_tokens=700)
     (choice,) = choose(offer(), request=request).choices
-    prompt_tokens = len(encode_prompt(request.messages)) + TEMPLATE_TOKENS
-    assert choice.ceiling == worst_case(choice.model, choice.parameters(0), prompt_tokens)
+    prompt_tokens = len(request.prompt) + TEMPLATE_TOKENS
+    assert choice.ceiling == worst_case(choice.model, signed_for(choice, 0), prompt_tokens)
     assert choice.expected <= choice.ceiling
 
 
@@ -175,10 +191,10 @@ def test_a_client_that_allows_best_effort_takes_the_better_of_both() -> None:
     ranking = choose(offer("loose", models=(cheap,)), offer("exact"), request=ask(best_effort=True))
     assert names(ranking) == [operator("loose").address, operator("exact").address]
     first, second = ranking.choices
-    assert first.parameters(7) == best_effort_parameters(Uint32(first.generation.max_tokens or 0))
-    assert (second.parameters(7).seed, second.parameters(7).service) == (7, Service.REPLAYABLE)
+    assert signed_for(first, 7) == best_effort_parameters(Uint32(first.generation.max_tokens or 0))
+    assert (signed_for(second, 7).seed, signed_for(second, 7).service) == (7, Service.REPLAYABLE)
     assert first.ceiling == worst_case(
-        cheap, first.parameters(7), TEMPLATE_TOKENS + len(encode_prompt(ask().messages))
+        cheap, signed_for(first, 7), TEMPLATE_TOKENS + len(ask().prompt)
     )
 
 
@@ -192,3 +208,37 @@ def test_a_request_that_sets_what_best_effort_cannot_honour_goes_to_replayable_o
     ranking = choose(loose, offer("exact"), request=ask(best_effort=True, **given))
     assert names(ranking) == [operator("exact").address]
     assert next(iter(given)) in ranking.unfit[0]
+
+
+def test_a_prompt_is_encoded_as_the_request_is_made() -> None:
+    request = ask("a fox")
+    assert decode_prompt(request.prompt) == request.messages
+    with pytest.raises(MalformedInput):
+        TextRequest(())
+
+
+@given(
+    given=st.fixed_dictionaries(
+        {},
+        optional={
+            "max_tokens": st.integers(1, 4096),
+            "max_steps": st.integers(1, 48),
+            "temperature_start": st.integers(0, 2_000_000),
+            "temperature_end": st.integers(0, 2_000_000),
+            "entropy_bound": st.integers(0, 10**6),
+            "confidence_threshold": st.integers(0, 10**6),
+            "stability_steps": st.integers(0, 9),
+        },
+    ),
+    seed=st.integers(0, 2**64 - 1),
+)
+def test_what_is_given_is_signed_as_given_and_the_rest_is_the_default(
+    given: dict[str, int], seed: int
+) -> None:
+    served = model()
+    signed = job_parameters(served, resolve(Generation(**given), served), seed)  # type: ignore[arg-type]
+    defaults = job_parameters(served, resolve(Generation(), served), 0)
+    for name in ("max_tokens", "max_steps", *[n for n in given if not n.startswith("max")]):
+        assert getattr(signed, name) == given.get(name, getattr(defaults, name))
+    assert (signed.seed, signed.service) == (seed, Service.REPLAYABLE)
+    assert signed.replace(seed=Uint64(0), **given) == defaults.replace(**given)

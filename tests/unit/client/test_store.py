@@ -35,7 +35,7 @@ from piecework_protocol.types import (
 )
 from tests.support import pair
 from tests.support.client_side import PAYER
-from tests.support.fake_chain import DOMAIN, PAYMENT_TOKEN, TOKEN
+from tests.support.fake_chain import DOMAIN, TOKEN, TOKEN_INFO
 from tests.support.offers import offer, operator, receiver
 
 NOW = Timestamp(1_800_000_000)
@@ -175,7 +175,7 @@ def test_a_job_past_its_deadline_reserves_nothing(store: Store) -> None:
 
 def test_a_job_whose_funding_fails_leaves_no_trace(store: Store) -> None:
     def poor(needed: Amount, deposit: Amount) -> Amount:
-        raise InsufficientFunds(PAYMENT_TOKEN.amount(needed), PAYMENT_TOKEN.amount(deposit))
+        raise InsufficientFunds(TOKEN_INFO.amount(needed), TOKEN_INFO.amount(deposit))
 
     with pytest.raises(InsufficientFunds):
         store.admit(job_row(1, 100), None, poor, UNTIL)

@@ -21,7 +21,7 @@ from piecework_protocol.eip712 import Domain
 from piecework_protocol.objects import Service
 from piecework_protocol.types import Address, Amount, Digest, Uint32, Uint64, keccak256, to_hex
 from tests.support.client_side import FakeClock
-from tests.support.fake_chain import FakeChain
+from tests.support.fake_chain import TOKEN_INFO, FakeChain
 from tests.support.offers import model, offer, operator, receiver
 
 Http = TestClient[Any, Any]
@@ -37,7 +37,9 @@ class Index:
         self.file = folder / "market.db"
 
     def market(self) -> IndexServer:
-        return IndexServer(OfferStore(self.file, self.chain.domain), self.chain, clock=self.clock)
+        return IndexServer(
+            OfferStore(self.file, self.chain.domain), self.chain, TOKEN_INFO, clock=self.clock
+        )
 
 
 @pytest.fixture
@@ -91,9 +93,9 @@ async def test_an_old_offer_cannot_come_back_after_a_restart_or_an_expiry(index:
         await post(first, offer(sequence=Uint64(9)))
     async with TestClient(TestServer(index.market().application())) as second:
         assert len((await (await second.get("/v1/offers")).json())["offers"]) == 1
-        index.clock.now += 301
+        index.clock.advance(301)
         assert (await (await second.get("/v1/offers")).json())["offers"] == []
-        stale = await post(second, offer(now=int(index.clock.now), sequence=Uint64(9)))
+        stale = await post(second, offer(now=index.clock.now(), sequence=Uint64(9)))
         assert await code(stale) == "stale_sequence"
 
 
@@ -237,7 +239,7 @@ async def test_lists_and_page_show_the_class_of_service_and_filter_by_it(http: H
 
 
 async def test_workers_say_how_long_their_offer_lives(index: Index, full: Http) -> None:
-    index.clock.now += 100
+    index.clock.advance(100)
     workers = (await (await full.get("/v1/workers")).json())["workers"]
     assert [w["expires_in_s"] for w in workers] == [200, 200, 200]
 

@@ -1,5 +1,4 @@
-"""The fast executor's own promises: kept prefixes, rows that must run alone, passes that fail and
-are split."""
+"""The fast executor's own promises: cached prefixes, sequences that run alone, split passes."""
 
 from __future__ import annotations
 
@@ -17,18 +16,18 @@ from piecework_model import limits
 from piecework_model.checkpoint.loading import LoadedModel
 from piecework_model.engine.batched import BatchedExecutor, _Task
 from piecework_model.engine.engine import Engine
-from piecework_model.engine.executor import RowFailure, RowStep
-from piecework_model.engine.prefixes import PrefixStore, chain
-from piecework_model.engine.scheduler import RowWork
+from piecework_model.engine.executor import SequenceFailure, SequenceStep
+from piecework_model.engine.prefix_cache import PrefixCache, prefix_keys
+from piecework_model.engine.scheduler import SequenceWork
 from piecework_model.errors import MemoryOverflowError
 from piecework_model.layers.backbone import Backbone
-from piecework_model.layers.cache import RowCache
-from piecework_model.layers.graphs import RECORD_AT, RecordedPieces
+from piecework_model.layers.cache import SequenceCache
+from piecework_model.layers.graphs import RECORD_AT, GraphPieceRunner
 from piecework_model.layers.invariance import Invariance, measure
 from piecework_model.layers.projections import product, weight_projection
 from piecework_model.layout import CacheLayout, LayerLayout, cache_layout
 from piecework_model.requests import CanvasEvent, FailedEvent
-from tests.support.model_runs import broken_row, canvases, make_request, run, run_alone
+from tests.support.model_runs import broken_sequence, canvases, make_request, run, run_alone
 from tests.support.recorder import EchoRecorder
 
 Prompt = tuple[int, ...]
@@ -62,7 +61,7 @@ def test_the_same_prompt_of_one_tenant_is_prefilled_once_and_gives_the_same_text
 ) -> None:
     prompt = long_prompt(200)  # three whole chunks of 64 tokens and eight more
     shared = executor(bundled)
-    engine = Engine(bundled, max_rows=1, executor=shared)
+    engine = Engine(bundled, max_sequences=1, executor=shared)
     texts: list[list[tuple[bytes, ...]]] = []
     for seed in (1, 1, 2):
         engine.submit(
@@ -77,7 +76,7 @@ def test_the_same_prompt_of_one_tenant_is_prefilled_once_and_gives_the_same_text
 
 def test_a_prompt_that_goes_on_differently_shares_only_its_beginning(bundled: LoadedModel) -> None:
     shared = executor(bundled)
-    engine = Engine(bundled, max_rows=1, executor=shared)
+    engine = Engine(bundled, max_sequences=1, executor=shared)
     first, second = long_prompt(200), (*long_prompt(130), 9, 9, 9)
     for name, prompt in (("first", first), ("second", second)):
         engine.submit(make_request(prompt, name, max_tokens=32, tenant="one"))
@@ -92,7 +91,7 @@ def test_a_prompt_that_goes_on_differently_shares_only_its_beginning(bundled: Lo
 @pytest.mark.parametrize("tenant", ["two", ""])
 def test_another_tenant_or_none_shares_nothing(bundled: LoadedModel, tenant: str) -> None:
     shared = executor(bundled)
-    engine = Engine(bundled, max_rows=1, executor=shared)
+    engine = Engine(bundled, max_sequences=1, executor=shared)
     for name, whose in (("first", "one"), ("second", tenant)):
         engine.submit(
             make_request(long_prompt(100), name, max_tokens=32, max_steps=1, tenant=whose)
@@ -105,18 +104,18 @@ def test_kept_chunks_stay_within_their_bytes_and_beginnings_outlive_what_follows
     bundled: LoadedModel,
 ) -> None:
     layout = cache_layout(bundled.model.config.text_config, 32, 64)
-    cache = RowCache(layout, 256, torch.device("cpu"), torch.float32)
+    cache = SequenceCache(layout, 256, torch.device("cpu"), torch.float32)
     cache.reserve(64)
     chunk = cache.copy(0, 64)
     assert chunk.bytes == layout.chunk_bytes(64, 4)
-    store = PrefixStore(3 * chunk.bytes)
-    keys = chain("one", [(1,), (2,), (3,), (4,)])
+    store = PrefixCache(3 * chunk.bytes)
+    keys = prefix_keys("one", [(1,), (2,), (3,), (4,)])
     for depth in range(1, 5):
         store.keep(keys[:depth], chunk)
     assert store.used_bytes == 3 * chunk.bytes
     assert len(store.find(keys)) == 3
-    store.keep(chain("one", [(9,), (8,)]), chunk)  # what stands before it is not known
-    assert store.find(chain("one", [(9,)])) == []
+    store.keep(prefix_keys("one", [(9,), (8,)]), chunk)  # what stands before it is not known
+    assert store.find(prefix_keys("one", [(9,)])) == []
     assert store.used_bytes == 3 * chunk.bytes
     store.resize(2 * chunk.bytes)
     assert len(store.find(keys)) == 2
@@ -126,12 +125,12 @@ def test_kept_chunks_stay_within_their_bytes_and_beginnings_outlive_what_follows
     assert store.used_bytes == 0
 
 
-def test_prompts_are_kept_only_in_memory_that_no_row_needs(bundled: LoadedModel) -> None:
+def test_prompts_are_kept_only_in_memory_that_no_sequence_needs(bundled: LoadedModel) -> None:
     shared = executor(bundled)
     request = make_request(long_prompt(130), "first", max_tokens=32, max_steps=1, tenant="one")
-    row = shared.footprint(request)
+    sequence = shared.footprint(request)
     chunk = cache_layout(bundled.model.config.text_config, 32, 64).chunk_bytes(64, 4)
-    engine = Engine(bundled, max_rows=2, memory_bytes=row + chunk, executor=shared)
+    engine = Engine(bundled, max_sequences=2, memory_bytes=sequence + chunk, executor=shared)
     engine.submit(request)
     run(engine)
     engine.submit(replace(request, request_id="second"))
@@ -140,16 +139,16 @@ def test_prompts_are_kept_only_in_memory_that_no_row_needs(bundled: LoadedModel)
     engine.submit(replace(request, request_id="third", tenant=""))
     engine.submit(replace(request, request_id="fourth", max_tokens=1))
     run(engine)
-    assert engine.rows == engine.queued == 0
+    assert engine.sequences == engine.queued == 0
 
 
-def test_rows_that_must_run_alone_have_the_results_of_their_own(
+def test_sequences_that_must_run_alone_have_the_results_of_their_own(
     bundled: LoadedModel, prompt: Prompt
 ) -> None:
     """Where products depend on their number of rows, every pass has one segment: the job alone
     decides its shape."""
     alone, beside = (
-        Engine(bundled, max_rows=3, executor=executor(bundled, Invariance(1, isolated=True)))
+        Engine(bundled, max_sequences=3, executor=executor(bundled, Invariance(1, isolated=True)))
         for _ in range(2)
     )
     wanted = make_request(long_prompt(150), "wanted", max_tokens=64)
@@ -176,8 +175,7 @@ class FailingCopy(TorchFunctionMode):
 
 
 def test_memory_that_runs_out_at_any_copy_of_a_pass_moves_no_text(bundled: LoadedModel) -> None:
-    """Windows that move, kept chunks, sums of experts: wherever a pass of two rows fails, it is
-    repeated from the same state."""
+    """Wherever a pass of two sequences fails, it is repeated from the same state."""
     prompts = {"first": long_prompt(128), "second": long_prompt(170, first=9)}
     wanted = [
         make_request(prompt, name, max_tokens=96, max_steps=2, tenant="one")
@@ -188,7 +186,7 @@ def test_memory_that_runs_out_at_any_copy_of_a_pass_moves_no_text(bundled: Loade
     lost: list[str] = []
     while failed:
         at += 1
-        engine = Engine(bundled, max_rows=2)
+        engine = Engine(bundled, max_sequences=2)
         for request in wanted:
             engine.submit(request)
         mode = FailingCopy(at)
@@ -220,7 +218,7 @@ def test_a_chunk_that_is_not_finite_is_not_kept_for_the_tenants_next_job(
         return output * float("nan") if calls == 1 else output
 
     shared = executor(bundled)
-    engine = Engine(bundled, max_rows=1, executor=shared)
+    engine = Engine(bundled, max_sequences=1, executor=shared)
     handle = bundled.model.model.decoder.layers[0].mlp.down_proj.register_forward_hook(once)
     try:
         engine.submit(make_request(prompt, "struck", max_tokens=32, tenant="one"))
@@ -238,29 +236,32 @@ def test_passes_shrink_once_when_memory_runs_out_and_grow_again(
 ) -> None:
     made = executor(bundled)
     full = made._pass_tokens
-    names = [f"row-{number}" for number in range(4)]
+    names = [f"sequence-{number}" for number in range(4)]
     for seed, name in enumerate(names):
         made.open(make_request(prompt, name, seed=seed, max_steps=48, confidence_threshold=0.0))
 
-    tokens = sum(made._tokens(_Task(name, made._rows[name], 1, denoise=True)) for name in names)
+    tokens = sum(
+        made._tokens(_Task(name, made._sequences[name], 1, denoise=True)) for name in names
+    )
     with hungry(bundled):
-        made.step([RowWork(name, 1, denoise=True) for name in names])
+        made.step([SequenceWork(name, 1, denoise=True) for name in names])
     assert made._pass_tokens == tokens // 2
     for _ in range(4 * limits.CALM_STEPS):
         made.step([])
     assert made._pass_tokens == full
 
 
-def test_two_threads_change_no_bit_of_a_row_among_others(
+def test_two_threads_change_no_bit_of_a_sequence_among_others(
     bundled: LoadedModel, prompt: Prompt
 ) -> None:
     """With two threads MKL sums small products in another order; rows are then filled up."""
     torch.set_num_threads(2)
     try:
         wanted = [
-            make_request(prompt[: 3 + 7 * n], f"row-{n}", seed=n, max_steps=4) for n in range(3)
+            make_request(prompt[: 3 + 7 * n], f"sequence-{n}", seed=n, max_steps=4)
+            for n in range(3)
         ]
-        engine = Engine(bundled, max_rows=3)
+        engine = Engine(bundled, max_sequences=3)
         for request in wanted:
             engine.submit(request)
         together = run(engine)
@@ -272,10 +273,11 @@ def test_two_threads_change_no_bit_of_a_row_among_others(
 def test_memory_that_a_large_pass_lacks_is_found_in_smaller_ones(
     bundled: LoadedModel, prompt: Prompt
 ) -> None:
-    """The first pass of four rows runs out of memory, its halves do not: nobody fails, and nobody's
-    text moves."""
-    wanted = [make_request(prompt, f"row-{seed}", seed=seed, max_tokens=32) for seed in range(4)]
-    engine = Engine(bundled, max_rows=4)
+    """The first pass of four sequences runs out of memory, its halves do not. No sequence fails."""
+    wanted = [
+        make_request(prompt, f"sequence-{seed}", seed=seed, max_tokens=32) for seed in range(4)
+    ]
+    engine = Engine(bundled, max_sequences=4)
     for request in wanted:
         engine.submit(request)
     with hungry(bundled, above_tokens=2 * bundled.limits.canvas_size):
@@ -288,53 +290,57 @@ def test_what_only_saves_work_makes_room_when_memory_runs_out(
 ) -> None:
     """Kept prompts and recordings go first, and prompts are kept again from the next step on."""
     made = executor(bundled)
-    pieces = RecordedPieces(EchoRecorder(), max_bytes=10**8)
+    pieces = GraphPieceRunner(EchoRecorder(), max_bytes=10**8)
     made._backbone = Backbone(bundled.model, minimum_rows=1, pack=False, pieces=pieces)
-    made.spare(limits.PREFIX_STORE_BYTES)
-    made.open(make_request(prompt, "row", tenant="one", max_steps=48, confidence_threshold=0.0))
-    made.step([RowWork("row", 1, denoise=True)])
+    made.set_free_memory(limits.PREFIX_CACHE_BYTES)
+    made.open(
+        make_request(prompt, "sequence", tenant="one", max_steps=48, confidence_threshold=0.0)
+    )
+    made.step([SequenceWork("sequence", 1, denoise=True)])
     for _ in range(RECORD_AT):
-        made.step([RowWork("row", 0, denoise=True)])
-    assert made._prefixes.used_bytes
+        made.step([SequenceWork("sequence", 0, denoise=True)])
+    assert made._prefix_cache.used_bytes
     assert pieces.recordings
 
     with hungry(bundled):
-        (failed,) = made.step([RowWork("row", 0, denoise=True)])
-    assert isinstance(failed, RowFailure)
-    assert not made._prefixes.used_bytes
+        (failed,) = made.step([SequenceWork("sequence", 0, denoise=True)])
+    assert isinstance(failed, SequenceFailure)
+    assert not made._prefix_cache.used_bytes
     assert not pieces.held_bytes
 
-    made.spare(limits.PREFIX_STORE_BYTES)
+    made.set_free_memory(limits.PREFIX_CACHE_BYTES)
     made.open(make_request(prompt, "next", tenant="one"))
-    made.step([RowWork("next", 1, denoise=True)])
-    assert made._prefixes.used_bytes
+    made.step([SequenceWork("next", 1, denoise=True)])
+    assert made._prefix_cache.used_bytes
 
 
-def test_a_cache_that_cannot_be_allocated_ends_its_row_only(
+def test_a_cache_that_cannot_be_allocated_ends_its_sequence_only(
     bundled: LoadedModel, prompt: Prompt
 ) -> None:
     made = BatchedExecutor(bundled.model, replace(bundled.limits, max_context=2**50))
     for request in (make_request(prompt, "huge", max_tokens=2**44), make_request(prompt, "small")):
         made.open(request)
-    huge, small = made.step([RowWork("huge", 1, denoise=True), RowWork("small", 1, denoise=True)])
-    assert isinstance(huge, RowFailure)
+    huge, small = made.step(
+        [SequenceWork("huge", 1, denoise=True), SequenceWork("small", 1, denoise=True)]
+    )
+    assert isinstance(huge, SequenceFailure)
     assert huge.kind == "out_of_memory"
-    assert isinstance(small, RowStep)
+    assert isinstance(small, SequenceStep)
 
 
-def test_a_row_that_breaks_late_leaves_the_others_caches_as_they_were(
+def test_a_sequence_that_breaks_late_leaves_the_others_caches_as_they_were(
     bundled: LoadedModel, prompt: Prompt
 ) -> None:
     def poison(logits: torch.Tensor) -> None:
         logits[0, 0] = float("nan")
 
     wanted = make_request(prompt, max_tokens=96, max_steps=4)
-    engine = Engine(bundled, max_rows=2)
+    engine = Engine(bundled, max_sequences=2)
     engine.submit(wanted)
     engine.submit(
         make_request(prompt, "poisoned", seed=3, max_tokens=96, max_steps=4, draft_every=0)
     )
-    with broken_row(bundled, 1, from_call=6, breaking=poison):  # in its second canvas
+    with broken_sequence(bundled, 1, from_call=6, breaking=poison):  # in its second canvas
         events = run(engine)
     assert [type(event) for event in events["poisoned"]] == [CanvasEvent, FailedEvent]
     assert events["job"] == run_alone(bundled, wanted)
@@ -343,38 +349,38 @@ def test_a_row_that_breaks_late_leaves_the_others_caches_as_they_were(
 def test_a_request_beyond_the_engines_memory_is_refused(
     bundled: LoadedModel, prompt: Prompt
 ) -> None:
-    engine = Engine(bundled, max_rows=1, memory_bytes=1000)
+    engine = Engine(bundled, max_sequences=1, memory_bytes=1000)
     with pytest.raises(MemoryOverflowError):
         engine.submit(make_request(prompt))
 
 
-def test_the_footprint_is_what_a_rows_cache_really_takes(bundled: LoadedModel) -> None:
+def test_the_footprint_is_what_a_sequences_cache_really_takes(bundled: LoadedModel) -> None:
     made = executor(bundled)
     for prompt_tokens, max_tokens in ((1, 1), (100, 96), (700, 200)):
         request = make_request(long_prompt(prompt_tokens), max_tokens=max_tokens)
         made.open(request)
-        made.step([RowWork(request.request_id, 1, denoise=False)])
-        cache = made._rows[request.request_id].cache
+        made.step([SequenceWork(request.request_id, 1, denoise=False)])
+        cache = made._sequences[request.request_id].cache
         taken = sum(part.numel() * part.element_size() for part in (*cache.keys, *cache.values))
         assert taken == made.footprint(request)
         made.close(request.request_id)
 
 
 @pytest.mark.parametrize("memory", [0, 1_000, 100_000, 1_000_000, 2**40])
-def test_the_largest_row_fits_and_one_more_token_does_not(
+def test_the_longest_sequence_fits_and_one_more_token_does_not(
     bundled: LoadedModel, memory: int
 ) -> None:
     layout = cache_layout(bundled.model.config.text_config, 32, 64)
     largest = executor(bundled).max_context(memory)
     assert largest <= bundled.limits.max_context
-    assert largest == 0 or layout.row_bytes(largest, 4) <= memory
-    assert largest == bundled.limits.max_context or layout.row_bytes(largest + 1, 4) > memory
+    assert largest == 0 or layout.sequence_bytes(largest, 4) <= memory
+    assert largest == bundled.limits.max_context or layout.sequence_bytes(largest + 1, 4) > memory
 
 
 def test_a_windowed_layer_takes_no_more_than_its_window_a_chunk_and_a_canvas() -> None:
     layout = CacheLayout((LayerLayout(2, 8, 64), LayerLayout(1, 16, 0)), canvas=32, chunk=64)
-    assert layout.row_bytes(10_000, 2) == 2 * 2 * ((63 + 64 + 32) * 2 * 8 + 10_000 * 16)
-    assert layout.row_bytes(100, 2) == 2 * 2 * (100 * 2 * 8 + 100 * 16)
+    assert layout.sequence_bytes(10_000, 2) == 2 * 2 * ((63 + 64 + 32) * 2 * 8 + 10_000 * 16)
+    assert layout.sequence_bytes(100, 2) == 2 * 2 * (100 * 2 * 8 + 100 * 16)
 
 
 def test_packed_products_have_the_bits_of_plain_ones() -> None:

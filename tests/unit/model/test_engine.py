@@ -1,4 +1,4 @@
-"""The engine on the real bundled checkpoint: a row alone, beside others, paused, resumed,
+"""The engine on the real bundled checkpoint: a sequence alone, beside others, paused, resumed,
 broken."""
 
 from __future__ import annotations
@@ -17,8 +17,15 @@ from piecework_model.errors import (
     InvalidRequestError,
     QueueFullError,
 )
-from piecework_model.requests import CanvasEvent, DraftEvent, FailedEvent, FinishReason
-from tests.support.model_runs import broken_head, broken_row, canvases, make_request, run, run_alone
+from piecework_model.requests import CanvasEvent, CanvasFinish, DraftEvent, FailedEvent
+from tests.support.model_runs import (
+    broken_head,
+    broken_sequence,
+    canvases,
+    make_request,
+    run,
+    run_alone,
+)
 
 Prompt = tuple[int, ...]
 
@@ -27,7 +34,7 @@ def test_a_request_gives_the_same_transcript_alone_and_beside_others(
     bundled: LoadedModel, prompt: Prompt
 ) -> None:
     wanted = make_request(prompt)
-    engine = Engine(bundled, max_rows=4)
+    engine = Engine(bundled, max_sequences=4)
     engine.submit(make_request(prompt[:5], "short", seed=8, max_steps=4))
     engine.submit(wanted)
     engine.submit(make_request(prompt * 4, "long", seed=9, temperature_start=2.0))
@@ -36,7 +43,7 @@ def test_a_request_gives_the_same_transcript_alone_and_beside_others(
 
 def test_a_cancelled_neighbour_changes_nothing(bundled: LoadedModel, prompt: Prompt) -> None:
     wanted = make_request(prompt)
-    engine = Engine(bundled, max_rows=2)
+    engine = Engine(bundled, max_sequences=2)
     engine.submit(make_request(prompt, "gone", seed=5))
     engine.submit(wanted)
     events = [event for _ in range(3) for event in engine.step()]
@@ -46,7 +53,7 @@ def test_a_cancelled_neighbour_changes_nothing(bundled: LoadedModel, prompt: Pro
     assert [event for event in events if event.request_id == "job"] + rest["job"] == run_alone(
         bundled, wanted
     )
-    assert engine.rows == 0
+    assert engine.sequences == 0
 
 
 def test_a_request_resumed_from_its_committed_canvases_goes_on_as_if_never_stopped(
@@ -62,10 +69,10 @@ def test_a_request_resumed_from_its_committed_canvases_goes_on_as_if_never_stopp
         ]
 
 
-def test_a_row_pauses_before_its_canvas_limit_and_goes_on_identically(
+def test_a_sequence_pauses_before_its_canvas_limit_and_goes_on_identically(
     bundled: LoadedModel, prompt: Prompt
 ) -> None:
-    engine = Engine(bundled, max_rows=1)
+    engine = Engine(bundled, max_sequences=1)
     engine.submit(make_request(prompt, canvas_limit=0))
     assert not engine.has_runnable
     assert engine.step() == []
@@ -73,12 +80,12 @@ def test_a_row_pauses_before_its_canvas_limit_and_goes_on_identically(
     for limit in range(1, 4):
         engine.allow("job", limit)
         events += run(engine).get("job", [])
-        assert len(canvases(events)) == limit or engine.rows == 0
+        assert len(canvases(events)) == limit or engine.sequences == 0
     assert events == run_alone(bundled, make_request(prompt))
 
 
 def test_a_canvas_limit_never_goes_down(bundled: LoadedModel, prompt: Prompt) -> None:
-    engine = Engine(bundled, max_rows=1)
+    engine = Engine(bundled, max_sequences=1)
     engine.submit(make_request(prompt, canvas_limit=1))
     engine.allow("job", 0)
     assert engine.has_runnable
@@ -94,7 +101,7 @@ def test_other_seeds_give_other_texts(bundled: LoadedModel, prompt: Prompt) -> N
     assert len(texts) == 3
 
 
-def test_every_parameter_is_the_rows_own(bundled: LoadedModel, prompt: Prompt) -> None:
+def test_every_parameter_is_the_sequences_own(bundled: LoadedModel, prompt: Prompt) -> None:
     base = make_request(prompt, max_tokens=32, max_steps=6)
     changes: list[dict[str, Any]] = [
         {"temperature_start": 3.0, "temperature_end": 3.0},
@@ -105,7 +112,7 @@ def test_every_parameter_is_the_rows_own(bundled: LoadedModel, prompt: Prompt) -
     variants = [
         dataclasses.replace(base, request_id=str(n), **change) for n, change in enumerate(changes)
     ]
-    engine = Engine(bundled, max_rows=8)
+    engine = Engine(bundled, max_sequences=8)
     for variant in [base, *variants]:
         engine.submit(variant)
     together = run(engine)
@@ -115,23 +122,23 @@ def test_every_parameter_is_the_rows_own(bundled: LoadedModel, prompt: Prompt) -
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_not_a_number_ends_its_own_row_without_a_canvas(
+def test_not_a_number_ends_its_own_sequence_without_a_canvas(
     bundled: LoadedModel, prompt: Prompt, value: float
 ) -> None:
     def poison(logits: torch.Tensor) -> None:
         logits[7, 3] = value
 
     wanted = make_request(prompt)
-    engine = Engine(bundled, max_rows=2)
+    engine = Engine(bundled, max_sequences=2)
     engine.submit(wanted)
     engine.submit(make_request(prompt, "poisoned", seed=2, draft_every=0))
-    with broken_row(bundled, 1, from_call=2, breaking=poison):
+    with broken_sequence(bundled, 1, from_call=2, breaking=poison):
         events = run(engine)
     assert events["poisoned"] == [
         FailedEvent("poisoned", "non_finite", "the model produced NaN or infinity")
     ]
     assert events["job"] == run_alone(bundled, wanted)
-    assert engine.rows == 0
+    assert engine.sequences == 0
 
 
 @pytest.mark.parametrize(
@@ -141,7 +148,7 @@ def test_not_a_number_ends_its_own_row_without_a_canvas(
         (RuntimeError("shapes differ"), "internal"),
     ],
 )
-def test_a_failing_forward_pass_ends_its_row_only(
+def test_a_failing_forward_pass_ends_its_sequence_only(
     bundled: LoadedModel, prompt: Prompt, error: Exception, kind: str
 ) -> None:
     def fail(logits: torch.Tensor) -> None:
@@ -150,11 +157,11 @@ def test_a_failing_forward_pass_ends_its_row_only(
     wanted = [
         make_request(prompt, name, seed=seed, max_tokens=32) for seed, name in enumerate("abc")
     ]
-    engine = Engine(bundled, max_rows=4)
+    engine = Engine(bundled, max_sequences=4)
     engine.submit(make_request(prompt, "broken", seed=9))
     for request in wanted:
         engine.submit(request)
-    with broken_row(bundled, 0, from_call=1, breaking=fail):
+    with broken_sequence(bundled, 0, from_call=1, breaking=fail):
         events = run(engine)
     (failed,) = events.pop("broken")
     assert isinstance(failed, FailedEvent)
@@ -165,7 +172,7 @@ def test_a_failing_forward_pass_ends_its_row_only(
 def test_memory_that_the_cpu_does_not_have_is_told_as_such(
     bundled: LoadedModel, prompt: Prompt
 ) -> None:
-    engine = Engine(bundled, max_rows=1)
+    engine = Engine(bundled, max_sequences=1)
     engine.submit(make_request(prompt))
     with broken_head(bundled, lambda output: torch.empty(2**55)):
         (event,) = engine.step()
@@ -173,36 +180,36 @@ def test_memory_that_the_cpu_does_not_have_is_told_as_such(
     assert event.kind == "out_of_memory"
 
 
-def test_a_broken_accelerator_is_not_taken_for_a_broken_row(
+def test_a_broken_accelerator_is_not_taken_for_a_broken_sequence(
     bundled: LoadedModel, prompt: Prompt
 ) -> None:
     def lost(output: torch.Tensor) -> torch.Tensor:
         raise torch.AcceleratorError("device lost")
 
-    engine = Engine(bundled, max_rows=1)
+    engine = Engine(bundled, max_sequences=1)
     engine.submit(make_request(prompt))
     with broken_head(bundled, lost), pytest.raises(torch.AcceleratorError):
         engine.step()
 
 
-def test_requests_beyond_the_rows_wait_and_beyond_the_queue_are_refused(
+def test_requests_beyond_the_sequences_wait_and_beyond_the_queue_are_refused(
     bundled: LoadedModel, prompt: Prompt
 ) -> None:
-    engine = Engine(bundled, max_rows=1, max_queued=2)
+    engine = Engine(bundled, max_sequences=1, max_queued=2)
     for name in ("a", "b", "c"):
         engine.submit(make_request(prompt, name, max_tokens=20, max_steps=2))
-    assert (engine.rows, engine.queued) == (1, 2)
+    assert (engine.sequences, engine.queued) == (1, 2)
     with pytest.raises(QueueFullError):
         engine.submit(make_request(prompt, "d"))
     engine.cancel("b")
     engine.submit(make_request(prompt, "d", max_tokens=20, max_steps=2))
     events = run(engine)
     assert list(events) == ["a", "c", "d"]
-    assert (engine.rows, engine.queued) == (0, 0)
+    assert (engine.sequences, engine.queued) == (0, 0)
 
 
-def test_a_cancelled_row_makes_room_at_once(bundled: LoadedModel, prompt: Prompt) -> None:
-    engine = Engine(bundled, max_rows=1)
+def test_a_cancelled_sequence_makes_room_at_once(bundled: LoadedModel, prompt: Prompt) -> None:
+    engine = Engine(bundled, max_sequences=1)
     engine.submit(make_request(prompt, "paused", canvas_limit=0))
     engine.submit(make_request(prompt, "next", max_steps=1, max_tokens=32))
     assert not engine.has_runnable
@@ -211,7 +218,7 @@ def test_a_cancelled_row_makes_room_at_once(bundled: LoadedModel, prompt: Prompt
 
 
 def test_unknown_requests_are_ignored_by_cancel_and_allow(bundled: LoadedModel) -> None:
-    engine = Engine(bundled, max_rows=1)
+    engine = Engine(bundled, max_sequences=1)
     engine.cancel("nobody")
     engine.allow("nobody", 3)
     assert not engine.has_runnable
@@ -237,8 +244,8 @@ def test_a_canvas_carries_one_leaf_a_step_and_what_counts_of_its_ids(
         assert all(len(leaf) == 32 for leaf in event.step_leaves)
         assert event.charged_ids == event.token_ids[: len(event.charged_ids)]
         assert bundled.eos_ids.isdisjoint(event.charged_ids)
-    assert [event.finish for event in events[:-1]] == [FinishReason.MORE] * (len(events) - 1)
-    assert events[-1].finish is not FinishReason.MORE
+    assert [event.finish for event in events[:-1]] == [CanvasFinish.MORE] * (len(events) - 1)
+    assert events[-1].finish is not CanvasFinish.MORE
     assert sum(len(event.charged_ids) for event in events) <= 40
 
 
@@ -258,24 +265,24 @@ def test_a_canvas_carries_one_leaf_a_step_and_what_counts_of_its_ids(
 def test_a_request_out_of_bounds_is_refused_by_name(
     bundled: LoadedModel, prompt: Prompt, field: str, value: object
 ) -> None:
-    engine = Engine(bundled, max_rows=1)
+    engine = Engine(bundled, max_sequences=1)
     with pytest.raises(InvalidRequestError) as caught:
         engine.submit(make_request(prompt, **{field: value}))
     assert caught.value.field == field
-    assert engine.rows == engine.queued == 0
+    assert engine.sequences == engine.queued == 0
 
 
 def test_a_request_that_cannot_fit_the_context_is_refused(
     bundled: LoadedModel, prompt: Prompt
 ) -> None:
-    engine = Engine(bundled, max_rows=1)
+    engine = Engine(bundled, max_sequences=1)
     with pytest.raises(ContextOverflowError) as caught:
         engine.submit(make_request((9,) * 1000, max_tokens=33))
     assert (caught.value.needed, caught.value.available) == (1064, 1024)
 
 
 def test_a_request_id_is_taken_once_at_a_time(bundled: LoadedModel, prompt: Prompt) -> None:
-    engine = Engine(bundled, max_rows=1)
+    engine = Engine(bundled, max_sequences=1)
     engine.submit(make_request(prompt))
     with pytest.raises(DuplicateRequestError):
         engine.submit(make_request(prompt))

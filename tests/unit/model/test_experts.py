@@ -115,7 +115,7 @@ def test_a_token_has_the_same_bits_whoever_shares_the_pass(
 
 
 @pytest.mark.parametrize("name", CODECS)
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(
     st.integers(1, 2 * EXPERTS),
     st.lists(st.tuples(st.integers(0, 1), st.integers(1, 9)), max_size=8),

@@ -22,11 +22,10 @@ from bench.checkpoints import mid_config
 from piecework_model.bounds import ModelLimits
 from piecework_model.checkpoint.loading import LoadedModel
 from piecework_model.engine.batched import BatchedExecutor
-from piecework_model.engine.chunks import prompt_chunks
 from piecework_model.engine.denoiser import Denoiser
-from piecework_model.engine.executor import Executor, RowStep
+from piecework_model.engine.executor import Executor, SequenceStep
 from piecework_model.engine.reference import ReferenceExecutor
-from piecework_model.engine.scheduler import RowWork
+from piecework_model.engine.scheduler import SequenceWork, prompt_chunks
 from piecework_model.requests import GenerationRequest
 from piecework_model.sampling import philox, sampler
 from piecework_model.sampling.philox import Moment
@@ -50,7 +49,7 @@ class OurDraws(TorchFunctionMode):
         if func is torch.multinomial:
             drawn = philox.step_draws([self._moment], args[0].shape[0], 1)
             uniforms = torch.from_numpy(drawn.uniforms[0])
-            return sampler.sample(args[0], uniforms)[:, None]
+            return sampler.inverse_cdf_sample(args[0], uniforms)[:, None]
         return func(*args, **kwargs)
 
     @property
@@ -133,14 +132,14 @@ def our_canvases(
     chunks = -(-len(request.prompt_ids) // executor.chunk_tokens)
     executor.open(request)
     for _ in range(chunks - 1):
-        assert executor.step([RowWork(request.request_id, 1, denoise=False)]) == []
+        assert executor.step([SequenceWork(request.request_id, 1, denoise=False)]) == []
     canvases: list[list[tuple[int, ...]]] = []
     for _ in range(math.ceil(request.max_tokens / limits.canvas_size)):
         canvases.append([])
         pending, finished = 1, False
         while not finished:
-            (outcome,) = executor.step([RowWork(request.request_id, pending, denoise=True)])
-            assert isinstance(outcome, RowStep)
+            (outcome,) = executor.step([SequenceWork(request.request_id, pending, denoise=True)])
+            assert isinstance(outcome, SequenceStep)
             pending, finished = 0, outcome.finished
             canvases[-1].append(outcome.argmax)
         if not eos_ids.isdisjoint(canvases[-1][-1]):

@@ -17,9 +17,9 @@ from piecework_model.checkpoint.loading import LoadedModel
 from piecework_model.layers.graphs import (
     POSTPONED_CALLS,
     RECORD_AT,
-    Pieces,
-    PlainPieces,
-    RecordedPieces,
+    EagerPieceRunner,
+    GraphPieceRunner,
+    PieceRunner,
 )
 from tests.support.recorder import EchoRecorder
 
@@ -33,12 +33,12 @@ def double(x: Tensor) -> tuple[Tensor, ...]:
 
 def recorded(
     max_recordings: int = 64, max_bytes: int = AMPLE_BYTES, refusal: str = "", idle_runs: int = 1000
-) -> RecordedPieces:
-    return RecordedPieces(EchoRecorder(refusal), max_bytes, max_recordings, idle_runs)
+) -> GraphPieceRunner:
+    return GraphPieceRunner(EchoRecorder(refusal), max_bytes, max_recordings, idle_runs)
 
 
 def repeat(
-    pieces: RecordedPieces, count: int, times: int = RECORD_AT, name: str = "double"
+    pieces: GraphPieceRunner, count: int, times: int = RECORD_AT, name: str = "double"
 ) -> None:
     """So often that it is recorded, unless told otherwise."""
     for _ in range(times):
@@ -57,7 +57,7 @@ class Stack:
 
     layers: list[nn.Module]
 
-    def run(self, pieces: Pieces, hidden: Tensor, canvas: int) -> Tensor:
+    def run(self, pieces: PieceRunner, hidden: Tensor, canvas: int) -> Tensor:
         """[T, H] to [T, H]. Attention is outside, row by row."""
         residual, queries = pieces.run("first", lambda x: (x, self.layers[0](x)), hidden)
         for index, layer in enumerate(self.layers):
@@ -87,7 +87,7 @@ def test_any_sequence_of_row_counts_gives_the_bits_of_plain_calls(
         pieces = recorded(room, room_bytes, idle_runs=idle_runs)
         for step, count in enumerate(rows):
             hidden = tokens(count * canvas, seed=step)
-            expected = stack.run(PlainPieces(), hidden, canvas)
+            expected = stack.run(EagerPieceRunner(), hidden, canvas)
             assert torch.equal(stack.run(pieces, hidden, canvas), expected)
             assert pieces.recordings <= room and pieces.held_bytes <= room_bytes
 
@@ -225,7 +225,7 @@ def test_what_is_larger_than_the_room_is_called() -> None:
 
 
 def test_a_recording_that_took_more_memory_than_there_is_is_dropped() -> None:
-    pieces = RecordedPieces(EchoRecorder(pool_bytes=900), max_bytes=1000)
+    pieces = GraphPieceRunner(EchoRecorder(pool_bytes=900), max_bytes=1000)
     repeat(pieces, 4, RECORD_AT + 3)  # 256 bytes of buffers
     assert (pieces.recordings, pieces.replays, pieces.held_bytes) == (0, 0, 0)
     repeat(pieces, 1, RECORD_AT + 1)  # 64 bytes
@@ -255,4 +255,4 @@ def test_after_forgetting_new_weights_are_read() -> None:
 @pytest.mark.parametrize(("max_bytes", "max_recordings"), [(-1, 1), (0, 0)])
 def test_bounds_that_bound_nothing_are_refused(max_bytes: int, max_recordings: int) -> None:
     with pytest.raises(ValueError, match="no bounds"):
-        RecordedPieces(EchoRecorder(), max_bytes, max_recordings)
+        GraphPieceRunner(EchoRecorder(), max_bytes, max_recordings)

@@ -125,7 +125,7 @@ def test_one_flipped_bit_against_the_manifest_is_refused(folder: Path, name: str
 
 
 def test_a_missing_folder_is_a_checkpoint_error(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no such folder"):
+    with pytest.raises(CheckpointError, match="this folder does not exist"):
         load(tmp_path / "nothing", device="cpu")
 
 

@@ -14,7 +14,13 @@ from piecework_model.checkpoint.loading import LoadedModel
 from piecework_model.engine.batched import BatchedExecutor
 from piecework_model.errors import BenchmarkError
 from piecework_model.machine.benchmark import measure
-from piecework_model.machine.probe import engine_profile, host_memory_bytes, probe
+from piecework_model.machine.probe import (
+    SMALL_MODEL_PARAMETERS,
+    choose_threads,
+    engine_profile,
+    host_memory_bytes,
+    probe,
+)
 from tests.support.model_runs import broken_head
 
 
@@ -60,9 +66,9 @@ def test_a_measurement_comes_from_real_canvases(bundled: LoadedModel) -> None:
     ticks = itertools.count()
     executor = BatchedExecutor(bundled.model, bundled.limits)
     clock = lambda: float(next(ticks))  # noqa: E731  each look is a second
-    measured = measure(bundled, executor, seconds=1.0, rows=2, clock=clock)
+    measured = measure(bundled, executor, seconds=1.0, sequences=2, clock=clock)
     assert measured.canvases >= 2
-    assert measured.rows == 2
+    assert measured.sequences == 2
     assert measured.first_canvas_ms == 1000.0
     assert 1 <= measured.steps_per_canvas <= bundled.defaults.max_steps
     assert measured.steps_per_second > 0
@@ -81,3 +87,12 @@ def test_a_model_that_fails_cannot_be_measured(bundled: LoadedModel) -> None:
 def test_a_budget_out_of_bounds_is_refused(bundled: LoadedModel, seconds: float) -> None:
     with pytest.raises(ValueError, match="seconds"):
         measure(bundled, BatchedExecutor(bundled.model, bundled.limits), seconds=seconds)
+
+
+def test_a_small_model_runs_on_one_thread_and_a_large_one_as_torch_likes() -> None:
+    assert choose_threads(SMALL_MODEL_PARAMETERS - 1, 0, 16) == 1
+    assert choose_threads(SMALL_MODEL_PARAMETERS, 0, 16) == 16
+
+
+def test_the_operators_choice_counts_for_every_model() -> None:
+    assert choose_threads(1, 5, 16) == choose_threads(SMALL_MODEL_PARAMETERS, 5, 16) == 5

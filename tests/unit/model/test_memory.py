@@ -16,29 +16,35 @@ from hypothesis import strategies as st
 from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
 
 from piecework_model import precision
-from piecework_model.checkpoint import memory, released
-from piecework_model.checkpoint.dimensions import Blueprint, dimensions, published_tensors, read
+from piecework_model.checkpoint import memory
+from piecework_model.checkpoint.dimensions import (
+    Blueprint,
+    dimensions,
+    published_tensors,
+    read,
+    released_blueprint,
+)
 from piecework_model.checkpoint.loading import LoadedModel, load
 from piecework_model.checkpoint.manifest import bundled_checkpoint_path
 from piecework_model.checkpoint.memory import GIB, Device, Need
 from piecework_model.engine.engine import Engine
 from piecework_model.errors import CheckpointError, DeviceError
 from piecework_model.layers.backbone import Backbone, Segment
-from piecework_model.layers.cache import RowCache
+from piecework_model.layers.cache import SequenceCache
 from piecework_model.layout import cache_layout
 from tests.support.allocations import allocations
 from tests.support.model_runs import make_request, run
 from tests.support.small_models import small_config
 
-RELEASED = released.blueprint()
+RELEASED = released_blueprint()
 
 
 def card(gib: float, host_gib: float = 64) -> Device:
     return Device("cuda", f"a card of {gib} GiB", int(gib * GIB), int(host_gib * GIB))
 
 
-def needed(form: memory.Format, rows: int = 1, context: int = 8192) -> Need:
-    return memory.need(RELEASED, form, "cuda", rows, context)
+def needed(form: memory.Format, sequences: int = 1, context: int = 8192) -> Need:
+    return memory.need(RELEASED, form, "cuda", sequences, context)
 
 
 BF16: memory.Format = ("bfloat16", "bfloat16", "none")
@@ -67,8 +73,8 @@ def test_the_released_model_has_the_published_figures() -> None:
 def test_a_token_of_context_costs_what_the_full_layers_keep_of_it() -> None:
     """5 layers of 2 heads of 512, keys and values, 2 bytes each; the others keep only their
     window."""
-    far = memory.row_bytes(RELEASED.of, 100_000, "bfloat16")
-    assert memory.row_bytes(RELEASED.of, 100_001, "bfloat16") - far == 5 * 2 * 2 * 512 * 2
+    far = memory.sequence_bytes(RELEASED.of, 100_000, "bfloat16")
+    assert memory.sequence_bytes(RELEASED.of, 100_001, "bfloat16") - far == 5 * 2 * 2 * 512 * 2
     windowed = 25 * 2 * 8 * 256 * 2 * (1023 + 512 + 256)
     assert far == windowed + 100_000 * 20_480
 
@@ -166,8 +172,8 @@ def test_a_rows_cache_is_counted_exactly(bundled: LoadedModel) -> None:
     layout = cache_layout(config.text_config, size.canvas_size, size.chunk_tokens)
     for tokens in (40, 300, 1000):
         cpu = torch.device("cpu")
-        taken = allocations(partial(RowCache, layout, tokens, cpu, torch.float32))
-        assert taken.kept_bytes == memory.row_bytes(
+        taken = allocations(partial(SequenceCache, layout, tokens, cpu, torch.float32))
+        assert taken.kept_bytes == memory.sequence_bytes(
             read(bundled_checkpoint_path()).of, tokens, "float32"
         )
 
@@ -177,19 +183,23 @@ def test_a_rows_cache_is_counted_exactly(bundled: LoadedModel) -> None:
 def test_a_running_engine_stays_within_its_plan(
     prompt: tuple[int, ...], dtype: Any, quantization: Any
 ) -> None:
-    rows, canvases = 2, 2
+    sequences, canvases = 2, 2
     loaded = load(device="cpu", dtype=dtype, quantization=quantization)
     context = len(prompt) + canvases * loaded.limits.canvas_size
     name = quantization if quantization != "none" else dtype
     form: memory.Format = (name, dtype, quantization)
-    plan = memory.need(read(bundled_checkpoint_path()), form, "cpu", rows, context)
+    plan = memory.need(read(bundled_checkpoint_path()), form, "cpu", sequences, context)
 
     def work() -> None:
-        engine = Engine(loaded, max_rows=rows, memory_bytes=plan.kv_bytes)
-        for number in range(rows):
-            request = make_request(prompt, f"row {number}", seed=number, max_tokens=64, max_steps=3)
+        engine = Engine(loaded, max_sequences=sequences, memory_bytes=plan.kv_bytes)
+        for number in range(sequences):
+            request = make_request(
+                prompt, f"sequence {number}", seed=number, max_tokens=64, max_steps=3
+            )
             engine.submit(request)
-        assert engine.rows == rows, "the planned budget does not hold the planned rows"
+        assert engine.sequences == sequences, (
+            "the planned budget does not hold the planned sequences"
+        )
         run(engine)
 
     taken = allocations(work)
@@ -201,7 +211,7 @@ def test_a_pass_leaves_no_more_masks_behind_than_allowed(bundled: LoadedModel) -
     allowed, chunk = 30_000, 64
     stack = Backbone(bundled.model, minimum_rows=1, pack=False, mask_bytes=allowed)
     layout = cache_layout(bundled.model.config.text_config, 32, chunk)
-    cache = RowCache(layout, 1024, torch.device("cpu"), torch.float32)
+    cache = SequenceCache(layout, 1024, torch.device("cpu"), torch.float32)
     most = 0
     with torch.inference_mode():
         for start in range(0, 1024 - chunk, chunk):
@@ -232,21 +242,21 @@ def test_a_pass_leaves_no_more_masks_behind_than_allowed(bundled: LoadedModel) -
 def test_each_card_gets_the_most_faithful_precision_that_fits(
     gib: int, chosen: str, away: bool
 ) -> None:
-    choice = memory.choose(RELEASED, card(gib), rows=2, context=8192)
+    choice = memory.choose(RELEASED, card(gib), sequences=2, context=8192)
     assert (choice.need.precision, choice.need.offloaded) == (chosen, away)
     assert choice.need.device_bytes <= card(gib).usable_bytes
     assert choice.reason.startswith(chosen)
     assert ". " not in choice.reason, "one sentence"
 
 
-def _longest_row(budget: int) -> int:
-    return RELEASED.of.cache.largest_row(budget, 2, RELEASED.of.max_context)
+def _longest_sequence(budget: int) -> int:
+    return RELEASED.of.cache.longest_sequence(budget, 2, RELEASED.of.max_context)
 
 
 def test_room_is_left_for_the_masks_of_the_longest_row_that_is_admitted() -> None:
     """A plan for 8 K tokens on a card with room for 256 K."""
-    choice = memory.choose(RELEASED, card(80), rows=1, context=8192)
-    longest = _longest_row(choice.kv_budget_bytes)
+    choice = memory.choose(RELEASED, card(80), sequences=1, context=8192)
+    longest = _longest_sequence(choice.kv_budget_bytes)
     assert longest == RELEASED.of.max_context
     work = memory.work_bytes(RELEASED.of, "cuda", 1, longest, "bfloat16")
     assert choice.need.weights_bytes + choice.kv_budget_bytes + work <= card(80).usable_bytes
@@ -255,13 +265,13 @@ def test_room_is_left_for_the_masks_of_the_longest_row_that_is_admitted() -> Non
 @settings(max_examples=40)
 @given(st.floats(4, 200), st.floats(8, 256), st.integers(1, 32), st.integers(256, 262_144))
 def test_what_is_chosen_fits_and_nothing_more_faithful_would(
-    gib: float, host: float, rows: int, context: int
+    gib: float, host: float, sequences: int, context: int
 ) -> None:
     device = card(gib, host)
-    every = [needed(form, rows, context) for form in (BF16, FP8, INT4)]
+    every = [needed(form, sequences, context) for form in (BF16, FP8, INT4)]
     fitting = [n.precision for n in every if n.device_bytes <= device.usable_bytes]
     try:
-        choice = memory.choose(RELEASED, device, rows=rows, context=context)
+        choice = memory.choose(RELEASED, device, sequences=sequences, context=context)
     except DeviceError as error:
         assert not fitting
         assert "does not fit" in str(error)
@@ -273,10 +283,12 @@ def test_what_is_chosen_fits_and_nothing_more_faithful_would(
     assert need.kv_bytes <= choice.kv_budget_bytes
     assert need.device_bytes - need.kv_bytes + choice.kv_budget_bytes <= device.usable_bytes
     longest, planned = (
-        memory.work_bytes(RELEASED.of, "cuda", rows, tokens, need.dtype)
-        for tokens in (_longest_row(choice.kv_budget_bytes), context)
+        memory.work_bytes(RELEASED.of, "cuda", sequences, tokens, need.dtype)
+        for tokens in (_longest_sequence(choice.kv_budget_bytes), context)
     )
-    grown = max(0, longest - planned)  # by the masks of the longest row that the engine would admit
+    grown = max(
+        0, longest - planned
+    )  # by the masks of the longest sequence that the engine would admit
     assert (
         choice.kv_budget_bytes == need.kv_bytes
         or need.device_bytes - need.kv_bytes + choice.kv_budget_bytes + grown <= device.usable_bytes
@@ -288,50 +300,53 @@ def test_what_is_chosen_fits_and_nothing_more_faithful_would(
 
 @settings(max_examples=30)
 @given(st.sampled_from([BF16, FP8, INT4]), st.integers(1, 16), st.integers(256, 100_000))
-def test_more_rows_or_context_never_need_less(form: memory.Format, rows: int, context: int) -> None:
-    here = needed(form, rows, context).device_bytes
-    assert needed(form, rows + 1, context).device_bytes >= here
-    assert needed(form, rows, context + 1).device_bytes >= here
+def test_more_rows_or_context_never_need_less(
+    form: memory.Format, sequences: int, context: int
+) -> None:
+    here = needed(form, sequences, context).device_bytes
+    assert needed(form, sequences + 1, context).device_bytes >= here
+    assert needed(form, sequences, context + 1).device_bytes >= here
 
 
 def test_a_precision_that_is_asked_for_is_given_or_refused() -> None:
     assert (
-        memory.choose(RELEASED, card(80), rows=1, context=8192, asked="int4").need.precision
+        memory.choose(RELEASED, card(80), sequences=1, context=8192, asked="int4").need.precision
         == "int4"
     )
-    choice = memory.choose(RELEASED, card(16), rows=1, context=8192, asked="fp8")
+    choice = memory.choose(RELEASED, card(16), sequences=1, context=8192, asked="fp8")
     assert (choice.need.precision, choice.need.offloaded) == ("fp8", True)
     with pytest.raises(
-        DeviceError, match=r"does not fit a card of 24 GiB: bfloat16 needs 49\.\d GiB for 1 row of"
+        DeviceError,
+        match=r"does not fit a card of 24 GiB: bfloat16 needs 49\.\d GiB for 1 sequence of",
     ):
-        memory.choose(RELEASED, card(24), rows=1, context=8192, asked="bfloat16")
+        memory.choose(RELEASED, card(24), sequences=1, context=8192, asked="bfloat16")
 
 
 def test_plain_weights_are_never_planned_in_host_memory() -> None:
     """The loader keeps only packed experts there."""
     with pytest.raises(DeviceError):
-        memory.choose(RELEASED, card(40, 256), rows=1, context=8192, asked="bfloat16")
+        memory.choose(RELEASED, card(40, 256), sequences=1, context=8192, asked="bfloat16")
 
 
 def test_a_host_too_small_for_the_experts_is_refused() -> None:
-    assert memory.choose(RELEASED, card(12, 32), rows=1, context=8192).need.offloaded
+    assert memory.choose(RELEASED, card(12, 32), sequences=1, context=8192).need.offloaded
     with pytest.raises(DeviceError, match="does not fit"):
-        memory.choose(RELEASED, card(12, 12), rows=1, context=8192)
+        memory.choose(RELEASED, card(12, 12), sequences=1, context=8192)
 
 
 def test_a_cpu_computes_in_float32_and_has_no_other_memory() -> None:
     device = Device("cpu", "a host", 256 * GIB, 256 * GIB)
-    choice = memory.choose(RELEASED, device, rows=1, context=8192)
+    choice = memory.choose(RELEASED, device, sequences=1, context=8192)
     assert (choice.need.precision, choice.need.dtype) == ("float32", "float32")
     small = replace(device, memory_bytes=16 * GIB, host_memory_bytes=16 * GIB)
     with pytest.raises(DeviceError):
-        memory.choose(RELEASED, small, rows=1, context=8192)
+        memory.choose(RELEASED, small, sequences=1, context=8192)
 
 
 def test_experts_of_odd_widths_are_not_offered_in_four_bits() -> None:
     odd = Blueprint(replace(RELEASED.of, expert_intermediate=700), ())
     odd = replace(odd, tensors=tuple(published_tensors(odd.of)))
     with pytest.raises(DeviceError, match="fp8 needs"):
-        memory.choose(odd, card(20, 16), rows=1, context=8192)
+        memory.choose(odd, card(20, 16), sequences=1, context=8192)
     with pytest.raises(DeviceError, match="no precision packs it"):
-        memory.choose(odd, card(80), rows=1, context=8192, asked="int4")
+        memory.choose(odd, card(80), sequences=1, context=8192, asked="int4")

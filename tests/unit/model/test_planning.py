@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from piecework_model.checkpoint.dimensions import released_blueprint
 from piecework_model.checkpoint.manifest import bundled_checkpoint_path
 from piecework_model.checkpoint.memory import GIB
-from piecework_model.checkpoint.released import blueprint
 from piecework_model.errors import CheckpointError, DeviceError
 from piecework_model.machine import planning
 from piecework_model.machine.planning import DEFAULT_CONTEXT_TOKENS, device_of, load_planned, plan
@@ -19,10 +19,10 @@ WITH_CARD = Hardware("cuda", "a card", 24 * GIB, "1", 1, 8, 64 * GIB, "a process
 
 
 def test_the_bundled_model_is_loaded_as_planned() -> None:
-    planned = load_planned(None, device="cpu", precision="auto", rows=2)
+    planned = load_planned(None, device="cpu", precision="auto", sequences=2)
     assert (planned.loaded.dtype, planned.loaded.quantization) == ("float32", "none")
     assert planned.choice.need.context == 1024, "never more than the model's context"
-    packed = load_planned(None, device="cpu", precision="int4", rows=1, context_tokens=512)
+    packed = load_planned(None, device="cpu", precision="int4", sequences=1, context_tokens=512)
     assert packed.loaded.quantization == "int4-g64+fp8"
     assert packed.choice.need.context == 512
     assert "as asked" in packed.choice.reason
@@ -31,12 +31,12 @@ def test_the_bundled_model_is_loaded_as_planned() -> None:
 def test_a_host_without_room_is_refused_before_anything_is_loaded() -> None:
     tiny = replace(probe(), host_memory_bytes=2**20)
     with pytest.raises(DeviceError, match="does not fit"):
-        plan(bundled_checkpoint_path(), tiny, on="cpu", precision="auto", rows=1)
+        plan(bundled_checkpoint_path(), tiny, on="cpu", precision="auto", sequences=1)
 
 
 def test_a_folder_that_is_not_there_is_named() -> None:
-    with pytest.raises(CheckpointError, match="no such folder"):
-        plan(Path("/nonexistent"), probe(), on="cpu", precision="auto", rows=1)
+    with pytest.raises(CheckpointError, match="this folder does not exist"):
+        plan(Path("/nonexistent"), probe(), on="cpu", precision="auto", sequences=1)
 
 
 def test_a_gpu_has_its_own_memory_and_the_hosts_behind_it() -> None:
@@ -51,5 +51,5 @@ def test_a_gpu_has_its_own_memory_and_the_hosts_behind_it() -> None:
 
 
 def test_the_default_context_is_that_of_a_long_chat() -> None:
-    assert planning.planned_context(blueprint(), 0) == DEFAULT_CONTEXT_TOKENS
-    assert planning.planned_context(blueprint(), 10**6) == 262_144
+    assert planning.planned_context(released_blueprint(), 0) == DEFAULT_CONTEXT_TOKENS
+    assert planning.planned_context(released_blueprint(), 10**6) == 262_144

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from bench.random_model import SMALL, RandomModel, build
 from piecework_model.layers.backbone import Backbone, Segment
-from piecework_model.layers.cache import RowCache
-from piecework_model.layers.graphs import RECORD_AT, PlainPieces, RecordedPieces
+from piecework_model.layers.cache import SequenceCache
+from piecework_model.layers.graphs import RECORD_AT, EagerPieceRunner, GraphPieceRunner
 from piecework_model.layout import cache_layout
 from tests.support.recorder import EchoRecorder
 
@@ -30,7 +30,7 @@ class Rows:
             random.model.config.text_config, self._canvas, random.limits.chunk_tokens
         )
         room = PROMPT_TOKENS + count + 2 * self._canvas
-        self._caches = [RowCache(layout, room, CPU, torch.bfloat16) for _ in range(count)]
+        self._caches = [SequenceCache(layout, room, CPU, torch.bfloat16) for _ in range(count)]
         for row, cache in enumerate(self._caches):
             tokens = PROMPT_TOKENS + row  # so that no two rows see as many keys
             prompt = torch.arange(tokens) * 17 % random.limits.vocab_size
@@ -53,13 +53,13 @@ class Rows:
 
 def test_recorded_steps_have_the_bits_of_plain_ones() -> None:
     random = build(SMALL, CPU, "none")
-    pieces = RecordedPieces(EchoRecorder(), ROOM_BYTES)
+    pieces = GraphPieceRunner(EchoRecorder(), ROOM_BYTES)
     with torch.inference_mode():
         recorded = Rows(
             random, Backbone(random.model, minimum_rows=1, pack=False, pieces=pieces), 3
         )
         plain = Rows(
-            random, Backbone(random.model, minimum_rows=1, pack=False, pieces=PlainPieces()), 3
+            random, Backbone(random.model, minimum_rows=1, pack=False, pieces=EagerPieceRunner()), 3
         )
         for step, rows in enumerate([1, 3] * (RECORD_AT + 2) + [2]):
             assert torch.equal(recorded.step(rows, step), plain.step(rows, step)), step

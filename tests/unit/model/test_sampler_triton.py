@@ -23,7 +23,7 @@ from triton.runtime.interpreter import InterpretedFunction
 
 from piecework_model import limits
 from piecework_model.sampling import sampler, sampler_kernels, sampler_triton
-from piecework_model.sampling.sampler import Judgement
+from piecework_model.sampling.sampler import SampleOutput
 from piecework_model.sampling.sampler_triton import TILE_TOKENS
 
 CAP = 30.0
@@ -37,16 +37,16 @@ VOCABULARIES = (
     2 * TILE_TOKENS + 809,
     20_000,
 )
-FIELDS = [field.name for field in dataclasses.fields(Judgement)]
+FIELDS = [field.name for field in dataclasses.fields(SampleOutput)]
 ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of NaN and infinity
 
 
-def judge(raw: Tensor, temperatures: Tensor, uniforms: Tensor) -> Judgement:
-    """`sampler_triton.judge` of a copy, on the device of these tests; its results on the CPU."""
+def sample(raw: Tensor, temperatures: Tensor, uniforms: Tensor) -> SampleOutput:
+    """`sampler_triton.sample` of a copy, on the device of these tests; its results on the CPU."""
     given = [x.to(DEVICE, copy=True) for x in (raw, temperatures, uniforms)]
-    choice = sampler_triton.judge(given[0], given[1], CAP, given[2])
-    return Judgement(**{name: getattr(choice, name).cpu() for name in FIELDS})
+    choice = sampler_triton.sample(given[0], given[1], CAP, given[2])
+    return SampleOutput(**{name: getattr(choice, name).cpu() for name in FIELDS})
 
 
 def some_uniforms(count: int, seed: int = 0) -> Tensor:
@@ -94,7 +94,7 @@ def slack(temperatures: Tensor) -> Tensor:
 @given(tiles())
 def test_figures_are_those_of_float64(case: tuple[Tensor, Tensor, Tensor]) -> None:
     raw, temperatures, _ = case
-    choice = judge(*case)
+    choice = sample(*case)
     scaled = exact(raw, temperatures)
     loss = slack(temperatures)
     log_probabilities = torch.log_softmax(scaled, dim=-1)
@@ -116,7 +116,7 @@ def test_ids_are_those_of_the_pure_version(case: tuple[Tensor, Tensor, Tensor]) 
     of the cumulative probability is met within the rounding of that probability.
     """
     raw, temperatures, uniforms = case
-    choice = judge(*case)
+    choice = sample(*case)
     scaled = exact(raw, temperatures)
     top, runner_up = scaled.topk(2).values.unbind(1)
     reached = scaled.gather(1, choice.argmax[:, None]).squeeze(1)
@@ -139,7 +139,7 @@ def test_probabilities_are_those_that_the_soft_embedding_multiplies(
     below or from a little above.
     """
     raw, temperatures, _ = case
-    probabilities = judge(*case).probabilities
+    probabilities = sample(*case).probabilities
     assert probabilities.dtype == raw.dtype
     scaled, loss = exact(raw, temperatures), slack(temperatures).double()[:, None]
     low = (scaled - loss).to(raw.dtype).double()
@@ -156,10 +156,10 @@ def test_probabilities_are_those_that_the_soft_embedding_multiplies(
 @settings(max_examples=8, deadline=None)
 @given(tiles())
 def test_a_position_has_the_same_bits_in_any_company(case: tuple[Tensor, Tensor, Tensor]) -> None:
-    whole, positions = judge(*case), len(case[1])
-    turned = judge(*(x.flip(0).contiguous() for x in case))
+    whole, positions = sample(*case), len(case[1])
+    turned = sample(*(x.flip(0).contiguous() for x in case))
     for position in range(positions):
-        alone = judge(*(x[position : position + 1].clone() for x in case))
+        alone = sample(*(x[position : position + 1].clone() for x in case))
         for name in FIELDS:
             expected = getattr(whole, name)[position]
             assert torch.equal(getattr(alone, name)[0], expected), name
@@ -170,7 +170,7 @@ def test_a_position_has_the_same_bits_in_any_company(case: tuple[Tensor, Tensor,
 def test_the_probabilities_take_the_place_of_the_logits(dtype: torch.dtype) -> None:
     raw = some_logits(3, TILE_TOKENS + 100).to(DEVICE, dtype)
     temperatures = torch.tensor([0.4, 0.8, 1.0], device=DEVICE)
-    choice = sampler_triton.judge(raw, temperatures, CAP, some_uniforms(3).to(DEVICE))
+    choice = sampler_triton.sample(raw, temperatures, CAP, some_uniforms(3).to(DEVICE))
     assert choice.probabilities is raw
     assert raw.float().sum(-1).tolist() == pytest.approx([1.0] * 3, rel=0.01)
 
@@ -180,9 +180,9 @@ def test_the_probabilities_take_the_place_of_the_logits(dtype: torch.dtype) -> N
 def test_a_logit_that_is_not_finite_shows_at_its_position_alone(value: float, token: int) -> None:
     raw = some_logits(3, TILE_TOKENS + 100)
     temperatures, uniforms = torch.full((3,), 0.5), some_uniforms(3)
-    sound = judge(raw, temperatures, uniforms)
+    sound = sample(raw, temperatures, uniforms)
     raw[1, token] = value
-    broken = judge(raw, temperatures, uniforms)
+    broken = sample(raw, temperatures, uniforms)
     assert broken.entropy.isfinite().tolist() == [True, False, True]
     assert broken.probabilities.isnan().all(-1).tolist() == [False, True, False]
     for ids in (broken.argmax, broken.sampled):
@@ -192,7 +192,7 @@ def test_a_logit_that_is_not_finite_shows_at_its_position_alone(value: float, to
 
 
 def test_a_position_of_nothing_but_nan_has_ids_in_the_vocabulary() -> None:
-    broken = judge(
+    broken = sample(
         torch.full((2, 5), math.nan, dtype=torch.bfloat16), torch.ones(2), some_uniforms(2)
     )
     assert not broken.entropy.isfinite().any()
@@ -204,7 +204,7 @@ def test_a_token_that_has_all_of_the_mass_is_sampled(uniform: float) -> None:
     tokens = [0, TILE_TOKENS - 1, TILE_TOKENS, TILE_TOKENS + 99]
     raw = torch.full((4, TILE_TOKENS + 100), -100.0)
     raw[range(4), tokens] = 100.0
-    chosen = judge(raw, torch.full((4,), 0.1), torch.full((4,), uniform, dtype=torch.float64))
+    chosen = sample(raw, torch.full((4,), 0.1), torch.full((4,), uniform, dtype=torch.float64))
     assert chosen.sampled.tolist() == chosen.argmax.tolist() == tokens
     assert chosen.entropy.tolist() == pytest.approx([0.0] * 4, abs=1e-6)
     assert chosen.log_probability.tolist() == pytest.approx([0.0] * 4, abs=1e-6)
@@ -215,7 +215,7 @@ def test_among_equal_logits_the_lowest_id_is_the_argmax_and_the_gap_is_zero() ->
     raw[0, [TILE_TOKENS + 5, 7, 9]] = 3.0  # in two tiles
     raw[1, [TILE_TOKENS + 5, TILE_TOKENS + 4]] = 3.0  # in one
     raw[2, 3], raw[2, 2] = 1e4, 2e4  # not equal, but both at the cap
-    chosen = judge(raw, torch.ones(3), some_uniforms(3))
+    chosen = sample(raw, torch.ones(3), some_uniforms(3))
     assert chosen.argmax.tolist() == [7, TILE_TOKENS + 4, 2]
     assert chosen.gap.tolist() == [0.0, 0.0, 0.0]
 
@@ -227,9 +227,11 @@ def test_samples_are_those_of_the_pure_version() -> None:
         torch.ones(12),
         some_uniforms(12),
     )
-    expected = sampler.sample(torch.softmax(exact(raw, temperatures).float(), dim=-1), uniforms)
+    expected = sampler.inverse_cdf_sample(
+        torch.softmax(exact(raw, temperatures).float(), dim=-1), uniforms
+    )
     assert len({int(token) // TILE_TOKENS for token in expected}) == 3
-    assert torch.equal(judge(raw, temperatures, uniforms).sampled, expected)
+    assert torch.equal(sample(raw, temperatures, uniforms).sampled, expected)
 
 
 def test_equal_logits_are_sampled_in_proportion_to_the_uniform() -> None:
@@ -237,7 +239,7 @@ def test_equal_logits_are_sampled_in_proportion_to_the_uniform() -> None:
     uniforms = torch.tensor(
         [0.0001, 0.25, 0.5, 0.75, 0.9999], dtype=torch.float64
     )  # the middle ones: on edges
-    chosen = judge(torch.zeros(5, vocab_size), torch.ones(5), uniforms)
+    chosen = sample(torch.zeros(5, vocab_size), torch.ones(5), uniforms)
     assert chosen.sampled.tolist() == [int(u * vocab_size) for u in uniforms.tolist()]
     assert chosen.entropy.tolist() == pytest.approx([math.log(vocab_size)] * 5, rel=1e-6)
 
@@ -247,7 +249,7 @@ def test_the_hyperbolic_tangent_is_good_to_its_last_bits() -> None:
         [torch.logspace(-6, 2.3, 60), torch.linspace(18.5, 19.0, 10)]
     )  # 0.625 x 30 = 18.75
     raw = torch.stack([torch.zeros_like(values), values], dim=1)
-    gaps = judge(raw, torch.ones(len(values)), some_uniforms(len(values))).gap
+    gaps = sample(raw, torch.ones(len(values)), some_uniforms(len(values))).gap
     expected = [math.tanh(value / CAP) * CAP for value in values.tolist()]
     assert gaps.tolist() == pytest.approx(expected, rel=4 * torch.finfo(torch.float32).eps)
 
@@ -281,7 +283,7 @@ def test_what_the_kernels_cannot_take_is_refused(
     raw: Tensor, temperatures: Tensor, uniforms: Tensor, named: str
 ) -> None:
     with pytest.raises(ValueError, match=named):
-        sampler_triton.judge(raw, temperatures, CAP, uniforms)
+        sampler_triton.sample(raw, temperatures, CAP, uniforms)
 
 
 def test_the_kernels_compile_for_gpus_to_wide_accesses_and_without_atomics(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_the_training_pass_equals_the_engines_pass_canvas_by_canvas(bundled: Loa
 
 
 def test_a_replayed_run_sees_the_same_stories() -> None:
-    settings = loop.Settings(steps=2, rows=3)
+    settings = loop.TrainingSettings(steps=2, rows=3)
     tokenizer = vocabulary.build_tokenizer()
     first = loop.training_stories(tokenizer, settings, 32)
     assert first == loop.training_stories(tokenizer, settings, 32)

@@ -177,7 +177,7 @@ def test_a_job_has_the_same_transcript_alone_and_among_others(
         )
         for n in range(3)
     ]
-    engine = Engine(loaded, max_rows=3)
+    engine = Engine(loaded, max_sequences=3)
     for job in jobs:
         engine.submit(job)
     together = run(engine)

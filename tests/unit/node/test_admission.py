@@ -10,6 +10,8 @@ import pytest
 
 from piecework_node.jobs.admission import AdmissionView, ChannelView, admit, check_return
 from piecework_node.jobs.offers import build_offer
+from piecework_node.journal.records import StoredChannel
+from piecework_node.runtime.live import LiveChannel, LiveJob
 from piecework_protocol.errors import Reason, Refusal
 from piecework_protocol.frames import Funding, LeafRef, SubmitJob
 from piecework_protocol.ledger import Unpaid, WorkerLedger
@@ -30,28 +32,28 @@ from piecework_protocol.types import (
     Uint32,
     keccak256,
 )
+from piecework_protocol.worker_session import WorkerSession
 from tests.support.node.fake_engine import CANVAS, FACTS
 from tests.support.node.harness import (
     DOMAIN,
-    OFFER_TERMS,
     OPERATOR,
     RECEIVER,
     TERMS,
     TOKEN,
+    address_with,
     parameters,
 )
 
 NOW = Timestamp(1_700_000_000)
 PAYER = LocalSigner(bytes(keccak256(b"payer")))
 OFFER = build_offer(
-    OFFER_TERMS,
+    TERMS,
     FACTS,
+    address_with(PublicKey(bytes(32))),
     operator=OPERATOR.address,
-    sealing_key=PublicKey(bytes(32)),
     sequence=1,
     now=NOW,
     active=0,
-    capacity=6,
 )
 BEST_EFFORT_MODEL = OFFER.models[0].replace(
     service=Service.BEST_EFFORT, max_steps=Uint32(0), price_per_thousand_steps=Amount(0)
@@ -103,7 +105,6 @@ def good() -> Case:
         now=NOW,
         domain=DOMAIN,
         operator=OPERATOR.address,
-        receiver=RECEIVER,
         terms=TERMS,
         offer=OFFER,
         serving={FACTS.digest: FACTS.service},
@@ -259,28 +260,42 @@ def test_a_job_is_refused_for(change: Callable[[Case], Case], reason: Reason) ->
     assert caught.value.reason is reason
 
 
-def test_a_good_job_is_let_in_with_its_worst_case_reserved() -> None:
+def test_a_good_job_is_admitted_with_the_terms_of_its_offer() -> None:
     case = good()
-    verdict = admit(case.submission, case.view, case.book, PROMPT_TOKENS)
-    assert verdict.reserve == worst_case(OFFER.models[0], case.job.parameters, PROMPT_TOKENS)
-    assert verdict.accepted.id == case.job.id(DOMAIN)
-    assert verdict.accepted.credit_window == OFFER.credit_window
-    assert not verdict.pending
+    accepted = admit(case.submission, case.view, case.book, PROMPT_TOKENS)
+    assert accepted.id == case.job.id(DOMAIN)
+    assert (accepted.model, accepted.prompt_tokens) == (OFFER.models[0], PROMPT_TOKENS)
+    assert accepted.credit_window == OFFER.credit_window
+
+
+def test_a_live_job_reserves_its_worst_case() -> None:
+    case = good()
+    accepted = admit(case.submission, case.view, case.book, PROMPT_TOKENS)
+    live = LiveChannel(StoredChannel(CHANNEL.id(DOMAIN), CHANNEL, case.book.ledger))
+    job = LiveJob(WorkerSession(accepted, DOMAIN), live)
+    assert job.reserve == worst_case(OFFER.models[0], case.job.parameters, PROMPT_TOKENS)
+    live.jobs[job.id] = job
+    assert live.committed == live.reserved == job.reserve
+    assert live.is_overcommitted
 
 
 def test_the_ceiling_and_the_deposit_may_be_exactly_the_worst_case() -> None:
     worst = worst_case(OFFER.models[0], good().job.parameters, PROMPT_TOKENS)
     terms = replace(TERMS, min_deposit=Amount(0))
     exact = view(terms=terms)(book(deposit=worst)(job(max_amount=worst)(good())))
-    assert admit(exact.submission, exact.view, exact.book, PROMPT_TOKENS).reserve == worst
+    assert admit(exact.submission, exact.view, exact.book, PROMPT_TOKENS)
     short = book(deposit=Amount(worst - 1))(exact)
     with pytest.raises(Refusal):
         admit(short.submission, short.view, short.book, PROMPT_TOKENS)
 
 
-def test_an_authorized_deposit_carries_one_job_as_pending() -> None:
+def test_an_authorized_deposit_carries_one_job_and_no_second_one() -> None:
     case = book(**NONE, funding=funding(10**6), pooled=Amount(10**6))(good())
-    assert admit(case.submission, case.view, case.book, PROMPT_TOKENS).pending
+    assert admit(case.submission, case.view, case.book, PROMPT_TOKENS)
+    second = book(pending_jobs=1)(case)
+    with pytest.raises(Refusal) as caught:
+        admit(second.submission, second.view, second.book, PROMPT_TOKENS)
+    assert caught.value.reason is Reason.BUSY
 
 
 def test_unpaid_canvases_of_jobs_that_are_here_count_against_the_deposit() -> None:
@@ -315,8 +330,9 @@ def test_output_fills_whole_canvases_when_the_context_is_measured() -> None:
 
 def test_a_best_effort_job_is_let_in_and_reserves_its_tokens_alone() -> None:
     case = best_effort()(served_at_best_effort(good()))
-    verdict = admit(case.submission, case.view, case.book, PROMPT_TOKENS)
-    assert verdict.reserve == price(BEST_EFFORT_MODEL, Usage(PROMPT_TOKENS, 40, 0))
+    accepted = admit(case.submission, case.view, case.book, PROMPT_TOKENS)
+    worst = worst_case(accepted.model, case.job.parameters, PROMPT_TOKENS)
+    assert worst == price(BEST_EFFORT_MODEL, Usage(PROMPT_TOKENS, 40, 0))
 
 
 def test_a_job_that_asks_for_a_seed_and_a_trace_is_refused_at_best_effort() -> None:
@@ -324,7 +340,7 @@ def test_a_job_that_asks_for_a_seed_and_a_trace_is_refused_at_best_effort() -> N
     with pytest.raises(Refusal) as caught:
         admit(case.submission, case.view, case.book, PROMPT_TOKENS)
     assert caught.value.reason is Reason.WRONG_SERVICE
-    assert "no seed is honoured and no trace is made" in caught.value.message
+    assert "it honours no seed and makes no trace" in caught.value.message
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,17 @@
-"""The small edges: rate limits, logs, offers and their publishing, the operator's port."""
+"""The small edges: logs, offers and their publishing, the operator's port."""
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 
+from piecework.base.http import HttpError, HttpStatus, HttpUnreachable
 from piecework_node import logs
 from piecework_node.daemon.admin import (
     ADDRESS_FILE,
@@ -27,15 +28,14 @@ from piecework_node.jobs.offers import (
     publish,
     refresh_due,
 )
-from piecework_node.limiter import MAX_PEERS, RateLimiter, peer_address
 from piecework_node.metrics import Metrics
 from piecework_protocol.errors import Reason
 from piecework_protocol.offers import check_terms
 from piecework_protocol.types import PublicKey, Timestamp
 from piecework_protocol.wire import SignedOffer, decode_offer, encode_offer
-from tests.support.node.clock import FakeClock
+from tests.support.clock import FakeClock
 from tests.support.node.fake_engine import FACTS
-from tests.support.node.harness import DOMAIN, OFFER_TERMS, OPERATOR
+from tests.support.node.harness import DOMAIN, OPERATOR, TERMS, address_with
 from tests.support.node.memory_journal import MemoryJournal
 
 KEY = PublicKey(bytes(32))
@@ -43,50 +43,15 @@ KEY = PublicKey(bytes(32))
 
 def offer(now: int = 1_700_000_000, *, active: int = 0) -> SignedOffer:
     made = build_offer(
-        OFFER_TERMS,
+        TERMS,
         FACTS,
+        address_with(KEY),
         operator=OPERATOR.address,
-        sealing_key=KEY,
         sequence=1,
         now=Timestamp(now),
         active=active,
-        capacity=6,
     )
     return SignedOffer(made, OPERATOR.sign(DOMAIN.digest(made)))
-
-
-# --- limiter
-
-
-def test_a_peer_may_burst_and_then_goes_at_its_rate() -> None:
-    clock = FakeClock()
-    limiter = RateLimiter(2.0, clock)
-    assert all(limiter.wait_s("a") == 0 for _ in range(20))
-    assert limiter.wait_s("a") == pytest.approx(0.5)
-    assert limiter.wait_s("b") == 0
-    clock.advance(0.5)
-    assert limiter.wait_s("a") == 0
-    assert limiter.wait_s("a") > 0
-
-
-def test_the_limiter_remembers_a_bounded_number_of_peers() -> None:
-    limiter = RateLimiter(1.0, FakeClock())
-    for number in range(MAX_PEERS + 10):
-        limiter.wait_s(str(number))
-    assert len(limiter._buckets) == MAX_PEERS
-
-
-@pytest.mark.parametrize(
-    ("peer", "address"),
-    [
-        ("ipv4:10.0.0.1:5000", "10.0.0.1"),
-        ("ipv6:%5B2001:db8::1%5D:5000", "2001:db8::/64"),
-        ("ipv6:[2001:db8::ffff]:1", "2001:db8::/64"),
-        ("unix:", "unix:"),
-    ],
-)
-def test_peers_are_told_apart_by_address_not_by_port(peer: str, address: str) -> None:
-    assert peer_address(peer) == address
 
 
 # --- logs
@@ -102,6 +67,42 @@ def test_a_field_that_is_not_allowed_is_named_and_not_shown() -> None:
     assert "pw@" not in out.getvalue()
     assert line["dropped"] == "prompt,rpc_url"
     assert line["job"] == "01"
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("form", "stream", "is_json"),
+    [
+        ("auto", io.StringIO, True),
+        ("auto", Terminal, False),
+        ("human", io.StringIO, False),
+        ("json", Terminal, True),
+    ],
+)
+def test_logs_are_for_a_person_on_a_terminal_and_json_otherwise(
+    form: str, stream: type[io.StringIO], is_json: bool
+) -> None:
+    out = stream()
+    logs.logger(form=form, stream=out).info("draining", active=2, prompt="canary text")
+    text = out.getvalue()
+    assert text.startswith("{") == is_json
+    assert "draining" in text and "canary" not in text
+    if is_json:
+        assert json.loads(text)["active"] == 2
+    else:
+        assert "active=2" in text and "dropped=prompt" in text
+
+
+def test_what_a_stranger_wrote_cannot_drive_the_terminal_through_a_log() -> None:
+    out = Terminal()
+    logs.logger(stream=out).warning("chain", error="no\x1b[2J answer\u202e")
+    assert "\x1b" not in out.getvalue() and "\u202e" not in out.getvalue()
 
 
 # --- offers
@@ -129,7 +130,7 @@ def test_an_offer_is_renewed_at_half_its_life_or_when_it_is_not_true_any_more() 
     assert not refresh_due(made, Timestamp(made.issued_at + 1), made.slots_free - 1, KEY)
     assert refresh_due(made, early, made.slots_free, PublicKey(bytes([1]) * 32))
     assert refresh_due(
-        made, Timestamp(made.issued_at + OFFER_TERMS.lifetime_s // 2), made.slots_free, KEY
+        made, Timestamp(made.issued_at + TERMS.offer_lifetime_s // 2), made.slots_free, KEY
     )
 
 
@@ -137,9 +138,9 @@ async def test_sequence_numbers_grow_across_restarts() -> None:
     journal, clock = MemoryJournal(DOMAIN), FakeClock()
     numbers = []
     for _ in range(2):
-        board = OfferBoard(journal, DOMAIN, OPERATOR, clock)
+        board = OfferBoard(journal, TERMS, domain=DOMAIN, signer=OPERATOR, clock=clock)
         for _ in range(2):
-            signed = await board.issue(OFFER_TERMS, FACTS, sealing_key=KEY, active=0, capacity=6)
+            signed = await board.issue(FACTS, address_with(KEY), active=0)
             numbers.append(signed.offer.sequence)
     assert numbers == [1, 2, 3, 4]
 
@@ -147,30 +148,36 @@ async def test_sequence_numbers_grow_across_restarts() -> None:
 class Poster:
     """Implements `HttpPoster` by a script of statuses and errors."""
 
-    def __init__(self, *answers: int | Exception) -> None:
+    def __init__(self, *answers: int | HttpError) -> None:
         self.answers = list(answers)
-        self.posts: list[tuple[str, bytes, str]] = []
+        self.posts: list[tuple[str, bytes, Mapping[str, str]]] = []
 
-    async def post(self, url: str, body: bytes, content_type: str, timeout_s: float) -> int:
-        self.posts.append((url, body, content_type))
+    async def post(self, url: str, body: bytes, *, headers: Mapping[str, str]) -> bytes:
+        self.posts.append((url, body, headers))
         answer = self.answers.pop(0)
-        if isinstance(answer, Exception):
+        if isinstance(answer, HttpError):
             raise answer
-        return answer
+        if answer >= 300:
+            raise HttpStatus("index", answer, b"", None)
+        return b""
+
+
+DOWN = HttpUnreachable("index", "down")
 
 
 async def test_an_offer_is_posted_as_its_wire_bytes() -> None:
     poster = Poster(200)
     assert await publish(offer(), ["http://index/"], poster, Metrics(), logs.silent()) == 1
-    assert poster.posts == [("http://index/v1/offers", encode_offer(offer()), OFFER_CONTENT_TYPE)]
+    headers = {"Content-Type": OFFER_CONTENT_TYPE}
+    assert poster.posts == [("http://index/v1/offers", encode_offer(offer()), headers)]
 
 
 @pytest.mark.parametrize(
     ("answers", "posts"),
-    [((503, OSError("down"), 200), 3), ((OSError("down"),) * 3, 3), ((400,), 1), ((302,), 1)],
+    [((503, DOWN, 200), 3), ((DOWN,) * 3, 3), ((400,), 1), ((302,), 1)],
 )
 async def test_publishing_retries_what_may_pass_and_gives_up(
-    answers: tuple[int | Exception, ...], posts: int
+    answers: tuple[int | HttpError, ...], posts: int
 ) -> None:
     poster = Poster(*answers)
     taken = await publish(

@@ -12,17 +12,17 @@ from pathlib import Path
 
 import pytest
 
+from piecework.base.clock import SystemClock
 from piecework_model.requests import (
     CanvasEvent,
+    CanvasFinish,
     DraftEvent,
     FailedEvent,
-    FinishReason,
     GenerationRequest,
 )
 from piecework_node import logs
-from piecework_node.clock import SystemClock
-from piecework_node.config import child_environment
 from piecework_node.engine import wire as engine_wire
+from piecework_node.engine.environment import child_environment
 from piecework_node.engine.link import EngineLost, EngineReady
 from piecework_node.engine.process import short_profile
 from piecework_node.engine.supervisor import EngineCommandLine, EngineSupervisor, engine_arguments
@@ -32,9 +32,11 @@ from piecework_protocol.errors import MalformedInput
 from piecework_protocol.limits import MAX_NAME_BYTES
 from tests.support.node.fake_engine import FACTS, canvas_event
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).resolve().parents[3]
 REQUEST = GenerationRequest(
-    request_id="row",
+    request_id="sequence",
     prompt_ids=(1, 2),
     seed=7,
     max_tokens=8,
@@ -153,8 +155,8 @@ async def test_a_question_without_a_process_is_answered_at_once(tmp_path: Path) 
     with pytest.raises(EngineUnavailable):
         await engine.encode_prompt(message("hello"))
     engine.start(REQUEST)
-    engine.allow("row", 3)
-    engine.cancel("row")
+    engine.allow("sequence", 3)
+    engine.cancel("sequence")
     assert not engine.ready
 
 
@@ -181,7 +183,7 @@ async def test_the_real_engine_process_says_why_it_cannot_start() -> None:
     supervisor = EngineSupervisor(
         EngineCommandLine(tuple(arguments), environment), SystemClock(), logs.silent()
     )
-    with pytest.raises(EngineStartError, match="no such folder"):
+    with pytest.raises(EngineStartError, match="this folder does not exist"):
         await asyncio.wait_for(supervisor.run(), 120)
 
 
@@ -192,9 +194,9 @@ async def test_the_real_engine_process_says_why_it_cannot_start() -> None:
         engine_wire.CannotStart("why"),
         engine_wire.Encoded(1, (1, 2)),
         engine_wire.Beat(),
-        DraftEvent("row", 0, 1, (1, 2), "text"),
-        CanvasEvent("row", 0, (1, 2), (1,), "t", 1, (bytes(32),), FinishReason.END_OF_TEXT),
-        FailedEvent("row", "non_finite", "why"),
+        DraftEvent("sequence", 0, 1, (1, 2), "text"),
+        CanvasEvent("sequence", 0, (1, 2), (1,), "t", 1, (bytes(32),), CanvasFinish.END_OF_TEXT),
+        FailedEvent("sequence", "non_finite", "why"),
     ],
 )
 def test_reports_survive_the_line(report: engine_wire.Report) -> None:
@@ -205,8 +207,8 @@ def test_reports_survive_the_line(report: engine_wire.Report) -> None:
     "command",
     [
         engine_wire.Start(REQUEST),
-        engine_wire.Allow("row", 3),
-        engine_wire.Cancel("row"),
+        engine_wire.Allow("sequence", 3),
+        engine_wire.Cancel("sequence"),
         engine_wire.Encode(1, (Message("user", "hi"),)),
     ],
 )

@@ -14,7 +14,7 @@ import pytest
 from yarl import URL
 
 from piecework_node.errors import ConfigError, HubError
-from piecework_node.keys.operator import create_tls
+from piecework_node.keys.tls import create_tls
 from piecework_node.models.hub import MAX_ANSWER_BYTES, Hub, parse_endpoint, redirect_target
 from piecework_node.models.name import HubFile
 from piecework_node.models.retries import RetryableError, RetryPolicy
@@ -154,11 +154,11 @@ async def test_listings_are_bounded_in_pages_and_entries(hub: FakeHub) -> None:
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        (HubAnswer(b"<html>"), "no model hub"),
-        (HubAnswer(b"\xff"), "no model hub"),
-        (HubAnswer(b"[" * 100_000), "no model hub"),
-        (HubAnswer(b'"text"'), "names no commit|is none"),
-        (HubAnswer(b'{"sha": "main"}'), "names no commit|is none"),
+        (HubAnswer(b"<html>"), "not a model hub"),
+        (HubAnswer(b"\xff"), "not a model hub"),
+        (HubAnswer(b"[" * 100_000), "not a model hub"),
+        (HubAnswer(b'"text"'), "names no commit|is malformed"),
+        (HubAnswer(b'{"sha": "main"}'), "names no commit|is malformed"),
         (HubAnswer(b" " * (MAX_ANSWER_BYTES + 1)), "more than"),
         (HubAnswer(b"{}", {"Content-Encoding": "gzip"}), "compresses"),
         (Status(418), "answered 418"),
@@ -295,14 +295,14 @@ async def test_a_hub_with_a_certificate_of_its_own_making_is_not_asked_twice(
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(tmp_path / "tls.pem")
     async with fake_hub(tls) as secure:
-        with pytest.raises(HubError, match=r"is not who it should be.*self-signed"):
+        with pytest.raises(HubError, match=r"has another certificate than it should.*self-signed"):
             await listed(secure)
         assert not secure.seen
 
 
 async def test_https_to_a_port_that_speaks_http_is_an_error_at_once(hub: FakeHub) -> None:
     hub.url = hub.url.replace("http:", "https:")
-    with pytest.raises(HubError, match="speaks no TLS"):
+    with pytest.raises(HubError, match="or no TLS"):
         await listed(hub)
 
 
@@ -334,13 +334,30 @@ async def test_a_hub_may_live_below_a_path(hub: FakeHub, end: str) -> None:
 
 @pytest.mark.parametrize("token", ["a b", "a\r\nX-Evil: 1", "ä", "x" * 513])
 async def test_a_token_that_is_none_is_refused_without_being_shown(token: str) -> None:
-    with pytest.raises(ConfigError, match="HF_TOKEN is no token") as caught:
+    with pytest.raises(ConfigError, match="HF_TOKEN is malformed") as caught:
         async with Hub.connect("https://hub.example", token, on_wait=Told().on_wait):
             raise AssertionError
     assert token not in str(caught.value)
 
 
 async def test_a_token_never_travels_in_the_clear_beyond_this_machine() -> None:
-    with pytest.raises(ConfigError, match="would travel in the clear"):
+    with pytest.raises(ConfigError, match="would travel unencrypted"):
         async with Hub.connect("http://hub.example", "hf_x", on_wait=Told().on_wait):
             raise AssertionError
+
+
+async def test_the_proxy_of_the_environment_is_used(hub: FakeHub) -> None:
+    """The stand-in plays the proxy. It answers for a host that does not exist."""
+    told = Told()
+    proxies = {"http": hub.url}
+    async with Hub.connect(
+        "http://hub.example",
+        on_wait=told.on_wait,
+        policy=IMPATIENT,
+        sleep=told.sleep,
+        proxies=lambda: proxies,
+    ) as client:
+        assert await client.commit(TINY) == hub.repositories[TINY.repository].refs["main"]
+        proxies["http"] = "socks5://127.0.0.1:1"
+        with pytest.raises(HubError, match="proxy of the environment cannot be used"):
+            await client.commit(TINY)

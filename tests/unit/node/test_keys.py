@@ -10,19 +10,12 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
+from piecework.base.files import FileError, write_private
 from piecework_node.errors import KeyFileError
 from piecework_node.journal.records import SealingKeyAdded, SealingKeyDropped, StoredSealingKey
-from piecework_node.keys.operator import (
-    KEY_ARRIVAL_S,
-    TLS_NAME,
-    SealingKeys,
-    create_keystore,
-    create_tls,
-    keystore_address,
-    load_operator,
-    load_tls,
-    write_private,
-)
+from piecework_node.keys.operator import create_keystore, keystore_address, load_operator
+from piecework_node.keys.sealing import KEY_ARRIVAL_S, SealingKeys
+from piecework_node.keys.tls import TLS_NAME, create_tls, load_tls
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.sealing import seal
 from piecework_protocol.types import Timestamp
@@ -115,7 +108,7 @@ def test_the_operator_key_opens_with_its_password_alone(tmp_path: Path) -> None:
 
 def test_a_key_file_is_never_overwritten(tmp_path: Path) -> None:
     write_private(tmp_path / "key", b"1")
-    with pytest.raises(KeyFileError, match="not overwritten"):
+    with pytest.raises(FileError, match="not overwritten"):
         write_private(tmp_path / "key", b"2")
     assert (tmp_path / "key").read_bytes() == b"1"
 

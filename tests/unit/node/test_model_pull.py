@@ -142,7 +142,7 @@ async def test_a_damaged_file_of_an_incomplete_model_is_downloaded_again(
     weights.write_bytes(bytes([weights.read_bytes()[0] ^ 1]) + weights.read_bytes()[1:])
     (pulled.folder / MANIFEST_FILE).unlink()
     hub.fail("storage", WEIGHTS, *[Status(503)] * 7)
-    with pytest.raises(HubError, match="given up"):
+    with pytest.raises(HubError, match="Gave up"):
         await pull_tiny(hub, store)
     assert not weights.exists()  # it is of no use, and takes the room that the new one needs
     again = await pull_tiny(hub, store)
@@ -172,9 +172,9 @@ async def test_shards_and_long_listings_are_pulled_whole(hub: FakeHub, store: Mo
     [
         (with_json("config.json", model_type="gemma4"), "is a 'gemma4', not a diffusion_gemma"),
         (with_json("config.json", model_type=None), "not a diffusion_gemma"),
-        ({**bundled_files(), "config.json": b"[]"}, "config.json .* no JSON object"),
-        ({**bundled_files(), "config.json": b"{"}, "config.json .* no JSON"),
-        ({**bundled_files(), "config.json": b"[" * 100_000}, "config.json .* no JSON"),
+        ({**bundled_files(), "config.json": b"[]"}, "config.json .* not a JSON object"),
+        ({**bundled_files(), "config.json": b"{"}, "config.json .* not JSON"),
+        ({**bundled_files(), "config.json": b"[" * 100_000}, "config.json .* not JSON"),
         (
             with_json("config.json", auto_map={"AutoModel": "modeling.Evil"}),
             "config.json .* remote code",
@@ -231,11 +231,11 @@ async def test_oversized_files_are_refused_by_the_listing(
 async def test_another_digest_than_expected_is_refused_before_the_weights(
     hub: FakeHub, store: ModelStore
 ) -> None:
-    with pytest.raises(ModelRefused, match=f"0x{bundled_digest().hex()}, expected was 0x0101"):
+    with pytest.raises(ModelRefused, match=f"0x{bundled_digest().hex()}, expected 0x0101"):
         await pull_tiny(hub, store, expected_digest=b"\x01" * 32)
     assert not hub.requests(WEIGHTS)
     assert (await pull_tiny(hub, store, expected_digest=bundled_digest())).pulled.complete
-    with pytest.raises(ModelRefused, match="expected was"):
+    with pytest.raises(ModelRefused, match="expected"):
         await pull_tiny(hub, store, expected_digest=b"\x01" * 32)
 
 
@@ -246,7 +246,7 @@ async def test_where_the_weights_digest_is_not_listed_the_expectation_is_checked
     repository.listed[WEIGHTS] = {"lfs": None, "oid": git_blob_id(bundled_files()[WEIGHTS])}
     cached = f"/api/resolve-cache/models/{TINY.repository}/{repository.refs['main']}/{WEIGHTS}"
     hub.fail("hub", WEIGHTS, Redirect(cached))
-    with pytest.raises(ModelRefused, match="expected was"):
+    with pytest.raises(ModelRefused, match="expected"):
         await pull_tiny(hub, store, expected_digest=b"\x01" * 32)
     with pytest.raises(ModelNotPulled, match="not complete"):
         store.find(TINY)
@@ -265,7 +265,7 @@ async def test_a_full_disk_is_noticed_before_the_download(hub: FakeHub, store: M
 
 async def test_what_is_there_already_needs_no_room(hub: FakeHub, store: ModelStore) -> None:
     hub.fail("storage", WEIGHTS, *[Cut(MIDDLE)] + [Status(503)] * 7)
-    with pytest.raises(HubError, match="given up"):
+    with pytest.raises(HubError, match="Gave up"):
         await pull_tiny(hub, store)
     rest = SIZE - kept(store)
     assert 0 < rest < SIZE
@@ -464,7 +464,7 @@ async def test_a_pause_that_nobody_would_wait_for_is_an_error(
 async def test_attempts_in_vain_end_with_the_last_reason(hub: FakeHub, store: ModelStore) -> None:
     hub.fail("storage", WEIGHTS, *[Status(502)] * 100)
     told = Told()
-    with pytest.raises(HubError, match="answered 502; given up after 7 attempts"):
+    with pytest.raises(HubError, match=r"answered 502\. Gave up after 7 attempts"):
         await pull_tiny(hub, store, told=told)
     assert told.pauses == [1.0, 2.0, 4.0, 8.0, 16.0, 30.0]
     assert len(hub.requests(WEIGHTS)) == 7
@@ -482,7 +482,7 @@ async def test_attempts_that_bring_much_are_not_counted(hub: FakeHub, store: Mod
 async def test_a_hub_that_is_not_there_is_given_up(store: ModelStore) -> None:
     nobody, told = FakeHub(), Told()
     nobody.url = "http://127.0.0.1:9"
-    with pytest.raises(HubError, match=r"127\.0\.0\.1.*given up"):
+    with pytest.raises(HubError, match=r"127\.0\.0\.1.*Gave up"):
         await pull_tiny(nobody, store, told=told)
     assert len(told.pauses) == 6
 

@@ -10,7 +10,7 @@ import pytest
 from piecework_model.checkpoint.manifest import bundled_checkpoint_path
 from piecework_node import config
 from piecework_node.daemon import registration as enrolment
-from piecework_node.daemon.assembly import build
+from piecework_node.daemon.assembly import build, checkpoint_of
 from piecework_node.errors import ConfigError, ModelNotPulled, ModelStoreError
 from piecework_node.home import Home
 from piecework_node.models.name import HubFile, ModelName, is_commit
@@ -122,7 +122,7 @@ def test_without_a_default_branch_it_is_the_only_complete_one(store: ModelStore)
     put(store, 2, complete=False)
     assert store.find(MODEL).commit == commit(1)
     put(store, 3, "v3")
-    with pytest.raises(ModelNotPulled, match="name one"):
+    with pytest.raises(ModelNotPulled, match="Name one"):
         store.find(MODEL)
 
 
@@ -228,17 +228,17 @@ def test_the_store_of_a_worker_comes_from_its_settings_or_the_environment(
     put(store, 1, "main")
     file = tmp_path / "config.toml"
     file.write_text(f'payout = "{PAYOUT}"\nmodel = "example/model"\nmodel_store = "{store.root}"\n')
-    assert config.load(tmp_path, {}, {}).checkpoint() == store.find(MODEL).folder
+    assert checkpoint_of(config.load(tmp_path, {}, {})) == store.find(MODEL).folder
     file.write_text(f'payout = "{PAYOUT}"\nmodel = "example/model"\n')
     by_environment = config.load(tmp_path, {}, {"PIECEWORK_MODELS": str(store.root)})
-    assert by_environment.checkpoint() == store.find(MODEL).folder
+    assert checkpoint_of(by_environment) == store.find(MODEL).folder
     own = {"PIECEWORK_MODELS": "/nowhere", "PIECEWORK_WORKER_MODEL_STORE": str(store.root)}
-    assert config.load(tmp_path, {}, own).checkpoint() == store.find(MODEL).folder
+    assert checkpoint_of(config.load(tmp_path, {}, own)) == store.find(MODEL).folder
 
 
 def test_without_a_model_it_is_the_bundled_one(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text(f'payout = "{PAYOUT}"\n')
-    assert config.load(tmp_path, {}, {}).checkpoint() is None
+    assert checkpoint_of(config.load(tmp_path, {}, {})) is None
 
 
 async def test_a_worker_whose_model_is_not_pulled_starts_nothing_and_says_what_to_run(

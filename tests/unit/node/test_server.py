@@ -1,5 +1,4 @@
-"""The door over real sockets: TLS, typed refusals with details, limits, and nothing of ours in any
-error."""
+"""The gRPC server over real sockets: TLS, typed refusals, limits, nothing of ours in an error."""
 
 from __future__ import annotations
 
@@ -13,19 +12,48 @@ from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
+from piecework.base.clock import SystemClock
 from piecework_node import logs
-from piecework_node.clock import SystemClock
 from piecework_node.daemon.server import MAX_MESSAGE_BYTES, GrpcServer, StreamSink, WorkerServicer
 from piecework_node.jobs.offers import OfferBoard
-from piecework_node.keys.operator import TlsIdentity, create_tls
-from piecework_node.limiter import RateLimiter
+from piecework_node.keys.tls import TlsIdentity, create_tls
 from piecework_protocol.frames import Draft, VoucherAccepted
 from piecework_protocol.limits import MAX_FRAME_BYTES
 from piecework_protocol.objects import Channel
 from piecework_protocol.states import ChannelState
-from piecework_protocol.types import Bytes32, Digest, JobId, Seconds
-from tests.support.node.harness import DOMAIN, RECEIVER, TOKEN, Client, WorkerHarness, parameters
+from piecework_protocol.types import Bytes32, Digest, JobId, Seconds, Signature, Timestamp
+from tests.support.clock import FakeClock
+from tests.support.node.fake_port import FakePort
+from tests.support.node.harness import (
+    DOMAIN,
+    OPERATOR,
+    RECEIVER,
+    TERMS,
+    TOKEN,
+    Client,
+    WorkerHarness,
+    parameters,
+)
+from tests.support.node.settlement import make_settler
 from tests.support.node.wire_client import SERVICE, WireClient
+from tests.support.waiting import until
+
+
+class RealClock(FakeClock):
+    """The machine's time, for code that waits in real time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._system = SystemClock()
+
+    def now(self) -> Timestamp:
+        return Timestamp(int(self.wall()))
+
+    def wall(self) -> float:
+        return self._system.wall()
+
+    def monotonic(self) -> float:
+        return self._system.monotonic()
 
 
 class Served:
@@ -44,25 +72,33 @@ class Served:
 async def pump(harness: WorkerHarness) -> None:
     """Let the engine run whenever it may."""
     while True:
+        harness.engine.changed.clear()
         await harness.run_engine()
-        await asyncio.sleep(0.005)
+        await harness.engine.changed.wait()
 
 
 @pytest.fixture
 async def served(request: pytest.FixtureRequest) -> AsyncIterator[Served]:
     per_second = getattr(request, "param", 1000.0)
     harness = WorkerHarness()
-    harness.clock = SystemClock()  # type: ignore[assignment]
+    harness.clock = RealClock()
+    chain = FakePort()
+    harness.chain = chain
     await harness.boot()
-    board = OfferBoard(harness.journal, DOMAIN, harness.execution.signer, harness.clock)
+    settler = await make_settler(harness, chain)
+    board = OfferBoard(
+        harness.journal, harness.terms, domain=DOMAIN, signer=OPERATOR, clock=harness.clock
+    )
     board.current = harness.offer
     certificate, key = create_tls(harness.clock.now())
     servicer = WorkerServicer(
         harness.worker,
+        settler.close_channel,
         board,
-        RateLimiter(per_second, harness.clock),
-        harness.metrics,
-        logs.silent(),
+        requests_per_minute=per_second * 60,
+        clock=harness.clock,
+        metrics=harness.metrics,
+        log=logs.silent(),
     )
     server = GrpcServer(servicer, TlsIdentity(certificate, key, Digest(bytes(32))), max_streams=16)
     port = await server.start("127.0.0.1", 0)
@@ -73,7 +109,7 @@ async def served(request: pytest.FixtureRequest) -> AsyncIterator[Served]:
     yield made
     engine.cancel()
     await server.stop(0)
-    await harness.execution.settle_down()
+    await harness.runtime.wait_idle()
 
 
 def details(error: grpc.aio.AioRpcError) -> tuple[Any, Any]:
@@ -171,18 +207,16 @@ async def test_a_client_that_hangs_up_frees_its_row(served: Served) -> None:
     await call.read()
     assert served.harness.worker.streams == 1
     call.cancel()
-    async with asyncio.timeout(5):
-        while served.harness.worker.streams or served.harness.engine.rows:  # noqa: ASYNC110  a socket decides
-            await asyncio.sleep(0.01)
+    harness = served.harness
+    await until(lambda: not harness.worker.streams and not harness.engine.rows)
     await client.close()
 
 
 async def test_an_unexpected_error_shows_nothing_of_ours(served: Served) -> None:
     client = served.client()
 
-    class Broken:
-        async def close_channel(self, *_: object) -> None:
-            raise RuntimeError("/home/operator/secret path")
+    async def broken(*_: object) -> tuple[Signature, bytes]:
+        raise RuntimeError("/home/operator/secret path")
 
     stranger = Channel(
         payer=RECEIVER,
@@ -199,11 +233,15 @@ async def test_an_unexpected_error_shows_nothing_of_ours(served: Served) -> None
     from piecework_protocol.wire import encode_close_request
 
     servicer = WorkerServicer(
-        Broken(),  # type: ignore[arg-type]
-        None,  # type: ignore[arg-type]
-        RateLimiter(1000, SystemClock()),
-        served.harness.metrics,
-        logs.silent(),
+        served.harness.worker,
+        broken,
+        OfferBoard(
+            served.harness.journal, TERMS, domain=DOMAIN, signer=OPERATOR, clock=SystemClock()
+        ),
+        requests_per_minute=60_000,
+        clock=SystemClock(),
+        metrics=served.harness.metrics,
+        log=logs.silent(),
     )
     certificate, key = create_tls(served.harness.clock.now())
     server = GrpcServer(servicer, TlsIdentity(certificate, key, Digest(bytes(32))), max_streams=4)
@@ -238,7 +276,10 @@ async def test_a_channel_is_closed_over_the_wire(served: Served) -> None:
     submission, secret = client.job(offer, "a fox", parameters(3, 40), served.harness.clock.now())
     await client.run(offer, submission, secret)
     served.harness.chain.channels[served.payer.id].state = ChannelState.OPEN
-    assert await client.close_channel() == b"\xcc" * 32
+    transaction = await client.close_channel()
+    chain = served.harness.chain
+    assert isinstance(chain, FakePort)
+    assert chain.broadcasts == [transaction]
     await client.close()
 
 

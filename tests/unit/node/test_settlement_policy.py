@@ -74,3 +74,34 @@ def test_one_transaction_carries_the_most_valuable_claims_that_fit() -> None:
     chosen = choose(every, POLICY, GWEI)
     assert len(chosen) == MAX_CLAIMS_PER_SETTLE
     assert min(c.value for c in chosen) == 10**12 + 5
+
+
+def test_a_claim_that_is_worth_its_own_gas_only_just_is_left_out() -> None:
+    """The first claim carries the base; each further one has to pay for itself."""
+    marginal = gas_cost(POLICY, GWEI, 1) - gas_cost(POLICY, GWEI, 0)
+    assert marginal == 60_000
+    large = candidate(10**9)
+    assert choose([large, candidate(marginal, number=2)], POLICY, GWEI) == (large,)
+    assert len(choose([large, candidate(marginal + 1, number=2)], POLICY, GWEI)) == 2
+
+
+def test_the_smallest_claim_that_the_operator_asks_for_goes() -> None:
+    asked = candidate(1, urgency=Urgency.ASKED)
+    assert choose([asked], POLICY, GWEI) == (asked,)
+
+
+def test_claims_that_are_together_not_worth_their_gas_stay_though_one_is_withdrawn() -> None:
+    cost = gas_cost(POLICY, GWEI, 1)
+    urgent = Urgency.WITHDRAWING
+    assert choose([candidate(cost, urgency=urgent)], POLICY, GWEI) == ()
+    assert choose([candidate(cost + 1, urgency=urgent)], POLICY, GWEI)
+    marginal = gas_cost(POLICY, GWEI, 1) - gas_cost(POLICY, GWEI, 0)
+    assert choose([candidate(marginal + 1, urgency=urgent)], POLICY, GWEI) == ()
+    waited = candidate(marginal + 1, waited_s=POLICY.interval_s)
+    assert choose([waited], POLICY, GWEI) == ()
+
+
+def test_a_value_in_wei_is_a_whole_number_rounded_down() -> None:
+    third = SettlePolicy(gas_multiple=1, interval_s=1, native_coin_price=3)
+    assert value_in_wei(third, 1) == 10**18 // 3
+    assert isinstance(value_in_wei(third, 1), int)

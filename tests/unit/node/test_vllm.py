@@ -15,10 +15,10 @@ from typing import Any
 import aiohttp
 import pytest
 
+from piecework.base.clock import SystemClock
 from piecework_model.checkpoint.manifest import bundled_checkpoint_path
-from piecework_model.requests import CanvasEvent, FailedEvent, FinishReason, GenerationRequest
+from piecework_model.requests import CanvasEvent, CanvasFinish, FailedEvent, GenerationRequest
 from piecework_node import logs
-from piecework_node.clock import SystemClock
 from piecework_node.engine.link import EngineEvent, EngineLost, EngineReady
 from piecework_node.errors import (
     ConfigError,
@@ -43,6 +43,7 @@ from tests.support.vllm_server import (
     servers,
     token_at,
 )
+from tests.support.waiting import until
 
 PROMPT = (9, 8, 7, 6, 5)
 TIMES = EndpointTimes(question_s=5.0, silence_s=30.0)
@@ -67,12 +68,12 @@ class Running:
             await self.life
         return event.result()
 
-    async def canvases(self, row: str) -> list[CanvasEvent]:
-        """The rest of a row, which nothing holds back; no other row runs."""
+    async def canvases(self, sequence: str) -> list[CanvasEvent]:
+        """The rest of a sequence, which nothing holds back; no other sequence runs."""
         got: list[CanvasEvent] = []
-        while not got or got[-1].finish is FinishReason.MORE:
+        while not got or got[-1].finish is CanvasFinish.MORE:
             event = await self.next()
-            assert isinstance(event, CanvasEvent) and event.request_id == row, event
+            assert isinstance(event, CanvasEvent) and event.request_id == sequence, event
             got.append(event)
         return got
 
@@ -86,7 +87,7 @@ def settings(urls: list[str], **changes: Any) -> VllmSettings:
         "slots": 4,
         "benchmark_s": 0.01,
         "endpoint_times": TIMES,
-        "fleet_times": FLEET,
+        "pool_times": FLEET,
         "move_pause_s": 0.001,
     }
     return VllmSettings(**(values | changes))
@@ -111,20 +112,13 @@ async def running(made: list[VllmServer], **changes: Any) -> AsyncIterator[Runni
         await asyncio.gather(life, return_exceptions=True)
 
 
-async def until(condition: Any) -> None:
-    """Wait for what other tasks do."""
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110  no single event announces it
-            await asyncio.sleep(0.005)
-
-
 def request(
-    row: str = "row",
+    sequence: str = "sequence",
     max_tokens: int = 3 * CANVAS,
     limit: int = 99,
     prompt: tuple[int, ...] = PROMPT,
 ) -> GenerationRequest:
-    return GenerationRequest(row, prompt, 0, max_tokens, 0, 0, 0, 0, 0, 0, limit, (), 0)
+    return GenerationRequest(sequence, prompt, 0, max_tokens, 0, 0, 0, 0, 0, 0, limit, (), 0)
 
 
 def expected(count: int, *, start: int = 0) -> tuple[int, ...]:
@@ -143,10 +137,10 @@ def said(events: list[CanvasEvent]) -> tuple[int, ...]:
 async def test_a_job_comes_in_canvases_without_steps_and_trace(tokens_a_chunk: int) -> None:
     async with servers(tokens_a_chunk=tokens_a_chunk) as made, running(made) as run:
         run.link.start(request(max_tokens=2 * CANVAS + 5))
-        events = await run.canvases("row")
+        events = await run.canvases("sequence")
     assert said(events) == expected(2 * CANVAS + 5)
     assert [len(e.charged_ids) for e in events] == [CANVAS, CANVAS, 5]
-    assert events[-1].finish is FinishReason.TOKEN_LIMIT
+    assert events[-1].finish is CanvasFinish.TOKEN_LIMIT
     assert "".join(e.text for e in events) == CHECKPOINT.codec.decode(said(events))
     assert all(e.steps == 0 and not e.step_leaves for e in events)
 
@@ -154,9 +148,9 @@ async def test_a_job_comes_in_canvases_without_steps_and_trace(tokens_a_chunk: i
 async def test_the_end_of_the_text_ends_the_job_and_is_not_charged() -> None:
     async with servers(ends_at=len(PROMPT) + CANVAS + 3) as made, running(made) as run:
         run.link.start(request())
-        events = await run.canvases("row")
+        events = await run.canvases("sequence")
     assert [len(e.charged_ids) for e in events] == [CANVAS, 3]
-    assert events[-1].finish is FinishReason.END_OF_TEXT
+    assert events[-1].finish is CanvasFinish.END_OF_TEXT
     assert EOS not in said(events)
 
 
@@ -176,43 +170,43 @@ async def test_the_facts_say_best_effort_and_what_was_measured() -> None:
     assert run.link.pid is None and not run.link.ready and run.link.facts is None
 
 
-async def test_a_row_asks_for_no_more_than_the_window_and_goes_on_from_its_canvases() -> None:
+async def test_a_sequence_asks_for_no_more_than_the_window_and_goes_on_from_its_canvases() -> None:
     async with servers() as made, running(made) as run:
         (server,) = made
         run.link.start(request(limit=2))
         first = [await run.next(), await run.next()]
         await server.until(lambda: server.running == 0)
         assert server.generated == 2 * CANVAS
-        run.link.allow("row", 2)  # not wider than it is
-        run.link.allow("row", 3)
+        run.link.allow("sequence", 2)  # not wider than it is
+        run.link.allow("sequence", 3)
         last = await run.next()
         assert [len(b["prompt"]) for b in server.bodies] == [len(PROMPT), len(PROMPT) + 2 * CANVAS]
         assert [b["max_tokens"] for b in server.bodies] == [2 * CANVAS, CANVAS]
         assert all("seed" not in b and "temperature" not in b for b in server.bodies)
         events = [e for e in (*first, last) if isinstance(e, CanvasEvent)]
         assert said(events) == expected(3 * CANVAS)
-        assert events[-1].finish is FinishReason.TOKEN_LIMIT
+        assert events[-1].finish is CanvasFinish.TOKEN_LIMIT
 
 
-async def test_a_row_that_is_resumed_starts_behind_its_committed_canvases() -> None:
+async def test_a_sequence_that_is_resumed_starts_behind_its_committed_canvases() -> None:
     async with servers() as made, running(made) as run:
         whole = GenerationRequest(
-            "row", PROMPT, 0, 3 * CANVAS, 0, 0, 0, 0, 0, 0, 99, (expected(CANVAS),), 0
+            "sequence", PROMPT, 0, 3 * CANVAS, 0, 0, 0, 0, 0, 0, 99, (expected(CANVAS),), 0
         )
         run.link.start(whole)
-        events = await run.canvases("row")
+        events = await run.canvases("sequence")
     assert [e.canvas for e in events] == [1, 2]
     assert said(events) == expected(2 * CANVAS, start=CANVAS)
 
 
-async def test_a_cancelled_row_closes_its_stream_and_says_nothing_more() -> None:
+async def test_a_cancelled_sequence_closes_its_stream_and_says_nothing_more() -> None:
     async with servers(holds_at=len(PROMPT) + 3) as made, running(made) as run:
         (server,) = made
         run.link.start(request())
         await server.until(lambda: server.running == 1 and server.generated == 3)
-        run.link.cancel("row")
-        run.link.cancel("row")
-        run.link.allow("row", 9)
+        run.link.cancel("sequence")
+        run.link.cancel("sequence")
+        run.link.allow("sequence", 9)
         await server.until(lambda: server.running == 0)
         assert server.aborted == 1
         server.holds_at = None
@@ -220,18 +214,20 @@ async def test_a_cancelled_row_closes_its_stream_and_says_nothing_more() -> None
         assert [e.request_id for e in await run.canvases("other")] == ["other"]
 
 
-async def test_the_least_loaded_endpoint_takes_the_next_row() -> None:
+async def test_the_least_loaded_endpoint_takes_the_next_sequence() -> None:
     async with servers(3, holds_at=len(PROMPT) + 1) as made, running(made, slots=6) as run:
         for i in range(6):
-            run.link.start(request(f"row {i}", max_tokens=CANVAS))
+            run.link.start(request(f"sequence {i}", max_tokens=CANVAS))
         for server in made:
             await server.until_running(2)
             server.go.set()
-        rows = {(await run.next()).request_id for _ in range(6)}  # type: ignore[union-attr]
-        assert len(rows) == 6
+        sequences = {(await run.next()).request_id for _ in range(6)}  # type: ignore[union-attr]
+        assert len(sequences) == 6
 
 
-async def test_rows_beyond_the_slots_wait_their_turn_and_a_paused_row_holds_no_slot() -> None:
+async def test_sequences_beyond_the_slots_wait_their_turn_and_a_paused_sequence_holds_no_slot() -> (
+    None
+):
     async with servers() as made, running(made, slots=1) as run:
         (server,) = made
         run.link.start(request("paused", limit=1))
@@ -259,10 +255,10 @@ async def test_prompts_are_encoded_here_and_typed_control_tokens_stay_text() -> 
         assert not made[0].bodies
 
 
-# --- one row's faults
+# --- one sequence's faults
 
 
-async def test_a_declined_request_ends_its_own_row_and_no_other() -> None:
+async def test_a_declined_request_ends_its_own_sequence_and_no_other() -> None:
     async with servers() as made, running(made) as run:
         run.link.start(request("too long", max_tokens=MAX_MODEL_LEN))
         event = await run.next()
@@ -293,7 +289,9 @@ FAULTS = [
 
 
 @pytest.mark.parametrize("how", FAULTS)
-async def test_a_row_goes_on_elsewhere_from_its_last_canvas_when_its_endpoint(how: str) -> None:
+async def test_a_sequence_goes_on_elsewhere_from_its_last_canvas_when_its_endpoint(
+    how: str,
+) -> None:
     async with servers(2) as made, running(made) as run:
         bad, good = made
         bad.breaks_at, bad.how = len(PROMPT) + CANVAS + 2, how
@@ -302,7 +300,7 @@ async def test_a_row_goes_on_elsewhere_from_its_last_canvas_when_its_endpoint(ho
         assert isinstance(first, CanvasEvent)
         # The first endpoint may be found well again; it must not finish the job after all.
         bad.completion_status = 500
-        events = [first, *await run.canvases("row")]
+        events = [first, *await run.canvases("sequence")]
         assert said(events) == expected(3 * CANVAS)
         assert [e.canvas for e in events] == [0, 1, 2]
         assert [len(b["prompt"]) for b in good.bodies] == [len(PROMPT) + CANVAS]
@@ -318,14 +316,14 @@ async def test_losing_an_endpoint_again_and_again_is_borne_while_canvases_come(h
             how,
         )
         run.link.start(request(max_tokens=canvases * CANVAS))
-        assert said(await run.canvases("row")) == expected(canvases * CANVAS)
+        assert said(await run.canvases("sequence")) == expected(canvases * CANVAS)
         assert not made[0].breaks_once and run.link.losses == 0
 
 
 async def test_a_broken_stream_has_its_endpoint_looked_at_at_once() -> None:
     async with (
         servers() as made,
-        running(made, fleet_times=PoolTimes(poll_s=600, start_s=10)) as run,
+        running(made, pool_times=PoolTimes(poll_s=600, start_s=10)) as run,
     ):
         made[0].breaks_at, made[0].how = len(PROMPT) + 2, "dies"
         run.link.start(request())
@@ -340,7 +338,7 @@ async def test_an_endpoint_that_is_well_again_is_not_tried_twice_for_one_canvas(
         run.link.start(request("first", max_tokens=CANVAS))
         run.link.start(request("second", max_tokens=CANVAS))
         await good.until_running(1)  # the second, while the first waits for the slot
-        await until(lambda: run.link.endpoints[0].health is Health.WELL)
+        await until(lambda: run.link.endpoints[0].health is Health.HEALTHY)
         good.go.set()
         assert [(await run.next()).request_id for _ in range(2)] == ["second", "first"]  # type: ignore[union-attr]
         assert (len(bad.bodies), len(good.bodies)) == (1, 2)
@@ -351,15 +349,15 @@ async def test_a_silent_endpoint_is_given_up_after_its_time() -> None:
     async with servers(2) as made, running(made, endpoint_times=quick) as run:
         made[0].breaks_at, made[0].how = len(PROMPT) + 2, "falls silent"
         run.link.start(request(max_tokens=CANVAS))
-        assert said(await run.canvases("row")) == expected(CANVAS)
+        assert said(await run.canvases("sequence")) == expected(CANVAS)
 
 
 @pytest.mark.parametrize("status", [302, 401, 404, 429, 500, 503])
-async def test_a_status_that_is_the_endpoints_own_moves_the_row(status: int) -> None:
+async def test_a_status_that_is_the_endpoints_own_moves_the_sequence(status: int) -> None:
     async with servers(2) as made, running(made) as run:
         made[0].completion_status = status
         run.link.start(request(max_tokens=CANVAS))
-        assert said(await run.canvases("row")) == expected(CANVAS)
+        assert said(await run.canvases("sequence")) == expected(CANVAS)
 
 
 async def test_a_request_that_breaks_every_endpoint_fails_alone() -> None:
@@ -383,16 +381,14 @@ async def test_a_request_that_breaks_every_endpoint_fails_alone() -> None:
 # --- losing endpoints
 
 
-async def test_rows_leave_an_endpoint_whose_health_is_gone_without_waiting_for_its_streams() -> (
-    None
-):
+async def test_sequences_leave_an_endpoint_that_goes_down_without_waiting_for_its_streams() -> None:
     async with servers(2) as made, running(made) as run:
         sick, well = made
         sick.holds_at = len(PROMPT) + 2
         run.link.start(request(max_tokens=CANVAS))
         await sick.until(lambda: sick.running == 1)
         sick.health = 503
-        assert said(await run.canvases("row")) == expected(CANVAS)
+        assert said(await run.canvases("sequence")) == expected(CANVAS)
         assert len(well.bodies) == 1
         await sick.until(lambda: sick.running == 0)
 
@@ -434,8 +430,8 @@ async def test_an_endpoint_that_comes_back_as_another_gets_no_work(change: dict[
         trouble = run.link.endpoints[0].trouble
         await until(lambda: run.link.endpoints[0].trouble != trouble)
         for i in range(3):
-            run.link.start(request(f"row {i}", max_tokens=CANVAS))
-            await run.canvases(f"row {i}")
+            run.link.start(request(f"sequence {i}", max_tokens=CANVAS))
+            await run.canvases(f"sequence {i}")
         assert (len(changed.bodies), len(same.bodies)) == (0, 3)
         assert run.link.endpoints[0].health is Health.DOWN
 
@@ -450,7 +446,7 @@ async def test_losses_and_returns_alternate_however_the_endpoints_flap() -> None
         for server in made:
             server.health = 200
             await server.until_looked_at(2)
-        await until(lambda: all(m.health is Health.WELL for m in run.link.endpoints))
+        await until(lambda: all(m.health is Health.HEALTHY for m in run.link.endpoints))
         run.link.start(request(max_tokens=CANVAS))
         told: list[type] = []
         while CanvasEvent not in told:
@@ -476,7 +472,7 @@ async def test_one_broken_stream_is_no_death() -> None:
         run.link.start(request(max_tokens=CANVAS))
         await made[0].until(lambda: len(made[0].bodies) >= 1)
         made[0].breaks_at = None
-        assert said(await run.canvases("row")) == expected(CANVAS)
+        assert said(await run.canvases("sequence")) == expected(CANVAS)
         assert run.link.losses == 0
 
 
@@ -498,7 +494,7 @@ async def test_one_broken_stream_is_no_death() -> None:
         ({"completion_status": 400}, {}, "code 400"),
         (
             {"padding": 2_000_000},
-            {"fleet_times": PoolTimes(0.01, 0.05)},
+            {"pool_times": PoolTimes(0.01, 0.05)},
             "answers more than 1048576 bytes",
         ),
         (
@@ -506,7 +502,7 @@ async def test_one_broken_stream_is_no_death() -> None:
             {},
             "finishes the benchmark: endpoint 1: the endpoint fails with code 500",
         ),
-        ({"health": 503}, {"fleet_times": PoolTimes(0.01, 0.05)}, "endpoint 1: the engine behind"),
+        ({"health": 503}, {"pool_times": PoolTimes(0.01, 0.05)}, "endpoint 1: the engine behind"),
     ],
 )
 async def test_a_start_that_cannot_succeed_says_why(
@@ -523,7 +519,7 @@ async def test_a_start_takes_another_endpoint_when_the_first_fails_the_benchmark
         made[0].completion_status = 500
         async with running(made) as run:
             run.link.start(request(max_tokens=CANVAS))
-            assert said(await run.canvases("row")) == expected(CANVAS)
+            assert said(await run.canvases("sequence")) == expected(CANVAS)
 
 
 async def test_the_benchmark_measures_whole_canvases_whatever_the_text() -> None:
@@ -537,7 +533,7 @@ async def test_the_benchmark_measures_whole_canvases_whatever_the_text() -> None
             CHECKPOINT,
             max_context=prompt + 2 * CANVAS,
             seconds=0.001,
-            rows=3,
+            sequences=3,
             clock=SystemClock(),
         )
         assert [b["max_tokens"] for b in made[0].bodies] == [CANVAS, CANVAS, *[2 * CANVAS] * 3]
@@ -585,13 +581,13 @@ async def test_a_survey_says_what_the_endpoints_serve_or_what_is_wrong_with_each
         await made[0].stop()
         with pytest.raises(ConfigError) as caught:
             await survey(asked, SystemClock(), logs.silent())
-        assert "endpoint 1: nobody listens there; endpoint 2: serves" in str(caught.value)
+        assert "endpoint 1: nothing listens there; endpoint 2: serves" in str(caught.value)
 
 
 async def test_a_key_is_shown_to_every_door() -> None:
     async with servers(key="a long key") as made, running(made, key="a long key") as run:
         run.link.start(request(max_tokens=CANVAS))
-        assert said(await run.canvases("row")) == expected(CANVAS)
+        assert said(await run.canvases("sequence")) == expected(CANVAS)
 
 
 async def test_a_folder_that_is_no_checkpoint_is_refused_before_anybody_is_asked(
@@ -607,8 +603,8 @@ async def test_nothing_is_answered_before_the_start() -> None:
     link = VllmLink(settings(["http://127.0.0.1:9"]), SystemClock(), logs.silent())
     assert (link.ready, link.facts, link.losses) == (False, None, 0)
     link.start(request())
-    link.allow("row", 3)
-    link.cancel("row")
+    link.allow("sequence", 3)
+    link.cancel("sequence")
     with pytest.raises(EngineUnavailable):
         await link.encode_prompt((Message("user", "anyone?"),))
 

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from piecework_model.checkpoint.manifest import MANIFEST_FILE, manifest_digest, manifest_text
 from piecework_model.errors import CheckpointError
-from piecework_model.requests import CanvasEvent, FinishReason, GenerationRequest
+from piecework_model.requests import CanvasEvent, CanvasFinish, GenerationRequest
 from piecework_model.text.tokens import TextCodec, load_codec
 from piecework_node.errors import EndpointLost
 from piecework_node.vllm import checkpoint as vllm_checkpoint
@@ -58,9 +58,9 @@ def test_any_cutting_gives_the_same_canvases_and_charges_no_token_twice(
     charged = [token for event in events for token in event.charged_ids]
     assert charged == said[:max_tokens]
     assert [e.canvas for e in events] == list(range(len(events)))
-    assert all(len(e.charged_ids) == SIZE and e.finish is FinishReason.MORE for e in events[:-1])
+    assert all(len(e.charged_ids) == SIZE and e.finish is CanvasFinish.MORE for e in events[:-1])
     assert events[-1].finish is (
-        FinishReason.TOKEN_LIMIT if len(charged) == max_tokens else FinishReason.END_OF_TEXT
+        CanvasFinish.TOKEN_LIMIT if len(charged) == max_tokens else CanvasFinish.END_OF_TEXT
     )
     assert "".join(e.text for e in events) == CHECKPOINT.codec.decode(tuple(charged))
     assert all((e.steps, e.step_leaves) == (0, ()) for e in events)

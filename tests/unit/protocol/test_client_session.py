@@ -8,10 +8,19 @@ from dataclasses import replace
 
 import pytest
 
-from piecework_protocol.client_session import CanvasVerified, JobAccepted, Phase
+from piecework_protocol.client_session import (
+    CanvasVerified,
+    Phase,
+)
 from piecework_protocol.content import CanvasOutput, output_digest
 from piecework_protocol.errors import ProtocolViolation
-from piecework_protocol.frames import Accepted, CanvasDelivered, Draft, JobEnded, WorkerFrame
+from piecework_protocol.frames import (
+    Accepted,
+    CanvasDelivered,
+    Draft,
+    JobEnded,
+    WorkerFrame,
+)
 from piecework_protocol.objects import Acceptance, Finish, Receipt
 from piecework_protocol.signing import LocalSigner, sign
 from piecework_protocol.types import Amount, Digest, JobId, Signature, Uint32, keccak256
@@ -38,7 +47,7 @@ def next_frame(line: PairedStream) -> WorkerFrame:
 
 def first_canvas(line: PairedStream) -> CanvasDelivered:
     """Accept the job, then return the first delivery unread."""
-    assert isinstance(line.client.receive(next_frame(line)), JobAccepted)
+    assert isinstance(line.client.receive(next_frame(line)), Accepted)
     frame = next_frame(line)
     assert isinstance(frame, CanvasDelivered)
     return frame

@@ -8,6 +8,7 @@ import pytest
 from piecework_protocol.errors import InvariantBroken, ProtocolViolation
 from piecework_protocol.frames import LeafRef, PayVoucher
 from piecework_protocol.ledger import PayerLedger, WorkerLedger, empty_voucher
+from piecework_protocol.limits import MAX_LEAVES_PER_VOUCHER
 from piecework_protocol.merkle import EMPTY_ROOT
 from piecework_protocol.types import Amount, ChannelId, Digest, JobId, Signature, Uint64, keccak256
 
@@ -25,10 +26,14 @@ def books(paid: int, issued: int) -> tuple[WorkerLedger, PayerLedger]:
         worker = worker.issue(LeafRef(JOB, canvas), digest(canvas), Amount(10))
     for canvas in range(paid):
         payer = payer.pay(LeafRef(JOB, canvas), digest(canvas), Amount(10), DEPOSIT)
-        accepted = worker.apply(payer.payment(UNSIGNED), DEPOSIT)
+        accepted = worker.apply(paying(payer), DEPOSIT)
         assert accepted is not None
         worker, payer = accepted, payer.acknowledge(canvas + 1)
     return worker, payer
+
+
+def paying(payer: PayerLedger) -> PayVoucher:
+    return payer.payment(payer.voucher(), UNSIGNED)
 
 
 def digest(canvas: int) -> Digest:
@@ -37,7 +42,7 @@ def digest(canvas: int) -> Digest:
 
 def next_payment(worker: WorkerLedger, payer: PayerLedger) -> PayVoucher:
     canvas = payer.accumulator.count
-    return payer.pay(LeafRef(JOB, canvas), digest(canvas), Amount(10), DEPOSIT).payment(UNSIGNED)
+    return paying(payer.pay(LeafRef(JOB, canvas), digest(canvas), Amount(10), DEPOSIT))
 
 
 BROKEN: dict[str, tuple[str, Callable[[PayVoucher], PayVoucher]]] = {
@@ -90,7 +95,7 @@ def test_the_same_voucher_again_is_taken_as_known() -> None:
 
 def test_a_voucher_with_a_lower_amount_is_refused_when_it_contradicts_the_book() -> None:
     worker, payer = books(paid=2, issued=2)
-    latest = payer.payment(UNSIGNED)
+    latest = paying(payer)
     assert worker.accepted is not None
     contradiction = revoucher(
         replace(latest, base_count=1, leaves=(LeafRef(JOB, 1),)), cumulative=Amount(19)
@@ -103,7 +108,7 @@ def test_a_lost_voucher_is_covered_by_the_next() -> None:
     worker, payer = books(paid=1, issued=3)
     payer = payer.pay(LeafRef(JOB, 1), digest(1), Amount(10), DEPOSIT)
     payer = payer.pay(LeafRef(JOB, 2), digest(2), Amount(10), DEPOSIT)
-    after = worker.apply(payer.payment(UNSIGNED), DEPOSIT)
+    after = worker.apply(paying(payer), DEPOSIT)
     assert after is not None and after.accumulator.count == 3 and not after.unpaid
 
 
@@ -163,3 +168,90 @@ def test_a_receipt_cannot_be_issued_twice() -> None:
 
 def test_the_empty_voucher_states_an_empty_book() -> None:
     assert PayerLedger(CHANNEL).voucher() == empty_voucher(CHANNEL)
+
+
+def test_money_may_reach_the_deposit_and_not_pass_it() -> None:
+    worker, payer = books(paid=0, issued=1)
+    payer = payer.pay(LeafRef(JOB, 0), digest(0), Amount(10), Amount(10))
+    assert worker.apply(paying(payer), Amount(10)) is not None
+    with pytest.raises(ProtocolViolation, match=r"5\.5"):
+        worker.apply(paying(payer), Amount(9))
+    with pytest.raises(ProtocolViolation, match=r"5\.5"):
+        PayerLedger(CHANNEL).pay(LeafRef(JOB, 0), digest(0), Amount(10), Amount(9))
+
+
+def test_a_voucher_names_as_many_receipts_as_the_protocol_allows_and_one_more_is_refused() -> None:
+    worker, payer = WorkerLedger(CHANNEL), PayerLedger(CHANNEL)
+    for canvas in range(MAX_LEAVES_PER_VOUCHER):
+        ref = LeafRef(JOB, canvas)
+        worker = worker.issue(ref, digest(canvas), Amount(0))
+        payer = payer.pay(ref, digest(canvas), Amount(0), DEPOSIT)
+    assert worker.apply(paying(payer), DEPOSIT) is not None
+    ref = LeafRef(JOB, MAX_LEAVES_PER_VOUCHER)
+    worker = worker.issue(ref, digest(ref.canvas), Amount(0))
+    with pytest.raises(ProtocolViolation, match=r"5\.3"):
+        worker.apply(paying(payer.pay(ref, digest(ref.canvas), Amount(0), DEPOSIT)), DEPOSIT)
+
+
+def test_an_empty_voucher_says_nothing_to_an_empty_book() -> None:
+    payment = PayVoucher(empty_voucher(CHANNEL), UNSIGNED, 0, ())
+    assert WorkerLedger(CHANNEL).apply(payment, DEPOSIT) is None
+
+
+def test_the_record_that_the_worker_shows_carries_the_payers_own_signature() -> None:
+    signature = Signature(bytes([1]) * 65)
+    worker, payer = books(paid=0, issued=1)
+    payer = payer.pay(LeafRef(JOB, 0), digest(0), Amount(10), DEPOSIT)
+    applied = worker.apply(replace(paying(payer), signature=signature), DEPOSIT)
+    assert applied is not None
+    account = applied.account()
+    assert account is not None and account.signature == signature
+    assert account.voucher == payer.voucher()
+
+
+def test_an_acknowledgement_leaves_exactly_what_came_after_it() -> None:
+    payer = PayerLedger(CHANNEL)
+    for canvas in range(5):
+        payer = payer.pay(LeafRef(JOB, canvas), digest(canvas), Amount(1), DEPOSIT)
+    payer = payer.acknowledge(2)
+    assert payer.unacknowledged == tuple(LeafRef(JOB, n) for n in (2, 3, 4))
+    payer = payer.acknowledge(4)
+    assert payer.unacknowledged == (LeafRef(JOB, 4),)
+    assert payer.acknowledge(3) is payer and payer.acknowledge(4) is payer
+
+
+def test_an_adopted_record_of_the_same_length_is_complete() -> None:
+    worker, payer = books(paid=3, issued=3)
+    account = worker.account()
+    assert account is not None
+    assert payer.adopt(account) == payer
+    richer = replace(payer, cumulative=Amount(payer.cumulative + 1))
+    with pytest.raises(ProtocolViolation, match=r"5\.7"):
+        richer.adopt(account)
+    fresh = PayerLedger(CHANNEL).adopt(account)
+    assert (fresh.channel, fresh.acknowledged) == (CHANNEL, 3)
+
+
+def test_issuing_or_paying_a_receipt_twice_names_what_was_broken() -> None:
+    worker, payer = books(paid=0, issued=1)
+    with pytest.raises(InvariantBroken, match=r"^a receipt is issued once$"):
+        worker.issue(LeafRef(JOB, 0), digest(0), Amount(10))
+    payer = payer.pay(LeafRef(JOB, 0), digest(0), Amount(10), DEPOSIT)
+    with pytest.raises(InvariantBroken, match=r"^a receipt is paid once$"):
+        payer.pay(LeafRef(JOB, 0), digest(0), Amount(10), DEPOSIT)
+
+
+def test_a_rewound_book_names_again_what_the_worker_lacks() -> None:
+    _, payer = books(paid=3, issued=3)
+    since = (LeafRef(JOB, 1), LeafRef(JOB, 2))
+    rewound = payer.rewind(1, since)
+    assert (rewound.acknowledged, rewound.unacknowledged) == (1, since)
+    assert rewound.voucher() == payer.voucher()
+    with pytest.raises(InvariantBroken):
+        payer.rewind(2, since)
+
+
+def test_a_voucher_of_another_book_is_not_sent() -> None:
+    _, payer = books(paid=1, issued=1)
+    with pytest.raises(InvariantBroken):
+        payer.payment(empty_voucher(CHANNEL), UNSIGNED)

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from piecework_protocol import merkle
 from piecework_protocol.errors import MalformedInput
-from piecework_protocol.types import keccak256
+from piecework_protocol.limits import MAX_PROOF_SIBLINGS
+from piecework_protocol.types import Bytes32, keccak256
 
 leaves = st.lists(st.binary(min_size=32, max_size=32), max_size=70)
 
@@ -62,3 +63,27 @@ def test_a_proof_whose_index_is_not_below_its_count_cannot_be_made() -> None:
 def test_an_accumulator_with_too_few_peaks_cannot_be_made() -> None:
     with pytest.raises(MalformedInput):
         merkle.Accumulator(3, (keccak256(b"one"),))
+
+
+def test_every_place_of_every_small_tree_proves_and_its_neighbours_do_not() -> None:
+    """Trees of up to 70 leaves: every shape of the right edge that six levels can have."""
+    leaves = [bytes([n]) * 32 for n in range(70)]
+    for count in range(1, len(leaves) + 1):
+        root = merkle.root(leaves[:count])
+        for index in {*range(max(0, count - 6), count), 0, count // 2}:
+            proof = merkle.prove(leaves[:count], index)
+            assert merkle.verify(proof, leaves[index], root), (index, count)
+            assert not merkle.verify(proof, leaves[(index + 1) % 70], root), (index, count)
+
+
+@pytest.mark.parametrize("index", [-1, 3])
+def test_no_leaf_is_proved_at_an_index_that_is_not_there(index: int) -> None:
+    with pytest.raises(MalformedInput, match=r"^no leaf at that index$"):
+        merkle.prove([bytes(32)] * 3, index)
+
+
+def test_a_proof_has_at_most_as_many_siblings_as_the_protocol_allows() -> None:
+    most = (Bytes32(bytes(32)),) * MAX_PROOF_SIBLINGS
+    assert len(merkle.InclusionProof(0, 1, most).siblings) == MAX_PROOF_SIBLINGS
+    with pytest.raises(MalformedInput):
+        merkle.InclusionProof(0, 1, (*most, Bytes32(bytes(32))))

@@ -1,0 +1,81 @@
+"""Making a worker's home and registering it: what `piecework worker init` and the demo do."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from piecework.chain.deployment import Deployment
+from piecework.chain.dev.faucet import take_from_faucet
+from piecework.chain.reader import ChainReader
+from piecework_node import config as settings
+from piecework_node.config import WorkerConfig
+from piecework_node.daemon import registration
+from piecework_node.daemon.registration import RegistrationStep
+from piecework_node.home import Home
+from piecework_protocol.signing import LocalSigner
+from piecework_protocol.types import Amount, Timestamp, address_hex
+
+
+async def set_up_worker(
+    home: Home,
+    deployment_file: Path,
+    values: Mapping[str, Any],
+    password: str,
+    *,
+    stake: int | None,
+    faucet: bool,
+    register: bool,
+) -> dict[str, Any]:
+    """Write the files and keys of a home, then register the worker with one transaction.
+
+    `values` are settings. `stake` is in base units; None stakes the least that the registry takes.
+    `faucet` takes stake and gas from the faucet of a development chain. It is safe to run again.
+
+    Raises:
+        PieceworkError: a file, a setting or the chain is in the way. The message says which.
+    """
+    now = Timestamp(int(time.time()))
+    deployment = Deployment.load(deployment_file)
+    steps = await asyncio.to_thread(
+        registration.prepare_home, home, deployment, values, password, now
+    )
+    config = settings.load(home.root)
+    operator = await asyncio.to_thread(registration.open_operator, home, password)
+    if register:
+        steps.append(await _register(home, config, operator, stake=stake, faucet=faucet, now=now))
+    return {
+        "operator": address_hex(operator.address),
+        "payout": address_hex(config.receiver),
+        "home": str(home.root),
+        "steps": [asdict(step) for step in steps],
+    }
+
+
+async def _register(
+    home: Home,
+    config: WorkerConfig,
+    operator: LocalSigner,
+    *,
+    stake: int | None,
+    faucet: bool,
+    now: Timestamp,
+) -> RegistrationStep:
+    deployment = Deployment.load(home.deployment)
+    async with await ChainReader.connect(deployment, rpc_url=config.rpc_url or None) as reader:
+        if faucet and await reader.worker(operator.address) is None:
+            needs = await reader.stake_requirements()
+            wanted = Amount(max(stake or 0, needs.min_stake))
+            await take_from_faucet(reader.rpc, needs.token, operator.address, wanted)
+        return await registration.register(
+            reader,
+            operator,
+            payout=config.receiver,
+            endpoint=config.endpoint or config.bind,
+            stake=None if stake is None else Amount(stake),
+            now=now,
+        )

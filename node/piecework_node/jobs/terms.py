@@ -1,0 +1,33 @@
+"""What the operator asks of every channel and job."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from piecework_protocol.types import Address, Amount, Seconds
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorTerms:
+    """Terms as admission checks them and as every offer states them. Amounts are in base units."""
+
+    receiver: Address
+    tokens: tuple[Address, ...]
+    price_per_million_prompt_tokens: Amount
+    price_per_million_output_tokens: Amount
+    price_per_thousand_steps: Amount
+    slots: int
+    """Jobs that run at once."""
+    queue: int
+    """Jobs that may wait for a slot."""
+    jobs_per_channel: int
+    credit_window: int
+    """Canvases of one job that may be unpaid before the worker waits."""
+    min_withdrawal_delay: Seconds
+    min_deposit: Amount
+    offer_lifetime_s: int
+
+    @property
+    def capacity(self) -> int:
+        """Jobs that may run or wait at once."""
+        return self.slots + self.queue

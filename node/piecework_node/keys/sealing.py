@@ -1,0 +1,157 @@
+"""Sealing keys: random X25519 keys that clients seal prompts to, rotated by age.
+
+They rest in the journal, wrapped by AES-256-GCM under a key that is derived from the operator's
+secret. A copy of the journal alone opens no prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Self
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from piecework.base.clock import Clock
+from piecework_node.errors import KeyFileError
+from piecework_node.journal.protocol import Journal
+from piecework_node.journal.records import SealingKeyAdded, SealingKeyDropped, StoredSealingKey
+from piecework_node.times import now
+from piecework_protocol.errors import MalformedInput
+from piecework_protocol.limits import MAX_JOB_LIFETIME_S, MAX_OFFER_LIFETIME_S
+from piecework_protocol.sealing import public_key, unseal
+from piecework_protocol.types import PublicKey, Timestamp
+
+KEY_ARRIVAL_S: Final = MAX_OFFER_LIFETIME_S + MAX_JOB_LIFETIME_S
+"""Prompts sealed to a replaced key can arrive for this long: an offer's life, then a job's."""
+_WRAP_INFO: Final = b"piecework/1/sealing-key-wrap"
+_NONCE_BYTES: Final = 12
+
+Entropy = Callable[[int], bytes]
+
+
+def _wrapping_key(operator_secret: bytes) -> AESGCM:
+    return AESGCM(HKDF(hashes.SHA256(), 32, salt=None, info=_WRAP_INFO).derive(operator_secret))
+
+
+@dataclass(frozen=True, slots=True)
+class SealingKeys:
+    """The sealing keys in use, newest first. Offers name the first. Clients may use any."""
+
+    secrets: tuple[tuple[PublicKey, bytes, Timestamp], ...]
+
+    @classmethod
+    def load(cls, stored: tuple[StoredSealingKey, ...], operator_secret: bytes) -> SealingKeys:
+        """Unwrap what the journal holds.
+
+        Raises:
+            KeyFileError: the keys were wrapped under another operator key.
+        """
+        wrapping = _wrapping_key(operator_secret)
+        opened = []
+        for key in stored:
+            nonce, sealed = key.wrapped[:_NONCE_BYTES], key.wrapped[_NONCE_BYTES:]
+            try:
+                secret = wrapping.decrypt(nonce, sealed, key.public)
+            except InvalidTag:
+                raise KeyFileError(
+                    "the journal's sealing keys do not open with this operator key"
+                ) from None
+            opened.append((key.public, secret, key.created_at))
+        return cls(tuple(opened))
+
+    @property
+    def current(self) -> PublicKey | None:
+        """The key to offer."""
+        return self.secrets[0][0] if self.secrets else None
+
+    def rotation_due(self, now: Timestamp, interval_s: int) -> bool:
+        """Whether there is no key, or the newest is `interval_s` seconds old."""
+        return not self.secrets or now - self.secrets[0][2] >= interval_s
+
+    def rotated(
+        self, now: Timestamp, operator_secret: bytes, entropy: Entropy
+    ) -> tuple[SealingKeys, tuple[SealingKeyAdded | SealingKeyDropped, ...]]:
+        """Return the keys with a new one in front, and the records of the change.
+
+        A key is dropped once nothing sealed to it can arrive any more.
+        """
+        secret, nonce = entropy(32), entropy(_NONCE_BYTES)
+        public = public_key(secret)
+        wrapped = nonce + _wrapping_key(operator_secret).encrypt(nonce, secret, public)
+        every = ((public, secret, now), *self.secrets)
+        # A key was replaced when the next newer one was made.
+        kept = tuple(
+            key for i, key in enumerate(every) if i == 0 or now - every[i - 1][2] < KEY_ARRIVAL_S
+        )
+        dropped = tuple(SealingKeyDropped(key[0]) for key in every if key not in kept)
+        return SealingKeys(kept), (SealingKeyAdded(public, wrapped, now), *dropped)
+
+    def open(self, sealed: bytes, context: bytes) -> bytes:
+        """Open bytes that were sealed to any of the keys.
+
+        Raises:
+            MalformedInput: none of the keys fits.
+        """
+        for _, secret, _ in self.secrets:
+            try:
+                return unseal(sealed, secret, context)
+            except MalformedInput:
+                continue
+        raise MalformedInput("sealed bytes open with none of this worker's keys")
+
+
+class SealingKeyring:
+    """The sealing keys of a running worker. The journal holds what this holds."""
+
+    def __init__(
+        self, journal: Journal, operator_secret: bytes, clock: Clock, entropy: Entropy
+    ) -> None:
+        self._journal, self._secret = journal, operator_secret
+        self._clock, self._entropy = clock, entropy
+        self._keys = SealingKeys(())
+
+    @classmethod
+    async def load(
+        cls,
+        journal: Journal,
+        operator_secret: bytes,
+        *,
+        clock: Clock,
+        entropy: Entropy,
+        rotation_s: int,
+    ) -> Self:
+        """Read the keys from the journal, and make a new one if it is time.
+
+        Raises:
+            KeyFileError: the keys were wrapped under another operator key.
+        """
+        keyring = cls(journal, operator_secret, clock, entropy)
+        keyring._keys = SealingKeys.load(await journal.sealing_keys(), operator_secret)
+        await keyring.rotate_if_due(rotation_s)
+        return keyring
+
+    @property
+    def current(self) -> PublicKey | None:
+        """The key that offers name."""
+        return self._keys.current
+
+    def open(self, sealed: bytes, context: bytes) -> bytes:
+        """Open bytes that were sealed to any of the keys.
+
+        Raises:
+            MalformedInput: none of the keys fits.
+        """
+        return self._keys.open(sealed, context)
+
+    async def rotate_if_due(self, rotation_s: int) -> None:
+        """Make a new key if there is none, or if the newest is `rotation_s` seconds old."""
+        time = now(self._clock)
+        if not self._keys.rotation_due(time, rotation_s):
+            return
+        keys, records = self._keys.rotated(time, self._secret, self._entropy)
+        await self._journal.append(records)
+        self._keys = keys

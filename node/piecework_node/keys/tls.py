@@ -1,0 +1,77 @@
+"""The worker's TLS certificate. It is self-signed: clients pin its digest, which offers carry."""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from piecework_node.errors import KeyFileError
+from piecework_protocol.types import Digest, Timestamp
+
+TLS_NAME: Final = "piecework-worker"
+"""The name in every worker's certificate. What clients trust is the certificate's digest."""
+TLS_LIFETIME_DAYS: Final = 3650
+"""`worker init` replaces a lost certificate. The digest in the offer binds it, not this date."""
+
+
+@dataclass(frozen=True, slots=True)
+class TlsIdentity:
+    """A certificate with its key, both PEM. `digest` is SHA-256 over the certificate's DER form."""
+
+    certificate: bytes
+    key: bytes
+    digest: Digest
+
+
+def create_tls(now: Timestamp) -> tuple[bytes, bytes]:
+    """Make a P-256 key with its self-signed certificate. Return (certificate PEM, key PEM)."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, TLS_NAME)])
+    start = datetime.datetime.fromtimestamp(now, datetime.UTC) - datetime.timedelta(days=1)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(start)
+        .not_valid_after(start + datetime.timedelta(days=TLS_LIFETIME_DAYS))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(TLS_NAME)]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    return (
+        certificate.public_bytes(serialization.Encoding.PEM),
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        ),
+    )
+
+
+def load_tls(certificate: Path, key: Path) -> TlsIdentity:
+    """Read both files and take the certificate's digest.
+
+    Raises:
+        KeyFileError: a file is missing or unusable.
+    """
+    try:
+        pem, secret = certificate.read_bytes(), key.read_bytes()
+        der = x509.load_pem_x509_certificate(pem).public_bytes(serialization.Encoding.DER)
+        serialization.load_pem_private_key(secret, password=None)
+    except FileNotFoundError as error:
+        raise KeyFileError(
+            f"{error.filename} is missing. Run `piecework worker init` first."
+        ) from None
+    except (OSError, ValueError, TypeError) as error:
+        raise KeyFileError(f"{certificate} or {key} is unusable: {error}") from None
+    return TlsIdentity(pem, secret, Digest(sha256(der).digest()))

@@ -1,0 +1,374 @@
+"""The registry of payment channels: their ledgers, their closings, and the chain's word on them.
+
+The worker and settlement both use it. It asks the chain and moves the jobs of a channel. It knows
+nothing of how jobs are admitted or how vouchers are claimed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, Final, Protocol
+
+from piecework.base.errors import PieceworkError
+from piecework.chain.reader import ChannelOnChain
+from piecework_node.journal.protocol import Journal
+from piecework_node.journal.records import (
+    ChannelObserved,
+    CloseAgreed,
+    JournalRecord,
+    StoredChannel,
+    VoucherApplied,
+)
+from piecework_node.metrics import Metrics
+from piecework_node.runtime.funding import better_funding
+from piecework_node.runtime.jobs import JobRuntime
+from piecework_node.runtime.live import LiveChannel, LiveJob
+from piecework_node.runtime.sink import FrameSink
+from piecework_node.times import now
+from piecework_protocol.errors import ProtocolViolation, Reason, Refusal
+from piecework_protocol.frames import Funding, PayVoucher
+from piecework_protocol.ledger import WorkerLedger, empty_voucher
+from piecework_protocol.objects import Channel, CloseChannel
+from piecework_protocol.signing import sign, signed_by
+from piecework_protocol.states import ChannelState, JobState, channel_path
+from piecework_protocol.types import Address, Amount, ChannelId, Signature
+from piecework_protocol.worker_session import AllowCanvases, Outcome, acknowledgement
+
+JOBS_RETRY_S: Final = 1.0
+"""After which a client may ask again to close a channel whose jobs are still running."""
+FUNDING_RETRY_S: Final = 5.0
+"""After which a client may ask again to close a channel whose funding is not mined."""
+
+
+class ChannelReader(Protocol):
+    """The chain as far as channels need it. Both methods raise `ChainError`."""
+
+    async def channel(self, channel_id: ChannelId) -> ChannelOnChain: ...
+
+    async def pooled_balance(self, token: Address, owner: Address) -> Amount: ...
+
+
+class Channels:
+    """Every channel that matters. Call `recover` once before anything else."""
+
+    def __init__(
+        self, runtime: JobRuntime, chain: ChannelReader, *, refresh_s: float, log: Any
+    ) -> None:
+        self._runtime, self._chain = runtime, chain
+        self._refresh_s, self._log = refresh_s, log
+        self._channels: dict[ChannelId, LiveChannel] = {}
+        self.fault: str | None = None
+        """Why no new work is taken on (wrong chain, wrong clock). None: all is well."""
+        self.urgent = asyncio.Event()
+        """Set when settlement should not wait for its next round."""
+
+    def __iter__(self) -> Iterator[LiveChannel]:
+        return iter(list(self._channels.values()))
+
+    def __len__(self) -> int:
+        return len(self._channels)
+
+    def get(self, channel: ChannelId) -> LiveChannel | None:
+        """Return a channel that is held in memory."""
+        return self._channels.get(channel)
+
+    async def recover(self) -> None:
+        """Take up what the journal holds, with the work that settlement has left."""
+        moment, time = self._runtime.clock.monotonic(), now(self._runtime.clock)
+        for stored in await self._journal.channels():
+            live = LiveChannel(stored)
+            live.wants_funding = live.pending_funding(time) > 0
+            if stored.settled < stored.ledger.cumulative:
+                live.unsettled_since = moment
+            self._channels[stored.id] = live
+
+    async def find(self, channel_id: ChannelId, channel: Channel) -> LiveChannel:
+        """Return a channel from memory or the journal, or a new one that is in neither yet."""
+        known = self._channels.get(channel_id)
+        if known is not None:
+            return known
+        stored = await self._journal.channel(channel_id)
+        if stored is not None:
+            return self.hold(LiveChannel(stored))
+        fresh = StoredChannel(channel_id, channel, WorkerLedger(channel_id))
+        return self._channels.get(channel_id) or LiveChannel(fresh, journaled=False)
+
+    def hold(self, live: LiveChannel) -> LiveChannel:
+        """Keep a channel in memory. Return the one that is already there, if there is one."""
+        return self._channels.setdefault(live.id, live)
+
+    def release(self, live: LiveChannel) -> None:
+        """Forget a channel that no job was ever admitted on."""
+        if not live.journaled and not live.jobs:
+            self._channels.pop(live.id, None)
+
+    # --- money
+
+    @property
+    def exposure(self) -> Amount:
+        """Base units that are delivered and not paid for."""
+        return Amount(sum(u.amount for live in self for u in live.ledger.unpaid.values()))
+
+    @property
+    def unsettled(self) -> Amount:
+        """Base units that are accepted and not settled on chain."""
+        return Amount(
+            sum(
+                max(0, min(live.ledger.cumulative, live.backing) - live.stored.settled)
+                for live in self
+            )
+        )
+
+    def pooled_for(self, live: LiveChannel) -> Amount:
+        """The payer's pooled balance, less what its other channels here are about to take."""
+        time, mine = now(self._runtime.clock), _purse(live)
+        elsewhere = sum(
+            other.pending_funding(time)
+            for other in self
+            if other.id != live.id and _purse(other) == mine
+        )
+        return Amount(max(0, live.pooled - elsewhere))
+
+    def want_funding(self, live: LiveChannel) -> None:
+        """Let settlement submit an authorization that was journaled."""
+        live.wants_funding = True
+        self.urgent.set()
+
+    async def pay(self, live: LiveChannel, payment: PayVoucher, sink: FrameSink) -> None:
+        """Apply a voucher. The caller holds the channel's lock.
+
+        Raises:
+            ProtocolViolation: the voucher breaks a clause.
+        """
+        runtime = self._runtime
+        authorizer = live.stored.channel.authorizer
+        if not signed_by(runtime.domain, payment.voucher, payment.signature, authorizer):
+            raise ProtocolViolation("5.2", "the voucher is not signed by the channel's authorizer")
+        before = live.ledger
+        after = before.apply(payment, live.backing)
+        if after is None:
+            sink.send(acknowledgement(before))
+            return
+        base = before.accumulator.count
+        added = payment.leaves[base - payment.base_count :]
+        paid = dict.fromkeys(ref.job for ref in added)
+        touched = [live.jobs[job_id] for job_id in paid if job_id in live.jobs]
+        outcomes = [(job, job.session.paid(after)) for job in touched]
+        records: list[JournalRecord] = [VoucherApplied(after, added, base)]
+        records += [record for _, outcome in outcomes for record in outcome.records]
+        await self._journal.append(records)
+        live.stored = replace(live.stored, ledger=after)
+        self._metrics.accepted(after.cumulative - before.cumulative)
+        _acknowledge(after, sink, touched)
+        for job, outcome in outcomes:
+            runtime.command(job, outcome)
+        for job in touched:
+            runtime.rest(job)
+        if live.unsettled_since is None:
+            live.unsettled_since = runtime.clock.monotonic()
+
+    async def agree_to_close(
+        self, channel: Channel, final: CloseChannel, signature: Signature
+    ) -> Signature:
+        """Agree that a channel's latest voucher is its last. Return the operator's signature.
+
+        Asking again gives the same answer.
+
+        Raises:
+            Refusal: the channel cannot be closed now, or not like this.
+        """
+        live = self._channels.get(channel.id(self._runtime.domain))
+        if live is None:
+            raise Refusal(Reason.CHANNEL_UNKNOWN, "this worker does not know the channel")
+        try:
+            await self.observe(live.id)
+        except PieceworkError as error:
+            # The last known state decides. Settlement tries the closing again in any case.
+            self._note_chain_error(error)
+        return await self._runtime.shielded(self._agree(live, final, signature))
+
+    async def _agree(
+        self, live: LiveChannel, final: CloseChannel, signature: Signature
+    ) -> Signature:
+        async with live.lock:
+            domain = self._runtime.domain
+            if not signed_by(domain, final, signature, live.stored.channel.authorizer):
+                raise Refusal(
+                    Reason.BAD_SIGNATURE, "the closing is not signed by the channel's authorizer"
+                )
+            _check_may_close(live)
+            agreed = _closing_of(live)
+            if final != agreed:
+                raise Refusal(
+                    Reason.BROKEN_CLAUSE,
+                    "that is not the channel's latest voucher",
+                    metadata={"clause": "6.5", "cumulative": str(agreed.cumulative)},
+                )
+            if agreed.cumulative > live.stored.deposit:
+                # The escrow pays out no more than it holds, and nobody can top up a closed channel.
+                raise Refusal(
+                    Reason.UNDERFUNDED,
+                    "the channel's funding is not mined yet",
+                    retry_after_s=FUNDING_RETRY_S,
+                )
+            await self._journal.append([CloseAgreed(live.id, signature)])
+            live.stored = replace(live.stored, close_signature=signature)
+            return sign(domain, agreed, self._runtime.signer)
+
+    # --- the chain's word
+
+    async def observe(self, channel: ChannelId) -> None:
+        """Ask the chain where a channel stands, and act on it.
+
+        Raises:
+            ChainError: the chain does not answer.
+        """
+        live = self._channels.get(channel)
+        if live is not None:
+            seen = await self._chain.channel(channel)
+            await self._runtime.shielded(self._take_over(live, seen))
+
+    async def refresh(self, live: LiveChannel, offered: Funding | None) -> None:
+        """Make the chain's word on a channel recent, if the chain answers.
+
+        offered: the authorization that came with a submission.
+        """
+        funding = better_funding(live.stored.funding, offered)
+        wants_more = funding is not None and funding.authorization.deposit > live.stored.deposit
+        if self.age_s(live) < self._refresh_s and not wants_more:
+            return
+        try:
+            seen = await self._chain.channel(live.id)
+            if funding is not None and funding.authorization.deposit > seen.deposit:
+                live.pooled = await self._chain.pooled_balance(*_purse(live))
+        except PieceworkError as error:
+            self._note_chain_error(error)
+            return
+        await self._runtime.shielded(self._take_over(live, seen))
+
+    def age_s(self, live: LiveChannel) -> float:
+        """Seconds since the chain's last word on a channel."""
+        if live.heard_at is None:
+            return float("inf")
+        return self._runtime.clock.monotonic() - live.heard_at
+
+    def observed(self, live: LiveChannel) -> ChannelObserved:
+        """Return the record of the chain's last word."""
+        stored = live.stored
+        time = now(self._runtime.clock)
+        return ChannelObserved(live.id, stored.state, stored.deposit, stored.settled, time)
+
+    async def _take_over(self, live: LiveChannel, seen: ChannelOnChain) -> None:
+        async with live.lock:
+            stored = live.stored
+            if not self._is_possible(live, seen):
+                return
+            live.heard_at = self._runtime.clock.monotonic()
+            if (stored.state, stored.deposit, stored.settled) == (
+                seen.state,
+                seen.deposit,
+                seen.settled,
+            ):
+                return
+            live.stored = replace(
+                stored,
+                state=seen.state,
+                deposit=seen.deposit,
+                settled=seen.settled,
+                observed_at=now(self._runtime.clock),
+            )
+            if live.journaled:
+                await self._journal.append([self.observed(live)])
+            for job in list(live.jobs.values()):
+                await self._move_job(job)
+
+    def _is_possible(self, live: LiveChannel, seen: ChannelOnChain) -> bool:
+        """Hold an observation to the table of clause 6.2, and log what it forbids.
+
+        The chain may go back: a reorganization undoes what was mined. Then its word counts all the
+        same, because it is where a claim would be paid. What no escrow can say is not taken over.
+        """
+        stored = live.stored
+        if seen.settled > seen.deposit:
+            self._log.error(
+                "the chain says what no escrow can",
+                channel=live.id,
+                state=seen.state.value,
+                amount=seen.settled,
+            )
+            return False
+        path = channel_path(stored.state, seen.state)
+        # Closing pays the rest of a deposit back, so only there it may shrink.
+        lost = seen.deposit < stored.deposit and seen.state is not ChannelState.CLOSED
+        if path is None or lost or seen.settled < stored.settled:
+            self._log.warning(
+                "the chain went back",
+                channel=live.id,
+                state=f"{stored.state.value} to {seen.state.value}",
+                amount=seen.settled,
+            )
+        return True
+
+    async def _move_job(self, job: LiveJob) -> None:
+        """Let a job end with its channel, or use a deposit that has grown."""
+        runtime, live = self._runtime, job.channel
+        if live.stored.state is ChannelState.CLOSED and not job.ended:
+            outcome = job.session.failed(Reason.CHANNEL_CLOSED, "the channel was closed")
+            await runtime.perform(job, outcome)
+        elif job.sequence is not None and job.session.state is JobState.RUNNING:
+            limit = job.session.canvas_limit(live.ledger)
+            runtime.command(job, Outcome(commands=(AllowCanvases(limit),)))
+            runtime.rest(job)
+
+    @property
+    def _journal(self) -> Journal:
+        return self._runtime.journal
+
+    @property
+    def _metrics(self) -> Metrics:
+        return self._runtime.metrics
+
+    def _note_chain_error(self, error: PieceworkError) -> None:
+        self._metrics.chain_error()
+        self._metrics.note(now(self._runtime.clock), "chain", str(error))
+
+
+def _purse(live: LiveChannel) -> tuple[Address, Address]:
+    """The token and the owner of the pooled balance that a channel is funded from."""
+    return live.stored.channel.token, live.stored.channel.payer
+
+
+def _acknowledge(ledger: WorkerLedger, sink: FrameSink, paid: list[LiveJob]) -> None:
+    """Tell every stream whose canvases were paid, and the stream that the voucher came by.
+
+    A job that is paid in full may end here, and its client must not be left in doubt.
+    """
+    listeners = {id(s): s for s in (sink, *(job.sink for job in paid)) if s is not None}
+    for listener in listeners.values():
+        listener.send(acknowledgement(ledger))
+
+
+def _check_may_close(live: LiveChannel) -> None:
+    if any(not job.ended for job in live.jobs.values()):
+        raise Refusal(
+            Reason.JOB_BUSY, "jobs of the channel are not over", retry_after_s=JOBS_RETRY_S
+        )
+    if live.ledger.unpaid:
+        raise Refusal(Reason.UNPAID_RECEIPTS, "delivered canvases of the channel are unpaid")
+    if live.stored.state is ChannelState.CLOSED:
+        raise Refusal(Reason.CHANNEL_CLOSED, "the channel is closed already")
+    if live.stored.state is ChannelState.NONE:
+        raise Refusal(
+            Reason.CHANNEL_UNKNOWN,
+            "the channel is not on chain yet",
+            retry_after_s=FUNDING_RETRY_S,
+        )
+
+
+def _closing_of(live: LiveChannel) -> CloseChannel:
+    """The closing that the channel's latest voucher stands for."""
+    accepted = live.ledger.accepted
+    latest = accepted.voucher if accepted else empty_voucher(live.id)
+    return CloseChannel(latest.channel, latest.cumulative, latest.count, latest.receipts_root)

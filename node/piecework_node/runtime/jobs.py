@@ -1,0 +1,169 @@
+"""Carry out what the sessions decide: records, then frames, then commands (clause 9.1).
+
+One lock per channel is held from a decision until its records are durable and its frames are
+queued. A unit of work that has begun is never cancelled half way (`shielded`). A stream that breaks
+off waits for it. When the journal fails, nothing is promised any more: `failure` raises and the
+daemon stops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterable
+from dataclasses import replace
+from typing import Any, NoReturn, TypeVar
+
+from piecework.base.clock import Clock
+from piecework_node.engine.link import EngineLink
+from piecework_node.errors import EngineUnavailable
+from piecework_node.journal.protocol import Journal
+from piecework_node.journal.records import JournalRecord
+from piecework_node.metrics import Metrics
+from piecework_node.runtime.live import LiveJob
+from piecework_node.runtime.requests import generation_request
+from piecework_protocol.eip712 import Domain, TypedData
+from piecework_protocol.errors import Refusal
+from piecework_protocol.ledger import WorkerLedger
+from piecework_protocol.signing import Signer, sign
+from piecework_protocol.types import Signature
+from piecework_protocol.worker_session import AllowCanvases, Outcome, StartEngine, StateRecord
+
+T = TypeVar("T")
+
+
+class JobRuntime:
+    """The one way to make something happen to a job. It owns the engine's sequences."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        engine: EngineLink,
+        *,
+        domain: Domain,
+        signer: Signer,
+        clock: Clock,
+        metrics: Metrics,
+    ) -> None:
+        self.journal, self.engine = journal, engine
+        self.domain, self.signer = domain, signer
+        self.clock, self.metrics = clock, metrics
+        self.sequences: dict[str, LiveJob] = {}
+        """Jobs by the name of their sequence in the engine."""
+        self._sequence_number = 0
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._error: BaseException | None = None
+        self._failed = asyncio.Event()
+
+    async def perform(
+        self,
+        job: LiveJob,
+        outcome: Outcome,
+        *,
+        before: Iterable[JournalRecord] = (),
+        ledger: WorkerLedger | None = None,
+    ) -> None:
+        """Make an outcome durable, then visible. The caller holds the channel's lock.
+
+        before: records that must be durable first, in the same commit.
+        ledger: the channel's ledger after the outcome, if it changes.
+        """
+        await self.journal.append([*before, *outcome.records])
+        if ledger is not None:
+            job.channel.stored = replace(job.channel.stored, ledger=ledger)
+        for record in outcome.records:
+            if isinstance(record, StateRecord):
+                self.metrics.moved(record.state)
+        if job.sink is not None:
+            for frame in outcome.frames(self.sign):
+                job.sink.send(frame)
+        self.command(job, outcome)
+        self.rest(job)
+
+    def command(self, job: LiveJob, outcome: Outcome) -> None:
+        """Pass an outcome's commands to the engine. Call it when the records are durable."""
+        for command in outcome.commands:
+            if isinstance(command, StartEngine):
+                self._start_sequence(job, command)
+            elif isinstance(command, AllowCanvases):
+                if job.sequence is not None:
+                    self.engine.allow(job.sequence, self._limit(job, command.canvas_limit))
+            else:
+                self.drop_sequence(job)
+
+    def _start_sequence(self, job: LiveJob, command: StartEngine) -> None:
+        self._sequence_number += 1
+        job.sequence = f"{job.id.hex()}-{self._sequence_number}"
+        self.sequences[job.sequence] = job
+        request = generation_request(
+            job.sequence,
+            job.prompt_ids,
+            job.session.accepted.job.parameters,
+            canvas_limit=self._limit(job, command.canvas_limit),
+            committed=tuple(job.committed[: command.committed]),
+            drafts=job.drafts,
+            tenant=job.channel.id.hex(),
+        )
+        self.engine.start(request)
+
+    def drop_sequence(self, job: LiveJob) -> None:
+        """Free a job's place in the engine, if it has one."""
+        sequence, job.sequence = job.sequence, None
+        if sequence is not None:
+            del self.sequences[sequence]
+            self.engine.cancel(sequence)
+
+    def _limit(self, job: LiveJob, limit: int) -> int:
+        """Vouchers on a deposit that is not on chain yet do not widen the credit window."""
+        if job.pending and job.channel.is_overcommitted:
+            return min(limit, job.session.accepted.credit_window)
+        return limit
+
+    def rest(self, job: LiveJob) -> None:
+        """Note whether the client has to act next. Forget a job that is over and paid."""
+        limit = self._limit(job, job.session.canvas_limit(job.channel.ledger))
+        waits = job.ended or job.session.canvases >= limit
+        job.waiting_since = self.clock.monotonic() if waits else None
+        if not job.ended or job.unpaid:
+            return
+        sink, job.sink, job.prompt_ids = job.sink, None, ()
+        if sink is not None:
+            sink.close(None)
+        job.channel.jobs.pop(job.id, None)
+
+    def sign(self, message: TypedData) -> Signature:
+        """Sign as the operator."""
+        return sign(self.domain, message, self.signer)
+
+    # --- units of work
+
+    async def shielded(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run to the end even if the caller is cancelled, so that no decision loses its effects."""
+        return await asyncio.shield(self.spawn(work))
+
+    def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Start a unit of work that nobody can cancel. An error of ours in it stops the daemon."""
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    async def wait_idle(self) -> None:
+        """Wait for every unit of work that has begun."""
+        while self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def failure(self) -> NoReturn:
+        """Wait for the first error of ours in a unit of work, and raise it."""
+        await self._failed.wait()
+        raise self._error or RuntimeError("a unit of work failed")
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is None or isinstance(error, Refusal | EngineUnavailable):
+            return
+        if self._error is None:
+            self._error = error
+            self._failed.set()

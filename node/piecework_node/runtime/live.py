@@ -1,0 +1,121 @@
+"""A job and a channel as the running worker holds them. Plain state without effects."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from piecework_node.journal.records import StoredChannel
+from piecework_node.runtime.funding import usable_funding
+from piecework_node.runtime.sink import FrameSink
+from piecework_protocol.ledger import WorkerLedger
+from piecework_protocol.pricing import worst_case
+from piecework_protocol.states import ENDED_STATES
+from piecework_protocol.types import Amount, ChannelId, JobId
+from piecework_protocol.worker_session import WorkerSession
+
+
+@dataclass(slots=True)
+class LiveJob:
+    """A job that can still go on, that is not fully paid, or whose stream is open."""
+
+    session: WorkerSession
+    channel: LiveChannel
+    prompt_ids: tuple[int, ...] = ()
+    """Only while a stream is open. Never written to disk."""
+    committed: list[tuple[int, ...]] = field(default_factory=list)
+    """Token ids of the finished canvases, only while a stream is open."""
+    sink: FrameSink | None = None
+    drafts: bool = False
+    sequence: str | None = None
+    """The name of the job's sequence in the engine while it has one."""
+    engine_losses: int = 0
+    pending: bool = False
+    """Relies on a deposit that is not on chain yet, so it stays inside the credit window."""
+    waiting_since: float | None = None
+    """Monotonic time since which only the client can move the job on."""
+    reserve: Amount = field(init=False)
+    """The most that the job can cost, in base units."""
+
+    def __post_init__(self) -> None:
+        accepted = self.session.accepted
+        self.reserve = worst_case(accepted.model, accepted.job.parameters, accepted.prompt_tokens)
+
+    @property
+    def id(self) -> JobId:
+        return self.session.accepted.id
+
+    @property
+    def ended(self) -> bool:
+        """Whether no further canvas is made."""
+        return self.session.state in ENDED_STATES
+
+    @property
+    def unpaid(self) -> int:
+        """How many delivered canvases await payment."""
+        return self.channel.ledger.unpaid_canvases(self.id)
+
+    @property
+    def still_reserved(self) -> int:
+        """What the job may still cost beyond the receipts that it has, in base units."""
+        if self.ended:
+            return 0
+        return max(0, self.reserve - self.session.charged)
+
+    def is_late(self, now: int) -> bool:
+        """Whether the deadline has passed. Keys that its canvases are sealed to may be gone."""
+        return self.session.accepted.job.deadline < now
+
+
+@dataclass(slots=True)
+class LiveChannel:
+    """A channel with the jobs on it that matter now."""
+
+    stored: StoredChannel
+    """As the journal holds it, or will hold it once the first job is admitted."""
+    journaled: bool = True
+    pooled: Amount = Amount(0)
+    """The payer's balance in the escrow outside of channels, when it was last asked for."""
+    heard_at: float | None = None
+    """Monotonic time of the chain's last word. None: not asked since this process started."""
+    wants_funding: bool = False
+    """An authorization waits for settlement to submit it."""
+    unsettled_since: float | None = None
+    """Monotonic time since which a voucher waits to be claimed. None: nothing waits."""
+    jobs: dict[JobId, LiveJob] = field(default_factory=dict)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def id(self) -> ChannelId:
+        return self.stored.id
+
+    @property
+    def ledger(self) -> WorkerLedger:
+        return self.stored.ledger
+
+    @property
+    def backing(self) -> Amount:
+        """The deposit on chain, or the larger one that is authorized."""
+        funding = self.stored.funding
+        return Amount(max(self.stored.deposit, funding.authorization.deposit if funding else 0))
+
+    @property
+    def committed(self) -> int:
+        """Base units that are promised, owed, or may still come to be owed."""
+        owed = sum(u.amount for u in self.ledger.unpaid.values())
+        return self.ledger.cumulative + owed + self.reserved
+
+    @property
+    def reserved(self) -> Amount:
+        """What the jobs that have not ended may still cost, in base units."""
+        return Amount(sum(job.still_reserved for job in self.jobs.values()))
+
+    @property
+    def is_overcommitted(self) -> bool:
+        """Whether the jobs rely on a deposit that is not on chain yet."""
+        return self.committed > self.stored.deposit
+
+    def pending_funding(self, now: int) -> int:
+        """Base units that an authorization would still take out of the payer's pooled balance."""
+        funding = usable_funding(self.stored.funding, now)
+        return max(0, funding.authorization.deposit - self.stored.deposit) if funding else 0

@@ -1,0 +1,118 @@
+"""Write the lock files beside this module: every distribution with its version and its hashes.
+
+`make lock` runs it. uv resolves for every platform and for every Python that pyproject.toml allows,
+held to the versions of constraints.txt. The files do not overlap, so that pip takes several.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+FOLDER: Final = ROOT / "requirements"
+OLDEST_PYTHON: Final = "3.11"
+TORCH: Final = re.compile(r"torch\b")
+HEADER: Final = """\
+# {what}
+# Written by make lock. Install with: {how}
+"""
+HOW: Final = "pip install --require-hashes {}"
+
+
+def main() -> None:
+    """Resolve, and write one file for each way to install."""
+    client = _resolve(_requirements(["cli", "gateway", "market"]))
+    wanted = _requirements(["worker", "gateway", "market"])
+    with_torch = _resolve(wanted)
+    worker = _resolve(line for line in wanted if not TORCH.match(line))
+    chain = _resolve(_requirements(["chain"]))
+    _write(
+        "client",
+        "A client, a gateway, an index.",
+        HOW.format("-r requirements/client.lock"),
+        client,
+    )
+    _write(
+        "worker",
+        "Every role but the embedded chain, without torch: its build differs by accelerator.",
+        HOW.format("-r requirements/worker.lock -r requirements/torch.lock"),
+        worker,
+    )
+    _write(
+        "torch",
+        "torch as the package index has it, with CUDA on Linux. Another build has other hashes.",
+        HOW.format("-r requirements/worker.lock -r requirements/torch.lock"),
+        _without(with_torch, worker),
+    )
+    _write(
+        "chain",
+        "What the embedded chain needs beside a worker.",
+        HOW.format("-r requirements/worker.lock -r requirements/chain.lock"),
+        _without(chain, worker),
+    )
+    _write(
+        "build",
+        "What builds the wheel.",
+        HOW.format("-r requirements/build.lock"),
+        _resolve(_read_project()["build-system"]["requires"]),
+    )
+
+
+def _requirements(extras: Iterable[str]) -> list[str]:
+    """The lines of pyproject.toml for these extras, with the extras that they contain."""
+    project = _read_project()["project"]
+    lines: list[str] = list(project["dependencies"])
+    waiting, seen = list(extras), set[str]()
+    while waiting:
+        extra = waiting.pop()
+        if extra in seen:
+            continue
+        seen.add(extra)
+        for line in project["optional-dependencies"][extra]:
+            inner = re.fullmatch(r"piecework\[(.*)\]", line)
+            if inner is None:
+                lines.append(line)
+            else:
+                waiting += inner[1].split(",")
+    return sorted(set(lines))
+
+
+def _read_project() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def _resolve(lines: Iterable[str]) -> dict[str, str]:
+    """Each distribution with its lines of a lock file."""
+    arguments = (
+        *("--universal", "--generate-hashes", "--no-annotate", "--no-header", "--quiet"),
+        *("--python-version", OLDEST_PYTHON, "--constraint", str(ROOT / "constraints.txt")),
+    )
+    result = subprocess.run(
+        [str(Path(sys.executable).parent / "uv"), "pip", "compile", *arguments, "-"],
+        input="\n".join(lines),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        cwd=FOLDER,
+    )
+    entries = re.split(r"\n(?=[a-z0-9])", result.stdout.strip())
+    return {entry.partition("==")[0]: entry for entry in entries}
+
+
+def _without(entries: dict[str, str], others: dict[str, str]) -> dict[str, str]:
+    return {name: entry for name, entry in entries.items() if name not in others}
+
+
+def _write(name: str, what: str, how: str, entries: dict[str, str]) -> None:
+    text = HEADER.format(what=what, how=how) + "\n".join(entries[key] for key in sorted(entries))
+    (FOLDER / f"{name}.lock").write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""The escrow moves a channel as the table of clause 6.2 says: every state with every call."""
+
+from __future__ import annotations
+
+import itertools
+
+from piecework.chain import calls
+from piecework.chain.errors import TransactionReverted
+from piecework.chain.events import ClaimSkipped, Settled, decode_events
+from piecework_protocol.objects import Channel, CloseChannel, FundChannel, RequestWithdrawal
+from piecework_protocol.signing import sign
+from piecework_protocol.states import CHANNEL_TABLE, ChannelEvent, ChannelState, channel_path
+from piecework_protocol.types import Amount
+from tests.support.chains import (
+    ETHER,
+    FAR,
+    USD,
+    Chain,
+    TestMarket,
+    channel_of,
+    claim_of,
+    deployed,
+    signer,
+)
+
+PAYER, WORKER = signer("payer"), signer("worker")
+
+
+class Table:
+    """Calls on channels of one market, each with growing amounts, so that each could take
+    effect."""
+
+    def __init__(self, market: TestMarket) -> None:
+        self.market = market
+        self.step = 0
+
+    async def apply(self, channel: Channel, event: ChannelEvent) -> bool:
+        """Send one call; whether the escrow took it."""
+        self.step += 1
+        if event is ChannelEvent.WITHDRAW:
+            await self.market.pass_time(channel.withdrawal_delay)
+        try:
+            mined = await self.market.run(WORKER, self.call(channel, event))
+        except TransactionReverted:
+            return False
+        events = decode_events(self.market.deployment.escrow, mined.logs)
+        if event is ChannelEvent.SETTLE:
+            assert isinstance(events[0], Settled | ClaimSkipped)
+            return isinstance(events[0], Settled)
+        return True
+
+    def call(self, channel: Channel, event: ChannelEvent) -> calls.Call:
+        """The call for an event, with every signature that it needs."""
+        d, domain = self.market.deployment, self.market.reader.domain
+        amount = Amount(USD + self.step * 1000)
+        if event is ChannelEvent.FUND:
+            terms = FundChannel(channel, amount, FAR)
+            return calls.fund(d, channel, amount, FAR, sign(domain, terms, PAYER))
+        if event is ChannelEvent.REQUEST_WITHDRAWAL:
+            wish = RequestWithdrawal(channel.id(domain), FAR)
+            return calls.request_withdrawal(d, channel, FAR, sign(domain, wish, PAYER))
+        if event is ChannelEvent.WITHDRAW:
+            return calls.withdraw(d, channel)
+        claim = claim_of(domain, channel, PAYER, self.step * 1000)
+        if event is ChannelEvent.SETTLE:
+            return calls.settle(d, [claim])
+        v = claim.voucher
+        final = CloseChannel(v.channel, v.cumulative, v.count, v.receipts_root)
+        return calls.close(d, claim, sign(domain, final, WORKER))
+
+
+async def test_the_escrow_takes_a_call_exactly_where_the_table_has_it(any_chain: Chain) -> None:
+    async with deployed(any_chain) as market:
+        await market.give(WORKER.address, wei=ETHER)
+        await market.pool(PAYER, WORKER, 100 * USD)
+        table = Table(market)
+        for salt, (state, event) in enumerate(itertools.product(ChannelState, ChannelEvent)):
+            channel = channel_of(market, PAYER, WORKER, salt=salt)
+            channel_id = channel.id(market.reader.domain)
+            for step in channel_path(ChannelState.NONE, state) or ():
+                assert await table.apply(channel, step)
+            assert (await market.reader.channel(channel_id)).state is state
+            taken = await table.apply(channel, event)
+            after = (await market.reader.channel(channel_id)).state
+            assert (taken, after) == (
+                (state, event) in CHANNEL_TABLE,
+                CHANNEL_TABLE.get((state, event), state),
+            ), f"{state.value}, {event.value}"

@@ -1,0 +1,160 @@
+"""Mutation testing of the contracts with forge.
+
+Each mutant changes one operator, guard, effect or modifier of one line. It is killed when it does
+not compile or when a test fails. There are more mutants than fit into half an hour, so a run draws
+them in a seeded order until its time is over; another seed draws others.
+
+    python -m tests.mutants.solidity [SECONDS [SEED]]
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+STAGE = ROOT / "build" / "mutants-solidity"
+PROJECT = STAGE / "contracts"
+MUTATED = (
+    "Escrow.sol",
+    "WorkerRegistry.sol",
+    "libraries/MerkleProof.sol",
+    "libraries/PermitConsent.sol",
+)
+# The optimizer only costs time here, and a defect that needs many fuzz runs is not one line long.
+FAST = {
+    "FOUNDRY_OPTIMIZER": "false",
+    "FOUNDRY_FUZZ_RUNS": "48",
+    "FOUNDRY_INVARIANT_RUNS": "8",
+    "FOUNDRY_INVARIANT_DEPTH": "40",
+}
+MUTANT_TIMEOUT_S = 300
+SWAPS = (
+    (r"(?<![<>=!])<=", "<"),
+    (r"(?<![<>=!-])<(?![<=])", "<="),
+    (r"(?<![<>=!])>=", ">"),
+    (r"(?<![<>=!-])>(?![>=])", ">="),
+    (r"(?<![<>=!])==", "!="),
+    (r"!=", "=="),
+    (r"&&", "||"),
+    (r"\|\|", "&&"),
+    (r"(?<= )\+(?= )", "-"),
+    (r"(?<= )-(?= )", "+"),
+    (r"(?<= )\+=(?= )", "-="),
+    (r"(?<= )-=(?= )", "+="),
+    (r"\+\+", "--"),
+    (r" nonReentrant\b", ""),
+    (r"\bif \((?!false)", "if (false && "),
+)
+EFFECT = re.compile(r"^\s*[\w.\[\]]+(?:\.\w+|\[\w+\])*\s*[+-]?=(?!=)[^;]*;\s*$")
+NO_CODE = re.compile(r"^\s*(//|/\*|\*|import\b|pragma\b|error\b|event\b|using\b|contract\b)")
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """One changed line. `line` counts from zero."""
+
+    file: str
+    line: int
+    before: str
+    after: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line + 1}: {self.before.strip()}  →  {self.after.strip()}"
+
+
+def mutants(file: str, source: str) -> Iterator[Mutant]:
+    """Every mutant of a file."""
+    for number, line in enumerate(source.splitlines()):
+        code = line.split("//")[0]
+        if not code.strip() or NO_CODE.match(line):
+            continue
+        for pattern, replacement in SWAPS:
+            for found in re.finditer(pattern, code):
+                after = code[: found.start()] + replacement + code[found.end() :]
+                yield Mutant(file, number, line, after)
+        if EFFECT.match(code):
+            yield Mutant(file, number, line, "")
+
+
+def stage() -> None:
+    """A copy of the project; node_modules and vectors are links."""
+    shutil.rmtree(PROJECT / "src", ignore_errors=True)
+    PROJECT.mkdir(parents=True, exist_ok=True)
+    for name in ("src", "test", "tools"):
+        shutil.copytree(ROOT / "contracts" / name, PROJECT / name, dirs_exist_ok=True)
+    shutil.copyfile(ROOT / "contracts" / "foundry.toml", PROJECT / "foundry.toml")
+    links = {
+        PROJECT / "node_modules": ROOT / "contracts" / "node_modules",
+        STAGE / "tests": ROOT / "tests",
+    }
+    for link, target in links.items():
+        if not link.is_symlink():
+            link.symlink_to(target)
+
+
+def passes() -> bool:
+    """Whether the staged project builds and all its tests pass."""
+    forge = PROJECT / "node_modules" / ".bin" / "forge"
+    command = [str(forge), "test", "--no-match-contract", "GasTest", "--fail-fast"]
+    environment = {**os.environ, **FAST}
+    try:
+        ran = subprocess.run(
+            command,
+            cwd=PROJECT,
+            env=environment,
+            capture_output=True,
+            check=False,
+            timeout=MUTANT_TIMEOUT_S,
+        )
+    except subprocess.TimeoutExpired:
+        return False
+    return ran.returncode == 0
+
+
+def survives(mutant: Mutant) -> bool:
+    """Try one mutant, and put the source back."""
+    path = PROJECT / "src" / mutant.file
+    original = path.read_text()
+    lines = original.splitlines()
+    lines[mutant.line] = mutant.after
+    try:
+        path.write_text("\n".join(lines) + "\n")
+        return passes()
+    finally:
+        path.write_text(original)
+
+
+def main() -> int:
+    """Run until the time is over; print the survivors and the score."""
+    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 900.0
+    seed = int(sys.argv[2]) if len(sys.argv) > 2 else 1
+    stage()
+    every = [
+        mutant for file in MUTATED for mutant in mutants(file, (PROJECT / "src" / file).read_text())
+    ]
+    random.Random(seed).shuffle(every)
+    if not passes():
+        raise SystemExit("the contracts fail their own tests: run make contracts")
+    started, tried, alive = time.monotonic(), 0, 0
+    for mutant in every:
+        if time.monotonic() - started > seconds:
+            break
+        tried += 1
+        if survives(mutant):
+            alive += 1
+            print(f"survived  {mutant}", flush=True)
+    print(f"contracts: {tried - alive} of {tried} mutants killed; {len(every)} exist, seed {seed}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,178 @@
+"""What is installed, from where, and how it is started."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import grimp
+import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+from piecework.base.explain import CONTAINING, EXTRAS
+from tests.repo.test_documents import ROOT, sources
+from tests.support import distributions
+from tests.support.distributions import PROJECT, declared, installed_with, modules_of
+
+# What can only be found from the root of the checkout: it is not part of an installation.
+FROM_THE_CHECKOUT = ("tests.", "bench.")
+UNSAFE_START = re.compile(r"python[\d.]*\"?,? \"?-m\"?,? \"?(?P<module>[\w.]+)")
+SHIPPED = ("piecework", "piecework_model", "piecework_node", "piecework_protocol")
+# Not declared: `make check` alone generates code; builds of torch for CUDA bring their own triton.
+UNDECLARED = {"grpc_tools", "triton"}
+# Each lock file with the extras that it serves together with the files that it goes with.
+LOCKS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "client": (("cli", "gateway", "market"), ()),
+    "worker": (("worker", "gateway", "market"), ("torch",)),
+    "torch": (("worker",), ("worker",)),
+    "chain": (("chain",), ("worker",)),
+    "build": ((), ()),
+}
+DEVELOPMENT = {"dev", "docs", "mutants"}
+"""Extras of the checkout. No program of a user imports what they bring."""
+STARTED_BY_TEXT = ("docker-compose.yml", "Makefile", "Dockerfile", ".ci/run")
+
+
+def unsafe_starts(path: Path) -> list[str]:
+    """Where a Python file starts an installed module as a child without `-P`."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+        if not isinstance(node, ast.Tuple | ast.List | ast.Call):
+            continue
+        items = node.args if isinstance(node, ast.Call) else node.elts
+        words = [str(i.value) if isinstance(i, ast.Constant) else "" for i in items]
+        for before, option, module in zip(words, words[1:], words[2:], strict=False):
+            installed = isinstance(module, str) and not module.startswith(FROM_THE_CHECKOUT)
+            if option == "-m" and before not in ("-P", "-I") and installed:
+                found.append(f"{path.relative_to(ROOT)}:{node.lineno} {module}")
+    return found
+
+
+def test_every_child_process_ignores_the_modules_of_the_current_folder() -> None:
+    hostile = ROOT / "tests" / "integration" / "packaging" / "test_hostile_folder.py"
+    files = [*sources(), *(ROOT / "tests").rglob("*.py")]
+    found = [line for path in files if path != hostile for line in unsafe_starts(path)]
+    assert not found, "start these with -P: " + ", ".join(found)
+    # The rule sees what it is about: a file that does it on purpose, to show what would happen.
+    assert len(unsafe_starts(hostile)) == 1
+
+
+@pytest.mark.parametrize("name", STARTED_BY_TEXT)
+def test_every_program_of_a_script_or_a_container_ignores_the_current_folder(name: str) -> None:
+    text = (ROOT / name).read_text()
+    assert not [found["module"] for found in UNSAFE_START.finditer(text)]
+
+
+# --- what is declared
+
+
+def test_every_library_that_is_imported_is_declared_and_not_borrowed_from_another() -> None:
+    graph = grimp.build_graph(*SHIPPED, include_external_packages=True)
+    imported = {
+        found.partition(".")[0]
+        for module in graph.modules
+        if module.partition(".")[0] in SHIPPED
+        for found in graph.find_modules_directly_imported_by(module)
+    }
+    libraries = imported - set(SHIPPED) - set(sys.stdlib_module_names)
+    names = [
+        requirement.name for requirement in declared(distributions.EXTRAS.keys() - DEVELOPMENT)
+    ]
+    assert libraries - modules_of(names) == UNDECLARED
+
+
+def test_the_line_about_a_missing_package_names_the_extras_that_pyproject_has() -> None:
+    base, imported = {requirement.name for requirement in declared([])}, _imported_names()
+    assert EXTRAS.keys() == distributions.EXTRAS.keys() - {"demo", *DEVELOPMENT}
+    for extra, modules in EXTRAS.items():
+        own = [Requirement(text) for text in distributions.EXTRAS[extra]]
+        brought = modules_of(r.name for r in own if r.name not in base | {"piecework"})
+        assert modules - UNDECLARED <= brought, f"{extra} does not bring {modules - brought}"
+        top_level = {module for module in brought if not module.startswith("_")}
+        assert top_level & imported <= modules, extra
+    for inner, outer in CONTAINING.items():
+        assert f"piecework[{inner}]" in distributions.EXTRAS[outer]
+
+
+def _imported_names() -> set[str]:
+    """The top-level names in the import statements of what is shipped."""
+    found = set()
+    for path in sources():
+        for node in ast.walk(ast.parse(path.read_text(), str(path))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                found.add(node.module.partition(".")[0])
+    return found
+
+
+def test_the_classifiers_name_only_pythons_that_the_bounds_allow() -> None:
+    bounds = SpecifierSet(PROJECT["requires-python"])
+    prefix = "Programming Language :: Python :: 3."
+    tried = [c.rpartition(" ")[2] for c in PROJECT["classifiers"] if c.startswith(prefix)]
+    assert tried and all(bounds.contains(version) for version in tried)
+
+
+@pytest.mark.parametrize("package", SHIPPED)
+def test_every_package_says_that_it_is_typed(package: str) -> None:
+    roots = (ROOT, *(ROOT / name for name in ("protocol", "model", "node")))
+    assert any((root / package / "py.typed").is_file() for root in roots)
+
+
+# --- the exact versions
+
+
+def pins(name: str) -> dict[str, str]:
+    """Each distribution with its version, from the constraints or a lock file."""
+    lines = (ROOT / name).read_text().splitlines()
+    found = [line.split(" ")[0].split("==") for line in lines if line[:1].isalnum()]
+    return {canonicalize_name(name): version for name, version in found}
+
+
+def locked(name: str) -> dict[str, str]:
+    """The versions of a lock file and of the files that it goes with."""
+    files = (name, *LOCKS[name][1])
+    return {k: v for file in files for k, v in pins(f"requirements/{file}.lock").items()}
+
+
+def test_every_pinned_version_satisfies_pyproject_and_none_is_missing() -> None:
+    constraints = pins("constraints.txt")
+    for requirement in declared(distributions.EXTRAS):
+        version = constraints[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(version, prereleases=True), requirement
+
+
+def test_there_is_a_rule_for_every_lock_file() -> None:
+    assert {path.stem for path in (ROOT / "requirements").glob("*.lock")} == LOCKS.keys()
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_a_lock_has_the_versions_of_the_constraints_each_with_a_hash(name: str) -> None:
+    text = (ROOT / "requirements" / f"{name}.lock").read_text()
+    constraints, found = pins("constraints.txt"), pins(f"requirements/{name}.lock")
+    assert found and all(constraints.get(key, found[key]) == found[key] for key in found)
+    for entry in re.split(r"\n(?=[a-z0-9])", text)[1:]:
+        assert "--hash=sha256:" in entry, entry
+
+
+@pytest.mark.parametrize("name", [name for name, (extras, _) in LOCKS.items() if extras])
+def test_a_lock_holds_all_that_its_extras_need_here(name: str) -> None:
+    missing = installed_with(LOCKS[name][0]) - locked(name).keys()
+    assert not missing, f"run make lock: {sorted(missing)}"
+
+
+@pytest.mark.parametrize("name", [name for name, (_, others) in LOCKS.items() if others])
+def test_locks_that_go_together_do_not_name_a_distribution_twice(name: str) -> None:
+    for other in LOCKS[name][1]:
+        own, others = pins(f"requirements/{name}.lock"), pins(f"requirements/{other}.lock")
+        assert not own.keys() & others.keys()
+
+
+@pytest.mark.parametrize("name", ["Dockerfile", "Makefile"])
+def test_every_lock_that_a_script_installs_is_there(name: str) -> None:
+    for file in re.findall(r"requirements/\w+\.\w+", (ROOT / name).read_text()):
+        assert (ROOT / file).is_file(), file

@@ -1,0 +1,248 @@
+"""The shipped client against the shipped worker under seeded faults.
+
+Whatever happens: every text is complete and what it would have been without a fault, every canvas
+is paid once, both books agree, and no promise exceeds the deposit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from piecework.client.errors import JobFailed, JobInterrupted, WorkerUnreachable
+from piecework.client.jobs.events import CanvasText, JobFinished, JobResuming
+from piecework.client.journal.records import JobRow, JobStatus
+from piecework_model.requests import GenerationRequest
+from piecework_protocol.errors import Reason, Refusal
+from piecework_protocol.states import JobState
+from tests.support.client_side import ask
+from tests.support.node.fake_engine import MAX_STEPS, canvas_event
+from tests.support.node.harness import CREDIT_WINDOW
+from tests.support.shipped import DEPOSIT, EventList, ShippedMarket
+
+CUSTOMERS = 3
+FAULTS = 25
+TOKENS = 40
+
+
+async def follow(market: ShippedMarket, job: JobRow, *, patience: int = 60) -> EventList:
+    """Come back to a job until it ends, as a person with a broken connection would."""
+    replay = False
+    for _ in range(patience):
+        caller = EventList()
+        try:
+            await market.driver(job, caller, replay=replay).run()
+        except (JobInterrupted, WorkerUnreachable, Refusal):
+            await market.context().sleep(1.0)
+        else:
+            if not replay and not whole(caller):
+                replay = True  # an earlier attempt showed the beginning: read it all once
+                continue
+            return caller
+        job, replay = market.store.job(job.id), True
+    raise AssertionError("the job does not come to its end")
+
+
+def whole(caller: EventList) -> bool:
+    canvases = [e.canvas for e in caller.events if isinstance(e, CanvasText)]
+    return canvases == list(range(len(canvases))) and bool(canvases)
+
+
+def text_of(caller: EventList) -> str:
+    return "".join(e.text for e in caller.events if isinstance(e, CanvasText))
+
+
+def text_alone(seed: int, canvases: int) -> str:
+    """What the engine makes of the job when nothing goes wrong."""
+    request = GenerationRequest(
+        "alone", (1,), seed, TOKENS, MAX_STEPS, 0.8, 0.4, 0.1, 0.005, 1, canvases
+    )
+    return "".join(canvas_event(request, n).text for n in range(canvases))
+
+
+def check_books(market: ShippedMarket) -> None:
+    """What holds at every moment."""
+    (row,) = market.store.channels()
+    stored = market.harness.journal.books.get(row.id)
+    assert row.book.cumulative <= row.deposit == DEPOSIT
+    if stored is None:
+        return
+    assert stored.ledger.cumulative <= row.book.cumulative
+    assert stored.ledger.accumulator.count >= row.book.acknowledged
+    for key in market.harness.journal.jobs:
+        assert stored.ledger.unpaid_canvases(key) <= CREDIT_WINDOW
+
+
+def check_the_end(market: ShippedMarket, jobs: list[JobRow]) -> None:
+    """Both journals tell one story."""
+    (row,) = market.store.channels()
+    ledger = market.harness.journal.books[row.id].ledger
+    assert ledger.accepted is not None and ledger.accepted.voucher == row.book.voucher()
+    assert not ledger.unpaid
+    receipts = market.store.receipts(channel=row.id)
+    assert len({(r.receipt.job, r.receipt.canvas) for r in receipts}) == len(receipts)
+    assert sum(r.receipt.amount for r in receipts) == row.book.cumulative == ledger.cumulative
+    for job in jobs:
+        held = market.harness.journal.jobs[job.id]
+        mine = sorted(
+            (r.receipt for r in market.store.receipts(job=job.id)), key=lambda r: r.canvas
+        )
+        assert [stored.receipt for stored in held.canvases] == mine
+        assert held.state is JobState.PAID
+        assert market.store.job(job.id).status is JobStatus.COMPLETE
+
+
+async def storm(market: ShippedMarket, over: asyncio.Event) -> None:
+    """Faults at random moments, counted in turns of the event loop."""
+    chance = market.random
+    for _ in range(FAULTS):
+        for _ in range(chance.randrange(1, 60)):
+            await asyncio.sleep(0)
+        if over.is_set():
+            return
+        check_books(market)
+        live = [call for call in market.calls if not call.over]
+        match chance.choice(["break", "break", "vanish", "kill", "kill", "late", "pass time"]):
+            case "break" if live:
+                chance.choice(live).break_both()
+            case "vanish" if live:
+                chance.choice(live).break_client()  # its vouchers may overtake a newer stream's
+            case "kill" if not market.switch.at:
+                market.switch.at = market.switch.passed + chance.randrange(1, 12)
+            case "late":
+                market.harness.clock.advance(31)
+            case "pass time" if not market.switch.dead and not market.switch.at:
+                await market.harness.worker.tick()
+
+
+@pytest.mark.parametrize("seed", range(40))
+async def test_the_shipped_pair_keeps_every_promise_under_faults(seed: int, tmp_path: Path) -> None:
+    async with ShippedMarket(tmp_path, seed) as market:
+        await market.open_channel()
+        seeds = [seed * 10 + n for n in range(CUSTOMERS)]
+        jobs = [await market.prepare(ask(f"job {s}", seed=s, max_tokens=TOKENS)) for s in seeds]
+        over = asyncio.Event()
+        weather = asyncio.create_task(storm(market, over))
+        callers = await asyncio.gather(*(follow(market, job) for job in jobs))
+        over.set()
+        await weather
+        for s, caller in zip(seeds, callers, strict=True):
+            assert isinstance(caller.events[-1], JobFinished)
+            assert text_of(caller) == text_alone(s, caller.events[-1].canvases)
+        market.switch.at = 0
+        check_books(market)
+        check_the_end(market, jobs)
+
+
+async def test_a_job_without_faults_is_confirmed_and_costs_what_its_receipts_say(
+    tmp_path: Path,
+) -> None:
+    async with ShippedMarket(tmp_path) as market:
+        await market.open_channel()
+        job = await market.prepare(ask(seed=3, max_tokens=TOKENS, drafts=True))
+        caller = EventList()
+        ended = await market.driver(job, caller).run()
+        assert ended.acknowledged and ended.canvases > CREDIT_WINDOW
+        assert ended.cost == sum(r.receipt.amount for r in market.store.receipts(job=job.id))
+        assert len(caller.drafts) == ended.canvases
+        check_the_end(market, [job])
+
+
+async def points(folder: Path) -> int:
+    """How many places there are in one job at which the worker could die."""
+    async with ShippedMarket(folder) as market:
+        await market.open_channel()
+        job = await market.prepare(ask(seed=3, max_tokens=TOKENS))
+        before = market.switch.passed
+        await market.driver(job, EventList()).run()
+        return market.switch.passed - before
+
+
+async def test_a_kill_at_every_point_of_a_job_costs_nobody_anything(tmp_path: Path) -> None:
+    (tmp_path / "count").mkdir()
+    total = await points(tmp_path / "count")
+    assert total > 20
+    for at in range(1, total + 1):
+        folder = tmp_path / str(at)
+        folder.mkdir()
+        async with ShippedMarket(folder) as market:
+            await market.open_channel()
+            job = await market.prepare(ask(seed=3, max_tokens=TOKENS))
+            market.switch.at = market.switch.passed + at
+            caller = await follow(market, job)
+            ended = caller.events[-1]
+            assert isinstance(ended, JobFinished)
+            assert market.deaths == 1, f"point {at} was not reached"
+            assert text_of(caller) == text_alone(3, ended.canvases)
+            check_the_end(market, [job])
+
+
+async def test_a_client_that_was_restarted_reads_its_job_again_and_pays_nothing_twice(
+    tmp_path: Path,
+) -> None:
+    async with ShippedMarket(tmp_path) as market:
+        await market.open_channel()
+        job = await market.prepare(ask(seed=3, max_tokens=TOKENS))
+        first = EventList()
+        await market.driver(job, first).run()
+        (before,) = market.store.channels()
+        market.restart_client()
+        again = EventList()
+        await market.driver(market.store.job(job.id), again, replay=True).run()
+        assert text_of(again) == text_of(first)
+        assert all(e.again for e in again.events if isinstance(e, CanvasText))
+        assert market.store.channels() == (before,)
+
+
+async def test_a_cancelled_job_is_paid_for_what_was_delivered(tmp_path: Path) -> None:
+    async with ShippedMarket(tmp_path) as market:
+        await market.open_channel()
+        job = await market.prepare(ask(seed=3, max_tokens=200))
+
+        class Impatient(EventList):
+            async def emit(self, event: object) -> None:
+                await super().emit(event)  # type: ignore[arg-type]
+                if isinstance(event, CanvasText):
+                    self.cancelled.set()
+
+        ended = await market.driver(job, Impatient()).run()
+        (row,) = market.store.channels()
+        assert ended.cost == row.book.cumulative > 0
+        assert not market.harness.journal.books[row.id].ledger.unpaid
+        assert market.harness.journal.jobs[job.id].state in (JobState.CANCELLED, JobState.PAID)
+
+
+async def test_an_engine_that_fails_ends_the_job_with_its_reason_and_costs_nothing(
+    tmp_path: Path,
+) -> None:
+    async with ShippedMarket(tmp_path) as market:
+        await market.open_channel()
+        job = await market.prepare(ask(seed=3, max_tokens=TOKENS))
+        engine = market.harness.engine
+        engine.breaks.add(3)
+        with pytest.raises(JobFailed) as caught:
+            await market.driver(job, EventList()).run()
+        assert caught.value.reason is Reason.ENGINE_FAILED
+        (row,) = market.store.channels()
+        assert row.book.cumulative == 0
+        assert market.store.job(job.id).status is JobStatus.FAILED
+
+
+async def test_a_broken_connection_is_told_and_the_job_goes_on(tmp_path: Path) -> None:
+    async with ShippedMarket(tmp_path) as market:
+        await market.open_channel()
+        job = await market.prepare(ask(seed=3, max_tokens=TOKENS))
+
+        class Breaking(EventList):
+            async def emit(self, event: object) -> None:
+                await super().emit(event)  # type: ignore[arg-type]
+                if isinstance(event, CanvasText) and event.canvas == 1:
+                    market.calls[-1].break_both()
+
+        caller = Breaking()
+        ended = await market.driver(job, caller).run()
+        assert any(isinstance(e, JobResuming) for e in caller.events)
+        assert text_of(caller) == text_alone(3, ended.canvases)
+        check_the_end(market, [job])

@@ -1,0 +1,135 @@
+"""gRPC's job stream in memory: the client's call and the server's context, joined by two queues.
+
+The client's `JobStream` drives one end, `WorkerServicer.run` the other, so a simulation runs what
+ships. The holder of the call can break it at either end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any, NoReturn
+
+import grpc
+from grpc.aio import Metadata
+
+from piecework_node.daemon.server import WorkerServicer
+
+_EOF = grpc.aio.EOF  # type: ignore[attr-defined]  # missing in the stubs
+_END = object()
+_BROKEN = object()
+
+
+class MemoryCall:
+    """One stream. `frames` counts what was written, both ways."""
+
+    def __init__(self, servicer: WorkerServicer) -> None:
+        self._up: asyncio.Queue[Any] = asyncio.Queue()
+        self._down: asyncio.Queue[Any] = asyncio.Queue()
+        self._status: tuple[grpc.StatusCode, str, Metadata] | None = None
+        self._gone = False
+        self.frames = 0
+        self.server = asyncio.create_task(self._serve(servicer), name="memory stream")
+
+    @property
+    def over(self) -> bool:
+        """Whether the server's end has returned."""
+        return self.server.done()
+
+    # --- what goes wrong
+
+    def break_client(self) -> None:
+        """The client sees a broken connection. What it had sent may still arrive."""
+        self._gone = True
+        self._down.put_nowait(_BROKEN)
+
+    def break_both(self) -> None:
+        """The connection breaks: what was under way is lost, both ends notice."""
+        self.break_client()
+        self.server.cancel()
+
+    # --- the client's call, as `grpc.aio.StreamStreamCall`
+
+    async def write(self, data: bytes) -> None:
+        await asyncio.sleep(0)
+        if self._gone:
+            raise _lost()
+        if self._status is not None:
+            raise asyncio.InvalidStateError("the call is over")
+        self.frames += 1
+        self._up.put_nowait(data)
+
+    async def read(self) -> Any:
+        if self._gone:
+            raise _lost()
+        item = await self._down.get()
+        if item is _BROKEN or self._gone:
+            raise _lost()
+        return item
+
+    async def done_writing(self) -> None:
+        self._up.put_nowait(_END)
+
+    def cancel(self) -> None:
+        self._gone = True
+        self._up.put_nowait(_END)
+        self.server.cancel()
+
+    async def code(self) -> grpc.StatusCode:
+        return self._ended()[0]
+
+    async def details(self) -> str:
+        return self._ended()[1]
+
+    async def trailing_metadata(self) -> Metadata:
+        return self._ended()[2]
+
+    def _ended(self) -> tuple[grpc.StatusCode, str, Metadata]:
+        if self._status is None:
+            raise _lost()
+        return self._status
+
+    # --- the server's end, as `grpc.aio.ServicerContext`
+
+    def peer(self) -> str:
+        return "ipv4:127.0.0.1:1"
+
+    async def abort_with_status(self, status: Any) -> NoReturn:
+        self._status = (status.code, status.details, Metadata(*status.trailing_metadata))
+        raise grpc.aio.AbortError
+
+    async def _serve(self, servicer: WorkerServicer) -> None:
+        with contextlib.suppress(grpc.aio.AbortError):
+            await servicer.run(self._requests(), _ServerEnd(self))
+        if self._status is None:
+            self._status = (grpc.StatusCode.OK, "", Metadata())
+        self._down.put_nowait(_EOF)
+
+    async def _requests(self) -> AsyncIterator[bytes]:
+        while (item := await self._up.get()) is not _END:
+            yield item
+
+    def deliver(self, data: bytes) -> None:
+        """A frame of the server reaches the client's end."""
+        self.frames += 1
+        self._down.put_nowait(data)
+
+
+class _ServerEnd:
+    """The context that the servicer writes to."""
+
+    def __init__(self, call: MemoryCall) -> None:
+        self._call = call
+        self.peer = call.peer
+        self.abort_with_status = call.abort_with_status
+
+    async def write(self, data: bytes) -> None:
+        await asyncio.sleep(0)
+        self._call.deliver(data)
+
+
+def _lost() -> grpc.aio.AioRpcError:
+    return grpc.aio.AioRpcError(
+        grpc.StatusCode.UNAVAILABLE, Metadata(), Metadata(), "the connection broke", None
+    )

@@ -1,0 +1,53 @@
+"""The escrow as a worker sees it, in memory: channels, pooled balances, a mempool that drops and
+delays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from piecework.chain.errors import RpcUnavailable
+from piecework.chain.reader import ChannelOnChain
+from piecework_protocol.states import ChannelState
+from piecework_protocol.types import Address, Amount, ChannelId, Timestamp, Uint64
+
+
+@dataclass(slots=True)
+class FakeChannel:
+    """A channel on the fake chain."""
+
+    state: ChannelState = ChannelState.NONE
+    deposit: Amount = Amount(0)
+    settled: Amount = Amount(0)
+
+
+class FakeEscrow:
+    """Implements `ChannelReader` of `runtime.channels`."""
+
+    def __init__(self) -> None:
+        self.channels: dict[ChannelId, FakeChannel] = {}
+        self.pooled: dict[tuple[Address, Address], int] = {}
+        self.down = False
+        self.reads = 0
+
+    async def channel(self, channel_id: ChannelId) -> ChannelOnChain:
+        self._answer()
+        known = self.channels.get(channel_id, FakeChannel())
+        return ChannelOnChain(known.state, known.deposit, known.settled, Uint64(0), Timestamp(0))
+
+    async def pooled_balance(self, token: Address, owner: Address) -> Amount:
+        self._answer()
+        return Amount(self.pooled.get((token, owner), 0))
+
+    def _answer(self) -> None:
+        self.reads += 1
+        if self.down:
+            raise RpcUnavailable("the node does not answer")
+
+    # --- what tests do
+
+    def open(self, channel_id: ChannelId, deposit: int) -> None:
+        """Mine an opening or a top-up."""
+        known = self.channels.setdefault(channel_id, FakeChannel())
+        if known.state is ChannelState.NONE:
+            known.state = ChannelState.OPEN
+        known.deposit = Amount(max(known.deposit, deposit))

@@ -1,0 +1,214 @@
+"""Admission at its bounds: the last value that is let in, the first one that is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from piecework_model import limits as model_limits
+from piecework_node.jobs.admission import (
+    MIN_FUNDING_LIFETIME_S,
+    admit,
+    backing,
+    check_identity,
+    parameter_defect,
+)
+from piecework_protocol.errors import Reason, Refusal
+from piecework_protocol.limits import (
+    MAX_CANVASES_PER_JOB,
+    MAX_CLOCK_SKEW_S,
+    MAX_DENOISING_STEPS,
+    MAX_JOB_LIFETIME_S,
+)
+from piecework_protocol.objects import Service
+from piecework_protocol.pricing import worst_case
+from piecework_protocol.states import ChannelState
+from piecework_protocol.types import Amount, JobId, Seconds, Uint32
+from piecework_protocol.worker_session import AcceptedJob
+from tests.support.node.harness import DOMAIN, TERMS, parameters
+from tests.unit.node.test_admission import (
+    NOW,
+    OFFER,
+    PROMPT_TOKENS,
+    STRANGER,
+    Case,
+    book,
+    channel,
+    funding,
+    good,
+    job,
+)
+
+WORST = worst_case(OFFER.models[0], good().job.parameters, PROMPT_TOKENS)
+LATEST = NOW + MAX_JOB_LIFETIME_S + MAX_CLOCK_SKEW_S
+DELAY = TERMS.min_withdrawal_delay
+UNOPENED: dict[str, Any] = {"state": ChannelState.NONE, "deposit": Amount(0)}
+
+
+def verdict(case: Case) -> AcceptedJob | Reason:
+    try:
+        return admit(case.submission, case.view, case.book, case.prompt_tokens)
+    except Refusal as refusal:
+        return refusal.reason
+
+
+def authorized(total: int, **changes: Any) -> Callable[[Case], Case]:
+    lifetime = changes.pop("lifetime_s", 3600)
+    return book(funding=funding(total, lifetime_s=lifetime), pooled=Amount(total), **changes)
+
+
+BOUNDS: list[tuple[str, Callable[[Case], Case], Callable[[Case], Case], Reason]] = [
+    (
+        "the latest deadline",
+        job(deadline=LATEST),
+        job(deadline=LATEST + 1),
+        Reason.BAD_PARAMETERS,
+    ),
+    (
+        "the shortest withdrawal delay",
+        channel(withdrawal_delay=DELAY),
+        channel(withdrawal_delay=Seconds(DELAY - 1)),
+        Reason.WITHDRAWAL_DELAY_TOO_SHORT,
+    ),
+    (
+        "a ceiling of the worst case",
+        job(max_amount=WORST),
+        job(max_amount=Amount(WORST - 1)),
+        Reason.PRICE_TOO_LOW,
+    ),
+    (
+        "the smallest deposit",
+        authorized(TERMS.min_deposit, **UNOPENED),
+        authorized(TERMS.min_deposit - 1, **UNOPENED),
+        Reason.UNDERFUNDED,
+    ),
+    (
+        "a deposit that just covers the job",
+        book(deposit=Amount(10_000), reserved=Amount(10_000 - WORST)),
+        book(deposit=Amount(10_000), reserved=Amount(10_001 - WORST)),
+        Reason.UNDERFUNDED,
+    ),
+    (
+        "a pooled balance that just covers the raise",
+        book(deposit=Amount(10_000), pooled=Amount(5_000), funding=funding(15_000)),
+        book(deposit=Amount(10_000), pooled=Amount(4_999), funding=funding(15_000)),
+        Reason.UNDERFUNDED,
+    ),
+    (
+        "an authorization that lives just long enough",
+        authorized(10**6, lifetime_s=MIN_FUNDING_LIFETIME_S, **UNOPENED),
+        authorized(10**6, lifetime_s=MIN_FUNDING_LIFETIME_S - 1, **UNOPENED),
+        Reason.EXPIRED,
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "within", "beyond", "reason"), BOUNDS, ids=[b[0] for b in BOUNDS])
+def test_the_bound_itself_is_let_in_and_the_next_value_is_not(
+    name: str,
+    within: Callable[[Case], Case],
+    beyond: Callable[[Case], Case],
+    reason: Reason,
+) -> None:
+    assert isinstance(verdict(within(good())), AcceptedJob), name
+    assert verdict(beyond(good())) is reason
+
+
+def test_jobs_share_an_unmined_deposit_only_when_the_deposit_on_chain_covers_the_next() -> None:
+    covered = book(deposit=Amount(10_000), reserved=Amount(10_000 - WORST), pending_jobs=1)
+    assert isinstance(verdict(covered(good())), AcceptedJob)
+    leaning = authorized(20_000, deposit=Amount(10_000), reserved=Amount(10_001 - WORST))(good())
+    assert isinstance(verdict(leaning), AcceptedJob)
+    assert verdict(book(pending_jobs=1)(leaning)) is Reason.BUSY
+
+
+def test_an_authorization_for_what_is_on_chain_already_is_not_looked_at() -> None:
+    """It may be anybody's, expired, and without a balance behind it."""
+    stale = funding(10**6, signer=STRANGER, lifetime_s=0)
+    case = book(deposit=Amount(10**6), funding=stale, pooled=Amount(0))(good())
+    assert isinstance(verdict(case), AcceptedJob)
+
+
+def test_what_is_accepted_is_what_was_signed() -> None:
+    case = good()
+    accepted = verdict(case)
+    assert isinstance(accepted, AcceptedJob)
+    assert accepted.job == case.job
+    assert accepted.channel == case.channel
+    assert accepted.id == JobId(DOMAIN.digest(case.job))
+    assert accepted.prompt_tokens == PROMPT_TOKENS
+    assert accepted.credit_window == OFFER.credit_window
+
+
+def test_a_channel_without_deposit_and_authorization_is_backed_by_nothing() -> None:
+    assert backing(book(deposit=Amount(0))(good()).book) == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [job(channel=bytes(32)), channel(operator=bytes(20)), lambda c: replace(c, signer=STRANGER)],
+    ids=["chain", "worker", "signer"],
+)
+def test_identity_alone_is_checked_without_any_terms(change: Callable[[Case], Case]) -> None:
+    case = replace(good(), view=replace(good().view, draining=True, offer=None))
+    check_identity(case.submission, case.view)
+    with pytest.raises(Refusal):
+        check_identity(change(case).submission, case.view)
+
+
+UINT32 = 2**32 - 1
+MODEL = OFFER.models[0]
+RANGES: list[tuple[str, int, int]] = [
+    ("max_tokens", 1, MODEL.max_output),
+    ("max_steps", 1, MODEL.max_steps),
+    ("temperature_end", round(model_limits.MIN_TEMPERATURE * 10**6), 400_000),
+    ("temperature_start", 400_000, round(model_limits.MAX_TEMPERATURE * 10**6)),
+    ("entropy_bound", 0, min(UINT32, round(model_limits.MAX_ENTROPY_BOUND_NATS * 10**6))),
+    (
+        "confidence_threshold",
+        0,
+        round(model_limits.MAX_CONFIDENCE_THRESHOLD_NATS * 10**6),
+    ),
+    ("stability_steps", 0, model_limits.MAX_STABILITY_STEPS),
+]
+
+
+@pytest.mark.parametrize(("name", "low", "high"), RANGES, ids=[r[0] for r in RANGES])
+def test_every_parameter_has_its_bounds_and_the_defect_names_it(
+    name: str, low: int, high: int
+) -> None:
+    base = parameters(1, 40).replace(temperature_start=400_000, temperature_end=400_000)
+    for value in (low, high):
+        assert parameter_defect(base.replace(**{name: value}), MODEL) is None, value
+    for value in (low - 1, high + 1):
+        if not 0 <= value <= UINT32:
+            continue  # no signed job can say that
+        defect = parameter_defect(base.replace(**{name: value}), MODEL)
+        assert defect is not None and defect.split()[0] in {name, "temperature_start"}, value
+        assert f"{value}" in defect or name == "temperature_end"
+
+
+def test_a_model_of_small_canvases_is_bounded_by_the_canvases_of_a_job() -> None:
+    tiny = MODEL.replace(canvas_size=Uint32(1), max_output=Uint32(2 * MAX_CANVASES_PER_JOB))
+    most = parameters(1, MAX_CANVASES_PER_JOB)
+    assert parameter_defect(most, tiny) is None
+    assert parameter_defect(most.replace(max_tokens=MAX_CANVASES_PER_JOB + 1), tiny)
+    wide = MODEL.replace(canvas_size=Uint32(4), max_output=Uint32(2**31))
+    assert parameter_defect(parameters(1, 4 * MAX_CANVASES_PER_JOB), wide) is None
+    assert parameter_defect(parameters(1, 4 * MAX_CANVASES_PER_JOB + 1), wide)
+
+
+def test_no_model_takes_more_steps_than_the_protocol_allows() -> None:
+    eager = MODEL.replace(max_steps=Uint32(MAX_DENOISING_STEPS + 5))
+    job_of = parameters(1, 40)
+    assert parameter_defect(job_of.replace(max_steps=MAX_DENOISING_STEPS), eager) is None
+    assert parameter_defect(job_of.replace(max_steps=MAX_DENOISING_STEPS + 1), eager)
+
+
+def test_a_wrong_class_of_service_says_which_one_is_served() -> None:
+    case = replace(good(), view=replace(good().view, serving={MODEL.digest: Service.BEST_EFFORT}))
+    with pytest.raises(Refusal, match="this model is served at best effort: it honours no seed"):
+        admit(case.submission, case.view, case.book, PROMPT_TOKENS)
