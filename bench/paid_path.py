@@ -21,10 +21,10 @@ import grpc
 from bench.report import environment, percentile
 from piecework.chain.dev.embedded import EmbeddedChain
 from piecework.client.config import load_config
-from piecework.client.events import JobFinished
-from piecework.client.requests import Generation, TextRequest
+from piecework.client.jobs.events import JobFinished
+from piecework.client.jobs.requests import Generation, TextRequest
+from piecework.client.journal.store import Store
 from piecework.client.sdk import PieceworkClient
-from piecework.client.store import Store
 from piecework.client.wallet import Wallet
 from piecework_protocol.content import Message
 from tests.support.chains import deployed, signer
@@ -95,9 +95,10 @@ async def measure(jobs: int, concurrency: int, root: Path) -> dict[str, float]:
         await market.pool(payer, chain.faucet, DEPOSIT)
         await worker_process.start()
         store = Store(root / "client.db", market.deployment.domain, payer.address)
-        config = load_config(root / "none", {"deposit": DEPOSIT // 2})
+        config = load_config(root / "none", {"deposit": "50"})
         wallet = Wallet(payer, payer)
-        async with PieceworkClient(store, market.reader, wallet, market.token, config) as client:
+        token = market.deployment.payment_token
+        async with PieceworkClient(store, market.reader, wallet, token, config) as client:
             for seed in range(5):
                 await one_job(client, seed)
             alone = [await one_job(client, 100 + n) for n in range(jobs)]

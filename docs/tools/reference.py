@@ -267,7 +267,7 @@ def errors_page() -> str:
 
 def reasons_table() -> str:
     """Every `Reason`: its gRPC status, whether a retry may help, and what the client does."""
-    from piecework.client.selection import AFTER_REFUSAL
+    from piecework.client.jobs.selection import AFTER_REFUSAL
     from piecework_protocol.errors import Reason
 
     rows = [

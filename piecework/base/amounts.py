@@ -97,6 +97,19 @@ class Token:
             )
         return units
 
+    def units_of(self, amount: TokenAmount | str) -> int:
+        """Return the base units of an amount of this token, or of a number of tokens in a text.
+
+        Raises:
+            AmountError: the text is not an amount of this token.
+            TokenMismatch: it is an amount of another token.
+        """
+        if isinstance(amount, str):
+            return self.parse(amount)
+        if amount.token != self:
+            raise TokenMismatch(f"{amount} is not an amount of {self.symbol}")
+        return amount.units
+
     def amount(self, units: int) -> TokenAmount:
         """Return base units of this token as a value that knows its token."""
         return TokenAmount(self, units)

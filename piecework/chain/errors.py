@@ -26,7 +26,7 @@ class RpcRefused(ChainError):
         why = one_line(message, MAX_SHOWN_CHARACTERS)
         super().__init__(f"the chain's node refused {method}: {why} (code {code})")
         self.method = method
-        self.code = code
+        self.rpc_code = code
         self.message = message
         self.data = data
 

@@ -1,103 +1,184 @@
-"""The client's configuration: config.toml in its home < PIECEWORK_CLIENT_* < flags.
+"""The client's settings: config.toml in its home < PIECEWORK_CLIENT_* variables < flags.
 
-The only place of the client that reads the environment. An unknown key is refused with the nearest
-name.
+The only place of the client that reads the environment. A name that does not exist is refused with
+the nearest right one.
+
+Amounts are numbers of tokens in quotes, such as `deposit = "1.5"`. An amount without quotes is
+refused, because it could be meant as base units. `ClientConfig.amounts` turns them into base units
+once the token is known.
 """
 
 from __future__ import annotations
 
-import difflib
-import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, Final, Self
 
-from pydantic import Field, ValidationError
-from pydantic_settings import (
-    BaseSettings,
-    InitSettingsSource,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
+from pydantic import BeforeValidator, Field
+
+from piecework.base.amounts import AmountError, Token
+from piecework.base.files import SYSTEM_DISK, Disk, private_folder, shown
+from piecework.base.homes import default_home
+from piecework.base.settings import Settings, SettingsError, Variables, load
+from piecework.client.errors import HomeError
+from piecework_protocol.types import Amount
+
+VARIABLES: Final = Variables(
+    "PIECEWORK_CLIENT_",
+    reserved=("PIECEWORK_HOME", "PIECEWORK_PASSWORD", "PIECEWORK_MODELS"),
+    neighbours=("PIECEWORK_WORKER_", "PIECEWORK_MARKET_"),
 )
+MAX_AMOUNT_CHARACTERS: Final = 60
 
-from piecework.client.errors import ConfigError
 
-BaseUnits = Annotated[int, Field(ge=0, lt=1 << 96)]
+def _written_amount(value: object) -> object:
+    """Check that an amount is a plain number of tokens in a text. Its token is not known yet."""
+    if not isinstance(value, str):
+        raise ValueError('write an amount as a number of tokens in quotes, such as "1.5"')
+    whole, _, rest = value.strip().partition(".")
+    digits = whole + rest
+    if not (digits.isascii() and digits.isdecimal()) or len(value) > MAX_AMOUNT_CHARACTERS:
+        raise ValueError('an amount is a plain number of tokens, such as "1.5"')
+    return value.strip()
+
+
+TokenNumber = Annotated[str, BeforeValidator(_written_amount)]
+"""A number of tokens as a person writes it."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClientHome:
-    """The files of one client. The directory is 0700 and every file in it 0600."""
+    """The files of one client. The folder has mode 0700 and every file in it 0600.
+
+    Example:
+        >>> ClientHome(Path("/srv/story-bot")).wallet
+        PosixPath('/srv/story-bot/wallet.json')
+    """
 
     path: Path
 
+    @classmethod
+    def default(cls) -> Self:
+        """Return the home that the command line uses: $PIECEWORK_HOME/client, or the user's data
+        folder."""
+        return cls(default_home("client"))
+
     @property
     def config(self) -> Path:
+        """The settings."""
         return self.path / "config.toml"
 
     @property
     def deployment(self) -> Path:
+        """Which market on which chain this client belongs to."""
         return self.path / "deployment.json"
 
     @property
     def wallet(self) -> Path:
+        """The payer's encrypted key."""
         return self.path / "wallet.json"
 
     @property
     def authorizer(self) -> Path:
+        """The encrypted key that signs jobs and vouchers. Without it the payer's key does."""
         return self.path / "authorizer.json"
 
     @property
     def store(self) -> Path:
+        """The journal: channels, jobs, receipts and vouchers."""
         return self.path / "client.db"
 
-    def create(self) -> None:
-        """Make the directory, closed to others."""
-        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.path.chmod(0o700)
+    def check(self) -> None:
+        """Check that a client was made here.
+
+        Raises:
+            HomeError: there is none.
+        """
+        if not self.wallet.exists():
+            raise HomeError(
+                f"no client in {shown(self.path)}. "
+                "Make one: piecework client init --deployment FILE"
+            )
+
+    def create(self, disk: Disk = SYSTEM_DISK) -> None:
+        """Make the folder, closed to others.
+
+        Raises:
+            FileError: it cannot be made, or belongs to somebody else.
+        """
+        private_folder(self.path, disk=disk)
 
 
-class ClientConfig(BaseSettings):
-    """Everything a client can be told. Amounts are base units of the token, times are seconds."""
+@dataclass(frozen=True, slots=True)
+class ConfiguredAmounts:
+    """The amounts of a configuration in base units. `second_is_worth` is a weight, not a payment,
+    so it may be a fraction of a base unit."""
 
-    model_config = SettingsConfigDict(env_prefix="PIECEWORK_CLIENT_", extra="forbid", frozen=True)
+    deposit: Amount
+    max_job_price: Amount | None
+    max_price_per_million_output: Amount | None
+    second_is_worth: float
+
+
+class ClientConfig(Settings):
+    """Everything that a client can be told. Times are seconds, amounts are numbers of tokens.
+
+    Example:
+        >>> ClientConfig(max_job_price="0.05").resume_attempts
+        5
+    """
 
     indexes: tuple[str, ...] = Field(
         default=(),
         max_length=16,
-        description="Index URLs; none: ask the workers in the registry themselves.",
+        description="URLs of indexes. Without one, the client asks the workers in the registry.",
     )
     rpc_url: str | None = Field(
-        default=None, description="Instead of the deployment's RPC endpoint."
+        default=None, description="The chain's RPC endpoint, instead of the deployment's."
     )
-    rpc_timeout_s: float = Field(default=10.0, gt=0, le=120)
+    rpc_timeout_s: float = Field(
+        default=10.0, gt=0, le=120, description="How long one question to the chain may take."
+    )
 
-    deposit: BaseUnits = Field(
-        default=1_000_000,
-        description="What a channel is opened or topped up with, if the balance allows.",
+    deposit: TokenNumber = Field(
+        default="1",
+        description="Tokens that a channel is opened or topped up with, if the balance allows.",
     )
     withdrawal_delay_s: int = Field(
         default=0,
         ge=0,
         le=30 * 86400,
-        description="Longer than the worker asks for: more choice, slower exit.",
+        description=(
+            "The withdrawal delay of new channels, if it is longer than the worker's. "
+            "A longer one fits more workers and makes leaving slower."
+        ),
     )
     funding_lifetime_s: int = Field(
         default=3600,
         ge=60,
         le=86400,
-        description="How long a signed funding authorization can be submitted.",
+        description="How long a worker may submit a signed funding authorization.",
     )
 
-    max_job_price: BaseUnits | None = Field(
-        default=None, description="No job may cost more than this."
+    max_job_price: TokenNumber | None = Field(
+        default=None, description='No job may cost more tokens than this, such as "0.05".'
     )
-    max_price_per_million_output: BaseUnits | None = None
-    second_is_worth: BaseUnits = Field(
-        default=50,
-        description="Base units that one second of waiting counts for when workers are ranked.",
+    max_price_per_million_output: TokenNumber | None = Field(
+        default=None,
+        description=(
+            "Workers that ask more tokens than this for a million output tokens are left out, "
+            'such as "0.5".'
+        ),
     )
-    job_lifetime_s: int = Field(default=900, ge=10, le=86400)
+    second_is_worth: TokenNumber = Field(
+        default="0.00005",
+        description="Tokens that one second of waiting counts for when workers are ranked.",
+    )
+    job_lifetime_s: int = Field(
+        default=900, ge=10, le=86400, description="A job ends this long after it was signed."
+    )
     stall_timeout_s: float = Field(
         default=120.0,
         gt=0,
@@ -110,65 +191,76 @@ class ClientConfig(BaseSettings):
         le=60,
         description="How long the worker has to confirm the last voucher of a job.",
     )
-    resume_attempts: int = Field(default=5, ge=0, le=20)
+    resume_attempts: int = Field(
+        default=5,
+        ge=0,
+        le=20,
+        description="How often in a row a dropped job is presented again to its worker.",
+    )
     keep_text: bool = Field(
         default=False, description="Keep prompts and answers in the client's database."
     )
 
-    gateway_api_key: str | None = Field(default=None, min_length=8, max_length=256, repr=False)
-    gateway_max_concurrent: int = Field(default=64, ge=1, le=4096)
-    gateway_heartbeat_s: float = Field(default=10.0, gt=0, le=60)
+    gateway_api_key: str | None = Field(
+        default=None,
+        min_length=8,
+        max_length=256,
+        repr=False,
+        description="The key that callers of the gateway must show. Needed beyond localhost.",
+    )
+    gateway_max_concurrent: int = Field(
+        default=64, ge=1, le=4096, description="Requests that the gateway runs at once."
+    )
+    gateway_heartbeat_s: float = Field(
+        default=10.0,
+        gt=0,
+        le=60,
+        description="A stream that is silent for this long gets a comment line.",
+    )
     gateway_best_effort: bool = Field(
         default=False,
         description="Requests that do not say may go to models without seed and trace.",
     )
 
-    _file: ClassVar[dict[str, Any]] = {}
+    def amounts(self, token: Token) -> ConfiguredAmounts:
+        """Return the amounts in base units of a token.
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, env_settings, InitSettingsSource(settings_cls, cls._file)
+        Raises:
+            SettingsError: an amount is too large, or has digits below one base unit.
+        """
+        return ConfiguredAmounts(
+            deposit=Amount(self._units(token, "deposit") or 0),
+            max_job_price=self._units(token, "max_job_price"),
+            max_price_per_million_output=self._units(token, "max_price_per_million_output"),
+            second_is_worth=float(Decimal(self.second_is_worth).scaleb(token.decimals)),
+        )
 
-
-def load_config(file: Path, flags: dict[str, Any] | None = None) -> ClientConfig:
-    """Read the configuration. Flags that are None were not given. `ConfigError` names the key."""
-    values = _read(file)
-    given = {k: v for k, v in (flags or {}).items() if v is not None}
-    for key in (*values, *given):
-        if key not in ClientConfig.model_fields:
-            raise ConfigError(f"{file}: unknown key {key!r}{_nearest(key)}")
-
-    class Bound(ClientConfig):
-        """The configuration with this file as its lowest source."""
-
-        _file: ClassVar[dict[str, Any]] = values
-
-    try:
-        return Bound(**given)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"configuration key {key}: {first['msg']}") from None
+    def _units(self, token: Token, name: str) -> Amount | None:
+        written = getattr(self, name)
+        if written is None:
+            return None
+        try:
+            return Amount(token.parse(written))
+        except AmountError as error:
+            raise SettingsError(f"{name}: {error}") from None
 
 
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is not TOML: {error}") from None
-    except OSError as error:
-        raise ConfigError(f"cannot read {file}: {error.strerror}") from None
+def load_config(
+    file: Path,
+    flags: Mapping[str, Any] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> ClientConfig:
+    """Read the settings of a client.
 
+    Args:
+        file: A TOML file. It may be absent.
+        flags: Settings that win over everything else. Those that are None were not given.
+        environment: Variables to read, instead of the process's.
 
-def _nearest(key: str) -> str:
-    close = difflib.get_close_matches(key, ClientConfig.model_fields, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    Returns:
+        The settings, checked.
+
+    Raises:
+        SettingsError: A name does not exist, or a value cannot be used.
+    """
+    return load(ClientConfig, VARIABLES, file=file, environment=environment, flags=flags)

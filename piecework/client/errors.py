@@ -1,44 +1,65 @@
 """What can go wrong for a client, sorted by who can do something about it.
 
-`protocol.errors.Refusal` (the worker declines) and `ProtocolViolation` (the worker cheats) pass
-through as they are.
+Every error has a text for a person and a `code` for programs (see `PieceworkError`). The worker's
+own errors pass through as they are: `Refusal` (it declines) and `ProtocolViolation` (it cheats).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from piecework.base.amounts import TokenAmount
 from piecework.base.errors import PieceworkError
+from piecework.base.text import one_line
 from piecework_protocol.errors import Reason
-from piecework_protocol.types import Amount, JobId
+from piecework_protocol.types import JobId
+
+MAX_REASON_CHARACTERS = 300
+"""A worker's own words in an error line."""
+MAX_WHY_CHARACTERS = 500
+"""What is said of one worker. Its model's name is the worker's own text."""
 
 
 class ClientError(PieceworkError):
     """The root of the client's own errors."""
 
 
-class ConfigError(ClientError):
-    """The configuration or the home directory is not usable; says which key and what to do."""
+class HomeError(ClientError):
+    """The client's home is missing, or cannot be used as asked.
+
+    Raised by `PieceworkClient.open` and `client init`. The text says what differs and what to edit.
+    """
 
 
 class WalletError(ClientError):
-    """The key file is missing, damaged or closed to this password."""
+    """A key file is missing or damaged, or does not open with this password.
+
+    Raised by `PieceworkClient.open` and `client init`.
+    """
 
 
 class StoreError(ClientError):
-    """The client's journal cannot be used, or contradicts itself."""
+    """The client's journal cannot be used, contradicts itself, or lacks a job or channel.
+
+    Raised by everything that reads or writes the journal. Two copies of one home that were both in
+    use contradict each other.
+    """
 
 
 class WorkerUnreachable(ClientError):
-    """No connection, or one that broke: the network's or the worker's fault, and worth another
-    try."""
+    """A worker or an index gave no answer, or the connection to it broke. Trying again may help.
+
+    Raised by a run before its job was accepted, and by closing a channel.
+    """
 
 
 class NoWorkerFits(ClientError):
-    """Nobody can take the request. `why` has one line for each worker that was considered.
+    """Nobody can take the request. Raised by `quote`, `ask` and `run`.
 
-    `retry_after_s` is set when somebody is only busy; `unknown_model` when nobody serves the model
-    at all.
+    Attributes:
+        why: One line for each worker that was considered.
+        retry_after_s: Set if somebody is only busy. Then `code` is "workers_busy".
+        unknown_model: Whether nobody serves the model at all. Then `code` is "model_not_found".
     """
 
     def __init__(
@@ -49,28 +70,40 @@ class NoWorkerFits(ClientError):
         retry_after_s: float | None = None,
         unknown_model: bool = False,
     ) -> None:
-        super().__init__(message + "".join(f"\n  {line}" for line in why))
         self.message = message
-        self.why = tuple(why)
+        self.why = tuple(one_line(line, MAX_WHY_CHARACTERS) for line in why)
+        super().__init__(": ".join([message, "; ".join(self.why)] if why else [message]))
         self.retry_after_s = retry_after_s
         self.unknown_model = unknown_model
+        if retry_after_s is not None:
+            self.code = "workers_busy"
+        elif unknown_model:
+            self.code = "model_not_found"
 
 
 class InsufficientFunds(ClientError):
-    """There is less than is needed. Amounts are base units; `where` says what holds the rest."""
+    """There is less money than is needed. Raised by a run, a deposit and a withdrawal.
 
-    def __init__(self, needed: Amount, available: Amount, where: str = "") -> None:
-        default = (
-            "{available} are free in the escrow. Deposit more: piecework client deposit AMOUNT"
-        )
-        have = (where or default).format(available=available)
-        super().__init__(f"{needed} base units are needed and {have}")
+    Attributes:
+        needed: What the step takes.
+        available: What is there for it.
+    """
+
+    def __init__(self, needed: TokenAmount, available: TokenAmount, where: str = "") -> None:
+        place = where or "free in the escrow. Deposit more: piecework client deposit AMOUNT"
+        super().__init__(f"{needed} are needed, and {available} are {place}")
         self.needed = needed
         self.available = available
 
 
 class JobInterrupted(ClientError):
-    """The stream broke and the worker did not come back in time; the job can be resumed."""
+    """The stream broke and the worker did not come back in time. The job can be resumed.
+
+    Raised by `ask`, `run` and `resume`. What was delivered is paid and in the journal.
+
+    Attributes:
+        job: What to hand to `PieceworkClient.resume`.
+    """
 
     def __init__(self, job: JobId, message: str) -> None:
         super().__init__(
@@ -80,9 +113,19 @@ class JobInterrupted(ClientError):
 
 
 class JobFailed(ClientError):
-    """The worker ended the job before its end; only delivered canvases were paid."""
+    """The worker ended the job before its end. Only delivered canvases were paid.
+
+    Raised by `ask`, `run` and `resume`. `code` is the reason in snake_case, such as
+    "engine_failed".
+
+    Attributes:
+        job: The job's id.
+        reason: Why the worker ended it.
+    """
 
     def __init__(self, job: JobId, reason: Reason, message: str) -> None:
-        super().__init__(f"the worker ended job 0x{job.hex()}: {reason.name} {message}".rstrip())
+        words = one_line(message, MAX_REASON_CHARACTERS)
+        super().__init__(f"the worker ended job 0x{job.hex()}: {reason.name} {words}".rstrip())
         self.job = job
         self.reason = reason
+        self.code = reason.name.lower()

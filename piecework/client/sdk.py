@@ -1,27 +1,20 @@
-"""The SDK: ask for text, pay per canvas.
-
-async with await PieceworkClient.open(home, config, password) as client:
-    async with client.run(TextRequest((Message("user", "Tell me a story."),))) as run:
-        async for event in run:
-            ...
-"""
+"""The SDK: ask for text, pay per canvas."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import secrets
-import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
+from piecework.base.amounts import Token, TokenAmount
+from piecework.base.clock import Clock, SystemClock
 from piecework.base.errors import PieceworkError
 from piecework.chain.deployment import Deployment
 from piecework.chain.reader import ChainReader
-from piecework.client.channels import ChannelManager
-from piecework.client.config import ClientConfig, ClientHome
-from piecework.client.discovery import ChainView, Clock, Discovery, Found, Links
+from piecework.client.config import ClientConfig, ClientHome, load_config
 from piecework.client.errors import (
     InsufficientFunds,
     JobFailed,
@@ -29,14 +22,14 @@ from piecework.client.errors import (
     StoreError,
     WorkerUnreachable,
 )
-from piecework.client.jobs import JobContext, JobDriver, prepare
-from piecework.client.limits import MAX_CANDIDATES
-from piecework.client.outstanding import pay_outstanding
-from piecework.client.proofs import ProvenReceipt, prove_receipts
-from piecework.client.records import ChannelRow, ChannelStatus, JobRow, JobStatus
-from piecework.client.requests import Filters, TextRequest
-from piecework.client.run import Caller, JobRun
-from piecework.client.selection import (
+from piecework.client.funds import Funds
+from piecework.client.jobs.channels import ChannelManager
+from piecework.client.jobs.completion import Completion, collect
+from piecework.client.jobs.driver import JobContext, JobDriver, prepare
+from piecework.client.jobs.outstanding import pay_outstanding
+from piecework.client.jobs.requests import Filters, TextRequest
+from piecework.client.jobs.run import Caller, JobRun
+from piecework.client.jobs.selection import (
     AFTER_REFUSAL,
     BUSY_REASONS,
     Choice,
@@ -45,8 +38,13 @@ from piecework.client.selection import (
     learn,
     rank,
 )
-from piecework.client.store import Store
+from piecework.client.journal.proofs import ProvenReceipt, prove_receipts
+from piecework.client.journal.records import ChannelRow, ChannelStatus, JobRow, JobStatus
+from piecework.client.journal.store import Store
+from piecework.client.limits import MAX_CANDIDATES
+from piecework.client.network.discovery import ChainView, Discovery, Found, Links
 from piecework.client.wallet import Wallet, open_wallet
+from piecework_protocol.content import Message
 from piecework_protocol.errors import ProtocolViolation, Reason, Refusal
 from piecework_protocol.offers import OfferRejected
 from piecework_protocol.types import Address, Amount, ChannelId, Digest, JobId, address_hex
@@ -57,64 +55,90 @@ _FIXES = frozenset({Next.REFRESH_OFFER, Next.SETTLE_UP, Next.NEW_CHANNEL})
 
 @dataclass(frozen=True, slots=True)
 class Quote:
-    """What a request should cost and can cost at most, at the worker that would get it. Base
-    units."""
+    """What a request should cost, and what it can cost at most.
 
+    Attributes:
+        token: What the amounts are counted in.
+        choice: The worker that would get the job.
+        alternatives: Other workers that fit, best first.
+        unfit: One line for each worker that does not fit.
+    """
+
+    token: Token
     choice: Choice
     alternatives: tuple[Choice, ...]
     unfit: tuple[str, ...]
 
     @property
-    def expected(self) -> Amount:
-        return self.choice.expected
+    def expected(self) -> TokenAmount:
+        """What the job should cost, if the whole `max_tokens` is written."""
+        return self.token.amount(self.choice.expected)
 
     @property
-    def ceiling(self) -> Amount:
-        return self.choice.ceiling
+    def ceiling(self) -> TokenAmount:
+        """The most that the job can cost. The signed job says so."""
+        return self.token.amount(self.choice.ceiling)
 
     @property
     def why(self) -> str:
-        return self.choice.why
+        """One line for a person: price, time and reliability."""
+        chosen = self.choice
+        return (
+            f"about {self.expected} and {chosen.seconds:.1f} s at "
+            f"{chosen.reliability:.0%} reliability" + (", busy now" if chosen.full else "")
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Balance:
-    """The client's money in base units.
+    """Where the client's money is.
 
-    `pooled` lies in the escrow outside of channels, `free` of it is not promised to a channel yet;
-    `in_channels` is the deposit of channels that are not closed; `paid` is what vouchers ever
-    promised.
+    Attributes:
+        payer: Whose money it is.
+        pooled: What lies in the escrow outside of channels.
+        free: The part of `pooled` that no channel is waiting for.
+        in_channels: The deposits of channels that are not closed.
+        paid: What vouchers have promised to workers so far.
     """
 
     payer: Address
-    token: Address
-    pooled: Amount
-    free: Amount
-    in_channels: Amount
-    paid: Amount
+    pooled: TokenAmount
+    free: TokenAmount
+    in_channels: TokenAmount
+    paid: TokenAmount
 
 
 class PieceworkClient:
-    """One wallet's client. Any number of jobs run at once; they share channels safely."""
+    """One wallet's client. Any number of jobs run at once. They share channels safely.
+
+    Open it with `PieceworkClient.open` and close it, or use `async with`.
+
+    Attributes:
+        payment_token: What amounts of this market are counted in.
+        config: The settings.
+
+    Example:
+        >>> async with await PieceworkClient.open(ClientHome.default(), password=secret) as client:
+        ...     answer = await client.ask("Tell me a story.", max_tokens=256)
+        ...     print(answer.text, answer.cost)
+    """
 
     def __init__(
         self,
         store: Store,
         chain: ChainView,
         wallet: Wallet,
-        token: Address,
+        token: Token,
         config: ClientConfig,
         *,
-        clock: Clock = time.time,
+        clock: Clock | None = None,
         entropy: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
-        self.store, self.chain, self.wallet, self.token, self.config = (
-            store,
-            chain,
-            wallet,
-            token,
-            config,
-        )
+        """Build a client from its parts. Programs call `open` instead."""
+        clock = clock or SystemClock()
+        self.store, self.chain, self.wallet, self.config = store, chain, wallet, config
+        self.payment_token, self.token = token, Address(token.address or b"")
+        self._amounts = config.amounts(token)
         self.links = Links()
         self.discovery = Discovery(chain, config.indexes, self.links, clock)
         self.channels = ChannelManager(
@@ -129,9 +153,35 @@ class PieceworkClient:
         self._reader: ChainReader | None = None
 
     @classmethod
-    async def open(cls, home: ClientHome, config: ClientConfig, password: str) -> Self:
-        """Open a home that `client init` made: keys, journal, chain; errors say what is missing."""
-        deployment = Deployment.load(home.deployment)
+    async def open(
+        cls, home: ClientHome, config: ClientConfig | None = None, *, password: str
+    ) -> Self:
+        """Open a home that `piecework client init` made: its keys, its journal and the chain.
+
+        Args:
+            home: The folder. `ClientHome.default()` is the command line's.
+            config: Settings instead of those in the home and the environment.
+            password: Opens the keys.
+
+        Returns:
+            A client that is connected to the chain. Close it, or use `async with`.
+
+        Raises:
+            HomeError: There is no client in this home.
+            SettingsError: A setting cannot be used.
+            WalletError: A key file is damaged, or the password is wrong.
+            StoreError: The journal cannot be opened, or belongs to another payer.
+            ChainError: The chain does not answer, or is another one than the deployment's.
+
+        Example:
+            >>> client = await PieceworkClient.open(ClientHome.default(), password=secret)
+            >>> await client.close()
+        """
+        home.check()
+        if config is None:
+            config = await asyncio.to_thread(load_config, home.config)
+        deployment = await asyncio.to_thread(Deployment.load, home.deployment)
+        config.amounts(deployment.payment_token)
         wallet = await asyncio.to_thread(open_wallet, home.wallet, home.authorizer, password)
         store = Store(home.store, deployment.domain, wallet.payer.address)
         try:
@@ -141,20 +191,38 @@ class PieceworkClient:
         except BaseException:
             store.close()
             raise
-        client = cls(store, reader, wallet, deployment.token, config)
+        client = cls(store, reader, wallet, deployment.payment_token, config)
         client._reader = reader
         return client
 
     @property
     def reader(self) -> ChainReader:
-        """The chain, for transactions; only a client that was `open`ed from a home has one."""
+        """The chain, for transactions. Only a client that came from `open` has one."""
         if self._reader is None:
             raise StoreError("this client was built without a chain connection of its own")
         return self._reader
 
     @property
     def context(self) -> JobContext:
+        """What every job of this client shares."""
         return self._context
+
+    @property
+    def funds(self) -> Funds:
+        """Deposits, channel closing and withdrawals. These send transactions.
+
+        Raises:
+            StoreError: The client did not come from `open`.
+        """
+        return Funds(self._context, self.discovery, self.links, self.reader)
+
+    def amount(self, tokens: str) -> TokenAmount:
+        """Return a number of tokens, such as "1.5", as an amount.
+
+        Raises:
+            AmountError: It is not a number, or this token has fewer decimals.
+        """
+        return self.payment_token.amount(self.payment_token.parse(tokens))
 
     async def __aenter__(self) -> Self:
         return self
@@ -174,44 +242,131 @@ class PieceworkClient:
     # --- asking
 
     async def offers(self) -> Found:
-        """Every usable offer, verified."""
+        """Return every usable offer, verified, and one line for each that was left out."""
         return await self.discovery.offers()
 
     async def rank(self, request: TextRequest) -> Ranking:
-        """Who could take the request, best first."""
+        """Return who could take the request, best first, and why others cannot."""
         found = await self.discovery.offers()
         experience = await asyncio.to_thread(self.store.experience)
         filters = Filters(
             now=self._context.now(),
-            token=self.token,
-            max_job_price=None
-            if self.config.max_job_price is None
-            else Amount(self.config.max_job_price),
-            max_price_per_million_output=self._most_per_million(),
-            second_is_worth=self.config.second_is_worth,
+            token=self.payment_token,
+            max_job_price=self._amounts.max_job_price,
+            max_price_per_million_output=self._amounts.max_price_per_million_output,
+            second_is_worth=self._amounts.second_is_worth,
         )
         ranking = rank(request, found.offers, experience, filters)
         return Ranking(ranking.choices, (*ranking.unfit, *found.troubles), ranking.model_known)
 
-    def _most_per_million(self) -> Amount | None:
-        most = self.config.max_price_per_million_output
-        return None if most is None else Amount(most)
+    async def ask(
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        system: str | None = None,
+        model: str | None = None,
+        max_tokens: int | None = None,
+        seed: int | None = None,
+        temperature: float | None = None,
+        max_price: TokenAmount | str | None = None,
+        best_effort: bool = False,
+    ) -> Completion:
+        """Ask for a text, wait for all of it, and pay for it canvas by canvas.
+
+        Args:
+            prompt: What the user says, or a whole conversation.
+            system: A system message in front of it.
+            model: A name, a digest in hex, or None for any model.
+            max_tokens: The longest answer, in tokens.
+            seed: 64 bits. Drawn at random if None.
+            temperature: Temperature at the last step, 0 to 2.
+            max_price: The most that the job may cost, such as "0.05" (tokens).
+            best_effort: Whether models without seed and trace will do.
+
+        Returns:
+            The text, its receipts and its cost.
+
+        Raises:
+            MalformedInput: A message is not one that the protocol can carry.
+            AmountError: `max_price` is not an amount of this market's token.
+            NoWorkerFits: Nobody can take the request. The error says why.
+            InsufficientFunds: The escrow holds too little.
+            Refusal: Every worker declined for the same reason, which the caller can mend.
+            JobInterrupted: The worker went away. `resume` continues the job.
+            JobFailed: The worker ended the job early. Delivered canvases are paid.
+            ProtocolViolation: The worker cheated. Nothing more is paid to it.
+
+        Example:
+            >>> answer = await client.ask("Tell me a story.", max_tokens=256)
+            >>> print(answer.text, answer.cost)
+        """
+        limit = None if max_price is None else Amount(self.payment_token.units_of(max_price))
+        request = TextRequest.of(
+            prompt,
+            system=system,
+            model=model,
+            max_tokens=max_tokens,
+            seed=seed,
+            temperature=temperature,
+            max_price=limit,
+            best_effort=best_effort,
+        )
+        return await self.collect(self.run(request))
 
     async def quote(self, request: TextRequest) -> Quote:
-        """What the request would cost now. `NoWorkerFits` says why when nobody would take it."""
+        """Return what the request would cost now. Nothing is sent to a worker.
+
+        Raises:
+            NoWorkerFits: Nobody can take the request. The error says why.
+
+        Example:
+            >>> quote = await client.quote(TextRequest.of("Tell me a story.", max_tokens=256))
+            >>> print(quote.expected, quote.ceiling)
+        """
         ranking = await self.rank(request)
         if not ranking.choices:
             raise _nobody(request, ranking)
-        return Quote(ranking.choices[0], ranking.choices[1:], ranking.unfit)
+        return Quote(self.payment_token, ranking.choices[0], ranking.choices[1:], ranking.unfit)
 
     def run(self, request: TextRequest) -> JobRun:
-        """Run the request at the best worker, or the next when one declines; see
-        `client.run.JobRun`."""
+        """Run the request at the best worker, or at the next one if that declines.
+
+        Returns:
+            The job. Iterate over its events. Leaving its block early cancels it.
+
+        Raises:
+            ClientError: While iterating, as `ask`.
+
+        Example:
+            >>> async with client.run(TextRequest.of("Tell me a story.", drafts=True)) as run:
+            ...     async for event in run:
+            ...         if isinstance(event, CanvasText):
+            ...             print(event.text, end="")
+        """
         return self._start(lambda caller: self._run(request, caller))
 
     def resume(self, job: JobId) -> JobRun:
-        """Follow a job of an earlier process again: its whole text, every canvas paid once."""
+        """Follow a job again that was interrupted, perhaps in an earlier process.
+
+        Returns:
+            The job, with its whole text. A canvas that was paid is not paid again.
+
+        Raises:
+            StoreError: While iterating: the journal does not know the job.
+            ClientError: While iterating, as `ask`.
+
+        Example:
+            >>> answer = await client.collect(client.resume(error.job))
+        """
         return self._start(lambda caller: self._resume(job, caller))
+
+    async def collect(self, run: JobRun) -> Completion:
+        """Follow a run to its end and return its whole text.
+
+        Raises:
+            ClientError: As `ask`.
+        """
+        return await collect(run, self.payment_token)
 
     def _start(self, drive: Callable[[Caller], Awaitable[None]]) -> JobRun:
         run = JobRun(drive, self._runs.discard)
@@ -322,23 +477,42 @@ class PieceworkClient:
     # --- looking back
 
     async def balance(self) -> Balance:
-        """Where the client's money is."""
+        """Return where the client's money is.
+
+        Raises:
+            ChainError: The chain does not answer.
+        """
         pooled = await self.chain.pooled_balance(self.token, self.wallet.payer.address)
         rows = await asyncio.to_thread(self.store.channels)
+        amount = self.payment_token.amount
         return Balance(
             payer=self.wallet.payer.address,
-            token=self.token,
-            pooled=pooled,
-            free=await self.channels.free_balance(),
-            in_channels=Amount(sum(r.funded for r in rows if r.status is not ChannelStatus.CLOSED)),
-            paid=Amount(sum(row.book.cumulative for row in rows)),
+            pooled=amount(pooled),
+            free=amount(await self.channels.free_balance()),
+            in_channels=amount(sum(r.funded for r in rows if r.status is not ChannelStatus.CLOSED)),
+            paid=amount(sum(row.book.cumulative for row in rows)),
         )
 
     async def receipts(self, channel: ChannelId) -> tuple[ChannelRow, tuple[ProvenReceipt, ...]]:
-        """Every paid receipt of a channel, checked and proved against the latest voucher."""
+        """Return a channel and its paid receipts, proved against the latest voucher.
+
+        Raises:
+            StoreError: The journal does not know the channel.
+        """
         row = await asyncio.to_thread(self.store.channel, channel)
         rows = await asyncio.to_thread(self.store.receipts, channel=channel)
         return row, prove_receipts(self._context.domain, row.channel, row.book.voucher(), rows)
+
+    async def proofs(self, job: JobId | None = None) -> tuple[ProvenReceipt, ...]:
+        """Return every paid receipt, or those of one job, each with its proof or its trouble.
+
+        Example:
+            >>> assert all(not proof.trouble for proof in await client.proofs())
+        """
+        proven: list[ProvenReceipt] = []
+        for channel in await asyncio.to_thread(self.store.channels):
+            proven += (await self.receipts(channel.id))[1]
+        return tuple(p for p in proven if job is None or p.row.receipt.job == job)
 
 
 class _Attempts:

@@ -1,19 +1,24 @@
-"""Making a client's home. Safe to run again: what is there stays as it is."""
+"""Making a client's home. It is safe to repeat: a kill at any moment leaves whole files only.
+
+A second run makes what is missing. If it asks for something else than what is there, it says so
+and changes nothing.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 
+from piecework.base.files import SYSTEM_DISK, Disk, write_private
+from piecework.base.settings import to_toml
 from piecework.chain.deployment import Deployment
-from piecework.client.config import ClientHome, load_config
-from piecework.client.errors import ConfigError
+from piecework.client.config import ClientConfig, ClientHome, load_config
+from piecework.client.errors import HomeError
 from piecework.client.wallet import create_key, open_wallet
-from piecework_protocol.types import Address
+from piecework_protocol.types import Address, to_hex
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,38 +37,76 @@ async def set_up(
     *,
     second_key: bool,
     password: Callable[[], str],
+    disk: Disk = SYSTEM_DISK,
 ) -> SetUp:
-    """Make the missing parts of a home. `ConfigError` if it belongs to another deployment."""
-    return await asyncio.to_thread(_set_up, folder, deployment, indexes, second_key, password())
+    """Make the missing parts of a home.
+
+    Args:
+        folder: The home.
+        deployment: The market's deployment file, which is copied into the home.
+        indexes: URLs for the settings. Empty if the caller did not choose.
+        second_key: Whether jobs and vouchers get a key of their own.
+        password: Asked once, when it is known that the home can be used.
+        disk: The steps of each write.
+
+    Raises:
+        HomeError: the home belongs to another deployment, or has other indexes than these.
+        BadDeployment: the deployment file cannot be used.
+        FileError: a file or the folder cannot be made.
+        SettingsError: the settings in the home cannot be used.
+        WalletError: a key in the home does not open with this password.
+    """
+    home = ClientHome(folder)
+    wanted = await asyncio.to_thread(Deployment.load, deployment)
+    await asyncio.to_thread(_check_asked, home, wanted, indexes)
+    home.create(disk)
+    texts = {
+        home.deployment: json.dumps(wanted.to_json(), indent=2) + "\n",
+        home.config: to_toml(ClientConfig, {"indexes": indexes}, rest=True),
+    }
+    wallets = (home.wallet, home.authorizer) if second_key else (home.wallet,)
+    secret = password()
+    created = await asyncio.to_thread(_make, texts, wallets, secret, disk)
+    keys = await asyncio.to_thread(open_wallet, home.wallet, home.authorizer, secret)
+    return SetUp(keys.payer.address, keys.authorizer.address, created)
 
 
-def _set_up(
-    folder: Path, file: Path, indexes: tuple[str, ...], second_key: bool, password: str
-) -> SetUp:
-    home, created = ClientHome(folder), []
-    wanted = Deployment.load(file)
-    home.create()
+def _check_asked(home: ClientHome, wanted: Deployment, indexes: tuple[str, ...]) -> None:
+    """Refuse to drop in silence what was asked for."""
     if home.deployment.exists():
         found = Deployment.load(home.deployment)
         if (found.chain_id, found.escrow) != (wanted.chain_id, wanted.escrow):
-            raise ConfigError(f"{folder} belongs to another deployment. Use another --home")
-    else:
-        wanted.save(home.deployment)
-        home.deployment.chmod(0o600)
-        created.append(home.deployment.name)
-    if not home.config.exists():
-        _write_private(home.config, f"indexes = {json.dumps(list(indexes))}\n")
-        created.append(home.config.name)
-    load_config(home.config)
-    for wallet, needed in ((home.wallet, True), (home.authorizer, second_key)):
-        if needed and not wallet.exists():
-            create_key(wallet, password)
-            created.append(wallet.name)
-    keys = open_wallet(home.wallet, home.authorizer, password)
-    return SetUp(keys.payer.address, keys.authorizer.address, tuple(created))
+            raise HomeError(
+                f"{home.path} belongs to another market: escrow {to_hex(found.escrow)} on chain "
+                f"{found.chain_id}. Use another --home"
+            )
+        other = [f.name for f in fields(found) if getattr(found, f.name) != getattr(wanted, f.name)]
+        if other:
+            raise HomeError(
+                f"{home.deployment} differs from the given file in {', '.join(other)}. "
+                "If the given file is right, copy it there"
+            )
+    if home.config.exists():
+        there = load_config(home.config, environment={}).indexes
+        if indexes and indexes != there:
+            listed = ", ".join(there) or "none"
+            raise HomeError(
+                f"{home.config} has other indexes: {listed}. "
+                f"Edit it: indexes = {json.dumps(list(indexes))}"
+            )
 
 
-def _write_private(file: Path, text: str) -> None:
-    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-        stream.write(text)
+def _make(
+    texts: Mapping[Path, str], wallets: Sequence[Path], password: str, disk: Disk
+) -> tuple[str, ...]:
+    """Write the files that are not there, and return their names."""
+    created = []
+    for file, text in texts.items():
+        if not file.exists():
+            write_private(file, text.encode(), disk=disk)
+            created.append(file.name)
+    for file in wallets:
+        if not file.exists():
+            create_key(file, password, disk=disk)
+            created.append(file.name)
+    return tuple(created)

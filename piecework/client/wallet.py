@@ -1,20 +1,19 @@
-"""The client's keys: payer (owns the money) and authorizer (signs jobs and vouchers), as v3
-keystores.
+"""The client's keys: payer (owns the money) and authorizer (signs jobs and vouchers).
 
-By default one key is both. With two, the authorizer's may be the hotter one: what it can lose is
-what the payer has put into channels, never the pooled balance.
+By default one key is both. A second key for the authorizer may lie on a busier machine: a thief of
+it can spend what is in channels, and never the pooled balance.
 """
 
 from __future__ import annotations
 
-import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
+from piecework.base.files import SYSTEM_DISK, Disk, FileExists, write_private
 from piecework.chain.keystore import KeystoreError, KeystoreMissing, encrypt_keystore, open_keystore
 from piecework.client.errors import WalletError
-from piecework_protocol.signing import LocalSigner, Signer
+from piecework_protocol.signing import ORDER, LocalSigner, Signer
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,29 +24,38 @@ class Wallet:
     authorizer: Signer
 
 
-def create_key(file: Path, password: str, secret: bytes | None = None) -> LocalSigner:
-    """Write a new v3 keystore (scrypt), readable by its owner only; `WalletError` if one is there
-    already.
+def create_key(
+    file: Path, password: str, secret: bytes | None = None, *, disk: Disk = SYSTEM_DISK
+) -> LocalSigner:
+    """Make a key and write it as a v3 keystore that only its owner can read.
 
-    `secret` imports an existing private key of 32 bytes. Takes about a second: scrypt is slow on
-    purpose.
+    The key is encrypted before the file is begun. A kill leaves no file or a whole one.
+
+    Args:
+        file: Where the keystore goes. It must not exist.
+        password: What opens it.
+        secret: An existing private key of 32 bytes, to be imported. Drawn at random if None.
+        disk: The steps of the write.
+
+    Raises:
+        WalletError: there is a file already.
+        FileError: the file cannot be written.
     """
-    signer = LocalSigner(secret if secret is not None else _fresh_secret())
+    signer = LocalSigner(_fresh_secret() if secret is None else secret)
+    keystore = encrypt_keystore(signer.secret, password)
     try:
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        raise WalletError(f"{file} exists already; it will not be overwritten") from None
-    except OSError as error:
-        raise WalletError(f"cannot write {file}: {error.strerror}") from None
-    with os.fdopen(descriptor, "wb") as stream:
-        stream.write(encrypt_keystore(signer.secret, password))
-        stream.flush()
-        os.fsync(stream.fileno())
+        write_private(file, keystore, disk=disk)
+    except FileExists as error:
+        raise WalletError(str(error)) from None
     return signer
 
 
 def open_key(file: Path, password: str) -> LocalSigner:
-    """Decrypt a v3 keystore. Slow on purpose: call it once, in a thread."""
+    """Decrypt a v3 keystore. Slow on purpose: call it once, in a thread.
+
+    Raises:
+        WalletError: the file is missing or damaged, or the password is wrong.
+    """
     try:
         return open_keystore(file, password)
     except KeystoreMissing as error:
@@ -57,13 +65,15 @@ def open_key(file: Path, password: str) -> LocalSigner:
 
 
 def open_wallet(payer_file: Path, authorizer_file: Path, password: str) -> Wallet:
-    """Both keys; without an authorizer file the payer's key is both."""
+    """Open both keys. Without an authorizer file the payer's key is both.
+
+    Raises:
+        WalletError: a file is missing or damaged, or the password is wrong.
+    """
     payer = open_key(payer_file, password)
     authorizer = open_key(authorizer_file, password) if authorizer_file.exists() else payer
     return Wallet(payer, authorizer)
 
 
 def _fresh_secret() -> bytes:
-    from piecework_protocol.signing import ORDER
-
     return (1 + secrets.randbelow(ORDER - 1)).to_bytes(32, "big")

@@ -8,54 +8,55 @@ import secrets
 from pathlib import Path
 from typing import Any
 
+from piecework.base.amounts import TokenAmount
+from piecework.base.errors import UsageError
+from piecework.base.files import read, shown, write_private
 from piecework.base.jsons import loads
 from piecework.chain.authorizations import SignedAuthorization
-from piecework.client.errors import ConfigError
-from piecework.client.funds import Funds
 from piecework.client.sdk import PieceworkClient
-from piecework_protocol.types import Amount, Bytes32
+from piecework_protocol.types import Bytes32
 
 MAX_AUTHORIZATION_BYTES = 4096
 
 
-async def deposit_now(client: PieceworkClient, amount: int) -> dict[str, Any]:
+class NotADeposit(UsageError):
+    """A file does not hold a signed deposit."""
+
+
+async def deposit_now(client: PieceworkClient, amount: TokenAmount) -> dict[str, Any]:
     """Deposit from the payer's own tokens and gas."""
-    mined = await Funds(client).deposit(Amount(amount))
-    return {"amount": amount, "block": mined.block}
+    mined = await client.funds.deposit(amount)
+    return {"amount": amount.units, "block": mined.block}
 
 
 async def sign_to(
-    client: PieceworkClient, amount: int, file: Path, valid_for_s: int
+    client: PieceworkClient, amount: TokenAmount, file: Path, valid_for_s: int
 ) -> dict[str, Any]:
-    """Write a signed deposit to a new file, for whoever pays the gas."""
+    """Write a signed deposit to a new file. Anybody may submit it and pay the gas.
+
+    Raises:
+        FileError: the file exists or cannot be written.
+    """
     nonce = Bytes32(secrets.token_bytes(32))
-    signed = await Funds(client).authorize_deposit(Amount(amount), valid_for_s, nonce)
+    signed = await client.funds.authorize_deposit(amount, valid_for_s, nonce)
     text = json.dumps(signed.to_json(), indent=2) + "\n"
-
-    def write() -> None:
-        with file.open("x", encoding="utf-8") as stream:
-            stream.write(text)
-
-    try:
-        await asyncio.to_thread(write)
-    except OSError as error:
-        raise ConfigError(f"cannot write {file}: {error.strerror}") from None
-    return {"amount": amount, "file": str(file), "valid_before": signed.authorization.valid_before}
+    await asyncio.to_thread(write_private, file, text.encode())
+    until = signed.authorization.valid_before
+    return {"amount": amount.units, "file": str(file), "valid_before": until}
 
 
 async def relay_from(client: PieceworkClient, file: Path) -> dict[str, Any]:
-    """Submit a signed deposit and pay its gas."""
+    """Submit a signed deposit and pay its gas.
 
-    def read() -> Any:
-        with file.open("rb") as stream:
-            return loads(stream.read(MAX_AUTHORIZATION_BYTES))
-
+    Raises:
+        FileError: the file cannot be read.
+        NotADeposit: it does not hold a signed deposit.
+    """
+    data = await asyncio.to_thread(read, file, MAX_AUTHORIZATION_BYTES)
     try:
-        raw = await asyncio.to_thread(read)
-    except OSError as error:
-        raise ConfigError(f"cannot read {file}: {error.strerror}") from None
+        raw = loads(data)
     except ValueError:
-        raise ConfigError(f"{file} is not a signed deposit") from None
+        raise NotADeposit(f"{shown(file)} is not a signed deposit") from None
     signed = SignedAuthorization.from_json(raw)
-    mined = await Funds(client).relay(signed)
+    mined = await client.funds.relay(signed)
     return {"amount": signed.authorization.value, "block": mined.block}

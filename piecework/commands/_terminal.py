@@ -1,7 +1,6 @@
-"""A job on the terminal: the canvas while it is denoised, finished canvases solid, steps and cost
-ticking.
+"""A job on the terminal: the canvas while it is denoised, with steps and cost.
 
-Plain text when the output is not a terminal.
+Plain text when the output is not a terminal. What a worker wrote is made safe before it is shown.
 """
 
 from __future__ import annotations
@@ -11,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from piecework.client.events import (
+from piecework.base.text import one_line, printable, write
+from piecework.client.jobs.events import (
     CanvasText,
     DraftText,
     JobEvent,
@@ -19,20 +19,23 @@ from piecework.client.events import (
     JobResuming,
     JobStarted,
 )
-from piecework.client.run import JobRun
+from piecework.client.jobs.run import JobRun
 from piecework_protocol.types import to_hex
 
 if TYPE_CHECKING:
     from rich.text import Text
 
 SHOWN_CANVASES = 12
-"""A live display redraws all it shows: older canvases scroll away above it."""
+"""A live display redraws all it shows. Older canvases scroll away above it."""
+MAX_SHOWN_CHARACTERS = 10_000_000
+"""More than the longest answer. Nothing of it is cut."""
+MAX_NAME_CHARACTERS = 100
+MAX_REASON_CHARACTERS = 500
 
 
-def printable(text: str) -> str:
-    """The text without control characters: a worker must not be able to drive the reader's
-    terminal."""
-    return "".join(c if c in "\n\t" or c.isprintable() else "\ufffd" for c in text)
+def shown(text: str) -> str:
+    """A worker's text as it may stand on a terminal, with its line breaks."""
+    return printable(text, lines=True, limit=MAX_SHOWN_CHARACTERS)
 
 
 @dataclass
@@ -71,9 +74,9 @@ class JobProgress:
         )
         worker = to_hex(self.accepted.operator)[:10]
         done = f"{len(self.canvases)} canvases, {tokens} tokens, {steps} denoising steps{now}"
-        return f"{worker}… {printable(self.accepted.model)} | {done} | {amount(cost)} paid" + (
-            f" | {self.note}" if self.note else ""
-        )
+        model = one_line(self.accepted.model, MAX_NAME_CHARACTERS)
+        parts = [f"{worker}… {model}", done, f"{amount(cost)} paid", self.note]
+        return " | ".join(part for part in parts if part)
 
 
 class Display(Protocol):
@@ -94,12 +97,13 @@ class PlainDisplay:
             async for event in run:
                 progress.take(event)
                 if isinstance(event, CanvasText):
-                    sys.stdout.write(event.text)
+                    write(sys.stdout, shown(event.text))
                     sys.stdout.flush()
                 elif isinstance(event, JobResuming):
-                    print(f"\n{progress.note}: {event.why}", file=sys.stderr)
-        sys.stdout.write("\n")
-        print(progress.status(self._amount), file=sys.stderr)
+                    why = one_line(event.why, MAX_REASON_CHARACTERS)
+                    write(sys.stderr, f"\n{progress.note}: {why}\n")
+        write(sys.stdout, "\n")
+        write(sys.stderr, progress.status(self._amount) + "\n")
         return progress
 
 
@@ -132,7 +136,7 @@ class LiveDisplay:
                     progress.take(event)
                     live.update(self._picture(progress))
                     printed = len(progress.canvases)
-        whole = printable("".join(c.text for c in progress.canvases[:printed]))
+        whole = shown("".join(c.text for c in progress.canvases[:printed]))
         console.print(whole, markup=False, highlight=False)
         console.print(progress.status(self._amount), style="dim", markup=False, highlight=False)
         return progress
@@ -140,9 +144,9 @@ class LiveDisplay:
     def _picture(self, progress: JobProgress) -> Text:
         from rich.text import Text
 
-        text = Text(printable("".join(c.text for c in progress.canvases[-SHOWN_CANVASES:])))
+        text = Text(shown("".join(c.text for c in progress.canvases[-SHOWN_CANVASES:])))
         if progress.draft is not None:
-            text.append(printable(progress.draft.text), style="dim italic")
+            text.append(shown(progress.draft.text), style="dim italic")
         text.append("\n" + progress.status(self._amount), style="cyan")
         return text
 

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from piecework.base.text import one_line
 from piecework.commands import _common as common
 
 if TYPE_CHECKING:
     from piecework.base.amounts import Token
     from piecework.client.config import ClientConfig, ClientHome
-    from piecework.client.requests import TextRequest
+    from piecework.client.jobs.requests import TextRequest
     from piecework.client.sdk import PieceworkClient
+    from piecework_protocol.types import Address
 
 app = common.group()
 
@@ -60,7 +62,8 @@ def init(
 ) -> None:
     """Make a home: keys, settings, deployment.
 
-    Safe to run again.
+    Safe to run again: what is there stays. If --index or --deployment differs from what is there,
+    it changes nothing and says what to edit.
     """
     from piecework.client.setup import set_up
     from piecework_protocol.types import to_hex
@@ -134,12 +137,12 @@ def deposit(
         if relay is not None:
             return await relay_from(client, relay)
         if gasless is not None:
-            return await sign_to(client, units or 0, gasless, int(valid_hours * 3600))
+            return await sign_to(client, token.amount(units or 0), gasless, int(valid_hours * 3600))
         if faucet:
             await take_from_faucet(
                 client.reader.rpc, client.token, client.wallet.payer.address, Amount(units or 0)
             )
-        return await deposit_now(client, units or 0)
+        return await deposit_now(client, token.amount(units or 0))
 
     result = _with_client(home, password_file, work)
     if json:
@@ -164,24 +167,24 @@ def offers(
 
     Every offer is verified here. An index is not trusted.
     """
-    from piecework.commands._client_views import offer_view
+    from piecework_protocol.views import as_json
 
     found = _with_client(
         home, password_file, lambda client: client.offers(), indexes=_indexes(index)
     )
-    rows = [offer_view(signed) for signed in found.offers]
+    rows = [as_json(signed.offer) for signed in found.offers]
     token = _token(home)
     if json:
         _print_json({"offers": rows, "troubles": list(found.troubles)}, token)
         return
     for row in rows:
         typer.echo(
-            f"{row['operator']}  {row['endpoint']}  {row['slots_free']} of {row['slots']} slots "
-            "free"
+            f"{row['operator']}  {_safe(row['endpoint'])}  "
+            f"{row['slots_free']} of {row['slots']} slots free"
         )
         for model in row["models"]:
             typer.echo(
-                f"    {model['name']:24} {model['tokens_per_second']:>6} tokens/s"
+                f"    {_safe(model['name']):24} {model['tokens_per_second']:>6} tokens/s"
                 f"  out {token.format(model['price_per_million_output_tokens'])}/M"
                 f"  in {token.format(model['price_per_million_prompt_tokens'])}/M"
                 f"  steps {token.format(model['price_per_thousand_steps'])}/k"
@@ -215,19 +218,24 @@ def quote(
 
     token = _token(home)
     request = _request(
-        prompt, system, model, max_tokens=max_tokens, max_steps=max_steps, best_effort=best_effort
+        prompt,
+        system=system,
+        model=model,
+        max_tokens=max_tokens,
+        max_steps=max_steps,
+        best_effort=best_effort,
     )
     flags = _indexes(index)
     view = quote_view(_with_client(home, password_file, lambda c: c.quote(request), indexes=flags))
     if json:
         _print_json(view, token)
         return
-    typer.echo(f"worker    {view['worker']} ({view['model']})")
+    typer.echo(f"worker    {view['worker']} ({_safe(view['model'])})")
     typer.echo(f"expected  {token.format(view['expected'])}")
     typer.echo(f"at most   {token.format(view['ceiling'])}")
     typer.echo(f"why       {view['why']}")
     for line in view["unfit"]:
-        typer.echo(f"left out  {line}", err=True)
+        typer.echo(f"left out  {_safe(line)}", err=True)
 
 
 @app.command()
@@ -262,8 +270,8 @@ def run(
     if prompt is not None:
         request = _request(
             prompt,
-            system,
-            model,
+            system=system,
+            model=model,
             max_tokens=max_tokens,
             max_steps=max_steps,
             seed=seed,
@@ -378,9 +386,11 @@ def close(
     chosen = [_digest(text, "channel") for text in channel or ()]
 
     async def work(client: PieceworkClient) -> list[dict[str, Any]]:
-        from piecework.commands._client_views import close_view
+        from piecework.commands._client_views import closings_view
 
-        return await close_view(client, chosen)
+        if not chosen:
+            return closings_view(await client.funds.close_all())
+        return closings_view(tuple([await client.funds.close(one) for one in chosen]))
 
     _print_closings(_with_client(home, password_file, work), json)
 
@@ -402,10 +412,13 @@ def withdraw(
     token = _token(home)
     units = None if amount is None else common.units(token, amount)
 
-    async def work(client: PieceworkClient) -> dict[str, Any]:
-        from piecework.commands._client_views import withdraw_view
+    receiver = None if to is None else _address(to)
 
-        return await withdraw_view(client, units, to)
+    async def work(client: PieceworkClient) -> dict[str, Any]:
+        from piecework.commands._client_views import withdrawal_view
+
+        wanted = None if units is None else token.amount(units)
+        return withdrawal_view(await client.funds.withdraw(wanted, receiver))
 
     view = _with_client(home, password_file, work)
     if json:
@@ -419,8 +432,7 @@ def withdraw(
 
 
 def open_config(home: Path | None, flags: dict[str, Any]) -> tuple[Path, ClientConfig]:
-    """The home directory and its configuration with flags applied; one clear line if it is
-    unusable."""
+    """The home and its settings with flags applied. One clear line if they cannot be used."""
     from piecework.client.config import load_config
 
     files = _existing(home)
@@ -437,12 +449,11 @@ def _print_json(values: dict[str, Any], token: Token) -> None:
 
 
 def _existing(home: Path | None) -> ClientHome:
-    """The files of a home that `client init` made; one clear line when there is none."""
+    """The files of a home that `client init` made. One clear line when there is none."""
     from piecework.client.config import ClientHome
 
     files = ClientHome(common.home("client", home))
-    if not files.wallet.exists():
-        common.fail(f"no client in {files.path}. Make one: piecework client init --deployment FILE")
+    common.guard(files.check)
     return files
 
 
@@ -454,7 +465,9 @@ def _with_client(home: Path | None, password_file: Path | None, work: Work, **fl
         from piecework.client.config import ClientHome
         from piecework.client.sdk import PieceworkClient
 
-        async with await PieceworkClient.open(ClientHome(folder), config, secret) as client:
+        async with await PieceworkClient.open(
+            ClientHome(folder), config, password=secret
+        ) as client:
             return await work(client)
 
     return common.run(whole())
@@ -464,36 +477,16 @@ def _indexes(index: list[str] | None) -> Any:
     return tuple(index) if index else None
 
 
-def _request(prompt: str, system: str | None, model: str | None, **options: Any) -> TextRequest:
+def _request(prompt: str, **options: Any) -> TextRequest:
+    """A request from the options of a command. `-` reads the prompt from standard input."""
     import sys
 
-    from piecework.client.requests import DEFAULT_TEMPERATURE_START, Generation, TextRequest
-    from piecework_protocol.content import Message
+    from piecework.client.jobs.requests import TextRequest
     from piecework_protocol.errors import MalformedInput
-    from piecework_protocol.types import Amount, Micros
 
     text = sys.stdin.read() if prompt == "-" else prompt
-    messages = [Message("user", text)]
-    if system is not None:
-        messages.insert(0, Message("system", system))
-    generation: dict[str, Any] = {
-        key: options.get(key) for key in ("max_tokens", "max_steps", "seed")
-    }
-    if options.get("temperature") is not None:
-        end = Micros(round(options["temperature"] * 1_000_000))
-        generation["temperature_end"] = end
-        generation["temperature_start"] = Micros(max(end, DEFAULT_TEMPERATURE_START))
-    limit = options.get("max_price")
-    max_price = None if limit is None else Amount(limit)
     try:
-        return TextRequest(
-            tuple(messages),
-            model,
-            Generation(**generation),
-            max_price,
-            drafts=bool(options.get("drafts")),
-            best_effort=bool(options.get("best_effort")),
-        )
+        return TextRequest.of(text, **options)
     except MalformedInput as error:
         common.fail(str(error), 2)
 
@@ -507,16 +500,26 @@ def _digest(text: str, what: str) -> Any:
         common.fail(str(error), 2)
 
 
+def _address(text: str) -> Address:
+    from piecework_protocol.types import parse_address
+
+    try:
+        return parse_address(text)
+    except ValueError as error:
+        common.fail(str(error), 2)
+
+
+def _safe(text: str) -> str:
+    """A stranger's words in one line of a terminal."""
+    return one_line(text, 500)
+
+
 def _print_closings(rows: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
         common.print_json({"channels": rows})
         return
     for row in rows:
-        later = (
-            ""
-            if row["withdrawable_at"] is None
-            else f"; withdrawable at {row['withdrawable_at']} (Unix time)"
-        )
-        typer.echo(
-            f"{row['channel'][:14]}…  {'closed' if row['closed'] else 'open'}: {row['note']}{later}"
-        )
+        at = row["withdrawable_at"]
+        later = "" if at is None else f", withdrawable at {at} (Unix time)"
+        state = "closed" if row["closed"] else "open"
+        typer.echo(f"{row['channel'][:14]}…  {state}: {_safe(row['note'])}{later}")

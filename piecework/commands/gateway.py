@@ -1,5 +1,4 @@
-"""`piecework gateway`: an OpenAI-compatible endpoint that pays per canvas from the client's
-wallet."""
+"""`piecework gateway`: an OpenAI-compatible endpoint that pays per canvas."""
 
 from __future__ import annotations
 
@@ -40,8 +39,8 @@ def serve(
 ) -> None:
     """Serve an OpenAI-compatible endpoint that pays per canvas.
 
-    It serves /v1/chat/completions and /v1/models until SIGTERM or Ctrl-C. Set an API key by
-    gateway_api_key in config.toml or by PIECEWORK_CLIENT_GATEWAY_API_KEY.
+    It serves /v1/chat/completions and /v1/models until SIGTERM or Ctrl-C. Set an API key with
+    gateway_api_key in config.toml, or with PIECEWORK_CLIENT_GATEWAY_API_KEY.
     """
     from piecework.commands.client import open_config
 
@@ -70,7 +69,7 @@ async def _serve(folder: Path, config: ClientConfig, secret: str, host: str, por
     from piecework_protocol.types import to_hex
 
     logs_to_stderr()
-    async with await PieceworkClient.open(ClientHome(folder), config, secret) as client:
+    async with await PieceworkClient.open(ClientHome(folder), config, password=secret) as client:
         options = GatewayOptions(
             config.gateway_api_key,
             config.gateway_max_concurrent,

@@ -10,8 +10,8 @@ from typing import Protocol
 
 from piecework.base.errors import PieceworkError
 from piecework.client.errors import NoWorkerFits
-from piecework.client.events import CanvasText, DraftText, JobEvent, JobFinished, JobStarted
-from piecework.client.requests import TextRequest
+from piecework.client.jobs.events import CanvasText, DraftText, JobEvent, JobFinished, JobStarted
+from piecework.client.jobs.requests import TextRequest
 from piecework.client.sdk import PieceworkClient
 
 PATIENCE_S = 60.0

@@ -16,7 +16,6 @@ from piecework.chain.dev.faucet import faucet_signer, mint_tokens
 from piecework.chain.reader import ChainReader
 from piecework.chain.transactions import TransactionSender
 from piecework.client.config import ClientHome, load_config
-from piecework.client.funds import Funds
 from piecework.client.sdk import PieceworkClient
 from piecework.client.setup import set_up
 from piecework.processes import ProcessGroup, Role
@@ -27,6 +26,8 @@ from piecework_protocol.types import Address, Amount, Bytes32, keccak256, to_hex
 
 CLIENT_TOKENS = Amount(10_000_000)
 CLIENT_DEPOSIT = Amount(5_000_000)
+CHANNEL_DEPOSIT = "2.5"
+"""Tokens: half of the deposit."""
 AUTHORIZATION_LIFETIME_S = 3600
 POLL_S = 0.05
 # A demo measures briefly, leaves a core to the others, and looks at its own chain often.
@@ -191,8 +192,9 @@ class _Address:
     async def deposit(self, home: asyncio.Task[Path], receiver: Address) -> Customer:
         """The demo's own client, from the home that the gateway uses too."""
         files = ClientHome(await home)
-        config = load_config(files.config, {"deposit": CLIENT_DEPOSIT // 2, "keep_text": True})
-        opening = await PieceworkClient.open(files, config, self.surroundings["PIECEWORK_PASSWORD"])
+        config = load_config(files.config, {"deposit": CHANNEL_DEPOSIT, "keep_text": True})
+        secret = self.surroundings["PIECEWORK_PASSWORD"]
+        opening = await PieceworkClient.open(files, config, password=secret)
         client = await self.group.resources.enter_async_context(opening)
         before = await balances(client, receiver)
         return Customer(client, before, await deposit_without_gas(client))
@@ -211,8 +213,9 @@ async def balances(client: PieceworkClient, receiver: Address) -> Balances:
 async def deposit_without_gas(client: PieceworkClient) -> int:
     """The client signs (EIP-3009), the faucet submits: the gas of a deposit that its owner did not
     pay."""
-    signed = await Funds(client).authorize_deposit(
-        CLIENT_DEPOSIT, AUTHORIZATION_LIFETIME_S, Bytes32(secrets.token_bytes(32))
+    deposit = client.payment_token.amount(CLIENT_DEPOSIT)
+    signed = await client.funds.authorize_deposit(
+        deposit, AUTHORIZATION_LIFETIME_S, Bytes32(secrets.token_bytes(32))
     )
     relayer: LocalSigner = await faucet_signer(client.reader.rpc)
     call = calls.deposit_with_authorization(client.reader.deployment, signed)

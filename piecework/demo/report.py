@@ -8,7 +8,7 @@ from typing import Any
 
 from piecework.base.amounts import Token
 from piecework.chain.events import Settled
-from piecework.client.proofs import ProvenReceipt
+from piecework.client.journal.proofs import ProvenReceipt
 from piecework.demo.jobs import JobResult
 from piecework.demo.market import Balances
 from piecework_protocol.eip712 import Domain

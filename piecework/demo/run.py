@@ -12,7 +12,7 @@ from typing import Any
 from piecework.chain.events import ChannelFunded, Settled
 from piecework.chain.reader import ChainReader
 from piecework.chain.transactions import Finalized, Mined, TransactionSender
-from piecework.client.requests import Generation, TextRequest
+from piecework.client.jobs.requests import Generation, TextRequest
 from piecework.demo import report as accounts
 from piecework.demo.jobs import JobResult, run_jobs
 from piecework.demo.market import (

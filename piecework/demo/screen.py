@@ -16,7 +16,7 @@ from rich.text import Text
 
 from piecework.base.amounts import Token
 from piecework.base.text import one_line, printable
-from piecework.client.events import CanvasText, DraftText, JobEvent, JobFinished, JobStarted
+from piecework.client.jobs.events import CanvasText, DraftText, JobEvent, JobFinished, JobStarted
 
 REFRESHES_PER_SECOND = 20
 LINES_SHOWN = 8

@@ -20,6 +20,7 @@ from piecework.market.offer_store import Listed
 from piecework_protocol.objects import ModelOffer, Service
 from piecework_protocol.service import service_name
 from piecework_protocol.types import Timestamp, to_hex
+from piecework_protocol.views import as_json, listed_models, members
 
 
 class Sort(enum.Enum):
@@ -101,95 +102,48 @@ def offers_json(entries: Iterable[Entry], limit: int) -> dict[str, Any]:
 
 
 def offer_json(listed: Listed) -> dict[str, Any]:
-    """One offer: decoded for readers, signed bytes for whoever wants to use it."""
-    o = listed.signed.offer
+    """One offer: decoded for readers, with the signed bytes for clients that verify them."""
+    offer = listed.signed.offer
     return {
-        "operator": to_hex(o.operator),
-        "receiver": to_hex(o.receiver),
-        "sequence": o.sequence,
-        "issued_at": o.issued_at,
-        "expires_at": o.expires_at,
+        **as_json(offer),
+        "models": [model_json(model) for model in offer.models],
+        "details": _details(offer.details),
         "received_at": listed.received_at,
-        "endpoint": o.endpoint,
-        "tls_certificate": to_hex(o.tls_certificate),
-        "sealing_key": to_hex(o.sealing_key),
-        "tokens": [to_hex(token) for token in o.tokens],
-        "models": [model_json(model) for model in o.models],
-        "slots": o.slots,
-        "slots_free": o.slots_free,
-        "queue_free": o.queue_free,
-        "credit_window": o.credit_window,
-        "min_withdrawal_delay": o.min_withdrawal_delay,
-        "min_deposit": o.min_deposit,
         "stake": listed.stake,
-        "details": _details(o.details),
         "signed_offer": base64.b64encode(listed.wire_bytes).decode(),
     }
 
 
 def model_json(model: ModelOffer) -> dict[str, Any]:
     """One model of an offer. Prices in base units."""
-    return {
-        "name": model.name,
-        "digest": to_hex(model.digest),
-        "profile": model.profile,
-        "price_per_million_prompt_tokens": model.price_per_million_prompt_tokens,
-        "price_per_million_output_tokens": model.price_per_million_output_tokens,
-        "price_per_thousand_steps": model.price_per_thousand_steps,
-        "blended_price_per_million_output_tokens": blended_price(model),
-        "max_context": model.max_context,
-        "max_output": model.max_output,
-        "canvas_size": model.canvas_size,
-        "max_steps": model.max_steps,
-        "tokens_per_second": model.tokens_per_second,
-        "first_canvas_ms": model.first_canvas_ms,
-        "service": service_name(model.service),
-    }
+    return {**as_json(model), "blended_price_per_million_output_tokens": blended_price(model)}
 
 
 def models_json(offers: Iterable[Listed]) -> dict[str, Any]:
     """Every model that somebody serves, by digest: names are claims, the digest is the model."""
-    models: dict[bytes, dict[str, Any]] = {}
-    for listed in offers:
-        offer = listed.signed.offer
-        for model in offer.models:
-            row = models.setdefault(
-                model.digest,
-                {
-                    "digest": to_hex(model.digest),
-                    "names": [],
-                    "services": [],
-                    "workers": 0,
-                    "slots_free": 0,
-                    "lowest_blended_price_per_million_output_tokens": blended_price(model),
-                    "fastest_tokens_per_second": 0,
-                    "max_context": 0,
-                },
-            )
-            row["names"] = sorted({*row["names"], model.name})
-            row["services"] = sorted({*row["services"], service_name(model.service)})
-            row["workers"] += 1
-            row["slots_free"] += offer.slots_free
-            lowest = row["lowest_blended_price_per_million_output_tokens"]
-            row["lowest_blended_price_per_million_output_tokens"] = min(
-                lowest, blended_price(model)
-            )
-            fastest = row["fastest_tokens_per_second"]
-            row["fastest_tokens_per_second"] = max(fastest, model.tokens_per_second)
-            row["max_context"] = max(row["max_context"], model.max_context)
-    return {"models": sorted(models.values(), key=lambda row: (-row["workers"], row["digest"]))}
+    served = listed_models((listed.signed.offer for listed in offers), lambda model: model.digest)
+    rows = [
+        {
+            "digest": to_hex(digest),
+            **members(model, "names", "services", "workers"),
+            "slots_free": sum(offer.slots_free for offer, _ in model.entries),
+            "lowest_blended_price_per_million_output_tokens": min(
+                blended_price(entry) for _, entry in model.entries
+            ),
+            "fastest_tokens_per_second": max(e.tokens_per_second for _, e in model.entries),
+            "max_context": max(entry.max_context for _, entry in model.entries),
+        }
+        for digest, model in served.items()
+    ]
+    return {"models": sorted(rows, key=lambda row: (-int(str(row["workers"])), row["digest"]))}
 
 
 def workers_json(offers: Iterable[Listed], now: Timestamp) -> dict[str, Any]:
     """Every worker with a live offer, in short."""
     rows = [
         {
-            "operator": to_hex(x.signed.offer.operator),
-            "endpoint": x.signed.offer.endpoint,
+            **members(x.signed.offer, "operator", "endpoint", "slots", "slots_free", "queue_free"),
             "models": [model.name for model in x.signed.offer.models],
-            "slots": x.signed.offer.slots,
-            "slots_free": x.signed.offer.slots_free,
-            "queue_free": x.signed.offer.queue_free,
             "stake": x.stake,
             "expires_in_s": x.signed.offer.expires_at - now,
         }

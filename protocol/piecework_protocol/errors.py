@@ -118,7 +118,10 @@ class Reason(enum.Enum):
 
 
 class Refusal(PieceworkError):
-    """A request is declined. No money moved, and nothing was run for it."""
+    """A request is declined. No money moved, and nothing was run for it.
+
+    `code` is the reason in snake_case, such as "prompt_too_long".
+    """
 
     def __init__(
         self,
@@ -130,6 +133,7 @@ class Refusal(PieceworkError):
     ) -> None:
         super().__init__(f"{reason.name}: {message}")
         self.reason = reason
+        self.code = reason.name.lower()
         self.message = message
         self.retry_after_s = retry_after_s
         self.metadata: Final = dict(metadata or {})

@@ -205,8 +205,9 @@ def test_the_help_imports_nothing_heavy() -> None:
 def test_a_client_imports_without_torch() -> None:
     program = (
         "import sys; sys.modules['torch'] = None; sys.modules['transformers'] = None; "
-        "import piecework.client.gateway.server, piecework.client.jobs, piecework.market.server; "
-        "import piecework.chain.reader, piecework.commands.client; print('ok')"
+        "import piecework.client.gateway.server, piecework.client.jobs.driver; "
+        "import piecework.market.server, piecework.chain.reader, piecework.commands.client; "
+        "print('ok')"
     )
     result = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from piecework.client.config import ClientConfig, load_config
-from piecework.client.events import (
+from piecework.client.jobs.events import (
     CanvasText,
     DraftText,
     JobEvent,
@@ -14,16 +14,16 @@ from piecework.client.events import (
     JobResuming,
     JobStarted,
 )
-from piecework.client.requests import Generation, TextRequest
-from piecework.client.run import JobRun
+from piecework.client.jobs.requests import Generation, TextRequest
+from piecework.client.jobs.run import JobRun
+from piecework.client.journal.store import Store
 from piecework.client.sdk import PieceworkClient
-from piecework.client.store import Store
 from piecework.client.wallet import Wallet
 from piecework_protocol.content import Message
 from piecework_protocol.signing import LocalSigner
 from piecework_protocol.types import keccak256
 from tests.support.clock import FakeClock
-from tests.support.fake_chain import TOKEN, FakeChain
+from tests.support.fake_chain import TOKEN_INFO, FakeChain
 
 PAYER = LocalSigner(bytes(keccak256(b"the client")))
 MONEY = 10_000_000
@@ -31,9 +31,9 @@ MONEY = 10_000_000
 
 def open_client(folder: Path, chain: FakeChain, clock: FakeClock, **flags: Any) -> PieceworkClient:
     """A client whose journal lies in `folder`; opening the same folder again is a restart."""
-    config: ClientConfig = load_config(folder / "config.toml", flags)
+    config: ClientConfig = load_config(folder / "config.toml", flags, environment={})
     store = Store(folder / "client.db", chain.domain, PAYER.address)
-    return PieceworkClient(store, chain, Wallet(PAYER, PAYER), TOKEN, config, clock=clock)
+    return PieceworkClient(store, chain, Wallet(PAYER, PAYER), TOKEN_INFO, config, clock=clock)
 
 
 def ask(text: str = "Tell me a story.", *, drafts: bool = False, **generation: Any) -> TextRequest:

@@ -1,7 +1,7 @@
 """gRPC's job stream in memory: the client's call and the server's context, joined by two queues.
 
-`piecework.client.transport.JobStream` drives one end, `WorkerServicer.run` the other, so that a
-simulation runs what ships. Whoever holds the call can break it at either end.
+The client's `JobStream` drives one end, `WorkerServicer.run` the other, so a simulation runs what
+ships. The holder of the call can break it at either end.
 """
 
 from __future__ import annotations

@@ -14,16 +14,16 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from piecework.client.channels import ChannelManager
 from piecework.client.config import load_config
 from piecework.client.errors import WorkerUnreachable
-from piecework.client.events import JobEvent
-from piecework.client.jobs import JobContext, JobDriver, prepare
-from piecework.client.records import ChannelStatus, JobRow
-from piecework.client.requests import Filters, TextRequest
-from piecework.client.selection import rank
-from piecework.client.store import Store
-from piecework.client.transport import JobStream
+from piecework.client.jobs.channels import ChannelManager
+from piecework.client.jobs.driver import JobContext, JobDriver, prepare
+from piecework.client.jobs.events import JobEvent
+from piecework.client.jobs.requests import Filters, TextRequest
+from piecework.client.jobs.selection import rank
+from piecework.client.journal.records import ChannelStatus, JobRow
+from piecework.client.journal.store import Store
+from piecework.client.network.transport import JobStream
 from piecework.client.wallet import Wallet
 from piecework_node import logs
 from piecework_node.daemon.server import WorkerServicer
@@ -32,10 +32,10 @@ from piecework_protocol.objects import Offer
 from piecework_protocol.signing import LocalSigner
 from piecework_protocol.states import ChannelState
 from piecework_protocol.types import Amount, Signature, keccak256
-from tests.support.fake_chain import FakeChain
+from tests.support.fake_chain import TOKEN_INFO, FakeChain
 from tests.support.memory_grpc import MemoryCall
 from tests.support.node.faults import Killed, KillSwitch
-from tests.support.node.harness import DOMAIN, OPERATOR, TOKEN, WorkerHarness
+from tests.support.node.harness import DOMAIN, OPERATOR, WorkerHarness
 
 DEPOSIT = 1_000_000
 NEVER = 1e9
@@ -196,7 +196,7 @@ class ShippedMarket:
             self.store,
             self.chain,
             wallet,
-            token=TOKEN,
+            token=TOKEN_INFO,
             config=self.config,
             clock=self.harness.clock,
             entropy=self._entropy,
@@ -227,7 +227,7 @@ class ShippedMarket:
 
     async def prepare(self, request: TextRequest) -> JobRow:
         """A recorded job for this worker."""
-        filters = Filters(now=self.harness.clock.now(), token=TOKEN)
+        filters = Filters(now=self.harness.clock.now(), token=TOKEN_INFO)
         (choice,) = rank(request, [self.harness.offer], {}, filters).choices
         return await prepare(self.context(), choice, request)
 

@@ -1,36 +1,40 @@
 """OpenAI's chat-completions wire format to and from ours. Pure: dictionaries in, dictionaries out.
 
-What would change the answer and cannot be honoured is refused by name, never ignored. How the
-fields map:
+A field that would change the answer and cannot be honoured is refused by name. How the fields map:
 
 * `model`: a name from `/v1/models`, a model digest in hex, or `any`.
 * `max_completion_tokens` (or `max_tokens`): the job's token limit.
 * `temperature`: the temperature at a canvas's last denoising step. The first step's stays at 0.8,
   or at the given temperature if that is higher. 0 is the most deterministic end of the schedule,
   not greedy decoding.
-* `seed`: the job's seed, any 64-bit integer; drawn at random when absent. The same seed, prompt,
+* `seed`: the job's seed, any 64-bit integer. Drawn at random when absent. The same seed, prompt,
   parameters and worker profile give the same text.
 * `stop`: up to four strings. The text is cut before the first that appears, and the job is
-  cancelled: canvases that were delivered by then are paid in full.
+  cancelled. Canvases that were delivered by then are paid in full.
 * `piecework`: an object of our own: `max_steps`, `max_price` (base units for the job),
   `entropy_bound`, `temperature_start`, and `best_effort` (true lets in models that honour no seed
   and leave no trace). A request that sets `seed`, `temperature` or any of ours but `max_price` goes
   to replayable models only.
+
+Amounts in requests and answers are base units, as whole numbers. Each `piecework` object of an
+answer has a `token` with address, symbol and decimals.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from piecework.client.events import CanvasText, FinishReason, JobFinished, JobStarted
-from piecework.client.requests import DEFAULT_TEMPERATURE_START, Generation, TextRequest
+from piecework.base.amounts import Token
+from piecework.client.jobs.events import CanvasText, FinishReason, JobFinished, JobStarted
+from piecework.client.jobs.requests import Generation, TextRequest, start_above
 from piecework_protocol.content import Message
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.limits import MAX_DENOISING_STEPS, MAX_MESSAGES_PER_PROMPT
-from piecework_protocol.service import service_name
+from piecework_protocol.objects import Offer
 from piecework_protocol.types import Amount, Micros, to_hex
+from piecework_protocol.views import listed_models, members
 
 MAX_STOP_STRINGS = 4
 MAX_STOP_CHARACTERS = 256
@@ -88,7 +92,7 @@ _KNOWN = frozenset(
 
 
 class ApiError(Exception):
-    """A failure in OpenAI's shape. `kind` is its `type`, `code` what programs look at."""
+    """A failure in OpenAI's shape. `kind` is its `type`. Programs look at `code`."""
 
     def __init__(
         self,
@@ -96,7 +100,7 @@ class ApiError(Exception):
         kind: str,
         message: str,
         *,
-        code: str | None = None,
+        code: str,
         param: str | None = None,
         retry_after_s: float | None = None,
         may_retry: bool = True,
@@ -105,8 +109,7 @@ class ApiError(Exception):
         self.status, self.kind, self.message = status, kind, message
         self.code, self.param, self.retry_after_s = code, param, retry_after_s
         self.may_retry = may_retry
-        """Whether OpenAI's SDK may try again by itself; not where that would pay for the same text
-        twice."""
+        """Whether OpenAI's SDK may try again by itself. Not where that could pay twice."""
 
     def body(self) -> dict[str, Any]:
         """The JSON answer."""
@@ -126,9 +129,12 @@ class ChatRequest:
 
 
 def parse_chat(body: Any, *, best_effort: bool = False) -> ChatRequest:
-    """Parse the JSON body of a chat completion; `ApiError` (400) names the field at fault.
+    """Parse the JSON body of a chat completion.
 
     `best_effort` is what holds when the request does not say.
+
+    Raises:
+        ApiError: a field cannot be used (400). It names the field.
     """
     if not isinstance(body, dict):
         _bad("the body is a JSON object", None)
@@ -178,7 +184,7 @@ def _generation(body: Mapping[str, Any], ours: Mapping[str, Any]) -> Generation:
     start = _real(ours, "temperature_start", MAX_TEMPERATURE)
     end = _real(body, "temperature", MAX_TEMPERATURE)
     if start is None and end is not None:
-        start = max(DEFAULT_TEMPERATURE_START, end)
+        start = start_above(end)
     bound = _real(ours, "entropy_bound", 100.0)
     seed = _integer(body, "seed", -(1 << 63), (1 << 64) - 1)
     return Generation(
@@ -270,7 +276,7 @@ def _real(source: Mapping[str, Any], name: str, most: float) -> Micros | None:
     return Micros(round(value * 1_000_000))
 
 
-def _bad(message: str, param: str | None, *, code: str | None = None) -> NoReturn:
+def _bad(message: str, param: str | None, *, code: str = "invalid_value") -> NoReturn:
     raise ApiError(400, "invalid_request_error", message, code=code, param=param)
 
 
@@ -320,30 +326,41 @@ def usage(ended: JobFinished) -> dict[str, Any]:
 
 
 def piecework_object(
-    accepted: JobStarted, ended: JobFinished, canvases: list[CanvasText]
+    accepted: JobStarted, ended: JobFinished, canvases: list[CanvasText], token: Token
 ) -> dict[str, Any]:
-    """The `piecework` object: what was paid to whom for what. Amounts in base units."""
+    """The `piecework` object: what was paid to whom for what. Amounts in base units of `token`."""
+    shown = ("canvas", "receipt", "leaf_index", "tokens", "steps", "amount")
     return {
-        "job": to_hex(ended.job),
-        "channel": to_hex(ended.channel),
+        **members(accepted, "model_digest", "service", "ceiling"),
+        **members(ended, "job", "channel", "cost", "denoising_steps", "acknowledged"),
         "worker": to_hex(ended.operator),
-        "model_digest": to_hex(accepted.model_digest),
-        "service": service_name(accepted.service),
-        "cost": ended.cost,
-        "ceiling": accepted.ceiling,
-        "denoising_steps": ended.denoising_steps,
-        "acknowledged": ended.acknowledged,
-        "receipts": [
-            {
-                "canvas": c.canvas,
-                "receipt": to_hex(c.receipt),
-                "leaf_index": c.leaf_index,
-                "tokens": c.tokens,
-                "steps": c.steps,
-                "amount": c.amount,
-            }
-            for c in canvases
-        ],
+        "token": token_object(token),
+        "receipts": [members(canvas, *shown) for canvas in canvases],
+    }
+
+
+def token_object(token: Token) -> dict[str, Any]:
+    """What base units are counted in: a cost of 1500000 with 6 decimals is 1.5 tokens."""
+    return members(token, "address", "symbol", "decimals")
+
+
+def model_list(offers: Iterable[Offer], token: Token) -> dict[str, dict[str, Any]]:
+    """The entries of `/v1/models`, by name. Prices in base units of `token`."""
+    return {
+        name: {
+            "id": name,
+            "object": "model",
+            "created": model.entries[0][0].issued_at,
+            "owned_by": "piecework",
+            "piecework": {
+                **members(model, "digests", "services", "workers"),
+                "lowest_output_price_per_million": min(
+                    entry.price_per_million_output_tokens for _, entry in model.entries
+                ),
+                "token": token_object(token),
+            },
+        }
+        for name, model in listed_models(offers, lambda model: model.name).items()
     }
 
 
@@ -379,4 +396,4 @@ def chunk(head: Head, delta: dict[str, Any] | None, reason: str | None = None) -
 
 def as_malformed(error: MalformedInput) -> ApiError:
     """A prompt that the protocol cannot carry."""
-    return ApiError(400, "invalid_request_error", str(error), param="messages")
+    return ApiError(400, "invalid_request_error", str(error), code=error.code, param="messages")

@@ -1,8 +1,12 @@
 """An OpenAI-compatible endpoint that pays per canvas out of the client's wallet.
 
-`/v1/chat/completions` (stream and not), `/v1/models`, `/health`, `/metrics`. It spends money: it
-listens on loopback unless told otherwise, wants an API key when one is configured, and takes JSON
-bodies only, so that a web page cannot post to it. It logs no text.
+`/v1/chat/completions` (stream and not), `/v1/models`, `/health`, `/metrics`. It spends money. It
+listens on loopback unless told otherwise, and asks for an API key if one is configured. It takes
+JSON bodies only, so a web page cannot post to it. It logs no text.
+
+Every error has OpenAI's shape. Its `code` is our error's own code, such as "insufficient_funds" or
+"engine_failed". Where OpenAI has a word of its own, that word is used: "model_not_found",
+"invalid_api_key", "context_length_exceeded".
 """
 
 from __future__ import annotations
@@ -12,7 +16,6 @@ import contextlib
 import hmac
 import json
 import math
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,27 +23,27 @@ from typing import Any
 import structlog
 from aiohttp import hdrs, web
 
+from piecework.base.amounts import Token
+from piecework.base.clock import Clock, SystemClock
 from piecework.base.errors import PieceworkError
 from piecework.base.jsons import loads
 from piecework.chain.errors import ChainError
 from piecework.client.errors import (
-    ClientError,
     InsufficientFunds,
     JobFailed,
     JobInterrupted,
     NoWorkerFits,
     WorkerUnreachable,
 )
-from piecework.client.events import CanvasText, JobEvent, JobFinished, JobStarted
 from piecework.client.gateway import openai_format as oai
 from piecework.client.gateway.metrics import GatewayMetrics
 from piecework.client.gateway.openai_format import ApiError, ChatRequest, StopCutter
-from piecework.client.run import JobRun
+from piecework.client.jobs.events import CanvasText, JobEvent, JobFinished, JobStarted
+from piecework.client.jobs.run import JobRun
+from piecework.client.jobs.selection import BUSY_REASONS
 from piecework.client.sdk import PieceworkClient
-from piecework.client.selection import BUSY_REASONS
 from piecework_protocol.errors import MalformedInput, ProtocolViolation, Reason, Refusal
 from piecework_protocol.limits import MAX_PROMPT_BYTES
-from piecework_protocol.service import service_name
 from piecework_protocol.types import to_hex
 
 # JSON escapes can double a text of quotes and newlines; more than twice the largest prompt is no
@@ -73,9 +76,9 @@ class Gateway:
         client: PieceworkClient,
         options: GatewayOptions,
         *,
-        clock: Callable[[], float] = time.time,
+        clock: Clock | None = None,
     ) -> None:
-        self._client, self._options, self._clock = client, options, clock
+        self._client, self._options, self._clock = client, options, clock or SystemClock()
         self.metrics = GatewayMetrics()
         self._running = 0
         self._log = structlog.get_logger("gateway")
@@ -102,9 +105,13 @@ class Gateway:
             self._log.warning("request failed", status=failure.status, code=failure.code)
             return _failure(failure)
         except web.HTTPRequestEntityTooLarge:
-            return _failure(ApiError(413, "invalid_request_error", "the body is too large"))
+            large = "the body is too large"
+            return _failure(ApiError(413, "invalid_request_error", large, code="body_too_large"))
         except web.HTTPException as error:
-            return _failure(ApiError(error.status, "invalid_request_error", error.reason))
+            code = error.reason.lower().replace(" ", "_")
+            return _failure(
+                ApiError(error.status, "invalid_request_error", error.reason, code=code)
+            )
 
     def _admit(self, request: web.Request) -> None:
         if request.path == "/health":
@@ -116,24 +123,37 @@ class Gateway:
                     401, "authentication_error", "a valid API key is needed", code="invalid_api_key"
                 )
         elif host_name(request.host) not in LOOPBACK_HOSTS:
-            raise ApiError(403, "permission_error", "this gateway answers to localhost only")
+            raise ApiError(
+                403,
+                "permission_error",
+                "this gateway answers to localhost only",
+                code="localhost_only",
+            )
 
     # --- chat
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         if request.content_type != "application/json":
-            raise ApiError(415, "invalid_request_error", "the body is application/json")
+            raise ApiError(
+                415, "invalid_request_error", "the body is application/json", code="not_json"
+            )
         try:
             body = loads(await request.read())
         except ValueError:
-            raise ApiError(400, "invalid_request_error", "the body is not JSON") from None
+            raise ApiError(
+                400, "invalid_request_error", "the body is not JSON", code="not_json"
+            ) from None
         try:
             chat = oai.parse_chat(body, best_effort=self._options.best_effort)
         except MalformedInput as error:
             raise oai.as_malformed(error) from None
         if self._running >= self._options.max_concurrent:
             raise ApiError(
-                429, "rate_limit_error", "too many requests at once", retry_after_s=WAIT_WHEN_FULL_S
+                429,
+                "rate_limit_error",
+                "too many requests at once",
+                code="too_many_requests",
+                retry_after_s=WAIT_WHEN_FULL_S,
             )
         self._running += 1
         try:
@@ -143,11 +163,18 @@ class Gateway:
             self._running -= 1
 
     async def _answer(self, request: web.Request, chat: ChatRequest) -> web.StreamResponse:
-        started = self._clock()
+        started = self._clock.wall()
         async with self._client.run(chat.request) as run:
             events = aiter(run)
             accepted = await _first(events)
-            answer = _Answer(chat, accepted, int(started), run, self.metrics)
+            answer = _Reply(
+                chat,
+                accepted,
+                run,
+                self.metrics,
+                created=int(started),
+                token=self._client.payment_token,
+            )
             if chat.stream:
                 return await self._stream(request, answer, events)
             async for event in events:
@@ -155,7 +182,7 @@ class Gateway:
         return web.json_response(answer.whole())
 
     async def _stream(
-        self, request: web.Request, answer: _Answer, events: AsyncIterator[JobEvent]
+        self, request: web.Request, answer: _Reply, events: AsyncIterator[JobEvent]
     ) -> web.StreamResponse:
         headers = {hdrs.CONTENT_TYPE: "text/event-stream", hdrs.CACHE_CONTROL: "no-cache"}
         response = web.StreamResponse(headers=headers)
@@ -172,11 +199,11 @@ class Gateway:
             await response.write(b"data: [DONE]\n\n")
             await response.write_eof()
         except PieceworkError as error:
-            # A stream that merely ends counts as success with OpenAI's SDK: say it, then reset the
+            # OpenAI's SDK takes a stream that merely ends for a success: say it, then reset the
             # socket.
             failure = as_api_error(error)
             self._log.warning("stream failed", job=answer.job, code=failure.code)
-            self.metrics.failed(failure.code or "error")
+            self.metrics.failed(failure.code)
             await _send(response, failure.body())
             if request.transport is not None:
                 request.transport.abort()
@@ -185,8 +212,7 @@ class Gateway:
     async def _with_heartbeats(
         self, response: web.StreamResponse, events: AsyncIterator[JobEvent]
     ) -> AsyncGenerator[JobEvent, None]:
-        """The events, with a comment line whenever none came for a while: proxies close silent
-        streams."""
+        """The events, with a comment line after each silence: proxies close silent streams."""
         while True:
             waiting = asyncio.ensure_future(anext(events, None))
             try:
@@ -218,36 +244,8 @@ class Gateway:
 
     async def _model_list(self) -> dict[str, dict[str, Any]]:
         found = await self._client.offers()
-        models: dict[str, dict[str, Any]] = {}
-        for signed in found.offers:
-            for model in signed.offer.models:
-                entry = models.setdefault(
-                    model.name,
-                    {
-                        "id": model.name,
-                        "object": "model",
-                        "created": signed.offer.issued_at,
-                        "owned_by": "piecework",
-                        "piecework": {
-                            "digests": [],
-                            "services": [],
-                            "workers": 0,
-                            "lowest_output_price_per_million": None,
-                        },
-                    },
-                )["piecework"]
-                digest = "0x" + model.digest.hex()
-                entry["digests"] = sorted({*entry["digests"], digest})
-                entry["services"] = sorted({*entry["services"], service_name(model.service)})
-                entry["workers"] += 1
-                price, lowest = (
-                    model.price_per_million_output_tokens,
-                    entry["lowest_output_price_per_million"],
-                )
-                entry["lowest_output_price_per_million"] = (
-                    price if lowest is None else min(price, lowest)
-                )
-        return models
+        offers = (signed.offer for signed in found.offers)
+        return oai.model_list(offers, self._client.payment_token)
 
     async def _health(self, _: web.Request) -> web.Response:
         return web.json_response({"status": "ok", "running": self._running})
@@ -258,18 +256,21 @@ class Gateway:
         )
 
 
-class _Answer:
+class _Reply:
     """One answer as it grows: what to show, when to stop, and what it cost."""
 
     def __init__(
         self,
         chat: ChatRequest,
         accepted: JobStarted,
-        created: int,
         run: JobRun,
         metrics: GatewayMetrics,
+        *,
+        created: int,
+        token: Token,
     ) -> None:
         self._chat, self._accepted, self._run, self._metrics = chat, accepted, run, metrics
+        self._token = token
         self._head = oai.Head("chatcmpl-" + accepted.job.hex()[:32], created, accepted.model)
         self._cutter = StopCutter(chat.stop)
         self._canvases: list[CanvasText] = []
@@ -281,7 +282,7 @@ class _Answer:
         return oai.chunk(self._head, {"role": "assistant", "content": ""})
 
     def take(self, event: JobEvent) -> dict[str, Any] | None:
-        """Take in an event; a chunk to send if it shows anything new."""
+        """Take in an event and return a chunk to send if it shows anything new."""
         if isinstance(event, JobFinished):
             self._ended = event
             return self._shown(self._cutter.feed("", last=True))
@@ -301,12 +302,11 @@ class _Answer:
         return oai.chunk(self._head, {"content": text})
 
     def closing(self) -> list[dict[str, Any]]:
-        """The last chunks of a stream: why it ended and what it cost, then usage if it was asked
-        for."""
+        """The last chunks of a stream: why it ended, what it cost, and usage if asked for."""
         ended = self._end()
         reason = oai.finish_reason(ended.finish, stopped=self._cutter.stopped)
         final = oai.chunk(self._head, {}, reason)
-        final["piecework"] = oai.piecework_object(self._accepted, ended, self._canvases)
+        final["piecework"] = self._ours(ended)
         if not self._chat.include_usage:
             return [final]
         return [final, {**oai.chunk(self._head, None), "usage": oai.usage(ended)}]
@@ -315,11 +315,11 @@ class _Answer:
         """The answer of a request that does not stream."""
         ended = self._end()
         reason = oai.finish_reason(ended.finish, stopped=self._cutter.stopped)
-        more = {
-            "usage": oai.usage(ended),
-            "piecework": oai.piecework_object(self._accepted, ended, self._canvases),
-        }
+        more = {"usage": oai.usage(ended), "piecework": self._ours(ended)}
         return oai.completion(self._head, "".join(self._text), reason, more)
+
+    def _ours(self, ended: JobFinished) -> dict[str, Any]:
+        return oai.piecework_object(self._accepted, ended, self._canvases, self._token)
 
     def _end(self) -> JobFinished:
         if self._ended is None:
@@ -352,54 +352,57 @@ def host_name(host: str) -> str:
 
 
 def as_api_error(error: PieceworkError) -> ApiError:
-    """Our errors in OpenAI's shape: 402 no money, 429 busy, 400 the caller's, 502 a failure, 503
-    nobody."""
-    for kind, shape in _SHAPES:
-        if isinstance(error, kind):
-            return shape(error)
-    code = "client_error" if isinstance(error, ClientError) else "internal_error"
-    return ApiError(500, "server_error", str(error), code=code)
+    """Return our error in OpenAI's shape. The status says who can do something about it.
+
+    402: no money. 429: everybody is busy. 400 and 404: the request. 502: a job that began and went
+    wrong. 503: nobody can take it now. 500: the client itself.
+    """
+    if isinstance(error, NoWorkerFits):
+        return _no_worker(error)
+    if isinstance(error, Refusal):
+        return _refused(error)
+    shape = next((shape for kinds, shape in _SHAPES if isinstance(error, kinds)), _SERVER)
+    return ApiError(
+        shape.status, shape.kind, str(error), code=error.code, may_retry=shape.may_retry
+    )
 
 
 def _no_worker(error: NoWorkerFits) -> ApiError:
-    text, wait = str(error), error.retry_after_s
+    wait = error.retry_after_s
     if wait is not None:
-        return ApiError(429, "rate_limit_error", text, code="workers_busy", retry_after_s=wait)
+        return ApiError(429, "rate_limit_error", str(error), code=error.code, retry_after_s=wait)
     if error.unknown_model:
-        return ApiError(404, "invalid_request_error", text, code="model_not_found", param="model")
-    return ApiError(503, "service_unavailable", text, code="no_worker")
+        return ApiError(404, "invalid_request_error", str(error), code=error.code, param="model")
+    return ApiError(503, "service_unavailable", str(error), code=error.code)
 
 
 def _refused(refusal: Refusal) -> ApiError:
-    text, code = str(refusal), refusal.reason.name.lower()
+    text, kind = str(refusal), "invalid_request_error"
     if refusal.reason is Reason.PROMPT_TOO_LONG:
-        return ApiError(
-            400, "invalid_request_error", text, code="context_length_exceeded", param="messages"
-        )
+        return ApiError(400, kind, text, code="context_length_exceeded", param="messages")
     if refusal.reason in (Reason.BAD_PARAMETERS, Reason.OVERSIZED):
-        return ApiError(400, "invalid_request_error", text, code=code)
+        return ApiError(400, kind, text, code=refusal.code)
     if refusal.reason in BUSY_REASONS:
         wait = refusal.retry_after_s or WAIT_WHEN_FULL_S
-        return ApiError(429, "rate_limit_error", text, code="workers_busy", retry_after_s=wait)
-    return ApiError(503, "service_unavailable", text, code=code)
+        return ApiError(429, "rate_limit_error", text, code=refusal.code, retry_after_s=wait)
+    return ApiError(503, "service_unavailable", text, code=refusal.code)
 
 
-def _upstream(code: str) -> Callable[[PieceworkError], ApiError]:
-    """A job that began and went wrong: something may have been paid, so the SDK shall not just
-    repeat it."""
-    return lambda error: ApiError(502, "upstream_error", str(error), code=code, may_retry=False)
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """How a kind of error looks in HTTP."""
+
+    status: int
+    kind: str
+    may_retry: bool = True
 
 
-_SHAPES: tuple[tuple[type[PieceworkError], Callable[[Any], ApiError]], ...] = (
-    (
-        InsufficientFunds,
-        lambda e: ApiError(402, "insufficient_quota", str(e), code="insufficient_funds"),
-    ),
-    (NoWorkerFits, _no_worker),
-    (ProtocolViolation, _upstream("worker_broke_protocol")),
-    (Refusal, _refused),
-    (JobFailed, _upstream("job_failed")),
-    (JobInterrupted, _upstream("job_interrupted")),
-    (WorkerUnreachable, lambda e: ApiError(503, "service_unavailable", str(e), code="no_worker")),
-    (ChainError, lambda e: ApiError(503, "service_unavailable", str(e), code="chain_unavailable")),
+_SERVER = _Shape(500, "server_error")
+_UNAVAILABLE = _Shape(503, "service_unavailable")
+# Something may have been paid, so the SDK must not repeat the request by itself.
+_UPSTREAM = _Shape(502, "upstream_error", may_retry=False)
+_SHAPES: tuple[tuple[tuple[type[PieceworkError], ...], _Shape], ...] = (
+    ((InsufficientFunds,), _Shape(402, "insufficient_quota")),
+    ((ProtocolViolation, JobFailed, JobInterrupted), _UPSTREAM),
+    ((WorkerUnreachable, ChainError), _UNAVAILABLE),
 )

@@ -246,5 +246,12 @@ async def test_errors_are_one_line_without_a_traceback(harness: CommandStage) ->
     unknown = await harness.command("client", "quote", "x", "--model", "epic-9", expect=1)
     assert "nobody serves the model 'epic-9'" in unknown
     (harness.home / "config.toml").write_text("indexs = []\n")
-    typo = await harness.command("client", "balance", expect=1)
-    assert "did you mean 'indexes'?" in typo
+    typo = await harness.command("client", "balance", expect=2)
+    assert "Did you mean indexes?" in typo
+    other = ("client", "init", "--deployment", str(harness.folder / "deployment.json"))
+    (harness.home / "config.toml").write_text('indexes = ["http://here"]\n')
+    asked = await harness.command(*other, "--index", "http://there", expect=1)
+    assert "has other indexes: http://here" in asked and "http://there" in asked
+    nowhere = ("--home", "/proc/nowhere/client")
+    line = await harness.command(*other, *nowhere, expect=1, home=False)
+    assert line.startswith("error: cannot make the folder /proc/nowhere") and line.count("\n") == 1

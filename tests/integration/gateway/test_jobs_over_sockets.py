@@ -13,12 +13,12 @@ from aiohttp.test_utils import TestServer
 from piecework.chain.errors import RpcUnavailable
 from piecework.client.config import load_config
 from piecework.client.errors import InsufficientFunds, JobFailed, JobInterrupted, NoWorkerFits
-from piecework.client.events import FinishReason
-from piecework.client.jobs import prepare
-from piecework.client.outstanding import pay_outstanding
-from piecework.client.records import ChannelStatus, JobStatus
+from piecework.client.jobs.driver import prepare
+from piecework.client.jobs.events import FinishReason
+from piecework.client.jobs.outstanding import pay_outstanding
+from piecework.client.journal.records import ChannelStatus, JobStatus
+from piecework.client.journal.store import Store
 from piecework.client.sdk import PieceworkClient
-from piecework.client.store import Store
 from piecework.client.wallet import Wallet
 from piecework.market.offer_store import OfferStore
 from piecework.market.server import IndexServer
@@ -39,7 +39,7 @@ from tests.support.client_side import (
     open_client,
     text_of,
 )
-from tests.support.fake_chain import TOKEN, TOKEN_INFO, FakeChain
+from tests.support.fake_chain import TOKEN_INFO, FakeChain
 from tests.support.fake_worker import STORY, FakeWorker, Lie, Script, model_offer
 from tests.support.offers import offer, operator, receiver
 
@@ -151,7 +151,7 @@ async def test_a_balance_too_small_for_the_ceiling_is_refused_before_anything_is
     async with FakeWorker(chain, clock) as worker, open_client(tmp_path, chain, clock) as client:
         with pytest.raises(InsufficientFunds) as caught:
             await collect(client.run(ask()))
-        assert caught.value.available == 100
+        assert caught.value.available == TOKEN_INFO.amount(100)
         assert worker.submissions == []
 
 
@@ -160,7 +160,7 @@ async def test_a_deposit_that_runs_low_is_topped_up(
 ) -> None:
     async with (
         FakeWorker(chain, clock) as worker,
-        open_client(tmp_path, chain, clock, deposit=17_000) as client,
+        open_client(tmp_path, chain, clock, deposit="0.017") as client,
     ):
         for _ in range(3):
             await collect(client.run(ask()))
@@ -177,7 +177,7 @@ async def test_a_second_key_signs_jobs_and_vouchers_and_the_payers_only_funds(
     store = Store(tmp_path / "client.db", chain.domain, PAYER.address)
     config = load_config(tmp_path / "config.toml")
     async with PieceworkClient(
-        store, chain, Wallet(PAYER, hot), TOKEN, config, clock=clock
+        store, chain, Wallet(PAYER, hot), TOKEN_INFO, config, clock=clock
     ) as client:
         await collect(client.run(ask()))
     channel = worker.submissions[0].channel
@@ -234,7 +234,7 @@ async def test_an_index_that_is_down_is_replaced_by_the_registry(
     async with open_client(tmp_path, chain, clock, indexes=("http://127.0.0.1:1",)) as client:
         found = await client.offers()
     assert [s.offer.operator for s in found.offers] == [worker.operator.address]
-    assert "the index does not answer" in found.troubles[0]
+    assert "cannot reach 127.0.0.1:1" in found.troubles[0]
 
 
 async def test_a_chain_that_is_away_stops_the_search_and_not_a_paid_up_channel(
@@ -297,7 +297,7 @@ async def test_a_quote_states_expectation_and_ceiling(
     client: PieceworkClient, worker: FakeWorker
 ) -> None:
     quote = await client.quote(ask(max_tokens=64))
-    assert 0 < quote.expected <= quote.ceiling
+    assert 0 < quote.expected.units <= quote.ceiling.units
     assert quote.choice.operator == worker.operator.address
 
 

@@ -346,7 +346,7 @@ async def test_a_lie_without_a_stream_is_a_502_that_the_sdk_does_not_repeat(
         with pytest.raises(openai.InternalServerError) as caught:
             await sdk.chat.completions.create(model="tale-1", messages=USER)
     assert caught.value.status_code == 502
-    assert caught.value.code == "worker_broke_protocol"
+    assert caught.value.code == "protocol_violation"
     assert len(setting.worker.submissions) == 1
 
 
@@ -362,7 +362,7 @@ async def test_a_failed_stream_says_so_and_resets_the_socket_without_done(settin
             async for part in response.content.iter_any():
                 received += part
     lines = [line.removeprefix(b"data: ") for line in received.split(b"\n\n") if line]
-    assert json.loads(lines[-1])["error"]["code"] == "job_failed"
+    assert json.loads(lines[-1])["error"]["code"] == "engine_failed"
     assert b"[DONE]" not in received
 
 

@@ -24,9 +24,9 @@ from grpc_status import rpc_status
 
 from piecework.chain.dev.embedded import EmbeddedChain
 from piecework.client.config import load_config
-from piecework.client.events import CanvasText, JobFinished
+from piecework.client.jobs.events import CanvasText, JobFinished
+from piecework.client.journal.store import Store
 from piecework.client.sdk import PieceworkClient
-from piecework.client.store import Store
 from piecework.client.wallet import Wallet
 from piecework.market.offer_store import OfferStore
 from piecework.market.server import IndexServer
@@ -244,10 +244,9 @@ async def test_a_text_leaves_no_trace_in_files_logs_metrics_status_or_index(
 async def _trade(folder: Path, market: TestMarket, index: str) -> list[str]:
     """A job about the canary, whole, by the real client; the canvases that came back."""
     store = Store(folder / "client.db", market.deployment.domain, PAYER.address)
-    config = load_config(folder / "no-file", {"deposit": DEPOSIT, "indexes": [index]})
-    async with PieceworkClient(
-        store, market.reader, Wallet(PAYER, PAYER), market.token, config
-    ) as client:
+    config = load_config(folder / "no-file", {"deposit": "1", "indexes": [index]})
+    wallet, token = Wallet(PAYER, PAYER), market.deployment.payment_token
+    async with PieceworkClient(store, market.reader, wallet, token, config) as client:
         events = await collect(client.run(ask(CANARY, seed=3, max_tokens=40, drafts=True)))
     assert isinstance(events[-1], JobFinished)
     texts = [

@@ -17,8 +17,8 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
-from piecework.client.discovery import Discovery, Links, parse_page
 from piecework.client.gateway.server import Gateway, GatewayOptions
+from piecework.client.network.discovery import Discovery, Links, parse_page
 from piecework.market.offer_store import OfferStore
 from piecework.market.server import IndexServer
 from piecework_protocol.errors import MalformedInput

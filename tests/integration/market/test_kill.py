@@ -16,12 +16,12 @@ import pytest
 from piecework.chain.dev.embedded import EmbeddedChain
 from piecework.client.config import load_config
 from piecework.client.errors import JobInterrupted, NoWorkerFits, WorkerUnreachable
-from piecework.client.events import CanvasText, JobFinished
-from piecework.client.records import JobStatus
-from piecework.client.requests import Generation, TextRequest
-from piecework.client.run import JobRun
+from piecework.client.jobs.events import CanvasText, JobFinished
+from piecework.client.jobs.requests import Generation, TextRequest
+from piecework.client.jobs.run import JobRun
+from piecework.client.journal.records import JobStatus
+from piecework.client.journal.store import Store
 from piecework.client.sdk import PieceworkClient
-from piecework.client.store import Store
 from piecework.client.wallet import Wallet
 from piecework_protocol.content import Message
 from piecework_protocol.types import JobId
@@ -49,11 +49,10 @@ async def test_fifty_kills_lose_no_voucher_and_charge_no_job_twice(
         )
         await market.pool(payer, embedded_chain.faucet, DEPOSIT)
         store = Store(tmp_path / "client.db", market.deployment.domain, payer.address)
-        flags = {"deposit": 10_000_000, "resume_attempts": 8, "stall_timeout_s": 20.0}
+        flags = {"deposit": "10", "resume_attempts": 8, "stall_timeout_s": 20.0}
         config = load_config(tmp_path / "no-file", flags)
-        async with PieceworkClient(
-            store, market.reader, Wallet(payer, payer), market.token, config
-        ) as client:
+        wallet, token = Wallet(payer, payer), market.deployment.payment_token
+        async with PieceworkClient(store, market.reader, wallet, token, config) as client:
             customers = Customers(client)
             await customers.trade_while(
                 worker_process.start, lambda: _kill_again_and_again(worker_process)

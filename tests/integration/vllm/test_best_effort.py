@@ -20,9 +20,9 @@ from grpc_status import rpc_status
 from piecework.chain.dev.embedded import EmbeddedChain
 from piecework.client.config import load_config
 from piecework.client.errors import NoWorkerFits
-from piecework.client.events import CanvasText, JobFinished, JobStarted
+from piecework.client.jobs.events import CanvasText, JobFinished, JobStarted
+from piecework.client.journal.store import Store
 from piecework.client.sdk import PieceworkClient
-from piecework.client.store import Store
 from piecework.client.wallet import Wallet
 from piecework_model.checkpoint.manifest import bundled_checkpoint_path
 from piecework_node import config as settings
@@ -111,8 +111,9 @@ async def test_a_best_effort_job_is_delivered_paid_and_settled_and_a_replayable_
         assert ready["engine_pid"] is None and ready["model"] == CHECKPOINT.name
         store = Store(tmp_path / "client.db", market.deployment.domain, PAYER.address)
         wallet = Wallet(PAYER, PAYER)
-        config = load_config(tmp_path / "no-file", {"deposit": 1_000_000})
-        async with PieceworkClient(store, market.reader, wallet, market.token, config) as client:
+        config = load_config(tmp_path / "no-file", {"deposit": "1"})
+        token = market.deployment.payment_token
+        async with PieceworkClient(store, market.reader, wallet, token, config) as client:
             (signed,) = (await client.offers()).offers
             (model,) = signed.offer.models
             assert (model.service, model.max_steps, model.price_per_thousand_steps) == (

@@ -10,17 +10,17 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from piecework.client.channels import deposit_total
-from piecework.client.discovery import parse_page
 from piecework.client.errors import InsufficientFunds
 from piecework.client.gateway.openai_format import ApiError, StopCutter, parse_chat
-from piecework.client.store import Store
+from piecework.client.jobs.channels import deposit_total
+from piecework.client.journal.store import Store
+from piecework.client.network.discovery import parse_page
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.frames import LeafRef
 from piecework_protocol.ledger import PayerLedger
 from piecework_protocol.types import Amount
 from tests.support.client_side import PAYER
-from tests.support.fake_chain import DOMAIN
+from tests.support.fake_chain import DOMAIN, TOKEN_INFO
 from tests.unit.client.test_store import CHANNEL, UNTIL, canvas, exactly, job_row, terms
 
 JSON = st.recursive(
@@ -92,7 +92,9 @@ def test_a_deposit_covers_the_need_and_never_takes_more_than_is_free(
 ) -> None:
     needed = max(needed, deposit + 1)
     try:
-        total = deposit_total(Amount(needed), Amount(deposit), Amount(free), Amount(step))
+        total = deposit_total(
+            Amount(needed), Amount(deposit), Amount(free), Amount(step), TOKEN_INFO
+        )
     except InsufficientFunds:
         assert needed - deposit > free
         return

@@ -8,10 +8,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
+from piecework.client.jobs.requests import Filters, TextRequest, job_parameters
+from piecework.client.jobs.selection import Choice, learn, learn_broken, rank, reliability
+from piecework.client.journal.records import Experience
 from piecework.client.limits import BROKEN_WORKER_REST_S, EXPERIENCE_HALF_LIFE_S
-from piecework.client.records import Experience
-from piecework.client.requests import Filters, TextRequest, job_parameters
-from piecework.client.selection import Choice, learn, learn_broken, rank, reliability
 from piecework_protocol.client_session import TEMPLATE_TOKENS
 from piecework_protocol.content import encode_prompt
 from piecework_protocol.objects import ModelOffer, Service
@@ -19,7 +19,7 @@ from piecework_protocol.pricing import worst_case
 from piecework_protocol.types import Address, Amount, Digest, Seconds, Timestamp, Uint32, keccak256
 from piecework_protocol.wire import SignedOffer
 from tests.support.client_side import ask
-from tests.support.fake_chain import TOKEN
+from tests.support.fake_chain import TOKEN, TOKEN_INFO
 from tests.support.offers import model, offer, operator
 
 WORKERS = ("ada", "bo", "cy", "dee")
@@ -120,7 +120,7 @@ class Selection(RuleBasedStateMachine):
     @rule(request=REQUESTS, limits=LIMITS)
     def request_is_ranked(self, request: TextRequest, limits: dict[str, Any]) -> None:
         """The ranking holds exactly the workers that no filter forbids, the best one first."""
-        filters = Filters(now=self.now, token=TOKEN, **limits)
+        filters = Filters(now=self.now, token=TOKEN_INFO, **limits)
         ranking = rank(request, self.offers.values(), self.memories, filters)
         allowed = {
             operator(name).address
@@ -193,7 +193,7 @@ class Selection(RuleBasedStateMachine):
 
 def test_a_digest_names_a_model_as_its_name_does() -> None:
     signed = offer("ada")
-    filters = Filters(now=START, token=TOKEN)
+    filters = Filters(now=START, token=TOKEN_INFO)
     by_digest = ask(model="0x" + Digest(keccak256(b"tale-1")).hex().upper())
     assert len(rank(by_digest, [signed], {}, filters).choices) == 1
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from piecework.client.errors import JobFailed, JobInterrupted, WorkerUnreachable
-from piecework.client.events import CanvasText, JobFinished, JobResuming
-from piecework.client.records import JobRow, JobStatus
+from piecework.client.jobs.events import CanvasText, JobFinished, JobResuming
+from piecework.client.journal.records import JobRow, JobStatus
 from piecework_model.requests import GenerationRequest
 from piecework_protocol.errors import Reason, Refusal
 from piecework_protocol.states import JobState

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from piecework.client.proofs import prove_receipts
-from piecework.client.records import ReceiptRow
+from piecework.client.journal.proofs import prove_receipts
+from piecework.client.journal.records import ReceiptRow
 from piecework_protocol.merkle import Accumulator
 from piecework_protocol.objects import Voucher
 from piecework_protocol.types import Amount, Digest, Signature, Uint64

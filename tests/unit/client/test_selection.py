@@ -8,10 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from piecework.client.limits import EXPERIENCE_HALF_LIFE_S
-from piecework.client.records import Experience
-from piecework.client.requests import Filters, Generation, TextRequest, job_parameters
-from piecework.client.selection import (
+from piecework.client.jobs.requests import Filters, Generation, TextRequest, job_parameters
+from piecework.client.jobs.selection import (
     AFTER_REFUSAL,
     BUSY_REASONS,
     Choice,
@@ -23,6 +21,8 @@ from piecework.client.selection import (
     reliability,
     resolve,
 )
+from piecework.client.journal.records import Experience
+from piecework.client.limits import EXPERIENCE_HALF_LIFE_S
 from piecework_protocol.client_session import TEMPLATE_TOKENS
 from piecework_protocol.content import decode_prompt
 from piecework_protocol.errors import MalformedInput, Reason
@@ -40,7 +40,7 @@ from piecework_protocol.types import (
     to_hex,
 )
 from tests.support.client_side import ask
-from tests.support.fake_chain import TOKEN
+from tests.support.fake_chain import TOKEN_INFO
 from tests.support.offers import model, offer, operator
 
 NOW = 1_800_000_000
@@ -48,7 +48,7 @@ NOW = 1_800_000_000
 
 def choose(*offers: Any, memories: Any = (), request: Any = None, **filters: Any) -> Ranking:
     known = {m.operator: m for m in memories}
-    return rank(request or ask(), offers, known, Filters(now=NOW, token=TOKEN, **filters))
+    return rank(request or ask(), offers, known, Filters(now=NOW, token=TOKEN_INFO, **filters))
 
 
 def signed_for(choice: Choice, seed: int) -> Parameters:
@@ -123,9 +123,9 @@ def test_a_full_worker_comes_last_and_not_never() -> None:
         ({"min_withdrawal_delay": 40 * 86400}, {}, {}, "withdrawal delay"),
         ({}, {"max_tokens": 5000}, {}, "writes at most 4096 tokens"),
         ({}, {"max_steps": 49}, {}, "at most 48 denoising steps"),
-        ({}, {"max_price": Amount(10)}, {}, "the limit is 10"),
-        ({}, {}, {"max_job_price": Amount(20)}, "the limit is 20"),
-        ({}, {}, {"max_price_per_million_output": Amount(5)}, "the limit is 5"),
+        ({}, {"max_price": Amount(10)}, {}, "the limit is 0.00001 tUSDC"),
+        ({}, {}, {"max_job_price": Amount(20)}, "the limit is 0.00002 tUSDC"),
+        ({}, {}, {"max_price_per_million_output": Amount(5)}, "the limit is 0.000005 tUSDC"),
     ],
 )
 def test_who_does_not_fit_is_told_why(

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from piecework.client.database import Database
 from piecework.client.errors import InsufficientFunds, StoreError
-from piecework.client.records import ChannelStatus, Experience, JobRow, JobStatus
-from piecework.client.selection import learn
-from piecework.client.store import Store
+from piecework.client.jobs.selection import learn
+from piecework.client.journal.database import Database
+from piecework.client.journal.records import ChannelStatus, Experience, JobRow, JobStatus
+from piecework.client.journal.store import Store
 from piecework_protocol.client_session import CanvasVerified
 from piecework_protocol.content import CanvasOutput
 from piecework_protocol.eip712 import Domain
@@ -35,7 +35,7 @@ from piecework_protocol.types import (
 )
 from tests.support import pair
 from tests.support.client_side import PAYER
-from tests.support.fake_chain import DOMAIN, TOKEN
+from tests.support.fake_chain import DOMAIN, TOKEN, TOKEN_INFO
 from tests.support.offers import offer, operator, receiver
 
 NOW = Timestamp(1_800_000_000)
@@ -175,7 +175,7 @@ def test_a_job_past_its_deadline_reserves_nothing(store: Store) -> None:
 
 def test_a_job_whose_funding_fails_leaves_no_trace(store: Store) -> None:
     def poor(needed: Amount, deposit: Amount) -> Amount:
-        raise InsufficientFunds(needed, deposit)
+        raise InsufficientFunds(TOKEN_INFO.amount(needed), TOKEN_INFO.amount(deposit))
 
     with pytest.raises(InsufficientFunds):
         store.admit(job_row(1, 100), None, poor, UNTIL)

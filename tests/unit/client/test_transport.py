@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from piecework.client.errors import WorkerUnreachable
-from piecework.client.transport import JobStream
+from piecework.client.network.transport import JobStream
 from piecework_protocol.frames import CancelJob
 
 SHORT_S = 0.01

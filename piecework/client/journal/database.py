@@ -1,4 +1,4 @@
-"""The client's SQLite file: schema, opening, and transactions. `client.store` gives it meaning.
+"""The client's SQLite file: schema, opening and transactions. `journal.store` gives it meaning.
 
 WAL with synchronous FULL: what was committed survives a power cut. Several processes of one client
 (the command line beside the gateway) share the file: every change is one BEGIN IMMEDIATE

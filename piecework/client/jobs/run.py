@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Protocol, Self
 
-from piecework.client.events import JobEvent
+from piecework.client.jobs.events import JobEvent
 from piecework.client.limits import CLOSE_TIMEOUT_S, MAX_WAITING_EVENTS
 
 

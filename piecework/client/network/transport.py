@@ -16,6 +16,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
+from piecework.base.text import one_line
 from piecework.client.errors import WorkerUnreachable
 from piecework.client.limits import CONNECT_TIMEOUT_S, SEND_TIMEOUT_S, UNARY_TIMEOUT_S
 from piecework_protocol import wire
@@ -247,7 +248,7 @@ def _translated(code: grpc.StatusCode, details: str, trailing: Any) -> Refusal |
     refusal = _rich_refusal(details, trailing)
     if refusal is not None:
         return refusal
-    text = details.encode()[:MAX_REASON_BYTES].decode(errors="ignore")
+    text = _words(details)
     if code in _BARE_CODES:
         return Refusal(_BARE_CODES[code], text)
     return WorkerUnreachable(f"{code.name.lower().replace('_', ' ')}: {text}")
@@ -280,10 +281,16 @@ def _rich_refusal(details: str, trailing: Any) -> Refusal | None:
     if not found or info.domain != "piecework":
         return None
     reason = Reason.named(info.reason)
-    message = (status.message or details).encode()[:MAX_REASON_BYTES].decode(errors="ignore")
+    message = _words(status.message or details)
     message = message.removeprefix(f"{reason.name}: ")
     metadata = {k[:64]: v[:256] for k, v in list(info.metadata.items())[:16]}
     return Refusal(reason, message, retry_after_s=retry_after_s, metadata=metadata)
+
+
+def _words(text: str) -> str:
+    """What the worker wrote, bounded and safe for a terminal."""
+    cut = text.encode(errors="replace")[:MAX_REASON_BYTES].decode(errors="ignore")
+    return one_line(cut, MAX_REASON_BYTES)
 
 
 def _brief(error: BaseException) -> str:

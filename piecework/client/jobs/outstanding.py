@@ -12,9 +12,9 @@ import os
 from collections.abc import Collection
 
 from piecework.client.errors import ClientError
-from piecework.client.events import JobEvent
-from piecework.client.jobs import LATER, JobContext, JobDriver
-from piecework.client.records import JobRow, JobStatus
+from piecework.client.jobs.driver import LATER, JobContext, JobDriver
+from piecework.client.jobs.events import JobEvent
+from piecework.client.journal.records import JobRow, JobStatus
 from piecework_protocol.errors import Refusal
 from piecework_protocol.types import ChannelId, JobId
 

@@ -1,5 +1,4 @@
-"""Which worker gets a request, and what to do when it declines. Pure: offers and memories in, a
-ranking out.
+"""Which worker gets a request, and what to do when it declines. Pure.
 
 A worker's score is what the request should cost there in money and waiting, divided by how often it
 has kept its word: the price that a client expects to pay for an answer that arrives. Lower is
@@ -12,20 +11,20 @@ import enum
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from piecework.client.limits import (
-    BROKEN_WORKER_REST_S,
-    BYTES_PER_TOKEN_ESTIMATE,
-    EXPERIENCE_HALF_LIFE_S,
-    MEAN_STEPS_ESTIMATE,
-)
-from piecework.client.records import Experience
-from piecework.client.requests import (
+from piecework.client.jobs.requests import (
     DEFAULT_MAX_STEPS,
     DEFAULT_MAX_TOKENS,
     Filters,
     Generation,
     TextRequest,
     job_parameters,
+)
+from piecework.client.journal.records import Experience
+from piecework.client.limits import (
+    BROKEN_WORKER_REST_S,
+    BYTES_PER_TOKEN_ESTIMATE,
+    EXPERIENCE_HALF_LIFE_S,
+    MEAN_STEPS_ESTIMATE,
 )
 from piecework_protocol.client_session import TEMPLATE_TOKENS
 from piecework_protocol.errors import Reason
@@ -56,14 +55,6 @@ class Choice:
     @property
     def operator(self) -> Address:
         return self.signed.offer.operator
-
-    @property
-    def why(self) -> str:
-        """One line for a person."""
-        return (
-            f"about {self.expected} base units and {self.seconds:.1f} s at "
-            f"{self.reliability:.0%} reliability" + ("; busy now" if self.full else "")
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,11 +164,13 @@ def _fit(
     expected = min(price(model, usage), ceiling)
     limits = [x for x in (request.max_price, filters.max_job_price) if x is not None]
     if limits and ceiling > min(limits):
-        return f"may cost up to {ceiling} base units, the limit is {min(limits)}"
+        token = filters.token
+        return f"may cost up to {token.format(ceiling)}, the limit is {token.format(min(limits))}"
     most = filters.max_price_per_million_output
     if most is not None and model.price_per_million_output_tokens > most:
-        asked = model.price_per_million_output_tokens
-        return f"asks {asked} per million output tokens, the limit is {most}"
+        asked = filters.token.format(model.price_per_million_output_tokens)
+        limit = filters.token.format(most)
+        return f"asks {asked} per million output tokens, the limit is {limit}"
     seconds = model.first_canvas_ms / 1000 + usage.output_tokens / max(1, model.tokens_per_second)
     share = reliability(memory, now)
     score = (expected + seconds * filters.second_is_worth) / share
@@ -198,7 +191,7 @@ def _terms_trouble(signed: SignedOffer, memory: Experience, filters: Filters) ->
     offer = signed.offer
     if offer.expires_at <= filters.now:
         return "its offer has expired"
-    if filters.token not in offer.tokens:
+    if filters.token.address not in offer.tokens:
         return "does not take the client's token"
     if offer.min_withdrawal_delay > filters.max_withdrawal_delay:
         return f"wants a withdrawal delay of {offer.min_withdrawal_delay} s"

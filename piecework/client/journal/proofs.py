@@ -1,12 +1,11 @@
-"""Proving receipts: that each paid canvas is a leaf under the root that the latest voucher signs.
-Pure."""
+"""Proving that each paid canvas is a leaf under the root that the latest voucher signs. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from piecework.client.records import ReceiptRow
+from piecework.client.journal.records import ReceiptRow
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.merkle import InclusionProof, prove, verify
 from piecework_protocol.objects import Channel, Voucher
@@ -16,22 +15,29 @@ from piecework_protocol.types import Digest
 
 @dataclass(frozen=True, slots=True)
 class ProvenReceipt:
-    """A receipt with its inclusion proof. `trouble` says what does not hold, empty when all
-    does."""
+    """A paid receipt with its inclusion proof.
+
+    Attributes:
+        row: The receipt as the journal has it.
+        proof: The way from the receipt to the root, or None if this journal cannot show it.
+        trouble: What does not hold. Empty if the receipt is proved.
+        receipts_root: The root that the latest voucher of the channel signs.
+    """
 
     row: ReceiptRow
     proof: InclusionProof | None
     trouble: str
+    receipts_root: Digest
 
 
 def prove_receipts(
     domain: Domain, channel: Channel, voucher: Voucher, rows: Sequence[ReceiptRow]
 ) -> tuple[ProvenReceipt, ...]:
-    """Check every receipt of a channel against the voucher: digest, operator's signature,
-    inclusion.
+    """Check the digest, the operator's signature and the inclusion of every receipt of a channel.
 
-    `rows` are all receipts of the channel in leaf order. A journal that lost some (restored from a
-    copy, then brought up to date by the worker's record) can check signatures but prove nothing.
+    `rows` are all receipts of the channel in leaf order. A journal that lost some can check
+    signatures and prove nothing. That happens to a restored copy which the worker's record brought
+    up to date.
     """
     leaves = [row.digest for row in rows]
     whole = [row.leaf_index for row in rows] == list(range(voucher.count))
@@ -47,5 +53,5 @@ def prove_receipts(
             trouble = "this journal lacks receipts of the channel, so inclusion cannot be proved"
         elif not verify(proof, row.digest, voucher.receipts_root):
             trouble = "the receipt is not under the voucher's root"
-        proven.append(ProvenReceipt(row, proof, trouble))
+        proven.append(ProvenReceipt(row, proof, trouble, voucher.receipts_root))
     return tuple(proven)

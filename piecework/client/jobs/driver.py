@@ -13,11 +13,11 @@ import os
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, replace
 
-from piecework.client.channels import ChannelManager
+from piecework.base.clock import Clock
 from piecework.client.config import ClientConfig
-from piecework.client.discovery import Clock
 from piecework.client.errors import JobFailed, JobInterrupted, WorkerUnreachable
-from piecework.client.events import (
+from piecework.client.jobs.channels import ChannelManager
+from piecework.client.jobs.events import (
     CanvasText,
     DraftText,
     FinishReason,
@@ -25,13 +25,13 @@ from piecework.client.events import (
     JobResuming,
     JobStarted,
 )
+from piecework.client.jobs.requests import TextRequest, job_parameters
+from piecework.client.jobs.run import Caller
+from piecework.client.jobs.selection import Choice, learn, learn_broken
+from piecework.client.journal.records import ChannelRow, JobRow, JobStatus, usage_of
+from piecework.client.journal.store import Store
 from piecework.client.limits import CANCEL_TIMEOUT_S, RESUME_FIRST_WAIT_S, RESUME_LONGEST_WAIT_S
-from piecework.client.records import ChannelRow, JobRow, JobStatus, usage_of
-from piecework.client.requests import TextRequest, job_parameters
-from piecework.client.run import Caller
-from piecework.client.selection import Choice, learn, learn_broken
-from piecework.client.store import Store
-from piecework.client.transport import JobLinks, JobStream
+from piecework.client.network.transport import JobLinks, JobStream
 from piecework.client.wallet import Wallet
 from piecework_protocol import objects
 from piecework_protocol.client_session import (
@@ -95,7 +95,7 @@ class JobContext:
     """Waits for seconds before a job is presented again; a simulation moves its clock instead."""
 
     def now(self) -> Timestamp:
-        return Timestamp(int(self.clock()))
+        return Timestamp(int(self.clock.wall()))
 
 
 async def prepare(context: JobContext, choice: Choice, request: TextRequest) -> JobRow:

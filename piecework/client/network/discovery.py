@@ -1,8 +1,7 @@
 """Finding workers: signed offers from indexes, or from the workers themselves through the registry.
 
-Nothing an index says is believed: every offer is verified here against its signature, the clock and
-the registry. An index can hide workers, which is why several may be asked, and why the registry
-alone is enough.
+An index is not believed. Every offer is verified here against its signature, the clock and the
+registry. An index can hide workers, so several may be asked, and the registry alone is enough.
 """
 
 from __future__ import annotations
@@ -10,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
-import aiohttp
-
+from piecework.base.clock import Clock
+from piecework.base.http import HttpError, HttpLimits, HttpReader
 from piecework.base.jsons import loads
+from piecework.base.text import one_line
 from piecework.chain.reader import ChannelOnChain, RegisteredWorker
 from piecework.client.errors import WorkerUnreachable
 from piecework.client.limits import (
@@ -30,7 +30,7 @@ from piecework.client.limits import (
     STANDING_LIFETIME_S,
     UNARY_TIMEOUT_S,
 )
-from piecework.client.transport import WorkerLink
+from piecework.client.network.transport import WorkerLink
 from piecework_protocol import wire
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import MalformedInput, ProtocolViolation, Refusal
@@ -39,7 +39,7 @@ from piecework_protocol.offers import OfferRejected, check_standing, check_terms
 from piecework_protocol.types import Address, Amount, ChannelId, Digest, Timestamp, address_hex
 from piecework_protocol.wire import SignedOffer
 
-Clock = Callable[[], float]
+MAX_TROUBLE_CHARACTERS: Final = 500
 _T = TypeVar("_T")
 
 
@@ -62,20 +62,24 @@ class ChainView(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Verified offers, one per operator, and one line for each source or offer that was no good."""
+    """Verified offers, one per operator, and one line for each source or offer left out."""
 
     offers: tuple[SignedOffer, ...]
     troubles: tuple[str, ...]
 
 
 class Links:
-    """Open connections, one per worker endpoint and certificate; the longest unused goes first."""
+    """Open connections, one per worker endpoint and certificate. The longest unused goes first."""
 
     def __init__(self) -> None:
         self._open: dict[tuple[str, Digest], WorkerLink] = {}
 
     async def to(self, offer: Offer) -> WorkerLink:
-        """A connection to the worker of a verified offer."""
+        """Return a connection to the worker of a verified offer.
+
+        Raises:
+            WorkerUnreachable: the worker does not answer, or shows another certificate.
+        """
         key = (offer.endpoint, offer.tls_certificate)
         link = self._open.pop(key, None)
         if link is None:
@@ -110,25 +114,35 @@ class Discovery:
         self._chain, self._indexes, self._links, self._clock = chain, indexes, links, clock
         self._standing: dict[Address, tuple[float, RegisteredWorker | None]] = {}
         self._found: tuple[float, Found] | None = None
-        self._http: aiohttp.ClientSession | None = None
+        self._http = HttpReader(
+            HttpLimits(
+                total_s=UNARY_TIMEOUT_S, connect_s=CONNECT_TIMEOUT_S, max_bytes=MAX_INDEX_BYTES
+            )
+        )
         self._lock = asyncio.Lock()
 
     async def close(self) -> None:
         """Drop the HTTP connections."""
-        if self._http is not None:
-            await self._http.close()
+        await self._http.close()
 
     async def offers(self) -> Found:
-        """Every usable offer. Answers from memory for a few seconds; concurrent callers share one
-        search."""
+        """Return every usable offer.
+
+        It answers from memory for a few seconds. Callers at the same time share one search.
+        """
         async with self._lock:
-            if self._found is None or self._clock() > self._found[0] + OFFERS_FRESH_S:
-                self._found = (self._clock(), await self._search())
+            now = self._clock.monotonic()
+            if self._found is None or now > self._found[0] + OFFERS_FRESH_S:
+                self._found = (now, await self._search())
             return self._found[1]
 
     async def fresh_offer(self, offer: Offer) -> SignedOffer:
-        """The offer that the worker itself shows now: for a job that its last one no longer
-        fits."""
+        """Return the offer that the worker itself shows now, when its last one no longer fits.
+
+        Raises:
+            WorkerUnreachable: the worker does not answer, or another one answers.
+            OfferRejected: the new offer must not be used.
+        """
         link = await self._links.to(offer)
         signed = await link.get_offer()
         await self.verify(signed)
@@ -140,8 +154,11 @@ class Discovery:
         return signed
 
     async def offer_of(self, operator: Address) -> SignedOffer | None:
-        """The current offer of one worker: from the last search, else from its registered
-        endpoint."""
+        """Return the current offer of one worker, or None if it is not registered.
+
+        Raises:
+            WorkerUnreachable: the worker does not answer at its registered endpoint.
+        """
         found = await self.offers()
         known = next((s for s in found.offers if s.offer.operator == operator), None)
         if known is not None:
@@ -150,9 +167,13 @@ class Discovery:
         return await self._ask(worker) if worker is not None else None
 
     async def verify(self, signed: SignedOffer) -> None:
-        """`OfferRejected` for an offer that must not be used."""
+        """Check an offer.
+
+        Raises:
+            OfferRejected: it must not be used.
+        """
         offer = signed.offer
-        check_terms(offer, Timestamp(int(self._clock())))
+        check_terms(offer, Timestamp(int(self._clock.wall())))
         signer = offer_signer(self._chain.domain, signed)
         standing = await self._standing_of(offer.operator)
         session_key = signer != offer.operator and await self._chain.is_signer(
@@ -188,17 +209,10 @@ class Discovery:
         return signed
 
     async def _page(self, index: str) -> list[SignedOffer]:
-        if self._http is None:
-            timeout = aiohttp.ClientTimeout(total=UNARY_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
-            self._http = aiohttp.ClientSession(timeout=timeout)
-        url = index.rstrip("/") + "/v1/offers"
         try:
-            async with self._http.get(url, allow_redirects=False) as response:
-                if response.status != 200:
-                    raise WorkerUnreachable(f"the index answers {response.status}")
-                body = await _bounded(response)
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            raise WorkerUnreachable(f"the index does not answer: {type(error).__name__}") from None
+            body = await self._http.get(index.rstrip("/") + "/v1/offers")
+        except HttpError as error:
+            raise WorkerUnreachable(str(error)) from None
         return list(parse_page(body))
 
     async def _ask_everybody(self, troubles: list[str]) -> list[SignedOffer]:
@@ -213,13 +227,14 @@ class Discovery:
                 offers.append(signed)
 
         workers = [w async for w in self._chain.every_worker(MAX_REGISTRY_WORKERS) if w.active]
-        self._standing.update((w.operator, (self._clock(), w)) for w in workers)
+        now = self._clock.monotonic()
+        self._standing.update((w.operator, (now, w)) for w in workers)
         await _together(ask(worker) for worker in workers)
         return offers
 
     async def _ask(self, worker: RegisteredWorker) -> SignedOffer:
-        """The offer at a registered endpoint. Whoever answers there must show the operator's signed
-        offer, which names the certificate of this very connection."""
+        """The offer at a registered endpoint: signed by the operator, and naming the certificate of
+        this very connection."""
         link = await WorkerLink.connect(worker.endpoint, None)
         try:
             signed = await link.get_offer()
@@ -233,17 +248,16 @@ class Discovery:
         return signed
 
     async def _standing_of(self, operator: Address) -> RegisteredWorker | None:
-        known = self._standing.get(operator)
-        if known is None or self._clock() > known[0] + STANDING_LIFETIME_S:
+        known, now = self._standing.get(operator), self._clock.monotonic()
+        if known is None or now > known[0] + STANDING_LIFETIME_S:
             if len(self._standing) >= MAX_INDEX_OFFERS:
                 self._standing.clear()
-            known = (self._clock(), await self._chain.worker(operator))
+            known = (now, await self._chain.worker(operator))
             self._standing[operator] = known
         return known[1]
 
     async def _attempt(self, work: Awaitable[_T], what: str, troubles: list[str]) -> _T | None:
-        """One source or offer that is no good is a line of explanation, not the end of the
-        search."""
+        """The result, or None and a line that says why. One bad source does not end the search."""
         try:
             return await work
         except (
@@ -253,13 +267,12 @@ class Discovery:
             Refusal,
             MalformedInput,
         ) as error:
-            troubles.append(f"{what}: {error}")
+            troubles.append(one_line(f"{what}: {error}", MAX_TROUBLE_CHARACTERS))
             return None
 
 
 async def _together(works: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """All of them at once; the first failure ends the others and is raised as itself, not as a
-    group."""
+    """All of them at once. The first failure ends the others and is raised as itself."""
     try:
         async with asyncio.TaskGroup() as group:
             for work in works:
@@ -269,8 +282,11 @@ async def _together(works: Iterable[Coroutine[Any, Any, None]]) -> None:
 
 
 def parse_page(body: bytes) -> Iterable[SignedOffer]:
-    """The offers in an index's answer. What does not parse is left out: an index is a hint, not a
-    witness."""
+    """Yield the offers in an index's answer, without those that do not parse.
+
+    Raises:
+        MalformedInput: the answer is not a list of offers.
+    """
     try:
         page: Any = loads(body)
         entries = page["offers"]
@@ -283,13 +299,3 @@ def parse_page(body: bytes) -> Iterable[SignedOffer]:
             yield wire.decode_offer(base64.b64decode(entry["signed_offer"], validate=True))
         except (MalformedInput, KeyError, TypeError, binascii.Error, ValueError):
             continue
-
-
-async def _bounded(response: aiohttp.ClientResponse) -> bytes:
-    parts, size = [], 0
-    async for chunk in response.content.iter_chunked(64 * 1024):
-        size += len(chunk)
-        if size > MAX_INDEX_BYTES:
-            raise WorkerUnreachable(f"the index answers with more than {MAX_INDEX_BYTES} bytes")
-        parts.append(chunk)
-    return b"".join(parts)

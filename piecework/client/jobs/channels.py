@@ -1,7 +1,7 @@
 """The client's channels: choosing one for a job, sizing its deposit, and closing it.
 
-A channel is opened by an authorization that travels inside the first job; the worker submits it.
-The client sends no transaction and needs no gas to start.
+An authorization inside the first job opens a channel. The worker submits it. The client sends no
+transaction and needs no gas to start.
 """
 
 from __future__ import annotations
@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from piecework.base.amounts import Token
+from piecework.base.clock import Clock
 from piecework.base.errors import PieceworkError
 from piecework.chain.errors import RpcUnavailable
 from piecework.client.config import ClientConfig
-from piecework.client.discovery import ChainView, Clock
 from piecework.client.errors import InsufficientFunds
-from piecework.client.records import ChannelRow, ChannelStatus, JobRow
-from piecework.client.store import Store
+from piecework.client.journal.records import ChannelRow, ChannelStatus, JobRow
+from piecework.client.journal.store import Store
+from piecework.client.network.discovery import ChainView
 from piecework.client.wallet import Wallet
 from piecework_protocol.frames import Funding
 from piecework_protocol.objects import Channel, CloseChannel, FundChannel, Offer
@@ -37,17 +39,18 @@ class ChannelManager:
         chain: ChainView,
         wallet: Wallet,
         *,
-        token: Address,
+        token: Token,
         config: ClientConfig,
         clock: Clock,
         entropy: Callable[[int], bytes],
     ) -> None:
         self._store, self._chain, self._wallet = store, chain, wallet
-        self._token, self._config, self._clock, self._entropy = token, config, clock, entropy
+        self._money, self._token = token, Address(token.address or b"")
+        self._config, self._clock, self._entropy = config, clock, entropy
+        self._step = config.amounts(token).deposit
 
     async def for_offer(self, offer: Offer) -> ChannelRow:
-        """The open channel with this worker, or the terms of a new one, recorded and not yet
-        funded."""
+        """Return the open channel with this worker, or record a new one that is not funded yet."""
         terms = Channel(
             payer=self._wallet.payer.address,
             authorizer=self._wallet.authorizer.address,
@@ -62,8 +65,11 @@ class ChannelManager:
         return await asyncio.to_thread(self._store.open_channel, terms)
 
     async def admit(self, job: JobRow, prompt: str | None) -> ChannelRow:
-        """Record a job and make sure that its channel's deposit covers it, else
-        `InsufficientFunds`."""
+        """Record a job and make sure that its channel's deposit covers it.
+
+        Raises:
+            InsufficientFunds: the free balance is too small for that.
+        """
         await self.refresh_funding(job.channel_id)
         until = Timestamp(job.created_at + self._config.funding_lifetime_s)
         smallest = job.offer.offer.min_deposit
@@ -77,28 +83,26 @@ class ChannelManager:
             free = await self.free_balance()
 
         def grow(needed: Amount, deposit: Amount) -> Amount:
-            return deposit_total(
-                Amount(max(needed, smallest)), deposit, free, Amount(self._config.deposit)
-            )
+            least = Amount(max(needed, smallest))
+            return deposit_total(least, deposit, free, self._step, self._money)
 
         return await asyncio.to_thread(self._store.admit, job, prompt, grow, until)
 
     async def free_balance(self) -> Amount:
-        """Pooled base units that no pending authorization will take."""
+        """Return the pooled base units that no pending authorization will take."""
         pooled = await self._chain.pooled_balance(self._token, self._wallet.payer.address)
         pending = await asyncio.to_thread(self._store.pending_deposits, self._token)
         return Amount(max(0, pooled - pending))
 
     def funding(self, row: ChannelRow) -> Funding | None:
-        """The payer's authorization, for as long as the chain does not show the whole deposit."""
+        """Return the payer's authorization, until the chain shows the whole deposit."""
         if row.deposit <= row.funded:
             return None
         authorization = FundChannel(row.channel, row.deposit, row.funding_deadline)
         return Funding(authorization, sign(self._chain.domain, authorization, self._wallet.payer))
 
     async def refresh_funding(self, channel: ChannelId) -> ChannelRow:
-        """See whether a pending deposit has arrived. A chain that is away delays that, not the
-        job."""
+        """See whether a pending deposit has arrived. If the chain is away, the job goes on."""
         row = await asyncio.to_thread(self._store.channel, channel)
         if row.deposit <= row.funded:
             return row
@@ -120,19 +124,21 @@ class ChannelManager:
         return await asyncio.to_thread(self._store.channel, channel)
 
     def closing(self, row: ChannelRow) -> CloseChannel:
-        """What the client holds to be final: its own book."""
+        """Return what the client holds to be final: its own book."""
         v = row.book.voucher()
         return CloseChannel(v.channel, v.cumulative, v.count, v.receipts_root)
 
 
-def deposit_total(needed: Amount, deposit: Amount, free: Amount, step: Amount) -> Amount:
-    """A channel's new total deposit: at least `needed`, in whole steps if the free balance allows.
+def deposit_total(
+    needed: Amount, deposit: Amount, free: Amount, step: Amount, token: Token
+) -> Amount:
+    """Return a channel's new total deposit: at least `needed`, in whole steps if `free` allows.
 
-    `InsufficientFunds` when even the smallest raise is more than what is free. Base units
-    throughout.
+    Raises:
+        InsufficientFunds: even the smallest raise is more than what is free.
     """
     shortage = needed - deposit
     if shortage > free:
-        raise InsufficientFunds(Amount(shortage), free)
+        raise InsufficientFunds(token.amount(shortage), token.amount(free))
     steps = -(-shortage // step) * step if step else shortage
     return Amount(deposit + min(free, steps))

@@ -1,7 +1,7 @@
 """The client's journal: channels, jobs, receipts and vouchers, each recorded before it has an
 effect.
 
-Every method is one transaction (see `client.database`). The database is the only copy of the
+Every method is one transaction (see `journal.database`). The database is the only copy of the
 payer's book: nothing is cached in memory, so any number of jobs and processes may pay over one
 channel.
 """
@@ -14,9 +14,9 @@ from typing import Any
 
 import apsw
 
-from piecework.client.database import Database
-from piecework.client.errors import InsufficientFunds, StoreError
-from piecework.client.records import (
+from piecework.client.errors import StoreError
+from piecework.client.journal.database import Database
+from piecework.client.journal.records import (
     ChannelRow,
     ChannelStatus,
     Experience,
@@ -192,8 +192,7 @@ class Store:
             deposit = row.deposit
             if needed > deposit:
                 deposit = grow(needed, deposit)
-                if deposit < needed:
-                    raise InsufficientFunds(needed, deposit)
+                invariant(deposit >= needed, "a raised deposit covers what is needed")
             # An authorization is signed anew before it has lost half of its life to a slow worker.
             stale = 2 * (row.funding_deadline - job.created_at) < funding_deadline - job.created_at
             if deposit > row.funded and (deposit > row.deposit or stale):

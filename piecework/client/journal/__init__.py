@@ -1,0 +1,1 @@
+"""What the client must not lose: channels, jobs, receipts and vouchers on disk."""
