@@ -67,8 +67,9 @@ def settings_page() -> str:
         "# Settings\n",
         "A setting comes from a flag, else from the environment, else from `config.toml` in the\n"
         "home, else from its default. An unknown name is refused together with the nearest name.\n"
-        "Amounts are base units of the token. See [amounts](../glossary.md#base-unit). The\n"
-        "defaults of the worker are for a token with 6 decimals. They scale with another token.\n",
+        "Amounts of the worker are [base units](../glossary.md#base-unit). Their defaults are for\n"
+        "a token with 6 decimals and scale with another. Amounts of the client are numbers of\n"
+        'tokens in quotes, such as `"1.5"`.\n',
         'Lists are written `a = ["x", "y"]` in the file and `x,y` in the environment.\n',
     ]
     models: tuple[tuple[str, type[BaseModel]], ...] = (
@@ -267,7 +268,7 @@ def errors_page() -> str:
 
 def reasons_table() -> str:
     """Every `Reason`: its gRPC status, whether a retry may help, and what the client does."""
-    from piecework.client.selection import AFTER_REFUSAL
+    from piecework.client.jobs.selection import AFTER_REFUSAL
     from piecework_protocol.errors import Reason
 
     rows = [
