@@ -56,6 +56,17 @@ def _joined(parts: Iterable[str]) -> str:
 
 # --- settings
 
+SETTINGS_INTRODUCTION = """\
+A setting comes from a flag, else from the environment, else from `config.toml` in the home, else
+from its default. An unknown name is refused together with the nearest name.
+
+Amounts of the worker are [base units](../glossary.md#base-unit). Their defaults are for a token
+with 6 decimals and scale with another. Amounts of the client are numbers of tokens in quotes, such
+as `"1.5"`.
+
+Lists are written `a = ["x", "y"]` in the file and `x,y` in the environment.
+"""
+
 
 def settings_page() -> str:
     """Every setting of the worker and of the client."""
@@ -65,16 +76,7 @@ def settings_page() -> str:
     parts = [
         HEAD,
         "# Settings\n",
-        (
-            "A setting comes from a flag, else from the environment, else from `config.toml` in "
-            "the\n"
-            "home, else from its default. An unknown name is refused together with the nearest "
-            "name.\n"
-            "Amounts are base units of the token. See [amounts](../glossary.md#base-unit). The\n"
-            "defaults of the worker are for a token with 6 decimals. They scale with another "
-            "token.\n"
-        ),
-        'Lists are written `a = ["x", "y"]` in the file and `x,y` in the environment.\n',
+        SETTINGS_INTRODUCTION,
     ]
     models: tuple[tuple[str, type[BaseModel]], ...] = (
         ("worker", WorkerConfig),
