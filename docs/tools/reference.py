@@ -65,10 +65,15 @@ def settings_page() -> str:
     parts = [
         HEAD,
         "# Settings\n",
-        "A setting comes from a flag, else from the environment, else from `config.toml` in the\n"
-        "home, else from its default. An unknown name is refused together with the nearest name.\n"
-        "Amounts are base units of the token. See [amounts](../glossary.md#base-unit). The\n"
-        "defaults of the worker are for a token with 6 decimals. They scale with another token.\n",
+        (
+            "A setting comes from a flag, else from the environment, else from `config.toml` in "
+            "the\n"
+            "home, else from its default. An unknown name is refused together with the nearest "
+            "name.\n"
+            "Amounts are base units of the token. See [amounts](../glossary.md#base-unit). The\n"
+            "defaults of the worker are for a token with 6 decimals. They scale with another "
+            "token.\n"
+        ),
         'Lists are written `a = ["x", "y"]` in the file and `x,y` in the environment.\n',
     ]
     models: tuple[tuple[str, type[BaseModel]], ...] = (
@@ -246,20 +251,27 @@ def errors_page() -> str:
     parts = [HEAD, "# Errors\n"]
     parts += [
         "## Refusals of a worker\n",
-        "A worker declines or ends a job with one of these. The name is\n"
-        "`google.rpc.ErrorInfo.reason` on the wire, `error.reason.label` in the SDK and the label\n"
-        "of `piecework_refusals_total`. A refusal moves no money.\n",
+        (
+            "A worker declines or ends a job with one of these. The name is\n"
+            "`google.rpc.ErrorInfo.reason` on the wire, `error.reason.label` in the SDK and the "
+            "label\n"
+            "of `piecework_refusals_total`. A refusal moves no money.\n"
+        ),
         reasons_table(),
         "## Errors of the gateway\n",
-        "The gateway answers in the shape of OpenAI: "
-        '`{"error": {"message", "type", "param", "code"}}`.\n',
+        (
+            "The gateway answers in the shape of OpenAI: "
+            '`{"error": {"message", "type", "param", "code"}}`.\n'
+        ),
         table(
             ("status", "type", "code", "when", "what to do"),
             [tuple(str(cell) for cell in row) for row in NOTES["gateway"]["rows"]],
         ),
         "## Exceptions\n",
-        "Every error that Piecework raises on purpose derives from `PieceworkError`. The SDK\n"
-        "raises these:\n",
+        (
+            "Every error that Piecework raises on purpose derives from `PieceworkError`. The SDK\n"
+            "raises these:\n"
+        ),
         exceptions_table(),
     ]
     return _joined(parts)
