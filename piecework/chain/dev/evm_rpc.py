@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from piecework.base.errors import PieceworkError
 from piecework.chain.dev.evm import (
     CallMessage,
     Evm,
@@ -26,7 +27,7 @@ _PARSE, _INVALID, _NO_METHOD, _PARAMS, _SERVER, _REVERT = -32700, -32600, -32601
 _FINAL_TAGS = frozenset({"latest", "safe", "finalized"})
 
 
-class Rejected(Exception):
+class Rejected(PieceworkError):
     """A JSON-RPC error object to answer with."""
 
     def __init__(self, code: int, message: str, data: str | None = None) -> None:
