@@ -67,7 +67,8 @@ def settings_page() -> str:
         "# Settings\n",
         "A setting comes from a flag, else from the environment, else from `config.toml` in the\n"
         "home, else from its default. An unknown name is refused together with the nearest name.\n"
-        "Amounts are base units of the token. See [amounts](../glossary.md#base-unit).\n",
+        "The worker's amounts are [base units](../glossary.md#base-unit) of the token.\n"
+        'The client\'s amounts are numbers of tokens in quotes, such as `"1.5"`.\n',
         'Lists are written `a = ["x", "y"]` in the file and `\'["x", "y"]\'` in the environment.\n',
     ]
     models: tuple[tuple[str, type[BaseModel]], ...] = (
@@ -87,7 +88,7 @@ def settings_page() -> str:
 
 def note(role: str, name: str, schema: Mapping[str, Any]) -> str:
     """The sentence about a setting: ours, else the one in the code."""
-    return one_line(NOTES["settings"][role].get(name) or schema.get("description"))
+    return one_line(NOTES["settings"].get(role, {}).get(name) or schema.get("description"))
 
 
 def kind_of(schema: Mapping[str, Any]) -> str:
