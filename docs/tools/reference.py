@@ -95,7 +95,7 @@ def settings_page() -> str:
 
 def note(role: str, name: str, schema: Mapping[str, Any]) -> str:
     """The sentence about a setting: ours, else the one in the code."""
-    return one_line(NOTES["settings"][role].get(name) or schema.get("description"))
+    return one_line(NOTES["settings"].get(role, {}).get(name) or schema.get("description"))
 
 
 def kind_of(schema: Mapping[str, Any]) -> str:

@@ -90,8 +90,8 @@ class InsufficientFunds(ClientError):
     """
 
     def __init__(self, needed: TokenAmount, available: TokenAmount, where: str = "") -> None:
-        place = where or "free in the escrow. Deposit more: piecework client deposit AMOUNT"
-        super().__init__(f"{needed} are needed, and {available} are {place}")
+        place = where or " are free in the escrow. Deposit more: piecework client deposit AMOUNT"
+        super().__init__(f"{needed} are needed, and {available}{place}")
         self.needed = needed
         self.available = available
 

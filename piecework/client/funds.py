@@ -116,7 +116,7 @@ class Funds:
         held = await self._reader.token_balance(token, self._payer)
         if held < units:
             there = self._money.amount(held)
-            raise InsufficientFunds(self._money.amount(units), there, "in the payer's account")
+            raise InsufficientFunds(self._money.amount(units), there, " are in the payer's account")
         approve, deposit = calls.approve_and_deposit(self._deployment, token, units, self._payer)
         if await self._reader.allowance(token, self._payer, self._deployment.escrow) < units:
             await self._sender.execute(approve)
@@ -297,7 +297,7 @@ class Funds:
         units = free if wanted is None else wanted
         if units > free:
             raise InsufficientFunds(
-                self._money.amount(units), self._money.amount(free), "free in the escrow"
+                self._money.amount(units), self._money.amount(free), " are free in the escrow"
             )
         if units:
             token = self._deployment.token

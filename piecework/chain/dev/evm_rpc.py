@@ -32,12 +32,12 @@ class Rejected(PieceworkError):
 
     def __init__(self, code: int, message: str, data: str | None = None) -> None:
         super().__init__(message)
-        self.code = code
+        self.rpc_code = code
         self.message = message
         self.data = data
 
     def to_json(self) -> dict[str, Any]:
-        error: dict[str, Any] = {"code": self.code, "message": self.message}
+        error: dict[str, Any] = {"code": self.rpc_code, "message": self.message}
         return error if self.data is None else error | {"data": self.data}
 
 

@@ -29,6 +29,7 @@ from tests.support.fake_worker import STORY, FakeWorker
 
 WHOLE = " ".join(STORY)
 PASSWORD = "correct horse"
+EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
 
 pytestmark = [pytest.mark.process, pytest.mark.slow]
 
@@ -255,3 +256,44 @@ async def test_errors_are_one_line_without_a_traceback(harness: CommandStage) ->
     nowhere = ("--home", "/proc/nowhere/client")
     line = await harness.command(*other, *nowhere, expect=1, home=False)
     assert line.startswith("error: cannot make the folder /proc/nowhere") and line.count("\n") == 1
+
+
+async def example(harness: CommandStage, name: str, **environment: str) -> str:
+    """Run a program of `examples/` as a user would; its standard output."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-P", str(EXAMPLES / f"{name}.py")),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={
+            **os.environ,
+            "PIECEWORK_PASSWORD": PASSWORD,
+            "PIECEWORK_HOME": str(harness.folder),
+            **environment,
+        },
+    )
+    out, err = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode == 0, err.decode()
+    return out.decode()
+
+
+async def test_the_examples_do_what_they_say(harness: CommandStage) -> None:
+    await make_client(harness, 5 * USD)
+    await harness.command("client", "deposit", "3")
+    asked = await example(harness, "ask")
+    assert asked.startswith(WHOLE) and "tUSDC" in asked
+    streamed = await example(harness, "stream")
+    assert WHOLE in streamed and "at most" in streamed and " 0 drafts" not in streamed
+    quoted = await example(harness, "quote")
+    assert "reliability" in quoted and "refused: no_worker_fits" in quoted
+    harness.worker.script.drop_after = [1]
+    resumed = await example(harness, "resume", PIECEWORK_CLIENT_RESUME_ATTEMPTS="0")
+    assert resumed.startswith("interrupted: ") and WHOLE in resumed
+    proved = await example(harness, "receipts")
+    count = proved.strip().splitlines()[-1].split()[0]
+    assert int(count) > 8 and f"{count} of {count} receipts proved" in proved
+    await harness.mine_funding()
+    moved = await example(harness, "money")
+    assert "closed together with the worker" in moved and "withdrawn" in moved
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == {
+        *("ask", "stream", "quote", "resume", "receipts", "money")
+    }

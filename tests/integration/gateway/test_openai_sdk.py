@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -423,7 +424,7 @@ async def test_without_a_key_only_loopback_names_are_answered(setting: Setting) 
             assert response.status == 400
         async with http.post(
             url + "/v1/chat/completions",
-            data=b" " * (5 << 20),
+            data=io.BytesIO(b" " * (5 << 20)),
             headers={"Content-Type": "application/json"},
         ) as response:
             assert response.status == 413
