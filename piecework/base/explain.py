@@ -27,7 +27,7 @@ INTERRUPTED: Final = 130
 """128 + SIGINT, as a shell reports it."""
 
 EXTRAS: Final[Mapping[str, frozenset[str]]] = {
-    "cli": frozenset({"platformdirs", "rich", "structlog", "typer"}),
+    "cli": frozenset({"rich", "structlog", "typer"}),
     "gateway": frozenset({"prometheus_client"}),
     "market": frozenset({"prometheus_client"}),
     "vllm": frozenset(
