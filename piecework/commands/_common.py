@@ -14,6 +14,7 @@ import typer
 
 from piecework.base.entry import fail, guard, run
 from piecework.base.files import read
+from piecework.base.homes import default_home
 
 if TYPE_CHECKING:
     from piecework.base.amounts import Token
@@ -94,14 +95,7 @@ def one_of(option: str, value: str, choices: Sequence[str]) -> str:
 
 def home(role: str, chosen: Path | None) -> Path:
     """The role's home: `--home`, else $PIECEWORK_HOME/ROLE, else in the platform's data folder."""
-    if chosen is not None:
-        return chosen
-    from_environment = os.environ.get("PIECEWORK_HOME")
-    if from_environment:
-        return Path(from_environment) / role
-    import platformdirs
-
-    return platformdirs.user_data_path("piecework") / role
+    return default_home(role) if chosen is None else chosen
 
 
 def model_store(chosen: Path | None = None) -> ModelStore:
