@@ -153,6 +153,7 @@ def start(
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+    log_format: Annotated[str | None, typer.Option(help="auto, human or json.")] = None,
     home: HomeOption = None,
     password_file: PasswordFile = None,
 ) -> None:
@@ -171,6 +172,7 @@ def start(
         "indexes": tuple(index) if index else None,
         "device": device,
         "log_level": log_level,
+        "log_format": log_format,
     }
     common.run(serve(common.home("worker", home), flags, common.password(password_file)))
 
