@@ -131,12 +131,16 @@ class ChainReader:
         timeout_s: float = DEFAULT_RPC_TIMEOUT_S,
         finality: Finality = FINALIZED,
     ) -> Self:
-        """Connect and `verify`; `rpc_url` replaces the deployment's. Close with `close`."""
+        """Connect, `verify`, and compare the token; `rpc_url` replaces the deployment's.
+
+        Close with `close`.
+        """
         reader = cls(
             HttpRpc(rpc_url or deployment.rpc_url, timeout_s=timeout_s), deployment, finality
         )
         try:
             await reader.verify()
+            await reader.verify_token()
         except BaseException:
             await reader.close()
             raise
@@ -163,7 +167,7 @@ class ChainReader:
     # --- is this the right chain?
 
     async def verify(self) -> None:
-        """Compare the chain with the deployment: chain id, code, domain, decimals and symbol.
+        """Compare the chain with the deployment: chain id, code and domain.
 
         Raises:
             WrongChain: something differs.
@@ -193,6 +197,18 @@ class ChainReader:
         (separator,) = await self._escrow("DOMAIN_SEPARATOR")
         if separator != self.domain.separator():
             raise WrongChain("the escrow signs under another domain than this program")
+
+    async def verify_token(self) -> None:
+        """Compare the token's decimals and symbol with the deployment.
+
+        Not a part of `verify`, which a worker repeats: an issuer may rename its token, and claims
+        of a channel do not depend on its name.
+
+        Raises:
+            WrongChain: something differs.
+            BadDeployment: the token does not say how many decimals it has.
+        """
+        expected = self.deployment
         token = await read_token(self.rpc, expected.token)
         if token != expected.payment_token:
             raise WrongChain(

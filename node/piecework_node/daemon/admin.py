@@ -165,7 +165,8 @@ async def ask_daemon(home: Path, method: str, path: str) -> dict[str, Any]:
             f"no worker runs in {home}. Start it with `piecework worker start`."
         ) from None
     try:
-        async with HttpReader(ASK_LIMITS) as http:
+        # The daemon runs on this machine, whatever it binds to. A proxy must not see the token.
+        async with HttpReader(ASK_LIMITS, proxies=dict) as http:
             if method == "GET":
                 body = loads(await http.get(url))
             else:

@@ -7,9 +7,9 @@ nothing of how jobs are admitted or how vouchers are claimed.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from dataclasses import replace
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 from piecework.base.errors import PieceworkError
 from piecework.chain.reader import ChannelOnChain
@@ -36,6 +36,7 @@ from piecework_protocol.states import ChannelState, JobState, channel_path
 from piecework_protocol.types import Address, Amount, ChannelId, Signature
 from piecework_protocol.worker_session import AllowCanvases, Outcome, acknowledgement
 
+T = TypeVar("T")
 JOBS_RETRY_S: Final = 1.0
 """After which a client may ask again to close a channel whose jobs are still running."""
 FUNDING_RETRY_S: Final = 5.0
@@ -103,6 +104,10 @@ class Channels:
         """Forget a channel that no job was ever admitted on."""
         if not live.journaled and not live.jobs:
             self._channels.pop(live.id, None)
+
+    async def shielded(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run work on channels to its end even if the caller is cancelled."""
+        return await self._runtime.shielded(work)
 
     # --- money
 

@@ -94,9 +94,13 @@ class Settler:
         live = self._channels.get(final.channel)
         if live is None:
             return agreed, b""
+        # A client that hangs up must not stop it between the nonce that it takes and the broadcast.
+        return agreed, await self._channels.shielded(self._submit_closing(live))
+
+    async def _submit_closing(self, live: LiveChannel) -> bytes:
         async with self._lock:
             await self._attempt("close", self._close(live))
-        return agreed, self._transactions.latest(live.id, TxKind.CLOSE)
+        return self._transactions.latest(live.id, TxKind.CLOSE)
 
     # --- for the operator
 

@@ -71,6 +71,15 @@ async def test_a_file_with_other_decimals_or_another_symbol_is_refused(any_chain
                 await ChainReader.connect(wrong)
 
 
+async def test_a_worker_that_runs_trusts_its_chain_after_the_token_was_renamed(
+    any_chain: Chain,
+) -> None:
+    async with deployed(any_chain) as market:
+        before = replace(market.deployment, token_symbol="OLD")
+        async with ChainReader(HttpRpc(any_chain.url), before) as reader:
+            await reader.verify()
+
+
 async def test_a_contract_without_decimals_cannot_be_a_markets_token(any_chain: Chain) -> None:
     token = await created(any_chain, None, b"NONE")
     async with HttpRpc(any_chain.url) as rpc:

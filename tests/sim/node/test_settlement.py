@@ -3,8 +3,12 @@ once."""
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
+from piecework.chain.calls import Claim
+from piecework.chain.rawtx import SignedTransaction
 from piecework_node.journal.records import TxKind, TxState
 from piecework_protocol.errors import Reason, Refusal
 from piecework_protocol.objects import CloseChannel
@@ -20,9 +24,9 @@ from tests.support.node.settlement import make_settler
 class Bank:
     """A worker that settles on a fake chain."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: FakePort | None = None) -> None:
         self.harness = WorkerHarness()
-        self.port = FakePort()
+        self.port = port or FakePort()
         self.harness.chain = self.port
 
     async def boot(self, switch: KillSwitch | None = None) -> None:
@@ -41,8 +45,22 @@ class Bank:
         return line
 
 
-async def bank() -> tuple[Bank, Client]:
-    made = Bank()
+class SlowPort(FakePort):
+    """A chain that waits for a word before it gives out the closing that was prepared."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.go_on = asyncio.Event(), asyncio.Event()
+
+    async def prepare_close(self, claim: Claim) -> SignedTransaction:
+        tx = await super().prepare_close(claim)
+        self.asked.set()
+        await self.go_on.wait()
+        return tx
+
+
+async def bank(port: FakePort | None = None) -> tuple[Bank, Client]:
+    made = Bank(port)
     await made.boot()
     client = Client(made.harness)
     client.open_on_chain()
@@ -222,6 +240,23 @@ async def test_a_channel_is_closed_together_and_everything_is_paid() -> None:
     assert made.port.channels[client.id].state is ChannelState.CLOSED
     assert made.port.paid[client.id] == client.book.cumulative
     assert len(made.port.broadcasts) == 1
+
+
+async def test_a_client_that_hangs_up_during_a_closing_leaves_no_gap_in_the_nonces() -> None:
+    port = SlowPort()
+    made, client = await bank(port)
+    await made.trade(client)
+    agreed = client.book.voucher()
+    final = CloseChannel(agreed.channel, agreed.cumulative, agreed.count, agreed.receipts_root)
+    asked = sign(DOMAIN, final, client.signer)
+    call = asyncio.create_task(made.settler.close_channel(client.channel, final, asked))
+    await port.asked.wait()
+    call.cancel()
+    await asyncio.gather(call, return_exceptions=True)
+    port.go_on.set()
+    await made.harness.runtime.wait_idle()
+    assert [tx.tx.nonce for tx in made.settler.under_way] == [0]
+    assert port.broadcasts == [made.settler.under_way[0].tx.hash]
 
 
 async def test_a_closing_that_is_not_the_latest_voucher_is_refused() -> None:

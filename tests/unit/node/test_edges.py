@@ -237,6 +237,20 @@ async def test_the_buttons_need_the_token_and_reading_does_not(
     assert operations.pressed == ["settle", "drain"]
 
 
+async def test_the_token_goes_to_the_daemon_and_not_to_a_proxy_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    monkeypatch.setenv("no_proxy", "")
+    operations = Operations()
+    server = AdminServer(operations, admin_token(tmp_path), "0.0.0.0")  # noqa: S104
+    port = await server.start("127.0.0.1", 0)
+    (tmp_path / ADDRESS_FILE).write_text(json.dumps({"host": "0.0.0.0", "port": port}))  # noqa: S104
+    await ask_daemon(tmp_path, "POST", "/drain")
+    await server.stop()
+    assert operations.pressed == ["drain"]
+
+
 async def test_a_rebound_name_reaches_nothing(admin: tuple[Operations, str, Path]) -> None:
     _, url, _ = admin
     async with aiohttp.ClientSession() as session:
