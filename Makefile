@@ -1,10 +1,11 @@
 # make demo   a whole market on this machine: chain, index, worker, gateway, one paid job, settled
 # make test   every check and every test
+# make deep   what takes longer: mutants, and the contracts with the long fuzz profile
 # make quick  style, types, import directions and the pure tests: under two minutes
 # make docs   the documentation site, into build/site
 # All create .venv in the checkout on first use, are safe to run again, and quick the second time.
 
-.PHONY: demo test quick check contracts unit mutants docs reference wheel wheel-test constraints lock clean
+.PHONY: demo test quick deep check contracts unit mutants docs reference wheel wheel-test constraints lock clean
 .DEFAULT_GOAL := demo
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
@@ -44,11 +45,15 @@ unit: .venv/.dev $(NPM:%=%/node_modules/.package-lock.json)
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report
 
+# What takes too long for every change. Run it before a release, and log it in docs/LOG.md.
+deep: mutants
+	contracts/tools/check.sh ci
+
 # Whether the tests notice: the modules that decide about money (mutmut), then the contracts (forge).
 mutants: .venv/.dev contracts/node_modules/.package-lock.json
 	@$(PIP) --editable '.[mutants]'
-	-$(BIN)/python -m tests.mutants.python
-	$(BIN)/python -m tests.mutants.solidity $(ARGS)
+	-$(BIN)/python -P -m tests.mutants.python
+	$(BIN)/python -P -m tests.mutants.solidity $(ARGS)
 
 # The site, strictly: a broken link or anchor fails. The theme's notice on the future of mkdocs is
 # known (ADR 9).

@@ -56,6 +56,17 @@ def _joined(parts: Iterable[str]) -> str:
 
 # --- settings
 
+SETTINGS_INTRODUCTION = """\
+A setting comes from a flag, else from the environment, else from `config.toml` in the home, else
+from its default. An unknown name is refused together with the nearest name.
+
+Amounts of the worker are [base units](../glossary.md#base-unit). Their defaults are for a token
+with 6 decimals and scale with another. Amounts of the client are numbers of tokens in quotes, such
+as `"1.5"`.
+
+Lists are written `a = ["x", "y"]` in the file and `x,y` in the environment.
+"""
+
 
 def settings_page() -> str:
     """Every setting of the worker and of the client."""
@@ -65,11 +76,7 @@ def settings_page() -> str:
     parts = [
         HEAD,
         "# Settings\n",
-        "A setting comes from a flag, else from the environment, else from `config.toml` in the\n"
-        "home, else from its default. An unknown name is refused together with the nearest name.\n"
-        "The worker's amounts are [base units](../glossary.md#base-unit) of the token.\n"
-        'The client\'s amounts are numbers of tokens in quotes, such as `"1.5"`.\n',
-        'Lists are written `a = ["x", "y"]` in the file and `\'["x", "y"]\'` in the environment.\n',
+        SETTINGS_INTRODUCTION,
     ]
     models: tuple[tuple[str, type[BaseModel]], ...] = (
         ("worker", WorkerConfig),
@@ -156,7 +163,8 @@ def commands_page() -> str:
     )
     parts.append(
         "The password of a key comes from `PIECEWORK_PASSWORD`, from `--password-file`, or from\n"
-        "the terminal. A home is `--home`, else `PIECEWORK_HOME`, else the user's data folder.\n"
+        "the terminal. A home is `--home`, else the role's folder in `PIECEWORK_HOME`, else a\n"
+        "folder for user data.\n"
     )
     for name, summary in COMMANDS.items():
         module = importlib.import_module(f"piecework.commands.{name}")
@@ -245,20 +253,27 @@ def errors_page() -> str:
     parts = [HEAD, "# Errors\n"]
     parts += [
         "## Refusals of a worker\n",
-        "A worker declines or ends a job with one of these. The name is\n"
-        "`google.rpc.ErrorInfo.reason` on the wire, `error.reason.label` in the SDK and the label\n"
-        "of `piecework_refusals_total`. A refusal moves no money.\n",
+        (
+            "A worker declines or ends a job with one of these. The name is\n"
+            "`google.rpc.ErrorInfo.reason` on the wire, `error.reason.label` in the SDK and the "
+            "label\n"
+            "of `piecework_refusals_total`. A refusal moves no money.\n"
+        ),
         reasons_table(),
         "## Errors of the gateway\n",
-        "The gateway answers in the shape of OpenAI: "
-        '`{"error": {"message", "type", "param", "code"}}`.\n',
+        (
+            "The gateway answers in the shape of OpenAI: "
+            '`{"error": {"message", "type", "param", "code"}}`.\n'
+        ),
         table(
             ("status", "type", "code", "when", "what to do"),
             [tuple(str(cell) for cell in row) for row in NOTES["gateway"]["rows"]],
         ),
         "## Exceptions\n",
-        "Every error that Piecework raises on purpose derives from `PieceworkError`. The SDK\n"
-        "raises these:\n",
+        (
+            "Every error that Piecework raises on purpose derives from `PieceworkError`. The SDK\n"
+            "raises these:\n"
+        ),
         exceptions_table(),
     ]
     return _joined(parts)

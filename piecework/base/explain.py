@@ -27,9 +27,9 @@ INTERRUPTED: Final = 130
 """128 + SIGINT, as a shell reports it."""
 
 EXTRAS: Final[Mapping[str, frozenset[str]]] = {
-    "cli": frozenset({"platformdirs", "rich", "typer"}),
-    "gateway": frozenset({"prometheus_client", "structlog"}),
-    "market": frozenset({"prometheus_client", "structlog"}),
+    "cli": frozenset({"rich", "structlog", "typer"}),
+    "gateway": frozenset({"prometheus_client"}),
+    "market": frozenset({"prometheus_client"}),
     "vllm": frozenset(
         {
             "grpc_health",
@@ -38,7 +38,6 @@ EXTRAS: Final[Mapping[str, frozenset[str]]] = {
             "huggingface_hub",
             "jinja2",
             "prometheus_client",
-            "structlog",
             "tokenizers",
             "transformers",
             "yarl",

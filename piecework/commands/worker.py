@@ -20,6 +20,11 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Payout = Annotated[
     str | None, typer.Option(help="Cold address that earns; its key stays elsewhere.")
 ]
+VllmModel = Annotated[str, typer.Option(help="What vLLM calls the model; empty: its only one.")]
+Faucet = Annotated[
+    bool, typer.Option("--faucet", help="Development chains: take stake and gas there.")
+]
+NoRegister = Annotated[bool, typer.Option("--no-register", help="Only write the files.")]
 StepsPrice = Annotated[
     str,
     typer.Option(help="Tokens for a thousand denoising steps; empty: 0.001, or 0 with --vllm."),
@@ -52,15 +57,9 @@ def init(
     index: Indexes = None,
     model: Model = "",
     vllm: VllmEndpoints = None,
-    vllm_model: Annotated[
-        str, typer.Option(help="What vLLM calls the model; empty: its only one.")
-    ] = "",
-    faucet: Annotated[
-        bool, typer.Option("--faucet", help="Development chains: take stake and gas there.")
-    ] = False,
-    no_register: Annotated[
-        bool, typer.Option("--no-register", help="Only write the files.")
-    ] = False,
+    vllm_model: VllmModel = "",
+    faucet: Faucet = False,
+    no_register: NoRegister = False,
     home: HomeOption = None,
     password_file: PasswordFile = None,
     json: Json = False,

@@ -191,8 +191,10 @@ def _facts(report: dict[str, Any], token: Token) -> list[tuple[str, str]]:
         ),
         (
             "work",
-            f"{named}, {report['canvases']} canvases, {report['tokens']} tokens, "
-            f"{report['denoising_steps']} denoising steps",
+            (
+                f"{named}, {report['canvases']} canvases, {report['tokens']} tokens, "
+                f"{report['denoising_steps']} denoising steps"
+            ),
         ),
         ("voucher", f"{token.format(voucher['cumulative'])} for {voucher['count']} receipts"),
         ("receipts root", short(report["receipts_root"])),

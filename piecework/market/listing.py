@@ -75,7 +75,7 @@ class Entry:
 
 def blended_price(model: ModelOffer) -> int:
     """One number to compare by: base units for a million output tokens at a canvas's mean steps."""
-    steps = MEAN_STEPS if model.max_steps > MEAN_STEPS else model.max_steps
+    steps = min(model.max_steps, MEAN_STEPS)
     per_token = steps * model.price_per_thousand_steps * 1000 // model.canvas_size
     return model.price_per_million_output_tokens + per_token
 

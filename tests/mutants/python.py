@@ -10,6 +10,7 @@ repeats only what changed.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -40,6 +41,7 @@ TESTS = (
     "tests/unit/node/test_settlement_policy.py",
     "tests/conformance",
 )
+MUTMUT = (sys.executable, "-P", "-m", "mutmut")
 CONFIG = """
 [tool.mutmut]
 source_paths = ["src"]
@@ -50,6 +52,11 @@ pytest_add_cli_args_test_selection = {tests}
 do_not_mutate_patterns = ["raise Refusal", "raise ProtocolViolation", "raise MalformedInput"]
 timeout_multiplier = 3.0
 """
+
+
+def environment() -> dict[str, str]:
+    """What mutmut runs with. It finds the tests in the stage, whatever folder it is started in."""
+    return {**os.environ, "PYTHONPATH": str(STAGE)}
 
 
 def stage() -> None:
@@ -75,13 +82,19 @@ def _copy(source: Path, target: Path) -> None:
 
 def report() -> None:
     """Print the survivors and the score. A mutant that no chosen test reaches has survived."""
-    mutmut = [sys.executable, "-m", "mutmut", "results", "--all", "true"]
-    listed = subprocess.run(mutmut, cwd=STAGE, capture_output=True, text=True, check=True)
+    listed = subprocess.run(
+        [*MUTMUT, "results", "--all", "true"],
+        cwd=STAGE,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     verdicts = dict(re.findall(r"^\s*(\S+): (.+)$", listed.stdout, re.MULTILINE))
     alive = sorted(name for name, said in verdicts.items() if said in {"survived", "no tests"})
     for name in alive:
         print(f"survived  {name}")
-    print(f"See one: cd {STAGE.relative_to(ROOT)} && {sys.executable} -m mutmut show NAME")
+    print(f"See one: cd {STAGE.relative_to(ROOT)} && python -m mutmut show NAME")
     print(f"python: {len(verdicts) - len(alive)} of {len(verdicts)} mutants killed")
 
 
@@ -90,8 +103,9 @@ def main() -> int:
     children = sys.argv[1] if len(sys.argv) > 1 else "2"
     STAGE.mkdir(parents=True, exist_ok=True)
     stage()
-    mutmut = [sys.executable, "-m", "mutmut", "run", "--max-children", children]
-    ran = subprocess.run(mutmut, cwd=STAGE, check=False)
+    ran = subprocess.run(
+        [*MUTMUT, "run", "--max-children", children], cwd=STAGE, env=environment(), check=False
+    )
     report()
     return ran.returncode
 

@@ -18,9 +18,7 @@ from tests.repo.test_documents import ROOT, sources
 from tests.support import distributions
 from tests.support.distributions import PROJECT, declared, installed_with, modules_of
 
-# What can only be found from the root of the checkout: it is not part of an installation.
-FROM_THE_CHECKOUT = ("tests.", "bench.")
-UNSAFE_START = re.compile(r"python[\d.]*\"?,? \"?-m\"?,? \"?(?P<module>[\w.]+)")
+UNSAFE_START = re.compile(r"python[\d.]*\"?,? \"?-m\"?,? \"?(?P<module>piecework[\w.]*)")
 SHIPPED = ("piecework", "piecework_model", "piecework_node", "piecework_protocol")
 # Not declared: `make check` alone generates code; builds of torch for CUDA bring their own triton.
 UNDECLARED = {"grpc_tools", "triton"}
@@ -32,13 +30,11 @@ LOCKS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "chain": (("chain",), ("worker",)),
     "build": ((), ()),
 }
-DEVELOPMENT = {"dev", "docs", "mutants"}
-"""Extras of the checkout. No program of a user imports what they bring."""
 STARTED_BY_TEXT = ("docker-compose.yml", "Makefile", "Dockerfile", ".ci/run")
 
 
 def unsafe_starts(path: Path) -> list[str]:
-    """Where a Python file starts an installed module as a child without `-P`."""
+    """Where a Python file starts a module of ours as a child without `-P`."""
     found = []
     for node in ast.walk(ast.parse(path.read_text(), str(path))):
         if not isinstance(node, ast.Tuple | ast.List | ast.Call):
@@ -46,8 +42,7 @@ def unsafe_starts(path: Path) -> list[str]:
         items = node.args if isinstance(node, ast.Call) else node.elts
         words = [str(i.value) if isinstance(i, ast.Constant) else "" for i in items]
         for before, option, module in zip(words, words[1:], words[2:], strict=False):
-            installed = isinstance(module, str) and not module.startswith(FROM_THE_CHECKOUT)
-            if option == "-m" and before not in ("-P", "-I") and installed:
+            if option == "-m" and before != "-P" and module.startswith("piecework"):
                 found.append(f"{path.relative_to(ROOT)}:{node.lineno} {module}")
     return found
 
@@ -80,14 +75,15 @@ def test_every_library_that_is_imported_is_declared_and_not_borrowed_from_anothe
     }
     libraries = imported - set(SHIPPED) - set(sys.stdlib_module_names)
     names = [
-        requirement.name for requirement in declared(distributions.EXTRAS.keys() - DEVELOPMENT)
+        requirement.name
+        for requirement in declared(distributions.EXTRAS.keys() - distributions.FOR_DEVELOPERS)
     ]
     assert libraries - modules_of(names) == UNDECLARED
 
 
 def test_the_line_about_a_missing_package_names_the_extras_that_pyproject_has() -> None:
     base, imported = {requirement.name for requirement in declared([])}, _imported_names()
-    assert EXTRAS.keys() == distributions.EXTRAS.keys() - {"demo", *DEVELOPMENT}
+    assert EXTRAS.keys() == distributions.EXTRAS.keys() - distributions.FOR_DEVELOPERS - {"demo"}
     for extra, modules in EXTRAS.items():
         own = [Requirement(text) for text in distributions.EXTRAS[extra]]
         brought = modules_of(r.name for r in own if r.name not in base | {"piecework"})

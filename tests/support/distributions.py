@@ -17,6 +17,9 @@ PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["
 OURS = canonicalize_name(PROJECT["name"])
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 
+FOR_DEVELOPERS = {"dev", "docs", "mutants"}
+"""Extras of the checkout. No program of a user imports what they bring."""
+
 
 def declared(extras: Iterable[str]) -> list[Requirement]:
     """What pyproject.toml asks for, with the extras that the named extras contain."""

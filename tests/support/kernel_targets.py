@@ -14,7 +14,8 @@ from typing import Any
 
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, compile
+from triton.compiler import ASTSource
+from triton.compiler import compile as compile_kernel
 
 from piecework_model.layers import matmul as products
 from piecework_model.layers import matmul_kernels as product_kernels
@@ -107,7 +108,7 @@ def compiled(capability: int) -> Iterator[dict[str, Any]]:
     """Each kernel on one target."""
     options = {"num_warps": moe_triton.WARPS, "num_stages": moe_triton.STAGES}
     for name, kernel in sources(capability):
-        made = compile(kernel, GPUTarget("cuda", capability, WARP_THREADS), options)
+        made = compile_kernel(kernel, GPUTarget("cuda", capability, WARP_THREADS), options)
         ptx = made.asm["ptx"]
         yield {
             "target": capability,

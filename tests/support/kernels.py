@@ -12,7 +12,8 @@ import sys
 from typing import Any
 
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, compile
+from triton.compiler import ASTSource
+from triton.compiler import compile as compile_kernel
 
 from piecework_model.sampling import sampler_kernels, sampler_triton
 
@@ -59,7 +60,7 @@ def main() -> None:
             for kernel in ("summarise", "decide", "soften"):
                 target = GPUTarget("cuda", capability, WARP_THREADS)
                 options = {"num_warps": sampler_triton.WARPS}
-                compiled = compile(source(kernel, logits), target=target, options=options)
+                compiled = compile_kernel(source(kernel, logits), target=target, options=options)
                 ptx = compiled.asm["ptx"]
                 found.append(
                     {

@@ -41,15 +41,10 @@ APP = """
 import client, model
 assert client.MINE and model.MINE
 import piecework.client
-names = getattr(piecework.client, "__all__", None)
-if names is None:
-    from piecework.client.sdk import PieceworkClient
-else:
-    from piecework.client import *
-    missing = [name for name in names if name not in globals()]
-    assert not missing, missing
-import sys
-print(sorted({name.partition(".")[0] for name in sys.modules}))
+from piecework.client import *
+missing = [name for name in piecework.client.__all__ if name not in globals()]
+assert not missing, missing
+print(len(piecework.client.__all__), "names")
 """
 
 
@@ -194,7 +189,7 @@ def test_a_client_is_installed_without_torch_and_terminal_and_names_the_extra_it
     environment.pip("check")
     result = environment.run("python", "app.py")
     assert result.returncode == 0, result.stderr
-    assert "piecework" in result.stdout
+    assert int(result.stdout.split()[0]) > 20
     refused = environment.run("piecework", "client", "--help")
     assert refused.returncode == 1
     assert refused.stderr.startswith("error: ") and "'piecework[cli]'" in refused.stderr

@@ -86,7 +86,7 @@ class Fp8:
     def pack(self, weight: Tensor) -> Fields:
         """Scale each channel by the smallest power of two at which its largest weight fits."""
         values = _finite(weight)
-        # m * 2^e, 0.5 <= m < 1
+        # Each value is mantissa * 2^exponent, with a mantissa from 0.5 up to but not 1.
         mantissa, exponent = torch.frexp(values.abs().amax(dim=1) / FP8_MAX)
         exponent = torch.where(mantissa == 0.5, exponent - 1, exponent).clamp(-126, 127)
         scale = torch.ldexp(torch.ones_like(mantissa), exponent)
@@ -139,7 +139,7 @@ class Int4:
         There is one rounding, that of the product.
         """
         data, scale = fields
-        # [out, groups, group]
+        # The shape of both is [out, groups, group].
         halves = torch.stack((data >> 4, data & 15), dim=-1).view(*scale.shape, -1)
         weight = (halves.to(dtype) - 8) * scale.to(dtype)[..., None]
         return weight.view(data.shape[0], -1)

@@ -130,7 +130,7 @@ def _cpu_name() -> str:
         match = re.search(
             r"^model name\s*:\s*(.+)$",
             _CPU_INFO.read_text(encoding="utf-8", errors="replace"),
-            re.M,
+            re.MULTILINE,
         )
         if match:
             return match[1].strip()

@@ -122,21 +122,29 @@ def report(
     nouns = [hit for story in stories for hit in followed(story)]
     steps = [count for story in stories for count in story.steps]
     lines = [
-        f"held-out cross-entropy, nats a token: denoising {denoising:.3f}, next token "
-        f"{encoder:.3f}",
+        (
+            f"held-out cross-entropy, nats a token: denoising {denoising:.3f}, next token "
+            f"{encoder:.3f}"
+        ),
         f"requested nouns in the story: {sum(nouns)} of {len(nouns)}",
-        f"stories with all requested nouns: {sum(all(followed(s)) for s in stories)} of "
-        f"{len(stories)}",
+        (
+            f"stories with all requested nouns: {sum(all(followed(s)) for s in stories)} of "
+            f"{len(stories)}"
+        ),
         f"characters in well-formed sentences: {well_formed_share(stories):.1%}",
         f"the same for requests outside the grammar: {well_formed_share(foreign):.1%}",
         f"stories that end by themselves: {sum(s.ended for s in stories)} of {len(stories)}",
         f"canvases a story: mean {statistics.mean(len(s.steps) for s in stories):.2f}",
-        f"denoising steps a canvas: mean {statistics.mean(steps):.1f}, median "
-        f"{statistics.median(steps)}, "
-        f"at the cap of {loaded.defaults.max_steps}: "
-        f"{sum(s == loaded.defaults.max_steps for s in steps)}",
-        f"verbatim copies of one of {len(seen)} training stories: "
-        f"{sum(s.text in seen for s in stories)}",
+        (
+            f"denoising steps a canvas: mean {statistics.mean(steps):.1f}, median "
+            f"{statistics.median(steps)}, "
+            f"at the cap of {loaded.defaults.max_steps}: "
+            f"{sum(s == loaded.defaults.max_steps for s in steps)}"
+        ),
+        (
+            f"verbatim copies of one of {len(seen)} training stories: "
+            f"{sum(s.text in seen for s in stories)}"
+        ),
         f"seconds a story, alone: {seconds / len(stories):.2f}",
     ]
     lines += [

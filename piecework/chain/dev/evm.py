@@ -26,6 +26,7 @@ from eth_typing import Address as EvmAddress
 from eth_typing import BlockNumber
 from eth_utils.exceptions import ValidationError
 
+from piecework.base.errors import PieceworkError
 from piecework.chain.limits import (
     EMBEDDED_BLOCK_GAS,
     EMBEDDED_CHAIN_ID,
@@ -44,11 +45,11 @@ Header: TypeAlias = Any
 Transaction: TypeAlias = Any
 
 
-class EvmRefused(Exception):
+class EvmRefused(PieceworkError):
     """The chain declines a request, in the words that real nodes use."""
 
 
-class EvmReverted(Exception):
+class EvmReverted(PieceworkError):
     """An execution reverted with this data."""
 
     def __init__(self, data: bytes) -> None:

@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from piecework.base.errors import PieceworkError
 from piecework.chain.dev.evm import (
     CallMessage,
     Evm,
@@ -26,17 +27,17 @@ _PARSE, _INVALID, _NO_METHOD, _PARAMS, _SERVER, _REVERT = -32700, -32600, -32601
 _FINAL_TAGS = frozenset({"latest", "safe", "finalized"})
 
 
-class Rejected(Exception):
+class Rejected(PieceworkError):
     """A JSON-RPC error object to answer with."""
 
     def __init__(self, code: int, message: str, data: str | None = None) -> None:
         super().__init__(message)
-        self.code = code
+        self.rpc_code = code
         self.message = message
         self.data = data
 
     def to_json(self) -> dict[str, Any]:
-        error: dict[str, Any] = {"code": self.code, "message": self.message}
+        error: dict[str, Any] = {"code": self.rpc_code, "message": self.message}
         return error if self.data is None else error | {"data": self.data}
 
 

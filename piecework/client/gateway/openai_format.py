@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from piecework.base.amounts import Token
+from piecework.base.errors import PieceworkError
 from piecework.client.jobs.events import CanvasText, FinishReason, JobFinished, JobStarted
 from piecework.client.jobs.requests import Generation, TextRequest, start_above
 from piecework_protocol.content import Message
@@ -91,7 +92,7 @@ _KNOWN = frozenset(
 )
 
 
-class ApiError(Exception):
+class ApiError(PieceworkError):
     """A failure in OpenAI's shape. `kind` is its `type`. Programs look at `code`."""
 
     def __init__(

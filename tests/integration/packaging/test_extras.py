@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.distributions import EXTRAS, ROOT, modules_left_out
+from tests.support.distributions import EXTRAS, FOR_DEVELOPERS, ROOT, modules_left_out
 
 # Each extra, the packages that all work with it, and the parts of them that need more.
 PROMISES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -93,7 +93,7 @@ def without(extra: str, program: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_every_extra_promises_something() -> None:
-    assert PROMISES.keys() == (EXTRAS.keys() - {"dev"}) | {""}
+    assert PROMISES.keys() == (EXTRAS.keys() - FOR_DEVELOPERS) | {""}
 
 
 @pytest.mark.parametrize("extra", PROMISES)

@@ -143,7 +143,7 @@ async def test_a_best_effort_job_is_delivered_paid_and_settled_and_a_replayable_
         await _is_refused_a_replayable_job(worker_process, market)
         status = await ask_daemon(worker_process.home.root, "GET", "/status")
         assert status["engine"]["service"] == "best_effort"
-        assert [e["health"] for e in status["engine"]["endpoints"]] == ["well", "well"]
+        assert [e["health"] for e in status["engine"]["endpoints"]] == ["healthy", "healthy"]
         assert await worker_process.drain() == 0, worker_process.log_tail()
         assert await market.reader.token_balance(market.token, RECEIVER) == owed
         assert "Traceback" not in (worker_process.home.root / "daemon.log").read_text()

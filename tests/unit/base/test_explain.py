@@ -175,7 +175,7 @@ def test_a_program_that_is_not_there_is_named() -> None:
         ("torch.cuda", '"worker"', "worker"),
         ("typer", '"cli"', "cli"),
         ("jinja2", '"vllm" or "worker"', "vllm"),
-        ("structlog", '"gateway" or "market" or "vllm" or "worker"', "gateway"),
+        ("prometheus_client", '"gateway" or "market" or "vllm" or "worker"', "gateway"),
     ],
 )
 def test_a_missing_package_names_the_extras_that_bring_it(
