@@ -50,7 +50,7 @@ async def set_up(
         disk: The steps of each write.
 
     Raises:
-        HomeError: the home belongs to another deployment, or has other indexes than these.
+        HomeError: the home belongs to another market, or has other indexes than these.
         BadDeployment: the deployment file cannot be used.
         FileError: a file or the folder cannot be made.
         SettingsError: the settings in the home cannot be used.

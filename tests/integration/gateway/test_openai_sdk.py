@@ -102,6 +102,7 @@ async def test_a_whole_answer_carries_text_usage_and_receipts(setting: Setting) 
     assert ours["cost"] == setting.worker.paid() == sum(r["amount"] for r in ours["receipts"])
     assert ours["denoising_steps"] == STEPS * len(ours["receipts"])
     assert ours["acknowledged"]
+    assert (ours["token"]["symbol"], ours["token"]["decimals"]) == ("tUSDC", 6)
     assert setting.worker.submissions[0].job.parameters.seed == 7
 
 

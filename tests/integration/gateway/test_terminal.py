@@ -57,3 +57,19 @@ async def test_plain_output_is_the_text_and_nothing_else(
     output = capsys.readouterr()
     assert output.out == WHOLE + "\n"
     assert "connection lost" in output.err
+
+
+async def test_plain_output_lets_no_worker_drive_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chain, clock = FakeChain(), FakeClock()
+    chain.deposit(PAYER.address, MONEY)
+    hostile = Script(story=(*STORY[:-1], "\x1b]0;owned\x07\u202e\x9b", "é 漢"))
+    async with (
+        FakeWorker(chain, clock, script=hostile),
+        open_client(tmp_path, chain, clock) as client,
+    ):
+        await PlainDisplay(money).show(client.run(ask()))
+    output = capsys.readouterr()
+    assert "é 漢" in output.out
+    assert not any(c in output.out + output.err for c in "\x1b\x07\u202e\x9b")
