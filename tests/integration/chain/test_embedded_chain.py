@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from typing import Any
 
 import aiohttp
@@ -34,7 +35,8 @@ class SteppedClock:
 
 
 async def post(chain: EmbeddedChain, body: bytes | str) -> tuple[int, Any]:
-    async with aiohttp.ClientSession() as session, session.post(chain.url, data=body) as response:
+    data = io.BytesIO(body.encode() if isinstance(body, str) else body)
+    async with aiohttp.ClientSession() as session, session.post(chain.url, data=data) as response:
         return response.status, await response.json() if response.status == 200 else None
 
 
