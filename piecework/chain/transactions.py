@@ -19,7 +19,6 @@ from piecework.chain.calls import Call, send_native
 from piecework.chain.errors import (
     BadAnswer,
     ChainError,
-    FeeTooHigh,
     FeeTooLow,
     InsufficientGas,
     NonceTaken,
@@ -302,7 +301,8 @@ class TransactionSender:
         tx = await self.prepare(call)
         try:
             await self.broadcast(tx)
-        except (FeeTooHigh, FeeTooLow, InsufficientGas, RpcRefused):
+        except BaseException:
+            # If it arrived all the same, the node's own count of pending ones holds its nonce.
             self.forget(tx)
             raise
         mined = await self.wait_mined(tx.hash, timeout_s, poll_s)

@@ -116,6 +116,13 @@ async def test_nonces_of_a_journal_are_not_handed_out_again() -> None:
             restarted.resume([wrong])
 
 
+async def test_a_node_that_goes_away_during_a_broadcast_leaves_no_gap_in_the_nonces() -> None:
+    one = sender({"eth_sendRawTransaction": RpcUnavailable("gone")})
+    with pytest.raises(RpcUnavailable):
+        await one.execute(send_native(OTHER.address, 1))
+    assert (await one.prepare(send_native(OTHER.address, 1))).nonce == 4
+
+
 @pytest.mark.parametrize("message", ["already known", "transaction already imported"])
 async def test_a_transaction_that_the_node_has_already_counts_as_sent(message: str) -> None:
     assert await sender({"eth_sendRawTransaction": refusal(message)}).broadcast(TX) == TX.hash
