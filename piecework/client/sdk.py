@@ -151,6 +151,7 @@ class PieceworkClient:
         self._active: set[JobId] = set()
         self._settling = asyncio.Lock()
         self._reader: ChainReader | None = None
+        self._funds: Funds | None = None
 
     @classmethod
     async def open(
@@ -214,7 +215,9 @@ class PieceworkClient:
         Raises:
             StoreError: The client did not come from `open`.
         """
-        return Funds(self._context, self.discovery, self.links, self.reader)
+        if self._funds is None:  # one for all: it counts the nonces of what it sends
+            self._funds = Funds(self._context, self.discovery, self.links, self.reader)
+        return self._funds
 
     def amount(self, tokens: str) -> TokenAmount:
         """Return a number of tokens, such as "1.5", as an amount.
