@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Protocol
@@ -22,6 +21,7 @@ import structlog
 from aiohttp import hdrs, web
 
 from piecework.base.amounts import Token
+from piecework.base.clock import Clock, SystemClock
 from piecework.base.rates import Rate, RateLimiter, peer_key
 from piecework.chain.errors import ChainError
 from piecework.market import page
@@ -98,9 +98,10 @@ class IndexServer:
         registry: Registry,
         token: Token,
         *,
-        clock: Callable[[], float] = time.time,
+        clock: Clock | None = None,
     ) -> None:
-        self._store, self._registry, self._token, self._clock = store, registry, token, clock
+        self._store, self._registry, self._token = store, registry, token
+        self._clock = clock or SystemClock()
         self.metrics = MarketMetrics()
         self._posts = _limiter(ADDRESS_POSTS_PER_MINUTE, ADDRESS_POST_BURST)
         self._reads = _limiter(ADDRESS_READS_PER_MINUTE, ADDRESS_READ_BURST)
@@ -148,7 +149,7 @@ class IndexServer:
         if request.path == "/health":
             return
         buckets = self._posts if request.method == "POST" else self._reads
-        wait = buckets.take(peer_key(request.remote or ""), self._clock())
+        wait = buckets.take(peer_key(request.remote or ""), self._clock.monotonic())
         if wait:
             raise Declined(
                 429, "rate_limited", "too many requests from this address", retry_after_s=wait
@@ -209,7 +210,7 @@ class IndexServer:
         return known, listed
 
     def _limit_operator(self, operator: Address) -> None:
-        wait = self._operators.take(operator, self._clock())
+        wait = self._operators.take(operator, self._clock.monotonic())
         if wait:
             raise Declined(
                 429, "rate_limited", "too many offers of this worker", retry_after_s=wait
@@ -226,8 +227,9 @@ class IndexServer:
 
     async def _standing(self, operator: Address) -> Registered | None:
         known = self._standings.get(operator)
-        if known is None or self._clock() > known[0] + STANDING_LIFETIME_S:
-            known = (self._clock(), await self._registry.worker(operator))
+        moment = self._clock.monotonic()
+        if known is None or moment > known[0] + STANDING_LIFETIME_S:
+            known = (moment, await self._registry.worker(operator))
             self._standings[operator] = known
             while len(self._standings) > MAX_STANDINGS:
                 self._standings.popitem(last=False)
@@ -266,7 +268,7 @@ class IndexServer:
         return self._store.live(self._now())
 
     def _now(self) -> Timestamp:
-        return Timestamp(int(self._clock()))
+        return Timestamp(int(self._clock.wall()))
 
     async def _sweeping(self, _: web.Application) -> AsyncIterator[None]:
         task = asyncio.create_task(self._sweep_forever(), name="market sweep")

@@ -162,6 +162,24 @@ async def test_an_address_that_reads_too_often_waits(http: Http) -> None:
     assert (await http.get("/health")).status == 200
 
 
+class SetBackClock(FakeClock):
+    """A clock whose wall time somebody sets back by an hour, while time passes."""
+
+    def set_back(self) -> None:
+        self._now -= 3600
+        self._start -= 3600 + 60
+
+
+async def test_a_clock_that_is_set_back_locks_no_reader_out(index: Index) -> None:
+    clock = index.clock = SetBackClock()
+    async with TestClient(TestServer(index.market().application())) as http:
+        for _ in range(ADDRESS_READ_BURST):
+            assert (await http.get("/v1/models")).status == 200
+        assert (await http.get("/v1/models")).status == 429
+        clock.set_back()
+        assert (await http.get("/v1/models")).status == 200
+
+
 def test_a_database_of_another_chain_is_refused(tmp_path: Path) -> None:
     OfferStore(tmp_path / "m.db", Domain(1, Address(bytes(20)))).close()
     with pytest.raises(OfferStoreError, match="made for chain 1, not 2"):
