@@ -61,15 +61,11 @@ async def test_a_finished_job_submitted_again_is_replayed_and_charged_once() -> 
     await client.submit(line)
     await client.finish(line)
     charged, runs = client.book.cumulative, len(harness.engine.started)
-    first = list(line.text)
-    line.receipts.clear()
-    line.text.clear()
-    line.session = client._session(line.submission.job, 1000, line.reply_secret, ())
     # The client lost its text, not its book: it reads the canvases again and pays nothing.
-    client.pays = False
-    await client.submit(line)
-    await client.finish(line)
-    assert line.text == first
+    again = line.without_text()
+    await client.submit(again)
+    await client.finish(again)
+    assert again.text == line.text
     assert client.book.cumulative == charged == harness.journal.books[client.id].ledger.cumulative
     assert len(harness.engine.started) == runs
 
@@ -79,7 +75,7 @@ async def test_a_cancelled_job_owes_what_was_delivered_and_nothing_else() -> Non
     line = client.job(3, 64)
     await client.submit(line)
     await harness.engine_step(harness.engine.runnable()[0])
-    client.cancel(line)
+    line.cancel()
     await client.deliver(line)
     assert not harness.engine.rows
     await client.finish(line)
@@ -181,10 +177,7 @@ async def test_a_channel_whose_opening_is_not_mined_runs_one_job_inside_the_cred
 async def test_an_authorization_is_not_believed_beyond_what_the_payer_has_pooled() -> None:
     harness = WorkerHarness()
     await harness.boot()
-    first, second = Client(harness), Client(harness)
-    second.channel = second.channel.replace(salt=bytes([1]) * 32)
-    second.id = second.channel.id(first.harness.runtime.domain)
-    second.book = type(second.book)(second.id)
+    first, second = Client(harness), Client(harness, salt=1)
     harness.chain.pooled[first.channel.token, first.channel.payer] = first.deposit
     await first.submit(first.job(3, 64), funding=first.funding())
     with pytest.raises(Refusal) as caught:
@@ -255,7 +248,7 @@ async def test_a_forged_voucher_ends_the_stream_with_the_clause_that_it_breaks()
     client.read(line)
     stranger = Client(harness, "stranger").signer
     client.signer = stranger
-    client._voucher(line)
+    client.send_voucher(line)
     line.upward.popleft()
     await client.deliver(line)
     assert line.sink is not None and line.sink.refusal is not None
