@@ -16,7 +16,6 @@ from piecework_protocol.client_session import (
     CanvasVerified,
     ClientEvent,
     ClientSession,
-    DraftSeen,
     Openers,
     paid_amount,
 )
@@ -60,7 +59,6 @@ class ScriptedJob:
     prompt_bytes: int
     receipts: list[Receipt] = field(default_factory=list)
     text: list[str] = field(default_factory=list)
-    drafts: int = 0
     acknowledged: int = 0
     ended: JobEnded | None = None
     upward: deque[bytes] = field(default_factory=deque)
@@ -182,8 +180,6 @@ class ScriptedClient:
             self.book = self.book.acknowledge(event.count)
         elif isinstance(event, JobEnded):
             job.ended = event
-        elif isinstance(event, DraftSeen):
-            job.drafts += 1
         return event
 
     def send_voucher(self, job: ScriptedJob) -> None:
