@@ -11,30 +11,21 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from piecework_protocol import merkle
-from piecework_protocol.client_session import (
-    CanvasVerified,
-    ClientSession,
-    Openers,
-)
+from piecework_protocol.client_session import Openers
 from piecework_protocol.content import CanvasOutput, output_digest
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.frames import (
-    Accepted,
     CancelJob,
-    JobEnded,
-    LeafRef,
     PayVoucher,
     SubmitJob,
-    VoucherAccepted,
 )
-from piecework_protocol.ledger import PayerLedger, WorkerLedger
+from piecework_protocol.ledger import WorkerLedger
 from piecework_protocol.objects import (
     Channel,
     Finish,
     Job,
     ModelOffer,
     Parameters,
-    Receipt,
     Service,
 )
 from piecework_protocol.signing import LocalSigner, sign, signed_by
@@ -55,8 +46,6 @@ from piecework_protocol.types import (
 )
 from piecework_protocol.wire import (
     decode_client_frame,
-    decode_worker_frame,
-    encode_client_frame,
     encode_worker_frame,
 )
 from piecework_protocol.worker_session import (
@@ -70,6 +59,7 @@ from piecework_protocol.worker_session import (
     WorkerSession,
     acknowledgement,
 )
+from tests.support.scripted_client import ScriptedClient, ScriptedJob
 
 DOMAIN = Domain(31337, Address(b"\x11" * 20))
 PAYER = LocalSigner(bytes(keccak256(b"payer")))
@@ -169,85 +159,41 @@ class WorkerJob:
     limit: int = 0
     running: bool = False
 
+    def at_rest(self) -> WorkerSession:
+        """The session as the journal gives it."""
+        return WorkerSession(self.accepted, DOMAIN, state=self.state, stored=self.stored)
+
 
 @dataclass
-class PairedStream:
-    """One job's stream: bytes under way in both directions, and the client's end."""
+class PairedStream(ScriptedJob):
+    """One job's stream: the client's end, and the bytes on the way to it."""
 
-    job: Job
-    client: ClientSession
-    upward: deque[bytes] = field(default_factory=deque)
     downward: deque[bytes] = field(default_factory=deque)
-    receipts: list[Receipt] = field(default_factory=list)
-    text: list[str] = field(default_factory=list)
-    ended: JobEnded | None = None
 
 
 class PairedMarket:
     """One channel, its two books, any number of jobs."""
 
     def __init__(self, deposit: int) -> None:
-        self.channel = channel()
-        self.id = self.channel.id(DOMAIN)
-        self.deposit = Amount(deposit)
-        self.worker_book = WorkerLedger(self.id)
-        self.payer_book = PayerLedger(self.id)
+        self.client = ScriptedClient(DOMAIN, PAYER, channel(), deposit)
+        self.worker_book = WorkerLedger(self.client.id)
         self.worker_jobs: dict[JobId, WorkerJob] = {}
         self.lines: dict[JobId, PairedStream] = {}
-        self.paid_log: list[LeafRef] = []
 
     # --- the client's shell
 
     def submit(self, work: Job) -> PairedStream:
         """Start a job, or come back to it."""
         key = work.id(DOMAIN)
-        known = self.lines.get(key)
-        receipts = tuple(known.receipts) if known else ()
-        session = ClientSession(
-            work, self.channel, MODEL, DOMAIN, OPENERS, prompt_bytes=10, receipts=receipts
-        )
-        line = PairedStream(
-            work, session, receipts=list(receipts), text=known.text if known else []
-        )
-        self.lines[key] = line
-        frame = SubmitJob(
-            work, sign(DOMAIN, work, PAYER), self.channel, b"", received=session.received
-        )
-        line.upward.append(encode_client_frame(frame))
-        return line
+        if key not in self.lines:
+            submission = SubmitJob(work, sign(DOMAIN, work, PAYER), self.client.channel, b"")
+            self.lines[key] = PairedStream(submission, DOMAIN, MODEL, OPENERS, prompt_bytes=10)
+        self.lines[key].open()
+        return self.lines[key]
 
     def client_reads(self, line: PairedStream) -> None:
         """Take one frame from the line, verify it, and pay when there is something to pay."""
-        event = line.client.receive(decode_worker_frame(line.downward.popleft()))
-        if isinstance(event, Accepted):
-            self._reconcile(line, event)
-        elif isinstance(event, CanvasVerified):
-            line.receipts.append(event.receipt)
-            line.text.append(event.output.text)
-            self._pay(line, event.receipt)
-        elif isinstance(event, VoucherAccepted):
-            self.payer_book = self.payer_book.acknowledge(event.count)
-        elif isinstance(event, JobEnded):
-            line.ended = event
-
-    def _pay(self, line: PairedStream, receipt: Receipt) -> None:
-        ref, digest = LeafRef(receipt.job, receipt.canvas), Digest(DOMAIN.digest(receipt))
-        self.payer_book = self.payer_book.pay(ref, digest, receipt.amount, self.deposit)
-        self.paid_log.append(ref)
-        self._send_voucher(line)
-
-    def _send_voucher(self, line: PairedStream) -> None:
-        voucher = self.payer_book.voucher()
-        payment = self.payer_book.payment(voucher, sign(DOMAIN, voucher, PAYER))
-        line.upward.append(encode_client_frame(payment))
-
-    def _reconcile(self, line: PairedStream, event: Accepted) -> None:
-        """After a resume the worker may not have had our latest vouchers: send them again."""
-        count = event.account.voucher.count if event.account else 0
-        since = tuple(self.paid_log[count:])
-        self.payer_book = self.payer_book.rewind(count, since)
-        if since:
-            self._send_voucher(line)
+        self.client.take(line, line.downward.popleft())
 
     # --- the worker's shell
 
@@ -259,7 +205,7 @@ class PairedMarket:
         elif isinstance(frame, PayVoucher):
             self._paid(line, frame)
         elif isinstance(frame, CancelJob):
-            work = self.worker_jobs[line.job.id(DOMAIN)]
+            work = self.worker_jobs[line.id]
             assert work.session is not None
             self._carry_out(line, work, work.session.cancel())
 
@@ -270,24 +216,24 @@ class PairedMarket:
             accepted = AcceptedJob(key, frame.job, frame.channel, MODEL, 7, CREDIT_WINDOW)
             self.worker_jobs[key] = WorkerJob(accepted)
         work = self.worker_jobs[key]
-        work.session = WorkerSession(work.accepted, DOMAIN, state=work.state, stored=work.stored)
+        work.session = work.at_rest()
         self._carry_out(line, work, work.session.open(frame.received, self.worker_book))
 
     def _paid(self, line: PairedStream, payment: PayVoucher) -> None:
         assert signed_by(DOMAIN, payment.voucher, payment.signature, PAYER.address)
         before = self.worker_book
-        after = before.apply(payment, self.deposit)
+        after = before.apply(payment, self.client.deposit)
         if after is not None:
             self.worker_book = after
             for key in {ref.job for ref in set(before.unpaid) - set(after.unpaid)}:
                 work = self.worker_jobs[key]
-                if work.session is not None:
-                    self._carry_out(self.lines[key], work, work.session.paid(after))
+                session = work.session or work.at_rest()  # its client may be away
+                self._carry_out(self.lines[key], work, session.paid(after))
         line.downward.append(encode_worker_frame(acknowledgement(self.worker_book)))
 
     def engine_step(self, line: PairedStream) -> bool:
         """Let the engine finish this job's next canvas, if it may."""
-        work = self.worker_jobs.get(line.job.id(DOMAIN))
+        work = self.worker_jobs.get(line.id)
         if (
             work is None
             or work.session is None
@@ -323,7 +269,7 @@ class PairedMarket:
         """The connection breaks: what was under way is lost, both ends notice."""
         line.upward.clear()
         line.downward.clear()
-        work = self.worker_jobs.get(line.job.id(DOMAIN))
+        work = self.worker_jobs.get(line.id)
         if work is not None and work.session is not None:
             self._carry_out(line, work, work.session.disconnected())
             line.downward.clear()

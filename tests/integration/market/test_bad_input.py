@@ -34,12 +34,13 @@ from piecework_node.daemon.admin import ask_daemon
 from piecework_protocol.errors import Reason
 from piecework_protocol.signing import LocalSigner
 from piecework_protocol.types import Amount
-from piecework_protocol.wire import encode_client_frame
+from piecework_protocol.wire import SignedOffer, encode_client_frame
 from tests.support.chains import TestMarket, channel_of, deployed, signer
 from tests.support.client_side import ask, collect
 from tests.support.node.bad_jobs import BAD_JOBS, Scene
 from tests.support.node.harness import parameters
-from tests.support.node.wire_client import SERVICE, WireClient, WireResult
+from tests.support.node.wire_client import SERVICE, WireClient
+from tests.support.scripted_client import ScriptedJob
 from tests.support.waiting import until
 from tests.support.worker_process import OPERATOR_SECRET, RECEIVER, WorkerProcess
 
@@ -65,10 +66,9 @@ DEMANDED = {
 @asynccontextmanager
 async def opened(worker_process: WorkerProcess, market: TestMarket) -> AsyncIterator[WireClient]:
     """A payer with a channel at a started worker."""
-    host, port = worker_process.endpoint.split(":")
-    client = WireClient(host, int(port), market.deployment.domain, PAYER)
-    operator = LocalSigner(OPERATOR_SECRET)
-    client.use(channel_of(market, PAYER, operator, receiver=RECEIVER), DEPOSIT)
+    channel = channel_of(market, PAYER, LocalSigner(OPERATOR_SECRET), receiver=RECEIVER)
+    domain = market.deployment.domain
+    client = WireClient(worker_process.endpoint, domain, PAYER, channel, DEPOSIT)
     try:
         yield client
     finally:
@@ -100,7 +100,7 @@ async def test_bad_jobs_get_a_typed_reason_and_move_no_money(
         ready = await worker_process.start()
         await market.pool(PAYER, embedded_chain.faucet, POOL)
         async with opened(worker_process, market) as client:
-            scene, secret, first = await _one_paid_job(client, market)
+            scene, first = await _one_paid_job(client, market)
             before = await _money(worker_process, market, scene)
             wrong = []
             for name, bad in BAD_JOBS.items():
@@ -112,12 +112,14 @@ async def test_bad_jobs_get_a_typed_reason_and_move_no_money(
             assert await _money(worker_process, market, scene) == before
             # The worker is unharmed, and the first job's very bytes give its stored result, for
             # nothing.
-            again = await client.run(scene.offer, scene.paid, secret, pay=False)
-            assert (again.text, again.canvases) == (first.text, first.canvases)
+            again = first.without_text()
+            await client.run(again)
+            assert (again.text, again.receipts) == (first.text, first.receipts)
             assert await _money(worker_process, market, scene) == before
-            fresh, other = client.job(scene.offer, "an owl", parameters(5, 40), scene.now)
-            second = await client.run(scene.offer, fresh, other)
-            assert second.canvases and second.acknowledged == first.canvases + second.canvases
+            second = _job(client, scene.offer, "an owl", 5, scene.now)
+            await client.run(second)
+            assert second.receipts
+            assert second.acknowledged == len(first.receipts) + len(second.receipts)
         status = await ask_daemon(worker_process.home.root, "GET", "/status")
         assert (status["engine"]["pid"], status["engine"]["restarts"]) == (ready["engine_pid"], 0)
         assert set(status["refusals"]) >= {bad.reason.name for bad in BAD_JOBS.values()}
@@ -131,23 +133,24 @@ async def test_bad_jobs_get_a_typed_reason_and_move_no_money(
         )
 
 
-async def _one_paid_job(client: WireClient, market: TestMarket) -> tuple[Scene, bytes, WireResult]:
+def _job(client: WireClient, offer: SignedOffer, prompt: str, seed: int, now: int) -> ScriptedJob:
+    return ScriptedJob.sealed(client, offer, prompt, parameters(seed, 40), now + 600)
+
+
+async def _one_paid_job(client: WireClient, market: TestMarket) -> tuple[Scene, ScriptedJob]:
     offer = await client.offer()
-    assert client.channel is not None
     now = await market.reader.timestamp()
-    submission, secret = client.job(offer, "a fox", parameters(3, 40), now)
-    scene = Scene(
-        market.deployment.domain, PAYER, client.channel, offer, submission, Amount(POOL), now
-    )
+    job = _job(client, offer, "a fox", 3, now)
+    scene = Scene(client.domain, PAYER, client.channel, offer, job.submission, Amount(POOL), now)
     funding = scene.funding(client.channel, DEPOSIT, PAYER, now + 3600)
-    result = await client.run(offer, submission, secret, funding=funding)
-    assert result.acknowledged == result.canvases > 0
+    await client.run(job, funding=funding)
+    assert job.acknowledged == len(job.receipts) > 0
 
     async def funded() -> bool:
-        return (await market.reader.channel(submission.job.channel)).deposit >= DEPOSIT
+        return (await market.reader.channel(client.id)).deposit >= DEPOSIT
 
     await until(funded)
-    return scene, secret, result
+    return scene, job
 
 
 async def _money(
@@ -260,7 +263,7 @@ async def _blunder(worker_process: WorkerProcess, market: TestMarket) -> None:
     """The canary where it does not belong: each of these is refused, and could be echoed."""
     async with opened(worker_process, market) as client:
         offer = await client.offer()
-        good, _ = client.job(offer, CANARY, parameters(9, 40), await market.reader.timestamp())
+        good = _job(client, offer, CANARY, 9, await market.reader.timestamp()).submission
         misplaced = dataclasses.replace(good, sealed_prompt=CANARY.encode())
         for data in (
             CANARY.encode() * 9,

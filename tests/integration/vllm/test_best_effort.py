@@ -38,6 +38,7 @@ from tests.support.client_side import ask, collect, text_of
 from tests.support.commands import piecework
 from tests.support.node.harness import parameters
 from tests.support.node.wire_client import WireClient
+from tests.support.scripted_client import ScriptedJob
 from tests.support.vllm_server import CANVAS, CHECKPOINT, VllmServer, servers, token_at
 from tests.support.worker_process import (
     OPERATOR_SECRET,
@@ -195,21 +196,20 @@ async def test_worker_init_takes_vllm_servers_and_a_start_needs_nothing_more_in_
 async def _is_refused_a_replayable_job(worker_process: WorkerProcess, market: TestMarket) -> None:
     """A client that does not look at the class is told, with a reason, before anything is
     reserved."""
-    host, port = worker_process.endpoint.split(":")
     payer = signer("somebody else")
-    client = WireClient(host, int(port), market.deployment.domain, payer)
+    channel = channel_of(market, payer, LocalSigner(OPERATOR_SECRET), receiver=RECEIVER)
+    domain = market.deployment.domain
+    client = WireClient(worker_process.endpoint, domain, payer, channel, 1_000_000)
     try:
         offer = await client.offer()
-        operator = LocalSigner(OPERATOR_SECRET)
-        client.use(channel_of(market, payer, operator, receiver=RECEIVER), 1_000_000)
         now = await market.reader.timestamp()
         for asked, reason in (
             (parameters(3, TOKENS), Reason.WRONG_SERVICE),
             (best_effort_parameters(Uint32(TOKENS)).replace(seed=3), Reason.BAD_PARAMETERS),
         ):
-            submission, secret = client.job(offer, "a fox", asked, now)
+            job = ScriptedJob.sealed(client, offer, "a fox", asked, now + 600)
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await client.run(offer, submission, secret)
+                await client.run(job)
             assert _reason(caught.value) == reason.name
     finally:
         await client.close()

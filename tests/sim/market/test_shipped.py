@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import grpc
 import pytest
 
 from piecework.client.errors import JobFailed, JobInterrupted, WorkerUnreachable
-from piecework.client.jobs.events import CanvasText, JobFinished, JobResuming
+from piecework.client.jobs.events import CanvasText, JobEvent, JobFinished, JobResuming
 from piecework.client.journal.records import JobRow, JobStatus
 from piecework_model.requests import GenerationRequest
 from piecework_protocol.errors import Reason, Refusal
@@ -27,11 +28,23 @@ FAULTS = 25
 TOKENS = 40
 
 
+class Watcher(EventList):
+    """Checks both books at every event, so before and after every fault."""
+
+    def __init__(self, market: ShippedMarket) -> None:
+        super().__init__()
+        self.market = market
+
+    async def emit(self, event: JobEvent) -> None:
+        check_books(self.market)
+        await super().emit(event)
+
+
 async def follow(market: ShippedMarket, job: JobRow, *, patience: int = 60) -> EventList:
     """Come back to a job until it ends, as a person with a broken connection would."""
     replay = False
     for _ in range(patience):
-        caller = EventList()
+        caller = Watcher(market)
         try:
             await market.driver(job, caller, replay=replay).run()
         except (JobInterrupted, WorkerUnreachable, Refusal):
@@ -65,12 +78,17 @@ def text_alone(seed: int, canvases: int) -> str:
 def check_books(market: ShippedMarket) -> None:
     """What holds at every moment."""
     (row,) = market.store.channels()
+    for delivered in market.store.receipts(channel=row.id):
+        receipt = delivered.receipt
+        on_record = market.harness.journal.jobs[receipt.job].canvases[receipt.canvas]
+        assert on_record.receipt == receipt, "a delivered receipt is not on record"
     stored = market.harness.journal.books.get(row.id)
     assert row.book.cumulative <= row.deposit == DEPOSIT
     if stored is None:
         return
     assert stored.ledger.cumulative <= row.book.cumulative
-    assert stored.ledger.accumulator.count >= row.book.acknowledged
+    count = stored.ledger.accumulator.count
+    assert count >= row.book.acknowledged, "an acknowledged voucher was lost"
     for key in market.harness.journal.jobs:
         assert stored.ledger.unpaid_canvases(key) <= CREDIT_WINDOW
 
@@ -147,7 +165,26 @@ async def test_a_job_without_faults_is_confirmed_and_costs_what_its_receipts_say
         assert ended.acknowledged and ended.canvases > CREDIT_WINDOW
         assert ended.cost == sum(r.receipt.amount for r in market.store.receipts(job=job.id))
         assert len(caller.drafts) == ended.canvases
+        assert whole(caller)
         check_the_end(market, [job])
+        (call,) = market.calls
+        await call.server
+        assert await call.code() is grpc.StatusCode.OK
+        assert market.harness.worker.active == 0
+
+
+async def test_the_journal_never_holds_the_text_of_a_job(tmp_path: Path) -> None:
+    canary = "canary-7c1f-prompt"
+    async with ShippedMarket(tmp_path) as market:
+        await market.open_channel()
+        job = await market.prepare(ask(canary, seed=3, max_tokens=TOKENS, drafts=True))
+        caller = EventList()
+        await market.driver(job, caller).run()
+        journal = market.harness.journal
+        everything = repr((journal.jobs, journal.books, journal.keys, journal.notes))
+        assert canary not in everything
+        texts = [e.text for e in caller.events if isinstance(e, CanvasText) and len(e.text) > 3]
+        assert texts and all(text not in everything for text in texts)
 
 
 async def points(folder: Path) -> int:
@@ -188,12 +225,16 @@ async def test_a_client_that_was_restarted_reads_its_job_again_and_pays_nothing_
         first = EventList()
         await market.driver(job, first).run()
         (before,) = market.store.channels()
+        runs = len(market.harness.engine.started)
         market.restart_client()
         again = EventList()
         await market.driver(market.store.job(job.id), again, replay=True).run()
         assert text_of(again) == text_of(first)
         assert all(e.again for e in again.events if isinstance(e, CanvasText))
         assert market.store.channels() == (before,)
+        ledger = market.harness.journal.books[before.id].ledger
+        assert ledger.cumulative == before.book.cumulative
+        assert len(market.harness.engine.started) == runs
 
 
 async def test_a_cancelled_job_is_paid_for_what_was_delivered(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from piecework_protocol.errors import Reason, Refusal
 from piecework_protocol.objects import CloseChannel
 from piecework_protocol.signing import sign
 from piecework_protocol.states import ChannelState, JobState
-from piecework_protocol.types import Amount, Timestamp
+from piecework_protocol.types import Amount
 from tests.support.node.fake_escrow import FakeChannel
 from tests.support.node.harness import DOMAIN, TOKEN, Client, WorkerHarness
 
@@ -23,7 +23,7 @@ async def test_a_worker_that_was_away_for_days_starts_again_though_old_sealing_k
     await harness.boot()
     client = Client(harness)
     client.open_on_chain()
-    line = client.job(3, 64, deadline=Timestamp(harness.clock.now() + DAY_S))
+    line = client.job(3, 64, lifetime_s=DAY_S)
     await client.submit(line)
     await harness.run_engine()
     stored = harness.journal.jobs[line.id]

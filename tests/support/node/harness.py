@@ -1,15 +1,14 @@
 """A whole worker in memory, and clients that trade with it over lists of bytes.
 
-Everything durable lives in `WorkerHarness.journal`; `WorkerHarness.boot` builds the worker anew
-from it, as a start after kill -9 does. Clients verify and pay through `protocol.client_session` and
-`protocol.ledger`, as real ones do.
+Everything durable lives in `WorkerHarness.journal`. `WorkerHarness.boot` builds the worker from it,
+as a start after kill -9 does. `Client` carries the frames of a scripted client.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import sha256
 
 from piecework_node import logs
@@ -24,43 +23,16 @@ from piecework_node.runtime.channels import Channels
 from piecework_node.runtime.jobs import JobRuntime
 from piecework_node.runtime.live import LiveJob
 from piecework_node.times import now
-from piecework_protocol.client_session import (
-    CanvasVerified,
-    ClientSession,
-    DraftSeen,
-    Openers,
-)
-from piecework_protocol.content import Message, encode_prompt, prompt_digest
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import Refusal
-from piecework_protocol.frames import (
-    Accepted,
-    CancelJob,
-    ClientFrame,
-    Funding,
-    JobEnded,
-    LeafRef,
-    SubmitJob,
-    VoucherAccepted,
-    WorkerFrame,
-)
-from piecework_protocol.ledger import PayerLedger
-from piecework_protocol.objects import Channel, FundChannel, Job, Parameters, Receipt, Service
-from piecework_protocol.sealing import (
-    canvas_context,
-    draft_context,
-    prompt_context,
-    public_key,
-    seal,
-    unseal,
-)
+from piecework_protocol.frames import Funding, SubmitJob, WorkerFrame
+from piecework_protocol.objects import Channel, FundChannel, Parameters, Service
 from piecework_protocol.signing import LocalSigner, sign
 from piecework_protocol.types import (
     Address,
     Amount,
     Bytes32,
     Digest,
-    JobId,
     Micros,
     PublicKey,
     Seconds,
@@ -69,18 +41,13 @@ from piecework_protocol.types import (
     Uint64,
     keccak256,
 )
-from piecework_protocol.wire import (
-    SignedOffer,
-    decode_client_frame,
-    decode_worker_frame,
-    encode_client_frame,
-    encode_worker_frame,
-)
+from piecework_protocol.wire import SignedOffer, decode_client_frame, encode_worker_frame
 from tests.support.clock import FakeClock
 from tests.support.node.fake_engine import CANVAS, FACTS, MAX_STEPS, FakeEngine
 from tests.support.node.fake_escrow import FakeEscrow
 from tests.support.node.faults import KillSwitch
 from tests.support.node.memory_journal import MemoryJournal
+from tests.support.scripted_client import ScriptedClient, ScriptedJob
 
 DOMAIN = Domain(31337, Address(b"\x11" * 20))
 OPERATOR = LocalSigner(bytes(keccak256(b"operator")))
@@ -213,54 +180,36 @@ class WorkerHarness:
 
 
 @dataclass
-class JobStream:
+class JobStream(ScriptedJob):
     """One job at the client, and its current stream."""
 
-    submission: SubmitJob
-    session: ClientSession
-    reply_secret: bytes
-    receipts: list[Receipt] = field(default_factory=list)
-    text: list[str] = field(default_factory=list)
-    drafts: int = 0
-    ended: JobEnded | None = None
-    upward: deque[bytes] = field(default_factory=deque)
     sink: ListSink | None = None
     live: LiveJob | None = None
 
-    @property
-    def id(self) -> JobId:
-        return self.session.id
 
-    @property
-    def finished(self) -> bool:
-        """Whether the last receipt says that the text is complete."""
-        return self.session.complete
-
-
-class Client:
-    """A payer with one channel."""
+class Client(ScriptedClient):
+    """A scripted client whose frames go straight to a worker in memory."""
 
     def __init__(
-        self, harness: WorkerHarness, name: str = "payer", *, deposit: int = 1_000_000
+        self,
+        harness: WorkerHarness,
+        name: str = "payer",
+        *,
+        deposit: int = 1_000_000,
+        salt: int = 0,
     ) -> None:
         self.harness = harness
-        self.signer = LocalSigner(bytes(keccak256(name.encode())))
-        self.channel = Channel(
-            payer=self.signer.address,
-            authorizer=self.signer.address,
+        signer = LocalSigner(bytes(keccak256(name.encode())))
+        channel = Channel(
+            payer=signer.address,
+            authorizer=signer.address,
             receiver=RECEIVER,
             operator=OPERATOR.address,
             token=TOKEN,
             withdrawal_delay=Seconds(3600),
-            salt=Bytes32(bytes(32)),
+            salt=Bytes32(salt.to_bytes(32, "big")),
         )
-        self.id = self.channel.id(DOMAIN)
-        self.deposit = Amount(deposit)
-        self.book = PayerLedger(self.id)
-        self.paid_log: list[LeafRef] = []
-        self.lines: dict[JobId, JobStream] = {}
-        self.acknowledged = 0
-        self.pays = True
+        super().__init__(DOMAIN, signer, channel, deposit)
 
     def open_on_chain(self) -> None:
         """The channel's opening is mined."""
@@ -273,110 +222,29 @@ class Client:
         return Funding(authorization, sign(DOMAIN, authorization, self.signer))
 
     def job(
-        self, seed: int, max_tokens: int = 20, *, prompt: str = "a fox", **changes: object
+        self, seed: int, max_tokens: int = 20, *, prompt: str = "a fox", lifetime_s: int = 3600
     ) -> JobStream:
         """A signed job with its sealed prompt, not submitted yet."""
-        offer = self.harness.offer.offer
-        salt = keccak256(self.id + seed.to_bytes(8, "big"))
-        data = encode_prompt((Message("user", prompt),))
-        reply_secret = sha256(b"reply" + salt).digest()
-        job = Job(
-            channel=self.id,
-            salt=salt,
-            offer=Digest(DOMAIN.digest(offer)),
-            model=FACTS.digest,
-            prompt=prompt_digest(salt, data),
-            parameters=parameters(seed, max_tokens),
-            max_amount=Amount(10**9),
-            deadline=Timestamp(self.harness.clock.now() + 3600),
-            reply_key=public_key(reply_secret),
-        ).replace(**changes)
-        job_id = job.id(DOMAIN)
-        sealed = seal(data, offer.sealing_key, prompt_context(DOMAIN, job_id))
-        submission = SubmitJob(job, sign(DOMAIN, job, self.signer), self.channel, sealed)
-        line = JobStream(submission, self._session(job, len(data), reply_secret, ()), reply_secret)
-        self.lines[job_id] = line
-        return line
-
-    def _session(
-        self, job: Job, prompt_bytes: int, secret: bytes, receipts: tuple[Receipt, ...]
-    ) -> ClientSession:
-        job_id = job.id(DOMAIN)
-        openers = Openers(
-            canvas=lambda sealed, canvas: unseal(
-                sealed, secret, canvas_context(DOMAIN, job_id, canvas)
-            ),
-            draft=lambda sealed, canvas, step: unseal(
-                sealed, secret, draft_context(DOMAIN, job_id, canvas, step)
-            ),
-        )
-        model = self.harness.offer.offer.models[0]
-        return ClientSession(
-            job, self.channel, model, DOMAIN, openers, prompt_bytes=prompt_bytes, receipts=receipts
-        )
+        deadline = self.harness.clock.now() + lifetime_s
+        asked = parameters(seed, max_tokens)
+        return JobStream.sealed(self, self.harness.offer, prompt, asked, deadline)
 
     async def submit(
         self, line: JobStream, *, funding: Funding | None = None, drafts: bool = False
     ) -> None:
         """Open a stream for a job, or come back to it. `Refusal` as the worker gives it."""
-        line.session = self._session(
-            line.submission.job, 1000, line.reply_secret, tuple(line.receipts)
-        )
-        line.upward.clear()
-        s = line.submission
-        frame = SubmitJob(
-            s.job, s.signature, s.channel, s.sealed_prompt, line.session.received, funding, drafts
-        )
-        parsed = decode_client_frame(encode_client_frame(frame))
-        assert isinstance(parsed, SubmitJob)
-        line.sink, line.live, line.ended = ListSink(self.harness.switch), None, None
-        line.live = await self.harness.worker.submit(parsed, line.sink)
+        line.open(funding=funding, drafts=drafts)
+        frame = decode_client_frame(line.upward.popleft())
+        assert isinstance(frame, SubmitJob)
+        line.sink, line.live = ListSink(self.harness.switch), None
+        line.live = await self.harness.worker.submit(frame, line.sink)
 
     def read(self, line: JobStream) -> bool:
         """Take one frame off the line, verify it, and pay what there is to pay."""
         if line.sink is None or not line.sink.frames:
             return False
-        event = line.session.receive(decode_worker_frame(line.sink.frames.popleft()))
-        if isinstance(event, Accepted):
-            self._reconcile(line, event)
-        elif isinstance(event, CanvasVerified):
-            line.receipts.append(event.receipt)
-            line.text.append(event.output.text)
-            if self.pays:
-                self._pay(line, event.receipt)
-        elif isinstance(event, VoucherAccepted):
-            self.acknowledged = max(self.acknowledged, event.count)
-            self.book = self.book.acknowledge(event.count)
-        elif isinstance(event, JobEnded):
-            line.ended = event
-        elif isinstance(event, DraftSeen):
-            line.drafts += 1
+        self.take(line, line.sink.frames.popleft())
         return True
-
-    def _pay(self, line: JobStream, receipt: Receipt) -> None:
-        ref, digest = LeafRef(receipt.job, receipt.canvas), Digest(DOMAIN.digest(receipt))
-        self.book = self.book.pay(ref, digest, receipt.amount, self.deposit)
-        self.paid_log.append(ref)
-        self._voucher(line)
-
-    def _voucher(self, line: JobStream) -> None:
-        voucher = self.book.voucher()
-        self.say(line, self.book.payment(voucher, sign(DOMAIN, voucher, self.signer)))
-
-    def _reconcile(self, line: JobStream, event: Accepted) -> None:
-        count = event.account.voucher.count if event.account else 0
-        since = tuple(self.paid_log[count:])
-        self.book = self.book.rewind(count, since)
-        if since:
-            self._voucher(line)
-
-    def say(self, line: JobStream, frame: ClientFrame) -> None:
-        """Put a frame on the line."""
-        line.upward.append(encode_client_frame(frame))
-
-    def cancel(self, line: JobStream) -> None:
-        """Ask the worker to stop."""
-        self.say(line, CancelJob())
 
     async def deliver(self, line: JobStream) -> bool:
         """Let the worker take one frame off the line."""

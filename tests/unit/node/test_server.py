@@ -36,6 +36,7 @@ from tests.support.node.harness import (
 )
 from tests.support.node.settlement import make_settler
 from tests.support.node.wire_client import SERVICE, WireClient
+from tests.support.scripted_client import ScriptedJob
 from tests.support.waiting import until
 
 
@@ -64,9 +65,18 @@ class Served:
         self.payer = Client(harness)
 
     def client(self) -> WireClient:
-        client = WireClient("127.0.0.1", self.port, DOMAIN, self.payer.signer)
-        client.use(self.payer.channel, self.payer.deposit)
-        return client
+        return self.client_at(self.port)
+
+    def client_at(self, port: int) -> WireClient:
+        """The payer at another server of this process."""
+        payer = self.payer
+        return WireClient(f"127.0.0.1:{port}", DOMAIN, payer.signer, payer.channel, payer.deposit)
+
+    async def job(self, client: WireClient, max_tokens: int = 40) -> ScriptedJob:
+        """A job for the current offer, not submitted yet."""
+        deadline = self.harness.clock.now() + 600
+        asked = parameters(3, max_tokens)
+        return ScriptedJob.sealed(client, await client.offer(), "a fox", asked, deadline)
 
 
 async def pump(harness: WorkerHarness) -> None:
@@ -124,26 +134,25 @@ def details(error: grpc.aio.AioRpcError) -> tuple[Any, Any]:
 
 async def test_a_job_runs_over_tls_and_is_paid(served: Served) -> None:
     client = served.client()
-    offer = await client.offer()
-    submission, secret = client.job(offer, "a fox", parameters(3, 40), served.harness.clock.now())
-    result = await client.run(offer, submission, secret, drafts=True)
+    result = await served.job(client)
+    await client.run(result, drafts=True)
     assert result.ended is not None
     assert result.ended.reason is None
-    assert result.canvases >= 2
-    assert result.acknowledged == result.canvases
+    assert len(result.receipts) >= 2
+    assert result.acknowledged == len(result.receipts)
     assert result.amount == served.harness.journal.books[served.payer.id].ledger.cumulative
-    again = await client.run(offer, submission, secret, pay=False)
+    again = result.without_text()
+    await client.run(again)
     assert again.text == result.text
     await client.close()
 
 
 async def test_a_refusal_carries_its_reason_and_when_to_come_back(served: Served) -> None:
     client = served.client()
-    offer = await client.offer()
-    submission, secret = client.job(offer, "a fox", parameters(3, 40), served.harness.clock.now())
+    job = await served.job(client)
     served.harness.worker.draining = True
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await client.run(offer, submission, secret)
+        await client.run(job)
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     info, retry = details(caught.value)
     assert (info.domain, info.reason) == ("piecework", "DRAINING")
@@ -198,12 +207,11 @@ async def test_a_peer_that_asks_too_often_is_told_when_to_come_back(served: Serv
 
 async def test_a_client_that_hangs_up_frees_its_row(served: Served) -> None:
     client = served.client()
-    offer = await client.offer()
-    submission, _ = client.job(offer, "a fox", parameters(3, 64), served.harness.clock.now())
+    job = await served.job(client, 64)
     from piecework_protocol.wire import encode_client_frame
 
     call = client.grpc.stream_stream(SERVICE + "Run")()
-    await call.write(encode_client_frame(submission))
+    await call.write(encode_client_frame(job.submission))
     await call.read()
     assert served.harness.worker.streams == 1
     call.cancel()
@@ -246,7 +254,7 @@ async def test_an_unexpected_error_shows_nothing_of_ours(served: Served) -> None
     certificate, key = create_tls(served.harness.clock.now())
     server = GrpcServer(servicer, TlsIdentity(certificate, key, Digest(bytes(32))), max_streams=4)
     port = await server.start("127.0.0.1", 0)
-    other = WireClient("127.0.0.1", port, DOMAIN, served.payer.signer)
+    other = served.client_at(port)
     v = empty_voucher(served.payer.id)
     final = CloseChannel(v.channel, v.cumulative, v.count, v.receipts_root)
     request = encode_close_request(stranger, final, sign(DOMAIN, final, served.payer.signer))
@@ -272,9 +280,8 @@ async def test_health_says_whether_jobs_are_taken(served: Served) -> None:
 
 async def test_a_channel_is_closed_over_the_wire(served: Served) -> None:
     client = served.client()
-    offer = await client.offer()
-    submission, secret = client.job(offer, "a fox", parameters(3, 40), served.harness.clock.now())
-    await client.run(offer, submission, secret)
+    job = await served.job(client)
+    await client.run(job)
     served.harness.chain.channels[served.payer.id].state = ChannelState.OPEN
     transaction = await client.close_channel()
     chain = served.harness.chain

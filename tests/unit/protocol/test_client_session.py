@@ -47,7 +47,7 @@ def next_frame(line: PairedStream) -> WorkerFrame:
 
 def first_canvas(line: PairedStream) -> CanvasDelivered:
     """Accept the job, then return the first delivery unread."""
-    assert isinstance(line.client.receive(next_frame(line)), Accepted)
+    assert isinstance(line.session.receive(next_frame(line)), Accepted)
     frame = next_frame(line)
     assert isinstance(frame, CanvasDelivered)
     return frame
@@ -122,38 +122,38 @@ def test_a_lie_in_a_delivery_is_named_by_its_clause(lie: str) -> None:
     _, line = started()
     clause, tell = LIES[lie]
     with pytest.raises(ProtocolViolation) as caught:
-        line.client.receive(tell(first_canvas(line)))
+        line.session.receive(tell(first_canvas(line)))
     assert caught.value.clause == clause
-    assert line.client.phase is Phase.BROKEN and line.client.received == 0
+    assert line.session.phase is Phase.BROKEN and line.session.received == 0
 
 
 def test_the_honest_delivery_that_the_lies_are_made_from_is_verified() -> None:
     _, line = started()
-    assert isinstance(line.client.receive(first_canvas(line)), CanvasVerified)
+    assert isinstance(line.session.receive(first_canvas(line)), CanvasVerified)
 
 
 def test_a_canvas_delivered_twice_is_refused() -> None:
     _, line = started()
     frame = first_canvas(line)
-    line.client.receive(frame)
+    line.session.receive(frame)
     with pytest.raises(ProtocolViolation, match="expected canvas 1"):
-        line.client.receive(frame)
+        line.session.receive(frame)
 
 
 def test_after_a_broken_clause_nothing_more_is_taken() -> None:
     _, line = started()
     frame = first_canvas(line)
     with pytest.raises(ProtocolViolation):
-        line.client.receive(replace(frame, sealed_output=b""))
+        line.session.receive(replace(frame, sealed_output=b""))
     with pytest.raises(ProtocolViolation, match="after the end"):
-        line.client.receive(frame)
+        line.session.receive(frame)
 
 
 def test_a_frame_before_the_acceptance_is_refused() -> None:
     _, line = started()
     line.downward.popleft()
     with pytest.raises(ProtocolViolation, match="before the job was accepted"):
-        line.client.receive(next_frame(line))
+        line.session.receive(next_frame(line))
 
 
 def test_an_acceptance_that_the_operator_did_not_sign_is_refused() -> None:
@@ -162,7 +162,7 @@ def test_an_acceptance_that_the_operator_did_not_sign_is_refused() -> None:
     assert isinstance(frame, Accepted)
     forged = sign(DOMAIN, Acceptance(frame.job, Uint32(frame.prompt_tokens)), STRANGER)
     with pytest.raises(ProtocolViolation, match=r"3\.5"):
-        line.client.receive(replace(frame, signature=forged))
+        line.session.receive(replace(frame, signature=forged))
 
 
 def test_a_prompt_length_that_the_prompt_cannot_have_is_refused() -> None:
@@ -171,7 +171,7 @@ def test_a_prompt_length_that_the_prompt_cannot_have_is_refused() -> None:
     assert isinstance(frame, Accepted)
     padded = sign(DOMAIN, Acceptance(frame.job, Uint32(5000)), OPERATOR)
     with pytest.raises(ProtocolViolation, match=r"3\.4"):
-        line.client.receive(replace(frame, prompt_tokens=5000, signature=padded))
+        line.session.receive(replace(frame, prompt_tokens=5000, signature=padded))
 
 
 def test_a_job_that_would_pass_its_ceiling_is_stopped() -> None:
@@ -181,7 +181,7 @@ def test_a_job_that_would_pass_its_ceiling_is_stopped() -> None:
     market.engine_step(line)
     frame = first_canvas(line)
     with pytest.raises(ProtocolViolation, match="ceiling"):
-        line.client.receive(frame)
+        line.session.receive(frame)
 
 
 def test_a_receipt_that_says_more_at_the_token_limit_is_refused() -> None:
@@ -189,21 +189,21 @@ def test_a_receipt_that_says_more_at_the_token_limit_is_refused() -> None:
     frame = first_canvas(line)
     assert frame.receipt.finish is Finish.TOKEN_LIMIT
     with pytest.raises(ProtocolViolation, match=r"4\.5"):
-        line.client.receive(signed(frame.receipt.replace(finish=Finish.MORE), frame.sealed_output))
+        line.session.receive(signed(frame.receipt.replace(finish=Finish.MORE), frame.sealed_output))
 
 
 def test_an_end_that_counts_other_canvases_than_came_is_refused() -> None:
     _, line = started()
-    line.client.receive(first_canvas(line))
+    line.session.receive(first_canvas(line))
     with pytest.raises(ProtocolViolation, match=r"4\.1"):
-        line.client.receive(JobEnded(line.client.id, 2))
+        line.session.receive(JobEnded(line.session.id, 2))
 
 
 def test_a_draft_that_does_not_parse_is_refused() -> None:
     _, line = started()
     first_canvas(line)
     with pytest.raises(ProtocolViolation, match=r"8\.2"):
-        line.client.receive(Draft(line.client.id, 0, 1, b"?"))
+        line.session.receive(Draft(line.session.id, 0, 1, b"?"))
 
 
 def test_a_worker_that_shows_a_voucher_we_never_signed_is_refused() -> None:
@@ -220,5 +220,5 @@ def test_a_worker_that_shows_a_voucher_we_never_signed_is_refused() -> None:
     voucher = frame.account.voucher.replace(cumulative=Amount(1))
     forged = replace(frame.account, voucher=voucher, signature=sign(DOMAIN, voucher, STRANGER))
     with pytest.raises(ProtocolViolation, match=r"5\.7"):
-        again.client.receive(replace(frame, account=forged))
+        again.session.receive(replace(frame, account=forged))
     assert PAYER.address != STRANGER.address
