@@ -42,6 +42,7 @@ Indexes = Annotated[list[str] | None, typer.Option(help="Index to publish offers
 
 @app.command()
 def init(
+    context: typer.Context,
     *,
     deployment: Annotated[Path | None, typer.Option(help="The market's deployment file.")] = None,
     payout: Payout = None,
@@ -66,7 +67,8 @@ def init(
 ) -> None:
     """Make keys and settings, and register with one transaction.
 
-    Safe to run again.
+    Safe to run again: what is there stays. If an option differs from what is there, it changes
+    nothing and says what to edit.
     """
     from piecework_node.daemon.setup import set_up_worker
     from piecework_node.home import Home
@@ -91,13 +93,44 @@ def init(
     staked = common.units(token, stake) if stake else None
     done = common.run(
         set_up_worker(
-            place, file, values, secret, stake=staked, faucet=faucet, register=not no_register
+            place,
+            file,
+            values,
+            secret,
+            asked=_asked(context),
+            stake=staked,
+            faucet=faucet,
+            register=not no_register,
         )
     )
     if json:
         common.print_json(done)
     else:
         _print_steps(done)
+
+
+_SETTING_OF_OPTION = {
+    "payout": "payout",
+    "bind": "bind",
+    "endpoint": "endpoint",
+    "price_prompt": "price_per_million_prompt_tokens",
+    "price_output": "price_per_million_output_tokens",
+    "price_steps": "price_per_thousand_steps",
+    "slots": "slots",
+    "index": "indexes",
+    "model": "model",
+    "vllm": "vllm_endpoints",
+    "vllm_model": "vllm_model",
+}
+
+
+def _asked(context: typer.Context) -> frozenset[str]:
+    """The settings that the person chose by an option. The others are defaults of `init`."""
+    return frozenset(
+        setting
+        for option, setting in _SETTING_OF_OPTION.items()
+        if getattr(context.get_parameter_source(option), "name", "") == "COMMANDLINE"
+    )
 
 
 def _print_steps(done: dict[str, Any]) -> None:
