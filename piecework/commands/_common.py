@@ -50,7 +50,10 @@ def group() -> typer.Typer:
 def single() -> typer.Typer:
     """A command without commands of its own, such as `piecework demo`."""
     return typer.Typer(
-        invoke_without_command=True, rich_markup_mode=None, context_settings=HELP_OPTIONS
+        invoke_without_command=True,
+        rich_markup_mode=None,
+        context_settings=HELP_OPTIONS,
+        subcommand_metavar="",
     )
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 app = common.group()
 
-Home = Annotated[Path | None, typer.Option("--home", help="The client's home directory.")]
+Home = Annotated[Path | None, common.home_option("client")]
 PasswordFile = Annotated[Path | None, typer.Option(help="File with the key's password.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Index = Annotated[
@@ -32,7 +32,9 @@ Steps = Annotated[
     int | None, typer.Option("--max-steps", min=1, help="Denoising steps a canvas, at most.")
 ]
 Seed = Annotated[int | None, typer.Option(min=0, max=(1 << 64) - 1, help="Random if not given.")]
-MaxPrice = Annotated[str | None, typer.Option(help="Most that the job may cost, in tokens.")]
+MaxPrice = Annotated[
+    str | None, typer.Option(help="Most that the job may cost, in the payment token.")
+]
 System = Annotated[str | None, typer.Option(help="A system message before the prompt.")]
 
 BestEffort = Annotated[
@@ -53,7 +55,9 @@ def init(
     *,
     deployment: Annotated[Path, typer.Option(help="The market's deployment file.")],
     home: Home = None,
-    index: Index = None,
+    index: Annotated[
+        list[str] | None, typer.Option(help="Index to ask for offers; repeatable.")
+    ] = None,
     second_key: Annotated[
         bool, typer.Option("--second-key", help="A key of its own for signing jobs and vouchers.")
     ] = False,
