@@ -132,7 +132,17 @@ def ask(option: str, question: str) -> str:
 
 
 def password(file: Path | None, *, confirm: bool = False) -> str:
-    """The key password: $PIECEWORK_PASSWORD, a file, or asked for on the terminal."""
+    """The key password: $PIECEWORK_PASSWORD, a file, or asked for on the terminal.
+
+    With `confirm` it is for a new key: it is asked for twice, and may not be empty.
+    """
+    secret = _password(file, confirm)
+    if confirm and not secret:
+        fail("the password is empty, and everybody who can read the key's file could use the key")
+    return secret
+
+
+def _password(file: Path | None, confirm: bool) -> str:
     from_environment = os.environ.get("PIECEWORK_PASSWORD")
     if from_environment is not None:
         return from_environment
