@@ -14,6 +14,7 @@ import typer
 
 from piecework.base.entry import fail, guard, run
 from piecework.base.files import read
+from piecework.base.text import printable
 
 if TYPE_CHECKING:
     from piecework.base.amounts import Token
@@ -33,12 +34,14 @@ __all__ = [
     "password",
     "print_json",
     "run",
+    "say",
     "single",
     "token_json",
     "units",
 ]
 
 MAX_PASSWORD_BYTES = 4096
+MAX_LINE_CHARACTERS = 10_000
 HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 
 
@@ -68,6 +71,11 @@ def home_option(role: str) -> Any:
 def print_json(value: Mapping[str, Any]) -> None:
     """One JSON object on stdout, at once."""
     print(json.dumps(value), flush=True)
+
+
+def say(line: str, *, err: bool = False) -> None:
+    """One line for a person. What a stranger wrote in it cannot drive or deceive the terminal."""
+    typer.echo(printable(line, lines=False, limit=MAX_LINE_CHARACTERS), err=err)
 
 
 def market_token(deployment: Path) -> Token:

@@ -135,9 +135,9 @@ def _asked(context: typer.Context) -> frozenset[str]:
 
 def _print_steps(done: dict[str, Any]) -> None:
     for step in done["steps"]:
-        typer.echo(f"{'made ' if step['new'] else 'there'}  {step['what']:14} {step['detail']}")
-    typer.echo(f"operator {done['operator']}; earnings go to {done['payout']}")
-    typer.echo("next: piecework worker check, then piecework worker start")
+        common.say(f"{'made ' if step['new'] else 'there'}  {step['what']:14} {step['detail']}")
+    common.say(f"operator {done['operator']}; earnings go to {done['payout']}")
+    common.say("next: piecework worker check, then piecework worker start")
 
 
 def _model_settings(model: str) -> dict[str, Any]:
@@ -170,7 +170,7 @@ def check(
         common.print_json({"good": good, "findings": [asdict(f) for f in findings]})
     else:
         for finding in findings:
-            typer.echo(f"{'ok  ' if finding.good else 'FAIL'}  {finding.item:14} {finding.detail}")
+            common.say(f"{'ok  ' if finding.good else 'FAIL'}  {finding.item:14} {finding.detail}")
     raise typer.Exit(0 if good else 1)
 
 
@@ -237,12 +237,12 @@ def status(*, home: HomeOption = None, json: Json = False) -> None:
         ("jobs missed", ", ".join(f"{k} {v}" for k, v in body["refusals"].items()) or "none"),
     )
     for name, value in rows:
-        typer.echo(f"{name:14} {value}")
+        common.say(f"{name:14} {value}")
     for member in engine.get("endpoints", ()):
         trouble = f": {member['trouble']}" if member["trouble"] else ""
-        typer.echo(f"{'endpoint':14} {member['number']} {member['health']}{trouble}")
+        common.say(f"{'endpoint':14} {member['number']} {member['health']}{trouble}")
     for note in body["errors"][-5:]:
-        typer.echo(f"{'error':14} {note['where']}: {note['message']}")
+        common.say(f"{'error':14} {note['where']}: {note['message']}")
 
 
 @app.command()
@@ -252,7 +252,7 @@ def drain(*, home: HomeOption = None, json: Json = False) -> None:
     if json:
         common.print_json(body)
     else:
-        typer.echo("draining")
+        common.say("draining")
 
 
 @app.command()
@@ -262,7 +262,7 @@ def settle(*, home: HomeOption = None, json: Json = False) -> None:
     if json:
         common.print_json(body)
     else:
-        typer.echo("settling; see piecework worker status")
+        common.say("settling; see piecework worker status")
 
 
 @app.command()
@@ -277,10 +277,10 @@ def earnings(*, home: HomeOption = None, json: Json = False) -> None:
         common.print_json({**body, "token": common.token_json(token)})
         return
     for name in ("charged", "accepted", "settled", "unpaid"):
-        typer.echo(f"{name:10} {token.format(body[name])}")
-    typer.echo(f"{'canvases':10} {body['canvases']}")
+        common.say(f"{name:10} {token.format(body[name])}")
+    common.say(f"{'canvases':10} {body['canvases']}")
     for state, count in body["jobs"].items():
-        typer.echo(f"{'jobs':10} {count} {state}")
+        common.say(f"{'jobs':10} {count} {state}")
 
 
 def _token(home: Path | None) -> Token:
