@@ -91,18 +91,9 @@ def init(
     place = Home(common.home("worker", home))
     secret = common.password(password_file, confirm=not place.operator.is_file())
     staked = common.units(token, stake) if stake else None
-    done = common.run(
-        set_up_worker(
-            place,
-            file,
-            values,
-            secret,
-            asked=_asked(context),
-            stake=staked,
-            faucet=faucet,
-            register=not no_register,
-        )
-    )
+    more: dict[str, Any] = {"asked": _asked(context), "stake": staked, "faucet": faucet}
+    setup = set_up_worker(place, file, values, secret, register=not no_register, **more)
+    done = common.run(setup)
     if json:
         common.print_json(done)
     else:

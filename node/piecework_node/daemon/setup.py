@@ -44,7 +44,7 @@ async def set_up_worker(
     now = Timestamp(int(time.time()))
     deployment = Deployment.load(deployment_file)
     await asyncio.to_thread(
-        registration.check_asked, home, deployment, {name: values[name] for name in asked}
+        registration.check_asked, home, deployment, {n: values[n] for n in asked if n in values}
     )
     steps = await asyncio.to_thread(
         registration.prepare_home, home, deployment, values, password, now
