@@ -162,7 +162,8 @@ class WorkerConfig(Settings):
     @field_validator("payout")
     @classmethod
     def _payout_is_an_address(cls, value: str) -> str:
-        parse_address(value)
+        if not any(parse_address(value)):
+            raise ValueError("nobody holds the key of the zero address: earnings would be lost")
         return value
 
     @field_validator("accepted_tokens")

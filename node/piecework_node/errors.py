@@ -12,6 +12,10 @@ class ConfigError(PieceworkError):
     """A setting or an option cannot be used. The text names it."""
 
 
+class HomeDiffers(PieceworkError):
+    """A home has other settings, or another market, than the caller asked for."""
+
+
 class KeyFileError(PieceworkError):
     """A key or certificate file is missing, unreadable or does not open with the password given."""
 

@@ -46,6 +46,6 @@ class Home:
         """Make the folder, for its owner alone.
 
         Raises:
-            FileError: it cannot be made, or belongs to somebody else.
+            FileError: it cannot be made, belongs to somebody else, or holds other files.
         """
-        private_folder(self.root)
+        private_folder(self.root, marks=(self.operator.name, self.journal.name))

@@ -13,7 +13,7 @@ import fcntl
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
@@ -145,11 +145,15 @@ def read(path: Path, limit: int) -> bytes:
     return data
 
 
-def private_folder(path: Path, *, disk: Disk = SYSTEM_DISK) -> None:
+def private_folder(path: Path, *, marks: Collection[str] = (), disk: Disk = SYSTEM_DISK) -> None:
     """Make a folder that only its owner can enter (mode 0700), or close one that is there.
 
+    An open folder is closed if it is empty or holds one of the files in `marks`, which only our
+    program makes. Closing any other, such as /etc or a project, would lock its users out.
+
     Raises:
-        FileError: it cannot be made, belongs to somebody else, or is for everybody, such as /tmp.
+        FileError: it cannot be made, belongs to somebody else, is for everybody, such as /tmp, or
+            is open and holds other files.
     """
     with _translated("make the folder", path):
         path.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
@@ -161,8 +165,20 @@ def private_folder(path: Path, *, disk: Disk = SYSTEM_DISK) -> None:
             )
         if mode & stat.S_ISVTX or path.resolve() == Path(path.resolve().anchor):
             raise FileError(f"{shown(path)} is a folder for everybody. Choose a folder inside it")
-        if mode & 0o777 != PRIVATE_FOLDER:
-            path.chmod(PRIVATE_FOLDER)
+        if mode & 0o777 == PRIVATE_FOLDER:
+            return
+        if mode & 0o077 and not _may_close(path, marks):
+            raise FileError(
+                f"{shown(path)} holds other files, and other users may enter it. "
+                "Choose a new folder inside it, or close it first: chmod 700"
+            )
+        path.chmod(PRIVATE_FOLDER)
+
+
+def _may_close(path: Path, marks: Collection[str]) -> bool:
+    # A new ext4 volume is not quite empty.
+    names = set(os.listdir(path)) - {"lost+found"}  # noqa: PTH208  no error for odd names
+    return not names or not names.isdisjoint(marks)
 
 
 def shown(path: Path) -> str:

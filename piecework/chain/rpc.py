@@ -156,8 +156,10 @@ def refusal(method: str, error: dict[str, Any]) -> RpcRefused | TransactionRever
 
 def host_of(url: str) -> str:
     """Scheme, host and port: what may be shown. The path and the user part often hold an API
-    key."""
+    key. An address without a host has nothing that is safe to show."""
     parts = urlsplit(url)
+    if not parts.hostname:
+        return "an address without a host"
     port = f":{parts.port}" if parts.port else ""
     return f"{parts.scheme}://{parts.hostname}{port}"
 

@@ -106,9 +106,9 @@ class ClientHome:
         """Make the folder, closed to others.
 
         Raises:
-            FileError: it cannot be made, or belongs to somebody else.
+            FileError: it cannot be made, belongs to somebody else, or holds other files.
         """
-        private_folder(self.path, disk=disk)
+        private_folder(self.path, marks=(self.wallet.name, self.store.name), disk=disk)
 
 
 @dataclass(frozen=True, slots=True)

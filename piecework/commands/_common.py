@@ -15,6 +15,7 @@ import typer
 from piecework.base.entry import fail, guard, run
 from piecework.base.files import read
 from piecework.base.homes import default_home
+from piecework.base.text import printable
 
 if TYPE_CHECKING:
     from piecework.base.amounts import Token
@@ -34,12 +35,14 @@ __all__ = [
     "password",
     "print_json",
     "run",
+    "say",
     "single",
     "token_json",
     "units",
 ]
 
 MAX_PASSWORD_BYTES = 4096
+MAX_LINE_CHARACTERS = 10_000
 HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 
 
@@ -51,7 +54,10 @@ def group() -> typer.Typer:
 def single() -> typer.Typer:
     """A command without commands of its own, such as `piecework demo`."""
     return typer.Typer(
-        invoke_without_command=True, rich_markup_mode=None, context_settings=HELP_OPTIONS
+        invoke_without_command=True,
+        rich_markup_mode=None,
+        context_settings=HELP_OPTIONS,
+        subcommand_metavar="",
     )
 
 
@@ -66,6 +72,11 @@ def home_option(role: str) -> Any:
 def print_json(value: Mapping[str, Any]) -> None:
     """One JSON object on stdout, at once."""
     print(json.dumps(value), flush=True)
+
+
+def say(line: str, *, err: bool = False) -> None:
+    """One line for a person. What a stranger wrote in it cannot drive or deceive the terminal."""
+    typer.echo(printable(line, lines=False, limit=MAX_LINE_CHARACTERS), err=err)
 
 
 def market_token(deployment: Path) -> Token:
@@ -123,7 +134,17 @@ def ask(option: str, question: str) -> str:
 
 
 def password(file: Path | None, *, confirm: bool = False) -> str:
-    """The key password: $PIECEWORK_PASSWORD, a file, or asked for on the terminal."""
+    """The key password: $PIECEWORK_PASSWORD, a file, or asked for on the terminal.
+
+    With `confirm` it is for a new key: it is asked for twice, and may not be empty.
+    """
+    secret = _password(file, confirm)
+    if confirm and not secret:
+        fail("the password is empty, and everybody who can read the key's file could use the key")
+    return secret
+
+
+def _password(file: Path | None, confirm: bool) -> str:
     from_environment = os.environ.get("PIECEWORK_PASSWORD")
     if from_environment is not None:
         return from_environment

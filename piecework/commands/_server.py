@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
+import socket
 import sys
 from dataclasses import dataclass
 
@@ -33,10 +35,17 @@ async def listen(runner: web.AppRunner, host: str, port: int) -> BoundServer:
         await web.TCPSite(runner, host, port, backlog=1024).start()
     except OSError as error:
         await runner.cleanup()
-        raise CannotListen(f"cannot listen on {host}:{port}: {error.strerror}") from None
+        raise CannotListen(f"cannot listen on {host}:{port}: {_why(error)}") from None
     actual = int(runner.addresses[0][1])
     shown = f"[{host}]" if ":" in host else host
     return BoundServer(f"http://{shown}:{actual}", actual)
+
+
+def _why(error: OSError) -> str:
+    """asyncio's own text repeats the address as Python writes it."""
+    if isinstance(error, socket.gaierror):
+        return "the host name was not found"
+    return os.strerror(error.errno).lower() if error.errno else str(error)
 
 
 def stop_event() -> asyncio.Event:

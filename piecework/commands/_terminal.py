@@ -78,6 +78,18 @@ class JobProgress:
         parts = [f"{worker}… {model}", done, f"{amount(cost)} paid", self.note]
         return " | ".join(part for part in parts if part)
 
+    @property
+    def has_something(self) -> bool:
+        """Whether a worker took the job, so that there may be text that was paid for."""
+        return self.accepted is not None
+
+    def summary(self, amount: Callable[[int], str]) -> str:
+        """The last line: the status, and for a job that stopped early where its receipts are."""
+        if self.ended is not None or self.accepted is None:
+            return self.status(amount)
+        job = to_hex(self.accepted.job)
+        return f"{self.status(amount)}\nstopped early; see: piecework client receipts --job {job}"
+
 
 class Display(Protocol):
     """Where a job is shown."""
@@ -93,18 +105,24 @@ class PlainDisplay:
 
     async def show(self, run: JobRun) -> JobProgress:
         progress = JobProgress()
-        async with run:
-            async for event in run:
-                progress.take(event)
-                if isinstance(event, CanvasText):
-                    write(sys.stdout, shown(event.text))
-                    sys.stdout.flush()
-                elif isinstance(event, JobResuming):
-                    why = one_line(event.why, MAX_REASON_CHARACTERS)
-                    write(sys.stderr, f"\n{progress.note}: {why}\n")
-        write(sys.stdout, "\n")
-        write(sys.stderr, progress.status(self._amount) + "\n")
+        try:
+            async with run:
+                async for event in run:
+                    self._take(progress, event)
+        finally:
+            if progress.has_something:
+                write(sys.stdout, "\n")
+                write(sys.stderr, progress.summary(self._amount) + "\n")
         return progress
+
+    def _take(self, progress: JobProgress, event: JobEvent) -> None:
+        progress.take(event)
+        if isinstance(event, CanvasText):
+            write(sys.stdout, shown(event.text))
+            sys.stdout.flush()
+        elif isinstance(event, JobResuming):
+            why = one_line(event.why, MAX_REASON_CHARACTERS)
+            write(sys.stderr, f"\n{progress.note}: {why}\n")
 
 
 class QuietDisplay:
@@ -128,17 +146,19 @@ class LiveDisplay:
         from rich.console import Console
         from rich.live import Live
 
-        progress, printed = JobProgress(), 0
-        console = Console()
-        with Live(console=console, refresh_per_second=20, transient=True) as live:
-            async with run:
-                async for event in run:
-                    progress.take(event)
-                    live.update(self._picture(progress))
-                    printed = len(progress.canvases)
-        whole = shown("".join(c.text for c in progress.canvases[:printed]))
-        console.print(whole, markup=False, highlight=False)
-        console.print(progress.status(self._amount), style="dim", markup=False, highlight=False)
+        progress, console = JobProgress(), Console()
+        try:
+            with Live(console=console, refresh_per_second=20, transient=True) as live:
+                async with run:
+                    async for event in run:
+                        progress.take(event)
+                        live.update(self._picture(progress))
+        finally:
+            if progress.has_something:
+                whole = shown("".join(c.text for c in progress.canvases))
+                console.print(whole, markup=False, highlight=False)
+                summary = progress.summary(self._amount)
+                console.print(summary, style="dim", markup=False, highlight=False)
         return progress
 
     def _picture(self, progress: JobProgress) -> Text:

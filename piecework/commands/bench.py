@@ -61,13 +61,13 @@ def bench(
     if json:
         common.print_json(report)
         return
-    typer.echo(f"{report['model']}  {report['profile']}")
-    typer.echo(report["precision"])
-    typer.echo(
+    common.say(f"{report['model']}  {report['profile']}")
+    common.say(report["precision"])
+    common.say(
         f"{'rows':>5} {'tokens/s':>10} {'steps/s':>10} {'steps/canvas':>13} {'first canvas':>16}"
     )
     for line in report["measurements"]:
-        typer.echo(
+        common.say(
             f"{line['rows']:>5} {line['tokens_per_second']:>10.1f} "
             f"{line['steps_per_second']:>10.1f} "
             f"{line['steps_per_canvas']:>13.1f} {line['first_canvas_ms']:>13.0f} ms"

@@ -110,8 +110,8 @@ def deploy(
         common.print_json({"file": str(out), **made.to_json()})
         return
     for name, value in made.to_json().items():
-        typer.echo(f"{name:20} {value}")
-    typer.echo(f"written to           {out}")
+        common.say(f"{name:20} {value}")
+    common.say(f"written to           {out}")
 
 
 @app.command()
@@ -135,7 +135,7 @@ def faucet(
     if json:
         common.print_json(result)
     else:
-        typer.echo(
+        common.say(
             f"{to} now holds {NATIVE_COIN.format(result['native'])} and "
             f"{token.format(result['tokens'])}"
         )
@@ -161,16 +161,16 @@ def status(
         else "of another version of this program"
     )
     height, final = result["latest_block"], result["finalized_block"]
-    typer.echo(f"chain        {result['chain_id']}, block {height}, final {final}")
-    typer.echo(f"escrow       {result['escrow']}")
-    typer.echo(f"registry     {result['registry']}")
-    typer.echo(f"token        {result['token']}, {token.symbol}, {token.decimals} decimals")
-    typer.echo(f"contracts    verified, code is {built}")
-    typer.echo(
+    common.say(f"chain        {result['chain_id']}, block {height}, final {final}")
+    common.say(f"escrow       {result['escrow']}")
+    common.say(f"registry     {result['registry']}")
+    common.say(f"token        {result['token']}, {token.symbol}, {token.decimals} decimals")
+    common.say(f"contracts    verified, code is {built}")
+    common.say(
         f"workers      {result['workers']}, at least {token.format(result['min_stake'])} of "
         "stake each"
     )
-    typer.echo(f"unbonding    {result['unbonding_delay_s']} s")
+    common.say(f"unbonding    {result['unbonding_delay_s']} s")
 
 
 async def _dev(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 app = common.group()
 
-Home = Annotated[Path | None, typer.Option("--home", help="The client's home directory.")]
+Home = Annotated[Path | None, common.home_option("client")]
 PasswordFile = Annotated[Path | None, typer.Option(help="File with the key's password.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Index = Annotated[
@@ -32,7 +32,9 @@ Steps = Annotated[
     int | None, typer.Option("--max-steps", min=1, help="Denoising steps a canvas, at most.")
 ]
 Seed = Annotated[int | None, typer.Option(min=0, max=(1 << 64) - 1, help="Random if not given.")]
-MaxPrice = Annotated[str | None, typer.Option(help="Most that the job may cost, in tokens.")]
+MaxPrice = Annotated[
+    str | None, typer.Option(help="Most that the job may cost, in the payment token.")
+]
 System = Annotated[str | None, typer.Option(help="A system message before the prompt.")]
 
 BestEffort = Annotated[
@@ -53,7 +55,9 @@ def init(
     *,
     deployment: Annotated[Path, typer.Option(help="The market's deployment file.")],
     home: Home = None,
-    index: Index = None,
+    index: Annotated[
+        list[str] | None, typer.Option(help="Index to ask for offers; repeatable.")
+    ] = None,
     second_key: Annotated[
         bool, typer.Option("--second-key", help="A key of its own for signing jobs and vouchers.")
     ] = False,
@@ -87,12 +91,12 @@ def init(
     if json:
         common.print_json(facts)
         return
-    typer.echo(f"home        {folder}")
-    typer.echo(f"payer       {facts['payer']}")
+    common.say(f"home        {folder}")
+    common.say(f"payer       {facts['payer']}")
     if made.authorizer != made.payer:
-        typer.echo(f"authorizer  {facts['authorizer']}")
-    typer.echo("created     " + (", ".join(made.created) or "nothing, all was there"))
-    typer.echo("Next: send tokens to the payer, then: piecework client deposit AMOUNT")
+        common.say(f"authorizer  {facts['authorizer']}")
+    common.say("created     " + (", ".join(made.created) or "nothing, all was there"))
+    common.say("Next: send tokens to the payer, then: piecework client deposit AMOUNT")
 
 
 @app.command()
@@ -148,11 +152,11 @@ def deposit(
     if json:
         _print_json(result, token)
     elif "file" in result:
-        typer.echo(
+        common.say(
             f"Signed. Anybody may submit it: piecework client deposit --relay {result['file']}"
         )
     else:
-        typer.echo(f"{token.format(result['amount'])} deposited in block {result['block']}")
+        common.say(f"{token.format(result['amount'])} deposited in block {result['block']}")
 
 
 @app.command()
@@ -178,12 +182,12 @@ def offers(
         _print_json({"offers": rows, "troubles": list(found.troubles)}, token)
         return
     for row in rows:
-        typer.echo(
+        common.say(
             f"{row['operator']}  {_safe(row['endpoint'])}  "
             f"{row['slots_free']} of {row['slots']} slots free"
         )
         for model in row["models"]:
-            typer.echo(
+            common.say(
                 f"    {_safe(model['name']):24} {model['tokens_per_second']:>6} tokens/s"
                 f"  out {token.format(model['price_per_million_output_tokens'])}/M"
                 f"  in {token.format(model['price_per_million_prompt_tokens'])}/M"
@@ -191,9 +195,9 @@ def offers(
                 + ("  best effort: no seed, no trace" if model["service"] == "best_effort" else "")
             )
     for trouble in found.troubles:
-        typer.echo(f"left out: {trouble}", err=True)
+        common.say(f"left out: {trouble}", err=True)
     if not rows:
-        typer.echo("no usable offer", err=True)
+        common.say("no usable offer", err=True)
 
 
 @app.command()
@@ -230,12 +234,12 @@ def quote(
     if json:
         _print_json(view, token)
         return
-    typer.echo(f"worker    {view['worker']} ({_safe(view['model'])})")
-    typer.echo(f"expected  {token.format(view['expected'])}")
-    typer.echo(f"at most   {token.format(view['ceiling'])}")
-    typer.echo(f"why       {view['why']}")
+    common.say(f"worker    {view['worker']} ({_safe(view['model'])})")
+    common.say(f"expected  {token.format(view['expected'])}")
+    common.say(f"at most   {token.format(view['ceiling'])}")
+    common.say(f"why       {view['why']}")
     for line in view["unfit"]:
-        typer.echo(f"left out  {_safe(line)}", err=True)
+        common.say(f"left out  {_safe(line)}", err=True)
 
 
 @app.command()
@@ -319,13 +323,13 @@ def receipts(
     else:
         for row in view["receipts"]:
             mark = row["trouble"] or "proved"
-            typer.echo(
+            common.say(
                 f"{row['job'][:12]}… canvas {row['canvas']:>3}"
                 f"  {row['units']:>4} tokens {row['steps']:>4} steps"
                 f"  {token.format(row['amount'])}  leaf {row['leaf_index']} of {row['count']}: "
                 f"{mark}"
             )
-        typer.echo(f"{len(view['receipts'])} receipts, {view['failed']} with trouble", err=True)
+        common.say(f"{len(view['receipts'])} receipts, {view['failed']} with trouble", err=True)
     if verify and view["failed"]:
         raise typer.Exit(1)
 
@@ -340,7 +344,7 @@ def balance(*, home: Home = None, password_file: PasswordFile = None, json: Json
     if json:
         _print_json(view, token)
         return
-    typer.echo(f"payer                {view['payer']}")
+    common.say(f"payer                {view['payer']}")
     for label, key in (
         ("own account", "own"),
         ("escrow, free", "free"),
@@ -348,7 +352,7 @@ def balance(*, home: Home = None, password_file: PasswordFile = None, json: Json
         ("in channels", "in_channels"),
         ("promised to workers", "paid"),
     ):
-        typer.echo(f"{label:20} {token.format(view[key])}")
+        common.say(f"{label:20} {token.format(view[key])}")
 
 
 @app.command()
@@ -362,7 +366,7 @@ def channels(*, home: Home = None, password_file: PasswordFile = None, json: Jso
         _print_json({"channels": rows}, token)
         return
     for row in rows:
-        typer.echo(
+        common.say(
             f"{row['channel']}  {row['status']:8} worker {row['operator']}"
             f"  {token.format(row['cumulative'])} of {token.format(row['deposit'])}"
             f"  {row['count']} canvases, {row['unacknowledged']} unconfirmed"
@@ -425,7 +429,7 @@ def withdraw(
         _print_json(view, token)
         return
     _print_closings(view["channels"], as_json=False)
-    typer.echo(f"{token.format(view['amount'])} sent to {view['to']}")
+    common.say(f"{token.format(view['amount'])} sent to {view['to']}")
 
 
 # --- shared
@@ -522,4 +526,4 @@ def _print_closings(rows: list[dict[str, Any]], as_json: bool) -> None:
         at = row["withdrawable_at"]
         later = "" if at is None else f", withdrawable at {at} (Unix time)"
         state = "closed" if row["closed"] else "open"
-        typer.echo(f"{row['channel'][:14]}…  {state}: {_safe(row['note'])}{later}")
+        common.say(f"{row['channel'][:14]}…  {state}: {_safe(row['note'])}{later}")

@@ -18,9 +18,7 @@ app = common.single()
 @app.callback()
 def serve(
     *,
-    home: Annotated[
-        Path | None, typer.Option("--home", help="The client's home directory.")
-    ] = None,
+    home: Annotated[Path | None, common.home_option("client")] = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on. It spends your money.")
     ] = "127.0.0.1",

@@ -11,6 +11,7 @@ from piecework.base.files import private_folder
 from piecework.commands import _common as common
 
 app = common.group()
+STORE = "market.db"
 
 
 @app.callback()
@@ -40,7 +41,7 @@ def start(
     It prints one JSON line when it is ready.
     """
     folder = common.home("market", home_dir)
-    common.guard(lambda: private_folder(folder))
+    common.guard(lambda: private_folder(folder, marks=(STORE,)))
     common.run(_serve(deployment, folder, host, port, rpc))
 
 
@@ -56,7 +57,7 @@ async def _serve(file: Path, folder: Path, host: str, port: int, rpc: str | None
     logs_to_stderr()
     deployment = Deployment.load(file)
     async with await ChainReader.connect(deployment, rpc_url=rpc) as reader:
-        store = OfferStore(folder / "market.db", deployment.domain)
+        store = OfferStore(folder / STORE, deployment.domain)
         try:
             runner = web.AppRunner(
                 IndexServer(store, reader, deployment.payment_token).application(),

@@ -68,10 +68,10 @@ def pull(
         common.print_json({**_view(received.pulled), "downloaded_bytes": received.downloaded_bytes})
         return
     pulled = received.pulled
-    typer.echo(f"{pulled.model}@{pulled.commit}  {pulled.files} files, {_size(pulled.size_bytes)}")
-    typer.echo(f"digest  0x{(pulled.digest or b'').hex()}")
-    typer.echo(f"folder  {pulled.folder}")
-    typer.echo(
+    common.say(f"{pulled.model}@{pulled.commit}  {pulled.files} files, {_size(pulled.size_bytes)}")
+    common.say(f"digest  0x{(pulled.digest or b'').hex()}")
+    common.say(f"folder  {pulled.folder}")
+    common.say(
         f'next: model = "{model}" in the config.toml of the worker, then piecework worker check'
     )
 
@@ -100,12 +100,12 @@ def list_models(*, store: Store = None, json: Json = False) -> None:
         )
         return
     if not everything:
-        typer.echo(f"nothing in {place.root}; piecework models pull brings the published model")
+        common.say(f"nothing in {place.root}; piecework models pull brings the published model")
     for pulled in everything:
         named = ", ".join(pulled.revisions) or "-"
         state = f"0x{pulled.digest.hex()}" if pulled.digest is not None else _progress_of(pulled)
         size = _size(pulled.size_bytes)
-        typer.echo(f"{pulled.model!s:40} {named:12} {pulled.commit[:12]} {size:>10}  {state}")
+        common.say(f"{pulled.model!s:40} {named:12} {pulled.commit[:12]} {size:>10}  {state}")
 
 
 @app.command()
@@ -140,7 +140,7 @@ def verify(
     if json:
         common.print_json({"good": True, "folder": str(folder), "digest": "0x" + digest.hex()})
         return
-    typer.echo(f"{folder} is what its manifest says; digest 0x{digest.hex()}")
+    common.say(f"{folder} is what its manifest says; digest 0x{digest.hex()}")
 
 
 def _view(pulled: Pulled) -> dict[str, Any]:

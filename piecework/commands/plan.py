@@ -66,16 +66,16 @@ def plan(
             {"model": name, "table": [_row(need) for need in table], "devices": choices}
         )
         return
-    typer.echo(f"{name} on {'a GPU' if devices[0].kind == 'cuda' else 'a CPU'}")
-    typer.echo(
+    common.say(f"{name} on {'a GPU' if devices[0].kind == 'cuda' else 'a CPU'}")
+    common.say(
         f"{'precision':10}{'context':>9}{'jobs':>6}{'weights':>12}{'KV':>12}{'step':>12}{'all':>12}"
     )
     for need in table:
         sizes = (need.weights_bytes, need.kv_bytes, need.work_bytes, need.device_bytes)
         figures = "".join(f"{memory.size_text(size):>12}" for size in sizes)
-        typer.echo(f"{need.precision:10}{need.context:>9,}{need.sequences:>6}{figures}")
+        common.say(f"{need.precision:10}{need.context:>9,}{need.sequences:>6}{figures}")
     for choice in choices:
-        typer.echo(f"{choice['device']}: {choice['reason']}")
+        common.say(f"{choice['device']}: {choice['reason']}")
 
 
 def _this_machine() -> Device:

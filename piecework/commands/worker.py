@@ -42,6 +42,7 @@ Indexes = Annotated[list[str] | None, typer.Option(help="Index to publish offers
 
 @app.command()
 def init(
+    context: typer.Context,
     *,
     deployment: Annotated[Path | None, typer.Option(help="The market's deployment file.")] = None,
     payout: Payout = None,
@@ -66,7 +67,8 @@ def init(
 ) -> None:
     """Make keys and settings, and register with one transaction.
 
-    Safe to run again.
+    Safe to run again: what is there stays. If an option differs from what is there, it changes
+    nothing and says what to edit.
     """
     from piecework_node.daemon.setup import set_up_worker
     from piecework_node.home import Home
@@ -89,22 +91,44 @@ def init(
     place = Home(common.home("worker", home))
     secret = common.password(password_file, confirm=not place.operator.is_file())
     staked = common.units(token, stake) if stake else None
-    done = common.run(
-        set_up_worker(
-            place, file, values, secret, stake=staked, faucet=faucet, register=not no_register
-        )
-    )
+    more: dict[str, Any] = {"asked": _asked(context), "stake": staked, "faucet": faucet}
+    setup = set_up_worker(place, file, values, secret, register=not no_register, **more)
+    done = common.run(setup)
     if json:
         common.print_json(done)
     else:
         _print_steps(done)
 
 
+_SETTING_OF_OPTION = {
+    "payout": "payout",
+    "bind": "bind",
+    "endpoint": "endpoint",
+    "price_prompt": "price_per_million_prompt_tokens",
+    "price_output": "price_per_million_output_tokens",
+    "price_steps": "price_per_thousand_steps",
+    "slots": "slots",
+    "index": "indexes",
+    "model": "model",
+    "vllm": "vllm_endpoints",
+    "vllm_model": "vllm_model",
+}
+
+
+def _asked(context: typer.Context) -> frozenset[str]:
+    """The settings that the person chose by an option. The others are defaults of `init`."""
+    return frozenset(
+        setting
+        for option, setting in _SETTING_OF_OPTION.items()
+        if getattr(context.get_parameter_source(option), "name", "") == "COMMANDLINE"
+    )
+
+
 def _print_steps(done: dict[str, Any]) -> None:
     for step in done["steps"]:
-        typer.echo(f"{'made ' if step['new'] else 'there'}  {step['what']:14} {step['detail']}")
-    typer.echo(f"operator {done['operator']}; earnings go to {done['payout']}")
-    typer.echo("next: piecework worker check, then piecework worker start")
+        common.say(f"{'made ' if step['new'] else 'there'}  {step['what']:14} {step['detail']}")
+    common.say(f"operator {done['operator']}; earnings go to {done['payout']}")
+    common.say("next: piecework worker check, then piecework worker start")
 
 
 def _model_settings(model: str) -> dict[str, Any]:
@@ -137,7 +161,7 @@ def check(
         common.print_json({"good": good, "findings": [asdict(f) for f in findings]})
     else:
         for finding in findings:
-            typer.echo(f"{'ok  ' if finding.good else 'FAIL'}  {finding.item:14} {finding.detail}")
+            common.say(f"{'ok  ' if finding.good else 'FAIL'}  {finding.item:14} {finding.detail}")
     raise typer.Exit(0 if good else 1)
 
 
@@ -206,12 +230,12 @@ def status(*, home: HomeOption = None, json: Json = False) -> None:
         ("jobs missed", ", ".join(f"{k} {v}" for k, v in body["refusals"].items()) or "none"),
     )
     for name, value in rows:
-        typer.echo(f"{name:14} {value}")
+        common.say(f"{name:14} {value}")
     for member in engine.get("endpoints", ()):
         trouble = f": {member['trouble']}" if member["trouble"] else ""
-        typer.echo(f"{'endpoint':14} {member['number']} {member['health']}{trouble}")
+        common.say(f"{'endpoint':14} {member['number']} {member['health']}{trouble}")
     for note in body["errors"][-5:]:
-        typer.echo(f"{'error':14} {note['where']}: {note['message']}")
+        common.say(f"{'error':14} {note['where']}: {note['message']}")
 
 
 @app.command()
@@ -221,7 +245,7 @@ def drain(*, home: HomeOption = None, json: Json = False) -> None:
     if json:
         common.print_json(body)
     else:
-        typer.echo("draining")
+        common.say("draining")
 
 
 @app.command()
@@ -231,7 +255,7 @@ def settle(*, home: HomeOption = None, json: Json = False) -> None:
     if json:
         common.print_json(body)
     else:
-        typer.echo("settling; see piecework worker status")
+        common.say("settling; see piecework worker status")
 
 
 @app.command()
@@ -246,10 +270,10 @@ def earnings(*, home: HomeOption = None, json: Json = False) -> None:
         common.print_json({**body, "token": common.token_json(token)})
         return
     for name in ("charged", "accepted", "settled", "unpaid"):
-        typer.echo(f"{name:10} {token.format(body[name])}")
-    typer.echo(f"{'canvases':10} {body['canvases']}")
+        common.say(f"{name:10} {token.format(body[name])}")
+    common.say(f"{'canvases':10} {body['canvases']}")
     for state, count in body["jobs"].items():
-        typer.echo(f"{'jobs':10} {count} {state}")
+        common.say(f"{'jobs':10} {count} {state}")
 
 
 def _token(home: Path | None) -> Token:

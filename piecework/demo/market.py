@@ -166,7 +166,7 @@ class _Address:
         }
         secret = self.surroundings["PIECEWORK_PASSWORD"]
         await set_up_worker(
-            Home(home), self.file, values, secret, stake=None, faucet=True, register=True
+            Home(home), self.file, values, secret, asked=(), stake=None, faucet=True, register=True
         )
         await index
         start = ["worker", "start", "--home", str(home), "--admin-port", "0"]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from piecework.base.files import write_private
+from piecework.base.files import shown, write_private
 from piecework.chain import calls
 from piecework.chain.authorizations import Permit, Registration, sign_permit
 from piecework.chain.deployment import Deployment
@@ -16,12 +16,12 @@ from piecework.chain.limits import DEVELOPMENT_CHAIN_IDS
 from piecework.chain.reader import ChainReader, RegisteredWorker
 from piecework.chain.transactions import TransactionSender
 from piecework_node import config as settings
-from piecework_node.errors import NotFunded
+from piecework_node.errors import HomeDiffers, NotFunded
 from piecework_node.home import Home
 from piecework_node.keys.operator import create_keystore, load_operator
 from piecework_node.keys.tls import create_tls
 from piecework_protocol.signing import LocalSigner
-from piecework_protocol.types import Address, Amount, Timestamp, Uint256, address_hex
+from piecework_protocol.types import Address, Amount, Timestamp, Uint256, address_hex, to_hex
 
 PERMIT_LIFETIME_S: Final = 3600
 
@@ -72,6 +72,37 @@ def prepare_home(
         settings.check(chosen)
         write_private(home.config, settings.to_toml(chosen).encode())
     return steps
+
+
+def check_asked(home: Home, deployment: Deployment, asked: Mapping[str, Any]) -> None:
+    """Refuse to drop in silence what was asked for. `asked` are settings.
+
+    Raises:
+        HomeDiffers: the home belongs to another market, or has other settings than these.
+        BadDeployment: the deployment file in the home cannot be used.
+        SettingsError: the settings in the home cannot be used.
+    """
+    if home.deployment.is_file():
+        found = Deployment.load(home.deployment)
+        if (found.chain_id, found.escrow) != (deployment.chain_id, deployment.escrow):
+            raise HomeDiffers(
+                f"{shown(home.root)} belongs to another market: escrow {to_hex(found.escrow)} on "
+                f"chain {found.chain_id}. Use another --home"
+            )
+    if home.config.is_file():
+        there = settings.load(home.root, environment={})
+        differing = {n: v for n, v in asked.items() if not _is_same(getattr(there, n), v)}
+        if differing:
+            written = settings.to_toml(differing).splitlines()
+            lines = "; ".join(line for line in written if line and not line.startswith("#"))
+            raise HomeDiffers(f"{shown(home.config)} has other settings. Edit it: {lines}")
+
+
+def _is_same(there: Any, asked: Any) -> bool:
+    """Whether two settings say the same. An address may be written in any case."""
+    if isinstance(there, str) and isinstance(asked, str) and there.startswith("0x"):
+        return there.lower() == asked.lower()
+    return bool(there == asked)
 
 
 def _once(there: bool, what: str, detail: str) -> RegistrationStep:

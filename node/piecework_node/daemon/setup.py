@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,15 @@ async def set_up_worker(
     values: Mapping[str, Any],
     password: str,
     *,
+    asked: Collection[str],
     stake: int | None,
     faucet: bool,
     register: bool,
 ) -> dict[str, Any]:
     """Write the files and keys of a home, then register the worker with one transaction.
 
-    `values` are settings. `stake` is in base units; None stakes the least that the registry takes.
+    `values` are settings for a new home. `asked` names those that a home which is there must have
+    as well. `stake` is in base units; None stakes the least that the registry takes.
     `faucet` takes stake and gas from the faucet of a development chain. It is safe to run again.
 
     Raises:
@@ -41,6 +43,9 @@ async def set_up_worker(
     """
     now = Timestamp(int(time.time()))
     deployment = Deployment.load(deployment_file)
+    await asyncio.to_thread(
+        registration.check_asked, home, deployment, {n: values[n] for n in asked if n in values}
+    )
     steps = await asyncio.to_thread(
         registration.prepare_home, home, deployment, values, password, now
     )

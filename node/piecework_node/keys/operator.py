@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from piecework.base.files import write_private
-from piecework.base.jsons import loads
+from piecework.chain import keystore
 from piecework.chain.keystore import KeystoreError, KeystoreMissing, encrypt_keystore, open_keystore
 from piecework_node.errors import KeyFileError
 from piecework_protocol.signing import LocalSigner
@@ -28,8 +30,14 @@ def load_operator(path: Path, password: str) -> LocalSigner:
     Raises:
         KeyFileError: the file is missing or damaged, or the password is wrong.
     """
-    try:
+    with _translated():
         return open_keystore(path, password)
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
     except KeystoreMissing as error:
         raise KeyFileError(f"{error}. Run `piecework worker init` first.") from None
     except KeystoreError as error:
@@ -42,7 +50,5 @@ def keystore_address(path: Path) -> str:
     Raises:
         KeyFileError: the file cannot be read.
     """
-    try:
-        return str(loads(path.read_bytes())["address"]).removeprefix("0x").lower()
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise KeyFileError(f"{path} is not a readable keystore: {error}") from None
+    with _translated():
+        return keystore.keystore_address(path)

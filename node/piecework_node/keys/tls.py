@@ -13,11 +13,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from piecework.base.files import FileError, read, shown
 from piecework_node.errors import KeyFileError
 from piecework_protocol.types import Digest, Timestamp
 
 TLS_NAME: Final = "piecework-worker"
 """The name in every worker's certificate. What clients trust is the certificate's digest."""
+MAX_PEM_BYTES: Final = 256 * 1024
 TLS_LIFETIME_DAYS: Final = 3650
 """`worker init` replaces a lost certificate. The digest in the offer binds it, not this date."""
 
@@ -65,13 +67,17 @@ def load_tls(certificate: Path, key: Path) -> TlsIdentity:
         KeyFileError: a file is missing or unusable.
     """
     try:
-        pem, secret = certificate.read_bytes(), key.read_bytes()
+        pem, secret = read(certificate, MAX_PEM_BYTES), read(key, MAX_PEM_BYTES)
         der = x509.load_pem_x509_certificate(pem).public_bytes(serialization.Encoding.DER)
         serialization.load_pem_private_key(secret, password=None)
-    except FileNotFoundError as error:
+    except FileError as error:
+        hint = ""
+        if isinstance(error.__cause__, FileNotFoundError):
+            hint = ". Run `piecework worker init` first."
+        raise KeyFileError(f"{error}{hint}") from None
+    except (ValueError, TypeError):
         raise KeyFileError(
-            f"{error.filename} is missing. Run `piecework worker init` first."
+            f"{shown(certificate)} or {shown(key)} is damaged. Remove both and run "
+            "`piecework worker init` again."
         ) from None
-    except (OSError, ValueError, TypeError) as error:
-        raise KeyFileError(f"{certificate} or {key} is unusable: {error}") from None
     return TlsIdentity(pem, secret, Digest(sha256(der).digest()))

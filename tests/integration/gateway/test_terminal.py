@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from piecework.base.errors import PieceworkError
 from piecework.commands._terminal import LiveDisplay, PlainDisplay, choose
+from piecework_protocol.types import to_hex
 from tests.support.client_side import MONEY, PAYER, FakeClock, ask, open_client
 from tests.support.fake_chain import FakeChain
 from tests.support.fake_worker import STORY, FakeWorker, Script
@@ -73,3 +75,34 @@ async def test_plain_output_lets_no_worker_drive_the_terminal(
     output = capsys.readouterr()
     assert "é 漢" in output.out
     assert not any(c in output.out + output.err for c in "\x1b\x07\u202e\x9b")
+
+
+async def test_a_job_that_stops_early_leaves_what_was_paid_for_on_the_screen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = FakeTerminal()
+    monkeypatch.setenv("COLUMNS", "200")
+    chain, clock = FakeChain(), FakeClock()
+    chain.deposit(PAYER.address, MONEY)
+    async with (
+        FakeWorker(chain, clock, script=Script(fail_at=1)) as worker,
+        open_client(tmp_path, chain, clock) as client,
+    ):
+        with contextlib.redirect_stdout(screen), pytest.raises(PieceworkError):
+            await LiveDisplay(money).show(client.run(ask()))
+    (job,) = worker.jobs
+    left = screen.getvalue().rpartition("\x1b[2K")[2]
+    assert STORY[0] in left
+    assert f"client receipts --job {to_hex(job)}" in left
+
+
+async def test_a_job_that_no_worker_took_leaves_nothing_but_its_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chain, clock = FakeChain(), FakeClock()
+    chain.deposit(PAYER.address, MONEY)
+    async with open_client(tmp_path, chain, clock) as client:
+        with pytest.raises(PieceworkError):
+            await PlainDisplay(money).show(client.run(ask()))
+    output = capsys.readouterr()
+    assert (output.out, output.err) == ("", "")

@@ -288,6 +288,32 @@ def test_an_open_folder_of_ours_is_closed(tmp_path: Path) -> None:
     assert mode_of(tmp_path / "home") == 0o700
 
 
+def test_an_open_folder_with_files_of_others_is_neither_taken_nor_closed(tmp_path: Path) -> None:
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project").chmod(0o755)
+    (tmp_path / "project" / "main.py").touch()
+    with pytest.raises(FileError, match="holds other files, and other users may enter it"):
+        private_folder(tmp_path / "project", marks=("wallet.json",))
+    assert mode_of(tmp_path / "project") == 0o755
+
+
+@pytest.mark.parametrize("name", ["wallet.json", "lost+found"])
+def test_a_restored_home_and_a_fresh_volume_are_closed(tmp_path: Path, name: str) -> None:
+    home = tmp_path / "home"
+    (home / name).mkdir(parents=True)
+    home.chmod(0o755)
+    private_folder(home, marks=("wallet.json",))
+    assert mode_of(home) == 0o700
+
+
+def test_a_closed_folder_may_hold_other_files(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
+    (home / "notes").touch()
+    private_folder(home)
+    assert mode_of(home) == 0o700
+
+
 def test_a_folder_can_be_entered_whatever_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o777)
     try:

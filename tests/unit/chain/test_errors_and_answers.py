@@ -309,3 +309,4 @@ def test_an_api_key_is_never_shown() -> None:
         host_of("https://user:key@node.example:8443/v3/secret?x=y") == "https://node.example:8443"
     )
     assert host_of("http://node.example/v3/secret") == "http://node.example"
+    assert host_of("secret-of-a-shell-variable") == "an address without a host"

@@ -68,3 +68,14 @@ def test_a_shell_completes_roles_and_their_commands(line: str, expected: str) ->
         check=False,
     )
     assert expected in result.stdout.split(), result.stderr
+
+
+@pytest.mark.parametrize("name", ["demo", "bench", "gateway"])
+def test_a_command_without_verbs_asks_for_none(name: str) -> None:
+    assert shown(name).splitlines()[0].endswith(f" {name} [OPTIONS]")
+
+
+@pytest.mark.parametrize("name", [n for n in EVERY if "--home" in shown(*n.split())])
+def test_every_home_says_where_it_is_by_default(name: str) -> None:
+    text = " ".join(shown(*name.split()).split())
+    assert "$PIECEWORK_HOME/" in text or name == "bench"

@@ -104,6 +104,11 @@ def test_a_missing_payout_says_where_to_set_it(tmp_path: Path) -> None:
         config.load(tmp_path, {}, {})
 
 
+def test_the_zero_address_cannot_be_paid(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="earnings would be lost"):
+        config.load(tmp_path, {"payout": "0x" + "0" * 40}, {})
+
+
 def test_a_mistyped_payout_is_caught_by_its_checksum(tmp_path: Path) -> None:
     bad = "0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAeD"
     with pytest.raises(SettingsError, match="checksum"):

@@ -126,3 +126,30 @@ def test_the_certificate_is_pinned_by_the_digest_of_its_der_form(tmp_path: Path)
     assert names.get_values_for_type(x509.DNSName) == [TLS_NAME]
     with pytest.raises(KeyFileError, match="worker init"):
         load_tls(tmp_path / "none.pem", tmp_path / "tls.key")
+
+
+@pytest.mark.parametrize("folder", ["none", "file"])
+def test_a_home_without_keys_gets_lines_without_error_numbers(tmp_path: Path, folder: str) -> None:
+    (tmp_path / "file").touch()
+    key = tmp_path / folder / "operator.json"
+    for use in (
+        lambda: load_operator(key, "password"),
+        lambda: keystore_address(key),
+        lambda: load_tls(tmp_path / folder / "tls.pem", tmp_path / folder / "tls.key"),
+    ):
+        with pytest.raises(KeyFileError) as caught:
+            use()
+        line = str(caught.value)
+        assert "Errno" not in line
+        assert line.count(str(tmp_path)) == 1
+        assert line.endswith("init` first." if folder == "none" else ": not a directory")
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"\xff", b"[" * 1000])
+def test_a_damaged_keystore_is_one_line(tmp_path: Path, content: bytes) -> None:
+    key = tmp_path / "operator.json"
+    key.write_bytes(content)
+    with pytest.raises(KeyFileError):
+        keystore_address(key)
+    with pytest.raises(KeyFileError):
+        load_operator(key, "password")
