@@ -37,6 +37,7 @@ __all__ = [
     "run",
     "say",
     "single",
+    "some_units",
     "token_json",
     "units",
 ]
@@ -89,6 +90,14 @@ def market_token(deployment: Path) -> Token:
 def units(token: Token, text: str) -> int:
     """Base units of an amount that a person wrote; one clear line when it is malformed."""
     return guard(lambda: token.parse(text))
+
+
+def some_units(token: Token, text: str) -> int:
+    """As `units`, for money that moves: nothing is not an amount to move."""
+    found = units(token, text)
+    if found == 0:
+        fail(f"the amount is 0 {token.symbol}. Give one that is more", 2)
+    return found
 
 
 def token_json(token: Token) -> dict[str, Any]:

@@ -131,7 +131,7 @@ def deposit(
             "--faucet pays for a deposit that is made now: leave out --gasless and --relay", 2
         )
     token = _token(home)
-    units = None if amount is None else common.units(token, amount)
+    units = None if amount is None else common.some_units(token, amount)
 
     async def work(client: PieceworkClient) -> dict[str, Any]:
         from piecework.chain.dev.faucet import take_from_faucet
@@ -414,7 +414,7 @@ def withdraw(
 ) -> None:
     """Take money out of closed channels and the escrow."""
     token = _token(home)
-    units = None if amount is None else common.units(token, amount)
+    units = None if amount is None else common.some_units(token, amount)
 
     receiver = None if to is None else _address(to)
 
@@ -489,6 +489,8 @@ def _request(prompt: str, **options: Any) -> TextRequest:
     from piecework_protocol.errors import MalformedInput
 
     text = sys.stdin.read() if prompt == "-" else prompt
+    if not text.strip():  # such as what a failed command before a pipe gives
+        common.fail("the prompt is empty", 2)
     try:
         return TextRequest.of(text, **options)
     except MalformedInput as error:
