@@ -255,3 +255,12 @@ def test_a_voucher_of_another_book_is_not_sent() -> None:
     _, payer = books(paid=1, issued=1)
     with pytest.raises(InvariantBroken):
         payer.payment(empty_voucher(CHANNEL), UNSIGNED)
+
+
+def test_the_unpaid_canvases_of_a_job_are_its_own() -> None:
+    worker = WorkerLedger(CHANNEL)
+    other = JobId(bytes([7]) * 32)
+    for ref in (LeafRef(JOB, 0), LeafRef(other, 0), LeafRef(JOB, 1)):
+        worker = worker.issue(ref, digest(ref.canvas + ref.job[0]), Amount(10))
+    assert (worker.unpaid_canvases(JOB), worker.unpaid_canvases(other)) == (2, 1)
+    assert worker.unpaid_canvases(JobId(bytes(32))) == 0
