@@ -16,6 +16,7 @@ from pydantic import Field, field_validator, model_validator
 
 from piecework.base import settings
 from piecework.base.amounts import Token
+from piecework.base.hosts import LOOPBACK
 from piecework.base.settings import Settings, Variables
 from piecework_node.endpoints import split_endpoint
 from piecework_protocol.limits import (
@@ -37,7 +38,6 @@ MAX_INDEXES: Final = 16
 MAX_VLLM_ENDPOINTS: Final = 64
 """Each is asked for its health every few seconds. More belong behind vLLM's own data parallelism.
 """
-_LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 
 DEFAULT_DECIMALS: Final = 6
 _ONE_TOKEN: Final = 10**DEFAULT_DECIMALS
@@ -206,7 +206,7 @@ class WorkerConfig(Settings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.admin_host not in _LOOPBACK and not self.admin_public:
+        if self.admin_host not in LOOPBACK and not self.admin_public:
             raise ValueError("admin_host is not loopback: set admin_public = true if you mean it")
         if self.chain_outage_s >= self.min_withdrawal_delay_s:
             raise ValueError("chain_outage_s must be shorter than min_withdrawal_delay_s")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from piecework.base.hosts import LOOPBACK
 from piecework.commands import _common as common
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def serve(
         "gateway_best_effort": best_effort,
     }
     folder, config = open_config(home, flags)
-    if config.gateway_api_key is None and host not in ("127.0.0.1", "::1", "localhost"):
+    if config.gateway_api_key is None and host not in LOOPBACK:
         common.fail(
             f"listening on {host} without an API key lets anybody spend your money. Set "
             "gateway_api_key",

@@ -26,6 +26,7 @@ import aiohttp
 from yarl import URL
 
 from piecework.base import jsons
+from piecework.base.hosts import LOOPBACK
 from piecework.base.http import HttpError, Proxies, proxy_for
 from piecework.base.text import one_line
 from piecework_node.errors import ConfigError, HubError, HubRefusal
@@ -57,7 +58,6 @@ SHOWN_CHARS: Final = 160
 """Of what comes from a server, in an error."""
 READ_BUFFER_BYTES: Final = 2**20
 """Large buffers save wake-ups at a gigabit a second. A handful of connections hold one each."""
-_LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _PASSING: Final = frozenset({408, 425, 429})
 """Besides 5xx: answers that the same request may not meet again."""
@@ -330,7 +330,7 @@ def _check_token(token: str, endpoint: URL) -> None:
             f"HF_TOKEN is malformed: expected at most {MAX_TOKEN_CHARS} characters from "
             "A-Z a-z 0-9 . _ ~ + / -"
         )
-    if endpoint.scheme == "http" and endpoint.host not in _LOOPBACK:
+    if endpoint.scheme == "http" and endpoint.host not in LOOPBACK:
         raise ConfigError(
             f"HF_TOKEN would travel unencrypted to {endpoint}. Unset it, or use https"
         )
