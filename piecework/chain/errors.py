@@ -19,6 +19,10 @@ class RpcUnavailable(ChainError):
     """The node did not answer, or not in time, or is overloaded. Trying again later may help."""
 
 
+class RpcLimited(RpcUnavailable):
+    """The node answers, and declines for now: a rate limit, a quota, a replica that lags."""
+
+
 class RpcRefused(ChainError):
     """The node answered with a JSON-RPC error that has no more precise class here."""
 
@@ -29,6 +33,18 @@ class RpcRefused(ChainError):
         self.rpc_code = code
         self.message = message
         self.data = data
+
+
+class MethodMissing(RpcRefused):
+    """The node does not offer this method. Another node, or another plan, may."""
+
+
+class LogRangeRefused(RpcRefused):
+    """The node does not search so many blocks, or return so many events, at once."""
+
+
+class NodesDisagree(ChainError):
+    """Fewer nodes than the quorum say the same about money. One of them is broken or lies."""
 
 
 class BadAnswer(ChainError):
