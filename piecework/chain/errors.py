@@ -52,6 +52,10 @@ class BadAnswer(ChainError):
     lies."""
 
 
+class AnswerTooLarge(BadAnswer):
+    """The node's answer has more bytes than we read."""
+
+
 class NoFinality(ChainError):
     """The node does not know the "finalized" tag. Set finality to a number of blocks
     (`at_depth`)."""

@@ -23,6 +23,8 @@ PASSING_WORDS: Final = (
     "rate limit",
     "ratelimit",
     "limit exceeded",
+    "limit reached",
+    "limited",
     "too many requests",
     "request count exceeded",
     "requests per second",
