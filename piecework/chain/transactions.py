@@ -219,7 +219,7 @@ class TransactionSender:
         now), `FeeTooHigh`, `InsufficientGas`, `RpcUnavailable`. The nonce counts as taken from here
         on. `forget` frees it if the transaction was never sent.
         """
-        expected = await self._estimate(call)
+        expected = await self.estimate(call)
         data = (await self._l1.price()).beside_gas(call.data)
         gas = GasNeed(expected, gas_limit(expected, call.gas_hint), data)
         fees = choose_fees(await fee_market(self.rpc), gas, self.policy, value_at_stake)
@@ -305,7 +305,7 @@ class TransactionSender:
         """
         u = tx.unsigned
         # On the latest block: on a pending one the old transaction may have had its effect already.
-        expected = await self._estimate(_call_of(tx), "latest")
+        expected = await self.estimate(_call_of(tx), "latest")
         gas = GasNeed(expected, u.gas_limit, (await self._l1.price()).beside_gas(u.data))
         fees = bump_fees(u.fees, await fee_market(self.rpc), gas, self.policy, value_at_stake)
         require_balance(await self.balance(), gas, fees, u.value, to_hex(self.signer.address))
@@ -402,7 +402,12 @@ class TransactionSender:
     def _unsigned(self, call: Call, nonce: int, gas: int, fees: Fees) -> UnsignedTransaction:
         return UnsignedTransaction(self.chain_id, nonce, fees, gas, call.to, call.value, call.data)
 
-    async def _estimate(self, call: Call, *block: str) -> int:
+    async def estimate(self, call: Call, *block: str) -> int:
+        """Gas that a call of ours would use now, on the given block or on the node's pending one.
+
+        Raises:
+            ChainError: it would fail, or the node does not say.
+        """
         # Raw: web3 always names a block. Without one, nodes that can estimate on top of their
         # pending block.
         request = call_object(call.to, call.data, sender=self.signer.address, value=call.value)
