@@ -129,17 +129,17 @@ class ChainReader:
         cls,
         deployment: Deployment,
         *,
+        rpc: JsonRpc | None = None,
         rpc_url: str | None = None,
         timeout_s: float = DEFAULT_RPC_TIMEOUT_S,
         finality: Finality = FINALIZED,
     ) -> Self:
         """Connect, `verify`, and compare the token; `rpc_url` replaces the deployment's.
 
-        Close with `close`.
+        `rpc` replaces both. Close with `close`.
         """
-        reader = cls(
-            HttpRpc(rpc_url or deployment.rpc_url, timeout_s=timeout_s), deployment, finality
-        )
+        rpc = rpc or HttpRpc(rpc_url or deployment.rpc_url, timeout_s=timeout_s)
+        reader = cls(rpc, deployment, finality)
         try:
             await reader.verify()
             await reader.verify_token()
