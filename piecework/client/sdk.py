@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -148,7 +147,6 @@ class PieceworkClient:
             store, self.channels, self.links, wallet, chain.domain, config, clock, entropy
         )
         self._runs: set[JobRun] = set()
-        self._active: set[JobId] = set()
         self._settling = asyncio.Lock()
         self._reader: ChainReader | None = None
         self._funds: Funds | None = None
@@ -382,7 +380,7 @@ class PieceworkClient:
             raise ProtocolViolation(
                 "4.6", f"this job's worker broke the protocol before: {row.detail}"
             )
-        await asyncio.to_thread(self.store.take_over, job, os.getpid())
+        row = await asyncio.to_thread(self.store.take_over, job)
         await self._drive(row, caller, replay=True)
 
     # ------------------------------------------------------------------------------------ fail-over
@@ -411,6 +409,10 @@ class PieceworkClient:
                 job = await prepare(self._context, current, request)
             except InsufficientFunds as short:
                 attempts.short_of(current, short)
+                return False
+            except WorkerUnreachable as unreachable:
+                attempts.declined(current, unreachable)
+                await self._remember_failure(current)
                 return False
             try:
                 await self._drive(job, caller)
@@ -445,7 +447,7 @@ class PieceworkClient:
             return None
         if step is Next.SETTLE_UP:
             async with self._settling:  # whoever waited finds nothing left to settle
-                await pay_outstanding(self._context, job.channel_id, self._active)
+                await pay_outstanding(self._context, job.channel_id)
             return choice
         if step is Next.NEW_CHANNEL:
             await self.channels.refresh(job.channel_id)
@@ -460,7 +462,6 @@ class PieceworkClient:
         return next((c for c in again.choices if c.operator == choice.operator), None)
 
     async def _drive(self, job: JobRow, caller: Caller, *, replay: bool = False) -> None:
-        self._active.add(job.id)
         driver = JobDriver(self._context, job, caller, replay=replay)
         try:
             await driver.run()
@@ -469,7 +470,8 @@ class PieceworkClient:
                 await asyncio.to_thread(self.store.finish, job.id, JobStatus.REFUSED, "unreachable")
             raise
         finally:
-            self._active.discard(job.id)
+            # At once and in this thread: a cancelled task may not wait, and nothing is synced.
+            self.store.leave(job.id)
 
     async def _remember_failure(self, choice: Choice) -> None:
         now = self._context.now()

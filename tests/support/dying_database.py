@@ -37,6 +37,7 @@ class _File(apsw.VFSFile):
 
     def xSync(self, flags: int) -> None:  # noqa: N802
         self._vfs.operation()
+        self._vfs.syncs += 1
         super().xSync(flags)
 
     def xTruncate(self, size: int) -> None:  # noqa: N802
