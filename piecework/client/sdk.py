@@ -38,7 +38,13 @@ from piecework.client.jobs.selection import (
     rank,
 )
 from piecework.client.journal.proofs import ProvenReceipt, prove_receipts
-from piecework.client.journal.records import ChannelRow, ChannelStatus, JobRow, JobStatus
+from piecework.client.journal.records import (
+    ChannelRow,
+    ChannelStatus,
+    JobRow,
+    JobStatus,
+    Reservation,
+)
 from piecework.client.journal.store import Store
 from piecework.client.limits import MAX_CANDIDATES
 from piecework.client.network.discovery import ChainView, Discovery, Found, Links
@@ -98,6 +104,7 @@ class Balance:
         free: The part of `pooled` that no channel is waiting for.
         in_channels: The deposits of channels that are not closed.
         paid: What vouchers have promised to workers so far.
+        reservations: What `pooled` holds for workers that may open or top up a channel, and why.
     """
 
     payer: Address
@@ -105,6 +112,7 @@ class Balance:
     free: TokenAmount
     in_channels: TokenAmount
     paid: TokenAmount
+    reservations: tuple[Reservation, ...] = ()
 
 
 class PieceworkClient:
@@ -487,15 +495,18 @@ class PieceworkClient:
         Raises:
             ChainError: The chain does not answer.
         """
+        reservations = await self.channels.reservations()
         pooled = await self.chain.pooled_balance(self.token, self.wallet.payer.address)
         rows = await asyncio.to_thread(self.store.channels)
         amount = self.payment_token.amount
+        reserved = sum(reservation.amount for reservation in reservations)
         return Balance(
             payer=self.wallet.payer.address,
             pooled=amount(pooled),
-            free=amount(await self.channels.free_balance()),
+            free=amount(max(0, pooled - reserved)),
             in_channels=amount(sum(r.funded for r in rows if r.status is not ChannelStatus.CLOSED)),
             paid=amount(sum(row.book.cumulative for row in rows)),
+            reservations=reservations,
         )
 
     async def receipts(self, channel: ChannelId) -> tuple[ChannelRow, tuple[ProvenReceipt, ...]]:
@@ -505,19 +516,31 @@ class PieceworkClient:
             StoreError: The journal does not know the channel.
         """
         row = await asyncio.to_thread(self.store.channel, channel)
-        rows = await asyncio.to_thread(self.store.receipts, channel=channel)
-        return row, prove_receipts(self._context.domain, row.channel, row.book.voucher(), rows)
+        return row, await asyncio.to_thread(self._prove, row, None)
 
     async def proofs(self, job: JobId | None = None) -> tuple[ProvenReceipt, ...]:
         """Return every paid receipt, or those of one job, each with its proof or its trouble.
 
+        Raises:
+            StoreError: The journal does not know the job.
+
         Example:
             >>> assert all(not proof.trouble for proof in await client.proofs())
         """
+        if job is None:
+            rows = await asyncio.to_thread(self.store.channels)
+        else:
+            channel = (await asyncio.to_thread(self.store.job, job)).channel_id
+            rows = (await asyncio.to_thread(self.store.channel, channel),)
         proven: list[ProvenReceipt] = []
-        for channel in await asyncio.to_thread(self.store.channels):
-            proven += (await self.receipts(channel.id))[1]
-        return tuple(p for p in proven if job is None or p.row.receipt.job == job)
+        for row in rows:
+            proven += await asyncio.to_thread(self._prove, row, job)
+        return tuple(proven)
+
+    def _prove(self, row: ChannelRow, job: JobId | None) -> tuple[ProvenReceipt, ...]:
+        receipts = self.store.receipts(channel=row.id)
+        voucher = row.book.voucher()
+        return prove_receipts(self._context.domain, row.channel, voucher, receipts, job=job)
 
 
 class _Attempts:
