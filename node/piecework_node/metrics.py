@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from piecework.base.connections import Refused
 from piecework.base.text import one_line
 from piecework_protocol.errors import Reason
 from piecework_protocol.objects import Receipt
@@ -64,6 +65,12 @@ class Metrics:
         self._publish_errors = self._counter(
             "piecework_publish_errors", "Offers that an index did not take"
         )
+        self._connections_refused = Counter(
+            "piecework_connections_refused",
+            "Connections closed as soon as they came, by port and reason",
+            ["port", "reason"],
+            registry=self.registry,
+        )
         self.slots = self._gauge("piecework_slots", "Jobs that may run at once")
         self.active = self._gauge("piecework_jobs_active", "Jobs that run or wait for a slot")
         self.streams = self._gauge("piecework_streams", "Open job streams")
@@ -99,6 +106,10 @@ class Metrics:
         """A job was declined."""
         self._refusals.labels(reason.name).inc()
         self.refusals[reason.name] = self.refusals.get(reason.name, 0) + 1
+
+    def connection_refused(self, port: str, why: Refused) -> None:
+        """A connection to a port ("jobs" or "admin") was closed as soon as it came."""
+        self._connections_refused.labels(port, why).inc()
 
     def moved(self, state: JobState) -> None:
         """A job reached a state."""

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from piecework.base.connections import Refused
 from piecework.base.errors import PieceworkError
 from piecework.base.files import write_private
 from piecework.base.http import HttpReader
@@ -85,6 +86,9 @@ class Daemon:
     def metrics(self) -> bytes:
         self._gauges()
         return self._base.metrics.render()
+
+    def connection_refused(self, why: Refused) -> None:
+        self._base.metrics.connection_refused("admin", why)
 
     def settle(self) -> None:
         self._p.settler.ask()
