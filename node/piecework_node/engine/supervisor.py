@@ -257,10 +257,11 @@ class EngineSupervisor:
             return
         # Its main thread spoke, and so it has left the step of what was cancelled.
         self._cancelled.clear()
-        if isinstance(report, FailedEvent) or (
-            isinstance(report, CanvasEvent) and report.finish is not CanvasFinish.MORE
-        ):
-            self._sequences.discard(report.request_id)
+        match report:
+            case FailedEvent(request_id=ended):
+                self._sequences.discard(ended)
+            case CanvasEvent(request_id=ended) if report.finish is not CanvasFinish.MORE:
+                self._sequences.discard(ended)
 
     async def _report(self, report: Report) -> None:
         if isinstance(report, CannotStart):

@@ -180,7 +180,8 @@ async def test_what_is_final_is_what_the_quorum_calls_final() -> None:
 
 
 async def test_a_node_that_gives_no_number_has_no_height() -> None:
-    for broken in (None, {}, "0xzz", 5):
+    answers: list[Any] = [None, {}, "0xzz", 5]
+    for broken in answers:
         with pytest.raises(BadAnswer):
             await QuorumRpc([Node({"eth_blockNumber": broken}), Node()], 2).call("eth_blockNumber")
 
