@@ -210,6 +210,7 @@ def status(*, home: HomeOption = None, json: Json = False) -> None:
         common.print_json({**body, "token": common.token_json(token)})
         return
     engine, offer, earned = body["engine"], body["offer"] or {}, body["earnings"]
+    seen: dict[str, bool] = body["seen_by"]
     rows = (
         ("state", body["state"] + (f": {body['fault']}" if body["fault"] else "")),
         ("operator", body["operator"]),
@@ -220,6 +221,7 @@ def status(*, home: HomeOption = None, json: Json = False) -> None:
         ("speed", f"{engine.get('tokens_per_second', 0)} tokens/s, {engine['restarts']} restarts"),
         ("jobs", f"{body['active']} active of {body['slots']} slots and {body['queue']} queued"),
         ("offer", f"number {offer.get('sequence', '-')} at {offer.get('endpoint', '-')}"),
+        ("seen by", ", ".join(f"{h} {'yes' if s else 'no'}" for h, s in seen.items()) or "-"),
         ("accepted", token.format(earned["accepted"])),
         ("settled", token.format(earned["settled"])),
         ("unsettled", token.format(body["unsettled"])),
