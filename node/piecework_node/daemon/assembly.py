@@ -108,7 +108,10 @@ async def build(
     reader: ChainReader | None = None
     try:
         operator = await asyncio.to_thread(load_operator, home.operator, password)
-        journal = await SqliteJournal.open(home.journal, deployment.domain, operator.address)
+        journal = await SqliteJournal.open(
+            home.journal, deployment.domain, operator.address, clock=clock
+        )
+        await journal.verify(deep=False)
         journal.on_commit = metrics.commit.observe
         finality = at_depth(config.finality_depth) if config.finality_depth else FINALIZED
         reader = await ChainReader.connect(
@@ -161,7 +164,7 @@ async def _assemble(base: Foundations) -> Components:
         rotation_s=config.sealing_key_rotation_s,
     )
     runtime = JobRuntime(
-        journal, base.engine, domain=domain, signer=operator, clock=clock, metrics=metrics
+        journal, base.engine, domain=domain, signer=operator, clock=clock, metrics=metrics, log=log
     )
     channels = Channels(runtime, port, refresh_s=config.channel_refresh_s, log=log)
     transactions = await TransactionTracker.load(

@@ -63,6 +63,11 @@ class ChannelObserved:
     deposit: Amount
     settled: Amount
     at: Timestamp
+    withdrawn: Amount = Amount(0)
+    requested: Amount = Amount(0)
+    """What the payer has asked back and not got yet."""
+    requested_at: int = 0
+    requests: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +141,20 @@ class TxMoved:
     state: TxState
     at: Timestamp
     gas_used: int = 0
+    fee_wei: int = 0
+    """What it cost."""
+
+
+@dataclass(frozen=True, slots=True)
+class ContradictionSeen:
+    """Two messages of one signer contradict each other. The journal keeps the first pair a kind."""
+
+    channel: ChannelId
+    kind: str
+    """Such as "voucher"."""
+    first: bytes
+    second: bytes
+    at: Timestamp
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +168,8 @@ class MetaSet:
 @dataclass(frozen=True, slots=True)
 class StoredJob:
     """An admitted job. The journal stores its `submission` without prompt and funding.
+
+    `at` is the time of its acceptance.
 
     Append one in state NEW to admit the job. `StateRecord` and `StoredCanvas` change it later.
     """
@@ -174,6 +195,12 @@ class StoredTx:
     state: TxState = TxState.INTENDED
     moved_at: int = 0
     gas_used: int = 0
+    value: Amount = Amount(0)
+    """Base units that it moves to us."""
+    value_wei: int = 0
+    """What `value` is worth. Its fees stay below it, also when it is replaced."""
+    fee_wei: int = 0
+    """What it cost."""
 
 
 JournalRecord = (
@@ -190,6 +217,7 @@ JournalRecord = (
     | SealingKeyDropped
     | StoredTx
     | TxMoved
+    | ContradictionSeen
     | MetaSet
 )
 
@@ -207,6 +235,10 @@ class StoredChannel:
     settled: Amount = Amount(0)
     observed_at: int = 0
     """Seconds since the epoch. 0: never."""
+    withdrawn: Amount = Amount(0)
+    requested: Amount = Amount(0)
+    requested_at: int = 0
+    requests: int = 0
     close_signature: Signature | None = None
 
 

@@ -121,6 +121,7 @@ class WorkerHarness:
             entropy=_entropy(self.lives),
             rotation_s=ROTATION_S,
         )
+        log = logs.silent()
         self.runtime = JobRuntime(
             self.journal,
             self.engine,
@@ -128,8 +129,8 @@ class WorkerHarness:
             signer=OPERATOR,
             clock=self.clock,
             metrics=self.metrics,
+            log=log,
         )
-        log = logs.silent()
         self.channels = Channels(self.runtime, self.chain, refresh_s=REFRESH_S, log=log)
         self.worker = Worker(
             self.runtime,
