@@ -78,11 +78,14 @@ class SqliteJournal:
         """
         thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal")
         loop = asyncio.get_running_loop()
+        connection: apsw.Connection | None = None
         try:
             connection = await loop.run_in_executor(thread, _connect, path)
             journal = cls(connection, domain, thread, clock or SystemClock())
             await journal._run(lambda: journal._prepare(operator))
         except BaseException:
+            if connection is not None:
+                await loop.run_in_executor(thread, connection.close)
             thread.shutdown(wait=True)
             raise
         return journal
