@@ -109,6 +109,8 @@ class TxKind(enum.Enum):
     FUND = "fund"
     SETTLE = "settle"
     CLOSE = "close"
+    CANCEL = "cancel"
+    """A transfer of nothing to ourselves. It takes the nonce of one that is not worth its gas."""
 
 
 class TxState(enum.Enum):
@@ -131,6 +133,16 @@ class TxSubject:
 
     channel: ChannelId
     amount: Amount
+
+
+@dataclass(frozen=True, slots=True)
+class Worth:
+    """What a transaction brings. No attempt and no replacement may be expected to cost more."""
+
+    units: Amount
+    """Base units of the token."""
+    wei: int | None
+    """The same in wei. None: the cost does not matter (gas is free, or the operator asked)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,14 +203,11 @@ class StoredTx:
     kind: TxKind
     tx: SignedTransaction
     subjects: tuple[TxSubject, ...]
+    worth: Worth
     at: Timestamp
     state: TxState = TxState.INTENDED
     moved_at: int = 0
     gas_used: int = 0
-    value: Amount = Amount(0)
-    """Base units that it moves to us."""
-    value_wei: int = 0
-    """What `value` is worth. Its fees stay below it, also when it is replaced."""
     fee_wei: int = 0
     """What it cost."""
 

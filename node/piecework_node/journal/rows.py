@@ -16,6 +16,7 @@ from piecework_node.journal.records import (
     TxKind,
     TxState,
     TxSubject,
+    Worth,
 )
 from piecework_node.journal.writes import amount_of
 from piecework_protocol.errors import InvariantBroken, Reason
@@ -137,11 +138,12 @@ def _transaction(row: Sequence[Any]) -> StoredTx:
         kind=TxKind(kind),
         tx=SignedTransaction.from_raw(raw),
         subjects=tuple(TxSubject(ChannelId(p[:32]), amount_of(p[32:])) for p in parts),
+        worth=Worth(
+            amount_of(value), None if value_wei is None else int.from_bytes(value_wei, "big")
+        ),
         at=Timestamp(at),
         state=TxState(state),
         moved_at=Timestamp(moved_at),
         gas_used=gas_used,
-        value=amount_of(value),
-        value_wei=int.from_bytes(value_wei, "big"),
         fee_wei=int.from_bytes(fee_wei, "big"),
     )

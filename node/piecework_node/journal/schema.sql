@@ -112,9 +112,9 @@ CREATE TABLE transactions (
     raw BLOB NOT NULL,
     nonce INTEGER NOT NULL,
     subjects BLOB NOT NULL,
-    -- base units that it moves to us, and what they are worth in wei: the bound on its fees
+    -- what it brings in base units, and the most that it may cost in wei. NULL: any
     value BLOB NOT NULL,
-    value_wei BLOB NOT NULL,
+    value_wei BLOB,
     at INTEGER NOT NULL,
     state TEXT NOT NULL,
     moved_at INTEGER NOT NULL,

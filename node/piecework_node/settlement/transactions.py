@@ -16,11 +16,11 @@ from piecework.chain.errors import FeeTooLow
 from piecework.chain.rawtx import SignedTransaction
 from piecework.chain.transactions import Finalized, Mined, Pending, Superseded
 from piecework_node.journal.protocol import Journal
-from piecework_node.journal.records import StoredTx, TxKind, TxMoved, TxState, TxSubject
+from piecework_node.journal.records import StoredTx, TxKind, TxMoved, TxState, TxSubject, Worth
 from piecework_node.metrics import Metrics
 from piecework_node.settlement.chain import ChainPort
 from piecework_node.times import now
-from piecework_protocol.types import ChannelId
+from piecework_protocol.types import Amount, ChannelId
 
 
 class TransactionTracker:
@@ -95,7 +95,7 @@ class TransactionTracker:
             ChainError: the node does not take them. They are sent again later.
         """
         time = now(self._clock)
-        stored = StoredTx(kind, tx, subjects, time, moved_at=time)
+        stored = StoredTx(kind, tx, subjects, Worth(Amount(0), None), time, moved_at=time)
         await self._journal.append([stored])
         self._open[tx.hash] = stored
         self._note(stored, TxState.INTENDED)

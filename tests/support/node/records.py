@@ -22,6 +22,7 @@ from piecework_node.journal.records import (
     TxState,
     TxSubject,
     VoucherApplied,
+    Worth,
 )
 from piecework_protocol.errors import Reason
 from piecework_protocol.frames import LeafRef, PayVoucher
@@ -90,10 +91,9 @@ def records() -> list[JournalRecord]:
             TxKind.SETTLE,
             TRANSACTION,
             subjects,
+            Worth(Amount(99), 2**70),
             Timestamp(8),
             moved_at=8,
-            value=Amount(99),
-            value_wei=2**70,
         ),
         TxMoved(TRANSACTION.hash, TxState.MINED, Timestamp(9), 50_000, 2**65),
         ContradictionSeen(CHANNEL_ID, "voucher", b"first", b"second", Timestamp(10)),
