@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from piecework_node.journal.records import Earnings
@@ -39,6 +39,8 @@ KEY_COLUMNS: Final = {
 _TABLES: Final = tuple(KEY_COLUMNS)
 _MODULUS: Final = 2**256
 _STATES: Final = tuple(JobState)
+_TOTALS: Final = " ".join(["{:x}"] * (6 + len(_STATES)))
+_CODES: Final = {table: code for code, table in enumerate(_TABLES)}
 _ENTRY: Final = struct.Struct(f">BH{ENTRY_DIGEST_BYTES}s")
 
 
@@ -53,13 +55,11 @@ class Entry:
     """Of the row as it was then. `GONE`: it was deleted."""
 
 
-def pack(values: Sequence[Any]) -> bytes:
-    """Pack columns as unambiguous bytes: a type letter, a length, the value."""
+def pack_key(values: Sequence[Any]) -> bytes:
+    """Pack the columns of a key: a type letter, a length, the value."""
     parts: list[bytes] = []
     for value in values:
-        if value is None:
-            letter, data = b"n", b""
-        elif isinstance(value, int):
+        if isinstance(value, int):
             letter, data = b"i", str(value).encode()
         elif isinstance(value, str):
             letter, data = b"t", value.encode()
@@ -69,47 +69,44 @@ def pack(values: Sequence[Any]) -> bytes:
     return b"".join(parts)
 
 
-def unpack(data: bytes) -> tuple[Any, ...]:
-    """Undo `pack`."""
+def unpack_key(data: bytes) -> tuple[Any, ...]:
+    """Undo `pack_key`."""
     values: list[Any] = []
     at = 0
     while at < len(data):
         letter, size = data[at : at + 1], int.from_bytes(data[at + 1 : at + 5], "big")
         body = data[at + 5 : at + 5 + size]
-        values.append(_unpacked(letter, body))
+        values.append(body if letter == b"b" else int(body) if letter == b"i" else body.decode())
         at += 5 + size
     return tuple(values)
 
 
-def _unpacked(letter: bytes, body: bytes) -> Any:
-    if letter == b"n":
-        return None
-    if letter == b"i":
-        return int(body)
-    return body.decode() if letter == b"t" else body
-
-
 def row_digest(table: str, row: Sequence[Any]) -> bytes:
-    """Return the SHA-256 of a row."""
-    return hashlib.sha256(table.encode() + b":" + pack(row)).digest()
+    """Return the SHA-256 of a row: its table and columns, with the length of each blob, then them.
+
+    A blob stands as its length in brackets. So no two rows give the same bytes.
+    """
+    blobs = [value for value in row if isinstance(value, bytes)]
+    shape = [(len(value),) if isinstance(value, bytes) else value for value in row]
+    return hashlib.sha256(b"".join((table.encode(), repr(shape).encode(), *blobs))).digest()
 
 
 def entry_of(table: str, row: Sequence[Any]) -> Entry:
     """Return the entry of a row that was inserted or changed."""
-    key = pack(row[: KEY_COLUMNS[table]])
+    key = pack_key(row[: KEY_COLUMNS[table]])
     return Entry(table, key, row_digest(table, row)[:ENTRY_DIGEST_BYTES])
 
 
 def marked(table: str, row: Sequence[Any], mark: bytes) -> Entry:
     """Return the entry of a row that was deleted or folded. mark: `GONE` or `FOLDED`."""
-    return Entry(table, pack(row[: KEY_COLUMNS[table]]), mark)
+    return Entry(table, pack_key(row[: KEY_COLUMNS[table]]), mark)
 
 
 def encode_entries(entries: Sequence[Entry]) -> bytes:
     """Pack entries as a log row holds them."""
     parts: list[bytes] = []
     for entry in entries:
-        parts.append(_ENTRY.pack(_TABLES.index(entry.table), len(entry.key), entry.digest))
+        parts.append(_ENTRY.pack(_CODES[entry.table], len(entry.key), entry.digest))
         parts.append(entry.key)
     return b"".join(parts)
 
@@ -152,7 +149,7 @@ class Totals:
 
     def copy(self) -> Totals:
         """Return totals that change on their own."""
-        return replace(self, jobs={**self.jobs})
+        return Totals(*self._sums(), {**self.jobs})
 
     def moved(self, before: JobState | None, after: JobState) -> None:
         """Count a job that was admitted, or that moved to another state."""
@@ -166,15 +163,10 @@ class Totals:
         self.pruned = (self.pruned + digest) % _MODULUS
 
     def encode(self) -> bytes:
-        """Pack the totals: each number with its length before it."""
-        counts = [self.jobs.get(state, 0) for state in _STATES]
-        numbers = [*self._sums(), *counts]
-        invariant(all(n >= 0 for n in numbers), "a running total is never negative")
-        parts: list[bytes] = []
-        for number in numbers:
-            data = number.to_bytes((number.bit_length() + 7) // 8, "big")
-            parts += (len(data).to_bytes(1, "big"), data)
-        return b"".join(parts)
+        """Write the totals as a log row holds them: in hexadecimal, with spaces between."""
+        numbers = (*self._sums(), *(self.jobs.get(state, 0) for state in _STATES))
+        invariant(min(numbers) >= 0, "a running total is never negative")
+        return _TOTALS.format(*numbers).encode()
 
     @classmethod
     def decode(cls, data: bytes) -> Totals:
@@ -183,19 +175,12 @@ class Totals:
         Raises:
             ValueError: these are not totals.
         """
-        numbers: list[int] = []
-        at = 0
-        while at < len(data):
-            size = data[at]
-            numbers.append(int.from_bytes(data[at + 1 : at + 1 + size], "big"))
-            at += 1 + size
-        sums = numbers[: -len(_STATES)]
-        counts = dict(zip(_STATES, numbers[-len(_STATES) :], strict=True))
-        jobs = {state: count for state, count in counts.items() if count}
-        charged, accepted, settled, unpaid, canvases, pruned = sums
+        numbers = [int(part, 16) for part in data.decode().split(" ")]
+        charged, accepted, settled, unpaid, canvases, pruned, *counts = numbers
+        jobs = {state: count for state, count in zip(_STATES, counts, strict=True) if count}
         return cls(charged, accepted, settled, unpaid, canvases, pruned, jobs)
 
-    def _sums(self) -> tuple[int, ...]:
+    def _sums(self) -> tuple[int, int, int, int, int, int]:
         return (
             self.charged, self.accepted, self.settled, self.unpaid, self.canvases, self.pruned,
         )  # fmt: skip

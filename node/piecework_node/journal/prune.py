@@ -23,7 +23,7 @@ from piecework_node.journal.log import (
     decode_entries,
     entry_of,
     row_digest,
-    unpack,
+    unpack_key,
 )
 from piecework_node.journal.records import MetaSet
 from piecework_node.journal.verify import ANCHOR
@@ -105,7 +105,7 @@ def _carry(db: apsw.Connection, batch: Batch, entry: Entry) -> None:
 
 
 def _row(db: apsw.Connection, entry: Entry) -> tuple[Any, ...] | None:
-    key = unpack(entry.key)
+    key = unpack_key(entry.key)
     names = _columns(db, entry.table)[: KEY_COLUMNS[entry.table]]
     where = " AND ".join(f"{name} = ?" for name in names)
     query = f"SELECT * FROM {entry.table} WHERE {where}"  # noqa: S608  our own names

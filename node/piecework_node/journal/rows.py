@@ -29,18 +29,19 @@ from piecework_protocol.types import Bytes32, ChannelId, Digest, JobId, Signatur
 from piecework_protocol.wire import decode_client_frame, decode_funding, decode_value
 from piecework_protocol.worker_session import StoredCanvas
 
-_UNPAID = "SELECT {} FROM canvases WHERE leaf_index IS NULL"
 BY_ID: Final = "jobs.id = ?"
 OPEN_JOBS: Final = (
-    f"state IN ('new', 'accepted', 'running', 'suspended') OR number IN ({_UNPAID.format('job')})"
+    "pruned = 0 AND (state IN ('new', 'accepted', 'running', 'suspended') "
+    "OR EXISTS (SELECT 1 FROM canvases WHERE job = number AND leaf_index IS NULL))"
 )
 OPEN_CHANNELS: Final = (
-    f"state <> 'closed' OR settled < cumulative OR number IN ({_UNPAID.format('channel')})"
+    "state <> 'closed' OR settled < cumulative "
+    "OR EXISTS (SELECT 1 FROM canvases WHERE channel = number AND leaf_index IS NULL)"
 )
 _OPEN_TX_STATES = ", ".join(repr(s.value) for s in TxState if s in OPEN_TX_STATES)
 _JOBS = (
     "SELECT number, id, frame, prompt_tokens, credit_window, accepted_at, state, reason "
-    "FROM jobs JOIN submissions ON job = number WHERE {} ORDER BY accepted_at, id"
+    "FROM jobs JOIN submissions ON submissions.job = number WHERE {} ORDER BY accepted_at, id"
 )
 _CANVASES = (
     "SELECT receipt, sealed_output, resume_secret FROM canvases JOIN outputs USING (job, canvas) "

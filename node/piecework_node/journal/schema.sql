@@ -67,7 +67,6 @@ CREATE TABLE jobs (
     UNIQUE (channel, salt)
 ) STRICT;
 
-CREATE INDEX jobs_open ON jobs (state) WHERE state IN ('new', 'accepted', 'running', 'suspended');
 CREATE INDEX jobs_to_prune ON jobs (deadline) WHERE pruned = 0;
 
 CREATE TABLE submissions (
@@ -92,8 +91,6 @@ CREATE TABLE canvases (
     PRIMARY KEY (job, canvas),
     UNIQUE (channel, leaf_index)
 ) STRICT, WITHOUT ROWID;
-
-CREATE INDEX canvases_unpaid ON canvases (channel) WHERE leaf_index IS NULL;
 
 CREATE TABLE outputs (
     job INTEGER NOT NULL,

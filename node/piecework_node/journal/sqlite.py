@@ -59,7 +59,7 @@ class SqliteJournal:
     def __init__(
         self, connection: apsw.Connection, domain: Domain, thread: ThreadPoolExecutor, clock: Clock
     ) -> None:
-        self._db, self._domain, self._thread = connection, domain, thread
+        self._db, self._domain, self.thread = connection, domain, thread
         self._clock = clock
         self._head, self._totals = GENESIS, Totals()
         self.on_commit: CommitObserver | None = None
@@ -93,7 +93,7 @@ class SqliteJournal:
     async def close(self) -> None:
         """Finish what is being written, then release the lock."""
         await self._run(self._db.close)
-        self._thread.shutdown(wait=True)
+        self.thread.shutdown(wait=True)
 
     async def append(self, records: Sequence[JournalRecord]) -> None:
         if records:
@@ -166,7 +166,7 @@ class SqliteJournal:
 
     async def _run(self, work: Callable[[], T]) -> T:
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+            return await asyncio.get_running_loop().run_in_executor(self.thread, work)
         except apsw.Error as error:
             raise JournalError(
                 f"the journal failed: {error}. Check the disk, then start again."

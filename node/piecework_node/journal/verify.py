@@ -17,7 +17,7 @@ from piecework_node.journal.log import (
     Totals,
     decode_entries,
     link,
-    pack,
+    pack_key,
     row_digest,
 )
 from piecework_node.journal.writes import amount_of
@@ -89,7 +89,7 @@ def _check_table(db: apsw.Connection, table: str, latest: _Latest, found: Totals
     columns, count = KEY_COLUMNS[table], 0
     for row in db.execute(f"SELECT * FROM {table}"):  # noqa: S608  our own names
         count += 1
-        body = latest.pop((table, pack(row[:columns])), None)
+        body = latest.pop((table, pack_key(row[:columns])), None)
         if _is_pruned(table, row):
             if body not in (None, FOLDED):
                 raise JournalCorrupt(f"a row of {table} is not what was written")

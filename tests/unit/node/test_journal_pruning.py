@@ -9,76 +9,12 @@ import apsw
 import pytest
 
 from piecework_node.errors import JournalCorrupt, SaltUsed
-from piecework_node.journal.records import ChannelSeen, MetaSet, StoredJob, VoucherApplied
-from piecework_node.journal.sqlite import SqliteJournal
-from piecework_protocol.frames import LeafRef, SubmitJob
-from piecework_protocol.ledger import WorkerLedger
+from piecework_node.journal.records import MetaSet
 from piecework_protocol.merkle import Accumulator
-from piecework_protocol.states import JobState
-from piecework_protocol.types import Digest, Timestamp
-from piecework_protocol.worker_session import StateRecord, StoredCanvas
-from tests.property.node.test_journal_machine import UNSIGNED, canvas_record, paid_ledger
-from tests.support import pair
 from tests.support.clock import FakeClock
-from tests.support.node.harness import DOMAIN, OPERATOR
+from tests.support.node.journal_life import DAY_S, EVIDENCE_S, SEALED, opened
 
-CHANNEL = pair.channel()
-KEY = CHANNEL.id(DOMAIN)
-EVIDENCE_S = 3600
-DAY_S = 24 * 3600
 LIMIT_BYTES = 400
-SEALED = b"\x55" * 1400
-"""As large as the sealed output of a canvas of 256 tokens."""
-
-
-class Life:
-    """A worker's journal with paid jobs of one canvas."""
-
-    def __init__(self, journal: SqliteJournal, clock: FakeClock) -> None:
-        self.journal, self.clock = journal, clock
-        self.ledger = WorkerLedger(KEY)
-        self.jobs = 0
-
-    async def begin(self) -> None:
-        await self.journal.append([ChannelSeen(KEY, CHANNEL)])
-
-    async def job(self, *, pay: bool = True) -> LeafRef:
-        """A job as a worker writes it: three commits."""
-        self.jobs += 1
-        deadline = Timestamp(int(self.clock.now()) + 600)
-        job = pair.job(self.jobs, 4).replace(channel=KEY, deadline=deadline)
-        key = job.id(DOMAIN)
-        at = Timestamp(int(self.clock.now()))
-        stored = StoredJob(key, SubmitJob(job, UNSIGNED, CHANNEL, b""), 7, 2, at)
-        await self.journal.append([stored, StateRecord(key, JobState.RUNNING)])
-        canvas = canvas_record(key, 0, 55)
-        done = StateRecord(key, JobState.DELIVERED)
-        await self.journal.append([StoredCanvas(canvas.receipt, SEALED, b""), done])
-        ref = LeafRef(key, 0)
-        self.ledger = self.ledger.issue(
-            ref, Digest(DOMAIN.digest(canvas.receipt)), canvas.receipt.amount
-        )
-        if pay:
-            await self.pay(ref)
-        return ref
-
-    async def pay(self, ref: LeafRef) -> None:
-        base = self.ledger.accumulator.count
-        self.ledger = paid_ledger(self.ledger, [ref])
-        paid = StateRecord(ref.job, JobState.PAID)
-        await self.journal.append([VoucherApplied(self.ledger, (ref,), base), paid])
-
-    async def prune(self) -> int:
-        """Prune until there is nothing left to let go of. Return the steps."""
-        steps = 0
-        while await self.journal.prune(EVIDENCE_S):
-            steps += 1
-        return steps
-
-
-async def opened(folder: Path, clock: FakeClock) -> Life:
-    journal = await SqliteJournal.open(folder / "journal.db", DOMAIN, OPERATOR.address, clock=clock)
-    return Life(journal, clock)
 
 
 def used_bytes(file: Path) -> int:
