@@ -12,7 +12,7 @@ import gzip
 import tempfile
 from pathlib import Path
 
-from piecework_node.journal.sqlite import SCHEMA_VERSION, SqliteJournal
+from piecework_node.journal.sqlite import SCHEMA, SqliteJournal
 from tests.support.clock import FakeClock
 from tests.support.node.harness import DOMAIN, OPERATOR
 from tests.support.node.records import records
@@ -46,7 +46,7 @@ def main() -> None:
         file = Path(folder) / "journal.db"
         asyncio.run(write(file))
         FOLDER.mkdir(exist_ok=True)
-        golden(SCHEMA_VERSION).write_bytes(gzip.compress(file.read_bytes(), mtime=0))
+        golden(SCHEMA.latest).write_bytes(gzip.compress(file.read_bytes(), mtime=0))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from typing import Any, Final, Self, TypeVar
 import apsw
 
 from piecework.base.clock import Clock, SystemClock
+from piecework.base.migrations import MigrationFailed, Schema, SchemaTooNew, SchemaTooOld, script
 from piecework_node.errors import (
     JournalConflict,
     JournalError,
@@ -45,7 +46,12 @@ from piecework_protocol.types import Address, ChannelId, Digest, JobId, Timestam
 from piecework_protocol.wire import SignedOffer, decode_offer
 
 T = TypeVar("T")
-SCHEMA_VERSION: Final = 2
+SCHEMA: Final = Schema(
+    what="the worker's journal",
+    first=2,
+    create=script(resources.files("piecework_node.journal").joinpath("schema.sql").read_text()),
+    old="Use another --home.",
+)
 BUSY_TIMEOUT_MS: Final = 200
 """Wait this long for a daemon that is stopping before calling the journal locked."""
 CommitObserver = Callable[[float], None]
@@ -82,7 +88,7 @@ class SqliteJournal:
         try:
             connection = await loop.run_in_executor(thread, _connect, path)
             journal = cls(connection, domain, thread, clock or SystemClock())
-            await journal._run(lambda: journal._prepare(operator))
+            await journal._run(lambda: journal._prepare(path, operator))
         except BaseException:
             if connection is not None:
                 await loop.run_in_executor(thread, connection.close)
@@ -175,15 +181,13 @@ class SqliteJournal:
     def _totals_now(self) -> Earnings:
         return self._totals.earnings()
 
-    def _prepare(self, operator: Address) -> None:
-        version = self._db.execute("PRAGMA user_version").get
-        if version == 0:
-            with self._db:
-                script = resources.files("piecework_node.journal").joinpath("schema.sql")
-                self._db.execute(script.read_text())
-                self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        elif version != SCHEMA_VERSION:
-            raise JournalMismatch(_other_version(version))
+    def _prepare(self, path: Path, operator: Address) -> None:
+        try:
+            SCHEMA.prepare(self._db, path)
+        except (SchemaTooNew, SchemaTooOld) as error:
+            raise JournalMismatch(str(error)) from None
+        except MigrationFailed as error:
+            raise JournalError(str(error)) from error
         self._head, self._totals = head_of(self._db)
         facts = {
             "chain_id": str(self._domain.chain_id),
@@ -241,18 +245,6 @@ class SqliteJournal:
             (at, entries, totals, head),
         )
         return head
-
-
-def _other_version(version: int) -> str:
-    if version > SCHEMA_VERSION:
-        return (
-            f"the journal has schema {version}, this program knows {SCHEMA_VERSION}. "
-            "Update Piecework."
-        )
-    return (
-        f"the journal has schema {version}, from before the first release, and cannot be carried "
-        "over. Use another --home."
-    )
 
 
 def _connect(path: Path) -> apsw.Connection:

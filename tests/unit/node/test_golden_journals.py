@@ -9,15 +9,13 @@ import apsw
 import pytest
 
 from piecework_node.errors import JournalMismatch
-from piecework_node.journal.sqlite import SCHEMA_VERSION, SqliteJournal
+from piecework_node.journal.sqlite import SCHEMA, SqliteJournal
 from tests.property.node.test_journal import same
 from tests.support.clock import FakeClock
 from tests.support.node.harness import DOMAIN, OPERATOR
 from tests.support.node.memory_journal import MemoryJournal
 from tests.support.node.records import records
 from tests.vectors import journals
-
-FIRST_KEPT = 2
 
 
 async def model() -> MemoryJournal:
@@ -28,7 +26,7 @@ async def model() -> MemoryJournal:
     return memory
 
 
-@pytest.mark.parametrize("version", range(FIRST_KEPT, SCHEMA_VERSION + 1))
+@pytest.mark.parametrize("version", range(SCHEMA.first, SCHEMA.latest + 1))
 async def test_a_golden_journal_opens_verifies_and_reads_as_it_was_written(
     version: int, tmp_path: Path
 ) -> None:
@@ -43,7 +41,7 @@ async def test_the_golden_journal_of_this_schema_is_what_the_script_writes(tmp_p
     """Row by row. The bytes of the file also tell SQLite's version."""
     file = tmp_path / "fresh.db"
     await journals.write(file)
-    assert dump(file) == dump(journals.unpacked(SCHEMA_VERSION, tmp_path))
+    assert dump(file) == dump(journals.unpacked(SCHEMA.latest, tmp_path))
 
 
 def dump(file: Path) -> dict[str, list[object]]:
@@ -57,7 +55,8 @@ def dump(file: Path) -> dict[str, list[object]]:
 
 
 @pytest.mark.parametrize(
-    ("version", "says"), [(1, "from before the first release"), (99, "Update Piecework")]
+    ("version", "says"),
+    [(1, "from before schemas were kept. Use another --home."), (99, "Use the newer program")],
 )
 async def test_a_journal_of_another_version_is_refused_with_what_to_do(
     version: int, says: str, tmp_path: Path
