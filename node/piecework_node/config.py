@@ -128,6 +128,15 @@ class WorkerConfig(Settings):
     max_fee_gwei: float = Field(500.0, gt=0, le=1_000_000)
     stuck_after_s: float = Field(90.0, ge=1, le=24 * 3600)
 
+    # journal
+    evidence_s: int = Field(
+        3 * 24 * 3600,
+        ge=0,
+        le=2**31,
+        description="seconds after a job's deadline in which it can be audited. Then the journal "
+        "keeps its digests and amounts alone",
+    )
+
     # engine
     backend: Literal["diffusion", "vllm"] = Field(
         "diffusion",

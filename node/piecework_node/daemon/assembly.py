@@ -113,7 +113,10 @@ async def build(
     reader: ChainReader | None = None
     try:
         operator = await asyncio.to_thread(load_operator, home.operator, password)
-        journal = await SqliteJournal.open(home.journal, deployment.domain, operator.address)
+        journal = await SqliteJournal.open(
+            home.journal, deployment.domain, operator.address, clock=clock
+        )
+        await journal.verify(deep=False)
         journal.on_commit = metrics.commit.observe
         reader = await connect(config, deployment)
         return await _assemble(
@@ -175,7 +178,7 @@ async def _assemble(base: Foundations) -> Components:
         rotation_s=config.sealing_key_rotation_s,
     )
     runtime = JobRuntime(
-        journal, base.engine, domain=domain, signer=operator, clock=clock, metrics=metrics
+        journal, base.engine, domain=domain, signer=operator, clock=clock, metrics=metrics, log=log
     )
     faults = FaultBoard(clock, metrics, log, patience_s=config.chain_outage_s)
     channels = Channels(

@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from piecework.base.errors import PieceworkError
 from piecework.chain.reader import ChannelOnChain
+from piecework_node.errors import JournalConflict
 from piecework_node.journal.protocol import Journal
 from piecework_node.journal.records import (
     ChannelObserved,
@@ -176,10 +177,17 @@ class Channels:
         added = payment.leaves[base - payment.base_count :]
         paid = dict.fromkeys(ref.job for ref in added)
         touched = [live.jobs[job_id] for job_id in paid if job_id in live.jobs]
+        states = [job.session.state for job in touched]
         outcomes = [(job, job.session.paid(after)) for job in touched]
         records: list[JournalRecord] = [VoucherApplied(after, added, base)]
         records += [record for _, outcome in outcomes for record in outcome.records]
-        await self._journal.append(records)
+        try:
+            await self._journal.append(records)
+        except JournalConflict:
+            # The stream that brought the voucher ends. The other jobs are where they were.
+            for job, state in zip(touched, states, strict=True):
+                job.session.state = state
+            raise
         live.stored = replace(live.stored, ledger=after)
         self._metrics.accepted(after.cumulative - before.cumulative)
         _acknowledge(after, sink, touched)
@@ -346,7 +354,10 @@ class Channels:
             if live.journaled:
                 await self._journal.append([self.observed(live)])
             for job in list(live.jobs.values()):
-                await self._move_job(job)
+                try:
+                    await self._move_job(job)
+                except Exception as error:  # noqa: BLE001  contained: it ends this job alone
+                    self._runtime.contain(error, job)
 
     def _is_possible(self, live: LiveChannel, seen: ChannelOnChain) -> bool:
         """Hold an observation to the table of clause 6.2, and log what it forbids.
