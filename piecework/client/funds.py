@@ -245,7 +245,7 @@ class Funds:
                 await self._close_together(row, attempt)
             except (WorkerUnreachable, Refusal, ProtocolViolation, OfferRejected) as error:
                 return await self._request_withdrawal(row, str(error))
-            return _closed(await context.channels.refresh(row.id), "closed with the worker")
+            return _closed(await context.channels.refresh(row.id), "closed together with the worker")
         except BaseException:
             if not attempt.signed:  # nothing happened, so jobs may use the channel as before
                 await asyncio.to_thread(context.store.set_status, row.id, before)
