@@ -1,7 +1,7 @@
 """The payer's part of the escrow's history: read once, kept in the journal, decoded when needed.
 
-Only final blocks are kept, and they are read in bounded ranges. A range that a node finds too wide
-is halved. What was read stays, so a scan that was cut off goes on where it stopped.
+Only final blocks are kept, and they are read in the ranges that the node takes. What was read
+stays, so a scan that was cut off goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from piecework.chain.abi import interface
-from piecework.chain.errors import BadAnswer, RpcRefused
 from piecework.chain.events import Log, topic
-from piecework.chain.limits import MAX_LOG_RANGE_BLOCKS
+from piecework.chain.logs import LogSearch
 from piecework.chain.reader import ChainReader, parse_logs
 from piecework.client.journal.logs import ChainLogs, LogRow
 from piecework.client.limits import MAX_CHANNELS_PER_LOG_QUERY
@@ -48,6 +47,7 @@ class History:
 
     def __init__(self, logs: ChainLogs, reader: ChainReader, payer: Address) -> None:
         self._logs, self._reader, self._payer = logs, reader, payer
+        self._search = LogSearch(reader.rpc)
         known = interface("Escrow").events
         self._names = {topic(name): name for name in (*OF_A_PAYER, *OF_A_CHANNEL) if name in known}
 
@@ -61,17 +61,10 @@ class History:
         start = await asyncio.to_thread(self._logs.scanned_to)
         if start is None:
             start = self._reader.deployment.block
-        width = MAX_LOG_RANGE_BLOCKS
         channels = {e.channel for e in await self.events() if e.name == "ChannelOpened"}
         while start <= end:
-            stop = min(end, start + width - 1)
-            try:
-                found = await self._range(start, stop, channels)
-            except (RpcRefused, BadAnswer):
-                if width == 1:
-                    raise
-                width = width // 2
-                continue
+            stop = min(end, start + self._search.width - 1)
+            found = await self._range(start, stop, channels)
             await asyncio.to_thread(self._logs.add, found, stop + 1)
             start = stop + 1
         return end
@@ -111,13 +104,8 @@ class History:
         self, start: int, stop: int, names: Iterable[str], more: list[Any]
     ) -> list[Log]:
         wanted = [to_hex(key) for key, name in self._names.items() if name in names]
-        query = {
-            "address": to_hex(self._reader.deployment.escrow),
-            "fromBlock": hex(start),
-            "toBlock": hex(stop),
-            "topics": [wanted, *more],
-        }
-        return parse_logs(await self._reader.rpc.call("eth_getLogs", query))
+        query = {"address": to_hex(self._reader.deployment.escrow), "topics": [wanted, *more]}
+        return parse_logs(await self._search.find(query, start, stop))
 
     async def _time(self, number: int) -> Timestamp:
         return (await self._reader.block(number)).timestamp
