@@ -264,9 +264,11 @@ class ChainReader:
             state, Amount(deposit), Amount(settled), Uint64(count), Timestamp(requested)
         )
 
-    async def pooled_balance(self, token: Address, owner: Address) -> Amount:
+    async def pooled_balance(
+        self, token: Address, owner: Address, *, block: int | None = None
+    ) -> Amount:
         """What the escrow holds for `owner` outside of channels."""
-        (balance,) = await self._escrow("balanceOf", token, owner)
+        (balance,) = await self._escrow("balanceOf", token, owner, block=block)
         return Amount(balance)
 
     async def token_balance(self, token: Address, owner: Address) -> Amount:

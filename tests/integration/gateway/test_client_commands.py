@@ -158,7 +158,7 @@ async def test_the_whole_life_of_a_client(harness: CommandStage) -> None:
     assert len(receipts["receipts"]) == 8
     await harness.mine_funding()
     balance = await harness.json("client", "balance")
-    assert (balance["in_channels"], balance["pooled"]) == (0, 4 * USD)
+    assert (balance["in_channels"], balance["pooled"]) == (USD, 4 * USD)
     (channel,) = (await harness.json("client", "channels"))["channels"]
     assert (channel["on_chain"], channel["funded"], channel["count"]) == ("open", USD, 8)
 
