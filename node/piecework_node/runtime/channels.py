@@ -28,8 +28,8 @@ from piecework_node.runtime.live import LiveChannel, LiveJob
 from piecework_node.runtime.sink import FrameSink
 from piecework_node.times import now
 from piecework_protocol.errors import ProtocolViolation, Reason, Refusal
-from piecework_protocol.frames import Funding, PayVoucher
-from piecework_protocol.ledger import WorkerLedger, empty_voucher
+from piecework_protocol.frames import FundingAuthorization, PayVoucher
+from piecework_protocol.ledger import WorkerLedger, closing_of, empty_voucher
 from piecework_protocol.objects import Channel, CloseChannel
 from piecework_protocol.signing import sign, signed_by
 from piecework_protocol.states import ChannelState, JobState, channel_path
@@ -204,7 +204,7 @@ class Channels:
                     Reason.BAD_SIGNATURE, "the closing is not signed by the channel's authorizer"
                 )
             _check_may_close(live)
-            agreed = _closing_of(live)
+            agreed = _closing_of(live, final.fee)
             if final != agreed:
                 raise Refusal(
                     Reason.BROKEN_CLAUSE,
@@ -235,18 +235,18 @@ class Channels:
             seen = await self._chain.channel(channel)
             await self._runtime.shielded(self._take_over(live, seen))
 
-    async def refresh(self, live: LiveChannel, offered: Funding | None) -> None:
+    async def refresh(self, live: LiveChannel, offered: FundingAuthorization | None) -> None:
         """Make the chain's word on a channel recent, if the chain answers.
 
         offered: the authorization that came with a submission.
         """
         funding = better_funding(live.stored.funding, offered)
-        wants_more = funding is not None and funding.authorization.deposit > live.stored.deposit
+        wants_more = funding is not None and funding.authorization.funded > live.stored.deposit
         if self.age_s(live) < self._refresh_s and not wants_more:
             return
         try:
             seen = await self._chain.channel(live.id)
-            if funding is not None and funding.authorization.deposit > seen.deposit:
+            if funding is not None and funding.authorization.funded > seen.deposit:
                 live.pooled = await self._chain.pooled_balance(*_purse(live))
         except PieceworkError as error:
             self._note_chain_error(error)
@@ -372,8 +372,8 @@ def _check_may_close(live: LiveChannel) -> None:
         )
 
 
-def _closing_of(live: LiveChannel) -> CloseChannel:
+def _closing_of(live: LiveChannel, fee: Amount) -> CloseChannel:
     """The closing that the channel's latest voucher stands for."""
     accepted = live.ledger.accepted
     latest = accepted.voucher if accepted else empty_voucher(live.id)
-    return CloseChannel(latest.channel, latest.cumulative, latest.count, latest.receipts_root)
+    return closing_of(latest, fee)

@@ -14,9 +14,9 @@ from piecework.chain.rawtx import SignedTransaction
 from piecework.chain.reader import ChainReader, ChannelOnChain
 from piecework.chain.transactions import Outcome, TransactionSender
 from piecework_node.runtime.channels import ChannelReader
-from piecework_protocol.frames import Funding
+from piecework_protocol.frames import FundingAuthorization
 from piecework_protocol.signing import Signer
-from piecework_protocol.types import Address, Amount, ChannelId, Timestamp
+from piecework_protocol.types import Address, Amount, ChannelId, Signature, Timestamp
 
 
 class ChainPort(ChannelReader, Protocol):
@@ -46,7 +46,7 @@ class ChainPort(ChannelReader, Protocol):
         """Return the channels whose payers asked to withdraw in a range of blocks."""
         ...
 
-    async def prepare_fund(self, funding: Funding) -> SignedTransaction: ...
+    async def prepare_fund(self, funding: FundingAuthorization) -> SignedTransaction: ...
 
     async def prepare_settle(
         self, claims: Sequence[Claim], max_cost_wei: int | None
@@ -110,9 +110,10 @@ class ChainLink:
             found += [event.channel for event in await self._reader.withdrawal_requests(start, end)]
         return tuple(found)
 
-    async def prepare_fund(self, funding: Funding) -> SignedTransaction:
+    async def prepare_fund(self, funding: FundingAuthorization) -> SignedTransaction:
         a = funding.authorization
-        call = calls.fund(self.deployment, a.channel, a.deposit, a.deadline, funding.signature)
+        signature = Signature(funding.signature)
+        call = calls.fund(self.deployment, a.channel, a.funded, a.deadline, signature)
         return await self._prepare(call, None)
 
     async def prepare_settle(

@@ -206,7 +206,7 @@ class Settler:
 
     async def _fund(self, live: LiveChannel) -> None:
         funding = usable_funding(live.stored.funding, now(self._clock))
-        if funding is None or funding.authorization.deposit <= live.stored.deposit:
+        if funding is None or funding.authorization.funded <= live.stored.deposit:
             live.wants_funding = False
             return
         if self._transactions.is_claiming(live.id, TxKind.FUND):
@@ -218,7 +218,7 @@ class Settler:
             live.wants_funding = False
             await self._channels.observe(live.id)
             raise
-        subjects = (TxSubject(live.id, funding.authorization.deposit),)
+        subjects = (TxSubject(live.id, funding.authorization.funded),)
         await self._transactions.send(TxKind.FUND, tx, subjects)
 
     # --- closing

@@ -15,7 +15,7 @@ from piecework.chain.errors import NonceTaken, RpcUnavailable, TransactionRevert
 from piecework.chain.fees import Fees
 from piecework.chain.rawtx import SignedTransaction, UnsignedTransaction
 from piecework.chain.transactions import Finalized, Mined, Outcome, Pending, Superseded, Unknown
-from piecework_protocol.frames import Funding
+from piecework_protocol.frames import FundingAuthorization
 from piecework_protocol.states import ChannelState
 from piecework_protocol.types import Amount, Bytes32, ChannelId, Timestamp
 from tests.support.node.fake_escrow import FakeEscrow
@@ -71,13 +71,13 @@ class FakePort(FakeEscrow):
         self._answer()
         return tuple(c for block, c in self.requests if from_block <= block <= to_block)
 
-    async def prepare_fund(self, funding: Funding) -> SignedTransaction:
+    async def prepare_fund(self, funding: FundingAuthorization) -> SignedTransaction:
         a = funding.authorization
         pool = self.pooled.get((a.channel.token, a.channel.payer), 0)
         self._answer()
-        if pool < a.deposit:
+        if pool < a.funded:
             raise TransactionReverted("InsufficientBalance", {"balance": pool})
-        return self._make("fund", [(a.channel.id(DOMAIN), a.deposit)])
+        return self._make("fund", [(a.channel.id(DOMAIN), a.funded)])
 
     async def prepare_settle(
         self, claims: Sequence[Claim], max_cost_wei: int | None

@@ -48,8 +48,8 @@ from piecework_protocol.worker_session import StateRecord, StoredCanvas
 from tests.support.node.harness import DOMAIN, OPERATOR
 from tests.unit.node.test_admission import CHANNEL, OFFER, funding, good
 
-HEAD = "671eab87808608a4928fbd4a151270a74dd140b42c3b69c6f5c80786844b7eda"
-"""Of the hash chain over every row that these records write, recorded with schema 1."""
+HEAD = "7893b52a70c16451ffb50be77cfb6534933650a91de9b50bfc4e720121fbb52c"
+"""Of the hash chain over every row that these records write, recorded with schema 2."""
 SIGNATURE = Signature(b"\5" * 64 + b"\x1b")
 KEY = PublicKey(b"\7" * 32)
 SUBMISSION = good().submission
@@ -65,6 +65,10 @@ RECEIPT = Receipt(
     units=Uint32(8),
     amount=Amount(99),
     finish=Finish.MORE,
+    total_prompt_tokens=Uint32(5),
+    total_units=Uint32(8),
+    total_steps=Uint32(7),
+    total_amount=Amount(99),
     previous=Digest(JOB),
 )
 TRANSACTION = UnsignedTransaction(
@@ -85,7 +89,7 @@ def records() -> list[JournalRecord]:
         ChannelSeen(CHANNEL_ID, CHANNEL),
         ChannelObserved(CHANNEL_ID, ChannelState.OPEN, Amount(500), Amount(0), Timestamp(6)),
         FundingAuthorized(CHANNEL_ID, funding(700)),
-        StoredJob(JOB, SUBMISSION, 10, 2, Timestamp(7)),
+        StoredJob(JOB, SUBMISSION, 10, Timestamp(7)),
         StateRecord(JOB, JobState.ACCEPTED),
         StateRecord(JOB, JobState.RUNNING),
         StoredCanvas(RECEIPT, b"sealed", b"secret"),
