@@ -1,6 +1,6 @@
-"""Typed data of the token and of the registry: deposits, permits, registrations. Pure.
+"""Typed data of the token: deposits and permits. Pure.
 
-Each has the domain of its own contract. Sources: EIP-2612 (permit), EIP-3009 (transfer with
+The domain is the token's own. Sources: EIP-2612 (permit), EIP-3009 (transfer with
 authorization), EIP-712.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from piecework.chain.errors import BadAnswer
 from piecework_protocol.eip712 import Domain, TypedData
@@ -16,18 +16,13 @@ from piecework_protocol.errors import MalformedInput
 from piecework_protocol.signing import Signer, sign
 from piecework_protocol.types import (
     Address,
-    Amount,
     Bytes32,
     Signature,
-    Timestamp,
     Uint256,
     parse_address,
     parse_hex,
     to_hex,
 )
-
-REGISTRY_NAME: Final = "Piecework Registry"
-REGISTRY_VERSION: Final = "1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,18 +107,6 @@ class SignedPermit:
     signature: Signature
 
 
-@dataclass(frozen=True, slots=True)
-class Registration(TypedData):
-    """What an operator agrees to when it joins. It signs this unless it submits it itself."""
-
-    operator: Address
-    owner: Address
-    payout: Address
-    stake: Amount
-    endpoint: str
-    deadline: Timestamp
-
-
 def sign_authorization(
     domain: Domain, authorization: ReceiveWithAuthorization, signer: Signer
 ) -> SignedAuthorization:
@@ -135,11 +118,6 @@ def sign_authorization(
 def sign_permit(domain: Domain, permit: Permit, signer: Signer) -> SignedPermit:
     """Sign an allowance. `domain` is the token's."""
     return SignedPermit(domain.verifying_contract, permit, sign(domain, permit, signer))
-
-
-def registry_domain(chain_id: int, registry: Address) -> Domain:
-    """Give the domain of registrations."""
-    return Domain(chain_id, registry, REGISTRY_NAME, REGISTRY_VERSION)
 
 
 def require_separator(domain: Domain, on_chain: bytes) -> None:

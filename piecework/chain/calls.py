@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from piecework.chain.abi import interface
-from piecework.chain.authorizations import Registration, SignedAuthorization, SignedPermit
+from piecework.chain.authorizations import SignedAuthorization, SignedPermit
 from piecework.chain.deployment import Deployment
 from piecework.chain.limits import MAX_CLAIMS_PER_SETTLE
 from piecework_protocol.errors import invariant
-from piecework_protocol.objects import Channel, Voucher
+from piecework_protocol.objects import Channel, Registration, Voucher
 from piecework_protocol.types import Address, Amount, Signature, Timestamp
 
 NO_SIGNATURE = Signature(b"")

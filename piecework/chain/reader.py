@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from piecework.base.amounts import Token
 from piecework.chain.abi import interface
-from piecework.chain.authorizations import registry_domain, require_separator
+from piecework.chain.authorizations import require_separator
 from piecework.chain.calls import Claim
 from piecework.chain.deployment import Deployment
 from piecework.chain.errors import BadAnswer, TransactionReverted, WrongChain
@@ -42,6 +42,7 @@ from piecework.chain.rpc import (
 )
 from piecework.chain.token import read_token
 from piecework_protocol.eip712 import Domain
+from piecework_protocol.objects import registry_domain
 from piecework_protocol.states import ChannelState
 from piecework_protocol.types import (
     Address,

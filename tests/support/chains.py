@@ -51,7 +51,7 @@ USD = 10**6
 MIN_STAKE = Amount(100 * USD)
 UNBONDING_DELAY_S = Seconds(3600)
 POLL_S = 0.02
-FAR = Timestamp(2**40)
+FAR = Timestamp(2**40 - 1)
 RECEIPTS_ROOT = Digest(keccak256(b"receipts"))
 
 
@@ -152,7 +152,9 @@ class TestMarket:
     ) -> None:
         """Open or top up by the payer's signature; the relayer pays the gas. Needs a pooled
         balance."""
-        signature = sign(self.reader.domain, FundChannel(channel, Amount(deposit), FAR), payer)
+        signature = sign(
+            self.reader.domain, FundChannel(channel, Amount(deposit), Amount(0), FAR), payer
+        )
         await self.run(relayer, fund(self.deployment, channel, Amount(deposit), FAR, signature))
 
     async def pass_time(self, seconds: int) -> None:

@@ -7,10 +7,16 @@ import itertools
 from piecework.chain import calls
 from piecework.chain.errors import TransactionReverted
 from piecework.chain.events import ClaimSkipped, Settled, decode_events
-from piecework_protocol.objects import Channel, CloseChannel, FundChannel, RequestWithdrawal
+from piecework_protocol.ledger import closing_of
+from piecework_protocol.objects import (
+    EVERYTHING,
+    Channel,
+    FundChannel,
+    RequestWithdrawal,
+)
 from piecework_protocol.signing import sign
 from piecework_protocol.states import CHANNEL_TABLE, ChannelEvent, ChannelState, channel_path
-from piecework_protocol.types import Amount
+from piecework_protocol.types import Amount, Uint64
 from tests.support.chains import (
     ETHER,
     FAR,
@@ -54,10 +60,10 @@ class Table:
         d, domain = self.market.deployment, self.market.reader.domain
         amount = Amount(USD + self.step * 1000)
         if event is ChannelEvent.FUND:
-            terms = FundChannel(channel, amount, FAR)
+            terms = FundChannel(channel, amount, Amount(0), FAR)
             return calls.fund(d, channel, amount, FAR, sign(domain, terms, PAYER))
         if event is ChannelEvent.REQUEST_WITHDRAWAL:
-            wish = RequestWithdrawal(channel.id(domain), FAR)
+            wish = RequestWithdrawal(channel.id(domain), EVERYTHING, Uint64(0), FAR)
             return calls.request_withdrawal(d, channel, FAR, sign(domain, wish, PAYER))
         if event is ChannelEvent.WITHDRAW:
             return calls.withdraw(d, channel)
@@ -65,7 +71,7 @@ class Table:
         if event is ChannelEvent.SETTLE:
             return calls.settle(d, [claim])
         v = claim.voucher
-        final = CloseChannel(v.channel, v.cumulative, v.count, v.receipts_root)
+        final = closing_of(v)
         return calls.close(d, claim, sign(domain, final, WORKER))
 
 

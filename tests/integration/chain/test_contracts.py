@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from piecework.chain import calls
-from piecework.chain.authorizations import Permit, Registration, sign_permit
+from piecework.chain.authorizations import Permit, sign_permit
 from piecework.chain.deploy import deploy
 from piecework.chain.errors import BadDeployment, TransactionReverted, WrongChain
 from piecework.chain.events import (
@@ -18,7 +18,13 @@ from piecework.chain.events import (
 )
 from piecework.chain.reader import ChainReader
 from piecework_protocol.eip712 import Domain
-from piecework_protocol.objects import CloseChannel, FundChannel, RequestWithdrawal
+from piecework_protocol.ledger import closing_of
+from piecework_protocol.objects import (
+    EVERYTHING,
+    FundChannel,
+    Registration,
+    RequestWithdrawal,
+)
 from piecework_protocol.signing import sign
 from piecework_protocol.states import ChannelState
 from piecework_protocol.types import (
@@ -27,6 +33,7 @@ from piecework_protocol.types import (
     Bytes32,
     Signature,
     Timestamp,
+    Uint64,
     Uint256,
     keccak256,
 )
@@ -99,6 +106,7 @@ async def test_a_worker_registers_with_one_transaction(any_chain: Chain) -> None
             COLD.address,
             MIN_STAKE,
             "https://worker.example:7000",
+            Uint64(0),
             deadline,
         )
         consent = sign(market.reader.registry_domain(), terms, WORKER)
@@ -133,7 +141,9 @@ async def test_a_registered_worker_can_change_its_endpoint_use_a_session_key_and
         await market.give(WORKER.address, wei=ETHER, tokens=MIN_STAKE)
         me, sender, d = WORKER.address, market.sender(WORKER), market.deployment
         now = await market.reader.timestamp()
-        terms = Registration(me, me, COLD.address, MIN_STAKE, "https://a:1", Timestamp(now + 600))
+        terms = Registration(
+            me, me, COLD.address, MIN_STAKE, "https://a:1", Uint64(0), Timestamp(now + 600)
+        )
         for call in (
             calls.approve(market.token, d.registry, MIN_STAKE),
             calls.register(d, terms),
@@ -264,9 +274,7 @@ async def test_a_channel_is_closed_by_agreement_and_the_rest_goes_back(any_chain
         await market.open_channel(PAYER, WORKER, channel, 2 * USD)
         last = claim_of(reader.domain, channel, PAYER, 500_000)
         voucher = last.voucher
-        terms = CloseChannel(
-            voucher.channel, voucher.cumulative, voucher.count, voucher.receipts_root
-        )
+        terms = closing_of(voucher)
         agreed = sign(reader.domain, terms, WORKER)
         mined = await market.run(STRANGER, calls.close(d, last, agreed))
         closed = decode_events(d.escrow, mined.logs)[-1]
@@ -287,7 +295,7 @@ async def test_a_silent_worker_cannot_keep_the_deposit(any_chain: Chain) -> None
         channel = channel_of(market, PAYER, WORKER)
         channel_id = channel.id(reader.domain)
         await market.open_channel(PAYER, WORKER, channel, 2 * USD)
-        wish = RequestWithdrawal(channel_id, FAR)
+        wish = RequestWithdrawal(channel_id, EVERYTHING, Uint64(0), FAR)
         before = await reader.latest_block()
         request = calls.request_withdrawal(d, channel, FAR, sign(reader.domain, wish, PAYER))
         await market.run(WORKER, request)
@@ -309,7 +317,9 @@ async def test_a_strangers_signature_opens_nothing(any_chain: Chain) -> None:
         await market.give(WORKER.address, wei=ETHER)
         await market.pool(PAYER, WORKER, 2 * USD)
         channel = channel_of(market, PAYER, WORKER)
-        forged = sign(market.reader.domain, FundChannel(channel, Amount(USD), FAR), STRANGER)
+        forged = sign(
+            market.reader.domain, FundChannel(channel, Amount(USD), Amount(0), FAR), STRANGER
+        )
         for signature in (forged, Signature(bytes(65)), Signature(b"")):
             with pytest.raises(TransactionReverted) as refused:
                 await market.sender(WORKER).prepare(

@@ -15,7 +15,7 @@ import pytest
 import rlp  # type: ignore[import-untyped]
 
 from piecework.chain import calls
-from piecework.chain.authorizations import Permit, Registration, sign_permit
+from piecework.chain.authorizations import Permit, sign_permit
 from piecework.chain.dev.anvil import Anvil
 from piecework.chain.dev.embedded import EmbeddedChain
 from piecework.chain.errors import TransactionReverted
@@ -23,9 +23,10 @@ from piecework.chain.fees import Fees
 from piecework.chain.limits import EMBEDDED_BLOCK_GAS, EMBEDDED_CHAIN_ID
 from piecework.chain.rawtx import UnsignedTransaction
 from piecework.chain.rpc import HttpRpc
-from piecework_protocol.objects import CloseChannel, RequestWithdrawal
+from piecework_protocol.ledger import closing_of
+from piecework_protocol.objects import EVERYTHING, Registration, RequestWithdrawal
 from piecework_protocol.signing import sign
-from piecework_protocol.types import Address, Amount, Timestamp, Uint256, keccak256, to_hex
+from piecework_protocol.types import Address, Amount, Timestamp, Uint64, Uint256, keccak256, to_hex
 from tests.support.chains import (
     ETHER,
     FAR,
@@ -198,9 +199,11 @@ async def pay_through_channels(market: TestMarket) -> None:
         await market.run(WORKER, calls.settle(d, claims))
     last = claim_of(domain, channels[0], PAYER, 500_000)
     voucher = last.voucher
-    terms = CloseChannel(voucher.channel, voucher.cumulative, voucher.count, voucher.receipts_root)
+    terms = closing_of(voucher)
     await market.run(WORKER, calls.close(d, last, sign(domain, terms, WORKER)))
-    wish = sign(domain, RequestWithdrawal(channels[1].id(domain), FAR), PAYER)
+    wish = sign(
+        domain, RequestWithdrawal(channels[1].id(domain), EVERYTHING, Uint64(0), FAR), PAYER
+    )
     await market.run(WORKER, calls.request_withdrawal(d, channels[1], FAR, wish))
     await market.pass_time(channels[1].withdrawal_delay)
     await market.run(WORKER, calls.withdraw(d, channels[1]))
@@ -212,7 +215,7 @@ async def register_and_leave(market: TestMarket) -> None:
     d, me = market.deployment, WORKER.address
     await market.give(me, wei=ETHER, tokens=2 * MIN_STAKE)
     deadline = Timestamp(await market.reader.timestamp() + 10_000)
-    terms = Registration(me, me, COLD.address, MIN_STAKE, "https://a:1", deadline)
+    terms = Registration(me, me, COLD.address, MIN_STAKE, "https://a:1", Uint64(0), deadline)
     for call in (
         calls.approve(market.token, d.registry, Amount(2 * MIN_STAKE)),
         calls.register(d, terms),

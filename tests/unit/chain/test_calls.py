@@ -12,7 +12,6 @@ from piecework.chain.artifacts import load_artifact
 from piecework.chain.authorizations import (
     Permit,
     ReceiveWithAuthorization,
-    Registration,
     sign_authorization,
     sign_permit,
 )
@@ -21,7 +20,7 @@ from piecework.chain.deployment import Deployment
 from piecework.chain.limits import MAX_CLAIMS_PER_SETTLE
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import InvariantBroken
-from piecework_protocol.objects import Channel, Voucher
+from piecework_protocol.objects import Channel, Registration, Voucher
 from piecework_protocol.signing import sign
 from piecework_protocol.types import (
     Address,
@@ -60,7 +59,13 @@ PERMIT = sign_permit(
     DOMAIN, Permit(PAYER.address, ESCROW, Uint256(5), Uint256(0), Uint256(9)), PAYER
 )
 REGISTRATION = Registration(
-    WORKER.address, WORKER.address, WORKER.address, Amount(5), "https://a:1", Timestamp(9)
+    WORKER.address,
+    WORKER.address,
+    WORKER.address,
+    Amount(5),
+    "https://a:1",
+    Uint64(0),
+    Timestamp(9),
 )
 
 GOLDEN = [

@@ -12,9 +12,7 @@ from hypothesis import strategies as st
 from piecework.chain.authorizations import (
     Permit,
     ReceiveWithAuthorization,
-    Registration,
     SignedAuthorization,
-    registry_domain,
     require_separator,
     sign_authorization,
     sign_permit,
@@ -24,8 +22,9 @@ from piecework.chain.fees import Fees
 from piecework.chain.rawtx import SignedTransaction, UnsignedTransaction
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import MalformedInput
+from piecework_protocol.objects import Registration, registry_domain
 from piecework_protocol.signing import sign
-from piecework_protocol.types import Address, Amount, Bytes32, Timestamp, Uint256, to_hex
+from piecework_protocol.types import Address, Amount, Bytes32, Timestamp, Uint64, Uint256, to_hex
 from tests.support.chains import signer
 
 OWNER = signer("owner")
@@ -83,16 +82,17 @@ def test_an_eip_2612_permit_is_signed_as_eth_account_does() -> None:
 
 def test_a_registration_is_signed_as_eth_account_does() -> None:
     domain = registry_domain(8453, TOKEN)
-    terms = Registration(A, B, A, Amount(5), "https://wörker.example:1", Timestamp(9))
+    terms = Registration(A, B, A, Amount(5), "https://wörker.example:1", Uint64(2), Timestamp(9))
     members = [
         ("address", "operator"),
         ("address", "owner"),
         ("address", "payout"),
         ("uint128", "stake"),
         ("string", "endpoint"),
+        ("uint64", "nonce"),
         ("uint64", "deadline"),
     ]
-    values: list[object] = [to_hex(A), to_hex(B), to_hex(A), 5, terms.endpoint, 9]
+    values: list[object] = [to_hex(A), to_hex(B), to_hex(A), 5, terms.endpoint, 2, 9]
     signature = sign(domain, terms, OWNER)
     assert signature == expected(domain, "Registration", members, values)
 
