@@ -100,7 +100,9 @@ class WorkerConfig(Settings):
     )
 
     # chain
-    rpc_url: str = Field("", description="empty: the one of the deployment")
+    rpc_url: str = Field(
+        "", description="the chain's node. Empty: the one of a development chain's file"
+    )
     rpc_timeout_s: float = Field(10.0, ge=0.1, le=120)
     finality_depth: int = Field(0, ge=0, le=10_000, description='0: the node\'s "finalized" tag')
     chain_poll_s: float = Field(5.0, ge=0.05, le=600)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from piecework.chain.abi import interface
+from piecework.chain.addresses import FACTORY, SALT
 from piecework.chain.authorizations import Registration, SignedAuthorization, SignedPermit
 from piecework.chain.deployment import Deployment
 from piecework.chain.limits import MAX_CLAIMS_PER_SETTLE
@@ -271,6 +272,12 @@ def create(contract: str, *arguments: Any) -> Call:
     stores."""
     data = interface(contract).encode_constructor(arguments)
     return Call(f"create {contract}", None, data, 400_000 + 240 * len(data))
+
+
+def create_by_factory(contract: str, init_code: bytes) -> Call:
+    """Create a contract at the address that its init code gives (`chain.addresses`)."""
+    gas = 450_000 + 240 * len(init_code)
+    return Call(f"create {contract}", FACTORY, SALT + init_code, gas)
 
 
 def _escrow(deployment: Deployment, what: str, gas: int, *arguments: Any) -> Call:

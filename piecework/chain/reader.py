@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
-from piecework.base.amounts import Token
+from piecework.base.text import one_line
 from piecework.chain.abi import interface
+from piecework.chain.addresses import require_create2
 from piecework.chain.authorizations import registry_domain, require_separator
 from piecework.chain.calls import Claim
 from piecework.chain.deployment import Deployment
-from piecework.chain.errors import BadAnswer, TransactionReverted, WrongChain
+from piecework.chain.errors import BadAnswer, BadDeployment, TransactionReverted, WrongChain
 from piecework.chain.events import (
     EscrowEvent,
     Log,
@@ -29,6 +30,7 @@ from piecework.chain.events import (
 )
 from piecework.chain.finality import FINALIZED, Finality, finalized_height
 from piecework.chain.limits import DEFAULT_RPC_TIMEOUT_S, MAX_LOG_RANGE_BLOCKS, MAX_WORKERS_PER_PAGE
+from piecework.chain.presence import Presence, presence_of
 from piecework.chain.rpc import (
     HttpRpc,
     JsonRpc,
@@ -121,6 +123,8 @@ class ChainReader:
         self.rpc = rpc
         self.deployment = deployment
         self.finality = finality
+        self.warnings: tuple[str, ...] = ()
+        """What `connect` found to differ and is no reason to stop."""
 
     @classmethod
     async def connect(
@@ -131,20 +135,47 @@ class ChainReader:
         timeout_s: float = DEFAULT_RPC_TIMEOUT_S,
         finality: Finality = FINALIZED,
     ) -> Self:
-        """Connect, `verify`, and compare the token; `rpc_url` replaces the deployment's.
+        """Connect, `verify`, and compare the token. Close with `close`.
 
-        Close with `close`.
+        `rpc_url` is the caller's own node. A deployment names a node only if its chain is on this
+        machine. What differs without harm is in `warnings`.
+
+        Raises:
+            BadDeployment: neither names a node, or the token has no decimals.
+            WrongChain: chain, contracts or decimals are not the deployment's.
+            ChainError: as the node answers.
         """
-        reader = cls(
-            HttpRpc(rpc_url or deployment.rpc_url, timeout_s=timeout_s), deployment, finality
-        )
+        reader = cls.over_node(deployment, rpc_url=rpc_url, timeout_s=timeout_s, finality=finality)
         try:
             await reader.verify()
-            await reader.verify_token()
+            renamed = await reader.verify_token()
         except BaseException:
             await reader.close()
             raise
+        reader.warnings = () if renamed is None else (renamed,)
         return reader
+
+    @classmethod
+    def over_node(
+        cls,
+        deployment: Deployment,
+        *,
+        rpc_url: str | None = None,
+        timeout_s: float = DEFAULT_RPC_TIMEOUT_S,
+        finality: Finality = FINALIZED,
+    ) -> Self:
+        """A reader that has checked nothing yet. Close with `close`.
+
+        Raises:
+            BadDeployment: neither caller nor deployment names a node.
+        """
+        url = rpc_url or deployment.rpc_url
+        if url is None:
+            raise BadDeployment(
+                f"no node of chain {deployment.chain_id} is known. "
+                "Give its address: rpc_url in the settings, or --rpc"
+            )
+        return cls(HttpRpc(url, timeout_s=timeout_s), deployment, finality)
 
     async def __aenter__(self) -> Self:
         return self
@@ -167,54 +198,71 @@ class ChainReader:
     # --- is this the right chain?
 
     async def verify(self) -> None:
-        """Compare the chain with the deployment: chain id, code and domain.
+        """Compare the chain with this program: chain id, contracts and domain.
+
+        The addresses follow from the frozen init code, so that code at one of them is ours. It is
+        compared all the same: a node or a chain may not do what Ethereum does.
 
         Raises:
             WrongChain: something differs.
         """
-        expected = self.deployment
-        chain_id = await self._w3.eth.chain_id
-        if chain_id != expected.chain_id:
-            raise WrongChain(
-                f"the node serves chain {chain_id} and the deployment is on chain "
-                f"{expected.chain_id}. "
-                "Use a node of that chain, or the deployment file of this one."
-            )
-        contracts = (
-            ("escrow", expected.escrow, expected.escrow_code_hash),
-            ("registry", expected.registry, expected.registry_code_hash),
-        )
-        for name, address, code_hash in contracts:
-            code = await self.code(address)
-            if not code:
-                raise WrongChain(
-                    f"there is no {name} at {to_hex(address)} on this chain. Was it started anew?"
-                )
-            if keccak256(code) != code_hash:
-                raise WrongChain(
-                    f"the code of the {name} at {to_hex(address)} is not the deployment's"
-                )
+        await self.verify_chain()
+        await self._verify_code("Escrow", self.deployment.escrow)
+        await self._verify_code("WorkerRegistry", self.deployment.registry)
         (separator,) = await self._escrow("DOMAIN_SEPARATOR")
         if separator != self.domain.separator():
             raise WrongChain("the escrow signs under another domain than this program")
 
-    async def verify_token(self) -> None:
-        """Compare the token's decimals and symbol with the deployment.
-
-        Not a part of `verify`, which a worker repeats: an issuer may rename its token, and claims
-        of a channel do not depend on its name.
+    async def verify_chain(self) -> None:
+        """Compare the chain id, and refuse a chain whose CREATE2 is not Ethereum's.
 
         Raises:
-            WrongChain: something differs.
+            WrongChain: it is another chain, or such a one.
+        """
+        expected = self.deployment.chain_id
+        require_create2(expected)
+        chain_id = await self._w3.eth.chain_id
+        if chain_id != expected:
+            raise WrongChain(
+                f"the node serves chain {chain_id} and the deployment is on chain {expected}. "
+                "Use a node of that chain, or the deployment file of this one."
+            )
+
+    async def _verify_code(self, contract: str, address: Address) -> None:
+        found = await presence_of(self.rpc, contract, address)
+        if found is Presence.NOTHING:
+            raise WrongChain(
+                f"there is no {contract} at {to_hex(address)} on chain "
+                f"{self.deployment.chain_id}, where this program and the deployment's terms put "
+                "it. Was the chain started again, or is the file of another version?"
+            )
+        if found is Presence.OTHER:
+            raise WrongChain(f"the code at {to_hex(address)} is not this program's {contract}")
+
+    async def verify_token(self) -> str | None:
+        """Compare the token with the deployment. Returns a warning if its symbol differs.
+
+        An issuer may rename its token, and money does not depend on the name. Amounts depend on
+        the decimals.
+
+        Raises:
+            WrongChain: the decimals differ.
             BadDeployment: the token does not say how many decimals it has.
         """
-        expected = self.deployment
-        token = await read_token(self.rpc, expected.token)
-        if token != expected.payment_token:
+        expected = self.deployment.payment_token
+        token = await read_token(self.rpc, self.deployment.token)
+        if token.decimals != expected.decimals:
             raise WrongChain(
-                f"the deployment file says that the token is {_described(expected.payment_token)}. "
-                f"The chain says {_described(token)}. Ask for the right deployment file."
+                f"the deployment file says that the token has {expected.decimals} decimals. The "
+                f"chain says {token.decimals}. Ask for the right deployment file."
             )
+        if token.symbol == expected.symbol:
+            return None
+        return (
+            f"the token {to_hex(self.deployment.token)} calls itself "
+            f"{one_line(token.symbol, 40) or 'nothing'}, the deployment file says "
+            f"{one_line(expected.symbol, 40) or 'nothing'}"
+        )
 
     # --- blocks
 
@@ -383,7 +431,7 @@ class ChainReader:
         to_block: int | None = None,
     ) -> tuple[Settled, ...]:
         """The payments of a channel (or of all), by default over the life of the deployment."""
-        start = self.deployment.block if from_block is None else from_block
+        start = (self.deployment.from_block or 0) if from_block is None else from_block
         end = await self.latest_block() if to_block is None else to_block
         events = await self.escrow_events(("Settled",), start, end, channel)
         return tuple(e for e in events if isinstance(e, Settled))
@@ -457,10 +505,6 @@ class ChainReader:
             return str(interface("TestToken").decode("name", answer)[0])
         except (TransactionReverted, BadAnswer):
             return "1"
-
-
-def _described(token: Token) -> str:
-    return f"{token.symbol} with {token.decimals} decimals"
 
 
 def parse_logs(raw: Any) -> list[Log]:

@@ -117,6 +117,8 @@ async def build(
             timeout_s=config.rpc_timeout_s,
             finality=finality,
         )
+        for warning in reader.warnings:
+            log.warning("chain differs", reason=warning)
         return await _assemble(
             Foundations(
                 config,

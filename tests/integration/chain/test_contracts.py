@@ -6,8 +6,7 @@ import pytest
 
 from piecework.chain import calls
 from piecework.chain.authorizations import Permit, Registration, sign_permit
-from piecework.chain.deploy import deploy
-from piecework.chain.errors import BadDeployment, TransactionReverted, WrongChain
+from piecework.chain.errors import TransactionReverted
 from piecework.chain.events import (
     ChannelClosed,
     ChannelOpened,
@@ -34,7 +33,6 @@ from tests.support.chains import (
     ETHER,
     FAR,
     MIN_STAKE,
-    POLL_S,
     RECEIPTS_ROOT,
     UNBONDING_DELAY_S,
     USD,
@@ -60,32 +58,6 @@ async def test_a_deployment_is_found_again_by_its_file(any_chain: Chain, tmp_pat
             requirements = await reader.stake_requirements()
             assert (requirements.token, requirements.min_stake) == (market.token, MIN_STAKE)
             assert requirements.unbonding_delay == UNBONDING_DELAY_S
-
-
-async def test_another_chain_or_other_code_is_refused_at_once(any_chain: Chain) -> None:
-    async with deployed(any_chain) as market:
-        real = market.deployment
-        for field, wrong, words in (
-            ("chain_id", real.chain_id + 1, "serves chain"),
-            ("escrow", real.token, "code of the escrow"),
-            ("registry", STRANGER.address, "no registry"),
-            ("registry_code_hash", Bytes32(bytes(32)), "code of the registry"),
-        ):
-            changed = type(real).from_json(real.to_json())
-            object.__setattr__(changed, field, wrong)
-            with pytest.raises(WrongChain, match=words):
-                await ChainReader.connect(changed)
-
-
-async def test_a_market_can_use_a_token_that_is_there_already(any_chain: Chain) -> None:
-    async with deployed(any_chain) as market:
-        second = await deploy(
-            any_chain.url, any_chain.faucet, min_stake=MIN_STAKE, token=market.token, poll_s=POLL_S
-        )
-        assert second.token == market.token
-        assert second.escrow != market.deployment.escrow
-        with pytest.raises(BadDeployment, match="no token"):
-            await deploy(any_chain.url, any_chain.faucet, token=STRANGER.address, poll_s=POLL_S)
 
 
 async def test_a_worker_registers_with_one_transaction(any_chain: Chain) -> None:

@@ -36,9 +36,10 @@ from piecework_protocol.types import (
 from tests.support.chains import signer
 
 PAYER, WORKER = signer("payer"), signer("worker")
-ESCROW, REGISTRY, TOKEN = (Address(bytes([n]) * 20) for n in (1, 2, 3))
+TOKEN = Address(bytes([3]) * 20)
 HASH = Bytes32(bytes(32))
-MARKET = Deployment(31337, "http://127.0.0.1:1", ESCROW, REGISTRY, TOKEN, "tUSDC", 6, HASH, HASH, 0)
+MARKET = Deployment(31337, TOKEN, "tUSDC", 6, Amount(10**8), Seconds(7 * 24 * 3600))
+ESCROW, REGISTRY = MARKET.escrow, MARKET.registry
 CHANNEL = Channel(
     PAYER.address,
     PAYER.address,
