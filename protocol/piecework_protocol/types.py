@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import Final, NewType
 
-from eth_hash.auto import keccak
+from Crypto.Hash import keccak
 
 Uint8 = NewType("Uint8", int)
+Uint16 = NewType("Uint16", int)
 Uint32 = NewType("Uint32", int)
 Uint64 = NewType("Uint64", int)
 Uint128 = NewType("Uint128", int)
@@ -18,6 +19,8 @@ Uint256 = NewType("Uint256", int)
 Bytes32 = NewType("Bytes32", bytes)
 Address = NewType("Address", bytes)
 Signature = NewType("Signature", bytes)
+PayerSignature = NewType("PayerSignature", bytes)
+"""65 bytes of a plain key, or whatever a smart account takes (ERC-1271)."""
 
 ChannelId = NewType("ChannelId", bytes)
 JobId = NewType("JobId", bytes)
@@ -36,11 +39,12 @@ ADDRESS_BYTES: Final = 20
 AMOUNT_BYTES: Final = 16
 DIGEST_BYTES: Final = 32
 SIGNATURE_BYTES: Final = 65
+MAX_PAYER_SIGNATURE_BYTES: Final = 1024
 
 
 def keccak256(data: bytes) -> Bytes32:
     """Hash with Keccak-256 as Ethereum uses it: the original padding, not that of SHA3-256."""
-    return Bytes32(keccak(data))
+    return Bytes32(keccak.new(digest_bits=256, data=data).digest())
 
 
 def parse_hex(text: str, length: int, what: str) -> bytes:
