@@ -36,6 +36,14 @@ class BadAnswer(ChainError):
     lies."""
 
 
+class AnswerTooLarge(BadAnswer):
+    """The node's answer is larger than we read. A smaller question may help."""
+
+
+class LogsRefused(ChainError):
+    """The node does not give the logs of a single block. Another node may."""
+
+
 class NoFinality(ChainError):
     """The node does not know the "finalized" tag. Set finality to a number of blocks
     (`at_depth`)."""

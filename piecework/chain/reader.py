@@ -7,43 +7,51 @@ Everything else is read at "latest" unless a block is given.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 from piecework.base.text import one_line
 from piecework.chain.abi import interface
 from piecework.chain.addresses import require_create2
-from piecework.chain.authorizations import registry_domain, require_separator
+from piecework.chain.authorizations import require_separator
 from piecework.chain.calls import Claim
 from piecework.chain.deployment import Deployment
 from piecework.chain.errors import BadAnswer, BadDeployment, TransactionReverted, WrongChain
 from piecework.chain.events import (
+    ChannelOpened,
     EscrowEvent,
-    Log,
     Settled,
-    SkipReason,
     WithdrawalRequested,
     decode_events,
+    event_topics,
     skip_reason,
-    topic,
 )
 from piecework.chain.finality import FINALIZED, Finality, finalized_height
-from piecework.chain.limits import DEFAULT_RPC_TIMEOUT_S, MAX_LOG_RANGE_BLOCKS, MAX_WORKERS_PER_PAGE
+from piecework.chain.limits import DEFAULT_RPC_TIMEOUT_S, MAX_WORKERS_PER_PAGE
 from piecework.chain.presence import Presence, presence_of
+from piecework.chain.records import (
+    UNKNOWN_CHANNEL,
+    Block,
+    ChannelOnChain,
+    ClaimPreview,
+    RegisteredWorker,
+    StakeRequirements,
+    channel_from,
+    worker_from,
+)
 from piecework.chain.rpc import (
     HttpRpc,
     JsonRpc,
-    address_from,
-    data_bytes,
     hash_of,
     member,
     quantity,
     web3_over,
 )
+from piecework.chain.scan import scan_logs
+from piecework.chain.signatures import signed_by_account
 from piecework.chain.token import read_token
-from piecework_protocol.eip712 import Domain
-from piecework_protocol.states import ChannelState
+from piecework_protocol.eip712 import Domain, TypedData
+from piecework_protocol.objects import registry_domain
 from piecework_protocol.types import (
     Address,
     Amount,
@@ -61,57 +69,15 @@ if TYPE_CHECKING:
     from web3 import AsyncWeb3
     from web3.types import TxParams
 
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """A block's number, hash and time."""
-
-    number: int
-    hash: Bytes32
-    timestamp: Timestamp
-
-
-@dataclass(frozen=True, slots=True)
-class ChannelOnChain:
-    """A channel as the escrow knows it. `withdrawal_requested_at` is 0 for none; amounts in base
-    units."""
-
-    state: ChannelState
-    deposit: Amount
-    settled: Amount
-    count: Uint64
-    withdrawal_requested_at: Timestamp
-
-
-@dataclass(frozen=True, slots=True)
-class RegisteredWorker:
-    """A worker as the registry knows it. `active`: bonded with at least the minimum stake."""
-
-    owner: Address
-    operator: Address
-    payout: Address
-    stake: Amount
-    endpoint: str
-    active: bool
-    registered_at: Timestamp
-    unbond_requested_at: Timestamp
-
-
-@dataclass(frozen=True, slots=True)
-class StakeRequirements:
-    """What a registration costs and how long leaving takes."""
-
-    token: Address
-    min_stake: Amount
-    unbonding_delay: Seconds
-
-
-@dataclass(frozen=True, slots=True)
-class ClaimPreview:
-    """What a claim would pay now, in base units, or why nothing."""
-
-    payable: Amount
-    reason: SkipReason
+__all__ = [
+    "UNKNOWN_CHANNEL",
+    "Block",
+    "ChainReader",
+    "ChannelOnChain",
+    "ClaimPreview",
+    "RegisteredWorker",
+    "StakeRequirements",
+]
 
 
 class ChainReader:
@@ -296,24 +262,43 @@ class ChainReader:
     # --- channels and money
 
     async def channel(self, channel_id: ChannelId, *, block: int | None = None) -> ChannelOnChain:
-        """A channel; state NONE when the escrow has never seen it."""
-        ((deposit, settled, count, requested, closed),) = await self._escrow(
-            "getChannel", channel_id, block=block
-        )
-        if closed:
-            state = ChannelState.CLOSED
-        elif deposit == 0:
-            state = ChannelState.NONE
-        else:
-            state = ChannelState.WITHDRAWING if requested else ChannelState.OPEN
-        return ChannelOnChain(
-            state, Amount(deposit), Amount(settled), Uint64(count), Timestamp(requested)
-        )
+        """A channel; `UNKNOWN_CHANNEL` when the escrow has never seen it."""
+        (row,) = await self._escrow("getChannel", channel_id, block=block)
+        return channel_from(row)
 
     async def pooled_balance(self, token: Address, owner: Address) -> Amount:
         """What the escrow holds for `owner` outside of channels."""
         (balance,) = await self._escrow("balanceOf", token, owner)
         return Amount(balance)
+
+    async def waiting_payout(self, token: Address, receiver: Address) -> Amount:
+        """What waits until somebody pushes it to `receiver`: fees, and what the token refused."""
+        (amount,) = await self._escrow("payoutOf", token, receiver)
+        return Amount(amount)
+
+    async def withdrawal_nonce(self, owner: Address) -> Uint64:
+        """The nonce that the owner's next order over its pooled balance must carry."""
+        (nonce,) = await self._escrow("withdrawalNonce", owner)
+        return Uint64(nonce)
+
+    async def payer_signed(
+        self, payer: Address, message: TypedData, signature: bytes, *, domain: Domain | None = None
+    ) -> bool:
+        """Whether `payer` signed, by its key or as a smart account (`chain.signatures`).
+
+        `domain` is the escrow's unless it is given.
+
+        Raises:
+            RpcUnavailable, RpcRefused: as the node answers.
+        """
+        digest = (domain or self.domain).digest(message)
+        escrow = self.deployment.escrow
+        return await signed_by_account(self.rpc, payer, digest, signature, asker=escrow)
+
+    async def sent_transactions(self, address: Address) -> int:
+        """How many transactions an address has sent."""
+        checksummed = self._w3.to_checksum_address(address)
+        return await self._w3.eth.get_transaction_count(checksummed)
 
     async def token_balance(self, token: Address, owner: Address) -> Amount:
         """The owner's own tokens."""
@@ -372,7 +357,7 @@ class ChainReader:
             if error.name == "UnknownWorker":
                 return None
             raise
-        return _worker(row)
+        return worker_from(row)
 
     async def worker_count(self, *, block: int | None = None) -> int:
         (count,) = await self._registry("workerCount", block=block)
@@ -385,7 +370,7 @@ class ChainReader:
         leaves."""
         page = min(limit, MAX_WORKERS_PER_PAGE)
         (rows,) = await self._registry("workers", offset, page, block=block)
-        return tuple(_worker(row) for row in rows)
+        return tuple(worker_from(row) for row in rows)
 
     async def every_worker(self, maximum: int = 10_000) -> AsyncIterator[RegisteredWorker]:
         """Walk all pages as of now, up to `maximum` workers."""
@@ -405,6 +390,11 @@ class ChainReader:
         (delay,) = await self._registry("unbondingDelay")
         return StakeRequirements(Address(token), Amount(stake), Seconds(delay))
 
+    async def registration_nonce(self, operator: Address) -> Uint64:
+        """The nonce that the operator's next registration must carry."""
+        (nonce,) = await self._registry("registrationNonce", operator)
+        return Uint64(nonce)
+
     async def is_signer(self, operator: Address, key: Address) -> bool:
         """Whether `key` signs for the registered `operator` now: its own key or a live session
         key."""
@@ -416,6 +406,40 @@ class ChainReader:
         return registry_domain(self.deployment.chain_id, self.deployment.registry)
 
     # --- events
+
+    async def scan(
+        self,
+        names: Sequence[str],
+        from_block: int | None = None,
+        to_block: int | None = None,
+        **indexed: bytes,
+    ) -> AsyncIterator[tuple[int, tuple[EscrowEvent, ...]]]:
+        """Walk the escrow's events of these names, in chain order, part by part.
+
+        Each part is its last block and its events: go on from the block after it. By default the
+        walk covers the life of the deployment. `indexed` gives indexed arguments by the names of
+        the ABI, such as `channelId` or `payer`.
+
+        Raises:
+            LogsRefused: the node gives no logs.
+            ChainError: as the node answers.
+        """
+        first = (self.deployment.from_block or 0) if from_block is None else from_block
+        last = await self.latest_block() if to_block is None else to_block
+        escrow, topics = self.deployment.escrow, event_topics(names, indexed)
+        async for part in scan_logs(self.rpc, escrow, topics, first, last):
+            yield part.last, decode_events(escrow, part.logs)
+
+    async def escrow_events(
+        self,
+        names: Sequence[str],
+        from_block: int | None = None,
+        to_block: int | None = None,
+        **indexed: bytes,
+    ) -> tuple[EscrowEvent, ...]:
+        """All events of a `scan` at once."""
+        parts = self.scan(names, from_block, to_block, **indexed)
+        return tuple([event async for _, events in parts for event in events])
 
     async def withdrawal_requests(
         self, from_block: int, to_block: int
@@ -429,31 +453,22 @@ class ChainReader:
         channel: ChannelId | None = None,
         from_block: int | None = None,
         to_block: int | None = None,
+        *,
+        receiver: Address | None = None,
     ) -> tuple[Settled, ...]:
-        """The payments of a channel (or of all), by default over the life of the deployment."""
-        start = (self.deployment.from_block or 0) if from_block is None else from_block
-        end = await self.latest_block() if to_block is None else to_block
-        events = await self.escrow_events(("Settled",), start, end, channel)
+        """The payments of a channel, of a receiver, or all, by default over the life of the
+        deployment."""
+        chosen: dict[str, bytes | None] = {"channelId": channel, "receiver": receiver}
+        indexed = {name: value for name, value in chosen.items() if value is not None}
+        events = await self.escrow_events(("Settled",), from_block, to_block, **indexed)
         return tuple(e for e in events if isinstance(e, Settled))
 
-    async def escrow_events(
-        self, names: Sequence[str], from_block: int, to_block: int, channel: ChannelId | None = None
-    ) -> tuple[EscrowEvent, ...]:
-        """The escrow's events of these names, in chain order; wide ranges are asked in parts."""
-        topics: list[Any] = [[to_hex(topic(name)) for name in names]]
-        if channel is not None:
-            topics.append(to_hex(channel))
-        found: list[Log] = []
-        for start in range(from_block, to_block + 1, MAX_LOG_RANGE_BLOCKS):
-            end = min(to_block, start + MAX_LOG_RANGE_BLOCKS - 1)
-            query = {
-                "address": to_hex(self.deployment.escrow),
-                "fromBlock": hex(start),
-                "toBlock": hex(end),
-                "topics": topics,
-            }
-            found += parse_logs(await self.rpc.call("eth_getLogs", query))
-        return decode_events(self.deployment.escrow, found)
+    async def channels_of(
+        self, payer: Address, from_block: int | None = None, to_block: int | None = None
+    ) -> tuple[ChannelOpened, ...]:
+        """Every channel that a payer ever opened, for a client that lost its records."""
+        events = await self.escrow_events(("ChannelOpened",), from_block, to_block, payer=payer)
+        return tuple(e for e in events if isinstance(e, ChannelOpened))
 
     # --- raw calls
 
@@ -505,34 +520,3 @@ class ChainReader:
             return str(interface("TestToken").decode("name", answer)[0])
         except (TransactionReverted, BadAnswer):
             return "1"
-
-
-def parse_logs(raw: Any) -> list[Log]:
-    """The logs of eth_getLogs or of a receipt."""
-    if not isinstance(raw, list):
-        raise BadAnswer("the node returned no list of logs")
-    return [
-        Log(
-            address_from(member(entry, "address", "a log"), "a log's address"),
-            tuple(hash_of(t, "a topic") for t in member(entry, "topics", "a log")),
-            data_bytes(member(entry, "data", "a log"), "a log's data"),
-            quantity(member(entry, "blockNumber", "a log"), "a log's block"),
-            quantity(member(entry, "logIndex", "a log"), "a log's index"),
-            hash_of(member(entry, "transactionHash", "a log"), "a log's transaction"),
-        )
-        for entry in raw
-    ]
-
-
-def _worker(row: tuple[Any, ...]) -> RegisteredWorker:
-    operator, owner, payout, stake, registered_at, unbond_requested_at, active, endpoint = row
-    return RegisteredWorker(
-        owner=owner,
-        operator=operator,
-        payout=payout,
-        stake=Amount(stake),
-        endpoint=endpoint,
-        active=active,
-        registered_at=Timestamp(registered_at),
-        unbond_requested_at=Timestamp(unbond_requested_at),
-    )

@@ -18,7 +18,13 @@ from urllib.parse import urlsplit
 from piecework.base.http import HttpError, HttpLimits, HttpReader, HttpStatus, HttpTooLarge
 from piecework.base.jsons import loads
 from piecework.chain.abi import decode_revert
-from piecework.chain.errors import BadAnswer, RpcRefused, RpcUnavailable, TransactionReverted
+from piecework.chain.errors import (
+    AnswerTooLarge,
+    BadAnswer,
+    RpcRefused,
+    RpcUnavailable,
+    TransactionReverted,
+)
 from piecework.chain.limits import (
     DEFAULT_RPC_TIMEOUT_S,
     MAX_RPC_RESPONSE_BYTES,
@@ -109,7 +115,7 @@ class HttpRpc:
         except HttpStatus as error:  # many nodes give a JSON-RPC error with such a status
             return error.body, error.status
         except HttpTooLarge as error:
-            raise BadAnswer(
+            raise AnswerTooLarge(
                 f"the node's answer is larger than {MAX_RPC_RESPONSE_BYTES} bytes"
             ) from error
         except HttpError as error:

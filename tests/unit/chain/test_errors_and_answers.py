@@ -31,7 +31,15 @@ from piecework.chain.events import (
 from piecework.chain.limits import MAX_RPC_RESPONSE_BYTES
 from piecework.chain.rpc import HttpRpc, data_bytes, host_of, quantity
 from piecework.chain.transactions import Answer, classify
-from piecework_protocol.types import Address, Bytes32, ChannelId, Timestamp, keccak256
+from piecework_protocol.types import (
+    Address,
+    Amount,
+    Bytes32,
+    ChannelId,
+    Timestamp,
+    Uint64,
+    keccak256,
+)
 
 HASH = Bytes32(bytes([5]) * 32)
 ESCROW = Address(bytes([1]) * 20)
@@ -81,11 +89,11 @@ def test_text_from_outside_cannot_forge_lines_or_flood_a_log() -> None:
 def test_an_endpoint_that_is_not_text_leaves_the_other_workers_readable() -> None:
     """The ABI encodes bytes and text alike, so that this is what a hostile registration looks
     like."""
-    row = "(address,address,address,uint128,uint64,uint64,bool,bytes)[]"
-    who = (ESCROW, ESCROW, ESCROW, 5, 1, 0, True)
-    data = encode([row], [[(*who, b"\xff\xfe"), (*who, b"https://good:1")]])
+    row = "(address,address,address,address,uint128,uint64,uint64,uint64,uint64,uint64,bool,bytes)"
+    who = (*[ESCROW] * 4, 5, 1, 0, 1, 0, 0, True)
+    data = encode([row + "[]"], [[(*who, b"\xff\xfe"), (*who, b"https://good:1")]])
     (rows,) = interface("WorkerRegistry").decode("workers", data)
-    assert [worker[7] for worker in rows] == ["\ufffd\ufffd", "https://good:1"]
+    assert [worker[11] for worker in rows] == ["\ufffd\ufffd", "https://good:1"]
 
 
 # --- refusals of raw transactions
@@ -121,13 +129,14 @@ def log(name: str, topics: list[bytes], data: bytes, address: Address | None = N
 
 
 def test_events_of_other_contracts_and_of_no_interest_are_left_out() -> None:
-    mine = log("WithdrawalRequested", [HASH], encode(["uint64"], [99]))
-    other = log("WithdrawalRequested", [HASH], encode(["uint64"], [99]), Address(bytes(20)))
+    data = encode(["uint128", "uint64", "uint64"], [5, 0, 99])
+    mine = log("WithdrawalRequested", [HASH], data)
+    other = log("WithdrawalRequested", [HASH], data, Address(bytes(20)))
     unknown = Log(ESCROW, (Bytes32(bytes(32)),), b"", 7, 0, HASH)
     bare = Log(ESCROW, (), b"", 7, 0, HASH)
     (event,) = decode_events(ESCROW, [other, mine, unknown, bare])
     assert isinstance(event, WithdrawalRequested)
-    assert event == WithdrawalRequested(mine, ChannelId(HASH), Timestamp(99))
+    assert event == WithdrawalRequested(mine, ChannelId(HASH), Amount(5), Uint64(0), Timestamp(99))
 
 
 def test_an_event_with_missing_parts_is_a_bad_answer() -> None:

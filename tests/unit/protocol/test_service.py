@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from piecework_protocol.v1 import piecework_pb2 as pb
 
 from piecework_protocol import merkle
 from piecework_protocol.client_session import CanvasVerified, ClientSession, Openers
@@ -35,7 +36,6 @@ from piecework_protocol.service import (
 )
 from piecework_protocol.signing import sign
 from piecework_protocol.types import Amount, Digest, Micros, Uint32, Uint64, keccak256
-from piecework_protocol.v1 import piecework_pb2 as pb
 from piecework_protocol.wire import SignedOffer, decode_offer, encode_offer
 from piecework_protocol.worker_session import AcceptedJob, CanvasResult, WorkerSession
 from tests.support import offers
