@@ -160,7 +160,7 @@ async def _create_factory(sender: TransactionSender, poll_s: float) -> None:
 
 
 async def _create_test_token(sender: TransactionSender, poll_s: float) -> Address:
-    tx = await sender.prepare(create("TestToken"))
+    tx = await sender.prepare(create("TestToken"), value_at_stake=None)
     await sender.broadcast(tx)
     mined = await sender.wait_mined(tx.hash, poll_s=poll_s)
     if not mined.success:

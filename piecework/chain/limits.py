@@ -13,6 +13,8 @@ RPC_BACKOFF_S: Final = 0.2
 MAX_RPC_RESPONSE_BYTES: Final = 16 * 1024 * 1024
 # Public nodes refuse wider eth_getLogs ranges (2,000 to 10,000 blocks).
 MAX_LOG_RANGE_BLOCKS: Final = 2_000
+# What a search grows to on a node without such a limit: a year of a fast rollup in 2,500 requests.
+MAX_LOG_SEARCH_BLOCKS: Final = 50_000
 # A page of workers is one eth_call; 256-byte endpoints make it about 50 KB.
 MAX_WORKERS_PER_PAGE: Final = 100
 # Claims in one transaction: 200 x 30,000 gas stays far below every block gas limit (30 M and more).

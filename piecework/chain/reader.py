@@ -28,6 +28,7 @@ from piecework.chain.events import (
 )
 from piecework.chain.finality import FINALIZED, Finality, finalized_height
 from piecework.chain.limits import DEFAULT_RPC_TIMEOUT_S, MAX_WORKERS_PER_PAGE
+from piecework.chain.logs import LogSearch
 from piecework.chain.presence import Presence, presence_of
 from piecework.chain.records import (
     UNKNOWN_CHANNEL,
@@ -47,7 +48,6 @@ from piecework.chain.rpc import (
     quantity,
     web3_over,
 )
-from piecework.chain.scan import scan_logs
 from piecework.chain.signatures import signed_by_account
 from piecework.chain.token import read_token
 from piecework_protocol.eip712 import Domain, TypedData
@@ -89,6 +89,7 @@ class ChainReader:
         self.rpc = rpc
         self.deployment = deployment
         self.finality = finality
+        self.logs = LogSearch(rpc)
         self.warnings: tuple[str, ...] = ()
         """What `connect` found to differ and is no reason to stop."""
 
@@ -421,13 +422,13 @@ class ChainReader:
         the ABI, such as `channelId` or `payer`.
 
         Raises:
-            LogsRefused: the node gives no logs.
+            LogRangeRefused: the node does not give the logs of one block, or takes too long.
             ChainError: as the node answers.
         """
         first = (self.deployment.from_block or 0) if from_block is None else from_block
         last = await self.latest_block() if to_block is None else to_block
         escrow, topics = self.deployment.escrow, event_topics(names, indexed)
-        async for part in scan_logs(self.rpc, escrow, topics, first, last):
+        async for part in self.logs.scan(escrow, topics, first, last):
             yield part.last, decode_events(escrow, part.logs)
 
     async def escrow_events(

@@ -52,7 +52,8 @@ async def set_up(
         disk: The steps of each write.
 
     Raises:
-        HomeError: the home belongs to another market, or has other indexes than these.
+        HomeError: the home belongs to another market, has other indexes than these, or is in use
+            with one key. The text begins with the option that does not fit.
         BadDeployment: the deployment file cannot be used.
         FileError: a file or the folder cannot be made.
         SettingsError: the settings in the home cannot be used.
@@ -60,7 +61,7 @@ async def set_up(
     """
     home = ClientHome(folder)
     wanted = await asyncio.to_thread(Deployment.load, deployment)
-    await asyncio.to_thread(_check_asked, home, wanted, indexes, rpc_url)
+    await asyncio.to_thread(_check_asked, home, wanted, indexes, second_key, rpc_url)
     home.create(disk)
     texts = {
         home.deployment: json.dumps(wanted.to_json(), indent=2) + "\n",
@@ -74,32 +75,43 @@ async def set_up(
 
 
 def _check_asked(
-    home: ClientHome, wanted: Deployment, indexes: tuple[str, ...], rpc_url: str | None
+    home: ClientHome,
+    wanted: Deployment,
+    indexes: tuple[str, ...],
+    second_key: bool,
+    rpc_url: str | None,
 ) -> None:
     """Refuse to drop in silence what was asked for."""
+    if second_key and home.store.exists() and not home.authorizer.exists():
+        raise HomeError(
+            f"--second-key: {home.path} is in use with one key, which its channels name. "
+            "Use another --home for a client with two keys"
+        )
     if home.deployment.exists():
         found = Deployment.load(home.deployment)
         if not found.same_market(wanted):
             raise HomeError(
-                f"{home.path} belongs to another market: registry {to_hex(found.registry)} on "
-                f"chain {found.chain_id}. Use another --home"
+                f"--deployment: {home.path} belongs to another market: "
+                f"registry {to_hex(found.registry)} on chain "
+                f"{found.chain_id}. Use another --home"
             )
         other = [f.name for f in fields(found) if getattr(found, f.name) != getattr(wanted, f.name)]
         if other:
             raise HomeError(
-                f"{home.deployment} differs from the given file in {', '.join(other)}. "
-                "If the given file is right, copy it there"
+                f"--deployment: {home.deployment} differs from the given file in "
+                f"{', '.join(other)}. If the given file is right, copy it there"
             )
     if home.config.exists():
         there = load_config(home.config, environment={})
         if rpc_url is not None and rpc_url != there.rpc_url:
             raise HomeError(
-                f"{home.config} has another rpc_url. Edit it: rpc_url = {json.dumps(rpc_url)}"
+                f"--rpc-url: {home.config} has another rpc_url. "
+                f"Edit it: rpc_url = {json.dumps(rpc_url)}"
             )
         if indexes and indexes != there.indexes:
             listed = ", ".join(there.indexes) or "none"
             raise HomeError(
-                f"{home.config} has other indexes: {listed}. "
+                f"--index: {home.config} has other indexes: {listed}. "
                 f"Edit it: indexes = {json.dumps(list(indexes))}"
             )
 

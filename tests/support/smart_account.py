@@ -39,7 +39,8 @@ class SmartAccount:
     async def create(cls, market: TestMarket, runtime: bytes = RUNTIME) -> SmartAccount:
         """Deploy it from the faucet's account."""
         sender = market.sender(market.chain.faucet)
-        tx = await sender.prepare(Call("create account", None, creation_of(runtime), 500_000))
+        call = Call("create account", None, creation_of(runtime), 500_000)
+        tx = await sender.prepare(call, value_at_stake=None)
         await sender.broadcast(tx)
         assert (await sender.wait_mined(tx.hash, poll_s=POLL_S)).success
         return cls(tx.created)

@@ -78,7 +78,7 @@ async def opening_of(
 async def refusal(market: TestMarket, call: calls.Call) -> str:
     """The name of the error with which the escrow refuses a call of the worker."""
     with pytest.raises(TransactionReverted) as refused:
-        await market.sender(WORKER).prepare(call)
+        await market.sender(WORKER).prepare(call, value_at_stake=None)
     return refused.value.name
 
 

@@ -13,13 +13,15 @@ from piecework.chain.errors import (
     AnswerTooLarge,
     BadAnswer,
     ChainError,
-    LogsRefused,
+    LogRangeRefused,
+    MethodMissing,
+    RpcLimited,
     RpcRefused,
     RpcUnavailable,
 )
 from piecework.chain.events import event_topics, topic
-from piecework.chain.limits import MAX_LOG_RANGE_BLOCKS
-from piecework.chain.scan import Scanned, scan_logs
+from piecework.chain.limits import MAX_LOG_RANGE_BLOCKS, MAX_LOG_SEARCH_BLOCKS
+from piecework.chain.logs import LogSearch, Scanned
 from piecework_protocol.errors import InvariantBroken
 from piecework_protocol.types import Address, to_hex
 
@@ -68,8 +70,11 @@ def too_many(code: int = -32005) -> RpcRefused:
     return RpcRefused("eth_getLogs", code, "query returned more than 10000 results")
 
 
-async def scanned(node: Node, first: int, last: int, **more: Any) -> list[Scanned]:
-    return [part async for part in scan_logs(node, ESCROW, [[TOPIC]], first, last, **more)]
+async def scanned(
+    node: Node, first: int, last: int, search: LogSearch | None = None
+) -> list[Scanned]:
+    search = search or LogSearch(node)
+    return [part async for part in search.scan(ESCROW, [[TOPIC]], first, last)]
 
 
 def assert_whole(parts: list[Scanned], node: Node, first: int, last: int) -> None:
@@ -84,7 +89,7 @@ async def test_a_wide_range_is_asked_in_parts() -> None:
     node = Node({5, 2_001, 4_100})
     parts = await scanned(node, 0, 4_500)
     assert_whole(parts, node, 0, 4_500)
-    assert node.asked == [(0, 1_999), (2_000, 3_999), (4_000, 4_500)]
+    assert node.asked == [(0, 1_999), (2_000, 4_500)]
 
 
 async def test_nothing_is_asked_of_an_empty_range() -> None:
@@ -106,7 +111,7 @@ async def test_a_limit_on_blocks_costs_more_questions_and_no_log(
     node = Node(blocks, lambda a, b: kind if b - a + 1 > limit else None)
     last = first + length - 1
     assert_whole(await scanned(node, first, last), node, first, last)
-    # Halving gives at least half of what is allowed. Growth is tried once in sixteen answers.
+    # Halving leaves more than half of what is allowed. Growth is tried now and then.
     assert len(node.asked) < 2.5 * (length / limit) + 40
 
 
@@ -119,19 +124,46 @@ async def test_a_limit_on_results_is_met_down_to_one_block(blocks: set[int], mos
     assert_whole(await scanned(node, 0, 500), node, 0, 500)
 
 
+async def test_a_node_without_limits_is_asked_for_ever_wider_ranges() -> None:
+    node = Node({7, 900_000})
+    assert_whole(await scanned(node, 0, 1_000_000), node, 0, 1_000_000)
+    widths = [last - first + 1 for first, last in node.asked]
+    assert widths[0] == MAX_LOG_RANGE_BLOCKS and max(widths) == MAX_LOG_SEARCH_BLOCKS
+    assert len(widths) < 30
+
+
 async def test_a_range_grows_again_after_a_busy_stretch() -> None:
-    busy = range(64)
-    node = Node(set(), lambda a, b: too_many() if a in busy and b - a + 1 > 4 else None)
+    node = Node(set(), lambda a, b: too_many() if a < 64 and b - a + 1 > 4 else None)
     parts = await scanned(node, 0, 60_000)
     assert_whole(parts, node, 0, 60_000)
-    assert max(part.last - part.first + 1 for part in parts) == MAX_LOG_RANGE_BLOCKS
+    assert max(part.last - part.first + 1 for part in parts) > MAX_LOG_RANGE_BLOCKS // 2
+
+
+@pytest.mark.parametrize("most", [1, 3, 10])
+async def test_the_width_is_remembered_for_the_next_search(most: int) -> None:
+    node = Node(set(range(200)), lambda a, b: too_many() if b - a + 1 > most else None)
+    search = LogSearch(node)
+    assert_whole(await scanned(node, 5, 68, search), node, 5, 68)
+    node.asked.clear()
+    await scanned(node, 100, 115)
+    anew = len(node.asked)
+    node.asked.clear()
+    assert_whole(await scanned(node, 100, 115, search), node, 100, 115)
+    assert len(node.asked) < anew
+
+
+async def test_a_search_that_would_take_too_many_requests_is_given_up_early() -> None:
+    node = Node(set(), lambda a, b: too_many() if a != b else None)
+    with pytest.raises(LogRangeRefused, match=r"it takes . of"):
+        await scanned(node, 0, 20_000)
+    assert len(node.asked) == 200
 
 
 async def test_a_node_that_refuses_one_block_is_named_with_the_block() -> None:
     node = Node(set(), lambda a, b: too_many() if a <= 7 <= b else None)
     parts: list[Scanned] = []
-    with pytest.raises(LogsRefused, match=r"no logs of block 7: .*more than 10000"):
-        async for part in scan_logs(node, ESCROW, [[TOPIC]], 0, 100):
+    with pytest.raises(LogRangeRefused, match=r"more than 10000 results \(block 7 alone\)"):
+        async for part in LogSearch(node).scan(ESCROW, [[TOPIC]], 0, 100):
             parts.append(part)
     assert parts[-1].last == 6  # what was read stays read
 
@@ -142,7 +174,7 @@ async def test_a_scan_goes_on_where_it_was_broken_off() -> None:
     node.refuse = lambda a, _: RpcUnavailable("down") if down and a >= 2_000 else None
     seen: list[Scanned] = []
     with pytest.raises(RpcUnavailable):
-        async for part in scan_logs(node, ESCROW, [[TOPIC]], 0, 6_000):
+        async for part in LogSearch(node).scan(ESCROW, [[TOPIC]], 0, 6_000):
             seen.append(part)
     assert [part.last for part in seen] == [1_999]
     down = False
@@ -162,11 +194,25 @@ async def test_a_node_that_times_out_over_wide_ranges_is_asked_for_narrow_ones()
     assert_whole(await scanned(node, 0, 2_000), node, 0, 2_000)
 
 
-async def test_a_node_without_the_method_is_asked_once() -> None:
-    node = Node(set(), lambda *_: too_many(-32601))
-    with pytest.raises(LogsRefused):
+@pytest.mark.parametrize(
+    "error", [MethodMissing("eth_getLogs", -32601, "no such method"), RpcLimited("slow down")]
+)
+async def test_a_refusal_that_no_narrower_range_helps_is_passed_on_at_once(
+    error: ChainError,
+) -> None:
+    node = Node(set(), lambda *_: error)
+    with pytest.raises(type(error)):
         await scanned(node, 0, 10_000)
     assert len(node.asked) == 1
+
+
+async def test_something_else_than_a_list_is_no_empty_list() -> None:
+    class Null(Node):
+        async def call(self, method: str, *params: Any) -> Any:
+            return None
+
+    with pytest.raises(BadAnswer):
+        await scanned(Null(set()), 0, 0)
 
 
 @pytest.mark.parametrize(
