@@ -22,9 +22,9 @@ class Presence(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A contract, its address and what is there."""
+    """A contract, by the name that people read, its address and what is there."""
 
-    contract: str
+    name: str
     address: Address
     presence: Presence
 
@@ -48,11 +48,12 @@ async def presence_of_factory(rpc: JsonRpc) -> Presence:
 
 async def places(rpc: JsonRpc, deployment: Deployment) -> tuple[Place, ...]:
     """The factory, the escrow and the registry of a market, and what is there."""
-    contracts = (("Escrow", deployment.escrow), ("WorkerRegistry", deployment.registry))
-    found = [Place("Factory", FACTORY, await presence_of_factory(rpc))]
-    for contract, address in contracts:
-        found.append(Place(contract, address, await presence_of(rpc, contract, address)))
-    return tuple(found)
+    escrow, registry = deployment.escrow, deployment.registry
+    return (
+        Place("factory", FACTORY, await presence_of_factory(rpc)),
+        Place("escrow", escrow, await presence_of(rpc, "Escrow", escrow)),
+        Place("registry", registry, await presence_of(rpc, "WorkerRegistry", registry)),
+    )
 
 
 def _judge(code: bytes, ours: bool) -> Presence:

@@ -182,8 +182,8 @@ def status(
 def _say_status(result: dict[str, Any], token: Token) -> None:
     height, final = result["latest_block"], result["finalized_block"]
     common.say(f"chain        {result['chain_id']}, block {height}, final {final}")
-    for place in result["contracts"]:
-        common.say(f"{place['name']:12} {place['address']}, {_PRESENCE[place['found']]}")
+    for name, address in result["contracts"].items():
+        common.say(f"{name:12} {address}, {_PRESENCE[result['found'][name]]}")
     if not result["contracts_match_build"]:
         return
     common.say(
@@ -365,14 +365,8 @@ async def _status(file: Path, rpc_url: str | None) -> dict[str, Any]:
         complete = all(place.presence is Presence.OURS for place in found)
         state = {
             **deployment.to_json(),
-            "contracts": [
-                {
-                    "name": place.contract,
-                    "address": to_hex(place.address),
-                    "found": place.presence.value,
-                }
-                for place in found
-            ],
+            "contracts": {place.name: to_hex(place.address) for place in found},
+            "found": {place.name: place.presence.value for place in found},
             "contracts_match_build": complete,
             "latest_block": await reader.latest_block(),
             "finalized_block": finalized,
