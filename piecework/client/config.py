@@ -16,9 +16,10 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, field_validator
 
 from piecework.base.amounts import AmountError, Token
+from piecework.base.connections import parse_networks
 from piecework.base.files import SYSTEM_DISK, Disk, private_folder, shown
 from piecework.base.homes import default_home
 from piecework.base.settings import Settings, SettingsError, Variables, load
@@ -211,6 +212,17 @@ class ClientConfig(Settings):
     gateway_max_concurrent: int = Field(
         default=64, ge=1, le=4096, description="Requests that the gateway runs at once."
     )
+    gateway_max_connections: int = Field(
+        default=1024,
+        ge=8,
+        le=100_000,
+        description="Connections that the gateway holds at once. One address gets half of them.",
+    )
+    gateway_trusted_proxies: tuple[str, ...] = Field(
+        default=(),
+        max_length=64,
+        description="Addresses or networks of proxies whose X-Forwarded-For is believed.",
+    )
     gateway_heartbeat_s: float = Field(
         default=10.0,
         gt=0,
@@ -221,6 +233,12 @@ class ClientConfig(Settings):
         default=False,
         description="Requests that do not say may go to models without seed and trace.",
     )
+
+    @field_validator("gateway_trusted_proxies")
+    @classmethod
+    def _proxies_are_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        parse_networks(value)
+        return value
 
     def amounts(self, token: Token) -> ConfiguredAmounts:
         """Return the amounts in base units of a token.

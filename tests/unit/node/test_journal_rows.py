@@ -25,6 +25,7 @@ from piecework_node.journal.records import (
     TxState,
     TxSubject,
     VoucherApplied,
+    Worth,
 )
 from piecework_node.journal.sqlite import SqliteJournal
 from piecework_protocol.errors import Reason
@@ -48,14 +49,15 @@ from piecework_protocol.worker_session import StateRecord, StoredCanvas
 from tests.support.node.harness import DOMAIN, OPERATOR
 from tests.unit.node.test_admission import CHANNEL, OFFER, funding, good
 
-HEAD = "7893b52a70c16451ffb50be77cfb6534933650a91de9b50bfc4e720121fbb52c"
-"""Of the hash chain over every row that these records write, recorded with schema 2."""
+HEAD = "c57c6f695e914f2641a0746783ad113bdb8c1fdf641a00e41d831d116fe268e4"
+"""Of the hash chain over every row that these records write, recorded with schema 1."""
 SIGNATURE = Signature(b"\5" * 64 + b"\x1b")
 KEY = PublicKey(b"\7" * 32)
 SUBMISSION = good().submission
 JOB = SUBMISSION.job.id(DOMAIN)
 CHANNEL_ID = CHANNEL.id(DOMAIN)
 LEAF = LeafRef(JOB, 0)
+WORTH = Worth(Amount(2**100), 2**90)
 RECEIPT = Receipt(
     job=JOB,
     canvas=Uint32(0),
@@ -96,7 +98,7 @@ def records() -> list[JournalRecord]:
         VoucherApplied(ledger, (LEAF,), 0),
         StateRecord(JOB, JobState.FAILED, Reason.EXPIRED),
         CloseAgreed(CHANNEL_ID, SIGNATURE),
-        StoredTx(TxKind.SETTLE, TRANSACTION, subjects, Timestamp(8), moved_at=8),
+        StoredTx(TxKind.SETTLE, TRANSACTION, subjects, WORTH, Timestamp(8), moved_at=8),
         TxMoved(TRANSACTION.hash, TxState.MINED, Timestamp(9), 50_000),
         MetaSet("events_through_block", "12"),
         SealingKeyDropped(KEY),
