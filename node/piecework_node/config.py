@@ -20,7 +20,7 @@ from piecework.base.hosts import LOOPBACK
 from piecework.base.settings import Settings, Variables
 from piecework_node.endpoints import split_endpoint
 from piecework_protocol.limits import (
-    MAX_CREDIT_WINDOW_CANVASES,
+    MAX_CHANNEL_AMOUNT,
     MAX_ENDPOINT_BYTES,
     MAX_OFFER_LIFETIME_S,
     MAX_OFFER_TOKENS,
@@ -33,7 +33,6 @@ VARIABLES: Final = Variables(
     # The store of pulled models, for every command.
     aliases={"PIECEWORK_MODELS": "model_store"},
 )
-MAX_AMOUNT: Final = 2**128 - 1
 MAX_INDEXES: Final = 16
 MAX_VLLM_ENDPOINTS: Final = 64
 """Each is asked for its health every few seconds. More belong behind vLLM's own data parallelism.
@@ -50,7 +49,7 @@ MONEY: Final = (
 )
 """Settings in base units of the payment token."""
 
-Units = Annotated[int, Field(ge=0, le=MAX_AMOUNT)]
+Units = Annotated[int, Field(ge=0, le=MAX_CHANNEL_AMOUNT)]
 
 
 class WorkerConfig(Settings):
@@ -70,7 +69,6 @@ class WorkerConfig(Settings):
     )
     min_deposit: Units = 100_000
     min_withdrawal_delay_s: int = Field(900, ge=60, le=30 * 24 * 3600)
-    credit_window: int = Field(2, ge=1, le=MAX_CREDIT_WINDOW_CANVASES)
 
     # capacity
     slots: int = Field(2, ge=1, le=256)

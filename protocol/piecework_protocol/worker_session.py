@@ -165,6 +165,14 @@ class WorkerSession:
             return Usage(self.accepted.prompt_tokens, 0, 0)
         return usage_of(self._stored[-1].receipt)
 
+    def is_known(self, received: int, last: Digest | None) -> bool:
+        """Say whether `last` is the digest of receipt `received - 1`. A client may leave it out."""
+        if last is None:
+            return True
+        if not 1 <= received <= self.canvases:
+            return False
+        return bytes(last) == self._domain.digest(self._stored[received - 1].receipt)
+
     def open(self, received: int, ledger: WorkerLedger) -> Outcome:
         """Start the job for a client, or go on for one that has `received` receipts."""
         records: list[Record] = []

@@ -66,7 +66,7 @@ USD = 10**6
 MIN_STAKE = Amount(100 * USD)
 UNBONDING_DELAY_S = Seconds(7 * 24 * 3600)
 POLL_S = 0.02
-FAR = Timestamp(2**40)
+FAR = Timestamp(2**40 - 1)
 RECEIPTS_ROOT = Digest(keccak256(b"receipts"))
 
 

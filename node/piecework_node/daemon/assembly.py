@@ -214,7 +214,6 @@ def operator_terms(config: WorkerConfig, default_token: Address) -> OperatorTerm
         slots=config.slots,
         queue=config.queue,
         jobs_per_channel=config.jobs_per_channel,
-        credit_window=config.credit_window,
         min_withdrawal_delay=Seconds(config.min_withdrawal_delay_s),
         min_deposit=Amount(config.min_deposit),
         offer_lifetime_s=config.offer_lifetime_s,

@@ -33,7 +33,7 @@ from piecework_node.journal.records import (
 )
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import InvariantBroken, Reason
-from piecework_protocol.frames import Funding, LeafRef, PayVoucher, SubmitJob
+from piecework_protocol.frames import FundingAuthorization, LeafRef, PayVoucher, SubmitJob
 from piecework_protocol.ledger import Unpaid, WorkerLedger
 from piecework_protocol.merkle import Accumulator
 from piecework_protocol.objects import Channel, Finish, FundChannel, Receipt
@@ -45,6 +45,7 @@ from piecework_protocol.types import (
     ChannelId,
     Digest,
     JobId,
+    PayerSignature,
     Seconds,
     Signature,
     Timestamp,
@@ -53,17 +54,17 @@ from piecework_protocol.types import (
 from piecework_protocol.wire import decode_client_frame, encode_client_frame, encode_offer
 from piecework_protocol.worker_session import StateRecord, StoredCanvas
 
-JOB_COLUMNS = "id, submission, prompt_tokens, credit_window, at, state, reason"
+JOB_COLUMNS = "id, submission, prompt_tokens, at, state, reason"
 CANVAS_COLUMNS = (
-    "job, canvas, output_digest, trace_root, steps, units, amount, finish, previous, "
-    "sealed_output, "
+    "job, canvas, output_digest, trace_root, steps, units, amount, finish, "
+    "total_prompt_tokens, total_units, total_steps, total_amount, previous, sealed_output, "
     "resume_secret"
 )
 CHANNEL_COLUMNS = (
     "id, payer, authorizer, receiver, operator, token, withdrawal_delay, salt, accepted, count, "
     "peaks, "
-    "funding_deposit, funding_deadline, funding_signature, state, deposit, settled, observed_at, "
-    "close_signature"
+    "funding_deposit, funding_fee, funding_deadline, funding_signature, state, deposit, settled, "
+    "observed_at, close_signature"
 )
 TX_COLUMNS = "kind, raw, subjects, value, value_wei, at, state, moved_at, gas_used"
 _LIVE = "state IN ('new', 'accepted', 'running', 'suspended')"
@@ -109,20 +110,19 @@ def writes(record: JournalRecord, domain: Domain) -> list[Write]:
 
 def _job(r: StoredJob) -> list[Write]:
     job = r.submission.job
-    bare = replace(r.submission, sealed_prompt=b"", funding=None)
+    bare = replace(r.submission, sealed_content=b"", funding=None)
     values = (
         r.id,
         job.channel,
         job.salt,
         encode_client_frame(bare),
         r.prompt_tokens,
-        r.credit_window,
         r.at,
         r.state.value,
     )
     sql = (
-        "INSERT INTO jobs (id, channel, salt, submission, prompt_tokens, credit_window, at, state) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+        "INSERT INTO jobs (id, channel, salt, submission, prompt_tokens, at, state) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?)"
     )
     return [Write(sql, values, (("jobs", (r.id,)),))]
 
@@ -146,6 +146,10 @@ def _canvas(r: StoredCanvas, domain: Domain) -> Write:
         receipt.units,
         amount_blob(receipt.amount),
         int(receipt.finish),
+        receipt.total_prompt_tokens,
+        receipt.total_units,
+        receipt.total_steps,
+        amount_blob(receipt.total_amount),
         receipt.previous,
         r.sealed_output,
         r.resume_secret,
@@ -153,8 +157,9 @@ def _canvas(r: StoredCanvas, domain: Domain) -> Write:
     sql = (
         "INSERT INTO canvases (job, canvas, channel, digest, output_digest, trace_root, steps, "
         "units, "
-        "amount, finish, previous, sealed_output, resume_secret) "
-        "VALUES (?, ?, (SELECT channel FROM jobs WHERE id = ?), ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        "amount, finish, total_prompt_tokens, total_units, total_steps, total_amount, previous, "
+        "sealed_output, resume_secret) VALUES (?, ?, (SELECT channel FROM jobs WHERE id = ?), "
+        "?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
     )
     return Write(sql, values, (("canvases", (receipt.job, receipt.canvas)),))
 
@@ -184,13 +189,14 @@ def _channel_seen(r: ChannelSeen) -> list[Write]:
 
 def _funding(r: FundingAuthorized) -> list[Write]:
     sql = (
-        "UPDATE channels SET funding_deposit = ?, funding_deadline = ?, funding_signature = ? "
+        "UPDATE channels SET funding_deposit = ?, funding_fee = ?, funding_deadline = ?, "
+        "funding_signature = ? "
         "WHERE id = ? "
         "AND (funding_deposit IS NULL OR funding_deposit <= ?)"
     )
     authorization = r.funding.authorization
-    deposit = amount_blob(authorization.deposit)
-    values = (deposit, authorization.deadline, r.funding.signature, r.channel, deposit)
+    funded, fee = amount_blob(authorization.funded), amount_blob(authorization.fee)
+    values = (funded, fee, authorization.deadline, r.funding.signature, r.channel, funded)
     return [Write(sql, values, (("channels", (r.channel,)),), expect_change=False)]
 
 
@@ -312,7 +318,7 @@ _WRITERS: dict[type, Callable[[Any], list[Write]]] = {
 
 def job(row: Sequence[Any], canvases: Sequence[Sequence[Any]]) -> StoredJob:
     """A job from its row and the rows of its canvases."""
-    id_, submission, prompt_tokens, credit_window, at, state, reason = row
+    id_, submission, prompt_tokens, at, state, reason = row
     frame = decode_client_frame(submission)
     if not isinstance(frame, SubmitJob):
         raise InvariantBroken("a job is stored with its submission")
@@ -320,7 +326,6 @@ def job(row: Sequence[Any], canvases: Sequence[Sequence[Any]]) -> StoredJob:
         id=JobId(id_),
         submission=frame,
         prompt_tokens=prompt_tokens,
-        credit_window=credit_window,
         at=Timestamp(at),
         state=JobState(state),
         reason=Reason[reason] if reason else None,
@@ -329,7 +334,8 @@ def job(row: Sequence[Any], canvases: Sequence[Sequence[Any]]) -> StoredJob:
 
 
 def _stored_canvas(row: Sequence[Any]) -> StoredCanvas:
-    job_, canvas, output_digest, trace_root, steps, units, amount, finish, previous, *sealed = row
+    job_, canvas, output_digest, trace_root, steps, units, amount, finish, *more = row
+    prompt_tokens, total_units, total_steps, total_amount, previous, *sealed = more
     receipt = Receipt(
         job=JobId(job_),
         canvas=Uint32(canvas),
@@ -339,6 +345,10 @@ def _stored_canvas(row: Sequence[Any]) -> StoredCanvas:
         units=Uint32(units),
         amount=amount_of(amount),
         finish=Finish(finish),
+        total_prompt_tokens=Uint32(prompt_tokens),
+        total_units=Uint32(total_units),
+        total_steps=Uint32(total_steps),
+        total_amount=amount_of(total_amount),
         previous=Digest(previous),
     )
     return StoredCanvas(receipt, *sealed)
@@ -364,18 +374,20 @@ def channel(row: Sequence[Any], unpaid: Sequence[Sequence[Any]]) -> StoredChanne
     ledger = WorkerLedger(ChannelId(row[0]), payment, Accumulator(count, roots), owed)
     funding = None
     if row[11] is not None:
-        authorization = FundChannel(members, amount_of(row[11]), Timestamp(row[12]))
-        funding = Funding(authorization, Signature(row[13]))
+        authorization = FundChannel(
+            members, amount_of(row[11]), amount_of(row[12]), Timestamp(row[13])
+        )
+        funding = FundingAuthorization(authorization, PayerSignature(row[14]))
     return StoredChannel(
         id=ChannelId(row[0]),
         channel=members,
         ledger=ledger,
         funding=funding,
-        state=ChannelState(row[14]),
-        deposit=amount_of(row[15]),
-        settled=amount_of(row[16]),
-        observed_at=Timestamp(row[17]),
-        close_signature=Signature(row[18]) if row[18] is not None else None,
+        state=ChannelState(row[15]),
+        deposit=amount_of(row[16]),
+        settled=amount_of(row[17]),
+        observed_at=Timestamp(row[18]),
+        close_signature=Signature(row[19]) if row[19] is not None else None,
     )
 
 

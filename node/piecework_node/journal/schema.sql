@@ -1,4 +1,4 @@
--- The worker's journal, version 1. Digests, amounts and sealed bytes; never text, never a bare key.
+-- The worker's journal, version 2. Digests, amounts and sealed bytes; never text, never a bare key.
 -- Amounts are 16-byte big-endian blobs (uint128), which compare and sort like the numbers they hold.
 
 CREATE TABLE meta (
@@ -37,6 +37,7 @@ CREATE TABLE channels (
     peaks BLOB NOT NULL,
     -- the payer's latest funding authorization
     funding_deposit BLOB,
+    funding_fee BLOB,
     funding_deadline INTEGER,
     funding_signature BLOB,
     -- the chain's last word
@@ -53,7 +54,6 @@ CREATE TABLE jobs (
     salt BLOB NOT NULL,
     submission BLOB NOT NULL,
     prompt_tokens INTEGER NOT NULL,
-    credit_window INTEGER NOT NULL,
     at INTEGER NOT NULL,
     state TEXT NOT NULL,
     reason TEXT,
@@ -73,6 +73,11 @@ CREATE TABLE canvases (
     units INTEGER NOT NULL,
     amount BLOB NOT NULL,
     finish INTEGER NOT NULL,
+    -- of the job, after this receipt
+    total_prompt_tokens INTEGER NOT NULL,
+    total_units INTEGER NOT NULL,
+    total_steps INTEGER NOT NULL,
+    total_amount BLOB NOT NULL,
     previous BLOB NOT NULL,
     sealed_output BLOB NOT NULL,
     resume_secret BLOB NOT NULL,

@@ -33,7 +33,7 @@ from piecework_protocol.types import Address, Bytes32, ChannelId, Digest, JobId,
 from piecework_protocol.wire import SignedOffer, decode_offer
 
 T = TypeVar("T")
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 BUSY_TIMEOUT_MS = 200
 """Wait this long for a daemon that is stopping before calling the journal locked."""
 GENESIS = bytes(32)

@@ -29,8 +29,8 @@ from piecework_node.runtime.live import LiveChannel, LiveJob
 from piecework_node.runtime.sink import FrameSink
 from piecework_node.times import now
 from piecework_protocol.errors import ProtocolViolation, Reason, Refusal
-from piecework_protocol.frames import Funding, PayVoucher
-from piecework_protocol.ledger import WorkerLedger, empty_voucher
+from piecework_protocol.frames import FundingAuthorization, PayVoucher
+from piecework_protocol.ledger import WorkerLedger, closing_of, empty_voucher
 from piecework_protocol.objects import Channel, CloseChannel
 from piecework_protocol.signing import sign, signed_by
 from piecework_protocol.states import ChannelState, JobState, channel_path
@@ -220,7 +220,7 @@ class Channels:
                     Reason.BAD_SIGNATURE, "the closing is not signed by the channel's authorizer"
                 )
             _check_may_close(live)
-            agreed = _closing_of(live)
+            agreed = _closing_of(live, final.fee)
             if final != agreed:
                 raise Refusal(
                     Reason.BROKEN_CLAUSE,
@@ -251,7 +251,7 @@ class Channels:
             seen = await self._chain.channel(channel)
             await self._runtime.shielded(self._take_over(live, seen))
 
-    async def refresh(self, live: LiveChannel, offered: Funding | None) -> None:
+    async def refresh(self, live: LiveChannel, offered: FundingAuthorization | None) -> None:
         """Make the chain's word on a channel recent, if the chain answers.
 
         While the last word may be relied on, the caller waits no longer than `wait_s`. The question
@@ -288,11 +288,11 @@ class Channels:
         for asking in tuple(self._asking):
             asking.cancel()
 
-    async def _ask_chain(self, live: LiveChannel, funding: Funding | None) -> None:
+    async def _ask_chain(self, live: LiveChannel, funding: FundingAuthorization | None) -> None:
         async with self._places:
             try:
                 seen = await self._chain.channel(live.id)
-                if funding is not None and funding.authorization.deposit > seen.deposit:
+                if funding is not None and funding.authorization.funded > seen.deposit:
                     live.pooled = await self._chain.pooled_balance(*_purse(live))
                     live.pooled_at = self._runtime.clock.monotonic()
             except PieceworkError as error:
@@ -300,7 +300,7 @@ class Channels:
                 return
         await self._runtime.shielded(self._take_over(live, seen))
 
-    def is_reliable(self, live: LiveChannel, funding: Funding | None) -> bool:
+    def is_reliable(self, live: LiveChannel, funding: FundingAuthorization | None) -> bool:
         """Whether the chain's word is recent enough to admit a job on it.
 
         An authorization of more than is on chain also needs a recent word on the payer's pool.
@@ -399,9 +399,9 @@ class Channels:
         self._metrics.note(now(self._runtime.clock), "chain", str(error))
 
 
-def _wants_more(live: LiveChannel, funding: Funding | None) -> bool:
+def _wants_more(live: LiveChannel, funding: FundingAuthorization | None) -> bool:
     """Whether an authorization adds to what is on chain."""
-    return funding is not None and funding.authorization.deposit > live.stored.deposit
+    return funding is not None and funding.authorization.funded > live.stored.deposit
 
 
 def _purse(live: LiveChannel) -> tuple[Address, Address]:
@@ -436,8 +436,8 @@ def _check_may_close(live: LiveChannel) -> None:
         )
 
 
-def _closing_of(live: LiveChannel) -> CloseChannel:
+def _closing_of(live: LiveChannel, fee: Amount) -> CloseChannel:
     """The closing that the channel's latest voucher stands for."""
     accepted = live.ledger.accepted
     latest = accepted.voucher if accepted else empty_voucher(live.id)
-    return CloseChannel(latest.channel, latest.cumulative, latest.count, latest.receipts_root)
+    return closing_of(latest, fee)

@@ -24,6 +24,7 @@ from piecework_node.runtime.requests import generation_request
 from piecework_protocol.eip712 import Domain, TypedData
 from piecework_protocol.errors import Refusal
 from piecework_protocol.ledger import WorkerLedger
+from piecework_protocol.limits import MAX_CANVASES_AHEAD
 from piecework_protocol.signing import Signer, sign
 from piecework_protocol.types import Signature
 from piecework_protocol.worker_session import AllowCanvases, Outcome, StartEngine, StateRecord
@@ -113,9 +114,9 @@ class JobRuntime:
             self.engine.cancel(sequence)
 
     def _limit(self, job: LiveJob, limit: int) -> int:
-        """Vouchers on a deposit that is not on chain yet do not widen the credit window."""
+        """Vouchers on a deposit that is not on chain yet let no further canvas run ahead."""
         if job.pending and job.channel.is_overcommitted:
-            return min(limit, job.session.accepted.credit_window)
+            return min(limit, MAX_CANVASES_AHEAD)
         return limit
 
     def rest(self, job: LiveJob) -> None:

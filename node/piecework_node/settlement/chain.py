@@ -17,9 +17,9 @@ from piecework.chain.transactions import GasPrice, Outcome, Simulation, Transact
 from piecework_node.journal.records import Worth
 from piecework_node.runtime.channels import ChannelReader
 from piecework_node.settlement.watch import NodePort
-from piecework_protocol.frames import Funding
+from piecework_protocol.frames import FundingAuthorization
 from piecework_protocol.signing import Signer
-from piecework_protocol.types import Address, Amount, Bytes32, ChannelId, Timestamp
+from piecework_protocol.types import Address, Amount, Bytes32, ChannelId, Signature, Timestamp
 
 MAX_WATCH_REQUESTS: Final = 32
 """Of one search for withdrawals. Asking for each channel is cheaper than more."""
@@ -42,7 +42,9 @@ class ChainPort(ChannelReader, NodePort, Protocol):
         """
         ...
 
-    async def prepare_fund(self, funding: Funding, worth: Worth) -> SignedTransaction: ...
+    async def prepare_fund(
+        self, funding: FundingAuthorization, worth: Worth
+    ) -> SignedTransaction: ...
 
     async def prepare_settle(self, claims: Sequence[Claim], worth: Worth) -> SignedTransaction: ...
 
@@ -63,7 +65,7 @@ class ChainPort(ChannelReader, NodePort, Protocol):
         """Return whether the chain would carry out a signed transaction now."""
         ...
 
-    async def simulate_fund(self, funding: Funding) -> Simulation:
+    async def simulate_fund(self, funding: FundingAuthorization) -> Simulation:
         """Return whether the chain would carry out a payer's authorization now."""
         ...
 
@@ -142,7 +144,7 @@ class ChainLink:
         found = await self._reader.withdrawal_requests(from_block, to_block)
         return tuple(event.channel for event in found)
 
-    async def prepare_fund(self, funding: Funding, worth: Worth) -> SignedTransaction:
+    async def prepare_fund(self, funding: FundingAuthorization, worth: Worth) -> SignedTransaction:
         return await self._prepare(self._fund_call(funding), worth)
 
     async def prepare_settle(self, claims: Sequence[Claim], worth: Worth) -> SignedTransaction:
@@ -160,7 +162,7 @@ class ChainLink:
     async def simulate(self, tx: SignedTransaction) -> Simulation:
         return await self._sender.simulate_again(tx)
 
-    async def simulate_fund(self, funding: Funding) -> Simulation:
+    async def simulate_fund(self, funding: FundingAuthorization) -> Simulation:
         return await self._sender.simulate(self._fund_call(funding))
 
     async def broadcast(self, tx: SignedTransaction) -> None:
@@ -172,9 +174,11 @@ class ChainLink:
     def resume(self, txs: Iterable[SignedTransaction]) -> None:
         self._sender.resume(list(txs))
 
-    def _fund_call(self, funding: Funding) -> Call:
+    def _fund_call(self, funding: FundingAuthorization) -> Call:
         a = funding.authorization
-        return calls.fund(self.deployment, a.channel, a.deposit, a.deadline, funding.signature)
+        return calls.fund(
+            self.deployment, a.channel, a.funded, a.deadline, Signature(funding.signature)
+        )
 
     async def _prepare(self, call: Call, worth: Worth) -> SignedTransaction:
         return await self._sender.prepare(call, value_at_stake=worth.wei)

@@ -24,6 +24,7 @@ from piecework.market.offer_store import OfferStore
 from piecework.market.server import IndexServer
 from piecework_protocol import wire
 from piecework_protocol.errors import ProtocolViolation, Reason, Refusal
+from piecework_protocol.frames import FundingAuthorization
 from piecework_protocol.states import ChannelState
 from tests.support.client_side import (
     MONEY,
@@ -165,7 +166,8 @@ async def test_a_deposit_that_runs_low_is_topped_up(
         for _ in range(3):
             await collect(client.run(ask()))
         totals = [
-            s.funding.authorization.deposit if s.funding else None for s in worker.submissions
+            s.funding.authorization.funded if isinstance(s.funding, FundingAuthorization) else None
+            for s in worker.submissions
         ]
         assert totals == [17_000, 34_000, None]
 

@@ -264,7 +264,7 @@ async def _blunder(worker_process: WorkerProcess, market: TestMarket) -> None:
     async with opened(worker_process, market) as client:
         offer = await client.offer()
         good = _job(client, offer, CANARY, 9, await market.reader.timestamp()).submission
-        misplaced = dataclasses.replace(good, sealed_prompt=CANARY.encode())
+        misplaced = dataclasses.replace(good, sealed_content=CANARY.encode())
         for data in (
             CANARY.encode() * 9,
             encode_client_frame(good),

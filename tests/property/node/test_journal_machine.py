@@ -43,7 +43,7 @@ from piecework_node.journal.records import (
 )
 from piecework_node.journal.sqlite import SqliteJournal
 from piecework_protocol.errors import Reason
-from piecework_protocol.frames import Funding, LeafRef, PayVoucher, SubmitJob
+from piecework_protocol.frames import FundingAuthorization, LeafRef, PayVoucher, SubmitJob
 from piecework_protocol.ledger import PayerLedger, WorkerLedger
 from piecework_protocol.objects import Channel, Finish, FundChannel, Receipt
 from piecework_protocol.states import ChannelState, JobState
@@ -53,6 +53,7 @@ from piecework_protocol.types import (
     ChannelId,
     Digest,
     JobId,
+    PayerSignature,
     PublicKey,
     Signature,
     Timestamp,
@@ -68,7 +69,8 @@ from tests.support.node.memory_journal import MemoryJournal
 from tests.support.offers import offer
 
 UNSIGNED = Signature(bytes(65))
-LARGE = st.integers(0, 2**100).map(Amount)
+PAYER = PayerSignature(bytes(70))
+LARGE = st.integers(0, 2**88).map(Amount)
 
 
 def canvas_record(job: JobId, number: int, amount: int) -> StoredCanvas:
@@ -82,6 +84,10 @@ def canvas_record(job: JobId, number: int, amount: int) -> StoredCanvas:
         units=Uint32(4),
         amount=Amount(amount),
         finish=Finish.MORE,
+        total_prompt_tokens=Uint32(5),
+        total_units=Uint32(4),
+        total_steps=Uint32(3),
+        total_amount=Amount(amount),
         previous=Digest(job),
     )
     return StoredCanvas(receipt, b"sealed output", b"resume secret")
@@ -130,7 +136,7 @@ class TwoJournals(RuleBasedStateMachine):
         job = pair.job(number, 32).replace(channel=channel.id(DOMAIN))
         key = job.id(DOMAIN)
         submission = SubmitJob(job, UNSIGNED, channel, b"sealed prompt")
-        records: list[JournalRecord] = [StoredJob(key, submission, 7, 2, Timestamp(number))]
+        records: list[JournalRecord] = [StoredJob(key, submission, 7, Timestamp(number))]
         if start:
             records.append(StateRecord(key, JobState.RUNNING))
         self.append(*records)
@@ -181,8 +187,10 @@ class TwoJournals(RuleBasedStateMachine):
     def a_deposit_is_authorized(self, data: st.DataObject, deposit: Amount) -> None:
         """A smaller authorization does not take the place of a larger one."""
         channel = data.draw(st.sampled_from(self.channels))
-        authorization = FundChannel(channel, deposit, Timestamp(next(self.numbers)))
-        self.append(FundingAuthorized(channel.id(DOMAIN), Funding(authorization, UNSIGNED)))
+        authorization = FundChannel(channel, deposit, Amount(7), Timestamp(next(self.numbers)))
+        self.append(
+            FundingAuthorized(channel.id(DOMAIN), FundingAuthorization(authorization, PAYER))
+        )
 
     @precondition(lambda self: self.channels)
     @rule(data=st.data())

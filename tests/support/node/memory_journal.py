@@ -64,7 +64,7 @@ class MemoryJournal:
     def _apply(self, record: JournalRecord) -> None:  # noqa: PLR0912  one branch a record
         match record:
             case StoredJob():
-                bare = replace(record.submission, sealed_prompt=b"", funding=None)
+                bare = replace(record.submission, sealed_content=b"", funding=None)
                 if record.id in self.jobs:
                     raise JournalCorrupt("a job is admitted once")
                 self.jobs[record.id] = replace(record, submission=bare)
@@ -81,7 +81,7 @@ class MemoryJournal:
                 known = self.books[record.channel].funding
                 if (
                     known is None
-                    or known.authorization.deposit <= record.funding.authorization.deposit
+                    or known.authorization.funded <= record.funding.authorization.funded
                 ):
                     self._book(record.channel, funding=record.funding)
             case VoucherApplied():

@@ -94,6 +94,10 @@ def canvas(job: JobRow, index: int, amount: int, *, trace: bytes = b"trace") -> 
         units=Uint32(1),
         amount=Amount(amount),
         finish=Finish.MORE,
+        total_prompt_tokens=Uint32(5),
+        total_units=Uint32(1),
+        total_steps=Uint32(1),
+        total_amount=Amount(amount),
         previous=Digest(job.id),
     )
     signature = sign(DOMAIN, receipt, operator("worker"))

@@ -49,7 +49,7 @@ from piecework_protocol.worker_session import StateRecord, StoredCanvas
 from tests.support.node.harness import DOMAIN, OPERATOR
 from tests.unit.node.test_admission import CHANNEL, OFFER, funding, good
 
-HEAD = "24b8707bc7d7e5bd006b5fd091056d8567022e798bd2b9a6be6fb594259c32d4"
+HEAD = "c57c6f695e914f2641a0746783ad113bdb8c1fdf641a00e41d831d116fe268e4"
 """Of the hash chain over every row that these records write, recorded with schema 1."""
 SIGNATURE = Signature(b"\5" * 64 + b"\x1b")
 KEY = PublicKey(b"\7" * 32)
@@ -67,6 +67,10 @@ RECEIPT = Receipt(
     units=Uint32(8),
     amount=Amount(99),
     finish=Finish.MORE,
+    total_prompt_tokens=Uint32(5),
+    total_units=Uint32(8),
+    total_steps=Uint32(7),
+    total_amount=Amount(99),
     previous=Digest(JOB),
 )
 TRANSACTION = UnsignedTransaction(
@@ -87,7 +91,7 @@ def records() -> list[JournalRecord]:
         ChannelSeen(CHANNEL_ID, CHANNEL),
         ChannelObserved(CHANNEL_ID, ChannelState.OPEN, Amount(500), Amount(0), Timestamp(6)),
         FundingAuthorized(CHANNEL_ID, funding(700)),
-        StoredJob(JOB, SUBMISSION, 10, 2, Timestamp(7)),
+        StoredJob(JOB, SUBMISSION, 10, Timestamp(7)),
         StateRecord(JOB, JobState.ACCEPTED),
         StateRecord(JOB, JobState.RUNNING),
         StoredCanvas(RECEIPT, b"sealed", b"secret"),

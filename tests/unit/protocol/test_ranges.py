@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -48,7 +48,7 @@ def values() -> Iterator[tuple[Any, Any]]:
         yield call, (wire.encode_call, partial(wire.decode_call, type(call)))
 
 
-def parts(value: Any) -> Iterator[tuple[Any, typing.Callable[[Any], Any]]]:
+def parts(value: Any) -> Iterator[tuple[Any, Callable[[Any], Any]]]:
     """Every dataclass in a value, with what puts another in its place."""
     yield value, lambda other: other
     for member in dataclasses.fields(value):
@@ -65,9 +65,13 @@ def parts(value: Any) -> Iterator[tuple[Any, typing.Callable[[Any], Any]]]:
                     now = getattr(value, name)
                     new = put(other)
                     whole = (*now[:at], new, *now[at + 1 :]) if isinstance(now, tuple) else new
-                    return dataclasses.replace(value, **{name: whole})
+                    return replaced(value, name, whole)
 
                 yield part, place
+
+
+def replaced(value: Any, name: str, other: Any) -> Any:
+    return dataclasses.replace(value, **{name: other})
 
 
 def test_no_integer_member_lacks_a_range() -> None:
@@ -96,7 +100,7 @@ def test_every_travelling_integer_member_is_refused_outside_of_its_range() -> No
                     continue
                 seen.add((kind, name))
                 for outside in beyond(kind, name):
-                    broken = put(dataclasses.replace(part, **{name: outside}))
+                    broken = put(replaced(part, name, outside))
                     with pytest.raises(MalformedInput, match="outside of"):
                         decode(encode(broken))
     local = {
