@@ -99,7 +99,9 @@ class WorkerConfig(Settings):
     )
 
     # chain
-    rpc_url: str = Field("", description="empty: the one of the deployment")
+    rpc_url: str = Field(
+        "", description="the chain's node. Empty: the one of a development chain's file"
+    )
     rpc_urls: tuple[str, ...] = Field(
         (),
         max_length=MAX_RPC_URLS,

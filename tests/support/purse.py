@@ -13,7 +13,7 @@ from typing import Any
 
 import apsw
 
-from piecework.chain.calls import fund
+from piecework.chain.calls import submit_funding
 from piecework.chain.errors import RpcUnavailable, TransactionReverted
 from piecework.chain.reader import ChainReader
 from piecework.chain.rpc import JsonRpc
@@ -24,7 +24,6 @@ from piecework.client.sdk import PieceworkClient
 from piecework.client.wallet import Wallet
 from piecework_protocol.frames import FundingAuthorization
 from piecework_protocol.signing import LocalSigner
-from piecework_protocol.types import Signature
 from tests.support.chains import ETHER, TestMarket, signer
 from tests.support.fake_chain import FakeChain
 from tests.support.fake_worker import FakeWorker
@@ -153,10 +152,8 @@ async def mine_openings(market: TestMarket, worker: FakeWorker, purse: Purse) ->
     }
     for channel, funding in newest.items():
         a = funding.authorization
-        if (await market.reader.channel(channel)).deposit < a.funded:
-            call = fund(
-                market.deployment, a.channel, a.funded, a.deadline, Signature(funding.signature)
-            )
+        if (await market.reader.channel(channel)).funded < a.funded:
+            call = submit_funding(market.deployment, a.channel, funding)
             # Closed meanwhile, or the pool is empty: the worker simulates first and sends nothing.
             with suppress(TransactionReverted):
                 await market.run(worker.operator, call)

@@ -119,6 +119,8 @@ async def build(
         await journal.verify(deep=False)
         journal.on_commit = metrics.commit.observe
         reader = await connect(config, deployment)
+        for warning in reader.warnings:
+            log.warning("chain differs", reason=warning)
         return await _assemble(
             Foundations(
                 config,

@@ -93,10 +93,10 @@ def check_asked(home: Home, deployment: Deployment, asked: Mapping[str, Any]) ->
     """
     if home.deployment.is_file():
         found = Deployment.load(home.deployment)
-        if (found.chain_id, found.escrow) != (deployment.chain_id, deployment.escrow):
+        if not found.same_market(deployment):
             raise HomeDiffers(
-                f"{shown(home.root)} belongs to another market: escrow {to_hex(found.escrow)} on "
-                f"chain {found.chain_id}. Use another --home"
+                f"{shown(home.root)} belongs to another market: registry {to_hex(found.registry)} "
+                f"on chain {found.chain_id}. Use another --home"
             )
     if home.config.is_file():
         there = settings.load(home.root, environment={})

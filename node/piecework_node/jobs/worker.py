@@ -464,7 +464,8 @@ class Worker:
         jobs = channel.jobs.values()
         attached = {job.id for job in jobs if job.sink is not None}
         pending = sum(job.pending and not job.ended for job in jobs)
-        funding = better_funding(usable_funding(stored.funding, time), authorization_in(submission))
+        known, offered = usable_funding(stored.funding, time), authorization_in(submission)
+        funding = better_funding(known, offered)
         return ChannelView(
             ledger=stored.ledger,
             state=stored.state,

@@ -300,7 +300,7 @@ class Channels:
         async with self._places:
             try:
                 seen = await self._chain.channel(live.id)
-                if funding is not None and funding.authorization.funded > seen.deposit:
+                if funding is not None and funding.authorization.funded > seen.funded:
                     live.pooled = await self._chain.pooled_balance(*_purse(live))
                     live.pooled_at = self._runtime.clock.monotonic()
             except PieceworkError as error:
@@ -328,9 +328,9 @@ class Channels:
 
     def observed(self, live: LiveChannel) -> ChannelObserved:
         """Return the record of the chain's last word."""
-        stored = live.stored
-        time = now(self._runtime.clock)
-        return ChannelObserved(live.id, stored.state, stored.deposit, stored.settled, time)
+        s, time = live.stored, now(self._runtime.clock)
+        rest = (s.withdrawn, s.requested, s.requested_at, s.requests)
+        return ChannelObserved(live.id, s.state, s.deposit, s.settled, time, *rest)
 
     async def _take_over(self, live: LiveChannel, seen: ChannelOnChain) -> None:
         async with live.lock:
@@ -338,19 +338,19 @@ class Channels:
             if not self._is_possible(live, seen):
                 return
             live.heard_at = self._runtime.clock.monotonic()
-            if (stored.state, stored.deposit, stored.settled) == (
-                seen.state,
-                seen.deposit,
-                seen.settled,
-            ):
-                return
-            live.stored = replace(
+            word = replace(
                 stored,
                 state=seen.state,
-                deposit=seen.deposit,
+                deposit=seen.funded,
                 settled=seen.settled,
-                observed_at=now(self._runtime.clock),
+                withdrawn=seen.withdrawn,
+                requested=seen.requested,
+                requested_at=seen.withdrawal_requested_at,
+                requests=seen.requests,
             )
+            if word == stored:
+                return
+            live.stored = replace(word, observed_at=now(self._runtime.clock))
             if live.journaled:
                 await self._journal.append([self.observed(live)])
             for job in list(live.jobs.values()):
@@ -366,7 +366,7 @@ class Channels:
         same, because it is where a claim would be paid. What no escrow can say is not taken over.
         """
         stored = live.stored
-        if seen.settled > seen.deposit:
+        if seen.settled > seen.funded:
             self._log.error(
                 "the chain says what no escrow can",
                 channel=live.id,
@@ -376,7 +376,7 @@ class Channels:
             return False
         path = channel_path(stored.state, seen.state)
         # Closing pays the rest of a deposit back, so only there it may shrink.
-        lost = seen.deposit < stored.deposit and seen.state is not ChannelState.CLOSED
+        lost = seen.funded < stored.deposit and seen.state is not ChannelState.CLOSED
         if path is None or lost or seen.settled < stored.settled:
             self._log.warning(
                 "the chain went back",

@@ -25,7 +25,7 @@ from piecework_node.runtime.channels import ChannelReader
 from piecework_node.settlement.watch import NodePort
 from piecework_protocol.frames import FundingAuthorization
 from piecework_protocol.signing import Signer
-from piecework_protocol.types import Address, Amount, Bytes32, ChannelId, Signature, Timestamp
+from piecework_protocol.types import Address, Amount, Bytes32, ChannelId, Timestamp
 
 MAX_WATCH_REQUESTS: Final = 32
 """Of one search for withdrawals. Asking for each channel is cheaper than more."""
@@ -182,10 +182,7 @@ class ChainLink:
         self._sender.resume(list(txs))
 
     def _fund_call(self, funding: FundingAuthorization) -> Call:
-        a = funding.authorization
-        return calls.fund(
-            self.deployment, a.channel, a.funded, a.deadline, Signature(funding.signature)
-        )
+        return calls.submit_funding(self.deployment, funding.authorization.channel, funding)
 
     async def _prepare(self, call: Call, worth: Worth) -> SignedTransaction:
         return await self._sender.prepare(call, value_at_stake=worth.wei)
