@@ -20,7 +20,7 @@ from piecework.base.hosts import LOOPBACK, is_unspecified
 from piecework.base.settings import Settings, Variables
 from piecework_node.endpoints import split_endpoint
 from piecework_protocol.limits import (
-    MAX_CREDIT_WINDOW_CANVASES,
+    MAX_CHANNEL_AMOUNT,
     MAX_ENDPOINT_BYTES,
     MAX_OFFER_LIFETIME_S,
     MAX_OFFER_TOKENS,
@@ -33,7 +33,6 @@ VARIABLES: Final = Variables(
     # The store of pulled models, for every command.
     aliases={"PIECEWORK_MODELS": "model_store"},
 )
-MAX_AMOUNT: Final = 2**128 - 1
 MAX_INDEXES: Final = 16
 MAX_RPC_URLS: Final = 16
 MAX_VLLM_ENDPOINTS: Final = 64
@@ -51,7 +50,7 @@ MONEY: Final = (
 )
 """Settings in base units of the payment token."""
 
-Units = Annotated[int, Field(ge=0, le=MAX_AMOUNT)]
+Units = Annotated[int, Field(ge=0, le=MAX_CHANNEL_AMOUNT)]
 
 
 class WorkerConfig(Settings):
@@ -71,7 +70,6 @@ class WorkerConfig(Settings):
     )
     min_deposit: Units = 100_000
     min_withdrawal_delay_s: int = Field(900, ge=60, le=30 * 24 * 3600)
-    credit_window: int = Field(2, ge=1, le=MAX_CREDIT_WINDOW_CANVASES)
 
     # capacity
     slots: int = Field(2, ge=1, le=256)
@@ -101,7 +99,9 @@ class WorkerConfig(Settings):
     )
 
     # chain
-    rpc_url: str = Field("", description="empty: the one of the deployment")
+    rpc_url: str = Field(
+        "", description="the chain's node. Empty: the one of a development chain's file"
+    )
     rpc_urls: tuple[str, ...] = Field(
         (),
         max_length=MAX_RPC_URLS,
@@ -127,6 +127,15 @@ class WorkerConfig(Settings):
     )
     max_fee_gwei: float = Field(500.0, gt=0, le=1_000_000)
     stuck_after_s: float = Field(90.0, ge=1, le=24 * 3600)
+
+    # journal
+    evidence_s: int = Field(
+        3 * 24 * 3600,
+        ge=0,
+        le=2**31,
+        description="seconds after a job's deadline in which it can be audited. Then the journal "
+        "keeps its digests and amounts alone",
+    )
 
     # engine
     backend: Literal["diffusion", "vllm"] = Field(

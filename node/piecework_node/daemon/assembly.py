@@ -113,9 +113,14 @@ async def build(
     reader: ChainReader | None = None
     try:
         operator = await asyncio.to_thread(load_operator, home.operator, password)
-        journal = await SqliteJournal.open(home.journal, deployment.domain, operator.address)
+        journal = await SqliteJournal.open(
+            home.journal, deployment.domain, operator.address, clock=clock
+        )
+        await journal.verify(deep=False)
         journal.on_commit = metrics.commit.observe
         reader = await connect(config, deployment)
+        for warning in reader.warnings:
+            log.warning("chain differs", reason=warning)
         return await _assemble(
             Foundations(
                 config,
@@ -175,7 +180,7 @@ async def _assemble(base: Foundations) -> Components:
         rotation_s=config.sealing_key_rotation_s,
     )
     runtime = JobRuntime(
-        journal, base.engine, domain=domain, signer=operator, clock=clock, metrics=metrics
+        journal, base.engine, domain=domain, signer=operator, clock=clock, metrics=metrics, log=log
     )
     faults = FaultBoard(clock, metrics, log, patience_s=config.chain_outage_s)
     channels = Channels(
@@ -224,7 +229,6 @@ def operator_terms(config: WorkerConfig, default_token: Address) -> OperatorTerm
         slots=config.slots,
         queue=config.queue,
         jobs_per_channel=config.jobs_per_channel,
-        credit_window=config.credit_window,
         min_withdrawal_delay=Seconds(config.min_withdrawal_delay_s),
         min_deposit=Amount(config.min_deposit),
         offer_lifetime_s=config.offer_lifetime_s,

@@ -12,7 +12,7 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,13 +30,18 @@ from piecework_node.endpoints import split_endpoint
 from piecework_node.engine.benchmark_table import with_speeds
 from piecework_node.engine.link import EngineEvent, EngineFacts, EngineReady
 from piecework_node.engine.supervisor import EngineCommandLine
-from piecework_node.errors import ConfigError
+from piecework_node.errors import ConfigError, JournalError
 from piecework_node.home import Home
 from piecework_node.jobs.offers import PUBLISH_LIMITS, Dates, OfferAddress, publish
 from piecework_node.times import now
 from piecework_protocol.types import address_hex
 
 TICK_S: Final = 0.5
+PRUNE_PAUSE_S: Final = 0.05
+"""Between two steps of pruning, each of about two milliseconds."""
+PRUNE_INTERVAL_S: Final = 60.0
+"""After which pruning looks again whether there is something to let go of."""
+Loop = Callable[[], Awaitable[None]]
 POLL_S: Final = 0.1
 FIRST_PUBLISH_S: Final = 5.0
 """Wait at most this long for the indexes before printing the ready line. Then clients can find the
@@ -153,14 +158,16 @@ class Daemon:
             raise ConfigError(
                 f"{error}. Is another worker running, or is the port taken?"
             ) from None
-        tasks += [
-            group.create_task(self._pump(events), name="engine events"),
-            group.create_task(p.settler.run(), name="settlement"),
-            group.create_task(self._ticks(), name="ticks"),
-        ]
+        loops: dict[str, Loop] = {
+            "engine events": lambda: self._pump(events),
+            "settlement": p.settler.run,
+            "ticks": self._ticks,
+            "pruning": self._prune,
+        }
+        tasks += [group.create_task(self._kept(loop), name=name) for name, loop in loops.items()]
         await self._issue(first)
         shown = asyncio.Event()
-        tasks.append(group.create_task(self._offers(shown), name="offers"))
+        tasks.append(group.create_task(self._kept(lambda: self._offers(shown)), name="offers"))
         self._started = True
         await self._grpc.serving(self.ready)
         with contextlib.suppress(TimeoutError):  # a silent index must not stop the worker
@@ -213,6 +220,24 @@ class Daemon:
             admin_port=admin_port,
             bound=bound,
         )
+
+    async def _kept(self, loop: Loop) -> None:
+        """Begin a loop of ours again when an error ends it. Only a failing disk ends the daemon."""
+        while True:
+            try:
+                return await loop()
+            except JournalError:
+                raise
+            except Exception as error:  # noqa: BLE001  logged and counted, and the loop goes on
+                self._p.runtime.note(error)
+            await asyncio.sleep(TICK_S)
+
+    async def _prune(self) -> None:
+        """Let go of old jobs, a few at a time, so that no commit waits for it."""
+        window_s = self._base.config.evidence_s
+        while True:
+            pruned = await self._base.journal.prune(window_s)
+            await asyncio.sleep(PRUNE_PAUSE_S if pruned else PRUNE_INTERVAL_S)
 
     async def _pump(self, events: Any) -> None:
         async for event in events:

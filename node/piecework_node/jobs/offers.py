@@ -26,10 +26,11 @@ from piecework_node.metrics import Metrics
 from piecework_node.times import now
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.limits import MAX_DETAILS_BYTES
-from piecework_protocol.objects import ModelOffer, Offer
+from piecework_protocol.objects import Endpoint, Kind, ModelOffer, Offer, Route
 from piecework_protocol.signing import Signer, sign
 from piecework_protocol.types import (
     Address,
+    Amount,
     Digest,
     PublicKey,
     Timestamp,
@@ -73,6 +74,8 @@ def build_offer(
         name=facts.name,
         digest=facts.digest,
         profile=facts.profile,
+        kinds=Uint32(Kind.TEXT.bit),
+        service=facts.service,
         price_per_million_prompt_tokens=terms.price_per_million_prompt_tokens,
         price_per_million_output_tokens=terms.price_per_million_output_tokens,
         price_per_thousand_steps=terms.price_per_thousand_steps,
@@ -83,7 +86,6 @@ def build_offer(
         max_steps=Uint32(facts.max_steps),
         tokens_per_second=Uint32(facts.tokens_per_second),
         first_canvas_ms=Uint32(facts.first_canvas_ms),
-        service=facts.service,
     )
     free = slots_free(terms, active)
     return Offer(
@@ -92,7 +94,7 @@ def build_offer(
         sequence=Uint64(sequence),
         issued_at=now,
         expires_at=Timestamp(now + terms.offer_lifetime_s),
-        endpoint=address.endpoint,
+        endpoints=(Endpoint(Route.DIRECT, address.endpoint),),
         tls_certificate=address.tls_certificate,
         sealing_key=address.sealing_key,
         tokens=terms.tokens,
@@ -100,9 +102,16 @@ def build_offer(
         slots=Uint32(terms.slots),
         slots_free=Uint32(free),
         queue_free=Uint32(max(0, terms.capacity - active - free)),
-        credit_window=Uint32(terms.credit_window),
+        credit_first=Amount(0),
+        credit_mined=Amount(0),
+        credit_max=Amount(0),
+        open_fee=Amount(0),
+        top_up_fee=Amount(0),
+        close_fee=Amount(0),
+        min_top_up=Amount(0),
         min_withdrawal_delay=terms.min_withdrawal_delay,
         min_deposit=terms.min_deposit,
+        evidence_seconds=Uint64(0),
         details=details if len(details) <= MAX_DETAILS_BYTES else "{}",
     )
 

@@ -8,7 +8,8 @@ from typing import Final, Protocol
 from piecework.chain import calls
 from piecework.chain.calls import Call, Claim, send_native
 from piecework.chain.deployment import Deployment
-from piecework.chain.errors import BadAnswer, LogRangeRefused
+from piecework.chain.errors import BadAnswer, LogRangeRefused, MethodMissing
+from piecework.chain.events import WithdrawalRequested
 from piecework.chain.fees import FeePolicy
 from piecework.chain.quorum import QuorumRpc
 from piecework.chain.rawtx import SignedTransaction
@@ -23,7 +24,7 @@ from piecework.chain.transactions import (
 from piecework_node.journal.records import Worth
 from piecework_node.runtime.channels import ChannelReader
 from piecework_node.settlement.watch import NodePort
-from piecework_protocol.frames import Funding
+from piecework_protocol.frames import FundingAuthorization
 from piecework_protocol.signing import Signer
 from piecework_protocol.types import Address, Amount, Bytes32, ChannelId, Timestamp
 
@@ -48,7 +49,9 @@ class ChainPort(ChannelReader, NodePort, Protocol):
         """
         ...
 
-    async def prepare_fund(self, funding: Funding, worth: Worth) -> SignedTransaction: ...
+    async def prepare_fund(
+        self, funding: FundingAuthorization, worth: Worth
+    ) -> SignedTransaction: ...
 
     async def prepare_settle(self, claims: Sequence[Claim], worth: Worth) -> SignedTransaction: ...
 
@@ -69,7 +72,7 @@ class ChainPort(ChannelReader, NodePort, Protocol):
         """Return whether the chain would carry out a signed transaction now."""
         ...
 
-    async def simulate_fund(self, funding: Funding) -> Simulation:
+    async def simulate_fund(self, funding: FundingAuthorization) -> Simulation:
         """Return whether the chain would carry out a payer's authorization now."""
         ...
 
@@ -132,7 +135,14 @@ class ChainLink:
             raise BadAnswer("the node knows a transaction that does not exist")
 
     async def ask_logs(self, block: int) -> None:
-        await self._reader.withdrawal_requests(block, block)
+        await self._requests_to_withdraw(block, block)
+
+    async def _requests_to_withdraw(self, first: int, last: int) -> tuple[WithdrawalRequested, ...]:
+        try:
+            return await self._reader.withdrawal_requests(first, last)
+        except MethodMissing as error:
+            # To us it is the same: channels must be asked for one by one.
+            raise LogRangeRefused("eth_getLogs", error.rpc_code, error.message) from error
 
     @property
     def odd_nodes(self) -> Mapping[int, str]:
@@ -146,10 +156,10 @@ class ChainLink:
         requests = self._reader.logs.requests(from_block, to_block)
         if requests > MAX_WATCH_REQUESTS:
             raise LogRangeRefused("eth_getLogs", 0, f"the search takes {requests} requests")
-        found = await self._reader.withdrawal_requests(from_block, to_block)
+        found = await self._requests_to_withdraw(from_block, to_block)
         return tuple(event.channel for event in found)
 
-    async def prepare_fund(self, funding: Funding, worth: Worth) -> SignedTransaction:
+    async def prepare_fund(self, funding: FundingAuthorization, worth: Worth) -> SignedTransaction:
         return await self._prepare(self._fund_call(funding), worth)
 
     async def prepare_settle(self, claims: Sequence[Claim], worth: Worth) -> SignedTransaction:
@@ -167,7 +177,7 @@ class ChainLink:
     async def simulate(self, tx: SignedTransaction) -> Simulation:
         return await self._sender.simulate_again(tx)
 
-    async def simulate_fund(self, funding: Funding) -> Simulation:
+    async def simulate_fund(self, funding: FundingAuthorization) -> Simulation:
         return await self._sender.simulate(self._fund_call(funding))
 
     async def broadcast(self, tx: SignedTransaction) -> None:
@@ -179,9 +189,8 @@ class ChainLink:
     def resume(self, txs: Iterable[SignedTransaction]) -> None:
         self._sender.resume(list(txs))
 
-    def _fund_call(self, funding: Funding) -> Call:
-        a = funding.authorization
-        return calls.fund(self.deployment, a.channel, a.deposit, a.deadline, funding.signature)
+    def _fund_call(self, funding: FundingAuthorization) -> Call:
+        return calls.submit_funding(self.deployment, funding.authorization.channel, funding)
 
     async def _prepare(self, call: Call, worth: Worth) -> SignedTransaction:
         return await self._sender.prepare(call, value_at_stake=worth.wei)

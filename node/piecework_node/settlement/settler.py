@@ -258,7 +258,7 @@ class Settler:
         if self._transactions.is_claiming(live.id, TxKind.FUND):
             return
         # What an opening brings is the deposit that claims may then be paid from.
-        worth = worth_of(self._policy, funding.authorization.deposit - live.stored.deposit)
+        worth = worth_of(self._policy, funding.authorization.funded - live.stored.deposit)
         try:
             tx = await self._port.prepare_fund(funding, worth)
         except TransactionReverted:
@@ -266,7 +266,7 @@ class Settler:
             live.wants_funding = False
             await self._channels.observe(live.id)
             raise
-        subjects = (TxSubject(live.id, funding.authorization.deposit),)
+        subjects = (TxSubject(live.id, funding.authorization.funded),)
         await self._transactions.send(TxKind.FUND, tx, subjects, worth)
 
     # --- closing

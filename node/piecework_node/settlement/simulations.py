@@ -10,7 +10,7 @@ from typing import Final
 
 from piecework.chain.transactions import WouldDo
 from piecework_node.settlement.chain import ChainPort
-from piecework_protocol.frames import Funding
+from piecework_protocol.frames import FundingAuthorization
 from piecework_protocol.types import Address
 
 MAX_REMEMBERED: Final = 4096
@@ -26,7 +26,7 @@ class OpeningSimulations:
         self._at = -1
         self._known: dict[Address, bool] = {}
 
-    async def would_open(self, funding: Funding) -> bool:
+    async def would_open(self, funding: FundingAuthorization) -> bool:
         """Return whether the authorization would succeed now.
 
         A second authorization of a payer in one block is told what the first one was told.

@@ -8,7 +8,9 @@ import pytest
 
 from piecework.chain.errors import RpcUnavailable
 from piecework.chain.reader import ChannelOnChain
+from piecework.chain.transactions import GasPrice
 from piecework_node.runtime.faults import CONDITIONS, Code, FaultBoard
+from piecework_node.settlement.policy import settle_wei
 from piecework_node.settlement.settler import CURSOR_OVERLAP_BLOCKS, Settler
 from piecework_node.settlement.simulations import OpeningSimulations
 from piecework_node.settlement.watch import WatchLimits
@@ -126,7 +128,7 @@ async def test_a_gas_tank_below_five_settlements_stops_new_jobs_and_not_settleme
     line = client.job(3, 40)
     await client.submit(line)
     await client.finish(line)
-    made.port.price, made.port.gas = 10 * GWEI, 5 * 63_500 * 10 * GWEI - 1
+    made.port.price, made.port.gas = 10 * GWEI, 5 * settle_wei(GasPrice(10 * GWEI), 1) - 1
     made.settler.ask()
     await made.tick(61)
     assert made.codes == {Code.GAS_LOW}

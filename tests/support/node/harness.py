@@ -27,7 +27,7 @@ from piecework_node.settlement.settler import Settler
 from piecework_node.times import now
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import Refusal
-from piecework_protocol.frames import Funding, SubmitJob, WorkerFrame
+from piecework_protocol.frames import Funding, FundingAuthorization, SubmitJob, WorkerFrame
 from piecework_protocol.objects import Channel, CloseChannel, FundChannel, Parameters, Service
 from piecework_protocol.signing import LocalSigner, sign
 from piecework_protocol.types import (
@@ -36,6 +36,7 @@ from piecework_protocol.types import (
     Bytes32,
     Digest,
     Micros,
+    PayerSignature,
     PublicKey,
     Seconds,
     Signature,
@@ -56,7 +57,6 @@ DOMAIN = Domain(31337, Address(b"\x11" * 20))
 OPERATOR = LocalSigner(bytes(keccak256(b"operator")))
 RECEIVER = Address(b"\x22" * 20)
 TOKEN = Address(b"\x33" * 20)
-CREDIT_WINDOW = 2
 TERMS = OperatorTerms(
     receiver=RECEIVER,
     tokens=(TOKEN,),
@@ -66,7 +66,6 @@ TERMS = OperatorTerms(
     slots=3,
     queue=3,
     jobs_per_channel=4,
-    credit_window=CREDIT_WINDOW,
     min_withdrawal_delay=Seconds(900),
     min_deposit=Amount(1000),
     offer_lifetime_s=600,
@@ -125,6 +124,7 @@ class WorkerHarness:
             entropy=_entropy(self.lives),
             rotation_s=ROTATION_S,
         )
+        log = logs.silent()
         self.runtime = JobRuntime(
             self.journal,
             self.engine,
@@ -132,8 +132,8 @@ class WorkerHarness:
             signer=OPERATOR,
             clock=self.clock,
             metrics=self.metrics,
+            log=log,
         )
-        log = logs.silent()
         self.faults = FaultBoard(self.clock, self.metrics, log, patience_s=OUTAGE_S)
         self.channels = Channels(
             self.runtime,
@@ -228,16 +228,19 @@ class Client(ScriptedClient):
         """The channel's opening is mined."""
         self.harness.chain.open(self.id, self.deposit)
 
-    def funding(self, *, lifetime_s: int = 3600) -> Funding:
+    def funding(self, *, lifetime_s: int = 3600) -> FundingAuthorization:
         """An authorization to open the channel out of the pooled balance."""
         deadline = Timestamp(self.harness.clock.now() + lifetime_s)
-        authorization = FundChannel(self.channel, self.deposit, deadline)
-        return Funding(authorization, sign(DOMAIN, authorization, self.signer))
+        authorization = FundChannel(self.channel, self.deposit, Amount(0), deadline)
+        signature = PayerSignature(sign(DOMAIN, authorization, self.signer))
+        return FundingAuthorization(authorization, signature)
 
     async def ask_to_close(self, settler: Settler) -> tuple[Signature, bytes]:
         """Agree with the worker that the latest voucher is the last."""
         latest = self.book.voucher()
-        final = CloseChannel(latest.channel, latest.cumulative, latest.count, latest.receipts_root)
+        final = CloseChannel(
+            latest.channel, latest.cumulative, latest.count, latest.receipts_root, Amount(0)
+        )
         return await settler.close_channel(self.channel, final, sign(DOMAIN, final, self.signer))
 
     def job(

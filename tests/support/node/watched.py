@@ -181,7 +181,7 @@ async def _assemble(chain: SharedChain, proxy: NodeProxy, reader: ChainReader) -
     port = ChainLink(reader, WORKER, FeePolicy())
     engine = FakeEngine(KillSwitch())
     runtime = JobRuntime(
-        journal, engine, domain=reader.domain, signer=WORKER, clock=clock, metrics=metrics
+        journal, engine, domain=reader.domain, signer=WORKER, clock=clock, metrics=metrics, log=log
     )
     board = FaultBoard(clock, metrics, log, patience_s=OUTAGE_S)
     channels = Channels(runtime, port, board, refresh_s=10, outage_s=OUTAGE_S, log=log)
