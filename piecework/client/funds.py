@@ -24,7 +24,8 @@ from piecework.client.errors import ClientError, InsufficientFunds, WorkerUnreac
 from piecework.client.jobs.driver import JobContext
 from piecework.client.jobs.outstanding import pay_outstanding
 from piecework.client.journal.records import ChannelRow, ChannelStatus
-from piecework.client.network.discovery import Discovery, Links
+from piecework.client.network.discovery import Discovery
+from piecework.client.network.links import Links
 from piecework_protocol.errors import ProtocolViolation, Refusal
 from piecework_protocol.objects import CloseChannel
 from piecework_protocol.offers import OfferRejected

@@ -26,8 +26,8 @@ CANCEL_TIMEOUT_S: Final = 15.0
 # A clean-up after the reader went away, all in all.
 CLOSE_TIMEOUT_S: Final = 30.0
 # A TLS handshake and a connection to a worker: a loopback takes 2 ms, the far side of the world 0.6
-# s.
-CONNECT_TIMEOUT_S: Final = 10.0
+# s. A worker that needs longer serves nobody well.
+CONNECT_TIMEOUT_S: Final = 3.0
 UNARY_TIMEOUT_S: Final = 20.0
 # For one frame to leave: a prompt of 2 MiB takes 17 s at 1 Mbit/s. grpc.aio has been seen to wait
 # for ever for a stream whose worker was killed while it opened.

@@ -42,7 +42,8 @@ from piecework.client.journal.proofs import ProvenReceipt, prove_receipts
 from piecework.client.journal.records import ChannelRow, ChannelStatus, JobRow, JobStatus
 from piecework.client.journal.store import Store
 from piecework.client.limits import MAX_CANDIDATES
-from piecework.client.network.discovery import ChainView, Discovery, Found, Links
+from piecework.client.network.discovery import ChainView, Discovery, Found
+from piecework.client.network.links import Links
 from piecework.client.wallet import Wallet, open_wallet
 from piecework_protocol.content import Message
 from piecework_protocol.errors import ProtocolViolation, Reason, Refusal

@@ -179,7 +179,7 @@ class ShippedMarket:
             raise WorkerUnreachable("the worker is starting")
         return self
 
-    async def drop(self, offer: Offer) -> None:
+    def retire(self, offer: Offer) -> None:
         return
 
     def run(self, deadline_s: float) -> JobStream:

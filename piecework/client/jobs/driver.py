@@ -157,6 +157,8 @@ class JobDriver:
         self._prompt_tokens = job.prompt_tokens
         self._announced = False
         self._ended: JobEnded | None = None
+        self._heard = False
+        """Whether the worker has sent a frame on the stream that is open now."""
 
     @property
     def canvases(self) -> int:
@@ -186,7 +188,8 @@ class JobDriver:
             try:
                 return await self._stream()
             except WorkerUnreachable as error:
-                await self._context.links.drop(self._job.offer.offer)
+                if not self._heard:
+                    self._context.links.retire(self._job.offer.offer)
                 if not self.sent:
                     raise
                 lost, why, wait = True, str(error), None
@@ -227,6 +230,7 @@ class JobDriver:
         row = await context.channels.refresh_funding(job.channel_id)
         link = await context.links.to(job.offer.offer)
         session = self._session(row)
+        self._heard = False
         # The worker ends a job at its deadline; the stream outlives it by the time for the last
         # words.
         stream = link.run(max(1, self._deadline - context.now()) + CANCEL_TIMEOUT_S)
@@ -295,7 +299,7 @@ class JobDriver:
                     frame, reading = reading.result(), None
                     if frame is None:
                         return
-                    answered = True
+                    answered = self._heard = True
                     yield frame
                 elif cancel.done() and may_cancel:
                     cancelling = True

@@ -23,20 +23,20 @@ from piecework.client.limits import (
     CONNECT_TIMEOUT_S,
     MAX_INDEX_BYTES,
     MAX_INDEX_OFFERS,
-    MAX_OPEN_LINKS,
     MAX_REGISTRY_WORKERS,
     OFFERS_FRESH_S,
     REGISTRY_PARALLEL,
     STANDING_LIFETIME_S,
     UNARY_TIMEOUT_S,
 )
+from piecework.client.network.links import Links
 from piecework.client.network.transport import WorkerLink
 from piecework_protocol import wire
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import MalformedInput, ProtocolViolation, Refusal
 from piecework_protocol.objects import Offer
 from piecework_protocol.offers import OfferRejected, check_standing, check_terms, offer_signer
-from piecework_protocol.types import Address, Amount, ChannelId, Digest, Timestamp, address_hex
+from piecework_protocol.types import Address, Amount, ChannelId, Timestamp, address_hex
 from piecework_protocol.wire import SignedOffer
 
 MAX_TROUBLE_CHARACTERS: Final = 500
@@ -66,43 +66,6 @@ class Found:
 
     offers: tuple[SignedOffer, ...]
     troubles: tuple[str, ...]
-
-
-class Links:
-    """Open connections, one per worker endpoint and certificate. The longest unused goes first."""
-
-    def __init__(self) -> None:
-        self._open: dict[tuple[str, Digest], WorkerLink] = {}
-
-    async def to(self, offer: Offer) -> WorkerLink:
-        """Return a connection to the worker of a verified offer.
-
-        Raises:
-            WorkerUnreachable: the worker does not answer, or shows another certificate.
-        """
-        key = (offer.endpoint, offer.tls_certificate)
-        link = self._open.pop(key, None)
-        if link is None:
-            link = await WorkerLink.connect(*key)
-            if key in self._open:  # somebody else connected meanwhile
-                await link.close()
-                link = self._open.pop(key)
-        self._open[key] = link
-        while len(self._open) > MAX_OPEN_LINKS:
-            await self._open.pop(next(iter(self._open))).close()
-        return link
-
-    async def drop(self, offer: Offer) -> None:
-        """Forget a connection that failed."""
-        link = self._open.pop((offer.endpoint, offer.tls_certificate), None)
-        if link is not None:
-            await link.close()
-
-    async def close(self) -> None:
-        """Drop all."""
-        while self._open:
-            _, link = self._open.popitem()
-            await link.close()
 
 
 class Discovery:

@@ -18,7 +18,8 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
 from piecework.client.gateway.server import Gateway, GatewayOptions
-from piecework.client.network.discovery import Discovery, Links, parse_page
+from piecework.client.network.discovery import Discovery, parse_page
+from piecework.client.network.links import Links
 from piecework.market.offer_store import OfferStore
 from piecework.market.server import IndexServer
 from piecework_protocol.errors import MalformedInput
