@@ -4,17 +4,52 @@ from __future__ import annotations
 
 from typing import Final
 
-# One index answers with a page of offers; what does not fit cannot be ranked by a person or a
-# program anyway.
+# One page of an index: what does not fit cannot be ranked by a person or a program anyway.
 MAX_INDEX_BYTES: Final = 8 * 1024 * 1024
-MAX_INDEX_OFFERS: Final = 1000
-# Without an index the client asks workers itself, so many at a time and so many in all.
-MAX_REGISTRY_WORKERS: Final = 256
+INDEX_PAGE_OFFERS: Final = 500
+# All pages of one index, whatever total it claims: every offer costs a stake, so a market is
+# smaller.
+MAX_INDEX_OFFERS: Final = 4000
+# All that an index has to say, page by page.
+INDEX_TIMEOUT_S: Final = 10.0
+# Without an index the client asks workers itself: it reads so many of the registry, those that
+# answered last first.
+MAX_REGISTRY_WORKERS: Final = 2000
 REGISTRY_PARALLEL: Final = 16
+# A worker's offer at its registered endpoint: a connection and one small answer.
+ASK_TIMEOUT_S: Final = 5.0
+# Strangers are asked side by side: a few at once, twice as many after each pause, so many in all.
+# Each is a socket, and a process may have 1,024.
+FIRST_DIALS: Final = 8
+DIAL_WAVE_S: Final = 0.1
+MAX_DIALS: Final = 256
+# So many workers that answer are a choice.
+ENOUGH_WORKERS: Final = 8
+# Once somebody has answered, the others have this long in all.
+SEARCH_GRACE_S: Final = 1.0
+# When all that was said is "nothing", slower sources get this long in all.
+EMPTY_GRACE_S: Final = 3.0
+# A source that failed rests, twice as long after each failure in a row.
+SOURCE_REST_S: Final = 5.0
+LONGEST_SOURCE_REST_S: Final = 300.0
+# So does a worker, in the client's memory.
+SILENT_REST_S: Final = 30.0
+LONGEST_SILENT_REST_S: Final = 3600.0
+# A silence counts when somebody else is heard within this time.
+WITNESS_S: Final = 10.0
+# An answer is worth a commit this often. Within the second time it counts as a worker that answers.
+ANSWER_NOTED_S: Final = 300.0
+ANSWER_COUNTS_S: Final = 3600
 # Registry facts change by transactions and take blocks to change: a minute old is fresh.
 STANDING_LIFETIME_S: Final = 60
-# A search is shared by the requests of the next seconds; offers live minutes.
+# One search for so many unknown workers reads the registry page by page, not worker by worker.
+STANDINGS_BY_PAGE: Final = 64
+# A search is shared by the requests of the next seconds; offers live minutes. An older one still
+# serves while a new one is under way.
 OFFERS_FRESH_S: Final = 3.0
+OFFERS_STALE_S: Final = 60.0
+# Searches by model that are kept. Callers choose the names.
+MAX_SEARCHES: Final = 64
 # How many workers one request is offered to before it fails: a person is waiting.
 MAX_CANDIDATES: Final = 8
 # Open connections to workers that are kept for the next job.
@@ -40,6 +75,8 @@ RESUME_LONGEST_WAIT_S: Final = 8.0
 BUSY_TIMEOUT_MS: Final = 10_000
 # Half of what was learnt about a worker is forgotten in this time: machines and operators change.
 EXPERIENCE_HALF_LIFE_S: Final = 24 * 3600
+# What a worker claims of itself fades out over so many jobs of the client's own.
+OWN_JOBS_THAT_COUNT_FULLY: Final = 20
 # A worker that broke a clause is left alone for this long.
 BROKEN_WORKER_REST_S: Final = 7 * 24 * 3600
 # English text in a subword vocabulary has about four bytes a token: for estimates, never for

@@ -29,21 +29,17 @@ from piecework.client.jobs.driver import JobContext, JobDriver, prepare
 from piecework.client.jobs.outstanding import pay_outstanding
 from piecework.client.jobs.requests import Filters, TextRequest
 from piecework.client.jobs.run import Caller, JobRun
-from piecework.client.jobs.selection import (
-    AFTER_REFUSAL,
-    BUSY_REASONS,
-    Choice,
-    Next,
-    Ranking,
-    learn,
-    rank,
-)
+from piecework.client.jobs.selection import AFTER_REFUSAL, BUSY_REASONS, Choice, Next, Ranking, rank
+from piecework.client.journal.learning import learn
 from piecework.client.journal.proofs import ProvenReceipt, prove_receipts
 from piecework.client.journal.records import ChannelRow, ChannelStatus, JobRow, JobStatus
 from piecework.client.journal.store import Store
 from piecework.client.limits import MAX_CANDIDATES
-from piecework.client.network.discovery import ChainView, Discovery, Found
+from piecework.client.network.discovery import ChainView, Discovery
+from piecework.client.network.indexes import IndexReader
 from piecework.client.network.links import Links
+from piecework.client.network.reports import Reports
+from piecework.client.network.searches import Found
 from piecework.client.wallet import Wallet, open_wallet
 from piecework_protocol.content import Message
 from piecework_protocol.errors import ProtocolViolation, Reason, Refusal
@@ -141,7 +137,9 @@ class PieceworkClient:
         self.payment_token, self.token = token, Address(token.address or b"")
         self._amounts = config.amounts(token)
         self.links = Links()
-        self.discovery = Discovery(chain, config.indexes, self.links, clock)
+        self.reports = Reports(store.workers, clock)
+        indexes = IndexReader(config.indexes, clock)
+        self.discovery = Discovery(chain, indexes, self.links, clock, self.reports)
         self.channels = ChannelManager(
             store, chain, wallet, token=token, config=config, clock=clock, entropy=entropy
         )
@@ -238,6 +236,7 @@ class PieceworkClient:
         """Cancel what runs, pay for what was delivered, and give everything back."""
         await asyncio.gather(*(run.aclose() for run in list(self._runs)))
         await self.discovery.close()
+        await self.reports.written()
         await self.links.close()
         if self._reader is not None:
             await self._reader.close()
@@ -252,7 +251,7 @@ class PieceworkClient:
     async def rank(self, request: TextRequest) -> Ranking:
         """Return who could take the request, best first, and why others cannot."""
         found = await self.discovery.offers()
-        experience = await asyncio.to_thread(self.store.experience)
+        experience = await asyncio.to_thread(self.store.workers.experience)
         filters = Filters(
             now=self._context.now(),
             token=self.payment_token,
@@ -475,7 +474,9 @@ class PieceworkClient:
     async def _remember_failure(self, choice: Choice) -> None:
         now = self._context.now()
         await asyncio.to_thread(
-            self.store.remember, choice.operator, lambda memory: learn(memory, now, success=False)
+            self.store.workers.remember,
+            choice.operator,
+            lambda memory: learn(memory, now, success=False),
         )
 
     # --- looking back

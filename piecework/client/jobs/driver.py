@@ -27,7 +27,8 @@ from piecework.client.jobs.events import (
 )
 from piecework.client.jobs.requests import TextRequest, job_parameters
 from piecework.client.jobs.run import Caller
-from piecework.client.jobs.selection import Choice, learn, learn_broken
+from piecework.client.jobs.selection import Choice
+from piecework.client.journal.learning import learn, learn_broken
 from piecework.client.journal.records import ChannelRow, JobRow, JobStatus, usage_of
 from piecework.client.journal.store import Store
 from piecework.client.limits import CANCEL_TIMEOUT_S, RESUME_FIRST_WAIT_S, RESUME_LONGEST_WAIT_S
@@ -430,7 +431,7 @@ class JobDriver:
             context.store.finish, self._job.id, JobStatus.BROKEN, str(violation)
         )
         await asyncio.to_thread(
-            context.store.remember,
+            context.store.workers.remember,
             self._job.offer.offer.operator,
             lambda memory: learn_broken(memory, now, violation.clause),
         )
@@ -438,7 +439,7 @@ class JobDriver:
     async def _remember(self, *, success: bool) -> None:
         now = self._context.now()
         await asyncio.to_thread(
-            self._context.store.remember,
+            self._context.store.workers.remember,
             self._job.offer.offer.operator,
             lambda memory: learn(memory, now, success=success),
         )

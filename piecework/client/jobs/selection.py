@@ -19,23 +19,20 @@ from piecework.client.jobs.requests import (
     TextRequest,
     job_parameters,
 )
+from piecework.client.journal.learning import reliability
 from piecework.client.journal.records import Experience
 from piecework.client.limits import (
     BROKEN_WORKER_REST_S,
     BYTES_PER_TOKEN_ESTIMATE,
-    EXPERIENCE_HALF_LIFE_S,
     MEAN_STEPS_ESTIMATE,
 )
+from piecework.client.network.discovery import serves
 from piecework_protocol.client_session import TEMPLATE_TOKENS
 from piecework_protocol.errors import Reason
 from piecework_protocol.objects import ModelOffer, Service
 from piecework_protocol.pricing import Usage, canvases_for, price, worst_case
 from piecework_protocol.types import Address, Amount, Timestamp, address_hex
 from piecework_protocol.wire import SignedOffer
-
-# A worker that nobody knows is taken to keep its word three times out of four.
-PRIOR_SUCCESSES = 3.0
-PRIOR_FAILURES = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +76,7 @@ def rank(
     unfit: list[str] = []
     known = False
     for signed in offers:
-        models = [m for m in signed.offer.models if _is_wanted(m, request.model)]
+        models = [m for m in signed.offer.models if serves(m, request.model)]
         known = known or bool(models)
         memory = experience.get(signed.offer.operator, Experience(signed.offer.operator))
         for model in models:
@@ -104,42 +101,6 @@ def expected_usage(generation: Generation, model: ModelOffer, prompt_bytes: int)
     tokens = generation.max_tokens or 0
     steps = canvases_for(model, tokens) * min(MEAN_STEPS_ESTIMATE, generation.max_steps or 0)
     return Usage(1 + prompt_bytes // BYTES_PER_TOKEN_ESTIMATE, tokens, steps)
-
-
-def reliability(memory: Experience, now: Timestamp) -> float:
-    """Share of jobs that a worker is expected to finish, from decayed counts and a prior; 0 < share
-    < 1."""
-    successes, failures = decayed(memory, now)
-    return (successes + PRIOR_SUCCESSES) / (successes + failures + PRIOR_SUCCESSES + PRIOR_FAILURES)
-
-
-def decayed(memory: Experience, now: Timestamp) -> tuple[float, float]:
-    """The counts as of `now`: they halve every half-life. A clock that went back decays nothing."""
-    factor = 0.5 ** (max(0, now - memory.updated_at) / EXPERIENCE_HALF_LIFE_S)
-    return memory.successes * factor, memory.failures * factor
-
-
-def learn(memory: Experience, now: Timestamp, *, success: bool) -> Experience:
-    """The memory after one more job."""
-    successes, failures = decayed(memory, now)
-    return replace(
-        memory,
-        successes=successes + success,
-        failures=failures + (not success),
-        updated_at=Timestamp(now),
-    )
-
-
-def learn_broken(memory: Experience, now: Timestamp, clause: str) -> Experience:
-    """The memory of a worker that was caught breaking a clause."""
-    return replace(learn(memory, now, success=False), broken_clause=clause, broken_at=now)
-
-
-def _is_wanted(model: ModelOffer, wanted: str | None) -> bool:
-    if wanted is None:
-        return True
-    digest = wanted.removeprefix("0x").lower()
-    return model.name == wanted or model.digest.hex() == digest
 
 
 def _fit(

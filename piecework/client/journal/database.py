@@ -57,7 +57,16 @@ CREATE TABLE vouchers (
 CREATE TABLE workers (
     operator BLOB PRIMARY KEY, successes REAL NOT NULL, failures REAL NOT NULL,
     updated_at INTEGER NOT NULL,
-    broken_clause TEXT NOT NULL, broken_at INTEGER NOT NULL
+    broken_clause TEXT NOT NULL, broken_at INTEGER NOT NULL, silences REAL NOT NULL,
+    silent_at INTEGER NOT NULL, answered_at INTEGER NOT NULL
+) STRICT;
+CREATE TABLE measured (
+    operator BLOB NOT NULL, model BLOB NOT NULL, jobs REAL NOT NULL, seconds REAL NOT NULL,
+    claimed_seconds REAL NOT NULL, steps REAL NOT NULL, usual_steps REAL NOT NULL,
+    updated_at INTEGER NOT NULL, PRIMARY KEY (operator, model)
+) STRICT;
+CREATE TABLE tariffs (
+    model BLOB PRIMARY KEY, prompt TEXT NOT NULL, output TEXT NOT NULL, steps TEXT NOT NULL
 ) STRICT;
 """
 

@@ -16,10 +16,10 @@ import apsw
 
 from piecework.client.errors import StoreError
 from piecework.client.journal.database import Database
+from piecework.client.journal.memory import WorkerMemory
 from piecework.client.journal.records import (
     ChannelRow,
     ChannelStatus,
-    Experience,
     JobRow,
     JobStatus,
     Payment,
@@ -57,12 +57,13 @@ _JOB = (
 
 
 class Store:
-    """The journal of one client on one chain."""
+    """The journal of one client on one chain. `workers`: what is remembered of workers."""
 
     def __init__(self, file: Path, domain: Domain, payer: Address) -> None:
         self._database = Database(file)
         self._domain = domain
         self._database.bind(domain, payer)
+        self.workers = WorkerMemory(self._database)
 
     def close(self) -> None:
         """Give the file back."""
@@ -325,34 +326,6 @@ class Store:
                 (channel, job),
             )
         return tuple(_receipt(row) for row in rows)
-
-    # --- workers
-
-    def experience(self) -> dict[Address, Experience]:
-        """What is remembered of every worker."""
-        with self._database.read() as db:
-            rows = _rows(
-                db,
-                "SELECT operator, successes, failures, updated_at, broken_clause, broken_at FROM "
-                "workers",
-            )
-        return {row[0]: Experience(*row) for row in rows}
-
-    def remember(self, operator: Address, update: Callable[[Experience], Experience]) -> None:
-        """Change what is remembered of a worker."""
-        with self._database.change() as db:
-            rows = _rows(
-                db,
-                "SELECT operator, successes, failures, updated_at, broken_clause, broken_at FROM "
-                "workers"
-                " WHERE operator = ?",
-                (operator,),
-            )
-            e = update(Experience(*rows[0]) if rows else Experience(operator))
-            db.execute(
-                "INSERT OR REPLACE INTO workers VALUES (?, ?, ?, ?, ?, ?)",
-                (operator, e.successes, e.failures, e.updated_at, e.broken_clause, e.broken_at),
-            )
 
 
 def _rows(db: apsw.Connection, sql: str, bindings: tuple[Any, ...] = ()) -> list[Any]:

@@ -24,7 +24,8 @@ class Links:
     """Connections, one per worker endpoint and certificate. The longest unused goes first."""
 
     def __init__(self, connect: Connect = WorkerLink.connect) -> None:
-        self._connect = connect
+        self.connect = connect
+        """Opens a connection that is not shared. `adopt` makes it one."""
         self._open: dict[_Key, WorkerLink] = {}
         self._dialing: dict[_Key, asyncio.Task[WorkerLink]] = {}
 
@@ -75,7 +76,7 @@ class Links:
             await link.close()
 
     async def _dial(self, key: _Key) -> WorkerLink:
-        link = await self._connect(*key)
+        link = await self.connect(*key)
         if key in self._open:  # adopted meanwhile
             link.retire()
             return self._open[key]

@@ -262,7 +262,7 @@ async def test_a_busy_worker_is_passed_over_without_losing_its_name(
         events = await collect(client.run(ask()))
         assert last(events).operator == second.operator.address
         assert len(first.submissions) == 1
-        assert first.operator.address not in client.store.experience()
+        assert client.store.workers.experience()[first.operator.address].failures == 0
 
 
 async def test_when_everybody_is_busy_the_caller_learns_how_long(
@@ -284,7 +284,7 @@ async def test_a_worker_that_is_gone_is_replaced_and_remembered(
             await client.offers()
         events = await collect(client.run(ask()))
         assert last(events).operator == worker.operator.address
-        assert client.store.experience()[gone.operator.address].failures == 1
+        assert client.store.workers.experience()[gone.operator.address].failures == 1
 
 
 async def test_an_unknown_model_is_named(client: PieceworkClient, worker: FakeWorker) -> None:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from piecework.client.jobs.requests import Filters, TextRequest, job_parameters
-from piecework.client.jobs.selection import Choice, learn, learn_broken, rank, reliability
+from piecework.client.jobs.selection import Choice, rank
+from piecework.client.journal.learning import learn, learn_broken, reliability
 from piecework.client.journal.records import Experience
 from piecework.client.limits import BROKEN_WORKER_REST_S, EXPERIENCE_HALF_LIFE_S
 from piecework_protocol.client_session import TEMPLATE_TOKENS

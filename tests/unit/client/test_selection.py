@@ -15,12 +15,10 @@ from piecework.client.jobs.selection import (
     Choice,
     Next,
     Ranking,
-    learn,
-    learn_broken,
     rank,
-    reliability,
     resolve,
 )
+from piecework.client.journal.learning import learn, learn_broken, reliability
 from piecework.client.journal.records import Experience
 from piecework.client.limits import EXPERIENCE_HALF_LIFE_S
 from piecework_protocol.client_session import TEMPLATE_TOKENS

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from piecework.client.errors import InsufficientFunds, StoreError
-from piecework.client.jobs.selection import learn
 from piecework.client.journal.database import Database
+from piecework.client.journal.learning import learn
 from piecework.client.journal.records import ChannelStatus, Experience, JobRow, JobStatus
 from piecework.client.journal.store import Store
 from piecework_protocol.client_session import CanvasVerified
@@ -257,9 +257,9 @@ def test_the_file_is_closed_to_others(store: Store, file: Path) -> None:
 
 def test_memories_of_workers_are_kept(store: Store) -> None:
     address = operator("worker").address
-    store.remember(address, lambda memory: learn(memory, NOW, success=True))
-    store.remember(address, lambda memory: learn(memory, NOW, success=False))
-    assert store.experience() == {address: Experience(address, 1.0, 1.0, NOW)}
+    store.workers.remember(address, lambda memory: learn(memory, NOW, success=True))
+    store.workers.remember(address, lambda memory: learn(memory, NOW, success=False))
+    assert store.workers.experience() == {address: Experience(address, 1.0, 1.0, NOW)}
 
 
 def test_free_jobs_still_open_a_channel(store: Store) -> None:
