@@ -172,6 +172,16 @@ class ClientConfig(Settings):
             'such as "0.5".'
         ),
     )
+    price_cap: float = Field(
+        default=3.0,
+        ge=1,
+        le=1_000_000,
+        description=(
+            "No job may cost more than this many times the median of the workers that answer. "
+            "What was paid last for a model is never too much. A request with a `max_price` of "
+            "its own has that limit instead."
+        ),
+    )
     second_is_worth: TokenNumber = Field(
         default="0.00005",
         description="Tokens that one second of waiting counts for when workers are ranked.",
@@ -184,6 +194,15 @@ class ClientConfig(Settings):
         gt=0,
         le=3600,
         description="A stream without any frame for this long counts as dropped.",
+    )
+    start_timeout_s: float = Field(
+        default=20.0,
+        gt=0,
+        le=3600,
+        description=(
+            "A worker that makes no progress for this long before its first canvas is left for "
+            "the next one, and remembered."
+        ),
     )
     acknowledgement_timeout_s: float = Field(
         default=10.0,

@@ -85,3 +85,13 @@ BYTES_PER_TOKEN_ESTIMATE: Final = 4
 # Mean denoising steps of a canvas on real prompts (docs/model.md); at most what the parameters
 # allow.
 MEAN_STEPS_ESTIMATE: Final = 27
+# A worker without a slot and without a place in its queue: a usual job there has to end first.
+FULL_WORKER_WAIT_S: Final = 10.0
+# A worker has so long to take a job: it reads the chain and counts the prompt.
+ACCEPT_PATIENCE_S: Final = 30.0
+# All the time in a worker's queue, or paused, before the first canvas.
+QUEUE_PATIENCE_S: Final = 120.0
+# Beside that a first canvas may take so many times what the worker claims.
+FIRST_CANVAS_SLACK: Final = 8.0
+# A last word to a worker that says nothing.
+GOODBYE_TIMEOUT_S: Final = 1.0
