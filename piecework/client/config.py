@@ -230,6 +230,21 @@ class ClientConfig(Settings):
     gateway_max_concurrent: int = Field(
         default=64, ge=1, le=4096, description="Requests that the gateway runs at once."
     )
+    gateway_max_waiting: int = Field(
+        default=256,
+        ge=0,
+        le=4096,
+        description=(
+            "Requests that wait in the gateway for their turn, when it is full or all workers are "
+            "busy. More get 429."
+        ),
+    )
+    gateway_wait_s: float = Field(
+        default=60.0,
+        gt=0,
+        le=3600,
+        description="How long a request may wait for its turn before it gets 429.",
+    )
     gateway_heartbeat_s: float = Field(
         default=10.0,
         gt=0,

@@ -32,7 +32,7 @@ from piecework.client.journal.store import Store
 from piecework.client.network.discovery import ChainView, Discovery
 from piecework.client.network.indexes import IndexReader
 from piecework.client.network.links import Links
-from piecework.client.network.reports import Reports
+from piecework.client.network.reachability import Reachability
 from piecework.client.network.searches import Found
 from piecework.client.wallet import Wallet, open_wallet
 from piecework_protocol.content import Message
@@ -129,9 +129,9 @@ class PieceworkClient:
         self.store, self.chain, self.wallet, self.config = store, chain, wallet, config
         self.payment_token, self.token = token, Address(token.address or b"")
         self.links = Links()
-        self.reports = Reports(store.workers, clock)
+        self.reachability = Reachability(store.workers, clock)
         indexes = IndexReader(config.indexes, clock)
-        self.discovery = Discovery(chain, indexes, self.links, clock, self.reports)
+        self.discovery = Discovery(chain, indexes, self.links, clock, self.reachability)
         self.channels = ChannelManager(
             store, chain, wallet, token=token, config=config, clock=clock, entropy=entropy
         )
@@ -144,7 +144,7 @@ class PieceworkClient:
             config,
             clock,
             entropy,
-            self.reports,
+            self.reachability,
         )
         amounts = config.amounts(token)
         filters = Filters(
@@ -155,7 +155,7 @@ class PieceworkClient:
             second_is_worth=amounts.second_is_worth,
             price_cap=config.price_cap,
         )
-        self._chooser = Chooser(self.discovery, self.links, self.reports, clock, filters)
+        self._chooser = Chooser(self.discovery, self.links, self.reachability, clock, filters)
         self._fail_over = FailOver(self._context, self._chooser, self.discovery)
         self._runs: set[JobRun] = set()
         self._reader: ChainReader | None = None
@@ -246,7 +246,7 @@ class PieceworkClient:
         await asyncio.gather(*(run.aclose() for run in list(self._runs)))
         await self._chooser.close()
         await self.discovery.close()
-        await self.reports.written()
+        await self.reachability.written()
         await self.links.close()
         if self._reader is not None:
             await self._reader.close()

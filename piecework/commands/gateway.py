@@ -74,6 +74,8 @@ async def _serve(folder: Path, config: ClientConfig, secret: str, host: str, por
             config.gateway_max_concurrent,
             config.gateway_heartbeat_s,
             config.gateway_best_effort,
+            config.gateway_max_waiting,
+            config.gateway_wait_s,
         )
         gateway = Gateway(client, options)
         # Requests that still run when we are told to stop are cancelled at the worker and paid.

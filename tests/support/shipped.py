@@ -23,7 +23,7 @@ from piecework.client.jobs.requests import Filters, TextRequest
 from piecework.client.jobs.selection import rank
 from piecework.client.journal.records import ChannelStatus, JobRow, Memories
 from piecework.client.journal.store import Store
-from piecework.client.network.reports import Reports
+from piecework.client.network.reachability import Reachability
 from piecework.client.network.transport import JobStream
 from piecework.client.wallet import Wallet
 from piecework_node import logs
@@ -211,7 +211,7 @@ class ShippedMarket:
             self.config,
             self.harness.clock,
             self._entropy,
-            Reports(self.store.workers, self.harness.clock),
+            Reachability(self.store.workers, self.harness.clock),
             self._sleep,
         )
 

@@ -14,6 +14,8 @@ from prometheus_client import (
     generate_latest,
 )
 
+from piecework.client.gateway.line import WaitingLine
+
 
 class GatewayMetrics:
     """Counters of one gateway, in a registry of its own."""
@@ -36,7 +38,10 @@ class GatewayMetrics:
             registry=r,
         )
         self._running = Gauge(
-            "piecework_gateway_running", "Chat completions running now.", registry=r
+            "piecework_gateway_running", "Chat completions running or waiting now.", registry=r
+        )
+        self._waiting = Gauge(
+            "piecework_gateway_waiting", "Chat completions waiting for their turn.", registry=r
         )
         self._seconds = Histogram(
             "piecework_gateway_seconds",
@@ -54,6 +59,10 @@ class GatewayMetrics:
         self._spent = Counter(
             "piecework_gateway_spent_base_units", "Base units promised.", registry=r
         )
+
+    def watch(self, line: WaitingLine) -> None:
+        """Show how many wait in this line."""
+        self._waiting.set_function(lambda: line.waiting)
 
     @contextmanager
     def request(self, stream: bool) -> Iterator[None]:

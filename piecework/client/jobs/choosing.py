@@ -20,7 +20,7 @@ from piecework.client.limits import ANSWER_COUNTS_S, ENOUGH_WORKERS, FIRST_DIALS
 from piecework.client.network.dialing import Background, first_answers
 from piecework.client.network.discovery import Discovery
 from piecework.client.network.links import Links
-from piecework.client.network.reports import Reports
+from piecework.client.network.reachability import Reachability
 from piecework_protocol.objects import Offer
 from piecework_protocol.types import Address, Timestamp
 from piecework_protocol.wire import SignedOffer
@@ -38,9 +38,14 @@ class Chooser:
     """Chooses workers for one client. `filters` are its settings, without the time."""
 
     def __init__(
-        self, discovery: Discovery, links: Links, reports: Reports, clock: Clock, filters: Filters
+        self,
+        discovery: Discovery,
+        links: Links,
+        reachability: Reachability,
+        clock: Clock,
+        filters: Filters,
     ) -> None:
-        self._discovery, self._links, self._reports = discovery, links, reports
+        self._discovery, self._links, self._reachability = discovery, links, reachability
         self._clock, self._filters = clock, filters
         self._background = Background()
 
@@ -85,7 +90,7 @@ class Chooser:
     async def _rank(
         self, request: TextRequest, offers: Iterable[SignedOffer]
     ) -> tuple[Ranking, Memories, Filters]:
-        memories = await asyncio.to_thread(self._reports.memory.all)
+        memories = await asyncio.to_thread(self._reachability.memory.all)
         cap = None if request.max_price is not None else self._filters.price_cap
         filters = replace(self._filters, now=int(self._clock.wall()), price_cap=cap)
         return rank(request, offers, memories, filters), memories, filters
@@ -138,7 +143,7 @@ class Chooser:
             await self._links.to(offer)
         except WorkerUnreachable:
             failed.add(offer.operator)
-            self._reports.silent(offer.operator, since)
+            self._reachability.silent(offer.operator, since)
             return None
-        self._reports.heard(offer.operator)
+        self._reachability.heard(offer.operator)
         return offer.operator

@@ -25,10 +25,10 @@ from piecework.client.jobs.events import (
     JobResuming,
     JobStarted,
 )
-from piecework.client.jobs.patience import Patience
 from piecework.client.jobs.requests import TextRequest, job_parameters
 from piecework.client.jobs.run import Caller
 from piecework.client.jobs.selection import Choice, claimed_seconds, usual_steps
+from piecework.client.jobs.watchdog import Watchdog
 from piecework.client.journal.learning import learn, learn_broken, learn_measure
 from piecework.client.journal.records import (
     ChannelRow,
@@ -45,7 +45,7 @@ from piecework.client.limits import (
     RESUME_FIRST_WAIT_S,
     RESUME_LONGEST_WAIT_S,
 )
-from piecework.client.network.reports import Reports
+from piecework.client.network.reachability import Reachability
 from piecework.client.network.transport import JobLinks, JobStream
 from piecework.client.wallet import Wallet
 from piecework_protocol import objects
@@ -107,7 +107,7 @@ class JobContext:
     config: ClientConfig
     clock: Clock
     entropy: Callable[[int], bytes]
-    reports: Reports
+    reachability: Reachability
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep
     """Waits for seconds before a job is presented again; a simulation moves its clock instead."""
 
@@ -271,29 +271,29 @@ class JobDriver:
             self.sent = True
             funding = context.channels.funding(row)
             await stream.send(replace(job.submission, received=session.received, funding=funding))
-            patience = self._new_patience()
-            return await self._frames(stream, session, row, patience)
+            watchdog = self._new_watchdog()
+            return await self._frames(stream, session, row, watchdog)
         finally:
             stream.abort()
 
     async def _frames(
-        self, stream: JobStream, session: ClientSession, row: ChannelRow, patience: Patience
+        self, stream: JobStream, session: ClientSession, row: ChannelRow, watchdog: Watchdog
     ) -> bool:
         book, loop = row.book, asyncio.get_running_loop()
         started = loop.time()
-        async with contextlib.aclosing(self._read(stream, patience)) as frames:
+        async with contextlib.aclosing(self._read(stream, watchdog)) as frames:
             async for frame in frames:
                 event, came = session.receive(frame), loop.time()
                 if isinstance(event, Accepted):
                     started = came
-                    patience.accepted(came)
-                    self._context.reports.heard(self._job.offer.offer.operator)
+                    watchdog.accepted(came)
+                    self._context.reachability.heard(self._job.offer.offer.operator)
                     book = await self._on_accepted(event, stream)
                 elif isinstance(event, DraftSeen):
-                    patience.working(came, event.canvas, event.step)
+                    watchdog.working(came, event.canvas, event.step)
                     self._caller.offer(DraftText(event.canvas, event.step, event.output.text))
                 elif isinstance(event, CanvasVerified):
-                    patience.canvas(came)
+                    watchdog.canvas(came)
                     self._worked_s += came - started
                     book = await self._on_canvas(event, stream, book)
                     started = loop.time()  # a slow reader of ours is not the worker's slowness
@@ -322,7 +322,7 @@ class JobDriver:
         return book.acknowledged + mine[-1] + 1 if mine else 0
 
     async def _read(
-        self, stream: JobStream, patience: Patience
+        self, stream: JobStream, watchdog: Watchdog
     ) -> AsyncGenerator[WorkerFrame, None]:
         """Frames until the end of the stream; passes on the caller's cancel; bounds every wait.
 
@@ -338,7 +338,7 @@ class JobDriver:
                 may_cancel = answered and not cancelling
                 await asyncio.wait(
                     {reading, cancel} if may_cancel else {reading},
-                    timeout=max(0.0, self._wait_s(patience.left(loop.time()))),
+                    timeout=max(0.0, self._wait_s(watchdog.left(loop.time()))),
                     return_when=asyncio.FIRST_COMPLETED,
                 )
                 if reading.done():
@@ -346,7 +346,7 @@ class JobDriver:
                     if frame is None:
                         return
                     answered = self._heard = True
-                    patience.frame(loop.time())
+                    watchdog.frame(loop.time())
                     yield frame
                 elif cancel.done() and may_cancel:
                     cancelling = True
@@ -357,10 +357,10 @@ class JobDriver:
                 elif self._caller.cancelled.is_set():
                     self._silent = True
                     raise WorkerUnreachable("the worker has fallen silent")
-                elif patience.left(loop.time()) <= 0:
+                elif watchdog.left(loop.time()) <= 0:
                     self._silent = True
                     await self._say_goodbye(stream)
-                    raise WorkerUnreachable(patience.why)
+                    raise WorkerUnreachable(watchdog.why)
         finally:
             tasks = [task for task in (cancel, reading) if task is not None]
             for task in tasks:
@@ -373,9 +373,9 @@ class JobDriver:
             return self._context.config.acknowledgement_timeout_s
         return CANCEL_TIMEOUT_S if self._caller.cancelled.is_set() else left
 
-    def _new_patience(self) -> Patience:
+    def _new_watchdog(self) -> Watchdog:
         config, model = self._context.config, self._model
-        return Patience(
+        return Watchdog(
             asyncio.get_running_loop().time(),
             stall_s=config.stall_timeout_s,
             start_s=config.start_timeout_s,

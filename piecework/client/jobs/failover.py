@@ -70,7 +70,7 @@ class FailOver:
                         return
                 ranking = await self._chooser.choose(request, tried)
         finally:
-            await self._context.reports.written()
+            await self._context.reachability.written()
         raise attempts.verdict()
 
     async def drive(self, job: JobRow, caller: Caller, *, replay: bool = False) -> None:
@@ -107,7 +107,7 @@ class FailOver:
                 return False
             except WorkerUnreachable as unreachable:
                 attempts.declined(current, unreachable)
-                self._context.reports.silent(current.operator, since)
+                self._context.reachability.silent(current.operator, since)
                 return False
             except (Refusal, JobFailed) as refused:
                 declined = refused
@@ -122,7 +122,7 @@ class FailOver:
     async def _after(self, job: JobRow, choice: Choice, declined: Refusal | JobFailed) -> Next:
         """Record a job that was declined, and say what to do next."""
         store = self._context.store
-        self._context.reports.heard(choice.operator)
+        self._context.reachability.heard(choice.operator)
         if await asyncio.to_thread(store.receipts, job=job.id):
             raise declined
         await asyncio.to_thread(store.finish, job.id, JobStatus.REFUSED, declined.reason.name)

@@ -33,7 +33,7 @@ from piecework.client.limits import (
 from piecework.client.network.dialing import Background, first_answers
 from piecework.client.network.indexes import IndexReader
 from piecework.client.network.links import Links
-from piecework.client.network.reports import Reports
+from piecework.client.network.reachability import Reachability
 from piecework.client.network.searches import Found, Search, SearchResult, SourceAnswer
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import MalformedInput, ProtocolViolation, Refusal
@@ -83,10 +83,10 @@ class Discovery:
         indexes: IndexReader,
         links: Links,
         clock: Clock,
-        reports: Reports,
+        reachability: Reachability,
     ) -> None:
         self._chain, self._links, self._clock = chain, links, clock
-        self._reports = reports
+        self._reachability = reachability
         self._indexes = indexes
         self._standings: dict[Address, tuple[float, RegisteredWorker | None]] = {}
         self._searches: dict[str | None, Search] = {}
@@ -229,7 +229,7 @@ class Discovery:
         except (WorkerUnreachable, MalformedInput) as error:
             answer.trouble(index, error)
             return answer
-        self._reports.heard(None)
+        self._reachability.heard(None)
         await self._judge(candidates, answer)
         return answer
 
@@ -256,7 +256,7 @@ class Discovery:
         answer = SourceAnswer()
         try:
             workers = [w for w in await self._read_registry() if w.active]
-            memories = await asyncio.to_thread(self._reports.memory.experience)
+            memories = await asyncio.to_thread(self._reachability.memory.experience)
             now = self._now()
 
             def promise(worker: RegisteredWorker) -> tuple[bool, int]:
@@ -285,9 +285,9 @@ class Discovery:
         since, who = self._clock.monotonic(), f"worker {address_hex(worker.operator)}"
         signed = await self._attempt(self._ask_worker(worker), who, answer)
         if signed is None:
-            self._reports.silent(worker.operator, since)
+            self._reachability.silent(worker.operator, since)
             return None
-        self._reports.heard(worker.operator)
+        self._reachability.heard(worker.operator)
         answer.offers.append(signed)
         return True if any(serves(m, model) for m in signed.offer.models) else None
 

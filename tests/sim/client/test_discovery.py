@@ -15,7 +15,7 @@ from piecework.client.limits import INDEX_PAGE_OFFERS, MAX_INDEX_OFFERS, OFFERS_
 from piecework.client.network.discovery import Discovery
 from piecework.client.network.indexes import IndexReader
 from piecework.client.network.links import Links
-from piecework.client.network.reports import Reports
+from piecework.client.network.reachability import Reachability
 from piecework.client.network.searches import Found
 from piecework_protocol.types import Timestamp
 from tests.support.client_side import PAYER
@@ -34,12 +34,12 @@ def play(folder: Path, net: SimulatedNet, scene: Scene) -> Store:
     async def run() -> None:
         clock = LoopClock()
         links = Links(net.connect)
-        reports = Reports(store.workers, clock)
+        reachability = Reachability(store.workers, clock)
         indexes = IndexReader(tuple(net.indexes), clock, net.get)
-        discovery = Discovery(net.chain, indexes, links, clock, reports)
+        discovery = Discovery(net.chain, indexes, links, clock, reachability)
         await scene(net, discovery)
         await discovery.close()
-        await reports.written()
+        await reachability.written()
         await links.close()
 
     simulate(run())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from piecework.client.jobs.patience import Patience
+from piecework.client.jobs.watchdog import Watchdog
 from piecework.client.journal.learning import is_resting, learn, learn_silence
 from piecework.client.journal.records import Experience
 from piecework.client.limits import (
@@ -50,8 +50,8 @@ def test_a_source_that_works_again_starts_over() -> None:
     assert rests.left("index", 100) == 0
 
 
-def patience(canvases: int = 0) -> Patience:
-    return Patience(0.0, stall_s=5, start_s=20, first_canvas_s=1.0, canvases=canvases)
+def patience(canvases: int = 0) -> Watchdog:
+    return Watchdog(0.0, stall_s=5, start_s=20, first_canvas_s=1.0, canvases=canvases)
 
 
 def test_silence_after_acceptance_is_death() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from piecework.client.limits import ACCEPT_PATIENCE_S, FIRST_CANVAS_SLACK, QUEUE_PATIENCE_S
 
 
-class Patience:
+class Watchdog:
     """The waiting for one stream."""
 
     def __init__(

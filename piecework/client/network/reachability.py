@@ -17,7 +17,7 @@ from piecework.client.limits import ANSWER_NOTED_S, WITNESS_S
 from piecework_protocol.types import Address, Timestamp
 
 
-class Reports:
+class Reachability:
     """Takes reports at any rate and writes them in batches."""
 
     def __init__(self, memory: WorkerMemory, clock: Clock) -> None:
@@ -64,7 +64,7 @@ class Reports:
     def _write(self, worker: Address, update: Update) -> None:
         self._unwritten.append((worker, update))
         if self._writing is None:
-            self._writing = asyncio.create_task(self._drain(), name="reports")
+            self._writing = asyncio.create_task(self._drain(), name="reachability")
 
     async def _drain(self) -> None:
         try:
