@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from piecework.base.connections import Refused
 from piecework.base.text import one_line
 from piecework_protocol.errors import Reason
 from piecework_protocol.objects import Receipt
@@ -64,12 +65,32 @@ class Metrics:
         self._publish_errors = self._counter(
             "piecework_publish_errors", "Offers that an index did not take"
         )
+        self._connections_refused = Counter(
+            "piecework_connections_refused",
+            "Connections closed as soon as they came, by port and reason",
+            ["port", "reason"],
+            registry=self.registry,
+        )
         self.slots = self._gauge("piecework_slots", "Jobs that may run at once")
         self.active = self._gauge("piecework_jobs_active", "Jobs that run or wait for a slot")
         self.streams = self._gauge("piecework_streams", "Open job streams")
         self.exposure = self._gauge("piecework_exposure_base_units", "Delivered and not paid for")
         self.unsettled = self._gauge(
             "piecework_unsettled_base_units", "Accepted and not settled on chain"
+        )
+        self._faults = Gauge(
+            "piecework_fault",
+            "1 while this condition of the surroundings lasts",
+            ["code"],
+            registry=self.registry,
+        )
+        self.gas = self._gauge("piecework_gas_wei", "The operator's native coin, in wei")
+        self.head_age = self._gauge(
+            "piecework_head_age_seconds", "Age of the chain's latest block by this clock"
+        )
+        self.clock_offset = self._gauge(
+            "piecework_clock_offset_seconds",
+            "This clock less the indexes'. Above 0 it is ahead",
         )
         self.ready = self._gauge("piecework_ready", "1 while jobs are taken on")
         self.commit = Histogram(
@@ -85,6 +106,10 @@ class Metrics:
         """A job was declined."""
         self._refusals.labels(reason.name).inc()
         self.refusals[reason.name] = self.refusals.get(reason.name, 0) + 1
+
+    def connection_refused(self, port: str, why: Refused) -> None:
+        """A connection to a port ("jobs" or "admin") was closed as soon as it came."""
+        self._connections_refused.labels(port, why).inc()
 
     def moved(self, state: JobState) -> None:
         """A job reached a state."""
@@ -116,6 +141,10 @@ class Metrics:
     def publish_error(self) -> None:
         """An index did not take the offer."""
         self._publish_errors.inc()
+
+    def fault(self, code: str, *, present: bool) -> None:
+        """A condition lasts, or does not."""
+        self._faults.labels(code).set(int(present))
 
     def note(self, at: Timestamp, where: str, message: str) -> None:
         """Keep an error for the status page."""

@@ -16,9 +16,10 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, field_validator
 
 from piecework.base.amounts import AmountError, Token
+from piecework.base.connections import parse_networks
 from piecework.base.files import SYSTEM_DISK, Disk, private_folder, shown
 from piecework.base.homes import default_home
 from piecework.base.settings import Settings, SettingsError, Variables, load
@@ -245,6 +246,17 @@ class ClientConfig(Settings):
         le=3600,
         description="How long a request may wait for its turn before it gets 429.",
     )
+    gateway_max_connections: int = Field(
+        default=1024,
+        ge=8,
+        le=100_000,
+        description="Connections that the gateway holds at once. One address gets half of them.",
+    )
+    gateway_trusted_proxies: tuple[str, ...] = Field(
+        default=(),
+        max_length=64,
+        description="Addresses or networks of proxies whose X-Forwarded-For is believed.",
+    )
     gateway_heartbeat_s: float = Field(
         default=10.0,
         gt=0,
@@ -255,6 +267,12 @@ class ClientConfig(Settings):
         default=False,
         description="Requests that do not say may go to models without seed and trace.",
     )
+
+    @field_validator("gateway_trusted_proxies")
+    @classmethod
+    def _proxies_are_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        parse_networks(value)
+        return value
 
     def amounts(self, token: Token) -> ConfiguredAmounts:
         """Return the amounts in base units of a token.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -25,9 +24,9 @@ from piecework.client.jobs.driver import JobContext
 from piecework.client.jobs.failover import FailOver, nobody
 from piecework.client.jobs.requests import Filters, TextRequest
 from piecework.client.jobs.run import Caller, JobRun
-from piecework.client.jobs.selection import Choice, Next, Ranking
+from piecework.client.jobs.selection import Choice, Ranking
 from piecework.client.journal.proofs import ProvenReceipt, prove_receipts
-from piecework.client.journal.records import ChannelRow, ChannelStatus, JobStatus
+from piecework.client.journal.records import ChannelRow, ChannelStatus, JobStatus, Reservation
 from piecework.client.journal.store import Store
 from piecework.client.network.discovery import ChainView, Discovery
 from piecework.client.network.indexes import IndexReader
@@ -38,9 +37,6 @@ from piecework.client.wallet import Wallet, open_wallet
 from piecework_protocol.content import Message
 from piecework_protocol.errors import ProtocolViolation
 from piecework_protocol.types import Address, Amount, ChannelId, JobId
-
-DEFAULT_RETRY_AFTER_S = 2.0
-_FIXES = frozenset({Next.REFRESH_OFFER, Next.SETTLE_UP, Next.NEW_CHANNEL})
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +85,7 @@ class Balance:
         free: The part of `pooled` that no channel is waiting for.
         in_channels: The deposits of channels that are not closed.
         paid: What vouchers have promised to workers so far.
+        reservations: What `pooled` holds for workers that may open or top up a channel, and why.
     """
 
     payer: Address
@@ -96,6 +93,7 @@ class Balance:
     free: TokenAmount
     in_channels: TokenAmount
     paid: TokenAmount
+    reservations: tuple[Reservation, ...] = ()
 
 
 class PieceworkClient:
@@ -386,7 +384,7 @@ class PieceworkClient:
             raise ProtocolViolation(
                 "4.6", f"this job's worker broke the protocol before: {row.detail}"
             )
-        await asyncio.to_thread(self.store.take_over, job, os.getpid())
+        row = await asyncio.to_thread(self.store.take_over, job)
         await self._fail_over.drive(row, caller, replay=True)
 
     # --- looking back
@@ -397,15 +395,18 @@ class PieceworkClient:
         Raises:
             ChainError: The chain does not answer.
         """
+        reservations = await self.channels.reservations()
         pooled = await self.chain.pooled_balance(self.token, self.wallet.payer.address)
         rows = await asyncio.to_thread(self.store.channels)
         amount = self.payment_token.amount
+        reserved = sum(reservation.amount for reservation in reservations)
         return Balance(
             payer=self.wallet.payer.address,
             pooled=amount(pooled),
-            free=amount(await self.channels.free_balance()),
+            free=amount(max(0, pooled - reserved)),
             in_channels=amount(sum(r.funded for r in rows if r.status is not ChannelStatus.CLOSED)),
             paid=amount(sum(row.book.cumulative for row in rows)),
+            reservations=reservations,
         )
 
     async def receipts(self, channel: ChannelId) -> tuple[ChannelRow, tuple[ProvenReceipt, ...]]:
@@ -415,16 +416,28 @@ class PieceworkClient:
             StoreError: The journal does not know the channel.
         """
         row = await asyncio.to_thread(self.store.channel, channel)
-        rows = await asyncio.to_thread(self.store.receipts, channel=channel)
-        return row, prove_receipts(self._context.domain, row.channel, row.book.voucher(), rows)
+        return row, await asyncio.to_thread(self._prove, row, None)
 
     async def proofs(self, job: JobId | None = None) -> tuple[ProvenReceipt, ...]:
         """Return every paid receipt, or those of one job, each with its proof or its trouble.
 
+        Raises:
+            StoreError: The journal does not know the job.
+
         Example:
             >>> assert all(not proof.trouble for proof in await client.proofs())
         """
+        if job is None:
+            rows = await asyncio.to_thread(self.store.channels)
+        else:
+            channel = (await asyncio.to_thread(self.store.job, job)).channel_id
+            rows = (await asyncio.to_thread(self.store.channel, channel),)
         proven: list[ProvenReceipt] = []
-        for channel in await asyncio.to_thread(self.store.channels):
-            proven += (await self.receipts(channel.id))[1]
-        return tuple(p for p in proven if job is None or p.row.receipt.job == job)
+        for row in rows:
+            proven += await asyncio.to_thread(self._prove, row, job)
+        return tuple(proven)
+
+    def _prove(self, row: ChannelRow, job: JobId | None) -> tuple[ProvenReceipt, ...]:
+        receipts = self.store.receipts(channel=row.id)
+        voucher = row.book.voucher()
+        return prove_receipts(self._context.domain, row.channel, voucher, receipts, job=job)

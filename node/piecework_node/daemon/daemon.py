@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from piecework.base.connections import Refused
 from piecework.base.errors import PieceworkError
 from piecework.base.files import write_private
 from piecework.base.http import HttpReader
@@ -70,12 +71,15 @@ class Daemon:
 
     @property
     def ready(self) -> bool:
-        able = not self._p.worker.draining and self._p.channels.fault is None
+        able = not self._p.worker.draining and self._p.channels.faults.stopping is None
         return self._started and able and self._base.engine.ready
 
     def metrics(self) -> bytes:
         self._gauges()
         return self._base.metrics.render()
+
+    def connection_refused(self, why: Refused) -> None:
+        self._base.metrics.connection_refused("admin", why)
 
     def settle(self) -> None:
         self._p.settler.ask()
@@ -91,7 +95,7 @@ class Daemon:
             return "draining"
         if self.ready:
             return "ready"
-        return "faulted" if self._p.channels.fault else "starting"
+        return "faulted" if self._p.channels.faults.stopping else "starting"
 
     # --- life
 
@@ -278,12 +282,14 @@ class Daemon:
         (base.home.root / ADDRESS_FILE).unlink(missing_ok=True)
         await self._admin.stop()
         await self._grpc.stop(0)
+        self._p.channels.stop()
         await self._p.runtime.wait_idle()
         await base.close()
         base.log.info("stopped")
 
     def _gauges(self) -> None:
         p, metrics = self._p, self._base.metrics
+        p.channels.faults.show()
         metrics.slots.set(self._base.config.slots)
         metrics.active.set(p.worker.active)
         metrics.streams.set(p.worker.streams)

@@ -14,6 +14,7 @@ from prometheus_client import (
     generate_latest,
 )
 
+from piecework.base.connections import Refused
 from piecework.client.gateway.line import WaitingLine
 
 
@@ -35,6 +36,12 @@ class GatewayMetrics:
             "piecework_gateway_stream_failures",
             "Streams that failed after they began.",
             ["code"],
+            registry=r,
+        )
+        self._refused = Counter(
+            "piecework_gateway_connections_refused",
+            "Connections closed as soon as they came, by reason.",
+            ["reason"],
             registry=r,
         )
         self._running = Gauge(
@@ -85,6 +92,10 @@ class GatewayMetrics:
         self._tokens.inc(tokens)
         self._steps.inc(steps)
         self._spent.inc(amount)
+
+    def connection_refused(self, why: Refused) -> None:
+        """A connection was closed as soon as it came."""
+        self._refused.labels(why).inc()
 
     def exposition(self) -> bytes:
         """The text that Prometheus reads."""

@@ -25,7 +25,9 @@ from aiohttp import hdrs, web
 
 from piecework.base.amounts import Token
 from piecework.base.clock import Clock, SystemClock
+from piecework.base.connections import Networks
 from piecework.base.errors import PieceworkError
+from piecework.base.http_server import BodyReader, BodyRefused
 from piecework.base.jsons import loads
 from piecework.chain.errors import ChainError
 from piecework.client.errors import (
@@ -66,6 +68,7 @@ class GatewayOptions:
         max_waiting: Requests that wait for their turn beside them.
         wait_s: How long a request may wait in all.
         best_effort: Requests that do not say may go to models without seed and trace.
+        trusted_proxies: Addresses whose X-Forwarded-For is believed.
     """
 
     api_key: str | None
@@ -74,6 +77,7 @@ class GatewayOptions:
     best_effort: bool = False
     max_waiting: int = 256
     wait_s: float = 60.0
+    trusted_proxies: Networks = ()
 
 
 class Gateway:
@@ -92,6 +96,7 @@ class Gateway:
             places=options.max_concurrent, waiting=options.max_waiting, wait_s=options.wait_s
         )
         self.metrics.watch(self._line)
+        self._bodies = BodyReader(max_bytes=MAX_BODY_BYTES, trusted=options.trusted_proxies)
         self._log = structlog.get_logger("gateway")
 
     def application(self) -> web.Application:
@@ -115,9 +120,9 @@ class Gateway:
             failure = as_api_error(error)
             self._log.warning("request failed", status=failure.status, code=failure.code)
             return _failure(failure)
-        except web.HTTPRequestEntityTooLarge:
-            large = "the body is too large"
-            return _failure(ApiError(413, "invalid_request_error", large, code="body_too_large"))
+        except BodyRefused as refused:
+            kind = "invalid_request_error" if refused.status < 500 else "service_unavailable"
+            return _failure(ApiError(refused.status, kind, refused.message, code=refused.code))
         except web.HTTPException as error:
             code = error.reason.lower().replace(" ", "_")
             return _failure(
@@ -149,7 +154,7 @@ class Gateway:
                 415, "invalid_request_error", "the body is application/json", code="not_json"
             )
         try:
-            body = loads(await request.read())
+            body = loads(await self._bodies.read(request))
         except ValueError:
             raise ApiError(
                 400, "invalid_request_error", "the body is not JSON", code="not_json"
@@ -210,7 +215,12 @@ class Gateway:
     async def _stream(
         self, request: web.Request, answer: _Reply, events: AsyncIterator[JobEvent]
     ) -> web.StreamResponse:
-        headers = {hdrs.CONTENT_TYPE: "text/event-stream", hdrs.CACHE_CONTROL: "no-cache"}
+        headers = {
+            hdrs.CONTENT_TYPE: "text/event-stream",
+            hdrs.CACHE_CONTROL: "no-cache",
+            # nginx would hold the whole stream back otherwise, heartbeats too.
+            "X-Accel-Buffering": "no",
+        }
         response = web.StreamResponse(headers=headers)
         await response.prepare(request)
         try:

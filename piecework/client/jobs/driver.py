@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, replace
 
@@ -30,6 +29,7 @@ from piecework.client.jobs.run import Caller
 from piecework.client.jobs.selection import Choice, claimed_seconds, usual_steps
 from piecework.client.jobs.watchdog import Watchdog
 from piecework.client.journal.learning import learn, learn_broken, learn_measure
+from piecework.client.journal.memory import JobDone, Lesson
 from piecework.client.journal.records import (
     ChannelRow,
     JobRow,
@@ -117,8 +117,14 @@ class JobContext:
 
 async def prepare(context: JobContext, choice: Choice, request: TextRequest) -> JobRow:
     """Sign and seal the request for one worker, record it, and reserve its ceiling. Nothing is
-    sent."""
+    sent.
+
+    Raises:
+        WorkerUnreachable: the worker does not answer. Nothing was reserved.
+        InsufficientFunds: the free balance is too small.
+    """
     offer, now = choice.signed.offer, context.now()
+    await context.links.to(offer)  # money is reserved for a worker that is there
     row = await context.channels.for_offer(offer)
     prompt = request.prompt
     reply_secret, salt = context.entropy(32), Bytes32(context.entropy(32))
@@ -150,7 +156,7 @@ async def prepare(context: JobContext, choice: Choice, request: TextRequest) -> 
         prompt_tokens=None,
         detail="",
         created_at=now,
-        owner=os.getpid(),
+        owner=context.store.owner,
     )
     await context.channels.admit(record, prompt.decode() if context.config.keep_text else None)
     return record
@@ -177,7 +183,7 @@ class JobDriver:
         self._heard = self._silent = False
         """Whether the worker has sent a frame on the stream that is open now, and whether that
         stream was given up because it did not get on."""
-        self._streams = 0
+        self._streams, self._new = 0, not replay
         self._worked_s = 0.0
 
     @property
@@ -192,6 +198,7 @@ class JobDriver:
         if not self._replay:
             rows = await asyncio.to_thread(self._context.store.receipts, job=self._job.id)
             self._receipts = [r.receipt for r in sorted(rows, key=lambda r: r.receipt.canvas)]
+            self._new = not rows
         try:
             acknowledged = await self._follow()
         except ProtocolViolation as violation:
@@ -396,8 +403,9 @@ class JobDriver:
         if self._prompt_tokens not in (None, event.prompt_tokens):
             raise ProtocolViolation("3.5", "the worker signed two prompt lengths for one job")
         self._prompt_tokens, self.accepted = event.prompt_tokens, True
-        await asyncio.to_thread(context.store.accepted, job.id, event.prompt_tokens)
-        book = await asyncio.to_thread(context.store.reconcile, job.channel_id, event.account)
+        book = await asyncio.to_thread(
+            context.store.accepted, job.id, event.prompt_tokens, event.account
+        )
         if not self._announced:
             self._announced = True
             offer, model = job.offer.offer, self._model
@@ -472,9 +480,8 @@ class JobDriver:
             )
             raise JobFailed(job.id, reason, message)
         status = JobStatus.COMPLETE if complete else JobStatus.CANCELLED
-        await asyncio.to_thread(context.store.finish, job.id, status)
         usage = usage_of(self._prompt_tokens or 0, tuple(self._receipts))
-        await self._remember_success(usage)
+        await asyncio.to_thread(context.store.finish, job.id, status, lesson=self._lesson(usage))
         finishes = {
             objects.Finish.END_OF_TEXT: FinishReason.END_OF_TEXT,
             objects.Finish.TOKEN_LIMIT: FinishReason.TOKEN_LIMIT,
@@ -498,20 +505,19 @@ class JobDriver:
         """Stop paying: end the job here and leave the worker alone from now on."""
         context, now = self._context, self._context.now()
         await asyncio.to_thread(
-            context.store.finish, self._job.id, JobStatus.BROKEN, str(violation)
-        )
-        await asyncio.to_thread(
-            context.store.workers.remember,
-            self._job.offer.offer.operator,
-            lambda memory: learn_broken(memory, now, violation.clause),
+            context.store.finish,
+            self._job.id,
+            JobStatus.BROKEN,
+            str(violation),
+            lesson=Lesson(lambda memory: learn_broken(memory, now, violation.clause)),
         )
 
-    async def _remember_success(self, usage: Usage) -> None:
-        """Learn from a job that ran to its end: what it took, if one stream saw all of it, and
+    def _lesson(self, usage: Usage) -> Lesson:
+        """What a job that ran to its end teaches: what it took, if one stream saw all of it, and
         what was paid."""
-        context, now, model = self._context, self._context.now(), self._model
-        operator, parameters = self._job.offer.offer.operator, self._job.submission.job.parameters
-        seen_whole = self._streams == 1 and not self._replay and not self._caller.cancelled.is_set()
+        now, model = self._context.now(), self._model
+        parameters = self._job.submission.job.parameters
+        seen_whole = self._streams == 1 and self._new and not self._caller.cancelled.is_set()
 
         def measure(memory: Measured) -> Measured:
             if not seen_whole:
@@ -526,18 +532,13 @@ class JobDriver:
                 usual_steps=usual_steps(model, tokens, parameters.max_steps),
             )
 
-        await asyncio.to_thread(
-            context.store.workers.job_done,
-            operator,
-            model.digest,
-            lambda memory: learn(memory, now, success=True),
-            measure,
-            PaidTariff(
-                model.price_per_million_prompt_tokens,
-                model.price_per_million_output_tokens,
-                model.price_per_thousand_steps,
-            ),
+        paid = PaidTariff(
+            model.price_per_million_prompt_tokens,
+            model.price_per_million_output_tokens,
+            model.price_per_thousand_steps,
         )
+        done = JobDone(model.digest, measure, paid)
+        return Lesson(lambda memory: learn(memory, now, success=True), done)
 
     # --- session
 

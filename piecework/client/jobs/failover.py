@@ -32,22 +32,17 @@ from piecework.client.limits import MAX_CANDIDATES
 from piecework.client.network.discovery import Discovery
 from piecework_protocol.errors import ProtocolViolation, Refusal
 from piecework_protocol.offers import OfferRejected
-from piecework_protocol.types import Address, ChannelId, Digest, JobId, Uint32, address_hex
+from piecework_protocol.types import Address, ChannelId, Digest, Uint32, address_hex
 
 DEFAULT_RETRY_AFTER_S = 2.0
 
 
 class FailOver:
-    """Runs requests of one client.
-
-    Attributes:
-        active: The jobs that are being followed now.
-    """
+    """Runs requests of one client."""
 
     def __init__(self, context: JobContext, chooser: Chooser, discovery: Discovery) -> None:
         self._context, self._chooser, self._discovery = context, chooser, discovery
         self._settling: dict[ChannelId, asyncio.Lock] = {}
-        self.active: set[JobId] = set()
 
     async def run(self, request: TextRequest, caller: Caller) -> None:
         """Offer the request to one worker after the other until one runs it to its end.
@@ -75,7 +70,6 @@ class FailOver:
 
     async def drive(self, job: JobRow, caller: Caller, *, replay: bool = False) -> None:
         """Follow one recorded job to its end."""
-        self.active.add(job.id)
         driver = JobDriver(self._context, job, caller, replay=replay)
         try:
             await driver.run()
@@ -86,7 +80,8 @@ class FailOver:
                 )
             raise
         finally:
-            self.active.discard(job.id)
+            # At once and in this thread: a cancelled task may not wait, and nothing is synced.
+            self._context.store.leave(job.id)
 
     async def _try(
         self, choice: Choice, request: TextRequest, caller: Caller, attempts: _Attempts
@@ -147,7 +142,7 @@ class FailOver:
         if step is Next.SETTLE_UP:
             lock = self._settling.setdefault(job.channel_id, asyncio.Lock())
             async with lock:  # whoever waited finds nothing left to settle
-                await pay_outstanding(self._context, job.channel_id, self.active)
+                await pay_outstanding(self._context, job.channel_id)
             return choice
         if step is Next.NEW_CHANNEL:
             await self._context.channels.refresh(job.channel_id)

@@ -7,6 +7,7 @@ It is the base of choosing a worker. Losing it costs nothing but the choice.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import apsw
@@ -23,6 +24,23 @@ _EXPERIENCE = (
 )
 _MEASURED = "operator, model, jobs, seconds, claimed_seconds, steps, usual_steps, updated_at"
 Update = Callable[[Experience], Experience]
+
+
+@dataclass(frozen=True, slots=True)
+class JobDone:
+    """What a job that ran to its end says of its model: what it took, and what was paid."""
+
+    model: Digest
+    measure: Callable[[Measured], Measured]
+    paid: PaidTariff
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What a job teaches about its worker."""
+
+    experience: Update
+    done: JobDone | None = None
 
 
 class WorkerMemory:
@@ -53,7 +71,7 @@ class WorkerMemory:
 
     def remember_all(self, updates: Iterable[tuple[Address, Update]]) -> None:
         """Change what is remembered of several workers, in one transaction."""
-        with self._database.change() as db:
+        with self._database.change("remember workers", durable=False) as db:
             for operator, update in updates:
                 _update(db, operator, update)
             db.execute(
@@ -62,37 +80,26 @@ class WorkerMemory:
                 (MAX_REMEMBERED_WORKERS,),
             )
 
-    def job_done(
-        self,
-        operator: Address,
-        model: Digest,
-        update: Update,
-        measure: Callable[[Measured], Measured],
-        paid: PaidTariff,
-    ) -> None:
-        """Learn from a job that ran to its end: one transaction."""
-        with self._database.change() as db:
-            _update(db, operator, update)
-            query = f"SELECT {_MEASURED} FROM measured WHERE operator = ? AND model = ?"  # noqa: S608
-            rows = _rows(db, query, (operator, model))
-            m = measure(_measured(rows[0]) if rows else Measured(operator, model))
-            db.execute(
-                "INSERT OR REPLACE INTO measured VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    m.operator,
-                    m.model,
-                    m.jobs,
-                    m.seconds,
-                    m.claimed_seconds,
-                    m.steps,
-                    m.usual_steps,
-                    m.updated_at,
-                ),
-            )
-            db.execute(
-                "INSERT OR REPLACE INTO tariffs VALUES (?, ?, ?, ?)",
-                (model, str(paid.prompt), str(paid.output), str(paid.steps)),
-            )
+
+def teach(db: apsw.Connection, operator: Address, lesson: Lesson) -> None:
+    """Learn from a job, in the transaction that ends it."""
+    _update(db, operator, lesson.experience)
+    done = lesson.done
+    if done is None:
+        return
+    query = f"SELECT {_MEASURED} FROM measured WHERE operator = ? AND model = ?"  # noqa: S608
+    rows = _rows(db, query, (operator, done.model))
+    m = done.measure(_measured(rows[0]) if rows else Measured(operator, done.model))
+    sums = (m.jobs, m.seconds, m.claimed_seconds, m.steps, m.usual_steps, m.updated_at)
+    db.execute(
+        "INSERT OR REPLACE INTO measured VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (m.operator, m.model, *sums),
+    )
+    paid = done.paid
+    db.execute(
+        "INSERT OR REPLACE INTO tariffs VALUES (?, ?, ?, ?)",
+        (done.model, str(paid.prompt), str(paid.output), str(paid.steps)),
+    )
 
 
 def _rows(db: apsw.Connection, sql: str, bindings: tuple[Any, ...] = ()) -> list[Any]:

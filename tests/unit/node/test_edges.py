@@ -11,6 +11,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from piecework.base.connections import Refused
 from piecework.base.http import HttpError, HttpStatus, HttpUnreachable
 from piecework_node import logs
 from piecework_node.daemon.admin import (
@@ -210,6 +211,9 @@ class Operations:
 
     def drain(self) -> None:
         self.pressed.append("drain")
+
+    def connection_refused(self, why: Refused) -> None:
+        self.pressed.append(why)
 
 
 @pytest.fixture
