@@ -30,9 +30,10 @@ from piecework.client.journal.records import ChannelRow, ChannelStatus, JobStatu
 from piecework.client.journal.store import Store
 from piecework.client.network.discovery import ChainView, Discovery
 from piecework.client.network.indexes import IndexReader
-from piecework.client.network.links import Links
+from piecework.client.network.links import Connect, Links
 from piecework.client.network.reachability import Reachability
 from piecework.client.network.searches import Found
+from piecework.client.network.transport import WorkerLink
 from piecework.client.wallet import Wallet, open_wallet
 from piecework_protocol.content import Message
 from piecework_protocol.errors import ProtocolViolation
@@ -121,12 +122,13 @@ class PieceworkClient:
         *,
         clock: Clock | None = None,
         entropy: Callable[[int], bytes] = secrets.token_bytes,
+        connect: Connect = WorkerLink.connect,
     ) -> None:
         """Build a client from its parts. Programs call `open` instead."""
         clock = clock or SystemClock()
         self.store, self.chain, self.wallet, self.config = store, chain, wallet, config
         self.payment_token, self.token = token, Address(token.address or b"")
-        self.links = Links()
+        self.links = Links(connect)
         self.reachability = Reachability(store.workers, clock)
         indexes = IndexReader(config.indexes, clock)
         self.discovery = Discovery(chain, indexes, self.links, clock, self.reachability)

@@ -1,8 +1,9 @@
 """How long a client waits for a worker. Pure: times are seconds of one monotonic clock.
 
 A worker sends a progress frame several times a second from acceptance to end, so silence means
-death. Being alive is not enough: before its first canvas a worker has to get on as well, in its
-queue or with its steps, and within a bound. After the first canvas there is text to come back for.
+death. Being alive is not enough: before its first canvas a worker has to get on with its steps as
+well, and neither its queue nor its pauses may last beyond a bound. After the first canvas there is
+text to come back for.
 """
 
 from __future__ import annotations
@@ -31,7 +32,6 @@ class Watchdog:
         self._accepted: float | None = None
         self._started = canvases > 0
         self._mark = (-1, -1)
-        self._place: int | None = None
 
     def frame(self, now: float) -> None:
         """Any frame came: the worker lives."""
@@ -46,11 +46,9 @@ class Watchdog:
         if (canvas, step) > self._mark:
             self._mark, self._advance = (canvas, step), now
 
-    def queued(self, now: float, place: int) -> None:
-        """The job waits in the worker's queue. Only a place further on is an advance."""
-        self._work = now
-        if self._place is None or place < self._place:
-            self._place, self._advance = place, now
+    def queued(self, now: float) -> None:
+        """The job waits in the worker's queue. The jobs ahead may be long."""
+        self._work = self._advance = now
 
     def paused(self, now: float, seconds: float) -> None:
         """The worker says that it goes on in so many seconds."""

@@ -88,19 +88,16 @@ def test_a_drip_of_steps_does_not_hold_a_job_either() -> None:
     assert "too slow" in waiting.why
 
 
-def test_a_queue_that_moves_is_waited_for_and_one_that_stands_is_not() -> None:
-    moving, standing = patience(), patience()
-    moving.accepted(0)
-    standing.accepted(0)
-    for second in range(60):
-        moving.frame(second)
-        standing.frame(second)
-        moving.queued(second, 10 - second // 10)
-        standing.queued(second, 4 + second % 2)
-        assert moving.left(second) > 0
-        if second < 20:
-            assert standing.left(second) > 0
-    assert standing.left(59) <= 0
+def test_a_queue_is_waited_for_within_a_bound() -> None:
+    waiting = patience()
+    waiting.accepted(0)
+    for second in range(1000):
+        waiting.frame(second)
+        waiting.queued(second)
+        if waiting.left(second) <= 0:
+            break
+    assert QUEUE_PATIENCE_S <= second <= QUEUE_PATIENCE_S + 40
+    assert "too long" in waiting.why
 
 
 def test_a_pause_is_waited_for_as_announced() -> None:
@@ -146,7 +143,7 @@ def test_whatever_a_worker_says_a_first_canvas_comes_within_a_bound(
         if sign == "working":
             waiting.working(now, 0, number)
         elif sign == "queued":
-            waiting.queued(now, number)
+            waiting.queued(now)
         elif sign == "paused":
             waiting.paused(now, number)
     assert now + min(0.0, waiting.left(now)) <= QUEUE_PATIENCE_S + 20 + FIRST_CANVAS_SLACK + 5
