@@ -20,6 +20,7 @@ from piecework.client.limits import (
     ASK_TIMEOUT_S,
     EMPTY_GRACE_S,
     ENOUGH_WORKERS,
+    MAX_DIALS,
     MAX_INDEX_OFFERS,
     MAX_REGISTRY_WORKERS,
     MAX_SEARCHES,
@@ -273,7 +274,7 @@ class Discovery:
             found = await first_answers(
                 sorted(workers, key=promise),
                 ask,
-                enough=ENOUGH_WORKERS,
+                enough=MAX_DIALS if model is None else ENOUGH_WORKERS,
                 grace_s=SEARCH_GRACE_S,
                 background=self._background,
             )
