@@ -16,6 +16,8 @@ INDEX_TIMEOUT_S: Final = 10.0
 # answered last first.
 MAX_REGISTRY_WORKERS: Final = 2000
 REGISTRY_PARALLEL: Final = 16
+# What they said serves searches for any model for this long.
+REGISTRY_FRESH_S: Final = 2.5
 # A worker's offer at its registered endpoint: a connection and one small answer.
 ASK_TIMEOUT_S: Final = 5.0
 # Strangers are asked side by side: a few at once, twice as many after each pause, so many in all.

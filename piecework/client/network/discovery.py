@@ -7,6 +7,7 @@ registry. An index can hide workers, so several may be asked, and the registry a
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
@@ -26,6 +27,7 @@ from piecework.client.limits import (
     MAX_SEARCHES,
     OFFERS_FRESH_S,
     OFFERS_STALE_S,
+    REGISTRY_FRESH_S,
     REGISTRY_PARALLEL,
     SEARCH_GRACE_S,
     STANDING_LIFETIME_S,
@@ -96,6 +98,7 @@ class Discovery:
         self._standings: dict[Address, tuple[float, RegisteredWorker | None]] = {}
         self._searches: dict[str | None, Search] = {}
         self._asking: dict[tuple[str, str | None], asyncio.Task[SourceAnswer]] = {}
+        self._registry = (-math.inf, SourceAnswer())
         self._background = Background()
 
     async def close(self) -> None:
@@ -257,7 +260,14 @@ class Discovery:
             answer.chain = error
 
     async def _ask_registry(self, model: str | None) -> SourceAnswer:
-        """Ask the registered workers themselves, those that answered last first."""
+        """Ask the registered workers themselves, those that answered last first.
+
+        All models share what they said in the last seconds: a caller who makes up names makes
+        nobody dial.
+        """
+        asked_at, answer = self._registry
+        if self._clock.monotonic() <= asked_at + REGISTRY_FRESH_S:
+            return answer
         answer = SourceAnswer()
         try:
             workers = [w for w in await self._read_registry() if w.active]
@@ -279,6 +289,7 @@ class Discovery:
                 background=self._background,
             )
             answer.answered = bool(found) or not workers
+            self._registry = (self._clock.monotonic(), answer)
         except ChainError as error:
             answer.chain = error
         return answer

@@ -184,6 +184,20 @@ def test_a_crowd_of_silent_workers_does_not_delay_the_live_one(tmp_path: Path) -
     store.close()
 
 
+def test_names_of_models_that_a_caller_makes_up_make_nobody_dial(tmp_path: Path) -> None:
+    net = SimulatedNet()
+    for n in range(20):
+        net.worker(f"w{n}")
+
+    async def scene(net: SimulatedNet, discovery: Discovery) -> None:
+        await discovery.offers("tale-1")
+        for n in range(100):
+            await discovery.offers(f"made-up-{n}")
+
+    play(tmp_path, net, scene).close()
+    assert max(net.dials.values()) == 1
+
+
 def test_the_worker_that_answered_last_is_asked_first(tmp_path: Path) -> None:
     net = SimulatedNet()
     for n in range(300):
