@@ -31,7 +31,7 @@ class Watchdog:
         self._sent = self._frame = self._advance = self._work = now
         self._accepted: float | None = None
         self._started = canvases > 0
-        self._mark = (-1, -1)
+        self._mark = (-1, -1, -1)
 
     def frame(self, now: float) -> None:
         """Any frame came: the worker lives."""
@@ -41,10 +41,12 @@ class Watchdog:
         """The worker has taken the job."""
         self._accepted = self._advance = self._work = now
 
-    def working(self, now: float, canvas: int, step: int) -> None:
-        """The worker is at this step. Only a later one than before is an advance."""
-        if (canvas, step) > self._mark:
-            self._mark, self._advance = (canvas, step), now
+    def working(self, now: float, canvas: int, step: int, prefilled: int = 0) -> None:
+        """The worker is at this step, or at this token of the prompt. Only what lies beyond all
+        that it said before is an advance."""
+        mark = (canvas, step, prefilled)
+        if mark > self._mark:
+            self._mark, self._advance = mark, now
 
     def queued(self, now: float) -> None:
         """The job waits in the worker's queue. The jobs ahead may be long."""
