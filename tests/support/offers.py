@@ -58,6 +58,7 @@ def offer(
     *,
     signer: Signer | None = None,
     domain: Domain = DOMAIN,
+    endpoint: str = "worker.example:7000",
     **changes: Any,
 ) -> SignedOffer:
     """A valid offer of the worker `name`, with some members changed before it is signed."""
@@ -68,7 +69,7 @@ def offer(
         "sequence": Uint64(1),
         "issued_at": Timestamp(now),
         "expires_at": Timestamp(now + 300),
-        "endpoint": "worker.example:7000",
+        "endpoint": endpoint,
         "tls_certificate": Digest(keccak256(b"certificate")),
         "sealing_key": PublicKey(keccak256(b"sealing")),
         "tokens": (TOKEN,),
