@@ -56,7 +56,7 @@ from piecework_protocol.client_session import (
     Openers,
     paid_amount,
 )
-from piecework_protocol.content import prompt_digest
+from piecework_protocol.content import content_digest
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import ProtocolViolation, Reason, Refusal
 from piecework_protocol.frames import (
@@ -64,28 +64,30 @@ from piecework_protocol.frames import (
     Account,
     CancelJob,
     JobEnded,
+    Progress,
     SubmitJob,
     VoucherAccepted,
     WorkerFrame,
 )
 from piecework_protocol.ledger import PayerLedger
-from piecework_protocol.objects import Job, ModelOffer, Receipt, Voucher
+from piecework_protocol.objects import Job, Kind, ModelOffer, Receipt, Voucher
 from piecework_protocol.pricing import Usage
 from piecework_protocol.sealing import (
     canvas_context,
+    content_context,
     draft_context,
-    prompt_context,
     public_key,
     seal,
     unseal,
 )
 from piecework_protocol.signing import sign
-from piecework_protocol.types import Bytes32, Digest, JobId, Timestamp
+from piecework_protocol.types import Bytes32, Digest, JobId, Timestamp, Uint32
 
 LATER = frozenset(
     {
         Reason.JOB_BUSY,
         Reason.BUSY,
+        Reason.CREDIT_EXHAUSTED,
         Reason.RATE_LIMITED,
         Reason.DRAINING,
         Reason.CHAIN_UNAVAILABLE,
@@ -135,15 +137,17 @@ async def prepare(context: JobContext, choice: Choice, request: TextRequest) -> 
         channel=row.id,
         salt=salt,
         offer=Digest(context.domain.digest(offer)),
+        entry=Uint32(offer.models.index(choice.model)),
         model=choice.model.digest,
-        prompt=prompt_digest(salt, prompt),
+        kind=Kind.TEXT,
+        content=content_digest(salt, prompt),
         parameters=job_parameters(choice.model, choice.generation, seed),
         max_amount=choice.ceiling,
         deadline=Timestamp(now + context.config.job_lifetime_s),
         reply_key=public_key(reply_secret),
     )
     key = job.id(context.domain)
-    sealed = seal(prompt, offer.sealing_key, prompt_context(context.domain, key))
+    sealed = seal(prompt, offer.sealing_key, content_context(context.domain, key))
     signature = sign(context.domain, job, context.wallet.authorizer)
     submission = SubmitJob(job, signature, row.channel, sealed, drafts=request.drafts)
     record = JobRow(
@@ -299,6 +303,9 @@ class JobDriver:
                 elif isinstance(event, DraftSeen):
                     watchdog.working(came, event.canvas, event.step)
                     self._caller.offer(DraftText(event.canvas, event.step, event.output.text))
+                elif isinstance(event, Progress):
+                    if _told(watchdog, event, came, self._context.clock.wall()):
+                        started = came  # time in a queue is not the worker's slowness
                 elif isinstance(event, CanvasVerified):
                     watchdog.canvas(came)
                     self._worked_s += came - started
@@ -308,7 +315,7 @@ class JobDriver:
                     book = await asyncio.to_thread(
                         self._context.store.acknowledge, row.id, event.count
                     )
-                else:
+                elif isinstance(event, JobEnded):
                     self._ended = event
                 if self._ended is not None and book.acknowledged >= self._owed(book):
                     break
@@ -544,7 +551,7 @@ class JobDriver:
 
     @property
     def _model(self) -> ModelOffer:
-        model = self._job.offer.offer.model(self._job.submission.job.model)
+        model = self._job.offer.offer.entry(self._job.submission.job)
         if model is None:
             raise ProtocolViolation("3.1", "the offer does not list the job's model")
         return model
@@ -574,3 +581,14 @@ class JobDriver:
 def _recorded(account: Account | None) -> int:
     """How many paid receipts the worker shows."""
     return account.voucher.count if account is not None else 0
+
+
+def _told(watchdog: Watchdog, progress: Progress, now: float, wall: float) -> bool:
+    """Tell the watchdog where the job is. Return whether it only waits."""
+    if progress.queue_position:
+        watchdog.queued(now)
+    elif progress.paused_until:
+        watchdog.paused(now, progress.paused_until - wall)
+    else:
+        watchdog.working(now, progress.canvas, progress.step, progress.prompt_tokens)
+    return bool(progress.queue_position or progress.paused_until)
