@@ -38,7 +38,8 @@ from piecework.client.journal.records import (
     JobStatus,
     ReceiptRow,
 )
-from piecework.client.network.discovery import Discovery, Links
+from piecework.client.network.discovery import Discovery
+from piecework.client.network.links import Links
 from piecework.client.recovery import Recovered, recover
 from piecework_protocol.errors import ProtocolViolation, Refusal
 from piecework_protocol.objects import EVERYTHING, CloseChannel
