@@ -14,7 +14,7 @@ from typing import Any, Final
 from piecework.chain.abi import interface
 from piecework.chain.events import Log, topic
 from piecework.chain.logs import LogSearch
-from piecework.chain.reader import ChainReader, parse_logs
+from piecework.chain.reader import ChainReader
 from piecework.client.journal.logs import ChainLogs, LogRow
 from piecework.client.limits import MAX_CHANNELS_PER_LOG_QUERY
 from piecework_protocol.objects import Channel
@@ -60,7 +60,7 @@ class History:
         end = await self._reader.finalized_block()
         start = await asyncio.to_thread(self._logs.scanned_to)
         if start is None:
-            start = self._reader.deployment.block
+            start = self._reader.deployment.from_block or 0
         channels = {e.channel for e in await self.events() if e.name == "ChannelOpened"}
         # It starts small, so that something is kept also from a node that soon goes away.
         span = 1
@@ -77,7 +77,9 @@ class History:
         Raises:
             ChainError: the node does not answer.
         """
-        start = await asyncio.to_thread(self._logs.scanned_to) or self._reader.deployment.block
+        start = await asyncio.to_thread(self._logs.scanned_to) or (
+            self._reader.deployment.from_block or 0
+        )
         end = await self._reader.latest_block()
         channels = {e.channel for e in await self.events() if e.name == "ChannelOpened"}
         rows = await self._range(start, end, channels) if start <= end else []
@@ -106,8 +108,9 @@ class History:
         self, start: int, stop: int, names: Iterable[str], more: list[Any]
     ) -> list[Log]:
         wanted = [to_hex(key) for key, name in self._names.items() if name in names]
-        query = {"address": to_hex(self._reader.deployment.escrow), "topics": [wanted, *more]}
-        return parse_logs(await self._search.find(query, start, stop))
+        escrow = self._reader.deployment.escrow
+        parts = self._search.scan(escrow, [wanted, *more], start, stop)
+        return [log async for part in parts for log in part.logs]
 
     async def _time(self, number: int) -> Timestamp:
         return (await self._reader.block(number)).timestamp

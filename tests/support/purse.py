@@ -13,7 +13,7 @@ from typing import Any
 
 import apsw
 
-from piecework.chain.calls import fund
+from piecework.chain.calls import submit_funding
 from piecework.chain.errors import RpcUnavailable, TransactionReverted
 from piecework.chain.reader import ChainReader
 from piecework.chain.rpc import JsonRpc
@@ -22,6 +22,7 @@ from piecework.client.funds import Funds
 from piecework.client.journal.store import Store
 from piecework.client.sdk import PieceworkClient
 from piecework.client.wallet import Wallet
+from piecework_protocol.frames import FundingAuthorization
 from piecework_protocol.signing import LocalSigner
 from tests.support.chains import ETHER, TestMarket, signer
 from tests.support.fake_chain import FakeChain
@@ -147,12 +148,12 @@ async def mine_openings(market: TestMarket, worker: FakeWorker, purse: Purse) ->
     newest = {
         s.funding.authorization.channel.id(market.reader.domain): s.funding
         for s in worker.submissions
-        if s.funding is not None and s.channel.payer == purse.payer.address
+        if isinstance(s.funding, FundingAuthorization) and s.channel.payer == purse.payer.address
     }
     for channel, funding in newest.items():
         a = funding.authorization
-        if (await market.reader.channel(channel)).deposit < a.deposit:
-            call = fund(market.deployment, a.channel, a.deposit, a.deadline, funding.signature)
+        if (await market.reader.channel(channel)).funded < a.funded:
+            call = submit_funding(market.deployment, a.channel, funding)
             # Closed meanwhile, or the pool is empty: the worker simulates first and sends nothing.
             with suppress(TransactionReverted):
                 await market.run(worker.operator, call)
