@@ -22,6 +22,7 @@ from piecework.client.sdk import PieceworkClient
 from piecework_protocol.types import Timestamp
 from tests.support.chains import USD, TestMarket, deployed
 from tests.support.client_side import ask, collect, last
+from tests.support.dying_database import copy_database
 from tests.support.fake_worker import FakeWorker
 from tests.support.purse import Purse, mine_openings, purse, scripted_worker
 
@@ -104,11 +105,11 @@ async def test_a_receipt_that_is_not_what_was_paid_is_said_in_its_line(
         assert len(bill.troubles) == 1
 
 
-async def test_channels_of_a_lost_journal_are_found_and_their_money_comes_home(
+async def test_a_lost_journal_is_recovered_from_chain_and_worker(
     market: TestMarket, worker: FakeWorker, mine: Purse
 ) -> None:
     async with mine.process() as (client, _):
-        await trade(market, worker, mine, client)
+        cost = await trade(market, worker, mine, client)
         (before,) = client.store.channels()
     for file in mine.folder.glob("client.db*"):
         file.unlink()
@@ -116,10 +117,56 @@ async def test_channels_of_a_lost_journal_are_found_and_their_money_comes_home(
         assert client.store.channels() == ()
         (found,) = await funds.recover()
         assert found.found and found.row.id == before.id and found.row.funded == USD
+        assert found.row.book.voucher() == before.book.voucher()
         (again,) = await funds.recover()
-        assert not again.found
+        assert (again.found, again.note) == (False, "up to date")
+        cost += last(await collect(client.run(ask("A third one.")))).cost
+        (closed,) = await funds.close_all()
+        assert "together" in closed.note
+        await funds.withdraw()
+    assert await mine.wealth() == 5 * USD - cost
+
+
+async def test_a_lost_journal_gets_its_money_from_a_worker_that_shows_nothing(
+    market: TestMarket, worker: FakeWorker, mine: Purse
+) -> None:
+    async with mine.process() as (client, _):
+        await trade(market, worker, mine, client)
+    for file in mine.folder.glob("client.db*"):
+        file.unlink()
+    worker.script.shows_account = False
+    async with mine.process() as (client, funds):
+        (found,) = await funds.recover()
+        assert "withdrawal delay" in found.note
         await _bring_home(market, worker, client, funds)
     assert await mine.wealth() == 5 * USD - worker.paid()
+
+
+@pytest.mark.parametrize("shown", [True, False], ids=["shown", "hidden"])
+async def test_an_old_copy_of_the_journal_signs_nothing_below_what_was_signed(
+    market: TestMarket, worker: FakeWorker, mine: Purse, shown: bool
+) -> None:
+    async with mine.process() as (client, _):
+        cost = last(await collect(client.run(ask()))).cost
+        await mine_openings(market, worker, mine)
+    file, copy = mine.folder / "client.db", mine.folder / "backup"
+    copy_database(file, copy)
+    async with mine.process() as (client, _):
+        cost += last(await collect(client.run(ask("Another one.")))).cost
+        await settle_now(market, worker)
+    for part in mine.folder.glob("client.db*"):
+        part.unlink()
+    copy_database(copy, file)
+    worker.script.shows_account = shown
+    async with mine.process() as (client, funds):
+        (closing,) = await funds.close_all()
+        assert closing.closed is shown, closing
+        if not shown:
+            assert "lies before" in closing.note or "lacks vouchers" in closing.note
+            assert worker.closed == []
+            await market.pass_time(3601)
+        await funds.withdraw()
+    assert await mine.wealth() == 5 * USD - cost
 
 
 async def _bring_home(
