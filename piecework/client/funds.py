@@ -40,7 +40,8 @@ from piecework.client.journal.records import (
     JobStatus,
     ReceiptRow,
 )
-from piecework.client.network.discovery import Discovery, Links
+from piecework.client.network.discovery import Discovery
+from piecework.client.network.links import Links
 from piecework.client.network.transport import WorkerLink
 from piecework.client.recovery import Recovered, recover
 from piecework_protocol.errors import ProtocolViolation, Refusal

@@ -296,6 +296,10 @@ class FakeWorker:
         return wire.encode_call(account)
 
     async def _run(self, _: Any, context: Any) -> None:
+        await self.serve(context)
+
+    async def serve(self, context: Any) -> None:
+        """Serve one stream over any context that reads, writes and aborts as gRPC's."""
         submission = wire.decode_client_frame(await context.read())
         assert isinstance(submission, SubmitJob)
         self.submissions.append(submission)

@@ -351,6 +351,7 @@ def admit(s: SubmitJob, v: AdmissionView, c: ChannelView, prompt_tokens: int) ->
         raise Refusal(
             Reason.PROMPT_TOO_LONG,
             f"prompt and output need {needed} tokens, the context has {model.max_context}",
+            metadata={"prompt_tokens": str(prompt_tokens)},
         )
     worst = worst_case(model, s.job.parameters, prompt_tokens)
     if worst > s.job.max_amount:

@@ -436,7 +436,9 @@ class Worker:
             messages = decode_prompt(prompt)
             seal(b"", job.reply_key, canvas_context(domain, job_id, 0))
             return await self._runtime.engine.encode_prompt(messages)
-        except (MalformedInput, PromptRejected) as error:
+        except PromptRejected as error:
+            raise Refusal(Reason.PROMPT_REFUSED, str(error)) from None
+        except MalformedInput as error:
             raise Refusal(Reason.MALFORMED, str(error)) from None
 
     def _view(self, submission: SubmitJob) -> AdmissionView:

@@ -147,7 +147,7 @@ async def test_an_old_copy_of_the_journal_signs_nothing_below_what_was_signed(
     market: TestMarket, worker: FakeWorker, mine: Purse, shown: bool
 ) -> None:
     async with mine.process() as (client, _):
-        cost = last(await collect(client.run(ask()))).cost
+        cost = int(last(await collect(client.run(ask()))).cost)
         await mine_openings(market, worker, mine)
     file, copy = mine.folder / "client.db", mine.folder / "backup"
     copy_database(file, copy)
