@@ -14,11 +14,7 @@ from dataclasses import dataclass
 from piecework.base.amounts import TokenAmount
 from piecework.base.errors import PieceworkError
 from piecework.chain import calls
-from piecework.chain.authorizations import (
-    ReceiveWithAuthorization,
-    SignedAuthorization,
-    sign_authorization,
-)
+from piecework.chain.authorizations import SignedDeposit, sign_deposit
 from piecework.chain.calls import Claim
 from piecework.chain.reader import ChainReader
 from piecework.chain.transactions import Mined, TransactionSender
@@ -33,7 +29,7 @@ from piecework.client.jobs.outstanding import pay_outstanding
 from piecework.client.journal.records import ChannelRow, ChannelStatus, JobStatus
 from piecework.client.network.discovery import Discovery, Links
 from piecework_protocol.errors import ProtocolViolation, Refusal
-from piecework_protocol.objects import CloseChannel
+from piecework_protocol.objects import EVERYTHING, CloseChannel
 from piecework_protocol.offers import OfferRejected
 from piecework_protocol.signing import sign, signed_by
 from piecework_protocol.states import ChannelState
@@ -44,7 +40,6 @@ from piecework_protocol.types import (
     ChannelId,
     Signature,
     Timestamp,
-    Uint256,
 )
 
 CLOSING_POLL_S = 1.0
@@ -157,14 +152,14 @@ class Funds:
         return await self._sender.execute(deposit)
 
     async def authorize_deposit(
-        self, amount: TokenAmount | str, valid_for_s: int, nonce: Bytes32
-    ) -> SignedAuthorization:
+        self, amount: TokenAmount | str, valid_for_s: int, salt: Bytes32
+    ) -> SignedDeposit:
         """Sign a deposit that anybody may submit and pay the gas for (EIP-3009).
 
         Args:
             amount: How much goes into the escrow.
             valid_for_s: Seconds for which it may be submitted.
-            nonce: 32 random bytes. The token takes each of them once.
+            salt: 32 random bytes. The token takes each of them once.
 
         Raises:
             AmountError: The text is not an amount of this market's token.
@@ -172,17 +167,16 @@ class Funds:
         """
         domain = await self._reader.token_domain(self._deployment.token)
         now = await self._reader.timestamp()
-        authorization = ReceiveWithAuthorization(
-            from_=self._payer,
-            to=self._deployment.escrow,
-            value=Uint256(self._units(amount)),
-            valid_after=Uint256(0),
-            valid_before=Uint256(now + valid_for_s),
-            nonce=nonce,
+        return sign_deposit(
+            domain,
+            self._deployment.escrow,
+            self._context.wallet.payer,
+            self._units(amount),
+            valid_before=Timestamp(now + valid_for_s),
+            salt=salt,
         )
-        return sign_authorization(domain, authorization, self._context.wallet.payer)
 
-    async def relay(self, signed: SignedAuthorization) -> Mined:
+    async def relay(self, signed: SignedDeposit) -> Mined:
         """Submit somebody's signed deposit and pay its gas.
 
         Raises:
@@ -309,10 +303,13 @@ class Funds:
             )
         signature = sign(self._reader.domain, voucher, self._context.wallet.authorizer)
         claim = Claim(row.channel, voucher, signature)
-        await self._sender.execute(calls.close(self._deployment, claim, agreed))
+        await self._sender.execute(calls.close(self._deployment, claim, operator_signature=agreed))
 
     async def _request_withdrawal(self, row: ChannelRow, why: str) -> Closing:
-        await self._sender.execute(calls.request_withdrawal(self._deployment, row.channel))
+        requests = (await self._reader.channel(row.id)).requests
+        await self._sender.execute(
+            calls.request_withdrawal(self._deployment, row.channel, EVERYTHING, requests)
+        )
         await self._context.channels.refresh(row.id)
         seen = await self._reader.channel(row.id)
         until = Timestamp(seen.withdrawal_requested_at + row.channel.withdrawal_delay)

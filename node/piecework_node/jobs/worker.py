@@ -280,7 +280,7 @@ class Worker:
         job.pending = channel.is_overcommitted
         await self._runtime.perform(job, job.session.open(0, channel.ledger), before=facts)
         channel.journaled = True
-        if funding is not None and funding.authorization.funded > channel.stored.deposit:
+        if funding is not None and funding.authorization.funded > channel.funded:
             self._channels.want_funding(channel)
 
     async def _return_to(self, job: LiveJob, submission: SubmitJob, sink: FrameSink) -> LiveJob:
@@ -437,6 +437,8 @@ class Worker:
             ledger=stored.ledger,
             state=stored.state,
             deposit=stored.deposit,
+            withdrawn=channel.withdrawn,
+            account_signed=funding is not None and funding == channel.account_signed,
             fresh=self._channels.is_reliable(channel, funding),
             funding=funding,
             pooled=self._channels.pooled_for(channel),

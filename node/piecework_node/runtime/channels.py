@@ -28,6 +28,7 @@ from piecework_node.runtime.jobs import JobRuntime
 from piecework_node.runtime.live import LiveChannel, LiveJob
 from piecework_node.runtime.sink import FrameSink
 from piecework_node.times import now
+from piecework_protocol.eip712 import TypedData
 from piecework_protocol.errors import ProtocolViolation, Reason, Refusal
 from piecework_protocol.frames import FundingAuthorization, PayVoucher
 from piecework_protocol.ledger import WorkerLedger, closing_of, empty_voucher
@@ -55,6 +56,8 @@ class ChannelReader(Protocol):
     async def channel(self, channel_id: ChannelId) -> ChannelOnChain: ...
 
     async def pooled_balance(self, token: Address, owner: Address) -> Amount: ...
+
+    async def payer_signed(self, payer: Address, message: TypedData, signature: bytes) -> bool: ...
 
 
 class Channels:
@@ -292,13 +295,21 @@ class Channels:
         async with self._places:
             try:
                 seen = await self._chain.channel(live.id)
-                if funding is not None and funding.authorization.funded > seen.deposit:
-                    live.pooled = await self._chain.pooled_balance(*_purse(live))
-                    live.pooled_at = self._runtime.clock.monotonic()
+                if funding is not None and funding.authorization.funded > seen.funded:
+                    await self._ask_payer(live, funding)
             except PieceworkError as error:
                 self._note_chain_error(error)
                 return
         await self._runtime.shielded(self._take_over(live, seen))
+
+    async def _ask_payer(self, live: LiveChannel, funding: FundingAuthorization) -> None:
+        """Ask what the payer holds, and a smart account whether it has signed (ERC-1271)."""
+        payer, terms = live.stored.channel.payer, funding.authorization
+        live.pooled = await self._chain.pooled_balance(*_purse(live))
+        if not signed_by(self._runtime.domain, terms, funding.signature, payer):
+            signed = await self._chain.payer_signed(payer, terms, funding.signature)
+            live.account_signed = funding if signed else None
+        live.pooled_at = self._runtime.clock.monotonic()
 
     def is_reliable(self, live: LiveChannel, funding: FundingAuthorization | None) -> bool:
         """Whether the chain's word is recent enough to admit a job on it.
@@ -330,16 +341,17 @@ class Channels:
             if not self._is_possible(live, seen):
                 return
             live.heard_at = self._runtime.clock.monotonic()
+            live.withdrawn = seen.withdrawn
             if (stored.state, stored.deposit, stored.settled) == (
                 seen.state,
-                seen.deposit,
+                seen.capacity,
                 seen.settled,
             ):
                 return
             live.stored = replace(
                 stored,
                 state=seen.state,
-                deposit=seen.deposit,
+                deposit=seen.capacity,
                 settled=seen.settled,
                 observed_at=now(self._runtime.clock),
             )
@@ -355,7 +367,7 @@ class Channels:
         same, because it is where a claim would be paid. What no escrow can say is not taken over.
         """
         stored = live.stored
-        if seen.settled > seen.deposit:
+        if seen.settled > seen.capacity:
             self._log.error(
                 "the chain says what no escrow can",
                 channel=live.id,
@@ -364,8 +376,7 @@ class Channels:
             )
             return False
         path = channel_path(stored.state, seen.state)
-        # Closing pays the rest of a deposit back, so only there it may shrink.
-        lost = seen.deposit < stored.deposit and seen.state is not ChannelState.CLOSED
+        lost = seen.funded < live.funded and seen.state is not ChannelState.CLOSED
         if path is None or lost or seen.settled < stored.settled:
             self._log.warning(
                 "the chain went back",
@@ -401,7 +412,7 @@ class Channels:
 
 def _wants_more(live: LiveChannel, funding: FundingAuthorization | None) -> bool:
     """Whether an authorization adds to what is on chain."""
-    return funding is not None and funding.authorization.funded > live.stored.deposit
+    return funding is not None and funding.authorization.funded > live.funded
 
 
 def _purse(live: LiveChannel) -> tuple[Address, Address]:

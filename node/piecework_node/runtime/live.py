@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from piecework_node.journal.records import StoredChannel
 from piecework_node.runtime.funding import usable_funding
 from piecework_node.runtime.sink import FrameSink
+from piecework_protocol.frames import FundingAuthorization
 from piecework_protocol.ledger import WorkerLedger
 from piecework_protocol.pricing import worst_case
 from piecework_protocol.states import ENDED_STATES, ChannelState
@@ -82,6 +83,10 @@ class LiveChannel:
     """A question to the chain that is under way."""
     heard_at: float | None = None
     """Monotonic time of the chain's last word. None: not asked since this process started."""
+    withdrawn: Amount = Amount(0)
+    """What the payer took back in part, by the chain's last word. The deposit is without it."""
+    account_signed: FundingAuthorization | None = None
+    """What the payer's smart account says it has signed. Plain keys are not asked."""
     wants_funding: bool = False
     """An authorization waits for settlement to submit it."""
     unsettled_since: float | None = None
@@ -98,10 +103,16 @@ class LiveChannel:
         return self.stored.ledger
 
     @property
+    def funded(self) -> Amount:
+        """What was ever put in, which authorizations raise."""
+        return Amount(self.stored.deposit + self.withdrawn)
+
+    @property
     def backing(self) -> Amount:
         """The deposit on chain, or the larger one that is authorized."""
         funding = self.stored.funding
-        return Amount(max(self.stored.deposit, funding.authorization.funded if funding else 0))
+        authorized = funding.authorization.funded - self.withdrawn if funding else 0
+        return Amount(max(self.stored.deposit, authorized))
 
     @property
     def claimable(self) -> Amount:
@@ -152,4 +163,4 @@ class LiveChannel:
         if self.stored.state is ChannelState.CLOSED:
             return 0
         funding = usable_funding(self.stored.funding, now)
-        return max(0, funding.authorization.funded - self.stored.deposit) if funding else 0
+        return max(0, funding.authorization.funded - self.funded) if funding else 0

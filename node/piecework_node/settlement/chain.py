@@ -10,6 +10,7 @@ from piecework.chain.calls import Call, Claim, send_native
 from piecework.chain.deployment import Deployment
 from piecework.chain.errors import LogRangeRefused
 from piecework.chain.fees import FeePolicy
+from piecework.chain.packing import settlement_calldata
 from piecework.chain.quorum import QuorumRpc
 from piecework.chain.rawtx import SignedTransaction
 from piecework.chain.reader import ChainReader, ChannelOnChain
@@ -17,9 +18,10 @@ from piecework.chain.transactions import GasPrice, Outcome, Simulation, Transact
 from piecework_node.journal.records import Worth
 from piecework_node.runtime.channels import ChannelReader
 from piecework_node.settlement.watch import NodePort
+from piecework_protocol.eip712 import TypedData
 from piecework_protocol.frames import FundingAuthorization
 from piecework_protocol.signing import Signer
-from piecework_protocol.types import Address, Amount, Bytes32, ChannelId, Signature, Timestamp
+from piecework_protocol.types import Address, Amount, Bytes32, ChannelId, Timestamp
 
 MAX_WATCH_REQUESTS: Final = 32
 """Of one search for withdrawals. Asking for each channel is cheaper than more."""
@@ -101,6 +103,9 @@ class ChainLink:
     async def pooled_balance(self, token: Address, owner: Address) -> Amount:
         return await self._reader.pooled_balance(token, owner)
 
+    async def payer_signed(self, payer: Address, message: TypedData, signature: bytes) -> bool:
+        return await self._reader.payer_signed(payer, message, signature)
+
     async def verify(self) -> None:
         await self._reader.verify()
 
@@ -148,7 +153,7 @@ class ChainLink:
         return await self._prepare(self._fund_call(funding), worth)
 
     async def prepare_settle(self, claims: Sequence[Claim], worth: Worth) -> SignedTransaction:
-        return await self._prepare(calls.settle(self.deployment, claims), worth)
+        return await self._prepare(settlement_calldata(self.deployment, claims), worth)
 
     async def prepare_close(self, claim: Claim, worth: Worth) -> SignedTransaction:
         return await self._prepare(calls.close(self.deployment, claim), worth)
@@ -175,10 +180,7 @@ class ChainLink:
         self._sender.resume(list(txs))
 
     def _fund_call(self, funding: FundingAuthorization) -> Call:
-        a = funding.authorization
-        return calls.fund(
-            self.deployment, a.channel, a.funded, a.deadline, Signature(funding.signature)
-        )
+        return calls.submit_funding(self.deployment, funding.authorization.channel, funding)
 
     async def _prepare(self, call: Call, worth: Worth) -> SignedTransaction:
         return await self._sender.prepare(call, value_at_stake=worth.wei)

@@ -16,13 +16,13 @@ import aiohttp
 import openai
 import pytest
 
-from piecework.chain.calls import approve, fund, register
+from piecework.chain.calls import approve, register, submit_funding
 from piecework.chain.dev.embedded import EmbeddedChain
 from piecework_protocol import wire
 from piecework_protocol.frames import FundingAuthorization
 from piecework_protocol.objects import Registration
 from piecework_protocol.signing import LocalSigner
-from piecework_protocol.types import Signature, Timestamp, Uint64, parse_address
+from piecework_protocol.types import Timestamp, Uint64, parse_address
 from tests.support import chains
 from tests.support.chains import MIN_STAKE, USD, TestMarket, deployed
 from tests.support.fake_chain import FakeChain
@@ -93,8 +93,8 @@ class CommandStage:
         funding = self.worker.submissions[0].funding
         assert funding is not None
         assert isinstance(funding, FundingAuthorization)
-        a, signature = funding.authorization, Signature(funding.signature)
-        call = fund(self.market.deployment, a.channel, a.funded, a.deadline, signature)
+        channel = funding.authorization.channel
+        call = submit_funding(self.market.deployment, channel, funding)
         await self.market.run(self.worker.operator, call)
 
 

@@ -99,7 +99,7 @@ async def test_the_channel_is_opened_by_the_first_job_and_used_by_the_next(
     assert first.funding is not None
     assert second.funding is None
     assert first.job.channel == second.job.channel
-    assert chain.channels[first.job.channel].deposit == 1_000_000
+    assert chain.channels[first.job.channel].funded == 1_000_000
 
 
 async def test_a_pending_opening_is_sent_again_until_the_chain_shows_it(
