@@ -9,6 +9,8 @@ import {ECDSA} from "@openzeppelin/contracts/utils/cryptography/ECDSA.sol";
 import {EIP712} from "@openzeppelin/contracts/utils/cryptography/EIP712.sol";
 import {SignatureChecker} from "@openzeppelin/contracts/utils/cryptography/SignatureChecker.sol";
 import {ChannelState, IEscrow, SkipReason} from "./interfaces/IEscrow.sol";
+import {Account} from "./libraries/Accounts.sol";
+import {CappedTransfer} from "./libraries/CappedTransfer.sol";
 import {PackedRows} from "./libraries/PackedRows.sol";
 import {Channel, Claim, PieceworkTypes, Terms, WithdrawPooled} from "./libraries/PieceworkTypes.sol";
 import {TokenSignatures} from "./libraries/TokenSignatures.sol";
@@ -30,12 +32,9 @@ contract Escrow is IEscrow, EIP712, ReentrancyGuardTransient {
     /// @dev Twice what the dearest dollar token needs for a first transfer.
     uint256 public constant TRANSFER_GAS = 100_000;
 
-    /// @dev The only word that paying reads. `reduced` says that the channel's Withdrawals.withdrawn is not zero.
-    struct Account {
-        uint96 funded;
-        uint96 settled;
-        bool closed;
-        bool reduced;
+    /// @dev The first word of a channel. A struct, so that a pointer to it is computed once.
+    struct Stored {
+        Account account;
     }
 
     /// @dev The second word. It exists once a withdrawal was asked for.
@@ -55,7 +54,7 @@ contract Escrow is IEscrow, EIP712, ReentrancyGuardTransient {
 
     mapping(address token => mapping(address owner => uint256)) private _balances;
     mapping(address token => mapping(address receiver => uint256)) private _payouts;
-    mapping(bytes32 channelId => Account) private _accounts;
+    mapping(bytes32 channelId => Stored) private _accounts;
     mapping(bytes32 channelId => Withdrawals) private _withdrawals;
     mapping(address owner => uint64) private _orders;
     /// @dev The token's permit nonce after the last permit that deposited here.
@@ -148,7 +147,8 @@ contract Escrow is IEscrow, EIP712, ReentrancyGuardTransient {
         bytes calldata signature
     ) external nonReentrant {
         bytes32 id = channelId(channel);
-        uint96 current = _requireNotClosed(id);
+        Account account = _requireNotClosed(id);
+        uint96 current = account.funded();
         if (block.timestamp > deadline) revert Expired(deadline, block.timestamp);
         if (funded <= current) revert DepositNotIncreased(id, current, funded);
         if (msg.sender != channel.payer) {
@@ -156,8 +156,8 @@ contract Escrow is IEscrow, EIP712, ReentrancyGuardTransient {
             _requirePayer(channel.payer, structHash, signature);
         }
         uint128 added = funded - current;
+        _raise(id, channel, account, added, fee);
         _debit(channel.token, channel.payer, uint256(added) + fee);
-        _raise(id, channel, current, added, fee);
     }
 
     /// @inheritdoc IEscrow
@@ -170,10 +170,10 @@ contract Escrow is IEscrow, EIP712, ReentrancyGuardTransient {
         bytes calldata signature
     ) external nonReentrant {
         bytes32 id = channelId(channel);
-        uint96 current = _requireNotClosed(id);
+        Account account = _requireNotClosed(id);
         if (amount == 0) revert ZeroAmount();
-        _raise(id, channel, current, amount, fee);
-        bytes32 nonce = openingNonce(id, current, fee);
+        _raise(id, channel, account, amount, fee);
+        bytes32 nonce = openingNonce(id, account.funded(), fee);
         _receive(
             channel.token,
             TokenSignatures.Authorization(
@@ -190,12 +190,14 @@ contract Escrow is IEscrow, EIP712, ReentrancyGuardTransient {
         for (uint256 i = 0; i < claims.length; ++i) {
             Claim calldata claim = claims[i];
             bytes32 id = channelId(claim.channel);
-            (uint96 amount, SkipReason reason) = _judge(id, claim, _accounts[id].settled);
+            Account account = _accounts[id].account;
+            (uint96 amount, SkipReason reason) = _judge(id, account, claim);
             if (reason != SkipReason.None) {
                 emit ClaimSkipped(id, reason);
                 continue;
             }
-            _record(id, claim, amount);
+            _accounts[id].account = account.settle(amount);
+            _announce(id, claim, amount);
             count = _append(payouts, count, claim.channel.token, claim.channel.receiver, amount);
         }
         for (uint256 i = 0; i < count; ++i) {
@@ -210,10 +212,16 @@ contract Escrow is IEscrow, EIP712, ReentrancyGuardTransient {
         if (rows.length % PackedRows.ROW_BYTES != 0) revert BadRows(rows.length);
         PackedRows.Buffer buffer = PackedRows.prepare(terms, _domainSeparatorV4());
         uint256 due = 0;
-        for (uint256 offset = 0; offset < rows.length; offset += PackedRows.ROW_BYTES) {
-            due += _settleRow(buffer, terms.receiver, rows, offset);
+        address receiver = terms.receiver;
+        uint256 offset = 0;
+        while (offset < rows.length) {
+            // Neither sum can overflow: there is a row of calldata for each addition, and each adds less than 2^96.
+            unchecked {
+                due += _settleRow(buffer, receiver, rows, offset);
+                offset += PackedRows.ROW_BYTES;
+            }
         }
-        if (due > 0) _pay(terms.token, terms.receiver, due, 0);
+        if (due > 0) _pay(terms.token, receiver, due, 0);
     }
 
     /// @inheritdoc IEscrow
@@ -223,7 +231,7 @@ contract Escrow is IEscrow, EIP712, ReentrancyGuardTransient {
     {
         Channel calldata channel = claim.channel;
         bytes32 id = channelId(channel);
-        Account memory account = _requireOpen(id);
+        Account account = _requireOpen(id);
         bytes32 agreed = _hashTypedDataV4(
             PieceworkTypes.hashCloseChannel(id, claim.cumulative, claim.count, claim.receiptsRoot, fee)
         );
@@ -233,14 +241,14 @@ contract Escrow is IEscrow, EIP712, ReentrancyGuardTransient {
         ) revert BadSignature(channel.operator);
         bool signed = fee > 0
             ? _signed(channel.authorizer, agreed, claim.signature)
-            : claim.cumulative <= account.settled || _voucherSigned(id, claim);
+            : claim.cumulative <= account.settled() || _voucherSigned(id, claim);
         if (!signed) revert BadSignature(channel.authorizer);
         uint96 left = _left(id, account);
-        uint96 amount = _payable(claim.cumulative, account.settled, left);
+        uint96 amount = _payable(claim.cumulative, account.settled(), left);
         left -= amount;
         uint96 charged = fee < left ? uint96(fee) : left;
-        if (amount > 0) _record(id, claim, amount);
-        _finish(id, channel, left - charged, charged);
+        if (amount > 0) _announce(id, claim, amount);
+        _finish(id, channel, account.settle(amount), left - charged, charged);
         if (amount + charged > 0) _pay(channel.token, channel.receiver, uint256(amount) + charged, id);
     }
 
@@ -295,21 +303,21 @@ contract Escrow is IEscrow, EIP712, ReentrancyGuardTransient {
     /// @inheritdoc IEscrow
     function withdraw(Channel calldata channel) external nonReentrant {
         bytes32 id = channelId(channel);
-        Account memory account = _requireOpen(id);
+        Account account = _requireOpen(id);
         Withdrawals storage withdrawals = _requireRequested(id);
         uint64 withdrawableAt = withdrawals.requestedAt + channel.withdrawalDelay;
         if (block.timestamp < withdrawableAt) revert WithdrawalTooEarly(id, withdrawableAt, block.timestamp);
         uint96 amount = withdrawals.requested;
         uint96 left = _left(id, account);
         if (amount == MAX_CHANNEL_DEPOSIT) {
-            _finish(id, channel, left, 0);
+            _finish(id, channel, account, left, 0);
             return;
         }
         if (amount > left) amount = left;
         withdrawals.withdrawn += amount;
         withdrawals.requested = 0;
         withdrawals.requestedAt = 0;
-        if (amount > 0) _accounts[id].reduced = true;
+        if (amount > 0) _accounts[id].account = account.reduce();
         _balances[channel.token][channel.payer] += amount;
         emit Withdrawn(id, amount);
     }
@@ -327,11 +335,11 @@ contract Escrow is IEscrow, EIP712, ReentrancyGuardTransient {
         bytes32[] memory ids = new bytes32[](claims.length);
         for (uint256 i = 0; i < claims.length; ++i) {
             ids[i] = channelId(claims[i].channel);
-            uint96 settled = _accounts[ids[i]].settled;
+            Account account = _accounts[ids[i]].account;
             for (uint256 j = 0; j < i; ++j) {
-                if (ids[j] == ids[i]) settled += uint96(amounts[j]);
+                if (ids[j] == ids[i]) account = account.settle(uint96(amounts[j]));
             }
-            (amounts[i], reasons[i]) = _judge(ids[i], claims[i], settled);
+            (amounts[i], reasons[i]) = _judge(ids[i], account, claims[i]);
         }
     }
 
@@ -352,17 +360,17 @@ contract Escrow is IEscrow, EIP712, ReentrancyGuardTransient {
 
     /// @inheritdoc IEscrow
     function getChannel(bytes32 id) external view returns (ChannelState memory) {
-        Account memory account = _accounts[id];
+        Account account = _accounts[id].account;
         Withdrawals memory withdrawals = _withdrawals[id];
         return ChannelState({
-            funded: account.funded,
-            settled: account.settled,
+            funded: account.funded(),
+            settled: account.settled(),
             withdrawn: withdrawals.withdrawn,
             // Closing does not pay for erasing a request that no longer matters.
-            requested: account.closed ? 0 : withdrawals.requested,
-            requestedAt: account.closed ? 0 : withdrawals.requestedAt,
+            requested: account.closed() ? 0 : withdrawals.requested,
+            requestedAt: account.closed() ? 0 : withdrawals.requestedAt,
             requests: withdrawals.requests,
-            closed: account.closed
+            closed: account.closed()
         });
     }
 
@@ -406,16 +414,14 @@ contract Escrow is IEscrow, EIP712, ReentrancyGuardTransient {
         ) revert BadParty(channel.receiver);
     }
 
-    function _requireNotClosed(bytes32 id) private view returns (uint96 funded) {
-        Account memory account = _accounts[id];
-        if (account.closed) revert ChannelIsClosed(id);
-        return account.funded;
+    function _requireNotClosed(bytes32 id) private view returns (Account account) {
+        account = _accounts[id].account;
+        if (account.closed()) revert ChannelIsClosed(id);
     }
 
-    function _requireOpen(bytes32 id) private view returns (Account memory account) {
-        account = _accounts[id];
-        if (account.closed) revert ChannelIsClosed(id);
-        if (account.funded == 0) revert UnknownChannel(id);
+    function _requireOpen(bytes32 id) private view returns (Account account) {
+        account = _requireNotClosed(id);
+        if (account.funded() == 0) revert UnknownChannel(id);
     }
 
     function _requireRequested(bytes32 id) private view returns (Withdrawals storage withdrawals) {
@@ -449,43 +455,42 @@ contract Escrow is IEscrow, EIP712, ReentrancyGuardTransient {
         return _signed(claim.channel.authorizer, _hashTypedDataV4(structHash), claim.signature);
     }
 
-    /// @dev What a claim pays when `settled` is paid already, or why it pays nothing. Cheapest checks first.
-    function _judge(bytes32 id, Claim calldata claim, uint96 settled)
+    /// @dev What a claim pays out of `account`, or why it pays nothing. Cheapest checks first.
+    function _judge(bytes32 id, Account account, Claim calldata claim)
         private
         view
         returns (uint96 amount, SkipReason reason)
     {
-        Account memory account = _accounts[id];
-        account.settled = settled;
         (amount, reason) = _due(id, account, claim.cumulative);
         if (reason == SkipReason.None && !_voucherSigned(id, claim)) return (0, SkipReason.BadSignature);
     }
 
     /// @dev The part of _judge that needs no signature.
-    function _due(bytes32 id, Account memory account, uint128 cumulative)
+    function _due(bytes32 id, Account account, uint128 cumulative)
         private
         view
         returns (uint96 amount, SkipReason reason)
     {
-        if (account.closed) return (0, SkipReason.Closed);
-        if (account.funded == 0) return (0, SkipReason.UnknownChannel);
-        if (cumulative <= account.settled) return (0, SkipReason.NothingNew);
-        uint96 left = _left(id, account);
-        if (left == 0) return (0, SkipReason.DepositExhausted);
-        return (_payable(cumulative, account.settled, left), SkipReason.None);
+        if (account.closed()) return (0, SkipReason.Closed);
+        amount = _payable(cumulative, account.settled(), _left(id, account));
+        if (amount > 0) return (amount, SkipReason.None);
+        if (account.funded() == 0) return (0, SkipReason.UnknownChannel);
+        return (0, cumulative > account.settled() ? SkipReason.DepositExhausted : SkipReason.NothingNew);
     }
 
     /// @dev What an open channel still holds. The second word is read only if it matters.
-    function _left(bytes32 id, Account memory account) private view returns (uint96) {
-        uint96 left = account.funded - account.settled;
-        return account.reduced ? left - _withdrawals[id].withdrawn : left;
+    function _left(bytes32 id, Account account) private view returns (uint96) {
+        uint96 left = account.funded() - account.settled();
+        return account.reduced() ? left - _withdrawals[id].withdrawn : left;
     }
 
     /// @dev What a cumulative amount pays out of `left`.
     function _payable(uint128 cumulative, uint96 settled, uint96 left) private pure returns (uint96) {
         if (cumulative <= settled) return 0;
-        uint128 owed = cumulative - settled;
-        return owed < left ? uint96(owed) : left;
+        unchecked {
+            uint128 owed = cumulative - settled;
+            return owed < left ? uint96(owed) : left;
+        }
     }
 
     // ------------------------------------------------------------------ effects and events
@@ -518,24 +523,22 @@ contract Escrow is IEscrow, EIP712, ReentrancyGuardTransient {
         emit PayoutCredited(token, receiver, amount, id);
     }
 
-    /// @dev Books `added` > 0 into a channel that holds `current` in all, and the fee beside it.
-    function _raise(bytes32 id, Channel calldata channel, uint96 current, uint128 added, uint128 fee)
+    /// @dev Books `added` > 0 into the channel, and the fee beside it.
+    function _raise(bytes32 id, Channel calldata channel, Account account, uint128 added, uint128 fee)
         private
     {
+        uint96 current = account.funded();
         uint256 funded = uint256(current) + added;
-        if (funded > MAX_CHANNEL_DEPOSIT) {
-            revert DepositTooLarge(funded, MAX_CHANNEL_DEPOSIT);
-        }
+        if (funded > MAX_CHANNEL_DEPOSIT) revert DepositTooLarge(funded, MAX_CHANNEL_DEPOSIT);
         if (current == 0) _requireTerms(channel);
-        _accounts[id].funded = uint96(funded);
+        _accounts[id].account = account.fund(uint96(added));
         if (current == 0) emit ChannelOpened(id, channel.payer, channel.operator, channel);
         emit ChannelFunded(id, uint128(funded), added, fee);
         if (fee > 0) _credit(channel.token, channel.receiver, fee, id);
     }
 
-    /// @dev Books a payment of `amount` > 0 and announces what it commits to.
-    function _record(bytes32 id, Claim calldata claim, uint96 amount) private {
-        _accounts[id].settled += amount;
+    /// @dev Says what a payment of `amount` > 0 commits to.
+    function _announce(bytes32 id, Claim calldata claim, uint96 amount) private {
         emit Settled(id, claim.channel.receiver, amount, claim.cumulative, claim.count, claim.receiptsRoot);
     }
 
@@ -545,7 +548,8 @@ contract Escrow is IEscrow, EIP712, ReentrancyGuardTransient {
         returns (uint256)
     {
         (bytes32 id, uint128 cumulative) = PackedRows.read(buffer, rows, offset);
-        Account memory account = _accounts[id];
+        Stored storage stored = _accounts[id];
+        Account account = stored.account;
         (uint96 amount, SkipReason reason) = _due(id, account, cumulative);
         if (reason == SkipReason.None && !PackedRows.signed(buffer, rows, offset)) {
             reason = SkipReason.BadSignature;
@@ -554,20 +558,21 @@ contract Escrow is IEscrow, EIP712, ReentrancyGuardTransient {
             emit ClaimSkipped(id, reason);
             return 0;
         }
-        _accounts[id].settled = account.settled + amount;
-        (uint64 count, bytes32 root) = PackedRows.commitment(buffer);
-        emit Settled(id, receiver, amount, cumulative, count, root);
+        stored.account = account.settle(amount);
+        PackedRows.announce(buffer, id, receiver, amount);
         return amount;
     }
 
     /// @dev Closes for good. `refund` and `charged` are all that the channel still holds.
-    function _finish(bytes32 id, Channel calldata channel, uint96 refund, uint96 charged) private {
-        _accounts[id].closed = true;
+    function _finish(bytes32 id, Channel calldata channel, Account account, uint96 refund, uint96 charged)
+        private
+    {
+        _accounts[id].account = account.close();
         _balances[channel.token][channel.payer] += refund;
-        emit ChannelClosed(id, channel.payer, _accounts[id].settled, refund, charged);
+        emit ChannelClosed(id, channel.payer, account.settled(), refund, charged);
     }
 
-    /// @dev Sends pooled money. The fee is debited here and sent by the caller.
+    /// @dev Sends pooled money; the caller sends the fee.
     function _withdrawBalance(address token, address owner, uint256 amount, address to, uint256 fee) private {
         if (amount == 0) revert ZeroAmount();
         if (to == address(0) || to == address(this)) revert BadBeneficiary(to);
@@ -598,7 +603,11 @@ contract Escrow is IEscrow, EIP712, ReentrancyGuardTransient {
     /// @dev A receiver that the token refuses (a block list, say) must not stop the rest of a batch, and must not lose
     /// its earnings: they wait for pushPayout.
     function _pay(address token, address receiver, uint256 amount, bytes32 id) private {
-        if (!_tryTransfer(token, receiver, amount)) _credit(token, receiver, amount, id);
+        (uint256 left, uint256 needed) = (gasleft(), CappedTransfer.needed(TRANSFER_GAS));
+        if (left < needed) revert TooLittleGas(left, needed);
+        if (!CappedTransfer.tryTransfer(token, receiver, amount, TRANSFER_GAS)) {
+            _credit(token, receiver, amount, id);
+        }
     }
 
     /// @dev Takes tokens by allowance.
@@ -615,22 +624,5 @@ contract Escrow is IEscrow, EIP712, ReentrancyGuardTransient {
         uint256 held = IERC20(token).balanceOf(address(this));
         TokenSignatures.receiveWithAuthorization(token, a, signature);
         _requireArrived(token, held, a.value);
-    }
-
-    /// @dev Whether the token moved the money. Assembly, because Solidity copies whatever the token returns and
-    /// cannot both cap the gas and read a missing answer. A call gets at most 63/64 of what is left: so what is left is
-    /// checked first, or a submitter could starve the transfer and turn a payment into a waiting payout.
-    function _tryTransfer(address token, address receiver, uint256 amount) private returns (bool moved) {
-        uint256 needed = TRANSFER_GAS + TRANSFER_GAS / 63 + 1_000;
-        if (gasleft() < needed) revert TooLittleGas(gasleft(), needed);
-        bytes memory data = abi.encodeCall(IERC20.transfer, (receiver, amount));
-        uint256 cap = TRANSFER_GAS;
-        assembly ("memory-safe") {
-            moved := call(cap, token, 0, add(data, 0x20), mload(data), 0x00, 0x20)
-            // No answer counts if the token is a contract (old tokens), else it must be true.
-            switch returndatasize()
-            case 0 { moved := and(moved, gt(extcodesize(token), 0)) }
-            default { moved := and(moved, and(gt(returndatasize(), 0x1f), eq(mload(0x00), 1))) }
-        }
     }
 }

@@ -7,6 +7,7 @@ import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/Reentrancy
 import {ECDSA} from "@openzeppelin/contracts/utils/cryptography/ECDSA.sol";
 import {EIP712} from "@openzeppelin/contracts/utils/cryptography/EIP712.sol";
 import {IWorkerRegistry, Registration, WorkerView} from "./interfaces/IWorkerRegistry.sol";
+import {RegistrationTypes} from "./libraries/RegistrationTypes.sol";
 import {TokenSignatures} from "./libraries/TokenSignatures.sol";
 
 /// @title WorkerRegistry (promises and assumptions: IWorkerRegistry)
@@ -14,20 +15,16 @@ import {TokenSignatures} from "./libraries/TokenSignatures.sol";
 contract WorkerRegistry is IWorkerRegistry, EIP712, ReentrancyGuardTransient {
     using SafeERC20 for IERC20;
 
-    /// @notice Long enough for any host name with a port; short enough that a page of workers stays small.
+    /// @inheritdoc IWorkerRegistry
     uint256 public constant MAX_ENDPOINT_BYTES = 256;
-    /// @notice A forgotten session key must die by itself.
+    /// @inheritdoc IWorkerRegistry
     uint64 public constant MAX_SESSION_SECONDS = 30 days;
-    /// @notice A dispute over the last job of a worker that leaves takes up to six days.
+    /// @inheritdoc IWorkerRegistry
     uint64 public constant MIN_UNBONDING_DELAY = 7 days;
-    /// @notice A mistyped delay must not lock stakes for years.
+    /// @inheritdoc IWorkerRegistry
     uint64 public constant MAX_UNBONDING_DELAY = 180 days;
-    /// @notice A slasher with a defect must not lock stakes for years by one call.
+    /// @inheritdoc IWorkerRegistry
     uint64 public constant MAX_FREEZE_SECONDS = 30 days;
-
-    bytes32 public constant REGISTRATION_TYPEHASH = keccak256(
-        "Registration(address operator,address owner,address payout,uint128 stake,string endpoint,uint64 nonce,uint64 deadline)"
-    );
 
     /// @dev `id` numbers registrations from 1, so that session keys of an earlier registration stay dead.
     struct Worker {
@@ -347,20 +344,7 @@ contract WorkerRegistry is IWorkerRegistry, EIP712, ReentrancyGuardTransient {
             revert WrongNonce(r.nonce, _registrations[r.operator]);
         }
         if (msg.sender == r.operator) return;
-        bytes32 digest = _hashTypedDataV4(
-            keccak256(
-                abi.encode(
-                    REGISTRATION_TYPEHASH,
-                    r.operator,
-                    r.owner,
-                    r.payout,
-                    r.stake,
-                    keccak256(bytes(r.endpoint)),
-                    r.nonce,
-                    r.deadline
-                )
-            )
-        );
+        bytes32 digest = _hashTypedDataV4(RegistrationTypes.hashRegistration(r));
         (address signer, ECDSA.RecoverError failure,) = ECDSA.tryRecoverCalldata(digest, signature);
         if (failure != ECDSA.RecoverError.NoError || signer != r.operator) {
             revert OperatorDidNotConsent(r.operator);

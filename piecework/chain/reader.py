@@ -98,21 +98,28 @@ class ChainReader:
         cls,
         deployment: Deployment,
         *,
+        rpc: JsonRpc | None = None,
         rpc_url: str | None = None,
         timeout_s: float = DEFAULT_RPC_TIMEOUT_S,
         finality: Finality = FINALIZED,
     ) -> Self:
         """Connect, `verify`, and compare the token. Close with `close`.
 
-        `rpc_url` is the caller's own node. A deployment names a node only if its chain is on this
-        machine. What differs without harm is in `warnings`.
+        `rpc_url` is the caller's own node. `rpc` replaces it, such as nodes that must agree.
+        A deployment names a node only if its chain is on this machine. What differs without harm is
+        in `warnings`.
 
         Raises:
             BadDeployment: neither names a node, or the token has no decimals.
             WrongChain: chain, contracts or decimals are not the deployment's.
             ChainError: as the node answers.
         """
-        reader = cls.over_node(deployment, rpc_url=rpc_url, timeout_s=timeout_s, finality=finality)
+        if rpc is not None:
+            reader = cls(rpc, deployment, finality)
+        else:
+            reader = cls.over_node(
+                deployment, rpc_url=rpc_url, timeout_s=timeout_s, finality=finality
+            )
         try:
             await reader.verify()
             renamed = await reader.verify_token()
@@ -267,9 +274,11 @@ class ChainReader:
         (row,) = await self._escrow("getChannel", channel_id, block=block)
         return channel_from(row)
 
-    async def pooled_balance(self, token: Address, owner: Address) -> Amount:
+    async def pooled_balance(
+        self, token: Address, owner: Address, *, block: int | None = None
+    ) -> Amount:
         """What the escrow holds for `owner` outside of channels."""
-        (balance,) = await self._escrow("balanceOf", token, owner)
+        (balance,) = await self._escrow("balanceOf", token, owner, block=block)
         return Amount(balance)
 
     async def waiting_payout(self, token: Address, receiver: Address) -> Amount:

@@ -314,4 +314,24 @@ interface IWorkerRegistry {
     /// @notice How long a stake stays after the request to leave.
     /// @return delay seconds
     function unbondingDelay() external view returns (uint64 delay);
+
+    /// @notice Long enough for any host name with a port; short enough that a page of workers stays small.
+    /// @return length bytes
+    function MAX_ENDPOINT_BYTES() external view returns (uint256 length);
+
+    /// @notice A forgotten session key must die by itself.
+    /// @return duration seconds
+    function MAX_SESSION_SECONDS() external view returns (uint64 duration);
+
+    /// @notice A dispute over the last job of a worker that leaves takes up to six days.
+    /// @return delay seconds
+    function MIN_UNBONDING_DELAY() external view returns (uint64 delay);
+
+    /// @notice A mistyped delay must not lock stakes for years.
+    /// @return delay seconds
+    function MAX_UNBONDING_DELAY() external view returns (uint64 delay);
+
+    /// @notice One call of a slasher with a defect must not lock stakes for years.
+    /// @return duration seconds
+    function MAX_FREEZE_SECONDS() external view returns (uint64 duration);
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity >=0.8.20;
 
+import {IEscrow} from "../interfaces/IEscrow.sol";
 import {PieceworkTypes, Terms} from "./PieceworkTypes.sol";
 
 /// @title The rows of settlePacked: reading, hashing and checking one without touching new memory
@@ -19,8 +20,6 @@ library PackedRows {
 
     uint256 internal constant ROW_BYTES = 192;
     uint256 private constant BUFFER_BYTES = 0x280;
-    /// @dev Half of the curve's order: a higher s is the other signature of the same message.
-    uint256 private constant MAX_S = 0x7FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF5D576E7357A4501DDFE92F46681B20A0;
 
     /// @notice A buffer with everything that the rows share.
     function prepare(Terms calldata terms, bytes32 separator) internal pure returns (Buffer buffer) {
@@ -66,30 +65,33 @@ library PackedRows {
     }
 
     /// @notice Whether the authorizer signed the row that was read last, which is the one at `offset`.
+    /// @dev The form of EIP-2098 has 255 bits for s. That leaves no room for the higher twin of a signature, but for
+    /// one in 2^127.
     function signed(Buffer buffer, bytes calldata rows, uint256 offset) internal view returns (bool good) {
         assembly ("memory-safe") {
             let row := add(rows.offset, offset)
             let vs := calldataload(add(row, 160))
-            let s := shr(1, shl(1, vs))
             mstore(add(buffer, 0x1c2), keccak256(add(buffer, 0x100), 0xa0))
             mstore(add(buffer, 0x200), keccak256(add(buffer, 0x1a0), 0x42))
             mstore(add(buffer, 0x220), add(27, shr(255, vs)))
             mstore(add(buffer, 0x240), calldataload(add(row, 128)))
-            mstore(add(buffer, 0x260), s)
+            mstore(add(buffer, 0x260), shr(1, shl(1, vs)))
             // The precompile returns nothing for a bad signature: then this zero stays.
             mstore(0x00, 0)
             pop(staticcall(gas(), 1, add(buffer, 0x200), 0x80, 0x00, 0x20))
             let signer := mload(0x00)
             // An authorizer of zero cannot open a channel; it is refused here all the same.
-            good := and(and(eq(signer, mload(add(buffer, 0x040))), gt(signer, 0)), iszero(gt(s, MAX_S)))
+            good := and(eq(signer, mload(add(buffer, 0x040))), gt(signer, 0))
         }
     }
 
-    /// @notice Count and root of the row that was read last.
-    function commitment(Buffer buffer) internal pure returns (uint64 count, bytes32 root) {
+    /// @notice Emits IEscrow.Settled for the row that was read last, and spoils the buffer's copy of its id.
+    /// @dev The event's data are amount, cumulative, count and root. The last three lie in the buffer in this order.
+    function announce(Buffer buffer, bytes32 id, address receiver, uint256 amount) internal {
+        bytes32 topic = IEscrow.Settled.selector;
         assembly ("memory-safe") {
-            count := mload(add(buffer, 0x160))
-            root := mload(add(buffer, 0x180))
+            mstore(add(buffer, 0x120), amount)
+            log3(add(buffer, 0x120), 0x80, topic, id, receiver)
         }
     }
 }

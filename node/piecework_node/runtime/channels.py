@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from piecework.base.errors import PieceworkError
 from piecework.chain.reader import ChannelOnChain
+from piecework_node.errors import JournalConflict
 from piecework_node.journal.protocol import Journal
 from piecework_node.journal.records import (
     ChannelObserved,
@@ -179,10 +180,17 @@ class Channels:
         added = payment.leaves[base - payment.base_count :]
         paid = dict.fromkeys(ref.job for ref in added)
         touched = [live.jobs[job_id] for job_id in paid if job_id in live.jobs]
+        states = [job.session.state for job in touched]
         outcomes = [(job, job.session.paid(after)) for job in touched]
         records: list[JournalRecord] = [VoucherApplied(after, added, base)]
         records += [record for _, outcome in outcomes for record in outcome.records]
-        await self._journal.append(records)
+        try:
+            await self._journal.append(records)
+        except JournalConflict:
+            # The stream that brought the voucher ends. The other jobs are where they were.
+            for job, state in zip(touched, states, strict=True):
+                job.session.state = state
+            raise
         live.stored = replace(live.stored, ledger=after)
         self._metrics.accepted(after.cumulative - before.cumulative)
         _acknowledge(after, sink, touched)
@@ -296,7 +304,12 @@ class Channels:
             try:
                 seen = await self._chain.channel(live.id)
                 if funding is not None and funding.authorization.funded > seen.funded:
+<<<<<<< HEAD
                     await self._ask_payer(live, funding)
+=======
+                    live.pooled = await self._chain.pooled_balance(*_purse(live))
+                    live.pooled_at = self._runtime.clock.monotonic()
+>>>>>>> main
             except PieceworkError as error:
                 self._note_chain_error(error)
                 return
@@ -331,9 +344,9 @@ class Channels:
 
     def observed(self, live: LiveChannel) -> ChannelObserved:
         """Return the record of the chain's last word."""
-        stored = live.stored
-        time = now(self._runtime.clock)
-        return ChannelObserved(live.id, stored.state, stored.deposit, stored.settled, time)
+        s, time = live.stored, now(self._runtime.clock)
+        rest = (s.withdrawn, s.requested, s.requested_at, s.requests)
+        return ChannelObserved(live.id, s.state, s.deposit, s.settled, time, *rest)
 
     async def _take_over(self, live: LiveChannel, seen: ChannelOnChain) -> None:
         async with live.lock:
@@ -341,6 +354,7 @@ class Channels:
             if not self._is_possible(live, seen):
                 return
             live.heard_at = self._runtime.clock.monotonic()
+<<<<<<< HEAD
             live.withdrawn = seen.withdrawn
             if (stored.state, stored.deposit, stored.settled) == (
                 seen.state,
@@ -352,13 +366,28 @@ class Channels:
                 stored,
                 state=seen.state,
                 deposit=seen.capacity,
+=======
+            word = replace(
+                stored,
+                state=seen.state,
+                deposit=seen.funded,
+>>>>>>> main
                 settled=seen.settled,
-                observed_at=now(self._runtime.clock),
+                withdrawn=seen.withdrawn,
+                requested=seen.requested,
+                requested_at=seen.withdrawal_requested_at,
+                requests=seen.requests,
             )
+            if word == stored:
+                return
+            live.stored = replace(word, observed_at=now(self._runtime.clock))
             if live.journaled:
                 await self._journal.append([self.observed(live)])
             for job in list(live.jobs.values()):
-                await self._move_job(job)
+                try:
+                    await self._move_job(job)
+                except Exception as error:  # noqa: BLE001  contained: it ends this job alone
+                    self._runtime.contain(error, job)
 
     def _is_possible(self, live: LiveChannel, seen: ChannelOnChain) -> bool:
         """Hold an observation to the table of clause 6.2, and log what it forbids.
@@ -367,7 +396,11 @@ class Channels:
         same, because it is where a claim would be paid. What no escrow can say is not taken over.
         """
         stored = live.stored
+<<<<<<< HEAD
         if seen.settled > seen.capacity:
+=======
+        if seen.settled > seen.funded:
+>>>>>>> main
             self._log.error(
                 "the chain says what no escrow can",
                 channel=live.id,
@@ -376,7 +409,12 @@ class Channels:
             )
             return False
         path = channel_path(stored.state, seen.state)
+<<<<<<< HEAD
         lost = seen.funded < live.funded and seen.state is not ChannelState.CLOSED
+=======
+        # Closing pays the rest of a deposit back, so only there it may shrink.
+        lost = seen.funded < stored.deposit and seen.state is not ChannelState.CLOSED
+>>>>>>> main
         if path is None or lost or seen.settled < stored.settled:
             self._log.warning(
                 "the chain went back",

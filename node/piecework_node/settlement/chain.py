@@ -8,13 +8,19 @@ from typing import Final, Protocol
 from piecework.chain import calls
 from piecework.chain.calls import Call, Claim, send_native
 from piecework.chain.deployment import Deployment
-from piecework.chain.errors import LogRangeRefused
+from piecework.chain.errors import BadAnswer, LogRangeRefused
 from piecework.chain.fees import FeePolicy
 from piecework.chain.packing import settlement_calldata
 from piecework.chain.quorum import QuorumRpc
 from piecework.chain.rawtx import SignedTransaction
 from piecework.chain.reader import ChainReader, ChannelOnChain
-from piecework.chain.transactions import GasPrice, Outcome, Simulation, TransactionSender
+from piecework.chain.transactions import (
+    GasPrice,
+    Outcome,
+    Simulation,
+    TransactionSender,
+    Unknown,
+)
 from piecework_node.journal.records import Worth
 from piecework_node.runtime.channels import ChannelReader
 from piecework_node.settlement.watch import NodePort
@@ -129,7 +135,8 @@ class ChainLink:
         await self._sender.estimate(send_native(self._sender.signer.address, 0))
 
     async def ask_outcome(self) -> None:
-        await self._sender.outcome(NO_TRANSACTION)
+        if await self._sender.outcome(NO_TRANSACTION) != Unknown():
+            raise BadAnswer("the node knows a transaction that does not exist")
 
     async def ask_logs(self, block: int) -> None:
         await self._reader.withdrawal_requests(block, block)

@@ -93,8 +93,7 @@ class CommandStage:
         funding = self.worker.submissions[0].funding
         assert funding is not None
         assert isinstance(funding, FundingAuthorization)
-        channel = funding.authorization.channel
-        call = submit_funding(self.market.deployment, channel, funding)
+        call = submit_funding(self.market.deployment, funding.authorization.channel, funding)
         await self.market.run(self.worker.operator, call)
 
 
@@ -161,7 +160,7 @@ async def test_the_whole_life_of_a_client(harness: CommandStage) -> None:
     assert len(receipts["receipts"]) == 8
     await harness.mine_funding()
     balance = await harness.json("client", "balance")
-    assert (balance["in_channels"], balance["pooled"]) == (0, 4 * USD)
+    assert (balance["in_channels"], balance["pooled"]) == (USD, 4 * USD)
     (channel,) = (await harness.json("client", "channels"))["channels"]
     assert (channel["on_chain"], channel["funded"], channel["count"]) == ("open", USD, 8)
 

@@ -122,6 +122,7 @@ class WorkerHarness:
             entropy=_entropy(self.lives),
             rotation_s=ROTATION_S,
         )
+        log = logs.silent()
         self.runtime = JobRuntime(
             self.journal,
             self.engine,
@@ -129,8 +130,8 @@ class WorkerHarness:
             signer=OPERATOR,
             clock=self.clock,
             metrics=self.metrics,
+            log=log,
         )
-        log = logs.silent()
         self.faults = FaultBoard(self.clock, self.metrics, log, patience_s=OUTAGE_S)
         self.channels = Channels(
             self.runtime,
