@@ -100,13 +100,6 @@ class LogSearch:
             yield Scanned(start, end, logs)
             start, silent = end + 1, 0
 
-    async def find(
-        self, address: Address, topics: Sequence[Any], from_block: int, to_block: int
-    ) -> list[Log]:
-        """All logs of a `scan` at once."""
-        parts = self.scan(address, topics, from_block, to_block)
-        return [log async for part in parts for log in part.logs]
-
     def _require_few(self, asked: int, start: int, last: int) -> None:
         hopeless = self._refused and self.requests(start, last) > MAX_LOG_REQUESTS
         if asked >= MAX_LOG_REQUESTS or (hopeless and asked >= _REQUESTS_BEFORE_JUDGEMENT):

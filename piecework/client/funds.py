@@ -14,14 +14,10 @@ from dataclasses import dataclass, replace
 from piecework.base.amounts import TokenAmount
 from piecework.base.errors import PieceworkError
 from piecework.chain import calls
-<<<<<<< HEAD
-from piecework.chain.authorizations import SignedDeposit, sign_deposit
-=======
 from piecework.chain.authorizations import (
     SignedDeposit,
     sign_deposit,
 )
->>>>>>> main
 from piecework.chain.calls import Claim
 from piecework.chain.errors import RpcRefused
 from piecework.chain.reader import ChainReader
@@ -56,10 +52,7 @@ from piecework_protocol.types import (
     ChannelId,
     Signature,
     Timestamp,
-<<<<<<< HEAD
-=======
     to_hex,
->>>>>>> main
 )
 
 CLOSING_POLL_S = 1.0
@@ -180,11 +173,7 @@ class Funds:
         Args:
             amount: How much goes into the escrow.
             valid_for_s: Seconds for which it may be submitted.
-<<<<<<< HEAD
-            salt: 32 random bytes. The token takes each of them once.
-=======
             salt: 32 random bytes. Each of them makes one deposit.
->>>>>>> main
 
         Raises:
             AmountError: The text is not an amount of this market's token.
@@ -330,11 +319,7 @@ class Funds:
             )
         signature = sign(self._reader.domain, voucher, self._context.wallet.authorizer)
         claim = Claim(row.channel, voucher, signature)
-<<<<<<< HEAD
-        await self._sender.execute(calls.close(self._deployment, claim, operator_signature=agreed))
-=======
         await self._sender.execute(calls.close(self._deployment, claim, final.fee, agreed))
->>>>>>> main
 
     async def _request_withdrawal(self, row: ChannelRow, why: str) -> Closing:
         requests = (await self._reader.channel(row.id)).requests

@@ -123,16 +123,12 @@ async def settle(market: DemoMarket, results: list[JobResult], watch: Stopwatch)
     settlements = await _settled(client.reader, channel, voucher.cumulative, market)
     watch.lap("settlement")
     reader, signature = client.reader, sign(client.reader.domain, voucher, client.wallet.authorizer)
-<<<<<<< HEAD
-    events = await reader.escrow_events(("ChannelFunded",), channelId=channel)
-=======
     events = await reader.escrow_events(
         ("ChannelFunded",),
         market.deployment.from_block,
         await reader.latest_block(),
         channelId=channel,
     )
->>>>>>> main
     openings = {e.log.transaction for e in events if isinstance(e, ChannelFunded)}
     sender = TransactionSender.of(reader, client.wallet.payer)
     gas = {"deposit": market.customer.deposit_gas, "open": 0, "settle": 0}

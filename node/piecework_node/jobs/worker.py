@@ -313,7 +313,7 @@ class Worker:
         job.pending = channel.is_overcommitted
         await self._runtime.perform(job, job.session.open(0, channel.ledger), before=facts)
         channel.journaled = True
-        if funding is not None and funding.authorization.funded > channel.funded:
+        if funding is not None and funding.authorization.funded > channel.stored.deposit:
             self._channels.want_funding(channel)
 
     async def _return_to(self, job: LiveJob, submission: SubmitJob, sink: FrameSink) -> LiveJob:
@@ -469,8 +469,8 @@ class Worker:
         return ChannelView(
             ledger=stored.ledger,
             state=stored.state,
-            deposit=stored.deposit,
-            withdrawn=channel.withdrawn,
+            deposit=channel.capacity,
+            withdrawn=stored.withdrawn,
             account_signed=funding is not None and funding == channel.account_signed,
             fresh=self._channels.is_reliable(channel, funding),
             funding=funding,

@@ -238,7 +238,7 @@ class Channels:
                     "that is not the channel's latest voucher",
                     metadata={"clause": "6.5", "cumulative": str(agreed.cumulative)},
                 )
-            if agreed.cumulative > live.stored.deposit:
+            if agreed.cumulative > live.capacity:
                 # The escrow pays out no more than it holds, and nobody can top up a closed channel.
                 raise Refusal(
                     Reason.UNDERFUNDED,
@@ -304,12 +304,7 @@ class Channels:
             try:
                 seen = await self._chain.channel(live.id)
                 if funding is not None and funding.authorization.funded > seen.funded:
-<<<<<<< HEAD
                     await self._ask_payer(live, funding)
-=======
-                    live.pooled = await self._chain.pooled_balance(*_purse(live))
-                    live.pooled_at = self._runtime.clock.monotonic()
->>>>>>> main
             except PieceworkError as error:
                 self._note_chain_error(error)
                 return
@@ -354,24 +349,10 @@ class Channels:
             if not self._is_possible(live, seen):
                 return
             live.heard_at = self._runtime.clock.monotonic()
-<<<<<<< HEAD
-            live.withdrawn = seen.withdrawn
-            if (stored.state, stored.deposit, stored.settled) == (
-                seen.state,
-                seen.capacity,
-                seen.settled,
-            ):
-                return
-            live.stored = replace(
-                stored,
-                state=seen.state,
-                deposit=seen.capacity,
-=======
             word = replace(
                 stored,
                 state=seen.state,
                 deposit=seen.funded,
->>>>>>> main
                 settled=seen.settled,
                 withdrawn=seen.withdrawn,
                 requested=seen.requested,
@@ -396,11 +377,7 @@ class Channels:
         same, because it is where a claim would be paid. What no escrow can say is not taken over.
         """
         stored = live.stored
-<<<<<<< HEAD
-        if seen.settled > seen.capacity:
-=======
-        if seen.settled > seen.funded:
->>>>>>> main
+        if seen.settled + seen.withdrawn > seen.funded:
             self._log.error(
                 "the chain says what no escrow can",
                 channel=live.id,
@@ -409,12 +386,8 @@ class Channels:
             )
             return False
         path = channel_path(stored.state, seen.state)
-<<<<<<< HEAD
-        lost = seen.funded < live.funded and seen.state is not ChannelState.CLOSED
-=======
         # Closing pays the rest of a deposit back, so only there it may shrink.
         lost = seen.funded < stored.deposit and seen.state is not ChannelState.CLOSED
->>>>>>> main
         if path is None or lost or seen.settled < stored.settled:
             self._log.warning(
                 "the chain went back",
@@ -450,7 +423,7 @@ class Channels:
 
 def _wants_more(live: LiveChannel, funding: FundingAuthorization | None) -> bool:
     """Whether an authorization adds to what is on chain."""
-    return funding is not None and funding.authorization.funded > live.funded
+    return funding is not None and funding.authorization.funded > live.stored.deposit
 
 
 def _purse(live: LiveChannel) -> tuple[Address, Address]:

@@ -83,8 +83,6 @@ class LiveChannel:
     """A question to the chain that is under way."""
     heard_at: float | None = None
     """Monotonic time of the chain's last word. None: not asked since this process started."""
-    withdrawn: Amount = Amount(0)
-    """What the payer took back in part, by the chain's last word. The deposit is without it."""
     account_signed: FundingAuthorization | None = None
     """What the payer's smart account says it has signed. Plain keys are not asked."""
     wants_funding: bool = False
@@ -103,16 +101,16 @@ class LiveChannel:
         return self.stored.ledger
 
     @property
-    def funded(self) -> Amount:
-        """What was ever put in, which authorizations raise."""
-        return Amount(self.stored.deposit + self.withdrawn)
+    def capacity(self) -> Amount:
+        """What vouchers can draw on chain: the deposit without what the payer took back."""
+        return Amount(self.stored.deposit - self.stored.withdrawn)
 
     @property
     def backing(self) -> Amount:
-        """The deposit on chain, or the larger one that is authorized."""
-        funding = self.stored.funding
-        authorized = funding.authorization.funded - self.withdrawn if funding else 0
-        return Amount(max(self.stored.deposit, authorized))
+        """What vouchers can draw, on chain or out of a larger deposit that is authorized."""
+        funding, stored = self.stored.funding, self.stored
+        authorized = funding.authorization.funded if funding else 0
+        return Amount(max(stored.deposit, authorized) - stored.withdrawn)
 
     @property
     def claimable(self) -> Amount:
@@ -120,7 +118,7 @@ class LiveChannel:
         stored = self.stored
         if stored.state not in (ChannelState.OPEN, ChannelState.WITHDRAWING):
             return Amount(0)
-        return Amount(max(0, min(self.ledger.cumulative, stored.deposit) - stored.settled))
+        return Amount(max(0, min(self.ledger.cumulative, self.capacity) - stored.settled))
 
     @property
     def unsettled(self) -> Amount:
@@ -153,7 +151,7 @@ class LiveChannel:
     @property
     def is_overcommitted(self) -> bool:
         """Whether the jobs rely on a deposit that is not on chain yet."""
-        return self.committed > self.stored.deposit
+        return self.committed > self.capacity
 
     def pending_funding(self, now: int) -> int:
         """Base units that an authorization would still take out of the payer's pooled balance.
@@ -163,4 +161,4 @@ class LiveChannel:
         if self.stored.state is ChannelState.CLOSED:
             return 0
         funding = usable_funding(self.stored.funding, now)
-        return max(0, funding.authorization.funded - self.funded) if funding else 0
+        return max(0, funding.authorization.funded - self.stored.deposit) if funding else 0

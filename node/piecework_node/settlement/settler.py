@@ -258,7 +258,7 @@ class Settler:
         if self._transactions.is_claiming(live.id, TxKind.FUND):
             return
         # What an opening brings is the deposit that claims may then be paid from.
-        worth = worth_of(self._policy, funding.authorization.funded - live.funded)
+        worth = worth_of(self._policy, funding.authorization.funded - live.stored.deposit)
         try:
             tx = await self._port.prepare_fund(funding, worth)
         except TransactionReverted:

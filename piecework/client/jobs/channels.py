@@ -156,11 +156,7 @@ class ChannelManager:
                 status = ChannelStatus.CLOSED
         elif seen.state is ChannelState.WITHDRAWING:
             status = ChannelStatus.CLOSING
-<<<<<<< HEAD
-        totals = SeenChannel(seen.funded, seen.withdrawn, seen.settled, 0)
-=======
         totals = SeenChannel(seen.funded, seen.withdrawn, seen.settled)
->>>>>>> main
         return await asyncio.to_thread(self._store.seen_on_chain, channel, totals, status)
 
     async def _is_closed_for_good(self, channel: ChannelId) -> bool:
