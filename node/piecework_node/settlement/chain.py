@@ -11,6 +11,7 @@ from piecework.chain.deployment import Deployment
 from piecework.chain.errors import BadAnswer, LogRangeRefused, MethodMissing
 from piecework.chain.events import WithdrawalRequested
 from piecework.chain.fees import FeePolicy
+from piecework.chain.packing import settlement_calldata
 from piecework.chain.quorum import QuorumRpc
 from piecework.chain.rawtx import SignedTransaction
 from piecework.chain.reader import ChainReader, ChannelOnChain
@@ -24,6 +25,7 @@ from piecework.chain.transactions import (
 from piecework_node.journal.records import Worth
 from piecework_node.runtime.channels import ChannelReader
 from piecework_node.settlement.watch import NodePort
+from piecework_protocol.eip712 import TypedData
 from piecework_protocol.frames import FundingAuthorization
 from piecework_protocol.signing import Signer
 from piecework_protocol.types import Address, Amount, Bytes32, ChannelId, Timestamp
@@ -108,6 +110,9 @@ class ChainLink:
     async def pooled_balance(self, token: Address, owner: Address) -> Amount:
         return await self._reader.pooled_balance(token, owner)
 
+    async def payer_signed(self, payer: Address, message: TypedData, signature: bytes) -> bool:
+        return await self._reader.payer_signed(payer, message, signature)
+
     async def verify(self) -> None:
         await self._reader.verify()
 
@@ -163,7 +168,7 @@ class ChainLink:
         return await self._prepare(self._fund_call(funding), worth)
 
     async def prepare_settle(self, claims: Sequence[Claim], worth: Worth) -> SignedTransaction:
-        return await self._prepare(calls.settle(self.deployment, claims), worth)
+        return await self._prepare(settlement_calldata(self.deployment, claims), worth)
 
     async def prepare_close(self, claim: Claim, worth: Worth) -> SignedTransaction:
         return await self._prepare(calls.close(self.deployment, claim), worth)
