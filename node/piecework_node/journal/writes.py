@@ -56,6 +56,11 @@ def amount_of(blob: bytes) -> Amount:
     return Amount(int.from_bytes(blob, "big"))
 
 
+def closing_blob(signature: bytes, fee: int) -> bytes:
+    """The signature over a closing as it is stored, and the fee behind it unless it is 0."""
+    return signature + (amount_blob(fee) if fee else b"")
+
+
 def merged(records: Iterable[JournalRecord]) -> list[JournalRecord]:
     """Records with the same effect, in which a job is written once however often it moved."""
     result: list[JournalRecord] = []
@@ -236,7 +241,7 @@ class Batch:
 
     def close(self, r: CloseAgreed) -> None:
         sql = "UPDATE channels SET close_signature = ? WHERE id = ?"
-        self.put("channels", sql, (r.signature, r.channel))
+        self.put("channels", sql, (closing_blob(r.signature, r.fee), r.channel))
 
     # --- the worker's own
 
