@@ -128,7 +128,7 @@ async def test_a_gas_tank_below_five_settlements_stops_new_jobs_and_not_settleme
     line = client.job(3, 40)
     await client.submit(line)
     await client.finish(line)
-    made.port.price, made.port.gas = 10 * GWEI, 5 * settle_wei(GasPrice(10 * GWEI), 1) - 1
+    made.port.price, made.port.gas = 10 * GWEI, 5 * settle_wei(GasPrice(10 * GWEI)) - 1
     made.settler.ask()
     await made.tick(61)
     assert made.codes == {Code.GAS_LOW}
