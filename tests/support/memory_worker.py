@@ -16,7 +16,7 @@ from piecework_protocol.types import Digest
 from piecework_protocol.wire import SignedOffer
 from tests.support.fake_worker import FakeWorker
 from tests.support.memory_grpc import MemoryCall
-from tests.support.virtual_time import pass_time
+from tests.support.waiting import pass_time
 
 _EOF = grpc.aio.EOF  # type: ignore[attr-defined]  # missing in the stubs
 

@@ -20,7 +20,8 @@ from piecework_protocol.wire import SignedOffer
 from tests.support.fake_chain import FakeChain
 from tests.support.offers import offer, receiver
 from tests.support.offers import operator as key_of
-from tests.support.virtual_time import START, pass_time
+from tests.support.virtual_time import START
+from tests.support.waiting import pass_time
 
 
 @dataclass

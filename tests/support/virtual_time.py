@@ -65,10 +65,3 @@ def simulate(work: Coroutine[Any, Any, T]) -> T:
     """Run a simulation to its end, on a loop of its own."""
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         return runner.run(work)
-
-
-async def pass_time(seconds: float) -> None:
-    """Let simulated time pass."""
-    never = asyncio.get_running_loop().create_future()
-    await asyncio.wait({never}, timeout=seconds)
-    never.cancel()

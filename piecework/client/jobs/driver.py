@@ -64,6 +64,7 @@ from piecework_protocol.frames import (
     Account,
     CancelJob,
     JobEnded,
+    Progress,
     SubmitJob,
     VoucherAccepted,
     WorkerFrame,
@@ -302,6 +303,9 @@ class JobDriver:
                 elif isinstance(event, DraftSeen):
                     watchdog.working(came, event.canvas, event.step)
                     self._caller.offer(DraftText(event.canvas, event.step, event.output.text))
+                elif isinstance(event, Progress):
+                    if _told(watchdog, event, came, self._context.clock.wall()):
+                        started = came  # time in a queue is not the worker's slowness
                 elif isinstance(event, CanvasVerified):
                     watchdog.canvas(came)
                     self._worked_s += came - started
@@ -577,3 +581,14 @@ class JobDriver:
 def _recorded(account: Account | None) -> int:
     """How many paid receipts the worker shows."""
     return account.voucher.count if account is not None else 0
+
+
+def _told(watchdog: Watchdog, progress: Progress, now: float, wall: float) -> bool:
+    """Tell the watchdog where the job is. Return whether it only waits."""
+    if progress.queue_position:
+        watchdog.queued(now)
+    elif progress.paused_until:
+        watchdog.paused(now, progress.paused_until - wall)
+    else:
+        watchdog.working(now, progress.canvas, progress.step, progress.prompt_tokens)
+    return bool(progress.queue_position or progress.paused_until)

@@ -7,10 +7,13 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
+import aiohttp
 import pytest
+from aiohttp.test_utils import TestServer
 
 from piecework.client.config import load_config
 from piecework.client.errors import JobInterrupted, WorkerUnreachable
+from piecework.client.gateway.server import Gateway, GatewayOptions
 from piecework.client.jobs.driver import JobDriver, prepare
 from piecework.client.jobs.events import JobResuming
 from piecework.client.network.links import Links
@@ -20,7 +23,7 @@ from tests.support.client_side import MONEY, PAYER, FakeClock, ask, collect, ope
 from tests.support.fake_chain import FakeChain
 from tests.support.fake_worker import STORY, FakeWorker
 from tests.support.shipped import EventList
-from tests.support.waiting import until
+from tests.support.waiting import pass_time, until
 
 WHOLE = " ".join(STORY)
 
@@ -140,3 +143,34 @@ async def test_a_job_that_gets_no_frame_does_not_cut_its_neighbours(
         events = await first
         assert text_of(events) == WHOLE
         assert not any(isinstance(event, JobResuming) for event in events)
+
+
+async def test_four_jobs_at_a_worker_with_one_slot_all_end(
+    tmp_path: Path, chain: FakeChain, worker: FakeWorker
+) -> None:
+    """Three wait in the worker's queue for longer than a silent worker would be given."""
+
+    async def slowly(canvas: int) -> None:
+        await pass_time(0.1)
+
+    worker.script.gate, worker.script.heartbeat_s = slowly, 0.05
+    worker.script.slot = asyncio.Semaphore(1)
+    patience = {"stall_timeout_s": 0.4, "start_timeout_s": 0.4, "resume_attempts": 0}
+    async with (
+        open_client(tmp_path, chain, FakeClock(), **patience) as client,
+        TestServer(Gateway(client, GatewayOptions(None, 8, 5.0)).application()) as server,
+        aiohttp.ClientSession() as http,
+    ):
+
+        async def ask_gateway(number: int) -> tuple[int, str]:
+            messages = [{"role": "user", "content": f"{number}"}]
+            body = {"model": "any", "messages": messages, "stream": number % 2 == 0}
+            async with http.post(server.make_url("/v1/chat/completions"), json=body) as answer:
+                return answer.status, await answer.text()
+
+        for status, text in await asyncio.gather(*(ask_gateway(n) for n in range(4))):
+            assert status == 200
+            assert "slept well that night ." in text
+            assert "error" not in text
+        assert len(worker.submissions) == 4
+    assert worker.violations == []

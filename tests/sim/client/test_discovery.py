@@ -21,7 +21,8 @@ from piecework_protocol.types import Timestamp
 from tests.support.client_side import PAYER
 from tests.support.offers import model, operator
 from tests.support.simulated_net import Shelf, SimulatedNet
-from tests.support.virtual_time import START, LoopClock, pass_time, simulate
+from tests.support.virtual_time import START, LoopClock, simulate
+from tests.support.waiting import pass_time
 
 GOOD, DEAD, SLOW = "http://good.example", "http://dead.example", "http://slow.example"
 Scene = Callable[[SimulatedNet, Discovery], Awaitable[None]]

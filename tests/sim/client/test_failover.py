@@ -20,7 +20,8 @@ from tests.support.client_side import MONEY, PAYER, ask, collect, last, text_of
 from tests.support.fake_chain import TOKEN_INFO, FakeChain
 from tests.support.fake_worker import STORY, FakeWorker, Script, model_offer
 from tests.support.memory_worker import MemoryMarket
-from tests.support.virtual_time import LoopClock, pass_time, simulate
+from tests.support.virtual_time import LoopClock, simulate
+from tests.support.waiting import pass_time
 
 WHOLE = " ".join(STORY)
 KINDS = ("honest", "silent", "dead", "busy", "broken engine", "drops", "refuses", "greedy")

@@ -8,7 +8,8 @@ import random
 import pytest
 
 from piecework.client.gateway.line import LineFull, WaitingLine
-from tests.support.virtual_time import pass_time, simulate
+from tests.support.virtual_time import simulate
+from tests.support.waiting import pass_time
 
 
 class Workers:
