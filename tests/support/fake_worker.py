@@ -38,6 +38,7 @@ from piecework_protocol.frames import (
     CloseChannelRequest,
     CloseChannelResponse,
     FundingAuthorization,
+    GetAccountRequest,
     JobEnded,
     LeafRef,
     PayVoucher,
@@ -146,6 +147,7 @@ class Script:
     refuse_close: Refusal | None = None
     heartbeat_s: float | None = None
     slot: asyncio.Semaphore | None = None
+    shows_account: bool = True
 
 
 @dataclass
@@ -218,6 +220,7 @@ class FakeWorker:
         handlers = {
             "Run": grpc.stream_stream_rpc_method_handler(self._run),
             "GetOffer": grpc.unary_unary_rpc_method_handler(self._get_offer),
+            "GetAccount": grpc.unary_unary_rpc_method_handler(self._get_account),
             "CloseChannel": grpc.unary_unary_rpc_method_handler(self._close_channel),
         }
         self._server.add_generic_rpc_handlers(
@@ -288,6 +291,17 @@ class FakeWorker:
         self.closed.append(channel)
         agreed = CloseChannelResponse(sign(self.domain, final, self.operator), None)
         return wire.encode_call(agreed)
+
+    async def _get_account(self, request: bytes, context: Any) -> bytes:
+        asked = wire.decode_call(GetAccountRequest, request)
+        channels = {j.submission.job.channel: j.submission.channel for j in self.jobs.values()}
+        key = asked.request.channel
+        account = self.books[key].account() if key in self.books else None
+        if account is None or not self.script.shows_account:
+            await _refuse(context, Refusal(Reason.CHANNEL_UNKNOWN, "no voucher on it"))
+            raise AssertionError("a refusal ends the call")
+        assert signed_by(self.domain, asked.request, asked.signature, channels[key].authorizer)
+        return wire.encode_call(account)
 
     async def _run(self, _: Any, context: Any) -> None:
         await self.serve(context)

@@ -471,7 +471,9 @@ class Worker:
         return ChannelView(
             ledger=stored.ledger,
             state=stored.state,
-            deposit=stored.deposit,
+            deposit=channel.capacity,
+            withdrawn=stored.withdrawn,
+            account_signed=funding is not None and funding == channel.account_signed,
             fresh=self._channels.is_reliable(channel, funding),
             funding=funding,
             pooled=self._channels.pooled_for(channel),

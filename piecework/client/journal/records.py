@@ -46,6 +46,7 @@ class ChannelRow:
         id: Its EIP-712 digest.
         channel: Its terms.
         authorized: The total of the newest funding authorization that the payer signed.
+        fee: What the worker gets for submitting that authorization, beside it.
         funding_deadline: When that authorization ends.
         taken: The total under which a worker accepted a job. It may be opening the channel now.
         funded: The total that the chain showed last. A reorganization may lower it.
@@ -58,6 +59,7 @@ class ChannelRow:
     id: ChannelId
     channel: Channel
     authorized: Amount
+    fee: Amount
     funding_deadline: Timestamp
     taken: Amount
     funded: Amount

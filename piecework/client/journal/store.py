@@ -237,7 +237,7 @@ class Store:
             total, why = row.authorized, ReservedFor.SUBMISSION
         if total <= row.funded:
             return None
-        amount = Amount(total - row.funded)
+        amount = Amount(total - row.funded + row.fee)
         return Reservation(row.id, row.channel.operator, amount, row.funding_deadline, why)
 
     def _is_submitted(self, db: apsw.Connection, channel: ChannelId, now: Timestamp) -> bool:
@@ -275,7 +275,7 @@ class Store:
         with self._database.change("admit a job") as db:
             row = rows.channel(db, job.channel_id)
             pending = self._reservation(db, row, now)
-            counted = Amount(row.funded + (pending.amount if pending else 0))
+            counted = Amount(row.funded + (pending.amount - row.fee if pending else 0))
             promised = row.book.cumulative + rows.reserved_by_jobs(db, row.id, now)
             # A channel exists once it holds something, so even a free job needs one base unit.
             asked = max(1, promised + job.submission.job.max_amount)
@@ -286,11 +286,13 @@ class Store:
             # An authorization is signed again before a slow worker has used half of its life.
             stale = 2 * (row.funding_deadline - now) < funding_deadline - now
             if total > row.funded and (total != row.authorized or stale):
+                fees = job.offer.offer
+                fee = fees.top_up_fee if row.funded else fees.open_fee
                 taken = row.taken if pending else 0
                 db.execute(
-                    "UPDATE channels SET authorized = ?, funding_deadline = ?, taken = ?"
+                    "UPDATE channels SET authorized = ?, fee = ?, funding_deadline = ?, taken = ?"
                     " WHERE id = ?",
-                    (str(total), funding_deadline, str(taken), row.id),
+                    (str(total), str(fee), funding_deadline, str(taken), row.id),
                 )
             rows.add_job(db, job, prompt)
             return rows.channel(db, row.id)

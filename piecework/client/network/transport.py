@@ -24,9 +24,11 @@ from piecework.client.limits import CONNECT_TIMEOUT_S, SEND_TIMEOUT_S, UNARY_TIM
 from piecework_protocol import wire
 from piecework_protocol.errors import MalformedInput, ProtocolViolation, Reason, Refusal
 from piecework_protocol.frames import (
+    Account,
     ClientFrame,
     CloseChannelRequest,
     CloseChannelResponse,
+    GetAccountRequest,
     WorkerFrame,
 )
 from piecework_protocol.limits import MAX_FRAME_BYTES, MAX_OFFER_BYTES, MAX_REASON_BYTES
@@ -189,6 +191,14 @@ class WorkerLink:
             return answer.operator_signature, answer.transaction or b""
         except MalformedInput as error:
             raise ProtocolViolation("6.5", str(error)) from None
+
+    async def get_account(self, request: GetAccountRequest) -> Account:
+        """The worker's record of a channel; not verified."""
+        data = await self._unary("GetAccount", wire.encode_call(request))
+        try:
+            return wire.decode_call(Account, data)
+        except MalformedInput as error:
+            raise ProtocolViolation("5.7", str(error)) from None
 
     def run(self, deadline_s: float) -> JobStream:
         """Open one job's stream. Nothing is sent before the first `send`.

@@ -363,6 +363,20 @@ def test_a_declined_job_leaves_what_another_job_reserved(store: Store) -> None:
     assert store.reservations(TOKEN, NOW)[0].amount == 100
 
 
+def test_the_workers_fee_is_signed_and_reserved_with_the_opening(store: Store) -> None:
+    asks = offer(open_fee=Amount(7), top_up_fee=Amount(3))
+    first = replace(job_row(1, 100, owner=store.owner), offer=asks)
+    assert store.admit(first, None, exactly, UNTIL).fee == 7
+    assert store.reservations(TOKEN, NOW)[0].amount == 107
+    store.accepted(first.id, 7, None)
+    store.seen_on_chain(CHANNEL, seen(100), ChannelStatus.OPEN)
+    assert store.reservations(TOKEN, NOW) == ()
+    second = replace(job_row(2, 50, owner=store.owner), offer=asks)
+    row = store.admit(second, None, exactly, UNTIL)
+    assert (row.authorized, row.fee) == (150, 3)
+    assert store.reservations(TOKEN, NOW)[0].amount == 53
+
+
 def test_an_account_behind_what_was_settled_is_the_workers_fault(store: Store) -> None:
     job = job_row(1, 100)
     store.admit(job, None, exactly, UNTIL)
