@@ -294,7 +294,7 @@ async def test_the_examples_do_what_they_say(harness: CommandStage) -> None:
     streamed = await example(harness, "stream")
     assert WHOLE in streamed and "at most" in streamed and " 0 drafts" not in streamed
     quoted = await example(harness, "quote")
-    assert "reliability" in quoted and "refused: no_worker_fits" in quoted
+    assert "reliability" in quoted and "refused: max_price_too_low" in quoted
     harness.worker.script.drop_after = [1]
     resumed = await example(harness, "resume", PIECEWORK_CLIENT_RESUME_ATTEMPTS="0")
     assert resumed.startswith("interrupted: ") and WHOLE in resumed
