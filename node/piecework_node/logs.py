@@ -13,11 +13,13 @@ from typing import Any, Final, TextIO
 
 import structlog
 
+from piecework.base.repeats import DropRepeats, bound_library_logs
 from piecework.base.text import one_line
 
 ALLOWED: Final = frozenset(
     {
-        "event", "level", "timestamp", "task", "job", "channel", "canvas", "canvases", "state",
+        "event", "level", "timestamp", "repeated", "code", "status",
+        "task", "job", "channel", "canvas", "canvases", "state",
         "reason", "clause", "peer", "count", "amount", "kind", "hash", "nonce", "block",
         "sequence", "slots", "active",
         "model", "profile", "port", "admin_port", "seconds", "restarts",
@@ -60,12 +62,15 @@ def logger(level: str = "info", form: str = "auto", stream: TextIO | None = None
     level: "debug", "info", "warning" or "error".
     form: "human" for a person, "json" for a program, or "auto": human on a terminal.
     """
+    if stream is None:
+        bound_library_logs()
     stream = stream or sys.stderr
     human = form == "human" or (form == "auto" and stream.isatty())
     return structlog.wrap_logger(
         structlog.PrintLogger(stream),
         processors=[
             structlog.processors.add_log_level,
+            DropRepeats(),
             *(_HUMAN if human else _JSON),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),

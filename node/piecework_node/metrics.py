@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from piecework.base.connections import Refused
 from piecework.base.text import one_line
 from piecework_protocol.errors import Reason
 from piecework_protocol.objects import Receipt
@@ -61,8 +62,17 @@ class Metrics:
         self._engine_losses = self._counter(
             "piecework_engine_restarts", "Times the engine process was lost"
         )
+        self._contained = self._counter(
+            "piecework_contained_errors", "Errors of the worker's own that ended one job each"
+        )
         self._publish_errors = self._counter(
             "piecework_publish_errors", "Offers that an index did not take"
+        )
+        self._connections_refused = Counter(
+            "piecework_connections_refused",
+            "Connections closed as soon as they came, by port and reason",
+            ["port", "reason"],
+            registry=self.registry,
         )
         self.slots = self._gauge("piecework_slots", "Jobs that may run at once")
         self.active = self._gauge("piecework_jobs_active", "Jobs that run or wait for a slot")
@@ -78,13 +88,35 @@ class Metrics:
             buckets=_COMMIT_BUCKETS_S,
             registry=self.registry,
         )
+        self._surroundings()
         self.refusals: dict[str, int] = {}
         self.errors: deque[ErrorNote] = deque(maxlen=MAX_KEPT_ERRORS)
+
+    def _surroundings(self) -> None:
+        """Gauges of what the worker stands on: node, clock and gas tank."""
+        self._faults = Gauge(
+            "piecework_fault",
+            "1 while this condition of the surroundings lasts",
+            ["code"],
+            registry=self.registry,
+        )
+        self.gas = self._gauge("piecework_gas_wei", "The operator's native coin, in wei")
+        self.head_age = self._gauge(
+            "piecework_head_age_seconds", "Age of the chain's latest block by this clock"
+        )
+        self.clock_offset = self._gauge(
+            "piecework_clock_offset_seconds",
+            "This clock less the indexes'. Above 0 it is ahead",
+        )
 
     def refused(self, reason: Reason) -> None:
         """A job was declined."""
         self._refusals.labels(reason.name).inc()
         self.refusals[reason.name] = self.refusals.get(reason.name, 0) + 1
+
+    def connection_refused(self, port: str, why: Refused) -> None:
+        """A connection to a port ("jobs" or "admin") was closed as soon as it came."""
+        self._connections_refused.labels(port, why).inc()
 
     def moved(self, state: JobState) -> None:
         """A job reached a state."""
@@ -113,9 +145,17 @@ class Metrics:
         """The engine process died or hung."""
         self._engine_losses.inc()
 
+    def contained(self) -> None:
+        """An error of ours ended one job, or was left behind by a loop that goes on."""
+        self._contained.inc()
+
     def publish_error(self) -> None:
         """An index did not take the offer."""
         self._publish_errors.inc()
+
+    def fault(self, code: str, *, present: bool) -> None:
+        """A condition lasts, or does not."""
+        self._faults.labels(code).set(int(present))
 
     def note(self, at: Timestamp, where: str, message: str) -> None:
         """Keep an error for the status page."""

@@ -60,13 +60,31 @@ class RateLimiter:
 
         `now` is monotonic time in seconds. A `now` before the last one counts as no time passed.
         """
-        level, at = self._buckets.pop(key, (self._rate.burst, now))
-        level = min(self._rate.burst, level + max(0.0, now - at) * self._rate.per_s)
+        level, at = self._refilled(key, now)
         passes = level >= 1 - _ROUNDING
-        self._buckets[key] = (max(0.0, level - 1) if passes else level, max(at, now))
+        self._keep(key, max(0.0, level - 1) if passes else level, at)
+        return 0.0 if passes else (1 - level) / self._rate.per_s
+
+    def spend(self, key: Hashable, amount: float, now: float) -> float:
+        """Take `amount` tokens that are used already, and return the seconds until it is paid off.
+
+        For what can only be counted after the fact, such as bytes that were read. A debt is at
+        most one burst, so that no pause is longer than the time to fill a bucket twice.
+        """
+        level, at = self._refilled(key, now)
+        level = max(-self._rate.burst, level - amount)
+        self._keep(key, level, at)
+        return max(0.0, -level / self._rate.per_s)
+
+    def _refilled(self, key: Hashable, now: float) -> tuple[float, float]:
+        level, at = self._buckets.pop(key, (self._rate.burst, now))
+        filled = min(self._rate.burst, level + max(0.0, now - at) * self._rate.per_s)
+        return filled, max(at, now)
+
+    def _keep(self, key: Hashable, level: float, at: float) -> None:
+        self._buckets[key] = (level, at)
         if len(self._buckets) > self._keys:
             self._buckets.popitem(last=False)
-        return 0.0 if passes else (1 - level) / self._rate.per_s
 
 
 def peer_key(peer: str) -> str:
@@ -96,7 +114,7 @@ def client_behind(
     """
     client = peer
     hops = forwarded_for.split(",")[-MAX_HOPS:] if forwarded_for else []
-    while hops and _is_in(client, trusted):
+    while hops and is_in(client, trusted):
         hop = hops.pop().strip()
         if _address(hop) is None:
             break
@@ -104,7 +122,8 @@ def client_behind(
     return client
 
 
-def _is_in(peer: str, networks: Sequence[IPv4Network | IPv6Network]) -> bool:
+def is_in(peer: str, networks: Sequence[IPv4Network | IPv6Network]) -> bool:
+    """Whether a peer's address lies in one of the networks."""
     address = _address(peer)
     return address is not None and any(address in network for network in networks)
 

@@ -53,6 +53,23 @@ class WorkerUnreachable(ClientError):
     """
 
 
+class JobFollowed(ClientError):
+    """Another living process of this client follows the job.
+
+    Raised by `resume`. The lock of that process is released when it ends.
+
+    Attributes:
+        job: The job's id.
+    """
+
+    def __init__(self, job: JobId) -> None:
+        super().__init__(
+            f"another process of this client follows job 0x{job.hex()}. "
+            "Wait until it ends, or stop that process"
+        )
+        self.job = job
+
+
 class NoWorkerFits(ClientError):
     """Nobody can take the request. Raised by `quote`, `ask` and `run`.
 
@@ -79,6 +96,21 @@ class NoWorkerFits(ClientError):
             self.code = "workers_busy"
         elif unknown_model:
             self.code = "model_not_found"
+
+
+class RequestRefused(NoWorkerFits):
+    """No worker that serves the model can take such a request. Sending it again does not help.
+
+    Raised by `quote`, `ask` and `run`. `code` says what is wrong, such as "max_tokens_too_large".
+
+    Attributes:
+        param: The member of the request that is to blame, as the gateway names it.
+    """
+
+    def __init__(self, message: str, why: Sequence[str], *, code: str, param: str) -> None:
+        super().__init__(message, why)
+        self.code = code
+        self.param = param
 
 
 class InsufficientFunds(ClientError):

@@ -37,6 +37,7 @@ async def set_up(
     *,
     second_key: bool,
     password: Callable[[], str],
+    rpc_url: str | None = None,
     disk: Disk = SYSTEM_DISK,
 ) -> SetUp:
     """Make the missing parts of a home.
@@ -47,10 +48,12 @@ async def set_up(
         indexes: URLs for the settings. Empty if the caller did not choose.
         second_key: Whether jobs and vouchers get a key of their own.
         password: Asked once, when it is known that the home can be used.
+        rpc_url: The chain's node for the settings. None if the caller did not choose.
         disk: The steps of each write.
 
     Raises:
-        HomeError: the home belongs to another market, or has other indexes than these.
+        HomeError: the home belongs to another market, has other indexes than these, or is in use
+            with one key. The text begins with the option that does not fit.
         BadDeployment: the deployment file cannot be used.
         FileError: a file or the folder cannot be made.
         SettingsError: the settings in the home cannot be used.
@@ -58,11 +61,11 @@ async def set_up(
     """
     home = ClientHome(folder)
     wanted = await asyncio.to_thread(Deployment.load, deployment)
-    await asyncio.to_thread(_check_asked, home, wanted, indexes)
+    await asyncio.to_thread(_check_asked, home, wanted, indexes, second_key, rpc_url)
     home.create(disk)
     texts = {
         home.deployment: json.dumps(wanted.to_json(), indent=2) + "\n",
-        home.config: to_toml(ClientConfig, {"indexes": indexes}, rest=True),
+        home.config: to_toml(ClientConfig, {"indexes": indexes, "rpc_url": rpc_url}, rest=True),
     }
     wallets = (home.wallet, home.authorizer) if second_key else (home.wallet,)
     secret = password()
@@ -71,27 +74,44 @@ async def set_up(
     return SetUp(keys.payer.address, keys.authorizer.address, created)
 
 
-def _check_asked(home: ClientHome, wanted: Deployment, indexes: tuple[str, ...]) -> None:
+def _check_asked(
+    home: ClientHome,
+    wanted: Deployment,
+    indexes: tuple[str, ...],
+    second_key: bool,
+    rpc_url: str | None,
+) -> None:
     """Refuse to drop in silence what was asked for."""
+    if second_key and home.store.exists() and not home.authorizer.exists():
+        raise HomeError(
+            f"--second-key: {home.path} is in use with one key, which its channels name. "
+            "Use another --home for a client with two keys"
+        )
     if home.deployment.exists():
         found = Deployment.load(home.deployment)
-        if (found.chain_id, found.escrow) != (wanted.chain_id, wanted.escrow):
+        if not found.same_market(wanted):
             raise HomeError(
-                f"{home.path} belongs to another market: escrow {to_hex(found.escrow)} on chain "
+                f"--deployment: {home.path} belongs to another market: "
+                f"registry {to_hex(found.registry)} on chain "
                 f"{found.chain_id}. Use another --home"
             )
         other = [f.name for f in fields(found) if getattr(found, f.name) != getattr(wanted, f.name)]
         if other:
             raise HomeError(
-                f"{home.deployment} differs from the given file in {', '.join(other)}. "
-                "If the given file is right, copy it there"
+                f"--deployment: {home.deployment} differs from the given file in "
+                f"{', '.join(other)}. If the given file is right, copy it there"
             )
     if home.config.exists():
-        there = load_config(home.config, environment={}).indexes
-        if indexes and indexes != there:
-            listed = ", ".join(there) or "none"
+        there = load_config(home.config, environment={})
+        if rpc_url is not None and rpc_url != there.rpc_url:
             raise HomeError(
-                f"{home.config} has other indexes: {listed}. "
+                f"--rpc-url: {home.config} has another rpc_url. "
+                f"Edit it: rpc_url = {json.dumps(rpc_url)}"
+            )
+        if indexes and indexes != there.indexes:
+            listed = ", ".join(there.indexes) or "none"
+            raise HomeError(
+                f"--index: {home.config} has other indexes: {listed}. "
                 f"Edit it: indexes = {json.dumps(list(indexes))}"
             )
 

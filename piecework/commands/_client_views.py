@@ -6,13 +6,20 @@ Views only show. What moves money is in `piecework.client.funds`.
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import csv
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any, TextIO
 
+from piecework.base.amounts import Token
 from piecework.client.funds import Closing, Withdrawal
+from piecework.client.invoice import InvoiceLine
 from piecework.client.journal.proofs import ProvenReceipt
+from piecework.client.journal.records import ChannelRow
 from piecework.client.sdk import PieceworkClient, Quote
 from piecework.commands._terminal import JobProgress
-from piecework_protocol.types import to_hex
+from piecework_protocol.signing import sign
+from piecework_protocol.types import Address, Timestamp, to_hex
 from piecework_protocol.views import as_json, members
 
 
@@ -44,21 +51,46 @@ def result_view(progress: JobProgress) -> dict[str, Any]:
     return {**view, **facts, **terms, "worker": worker, "receipts": receipts}
 
 
-async def receipts_view(client: PieceworkClient, job: Any) -> dict[str, Any]:
-    """Every receipt with its proof. `failed` counts those with trouble."""
-    rows = [_receipt_view(proven) for proven in await client.proofs(job)]
-    return {"receipts": rows, "failed": sum(bool(row["trouble"]) for row in rows)}
+async def receipts_view(client: PieceworkClient, job: str | None) -> dict[str, Any]:
+    """Every receipt with its proof, and the signed vouchers that the proofs lead to.
+
+    Somebody else can check all of it: digests, signatures and inclusion. `failed` counts receipts
+    with trouble.
+    """
+    named = None if job is None else await asyncio.to_thread(client.store.job_named, job)
+    proofs = await client.proofs(named)
+    ids = {proven.row.channel for proven in proofs}
+    channels = {i: await asyncio.to_thread(client.store.channel, i) for i in ids}
+    return {
+        "receipts": [_receipt_view(p, channels[p.row.channel].channel.operator) for p in proofs],
+        "vouchers": [_voucher_view(client, channels[i]) for i in sorted(ids)],
+        "domain": as_json(client.context.domain),
+        "failed": sum(bool(proven.trouble) for proven in proofs),
+    }
 
 
-def _receipt_view(proven: ProvenReceipt) -> dict[str, Any]:
-    shown = ("job", "canvas", "output_digest", "trace_root", "steps", "units", "amount")
+def _receipt_view(proven: ProvenReceipt, operator: Address) -> dict[str, Any]:
     proof = proven.proof
     return {
-        **members(proven.row.receipt, *shown),
+        **as_json(proven.row.receipt),
+        "operator": to_hex(operator),
         **members(proven.row, "channel", "digest", "signature", "leaf_index"),
         **members(proven, "receipts_root", "trouble"),
         "count": None if proof is None else proof.count,
         "proof": None if proof is None else as_json(proof.siblings),
+    }
+
+
+def _voucher_view(client: PieceworkClient, row: ChannelRow) -> dict[str, Any]:
+    """The latest voucher as the worker has it: signatures are deterministic. A channel of an
+    authorizer whose key is not in this home shows none."""
+    voucher, signer = row.book.voucher(), client.wallet.authorizer
+    mine = signer.address == row.channel.authorizer
+    signature = to_hex(sign(client.context.domain, voucher, signer)) if mine else None
+    return {
+        **as_json(voucher),
+        "signature": signature,
+        "authorizer": to_hex(row.channel.authorizer),
     }
 
 
@@ -71,6 +103,10 @@ async def balance_view(client: PieceworkClient) -> dict[str, Any]:
         "own": await reader.token_balance(client.token, balance.payer),
         "native_wei": await reader.native_balance(balance.payer),
         **{name: getattr(balance, name).units for name in held},
+        "reserved": [
+            {**members(r, "channel", "operator", "amount", "until"), "why": r.why.value}
+            for r in balance.reservations
+        ],
     }
 
 
@@ -97,7 +133,9 @@ async def channels_view(client: PieceworkClient) -> list[dict[str, Any]]:
 
 def closings_view(closings: tuple[Closing, ...]) -> list[dict[str, Any]]:
     """What became of channels that were closed."""
-    return [as_json(closing) for closing in closings]
+    return [
+        {**members(c, "channel", "closed", "state", "withdrawable_at", "note")} for c in closings
+    ]
 
 
 def withdrawal_view(withdrawal: Withdrawal) -> dict[str, Any]:
@@ -107,3 +145,57 @@ def withdrawal_view(withdrawal: Withdrawal) -> dict[str, Any]:
         "amount": withdrawal.amount.units,
         "to": to_hex(withdrawal.to),
     }
+
+
+async def recovery_view(client: PieceworkClient) -> list[dict[str, Any]]:
+    """Every channel that the chain knows."""
+    return [
+        {
+            "channel": to_hex(each.row.id),
+            "operator": to_hex(each.row.channel.operator),
+            **members(each.row, "status", "funded"),
+            "cumulative": each.row.book.cumulative,
+            **members(each, "found", "note"),
+        }
+        for each in await client.funds.recover()
+    ]
+
+
+async def invoice_view(client: PieceworkClient, since: int, until: int) -> dict[str, Any]:
+    """A bill. Balances before and after it are those of the pool and of all channels."""
+    bill = await client.funds.invoice(Timestamp(since), Timestamp(until))
+    names = ("pool", "in_channels")
+    return {
+        "lines": [_line_view(line) for line in bill.lines],
+        "before": dict(zip(names, bill.before, strict=True)),
+        "after": dict(zip(names, bill.after, strict=True)),
+        "totals": as_json(bill.totals),
+        "troubles": list(bill.troubles),
+    }
+
+
+def _line_view(line: InvoiceLine) -> dict[str, Any]:
+    log, channel = line.event.log, line.event.channel
+    return {
+        "time": line.event.time,
+        "block": log.block,
+        "log_index": log.index,
+        "transaction": to_hex(log.transaction),
+        **members(line, "kind"),
+        "channel": None if channel is None else to_hex(channel),
+        "worker": None if line.worker is None else to_hex(line.worker),
+        **members(line, "amount", "fee", "pool", "in_channels", "receipts", "check"),
+    }
+
+
+def write_csv(view: dict[str, Any], token: Token, out: TextIO) -> None:
+    """A bill for a spreadsheet. Amounts are numbers of tokens, exact to the base unit."""
+    money = ("amount", "fee", "pool", "in_channels")
+    names = ("time", "block", "log_index", "transaction", "kind", "channel", "worker")
+    table = csv.writer(out)
+    table.writerow((*names, *money, "token", "receipts", "check"))
+    for row in view["lines"]:
+        time = datetime.fromtimestamp(row["time"], UTC).isoformat()
+        amounts = (f"{Decimal(row[name]).scaleb(-token.decimals):f}" for name in money)
+        shown = (row[name] for name in names[1:])
+        table.writerow((time, *shown, *amounts, token.symbol, row["receipts"], row["check"]))

@@ -41,7 +41,7 @@ def serve(
     It serves /v1/chat/completions and /v1/models until SIGTERM or Ctrl-C. Set an API key with
     gateway_api_key in config.toml, or with PIECEWORK_CLIENT_GATEWAY_API_KEY.
     """
-    from piecework.commands.client import open_config
+    from piecework.commands._client_home import open_config
 
     flags = {
         "indexes": tuple(index) if index else None,
@@ -59,29 +59,35 @@ def serve(
 
 
 async def _serve(folder: Path, config: ClientConfig, secret: str, host: str, port: int) -> None:
-    from aiohttp import web
-
+    from piecework.base.connections import parse_networks
+    from piecework.base.http_server import HttpServer, http_limits, serving
     from piecework.client.config import ClientHome
     from piecework.client.gateway.server import Gateway, GatewayOptions
     from piecework.client.sdk import PieceworkClient
-    from piecework.commands._server import listen, logs_to_stderr, until_told_to_stop
+    from piecework.commands._server import logs_to_stderr, until_told_to_stop
     from piecework_protocol.types import to_hex
 
     logs_to_stderr()
     async with await PieceworkClient.open(ClientHome(folder), config, password=secret) as client:
+        trusted = parse_networks(config.gateway_trusted_proxies)
         options = GatewayOptions(
             config.gateway_api_key,
             config.gateway_max_concurrent,
             config.gateway_heartbeat_s,
             config.gateway_best_effort,
+            config.gateway_max_waiting,
+            config.gateway_wait_s,
+            trusted,
         )
         gateway = Gateway(client, options)
+        total = config.gateway_max_connections
         # Requests that still run when we are told to stop are cancelled at the worker and paid.
-        runner = web.AppRunner(
-            gateway.application(), handler_cancellation=True, access_log=None, shutdown_timeout=5
+        server = HttpServer(
+            gateway.application(),
+            http_limits(total, total // 2, trusted),
+            on_refused=gateway.metrics.connection_refused,
         )
-        bound = await listen(runner, host, port)
-        try:
+        async with serving(server, host, port) as bound:
             common.print_json(
                 {
                     "ready": True,
@@ -92,5 +98,3 @@ async def _serve(folder: Path, config: ClientConfig, secret: str, host: str, por
                 }
             )
             await until_told_to_stop()
-        finally:
-            await runner.cleanup()

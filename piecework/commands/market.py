@@ -7,11 +7,14 @@ from typing import Annotated
 
 import typer
 
+from piecework.base.connections import ConnectionLimits, parse_networks
 from piecework.base.files import private_folder
 from piecework.commands import _common as common
 
 app = common.group()
 STORE = "market.db"
+CONNECTIONS_PER_ADDRESS = 64
+"""A client needs one or two. One address may be a NAT with many clients behind it."""
 
 
 @app.callback()
@@ -24,6 +27,7 @@ def _market() -> None:
 
 @app.command()
 def start(
+    *,
     deployment: Annotated[
         Path, typer.Option(help="The deployment file of the market's contracts.")
     ],
@@ -35,37 +39,53 @@ def start(
     rpc: Annotated[
         str | None, typer.Option(help="Instead of the deployment's RPC endpoint.")
     ] = None,
+    max_connections: Annotated[
+        int, typer.Option(min=8, max=100_000, help="Connections held at once.")
+    ] = 1024,
+    trusted_proxy: Annotated[
+        list[str] | None,
+        typer.Option(help="Address or network of a proxy whose X-Forwarded-For is believed."),
+    ] = None,
 ) -> None:
     """Serve the index until SIGTERM or Ctrl-C.
 
     It prints one JSON line when it is ready.
     """
+    from piecework.base.http_server import http_limits
+
     folder = common.home("market", home_dir)
     common.guard(lambda: private_folder(folder, marks=(STORE,)))
-    common.run(_serve(deployment, folder, host, port, rpc))
+    try:
+        trusted = parse_networks(trusted_proxy or ())
+    except ValueError as error:
+        common.fail(str(error), 2)
+    limits = http_limits(max_connections, CONNECTIONS_PER_ADDRESS, trusted)
+    common.run(_serve(deployment, folder, (host, port), limits, rpc))
 
 
-async def _serve(file: Path, folder: Path, host: str, port: int, rpc: str | None) -> None:
-    from aiohttp import web
-
+async def _serve(
+    file: Path, folder: Path, address: tuple[str, int], limits: ConnectionLimits, rpc: str | None
+) -> None:
+    from piecework.base.http_server import HttpServer, serving
     from piecework.chain.deployment import Deployment
     from piecework.chain.reader import ChainReader
-    from piecework.commands._server import listen, logs_to_stderr, until_told_to_stop
+    from piecework.commands._server import logs_to_stderr, until_told_to_stop
     from piecework.market.offer_store import OfferStore
     from piecework.market.server import IndexServer
 
     logs_to_stderr()
+    host, port = address
     deployment = Deployment.load(file)
     async with await ChainReader.connect(deployment, rpc_url=rpc) as reader:
         store = OfferStore(folder / STORE, deployment.domain)
         try:
-            runner = web.AppRunner(
-                IndexServer(store, reader, deployment.payment_token).application(),
-                handler_cancellation=True,
-                access_log=None,
+            index = IndexServer(
+                store, reader, deployment.payment_token, trusted_proxies=limits.trusted
             )
-            bound = await listen(runner, host, port)
-            try:
+            server = HttpServer(
+                index.application(), limits, on_refused=index.metrics.connection_refused
+            )
+            async with serving(server, host, port) as bound:
                 ready = {
                     "ready": True,
                     "role": "market",
@@ -75,7 +95,5 @@ async def _serve(file: Path, folder: Path, host: str, port: int, rpc: str | None
                 }
                 common.print_json({**ready, "home": str(folder), "chain_id": deployment.chain_id})
                 await until_told_to_stop()
-            finally:
-                await runner.cleanup()
         finally:
             store.close()

@@ -10,6 +10,8 @@ from prometheus_client import (
     generate_latest,
 )
 
+from piecework.base.connections import Refused
+
 
 class MarketMetrics:
     """Counters of one index, in a registry of its own."""
@@ -27,6 +29,12 @@ class MarketMetrics:
             ["code"],
             registry=self._registry,
         )
+        self._refused = Counter(
+            "piecework_market_connections_refused",
+            "Connections closed as soon as they came, by reason.",
+            ["reason"],
+            registry=self._registry,
+        )
         self._live = Gauge("piecework_market_offers", "Live offers.", registry=self._registry)
 
     def accepted(self) -> None:
@@ -36,6 +44,10 @@ class MarketMetrics:
     def declined(self, code: str) -> None:
         """A request was declined."""
         self._declined.labels(code).inc()
+
+    def connection_refused(self, why: Refused) -> None:
+        """A connection was closed as soon as it came."""
+        self._refused.labels(why).inc()
 
     def exposition(self, live: int) -> bytes:
         """The text that Prometheus reads."""

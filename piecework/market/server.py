@@ -1,7 +1,7 @@
 """The index over HTTP.
 
     POST /v1/offers   a signed offer as protobuf bytes (`protocol.wire.encode_offer`)
-    GET  /v1/offers   ?model= &max_price= &min_speed= &sort=price|speed &limit=
+    GET  /v1/offers   ?model= &max_price= &min_speed= &sort=price|speed &limit= &offset=
     GET  /v1/models   GET /v1/workers   GET /health   GET /metrics   GET /
 
 Checks run cheapest first: size, rate of the address, parsing, terms, signature, rate of the
@@ -22,6 +22,8 @@ from aiohttp import hdrs, web
 
 from piecework.base.amounts import Token
 from piecework.base.clock import Clock, SystemClock
+from piecework.base.connections import Networks
+from piecework.base.http_server import BodyReader, BodyRefused, client_address
 from piecework.base.rates import Rate, RateLimiter, peer_key
 from piecework.chain.errors import ChainError
 from piecework.market import page
@@ -63,8 +65,6 @@ _FAULT_STATUS = {
     OfferFault.NOT_BONDED: 403,
     OfferFault.WRONG_RECEIVER: 403,
 }
-# SQLite's integers end here; a worker counts its offers up from one.
-_MAX_SEQUENCE = (1 << 63) - 1
 
 
 class Registered(Standing, Protocol):
@@ -90,7 +90,10 @@ def _limiter(per_minute: int, burst: int) -> RateLimiter:
 
 
 class IndexServer:
-    """One index. `token` is what the explorer shows prices in."""
+    """One index. `token` is what the explorer shows prices in.
+
+    Rates count by the client's address. A trusted proxy names it in X-Forwarded-For.
+    """
 
     def __init__(
         self,
@@ -99,8 +102,11 @@ class IndexServer:
         token: Token,
         *,
         clock: Clock | None = None,
+        trusted_proxies: Networks = (),
     ) -> None:
         self._store, self._registry, self._token = store, registry, token
+        self._trusted = trusted_proxies
+        self._bodies = BodyReader(max_bytes=MAX_OFFER_BYTES, trusted=trusted_proxies)
         self._clock = clock or SystemClock()
         self.metrics = MarketMetrics()
         self._posts = _limiter(ADDRESS_POSTS_PER_MINUTE, ADDRESS_POST_BURST)
@@ -129,10 +135,8 @@ class IndexServer:
             response = await handler(request)
         except Declined as declined:
             response = self._decline(declined)
-        except web.HTTPRequestEntityTooLarge:
-            response = self._decline(
-                Declined(413, "too_large", f"an offer is at most {MAX_OFFER_BYTES} bytes")
-            )
+        except BodyRefused as refused:
+            response = self._decline(Declined(refused.status, refused.code, refused.message))
         except web.HTTPException as error:
             response = self._decline(Declined(error.status, "http", error.reason))
         except OfferStoreError as error:
@@ -149,7 +153,8 @@ class IndexServer:
         if request.path == "/health":
             return
         buckets = self._posts if request.method == "POST" else self._reads
-        wait = buckets.take(peer_key(request.remote or ""), self._clock.monotonic())
+        client = peer_key(client_address(request, self._trusted))
+        wait = buckets.take(client, self._clock.monotonic())
         if wait:
             raise Declined(
                 429, "rate_limited", "too many requests from this address", retry_after_s=wait
@@ -165,7 +170,7 @@ class IndexServer:
     # --- publishing
 
     async def _publish(self, request: web.Request) -> web.Response:
-        data = await request.read()
+        data = await self._bodies.read(request)
         known, listed = await self.accept(data)
         offer = listed.signed.offer
         body = {
@@ -183,8 +188,6 @@ class IndexServer:
         try:
             signed = wire.decode_offer(data)
             check_terms(signed.offer, now)
-            if signed.offer.sequence > _MAX_SEQUENCE:
-                raise Declined(400, "bad_terms", f"a sequence number is at most {_MAX_SEQUENCE}")
             signer = offer_signer(self._registry.domain, signed)
             # Only a good signature may use up an operator's rate; anybody could write its address
             # otherwise.
@@ -239,7 +242,7 @@ class IndexServer:
 
     async def _offers(self, request: web.Request) -> web.Response:
         query = Query.parse(request.query)
-        return web.json_response(offers_json(select(self._live(), query), query.limit))
+        return web.json_response(offers_json(select(self._live(), query), query))
 
     async def _models(self, _: web.Request) -> web.Response:
         return web.json_response(models_json(self._live()))

@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator
 
 from piecework.base.amounts import Token
 from piecework.chain.errors import RpcUnavailable
-from piecework.chain.reader import ChannelOnChain, RegisteredWorker
+from piecework.chain.reader import UNKNOWN_CHANNEL, ChannelOnChain, RegisteredWorker
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.states import ChannelState
-from piecework_protocol.types import Address, Amount, ChannelId, Timestamp, Uint64
+from piecework_protocol.types import Address, Amount, ChannelId, Timestamp
 
 DOMAIN = Domain(31337, Address(b"\x11" * 20))
 TOKEN = Address(b"\x33" * 20)
@@ -18,7 +18,8 @@ TOKEN_INFO = Token(bytes(TOKEN), "tUSDC", 6)
 
 
 class FakeChain:
-    """What was put into it is what it answers; `away` makes it stop answering."""
+    """What was put into it is what it answers. `away` makes it stop answering. `final` is what its
+    final block shows, if that is not what its newest shows."""
 
     def __init__(self, domain: Domain = DOMAIN) -> None:
         self.domain = domain
@@ -26,6 +27,7 @@ class FakeChain:
         self.session_keys: set[tuple[Address, Address]] = set()
         self.channels: dict[ChannelId, ChannelOnChain] = {}
         self.balances: dict[tuple[Address, Address], Amount] = {}
+        self.final: dict[ChannelId, ChannelOnChain] | None = None
         self.away = False
         self.reads = 0
 
@@ -57,15 +59,13 @@ class FakeChain:
         self, channel: ChannelId, deposit: int, payer: Address, token: Address = TOKEN
     ) -> None:
         """Mine a funding authorization: the total moves out of the payer's pooled balance."""
-        before = self.channels[channel].deposit if channel in self.channels else 0
+        before = self.channels[channel].funded if channel in self.channels else 0
         self.deposit(payer, before - deposit, token)
         self.set_channel(channel, ChannelState.OPEN, deposit)
 
     def set_channel(self, channel: ChannelId, state: ChannelState, deposit: int) -> None:
         """Make the escrow know a channel."""
-        self.channels[channel] = ChannelOnChain(
-            state, Amount(deposit), Amount(0), Uint64(0), Timestamp(0)
-        )
+        self.channels[channel] = ChannelOnChain(state, Amount(deposit), Amount(0))
 
     async def worker(self, operator: Address) -> RegisteredWorker | None:
         self._read()
@@ -80,10 +80,14 @@ class FakeChain:
         self._read()
         return key == operator or (operator, key) in self.session_keys
 
-    async def channel(self, channel_id: ChannelId) -> ChannelOnChain:
+    async def channel(self, channel_id: ChannelId, *, block: int | None = None) -> ChannelOnChain:
         self._read()
-        unknown = ChannelOnChain(ChannelState.NONE, Amount(0), Amount(0), Uint64(0), Timestamp(0))
-        return self.channels.get(channel_id, unknown)
+        known = self.channels if block is None or self.final is None else self.final
+        return known.get(channel_id, UNKNOWN_CHANNEL)
+
+    async def finalized_block(self) -> int:
+        self._read()
+        return 1
 
     async def pooled_balance(self, token: Address, owner: Address) -> Amount:
         self._read()

@@ -9,6 +9,7 @@ one clause.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 import enum
 import hashlib
@@ -34,19 +35,33 @@ from piecework_protocol.frames import (
     Account,
     CancelJob,
     CanvasDelivered,
+    CloseChannelRequest,
+    CloseChannelResponse,
+    FundingAuthorization,
+    GetAccountRequest,
     JobEnded,
     LeafRef,
     PayVoucher,
+    Progress,
     SubmitJob,
     VoucherAccepted,
     WorkerFrame,
 )
 from piecework_protocol.ledger import WorkerLedger
-from piecework_protocol.objects import Channel, Finish, ModelOffer, Offer, Service
+from piecework_protocol.objects import (
+    Channel,
+    Endpoint,
+    Finish,
+    Kind,
+    ModelOffer,
+    Offer,
+    Route,
+    Service,
+)
 from piecework_protocol.sealing import (
     canvas_context,
+    content_context,
     draft_context,
-    prompt_context,
     public_key,
     seal,
     unseal,
@@ -77,6 +92,8 @@ from piecework_protocol.worker_session import (
     acknowledgement,
 )
 from tests.support.fake_chain import TOKEN, FakeChain
+from tests.support.offers import NO_CREDIT_TERMS
+from tests.support.waiting import pass_time
 
 CANVAS = 8
 STORY = tuple(
@@ -112,8 +129,11 @@ class Lie(enum.Enum):
 
 @dataclass
 class Script:
-    """How this worker behaves. `gate` is awaited before each canvas: tests decide when one is
-    made."""
+    """How this worker behaves.
+
+    `gate` is awaited before each canvas: tests decide when one is made. With a `heartbeat_s` it
+    sends progress. With a `slot` jobs wait for one in its queue.
+    """
 
     story: Sequence[str] = STORY
     lie: Lie | None = None
@@ -125,6 +145,9 @@ class Script:
     drafts: int = 2
     gate: Callable[[int], Any] | None = None
     refuse_close: Refusal | None = None
+    heartbeat_s: float | None = None
+    slot: asyncio.Semaphore | None = None
+    shows_account: bool = True
 
 
 @dataclass
@@ -145,6 +168,8 @@ def model_offer(name: str = "tale-1", *, price: int = 2_000_000, speed: int = 40
         name=name,
         digest=Digest(keccak256(name.encode())),
         profile="fake",
+        kinds=Uint32(Kind.TEXT.bit),
+        service=Service.REPLAYABLE,
         price_per_million_prompt_tokens=Amount(price),
         price_per_million_output_tokens=Amount(2 * price),
         price_per_thousand_steps=Amount(price // 1000),
@@ -154,7 +179,6 @@ def model_offer(name: str = "tale-1", *, price: int = 2_000_000, speed: int = 40
         max_steps=Uint32(48),
         tokens_per_second=Uint32(speed),
         first_canvas_ms=Uint32(200),
-        service=Service.REPLAYABLE,
     )
 
 
@@ -196,10 +220,11 @@ class FakeWorker:
         handlers = {
             "Run": grpc.stream_stream_rpc_method_handler(self._run),
             "GetOffer": grpc.unary_unary_rpc_method_handler(self._get_offer),
+            "GetAccount": grpc.unary_unary_rpc_method_handler(self._get_account),
             "CloseChannel": grpc.unary_unary_rpc_method_handler(self._close_channel),
         }
         self._server.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler("piecework.v1.Worker", handlers),)
+            (grpc.method_handlers_generic_handler("piecework.v2.Worker", handlers),)
         )
         credentials = grpc.ssl_server_credentials([(self._key, self._certificate)])
         port = self._server.add_secure_port("127.0.0.1:0", credentials)
@@ -227,7 +252,7 @@ class FakeWorker:
             sequence=Uint64(self.sequence),
             issued_at=Timestamp(now),
             expires_at=Timestamp(now + 300),
-            endpoint=self.endpoint,
+            endpoints=(Endpoint(Route.DIRECT, self.endpoint),),
             tls_certificate=self.certificate_digest,
             sealing_key=public_key(self.sealing_secret),
             tokens=(self.token,),
@@ -235,7 +260,7 @@ class FakeWorker:
             slots=Uint32(2),
             slots_free=Uint32(self.slots_free),
             queue_free=Uint32(0 if self.slots_free == 0 else 4),
-            credit_window=Uint32(2),
+            **NO_CREDIT_TERMS,
             min_withdrawal_delay=Seconds(3600),
             min_deposit=Amount(self.min_deposit),
             details="{}",
@@ -252,7 +277,8 @@ class FakeWorker:
         return wire.encode_offer(self.offer())
 
     async def _close_channel(self, request: bytes, context: Any) -> bytes:
-        channel, final, signature = wire.decode_close_request(request)
+        asked = wire.decode_call(CloseChannelRequest, request)
+        channel, final, signature = asked.channel, asked.final, asked.signature
         if self.script.refuse_close is not None:
             await _refuse(context, self.script.refuse_close)
         key = channel.id(self.domain)
@@ -263,9 +289,25 @@ class FakeWorker:
         ):
             await _refuse(context, Refusal(Reason.UNPAID_RECEIPTS, "not my last voucher"))
         self.closed.append(channel)
-        return wire.encode_close_response(sign(self.domain, final, self.operator), b"")
+        agreed = CloseChannelResponse(sign(self.domain, final, self.operator), None)
+        return wire.encode_call(agreed)
+
+    async def _get_account(self, request: bytes, context: Any) -> bytes:
+        asked = wire.decode_call(GetAccountRequest, request)
+        channels = {j.submission.job.channel: j.submission.channel for j in self.jobs.values()}
+        key = asked.request.channel
+        account = self.books[key].account() if key in self.books else None
+        if account is None or not self.script.shows_account:
+            await _refuse(context, Refusal(Reason.CHANNEL_UNKNOWN, "no voucher on it"))
+            raise AssertionError("a refusal ends the call")
+        assert signed_by(self.domain, asked.request, asked.signature, channels[key].authorizer)
+        return wire.encode_call(account)
 
     async def _run(self, _: Any, context: Any) -> None:
+        await self.serve(context)
+
+    async def serve(self, context: Any) -> None:
+        """Serve one stream over any context that reads, writes and aborts as gRPC's."""
         submission = wire.decode_client_frame(await context.read())
         assert isinstance(submission, SubmitJob)
         self.submissions.append(submission)
@@ -286,9 +328,10 @@ class FakeWorker:
             raise Refusal(Reason.BAD_SIGNATURE, "not the authorizer's")
         if submission.funding is not None:
             funding = submission.funding
+            assert isinstance(funding, FundingAuthorization)
             assert signed_by(self.domain, funding.authorization, funding.signature, channel.payer)
             self.deposits[key] = Amount(
-                max(self.deposits.get(key, 0), funding.authorization.deposit)
+                max(self.deposits.get(key, 0), funding.authorization.funded)
             )
             if self.mines:
                 self.chain.fund(key, self.deposits[key], channel.payer)
@@ -304,10 +347,10 @@ class FakeWorker:
             return self.jobs[job_id]
         model = next(m for m in self.models if m.digest == signed.model)
         prompt = unseal(
-            submission.sealed_prompt, self.sealing_secret, prompt_context(self.domain, job_id)
+            submission.sealed_content, self.sealing_secret, content_context(self.domain, job_id)
         )
-        text = decode_prompt(prompt)[-1].content
-        accepted = AcceptedJob(job_id, signed, channel, model, 1 + len(prompt) // 4, 2)
+        text, now = decode_prompt(prompt)[-1].content, Timestamp(int(self.clock()))
+        accepted = AcceptedJob(job_id, signed, channel, model, 1 + len(prompt) // 4, now)
         self.jobs[job_id] = Job(submission, WorkerSession(accepted, self.domain), text)
         return self.jobs[job_id]
 
@@ -350,6 +393,7 @@ class _Stream:
         self.key = job.session.accepted.job.channel
         self.writing = asyncio.Lock()
         self.delivered = 0
+        self.queued = True
 
     @property
     def book(self) -> WorkerLedger:
@@ -362,12 +406,15 @@ class _Stream:
             outcome = session.open(received, self.book)
             self.job.limit = session.canvas_limit(self.book)
             await self.carry_out(outcome)
-            engine = asyncio.create_task(self.engine())
+            tasks = [asyncio.create_task(self.engine_in_turn())]
+            if self.worker.script.heartbeat_s is not None:
+                tasks.append(asyncio.create_task(self.heart(self.worker.script.heartbeat_s)))
             try:
                 await self.read()
             finally:
-                engine.cancel()
-                await asyncio.gather(engine, return_exceptions=True)
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
         except ProtocolViolation as violation:
             self.worker.violations.append(violation)
             await _refuse(self.context, Refusal(Reason.BROKEN_CLAUSE, str(violation)))
@@ -375,6 +422,20 @@ class _Stream:
             self.job.live = False
             if session.state.value in ("accepted", "running"):
                 session.disconnected()
+
+    async def heart(self, pause_s: float) -> None:
+        """Tell where the job is until it ends."""
+        session, key = self.job.session, self.job.session.accepted.id
+        while session.state.value == "running":
+            place = 1 if self.queued else 0
+            await self.send(Progress(key, session.canvases, 0, 1, queue_position=place))
+            await pass_time(pause_s)
+
+    async def engine_in_turn(self) -> None:
+        """Run the engine when there is a slot."""
+        async with self.worker.script.slot or contextlib.nullcontext():
+            self.queued = False
+            await self.engine()
 
     async def engine(self) -> None:
         session, script = self.job.session, self.worker.script
@@ -483,7 +544,7 @@ def _false_acceptance(worker: FakeWorker, frame: Accepted, lie: Lie) -> Accepted
         from piecework_protocol.objects import Acceptance
 
         many = 1_000_000
-        promise = Acceptance(frame.job, Uint32(many))
+        promise = Acceptance(frame.job, Uint32(many), frame.accepted_at)
         return replace(
             frame, prompt_tokens=many, signature=sign(worker.domain, promise, worker.operator)
         )

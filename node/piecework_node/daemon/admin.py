@@ -15,8 +15,10 @@ from typing import Any, Final, Protocol
 
 from aiohttp import web
 
+from piecework.base.connections import Refused
 from piecework.base.files import write_private
 from piecework.base.http import HttpError, HttpLimits, HttpReader, HttpStatus
+from piecework.base.http_server import HttpServer, http_limits
 from piecework.base.jsons import loads
 from piecework.base.text import one_line
 from piecework_node.errors import AdminError, KeyFileError
@@ -25,6 +27,9 @@ TOKEN_FILE: Final = "admin.token"  # noqa: S105  a name, not a token
 ADDRESS_FILE: Final = "admin.json"
 TOKEN_HEADER: Final = "X-Piecework-Token"  # noqa: S105
 MAX_BODY_BYTES: Final = 1024
+MAX_CONNECTIONS: Final = 128
+CONNECTIONS_PER_ADDRESS: Final = 32
+"""For a few scrapers and commands at once."""
 ASK_LIMITS: Final = HttpLimits(total_s=10.0, connect_s=5.0, max_bytes=4 * 2**20)
 _LOCAL_NAMES: Final = frozenset({"127.0.0.1", "localhost", "[::1]"})
 
@@ -45,6 +50,8 @@ class Operations(Protocol):
 
     def drain(self) -> None: ...
 
+    def connection_refused(self, why: Refused) -> None: ...
+
 
 class AdminServer:
     """The aiohttp application and its life."""
@@ -52,7 +59,11 @@ class AdminServer:
     def __init__(self, operations: Operations, token: str, extra_host: str = "") -> None:
         self._operations, self._token = operations, token
         self._hosts = _LOCAL_NAMES | ({extra_host} if extra_host else set())
-        self._runner: web.AppRunner | None = None
+        self._server = HttpServer(
+            self.application(),
+            http_limits(MAX_CONNECTIONS, CONNECTIONS_PER_ADDRESS),
+            on_refused=operations.connection_refused,
+        )
 
     def application(self) -> web.Application:
         """The routes."""
@@ -73,18 +84,13 @@ class AdminServer:
         """Listen, and return the port.
 
         Raises:
-            OSError: the port is taken.
+            CannotListen: the port is taken.
         """
-        self._runner = web.AppRunner(self.application(), handler_cancellation=True, access_log=None)
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, host, port)
-        await site.start()
-        return int(self._runner.addresses[0][1])
+        return (await self._server.start(host, port)).port
 
     async def stop(self) -> None:
         """Close the port."""
-        if self._runner is not None:
-            await self._runner.cleanup()
+        await self._server.stop()
 
     def _guard(self) -> Any:
         @web.middleware

@@ -7,6 +7,7 @@ from typing import Any
 
 from piecework_node.daemon.assembly import Components, Foundations
 from piecework_node.engine.link import EngineFacts
+from piecework_protocol.limits import MAX_CANVASES_AHEAD
 from piecework_protocol.objects import Offer
 from piecework_protocol.pricing import Usage, price
 from piecework_protocol.service import service_name
@@ -16,9 +17,14 @@ from piecework_protocol.types import address_hex, to_hex
 async def status_of(p: Components, state: str, grpc_port: int) -> dict[str, Any]:
     """Return everything an operator wants to know at a glance. Amounts are in base units."""
     base, worker, current = p.base, p.worker, p.board.current
+    stopping = p.channels.faults.stopping
     return {
         "state": state,
-        "fault": p.channels.fault,
+        "fault": stopping.line if stopping else None,
+        "faults": [
+            {"code": f.code.value, "stops": f.condition.stops.value, "line": f.line}
+            for f in p.channels.faults.faults
+        ],
         "operator": address_hex(base.operator.address),
         "receiver": address_hex(worker.terms.receiver),
         "grpc_port": grpc_port,
@@ -56,8 +62,8 @@ def exposure_bound(p: Components) -> int | None:
     model, terms = current.offer.models[0], p.worker.terms
     usage = Usage(
         model.max_context,
-        terms.credit_window * model.canvas_size,
-        terms.credit_window * model.max_steps,
+        MAX_CANVASES_AHEAD * model.canvas_size,
+        MAX_CANVASES_AHEAD * model.max_steps,
     )
     return terms.capacity * price(model, usage)
 

@@ -9,7 +9,7 @@ stage needs the length of the prompt. Size, rate and parsing are checked earlier
 Two rules protect both sides. The price ceiling must cover the worst case: every token and every
 step that the parameters allow. The deposit must cover the same, after everything that other jobs
 of the channel may still cost. A deposit that is authorized and not yet on chain carries one job,
-within the credit window.
+within the canvases that may run ahead.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from typing import Final
 
 from piecework_model import limits as model_limits
 from piecework_node.jobs.terms import OperatorTerms
+from piecework_node.runtime.faults import Fault
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import Reason, Refusal
-from piecework_protocol.frames import Funding, SubmitJob
+from piecework_protocol.frames import FundingAuthorization, OpeningAuthorization, SubmitJob
 from piecework_protocol.ledger import WorkerLedger
 from piecework_protocol.limits import (
     MAX_CANVASES_PER_JOB,
@@ -61,7 +62,7 @@ class AdmissionView:
     """Jobs that run, wait or are being admitted."""
     engine_ready: bool
     draining: bool
-    fault: str | None = None
+    fault: Fault | None = None
     """Why no new work is taken on (wrong clock, wrong chain). None: all is well."""
 
 
@@ -75,7 +76,7 @@ class ChannelView:
     """On chain."""
     fresh: bool
     """Whether the chain's word is recent enough to rely on."""
-    funding: Funding | None
+    funding: FundingAuthorization | None
     """The best authorization: the submission's own, or one from the journal."""
     pooled: Amount
     """The payer's pooled balance, out of which an authorized deposit is taken."""
@@ -88,6 +89,10 @@ class ChannelView:
     stray_unpaid: bool
     """Whether canvases are unpaid of jobs that have no open stream."""
     closing: bool
+    withdrawn: Amount = Amount(0)
+    """What the payer took back in part. The deposit is without it."""
+    account_signed: bool = False
+    """Whether the payer's smart account says that it has signed the authorization."""
 
 
 # --- identity
@@ -115,7 +120,12 @@ def _taking_jobs(_: SubmitJob, v: AdmissionView) -> None:
     if v.draining:
         raise Refusal(Reason.DRAINING, "the worker is shutting down", retry_after_s=CHAIN_RETRY_S)
     if v.fault is not None:
-        raise Refusal(Reason.CHAIN_UNAVAILABLE, v.fault, retry_after_s=CHAIN_RETRY_S)
+        raise Refusal(
+            Reason.CHAIN_UNAVAILABLE,
+            v.fault.public,
+            retry_after_s=CHAIN_RETRY_S,
+            metadata={"fault": v.fault.code.value},
+        )
     if not v.engine_ready:
         raise Refusal(
             Reason.ENGINE_UNAVAILABLE, "the engine is starting", retry_after_s=PENDING_RETRY_S
@@ -125,6 +135,13 @@ def _taking_jobs(_: SubmitJob, v: AdmissionView) -> None:
 def _starts_at_the_beginning(s: SubmitJob, _: AdmissionView) -> None:
     if s.received != 0:
         raise Refusal(Reason.JOB_ENDED, "this worker has no record of that job")
+
+
+def _funding_is_taken(s: SubmitJob, _: AdmissionView) -> None:
+    if isinstance(s.funding, OpeningAuthorization):
+        raise Refusal(
+            Reason.FUND_YOURSELF, "this worker submits no token authorizations. Open the channel"
+        )
 
 
 def _offer_holds(s: SubmitJob, v: AdmissionView) -> None:
@@ -222,21 +239,20 @@ def _channel_open(_s: SubmitJob, _v: AdmissionView, c: ChannelView) -> None:
 
 
 def _funding_good(s: SubmitJob, v: AdmissionView, c: ChannelView) -> None:
-    if c.funding is None or c.funding.authorization.deposit <= c.deposit:
+    if c.funding is None or c.funding.authorization.funded <= c.deposit + c.withdrawn:
         return
     authorization = c.funding.authorization
-    if authorization.channel != s.channel or not signed_by(
+    signed = c.account_signed or signed_by(
         v.domain, authorization, c.funding.signature, s.channel.payer
-    ):
-        raise Refusal(
-            Reason.BAD_SIGNATURE, "the funding authorization is not signed by the payer's own key"
-        )
+    )
+    if authorization.channel != s.channel or not signed:
+        raise Refusal(Reason.BAD_SIGNATURE, "the payer has not signed the funding authorization")
     if authorization.deadline < v.now + MIN_FUNDING_LIFETIME_S:
         raise Refusal(
             Reason.EXPIRED,
             f"a funding authorization is valid for {MIN_FUNDING_LIFETIME_S} s or longer",
         )
-    if c.pooled < authorization.deposit - c.deposit:
+    if c.pooled < authorization.funded - c.withdrawn - c.deposit + authorization.fee:
         raise Refusal(
             Reason.UNDERFUNDED, "the payer's pooled balance does not cover the authorized deposit"
         )
@@ -276,6 +292,7 @@ IDENTITY: Final[tuple[IdentityCheck, ...]] = (
 TERMS: Final[tuple[IdentityCheck, ...]] = (
     _taking_jobs,
     _starts_at_the_beginning,
+    _funding_is_taken,
     _offer_holds,
     _model_served,
     _service_offered,
@@ -337,6 +354,7 @@ def admit(s: SubmitJob, v: AdmissionView, c: ChannelView, prompt_tokens: int) ->
         raise Refusal(
             Reason.PROMPT_TOO_LONG,
             f"prompt and output need {needed} tokens, the context has {model.max_context}",
+            metadata={"prompt_tokens": str(prompt_tokens)},
         )
     worst = worst_case(model, s.job.parameters, prompt_tokens)
     if worst > s.job.max_amount:
@@ -347,7 +365,7 @@ def admit(s: SubmitJob, v: AdmissionView, c: ChannelView, prompt_tokens: int) ->
         )
     _check_funds(c, worst)
     job_id = JobId(v.domain.digest(s.job))
-    return AcceptedJob(job_id, s.job, s.channel, model, prompt_tokens, _offer(v).credit_window)
+    return AcceptedJob(job_id, s.job, s.channel, model, prompt_tokens, v.now)
 
 
 def _check_funds(c: ChannelView, worst: Amount) -> None:
@@ -372,7 +390,7 @@ def _check_funds(c: ChannelView, worst: Amount) -> None:
 
 def backing(c: ChannelView) -> Amount:
     """The deposit on chain, or the larger one that is authorized."""
-    authorized = c.funding.authorization.deposit if c.funding else 0
+    authorized = c.funding.authorization.funded - c.withdrawn if c.funding else 0
     return Amount(max(c.deposit, authorized))
 
 
@@ -417,9 +435,9 @@ def parameter_defect(p: Parameters, model: ModelOffer) -> str | None:
 
 
 def _model(s: SubmitJob, v: AdmissionView) -> ModelOffer:
-    model = _offer(v).model(s.job.model)
+    model = _offer(v).entry(s.job)
     if model is None:
-        raise Refusal(Reason.UNKNOWN_MODEL, "this worker does not serve that model")
+        raise Refusal(Reason.UNKNOWN_MODEL, "the offer has no such entry with that model")
     return model
 
 

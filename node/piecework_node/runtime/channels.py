@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from piecework.base.errors import PieceworkError
 from piecework.chain.reader import ChannelOnChain
+from piecework_node.errors import JournalConflict
 from piecework_node.journal.protocol import Journal
 from piecework_node.journal.records import (
     ChannelObserved,
@@ -22,14 +23,16 @@ from piecework_node.journal.records import (
     VoucherApplied,
 )
 from piecework_node.metrics import Metrics
+from piecework_node.runtime.faults import FaultBoard
 from piecework_node.runtime.funding import better_funding
 from piecework_node.runtime.jobs import JobRuntime
 from piecework_node.runtime.live import LiveChannel, LiveJob
 from piecework_node.runtime.sink import FrameSink
 from piecework_node.times import now
+from piecework_protocol.eip712 import TypedData
 from piecework_protocol.errors import ProtocolViolation, Reason, Refusal
-from piecework_protocol.frames import Funding, PayVoucher
-from piecework_protocol.ledger import WorkerLedger, empty_voucher
+from piecework_protocol.frames import FundingAuthorization, PayVoucher
+from piecework_protocol.ledger import WorkerLedger, closing_of, empty_voucher
 from piecework_protocol.objects import Channel, CloseChannel
 from piecework_protocol.signing import sign, signed_by
 from piecework_protocol.states import ChannelState, JobState, channel_path
@@ -39,6 +42,11 @@ from piecework_protocol.worker_session import AllowCanvases, Outcome, acknowledg
 T = TypeVar("T")
 JOBS_RETRY_S: Final = 1.0
 """After which a client may ask again to close a channel whose jobs are still running."""
+REFRESH_WAIT_S: Final = 1.0
+"""A healthy node answers in milliseconds. While its last word is fresh, a job need not wait more.
+"""
+MAX_REFRESHES: Final = 32
+"""Channels that the node is asked about at once. A node that hangs holds no more of us."""
 FUNDING_RETRY_S: Final = 5.0
 """After which a client may ask again to close a channel whose funding is not mined."""
 
@@ -50,18 +58,35 @@ class ChannelReader(Protocol):
 
     async def pooled_balance(self, token: Address, owner: Address) -> Amount: ...
 
+    async def payer_signed(self, payer: Address, message: TypedData, signature: bytes) -> bool: ...
+
 
 class Channels:
     """Every channel that matters. Call `recover` once before anything else."""
 
     def __init__(
-        self, runtime: JobRuntime, chain: ChannelReader, *, refresh_s: float, log: Any
+        self,
+        runtime: JobRuntime,
+        chain: ChannelReader,
+        faults: FaultBoard,
+        *,
+        refresh_s: float,
+        outage_s: float,
+        log: Any,
+        wait_s: float = REFRESH_WAIT_S,
     ) -> None:
-        self._runtime, self._chain = runtime, chain
-        self._refresh_s, self._log = refresh_s, log
+        """Times are in seconds.
+
+        refresh_s: age from which the chain's word on a channel is asked for again.
+        outage_s: age from which it is too old to rely on.
+        wait_s: how long a job waits for a newer word while the last one may be relied on.
+        """
+        self._runtime, self._chain, self.faults = runtime, chain, faults
+        self._refresh_s, self._outage_s, self._wait_s = refresh_s, outage_s, wait_s
+        self._log = log
+        self._places = asyncio.Semaphore(MAX_REFRESHES)
+        self._asking: set[asyncio.Future[None]] = set()
         self._channels: dict[ChannelId, LiveChannel] = {}
-        self.fault: str | None = None
-        """Why no new work is taken on (wrong chain, wrong clock). None: all is well."""
         self.urgent = asyncio.Event()
         """Set when settlement should not wait for its next round."""
 
@@ -119,12 +144,7 @@ class Channels:
     @property
     def unsettled(self) -> Amount:
         """Base units that are accepted and not settled on chain."""
-        return Amount(
-            sum(
-                max(0, min(live.ledger.cumulative, live.backing) - live.stored.settled)
-                for live in self
-            )
-        )
+        return Amount(sum(live.unsettled for live in self))
 
     def pooled_for(self, live: LiveChannel) -> Amount:
         """The payer's pooled balance, less what its other channels here are about to take."""
@@ -160,10 +180,17 @@ class Channels:
         added = payment.leaves[base - payment.base_count :]
         paid = dict.fromkeys(ref.job for ref in added)
         touched = [live.jobs[job_id] for job_id in paid if job_id in live.jobs]
+        states = [job.session.state for job in touched]
         outcomes = [(job, job.session.paid(after)) for job in touched]
         records: list[JournalRecord] = [VoucherApplied(after, added, base)]
         records += [record for _, outcome in outcomes for record in outcome.records]
-        await self._journal.append(records)
+        try:
+            await self._journal.append(records)
+        except JournalConflict:
+            # The stream that brought the voucher ends. The other jobs are where they were.
+            for job, state in zip(touched, states, strict=True):
+                job.session.state = state
+            raise
         live.stored = replace(live.stored, ledger=after)
         self._metrics.accepted(after.cumulative - before.cumulative)
         _acknowledge(after, sink, touched)
@@ -204,14 +231,14 @@ class Channels:
                     Reason.BAD_SIGNATURE, "the closing is not signed by the channel's authorizer"
                 )
             _check_may_close(live)
-            agreed = _closing_of(live)
+            agreed = _closing_of(live, final.fee)
             if final != agreed:
                 raise Refusal(
                     Reason.BROKEN_CLAUSE,
                     "that is not the channel's latest voucher",
                     metadata={"clause": "6.5", "cumulative": str(agreed.cumulative)},
                 )
-            if agreed.cumulative > live.stored.deposit:
+            if agreed.cumulative > live.capacity:
                 # The escrow pays out no more than it holds, and nobody can top up a closed channel.
                 raise Refusal(
                     Reason.UNDERFUNDED,
@@ -235,23 +262,74 @@ class Channels:
             seen = await self._chain.channel(channel)
             await self._runtime.shielded(self._take_over(live, seen))
 
-    async def refresh(self, live: LiveChannel, offered: Funding | None) -> None:
+    async def refresh(self, live: LiveChannel, offered: FundingAuthorization | None) -> None:
         """Make the chain's word on a channel recent, if the chain answers.
+
+        While the last word may be relied on, the caller waits no longer than `wait_s`. The question
+        goes on without it.
 
         offered: the authorization that came with a submission.
         """
         funding = better_funding(live.stored.funding, offered)
-        wants_more = funding is not None and funding.authorization.deposit > live.stored.deposit
-        if self.age_s(live) < self._refresh_s and not wants_more:
+        if self.age_s(live) < self._refresh_s and not _wants_more(live, funding):
             return
-        try:
-            seen = await self._chain.channel(live.id)
-            if funding is not None and funding.authorization.deposit > seen.deposit:
-                live.pooled = await self._chain.pooled_balance(*_purse(live))
-        except PieceworkError as error:
-            self._note_chain_error(error)
+        reliable = self.is_reliable(live, funding)
+        if live.asking is None:
+            live.asking = asyncio.ensure_future(self._ask_chain(live, funding))
+            self._asking.add(live.asking)
+            live.asking.add_done_callback(lambda done: self._asked(live, done))
+        elif _wants_more(live, funding) and not reliable:
+            # What is under way may be about the channel alone.
+            await asyncio.wait({live.asking})
+            await self._ask_chain(live, funding)
             return
+        asking = live.asking
+        done, _ = await asyncio.wait({asking}, timeout=self._wait_s if reliable else None)
+        if done:
+            asking.result()
+
+    def _asked(self, live: LiveChannel, done: asyncio.Future[None]) -> None:
+        live.asking = None
+        self._asking.discard(done)
+        if not done.cancelled():
+            done.exception()  # the runtime knows of it, if it is ours
+
+    def stop(self) -> None:
+        """Give up the questions to the chain that are under way."""
+        for asking in tuple(self._asking):
+            asking.cancel()
+
+    async def _ask_chain(self, live: LiveChannel, funding: FundingAuthorization | None) -> None:
+        async with self._places:
+            try:
+                seen = await self._chain.channel(live.id)
+                if funding is not None and funding.authorization.funded > seen.funded:
+                    await self._ask_payer(live, funding)
+            except PieceworkError as error:
+                self._note_chain_error(error)
+                return
         await self._runtime.shielded(self._take_over(live, seen))
+
+    async def _ask_payer(self, live: LiveChannel, funding: FundingAuthorization) -> None:
+        """Ask what the payer holds, and a smart account whether it has signed (ERC-1271)."""
+        payer, terms = live.stored.channel.payer, funding.authorization
+        live.pooled = await self._chain.pooled_balance(*_purse(live))
+        if not signed_by(self._runtime.domain, terms, funding.signature, payer):
+            signed = await self._chain.payer_signed(payer, terms, funding.signature)
+            live.account_signed = funding if signed else None
+        live.pooled_at = self._runtime.clock.monotonic()
+
+    def is_reliable(self, live: LiveChannel, funding: FundingAuthorization | None) -> bool:
+        """Whether the chain's word is recent enough to admit a job on it.
+
+        An authorization of more than is on chain also needs a recent word on the payer's pool.
+        """
+        if self.age_s(live) >= self._outage_s:
+            return False
+        if not _wants_more(live, funding):
+            return True
+        heard = live.pooled_at
+        return heard is not None and self._runtime.clock.monotonic() - heard < self._outage_s
 
     def age_s(self, live: LiveChannel) -> float:
         """Seconds since the chain's last word on a channel."""
@@ -261,9 +339,9 @@ class Channels:
 
     def observed(self, live: LiveChannel) -> ChannelObserved:
         """Return the record of the chain's last word."""
-        stored = live.stored
-        time = now(self._runtime.clock)
-        return ChannelObserved(live.id, stored.state, stored.deposit, stored.settled, time)
+        s, time = live.stored, now(self._runtime.clock)
+        rest = (s.withdrawn, s.requested, s.requested_at, s.requests)
+        return ChannelObserved(live.id, s.state, s.deposit, s.settled, time, *rest)
 
     async def _take_over(self, live: LiveChannel, seen: ChannelOnChain) -> None:
         async with live.lock:
@@ -271,23 +349,26 @@ class Channels:
             if not self._is_possible(live, seen):
                 return
             live.heard_at = self._runtime.clock.monotonic()
-            if (stored.state, stored.deposit, stored.settled) == (
-                seen.state,
-                seen.deposit,
-                seen.settled,
-            ):
-                return
-            live.stored = replace(
+            word = replace(
                 stored,
                 state=seen.state,
-                deposit=seen.deposit,
+                deposit=seen.funded,
                 settled=seen.settled,
-                observed_at=now(self._runtime.clock),
+                withdrawn=seen.withdrawn,
+                requested=seen.requested,
+                requested_at=seen.withdrawal_requested_at,
+                requests=seen.requests,
             )
+            if word == stored:
+                return
+            live.stored = replace(word, observed_at=now(self._runtime.clock))
             if live.journaled:
                 await self._journal.append([self.observed(live)])
             for job in list(live.jobs.values()):
-                await self._move_job(job)
+                try:
+                    await self._move_job(job)
+                except Exception as error:  # noqa: BLE001  contained: it ends this job alone
+                    self._runtime.contain(error, job)
 
     def _is_possible(self, live: LiveChannel, seen: ChannelOnChain) -> bool:
         """Hold an observation to the table of clause 6.2, and log what it forbids.
@@ -296,7 +377,7 @@ class Channels:
         same, because it is where a claim would be paid. What no escrow can say is not taken over.
         """
         stored = live.stored
-        if seen.settled > seen.deposit:
+        if seen.settled + seen.withdrawn > seen.funded:
             self._log.error(
                 "the chain says what no escrow can",
                 channel=live.id,
@@ -306,7 +387,7 @@ class Channels:
             return False
         path = channel_path(stored.state, seen.state)
         # Closing pays the rest of a deposit back, so only there it may shrink.
-        lost = seen.deposit < stored.deposit and seen.state is not ChannelState.CLOSED
+        lost = seen.funded < stored.deposit and seen.state is not ChannelState.CLOSED
         if path is None or lost or seen.settled < stored.settled:
             self._log.warning(
                 "the chain went back",
@@ -338,6 +419,11 @@ class Channels:
     def _note_chain_error(self, error: PieceworkError) -> None:
         self._metrics.chain_error()
         self._metrics.note(now(self._runtime.clock), "chain", str(error))
+
+
+def _wants_more(live: LiveChannel, funding: FundingAuthorization | None) -> bool:
+    """Whether an authorization adds to what is on chain."""
+    return funding is not None and funding.authorization.funded > live.stored.deposit
 
 
 def _purse(live: LiveChannel) -> tuple[Address, Address]:
@@ -372,8 +458,8 @@ def _check_may_close(live: LiveChannel) -> None:
         )
 
 
-def _closing_of(live: LiveChannel) -> CloseChannel:
+def _closing_of(live: LiveChannel, fee: Amount) -> CloseChannel:
     """The closing that the channel's latest voucher stands for."""
     accepted = live.ledger.accepted
     latest = accepted.voucher if accepted else empty_voucher(live.id)
-    return CloseChannel(latest.channel, latest.cumulative, latest.count, latest.receipts_root)
+    return closing_of(latest, fee)

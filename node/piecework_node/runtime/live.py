@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from piecework_node.journal.records import StoredChannel
 from piecework_node.runtime.funding import usable_funding
 from piecework_node.runtime.sink import FrameSink
+from piecework_protocol.frames import FundingAuthorization
 from piecework_protocol.ledger import WorkerLedger
 from piecework_protocol.pricing import worst_case
-from piecework_protocol.states import ENDED_STATES
+from piecework_protocol.states import ENDED_STATES, ChannelState
 from piecework_protocol.types import Amount, ChannelId, JobId
 from piecework_protocol.worker_session import WorkerSession
 
@@ -31,7 +32,7 @@ class LiveJob:
     """The name of the job's sequence in the engine while it has one."""
     engine_losses: int = 0
     pending: bool = False
-    """Relies on a deposit that is not on chain yet, so it stays inside the credit window."""
+    """Relies on a deposit that is not on chain yet: its vouchers let no canvas more run ahead."""
     waiting_since: float | None = None
     """Monotonic time since which only the client can move the job on."""
     reserve: Amount = field(init=False)
@@ -76,8 +77,14 @@ class LiveChannel:
     journaled: bool = True
     pooled: Amount = Amount(0)
     """The payer's balance in the escrow outside of channels, when it was last asked for."""
+    pooled_at: float | None = None
+    """Monotonic time of the chain's last word on it."""
+    asking: asyncio.Future[None] | None = None
+    """A question to the chain that is under way."""
     heard_at: float | None = None
     """Monotonic time of the chain's last word. None: not asked since this process started."""
+    account_signed: FundingAuthorization | None = None
+    """What the payer's smart account says it has signed. Plain keys are not asked."""
     wants_funding: bool = False
     """An authorization waits for settlement to submit it."""
     unsettled_since: float | None = None
@@ -94,10 +101,41 @@ class LiveChannel:
         return self.stored.ledger
 
     @property
+    def capacity(self) -> Amount:
+        """What vouchers can draw on chain: the deposit without what the payer took back."""
+        return Amount(self.stored.deposit - self.stored.withdrawn)
+
+    @property
     def backing(self) -> Amount:
-        """The deposit on chain, or the larger one that is authorized."""
-        funding = self.stored.funding
-        return Amount(max(self.stored.deposit, funding.authorization.deposit if funding else 0))
+        """What vouchers can draw, on chain or out of a larger deposit that is authorized."""
+        funding, stored = self.stored.funding, self.stored
+        authorized = funding.authorization.funded if funding else 0
+        return Amount(max(stored.deposit, authorized) - stored.withdrawn)
+
+    @property
+    def claimable(self) -> Amount:
+        """Base units that the latest voucher would be paid now, out of the deposit on chain."""
+        stored = self.stored
+        if stored.state not in (ChannelState.OPEN, ChannelState.WITHDRAWING):
+            return Amount(0)
+        return Amount(max(0, min(self.ledger.cumulative, self.capacity) - stored.settled))
+
+    @property
+    def unsettled(self) -> Amount:
+        """Base units that are accepted and may still be paid on chain.
+
+        Of a closed channel nothing is: its settlement is over.
+        """
+        if self.stored.state is ChannelState.CLOSED:
+            return Amount(0)
+        return Amount(max(0, min(self.ledger.cumulative, self.backing) - self.stored.settled))
+
+    @property
+    def holds_money(self) -> bool:
+        """Whether a withdrawal by the payer would take something from us."""
+        return self.stored.state is not ChannelState.CLOSED and bool(
+            self.unsettled or self.ledger.unpaid or self.jobs
+        )
 
     @property
     def committed(self) -> int:
@@ -113,9 +151,14 @@ class LiveChannel:
     @property
     def is_overcommitted(self) -> bool:
         """Whether the jobs rely on a deposit that is not on chain yet."""
-        return self.committed > self.stored.deposit
+        return self.committed > self.capacity
 
     def pending_funding(self, now: int) -> int:
-        """Base units that an authorization would still take out of the payer's pooled balance."""
+        """Base units that an authorization would still take out of the payer's pooled balance.
+
+        The escrow funds no channel that is closed, whatever was authorized for it.
+        """
+        if self.stored.state is ChannelState.CLOSED:
+            return 0
         funding = usable_funding(self.stored.funding, now)
-        return max(0, funding.authorization.deposit - self.stored.deposit) if funding else 0
+        return max(0, funding.authorization.funded - self.stored.deposit) if funding else 0

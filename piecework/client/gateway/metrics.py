@@ -14,6 +14,9 @@ from prometheus_client import (
     generate_latest,
 )
 
+from piecework.base.connections import Refused
+from piecework.client.gateway.line import WaitingLine
+
 
 class GatewayMetrics:
     """Counters of one gateway, in a registry of its own."""
@@ -35,8 +38,17 @@ class GatewayMetrics:
             ["code"],
             registry=r,
         )
+        self._refused = Counter(
+            "piecework_gateway_connections_refused",
+            "Connections closed as soon as they came, by reason.",
+            ["reason"],
+            registry=r,
+        )
         self._running = Gauge(
-            "piecework_gateway_running", "Chat completions running now.", registry=r
+            "piecework_gateway_running", "Chat completions running or waiting now.", registry=r
+        )
+        self._waiting = Gauge(
+            "piecework_gateway_waiting", "Chat completions waiting for their turn.", registry=r
         )
         self._seconds = Histogram(
             "piecework_gateway_seconds",
@@ -54,6 +66,10 @@ class GatewayMetrics:
         self._spent = Counter(
             "piecework_gateway_spent_base_units", "Base units promised.", registry=r
         )
+
+    def watch(self, line: WaitingLine) -> None:
+        """Show how many wait in this line."""
+        self._waiting.set_function(lambda: line.waiting)
 
     @contextmanager
     def request(self, stream: bool) -> Iterator[None]:
@@ -76,6 +92,10 @@ class GatewayMetrics:
         self._tokens.inc(tokens)
         self._steps.inc(steps)
         self._spent.inc(amount)
+
+    def connection_refused(self, why: Refused) -> None:
+        """A connection was closed as soon as it came."""
+        self._refused.labels(why).inc()
 
     def exposition(self) -> bytes:
         """The text that Prometheus reads."""

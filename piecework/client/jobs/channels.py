@@ -12,18 +12,33 @@ from collections.abc import Callable
 from piecework.base.amounts import Token
 from piecework.base.clock import Clock
 from piecework.base.errors import PieceworkError
-from piecework.chain.errors import RpcUnavailable
+from piecework.chain.errors import RpcRefused, RpcUnavailable
+from piecework.chain.records import ChannelOnChain
 from piecework.client.config import ClientConfig
 from piecework.client.errors import InsufficientFunds
-from piecework.client.journal.records import ChannelRow, ChannelStatus, JobRow
+from piecework.client.journal.records import (
+    ChannelRow,
+    ChannelStatus,
+    JobRow,
+    Reservation,
+    SeenChannel,
+)
 from piecework.client.journal.store import Store
 from piecework.client.network.discovery import ChainView
 from piecework.client.wallet import Wallet
-from piecework_protocol.frames import Funding
-from piecework_protocol.objects import Channel, CloseChannel, FundChannel, Offer
+from piecework_protocol.frames import FundingAuthorization
+from piecework_protocol.objects import Channel, FundChannel, Offer
 from piecework_protocol.signing import sign
 from piecework_protocol.states import ChannelState
-from piecework_protocol.types import Address, Amount, Bytes32, ChannelId, Seconds, Timestamp
+from piecework_protocol.types import (
+    Address,
+    Amount,
+    Bytes32,
+    ChannelId,
+    PayerSignature,
+    Seconds,
+    Timestamp,
+)
 
 
 class _DepositTooSmall(PieceworkError):
@@ -50,7 +65,7 @@ class ChannelManager:
         self._step = config.amounts(token).deposit
 
     async def for_offer(self, offer: Offer) -> ChannelRow:
-        """Return the open channel with this worker, or record a new one that is not funded yet."""
+        """Return the open channel with this worker, or record one that is not funded yet."""
         terms = Channel(
             payer=self._wallet.payer.address,
             authorizer=self._wallet.authorizer.address,
@@ -72,61 +87,99 @@ class ChannelManager:
         """
         await self.refresh_funding(job.channel_id)
         until = Timestamp(job.created_at + self._config.funding_lifetime_s)
-        smallest = job.offer.offer.min_deposit
+        terms = job.offer.offer
+        row = await asyncio.to_thread(self._store.channel, job.channel_id)
+        # A worker is paid for the transaction, and sends none for less than this.
+        fee, least_raise = terms.open_fee, terms.min_deposit
+        if row.funded:
+            fee, least_raise = terms.top_up_fee, terms.min_top_up
 
-        def refuse(needed: Amount, deposit: Amount) -> Amount:
-            raise _DepositTooSmall(f"{needed} needed, {deposit} there")
+        def refuse(needed: Amount, counted: Amount) -> Amount:
+            raise _DepositTooSmall(f"{needed} needed, {counted} there")
 
         try:
             return await asyncio.to_thread(self._store.admit, job, prompt, refuse, until)
         except _DepositTooSmall:
             free = await self.free_balance()
 
-        def grow(needed: Amount, deposit: Amount) -> Amount:
-            least = Amount(max(needed, smallest))
-            return deposit_total(least, deposit, free, self._step, self._money)
+        def grow(needed: Amount, counted: Amount) -> Amount:
+            least = Amount(max(needed, row.funded + least_raise))
+            spendable = Amount(max(0, free - fee))
+            return deposit_total(least, counted, spendable, self._step, self._money)
 
         return await asyncio.to_thread(self._store.admit, job, prompt, grow, until)
 
     async def free_balance(self) -> Amount:
-        """Return the pooled base units that no pending authorization will take."""
+        """Return the pooled base units that are reserved for nothing."""
         pooled = await self._chain.pooled_balance(self._token, self._wallet.payer.address)
-        pending = await asyncio.to_thread(self._store.pending_deposits, self._token)
-        return Amount(max(0, pooled - pending))
+        reserved = sum(reservation.amount for reservation in await self.reservations())
+        return Amount(max(0, pooled - reserved))
 
-    def funding(self, row: ChannelRow) -> Funding | None:
+    async def reservations(self) -> tuple[Reservation, ...]:
+        """Return what is reserved in the pooled balance as of now, and why.
+
+        A channel whose opening was mined since the last look holds its money itself.
+        """
+        now = Timestamp(int(self._clock.wall()))
+        found = await asyncio.to_thread(self._store.reservations, self._token, now)
+        for reservation in found:
+            await self.refresh_funding(reservation.channel)
+        return await asyncio.to_thread(self._store.reservations, self._token, now) if found else ()
+
+    def funding(self, row: ChannelRow) -> FundingAuthorization | None:
         """Return the payer's authorization, until the chain shows the whole deposit."""
-        if row.deposit <= row.funded:
+        if row.authorized <= row.funded:
             return None
-        authorization = FundChannel(row.channel, row.deposit, row.funding_deadline)
-        return Funding(authorization, sign(self._chain.domain, authorization, self._wallet.payer))
+        authorization = FundChannel(row.channel, row.authorized, row.fee, row.funding_deadline)
+        signature = sign(self._chain.domain, authorization, self._wallet.payer)
+        return FundingAuthorization(authorization, PayerSignature(signature))
 
     async def refresh_funding(self, channel: ChannelId) -> ChannelRow:
         """See whether a pending deposit has arrived. If the chain is away, the job goes on."""
         row = await asyncio.to_thread(self._store.channel, channel)
-        if row.deposit <= row.funded:
+        if row.authorized <= row.funded:
             return row
         try:
             return await self.refresh(channel)
         except RpcUnavailable:
             return row
 
+    async def on_chain(self, channel: ChannelId) -> ChannelOnChain:
+        """Return what the newest block shows of a channel.
+
+        Raises:
+            ChainError: the chain does not answer.
+        """
+        return await self._chain.channel(channel)
+
     async def refresh(self, channel: ChannelId) -> ChannelRow:
-        """Record what the chain says about a channel."""
+        """Record what the chain says about a channel.
+
+        A channel counts as closed for good once a final block shows it. Before that a
+        reorganization may open it again.
+
+        Raises:
+            ChainError: the chain does not answer.
+        """
         seen = await self._chain.channel(channel)
         row = await asyncio.to_thread(self._store.channel, channel)
         status = row.status
-        if seen.state is ChannelState.CLOSED:
-            status = ChannelStatus.CLOSED
+        if seen.state is ChannelState.CLOSED and row.status is not ChannelStatus.CLOSED:
+            status = ChannelStatus.CLOSING
+            if await self._is_closed_for_good(channel):
+                status = ChannelStatus.CLOSED
         elif seen.state is ChannelState.WITHDRAWING:
             status = ChannelStatus.CLOSING
-        await asyncio.to_thread(self._store.seen_on_chain, channel, seen.deposit, status)
-        return await asyncio.to_thread(self._store.channel, channel)
+        totals = SeenChannel(seen.funded, seen.withdrawn, seen.settled)
+        return await asyncio.to_thread(self._store.seen_on_chain, channel, totals, status)
 
-    def closing(self, row: ChannelRow) -> CloseChannel:
-        """Return what the client holds to be final: its own book."""
-        v = row.book.voucher()
-        return CloseChannel(v.channel, v.cumulative, v.count, v.receipts_root)
+    async def _is_closed_for_good(self, channel: ChannelId) -> bool:
+        """Ask the newest final block. A node that has lost that state says nothing against it."""
+        try:
+            final = await self._chain.channel(channel, block=await self._chain.finalized_block())
+        except RpcRefused:
+            return False
+        return final.state is ChannelState.CLOSED
 
 
 def deposit_total(

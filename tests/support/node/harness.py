@@ -20,13 +20,15 @@ from piecework_node.journal.records import OfferIssued
 from piecework_node.keys.sealing import SealingKeyring
 from piecework_node.metrics import Metrics
 from piecework_node.runtime.channels import Channels
+from piecework_node.runtime.faults import FaultBoard
 from piecework_node.runtime.jobs import JobRuntime
 from piecework_node.runtime.live import LiveJob
+from piecework_node.settlement.settler import Settler
 from piecework_node.times import now
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import Refusal
-from piecework_protocol.frames import Funding, SubmitJob, WorkerFrame
-from piecework_protocol.objects import Channel, FundChannel, Parameters, Service
+from piecework_protocol.frames import Funding, FundingAuthorization, SubmitJob, WorkerFrame
+from piecework_protocol.objects import Channel, CloseChannel, FundChannel, Parameters, Service
 from piecework_protocol.signing import LocalSigner, sign
 from piecework_protocol.types import (
     Address,
@@ -34,8 +36,10 @@ from piecework_protocol.types import (
     Bytes32,
     Digest,
     Micros,
+    PayerSignature,
     PublicKey,
     Seconds,
+    Signature,
     Timestamp,
     Uint32,
     Uint64,
@@ -53,7 +57,6 @@ DOMAIN = Domain(31337, Address(b"\x11" * 20))
 OPERATOR = LocalSigner(bytes(keccak256(b"operator")))
 RECEIVER = Address(b"\x22" * 20)
 TOKEN = Address(b"\x33" * 20)
-CREDIT_WINDOW = 2
 TERMS = OperatorTerms(
     receiver=RECEIVER,
     tokens=(TOKEN,),
@@ -63,12 +66,12 @@ TERMS = OperatorTerms(
     slots=3,
     queue=3,
     jobs_per_channel=4,
-    credit_window=CREDIT_WINDOW,
     min_withdrawal_delay=Seconds(900),
     min_deposit=Amount(1000),
     offer_lifetime_s=600,
 )
-PATIENCE = Patience(payment_s=30.0, chain_outage_s=60.0)
+PATIENCE = Patience(payment_s=30.0)
+OUTAGE_S = 60.0
 REFRESH_S = 10.0
 ROTATION_S = 3600
 
@@ -121,6 +124,7 @@ class WorkerHarness:
             entropy=_entropy(self.lives),
             rotation_s=ROTATION_S,
         )
+        log = logs.silent()
         self.runtime = JobRuntime(
             self.journal,
             self.engine,
@@ -128,9 +132,18 @@ class WorkerHarness:
             signer=OPERATOR,
             clock=self.clock,
             metrics=self.metrics,
+            log=log,
         )
-        log = logs.silent()
-        self.channels = Channels(self.runtime, self.chain, refresh_s=REFRESH_S, log=log)
+        self.faults = FaultBoard(self.clock, self.metrics, log, patience_s=OUTAGE_S)
+        self.channels = Channels(
+            self.runtime,
+            self.chain,
+            self.faults,
+            refresh_s=REFRESH_S,
+            outage_s=OUTAGE_S,
+            log=log,
+            wait_s=0,
+        )
         self.worker = Worker(
             self.runtime,
             self.channels,
@@ -215,11 +228,20 @@ class Client(ScriptedClient):
         """The channel's opening is mined."""
         self.harness.chain.open(self.id, self.deposit)
 
-    def funding(self, *, lifetime_s: int = 3600) -> Funding:
+    def funding(self, *, lifetime_s: int = 3600) -> FundingAuthorization:
         """An authorization to open the channel out of the pooled balance."""
         deadline = Timestamp(self.harness.clock.now() + lifetime_s)
-        authorization = FundChannel(self.channel, self.deposit, deadline)
-        return Funding(authorization, sign(DOMAIN, authorization, self.signer))
+        authorization = FundChannel(self.channel, self.deposit, Amount(0), deadline)
+        signature = PayerSignature(sign(DOMAIN, authorization, self.signer))
+        return FundingAuthorization(authorization, signature)
+
+    async def ask_to_close(self, settler: Settler) -> tuple[Signature, bytes]:
+        """Agree with the worker that the latest voucher is the last."""
+        latest = self.book.voucher()
+        final = CloseChannel(
+            latest.channel, latest.cumulative, latest.count, latest.receipts_root, Amount(0)
+        )
+        return await settler.close_channel(self.channel, final, sign(DOMAIN, final, self.signer))
 
     def job(
         self, seed: int, max_tokens: int = 20, *, prompt: str = "a fox", lifetime_s: int = 3600

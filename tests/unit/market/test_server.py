@@ -3,23 +3,39 @@
 from __future__ import annotations
 
 import base64
+import ssl
+import tempfile
+import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import ClientResponse
+from aiohttp import ClientResponse, ClientSession, TCPConnector, web
 from aiohttp.test_utils import TestClient, TestServer
 
+from piecework.base.connections import ConnectionLimits, parse_networks
+from piecework.base.http_server import HttpServer, serving
 from piecework.market.errors import OfferStoreError
 from piecework.market.limits import ADDRESS_READ_BURST, OPERATOR_POST_BURST
 from piecework.market.offer_store import OfferStore
 from piecework.market.server import IndexServer
+from piecework_node.keys.tls import create_tls
 from piecework_protocol import wire
 from piecework_protocol.eip712 import Domain
-from piecework_protocol.objects import Service
-from piecework_protocol.types import Address, Amount, Digest, Uint32, Uint64, keccak256, to_hex
+from piecework_protocol.objects import Endpoint, Route, Service
+from piecework_protocol.types import (
+    Address,
+    Amount,
+    Digest,
+    Timestamp,
+    Uint32,
+    Uint64,
+    keccak256,
+    to_hex,
+)
 from tests.support.client_side import FakeClock
 from tests.support.fake_chain import TOKEN_INFO, FakeChain
 from tests.support.offers import model, offer, operator, receiver
@@ -36,9 +52,13 @@ class Index:
             self.chain.register(operator(name).address, receiver(name))
         self.file = folder / "market.db"
 
-    def market(self) -> IndexServer:
+    def market(self, *trusted: str) -> IndexServer:
         return IndexServer(
-            OfferStore(self.file, self.chain.domain), self.chain, TOKEN_INFO, clock=self.clock
+            OfferStore(self.file, self.chain.domain),
+            self.chain,
+            TOKEN_INFO,
+            clock=self.clock,
+            trusted_proxies=parse_networks(trusted),
         )
 
 
@@ -104,14 +124,14 @@ async def test_an_old_offer_cannot_come_back_after_a_restart_or_an_expiry(index:
     [
         (b"\xff\xff", 400, "malformed"),
         (b"", 400, "malformed"),
-        (b"\x00" * (65 * 1024), 413, "too_large"),
+        (b"\x00" * (65 * 1024), 413, "body_too_large"),
         (offer(now=1_799_999_000), 400, "expired"),
         (offer(now=1_800_000_100), 400, "not_yet_valid"),
         (offer(expires_at=1_800_000_000 + 7200), 400, "bad_terms"),
         (offer(models=()), 400, "bad_terms"),
         (offer(models=(model(), model())), 400, "bad_terms"),
         (offer(models=(model(canvas_size=Uint32(0)),)), 400, "bad_terms"),
-        (offer(sequence=Uint64(2**63)), 400, "bad_terms"),
+        (offer(sequence=Uint64(2**63)), 400, "malformed"),
         (offer(signer=operator("other")), 403, "bad_signature"),
         (offer(domain=Domain(1, Address(bytes(20)))), 403, "bad_signature"),
         (offer("stranger"), 403, "not_registered"),
@@ -160,6 +180,58 @@ async def test_an_address_that_reads_too_often_waits(http: Http) -> None:
         assert (await http.get("/v1/workers")).status == 200
     assert (await http.get("/v1/workers")).status == 429
     assert (await http.get("/health")).status == 200
+
+
+@asynccontextmanager
+async def tls_proxy(port: int) -> AsyncIterator[str]:
+    """A proxy that ends TLS in front of a port, as nginx does; its own address."""
+    with tempfile.TemporaryDirectory() as folder:
+        certificate, key = create_tls(Timestamp(int(time.time())))
+        pem = Path(folder) / "both.pem"
+        pem.write_bytes(certificate + key)
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(pem)
+    async with ClientSession() as upstream:
+
+        async def forward(request: web.Request) -> web.Response:
+            seen = {"X-Forwarded-For": request.remote or ""}
+            async with upstream.get(f"http://127.0.0.1:{port}{request.path}", headers=seen) as got:
+                return web.Response(status=got.status, body=await got.read())
+
+        app = web.Application()
+        app.router.add_get("/{path:.*}", forward)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
+        try:
+            yield f"https://127.0.0.1:{runner.addresses[0][1]}"
+        finally:
+            await runner.cleanup()
+
+
+async def read_from(source: str, url: str) -> int:
+    """The status of one read by a client at an address of this machine."""
+    connector = TCPConnector(local_addr=(source, 0), ssl=False)
+    async with ClientSession(connector=connector) as session, session.get(url) as answer:
+        return answer.status
+
+
+@pytest.mark.parametrize(("trusted", "status"), [((), 429), (("127.0.0.1",), 200)])
+async def test_clients_behind_a_tls_proxy_that_is_trusted_count_by_their_own_address(
+    index: Index, trusted: tuple[str, ...], status: int
+) -> None:
+    market = index.market(*trusted)
+    server = HttpServer(
+        market.application(),
+        ConnectionLimits(64, 64, trusted=parse_networks(trusted)),
+        on_refused=market.metrics.connection_refused,
+    )
+    async with serving(server, "127.0.0.1", 0) as bound, tls_proxy(bound.port) as url:
+        busy = "127.0.0.2" if trusted else "127.0.0.3"
+        for _ in range(ADDRESS_READ_BURST):
+            assert await read_from(busy, url + "/v1/workers") == 200
+        assert await read_from("127.0.0.4", url + "/v1/workers") == status
+        assert await read_from(busy, url + "/v1/workers") == 429
 
 
 class SetBackClock(FakeClock):
@@ -218,11 +290,14 @@ async def test_lists_are_sorted_filtered_and_cut(full: Http) -> None:
     assert await listed(full, "?min_speed=1500") == ["third"]
     assert await listed(full, "?max_price=1500000") == ["other"]
     assert await listed(full, "?limit=1") == ["other"]
+    assert await listed(full, "?limit=2&offset=1") == by_address
+    assert await listed(full, "?offset=3") == []
     assert await listed(full, "?model=none") == []
 
 
 @pytest.mark.parametrize(
-    "query", ["?sort=name", "?limit=-1", "?limit=99999", "?min_speed=x", "?colour=red"]
+    "query",
+    ["?sort=name", "?limit=-1", "?limit=99999", "?offset=-1", "?min_speed=x", "?colour=red"],
 )
 async def test_a_bad_query_is_named(http: Http, query: str) -> None:
     response = await http.get("/v1/offers" + query)
@@ -304,7 +379,11 @@ async def test_the_page_lists_everything_without_scripts_or_foreign_assets(full:
 async def test_what_a_worker_writes_is_shown_as_text(http: Http) -> None:
     hostile = "<script>alert(1)</script>\"'&"
     details = '{"a": NaN}'
-    evil = offer(models=(model(hostile, profile=hostile),), endpoint=hostile, details=details)
+    evil = offer(
+        models=(model(hostile, profile=hostile),),
+        endpoints=(Endpoint(Route.DIRECT, hostile),),
+        details=details,
+    )
     assert (await post(http, evil)).status == 201
     text = await (await http.get("/")).text()
     assert "<script" not in text
