@@ -71,6 +71,10 @@ class Metrics:
             ["port", "reason"],
             registry=self.registry,
         )
+        self._cut_off = self._counter(
+            "piecework_connections_cut_off", "Connections that broke a bound and were closed"
+        )
+        self.connections = self._gauge("piecework_connections", "Open connections to the job port")
         self.slots = self._gauge("piecework_slots", "Jobs that may run at once")
         self.active = self._gauge("piecework_jobs_active", "Jobs that run or wait for a slot")
         self.streams = self._gauge("piecework_streams", "Open job streams")
@@ -96,6 +100,10 @@ class Metrics:
     def connection_refused(self, port: str, why: Refused) -> None:
         """A connection to a port ("jobs" or "admin") was closed as soon as it came."""
         self._connections_refused.labels(port, why).inc()
+
+    def cut_off(self) -> None:
+        """A connection broke a bound and was closed."""
+        self._cut_off.inc()
 
     def moved(self, state: JobState) -> None:
         """A job reached a state."""

@@ -42,8 +42,8 @@ class Accepted(asyncio.Protocol):
     address: what the connection counts under.
     """
 
-    def __init__(self, address: str) -> None:
-        self.address = address
+    def __init__(self, peer: str) -> None:
+        self.address = peer_key(peer)
 
     @property
     def is_idle(self) -> bool:
@@ -119,7 +119,7 @@ def _why(error: OSError) -> str:
 class Listener:
     """Accepts on bound sockets, within the bounds of a table.
 
-    connect: makes the protocol of one connection of an address.
+    connect: makes the protocol of one connection of a peer.
     on_refused: told of each connection that was closed at once.
     """
 
@@ -182,7 +182,7 @@ class Listener:
             accepted.close()
             self._on_refused(refused)
             return
-        protocol = self._connect(peer_key(peer))
+        protocol = self._connect(peer)
         self.table.add(protocol)
         loop = asyncio.get_running_loop()
         self._spawn(loop.create_task(self._attach(protocol, accepted), name="connection"))

@@ -106,6 +106,17 @@ class Worker:
         kept = {d: offer for d, offer in self._offers.items() if offer.expires_at > oldest}
         self._offers = {**kept, Digest(self._runtime.domain.digest(signed.offer)): signed.offer}
 
+    def has_paid(self, submission: SubmitJob) -> bool:
+        """Whether a submission is of a channel that has paid here, and is signed by it."""
+        channel = self._channels.get(submission.job.channel)
+        if channel is None or channel.ledger.cumulative <= 0:
+            return False
+        try:
+            admission.check_identity(submission, self._view(submission))
+        except Refusal:
+            return False
+        return True
+
     # --- start
 
     async def recover(self) -> None:

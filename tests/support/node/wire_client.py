@@ -25,7 +25,11 @@ SERVICE = "/piecework.v1.Worker/"
 
 
 class WireClient(ScriptedClient):
-    """One payer with one channel at one worker."""
+    """One payer with one channel at one worker.
+
+    `certificate` is the worker's in PEM. None: fetch it, which blocks, so that the worker must be
+    another process.
+    """
 
     def __init__(
         self,
@@ -33,12 +37,12 @@ class WireClient(ScriptedClient):
         domain: Domain,
         signer: LocalSigner,
         channel: Channel,
+        *,
         deposit: int,
+        certificate: bytes | None = None,
     ) -> None:
         super().__init__(domain, signer, channel, deposit)
-        host, port = endpoint.split(":")
-        pem = ssl.get_server_certificate((host, int(port))).encode()
-        credentials = grpc.ssl_channel_credentials(pem)
+        credentials = grpc.ssl_channel_credentials(certificate or _shown_by(endpoint))
         options = (("grpc.ssl_target_name_override", TLS_NAME),)
         self.grpc: Any = grpc.aio.secure_channel(endpoint, credentials, options)
 
@@ -70,6 +74,11 @@ class WireClient(ScriptedClient):
             await self.grpc.unary_unary(SERVICE + "CloseChannel")(request)
         )
         return transaction
+
+
+def _shown_by(endpoint: str) -> bytes:
+    host, port = endpoint.split(":")
+    return ssl.get_server_certificate((host, int(port))).encode()
 
 
 async def _send(call: Any, job: ScriptedJob) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from piecework.base.connections import Refused
 from piecework.base.http import HttpError, HttpStatus, HttpUnreachable
+from piecework.base.listener import bind
 from piecework_node import logs
 from piecework_node.daemon.admin import (
     ADDRESS_FILE,
@@ -220,7 +221,7 @@ class Operations:
 async def admin(tmp_path: Path) -> AsyncIterator[tuple[Operations, str, Path]]:
     operations = Operations()
     server = AdminServer(operations, admin_token(tmp_path))
-    port = await server.start("127.0.0.1", 0)
+    port = await server.start_on(bind("127.0.0.1", 0))
     (tmp_path / ADDRESS_FILE).write_text(json.dumps({"host": "127.0.0.1", "port": port}))
     yield operations, f"http://127.0.0.1:{port}", tmp_path
     await server.stop()
@@ -248,7 +249,7 @@ async def test_the_token_goes_to_the_daemon_and_not_to_a_proxy_of_the_environmen
     monkeypatch.setenv("no_proxy", "")
     operations = Operations()
     server = AdminServer(operations, admin_token(tmp_path), "0.0.0.0")  # noqa: S104
-    port = await server.start("127.0.0.1", 0)
+    port = await server.start_on(bind("127.0.0.1", 0))
     (tmp_path / ADDRESS_FILE).write_text(json.dumps({"host": "0.0.0.0", "port": port}))  # noqa: S104
     await ask_daemon(tmp_path, "POST", "/drain")
     await server.stop()
