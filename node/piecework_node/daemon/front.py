@@ -76,6 +76,10 @@ class _UnreadBudget:
             connection.release("unread")
 
     @property
+    def total(self) -> int:
+        return self._total
+
+    @property
     def is_full(self) -> bool:
         return self._total >= self._most
 
@@ -301,6 +305,11 @@ class Front:
         )
         self._listener.start()
         return self._listener.port
+
+    @property
+    def unread(self) -> int:
+        """Bytes that have arrived and make no whole message yet."""
+        return sum(budget.total for budget in self._budgets.values())
 
     async def close(self) -> None:
         """Accept nothing more, and cut off what is open."""

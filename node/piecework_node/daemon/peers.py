@@ -29,8 +29,6 @@ ABUSE: Final = 10
 """An address that asks this many times faster than its rate is cut off."""
 PAID_STREAMS: Final = 4
 """An address that has paid may hold this many times the streams of a stranger."""
-STANDING_S: Final = 3600.0
-"""How long an address counts as having paid."""
 FULL_RETRY_S: Final = 1.0
 
 
@@ -46,12 +44,14 @@ class PeerLimits:
     streams_per_address: of a stranger, apart from admitted jobs.
     requests_per_minute: of one address.
     paid_requests_per_minute: of one channel that has paid.
+    standing_s: how long an address counts as having paid, in seconds.
     """
 
     streams: int
     streams_per_address: int
     requests_per_minute: float
     paid_requests_per_minute: float
+    standing_s: float = 3600.0
 
 
 class Visit(Protocol):
@@ -132,7 +132,8 @@ class Peers:
 
     def has_paid(self, address: str) -> bool:
         """Whether a paying channel came from this address lately."""
-        return self._now - self._paid.get(address, -STANDING_S) < STANDING_S
+        at = self._paid.get(address)
+        return at is not None and self._now - at < self._limits.standing_s
 
     # --- rates
 
@@ -146,6 +147,11 @@ class Peers:
         return self._soft.take(address, now)
 
     # --- streams
+
+    @property
+    def strangers(self) -> int:
+        """Open streams of addresses that had not paid, apart from admitted jobs."""
+        return self._strangers
 
     @contextmanager
     def stream(self, connection: FrontConnection, now: float) -> Iterator[Stream]:

@@ -12,6 +12,7 @@ import asyncio
 import socket
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
 import grpc
@@ -49,10 +50,6 @@ ERROR_DOMAIN: Final = "piecework"
 START_RETRY_S: Final = 2.0
 MAX_QUEUED_DRAFTS: Final = 2
 """Drafts that wait for a slow reader. While so many wait, newer ones are not sent."""
-FIRST_FRAME_S: Final = 10.0
-"""For the first message of a stream. An honest client has it ready."""
-WRITE_S: Final = 30.0
-"""For a frame to be taken by its reader. A connection that does not read is closed."""
 FRAMES_PER_S: Final = 200.0
 FRAMES_BURST: Final = 400.0
 """Of one stream, after its first frame. More are read later."""
@@ -135,6 +132,17 @@ def _confirms(frame: WorkerFrame) -> bool:
     return isinstance(frame, VoucherAccepted)
 
 
+@dataclass(frozen=True, slots=True)
+class StreamTimes:
+    """What a client may take, in seconds."""
+
+    first_message_s: float = 10.0
+    """For the first message of a stream. An honest client has it ready."""
+    write_s: float = 30.0
+    """To take a frame that it was sent. A connection that does not read is closed."""
+
+
+TIMES: Final = StreamTimes()
 Requests = AsyncIterator[bytes]
 Handler = Callable[[Requests, Any, Visit], Awaitable[None]]
 
@@ -152,9 +160,10 @@ class WorkerServicer:
         clock: Clock,
         metrics: Metrics,
         log: Any,
+        times: StreamTimes = TIMES,
     ) -> None:
         self._worker, self._close_channel, self._board = worker, close_channel, board
-        self._entrance, self._clock = entrance, clock
+        self._entrance, self._clock, self._times = entrance, clock, times
         self._metrics, self._log = metrics, log
         self.serving = False
         """What health checks are told."""
@@ -178,28 +187,30 @@ class WorkerServicer:
             raise Refusal(
                 Reason.ENGINE_UNAVAILABLE, "the worker is starting", retry_after_s=START_RETRY_S
             )
-        await _write(context, visit, encode_offer(self._board.current))
+        await self._write(context, visit, encode_offer(self._board.current))
 
     async def _close(self, requests: Requests, context: Any, visit: Visit) -> None:
         """Close a channel together."""
         _within_rate(visit)
-        request = await _unary(requests, visit)
+        request = _sized(await self._message(requests, visit), MAX_UNARY_BYTES)
         channel, final, signature = decode_close_request(request)
         answer = encode_close_response(*await self._close_channel(channel, final, signature))
-        await _write(context, visit, answer)
+        await self._write(context, visit, answer)
 
     async def _check_health(self, requests: Requests, context: Any, visit: Visit) -> None:
         """Say whether jobs are taken. There is no `Watch`: it would hold a stream without end."""
         _within_rate(visit)
         try:
-            asked = health_pb2.HealthCheckRequest.FromString(await _unary(requests, visit))
+            asked = health_pb2.HealthCheckRequest.FromString(
+                _sized(await self._message(requests, visit), MAX_UNARY_BYTES)
+            )
         except DecodeError:
             raise Refusal(Reason.MALFORMED, "that is no health check") from None
         statuses = health_pb2.HealthCheckResponse
         status = statuses.SERVING if self.serving else statuses.NOT_SERVING
         if asked.service not in ("", SERVICE):
             await context.abort(grpc.StatusCode.NOT_FOUND, "unknown service")
-        await _write(context, visit, statuses(status=status).SerializeToString())
+        await self._write(context, visit, statuses(status=status).SerializeToString())
 
     def _serve_with(self, handler: Handler) -> Callable[[Requests, Any], Awaitable[None]]:
         async def serve(requests: Requests, context: Any) -> None:
@@ -217,12 +228,13 @@ class WorkerServicer:
                 await handler(requests, context, visit)
         except Abuse:
             self._metrics.cut_off()
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the connection was closed")
         except Exception as error:  # noqa: BLE001  translated, logged, never swallowed
             await self._abort(context, error)
 
     async def _run(self, requests: Requests, context: Any, visit: Visit) -> None:
         sink = StreamSink()
-        submission = await _first(requests, visit)
+        submission = _submission(await self._message(requests, visit))
         if visit.wait_s > 0:
             self._within_channel_rate(submission, visit)
         job = await self._worker.submit(submission, sink)
@@ -251,13 +263,33 @@ class WorkerServicer:
         if job.channel.ledger.cumulative > 0:
             visit.paid()
 
+    async def _write(self, context: Any, visit: Visit, data: bytes) -> None:
+        """Send a message. A client that does not take it in time is cut off."""
+        try:
+            async with asyncio.timeout(self._times.write_s):
+                await context.write(data)
+        except TimeoutError:
+            visit.cut_off()
+            raise Abuse from None
+
+    async def _message(self, requests: Requests, visit: Visit) -> bytes:
+        """A stream's first message, in time."""
+        try:
+            async with asyncio.timeout(self._times.first_message_s):
+                async for request in requests:
+                    visit.message_taken(len(request))
+                    return request
+        except TimeoutError:
+            raise Refusal(Reason.MALFORMED, "no message came in time") from None
+        raise Refusal(Reason.MALFORMED, "the stream ended before a message")
+
     async def _both_ways(
         self, requests: Requests, context: Any, visit: Visit, job: LiveJob, sink: StreamSink
     ) -> None:
         reader = asyncio.ensure_future(self._read(requests, visit, job, sink))
         try:
             async for frame in sink.frames():
-                await _write(context, visit, encode_worker_frame(frame))
+                await self._write(context, visit, encode_worker_frame(frame))
         finally:
             reader.cancel()
             await asyncio.gather(reader, return_exceptions=True)
@@ -314,16 +346,6 @@ async def _unknown_method(_: Requests, context: Any, __: Visit) -> None:
     await context.abort(grpc.StatusCode.UNIMPLEMENTED, "unknown method")
 
 
-async def _write(context: Any, visit: Visit, data: bytes) -> None:
-    """Send a message. A client that does not take it in time is cut off."""
-    try:
-        async with asyncio.timeout(WRITE_S):
-            await context.write(data)
-    except TimeoutError:
-        visit.cut_off()
-        raise Abuse from None
-
-
 def _within_rate(visit: Visit) -> None:
     if visit.wait_s > 0:
         raise _too_fast(visit.wait_s)
@@ -339,30 +361,8 @@ def _sized(message: bytes, most: int = MAX_FRAME_BYTES) -> bytes:
     return message
 
 
-async def _message(requests: Requests, visit: Visit) -> bytes | None:
-    """A stream's first message, in time. None: the stream ended before one."""
-    try:
-        async with asyncio.timeout(FIRST_FRAME_S):
-            async for request in requests:
-                visit.message_taken(len(request))
-                return request
-    except TimeoutError:
-        raise Refusal(Reason.MALFORMED, "no message came in time") from None
-    return None
-
-
-async def _unary(requests: Requests, visit: Visit) -> bytes:
-    message = await _message(requests, visit)
-    if message is None:
-        raise Refusal(Reason.MALFORMED, "the request has no message")
-    return _sized(message, MAX_UNARY_BYTES)
-
-
-async def _first(requests: Requests, visit: Visit) -> SubmitJob:
-    """A stream's first frame, in time and of the right kind."""
-    message = await _message(requests, visit)
-    if message is None:
-        raise Refusal(Reason.MALFORMED, "the stream ended before a submission")
+def _submission(message: bytes) -> SubmitJob:
+    """The first frame of a job's stream."""
     frame = decode_client_frame(_sized(message))
     if not isinstance(frame, SubmitJob):
         raise Refusal(

@@ -12,7 +12,13 @@ from piecework.base.listener import bind
 from piecework_node import logs
 from piecework_node.daemon.front import Front, FrontLimits
 from piecework_node.daemon.peers import FrontEntrance, PeerLimits, Peers
-from piecework_node.daemon.server import ChannelCloser, GrpcServer, WorkerServicer
+from piecework_node.daemon.server import (
+    TIMES,
+    ChannelCloser,
+    GrpcServer,
+    StreamTimes,
+    WorkerServicer,
+)
 from piecework_node.jobs.offers import OfferBoard
 from piecework_node.keys.tls import TlsIdentity, create_tls
 from piecework_protocol.types import Digest, Timestamp
@@ -90,6 +96,7 @@ async def serve_worker(
     peers: PeerLimits = PEERS,
     front: FrontLimits = FRONT,
     close_channel: ChannelCloser | None = None,
+    times: StreamTimes = TIMES,
 ) -> AsyncIterator[Served]:
     """Serve a worker that is ready."""
     harness = WorkerHarness()
@@ -116,6 +123,7 @@ async def serve_worker(
         clock=harness.clock,
         metrics=harness.metrics,
         log=logs.silent(),
+        times=times,
     )
     made.server = GrpcServer(servicer, TlsIdentity(certificate, key, Digest(bytes(32))), made.front)
     made.port = await made.server.start(bind("127.0.0.1", 0))
