@@ -130,6 +130,12 @@ class WorkerConfig(Settings):
     finality_depth: int = Field(0, ge=0, le=10_000, description='0: the node\'s "finalized" tag')
     chain_poll_s: float = Field(5.0, ge=0.05, le=600)
     channel_refresh_s: float = Field(10.0, ge=0, le=600)
+    block_time_s: float = Field(
+        12.0,
+        ge=0.1,
+        le=600,
+        description="between two blocks. The head is too old after ten of them, and at least 60 s",
+    )
     chain_outage_s: float = Field(120.0, ge=1, le=3600)
     settle_interval_s: float = Field(3600.0, ge=1, le=30 * 24 * 3600)
     settle_gas_multiple: float = Field(20.0, ge=1, le=1_000_000)

@@ -82,6 +82,20 @@ class Metrics:
         self.unsettled = self._gauge(
             "piecework_unsettled_base_units", "Accepted and not settled on chain"
         )
+        self._faults = Gauge(
+            "piecework_fault",
+            "1 while this condition of the surroundings lasts",
+            ["code"],
+            registry=self.registry,
+        )
+        self.gas = self._gauge("piecework_gas_wei", "The operator's native coin, in wei")
+        self.head_age = self._gauge(
+            "piecework_head_age_seconds", "Age of the chain's latest block by this clock"
+        )
+        self.clock_offset = self._gauge(
+            "piecework_clock_offset_seconds",
+            "This clock less the indexes'. Above 0 it is ahead",
+        )
         self.ready = self._gauge("piecework_ready", "1 while jobs are taken on")
         self.commit = Histogram(
             "piecework_journal_commit_seconds",
@@ -135,6 +149,10 @@ class Metrics:
     def publish_error(self) -> None:
         """An index did not take the offer."""
         self._publish_errors.inc()
+
+    def fault(self, code: str, *, present: bool) -> None:
+        """A condition lasts, or does not."""
+        self._faults.labels(code).set(int(present))
 
     def note(self, at: Timestamp, where: str, message: str) -> None:
         """Keep an error for the status page."""

@@ -64,7 +64,7 @@ async def deploy(
 
 
 async def _create(sender: TransactionSender, call: Call, poll_s: float) -> tuple[Address, Mined]:
-    tx = await sender.prepare(call)
+    tx = await sender.prepare(call, value_at_stake=None)
     await sender.broadcast(tx)
     mined = await sender.wait_mined(tx.hash, poll_s=poll_s)
     if not mined.success:

@@ -19,6 +19,10 @@ class RpcUnavailable(ChainError):
     """The node did not answer, or not in time, or is overloaded. Trying again later may help."""
 
 
+class RpcLimited(RpcUnavailable):
+    """The node answers, and declines for now: a rate limit, a quota, a replica that lags."""
+
+
 class RpcRefused(ChainError):
     """The node answered with a JSON-RPC error that has no more precise class here."""
 
@@ -31,9 +35,25 @@ class RpcRefused(ChainError):
         self.data = data
 
 
+class MethodMissing(RpcRefused):
+    """The node does not offer this method. Another node, or another plan, may."""
+
+
+class LogRangeRefused(RpcRefused):
+    """The node does not search so many blocks, or return so many events, at once."""
+
+
+class NodesDisagree(ChainError):
+    """Fewer nodes than the quorum say the same about money. One of them is broken or lies."""
+
+
 class BadAnswer(ChainError):
     """The node answered with something that is not what the method returns. The node is broken or
     lies."""
+
+
+class AnswerTooLarge(BadAnswer):
+    """The node's answer has more bytes than we read."""
 
 
 class NoFinality(ChainError):

@@ -41,18 +41,29 @@ class Fees:
     priority_fee: int
 
 
+@dataclass(frozen=True, slots=True)
+class GasNeed:
+    """What a transaction takes. A cap by value weighs `expected`, never the inflated `limit`."""
+
+    expected: int
+    """Gas that it is estimated to use."""
+    limit: int
+    """Gas that it may use."""
+    data_wei: int = 0
+    """Wei that the chain takes for its data beside the gas (`l1_fees`)."""
+
+
 def choose_fees(
-    market: FeeMarket, gas_limit: int, policy: FeePolicy, value_at_stake: int | None = None
+    market: FeeMarket, gas: GasNeed, policy: FeePolicy, value_at_stake: int | None
 ) -> Fees:
     """Fees that stay valid for several full blocks, held under the operator's cap.
 
-    `value_at_stake` in wei: the whole transaction may not cost more. `FeeTooHigh` when the cap is
-    below the current base fee and tip, so that the transaction would only get stuck.
+    `value_at_stake` in wei: the transaction is not expected to cost more. None: only the operator's
+    cap holds. `FeeTooHigh` when the cap is below the current base fee and tip, so that the
+    transaction would only get stuck.
     """
     priority = min(market.priority_fee, policy.max_priority_fee_wei)
-    ceiling = policy.max_fee_wei
-    if value_at_stake is not None:
-        ceiling = min(ceiling, value_at_stake // gas_limit)
+    ceiling = _ceiling(gas, policy, value_at_stake)
     needed = market.base_fee + priority
     if needed > ceiling:
         raise FeeTooHigh(
@@ -66,20 +77,18 @@ def choose_fees(
 def bump_fees(
     old: Fees,
     market: FeeMarket,
-    gas_limit: int,
+    gas: GasNeed,
     policy: FeePolicy,
-    value_at_stake: int | None = None,
+    value_at_stake: int | None,
 ) -> Fees:
     """Fees for a replacement with the same nonce: both at least 12.5 % higher, and enough for the
     market now.
 
-    `FeeTooHigh` when the bump does not fit under the cap: the old transaction then stays the only
-    one.
+    `value_at_stake` bounds it as in `choose_fees`. `FeeTooHigh` when the bump does not fit under
+    the cap: the old transaction then stays the only one.
     """
     bumped = Fees(_bump(old.max_fee), _bump(old.priority_fee))
-    ceiling = policy.max_fee_wei
-    if value_at_stake is not None:
-        ceiling = min(ceiling, value_at_stake // gas_limit)
+    ceiling = _ceiling(gas, policy, value_at_stake)
     wanted_priority = max(
         bumped.priority_fee, min(market.priority_fee, policy.max_priority_fee_wei)
     )
@@ -91,6 +100,13 @@ def bump_fees(
         )
     wanted = max(bumped.max_fee, market.base_fee * BASE_FEE_HEADROOM + wanted_priority)
     return Fees(min(wanted, ceiling), wanted_priority)
+
+
+def _ceiling(gas: GasNeed, policy: FeePolicy, value_at_stake: int | None) -> int:
+    """Wei per gas that may be signed."""
+    if value_at_stake is None:
+        return policy.max_fee_wei
+    return min(policy.max_fee_wei, max(0, value_at_stake - gas.data_wei) // gas.expected)
 
 
 def gas_limit(estimate: int, hint: int) -> int:
@@ -105,9 +121,9 @@ def next_nonce(pending: int, local: int) -> int:
     return max(pending, local)
 
 
-def require_balance(balance: int, gas: int, fees: Fees, value: int, who: str) -> None:
+def require_balance(balance: int, gas: GasNeed, fees: Fees, value: int, who: str) -> None:
     """`InsufficientGas` unless the balance covers the worst case of the transaction."""
-    worst = gas * fees.max_fee + value
+    worst = gas.limit * fees.max_fee + gas.data_wei + value
     if balance < worst:
         raise InsufficientGas(
             f"{who} holds {balance} wei and the transaction may cost {worst}. "

@@ -28,7 +28,8 @@ from piecework.chain.events import (
     topic,
 )
 from piecework.chain.finality import FINALIZED, Finality, finalized_height
-from piecework.chain.limits import DEFAULT_RPC_TIMEOUT_S, MAX_LOG_RANGE_BLOCKS, MAX_WORKERS_PER_PAGE
+from piecework.chain.limits import DEFAULT_RPC_TIMEOUT_S, MAX_WORKERS_PER_PAGE
+from piecework.chain.logs import LogSearch
 from piecework.chain.rpc import (
     HttpRpc,
     JsonRpc,
@@ -121,6 +122,7 @@ class ChainReader:
         self.rpc = rpc
         self.deployment = deployment
         self.finality = finality
+        self.logs = LogSearch(rpc)
 
     @classmethod
     async def connect(
@@ -395,16 +397,8 @@ class ChainReader:
         topics: list[Any] = [[to_hex(topic(name)) for name in names]]
         if channel is not None:
             topics.append(to_hex(channel))
-        found: list[Log] = []
-        for start in range(from_block, to_block + 1, MAX_LOG_RANGE_BLOCKS):
-            end = min(to_block, start + MAX_LOG_RANGE_BLOCKS - 1)
-            query = {
-                "address": to_hex(self.deployment.escrow),
-                "fromBlock": hex(start),
-                "toBlock": hex(end),
-                "topics": topics,
-            }
-            found += parse_logs(await self.rpc.call("eth_getLogs", query))
+        query = {"address": to_hex(self.deployment.escrow), "topics": topics}
+        found = parse_logs(await self.logs.find(query, from_block, to_block))
         return decode_events(self.deployment.escrow, found)
 
     # --- raw calls

@@ -17,14 +17,14 @@ from urllib.parse import urlsplit
 
 from piecework.base.http import HttpError, HttpLimits, HttpReader, HttpStatus, HttpTooLarge
 from piecework.base.jsons import loads
-from piecework.chain.abi import decode_revert
-from piecework.chain.errors import BadAnswer, RpcRefused, RpcUnavailable, TransactionReverted
+from piecework.chain.errors import AnswerTooLarge, BadAnswer, RpcUnavailable
 from piecework.chain.limits import (
     DEFAULT_RPC_TIMEOUT_S,
     MAX_RPC_RESPONSE_BYTES,
     RPC_ATTEMPTS,
     RPC_BACKOFF_S,
 )
+from piecework.chain.refusals import refusal
 from piecework_protocol.types import Address, Bytes32, to_hex
 
 if TYPE_CHECKING:
@@ -36,8 +36,11 @@ _NOT_REPEATED = frozenset({"eth_sendRawTransaction", "evm_mine", "evm_increaseTi
 
 
 class JsonRpc(Protocol):
-    """One node. Raises `RpcUnavailable`, `RpcRefused`, `TransactionReverted` or `BadAnswer`,
-    nothing else."""
+    """One node, or several that must agree (`quorum.QuorumRpc`).
+
+    Raises `RpcUnavailable`, `RpcRefused`, `TransactionReverted`, `BadAnswer` or `NodesDisagree`,
+    nothing else. `RpcUnavailable` and its kind `RpcLimited` may pass by themselves.
+    """
 
     async def call(self, method: str, *params: Any) -> Any:
         """The `result` member of the answer."""
@@ -51,12 +54,17 @@ class HttpRpc:
     loop."""
 
     def __init__(
-        self, url: str, *, timeout_s: float = DEFAULT_RPC_TIMEOUT_S, attempts: int = RPC_ATTEMPTS
+        self,
+        url: str,
+        *,
+        timeout_s: float = DEFAULT_RPC_TIMEOUT_S,
+        attempts: int = RPC_ATTEMPTS,
+        backoff_s: float = RPC_BACKOFF_S,
     ) -> None:
         self.url = url
         self.host = host_of(url)
         self._http = HttpReader(HttpLimits(timeout_s, timeout_s, MAX_RPC_RESPONSE_BYTES))
-        self._attempts = attempts
+        self._attempts, self._backoff_s = attempts, backoff_s
         self._ids = itertools.count(1)
 
     async def __aenter__(self) -> Self:
@@ -73,22 +81,22 @@ class HttpRpc:
     async def call(self, method: str, *params: Any) -> Any:
         """Ask once, or up to `attempts` times with a growing pause when a repeat can do no harm."""
         attempts = 1 if method in _NOT_REPEATED else self._attempts
-        attempt = 0
+        attempt, number = 0, next(self._ids)
         while True:
             attempt += 1
             try:
-                return self._result(method, await self._post(method, params))
+                return self._result(method, number, await self._post(method, number, params))
             except RpcUnavailable:
                 if attempt >= attempts:
                     raise
-                await asyncio.sleep(RPC_BACKOFF_S * 2 ** (attempt - 1))
+                await asyncio.sleep(self._backoff_s * 2 ** (attempt - 1))
 
     async def close(self) -> None:
         """Close the connections; the object may be used again afterwards."""
         await self._http.close()
 
-    async def _post(self, method: str, params: Sequence[Any]) -> Any:
-        body = {"jsonrpc": "2.0", "id": next(self._ids), "method": method, "params": list(params)}
+    async def _post(self, method: str, number: int, params: Sequence[Any]) -> Any:
+        body = {"jsonrpc": "2.0", "id": number, "method": method, "params": list(params)}
         data, status = await self._exchange(method, json.dumps(body).encode())
         try:
             answer = loads(data)
@@ -109,7 +117,7 @@ class HttpRpc:
         except HttpStatus as error:  # many nodes give a JSON-RPC error with such a status
             return error.body, error.status
         except HttpTooLarge as error:
-            raise BadAnswer(
+            raise AnswerTooLarge(
                 f"the node's answer is larger than {MAX_RPC_RESPONSE_BYTES} bytes"
             ) from error
         except HttpError as error:
@@ -121,7 +129,7 @@ class HttpRpc:
     def _overloaded(self, method: str, status: int) -> RpcUnavailable:
         return RpcUnavailable(f"the chain's node at {self.host} answered HTTP {status} to {method}")
 
-    def _result(self, method: str, answer: Any) -> Any:
+    def _result(self, method: str, number: int, answer: Any) -> Any:
         if not isinstance(answer, dict):
             raise BadAnswer(f"the node at {self.host} answered {method} with no JSON-RPC object")
         if _has_error(answer):
@@ -130,6 +138,9 @@ class HttpRpc:
             raise BadAnswer(
                 f"the node at {self.host} answered {method} with neither result nor error"
             )
+        if answer.get("id") != number:
+            # A proxy that mixes up answers would show us another question's money.
+            raise BadAnswer(f"the node at {self.host} answered another question than {method}")
         return answer["result"]
 
 
@@ -139,19 +150,6 @@ def web3_over(rpc: JsonRpc) -> AsyncWeb3[Any]:
     from piecework.chain.provider import over
 
     return over(rpc)
-
-
-def refusal(method: str, error: dict[str, Any]) -> RpcRefused | TransactionReverted:
-    """A JSON-RPC error as an exception: a contract's revert with its reason, or the node's own
-    refusal."""
-    code = error.get("code")
-    message = str(error.get("message", ""))
-    data = error.get("data")
-    if isinstance(data, dict):
-        data = data.get("data")
-    if method in ("eth_call", "eth_estimateGas") and (code == 3 or "revert" in message.lower()):
-        return decode_revert(_hex_or_empty(data))
-    return RpcRefused(method, code if isinstance(code, int) else 0, message, data)
 
 
 def host_of(url: str) -> str:
@@ -217,13 +215,3 @@ def call_object(
 
 def _has_error(answer: Any) -> bool:
     return isinstance(answer, dict) and isinstance(answer.get("error"), dict)
-
-
-def _hex_or_empty(value: Any) -> bytes:
-    """Revert data; some nodes prefix it with a word, some leave it out."""
-    if not isinstance(value, str) or "0x" not in value:
-        return b""
-    try:
-        return bytes.fromhex(value[value.index("0x") + 2 :])
-    except ValueError:
-        return b""

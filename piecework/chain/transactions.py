@@ -28,9 +28,9 @@ from piecework.chain.errors import (
 )
 from piecework.chain.events import Log
 from piecework.chain.fees import (
-    FeeMarket,
     FeePolicy,
     Fees,
+    GasNeed,
     bump_fees,
     choose_fees,
     gas_limit,
@@ -38,7 +38,9 @@ from piecework.chain.fees import (
     require_balance,
 )
 from piecework.chain.finality import FINALIZED, Finality, finalized_height
+from piecework.chain.l1_fees import NO_L1, L1Fees, L1Price
 from piecework.chain.limits import DEFAULT_MINING_TIMEOUT_S, DEFAULT_POLL_S
+from piecework.chain.market import fee_market
 from piecework.chain.rawtx import SignedTransaction, UnsignedTransaction
 from piecework.chain.reader import ChainReader, parse_logs
 from piecework.chain.rpc import JsonRpc, call_object, hash_of, member, quantity, web3_over
@@ -101,6 +103,29 @@ class Unknown:
 Outcome: TypeAlias = Pending | Mined | Finalized | Superseded | Unknown
 
 
+@dataclass(frozen=True, slots=True)
+class WouldDo:
+    """The chain would carry the call out now."""
+
+
+@dataclass(frozen=True, slots=True)
+class WouldRevert:
+    """The chain would refuse the call now."""
+
+    reason: str
+
+
+Simulation: TypeAlias = WouldDo | WouldRevert
+
+
+@dataclass(frozen=True, slots=True)
+class GasPrice:
+    """What a transaction costs now: wei per gas, and the price of its data on a rollup."""
+
+    wei_per_gas: int
+    data: L1Price = NO_L1
+
+
 class Answer(enum.Enum):
     """What a node's refusal of a raw transaction means."""
 
@@ -161,6 +186,7 @@ class TransactionSender:
         self.finality = finality
         self._lock = asyncio.Lock()
         self._next = 0
+        self._l1 = L1Fees(rpc)
 
     @cached_property
     def _w3(self) -> AsyncWeb3[Any]:
@@ -184,23 +210,25 @@ class TransactionSender:
             self._next = max(self._next, tx.nonce + 1)
 
     async def prepare(
-        self, call: Call, *, nonce: int | None = None, value_at_stake: int | None = None
+        self, call: Call, *, value_at_stake: int | None, nonce: int | None = None
     ) -> SignedTransaction:
         """Estimate, choose fees and nonce, and sign. Nothing is sent.
 
-        `value_at_stake` in wei: the transaction may cost no more. Errors, all before anything is
-        sent: `TransactionReverted` (it would fail now), `FeeTooHigh`, `InsufficientGas`,
-        `RpcUnavailable`. The nonce counts as taken from here on; `forget` frees it if the
-        transaction was never sent.
+        `value_at_stake` in wei: the transaction is not expected to cost more. None: whatever the
+        fee policy allows. Errors, all before anything is sent: `TransactionReverted` (it would fail
+        now), `FeeTooHigh`, `InsufficientGas`, `RpcUnavailable`. The nonce counts as taken from here
+        on. `forget` frees it if the transaction was never sent.
         """
-        gas = gas_limit(await self._estimate(call), call.gas_hint)
-        fees = choose_fees(await self._market(), gas, self.policy, value_at_stake)
-        require_balance(await self._balance(), gas, fees, call.value, to_hex(self.signer.address))
+        expected = await self.estimate(call)
+        data = (await self._l1.price()).beside_gas(call.data)
+        gas = GasNeed(expected, gas_limit(expected, call.gas_hint), data)
+        fees = choose_fees(await fee_market(self.rpc), gas, self.policy, value_at_stake)
+        require_balance(await self.balance(), gas, fees, call.value, to_hex(self.signer.address))
         async with self._lock:
             if nonce is None:
                 nonce = next_nonce(await self._count("pending"), self._next)
             self._next = max(self._next, nonce + 1)
-        return self._unsigned(call, nonce, gas, fees).sign(self.signer)
+        return self._unsigned(call, nonce, gas.limit, fees).sign(self.signer)
 
     def forget(self, tx: SignedTransaction) -> None:
         """Free the nonce of a transaction that was certainly never broadcast, if it is the last one
@@ -266,28 +294,56 @@ class TransactionSender:
             ) from None
 
     async def replace(
-        self, tx: SignedTransaction, *, value_at_stake: int | None = None
+        self, tx: SignedTransaction, *, value_at_stake: int | None
     ) -> SignedTransaction:
         """The same effect with the same nonce and both fees at least 12.5 % higher, signed and not
         sent.
 
-        Only one of the two can be mined. Journal the new bytes beside the old ones: either may win.
+        `value_at_stake` bounds it as in `prepare`. Only one of the two can be mined. Journal the
+        new bytes beside the old ones: either may win. `TransactionReverted` when the effect would
+        fail now, `FeeTooHigh` when it is not worth its new price: see `cancel`.
         """
-        market = await self._market()
         u = tx.unsigned
-        fees = bump_fees(u.fees, market, u.gas_limit, self.policy, value_at_stake)
-        require_balance(
-            await self._balance(), u.gas_limit, fees, u.value, to_hex(self.signer.address)
-        )
+        # On the latest block: on a pending one the old transaction may have had its effect already.
+        expected = await self.estimate(_call_of(tx), "latest")
+        gas = GasNeed(expected, u.gas_limit, (await self._l1.price()).beside_gas(u.data))
+        fees = bump_fees(u.fees, await fee_market(self.rpc), gas, self.policy, value_at_stake)
+        require_balance(await self.balance(), gas, fees, u.value, to_hex(self.signer.address))
         return UnsignedTransaction(
             u.chain_id, u.nonce, fees, u.gas_limit, u.to, u.value, u.data
         ).sign(self.signer)
 
-    async def cancel(self, tx: SignedTransaction) -> SignedTransaction:
-        """A transfer of nothing to ourselves with the same nonce and higher fees: fills the gap."""
+    async def cancel(
+        self, tx: SignedTransaction, *, value_at_stake: int | None
+    ) -> SignedTransaction:
+        """A transfer of nothing to ourselves with the same nonce and higher fees: fills the gap.
+
+        `value_at_stake` in wei is what waits behind the gap.
+        """
         nothing = send_native(self.signer.address, 0)
-        fees = bump_fees(tx.unsigned.fees, await self._market(), nothing.gas_hint, self.policy)
+        data = (await self._l1.price()).beside_gas(b"")
+        gas = GasNeed(nothing.gas_hint, nothing.gas_hint, data)
+        market = await fee_market(self.rpc)
+        fees = bump_fees(tx.unsigned.fees, market, gas, self.policy, value_at_stake)
+        require_balance(await self.balance(), gas, fees, 0, to_hex(self.signer.address))
         return self._unsigned(nothing, tx.nonce, nothing.gas_hint, fees).sign(self.signer)
+
+    async def simulate(self, call: Call) -> Simulation:
+        """Whether the chain would carry out a call of ours now. It costs nothing.
+
+        Raises:
+            ChainError: the node does not say.
+        """
+        request = call_object(call.to, call.data, sender=self.signer.address, value=call.value)
+        try:
+            await self.rpc.call("eth_call", request, "latest")
+        except TransactionReverted as error:
+            return WouldRevert(error.reason)
+        return WouldDo()
+
+    async def simulate_again(self, tx: SignedTransaction) -> Simulation:
+        """Whether the chain would carry out a signed transaction of ours now, as `simulate`."""
+        return await self.simulate(_call_of(tx))
 
     async def execute(
         self,
@@ -298,7 +354,8 @@ class TransactionSender:
     ) -> Mined:
         """Prepare, broadcast and wait, for tools that keep no journal. `TransactionReverted` if it
         failed."""
-        tx = await self.prepare(call)
+        # A person or a tool asked for it, and the fee policy bounds it.
+        tx = await self.prepare(call, value_at_stake=None)
         try:
             await self.broadcast(tx)
         except BaseException:
@@ -326,35 +383,40 @@ class TransactionSender:
             return TransactionReverted("", {"replay": str(error)})
         return TransactionReverted("", {})
 
-    async def wei_per_gas(self) -> int:
-        """What a unit of gas costs now: base fee and tip, to weigh a transaction before preparing
-        it."""
-        market = await self._market()
-        return market.base_fee + min(market.priority_fee, self.policy.max_priority_fee_wei)
+    async def gas_price(self) -> GasPrice:
+        """What a transaction costs now, to weigh one before preparing it."""
+        market = await fee_market(self.rpc)
+        tip = min(market.priority_fee, self.policy.max_priority_fee_wei)
+        return GasPrice(market.base_fee + tip, await self._l1.price())
+
+    async def balance(self) -> int:
+        """Wei that the key holds."""
+        return await self._w3.eth.get_balance(self._w3.to_checksum_address(self.signer.address))
+
+    async def next_nonce(self) -> int:
+        """The nonce after those that are mined or known to the node."""
+        return await self._count("pending")
 
     # --- what the node says
 
     def _unsigned(self, call: Call, nonce: int, gas: int, fees: Fees) -> UnsignedTransaction:
         return UnsignedTransaction(self.chain_id, nonce, fees, gas, call.to, call.value, call.data)
 
-    async def _estimate(self, call: Call) -> int:
+    async def estimate(self, call: Call, *block: str) -> int:
+        """Gas that a call of ours would use now, on the given block or on the node's pending one.
+
+        Raises:
+            ChainError: it would fail, or the node does not say.
+        """
         # Raw: web3 always names a block. Without one, nodes that can estimate on top of their
         # pending block.
         request = call_object(call.to, call.data, sender=self.signer.address, value=call.value)
         try:
-            return quantity(await self.rpc.call("eth_estimateGas", request), "a gas estimate")
+            return quantity(await self.rpc.call("eth_estimateGas", request, *block), "an estimate")
         except RpcRefused as error:
             if classify(error.message) is Answer.NO_FUNDS:
                 raise _no_funds(self.signer) from error
             raise
-
-    async def _market(self) -> FeeMarket:
-        block = await self.rpc.call("eth_getBlockByNumber", "latest", False)
-        base_fee = quantity(member(block, "baseFeePerGas", "the latest block"), "the base fee")
-        return FeeMarket(base_fee, await self._w3.eth.max_priority_fee)
-
-    async def _balance(self) -> int:
-        return await self._w3.eth.get_balance(self._w3.to_checksum_address(self.signer.address))
 
     async def _count(self, block: int | Literal["pending"]) -> int:
         address = self._w3.to_checksum_address(self.signer.address)
@@ -401,6 +463,12 @@ class TransactionSender:
         if answer is Answer.NO_FUNDS:
             raise _no_funds(self.signer) from error
         raise error
+
+
+def _call_of(tx: SignedTransaction) -> Call:
+    """The call that a transaction makes, for another look at it."""
+    u = tx.unsigned
+    return Call("again", u.to, u.data, u.gas_limit, u.value)
 
 
 def _no_funds(signer: Signer) -> InsufficientGas:

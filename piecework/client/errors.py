@@ -53,6 +53,23 @@ class WorkerUnreachable(ClientError):
     """
 
 
+class JobFollowed(ClientError):
+    """Another living process of this client follows the job.
+
+    Raised by `resume`. The lock of that process is released when it ends.
+
+    Attributes:
+        job: The job's id.
+    """
+
+    def __init__(self, job: JobId) -> None:
+        super().__init__(
+            f"another process of this client follows job 0x{job.hex()}. "
+            "Wait until it ends, or stop that process"
+        )
+        self.job = job
+
+
 class NoWorkerFits(ClientError):
     """Nobody can take the request. Raised by `quote`, `ask` and `run`.
 

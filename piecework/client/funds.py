@@ -7,10 +7,12 @@ anybody who pays the gas can submit a signed deposit.
 from __future__ import annotations
 
 import asyncio
+import enum
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from piecework.base.amounts import TokenAmount
+from piecework.base.errors import PieceworkError
 from piecework.chain import calls
 from piecework.chain.authorizations import (
     ReceiveWithAuthorization,
@@ -20,10 +22,15 @@ from piecework.chain.authorizations import (
 from piecework.chain.calls import Claim
 from piecework.chain.reader import ChainReader
 from piecework.chain.transactions import Mined, TransactionSender
-from piecework.client.errors import ClientError, InsufficientFunds, WorkerUnreachable
+from piecework.client.errors import (
+    ClientError,
+    InsufficientFunds,
+    JobFollowed,
+    WorkerUnreachable,
+)
 from piecework.client.jobs.driver import JobContext
 from piecework.client.jobs.outstanding import pay_outstanding
-from piecework.client.journal.records import ChannelRow, ChannelStatus
+from piecework.client.journal.records import ChannelRow, ChannelStatus, JobStatus
 from piecework.client.network.discovery import Discovery, Links
 from piecework_protocol.errors import ProtocolViolation, Refusal
 from piecework_protocol.objects import CloseChannel
@@ -44,21 +51,48 @@ CLOSING_POLL_S = 1.0
 CLOSING_POLLS = 60
 
 
+class ClosingState(enum.Enum):
+    """Where a channel stands that was to be closed."""
+
+    CLOSED = "closed"
+    WAITING = "waiting"
+    EMPTY = "empty"
+    FAILED = "failed"
+
+
 @dataclass(frozen=True, slots=True)
 class Closing:
     """What became of a request to close.
 
     Attributes:
         channel: The channel's id.
-        closed: Whether its money is back in the pooled balance.
-        withdrawable_at: When a withdrawal may be finished, if the worker did not take part.
+        state: CLOSED: its money is back in the pooled balance. WAITING: until `withdrawable_at`.
+            EMPTY: there is nothing to get out of it. FAILED: `note` says why; it can be repeated.
+        withdrawable_at: When to come back, if the channel waits.
         note: One line for a person.
     """
 
     channel: ChannelId
-    closed: bool
+    state: ClosingState
     withdrawable_at: Timestamp | None
     note: str
+
+    @property
+    def closed(self) -> bool:
+        """Whether its money is back in the pooled balance."""
+        return self.state is ClosingState.CLOSED
+
+
+@dataclass
+class _Attempt:
+    """Whether a signature left us that lets the worker close the channel at any time."""
+
+    signed: bool = False
+
+
+def _closed(row: ChannelRow, note: str) -> Closing:
+    final = "" if row.status is ChannelStatus.CLOSED else "; no final block shows it yet"
+    return Closing(row.id, ClosingState.CLOSED, None, note + final)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,13 +194,20 @@ class Funds:
     # --- out
 
     async def close_all(self) -> tuple[Closing, ...]:
-        """Close every open channel, as `close`."""
-        rows = await asyncio.to_thread(self._context.store.channels)
-        ids = [row.id for row in rows if row.status is ChannelStatus.OPEN]
-        return tuple([await self.close(channel) for channel in ids])
+        """Close every channel that holds money, as `close`.
+
+        One channel's error stops no other. It is in the answer, and closing can be repeated.
+        """
+        closings = []
+        for row in await asyncio.to_thread(self._context.store.channels):
+            if row.status is not ChannelStatus.CLOSED:
+                closings.append(await self._told(row.id, self.close))
+        return tuple(closing for closing in closings if closing.state is not ClosingState.EMPTY)
 
     async def close(self, channel: ChannelId) -> Closing:
         """Close a channel with its worker. If it takes no part, start the withdrawal delay.
+
+        What is to be done is decided from the chain, so a closing that failed can be repeated.
 
         Args:
             channel: The channel's id.
@@ -176,37 +217,75 @@ class Funds:
 
         Raises:
             StoreError: The journal does not know the channel.
+            JobFollowed: A process of this client runs a job on it.
             ChainError: A transaction was not mined, or there is no gas for it.
         """
         context = self._context
         row = await context.channels.refresh(channel)
-        if row.status is ChannelStatus.CLOSED:
-            return Closing(channel, True, None, "closed already")
-        await asyncio.to_thread(context.store.set_status, channel, ChannelStatus.CLOSING)
         seen = await self._reader.channel(channel)
+        if seen.state is ChannelState.CLOSED:
+            return _closed(row, "closed")
         if seen.state is ChannelState.NONE:
-            return Closing(channel, False, None, "never opened on chain, no new job will use it")
+            return await self._close_unopened(row)
         if seen.state is ChannelState.WITHDRAWING:
             until = Timestamp(seen.withdrawal_requested_at + row.channel.withdrawal_delay)
-            return Closing(channel, False, until, "withdrawal requested before")
-        try:
-            await pay_outstanding(context, channel, ())
-            row = await asyncio.to_thread(context.store.channel, channel)
-            await self._close_together(row)
-        except (WorkerUnreachable, Refusal, ProtocolViolation, OfferRejected) as error:
-            return await self._request_withdrawal(row, str(error))
-        await context.channels.refresh(channel)
-        return Closing(channel, True, None, "closed together with the worker")
+            return Closing(channel, ClosingState.WAITING, until, "withdrawal requested before")
+        for job in await asyncio.to_thread(context.store.jobs, channel, JobStatus.LIVE):
+            if context.store.is_followed(job):
+                raise JobFollowed(job.id)
+        return await self._close_open(row)
 
-    async def _close_together(self, row: ChannelRow) -> None:
+    async def _close_open(self, row: ChannelRow) -> Closing:
+        """Close a channel that is open on chain. No new job uses it meanwhile."""
+        context, before = self._context, row.status
+        await asyncio.to_thread(context.store.set_status, row.id, ChannelStatus.CLOSING)
+        attempt = _Attempt()
+        try:
+            try:
+                await self._close_together(row, attempt)
+            except (WorkerUnreachable, Refusal, ProtocolViolation, OfferRejected) as error:
+                return await self._request_withdrawal(row, str(error))
+            return _closed(await context.channels.refresh(row.id), "closed with the worker")
+        except BaseException:
+            if not attempt.signed:  # nothing happened, so jobs may use the channel as before
+                await asyncio.to_thread(context.store.set_status, row.id, before)
+            raise
+
+    async def _close_unopened(self, row: ChannelRow) -> Closing:
+        """A channel that the chain has not seen holds nothing. Its worker may be opening it."""
         context = self._context
+        await asyncio.to_thread(context.store.set_status, row.id, ChannelStatus.CLOSING)
+        for reservation in await context.channels.reservations():
+            if reservation.channel == row.id:
+                note = "not opened yet, and its worker may still open it; close it again then"
+                return Closing(row.id, ClosingState.WAITING, reservation.until, note)
+        return Closing(row.id, ClosingState.EMPTY, None, "never opened on chain, it holds nothing")
+
+    async def _told(
+        self, channel: ChannelId, work: Callable[[ChannelId], Awaitable[Closing]]
+    ) -> Closing:
+        """What became of one channel, errors included."""
+        try:
+            return await work(channel)
+        except PieceworkError as error:
+            return Closing(channel, ClosingState.FAILED, None, str(error))
+
+    async def _close_together(self, row: ChannelRow, attempt: _Attempt) -> None:
+        context = self._context
+        await pay_outstanding(context, row.id)
+        row = await asyncio.to_thread(context.store.channel, row.id)
         signed = await self._discovery.offer_of(row.channel.operator)
         if signed is None:
             raise WorkerUnreachable("the worker is not registered any more")
         link = await self._links.to(signed.offer)
         final = context.channels.closing(row)
         signature = sign(self._reader.domain, final, context.wallet.authorizer)
-        agreed, transaction = await link.close_channel(row.channel, final, signature)
+        attempt.signed = True
+        try:
+            agreed, transaction = await link.close_channel(row.channel, final, signature)
+        except Refusal:
+            attempt.signed = False
+            raise
         if not signed_by(self._reader.domain, final, agreed, row.channel.operator):
             raise ProtocolViolation("6.5", "the worker's agreement is not signed by its operator")
         if transaction and await self._is_closed_soon(row.id):
@@ -234,41 +313,43 @@ class Funds:
 
     async def _request_withdrawal(self, row: ChannelRow, why: str) -> Closing:
         await self._sender.execute(calls.request_withdrawal(self._deployment, row.channel))
-        await asyncio.to_thread(self._context.store.set_status, row.id, ChannelStatus.CLOSING)
+        await self._context.channels.refresh(row.id)
         seen = await self._reader.channel(row.id)
         until = Timestamp(seen.withdrawal_requested_at + row.channel.withdrawal_delay)
-        return Closing(
-            row.id, False, until, f"the worker did not close ({why}); withdrawal requested"
-        )
+        note = f"the worker did not close ({why}); withdrawal requested"
+        return Closing(row.id, ClosingState.WAITING, until, note)
 
     async def withdraw_due(self) -> tuple[Closing, ...]:
         """Take back what is due from channels whose withdrawal delay is over.
 
         Returns:
-            What became of each channel that is being closed.
-
-        Raises:
-            ChainError: A transaction was not mined, or there is no gas for it.
+            What became of each channel that is being closed, errors included.
         """
         results = []
         for row in await asyncio.to_thread(self._context.store.channels):
-            if row.status is not ChannelStatus.CLOSING:
-                continue
-            seen = await self._reader.channel(row.id)
-            if seen.state is ChannelState.WITHDRAWING:
-                results.append(await self._withdraw(row, seen.withdrawal_requested_at))
-            elif seen.state is ChannelState.CLOSED:
-                await self._context.channels.refresh(row.id)
-                results.append(Closing(row.id, True, None, "closed"))
-        return tuple(results)
+            if row.status is not ChannelStatus.CLOSED:
+                results.append(await self._told(row.id, self._withdraw_if_due))
+        return tuple(closing for closing in results if closing.state is not ClosingState.EMPTY)
+
+    async def _withdraw_if_due(self, channel: ChannelId) -> Closing:
+        row = await self._context.channels.refresh(channel)
+        seen = await self._reader.channel(channel)
+        if seen.state is ChannelState.CLOSED:
+            return _closed(row, "closed")
+        if seen.state is ChannelState.WITHDRAWING:
+            return await self._withdraw(row, seen.withdrawal_requested_at)
+        if row.status is ChannelStatus.CLOSING and seen.state is ChannelState.OPEN:
+            note = "its closing did not come to an end; run again: piecework client close"
+            return Closing(channel, ClosingState.FAILED, None, note)
+        return Closing(channel, ClosingState.EMPTY, None, "in use")
 
     async def _withdraw(self, row: ChannelRow, requested_at: Timestamp) -> Closing:
         until = Timestamp(requested_at + row.channel.withdrawal_delay)
         if await self._reader.timestamp() < until:
-            return Closing(row.id, False, until, "the withdrawal delay is not over")
+            note = "the withdrawal delay is not over"
+            return Closing(row.id, ClosingState.WAITING, until, note)
         await self._sender.execute(calls.withdraw(self._deployment, row.channel))
-        await self._context.channels.refresh(row.id)
-        return Closing(row.id, True, None, "withdrawn")
+        return _closed(await self._context.channels.refresh(row.id), "withdrawn")
 
     async def withdraw(
         self, amount: TokenAmount | str | None = None, to: Address | None = None

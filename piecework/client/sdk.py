@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -39,7 +38,13 @@ from piecework.client.jobs.selection import (
     rank,
 )
 from piecework.client.journal.proofs import ProvenReceipt, prove_receipts
-from piecework.client.journal.records import ChannelRow, ChannelStatus, JobRow, JobStatus
+from piecework.client.journal.records import (
+    ChannelRow,
+    ChannelStatus,
+    JobRow,
+    JobStatus,
+    Reservation,
+)
 from piecework.client.journal.store import Store
 from piecework.client.limits import MAX_CANDIDATES
 from piecework.client.network.discovery import ChainView, Discovery, Found, Links
@@ -99,6 +104,7 @@ class Balance:
         free: The part of `pooled` that no channel is waiting for.
         in_channels: The deposits of channels that are not closed.
         paid: What vouchers have promised to workers so far.
+        reservations: What `pooled` holds for workers that may open or top up a channel, and why.
     """
 
     payer: Address
@@ -106,6 +112,7 @@ class Balance:
     free: TokenAmount
     in_channels: TokenAmount
     paid: TokenAmount
+    reservations: tuple[Reservation, ...] = ()
 
 
 class PieceworkClient:
@@ -148,7 +155,6 @@ class PieceworkClient:
             store, self.channels, self.links, wallet, chain.domain, config, clock, entropy
         )
         self._runs: set[JobRun] = set()
-        self._active: set[JobId] = set()
         self._settling = asyncio.Lock()
         self._reader: ChainReader | None = None
         self._funds: Funds | None = None
@@ -382,7 +388,7 @@ class PieceworkClient:
             raise ProtocolViolation(
                 "4.6", f"this job's worker broke the protocol before: {row.detail}"
             )
-        await asyncio.to_thread(self.store.take_over, job, os.getpid())
+        row = await asyncio.to_thread(self.store.take_over, job)
         await self._drive(row, caller, replay=True)
 
     # ------------------------------------------------------------------------------------ fail-over
@@ -411,6 +417,10 @@ class PieceworkClient:
                 job = await prepare(self._context, current, request)
             except InsufficientFunds as short:
                 attempts.short_of(current, short)
+                return False
+            except WorkerUnreachable as unreachable:
+                attempts.declined(current, unreachable)
+                await self._remember_failure(current)
                 return False
             try:
                 await self._drive(job, caller)
@@ -445,7 +455,7 @@ class PieceworkClient:
             return None
         if step is Next.SETTLE_UP:
             async with self._settling:  # whoever waited finds nothing left to settle
-                await pay_outstanding(self._context, job.channel_id, self._active)
+                await pay_outstanding(self._context, job.channel_id)
             return choice
         if step is Next.NEW_CHANNEL:
             await self.channels.refresh(job.channel_id)
@@ -460,7 +470,6 @@ class PieceworkClient:
         return next((c for c in again.choices if c.operator == choice.operator), None)
 
     async def _drive(self, job: JobRow, caller: Caller, *, replay: bool = False) -> None:
-        self._active.add(job.id)
         driver = JobDriver(self._context, job, caller, replay=replay)
         try:
             await driver.run()
@@ -469,7 +478,8 @@ class PieceworkClient:
                 await asyncio.to_thread(self.store.finish, job.id, JobStatus.REFUSED, "unreachable")
             raise
         finally:
-            self._active.discard(job.id)
+            # At once and in this thread: a cancelled task may not wait, and nothing is synced.
+            self.store.leave(job.id)
 
     async def _remember_failure(self, choice: Choice) -> None:
         now = self._context.now()
@@ -485,15 +495,18 @@ class PieceworkClient:
         Raises:
             ChainError: The chain does not answer.
         """
+        reservations = await self.channels.reservations()
         pooled = await self.chain.pooled_balance(self.token, self.wallet.payer.address)
         rows = await asyncio.to_thread(self.store.channels)
         amount = self.payment_token.amount
+        reserved = sum(reservation.amount for reservation in reservations)
         return Balance(
             payer=self.wallet.payer.address,
             pooled=amount(pooled),
-            free=amount(await self.channels.free_balance()),
+            free=amount(max(0, pooled - reserved)),
             in_channels=amount(sum(r.funded for r in rows if r.status is not ChannelStatus.CLOSED)),
             paid=amount(sum(row.book.cumulative for row in rows)),
+            reservations=reservations,
         )
 
     async def receipts(self, channel: ChannelId) -> tuple[ChannelRow, tuple[ProvenReceipt, ...]]:
@@ -503,19 +516,31 @@ class PieceworkClient:
             StoreError: The journal does not know the channel.
         """
         row = await asyncio.to_thread(self.store.channel, channel)
-        rows = await asyncio.to_thread(self.store.receipts, channel=channel)
-        return row, prove_receipts(self._context.domain, row.channel, row.book.voucher(), rows)
+        return row, await asyncio.to_thread(self._prove, row, None)
 
     async def proofs(self, job: JobId | None = None) -> tuple[ProvenReceipt, ...]:
         """Return every paid receipt, or those of one job, each with its proof or its trouble.
 
+        Raises:
+            StoreError: The journal does not know the job.
+
         Example:
             >>> assert all(not proof.trouble for proof in await client.proofs())
         """
+        if job is None:
+            rows = await asyncio.to_thread(self.store.channels)
+        else:
+            channel = (await asyncio.to_thread(self.store.job, job)).channel_id
+            rows = (await asyncio.to_thread(self.store.channel, channel),)
         proven: list[ProvenReceipt] = []
-        for channel in await asyncio.to_thread(self.store.channels):
-            proven += (await self.receipts(channel.id))[1]
-        return tuple(p for p in proven if job is None or p.row.receipt.job == job)
+        for row in rows:
+            proven += await asyncio.to_thread(self._prove, row, job)
+        return tuple(proven)
+
+    def _prove(self, row: ChannelRow, job: JobId | None) -> tuple[ProvenReceipt, ...]:
+        receipts = self.store.receipts(channel=row.id)
+        voucher = row.book.voucher()
+        return prove_receipts(self._context.domain, row.channel, voucher, receipts, job=job)
 
 
 class _Attempts:

@@ -50,7 +50,8 @@ async def set_up(
         disk: The steps of each write.
 
     Raises:
-        HomeError: the home belongs to another market, or has other indexes than these.
+        HomeError: the home belongs to another market, has other indexes than these, or is in use
+            with one key. The text begins with the option that does not fit.
         BadDeployment: the deployment file cannot be used.
         FileError: a file or the folder cannot be made.
         SettingsError: the settings in the home cannot be used.
@@ -58,7 +59,7 @@ async def set_up(
     """
     home = ClientHome(folder)
     wanted = await asyncio.to_thread(Deployment.load, deployment)
-    await asyncio.to_thread(_check_asked, home, wanted, indexes)
+    await asyncio.to_thread(_check_asked, home, wanted, indexes, second_key)
     home.create(disk)
     texts = {
         home.deployment: json.dumps(wanted.to_json(), indent=2) + "\n",
@@ -71,27 +72,35 @@ async def set_up(
     return SetUp(keys.payer.address, keys.authorizer.address, created)
 
 
-def _check_asked(home: ClientHome, wanted: Deployment, indexes: tuple[str, ...]) -> None:
+def _check_asked(
+    home: ClientHome, wanted: Deployment, indexes: tuple[str, ...], second_key: bool
+) -> None:
     """Refuse to drop in silence what was asked for."""
+    if second_key and home.store.exists() and not home.authorizer.exists():
+        raise HomeError(
+            f"--second-key: {home.path} is in use with one key, which its channels name. "
+            "Use another --home for a client with two keys"
+        )
     if home.deployment.exists():
         found = Deployment.load(home.deployment)
         if (found.chain_id, found.escrow) != (wanted.chain_id, wanted.escrow):
             raise HomeError(
-                f"{home.path} belongs to another market: escrow {to_hex(found.escrow)} on chain "
+                f"--deployment: {home.path} belongs to another market: "
+                f"escrow {to_hex(found.escrow)} on chain "
                 f"{found.chain_id}. Use another --home"
             )
         other = [f.name for f in fields(found) if getattr(found, f.name) != getattr(wanted, f.name)]
         if other:
             raise HomeError(
-                f"{home.deployment} differs from the given file in {', '.join(other)}. "
-                "If the given file is right, copy it there"
+                f"--deployment: {home.deployment} differs from the given file in "
+                f"{', '.join(other)}. If the given file is right, copy it there"
             )
     if home.config.exists():
         there = load_config(home.config, environment={}).indexes
         if indexes and indexes != there:
             listed = ", ".join(there) or "none"
             raise HomeError(
-                f"{home.config} has other indexes: {listed}. "
+                f"--index: {home.config} has other indexes: {listed}. "
                 f"Edit it: indexes = {json.dumps(list(indexes))}"
             )
 

@@ -10,9 +10,11 @@ from typing import Any
 
 from piecework.client.funds import Closing, Withdrawal
 from piecework.client.journal.proofs import ProvenReceipt
+from piecework.client.journal.records import ChannelRow
 from piecework.client.sdk import PieceworkClient, Quote
 from piecework.commands._terminal import JobProgress
-from piecework_protocol.types import to_hex
+from piecework_protocol.signing import sign
+from piecework_protocol.types import Address, to_hex
 from piecework_protocol.views import as_json, members
 
 
@@ -44,21 +46,46 @@ def result_view(progress: JobProgress) -> dict[str, Any]:
     return {**view, **facts, **terms, "worker": worker, "receipts": receipts}
 
 
-async def receipts_view(client: PieceworkClient, job: Any) -> dict[str, Any]:
-    """Every receipt with its proof. `failed` counts those with trouble."""
-    rows = [_receipt_view(proven) for proven in await client.proofs(job)]
-    return {"receipts": rows, "failed": sum(bool(row["trouble"]) for row in rows)}
+async def receipts_view(client: PieceworkClient, job: str | None) -> dict[str, Any]:
+    """Every receipt with its proof, and the signed vouchers that the proofs lead to.
+
+    Somebody else can check all of it: digests, signatures and inclusion. `failed` counts receipts
+    with trouble.
+    """
+    named = None if job is None else await asyncio.to_thread(client.store.job_named, job)
+    proofs = await client.proofs(named)
+    ids = {proven.row.channel for proven in proofs}
+    channels = {i: await asyncio.to_thread(client.store.channel, i) for i in ids}
+    return {
+        "receipts": [_receipt_view(p, channels[p.row.channel].channel.operator) for p in proofs],
+        "vouchers": [_voucher_view(client, channels[i]) for i in sorted(ids)],
+        "domain": as_json(client.context.domain),
+        "failed": sum(bool(proven.trouble) for proven in proofs),
+    }
 
 
-def _receipt_view(proven: ProvenReceipt) -> dict[str, Any]:
-    shown = ("job", "canvas", "output_digest", "trace_root", "steps", "units", "amount")
+def _receipt_view(proven: ProvenReceipt, operator: Address) -> dict[str, Any]:
     proof = proven.proof
     return {
-        **members(proven.row.receipt, *shown),
+        **as_json(proven.row.receipt),
+        "operator": to_hex(operator),
         **members(proven.row, "channel", "digest", "signature", "leaf_index"),
         **members(proven, "receipts_root", "trouble"),
         "count": None if proof is None else proof.count,
         "proof": None if proof is None else as_json(proof.siblings),
+    }
+
+
+def _voucher_view(client: PieceworkClient, row: ChannelRow) -> dict[str, Any]:
+    """The latest voucher as the worker has it: signatures are deterministic. A channel of an
+    authorizer whose key is not in this home shows none."""
+    voucher, signer = row.book.voucher(), client.wallet.authorizer
+    mine = signer.address == row.channel.authorizer
+    signature = to_hex(sign(client.context.domain, voucher, signer)) if mine else None
+    return {
+        **as_json(voucher),
+        "signature": signature,
+        "authorizer": to_hex(row.channel.authorizer),
     }
 
 
@@ -71,6 +98,10 @@ async def balance_view(client: PieceworkClient) -> dict[str, Any]:
         "own": await reader.token_balance(client.token, balance.payer),
         "native_wei": await reader.native_balance(balance.payer),
         **{name: getattr(balance, name).units for name in held},
+        "reserved": [
+            {**members(r, "channel", "operator", "amount", "until"), "why": r.why.value}
+            for r in balance.reservations
+        ],
     }
 
 
@@ -97,7 +128,9 @@ async def channels_view(client: PieceworkClient) -> list[dict[str, Any]]:
 
 def closings_view(closings: tuple[Closing, ...]) -> list[dict[str, Any]]:
     """What became of channels that were closed."""
-    return [as_json(closing) for closing in closings]
+    return [
+        {**members(c, "channel", "closed", "state", "withdrawable_at", "note")} for c in closings
+    ]
 
 
 def withdrawal_view(withdrawal: Withdrawal) -> dict[str, Any]:

@@ -84,10 +84,12 @@ class JobProgress:
         return self.accepted is not None
 
     def summary(self, amount: Callable[[int], str]) -> str:
-        """The last line: the status, and for a job that stopped early where its receipts are."""
-        if self.ended is not None or self.accepted is None:
+        """The last lines: the status, the job's id, and for one that stopped early what to do."""
+        if self.accepted is None:
             return self.status(amount)
         job = to_hex(self.accepted.job)
+        if self.ended is not None:
+            return f"{self.status(amount)}\njob {job}"
         return f"{self.status(amount)}\nstopped early; see: piecework client receipts --job {job}"
 
 

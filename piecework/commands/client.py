@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from piecework.base.text import one_line
+from piecework.commands import _client_money
 from piecework.commands import _common as common
+from piecework.commands._client_home import (
+    Home,
+    Json,
+    PasswordFile,
+    market_token_of,
+    print_amounts,
+    safe,
+    with_client,
+)
 
 if TYPE_CHECKING:
-    from piecework.base.amounts import Token
-    from piecework.client.config import ClientConfig, ClientHome
     from piecework.client.jobs.requests import TextRequest
     from piecework.client.sdk import PieceworkClient
-    from piecework_protocol.types import Address
 
 app = common.group()
 
-Home = Annotated[Path | None, common.home_option("client")]
-PasswordFile = Annotated[Path | None, typer.Option(help="File with the key's password.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Index = Annotated[
     list[str] | None, typer.Option("--index", help="Index URL instead of the configured ones.")
 ]
@@ -41,8 +43,6 @@ BestEffort = Annotated[
     bool,
     typer.Option("--best-effort", help="Also take models that honour no seed and leave no trace."),
 ]
-
-Work = Callable[["PieceworkClient"], Awaitable[Any]]
 
 
 @app.callback()
@@ -100,66 +100,6 @@ def init(
 
 
 @app.command()
-def deposit(
-    amount: Annotated[str | None, typer.Argument(help="Tokens to put into the escrow.")] = None,
-    *,
-    gasless: Annotated[
-        Path | None,
-        typer.Option(help="Write a signed deposit that anybody may submit to this file."),
-    ] = None,
-    relay: Annotated[
-        Path | None,
-        typer.Option(help="Submit somebody's signed deposit from this file and pay its gas."),
-    ] = None,
-    valid_hours: Annotated[float, typer.Option(min=0.01, max=720)] = 24.0,
-    faucet: Annotated[
-        bool,
-        typer.Option("--faucet", help="Development chains: take the tokens and the gas there."),
-    ] = False,
-    home: Home = None,
-    password_file: PasswordFile = None,
-    json: Json = False,
-) -> None:
-    """Put tokens into the escrow.
-
-    One deposit serves any number of workers.
-    """
-    if (amount is None) == (relay is None) or (gasless and relay):
-        common.fail("give an AMOUNT (perhaps with --gasless FILE), or --relay FILE", 2)
-    if faucet and (gasless or relay):
-        common.fail(
-            "--faucet pays for a deposit that is made now: leave out --gasless and --relay", 2
-        )
-    token = _token(home)
-    units = None if amount is None else common.some_units(token, amount)
-
-    async def work(client: PieceworkClient) -> dict[str, Any]:
-        from piecework.chain.dev.faucet import take_from_faucet
-        from piecework.commands._deposits import deposit_now, relay_from, sign_to
-        from piecework_protocol.types import Amount
-
-        if relay is not None:
-            return await relay_from(client, relay)
-        if gasless is not None:
-            return await sign_to(client, token.amount(units or 0), gasless, int(valid_hours * 3600))
-        if faucet:
-            await take_from_faucet(
-                client.reader.rpc, client.token, client.wallet.payer.address, Amount(units or 0)
-            )
-        return await deposit_now(client, token.amount(units or 0))
-
-    result = _with_client(home, password_file, work)
-    if json:
-        _print_json(result, token)
-    elif "file" in result:
-        common.say(
-            f"Signed. Anybody may submit it: piecework client deposit --relay {result['file']}"
-        )
-    else:
-        common.say(f"{token.format(result['amount'])} deposited in block {result['block']}")
-
-
-@app.command()
 def offers(
     *,
     home: Home = None,
@@ -173,22 +113,22 @@ def offers(
     """
     from piecework_protocol.views import as_json
 
-    found = _with_client(
+    found = with_client(
         home, password_file, lambda client: client.offers(), indexes=_indexes(index)
     )
     rows = [as_json(signed.offer) for signed in found.offers]
-    token = _token(home)
+    token = market_token_of(home)
     if json:
-        _print_json({"offers": rows, "troubles": list(found.troubles)}, token)
+        print_amounts({"offers": rows, "troubles": list(found.troubles)}, token)
         return
     for row in rows:
         common.say(
-            f"{row['operator']}  {_safe(row['endpoint'])}  "
+            f"{row['operator']}  {safe(row['endpoint'])}  "
             f"{row['slots_free']} of {row['slots']} slots free"
         )
         for model in row["models"]:
             common.say(
-                f"    {_safe(model['name']):24} {model['tokens_per_second']:>6} tokens/s"
+                f"    {safe(model['name']):24} {model['tokens_per_second']:>6} tokens/s"
                 f"  out {token.format(model['price_per_million_output_tokens'])}/M"
                 f"  in {token.format(model['price_per_million_prompt_tokens'])}/M"
                 f"  steps {token.format(model['price_per_thousand_steps'])}/k"
@@ -220,7 +160,7 @@ def quote(
     """
     from piecework.commands._client_views import quote_view
 
-    token = _token(home)
+    token = market_token_of(home)
     request = _request(
         prompt,
         system=system,
@@ -230,16 +170,16 @@ def quote(
         best_effort=best_effort,
     )
     flags = _indexes(index)
-    view = quote_view(_with_client(home, password_file, lambda c: c.quote(request), indexes=flags))
+    view = quote_view(with_client(home, password_file, lambda c: c.quote(request), indexes=flags))
     if json:
-        _print_json(view, token)
+        print_amounts(view, token)
         return
-    common.say(f"worker    {view['worker']} ({_safe(view['model'])})")
+    common.say(f"worker    {view['worker']} ({safe(view['model'])})")
     common.say(f"expected  {token.format(view['expected'])}")
     common.say(f"at most   {token.format(view['ceiling'])}")
     common.say(f"why       {view['why']}")
     for line in view["unfit"]:
-        common.say(f"left out  {_safe(line)}", err=True)
+        common.say(f"left out  {safe(line)}", err=True)
 
 
 @app.command()
@@ -259,7 +199,8 @@ def run(
     system: System = None,
     best_effort: BestEffort = False,
     resume: Annotated[
-        str | None, typer.Option(help="Take up an interrupted job by its id.")
+        str | None,
+        typer.Option(help="Take up an interrupted job by its id or the first digits of it."),
     ] = None,
     home: Home = None,
     password_file: PasswordFile = None,
@@ -269,7 +210,7 @@ def run(
     """Run a prompt and pay for it canvas by canvas."""
     if (prompt is None) == (resume is None):
         common.fail("give a PROMPT, or --resume JOB", 2)
-    token = _token(home)
+    token = market_token_of(home)
     request = None
     if prompt is not None:
         request = _request(
@@ -288,23 +229,24 @@ def run(
     async def work(client: PieceworkClient) -> dict[str, Any]:
         from piecework.commands._client_views import result_view
         from piecework.commands._terminal import choose
-        from piecework_protocol.types import JobId
 
         if request is not None:
             job = client.run(request)
         else:
-            job = client.resume(JobId(_digest(resume or "", "job")))
+            job = client.resume(client.store.job_named(resume or ""))
         return result_view(await choose(token.format, quiet=json).show(job))
 
-    result = _with_client(home, password_file, work, indexes=_indexes(index))
+    result = with_client(home, password_file, work, indexes=_indexes(index))
     if json:
-        _print_json(result, token)
+        print_amounts(result, token)
 
 
 @app.command()
 def receipts(
     *,
-    job: Annotated[str | None, typer.Option(help="Only this job's.")] = None,
+    job: Annotated[
+        str | None, typer.Option(help="Only this job's: its id, or its first digits.")
+    ] = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Fail unless every receipt is signed and included.")
     ] = False,
@@ -315,16 +257,15 @@ def receipts(
     """List and prove the receipts of paid canvases."""
     from piecework.commands._client_views import receipts_view
 
-    wanted = None if job is None else _digest(job, "job")
-    view = _with_client(home, password_file, lambda client: receipts_view(client, wanted))
-    token = _token(home)
+    view = with_client(home, password_file, lambda client: receipts_view(client, job))
+    token = market_token_of(home)
     if json:
-        _print_json(view, token)
+        print_amounts(view, token)
     else:
         for row in view["receipts"]:
             mark = row["trouble"] or "proved"
             common.say(
-                f"{row['job'][:12]}… canvas {row['canvas']:>3}"
+                f"{row['job'][:14]} canvas {row['canvas']:>3}"
                 f"  {row['units']:>4} tokens {row['steps']:>4} steps"
                 f"  {token.format(row['amount'])}  leaf {row['leaf_index']} of {row['count']}: "
                 f"{mark}"
@@ -334,147 +275,10 @@ def receipts(
         raise typer.Exit(1)
 
 
-@app.command()
-def balance(*, home: Home = None, password_file: PasswordFile = None, json: Json = False) -> None:
-    """Show where the client's money is."""
-    from piecework.commands._client_views import balance_view
-
-    view = _with_client(home, password_file, balance_view)
-    token = _token(home)
-    if json:
-        _print_json(view, token)
-        return
-    common.say(f"payer                {view['payer']}")
-    for label, key in (
-        ("own account", "own"),
-        ("escrow, free", "free"),
-        ("escrow, pooled", "pooled"),
-        ("in channels", "in_channels"),
-        ("promised to workers", "paid"),
-    ):
-        common.say(f"{label:20} {token.format(view[key])}")
-
-
-@app.command()
-def channels(*, home: Home = None, password_file: PasswordFile = None, json: Json = False) -> None:
-    """List payment channels and their state."""
-    from piecework.commands._client_views import channels_view
-
-    rows = _with_client(home, password_file, channels_view)
-    token = _token(home)
-    if json:
-        _print_json({"channels": rows}, token)
-        return
-    for row in rows:
-        common.say(
-            f"{row['channel']}  {row['status']:8} worker {row['operator']}"
-            f"  {token.format(row['cumulative'])} of {token.format(row['deposit'])}"
-            f"  {row['count']} canvases, {row['unacknowledged']} unconfirmed"
-        )
-
-
-@app.command()
-def close(
-    channel: Annotated[
-        list[str] | None, typer.Argument(help="Channel ids; all open ones if none.")
-    ] = None,
-    *,
-    home: Home = None,
-    password_file: PasswordFile = None,
-    json: Json = False,
-) -> None:
-    """Close channels together with their workers.
-
-    If a worker does not answer, the withdrawal delay of its channel starts.
-    """
-    chosen = [_digest(text, "channel") for text in channel or ()]
-
-    async def work(client: PieceworkClient) -> list[dict[str, Any]]:
-        from piecework.commands._client_views import closings_view
-
-        if not chosen:
-            return closings_view(await client.funds.close_all())
-        return closings_view(tuple([await client.funds.close(one) for one in chosen]))
-
-    _print_closings(_with_client(home, password_file, work), json)
-
-
-@app.command()
-def withdraw(
-    amount: Annotated[
-        str | None, typer.Argument(help="Tokens; all that is free if not given.")
-    ] = None,
-    *,
-    to: Annotated[
-        str | None, typer.Option(help="Address; the payer's own account if not given.")
-    ] = None,
-    home: Home = None,
-    password_file: PasswordFile = None,
-    json: Json = False,
-) -> None:
-    """Take money out of closed channels and the escrow."""
-    token = _token(home)
-    units = None if amount is None else common.some_units(token, amount)
-
-    receiver = None if to is None else _address(to)
-
-    async def work(client: PieceworkClient) -> dict[str, Any]:
-        from piecework.commands._client_views import withdrawal_view
-
-        wanted = None if units is None else token.amount(units)
-        return withdrawal_view(await client.funds.withdraw(wanted, receiver))
-
-    view = _with_client(home, password_file, work)
-    if json:
-        _print_json(view, token)
-        return
-    _print_closings(view["channels"], as_json=False)
-    common.say(f"{token.format(view['amount'])} sent to {view['to']}")
+_client_money.register(app)
 
 
 # --- shared
-
-
-def open_config(home: Path | None, flags: dict[str, Any]) -> tuple[Path, ClientConfig]:
-    """The home and its settings with flags applied. One clear line if they cannot be used."""
-    from piecework.client.config import load_config
-
-    files = _existing(home)
-    return files.path, common.guard(lambda: load_config(files.config, flags))
-
-
-def _token(home: Path | None) -> Token:
-    """What the amounts of this client's market are counted in."""
-    return common.market_token(_existing(home).deployment)
-
-
-def _print_json(values: dict[str, Any], token: Token) -> None:
-    common.print_json({**values, "token": common.token_json(token)})
-
-
-def _existing(home: Path | None) -> ClientHome:
-    """The files of a home that `client init` made. One clear line when there is none."""
-    from piecework.client.config import ClientHome
-
-    files = ClientHome(common.home("client", home))
-    common.guard(files.check)
-    return files
-
-
-def _with_client(home: Path | None, password_file: Path | None, work: Work, **flags: Any) -> Any:
-    folder, config = open_config(home, flags)
-    secret = common.password(password_file)
-
-    async def whole() -> Any:
-        from piecework.client.config import ClientHome
-        from piecework.client.sdk import PieceworkClient
-
-        async with await PieceworkClient.open(
-            ClientHome(folder), config, password=secret
-        ) as client:
-            return await work(client)
-
-    return common.run(whole())
 
 
 def _indexes(index: list[str] | None) -> Any:
@@ -495,37 +299,3 @@ def _request(prompt: str, **options: Any) -> TextRequest:
         return TextRequest.of(text, **options)
     except MalformedInput as error:
         common.fail(str(error), 2)
-
-
-def _digest(text: str, what: str) -> Any:
-    from piecework_protocol.types import parse_hex
-
-    try:
-        return parse_hex(text, 32, what)
-    except ValueError as error:
-        common.fail(str(error), 2)
-
-
-def _address(text: str) -> Address:
-    from piecework_protocol.types import parse_address
-
-    try:
-        return parse_address(text)
-    except ValueError as error:
-        common.fail(str(error), 2)
-
-
-def _safe(text: str) -> str:
-    """A stranger's words in one line of a terminal."""
-    return one_line(text, 500)
-
-
-def _print_closings(rows: list[dict[str, Any]], as_json: bool) -> None:
-    if as_json:
-        common.print_json({"channels": rows})
-        return
-    for row in rows:
-        at = row["withdrawable_at"]
-        later = "" if at is None else f", withdrawable at {at} (Unix time)"
-        state = "closed" if row["closed"] else "open"
-        common.say(f"{row['channel'][:14]}…  {state}: {_safe(row['note'])}{later}")

@@ -41,7 +41,7 @@ def serve(
     It serves /v1/chat/completions and /v1/models until SIGTERM or Ctrl-C. Set an API key with
     gateway_api_key in config.toml, or with PIECEWORK_CLIENT_GATEWAY_API_KEY.
     """
-    from piecework.commands.client import open_config
+    from piecework.commands._client_home import open_config
 
     flags = {
         "indexes": tuple(index) if index else None,

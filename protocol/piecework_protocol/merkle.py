@@ -109,6 +109,26 @@ def prove(leaves: Sequence[bytes], index: int) -> InclusionProof:
     return InclusionProof(index, len(leaves), tuple(_path([leaf_hash(x) for x in leaves], index)))
 
 
+def prove_all(leaves: Sequence[bytes]) -> tuple[Digest, tuple[InclusionProof, ...]]:
+    """Give the root over all `leaves`, and the proof of each of them.
+
+    Every level of the tree is built once. So `n` leaves cost fewer than `2 n` hashes, where `prove`
+    for each of them costs `n` squared.
+    """
+    levels = [[leaf_hash(leaf) for leaf in leaves]]
+    while len(levels[-1]) > 1:
+        levels.append(_level_above(levels[-1]))
+    proofs = []
+    for index in range(len(leaves)):
+        path, position = [], index
+        for level in levels[:-1]:
+            if position ^ 1 < len(level):
+                path.append(level[position ^ 1])
+            position >>= 1
+        proofs.append(InclusionProof(index, len(leaves), tuple(path)))
+    return (Digest(levels[-1][0]) if leaves else EMPTY_ROOT), tuple(proofs)
+
+
 def verify(proof: InclusionProof, leaf: bytes, expected_root: bytes) -> bool:
     """Say whether `proof` shows `leaf` at its index under `expected_root` (RFC 9162, 2.1.3.2)."""
     if len(proof.siblings) != proof_length(proof.index, proof.count):
@@ -137,17 +157,22 @@ def proof_length(index: int, count: int) -> int:
 
 
 def _path(level: list[Bytes32], index: int) -> list[Bytes32]:
-    """Collect the siblings from the bottom up.
-
-    A node without a right neighbour rises a level unchanged. That gives the same tree as the RFC's
-    split at the largest power of two.
-    """
+    """Collect the siblings from the bottom up."""
     path = []
     while len(level) > 1:
         sibling = index ^ 1
         if sibling < len(level):
             path.append(level[sibling])
-        paired = [node_hash(*level[i : i + 2]) for i in range(0, len(level) - 1, 2)]
-        level = paired + level[len(level) & ~1 :]
+        level = _level_above(level)
         index >>= 1
     return path
+
+
+def _level_above(level: list[Bytes32]) -> list[Bytes32]:
+    """Hash a level in pairs.
+
+    A node without a right neighbour rises unchanged. That gives the same tree as the RFC's split at
+    the largest power of two.
+    """
+    paired = [node_hash(*level[i : i + 2]) for i in range(0, len(level) - 1, 2)]
+    return paired + level[len(level) & ~1 :]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final, NewType
 
-from eth_hash.auto import keccak
+from Crypto.Hash import keccak
 
 Uint8 = NewType("Uint8", int)
 Uint32 = NewType("Uint32", int)
@@ -40,7 +40,7 @@ SIGNATURE_BYTES: Final = 65
 
 def keccak256(data: bytes) -> Bytes32:
     """Hash with Keccak-256 as Ethereum uses it: the original padding, not that of SHA3-256."""
-    return Bytes32(keccak(data))
+    return Bytes32(keccak.new(digest_bits=256, data=data).digest())
 
 
 def parse_hex(text: str, length: int, what: str) -> bytes:

@@ -18,7 +18,8 @@ TOKEN_INFO = Token(bytes(TOKEN), "tUSDC", 6)
 
 
 class FakeChain:
-    """What was put into it is what it answers; `away` makes it stop answering."""
+    """What was put into it is what it answers. `away` makes it stop answering. `final` is what its
+    final block shows, if that is not what its newest shows."""
 
     def __init__(self, domain: Domain = DOMAIN) -> None:
         self.domain = domain
@@ -26,6 +27,7 @@ class FakeChain:
         self.session_keys: set[tuple[Address, Address]] = set()
         self.channels: dict[ChannelId, ChannelOnChain] = {}
         self.balances: dict[tuple[Address, Address], Amount] = {}
+        self.final: dict[ChannelId, ChannelOnChain] | None = None
         self.away = False
         self.reads = 0
 
@@ -80,10 +82,15 @@ class FakeChain:
         self._read()
         return key == operator or (operator, key) in self.session_keys
 
-    async def channel(self, channel_id: ChannelId) -> ChannelOnChain:
+    async def channel(self, channel_id: ChannelId, *, block: int | None = None) -> ChannelOnChain:
         self._read()
         unknown = ChannelOnChain(ChannelState.NONE, Amount(0), Amount(0), Uint64(0), Timestamp(0))
-        return self.channels.get(channel_id, unknown)
+        known = self.channels if block is None or self.final is None else self.final
+        return known.get(channel_id, unknown)
+
+    async def finalized_block(self) -> int:
+        self._read()
+        return 1
 
     async def pooled_balance(self, token: Address, owner: Address) -> Amount:
         self._read()

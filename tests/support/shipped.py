@@ -21,7 +21,7 @@ from piecework.client.jobs.driver import JobContext, JobDriver, prepare
 from piecework.client.jobs.events import JobEvent
 from piecework.client.jobs.requests import Filters, TextRequest
 from piecework.client.jobs.selection import rank
-from piecework.client.journal.records import ChannelStatus, JobRow
+from piecework.client.journal.records import ChannelStatus, JobRow, SeenChannel
 from piecework.client.journal.store import Store
 from piecework.client.network.transport import JobStream
 from piecework.client.wallet import Wallet
@@ -222,7 +222,8 @@ class ShippedMarket:
         row = await self.context().channels.for_offer(self.harness.offer.offer)
         self.chain.set_channel(row.id, ChannelState.OPEN, DEPOSIT)
         self.harness.chain.open(row.id, DEPOSIT)
-        self.store.seen_on_chain(row.id, Amount(DEPOSIT), ChannelStatus.OPEN)
+        seen = SeenChannel(Amount(DEPOSIT), Amount(0), Amount(0), 0)
+        self.store.seen_on_chain(row.id, seen, ChannelStatus.OPEN)
 
     async def prepare(self, request: TextRequest) -> JobRow:
         """A recorded job for this worker."""

@@ -32,11 +32,13 @@ from piecework_node.keys.tls import TlsIdentity, load_tls
 from piecework_node.metrics import Metrics
 from piecework_node.models.store import ModelStore, checkpoint_folder
 from piecework_node.runtime.channels import Channels
+from piecework_node.runtime.faults import FaultBoard
 from piecework_node.runtime.jobs import JobRuntime
 from piecework_node.settlement.chain import ChainLink
 from piecework_node.settlement.policy import SettlePolicy
 from piecework_node.settlement.settler import Settler
 from piecework_node.settlement.transactions import TransactionTracker
+from piecework_node.settlement.watch import NodeWatch, WatchLimits
 from piecework_protocol.signing import LocalSigner
 from piecework_protocol.types import Address, Amount, Seconds
 
@@ -163,18 +165,29 @@ async def _assemble(base: Foundations) -> Components:
     runtime = JobRuntime(
         journal, base.engine, domain=domain, signer=operator, clock=clock, metrics=metrics
     )
-    channels = Channels(runtime, port, refresh_s=config.channel_refresh_s, log=log)
+    faults = FaultBoard(clock, metrics, log, patience_s=config.chain_outage_s)
+    channels = Channels(
+        runtime,
+        port,
+        faults,
+        refresh_s=config.channel_refresh_s,
+        outage_s=config.chain_outage_s,
+        log=log,
+    )
     transactions = await TransactionTracker.load(
         journal, port, clock=clock, stuck_s=config.stuck_after_s, metrics=metrics, log=log
     )
     policy = SettlePolicy(
         config.settle_gas_multiple, config.settle_interval_s, config.native_coin_price
     )
+    limits = WatchLimits.of(base.deployment.chain_id, config.block_time_s)
+    watch = NodeWatch(port, faults, clock=clock, limits=limits, metrics=metrics)
     settler = Settler(
         channels,
         transactions,
         port,
         journal,
+        watch,
         clock=clock,
         policy=policy,
         poll_s=config.chain_poll_s,
@@ -182,7 +195,7 @@ async def _assemble(base: Foundations) -> Components:
         log=log,
     )
     terms = operator_terms(config, base.deployment.token)
-    patience = Patience(config.payment_timeout_s, config.chain_outage_s)
+    patience = Patience(config.payment_timeout_s)
     worker = Worker(runtime, channels, keyring, terms=terms, patience=patience, log=log)
     board = OfferBoard(journal, terms, domain=domain, signer=operator, clock=clock)
     return Components(base, keyring, runtime, channels, settler, worker, board)

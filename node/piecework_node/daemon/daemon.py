@@ -133,7 +133,7 @@ class Daemon:
 
     @property
     def ready(self) -> bool:
-        able = not self._p.worker.draining and self._p.channels.fault is None
+        able = not self._p.worker.draining and self._p.channels.faults.stopping is None
         return self._started and able and self._base.engine.ready
 
     def metrics(self) -> bytes:
@@ -157,7 +157,7 @@ class Daemon:
             return "draining"
         if self.ready:
             return "ready"
-        return "faulted" if self._p.channels.fault else "starting"
+        return "faulted" if self._p.channels.faults.stopping else "starting"
 
     # --- life
 
@@ -339,12 +339,14 @@ class Daemon:
         (base.home.root / ADDRESS_FILE).unlink(missing_ok=True)
         await self._admin.stop()
         await self._grpc.stop(0)
+        self._p.channels.stop()
         await self._p.runtime.wait_idle()
         await base.close()
         base.log.info("stopped")
 
     def _gauges(self) -> None:
         p, metrics = self._p, self._base.metrics
+        p.channels.faults.show()
         metrics.slots.set(self._base.config.slots)
         metrics.connections.set(len(self._front.table))
         metrics.active.set(p.worker.active)

@@ -16,9 +16,14 @@ from piecework_protocol.types import address_hex, to_hex
 async def status_of(p: Components, state: str, grpc_port: int) -> dict[str, Any]:
     """Return everything an operator wants to know at a glance. Amounts are in base units."""
     base, worker, current = p.base, p.worker, p.board.current
+    stopping = p.channels.faults.stopping
     return {
         "state": state,
-        "fault": p.channels.fault,
+        "fault": stopping.line if stopping else None,
+        "faults": [
+            {"code": f.code.value, "stops": f.condition.stops.value, "line": f.line}
+            for f in p.channels.faults.faults
+        ],
         "operator": address_hex(base.operator.address),
         "receiver": address_hex(worker.terms.receiver),
         "grpc_port": grpc_port,

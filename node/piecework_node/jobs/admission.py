@@ -20,6 +20,7 @@ from typing import Final
 
 from piecework_model import limits as model_limits
 from piecework_node.jobs.terms import OperatorTerms
+from piecework_node.runtime.faults import Fault
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import Reason, Refusal
 from piecework_protocol.frames import Funding, SubmitJob
@@ -61,7 +62,7 @@ class AdmissionView:
     """Jobs that run, wait or are being admitted."""
     engine_ready: bool
     draining: bool
-    fault: str | None = None
+    fault: Fault | None = None
     """Why no new work is taken on (wrong clock, wrong chain). None: all is well."""
 
 
@@ -115,7 +116,12 @@ def _taking_jobs(_: SubmitJob, v: AdmissionView) -> None:
     if v.draining:
         raise Refusal(Reason.DRAINING, "the worker is shutting down", retry_after_s=CHAIN_RETRY_S)
     if v.fault is not None:
-        raise Refusal(Reason.CHAIN_UNAVAILABLE, v.fault, retry_after_s=CHAIN_RETRY_S)
+        raise Refusal(
+            Reason.CHAIN_UNAVAILABLE,
+            v.fault.public,
+            retry_after_s=CHAIN_RETRY_S,
+            metadata={"fault": v.fault.code.value},
+        )
     if not v.engine_ready:
         raise Refusal(
             Reason.ENGINE_UNAVAILABLE, "the engine is starting", retry_after_s=PENDING_RETRY_S

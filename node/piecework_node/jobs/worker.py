@@ -61,8 +61,6 @@ class Patience:
 
     payment_s: float
     """For a voucher, while a job holds its place in the engine or after its end."""
-    chain_outage_s: float
-    """Age at which the chain's word on a channel can no longer be relied on."""
 
 
 class Worker:
@@ -431,7 +429,7 @@ class Worker:
             active=self.active,
             engine_ready=engine.ready,
             draining=self.draining,
-            fault=self._channels.fault,
+            fault=self._channels.faults.stopping,
         )
 
     def _own_view(self, submission: SubmitJob) -> AdmissionView:
@@ -443,12 +441,13 @@ class Worker:
         jobs = channel.jobs.values()
         attached = {job.id for job in jobs if job.sink is not None}
         pending = sum(job.pending and not job.ended for job in jobs)
+        funding = better_funding(usable_funding(stored.funding, time), submission.funding)
         return ChannelView(
             ledger=stored.ledger,
             state=stored.state,
             deposit=stored.deposit,
-            fresh=self._channels.age_s(channel) < self._patience.chain_outage_s,
-            funding=better_funding(usable_funding(stored.funding, time), submission.funding),
+            fresh=self._channels.is_reliable(channel, funding),
+            funding=funding,
             pooled=self._channels.pooled_for(channel),
             reserved=channel.reserved,
             attached=len(attached),

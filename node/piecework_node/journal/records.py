@@ -104,6 +104,8 @@ class TxKind(enum.Enum):
     FUND = "fund"
     SETTLE = "settle"
     CLOSE = "close"
+    CANCEL = "cancel"
+    """A transfer of nothing to ourselves. It takes the nonce of one that is not worth its gas."""
 
 
 class TxState(enum.Enum):
@@ -126,6 +128,16 @@ class TxSubject:
 
     channel: ChannelId
     amount: Amount
+
+
+@dataclass(frozen=True, slots=True)
+class Worth:
+    """What a transaction brings. No attempt and no replacement may be expected to cost more."""
+
+    units: Amount
+    """Base units of the token."""
+    wei: int | None
+    """The same in wei. None: the cost does not matter (gas is free, or the operator asked)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +182,7 @@ class StoredTx:
     kind: TxKind
     tx: SignedTransaction
     subjects: tuple[TxSubject, ...]
+    worth: Worth
     at: Timestamp
     state: TxState = TxState.INTENDED
     moved_at: int = 0

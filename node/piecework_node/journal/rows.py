@@ -29,6 +29,7 @@ from piecework_node.journal.records import (
     TxState,
     TxSubject,
     VoucherApplied,
+    Worth,
 )
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import InvariantBroken, Reason
@@ -64,7 +65,7 @@ CHANNEL_COLUMNS = (
     "funding_deposit, funding_deadline, funding_signature, state, deposit, settled, observed_at, "
     "close_signature"
 )
-TX_COLUMNS = "kind, raw, subjects, at, state, moved_at, gas_used"
+TX_COLUMNS = "kind, raw, subjects, value, value_wei, at, state, moved_at, gas_used"
 _LIVE = "state IN ('new', 'accepted', 'running', 'suspended')"
 _UNPAID = "id IN (SELECT job FROM canvases WHERE leaf_index IS NULL)"
 OPEN_JOBS = f"WHERE {_LIVE} OR {_UNPAID} ORDER BY at, id"
@@ -264,13 +265,15 @@ def _tx(r: StoredTx) -> list[Write]:
         str(tx.max_fee),
         str(tx.priority_fee),
         tx.gas_limit,
+        amount_blob(r.worth.units),
+        None if r.worth.wei is None else str(r.worth.wei),
         subjects,
         r.at,
         r.state.value,
         r.moved_at,
         r.gas_used,
     )
-    sql = "INSERT INTO transactions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    sql = "INSERT INTO transactions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
     return [Write(sql, values, (("transactions", (tx.hash,)),))]
 
 
@@ -378,12 +381,13 @@ def channel(row: Sequence[Any], unpaid: Sequence[Sequence[Any]]) -> StoredChanne
 
 def transaction(row: Sequence[Any]) -> StoredTx:
     """A transaction from its row. The row's other columns repeat what `raw` says."""
-    kind, raw, subjects, at, state, moved_at, gas_used = row
+    kind, raw, subjects, value, value_wei, at, state, moved_at, gas_used = row
     parts = [subjects[i : i + _SUBJECT_BYTES] for i in range(0, len(subjects), _SUBJECT_BYTES)]
     return StoredTx(
         kind=TxKind(kind),
         tx=SignedTransaction.from_raw(raw),
         subjects=tuple(TxSubject(ChannelId(p[:32]), amount_of(p[32:])) for p in parts),
+        worth=Worth(amount_of(value), None if value_wei is None else int(value_wei)),
         at=Timestamp(at),
         state=TxState(state),
         moved_at=Timestamp(moved_at),

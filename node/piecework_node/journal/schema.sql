@@ -93,6 +93,9 @@ CREATE TABLE transactions (
     max_fee TEXT NOT NULL,
     priority_fee TEXT NOT NULL,
     gas_limit INTEGER NOT NULL,
+    -- what it brings in base units, and the most that it may cost in wei (decimal text; NULL: any)
+    value BLOB NOT NULL,
+    value_wei TEXT,
     subjects BLOB NOT NULL,
     at INTEGER NOT NULL,
     state TEXT NOT NULL,

@@ -22,6 +22,7 @@ from piecework_node.journal.records import (
     VoucherApplied,
 )
 from piecework_node.metrics import Metrics
+from piecework_node.runtime.faults import FaultBoard
 from piecework_node.runtime.funding import better_funding
 from piecework_node.runtime.jobs import JobRuntime
 from piecework_node.runtime.live import LiveChannel, LiveJob
@@ -39,6 +40,11 @@ from piecework_protocol.worker_session import AllowCanvases, Outcome, acknowledg
 T = TypeVar("T")
 JOBS_RETRY_S: Final = 1.0
 """After which a client may ask again to close a channel whose jobs are still running."""
+REFRESH_WAIT_S: Final = 1.0
+"""A healthy node answers in milliseconds. While its last word is fresh, a job need not wait more.
+"""
+MAX_REFRESHES: Final = 32
+"""Channels that the node is asked about at once. A node that hangs holds no more of us."""
 FUNDING_RETRY_S: Final = 5.0
 """After which a client may ask again to close a channel whose funding is not mined."""
 
@@ -55,13 +61,28 @@ class Channels:
     """Every channel that matters. Call `recover` once before anything else."""
 
     def __init__(
-        self, runtime: JobRuntime, chain: ChannelReader, *, refresh_s: float, log: Any
+        self,
+        runtime: JobRuntime,
+        chain: ChannelReader,
+        faults: FaultBoard,
+        *,
+        refresh_s: float,
+        outage_s: float,
+        log: Any,
+        wait_s: float = REFRESH_WAIT_S,
     ) -> None:
-        self._runtime, self._chain = runtime, chain
-        self._refresh_s, self._log = refresh_s, log
+        """Times are in seconds.
+
+        refresh_s: age from which the chain's word on a channel is asked for again.
+        outage_s: age from which it is too old to rely on.
+        wait_s: how long a job waits for a newer word while the last one may be relied on.
+        """
+        self._runtime, self._chain, self.faults = runtime, chain, faults
+        self._refresh_s, self._outage_s, self._wait_s = refresh_s, outage_s, wait_s
+        self._log = log
+        self._places = asyncio.Semaphore(MAX_REFRESHES)
+        self._asking: set[asyncio.Future[None]] = set()
         self._channels: dict[ChannelId, LiveChannel] = {}
-        self.fault: str | None = None
-        """Why no new work is taken on (wrong chain, wrong clock). None: all is well."""
         self.urgent = asyncio.Event()
         """Set when settlement should not wait for its next round."""
 
@@ -119,12 +140,7 @@ class Channels:
     @property
     def unsettled(self) -> Amount:
         """Base units that are accepted and not settled on chain."""
-        return Amount(
-            sum(
-                max(0, min(live.ledger.cumulative, live.backing) - live.stored.settled)
-                for live in self
-            )
-        )
+        return Amount(sum(live.unsettled for live in self))
 
     def pooled_for(self, live: LiveChannel) -> Amount:
         """The payer's pooled balance, less what its other channels here are about to take."""
@@ -238,20 +254,63 @@ class Channels:
     async def refresh(self, live: LiveChannel, offered: Funding | None) -> None:
         """Make the chain's word on a channel recent, if the chain answers.
 
+        While the last word may be relied on, the caller waits no longer than `wait_s`. The question
+        goes on without it.
+
         offered: the authorization that came with a submission.
         """
         funding = better_funding(live.stored.funding, offered)
-        wants_more = funding is not None and funding.authorization.deposit > live.stored.deposit
-        if self.age_s(live) < self._refresh_s and not wants_more:
+        if self.age_s(live) < self._refresh_s and not _wants_more(live, funding):
             return
-        try:
-            seen = await self._chain.channel(live.id)
-            if funding is not None and funding.authorization.deposit > seen.deposit:
-                live.pooled = await self._chain.pooled_balance(*_purse(live))
-        except PieceworkError as error:
-            self._note_chain_error(error)
+        reliable = self.is_reliable(live, funding)
+        if live.asking is None:
+            live.asking = asyncio.ensure_future(self._ask_chain(live, funding))
+            self._asking.add(live.asking)
+            live.asking.add_done_callback(lambda done: self._asked(live, done))
+        elif _wants_more(live, funding) and not reliable:
+            # What is under way may be about the channel alone.
+            await asyncio.wait({live.asking})
+            await self._ask_chain(live, funding)
             return
+        asking = live.asking
+        done, _ = await asyncio.wait({asking}, timeout=self._wait_s if reliable else None)
+        if done:
+            asking.result()
+
+    def _asked(self, live: LiveChannel, done: asyncio.Future[None]) -> None:
+        live.asking = None
+        self._asking.discard(done)
+        if not done.cancelled():
+            done.exception()  # the runtime knows of it, if it is ours
+
+    def stop(self) -> None:
+        """Give up the questions to the chain that are under way."""
+        for asking in tuple(self._asking):
+            asking.cancel()
+
+    async def _ask_chain(self, live: LiveChannel, funding: Funding | None) -> None:
+        async with self._places:
+            try:
+                seen = await self._chain.channel(live.id)
+                if funding is not None and funding.authorization.deposit > seen.deposit:
+                    live.pooled = await self._chain.pooled_balance(*_purse(live))
+                    live.pooled_at = self._runtime.clock.monotonic()
+            except PieceworkError as error:
+                self._note_chain_error(error)
+                return
         await self._runtime.shielded(self._take_over(live, seen))
+
+    def is_reliable(self, live: LiveChannel, funding: Funding | None) -> bool:
+        """Whether the chain's word is recent enough to admit a job on it.
+
+        An authorization of more than is on chain also needs a recent word on the payer's pool.
+        """
+        if self.age_s(live) >= self._outage_s:
+            return False
+        if not _wants_more(live, funding):
+            return True
+        heard = live.pooled_at
+        return heard is not None and self._runtime.clock.monotonic() - heard < self._outage_s
 
     def age_s(self, live: LiveChannel) -> float:
         """Seconds since the chain's last word on a channel."""
@@ -338,6 +397,11 @@ class Channels:
     def _note_chain_error(self, error: PieceworkError) -> None:
         self._metrics.chain_error()
         self._metrics.note(now(self._runtime.clock), "chain", str(error))
+
+
+def _wants_more(live: LiveChannel, funding: Funding | None) -> bool:
+    """Whether an authorization adds to what is on chain."""
+    return funding is not None and funding.authorization.deposit > live.stored.deposit
 
 
 def _purse(live: LiveChannel) -> tuple[Address, Address]:

@@ -10,7 +10,7 @@ from piecework_node.runtime.funding import usable_funding
 from piecework_node.runtime.sink import FrameSink
 from piecework_protocol.ledger import WorkerLedger
 from piecework_protocol.pricing import worst_case
-from piecework_protocol.states import ENDED_STATES
+from piecework_protocol.states import ENDED_STATES, ChannelState
 from piecework_protocol.types import Amount, ChannelId, JobId
 from piecework_protocol.worker_session import WorkerSession
 
@@ -76,6 +76,10 @@ class LiveChannel:
     journaled: bool = True
     pooled: Amount = Amount(0)
     """The payer's balance in the escrow outside of channels, when it was last asked for."""
+    pooled_at: float | None = None
+    """Monotonic time of the chain's last word on it."""
+    asking: asyncio.Future[None] | None = None
+    """A question to the chain that is under way."""
     heard_at: float | None = None
     """Monotonic time of the chain's last word. None: not asked since this process started."""
     wants_funding: bool = False
@@ -100,6 +104,31 @@ class LiveChannel:
         return Amount(max(self.stored.deposit, funding.authorization.deposit if funding else 0))
 
     @property
+    def claimable(self) -> Amount:
+        """Base units that the latest voucher would be paid now, out of the deposit on chain."""
+        stored = self.stored
+        if stored.state not in (ChannelState.OPEN, ChannelState.WITHDRAWING):
+            return Amount(0)
+        return Amount(max(0, min(self.ledger.cumulative, stored.deposit) - stored.settled))
+
+    @property
+    def unsettled(self) -> Amount:
+        """Base units that are accepted and may still be paid on chain.
+
+        Of a closed channel nothing is: its settlement is over.
+        """
+        if self.stored.state is ChannelState.CLOSED:
+            return Amount(0)
+        return Amount(max(0, min(self.ledger.cumulative, self.backing) - self.stored.settled))
+
+    @property
+    def holds_money(self) -> bool:
+        """Whether a withdrawal by the payer would take something from us."""
+        return self.stored.state is not ChannelState.CLOSED and bool(
+            self.unsettled or self.ledger.unpaid or self.jobs
+        )
+
+    @property
     def committed(self) -> int:
         """Base units that are promised, owed, or may still come to be owed."""
         owed = sum(u.amount for u in self.ledger.unpaid.values())
@@ -116,6 +145,11 @@ class LiveChannel:
         return self.committed > self.stored.deposit
 
     def pending_funding(self, now: int) -> int:
-        """Base units that an authorization would still take out of the payer's pooled balance."""
+        """Base units that an authorization would still take out of the payer's pooled balance.
+
+        The escrow funds no channel that is closed, whatever was authorized for it.
+        """
+        if self.stored.state is ChannelState.CLOSED:
+            return 0
         funding = usable_funding(self.stored.funding, now)
         return max(0, funding.authorization.deposit - self.stored.deposit) if funding else 0

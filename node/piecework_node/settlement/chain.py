@@ -2,60 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final, Protocol
 
 from piecework.chain import calls
-from piecework.chain.calls import Call, Claim
+from piecework.chain.calls import Call, Claim, send_native
 from piecework.chain.deployment import Deployment
+from piecework.chain.errors import LogRangeRefused
 from piecework.chain.fees import FeePolicy
-from piecework.chain.limits import MAX_LOG_RANGE_BLOCKS
+from piecework.chain.quorum import QuorumRpc
 from piecework.chain.rawtx import SignedTransaction
 from piecework.chain.reader import ChainReader, ChannelOnChain
-from piecework.chain.transactions import Outcome, TransactionSender
+from piecework.chain.transactions import GasPrice, Outcome, Simulation, TransactionSender
+from piecework_node.journal.records import Worth
 from piecework_node.runtime.channels import ChannelReader
+from piecework_node.settlement.watch import NodePort
 from piecework_protocol.frames import Funding
 from piecework_protocol.signing import Signer
-from piecework_protocol.types import Address, Amount, ChannelId, Timestamp
+from piecework_protocol.types import Address, Amount, Bytes32, ChannelId, Timestamp
+
+MAX_WATCH_REQUESTS: Final = 32
+"""Of one search for withdrawals. Asking for each channel is cheaper than more."""
+NO_TRANSACTION: Final = Bytes32(bytes(32))
+"""A hash that no transaction has."""
 
 
-class ChainPort(ChannelReader, Protocol):
+class ChainPort(ChannelReader, NodePort, Protocol):
     """Everything that settlement asks of the chain. Every method raises `ChainError`."""
-
-    async def verify(self) -> None:
-        """Check that chain and contracts are still those of the deployment.
-
-        Raises:
-            WrongChain: they are not.
-        """
-        ...
-
-    async def head(self) -> tuple[int, Timestamp]:
-        """Return height and time of the latest block."""
-        ...
-
-    async def wei_per_gas(self) -> int:
-        """Return what a unit of gas costs now, in wei."""
-        ...
 
     async def payable(self, claims: Sequence[Claim]) -> tuple[int, ...]:
         """Return what each claim would be paid now, in base units. 0: it would be skipped."""
         ...
 
     async def withdrawals(self, from_block: int, to_block: int) -> tuple[ChannelId, ...]:
-        """Return the channels whose payers asked to withdraw in a range of blocks."""
+        """Return the channels whose payers asked to withdraw in a range of blocks.
+
+        Raises:
+            LogRangeRefused: the node does not search so far. Each channel must be asked for.
+        """
         ...
 
-    async def prepare_fund(self, funding: Funding) -> SignedTransaction: ...
+    async def prepare_fund(self, funding: Funding, worth: Worth) -> SignedTransaction: ...
 
-    async def prepare_settle(
-        self, claims: Sequence[Claim], max_cost_wei: int | None
-    ) -> SignedTransaction: ...
+    async def prepare_settle(self, claims: Sequence[Claim], worth: Worth) -> SignedTransaction: ...
 
-    async def prepare_close(self, claim: Claim) -> SignedTransaction: ...
+    async def prepare_close(self, claim: Claim, worth: Worth) -> SignedTransaction: ...
 
-    async def replace(self, tx: SignedTransaction) -> SignedTransaction:
+    async def replace(self, tx: SignedTransaction, worth: Worth) -> SignedTransaction:
         """Return a transaction with the same effect and nonce and higher fees."""
+        ...
+
+    async def cancel(self, tx: SignedTransaction, worth: Worth) -> SignedTransaction:
+        """Return a transfer of nothing to ourselves with the same nonce and higher fees.
+
+        `worth` is that of what waits behind the nonce.
+        """
+        ...
+
+    async def simulate(self, tx: SignedTransaction) -> Simulation:
+        """Return whether the chain would carry out a signed transaction now."""
+        ...
+
+    async def simulate_fund(self, funding: Funding) -> Simulation:
+        """Return whether the chain would carry out a payer's authorization now."""
         ...
 
     async def broadcast(self, tx: SignedTransaction) -> None: ...
@@ -97,34 +106,62 @@ class ChainLink:
         block = await self._reader.block("latest")
         return block.number, block.timestamp
 
-    async def wei_per_gas(self) -> int:
-        return await self._sender.wei_per_gas()
+    async def gas_price(self) -> GasPrice:
+        return await self._sender.gas_price()
+
+    async def gas_balance(self) -> int:
+        return await self._sender.balance()
+
+    async def finalized(self) -> int:
+        return await self._reader.finalized_block()
+
+    async def ask_nonce(self) -> None:
+        await self._sender.next_nonce()
+
+    async def ask_estimate(self) -> None:
+        await self._sender.estimate(send_native(self._sender.signer.address, 0))
+
+    async def ask_outcome(self) -> None:
+        await self._sender.outcome(NO_TRANSACTION)
+
+    async def ask_logs(self, block: int) -> None:
+        await self._reader.withdrawal_requests(block, block)
+
+    @property
+    def odd_nodes(self) -> Mapping[int, str]:
+        rpc = self._reader.rpc
+        return rpc.odd if isinstance(rpc, QuorumRpc) else {}
 
     async def payable(self, claims: Sequence[Claim]) -> tuple[int, ...]:
         return tuple(preview.payable for preview in await self._reader.preview_settle(claims))
 
     async def withdrawals(self, from_block: int, to_block: int) -> tuple[ChannelId, ...]:
-        found: list[ChannelId] = []
-        for start in range(from_block, to_block + 1, MAX_LOG_RANGE_BLOCKS):
-            end = min(to_block, start + MAX_LOG_RANGE_BLOCKS - 1)
-            found += [event.channel for event in await self._reader.withdrawal_requests(start, end)]
-        return tuple(found)
+        requests = self._reader.logs.requests(from_block, to_block)
+        if requests > MAX_WATCH_REQUESTS:
+            raise LogRangeRefused("eth_getLogs", 0, f"the search takes {requests} requests")
+        found = await self._reader.withdrawal_requests(from_block, to_block)
+        return tuple(event.channel for event in found)
 
-    async def prepare_fund(self, funding: Funding) -> SignedTransaction:
-        a = funding.authorization
-        call = calls.fund(self.deployment, a.channel, a.deposit, a.deadline, funding.signature)
-        return await self._prepare(call, None)
+    async def prepare_fund(self, funding: Funding, worth: Worth) -> SignedTransaction:
+        return await self._prepare(self._fund_call(funding), worth)
 
-    async def prepare_settle(
-        self, claims: Sequence[Claim], max_cost_wei: int | None
-    ) -> SignedTransaction:
-        return await self._prepare(calls.settle(self.deployment, claims), max_cost_wei)
+    async def prepare_settle(self, claims: Sequence[Claim], worth: Worth) -> SignedTransaction:
+        return await self._prepare(calls.settle(self.deployment, claims), worth)
 
-    async def prepare_close(self, claim: Claim) -> SignedTransaction:
-        return await self._prepare(calls.close(self.deployment, claim), None)
+    async def prepare_close(self, claim: Claim, worth: Worth) -> SignedTransaction:
+        return await self._prepare(calls.close(self.deployment, claim), worth)
 
-    async def replace(self, tx: SignedTransaction) -> SignedTransaction:
-        return await self._sender.replace(tx)
+    async def replace(self, tx: SignedTransaction, worth: Worth) -> SignedTransaction:
+        return await self._sender.replace(tx, value_at_stake=worth.wei)
+
+    async def cancel(self, tx: SignedTransaction, worth: Worth) -> SignedTransaction:
+        return await self._sender.cancel(tx, value_at_stake=worth.wei)
+
+    async def simulate(self, tx: SignedTransaction) -> Simulation:
+        return await self._sender.simulate_again(tx)
+
+    async def simulate_fund(self, funding: Funding) -> Simulation:
+        return await self._sender.simulate(self._fund_call(funding))
 
     async def broadcast(self, tx: SignedTransaction) -> None:
         await self._sender.broadcast(tx)
@@ -135,5 +172,9 @@ class ChainLink:
     def resume(self, txs: Iterable[SignedTransaction]) -> None:
         self._sender.resume(list(txs))
 
-    async def _prepare(self, call: Call, max_cost_wei: int | None) -> SignedTransaction:
-        return await self._sender.prepare(call, value_at_stake=max_cost_wei)
+    def _fund_call(self, funding: Funding) -> Call:
+        a = funding.authorization
+        return calls.fund(self.deployment, a.channel, a.deposit, a.deadline, funding.signature)
+
+    async def _prepare(self, call: Call, worth: Worth) -> SignedTransaction:
+        return await self._sender.prepare(call, value_at_stake=worth.wei)

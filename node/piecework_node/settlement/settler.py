@@ -7,17 +7,17 @@ claim of a channel is under way at a time.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from typing import Any, Final
 
 from piecework.base.clock import Clock
-from piecework.base.text import one_line
 from piecework.chain.calls import NO_SIGNATURE, Claim
-from piecework.chain.errors import ChainError, TransactionReverted, WrongChain
+from piecework.chain.errors import ChainError, FeeTooHigh, LogRangeRefused, TransactionReverted
 from piecework_node.journal.protocol import Journal
-from piecework_node.journal.records import MetaSet, StoredTx, TxKind, TxState, TxSubject
+from piecework_node.journal.records import MetaSet, StoredTx, TxKind, TxState, TxSubject, Worth
 from piecework_node.metrics import Metrics
 from piecework_node.runtime.channels import Channels
+from piecework_node.runtime.faults import Code, code_of
 from piecework_node.runtime.funding import usable_funding
 from piecework_node.runtime.live import LiveChannel
 from piecework_node.settlement.chain import ChainPort
@@ -26,26 +26,24 @@ from piecework_node.settlement.policy import (
     SettlePolicy,
     Urgency,
     choose,
-    value_in_wei,
+    worth_of,
 )
 from piecework_node.settlement.transactions import TransactionTracker
+from piecework_node.settlement.watch import CHECKS, NodeWatch
 from piecework_node.times import now
 from piecework_protocol.ledger import empty_voucher
 from piecework_protocol.objects import Channel, CloseChannel
 from piecework_protocol.states import ChannelState
-from piecework_protocol.types import Signature
+from piecework_protocol.types import ChannelId, Signature
 
 CURSOR: Final = "events_through_block"
 CURSOR_OVERLAP_BLOCKS: Final = 64
 """Events are read again this far back. A reorganization may have put new ones there."""
 MAX_CATCH_UP_BLOCKS: Final = 20_000
 """A worker that was away longer asks for each of its channels instead of reading every event."""
-MAX_CLOCK_BEHIND_S: Final = 300
-"""Blocks do not come from the future. Further behind them our clock is wrong, and so are deadlines.
-"""
 VERIFY_INTERVAL_S: Final = 60.0
-MAX_FAULT_CHARACTERS: Final = 300
-"""A fault is told to clients, and may quote the chain's node."""
+MAX_OBSERVATIONS: Final = 16
+"""Channels that are asked for at once when the node does not search events."""
 MAX_IN_FLIGHT: Final = 16
 """Transactions under way at once. A node drops what comes far ahead of the mined nonce."""
 
@@ -59,6 +57,7 @@ class Settler:
         transactions: TransactionTracker,
         port: ChainPort,
         journal: Journal,
+        watch: NodeWatch,
         *,
         clock: Clock,
         policy: SettlePolicy,
@@ -68,10 +67,12 @@ class Settler:
     ) -> None:
         self._channels, self._transactions = channels, transactions
         self._port, self._journal, self._clock = port, journal, clock
+        self._watch, self._board = watch, watch.board
         self._policy, self._poll_s = policy, poll_s
         self._metrics, self._log = metrics, log
         self._asked = False
-        self._verified_at = float("-inf")
+        self._watched_at = float("-inf")
+        self._trouble: tuple[Code, str] | None = None
         self._lock = asyncio.Lock()
 
     # --- for clients
@@ -135,44 +136,53 @@ class Settler:
     async def tick(self) -> None:
         """Do one round. What the chain refuses is counted, noted, and tried again later."""
         async with self._lock:
-            if not await self._attempt("verify", self._verify()):
-                return
-            for stored in self._transactions:
-                await self._attempt(f"follow {stored.kind.value}", self._follow(stored))
-            await self._attempt("watch", self._watch_withdrawals())
-            await self._attempt("fund", self._fund_all())
-            await self._attempt("close", self._close_all())
-            await self._attempt("settle", self._settle())
+            await self._look_around()
+            if self._board.may_sign and not self._board.is_failing("contracts"):
+                await self._settle_round()
+        self._board.show()
         self._metrics.unsettled.set(self._channels.unsettled)
 
-    async def _attempt(self, what: str, work: Coroutine[Any, Any, None]) -> bool:
+    async def _look_around(self) -> None:
+        """Watch the head each time, and everything when it is due or something was wrong."""
+        moment = self._clock.monotonic()
+        if self._watch.failing or moment - self._watched_at >= VERIFY_INTERVAL_S:
+            self._watched_at = moment
+            await self._watch.round()
+            self._note_failures()
+        else:
+            await self._watch.look_at_head()
+
+    def _note_failures(self) -> None:
+        for fault in self._board.failures(*CHECKS):
+            self._metrics.chain_error()
+            self._metrics.note(now(self._clock), "watch", fault.line)
+
+    async def _settle_round(self) -> None:
+        self._trouble = None
+        for stored in self._transactions:
+            await self._attempt(f"follow {stored.kind.value}", self._follow(stored))
+        await self._watch_withdrawals()
+        await self._attempt("fund", self._fund_all())
+        await self._attempt("close", self._close_all())
+        await self._attempt("settle", self._settle())
+        if self._trouble is None:
+            self._board.passed("transactions")
+        else:
+            self._board.failed("transactions", *self._trouble)
+
+    async def _attempt(self, what: str, work: Coroutine[Any, Any, None]) -> None:
         try:
             await work
         except ChainError as error:
-            self._metrics.chain_error()
-            self._metrics.note(now(self._clock), what, str(error))
-            self._log.warning(
-                "chain", task=what, error_class=type(error).__name__, error=str(error)
-            )
-            return False
-        return True
+            code = code_of(error)
+            if code is not None:
+                self._trouble = code, f"{what}: {error}"
+            self._note(what, error)
 
-    async def _verify(self) -> None:
-        moment = self._clock.monotonic()
-        if moment - self._verified_at < VERIFY_INTERVAL_S:
-            return
-        fault: str | None = None
-        try:
-            await self._port.verify()
-            _, block_time = await self._port.head()
-            if block_time > now(self._clock) + MAX_CLOCK_BEHIND_S:
-                fault = "this machine's clock is behind the chain's. Set it"
-        except WrongChain as error:
-            fault = one_line(str(error), MAX_FAULT_CHARACTERS)
-            raise
-        finally:
-            self._channels.fault = fault
-        self._verified_at = moment
+    def _note(self, what: str, error: ChainError) -> None:
+        self._metrics.chain_error()
+        self._metrics.note(now(self._clock), what, str(error))
+        self._log.warning("chain", task=what, error_class=type(error).__name__, error=str(error))
 
     async def _follow(self, stored: StoredTx) -> None:
         if await self._transactions.follow(stored):
@@ -181,6 +191,16 @@ class Settler:
 
     async def _watch_withdrawals(self) -> None:
         """Look at every channel whose payer may have asked to withdraw since the last round."""
+        try:
+            await self._look_for_withdrawals()
+        except ChainError as error:
+            # Not seen for `chain_outage_s`, a payer may be about to take back what it owes.
+            self._board.failed("withdrawals", code_of(error) or Code.NODE_REFUSES, str(error))
+            self._note("watch", error)
+        else:
+            self._board.passed("withdrawals")
+
+    async def _look_for_withdrawals(self) -> None:
         stored = await self._journal.meta(CURSOR)
         cursor = int(stored) if stored is not None else -1
         height, _ = await self._port.head()
@@ -190,10 +210,29 @@ class Settler:
         elif height <= cursor:
             return
         else:
-            concerned = set(await self._port.withdrawals(start, height))
-        for channel in concerned:
-            await self._channels.observe(channel)
+            concerned = await self._concerned(start, height)
+        await self._observe(concerned)
         await self._journal.append([MetaSet(CURSOR, str(height))])
+
+    async def _concerned(self, start: int, height: int) -> set[ChannelId]:
+        """The channels with a request, or each that holds money if the node does not search."""
+        try:
+            return set(await self._port.withdrawals(start, height))
+        except LogRangeRefused:
+            return {live.id for live in self._channels if live.holds_money}
+
+    async def _observe(self, channels: Iterable[ChannelId]) -> None:
+        """Ask for channels side by side, a bounded number at once."""
+        places = asyncio.Semaphore(MAX_OBSERVATIONS)
+
+        async def observe(channel: ChannelId) -> None:
+            async with places:
+                await self._channels.observe(channel)
+
+        outcomes = await asyncio.gather(*map(observe, channels), return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
 
     # --- funding
 
@@ -206,20 +245,22 @@ class Settler:
 
     async def _fund(self, live: LiveChannel) -> None:
         funding = usable_funding(live.stored.funding, now(self._clock))
-        if funding is None or funding.authorization.deposit <= live.stored.deposit:
+        if funding is None or not live.pending_funding(now(self._clock)):
             live.wants_funding = False
             return
         if self._transactions.is_claiming(live.id, TxKind.FUND):
             return
+        # What an opening brings is the deposit that claims may then be paid from.
+        worth = worth_of(self._policy, funding.authorization.deposit - live.stored.deposit)
         try:
-            tx = await self._port.prepare_fund(funding)
+            tx = await self._port.prepare_fund(funding, worth)
         except TransactionReverted:
             # The payer emptied its pool, or the channel is closed. Asking again does not help.
             live.wants_funding = False
             await self._channels.observe(live.id)
             raise
         subjects = (TxSubject(live.id, funding.authorization.deposit),)
-        await self._transactions.send(TxKind.FUND, tx, subjects)
+        await self._transactions.send(TxKind.FUND, tx, subjects, worth)
 
     # --- closing
 
@@ -234,8 +275,14 @@ class Settler:
         if not agreed or self._transactions.is_claiming(live.id, TxKind.CLOSE):
             return
         claim = _claim_of(live)
-        tx = await self._port.prepare_close(claim)
-        await self._transactions.send(TxKind.CLOSE, tx, (_subject_of(claim),))
+        worth = worth_of(self._policy, live.claimable)
+        try:
+            tx = await self._port.prepare_close(claim, worth)
+        except FeeTooHigh as error:
+            # The client has our signature. It closes the channel itself, or we do at lower fees.
+            self._log.info("closing is left to the client", channel=live.id, reason=str(error))
+            return
+        await self._transactions.send(TxKind.CLOSE, tx, (_subject_of(claim),), worth)
 
     # --- settling
 
@@ -248,7 +295,7 @@ class Settler:
         if not candidates:
             self._asked = False
             return
-        chosen = choose(list(candidates.values()), self._policy, await self._port.wei_per_gas())
+        chosen = choose(list(candidates.values()), self._policy, await self._port.gas_price())
         lives = [live for c in chosen if (live := self._channels.get(c.channel)) is not None]
         if not lives:
             return
@@ -261,16 +308,16 @@ class Settler:
         good = [claim for claim, amount in zip(claims, payable, strict=True) if amount]
         if good:
             asked = any(c.urgency is Urgency.ASKED for c in chosen)
-            limit = None if asked else value_in_wei(self._policy, sum(payable))
-            await self._submit_claims(good, limit)
+            worth = worth_of(self._policy, sum(payable))
+            await self._submit_claims(good, Worth(worth.units, None) if asked else worth)
 
-    async def _submit_claims(self, claims: list[Claim], max_cost_wei: int | None) -> None:
-        tx = await self._port.prepare_settle(claims, max_cost_wei)
+    async def _submit_claims(self, claims: list[Claim], worth: Worth) -> None:
+        tx = await self._port.prepare_settle(claims, worth)
         for claim in claims:
             live = self._channels.get(claim.voucher.channel)
             if live is not None:
                 live.unsettled_since = None
-        await self._transactions.send(TxKind.SETTLE, tx, tuple(map(_subject_of, claims)))
+        await self._transactions.send(TxKind.SETTLE, tx, tuple(map(_subject_of, claims)), worth)
 
     def _candidate(self, live: LiveChannel) -> SettlementCandidate | None:
         stored = live.stored
@@ -279,8 +326,8 @@ class Settler:
         agreed = stored.close_signature is not None
         if agreed or self._transactions.is_claiming(live.id, TxKind.SETTLE):
             return None
-        value = min(live.ledger.cumulative, stored.deposit) - stored.settled
-        if value <= 0:
+        value = live.claimable
+        if not value:
             return None
         moment = self._clock.monotonic()
         if live.unsettled_since is None:

@@ -12,15 +12,15 @@ from dataclasses import replace
 from typing import Any, Self
 
 from piecework.base.clock import Clock
-from piecework.chain.errors import FeeTooLow
+from piecework.chain.errors import FeeTooHigh, FeeTooLow, TransactionReverted
 from piecework.chain.rawtx import SignedTransaction
-from piecework.chain.transactions import Finalized, Mined, Pending, Superseded
+from piecework.chain.transactions import Finalized, Mined, Pending, Superseded, WouldRevert
 from piecework_node.journal.protocol import Journal
-from piecework_node.journal.records import StoredTx, TxKind, TxMoved, TxState, TxSubject
+from piecework_node.journal.records import StoredTx, TxKind, TxMoved, TxState, TxSubject, Worth
 from piecework_node.metrics import Metrics
 from piecework_node.settlement.chain import ChainPort
 from piecework_node.times import now
-from piecework_protocol.types import ChannelId
+from piecework_protocol.types import Amount, ChannelId
 
 
 class TransactionTracker:
@@ -69,7 +69,7 @@ class TransactionTracker:
     @property
     def unmined(self) -> int:
         """How many are not mined."""
-        return sum(stored.state is TxState.INTENDED for stored in self)
+        return len(self._unmined())
 
     def is_claiming(self, channel: ChannelId, kind: TxKind) -> bool:
         """Whether such a transaction may still be mined.
@@ -87,7 +87,7 @@ class TransactionTracker:
         return found[-1].tx.hash if found else b""
 
     async def send(
-        self, kind: TxKind, tx: SignedTransaction, subjects: tuple[TxSubject, ...]
+        self, kind: TxKind, tx: SignedTransaction, subjects: tuple[TxSubject, ...], worth: Worth
     ) -> None:
         """Journal the signed bytes, then broadcast them.
 
@@ -95,7 +95,7 @@ class TransactionTracker:
             ChainError: the node does not take them. They are sent again later.
         """
         time = now(self._clock)
-        stored = StoredTx(kind, tx, subjects, time, moved_at=time)
+        stored = StoredTx(kind, tx, subjects, worth, time, moved_at=time)
         await self._journal.append([stored])
         self._open[tx.hash] = stored
         self._note(stored, TxState.INTENDED)
@@ -147,13 +147,45 @@ class TransactionTracker:
             await self._move(stored, TxState.INTENDED)
         if not self._is_highest_bid(stored):
             return
+        # One behind others cannot be judged before they have had their effect.
+        if self._is_next(stored):
+            simulated = await self._port.simulate(stored.tx)
+            if isinstance(simulated, WouldRevert):
+                await self._give_up(stored, simulated.reason)
+                return
         try:
             await self._port.broadcast(stored.tx)
         except FeeTooLow:
             await self._outbid(stored)
 
     async def _outbid(self, stored: StoredTx) -> None:
-        await self.send(stored.kind, await self._port.replace(stored.tx), stored.subjects)
+        """Raise the fees, as far as the transaction is worth it."""
+        try:
+            tx = await self._port.replace(stored.tx, stored.worth)
+        except (FeeTooHigh, TransactionReverted) as error:
+            await self._give_up(stored, str(error))
+            return
+        await self.send(stored.kind, tx, stored.subjects, stored.worth)
+
+    async def _give_up(self, stored: StoredTx, reason: str) -> None:
+        """Leave a transaction as it is, or take its nonce if others wait behind it.
+
+        Left alone it costs nothing, and it may still be mined when fees fall.
+        """
+        waiting = [other for other in self._unmined() if other.tx.nonce > stored.tx.nonce]
+        self._log.info("transaction is left", kind=stored.kind.value, reason=reason)
+        if not waiting or stored.kind is TxKind.CANCEL:
+            return
+        worth = _sum_of(waiting)
+        tx = await self._port.cancel(stored.tx, worth)
+        await self.send(TxKind.CANCEL, tx, (), worth)
+
+    def _unmined(self) -> list[StoredTx]:
+        return [stored for stored in self if stored.state is TxState.INTENDED]
+
+    def _is_next(self, stored: StoredTx) -> bool:
+        """Whether no transaction of a lower nonce waits to be mined."""
+        return all(other.tx.nonce >= stored.tx.nonce for other in self._unmined())
 
     def _rivals(self, stored: StoredTx) -> list[StoredTx]:
         return [
@@ -178,6 +210,16 @@ class TransactionTracker:
         kind, tx = stored.kind.value, stored.tx
         self._metrics.transaction(kind, state.value)
         self._log.info("transaction", kind=kind, hash=tx.hash, nonce=tx.nonce, state=state.value)
+
+
+def _sum_of(waiting: list[StoredTx]) -> Worth:
+    """What a cancellation is worth that lets these pass. Rivals for a nonce count once."""
+    by_nonce: dict[int, Worth] = {}
+    for stored in waiting:
+        by_nonce[stored.tx.nonce] = stored.worth
+    wei = [worth.wei for worth in by_nonce.values() if worth.wei is not None]
+    units = sum(worth.units for worth in by_nonce.values())
+    return Worth(Amount(units), sum(wei) if len(wei) == len(by_nonce) else None)
 
 
 def concerns(stored: StoredTx, channel: ChannelId) -> bool:

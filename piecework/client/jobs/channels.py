@@ -12,10 +12,16 @@ from collections.abc import Callable
 from piecework.base.amounts import Token
 from piecework.base.clock import Clock
 from piecework.base.errors import PieceworkError
-from piecework.chain.errors import RpcUnavailable
+from piecework.chain.errors import RpcRefused, RpcUnavailable
 from piecework.client.config import ClientConfig
 from piecework.client.errors import InsufficientFunds
-from piecework.client.journal.records import ChannelRow, ChannelStatus, JobRow
+from piecework.client.journal.records import (
+    ChannelRow,
+    ChannelStatus,
+    JobRow,
+    Reservation,
+    SeenChannel,
+)
 from piecework.client.journal.store import Store
 from piecework.client.network.discovery import ChainView
 from piecework.client.wallet import Wallet
@@ -50,7 +56,7 @@ class ChannelManager:
         self._step = config.amounts(token).deposit
 
     async def for_offer(self, offer: Offer) -> ChannelRow:
-        """Return the open channel with this worker, or record a new one that is not funded yet."""
+        """Return the open channel with this worker, or record one that is not funded yet."""
         terms = Channel(
             payer=self._wallet.payer.address,
             authorizer=self._wallet.authorizer.address,
@@ -74,37 +80,48 @@ class ChannelManager:
         until = Timestamp(job.created_at + self._config.funding_lifetime_s)
         smallest = job.offer.offer.min_deposit
 
-        def refuse(needed: Amount, deposit: Amount) -> Amount:
-            raise _DepositTooSmall(f"{needed} needed, {deposit} there")
+        def refuse(needed: Amount, counted: Amount) -> Amount:
+            raise _DepositTooSmall(f"{needed} needed, {counted} there")
 
         try:
             return await asyncio.to_thread(self._store.admit, job, prompt, refuse, until)
         except _DepositTooSmall:
             free = await self.free_balance()
 
-        def grow(needed: Amount, deposit: Amount) -> Amount:
+        def grow(needed: Amount, counted: Amount) -> Amount:
             least = Amount(max(needed, smallest))
-            return deposit_total(least, deposit, free, self._step, self._money)
+            return deposit_total(least, counted, free, self._step, self._money)
 
         return await asyncio.to_thread(self._store.admit, job, prompt, grow, until)
 
     async def free_balance(self) -> Amount:
-        """Return the pooled base units that no pending authorization will take."""
+        """Return the pooled base units that are reserved for nothing."""
         pooled = await self._chain.pooled_balance(self._token, self._wallet.payer.address)
-        pending = await asyncio.to_thread(self._store.pending_deposits, self._token)
-        return Amount(max(0, pooled - pending))
+        reserved = sum(reservation.amount for reservation in await self.reservations())
+        return Amount(max(0, pooled - reserved))
+
+    async def reservations(self) -> tuple[Reservation, ...]:
+        """Return what is reserved in the pooled balance as of now, and why.
+
+        A channel whose opening was mined since the last look holds its money itself.
+        """
+        now = Timestamp(int(self._clock.wall()))
+        found = await asyncio.to_thread(self._store.reservations, self._token, now)
+        for reservation in found:
+            await self.refresh_funding(reservation.channel)
+        return await asyncio.to_thread(self._store.reservations, self._token, now) if found else ()
 
     def funding(self, row: ChannelRow) -> Funding | None:
         """Return the payer's authorization, until the chain shows the whole deposit."""
-        if row.deposit <= row.funded:
+        if row.authorized <= row.funded:
             return None
-        authorization = FundChannel(row.channel, row.deposit, row.funding_deadline)
+        authorization = FundChannel(row.channel, row.authorized, row.funding_deadline)
         return Funding(authorization, sign(self._chain.domain, authorization, self._wallet.payer))
 
     async def refresh_funding(self, channel: ChannelId) -> ChannelRow:
         """See whether a pending deposit has arrived. If the chain is away, the job goes on."""
         row = await asyncio.to_thread(self._store.channel, channel)
-        if row.deposit <= row.funded:
+        if row.authorized <= row.funded:
             return row
         try:
             return await self.refresh(channel)
@@ -112,16 +129,33 @@ class ChannelManager:
             return row
 
     async def refresh(self, channel: ChannelId) -> ChannelRow:
-        """Record what the chain says about a channel."""
+        """Record what the chain says about a channel.
+
+        A channel counts as closed for good once a final block shows it. Before that a
+        reorganization may open it again.
+
+        Raises:
+            ChainError: the chain does not answer.
+        """
         seen = await self._chain.channel(channel)
         row = await asyncio.to_thread(self._store.channel, channel)
         status = row.status
-        if seen.state is ChannelState.CLOSED:
-            status = ChannelStatus.CLOSED
+        if seen.state is ChannelState.CLOSED and row.status is not ChannelStatus.CLOSED:
+            status = ChannelStatus.CLOSING
+            if await self._is_closed_for_good(channel):
+                status = ChannelStatus.CLOSED
         elif seen.state is ChannelState.WITHDRAWING:
             status = ChannelStatus.CLOSING
-        await asyncio.to_thread(self._store.seen_on_chain, channel, seen.deposit, status)
-        return await asyncio.to_thread(self._store.channel, channel)
+        totals = SeenChannel(seen.deposit, Amount(0), seen.settled, int(seen.count))
+        return await asyncio.to_thread(self._store.seen_on_chain, channel, totals, status)
+
+    async def _is_closed_for_good(self, channel: ChannelId) -> bool:
+        """Ask the newest final block. A node that has lost that state says nothing against it."""
+        try:
+            final = await self._chain.channel(channel, block=await self._chain.finalized_block())
+        except RpcRefused:
+            return False
+        return final.state is ChannelState.CLOSED
 
     def closing(self, row: ChannelRow) -> CloseChannel:
         """Return what the client holds to be final: its own book."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, replace
 
@@ -100,8 +99,14 @@ class JobContext:
 
 async def prepare(context: JobContext, choice: Choice, request: TextRequest) -> JobRow:
     """Sign and seal the request for one worker, record it, and reserve its ceiling. Nothing is
-    sent."""
+    sent.
+
+    Raises:
+        WorkerUnreachable: the worker does not answer. Nothing was reserved.
+        InsufficientFunds: the free balance is too small.
+    """
     offer, now = choice.signed.offer, context.now()
+    await context.links.to(offer)  # money is reserved for a worker that is there
     row = await context.channels.for_offer(offer)
     prompt = request.prompt
     reply_secret, salt = context.entropy(32), Bytes32(context.entropy(32))
@@ -133,7 +138,7 @@ async def prepare(context: JobContext, choice: Choice, request: TextRequest) -> 
         prompt_tokens=None,
         detail="",
         created_at=now,
-        owner=os.getpid(),
+        owner=context.store.owner,
     )
     await context.channels.admit(record, prompt.decode() if context.config.keep_text else None)
     return record
@@ -321,8 +326,9 @@ class JobDriver:
         if self._prompt_tokens not in (None, event.prompt_tokens):
             raise ProtocolViolation("3.5", "the worker signed two prompt lengths for one job")
         self._prompt_tokens, self.accepted = event.prompt_tokens, True
-        await asyncio.to_thread(context.store.accepted, job.id, event.prompt_tokens)
-        book = await asyncio.to_thread(context.store.reconcile, job.channel_id, event.account)
+        book = await asyncio.to_thread(
+            context.store.accepted, job.id, event.prompt_tokens, event.account
+        )
         if not self._announced:
             self._announced = True
             offer, model = job.offer.offer, self._model
@@ -397,8 +403,13 @@ class JobDriver:
             )
             raise JobFailed(job.id, reason, message)
         status = JobStatus.COMPLETE if complete else JobStatus.CANCELLED
-        await asyncio.to_thread(context.store.finish, job.id, status)
-        await self._remember(success=True)
+        now = context.now()
+        await asyncio.to_thread(
+            context.store.finish,
+            job.id,
+            status,
+            learn=lambda memory: learn(memory, now, success=True),
+        )
         finishes = {
             objects.Finish.END_OF_TEXT: FinishReason.END_OF_TEXT,
             objects.Finish.TOKEN_LIMIT: FinishReason.TOKEN_LIMIT,
@@ -423,20 +434,11 @@ class JobDriver:
         """Stop paying: end the job here and leave the worker alone from now on."""
         context, now = self._context, self._context.now()
         await asyncio.to_thread(
-            context.store.finish, self._job.id, JobStatus.BROKEN, str(violation)
-        )
-        await asyncio.to_thread(
-            context.store.remember,
-            self._job.offer.offer.operator,
-            lambda memory: learn_broken(memory, now, violation.clause),
-        )
-
-    async def _remember(self, *, success: bool) -> None:
-        now = self._context.now()
-        await asyncio.to_thread(
-            self._context.store.remember,
-            self._job.offer.offer.operator,
-            lambda memory: learn(memory, now, success=success),
+            context.store.finish,
+            self._job.id,
+            JobStatus.BROKEN,
+            str(violation),
+            learn=lambda memory: learn_broken(memory, now, violation.clause),
         )
 
     # --- session

@@ -16,7 +16,10 @@ BEGINNING = Timestamp(0)
 
 
 class ChannelStatus(enum.Enum):
-    """Whether new jobs may use a channel."""
+    """Whether new jobs may use a channel.
+
+    CLOSED is permanent. It is recorded only when a final block shows the channel closed.
+    """
 
     OPEN = "open"
     CLOSING = "closing"
@@ -36,27 +39,82 @@ class JobStatus(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class ChannelRow:
-    """One channel: its terms, what was authorized, what the chain showed last, and the payer's
-    book.
+    """One channel. All totals are base units.
 
-    `deposit` is the total that the payer has signed for, `funded` the total last seen on chain.
+    Attributes:
+        id: Its EIP-712 digest.
+        channel: Its terms.
+        authorized: The total of the newest funding authorization that the payer signed.
+        funding_deadline: When that authorization ends.
+        taken: The total under which a worker accepted a job. It may be opening the channel now.
+        funded: The total that the chain showed last. A reorganization may lower it.
+        withdrawn: What the payer took back or has asked for.
+        settled: What the chain paid to the worker, as it was seen last.
+        settled_count: The receipts that the settled vouchers cover.
+        book: What the client has promised.
+        status: Whether new jobs may use it.
     """
 
     id: ChannelId
     channel: Channel
-    deposit: Amount
+    authorized: Amount
     funding_deadline: Timestamp
+    taken: Amount
     funded: Amount
+    withdrawn: Amount
+    settled: Amount
+    settled_count: int
     book: PayerLedger
     status: ChannelStatus
+
+    @property
+    def deposit(self) -> Amount:
+        """What vouchers may promise: the larger of what is signed for and what is on chain."""
+        return Amount(max(self.authorized, self.funded) - self.withdrawn)
+
+
+@dataclass(frozen=True, slots=True)
+class SeenChannel:
+    """What the chain shows of a channel: totals in base units, and receipts that were settled."""
+
+    funded: Amount
+    withdrawn: Amount
+    settled: Amount
+    settled_count: int
+
+
+class ReservedFor(enum.Enum):
+    """Why a part of the pooled balance is reserved."""
+
+    OPENING = "a worker took a job and may open or top up the channel"
+    SUBMISSION = "a job is being offered to the worker"
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """A part of the pooled balance that a signed authorization may still take.
+
+    Attributes:
+        channel: The channel that it would go to.
+        operator: The channel's worker.
+        amount: Base units.
+        until: When the authorization ends. Then the amount is free again.
+        why: What it is reserved for.
+    """
+
+    channel: ChannelId
+    operator: Address
+    amount: Amount
+    until: Timestamp
+    why: ReservedFor
 
 
 @dataclass(frozen=True, slots=True)
 class JobRow:
     """One job with everything that is needed to resume it after a restart. No text.
 
-    `owner` is the process that follows it: another process of this client leaves a living owner's
-    job alone.
+    `owner` is the name of the process that follows it, as in `journal.owners`. Another process of
+    this client leaves a living owner's job alone.
     """
 
     id: JobId
@@ -68,10 +126,11 @@ class JobRow:
     prompt_tokens: int | None
     detail: str
     created_at: Timestamp
-    owner: int
+    owner: str
 
     @property
     def channel_id(self) -> ChannelId:
+        """The channel that pays for it."""
         return self.submission.job.channel
 
 
@@ -106,7 +165,7 @@ class Payment:
 
 @dataclass(frozen=True, slots=True)
 class Experience:
-    """What the client remembers of a worker, as of `updated_at`; both counts decay."""
+    """What the client remembers of a worker, as of `updated_at`. Both counts decay."""
 
     operator: Address
     successes: float = 0.0
@@ -117,5 +176,5 @@ class Experience:
 
 
 def usage_of(prompt_tokens: int, receipts: tuple[Receipt, ...]) -> Usage:
-    """What receipts add up to."""
+    """Add up receipts."""
     return Usage(prompt_tokens, sum(r.units for r in receipts), sum(r.steps for r in receipts))

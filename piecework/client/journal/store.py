@@ -3,19 +3,21 @@ effect.
 
 Every method is one transaction (see `journal.database`). The database is the only copy of the
 payer's book: nothing is cached in memory, so any number of jobs and processes may pay over one
-channel.
+channel. A change is durable if a signature, a frame or a transaction comes after it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import apsw
 
-from piecework.client.errors import StoreError
-from piecework.client.journal.database import Database
+from piecework.client.errors import JobFollowed, StoreError
+from piecework.client.journal import rows
+from piecework.client.journal.database import Database, WriteWatcher
+from piecework.client.journal.logs import ChainLogs
+from piecework.client.journal.owners import NOBODY, Owner
 from piecework.client.journal.records import (
     ChannelRow,
     ChannelStatus,
@@ -24,148 +26,228 @@ from piecework.client.journal.records import (
     JobStatus,
     Payment,
     ReceiptRow,
+    Reservation,
+    ReservedFor,
+    SeenChannel,
 )
+from piecework.client.limits import FUNDING_GRACE_S
 from piecework_protocol import wire
 from piecework_protocol.client_session import CanvasVerified
 from piecework_protocol.eip712 import Domain
-from piecework_protocol.errors import InvariantBroken, ProtocolViolation, invariant
-from piecework_protocol.frames import Account, CanvasDelivered, LeafRef, SubmitJob
+from piecework_protocol.errors import ProtocolViolation, invariant
+from piecework_protocol.frames import Account, CanvasDelivered, LeafRef
 from piecework_protocol.ledger import PayerLedger
 from piecework_protocol.limits import MAX_LEAVES_PER_VOUCHER
-from piecework_protocol.merkle import Accumulator
-from piecework_protocol.objects import Channel, Voucher
-from piecework_protocol.types import (
-    Address,
-    Amount,
-    Bytes32,
-    ChannelId,
-    Digest,
-    JobId,
-    Seconds,
-    Timestamp,
-)
+from piecework_protocol.objects import Channel
+from piecework_protocol.types import Address, Amount, ChannelId, JobId, Timestamp
 
-_CHANNEL = (
-    "id, payer, authorizer, receiver, operator, token, withdrawal_delay, salt, deposit, "
-    "funding_deadline,"
-    " funded, cumulative, count, peaks, acknowledged, status"
-)
-_JOB = (
-    "id, submission, offer, reply_secret, prompt_bytes, status, prompt_tokens, detail, created_at, "
-    "owner"
-)
+OWNERS_FOLDER = "owners"
+MAX_ID_DIGITS = 64
 
 
 class Store:
-    """The journal of one client on one chain."""
+    """The journal of one client on one chain.
 
-    def __init__(self, file: Path, domain: Domain, payer: Address) -> None:
-        self._database = Database(file)
+    Attributes:
+        logs: The payer's part of the escrow's events.
+    """
+
+    def __init__(
+        self, file: Path, domain: Domain, payer: Address, watcher: WriteWatcher | None = None
+    ) -> None:
+        """Open the journal, or make it.
+
+        Args:
+            file: The database. Lock files of its processes lie in a folder beside it.
+            domain: What the client's signatures are under.
+            payer: Whose money it is.
+            watcher: Told the name of each change, before and after its commit.
+
+        Raises:
+            StoreError: the file cannot be used, or belongs to somebody else.
+        """
         self._domain = domain
-        self._database.bind(domain, payer)
+        self._database = Database(file) if watcher is None else Database(file, watcher)
+        try:
+            self._database.bind(domain, payer)
+            self._owner = Owner(file.with_name(OWNERS_FOLDER))
+        except BaseException as error:
+            self._database.close()
+            if isinstance(error, OSError):
+                raise StoreError(f"cannot lock {file.with_name(OWNERS_FOLDER)}: {error}") from None
+            raise
+        self.logs = ChainLogs(self._database)
+
+    @property
+    def owner(self) -> str:
+        """The name under which this process follows jobs."""
+        return self._owner.name
 
     def close(self) -> None:
-        """Give the file back."""
+        """Give the file and the jobs back."""
         self._database.close()
+        self._owner.close()
 
     # --- channels
 
     def channel(self, channel: ChannelId) -> ChannelRow:
-        """One channel; `StoreError` when there is none."""
+        """Return one channel.
+
+        Raises:
+            StoreError: the journal does not know it.
+        """
         with self._database.read() as db:
-            return _channel(db, channel)
+            return rows.channel(db, channel)
 
     def channels(self) -> tuple[ChannelRow, ...]:
-        """Every channel, oldest first."""
+        """Return every channel, oldest first."""
         with self._database.read() as db:
-            return tuple(
-                _channel(db, row[0]) for row in _rows(db, "SELECT id FROM channels ORDER BY rowid")
-            )
+            return rows.channels(db)
 
     def open_channel(self, terms: Channel) -> ChannelRow:
-        """The open channel with these terms, whatever its salt and with at least this delay, or a
-        new one."""
-        with self._database.change() as db:
-            found = _rows(
-                db,
-                "SELECT id FROM channels WHERE operator = ? AND receiver = ? AND token = ? AND "
-                "payer = ?"
-                " AND authorizer = ? AND withdrawal_delay >= ? AND status = 'open' ORDER BY "
-                "rowid LIMIT 1",
-                (
-                    terms.operator,
-                    terms.receiver,
-                    terms.token,
-                    terms.payer,
-                    terms.authorizer,
-                    terms.withdrawal_delay,
-                ),
-            )
-            if found:
-                return _channel(db, found[0][0])
-            key = terms.id(self._domain)
-            db.execute(
-                f"INSERT INTO channels ({_CHANNEL})"  # noqa: S608 - a constant list of columns
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, '0', 0, '0', '0', 0, x'', 0, 'open')",
-                (
-                    key,
-                    terms.payer,
-                    terms.authorizer,
-                    terms.receiver,
-                    terms.operator,
-                    terms.token,
-                    terms.withdrawal_delay,
-                    terms.salt,
-                ),
-            )
-            return _channel(db, key)
+        """Return the open channel with these terms, or record a new one.
 
-    def seen_on_chain(self, channel: ChannelId, funded: Amount, status: ChannelStatus) -> None:
-        """Record what the chain says. Totals never go back; a closed channel never opens again."""
-        with self._database.change() as db:
-            row = _channel(db, channel)
+        The salt does not matter, and the delay of the channel may be longer.
+        """
+        with self._database.read() as db:
+            found = rows.channel_like(db, terms)
+        if found is not None:
+            return found
+        with self._database.change("record a channel", durable=False) as db:
+            found = rows.channel_like(db, terms)
+            if found is not None:
+                return found
+            key = terms.id(self._domain)
+            rows.add_channel(db, key, terms, ChannelStatus.OPEN)
+            return rows.channel(db, key)
+
+    def adopt_channel(self, terms: Channel) -> ChannelRow:
+        """Record a channel that the chain knows and this journal may have lost."""
+        key = terms.id(self._domain)
+        with self._database.change("adopt a channel") as db:
+            rows.add_channel(db, key, terms, ChannelStatus.OPEN)
+            return rows.channel(db, key)
+
+    def seen_on_chain(
+        self, channel: ChannelId, seen: SeenChannel, status: ChannelStatus
+    ) -> ChannelRow:
+        """Record what the chain says now. A closed channel never opens again."""
+        row = self.channel(channel)
+        if not _is_news(row, seen, status):
+            return row
+        with self._database.change("record what the chain shows", durable=False) as db:
+            row = rows.channel(db, channel)
             kept = ChannelStatus.CLOSED if row.status is ChannelStatus.CLOSED else status
             db.execute(
-                "UPDATE channels SET funded = ?, deposit = ?, status = ? WHERE id = ?",
-                (str(max(row.funded, funded)), str(max(row.deposit, funded)), kept.value, channel),
+                "UPDATE channels SET funded = ?, withdrawn = ?, settled = ?, settled_count = ?,"
+                " status = ? WHERE id = ?",
+                (
+                    str(seen.funded),
+                    str(seen.withdrawn),
+                    str(seen.settled),
+                    seen.settled_count,
+                    kept.value,
+                    channel,
+                ),
             )
+            return rows.channel(db, channel)
 
     def set_status(self, channel: ChannelId, status: ChannelStatus) -> None:
-        """Stop or end the use of a channel."""
-        with self._database.change() as db:
-            db.execute("UPDATE channels SET status = ? WHERE id = ?", (status.value, channel))
+        """Stop the use of a channel, or allow it again. A closed channel stays closed."""
+        with self._database.change("change a channel's status") as db:
+            db.execute(
+                "UPDATE channels SET status = ? WHERE id = ? AND status <> 'closed'",
+                (status.value, channel),
+            )
 
-    def reconcile(self, channel: ChannelId, account: Account | None) -> PayerLedger:
-        """Bring the book in line with the worker's record of it, whose signature was checked
-        (clause 5.7).
+    def adopt_account(self, channel: ChannelId, account: Account | None) -> PayerLedger:
+        """Bring the book in line with the worker's record, before a signature depends on it.
 
-        A record behind ours makes the next voucher name again what it lacks; one ahead of ours
-        means that this file is an older copy, and is adopted.
+        The caller has checked that the voucher in it carries our signature (clause 5.7).
+
+        Raises:
+            ProtocolViolation: the record contradicts itself, the chain or what was confirmed.
+            StoreError: the worker holds a voucher of ours that contradicts this journal.
         """
-        with self._database.change() as db:
-            book = _channel(db, channel).book
-            count = account.voucher.count if account else 0
-            if account and count > book.accumulator.count:
-                book = book.adopt(account)
-                _write_book(db, book)
-                return book
+        with self._database.change("adopt the worker's record") as db:
+            return self._reconcile(db, channel, account)
+
+    def acknowledge(self, channel: ChannelId, count: int) -> PayerLedger:
+        """Record that the worker confirmed its record of `count` paid receipts.
+
+        Raises:
+            ProtocolViolation: the worker confirms more than was paid.
+        """
+        with self._database.change("record an acknowledgement", durable=False) as db:
+            book = rows.channel(db, channel).book.acknowledge(count)
+            rows.write_book(db, book)
+            return book
+
+    def _reconcile(
+        self, db: apsw.Connection, channel: ChannelId, account: Account | None
+    ) -> PayerLedger:
+        """A record behind ours makes the next voucher name again what it lacks. One ahead of ours
+        means that this file is an older copy, and is adopted."""
+        row = rows.channel(db, channel)
+        book = row.book
+        count = account.voucher.count if account else 0
+        if count < row.settled_count:
+            raise ProtocolViolation(
+                "5.7", "the worker's record lies before a voucher that it has settled"
+            )
+        if account and count > book.accumulator.count:
+            book = book.adopt(account)
+        else:
             if account:
-                _check_known(db, account)
-            since = _leaves(db, channel, count)
+                rows.check_known(db, account.voucher)
+            since = rows.leaves(db, channel, count)
             if count + len(since) != book.accumulator.count:
                 raise ProtocolViolation(
                     "5.7", "the worker's record lies before one that it has confirmed"
                 )
             book = book.rewind(count, since)
-            _write_book(db, book)
-            return book
+        rows.write_book(db, book)
+        return book
 
-    def acknowledge(self, channel: ChannelId, count: int) -> PayerLedger:
-        """The worker confirmed its record of `count` paid receipts."""
-        with self._database.change() as db:
-            book = _channel(db, channel).book.acknowledge(count)
-            _write_book(db, book)
-            return book
+    # --- reservations
+
+    def reservations(self, token: Address, now: Timestamp) -> tuple[Reservation, ...]:
+        """Return what signed authorizations may still take from the pooled balance.
+
+        An authorization counts while a worker may be submitting it, or while a living process
+        offers a job with it. One that was declined, never sent, or is past its deadline does not
+        count.
+        """
+        with self._database.read() as db:
+            found = [
+                self._reservation(db, row, now)
+                for row in rows.channels(db)
+                if row.channel.token == token and row.status is not ChannelStatus.CLOSED
+            ]
+        return tuple(reservation for reservation in found if reservation is not None)
+
+    def _reservation(
+        self, db: apsw.Connection, row: ChannelRow, now: Timestamp
+    ) -> Reservation | None:
+        if row.funding_deadline + FUNDING_GRACE_S < now:
+            return None
+        total, why = row.taken, ReservedFor.OPENING
+        if row.authorized > max(total, row.funded) and self._is_submitted(db, row.id, now):
+            total, why = row.authorized, ReservedFor.SUBMISSION
+        if total <= row.funded:
+            return None
+        amount = Amount(total - row.funded)
+        return Reservation(row.id, row.channel.operator, amount, row.funding_deadline, why)
+
+    def _is_submitted(self, db: apsw.Connection, channel: ChannelId, now: Timestamp) -> bool:
+        """Whether a living process offers a job that no worker has taken yet."""
+        owners = rows.rows(
+            db,
+            "SELECT DISTINCT owner FROM jobs WHERE channel = ? AND status = 'live'"
+            " AND prompt_tokens IS NULL AND deadline > ?",
+            (channel, now),
+        )
+        return any(self._owner.follows(owner) for (owner,) in owners)
 
     # --- jobs
 
@@ -176,98 +258,170 @@ class Store:
         grow: Callable[[Amount, Amount], Amount],
         funding_deadline: Timestamp,
     ) -> ChannelRow:
-        """Record a signed job and reserve its ceiling in its channel, raising the deposit when it
-        is short.
+        """Record a signed job and reserve its ceiling in its channel.
 
-        `grow(needed, deposit)` gives the channel's new total, at least `needed`, or raises
-        `InsufficientFunds`. Other live jobs keep what they have reserved.
+        Args:
+            job: The job. Other live jobs keep what they have reserved.
+            prompt: Its text, if texts are kept.
+            grow: Called with the total that is needed and the total that counts already, when the
+                second is too small. It returns the channel's new total.
+            funding_deadline: When a new authorization ends.
+
+        Raises:
+            InsufficientFunds: `grow` raised it. Nothing was recorded.
         """
-        channel = job.channel_id
-        with self._database.change() as db:
-            row = _channel(db, channel)
-            reserved = _reserved(db, channel, job.created_at)
-            # A channel exists once it holds something, so even a free job needs one base unit in
-            # it.
-            needed = Amount(max(1, row.book.cumulative + reserved + job.submission.job.max_amount))
-            deposit = row.deposit
-            if needed > deposit:
-                deposit = grow(needed, deposit)
-                invariant(deposit >= needed, "a raised deposit covers what is needed")
-            # An authorization is signed anew before it has lost half of its life to a slow worker.
-            stale = 2 * (row.funding_deadline - job.created_at) < funding_deadline - job.created_at
-            if deposit > row.funded and (deposit > row.deposit or stale):
+        now = job.created_at
+        with self._database.change("admit a job") as db:
+            row = rows.channel(db, job.channel_id)
+            pending = self._reservation(db, row, now)
+            counted = Amount(row.funded + (pending.amount if pending else 0))
+            promised = row.book.cumulative + rows.reserved_by_jobs(db, row.id, now)
+            # A channel exists once it holds something, so even a free job needs one base unit.
+            asked = max(1, promised + job.submission.job.max_amount)
+            needed, total = Amount(asked + row.withdrawn), counted
+            if needed > counted:
+                total = grow(needed, counted)
+                invariant(total >= needed, "a raised deposit covers what is needed")
+            # An authorization is signed again before a slow worker has used half of its life.
+            stale = 2 * (row.funding_deadline - now) < funding_deadline - now
+            if total > row.funded and (total != row.authorized or stale):
+                taken = row.taken if pending else 0
                 db.execute(
-                    "UPDATE channels SET deposit = ?, funding_deadline = ? WHERE id = ?",
-                    (str(deposit), funding_deadline, channel),
+                    "UPDATE channels SET authorized = ?, funding_deadline = ?, taken = ?"
+                    " WHERE id = ?",
+                    (str(total), funding_deadline, str(taken), row.id),
                 )
-            db.execute(
-                "INSERT INTO jobs (id, channel, submission, offer, reply_secret, prompt_bytes, "
-                "max_amount,"
-                " deadline, prompt_tokens, status, detail, created_at, owner, prompt)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL, 'live', '', ?, ?, ?)",
-                (
-                    job.id,
-                    channel,
-                    wire.encode_client_frame(job.submission),
-                    wire.encode_offer(job.offer),
-                    job.reply_secret,
-                    job.prompt_bytes,
-                    str(job.submission.job.max_amount),
-                    job.submission.job.deadline,
-                    job.created_at,
-                    job.owner,
-                    prompt,
-                ),
-            )
-            return _channel(db, channel)
+            rows.add_job(db, job, prompt)
+            return rows.channel(db, row.id)
 
-    def pending_deposits(self, token: Address) -> Amount:
-        """Base units that payer authorizations will still take from the pooled balance."""
-        with self._database.read() as db:
-            rows = _rows(
-                db,
-                "SELECT deposit, funded FROM channels WHERE token = ? AND status = 'open'",
-                (token,),
-            )
-            return Amount(sum(max(0, int(deposit) - int(funded)) for deposit, funded in rows))
+    def accepted(self, job: JobId, prompt_tokens: int, account: Account | None) -> PayerLedger:
+        """Record that the worker took the job, and bring the book in line with its record.
+
+        From now on the worker may be opening the channel, so what was authorized is reserved.
+
+        Raises:
+            ProtocolViolation: the record contradicts itself, the chain or what was confirmed.
+            StoreError: the worker holds a voucher of ours that contradicts this journal.
+        """
+        with self._database.change("record an acceptance", durable=False) as db:
+            channel = rows.job(db, job).channel_id
+            db.execute("UPDATE jobs SET prompt_tokens = ? WHERE id = ?", (prompt_tokens, job))
+            row = rows.channel(db, channel)
+            taken = max(row.taken, row.authorized)
+            db.execute("UPDATE channels SET taken = ? WHERE id = ?", (str(taken), channel))
+            return self._reconcile(db, channel, account)
 
     def job(self, job: JobId) -> JobRow:
-        """One job; `StoreError` when there is none."""
+        """Return one job.
+
+        Raises:
+            StoreError: the journal does not know it.
+        """
         with self._database.read() as db:
-            rows = _rows(db, f"SELECT {_JOB} FROM jobs WHERE id = ?", (job,))  # noqa: S608
-        if not rows:
-            raise StoreError(f"no job 0x{job.hex()} in this client's journal")
-        return _job(rows[0])
+            return rows.job(db, job)
 
     def jobs(
         self, channel: ChannelId | None = None, status: JobStatus | None = None
     ) -> tuple[JobRow, ...]:
-        """Jobs, oldest first; of one channel and with one status if given."""
+        """Return jobs, oldest first. Of one channel and with one status if given."""
         with self._database.read() as db:
-            rows = _rows(
+            return rows.jobs(db, channel, status)
+
+    def job_named(self, digits: str) -> JobId:
+        """Return the only job whose id begins with these hex digits.
+
+        Raises:
+            StoreError: no job does, or several do.
+        """
+        return JobId(self._named("job", "jobs", digits))
+
+    def channel_named(self, digits: str) -> ChannelId:
+        """Return the only channel whose id begins with these hex digits.
+
+        Raises:
+            StoreError: no channel does, or several do.
+        """
+        return ChannelId(self._named("channel", "channels", digits))
+
+    def _named(self, what: str, table: str, digits: str) -> bytes:
+        beginning = digits.lower().removeprefix("0x")
+        if (
+            not beginning
+            or len(beginning) > MAX_ID_DIGITS
+            or set(beginning) - set("0123456789abcdef")
+        ):
+            raise StoreError(f"the id of a {what} is 0x and hex digits")
+        with self._database.read() as db:
+            found = rows.rows(
                 db,
-                f"SELECT {_JOB} FROM jobs WHERE (?1 IS NULL OR channel = ?1)"  # noqa: S608
-                " AND (?2 IS NULL OR status = ?2) ORDER BY rowid",
-                (channel, status.value if status else None),
+                f"SELECT id FROM {table} WHERE lower(hex(id)) LIKE ? LIMIT 2",  # noqa: S608
+                (beginning + "%",),
             )
-        return tuple(_job(row) for row in rows)
+        if len(found) != 1:
+            which = "no" if not found else "more than one"
+            raise StoreError(f"{which} {what} in this client's journal begins with 0x{beginning}")
+        return bytes(found[0][0])
 
-    def accepted(self, job: JobId, prompt_tokens: int) -> None:
-        """The worker promised to run the job for this prompt length."""
-        with self._database.change() as db:
-            db.execute("UPDATE jobs SET prompt_tokens = ? WHERE id = ?", (prompt_tokens, job))
+    def is_followed(self, job: JobRow) -> bool:
+        """Return whether a living process follows the job, this one included."""
+        return self._owner.follows(job.owner)
 
-    def take_over(self, job: JobId, owner: int) -> None:
-        """The process `owner` follows the job from now on."""
-        with self._database.change() as db:
-            db.execute("UPDATE jobs SET owner = ?, status = 'live' WHERE id = ?", (owner, job))
+    def take_over(self, job: JobId) -> JobRow:
+        """Follow a job in this process from now on.
 
-    def finish(self, job: JobId, status: JobStatus, detail: str = "") -> None:
-        """The job is over; what it had reserved is free again."""
-        with self._database.change() as db:
+        Raises:
+            JobFollowed: another living process follows it.
+            StoreError: the journal does not know it.
+        """
+        with self._database.change("take a job over", durable=False) as db:
+            row = rows.job(db, job)
+            held = row.status is JobStatus.LIVE and row.owner != self.owner
+            if held and self._owner.follows(row.owner):
+                raise JobFollowed(job)
+            db.execute("UPDATE jobs SET owner = ?, status = 'live' WHERE id = ?", (self.owner, job))
+            return rows.job(db, job)
+
+    def leave(self, job: JobId) -> None:
+        """Stop following a job. If it is not over, any process of this client may take it up."""
+        if self.job(job).status is JobStatus.LIVE:
+            with self._database.change("leave a job", durable=False) as db:
+                db.execute(
+                    "UPDATE jobs SET owner = ? WHERE id = ? AND owner = ? AND status = 'live'",
+                    (NOBODY, job, self.owner),
+                )
+
+    def finish(
+        self,
+        job: JobId,
+        status: JobStatus,
+        detail: str = "",
+        *,
+        learn: Callable[[Experience], Experience] | None = None,
+    ) -> None:
+        """Record that the job is over. What it had reserved is free again.
+
+        Args:
+            job: The job.
+            status: How it ended. REFUSED also gives its funding authorization up.
+            detail: Words for a person.
+            learn: Changes what is remembered of the worker.
+        """
+        with self._database.change("finish a job", durable=False) as db:
+            row = rows.job(db, job)
             db.execute(
                 "UPDATE jobs SET status = ?, detail = ? WHERE id = ?", (status.value, detail, job)
             )
+            if status is JobStatus.REFUSED:
+                self._release(db, row)
+            if learn is not None:
+                _remember(db, row.offer.offer.operator, learn)
+
+    def _release(self, db: apsw.Connection, job: JobRow) -> None:
+        """Nobody took the job. Its authorization counts no more, unless another job offers it."""
+        row = rows.channel(db, job.channel_id)
+        if row.authorized > row.taken and not self._is_submitted(db, row.id, job.created_at):
+            kept = max(row.taken, row.funded)
+            db.execute("UPDATE channels SET authorized = ? WHERE id = ?", (str(kept), row.id))
 
     # --- receipts
 
@@ -275,12 +429,16 @@ class Store:
         """Record a verified receipt and the voucher that pays for it, in one transaction.
 
         A receipt that was paid before changes nothing, so a job can be replayed from its first
-        canvas; two different receipts for one canvas are the worker's fault and proof of it.
+        canvas.
+
+        Raises:
+            ProtocolViolation: there is another receipt for this canvas, the deposit is used up, or
+                the worker confirms nothing.
         """
         receipt = event.receipt
-        with self._database.change() as db:
-            row = _channel(db, channel)
-            known = _rows(
+        with self._database.change("pay a receipt") as db:
+            row = rows.channel(db, channel)
+            known = rows.rows(
                 db,
                 "SELECT digest, leaf_index FROM receipts WHERE job = ? AND canvas = ?",
                 (receipt.job, receipt.canvas),
@@ -295,192 +453,51 @@ class Store:
             book = row.book.pay(ref, event.digest, receipt.amount, row.deposit)
             index = book.accumulator.count - 1
             frame = wire.encode_worker_frame(CanvasDelivered(receipt, event.signature, b""))
+            key = (receipt.job, receipt.canvas, channel, frame, event.digest)
             db.execute(
-                "INSERT INTO receipts (job, canvas, channel, frame, digest, amount, leaf_index, "
-                "text)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    receipt.job,
-                    receipt.canvas,
-                    channel,
-                    frame,
-                    event.digest,
-                    str(receipt.amount),
-                    index,
-                    text,
-                ),
+                "INSERT INTO receipts (job, canvas, channel, frame, digest, amount, leaf_index,"
+                " text) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (*key, str(receipt.amount), index, text),
             )
-            return Payment(book, index, _write_book(db, book))
+            return Payment(book, index, rows.write_book(db, book))
 
     def receipts(
         self, *, channel: ChannelId | None = None, job: JobId | None = None
     ) -> tuple[ReceiptRow, ...]:
-        """Paid receipts in the order in which they were paid."""
+        """Return paid receipts in the order in which they were paid."""
         with self._database.read() as db:
-            rows = _rows(
-                db,
-                "SELECT channel, frame, digest, leaf_index, text FROM receipts"
-                " WHERE (?1 IS NULL OR channel = ?1) AND (?2 IS NULL OR job = ?2)"
-                " ORDER BY channel, leaf_index",
-                (channel, job),
-            )
-        return tuple(_receipt(row) for row in rows)
+            return rows.receipts(db, channel, job)
 
     # --- workers
 
     def experience(self) -> dict[Address, Experience]:
-        """What is remembered of every worker."""
+        """Return what is remembered of every worker."""
         with self._database.read() as db:
-            rows = _rows(
-                db,
-                "SELECT operator, successes, failures, updated_at, broken_clause, broken_at FROM "
-                "workers",
-            )
-        return {row[0]: Experience(*row) for row in rows}
+            found = rows.rows(db, _EXPERIENCE)
+        return {row[0]: Experience(*row) for row in found}
 
     def remember(self, operator: Address, update: Callable[[Experience], Experience]) -> None:
         """Change what is remembered of a worker."""
-        with self._database.change() as db:
-            rows = _rows(
-                db,
-                "SELECT operator, successes, failures, updated_at, broken_clause, broken_at FROM "
-                "workers"
-                " WHERE operator = ?",
-                (operator,),
-            )
-            e = update(Experience(*rows[0]) if rows else Experience(operator))
-            db.execute(
-                "INSERT OR REPLACE INTO workers VALUES (?, ?, ?, ?, ?, ?)",
-                (operator, e.successes, e.failures, e.updated_at, e.broken_clause, e.broken_at),
-            )
+        with self._database.change("remember a worker", durable=False) as db:
+            _remember(db, operator, update)
 
 
-def _rows(db: apsw.Connection, sql: str, bindings: tuple[Any, ...] = ()) -> list[Any]:
-    """All rows of a query. STRICT tables hold the types that they declare."""
-    return db.execute(sql, bindings).fetchall()
+_EXPERIENCE = (
+    "SELECT operator, successes, failures, updated_at, broken_clause, broken_at FROM workers"
+)
 
 
-def _channel(db: apsw.Connection, channel: bytes) -> ChannelRow:
-    rows = _rows(db, f"SELECT {_CHANNEL} FROM channels WHERE id = ?", (channel,))  # noqa: S608
-    if not rows:
-        raise StoreError(f"no channel 0x{channel.hex()} in this client's journal")
-    row: Any = rows[0]
-    terms = Channel(
-        payer=Address(row[1]),
-        authorizer=Address(row[2]),
-        receiver=Address(row[3]),
-        operator=Address(row[4]),
-        token=Address(row[5]),
-        withdrawal_delay=Seconds(row[6]),
-        salt=Bytes32(row[7]),
-    )
-    peaks = tuple(Bytes32(row[13][i : i + 32]) for i in range(0, len(row[13]), 32))
-    acknowledged = row[14]
-    book = PayerLedger(
-        ChannelId(row[0]),
-        Amount(int(row[11])),
-        Accumulator(row[12], peaks),
-        acknowledged,
-        _leaves(db, channel, acknowledged),
-    )
-    return ChannelRow(
-        id=ChannelId(row[0]),
-        channel=terms,
-        deposit=Amount(int(row[8])),
-        funding_deadline=Timestamp(row[9]),
-        funded=Amount(int(row[10])),
-        book=book,
-        status=ChannelStatus(row[15]),
-    )
-
-
-def _leaves(db: apsw.Connection, channel: bytes, since: int) -> tuple[LeafRef, ...]:
-    rows = _rows(
-        db,
-        "SELECT job, canvas FROM receipts WHERE channel = ? AND leaf_index >= ? ORDER BY "
-        "leaf_index",
-        (channel, since),
-    )
-    return tuple(LeafRef(JobId(job), canvas) for job, canvas in rows)
-
-
-def _write_book(db: apsw.Connection, book: PayerLedger) -> Voucher:
-    """Record the book and the voucher that states it."""
-    voucher = book.voucher()
+def _remember(
+    db: apsw.Connection, operator: Address, update: Callable[[Experience], Experience]
+) -> None:
+    found = rows.rows(db, _EXPERIENCE + " WHERE operator = ?", (operator,))
+    e = update(Experience(*found[0]) if found else Experience(operator))
     db.execute(
-        "UPDATE channels SET cumulative = ?, count = ?, peaks = ?, acknowledged = ? WHERE id = ?",
-        (
-            str(book.cumulative),
-            book.accumulator.count,
-            b"".join(book.accumulator.peaks),
-            book.acknowledged,
-            book.channel,
-        ),
-    )
-    db.execute(
-        "INSERT OR IGNORE INTO vouchers VALUES (?, ?, ?, ?)",
-        (book.channel, voucher.count, str(voucher.cumulative), voucher.receipts_root),
-    )
-    return voucher
-
-
-def _check_known(db: apsw.Connection, account: Account) -> None:
-    """The worker shows a voucher of ours at or before our latest: it must be one that we
-    recorded."""
-    voucher = account.voucher
-    rows = _rows(
-        db,
-        "SELECT cumulative, root FROM vouchers WHERE channel = ? AND count = ?",
-        (voucher.channel, voucher.count),
-    )
-    if rows and (int(rows[0][0]), rows[0][1]) != (voucher.cumulative, voucher.receipts_root):
-        raise StoreError(
-            "the worker holds a voucher of ours that contradicts this journal: two copies of "
-            "this client's "
-            "home have been in use. Close the channel and stop using one of them"
-        )
-
-
-def _reserved(db: apsw.Connection, channel: bytes, now: Timestamp) -> int:
-    """What live jobs may still cost: their ceilings less what they have been paid."""
-    jobs = _rows(
-        db,
-        "SELECT id, max_amount FROM jobs WHERE channel = ? AND status = 'live' AND deadline > ?",
-        (channel, now),
-    )
-    paid = _rows(
-        db,
-        "SELECT r.amount FROM receipts r JOIN jobs j ON j.id = r.job"
-        " WHERE j.channel = ? AND j.status = 'live' AND j.deadline > ?",
-        (channel, now),
-    )
-    reserved = sum(int(row[1]) for row in jobs) - sum(int(row[0]) for row in paid)
-    invariant(reserved >= 0, "no job is paid more than its ceiling")
-    return reserved
-
-
-def _job(row: Any) -> JobRow:
-    submission = wire.decode_client_frame(row[1])
-    if not isinstance(submission, SubmitJob):
-        raise InvariantBroken("the journal holds submissions")
-    return JobRow(
-        id=JobId(row[0]),
-        submission=submission,
-        offer=wire.decode_offer(row[2]),
-        reply_secret=row[3],
-        prompt_bytes=row[4],
-        status=JobStatus(row[5]),
-        prompt_tokens=row[6],
-        detail=row[7],
-        created_at=Timestamp(row[8]),
-        owner=row[9],
+        "INSERT OR REPLACE INTO workers VALUES (?, ?, ?, ?, ?, ?)",
+        (operator, e.successes, e.failures, e.updated_at, e.broken_clause, e.broken_at),
     )
 
 
-def _receipt(row: Any) -> ReceiptRow:
-    frame = wire.decode_worker_frame(row[1])
-    if not isinstance(frame, CanvasDelivered):
-        raise InvariantBroken("the journal holds delivered canvases")
-    return ReceiptRow(
-        ChannelId(row[0]), frame.receipt, frame.signature, Digest(row[2]), row[3], row[4]
-    )
+def _is_news(row: ChannelRow, seen: SeenChannel, status: ChannelStatus) -> bool:
+    known = SeenChannel(row.funded, row.withdrawn, row.settled, row.settled_count)
+    return known != seen or (row.status is not status and row.status is not ChannelStatus.CLOSED)

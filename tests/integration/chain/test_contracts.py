@@ -151,7 +151,7 @@ async def test_a_registered_worker_can_change_its_endpoint_use_a_session_key_and
         assert leaving is not None
         assert not leaving.active
         with pytest.raises(TransactionReverted) as refused:
-            await sender.prepare(calls.withdraw_stake(d, me))
+            await sender.prepare(calls.withdraw_stake(d, me), value_at_stake=None)
         assert refused.value.name == "StillBonded"
         await market.pass_time(UNBONDING_DELAY_S + 1)
         await market.run(WORKER, calls.withdraw_stake(d, me))
@@ -275,7 +275,7 @@ async def test_a_channel_is_closed_by_agreement_and_the_rest_goes_back(any_chain
         assert (await reader.channel(voucher.channel)).state is ChannelState.CLOSED
         assert await reader.pooled_balance(market.token, PAYER.address) == 2_500_000
         with pytest.raises(TransactionReverted) as refused:
-            await market.sender(WORKER).prepare(calls.close(d, last))
+            await market.sender(WORKER).prepare(calls.close(d, last), value_at_stake=None)
         assert refused.value.name == "ChannelIsClosed"
 
 
@@ -297,7 +297,7 @@ async def test_a_silent_worker_cannot_keep_the_deposit(any_chain: Chain) -> None
         assert event.channel == channel_id
         assert event.withdrawable_at == state.withdrawal_requested_at + channel.withdrawal_delay
         with pytest.raises(TransactionReverted) as refused:
-            await market.sender(WORKER).prepare(calls.withdraw(d, channel))
+            await market.sender(WORKER).prepare(calls.withdraw(d, channel), value_at_stake=None)
         assert refused.value.name == "WithdrawalTooEarly"
         await market.pass_time(channel.withdrawal_delay)
         await market.run(WORKER, calls.withdraw(d, channel))
@@ -313,7 +313,8 @@ async def test_a_strangers_signature_opens_nothing(any_chain: Chain) -> None:
         for signature in (forged, Signature(bytes(65)), Signature(b"")):
             with pytest.raises(TransactionReverted) as refused:
                 await market.sender(WORKER).prepare(
-                    calls.fund(market.deployment, channel, Amount(USD), FAR, signature)
+                    calls.fund(market.deployment, channel, Amount(USD), FAR, signature),
+                    value_at_stake=None,
                 )
             assert refused.value.name == "BadSignature"
             assert Address(PAYER.address).hex() in str(refused.value).lower()

@@ -76,7 +76,9 @@ async def test_web3_reads_and_writes_through_it(embedded_chain: EmbeddedChain) -
 async def test_what_is_mined_is_final_at_once(embedded_chain: EmbeddedChain) -> None:
     async with deployed(embedded_chain) as market:
         sender = market.sender(embedded_chain.faucet)
-        tx = await sender.prepare(calls.mint(market.token, OTHER.address, Amount(USD)))
+        tx = await sender.prepare(
+            calls.mint(market.token, OTHER.address, Amount(USD)), value_at_stake=None
+        )
         assert await sender.outcome(tx.hash, nonce=tx.nonce) == Unknown()
         for _ in range(3):
             await sender.broadcast(tx)
@@ -93,7 +95,7 @@ async def test_a_transaction_ahead_of_its_turn_waits_for_the_one_before(
     async with deployed(embedded_chain) as market:
         sender = market.sender(embedded_chain.faucet)
         call = calls.mint(market.token, OTHER.address, Amount(USD))
-        first, second, third = [await sender.prepare(call) for _ in range(3)]
+        first, second, third = [await sender.prepare(call, value_at_stake=None) for _ in range(3)]
         await sender.broadcast(third)
         await sender.broadcast(second)
         assert await sender.outcome(second.hash) == Pending()
@@ -144,7 +146,9 @@ async def test_an_estimate_suffices_and_names_the_revert(embedded_chain: Embedde
         tight = calls.Call(bare.what, bare.to, bare.data, gas_hint=0)
         assert (await sender.execute(tight, poll_s=POLL_S)).success
         with pytest.raises(TransactionReverted) as refused:
-            await sender.prepare(calls.transfer(market.token, OTHER.address, Amount(10**30)))
+            await sender.prepare(
+                calls.transfer(market.token, OTHER.address, Amount(10**30)), value_at_stake=None
+            )
         assert refused.value.name == "ERC20InsufficientBalance"
 
 

@@ -69,7 +69,7 @@ def one_dollar(market: TestMarket) -> calls.Call:
 async def test_a_transaction_is_pending_then_mined_then_final(market: TestMarket) -> None:
     await manual_mining(market)
     sender = market.sender(WORKER)
-    tx = await sender.prepare(one_dollar(market))
+    tx = await sender.prepare(one_dollar(market), value_at_stake=None)
     assert await sender.outcome(tx.hash) == Unknown()
     assert await sender.broadcast(tx) == tx.hash
     assert await sender.outcome(tx.hash) == Pending()
@@ -90,7 +90,7 @@ async def test_a_transaction_is_pending_then_mined_then_final(market: TestMarket
 async def test_broadcasting_the_same_bytes_again_has_one_effect(market: TestMarket) -> None:
     await manual_mining(market)
     sender = market.sender(WORKER)
-    tx = await sender.prepare(one_dollar(market))
+    tx = await sender.prepare(one_dollar(market), value_at_stake=None)
     for _ in range(3):
         assert await sender.broadcast(tx) == tx.hash
     await market.rpc.call("evm_mine")
@@ -107,7 +107,7 @@ async def test_after_a_restart_the_journaled_bytes_have_exactly_one_effect(
     for stop_after in ("prepare", "broadcast", "mined"):
         before = await balance(market)
         first = market.sender(WORKER)
-        tx = await first.prepare(one_dollar(market))
+        tx = await first.prepare(one_dollar(market), value_at_stake=None)
         journal = tx.raw
         if stop_after != "prepare":
             await market.rpc.call("evm_setAutomine", stop_after == "mined")
@@ -117,7 +117,7 @@ async def test_after_a_restart_the_journaled_bytes_have_exactly_one_effect(
         again = SignedTransaction.from_raw(journal)
         assert again == tx
         restarted.resume([again])
-        following = await restarted.prepare(one_dollar(market))
+        following = await restarted.prepare(one_dollar(market), value_at_stake=None)
         assert following.nonce == tx.nonce + 1
         await restarted.broadcast(again)
         await market.rpc.call("evm_mine")
@@ -128,7 +128,7 @@ async def test_after_a_restart_the_journaled_bytes_have_exactly_one_effect(
 async def test_a_dropped_transaction_is_sent_again_as_it_was(market: TestMarket) -> None:
     await manual_mining(market)
     sender = market.sender(WORKER)
-    tx = await sender.prepare(one_dollar(market))
+    tx = await sender.prepare(one_dollar(market), value_at_stake=None)
     await sender.broadcast(tx)
     await market.rpc.call("anvil_dropTransaction", "0x" + tx.hash.hex())
     assert await sender.outcome(tx.hash, nonce=tx.nonce) == Unknown()
@@ -143,10 +143,10 @@ async def test_a_stuck_transaction_is_replaced_and_only_one_of_the_two_is_mined(
 ) -> None:
     await manual_mining(market)
     sender = market.sender(WORKER)
-    tx = await sender.prepare(one_dollar(market))
+    tx = await sender.prepare(one_dollar(market), value_at_stake=None)
     await sender.broadcast(tx)
     assert await sender.outcome(tx.hash) == Pending()
-    faster = await sender.replace(tx)
+    faster = await sender.replace(tx, value_at_stake=None)
     assert faster.nonce == tx.nonce
     assert faster.unsigned.data == tx.unsigned.data
     assert faster.max_fee * 1000 >= tx.max_fee * 1125
@@ -165,14 +165,14 @@ async def test_a_stuck_transaction_is_replaced_and_only_one_of_the_two_is_mined(
 async def test_a_transaction_that_the_base_fee_has_outgrown_is_replaced(market: TestMarket) -> None:
     await manual_mining(market)
     sender = market.sender(WORKER)
-    tx = await sender.prepare(one_dollar(market))
+    tx = await sender.prepare(one_dollar(market), value_at_stake=None)
     await sender.broadcast(tx)
     await market.rpc.call("anvil_setNextBlockBaseFeePerGas", hex(tx.max_fee * 3))
     await market.rpc.call("evm_mine")
     assert not isinstance(await sender.outcome(tx.hash), Mined)
     with pytest.raises(FeeTooLow):
         await sender.broadcast(tx)
-    faster = await sender.replace(tx)
+    faster = await sender.replace(tx, value_at_stake=None)
     await sender.broadcast(faster)
     await market.rpc.call("evm_mine")
     assert (await sender.wait_mined(faster.hash, poll_s=POLL_S)).success
@@ -183,14 +183,14 @@ async def test_a_cancelled_transaction_frees_those_behind_it(market: TestMarket)
     await manual_mining(market)
     sender = market.sender(WORKER)
     lost, behind = (
-        await sender.prepare(one_dollar(market)),
-        await sender.prepare(one_dollar(market)),
+        await sender.prepare(one_dollar(market), value_at_stake=None),
+        await sender.prepare(one_dollar(market), value_at_stake=None),
     )
     assert behind.nonce == lost.nonce + 1
     await sender.broadcast(behind)
     await market.rpc.call("evm_mine")
     assert await sender.outcome(behind.hash) == Pending()
-    await sender.broadcast(await sender.cancel(lost))
+    await sender.broadcast(await sender.cancel(lost, value_at_stake=None))
     await market.rpc.call("anvil_mine", "0x2")
     assert isinstance(await sender.outcome(behind.hash), Mined)
     assert await balance(market) == USD
@@ -200,7 +200,7 @@ async def test_a_reorganized_transaction_comes_back_by_its_journaled_bytes(
     market: TestMarket,
 ) -> None:
     sender = market.sender(WORKER)
-    tx = await sender.prepare(one_dollar(market))
+    tx = await sender.prepare(one_dollar(market), value_at_stake=None)
     await sender.broadcast(tx)
     mined = await sender.wait_mined(tx.hash, poll_s=POLL_S)
     await market.rpc.call("anvil_mine", "0x3")
@@ -219,19 +219,19 @@ async def test_a_reorganized_transaction_comes_back_by_its_journaled_bytes(
 
 async def test_a_nonce_used_by_another_program_is_noticed(market: TestMarket) -> None:
     mine, theirs = market.sender(WORKER), market.sender(WORKER)
-    tx = await mine.prepare(one_dollar(market))
+    tx = await mine.prepare(one_dollar(market), value_at_stake=None)
     await theirs.execute(calls.send_native(OTHER.address, 1), poll_s=POLL_S)
     with pytest.raises(NonceTaken, match="another program"):
         await mine.broadcast(tx)
-    fresh = await mine.prepare(one_dollar(market))
+    fresh = await mine.prepare(one_dollar(market), value_at_stake=None)
     assert fresh.nonce == tx.nonce + 1
 
 
 async def test_a_transaction_that_was_never_sent_gives_its_nonce_back(market: TestMarket) -> None:
     sender = market.sender(WORKER)
-    tx = await sender.prepare(one_dollar(market))
+    tx = await sender.prepare(one_dollar(market), value_at_stake=None)
     sender.forget(tx)
-    assert (await sender.prepare(one_dollar(market))).nonce == tx.nonce
+    assert (await sender.prepare(one_dollar(market), value_at_stake=None)).nonce == tx.nonce
 
 
 async def test_concurrent_senders_of_one_key_get_distinct_nonces(market: TestMarket) -> None:
@@ -239,7 +239,10 @@ async def test_concurrent_senders_of_one_key_get_distinct_nonces(market: TestMar
 
     sender = market.sender(WORKER)
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(sender.prepare(one_dollar(market))) for _ in range(8)]
+        tasks = [
+            group.create_task(sender.prepare(one_dollar(market), value_at_stake=None))
+            for _ in range(8)
+        ]
     nonces = sorted(task.result().nonce for task in tasks)
     assert nonces == list(range(nonces[0], nonces[0] + 8))
 
@@ -249,7 +252,7 @@ async def test_fees_above_the_cap_or_the_value_at_stake_are_not_paid(market: Tes
     await market.rpc.call("evm_mine")
     sender = market.sender(WORKER)
     with pytest.raises(FeeTooHigh):
-        await sender.prepare(one_dollar(market))
+        await sender.prepare(one_dollar(market), value_at_stake=None)
     patient = TransactionSender.of(market.reader, WORKER, fees=FeePolicy(max_fee_wei=5_000 * GWEI))
     with pytest.raises(FeeTooHigh):
         await patient.prepare(one_dollar(market), value_at_stake=50_000 * GWEI)
@@ -259,7 +262,7 @@ async def test_fees_above_the_cap_or_the_value_at_stake_are_not_paid(market: Tes
 
 async def test_a_key_without_gas_is_told_so_before_anything_is_sent(market: TestMarket) -> None:
     with pytest.raises(InsufficientGas, match="native coin"):
-        await market.sender(OTHER).prepare(one_dollar(market))
+        await market.sender(OTHER).prepare(one_dollar(market), value_at_stake=None)
 
 
 async def test_a_call_that_would_revert_is_not_sent_and_names_its_reason(
@@ -268,7 +271,7 @@ async def test_a_call_that_would_revert_is_not_sent_and_names_its_reason(
     before = await market.reader.native_balance(WORKER.address)
     too_much = calls.withdraw_balance(market.deployment, market.token, Amount(1), OTHER.address)
     with pytest.raises(TransactionReverted) as refused:
-        await market.sender(WORKER).prepare(too_much)
+        await market.sender(WORKER).prepare(too_much, value_at_stake=None)
     assert refused.value.name == "InsufficientBalance"
     assert refused.value.arguments["needed"] == 1
     assert await market.reader.native_balance(WORKER.address) == before
@@ -285,7 +288,10 @@ async def test_a_transaction_that_reverts_in_its_block_is_explained(market: Test
         await sender.execute(call, poll_s=POLL_S)
     out = calls.withdraw_balance(market.deployment, market.token, Amount(USD), OTHER.address)
     await manual_mining(market)
-    first, second = await sender.prepare(out), await sender.prepare(out)
+    first, second = (
+        await sender.prepare(out, value_at_stake=None),
+        await sender.prepare(out, value_at_stake=None),
+    )
     await sender.broadcast(first)
     await sender.broadcast(second)
     await market.rpc.call("evm_mine")

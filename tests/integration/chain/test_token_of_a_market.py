@@ -39,7 +39,7 @@ async def created(chain: Chain, decimals: int | None, symbol: bytes) -> Address:
     async with HttpRpc(chain.url) as rpc:
         sender = TransactionSender(rpc, chain.faucet, chain.chain_id)
         call = Call("create a token", None, contract(decimals, symbol), 200_000)
-        tx = await sender.prepare(call)
+        tx = await sender.prepare(call, value_at_stake=None)
         await sender.broadcast(tx)
         assert (await sender.wait_mined(tx.hash, poll_s=POLL_S)).success
         return tx.created

@@ -14,6 +14,7 @@ from piecework.base.files import FileError
 from piecework.chain.deployment import Deployment
 from piecework.client.config import ClientHome, load_config
 from piecework.client.errors import HomeError
+from piecework.client.journal.store import Store
 from piecework.client.setup import SetUp, set_up
 from piecework_protocol.types import Address, Bytes32
 from tests.support.dying_setup import PASSWORD
@@ -105,6 +106,15 @@ async def test_a_second_run_keeps_everything_and_can_add_a_second_key(
     assert more.authorizer != more.payer == first.payer
     assert {file.stat().st_mode & 0o777 for file in home.iterdir()} == {0o600}
     assert home.stat().st_mode & 0o777 == 0o700
+
+
+async def test_a_home_in_use_gets_no_second_key(tmp_path: Path, deployment: Path) -> None:
+    home = ClientHome(tmp_path / "home")
+    made = await make(home.path, deployment)
+    Store(home.store, DEPLOYMENT.domain, made.payer).close()
+    with pytest.raises(HomeError, match=r"^--second-key: .* is in use with one key"):
+        await make(home.path, deployment, second_key=True)
+    assert not home.authorizer.exists()
 
 
 async def test_what_differs_from_a_home_is_said_and_nothing_changes(

@@ -186,7 +186,7 @@ async def test_a_second_key_signs_jobs_and_vouchers_and_the_payers_only_funds(
 
 
 def contents(folder: Path) -> list[bytes]:
-    return [file.read_bytes() for file in folder.iterdir()]
+    return [file.read_bytes() for file in folder.rglob("*") if file.is_file()]
 
 
 async def test_no_text_is_left_on_disk(
@@ -380,7 +380,7 @@ async def test_a_lost_voucher_is_covered_by_the_next_submission(
                     break
         worker.script.acknowledges = True
         channel = client.store.channels()[0]
-        await pay_outstanding(client.context, channel.id, ())
+        await pay_outstanding(client.context, channel.id)
         assert client.store.channel(channel.id).book.acknowledged == 1
 
 
@@ -388,11 +388,12 @@ async def test_a_worker_that_has_no_time_now_is_still_asked_later_what_is_owed(
     client: PieceworkClient, worker: FakeWorker
 ) -> None:
     job = await prepare(client.context, (await client.rank(ask())).choices[0], ask())
+    client.store.leave(job.id)
     worker.script.refusals = [Refusal(Reason.RATE_LIMITED, "too many requests", retry_after_s=1)]
-    assert len(await pay_outstanding(client.context, job.channel_id, ())) == 1
+    assert len(await pay_outstanding(client.context, job.channel_id)) == 1
     assert client.store.job(job.id).status is JobStatus.LIVE
     worker.script.refusals = [Refusal(Reason.JOB_ENDED, "no record of that job")]
-    assert await pay_outstanding(client.context, job.channel_id, ()) == ()
+    assert await pay_outstanding(client.context, job.channel_id) == ()
     assert client.store.job(job.id).status is JobStatus.REFUSED
 
 
@@ -407,7 +408,7 @@ async def test_a_journal_restored_from_an_old_copy_adopts_the_workers_record(
         row = client.store.channels()[0]
     async with open_client(new, chain, clock) as client:
         client.store.open_channel(row.channel)
-        client.store.seen_on_chain(row.id, row.deposit, ChannelStatus.OPEN)
+        await client.channels.refresh(row.id)
         await collect(client.run(ask()))
         assert client.store.channel(row.id).book.accumulator.count == 8
     assert worker.violations == []

@@ -18,6 +18,7 @@ from piecework_node.journal.records import (
     TxMoved,
     TxState,
     TxSubject,
+    Worth,
 )
 from piecework_node.journal.sqlite import SqliteJournal
 from piecework_protocol.types import Amount, Timestamp
@@ -57,7 +58,14 @@ async def life(seed: int) -> RecordingJournal:
         fees = Fees(2**70, 10**9)
         unsigned = UnsignedTransaction(DOMAIN.chain_id, nonce, fees, 21_000, None, 0, b"data")
         txs.append(unsigned.sign(OPERATOR))
-        stored = StoredTx(TxKind.SETTLE, txs[-1], subjects, Timestamp(nonce), moved_at=nonce)
+        stored = StoredTx(
+            TxKind.SETTLE,
+            txs[-1],
+            subjects,
+            Worth(Amount(nonce), nonce),
+            Timestamp(nonce),
+            moved_at=nonce,
+        )
         await journal.append([stored])
     await journal.append([TxMoved(txs[0].hash, TxState.FINAL, Timestamp(9), 50_000)])
     await journal.append([TxMoved(txs[1].hash, TxState.MINED, Timestamp(9), 50_000)])

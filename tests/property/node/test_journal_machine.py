@@ -39,6 +39,7 @@ from piecework_node.journal.records import (
     TxState,
     TxSubject,
     VoucherApplied,
+    Worth,
 )
 from piecework_node.journal.sqlite import SqliteJournal
 from piecework_protocol.errors import Reason
@@ -211,7 +212,16 @@ class TwoJournals(RuleBasedStateMachine):
         )
         subjects = (TxSubject(ChannelId(keccak256(b"subject")), amount),)
         signed = unsigned.sign(OPERATOR)
-        self.append(StoredTx(kind, signed, subjects, Timestamp(number), moved_at=number))
+        self.append(
+            StoredTx(
+                kind,
+                signed,
+                subjects,
+                Worth(Amount(number), None),
+                Timestamp(number),
+                moved_at=number,
+            )
+        )
 
     @precondition(lambda self: self.model.txs)
     @rule(data=st.data(), state=st.sampled_from(TxState), gas=st.integers(0, 10**7))

@@ -9,7 +9,7 @@ import pytest
 
 from piecework.chain.calls import Claim
 from piecework.chain.rawtx import SignedTransaction
-from piecework_node.journal.records import TxKind, TxState
+from piecework_node.journal.records import TxKind, TxState, Worth
 from piecework_protocol.errors import Reason, Refusal
 from piecework_protocol.objects import CloseChannel
 from piecework_protocol.signing import sign
@@ -52,8 +52,8 @@ class SlowPort(FakePort):
         super().__init__()
         self.asked, self.go_on = asyncio.Event(), asyncio.Event()
 
-    async def prepare_close(self, claim: Claim) -> SignedTransaction:
-        tx = await super().prepare_close(claim)
+    async def prepare_close(self, claim: Claim, worth: Worth) -> SignedTransaction:
+        tx = await super().prepare_close(claim, worth)
         self.asked.set()
         await self.go_on.wait()
         return tx

@@ -8,13 +8,32 @@ possible.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from piecework.chain.calls import Claim
-from piecework.chain.errors import NonceTaken, RpcUnavailable, TransactionReverted, WrongChain
+from piecework.chain.errors import (
+    FeeTooHigh,
+    LogRangeRefused,
+    NonceTaken,
+    RpcUnavailable,
+    TransactionReverted,
+    WrongChain,
+)
 from piecework.chain.fees import Fees
 from piecework.chain.rawtx import SignedTransaction, UnsignedTransaction
-from piecework.chain.transactions import Finalized, Mined, Outcome, Pending, Superseded, Unknown
+from piecework.chain.transactions import (
+    Finalized,
+    GasPrice,
+    Mined,
+    Outcome,
+    Pending,
+    Simulation,
+    Superseded,
+    Unknown,
+    WouldDo,
+    WouldRevert,
+)
+from piecework_node.journal.records import Worth
 from piecework_protocol.frames import Funding
 from piecework_protocol.states import ChannelState
 from piecework_protocol.types import Amount, Bytes32, ChannelId, Timestamp
@@ -23,6 +42,7 @@ from tests.support.node.faults import KillSwitch
 from tests.support.node.harness import DOMAIN, OPERATOR
 
 FIRST_FEE = 100
+GAS = 21_000
 
 
 class FakePort(FakeEscrow):
@@ -38,6 +58,9 @@ class FakePort(FakeEscrow):
         self.height = 10
         self.time = Timestamp(1_800_000_000)
         self.price = 0
+        self.gas = 10**18
+        self.most_blocks = 2_000
+        self.simulations = 0
         self.wrong = False
         self.broadcasts: list[bytes] = []
         self.requests: list[tuple[int, ChannelId]] = []
@@ -53,9 +76,35 @@ class FakePort(FakeEscrow):
         self._answer()
         return self.height, self.time
 
-    async def wei_per_gas(self) -> int:
+    async def gas_price(self) -> GasPrice:
         self._answer()
-        return self.price
+        return GasPrice(self.price)
+
+    async def gas_balance(self) -> int:
+        self._answer()
+        return self.gas
+
+    async def finalized(self) -> int:
+        self._answer()
+        return self.height
+
+    async def ask_nonce(self) -> None:
+        self._answer()
+
+    async def ask_estimate(self) -> None:
+        self._answer()
+
+    async def ask_outcome(self) -> None:
+        self._answer()
+
+    async def ask_logs(self, block: int) -> None:
+        self._answer()
+        if not self.most_blocks:
+            raise LogRangeRefused("eth_getLogs", -32005, "no events on this plan")
+
+    @property
+    def odd_nodes(self) -> Mapping[int, str]:
+        return {}
 
     async def payable(self, claims: Sequence[Claim]) -> tuple[int, ...]:
         self._answer()
@@ -69,9 +118,24 @@ class FakePort(FakeEscrow):
 
     async def withdrawals(self, from_block: int, to_block: int) -> tuple[ChannelId, ...]:
         self._answer()
+        if to_block - from_block >= self.most_blocks:
+            raise LogRangeRefused("eth_getLogs", -32005, "too many blocks")
         return tuple(c for block, c in self.requests if from_block <= block <= to_block)
 
-    async def prepare_fund(self, funding: Funding) -> SignedTransaction:
+    async def simulate(self, tx: SignedTransaction) -> Simulation:
+        self._answer()
+        body = json.loads(tx.unsigned.data)
+        pays = [self._payable(ChannelId(bytes.fromhex(c)), a) for c, a in body["rows"]]
+        return WouldDo() if body["kind"] != "settle" or any(pays) else WouldRevert("NothingNew()")
+
+    async def simulate_fund(self, funding: Funding) -> Simulation:
+        a = funding.authorization
+        pool = self.pooled.get((a.channel.token, a.channel.payer), 0)
+        self._answer()
+        self.simulations += 1
+        return WouldDo() if pool >= a.deposit else WouldRevert("InsufficientBalance()")
+
+    async def prepare_fund(self, funding: Funding, worth: Worth) -> SignedTransaction:
         a = funding.authorization
         pool = self.pooled.get((a.channel.token, a.channel.payer), 0)
         self._answer()
@@ -79,14 +143,13 @@ class FakePort(FakeEscrow):
             raise TransactionReverted("InsufficientBalance", {"balance": pool})
         return self._make("fund", [(a.channel.id(DOMAIN), a.deposit)])
 
-    async def prepare_settle(
-        self, claims: Sequence[Claim], max_cost_wei: int | None
-    ) -> SignedTransaction:
+    async def prepare_settle(self, claims: Sequence[Claim], worth: Worth) -> SignedTransaction:
         self._answer()
         return self._make("settle", [(c.voucher.channel, c.voucher.cumulative) for c in claims])
 
-    async def prepare_close(self, claim: Claim) -> SignedTransaction:
+    async def prepare_close(self, claim: Claim, worth: Worth) -> SignedTransaction:
         self._answer()
+        self._weigh(FIRST_FEE, worth)
         return self._make("close", [(claim.voucher.channel, claim.voucher.cumulative)])
 
     def _make(
@@ -99,14 +162,28 @@ class FakePort(FakeEscrow):
         body = {"kind": kind, "rows": [[c.hex(), a] for c, a in rows], "nonce": nonce, "fee": fee}
         data = json.dumps(body).encode()
         fees = Fees(fee, 1)
-        unsigned = UnsignedTransaction(DOMAIN.chain_id, nonce, fees, 21_000, None, 0, data)
+        unsigned = UnsignedTransaction(DOMAIN.chain_id, nonce, fees, GAS, None, 0, data)
         return unsigned.sign(OPERATOR)
 
-    async def replace(self, tx: SignedTransaction) -> SignedTransaction:
+    async def replace(self, tx: SignedTransaction, worth: Worth) -> SignedTransaction:
         self._answer()
         body = json.loads(tx.unsigned.data)
         rows = [(bytes.fromhex(c), a) for c, a in body["rows"]]
-        return self._make(body["kind"], rows, tx.nonce, tx.max_fee + tx.max_fee // 8 + 1)
+        fee = tx.max_fee + tx.max_fee // 8 + 1
+        self._weigh(fee, worth)
+        return self._make(body["kind"], rows, tx.nonce, fee)
+
+    async def cancel(self, tx: SignedTransaction, worth: Worth) -> SignedTransaction:
+        self._answer()
+        fee = tx.max_fee + tx.max_fee // 8 + 1
+        self._weigh(fee, worth)
+        return self._make("cancel", [], tx.nonce, fee)
+
+    @staticmethod
+    def _weigh(fee: int, worth: Worth) -> None:
+        """Hold a transaction to what it is worth. It takes GAS."""
+        if worth.wei is not None and fee * GAS > worth.wei:
+            raise FeeTooHigh(f"it costs {fee * GAS} wei and is worth {worth.wei}")
 
     async def broadcast(self, tx: SignedTransaction) -> None:
         self.switch.point()

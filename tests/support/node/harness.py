@@ -20,6 +20,7 @@ from piecework_node.journal.records import OfferIssued
 from piecework_node.keys.sealing import SealingKeyring
 from piecework_node.metrics import Metrics
 from piecework_node.runtime.channels import Channels
+from piecework_node.runtime.faults import FaultBoard
 from piecework_node.runtime.jobs import JobRuntime
 from piecework_node.runtime.live import LiveJob
 from piecework_node.times import now
@@ -68,7 +69,8 @@ TERMS = OperatorTerms(
     min_deposit=Amount(1000),
     offer_lifetime_s=600,
 )
-PATIENCE = Patience(payment_s=30.0, chain_outage_s=60.0)
+PATIENCE = Patience(payment_s=30.0)
+OUTAGE_S = 60.0
 REFRESH_S = 10.0
 ROTATION_S = 3600
 
@@ -130,7 +132,16 @@ class WorkerHarness:
             metrics=self.metrics,
         )
         log = logs.silent()
-        self.channels = Channels(self.runtime, self.chain, refresh_s=REFRESH_S, log=log)
+        self.faults = FaultBoard(self.clock, self.metrics, log, patience_s=OUTAGE_S)
+        self.channels = Channels(
+            self.runtime,
+            self.chain,
+            self.faults,
+            refresh_s=REFRESH_S,
+            outage_s=OUTAGE_S,
+            log=log,
+            wait_s=0,
+        )
         self.worker = Worker(
             self.runtime,
             self.channels,

@@ -6,15 +6,24 @@ from piecework_node import logs
 from piecework_node.settlement.policy import SettlePolicy
 from piecework_node.settlement.settler import Settler
 from piecework_node.settlement.transactions import TransactionTracker
+from piecework_node.settlement.watch import NodeWatch, WatchLimits
 from tests.support.node.fake_port import FakePort
-from tests.support.node.harness import WorkerHarness
+from tests.support.node.harness import DOMAIN, WorkerHarness
 
 FREE = SettlePolicy(gas_multiple=20, interval_s=60, native_coin_price=0)
 STUCK_S = 90
 
 
-async def make_settler(harness: WorkerHarness, port: FakePort) -> Settler:
-    """Build settlement from the journal of a booted worker."""
+MAINNET = WatchLimits.of(1, 12.0)
+
+
+async def make_settler(
+    harness: WorkerHarness,
+    port: FakePort,
+    policy: SettlePolicy = FREE,
+    limits: WatchLimits | None = None,
+) -> Settler:
+    """Build settlement from the journal of a booted worker. The chain is a development chain."""
     log = logs.silent()
     transactions = await TransactionTracker.load(
         harness.journal,
@@ -24,13 +33,21 @@ async def make_settler(harness: WorkerHarness, port: FakePort) -> Settler:
         metrics=harness.metrics,
         log=log,
     )
+    watch = NodeWatch(
+        port,
+        harness.faults,
+        clock=harness.clock,
+        limits=limits or WatchLimits.of(DOMAIN.chain_id, 12.0),
+        metrics=harness.metrics,
+    )
     return Settler(
         harness.channels,
         transactions,
         port,
         harness.journal,
+        watch,
         clock=harness.clock,
-        policy=FREE,
+        policy=policy,
         poll_s=5,
         metrics=harness.metrics,
         log=log,

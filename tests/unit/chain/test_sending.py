@@ -10,16 +10,35 @@ import pytest
 from piecework.chain.calls import mint, send_native
 from piecework.chain.errors import (
     BadAnswer,
+    FeeTooHigh,
     InsufficientGas,
+    MethodMissing,
     NoFinality,
     NonceTaken,
     RpcRefused,
     RpcUnavailable,
+    TransactionReverted,
 )
 from piecework.chain.fees import Fees
 from piecework.chain.finality import FINALIZED, Finality, at_depth, finalized_height
+from piecework.chain.l1_fees import (
+    ARB_GAS_INFO,
+    GAS_PRICE_ORACLE,
+    TRANSACTION_OVERHEAD_BYTES,
+    L1Charge,
+    L1Price,
+)
+from piecework.chain.market import TIP_FLOOR_WEI
 from piecework.chain.rawtx import SignedTransaction, UnsignedTransaction
-from piecework.chain.transactions import Finalized, Pending, Superseded, TransactionSender, Unknown
+from piecework.chain.transactions import (
+    Finalized,
+    Pending,
+    Superseded,
+    TransactionSender,
+    Unknown,
+    WouldDo,
+    WouldRevert,
+)
 from piecework_protocol.errors import InvariantBroken
 from piecework_protocol.types import Address, Amount, to_hex
 from tests.support.chains import signer
@@ -73,6 +92,7 @@ HEALTHY: Mapping[str, Any] = {
     "eth_getTransactionByHash": None,
     "eth_blockNumber": "0x40",
     "eth_sendRawTransaction": "0x" + TX.hash.hex(),
+    "eth_getCode": "0x",
 }
 
 
@@ -88,7 +108,9 @@ def refusal(message: str) -> RpcRefused:
 
 async def test_preparing_asks_and_signs_but_sends_nothing() -> None:
     rpc = ScriptedRpc({})
-    tx = await TransactionSender(rpc, WORKER, 31337).prepare(mint(TOKEN, OTHER.address, Amount(5)))
+    tx = await TransactionSender(rpc, WORKER, 31337).prepare(
+        mint(TOKEN, OTHER.address, Amount(5)), value_at_stake=None
+    )
     assert "eth_sendRawTransaction" not in rpc.asked
     assert (tx.nonce, tx.sender, tx.unsigned.to) == (4, WORKER.address, TOKEN)
     assert tx.max_fee == 2 * 10**9 + 1
@@ -96,19 +118,24 @@ async def test_preparing_asks_and_signs_but_sends_nothing() -> None:
 
 
 async def test_the_price_of_gas_is_base_fee_and_a_believable_tip() -> None:
-    assert await sender().wei_per_gas() == 10**9 + 1
-    assert await sender({"eth_maxPriorityFeePerGas": hex(10**18)}).wei_per_gas() == 51 * 10**9
+    assert (await sender().gas_price()).wei_per_gas == 10**9 + 1
+    dear = sender({"eth_maxPriorityFeePerGas": hex(10**18)})
+    assert (await dear.gas_price()).wei_per_gas == 51 * 10**9
 
 
 async def test_preparing_the_same_call_with_the_same_nonce_gives_the_same_bytes() -> None:
     call = send_native(OTHER.address, 1)
-    assert await sender().prepare(call, nonce=9) == await sender().prepare(call, nonce=9)
+    assert await sender().prepare(call, nonce=9, value_at_stake=None) == await sender().prepare(
+        call, nonce=9, value_at_stake=None
+    )
 
 
 async def test_nonces_of_a_journal_are_not_handed_out_again() -> None:
     restarted = sender()
     restarted.resume([TX])
-    assert (await restarted.prepare(send_native(OTHER.address, 1))).nonce == TX.nonce + 1
+    assert (
+        await restarted.prepare(send_native(OTHER.address, 1), value_at_stake=None)
+    ).nonce == TX.nonce + 1
     alien = UnsignedTransaction(31337, 1, Fees(1, 1), 21_000, OTHER.address, 1, b"").sign(OTHER)
     elsewhere = UnsignedTransaction(1, 1, Fees(1, 1), 21_000, OTHER.address, 1, b"").sign(WORKER)
     for wrong in (alien, elsewhere):
@@ -120,7 +147,7 @@ async def test_a_node_that_goes_away_during_a_broadcast_leaves_no_gap_in_the_non
     one = sender({"eth_sendRawTransaction": RpcUnavailable("gone")})
     with pytest.raises(RpcUnavailable):
         await one.execute(send_native(OTHER.address, 1))
-    assert (await one.prepare(send_native(OTHER.address, 1))).nonce == 4
+    assert (await one.prepare(send_native(OTHER.address, 1), value_at_stake=None)).nonce == 4
 
 
 @pytest.mark.parametrize("message", ["already known", "transaction already imported"])
@@ -149,7 +176,9 @@ async def test_a_node_that_returns_another_hash_lies() -> None:
 async def test_a_node_that_will_not_estimate_for_want_of_money_says_who_needs_it() -> None:
     error = RpcRefused("eth_estimateGas", -32000, "insufficient funds for transfer")
     with pytest.raises(InsufficientGas, match=to_hex(WORKER.address)):
-        await sender({"eth_estimateGas": error}).prepare(send_native(OTHER.address, 1))
+        await sender({"eth_estimateGas": error}).prepare(
+            send_native(OTHER.address, 1), value_at_stake=None
+        )
 
 
 async def test_an_outcome_is_final_at_the_finalized_height_and_not_before() -> None:
@@ -221,3 +250,95 @@ async def test_an_answer_of_another_kind_is_a_bad_answer(method: str) -> None:
     for answer in answers:
         with pytest.raises(BadAnswer):
             await sender({method: answer}).outcome(TX.hash)
+
+
+# --- the tip, the data fee, a simulation
+
+
+MISSING = MethodMissing("eth_x", -32601, "the method eth_x does not exist/is not available")
+
+
+async def test_a_node_without_a_tip_method_is_asked_for_what_blocks_paid() -> None:
+    history = {"reward": [["0x0"], ["0x2540be400"], ["0x77359400"], []]}
+    answers = {"eth_maxPriorityFeePerGas": MISSING, "eth_feeHistory": history}
+    assert (await sender(answers).gas_price()).wei_per_gas == 10**9 + 10 * 10**9
+
+
+async def test_without_a_history_the_tip_is_what_the_gas_price_has_above_the_base_fee() -> None:
+    answers = {"eth_maxPriorityFeePerGas": MISSING, "eth_feeHistory": MISSING}
+    priced = sender({**answers, "eth_gasPrice": hex(3 * 10**9)})
+    assert (await priced.gas_price()).wei_per_gas == 3 * 10**9
+    bare = sender({**answers, "eth_gasPrice": MISSING})
+    assert (await bare.gas_price()).wei_per_gas == 10**9 + TIP_FLOOR_WEI
+
+
+@pytest.mark.parametrize("history", [None, {}, {"reward": 1}, {"reward": []}, {"reward": [["x"]]}])
+async def test_a_history_that_says_nothing_is_passed_over(history: Any) -> None:
+    answers = {"eth_maxPriorityFeePerGas": MISSING, "eth_feeHistory": history}
+    priced = sender({**answers, "eth_gasPrice": hex(3 * 10**9)})
+    assert (await priced.gas_price()).wei_per_gas == 3 * 10**9
+
+
+def rollup(
+    oracle: Address, answers: Mapping[bytes, int | list[int]]
+) -> Mapping[str, Callable[..., Any]]:
+    """A node of a chain with a contract at `oracle` that answers calls by their selector."""
+
+    def call(request: Mapping[str, str], _: str) -> str:
+        assert request["to"].lower() == to_hex(oracle).lower()
+        found = answers.get(bytes.fromhex(request["data"][2:10]))
+        if found is None:
+            raise TransactionReverted("", {})
+        words = found if isinstance(found, list) else [found]
+        return "0x" + b"".join(word.to_bytes(32, "big") for word in words).hex()
+
+    def code(address: str, _: str) -> str:
+        return "0xfe" if address.lower() == to_hex(oracle).lower() else "0x"
+
+    return {"eth_call": call, "eth_getCode": code}
+
+
+UPPER_BOUND, OF_BYTES = bytes.fromhex("f1c7a58b"), bytes.fromhex("49948e0e")
+
+
+@pytest.mark.parametrize("selector", [UPPER_BOUND, OF_BYTES])
+async def test_the_data_fee_of_an_op_stack_chain_is_beside_the_gas(selector: bytes) -> None:
+    node = rollup(GAS_PRICE_ORACLE, {selector: 8192 * 7 - 1})
+    price = (await sender(node).gas_price()).data
+    assert price == L1Price(L1Charge.BESIDE_GAS, 7)
+    assert price.beside_gas(bytes(380)) == 7 * 500
+
+
+async def test_the_data_fee_of_arbitrum_is_a_part_of_the_gas() -> None:
+    node = rollup(ARB_GAS_INFO, {bytes.fromhex("41b247a8"): [9, 11, 0, 0, 0, 0]})
+    price = (await sender(node).gas_price()).data
+    assert price == L1Price(L1Charge.IN_GAS, 11)
+    assert price.beside_gas(bytes(380)) == 0
+
+
+async def test_the_data_fee_counts_against_what_a_transaction_is_worth_and_the_balance() -> None:
+    node = rollup(GAS_PRICE_ORACLE, {UPPER_BOUND: 8192 * 10**12})
+    data_fee = TRANSACTION_OVERHEAD_BYTES * 10**12
+    call = send_native(OTHER.address, 0)
+    worth = 21_000 * (10**9 + 1) + data_fee
+    await sender(node).prepare(call, value_at_stake=worth)
+    with pytest.raises(FeeTooHigh):
+        await sender(node).prepare(call, value_at_stake=worth - 1)
+    poor = sender({**node, "eth_getBalance": hex(data_fee)})
+    with pytest.raises(InsufficientGas):
+        await poor.prepare(call, value_at_stake=None)
+
+
+async def test_a_replacement_is_held_to_what_the_transaction_is_worth() -> None:
+    worth = 21_000 * (3 * 10**9 + 10**9)
+    assert (await sender().replace(TX, value_at_stake=worth)).nonce == TX.nonce
+    with pytest.raises(FeeTooHigh):
+        await sender().replace(TX, value_at_stake=21_000 * 3 * 10**9)
+    with pytest.raises(FeeTooHigh):
+        await sender().cancel(TX, value_at_stake=21_000 * 3 * 10**9)
+
+
+async def test_a_simulation_says_what_the_chain_would_do_now() -> None:
+    refused = TransactionReverted("NothingNew", {})
+    assert await sender({"eth_call": "0x"}).simulate(send_native(OTHER.address, 1)) == WouldDo()
+    assert await sender({"eth_call": refused}).simulate_again(TX) == WouldRevert("NothingNew()")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
+from types import FrameType
+
+import pytest
 
 from piecework.client.journal.proofs import prove_receipts
 from piecework.client.journal.records import ReceiptRow
-from piecework_protocol.merkle import Accumulator
+from piecework_protocol.merkle import Accumulator, leaf_hash, node_hash
 from piecework_protocol.objects import Voucher
 from piecework_protocol.types import Amount, Digest, Signature, Uint64
 from tests.support.fake_chain import DOMAIN
@@ -30,6 +34,43 @@ def test_every_receipt_is_proved_under_the_latest_voucher() -> None:
         proven = prove_receipts(DOMAIN, terms(), voucher(rows(count)), rows(count))
         assert [p.trouble for p in proven] == [""] * count
         assert all(p.proof is not None and p.proof.count == count for p in proven)
+
+
+class TreeHashes:
+    """Counts the hashes of leaves and nodes that a piece of work takes."""
+
+    CODES = (leaf_hash.__code__, node_hash.__code__)
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, frame: FrameType, event: str, _: object) -> None:
+        self.count += event == "call" and frame.f_code in self.CODES
+
+
+@pytest.mark.parametrize("count", [1, 2, 100])
+def test_the_tree_of_all_receipts_is_built_once(count: int) -> None:
+    receipts = rows(count)
+    latest, hashes = voucher(receipts), TreeHashes()
+    sys.setprofile(hashes)
+    try:
+        prove_receipts(DOMAIN, terms(), latest, receipts)
+    finally:
+        sys.setprofile(None)
+    assert hashes.count == 2 * count - 1
+
+
+def test_one_jobs_receipts_are_proved_alone() -> None:
+    mine, other = rows(2), [canvas(job_row(2, 1000), i, 5) for i in range(2)]
+    theirs = tuple(
+        ReceiptRow(CHANNEL, e.receipt, e.signature, e.digest, 2 + i, None)
+        for i, e in enumerate(other)
+    )
+    whole = (*mine, *theirs)
+    job = theirs[0].receipt.job
+    proven = prove_receipts(DOMAIN, terms(), voucher(whole), whole, job=job)
+    assert [p.row for p in proven] == list(theirs)
+    assert not any(p.trouble for p in proven)
 
 
 def test_a_changed_receipt_is_found() -> None:

@@ -8,11 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from piecework.client.errors import InsufficientFunds, StoreError
+from piecework.client.errors import InsufficientFunds, JobFollowed, StoreError
 from piecework.client.jobs.selection import learn
 from piecework.client.journal.database import Database
-from piecework.client.journal.records import ChannelStatus, Experience, JobRow, JobStatus
+from piecework.client.journal.owners import NOBODY
+from piecework.client.journal.records import (
+    ChannelStatus,
+    Experience,
+    JobRow,
+    JobStatus,
+    ReservedFor,
+    SeenChannel,
+)
 from piecework.client.journal.store import Store
+from piecework.client.limits import FUNDING_GRACE_S
 from piecework_protocol.client_session import CanvasVerified
 from piecework_protocol.content import CanvasOutput
 from piecework_protocol.eip712 import Domain
@@ -35,6 +44,7 @@ from piecework_protocol.types import (
 )
 from tests.support import pair
 from tests.support.client_side import PAYER
+from tests.support.dying_database import DyingVfs
 from tests.support.fake_chain import DOMAIN, TOKEN, TOKEN_INFO
 from tests.support.offers import offer, operator, receiver
 
@@ -54,7 +64,7 @@ def terms(salt: int = 0, delay: int = 3600) -> Channel:
     )
 
 
-def job_row(seed: int, ceiling: int, *, now: int = NOW) -> JobRow:
+def job_row(seed: int, ceiling: int, *, now: int = NOW, owner: str = NOBODY) -> JobRow:
     channel = terms()
     job = pair.job(seed, 32, ceiling=ceiling).replace(
         channel=channel.id(DOMAIN), deadline=Timestamp(now + 600)
@@ -70,7 +80,7 @@ def job_row(seed: int, ceiling: int, *, now: int = NOW) -> JobRow:
         prompt_tokens=None,
         detail="",
         created_at=Timestamp(now),
-        owner=1,
+        owner=owner,
     )
 
 
@@ -90,6 +100,10 @@ def canvas(job: JobRow, index: int, amount: int, *, trace: bytes = b"trace") -> 
     return CanvasVerified(
         receipt, Digest(DOMAIN.digest(receipt)), signature, CanvasOutput((1,), "x")
     )
+
+
+def seen(funded: int) -> SeenChannel:
+    return SeenChannel(Amount(funded), Amount(0), Amount(0), 0)
 
 
 def exactly(needed: Amount, deposit: Amount) -> Amount:
@@ -161,14 +175,19 @@ def test_two_processes_extend_one_book_in_turn(store: Store, file: Path) -> None
 def test_live_jobs_keep_what_they_reserved(store: Store) -> None:
     first, second, third = job_row(1, 100), job_row(2, 50), job_row(3, 60)
     assert store.admit(first, None, exactly, UNTIL).deposit == 100
-    store.pay(canvas(first, 0, 40), CHANNEL, None)
+    store.accepted(first.id, 7, None)
+    book = store.pay(canvas(first, 0, 40), CHANNEL, None).book
+    voucher, peaks = book.voucher(), book.accumulator.peaks
     assert store.admit(second, None, exactly, UNTIL).deposit == 150
+    store.accepted(second.id, 7, Account(voucher, Signature(bytes(65)), peaks))
     store.finish(first.id, JobStatus.COMPLETE)
     assert store.admit(third, None, nothing, UNTIL).deposit == 150
 
 
 def test_a_job_past_its_deadline_reserves_nothing(store: Store) -> None:
-    store.admit(job_row(1, 100), None, exactly, UNTIL)
+    early = job_row(1, 100)
+    store.admit(early, None, exactly, UNTIL)
+    store.accepted(early.id, 7, None)
     late = job_row(2, 100, now=NOW + 601)
     assert store.admit(late, None, nothing, Timestamp(UNTIL + 601)).deposit == 100
 
@@ -198,11 +217,30 @@ def test_a_channel_is_found_again_by_its_terms_whatever_its_salt(store: Store) -
     assert store.open_channel(terms(salt=8)).id != CHANNEL
 
 
-def test_a_closed_channel_never_opens_again_and_totals_never_go_back(store: Store) -> None:
-    store.seen_on_chain(CHANNEL, Amount(500), ChannelStatus.CLOSED)
-    store.seen_on_chain(CHANNEL, Amount(400), ChannelStatus.OPEN)
-    row = store.channel(CHANNEL)
-    assert (row.status, row.funded, row.deposit) == (ChannelStatus.CLOSED, 500, 500)
+def test_a_closed_channel_never_opens_again(store: Store) -> None:
+    store.seen_on_chain(CHANNEL, seen(500), ChannelStatus.CLOSED)
+    store.seen_on_chain(CHANNEL, seen(400), ChannelStatus.OPEN)
+    store.set_status(CHANNEL, ChannelStatus.OPEN)
+    assert store.channel(CHANNEL).status is ChannelStatus.CLOSED
+
+
+def test_an_opening_that_a_reorganization_took_away_is_authorized_again(store: Store) -> None:
+    store.admit(job_row(1, 100), None, exactly, UNTIL)
+    store.seen_on_chain(CHANNEL, seen(100), ChannelStatus.OPEN)
+    assert store.reservations(TOKEN, NOW) == ()
+    store.seen_on_chain(CHANNEL, seen(0), ChannelStatus.OPEN)
+    row = store.admit(job_row(2, 10, now=NOW + 700), None, exactly, Timestamp(UNTIL + 700))
+    assert (row.funded, row.authorized, row.funding_deadline) == (0, 10, UNTIL + 700)
+
+
+def test_what_the_chain_shows_again_is_not_written_again(tmp_path: Path) -> None:
+    written: list[str] = []
+    store = Store(tmp_path / "client.db", DOMAIN, PAYER.address, written.append)
+    store.open_channel(terms())
+    store.seen_on_chain(CHANNEL, seen(5), ChannelStatus.OPEN)
+    before = len(written)
+    store.seen_on_chain(CHANNEL, seen(5), ChannelStatus.OPEN)
+    assert len(written) == before
 
 
 def test_what_the_worker_lacks_is_named_again(store: Store) -> None:
@@ -212,7 +250,7 @@ def test_what_the_worker_lacks_is_named_again(store: Store) -> None:
         store.pay(canvas(job, index, 5), CHANNEL, None)
     store.acknowledge(CHANNEL, 3)
     assert len(store.channel(CHANNEL).book.unacknowledged) == 1
-    book = store.reconcile(CHANNEL, None)
+    book = store.accepted(job.id, 7, None)
     assert [ref.canvas for ref in book.unacknowledged] == [0, 1, 2, 3]
     assert store.channel(CHANNEL).book == book
 
@@ -224,19 +262,19 @@ def test_a_voucher_of_ours_that_contradicts_the_journal_stops_everything(store: 
     other = PayerLedger(CHANNEL).pay(LeafRef(job.id, 0), Digest(bytes(32)), Amount(6), Amount(100))
     account = Account(other.voucher(), Signature(bytes(65)), other.accumulator.peaks)
     with pytest.raises(StoreError, match="two copies"):
-        store.reconcile(CHANNEL, account)
+        store.adopt_account(CHANNEL, account)
 
 
 def test_a_commit_that_fails_leaves_nothing_behind_and_nothing_open(
     store: Store, file: Path
 ) -> None:
     database = Database(file)
-    with pytest.raises(StoreError), database.change() as db:
+    with pytest.raises(StoreError), database.change("x") as db:
         db.execute("PRAGMA defer_foreign_keys = ON")
         db.execute(
             "INSERT INTO vouchers VALUES (x'00', 1, '1', x'00')"
         )  # of a channel that is not there
-    with database.change() as db:
+    with database.change("x") as db:
         assert db.execute("SELECT count(*) FROM vouchers").fetchall() == [(0,)]
     database.close()
 
@@ -266,11 +304,121 @@ def test_free_jobs_still_open_a_channel(store: Store) -> None:
     assert store.admit(job_row(1, 0), None, exactly, UNTIL).deposit == 1
 
 
-def test_pending_deposits_are_what_the_chain_does_not_show_yet(store: Store) -> None:
-    store.admit(job_row(1, 100), None, exactly, UNTIL)
-    assert store.pending_deposits(TOKEN) == 100
-    store.seen_on_chain(CHANNEL, Amount(60), ChannelStatus.OPEN)
-    assert store.pending_deposits(TOKEN) == 40
+def test_a_job_that_is_being_offered_reserves_until_it_is_declined(store: Store) -> None:
+    job = job_row(1, 100, owner=store.owner)
+    store.admit(job, None, exactly, UNTIL)
+    (held,) = store.reservations(TOKEN, NOW)
+    assert (held.amount, held.why, held.until) == (100, ReservedFor.SUBMISSION, UNTIL)
+    store.finish(job.id, JobStatus.REFUSED, "BUSY")
+    assert store.reservations(TOKEN, NOW) == ()
+    assert store.channel(CHANNEL).authorized == 0
+
+
+def test_a_job_that_a_worker_took_reserves_until_the_chain_shows_it(store: Store) -> None:
+    job = job_row(1, 100, owner=store.owner)
+    store.admit(job, None, exactly, UNTIL)
+    store.accepted(job.id, 7, None)
+    store.finish(job.id, JobStatus.CANCELLED)
+    (held,) = store.reservations(TOKEN, NOW)
+    assert (held.amount, held.why) == (100, ReservedFor.OPENING)
+    store.seen_on_chain(CHANNEL, seen(60), ChannelStatus.OPEN)
+    assert store.reservations(TOKEN, NOW)[0].amount == 40
+    store.seen_on_chain(CHANNEL, seen(100), ChannelStatus.OPEN)
+    assert store.reservations(TOKEN, NOW) == ()
+
+
+def test_an_authorization_past_its_deadline_reserves_nothing(store: Store) -> None:
+    job = job_row(1, 100, owner=store.owner)
+    store.admit(job, None, exactly, UNTIL)
+    store.accepted(job.id, 7, None)
+    assert store.reservations(TOKEN, UNTIL)
+    late = Timestamp(UNTIL + FUNDING_GRACE_S + 1)
+    assert store.reservations(TOKEN, late) == ()
+    row = store.admit(job_row(2, 30, now=late), None, exactly, Timestamp(late + 3600))
+    assert (row.authorized, row.taken) == (30, 0)
+
+
+def test_a_killed_process_reserves_nothing_for_a_job_that_nobody_took(
+    store: Store, file: Path
+) -> None:
+    killed = Store(file, DOMAIN, PAYER.address)
+    killed.admit(job_row(1, 100, owner=killed.owner), None, exactly, UNTIL)
+    assert store.reservations(TOKEN, NOW)[0].amount == 100
+    killed.close()
+    assert store.reservations(TOKEN, NOW) == ()
+
+
+def test_a_declined_job_leaves_what_another_job_reserved(store: Store) -> None:
+    taken, declined = job_row(1, 100, owner=store.owner), job_row(2, 50, owner=store.owner)
+    store.admit(taken, None, exactly, UNTIL)
+    store.accepted(taken.id, 7, None)
+    store.admit(declined, None, exactly, UNTIL)
+    assert store.reservations(TOKEN, NOW)[0].amount == 150
+    store.finish(declined.id, JobStatus.REFUSED)
+    assert store.reservations(TOKEN, NOW)[0].amount == 100
+
+
+def test_an_account_behind_what_was_settled_is_the_workers_fault(store: Store) -> None:
+    job = job_row(1, 100)
+    store.admit(job, None, exactly, UNTIL)
+    store.pay(canvas(job, 0, 5), CHANNEL, None)
+    settled = SeenChannel(Amount(100), Amount(0), Amount(5), 1)
+    store.seen_on_chain(CHANNEL, settled, ChannelStatus.OPEN)
+    with pytest.raises(ProtocolViolation, match=r"clause 5\.7.*settled"):
+        store.accepted(job.id, 7, None)
+
+
+def test_a_job_that_a_living_process_follows_cannot_be_taken_over(store: Store, file: Path) -> None:
+    other = Store(file, DOMAIN, PAYER.address)
+    job = job_row(1, 100, owner=other.owner)
+    store.admit(job, None, exactly, UNTIL)
+    with pytest.raises(JobFollowed, match="another process of this client follows"):
+        store.take_over(job.id)
+    other.close()
+    assert store.take_over(job.id).owner == store.owner
+    store.leave(job.id)
+    assert store.job(job.id).owner == NOBODY
+
+
+def test_an_id_may_be_shortened_while_it_is_unique(store: Store) -> None:
+    one, two = job_row(1, 100), job_row(2, 100)
+    store.admit(one, None, exactly, UNTIL)
+    store.admit(two, None, exactly, UNTIL)
+    assert store.job_named("0x" + one.id.hex()[:8]) == one.id
+    assert store.job_named(two.id.hex().upper()) == two.id
+    assert store.channel_named(CHANNEL.hex()[:7]) == CHANNEL
+    for digits, why in (("0xffff0000", "no job"), ("", "hex digits"), ("0x%", "hex digits")):
+        with pytest.raises(StoreError, match=why):
+            store.job_named(digits)
+    shared = next(n for n in range(64) if one.id.hex()[:n] != two.id.hex()[:n]) - 1
+    if shared:
+        with pytest.raises(StoreError, match="more than one job"):
+            store.job_named(one.id.hex()[:shared])
+
+
+@pytest.mark.parametrize("canvases", [1, 5])
+def test_a_job_syncs_the_disk_when_it_is_admitted_and_at_each_payment_only(
+    tmp_path: Path, canvases: int
+) -> None:
+    vfs = DyingVfs(None)
+    try:
+        store = Store(tmp_path / "client.db", DOMAIN, PAYER.address)
+        store.open_channel(terms())
+        job = job_row(1, 100, owner=store.owner)
+        before = vfs.syncs
+        store.admit(job, None, exactly, UNTIL)
+        store.accepted(job.id, 7, None)
+        for index in range(canvases):
+            store.pay(canvas(job, index, 5), CHANNEL, None)
+            store.acknowledge(CHANNEL, index + 1)
+        store.finish(
+            job.id, JobStatus.COMPLETE, learn=lambda memory: learn(memory, NOW, success=True)
+        )
+        assert vfs.syncs - before == 1 + canvases
+        assert store.experience()[operator("worker").address].successes == 1
+        store.close()
+    finally:
+        vfs.unregister()
 
 
 def test_an_unknown_job_is_named(store: Store) -> None:

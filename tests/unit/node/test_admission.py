@@ -11,6 +11,7 @@ import pytest
 from piecework_node.jobs.admission import AdmissionView, ChannelView, admit, check_return
 from piecework_node.jobs.offers import build_offer
 from piecework_node.journal.records import StoredChannel
+from piecework_node.runtime.faults import Code, Fault
 from piecework_node.runtime.live import LiveChannel, LiveJob
 from piecework_protocol.errors import Reason, Refusal
 from piecework_protocol.frames import Funding, LeafRef, SubmitJob
@@ -180,7 +181,7 @@ REFUSALS: list[tuple[str, Callable[[Case], Case], Reason]] = [
     ("another receiver", channel(receiver=Address(bytes(20))), Reason.WRONG_WORKER),
     ("another signer", lambda c: replace(c, signer=STRANGER), Reason.BAD_SIGNATURE),
     ("draining", view(draining=True), Reason.DRAINING),
-    ("a fault", view(fault="the clock is wrong"), Reason.CHAIN_UNAVAILABLE),
+    ("a fault", view(fault=Fault(Code.CLOCK_AHEAD, "set it")), Reason.CHAIN_UNAVAILABLE),
     ("no engine", view(engine_ready=False), Reason.ENGINE_UNAVAILABLE),
     ("receipts nobody issued", lambda c: replace(c, received=1), Reason.JOB_ENDED),
     ("an offer nobody made", view(offer=None), Reason.UNKNOWN_OFFER),

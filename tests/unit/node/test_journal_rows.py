@@ -25,6 +25,7 @@ from piecework_node.journal.records import (
     TxState,
     TxSubject,
     VoucherApplied,
+    Worth,
 )
 from piecework_node.journal.sqlite import SqliteJournal
 from piecework_protocol.errors import Reason
@@ -48,7 +49,7 @@ from piecework_protocol.worker_session import StateRecord, StoredCanvas
 from tests.support.node.harness import DOMAIN, OPERATOR
 from tests.unit.node.test_admission import CHANNEL, OFFER, funding, good
 
-HEAD = "671eab87808608a4928fbd4a151270a74dd140b42c3b69c6f5c80786844b7eda"
+HEAD = "24b8707bc7d7e5bd006b5fd091056d8567022e798bd2b9a6be6fb594259c32d4"
 """Of the hash chain over every row that these records write, recorded with schema 1."""
 SIGNATURE = Signature(b"\5" * 64 + b"\x1b")
 KEY = PublicKey(b"\7" * 32)
@@ -56,6 +57,7 @@ SUBMISSION = good().submission
 JOB = SUBMISSION.job.id(DOMAIN)
 CHANNEL_ID = CHANNEL.id(DOMAIN)
 LEAF = LeafRef(JOB, 0)
+WORTH = Worth(Amount(2**100), 2**90)
 RECEIPT = Receipt(
     job=JOB,
     canvas=Uint32(0),
@@ -92,7 +94,7 @@ def records() -> list[JournalRecord]:
         VoucherApplied(ledger, (LEAF,), 0),
         StateRecord(JOB, JobState.FAILED, Reason.EXPIRED),
         CloseAgreed(CHANNEL_ID, SIGNATURE),
-        StoredTx(TxKind.SETTLE, TRANSACTION, subjects, Timestamp(8), moved_at=8),
+        StoredTx(TxKind.SETTLE, TRANSACTION, subjects, WORTH, Timestamp(8), moved_at=8),
         TxMoved(TRANSACTION.hash, TxState.MINED, Timestamp(9), 50_000),
         MetaSet("events_through_block", "12"),
         SealingKeyDropped(KEY),

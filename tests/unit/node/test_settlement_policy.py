@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import pytest
+
+from piecework.chain.l1_fees import L1Charge, L1Price
 from piecework.chain.limits import MAX_CLAIMS_PER_SETTLE
+from piecework.chain.transactions import GasPrice
 from piecework_node.settlement.policy import (
+    SETTLE_DATA_BASE_BYTES,
+    SETTLE_DATA_PER_CLAIM_BYTES,
+    SETTLE_GAS_BASE,
+    SETTLE_GAS_PER_CLAIM,
     SettlementCandidate,
     SettlePolicy,
     Urgency,
     choose,
     gas_cost,
-    value_in_wei,
+    settle_wei,
+    worth_of,
 )
 from piecework_protocol.types import ChannelId
 
 POLICY = SettlePolicy(gas_multiple=20, interval_s=3600, native_coin_price=3_000_000_000)
-GWEI = 10**9
+GWEI = GasPrice(10**9)
 
 
 def candidate(
@@ -24,9 +33,19 @@ def candidate(
 
 
 def test_gas_is_weighed_in_token_units_and_rounded_up() -> None:
-    # 65,000 gas at 1 gwei are 6.5e13 wei, which at 3,000 dollars a coin are 0.195 dollars.
-    assert gas_cost(POLICY, GWEI, 1) == 195_000
-    assert gas_cost(POLICY, 1, 1) == 1
+    # A gas at 1 gwei is 1e-9 of a coin, which costs 3e9 base units.
+    gas = SETTLE_GAS_BASE + SETTLE_GAS_PER_CLAIM
+    assert gas_cost(POLICY, GWEI, 1) == gas * 3
+    assert gas_cost(POLICY, GasPrice(1), 1) == 1
+
+
+@pytest.mark.parametrize("charge", [L1Charge.BESIDE_GAS, L1Charge.IN_GAS])
+def test_the_data_of_a_settlement_is_weighed_on_a_rollup(charge: L1Charge) -> None:
+    data = SETTLE_DATA_BASE_BYTES + 2 * SETTLE_DATA_PER_CLAIM_BYTES
+    rollup = GasPrice(10**6, L1Price(charge, 10**10))
+    gas = SETTLE_GAS_BASE + 2 * SETTLE_GAS_PER_CLAIM
+    assert settle_wei(rollup, 2) == gas * 10**6 + data * 10**10
+    assert choose([candidate(gas_cost(POLICY, rollup, 1), waited_s=3600)], POLICY, rollup) == ()
 
 
 def test_a_claim_waits_until_it_is_worth_many_times_its_gas() -> None:
@@ -65,8 +84,8 @@ def test_where_gas_is_free_the_interval_decides() -> None:
     free = SettlePolicy(gas_multiple=20, interval_s=3600, native_coin_price=0)
     assert choose([candidate(10)], free, GWEI) == ()
     assert choose([candidate(10, waited_s=3600)], free, GWEI)
-    assert value_in_wei(free, 10) is None
-    assert value_in_wei(POLICY, 3_000_000_000) == 10**18
+    assert worth_of(free, 10).wei is None
+    assert worth_of(POLICY, 3_000_000_000).wei == 10**18
 
 
 def test_one_transaction_carries_the_most_valuable_claims_that_fit() -> None:
@@ -79,7 +98,7 @@ def test_one_transaction_carries_the_most_valuable_claims_that_fit() -> None:
 def test_a_claim_that_is_worth_its_own_gas_only_just_is_left_out() -> None:
     """The first claim carries the base; each further one has to pay for itself."""
     marginal = gas_cost(POLICY, GWEI, 1) - gas_cost(POLICY, GWEI, 0)
-    assert marginal == 60_000
+    assert marginal == SETTLE_GAS_PER_CLAIM * 3
     large = candidate(10**9)
     assert choose([large, candidate(marginal, number=2)], POLICY, GWEI) == (large,)
     assert len(choose([large, candidate(marginal + 1, number=2)], POLICY, GWEI)) == 2
@@ -103,5 +122,5 @@ def test_claims_that_are_together_not_worth_their_gas_stay_though_one_is_withdra
 
 def test_a_value_in_wei_is_a_whole_number_rounded_down() -> None:
     third = SettlePolicy(gas_multiple=1, interval_s=1, native_coin_price=3)
-    assert value_in_wei(third, 1) == 10**18 // 3
-    assert isinstance(value_in_wei(third, 1), int)
+    assert worth_of(third, 1).wei == 10**18 // 3
+    assert isinstance(worth_of(third, 1).wei, int)

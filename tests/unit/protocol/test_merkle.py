@@ -76,6 +76,14 @@ def test_every_place_of_every_small_tree_proves_and_its_neighbours_do_not() -> N
             assert not merkle.verify(proof, leaves[(index + 1) % 70], root), (index, count)
 
 
+def test_proofs_of_all_leaves_are_those_of_each_leaf() -> None:
+    leaves = [bytes([n]) * 32 for n in range(40)]
+    for count in range(40):
+        root, proofs = merkle.prove_all(leaves[:count])
+        assert root == merkle.root(leaves[:count])
+        assert list(proofs) == [merkle.prove(leaves[:count], index) for index in range(count)]
+
+
 @pytest.mark.parametrize("index", [-1, 3])
 def test_no_leaf_is_proved_at_an_index_that_is_not_there(index: int) -> None:
     with pytest.raises(MalformedInput, match=r"^no leaf at that index$"):

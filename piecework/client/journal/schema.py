@@ -1,0 +1,71 @@
+"""The tables of the client's database. `journal.store` gives them meaning.
+
+Schema 2 is the first that is kept: a later one comes as a migration. Amounts are uint128 as decimal
+text, because SQLite's integers end at 63 bits. Times are Unix seconds.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from piecework.base.migrations import Schema, script
+
+_SECOND: Final = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+-- authorized: the total of the newest funding authorization that was signed
+-- taken: the total under which a worker accepted a job, so it may be opening the channel now
+-- funded, withdrawn, settled, settled_count: the chain's word, as it was seen last
+CREATE TABLE channels (
+    id BLOB PRIMARY KEY, payer BLOB NOT NULL, authorizer BLOB NOT NULL, receiver BLOB NOT NULL,
+    operator BLOB NOT NULL, token BLOB NOT NULL, withdrawal_delay INTEGER NOT NULL,
+    salt BLOB NOT NULL,
+    authorized TEXT NOT NULL, fee TEXT NOT NULL, funding_deadline INTEGER NOT NULL,
+    taken TEXT NOT NULL,
+    funded TEXT NOT NULL, withdrawn TEXT NOT NULL,
+    settled TEXT NOT NULL, settled_count INTEGER NOT NULL,
+    cumulative TEXT NOT NULL, count INTEGER NOT NULL, peaks BLOB NOT NULL,
+    acknowledged INTEGER NOT NULL,
+    status TEXT NOT NULL
+) STRICT;
+CREATE INDEX channels_by_operator ON channels (operator, status);
+CREATE TABLE jobs (
+    id BLOB PRIMARY KEY, channel BLOB NOT NULL REFERENCES channels (id), submission BLOB NOT NULL,
+    offer BLOB NOT NULL, reply_secret BLOB NOT NULL, prompt_bytes INTEGER NOT NULL,
+    max_amount TEXT NOT NULL, deadline INTEGER NOT NULL, prompt_tokens INTEGER,
+    status TEXT NOT NULL, detail TEXT NOT NULL, created_at INTEGER NOT NULL, owner TEXT NOT NULL,
+    prompt TEXT
+) STRICT;
+CREATE INDEX jobs_by_channel ON jobs (channel, status);
+CREATE TABLE receipts (
+    job BLOB NOT NULL REFERENCES jobs (id), canvas INTEGER NOT NULL, channel BLOB NOT NULL,
+    frame BLOB NOT NULL, digest BLOB NOT NULL, amount TEXT NOT NULL, leaf_index INTEGER NOT NULL,
+    text TEXT, PRIMARY KEY (job, canvas), UNIQUE (channel, leaf_index)
+) STRICT;
+CREATE TABLE vouchers (
+    channel BLOB NOT NULL REFERENCES channels (id), count INTEGER NOT NULL,
+    cumulative TEXT NOT NULL,
+    root BLOB NOT NULL, PRIMARY KEY (channel, count)
+) STRICT;
+CREATE TABLE workers (
+    operator BLOB PRIMARY KEY, successes REAL NOT NULL, failures REAL NOT NULL,
+    updated_at INTEGER NOT NULL,
+    broken_clause TEXT NOT NULL, broken_at INTEGER NOT NULL
+) STRICT;
+-- The payer's part of the escrow's events, up to and without the block in meta "scanned_to".
+-- Only final blocks are read, so a row is never taken back.
+CREATE TABLE chain_logs (
+    block INTEGER NOT NULL, log_index INTEGER NOT NULL, time INTEGER NOT NULL,
+    transaction_hash BLOB NOT NULL, topics BLOB NOT NULL, data BLOB NOT NULL,
+    PRIMARY KEY (block, log_index)
+) STRICT, WITHOUT ROWID;
+"""
+
+CLIENT_SCHEMA: Final = Schema(
+    what="the client's database",
+    first=2,
+    create=script(_SECOND),
+    old=(
+        "Finish with the program that made it: client close, client withdraw. "
+        "Or move the file away and run: piecework client recover"
+    ),
+)

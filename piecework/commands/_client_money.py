@@ -1,0 +1,225 @@
+"""The commands of `piecework client` that show and move money."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from piecework.commands import _common as common
+from piecework.commands._client_home import (
+    Home,
+    Json,
+    PasswordFile,
+    market_token_of,
+    print_amounts,
+    safe,
+    with_client,
+)
+
+if TYPE_CHECKING:
+    from piecework.client.sdk import PieceworkClient
+    from piecework_protocol.types import Address
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to `piecework client`."""
+    for command in (deposit, balance, channels, close, withdraw):
+        app.command()(command)
+
+
+def deposit(
+    amount: Annotated[str | None, typer.Argument(help="Tokens to put into the escrow.")] = None,
+    *,
+    gasless: Annotated[
+        Path | None,
+        typer.Option(help="Write a signed deposit that anybody may submit to this file."),
+    ] = None,
+    relay: Annotated[
+        Path | None,
+        typer.Option(help="Submit somebody's signed deposit from this file and pay its gas."),
+    ] = None,
+    valid_hours: Annotated[float, typer.Option(min=0.01, max=720)] = 24.0,
+    faucet: Annotated[
+        bool,
+        typer.Option("--faucet", help="Development chains: take the tokens and the gas there."),
+    ] = False,
+    home: Home = None,
+    password_file: PasswordFile = None,
+    json: Json = False,
+) -> None:
+    """Put tokens into the escrow.
+
+    One deposit serves any number of workers.
+    """
+    if (amount is None) == (relay is None) or (gasless and relay):
+        common.fail("give an AMOUNT (perhaps with --gasless FILE), or --relay FILE", 2)
+    if faucet and (gasless or relay):
+        common.fail(
+            "--faucet pays for a deposit that is made now: leave out --gasless and --relay", 2
+        )
+    token = market_token_of(home)
+    units = None if amount is None else common.some_units(token, amount)
+
+    async def work(client: PieceworkClient) -> dict[str, Any]:
+        from piecework.chain.dev.faucet import take_from_faucet
+        from piecework.commands._deposits import deposit_now, relay_from, sign_to
+        from piecework_protocol.types import Amount
+
+        if relay is not None:
+            return await relay_from(client, relay)
+        if gasless is not None:
+            return await sign_to(client, token.amount(units or 0), gasless, int(valid_hours * 3600))
+        if faucet:
+            await take_from_faucet(
+                client.reader.rpc, client.token, client.wallet.payer.address, Amount(units or 0)
+            )
+        return await deposit_now(client, token.amount(units or 0))
+
+    result = with_client(home, password_file, work)
+    if json:
+        print_amounts(result, token)
+    elif "file" in result:
+        common.say(
+            f"Signed. Anybody may submit it: piecework client deposit --relay {result['file']}"
+        )
+    else:
+        common.say(f"{token.format(result['amount'])} deposited in block {result['block']}")
+
+
+def balance(*, home: Home = None, password_file: PasswordFile = None, json: Json = False) -> None:
+    """Show where the client's money is, and what is reserved why."""
+    from piecework.commands._client_views import balance_view
+
+    view = with_client(home, password_file, balance_view)
+    token = market_token_of(home)
+    if json:
+        print_amounts(view, token)
+        return
+    common.say(f"payer                {view['payer']}")
+    for label, key in (
+        ("own account", "own"),
+        ("escrow, free", "free"),
+        ("escrow, pooled", "pooled"),
+        ("in channels", "in_channels"),
+        ("promised to workers", "paid"),
+    ):
+        common.say(f"{label:20} {token.format(view[key])}")
+    for row in view["reserved"]:
+        common.say(
+            f"reserved             {token.format(row['amount'])} until {utc(row['until'])}: "
+            f"{row['why']} ({row['operator']})"
+        )
+
+
+def channels(*, home: Home = None, password_file: PasswordFile = None, json: Json = False) -> None:
+    """List payment channels and their state."""
+    from piecework.commands._client_views import channels_view
+
+    rows = with_client(home, password_file, channels_view)
+    token = market_token_of(home)
+    if json:
+        print_amounts({"channels": rows}, token)
+        return
+    for row in rows:
+        common.say(
+            f"{row['channel']}  {row['status']:8} worker {row['operator']}"
+            f"  {token.format(row['cumulative'])} of {token.format(row['deposit'])}"
+            f"  {row['count']} canvases, {row['unacknowledged']} unconfirmed"
+        )
+
+
+def close(
+    channel: Annotated[
+        list[str] | None,
+        typer.Argument(help="Channel ids, or their first digits; all that hold money if none."),
+    ] = None,
+    *,
+    home: Home = None,
+    password_file: PasswordFile = None,
+    json: Json = False,
+) -> None:
+    """Close channels together with their workers.
+
+    If a worker does not answer, the withdrawal delay of its channel starts. Each channel is decided
+    from the chain, so the command can be repeated. It fails if a channel could not be closed.
+    """
+
+    async def work(client: PieceworkClient) -> list[dict[str, Any]]:
+        from piecework.commands._client_views import closings_view
+
+        chosen = [client.store.channel_named(text) for text in channel or ()]
+        if not chosen:
+            return closings_view(await client.funds.close_all())
+        return closings_view(tuple([await client.funds.close(one) for one in chosen]))
+
+    rows = with_client(home, password_file, work)
+    _print_closings(rows, json)
+    if not rows and not json:
+        common.say("no channel holds money")
+    _fail_if_left(rows)
+
+
+def withdraw(
+    amount: Annotated[
+        str | None, typer.Argument(help="Tokens; all that is free if not given.")
+    ] = None,
+    *,
+    to: Annotated[
+        str | None, typer.Option(help="Address; the payer's own account if not given.")
+    ] = None,
+    home: Home = None,
+    password_file: PasswordFile = None,
+    json: Json = False,
+) -> None:
+    """Take money out of closed channels and the escrow."""
+    token = market_token_of(home)
+    units = None if amount is None else common.some_units(token, amount)
+
+    receiver = None if to is None else _address(to)
+
+    async def work(client: PieceworkClient) -> dict[str, Any]:
+        from piecework.commands._client_views import withdrawal_view
+
+        wanted = None if units is None else token.amount(units)
+        return withdrawal_view(await client.funds.withdraw(wanted, receiver))
+
+    view = with_client(home, password_file, work)
+    if json:
+        print_amounts(view, token)
+    else:
+        _print_closings(view["channels"], as_json=False)
+        common.say(f"{token.format(view['amount'])} sent to {view['to']}")
+    _fail_if_left(view["channels"])
+
+
+def _address(text: str) -> Address:
+    from piecework_protocol.types import parse_address
+
+    try:
+        return parse_address(text)
+    except ValueError as error:
+        common.fail(str(error), 2)
+
+
+def _print_closings(rows: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        common.print_json({"channels": rows})
+        return
+    for row in rows:
+        at = row["withdrawable_at"]
+        later = "" if at is None else f", from {utc(at)} on"
+        common.say(f"{row['channel'][:14]}…  {row['state']}: {safe(row['note'])}{later}")
+
+
+def _fail_if_left(rows: list[dict[str, Any]]) -> None:
+    """A channel that could not be closed is a failure of the command, after all are shown."""
+    if any(row["state"] == "failed" for row in rows):
+        raise typer.Exit(1)
+
+
+def utc(time: int) -> str:
+    """A time for a person."""
+    return f"{datetime.fromtimestamp(time, UTC):%Y-%m-%d %H:%M:%S} UTC"
