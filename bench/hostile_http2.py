@@ -132,6 +132,18 @@ class Http2:
             sent += len(piece)
         return sent
 
+    def stop_reading(self) -> None:
+        """Read nothing more, so that pings stay unanswered."""
+        if self._task is not None:
+            self._task.cancel()
+        self._writer.transport.pause_reading()  # type: ignore[attr-defined]
+
+    async def has_ended(self, stream: int) -> None:
+        """Wait until the server has ended a stream, or the connection."""
+        while stream not in self.ended and not self.closed.is_set():
+            self._moved.clear()
+            await self._moved.wait()
+
     async def close(self) -> None:
         """Hang up."""
         self._writer.transport.abort()
