@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 
 from piecework.base.clock import Clock
 from piecework.base.http import HttpError, HttpLimits, HttpStatus
+from piecework.base.jsons import loads
+from piecework.base.text import one_line
 from piecework_node.engine.link import EngineFacts
 from piecework_node.jobs.terms import OperatorTerms
 from piecework_node.journal.protocol import Journal
@@ -209,7 +211,14 @@ async def _publish_one(
         try:
             await poster.post(url, body, headers={"Content-Type": OFFER_CONTENT_TYPE})
         except HttpStatus as answer:
-            log.warning("index declines the offer", index_host=host, count=answer.status)
+            code, reason = _declined(answer)
+            log.warning(
+                "index declines the offer",
+                index_host=host,
+                status=answer.status,
+                code=code,
+                reason=reason,
+            )
             if answer.status < 500:
                 return False
         except HttpError as error:
@@ -218,3 +227,12 @@ async def _publish_one(
             return True
         await asyncio.sleep(backoff_s * 2**attempt)
     return False
+
+
+def _declined(answer: HttpStatus) -> tuple[str, str]:
+    """The code and the reason that an index gives. Empty: it gives none."""
+    try:
+        error = loads(answer.body)["error"]
+        return one_line(str(error["code"]), 50), one_line(str(error["message"]), 200)
+    except (ValueError, KeyError, TypeError):
+        return "", ""

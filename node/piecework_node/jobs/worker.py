@@ -21,9 +21,10 @@ from typing import Any, Final
 
 from piecework_node.engine.link import EngineEvent
 from piecework_node.errors import EngineUnavailable, JournalError, PromptRejected
-from piecework_node.jobs import admission
+from piecework_node.jobs import admission, prompts
 from piecework_node.jobs.admission import AdmissionView, ChannelView
 from piecework_node.jobs.engine_events import EngineEventHandler
+from piecework_node.jobs.prompts import PromptQueue
 from piecework_node.jobs.terms import OperatorTerms
 from piecework_node.journal.records import (
     ChannelSeen,
@@ -81,6 +82,7 @@ class Worker:
         self.terms, self._patience, self._log = terms, patience, log
         self.draining = False
         self._admitting: set[JobId] = set()
+        self._prompts = PromptQueue(terms.jobs_per_channel)
         self._offers: dict[Digest, Offer] = {}
 
     # --- what others look at
@@ -238,7 +240,8 @@ class Worker:
         admission.check_channel(
             submission, self._own_view(submission), self._channel_view(channel, submission)
         )
-        prompt_ids = await self._open_prompt(submission, job_id)
+        async with self._prompts.turn(job.channel):
+            prompt_ids = await self._open_prompt(submission, job_id)
         return await self._runtime.shielded(
             self._admit_locked(channel, submission, prompt_ids, sink)
         )
@@ -305,7 +308,8 @@ class Worker:
         if not job.ended:
             running = int(job.sequence is not None)
             admission.check_return(submission, _with_fewer(self._own_view(submission), running))
-            prompt_ids = await self._open_prompt(submission, job.id)
+            async with self._prompts.turn(job.channel.id):
+                prompt_ids = await self._open_prompt(submission, job.id)
             if len(prompt_ids) != job.session.accepted.prompt_tokens:
                 raise Refusal(Reason.PROMPT_MISMATCH, "the prompt has another length than before")
         async with job.channel.lock:
@@ -401,6 +405,9 @@ class Worker:
 
     async def _open_prompt(self, submission: SubmitJob, job_id: JobId) -> tuple[int, ...]:
         job, domain = submission.job, self._runtime.domain
+        facts = self._runtime.engine.facts
+        if facts is not None:
+            prompts.check_sealed_length(len(submission.sealed_prompt), facts.max_context)
         try:
             prompt = self._keyring.open(submission.sealed_prompt, prompt_context(domain, job_id))
         except MalformedInput as error:
@@ -411,6 +418,8 @@ class Worker:
             )
         try:
             messages = decode_prompt(prompt)
+            if facts is not None:
+                prompts.check_text_length(messages, facts.max_context)
             seal(b"", job.reply_key, canvas_context(domain, job_id, 0))
             return await self._runtime.engine.encode_prompt(messages)
         except (MalformedInput, PromptRejected) as error:

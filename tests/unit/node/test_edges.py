@@ -10,11 +10,12 @@ from typing import Any
 
 import aiohttp
 import pytest
+import structlog
 
 from piecework.base.connections import Refused
 from piecework.base.http import HttpError, HttpStatus, HttpUnreachable
 from piecework.base.listener import bind
-from piecework_node import logs
+from piecework_node import config, logs
 from piecework_node.daemon.admin import (
     ADDRESS_FILE,
     TOKEN_HEADER,
@@ -22,7 +23,8 @@ from piecework_node.daemon.admin import (
     admin_token,
     ask_daemon,
 )
-from piecework_node.errors import AdminError
+from piecework_node.daemon.daemon import Ports, serve
+from piecework_node.errors import AdminError, ConfigError
 from piecework_node.jobs.offers import (
     OFFER_CONTENT_TYPE,
     OfferBoard,
@@ -147,6 +149,17 @@ async def test_sequence_numbers_grow_across_restarts() -> None:
     assert numbers == [1, 2, 3, 4]
 
 
+def capturing_logger() -> tuple[Any, list[Any]]:
+    """A logger, and the lines that it was given."""
+    lines: list[Any] = []
+
+    def keep(_: Any, __: str, event: Any) -> Any:
+        lines.append(dict(event))
+        raise structlog.DropEvent
+
+    return structlog.wrap_logger(structlog.PrintLogger(), processors=[keep]), lines
+
+
 class Poster:
     """Implements `HttpPoster` by a script of statuses and errors."""
 
@@ -187,6 +200,50 @@ async def test_publishing_retries_what_may_pass_and_gives_up(
     )
     assert len(poster.posts) == posts
     assert taken == (answers[-1] == 200)
+
+
+async def test_the_log_says_why_an_index_declines_an_offer() -> None:
+    body = b'{"error": {"code": "not_yet_valid", "message": "the offer was issued in the future"}}'
+    log, lines = capturing_logger()
+    declines = [HttpStatus("index", 400, body, None), HttpStatus("other", 422, b"<html>", None)]
+    poster = Poster(*declines)
+    await publish(offer(), ["http://index", "http://other"], poster, Metrics(), log, backoff_s=0.0)
+    assert lines[0]["code"] == "not_yet_valid"
+    assert lines[0]["reason"] == "the offer was issued in the future"
+    assert (lines[1]["status"], lines[1]["code"]) == (422, "")
+
+
+# --- the ports
+
+
+async def test_a_port_that_is_taken_is_one_line_before_anything_is_loaded(tmp_path: Path) -> None:
+    (taken,) = bind("127.0.0.1", 0)
+    port = taken.getsockname()[1]
+    flags = {"payout": "0x" + "11" * 20, "bind": f"127.0.0.1:{port}"}
+    with pytest.raises(ConfigError) as caught:
+        await serve(tmp_path, flags, "no password is needed for that")
+    assert str(caught.value) == (
+        f"cannot listen on 127.0.0.1:{port}: address already in use. Is another worker running?"
+    )
+    taken.close()
+
+
+async def test_a_port_is_free_again_when_the_other_one_is_taken(tmp_path: Path) -> None:
+    (taken,), (free,) = bind("127.0.0.1", 0), bind("127.0.0.1", 0)
+    port = free.getsockname()[1]
+    free.close()
+    settings = config.check(
+        {
+            "payout": "0x" + "11" * 20,
+            "bind": f"127.0.0.1:{port}",
+            "admin_port": taken.getsockname()[1],
+        }
+    )
+    with pytest.raises(ConfigError):
+        Ports.bind(settings)
+    (again,) = bind("127.0.0.1", port)
+    again.close()
+    taken.close()
 
 
 # --- the operator's port
