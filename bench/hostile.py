@@ -58,7 +58,6 @@ LEAST_SHARE: Final = 0.5
 PATIENCE_S: Final = 15.0
 UNLOCKED_S: Final = 5.0
 PACE_S: Final = 0.002
-BETWEEN_S: Final = 0.02
 WARM_UP_S: Final = 1.5
 POOL: Final = 100_000_000
 DEPOSIT: Final = 1_000_000
@@ -102,6 +101,8 @@ class Target:
     port: int
     pid: int
     honest: Honest
+    pause_s: float = 0.02
+    """Between two requests. The index gives one address ten reads a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +157,7 @@ HEAD: Final = (
 )
 
 
-async def measure(honest: Honest, seconds: float) -> Figures:
+async def measure(target: Target, seconds: float) -> Figures:
     """Let the honest client work for a while."""
     figures, number = Figures(), secrets.randbelow(1 << 40)
     began = time.monotonic()
@@ -165,12 +166,12 @@ async def measure(honest: Honest, seconds: float) -> Figures:
         start = time.perf_counter()
         try:
             async with asyncio.timeout(PATIENCE_S):
-                await honest(number)
+                await target.honest(number)
         except Exception as error:  # noqa: BLE001  every failure is a figure
             figures.failures.append(f"{type(error).__name__}: {error}"[:160])
         else:
             figures.times_ms.append((time.perf_counter() - start) * 1000)
-        await asyncio.sleep(BETWEEN_S)
+        await asyncio.sleep(target.pause_s)
     figures.seconds = time.monotonic() - began
     return figures
 
@@ -215,14 +216,14 @@ def memory_mib(pid: int) -> int:
 
 
 async def under_attack(
-    attack: Attack, port: int, honest: Honest, seconds: float, submission: Path
+    attack: Attack, port: int, target: Target, seconds: float, submission: Path
 ) -> Figures:
     """Attack a port, and let the honest client work meanwhile."""
     arguments = (str(ATTACKS.index(attack)), str(port), str(seconds + 60))
     extra = {SUBMISSION: str(submission)}
     async with child("bench.hostile_attacks", *arguments, environment=extra):
         await asyncio.sleep(WARM_UP_S)
-        return await measure(honest, seconds)
+        return await measure(target, seconds)
 
 
 async def try_attack(
@@ -231,13 +232,11 @@ async def try_attack(
     """Control run and attack, in turns."""
     control, during, before = Figures(), Figures(), memory_mib(target.pid)
     most = before
-    await measure(target.honest, 1.0)
+    await measure(target, 1.0)
     for _ in range(rounds):
         async with sink_port(attack.sink) as port:
-            control.add(await under_attack(attack, port, target.honest, seconds, submission))
-        run = asyncio.ensure_future(
-            under_attack(attack, target.port, target.honest, seconds, submission)
-        )
+            control.add(await under_attack(attack, port, target, seconds, submission))
+        run = asyncio.ensure_future(under_attack(attack, target.port, target, seconds, submission))
         while not (await asyncio.wait({run}, timeout=0.2))[0]:
             most = max(most, memory_mib(target.pid))
         during.add(run.result())
@@ -388,7 +387,7 @@ async def market(root: Path) -> AsyncIterator[Market]:
             {
                 "worker": Target(port, pid, _job(client)),
                 "gateway": Target(gateway_port, gateway.pid, _chat(chat)),
-                "index": Target(index_port, index.pid, _get(url + "/v1/offers")),
+                "index": Target(index_port, index.pid, _get(url + "/v1/offers"), 0.12),
                 "admin": Target(admin, pid, _get(f"http://127.0.0.1:{admin}/status")),
             },
             submission,

@@ -257,7 +257,7 @@ def held(words: bytes, count: int = 1100) -> Callable[[int], Awaitable[None]]:
                     writer.write(words)
                     await reader.read()
                     writer.transport.abort()
-                await asyncio.sleep(20 * PAUSE_S)
+                await asyncio.sleep(60 * PAUSE_S)
 
         await asyncio.gather(*(one(number) for number in range(count)))
 

@@ -65,19 +65,9 @@ class Metrics:
         self._publish_errors = self._counter(
             "piecework_publish_errors", "Offers that an index did not take"
         )
-        self._connections_refused = Counter(
-            "piecework_connections_refused",
-            "Connections closed as soon as they came, by port and reason",
-            ["port", "reason"],
-            registry=self.registry,
-        )
-        self._cut_off = self._counter(
-            "piecework_connections_cut_off", "Connections that broke a bound and were closed"
-        )
-        self.connections = self._gauge("piecework_connections", "Open connections to the job port")
+        self._count_connections()
         self.slots = self._gauge("piecework_slots", "Jobs that may run at once")
         self.active = self._gauge("piecework_jobs_active", "Jobs that run or wait for a slot")
-        self.streams = self._gauge("piecework_streams", "Open job streams")
         self.exposure = self._gauge("piecework_exposure_base_units", "Delivered and not paid for")
         self.unsettled = self._gauge(
             "piecework_unsettled_base_units", "Accepted and not settled on chain"
@@ -105,6 +95,19 @@ class Metrics:
         )
         self.refusals: dict[str, int] = {}
         self.errors: deque[ErrorNote] = deque(maxlen=MAX_KEPT_ERRORS)
+
+    def _count_connections(self) -> None:
+        self._connections_refused = Counter(
+            "piecework_connections_refused",
+            "Connections closed as soon as they came, by port and reason",
+            ["port", "reason"],
+            registry=self.registry,
+        )
+        self._cut_off = self._counter(
+            "piecework_connections_cut_off", "Connections that broke a bound and were closed"
+        )
+        self.connections = self._gauge("piecework_connections", "Open connections to the job port")
+        self.streams = self._gauge("piecework_streams", "Open job streams")
 
     def refused(self, reason: Reason) -> None:
         """A job was declined."""

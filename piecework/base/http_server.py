@@ -19,8 +19,9 @@ from aiohttp import web
 
 from piecework.base.clock import Clock, SystemClock
 from piecework.base.connections import ConnectionLimits, ConnectionTable, Networks
+from piecework.base.errors import PieceworkError
 from piecework.base.listener import (
-    Accepted,
+    AcceptedConnection,
     Listener,
     OnRefused,
     bind,
@@ -65,7 +66,7 @@ class BoundServer:
     port: int
 
 
-class BodyRefused(Exception):
+class BodyRefused(PieceworkError):
     """A body that is not read to its end. `status` is the HTTP status to answer with."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
@@ -150,7 +151,7 @@ def client_address(request: web.Request, trusted: Networks) -> str:
     return client_behind(request.remote or "", forwarded, trusted)
 
 
-class _Guarded(Accepted):
+class _Guarded(AcceptedConnection):
     """Stands between a transport and aiohttp's protocol, and holds the deadlines."""
 
     def __init__(

@@ -36,7 +36,7 @@ class CannotListen(PieceworkError):
     """The address is taken or not ours."""
 
 
-class Accepted(asyncio.Protocol):
+class AcceptedConnection(asyncio.Protocol):
     """The protocol of an accepted connection. It is a `Connection`.
 
     address: what the connection counts under.
@@ -127,7 +127,7 @@ class Listener:
         self,
         sockets: Sequence[socket.socket],
         table: ConnectionTable,
-        connect: Callable[[str], Accepted],
+        connect: Callable[[str], AcceptedConnection],
         *,
         on_refused: OnRefused,
         clock: Clock,
@@ -187,7 +187,7 @@ class Listener:
         loop = asyncio.get_running_loop()
         self._spawn(loop.create_task(self._attach(protocol, accepted), name="connection"))
 
-    async def _attach(self, protocol: Accepted, accepted: socket.socket) -> None:
+    async def _attach(self, protocol: AcceptedConnection, accepted: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         try:
             await loop.connect_accepted_socket(lambda: protocol, accepted)
@@ -197,6 +197,6 @@ class Listener:
             self._drop(protocol, accepted)
             raise
 
-    def _drop(self, protocol: Accepted, accepted: socket.socket) -> None:
+    def _drop(self, protocol: AcceptedConnection, accepted: socket.socket) -> None:
         accepted.close()
         self.table.remove(protocol)

@@ -25,7 +25,7 @@ from typing import Final, cast
 
 from piecework.base.clock import Clock
 from piecework.base.connections import MAX_ADDRESSES, ConnectionLimits, ConnectionTable
-from piecework.base.listener import Accepted, Listener, OnRefused
+from piecework.base.listener import AcceptedConnection, Listener, OnRefused
 from piecework.base.rates import Rate, RateLimiter, is_in
 
 DESCRIPTORS_EACH: Final = 3
@@ -91,7 +91,7 @@ class _UnreadBudget:
         self._waiting.pop(connection, None)
 
 
-class FrontConnection(Accepted):
+class FrontConnection(AcceptedConnection):
     """One client's connection, and its counterpart to gRPC. `streams` counts its open requests."""
 
     def __init__(self, peer: str, front: Front) -> None:

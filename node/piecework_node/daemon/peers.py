@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from piecework.base.clock import Clock
+from piecework.base.errors import PieceworkError
 from piecework.base.rates import Rate, RateLimiter
 from piecework_node.daemon.front import Front, FrontConnection
 from piecework_protocol.errors import Reason, Refusal
@@ -32,7 +33,7 @@ PAID_STREAMS: Final = 4
 FULL_RETRY_S: Final = 1.0
 
 
-class Abuse(Exception):
+class Abuse(PieceworkError):
     """A peer whose connection is to be cut off."""
 
 
