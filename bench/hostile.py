@@ -42,7 +42,7 @@ from piecework.client.setup import set_up
 from piecework.client.wallet import Wallet
 from piecework.demo.market import free_port
 from piecework_protocol.content import Message
-from piecework_protocol.limits import MAX_PROMPT_BYTES
+from piecework_protocol.limits import MAX_CONTENT_BYTES
 from piecework_protocol.signing import LocalSigner
 from tests.support.chains import TestMarket, channel_of, deployed, signer
 from tests.support.node.harness import parameters
@@ -326,7 +326,7 @@ async def _long_submission(market: TestMarket, endpoint: str, relayer: LocalSign
     await market.open_channel(payer, relayer, channel, DEPOSIT)
     client = WireClient(endpoint, market.deployment.domain, payer, channel, deposit=DEPOSIT)
     try:
-        text = "a! " * ((MAX_PROMPT_BYTES - 4096) // 3)
+        text = "a! " * ((MAX_CONTENT_BYTES - 4096) // 3)
         deadline = int(time.time()) + 3600 * 12
         job = ScriptedJob.sealed(client, await client.offer(), text, parameters(3, 8), deadline)
         job.open()

@@ -14,7 +14,7 @@ import struct
 from typing import Final, Self
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-WORKER: Final = "/piecework.v1.Worker/"
+WORKER: Final = "/piecework.v2.Worker/"
 DATA, HEADERS, RESET, SETTINGS, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 7, 8, 9
 END_STREAM: Final = 1
 END_HEADERS: Final = 4

@@ -62,6 +62,9 @@ class Metrics:
         self._engine_losses = self._counter(
             "piecework_engine_restarts", "Times the engine process was lost"
         )
+        self._contained = self._counter(
+            "piecework_contained_errors", "Errors of the worker's own that ended one job each"
+        )
         self._publish_errors = self._counter(
             "piecework_publish_errors", "Offers that an index did not take"
         )
@@ -148,6 +151,10 @@ class Metrics:
     def engine_lost(self) -> None:
         """The engine process died or hung."""
         self._engine_losses.inc()
+
+    def contained(self) -> None:
+        """An error of ours ended one job, or was left behind by a loop that goes on."""
+        self._contained.inc()
 
     def publish_error(self) -> None:
         """An index did not take the offer."""

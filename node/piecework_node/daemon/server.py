@@ -33,19 +33,26 @@ from piecework_node.keys.tls import TlsIdentity
 from piecework_node.metrics import Metrics
 from piecework_node.runtime.live import LiveJob
 from piecework_protocol.errors import MalformedInput, Reason, Refusal
-from piecework_protocol.frames import Draft, SubmitJob, VoucherAccepted, WorkerFrame
+from piecework_protocol.frames import (
+    CloseChannelRequest,
+    CloseChannelResponse,
+    Draft,
+    SubmitJob,
+    VoucherAccepted,
+    WorkerFrame,
+)
 from piecework_protocol.limits import MAX_FRAME_BYTES, MAX_REASON_BYTES
 from piecework_protocol.objects import Channel, CloseChannel
-from piecework_protocol.types import Signature
+from piecework_protocol.types import Digest, Signature
 from piecework_protocol.wire import (
+    decode_call,
     decode_client_frame,
-    decode_close_request,
-    encode_close_response,
+    encode_call,
     encode_offer,
     encode_worker_frame,
 )
 
-SERVICE: Final = "piecework.v1.Worker"
+SERVICE: Final = "piecework.v2.Worker"
 ERROR_DOMAIN: Final = "piecework"
 START_RETRY_S: Final = 2.0
 MAX_QUEUED_DRAFTS: Final = 2
@@ -148,7 +155,7 @@ Handler = Callable[[Requests, Any, Visit], Awaitable[None]]
 
 
 class WorkerServicer:
-    """The handlers of `piecework.v1.Worker`, and of gRPC's health check."""
+    """The handlers of `piecework.v2.Worker`, and of gRPC's health check."""
 
     def __init__(
         self,
@@ -193,9 +200,12 @@ class WorkerServicer:
         """Close a channel together."""
         _within_rate(visit)
         request = _sized(await self._message(requests, visit), MAX_UNARY_BYTES)
-        channel, final, signature = decode_close_request(request)
-        answer = encode_close_response(*await self._close_channel(channel, final, signature))
-        await self._write(context, visit, answer)
+        asked = decode_call(CloseChannelRequest, request)
+        signature, transaction = await self._close_channel(
+            asked.channel, asked.final, asked.signature
+        )
+        answer = CloseChannelResponse(signature, Digest(transaction) or None)
+        await self._write(context, visit, encode_call(answer))
 
     async def _check_health(self, requests: Requests, context: Any, visit: Visit) -> None:
         """Say whether jobs are taken. There is no `Watch`: it would hold a stream without end."""

@@ -20,7 +20,14 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from piecework_node.engine.link import EngineEvent
-from piecework_node.errors import EngineUnavailable, JournalError, PromptRejected
+from piecework_node.errors import (
+    EngineUnavailable,
+    JobUnusable,
+    JournalConflict,
+    JournalError,
+    PromptRejected,
+    SaltUsed,
+)
 from piecework_node.jobs import admission, prompts
 from piecework_node.jobs.admission import AdmissionView, ChannelView
 from piecework_node.jobs.engine_events import EngineEventHandler
@@ -34,21 +41,21 @@ from piecework_node.journal.records import (
 )
 from piecework_node.keys.sealing import SealingKeyring
 from piecework_node.runtime.channels import Channels
-from piecework_node.runtime.funding import better_funding, usable_funding
+from piecework_node.runtime.funding import authorization_in, better_funding, usable_funding
 from piecework_node.runtime.jobs import JobRuntime
 from piecework_node.runtime.live import LiveChannel, LiveJob
 from piecework_node.runtime.requests import unpack_ids
 from piecework_node.runtime.sink import FrameSink
 from piecework_node.times import now
-from piecework_protocol.content import decode_prompt, prompt_digest
+from piecework_protocol.content import content_digest, decode_prompt
 from piecework_protocol.errors import MalformedInput, ProtocolViolation, Reason, Refusal
 from piecework_protocol.frames import CancelJob, ClientFrame, PayVoucher, SubmitJob
 from piecework_protocol.objects import Offer
-from piecework_protocol.sealing import canvas_context, prompt_context, resume_context, seal
-from piecework_protocol.states import JobState
+from piecework_protocol.sealing import canvas_context, content_context, resume_context, seal
+from piecework_protocol.states import ENDED_STATES, JobState
 from piecework_protocol.types import Digest, JobId
 from piecework_protocol.wire import SignedOffer
-from piecework_protocol.worker_session import AcceptedJob, WorkerSession
+from piecework_protocol.worker_session import AcceptedJob, StateRecord, WorkerSession
 
 RETRY_S: Final = 1.0
 """After which a client may try again when two of its own requests crossed."""
@@ -123,11 +130,27 @@ class Worker:
         """Take up what the journal holds. Jobs that ran wait, suspended, for their clients."""
         await self._channels.recover()
         for stored in await self._runtime.journal.open_jobs():
-            job = await self._revive(stored)
-            job.channel.jobs[job.id] = job
+            try:
+                job = await self._revive(stored)
+            except JournalError:
+                raise
+            except Exception as error:  # noqa: BLE001  contained: it ends this job alone
+                await self._give_up(stored, error)
+            else:
+                job.channel.jobs[job.id] = job
         for job in self._jobs():
-            async with job.channel.lock:
-                await self._recover_job(job)
+            await self._runtime.attempt(self._recover_locked(job), job)
+
+    async def _give_up(self, stored: StoredJob, error: Exception) -> None:
+        """End a job that cannot be taken up again. What it delivered stays owed."""
+        self._runtime.note(error)
+        if stored.state not in ENDED_STATES:
+            failed = StateRecord(stored.id, JobState.FAILED, Reason.INTERNAL)
+            await self._runtime.journal.append([failed])
+
+    async def _recover_locked(self, job: LiveJob) -> None:
+        async with job.channel.lock:
+            await self._recover_job(job)
 
     async def _recover_job(self, job: LiveJob) -> None:
         job.pending = job.channel.is_overcommitted
@@ -142,16 +165,16 @@ class Worker:
         submission = stored.submission
         channel = await self._channels.find(submission.job.channel, submission.channel)
         signed = await self._runtime.journal.offer(submission.job.offer)
-        model = signed.offer.model(submission.job.model) if signed else None
+        model = signed.offer.entry(submission.job) if signed else None
         if model is None:
-            raise JournalError(f"the offer of job {stored.id.hex()} is not in the journal")
+            raise JobUnusable(f"the offer of job {stored.id.hex()} is not in the journal")
         accepted = AcceptedJob(
             stored.id,
             submission.job,
             submission.channel,
             model,
             stored.prompt_tokens,
-            stored.credit_window,
+            stored.at,
         )
         session = WorkerSession(
             accepted, self._runtime.domain, state=stored.state, stored=stored.canvases
@@ -173,7 +196,7 @@ class Worker:
         try:
             return unpack_ids(self._keyring.open(stored.canvases[canvas].resume_secret, context))
         except MalformedInput as error:
-            raise JournalError(
+            raise JobUnusable(
                 f"canvas {canvas} of job {stored.id.hex()} cannot be resumed: {error}"
             ) from error
 
@@ -196,7 +219,8 @@ class Worker:
 
     def _detach_late(self, done: asyncio.Future[LiveJob], sink: FrameSink) -> None:
         if not done.cancelled() and done.exception() is None:
-            self._runtime.spawn(self._detach_stream(done.result(), sink))
+            job = done.result()
+            self._runtime.spawn(self._detach_stream(job, sink), job)
 
     async def _submit_identified(self, submission: SubmitJob, sink: FrameSink) -> LiveJob:
         try:
@@ -219,7 +243,8 @@ class Worker:
             known = await self._find_job(submission, job_id)
             if known is None:
                 return await self._admit_new(submission, job_id, sink)
-            return await self._runtime.shielded(self._return_to(known, submission, sink))
+            returning = self._return_to(known, submission, sink)
+            return await self._runtime.shielded(returning, known)
         finally:
             self._admitting.discard(job_id)
 
@@ -233,10 +258,8 @@ class Worker:
     async def _admit_new(self, submission: SubmitJob, job_id: JobId, sink: FrameSink) -> LiveJob:
         job = submission.job
         admission.check_terms(submission, self._own_view(submission))
-        if await self._runtime.journal.job_with_salt(job.channel, job.salt) is not None:
-            raise _salt_used()
         channel = await self._channels.find(job.channel, submission.channel)
-        await self._channels.refresh(channel, submission.funding)
+        await self._channels.refresh(channel, authorization_in(submission))
         admission.check_channel(
             submission, self._own_view(submission), self._channel_view(channel, submission)
         )
@@ -267,15 +290,25 @@ class Worker:
                     self._channel_view(channel, submission),
                     len(prompt_ids),
                 )
-                salts = {job.session.accepted.job.salt for job in channel.jobs.values()}
-                if submission.job.salt in salts:
-                    raise _salt_used()
             except Refusal:
                 self._channels.release(channel)
                 raise
             job = LiveJob(WorkerSession(accepted, self._runtime.domain), channel, prompt_ids)
             job.sink, job.drafts = sink, submission.drafts
-            await self._record_and_open(job, submission)
+            before = channel.stored
+            try:
+                await self._record_and_open(job, submission)
+            except JournalConflict as error:
+                channel.stored = before
+                channel.jobs.pop(job.id, None)
+                self._channels.release(channel)
+                if isinstance(error, SaltUsed):
+                    raise _salt_used() from None
+                raise
+            except Exception:
+                # Whether it was recorded is not certain. `abandon` waits for the lock and looks.
+                self._runtime.spawn(self._runtime.abandon(job))
+                raise
             return job
 
     async def _record_and_open(self, job: LiveJob, submission: SubmitJob) -> None:
@@ -285,24 +318,25 @@ class Worker:
         facts: list[JournalRecord] = [ChannelSeen(channel.id, channel.stored.channel)]
         if not channel.journaled:
             facts.append(self._channels.observed(channel))
-        funding = better_funding(usable_funding(known, time), submission.funding)
+        funding = better_funding(usable_funding(known, time), authorization_in(submission))
         if funding is not None and funding != known:
             facts.append(FundingAuthorized(channel.id, funding))
-        facts.append(
-            StoredJob(job.id, submission, accepted.prompt_tokens, accepted.credit_window, time)
-        )
+        facts.append(StoredJob(job.id, submission, accepted.prompt_tokens, accepted.accepted_at))
         channel.jobs[job.id] = job
         channel.stored = replace(channel.stored, funding=funding)
         job.pending = channel.is_overcommitted
         await self._runtime.perform(job, job.session.open(0, channel.ledger), before=facts)
         channel.journaled = True
-        if funding is not None and funding.authorization.deposit > channel.stored.deposit:
+        if funding is not None and funding.authorization.funded > channel.stored.deposit:
             self._channels.want_funding(channel)
 
     async def _return_to(self, job: LiveJob, submission: SubmitJob, sink: FrameSink) -> LiveJob:
         """Send a returning client what it lacks, and go on if the job is not over."""
         if submission.received > job.session.canvases:
             message = "more receipts are claimed than were ever signed"
+            raise Refusal(Reason.BROKEN_CLAUSE, message, metadata={"clause": "3.5"})
+        if not job.session.is_known(submission.received, submission.last_receipt):
+            message = "that is not the last receipt that this worker signed for the job"
             raise Refusal(Reason.BROKEN_CLAUSE, message, metadata={"clause": "3.5"})
         prompt_ids: tuple[int, ...] = ()
         if not job.ended:
@@ -331,7 +365,7 @@ class Worker:
 
     async def receive(self, job: LiveJob, sink: FrameSink, frame: ClientFrame) -> None:
         """Take a later frame of a stream. A broken clause ends the stream and frees its slot."""
-        await self._runtime.shielded(self._receive(job, sink, frame))
+        await self._runtime.shielded(self._receive(job, sink, frame), job)
 
     async def _receive(self, job: LiveJob, sink: FrameSink, frame: ClientFrame) -> None:
         async with job.channel.lock:
@@ -352,7 +386,7 @@ class Worker:
 
     async def detach(self, job: LiveJob, sink: FrameSink) -> None:
         """Note that a stream is gone."""
-        await self._runtime.shielded(self._detach_stream(job, sink))
+        await self._runtime.shielded(self._detach_stream(job, sink), job)
 
     async def _detach_stream(self, job: LiveJob, sink: FrameSink) -> None:
         async with job.channel.lock:
@@ -373,7 +407,7 @@ class Worker:
         """Enforce deadlines and payment timeouts. Call it about once a second."""
         moment = self._runtime.clock.monotonic()
         for job in self._jobs():
-            await self._runtime.shielded(self._tick_job(job, moment))
+            await self._runtime.attempt(self._tick_job(job, moment), job)
 
     async def _tick_job(self, job: LiveJob, moment: float) -> None:
         async with job.channel.lock:
@@ -407,12 +441,12 @@ class Worker:
         job, domain = submission.job, self._runtime.domain
         facts = self._runtime.engine.facts
         if facts is not None:
-            prompts.check_sealed_length(len(submission.sealed_prompt), facts.max_context)
+            prompts.check_sealed_length(len(submission.sealed_content), facts.max_context)
         try:
-            prompt = self._keyring.open(submission.sealed_prompt, prompt_context(domain, job_id))
+            prompt = self._keyring.open(submission.sealed_content, content_context(domain, job_id))
         except MalformedInput as error:
             raise Refusal(Reason.CANNOT_OPEN_PROMPT, str(error)) from None
-        if prompt_digest(job.salt, prompt) != job.prompt:
+        if content_digest(job.salt, prompt) != job.content:
             raise Refusal(
                 Reason.PROMPT_MISMATCH, "the prompt is not the one that the job commits to"
             )
@@ -450,7 +484,8 @@ class Worker:
         jobs = channel.jobs.values()
         attached = {job.id for job in jobs if job.sink is not None}
         pending = sum(job.pending and not job.ended for job in jobs)
-        funding = better_funding(usable_funding(stored.funding, time), submission.funding)
+        known, offered = usable_funding(stored.funding, time), authorization_in(submission)
+        funding = better_funding(known, offered)
         return ChannelView(
             ledger=stored.ledger,
             state=stored.state,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from piecework.chain.rawtx import SignedTransaction
 from piecework_protocol.errors import Reason
-from piecework_protocol.frames import Funding, LeafRef, SubmitJob
+from piecework_protocol.frames import FundingAuthorization, LeafRef, SubmitJob
 from piecework_protocol.ledger import WorkerLedger
 from piecework_protocol.objects import Channel
 from piecework_protocol.states import ChannelState, JobState
@@ -42,7 +42,7 @@ class FundingAuthorized:
     """The payer authorized a (larger) deposit; the worker may submit it."""
 
     channel: ChannelId
-    funding: Funding
+    funding: FundingAuthorization
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,11 @@ class ChannelObserved:
     deposit: Amount
     settled: Amount
     at: Timestamp
+    withdrawn: Amount = Amount(0)
+    requested: Amount = Amount(0)
+    """What the payer has asked back and not got yet."""
+    requested_at: int = 0
+    requests: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +153,20 @@ class TxMoved:
     state: TxState
     at: Timestamp
     gas_used: int = 0
+    fee_wei: int = 0
+    """What it cost."""
+
+
+@dataclass(frozen=True, slots=True)
+class ContradictionSeen:
+    """Two messages of one signer contradict each other. The journal keeps the first pair a kind."""
+
+    channel: ChannelId
+    kind: str
+    """Such as "voucher"."""
+    first: bytes
+    second: bytes
+    at: Timestamp
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,13 +181,14 @@ class MetaSet:
 class StoredJob:
     """An admitted job. The journal stores its `submission` without prompt and funding.
 
+    `at` is the time of its acceptance.
+
     Append one in state NEW to admit the job. `StateRecord` and `StoredCanvas` change it later.
     """
 
     id: JobId
     submission: SubmitJob
     prompt_tokens: int
-    credit_window: int
     at: Timestamp
     state: JobState = JobState.NEW
     reason: Reason | None = None
@@ -187,6 +207,8 @@ class StoredTx:
     state: TxState = TxState.INTENDED
     moved_at: int = 0
     gas_used: int = 0
+    fee_wei: int = 0
+    """What it cost."""
 
 
 JournalRecord = (
@@ -203,6 +225,7 @@ JournalRecord = (
     | SealingKeyDropped
     | StoredTx
     | TxMoved
+    | ContradictionSeen
     | MetaSet
 )
 
@@ -214,12 +237,16 @@ class StoredChannel:
     id: ChannelId
     channel: Channel
     ledger: WorkerLedger
-    funding: Funding | None = None
+    funding: FundingAuthorization | None = None
     state: ChannelState = ChannelState.NONE
     deposit: Amount = Amount(0)
     settled: Amount = Amount(0)
     observed_at: int = 0
     """Seconds since the epoch. 0: never."""
+    withdrawn: Amount = Amount(0)
+    requested: Amount = Amount(0)
+    requested_at: int = 0
+    requests: int = 0
     close_signature: Signature | None = None
 
 

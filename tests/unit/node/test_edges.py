@@ -10,7 +10,6 @@ from typing import Any
 
 import aiohttp
 import pytest
-import structlog
 
 from piecework.base.connections import Refused
 from piecework.base.http import HttpError, HttpStatus, HttpUnreachable
@@ -27,6 +26,7 @@ from piecework_node.daemon.daemon import Ports, serve
 from piecework_node.errors import AdminError, ConfigError
 from piecework_node.jobs.offers import (
     OFFER_CONTENT_TYPE,
+    IndexAnswer,
     OfferBoard,
     build_offer,
     publish,
@@ -149,17 +149,6 @@ async def test_sequence_numbers_grow_across_restarts() -> None:
     assert numbers == [1, 2, 3, 4]
 
 
-def capturing_logger() -> tuple[Any, list[Any]]:
-    """A logger, and the lines that it was given."""
-    lines: list[Any] = []
-
-    def keep(_: Any, __: str, event: Any) -> Any:
-        lines.append(dict(event))
-        raise structlog.DropEvent
-
-    return structlog.wrap_logger(structlog.PrintLogger(), processors=[keep]), lines
-
-
 class Poster:
     """Implements `HttpPoster` by a script of statuses and errors."""
 
@@ -182,7 +171,10 @@ DOWN = HttpUnreachable("index", "down")
 
 async def test_an_offer_is_posted_as_its_wire_bytes() -> None:
     poster = Poster(200)
-    assert await publish(offer(), ["http://index/"], poster, Metrics(), logs.silent()) == 1
+    (answer,) = await publish(
+        offer(), ["http://index/"], poster, Metrics(), logs.silent(), clock=FakeClock()
+    )
+    assert answer == IndexAnswer("index", taken=True)
     headers = {"Content-Type": OFFER_CONTENT_TYPE}
     assert poster.posts == [("http://index/v1/offers", encode_offer(offer()), headers)]
 
@@ -195,22 +187,20 @@ async def test_publishing_retries_what_may_pass_and_gives_up(
     answers: tuple[int | HttpError, ...], posts: int
 ) -> None:
     poster = Poster(*answers)
-    taken = await publish(
-        offer(), ["http://index"], poster, Metrics(), logs.silent(), backoff_s=0.0
+    metrics = Metrics()
+    (answer,) = await publish(
+        offer(),
+        ["http://index"],
+        poster,
+        metrics,
+        logs.silent(),
+        clock=FakeClock(),
+        backoff_s=0.0,
     )
     assert len(poster.posts) == posts
-    assert taken == (answers[-1] == 200)
-
-
-async def test_the_log_says_why_an_index_declines_an_offer() -> None:
-    body = b'{"error": {"code": "not_yet_valid", "message": "the offer was issued in the future"}}'
-    log, lines = capturing_logger()
-    declines = [HttpStatus("index", 400, body, None), HttpStatus("other", 422, b"<html>", None)]
-    poster = Poster(*declines)
-    await publish(offer(), ["http://index", "http://other"], poster, Metrics(), log, backoff_s=0.0)
-    assert lines[0]["code"] == "not_yet_valid"
-    assert lines[0]["reason"] == "the offer was issued in the future"
-    assert (lines[1]["status"], lines[1]["code"]) == (422, "")
+    assert answer.taken == (answers[-1] == 200)
+    assert answer.declined == (isinstance(answers[-1], int) and not answer.taken)
+    assert bool(answer.reason) != answer.taken
 
 
 # --- the ports

@@ -12,19 +12,14 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
 from piecework_node.daemon.peers import PeerLimits
-from piecework_node.daemon.server import (
-    MAX_MESSAGE_BYTES,
-    MAX_UNARY_BYTES,
-    StreamSink,
-)
-from piecework_protocol.frames import Draft, VoucherAccepted
-from piecework_protocol.ledger import empty_voucher
+from piecework_node.daemon.server import MAX_MESSAGE_BYTES, MAX_UNARY_BYTES, StreamSink
+from piecework_protocol.frames import CloseChannelRequest, Draft, VoucherAccepted
+from piecework_protocol.ledger import closing_of, empty_voucher
 from piecework_protocol.limits import MAX_FRAME_BYTES
-from piecework_protocol.objects import CloseChannel
 from piecework_protocol.signing import sign
 from piecework_protocol.states import ChannelState
 from piecework_protocol.types import JobId, Signature
-from piecework_protocol.wire import encode_close_request
+from piecework_protocol.wire import encode_call
 from tests.support.node.fake_port import FakePort
 from tests.support.node.harness import (
     DOMAIN,
@@ -147,10 +142,9 @@ async def test_an_unexpected_error_shows_nothing_of_ours() -> None:
 
     async with serve_worker(close_channel=broken) as served:
         client = served.client()
-        v = empty_voucher(served.payer.id)
-        final = CloseChannel(v.channel, v.cumulative, v.count, v.receipts_root)
+        final = closing_of(empty_voucher(served.payer.id))
         signature = sign(DOMAIN, final, served.payer.signer)
-        request = encode_close_request(served.payer.channel, final, signature)
+        request = encode_call(CloseChannelRequest(served.payer.channel, final, signature))
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await client.grpc.unary_unary(SERVICE + "CloseChannel")(request)
         assert caught.value.code() is grpc.StatusCode.INTERNAL
@@ -161,7 +155,7 @@ async def test_an_unexpected_error_shows_nothing_of_ours() -> None:
 async def test_health_says_whether_jobs_are_taken(served: Served) -> None:
     client = served.client()
     stub = health_pb2_grpc.HealthStub(client.grpc)
-    serving = await stub.Check(health_pb2.HealthCheckRequest(service="piecework.v1.Worker"))
+    serving = await stub.Check(health_pb2.HealthCheckRequest(service="piecework.v2.Worker"))
     assert serving.status == health_pb2.HealthCheckResponse.SERVING
     served.server.serving(False)
     serving = await stub.Check(health_pb2.HealthCheckRequest(service=""))
