@@ -75,6 +75,19 @@ class Metrics:
         self.unsettled = self._gauge(
             "piecework_unsettled_base_units", "Accepted and not settled on chain"
         )
+        self.ready = self._gauge("piecework_ready", "1 while jobs are taken on")
+        self.commit = Histogram(
+            "piecework_journal_commit_seconds",
+            "Time to make records durable",
+            buckets=_COMMIT_BUCKETS_S,
+            registry=self.registry,
+        )
+        self._surroundings()
+        self.refusals: dict[str, int] = {}
+        self.errors: deque[ErrorNote] = deque(maxlen=MAX_KEPT_ERRORS)
+
+    def _surroundings(self) -> None:
+        """Gauges of what the worker stands on: node, clock and gas tank."""
         self._faults = Gauge(
             "piecework_fault",
             "1 while this condition of the surroundings lasts",
@@ -89,15 +102,6 @@ class Metrics:
             "piecework_clock_offset_seconds",
             "This clock less the indexes'. Above 0 it is ahead",
         )
-        self.ready = self._gauge("piecework_ready", "1 while jobs are taken on")
-        self.commit = Histogram(
-            "piecework_journal_commit_seconds",
-            "Time to make records durable",
-            buckets=_COMMIT_BUCKETS_S,
-            registry=self.registry,
-        )
-        self.refusals: dict[str, int] = {}
-        self.errors: deque[ErrorNote] = deque(maxlen=MAX_KEPT_ERRORS)
 
     def _count_connections(self) -> None:
         self._connections_refused = Counter(

@@ -70,6 +70,7 @@ class WorkerProcess:
                 reader,
                 operator,
                 payout=RECEIVER,
+                owner=RECEIVER,
                 endpoint=endpoint,
                 stake=None,
                 now=now,
