@@ -276,6 +276,22 @@ def earnings(*, home: HomeOption = None, json: Json = False) -> None:
         common.say(f"{'jobs':10} {count} {state}")
 
 
+@app.command()
+def recover(*, home: HomeOption = None, json: Json = False) -> None:
+    """Go on with a journal that lacks what this worker has signed.
+
+    Stop the worker first. Unfinished jobs end, and the next offer gets a number that is free.
+    """
+    from piecework_node.daemon.recover import recover as recovered
+
+    steps = common.run(recovered(common.home("worker", home)))
+    if json:
+        common.print_json({"steps": [{"item": item, "detail": detail} for item, detail in steps]})
+        return
+    for item, detail in steps:
+        common.say(f"{item:10} {detail}")
+
+
 def _token(home: Path | None) -> Token:
     from piecework_node.home import Home
 

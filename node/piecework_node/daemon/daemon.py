@@ -32,7 +32,7 @@ from piecework_node.engine.supervisor import EngineCommandLine
 from piecework_node.errors import ConfigError, JournalError
 from piecework_node.home import Home
 from piecework_node.jobs.offers import PUBLISH_LIMITS, OfferAddress, publish
-from piecework_node.times import now
+from piecework_node.jobs.rollback import last_offer, notice
 from piecework_protocol.types import address_hex
 
 TICK_S: Final = 0.5
@@ -132,9 +132,10 @@ class Daemon:
 
     async def _start(self, group: asyncio.TaskGroup, tasks: list[asyncio.Task[Any]]) -> None:
         p, base = self._p, self._base
-        for signed in await base.journal.offers_since(now(base.clock)):
-            p.worker.remember_offer(signed)
+        # Offers from before this start carry no new job. A journal that was rolled back without
+        # a trace would admit one again that it has forgotten.
         await p.worker.recover()
+        await self._compare_with_indexes()
         events = aiter(base.engine.events())
         first = await self._first_ready(events)
         if first is None:
@@ -162,6 +163,16 @@ class Daemon:
         with contextlib.suppress(TimeoutError):  # a silent index must not stop the worker
             await asyncio.wait_for(shown.wait(), FIRST_PUBLISH_S)
         self._announce(admin_port)
+
+    async def _compare_with_indexes(self) -> None:
+        """Take no job if the journal is older than what this worker has signed."""
+        base = self._base
+        async with HttpReader(PUBLISH_LIMITS) as http:
+            domain, operator = base.deployment.domain, base.operator.address
+            last = await last_offer(base.config.indexes, operator, domain, http)
+        why = await notice(base.journal, last)
+        if why is not None:
+            await self._p.worker.distrust(why)
 
     async def _first_ready(self, events: Any) -> EngineFacts | None:
         """Wait until the engine is loaded, or until the daemon shall stop."""
@@ -286,12 +297,24 @@ class Daemon:
         p.worker.draining = True
         base.log.info("draining", active=p.worker.active)
         await self._grpc.serving(False)
+        await self._withdraw_offer()
         deadline = base.clock.monotonic() + base.config.drain_grace_s
         await self._until(lambda: not p.worker.streams or base.clock.monotonic() >= deadline)
         await p.worker.suspend_all()
         await self._grpc.stop(STOP_GRACE_S)
         if self._started:
             await self._settle_last()
+
+    async def _withdraw_offer(self) -> None:
+        """Tell the indexes that this worker has no place any more."""
+        signed = await self._p.board.withdraw()
+        if signed is None:
+            return
+        base = self._base
+        async with HttpReader(PUBLISH_LIMITS) as http:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(FIRST_PUBLISH_S):
+                    await publish(signed, base.config.indexes, http, base.metrics, base.log)
 
     async def _settle_last(self) -> None:
         settler, clock = self._p.settler, self._base.clock

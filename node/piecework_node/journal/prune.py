@@ -39,6 +39,7 @@ _JOBS = (
     "AND state IN ('delivered', 'paid', 'cancelled', 'failed') AND NOT EXISTS "
     "(SELECT 1 FROM canvases WHERE job = number AND leaf_index IS NULL) ORDER BY deadline LIMIT ?"
 )
+_FOLD_CANVASES = "UPDATE canvases SET pruned = 1 WHERE job = ? AND pruned = 0"
 _OFFERS = (
     "digest IN (SELECT digest FROM offers WHERE expires_at < ? "
     "AND sequence < (SELECT max(sequence) FROM offers) "
@@ -69,7 +70,7 @@ def prune(db: apsw.Connection, batch: Batch, now: int, window_s: int) -> Pruned:
     for job in jobs:
         batch.drop("outputs", "job = ?", (job,))
         batch.drop("submissions", "job = ?", (job,))
-        batch.fold("canvases", "UPDATE canvases SET pruned = 1 WHERE job = ?", (job,))
+        batch.fold("canvases", _FOLD_CANVASES, (job,))
         batch.fold("jobs", "UPDATE jobs SET pruned = 1 WHERE number = ?", (job,))
     before_jobs = oldest - MAX_JOB_LIFETIME_S
     offers = batch.drop("offers", _OFFERS, (before_jobs, OFFERS_A_STEP))

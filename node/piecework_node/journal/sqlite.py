@@ -30,6 +30,7 @@ from piecework_node.journal import rows
 from piecework_node.journal.log import GENESIS, Totals, link
 from piecework_node.journal.prune import Pruned, prune
 from piecework_node.journal.records import (
+    SEQUENCE_FLOOR,
     Earnings,
     JournalRecord,
     MetaSet,
@@ -133,7 +134,8 @@ class SqliteJournal:
 
     async def last_sequence(self) -> int:
         query = "SELECT coalesce(max(sequence), 0) FROM offers"
-        return int(await self._run(lambda: self._db.execute(query).get))
+        issued = int(await self._run(lambda: self._db.execute(query).get))
+        return max(issued, int(await self.meta(SEQUENCE_FLOOR) or 0))
 
     async def sealing_keys(self) -> tuple[StoredSealingKey, ...]:
         query = "SELECT public, wrapped, created_at FROM sealing_keys ORDER BY position DESC"

@@ -23,6 +23,7 @@ from piecework_node.journal.records import (
     JournalRecord,
     MetaSet,
     OfferIssued,
+    ReceiptsShown,
     SealingKeyAdded,
     SealingKeyDropped,
     StoredJob,
@@ -31,8 +32,9 @@ from piecework_node.journal.records import (
     VoucherApplied,
 )
 from piecework_protocol.eip712 import Domain
-from piecework_protocol.errors import InvariantBroken
-from piecework_protocol.states import ChannelState, JobState
+from piecework_protocol.errors import InvariantBroken, Reason
+from piecework_protocol.objects import Receipt
+from piecework_protocol.states import ENDED_STATES, ChannelState, JobState
 from piecework_protocol.types import Amount, ChannelId, JobId
 from piecework_protocol.wire import encode_client_frame, encode_offer, encode_value
 from piecework_protocol.worker_session import StateRecord, StoredCanvas
@@ -124,11 +126,13 @@ class Batch:
         """Note what a row is after this batch."""
         self._entries[entry.table, entry.key] = entry
 
-    def fold(self, table: str, sql: str, values: tuple[Any, ...]) -> None:
-        """Change rows of a pruned job for the last time. The totals vouch for them from now on."""
-        for row in self._db.execute(f"{sql} RETURNING *", values).fetchall():
+    def fold(self, table: str, sql: str, values: tuple[Any, ...]) -> Sequence[Any]:
+        """Write rows for the last time, and return them. The totals vouch for them from now on."""
+        rows: Sequence[Any] = self._db.execute(f"{sql} RETURNING *", values).fetchall()
+        for row in rows:
             self.totals.fold(table, row)
             self.enter(marked(table, row, FOLDED))
+        return rows
 
     def knows(self, entry: Entry) -> bool:
         """Whether this batch has an entry for the same row."""
@@ -201,6 +205,7 @@ class Batch:
         if payment is None:
             raise InvariantBroken("a voucher is journaled with its book")
         number, cumulative, _ = self._channel(ledger.channel)
+        self.totals.accepted += ledger.cumulative - cumulative
         sql = (
             "UPDATE channels SET accepted = ?, cumulative = ?, count = ?, peaks = ? "
             "WHERE number = ? AND count = ?"
@@ -214,14 +219,56 @@ class Batch:
             r.base,
         )
         self.put("channels", sql, values)
-        self.totals.accepted += ledger.cumulative - cumulative
-        mark = (
+        for offset, ref in enumerate(r.paid):
+            self._pay(self._job(ref.job)[0], ref.canvas, r.base + offset)
+
+    def _pay(self, job: int, canvas: int, leaf: int) -> None:
+        sql = (
             "UPDATE canvases SET leaf_index = ? WHERE job = ? AND canvas = ? AND leaf_index IS NULL"
         )
-        for offset, ref in enumerate(r.paid):
-            job, _, _ = self._job(ref.job)
-            row = self.put("canvases", mark, (r.base + offset, job, ref.canvas))
-            self.totals.unpaid -= amount_of(row[4])
+        row = self.put("canvases", sql, (leaf, job, canvas))
+        self.totals.unpaid -= amount_of(row[4])
+
+    def shown(self, r: ReceiptsShown) -> None:
+        self.channel_seen(ChannelSeen(r.ledger.channel, r.channel))
+        self.voucher(VoucherApplied(r.ledger, (), r.base))
+        channel = self._channel(r.ledger.channel)[0]
+        for offset, receipt in enumerate(r.receipts):
+            job = self._ended_job(JobId(receipt.job), channel, r.at)
+            self._shown_receipt(receipt, job, channel, r.base + offset)
+
+    def _ended_job(self, job: JobId, channel: int, at: int) -> int:
+        found = self._db.execute("SELECT number, state FROM jobs WHERE id = ?", (job,)).fetchone()
+        if found is not None:
+            if JobState(found[1]) not in ENDED_STATES:
+                self.state(StateRecord(job, JobState.FAILED, Reason.INTERNAL))
+            return int(found[0])
+        sql = (
+            "INSERT INTO jobs (id, channel, salt, prompt_tokens, credit_window, accepted_at, "
+            "deadline, state, reason, pruned) VALUES (?, ?, NULL, 0, 0, ?, 0, ?, ?, 1)"
+        )
+        failed = JobState.FAILED
+        row = self.fold("jobs", sql, (job, channel, at, failed.value, Reason.INTERNAL.name))
+        self.totals.moved(None, failed)
+        return int(row[0][0])
+
+    def _shown_receipt(self, receipt: Receipt, job: int, channel: int, leaf: int) -> None:
+        digest, key = self._domain.digest(receipt), (job, receipt.canvas)
+        query = "SELECT digest FROM canvases WHERE job = ? AND canvas = ?"
+        known = self._db.execute(query, key).get
+        if known is not None:
+            if known != digest:
+                raise JournalConflict("the journal holds another receipt of that canvas")
+            self._pay(*key, leaf)
+            return
+        sql = (
+            "INSERT INTO canvases (job, canvas, channel, digest, amount, leaf_index, pruned) "
+            "VALUES (?, ?, ?, ?, ?, ?, 1)"
+        )
+        values = (*key, channel, digest, amount_blob(receipt.amount), leaf)
+        self.fold("canvases", sql, values)
+        self.totals.canvases += 1
+        self.totals.charged += receipt.amount
 
     def observed(self, r: ChannelObserved) -> None:
         number, _, settled = self._channel(r.channel)
@@ -328,5 +375,6 @@ _WRITERS: Final[dict[type, Callable[[Batch, Any], None]]] = {
     StoredTx: Batch.tx,
     TxMoved: Batch.tx_moved,
     ContradictionSeen: Batch.contradiction,
+    ReceiptsShown: Batch.shown,
     MetaSet: Batch.meta,
 }
