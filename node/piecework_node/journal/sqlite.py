@@ -43,7 +43,7 @@ from piecework_node.journal.verify import head_of, verify
 from piecework_node.journal.writes import Batch
 from piecework_node.times import now
 from piecework_protocol.eip712 import Domain
-from piecework_protocol.types import Address, ChannelId, Digest, JobId, Timestamp, to_hex
+from piecework_protocol.types import Address, ChannelId, Digest, JobId, to_hex
 from piecework_protocol.wire import SignedOffer, decode_offer
 
 T = TypeVar("T")
@@ -124,13 +124,6 @@ class SqliteJournal:
         query = "SELECT signed FROM offers WHERE digest = ?"
         found = await self._run(lambda: self._db.execute(query, (digest,)).get)
         return decode_offer(found) if found is not None else None
-
-    async def offers_since(self, expires_after: Timestamp) -> tuple[SignedOffer, ...]:
-        query = "SELECT signed FROM offers WHERE expires_at > ? ORDER BY sequence"
-        found: list[Any] = await self._run(
-            lambda: self._db.execute(query, (expires_after,)).fetchall()
-        )
-        return tuple(decode_offer(row[0]) for row in found)
 
     async def last_sequence(self) -> int:
         query = "SELECT coalesce(max(sequence), 0) FROM offers"

@@ -37,7 +37,7 @@ from piecework_protocol.frames import LeafRef
 from piecework_protocol.ledger import Unpaid, WorkerLedger
 from piecework_protocol.objects import Receipt
 from piecework_protocol.states import ENDED_STATES, ChannelState, JobState
-from piecework_protocol.types import Amount, ChannelId, Digest, JobId, Timestamp
+from piecework_protocol.types import Amount, ChannelId, Digest, JobId
 from piecework_protocol.wire import SignedOffer
 from piecework_protocol.worker_session import StateRecord, StoredCanvas
 from tests.support.node.faults import KillSwitch
@@ -218,10 +218,6 @@ class MemoryJournal:
 
     async def offer(self, digest: Digest) -> SignedOffer | None:
         return self.offers.get(digest)
-
-    async def offers_since(self, expires_after: Timestamp) -> tuple[SignedOffer, ...]:
-        found = [o for o in self.offers.values() if o.offer.expires_at > expires_after]
-        return tuple(sorted(found, key=lambda o: o.offer.sequence))
 
     async def last_sequence(self) -> int:
         issued = max((o.offer.sequence for o in self.offers.values()), default=0)
