@@ -74,6 +74,11 @@ class Metrics:
             ["port", "reason"],
             registry=self.registry,
         )
+        self._make_gauges()
+        self.refusals: dict[str, int] = {}
+        self.errors: deque[ErrorNote] = deque(maxlen=MAX_KEPT_ERRORS)
+
+    def _make_gauges(self) -> None:
         self.slots = self._gauge("piecework_slots", "Jobs that may run at once")
         self.active = self._gauge("piecework_jobs_active", "Jobs that run or wait for a slot")
         self.streams = self._gauge("piecework_streams", "Open job streams")
@@ -102,8 +107,6 @@ class Metrics:
             buckets=_COMMIT_BUCKETS_S,
             registry=self.registry,
         )
-        self.refusals: dict[str, int] = {}
-        self.errors: deque[ErrorNote] = deque(maxlen=MAX_KEPT_ERRORS)
 
     def refused(self, reason: Reason) -> None:
         """A job was declined."""

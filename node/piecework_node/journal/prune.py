@@ -19,7 +19,7 @@ from piecework_node.journal.log import (
     FOLDED,
     GONE,
     KEY_COLUMNS,
-    Entry,
+    LogEntry,
     decode_entries,
     entry_of,
     row_digest,
@@ -27,7 +27,7 @@ from piecework_node.journal.log import (
 )
 from piecework_node.journal.records import MetaSet
 from piecework_node.journal.verify import ANCHOR
-from piecework_node.journal.writes import Batch
+from piecework_node.journal.writes import JournalBatch
 from piecework_protocol.limits import MAX_JOB_LIFETIME_S
 
 JOBS_A_STEP: Final = 8
@@ -60,7 +60,7 @@ class Pruned:
         return bool(self.jobs or self.offers or self.log_rows)
 
 
-def prune(db: apsw.Connection, batch: Batch, now: int, window_s: int) -> Pruned:
+def prune(db: apsw.Connection, batch: JournalBatch, now: int, window_s: int) -> Pruned:
     """Do one step inside the batch's transaction.
 
     window_s: seconds after a job's deadline in which it can be audited.
@@ -77,7 +77,7 @@ def prune(db: apsw.Connection, batch: Batch, now: int, window_s: int) -> Pruned:
     return Pruned(len(jobs), offers, _fold_log(db, batch, before_jobs))
 
 
-def _fold_log(db: apsw.Connection, batch: Batch, before: int) -> int:
+def _fold_log(db: apsw.Connection, batch: JournalBatch, before: int) -> int:
     position, anchor, entries, rows = 0, b"", 0, 0
     oldest: list[Any] = db.execute(_OLDEST, (before, LOG_ENTRIES_A_STEP)).fetchall()
     for position_, data, head in oldest:
@@ -93,7 +93,7 @@ def _fold_log(db: apsw.Connection, batch: Batch, before: int) -> int:
     return rows
 
 
-def _carry(db: apsw.Connection, batch: Batch, entry: Entry) -> None:
+def _carry(db: apsw.Connection, batch: JournalBatch, entry: LogEntry) -> None:
     """Say of a row again what the log said, if that is still so.
 
     If it is not, a later log row says something else, or verification finds the row.
@@ -105,7 +105,7 @@ def _carry(db: apsw.Connection, batch: Batch, entry: Entry) -> None:
         batch.enter(entry_of(entry.table, row))
 
 
-def _row(db: apsw.Connection, entry: Entry) -> tuple[Any, ...] | None:
+def _row(db: apsw.Connection, entry: LogEntry) -> tuple[Any, ...] | None:
     key = unpack_key(entry.key)
     names = _columns(db, entry.table)[: KEY_COLUMNS[entry.table]]
     where = " AND ".join(f"{name} = ?" for name in names)

@@ -40,7 +40,7 @@ from piecework_node.journal.records import (
     StoredTx,
 )
 from piecework_node.journal.verify import head_of, verify
-from piecework_node.journal.writes import Batch
+from piecework_node.journal.writes import JournalBatch
 from piecework_node.times import now
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.types import Address, ChannelId, Digest, JobId, to_hex
@@ -214,9 +214,9 @@ class SqliteJournal:
             return prune(self._db, batch, now(self._clock), window_s)
 
     @contextmanager
-    def _transaction(self) -> Iterator[Batch]:
+    def _transaction(self) -> Iterator[JournalBatch]:
         """Commit what the batch writes, with its row of the log, or nothing of it."""
-        batch = Batch(self._db, self._domain, self._totals)
+        batch = JournalBatch(self._db, self._domain, self._totals)
         try:
             with self._db:
                 yield batch
@@ -229,7 +229,7 @@ class SqliteJournal:
             raise JournalConflict(f"a number does not fit the journal: {error}") from error
         self._head, self._totals = head, batch.totals
 
-    def _log(self, batch: Batch) -> bytes:
+    def _log(self, batch: JournalBatch) -> bytes:
         entries, totals = batch.entries(), batch.totals.encode()
         if not entries:
             return self._head

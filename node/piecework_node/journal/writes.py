@@ -13,7 +13,15 @@ from typing import Any, Final
 import apsw
 
 from piecework_node.errors import JournalConflict
-from piecework_node.journal.log import FOLDED, GONE, Entry, Totals, encode_entries, entry_of, marked
+from piecework_node.journal.log import (
+    FOLDED,
+    GONE,
+    LogEntry,
+    Totals,
+    encode_entries,
+    entry_of,
+    marked,
+)
 from piecework_node.journal.records import (
     ChannelObserved,
     ChannelSeen,
@@ -78,13 +86,13 @@ def merged(records: Iterable[JournalRecord]) -> list[JournalRecord]:
     return result
 
 
-class Batch:
+class JournalBatch:
     """One transaction's writes. The caller opens the transaction, and logs the batch in it."""
 
     def __init__(self, db: apsw.Connection, domain: Domain, totals: Totals) -> None:
         self._db, self._domain = db, domain
         self.totals = totals.copy()
-        self._entries: dict[tuple[str, bytes], Entry] = {}
+        self._entries: dict[tuple[str, bytes], LogEntry] = {}
 
     def apply(self, records: Iterable[JournalRecord]) -> None:
         """Write records.
@@ -122,7 +130,7 @@ class Batch:
             self.enter(marked(table, row, GONE))
         return len(rows)
 
-    def enter(self, entry: Entry) -> None:
+    def enter(self, entry: LogEntry) -> None:
         """Note what a row is after this batch."""
         self._entries[entry.table, entry.key] = entry
 
@@ -134,7 +142,7 @@ class Batch:
             self.enter(marked(table, row, FOLDED))
         return rows
 
-    def knows(self, entry: Entry) -> bool:
+    def knows(self, entry: LogEntry) -> bool:
         """Whether this batch has an entry for the same row."""
         return (entry.table, entry.key) in self._entries
 
@@ -360,21 +368,21 @@ class Batch:
         return row[0], amount_of(row[1]), amount_of(row[2])
 
 
-_WRITERS: Final[dict[type, Callable[[Batch, Any], None]]] = {
-    StoredJob: Batch.job,
-    StateRecord: Batch.state,
-    StoredCanvas: Batch.canvas,
-    ChannelSeen: Batch.channel_seen,
-    FundingAuthorized: Batch.funding,
-    VoucherApplied: Batch.voucher,
-    ChannelObserved: Batch.observed,
-    CloseAgreed: Batch.close,
-    OfferIssued: Batch.offer,
-    SealingKeyAdded: Batch.key_added,
-    SealingKeyDropped: Batch.key_dropped,
-    StoredTx: Batch.tx,
-    TxMoved: Batch.tx_moved,
-    ContradictionSeen: Batch.contradiction,
-    ReceiptsShown: Batch.shown,
-    MetaSet: Batch.meta,
+_WRITERS: Final[dict[type, Callable[[JournalBatch, Any], None]]] = {
+    StoredJob: JournalBatch.job,
+    StateRecord: JournalBatch.state,
+    StoredCanvas: JournalBatch.canvas,
+    ChannelSeen: JournalBatch.channel_seen,
+    FundingAuthorized: JournalBatch.funding,
+    VoucherApplied: JournalBatch.voucher,
+    ChannelObserved: JournalBatch.observed,
+    CloseAgreed: JournalBatch.close,
+    OfferIssued: JournalBatch.offer,
+    SealingKeyAdded: JournalBatch.key_added,
+    SealingKeyDropped: JournalBatch.key_dropped,
+    StoredTx: JournalBatch.tx,
+    TxMoved: JournalBatch.tx_moved,
+    ContradictionSeen: JournalBatch.contradiction,
+    ReceiptsShown: JournalBatch.shown,
+    MetaSet: JournalBatch.meta,
 }
