@@ -44,6 +44,10 @@ RECEIPT = Receipt(
     units=Uint32(256),
     amount=Amount(77),
     finish=Finish.MORE,
+    total_prompt_tokens=Uint32(40),
+    total_units=Uint32(256),
+    total_steps=Uint32(23),
+    total_amount=Amount(77),
     previous=Digest(JOB),
 )
 VOUCHER = Voucher(ChannelId(keccak256(b"channel")), Amount(77), Uint64(1), merkle.EMPTY_ROOT)

@@ -24,7 +24,7 @@ from piecework.chain.errors import (
     RpcUnavailable,
     TransactionReverted,
 )
-from piecework.chain.rpc import JsonRpc, quantity
+from piecework.chain.rpc import HttpRpc, JsonRpc, quantity
 
 _BLOCK_PARAMETER: Final[Mapping[str, int]] = {
     "eth_call": 1,
@@ -205,6 +205,17 @@ class QuorumRpc:
                 self.odd[one.node] = method
             elif self.odd.get(one.node) == method:
                 del self.odd[one.node]
+
+
+def nodes(urls: Sequence[str], quorum: int, *, timeout_s: float) -> JsonRpc | None:
+    """Return the nodes at these addresses as one. None: there are none.
+
+    `quorum` is how many must agree. 0: more than half.
+    """
+    if not urls:
+        return None
+    opened = [HttpRpc(url, timeout_s=timeout_s) for url in urls]
+    return QuorumRpc(opened, quorum or len(urls) // 2 + 1) if len(urls) > 1 else opened[0]
 
 
 def _or_none(read: Callable[..., int], *arguments: Any) -> int | None:

@@ -137,7 +137,8 @@ class ClientConfig(Settings):
         description="URLs of indexes. Without one, the client asks the workers in the registry.",
     )
     rpc_url: str | None = Field(
-        default=None, description="The chain's RPC endpoint, instead of the deployment's."
+        default=None,
+        description="The chain's node. Only the file of a development chain names one itself.",
     )
     rpc_timeout_s: float = Field(
         default=10.0, gt=0, le=120, description="How long one question to the chain may take."

@@ -9,17 +9,17 @@ from __future__ import annotations
 import asyncio
 import enum
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from piecework.base.amounts import TokenAmount
 from piecework.base.errors import PieceworkError
 from piecework.chain import calls
 from piecework.chain.authorizations import (
-    ReceiveWithAuthorization,
-    SignedAuthorization,
-    sign_authorization,
+    SignedDeposit,
+    sign_deposit,
 )
 from piecework.chain.calls import Claim
+from piecework.chain.errors import RpcRefused
 from piecework.chain.reader import ChainReader
 from piecework.chain.transactions import Mined, TransactionSender
 from piecework.client.errors import (
@@ -28,12 +28,20 @@ from piecework.client.errors import (
     JobFollowed,
     WorkerUnreachable,
 )
+from piecework.client.history import History
+from piecework.client.invoice import Books, Invoice, make_invoice
 from piecework.client.jobs.driver import JobContext
 from piecework.client.jobs.outstanding import pay_outstanding
-from piecework.client.journal.records import ChannelRow, ChannelStatus, JobStatus
+from piecework.client.journal.records import (
+    ChannelRow,
+    ChannelStatus,
+    JobStatus,
+    ReceiptRow,
+)
 from piecework.client.network.discovery import Discovery, Links
+from piecework.client.recovery import Recovered, recover
 from piecework_protocol.errors import ProtocolViolation, Refusal
-from piecework_protocol.objects import CloseChannel
+from piecework_protocol.objects import EVERYTHING, CloseChannel
 from piecework_protocol.offers import OfferRejected
 from piecework_protocol.signing import sign, signed_by
 from piecework_protocol.states import ChannelState
@@ -44,7 +52,7 @@ from piecework_protocol.types import (
     ChannelId,
     Signature,
     Timestamp,
-    Uint256,
+    to_hex,
 )
 
 CLOSING_POLL_S = 1.0
@@ -126,6 +134,7 @@ class Funds:
         self._payer = context.wallet.payer.address
         self._sleep = sleep
         self._sender = TransactionSender.of(reader, context.wallet.payer)
+        self._history = History(context.store.logs, reader, self._payer)
 
     # --- in
 
@@ -157,14 +166,14 @@ class Funds:
         return await self._sender.execute(deposit)
 
     async def authorize_deposit(
-        self, amount: TokenAmount | str, valid_for_s: int, nonce: Bytes32
-    ) -> SignedAuthorization:
+        self, amount: TokenAmount | str, valid_for_s: int, salt: Bytes32
+    ) -> SignedDeposit:
         """Sign a deposit that anybody may submit and pay the gas for (EIP-3009).
 
         Args:
             amount: How much goes into the escrow.
             valid_for_s: Seconds for which it may be submitted.
-            nonce: 32 random bytes. The token takes each of them once.
+            salt: 32 random bytes. Each of them makes one deposit.
 
         Raises:
             AmountError: The text is not an amount of this market's token.
@@ -172,17 +181,16 @@ class Funds:
         """
         domain = await self._reader.token_domain(self._deployment.token)
         now = await self._reader.timestamp()
-        authorization = ReceiveWithAuthorization(
-            from_=self._payer,
-            to=self._deployment.escrow,
-            value=Uint256(self._units(amount)),
-            valid_after=Uint256(0),
-            valid_before=Uint256(now + valid_for_s),
-            nonce=nonce,
+        return sign_deposit(
+            domain,
+            self._deployment.escrow,
+            self._context.wallet.payer,
+            self._units(amount),
+            valid_before=Timestamp(now + valid_for_s),
+            salt=salt,
         )
-        return sign_authorization(domain, authorization, self._context.wallet.payer)
 
-    async def relay(self, signed: SignedAuthorization) -> Mined:
+    async def relay(self, signed: SignedDeposit) -> Mined:
         """Submit somebody's signed deposit and pay its gas.
 
         Raises:
@@ -245,7 +253,9 @@ class Funds:
                 await self._close_together(row, attempt)
             except (WorkerUnreachable, Refusal, ProtocolViolation, OfferRejected) as error:
                 return await self._request_withdrawal(row, str(error))
-            return _closed(await context.channels.refresh(row.id), "closed with the worker")
+            return _closed(
+                await context.channels.refresh(row.id), "closed together with the worker"
+            )
         except BaseException:
             if not attempt.signed:  # nothing happened, so jobs may use the channel as before
                 await asyncio.to_thread(context.store.set_status, row.id, before)
@@ -309,10 +319,13 @@ class Funds:
             )
         signature = sign(self._reader.domain, voucher, self._context.wallet.authorizer)
         claim = Claim(row.channel, voucher, signature)
-        await self._sender.execute(calls.close(self._deployment, claim, agreed))
+        await self._sender.execute(calls.close(self._deployment, claim, final.fee, agreed))
 
     async def _request_withdrawal(self, row: ChannelRow, why: str) -> Closing:
-        await self._sender.execute(calls.request_withdrawal(self._deployment, row.channel))
+        requests = (await self._reader.channel(row.id)).requests
+        await self._sender.execute(
+            calls.request_withdrawal(self._deployment, row.channel, EVERYTHING, requests)
+        )
         await self._context.channels.refresh(row.id)
         seen = await self._reader.channel(row.id)
         until = Timestamp(seen.withdrawal_requested_at + row.channel.withdrawal_delay)
@@ -385,6 +398,57 @@ class Funds:
             call = calls.withdraw_balance(self._deployment, token, units, receiver)
             await self._sender.execute(call)
         return Withdrawal(closings, self._money.amount(units), receiver)
+
+    # --- looking back
+
+    async def recover(self) -> tuple[Recovered, ...]:
+        """Find this payer's channels on the chain, and bring the journal up to date with them.
+
+        For a journal that was lost or came back from an old copy. It can be cut off and repeated.
+
+        Raises:
+            ChainError: The node does not answer.
+        """
+        return await recover(self._context, self._history)
+
+    async def invoice(self, since: Timestamp, until: Timestamp) -> Invoice:
+        """Make a bill from the chain's final events, held against the receipts in the journal.
+
+        Args:
+            since: The first second of the time, Unix time.
+            until: The first second after it.
+
+        Raises:
+            ChainError: The node does not answer.
+        """
+        end = await self._history.read()
+        events = await self._history.events()
+        rows = await asyncio.to_thread(self._context.store.receipts)
+        by_channel: dict[ChannelId, list[ReceiptRow]] = {}
+        for row in rows:
+            by_channel.setdefault(row.channel, []).append(row)
+        bill, books = make_invoice(events, by_channel, self._deployment.token, since, until)
+        differs = await self._differences(books, end)
+        return replace(bill, troubles=(*bill.troubles, *differs))
+
+    async def _differences(self, books: Books, end: int) -> list[str]:
+        """Hold the sums of all events against the escrow's own state at their last block."""
+        reader, token = self._reader, self._deployment.token
+        found = []
+        try:
+            pooled = await reader.pooled_balance(token, self._payer, block=end)
+            if pooled != books.pool:
+                found.append(f"the pooled balance is {pooled}, the events sum to {books.pool}")
+            for key, channel in books.channels.items():
+                settled = (await reader.channel(key, block=end)).settled
+                if settled != channel.settled:
+                    found.append(
+                        f"channel {to_hex(key)} has settled {settled}, its events sum to "
+                        f"{channel.settled}"
+                    )
+        except RpcRefused as error:
+            found.append(f"balances at block {end} could not be compared: {error}")
+        return found
 
     def _units(self, amount: TokenAmount | str) -> Amount:
         return Amount(self._money.units_of(amount))

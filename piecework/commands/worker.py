@@ -37,6 +37,12 @@ VllmEndpoints = Annotated[
     list[str] | None,
     typer.Option(help="Base URL of a vLLM server that serves the model, best effort; repeatable."),
 ]
+NodeUrl = Annotated[
+    str,
+    typer.Option(
+        "--rpc-url", help="The chain's node. The file of a development chain names its own."
+    ),
+]
 Indexes = Annotated[list[str] | None, typer.Option(help="Index to publish offers to; repeatable.")]
 
 
@@ -56,6 +62,7 @@ def init(
     stake: Annotated[str, typer.Option(help="Stake in tokens; empty: the least.")] = "",
     slots: Annotated[int, typer.Option(min=1, help="Jobs that run at once.")] = 2,
     index: Indexes = None,
+    rpc_url: NodeUrl = "",
     model: Model = "",
     vllm: VllmEndpoints = None,
     vllm_model: VllmModel = "",
@@ -84,6 +91,7 @@ def init(
         "price_per_thousand_steps": common.units(token, price_steps or ("0" if vllm else "0.001")),
         "slots": slots,
         "indexes": tuple(index or ()),
+        **({"rpc_url": rpc_url} if rpc_url else {}),
         **_model_settings(model),
     }
     if vllm:
@@ -109,6 +117,7 @@ _SETTING_OF_OPTION = {
     "price_steps": "price_per_thousand_steps",
     "slots": "slots",
     "index": "indexes",
+    "rpc_url": "rpc_url",
     "model": "model",
     "vllm": "vllm_endpoints",
     "vllm_model": "vllm_model",

@@ -67,8 +67,6 @@ _FAULT_STATUS = {
     OfferFault.NOT_BONDED: 403,
     OfferFault.WRONG_RECEIVER: 403,
 }
-# SQLite's integers end here; a worker counts its offers up from one.
-_MAX_SEQUENCE = (1 << 63) - 1
 
 
 class Registered(Standing, Protocol):
@@ -193,8 +191,6 @@ class IndexServer:
         try:
             signed = wire.decode_offer(data)
             check_terms(signed.offer, now)
-            if signed.offer.sequence > _MAX_SEQUENCE:
-                raise Declined(400, "bad_terms", f"a sequence number is at most {_MAX_SEQUENCE}")
             signer = offer_signer(self._registry.domain, signed)
             # Only a good signature may use up an operator's rate; anybody could write its address
             # otherwise.

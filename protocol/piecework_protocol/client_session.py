@@ -20,11 +20,12 @@ from piecework_protocol.frames import (
     CanvasDelivered,
     Draft,
     JobEnded,
+    Progress,
     VoucherAccepted,
     WorkerFrame,
 )
 from piecework_protocol.objects import Acceptance, Channel, Finish, Job, ModelOffer, Receipt
-from piecework_protocol.pricing import Usage, canvases_for, price
+from piecework_protocol.pricing import Usage, canvases_for, price, usage_of
 from piecework_protocol.service import receipt_fault
 from piecework_protocol.signing import signed_by
 from piecework_protocol.types import Amount, Digest, JobId, Signature, Uint32
@@ -63,7 +64,7 @@ class CanvasVerified:
     output: CanvasOutput
 
 
-ClientEvent = Accepted | DraftSeen | CanvasVerified | VoucherAccepted | JobEnded
+ClientEvent = Accepted | DraftSeen | CanvasVerified | VoucherAccepted | JobEnded | Progress
 """A verified frame, or what was sealed in one."""
 
 
@@ -136,12 +137,14 @@ class ClientSession:
             return self._draft(frame)
         if isinstance(frame, CanvasDelivered):
             return self._canvas(frame)
+        if isinstance(frame, Progress):
+            return self._progress(frame)
         return self._ended(frame)
 
     def _accepted(self, frame: Accepted) -> Accepted:
         if self.phase is not Phase.SUBMITTED or frame.job != self.id:
             raise ProtocolViolation("2.4", "an acceptance that answers no submission")
-        promise = Acceptance(self.id, Uint32(frame.prompt_tokens))
+        promise = Acceptance(self.id, Uint32(frame.prompt_tokens), frame.accepted_at)
         if not signed_by(self._domain, promise, frame.signature, self._channel.operator):
             raise ProtocolViolation("3.5", "the acceptance is not signed by the channel's operator")
         if not 0 < frame.prompt_tokens <= self._max_prompt_tokens:
@@ -162,6 +165,11 @@ class ClientSession:
             raise ProtocolViolation("5.7", "the worker shows a voucher of another channel")
         if not signed_by(self._domain, voucher, account.signature, self._channel.authorizer):
             raise ProtocolViolation("5.7", "the worker shows a voucher that we never signed")
+
+    def _progress(self, frame: Progress) -> Progress:
+        if frame.job != self.id:
+            raise ProtocolViolation("2.4", "progress of another job")
+        return frame
 
     def _draft(self, frame: Draft) -> DraftSeen:
         _, output = self._open(
@@ -216,7 +224,7 @@ class ClientSession:
             receipt.finish is Finish.MORE and tokens != model.canvas_size
         ):
             raise ProtocolViolation("4.5", "a canvas that is not the job's last is full")
-        before, after = self._usage(), self._usage(receipt)
+        after = self._usage(receipt)
         if after.output_tokens > parameters.max_tokens:
             raise ProtocolViolation(
                 "4.4", f"more than the {parameters.max_tokens} tokens asked for"
@@ -226,20 +234,26 @@ class ClientSession:
             raise ProtocolViolation(
                 "4.5", "the job's token limit is reached and the receipt says more"
             )
-        charged = price(model, before) if self._receipts else 0
-        if receipt.amount != price(model, after) - charged:
-            raise ProtocolViolation(
-                "4.4", f"charged {receipt.amount}, owed {price(model, after) - charged}"
-            )
-        if price(model, after) > self._job.max_amount:
+        if usage_of(receipt) != after:
+            raise ProtocolViolation("4.4", "the receipt's totals are not those of its job")
+        total = price(model, after)
+        charged = self._receipts[-1].total_amount if self._receipts else 0
+        if receipt.total_amount != total or receipt.amount != total - charged:
+            raise ProtocolViolation("4.4", f"charged {receipt.amount}, owed {total - charged}")
+        if total > self._job.max_amount:
             raise ProtocolViolation(
                 "3.4", f"the job's ceiling of {self._job.max_amount} is exceeded"
             )
 
-    def _usage(self, *more: Receipt) -> Usage:
-        receipts = (*self._receipts, *more)
-        tokens, steps = sum(r.units for r in receipts), sum(r.steps for r in receipts)
-        return Usage(self.prompt_tokens or 0, tokens, steps)
+    def _usage(self, receipt: Receipt) -> Usage:
+        """Add one receipt to what the job had used."""
+        last = self._receipts[-1] if self._receipts else None
+        before = usage_of(last) if last is not None else Usage(0, 0, 0)
+        return Usage(
+            self.prompt_tokens or 0,
+            before.output_tokens + receipt.units,
+            before.denoising_steps + receipt.steps,
+        )
 
     def _ended(self, frame: JobEnded) -> JobEnded:
         if frame.job != self.id or frame.canvases != self.received:

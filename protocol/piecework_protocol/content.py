@@ -1,4 +1,4 @@
-"""The bytes behind the digests: prompts and canvas outputs (clauses 3.3 and 4.2).
+"""The bytes behind the digests: content of jobs, canvas outputs (clauses 3.3 and 4.2).
 
 Digests are salted with what only the two parties know until a dispute: the job's salt, or the job
 id that covers it. So nobody can find a short text by hashing guesses.
@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.limits import (
     MAX_CANVAS_TOKENS,
+    MAX_CONTENT_BYTES,
     MAX_MESSAGES_PER_PROMPT,
     MAX_OUTPUT_BYTES,
-    MAX_PROMPT_BYTES,
 )
 from piecework_protocol.types import Bytes32, Digest, JobId, keccak256
 
 ROLES = ("system", "user", "assistant")
+CONTENT_VERSION = 1
+"""The first byte of every content. Later encodings have other numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +40,11 @@ class Message:
 
 
 def encode_prompt(messages: tuple[Message, ...]) -> bytes:
-    """Encode the exact prompt bytes that the client seals, and whose digest it signs.
+    """Encode the exact content of a text job, which the client seals, and whose digest it signs.
 
-    They are a big-endian uint32 count, then for each message its role and its content. Each of
-    those is a uint32 byte length and UTF-8. There is one encoding per prompt, and nothing nests: a
-    JSON parser at its recursion limit is a crash that a stranger can send.
+    It is the version byte, a big-endian uint32 count, then for each message its role and its
+    content. Each of those is a uint32 byte length and UTF-8. There is one encoding per prompt, and
+    nothing nests: a JSON parser at its recursion limit is a crash that a stranger can send.
 
     Raises:
         MalformedInput: There are too few or too many messages, or their text is too long or cannot
@@ -54,11 +56,11 @@ def encode_prompt(messages: tuple[Message, ...]) -> bytes:
         fields = [text.encode() for m in messages for text in (m.role, m.content)]
     except UnicodeEncodeError:
         raise MalformedInput("a prompt is text that UTF-8 can encode") from None
-    data = struct.pack(">I", len(messages)) + b"".join(
+    data = struct.pack(">BI", CONTENT_VERSION, len(messages)) + b"".join(
         struct.pack(">I", len(f)) + f for f in fields
     )
-    if len(data) > MAX_PROMPT_BYTES:
-        raise MalformedInput(f"a prompt is at most {MAX_PROMPT_BYTES} bytes")
+    if len(data) > MAX_CONTENT_BYTES:
+        raise MalformedInput(f"a prompt is at most {MAX_CONTENT_BYTES} bytes")
     return data
 
 
@@ -68,12 +70,14 @@ def decode_prompt(data: bytes) -> tuple[Message, ...]:
     Raises:
         MalformedInput: The bytes are not a prompt. The text names the defect, never the content.
     """
-    if not 4 <= len(data) <= MAX_PROMPT_BYTES:
-        raise MalformedInput(f"a prompt is 4 to {MAX_PROMPT_BYTES} bytes")
-    (count,) = struct.unpack_from(">I", data)
+    if not 5 <= len(data) <= MAX_CONTENT_BYTES:
+        raise MalformedInput(f"a prompt is 5 to {MAX_CONTENT_BYTES} bytes")
+    version, count = struct.unpack_from(">BI", data)
+    if version != CONTENT_VERSION:
+        raise MalformedInput(f"a content's version is {CONTENT_VERSION}, not {version}")
     if not 1 <= count <= MAX_MESSAGES_PER_PROMPT:
         raise MalformedInput(f"a prompt has 1 to {MAX_MESSAGES_PER_PROMPT} messages")
-    messages, offset = [], 4
+    messages, offset = [], 5
     for _ in range(count):
         role, offset = _text(data, offset)
         content, offset = _text(data, offset)
@@ -97,9 +101,9 @@ def _text(data: bytes, offset: int) -> tuple[str, int]:
         raise MalformedInput("a prompt's text is UTF-8") from None
 
 
-def prompt_digest(salt: Bytes32, prompt: bytes) -> Digest:
-    """Give keccak256(salt || prompt bytes)."""
-    return Digest(keccak256(salt + prompt))
+def content_digest(salt: Bytes32, content: bytes) -> Digest:
+    """Give keccak256(salt || content bytes)."""
+    return Digest(keccak256(salt + content))
 
 
 @dataclass(frozen=True, slots=True)

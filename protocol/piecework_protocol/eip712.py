@@ -29,6 +29,7 @@ from piecework_protocol.types import (
     Seconds,
     Timestamp,
     Uint8,
+    Uint16,
     Uint32,
     Uint64,
     Uint128,
@@ -39,6 +40,7 @@ from piecework_protocol.types import (
 
 _SCALARS: dict[Any, tuple[str, int]] = {
     Uint8: ("uint8", 1),
+    Uint16: ("uint16", 2),
     Uint32: ("uint32", 4),
     Uint64: ("uint64", 8),
     Uint128: ("uint128", 16),
@@ -112,7 +114,7 @@ class Domain:
     chain_id: int
     verifying_contract: Address
     name: str = "Piecework"
-    version: str = "1"
+    version: str = "2"
 
     def separator(self) -> Bytes32:
         """Give the keccak256 of the encoded EIP712Domain struct."""
@@ -192,8 +194,8 @@ def _spec(attribute: str, hint: Any) -> FieldSpec:
 def _codec(
     hint: Any,
 ) -> tuple[str, Callable[[Any], None], Callable[[Any], bytes], type[TypedData] | None]:
-    if hint is str:
-        return "string", _check_text, lambda v: keccak256(v.encode()), None
+    if hint in _PLAIN:
+        return *_PLAIN[hint], None
     if typing.get_origin(hint) is tuple:
         return _array_codec(typing.get_args(hint)[0])
     if isinstance(hint, type) and issubclass(hint, TypedData):
@@ -240,6 +242,11 @@ def _check_bytes(size: int) -> Callable[[bytes], None]:
     return check
 
 
+def _check_bool(value: object) -> None:
+    if not isinstance(value, bool):
+        raise ValueError("expected a truth value")
+
+
 def _check_text(value: str) -> None:
     try:
         value.encode()
@@ -271,3 +278,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, bytes):
         return address_hex(Address(value)) if len(value) == 20 else "0x" + value.hex()
     return int(value) if isinstance(value, enum.IntEnum) else value
+
+
+_PLAIN: dict[Any, tuple[str, Callable[[Any], None], Callable[[Any], bytes]]] = {
+    str: ("string", _check_text, lambda v: keccak256(v.encode())),
+    bool: ("bool", _check_bool, lambda v: int(v).to_bytes(32, "big")),
+}
+"""The types of Python itself."""

@@ -5,27 +5,67 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from piecework_protocol.errors import Reason
-from piecework_protocol.objects import Channel, FundChannel, Job, Receipt, Voucher
-from piecework_protocol.types import Bytes32, JobId, Signature
+from piecework_protocol.objects import (
+    AccountRequest,
+    Channel,
+    CloseChannel,
+    FundChannel,
+    Job,
+    Receipt,
+    Voucher,
+)
+from piecework_protocol.types import (
+    Amount,
+    Bytes32,
+    Digest,
+    JobId,
+    PayerSignature,
+    Signature,
+    Timestamp,
+)
 
 
 @dataclass(frozen=True, slots=True)
-class Funding:
-    """The payer's authorization to open or top up the channel, for the worker to submit."""
+class FundingAuthorization:
+    """The payer's authorization to open or top up the channel out of its pooled balance."""
 
     authorization: FundChannel
-    signature: Signature
+    signature: PayerSignature
+
+
+@dataclass(frozen=True, slots=True)
+class OpeningAuthorization:
+    """The payer's EIP-3009 authorization: `amount` goes into the channel, `fee` to the receiver.
+
+    Its value is `amount + fee`. Its nonce binds the channel, what was funded before, and the fee,
+    so that it pays into one channel once.
+    """
+
+    amount: Amount
+    fee: Amount
+    valid_after: Timestamp
+    valid_before: Timestamp
+    signature: PayerSignature
+
+
+Funding = FundingAuthorization | OpeningAuthorization
+"""How a submission puts money behind itself, for the worker to submit."""
 
 
 @dataclass(frozen=True, slots=True)
 class SubmitJob:
-    """The first frame: a new job, or one to resume after `received` receipts (clause 3.5)."""
+    """The first frame: a new job, or one to resume after `received` receipts (clause 3.5).
+
+    `last_receipt` is the digest of receipt `received - 1`, so that a worker whose journal was
+    rolled back notices.
+    """
 
     job: Job
     signature: Signature
     channel: Channel
-    sealed_prompt: bytes
+    sealed_content: bytes
     received: int = 0
+    last_receipt: Digest | None = None
     funding: Funding | None = None
     drafts: bool = False
 
@@ -50,7 +90,7 @@ class PayVoucher:
 
 @dataclass(frozen=True, slots=True)
 class CancelJob:
-    """Stop at the next denoising step. What was delivered stays owed."""
+    """Stop at the next denoising step. The work done until then is owed (clause 3.8)."""
 
 
 ClientFrame = SubmitJob | PayVoucher | CancelJob
@@ -71,6 +111,7 @@ class Accepted:
 
     job: JobId
     prompt_tokens: int
+    accepted_at: Timestamp
     signature: Signature
     available: int
     account: Account | None
@@ -78,12 +119,28 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A canvas as it is being denoised: sealed, worth nothing, and it may be left out."""
+    """A canvas as it is being denoised: sealed, unsigned, and it may be left out."""
 
     job: JobId
     canvas: int
     step: int
     sealed_output: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where the job is. It comes at least four times a second, so silence means death.
+
+    `step` steps of canvas `canvas` are done, and `prompt_tokens` are prefilled. A job in the queue
+    has its place in `queue_position`, from 1. A paused one has the time at which it goes on.
+    """
+
+    job: JobId
+    canvas: int
+    step: int
+    prompt_tokens: int
+    queue_position: int = 0
+    paused_until: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,4 +172,59 @@ class JobEnded:
     message: str = ""
 
 
-WorkerFrame = Accepted | Draft | CanvasDelivered | VoucherAccepted | JobEnded
+WorkerFrame = Accepted | Draft | CanvasDelivered | VoucherAccepted | JobEnded | Progress
+
+
+@dataclass(frozen=True, slots=True)
+class CloseChannelRequest:
+    """The authorizer asks to close a channel together (clause 6.5)."""
+
+    channel: Channel
+    final: CloseChannel
+    signature: Signature
+
+
+@dataclass(frozen=True, slots=True)
+class CloseChannelResponse:
+    """The operator agrees. `transaction` is the hash, if the worker has sent it itself."""
+
+    operator_signature: Signature
+    transaction: Digest | None
+
+
+@dataclass(frozen=True, slots=True)
+class GetAccountRequest:
+    """The authorizer asks for the worker's record of a channel (clause 5.7)."""
+
+    request: AccountRequest
+    signature: Signature
+
+
+@dataclass(frozen=True, slots=True)
+class SignedReceipt:
+    """A receipt with its operator's signature."""
+
+    receipt: Receipt
+    signature: Signature
+
+
+@dataclass(frozen=True, slots=True)
+class ShownVoucher:
+    """A client's voucher, and the accumulator before the receipts that are shown with it.
+
+    `peaks` are those of its first `base_count` receipts.
+    """
+
+    voucher: Voucher
+    signature: Signature
+    base_count: int
+    peaks: tuple[Bytes32, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ShowReceiptsRequest:
+    """A client shows a worker the receipts that its journal lost (clause 5.9)."""
+
+    channel: Channel
+    voucher: ShownVoucher
+    receipts: tuple[SignedReceipt, ...]

@@ -1,4 +1,4 @@
-"""Generate `piecework.v1` from its schema: `python -m piecework_protocol.generate`.
+"""Generate `piecework.v2` from its schema: `python -m piecework_protocol.generate`.
 
 `--check` says which files are stale.
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 """The folder that holds the package."""
-SCHEMA = Path("piecework_protocol/v1/piecework.proto")
+SCHEMA = Path("piecework_protocol/v2/piecework.proto")
 GENERATED = (SCHEMA.with_name("piecework_pb2.py"), SCHEMA.with_name("piecework_pb2.pyi"))
 
 

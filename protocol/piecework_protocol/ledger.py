@@ -14,7 +14,7 @@ from piecework_protocol.errors import ProtocolViolation, invariant
 from piecework_protocol.frames import Account, LeafRef, PayVoucher
 from piecework_protocol.limits import MAX_LEAVES_PER_VOUCHER
 from piecework_protocol.merkle import EMPTY_ROOT, Accumulator
-from piecework_protocol.objects import Voucher
+from piecework_protocol.objects import CloseChannel, Voucher
 from piecework_protocol.types import Amount, ChannelId, Digest, JobId, Signature, Uint64
 
 
@@ -209,6 +209,12 @@ class PayerLedger:
         if voucher.count < self.accumulator.count or voucher.cumulative < self.cumulative:
             raise ProtocolViolation("5.7", "the worker's record lies before our own")
         return PayerLedger(self.channel, voucher.cumulative, accumulator, voucher.count)
+
+
+def closing_of(voucher: Voucher, fee: int = 0) -> CloseChannel:
+    """Make the closing that states what a voucher does. `fee` is in base units."""
+    v = voucher
+    return CloseChannel(v.channel, v.cumulative, v.count, v.receipts_root, Amount(fee))
 
 
 def empty_voucher(channel: ChannelId) -> Voucher:

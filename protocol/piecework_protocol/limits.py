@@ -10,11 +10,11 @@ from typing import Final
 
 # A 256 K token context in UTF-8 is about one MiB of text; JSON quoting and a template fit in the
 # rest.
-MAX_PROMPT_BYTES: Final = 2 * 1024 * 1024
+MAX_CONTENT_BYTES: Final = 2 * 1024 * 1024
 # HPKE adds an encapsulated key (32) and a tag (16).
 SEALING_OVERHEAD_BYTES: Final = 48
-# One frame: the largest is a submission with its sealed prompt.
-MAX_FRAME_BYTES: Final = MAX_PROMPT_BYTES + 64 * 1024
+# One frame: the largest is a submission with its sealed content.
+MAX_FRAME_BYTES: Final = MAX_CONTENT_BYTES + 64 * 1024
 # A canvas is 256 tokens. Ids take 4 bytes each. No tokenizer gives more than 64 bytes of text a
 # token.
 MAX_CANVAS_TOKENS: Final = 1024
@@ -32,14 +32,29 @@ MAX_OFFER_BYTES: Final = 64 * 1024
 MAX_OFFER_MODELS: Final = 64
 MAX_OFFER_TOKENS: Final = 16
 MAX_ENDPOINT_BYTES: Final = 256
+MAX_OFFER_ENDPOINTS: Final = 8
 MAX_NAME_BYTES: Final = 128
 MAX_DETAILS_BYTES: Final = 8 * 1024
 # Vouchers name the receipts they add; more than this many unpaid receipts means that payment has
 # stalled.
 MAX_LEAVES_PER_VOUCHER: Final = 4096
-# Canvases the worker may run ahead of the vouchers of one job: hides the round trip, bounds the
-# loss.
-MAX_CREDIT_WINDOW_CANVASES: Final = 16
+# Canvases the worker may run ahead of the vouchers of one job, inside the payer's credit: hides the
+# round trip, bounds the loss.
+MAX_CANVASES_AHEAD: Final = 2
+# A stream that is not resumed within this ends its job as cancelled: long enough for a phone that
+# changes its network, short enough for a slot.
+RESUME_S: Final = 60
+# Progress comes at least this often from acceptance to end, so silence means death.
+PROGRESS_INTERVAL_MS: Final = 250
+# Steps that a cancelled receipt may lie beyond the last progress: a cancel is on its way while the
+# engine goes on.
+MAX_STEPS_PAST_PROGRESS: Final = 8
+# Receipts in one call that heals a rolled-back journal; the client calls again for more.
+MAX_SHOWN_RECEIPTS: Final = 1024
+# The escrow's own bounds.
+MIN_WITHDRAWAL_DELAY_S: Final = 60
+MAX_WITHDRAWAL_DELAY_S: Final = 30 * 24 * 3600
+MAX_CHANNEL_AMOUNT: Final = 2**96 - 1
 # Wall clocks of honest machines under NTP differ by far less.
 MAX_CLOCK_SKEW_S: Final = 5
 # A merkle tree over 2**64 leaves has a proof of 64 siblings; counts are uint64.

@@ -1,12 +1,15 @@
-"""The signed objects. Names, order and sizes are those of the Solidity structs in contracts/src.
+"""The signed objects of version 2. Names, order and sizes are those of their Solidity structs.
 
-Each raises `ValueError` when it is made with a member out of its bounds.
+Each raises `ValueError` when it is made with a member that does not fit its type. What a member may
+be at most stands in `ranges`, and the wire refuses everything else. All members were fixed at once
+(clause 1.5): a member whose behaviour comes later is refused unless it is zero.
 """
 
 from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import Final
 
 from piecework_protocol.eip712 import Domain, TypedData
 from piecework_protocol.types import (
@@ -20,6 +23,7 @@ from piecework_protocol.types import (
     PublicKey,
     Seconds,
     Timestamp,
+    Uint16,
     Uint32,
     Uint64,
 )
@@ -31,6 +35,8 @@ class Finish(enum.IntEnum):
     MORE = 0
     END_OF_TEXT = 1
     TOKEN_LIMIT = 2
+    CANCELLED = 3
+    """The client left. The receipt charges what was done of the canvas (clause 3.8)."""
 
 
 class Service(enum.IntEnum):
@@ -40,6 +46,48 @@ class Service(enum.IntEnum):
     """The job's seed decides the result, and every receipt commits to the trace."""
     BEST_EFFORT = 1
     """The engine's own settings and randomness: no seed, no steps, no trace."""
+
+
+class Kind(enum.IntEnum):
+    """What a job asks for. Today every job asks for text."""
+
+    TEXT = 0
+    READ = 1
+    AUDIT = 2
+    OPEN = 3
+    IMAGE = 4
+
+    @property
+    def bit(self) -> int:
+        """Give the kind's bit in `ModelOffer.kinds`."""
+        return 1 << self.value
+
+
+class Route(enum.IntEnum):
+    """How an endpoint is reached. Relays come later."""
+
+    DIRECT = 0
+    RELAYED = 1
+
+
+class AuditLevel(enum.IntEnum):
+    """How far an audit went."""
+
+    RULES = 0
+    REPLAY = 1
+    FORCED = 2
+
+
+class AuditOutcome(enum.IntEnum):
+    """What an audit found."""
+
+    PASS = 0
+    FAIL = 1
+    NO_VERDICT = 2
+
+
+EVERYTHING: Final = Amount(2**96 - 1)
+"""The amount of a `RequestWithdrawal` that takes all that is left and closes the channel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +109,15 @@ class Channel(TypedData):
 
 @dataclass(frozen=True, slots=True)
 class FundChannel(TypedData):
-    """The payer's authorization: the channel's deposit becomes `deposit` in total.
+    """The payer's authorization: `funded` base units in total were ever put into the channel.
 
-    It opens the channel or tops it up. `deposit` is in base units, `deadline` in Unix seconds.
+    It opens the channel or tops it up. `fee` base units more leave the payer's pooled balance for
+    the channel's receiver. `deadline` is in Unix seconds.
     """
 
     channel: Channel
-    deposit: Amount
+    funded: Amount
+    fee: Amount
     deadline: Timestamp
 
 
@@ -88,18 +138,59 @@ class Voucher(TypedData):
 class CloseChannel(TypedData):
     """A voucher that both sides agree to be the last.
 
-    The authorizer signs it to ask, the operator to agree.
+    The authorizer signs it to ask, the operator to agree. `fee` base units of the rest go to the
+    receiver, who pays for the transaction.
     """
 
     channel: ChannelId
     cumulative: Amount
     count: Uint64
     receipts_root: Digest
+    fee: Amount
 
 
 @dataclass(frozen=True, slots=True)
 class RequestWithdrawal(TypedData):
-    """The payer's notice: after the withdrawal delay the unclaimed rest goes back."""
+    """The payer's notice: after the withdrawal delay `amount` base units go back.
+
+    `EVERYTHING` takes what is left and closes the channel. `nonce` is the number of requests that
+    the channel made before, so that one that was called off cannot be sent again.
+    """
+
+    channel: ChannelId
+    amount: Amount
+    nonce: Uint64
+    deadline: Timestamp
+
+
+@dataclass(frozen=True, slots=True)
+class CancelWithdrawal(TypedData):
+    """The payer calls its request number `nonce` off."""
+
+    channel: ChannelId
+    nonce: Uint64
+    deadline: Timestamp
+
+
+@dataclass(frozen=True, slots=True)
+class WithdrawPooled(TypedData):
+    """The owner of a pooled balance sends `amount` of it to `to`.
+
+    Anybody may submit it, and gets `fee`. `nonce` counts the owner's earlier ones.
+    """
+
+    owner: Address
+    token: Address
+    amount: Amount
+    to: Address
+    fee: Amount
+    nonce: Uint64
+    deadline: Timestamp
+
+
+@dataclass(frozen=True, slots=True)
+class AccountRequest(TypedData):
+    """The authorizer asks a worker for its account of a channel (clause 5.7)."""
 
     channel: ChannelId
     deadline: Timestamp
@@ -126,16 +217,19 @@ class Parameters(TypedData):
 
 @dataclass(frozen=True, slots=True)
 class Job(TypedData):
-    """One request for text, signed by the channel's authorizer. Its EIP-712 digest is its id.
+    """One request, signed by the channel's authorizer. Its EIP-712 digest is its id.
 
-    `max_amount` is in base units, `deadline` in Unix seconds.
+    `entry` is the index of the model in the offer, and fixes its prices and profile. `model`
+    repeats its digest. `max_amount` is in base units, `deadline` in Unix seconds.
     """
 
     channel: ChannelId
     salt: Bytes32
     offer: Digest
+    entry: Uint32
     model: Digest
-    prompt: Digest
+    kind: Kind
+    content: Digest
     parameters: Parameters
     max_amount: Amount
     deadline: Timestamp
@@ -148,15 +242,24 @@ class Job(TypedData):
 
 @dataclass(frozen=True, slots=True)
 class Acceptance(TypedData):
-    """The operator's promise to run a job, and the prompt length that it will charge."""
+    """The operator's promise to run a job, and the prompt length that it will charge.
+
+    `accepted_at` is the only time that an operator signs about a job. Receipts have none, so that
+    those of a replayable job follow from the job alone.
+    """
 
     job: JobId
     prompt_tokens: Uint32
+    accepted_at: Timestamp
 
 
 @dataclass(frozen=True, slots=True)
 class Receipt(TypedData):
-    """The operator's statement of one delivered canvas: a leaf of the channel's accumulator."""
+    """The operator's statement of one piece of work: a leaf of the channel's accumulator.
+
+    The totals are those of the job after this receipt. So one receipt and the offer prove its
+    price (clause 4.4).
+    """
 
     job: JobId
     canvas: Uint32
@@ -166,16 +269,25 @@ class Receipt(TypedData):
     units: Uint32
     amount: Amount
     finish: Finish
+    total_prompt_tokens: Uint32
+    total_units: Uint32
+    total_steps: Uint32
+    total_amount: Amount
     previous: Digest
 
 
 @dataclass(frozen=True, slots=True)
 class ModelOffer(TypedData):
-    """One model of an offer: what it is, what it costs, how fast it ran at start-up."""
+    """One model and profile of an offer: what it is, what it costs, how fast it ran at start-up.
+
+    Bit i of `kinds` says that jobs of kind i are taken.
+    """
 
     name: str
     digest: Digest
     profile: str
+    kinds: Uint32
+    service: Service
     price_per_million_prompt_tokens: Amount
     price_per_million_output_tokens: Amount
     price_per_thousand_steps: Amount
@@ -185,14 +297,22 @@ class ModelOffer(TypedData):
     max_steps: Uint32
     tokens_per_second: Uint32
     first_canvas_ms: Uint32
-    service: Service
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint(TypedData):
+    """One way to a worker. A direct one has the address `host:port`."""
+
+    route: Route
+    address: str
 
 
 @dataclass(frozen=True, slots=True)
 class Offer(TypedData):
     """A worker's signed, expiring advertisement.
 
-    `details` is a JSON object of facts that no price depends on.
+    `credit_*` and the fees are in base units (clauses 3.7 and 6.7). `details` is a JSON object of
+    facts that no price depends on.
     """
 
     operator: Address
@@ -200,7 +320,7 @@ class Offer(TypedData):
     sequence: Uint64
     issued_at: Timestamp
     expires_at: Timestamp
-    endpoint: str
+    endpoints: tuple[Endpoint, ...]
     tls_certificate: Digest
     sealing_key: PublicKey
     tokens: tuple[Address, ...]
@@ -208,11 +328,84 @@ class Offer(TypedData):
     slots: Uint32
     slots_free: Uint32
     queue_free: Uint32
-    credit_window: Uint32
+    credit_first: Amount
+    credit_mined: Amount
+    credit_max: Amount
+    open_fee: Amount
+    top_up_fee: Amount
+    close_fee: Amount
+    min_top_up: Amount
     min_withdrawal_delay: Seconds
     min_deposit: Amount
+    evidence_seconds: Uint64
     details: str
 
+    @property
+    def endpoint(self) -> str:
+        """Give the address of the first direct endpoint, or "" when there is none."""
+        direct = (e.address for e in self.endpoints if e.route is Route.DIRECT)
+        return next(direct, "")
+
+    def entry(self, job: Job) -> ModelOffer | None:
+        """Find the model that a job names, or None when entry and digest do not agree."""
+        model = self.models[job.entry] if job.entry < len(self.models) else None
+        return model if model is not None and model.digest == job.model else None
+
     def model(self, digest: Digest) -> ModelOffer | None:
-        """Find the entry of a model digest, or None when this worker does not serve it."""
+        """Find the first entry of a model digest, or None when this worker does not serve it."""
         return next((m for m in self.models if m.digest == digest), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Registration(TypedData):
+    """What an operator agrees to when it joins. It signs this unless it submits it itself.
+
+    `nonce` counts the operator's earlier registrations. The domain is the registry's.
+    """
+
+    operator: Address
+    owner: Address
+    payout: Address
+    stake: Amount
+    endpoint: str
+    nonce: Uint64
+    deadline: Timestamp
+
+
+@dataclass(frozen=True, slots=True)
+class AuditReport(TypedData):
+    """What an auditor found about one receipt. `rule` and `step` say where."""
+
+    receipt: Digest
+    level: AuditLevel
+    outcome: AuditOutcome
+    rule: Uint16
+    step: Uint32
+    score: Uint64
+    threshold: Uint64
+    evidence: Digest
+    profile: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict(TypedData):
+    """What a committee decided about a challenge. The domain is that of the disputes."""
+
+    challenge: Bytes32
+    guilty: bool
+    leaf_root: Digest
+    deadline: Timestamp
+
+
+REGISTRY_NAME: Final = "Piecework Registry"
+DISPUTES_NAME: Final = "Piecework Disputes"
+
+
+def registry_domain(chain_id: int, registry: Address) -> Domain:
+    """Give the domain of registrations."""
+    return Domain(chain_id, registry, REGISTRY_NAME)
+
+
+def disputes_domain(chain_id: int, disputes: Address) -> Domain:
+    """Give the domain of verdicts."""
+    return Domain(chain_id, disputes, DISPUTES_NAME)

@@ -14,7 +14,6 @@ from piecework_protocol.errors import MalformedInput
 from piecework_protocol.limits import (
     MAX_CANVAS_TOKENS,
     MAX_CLOCK_SKEW_S,
-    MAX_CREDIT_WINDOW_CANVASES,
     MAX_DENOISING_STEPS,
     MAX_OFFER_LIFETIME_S,
 )
@@ -86,10 +85,10 @@ def check_terms(offer: Offer, now: Timestamp) -> None:
         raise _bad(f"an offer lives at most {MAX_OFFER_LIFETIME_S} seconds")
     if not offer.models or not offer.tokens:
         raise _bad("an offer names at least one model and one token")
-    if len({m.digest for m in offer.models}) != len(offer.models):
-        raise _bad("an offer names each model once")
-    if not 1 <= offer.credit_window <= MAX_CREDIT_WINDOW_CANVASES:
-        raise _bad(f"a credit window is 1 to {MAX_CREDIT_WINDOW_CANVASES} canvases")
+    if not offer.endpoints:
+        raise _bad("an offer names at least one endpoint")
+    if len({(m.digest, m.profile) for m in offer.models}) != len(offer.models):
+        raise _bad("an offer names each model and profile once")
     for model in offer.models:
         if not 1 <= model.canvas_size <= MAX_CANVAS_TOKENS:
             raise _bad(f"a canvas is 1 to {MAX_CANVAS_TOKENS} tokens")

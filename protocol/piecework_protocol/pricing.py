@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from piecework_protocol.objects import ModelOffer, Parameters
+from piecework_protocol.objects import ModelOffer, Parameters, Receipt
 from piecework_protocol.types import Amount
 
 
@@ -18,6 +18,11 @@ class Usage:
     prompt_tokens: int
     output_tokens: int
     denoising_steps: int
+
+
+def usage_of(receipt: Receipt) -> Usage:
+    """Give what a job had used when the receipt was signed."""
+    return Usage(receipt.total_prompt_tokens, receipt.total_units, receipt.total_steps)
 
 
 def price(model: ModelOffer, usage: Usage) -> Amount:

@@ -1,4 +1,4 @@
-"""End-to-end sealing of prompts and outputs with HPKE (RFC 9180).
+"""End-to-end sealing of content and outputs with HPKE (RFC 9180).
 
 What is sealed is bound to chain, escrow, job and direction. The suite is DHKEM(X25519,
 HKDF-SHA256), HKDF-SHA256, ChaCha20-Poly1305. Every message is a one-shot encapsulation of its own,
@@ -24,7 +24,7 @@ from piecework_protocol.limits import SEALING_OVERHEAD_BYTES
 from piecework_protocol.types import JobId, PublicKey
 
 _SUITE: Final = hpke.Suite(hpke.KEM.X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.CHACHA20_POLY1305)
-_TAG: Final = b"piecework/1/"
+_TAG: Final = b"piecework/2/"
 
 
 def public_key(secret: bytes) -> PublicKey:
@@ -32,9 +32,9 @@ def public_key(secret: bytes) -> PublicKey:
     return PublicKey(X25519PrivateKey.from_private_bytes(secret).public_key().public_bytes_raw())
 
 
-def prompt_context(domain: Domain, job: JobId) -> bytes:
-    """Give the context of a prompt, from client to worker."""
-    return _context(domain, b"prompt", job)
+def content_context(domain: Domain, job: JobId) -> bytes:
+    """Give the context of a job's content, from client to worker."""
+    return _context(domain, b"content", job)
 
 
 def canvas_context(domain: Domain, job: JobId, canvas: int) -> bytes:

@@ -11,6 +11,7 @@ from typing import Final, NewType
 from Crypto.Hash import keccak
 
 Uint8 = NewType("Uint8", int)
+Uint16 = NewType("Uint16", int)
 Uint32 = NewType("Uint32", int)
 Uint64 = NewType("Uint64", int)
 Uint128 = NewType("Uint128", int)
@@ -18,6 +19,8 @@ Uint256 = NewType("Uint256", int)
 Bytes32 = NewType("Bytes32", bytes)
 Address = NewType("Address", bytes)
 Signature = NewType("Signature", bytes)
+PayerSignature = NewType("PayerSignature", bytes)
+"""65 bytes of a plain key, or whatever a smart account takes (ERC-1271)."""
 
 ChannelId = NewType("ChannelId", bytes)
 JobId = NewType("JobId", bytes)
@@ -36,6 +39,7 @@ ADDRESS_BYTES: Final = 20
 AMOUNT_BYTES: Final = 16
 DIGEST_BYTES: Final = 32
 SIGNATURE_BYTES: Final = 65
+MAX_PAYER_SIGNATURE_BYTES: Final = 1024
 
 
 def keccak256(data: bytes) -> Bytes32:

@@ -2,7 +2,7 @@
 
 One codec moves every value. A class and its message have the same member names, and the annotations
 of the class say how each member travels, as they say how it is signed (`eip712`). What a message
-may hold at most stands in `_LIMITS`.
+may hold at most stands in `_LIMITS`, what a number may be in `ranges`.
 
 Parsing is strict about what matters (sizes, presence, ranges). It skips unknown fields, as forward
 compatibility asks. Everything else is `MalformedInput`, which names the member and the defect and
@@ -30,34 +30,46 @@ from piecework_protocol.frames import (
     CancelJob,
     CanvasDelivered,
     ClientFrame,
+    CloseChannelRequest,
+    CloseChannelResponse,
     Draft,
     Funding,
+    FundingAuthorization,
+    GetAccountRequest,
     JobEnded,
+    OpeningAuthorization,
     PayVoucher,
+    Progress,
+    ShownVoucher,
+    ShowReceiptsRequest,
     SubmitJob,
     VoucherAccepted,
     WorkerFrame,
 )
 from piecework_protocol.limits import (
+    MAX_CONTENT_BYTES,
     MAX_DETAILS_BYTES,
     MAX_ENDPOINT_BYTES,
     MAX_FRAME_BYTES,
     MAX_LEAVES_PER_VOUCHER,
     MAX_NAME_BYTES,
     MAX_OFFER_BYTES,
+    MAX_OFFER_ENDPOINTS,
     MAX_OFFER_MODELS,
     MAX_OFFER_TOKENS,
     MAX_OUTPUT_BYTES,
-    MAX_PROMPT_BYTES,
     MAX_PROOF_SIBLINGS,
     MAX_REASON_BYTES,
+    MAX_SHOWN_RECEIPTS,
     SEALING_OVERHEAD_BYTES,
 )
-from piecework_protocol.objects import Channel, CloseChannel, FundChannel, ModelOffer, Offer
+from piecework_protocol.objects import Channel, Endpoint, FundChannel, ModelOffer, Offer
+from piecework_protocol.ranges import RANGES, Range
 from piecework_protocol.types import (
     ADDRESS_BYTES,
     AMOUNT_BYTES,
     DIGEST_BYTES,
+    MAX_PAYER_SIGNATURE_BYTES,
     SIGNATURE_BYTES,
     Address,
     Amount,
@@ -65,15 +77,16 @@ from piecework_protocol.types import (
     ChannelId,
     Digest,
     JobId,
+    PayerSignature,
     PublicKey,
     Signature,
     Timestamp,
 )
-from piecework_protocol.v1 import piecework_pb2 as pb
+from piecework_protocol.v2 import piecework_pb2 as pb
 
 _M = TypeVar("_M", bound=Message)
 _V = TypeVar("_V")
-_MAX_SEALED_PROMPT: Final = MAX_PROMPT_BYTES + SEALING_OVERHEAD_BYTES
+_MAX_SEALED_CONTENT: Final = MAX_CONTENT_BYTES + SEALING_OVERHEAD_BYTES
 _MAX_SEALED_OUTPUT: Final = MAX_OUTPUT_BYTES + SEALING_OVERHEAD_BYTES
 
 
@@ -96,15 +109,19 @@ _WORKER_FRAMES: Mapping[str, type[WorkerFrame]] = {
     "canvas": CanvasDelivered,
     "voucher_accepted": VoucherAccepted,
     "ended": JobEnded,
+    "progress": Progress,
 }
 _LIMITS: Mapping[tuple[type, str], int] = {
-    (SubmitJob, "sealed_prompt"): _MAX_SEALED_PROMPT,
+    (SubmitJob, "sealed_content"): _MAX_SEALED_CONTENT,
     (PayVoucher, "leaves"): MAX_LEAVES_PER_VOUCHER,
     (Account, "peaks"): MAX_PROOF_SIBLINGS,
+    (ShownVoucher, "peaks"): MAX_PROOF_SIBLINGS,
+    (ShowReceiptsRequest, "receipts"): MAX_SHOWN_RECEIPTS,
     (Draft, "sealed_output"): _MAX_SEALED_OUTPUT,
     (CanvasDelivered, "sealed_output"): _MAX_SEALED_OUTPUT,
     (JobEnded, "message"): MAX_REASON_BYTES,
-    (Offer, "endpoint"): MAX_ENDPOINT_BYTES,
+    (Endpoint, "address"): MAX_ENDPOINT_BYTES,
+    (Offer, "endpoints"): MAX_OFFER_ENDPOINTS,
     (Offer, "tokens"): MAX_OFFER_TOKENS,
     (Offer, "models"): MAX_OFFER_MODELS,
     (Offer, "details"): MAX_DETAILS_BYTES,
@@ -112,6 +129,21 @@ _LIMITS: Mapping[tuple[type, str], int] = {
     (ModelOffer, "profile"): MAX_NAME_BYTES,
 }
 """The most bytes of a text or byte string, the most entries of a list."""
+
+CallMessage = (
+    CloseChannelRequest | CloseChannelResponse | GetAccountRequest | ShowReceiptsRequest | Account
+)
+_C = TypeVar("_C", bound=CallMessage)
+MAX_CALL_BYTES: Final = 16 * 1024
+_MAX_RECEIPT_BYTES: Final = 512
+_CALL_LIMITS: Mapping[type, int] = {
+    CloseChannelRequest: MAX_CALL_BYTES,
+    CloseChannelResponse: MAX_CALL_BYTES,
+    GetAccountRequest: MAX_CALL_BYTES,
+    ShowReceiptsRequest: MAX_CALL_BYTES + MAX_SHOWN_RECEIPTS * _MAX_RECEIPT_BYTES,
+    Account: MAX_CALL_BYTES,
+}
+"""The most bytes of a message that is not a frame of a stream."""
 
 
 # --- frames
@@ -145,7 +177,7 @@ def decode_worker_frame(data: bytes) -> WorkerFrame:
     return _decode_frame(pb.WorkerFrame, _WORKER_FRAMES, data)
 
 
-# --- offers and closings
+# --- offers and calls
 
 
 def encode_offer(signed: SignedOffer) -> bytes:
@@ -162,52 +194,18 @@ def decode_offer(data: bytes) -> SignedOffer:
     return _to_value(SignedOffer, _parse(pb.SignedOffer, data, MAX_OFFER_BYTES))
 
 
-def encode_close_request(channel: Channel, final: CloseChannel, signature: Signature) -> bytes:
-    """Encode a client's request to close a channel together."""
-    message = pb.CloseChannelRequest(
-        channel=_to_message(channel), final=_to_message(final), signature=signature
-    )
-    return bytes(message.SerializeToString())
+def encode_call(value: CallMessage) -> bytes:
+    """Encode a request or an answer of a call that is not a stream."""
+    return bytes(_to_message(value).SerializeToString())
 
 
-def decode_close_request(data: bytes) -> tuple[Channel, CloseChannel, Signature]:
-    """Parse what `encode_close_request` makes.
+def decode_call(kind: type[_C], data: bytes) -> _C:
+    """Parse what `encode_call` makes of a value of this class.
 
     Raises:
-        MalformedInput: The bytes are not a request to close, or a member breaks its bounds.
+        MalformedInput: The bytes are no such message, or a member breaks its bounds.
     """
-    message = _parse(pb.CloseChannelRequest, data, MAX_OFFER_BYTES)
-    for name in ("channel", "final"):
-        if not message.HasField(name):
-            raise _lacking(message, name)
-    channel = _to_value(Channel, message.channel)
-    return channel, _to_value(CloseChannel, message.final), _closing_signature(message.signature)
-
-
-def encode_close_response(operator_signature: Signature, transaction: bytes) -> bytes:
-    """Encode the worker's agreement. `transaction` is its 32-byte hash or empty."""
-    message = pb.CloseChannelResponse(
-        operator_signature=operator_signature, transaction=transaction
-    )
-    return bytes(message.SerializeToString())
-
-
-def decode_close_response(data: bytes) -> tuple[Signature, bytes]:
-    """Parse what `encode_close_response` makes.
-
-    Raises:
-        MalformedInput: The bytes are not a response to a close, or a member breaks its bounds.
-    """
-    message = _parse(pb.CloseChannelResponse, data, MAX_OFFER_BYTES)
-    if len(message.transaction) not in (0, DIGEST_BYTES):
-        raise MalformedInput(f"a transaction hash is {DIGEST_BYTES} bytes")
-    return _closing_signature(message.operator_signature), message.transaction
-
-
-def _closing_signature(data: bytes) -> Signature:
-    if len(data) != SIGNATURE_BYTES:
-        raise MalformedInput(f"a signature is {SIGNATURE_BYTES} bytes, got {len(data)}")
-    return Signature(data)
+    return _to_value(kind, _parse(_message_class(kind), data, _CALL_LIMITS[kind]))
 
 
 # --- values by themselves, as journals keep them
@@ -283,7 +281,7 @@ class _Member:
     """How one member of a class travels.
 
     `is_message` says that it is a message of its own, which can be absent. `optional` says that an
-    absent or empty member is None. `limit` is its entry in `_LIMITS`.
+    absent or empty member is None. `limit` is its entry in `_LIMITS`, `span` that in `RANGES`.
     """
 
     name: str
@@ -293,12 +291,13 @@ class _Member:
     is_message: bool
     optional: bool
     limit: int | None
+    span: Range | None
 
 
 def _to_message(value: Any) -> Any:
     """Give the message of a frame or object."""
     cls = type(value)
-    if cls is Funding:
+    if isinstance(value, Funding):
         return _funding_message(value)
     members = [(m, getattr(value, m.name)) for m in _members(cls)]
     return _message_class(cls)(**{m.name: m.encode(v) for m, v in members if v is not None})
@@ -327,7 +326,14 @@ def _member_value(member: _Member, message: Any, before: Mapping[str, Any]) -> A
         raise _lacking(message, member.name)
     if member.limit is not None:
         _check_limit(raw, member.limit)
-    return _funding(raw, before["channel"]) if member.kind is Funding else member.decode(raw)
+    if member.kind is FundingAuthorization:
+        return _funding(raw, before["channel"])
+    if member.kind is not Amount and member.span is not None:
+        member.span.check(raw)
+    value = member.decode(raw)
+    if member.kind is Amount and member.span is not None:
+        member.span.check(value)
+    return value
 
 
 _MEMBERS: dict[type, tuple[_Member, ...]] = {}
@@ -341,11 +347,18 @@ def _members(cls: Any) -> tuple[_Member, ...]:
 
 
 def _member(cls: type, name: str, hint: Any) -> _Member:
-    optional = typing.get_origin(hint) is types.UnionType
+    optional = typing.get_origin(hint) in (types.UnionType, typing.Union)
     kind = next(k for k in typing.get_args(hint) if k is not types.NoneType) if optional else hint
     encode, decode = _codec(kind)
     limit = _LIMITS.get((cls, name))
-    return _Member(name, kind, encode, decode, _is_message(kind), optional, limit)
+    span = RANGES[cls, name] if is_integer(kind) else None
+    return _Member(name, kind, encode, decode, _is_message(kind), optional, limit, span)
+
+
+def is_integer(kind: Any) -> bool:
+    """Say whether an annotated type is a number of ours, which needs a range."""
+    plain = kind.__supertype__ if isinstance(kind, typing.NewType) else kind
+    return isinstance(plain, type) and issubclass(plain, int) and plain is not bool
 
 
 def _codec(kind: Any) -> tuple[_Convert, _Convert]:
@@ -367,8 +380,7 @@ def _is_message(kind: Any) -> bool:
 
 
 def _message_class(cls: Any) -> Any:
-    # A closing states the same facts as a voucher; only what is signed differs.
-    return pb.Voucher if cls is CloseChannel else getattr(pb, cls.__name__)
+    return getattr(pb, cls.__name__)
 
 
 def _same(value: Any) -> Any:
@@ -394,7 +406,7 @@ def _check_limit(raw: Any, limit: int) -> None:
 
 def _amount(data: bytes) -> Amount:
     if len(data) > AMOUNT_BYTES or data[:1] == b"\x00":
-        raise ValueError("an amount is a big-endian uint128 without leading zeros")
+        raise ValueError("an amount is a big-endian number of 16 bytes without leading zeros")
     return Amount(int.from_bytes(data, "big"))
 
 
@@ -408,16 +420,45 @@ def _reason_name(reason: Reason) -> str:
 
 def _funding(message: Any, channel: Channel) -> Funding:
     """Give a funding. Its channel is that of the submission, so the message does not repeat it."""
-    deposit, deadline = _amount(message.deposit), Timestamp(message.deadline)
-    signature = Signature(_sized(SIGNATURE_BYTES)(message.signature))
-    return Funding(FundChannel(channel, deposit, deadline), signature)
+    name = message.WhichOneof("funding")
+    if name is None:
+        raise ValueError("a funding of no known kind")
+    if name == "opening":
+        return _to_value(OpeningAuthorization, message.opening)
+    given = message.authorization
+    terms: dict[str, int] = {
+        "funded": _amount(given.funded),
+        "fee": _amount(given.fee),
+        "deadline": given.deadline,
+    }
+    for member, value in terms.items():
+        RANGES[FundChannel, member].check(value)
+    fund = FundChannel(
+        channel, Amount(terms["funded"]), Amount(terms["fee"]), Timestamp(terms["deadline"])
+    )
+    return FundingAuthorization(fund, _payer_signature(given.signature))
 
 
 def _funding_message(funding: Funding) -> Any:
+    if isinstance(funding, OpeningAuthorization):
+        members = {m.name: m.encode(getattr(funding, m.name)) for m in _members(type(funding))}
+        return pb.Funding(opening=pb.OpeningAuthorization(**members))
     terms = funding.authorization
-    return pb.Funding(
-        deposit=_amount_bytes(terms.deposit), deadline=terms.deadline, signature=funding.signature
+    given = pb.FundingAuthorization(
+        funded=_amount_bytes(terms.funded),
+        fee=_amount_bytes(terms.fee),
+        deadline=terms.deadline,
+        signature=funding.signature,
     )
+    return pb.Funding(authorization=given)
+
+
+def _payer_signature(data: bytes) -> PayerSignature:
+    if not SIGNATURE_BYTES <= len(data) <= MAX_PAYER_SIGNATURE_BYTES:
+        raise ValueError(
+            f"a payer's signature is {SIGNATURE_BYTES} to {MAX_PAYER_SIGNATURE_BYTES} bytes"
+        )
+    return PayerSignature(data)
 
 
 _SCALARS: Mapping[Any, tuple[_Convert, _Convert]] = {
@@ -425,6 +466,7 @@ _SCALARS: Mapping[Any, tuple[_Convert, _Convert]] = {
     Reason: (_reason_name, Reason.named),
     Address: (_same, _sized(ADDRESS_BYTES)),
     Signature: (_same, _sized(SIGNATURE_BYTES)),
+    PayerSignature: (_same, _payer_signature),
     **dict.fromkeys((Bytes32, ChannelId, Digest, JobId, PublicKey), (_same, _sized(DIGEST_BYTES))),
 }
 """The types whose form on the wire differs from their form here, or whose size is fixed."""

@@ -23,11 +23,12 @@ from piecework_protocol.frames import (
     WorkerFrame,
 )
 from piecework_protocol.ledger import WorkerLedger
+from piecework_protocol.limits import MAX_CANVASES_AHEAD
 from piecework_protocol.objects import Acceptance, Channel, Finish, Job, ModelOffer, Receipt
-from piecework_protocol.pricing import Usage, price
+from piecework_protocol.pricing import Usage, price, usage_of
 from piecework_protocol.service import receipt_fault
 from piecework_protocol.states import ENDED_STATES, JobEvent, JobState, advance_job
-from piecework_protocol.types import Amount, Digest, JobId, Signature, Uint32
+from piecework_protocol.types import Amount, Digest, JobId, Signature, Timestamp, Uint32
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class AcceptedJob:
     channel: Channel
     model: ModelOffer
     prompt_tokens: int
-    credit_window: int
+    accepted_at: Timestamp
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,14 +156,22 @@ class WorkerSession:
 
     @property
     def charged(self) -> Amount:
-        """Add up the receipts, in base units."""
-        return Amount(sum(s.receipt.amount for s in self._stored))
+        """Give the price of all receipts, in base units."""
+        return self._stored[-1].receipt.total_amount if self._stored else Amount(0)
 
     def usage(self) -> Usage:
         """Give what the job has used so far."""
-        receipts = [s.receipt for s in self._stored]
-        tokens, steps = sum(r.units for r in receipts), sum(r.steps for r in receipts)
-        return Usage(self.accepted.prompt_tokens, tokens, steps)
+        if not self._stored:
+            return Usage(self.accepted.prompt_tokens, 0, 0)
+        return usage_of(self._stored[-1].receipt)
+
+    def is_known(self, received: int, last: Digest | None) -> bool:
+        """Say whether `last` is the digest of receipt `received - 1`. A client may leave it out."""
+        if last is None:
+            return True
+        if not 1 <= received <= self.canvases:
+            return False
+        return bytes(last) == self._domain.digest(self._stored[received - 1].receipt)
 
     def open(self, received: int, ledger: WorkerLedger) -> Outcome:
         """Start the job for a client, or go on for one that has `received` receipts."""
@@ -180,7 +189,7 @@ class WorkerSession:
     def canvas_limit(self, ledger: WorkerLedger) -> int:
         """Give the first canvas that may not start before more is paid (clause 3.7)."""
         paid = self.canvases - ledger.unpaid_canvases(self.accepted.id)
-        return paid + self.accepted.credit_window
+        return paid + MAX_CANVASES_AHEAD
 
     def canvas_finished(
         self, result: CanvasResult, ledger: WorkerLedger
@@ -253,7 +262,6 @@ class WorkerSession:
             before.denoising_steps + result.steps,
         )
         model = self.accepted.model
-        charged = price(model, before) if self._stored else 0
         previous = (
             self._domain.digest(self._stored[-1].receipt) if self._stored else self.accepted.id
         )
@@ -264,8 +272,12 @@ class WorkerSession:
             trace_root=result.trace_root,
             steps=Uint32(result.steps),
             units=Uint32(result.units),
-            amount=Amount(price(model, after) - charged),
+            amount=Amount(price(model, after) - self.charged),
             finish=result.finish,
+            total_prompt_tokens=Uint32(after.prompt_tokens),
+            total_units=Uint32(after.output_tokens),
+            total_steps=Uint32(after.denoising_steps),
+            total_amount=price(model, after),
             previous=Digest(previous),
         )
         fault = receipt_fault(self.accepted.job.parameters, receipt)
@@ -273,10 +285,13 @@ class WorkerSession:
         return receipt
 
     def _acceptance(self, account: Account | None) -> UnsignedFrame:
-        job, prompt_tokens, available = self.accepted.id, self.accepted.prompt_tokens, self.canvases
+        terms, available = self.accepted, self.canvases
+        promise = Acceptance(terms.id, Uint32(terms.prompt_tokens), terms.accepted_at)
         return UnsignedFrame(
-            Acceptance(job, Uint32(prompt_tokens)),
-            lambda signature: Accepted(job, prompt_tokens, signature, available, account),
+            promise,
+            lambda signature: Accepted(
+                terms.id, terms.prompt_tokens, terms.accepted_at, signature, available, account
+            ),
         )
 
     def _delivery(self, stored: StoredCanvas) -> UnsignedFrame:

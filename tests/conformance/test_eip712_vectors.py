@@ -12,7 +12,7 @@ from eth_account.messages import encode_typed_data
 from eth_utils.crypto import keccak
 
 from piecework_protocol import objects
-from piecework_protocol.eip712 import Domain, TypedData, type_dict, type_string
+from piecework_protocol.eip712 import Domain, TypedData, type_dict, type_hash, type_string
 from piecework_protocol.signing import recover
 from piecework_protocol.types import Bytes32
 from tests.vectors import generate
@@ -28,10 +28,11 @@ def _class(case: dict[str, Any]) -> type[TypedData]:
 
 @pytest.mark.parametrize("case", CASES, ids=[f"{i}-{c['type']}" for i, c in enumerate(CASES)])
 def test_eth_account_gives_the_digest_of_the_vector(case: dict[str, Any]) -> None:
-    domain = {k: v for k, v in VECTORS["domain"].items() if k != "separator"}
+    names = VECTORS["domains"][case["domain"]]
+    domain = {k: v for k, v in names.items() if k != "separator"}
     domain["chainId"] = int(domain["chainId"])
     signable = encode_typed_data(domain, type_dict(_class(case)), case["message"])
-    assert "0x" + signable.header.hex() == VECTORS["domain"]["separator"]
+    assert "0x" + signable.header.hex() == names["separator"]
     assert "0x" + signable.body.hex() == case["structHash"]
     assert "0x" + keccak(b"\x19\x01" + signable.header + signable.body).hex() == case["digest"]
 
@@ -45,6 +46,7 @@ def test_the_vector_is_signed_by_its_signer(case: dict[str, Any]) -> None:
 @pytest.mark.parametrize("case", CASES, ids=[f"{i}-{c['type']}" for i, c in enumerate(CASES)])
 def test_the_type_string_is_the_one_that_solidity_hashes(case: dict[str, Any]) -> None:
     assert type_string(_class(case)) == case["typeString"]
+    assert "0x" + type_hash(_class(case)).hex() == case["typeHash"]
 
 
 def test_every_signed_object_has_a_vector() -> None:
@@ -53,7 +55,7 @@ def test_every_signed_object_has_a_vector() -> None:
         for name, kind in vars(objects).items()
         if isinstance(kind, type) and issubclass(kind, TypedData) and kind is not TypedData
     }
-    nested_only = {"Parameters", "ModelOffer"}
+    nested_only = {"Parameters", "ModelOffer", "Endpoint"}
     assert signed - nested_only == {case["type"] for case in CASES}
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import typing
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,11 @@ import pytest
 
 from piecework_protocol import wire
 from piecework_protocol.frames import ClientFrame, WorkerFrame
-from piecework_protocol.objects import Channel, CloseChannel
-from piecework_protocol.types import SIGNATURE_BYTES
 from tests.vectors import generate
 
 VECTORS: dict[str, Any] = json.loads((Path(generate.__file__).parent / "wire.json").read_text())
 Codec = tuple[Callable[[Any], bytes], Callable[[bytes], Any]]
+KINDS_OF_CALLS = {name: type(value) for name, value in generate.calls().items()}
 CODECS: dict[str, Codec] = {
     "clientFrames": (wire.encode_client_frame, wire.decode_client_frame),
     "workerFrames": (wire.encode_worker_frame, wire.decode_worker_frame),
@@ -28,8 +28,13 @@ VALUES: dict[str, dict[str, Any]] = {
     "clientFrames": dict(generate.client_frames()),
     "workerFrames": dict(generate.worker_frames()),
     "offers": dict(generate.offers()),
+    "calls": dict(generate.calls()),
 }
 CASES = [(group, name) for group, values in VALUES.items() for name in values]
+
+
+def _call(name: str) -> Codec:
+    return wire.encode_call, partial(wire.decode_call, KINDS_OF_CALLS[name])
 
 
 def recorded(text: str) -> bytes:
@@ -38,13 +43,14 @@ def recorded(text: str) -> bytes:
 
 @pytest.mark.parametrize(("group", "name"), CASES)
 def test_a_value_has_its_recorded_bytes_and_reads_back_from_them(group: str, name: str) -> None:
-    (encode, decode), value = CODECS[group], VALUES[group][name]
+    value = VALUES[group][name]
+    encode, decode = CODECS[group] if group in CODECS else _call(name)
     data = recorded(VECTORS[group][name])
     assert encode(value) == data
     assert decode(data) == value
 
 
-@pytest.mark.parametrize("group", CODECS)
+@pytest.mark.parametrize("group", VALUES)
 def test_every_recorded_value_is_compared(group: str) -> None:
     assert set(VALUES[group]) == set(VECTORS[group])
 
@@ -56,20 +62,5 @@ def test_every_kind_of_frame_has_recorded_bytes(group: str, union: Any) -> None:
     assert {type(v) for v in VALUES[group].values()} == set(typing.get_args(union))
 
 
-def test_a_request_to_close_has_its_recorded_bytes_and_reads_back() -> None:
-    objects = generate._objects()
-    channel = next(o for o in objects if isinstance(o, Channel))
-    final = next(o for o in objects if isinstance(o, CloseChannel))
-    signature = generate._signed(final)
-    data = recorded(VECTORS["closeRequest"])
-    assert wire.encode_close_request(channel, final, signature) == data
-    assert wire.decode_close_request(data) == (channel, final, signature)
-
-
-@pytest.mark.parametrize("name", VECTORS["closeResponses"])
-def test_a_response_to_a_close_reads_back_from_its_recorded_bytes(name: str) -> None:
-    data = recorded(VECTORS["closeResponses"][name])
-    signature, transaction = wire.decode_close_response(data)
-    assert wire.encode_close_response(signature, transaction) == data
-    assert len(signature) == SIGNATURE_BYTES
-    assert len(transaction) == (32 if name == "submitted" else 0)
+def test_every_kind_of_call_has_recorded_bytes() -> None:
+    assert {type(v) for v in VALUES["calls"].values()} == set(typing.get_args(wire.CallMessage))

@@ -34,6 +34,9 @@ from piecework_protocol.frames import (
     Account,
     CancelJob,
     CanvasDelivered,
+    CloseChannelRequest,
+    CloseChannelResponse,
+    FundingAuthorization,
     JobEnded,
     LeafRef,
     PayVoucher,
@@ -42,11 +45,20 @@ from piecework_protocol.frames import (
     WorkerFrame,
 )
 from piecework_protocol.ledger import WorkerLedger
-from piecework_protocol.objects import Channel, Finish, ModelOffer, Offer, Service
+from piecework_protocol.objects import (
+    Channel,
+    Endpoint,
+    Finish,
+    Kind,
+    ModelOffer,
+    Offer,
+    Route,
+    Service,
+)
 from piecework_protocol.sealing import (
     canvas_context,
+    content_context,
     draft_context,
-    prompt_context,
     public_key,
     seal,
     unseal,
@@ -77,6 +89,7 @@ from piecework_protocol.worker_session import (
     acknowledgement,
 )
 from tests.support.fake_chain import TOKEN, FakeChain
+from tests.support.offers import NO_CREDIT_TERMS
 
 CANVAS = 8
 STORY = tuple(
@@ -145,6 +158,8 @@ def model_offer(name: str = "tale-1", *, price: int = 2_000_000, speed: int = 40
         name=name,
         digest=Digest(keccak256(name.encode())),
         profile="fake",
+        kinds=Uint32(Kind.TEXT.bit),
+        service=Service.REPLAYABLE,
         price_per_million_prompt_tokens=Amount(price),
         price_per_million_output_tokens=Amount(2 * price),
         price_per_thousand_steps=Amount(price // 1000),
@@ -154,7 +169,6 @@ def model_offer(name: str = "tale-1", *, price: int = 2_000_000, speed: int = 40
         max_steps=Uint32(48),
         tokens_per_second=Uint32(speed),
         first_canvas_ms=Uint32(200),
-        service=Service.REPLAYABLE,
     )
 
 
@@ -199,7 +213,7 @@ class FakeWorker:
             "CloseChannel": grpc.unary_unary_rpc_method_handler(self._close_channel),
         }
         self._server.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler("piecework.v1.Worker", handlers),)
+            (grpc.method_handlers_generic_handler("piecework.v2.Worker", handlers),)
         )
         credentials = grpc.ssl_server_credentials([(self._key, self._certificate)])
         port = self._server.add_secure_port("127.0.0.1:0", credentials)
@@ -227,7 +241,7 @@ class FakeWorker:
             sequence=Uint64(self.sequence),
             issued_at=Timestamp(now),
             expires_at=Timestamp(now + 300),
-            endpoint=self.endpoint,
+            endpoints=(Endpoint(Route.DIRECT, self.endpoint),),
             tls_certificate=self.certificate_digest,
             sealing_key=public_key(self.sealing_secret),
             tokens=(self.token,),
@@ -235,7 +249,7 @@ class FakeWorker:
             slots=Uint32(2),
             slots_free=Uint32(self.slots_free),
             queue_free=Uint32(0 if self.slots_free == 0 else 4),
-            credit_window=Uint32(2),
+            **NO_CREDIT_TERMS,
             min_withdrawal_delay=Seconds(3600),
             min_deposit=Amount(self.min_deposit),
             details="{}",
@@ -252,7 +266,8 @@ class FakeWorker:
         return wire.encode_offer(self.offer())
 
     async def _close_channel(self, request: bytes, context: Any) -> bytes:
-        channel, final, signature = wire.decode_close_request(request)
+        asked = wire.decode_call(CloseChannelRequest, request)
+        channel, final, signature = asked.channel, asked.final, asked.signature
         if self.script.refuse_close is not None:
             await _refuse(context, self.script.refuse_close)
         key = channel.id(self.domain)
@@ -263,7 +278,8 @@ class FakeWorker:
         ):
             await _refuse(context, Refusal(Reason.UNPAID_RECEIPTS, "not my last voucher"))
         self.closed.append(channel)
-        return wire.encode_close_response(sign(self.domain, final, self.operator), b"")
+        agreed = CloseChannelResponse(sign(self.domain, final, self.operator), None)
+        return wire.encode_call(agreed)
 
     async def _run(self, _: Any, context: Any) -> None:
         submission = wire.decode_client_frame(await context.read())
@@ -286,9 +302,10 @@ class FakeWorker:
             raise Refusal(Reason.BAD_SIGNATURE, "not the authorizer's")
         if submission.funding is not None:
             funding = submission.funding
+            assert isinstance(funding, FundingAuthorization)
             assert signed_by(self.domain, funding.authorization, funding.signature, channel.payer)
             self.deposits[key] = Amount(
-                max(self.deposits.get(key, 0), funding.authorization.deposit)
+                max(self.deposits.get(key, 0), funding.authorization.funded)
             )
             if self.mines:
                 self.chain.fund(key, self.deposits[key], channel.payer)
@@ -304,10 +321,10 @@ class FakeWorker:
             return self.jobs[job_id]
         model = next(m for m in self.models if m.digest == signed.model)
         prompt = unseal(
-            submission.sealed_prompt, self.sealing_secret, prompt_context(self.domain, job_id)
+            submission.sealed_content, self.sealing_secret, content_context(self.domain, job_id)
         )
-        text = decode_prompt(prompt)[-1].content
-        accepted = AcceptedJob(job_id, signed, channel, model, 1 + len(prompt) // 4, 2)
+        text, now = decode_prompt(prompt)[-1].content, Timestamp(int(self.clock()))
+        accepted = AcceptedJob(job_id, signed, channel, model, 1 + len(prompt) // 4, now)
         self.jobs[job_id] = Job(submission, WorkerSession(accepted, self.domain), text)
         return self.jobs[job_id]
 
@@ -483,7 +500,7 @@ def _false_acceptance(worker: FakeWorker, frame: Accepted, lie: Lie) -> Accepted
         from piecework_protocol.objects import Acceptance
 
         many = 1_000_000
-        promise = Acceptance(frame.job, Uint32(many))
+        promise = Acceptance(frame.job, Uint32(many), frame.accepted_at)
         return replace(
             frame, prompt_tokens=many, signature=sign(worker.domain, promise, worker.operator)
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from piecework_protocol.eip712 import Domain
-from piecework_protocol.objects import ModelOffer, Offer, Service
+from piecework_protocol.objects import Endpoint, Kind, ModelOffer, Offer, Route, Service
 from piecework_protocol.signing import LocalSigner, Signer, sign
 from piecework_protocol.types import (
     Address,
@@ -20,6 +20,18 @@ from piecework_protocol.types import (
 )
 from piecework_protocol.wire import SignedOffer
 from tests.support.fake_chain import DOMAIN, TOKEN
+
+NO_CREDIT_TERMS: dict[str, Any] = {
+    "credit_first": Amount(0),
+    "credit_mined": Amount(0),
+    "credit_max": Amount(0),
+    "open_fee": Amount(0),
+    "top_up_fee": Amount(0),
+    "close_fee": Amount(0),
+    "min_top_up": Amount(0),
+    "evidence_seconds": Uint64(0),
+}
+"""Credit and fees of an offer that asks for none."""
 
 
 def operator(name: str) -> LocalSigner:
@@ -38,6 +50,8 @@ def model(name: str = "tale-1", **changes: Any) -> ModelOffer:
         "name": name,
         "digest": Digest(keccak256(name.encode())),
         "profile": "fake gpu",
+        "kinds": Uint32(Kind.TEXT.bit),
+        "service": Service.REPLAYABLE,
         "price_per_million_prompt_tokens": Amount(100_000),
         "price_per_million_output_tokens": Amount(2_000_000),
         "price_per_thousand_steps": Amount(1_000),
@@ -47,7 +61,6 @@ def model(name: str = "tale-1", **changes: Any) -> ModelOffer:
         "max_steps": Uint32(48),
         "tokens_per_second": Uint32(500),
         "first_canvas_ms": Uint32(300),
-        "service": Service.REPLAYABLE,
     }
     return ModelOffer(**(values | changes))
 
@@ -68,7 +81,7 @@ def offer(
         "sequence": Uint64(1),
         "issued_at": Timestamp(now),
         "expires_at": Timestamp(now + 300),
-        "endpoint": "worker.example:7000",
+        "endpoints": (Endpoint(Route.DIRECT, "worker.example:7000"),),
         "tls_certificate": Digest(keccak256(b"certificate")),
         "sealing_key": PublicKey(keccak256(b"sealing")),
         "tokens": (TOKEN,),
@@ -76,7 +89,7 @@ def offer(
         "slots": Uint32(2),
         "slots_free": Uint32(1),
         "queue_free": Uint32(4),
-        "credit_window": Uint32(2),
+        **NO_CREDIT_TERMS,
         "min_withdrawal_delay": Seconds(3600),
         "min_deposit": Amount(0),
         "details": "{}",

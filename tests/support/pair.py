@@ -24,6 +24,7 @@ from piecework_protocol.objects import (
     Channel,
     Finish,
     Job,
+    Kind,
     ModelOffer,
     Parameters,
     Service,
@@ -69,6 +70,8 @@ MODEL = ModelOffer(
     name="fake",
     digest=Digest(keccak256(b"fake model")),
     profile="fake",
+    kinds=Uint32(Kind.TEXT.bit),
+    service=Service.REPLAYABLE,
     price_per_million_prompt_tokens=Amount(1_500_000),
     price_per_million_output_tokens=Amount(2_300_000),
     price_per_thousand_steps=Amount(700),
@@ -78,9 +81,8 @@ MODEL = ModelOffer(
     max_steps=Uint32(48),
     tokens_per_second=Uint32(1),
     first_canvas_ms=Uint32(1),
-    service=Service.REPLAYABLE,
 )
-CREDIT_WINDOW = 2
+NOW = Timestamp(1_800_000_000)
 
 
 def channel() -> Channel:
@@ -113,11 +115,13 @@ def job(seed: int, max_tokens: int, *, ceiling: int = 10**9) -> Job:
         channel=channel().id(DOMAIN),
         salt=keccak256(seed.to_bytes(8, "big")),
         offer=Digest(bytes(32)),
+        entry=Uint32(0),
         model=MODEL.digest,
-        prompt=Digest(bytes(32)),
+        kind=Kind.TEXT,
+        content=Digest(bytes(32)),
         parameters=parameters,
         max_amount=Amount(ceiling),
-        deadline=Timestamp(2**40),
+        deadline=Timestamp(2**40 - 1),
         reply_key=PublicKey(bytes(32)),
     )
 
@@ -213,7 +217,7 @@ class PairedMarket:
         assert signed_by(DOMAIN, frame.job, frame.signature, PAYER.address)
         key = frame.job.id(DOMAIN)
         if key not in self.worker_jobs:
-            accepted = AcceptedJob(key, frame.job, frame.channel, MODEL, 7, CREDIT_WINDOW)
+            accepted = AcceptedJob(key, frame.job, frame.channel, MODEL, 7, NOW)
             self.worker_jobs[key] = WorkerJob(accepted)
         work = self.worker_jobs[key]
         work.session = work.at_rest()

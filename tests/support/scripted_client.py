@@ -19,7 +19,7 @@ from piecework_protocol.client_session import (
     Openers,
     paid_amount,
 )
-from piecework_protocol.content import Message, encode_prompt, prompt_digest
+from piecework_protocol.content import Message, content_digest, encode_prompt
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.frames import (
     Accepted,
@@ -32,17 +32,17 @@ from piecework_protocol.frames import (
     VoucherAccepted,
 )
 from piecework_protocol.ledger import PayerLedger
-from piecework_protocol.objects import Channel, Job, ModelOffer, Parameters, Receipt
+from piecework_protocol.objects import Channel, Job, Kind, ModelOffer, Parameters, Receipt
 from piecework_protocol.sealing import (
     canvas_context,
+    content_context,
     draft_context,
-    prompt_context,
     public_key,
     seal,
     unseal,
 )
 from piecework_protocol.signing import LocalSigner, sign
-from piecework_protocol.types import Amount, Digest, JobId, Timestamp, keccak256
+from piecework_protocol.types import Amount, Digest, JobId, Timestamp, Uint32, keccak256
 from piecework_protocol.wire import SignedOffer, decode_worker_frame, encode_client_frame
 
 CEILING = Amount(10**12)
@@ -84,15 +84,17 @@ class ScriptedJob:
             channel=client.id,
             salt=salt,
             offer=Digest(domain.digest(offer.offer)),
+            entry=Uint32(0),
             model=model.digest,
-            prompt=prompt_digest(salt, data),
+            kind=Kind.TEXT,
+            content=content_digest(salt, data),
             parameters=parameters,
             max_amount=CEILING,
             deadline=Timestamp(deadline),
             reply_key=public_key(secret),
         )
         key = job.id(domain)
-        sealed = seal(data, offer.offer.sealing_key, prompt_context(domain, key))
+        sealed = seal(data, offer.offer.sealing_key, content_context(domain, key))
         submission = SubmitJob(job, sign(domain, job, client.signer), client.channel, sealed)
         openers = Openers(
             canvas=lambda sealed, canvas: unseal(

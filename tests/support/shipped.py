@@ -223,7 +223,7 @@ class ShippedMarket:
         row = await self.context().channels.for_offer(self.harness.offer.offer)
         self.chain.set_channel(row.id, ChannelState.OPEN, DEPOSIT)
         self.harness.chain.open(row.id, DEPOSIT)
-        seen = SeenChannel(Amount(DEPOSIT), Amount(0), Amount(0), 0)
+        seen = SeenChannel(Amount(DEPOSIT), Amount(0), Amount(0))
         self.store.seen_on_chain(row.id, seen, ChannelStatus.OPEN)
 
     async def prepare(self, request: TextRequest) -> JobRow:

@@ -14,9 +14,11 @@ from piecework.base.clock import Clock, SystemClock
 from piecework.chain.deployment import Deployment
 from piecework.chain.fees import GWEI, FeePolicy
 from piecework.chain.finality import FINALIZED, at_depth
+from piecework.chain.quorum import nodes
 from piecework.chain.reader import ChainReader
 from piecework_node import logs
 from piecework_node.config import WorkerConfig
+from piecework_node.daemon.surroundings import check_endpoint
 from piecework_node.engine.environment import child_environment
 from piecework_node.engine.link import EngineBackend
 from piecework_node.engine.supervisor import EngineCommandLine, EngineSupervisor, engine_arguments
@@ -103,6 +105,7 @@ async def build(
     if not home.deployment.is_file():
         raise ConfigError(f"{home.deployment} is missing. Run `piecework worker init` first.")
     deployment = Deployment.load(home.deployment)
+    check_endpoint(config.endpoint or config.bind, deployment.chain_id, config.indexes)
     tls = load_tls(home.certificate, home.certificate_key)
     backend = _backend(config, clock, log, engine)
     life = asyncio.create_task(backend.run(), name="engine")
@@ -111,13 +114,9 @@ async def build(
     try:
         operator = await asyncio.to_thread(load_operator, home.operator, password)
         journal = await _open_journal(home, deployment, operator, clock, metrics)
-        finality = at_depth(config.finality_depth) if config.finality_depth else FINALIZED
-        reader = await ChainReader.connect(
-            deployment,
-            rpc_url=config.rpc_url or None,
-            timeout_s=config.rpc_timeout_s,
-            finality=finality,
-        )
+        reader = await connect(config, deployment)
+        for warning in reader.warnings:
+            log.warning("chain differs", reason=warning)
         return await _assemble(
             Foundations(
                 config,
@@ -157,6 +156,21 @@ async def _open_journal(
         raise
     journal.on_commit = metrics.commit.observe
     return journal
+
+
+async def connect(config: WorkerConfig, deployment: Deployment) -> ChainReader:
+    """Connect to the chain as the settings say. Close the reader with `close`.
+
+    Raises:
+        ChainError: no node answers, or it serves another market.
+    """
+    return await ChainReader.connect(
+        deployment,
+        rpc=nodes(config.rpc_urls, config.rpc_quorum, timeout_s=config.rpc_timeout_s),
+        rpc_url=config.rpc_url or None,
+        timeout_s=config.rpc_timeout_s,
+        finality=at_depth(config.finality_depth) if config.finality_depth else FINALIZED,
+    )
 
 
 async def _end(life: asyncio.Task[None]) -> None:
@@ -227,7 +241,6 @@ def operator_terms(config: WorkerConfig, default_token: Address) -> OperatorTerm
         slots=config.slots,
         queue=config.queue,
         jobs_per_channel=config.jobs_per_channel,
-        credit_window=config.credit_window,
         min_withdrawal_delay=Seconds(config.min_withdrawal_delay_s),
         min_deposit=Amount(config.min_deposit),
         offer_lifetime_s=config.offer_lifetime_s,

@@ -25,13 +25,14 @@ from piecework_node.daemon.admin import ADDRESS_FILE, AdminServer, admin_token
 from piecework_node.daemon.assembly import Components, build
 from piecework_node.daemon.server import GrpcServer, WorkerServicer
 from piecework_node.daemon.status import exposure_bound, status_of
+from piecework_node.daemon.surroundings import IndexWatch
 from piecework_node.endpoints import split_endpoint
 from piecework_node.engine.benchmark_table import with_speeds
 from piecework_node.engine.link import EngineEvent, EngineFacts, EngineReady
 from piecework_node.engine.supervisor import EngineCommandLine
 from piecework_node.errors import ConfigError, JournalError
 from piecework_node.home import Home
-from piecework_node.jobs.offers import PUBLISH_LIMITS, OfferAddress, publish
+from piecework_node.jobs.offers import PUBLISH_LIMITS, Dates, OfferAddress, publish
 from piecework_node.jobs.rollback import last_offer, notice
 from piecework_protocol.types import address_hex
 
@@ -45,6 +46,8 @@ POLL_S: Final = 0.1
 FIRST_PUBLISH_S: Final = 5.0
 """Wait at most this long for the indexes before printing the ready line. Then clients can find the
 worker once the line is printed."""
+WITHDRAW_S: Final = 3.0
+"""For the indexes to take the offer of a worker that drains."""
 STOP_GRACE_S: Final = 2.0
 """For streams that were told to end."""
 FINAL_SETTLE_S: Final = 60.0
@@ -59,6 +62,8 @@ class Daemon:
         self._draining = asyncio.Event()
         self._started = False
         self._grpc_port = 0
+        self._published_at = 0.0
+        self._indexes = IndexWatch(components.channels.faults, components.base.metrics)
         base, config = components.base, components.base.config
         servicer = WorkerServicer(
             components.worker,
@@ -76,8 +81,12 @@ class Daemon:
 
     @property
     def ready(self) -> bool:
+        return self._started and self._takes_jobs
+
+    @property
+    def _takes_jobs(self) -> bool:
         able = not self._p.worker.draining and self._p.channels.faults.stopping is None
-        return self._started and able and self._base.engine.ready
+        return able and self._base.engine.ready
 
     def metrics(self) -> bytes:
         self._gauges()
@@ -93,7 +102,8 @@ class Daemon:
         self._draining.set()
 
     async def status(self) -> dict[str, Any]:
-        return await status_of(self._p, self._state(), self._grpc_port)
+        shown = await status_of(self._p, self._state(), self._grpc_port)
+        return {**shown, "seen_by": self._indexes.seen_by}
 
     def _state(self) -> str:
         if self._p.worker.draining:
@@ -140,6 +150,7 @@ class Daemon:
         first = await self._first_ready(events)
         if first is None:
             return
+        await p.settler.check()
         host, port = split_endpoint(base.config.bind)
         try:
             admin_port = await self._admin.start(base.config.admin_host, base.config.admin_port)
@@ -159,7 +170,7 @@ class Daemon:
         shown = asyncio.Event()
         tasks.append(group.create_task(self._kept(lambda: self._offers(shown)), name="offers"))
         self._started = True
-        await self._grpc.serving(True)
+        await self._grpc.serving(self.ready)
         with contextlib.suppress(TimeoutError):  # a silent index must not stop the worker
             await asyncio.wait_for(shown.wait(), FIRST_PUBLISH_S)
         self._announce(admin_port)
@@ -193,11 +204,14 @@ class Daemon:
     def _announce(self, admin_port: int) -> None:
         """Print the ready line. Everything answers by now."""
         base, bound = self._base, exposure_bound(self._p)
+        stopping = self._p.channels.faults.stopping
         host = base.config.admin_host
         address = {"host": host, "port": admin_port, "pid": os.getpid()}
         write_private(base.home.root / ADDRESS_FILE, json.dumps(address).encode(), replace=True)
         line = {
-            "ready": True,
+            "ready": self.ready,
+            "fault": stopping.line if stopping else None,
+            "seen_by": self._indexes.seen_by,
             "role": "worker",
             "operator": address_hex(base.operator.address),
             "receiver": address_hex(self._p.worker.terms.receiver),
@@ -211,7 +225,12 @@ class Daemon:
             "exposure_bound": bound,
         }
         print(json.dumps(line), flush=True)
-        base.log.info("ready", port=self._grpc_port, admin_port=admin_port, bound=bound)
+        base.log.info(
+            "ready" if self.ready else "not ready",
+            port=self._grpc_port,
+            admin_port=admin_port,
+            bound=bound,
+        )
 
     async def _kept(self, loop: Loop) -> None:
         """Begin a loop of ours again when an error ends it. Only a failing disk ends the daemon."""
@@ -249,16 +268,45 @@ class Daemon:
 
         shown: set once the first offer was sent.
         """
-        p, base = self._p, self._base
-        async with HttpReader(PUBLISH_LIMITS) as http:
+        dates = Dates()
+        async with HttpReader(PUBLISH_LIMITS, dated=dates) as http:
             while True:
-                current = p.board.current
-                if current is not None:
-                    await publish(current, base.config.indexes, http, base.metrics, base.log)
+                await self._publish(http, dates)
                 shown.set()
-                await self._until(self._offer_due)
-                if base.engine.facts is not None:
-                    await self._issue(base.engine.facts)
+                self._published_at = self._base.clock.monotonic()
+                await self._until(lambda: self._offer_due() or self._retry_due())
+                if self._offer_due() and self._base.engine.facts is not None:
+                    await self._issue(self._base.engine.facts)
+
+    async def _publish(self, http: HttpReader, dates: Dates) -> None:
+        base, current = self._base, self._p.board.current
+        if current is None:
+            return
+        answers = await publish(
+            current,
+            base.config.indexes,
+            http,
+            base.metrics,
+            base.log,
+            clock=base.clock,
+            dates=dates,
+        )
+        self._indexes.note(answers)
+
+    def _retry_due(self) -> bool:
+        """Whether it is time to try again the indexes that did not take the offer."""
+        retry_s = self._indexes.retry_s
+        since = self._base.clock.monotonic() - self._published_at
+        return retry_s is not None and since >= retry_s
+
+    async def _withdraw_offer(self) -> None:
+        """Tell the indexes, with an offer that is over in seconds, that no place is left."""
+        if not self._started or await self._p.board.withdraw() is None:
+            return
+        dates = Dates()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(WITHDRAW_S), HttpReader(PUBLISH_LIMITS, dated=dates) as http:
+                await self._publish(http, dates)
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         """Wait for something that no single event announces."""
@@ -267,7 +315,14 @@ class Daemon:
 
     def _offer_due(self) -> bool:
         key = self._p.keyring.current
-        return key is not None and self.ready and self._p.board.is_due(key, self._p.worker.active)
+        if key is None or not self._started or self._p.worker.draining:
+            return False
+        return self._p.board.is_due(key, self._shown_load())
+
+    def _shown_load(self) -> int:
+        """The load that the offer states. Of a worker that takes no jobs, every place is taken."""
+        worker = self._p.worker
+        return worker.active if self._takes_jobs else worker.terms.capacity
 
     async def _issue(self, facts: EngineFacts) -> None:
         p, base = self._p, self._base
@@ -277,7 +332,7 @@ class Daemon:
         signed = await p.board.issue(
             with_speeds(base.home, facts),
             OfferAddress(self._endpoint(), base.tls.digest, key),
-            active=p.worker.active,
+            active=self._shown_load(),
         )
         p.worker.remember_offer(signed)
         base.log.info("offer", sequence=signed.offer.sequence, slots=signed.offer.slots_free)
@@ -304,17 +359,6 @@ class Daemon:
         await self._grpc.stop(STOP_GRACE_S)
         if self._started:
             await self._settle_last()
-
-    async def _withdraw_offer(self) -> None:
-        """Tell the indexes that this worker has no place any more."""
-        signed = await self._p.board.withdraw()
-        if signed is None:
-            return
-        base = self._base
-        async with HttpReader(PUBLISH_LIMITS) as http:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(FIRST_PUBLISH_S):
-                    await publish(signed, base.config.indexes, http, base.metrics, base.log)
 
     async def _settle_last(self) -> None:
         settler, clock = self._p.settler, self._base.clock

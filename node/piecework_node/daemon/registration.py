@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from piecework.base.files import shown, write_private
 from piecework.chain import calls
-from piecework.chain.authorizations import Permit, Registration, sign_permit
+from piecework.chain.authorizations import Permit, sign_permit
 from piecework.chain.deployment import Deployment
 from piecework.chain.limits import DEVELOPMENT_CHAIN_IDS
 from piecework.chain.reader import ChainReader, RegisteredWorker
@@ -20,8 +20,17 @@ from piecework_node.errors import HomeDiffers, NotFunded
 from piecework_node.home import Home
 from piecework_node.keys.operator import create_keystore, load_operator
 from piecework_node.keys.tls import create_tls
+from piecework_protocol.objects import Registration
 from piecework_protocol.signing import LocalSigner
-from piecework_protocol.types import Address, Amount, Timestamp, Uint256, address_hex, to_hex
+from piecework_protocol.types import (
+    Address,
+    Amount,
+    Timestamp,
+    Uint64,
+    Uint256,
+    address_hex,
+    to_hex,
+)
 
 PERMIT_LIFETIME_S: Final = 3600
 
@@ -84,10 +93,10 @@ def check_asked(home: Home, deployment: Deployment, asked: Mapping[str, Any]) ->
     """
     if home.deployment.is_file():
         found = Deployment.load(home.deployment)
-        if (found.chain_id, found.escrow) != (deployment.chain_id, deployment.escrow):
+        if not found.same_market(deployment):
             raise HomeDiffers(
-                f"{shown(home.root)} belongs to another market: escrow {to_hex(found.escrow)} on "
-                f"chain {found.chain_id}. Use another --home"
+                f"{shown(home.root)} belongs to another market: registry {to_hex(found.registry)} "
+                f"on chain {found.chain_id}. Use another --home"
             )
     if home.config.is_file():
         there = settings.load(home.root, environment={})
@@ -147,7 +156,9 @@ async def register(
         Uint256(deadline),
     )
     signed = sign_permit(await reader.token_domain(needs.token), permit, operator)
-    registration = Registration(operator.address, payout, payout, amount, endpoint, deadline)
+    registration = Registration(
+        operator.address, payout, payout, amount, endpoint, Uint64(0), deadline
+    )
     call = calls.register_with_permit(reader.deployment, registration, signed)
     mined = await TransactionSender.of(reader, operator).execute(call, poll_s=poll_s)
     shown = reader.deployment.payment_token.format(amount)

@@ -29,19 +29,26 @@ from piecework_node.keys.tls import TlsIdentity
 from piecework_node.metrics import Metrics
 from piecework_node.runtime.live import LiveJob
 from piecework_protocol.errors import MalformedInput, Reason, Refusal
-from piecework_protocol.frames import Draft, SubmitJob, VoucherAccepted, WorkerFrame
+from piecework_protocol.frames import (
+    CloseChannelRequest,
+    CloseChannelResponse,
+    Draft,
+    SubmitJob,
+    VoucherAccepted,
+    WorkerFrame,
+)
 from piecework_protocol.limits import MAX_FRAME_BYTES, MAX_REASON_BYTES
 from piecework_protocol.objects import Channel, CloseChannel
-from piecework_protocol.types import Signature
+from piecework_protocol.types import Digest, Signature
 from piecework_protocol.wire import (
+    decode_call,
     decode_client_frame,
-    decode_close_request,
-    encode_close_response,
+    encode_call,
     encode_offer,
     encode_worker_frame,
 )
 
-SERVICE: Final = "piecework.v1.Worker"
+SERVICE: Final = "piecework.v2.Worker"
 ERROR_DOMAIN: Final = "piecework"
 MAX_PEERS: Final = 10_000
 """Peers whose rates are kept. The longest idle one is forgotten first, which only favours it."""
@@ -128,7 +135,7 @@ def _confirms(frame: WorkerFrame) -> bool:
 
 
 class WorkerServicer:
-    """The handlers of `piecework.v1.Worker`."""
+    """The handlers of `piecework.v2.Worker`."""
 
     def __init__(
         self,
@@ -167,8 +174,11 @@ class WorkerServicer:
 
     async def close_channel(self, request: bytes) -> bytes:
         """Close a channel together."""
-        channel, final, signature = decode_close_request(_sized(request))
-        return encode_close_response(*await self._close_channel(channel, final, signature))
+        asked = decode_call(CloseChannelRequest, _sized(request))
+        signature, transaction = await self._close_channel(
+            asked.channel, asked.final, asked.signature
+        )
+        return encode_call(CloseChannelResponse(signature, Digest(transaction) or None))
 
     async def run(self, requests: AsyncIterator[bytes], context: Any) -> None:
         """One job's stream: read and write at the same time, until either end is done."""

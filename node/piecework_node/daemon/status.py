@@ -7,6 +7,7 @@ from typing import Any
 
 from piecework_node.daemon.assembly import Components, Foundations
 from piecework_node.engine.link import EngineFacts
+from piecework_protocol.limits import MAX_CANVASES_AHEAD
 from piecework_protocol.objects import Offer
 from piecework_protocol.pricing import Usage, price
 from piecework_protocol.service import service_name
@@ -61,8 +62,8 @@ def exposure_bound(p: Components) -> int | None:
     model, terms = current.offer.models[0], p.worker.terms
     usage = Usage(
         model.max_context,
-        terms.credit_window * model.canvas_size,
-        terms.credit_window * model.max_steps,
+        MAX_CANVASES_AHEAD * model.canvas_size,
+        MAX_CANVASES_AHEAD * model.max_steps,
     )
     return terms.capacity * price(model, usage)
 

@@ -9,7 +9,7 @@ stage needs the length of the prompt. Size, rate and parsing are checked earlier
 Two rules protect both sides. The price ceiling must cover the worst case: every token and every
 step that the parameters allow. The deposit must cover the same, after everything that other jobs
 of the channel may still cost. A deposit that is authorized and not yet on chain carries one job,
-within the credit window.
+within the canvases that may run ahead.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from piecework_node.jobs.terms import OperatorTerms
 from piecework_node.runtime.faults import Fault
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import Reason, Refusal
-from piecework_protocol.frames import Funding, SubmitJob
+from piecework_protocol.frames import FundingAuthorization, OpeningAuthorization, SubmitJob
 from piecework_protocol.ledger import WorkerLedger
 from piecework_protocol.limits import (
     MAX_CANVASES_PER_JOB,
@@ -76,7 +76,7 @@ class ChannelView:
     """On chain."""
     fresh: bool
     """Whether the chain's word is recent enough to rely on."""
-    funding: Funding | None
+    funding: FundingAuthorization | None
     """The best authorization: the submission's own, or one from the journal."""
     pooled: Amount
     """The payer's pooled balance, out of which an authorized deposit is taken."""
@@ -131,6 +131,13 @@ def _taking_jobs(_: SubmitJob, v: AdmissionView) -> None:
 def _starts_at_the_beginning(s: SubmitJob, _: AdmissionView) -> None:
     if s.received != 0:
         raise Refusal(Reason.JOB_ENDED, "this worker has no record of that job")
+
+
+def _funding_is_taken(s: SubmitJob, _: AdmissionView) -> None:
+    if isinstance(s.funding, OpeningAuthorization):
+        raise Refusal(
+            Reason.FUND_YOURSELF, "this worker submits no token authorizations. Open the channel"
+        )
 
 
 def _offer_holds(s: SubmitJob, v: AdmissionView) -> None:
@@ -228,7 +235,7 @@ def _channel_open(_s: SubmitJob, _v: AdmissionView, c: ChannelView) -> None:
 
 
 def _funding_good(s: SubmitJob, v: AdmissionView, c: ChannelView) -> None:
-    if c.funding is None or c.funding.authorization.deposit <= c.deposit:
+    if c.funding is None or c.funding.authorization.funded <= c.deposit:
         return
     authorization = c.funding.authorization
     if authorization.channel != s.channel or not signed_by(
@@ -242,7 +249,7 @@ def _funding_good(s: SubmitJob, v: AdmissionView, c: ChannelView) -> None:
             Reason.EXPIRED,
             f"a funding authorization is valid for {MIN_FUNDING_LIFETIME_S} s or longer",
         )
-    if c.pooled < authorization.deposit - c.deposit:
+    if c.pooled < authorization.funded - c.deposit:
         raise Refusal(
             Reason.UNDERFUNDED, "the payer's pooled balance does not cover the authorized deposit"
         )
@@ -282,6 +289,7 @@ IDENTITY: Final[tuple[IdentityCheck, ...]] = (
 TERMS: Final[tuple[IdentityCheck, ...]] = (
     _taking_jobs,
     _starts_at_the_beginning,
+    _funding_is_taken,
     _offer_holds,
     _model_served,
     _service_offered,
@@ -358,7 +366,7 @@ def admit(s: SubmitJob, v: AdmissionView, c: ChannelView, prompt_tokens: int) ->
         )
     _check_funds(c, worst)
     job_id = JobId(v.domain.digest(s.job))
-    return AcceptedJob(job_id, s.job, s.channel, model, prompt_tokens, _offer(v).credit_window)
+    return AcceptedJob(job_id, s.job, s.channel, model, prompt_tokens, v.now)
 
 
 def _check_funds(c: ChannelView, worst: Amount) -> None:
@@ -383,7 +391,7 @@ def _check_funds(c: ChannelView, worst: Amount) -> None:
 
 def backing(c: ChannelView) -> Amount:
     """The deposit on chain, or the larger one that is authorized."""
-    authorized = c.funding.authorization.deposit if c.funding else 0
+    authorized = c.funding.authorization.funded if c.funding else 0
     return Amount(max(c.deposit, authorized))
 
 
@@ -428,9 +436,9 @@ def parameter_defect(p: Parameters, model: ModelOffer) -> str | None:
 
 
 def _model(s: SubmitJob, v: AdmissionView) -> ModelOffer:
-    model = _offer(v).model(s.job.model)
+    model = _offer(v).entry(s.job)
     if model is None:
-        raise Refusal(Reason.UNKNOWN_MODEL, "this worker does not serve that model")
+        raise Refusal(Reason.UNKNOWN_MODEL, "the offer has no such entry with that model")
     return model
 
 

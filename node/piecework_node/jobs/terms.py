@@ -21,8 +21,6 @@ class OperatorTerms:
     queue: int
     """Jobs that may wait for a slot."""
     jobs_per_channel: int
-    credit_window: int
-    """Canvases of one job that may be unpaid before the worker waits."""
     min_withdrawal_delay: Seconds
     min_deposit: Amount
     offer_lifetime_s: int

@@ -41,17 +41,17 @@ from piecework_node.journal.records import (
 from piecework_node.keys.sealing import SealingKeyring
 from piecework_node.runtime.channels import Channels
 from piecework_node.runtime.faults import Code
-from piecework_node.runtime.funding import better_funding, usable_funding
+from piecework_node.runtime.funding import authorization_in, better_funding, usable_funding
 from piecework_node.runtime.jobs import JobRuntime
 from piecework_node.runtime.live import LiveChannel, LiveJob
 from piecework_node.runtime.requests import unpack_ids
 from piecework_node.runtime.sink import FrameSink
 from piecework_node.times import now
-from piecework_protocol.content import decode_prompt, prompt_digest
+from piecework_protocol.content import content_digest, decode_prompt
 from piecework_protocol.errors import MalformedInput, ProtocolViolation, Reason, Refusal
 from piecework_protocol.frames import CancelJob, ClientFrame, PayVoucher, SubmitJob
 from piecework_protocol.objects import Offer
-from piecework_protocol.sealing import canvas_context, prompt_context, resume_context, seal
+from piecework_protocol.sealing import canvas_context, content_context, resume_context, seal
 from piecework_protocol.states import ENDED_STATES, JobState
 from piecework_protocol.types import Digest, JobId
 from piecework_protocol.wire import SignedOffer
@@ -153,7 +153,7 @@ class Worker:
         submission = stored.submission
         channel = await self._channels.find(submission.job.channel, submission.channel)
         signed = await self._runtime.journal.offer(submission.job.offer)
-        model = signed.offer.model(submission.job.model) if signed else None
+        model = signed.offer.entry(submission.job) if signed else None
         if model is None:
             raise JobUnusable(f"the offer of job {stored.id.hex()} is not in the journal")
         accepted = AcceptedJob(
@@ -162,7 +162,7 @@ class Worker:
             submission.channel,
             model,
             stored.prompt_tokens,
-            stored.credit_window,
+            stored.at,
         )
         session = WorkerSession(
             accepted, self._runtime.domain, state=stored.state, stored=stored.canvases
@@ -247,7 +247,7 @@ class Worker:
         job = submission.job
         admission.check_terms(submission, self._own_view(submission))
         channel = await self._channels.find(job.channel, submission.channel)
-        await self._channels.refresh(channel, submission.funding)
+        await self._channels.refresh(channel, authorization_in(submission))
         admission.check_channel(
             submission, self._own_view(submission), self._channel_view(channel, submission)
         )
@@ -305,18 +305,16 @@ class Worker:
         facts: list[JournalRecord] = [ChannelSeen(channel.id, channel.stored.channel)]
         if not channel.journaled:
             facts.append(self._channels.observed(channel))
-        funding = better_funding(usable_funding(known, time), submission.funding)
+        funding = better_funding(usable_funding(known, time), authorization_in(submission))
         if funding is not None and funding != known:
             facts.append(FundingAuthorized(channel.id, funding))
-        facts.append(
-            StoredJob(job.id, submission, accepted.prompt_tokens, accepted.credit_window, time)
-        )
+        facts.append(StoredJob(job.id, submission, accepted.prompt_tokens, accepted.accepted_at))
         channel.jobs[job.id] = job
         channel.stored = replace(channel.stored, funding=funding)
         job.pending = channel.is_overcommitted
         await self._runtime.perform(job, job.session.open(0, channel.ledger), before=facts)
         channel.journaled = True
-        if funding is not None and funding.authorization.deposit > channel.stored.deposit:
+        if funding is not None and funding.authorization.funded > channel.stored.deposit:
             self._channels.want_funding(channel)
 
     async def _return_to(self, job: LiveJob, submission: SubmitJob, sink: FrameSink) -> LiveJob:
@@ -324,6 +322,9 @@ class Worker:
         if submission.received > job.session.canvases:
             admission.check_taking_jobs(submission, self._own_view(submission))
             message = "more receipts are claimed than were ever signed"
+            raise Refusal(Reason.BROKEN_CLAUSE, message, metadata={"clause": "3.5"})
+        if not job.session.is_known(submission.received, submission.last_receipt):
+            message = "that is not the last receipt that this worker signed for the job"
             raise Refusal(Reason.BROKEN_CLAUSE, message, metadata={"clause": "3.5"})
         prompt_ids: tuple[int, ...] = ()
         if not job.ended:
@@ -440,10 +441,10 @@ class Worker:
     async def _open_prompt(self, submission: SubmitJob, job_id: JobId) -> tuple[int, ...]:
         job, domain = submission.job, self._runtime.domain
         try:
-            prompt = self._keyring.open(submission.sealed_prompt, prompt_context(domain, job_id))
+            prompt = self._keyring.open(submission.sealed_content, content_context(domain, job_id))
         except MalformedInput as error:
             raise Refusal(Reason.CANNOT_OPEN_PROMPT, str(error)) from None
-        if prompt_digest(job.salt, prompt) != job.prompt:
+        if content_digest(job.salt, prompt) != job.content:
             raise Refusal(
                 Reason.PROMPT_MISMATCH, "the prompt is not the one that the job commits to"
             )
@@ -479,7 +480,8 @@ class Worker:
         jobs = channel.jobs.values()
         attached = {job.id for job in jobs if job.sink is not None}
         pending = sum(job.pending and not job.ended for job in jobs)
-        funding = better_funding(usable_funding(stored.funding, time), submission.funding)
+        known, offered = usable_funding(stored.funding, time), authorization_in(submission)
+        funding = better_funding(known, offered)
         return ChannelView(
             ledger=stored.ledger,
             state=stored.state,

@@ -26,7 +26,7 @@ from piecework_node.journal.log import (
     unpack_key,
 )
 from piecework_node.journal.records import MetaSet
-from piecework_node.journal.verify import ANCHOR
+from piecework_node.journal.verify import ANCHOR, column_names
 from piecework_node.journal.writes import JournalBatch
 from piecework_protocol.limits import MAX_JOB_LIFETIME_S
 
@@ -107,13 +107,8 @@ def _carry(db: apsw.Connection, batch: JournalBatch, entry: LogEntry) -> None:
 
 def _row(db: apsw.Connection, entry: LogEntry) -> tuple[Any, ...] | None:
     key = unpack_key(entry.key)
-    names = _columns(db, entry.table)[: KEY_COLUMNS[entry.table]]
+    names = column_names(db, entry.table)[: KEY_COLUMNS[entry.table]]
     where = " AND ".join(f"{name} = ?" for name in names)
     query = f"SELECT * FROM {entry.table} WHERE {where}"  # noqa: S608  our own names
     row: tuple[Any, ...] | None = db.execute(query, key).fetchone()
     return row
-
-
-def _columns(db: apsw.Connection, table: str) -> list[str]:
-    query = "SELECT name FROM pragma_table_info(?) ORDER BY cid"
-    return [str(row[0]) for row in db.execute(query, (table,)).fetchall()]

@@ -13,7 +13,7 @@ from typing import Final
 
 from piecework.chain.rawtx import SignedTransaction
 from piecework_protocol.errors import Reason
-from piecework_protocol.frames import Funding, LeafRef, SubmitJob
+from piecework_protocol.frames import FundingAuthorization, LeafRef, SubmitJob
 from piecework_protocol.ledger import WorkerLedger
 from piecework_protocol.objects import Channel, Receipt
 from piecework_protocol.states import ChannelState, JobState
@@ -43,7 +43,7 @@ class FundingAuthorized:
     """The payer authorized a (larger) deposit; the worker may submit it."""
 
     channel: ChannelId
-    funding: Funding
+    funding: FundingAuthorization
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +212,6 @@ class StoredJob:
     id: JobId
     submission: SubmitJob
     prompt_tokens: int
-    credit_window: int
     at: Timestamp
     state: JobState = JobState.NEW
     reason: Reason | None = None
@@ -262,7 +261,7 @@ class StoredChannel:
     id: ChannelId
     channel: Channel
     ledger: WorkerLedger
-    funding: Funding | None = None
+    funding: FundingAuthorization | None = None
     state: ChannelState = ChannelState.NONE
     deposit: Amount = Amount(0)
     settled: Amount = Amount(0)

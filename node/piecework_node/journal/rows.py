@@ -20,7 +20,7 @@ from piecework_node.journal.records import (
 )
 from piecework_node.journal.writes import amount_of
 from piecework_protocol.errors import InvariantBroken, Reason
-from piecework_protocol.frames import LeafRef, PayVoucher, SubmitJob
+from piecework_protocol.frames import FundingAuthorization, LeafRef, PayVoucher, SubmitJob
 from piecework_protocol.ledger import Unpaid, WorkerLedger
 from piecework_protocol.merkle import Accumulator
 from piecework_protocol.objects import Channel, Receipt
@@ -40,7 +40,7 @@ OPEN_CHANNELS: Final = (
 )
 _OPEN_TX_STATES = ", ".join(repr(s.value) for s in TxState if s in OPEN_TX_STATES)
 _JOBS = (
-    "SELECT number, id, frame, prompt_tokens, credit_window, accepted_at, state, reason "
+    "SELECT number, id, frame, prompt_tokens, accepted_at, state, reason "
     "FROM jobs JOIN submissions ON submissions.job = number WHERE {} ORDER BY accepted_at, id"
 )
 _CANVASES = (
@@ -70,7 +70,7 @@ def jobs(db: apsw.Connection, where: str, values: tuple[Any, ...]) -> tuple[Stor
 
 
 def _job(db: apsw.Connection, row: Sequence[Any]) -> StoredJob:
-    number, id_, submission, prompt_tokens, credit_window, at, state, reason = row
+    number, id_, submission, prompt_tokens, at, state, reason = row
     frame = decode_client_frame(submission)
     if not isinstance(frame, SubmitJob):
         raise InvariantBroken("a job is stored with its submission")
@@ -79,7 +79,6 @@ def _job(db: apsw.Connection, row: Sequence[Any]) -> StoredJob:
         id=JobId(id_),
         submission=frame,
         prompt_tokens=prompt_tokens,
-        credit_window=credit_window,
         at=Timestamp(at),
         state=JobState(state),
         reason=Reason[reason] if reason else None,
@@ -114,7 +113,7 @@ def _channel(row: Sequence[Any], owed: Sequence[Sequence[Any]]) -> StoredChannel
         id=channel_id,
         channel=members,
         ledger=ledger,
-        funding=decode_funding(funding, members) if funding is not None else None,
+        funding=_authorization(funding, members),
         state=ChannelState(state),
         deposit=amount_of(deposit),
         settled=amount_of(settled),
@@ -148,3 +147,12 @@ def _transaction(row: Sequence[Any]) -> StoredTx:
         gas_used=gas_used,
         fee_wei=int.from_bytes(fee_wei, "big"),
     )
+
+
+def _authorization(data: bytes | None, channel: Channel) -> FundingAuthorization | None:
+    if data is None:
+        return None
+    funding = decode_funding(data, channel)
+    if not isinstance(funding, FundingAuthorization):
+        raise InvariantBroken("a channel is stored with an authorization out of the pool")
+    return funding

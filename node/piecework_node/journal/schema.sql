@@ -56,7 +56,6 @@ CREATE TABLE jobs (
     -- NULL for a job that is known by its receipts alone, after a journal was rolled back
     salt BLOB,
     prompt_tokens INTEGER NOT NULL,
-    credit_window INTEGER NOT NULL,
     accepted_at INTEGER NOT NULL,
     -- after which nobody may return to the job. Later than any clock goes: the largest integer
     deadline INTEGER NOT NULL,

@@ -26,7 +26,8 @@ from piecework_protocol.states import JobState
 
 ANCHOR: Final = "log_anchor"
 """The name of the value that holds the head before the first row of the log."""
-_PRUNED_COLUMN = {"canvases": 6, "jobs": 10}
+_PRUNED: Final = "pruned"
+"""The column of a row that the totals vouch for."""
 
 _Latest = dict[tuple[str, bytes], bytes]
 
@@ -86,11 +87,12 @@ def _anchor(db: apsw.Connection) -> bytes:
 
 
 def _check_table(db: apsw.Connection, table: str, latest: _Latest, found: Totals) -> int:
-    columns, count = KEY_COLUMNS[table], 0
+    names, columns, count = column_names(db, table), KEY_COLUMNS[table], 0
+    pruned = names.index(_PRUNED) if _PRUNED in names else None
     for row in db.execute(f"SELECT * FROM {table}"):  # noqa: S608  our own names
         count += 1
         body = latest.pop((table, pack_key(row[:columns])), None)
-        if _is_pruned(table, row):
+        if pruned is not None and row[pruned]:
             if body not in (None, FOLDED):
                 raise JournalCorrupt(f"a row of {table} is not what was written")
             found.fold(table, row)
@@ -99,9 +101,10 @@ def _check_table(db: apsw.Connection, table: str, latest: _Latest, found: Totals
     return count
 
 
-def _is_pruned(table: str, row: tuple[Any, ...]) -> bool:
-    column = _PRUNED_COLUMN.get(table)
-    return column is not None and bool(row[column])
+def column_names(db: apsw.Connection, table: str) -> list[str]:
+    """Return the columns of a table, in their order."""
+    query = "SELECT name FROM pragma_table_info(?) ORDER BY cid"
+    return [str(row[0]) for row in db.execute(query, (table,)).fetchall()]
 
 
 def _check_totals(db: apsw.Connection, kept: Totals, found: Totals) -> None:

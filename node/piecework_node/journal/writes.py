@@ -152,13 +152,13 @@ class JournalBatch:
         job = r.submission.job
         channel = self._channel(ChannelId(job.channel))[0]
         sql = (
-            "INSERT INTO jobs (id, channel, salt, prompt_tokens, credit_window, accepted_at, "
-            "deadline, state, reason) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+            "INSERT INTO jobs (id, channel, salt, prompt_tokens, accepted_at, "
+            "deadline, state, reason) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
         )
         deadline, reason = min(job.deadline, MAX_INTEGER), r.reason.name if r.reason else None
-        terms = (r.prompt_tokens, r.credit_window, r.at, deadline)
+        terms = (r.prompt_tokens, r.at, deadline)
         row = self.put("jobs", sql, (r.id, channel, job.salt, *terms, r.state.value, reason))
-        frame = encode_client_frame(replace(r.submission, sealed_prompt=b"", funding=None))
+        frame = encode_client_frame(replace(r.submission, sealed_content=b"", funding=None))
         sql = "INSERT INTO submissions (job, offer, frame) VALUES (?, ?, ?)"
         self.put("submissions", sql, (row[0], job.offer, frame))
         self.totals.moved(None, r.state)

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from piecework_protocol.frames import Funding
+from piecework_protocol.frames import FundingAuthorization, SubmitJob
 
 
-def usable_funding(funding: Funding | None, now: int) -> Funding | None:
+def authorization_in(submission: SubmitJob) -> FundingAuthorization | None:
+    """Return the authorization that a submission carries out of the payer's pooled balance."""
+    funding = submission.funding
+    return funding if isinstance(funding, FundingAuthorization) else None
+
+
+def usable_funding(funding: FundingAuthorization | None, now: int) -> FundingAuthorization | None:
     """Return the authorization if it can still be submitted."""
     return funding if funding is not None and funding.authorization.deadline > now else None
 
 
-def better_funding(known: Funding | None, offered: Funding | None) -> Funding | None:
+def better_funding(
+    known: FundingAuthorization | None, offered: FundingAuthorization | None
+) -> FundingAuthorization | None:
     """Return the one with the larger deposit. Of equal ones, return the later to expire."""
     if known is None or offered is None:
         return offered or known
-    return max(known, offered, key=lambda f: (f.authorization.deposit, f.authorization.deadline))
+    return max(known, offered, key=lambda f: (f.authorization.funded, f.authorization.deadline))

@@ -27,6 +27,7 @@ from piecework_node.times import now
 from piecework_protocol.eip712 import Domain, TypedData
 from piecework_protocol.errors import Reason, Refusal
 from piecework_protocol.ledger import WorkerLedger
+from piecework_protocol.limits import MAX_CANVASES_AHEAD
 from piecework_protocol.signing import Signer, sign
 from piecework_protocol.states import ENDED_STATES, JobState
 from piecework_protocol.types import Signature
@@ -119,9 +120,9 @@ class JobRuntime:
             self.engine.cancel(sequence)
 
     def _limit(self, job: LiveJob, limit: int) -> int:
-        """Vouchers on a deposit that is not on chain yet do not widen the credit window."""
+        """Vouchers on a deposit that is not on chain yet let no further canvas run ahead."""
         if job.pending and job.channel.is_overcommitted:
-            return min(limit, job.session.accepted.credit_window)
+            return min(limit, MAX_CANVASES_AHEAD)
         return limit
 
     def rest(self, job: LiveJob) -> None:

@@ -33,7 +33,7 @@ class LiveJob:
     revived: bool = False
     """Read from the journal, and not admitted by this process."""
     pending: bool = False
-    """Relies on a deposit that is not on chain yet, so it stays inside the credit window."""
+    """Relies on a deposit that is not on chain yet: its vouchers let no canvas more run ahead."""
     waiting_since: float | None = None
     """Monotonic time since which only the client can move the job on."""
     reserve: Amount = field(init=False)
@@ -103,7 +103,7 @@ class LiveChannel:
     def backing(self) -> Amount:
         """The deposit on chain, or the larger one that is authorized."""
         funding = self.stored.funding
-        return Amount(max(self.stored.deposit, funding.authorization.deposit if funding else 0))
+        return Amount(max(self.stored.deposit, funding.authorization.funded if funding else 0))
 
     @property
     def claimable(self) -> Amount:
@@ -154,4 +154,4 @@ class LiveChannel:
         if self.stored.state is ChannelState.CLOSED:
             return 0
         funding = usable_funding(self.stored.funding, now)
-        return max(0, funding.authorization.deposit - self.stored.deposit) if funding else 0
+        return max(0, funding.authorization.funded - self.stored.deposit) if funding else 0

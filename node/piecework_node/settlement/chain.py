@@ -8,16 +8,22 @@ from typing import Final, Protocol
 from piecework.chain import calls
 from piecework.chain.calls import Call, Claim, send_native
 from piecework.chain.deployment import Deployment
-from piecework.chain.errors import LogRangeRefused
+from piecework.chain.errors import BadAnswer, LogRangeRefused
 from piecework.chain.fees import FeePolicy
 from piecework.chain.quorum import QuorumRpc
 from piecework.chain.rawtx import SignedTransaction
 from piecework.chain.reader import ChainReader, ChannelOnChain
-from piecework.chain.transactions import GasPrice, Outcome, Simulation, TransactionSender
+from piecework.chain.transactions import (
+    GasPrice,
+    Outcome,
+    Simulation,
+    TransactionSender,
+    Unknown,
+)
 from piecework_node.journal.records import Worth
 from piecework_node.runtime.channels import ChannelReader
 from piecework_node.settlement.watch import NodePort
-from piecework_protocol.frames import Funding
+from piecework_protocol.frames import FundingAuthorization
 from piecework_protocol.signing import Signer
 from piecework_protocol.types import Address, Amount, Bytes32, ChannelId, Timestamp
 
@@ -42,7 +48,9 @@ class ChainPort(ChannelReader, NodePort, Protocol):
         """
         ...
 
-    async def prepare_fund(self, funding: Funding, worth: Worth) -> SignedTransaction: ...
+    async def prepare_fund(
+        self, funding: FundingAuthorization, worth: Worth
+    ) -> SignedTransaction: ...
 
     async def prepare_settle(self, claims: Sequence[Claim], worth: Worth) -> SignedTransaction: ...
 
@@ -63,7 +71,7 @@ class ChainPort(ChannelReader, NodePort, Protocol):
         """Return whether the chain would carry out a signed transaction now."""
         ...
 
-    async def simulate_fund(self, funding: Funding) -> Simulation:
+    async def simulate_fund(self, funding: FundingAuthorization) -> Simulation:
         """Return whether the chain would carry out a payer's authorization now."""
         ...
 
@@ -122,7 +130,8 @@ class ChainLink:
         await self._sender.estimate(send_native(self._sender.signer.address, 0))
 
     async def ask_outcome(self) -> None:
-        await self._sender.outcome(NO_TRANSACTION)
+        if await self._sender.outcome(NO_TRANSACTION) != Unknown():
+            raise BadAnswer("the node knows a transaction that does not exist")
 
     async def ask_logs(self, block: int) -> None:
         await self._reader.withdrawal_requests(block, block)
@@ -142,7 +151,7 @@ class ChainLink:
         found = await self._reader.withdrawal_requests(from_block, to_block)
         return tuple(event.channel for event in found)
 
-    async def prepare_fund(self, funding: Funding, worth: Worth) -> SignedTransaction:
+    async def prepare_fund(self, funding: FundingAuthorization, worth: Worth) -> SignedTransaction:
         return await self._prepare(self._fund_call(funding), worth)
 
     async def prepare_settle(self, claims: Sequence[Claim], worth: Worth) -> SignedTransaction:
@@ -160,7 +169,7 @@ class ChainLink:
     async def simulate(self, tx: SignedTransaction) -> Simulation:
         return await self._sender.simulate_again(tx)
 
-    async def simulate_fund(self, funding: Funding) -> Simulation:
+    async def simulate_fund(self, funding: FundingAuthorization) -> Simulation:
         return await self._sender.simulate(self._fund_call(funding))
 
     async def broadcast(self, tx: SignedTransaction) -> None:
@@ -172,9 +181,8 @@ class ChainLink:
     def resume(self, txs: Iterable[SignedTransaction]) -> None:
         self._sender.resume(list(txs))
 
-    def _fund_call(self, funding: Funding) -> Call:
-        a = funding.authorization
-        return calls.fund(self.deployment, a.channel, a.deposit, a.deadline, funding.signature)
+    def _fund_call(self, funding: FundingAuthorization) -> Call:
+        return calls.submit_funding(self.deployment, funding.authorization.channel, funding)
 
     async def _prepare(self, call: Call, worth: Worth) -> SignedTransaction:
         return await self._sender.prepare(call, value_at_stake=worth.wei)

@@ -120,6 +120,13 @@ class Settler:
         """Whether everything under way only waits for finality."""
         return not self._asked and all(tx.state is TxState.MINED for tx in self._transactions)
 
+    async def check(self) -> None:
+        """Make every check of the surroundings once. A start is not ready before."""
+        async with self._lock:
+            self._watched_at = self._clock.monotonic()
+            await self._watch.round()
+            self._note_failures()
+
     # --- rounds
 
     async def run(self) -> None:
@@ -251,7 +258,7 @@ class Settler:
         if self._transactions.is_claiming(live.id, TxKind.FUND):
             return
         # What an opening brings is the deposit that claims may then be paid from.
-        worth = worth_of(self._policy, funding.authorization.deposit - live.stored.deposit)
+        worth = worth_of(self._policy, funding.authorization.funded - live.stored.deposit)
         try:
             tx = await self._port.prepare_fund(funding, worth)
         except TransactionReverted:
@@ -259,7 +266,7 @@ class Settler:
             live.wants_funding = False
             await self._channels.observe(live.id)
             raise
-        subjects = (TxSubject(live.id, funding.authorization.deposit),)
+        subjects = (TxSubject(live.id, funding.authorization.funded),)
         await self._transactions.send(TxKind.FUND, tx, subjects, worth)
 
     # --- closing

@@ -45,12 +45,12 @@ from piecework.client.jobs.run import JobRun
 from piecework.client.jobs.selection import BUSY_REASONS
 from piecework.client.sdk import PieceworkClient
 from piecework_protocol.errors import MalformedInput, ProtocolViolation, Reason, Refusal
-from piecework_protocol.limits import MAX_PROMPT_BYTES
+from piecework_protocol.limits import MAX_CONTENT_BYTES
 from piecework_protocol.types import to_hex
 
 # JSON escapes can double a text of quotes and newlines; more than twice the largest prompt is no
 # prompt.
-MAX_BODY_BYTES = 2 * MAX_PROMPT_BYTES
+MAX_BODY_BYTES = 2 * MAX_CONTENT_BYTES
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
 WAIT_WHEN_FULL_S = 1.0
 

@@ -25,11 +25,20 @@ from piecework.client.journal.records import (
 from piecework.client.journal.store import Store
 from piecework.client.network.discovery import ChainView
 from piecework.client.wallet import Wallet
-from piecework_protocol.frames import Funding
+from piecework_protocol.frames import FundingAuthorization
+from piecework_protocol.ledger import closing_of
 from piecework_protocol.objects import Channel, CloseChannel, FundChannel, Offer
 from piecework_protocol.signing import sign
 from piecework_protocol.states import ChannelState
-from piecework_protocol.types import Address, Amount, Bytes32, ChannelId, Seconds, Timestamp
+from piecework_protocol.types import (
+    Address,
+    Amount,
+    Bytes32,
+    ChannelId,
+    PayerSignature,
+    Seconds,
+    Timestamp,
+)
 
 
 class _DepositTooSmall(PieceworkError):
@@ -111,12 +120,13 @@ class ChannelManager:
             await self.refresh_funding(reservation.channel)
         return await asyncio.to_thread(self._store.reservations, self._token, now) if found else ()
 
-    def funding(self, row: ChannelRow) -> Funding | None:
+    def funding(self, row: ChannelRow) -> FundingAuthorization | None:
         """Return the payer's authorization, until the chain shows the whole deposit."""
         if row.authorized <= row.funded:
             return None
-        authorization = FundChannel(row.channel, row.authorized, row.funding_deadline)
-        return Funding(authorization, sign(self._chain.domain, authorization, self._wallet.payer))
+        authorization = FundChannel(row.channel, row.authorized, Amount(0), row.funding_deadline)
+        signature = sign(self._chain.domain, authorization, self._wallet.payer)
+        return FundingAuthorization(authorization, PayerSignature(signature))
 
     async def refresh_funding(self, channel: ChannelId) -> ChannelRow:
         """See whether a pending deposit has arrived. If the chain is away, the job goes on."""
@@ -146,7 +156,7 @@ class ChannelManager:
                 status = ChannelStatus.CLOSED
         elif seen.state is ChannelState.WITHDRAWING:
             status = ChannelStatus.CLOSING
-        totals = SeenChannel(seen.deposit, Amount(0), seen.settled, int(seen.count))
+        totals = SeenChannel(seen.funded, seen.withdrawn, seen.settled)
         return await asyncio.to_thread(self._store.seen_on_chain, channel, totals, status)
 
     async def _is_closed_for_good(self, channel: ChannelId) -> bool:
@@ -160,7 +170,7 @@ class ChannelManager:
     def closing(self, row: ChannelRow) -> CloseChannel:
         """Return what the client holds to be final: its own book."""
         v = row.book.voucher()
-        return CloseChannel(v.channel, v.cumulative, v.count, v.receipts_root)
+        return closing_of(v)
 
 
 def deposit_total(

@@ -40,7 +40,7 @@ from piecework_protocol.client_session import (
     Openers,
     paid_amount,
 )
-from piecework_protocol.content import prompt_digest
+from piecework_protocol.content import content_digest
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import ProtocolViolation, Reason, Refusal
 from piecework_protocol.frames import (
@@ -53,22 +53,23 @@ from piecework_protocol.frames import (
     WorkerFrame,
 )
 from piecework_protocol.ledger import PayerLedger
-from piecework_protocol.objects import Job, ModelOffer, Receipt, Voucher
+from piecework_protocol.objects import Job, Kind, ModelOffer, Receipt, Voucher
 from piecework_protocol.sealing import (
     canvas_context,
+    content_context,
     draft_context,
-    prompt_context,
     public_key,
     seal,
     unseal,
 )
 from piecework_protocol.signing import sign
-from piecework_protocol.types import Bytes32, Digest, JobId, Timestamp
+from piecework_protocol.types import Bytes32, Digest, JobId, Timestamp, Uint32
 
 LATER = frozenset(
     {
         Reason.JOB_BUSY,
         Reason.BUSY,
+        Reason.CREDIT_EXHAUSTED,
         Reason.RATE_LIMITED,
         Reason.DRAINING,
         Reason.CHAIN_UNAVAILABLE,
@@ -117,15 +118,17 @@ async def prepare(context: JobContext, choice: Choice, request: TextRequest) -> 
         channel=row.id,
         salt=salt,
         offer=Digest(context.domain.digest(offer)),
+        entry=Uint32(offer.models.index(choice.model)),
         model=choice.model.digest,
-        prompt=prompt_digest(salt, prompt),
+        kind=Kind.TEXT,
+        content=content_digest(salt, prompt),
         parameters=job_parameters(choice.model, choice.generation, seed),
         max_amount=choice.ceiling,
         deadline=Timestamp(now + context.config.job_lifetime_s),
         reply_key=public_key(reply_secret),
     )
     key = job.id(context.domain)
-    sealed = seal(prompt, offer.sealing_key, prompt_context(context.domain, key))
+    sealed = seal(prompt, offer.sealing_key, content_context(context.domain, key))
     signature = sign(context.domain, job, context.wallet.authorizer)
     submission = SubmitJob(job, signature, row.channel, sealed, drafts=request.drafts)
     record = JobRow(
@@ -258,7 +261,7 @@ class JobDriver:
                     book = await asyncio.to_thread(
                         self._context.store.acknowledge, row.id, event.count
                     )
-                else:
+                elif isinstance(event, JobEnded):
                     self._ended = event
                 if self._ended is not None and book.acknowledged >= self._owed(book):
                     break
@@ -445,7 +448,7 @@ class JobDriver:
 
     @property
     def _model(self) -> ModelOffer:
-        model = self._job.offer.offer.model(self._job.submission.job.model)
+        model = self._job.offer.offer.entry(self._job.submission.job)
         if model is None:
             raise ProtocolViolation("3.1", "the offer does not list the job's model")
         return model

@@ -244,6 +244,8 @@ AFTER_REFUSAL: Mapping[Reason, Next] = {
     Reason.CHANNEL_WITHDRAWING: Next.NEW_CHANNEL,
     Reason.WITHDRAWAL_DELAY_TOO_SHORT: Next.REFRESH_OFFER,
     Reason.UNDERFUNDED: Next.NEW_CHANNEL,
+    Reason.FUND_YOURSELF: Next.TRY_OTHER,
+    Reason.CREDIT_EXHAUSTED: Next.TRY_OTHER,
     Reason.UNPAID_RECEIPTS: Next.SETTLE_UP,
     Reason.JOB_CONFLICT: Next.TRY_OTHER_AND_REMEMBER,
     Reason.JOB_BUSY: Next.TRY_OTHER,
@@ -257,5 +259,13 @@ AFTER_REFUSAL: Mapping[Reason, Next] = {
     Reason.BROKEN_CLAUSE: Next.TRY_OTHER_AND_REMEMBER,
     Reason.INTERNAL: Next.TRY_OTHER_AND_REMEMBER,
 }
-BUSY_REASONS = frozenset({Reason.BUSY, Reason.RATE_LIMITED, Reason.DRAINING, Reason.JOB_BUSY})
+BUSY_REASONS = frozenset(
+    {
+        Reason.BUSY,
+        Reason.CREDIT_EXHAUSTED,
+        Reason.RATE_LIMITED,
+        Reason.DRAINING,
+        Reason.JOB_BUSY,
+    }
+)
 """Refusals that only mean "later": the caller may be told to wait."""

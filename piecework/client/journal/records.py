@@ -50,7 +50,6 @@ class ChannelRow:
         funded: The total that the chain showed last. A reorganization may lower it.
         withdrawn: What the payer took back or has asked for.
         settled: What the chain paid to the worker, as it was seen last.
-        settled_count: The receipts that the settled vouchers cover.
         book: What the client has promised.
         status: Whether new jobs may use it.
     """
@@ -63,7 +62,6 @@ class ChannelRow:
     funded: Amount
     withdrawn: Amount
     settled: Amount
-    settled_count: int
     book: PayerLedger
     status: ChannelStatus
 
@@ -75,12 +73,11 @@ class ChannelRow:
 
 @dataclass(frozen=True, slots=True)
 class SeenChannel:
-    """What the chain shows of a channel: totals in base units, and receipts that were settled."""
+    """What the chain shows of a channel: totals in base units."""
 
     funded: Amount
     withdrawn: Amount
     settled: Amount
-    settled_count: int
 
 
 class ReservedFor(enum.Enum):

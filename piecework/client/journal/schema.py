@@ -14,7 +14,7 @@ _SECOND: Final = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 -- authorized: the total of the newest funding authorization that was signed
 -- taken: the total under which a worker accepted a job, so it may be opening the channel now
--- funded, withdrawn, settled, settled_count: the chain's word, as it was seen last
+-- funded, withdrawn, settled: the chain's word, as it was seen last
 CREATE TABLE channels (
     id BLOB PRIMARY KEY, payer BLOB NOT NULL, authorizer BLOB NOT NULL, receiver BLOB NOT NULL,
     operator BLOB NOT NULL, token BLOB NOT NULL, withdrawal_delay INTEGER NOT NULL,
@@ -22,7 +22,7 @@ CREATE TABLE channels (
     authorized TEXT NOT NULL, fee TEXT NOT NULL, funding_deadline INTEGER NOT NULL,
     taken TEXT NOT NULL,
     funded TEXT NOT NULL, withdrawn TEXT NOT NULL,
-    settled TEXT NOT NULL, settled_count INTEGER NOT NULL,
+    settled TEXT NOT NULL,
     cumulative TEXT NOT NULL, count INTEGER NOT NULL, peaks BLOB NOT NULL,
     acknowledged INTEGER NOT NULL,
     status TEXT NOT NULL

@@ -139,13 +139,12 @@ class Store:
             row = rows.channel(db, channel)
             kept = ChannelStatus.CLOSED if row.status is ChannelStatus.CLOSED else status
             db.execute(
-                "UPDATE channels SET funded = ?, withdrawn = ?, settled = ?, settled_count = ?,"
+                "UPDATE channels SET funded = ?, withdrawn = ?, settled = ?,"
                 " status = ? WHERE id = ?",
                 (
                     str(seen.funded),
                     str(seen.withdrawn),
                     str(seen.settled),
-                    seen.settled_count,
                     kept.value,
                     channel,
                 ),
@@ -191,7 +190,7 @@ class Store:
         row = rows.channel(db, channel)
         book = row.book
         count = account.voucher.count if account else 0
-        if count < row.settled_count:
+        if (account.voucher.cumulative if account else 0) < row.settled:
             raise ProtocolViolation(
                 "5.7", "the worker's record lies before a voucher that it has settled"
             )
@@ -499,5 +498,5 @@ def _remember(
 
 
 def _is_news(row: ChannelRow, seen: SeenChannel, status: ChannelStatus) -> bool:
-    known = SeenChannel(row.funded, row.withdrawn, row.settled, row.settled_count)
+    known = SeenChannel(row.funded, row.withdrawn, row.settled)
     return known != seen or (row.status is not status and row.status is not ChannelStatus.CLOSED)

@@ -21,7 +21,12 @@ from piecework.client.errors import WorkerUnreachable
 from piecework.client.limits import CONNECT_TIMEOUT_S, SEND_TIMEOUT_S, UNARY_TIMEOUT_S
 from piecework_protocol import wire
 from piecework_protocol.errors import MalformedInput, ProtocolViolation, Reason, Refusal
-from piecework_protocol.frames import ClientFrame, WorkerFrame
+from piecework_protocol.frames import (
+    ClientFrame,
+    CloseChannelRequest,
+    CloseChannelResponse,
+    WorkerFrame,
+)
 from piecework_protocol.limits import MAX_FRAME_BYTES, MAX_OFFER_BYTES, MAX_REASON_BYTES
 from piecework_protocol.objects import Channel, CloseChannel, Offer
 from piecework_protocol.types import Digest, Signature
@@ -29,7 +34,7 @@ from piecework_protocol.wire import SignedOffer
 
 CERTIFICATE_NAME: Final = "piecework-worker"
 _EOF: Final = grpc.aio.EOF  # type: ignore[attr-defined]  # missing in the stubs
-_SERVICE: Final = "/piecework.v1.Worker/"
+_SERVICE: Final = "/piecework.v2.Worker/"
 _BARE_CODES: Final = {
     grpc.StatusCode.RESOURCE_EXHAUSTED: Reason.BUSY,
     grpc.StatusCode.INVALID_ARGUMENT: Reason.MALFORMED,
@@ -144,10 +149,11 @@ class WorkerLink:
         """Ask the worker to close: its signature over `final`, and a transaction hash or
         nothing."""
         data = await self._unary(
-            "CloseChannel", wire.encode_close_request(channel, final, signature)
+            "CloseChannel", wire.encode_call(CloseChannelRequest(channel, final, signature))
         )
         try:
-            return wire.decode_close_response(data)
+            answer = wire.decode_call(CloseChannelResponse, data)
+            return answer.operator_signature, answer.transaction or b""
         except MalformedInput as error:
             raise ProtocolViolation("6.5", str(error)) from None
 

@@ -7,8 +7,7 @@ import itertools
 from piecework.chain import calls
 from piecework.chain.errors import TransactionReverted
 from piecework.chain.events import ClaimSkipped, Settled, decode_events
-from piecework_protocol.objects import Channel, CloseChannel, FundChannel, RequestWithdrawal
-from piecework_protocol.signing import sign
+from piecework_protocol.objects import Channel, FundChannel
 from piecework_protocol.states import CHANNEL_TABLE, ChannelEvent, ChannelState, channel_path
 from piecework_protocol.types import Amount
 from tests.support.chains import (
@@ -19,7 +18,10 @@ from tests.support.chains import (
     TestMarket,
     channel_of,
     claim_of,
+    close_of,
     deployed,
+    request_of,
+    signature_of,
     signer,
 )
 
@@ -54,19 +56,17 @@ class Table:
         d, domain = self.market.deployment, self.market.reader.domain
         amount = Amount(USD + self.step * 1000)
         if event is ChannelEvent.FUND:
-            terms = FundChannel(channel, amount, FAR)
-            return calls.fund(d, channel, amount, FAR, sign(domain, terms, PAYER))
+            terms = FundChannel(channel, amount, Amount(0), FAR)
+            signature = signature_of(domain, terms, PAYER)
+            return calls.fund(d, channel, amount, deadline=FAR, signature=signature)
         if event is ChannelEvent.REQUEST_WITHDRAWAL:
-            wish = RequestWithdrawal(channel.id(domain), FAR)
-            return calls.request_withdrawal(d, channel, FAR, sign(domain, wish, PAYER))
+            return request_of(self.market, channel, PAYER)
         if event is ChannelEvent.WITHDRAW:
             return calls.withdraw(d, channel)
         claim = claim_of(domain, channel, PAYER, self.step * 1000)
         if event is ChannelEvent.SETTLE:
             return calls.settle(d, [claim])
-        v = claim.voucher
-        final = CloseChannel(v.channel, v.cumulative, v.count, v.receipts_root)
-        return calls.close(d, claim, sign(domain, final, WORKER))
+        return close_of(self.market, claim, WORKER)
 
 
 async def test_the_escrow_takes_a_call_exactly_where_the_table_has_it(any_chain: Chain) -> None:

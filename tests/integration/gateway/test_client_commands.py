@@ -16,12 +16,13 @@ import aiohttp
 import openai
 import pytest
 
-from piecework.chain.authorizations import Registration
-from piecework.chain.calls import approve, fund, register
+from piecework.chain.calls import approve, register, submit_funding
 from piecework.chain.dev.embedded import EmbeddedChain
 from piecework_protocol import wire
+from piecework_protocol.frames import FundingAuthorization
+from piecework_protocol.objects import Registration
 from piecework_protocol.signing import LocalSigner
-from piecework_protocol.types import Timestamp, parse_address
+from piecework_protocol.types import Timestamp, Uint64, parse_address
 from tests.support import chains
 from tests.support.chains import MIN_STAKE, USD, TestMarket, deployed
 from tests.support.fake_chain import FakeChain
@@ -91,8 +92,8 @@ class CommandStage:
         """What a worker does when it has time: submit the payer's authorization."""
         funding = self.worker.submissions[0].funding
         assert funding is not None
-        a = funding.authorization
-        call = fund(self.market.deployment, a.channel, a.deposit, a.deadline, funding.signature)
+        assert isinstance(funding, FundingAuthorization)
+        call = submit_funding(self.market.deployment, funding.authorization.channel, funding)
         await self.market.run(self.worker.operator, call)
 
 
@@ -107,7 +108,8 @@ async def join(market: TestMarket, worker: FakeWorker) -> None:
         payout=worker.receiver,
         stake=MIN_STAKE,
         endpoint=worker.endpoint,
-        deadline=Timestamp(2**40),
+        nonce=Uint64(0),
+        deadline=Timestamp(2**40 - 1),
     )
     await market.run(key, approve(market.token, deployment.registry, MIN_STAKE))
     await market.run(key, register(deployment, registration))
@@ -158,7 +160,7 @@ async def test_the_whole_life_of_a_client(harness: CommandStage) -> None:
     assert len(receipts["receipts"]) == 8
     await harness.mine_funding()
     balance = await harness.json("client", "balance")
-    assert (balance["in_channels"], balance["pooled"]) == (0, 4 * USD)
+    assert (balance["in_channels"], balance["pooled"]) == (USD, 4 * USD)
     (channel,) = (await harness.json("client", "channels"))["channels"]
     assert (channel["on_chain"], channel["funded"], channel["count"]) == ("open", USD, 8)
 

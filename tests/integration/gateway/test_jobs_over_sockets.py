@@ -24,6 +24,7 @@ from piecework.market.offer_store import OfferStore
 from piecework.market.server import IndexServer
 from piecework_protocol import wire
 from piecework_protocol.errors import ProtocolViolation, Reason, Refusal
+from piecework_protocol.frames import FundingAuthorization
 from piecework_protocol.states import ChannelState
 from tests.support.client_side import (
     MONEY,
@@ -98,7 +99,7 @@ async def test_the_channel_is_opened_by_the_first_job_and_used_by_the_next(
     assert first.funding is not None
     assert second.funding is None
     assert first.job.channel == second.job.channel
-    assert chain.channels[first.job.channel].deposit == 1_000_000
+    assert chain.channels[first.job.channel].funded == 1_000_000
 
 
 async def test_a_pending_opening_is_sent_again_until_the_chain_shows_it(
@@ -165,7 +166,8 @@ async def test_a_deposit_that_runs_low_is_topped_up(
         for _ in range(3):
             await collect(client.run(ask()))
         totals = [
-            s.funding.authorization.deposit if s.funding else None for s in worker.submissions
+            s.funding.authorization.funded if isinstance(s.funding, FundingAuthorization) else None
+            for s in worker.submissions
         ]
         assert totals == [17_000, 34_000, None]
 

@@ -147,7 +147,7 @@ async def _one_paid_job(client: WireClient, market: TestMarket) -> tuple[Scene, 
     assert job.acknowledged == len(job.receipts) > 0
 
     async def funded() -> bool:
-        return (await market.reader.channel(client.id)).deposit >= DEPOSIT
+        return (await market.reader.channel(client.id)).funded >= DEPOSIT
 
     await until(funded)
     return scene, job
@@ -164,7 +164,7 @@ async def _money(
         status["unsettled"] + channel.settled,
         status["channels"],
         status["active"],
-        channel.deposit,
+        channel.funded,
         await market.reader.pooled_balance(market.token, PAYER.address),
         await market.reader.token_balance(market.token, PAYER.address),
     )
@@ -264,7 +264,7 @@ async def _blunder(worker_process: WorkerProcess, market: TestMarket) -> None:
     async with opened(worker_process, market) as client:
         offer = await client.offer()
         good = _job(client, offer, CANARY, 9, await market.reader.timestamp()).submission
-        misplaced = dataclasses.replace(good, sealed_prompt=CANARY.encode())
+        misplaced = dataclasses.replace(good, sealed_content=CANARY.encode())
         for data in (
             CANARY.encode() * 9,
             encode_client_frame(good),

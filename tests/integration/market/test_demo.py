@@ -156,6 +156,10 @@ def receipt_of(row: dict[str, Any]) -> Receipt:
         units=Uint32(row["units"]),
         amount=Amount(row["amount"]),
         finish=Finish(row["finish"]),
+        total_prompt_tokens=Uint32(row["total_prompt_tokens"]),
+        total_units=Uint32(row["total_units"]),
+        total_steps=Uint32(row["total_steps"]),
+        total_amount=Amount(row["total_amount"]),
         previous=Digest(parse_hex(row["previous"], 32, "previous")),
     )
 

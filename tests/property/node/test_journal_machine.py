@@ -43,7 +43,7 @@ from piecework_node.journal.records import (
 )
 from piecework_node.journal.sqlite import SqliteJournal
 from piecework_protocol.errors import Reason
-from piecework_protocol.frames import Funding, SubmitJob
+from piecework_protocol.frames import FundingAuthorization, SubmitJob
 from piecework_protocol.ledger import WorkerLedger
 from piecework_protocol.objects import Channel, FundChannel
 from piecework_protocol.states import ChannelState, JobState
@@ -53,6 +53,7 @@ from piecework_protocol.types import (
     ChannelId,
     Digest,
     JobId,
+    PayerSignature,
     PublicKey,
     Timestamp,
     Uint64,
@@ -112,7 +113,7 @@ class TwoJournals(RuleBasedStateMachine):
         job = pair.job(number, 32).replace(channel=channel.id(DOMAIN))
         key = job.id(DOMAIN)
         submission = SubmitJob(job, UNSIGNED, channel, b"sealed prompt")
-        records: list[JournalRecord] = [StoredJob(key, submission, 7, 2, Timestamp(number))]
+        records: list[JournalRecord] = [StoredJob(key, submission, 7, Timestamp(number))]
         if start:
             records.append(StateRecord(key, JobState.RUNNING))
         self.append(*records)
@@ -162,8 +163,12 @@ class TwoJournals(RuleBasedStateMachine):
     @rule(data=st.data(), deposit=LARGE)
     def a_deposit_is_authorized(self, data: st.DataObject, deposit: Amount) -> None:
         channel = data.draw(st.sampled_from(self.channels))
-        authorization = FundChannel(channel, deposit, Timestamp(next(self.numbers)))
-        self.append(FundingAuthorized(channel.id(DOMAIN), Funding(authorization, UNSIGNED)))
+        authorization = FundChannel(channel, deposit, Amount(0), Timestamp(next(self.numbers)))
+        self.append(
+            FundingAuthorized(
+                channel.id(DOMAIN), FundingAuthorization(authorization, PayerSignature(UNSIGNED))
+            )
+        )
 
     @precondition(lambda self: self.channels)
     @rule(data=st.data())

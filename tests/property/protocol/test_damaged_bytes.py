@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import typing
 from typing import Any
 
 from hypothesis import given, settings
@@ -17,17 +18,19 @@ from piecework.base.jsons import MAX_JSON_DEPTH, loads
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.frames import CancelJob
 from piecework_protocol.wire import (
+    CallMessage,
+    decode_call,
     decode_client_frame,
-    decode_close_request,
-    decode_close_response,
     decode_offer,
     decode_worker_frame,
+    encode_call,
     encode_client_frame,
     encode_offer,
     encode_worker_frame,
 )
 from tests.support.offers import offer
 from tests.support.pair import PairedMarket, job
+from tests.vectors import generate
 
 
 def frames_of_a_job() -> tuple[list[bytes], list[bytes]]:
@@ -46,6 +49,7 @@ def frames_of_a_job() -> tuple[list[bytes], list[bytes]]:
 
 
 CLIENT_FRAMES, WORKER_FRAMES = frames_of_a_job()
+CALLS = [encode_call(call) for call in generate.calls().values()]
 OFFERS = [encode_offer(offer()), encode_offer(offer("other"))]
 
 
@@ -97,11 +101,11 @@ def test_a_damaged_offer_parses_or_is_malformed(data: bytes) -> None:
     parses_or_is_malformed(data, decode_offer, encode_offer)
 
 
-@given(st.binary(max_size=300) | damaged(CLIENT_FRAMES + OFFERS))
-def test_anything_in_place_of_a_close_is_malformed_or_a_close(data: bytes) -> None:
-    for decode in (decode_close_request, decode_close_response):
+@given(st.binary(max_size=300) | damaged(CLIENT_FRAMES + OFFERS + CALLS))
+def test_anything_in_place_of_a_call_is_malformed_or_a_call(data: bytes) -> None:
+    for kind in typing.get_args(CallMessage):
         with contextlib.suppress(MalformedInput):
-            decode(data)
+            decode_call(kind, data)
 
 
 def depth(value: Any) -> int:

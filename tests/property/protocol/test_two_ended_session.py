@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from piecework_protocol import merkle
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.frames import LeafRef
+from piecework_protocol.limits import MAX_CANVASES_AHEAD
 from piecework_protocol.objects import Finish
 from piecework_protocol.states import JobState
 from piecework_protocol.wire import (
@@ -17,7 +18,7 @@ from piecework_protocol.wire import (
     decode_worker_frame,
     encode_client_frame,
 )
-from tests.support.pair import CREDIT_WINDOW, DOMAIN, PairedMarket, PairedStream, denoise, job
+from tests.support.pair import DOMAIN, PairedMarket, PairedStream, denoise, job
 
 DEPOSIT = 10**9
 ACTIONS = st.sampled_from(["client", "worker", "engine", "engine", "drop", "crash"])
@@ -47,7 +48,7 @@ def check_books(market: PairedMarket) -> None:
     assert worker.cumulative <= payer.cumulative <= market.client.deposit
     assert worker.accumulator.count <= payer.accumulator.count
     for key, work in market.worker_jobs.items():
-        assert worker.unpaid_canvases(key) <= CREDIT_WINDOW
+        assert worker.unpaid_canvases(key) <= MAX_CANVASES_AHEAD
         assert len(work.stored) <= worker.unpaid_canvases(key) + sum(
             r.job == key for r in market.client.paid_log
         )
@@ -138,7 +139,7 @@ def test_a_job_pauses_at_the_credit_window_until_a_voucher_arrives() -> None:
     line = market.submit(job(3, 40))
     market.worker_reads(line)
     made = sum(market.engine_step(line) for _ in range(10))
-    assert made == CREDIT_WINDOW
+    assert made == MAX_CANVASES_AHEAD
     while not line.upward:
         market.client_reads(line)
     market.worker_reads(line)

@@ -17,10 +17,10 @@ from piecework.client.jobs.events import CanvasText, JobEvent, JobFinished, JobR
 from piecework.client.journal.records import JobRow, JobStatus
 from piecework_model.requests import GenerationRequest
 from piecework_protocol.errors import Reason, Refusal
+from piecework_protocol.limits import MAX_CANVASES_AHEAD
 from piecework_protocol.states import JobState
 from tests.support.client_side import ask
 from tests.support.node.fake_engine import MAX_STEPS, canvas_event
-from tests.support.node.harness import CREDIT_WINDOW
 from tests.support.shipped import DEPOSIT, EventList, ShippedMarket
 
 CUSTOMERS = 3
@@ -90,7 +90,7 @@ def check_books(market: ShippedMarket) -> None:
     count = stored.ledger.accumulator.count
     assert count >= row.book.acknowledged, "an acknowledged voucher was lost"
     for key in market.harness.journal.jobs:
-        assert stored.ledger.unpaid_canvases(key) <= CREDIT_WINDOW
+        assert stored.ledger.unpaid_canvases(key) <= MAX_CANVASES_AHEAD
 
 
 def check_the_end(market: ShippedMarket, jobs: list[JobRow]) -> None:
@@ -162,7 +162,7 @@ async def test_a_job_without_faults_is_confirmed_and_costs_what_its_receipts_say
         job = await market.prepare(ask(seed=3, max_tokens=TOKENS, drafts=True))
         caller = EventList()
         ended = await market.driver(job, caller).run()
-        assert ended.acknowledged and ended.canvases > CREDIT_WINDOW
+        assert ended.acknowledged and ended.canvases > MAX_CANVASES_AHEAD
         assert ended.cost == sum(r.receipt.amount for r in market.store.receipts(job=job.id))
         assert len(caller.drafts) == ended.canvases
         assert whole(caller)

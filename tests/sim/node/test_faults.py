@@ -14,10 +14,11 @@ import pytest
 
 from piecework_node.errors import EngineUnavailable
 from piecework_protocol.errors import Refusal
+from piecework_protocol.limits import MAX_CANVASES_AHEAD
 from piecework_protocol.states import ENDED_STATES, JobState
 from tests.support.node.fake_engine import canvas_event
 from tests.support.node.faults import Killed, KillSwitch
-from tests.support.node.harness import CREDIT_WINDOW, Client, JobStream, WorkerHarness
+from tests.support.node.harness import Client, JobStream, WorkerHarness
 
 JOBS = 3
 STEPS = 160
@@ -141,7 +142,9 @@ class Simulation:
             assert receipts[: len(line.receipts)] == line.receipts, (
                 "a delivered receipt is not on record"
             )
-            assert ledger.unpaid_canvases(line.id) <= CREDIT_WINDOW, "the exposure bound is broken"
+            assert ledger.unpaid_canvases(line.id) <= MAX_CANVASES_AHEAD, (
+                "the exposure bound is broken"
+            )
         charged = sum(s.receipt.amount for job in journal.jobs.values() for s in job.canvases)
         unpaid = sum(u.amount for u in ledger.unpaid.values())
         assert charged == ledger.cumulative + unpaid, "a canvas was paid twice or never charged"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from piecework_protocol.errors import Reason, Refusal
-from piecework_protocol.objects import CloseChannel
+from piecework_protocol.ledger import closing_of
 from piecework_protocol.signing import sign
 from piecework_protocol.states import ChannelState, JobState
 from piecework_protocol.types import Amount
@@ -51,7 +51,7 @@ async def test_a_channel_is_not_closed_for_less_than_its_voucher() -> None:
     await client.finish(line)
     voucher = client.book.voucher()
     assert voucher.cumulative > 1
-    final = CloseChannel(voucher.channel, voucher.cumulative, voucher.count, voucher.receipts_root)
+    final = closing_of(voucher)
     signature = sign(DOMAIN, final, client.signer)
     with pytest.raises(Refusal) as caught:
         await harness.channels.agree_to_close(client.channel, final, signature)

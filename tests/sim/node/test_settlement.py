@@ -11,6 +11,7 @@ from piecework.chain.calls import Claim
 from piecework.chain.rawtx import SignedTransaction
 from piecework_node.journal.records import TxKind, TxState, Worth
 from piecework_protocol.errors import Reason, Refusal
+from piecework_protocol.ledger import closing_of
 from piecework_protocol.objects import CloseChannel
 from piecework_protocol.signing import sign
 from piecework_protocol.states import ChannelState
@@ -226,7 +227,7 @@ async def test_a_channel_is_closed_together_and_everything_is_paid() -> None:
     made, client = await bank()
     await made.trade(client)
     agreed = client.book.voucher()
-    final = CloseChannel(agreed.channel, agreed.cumulative, agreed.count, agreed.receipts_root)
+    final = closing_of(agreed)
     asked = sign(DOMAIN, final, client.signer)
     signature, transaction = await made.settler.close_channel(client.channel, final, asked)
     assert transaction
@@ -247,7 +248,7 @@ async def test_a_client_that_hangs_up_during_a_closing_leaves_no_gap_in_the_nonc
     made, client = await bank(port)
     await made.trade(client)
     agreed = client.book.voucher()
-    final = CloseChannel(agreed.channel, agreed.cumulative, agreed.count, agreed.receipts_root)
+    final = closing_of(agreed)
     asked = sign(DOMAIN, final, client.signer)
     call = asyncio.create_task(made.settler.close_channel(client.channel, final, asked))
     await port.asked.wait()
@@ -264,12 +265,12 @@ async def test_a_closing_that_is_not_the_latest_voucher_is_refused() -> None:
     await made.trade(client)
     agreed = client.book.voucher()
     less = CloseChannel(
-        agreed.channel, type(agreed.cumulative)(0), agreed.count, agreed.receipts_root
+        agreed.channel, type(agreed.cumulative)(0), agreed.count, agreed.receipts_root, Amount(0)
     )
     with pytest.raises(Refusal) as caught:
         await made.settler.close_channel(client.channel, less, sign(DOMAIN, less, client.signer))
     assert caught.value.reason is Reason.BROKEN_CLAUSE
-    final = CloseChannel(agreed.channel, agreed.cumulative, agreed.count, agreed.receipts_root)
+    final = closing_of(agreed)
     with pytest.raises(Refusal) as caught:
         stranger = Client(made.harness, "stranger").signer
         await made.settler.close_channel(client.channel, final, sign(DOMAIN, final, stranger))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from piecework_protocol.errors import Reason, Refusal
+from piecework_protocol.limits import MAX_CANVASES_AHEAD
 from piecework_protocol.states import JobState
 from tests.support.node.fake_engine import canvas_event
-from tests.support.node.harness import CREDIT_WINDOW, Client, WorkerHarness
+from tests.support.node.harness import Client, WorkerHarness
 
 
 async def ready(deposit: int = 1_000_000) -> tuple[WorkerHarness, Client]:
@@ -23,12 +24,12 @@ async def test_the_engine_stops_at_the_credit_window_and_goes_on_after_a_voucher
     line = client.job(3, 64)
     await client.submit(line)
     await harness.run_engine()
-    assert len(harness.journal.jobs[line.id].canvases) == CREDIT_WINDOW
+    assert len(harness.journal.jobs[line.id].canvases) == MAX_CANVASES_AHEAD
     while client.read(line):
         pass
     await client.deliver(line)
     await harness.run_engine()
-    assert len(harness.journal.jobs[line.id].canvases) == CREDIT_WINDOW + 1
+    assert len(harness.journal.jobs[line.id].canvases) == MAX_CANVASES_AHEAD + 1
 
 
 async def test_a_cancelled_job_owes_what_was_delivered_and_nothing_else() -> None:
@@ -68,7 +69,7 @@ async def test_a_job_resumes_where_it_was_after_a_drop() -> None:
     assert harness.journal.jobs[line.id].state is JobState.SUSPENDED
     await client.submit(line)
     first, resumed = harness.engine.started
-    delivered = [canvas_event(first, canvas).token_ids for canvas in range(CREDIT_WINDOW)]
+    delivered = [canvas_event(first, canvas).token_ids for canvas in range(MAX_CANVASES_AHEAD)]
     assert [tuple(canvas) for canvas in resumed.committed] == delivered
     await client.finish(line)
     assert line.finished
@@ -125,7 +126,7 @@ async def test_a_channel_whose_opening_is_not_mined_runs_one_job_inside_the_cred
     await client.submit(line, funding=client.funding())
     assert [live.id for live in harness.channels if live.wants_funding] == [client.id]
     await client.finish(line)
-    assert len(line.receipts) == CREDIT_WINDOW
+    assert len(line.receipts) == MAX_CANVASES_AHEAD
     with pytest.raises(Refusal) as caught:
         await client.submit(other)
     assert caught.value.reason is Reason.BUSY

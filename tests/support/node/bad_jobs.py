@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from piecework_protocol.content import Message, encode_prompt, prompt_digest
+from piecework_protocol.content import Message, content_digest, encode_prompt
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import Reason
-from piecework_protocol.frames import Funding, PayVoucher, SubmitJob
+from piecework_protocol.frames import FundingAuthorization, PayVoucher, SubmitJob
 from piecework_protocol.ledger import empty_voucher
 from piecework_protocol.limits import MAX_FRAME_BYTES
 from piecework_protocol.objects import Channel, FundChannel, Job
-from piecework_protocol.sealing import prompt_context, seal
+from piecework_protocol.sealing import content_context, seal
 from piecework_protocol.signing import LocalSigner, sign
 from piecework_protocol.types import (
     Address,
     Amount,
     Bytes32,
     Digest,
+    PayerSignature,
     Seconds,
     Timestamp,
     Uint32,
@@ -51,7 +52,7 @@ class Scene:
         job = replace(
             self.paid.job,
             salt=salt,
-            prompt=prompt_digest(salt, text),
+            content=content_digest(salt, text),
             parameters=parameters(11, 40),
         ).replace(**changes)
         return self.signed(job, self.channel, text)
@@ -60,7 +61,7 @@ class Scene:
         self, job: Job, channel: Channel, text: bytes, domain: Domain | None = None
     ) -> SubmitJob:
         domain = domain or self.domain
-        sealed = seal(text, self.offer.offer.sealing_key, prompt_context(domain, job.id(domain)))
+        sealed = seal(text, self.offer.offer.sealing_key, content_context(domain, job.id(domain)))
         return SubmitJob(job, sign(domain, job, self.payer), channel, sealed)
 
     def on_channel(self, channel: Channel, domain: Domain | None = None) -> SubmitJob:
@@ -73,9 +74,10 @@ class Scene:
 
     def funding(
         self, channel: Channel, deposit: int, signer: LocalSigner, deadline: int
-    ) -> Funding:
-        authorization = FundChannel(channel, Amount(deposit), Timestamp(deadline))
-        return Funding(authorization, sign(self.domain, authorization, signer))
+    ) -> FundingAuthorization:
+        authorization = FundChannel(channel, Amount(deposit), Amount(0), Timestamp(deadline))
+        signature = PayerSignature(sign(self.domain, authorization, signer))
+        return FundingAuthorization(authorization, signature)
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def _voucher_first(s: Scene) -> bytes:
 
 
 def _another_prompt(s: Scene) -> SubmitJob:
-    job = s.submission().job.replace(prompt=Digest(bytes(32)))
+    job = s.submission().job.replace(content=Digest(bytes(32)))
     return s.signed(job, s.channel, FOX)
 
 
@@ -125,13 +127,13 @@ BAD_JOBS: Mapping[str, BadJob] = {
         Reason.MALFORMED, lambda s: encode_client_frame(s.submission())[:-9]
     ),
     "malformed: not a submission": BadJob(Reason.BROKEN_CLAUSE, _voucher_first),
-    "malformed: prompt": _job(Reason.MALFORMED, lambda s: s.submission(b"\0\0\0\1noise")),
+    "malformed: prompt": _job(Reason.MALFORMED, lambda s: s.submission(b"\1\0\0\0\1noise")),
     "malformed: parameters": _job(
         Reason.BAD_PARAMETERS,
         lambda s: s.submission(parameters=NO_STEPS),
     ),
     "malformed: seal": _job(
-        Reason.CANNOT_OPEN_PROMPT, lambda s: replace(s.submission(), sealed_prompt=bytes(100))
+        Reason.CANNOT_OPEN_PROMPT, lambda s: replace(s.submission(), sealed_content=bytes(100))
     ),
     "malformed: another prompt": _job(Reason.PROMPT_MISMATCH, _another_prompt),
     "oversized: frame": BadJob(Reason.OVERSIZED, lambda _: bytes(MAX_FRAME_BYTES + 1)),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from piecework.chain.errors import RpcUnavailable
 from piecework.chain.reader import ChannelOnChain
 from piecework_protocol.states import ChannelState
-from piecework_protocol.types import Address, Amount, ChannelId, Timestamp, Uint64
+from piecework_protocol.types import Address, Amount, ChannelId
 
 
 @dataclass(slots=True)
@@ -32,7 +32,7 @@ class FakeEscrow:
     async def channel(self, channel_id: ChannelId) -> ChannelOnChain:
         self._answer()
         known = self.channels.get(channel_id, FakeChannel())
-        return ChannelOnChain(known.state, known.deposit, known.settled, Uint64(0), Timestamp(0))
+        return ChannelOnChain(known.state, known.deposit, known.settled)
 
     async def pooled_balance(self, token: Address, owner: Address) -> Amount:
         self._answer()

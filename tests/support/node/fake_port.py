@@ -34,7 +34,7 @@ from piecework.chain.transactions import (
     WouldRevert,
 )
 from piecework_node.journal.records import Worth
-from piecework_protocol.frames import Funding
+from piecework_protocol.frames import FundingAuthorization
 from piecework_protocol.states import ChannelState
 from piecework_protocol.types import Amount, Bytes32, ChannelId, Timestamp
 from tests.support.node.fake_escrow import FakeEscrow
@@ -128,20 +128,20 @@ class FakePort(FakeEscrow):
         pays = [self._payable(ChannelId(bytes.fromhex(c)), a) for c, a in body["rows"]]
         return WouldDo() if body["kind"] != "settle" or any(pays) else WouldRevert("NothingNew()")
 
-    async def simulate_fund(self, funding: Funding) -> Simulation:
+    async def simulate_fund(self, funding: FundingAuthorization) -> Simulation:
         a = funding.authorization
         pool = self.pooled.get((a.channel.token, a.channel.payer), 0)
         self._answer()
         self.simulations += 1
-        return WouldDo() if pool >= a.deposit else WouldRevert("InsufficientBalance()")
+        return WouldDo() if pool >= a.funded else WouldRevert("InsufficientBalance()")
 
-    async def prepare_fund(self, funding: Funding, worth: Worth) -> SignedTransaction:
+    async def prepare_fund(self, funding: FundingAuthorization, worth: Worth) -> SignedTransaction:
         a = funding.authorization
         pool = self.pooled.get((a.channel.token, a.channel.payer), 0)
         self._answer()
-        if pool < a.deposit:
+        if pool < a.funded:
             raise TransactionReverted("InsufficientBalance", {"balance": pool})
-        return self._make("fund", [(a.channel.id(DOMAIN), a.deposit)])
+        return self._make("fund", [(a.channel.id(DOMAIN), a.funded)])
 
     async def prepare_settle(self, claims: Sequence[Claim], worth: Worth) -> SignedTransaction:
         self._answer()

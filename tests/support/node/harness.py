@@ -26,7 +26,7 @@ from piecework_node.runtime.live import LiveJob
 from piecework_node.times import now
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import Refusal
-from piecework_protocol.frames import Funding, SubmitJob, WorkerFrame
+from piecework_protocol.frames import Funding, FundingAuthorization, SubmitJob, WorkerFrame
 from piecework_protocol.objects import Channel, FundChannel, Parameters, Service
 from piecework_protocol.signing import LocalSigner, sign
 from piecework_protocol.types import (
@@ -35,6 +35,7 @@ from piecework_protocol.types import (
     Bytes32,
     Digest,
     Micros,
+    PayerSignature,
     PublicKey,
     Seconds,
     Timestamp,
@@ -54,7 +55,6 @@ DOMAIN = Domain(31337, Address(b"\x11" * 20))
 OPERATOR = LocalSigner(bytes(keccak256(b"operator")))
 RECEIVER = Address(b"\x22" * 20)
 TOKEN = Address(b"\x33" * 20)
-CREDIT_WINDOW = 2
 TERMS = OperatorTerms(
     receiver=RECEIVER,
     tokens=(TOKEN,),
@@ -64,7 +64,6 @@ TERMS = OperatorTerms(
     slots=3,
     queue=3,
     jobs_per_channel=4,
-    credit_window=CREDIT_WINDOW,
     min_withdrawal_delay=Seconds(900),
     min_deposit=Amount(1000),
     offer_lifetime_s=600,
@@ -233,8 +232,9 @@ class Client(ScriptedClient):
     def funding(self, *, lifetime_s: int = 3600) -> Funding:
         """An authorization to open the channel out of the pooled balance."""
         deadline = Timestamp(self.harness.clock.now() + lifetime_s)
-        authorization = FundChannel(self.channel, self.deposit, deadline)
-        return Funding(authorization, sign(DOMAIN, authorization, self.signer))
+        authorization = FundChannel(self.channel, self.deposit, Amount(0), deadline)
+        signature = PayerSignature(sign(DOMAIN, authorization, self.signer))
+        return FundingAuthorization(authorization, signature)
 
     def job(
         self, seed: int, max_tokens: int = 20, *, prompt: str = "a fox", lifetime_s: int = 3600

@@ -45,6 +45,10 @@ def canvas_record(job: JobId, number: int, amount: int) -> StoredCanvas:
         units=Uint32(4),
         amount=Amount(amount),
         finish=Finish.MORE,
+        total_prompt_tokens=Uint32(7),
+        total_units=Uint32(4),
+        total_steps=Uint32(3),
+        total_amount=Amount(amount),
         previous=Digest(job),
     )
     return StoredCanvas(receipt, b"sealed output", b"resume secret")
@@ -79,7 +83,7 @@ class Life:
         job = pair.job(self.jobs, 4).replace(channel=KEY, deadline=deadline)
         key = job.id(DOMAIN)
         at = Timestamp(int(self.clock.wall()))
-        stored = StoredJob(key, SubmitJob(job, UNSIGNED, CHANNEL, b""), 7, 2, at)
+        stored = StoredJob(key, SubmitJob(job, UNSIGNED, CHANNEL, b""), 7, at)
         await self.journal.append([stored, StateRecord(key, JobState.RUNNING)])
         canvas = canvas_record(key, 0, 55)
         done = StateRecord(key, JobState.DELIVERED)

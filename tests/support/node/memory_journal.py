@@ -87,7 +87,7 @@ class MemoryJournal:
     def _apply(self, record: JournalRecord) -> None:  # noqa: PLR0912  one branch a record
         match record:
             case StoredJob():
-                bare = replace(record.submission, sealed_prompt=b"", funding=None)
+                bare = replace(record.submission, sealed_content=b"", funding=None)
                 mine = (bare.job.channel, bare.job.salt)
                 if mine in (
                     (j.submission.job.channel, j.submission.job.salt) for j in self.jobs.values()

@@ -60,6 +60,10 @@ RECEIPT = Receipt(
     units=Uint32(8),
     amount=Amount(99),
     finish=Finish.MORE,
+    total_prompt_tokens=Uint32(10),
+    total_units=Uint32(8),
+    total_steps=Uint32(7),
+    total_amount=Amount(99),
     previous=Digest(JOB),
 )
 TRANSACTION = UnsignedTransaction(
@@ -80,7 +84,7 @@ def records() -> list[JournalRecord]:
         ChannelSeen(CHANNEL_ID, CHANNEL),
         ChannelObserved(CHANNEL_ID, ChannelState.OPEN, Amount(500), Amount(0), Timestamp(6)),
         FundingAuthorized(CHANNEL_ID, funding(700)),
-        StoredJob(JOB, SUBMISSION, 10, 2, Timestamp(7)),
+        StoredJob(JOB, SUBMISSION, 10, Timestamp(7)),
         StateRecord(JOB, JobState.ACCEPTED),
         StateRecord(JOB, JobState.RUNNING),
         StoredCanvas(RECEIPT, b"sealed", b"secret"),

@@ -10,18 +10,19 @@ import grpc
 
 from piecework_node.keys.tls import TLS_NAME
 from piecework_protocol.eip712 import Domain
-from piecework_protocol.frames import Funding
-from piecework_protocol.objects import Channel, CloseChannel
+from piecework_protocol.frames import CloseChannelRequest, CloseChannelResponse, Funding
+from piecework_protocol.ledger import closing_of
+from piecework_protocol.objects import Channel
 from piecework_protocol.signing import LocalSigner, sign
 from piecework_protocol.wire import (
     SignedOffer,
-    decode_close_response,
+    decode_call,
     decode_offer,
-    encode_close_request,
+    encode_call,
 )
 from tests.support.scripted_client import ScriptedClient, ScriptedJob
 
-SERVICE = "/piecework.v1.Worker/"
+SERVICE = "/piecework.v2.Worker/"
 
 
 class WireClient(ScriptedClient):
@@ -64,12 +65,10 @@ class WireClient(ScriptedClient):
     async def close_channel(self) -> bytes:
         """Ask the worker to close the channel together; returns the transaction's hash."""
         v = self.book.voucher()
-        final = CloseChannel(v.channel, v.cumulative, v.count, v.receipts_root)
-        request = encode_close_request(self.channel, final, sign(self.domain, final, self.signer))
-        _, transaction = decode_close_response(
-            await self.grpc.unary_unary(SERVICE + "CloseChannel")(request)
-        )
-        return transaction
+        final = closing_of(v)
+        asked = CloseChannelRequest(self.channel, final, sign(self.domain, final, self.signer))
+        answer = await self.grpc.unary_unary(SERVICE + "CloseChannel")(encode_call(asked))
+        return decode_call(CloseChannelResponse, answer).transaction or b""
 
 
 async def _send(call: Any, job: ScriptedJob) -> None:

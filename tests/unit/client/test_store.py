@@ -94,6 +94,10 @@ def canvas(job: JobRow, index: int, amount: int, *, trace: bytes = b"trace") -> 
         units=Uint32(1),
         amount=Amount(amount),
         finish=Finish.MORE,
+        total_prompt_tokens=Uint32(5),
+        total_units=Uint32(1),
+        total_steps=Uint32(1),
+        total_amount=Amount(amount),
         previous=Digest(job.id),
     )
     signature = sign(DOMAIN, receipt, operator("worker"))
@@ -103,7 +107,7 @@ def canvas(job: JobRow, index: int, amount: int, *, trace: bytes = b"trace") -> 
 
 
 def seen(funded: int) -> SeenChannel:
-    return SeenChannel(Amount(funded), Amount(0), Amount(0), 0)
+    return SeenChannel(Amount(funded), Amount(0), Amount(0))
 
 
 def exactly(needed: Amount, deposit: Amount) -> Amount:
@@ -362,7 +366,7 @@ def test_an_account_behind_what_was_settled_is_the_workers_fault(store: Store) -
     job = job_row(1, 100)
     store.admit(job, None, exactly, UNTIL)
     store.pay(canvas(job, 0, 5), CHANNEL, None)
-    settled = SeenChannel(Amount(100), Amount(0), Amount(5), 1)
+    settled = SeenChannel(Amount(100), Amount(0), Amount(5))
     store.seen_on_chain(CHANNEL, settled, ChannelStatus.OPEN)
     with pytest.raises(ProtocolViolation, match=r"clause 5\.7.*settled"):
         store.accepted(job.id, 7, None)

@@ -25,7 +25,7 @@ from piecework.market.server import IndexServer
 from piecework_node.keys.tls import create_tls
 from piecework_protocol import wire
 from piecework_protocol.eip712 import Domain
-from piecework_protocol.objects import Service
+from piecework_protocol.objects import Endpoint, Route, Service
 from piecework_protocol.types import (
     Address,
     Amount,
@@ -131,7 +131,7 @@ async def test_an_old_offer_cannot_come_back_after_a_restart_or_an_expiry(index:
         (offer(models=()), 400, "bad_terms"),
         (offer(models=(model(), model())), 400, "bad_terms"),
         (offer(models=(model(canvas_size=Uint32(0)),)), 400, "bad_terms"),
-        (offer(sequence=Uint64(2**63)), 400, "bad_terms"),
+        (offer(sequence=Uint64(2**63)), 400, "malformed"),
         (offer(signer=operator("other")), 403, "bad_signature"),
         (offer(domain=Domain(1, Address(bytes(20)))), 403, "bad_signature"),
         (offer("stranger"), 403, "not_registered"),
@@ -376,7 +376,11 @@ async def test_the_page_lists_everything_without_scripts_or_foreign_assets(full:
 async def test_what_a_worker_writes_is_shown_as_text(http: Http) -> None:
     hostile = "<script>alert(1)</script>\"'&"
     details = '{"a": NaN}'
-    evil = offer(models=(model(hostile, profile=hostile),), endpoint=hostile, details=details)
+    evil = offer(
+        models=(model(hostile, profile=hostile),),
+        endpoints=(Endpoint(Route.DIRECT, hostile),),
+        details=details,
+    )
     assert (await post(http, evil)).status == 201
     text = await (await http.get("/")).text()
     assert "<script" not in text

@@ -14,9 +14,9 @@ from piecework_node.journal.records import StoredChannel
 from piecework_node.runtime.faults import Code, Fault
 from piecework_node.runtime.live import LiveChannel, LiveJob
 from piecework_protocol.errors import Reason, Refusal
-from piecework_protocol.frames import Funding, LeafRef, SubmitJob
+from piecework_protocol.frames import FundingAuthorization, LeafRef, SubmitJob
 from piecework_protocol.ledger import Unpaid, WorkerLedger
-from piecework_protocol.objects import Channel, FundChannel, Job, Service
+from piecework_protocol.objects import Channel, FundChannel, Job, Kind, Service
 from piecework_protocol.pricing import Usage, price, worst_case
 from piecework_protocol.service import best_effort_parameters
 from piecework_protocol.signing import LocalSigner, sign
@@ -27,6 +27,7 @@ from piecework_protocol.types import (
     Bytes32,
     Digest,
     JobId,
+    PayerSignature,
     PublicKey,
     Seconds,
     Timestamp,
@@ -95,8 +96,10 @@ def good() -> Case:
         channel=CHANNEL.id(DOMAIN),
         salt=Bytes32(bytes(32)),
         offer=Digest(DOMAIN.digest(OFFER)),
+        entry=Uint32(0),
         model=FACTS.digest,
-        prompt=Digest(bytes(32)),
+        kind=Kind.TEXT,
+        content=Digest(bytes(32)),
         parameters=parameters(1, 40),
         max_amount=Amount(10**6),
         deadline=Timestamp(NOW + 600),
@@ -155,9 +158,10 @@ def parameter(**changes: Any) -> Callable[[Case], Case]:
 
 def funding(
     deposit: int, *, signer: LocalSigner = PAYER, lifetime_s: int = 3600, of: Channel = CHANNEL
-) -> Funding:
-    authorization = FundChannel(of, Amount(deposit), Timestamp(NOW + lifetime_s))
-    return Funding(authorization, sign(DOMAIN, authorization, signer))
+) -> FundingAuthorization:
+    authorization = FundChannel(of, Amount(deposit), Amount(0), Timestamp(NOW + lifetime_s))
+    signature = PayerSignature(sign(DOMAIN, authorization, signer))
+    return FundingAuthorization(authorization, signature)
 
 
 def best_effort(**changes: Any) -> Callable[[Case], Case]:
@@ -266,7 +270,7 @@ def test_a_good_job_is_admitted_with_the_terms_of_its_offer() -> None:
     accepted = admit(case.submission, case.view, case.book, PROMPT_TOKENS)
     assert accepted.id == case.job.id(DOMAIN)
     assert (accepted.model, accepted.prompt_tokens) == (OFFER.models[0], PROMPT_TOKENS)
-    assert accepted.credit_window == OFFER.credit_window
+    assert accepted.accepted_at == NOW
 
 
 def test_a_live_job_reserves_its_worst_case() -> None:

@@ -140,7 +140,7 @@ def test_what_is_accepted_is_what_was_signed() -> None:
     assert accepted.channel == case.channel
     assert accepted.id == JobId(DOMAIN.digest(case.job))
     assert accepted.prompt_tokens == PROMPT_TOKENS
-    assert accepted.credit_window == OFFER.credit_window
+    assert accepted.accepted_at == NOW
 
 
 def test_a_channel_without_deposit_and_authorization_is_backed_by_nothing() -> None:

@@ -13,19 +13,16 @@ from piecework_model.checkpoint.manifest import bundled_checkpoint_path
 from piecework_node.daemon import registration as enrolment
 from piecework_node.daemon.checks import Checker, Finding
 from piecework_node.home import Home
-from piecework_protocol.types import Address, Bytes32, Timestamp
+from piecework_protocol.types import Address, Amount, Seconds, Timestamp
 
 NOWHERE = Deployment(
     chain_id=31337,
-    rpc_url="http://127.0.0.1:9",
-    escrow=Address(b"\x01" * 20),
-    registry=Address(b"\x02" * 20),
     token=Address(b"\x03" * 20),
     token_symbol="tUSDC",
     token_decimals=6,
-    escrow_code_hash=Bytes32(bytes(32)),
-    registry_code_hash=Bytes32(bytes(32)),
-    block=1,
+    min_stake=Amount(100_000_000),
+    unbonding_delay_s=Seconds(7 * 24 * 3600),
+    rpc_url="http://127.0.0.1:9",
 )
 
 

@@ -38,7 +38,6 @@ def test_lists_come_from_the_environment_separated_by_commas(tmp_path: Path) -> 
         ("slot = 2", "Did you mean slots"),
         ("slots = 0", "slots"),
         ("slots = 'two'", "slots"),
-        ("credit_window = 17", "credit_window"),
         ("bind = 'nowhere'", "host:port"),
         ("indexes = ['ftp://x']", "http"),
         ("accepted_tokens = ['0x00']", "accepted_tokens"),

@@ -17,7 +17,8 @@ from piecework_node import logs
 from piecework_node.daemon.server import MAX_MESSAGE_BYTES, GrpcServer, StreamSink, WorkerServicer
 from piecework_node.jobs.offers import OfferBoard
 from piecework_node.keys.tls import TlsIdentity, create_tls
-from piecework_protocol.frames import Draft, VoucherAccepted
+from piecework_protocol.frames import CloseChannelRequest, Draft, VoucherAccepted
+from piecework_protocol.ledger import closing_of
 from piecework_protocol.limits import MAX_FRAME_BYTES
 from piecework_protocol.objects import Channel
 from piecework_protocol.states import ChannelState
@@ -232,13 +233,12 @@ async def test_an_unexpected_error_shows_nothing_of_ours(served: Served) -> None
         receiver=RECEIVER,
         operator=RECEIVER,
         token=TOKEN,
-        withdrawal_delay=Seconds(1),
+        withdrawal_delay=Seconds(60),
         salt=Bytes32(bytes(32)),
     )
     from piecework_protocol.ledger import empty_voucher
-    from piecework_protocol.objects import CloseChannel
     from piecework_protocol.signing import sign
-    from piecework_protocol.wire import encode_close_request
+    from piecework_protocol.wire import encode_call
 
     servicer = WorkerServicer(
         served.harness.worker,
@@ -256,8 +256,10 @@ async def test_an_unexpected_error_shows_nothing_of_ours(served: Served) -> None
     port = await server.start("127.0.0.1", 0)
     other = served.client_at(port)
     v = empty_voucher(served.payer.id)
-    final = CloseChannel(v.channel, v.cumulative, v.count, v.receipts_root)
-    request = encode_close_request(stranger, final, sign(DOMAIN, final, served.payer.signer))
+    final = closing_of(v)
+    request = encode_call(
+        CloseChannelRequest(stranger, final, sign(DOMAIN, final, served.payer.signer))
+    )
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await other.grpc.unary_unary(SERVICE + "CloseChannel")(request)
     assert caught.value.code() is grpc.StatusCode.INTERNAL
@@ -270,7 +272,7 @@ async def test_an_unexpected_error_shows_nothing_of_ours(served: Served) -> None
 async def test_health_says_whether_jobs_are_taken(served: Served) -> None:
     client = served.client()
     stub = health_pb2_grpc.HealthStub(client.grpc)
-    serving = await stub.Check(health_pb2.HealthCheckRequest(service="piecework.v1.Worker"))
+    serving = await stub.Check(health_pb2.HealthCheckRequest(service="piecework.v2.Worker"))
     assert serving.status == health_pb2.HealthCheckResponse.SERVING
     await served.server.serving(False)
     serving = await stub.Check(health_pb2.HealthCheckRequest(service=""))

@@ -160,7 +160,9 @@ def test_an_acceptance_that_the_operator_did_not_sign_is_refused() -> None:
     _, line = started()
     frame = next_frame(line)
     assert isinstance(frame, Accepted)
-    forged = sign(DOMAIN, Acceptance(frame.job, Uint32(frame.prompt_tokens)), STRANGER)
+    forged = sign(
+        DOMAIN, Acceptance(frame.job, Uint32(frame.prompt_tokens), frame.accepted_at), STRANGER
+    )
     with pytest.raises(ProtocolViolation, match=r"3\.5"):
         line.session.receive(replace(frame, signature=forged))
 
@@ -169,7 +171,7 @@ def test_a_prompt_length_that_the_prompt_cannot_have_is_refused() -> None:
     _, line = started()
     frame = next_frame(line)
     assert isinstance(frame, Accepted)
-    padded = sign(DOMAIN, Acceptance(frame.job, Uint32(5000)), OPERATOR)
+    padded = sign(DOMAIN, Acceptance(frame.job, Uint32(5000), frame.accepted_at), OPERATOR)
     with pytest.raises(ProtocolViolation, match=r"3\.4"):
         line.session.receive(replace(frame, prompt_tokens=5000, signature=padded))
 

@@ -7,13 +7,13 @@ from hypothesis import strategies as st
 from piecework_protocol.content import (
     CanvasOutput,
     Message,
+    content_digest,
     decode_prompt,
     encode_prompt,
-    prompt_digest,
 )
 from piecework_protocol.errors import MalformedInput
-from piecework_protocol.limits import MAX_CANVAS_TOKENS, MAX_PROMPT_BYTES
-from piecework_protocol.sealing import canvas_context, prompt_context, public_key, seal, unseal
+from piecework_protocol.limits import MAX_CANVAS_TOKENS, MAX_CONTENT_BYTES
+from piecework_protocol.sealing import canvas_context, content_context, public_key, seal, unseal
 from piecework_protocol.types import JobId, keccak256
 from tests.vectors.generate import DOMAIN
 
@@ -76,7 +76,7 @@ ONE = (1).to_bytes(4, "big")
         ONE + _field(b"root") + _field(b"x"),
         ONE + _field(b"user") + _field(b"\xff"),
         ONE + _field(b"user") + b"\xff\xff\xff\xff",
-        bytes(MAX_PROMPT_BYTES + 1),
+        bytes(MAX_CONTENT_BYTES + 1),
     ],
     ids=[
         "empty",
@@ -106,7 +106,7 @@ def test_a_canvas_of_too_many_tokens_is_refused() -> None:
 
 def test_the_same_prompt_under_another_salt_has_another_digest() -> None:
     prompt = encode_prompt((Message("user", "hello"),))
-    assert prompt_digest(keccak256(b"a"), prompt) != prompt_digest(keccak256(b"b"), prompt)
+    assert content_digest(keccak256(b"a"), prompt) != content_digest(keccak256(b"b"), prompt)
 
 
 SECRET = bytes(keccak256(b"reply key"))
@@ -116,7 +116,7 @@ JOB = JobId(keccak256(b"job"))
 def test_what_is_sealed_opens_in_its_context_only() -> None:
     sealed = seal(b"text", public_key(SECRET), canvas_context(DOMAIN, JOB, 3))
     assert unseal(sealed, SECRET, canvas_context(DOMAIN, JOB, 3)) == b"text"
-    for context in (canvas_context(DOMAIN, JOB, 4), prompt_context(DOMAIN, JOB)):
+    for context in (canvas_context(DOMAIN, JOB, 4), content_context(DOMAIN, JOB)):
         with pytest.raises(MalformedInput):
             unseal(sealed, SECRET, context)
     with pytest.raises(MalformedInput):
@@ -125,11 +125,11 @@ def test_what_is_sealed_opens_in_its_context_only() -> None:
 
 @pytest.mark.parametrize("cut", [0, 10, 47, 48, 51])
 def test_truncated_sealed_bytes_do_not_open(cut: int) -> None:
-    sealed = seal(b"text", public_key(SECRET), prompt_context(DOMAIN, JOB))
+    sealed = seal(b"text", public_key(SECRET), content_context(DOMAIN, JOB))
     with pytest.raises(MalformedInput):
-        unseal(sealed[:cut], SECRET, prompt_context(DOMAIN, JOB))
+        unseal(sealed[:cut], SECRET, content_context(DOMAIN, JOB))
 
 
 def test_a_key_of_low_order_is_refused() -> None:
     with pytest.raises(MalformedInput):
-        seal(b"text", bytes(32), prompt_context(DOMAIN, JOB))  # type: ignore[arg-type]
+        seal(b"text", bytes(32), content_context(DOMAIN, JOB))  # type: ignore[arg-type]

@@ -35,11 +35,11 @@ from piecework_protocol.service import (
 )
 from piecework_protocol.signing import sign
 from piecework_protocol.types import Amount, Digest, Micros, Uint32, Uint64, keccak256
-from piecework_protocol.v1 import piecework_pb2 as pb
+from piecework_protocol.v2 import piecework_pb2 as pb
 from piecework_protocol.wire import SignedOffer, decode_offer, encode_offer
 from piecework_protocol.worker_session import AcceptedJob, CanvasResult, WorkerSession
 from tests.support import offers
-from tests.support.pair import CANVAS, DOMAIN, MODEL, OPERATOR, channel, job
+from tests.support.pair import CANVAS, DOMAIN, MODEL, NOW, OPERATOR, channel, job
 
 PLAIN = Openers(canvas=lambda data, _: data, draft=lambda data, _, __: data)
 PROMPT_TOKENS = 3
@@ -56,8 +56,9 @@ def best_effort_job(tokens: int = 2 * CANVAS) -> Job:
 def session_at(work: Job, model: ModelOffer) -> ClientSession:
     """A client whose job the worker has accepted."""
     session = ClientSession(work, channel(), model, DOMAIN, PLAIN, prompt_bytes=10)
-    promise = Acceptance(session.id, Uint32(PROMPT_TOKENS))
-    session.receive(Accepted(session.id, PROMPT_TOKENS, sign(DOMAIN, promise, OPERATOR), 0, None))
+    promise = Acceptance(session.id, Uint32(PROMPT_TOKENS), NOW)
+    signature = sign(DOMAIN, promise, OPERATOR)
+    session.receive(Accepted(session.id, PROMPT_TOKENS, NOW, signature, 0, None))
     return session
 
 
@@ -74,6 +75,10 @@ def first_canvas(
         units=Uint32(CANVAS),
         amount=price(model, Usage(PROMPT_TOKENS, CANVAS, steps)),
         finish=Finish.MORE,
+        total_prompt_tokens=Uint32(PROMPT_TOKENS),
+        total_units=Uint32(CANVAS),
+        total_steps=Uint32(steps),
+        total_amount=price(model, Usage(PROMPT_TOKENS, CANVAS, steps)),
         previous=Digest(session.id),
     )
     return CanvasDelivered(receipt, sign(DOMAIN, receipt, OPERATOR), output)
@@ -115,7 +120,7 @@ def test_a_client_stops_paying_for(
 @pytest.mark.parametrize(("steps", "root"), [(0, TRACE), (1, NO_TRACE), (1, TRACE)])
 def test_a_worker_signs_no_best_effort_receipt_that_claims_more(steps: int, root: Digest) -> None:
     work = best_effort_job()
-    accepted = AcceptedJob(work.id(DOMAIN), work, channel(), BEST_EFFORT, PROMPT_TOKENS, 2)
+    accepted = AcceptedJob(work.id(DOMAIN), work, channel(), BEST_EFFORT, PROMPT_TOKENS, NOW)
     session, book = WorkerSession(accepted, DOMAIN), WorkerLedger(work.channel)
     session.open(0, book)
     result = CanvasResult(0, Digest(bytes(32)), root, steps, CANVAS, Finish.MORE, b"", b"")
@@ -164,6 +169,10 @@ def test_no_receipt_is_in_order_for_both_classes(steps: int, traced: bool, limit
         units=Uint32(1),
         amount=Amount(1),
         finish=Finish.MORE,
+        total_prompt_tokens=Uint32(1),
+        total_units=Uint32(1),
+        total_steps=Uint32(steps),
+        total_amount=Amount(1),
         previous=Digest(bytes(32)),
     )
     good = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,23 +14,24 @@ from piecework_protocol.errors import MalformedInput, Reason
 from piecework_protocol.frames import (
     Account,
     CanvasDelivered,
+    CloseChannelRequest,
+    CloseChannelResponse,
     Draft,
     JobEnded,
     LeafRef,
     PayVoucher,
     SubmitJob,
 )
-from piecework_protocol.objects import Finish, ModelOffer, Offer
-from piecework_protocol.types import Bytes32, JobId, Signature
+from piecework_protocol.objects import Endpoint, Finish, ModelOffer, Offer, Route
+from piecework_protocol.types import Bytes32, Digest, JobId, Signature
 from piecework_protocol.wire import (
     SignedOffer,
+    decode_call,
     decode_client_frame,
-    decode_close_request,
-    decode_close_response,
     decode_offer,
     decode_worker_frame,
+    encode_call,
     encode_client_frame,
-    encode_close_response,
     encode_offer,
     encode_worker_frame,
 )
@@ -41,6 +43,7 @@ SUBMIT: Any = CLIENT["a job"]
 PAY: Any = CLIENT["a payment"]
 ACCEPTED: Any = WORKER["an acceptance with an account"]
 CANVAS: Any = WORKER["canvas 0"]
+SHOWN: Any = generate.calls()["receipts"]
 OFFER: Offer = generate.offers()["2 models"].offer
 MODEL: ModelOffer = OFFER.models[0]
 
@@ -57,15 +60,19 @@ def through_offer(offer: Offer) -> Any:
     return decode_offer(encode_offer(SignedOffer(offer, Signature(bytes(65)))))
 
 
+def through_call(value: Any) -> Any:
+    return decode_call(type(value), encode_call(value))
+
+
 def account(peaks: int) -> Any:
     held: Account = ACCEPTED.account
     return replace(ACCEPTED, account=replace(held, peaks=(Bytes32(bytes(32)),) * peaks))
 
 
 BOUNDS: dict[str, tuple[int, Callable[[int], Any]]] = {
-    "SubmitJob.sealed_prompt": (
-        limits.MAX_PROMPT_BYTES + SEALING,
-        lambda n: through_client(replace(SUBMIT, sealed_prompt=bytes(n))),
+    "SubmitJob.sealed_content": (
+        limits.MAX_CONTENT_BYTES + SEALING,
+        lambda n: through_client(replace(SUBMIT, sealed_content=bytes(n))),
     ),
     "PayVoucher.leaves": (
         limits.MAX_LEAVES_PER_VOUCHER,
@@ -84,9 +91,23 @@ BOUNDS: dict[str, tuple[int, Callable[[int], Any]]] = {
         limits.MAX_REASON_BYTES,
         lambda n: through_worker(JobEnded(JobId(bytes(32)), 0, None, "x" * n)),
     ),
-    "Offer.endpoint": (
+    "Endpoint.address": (
         limits.MAX_ENDPOINT_BYTES,
-        lambda n: through_offer(OFFER.replace(endpoint="x" * n)),
+        lambda n: through_offer(OFFER.replace(endpoints=(Endpoint(Route.DIRECT, "x" * n),))),
+    ),
+    "Offer.endpoints": (
+        limits.MAX_OFFER_ENDPOINTS,
+        lambda n: through_offer(OFFER.replace(endpoints=OFFER.endpoints[:1] * n)),
+    ),
+    "ShowReceiptsRequest.receipts": (
+        limits.MAX_SHOWN_RECEIPTS,
+        lambda n: through_call(replace(SHOWN, receipts=SHOWN.receipts[:1] * n)),
+    ),
+    "ShownVoucher.peaks": (
+        limits.MAX_PROOF_SIBLINGS,
+        lambda n: through_call(
+            replace(SHOWN, voucher=replace(SHOWN.voucher, peaks=(Bytes32(bytes(32)),) * n))
+        ),
     ),
     "Offer.tokens": (
         limits.MAX_OFFER_TOKENS,
@@ -133,7 +154,11 @@ def test_a_bound_on_text_counts_bytes_and_not_letters() -> None:
         (decode_client_frame, "1200", "PayVoucher lacks its voucher"),
         (decode_worker_frame, "1a00", "CanvasDelivered lacks its receipt"),
         (decode_offer, "", "SignedOffer lacks its offer"),
-        (decode_close_request, "", "CloseChannelRequest lacks its channel"),
+        (
+            partial(decode_call, CloseChannelRequest),
+            "",
+            "CloseChannelRequest lacks its channel",
+        ),
         (decode_client_frame, "", "a ClientFrame of no known kind"),
         (decode_worker_frame, "", "a WorkerFrame of no known kind"),
     ],
@@ -170,9 +195,9 @@ def test_a_number_that_names_no_member_of_an_enumeration_is_refused() -> None:
     last = generate.worker_frames()["canvas 1"]
     assert isinstance(last, CanvasDelivered) and last.receipt.finish is Finish.END_OF_TEXT
     data = encode_worker_frame(last)
-    known, unknown = b"\x40\x01\x4a\x20", b"\x40\x09\x4a\x20"  # field 8, then field 9
+    known, unknown = b"\x40\x01\x48", b"\x40\x09\x48"  # field 8, then field 9
     assert data.count(known) == 1
-    with pytest.raises(MalformedInput, match=r"Receipt\.finish: 9 is not a valid Finish"):
+    with pytest.raises(MalformedInput, match=r"Receipt\.finish: 9 is outside of 0 to 3"):
         decode_worker_frame(data.replace(known, unknown))
 
 
@@ -191,8 +216,9 @@ def test_a_field_that_this_version_does_not_know_is_skipped(name: str) -> None:
 
 @pytest.mark.parametrize("length", [1, 31, 33])
 def test_a_transaction_hash_of_another_length_is_refused(length: int) -> None:
+    broken = CloseChannelResponse(Signature(bytes(65)), Digest(bytes(length)))
     with pytest.raises(MalformedInput, match="32 bytes"):
-        decode_close_response(encode_close_response(Signature(bytes(65)), bytes(length)))
+        through_call(broken)
 
 
 def test_a_frame_longer_than_the_largest_is_refused_before_it_is_parsed() -> None:
