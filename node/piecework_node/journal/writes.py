@@ -39,9 +39,11 @@ from piecework_node.journal.records import (
     TxMoved,
     VoucherApplied,
 )
-from piecework_protocol.eip712 import Domain
+from piecework_protocol.eip712 import Domain, TypedData
 from piecework_protocol.errors import InvariantBroken, Reason
+from piecework_protocol.frames import ClientFrame, Funding
 from piecework_protocol.objects import Receipt
+from piecework_protocol.ranges import check_all
 from piecework_protocol.states import ENDED_STATES, ChannelState, JobState
 from piecework_protocol.types import Amount, ChannelId, JobId
 from piecework_protocol.wire import encode_client_frame, encode_offer, encode_value
@@ -64,6 +66,18 @@ def wei_blob(value: int) -> bytes:
 def amount_of(blob: bytes) -> Amount:
     """A stored uint128."""
     return Amount(int.from_bytes(blob, "big"))
+
+
+def _value(value: TypedData | Funding) -> bytes:
+    """Encode an object that must be readable again, so no number of it leaves its range."""
+    check_all(value)
+    return encode_value(value)
+
+
+def _frame(frame: ClientFrame) -> bytes:
+    """As `_value`, for a client's frame."""
+    check_all(frame)
+    return encode_client_frame(frame)
 
 
 def merged(records: Iterable[JournalRecord]) -> list[JournalRecord]:
@@ -158,7 +172,7 @@ class JournalBatch:
         deadline, reason = min(job.deadline, MAX_INTEGER), r.reason.name if r.reason else None
         terms = (r.prompt_tokens, r.at, deadline)
         row = self.put("jobs", sql, (r.id, channel, job.salt, *terms, r.state.value, reason))
-        frame = encode_client_frame(replace(r.submission, sealed_content=b"", funding=None))
+        frame = _frame(replace(r.submission, sealed_content=b"", funding=None))
         sql = "INSERT INTO submissions (job, offer, frame) VALUES (?, ?, ?)"
         self.put("submissions", sql, (row[0], job.offer, frame))
         self.totals.moved(None, r.state)
@@ -182,7 +196,7 @@ class JournalBatch:
         amount = amount_blob(receipt.amount)
         self.put("canvases", sql, (*key, channel, digest, amount))
         sql = "INSERT INTO outputs VALUES (?, ?, ?, ?, ?)"
-        self.put("outputs", sql, (*key, encode_value(receipt), r.sealed_output, r.resume_secret))
+        self.put("outputs", sql, (*key, _value(receipt), r.sealed_output, r.resume_secret))
         totals = self.totals
         totals.canvases += 1
         totals.charged += receipt.amount
@@ -200,12 +214,12 @@ class JournalBatch:
             "VALUES (?, ?, ?, 0, x'', ?, ?, ?, ?, ?, 0, 0, 0)"
         )
         amounts = (zero, zero, zero, zero)
-        terms = encode_value(r.channel)
+        terms = _value(r.channel)
         self.put("channels", sql, (r.id, terms, zero, ChannelState.NONE.value, *amounts))
 
     def funding(self, r: FundingAuthorized) -> None:
         sql = "UPDATE channels SET funding = ? WHERE id = ?"
-        self.put("channels", sql, (encode_value(r.funding), r.channel))
+        self.put("channels", sql, (_value(r.funding), r.channel))
 
     def voucher(self, r: VoucherApplied) -> None:
         ledger = r.ledger
@@ -219,7 +233,7 @@ class JournalBatch:
             "WHERE number = ? AND count = ?"
         )
         values = (
-            encode_client_frame(payment),
+            _frame(payment),
             amount_blob(ledger.cumulative),
             ledger.accumulator.count,
             b"".join(ledger.accumulator.peaks),
@@ -297,6 +311,7 @@ class JournalBatch:
 
     def offer(self, r: OfferIssued) -> None:
         offer = r.signed.offer
+        check_all(offer)
         values = (r.digest, offer.sequence, offer.expires_at, encode_offer(r.signed))
         self.put("offers", "INSERT INTO offers VALUES (?, ?, ?, ?)", values)
 
