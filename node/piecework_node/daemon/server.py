@@ -23,6 +23,7 @@ from grpc_status import rpc_status
 
 from piecework.base.clock import Clock
 from piecework.base.rates import Rate, RateLimiter, peer_key
+from piecework_node.jobs.healing import Healer
 from piecework_node.jobs.offers import OfferBoard
 from piecework_node.jobs.worker import Worker
 from piecework_node.keys.tls import TlsIdentity
@@ -33,6 +34,8 @@ from piecework_protocol.frames import (
     CloseChannelRequest,
     CloseChannelResponse,
     Draft,
+    GetAccountRequest,
+    ShowReceiptsRequest,
     SubmitJob,
     VoucherAccepted,
     WorkerFrame,
@@ -149,6 +152,7 @@ class WorkerServicer:
         log: Any,
     ) -> None:
         self._worker, self._close_channel, self._board = worker, close_channel, board
+        self._healer = Healer(worker)
         self._metrics, self._log, self._clock = metrics, log, clock
         burst = max(1.0, requests_per_minute / 60 * BURST_S)
         self._limiter = RateLimiter(Rate.per_minute(requests_per_minute, burst), keys=MAX_PEERS)
@@ -163,6 +167,10 @@ class WorkerServicer:
                 "CloseChannel": grpc.unary_unary_rpc_method_handler(
                     self._guard(self.close_channel)
                 ),
+                "GetAccount": grpc.unary_unary_rpc_method_handler(self._guard(self.get_account)),
+                "ShowReceipts": grpc.unary_unary_rpc_method_handler(
+                    self._guard(self.show_receipts)
+                ),
             },
         )
 
@@ -171,6 +179,16 @@ class WorkerServicer:
         if self._board.current is None:
             raise Refusal(Reason.ENGINE_UNAVAILABLE, "the worker is starting", retry_after_s=2.0)
         return encode_offer(self._board.current)
+
+    async def get_account(self, request: bytes) -> bytes:
+        """The worker's record of a channel."""
+        asked = decode_call(GetAccountRequest, _sized(request))
+        return encode_call(await self._healer.account(asked))
+
+    async def show_receipts(self, request: bytes) -> bytes:
+        """Take over receipts of ours that the journal lacks."""
+        shown = decode_call(ShowReceiptsRequest, _sized(request))
+        return encode_call(await self._healer.take(shown))
 
     async def close_channel(self, request: bytes) -> bytes:
         """Close a channel together."""

@@ -12,12 +12,16 @@ from typing import Final
 
 from piecework_node.jobs.worker import Worker
 from piecework_node.journal.records import ROLLED_BACK, JournalRecord, MetaSet, ReceiptsShown
-from piecework_node.runtime.channels import Channels
-from piecework_node.runtime.jobs import JobRuntime
 from piecework_node.runtime.live import LiveChannel, LiveJob
 from piecework_node.times import now
 from piecework_protocol.errors import Reason, Refusal
-from piecework_protocol.frames import LeafRef, PayVoucher
+from piecework_protocol.frames import (
+    Account,
+    GetAccountRequest,
+    LeafRef,
+    PayVoucher,
+    ShowReceiptsRequest,
+)
 from piecework_protocol.ledger import WorkerLedger
 from piecework_protocol.merkle import Accumulator
 from piecework_protocol.objects import Channel, Receipt, Voucher
@@ -42,8 +46,47 @@ class Shown:
 class Healer:
     """Takes what clients show."""
 
-    def __init__(self, runtime: JobRuntime, channels: Channels, worker: Worker) -> None:
-        self._runtime, self._channels, self._worker = runtime, channels, worker
+    def __init__(self, worker: Worker) -> None:
+        self._worker, self._runtime, self._channels = worker, worker.runtime, worker.channels
+
+    async def account(self, asked: GetAccountRequest) -> Account:
+        """Return the worker's record of a channel, for its authorizer.
+
+        Raises:
+            Refusal: the worker has no voucher of that channel, or somebody else asks.
+        """
+        request = asked.request
+        live = self._channels.get(request.channel)
+        stored = live.stored if live else await self._runtime.journal.channel(request.channel)
+        account = stored.ledger.account() if stored is not None else None
+        if stored is None or account is None:
+            raise Refusal(Reason.CHANNEL_UNKNOWN, "this worker has no voucher of that channel")
+        authorizer = stored.channel.authorizer
+        if not signed_by(self._runtime.domain, request, asked.signature, authorizer):
+            raise Refusal(
+                Reason.BAD_SIGNATURE, "the request is not signed by the channel's authorizer"
+            )
+        if request.deadline < now(self._runtime.clock):
+            raise Refusal(Reason.EXPIRED, "the request's deadline has passed")
+        return account
+
+    async def take(self, request: ShowReceiptsRequest) -> Account:
+        """Take over what a client shows, as it comes over the wire. Return the account after it.
+
+        Raises:
+            Refusal: something of it is not ours, not signed, or does not add up.
+            MalformedInput: the peaks do not fit the count.
+        """
+        voucher = request.voucher
+        base = Accumulator(voucher.base_count, voucher.peaks)
+        receipts = [(shown.receipt, shown.signature) for shown in request.receipts]
+        ledger = await self.show(
+            Shown(request.channel, voucher.voucher, voucher.signature, base, receipts)
+        )
+        account = ledger.account()
+        if account is None:
+            raise _broken("the voucher pays for nothing")
+        return account
 
     async def show(self, shown: Shown) -> WorkerLedger:
         """Take over receipts that the journal lacks. Return the channel's ledger after it.

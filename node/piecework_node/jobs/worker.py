@@ -94,6 +94,16 @@ class Worker:
     # --- what others look at
 
     @property
+    def runtime(self) -> JobRuntime:
+        """What makes things happen to jobs."""
+        return self._runtime
+
+    @property
+    def channels(self) -> Channels:
+        """The channels that jobs run on."""
+        return self._channels
+
+    @property
     def active(self) -> int:
         """Jobs that run, wait for a slot, or are being admitted."""
         return len(self._runtime.sequences) + len(self._admitting)

@@ -56,8 +56,14 @@ SCHEMA: Final = Schema(
 BUSY_TIMEOUT_MS: Final = 200
 """Wait this long for a daemon that is stopping before calling the journal locked."""
 CommitObserver = Callable[[float], None]
-_UNFIT = (apsw.ConstraintError, apsw.MismatchError, apsw.RangeError, apsw.TooBigError)
-"""What SQLite says of values that do not fit. The disk is well."""
+_UNFIT = (
+    apsw.ConstraintError,
+    apsw.MismatchError,
+    apsw.RangeError,
+    apsw.SQLError,
+    apsw.TooBigError,
+)
+"""What SQLite says of values and statements that do not fit. The disk is well."""
 
 
 class SqliteJournal:

@@ -266,8 +266,8 @@ class JournalBatch:
                 self.state(StateRecord(job, JobState.FAILED, Reason.INTERNAL))
             return int(found[0])
         sql = (
-            "INSERT INTO jobs (id, channel, salt, prompt_tokens, credit_window, accepted_at, "
-            "deadline, state, reason, pruned) VALUES (?, ?, NULL, 0, 0, ?, 0, ?, ?, 1)"
+            "INSERT INTO jobs (id, channel, salt, prompt_tokens, accepted_at, deadline, state, "
+            "reason, pruned) VALUES (?, ?, NULL, 0, ?, 0, ?, ?, 1)"
         )
         failed = JobState.FAILED
         row = self.fold("jobs", sql, (job, channel, at, failed.value, Reason.INTERNAL.name))

@@ -57,8 +57,7 @@ class Restored:
     async def restore(self, journal: MemoryJournal) -> Healer:
         self.harness.journal = journal
         await self.harness.boot()
-        harness = self.harness
-        return Healer(harness.runtime, harness.channels, harness.worker)
+        return Healer(self.harness.worker)
 
     def shown(self) -> Shown:
         """What an honest client hands over."""
