@@ -74,11 +74,13 @@ class Metrics:
             ["port", "reason"],
             registry=self.registry,
         )
-        self._make_gauges()
+        self._gauges()
+        self._surroundings()
         self.refusals: dict[str, int] = {}
         self.errors: deque[ErrorNote] = deque(maxlen=MAX_KEPT_ERRORS)
 
-    def _make_gauges(self) -> None:
+    def _gauges(self) -> None:
+        """Gauges of what the worker does, and the time of its commits."""
         self.slots = self._gauge("piecework_slots", "Jobs that may run at once")
         self.active = self._gauge("piecework_jobs_active", "Jobs that run or wait for a slot")
         self.streams = self._gauge("piecework_streams", "Open job streams")
@@ -86,6 +88,16 @@ class Metrics:
         self.unsettled = self._gauge(
             "piecework_unsettled_base_units", "Accepted and not settled on chain"
         )
+        self.ready = self._gauge("piecework_ready", "1 while jobs are taken on")
+        self.commit = Histogram(
+            "piecework_journal_commit_seconds",
+            "Time to make records durable",
+            buckets=_COMMIT_BUCKETS_S,
+            registry=self.registry,
+        )
+
+    def _surroundings(self) -> None:
+        """Gauges of what the worker stands on: node, clock and gas tank."""
         self._faults = Gauge(
             "piecework_fault",
             "1 while this condition of the surroundings lasts",
@@ -99,13 +111,6 @@ class Metrics:
         self.clock_offset = self._gauge(
             "piecework_clock_offset_seconds",
             "This clock less the indexes'. Above 0 it is ahead",
-        )
-        self.ready = self._gauge("piecework_ready", "1 while jobs are taken on")
-        self.commit = Histogram(
-            "piecework_journal_commit_seconds",
-            "Time to make records durable",
-            buckets=_COMMIT_BUCKETS_S,
-            registry=self.registry,
         )
 
     def refused(self, reason: Reason) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import enum
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from piecework.base.amounts import TokenAmount
@@ -30,6 +31,7 @@ from piecework.client.errors import (
 )
 from piecework.client.history import History
 from piecework.client.invoice import Books, Invoice, make_invoice
+from piecework.client.jobs.accounts import adopt_account
 from piecework.client.jobs.driver import JobContext
 from piecework.client.jobs.outstanding import pay_outstanding
 from piecework.client.journal.records import (
@@ -38,10 +40,13 @@ from piecework.client.journal.records import (
     JobStatus,
     ReceiptRow,
 )
-from piecework.client.network.discovery import Discovery, Links
+from piecework.client.network.discovery import Discovery
+from piecework.client.network.links import Links
+from piecework.client.network.transport import WorkerLink
 from piecework.client.recovery import Recovered, recover
 from piecework_protocol.errors import ProtocolViolation, Refusal
-from piecework_protocol.objects import EVERYTHING, CloseChannel
+from piecework_protocol.ledger import closing_of
+from piecework_protocol.objects import EVERYTHING, CloseChannel, Offer
 from piecework_protocol.offers import OfferRejected
 from piecework_protocol.signing import sign, signed_by
 from piecework_protocol.states import ChannelState
@@ -96,6 +101,14 @@ class _Attempt:
     """Whether a signature left us that lets the worker close the channel at any time."""
 
     signed: bool = False
+
+
+class _JournalBehind(PieceworkError):
+    """The journal is an old copy, and the worker does not show its record."""
+
+
+_WORKER_AWAY = (WorkerUnreachable, Refusal, ProtocolViolation, OfferRejected, _JournalBehind)
+"""Why a channel cannot be closed together. The withdrawal delay is the other way."""
 
 
 def _closed(row: ChannelRow, note: str) -> Closing:
@@ -251,7 +264,7 @@ class Funds:
         try:
             try:
                 await self._close_together(row, attempt)
-            except (WorkerUnreachable, Refusal, ProtocolViolation, OfferRejected) as error:
+            except _WORKER_AWAY as error:
                 return await self._request_withdrawal(row, str(error))
             return _closed(
                 await context.channels.refresh(row.id), "closed together with the worker"
@@ -283,12 +296,13 @@ class Funds:
     async def _close_together(self, row: ChannelRow, attempt: _Attempt) -> None:
         context = self._context
         await pay_outstanding(context, row.id)
+        link, offer = await self._worker_of(row)
+        with suppress(Refusal):  # then our own book has to do, and the worker compares it
+            row = await adopt_account(context, link, row)
         row = await asyncio.to_thread(context.store.channel, row.id)
-        signed = await self._discovery.offer_of(row.channel.operator)
-        if signed is None:
-            raise WorkerUnreachable("the worker is not registered any more")
-        link = await self._links.to(signed.offer)
-        final = context.channels.closing(row)
+        if row.book.cumulative < row.settled:
+            raise _JournalBehind("this journal lacks vouchers that were settled")
+        final = await self._final(row, offer)
         signature = sign(self._reader.domain, final, context.wallet.authorizer)
         attempt.signed = True
         try:
@@ -301,6 +315,26 @@ class Funds:
         if transaction and await self._is_closed_soon(row.id):
             return
         await self._submit_close(row, final, agreed)
+
+    async def _worker_of(self, row: ChannelRow) -> tuple[WorkerLink, Offer]:
+        """Connect to a channel's worker.
+
+        Raises:
+            WorkerUnreachable: it is not registered any more, or does not answer.
+        """
+        signed = await self._discovery.offer_of(row.channel.operator)
+        if signed is None:
+            raise WorkerUnreachable("the worker is not registered any more")
+        return await self._links.to(signed.offer), signed.offer
+
+    async def _final(self, row: ChannelRow, offer: Offer) -> CloseChannel:
+        """Who has gas submits the closing. Who has none pays the worker's fee for doing it."""
+        voucher = row.book.voucher()
+        call = calls.close(self._deployment, Claim(row.channel, voucher, calls.NO_SIGNATURE))
+        price = await self._sender.gas_price()
+        if await self._sender.balance() >= call.gas_hint * price.wei_per_gas:
+            return closing_of(voucher)
+        return closing_of(voucher, min(offer.close_fee, max(0, row.funded - voucher.cumulative)))
 
     async def _is_closed_soon(self, channel: ChannelId) -> bool:
         """Whether the worker's own transaction closes the channel within a minute."""
@@ -317,7 +351,8 @@ class Funds:
             raise ClientError(
                 "the channel's book changed while it was being closed; close it again"
             )
-        signature = sign(self._reader.domain, voucher, self._context.wallet.authorizer)
+        signed = final if final.fee else voucher
+        signature = sign(self._reader.domain, signed, self._context.wallet.authorizer)
         claim = Claim(row.channel, voucher, signature)
         await self._sender.execute(calls.close(self._deployment, claim, final.fee, agreed))
 
@@ -409,7 +444,11 @@ class Funds:
         Raises:
             ChainError: The node does not answer.
         """
-        return await recover(self._context, self._history)
+        return await recover(self._context, self._history, self._account)
+
+    async def _account(self, row: ChannelRow) -> ChannelRow:
+        link, _ = await self._worker_of(row)
+        return await adopt_account(self._context, link, row)
 
     async def invoice(self, since: Timestamp, until: Timestamp) -> Invoice:
         """Make a bill from the chain's final events, held against the receipts in the journal.

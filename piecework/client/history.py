@@ -27,7 +27,7 @@ OF_A_CHANNEL: Final = ("ChannelFunded", "Settled", "Withdrawn")
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class HistoryEvent:
     """One event of the escrow, with its values by the names that the contract gives them."""
 
     name: str
@@ -62,14 +62,16 @@ class History:
         if start is None:
             start = self._reader.deployment.from_block or 0
         channels = {e.channel for e in await self.events() if e.name == "ChannelOpened"}
+        # It starts small, so that something is kept also from a node that soon goes away.
+        span = 1
         while start <= end:
-            stop = min(end, start + self._search.width - 1)
+            stop = min(end, start + span - 1)
             found = await self._range(start, stop, channels)
             await asyncio.to_thread(self._logs.add, found, stop + 1)
-            start = stop + 1
+            start, span = stop + 1, min(2 * span, self._search.width)
         return end
 
-    async def recent(self) -> tuple[Event, ...]:
+    async def recent(self) -> tuple[HistoryEvent, ...]:
         """Return the events in blocks that are not final yet. They are not kept.
 
         Raises:
@@ -83,7 +85,7 @@ class History:
         rows = await self._range(start, end, channels) if start <= end else []
         return self._decoded(rows)
 
-    async def events(self) -> tuple[Event, ...]:
+    async def events(self) -> tuple[HistoryEvent, ...]:
         """Return all that was read, in the order of the chain."""
         rows = await asyncio.to_thread(self._logs.all, self._reader.deployment.escrow)
         return self._decoded(rows)
@@ -113,18 +115,18 @@ class History:
     async def _time(self, number: int) -> Timestamp:
         return (await self._reader.block(number)).timestamp
 
-    def _decoded(self, rows: Iterable[LogRow]) -> tuple[Event, ...]:
+    def _decoded(self, rows: Iterable[LogRow]) -> tuple[HistoryEvent, ...]:
         escrow, abi = self._reader.deployment.escrow, interface("Escrow")
         events = []
         for row in rows:
             name = self._names.get(row.log.topics[0]) if row.log.topics else None
             if name is not None and row.log.address == escrow:
                 values = abi.decode_event(name, row.log.topics, row.log.data)
-                events.append(Event(name, row.log, row.time, values))
+                events.append(HistoryEvent(name, row.log, row.time, values))
         return tuple(events)
 
 
-def terms_of(event: Event) -> Channel:
+def terms_of(event: HistoryEvent) -> Channel:
     """Return the terms in a ChannelOpened."""
     payer, authorizer, receiver, operator, token, delay, salt = event.values["channel"]
     return Channel(payer, authorizer, receiver, operator, token, delay, Bytes32(salt))

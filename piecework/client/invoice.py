@@ -11,14 +11,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from piecework.client.history import Event, terms_of
+from piecework.client.history import HistoryEvent, terms_of
 from piecework.client.journal.records import ReceiptRow
 from piecework_protocol.types import Address, ChannelId, Timestamp
 
 OK: Final = "ok"
 
 
-class Kind(enum.Enum):
+class LineKind(enum.Enum):
     """What an event did with the payer's money."""
 
     DEPOSIT = "deposit"
@@ -30,17 +30,17 @@ class Kind(enum.Enum):
 
 
 _KINDS: Final = {
-    "Deposited": Kind.DEPOSIT,
-    "BalanceWithdrawn": Kind.WITHDRAWAL,
-    "ChannelFunded": Kind.FUNDING,
-    "Settled": Kind.PAYMENT,
-    "Withdrawn": Kind.TAKEN_BACK,
-    "ChannelClosed": Kind.CLOSING,
+    "Deposited": LineKind.DEPOSIT,
+    "BalanceWithdrawn": LineKind.WITHDRAWAL,
+    "ChannelFunded": LineKind.FUNDING,
+    "Settled": LineKind.PAYMENT,
+    "Withdrawn": LineKind.TAKEN_BACK,
+    "ChannelClosed": LineKind.CLOSING,
 }
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class InvoiceLine:
     """One event. All amounts are base units.
 
     Attributes:
@@ -55,8 +55,8 @@ class Line:
         check: "ok", or how this client's records differ.
     """
 
-    event: Event
-    kind: Kind
+    event: HistoryEvent
+    kind: LineKind
     worker: Address | None
     amount: int
     fee: int
@@ -88,7 +88,7 @@ class Invoice:
         troubles: Whatever does not agree. Empty if the bill reconciles to the base unit.
     """
 
-    lines: tuple[Line, ...]
+    lines: tuple[InvoiceLine, ...]
     before: tuple[int, int]
     after: tuple[int, int]
     totals: Totals
@@ -96,7 +96,7 @@ class Invoice:
 
 
 @dataclass(slots=True)
-class Channel:
+class BilledChannel:
     """One channel as the events so far tell it."""
 
     worker: Address
@@ -111,18 +111,18 @@ class Books:
     receipts: Mapping[ChannelId, Sequence[ReceiptRow]]
     token: Address
     pool: int = 0
-    channels: dict[ChannelId, Channel] = field(default_factory=dict)
+    channels: dict[ChannelId, BilledChannel] = field(default_factory=dict)
 
     @property
     def in_channels(self) -> int:
         return sum(channel.held for channel in self.channels.values())
 
-    def take(self, event: Event) -> Line | None:
+    def take(self, event: HistoryEvent) -> InvoiceLine | None:
         """Book one event. None if it moves none of this token."""
         if event.name == "ChannelOpened":
             terms = terms_of(event)
             if terms.token == self.token and event.channel is not None:
-                self.channels[event.channel] = Channel(terms.operator)
+                self.channels[event.channel] = BilledChannel(terms.operator)
             return None
         key, values = event.channel, event.values
         known = self.channels.get(key) if key is not None else None
@@ -130,7 +130,7 @@ class Books:
             return None
         fee = int(values.get("fee", 0))
         amount, check = self._move(event, known, fee)
-        return Line(
+        return InvoiceLine(
             event=event,
             kind=_KINDS[event.name],
             worker=known.worker if known else None,
@@ -142,7 +142,9 @@ class Books:
             check=check,
         )
 
-    def _move(self, event: Event, channel: Channel | None, fee: int) -> tuple[int, str]:
+    def _move(
+        self, event: HistoryEvent, channel: BilledChannel | None, fee: int
+    ) -> tuple[int, str]:
         values, check = event.values, OK
         if channel is None:
             amount = int(values["amount"])
@@ -172,7 +174,7 @@ class Books:
             check = "more went out than came in: a part of the money came another way"
         return amount, check
 
-    def _check_payment(self, event: Event, channel: Channel) -> str:
+    def _check_payment(self, event: HistoryEvent, channel: BilledChannel) -> str:
         """Hold a settled voucher against the receipts that it pays for."""
         cumulative, count = int(event.values["cumulative"]), int(event.values["count"])
         key = event.channel
@@ -189,7 +191,7 @@ class Books:
 
 
 def make_invoice(
-    events: Iterable[Event],
+    events: Iterable[HistoryEvent],
     receipts: Mapping[ChannelId, Sequence[ReceiptRow]],
     token: Address,
     since: Timestamp,
@@ -222,10 +224,10 @@ def make_invoice(
     return Invoice(tuple(lines), before, after, _sum(lines), tuple(troubles)), books
 
 
-def _sum(lines: Iterable[Line]) -> Totals:
-    sums = dict.fromkeys(Kind, 0)
+def _sum(lines: Iterable[InvoiceLine]) -> Totals:
+    sums = dict.fromkeys(LineKind, 0)
     fees = 0
     for line in lines:
         sums[line.kind] += line.amount
         fees += line.fee
-    return Totals(sums[Kind.DEPOSIT], sums[Kind.WITHDRAWAL], sums[Kind.PAYMENT], fees)
+    return Totals(sums[LineKind.DEPOSIT], sums[LineKind.WITHDRAWAL], sums[LineKind.PAYMENT], fees)

@@ -7,12 +7,14 @@ our own signature (clause 5.7). Nothing here signs a voucher.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from piecework.base.errors import PieceworkError
 from piecework.client.history import History, terms_of
 from piecework.client.jobs.driver import JobContext
-from piecework.client.journal.records import ChannelRow, ChannelStatus
+from piecework.client.journal.records import ChannelRow
+from piecework_protocol.states import ChannelState
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +32,15 @@ class Recovered:
     note: str
 
 
-async def recover(context: JobContext, history: History) -> tuple[Recovered, ...]:
+async def recover(
+    context: JobContext, history: History, ask: Callable[[ChannelRow], Awaitable[ChannelRow]]
+) -> tuple[Recovered, ...]:
     """Bring the journal up to what the chain and the workers know.
+
+    Args:
+        context: The client's journal and keys.
+        history: The chain.
+        ask: Brings a channel's book in line with its worker's record.
 
     Returns:
         Every channel of this payer that the chain knows, oldest first.
@@ -46,15 +55,23 @@ async def recover(context: JobContext, history: History) -> tuple[Recovered, ...
     for event in events:
         if event.name == "ChannelOpened":
             row = await asyncio.to_thread(context.store.adopt_channel, terms_of(event))
-            recovered.append(await _looked_after(context, row, found=row.id not in known))
+            row, note = await _looked_after(context, row, ask)
+            recovered.append(Recovered(row, row.id not in known, note))
     return tuple(recovered)
 
 
-async def _looked_after(context: JobContext, row: ChannelRow, *, found: bool) -> Recovered:
+async def _looked_after(
+    context: JobContext, row: ChannelRow, ask: Callable[[ChannelRow], Awaitable[ChannelRow]]
+) -> tuple[ChannelRow, str]:
     """See where a channel stands. A worker that does not answer stops no other channel."""
     try:
         row = await context.channels.refresh(row.id)
-        note = "closed" if row.status is ChannelStatus.CLOSED else "holds money"
+        seen = await context.channels.on_chain(row.id)
+        if seen.state is ChannelState.CLOSED:
+            return row, "closed"
+        before = row.book.accumulator.count
+        row = await ask(row)
     except PieceworkError as error:
-        note = str(error)
-    return Recovered(row, found, note)
+        return row, f"its worker shows no record ({error}); closing it takes the withdrawal delay"
+    added = row.book.accumulator.count - before
+    return row, f"{added} receipts more than this journal knew" if added else "up to date"

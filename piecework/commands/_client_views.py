@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 from piecework.base.amounts import Token
 from piecework.client.funds import Closing, Withdrawal
-from piecework.client.invoice import Line
+from piecework.client.invoice import InvoiceLine
 from piecework.client.journal.proofs import ProvenReceipt
 from piecework.client.journal.records import ChannelRow
 from piecework.client.sdk import PieceworkClient, Quote
@@ -174,7 +174,7 @@ async def invoice_view(client: PieceworkClient, since: int, until: int) -> dict[
     }
 
 
-def _line_view(line: Line) -> dict[str, Any]:
+def _line_view(line: InvoiceLine) -> dict[str, Any]:
     log, channel = line.event.log, line.event.channel
     return {
         "time": line.event.time,

@@ -110,7 +110,7 @@ def deploy(
         common.fail(f"{out} is there already. Move it away, or choose another file with --out.")
     if not out.parent.is_dir():
         common.fail(f"there is no directory {out.parent}", 2)
-    address = None if token is None else _address(token)
+    address = None if token is None else common.address("--token", token)
     delay = int(unbonding_days * _SECONDS_PER_DAY)
     deployer = _deployer(rpc, key_file, password_file, faucet_key)
     made = common.run(
@@ -150,7 +150,7 @@ def faucet(
     wei, amount = common.units(NATIVE_COIN, native), common.units(token, tokens)
     if wei == 0 and amount == 0:
         common.fail("nothing to give: say --native AMOUNT, --tokens AMOUNT, or both", 2)
-    result = common.run(_faucet(deployment, rpc, _address(to), wei, amount))
+    result = common.run(_faucet(deployment, rpc, common.address("--to", to), wei, amount))
     if json:
         common.print_json(result)
     else:
@@ -400,12 +400,3 @@ def _writable(file: Path) -> Path:
 
     common.guard(lambda: require_file_of_a_development_chain(file))
     return file.resolve()
-
-
-def _address(text: str) -> Address:
-    from piecework_protocol.types import parse_address
-
-    try:
-        return parse_address(text)
-    except ValueError as error:
-        common.fail(f"{text}: {error}", 2)

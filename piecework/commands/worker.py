@@ -60,6 +60,9 @@ def init(
     price_output: Annotated[str, typer.Option(help="Tokens for a million output tokens.")] = "0.2",
     price_steps: StepsPrice = "",
     stake: Annotated[str, typer.Option(help="Stake in tokens; empty: the least.")] = "",
+    owner: Annotated[
+        str | None, typer.Option(help="Address that gets the stake back. Default: the payout.")
+    ] = None,
     slots: Annotated[int, typer.Option(min=1, help="Jobs that run at once.")] = 2,
     index: Indexes = None,
     rpc_url: NodeUrl = "",
@@ -100,6 +103,7 @@ def init(
     secret = common.password(password_file, confirm=not place.operator.is_file())
     staked = common.units(token, stake) if stake else None
     more: dict[str, Any] = {"asked": _asked(context), "stake": staked, "faucet": faucet}
+    more["owner"] = None if owner is None else common.address("--owner", owner)
     setup = set_up_worker(place, file, values, secret, register=not no_register, **more)
     done = common.run(setup)
     if json:
@@ -136,6 +140,8 @@ def _asked(context: typer.Context) -> frozenset[str]:
 def _print_steps(done: dict[str, Any]) -> None:
     for step in done["steps"]:
         common.say(f"{'made ' if step['new'] else 'there'}  {step['what']:14} {step['detail']}")
+    for warning in done["warnings"]:
+        common.say(f"warning: {warning}", err=True)
     common.say(f"operator {done['operator']}; earnings go to {done['payout']}")
     common.say("next: piecework worker check, then piecework worker start")
 
@@ -219,6 +225,7 @@ def status(*, home: HomeOption = None, json: Json = False) -> None:
         common.print_json({**body, "token": common.token_json(token)})
         return
     engine, offer, earned = body["engine"], body["offer"] or {}, body["earnings"]
+    seen: dict[str, bool] = body["seen_by"]
     rows = (
         ("state", body["state"] + (f": {body['fault']}" if body["fault"] else "")),
         ("operator", body["operator"]),
@@ -229,6 +236,7 @@ def status(*, home: HomeOption = None, json: Json = False) -> None:
         ("speed", f"{engine.get('tokens_per_second', 0)} tokens/s, {engine['restarts']} restarts"),
         ("jobs", f"{body['active']} active of {body['slots']} slots and {body['queue']} queued"),
         ("offer", f"number {offer.get('sequence', '-')} at {offer.get('endpoint', '-')}"),
+        ("seen by", ", ".join(f"{h} {'yes' if s else 'no'}" for h, s in seen.items()) or "-"),
         ("accepted", token.format(earned["accepted"])),
         ("settled", token.format(earned["settled"])),
         ("unsettled", token.format(body["unsettled"])),

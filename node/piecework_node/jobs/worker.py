@@ -462,7 +462,9 @@ class Worker:
             messages = decode_prompt(prompt)
             seal(b"", job.reply_key, canvas_context(domain, job_id, 0))
             return await self._runtime.engine.encode_prompt(messages)
-        except (MalformedInput, PromptRejected) as error:
+        except PromptRejected as error:
+            raise Refusal(Reason.PROMPT_REFUSED, str(error)) from None
+        except MalformedInput as error:
             raise Refusal(Reason.MALFORMED, str(error)) from None
 
     def _view(self, submission: SubmitJob) -> AdmissionView:
@@ -495,7 +497,9 @@ class Worker:
         return ChannelView(
             ledger=stored.ledger,
             state=stored.state,
-            deposit=stored.deposit,
+            deposit=channel.capacity,
+            withdrawn=stored.withdrawn,
+            account_signed=funding is not None and funding == channel.account_signed,
             fresh=self._channels.is_reliable(channel, funding),
             funding=funding,
             pooled=self._channels.pooled_for(channel),

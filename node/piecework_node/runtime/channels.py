@@ -29,6 +29,7 @@ from piecework_node.runtime.jobs import JobRuntime
 from piecework_node.runtime.live import LiveChannel, LiveJob
 from piecework_node.runtime.sink import FrameSink
 from piecework_node.times import now
+from piecework_protocol.eip712 import TypedData
 from piecework_protocol.errors import ProtocolViolation, Reason, Refusal
 from piecework_protocol.frames import FundingAuthorization, PayVoucher
 from piecework_protocol.ledger import WorkerLedger, closing_of, empty_voucher
@@ -56,6 +57,8 @@ class ChannelReader(Protocol):
     async def channel(self, channel_id: ChannelId) -> ChannelOnChain: ...
 
     async def pooled_balance(self, token: Address, owner: Address) -> Amount: ...
+
+    async def payer_signed(self, payer: Address, message: TypedData, signature: bytes) -> bool: ...
 
 
 class Channels:
@@ -235,7 +238,7 @@ class Channels:
                     "that is not the channel's latest voucher",
                     metadata={"clause": "6.5", "cumulative": str(agreed.cumulative)},
                 )
-            if agreed.cumulative > live.stored.deposit:
+            if agreed.cumulative > live.capacity:
                 # The escrow pays out no more than it holds, and nobody can top up a closed channel.
                 raise Refusal(
                     Reason.UNDERFUNDED,
@@ -301,12 +304,20 @@ class Channels:
             try:
                 seen = await self._chain.channel(live.id)
                 if funding is not None and funding.authorization.funded > seen.funded:
-                    live.pooled = await self._chain.pooled_balance(*_purse(live))
-                    live.pooled_at = self._runtime.clock.monotonic()
+                    await self._ask_payer(live, funding)
             except PieceworkError as error:
                 self._note_chain_error(error)
                 return
         await self._runtime.shielded(self._take_over(live, seen))
+
+    async def _ask_payer(self, live: LiveChannel, funding: FundingAuthorization) -> None:
+        """Ask what the payer holds, and a smart account whether it has signed (ERC-1271)."""
+        payer, terms = live.stored.channel.payer, funding.authorization
+        live.pooled = await self._chain.pooled_balance(*_purse(live))
+        if not signed_by(self._runtime.domain, terms, funding.signature, payer):
+            signed = await self._chain.payer_signed(payer, terms, funding.signature)
+            live.account_signed = funding if signed else None
+        live.pooled_at = self._runtime.clock.monotonic()
 
     def is_reliable(self, live: LiveChannel, funding: FundingAuthorization | None) -> bool:
         """Whether the chain's word is recent enough to admit a job on it.
@@ -366,7 +377,7 @@ class Channels:
         same, because it is where a claim would be paid. What no escrow can say is not taken over.
         """
         stored = live.stored
-        if seen.settled > seen.funded:
+        if seen.settled + seen.withdrawn > seen.funded:
             self._log.error(
                 "the chain says what no escrow can",
                 channel=live.id,

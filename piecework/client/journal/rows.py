@@ -33,7 +33,7 @@ from piecework_protocol.types import (
 
 _CHANNEL: Final = (
     "SELECT id, payer, authorizer, receiver, operator, token, withdrawal_delay, salt,"
-    " authorized, funding_deadline, taken, funded, withdrawn,"
+    " authorized, fee, funding_deadline, taken, funded, withdrawn,"
     " settled, cumulative, count, peaks, acknowledged, status FROM channels"
 )
 _JOB: Final = (
@@ -92,8 +92,8 @@ def add_channel(db: apsw.Connection, key: bytes, terms: Channel, status: Channel
 
 def _channel(db: apsw.Connection, row: Any) -> ChannelRow:
     key, *terms = row[:8]
-    authorized, deadline, taken, funded, withdrawn, settled = row[8:14]
-    cumulative, count, packed, acknowledged, status = row[14:]
+    authorized, fee, deadline, taken, funded, withdrawn, settled = row[8:15]
+    cumulative, count, packed, acknowledged, status = row[15:]
     peaks = tuple(Bytes32(packed[i : i + 32]) for i in range(0, len(packed), 32))
     book = PayerLedger(
         ChannelId(key),
@@ -114,6 +114,7 @@ def _channel(db: apsw.Connection, row: Any) -> ChannelRow:
             salt=Bytes32(terms[6]),
         ),
         authorized=Amount(int(authorized)),
+        fee=Amount(int(fee)),
         funding_deadline=Timestamp(deadline),
         taken=Amount(int(taken)),
         funded=Amount(int(funded)),

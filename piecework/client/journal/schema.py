@@ -49,7 +49,18 @@ CREATE TABLE vouchers (
 CREATE TABLE workers (
     operator BLOB PRIMARY KEY, successes REAL NOT NULL, failures REAL NOT NULL,
     updated_at INTEGER NOT NULL,
-    broken_clause TEXT NOT NULL, broken_at INTEGER NOT NULL
+    broken_clause TEXT NOT NULL, broken_at INTEGER NOT NULL, silences REAL NOT NULL,
+    silent_at INTEGER NOT NULL, answered_at INTEGER NOT NULL
+) STRICT;
+-- What the client's own jobs took, beside what the worker claims: sums that decay
+CREATE TABLE measured (
+    operator BLOB NOT NULL, model BLOB NOT NULL, jobs REAL NOT NULL, seconds REAL NOT NULL,
+    claimed_seconds REAL NOT NULL, steps REAL NOT NULL, usual_steps REAL NOT NULL,
+    updated_at INTEGER NOT NULL, PRIMARY KEY (operator, model)
+) STRICT;
+-- The prices of the last job that was paid for a model
+CREATE TABLE tariffs (
+    model BLOB PRIMARY KEY, prompt TEXT NOT NULL, output TEXT NOT NULL, steps TEXT NOT NULL
 ) STRICT;
 -- The payer's part of the escrow's events, up to and without the block in meta "scanned_to".
 -- Only final blocks are read, so a row is never taken back.

@@ -16,15 +16,17 @@ from piecework.chain.errors import RpcRefused, RpcUnavailable
 from piecework.chain.reader import ChainReader
 from piecework.client.funds import Funds
 from piecework.client.history import History
-from piecework.client.invoice import Kind
+from piecework.client.invoice import LineKind
 from piecework.client.journal.records import ChannelStatus
 from piecework.client.sdk import PieceworkClient
 from piecework_protocol.types import Timestamp
 from tests.support.chains import USD, TestMarket, deployed
 from tests.support.client_side import ask, collect, last
+from tests.support.dying_database import copy_database
 from tests.support.fake_worker import FakeWorker
 from tests.support.purse import Purse, mine_openings, purse, scripted_worker
 
+MOST_CUTS = 40
 EVER = (Timestamp(0), Timestamp(2**40))
 
 
@@ -77,8 +79,8 @@ async def test_a_bill_reconciles_line_by_line_with_the_chain(
         assert bill.troubles == ()
         kinds = [line.kind for line in bill.lines]
         assert kinds == [
-            *(Kind.DEPOSIT, Kind.FUNDING, Kind.PAYMENT, Kind.PAYMENT),
-            *(Kind.CLOSING, Kind.WITHDRAWAL),
+            *(LineKind.DEPOSIT, LineKind.FUNDING, LineKind.PAYMENT, LineKind.PAYMENT),
+            *(LineKind.CLOSING, LineKind.WITHDRAWAL),
         ]
         assert {line.check for line in bill.lines} == {"ok"}
         assert (bill.totals.deposited, bill.totals.withdrawn) == (5 * USD, 2 * USD)
@@ -98,16 +100,16 @@ async def test_a_receipt_that_is_not_what_was_paid_is_said_in_its_line(
         db.execute("DELETE FROM receipts WHERE leaf_index = 1")
     async with mine.process() as (_, funds):
         bill = await funds.invoice(*EVER)
-        (payment,) = [line for line in bill.lines if line.kind is Kind.PAYMENT]
+        (payment,) = [line for line in bill.lines if line.kind is LineKind.PAYMENT]
         assert payment.check == "this journal lacks 1 of 4 receipts"
         assert len(bill.troubles) == 1
 
 
-async def test_channels_of_a_lost_journal_are_found_and_their_money_comes_home(
+async def test_a_lost_journal_is_recovered_from_chain_and_worker(
     market: TestMarket, worker: FakeWorker, mine: Purse
 ) -> None:
     async with mine.process() as (client, _):
-        await trade(market, worker, mine, client)
+        cost = await trade(market, worker, mine, client)
         (before,) = client.store.channels()
     for file in mine.folder.glob("client.db*"):
         file.unlink()
@@ -115,10 +117,56 @@ async def test_channels_of_a_lost_journal_are_found_and_their_money_comes_home(
         assert client.store.channels() == ()
         (found,) = await funds.recover()
         assert found.found and found.row.id == before.id and found.row.funded == USD
+        assert found.row.book.voucher() == before.book.voucher()
         (again,) = await funds.recover()
-        assert not again.found
+        assert (again.found, again.note) == (False, "up to date")
+        cost += last(await collect(client.run(ask("A third one.")))).cost
+        (closed,) = await funds.close_all()
+        assert "together" in closed.note
+        await funds.withdraw()
+    assert await mine.wealth() == 5 * USD - cost
+
+
+async def test_a_lost_journal_gets_its_money_from_a_worker_that_shows_nothing(
+    market: TestMarket, worker: FakeWorker, mine: Purse
+) -> None:
+    async with mine.process() as (client, _):
+        await trade(market, worker, mine, client)
+    for file in mine.folder.glob("client.db*"):
+        file.unlink()
+    worker.script.shows_account = False
+    async with mine.process() as (client, funds):
+        (found,) = await funds.recover()
+        assert "withdrawal delay" in found.note
         await _bring_home(market, worker, client, funds)
     assert await mine.wealth() == 5 * USD - worker.paid()
+
+
+@pytest.mark.parametrize("shown", [True, False], ids=["shown", "hidden"])
+async def test_an_old_copy_of_the_journal_signs_nothing_below_what_was_signed(
+    market: TestMarket, worker: FakeWorker, mine: Purse, shown: bool
+) -> None:
+    async with mine.process() as (client, _):
+        cost = int(last(await collect(client.run(ask()))).cost)
+        await mine_openings(market, worker, mine)
+    file, copy = mine.folder / "client.db", mine.folder / "backup"
+    copy_database(file, copy)
+    async with mine.process() as (client, _):
+        cost += last(await collect(client.run(ask("Another one.")))).cost
+        await settle_now(market, worker)
+    for part in mine.folder.glob("client.db*"):
+        part.unlink()
+    copy_database(copy, file)
+    worker.script.shows_account = shown
+    async with mine.process() as (client, funds):
+        (closing,) = await funds.close_all()
+        assert closing.closed is shown, closing
+        if not shown:
+            assert "lies before" in closing.note or "lacks vouchers" in closing.note
+            assert worker.closed == []
+            await market.pass_time(3601)
+        await funds.withdraw()
+    assert await mine.wealth() == 5 * USD - cost
 
 
 async def _bring_home(
@@ -161,7 +209,7 @@ async def test_a_scan_goes_on_where_it_was_cut_off_and_takes_any_node(
         file.unlink()
     async with mine.process() as (client, funds):
         cuts = 0
-        while True:
+        while cuts < MOST_CUTS:
             rpc = NarrowRpc(market.rpc, 2, 3)
             reader = ChainReader(rpc, market.deployment)
             history = History(client.store.logs, reader, mine.payer.address)
@@ -170,6 +218,6 @@ async def test_a_scan_goes_on_where_it_was_cut_off_and_takes_any_node(
                 break
             except RpcUnavailable:
                 cuts += 1
-        assert cuts > 1
+        assert 1 < cuts < MOST_CUTS
         logged = [event.log for event in await history.events() if event.name != "ChannelOpened"]
         assert logged == [line.event.log for line in whole]

@@ -9,7 +9,14 @@ from __future__ import annotations
 import pytest
 
 from piecework_node.runtime.faults import CONDITIONS, Code, Stops
-from tests.support.node.watched import IMPATIENT_RPC_S, OUTAGE_S, PATIENT_RPC_S, Watched, watched
+from tests.support.node.watched import (
+    IMPATIENT_RPC_S,
+    OUTAGE_S,
+    PATIENT_RPC_S,
+    Watched,
+    watched,
+    watched_by_quorum,
+)
 from tests.support.node_proxy import Kind
 
 READS = (
@@ -66,7 +73,7 @@ TABLE: dict[Kind, tuple[frozenset[Code], dict[str, frozenset[Code]]]] = {
     Kind.WRONG_TYPE: (BROKEN, {}),
     Kind.STALE: (FINE, {"eth_getBlockByNumber": frozenset({Code.HEAD_OLD}), SEND: BROKEN}),
     Kind.LIES: (
-        # One node that lies plausibly cannot be told from an honest one: see test_quorum.py.
+        # One node that lies plausibly cannot be told from an honest one: see MONEY below.
         FINE,
         {
             "eth_chainId": WRONG,
@@ -129,6 +136,43 @@ async def test_a_fault_of_the_node_has_its_code_and_ends_with_a_good_check(
         await hold_to(made, set())
         if method == SEND:
             assert await closes(made), "what was journaled reaches the chain in the end"
+
+
+MONEY = (
+    "eth_chainId",
+    "eth_getCode",
+    "eth_call",
+    "eth_getBlockByNumber",
+    "eth_getLogs",
+    "eth_getBalance",
+    "eth_getTransactionReceipt",
+)
+
+
+@pytest.mark.parametrize("method", MONEY)
+async def test_one_lying_node_of_three_is_named_and_jobs_go_on(method: str) -> None:
+    async with watched_by_quorum(3, 2) as made:
+        made.proxy.faults = {method: Kind.LIES}
+        await made.tick()
+        await hold_to(made, {"node-odd"})
+        assert f"number 3 ({method})" in made.board.faults[0].line
+        made.proxy.faults = {}
+        await made.tick()
+        await hold_to(made, set())
+
+
+@pytest.mark.parametrize("method", MONEY)
+async def test_one_lying_node_of_two_stops_everything(method: str) -> None:
+    async with watched_by_quorum(2, 2) as made:
+        await made.agree_to_close()
+        made.proxy.faults = {method: Kind.LIES}
+        await made.tick()
+        assert "nodes-disagree" in made.codes and not made.board.may_sign
+        assert not made.settler.under_way, "nothing is signed"
+        made.proxy.faults = {}
+        await made.tick()
+        await hold_to(made, set())
+        assert made.settler.under_way
 
 
 async def closes(made: Watched) -> bool:

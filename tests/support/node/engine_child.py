@@ -12,9 +12,11 @@ import sys
 import threading
 
 from piecework_model.requests import CanvasFinish, GenerationRequest
+from piecework_node.engine.process import BEAT_S
 from piecework_node.engine.wire import (
     MAX_LINE_BYTES,
     Allow,
+    Beat,
     Cancel,
     Command,
     Encode,
@@ -38,8 +40,10 @@ def main() -> None:
     while True:
         runnable = [row for row in rows if done[row] < limits[row]]
         try:
-            command = commands.get(timeout=pace if runnable else None)
+            command = commands.get(timeout=pace if runnable else BEAT_S)
         except queue.Empty:
+            if not runnable:
+                _send(Beat())
             for row in runnable:
                 event = canvas_event(rows[row], done[row])
                 done[row] += 1

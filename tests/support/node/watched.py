@@ -7,7 +7,7 @@ clock, so that blocks age when a test says so.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -17,8 +17,9 @@ from piecework.chain.dev.evm import Evm
 from piecework.chain.dev.evm_rpc import Methods
 from piecework.chain.dev.faucet import EMBEDDED_FAUCET_KEY
 from piecework.chain.fees import FeePolicy
+from piecework.chain.quorum import QuorumRpc
 from piecework.chain.reader import ChainReader
-from piecework.chain.rpc import HttpRpc
+from piecework.chain.rpc import HttpRpc, JsonRpc
 from piecework_node import logs
 from piecework_node.journal.records import ChannelSeen, CloseAgreed, StoredChannel
 from piecework_node.metrics import Metrics
@@ -53,8 +54,8 @@ LIMITS = WatchLimits(HEAD_AGE_S, 30.0)
 class SharedChain:
     """The chain, its clock, and the market on it. Implements what `chains.deployed` needs."""
 
-    def __init__(self) -> None:
-        self.clock = FakeClock()
+    def __init__(self, clock: FakeClock | None = None) -> None:
+        self.clock = clock or FakeClock()
         self.faucet = LocalSigner(EMBEDDED_FAUCET_KEY)
         self.evm = Evm(self.faucet.address, self.clock.now)
         self.methods = Methods(self.evm)
@@ -128,26 +129,50 @@ class Watched:
 
 @asynccontextmanager
 async def watched(rpc_timeout_s: float = PATIENT_RPC_S) -> AsyncIterator[Watched]:
-    """A settlement that has seen the chain healthy once."""
-    chain = shared_chain()
-    async with NodeProxy(chain.answer).serving() as proxy:
-        chain.url = proxy.url
-        if chain.deployment is None:
-            async with deployed(chain) as market:  # type: ignore[arg-type]
-                await market.give(WORKER.address, wei=1000 * ETHER)
-                await market.give(RELAYER.address, wei=1000 * ETHER)
-                chain.deployment = market.deployment
+    """A settlement that has seen the chain healthy once, through one node."""
+    async with NodeProxy(shared_chain().answer).serving() as proxy:
         attempts = 1 if rpc_timeout_s < PATIENT_RPC_S else 2
         rpc = HttpRpc(proxy.url, timeout_s=rpc_timeout_s, attempts=attempts, backoff_s=0)
-        reader = ChainReader(rpc, chain.deployment)
-        try:
-            made = await _assemble(chain, proxy, reader)
-            chain.evm.mine()
-            await made.settler.tick()
-            assert made.codes == set(), made.board.faults
+        async with _watched(rpc, proxy) as made:
             yield made
-        finally:
-            await rpc.close()
+
+
+@asynccontextmanager
+async def watched_by_quorum(nodes: int, quorum: int) -> AsyncIterator[Watched]:
+    """As `watched`, through several nodes of one chain. `proxy` is the last of them."""
+    async with AsyncExitStack() as stack:
+        proxies = [
+            await stack.enter_async_context(NodeProxy(shared_chain().answer).serving())
+            for _ in range(nodes)
+        ]
+        rpcs = [HttpRpc(proxy.url, attempts=2, backoff_s=0) for proxy in proxies]
+        made = _watched(QuorumRpc(rpcs, quorum), proxies[-1])
+        yield await stack.enter_async_context(made)
+
+
+async def deployed_once(chain: SharedChain, proxy: NodeProxy) -> Deployment:
+    """The market on a chain, made when it is first asked for."""
+    chain.url = proxy.url
+    if chain.deployment is None:
+        async with deployed(chain) as market:  # type: ignore[arg-type]
+            await market.give(WORKER.address, wei=1000 * ETHER)
+            await market.give(RELAYER.address, wei=1000 * ETHER)
+            chain.deployment = market.deployment
+    return chain.deployment
+
+
+@asynccontextmanager
+async def _watched(rpc: JsonRpc, proxy: NodeProxy) -> AsyncIterator[Watched]:
+    chain = shared_chain()
+    reader = ChainReader(rpc, await deployed_once(chain, proxy))
+    try:
+        made = await _assemble(chain, proxy, reader)
+        chain.evm.mine()
+        await made.settler.tick()
+        assert made.codes == set(), made.board.faults
+        yield made
+    finally:
+        await rpc.close()
 
 
 async def _assemble(chain: SharedChain, proxy: NodeProxy, reader: ChainReader) -> Watched:

@@ -32,17 +32,20 @@ cancel       -         cancelled  cancelled  cancelled  delivered  paid  cancell
 fail         -         failed     failed     failed     -          -     -          -
 """
 CHANNELS = """
-             fund         settle       request withdrawal  withdraw  close
-none         open         -            -                   -         -
-open         open         open         withdrawing         -         closed
-withdrawing  withdrawing  withdrawing  -                   closed    closed
-closed       -            -            -                   -         -
+                    none  open         withdrawing  closed
+fund                open  open         withdrawing  -
+settle              -     open         withdrawing  -
+request withdrawal  -     withdrawing  -            -
+cancel withdrawal   -     -            open         -
+withdraw part       -     -            open         -
+withdraw            -     -            closed       -
+close               -     closed       closed       -
 """
 PATHS = """
              none  open  withdrawing               closed
 none         .     fund  fund, request withdrawal  fund, close
 open         -     .     request withdrawal        close
-withdrawing  -     -     .                         withdraw
+withdrawing  -     cancel withdrawal  .            withdraw
 closed       -     -     -                         .
 """
 
@@ -75,7 +78,7 @@ def test_a_channel_moves_as_written_here_and_not_otherwise() -> None:
     assert len(expected) == len(ChannelState) * len(ChannelEvent)
     for state, event in itertools.product(ChannelState, ChannelEvent):
         after = CHANNEL_TABLE.get((state, event))
-        assert (after.value if after else "-") == expected[state.value, event.value]
+        assert (after.value if after else "-") == expected[event.value, state.value]
 
 
 def test_between_two_looks_a_channel_took_the_path_written_here_or_the_chain_went_back() -> None:
