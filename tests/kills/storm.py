@@ -270,9 +270,12 @@ async def check_journal(scene: Stage, report: Report) -> Report:
     try:
         report.rows = await journal.verify(deep=True)
         sums = await journal.earnings()
+        paid = await journal.paid_jobs(0, 2**40)
     finally:
         await journal.close()
     assert sums.accepted == sums.settled == report.cumulative
+    assert sum(job.gross for job in paid) == report.cumulative
+    assert sum(job.canvases for job in paid) == report.receipts
     assert sums.charged == sums.accepted + sums.unpaid
     return report
 

@@ -134,7 +134,7 @@ def link(head: bytes, at: int, entries: bytes, totals: bytes) -> bytes:
 
 
 @dataclass(slots=True)
-class Totals:
+class RunningTotals:
     """Running sums over the whole journal, in base units unless named otherwise."""
 
     charged: int = 0
@@ -147,9 +147,9 @@ class Totals:
     jobs: dict[JobState, int] = field(default_factory=dict)
     """Jobs by state."""
 
-    def copy(self) -> Totals:
+    def copy(self) -> RunningTotals:
         """Return totals that change on their own."""
-        return Totals(*self._sums(), {**self.jobs})
+        return RunningTotals(*self._sums(), {**self.jobs})
 
     def moved(self, before: JobState | None, after: JobState) -> None:
         """Count a job that was admitted, or that moved to another state."""
@@ -169,7 +169,7 @@ class Totals:
         return _TOTALS.format(*numbers).encode()
 
     @classmethod
-    def decode(cls, data: bytes) -> Totals:
+    def decode(cls, data: bytes) -> RunningTotals:
         """Undo `encode`.
 
         Raises:

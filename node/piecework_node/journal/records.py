@@ -284,6 +284,29 @@ class StoredSealingKey:
 
 
 @dataclass(frozen=True, slots=True)
+class PaidJob:
+    """What a job has earned by vouchers, in base units."""
+
+    job: JobId
+    channel: ChannelId
+    at: Timestamp
+    """Of its acceptance."""
+    canvases: int
+    gross: Amount
+
+
+@dataclass(frozen=True, slots=True)
+class SpentTx:
+    """What a transaction has cost."""
+
+    hash: bytes
+    kind: TxKind
+    at: Timestamp
+    """At which it was seen mined."""
+    fee_wei: int
+
+
+@dataclass(frozen=True, slots=True)
 class Earnings:
     """Sums over the journal, in base units unless named otherwise."""
 

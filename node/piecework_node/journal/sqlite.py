@@ -27,13 +27,15 @@ from piecework_node.errors import (
     SaltUsed,
 )
 from piecework_node.journal import rows
-from piecework_node.journal.log import GENESIS, Totals, link
+from piecework_node.journal.log import GENESIS, RunningTotals, link
 from piecework_node.journal.prune import Pruned, prune
 from piecework_node.journal.records import (
     SEQUENCE_FLOOR,
     Earnings,
     JournalRecord,
     MetaSet,
+    PaidJob,
+    SpentTx,
     StoredChannel,
     StoredJob,
     StoredSealingKey,
@@ -74,7 +76,7 @@ class SqliteJournal:
     ) -> None:
         self._db, self._domain, self.thread = connection, domain, thread
         self._clock = clock
-        self._head, self._totals = GENESIS, Totals()
+        self._head, self._totals = GENESIS, RunningTotals()
         self.on_commit: CommitObserver | None = None
         """Called with the seconds that each commit took."""
 
@@ -151,6 +153,14 @@ class SqliteJournal:
 
     async def earnings(self) -> Earnings:
         return await self._run(self._totals_now)
+
+    async def paid_jobs(self, since: int, until: int) -> tuple[PaidJob, ...]:
+        """Return jobs that were accepted from `since` on and before `until`, with what was paid."""
+        return await self._run(lambda: rows.paid_jobs(self._db, since, until))
+
+    async def spent(self, since: int, until: int) -> tuple[SpentTx, ...]:
+        """Return transactions that were mined from `since` on and before `until`."""
+        return await self._run(lambda: rows.spent(self._db, since, until))
 
     async def verify(self, *, deep: bool = True) -> int:
         """Compare every row with the log. Return the number of rows.

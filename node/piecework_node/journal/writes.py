@@ -17,7 +17,7 @@ from piecework_node.journal.log import (
     FOLDED,
     GONE,
     LogEntry,
-    Totals,
+    RunningTotals,
     encode_entries,
     entry_of,
     marked,
@@ -103,7 +103,7 @@ def merged(records: Iterable[JournalRecord]) -> list[JournalRecord]:
 class JournalBatch:
     """One transaction's writes. The caller opens the transaction, and logs the batch in it."""
 
-    def __init__(self, db: apsw.Connection, domain: Domain, totals: Totals) -> None:
+    def __init__(self, db: apsw.Connection, domain: Domain, totals: RunningTotals) -> None:
         self._db, self._domain = db, domain
         self.totals = totals.copy()
         self._entries: dict[tuple[str, bytes], LogEntry] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -202,8 +203,7 @@ NUMBERS = [
     pytest.param(path, value, id=f"{extremes.name(path)}={value}")
     for path in (
         ("channel", "withdrawal_delay"),
-        ("funding", "deposit"),
-        ("funding", "deadline"),
+        *(("funding", f.name) for f in fields(FundChannel) if f.name != "channel"),
         ("job", "deadline"),
         *(("parameters", *path) for path in extremes.integers(parameters(1, 20))),
     )
