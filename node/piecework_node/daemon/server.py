@@ -27,6 +27,7 @@ from piecework.base.clock import Clock
 from piecework.base.rates import Rate, RateLimiter
 from piecework_node.daemon.front import Front
 from piecework_node.daemon.peers import Abuse, Entrance, Visit
+from piecework_node.jobs.healing import Healer
 from piecework_node.jobs.offers import OfferBoard
 from piecework_node.jobs.worker import Worker
 from piecework_node.keys.tls import TlsIdentity
@@ -37,6 +38,8 @@ from piecework_protocol.frames import (
     CloseChannelRequest,
     CloseChannelResponse,
     Draft,
+    GetAccountRequest,
+    ShowReceiptsRequest,
     SubmitJob,
     VoucherAccepted,
     WorkerFrame,
@@ -172,6 +175,7 @@ class WorkerServicer:
         self._worker, self._close_channel, self._board = worker, close_channel, board
         self._entrance, self._clock, self._times = entrance, clock, times
         self._metrics, self._log = metrics, log
+        self._healer = Healer(worker)
         self.serving = False
         """What health checks are told."""
 
@@ -182,6 +186,8 @@ class WorkerServicer:
                 f"/{SERVICE}/GetOffer": self._serve_with(self._get_offer),
                 f"/{SERVICE}/Run": self.run,
                 f"/{SERVICE}/CloseChannel": self._serve_with(self._close),
+                f"/{SERVICE}/GetAccount": self._serve_with(self._get_account),
+                f"/{SERVICE}/ShowReceipts": self._serve_with(self._show_receipts),
                 "/grpc.health.v1.Health/Check": self._serve_with(self._check_health),
             },
             self._serve_with(_unknown_method),
@@ -195,6 +201,20 @@ class WorkerServicer:
                 Reason.ENGINE_UNAVAILABLE, "the worker is starting", retry_after_s=START_RETRY_S
             )
         await self._write(context, visit, encode_offer(self._board.current))
+
+    async def _get_account(self, requests: Requests, context: Any, visit: Visit) -> None:
+        """Send the worker's record of a channel."""
+        _within_rate(visit)
+        request = _sized(await self._message(requests, visit), MAX_UNARY_BYTES)
+        account = await self._healer.account(decode_call(GetAccountRequest, request))
+        await self._write(context, visit, encode_call(account))
+
+    async def _show_receipts(self, requests: Requests, context: Any, visit: Visit) -> None:
+        """Take over receipts of ours that the journal lacks."""
+        _within_rate(visit)
+        request = _sized(await self._message(requests, visit))
+        account = await self._healer.take(decode_call(ShowReceiptsRequest, request))
+        await self._write(context, visit, encode_call(account))
 
     async def _close(self, requests: Requests, context: Any, visit: Visit) -> None:
         """Close a channel together."""

@@ -41,6 +41,7 @@ from piecework_node.journal.records import (
 )
 from piecework_node.keys.sealing import SealingKeyring
 from piecework_node.runtime.channels import Channels
+from piecework_node.runtime.faults import Code
 from piecework_node.runtime.funding import authorization_in, better_funding, usable_funding
 from piecework_node.runtime.jobs import JobRuntime
 from piecework_node.runtime.live import LiveChannel, LiveJob
@@ -93,6 +94,16 @@ class Worker:
         self._offers: dict[Digest, Offer] = {}
 
     # --- what others look at
+
+    @property
+    def runtime(self) -> JobRuntime:
+        """What makes things happen to jobs."""
+        return self._runtime
+
+    @property
+    def channels(self) -> Channels:
+        """The channels that jobs run on."""
+        return self._channels
 
     @property
     def active(self) -> int:
@@ -179,7 +190,7 @@ class Worker:
         session = WorkerSession(
             accepted, self._runtime.domain, state=stored.state, stored=stored.canvases
         )
-        job = LiveJob(session, self._channels.hold(channel))
+        job = LiveJob(session, self._channels.hold(channel), revived=True)
         if not job.ended and not self._is_late(job):
             job.committed = [self._open_committed(stored, i) for i in range(len(stored.canvases))]
         return job
@@ -333,6 +344,7 @@ class Worker:
     async def _return_to(self, job: LiveJob, submission: SubmitJob, sink: FrameSink) -> LiveJob:
         """Send a returning client what it lacks, and go on if the job is not over."""
         if submission.received > job.session.canvases:
+            admission.check_taking_jobs(submission, self._own_view(submission))
             message = "more receipts are claimed than were ever signed"
             raise Refusal(Reason.BROKEN_CLAUSE, message, metadata={"clause": "3.5"})
         if not job.session.is_known(submission.received, submission.last_receipt):
@@ -420,6 +432,20 @@ class Worker:
             refusal = unpaid if job.unpaid else None
             await self._detach(job)
             sink.close(refusal)
+
+    async def distrust(self, why: str) -> None:
+        """Take no job, and sign nothing more for jobs from before this start.
+
+        The journal lacks what this worker has signed. `piecework worker recover` ends it.
+        """
+        self._channels.faults.failed("journal", Code.JOURNAL_OLD, why)
+        for job in self._jobs():
+            sink = job.sink
+            if job.revived and not job.ended and sink is not None:
+                await self.detach(job, sink)
+                message = self._channels.faults.stopping
+                line = message.public if message is not None else why
+                sink.close(Refusal(Reason.CHAIN_UNAVAILABLE, line))
 
     async def suspend_all(self) -> None:
         """Suspend what still runs and end every stream, because the daemon is stopping."""

@@ -31,6 +31,8 @@ class LiveJob:
     sequence: str | None = None
     """The name of the job's sequence in the engine while it has one."""
     engine_losses: int = 0
+    revived: bool = False
+    """Read from the journal, and not admitted by this process."""
     pending: bool = False
     """Relies on a deposit that is not on chain yet: its vouchers let no canvas more run ahead."""
     waiting_since: float | None = None
