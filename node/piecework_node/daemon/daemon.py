@@ -56,6 +56,8 @@ FIRST_PUBLISH_S: Final = 5.0
 worker once the line is printed."""
 WITHDRAW_S: Final = 3.0
 """For the indexes to take the offer of a worker that drains."""
+HANDSHAKES_PER_S: Final = 20.0
+"""TLS connections that one address may open. A handshake costs some milliseconds."""
 STOP_GRACE_S: Final = 2.0
 """For streams that were told to end."""
 FINAL_SETTLE_S: Final = 60.0
@@ -97,6 +99,7 @@ def front_of(config: WorkerConfig, peers: Peers, metrics: Metrics, clock: Clock)
     limits = ConnectionLimits(
         fitting,
         min(config.connections_per_address, max(1, fitting // 2)),
+        opened_per_s=HANDSHAKES_PER_S,
         trusted=parse_networks(config.trusted_proxies),
     )
     return Front(

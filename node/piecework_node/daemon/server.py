@@ -264,7 +264,10 @@ class WorkerServicer:
 
     async def _run(self, requests: Requests, context: Any, visit: Visit) -> None:
         sink = StreamSink()
-        submission = _submission(await self._message(requests, visit))
+        message = _sized(await self._message(requests, visit))
+        self._worker.check_length(len(message))
+        submission = _submission(message)
+        del message
         if visit.wait_s > 0:
             self._within_channel_rate(submission, visit)
         job = await self._worker.submit(submission, sink)
@@ -393,7 +396,7 @@ def _sized(message: bytes, most: int = MAX_FRAME_BYTES) -> bytes:
 
 def _submission(message: bytes) -> SubmitJob:
     """The first frame of a job's stream."""
-    frame = decode_client_frame(_sized(message))
+    frame = decode_client_frame(message)
     if not isinstance(frame, SubmitJob):
         raise Refusal(
             Reason.BROKEN_CLAUSE,

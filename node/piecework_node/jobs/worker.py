@@ -124,6 +124,16 @@ class Worker:
         kept = {d: offer for d, offer in self._offers.items() if offer.expires_at > oldest}
         self._offers = {**kept, Digest(self._runtime.domain.digest(signed.offer)): signed.offer}
 
+    def check_length(self, size: int) -> None:
+        """Check the length of a submission, in bytes, before anything in it is looked at.
+
+        Raises:
+            Refusal: its prompt cannot fit.
+        """
+        facts = self._runtime.engine.facts
+        if facts is not None:
+            prompts.check_sealed_length(size, facts.max_context)
+
     def has_paid(self, submission: SubmitJob) -> bool:
         """Whether a submission is of a channel that has paid here, and is signed by it."""
         channel = self._channels.get(submission.job.channel)
@@ -466,8 +476,6 @@ class Worker:
     async def _open_prompt(self, submission: SubmitJob, job_id: JobId) -> tuple[int, ...]:
         job, domain = submission.job, self._runtime.domain
         facts = self._runtime.engine.facts
-        if facts is not None:
-            prompts.check_sealed_length(len(submission.sealed_content), facts.max_context)
         try:
             prompt = self._keyring.open(submission.sealed_content, content_context(domain, job_id))
         except MalformedInput as error:
