@@ -16,6 +16,7 @@ A submission goes through these steps. Each one adds one guarantee:
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -50,7 +51,13 @@ from piecework_node.runtime.sink import FrameSink
 from piecework_node.times import now
 from piecework_protocol.content import content_digest, decode_prompt
 from piecework_protocol.errors import MalformedInput, ProtocolViolation, Reason, Refusal
-from piecework_protocol.frames import CancelJob, ClientFrame, PayVoucher, SubmitJob
+from piecework_protocol.frames import (
+    CancelJob,
+    ClientFrame,
+    FundingAuthorization,
+    PayVoucher,
+    SubmitJob,
+)
 from piecework_protocol.objects import Offer
 from piecework_protocol.sealing import canvas_context, content_context, resume_context, seal
 from piecework_protocol.states import ENDED_STATES, JobState
@@ -72,6 +79,10 @@ class Patience:
     """For a voucher, while a job holds its place in the engine or after its end."""
 
 
+OpeningCheck = Callable[[LiveChannel, FundingAuthorization], Awaitable[None]]
+"""Raises `Refusal`."""
+
+
 class Worker:
     """All jobs of one worker. Call `recover` once before anything else."""
 
@@ -83,11 +94,14 @@ class Worker:
         *,
         terms: OperatorTerms,
         patience: Patience,
+        openings: OpeningCheck,
         log: Any,
     ) -> None:
+        """`openings` refuses an authorization that the worker would not submit."""
         self._runtime, self._channels, self._keyring = runtime, channels, keyring
         self._engine_events = EngineEventHandler(runtime, keyring)
         self.terms, self._patience, self._log = terms, patience, log
+        self._openings = openings
         self.draining = False
         self._admitting: set[JobId] = set()
         self._prompts = PromptQueue(terms.jobs_per_channel)
@@ -284,11 +298,19 @@ class Worker:
         admission.check_channel(
             submission, self._own_view(submission), self._channel_view(channel, submission)
         )
+        await self._check_opening(channel, submission)
         async with self._prompts.turn(job.channel):
             prompt_ids = await self._open_prompt(submission, job_id)
         return await self._runtime.shielded(
             self._admit_locked(channel, submission, prompt_ids, sink)
         )
+
+    async def _check_opening(self, channel: LiveChannel, submission: SubmitJob) -> None:
+        known = usable_funding(channel.stored.funding, now(self._runtime.clock))
+        funding = better_funding(known, authorization_in(submission))
+        # What was journaled was checked, and may be under way.
+        if funding is not None and funding != known:
+            await self._openings(channel, funding)
 
     async def _admit_locked(
         self,
