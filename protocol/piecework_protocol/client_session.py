@@ -239,8 +239,6 @@ class ClientSession:
         self._check_charge(receipt, len(output.token_ids))
         if receipt.finish is Finish.CANCELLED:
             self._check_cancelled(receipt, data)
-        else:
-            self._check_finish(receipt, len(output.token_ids))
         self._receipts.append(receipt)
         self._seen = _Seen()
         if self.complete:
@@ -262,6 +260,8 @@ class ClientSession:
             raise ProtocolViolation(*fault)
         if receipt.units != tokens or tokens > model.canvas_size:
             raise ProtocolViolation("4.4", f"{receipt.units} tokens charged for {tokens} delivered")
+        if receipt.finish is not Finish.CANCELLED:
+            self._check_finish(receipt, tokens)
         after = self._usage(receipt)
         if after.output_tokens > parameters.max_tokens:
             raise ProtocolViolation(

@@ -98,6 +98,8 @@ class ChannelEvent(enum.Enum):
     FUND = "fund"
     SETTLE = "settle"
     REQUEST_WITHDRAWAL = "request withdrawal"
+    CANCEL_WITHDRAWAL = "cancel withdrawal"
+    WITHDRAW_PART = "withdraw part"
     WITHDRAW = "withdraw"
     CLOSE = "close"
 
@@ -111,6 +113,8 @@ CHANNEL_TABLE: Mapping[tuple[ChannelState, ChannelEvent], ChannelState] = {
     (C.OPEN, V.CLOSE): C.CLOSED,
     (C.WITHDRAWING, V.FUND): C.WITHDRAWING,
     (C.WITHDRAWING, V.SETTLE): C.WITHDRAWING,
+    (C.WITHDRAWING, V.CANCEL_WITHDRAWAL): C.OPEN,
+    (C.WITHDRAWING, V.WITHDRAW_PART): C.OPEN,
     (C.WITHDRAWING, V.WITHDRAW): C.CLOSED,
     (C.WITHDRAWING, V.CLOSE): C.CLOSED,
 }

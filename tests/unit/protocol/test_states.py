@@ -20,30 +20,31 @@ from piecework_protocol.states import (
 )
 
 JOBS = """
-             new       accepted   running    suspended  delivered  paid  cancelled  failed
-accept       accepted  -          -          -          -          -     -          -
-start        -         running    -          running    -          -     -          -
-canvas       -         -          running    -          -          -     -          -
-last canvas  -         -          delivered  -          -          -     -          -
-pay          -         -          running    suspended  delivered  -     cancelled  failed
-pay all      -         -          -          -          paid       -     -          -
-disconnect   -         suspended  suspended  -          delivered  paid  cancelled  failed
-cancel       -         cancelled  cancelled  cancelled  delivered  paid  cancelled  failed
-fail         -         failed     failed     failed     -          -     -          -
-"""
+             new       accepted   running    suspended  stopping   delivered  paid  cancelled  failed
+accept       accepted  -          -          -          -          -          -     -          -
+start        -         running    -          running    -          -          -     -          -
+canvas       -         -          running    suspended  stopping   -          -     -          -
+last canvas  -         -          delivered  delivered  delivered  -          -     -          -
+pay          -         -          running    suspended  stopping   delivered  -     cancelled  failed
+pay all      -         -          -          -          -          paid       -     -          -
+disconnect   -         suspended  suspended  -          stopping   delivered  paid  cancelled  failed
+cancel       -         stopping   stopping   stopping   -          delivered  paid  cancelled  failed
+stopped      -         -          -          -          cancelled  -          -     -          -
+fail         -         failed     failed     failed     -          -          -     -          -
+"""  # noqa: E501
 CHANNELS = """
-             fund         settle       request withdrawal  withdraw  close
-none         open         -            -                   -         -
-open         open         open         withdrawing         -         closed
-withdrawing  withdrawing  withdrawing  -                   closed    closed
-closed       -            -            -                   -         -
-"""
+             fund         settle       request withdrawal  cancel withdrawal  withdraw part  withdraw  close
+none         open         -            -                   -                  -              -         -
+open         open         open         withdrawing         -                  -              -         closed
+withdrawing  withdrawing  withdrawing  -                   open               open           closed    closed
+closed       -            -            -                   -                  -              -         -
+"""  # noqa: E501
 PATHS = """
-             none  open  withdrawing               closed
-none         .     fund  fund, request withdrawal  fund, close
-open         -     .     request withdrawal        close
-withdrawing  -     -     .                         withdraw
-closed       -     -     -                         .
+             none  open               withdrawing               closed
+none         .     fund               fund, request withdrawal  fund, close
+open         -     .                  request withdrawal        close
+withdrawing  -     cancel withdrawal  .                         withdraw
+closed       -     -                  -                         .
 """
 
 
