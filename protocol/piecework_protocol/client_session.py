@@ -126,6 +126,11 @@ class ClientSession:
         return len(self._receipts)
 
     @property
+    def last_receipt(self) -> Digest | None:
+        """Give the digest of the last verified receipt, as a resumed submission states it."""
+        return Digest(self._domain.digest(self._receipts[-1])) if self._receipts else None
+
+    @property
     def complete(self) -> bool:
         """Say whether the last verified receipt ends the job."""
         return bool(self._receipts) and self._receipts[-1].finish is not Finish.MORE

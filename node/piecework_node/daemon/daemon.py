@@ -33,9 +33,12 @@ from piecework_node.errors import ConfigError
 from piecework_node.home import Home
 from piecework_node.jobs.offers import PUBLISH_LIMITS, OfferAddress, publish
 from piecework_node.times import now
+from piecework_protocol.limits import PROGRESS_INTERVAL_MS
 from piecework_protocol.types import address_hex
 
 TICK_S: Final = 0.5
+HEARTBEAT_S: Final = 0.8 * PROGRESS_INTERVAL_MS / 1000
+"""A little more often than clients are promised."""
 POLL_S: Final = 0.1
 FIRST_PUBLISH_S: Final = 5.0
 """Wait at most this long for the indexes before printing the ready line. Then clients can find the
@@ -146,6 +149,7 @@ class Daemon:
             group.create_task(self._pump(events), name="engine events"),
             group.create_task(p.settler.run(), name="settlement"),
             group.create_task(self._ticks(), name="ticks"),
+            group.create_task(self._heartbeats(), name="heartbeats"),
         ]
         await self._issue(first)
         shown = asyncio.Event()
@@ -198,6 +202,11 @@ class Daemon:
     async def _pump(self, events: Any) -> None:
         async for event in events:
             await self._p.worker.engine_event(event)
+
+    async def _heartbeats(self) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            self._p.worker.heartbeat()
 
     async def _ticks(self) -> None:
         while True:

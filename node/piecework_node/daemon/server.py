@@ -33,6 +33,7 @@ from piecework_protocol.frames import (
     CloseChannelRequest,
     CloseChannelResponse,
     Draft,
+    Progress,
     SubmitJob,
     VoucherAccepted,
     WorkerFrame,
@@ -56,6 +57,8 @@ BURST_S: Final = 10.0
 """A peer may save up this many seconds' worth of requests."""
 MAX_QUEUED_DRAFTS: Final = 2
 """Drafts that wait for a slow reader. While so many wait, newer ones are not sent."""
+SUPERSEDING: Final = (Progress, VoucherAccepted)
+"""Frames of which only the newest in a row is sent."""
 FIRST_FRAME_S: Final = 10.0
 """For the first frame of a stream. An honest client has it ready."""
 IDLE_CONNECTION_MS: Final = 10 * 60 * 1000
@@ -99,18 +102,21 @@ class StreamSink:
         self._closed = False
         self.refusal: Refusal | None = None
 
-    def send(self, frame: WorkerFrame) -> None:
+    def send(self, frame: WorkerFrame) -> bool:
         if self._closed:
-            return
+            return False
         if isinstance(frame, Draft):
             if self._drafts >= MAX_QUEUED_DRAFTS:
-                return
+                return False
             self._drafts += 1
-        elif isinstance(frame, VoucherAccepted) and self._frames and _confirms(self._frames[-1]):
-            # A count confirms every earlier one. A client that never reads must not fill memory.
-            self._frames.pop()
+        elif isinstance(frame, SUPERSEDING) and self._frames:
+            # A newer one says all that an older one did. A client that never reads must not fill
+            # memory.
+            if type(self._frames[-1]) is type(frame):
+                self._frames.pop()
         self._frames.append(frame)
         self._changed.set()
+        return True
 
     def close(self, refusal: Refusal | None) -> None:
         if not self._closed:
@@ -128,10 +134,6 @@ class StreamSink:
                 return
             self._changed.clear()
             await self._changed.wait()
-
-
-def _confirms(frame: WorkerFrame) -> bool:
-    return isinstance(frame, VoucherAccepted)
 
 
 class WorkerServicer:

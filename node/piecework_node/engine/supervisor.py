@@ -21,7 +21,6 @@ from piecework_node.engine.wire import (
     MAX_LINE_BYTES,
     Allow,
     Beat,
-    Cancel,
     CannotStart,
     Command,
     Encode,
@@ -29,6 +28,7 @@ from piecework_node.engine.wire import (
     Ready,
     Report,
     Start,
+    Stop,
     decode_report,
     encode_command,
 )
@@ -110,8 +110,9 @@ class EngineSupervisor:
     def allow(self, request_id: str, canvas_limit: int) -> None:
         self._send(Allow(request_id, canvas_limit))
 
-    def cancel(self, request_id: str) -> None:
-        self._send(Cancel(request_id))
+    def stop(self, request_id: str, *, finish_canvas: bool) -> None:
+        # Without a process `EngineLost` has told the worker what there was to tell.
+        self._send(Stop(request_id, finish_canvas))
 
     async def events(self) -> AsyncIterator[EngineEvent]:
         while True:

@@ -27,7 +27,7 @@ from piecework.client.jobs.events import (
 from piecework.client.jobs.requests import TextRequest, job_parameters
 from piecework.client.jobs.run import Caller
 from piecework.client.jobs.selection import Choice, learn, learn_broken
-from piecework.client.journal.records import ChannelRow, JobRow, JobStatus, usage_of
+from piecework.client.journal.records import ChannelRow, JobRow, JobStatus
 from piecework.client.journal.store import Store
 from piecework.client.limits import CANCEL_TIMEOUT_S, RESUME_FIRST_WAIT_S, RESUME_LONGEST_WAIT_S
 from piecework.client.network.transport import JobLinks, JobStream
@@ -54,6 +54,7 @@ from piecework_protocol.frames import (
 )
 from piecework_protocol.ledger import PayerLedger
 from piecework_protocol.objects import Job, Kind, ModelOffer, Receipt, Voucher
+from piecework_protocol.pricing import Usage, usage_of
 from piecework_protocol.sealing import (
     canvas_context,
     content_context,
@@ -77,6 +78,9 @@ LATER = frozenset(
     }
 )
 """Refusals of a job that had been accepted which only mean that it cannot go on yet."""
+
+
+NOTHING = Usage(0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,16 +245,22 @@ class JobDriver:
         try:
             self.sent = True
             funding = context.channels.funding(row)
-            await stream.send(replace(job.submission, received=session.received, funding=funding))
+            submission = replace(
+                job.submission,
+                received=session.received,
+                last_receipt=session.last_receipt,
+                funding=funding,
+            )
+            await stream.send(submission)
             return await self._frames(stream, session, row)
         finally:
             stream.abort()
 
     async def _frames(self, stream: JobStream, session: ClientSession, row: ChannelRow) -> bool:
         book = row.book
-        async with contextlib.aclosing(self._read(stream)) as frames:
+        async with contextlib.aclosing(self._read(stream, session)) as frames:
             async for frame in frames:
-                event = session.receive(frame)
+                event = session.receive(frame, self._context.now())
                 if isinstance(event, Accepted):
                     book = await self._on_accepted(event, stream)
                 elif isinstance(event, DraftSeen):
@@ -281,7 +291,9 @@ class JobDriver:
         mine = [i for i, ref in enumerate(book.unacknowledged) if ref.job == self._job.id]
         return book.acknowledged + mine[-1] + 1 if mine else 0
 
-    async def _read(self, stream: JobStream) -> AsyncGenerator[WorkerFrame, None]:
+    async def _read(
+        self, stream: JobStream, session: ClientSession
+    ) -> AsyncGenerator[WorkerFrame, None]:
         """Frames until the end of the stream; passes on the caller's cancel; bounds every wait.
 
         A cancel waits for the worker's first answer: gRPC keeps one error a stream, and a cancel
@@ -308,6 +320,7 @@ class JobDriver:
                 elif cancel.done() and may_cancel:
                     cancelling = True
                     if self._ended is None:
+                        session.leave()
                         await stream.send(CancelJob())
                 elif self._ended is not None:
                     return  # the next voucher carries this one's receipts again
@@ -393,7 +406,7 @@ class JobDriver:
     async def _conclude(self, acknowledged: bool) -> JobFinished:
         context, job, end = self._context, self._job, self._ended
         last = self._receipts[-1].finish if self._receipts else objects.Finish.MORE
-        complete = last is not objects.Finish.MORE
+        complete = last not in (objects.Finish.MORE, objects.Finish.CANCELLED)
         reason = end.reason if end is not None else None
         if not complete and reason is None and not self._caller.cancelled.is_set():
             reason = (
@@ -417,7 +430,7 @@ class JobDriver:
             objects.Finish.END_OF_TEXT: FinishReason.END_OF_TEXT,
             objects.Finish.TOKEN_LIMIT: FinishReason.TOKEN_LIMIT,
         }
-        usage = usage_of(self._prompt_tokens or 0, tuple(self._receipts))
+        usage = usage_of(self._receipts[-1]) if self._receipts else NOTHING
         ended = JobFinished(
             finish=finishes.get(last, FinishReason.CANCELLED),
             job=job.id,
@@ -472,6 +485,7 @@ class JobDriver:
             openers,
             prompt_bytes=job.prompt_bytes,
             receipts=tuple(self._receipts),
+            resumed=self.sent or self._replay or job.prompt_tokens is not None,
         )
 
 

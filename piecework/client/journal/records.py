@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from piecework_protocol.frames import SubmitJob
 from piecework_protocol.ledger import PayerLedger
 from piecework_protocol.objects import Channel, Receipt, Voucher
-from piecework_protocol.pricing import Usage
 from piecework_protocol.types import Address, Amount, ChannelId, Digest, JobId, Signature, Timestamp
 from piecework_protocol.wire import SignedOffer
 
@@ -173,8 +172,3 @@ class Experience:
     updated_at: Timestamp = BEGINNING
     broken_clause: str = ""
     broken_at: Timestamp = BEGINNING
-
-
-def usage_of(prompt_tokens: int, receipts: tuple[Receipt, ...]) -> Usage:
-    """Add up receipts."""
-    return Usage(prompt_tokens, sum(r.units for r in receipts), sum(r.steps for r in receipts))

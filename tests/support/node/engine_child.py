@@ -15,12 +15,12 @@ from piecework_model.requests import CanvasFinish, GenerationRequest
 from piecework_node.engine.wire import (
     MAX_LINE_BYTES,
     Allow,
-    Cancel,
     Command,
     Encode,
     Encoded,
     Ready,
     Start,
+    Stop,
     decode_command,
     encode_report,
 )
@@ -55,7 +55,7 @@ def main() -> None:
             done[request.request_id] = len(request.committed)
         elif isinstance(command, Allow):
             limits[command.request_id] = max(limits.get(command.request_id, 0), command.limit)
-        elif isinstance(command, Cancel):
+        elif isinstance(command, Stop):
             rows.pop(command.request_id, None)
         elif isinstance(command, Encode):
             ids = tuple(byte for message in command.messages for byte in message.content.encode())
