@@ -2,28 +2,29 @@
 pragma solidity 0.8.37;
 
 import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
-import {IERC20Permit} from "@openzeppelin/contracts/token/ERC20/extensions/IERC20Permit.sol";
 import {SafeERC20} from "@openzeppelin/contracts/token/ERC20/utils/SafeERC20.sol";
 import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
 import {ECDSA} from "@openzeppelin/contracts/utils/cryptography/ECDSA.sol";
 import {EIP712} from "@openzeppelin/contracts/utils/cryptography/EIP712.sol";
-import {IWorkerRegistry, Registration, StakePermit, WorkerView} from "./interfaces/IWorkerRegistry.sol";
+import {IWorkerRegistry, Registration, WorkerView} from "./interfaces/IWorkerRegistry.sol";
+import {RegistrationTypes} from "./libraries/RegistrationTypes.sol";
+import {TokenSignatures} from "./libraries/TokenSignatures.sol";
 
 /// @title WorkerRegistry (promises and assumptions: IWorkerRegistry)
 /// @dev The same order inside every function as in Escrow: identify, check, effect, event, interact.
 contract WorkerRegistry is IWorkerRegistry, EIP712, ReentrancyGuardTransient {
     using SafeERC20 for IERC20;
 
-    /// @notice Long enough for any host name with a port; short enough that a page of workers stays small.
+    /// @inheritdoc IWorkerRegistry
     uint256 public constant MAX_ENDPOINT_BYTES = 256;
-    /// @notice A forgotten session key must die by itself.
+    /// @inheritdoc IWorkerRegistry
     uint64 public constant MAX_SESSION_SECONDS = 30 days;
-    /// @notice A mistyped delay must not lock stakes for ever.
+    /// @inheritdoc IWorkerRegistry
+    uint64 public constant MIN_UNBONDING_DELAY = 7 days;
+    /// @inheritdoc IWorkerRegistry
     uint64 public constant MAX_UNBONDING_DELAY = 180 days;
-
-    bytes32 public constant REGISTRATION_TYPEHASH = keccak256(
-        "Registration(address operator,address owner,address payout,uint128 stake,string endpoint,uint64 deadline)"
-    );
+    /// @inheritdoc IWorkerRegistry
+    uint64 public constant MAX_FREEZE_SECONDS = 30 days;
 
     /// @dev `id` numbers registrations from 1, so that session keys of an earlier registration stay dead.
     struct Worker {
@@ -34,26 +35,41 @@ contract WorkerRegistry is IWorkerRegistry, EIP712, ReentrancyGuardTransient {
         uint128 stake;
         uint64 id;
         uint64 index;
+        address offeredOwner;
+        uint64 frozenUntil;
         string endpoint;
     }
 
     IERC20 private immutable _stakeToken;
+    /// @inheritdoc IWorkerRegistry
     uint128 public immutable minStake;
+    /// @inheritdoc IWorkerRegistry
     uint64 public immutable unbondingDelay;
+    /// @inheritdoc IWorkerRegistry
+    address public immutable slasher;
 
     mapping(address operator => Worker) private _workers;
     mapping(uint64 registrationId => mapping(address key => uint64 validUntil)) private _sessions;
+    mapping(address operator => uint64 registrations) private _registrations;
+    mapping(address payee => uint256) private _rewards;
     address[] private _operators;
     uint64 private _lastId;
+    /// @inheritdoc IWorkerRegistry
+    uint256 public forfeited;
 
+    /// @notice The deployer becomes the slasher.
+    /// @param stakeToken_ the token that is staked
+    /// @param minStake_ the least stake of an active worker, base units
+    /// @param unbondingDelay_ how long a stake stays after the request to leave, seconds
     constructor(IERC20 stakeToken_, uint128 minStake_, uint64 unbondingDelay_)
-        EIP712("Piecework Registry", "1")
+        EIP712("Piecework Registry", "2")
     {
         if (address(stakeToken_).code.length == 0) revert BadParty(address(stakeToken_));
         if (minStake_ == 0) revert ZeroAmount();
-        if (unbondingDelay_ > MAX_UNBONDING_DELAY) {
-            revert UnbondingDelayTooLong(unbondingDelay_, MAX_UNBONDING_DELAY);
+        if (unbondingDelay_ < MIN_UNBONDING_DELAY || unbondingDelay_ > MAX_UNBONDING_DELAY) {
+            revert UnbondingDelayOutOfRange(unbondingDelay_, MIN_UNBONDING_DELAY, MAX_UNBONDING_DELAY);
         }
+        slasher = msg.sender;
         _stakeToken = stakeToken_;
         minStake = minStake_;
         unbondingDelay = unbondingDelay_;
@@ -73,15 +89,13 @@ contract WorkerRegistry is IWorkerRegistry, EIP712, ReentrancyGuardTransient {
     function registerWithPermit(
         Registration calldata registration,
         bytes calldata operatorSignature,
-        StakePermit calldata permit
+        uint256 permitDeadline,
+        bytes calldata permitSignature
     ) external nonReentrant {
-        // Fails when somebody submitted the same permit first: then the allowance is there already. Only the
-        // caller's own tokens are taken, so a failed permit can at most make the transfer fail.
-        try IERC20Permit(address(_stakeToken))
-            .permit(
-                msg.sender, address(this), registration.stake, permit.deadline, permit.v, permit.r, permit.s
-            ) {}
-            catch {}
+        // Only the caller's own tokens are taken, so a failed permit can at most make the transfer fail.
+        TokenSignatures.tryPermit(
+            address(_stakeToken), msg.sender, registration.stake, permitDeadline, permitSignature
+        );
         _register(registration, operatorSignature);
     }
 
@@ -108,19 +122,24 @@ contract WorkerRegistry is IWorkerRegistry, EIP712, ReentrancyGuardTransient {
     }
 
     /// @inheritdoc IWorkerRegistry
-    function setOwner(address operator, address owner) external {
+    function offerOwner(address operator, address owner) external {
         Worker storage worker = _findOwned(operator);
-        _requireOwnerAddress(owner);
-        worker.owner = owner;
-        emit OwnerSet(operator, owner);
+        worker.offeredOwner = owner;
+        emit OwnerOffered(operator, owner);
+    }
+
+    /// @inheritdoc IWorkerRegistry
+    function acceptOwner(address operator) external {
+        Worker storage worker = _find(operator);
+        if (msg.sender != worker.offeredOwner) revert NotOfferedOwner(msg.sender, worker.offeredOwner);
+        worker.owner = msg.sender;
+        worker.offeredOwner = address(0);
+        emit OwnerSet(operator, msg.sender);
     }
 
     /// @inheritdoc IWorkerRegistry
     function setEndpoint(address operator, string calldata endpoint) external {
-        Worker storage worker = _find(operator);
-        if (msg.sender != worker.owner && msg.sender != operator) {
-            revert NotOwnerOrOperator(msg.sender, worker.owner, operator);
-        }
+        Worker storage worker = _findControlled(operator);
         _requireEndpoint(endpoint);
         worker.endpoint = endpoint;
         emit EndpointSet(operator, endpoint);
@@ -138,10 +157,10 @@ contract WorkerRegistry is IWorkerRegistry, EIP712, ReentrancyGuardTransient {
     }
 
     /// @inheritdoc IWorkerRegistry
-    function revokeSessionKey(address key) external {
-        Worker storage worker = _find(msg.sender);
+    function revokeSessionKey(address operator, address key) external {
+        Worker storage worker = _findControlled(operator);
         delete _sessions[worker.id][key];
-        emit SessionKeyRevoked(msg.sender, key);
+        emit SessionKeyRevoked(operator, key);
     }
 
     // ------------------------------------------------------------------ leaving
@@ -171,10 +190,47 @@ contract WorkerRegistry is IWorkerRegistry, EIP712, ReentrancyGuardTransient {
         if (requestedAt == 0) revert UnbondNotRequested(operator);
         uint64 withdrawableAt = requestedAt + unbondingDelay;
         if (block.timestamp < withdrawableAt) revert StillBonded(operator, withdrawableAt, block.timestamp);
+        uint64 frozenUntil = worker.frozenUntil;
+        if (block.timestamp < frozenUntil) revert StillFrozen(operator, frozenUntil, block.timestamp);
         (address owner, uint128 stake) = (worker.owner, worker.stake);
         _remove(operator, worker.index);
         emit StakeWithdrawn(operator, owner, stake);
         _stakeToken.safeTransfer(owner, stake);
+    }
+
+    // ------------------------------------------------------------------ slashing
+
+    /// @inheritdoc IWorkerRegistry
+    function freeze(address operator, uint64 until) external {
+        Worker storage worker = _findForSlasher(operator);
+        uint256 latest = block.timestamp + MAX_FREEZE_SECONDS;
+        if (until > latest) revert FreezeTooLong(until, latest);
+        // A second dispute must not end the freeze of the first one.
+        if (until <= worker.frozenUntil) return;
+        worker.frozenUntil = until;
+        emit StakeFrozen(operator, until);
+    }
+
+    /// @inheritdoc IWorkerRegistry
+    function slash(address operator, uint128 amount, address payee) external {
+        Worker storage worker = _findForSlasher(operator);
+        if (amount == 0) revert ZeroAmount();
+        if (amount > worker.stake) revert StakeTooSmall(worker.stake, amount);
+        // A reward that is sent to the registry itself would count twice.
+        if (payee == address(this)) revert BadParty(payee);
+        worker.stake -= amount;
+        if (payee == address(0)) forfeited += amount;
+        else _rewards[payee] += amount;
+        emit StakeSlashed(operator, payee, amount, worker.stake);
+    }
+
+    /// @inheritdoc IWorkerRegistry
+    function pushReward(address payee) external nonReentrant {
+        uint256 amount = _rewards[payee];
+        if (amount == 0) revert NothingToPush(payee);
+        _rewards[payee] = 0;
+        emit RewardPushed(payee, amount);
+        _stakeToken.safeTransfer(payee, amount);
     }
 
     // ------------------------------------------------------------------ views
@@ -198,13 +254,27 @@ contract WorkerRegistry is IWorkerRegistry, EIP712, ReentrancyGuardTransient {
         return WorkerView({
             operator: operator,
             owner: worker.owner,
+            offeredOwner: worker.offeredOwner,
             payout: worker.payout,
             stake: worker.stake,
+            id: worker.id,
+            nonce: _registrations[operator] - 1,
             registeredAt: worker.registeredAt,
             unbondRequestedAt: worker.unbondRequestedAt,
+            frozenUntil: worker.frozenUntil,
             active: isActive(operator),
             endpoint: worker.endpoint
         });
+    }
+
+    /// @inheritdoc IWorkerRegistry
+    function registrationNonce(address operator) external view returns (uint64) {
+        return _registrations[operator];
+    }
+
+    /// @inheritdoc IWorkerRegistry
+    function rewardOf(address payee) external view returns (uint256) {
+        return _rewards[payee];
     }
 
     /// @inheritdoc IWorkerRegistry
@@ -246,6 +316,18 @@ contract WorkerRegistry is IWorkerRegistry, EIP712, ReentrancyGuardTransient {
         if (msg.sender != worker.owner) revert NotOwner(msg.sender, worker.owner);
     }
 
+    function _findControlled(address operator) private view returns (Worker storage worker) {
+        worker = _find(operator);
+        if (msg.sender != worker.owner && msg.sender != operator) {
+            revert NotOwnerOrOperator(msg.sender, worker.owner, operator);
+        }
+    }
+
+    function _findForSlasher(address operator) private view returns (Worker storage worker) {
+        if (msg.sender != slasher) revert NotSlasher(msg.sender, slasher);
+        worker = _find(operator);
+    }
+
     function _requireEndpoint(string calldata endpoint) private pure {
         uint256 length = bytes(endpoint).length;
         if (length == 0 || length > MAX_ENDPOINT_BYTES) revert BadEndpointLength(length, MAX_ENDPOINT_BYTES);
@@ -258,20 +340,11 @@ contract WorkerRegistry is IWorkerRegistry, EIP712, ReentrancyGuardTransient {
 
     function _requireConsent(Registration calldata r, bytes calldata signature) private view {
         if (block.timestamp > r.deadline) revert Expired(r.deadline, block.timestamp);
+        if (r.nonce != _registrations[r.operator]) {
+            revert WrongNonce(r.nonce, _registrations[r.operator]);
+        }
         if (msg.sender == r.operator) return;
-        bytes32 digest = _hashTypedDataV4(
-            keccak256(
-                abi.encode(
-                    REGISTRATION_TYPEHASH,
-                    r.operator,
-                    r.owner,
-                    r.payout,
-                    r.stake,
-                    keccak256(bytes(r.endpoint)),
-                    r.deadline
-                )
-            )
-        );
+        bytes32 digest = _hashTypedDataV4(RegistrationTypes.hashRegistration(r));
         (address signer, ECDSA.RecoverError failure,) = ECDSA.tryRecoverCalldata(digest, signature);
         if (failure != ECDSA.RecoverError.NoError || signer != r.operator) {
             revert OperatorDidNotConsent(r.operator);
@@ -294,10 +367,11 @@ contract WorkerRegistry is IWorkerRegistry, EIP712, ReentrancyGuardTransient {
         worker.payout = r.payout;
         worker.stake = r.stake;
         worker.id = ++_lastId;
+        _registrations[r.operator] = r.nonce + 1;
         worker.index = uint64(_operators.length);
         worker.endpoint = r.endpoint;
         _operators.push(r.operator);
-        emit WorkerRegistered(r.operator, r.owner, r.payout, r.stake, r.endpoint);
+        emit WorkerRegistered(r.operator, r.owner, r.payout, r.stake, r.endpoint, worker.id);
         _pull(r.stake);
     }
 

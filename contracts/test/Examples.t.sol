@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity 0.8.37;
 
-import {Escrow} from "../src/Escrow.sol";
 import {ChannelState, IEscrow} from "../src/interfaces/IEscrow.sol";
 import {MerkleProof} from "../src/libraries/MerkleProof.sol";
 import {Channel, Claim} from "../src/libraries/PieceworkTypes.sol";

@@ -50,6 +50,7 @@ def artifact(name: str, root: Path = ROOT) -> dict[str, Any]:
             "version": metadata["compiler"]["version"],
             "evmVersion": metadata["settings"]["evmVersion"],
             "optimizerRuns": metadata["settings"]["optimizer"]["runs"],
+            "viaIR": metadata["settings"].get("viaIR", False),
         },
         "abi": out["abi"],
         "bytecode": out["bytecode"]["object"],

@@ -260,6 +260,14 @@ def errors_page() -> str:
             "of `piecework_refusals_total`. A refusal moves no money.\n"
         ),
         reasons_table(),
+        "## Faults of a worker\n",
+        (
+            "What is wrong with the surroundings of a worker. `worker check` finds them before a\n"
+            "start, and the running worker finds them while it runs. The code is the label of\n"
+            "`piecework_fault`. It stands in `/status`, in the log and in the refusal of a job. A\n"
+            "fault ends only when the check that found it succeeds.\n"
+        ),
+        faults_table(),
         "## Errors of the gateway\n",
         (
             "The gateway answers in the shape of OpenAI: "
@@ -296,6 +304,23 @@ def reasons_table() -> str:
     ]
     head = ("reason", "gRPC status", "retry may help", "meaning", "what the client does")
     return table(head, rows)
+
+
+def faults_table() -> str:
+    """Every condition of the worker's surroundings, with what it stops and what to do."""
+    from piecework_node.runtime.faults import CONDITIONS
+
+    rows = [
+        (
+            f"`{code.value}`",
+            condition.meaning,
+            condition.stops.value,
+            "after `chain_outage_s`" if condition.patient else "at once",
+            condition.remedy,
+        )
+        for code, condition in CONDITIONS.items()
+    ]
+    return table(("code", "meaning", "what it stops", "counts", "what to do"), rows)
 
 
 def exceptions_table() -> str:

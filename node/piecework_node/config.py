@@ -16,7 +16,7 @@ from pydantic import Field, field_validator, model_validator
 
 from piecework.base import settings
 from piecework.base.amounts import Token
-from piecework.base.hosts import LOOPBACK
+from piecework.base.hosts import LOOPBACK, is_unspecified
 from piecework.base.settings import Settings, Variables
 from piecework_node.endpoints import split_endpoint
 from piecework_protocol.limits import (
@@ -34,6 +34,7 @@ VARIABLES: Final = Variables(
     aliases={"PIECEWORK_MODELS": "model_store"},
 )
 MAX_INDEXES: Final = 16
+MAX_RPC_URLS: Final = 16
 MAX_VLLM_ENDPOINTS: Final = 64
 """Each is asked for its health every few seconds. More belong behind vLLM's own data parallelism.
 """
@@ -98,7 +99,15 @@ class WorkerConfig(Settings):
     )
 
     # chain
-    rpc_url: str = Field("", description="empty: the one of the deployment")
+    rpc_url: str = Field(
+        "", description="the chain's node. Empty: the one of a development chain's file"
+    )
+    rpc_urls: tuple[str, ...] = Field(
+        (),
+        max_length=MAX_RPC_URLS,
+        description="several nodes, of which rpc_quorum must agree about money. Empty: rpc_url",
+    )
+    rpc_quorum: int = Field(0, ge=0, le=MAX_RPC_URLS, description="0: more than half of rpc_urls")
     rpc_timeout_s: float = Field(10.0, ge=0.1, le=120)
     finality_depth: int = Field(0, ge=0, le=10_000, description='0: the node\'s "finalized" tag')
     chain_poll_s: float = Field(5.0, ge=0.05, le=600)
@@ -118,6 +127,15 @@ class WorkerConfig(Settings):
     )
     max_fee_gwei: float = Field(500.0, gt=0, le=1_000_000)
     stuck_after_s: float = Field(90.0, ge=1, le=24 * 3600)
+
+    # journal
+    evidence_s: int = Field(
+        3 * 24 * 3600,
+        ge=0,
+        le=2**31,
+        description="seconds after a job's deadline in which it can be audited. Then the journal "
+        "keeps its digests and amounts alone",
+    )
 
     # engine
     backend: Literal["diffusion", "vllm"] = Field(
@@ -184,12 +202,14 @@ class WorkerConfig(Settings):
             split_endpoint(value)
         return value
 
-    @field_validator("indexes")
+    @field_validator("indexes", "rpc_urls")
     @classmethod
-    def _indexes_are_http(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _addresses_are_http(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for url in value:
             if not url.startswith(("http://", "https://")):
-                raise ValueError("an index is an http:// or https:// address")
+                raise ValueError("an address begins with http:// or https://")
+        if len({url.rstrip("/") for url in value}) != len(value):
+            raise ValueError("an address is given twice")
         return value
 
     @field_validator("vllm_endpoints")
@@ -212,6 +232,15 @@ class WorkerConfig(Settings):
     def _fits_together(self) -> Self:
         if self.admin_host not in LOOPBACK and not self.admin_public:
             raise ValueError("admin_host is not loopback: set admin_public = true if you mean it")
+        if self.rpc_quorum > len(self.rpc_urls):
+            raise ValueError("rpc_quorum is more than there are rpc_urls")
+        if self.rpc_urls and self.rpc_url:
+            raise ValueError("set rpc_url or rpc_urls, not both")
+        if is_unspecified(split_endpoint(self.endpoint or self.bind)[0]):
+            raise ValueError(
+                f"{self.endpoint or self.bind} means every address, and clients cannot dial it: "
+                "set endpoint to the host:port that they dial"
+            )
         if self.chain_outage_s >= self.min_withdrawal_delay_s:
             raise ValueError("chain_outage_s must be shorter than min_withdrawal_delay_s")
         self._check_backend()

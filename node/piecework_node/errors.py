@@ -21,7 +21,10 @@ class KeyFileError(PieceworkError):
 
 
 class JournalError(PieceworkError):
-    """The journal could not be written or read. The daemon stops, as it may promise nothing."""
+    """The journal could not be written or read. The daemon stops, as it may promise nothing.
+
+    It is the only error that ends a running daemon.
+    """
 
 
 class JournalLocked(JournalError):
@@ -34,6 +37,21 @@ class JournalMismatch(JournalError):
 
 class JournalCorrupt(JournalError):
     """A row is not what was written, or is missing."""
+
+
+class JournalConflict(PieceworkError):
+    """Records contradict what the journal holds, or do not fit. Nothing of them was written.
+
+    The disk is well. The job whose records they are ends, and the daemon goes on.
+    """
+
+
+class SaltUsed(JournalConflict):
+    """A job with this salt was admitted on this channel before."""
+
+
+class JobUnusable(PieceworkError):
+    """What the journal holds of one job does not suffice to go on with it."""
 
 
 class EngineUnavailable(PieceworkError):

@@ -62,6 +62,9 @@ class Metrics:
         self._engine_losses = self._counter(
             "piecework_engine_restarts", "Times the engine process was lost"
         )
+        self._contained = self._counter(
+            "piecework_contained_errors", "Errors of the worker's own that ended one job each"
+        )
         self._publish_errors = self._counter(
             "piecework_publish_errors", "Offers that an index did not take"
         )
@@ -78,6 +81,19 @@ class Metrics:
         self.unsettled = self._gauge(
             "piecework_unsettled_base_units", "Accepted and not settled on chain"
         )
+        self.ready = self._gauge("piecework_ready", "1 while jobs are taken on")
+        self.commit = Histogram(
+            "piecework_journal_commit_seconds",
+            "Time to make records durable",
+            buckets=_COMMIT_BUCKETS_S,
+            registry=self.registry,
+        )
+        self._surroundings()
+        self.refusals: dict[str, int] = {}
+        self.errors: deque[ErrorNote] = deque(maxlen=MAX_KEPT_ERRORS)
+
+    def _surroundings(self) -> None:
+        """Gauges of what the worker stands on: node, clock and gas tank."""
         self._faults = Gauge(
             "piecework_fault",
             "1 while this condition of the surroundings lasts",
@@ -92,15 +108,6 @@ class Metrics:
             "piecework_clock_offset_seconds",
             "This clock less the indexes'. Above 0 it is ahead",
         )
-        self.ready = self._gauge("piecework_ready", "1 while jobs are taken on")
-        self.commit = Histogram(
-            "piecework_journal_commit_seconds",
-            "Time to make records durable",
-            buckets=_COMMIT_BUCKETS_S,
-            registry=self.registry,
-        )
-        self.refusals: dict[str, int] = {}
-        self.errors: deque[ErrorNote] = deque(maxlen=MAX_KEPT_ERRORS)
 
     def refused(self, reason: Reason) -> None:
         """A job was declined."""
@@ -137,6 +144,10 @@ class Metrics:
     def engine_lost(self) -> None:
         """The engine process died or hung."""
         self._engine_losses.inc()
+
+    def contained(self) -> None:
+        """An error of ours ended one job, or was left behind by a loop that goes on."""
+        self._contained.inc()
 
     def publish_error(self) -> None:
         """An index did not take the offer."""

@@ -33,6 +33,8 @@ _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _PORTS: Final = {"http": 80, "https": 443}
 
 Proxies = Callable[[], Mapping[str, str]]
+Dated = Callable[[str, str], None]
+"""Takes host[:port] and the Date header of an answer of any status."""
 
 
 class HttpError(PieceworkError):
@@ -94,8 +96,9 @@ class HttpReader:
         *,
         headers: Mapping[str, str] | None = None,
         proxies: Proxies = urllib.request.getproxies,
+        dated: Dated | None = None,
     ) -> None:
-        self._limits = limits
+        self._limits, self._dated = limits, dated
         # A server that packs its answer anyway is unpacked within the bound.
         self._headers = {"Accept-Encoding": "identity", **(headers or {})}
         self._proxies = proxies
@@ -197,6 +200,8 @@ class HttpReader:
                 allow_redirects=False,
                 proxy=proxy_for(url, self._proxies),
             ) as response:
+                if self._dated is not None and "Date" in response.headers:
+                    self._dated(host, response.headers["Date"])
                 if method == "GET" and response.status in _REDIRECTS:
                     place = response.headers.get("Location")
                     if place:

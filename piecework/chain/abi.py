@@ -98,7 +98,7 @@ def interface(contract: str) -> Interface:
     constructor = next(
         (tuple(get_abi_input_types(e)) for e in abi if e["type"] == "constructor"), ()
     )
-    functions = {e["name"]: _function(e) for e in abi if e["type"] == "function"}
+    functions = _functions([e for e in abi if e["type"] == "function"])
     events = {e["name"]: _event(e) for e in abi if e["type"] == "event"}
     return Interface(contract, functions, events, constructor)
 
@@ -166,6 +166,15 @@ def _function(entry: Any) -> Function:
     return Function(
         entry["name"], function_abi_to_4byte_selector(entry), tuple(inputs), tuple(outputs)
     )
+
+
+def _functions(entries: Sequence[Any]) -> dict[str, Function]:
+    """By name. Of functions that share a name, each has its whole signature for a name."""
+    made = [_function(entry) for entry in entries]
+    names = [function.name for function in made]
+    return {
+        f.name if names.count(f.name) == 1 else f"{f.name}({','.join(f.inputs)})": f for f in made
+    }
 
 
 def _event(entry: Any) -> Event:

@@ -1,7 +1,7 @@
-"""Typed data of the token: deposits and permits. Pure.
+"""Typed data of the token: deposits, openings, permits. Pure.
 
-The domain is the token's own. Sources: EIP-2612 (permit), EIP-3009 (transfer with
-authorization), EIP-712.
+It has the domain of the token. Sources: EIP-2612 (permit), EIP-3009 (transfer with authorization),
+EIP-712.
 """
 
 from __future__ import annotations
@@ -13,16 +13,27 @@ from typing import Any
 from piecework.chain.errors import BadAnswer
 from piecework_protocol.eip712 import Domain, TypedData
 from piecework_protocol.errors import MalformedInput
+from piecework_protocol.frames import OpeningAuthorization
+from piecework_protocol.objects import Channel
 from piecework_protocol.signing import Signer, sign
 from piecework_protocol.types import (
+    MAX_PAYER_SIGNATURE_BYTES,
+    SIGNATURE_BYTES,
     Address,
+    Amount,
     Bytes32,
-    Signature,
+    ChannelId,
+    PayerSignature,
+    Timestamp,
     Uint256,
+    keccak256,
     parse_address,
     parse_hex,
     to_hex,
 )
+
+ALWAYS = Timestamp(0)
+"""Before every block: an authorization that is valid from now on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,47 +52,47 @@ class ReceiveWithAuthorization(TypedData):
 
 
 @dataclass(frozen=True, slots=True)
-class SignedAuthorization:
-    """What a payer gives to the account that pays the gas of its deposit."""
+class SignedDeposit:
+    """What a payer gives to the account that pays the gas of its deposit.
+
+    The escrow derives the authorization's nonce from `salt`. So an authorization that opens a
+    channel cannot be submitted as a plain deposit.
+    """
 
     token: Address
-    authorization: ReceiveWithAuthorization
-    signature: Signature
+    escrow: Address
+    owner: Address
+    amount: Amount
+    valid_after: Timestamp
+    valid_before: Timestamp
+    salt: Bytes32
+    signature: PayerSignature
 
     def to_json(self) -> dict[str, Any]:
         """Give the members as JSON holds them: hex strings and integers."""
-        a = self.authorization
-        return {
-            "token": to_hex(self.token),
-            "owner": to_hex(a.from_),
-            "to": to_hex(a.to),
-            "value": a.value,
-            "valid_after": a.valid_after,
-            "valid_before": a.valid_before,
-            "nonce": to_hex(a.nonce),
-            "signature": to_hex(self.signature),
-        }
+        values = {name: getattr(self, name) for name in self.__slots__}
+        return {k: to_hex(v) if isinstance(v, bytes) else v for k, v in values.items()}
 
     @classmethod
-    def from_json(cls, raw: Mapping[str, Any]) -> SignedAuthorization:
+    def from_json(cls, raw: Mapping[str, Any]) -> SignedDeposit:
         """Parse what `to_json` makes. The signature is checked on the chain.
 
         Raises:
             MalformedInput: A member is missing or malformed.
         """
         try:
-            authorization = ReceiveWithAuthorization(
-                parse_address(raw["owner"]),
-                parse_address(raw["to"]),
-                Uint256(int(raw["value"])),
-                Uint256(int(raw["valid_after"])),
-                Uint256(int(raw["valid_before"])),
-                Bytes32(parse_hex(raw["nonce"], 32, "nonce")),
+            return cls(
+                token=parse_address(raw["token"]),
+                escrow=parse_address(raw["escrow"]),
+                owner=parse_address(raw["owner"]),
+                amount=Amount(_number(raw["amount"])),
+                valid_after=Timestamp(_number(raw["valid_after"])),
+                valid_before=Timestamp(_number(raw["valid_before"])),
+                salt=Bytes32(parse_hex(raw["salt"], 32, "salt")),
+                signature=_signature(raw["signature"]),
             )
-            signature = Signature(parse_hex(raw["signature"], 65, "signature"))
-            return cls(parse_address(raw["token"]), authorization, signature)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise MalformedInput(f"not a signed deposit authorization: {error}") from error
+            raise MalformedInput(f"not a signed deposit: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,20 +115,100 @@ class SignedPermit:
 
     token: Address
     permit: Permit
-    signature: Signature
+    signature: PayerSignature
 
 
-def sign_authorization(
-    domain: Domain, authorization: ReceiveWithAuthorization, signer: Signer
-) -> SignedAuthorization:
-    """Sign a gasless deposit. `domain` is the token's (`ChainReader.token_domain`)."""
-    signature = sign(domain, authorization, signer)
-    return SignedAuthorization(domain.verifying_contract, authorization, signature)
+def deposit_authorization(
+    escrow: Address,
+    owner: Address,
+    amount: Amount,
+    *,
+    valid_after: Timestamp,
+    valid_before: Timestamp,
+    salt: Bytes32,
+) -> ReceiveWithAuthorization:
+    """Give what the owner signs, under the token's domain, to put `amount` into its pool."""
+    times = Uint256(valid_after), Uint256(valid_before)
+    return ReceiveWithAuthorization(owner, escrow, Uint256(amount), *times, deposit_nonce(salt))
+
+
+def sign_deposit(
+    token: Domain,
+    escrow: Address,
+    owner: Signer,
+    amount: Amount,
+    *,
+    valid_after: Timestamp = ALWAYS,
+    valid_before: Timestamp,
+    salt: Bytes32,
+) -> SignedDeposit:
+    """Sign a gasless deposit. `token` is the token's domain (`ChainReader.token_domain`)."""
+    message = deposit_authorization(
+        escrow, owner.address, amount, valid_after=valid_after, valid_before=valid_before, salt=salt
+    )
+    return SignedDeposit(
+        token=token.verifying_contract,
+        escrow=escrow,
+        owner=owner.address,
+        amount=amount,
+        valid_after=valid_after,
+        valid_before=valid_before,
+        salt=salt,
+        signature=PayerSignature(sign(token, message, owner)),
+    )
+
+
+def opening_authorization(
+    escrow: Domain, channel: Channel, funded_before: Amount, opening: OpeningAuthorization
+) -> ReceiveWithAuthorization:
+    """Give what the payer signs, under the token's domain, to open or top up a channel.
+
+    `funded_before` is the channel's total before. The signature of `opening` is not read.
+    """
+    return ReceiveWithAuthorization(
+        channel.payer,
+        escrow.verifying_contract,
+        Uint256(opening.amount + opening.fee),
+        Uint256(opening.valid_after),
+        Uint256(opening.valid_before),
+        opening_nonce(channel.id(escrow), funded_before, opening.fee),
+    )
+
+
+def sign_opening(
+    token: Domain,
+    escrow: Domain,
+    channel: Channel,
+    payer: Signer,
+    *,
+    amount: Amount,
+    fee: Amount,
+    funded_before: Amount,
+    valid_after: Timestamp = ALWAYS,
+    valid_before: Timestamp,
+) -> OpeningAuthorization:
+    """Sign the one authorization that opens a channel, or tops it up, out of the payer's tokens."""
+    times = (valid_after, valid_before)
+    unsigned = OpeningAuthorization(amount, fee, *times, PayerSignature(b""))
+    message = opening_authorization(escrow, channel, funded_before, unsigned)
+    return OpeningAuthorization(amount, fee, *times, PayerSignature(sign(token, message, payer)))
+
+
+def deposit_nonce(salt: Bytes32) -> Bytes32:
+    """The EIP-3009 nonce of a deposit: keccak256(abi.encode(salt))."""
+    return keccak256(salt)
+
+
+def opening_nonce(channel: ChannelId, funded_before: Amount, fee: Amount) -> Bytes32:
+    """The EIP-3009 nonce of an opening: keccak256(abi.encode(channelId, fundedBefore, fee))."""
+    words = channel + funded_before.to_bytes(32, "big") + fee.to_bytes(32, "big")
+    return keccak256(words)
 
 
 def sign_permit(domain: Domain, permit: Permit, signer: Signer) -> SignedPermit:
     """Sign an allowance. `domain` is the token's."""
-    return SignedPermit(domain.verifying_contract, permit, sign(domain, permit, signer))
+    signature = PayerSignature(sign(domain, permit, signer))
+    return SignedPermit(domain.verifying_contract, permit, signature)
 
 
 def require_separator(domain: Domain, on_chain: bytes) -> None:
@@ -131,3 +222,16 @@ def require_separator(domain: Domain, on_chain: bytes) -> None:
             f"{to_hex(domain.verifying_contract)} does not sign under the domain "
             f"{domain.name!r} {domain.version!r}"
         )
+
+
+def _number(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**128:
+        raise ValueError("an amount or a time is not a whole number")
+    return value
+
+
+def _signature(value: Any) -> PayerSignature:
+    length = (len(value) - 2) // 2
+    if not SIGNATURE_BYTES <= length <= MAX_PAYER_SIGNATURE_BYTES:
+        raise ValueError("a signature has another length")
+    return PayerSignature(parse_hex(value, length, "signature"))

@@ -13,14 +13,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from piecework.chain.abi import interface
-from piecework.chain.authorizations import SignedAuthorization, SignedPermit
+from piecework.chain.addresses import FACTORY, SALT
+from piecework.chain.authorizations import SignedDeposit, SignedPermit
 from piecework.chain.deployment import Deployment
 from piecework.chain.limits import MAX_CLAIMS_PER_SETTLE
 from piecework_protocol.errors import invariant
-from piecework_protocol.objects import Channel, Registration, Voucher
-from piecework_protocol.types import Address, Amount, Signature, Timestamp
+from piecework_protocol.frames import Funding, OpeningAuthorization
+from piecework_protocol.objects import Channel, Registration, Voucher, WithdrawPooled
+from piecework_protocol.types import Address, Amount, PayerSignature, Signature, Timestamp, Uint64
 
 NO_SIGNATURE = Signature(b"")
+BY_PAYER = PayerSignature(b"")
+"""For calls by the payer itself."""
+NO_FEE = Amount(0)
 NO_DEADLINE = Timestamp(2**64 - 1)
 """For calls by the payer itself, which need no signature and so no deadline."""
 
@@ -70,7 +75,7 @@ def channel_tuple(channel: Channel) -> tuple[Any, ...]:
 
 def settle(deployment: Deployment, claims: Sequence[Claim]) -> Call:
     """Claim 1 to MAX_CLAIMS_PER_SETTLE vouchers in one transaction; those of one receiver side by
-    side."""
+    side. `chain.packing` has the cheaper form."""
     invariant(
         0 < len(claims) <= MAX_CLAIMS_PER_SETTLE, f"{len(claims)} claims do not fit one transaction"
     )
@@ -81,41 +86,87 @@ def settle(deployment: Deployment, claims: Sequence[Claim]) -> Call:
 def fund(
     deployment: Deployment,
     channel: Channel,
-    deposit: Amount,
+    funded: Amount,
+    *,
+    fee: Amount = NO_FEE,
     deadline: Timestamp = NO_DEADLINE,
-    signature: Signature = NO_SIGNATURE,
+    signature: PayerSignature = BY_PAYER,
 ) -> Call:
-    """Open or top up a channel to the total `deposit`; by the payer or with its FundChannel
-    signature."""
-    return _escrow(
-        deployment, "fund", 120_000, channel_tuple(channel), deposit, deadline, signature
-    )
+    """Open or top up a channel to the total `funded` out of the payer's pool; by the payer or with
+    its FundChannel signature. `fee` goes from the pool to the receiver."""
+    members = (channel_tuple(channel), funded, fee, deadline, signature)
+    return _escrow(deployment, "fund", 150_000 + _checking(signature), *members)
+
+
+def open_with_authorization(
+    deployment: Deployment, channel: Channel, opening: OpeningAuthorization
+) -> Call:
+    """Open or top up a channel out of the payer's own tokens, by its EIP-3009 signature; anybody
+    may send it."""
+    o = opening
+    members = (channel_tuple(channel), o.amount, o.fee, o.valid_after, o.valid_before, o.signature)
+    return _escrow(deployment, "openWithAuthorization", 220_000 + _checking(o.signature), *members)
+
+
+def submit_funding(deployment: Deployment, channel: Channel, funding: Funding) -> Call:
+    """What a worker sends for the funding that came with a job."""
+    if isinstance(funding, OpeningAuthorization):
+        return open_with_authorization(deployment, channel, funding)
+    a = funding.authorization
+    signature = funding.signature
+    return fund(deployment, channel, a.funded, fee=a.fee, deadline=a.deadline, signature=signature)
 
 
 def close(
-    deployment: Deployment, claim: Claim, operator_signature: Signature = NO_SIGNATURE
+    deployment: Deployment,
+    claim: Claim,
+    fee: Amount = NO_FEE,
+    operator_signature: Signature = NO_SIGNATURE,
 ) -> Call:
-    """Settle the last voucher and close; by receiver, operator, or with its CloseChannel
-    signature."""
-    return _escrow(deployment, "close", 180_000, claim.as_tuple(), operator_signature)
+    """Settle the last voucher and close; by receiver, operator, or with the operator's CloseChannel
+    signature. With a fee, the claim's signature is the authorizer's over CloseChannel."""
+    members = (claim.as_tuple(), fee, operator_signature)
+    return _escrow(deployment, "close", 180_000, *members)
 
 
 def request_withdrawal(
     deployment: Deployment,
     channel: Channel,
+    amount: Amount,
+    nonce: Uint64,
+    *,
     deadline: Timestamp = NO_DEADLINE,
-    signature: Signature = NO_SIGNATURE,
+    signature: PayerSignature = BY_PAYER,
 ) -> Call:
-    """Start the withdrawal delay; by the payer, or by anybody with its RequestWithdrawal
-    signature."""
-    return _escrow(
-        deployment, "requestWithdrawal", 90_000, channel_tuple(channel), deadline, signature
-    )
+    """Start the withdrawal delay; by the payer, or by anybody with its RequestWithdrawal signature.
+
+    `amount` may be `EVERYTHING`, which closes the channel. `nonce` counts the channel's requests.
+    """
+    members = (channel_tuple(channel), amount, nonce, deadline, signature)
+    return _escrow(deployment, "requestWithdrawal", 90_000 + _checking(signature), *members)
+
+
+def cancel_withdrawal(
+    deployment: Deployment,
+    channel: Channel,
+    nonce: Uint64,
+    *,
+    deadline: Timestamp = NO_DEADLINE,
+    signature: PayerSignature = BY_PAYER,
+) -> Call:
+    """Call the pending request off; by the payer, or with its CancelWithdrawal signature."""
+    members = (channel_tuple(channel), nonce, deadline, signature)
+    return _escrow(deployment, "cancelWithdrawal", 80_000 + _checking(signature), *members)
 
 
 def withdraw(deployment: Deployment, channel: Channel) -> Call:
-    """After the delay: close the channel, the rest goes to the payer's pooled balance."""
+    """After the delay, by anybody: what was asked for goes to the payer's pooled balance."""
     return _escrow(deployment, "withdraw", 110_000, channel_tuple(channel))
+
+
+def push_payout(deployment: Deployment, token: Address, receiver: Address) -> Call:
+    """Send what waits for a receiver to it, and to nobody else; by anybody."""
+    return _escrow(deployment, "pushPayout", 120_000, token, receiver)
 
 
 # --- pooled balance
@@ -135,36 +186,36 @@ def approve_and_deposit(
     )
 
 
-def deposit_with_authorization(deployment: Deployment, signed: SignedAuthorization) -> Call:
+def deposit_with_authorization(deployment: Deployment, signed: SignedDeposit) -> Call:
     """Deposit for the owner by its EIP-3009 authorization; anybody may send it."""
-    a = signed.authorization
-    times = (a.valid_after, a.valid_before, a.nonce)
-    v, r, s = _vrs(signed.signature)
+    d = signed
+    times = (d.valid_after, d.valid_before, d.salt)
+    gas = 200_000 + _checking(d.signature)
     what = "depositWithAuthorization"
-    return _escrow(deployment, what, 200_000, signed.token, a.from_, a.value, *times, v, r, s)
+    return _escrow(deployment, what, gas, d.token, d.owner, d.amount, *times, d.signature)
 
 
 def deposit_with_permit(deployment: Deployment, signed: SignedPermit) -> Call:
     """Deposit for the owner by its EIP-2612 permit; anybody may send it."""
     p = signed.permit
-    v, r, s = _vrs(signed.signature)
-    return _escrow(
-        deployment,
-        "depositWithPermit",
-        220_000,
-        signed.token,
-        p.owner,
-        p.value,
-        p.deadline,
-        v,
-        r,
-        s,
-    )
+    members = (signed.token, p.owner, p.value, p.deadline, signed.signature)
+    gas = 260_000 + _checking(signed.signature)
+    return _escrow(deployment, "depositWithPermit", gas, *members)
 
 
 def withdraw_balance(deployment: Deployment, token: Address, amount: Amount, to: Address) -> Call:
     """Send the sender's pooled tokens to `to`, at once."""
     return _escrow(deployment, "withdrawBalance", 120_000, token, amount, to)
+
+
+def withdraw_balance_for(
+    deployment: Deployment, order: WithdrawPooled, signature: PayerSignature
+) -> Call:
+    """Carry out an owner's signed order over its pooled balance; the sender gets the fee."""
+    o = order
+    members = (o.owner, o.token, o.amount, o.to, o.fee, o.nonce, o.deadline)
+    gas = 200_000 + _checking(signature)
+    return _escrow(deployment, "withdrawBalanceFor", gas, members, signature)
 
 
 # --- registry
@@ -175,7 +226,7 @@ def register(
 ) -> Call:
     """Register a worker with the sender's stake; needs `approve` for the registry before."""
     return _registry(
-        deployment, "register", 500_000, _registration(registration), operator_signature
+        deployment, "register", 550_000, _registration(registration), operator_signature
     )
 
 
@@ -187,12 +238,9 @@ def register_with_permit(
 ) -> Call:
     """Permit, stake and registration in one transaction; the permit is the sender's over the
     stake."""
-    v, r, s = _vrs(permit.signature)
-    terms = (permit.permit.deadline, v, r, s)
+    signed = (operator_signature, permit.permit.deadline, permit.signature)
     what = "registerWithPermit"
-    return _registry(
-        deployment, what, 560_000, _registration(registration), operator_signature, terms
-    )
+    return _registry(deployment, what, 600_000, _registration(registration), *signed)
 
 
 def add_stake(deployment: Deployment, operator: Address, amount: Amount) -> Call:
@@ -205,9 +253,15 @@ def set_payout(deployment: Deployment, operator: Address, payout: Address) -> Ca
     return _registry(deployment, "setPayout", 60_000, operator, payout)
 
 
-def set_owner(deployment: Deployment, operator: Address, owner: Address) -> Call:
-    """By the owner: who controls the stake from now on."""
-    return _registry(deployment, "setOwner", 60_000, operator, owner)
+def offer_owner(deployment: Deployment, operator: Address, owner: Address) -> Call:
+    """By the owner: who may take the stake over by `accept_owner`. The zero address takes the offer
+    back."""
+    return _registry(deployment, "offerOwner", 80_000, operator, owner)
+
+
+def accept_owner(deployment: Deployment, operator: Address) -> Call:
+    """By the offered owner: it controls the stake from now on."""
+    return _registry(deployment, "acceptOwner", 60_000, operator)
 
 
 def set_endpoint(deployment: Deployment, operator: Address, endpoint: str) -> Call:
@@ -220,9 +274,9 @@ def authorize_session_key(deployment: Deployment, key: Address, valid_until: Tim
     return _registry(deployment, "authorizeSessionKey", 80_000, key, valid_until)
 
 
-def revoke_session_key(deployment: Deployment, key: Address) -> Call:
-    """By the operator."""
-    return _registry(deployment, "revokeSessionKey", 60_000, key)
+def revoke_session_key(deployment: Deployment, operator: Address, key: Address) -> Call:
+    """By the operator or the owner."""
+    return _registry(deployment, "revokeSessionKey", 60_000, operator, key)
 
 
 def request_unbond(deployment: Deployment, operator: Address) -> Call:
@@ -273,6 +327,12 @@ def create(contract: str, *arguments: Any) -> Call:
     return Call(f"create {contract}", None, data, 400_000 + 240 * len(data))
 
 
+def create_by_factory(contract: str, init_code: bytes) -> Call:
+    """Create a contract at the address that its init code gives (`chain.addresses`)."""
+    gas = 450_000 + 240 * len(init_code)
+    return Call(f"create {contract}", FACTORY, SALT + init_code, gas)
+
+
 def _escrow(deployment: Deployment, what: str, gas: int, *arguments: Any) -> Call:
     return Call(what, deployment.escrow, interface("Escrow").encode(what, arguments), gas)
 
@@ -286,9 +346,9 @@ def _token(token: Address, what: str, gas: int, *arguments: Any) -> Call:
 
 
 def _registration(r: Registration) -> tuple[Any, ...]:
-    return (r.operator, r.owner, r.payout, r.stake, r.endpoint, r.deadline)
+    return (r.operator, r.owner, r.payout, r.stake, r.endpoint, r.nonce, r.deadline)
 
 
-def _vrs(signature: Signature) -> tuple[int, bytes, bytes]:
-    invariant(len(signature) == 65, "a signature is 65 bytes")
-    return signature[64], signature[:32], signature[32:64]
+def _checking(signature: PayerSignature) -> int:
+    """Gas of a smart account that checks a signature itself: a Safe of a few owners."""
+    return 0 if len(signature) in (0, 65) else 120_000

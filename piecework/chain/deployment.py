@@ -1,56 +1,70 @@
-"""Where the contracts of one market are. The file is what people hand to each other to trade in
-it."""
+"""A market's deployment file: its chain, its token and its terms. People hand it to each other.
+
+It names no contract: everybody computes the addresses (`chain.addresses`). So a file can describe
+another market, and cannot send anybody's money to other code.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+from urllib.parse import urlsplit
 
 from piecework.base.amounts import MAX_DECIMALS, MAX_SYMBOL_CHARACTERS, Token
-from piecework.base.files import FileError, read, write_public
+from piecework.base.files import FileError, read, shown, write_public
+from piecework.base.hosts import LOOPBACK
 from piecework.base.jsons import loads
+from piecework.base.text import one_line
+from piecework.chain.addresses import escrow_address, registry_address
 from piecework.chain.errors import BadDeployment
-from piecework.chain.limits import MAX_DEPLOYMENT_BYTES
-from piecework_protocol.eip712 import Domain
-from piecework_protocol.types import Address, Bytes32, parse_address, parse_hex, to_hex
-
-_FIELDS = (
-    "chain_id",
-    "rpc_url",
-    "escrow",
-    "registry",
-    "token",
-    "token_symbol",
-    "token_decimals",
-    "escrow_code_hash",
-    "registry_code_hash",
-    "block",
+from piecework.chain.limits import (
+    DEVELOPMENT_CHAIN_IDS,
+    MAX_CHAIN_ID,
+    MAX_DEPLOYMENT_BYTES,
+    MAX_MIN_STAKE,
+    MAX_UNBONDING_DELAY_S,
+    MIN_UNBONDING_DELAY_S,
 )
+from piecework_protocol.eip712 import Domain
+from piecework_protocol.types import Address, Amount, Seconds, parse_address, to_hex
+
+VERSION: Final = 2
+_REQUIRED: Final = ("version", "chain_id", "token", "terms")
+_OPTIONAL: Final = ("from_block", "rpc_url")
 
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """One market: chain, contracts and the keccak-256 of their code as it stood when they were
-    deployed.
+    """One market.
 
-    `block` is where the contracts were created: no event of theirs is older. `token` is the
-    market's default token and the registry's stake token. Its symbol and decimals are what the
-    chain said. `ChainReader.verify` compares them with the chain again. `rpc_url` is a suggestion:
-    everybody may use a node of their own.
+    `token` is the market's default token and the registry's stake token. Its decimals and symbol
+    are what the chain said, and `ChainReader` compares them with the chain again. `min_stake` is in
+    base units. `from_block` is where the contracts were created, if known: no event of theirs is
+    older. `rpc_url` is set for a market on this machine only, else everybody names a node of their
+    own.
     """
 
     chain_id: int
-    rpc_url: str
-    escrow: Address
-    registry: Address
     token: Address
     token_symbol: str
     token_decimals: int
-    escrow_code_hash: Bytes32
-    registry_code_hash: Bytes32
-    block: int
+    min_stake: Amount
+    unbonding_delay_s: Seconds
+    from_block: int | None = None
+    rpc_url: str | None = None
+
+    @property
+    def escrow(self) -> Address:
+        """Where the escrow is: a constant of its frozen init code."""
+        return escrow_address()
+
+    @property
+    def registry(self) -> Address:
+        """Where the registry of these terms is."""
+        return registry_address(self.token, self.min_stake, self.unbonding_delay_s)
 
     @property
     def domain(self) -> Domain:
@@ -62,43 +76,57 @@ class Deployment:
         """What amounts of this market are counted in."""
         return Token(bytes(self.token), self.token_symbol, self.token_decimals)
 
+    def same_market(self, other: Deployment) -> bool:
+        """Whether both name the same contracts on the same chain."""
+        return (self.chain_id, self.registry) == (other.chain_id, other.registry)
+
     def to_json(self) -> dict[str, Any]:
-        """A JSON object; addresses and hashes as 0x hex."""
-        values = {name: getattr(self, name) for name in _FIELDS}
-        return {k: to_hex(v) if isinstance(v, bytes) else v for k, v in values.items()}
+        """A JSON object; the address as 0x hex. What is not known is left out."""
+        values: dict[str, Any] = {
+            "version": VERSION,
+            "chain_id": self.chain_id,
+            "token": {
+                "address": to_hex(self.token),
+                "decimals": self.token_decimals,
+                "symbol": self.token_symbol,
+            },
+            "terms": {
+                "min_stake": self.min_stake,
+                "unbonding_seconds": self.unbonding_delay_s,
+            },
+            "from_block": self.from_block,
+            "rpc_url": self.rpc_url,
+        }
+        return {name: value for name, value in values.items() if value is not None}
 
     @classmethod
     def from_json(cls, raw: Any) -> Deployment:
-        """`BadDeployment` names the first member that is missing, unknown or malformed."""
+        """Parse what `to_json` makes.
+
+        Raises:
+            BadDeployment: it is of another version, or a member is missing, unknown or malformed.
+        """
         if not isinstance(raw, dict):
             raise BadDeployment("a deployment is a JSON object")
-        missing = [name for name in _FIELDS if name not in raw]
-        unknown = sorted(str(name) for name in raw if name not in _FIELDS)
-        if missing or unknown:
-            raise BadDeployment(
-                f"deployment: missing {missing or 'nothing'}, unknown {unknown or 'nothing'}"
-            )
+        _require_version(raw)
         try:
-            return cls(
-                chain_id=_integer(raw, "chain_id"),
-                rpc_url=_url(raw["rpc_url"]),
-                escrow=parse_address(raw["escrow"]),
-                registry=parse_address(raw["registry"]),
-                token=parse_address(raw["token"]),
-                token_symbol=_symbol(raw["token_symbol"]),
-                token_decimals=_decimals(raw),
-                escrow_code_hash=Bytes32(
-                    parse_hex(raw["escrow_code_hash"], 32, "escrow_code_hash")
-                ),
-                registry_code_hash=Bytes32(
-                    parse_hex(raw["registry_code_hash"], 32, "registry_code_hash")
-                ),
-                block=_integer(raw, "block"),
+            _require_members(raw, "deployment", _REQUIRED, _OPTIONAL)
+            token = _object(raw, "token", ("address", "decimals", "symbol"))
+            terms = _object(raw, "terms", ("min_stake", "unbonding_seconds"))
+            delay = _integer(
+                terms, "unbonding_seconds", MIN_UNBONDING_DELAY_S, MAX_UNBONDING_DELAY_S
             )
-        except (
-            ValueError,
-            AttributeError,
-        ) as error:  # AttributeError: a number where hex text belongs
+            return cls(
+                chain_id=_integer(raw, "chain_id", 1, MAX_CHAIN_ID),
+                token=_address(token["address"]),
+                token_symbol=_symbol(token["symbol"]),
+                token_decimals=_integer(token, "decimals", 0, MAX_DECIMALS),
+                min_stake=Amount(_integer(terms, "min_stake", 1, MAX_MIN_STAKE)),
+                unbonding_delay_s=Seconds(delay),
+                from_block=_integer(raw, "from_block") if "from_block" in raw else None,
+                rpc_url=_loopback(raw["rpc_url"]) if "rpc_url" in raw else None,
+            )
+        except ValueError as error:
             raise BadDeployment(f"deployment: {error}") from error
 
     @classmethod
@@ -106,14 +134,16 @@ class Deployment:
         """Read a deployment file.
 
         Raises:
-            BadDeployment: it is absent, unreadable or malformed.
+            BadDeployment: it is absent, unreadable, malformed or of another version.
         """
         try:
             raw = loads(read(path, MAX_DEPLOYMENT_BYTES))
         except FileError as error:
             raise BadDeployment(f"the deployment file cannot be used: {error}") from error
         except ValueError as error:
-            raise BadDeployment(f"the deployment file {path} is not JSON: {error}") from error
+            raise BadDeployment(
+                f"the deployment file {shown(path)} is not JSON: {error}"
+            ) from error
         return cls.from_json(raw)
 
     def save(self, path: Path) -> None:
@@ -125,27 +155,93 @@ class Deployment:
         write_public(path, (json.dumps(self.to_json(), indent=2) + "\n").encode(), replace=True)
 
 
-def _integer(raw: dict[str, Any], name: str) -> int:
+def require_file_of_a_development_chain(path: Path) -> None:
+    """Refuse to write a development chain's deployment to a place that is not for it.
+
+    Raises:
+        BadDeployment: it is a folder, or a file that is not a development chain's deployment.
+    """
+    if path.is_dir():
+        raise BadDeployment(
+            f"{shown(path)} is a directory. Name the file: {shown(path / 'deployment.json')}"
+        )
+    if not path.parent.is_dir():
+        raise BadDeployment(f"there is no directory {shown(path.parent)}")
+    if not path.exists():
+        return
+    try:
+        raw = loads(read(path, MAX_DEPLOYMENT_BYTES))
+    except (FileError, ValueError):
+        raw = None
+    if not isinstance(raw, dict) or raw.get("chain_id") not in DEVELOPMENT_CHAIN_IDS:
+        raise BadDeployment(
+            f"{shown(path)} is there and is not a development chain's deployment. "
+            "It is left as it is: name another file"
+        )
+
+
+def _require_version(raw: Mapping[str, Any]) -> None:
+    version = raw.get("version")
+    if version == VERSION and isinstance(version, int):
+        return
+    if version is None and "escrow" in raw:
+        raise BadDeployment(
+            "this deployment file is of version 1, which named contracts. This program reads "
+            f"version {VERSION}. Ask the people who run the market for the new file"
+        )
+    raise BadDeployment(
+        f"this deployment file is of version {one_line(repr(version), 40)}. "
+        f"This program reads version {VERSION}"
+    )
+
+
+def _require_members(
+    raw: Mapping[str, Any], what: str, required: tuple[str, ...], optional: tuple[str, ...] = ()
+) -> None:
+    missing = [name for name in required if name not in raw]
+    unknown = [one_line(str(name), 40) for name in raw if name not in (*required, *optional)]
+    if missing or unknown:
+        raise ValueError(
+            f"{what}: missing {', '.join(missing) or 'nothing'}, "
+            f"unknown {', '.join(sorted(unknown)[:5]) or 'nothing'}"
+        )
+
+
+def _object(raw: Mapping[str, Any], name: str, members: tuple[str, ...]) -> Mapping[str, Any]:
     value = raw[name]
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"{name} is not a whole number")
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} is not a JSON object")
+    _require_members(value, name, members)
     return value
 
 
-def _decimals(raw: dict[str, Any]) -> int:
-    decimals = _integer(raw, "token_decimals")
-    if decimals > MAX_DECIMALS:
-        raise ValueError(f"token_decimals is more than {MAX_DECIMALS}")
-    return decimals
+def _integer(raw: Mapping[str, Any], name: str, least: int = 0, most: int = 2**63 - 1) -> int:
+    value = raw[name]
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise ValueError(f"{name} is not a whole number from {least} to {most}")
+    return value
+
+
+def _address(value: Any) -> Address:
+    if not isinstance(value, str):
+        raise ValueError("the token's address is not text")
+    return parse_address(value)
 
 
 def _symbol(value: Any) -> str:
     if not isinstance(value, str) or len(value) > MAX_SYMBOL_CHARACTERS:
-        raise ValueError(f"token_symbol is not a text of up to {MAX_SYMBOL_CHARACTERS} characters")
+        raise ValueError(f"symbol is not a text of up to {MAX_SYMBOL_CHARACTERS} characters")
     return value
 
 
-def _url(value: Any) -> str:
-    if not isinstance(value, str) or not value.startswith(("http://", "https://")):
-        raise ValueError("rpc_url is not an http or https address")
-    return value
+def _loopback(value: Any) -> str:
+    """A node is trusted with every balance that it reports, so a file may name one of this machine
+    and no other."""
+    if isinstance(value, str):
+        parts = urlsplit(value)
+        if parts.scheme in ("http", "https") and parts.hostname in LOOPBACK:
+            return value
+    raise ValueError(
+        "rpc_url is not the address of a node on this machine. "
+        "A file may name no other. Set rpc_url in your own settings"
+    )

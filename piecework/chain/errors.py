@@ -53,7 +53,7 @@ class BadAnswer(ChainError):
 
 
 class AnswerTooLarge(BadAnswer):
-    """The node's answer has more bytes than we read."""
+    """The node's answer has more bytes than we read. A smaller question may help."""
 
 
 class NoFinality(ChainError):

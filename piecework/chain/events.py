@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from piecework.chain.abi import interface
 from piecework.chain.errors import BadAnswer
+from piecework_protocol.errors import invariant
 from piecework_protocol.objects import Channel
 from piecework_protocol.types import (
     Address,
@@ -19,6 +20,7 @@ from piecework_protocol.types import (
     Seconds,
     Timestamp,
     Uint64,
+    to_hex,
 )
 
 
@@ -69,11 +71,32 @@ class ClaimSkipped:
 
 @dataclass(frozen=True, slots=True)
 class WithdrawalRequested:
-    """The payer wants the rest of a channel back, from `withdrawable_at` on."""
+    """The payer wants `amount` of a channel back, from `withdrawable_at` on. It may be
+    `EVERYTHING`."""
 
     log: Log
     channel: ChannelId
+    amount: Amount
+    nonce: Uint64
     withdrawable_at: Timestamp
+
+
+@dataclass(frozen=True, slots=True)
+class WithdrawalCancelled:
+    """The payer called request number `nonce` off."""
+
+    log: Log
+    channel: ChannelId
+    nonce: Uint64
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """A partial withdrawal went to the payer's pooled balance."""
+
+    log: Log
+    channel: ChannelId
+    amount: Amount
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,28 +110,43 @@ class ChannelOpened:
 
 @dataclass(frozen=True, slots=True)
 class ChannelFunded:
-    """The channel's deposit is now `deposit` in total."""
+    """`funded` was now put into the channel in total; the receiver got `fee` beside `added`."""
 
     log: Log
     channel: ChannelId
-    deposit: Amount
+    funded: Amount
     added: Amount
+    fee: Amount
 
 
 @dataclass(frozen=True, slots=True)
 class ChannelClosed:
-    """Final. `refund` went back to the payer's pooled balance."""
+    """Final. `refund` went back to the payer's pooled balance. The receiver got `settled` by
+    vouchers in all, and `fee` for the closing."""
 
     log: Log
     channel: ChannelId
     payer: Address
     settled: Amount
     refund: Amount
+    fee: Amount
 
 
 @dataclass(frozen=True, slots=True)
 class PayoutCredited:
-    """The token refused the receiver, so that the amount waits in its pooled balance."""
+    """Money waits for its receiver: a fee, or a transfer that the token refused. The channel is
+    None when it comes from a batch."""
+
+    log: Log
+    token: Address
+    receiver: Address
+    amount: Amount
+    channel: ChannelId | None
+
+
+@dataclass(frozen=True, slots=True)
+class PayoutPushed:
+    """Waiting money was sent to its receiver."""
 
     log: Log
     token: Address
@@ -116,14 +154,42 @@ class PayoutCredited:
     amount: Amount
 
 
+@dataclass(frozen=True, slots=True)
+class Deposited:
+    """Tokens of `source` came into a pooled balance."""
+
+    log: Log
+    token: Address
+    beneficiary: Address
+    source: Address
+    amount: Amount
+
+
+@dataclass(frozen=True, slots=True)
+class BalanceWithdrawn:
+    """Pooled money went out: `amount` to `to`, and `fee` to who submitted the owner's order."""
+
+    log: Log
+    token: Address
+    owner: Address
+    to: Address
+    amount: Amount
+    fee: Amount
+
+
 EscrowEvent: TypeAlias = (
     Settled
     | ClaimSkipped
     | WithdrawalRequested
+    | WithdrawalCancelled
+    | Withdrawn
     | ChannelOpened
     | ChannelFunded
     | ChannelClosed
     | PayoutCredited
+    | PayoutPushed
+    | Deposited
+    | BalanceWithdrawn
 )
 
 
@@ -132,9 +198,30 @@ def topic(name: str) -> Bytes32:
     return interface("Escrow").events[name].topic
 
 
+def event_topics(names: Sequence[str], indexed: Mapping[str, bytes]) -> list[Any]:
+    """The topics of a query for the escrow's events of these names, whatever the number.
+
+    `indexed` gives the value of indexed arguments, which must stand in the same place in each.
+
+    Raises:
+        InvariantBroken: an argument is not indexed, or stands elsewhere in another event.
+    """
+    events = [interface("Escrow").events[name] for name in names]
+    topics: list[Any] = [[to_hex(event.topic) for event in events], None, None, None]
+    for argument, value in indexed.items():
+        places = {
+            next((i for i, (name, _) in enumerate(e.indexed, 1) if name == argument), 0)
+            for e in events
+        }
+        invariant(len(places) == 1 and 0 not in places, f"{argument} is not one topic of {names}")
+        topics[places.pop()] = to_hex(Bytes32(value.rjust(32, b"\0")))
+    while topics[-1] is None:
+        topics.pop()
+    return topics
+
+
 def decode_events(escrow: Address, logs: Iterable[Log]) -> tuple[EscrowEvent, ...]:
-    """The escrow's events among `logs`, in order; its deposits and the events of others are left
-    out."""
+    """The escrow's events among `logs`, in order; those of others are left out."""
     known = {topic(name): name for name in _EVENTS}
     return tuple(
         _decode(known[log.topics[0]], log)
@@ -153,21 +240,37 @@ def _id(values: dict[str, Any]) -> ChannelId:
     return ChannelId(values["channelId"])
 
 
+def _money(values: dict[str, Any], *names: str) -> tuple[Amount, ...]:
+    return tuple(Amount(values[name]) for name in names)
+
+
+def _credited(log: Log, v: dict[str, Any]) -> PayoutCredited:
+    channel = ChannelId(v["channelId"]) if any(v["channelId"]) else None
+    return PayoutCredited(log, v["token"], v["receiver"], Amount(v["amount"]), channel)
+
+
+_FUNDED = ("funded", "added", "fee")
+_CLOSED = ("settled", "refund", "fee")
 _EVENTS: Mapping[str, Callable[[Log, dict[str, Any]], EscrowEvent]] = {
     "Settled": _settled,
     "ClaimSkipped": lambda log, v: ClaimSkipped(log, _id(v), skip_reason(v["reason"])),
     "WithdrawalRequested": lambda log, v: WithdrawalRequested(
-        log, _id(v), Timestamp(v["withdrawableAt"])
+        log, _id(v), Amount(v["amount"]), Uint64(v["nonce"]), Timestamp(v["withdrawableAt"])
     ),
+    "WithdrawalCancelled": lambda log, v: WithdrawalCancelled(log, _id(v), Uint64(v["nonce"])),
+    "Withdrawn": lambda log, v: Withdrawn(log, _id(v), Amount(v["amount"])),
     "ChannelOpened": lambda log, v: ChannelOpened(log, _id(v), _terms(v["channel"])),
-    "ChannelFunded": lambda log, v: ChannelFunded(
-        log, _id(v), Amount(v["deposit"]), Amount(v["added"])
-    ),
-    "ChannelClosed": lambda log, v: ChannelClosed(
-        log, _id(v), v["payer"], Amount(v["settled"]), Amount(v["refund"])
-    ),
-    "PayoutCredited": lambda log, v: PayoutCredited(
+    "ChannelFunded": lambda log, v: ChannelFunded(log, _id(v), *_money(v, *_FUNDED)),
+    "ChannelClosed": lambda log, v: ChannelClosed(log, _id(v), v["payer"], *_money(v, *_CLOSED)),
+    "PayoutCredited": _credited,
+    "PayoutPushed": lambda log, v: PayoutPushed(
         log, v["token"], v["receiver"], Amount(v["amount"])
+    ),
+    "Deposited": lambda log, v: Deposited(
+        log, v["token"], v["beneficiary"], v["from"], Amount(v["amount"])
+    ),
+    "BalanceWithdrawn": lambda log, v: BalanceWithdrawn(
+        log, v["token"], v["owner"], v["to"], *_money(v, "amount", "fee")
     ),
 }
 

@@ -69,16 +69,21 @@ class L1Fees:
         Raises:
             ChainError: the node does not answer, or the oracle answers wrongly.
         """
-        if self._charge is None:
-            self._charge = await self._detect()
-        if self._charge is L1Charge.NONE:
+        charge = self._charge or await self._detect()
+        price = await self._price(charge)
+        # Only now: a node that lies about code must not decide for good what kind of chain it is.
+        self._charge = charge
+        return price
+
+    async def _price(self, charge: L1Charge) -> L1Price:
+        if charge is L1Charge.NONE:
             return NO_L1
-        if self._charge is L1Charge.IN_GAS:
+        if charge is L1Charge.IN_GAS:
             types = ["uint256"] * 6
             answer = await self._ask(ARB_GAS_INFO, _PRICES)
-            return L1Price(self._charge, decode_values(types, answer, "prices of gas")[1])
+            return L1Price(charge, decode_values(types, answer, "prices of gas")[1])
         fee = await self._surcharge(_PRICED_BYTES)
-        return L1Price(self._charge, -(-fee // _PRICED_BYTES))
+        return L1Price(charge, -(-fee // _PRICED_BYTES))
 
     async def _detect(self) -> L1Charge:
         if await self._has_code(GAS_PRICE_ORACLE):

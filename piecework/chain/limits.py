@@ -13,6 +13,8 @@ RPC_BACKOFF_S: Final = 0.2
 MAX_RPC_RESPONSE_BYTES: Final = 16 * 1024 * 1024
 # Public nodes refuse wider eth_getLogs ranges (2,000 to 10,000 blocks).
 MAX_LOG_RANGE_BLOCKS: Final = 2_000
+# What a search grows to on a node without such a limit: a year of a fast rollup in 2,500 requests.
+MAX_LOG_SEARCH_BLOCKS: Final = 50_000
 # A page of workers is one eth_call; 256-byte endpoints make it about 50 KB.
 MAX_WORKERS_PER_PAGE: Final = 100
 # Claims in one transaction: 200 x 30,000 gas stays far below every block gas limit (30 M and more).
@@ -49,8 +51,15 @@ EMBEDDED_BLOCK_GAS: Final = 30_000_000
 MAX_FEE_HISTORY_BLOCKS: Final = 1024
 # As public nodes: a wider query has to be asked in parts.
 MAX_EMBEDDED_LOG_RESULTS: Final = 10_000
-# A deployment file has eight short members.
+# A deployment file has a handful of short members.
 MAX_DEPLOYMENT_BYTES: Final = 16 * 1024
+# EIP-2294 proposes the same order of size; what a node reports is at most 2**53 in practice.
+MAX_CHAIN_ID: Final = 2**63 - 1
+# Money in the contracts is below 2**96.
+MAX_MIN_STAKE: Final = 2**96 - 1
+# As the registry's constructor: a dispute needs days, and a mistyped delay must not lock stakes.
+MIN_UNBONDING_DELAY_S: Final = 7 * 24 * 3600
+MAX_UNBONDING_DELAY_S: Final = 180 * 24 * 3600
 # anvil starts in well under a second; a loaded machine may take some more.
 ANVIL_START_TIMEOUT_S: Final = 20.0
 ANVIL_STOP_TIMEOUT_S: Final = 5.0

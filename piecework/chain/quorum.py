@@ -24,7 +24,7 @@ from piecework.chain.errors import (
     RpcUnavailable,
     TransactionReverted,
 )
-from piecework.chain.rpc import JsonRpc, quantity
+from piecework.chain.rpc import HttpRpc, JsonRpc, quantity
 
 _BLOCK_PARAMETER: Final[Mapping[str, int]] = {
     "eth_call": 1,
@@ -108,6 +108,9 @@ class QuorumRpc:
     ) -> ChainError:
         if said < self._quorum or kinds < 2:
             return errors[0] if errors else RpcUnavailable(f"no node answered {method}")
+        return self._disagree(method)
+
+    def _disagree(self, method: str) -> NodesDisagree:
         return NodesDisagree(
             f"of {len(self._nodes)} nodes no {self._quorum} say the same to {method}"
         )
@@ -136,18 +139,18 @@ class QuorumRpc:
         said, errors = await self._ask_all(method, params)
         if len(said) < self._quorum:
             raise errors[0]
-        found: dict[str, list[_Said]] = {}
-        for one in said:
-            if one.value is not None:
-                found.setdefault(one.key, []).append(one)
-        agreed = next((same for same in found.values() if len(same) >= self._quorum), None)
+        none = [one for one in said if one.value is None]
+        found = [one for one in said if one.value is not None]
+        alike = [[one for one in found if one.key == other.key] for other in found]
+        agreed = next((same for same in alike if len(same) >= self._quorum), None)
         if agreed is not None:
-            self._note_odd(method, [one for one in said if one.value is not None], agreed[0].key)
+            late = none if none and await self._is_old(agreed[0].value) else []
+            self._note_odd(method, [*found, *late], agreed[0].key)
             return agreed[0].value
-        if len(found) > 1 or (found and await self._is_old(next(iter(found.values()))[0].value)):
-            raise NodesDisagree(
-                f"of {len(self._nodes)} nodes no {self._quorum} say the same to {method}"
-            )
+        invented = [one for one in found if await self._is_old(one.value)]
+        if invented and len(none) < self._quorum:
+            raise self._disagree(method)
+        self._note_odd(method, [*none, *invented], "null")
         return None
 
     async def _is_old(self, receipt: Any) -> bool:
@@ -205,6 +208,17 @@ class QuorumRpc:
                 self.odd[one.node] = method
             elif self.odd.get(one.node) == method:
                 del self.odd[one.node]
+
+
+def nodes(urls: Sequence[str], quorum: int, *, timeout_s: float) -> JsonRpc | None:
+    """Return the nodes at these addresses as one. None: there are none.
+
+    `quorum` is how many must agree. 0: more than half.
+    """
+    if not urls:
+        return None
+    opened = [HttpRpc(url, timeout_s=timeout_s) for url in urls]
+    return QuorumRpc(opened, quorum or len(urls) // 2 + 1) if len(urls) > 1 else opened[0]
 
 
 def _or_none(read: Callable[..., int], *arguments: Any) -> int | None:

@@ -7,43 +7,51 @@ Everything else is read at "latest" unless a block is given.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
-from piecework.base.amounts import Token
+from piecework.base.text import one_line
 from piecework.chain.abi import interface
+from piecework.chain.addresses import require_create2
 from piecework.chain.authorizations import require_separator
 from piecework.chain.calls import Claim
 from piecework.chain.deployment import Deployment
-from piecework.chain.errors import BadAnswer, TransactionReverted, WrongChain
+from piecework.chain.errors import BadAnswer, BadDeployment, TransactionReverted, WrongChain
 from piecework.chain.events import (
+    ChannelOpened,
     EscrowEvent,
-    Log,
     Settled,
-    SkipReason,
     WithdrawalRequested,
     decode_events,
+    event_topics,
     skip_reason,
-    topic,
 )
 from piecework.chain.finality import FINALIZED, Finality, finalized_height
 from piecework.chain.limits import DEFAULT_RPC_TIMEOUT_S, MAX_WORKERS_PER_PAGE
 from piecework.chain.logs import LogSearch
+from piecework.chain.presence import Presence, presence_of
+from piecework.chain.records import (
+    UNKNOWN_CHANNEL,
+    Block,
+    ChannelOnChain,
+    ClaimPreview,
+    RegisteredWorker,
+    StakeRequirements,
+    channel_from,
+    worker_from,
+)
 from piecework.chain.rpc import (
     HttpRpc,
     JsonRpc,
-    address_from,
-    data_bytes,
     hash_of,
     member,
     quantity,
     web3_over,
 )
+from piecework.chain.signatures import signed_by_account
 from piecework.chain.token import read_token
-from piecework_protocol.eip712 import Domain
+from piecework_protocol.eip712 import Domain, TypedData
 from piecework_protocol.objects import registry_domain
-from piecework_protocol.states import ChannelState
 from piecework_protocol.types import (
     Address,
     Amount,
@@ -61,57 +69,15 @@ if TYPE_CHECKING:
     from web3 import AsyncWeb3
     from web3.types import TxParams
 
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """A block's number, hash and time."""
-
-    number: int
-    hash: Bytes32
-    timestamp: Timestamp
-
-
-@dataclass(frozen=True, slots=True)
-class ChannelOnChain:
-    """A channel as the escrow knows it. `withdrawal_requested_at` is 0 for none; amounts in base
-    units."""
-
-    state: ChannelState
-    deposit: Amount
-    settled: Amount
-    count: Uint64
-    withdrawal_requested_at: Timestamp
-
-
-@dataclass(frozen=True, slots=True)
-class RegisteredWorker:
-    """A worker as the registry knows it. `active`: bonded with at least the minimum stake."""
-
-    owner: Address
-    operator: Address
-    payout: Address
-    stake: Amount
-    endpoint: str
-    active: bool
-    registered_at: Timestamp
-    unbond_requested_at: Timestamp
-
-
-@dataclass(frozen=True, slots=True)
-class StakeRequirements:
-    """What a registration costs and how long leaving takes."""
-
-    token: Address
-    min_stake: Amount
-    unbonding_delay: Seconds
-
-
-@dataclass(frozen=True, slots=True)
-class ClaimPreview:
-    """What a claim would pay now, in base units, or why nothing."""
-
-    payable: Amount
-    reason: SkipReason
+__all__ = [
+    "UNKNOWN_CHANNEL",
+    "Block",
+    "ChainReader",
+    "ChannelOnChain",
+    "ClaimPreview",
+    "RegisteredWorker",
+    "StakeRequirements",
+]
 
 
 class ChainReader:
@@ -124,9 +90,47 @@ class ChainReader:
         self.deployment = deployment
         self.finality = finality
         self.logs = LogSearch(rpc)
+        self.warnings: tuple[str, ...] = ()
+        """What `connect` found to differ and is no reason to stop."""
 
     @classmethod
     async def connect(
+        cls,
+        deployment: Deployment,
+        *,
+        rpc: JsonRpc | None = None,
+        rpc_url: str | None = None,
+        timeout_s: float = DEFAULT_RPC_TIMEOUT_S,
+        finality: Finality = FINALIZED,
+    ) -> Self:
+        """Connect, `verify`, and compare the token. Close with `close`.
+
+        `rpc_url` is the caller's own node. `rpc` replaces it, such as nodes that must agree.
+        A deployment names a node only if its chain is on this machine. What differs without harm is
+        in `warnings`.
+
+        Raises:
+            BadDeployment: neither names a node, or the token has no decimals.
+            WrongChain: chain, contracts or decimals are not the deployment's.
+            ChainError: as the node answers.
+        """
+        if rpc is not None:
+            reader = cls(rpc, deployment, finality)
+        else:
+            reader = cls.over_node(
+                deployment, rpc_url=rpc_url, timeout_s=timeout_s, finality=finality
+            )
+        try:
+            await reader.verify()
+            renamed = await reader.verify_token()
+        except BaseException:
+            await reader.close()
+            raise
+        reader.warnings = () if renamed is None else (renamed,)
+        return reader
+
+    @classmethod
+    def over_node(
         cls,
         deployment: Deployment,
         *,
@@ -134,20 +138,18 @@ class ChainReader:
         timeout_s: float = DEFAULT_RPC_TIMEOUT_S,
         finality: Finality = FINALIZED,
     ) -> Self:
-        """Connect, `verify`, and compare the token; `rpc_url` replaces the deployment's.
+        """A reader that has checked nothing yet. Close with `close`.
 
-        Close with `close`.
+        Raises:
+            BadDeployment: neither caller nor deployment names a node.
         """
-        reader = cls(
-            HttpRpc(rpc_url or deployment.rpc_url, timeout_s=timeout_s), deployment, finality
-        )
-        try:
-            await reader.verify()
-            await reader.verify_token()
-        except BaseException:
-            await reader.close()
-            raise
-        return reader
+        url = rpc_url or deployment.rpc_url
+        if url is None:
+            raise BadDeployment(
+                f"no node of chain {deployment.chain_id} is known. "
+                "Give its address: rpc_url in the settings, or --rpc"
+            )
+        return cls(HttpRpc(url, timeout_s=timeout_s), deployment, finality)
 
     async def __aenter__(self) -> Self:
         return self
@@ -170,54 +172,71 @@ class ChainReader:
     # --- is this the right chain?
 
     async def verify(self) -> None:
-        """Compare the chain with the deployment: chain id, code and domain.
+        """Compare the chain with this program: chain id, contracts and domain.
+
+        The addresses follow from the frozen init code, so that code at one of them is ours. It is
+        compared all the same: a node or a chain may not do what Ethereum does.
 
         Raises:
             WrongChain: something differs.
         """
-        expected = self.deployment
-        chain_id = await self._w3.eth.chain_id
-        if chain_id != expected.chain_id:
-            raise WrongChain(
-                f"the node serves chain {chain_id} and the deployment is on chain "
-                f"{expected.chain_id}. "
-                "Use a node of that chain, or the deployment file of this one."
-            )
-        contracts = (
-            ("escrow", expected.escrow, expected.escrow_code_hash),
-            ("registry", expected.registry, expected.registry_code_hash),
-        )
-        for name, address, code_hash in contracts:
-            code = await self.code(address)
-            if not code:
-                raise WrongChain(
-                    f"there is no {name} at {to_hex(address)} on this chain. Was it started anew?"
-                )
-            if keccak256(code) != code_hash:
-                raise WrongChain(
-                    f"the code of the {name} at {to_hex(address)} is not the deployment's"
-                )
+        await self.verify_chain()
+        await self._verify_code("Escrow", self.deployment.escrow)
+        await self._verify_code("WorkerRegistry", self.deployment.registry)
         (separator,) = await self._escrow("DOMAIN_SEPARATOR")
         if separator != self.domain.separator():
             raise WrongChain("the escrow signs under another domain than this program")
 
-    async def verify_token(self) -> None:
-        """Compare the token's decimals and symbol with the deployment.
-
-        Not a part of `verify`, which a worker repeats: an issuer may rename its token, and claims
-        of a channel do not depend on its name.
+    async def verify_chain(self) -> None:
+        """Compare the chain id, and refuse a chain whose CREATE2 is not Ethereum's.
 
         Raises:
-            WrongChain: something differs.
+            WrongChain: it is another chain, or such a one.
+        """
+        expected = self.deployment.chain_id
+        require_create2(expected)
+        chain_id = await self._w3.eth.chain_id
+        if chain_id != expected:
+            raise WrongChain(
+                f"the node serves chain {chain_id} and the deployment is on chain {expected}. "
+                "Use a node of that chain, or the deployment file of this one."
+            )
+
+    async def _verify_code(self, contract: str, address: Address) -> None:
+        found = await presence_of(self.rpc, contract, address)
+        if found is Presence.NOTHING:
+            raise WrongChain(
+                f"there is no {contract} at {to_hex(address)} on chain "
+                f"{self.deployment.chain_id}, where this program and the deployment's terms put "
+                "it. Was the chain started again, or is the file of another version?"
+            )
+        if found is Presence.OTHER:
+            raise WrongChain(f"the code at {to_hex(address)} is not this program's {contract}")
+
+    async def verify_token(self) -> str | None:
+        """Compare the token with the deployment. Returns a warning if its symbol differs.
+
+        An issuer may rename its token, and money does not depend on the name. Amounts depend on
+        the decimals.
+
+        Raises:
+            WrongChain: the decimals differ.
             BadDeployment: the token does not say how many decimals it has.
         """
-        expected = self.deployment
-        token = await read_token(self.rpc, expected.token)
-        if token != expected.payment_token:
+        expected = self.deployment.payment_token
+        token = await read_token(self.rpc, self.deployment.token)
+        if token.decimals != expected.decimals:
             raise WrongChain(
-                f"the deployment file says that the token is {_described(expected.payment_token)}. "
-                f"The chain says {_described(token)}. Ask for the right deployment file."
+                f"the deployment file says that the token has {expected.decimals} decimals. The "
+                f"chain says {token.decimals}. Ask for the right deployment file."
             )
+        if token.symbol == expected.symbol:
+            return None
+        return (
+            f"the token {to_hex(self.deployment.token)} calls itself "
+            f"{one_line(token.symbol, 40) or 'nothing'}, the deployment file says "
+            f"{one_line(expected.symbol, 40) or 'nothing'}"
+        )
 
     # --- blocks
 
@@ -251,24 +270,45 @@ class ChainReader:
     # --- channels and money
 
     async def channel(self, channel_id: ChannelId, *, block: int | None = None) -> ChannelOnChain:
-        """A channel; state NONE when the escrow has never seen it."""
-        ((deposit, settled, count, requested, closed),) = await self._escrow(
-            "getChannel", channel_id, block=block
-        )
-        if closed:
-            state = ChannelState.CLOSED
-        elif deposit == 0:
-            state = ChannelState.NONE
-        else:
-            state = ChannelState.WITHDRAWING if requested else ChannelState.OPEN
-        return ChannelOnChain(
-            state, Amount(deposit), Amount(settled), Uint64(count), Timestamp(requested)
-        )
+        """A channel; `UNKNOWN_CHANNEL` when the escrow has never seen it."""
+        (row,) = await self._escrow("getChannel", channel_id, block=block)
+        return channel_from(row)
 
-    async def pooled_balance(self, token: Address, owner: Address) -> Amount:
+    async def pooled_balance(
+        self, token: Address, owner: Address, *, block: int | None = None
+    ) -> Amount:
         """What the escrow holds for `owner` outside of channels."""
-        (balance,) = await self._escrow("balanceOf", token, owner)
+        (balance,) = await self._escrow("balanceOf", token, owner, block=block)
         return Amount(balance)
+
+    async def waiting_payout(self, token: Address, receiver: Address) -> Amount:
+        """What waits until somebody pushes it to `receiver`: fees, and what the token refused."""
+        (amount,) = await self._escrow("payoutOf", token, receiver)
+        return Amount(amount)
+
+    async def withdrawal_nonce(self, owner: Address) -> Uint64:
+        """The nonce that the owner's next order over its pooled balance must carry."""
+        (nonce,) = await self._escrow("withdrawalNonce", owner)
+        return Uint64(nonce)
+
+    async def payer_signed(
+        self, payer: Address, message: TypedData, signature: bytes, *, domain: Domain | None = None
+    ) -> bool:
+        """Whether `payer` signed, by its key or as a smart account (`chain.signatures`).
+
+        `domain` is the escrow's unless it is given.
+
+        Raises:
+            RpcUnavailable, RpcRefused: as the node answers.
+        """
+        digest = (domain or self.domain).digest(message)
+        escrow = self.deployment.escrow
+        return await signed_by_account(self.rpc, payer, digest, signature, asker=escrow)
+
+    async def sent_transactions(self, address: Address) -> int:
+        """How many transactions an address has sent."""
+        checksummed = self._w3.to_checksum_address(address)
+        return await self._w3.eth.get_transaction_count(checksummed)
 
     async def token_balance(self, token: Address, owner: Address) -> Amount:
         """The owner's own tokens."""
@@ -327,7 +367,7 @@ class ChainReader:
             if error.name == "UnknownWorker":
                 return None
             raise
-        return _worker(row)
+        return worker_from(row)
 
     async def worker_count(self, *, block: int | None = None) -> int:
         (count,) = await self._registry("workerCount", block=block)
@@ -340,7 +380,7 @@ class ChainReader:
         leaves."""
         page = min(limit, MAX_WORKERS_PER_PAGE)
         (rows,) = await self._registry("workers", offset, page, block=block)
-        return tuple(_worker(row) for row in rows)
+        return tuple(worker_from(row) for row in rows)
 
     async def every_worker(self, maximum: int = 10_000) -> AsyncIterator[RegisteredWorker]:
         """Walk all pages as of now, up to `maximum` workers."""
@@ -360,6 +400,11 @@ class ChainReader:
         (delay,) = await self._registry("unbondingDelay")
         return StakeRequirements(Address(token), Amount(stake), Seconds(delay))
 
+    async def registration_nonce(self, operator: Address) -> Uint64:
+        """The nonce that the operator's next registration must carry."""
+        (nonce,) = await self._registry("registrationNonce", operator)
+        return Uint64(nonce)
+
     async def is_signer(self, operator: Address, key: Address) -> bool:
         """Whether `key` signs for the registered `operator` now: its own key or a live session
         key."""
@@ -371,6 +416,40 @@ class ChainReader:
         return registry_domain(self.deployment.chain_id, self.deployment.registry)
 
     # --- events
+
+    async def scan(
+        self,
+        names: Sequence[str],
+        from_block: int | None = None,
+        to_block: int | None = None,
+        **indexed: bytes,
+    ) -> AsyncIterator[tuple[int, tuple[EscrowEvent, ...]]]:
+        """Walk the escrow's events of these names, in chain order, part by part.
+
+        Each part is its last block and its events: go on from the block after it. By default the
+        walk covers the life of the deployment. `indexed` gives indexed arguments by the names of
+        the ABI, such as `channelId` or `payer`.
+
+        Raises:
+            LogRangeRefused: the node does not give the logs of one block, or takes too long.
+            ChainError: as the node answers.
+        """
+        first = (self.deployment.from_block or 0) if from_block is None else from_block
+        last = await self.latest_block() if to_block is None else to_block
+        escrow, topics = self.deployment.escrow, event_topics(names, indexed)
+        async for part in self.logs.scan(escrow, topics, first, last):
+            yield part.last, decode_events(escrow, part.logs)
+
+    async def escrow_events(
+        self,
+        names: Sequence[str],
+        from_block: int | None = None,
+        to_block: int | None = None,
+        **indexed: bytes,
+    ) -> tuple[EscrowEvent, ...]:
+        """All events of a `scan` at once."""
+        parts = self.scan(names, from_block, to_block, **indexed)
+        return tuple([event async for _, events in parts for event in events])
 
     async def withdrawal_requests(
         self, from_block: int, to_block: int
@@ -384,23 +463,22 @@ class ChainReader:
         channel: ChannelId | None = None,
         from_block: int | None = None,
         to_block: int | None = None,
+        *,
+        receiver: Address | None = None,
     ) -> tuple[Settled, ...]:
-        """The payments of a channel (or of all), by default over the life of the deployment."""
-        start = self.deployment.block if from_block is None else from_block
-        end = await self.latest_block() if to_block is None else to_block
-        events = await self.escrow_events(("Settled",), start, end, channel)
+        """The payments of a channel, of a receiver, or all, by default over the life of the
+        deployment."""
+        chosen: dict[str, bytes | None] = {"channelId": channel, "receiver": receiver}
+        indexed = {name: value for name, value in chosen.items() if value is not None}
+        events = await self.escrow_events(("Settled",), from_block, to_block, **indexed)
         return tuple(e for e in events if isinstance(e, Settled))
 
-    async def escrow_events(
-        self, names: Sequence[str], from_block: int, to_block: int, channel: ChannelId | None = None
-    ) -> tuple[EscrowEvent, ...]:
-        """The escrow's events of these names, in chain order; wide ranges are asked in parts."""
-        topics: list[Any] = [[to_hex(topic(name)) for name in names]]
-        if channel is not None:
-            topics.append(to_hex(channel))
-        query = {"address": to_hex(self.deployment.escrow), "topics": topics}
-        found = parse_logs(await self.logs.find(query, from_block, to_block))
-        return decode_events(self.deployment.escrow, found)
+    async def channels_of(
+        self, payer: Address, from_block: int | None = None, to_block: int | None = None
+    ) -> tuple[ChannelOpened, ...]:
+        """Every channel that a payer ever opened, for a client that lost its records."""
+        events = await self.escrow_events(("ChannelOpened",), from_block, to_block, payer=payer)
+        return tuple(e for e in events if isinstance(e, ChannelOpened))
 
     # --- raw calls
 
@@ -452,38 +530,3 @@ class ChainReader:
             return str(interface("TestToken").decode("name", answer)[0])
         except (TransactionReverted, BadAnswer):
             return "1"
-
-
-def _described(token: Token) -> str:
-    return f"{token.symbol} with {token.decimals} decimals"
-
-
-def parse_logs(raw: Any) -> list[Log]:
-    """The logs of eth_getLogs or of a receipt."""
-    if not isinstance(raw, list):
-        raise BadAnswer("the node returned no list of logs")
-    return [
-        Log(
-            address_from(member(entry, "address", "a log"), "a log's address"),
-            tuple(hash_of(t, "a topic") for t in member(entry, "topics", "a log")),
-            data_bytes(member(entry, "data", "a log"), "a log's data"),
-            quantity(member(entry, "blockNumber", "a log"), "a log's block"),
-            quantity(member(entry, "logIndex", "a log"), "a log's index"),
-            hash_of(member(entry, "transactionHash", "a log"), "a log's transaction"),
-        )
-        for entry in raw
-    ]
-
-
-def _worker(row: tuple[Any, ...]) -> RegisteredWorker:
-    operator, owner, payout, stake, registered_at, unbond_requested_at, active, endpoint = row
-    return RegisteredWorker(
-        owner=owner,
-        operator=operator,
-        payout=payout,
-        stake=Amount(stake),
-        endpoint=endpoint,
-        active=active,
-        registered_at=Timestamp(registered_at),
-        unbond_requested_at=Timestamp(unbond_requested_at),
-    )

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from piecework.base.http import HttpError, HttpLimits, HttpReader, HttpStatus, HttpTooLarge
 from piecework.base.jsons import loads
-from piecework.chain.errors import AnswerTooLarge, BadAnswer, RpcUnavailable
+from piecework.chain.errors import AnswerTooLarge, BadAnswer, RpcLimited, RpcUnavailable
 from piecework.chain.limits import (
     DEFAULT_RPC_TIMEOUT_S,
     MAX_RPC_RESPONSE_BYTES,
@@ -127,7 +127,8 @@ class HttpRpc:
             ) from error
 
     def _overloaded(self, method: str, status: int) -> RpcUnavailable:
-        return RpcUnavailable(f"the chain's node at {self.host} answered HTTP {status} to {method}")
+        kind = RpcLimited if status == 429 else RpcUnavailable
+        return kind(f"the chain's node at {self.host} answered HTTP {status} to {method}")
 
     def _result(self, method: str, number: int, answer: Any) -> Any:
         if not isinstance(answer, dict):

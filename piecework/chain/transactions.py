@@ -40,9 +40,10 @@ from piecework.chain.fees import (
 from piecework.chain.finality import FINALIZED, Finality, finalized_height
 from piecework.chain.l1_fees import NO_L1, L1Fees, L1Price
 from piecework.chain.limits import DEFAULT_MINING_TIMEOUT_S, DEFAULT_POLL_S
+from piecework.chain.logs import parse_logs
 from piecework.chain.market import fee_market
 from piecework.chain.rawtx import SignedTransaction, UnsignedTransaction
-from piecework.chain.reader import ChainReader, parse_logs
+from piecework.chain.reader import ChainReader
 from piecework.chain.rpc import JsonRpc, call_object, hash_of, member, quantity, web3_over
 from piecework_protocol.errors import invariant
 from piecework_protocol.signing import Signer

@@ -137,7 +137,8 @@ class ClientConfig(Settings):
         description="URLs of indexes. Without one, the client asks the workers in the registry.",
     )
     rpc_url: str | None = Field(
-        default=None, description="The chain's RPC endpoint, instead of the deployment's."
+        default=None,
+        description="The chain's node. Only the file of a development chain names one itself.",
     )
     rpc_timeout_s: float = Field(
         default=10.0, gt=0, le=120, description="How long one question to the chain may take."
@@ -173,6 +174,16 @@ class ClientConfig(Settings):
             'such as "0.5".'
         ),
     )
+    price_cap: float = Field(
+        default=3.0,
+        ge=1,
+        le=1_000_000,
+        description=(
+            "No job may cost more than this many times the median of the workers that answer. "
+            "What was paid last for a model is never too much. A request with a `max_price` of "
+            "its own has that limit instead."
+        ),
+    )
     second_is_worth: TokenNumber = Field(
         default="0.00005",
         description="Tokens that one second of waiting counts for when workers are ranked.",
@@ -185,6 +196,15 @@ class ClientConfig(Settings):
         gt=0,
         le=3600,
         description="A stream without any frame for this long counts as dropped.",
+    )
+    start_timeout_s: float = Field(
+        default=20.0,
+        gt=0,
+        le=3600,
+        description=(
+            "A worker that makes no progress for this long before its first canvas is left for "
+            "the next one, and remembered."
+        ),
     )
     acknowledgement_timeout_s: float = Field(
         default=10.0,
@@ -211,6 +231,21 @@ class ClientConfig(Settings):
     )
     gateway_max_concurrent: int = Field(
         default=64, ge=1, le=4096, description="Requests that the gateway runs at once."
+    )
+    gateway_max_waiting: int = Field(
+        default=256,
+        ge=0,
+        le=4096,
+        description=(
+            "Requests that wait in the gateway for their turn, when it is full or all workers are "
+            "busy. More get 429."
+        ),
+    )
+    gateway_wait_s: float = Field(
+        default=60.0,
+        gt=0,
+        le=3600,
+        description="How long a request may wait for its turn before it gets 429.",
     )
     gateway_max_connections: int = Field(
         default=1024,

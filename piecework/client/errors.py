@@ -98,6 +98,21 @@ class NoWorkerFits(ClientError):
             self.code = "model_not_found"
 
 
+class RequestRefused(NoWorkerFits):
+    """No worker that serves the model can take such a request. Sending it again does not help.
+
+    Raised by `quote`, `ask` and `run`. `code` says what is wrong, such as "max_tokens_too_large".
+
+    Attributes:
+        param: The member of the request that is to blame, as the gateway names it.
+    """
+
+    def __init__(self, message: str, why: Sequence[str], *, code: str, param: str) -> None:
+        super().__init__(message, why)
+        self.code = code
+        self.param = param
+
+
 class InsufficientFunds(ClientError):
     """There is less money than is needed. Raised by a run, a deposit and a withdrawal.
 

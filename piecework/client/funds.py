@@ -9,17 +9,18 @@ from __future__ import annotations
 import asyncio
 import enum
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
 from piecework.base.amounts import TokenAmount
 from piecework.base.errors import PieceworkError
 from piecework.chain import calls
 from piecework.chain.authorizations import (
-    ReceiveWithAuthorization,
-    SignedAuthorization,
-    sign_authorization,
+    SignedDeposit,
+    sign_deposit,
 )
 from piecework.chain.calls import Claim
+from piecework.chain.errors import RpcRefused
 from piecework.chain.reader import ChainReader
 from piecework.chain.transactions import Mined, TransactionSender
 from piecework.client.errors import (
@@ -28,12 +29,24 @@ from piecework.client.errors import (
     JobFollowed,
     WorkerUnreachable,
 )
+from piecework.client.history import History
+from piecework.client.invoice import Books, Invoice, make_invoice
+from piecework.client.jobs.accounts import adopt_account
 from piecework.client.jobs.driver import JobContext
 from piecework.client.jobs.outstanding import pay_outstanding
-from piecework.client.journal.records import ChannelRow, ChannelStatus, JobStatus
-from piecework.client.network.discovery import Discovery, Links
+from piecework.client.journal.records import (
+    ChannelRow,
+    ChannelStatus,
+    JobStatus,
+    ReceiptRow,
+)
+from piecework.client.network.discovery import Discovery
+from piecework.client.network.links import Links
+from piecework.client.network.transport import WorkerLink
+from piecework.client.recovery import Recovered, recover
 from piecework_protocol.errors import ProtocolViolation, Refusal
-from piecework_protocol.objects import CloseChannel
+from piecework_protocol.ledger import closing_of
+from piecework_protocol.objects import EVERYTHING, CloseChannel, Offer
 from piecework_protocol.offers import OfferRejected
 from piecework_protocol.signing import sign, signed_by
 from piecework_protocol.states import ChannelState
@@ -44,7 +57,7 @@ from piecework_protocol.types import (
     ChannelId,
     Signature,
     Timestamp,
-    Uint256,
+    to_hex,
 )
 
 CLOSING_POLL_S = 1.0
@@ -90,6 +103,14 @@ class _Attempt:
     signed: bool = False
 
 
+class _JournalBehind(PieceworkError):
+    """The journal is an old copy, and the worker does not show its record."""
+
+
+_WORKER_AWAY = (WorkerUnreachable, Refusal, ProtocolViolation, OfferRejected, _JournalBehind)
+"""Why a channel cannot be closed together. The withdrawal delay is the other way."""
+
+
 def _closed(row: ChannelRow, note: str) -> Closing:
     final = "" if row.status is ChannelStatus.CLOSED else "; no final block shows it yet"
     return Closing(row.id, ClosingState.CLOSED, None, note + final)
@@ -126,6 +147,7 @@ class Funds:
         self._payer = context.wallet.payer.address
         self._sleep = sleep
         self._sender = TransactionSender.of(reader, context.wallet.payer)
+        self._history = History(context.store.logs, reader, self._payer)
 
     # --- in
 
@@ -157,14 +179,14 @@ class Funds:
         return await self._sender.execute(deposit)
 
     async def authorize_deposit(
-        self, amount: TokenAmount | str, valid_for_s: int, nonce: Bytes32
-    ) -> SignedAuthorization:
+        self, amount: TokenAmount | str, valid_for_s: int, salt: Bytes32
+    ) -> SignedDeposit:
         """Sign a deposit that anybody may submit and pay the gas for (EIP-3009).
 
         Args:
             amount: How much goes into the escrow.
             valid_for_s: Seconds for which it may be submitted.
-            nonce: 32 random bytes. The token takes each of them once.
+            salt: 32 random bytes. Each of them makes one deposit.
 
         Raises:
             AmountError: The text is not an amount of this market's token.
@@ -172,17 +194,16 @@ class Funds:
         """
         domain = await self._reader.token_domain(self._deployment.token)
         now = await self._reader.timestamp()
-        authorization = ReceiveWithAuthorization(
-            from_=self._payer,
-            to=self._deployment.escrow,
-            value=Uint256(self._units(amount)),
-            valid_after=Uint256(0),
-            valid_before=Uint256(now + valid_for_s),
-            nonce=nonce,
+        return sign_deposit(
+            domain,
+            self._deployment.escrow,
+            self._context.wallet.payer,
+            self._units(amount),
+            valid_before=Timestamp(now + valid_for_s),
+            salt=salt,
         )
-        return sign_authorization(domain, authorization, self._context.wallet.payer)
 
-    async def relay(self, signed: SignedAuthorization) -> Mined:
+    async def relay(self, signed: SignedDeposit) -> Mined:
         """Submit somebody's signed deposit and pay its gas.
 
         Raises:
@@ -243,9 +264,11 @@ class Funds:
         try:
             try:
                 await self._close_together(row, attempt)
-            except (WorkerUnreachable, Refusal, ProtocolViolation, OfferRejected) as error:
+            except _WORKER_AWAY as error:
                 return await self._request_withdrawal(row, str(error))
-            return _closed(await context.channels.refresh(row.id), "closed with the worker")
+            return _closed(
+                await context.channels.refresh(row.id), "closed together with the worker"
+            )
         except BaseException:
             if not attempt.signed:  # nothing happened, so jobs may use the channel as before
                 await asyncio.to_thread(context.store.set_status, row.id, before)
@@ -273,12 +296,13 @@ class Funds:
     async def _close_together(self, row: ChannelRow, attempt: _Attempt) -> None:
         context = self._context
         await pay_outstanding(context, row.id)
+        link, offer = await self._worker_of(row)
+        with suppress(Refusal):  # then our own book has to do, and the worker compares it
+            row = await adopt_account(context, link, row)
         row = await asyncio.to_thread(context.store.channel, row.id)
-        signed = await self._discovery.offer_of(row.channel.operator)
-        if signed is None:
-            raise WorkerUnreachable("the worker is not registered any more")
-        link = await self._links.to(signed.offer)
-        final = context.channels.closing(row)
+        if row.book.cumulative < row.settled:
+            raise _JournalBehind("this journal lacks vouchers that were settled")
+        final = await self._final(row, offer)
         signature = sign(self._reader.domain, final, context.wallet.authorizer)
         attempt.signed = True
         try:
@@ -291,6 +315,26 @@ class Funds:
         if transaction and await self._is_closed_soon(row.id):
             return
         await self._submit_close(row, final, agreed)
+
+    async def _worker_of(self, row: ChannelRow) -> tuple[WorkerLink, Offer]:
+        """Connect to a channel's worker.
+
+        Raises:
+            WorkerUnreachable: it is not registered any more, or does not answer.
+        """
+        signed = await self._discovery.offer_of(row.channel.operator)
+        if signed is None:
+            raise WorkerUnreachable("the worker is not registered any more")
+        return await self._links.to(signed.offer), signed.offer
+
+    async def _final(self, row: ChannelRow, offer: Offer) -> CloseChannel:
+        """Who has gas submits the closing. Who has none pays the worker's fee for doing it."""
+        voucher = row.book.voucher()
+        call = calls.close(self._deployment, Claim(row.channel, voucher, calls.NO_SIGNATURE))
+        price = await self._sender.gas_price()
+        if await self._sender.balance() >= call.gas_hint * price.wei_per_gas:
+            return closing_of(voucher)
+        return closing_of(voucher, min(offer.close_fee, max(0, row.funded - voucher.cumulative)))
 
     async def _is_closed_soon(self, channel: ChannelId) -> bool:
         """Whether the worker's own transaction closes the channel within a minute."""
@@ -307,12 +351,16 @@ class Funds:
             raise ClientError(
                 "the channel's book changed while it was being closed; close it again"
             )
-        signature = sign(self._reader.domain, voucher, self._context.wallet.authorizer)
+        signed = final if final.fee else voucher
+        signature = sign(self._reader.domain, signed, self._context.wallet.authorizer)
         claim = Claim(row.channel, voucher, signature)
-        await self._sender.execute(calls.close(self._deployment, claim, agreed))
+        await self._sender.execute(calls.close(self._deployment, claim, final.fee, agreed))
 
     async def _request_withdrawal(self, row: ChannelRow, why: str) -> Closing:
-        await self._sender.execute(calls.request_withdrawal(self._deployment, row.channel))
+        requests = (await self._reader.channel(row.id)).requests
+        await self._sender.execute(
+            calls.request_withdrawal(self._deployment, row.channel, EVERYTHING, requests)
+        )
         await self._context.channels.refresh(row.id)
         seen = await self._reader.channel(row.id)
         until = Timestamp(seen.withdrawal_requested_at + row.channel.withdrawal_delay)
@@ -385,6 +433,61 @@ class Funds:
             call = calls.withdraw_balance(self._deployment, token, units, receiver)
             await self._sender.execute(call)
         return Withdrawal(closings, self._money.amount(units), receiver)
+
+    # --- looking back
+
+    async def recover(self) -> tuple[Recovered, ...]:
+        """Find this payer's channels on the chain, and bring the journal up to date with them.
+
+        For a journal that was lost or came back from an old copy. It can be cut off and repeated.
+
+        Raises:
+            ChainError: The node does not answer.
+        """
+        return await recover(self._context, self._history, self._account)
+
+    async def _account(self, row: ChannelRow) -> ChannelRow:
+        link, _ = await self._worker_of(row)
+        return await adopt_account(self._context, link, row)
+
+    async def invoice(self, since: Timestamp, until: Timestamp) -> Invoice:
+        """Make a bill from the chain's final events, held against the receipts in the journal.
+
+        Args:
+            since: The first second of the time, Unix time.
+            until: The first second after it.
+
+        Raises:
+            ChainError: The node does not answer.
+        """
+        end = await self._history.read()
+        events = await self._history.events()
+        rows = await asyncio.to_thread(self._context.store.receipts)
+        by_channel: dict[ChannelId, list[ReceiptRow]] = {}
+        for row in rows:
+            by_channel.setdefault(row.channel, []).append(row)
+        bill, books = make_invoice(events, by_channel, self._deployment.token, since, until)
+        differs = await self._differences(books, end)
+        return replace(bill, troubles=(*bill.troubles, *differs))
+
+    async def _differences(self, books: Books, end: int) -> list[str]:
+        """Hold the sums of all events against the escrow's own state at their last block."""
+        reader, token = self._reader, self._deployment.token
+        found = []
+        try:
+            pooled = await reader.pooled_balance(token, self._payer, block=end)
+            if pooled != books.pool:
+                found.append(f"the pooled balance is {pooled}, the events sum to {books.pool}")
+            for key, channel in books.channels.items():
+                settled = (await reader.channel(key, block=end)).settled
+                if settled != channel.settled:
+                    found.append(
+                        f"channel {to_hex(key)} has settled {settled}, its events sum to "
+                        f"{channel.settled}"
+                    )
+        except RpcRefused as error:
+            found.append(f"balances at block {end} could not be compared: {error}")
+        return found
 
     def _units(self, amount: TokenAmount | str) -> Amount:
         return Amount(self._money.units_of(amount))

@@ -10,52 +10,34 @@ from typing import Self
 
 from piecework.base.amounts import Token, TokenAmount
 from piecework.base.clock import Clock, SystemClock
-from piecework.base.errors import PieceworkError
 from piecework.chain.deployment import Deployment
 from piecework.chain.reader import ChainReader
 from piecework.client.config import ClientConfig, ClientHome, load_config
 from piecework.client.errors import (
-    InsufficientFunds,
-    JobFailed,
-    NoWorkerFits,
     StoreError,
-    WorkerUnreachable,
 )
 from piecework.client.funds import Funds
 from piecework.client.jobs.channels import ChannelManager
+from piecework.client.jobs.choosing import Chooser
 from piecework.client.jobs.completion import Completion, collect
-from piecework.client.jobs.driver import JobContext, JobDriver, prepare
-from piecework.client.jobs.outstanding import pay_outstanding
+from piecework.client.jobs.driver import JobContext
+from piecework.client.jobs.failover import FailOver, nobody
 from piecework.client.jobs.requests import Filters, TextRequest
 from piecework.client.jobs.run import Caller, JobRun
-from piecework.client.jobs.selection import (
-    AFTER_REFUSAL,
-    BUSY_REASONS,
-    Choice,
-    Next,
-    Ranking,
-    learn,
-    rank,
-)
+from piecework.client.jobs.selection import Choice, Ranking
 from piecework.client.journal.proofs import ProvenReceipt, prove_receipts
-from piecework.client.journal.records import (
-    ChannelRow,
-    ChannelStatus,
-    JobRow,
-    JobStatus,
-    Reservation,
-)
+from piecework.client.journal.records import ChannelRow, ChannelStatus, JobStatus, Reservation
 from piecework.client.journal.store import Store
-from piecework.client.limits import MAX_CANDIDATES
-from piecework.client.network.discovery import ChainView, Discovery, Found, Links
+from piecework.client.network.discovery import ChainView, Discovery
+from piecework.client.network.indexes import IndexReader
+from piecework.client.network.links import Connect, Links
+from piecework.client.network.reachability import Reachability
+from piecework.client.network.searches import Found
+from piecework.client.network.transport import WorkerLink
 from piecework.client.wallet import Wallet, open_wallet
 from piecework_protocol.content import Message
-from piecework_protocol.errors import ProtocolViolation, Reason, Refusal
-from piecework_protocol.offers import OfferRejected
-from piecework_protocol.types import Address, Amount, ChannelId, Digest, JobId, address_hex
-
-DEFAULT_RETRY_AFTER_S = 2.0
-_FIXES = frozenset({Next.REFRESH_OFFER, Next.SETTLE_UP, Next.NEW_CHANNEL})
+from piecework_protocol.errors import ProtocolViolation
+from piecework_protocol.types import Address, Amount, ChannelId, JobId
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,22 +122,42 @@ class PieceworkClient:
         *,
         clock: Clock | None = None,
         entropy: Callable[[int], bytes] = secrets.token_bytes,
+        connect: Connect = WorkerLink.connect,
     ) -> None:
         """Build a client from its parts. Programs call `open` instead."""
         clock = clock or SystemClock()
         self.store, self.chain, self.wallet, self.config = store, chain, wallet, config
         self.payment_token, self.token = token, Address(token.address or b"")
-        self._amounts = config.amounts(token)
-        self.links = Links()
-        self.discovery = Discovery(chain, config.indexes, self.links, clock)
+        self.links = Links(connect)
+        self.reachability = Reachability(store.workers, clock)
+        indexes = IndexReader(config.indexes, clock)
+        self.discovery = Discovery(chain, indexes, self.links, clock, self.reachability)
         self.channels = ChannelManager(
             store, chain, wallet, token=token, config=config, clock=clock, entropy=entropy
         )
         self._context = JobContext(
-            store, self.channels, self.links, wallet, chain.domain, config, clock, entropy
+            store,
+            self.channels,
+            self.links,
+            wallet,
+            chain.domain,
+            config,
+            clock,
+            entropy,
+            self.reachability,
         )
+        amounts = config.amounts(token)
+        filters = Filters(
+            now=0,
+            token=token,
+            max_job_price=amounts.max_job_price,
+            max_price_per_million_output=amounts.max_price_per_million_output,
+            second_is_worth=amounts.second_is_worth,
+            price_cap=config.price_cap,
+        )
+        self._chooser = Chooser(self.discovery, self.links, self.reachability, clock, filters)
+        self._fail_over = FailOver(self._context, self._chooser, self.discovery)
         self._runs: set[JobRun] = set()
-        self._settling = asyncio.Lock()
         self._reader: ChainReader | None = None
         self._funds: Funds | None = None
 
@@ -242,7 +244,9 @@ class PieceworkClient:
     async def close(self) -> None:
         """Cancel what runs, pay for what was delivered, and give everything back."""
         await asyncio.gather(*(run.aclose() for run in list(self._runs)))
+        await self._chooser.close()
         await self.discovery.close()
+        await self.reachability.written()
         await self.links.close()
         if self._reader is not None:
             await self._reader.close()
@@ -255,18 +259,11 @@ class PieceworkClient:
         return await self.discovery.offers()
 
     async def rank(self, request: TextRequest) -> Ranking:
-        """Return who could take the request, best first, and why others cannot."""
-        found = await self.discovery.offers()
-        experience = await asyncio.to_thread(self.store.experience)
-        filters = Filters(
-            now=self._context.now(),
-            token=self.payment_token,
-            max_job_price=self._amounts.max_job_price,
-            max_price_per_million_output=self._amounts.max_price_per_million_output,
-            second_is_worth=self._amounts.second_is_worth,
-        )
-        ranking = rank(request, found.offers, experience, filters)
-        return Ranking(ranking.choices, (*ranking.unfit, *found.troubles), ranking.model_known)
+        """Return who could take the request, best first, and why others cannot.
+
+        Workers are dialed for that. They are told nothing.
+        """
+        return await self._chooser.choose(request)
 
     async def ask(
         self,
@@ -299,6 +296,7 @@ class PieceworkClient:
             MalformedInput: A message is not one that the protocol can carry.
             AmountError: `max_price` is not an amount of this market's token.
             NoWorkerFits: Nobody can take the request. The error says why.
+            RequestRefused: No worker can take such a request, now or later.
             InsufficientFunds: The escrow holds too little.
             Refusal: Every worker declined for the same reason, which the caller can mend.
             JobInterrupted: The worker went away. `resume` continues the job.
@@ -334,7 +332,7 @@ class PieceworkClient:
         """
         ranking = await self.rank(request)
         if not ranking.choices:
-            raise _nobody(request, ranking)
+            raise nobody(request, ranking)
         return Quote(self.payment_token, ranking.choices[0], ranking.choices[1:], ranking.unfit)
 
     def run(self, request: TextRequest) -> JobRun:
@@ -352,7 +350,7 @@ class PieceworkClient:
             ...         if isinstance(event, CanvasText):
             ...             print(event.text, end="")
         """
-        return self._start(lambda caller: self._run(request, caller))
+        return self._start(lambda caller: self._fail_over.run(request, caller))
 
     def resume(self, job: JobId) -> JobRun:
         """Follow a job again that was interrupted, perhaps in an earlier process.
@@ -389,103 +387,7 @@ class PieceworkClient:
                 "4.6", f"this job's worker broke the protocol before: {row.detail}"
             )
         row = await asyncio.to_thread(self.store.take_over, job)
-        await self._drive(row, caller, replay=True)
-
-    # ------------------------------------------------------------------------------------ fail-over
-
-    async def _run(self, request: TextRequest, caller: Caller) -> None:
-        ranking = await self.rank(request)
-        if not ranking.choices:
-            raise _nobody(request, ranking)
-        attempt = _Attempts(request, ranking)
-        for choice in ranking.choices[:MAX_CANDIDATES]:
-            if caller.cancelled.is_set():
-                return
-            if await self._try(choice, request, caller, attempt):
-                return
-        raise attempt.verdict()
-
-    async def _try(
-        self, choice: Choice, request: TextRequest, caller: Caller, attempts: _Attempts
-    ) -> bool:
-        """Offer the request to one worker, mending what can be mended once. True when it ran to its
-        end."""
-        mended: set[Next] = set()
-        current: Choice | None = choice
-        while current is not None:
-            try:
-                job = await prepare(self._context, current, request)
-            except InsufficientFunds as short:
-                attempts.short_of(current, short)
-                return False
-            except WorkerUnreachable as unreachable:
-                attempts.declined(current, unreachable)
-                await self._remember_failure(current)
-                return False
-            try:
-                await self._drive(job, caller)
-                return True
-            except (Refusal, JobFailed) as refused:
-                if await asyncio.to_thread(self.store.receipts, job=job.id):
-                    raise
-                declined = refused
-            except WorkerUnreachable as unreachable:
-                attempts.declined(current, unreachable)
-                await self._remember_failure(current)
-                return False
-            await asyncio.to_thread(
-                self.store.finish, job.id, JobStatus.REFUSED, declined.reason.name
-            )
-            step = AFTER_REFUSAL[declined.reason]
-            attempts.declined(current, declined)
-            if step is Next.GIVE_UP:
-                raise declined
-            if step is Next.TRY_OTHER_AND_REMEMBER:
-                await self._remember_failure(current)
-            current = await self._mend(step, current, request, job) if step not in mended else None
-            mended.add(step)
-        return False
-
-    async def _mend(
-        self, step: Next, choice: Choice, request: TextRequest, job: JobRow
-    ) -> Choice | None:
-        """Remove the cause of a refusal; the choice to ask again with, or None to go on to the
-        next."""
-        if step not in _FIXES:
-            return None
-        if step is Next.SETTLE_UP:
-            async with self._settling:  # whoever waited finds nothing left to settle
-                await pay_outstanding(self._context, job.channel_id)
-            return choice
-        if step is Next.NEW_CHANNEL:
-            await self.channels.refresh(job.channel_id)
-            return choice
-        try:
-            signed = await self.discovery.fresh_offer(choice.signed.offer)
-        except (WorkerUnreachable, OfferRejected, ProtocolViolation, Refusal):
-            return None
-        if Digest(self._context.domain.digest(signed.offer)) == job.submission.job.offer:
-            return None
-        again = await self.rank(request)
-        return next((c for c in again.choices if c.operator == choice.operator), None)
-
-    async def _drive(self, job: JobRow, caller: Caller, *, replay: bool = False) -> None:
-        driver = JobDriver(self._context, job, caller, replay=replay)
-        try:
-            await driver.run()
-        except WorkerUnreachable:
-            if not driver.sent:
-                await asyncio.to_thread(self.store.finish, job.id, JobStatus.REFUSED, "unreachable")
-            raise
-        finally:
-            # At once and in this thread: a cancelled task may not wait, and nothing is synced.
-            self.store.leave(job.id)
-
-    async def _remember_failure(self, choice: Choice) -> None:
-        now = self._context.now()
-        await asyncio.to_thread(
-            self.store.remember, choice.operator, lambda memory: learn(memory, now, success=False)
-        )
+        await self._fail_over.drive(row, caller, replay=True)
 
     # --- looking back
 
@@ -541,50 +443,3 @@ class PieceworkClient:
         receipts = self.store.receipts(channel=row.id)
         voucher = row.book.voucher()
         return prove_receipts(self._context.domain, row.channel, voucher, receipts, job=job)
-
-
-class _Attempts:
-    """Who declined a request and why, and what to tell the caller when nobody is left."""
-
-    def __init__(self, request: TextRequest, ranking: Ranking) -> None:
-        self._request, self._ranking = request, ranking
-        self._why: list[str] = []
-        self._busy: list[float] = []
-        self._short: InsufficientFunds | None = None
-        self._refusals: list[Refusal] = []
-        self._others = 0
-
-    def declined(self, choice: Choice, error: PieceworkError) -> None:
-        self._why.append(f"{address_hex(choice.operator)} ({choice.model.name}): {error}")
-        if isinstance(error, Refusal) and error.reason in BUSY_REASONS:
-            self._busy.append(error.retry_after_s or DEFAULT_RETRY_AFTER_S)
-        elif isinstance(error, Refusal):
-            self._refusals.append(error)
-        else:
-            self._others += 1
-
-    def short_of(self, choice: Choice, error: InsufficientFunds) -> None:
-        self._why.append(f"{address_hex(choice.operator)} ({choice.model.name}): {error}")
-        self._short = error
-
-    def verdict(self) -> PieceworkError:
-        """The most useful single error: wait, deposit, mend the request, or nobody is there."""
-        if self._busy:
-            wait = min(self._busy)
-            return NoWorkerFits("every worker that fits is busy", self._why, retry_after_s=wait)
-        if self._short is not None:
-            return self._short
-        same = {refusal.reason for refusal in self._refusals}
-        if len(same) == 1 and not self._others and next(iter(same)) in _CALLERS_FAULT:
-            return self._refusals[0]
-        return NoWorkerFits("no worker took the request", (*self._why, *self._ranking.unfit))
-
-
-_CALLERS_FAULT = frozenset({Reason.PROMPT_TOO_LONG, Reason.BAD_PARAMETERS})
-"""Refusals that a caller can mend, when every worker gives the same one."""
-
-
-def _nobody(request: TextRequest, ranking: Ranking) -> NoWorkerFits:
-    unknown = request.model is not None and not ranking.model_known
-    what = f"nobody serves the model {request.model!r}" if unknown else "no worker fits the request"
-    return NoWorkerFits(what, ranking.unfit, unknown_model=unknown)

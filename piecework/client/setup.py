@@ -37,6 +37,7 @@ async def set_up(
     *,
     second_key: bool,
     password: Callable[[], str],
+    rpc_url: str | None = None,
     disk: Disk = SYSTEM_DISK,
 ) -> SetUp:
     """Make the missing parts of a home.
@@ -47,6 +48,7 @@ async def set_up(
         indexes: URLs for the settings. Empty if the caller did not choose.
         second_key: Whether jobs and vouchers get a key of their own.
         password: Asked once, when it is known that the home can be used.
+        rpc_url: The chain's node for the settings. None if the caller did not choose.
         disk: The steps of each write.
 
     Raises:
@@ -59,11 +61,11 @@ async def set_up(
     """
     home = ClientHome(folder)
     wanted = await asyncio.to_thread(Deployment.load, deployment)
-    await asyncio.to_thread(_check_asked, home, wanted, indexes, second_key)
+    await asyncio.to_thread(_check_asked, home, wanted, indexes, second_key, rpc_url)
     home.create(disk)
     texts = {
         home.deployment: json.dumps(wanted.to_json(), indent=2) + "\n",
-        home.config: to_toml(ClientConfig, {"indexes": indexes}, rest=True),
+        home.config: to_toml(ClientConfig, {"indexes": indexes, "rpc_url": rpc_url}, rest=True),
     }
     wallets = (home.wallet, home.authorizer) if second_key else (home.wallet,)
     secret = password()
@@ -73,7 +75,11 @@ async def set_up(
 
 
 def _check_asked(
-    home: ClientHome, wanted: Deployment, indexes: tuple[str, ...], second_key: bool
+    home: ClientHome,
+    wanted: Deployment,
+    indexes: tuple[str, ...],
+    second_key: bool,
+    rpc_url: str | None,
 ) -> None:
     """Refuse to drop in silence what was asked for."""
     if second_key and home.store.exists() and not home.authorizer.exists():
@@ -83,10 +89,10 @@ def _check_asked(
         )
     if home.deployment.exists():
         found = Deployment.load(home.deployment)
-        if (found.chain_id, found.escrow) != (wanted.chain_id, wanted.escrow):
+        if not found.same_market(wanted):
             raise HomeError(
                 f"--deployment: {home.path} belongs to another market: "
-                f"escrow {to_hex(found.escrow)} on chain "
+                f"registry {to_hex(found.registry)} on chain "
                 f"{found.chain_id}. Use another --home"
             )
         other = [f.name for f in fields(found) if getattr(found, f.name) != getattr(wanted, f.name)]
@@ -96,9 +102,14 @@ def _check_asked(
                 f"{', '.join(other)}. If the given file is right, copy it there"
             )
     if home.config.exists():
-        there = load_config(home.config, environment={}).indexes
-        if indexes and indexes != there:
-            listed = ", ".join(there) or "none"
+        there = load_config(home.config, environment={})
+        if rpc_url is not None and rpc_url != there.rpc_url:
+            raise HomeError(
+                f"--rpc-url: {home.config} has another rpc_url. "
+                f"Edit it: rpc_url = {json.dumps(rpc_url)}"
+            )
+        if indexes and indexes != there.indexes:
+            listed = ", ".join(there.indexes) or "none"
             raise HomeError(
                 f"--index: {home.config} has other indexes: {listed}. "
                 f"Edit it: indexes = {json.dumps(list(indexes))}"

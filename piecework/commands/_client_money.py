@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,9 +25,14 @@ if TYPE_CHECKING:
     from piecework_protocol.types import Address
 
 
+DAY_S = 86_400
+LAST_TIME = 2**40
+"""Later than every block."""
+
+
 def register(app: typer.Typer) -> None:
     """Add these commands to `piecework client`."""
-    for command in (deposit, balance, channels, close, withdraw):
+    for command in (deposit, balance, channels, close, withdraw, recover, invoice):
         app.command()(command)
 
 
@@ -193,6 +199,77 @@ def withdraw(
         _print_closings(view["channels"], as_json=False)
         common.say(f"{token.format(view['amount'])} sent to {view['to']}")
     _fail_if_left(view["channels"])
+
+
+def recover(*, home: Home = None, password_file: PasswordFile = None, json: Json = False) -> None:
+    """Find channels again after client.db was lost, or came back from an old copy.
+
+    Channels come from the chain, what was paid comes from the workers. The command can be repeated.
+    Then close them, or go on using them.
+    """
+    from piecework.commands._client_views import recovery_view
+
+    token = market_token_of(home)
+    rows = with_client(home, password_file, recovery_view)
+    if json:
+        print_amounts({"channels": rows}, token)
+        return
+    for row in rows:
+        how = "found" if row["found"] else "known"
+        common.say(
+            f"{row['channel'][:14]}…  {how}: {token.format(row['funded'])} in it, "
+            f"{token.format(row['cumulative'])} promised; {safe(row['note'])}"
+        )
+    common.say(f"{len(rows)} channels on the chain", err=True)
+
+
+def invoice(
+    *,
+    since: Annotated[
+        datetime | None,
+        typer.Option(
+            "--from", formats=["%Y-%m-%d"], help="First day, UTC. The first of all if none."
+        ),
+    ] = None,
+    until: Annotated[
+        datetime | None,
+        typer.Option("--to", formats=["%Y-%m-%d"], help="Last day, UTC; today if none."),
+    ] = None,
+    csv: Annotated[bool, typer.Option("--csv", help="Print a table for a spreadsheet.")] = False,
+    home: Home = None,
+    password_file: PasswordFile = None,
+    json: Json = False,
+) -> None:
+    """Make a bill from the chain, and hold it against the receipts.
+
+    Every line is one event of the escrow in a final block. The command fails if anything differs by
+    a base unit.
+    """
+    from piecework.commands._client_views import invoice_view, write_csv
+
+    token = market_token_of(home)
+    start = 0 if since is None else int(since.replace(tzinfo=UTC).timestamp())
+    end = LAST_TIME if until is None else int(until.replace(tzinfo=UTC).timestamp()) + DAY_S
+    view = with_client(home, password_file, lambda client: invoice_view(client, start, end))
+    if json:
+        print_amounts(view, token)
+    elif csv:
+        write_csv(view, token, sys.stdout)
+    else:
+        for row in view["lines"]:
+            common.say(
+                f"{utc(row['time'])}  {row['kind']:10} {token.format(row['amount'])}"
+                f"  pool {token.format(row['pool'])}"
+                f"  channels {token.format(row['in_channels'])}  {row['check']}"
+            )
+        sums = view["totals"]
+        common.say("  ".join(f"{name} {token.format(sums[name])}" for name in sums))
+    for trouble in view["troubles"]:
+        common.say(f"differs: {trouble}", err=True)
+    if view["troubles"]:
+        raise typer.Exit(1)
+    if not json:
+        common.say("reconciled to the base unit", err=True)
 
 
 def _address(text: str) -> Address:

@@ -6,15 +6,20 @@ Views only show. What moves money is in `piecework.client.funds`.
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import csv
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any, TextIO
 
+from piecework.base.amounts import Token
 from piecework.client.funds import Closing, Withdrawal
+from piecework.client.invoice import InvoiceLine
 from piecework.client.journal.proofs import ProvenReceipt
 from piecework.client.journal.records import ChannelRow
 from piecework.client.sdk import PieceworkClient, Quote
 from piecework.commands._terminal import JobProgress
 from piecework_protocol.signing import sign
-from piecework_protocol.types import Address, to_hex
+from piecework_protocol.types import Address, Timestamp, to_hex
 from piecework_protocol.views import as_json, members
 
 
@@ -140,3 +145,57 @@ def withdrawal_view(withdrawal: Withdrawal) -> dict[str, Any]:
         "amount": withdrawal.amount.units,
         "to": to_hex(withdrawal.to),
     }
+
+
+async def recovery_view(client: PieceworkClient) -> list[dict[str, Any]]:
+    """Every channel that the chain knows."""
+    return [
+        {
+            "channel": to_hex(each.row.id),
+            "operator": to_hex(each.row.channel.operator),
+            **members(each.row, "status", "funded"),
+            "cumulative": each.row.book.cumulative,
+            **members(each, "found", "note"),
+        }
+        for each in await client.funds.recover()
+    ]
+
+
+async def invoice_view(client: PieceworkClient, since: int, until: int) -> dict[str, Any]:
+    """A bill. Balances before and after it are those of the pool and of all channels."""
+    bill = await client.funds.invoice(Timestamp(since), Timestamp(until))
+    names = ("pool", "in_channels")
+    return {
+        "lines": [_line_view(line) for line in bill.lines],
+        "before": dict(zip(names, bill.before, strict=True)),
+        "after": dict(zip(names, bill.after, strict=True)),
+        "totals": as_json(bill.totals),
+        "troubles": list(bill.troubles),
+    }
+
+
+def _line_view(line: InvoiceLine) -> dict[str, Any]:
+    log, channel = line.event.log, line.event.channel
+    return {
+        "time": line.event.time,
+        "block": log.block,
+        "log_index": log.index,
+        "transaction": to_hex(log.transaction),
+        **members(line, "kind"),
+        "channel": None if channel is None else to_hex(channel),
+        "worker": None if line.worker is None else to_hex(line.worker),
+        **members(line, "amount", "fee", "pool", "in_channels", "receipts", "check"),
+    }
+
+
+def write_csv(view: dict[str, Any], token: Token, out: TextIO) -> None:
+    """A bill for a spreadsheet. Amounts are numbers of tokens, exact to the base unit."""
+    money = ("amount", "fee", "pool", "in_channels")
+    names = ("time", "block", "log_index", "transaction", "kind", "channel", "worker")
+    table = csv.writer(out)
+    table.writerow((*names, *money, "token", "receipts", "check"))
+    for row in view["lines"]:
+        time = datetime.fromtimestamp(row["time"], UTC).isoformat()
+        amounts = (f"{Decimal(row[name]).scaleb(-token.decimals):f}" for name in money)
+        shown = (row[name] for name in names[1:])
+        table.writerow((time, *shown, *amounts, token.symbol, row["receipts"], row["check"]))

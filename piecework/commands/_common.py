@@ -20,8 +20,10 @@ from piecework.base.text import printable
 if TYPE_CHECKING:
     from piecework.base.amounts import Token
     from piecework_node.models.store import ModelStore
+    from piecework_protocol.types import Address
 
 __all__ = [
+    "address",
     "ask",
     "checkpoint",
     "fail",
@@ -104,6 +106,16 @@ def token_json(token: Token) -> dict[str, Any]:
     """A token as every command with amounts prints it in JSON."""
     address = None if token.address is None else "0x" + token.address.hex()
     return {"address": address, "symbol": token.symbol, "decimals": token.decimals}
+
+
+def address(option: str, text: str) -> Address:
+    """An address that a person wrote; one clear line when it is malformed."""
+    from piecework_protocol.types import parse_address
+
+    try:
+        return parse_address(text)
+    except ValueError as error:
+        fail(f"{option}: {error}", 2)
 
 
 def one_of(option: str, value: str, choices: Sequence[str]) -> str:

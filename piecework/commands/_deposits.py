@@ -12,7 +12,7 @@ from piecework.base.amounts import TokenAmount
 from piecework.base.errors import UsageError
 from piecework.base.files import read, shown, write_private
 from piecework.base.jsons import loads
-from piecework.chain.authorizations import SignedAuthorization
+from piecework.chain.authorizations import SignedDeposit
 from piecework.client.sdk import PieceworkClient
 from piecework_protocol.types import Bytes32
 
@@ -37,11 +37,11 @@ async def sign_to(
     Raises:
         FileError: the file exists or cannot be written.
     """
-    nonce = Bytes32(secrets.token_bytes(32))
-    signed = await client.funds.authorize_deposit(amount, valid_for_s, nonce)
+    salt = Bytes32(secrets.token_bytes(32))
+    signed = await client.funds.authorize_deposit(amount, valid_for_s, salt)
     text = json.dumps(signed.to_json(), indent=2) + "\n"
     await asyncio.to_thread(write_private, file, text.encode())
-    until = signed.authorization.valid_before
+    until = signed.valid_before
     return {"amount": amount.units, "file": str(file), "valid_before": until}
 
 
@@ -57,6 +57,6 @@ async def relay_from(client: PieceworkClient, file: Path) -> dict[str, Any]:
         raw = loads(data)
     except ValueError:
         raise NotADeposit(f"{shown(file)} is not a signed deposit") from None
-    signed = SignedAuthorization.from_json(raw)
+    signed = SignedDeposit.from_json(raw)
     mined = await client.funds.relay(signed)
-    return {"amount": signed.authorization.value, "block": mined.block}
+    return {"amount": signed.amount, "block": mined.block}

@@ -14,9 +14,11 @@ from piecework.base.amounts import native_coin
 from piecework.commands import _common as common
 
 if TYPE_CHECKING:
+    from piecework.base.amounts import Token
     from piecework.chain.deployment import Deployment
     from piecework.chain.dev.anvil import Anvil
     from piecework.chain.dev.embedded import EmbeddedChain
+    from piecework.chain.reader import ChainReader
     from piecework_protocol.signing import Signer
     from piecework_protocol.types import Address
 
@@ -24,13 +26,18 @@ app = common.group()
 
 DEPLOYER_KEY_VARIABLE = "PIECEWORK_DEPLOYER_KEY"
 NATIVE_COIN = native_coin()
+_PRESENCE = {
+    "ours": "code is this program's",
+    "nothing": "nothing is there",
+    "other code": "other code is there",
+}
 _SECONDS_PER_DAY = 24 * 3600
 
 DeploymentFile = Annotated[Path, typer.Option("--deployment", help="The market's deployment file.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 MinStake = Annotated[str, typer.Option(help="Least stake of a worker, in tokens.")]
 Unbonding = Annotated[
-    float, typer.Option("--unbonding-days", min=0, max=180, help="Days until a stake is free.")
+    float, typer.Option("--unbonding-days", min=7, max=180, help="Days until a stake is free.")
 ]
 
 
@@ -62,7 +69,7 @@ def dev(
     terms = None
     if not bare:
         terms = min_stake, int(unbonding_days * _SECONDS_PER_DAY)
-    file = None if deployment is None else deployment.resolve()
+    file = None if deployment is None else _writable(deployment)
     common.run(_dev(host, port, anvil=anvil, file=file, terms=terms))
 
 
@@ -97,21 +104,33 @@ def deploy(
 
     They have no owner. The deployer keeps no power over them.
     """
+    if out.is_dir():
+        common.fail(f"{out} is a directory. Name the file: --out {out / 'deployment.json'}", 2)
     if out.exists():
         common.fail(f"{out} is there already. Move it away, or choose another file with --out.")
-    address = None if token is None else _address(token)
+    if not out.parent.is_dir():
+        common.fail(f"there is no directory {out.parent}", 2)
+    address = None if token is None else common.address("--token", token)
     delay = int(unbonding_days * _SECONDS_PER_DAY)
     deployer = _deployer(rpc, key_file, password_file, faucet_key)
     made = common.run(
         _deploy(rpc, deployer, token=address, min_stake=min_stake, unbonding_delay_s=delay)
     )
-    made.save(out)
+    common.guard(lambda: made.save(out))
+    addresses = _addresses(made)
     if json:
-        common.print_json({"file": str(out), **made.to_json()})
+        common.print_json({"file": str(out), "contracts": addresses, **made.to_json()})
         return
-    for name, value in made.to_json().items():
-        common.say(f"{name:20} {value}")
-    common.say(f"written to           {out}")
+    token_found = made.payment_token
+    common.say(f"chain        {made.chain_id}")
+    for name, where in addresses.items():
+        common.say(f"{name:12} {where}")
+    common.say(f"token        {made.to_json()['token']['address']}, {token_found.symbol}")
+    common.say(
+        f"terms        at least {token_found.format(made.min_stake)} of stake, "
+        f"{made.unbonding_delay_s // _SECONDS_PER_DAY} days to leave"
+    )
+    common.say(f"written to   {out}")
 
 
 @app.command()
@@ -131,7 +150,7 @@ def faucet(
     wei, amount = common.units(NATIVE_COIN, native), common.units(token, tokens)
     if wei == 0 and amount == 0:
         common.fail("nothing to give: say --native AMOUNT, --tokens AMOUNT, or both", 2)
-    result = common.run(_faucet(deployment, rpc, _address(to), wei, amount))
+    result = common.run(_faucet(deployment, rpc, common.address("--to", to), wei, amount))
     if json:
         common.print_json(result)
     else:
@@ -154,18 +173,24 @@ def status(
     token = common.market_token(deployment)
     if json:
         common.print_json(result)
-        return
-    built = (
-        "this program's"
-        if result["contracts_match_build"]
-        else "of another version of this program"
-    )
+    else:
+        _say_status(result, token)
+    if not result["contracts_match_build"]:
+        common.fail("the contracts of this market are not on this chain as this program has them")
+
+
+def _say_status(result: dict[str, Any], token: Token) -> None:
     height, final = result["latest_block"], result["finalized_block"]
     common.say(f"chain        {result['chain_id']}, block {height}, final {final}")
-    common.say(f"escrow       {result['escrow']}")
-    common.say(f"registry     {result['registry']}")
-    common.say(f"token        {result['token']}, {token.symbol}, {token.decimals} decimals")
-    common.say(f"contracts    verified, code is {built}")
+    for name, address in result["contracts"].items():
+        common.say(f"{name:12} {address}, {_PRESENCE[result['found'][name]]}")
+    if not result["contracts_match_build"]:
+        return
+    common.say(
+        f"token        {result['token']['address']}, {token.symbol}, {token.decimals} decimals"
+    )
+    for warning in result["warnings"]:
+        common.say(f"warning      {warning}")
     common.say(
         f"workers      {result['workers']}, at least {token.format(result['min_stake'])} of "
         "stake each"
@@ -220,6 +245,7 @@ async def _prepare(
     return {
         **ready,
         "chain_id": made.chain_id,
+        "contracts": _addresses(made),
         "deployment": made.to_json(),
         "deployment_file": None if file is None else str(file),
     }
@@ -317,36 +343,60 @@ async def _faucet(
 
 
 async def _status(file: Path, rpc_url: str | None) -> dict[str, Any]:
-    from piecework.chain.artifacts import load_artifact
+    """What is at the addresses that follow from the file, and the market's state if all is there.
+
+    Raises:
+        ChainError: the node does not answer, or is of another chain.
+    """
     from piecework.chain.deployment import Deployment
     from piecework.chain.errors import NoFinality
+    from piecework.chain.presence import Presence, places
     from piecework.chain.reader import ChainReader
+    from piecework_protocol.types import to_hex
 
     deployment = Deployment.load(file)
-    async with await ChainReader.connect(deployment, rpc_url=rpc_url) as reader:
-        requirements = await reader.stake_requirements()
+    async with ChainReader.over_node(deployment, rpc_url=rpc_url) as reader:
+        await reader.verify_chain()
         try:
             finalized = await reader.finalized_block()
         except NoFinality:
             finalized = None
-        pairs = (("Escrow", deployment.escrow), ("WorkerRegistry", deployment.registry))
-        match = [load_artifact(name).matches(await reader.code(address)) for name, address in pairs]
-        return {
+        found = await places(reader.rpc, deployment)
+        complete = all(place.presence is Presence.OURS for place in found)
+        state = {
             **deployment.to_json(),
+            "contracts": {place.name: to_hex(place.address) for place in found},
+            "found": {place.name: place.presence.value for place in found},
+            "contracts_match_build": complete,
             "latest_block": await reader.latest_block(),
             "finalized_block": finalized,
             "timestamp": await reader.timestamp(),
-            "workers": await reader.worker_count(),
-            "min_stake": requirements.min_stake,
-            "unbonding_delay_s": requirements.unbonding_delay,
-            "contracts_match_build": all(match),
         }
+        return state | await _market_state(reader) if complete else state
 
 
-def _address(text: str) -> Address:
-    from piecework_protocol.types import parse_address
+async def _market_state(reader: ChainReader) -> dict[str, Any]:
+    """Workers, terms and warnings of a market whose contracts are there."""
+    await reader.verify()
+    requirements, warning = await reader.stake_requirements(), await reader.verify_token()
+    return {
+        "workers": await reader.worker_count(),
+        "min_stake": requirements.min_stake,
+        "unbonding_delay_s": requirements.unbonding_delay,
+        "warnings": [] if warning is None else [warning],
+    }
 
-    try:
-        return parse_address(text)
-    except ValueError as error:
-        common.fail(f"{text}: {error}", 2)
+
+def _addresses(deployment: Deployment) -> dict[str, str]:
+    """Where the contracts of a market are."""
+    from piecework_protocol.types import to_hex
+
+    return {"escrow": to_hex(deployment.escrow), "registry": to_hex(deployment.registry)}
+
+
+def _writable(file: Path) -> Path:
+    """The whole path of a file that may be written; one clear line if it may not."""
+    from piecework.chain.deployment import require_file_of_a_development_chain
+
+    common.guard(lambda: require_file_of_a_development_chain(file))
+    return file.resolve()

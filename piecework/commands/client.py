@@ -58,6 +58,10 @@ def init(
     index: Annotated[
         list[str] | None, typer.Option(help="Index to ask for offers; repeatable.")
     ] = None,
+    rpc_url: Annotated[
+        str | None,
+        typer.Option(help="The chain's node. The file of a development chain names its own."),
+    ] = None,
     second_key: Annotated[
         bool, typer.Option("--second-key", help="A key of its own for signing jobs and vouchers.")
     ] = False,
@@ -66,8 +70,8 @@ def init(
 ) -> None:
     """Make a home: keys, settings, deployment.
 
-    Safe to run again: what is there stays. If --index or --deployment differs from what is there,
-    it changes nothing and says what to edit.
+    Safe to run again: what is there stays. If an option differs from what is there, it changes
+    nothing and says what to edit.
     """
     from piecework.client.setup import set_up
     from piecework_protocol.types import to_hex
@@ -80,6 +84,7 @@ def init(
             tuple(index or ()),
             second_key=second_key,
             password=lambda: common.password(password_file, confirm=True),
+            rpc_url=rpc_url,
         )
     )
     facts = {

@@ -75,6 +75,8 @@ async def _serve(folder: Path, config: ClientConfig, secret: str, host: str, por
             config.gateway_max_concurrent,
             config.gateway_heartbeat_s,
             config.gateway_best_effort,
+            config.gateway_max_waiting,
+            config.gateway_wait_s,
             trusted,
         )
         gateway = Gateway(client, options)

@@ -37,6 +37,12 @@ VllmEndpoints = Annotated[
     list[str] | None,
     typer.Option(help="Base URL of a vLLM server that serves the model, best effort; repeatable."),
 ]
+NodeUrl = Annotated[
+    str,
+    typer.Option(
+        "--rpc-url", help="The chain's node. The file of a development chain names its own."
+    ),
+]
 Indexes = Annotated[list[str] | None, typer.Option(help="Index to publish offers to; repeatable.")]
 
 
@@ -54,8 +60,12 @@ def init(
     price_output: Annotated[str, typer.Option(help="Tokens for a million output tokens.")] = "0.2",
     price_steps: StepsPrice = "",
     stake: Annotated[str, typer.Option(help="Stake in tokens; empty: the least.")] = "",
+    owner: Annotated[
+        str | None, typer.Option(help="Address that gets the stake back. Default: the payout.")
+    ] = None,
     slots: Annotated[int, typer.Option(min=1, help="Jobs that run at once.")] = 2,
     index: Indexes = None,
+    rpc_url: NodeUrl = "",
     model: Model = "",
     vllm: VllmEndpoints = None,
     vllm_model: VllmModel = "",
@@ -84,6 +94,7 @@ def init(
         "price_per_thousand_steps": common.units(token, price_steps or ("0" if vllm else "0.001")),
         "slots": slots,
         "indexes": tuple(index or ()),
+        **({"rpc_url": rpc_url} if rpc_url else {}),
         **_model_settings(model),
     }
     if vllm:
@@ -92,6 +103,7 @@ def init(
     secret = common.password(password_file, confirm=not place.operator.is_file())
     staked = common.units(token, stake) if stake else None
     more: dict[str, Any] = {"asked": _asked(context), "stake": staked, "faucet": faucet}
+    more["owner"] = None if owner is None else common.address("--owner", owner)
     setup = set_up_worker(place, file, values, secret, register=not no_register, **more)
     done = common.run(setup)
     if json:
@@ -109,6 +121,7 @@ _SETTING_OF_OPTION = {
     "price_steps": "price_per_thousand_steps",
     "slots": "slots",
     "index": "indexes",
+    "rpc_url": "rpc_url",
     "model": "model",
     "vllm": "vllm_endpoints",
     "vllm_model": "vllm_model",
@@ -127,6 +140,8 @@ def _asked(context: typer.Context) -> frozenset[str]:
 def _print_steps(done: dict[str, Any]) -> None:
     for step in done["steps"]:
         common.say(f"{'made ' if step['new'] else 'there'}  {step['what']:14} {step['detail']}")
+    for warning in done["warnings"]:
+        common.say(f"warning: {warning}", err=True)
     common.say(f"operator {done['operator']}; earnings go to {done['payout']}")
     common.say("next: piecework worker check, then piecework worker start")
 
@@ -210,6 +225,7 @@ def status(*, home: HomeOption = None, json: Json = False) -> None:
         common.print_json({**body, "token": common.token_json(token)})
         return
     engine, offer, earned = body["engine"], body["offer"] or {}, body["earnings"]
+    seen: dict[str, bool] = body["seen_by"]
     rows = (
         ("state", body["state"] + (f": {body['fault']}" if body["fault"] else "")),
         ("operator", body["operator"]),
@@ -220,6 +236,7 @@ def status(*, home: HomeOption = None, json: Json = False) -> None:
         ("speed", f"{engine.get('tokens_per_second', 0)} tokens/s, {engine['restarts']} restarts"),
         ("jobs", f"{body['active']} active of {body['slots']} slots and {body['queue']} queued"),
         ("offer", f"number {offer.get('sequence', '-')} at {offer.get('endpoint', '-')}"),
+        ("seen by", ", ".join(f"{h} {'yes' if s else 'no'}" for h, s in seen.items()) or "-"),
         ("accepted", token.format(earned["accepted"])),
         ("settled", token.format(earned["settled"])),
         ("unsettled", token.format(body["unsettled"])),

@@ -124,7 +124,10 @@ async def settle(market: DemoMarket, results: list[JobResult], watch: Stopwatch)
     watch.lap("settlement")
     reader, signature = client.reader, sign(client.reader.domain, voucher, client.wallet.authorizer)
     events = await reader.escrow_events(
-        ("ChannelFunded",), market.deployment.block, await reader.latest_block(), channel
+        ("ChannelFunded",),
+        market.deployment.from_block,
+        await reader.latest_block(),
+        channelId=channel,
     )
     openings = {e.log.transaction for e in events if isinstance(e, ChannelFunded)}
     sender = TransactionSender.of(reader, client.wallet.payer)

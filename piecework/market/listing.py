@@ -14,6 +14,7 @@ from piecework.market.limits import (
     DEFAULT_LISTED_OFFERS,
     MAX_DETAILS_DEPTH,
     MAX_LISTED_OFFERS,
+    MAX_OFFERS,
     MEAN_STEPS,
 )
 from piecework.market.offer_store import Listed
@@ -41,12 +42,14 @@ class Query:
     service: Service | None = None
     sort: Sort = Sort.PRICE
     limit: int = DEFAULT_LISTED_OFFERS
+    offset: int = 0
 
     @classmethod
     def parse(cls, parameters: Mapping[str, str]) -> Query:
         """From a URL's query; `Declined` (400) names what is wrong."""
         unknown = sorted(
-            set(parameters) - {"model", "max_price", "min_speed", "service", "sort", "limit"}
+            set(parameters)
+            - {"model", "max_price", "min_speed", "service", "sort", "limit", "offset"}
         )
         if unknown:
             raise Declined(400, "unknown_parameter", f"unknown parameter {unknown[0][:64]!r}")
@@ -62,6 +65,7 @@ class Query:
             service=_service(parameters.get("service", "")),
             sort=sort,
             limit=DEFAULT_LISTED_OFFERS if limit is None else limit,
+            offset=_number(parameters, "offset", MAX_OFFERS) or 0,
         )
 
 
@@ -91,14 +95,15 @@ def select(offers: Iterable[Listed], query: Query) -> tuple[Entry, ...]:
     return tuple(entries)
 
 
-def offers_json(entries: Iterable[Entry], limit: int) -> dict[str, Any]:
-    """Each offer once, at the place of its best row; with the bytes that a client verifies
-    itself."""
+def offers_json(entries: Iterable[Entry], query: Query) -> dict[str, Any]:
+    """One page. Each offer once, at the place of its best row, with the bytes that a client
+    verifies itself."""
     unique: dict[bytes, Listed] = {}
     for entry in entries:
         unique.setdefault(entry.listed.signed.offer.operator, entry.listed)
     chosen = list(unique.values())
-    return {"offers": [offer_json(listed) for listed in chosen[:limit]], "total": len(chosen)}
+    page = chosen[query.offset : query.offset + query.limit]
+    return {"offers": [offer_json(listed) for listed in page], "total": len(chosen)}
 
 
 def offer_json(listed: Listed) -> dict[str, Any]:

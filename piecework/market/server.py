@@ -1,7 +1,7 @@
 """The index over HTTP.
 
     POST /v1/offers   a signed offer as protobuf bytes (`protocol.wire.encode_offer`)
-    GET  /v1/offers   ?model= &max_price= &min_speed= &sort=price|speed &limit=
+    GET  /v1/offers   ?model= &max_price= &min_speed= &sort=price|speed &limit= &offset=
     GET  /v1/models   GET /v1/workers   GET /health   GET /metrics   GET /
 
 Checks run cheapest first: size, rate of the address, parsing, terms, signature, rate of the
@@ -242,7 +242,7 @@ class IndexServer:
 
     async def _offers(self, request: web.Request) -> web.Response:
         query = Query.parse(request.query)
-        return web.json_response(offers_json(select(self._live(), query), query.limit))
+        return web.json_response(offers_json(select(self._live(), query), query))
 
     async def _models(self, _: web.Request) -> web.Response:
         return web.json_response(models_json(self._live()))

@@ -79,6 +79,7 @@ class Reason(enum.Enum):
     BAD_PARAMETERS = (GrpcStatus.INVALID_ARGUMENT, False)
     WRONG_SERVICE = (GrpcStatus.FAILED_PRECONDITION, False)
     PROMPT_TOO_LONG = (GrpcStatus.INVALID_ARGUMENT, False)
+    PROMPT_REFUSED = (GrpcStatus.INVALID_ARGUMENT, False)
     PROMPT_MISMATCH = (GrpcStatus.INVALID_ARGUMENT, False)
     CANNOT_OPEN_PROMPT = (GrpcStatus.INVALID_ARGUMENT, True)
     PRICE_TOO_LOW = (GrpcStatus.FAILED_PRECONDITION, False)

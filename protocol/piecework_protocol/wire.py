@@ -22,6 +22,7 @@ from typing import Any, Final, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
+from piecework_protocol.eip712 import TypedData
 from piecework_protocol.errors import MalformedInput, Reason
 from piecework_protocol.frames import (
     Accepted,
@@ -205,6 +206,35 @@ def decode_call(kind: type[_C], data: bytes) -> _C:
         MalformedInput: The bytes are no such message, or a member breaks its bounds.
     """
     return _to_value(kind, _parse(_message_class(kind), data, _CALL_LIMITS[kind]))
+
+
+# --- values by themselves, as journals keep them
+
+
+def encode_value(value: TypedData | Funding) -> bytes:
+    """Encode one object as the message that it travels in."""
+    return bytes(_to_message(value).SerializeToString())
+
+
+def decode_value(kind: type[_V], data: bytes) -> _V:
+    """Parse what `encode_value` makes of an object of a class.
+
+    Raises:
+        MalformedInput: The bytes are not one, or a member breaks its bounds.
+    """
+    return _to_value(kind, _parse(_message_class(kind), data, MAX_FRAME_BYTES))
+
+
+def decode_funding(data: bytes, channel: Channel) -> Funding:
+    """Parse what `encode_value` makes of a funding, whose channel does not travel with it.
+
+    Raises:
+        MalformedInput: The bytes are not one, or a member breaks its bounds.
+    """
+    try:
+        return _funding(_parse(pb.Funding, data, MAX_FRAME_BYTES), channel)
+    except ValueError as error:
+        raise MalformedInput(f"Funding: {error}") from None
 
 
 # --- the messages around values

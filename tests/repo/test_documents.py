@@ -212,6 +212,14 @@ def test_every_message_of_the_troubleshooting_page_is_one_that_the_code_prints()
     assert not unknown, "\n".join(unknown)
 
 
+def test_every_fault_code_is_in_the_troubleshooting_page_and_in_the_reference() -> None:
+    from piecework_node.runtime.faults import Code
+
+    for page in ("troubleshooting.md", "reference/errors.md"):
+        text = (ROOT / "docs" / page).read_text()
+        assert [code.value for code in Code if f"| `{code.value}` |" not in text] == [], page
+
+
 def code_strings() -> list[str]:
     """Every string in the program, with a mark where it has a placeholder."""
     found = []

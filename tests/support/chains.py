@@ -11,17 +11,23 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import pytest
 
-from piecework.chain.authorizations import (
-    ReceiveWithAuthorization,
-    SignedAuthorization,
-    sign_authorization,
+from piecework.chain.authorizations import SignedDeposit, sign_deposit
+from piecework.chain.calls import (
+    Call,
+    Claim,
+    cancel_withdrawal,
+    close,
+    deposit_with_authorization,
+    mint,
+    request_withdrawal,
+    send_native,
+    submit_funding,
 )
-from piecework.chain.calls import Call, Claim, deposit_with_authorization, fund, mint, send_native
 from piecework.chain.deploy import deploy
 from piecework.chain.deployment import Deployment
 from piecework.chain.dev.anvil import Anvil, find_anvil
@@ -30,18 +36,27 @@ from piecework.chain.errors import AnvilMissing
 from piecework.chain.reader import ChainReader
 from piecework.chain.rpc import HttpRpc
 from piecework.chain.transactions import Mined, TransactionSender
-from piecework_protocol.eip712 import Domain
-from piecework_protocol.objects import Channel, FundChannel, Voucher
+from piecework_protocol.eip712 import Domain, TypedData
+from piecework_protocol.frames import FundingAuthorization
+from piecework_protocol.objects import (
+    EVERYTHING,
+    CancelWithdrawal,
+    Channel,
+    CloseChannel,
+    FundChannel,
+    RequestWithdrawal,
+    Voucher,
+)
 from piecework_protocol.signing import LocalSigner, sign
 from piecework_protocol.types import (
     Address,
     Amount,
     Bytes32,
     Digest,
+    PayerSignature,
     Seconds,
     Timestamp,
     Uint64,
-    Uint256,
     keccak256,
 )
 
@@ -49,7 +64,7 @@ Chain: TypeAlias = EmbeddedChain | Anvil
 ETHER = 10**18
 USD = 10**6
 MIN_STAKE = Amount(100 * USD)
-UNBONDING_DELAY_S = Seconds(3600)
+UNBONDING_DELAY_S = Seconds(7 * 24 * 3600)
 POLL_S = 0.02
 FAR = Timestamp(2**40 - 1)
 RECEIPTS_ROOT = Digest(keccak256(b"receipts"))
@@ -133,34 +148,41 @@ class TestMarket:
         """Mint tokens for the payer and put them into its pooled balance, by EIP-3009: it needs no
         gas."""
         await self.give(payer.address, tokens=amount)
-        authorization = ReceiveWithAuthorization(
-            payer.address,
+        signed = sign_deposit(
+            await self.reader.token_domain(self.token),
             self.deployment.escrow,
-            Uint256(amount),
-            Uint256(0),
-            Uint256(await self.reader.timestamp() + 3600),
-            Bytes32(keccak256(amount.to_bytes(16, "big"))),
+            payer,
+            Amount(amount),
+            valid_before=Timestamp(await self.reader.timestamp() + 3600),
+            salt=Bytes32(amount.to_bytes(32, "big")),
         )
-        signed = sign_authorization(
-            await self.reader.token_domain(self.token), authorization, payer
-        )
-        relayed = SignedAuthorization.from_json(signed.to_json())
+        relayed = SignedDeposit.from_json(signed.to_json())
         await self.run(relayer, deposit_with_authorization(self.deployment, relayed))
 
     async def open_channel(
-        self, payer: LocalSigner, relayer: LocalSigner, channel: Channel, deposit: int
+        self,
+        payer: LocalSigner,
+        relayer: LocalSigner,
+        channel: Channel,
+        funded: int,
+        *,
+        fee: int = 0,
     ) -> None:
         """Open or top up by the payer's signature; the relayer pays the gas. Needs a pooled
         balance."""
-        signature = sign(
-            self.reader.domain, FundChannel(channel, Amount(deposit), Amount(0), FAR), payer
-        )
-        await self.run(relayer, fund(self.deployment, channel, Amount(deposit), FAR, signature))
+        terms = FundChannel(channel, Amount(funded), Amount(fee), FAR)
+        signed = FundingAuthorization(terms, signature_of(self.reader.domain, terms, payer))
+        await self.run(relayer, submit_funding(self.deployment, channel, signed))
 
     async def pass_time(self, seconds: int) -> None:
         """Move the chain's clock forward and mine a block."""
         await self.rpc.call("evm_increaseTime", seconds)
         await self.rpc.call("evm_mine")
+
+
+def signature_of(domain: Domain, message: TypedData, payer: LocalSigner) -> PayerSignature:
+    """A payer's signature by a plain key."""
+    return PayerSignature(sign(domain, message, payer))
 
 
 def claim_of(
@@ -169,6 +191,48 @@ def claim_of(
     """A voucher that the authorizer signed, ready to settle."""
     voucher = Voucher(channel.id(domain), Amount(cumulative), Uint64(count), RECEIPTS_ROOT)
     return Claim(channel, voucher, sign(domain, voucher, authorizer))
+
+
+def request_of(
+    market: TestMarket,
+    channel: Channel,
+    payer: LocalSigner,
+    amount: Amount = EVERYTHING,
+    nonce: int = 0,
+) -> Call:
+    """The payer's signed withdrawal request, for anybody to submit."""
+    domain = market.reader.domain
+    wish = RequestWithdrawal(channel.id(domain), amount, Uint64(nonce), FAR)
+    signature = signature_of(domain, wish, payer)
+    return request_withdrawal(
+        market.deployment, channel, amount, Uint64(nonce), deadline=FAR, signature=signature
+    )
+
+
+def cancel_of(market: TestMarket, channel: Channel, payer: LocalSigner, nonce: int = 0) -> Call:
+    """The payer calls its request off, for anybody to submit."""
+    domain = market.reader.domain
+    wish = CancelWithdrawal(channel.id(domain), Uint64(nonce), FAR)
+    signature = signature_of(domain, wish, payer)
+    return cancel_withdrawal(
+        market.deployment, channel, Uint64(nonce), deadline=FAR, signature=signature
+    )
+
+
+def close_of(
+    market: TestMarket,
+    claim: Claim,
+    operator: LocalSigner,
+    authorizer: LocalSigner | None = None,
+    fee: int = 0,
+) -> Call:
+    """A closing that both sides agreed to, for anybody to submit. A fee needs the authorizer."""
+    domain, v = market.reader.domain, claim.voucher
+    final = CloseChannel(v.channel, v.cumulative, v.count, v.receipts_root, Amount(fee))
+    agreed = sign(domain, final, operator)
+    if authorizer is not None:
+        claim = replace(claim, signature=sign(domain, final, authorizer))
+    return close(market.deployment, claim, Amount(fee), agreed)
 
 
 @asynccontextmanager

@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator
 
 from piecework.base.amounts import Token
 from piecework.chain.errors import RpcUnavailable
-from piecework.chain.reader import ChannelOnChain, RegisteredWorker
+from piecework.chain.reader import UNKNOWN_CHANNEL, ChannelOnChain, RegisteredWorker
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.states import ChannelState
-from piecework_protocol.types import Address, Amount, ChannelId, Timestamp, Uint64
+from piecework_protocol.types import Address, Amount, ChannelId, Timestamp
 
 DOMAIN = Domain(31337, Address(b"\x11" * 20))
 TOKEN = Address(b"\x33" * 20)
@@ -59,15 +59,13 @@ class FakeChain:
         self, channel: ChannelId, deposit: int, payer: Address, token: Address = TOKEN
     ) -> None:
         """Mine a funding authorization: the total moves out of the payer's pooled balance."""
-        before = self.channels[channel].deposit if channel in self.channels else 0
+        before = self.channels[channel].funded if channel in self.channels else 0
         self.deposit(payer, before - deposit, token)
         self.set_channel(channel, ChannelState.OPEN, deposit)
 
     def set_channel(self, channel: ChannelId, state: ChannelState, deposit: int) -> None:
         """Make the escrow know a channel."""
-        self.channels[channel] = ChannelOnChain(
-            state, Amount(deposit), Amount(0), Uint64(0), Timestamp(0)
-        )
+        self.channels[channel] = ChannelOnChain(state, Amount(deposit), Amount(0))
 
     async def worker(self, operator: Address) -> RegisteredWorker | None:
         self._read()
@@ -84,9 +82,8 @@ class FakeChain:
 
     async def channel(self, channel_id: ChannelId, *, block: int | None = None) -> ChannelOnChain:
         self._read()
-        unknown = ChannelOnChain(ChannelState.NONE, Amount(0), Amount(0), Uint64(0), Timestamp(0))
         known = self.channels if block is None or self.final is None else self.final
-        return known.get(channel_id, unknown)
+        return known.get(channel_id, UNKNOWN_CHANNEL)
 
     async def finalized_block(self) -> int:
         self._read()

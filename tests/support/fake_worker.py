@@ -9,6 +9,7 @@ one clause.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 import enum
 import hashlib
@@ -37,9 +38,11 @@ from piecework_protocol.frames import (
     CloseChannelRequest,
     CloseChannelResponse,
     FundingAuthorization,
+    GetAccountRequest,
     JobEnded,
     LeafRef,
     PayVoucher,
+    Progress,
     SubmitJob,
     VoucherAccepted,
     WorkerFrame,
@@ -92,6 +95,7 @@ from piecework_protocol.worker_session import (
 )
 from tests.support.fake_chain import TOKEN, FakeChain
 from tests.support.offers import NO_CREDIT_TERMS
+from tests.support.waiting import pass_time
 
 CANVAS = 8
 STORY = tuple(
@@ -127,8 +131,11 @@ class Lie(enum.Enum):
 
 @dataclass
 class Script:
-    """How this worker behaves. `gate` is awaited before each canvas: tests decide when one is
-    made."""
+    """How this worker behaves.
+
+    `gate` is awaited before each canvas: tests decide when one is made. With a `heartbeat_s` it
+    sends progress. With a `slot` jobs wait for one in its queue.
+    """
 
     story: Sequence[str] = STORY
     lie: Lie | None = None
@@ -140,6 +147,9 @@ class Script:
     drafts: int = 2
     gate: Callable[[int], Any] | None = None
     refuse_close: Refusal | None = None
+    heartbeat_s: float | None = None
+    slot: asyncio.Semaphore | None = None
+    shows_account: bool = True
 
 
 @dataclass
@@ -215,6 +225,7 @@ class FakeWorker:
         handlers = {
             "Run": grpc.stream_stream_rpc_method_handler(self._run),
             "GetOffer": grpc.unary_unary_rpc_method_handler(self._get_offer),
+            "GetAccount": grpc.unary_unary_rpc_method_handler(self._get_account),
             "CloseChannel": grpc.unary_unary_rpc_method_handler(self._close_channel),
         }
         self._server.add_generic_rpc_handlers(
@@ -286,7 +297,22 @@ class FakeWorker:
         agreed = CloseChannelResponse(sign(self.domain, final, self.operator), None)
         return wire.encode_call(agreed)
 
+    async def _get_account(self, request: bytes, context: Any) -> bytes:
+        asked = wire.decode_call(GetAccountRequest, request)
+        channels = {j.submission.job.channel: j.submission.channel for j in self.jobs.values()}
+        key = asked.request.channel
+        account = self.books[key].account() if key in self.books else None
+        if account is None or not self.script.shows_account:
+            await _refuse(context, Refusal(Reason.CHANNEL_UNKNOWN, "no voucher on it"))
+            raise AssertionError("a refusal ends the call")
+        assert signed_by(self.domain, asked.request, asked.signature, channels[key].authorizer)
+        return wire.encode_call(account)
+
     async def _run(self, _: Any, context: Any) -> None:
+        await self.serve(context)
+
+    async def serve(self, context: Any) -> None:
+        """Serve one stream over any context that reads, writes and aborts as gRPC's."""
         submission = wire.decode_client_frame(await context.read())
         assert isinstance(submission, SubmitJob)
         self.submissions.append(submission)
@@ -372,6 +398,7 @@ class _Stream:
         self.key = job.session.accepted.job.channel
         self.writing = asyncio.Lock()
         self.delivered = 0
+        self.queued = True
 
     @property
     def book(self) -> WorkerLedger:
@@ -384,12 +411,15 @@ class _Stream:
             outcome = session.open(received, self.book)
             self.job.limit = session.canvas_limit(self.book)
             await self.carry_out(outcome)
-            engine = asyncio.create_task(self.engine())
+            tasks = [asyncio.create_task(self.engine_in_turn())]
+            if self.worker.script.heartbeat_s is not None:
+                tasks.append(asyncio.create_task(self.heart(self.worker.script.heartbeat_s)))
             try:
                 await self.read()
             finally:
-                engine.cancel()
-                await asyncio.gather(engine, return_exceptions=True)
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
         except ProtocolViolation as violation:
             self.worker.violations.append(violation)
             await _refuse(self.context, Refusal(Reason.BROKEN_CLAUSE, str(violation)))
@@ -398,6 +428,20 @@ class _Stream:
             if session.state.value in ("accepted", "running"):
                 session.disconnected()
                 session.engine_lost()
+
+    async def heart(self, pause_s: float) -> None:
+        """Tell where the job is until it ends."""
+        session, key = self.job.session, self.job.session.accepted.id
+        while session.state.value == "running":
+            place = 1 if self.queued else 0
+            await self.send(Progress(key, session.canvases, 0, 1, queue_position=place))
+            await pass_time(pause_s)
+
+    async def engine_in_turn(self) -> None:
+        """Run the engine when there is a slot."""
+        async with self.worker.script.slot or contextlib.nullcontext():
+            self.queued = False
+            await self.engine()
 
     async def engine(self) -> None:
         session, script = self.job.session, self.worker.script

@@ -24,7 +24,7 @@ _BROKEN = object()
 class MemoryCall:
     """One stream. `frames` counts what was written, both ways."""
 
-    def __init__(self, servicer: WorkerServicer) -> None:
+    def __init__(self, servicer: Any) -> None:
         self._up: asyncio.Queue[Any] = asyncio.Queue()
         self._down: asyncio.Queue[Any] = asyncio.Queue()
         self._status: tuple[grpc.StatusCode, str, Metadata] | None = None
@@ -96,15 +96,23 @@ class MemoryCall:
         return "ipv4:127.0.0.1:1"
 
     async def abort_with_status(self, status: Any) -> NoReturn:
-        self._status = (status.code, status.details, Metadata(*status.trailing_metadata))
+        self.set_status(status.code, status.details, Metadata(*status.trailing_metadata))
         raise grpc.aio.AbortError
 
     async def _serve(self, servicer: WorkerServicer) -> None:
         with contextlib.suppress(grpc.aio.AbortError):
             await servicer.run(self._requests(), _ServerEnd(self))
+        self.finish()
+
+    def finish(self) -> None:
+        """The server's end has returned."""
         if self._status is None:
             self._status = (grpc.StatusCode.OK, "", Metadata())
         self._down.put_nowait(_EOF)
+
+    def set_status(self, code: grpc.StatusCode, details: str, trailing: Metadata) -> None:
+        """The server ends the stream with this."""
+        self._status = (code, details, trailing)
 
     async def _requests(self) -> AsyncIterator[bytes]:
         while (item := await self._up.get()) is not _END:

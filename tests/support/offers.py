@@ -71,6 +71,7 @@ def offer(
     *,
     signer: Signer | None = None,
     domain: Domain = DOMAIN,
+    endpoint: str = "worker.example:7000",
     **changes: Any,
 ) -> SignedOffer:
     """A valid offer of the worker `name`, with some members changed before it is signed."""
@@ -81,7 +82,7 @@ def offer(
         "sequence": Uint64(1),
         "issued_at": Timestamp(now),
         "expires_at": Timestamp(now + 300),
-        "endpoints": (Endpoint(Route.DIRECT, "worker.example:7000"),),
+        "endpoints": (Endpoint(Route.DIRECT, endpoint),),
         "tls_certificate": Digest(keccak256(b"certificate")),
         "sealing_key": PublicKey(keccak256(b"sealing")),
         "tokens": (TOKEN,),

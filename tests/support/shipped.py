@@ -21,8 +21,9 @@ from piecework.client.jobs.driver import JobContext, JobDriver, prepare
 from piecework.client.jobs.events import JobEvent
 from piecework.client.jobs.requests import Filters, TextRequest
 from piecework.client.jobs.selection import rank
-from piecework.client.journal.records import ChannelStatus, JobRow, SeenChannel
+from piecework.client.journal.records import ChannelStatus, JobRow, Memories, SeenChannel
 from piecework.client.journal.store import Store
+from piecework.client.network.reachability import Reachability
 from piecework.client.network.transport import JobStream
 from piecework.client.wallet import Wallet
 from piecework_node import logs
@@ -179,7 +180,7 @@ class ShippedMarket:
             raise WorkerUnreachable("the worker is starting")
         return self
 
-    async def drop(self, offer: Offer) -> None:
+    def retire(self, offer: Offer) -> None:
         return
 
     def run(self, deadline_s: float) -> JobStream:
@@ -210,6 +211,7 @@ class ShippedMarket:
             self.config,
             self.harness.clock,
             self._entropy,
+            Reachability(self.store.workers, self.harness.clock),
             self._sleep,
         )
 
@@ -223,13 +225,13 @@ class ShippedMarket:
         row = await self.context().channels.for_offer(self.harness.offer.offer)
         self.chain.set_channel(row.id, ChannelState.OPEN, DEPOSIT)
         self.harness.chain.open(row.id, DEPOSIT)
-        seen = SeenChannel(Amount(DEPOSIT), Amount(0), Amount(0), 0)
+        seen = SeenChannel(Amount(DEPOSIT), Amount(0), Amount(0))
         self.store.seen_on_chain(row.id, seen, ChannelStatus.OPEN)
 
     async def prepare(self, request: TextRequest) -> JobRow:
         """A recorded job for this worker."""
         filters = Filters(now=self.harness.clock.now(), token=TOKEN_INFO)
-        (choice,) = rank(request, [self.harness.offer], {}, filters).choices
+        (choice,) = rank(request, [self.harness.offer], Memories(), filters).choices
         return await prepare(self.context(), choice, request)
 
     def driver(self, job: JobRow, caller: EventList, *, replay: bool = False) -> JobDriver:

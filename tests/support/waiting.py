@@ -38,3 +38,8 @@ async def until(
 async def random_moment(chance: Random, longest_s: float) -> None:
     """Let real processes run for a random time: the kill that follows can fall anywhere."""
     await asyncio.sleep(chance.uniform(0, longest_s))
+
+
+async def pass_time(seconds: float) -> None:
+    """Let the loop's time pass: a moment of the real world, or none of it in a simulation."""
+    await asyncio.sleep(seconds)

@@ -63,6 +63,7 @@ class WorkerProcess:
                 reader,
                 operator,
                 payout=RECEIVER,
+                owner=RECEIVER,
                 endpoint=endpoint,
                 stake=None,
                 now=now,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-pragma solidity 0.8.37;
+pragma solidity >=0.8.20;
 
 /// @title Inclusion proofs of the receipts accumulator and of the step trace
 /// @notice The tree of RFC 9162 section 2.1 with keccak-256 in place of SHA-256. Leaves and nodes have different

@@ -17,7 +17,7 @@ contract SettleTest is EscrowBase {
         (Channel memory channel,) = open(1);
         settleOne(claimOf(channel, 5, 1));
         vm.prank(receiver);
-        escrow.close(unsigned(channel, 5), "");
+        escrow.close(unsigned(channel, 5), 0, "");
         expectSkip(claimOf(channel, 6, 2), SkipReason.Closed);
         expectSkip(claimOf(channel, 5, 1), SkipReason.Closed);
     }
@@ -25,7 +25,7 @@ contract SettleTest is EscrowBase {
     function test_a_claim_on_a_channel_closed_empty_is_skipped() public {
         (Channel memory channel,) = open(1);
         vm.prank(receiver);
-        escrow.close(unsigned(channel, 0), "");
+        escrow.close(unsigned(channel, 0), 0, "");
         expectSkip(claimOf(channel, 6, 2), SkipReason.Closed);
     }
 
@@ -88,7 +88,7 @@ contract SettleTest is EscrowBase {
         Claim memory claim = claimOf(channel, 5, 1);
         claim.signature[bound(position, 0, 64)] ^= bytes1(change);
         settleOne(claim);
-        expectState(id, DEPOSIT, 0, 0, false);
+        expectState(id, DEPOSIT, 0, false);
     }
 
     function test_a_hostile_delegation_of_the_authorizer_cannot_void_a_voucher() public {
@@ -104,7 +104,7 @@ contract SettleTest is EscrowBase {
         Channel memory channel = channelOf(1);
         channel.authorizer = address(new AnswerWallet(true));
         vm.prank(payer);
-        escrow.fund(channel, DEPOSIT, SOON, "");
+        escrow.fund(channel, DEPOSIT, 0, SOON, "");
         expectSkip(claimOf(channel, 5, 1), SkipReason.BadSignature);
     }
 
@@ -120,7 +120,7 @@ contract SettleTest is EscrowBase {
         escrow.settle(one(claim));
         vm.assertEq(token.balanceOf(receiver), 12, "received");
         vm.assertEq(token.balanceOf(stranger), 0, "submitter");
-        expectState(id, DEPOSIT, 12, 3, false);
+        expectState(id, DEPOSIT, 12, false);
     }
 
     function test_a_voucher_above_the_deposit_pays_the_deposit() public {
@@ -129,16 +129,16 @@ contract SettleTest is EscrowBase {
         vm.expectEmit(address(escrow));
         emit IEscrow.Settled(id, receiver, DEPOSIT, type(uint128).max, 9, ROOT);
         settleOne(claim);
-        expectState(id, DEPOSIT, DEPOSIT, 9, false);
+        expectState(id, DEPOSIT, DEPOSIT, false);
     }
 
     function test_a_top_up_releases_what_a_voucher_still_claims() public {
         (Channel memory channel, bytes32 id) = open(1);
         settleOne(claimOf(channel, DEPOSIT + 10, 9));
         vm.prank(payer);
-        escrow.fund(channel, DEPOSIT + 4, SOON, "");
+        escrow.fund(channel, DEPOSIT + 4, 0, SOON, "");
         settleOne(claimOf(channel, DEPOSIT + 10, 9));
-        expectState(id, DEPOSIT + 4, DEPOSIT + 4, 9, false);
+        expectState(id, DEPOSIT + 4, DEPOSIT + 4, false);
         vm.assertEq(token.balanceOf(receiver), DEPOSIT + 4, "received");
     }
 
@@ -147,7 +147,7 @@ contract SettleTest is EscrowBase {
         settleOne(claimOf(channel, 1, type(uint64).max));
         settleOne(claimOf(channel, 12, 3));
         vm.assertEq(token.balanceOf(receiver), 12, "received");
-        expectState(id, DEPOSIT, 12, type(uint64).max, false);
+        expectState(id, DEPOSIT, 12, false);
     }
 
     function test_a_bad_row_does_not_stop_the_good_ones() public {
@@ -182,7 +182,7 @@ contract SettleTest is EscrowBase {
         Channel memory second = channelOf(2);
         second.receiver = address(0x4EC32);
         vm.prank(payer);
-        escrow.fund(second, DEPOSIT, SOON, "");
+        escrow.fund(second, DEPOSIT, 0, SOON, "");
         TestToken other = new TestToken();
         other.mint(address(this), DEPOSIT);
         other.approve(address(escrow), DEPOSIT);
@@ -190,7 +190,7 @@ contract SettleTest is EscrowBase {
         Channel memory third = channelOf(3);
         (third.receiver, third.token) = (second.receiver, address(other));
         vm.prank(payer);
-        escrow.fund(third, DEPOSIT, SOON, "");
+        escrow.fund(third, DEPOSIT, 0, SOON, "");
         Claim[] memory claims = new Claim[](3);
         claims[0] = claimOf(first, 5, 1);
         claims[1] = claimOf(second, 7, 1);

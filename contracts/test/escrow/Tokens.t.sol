@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity 0.8.37;
 
+import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
 import {IEscrow} from "../../src/interfaces/IEscrow.sol";
-import {Channel, Claim} from "../../src/libraries/PieceworkTypes.sol";
+import {Channel, Claim, WithdrawPooled} from "../../src/libraries/PieceworkTypes.sol";
 import {EscrowBase} from "../utils/EscrowBase.sol";
 import {
     BlockListToken,
+    BombToken,
     BonusToken,
     FalseToken,
     FeeToken,
@@ -22,8 +24,7 @@ contract TokensTest is EscrowBase {
         escrow.deposit(address(other), DEPOSIT, payer);
         channel = channelOf(salt);
         channel.token = address(other);
-        vm.prank(payer);
-        escrow.fund(channel, DEPOSIT, SOON, "");
+        openAs(channel);
     }
 
     function test_a_deposit_that_arrives_short_is_refused() public {
@@ -50,7 +51,7 @@ contract TokensTest is EscrowBase {
         Channel memory channel = channelOf(1);
         channel.token = address(old);
         vm.prank(payer);
-        escrow.fund(channel, DEPOSIT - 1, SOON, "");
+        escrow.fund(channel, DEPOSIT - 1, 0, SOON, "");
         settleOne(claimOf(channel, 5, 1));
         vm.prank(payer);
         escrow.withdrawBalance(address(old), 1, payer);
@@ -61,7 +62,13 @@ contract TokensTest is EscrowBase {
     function test_an_authorization_that_moves_nothing_is_refused() public {
         NoReturnToken old = new NoReturnToken();
         vm.expectRevert(abi.encodeWithSelector(IEscrow.DepositMismatch.selector, address(old), 7, 0));
-        escrow.depositWithAuthorization(address(old), payer, 7, 0, SOON, 0, 27, 0, 0);
+        escrow.depositWithAuthorization(address(old), payer, 7, 0, SOON, 0, new bytes(65));
+        vm.expectRevert(abi.encodeWithSelector(IEscrow.DepositMismatch.selector, address(old), 7, 0));
+        escrow.depositWithAuthorization(address(old), payer, 7, 0, SOON, 0, new bytes(70));
+        Channel memory channel = channelOf(1);
+        channel.token = address(old);
+        vm.expectRevert(abi.encodeWithSelector(IEscrow.DepositMismatch.selector, address(old), 9, 0));
+        escrow.openWithAuthorization(channel, 7, 2, 0, SOON, new bytes(65));
     }
 
     function test_a_permit_that_a_fallback_swallows_takes_nothing() public {
@@ -71,7 +78,7 @@ contract TokensTest is EscrowBase {
         old.approve(address(escrow), 7);
         vm.expectRevert();
         vm.prank(stranger);
-        escrow.depositWithPermit(address(old), payer, 7, SOON, 27, 0, 0);
+        escrow.depositWithPermit(address(old), payer, 7, SOON, new bytes(65));
         vm.assertEq(old.balanceOf(payer), 7, "payer");
     }
 
@@ -79,7 +86,7 @@ contract TokensTest is EscrowBase {
         ReentrantToken evil = new ReentrantToken();
         Channel memory channel = _openIn(evil, 1);
         vm.prank(operator);
-        escrow.close(unsigned(channel, 0), "");
+        escrow.close(unsigned(channel, 0), 0, "");
         evil.arm(address(escrow), abi.encodeCall(IEscrow.withdrawBalance, (address(evil), 1, stranger)));
         vm.prank(payer);
         escrow.withdrawBalance(address(evil), DEPOSIT, payer);
@@ -107,7 +114,7 @@ contract TokensTest is EscrowBase {
         vm.assertEq(escrow.balanceOf(address(evil), stranger), 0, "nothing twice");
     }
 
-    function test_a_blocked_receiver_is_credited_and_the_batch_goes_on() public {
+    function test_a_blocked_receivers_payout_waits_and_the_batch_goes_on() public {
         BlockListToken strict = new BlockListToken();
         Claim[] memory claims = new Claim[](2);
         claims[0] = claimOf(_openIn(strict, 1), 5, 1);
@@ -115,30 +122,214 @@ contract TokensTest is EscrowBase {
         claims[1] = claimOf(good, 7, 1);
         strict.setBlocked(receiver, true);
         vm.expectEmit(address(escrow));
-        emit IEscrow.PayoutCredited(address(strict), receiver, 5);
+        emit IEscrow.PayoutCredited(address(strict), receiver, 5, 0);
         escrow.settle(claims);
         vm.assertEq(token.balanceOf(receiver), 7, "the other row is paid");
-        vm.prank(receiver);
-        escrow.withdrawBalance(address(strict), 5, address(0xC01D));
-        vm.assertEq(strict.balanceOf(address(0xC01D)), 5, "the earnings leave by another way");
+        vm.assertEq(escrow.payoutOf(address(strict), receiver), 5, "waits");
+        vm.assertEq(escrow.balanceOf(address(strict), receiver), 0, "is not pooled");
     }
 
-    function test_a_blocked_receiver_is_credited_on_close() public {
+    function test_anybody_pushes_a_payout_to_its_receiver_and_to_nobody_else() public {
         BlockListToken strict = new BlockListToken();
         Claim memory claim = claimOf(_openIn(strict, 1), 5, 1);
         strict.setBlocked(receiver, true);
-        vm.prank(operator);
-        escrow.close(claim, "");
-        vm.assertEq(escrow.balanceOf(address(strict), receiver), 5, "credited");
-        vm.assertEq(escrow.balanceOf(address(strict), payer), DEPOSIT - 5, "refunded");
+        settleOne(claim);
+        vm.expectRevert();
+        vm.prank(stranger);
+        escrow.pushPayout(address(strict), receiver);
+        strict.setBlocked(receiver, false);
+        vm.expectEmit(address(escrow));
+        emit IEscrow.PayoutPushed(address(strict), receiver, 5);
+        vm.prank(stranger);
+        escrow.pushPayout(address(strict), receiver);
+        vm.assertEq(strict.balanceOf(receiver), 5, "receiver");
+        vm.assertEq(escrow.payoutOf(address(strict), receiver), 0, "nothing waits");
+        vm.expectRevert(abi.encodeWithSelector(IEscrow.NothingToPush.selector, address(strict), receiver));
+        escrow.pushPayout(address(strict), receiver);
     }
 
-    function test_a_transfer_that_returns_false_is_credited() public {
+    function test_waiting_payouts_add_up() public {
+        BlockListToken strict = new BlockListToken();
+        Channel memory channel = _openIn(strict, 1);
+        strict.setBlocked(receiver, true);
+        settleOne(claimOf(channel, 5, 1));
+        settleOne(claimOf(channel, 12, 2));
+        vm.assertEq(escrow.payoutOf(address(strict), receiver), 12, "both wait");
+    }
+
+    function test_a_blocked_receivers_payout_waits_on_close_with_its_fee() public {
+        BlockListToken strict = new BlockListToken();
+        Channel memory channel = _openIn(strict, 1);
+        bytes32 id = escrow.channelId(channel);
+        Claim memory claim = claimOf(channel, 5, 1);
+        claim.signature = closeSignature(AUTHORIZER_KEY, claim, 3);
+        strict.setBlocked(receiver, true);
+        vm.expectEmit(address(escrow));
+        emit IEscrow.PayoutCredited(address(strict), receiver, 8, id);
+        vm.prank(operator);
+        escrow.close(claim, 3, "");
+        vm.assertEq(escrow.payoutOf(address(strict), receiver), 8, "waits");
+        vm.assertEq(escrow.balanceOf(address(strict), payer), DEPOSIT - 8, "refunded");
+    }
+
+    function test_a_blocked_receivers_payout_waits_when_rows_are_packed() public {
+        BlockListToken strict = new BlockListToken();
+        Claim memory claim = claimOf(_openIn(strict, 1), 5, 1);
+        strict.setBlocked(receiver, true);
+        escrow.settlePacked(termsOf(claim.channel), packOne(claim));
+        vm.assertEq(escrow.payoutOf(address(strict), receiver), 5, "waits");
+    }
+
+    function test_a_transfer_that_returns_false_waits() public {
         FalseToken odd = new FalseToken();
         Claim memory claim = claimOf(_openIn(odd, 1), 5, 1);
         odd.refuse(true);
         settleOne(claim);
-        vm.assertEq(escrow.balanceOf(address(odd), receiver), 5, "credited");
+        vm.assertEq(escrow.payoutOf(address(odd), receiver), 5, "waits");
+    }
+
+    // ------------------------------------------------------------------ no callee stops a batch (C8)
+
+    function test_a_token_that_burns_all_gas_costs_a_batch_a_bounded_amount() public {
+        BombToken bomb = new BombToken();
+        Claim[] memory claims = new Claim[](11);
+        claims[0] = claimOf(_openIn(bomb, 1), 5, 1);
+        for (uint256 i = 1; i < claims.length; ++i) {
+            Channel memory channel = channelOf(i + 1);
+            channel.receiver = address(uint160(0x4EC31 + i));
+            openAs(channel);
+            claims[i] = claimOf(channel, 7, 1);
+        }
+        bomb.arm(BombToken.Mode.Burn);
+        uint256 before = gasleft();
+        escrow.settle{gas: 1_000_000}(claims);
+        vm.assertTrue(before - gasleft() < 950_000, "bounded");
+        vm.assertEq(escrow.payoutOf(address(bomb), receiver), 5, "waits");
+        vm.assertEq(token.balanceOf(address(0x4EC31 + 10)), 7, "the last row is paid");
+    }
+
+    function test_long_answers_and_long_reverts_stop_nothing() public {
+        for (uint8 mode = 2; mode <= 5; ++mode) {
+            BombToken bomb = new BombToken();
+            Claim memory claim = claimOf(_openIn(bomb, mode), 5, 1);
+            bomb.arm(BombToken.Mode(mode));
+            escrow.settle{gas: 300_000}(one(claim));
+            vm.assertEq(escrow.payoutOf(address(bomb), receiver), 5, "waits");
+            bomb.arm(BombToken.Mode.None);
+            escrow.pushPayout(address(bomb), receiver);
+            vm.assertEq(bomb.balanceOf(receiver), 5, "pushed");
+        }
+    }
+
+    /// @dev With too little gas the transfer would fail and the credit succeed. The escrow refuses instead.
+    function test_a_submitter_cannot_starve_a_transfer() public {
+        (Channel memory channel, bytes32 id) = open(1);
+        bytes memory call = abi.encodeCall(IEscrow.settle, (one(claimOf(channel, 5, 1))));
+        uint256 paid = 0;
+        for (uint256 limit = 20_000; limit < 320_000; limit += 2_500) {
+            (bool done,) = address(escrow).call{gas: limit}(call);
+            if (!done) continue;
+            ++paid;
+            vm.assertEq(escrow.getChannel(id).settled, 5, "settled");
+            vm.assertEq(token.balanceOf(receiver), 5, "paid, and does not wait");
+            vm.assertEq(waiting(receiver), 0, "nothing waits");
+        }
+        vm.assertTrue(paid > 0, "enough gas settles");
+    }
+
+    function test_a_heavy_token_is_pushed_without_a_cap() public {
+        BombToken heavy = new BombToken();
+        Claim memory claim = claimOf(_openIn(heavy, 1), 5, 1);
+        heavy.arm(BombToken.Mode.Heavy);
+        settleOne(claim);
+        vm.assertEq(escrow.payoutOf(address(heavy), receiver), 5, "waits");
+        escrow.pushPayout(address(heavy), receiver);
+        vm.assertEq(heavy.balanceOf(receiver), 5, "pushed");
+    }
+
+    // ------------------------------------------------------------------ no function can be re-entered (C11)
+
+    /// @dev Every function that moves money, called by the token in the middle of every other one.
+    function test_no_function_can_be_reentered_from_any_other() public {
+        for (uint256 outer = 0; outer < 8; ++outer) {
+            bytes[] memory inner = _calls(new ReentrantToken());
+            for (uint256 i = 0; i < inner.length; ++i) {
+                ReentrantToken evil = new ReentrantToken();
+                bytes[] memory calls = _calls(evil);
+                evil.arm(address(escrow), calls[i]);
+                _perform(outer, evil, calls);
+                vm.assertTrue(evil.called(), "the token was called");
+                vm.assertEq(
+                    bytes32(evil.reason()),
+                    bytes32(ReentrancyGuardTransient.ReentrancyGuardReentrantCall.selector),
+                    string.concat(vm.toString(outer), " into ", vm.toString(i))
+                );
+            }
+        }
+    }
+
+    /// @dev Calls that the token may make; all would pass the guard's door if it were open.
+    function _calls(ReentrantToken evil) private view returns (bytes[] memory calls) {
+        Channel memory channel = channelOf(7);
+        channel.token = address(evil);
+        Claim memory claim = claimOf(channel, 5, 1);
+        calls = new bytes[](13);
+        calls[0] = abi.encodeCall(IEscrow.deposit, (address(evil), 5, stranger));
+        calls[1] = abi.encodeCall(IEscrow.depositWithPermit, (address(evil), payer, 5, SOON, ""));
+        calls[2] = abi.encodeCall(
+            IEscrow.depositWithAuthorization, (address(evil), payer, 5, 0, SOON, 0, new bytes(65))
+        );
+        calls[3] = abi.encodeCall(IEscrow.withdrawBalance, (address(evil), 1, stranger));
+        calls[4] = abi.encodeCall(
+            IEscrow.withdrawBalanceFor, (WithdrawPooled(payer, address(evil), 1, payer, 0, 0, SOON), "")
+        );
+        calls[5] = abi.encodeCall(IEscrow.pushPayout, (address(evil), receiver));
+        calls[6] = abi.encodeCall(IEscrow.fund, (channel, 5, 0, SOON, ""));
+        calls[7] = abi.encodeCall(IEscrow.openWithAuthorization, (channel, 5, 0, 0, SOON, new bytes(65)));
+        calls[8] = abi.encodeCall(IEscrow.settle, (one(claim)));
+        calls[9] = abi.encodeCall(IEscrow.settlePacked, (termsOf(channel), packOne(claim)));
+        calls[10] = abi.encodeCall(IEscrow.close, (claim, 0, ""));
+        calls[11] = abi.encodeCall(IEscrow.requestWithdrawal, (channel, 5, 0, SOON, ""));
+        calls[12] = abi.encodeCall(IEscrow.withdraw, (channel));
+    }
+
+    /// @dev A call in which the escrow calls the token, with everything prepared for it to succeed.
+    function _perform(uint256 which, ReentrantToken evil, bytes[] memory calls) private {
+        Channel memory channel = channelOf(7);
+        channel.token = address(evil);
+        bytes memory armed = evil.call();
+        evil.arm(address(0), "");
+        evil.mint(address(this), 2 * DEPOSIT);
+        evil.mint(payer, DEPOSIT);
+        evil.approve(address(escrow), type(uint256).max);
+        escrow.deposit(address(evil), DEPOSIT, payer);
+        if (which > 3) openAs(channel);
+        evil.arm(address(escrow), armed);
+        if (which == 0) escrow.deposit(address(evil), 5, payer);
+        if (which == 1) {
+            vm.prank(payer);
+            escrow.withdrawBalance(address(evil), 1, payer);
+        }
+        if (which == 2) {
+            uint64 nonce = escrow.withdrawalNonce(payer);
+            WithdrawPooled memory order = WithdrawPooled(payer, address(evil), 1, payer, 1, nonce, SOON);
+            escrow.withdrawBalanceFor(order, orderSignature(PAYER_KEY, order));
+        }
+        if (which == 3) {
+            escrow.depositWithAuthorization(address(evil), payer, 5, 0, SOON, 0, new bytes(65));
+        }
+        if (which == 4) _forward(calls[8]);
+        if (which == 5) _forward(calls[9]);
+        if (which == 6) {
+            vm.prank(operator);
+            _forward(calls[10]);
+        }
+        if (which == 7) escrow.openWithAuthorization(channel, 5, 1, 0, SOON, new bytes(65));
+    }
+
+    function _forward(bytes memory call) private {
+        (bool done,) = address(escrow).call(call);
+        vm.assertTrue(done, "the outer call succeeds");
     }
 
     function test_an_address_without_code_is_no_token() public {

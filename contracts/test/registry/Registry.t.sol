@@ -1,19 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity 0.8.37;
 
-import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
+import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
 import {TestToken} from "../../src/TestToken.sol";
-import {WorkerRegistry} from "../../src/WorkerRegistry.sol";
-import {
-    IWorkerRegistry,
-    Registration,
-    StakePermit,
-    WorkerView
-} from "../../src/interfaces/IWorkerRegistry.sol";
-import {FeeToken} from "../utils/Tokens.sol";
-import {Cheats} from "../utils/Vm.sol";
+import {IWorkerRegistry, Registration, WorkerView} from "../../src/interfaces/IWorkerRegistry.sol";
+import {RegistrationTypes} from "../../src/libraries/RegistrationTypes.sol";
+import {BlockListToken, BonusToken, FeeToken, ReentrantToken} from "../utils/Tokens.sol";
+import {Deploy} from "../utils/Deploy.sol";
 
-contract RegistryTest is Cheats {
+contract RegistryTest is Deploy {
     bytes32 internal constant PERMIT =
         keccak256("Permit(address owner,address spender,uint256 value,uint256 nonce,uint256 deadline)");
     uint256 internal constant OPERATOR_KEY = 0x09E8A708;
@@ -21,7 +16,7 @@ contract RegistryTest is Cheats {
     uint128 internal constant MIN_STAKE = 1_000_000;
     uint64 internal constant UNBONDING = 7 days;
 
-    WorkerRegistry internal registry;
+    IWorkerRegistry internal registry;
     TestToken internal token;
     address internal operator = vm.addr(OPERATOR_KEY);
     address internal funder = vm.addr(FUNDER_KEY);
@@ -32,7 +27,7 @@ contract RegistryTest is Cheats {
     function setUp() public {
         vm.warp(1_800_000_000);
         token = new TestToken();
-        registry = new WorkerRegistry(IERC20(address(token)), MIN_STAKE, UNBONDING);
+        registry = newRegistry(address(token), MIN_STAKE, UNBONDING);
         _fund(funder);
         _fund(operator);
     }
@@ -44,34 +39,31 @@ contract RegistryTest is Cheats {
     }
 
     function _registration() private view returns (Registration memory) {
-        return
-            Registration(operator, owner, payout, MIN_STAKE, "worker.example:7443", uint64(block.timestamp));
+        return Registration(
+            operator,
+            owner,
+            payout,
+            MIN_STAKE,
+            "worker.example:7443",
+            registry.registrationNonce(operator),
+            uint64(block.timestamp)
+        );
     }
 
     function _consent(uint256 key, Registration memory r) private view returns (bytes memory) {
-        bytes32 structHash = keccak256(
-            abi.encode(
-                registry.REGISTRATION_TYPEHASH(),
-                r.operator,
-                r.owner,
-                r.payout,
-                r.stake,
-                keccak256(bytes(r.endpoint)),
-                r.deadline
-            )
-        );
+        bytes32 structHash = RegistrationTypes.hashRegistration(r);
         (uint8 v, bytes32 r_, bytes32 s) =
             vm.sign(key, keccak256(abi.encodePacked(hex"1901", registry.DOMAIN_SEPARATOR(), structHash)));
         return abi.encodePacked(r_, s, v);
     }
 
-    function _permit(Registration memory r) private view returns (StakePermit memory) {
+    function _permit(Registration memory r) private view returns (bytes memory) {
         bytes32 structHash = keccak256(
             abi.encode(PERMIT, funder, address(registry), r.stake, token.nonces(funder), block.timestamp)
         );
         (uint8 v, bytes32 r_, bytes32 s) =
             vm.sign(FUNDER_KEY, keccak256(abi.encodePacked(hex"1901", token.DOMAIN_SEPARATOR(), structHash)));
-        return StakePermit(block.timestamp, v, r_, s);
+        return abi.encodePacked(r_, s, v);
     }
 
     function _join() private {
@@ -84,8 +76,9 @@ contract RegistryTest is Cheats {
     function _joinAs(uint256 key, uint128 stake) private returns (address who) {
         who = vm.addr(key);
         _fund(who);
+        uint64 nonce = registry.registrationNonce(who);
         vm.prank(who);
-        registry.register(Registration(who, who, who, stake, "w", uint64(block.timestamp)), "");
+        registry.register(Registration(who, who, who, stake, "w", nonce, uint64(block.timestamp)), "");
     }
 
     function _refuse(Registration memory r, bytes memory reason) private {
@@ -112,13 +105,21 @@ contract RegistryTest is Cheats {
 
     function test_a_registry_without_token_minimum_or_sane_delay_is_refused() public {
         vm.expectRevert(abi.encodeWithSelector(IWorkerRegistry.BadParty.selector, stranger));
-        new WorkerRegistry(IERC20(stranger), MIN_STAKE, UNBONDING);
+        newRegistry(stranger, MIN_STAKE, UNBONDING);
         vm.expectRevert(abi.encodeWithSelector(IWorkerRegistry.ZeroAmount.selector));
-        new WorkerRegistry(IERC20(address(token)), 0, UNBONDING);
+        newRegistry(address(token), 0, UNBONDING);
+        _refuseDelay(180 days + 1);
+        _refuseDelay(7 days - 1);
+        _refuseDelay(0);
+        newRegistry(address(token), MIN_STAKE, 180 days);
+        newRegistry(address(token), MIN_STAKE, 7 days);
+    }
+
+    function _refuseDelay(uint64 delay) private {
         vm.expectRevert(
-            abi.encodeWithSelector(IWorkerRegistry.UnbondingDelayTooLong.selector, 180 days + 1, 180 days)
+            abi.encodeWithSelector(IWorkerRegistry.UnbondingDelayOutOfRange.selector, delay, 7 days, 180 days)
         );
-        new WorkerRegistry(IERC20(address(token)), MIN_STAKE, 180 days + 1);
+        newRegistry(address(token), MIN_STAKE, delay);
     }
 
     // ------------------------------------------------------------------ register
@@ -187,7 +188,7 @@ contract RegistryTest is Cheats {
 
     function test_a_stake_that_arrives_short_is_refused() public {
         FeeToken fee = new FeeToken();
-        registry = new WorkerRegistry(IERC20(address(fee)), 100, UNBONDING);
+        registry = newRegistry(address(fee), 100, UNBONDING);
         fee.mint(operator, 1000);
         vm.prank(operator);
         fee.approve(address(registry), 1000);
@@ -198,7 +199,7 @@ contract RegistryTest is Cheats {
 
     function test_an_operator_registers_itself() public {
         vm.expectEmit(address(registry));
-        emit IWorkerRegistry.WorkerRegistered(operator, owner, payout, MIN_STAKE, "worker.example:7443");
+        emit IWorkerRegistry.WorkerRegistered(operator, owner, payout, MIN_STAKE, "worker.example:7443", 1);
         _join();
         WorkerView memory worker = registry.getWorker(operator);
         vm.assertEq(worker.operator, operator, "operator");
@@ -208,6 +209,10 @@ contract RegistryTest is Cheats {
         vm.assertEq(worker.registeredAt, block.timestamp, "registered at");
         vm.assertEq(worker.unbondRequestedAt, 0, "unbond requested at");
         vm.assertEq(worker.endpoint, "worker.example:7443", "endpoint");
+        vm.assertEq(worker.id, 1, "id");
+        vm.assertEq(worker.nonce, 0, "nonce");
+        vm.assertEq(worker.frozenUntil, 0, "frozen until");
+        vm.assertEq(worker.offeredOwner, address(0), "offered owner");
         vm.assertTrue(worker.active && registry.isActive(operator), "active");
         vm.assertEq(token.balanceOf(address(registry)), MIN_STAKE, "held");
     }
@@ -229,9 +234,9 @@ contract RegistryTest is Cheats {
         token.approve(address(registry), 0);
         Registration memory r = _registration();
         bytes memory signature = _consent(OPERATOR_KEY, r);
-        StakePermit memory permit = _permit(r);
+        bytes memory permit = _permit(r);
         vm.prank(funder);
-        registry.registerWithPermit(r, signature, permit);
+        registry.registerWithPermit(r, signature, block.timestamp, permit);
         vm.assertTrue(registry.isActive(operator), "active");
     }
 
@@ -240,10 +245,10 @@ contract RegistryTest is Cheats {
         token.approve(address(registry), 0);
         Registration memory r = _registration();
         bytes memory signature = _consent(OPERATOR_KEY, r);
-        StakePermit memory permit = _permit(r);
-        token.permit(funder, address(registry), r.stake, permit.deadline, permit.v, permit.r, permit.s);
+        bytes memory permit = _permit(r);
+        token.permit(funder, address(registry), r.stake, block.timestamp, permit);
         vm.prank(funder);
-        registry.registerWithPermit(r, signature, permit);
+        registry.registerWithPermit(r, signature, block.timestamp, permit);
         vm.assertTrue(registry.isActive(operator), "active");
     }
 
@@ -284,14 +289,54 @@ contract RegistryTest is Cheats {
         registry.setPayout(operator, stranger);
         vm.expectRevert(reason);
         vm.prank(operator);
-        registry.setOwner(operator, operator);
+        registry.offerOwner(operator, operator);
+        vm.expectEmit(address(registry));
+        emit IWorkerRegistry.PayoutSet(operator, address(0xBEEF));
         vm.prank(owner);
         registry.setPayout(operator, address(0xBEEF));
+        vm.assertEq(registry.getWorker(operator).payout, address(0xBEEF), "payout");
+    }
+
+    function test_an_owner_is_only_who_accepts() public {
+        _join();
+        vm.expectEmit(address(registry));
+        emit IWorkerRegistry.OwnerOffered(operator, funder);
         vm.prank(owner);
-        registry.setOwner(operator, funder);
-        WorkerView memory worker = registry.getWorker(operator);
-        vm.assertEq(worker.payout, address(0xBEEF), "payout");
-        vm.assertEq(worker.owner, funder, "owner");
+        registry.offerOwner(operator, funder);
+        vm.assertEq(registry.getWorker(operator).owner, owner, "still the old owner");
+        vm.assertEq(registry.getWorker(operator).offeredOwner, funder, "offered");
+        vm.expectRevert(abi.encodeWithSelector(IWorkerRegistry.NotOfferedOwner.selector, stranger, funder));
+        vm.prank(stranger);
+        registry.acceptOwner(operator);
+        vm.expectEmit(address(registry));
+        emit IWorkerRegistry.OwnerSet(operator, funder);
+        vm.prank(funder);
+        registry.acceptOwner(operator);
+        vm.assertEq(registry.getWorker(operator).owner, funder, "the new owner");
+        vm.assertEq(registry.getWorker(operator).offeredOwner, address(0), "the offer is used up");
+        vm.expectRevert(abi.encodeWithSelector(IWorkerRegistry.NotOfferedOwner.selector, funder, address(0)));
+        vm.prank(funder);
+        registry.acceptOwner(operator);
+    }
+
+    function test_an_offer_of_ownership_can_be_taken_back_and_dies_with_the_registration() public {
+        _join();
+        vm.prank(owner);
+        registry.offerOwner(operator, funder);
+        vm.prank(owner);
+        registry.offerOwner(operator, address(0));
+        bytes memory reason =
+            abi.encodeWithSelector(IWorkerRegistry.NotOfferedOwner.selector, funder, address(0));
+        vm.expectRevert(reason);
+        vm.prank(funder);
+        registry.acceptOwner(operator);
+        vm.prank(owner);
+        registry.offerOwner(operator, funder);
+        _leave();
+        _join();
+        vm.expectRevert(reason);
+        vm.prank(funder);
+        registry.acceptOwner(operator);
     }
 
     function test_owner_and_operator_set_the_endpoint() public {
@@ -318,9 +363,6 @@ contract RegistryTest is Cheats {
         vm.expectRevert(nobody);
         vm.prank(owner);
         registry.setPayout(operator, address(0));
-        vm.expectRevert(nobody);
-        vm.prank(owner);
-        registry.setOwner(operator, address(0));
         vm.expectRevert(nobody);
         vm.prank(operator);
         registry.authorizeSessionKey(address(0), uint64(block.timestamp));
@@ -367,7 +409,7 @@ contract RegistryTest is Cheats {
         vm.prank(operator);
         registry.authorizeSessionKey(stranger, uint64(block.timestamp) + 60);
         vm.prank(operator);
-        registry.revokeSessionKey(stranger);
+        registry.revokeSessionKey(operator, stranger);
         vm.assertTrue(!registry.isSigner(operator, stranger), "revoked");
     }
 
@@ -521,5 +563,225 @@ contract RegistryTest is Cheats {
             listed += page[i].stake;
         }
         vm.assertEq(listed, sum, "listed");
+    }
+
+    // ------------------------------------------------------------------ consent (C9)
+
+    function test_a_consent_is_good_once() public {
+        Registration memory r = _registration();
+        r.deadline = type(uint64).max;
+        bytes memory signature = _consent(OPERATOR_KEY, r);
+        vm.prank(funder);
+        registry.register(r, signature);
+        _leave();
+        vm.expectRevert(abi.encodeWithSelector(IWorkerRegistry.WrongNonce.selector, 0, 1));
+        vm.prank(funder);
+        registry.register(r, signature);
+        vm.assertEq(registry.registrationNonce(operator), 1, "nonce");
+        _join();
+        vm.assertEq(registry.getWorker(operator).nonce, 1, "the nonce of this registration");
+        vm.assertEq(registry.getWorker(operator).id, 2, "its own number");
+    }
+
+    function test_a_nonce_of_the_future_is_refused() public {
+        Registration memory r = _registration();
+        r.nonce = 1;
+        _refuse(r, abi.encodeWithSelector(IWorkerRegistry.WrongNonce.selector, 1, 0));
+    }
+
+    function test_the_owner_revokes_a_session_key_and_a_stranger_does_not() public {
+        _join();
+        vm.prank(operator);
+        registry.authorizeSessionKey(stranger, uint64(block.timestamp) + 60);
+        vm.expectRevert(
+            abi.encodeWithSelector(IWorkerRegistry.NotOwnerOrOperator.selector, stranger, owner, operator)
+        );
+        vm.prank(stranger);
+        registry.revokeSessionKey(operator, stranger);
+        vm.expectEmit(address(registry));
+        emit IWorkerRegistry.SessionKeyRevoked(operator, stranger);
+        vm.prank(owner);
+        registry.revokeSessionKey(operator, stranger);
+        vm.assertTrue(!registry.isSigner(operator, stranger), "revoked");
+    }
+
+    function test_a_stake_that_arrives_long_is_refused() public {
+        BonusToken bonus = new BonusToken();
+        bonus.mint(operator, 100);
+        registry = newRegistry(address(bonus), 100, UNBONDING);
+        vm.prank(operator);
+        bonus.approve(address(registry), 100);
+        Registration memory r = _registration();
+        r.stake = 100;
+        _refuse(r, abi.encodeWithSelector(IWorkerRegistry.StakeMismatch.selector, 100, 101));
+    }
+
+    // ------------------------------------------------------------------ slashing
+
+    function test_only_the_deployer_freezes_and_slashes() public {
+        _join();
+        vm.assertEq(registry.slasher(), address(this), "slasher");
+        bytes memory reason =
+            abi.encodeWithSelector(IWorkerRegistry.NotSlasher.selector, owner, address(this));
+        vm.expectRevert(reason);
+        vm.prank(owner);
+        registry.freeze(operator, uint64(block.timestamp));
+        vm.expectRevert(reason);
+        vm.prank(owner);
+        registry.slash(operator, 1, owner);
+        vm.expectRevert(abi.encodeWithSelector(IWorkerRegistry.UnknownWorker.selector, stranger));
+        registry.freeze(stranger, uint64(block.timestamp));
+        vm.expectRevert(abi.encodeWithSelector(IWorkerRegistry.UnknownWorker.selector, stranger));
+        registry.slash(stranger, 1, owner);
+    }
+
+    function test_a_frozen_stake_stays_until_its_time() public {
+        _join();
+        vm.prank(owner);
+        registry.requestUnbond(operator);
+        vm.warp(block.timestamp + UNBONDING);
+        uint64 until = uint64(block.timestamp) + 60;
+        vm.expectEmit(address(registry));
+        emit IWorkerRegistry.StakeFrozen(operator, until);
+        registry.freeze(operator, until);
+        vm.assertEq(registry.getWorker(operator).frozenUntil, until, "in the view");
+        registry.freeze(operator, until - 30);
+        vm.warp(until - 1);
+        vm.expectRevert(
+            abi.encodeWithSelector(IWorkerRegistry.StillFrozen.selector, operator, until, until - 1)
+        );
+        vm.prank(owner);
+        registry.withdrawStake(operator);
+        vm.warp(until);
+        vm.prank(owner);
+        registry.withdrawStake(operator);
+        vm.assertEq(token.balanceOf(owner), MIN_STAKE, "owner");
+    }
+
+    function test_a_freeze_has_a_longest_time_and_dies_with_the_registration() public {
+        _join();
+        uint256 latest = block.timestamp + 30 days;
+        vm.expectRevert(abi.encodeWithSelector(IWorkerRegistry.FreezeTooLong.selector, latest + 1, latest));
+        registry.freeze(operator, uint64(latest) + 1);
+        registry.freeze(operator, uint64(latest));
+        vm.prank(owner);
+        registry.requestUnbond(operator);
+        vm.warp(latest);
+        vm.prank(owner);
+        registry.withdrawStake(operator);
+        _join();
+        vm.assertEq(registry.getWorker(operator).frozenUntil, 0, "not frozen");
+    }
+
+    function test_a_slash_goes_to_its_payee_and_makes_the_worker_inactive() public {
+        _join();
+        vm.expectEmit(address(registry));
+        emit IWorkerRegistry.StakeSlashed(operator, stranger, 10, MIN_STAKE - 10);
+        registry.slash(operator, 10, stranger);
+        vm.assertEq(registry.getWorker(operator).stake, MIN_STAKE - 10, "stake");
+        vm.assertTrue(!registry.isActive(operator), "inactive");
+        vm.assertEq(registry.rewardOf(stranger), 10, "waits");
+        vm.expectEmit(address(registry));
+        emit IWorkerRegistry.RewardPushed(stranger, 10);
+        vm.prank(funder);
+        registry.pushReward(stranger);
+        vm.assertEq(token.balanceOf(stranger), 10, "payee");
+        vm.expectRevert(abi.encodeWithSelector(IWorkerRegistry.NothingToPush.selector, stranger));
+        registry.pushReward(stranger);
+        vm.prank(funder);
+        registry.addStake(operator, 10);
+        vm.assertTrue(registry.isActive(operator), "active with the minimum again");
+    }
+
+    function test_a_forfeited_stake_belongs_to_nobody() public {
+        _join();
+        registry.slash(operator, MIN_STAKE, address(0));
+        vm.assertEq(registry.forfeited(), MIN_STAKE, "counted");
+        vm.assertEq(registry.rewardOf(address(0)), 0, "no reward");
+        vm.expectRevert(abi.encodeWithSelector(IWorkerRegistry.NothingToPush.selector, address(0)));
+        registry.pushReward(address(0));
+        _leave();
+        vm.assertEq(token.balanceOf(owner), 0, "nothing is left");
+        vm.assertEq(token.balanceOf(address(registry)), MIN_STAKE, "held");
+    }
+
+    function test_a_slash_of_nothing_too_much_or_to_the_registry_is_refused() public {
+        _join();
+        vm.expectRevert(abi.encodeWithSelector(IWorkerRegistry.ZeroAmount.selector));
+        registry.slash(operator, 0, stranger);
+        vm.expectRevert(
+            abi.encodeWithSelector(IWorkerRegistry.StakeTooSmall.selector, MIN_STAKE, MIN_STAKE + 1)
+        );
+        registry.slash(operator, MIN_STAKE + 1, stranger);
+        vm.expectRevert(abi.encodeWithSelector(IWorkerRegistry.BadParty.selector, address(registry)));
+        registry.slash(operator, 1, address(registry));
+    }
+
+    function test_a_block_list_cannot_stop_a_slash() public {
+        BlockListToken strict = new BlockListToken();
+        strict.mint(operator, MIN_STAKE);
+        registry = newRegistry(address(strict), MIN_STAKE, UNBONDING);
+        vm.prank(operator);
+        strict.approve(address(registry), MIN_STAKE);
+        _join();
+        strict.setBlocked(stranger, true);
+        registry.slash(operator, 10, stranger);
+        vm.expectRevert();
+        registry.pushReward(stranger);
+        strict.setBlocked(stranger, false);
+        registry.pushReward(stranger);
+        vm.assertEq(strict.balanceOf(stranger), 10, "payee");
+    }
+
+    /// @dev The token calls in the middle of the transfer that pays the stake out.
+    function test_no_function_that_moves_stake_can_be_reentered() public {
+        bytes[] memory inner = new bytes[](5);
+        inner[0] = abi.encodeCall(IWorkerRegistry.withdrawStake, (operator));
+        inner[1] = abi.encodeCall(IWorkerRegistry.pushReward, (stranger));
+        inner[2] = abi.encodeCall(IWorkerRegistry.addStake, (operator, 1));
+        inner[3] = abi.encodeCall(IWorkerRegistry.register, (_registration(), ""));
+        inner[4] = abi.encodeCall(IWorkerRegistry.registerWithPermit, (_registration(), "", 0, ""));
+        for (uint256 i = 0; i < inner.length; ++i) {
+            for (uint256 outer = 0; outer < 4; ++outer) {
+                ReentrantToken evil = new ReentrantToken();
+                evil.mint(operator, 2 * MIN_STAKE);
+                registry = newRegistry(address(evil), MIN_STAKE, UNBONDING);
+                vm.prank(operator);
+                evil.approve(address(registry), type(uint256).max);
+                if (outer != 0) _join();
+                _performWith(outer, evil, inner[i]);
+                vm.assertTrue(evil.called(), "the token was called");
+                vm.assertEq(
+                    bytes32(evil.reason()),
+                    bytes32(ReentrancyGuardTransient.ReentrancyGuardReentrantCall.selector),
+                    "refused by the guard"
+                );
+            }
+        }
+    }
+
+    function _performWith(uint256 outer, ReentrantToken evil, bytes memory call) private {
+        if (outer == 0) {
+            evil.arm(address(registry), call);
+            _join();
+        }
+        if (outer == 1) {
+            evil.arm(address(registry), call);
+            vm.prank(operator);
+            registry.addStake(operator, 5);
+        }
+        if (outer == 2) {
+            registry.slash(operator, 5, stranger);
+            evil.arm(address(registry), call);
+            registry.pushReward(stranger);
+        }
+        if (outer == 3) {
+            vm.prank(owner);
+            registry.requestUnbond(operator);
+            vm.warp(block.timestamp + UNBONDING);
+            evil.arm(address(registry), call);
+            vm.prank(owner);
+            registry.withdrawStake(operator);
+        }
     }
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity 0.8.37;
 
-import {Channel, PieceworkTypes} from "../../src/libraries/PieceworkTypes.sol";
+import {Channel, PieceworkTypes, WithdrawPooled} from "../../src/libraries/PieceworkTypes.sol";
 
 /// @notice The hash functions that take calldata, callable with structs in memory.
 contract Hashes {
@@ -9,11 +9,15 @@ contract Hashes {
         return PieceworkTypes.hashChannel(c);
     }
 
-    function fundChannel(Channel calldata c, uint128 deposit, uint64 deadline)
+    function fundChannel(Channel calldata c, uint128 funded, uint128 fee, uint64 deadline)
         external
         pure
         returns (bytes32)
     {
-        return PieceworkTypes.hashFundChannel(c, deposit, deadline);
+        return PieceworkTypes.hashFundChannel(c, funded, fee, deadline);
+    }
+
+    function withdrawPooled(WithdrawPooled calldata w) external pure returns (bytes32) {
+        return PieceworkTypes.hashWithdrawPooled(w);
     }
 }

@@ -45,19 +45,76 @@ contract BlockListToken is PlainToken {
     }
 }
 
-/// @notice Calls a hook target before every transfer, as ERC-777 does, and swallows or forwards its failure.
+/// @notice Calls a target before every transfer, as ERC-777 does, and swallows its failure. Authorizations are taken
+/// without a signature.
 contract ReentrantToken is PlainToken {
     address public target;
     bytes public call;
+    bytes public reason;
     bool public reentered;
+    bool public called;
 
     function arm(address target_, bytes calldata call_) external {
-        (target, call, reentered) = (target_, call_, false);
+        (target, call, reentered, called) = (target_, call_, false, false);
+    }
+
+    function receiveWithAuthorization(
+        address from,
+        address to,
+        uint256 value,
+        uint256,
+        uint256,
+        bytes32,
+        uint8,
+        bytes32,
+        bytes32
+    ) external {
+        _transfer(from, to, value);
     }
 
     function _update(address from, address to, uint256 value) internal override {
-        if (target != address(0)) (reentered,) = target.call(call);
+        if (target != address(0)) {
+            called = true;
+            (reentered, reason) = target.call(call);
+        }
         super._update(from, to, value);
+    }
+}
+
+/// @notice Misbehaves in transfer once it is armed.
+contract BombToken is PlainToken {
+    enum Mode {
+        None,
+        Heavy,
+        Burn,
+        LongRevert,
+        LongAnswer,
+        ShortAnswer
+    }
+
+    Mode public mode;
+
+    function arm(Mode mode_) external {
+        mode = mode_;
+    }
+
+    function transfer(address to, uint256 amount) public override returns (bool) {
+        Mode m = mode;
+        if (m == Mode.Heavy) {
+            uint256 start = gasleft();
+            while (start - gasleft() < 300_000) {}
+        }
+        assembly ("memory-safe") {
+            switch m
+            case 2 { invalid() }
+            case 3 { revert(0, 300000) }
+            case 4 { return(0, 300000) }
+            case 5 {
+                mstore(0, not(0))
+                return(0, 1)
+            }
+        }
+        return super.transfer(to, amount);
     }
 }
 

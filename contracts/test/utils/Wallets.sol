@@ -36,3 +36,18 @@ contract RevertingWallet {
         revert("no");
     }
 }
+
+/// @notice A smart account whose signatures are an owner's 65 bytes and a tail, as those of a Safe may be.
+contract LongWallet {
+    address public immutable owner;
+
+    constructor(address owner_) {
+        owner = owner_;
+    }
+
+    function isValidSignature(bytes32 digest, bytes calldata signature) external view returns (bytes4) {
+        if (signature.length != 69) return bytes4(0);
+        (address signer,,) = ECDSA.tryRecoverCalldata(digest, signature[:65]);
+        return signer == owner ? this.isValidSignature.selector : bytes4(0);
+    }
+}

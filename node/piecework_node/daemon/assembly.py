@@ -14,9 +14,11 @@ from piecework.base.clock import Clock, SystemClock
 from piecework.chain.deployment import Deployment
 from piecework.chain.fees import GWEI, FeePolicy
 from piecework.chain.finality import FINALIZED, at_depth
+from piecework.chain.quorum import nodes
 from piecework.chain.reader import ChainReader
 from piecework_node import logs
 from piecework_node.config import WorkerConfig
+from piecework_node.daemon.surroundings import check_endpoint
 from piecework_node.engine.environment import child_environment
 from piecework_node.engine.link import EngineBackend
 from piecework_node.engine.supervisor import EngineCommandLine, EngineSupervisor, engine_arguments
@@ -103,6 +105,7 @@ async def build(
     if not home.deployment.is_file():
         raise ConfigError(f"{home.deployment} is missing. Run `piecework worker init` first.")
     deployment = Deployment.load(home.deployment)
+    check_endpoint(config.endpoint or config.bind, deployment.chain_id, config.indexes)
     tls = load_tls(home.certificate, home.certificate_key)
     backend = _backend(config, clock, log, engine)
     life = asyncio.create_task(backend.run(), name="engine")
@@ -110,15 +113,14 @@ async def build(
     reader: ChainReader | None = None
     try:
         operator = await asyncio.to_thread(load_operator, home.operator, password)
-        journal = await SqliteJournal.open(home.journal, deployment.domain, operator.address)
-        journal.on_commit = metrics.commit.observe
-        finality = at_depth(config.finality_depth) if config.finality_depth else FINALIZED
-        reader = await ChainReader.connect(
-            deployment,
-            rpc_url=config.rpc_url or None,
-            timeout_s=config.rpc_timeout_s,
-            finality=finality,
+        journal = await SqliteJournal.open(
+            home.journal, deployment.domain, operator.address, clock=clock
         )
+        await journal.verify(deep=False)
+        journal.on_commit = metrics.commit.observe
+        reader = await connect(config, deployment)
+        for warning in reader.warnings:
+            log.warning("chain differs", reason=warning)
         return await _assemble(
             Foundations(
                 config,
@@ -144,6 +146,21 @@ async def build(
         raise
 
 
+async def connect(config: WorkerConfig, deployment: Deployment) -> ChainReader:
+    """Connect to the chain as the settings say. Close the reader with `close`.
+
+    Raises:
+        ChainError: no node answers, or it serves another market.
+    """
+    return await ChainReader.connect(
+        deployment,
+        rpc=nodes(config.rpc_urls, config.rpc_quorum, timeout_s=config.rpc_timeout_s),
+        rpc_url=config.rpc_url or None,
+        timeout_s=config.rpc_timeout_s,
+        finality=at_depth(config.finality_depth) if config.finality_depth else FINALIZED,
+    )
+
+
 async def _end(life: asyncio.Task[None]) -> None:
     """Stop the engine of a start that failed. What it says of its own end is not the cause."""
     life.cancel()
@@ -163,7 +180,7 @@ async def _assemble(base: Foundations) -> Components:
         rotation_s=config.sealing_key_rotation_s,
     )
     runtime = JobRuntime(
-        journal, base.engine, domain=domain, signer=operator, clock=clock, metrics=metrics
+        journal, base.engine, domain=domain, signer=operator, clock=clock, metrics=metrics, log=log
     )
     faults = FaultBoard(clock, metrics, log, patience_s=config.chain_outage_s)
     channels = Channels(

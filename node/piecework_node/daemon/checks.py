@@ -4,34 +4,41 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from piecework.base.amounts import native_coin
 from piecework.base.clock import SystemClock
 from piecework.base.errors import PieceworkError
+from piecework.base.http import HttpReader
 from piecework.chain.deployment import Deployment
+from piecework.chain.fees import GWEI, FeePolicy
 from piecework.chain.reader import ChainReader
 from piecework_model.errors import ModelError
 from piecework_node import config as settings
 from piecework_node import logs
 from piecework_node.config import WorkerConfig
-from piecework_node.daemon.assembly import checkpoint_of, vllm_settings
+from piecework_node.daemon.assembly import checkpoint_of, connect, vllm_settings
+from piecework_node.daemon.surroundings import CLOCK, IndexWatch, ask_indexes, check_endpoint
 from piecework_node.endpoints import split_endpoint
 from piecework_node.errors import ConfigError, JournalLocked
 from piecework_node.home import Home
+from piecework_node.jobs.offers import PUBLISH_LIMITS, Dates
 from piecework_node.journal.sqlite import SqliteJournal
 from piecework_node.keys.operator import keystore_address, load_operator
 from piecework_node.keys.tls import load_tls
+from piecework_node.metrics import Metrics
+from piecework_node.runtime.faults import Fault, FaultBoard, Stops
+from piecework_node.settlement.chain import ChainLink
+from piecework_node.settlement.watch import CHECKS as NODE_CHECKS
+from piecework_node.settlement.watch import NodeWatch, WatchLimits
 from piecework_protocol.signing import LocalSigner
 from piecework_protocol.types import address_hex, parse_address
 
 T = TypeVar("T")
 Check = Callable[[], Awaitable[str]]
 NATIVE_COIN: Final = native_coin()
-MIN_GAS_WEI: Final = 10**15
-"""Enough for a handful of settlements at 50 gwei."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +58,10 @@ class Checker:
         self._config: WorkerConfig | None = None
         self._deployment: Deployment | None = None
         self._operator: LocalSigner | None = None
-        self._running = False
+        self._running = self._watched = False
+        # What fails once fails the check: nothing is waited for.
+        self._metrics = Metrics()
+        self._board = FaultBoard(SystemClock(), self._metrics, logs.silent(), patience_s=0)
 
     async def run(self) -> list[Finding]:
         """Return every finding. A check that needs what an earlier one missed says so."""
@@ -72,8 +82,11 @@ class Checker:
             ("certificate", self._tls),
             ("journal", self._journal),
             ("chain", self._chain),
+            ("clock", self._clock),
             ("stake", self._stake),
             ("gas", self._gas),
+            ("endpoint", self._endpoint),
+            ("indexes", self._indexes),
             ("model", self._model),
         )
         if self._config is not None and self._config.backend == "vllm":
@@ -114,8 +127,56 @@ class Checker:
             await journal.close()
 
     async def _chain(self) -> str:
+        """Ask the node everything that the running worker asks, by the same watch."""
         async with await self._connect() as reader:
-            return f"block {await reader.latest_block()}, contracts are the deployment's"
+            height = await reader.latest_block()
+            await self._watch_node(reader)
+        others = self._hold(*(c for c in NODE_CHECKS if c not in ("head", "gas tank")))
+        return f"block {height}, contracts are the deployment's{others}"
+
+    async def _watch_node(self, reader: ChainReader) -> None:
+        config = self._need(self._config)
+        fees = FeePolicy(max_fee_wei=int(config.max_fee_gwei * GWEI))
+        watch = NodeWatch(
+            ChainLink(reader, self._need(self._operator), fees),
+            self._board,
+            clock=SystemClock(),
+            limits=WatchLimits.of(reader.deployment.chain_id, config.block_time_s),
+            metrics=self._metrics,
+        )
+        await watch.round()
+        self._watched = True
+
+    async def _clock(self) -> str:
+        self._need(self._watched or None)
+        self._hold("head")
+        return "the chain's latest block is of now"
+
+    async def _endpoint(self) -> str:
+        config, deployment = self._need(self._config), self._need(self._deployment)
+        endpoint = config.endpoint or config.bind
+        check_endpoint(endpoint, deployment.chain_id, config.indexes)
+        return endpoint
+
+    async def _indexes(self) -> str:
+        indexes, dates = self._need(self._config).indexes, Dates()
+        if not indexes:
+            return "none set. Clients find the worker in the registry only"
+        async with HttpReader(PUBLISH_LIMITS, dated=dates) as http:
+            answers = await ask_indexes(indexes, http, dates, SystemClock())
+        IndexWatch(self._board, self._metrics).note(answers)
+        found = self._board.failures(CLOCK, *(f"index {answer.host}" for answer in answers))
+        if found:
+            raise ConfigError(_lines(found))
+        return ", ".join(answer.host for answer in answers)
+
+    def _hold(self, *checks: str) -> str:
+        """Raise what these checks found that stops jobs. Return the rest as a text to append."""
+        found = self._board.failures(*checks)
+        grave = [fault for fault in found if fault.condition.stops is not Stops.NOTHING]
+        if grave:
+            raise ConfigError(_lines(grave))
+        return f". Mind {_lines(found)}" if found else ""
 
     async def _stake(self) -> str:
         config, operator = self._need(self._config), self._need(self._operator)
@@ -132,13 +193,12 @@ class Checker:
         return f"{reader.deployment.payment_token.format(known.stake)}, {known.endpoint}"
 
     async def _gas(self) -> str:
+        self._need(self._watched or None)
+        self._hold("gas tank")
         async with await self._connect() as reader:
-            held = await reader.native_balance(self._need(self._operator).address)
-        if held < MIN_GAS_WEI:
-            raise ConfigError(
-                f"{NATIVE_COIN.format(held)}. Settlements need gas: send the operator some"
+            return NATIVE_COIN.format(
+                await reader.native_balance(self._need(self._operator).address)
             )
-        return NATIVE_COIN.format(held)
 
     async def _model(self) -> str:
         from piecework_model.checkpoint import manifest
@@ -192,18 +252,18 @@ class Checker:
         return f"{config.bind} and {config.admin_host}:{config.admin_port} are free"
 
     async def _connect(self) -> ChainReader:
-        config = self._need(self._config)
-        return await ChainReader.connect(
-            self._need(self._deployment),
-            rpc_url=config.rpc_url or None,
-            timeout_s=config.rpc_timeout_s,
-        )
+        return await connect(self._need(self._config), self._need(self._deployment))
 
     @staticmethod
     def _need(value: T | None) -> T:
         if value is None:
             raise ConfigError("not checked, because an earlier check failed")
         return value
+
+
+def _lines(faults: Iterable[Fault]) -> str:
+    """The lines of several faults as one, each once."""
+    return "; ".join(dict.fromkeys(fault.line for fault in faults))
 
 
 def _bindable(host: str, port: int) -> None:

@@ -12,7 +12,7 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,13 +25,14 @@ from piecework_node.daemon.admin import ADDRESS_FILE, AdminServer, admin_token
 from piecework_node.daemon.assembly import Components, build
 from piecework_node.daemon.server import GrpcServer, WorkerServicer
 from piecework_node.daemon.status import exposure_bound, status_of
+from piecework_node.daemon.surroundings import IndexWatch
 from piecework_node.endpoints import split_endpoint
 from piecework_node.engine.benchmark_table import with_speeds
 from piecework_node.engine.link import EngineEvent, EngineFacts, EngineReady
 from piecework_node.engine.supervisor import EngineCommandLine
-from piecework_node.errors import ConfigError
+from piecework_node.errors import ConfigError, JournalError
 from piecework_node.home import Home
-from piecework_node.jobs.offers import PUBLISH_LIMITS, OfferAddress, publish
+from piecework_node.jobs.offers import PUBLISH_LIMITS, Dates, OfferAddress, publish
 from piecework_node.times import now
 from piecework_protocol.limits import PROGRESS_INTERVAL_MS
 from piecework_protocol.types import address_hex
@@ -39,10 +40,17 @@ from piecework_protocol.types import address_hex
 TICK_S: Final = 0.5
 HEARTBEAT_S: Final = 0.8 * PROGRESS_INTERVAL_MS / 1000
 """A little more often than clients are promised."""
+PRUNE_PAUSE_S: Final = 0.05
+"""Between two steps of pruning, each of about two milliseconds."""
+PRUNE_INTERVAL_S: Final = 60.0
+"""After which pruning looks again whether there is something to let go of."""
+Loop = Callable[[], Awaitable[None]]
 POLL_S: Final = 0.1
 FIRST_PUBLISH_S: Final = 5.0
 """Wait at most this long for the indexes before printing the ready line. Then clients can find the
 worker once the line is printed."""
+WITHDRAW_S: Final = 3.0
+"""For the indexes to take the offer of a worker that drains."""
 STOP_GRACE_S: Final = 2.0
 """For streams that were told to end."""
 FINAL_SETTLE_S: Final = 60.0
@@ -57,6 +65,8 @@ class Daemon:
         self._draining = asyncio.Event()
         self._started = False
         self._grpc_port = 0
+        self._published_at = 0.0
+        self._indexes = IndexWatch(components.channels.faults, components.base.metrics)
         base, config = components.base, components.base.config
         servicer = WorkerServicer(
             components.worker,
@@ -74,8 +84,12 @@ class Daemon:
 
     @property
     def ready(self) -> bool:
+        return self._started and self._takes_jobs
+
+    @property
+    def _takes_jobs(self) -> bool:
         able = not self._p.worker.draining and self._p.channels.faults.stopping is None
-        return self._started and able and self._base.engine.ready
+        return able and self._base.engine.ready
 
     def metrics(self) -> bytes:
         self._gauges()
@@ -91,7 +105,8 @@ class Daemon:
         self._draining.set()
 
     async def status(self) -> dict[str, Any]:
-        return await status_of(self._p, self._state(), self._grpc_port)
+        shown = await status_of(self._p, self._state(), self._grpc_port)
+        return {**shown, "seen_by": self._indexes.seen_by}
 
     def _state(self) -> str:
         if self._p.worker.draining:
@@ -137,6 +152,7 @@ class Daemon:
         first = await self._first_ready(events)
         if first is None:
             return
+        await p.settler.check()
         host, port = split_endpoint(base.config.bind)
         try:
             admin_port = await self._admin.start(base.config.admin_host, base.config.admin_port)
@@ -145,17 +161,19 @@ class Daemon:
             raise ConfigError(
                 f"{error}. Is another worker running, or is the port taken?"
             ) from None
-        tasks += [
-            group.create_task(self._pump(events), name="engine events"),
-            group.create_task(p.settler.run(), name="settlement"),
-            group.create_task(self._ticks(), name="ticks"),
-            group.create_task(self._heartbeats(), name="heartbeats"),
-        ]
+        loops: dict[str, Loop] = {
+            "engine events": lambda: self._pump(events),
+            "settlement": p.settler.run,
+            "ticks": self._ticks,
+            "heartbeats": self._heartbeats,
+            "pruning": self._prune,
+        }
+        tasks += [group.create_task(self._kept(loop), name=name) for name, loop in loops.items()]
         await self._issue(first)
         shown = asyncio.Event()
-        tasks.append(group.create_task(self._offers(shown), name="offers"))
+        tasks.append(group.create_task(self._kept(lambda: self._offers(shown)), name="offers"))
         self._started = True
-        await self._grpc.serving(True)
+        await self._grpc.serving(self.ready)
         with contextlib.suppress(TimeoutError):  # a silent index must not stop the worker
             await asyncio.wait_for(shown.wait(), FIRST_PUBLISH_S)
         self._announce(admin_port)
@@ -179,11 +197,14 @@ class Daemon:
     def _announce(self, admin_port: int) -> None:
         """Print the ready line. Everything answers by now."""
         base, bound = self._base, exposure_bound(self._p)
+        stopping = self._p.channels.faults.stopping
         host = base.config.admin_host
         address = {"host": host, "port": admin_port, "pid": os.getpid()}
         write_private(base.home.root / ADDRESS_FILE, json.dumps(address).encode(), replace=True)
         line = {
-            "ready": True,
+            "ready": self.ready,
+            "fault": stopping.line if stopping else None,
+            "seen_by": self._indexes.seen_by,
             "role": "worker",
             "operator": address_hex(base.operator.address),
             "receiver": address_hex(self._p.worker.terms.receiver),
@@ -197,7 +218,30 @@ class Daemon:
             "exposure_bound": bound,
         }
         print(json.dumps(line), flush=True)
-        base.log.info("ready", port=self._grpc_port, admin_port=admin_port, bound=bound)
+        base.log.info(
+            "ready" if self.ready else "not ready",
+            port=self._grpc_port,
+            admin_port=admin_port,
+            bound=bound,
+        )
+
+    async def _kept(self, loop: Loop) -> None:
+        """Begin a loop of ours again when an error ends it. Only a failing disk ends the daemon."""
+        while True:
+            try:
+                return await loop()
+            except JournalError:
+                raise
+            except Exception as error:  # noqa: BLE001  logged and counted, and the loop goes on
+                self._p.runtime.note(error)
+            await asyncio.sleep(TICK_S)
+
+    async def _prune(self) -> None:
+        """Let go of old jobs, a few at a time, so that no commit waits for it."""
+        window_s = self._base.config.evidence_s
+        while True:
+            pruned = await self._base.journal.prune(window_s)
+            await asyncio.sleep(PRUNE_PAUSE_S if pruned else PRUNE_INTERVAL_S)
 
     async def _pump(self, events: Any) -> None:
         async for event in events:
@@ -222,16 +266,47 @@ class Daemon:
 
         shown: set once the first offer was sent.
         """
-        p, base = self._p, self._base
-        async with HttpReader(PUBLISH_LIMITS) as http:
+        dates = Dates()
+        async with HttpReader(PUBLISH_LIMITS, dated=dates) as http:
             while True:
-                current = p.board.current
-                if current is not None:
-                    await publish(current, base.config.indexes, http, base.metrics, base.log)
+                await self._publish(http, dates)
                 shown.set()
-                await self._until(self._offer_due)
-                if base.engine.facts is not None:
-                    await self._issue(base.engine.facts)
+                self._published_at = self._base.clock.monotonic()
+                await self._until(lambda: self._offer_due() or self._retry_due())
+                if self._offer_due() and self._base.engine.facts is not None:
+                    await self._issue(self._base.engine.facts)
+
+    async def _publish(self, http: HttpReader, dates: Dates) -> None:
+        base, current = self._base, self._p.board.current
+        if current is None:
+            return
+        answers = await publish(
+            current,
+            base.config.indexes,
+            http,
+            base.metrics,
+            base.log,
+            clock=base.clock,
+            dates=dates,
+        )
+        self._indexes.note(answers)
+
+    def _retry_due(self) -> bool:
+        """Whether it is time to try again the indexes that did not take the offer."""
+        retry_s = self._indexes.retry_s
+        since = self._base.clock.monotonic() - self._published_at
+        return retry_s is not None and since >= retry_s
+
+    async def _withdraw_offer(self) -> None:
+        """Tell the indexes that no slot is free, so that nobody else comes."""
+        facts = self._base.engine.facts
+        if not self._started or facts is None:
+            return
+        dates = Dates()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(WITHDRAW_S), HttpReader(PUBLISH_LIMITS, dated=dates) as http:
+                await self._issue(facts)
+                await self._publish(http, dates)
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         """Wait for something that no single event announces."""
@@ -240,7 +315,12 @@ class Daemon:
 
     def _offer_due(self) -> bool:
         key = self._p.keyring.current
-        return key is not None and self.ready and self._p.board.is_due(key, self._p.worker.active)
+        return key is not None and self._started and self._p.board.is_due(key, self._shown_load())
+
+    def _shown_load(self) -> int:
+        """The load that the offer states. Of a worker that takes no jobs, every place is taken."""
+        worker = self._p.worker
+        return worker.active if self._takes_jobs else worker.terms.capacity
 
     async def _issue(self, facts: EngineFacts) -> None:
         p, base = self._p, self._base
@@ -250,7 +330,7 @@ class Daemon:
         signed = await p.board.issue(
             with_speeds(base.home, facts),
             OfferAddress(self._endpoint(), base.tls.digest, key),
-            active=p.worker.active,
+            active=self._shown_load(),
         )
         p.worker.remember_offer(signed)
         base.log.info("offer", sequence=signed.offer.sequence, slots=signed.offer.slots_free)
@@ -270,6 +350,7 @@ class Daemon:
         p.worker.draining = True
         base.log.info("draining", active=p.worker.active)
         await self._grpc.serving(False)
+        await self._withdraw_offer()
         deadline = base.clock.monotonic() + base.config.drain_grace_s
         await self._until(lambda: not p.worker.streams or base.clock.monotonic() >= deadline)
         await p.worker.suspend_all()

@@ -26,7 +26,6 @@ from piecework_protocol.types import (
     Address,
     Amount,
     Timestamp,
-    Uint64,
     Uint256,
     address_hex,
     to_hex,
@@ -93,10 +92,10 @@ def check_asked(home: Home, deployment: Deployment, asked: Mapping[str, Any]) ->
     """
     if home.deployment.is_file():
         found = Deployment.load(home.deployment)
-        if (found.chain_id, found.escrow) != (deployment.chain_id, deployment.escrow):
+        if not found.same_market(deployment):
             raise HomeDiffers(
-                f"{shown(home.root)} belongs to another market: escrow {to_hex(found.escrow)} on "
-                f"chain {found.chain_id}. Use another --home"
+                f"{shown(home.root)} belongs to another market: registry {to_hex(found.registry)} "
+                f"on chain {found.chain_id}. Use another --home"
             )
     if home.config.is_file():
         there = settings.load(home.root, environment={})
@@ -123,11 +122,30 @@ def open_operator(home: Home, password: str) -> LocalSigner:
     return load_operator(home.operator, password)
 
 
+async def owner_warning(reader: ChainReader, owner: Address) -> str | None:
+    """Say if nobody may be able to act for the owner of a stake.
+
+    An address that has sent transactions has a key in use, and one with code is a smart account.
+    Any other may be a fresh cold wallet, or the deposit address of an exchange, which cannot call
+    the registry.
+
+    Raises:
+        ChainError: the chain does not answer.
+    """
+    if await reader.code(owner) or await reader.sent_transactions(owner):
+        return None
+    return (
+        f"the stake will belong to {address_hex(owner)}, which has never sent a transaction. Only "
+        "its key can take the stake back. An exchange's address cannot: choose another with --owner"
+    )
+
+
 async def register(
     reader: ChainReader,
     operator: LocalSigner,
     *,
     payout: Address,
+    owner: Address,
     endpoint: str,
     stake: int | None,
     now: Timestamp,
@@ -135,7 +153,7 @@ async def register(
 ) -> RegistrationStep:
     """Register with one transaction (permit, stake, registration), or say what is registered.
 
-    The payout address owns the stake.
+    `owner` controls the stake and gets it back.
 
     Raises:
         NotFunded: the operator key lacks stake or gas. The text says how much.
@@ -157,7 +175,13 @@ async def register(
     )
     signed = sign_permit(await reader.token_domain(needs.token), permit, operator)
     registration = Registration(
-        operator.address, payout, payout, amount, endpoint, Uint64(0), deadline
+        operator=operator.address,
+        owner=owner,
+        payout=payout,
+        stake=amount,
+        endpoint=endpoint,
+        nonce=await reader.registration_nonce(operator.address),
+        deadline=deadline,
     )
     call = calls.register_with_permit(reader.deployment, registration, signed)
     mined = await TransactionSender.of(reader, operator).execute(call, poll_s=poll_s)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from piecework_node.daemon import registration
 from piecework_node.daemon.registration import RegistrationStep
 from piecework_node.home import Home
 from piecework_protocol.signing import LocalSigner
-from piecework_protocol.types import Amount, Timestamp, address_hex
+from piecework_protocol.types import Address, Amount, Timestamp, address_hex
 
 
 async def set_up_worker(
@@ -31,11 +31,13 @@ async def set_up_worker(
     stake: int | None,
     faucet: bool,
     register: bool,
+    owner: Address | None = None,
 ) -> dict[str, Any]:
     """Write the files and keys of a home, then register the worker with one transaction.
 
     `values` are settings for a new home. `asked` names those that a home which is there must have
-    as well. `stake` is in base units; None stakes the least that the registry takes.
+    as well. `stake` is in base units; None stakes the least that the registry takes. It belongs to
+    `owner`, or to the payout address.
     `faucet` takes stake and gas from the faucet of a development chain. It is safe to run again.
 
     Raises:
@@ -51,36 +53,55 @@ async def set_up_worker(
     )
     config = settings.load(home.root)
     operator = await asyncio.to_thread(registration.open_operator, home, password)
+    warnings: list[str] = []
     if register:
-        steps.append(await _register(home, config, operator, stake=stake, faucet=faucet, now=now))
+        chosen = _Stake(stake, owner or config.receiver, faucet)
+        step, warnings = await _register(home, config, operator, chosen, now)
+        steps.append(step)
     return {
         "operator": address_hex(operator.address),
         "payout": address_hex(config.receiver),
         "home": str(home.root),
         "steps": [asdict(step) for step in steps],
+        "warnings": warnings,
     }
+
+
+@dataclass(frozen=True, slots=True)
+class _Stake:
+    """How much is staked (None: the least), whose it is, and whether a faucet pays."""
+
+    amount: int | None
+    owner: Address
+    faucet: bool
 
 
 async def _register(
     home: Home,
     config: WorkerConfig,
     operator: LocalSigner,
-    *,
-    stake: int | None,
-    faucet: bool,
+    stake: _Stake,
     now: Timestamp,
-) -> RegistrationStep:
+) -> tuple[RegistrationStep, list[str]]:
+    """Register, or see what is registered. Returns the step and what the owner should know."""
     deployment = Deployment.load(home.deployment)
     async with await ChainReader.connect(deployment, rpc_url=config.rpc_url or None) as reader:
-        if faucet and await reader.worker(operator.address) is None:
-            needs = await reader.stake_requirements()
-            wanted = Amount(max(stake or 0, needs.min_stake))
-            await take_from_faucet(reader.rpc, needs.token, operator.address, wanted)
-        return await registration.register(
+        warnings = list(reader.warnings)
+        if await reader.worker(operator.address) is None:
+            if stake.owner == config.receiver:
+                doubt = await registration.owner_warning(reader, stake.owner)
+                warnings += [] if doubt is None else [doubt]
+            if stake.faucet:
+                needs = await reader.stake_requirements()
+                wanted = Amount(max(stake.amount or 0, needs.min_stake))
+                await take_from_faucet(reader.rpc, needs.token, operator.address, wanted)
+        step = await registration.register(
             reader,
             operator,
             payout=config.receiver,
+            owner=stake.owner,
             endpoint=config.endpoint or config.bind,
-            stake=None if stake is None else Amount(stake),
+            stake=stake.amount,
             now=now,
         )
+        return step, warnings

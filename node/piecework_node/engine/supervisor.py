@@ -15,7 +15,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from piecework.base.clock import Clock
-from piecework_model.requests import FailedEvent, GenerationRequest
+from piecework_model.requests import (
+    CanvasEvent,
+    CanvasFinish,
+    FailedEvent,
+    GenerationRequest,
+    StoppedEvent,
+)
 from piecework_node.engine.link import EngineEvent, EngineFacts, EngineLost, EngineReady
 from piecework_node.engine.wire import (
     MAX_LINE_BYTES,
@@ -40,11 +46,6 @@ MAX_QUEUED_EVENTS: Final = 1024
 """Beyond this the child waits on its pipe: drafts of many sequences while the disk is slow."""
 START_TIMEOUT_S: Final = 900.0
 """Loading 50 GB from a slow disk takes minutes."""
-SILENCE_S: Final = 180.0
-"""A denoising step takes at most seconds, and the child sends a beat every five. A child silent for
-this long hangs.
-"""
-ENCODE_TIMEOUT_S: Final = 30.0
 FIRST_BACKOFF_S: Final = 0.2
 MAX_BACKOFF_S: Final = 30.0
 STABLE_S: Final = 60.0
@@ -52,6 +53,18 @@ STABLE_S: Final = 60.0
 MAX_FAILED_STARTS: Final = 5
 """After so many failed starts without a good one, the daemon gives up and says so."""
 STOP_GRACE_S: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class EnginePatience:
+    """How long the child may say nothing, in seconds. It sends a beat every five while it can."""
+
+    idle_s: float = 15.0
+    """With no sequence it has nothing to do but to send beats."""
+    busy_s: float = 180.0
+    """A denoising step, with weights in host memory, or a long prefill takes at most this."""
+    question_s: float = 30.0
+    """For a tokenization. Then no job is taken, and after as long again the child is replaced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +78,21 @@ class EngineCommandLine:
 class EngineSupervisor:
     """`EngineLink` over a child process. `run` keeps the child. Cancel it to stop the child."""
 
-    def __init__(self, command: EngineCommandLine, clock: Clock, log: Any) -> None:
+    def __init__(
+        self,
+        command: EngineCommandLine,
+        clock: Clock,
+        log: Any,
+        patience: EnginePatience | None = None,
+    ) -> None:
         self._command, self._clock, self._log = command, clock, log
+        self._patience = patience or EnginePatience()
+        self._sequences: set[str] = set()
+        """Those that the child may be working on."""
+        self._heard_at = 0.0
+        """Time of the loop at the child's last line."""
+        self._mute_since: float | None = None
+        """Time of the loop since which tokenizations get no answer."""
         self._events: asyncio.Queue[EngineEvent] = asyncio.Queue(MAX_QUEUED_EVENTS)
         self._questions: dict[int, asyncio.Future[Encoded]] = {}
         self._numbers = itertools.count(1)
@@ -84,6 +110,10 @@ class EngineSupervisor:
 
     @property
     def ready(self) -> bool:
+        return self._loaded and self._mute_since is None
+
+    @property
+    def _loaded(self) -> bool:
         return self._facts is not None and self._writer is not None
 
     async def encode_prompt(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
@@ -93,9 +123,12 @@ class EngineSupervisor:
         try:
             if not self._send(Encode(number, messages)):
                 raise EngineUnavailable("the engine is starting")
-            async with asyncio.timeout(ENCODE_TIMEOUT_S):
+            async with asyncio.timeout(self._patience.question_s):
                 encoded = await answer
         except TimeoutError:
+            if self._loaded and self._mute_since is None:
+                self._mute_since = asyncio.get_running_loop().time()
+                self._log.error("engine does not answer")
             raise EngineUnavailable("the engine does not answer in time") from None
         finally:
             del self._questions[number]
@@ -105,7 +138,8 @@ class EngineSupervisor:
 
     def start(self, request: GenerationRequest) -> None:
         # Without a process the worker starts the request again when the next one is ready.
-        self._send(Start(request))
+        if self._send(Start(request)):
+            self._sequences.add(request.request_id)
 
     def allow(self, request_id: str, canvas_limit: int) -> None:
         self._send(Allow(request_id, canvas_limit))
@@ -152,8 +186,9 @@ class EngineSupervisor:
         try:
             reason = await self._follow(process)
         finally:
-            was_ready, self._writer = self.ready, None
-            self._facts = None
+            was_ready, self._writer = self._loaded, None
+            self._facts = self._mute_since = None
+            self._sequences.clear()
             self.pid = None
             await _end(process)
             self._fail_questions()
@@ -168,16 +203,15 @@ class EngineSupervisor:
         reader, writer = process.stdout, process.stdin
         if reader is None or writer is None:
             raise EngineStartError("the engine process has no pipes")
+        self._heard_at = asyncio.get_running_loop().time()
         while True:
-            patience = SILENCE_S if self.ready else START_TIMEOUT_S
             try:
-                async with asyncio.timeout(patience):
-                    line = await reader.readline()
+                line = await self._read_line(reader)
+                if line is None:
+                    return self._silence()
                 if not line:
                     return f"the engine process ended with code {await process.wait()}"
                 report = decode_report(line)
-            except TimeoutError:
-                return f"the engine process was silent for {patience:g} s"
             except (
                 ValueError,
                 MalformedInput,
@@ -185,7 +219,49 @@ class EngineSupervisor:
                 return f"the engine process broke its protocol: {error}"
             if isinstance(report, Ready):
                 self._writer, self._facts = writer, report.facts
+            self._take_note(report)
             await self._report(report)
+
+    async def _read_line(self, reader: asyncio.StreamReader) -> bytes | None:
+        """The next line. None: the child has been silent for too long."""
+        loop = asyncio.get_running_loop()
+        look_s = min(self._patience.idle_s, self._patience.question_s)
+        while (left := self._may_be_silent_until() - loop.time()) > 0:
+            # Looked at again in between: a sequence that starts gives the child more time.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(left, look_s)):
+                    line = await reader.readline()
+                self._heard_at = loop.time()
+                return line
+        return None
+
+    def _may_be_silent_until(self) -> float:
+        """The time of the loop at which the child counts as hanging."""
+        if not self._loaded:
+            return self._heard_at + START_TIMEOUT_S
+        until = self._heard_at + (
+            self._patience.busy_s if self._sequences else self._patience.idle_s
+        )
+        if self._mute_since is None:
+            return until
+        return min(until, self._mute_since + self._patience.question_s)
+
+    def _silence(self) -> str:
+        if self._mute_since is not None:
+            return "the engine process answers no question"
+        silent_s = asyncio.get_running_loop().time() - self._heard_at
+        return f"the engine process was silent for {silent_s:.0f} s"
+
+    def _take_note(self, report: Report) -> None:
+        """Keep count of what the child is working on."""
+        if isinstance(report, Encoded):
+            self._mute_since = None
+            return
+        match report:
+            case FailedEvent(request_id=ended) | StoppedEvent(request_id=ended):
+                self._sequences.discard(ended)
+            case CanvasEvent(request_id=ended) if report.finish is not CanvasFinish.MORE:
+                self._sequences.discard(ended)
 
     async def _report(self, report: Report) -> None:
         if isinstance(report, CannotStart):

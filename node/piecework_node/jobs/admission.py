@@ -89,6 +89,10 @@ class ChannelView:
     stray_unpaid: bool
     """Whether canvases are unpaid of jobs that have no open stream."""
     closing: bool
+    withdrawn: Amount = Amount(0)
+    """What the payer took back in part. The deposit is without it."""
+    account_signed: bool = False
+    """Whether the payer's smart account says that it has signed the authorization."""
 
 
 # --- identity
@@ -235,21 +239,20 @@ def _channel_open(_s: SubmitJob, _v: AdmissionView, c: ChannelView) -> None:
 
 
 def _funding_good(s: SubmitJob, v: AdmissionView, c: ChannelView) -> None:
-    if c.funding is None or c.funding.authorization.funded <= c.deposit:
+    if c.funding is None or c.funding.authorization.funded <= c.deposit + c.withdrawn:
         return
     authorization = c.funding.authorization
-    if authorization.channel != s.channel or not signed_by(
+    signed = c.account_signed or signed_by(
         v.domain, authorization, c.funding.signature, s.channel.payer
-    ):
-        raise Refusal(
-            Reason.BAD_SIGNATURE, "the funding authorization is not signed by the payer's own key"
-        )
+    )
+    if authorization.channel != s.channel or not signed:
+        raise Refusal(Reason.BAD_SIGNATURE, "the payer has not signed the funding authorization")
     if authorization.deadline < v.now + MIN_FUNDING_LIFETIME_S:
         raise Refusal(
             Reason.EXPIRED,
             f"a funding authorization is valid for {MIN_FUNDING_LIFETIME_S} s or longer",
         )
-    if c.pooled < authorization.funded - c.deposit:
+    if c.pooled < authorization.funded - c.withdrawn - c.deposit + authorization.fee:
         raise Refusal(
             Reason.UNDERFUNDED, "the payer's pooled balance does not cover the authorized deposit"
         )
@@ -351,6 +354,7 @@ def admit(s: SubmitJob, v: AdmissionView, c: ChannelView, prompt_tokens: int) ->
         raise Refusal(
             Reason.PROMPT_TOO_LONG,
             f"prompt and output need {needed} tokens, the context has {model.max_context}",
+            metadata={"prompt_tokens": str(prompt_tokens)},
         )
     worst = worst_case(model, s.job.parameters, prompt_tokens)
     if worst > s.job.max_amount:
@@ -386,7 +390,7 @@ def _check_funds(c: ChannelView, worst: Amount) -> None:
 
 def backing(c: ChannelView) -> Amount:
     """The deposit on chain, or the larger one that is authorized."""
-    authorized = c.funding.authorization.funded if c.funding else 0
+    authorized = c.funding.authorization.funded - c.withdrawn if c.funding else 0
     return Amount(max(c.deposit, authorized))
 
 

@@ -14,6 +14,7 @@ from piecework_node.keys.sealing import SealingKeyring
 from piecework_node.runtime.jobs import JobRuntime
 from piecework_node.runtime.live import LiveJob
 from piecework_node.runtime.requests import pack_ids
+from piecework_node.runtime.sink import FrameSink
 from piecework_node.times import now
 from piecework_protocol import merkle
 from piecework_protocol.content import CanvasOutput, output_digest
@@ -38,13 +39,15 @@ class EngineEventHandler:
         elif isinstance(event, CanvasEvent | FailedEvent | StoppedEvent):
             job = self._runtime.sequences.get(event.request_id)
             if job is not None:
-                await self._runtime.shielded(self._sequence_event(job, event))
+                await self._runtime.attempt(self._sequence_event(job, event), job)
         elif isinstance(event, EngineLost):
             self._runtime.metrics.engine_lost()
             self._runtime.metrics.note(now(self._runtime.clock), "engine", event.message)
-            await self._runtime.shielded(self._sequences_lost())
+            for job in list(self._runtime.sequences.values()):
+                await self._runtime.attempt(self._sequence_lost(job), job)
         else:
-            await self._runtime.shielded(self._restart_sequences())
+            for job in list(self._runtime.sequences.values()):
+                await self._runtime.attempt(self._restart_sequence(job), job)
 
     def _progress(self, event: ProgressEvent) -> None:
         job = self._runtime.sequences.get(event.request_id)
@@ -56,11 +59,17 @@ class EngineEventHandler:
         job = self._runtime.sequences.get(event.request_id)
         if job is None or job.sink is None or not job.drafts:
             return
+        try:
+            self._send_draft(job, job.sink, event)
+        except Exception as error:  # noqa: BLE001  contained: it ends this job alone
+            self._runtime.contain(error, job)
+
+    def _send_draft(self, job: LiveJob, sink: FrameSink, event: DraftEvent) -> None:
         output = CanvasOutput(event.token_ids, event.text).encode()
         context = draft_context(self._runtime.domain, job.id, event.canvas, event.step)
         sealed = seal(output, job.session.accepted.job.reply_key, context)
         for frame in job.session.draft(event.canvas, event.step, sealed).frames(self._runtime.sign):
-            if job.sink.send(frame):
+            if sink.send(frame):
                 job.shown = event
 
     async def _sequence_event(
@@ -156,31 +165,25 @@ class EngineEventHandler:
         message = f"the engine reports {event.kind.replace('_', ' ')}"
         await self._runtime.perform(job, job.session.failed(reason, message))
 
-    async def _sequences_lost(self) -> None:
-        """Note that all running requests are lost.
+    async def _sequence_lost(self, job: LiveJob) -> None:
+        """Note that a running request is lost.
 
-        Each job resumes once, after its last finished canvas. A second loss fails it.
+        A job resumes once, after its last finished canvas. A second loss fails it.
         """
-        for job in list(self._runtime.sequences.values()):
-            async with job.channel.lock:
-                if job.sequence is None:
-                    continue
-                job.engine_losses += 1
-                if job.leaving or job.sink is None:
-                    self._runtime.sequence_ended(job)
-                    await self._runtime.perform(job, job.session.engine_lost())
-                elif job.engine_losses > 1:
-                    self._runtime.sequence_ended(job)
-                    message = "the engine was lost twice under this job"
-                    await self._runtime.perform(
-                        job, job.session.failed(Reason.ENGINE_FAILED, message)
-                    )
+        async with job.channel.lock:
+            if job.sequence is None:
+                return
+            job.engine_losses += 1
+            if job.leaving or job.sink is None:
+                self._runtime.sequence_ended(job)
+                await self._runtime.perform(job, job.session.engine_lost())
+            elif job.engine_losses > 1:
+                self._runtime.sequence_ended(job)
+                message = "the engine was lost twice under this job"
+                await self._runtime.perform(job, job.session.failed(Reason.ENGINE_FAILED, message))
 
-    async def _restart_sequences(self) -> None:
-        for job in list(self._runtime.sequences.values()):
-            async with job.channel.lock:
-                if job.sequence is not None:
-                    self._runtime.sequence_ended(job)
-                    await self._runtime.perform(
-                        job, job.session.engine_restarted(job.channel.ledger)
-                    )
+    async def _restart_sequence(self, job: LiveJob) -> None:
+        async with job.channel.lock:
+            if job.sequence is not None:
+                self._runtime.sequence_ended(job)
+                await self._runtime.perform(job, job.session.engine_restarted(job.channel.ledger))

@@ -11,11 +11,13 @@ import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import Any, Final, Protocol
-from urllib.parse import urlsplit
 
 from piecework.base.clock import Clock
-from piecework.base.http import HttpError, HttpLimits, HttpStatus
+from piecework.base.http import HttpError, HttpLimits, HttpStatus, host_of
+from piecework.base.jsons import loads
+from piecework.base.text import one_line
 from piecework_node.engine.link import EngineFacts
 from piecework_node.jobs.terms import OperatorTerms
 from piecework_node.journal.protocol import Journal
@@ -41,6 +43,7 @@ OFFER_CONTENT_TYPE: Final = "application/x-protobuf"
 PUBLISH_ATTEMPTS: Final = 3
 PUBLISH_LIMITS: Final = HttpLimits(total_s=5.0, connect_s=5.0, max_bytes=64 * 1024)
 PUBLISH_BACKOFF_S: Final = 0.5
+MAX_REASON_CHARACTERS: Final = 200
 MIN_REFRESH_S: Final = 5.0
 """Load changes are not announced more often. Readers cache offers, and each one is journaled."""
 
@@ -189,6 +192,48 @@ class HttpPoster(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class IndexAnswer:
+    """What an index made of the offer."""
+
+    host: str
+    """host[:port]"""
+    taken: bool
+    reason: str = ""
+    """Why it was not taken: what the index says, or why it does not answer."""
+    declined: bool = False
+    """Whether the index answered, and said no."""
+    ahead_s: float | None = None
+    """Seconds that our clock is ahead of the index's at least, below 0 behind. None: not told."""
+
+
+class Dates:
+    """The latest Date header of each host, for `HttpReader`. Two questions to one host at a time
+    may swap theirs, which are equal to within seconds."""
+
+    def __init__(self) -> None:
+        self._latest: dict[str, float] = {}
+
+    def __call__(self, host: str, date: str) -> None:
+        try:
+            self._latest[host] = parsedate_to_datetime(date).timestamp()
+        except (ValueError, OverflowError):
+            self._latest.pop(host, None)
+
+    def ahead_s(self, host: str, sent: float, received: float) -> float | None:
+        """How far a clock is off that read `sent` before a question and `received` after it.
+
+        The header was written at some time between the two, in whole seconds. What these leave
+        open is no offset: 0.
+        """
+        date = self._latest.pop(host, None)
+        if date is None:
+            return None
+        if sent > date + 1:
+            return sent - date - 1
+        return min(0.0, received - date)
+
+
 async def publish(
     signed: SignedOffer,
     indexes: Sequence[str],
@@ -196,34 +241,61 @@ async def publish(
     metrics: Metrics,
     log: Any,
     *,
+    clock: Clock,
+    dates: Dates | None = None,
     backoff_s: float = PUBLISH_BACKOFF_S,
-) -> int:
-    """Send an offer to every index. Return how many took it. Failures are counted and logged."""
+) -> tuple[IndexAnswer, ...]:
+    """Send an offer to every index, and return what each made of it. Failures are logged."""
+    publisher = _Publisher(poster, log, clock, dates or Dates(), backoff_s)
     body = encode_offer(signed)
-    results = await asyncio.gather(
-        *(_publish_one(url, body, poster, log, backoff_s) for url in indexes)
-    )
-    for taken in results:
-        if not taken:
+    answers = await asyncio.gather(*(publisher.send(url, body) for url in indexes))
+    for answer in answers:
+        if not answer.taken:
             metrics.publish_error()
-    return sum(results)
+    return tuple(answers)
 
 
-async def _publish_one(
-    index: str, body: bytes, poster: HttpPoster, log: Any, backoff_s: float
-) -> bool:
-    url = index.rstrip("/") + "/v1/offers"
-    host = urlsplit(index).hostname or "?"
-    for attempt in range(PUBLISH_ATTEMPTS):
+@dataclass(frozen=True, slots=True)
+class _Publisher:
+    """Sends one offer to one index after the other, side by side."""
+
+    poster: HttpPoster
+    log: Any
+    clock: Clock
+    dates: Dates
+    backoff_s: float
+
+    async def send(self, index: str, body: bytes) -> IndexAnswer:
+        """Try a few times, unless the index declines for good."""
+        answer = IndexAnswer(host_of(index), taken=False)
+        for attempt in range(PUBLISH_ATTEMPTS):
+            answer = await self._try(index, answer.host, body)
+            if answer.taken or (answer.declined and not answer.reason.startswith("HTTP 5")):
+                return answer
+            await asyncio.sleep(self.backoff_s * 2**attempt)
+        return answer
+
+    async def _try(self, index: str, host: str, body: bytes) -> IndexAnswer:
+        url, sent = index.rstrip("/") + "/v1/offers", self.clock.wall()
+        reason, declined = "", False
         try:
-            await poster.post(url, body, headers={"Content-Type": OFFER_CONTENT_TYPE})
-        except HttpStatus as answer:
-            log.warning("index declines the offer", index_host=host, count=answer.status)
-            if answer.status < 500:
-                return False
+            await self.poster.post(url, body, headers={"Content-Type": OFFER_CONTENT_TYPE})
+        except HttpStatus as error:
+            reason, declined = _reason_of(error), True
+            self.log.warning("index declines the offer", index_host=host, reason=reason)
         except HttpError as error:
-            log.warning("index does not answer", index_host=host, error_class=type(error).__name__)
-        else:
-            return True
-        await asyncio.sleep(backoff_s * 2**attempt)
-    return False
+            reason = str(error)
+            self.log.warning("index does not answer", index_host=host, error=reason)
+        ahead = self.dates.ahead_s(host, sent, self.clock.wall())
+        return IndexAnswer(host, not reason, reason, declined, ahead)
+
+
+def _reason_of(answer: HttpStatus) -> str:
+    """The status, and what the index says in the body."""
+    status = f"HTTP {answer.status}"
+    try:
+        error = loads(answer.body)["error"]
+        said = f"{error['code']}: {error['message']}"
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return status
+    return one_line(f"{status}, {said}", MAX_REASON_CHARACTERS)

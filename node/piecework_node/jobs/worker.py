@@ -20,7 +20,14 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from piecework_node.engine.link import EngineEvent
-from piecework_node.errors import EngineUnavailable, JournalError, PromptRejected
+from piecework_node.errors import (
+    EngineUnavailable,
+    JobUnusable,
+    JournalConflict,
+    JournalError,
+    PromptRejected,
+    SaltUsed,
+)
 from piecework_node.jobs import admission
 from piecework_node.jobs.admission import AdmissionView, ChannelView
 from piecework_node.jobs.engine_events import EngineEventHandler
@@ -45,9 +52,10 @@ from piecework_protocol.frames import CancelJob, ClientFrame, PayVoucher, Submit
 from piecework_protocol.limits import RESUME_S
 from piecework_protocol.objects import Offer
 from piecework_protocol.sealing import canvas_context, content_context, resume_context, seal
+from piecework_protocol.states import ENDED_STATES, JobState
 from piecework_protocol.types import Digest, JobId
 from piecework_protocol.wire import SignedOffer
-from piecework_protocol.worker_session import AcceptedJob, WorkerSession
+from piecework_protocol.worker_session import AcceptedJob, StateRecord, WorkerSession
 
 RETRY_S: Final = 1.0
 """After which a client may try again when two of its own requests crossed."""
@@ -110,11 +118,27 @@ class Worker:
         """Take up what the journal holds. Jobs that ran wait, suspended, for their clients."""
         await self._channels.recover()
         for stored in await self._runtime.journal.open_jobs():
-            job = await self._revive(stored)
-            job.channel.jobs[job.id] = job
+            try:
+                job = await self._revive(stored)
+            except JournalError:
+                raise
+            except Exception as error:  # noqa: BLE001  contained: it ends this job alone
+                await self._give_up(stored, error)
+            else:
+                job.channel.jobs[job.id] = job
         for job in self._jobs():
-            async with job.channel.lock:
-                await self._recover_job(job)
+            await self._runtime.attempt(self._recover_locked(job), job)
+
+    async def _give_up(self, stored: StoredJob, error: Exception) -> None:
+        """End a job that cannot be taken up again. What it delivered stays owed."""
+        self._runtime.note(error)
+        if stored.state not in ENDED_STATES:
+            failed = StateRecord(stored.id, JobState.FAILED, Reason.INTERNAL)
+            await self._runtime.journal.append([failed])
+
+    async def _recover_locked(self, job: LiveJob) -> None:
+        async with job.channel.lock:
+            await self._recover_job(job)
 
     async def _recover_job(self, job: LiveJob) -> None:
         job.pending = job.channel.is_overcommitted
@@ -132,7 +156,7 @@ class Worker:
         signed = await self._runtime.journal.offer(submission.job.offer)
         model = signed.offer.entry(submission.job) if signed else None
         if model is None:
-            raise JournalError(f"the offer of job {stored.id.hex()} is not in the journal")
+            raise JobUnusable(f"the offer of job {stored.id.hex()} is not in the journal")
         accepted = AcceptedJob(
             stored.id,
             submission.job,
@@ -169,7 +193,7 @@ class Worker:
         try:
             return unpack_ids(self._keyring.open(stored.canvases[canvas].resume_secret, context))
         except MalformedInput as error:
-            raise JournalError(
+            raise JobUnusable(
                 f"canvas {canvas} of job {stored.id.hex()} cannot be resumed: {error}"
             ) from error
 
@@ -192,7 +216,8 @@ class Worker:
 
     def _detach_late(self, done: asyncio.Future[LiveJob], sink: FrameSink) -> None:
         if not done.cancelled() and done.exception() is None:
-            self._runtime.spawn(self._detach_stream(done.result(), sink))
+            job = done.result()
+            self._runtime.spawn(self._detach_stream(job, sink), job)
 
     async def _submit_identified(self, submission: SubmitJob, sink: FrameSink) -> LiveJob:
         try:
@@ -215,7 +240,8 @@ class Worker:
             known = await self._find_job(submission, job_id)
             if known is None:
                 return await self._admit_new(submission, job_id, sink)
-            return await self._runtime.shielded(self._return_to(known, submission, sink))
+            returning = self._return_to(known, submission, sink)
+            return await self._runtime.shielded(returning, known)
         finally:
             self._admitting.discard(job_id)
 
@@ -229,8 +255,6 @@ class Worker:
     async def _admit_new(self, submission: SubmitJob, job_id: JobId, sink: FrameSink) -> LiveJob:
         job = submission.job
         admission.check_terms(submission, self._own_view(submission))
-        if await self._runtime.journal.job_with_salt(job.channel, job.salt) is not None:
-            raise _salt_used()
         channel = await self._channels.find(job.channel, submission.channel)
         await self._channels.refresh(channel, authorization_in(submission))
         admission.check_channel(
@@ -262,15 +286,25 @@ class Worker:
                     self._channel_view(channel, submission),
                     len(prompt_ids),
                 )
-                salts = {job.session.accepted.job.salt for job in channel.jobs.values()}
-                if submission.job.salt in salts:
-                    raise _salt_used()
             except Refusal:
                 self._channels.release(channel)
                 raise
             job = LiveJob(WorkerSession(accepted, self._runtime.domain), channel, prompt_ids)
             job.sink, job.drafts = sink, submission.drafts
-            await self._record_and_open(job, submission)
+            before = channel.stored
+            try:
+                await self._record_and_open(job, submission)
+            except JournalConflict as error:
+                channel.stored = before
+                channel.jobs.pop(job.id, None)
+                self._channels.release(channel)
+                if isinstance(error, SaltUsed):
+                    raise _salt_used() from None
+                raise
+            except Exception:
+                # Whether it was recorded is not certain. `abandon` waits for the lock and looks.
+                self._runtime.spawn(self._runtime.abandon(job))
+                raise
             return job
 
     async def _record_and_open(self, job: LiveJob, submission: SubmitJob) -> None:
@@ -328,7 +362,7 @@ class Worker:
 
     async def receive(self, job: LiveJob, sink: FrameSink, frame: ClientFrame) -> None:
         """Take a later frame of a stream. A broken clause ends the stream and frees its slot."""
-        await self._runtime.shielded(self._receive(job, sink, frame))
+        await self._runtime.shielded(self._receive(job, sink, frame), job)
 
     async def _receive(self, job: LiveJob, sink: FrameSink, frame: ClientFrame) -> None:
         async with job.channel.lock:
@@ -349,7 +383,7 @@ class Worker:
 
     async def detach(self, job: LiveJob, sink: FrameSink) -> None:
         """Note that a stream is gone."""
-        await self._runtime.shielded(self._detach_stream(job, sink))
+        await self._runtime.shielded(self._detach_stream(job, sink), job)
 
     async def _detach_stream(self, job: LiveJob, sink: FrameSink) -> None:
         async with job.channel.lock:
@@ -371,7 +405,7 @@ class Worker:
         """Enforce deadlines and payment timeouts. Call it about once a second."""
         moment = self._runtime.clock.monotonic()
         for job in self._jobs():
-            await self._runtime.shielded(self._tick_job(job, moment))
+            await self._runtime.attempt(self._tick_job(job, moment), job)
 
     async def _tick_job(self, job: LiveJob, moment: float) -> None:
         async with job.channel.lock:
@@ -422,7 +456,9 @@ class Worker:
             messages = decode_prompt(prompt)
             seal(b"", job.reply_key, canvas_context(domain, job_id, 0))
             return await self._runtime.engine.encode_prompt(messages)
-        except (MalformedInput, PromptRejected) as error:
+        except PromptRejected as error:
+            raise Refusal(Reason.PROMPT_REFUSED, str(error)) from None
+        except MalformedInput as error:
             raise Refusal(Reason.MALFORMED, str(error)) from None
 
     def _view(self, submission: SubmitJob) -> AdmissionView:
@@ -455,7 +491,9 @@ class Worker:
         return ChannelView(
             ledger=stored.ledger,
             state=stored.state,
-            deposit=stored.deposit,
+            deposit=channel.capacity,
+            withdrawn=stored.withdrawn,
+            account_signed=funding is not None and funding == channel.account_signed,
             fresh=self._channels.is_reliable(channel, funding),
             funding=funding,
             pooled=self._channels.pooled_for(channel),

@@ -13,7 +13,7 @@ from piecework_node.journal.records import (
     StoredSealingKey,
     StoredTx,
 )
-from piecework_protocol.types import Bytes32, ChannelId, Digest, JobId, Timestamp
+from piecework_protocol.types import ChannelId, Digest, JobId, Timestamp
 from piecework_protocol.wire import SignedOffer
 
 
@@ -21,15 +21,16 @@ class Journal(Protocol):
     """Durable facts. A method raises `JournalError` if the store fails. Then the daemon stops."""
 
     async def append(self, records: Sequence[JournalRecord]) -> None:
-        """Make all `records` durable, or none of them. Return when they are on disk."""
+        """Make all `records` durable, or none of them. Return when they are on disk.
+
+        Raises:
+            JournalConflict: they contradict what is there. Nothing was written.
+            SaltUsed: one admits a job whose channel has had its salt.
+        """
         ...
 
     async def job(self, job: JobId) -> StoredJob | None:
         """Return a job by its id."""
-        ...
-
-    async def job_with_salt(self, channel: ChannelId, salt: Bytes32) -> JobId | None:
-        """Return the job that used a salt of a channel."""
         ...
 
     async def open_jobs(self) -> tuple[StoredJob, ...]:

@@ -63,6 +63,11 @@ class ChannelObserved:
     deposit: Amount
     settled: Amount
     at: Timestamp
+    withdrawn: Amount = Amount(0)
+    requested: Amount = Amount(0)
+    """What the payer has asked back and not got yet."""
+    requested_at: int = 0
+    requests: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +153,20 @@ class TxMoved:
     state: TxState
     at: Timestamp
     gas_used: int = 0
+    fee_wei: int = 0
+    """What it cost."""
+
+
+@dataclass(frozen=True, slots=True)
+class ContradictionSeen:
+    """Two messages of one signer contradict each other. The journal keeps the first pair a kind."""
+
+    channel: ChannelId
+    kind: str
+    """Such as "voucher"."""
+    first: bytes
+    second: bytes
+    at: Timestamp
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +180,8 @@ class MetaSet:
 @dataclass(frozen=True, slots=True)
 class StoredJob:
     """An admitted job. The journal stores its `submission` without prompt and funding.
+
+    `at` is the time of its acceptance.
 
     Append one in state NEW to admit the job. `StateRecord` and `StoredCanvas` change it later.
     """
@@ -186,6 +207,8 @@ class StoredTx:
     state: TxState = TxState.INTENDED
     moved_at: int = 0
     gas_used: int = 0
+    fee_wei: int = 0
+    """What it cost."""
 
 
 JournalRecord = (
@@ -202,6 +225,7 @@ JournalRecord = (
     | SealingKeyDropped
     | StoredTx
     | TxMoved
+    | ContradictionSeen
     | MetaSet
 )
 
@@ -219,6 +243,10 @@ class StoredChannel:
     settled: Amount = Amount(0)
     observed_at: int = 0
     """Seconds since the epoch. 0: never."""
+    withdrawn: Amount = Amount(0)
+    requested: Amount = Amount(0)
+    requested_at: int = 0
+    requests: int = 0
     close_signature: Signature | None = None
 
 

@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from piecework.base.errors import PieceworkError
 from piecework.chain.reader import ChannelOnChain
+from piecework_node.errors import JournalConflict
 from piecework_node.journal.protocol import Journal
 from piecework_node.journal.records import (
     ChannelObserved,
@@ -28,6 +29,7 @@ from piecework_node.runtime.jobs import JobRuntime
 from piecework_node.runtime.live import LiveChannel, LiveJob
 from piecework_node.runtime.sink import FrameSink
 from piecework_node.times import now
+from piecework_protocol.eip712 import TypedData
 from piecework_protocol.errors import ProtocolViolation, Reason, Refusal
 from piecework_protocol.frames import FundingAuthorization, PayVoucher
 from piecework_protocol.ledger import WorkerLedger, closing_of, empty_voucher
@@ -55,6 +57,8 @@ class ChannelReader(Protocol):
     async def channel(self, channel_id: ChannelId) -> ChannelOnChain: ...
 
     async def pooled_balance(self, token: Address, owner: Address) -> Amount: ...
+
+    async def payer_signed(self, payer: Address, message: TypedData, signature: bytes) -> bool: ...
 
 
 class Channels:
@@ -176,10 +180,17 @@ class Channels:
         added = payment.leaves[base - payment.base_count :]
         paid = dict.fromkeys(ref.job for ref in added)
         touched = [live.jobs[job_id] for job_id in paid if job_id in live.jobs]
+        states = [job.session.state for job in touched]
         outcomes = [(job, job.session.paid(after)) for job in touched]
         records: list[JournalRecord] = [VoucherApplied(after, added, base)]
         records += [record for _, outcome in outcomes for record in outcome.records]
-        await self._journal.append(records)
+        try:
+            await self._journal.append(records)
+        except JournalConflict:
+            # The stream that brought the voucher ends. The other jobs are where they were.
+            for job, state in zip(touched, states, strict=True):
+                job.session.state = state
+            raise
         live.stored = replace(live.stored, ledger=after)
         self._metrics.accepted(after.cumulative - before.cumulative)
         _acknowledge(after, sink, touched)
@@ -227,7 +238,7 @@ class Channels:
                     "that is not the channel's latest voucher",
                     metadata={"clause": "6.5", "cumulative": str(agreed.cumulative)},
                 )
-            if agreed.cumulative > live.stored.deposit:
+            if agreed.cumulative > live.capacity:
                 # The escrow pays out no more than it holds, and nobody can top up a closed channel.
                 raise Refusal(
                     Reason.UNDERFUNDED,
@@ -292,13 +303,21 @@ class Channels:
         async with self._places:
             try:
                 seen = await self._chain.channel(live.id)
-                if funding is not None and funding.authorization.funded > seen.deposit:
-                    live.pooled = await self._chain.pooled_balance(*_purse(live))
-                    live.pooled_at = self._runtime.clock.monotonic()
+                if funding is not None and funding.authorization.funded > seen.funded:
+                    await self._ask_payer(live, funding)
             except PieceworkError as error:
                 self._note_chain_error(error)
                 return
         await self._runtime.shielded(self._take_over(live, seen))
+
+    async def _ask_payer(self, live: LiveChannel, funding: FundingAuthorization) -> None:
+        """Ask what the payer holds, and a smart account whether it has signed (ERC-1271)."""
+        payer, terms = live.stored.channel.payer, funding.authorization
+        live.pooled = await self._chain.pooled_balance(*_purse(live))
+        if not signed_by(self._runtime.domain, terms, funding.signature, payer):
+            signed = await self._chain.payer_signed(payer, terms, funding.signature)
+            live.account_signed = funding if signed else None
+        live.pooled_at = self._runtime.clock.monotonic()
 
     def is_reliable(self, live: LiveChannel, funding: FundingAuthorization | None) -> bool:
         """Whether the chain's word is recent enough to admit a job on it.
@@ -320,9 +339,9 @@ class Channels:
 
     def observed(self, live: LiveChannel) -> ChannelObserved:
         """Return the record of the chain's last word."""
-        stored = live.stored
-        time = now(self._runtime.clock)
-        return ChannelObserved(live.id, stored.state, stored.deposit, stored.settled, time)
+        s, time = live.stored, now(self._runtime.clock)
+        rest = (s.withdrawn, s.requested, s.requested_at, s.requests)
+        return ChannelObserved(live.id, s.state, s.deposit, s.settled, time, *rest)
 
     async def _take_over(self, live: LiveChannel, seen: ChannelOnChain) -> None:
         async with live.lock:
@@ -330,23 +349,26 @@ class Channels:
             if not self._is_possible(live, seen):
                 return
             live.heard_at = self._runtime.clock.monotonic()
-            if (stored.state, stored.deposit, stored.settled) == (
-                seen.state,
-                seen.deposit,
-                seen.settled,
-            ):
-                return
-            live.stored = replace(
+            word = replace(
                 stored,
                 state=seen.state,
-                deposit=seen.deposit,
+                deposit=seen.funded,
                 settled=seen.settled,
-                observed_at=now(self._runtime.clock),
+                withdrawn=seen.withdrawn,
+                requested=seen.requested,
+                requested_at=seen.withdrawal_requested_at,
+                requests=seen.requests,
             )
+            if word == stored:
+                return
+            live.stored = replace(word, observed_at=now(self._runtime.clock))
             if live.journaled:
                 await self._journal.append([self.observed(live)])
             for job in list(live.jobs.values()):
-                await self._move_job(job)
+                try:
+                    await self._move_job(job)
+                except Exception as error:  # noqa: BLE001  contained: it ends this job alone
+                    self._runtime.contain(error, job)
 
     def _is_possible(self, live: LiveChannel, seen: ChannelOnChain) -> bool:
         """Hold an observation to the table of clause 6.2, and log what it forbids.
@@ -355,7 +377,7 @@ class Channels:
         same, because it is where a claim would be paid. What no escrow can say is not taken over.
         """
         stored = live.stored
-        if seen.settled > seen.deposit:
+        if seen.settled + seen.withdrawn > seen.funded:
             self._log.error(
                 "the chain says what no escrow can",
                 channel=live.id,
@@ -365,7 +387,7 @@ class Channels:
             return False
         path = channel_path(stored.state, seen.state)
         # Closing pays the rest of a deposit back, so only there it may shrink.
-        lost = seen.deposit < stored.deposit and seen.state is not ChannelState.CLOSED
+        lost = seen.funded < stored.deposit and seen.state is not ChannelState.CLOSED
         if path is None or lost or seen.settled < stored.settled:
             self._log.warning(
                 "the chain went back",

@@ -2,8 +2,10 @@
 
 One lock per channel is held from a decision until its records are durable and its frames are
 queued. A unit of work that has begun is never cancelled half way (`shielded`). A stream that breaks
-off waits for it. When the journal fails, nothing is promised any more: `failure` raises and the
-daemon stops.
+off waits for it.
+
+An error of ours in a unit of work ends the job that the unit belongs to, and no other (`abandon`).
+When the disk fails, nothing is promised any more: `failure` raises and the daemon stops.
 """
 
 from __future__ import annotations
@@ -15,18 +17,20 @@ from typing import Any, NoReturn, TypeVar
 
 from piecework.base.clock import Clock
 from piecework_node.engine.link import EngineLink
-from piecework_node.errors import EngineUnavailable
+from piecework_node.errors import EngineUnavailable, JournalError
 from piecework_node.journal.protocol import Journal
 from piecework_node.journal.records import JournalRecord
 from piecework_node.metrics import Metrics
 from piecework_node.runtime.live import LiveJob
 from piecework_node.runtime.requests import generation_request
+from piecework_node.times import now
 from piecework_protocol.eip712 import Domain, TypedData
-from piecework_protocol.errors import Refusal
+from piecework_protocol.errors import Reason, Refusal
 from piecework_protocol.frames import Progress
 from piecework_protocol.ledger import WorkerLedger
 from piecework_protocol.limits import MAX_CANVASES_AHEAD
 from piecework_protocol.signing import Signer, sign
+from piecework_protocol.states import ENDED_STATES, JobState
 from piecework_protocol.types import Signature
 from piecework_protocol.worker_session import AllowCanvases, Outcome, StartEngine, StateRecord
 
@@ -45,8 +49,10 @@ class JobRuntime:
         signer: Signer,
         clock: Clock,
         metrics: Metrics,
+        log: Any,
     ) -> None:
         self.journal, self.engine = journal, engine
+        self._log = log
         self.domain, self.signer = domain, signer
         self.clock, self.metrics = clock, metrics
         self.sequences: dict[str, LiveJob] = {}
@@ -171,13 +177,25 @@ class JobRuntime:
 
     # --- units of work
 
-    async def shielded(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run to the end even if the caller is cancelled, so that no decision loses its effects."""
-        return await asyncio.shield(self.spawn(work))
+    async def shielded(self, work: Coroutine[Any, Any, T], job: LiveJob | None = None) -> T:
+        """Run to the end even if the caller is cancelled, so that no decision loses its effects.
 
-    def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Start a unit of work that nobody can cancel. An error of ours in it stops the daemon."""
-        task = asyncio.ensure_future(work)
+        job: it ends, alone, if an error of ours breaks the work off. The caller gets the error.
+        """
+        return await asyncio.shield(self.spawn(work, job))
+
+    async def attempt(self, work: Coroutine[Any, Any, None], job: LiveJob) -> None:
+        """As `shielded`, for work that no stream waits for. An error has ended the job by then."""
+        try:
+            await self.shielded(work, job)
+        except JournalError:
+            raise
+        except Exception:  # noqa: BLE001  `_unit` has contained and logged it
+            return
+
+    def spawn(self, work: Coroutine[Any, Any, T], job: LiveJob | None = None) -> asyncio.Task[T]:
+        """Start a unit of work that nobody can cancel."""
+        task = asyncio.ensure_future(self._unit(work, job))
         self._tasks.add(task)
         task.add_done_callback(self._done)
         return task
@@ -188,16 +206,65 @@ class JobRuntime:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def failure(self) -> NoReturn:
-        """Wait for the first error of ours in a unit of work, and raise it."""
+        """Wait for the first error that nothing can contain, and raise it."""
         await self._failed.wait()
         raise self._error or RuntimeError("a unit of work failed")
+
+    async def _unit(self, work: Coroutine[Any, Any, T], job: LiveJob | None) -> T:
+        try:
+            return await work
+        except (Refusal, EngineUnavailable, JournalError):
+            raise
+        except Exception as error:
+            self.note(error, job)
+            if job is not None:
+                await self.abandon(job)
+            raise
+
+    def contain(self, error: Exception, job: LiveJob) -> None:
+        """End a job after an error, once its channel's lock is free. For callers that hold it.
+
+        Raises:
+            JournalError: the error is one that ends the daemon.
+        """
+        if isinstance(error, JournalError):
+            raise error
+        self.note(error, job)
+        self.spawn(self.abandon(job))
+
+    def note(self, error: Exception, job: LiveJob | None = None) -> None:
+        """Log an error of ours that was contained."""
+        name, known = type(error).__name__, {"job": job.id} if job is not None else {}
+        self._log.error("contained", error_class=name, error=str(error), **known)
+        self.metrics.note(now(self.clock), "job", f"{name}: {error}")
+        self.metrics.contained()
+
+    async def abandon(self, job: LiveJob) -> None:
+        """End one job whose state in memory may be wrong. What the journal holds is the truth.
+
+        Its delivered canvases stay owed. The other jobs of its channel go on.
+        """
+        async with job.channel.lock:
+            sink, job.sink, job.prompt_ids = job.sink, None, ()
+            job.channel.jobs.pop(job.id, None)
+            self.drop_sequence(job)
+            stored = await self.journal.job(job.id)
+            if stored is not None and stored.state not in ENDED_STATES:
+                failed = StateRecord(job.id, JobState.FAILED, Reason.INTERNAL)
+                await self.journal.append([failed])
+                self.metrics.moved(failed.state)
+            known = await self.journal.channel(job.channel.id)
+            if known is not None:
+                job.channel.stored = replace(job.channel.stored, ledger=known.ledger)
+        if sink is not None:
+            sink.close(Refusal(Reason.INTERNAL, "the worker failed on this job"))
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if task.cancelled():
             return
         error = task.exception()
-        if error is None or isinstance(error, Refusal | EngineUnavailable):
+        if error is None or (isinstance(error, Exception) and not isinstance(error, JournalError)):
             return
         if self._error is None:
             self._error = error

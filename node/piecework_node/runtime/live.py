@@ -9,6 +9,7 @@ from piecework_model.requests import DraftEvent, ProgressEvent
 from piecework_node.journal.records import StoredChannel
 from piecework_node.runtime.funding import usable_funding
 from piecework_node.runtime.sink import FrameSink
+from piecework_protocol.frames import FundingAuthorization
 from piecework_protocol.ledger import WorkerLedger
 from piecework_protocol.pricing import worst_case
 from piecework_protocol.states import ENDED_STATES, ChannelState, JobState
@@ -94,6 +95,8 @@ class LiveChannel:
     """A question to the chain that is under way."""
     heard_at: float | None = None
     """Monotonic time of the chain's last word. None: not asked since this process started."""
+    account_signed: FundingAuthorization | None = None
+    """What the payer's smart account says it has signed. Plain keys are not asked."""
     wants_funding: bool = False
     """An authorization waits for settlement to submit it."""
     unsettled_since: float | None = None
@@ -110,10 +113,16 @@ class LiveChannel:
         return self.stored.ledger
 
     @property
+    def capacity(self) -> Amount:
+        """What vouchers can draw on chain: the deposit without what the payer took back."""
+        return Amount(self.stored.deposit - self.stored.withdrawn)
+
+    @property
     def backing(self) -> Amount:
-        """The deposit on chain, or the larger one that is authorized."""
-        funding = self.stored.funding
-        return Amount(max(self.stored.deposit, funding.authorization.funded if funding else 0))
+        """What vouchers can draw, on chain or out of a larger deposit that is authorized."""
+        funding, stored = self.stored.funding, self.stored
+        authorized = funding.authorization.funded if funding else 0
+        return Amount(max(stored.deposit, authorized) - stored.withdrawn)
 
     @property
     def claimable(self) -> Amount:
@@ -121,7 +130,7 @@ class LiveChannel:
         stored = self.stored
         if stored.state not in (ChannelState.OPEN, ChannelState.WITHDRAWING):
             return Amount(0)
-        return Amount(max(0, min(self.ledger.cumulative, stored.deposit) - stored.settled))
+        return Amount(max(0, min(self.ledger.cumulative, self.capacity) - stored.settled))
 
     @property
     def unsettled(self) -> Amount:
@@ -154,7 +163,7 @@ class LiveChannel:
     @property
     def is_overcommitted(self) -> bool:
         """Whether the jobs rely on a deposit that is not on chain yet."""
-        return self.committed > self.stored.deposit
+        return self.committed > self.capacity
 
     def pending_funding(self, now: int) -> int:
         """Base units that an authorization would still take out of the payer's pooled balance.

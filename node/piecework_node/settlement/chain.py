@@ -8,18 +8,27 @@ from typing import Final, Protocol
 from piecework.chain import calls
 from piecework.chain.calls import Call, Claim, send_native
 from piecework.chain.deployment import Deployment
-from piecework.chain.errors import LogRangeRefused
+from piecework.chain.errors import BadAnswer, LogRangeRefused, MethodMissing
+from piecework.chain.events import WithdrawalRequested
 from piecework.chain.fees import FeePolicy
+from piecework.chain.packing import settlement_calldata
 from piecework.chain.quorum import QuorumRpc
 from piecework.chain.rawtx import SignedTransaction
 from piecework.chain.reader import ChainReader, ChannelOnChain
-from piecework.chain.transactions import GasPrice, Outcome, Simulation, TransactionSender
+from piecework.chain.transactions import (
+    GasPrice,
+    Outcome,
+    Simulation,
+    TransactionSender,
+    Unknown,
+)
 from piecework_node.journal.records import Worth
 from piecework_node.runtime.channels import ChannelReader
 from piecework_node.settlement.watch import NodePort
+from piecework_protocol.eip712 import TypedData
 from piecework_protocol.frames import FundingAuthorization
 from piecework_protocol.signing import Signer
-from piecework_protocol.types import Address, Amount, Bytes32, ChannelId, Signature, Timestamp
+from piecework_protocol.types import Address, Amount, Bytes32, ChannelId, Timestamp
 
 MAX_WATCH_REQUESTS: Final = 32
 """Of one search for withdrawals. Asking for each channel is cheaper than more."""
@@ -101,6 +110,9 @@ class ChainLink:
     async def pooled_balance(self, token: Address, owner: Address) -> Amount:
         return await self._reader.pooled_balance(token, owner)
 
+    async def payer_signed(self, payer: Address, message: TypedData, signature: bytes) -> bool:
+        return await self._reader.payer_signed(payer, message, signature)
+
     async def verify(self) -> None:
         await self._reader.verify()
 
@@ -124,10 +136,18 @@ class ChainLink:
         await self._sender.estimate(send_native(self._sender.signer.address, 0))
 
     async def ask_outcome(self) -> None:
-        await self._sender.outcome(NO_TRANSACTION)
+        if await self._sender.outcome(NO_TRANSACTION) != Unknown():
+            raise BadAnswer("the node knows a transaction that does not exist")
 
     async def ask_logs(self, block: int) -> None:
-        await self._reader.withdrawal_requests(block, block)
+        await self._requests_to_withdraw(block, block)
+
+    async def _requests_to_withdraw(self, first: int, last: int) -> tuple[WithdrawalRequested, ...]:
+        try:
+            return await self._reader.withdrawal_requests(first, last)
+        except MethodMissing as error:
+            # To us it is the same: channels must be asked for one by one.
+            raise LogRangeRefused("eth_getLogs", error.rpc_code, error.message) from error
 
     @property
     def odd_nodes(self) -> Mapping[int, str]:
@@ -141,14 +161,14 @@ class ChainLink:
         requests = self._reader.logs.requests(from_block, to_block)
         if requests > MAX_WATCH_REQUESTS:
             raise LogRangeRefused("eth_getLogs", 0, f"the search takes {requests} requests")
-        found = await self._reader.withdrawal_requests(from_block, to_block)
+        found = await self._requests_to_withdraw(from_block, to_block)
         return tuple(event.channel for event in found)
 
     async def prepare_fund(self, funding: FundingAuthorization, worth: Worth) -> SignedTransaction:
         return await self._prepare(self._fund_call(funding), worth)
 
     async def prepare_settle(self, claims: Sequence[Claim], worth: Worth) -> SignedTransaction:
-        return await self._prepare(calls.settle(self.deployment, claims), worth)
+        return await self._prepare(settlement_calldata(self.deployment, claims), worth)
 
     async def prepare_close(self, claim: Claim, worth: Worth) -> SignedTransaction:
         return await self._prepare(calls.close(self.deployment, claim), worth)
@@ -175,10 +195,7 @@ class ChainLink:
         self._sender.resume(list(txs))
 
     def _fund_call(self, funding: FundingAuthorization) -> Call:
-        a = funding.authorization
-        return calls.fund(
-            self.deployment, a.channel, a.funded, a.deadline, Signature(funding.signature)
-        )
+        return calls.submit_funding(self.deployment, funding.authorization.channel, funding)
 
     async def _prepare(self, call: Call, worth: Worth) -> SignedTransaction:
         return await self._sender.prepare(call, value_at_stake=worth.wei)

@@ -18,8 +18,8 @@ from piecework.chain.transactions import GasPrice
 from piecework_node.journal.records import Worth
 from piecework_protocol.types import Amount, ChannelId
 
-SETTLE_GAS_BASE: Final = 40_000
-SETTLE_GAS_PER_CLAIM: Final = 23_500
+SETTLE_GAS_BASE: Final = 40_500
+SETTLE_GAS_PER_CLAIM: Final = 20_300
 SETTLE_DATA_BASE_BYTES: Final = 200
 SETTLE_DATA_PER_CLAIM_BYTES: Final = 512
 """Measured with distinct payers and random salts, and rounded up. A test holds them to the

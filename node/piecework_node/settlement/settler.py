@@ -120,6 +120,13 @@ class Settler:
         """Whether everything under way only waits for finality."""
         return not self._asked and all(tx.state is TxState.MINED for tx in self._transactions)
 
+    async def check(self) -> None:
+        """Make every check of the surroundings once. A start is not ready before."""
+        async with self._lock:
+            self._watched_at = self._clock.monotonic()
+            await self._watch.round()
+            self._note_failures()
+
     # --- rounds
 
     async def run(self) -> None:

@@ -27,6 +27,7 @@ from eth_typing import BlockNumber
 from eth_utils.exceptions import ValidationError
 
 from piecework.base.errors import PieceworkError
+from piecework.chain.addresses import FACTORY, FACTORY_CODE
 from piecework.chain.limits import (
     EMBEDDED_BLOCK_GAS,
     EMBEDDED_CHAIN_ID,
@@ -130,8 +131,11 @@ class Evm:
             "timestamp": now(),
             "base_fee_per_gas": _FIRST_BASE_FEE,
         }
-        account: Any = {"balance": FAUCET_WEI, "nonce": 0, "code": b"", "storage": {}}
-        self._chain: Any = _Chain.from_genesis(AtomicDB(), genesis, {EvmAddress(faucet): account})
+        rich: Any = {"balance": FAUCET_WEI, "nonce": 0, "code": b"", "storage": {}}
+        # As on public chains: the transaction that creates it leaves it with nonce 1.
+        factory: Any = {"balance": 0, "nonce": 1, "code": FACTORY_CODE, "storage": {}}
+        accounts = {EvmAddress(faucet): rich, EvmAddress(FACTORY): factory}
+        self._chain: Any = _Chain.from_genesis(AtomicDB(), genesis, accounts)
         self._mined: dict[bytes, MinedRecord] = {}
         self._by_block: dict[int, MinedRecord] = {}
         self._queue: dict[bytes, dict[int, Transaction]] = {}

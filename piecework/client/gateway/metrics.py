@@ -15,6 +15,7 @@ from prometheus_client import (
 )
 
 from piecework.base.connections import Refused
+from piecework.client.gateway.line import WaitingLine
 
 
 class GatewayMetrics:
@@ -44,7 +45,10 @@ class GatewayMetrics:
             registry=r,
         )
         self._running = Gauge(
-            "piecework_gateway_running", "Chat completions running now.", registry=r
+            "piecework_gateway_running", "Chat completions running or waiting now.", registry=r
+        )
+        self._waiting = Gauge(
+            "piecework_gateway_waiting", "Chat completions waiting for their turn.", registry=r
         )
         self._seconds = Histogram(
             "piecework_gateway_seconds",
@@ -62,6 +66,10 @@ class GatewayMetrics:
         self._spent = Counter(
             "piecework_gateway_spent_base_units", "Base units promised.", registry=r
         )
+
+    def watch(self, line: WaitingLine) -> None:
+        """Show how many wait in this line."""
+        self._waiting.set_function(lambda: line.waiting)
 
     @contextmanager
     def request(self, stream: bool) -> Iterator[None]:

@@ -64,7 +64,22 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "web_search_options": (),
     "store": (False,),
     "service_tier": ("auto", "default"),
+    # Samplers of other servers, at the values that switch them off.
+    "top_k": (-1, 0),
+    "min_p": (0,),
+    "top_a": (0,),
+    "typical_p": (1,),
+    "repetition_penalty": (1,),
+    "length_penalty": (1,),
 }
+PARAMETERS: Mapping[str, str] = {
+    "max_tokens": "max_tokens",
+    "temperature_end": "temperature",
+    "temperature_start": "piecework.temperature_start",
+    "max_steps": "piecework.max_steps",
+    "entropy_bound": "piecework.entropy_bound",
+}
+"""A job's parameters, and the members of a request that they come from."""
 # These name the caller or steer caches and never the text.
 _HARMLESS = frozenset(
     {
@@ -179,9 +194,9 @@ def _check_supported(name: str, value: Any) -> None:
 
 
 def _generation(body: Mapping[str, Any], ours: Mapping[str, Any]) -> Generation:
-    tokens = _integer(body, "max_completion_tokens", 1, 1 << 31)
+    tokens = _token_limit(body, "max_completion_tokens")
     if tokens is None:
-        tokens = _integer(body, "max_tokens", 1, 1 << 31)
+        tokens = _token_limit(body, "max_tokens")
     start = _real(ours, "temperature_start", MAX_TEMPERATURE)
     end = _real(body, "temperature", MAX_TEMPERATURE)
     if start is None and end is not None:
@@ -211,6 +226,8 @@ def _message(item: Any, where: str) -> Message:
     if role not in ("system", "user", "assistant"):
         _bad("a message's role is system, developer, user or assistant", f"{where}.role")
     for name, value in item.items():
+        if name == "name" and isinstance(value, str):
+            continue  # it tells participants of one role apart; no template here knows it
         if name not in ("role", "content") and value not in (None, [], {}):
             _bad(
                 f"a message's {name} is not supported",
@@ -258,10 +275,17 @@ def _flag(source: Mapping[str, Any], name: str, default: bool) -> bool:
     return value
 
 
+def _token_limit(source: Mapping[str, Any], name: str) -> int | None:
+    """A limit of tokens. -1 means none, as other servers have it."""
+    return None if source.get(name) == -1 else _integer(source, name, 1, 1 << 31)
+
+
 def _integer(source: Mapping[str, Any], name: str, least: int, most: int) -> int | None:
     value = source.get(name)
     if value is None:
         return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # 8.0 is how some languages write 8
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
         _bad(f"{name} is a whole number from {least} to {most}", name)
     return value

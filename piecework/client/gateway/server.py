@@ -35,9 +35,11 @@ from piecework.client.errors import (
     JobFailed,
     JobInterrupted,
     NoWorkerFits,
+    RequestRefused,
     WorkerUnreachable,
 )
 from piecework.client.gateway import openai_format as oai
+from piecework.client.gateway.line import LineFull, Turn, WaitingLine
 from piecework.client.gateway.metrics import GatewayMetrics
 from piecework.client.gateway.openai_format import ApiError, ChatRequest, StopCutter
 from piecework.client.jobs.events import CanvasText, JobEvent, JobFinished, JobStarted
@@ -61,14 +63,20 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class GatewayOptions:
     """How the gateway behaves. Without an API key only loopback names are accepted in `Host`.
 
-    `best_effort`: requests that do not say may go to models without seed and trace.
-    `trusted_proxies`: addresses whose X-Forwarded-For is believed.
+    Attributes:
+        max_concurrent: Requests that run at once.
+        max_waiting: Requests that wait for their turn beside them.
+        wait_s: How long a request may wait in all.
+        best_effort: Requests that do not say may go to models without seed and trace.
+        trusted_proxies: Addresses whose X-Forwarded-For is believed.
     """
 
     api_key: str | None
     max_concurrent: int
     heartbeat_s: float
     best_effort: bool = False
+    max_waiting: int = 256
+    wait_s: float = 60.0
     trusted_proxies: Networks = ()
 
 
@@ -84,7 +92,10 @@ class Gateway:
     ) -> None:
         self._client, self._options, self._clock = client, options, clock or SystemClock()
         self.metrics = GatewayMetrics()
-        self._running = 0
+        self._line = WaitingLine(
+            places=options.max_concurrent, waiting=options.max_waiting, wait_s=options.wait_s
+        )
+        self.metrics.watch(self._line)
         self._bodies = BodyReader(max_bytes=MAX_BODY_BYTES, trusted=options.trusted_proxies)
         self._log = structlog.get_logger("gateway")
 
@@ -152,26 +163,41 @@ class Gateway:
             chat = oai.parse_chat(body, best_effort=self._options.best_effort)
         except MalformedInput as error:
             raise oai.as_malformed(error) from None
-        if self._running >= self._options.max_concurrent:
+        with self.metrics.request(chat.stream):
+            return await self._in_turn(request, chat)
+
+    async def _in_turn(self, request: web.Request, chat: ChatRequest) -> web.StreamResponse:
+        """Answer when it is this request's turn. While all workers are busy it waits in line."""
+        busy: NoWorkerFits | None = None
+        try:
+            async with self._line.turn(chat.request.model) as turn:
+                while True:
+                    try:
+                        return await self._answer(request, chat, turn)
+                    except NoWorkerFits as error:
+                        if error.retry_after_s is None:
+                            raise
+                        busy = error
+                    await turn.again(busy.retry_after_s or WAIT_WHEN_FULL_S)
+        except LineFull as full:
+            if busy is not None:
+                raise busy from None
             raise ApiError(
                 429,
                 "rate_limit_error",
-                "too many requests at once",
+                str(full),
                 code="too_many_requests",
                 retry_after_s=WAIT_WHEN_FULL_S,
-            )
-        self._running += 1
-        try:
-            with self.metrics.request(chat.stream):
-                return await self._answer(request, chat)
-        finally:
-            self._running -= 1
+            ) from None
 
-    async def _answer(self, request: web.Request, chat: ChatRequest) -> web.StreamResponse:
+    async def _answer(
+        self, request: web.Request, chat: ChatRequest, turn: Turn
+    ) -> web.StreamResponse:
         started = self._clock.wall()
         async with self._client.run(chat.request) as run:
             events = aiter(run)
             accepted = await _first(events)
+            turn.accepted()
             answer = _Reply(
                 chat,
                 accepted,
@@ -258,7 +284,8 @@ class Gateway:
         return oai.model_list(offers, self._client.payment_token)
 
     async def _health(self, _: web.Request) -> web.Response:
-        return web.json_response({"status": "ok", "running": self._running})
+        body = {"status": "ok", "running": self._line.running, "waiting": self._line.waiting}
+        return web.json_response(body)
 
     async def _metrics(self, _: web.Request) -> web.Response:
         return web.Response(
@@ -378,6 +405,9 @@ def as_api_error(error: PieceworkError) -> ApiError:
 
 
 def _no_worker(error: NoWorkerFits) -> ApiError:
+    if isinstance(error, RequestRefused):
+        kind = "invalid_request_error"
+        return ApiError(400, kind, str(error), code=error.code, param=error.param)
     wait = error.retry_after_s
     if wait is not None:
         return ApiError(429, "rate_limit_error", str(error), code=error.code, retry_after_s=wait)
@@ -390,8 +420,12 @@ def _refused(refusal: Refusal) -> ApiError:
     text, kind = str(refusal), "invalid_request_error"
     if refusal.reason is Reason.PROMPT_TOO_LONG:
         return ApiError(400, kind, text, code="context_length_exceeded", param="messages")
+    if refusal.reason is Reason.PROMPT_REFUSED:
+        return ApiError(400, kind, text, code=refusal.code, param="messages")
     if refusal.reason in (Reason.BAD_PARAMETERS, Reason.OVERSIZED):
-        return ApiError(400, kind, text, code=refusal.code)
+        # A worker names the parameter first: "temperature_end is 0, outside …".
+        param = oai.PARAMETERS.get(refusal.message.partition(" ")[0])
+        return ApiError(400, kind, text, code=refusal.code, param=param)
     if refusal.reason in BUSY_REASONS:
         wait = refusal.retry_after_s or WAIT_WHEN_FULL_S
         return ApiError(429, "rate_limit_error", text, code=refusal.code, retry_after_s=wait)

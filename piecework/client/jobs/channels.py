@@ -13,6 +13,7 @@ from piecework.base.amounts import Token
 from piecework.base.clock import Clock
 from piecework.base.errors import PieceworkError
 from piecework.chain.errors import RpcRefused, RpcUnavailable
+from piecework.chain.records import ChannelOnChain
 from piecework.client.config import ClientConfig
 from piecework.client.errors import InsufficientFunds
 from piecework.client.journal.records import (
@@ -26,8 +27,7 @@ from piecework.client.journal.store import Store
 from piecework.client.network.discovery import ChainView
 from piecework.client.wallet import Wallet
 from piecework_protocol.frames import FundingAuthorization
-from piecework_protocol.ledger import closing_of
-from piecework_protocol.objects import Channel, CloseChannel, FundChannel, Offer
+from piecework_protocol.objects import Channel, FundChannel, Offer
 from piecework_protocol.signing import sign
 from piecework_protocol.states import ChannelState
 from piecework_protocol.types import (
@@ -87,7 +87,12 @@ class ChannelManager:
         """
         await self.refresh_funding(job.channel_id)
         until = Timestamp(job.created_at + self._config.funding_lifetime_s)
-        smallest = job.offer.offer.min_deposit
+        terms = job.offer.offer
+        row = await asyncio.to_thread(self._store.channel, job.channel_id)
+        # A worker is paid for the transaction, and sends none for less than this.
+        fee, least_raise = terms.open_fee, terms.min_deposit
+        if row.funded:
+            fee, least_raise = terms.top_up_fee, terms.min_top_up
 
         def refuse(needed: Amount, counted: Amount) -> Amount:
             raise _DepositTooSmall(f"{needed} needed, {counted} there")
@@ -98,8 +103,9 @@ class ChannelManager:
             free = await self.free_balance()
 
         def grow(needed: Amount, counted: Amount) -> Amount:
-            least = Amount(max(needed, smallest))
-            return deposit_total(least, counted, free, self._step, self._money)
+            least = Amount(max(needed, row.funded + least_raise))
+            spendable = Amount(max(0, free - fee))
+            return deposit_total(least, counted, spendable, self._step, self._money)
 
         return await asyncio.to_thread(self._store.admit, job, prompt, grow, until)
 
@@ -124,7 +130,7 @@ class ChannelManager:
         """Return the payer's authorization, until the chain shows the whole deposit."""
         if row.authorized <= row.funded:
             return None
-        authorization = FundChannel(row.channel, row.authorized, Amount(0), row.funding_deadline)
+        authorization = FundChannel(row.channel, row.authorized, row.fee, row.funding_deadline)
         signature = sign(self._chain.domain, authorization, self._wallet.payer)
         return FundingAuthorization(authorization, PayerSignature(signature))
 
@@ -137,6 +143,14 @@ class ChannelManager:
             return await self.refresh(channel)
         except RpcUnavailable:
             return row
+
+    async def on_chain(self, channel: ChannelId) -> ChannelOnChain:
+        """Return what the newest block shows of a channel.
+
+        Raises:
+            ChainError: the chain does not answer.
+        """
+        return await self._chain.channel(channel)
 
     async def refresh(self, channel: ChannelId) -> ChannelRow:
         """Record what the chain says about a channel.
@@ -156,7 +170,7 @@ class ChannelManager:
                 status = ChannelStatus.CLOSED
         elif seen.state is ChannelState.WITHDRAWING:
             status = ChannelStatus.CLOSING
-        totals = SeenChannel(seen.deposit, Amount(0), seen.settled, int(seen.count))
+        totals = SeenChannel(seen.funded, seen.withdrawn, seen.settled)
         return await asyncio.to_thread(self._store.seen_on_chain, channel, totals, status)
 
     async def _is_closed_for_good(self, channel: ChannelId) -> bool:
@@ -166,11 +180,6 @@ class ChannelManager:
         except RpcRefused:
             return False
         return final.state is ChannelState.CLOSED
-
-    def closing(self, row: ChannelRow) -> CloseChannel:
-        """Return what the client holds to be final: its own book."""
-        v = row.book.voucher()
-        return closing_of(v)
 
 
 def deposit_total(

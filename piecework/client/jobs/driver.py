@@ -26,10 +26,25 @@ from piecework.client.jobs.events import (
 )
 from piecework.client.jobs.requests import TextRequest, job_parameters
 from piecework.client.jobs.run import Caller
-from piecework.client.jobs.selection import Choice, learn, learn_broken
-from piecework.client.journal.records import ChannelRow, JobRow, JobStatus
+from piecework.client.jobs.selection import Choice, claimed_seconds, usual_steps
+from piecework.client.jobs.watchdog import Watchdog
+from piecework.client.journal.learning import learn, learn_broken, learn_measure
+from piecework.client.journal.memory import JobDone, Lesson
+from piecework.client.journal.records import (
+    ChannelRow,
+    JobRow,
+    JobStatus,
+    Measured,
+    PaidTariff,
+)
 from piecework.client.journal.store import Store
-from piecework.client.limits import CANCEL_TIMEOUT_S, RESUME_FIRST_WAIT_S, RESUME_LONGEST_WAIT_S
+from piecework.client.limits import (
+    CANCEL_TIMEOUT_S,
+    GOODBYE_TIMEOUT_S,
+    RESUME_FIRST_WAIT_S,
+    RESUME_LONGEST_WAIT_S,
+)
+from piecework.client.network.reachability import Reachability
 from piecework.client.network.transport import JobLinks, JobStream
 from piecework.client.wallet import Wallet
 from piecework_protocol import objects
@@ -48,6 +63,7 @@ from piecework_protocol.frames import (
     Account,
     CancelJob,
     JobEnded,
+    Progress,
     SubmitJob,
     VoucherAccepted,
     WorkerFrame,
@@ -95,6 +111,7 @@ class JobContext:
     config: ClientConfig
     clock: Clock
     entropy: Callable[[int], bytes]
+    reachability: Reachability
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep
     """Waits for seconds before a job is presented again; a simulation moves its clock instead."""
 
@@ -169,6 +186,11 @@ class JobDriver:
         self._prompt_tokens = job.prompt_tokens
         self._announced = False
         self._ended: JobEnded | None = None
+        self._heard = self._silent = False
+        """Whether the worker has sent a frame on the stream that is open now, and whether that
+        stream was given up because it did not get on."""
+        self._streams, self._new = 0, not replay
+        self._worked_s = 0.0
 
     @property
     def canvases(self) -> int:
@@ -182,6 +204,7 @@ class JobDriver:
         if not self._replay:
             rows = await asyncio.to_thread(self._context.store.receipts, job=self._job.id)
             self._receipts = [r.receipt for r in sorted(rows, key=lambda r: r.receipt.canvas)]
+            self._new = not rows
         try:
             acknowledged = await self._follow()
         except ProtocolViolation as violation:
@@ -198,7 +221,8 @@ class JobDriver:
             try:
                 return await self._stream()
             except WorkerUnreachable as error:
-                await self._context.links.drop(self._job.offer.offer)
+                if not self._heard:
+                    self._context.links.retire(self._job.offer.offer)
                 if not self.sent:
                     raise
                 lost, why, wait = True, str(error), None
@@ -218,18 +242,30 @@ class JobDriver:
             await self._context.sleep(pause)
 
     @property
+    def _must_come_back(self) -> bool:
+        """Whether there is text at this worker that has been shown or paid for."""
+        return bool(self._receipts) or self._replay
+
+    @property
     def _attempts(self) -> int:
-        """A worker that never accepted gets one more try: somebody else may take the request
-        sooner."""
+        """How often the job is presented again.
+
+        Before the first canvas somebody else may deliver sooner: a stream that broke gets one more
+        try, and a worker that said nothing gets none.
+        """
         most = self._context.config.resume_attempts
-        return most if self.accepted else min(1, most)
+        if self._must_come_back:
+            return most
+        return 0 if self._silent else min(1, most)
 
     @property
     def _deadline(self) -> Timestamp:
         return self._job.submission.job.deadline
 
     def _given_up(self, why: str) -> Exception:
-        return JobInterrupted(self._job.id, why) if self.accepted else WorkerUnreachable(why)
+        if self.accepted and self._must_come_back:
+            return JobInterrupted(self._job.id, why)
+        return WorkerUnreachable(why)
 
     # --- one stream
 
@@ -239,6 +275,8 @@ class JobDriver:
         row = await context.channels.refresh_funding(job.channel_id)
         link = await context.links.to(job.offer.offer)
         session = self._session(row)
+        self._heard = self._silent = False
+        self._streams += 1
         # The worker ends a job at its deadline; the stream outlives it by the time for the last
         # words.
         stream = link.run(max(1, self._deadline - context.now()) + CANCEL_TIMEOUT_S)
@@ -252,21 +290,35 @@ class JobDriver:
                 funding=funding,
             )
             await stream.send(submission)
-            return await self._frames(stream, session, row)
+            watchdog = self._new_watchdog()
+            return await self._frames(stream, session, row, watchdog)
         finally:
             stream.abort()
 
-    async def _frames(self, stream: JobStream, session: ClientSession, row: ChannelRow) -> bool:
-        book = row.book
-        async with contextlib.aclosing(self._read(stream, session)) as frames:
+    async def _frames(
+        self, stream: JobStream, session: ClientSession, row: ChannelRow, watchdog: Watchdog
+    ) -> bool:
+        book, loop = row.book, asyncio.get_running_loop()
+        started = loop.time()
+        async with contextlib.aclosing(self._read(stream, session, watchdog)) as frames:
             async for frame in frames:
-                event = session.receive(frame, self._context.now())
+                event, came = session.receive(frame, self._context.now()), loop.time()
                 if isinstance(event, Accepted):
+                    started = came
+                    watchdog.accepted(came)
+                    self._context.reachability.heard(self._job.offer.offer.operator)
                     book = await self._on_accepted(event, stream)
                 elif isinstance(event, DraftSeen):
+                    watchdog.working(came, event.canvas, event.step)
                     self._caller.offer(DraftText(event.canvas, event.step, event.output.text))
+                elif isinstance(event, Progress):
+                    if _told(watchdog, event, came, self._context.clock.wall()):
+                        started = came  # time in a queue is not the worker's slowness
                 elif isinstance(event, CanvasVerified):
+                    watchdog.canvas(came)
+                    self._worked_s += came - started
                     book = await self._on_canvas(event, stream, book)
+                    started = loop.time()  # a slow reader of ours is not the worker's slowness
                 elif isinstance(event, VoucherAccepted):
                     book = await asyncio.to_thread(
                         self._context.store.acknowledge, row.id, event.count
@@ -292,7 +344,7 @@ class JobDriver:
         return book.acknowledged + mine[-1] + 1 if mine else 0
 
     async def _read(
-        self, stream: JobStream, session: ClientSession
+        self, stream: JobStream, session: ClientSession, watchdog: Watchdog
     ) -> AsyncGenerator[WorkerFrame, None]:
         """Frames until the end of the stream; passes on the caller's cancel; bounds every wait.
 
@@ -301,21 +353,22 @@ class JobDriver:
         """
         cancel = asyncio.create_task(self._caller.cancelled.wait())
         reading: asyncio.Task[WorkerFrame | None] | None = None
-        answered = cancelling = False
+        loop, answered, cancelling = asyncio.get_running_loop(), False, False
         try:
             while True:
                 reading = reading or asyncio.create_task(stream.receive())
                 may_cancel = answered and not cancelling
                 await asyncio.wait(
                     {reading, cancel} if may_cancel else {reading},
-                    timeout=self._patience(cancelling or self._caller.cancelled.is_set()),
+                    timeout=max(0.0, self._wait_s(watchdog.left(loop.time()))),
                     return_when=asyncio.FIRST_COMPLETED,
                 )
                 if reading.done():
                     frame, reading = reading.result(), None
                     if frame is None:
                         return
-                    answered = True
+                    answered = self._heard = True
+                    watchdog.frame(loop.time())
                     yield frame
                 elif cancel.done() and may_cancel:
                     cancelling = True
@@ -324,18 +377,42 @@ class JobDriver:
                         await stream.send(CancelJob())
                 elif self._ended is not None:
                     return  # the next voucher carries this one's receipts again
-                else:
+                elif self._caller.cancelled.is_set():
+                    self._silent = True
                     raise WorkerUnreachable("the worker has fallen silent")
+                elif watchdog.left(loop.time()) <= 0:
+                    self._silent = True
+                    await self._say_goodbye(stream)
+                    raise WorkerUnreachable(watchdog.why)
         finally:
             tasks = [task for task in (cancel, reading) if task is not None]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _patience(self, cancelling: bool) -> float:
+    def _wait_s(self, left: float) -> float:
+        """How long the next frame may take."""
         if self._ended is not None:
             return self._context.config.acknowledgement_timeout_s
-        return CANCEL_TIMEOUT_S if cancelling else self._context.config.stall_timeout_s
+        return CANCEL_TIMEOUT_S if self._caller.cancelled.is_set() else left
+
+    def _new_watchdog(self) -> Watchdog:
+        config, model = self._context.config, self._model
+        return Watchdog(
+            asyncio.get_running_loop().time(),
+            stall_s=config.stall_timeout_s,
+            start_s=config.start_timeout_s,
+            first_canvas_s=model.first_canvas_ms / 1000,
+            canvases=self.canvases,
+        )
+
+    async def _say_goodbye(self, stream: JobStream) -> None:
+        """Cancel a job that is left to somebody else: what a worker has not begun is not owed."""
+        if self._must_come_back:
+            return
+        with contextlib.suppress(WorkerUnreachable, Refusal, TimeoutError):
+            async with asyncio.timeout(GOODBYE_TIMEOUT_S):
+                await stream.send(CancelJob())
 
     async def _on_accepted(self, event: Accepted, stream: JobStream) -> PayerLedger:
         context, job = self._context, self._job
@@ -419,18 +496,12 @@ class JobDriver:
             )
             raise JobFailed(job.id, reason, message)
         status = JobStatus.COMPLETE if complete else JobStatus.CANCELLED
-        now = context.now()
-        await asyncio.to_thread(
-            context.store.finish,
-            job.id,
-            status,
-            learn=lambda memory: learn(memory, now, success=True),
-        )
+        usage = usage_of(self._receipts[-1]) if self._receipts else NOTHING
+        await asyncio.to_thread(context.store.finish, job.id, status, lesson=self._lesson(usage))
         finishes = {
             objects.Finish.END_OF_TEXT: FinishReason.END_OF_TEXT,
             objects.Finish.TOKEN_LIMIT: FinishReason.TOKEN_LIMIT,
         }
-        usage = usage_of(self._receipts[-1]) if self._receipts else NOTHING
         ended = JobFinished(
             finish=finishes.get(last, FinishReason.CANCELLED),
             job=job.id,
@@ -454,8 +525,36 @@ class JobDriver:
             self._job.id,
             JobStatus.BROKEN,
             str(violation),
-            learn=lambda memory: learn_broken(memory, now, violation.clause),
+            lesson=Lesson(lambda memory: learn_broken(memory, now, violation.clause)),
         )
+
+    def _lesson(self, usage: Usage) -> Lesson:
+        """What a job that ran to its end teaches: what it took, if one stream saw all of it, and
+        what was paid."""
+        now, model = self._context.now(), self._model
+        parameters = self._job.submission.job.parameters
+        seen_whole = self._streams == 1 and self._new and not self._caller.cancelled.is_set()
+
+        def measure(memory: Measured) -> Measured:
+            if not seen_whole:
+                return memory
+            tokens = usage.output_tokens
+            return learn_measure(
+                memory,
+                now,
+                seconds=self._worked_s,
+                claimed_seconds=claimed_seconds(model, tokens),
+                steps=usage.denoising_steps,
+                usual_steps=usual_steps(model, tokens, parameters.max_steps),
+            )
+
+        paid = PaidTariff(
+            model.price_per_million_prompt_tokens,
+            model.price_per_million_output_tokens,
+            model.price_per_thousand_steps,
+        )
+        done = JobDone(model.digest, measure, paid)
+        return Lesson(lambda memory: learn(memory, now, success=True), done)
 
     # --- session
 
@@ -492,3 +591,14 @@ class JobDriver:
 def _recorded(account: Account | None) -> int:
     """How many paid receipts the worker shows."""
     return account.voucher.count if account is not None else 0
+
+
+def _told(watchdog: Watchdog, progress: Progress, now: float, wall: float) -> bool:
+    """Tell the watchdog where the job is. Return whether it only waits."""
+    if progress.queue_position:
+        watchdog.queued(now)
+    elif progress.paused_until:
+        watchdog.paused(now, progress.paused_until - wall)
+    else:
+        watchdog.working(now, progress.canvas, progress.step, progress.prompt_tokens)
+    return bool(progress.queue_position or progress.paused_until)

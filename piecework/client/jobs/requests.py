@@ -147,7 +147,10 @@ def start_above(end: Micros) -> Micros:
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """What the client holds every worker to. Amounts are base units of `token`."""
+    """What the client holds every worker to. Amounts are base units of `token`.
+
+    `price_cap`: how many times the median a job may cost. None: any number.
+    """
 
     now: int
     token: Token
@@ -155,6 +158,7 @@ class Filters:
     max_price_per_million_output: Amount | None = None
     max_withdrawal_delay: Seconds = LONGEST_WITHDRAWAL_DELAY
     second_is_worth: float = 50.0
+    price_cap: float | None = None
 
 
 def job_parameters(model: ModelOffer, generation: Generation, seed: int) -> Parameters:

@@ -2,13 +2,18 @@
 
 A worker's score is what the request should cost there in money and waiting, divided by how often it
 has kept its word: the price that a client expects to pay for an answer that arrives. Lower is
-better. Being busy costs a worker nothing in reputation.
+better. Being busy costs a worker waiting time and nothing in reputation. What a worker claims of
+its speed and steps fades out over the first jobs that the client ran there itself.
+
+Nobody gets a job at any price: `within_cap` leaves out those that ask a multiple of what others ask
+who answer.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Mapping
+import statistics
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from piecework.client.jobs.requests import (
@@ -19,28 +24,35 @@ from piecework.client.jobs.requests import (
     TextRequest,
     job_parameters,
 )
-from piecework.client.journal.records import Experience
+from piecework.client.journal.learning import is_resting, reliability, slowness, step_share
+from piecework.client.journal.records import Experience, Measured, Memories, PaidTariff
 from piecework.client.limits import (
     BROKEN_WORKER_REST_S,
     BYTES_PER_TOKEN_ESTIMATE,
-    EXPERIENCE_HALF_LIFE_S,
+    FULL_WORKER_WAIT_S,
     MEAN_STEPS_ESTIMATE,
 )
+from piecework.client.network.discovery import serves
 from piecework_protocol.client_session import TEMPLATE_TOKENS
 from piecework_protocol.errors import Reason
-from piecework_protocol.objects import ModelOffer, Service
+from piecework_protocol.objects import ModelOffer, Offer, Service
 from piecework_protocol.pricing import Usage, canvases_for, price, worst_case
 from piecework_protocol.types import Address, Amount, Timestamp, address_hex
 from piecework_protocol.wire import SignedOffer
 
-# A worker that nobody knows is taken to keep its word three times out of four.
-PRIOR_SUCCESSES = 3.0
-PRIOR_FAILURES = 1.0
-
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One way to run the request. Base units; `seconds` is the expected time to the last canvas."""
+    """One way to run the request.
+
+    Attributes:
+        expected: What the job should cost: prompt, output and steps. Base units.
+        ceiling: The most that it can cost. Base units.
+        seconds: The expected time to the last canvas, without waiting for a slot.
+        usage: What it should use.
+        full: Whether the worker has neither a slot nor a place in its queue.
+        resting: Whether it was silent a while ago. Then it comes last.
+    """
 
     signed: SignedOffer
     model: ModelOffer
@@ -48,9 +60,11 @@ class Choice:
     expected: Amount
     ceiling: Amount
     seconds: float
+    usage: Usage
     reliability: float
     score: float
     full: bool
+    resting: bool
 
     @property
     def operator(self) -> Address:
@@ -58,133 +72,253 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
+class Mistake:
+    """What the caller asks for and no worker that serves the model can give.
+
+    `param` is the request's member as the gateway names it, `code` what a program looks at.
+    """
+
+    param: str
+    code: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Ranking:
-    """Best first, and one line for each that does not fit. `model_known`: somebody serves the
-    model."""
+    """Best first, and one line for each that does not fit.
+
+    `model_known`: somebody serves the model. `mistake`: the request itself keeps everybody out.
+    """
 
     choices: tuple[Choice, ...]
     unfit: tuple[str, ...]
     model_known: bool
+    mistake: Mistake | None = None
 
 
 def rank(
-    request: TextRequest,
-    offers: Iterable[SignedOffer],
-    experience: Mapping[Address, Experience],
-    filters: Filters,
+    request: TextRequest, offers: Iterable[SignedOffer], memories: Memories, filters: Filters
 ) -> Ranking:
     """Order the offers that can take the request. Deterministic: ties go to the lower operator
     address."""
     choices: list[Choice] = []
     unfit: list[str] = []
-    known = False
+    mistakes: list[Mistake | None] = []
     for signed in offers:
-        models = [m for m in signed.offer.models if _is_wanted(m, request.model)]
-        known = known or bool(models)
-        memory = experience.get(signed.offer.operator, Experience(signed.offer.operator))
-        for model in models:
-            fit = _fit(request, signed, model, memory, filters)
-            if isinstance(fit, Choice):
-                choices.append(fit)
+        for model in signed.offer.models:
+            if not serves(model, request.model):
+                continue
+            estimate = _Estimate.of(request, signed, model, memories, filters)
+            mistake = _mistake(request, model, estimate, filters)
+            mistakes.append(mistake)
+            trouble = _terms_trouble(signed, estimate.memory, filters) or (
+                mistake.why if mistake else _price_trouble(model, estimate, filters)
+            )
+            if trouble:
+                unfit.append(f"{address_hex(signed.offer.operator)} ({model.name}): {trouble}")
             else:
-                unfit.append(f"{address_hex(signed.offer.operator)} ({model.name}): {fit}")
-    choices.sort(key=lambda c: (c.full, c.score, c.operator, c.model.digest))
-    return Ranking(tuple(choices), tuple(unfit), known)
+                choices.append(_choice(signed, model, estimate, filters))
+    choices.sort(key=_order)
+    mine = mistakes[0] if mistakes and all(mistakes) else None
+    return Ranking(tuple(choices), tuple(unfit), bool(mistakes), mine)
 
 
-def resolve(generation: Generation, model: ModelOffer) -> Generation:
-    """Fill what was left open with what this model offers."""
-    tokens = generation.max_tokens or min(DEFAULT_MAX_TOKENS, model.max_output)
+def within_cap(
+    ranking: Ranking, answered: Collection[Address], memories: Memories, filters: Filters
+) -> Ranking:
+    """Leave out those that ask too much, compared with the workers in `answered`.
+
+    The cap on a job's expected price is a multiple of the median of those that answered a dial and
+    do not rest. One endpoint counts once, however many operators share it. Of an even number the
+    lower middle one counts: of two, the cheaper. What was paid last for a model is never too much.
+    """
+    if filters.price_cap is None:
+        return ranking
+    asked: dict[str, Amount] = {}
+    for choice in ranking.choices:
+        if choice.operator in answered and not choice.resting:
+            place = choice.signed.offer.endpoint
+            asked[place] = min(choice.expected, asked.get(place, choice.expected))
+    if not asked:
+        return ranking
+    cap = filters.price_cap * statistics.median_low(asked.values())
+    kept, unfit = [], list(ranking.unfit)
+    for choice in ranking.choices:
+        paid = memories.tariffs.get(choice.model.digest)
+        most = max(cap, _at(paid, choice) if paid is not None else 0)
+        if choice.expected <= most:
+            kept.append(choice)
+            continue
+        token = filters.token
+        unfit.append(
+            f"{address_hex(choice.operator)} ({choice.model.name}): should cost "
+            f"{token.format(choice.expected)}, more than {filters.price_cap:g} times what others "
+            f"ask ({token.format(Amount(int(most)))})"
+        )
+    return replace(ranking, choices=tuple(kept), unfit=tuple(unfit))
+
+
+def resolve(generation: Generation, model: ModelOffer, prompt_tokens: int) -> Generation:
+    """Fill what was left open with what this model offers beside the prompt.
+
+    `prompt_tokens` may be an estimate. The worker says in its refusal how many there are.
+    """
+    canvas = model.canvas_size
+    room = max(1, (model.max_context - prompt_tokens) // canvas) * canvas
+    tokens = generation.max_tokens or min(DEFAULT_MAX_TOKENS, model.max_output, room)
     steps = generation.max_steps or min(DEFAULT_MAX_STEPS, model.max_steps)
     return replace(generation, max_tokens=tokens, max_steps=steps)
 
 
-def expected_usage(generation: Generation, model: ModelOffer, prompt_bytes: int) -> Usage:
-    """What a resolved request is likely to use: every token asked for, the mean number of steps."""
-    tokens = generation.max_tokens or 0
-    steps = canvases_for(model, tokens) * min(MEAN_STEPS_ESTIMATE, generation.max_steps or 0)
-    return Usage(1 + prompt_bytes // BYTES_PER_TOKEN_ESTIMATE, tokens, steps)
+def prompt_tokens_of(prompt_bytes: int) -> int:
+    """Estimate the tokens of a prompt."""
+    return 1 + prompt_bytes // BYTES_PER_TOKEN_ESTIMATE
 
 
-def reliability(memory: Experience, now: Timestamp) -> float:
-    """Share of jobs that a worker is expected to finish, from decayed counts and a prior; 0 < share
-    < 1."""
-    successes, failures = decayed(memory, now)
-    return (successes + PRIOR_SUCCESSES) / (successes + failures + PRIOR_SUCCESSES + PRIOR_FAILURES)
+def usual_steps(model: ModelOffer, tokens: int, max_steps: int) -> int:
+    """Denoising steps that a usual worker takes for so many tokens."""
+    return canvases_for(model, tokens) * min(MEAN_STEPS_ESTIMATE, max_steps)
 
 
-def decayed(memory: Experience, now: Timestamp) -> tuple[float, float]:
-    """The counts as of `now`: they halve every half-life. A clock that went back decays nothing."""
-    factor = 0.5 ** (max(0, now - memory.updated_at) / EXPERIENCE_HALF_LIFE_S)
-    return memory.successes * factor, memory.failures * factor
+def claimed_seconds(model: ModelOffer, tokens: int) -> float:
+    """Seconds that a job takes by the worker's own word."""
+    return model.first_canvas_ms / 1000 + tokens / max(1, model.tokens_per_second)
 
 
-def learn(memory: Experience, now: Timestamp, *, success: bool) -> Experience:
-    """The memory after one more job."""
-    successes, failures = decayed(memory, now)
-    return replace(
-        memory,
-        successes=successes + success,
-        failures=failures + (not success),
-        updated_at=Timestamp(now),
+@dataclass(frozen=True, slots=True)
+class _Estimate:
+    """What a request should take at one worker."""
+
+    memory: Experience
+    generation: Generation
+    usage: Usage
+    seconds: float
+    expected: Amount
+    ceiling: Amount
+
+    @classmethod
+    def of(
+        cls,
+        request: TextRequest,
+        signed: SignedOffer,
+        model: ModelOffer,
+        memories: Memories,
+        filters: Filters,
+    ) -> _Estimate:
+        operator, now = signed.offer.operator, Timestamp(filters.now)
+        measured = memories.measured.get((operator, model.digest), Measured(operator, model.digest))
+        prompt_tokens = prompt_tokens_of(len(request.prompt))
+        generation = resolve(request.generation, model, prompt_tokens)
+        tokens, most_steps = generation.max_tokens or 0, generation.max_steps or 0
+        steps = usual_steps(model, tokens, most_steps) * step_share(measured, now)
+        steps = min(round(steps), canvases_for(model, tokens) * most_steps)
+        usage = Usage(prompt_tokens, tokens, steps)
+        parameters = job_parameters(model, generation, seed=0)  # the seed costs nothing
+        ceiling = worst_case(model, parameters, len(request.prompt) + TEMPLATE_TOKENS)
+        return cls(
+            memory=memories.experience.get(operator, Experience(operator)),
+            generation=generation,
+            usage=usage,
+            seconds=claimed_seconds(model, tokens) * slowness(measured, now),
+            expected=Amount(min(price(model, usage), ceiling)),
+            ceiling=ceiling,
+        )
+
+
+def _order(choice: Choice) -> tuple[bool, float, Address, bytes]:
+    return choice.resting, choice.score, choice.operator, choice.model.digest
+
+
+def _choice(
+    signed: SignedOffer, model: ModelOffer, estimate: _Estimate, filters: Filters
+) -> Choice:
+    offer, now = signed.offer, Timestamp(filters.now)
+    share = reliability(estimate.memory, now)
+    seconds = estimate.seconds + _waiting(offer, estimate.seconds)
+    return Choice(
+        signed=signed,
+        model=model,
+        generation=estimate.generation,
+        expected=estimate.expected,
+        ceiling=estimate.ceiling,
+        seconds=estimate.seconds,
+        usage=estimate.usage,
+        reliability=share,
+        score=(estimate.expected + seconds * filters.second_is_worth) / share,
+        full=_is_full(offer),
+        resting=is_resting(estimate.memory, now),
     )
 
 
-def learn_broken(memory: Experience, now: Timestamp, clause: str) -> Experience:
-    """The memory of a worker that was caught breaking a clause."""
-    return replace(learn(memory, now, success=False), broken_clause=clause, broken_at=now)
+def _is_full(offer: Offer) -> bool:
+    return offer.slots_free == 0 and offer.queue_free == 0
 
 
-def _is_wanted(model: ModelOffer, wanted: str | None) -> bool:
-    if wanted is None:
-        return True
-    digest = wanted.removeprefix("0x").lower()
-    return model.name == wanted or model.digest.hex() == digest
+def _waiting(offer: Offer, seconds: float) -> float:
+    """Seconds until a job gets a slot: one job like this one ahead, or a queue full of them."""
+    if offer.slots_free:
+        return 0.0
+    return max(FULL_WORKER_WAIT_S, 2 * seconds) if _is_full(offer) else seconds
 
 
-def _fit(
-    request: TextRequest,
-    signed: SignedOffer,
-    model: ModelOffer,
-    memory: Experience,
-    filters: Filters,
-) -> Choice | str:
-    offer, now, prompt_bytes = signed.offer, Timestamp(filters.now), len(request.prompt)
-    generation = resolve(request.generation, model)
-    usage = expected_usage(generation, model, prompt_bytes)
-    trouble = (
-        _service_trouble(request, model)
-        or _terms_trouble(signed, memory, filters)
-        or _size_trouble(generation, model, usage)
+def _at(paid: PaidTariff, choice: Choice) -> Amount:
+    """What the choice's usage would cost at the prices that were paid last."""
+    tariff = choice.model.replace(
+        price_per_million_prompt_tokens=paid.prompt,
+        price_per_million_output_tokens=paid.output,
+        price_per_thousand_steps=paid.steps,
     )
-    if trouble:
-        return trouble
-    parameters = job_parameters(model, generation, seed=0)  # the seed costs nothing
-    ceiling = worst_case(model, parameters, prompt_bytes + TEMPLATE_TOKENS)
-    expected = min(price(model, usage), ceiling)
-    limits = [x for x in (request.max_price, filters.max_job_price) if x is not None]
-    if limits and ceiling > min(limits):
-        token = filters.token
-        return f"may cost up to {token.format(ceiling)}, the limit is {token.format(min(limits))}"
+    return price(tariff, choice.usage)
+
+
+def _mistake(
+    request: TextRequest, model: ModelOffer, estimate: _Estimate, filters: Filters
+) -> Mistake | None:
+    """What the request itself asks for and this model cannot give."""
+    tokens = estimate.usage.output_tokens
+    if model.service is Service.BEST_EFFORT and (why := _best_effort_trouble(request)):
+        return Mistake("piecework.best_effort", "best_effort_not_allowed", why)
+    if tokens > model.max_output:
+        why = f"writes at most {model.max_output} tokens, {tokens} are asked for"
+        return Mistake("max_tokens", "max_tokens_too_large", why)
+    if (
+        model.service is Service.REPLAYABLE
+        and (request.generation.max_steps or 0) > model.max_steps
+    ):
+        why = f"takes at most {model.max_steps} denoising steps"
+        return Mistake("piecework.max_steps", "max_steps_too_large", why)
+    # An estimate may be off either way: only what cannot fit at all is left out, the worker counts
+    # exactly.
+    if tokens >= model.max_context:
+        why = f"its context holds {model.max_context} tokens"
+        return Mistake("max_tokens", "context_length_exceeded", why)
+    if request.max_price is not None and estimate.ceiling > request.max_price:
+        why = _over_limit(estimate, request.max_price, filters)
+        return Mistake("piecework.max_price", "max_price_too_low", why)
+    return None
+
+
+def _best_effort_trouble(request: TextRequest) -> str | None:
+    if not request.best_effort:
+        return "serves at best effort, without seed and trace, and the request does not allow that"
+    unmet = request.generation.replayable_only
+    return f"serves at best effort and cannot honour {', '.join(unmet)}" if unmet else None
+
+
+def _over_limit(estimate: _Estimate, limit: Amount, filters: Filters) -> str:
+    token = filters.token
+    return f"may cost up to {token.format(estimate.ceiling)}, the limit is {token.format(limit)}"
+
+
+def _price_trouble(model: ModelOffer, estimate: _Estimate, filters: Filters) -> str | None:
+    if filters.max_job_price is not None and estimate.ceiling > filters.max_job_price:
+        return _over_limit(estimate, filters.max_job_price, filters)
     most = filters.max_price_per_million_output
     if most is not None and model.price_per_million_output_tokens > most:
         asked = filters.token.format(model.price_per_million_output_tokens)
         limit = filters.token.format(most)
         return f"asks {asked} per million output tokens, the limit is {limit}"
-    seconds = model.first_canvas_ms / 1000 + usage.output_tokens / max(1, model.tokens_per_second)
-    share = reliability(memory, now)
-    score = (expected + seconds * filters.second_is_worth) / share
-    full = offer.slots_free == 0 and offer.queue_free == 0
-    return Choice(signed, model, generation, Amount(expected), ceiling, seconds, share, score, full)
-
-
-def _service_trouble(request: TextRequest, model: ModelOffer) -> str | None:
-    if model.service is Service.REPLAYABLE:
-        return None
-    if not request.best_effort:
-        return "serves at best effort, without seed and trace, and the request does not allow that"
-    unmet = request.generation.replayable_only
-    return f"serves at best effort and cannot honour {', '.join(unmet)}" if unmet else None
+    return None
 
 
 def _terms_trouble(signed: SignedOffer, memory: Experience, filters: Filters) -> str | None:
@@ -200,18 +334,6 @@ def _terms_trouble(signed: SignedOffer, memory: Experience, filters: Filters) ->
     return None
 
 
-def _size_trouble(generation: Generation, model: ModelOffer, usage: Usage) -> str | None:
-    if usage.output_tokens > model.max_output:
-        return f"writes at most {model.max_output} tokens, {usage.output_tokens} are asked for"
-    if model.service is Service.REPLAYABLE and (generation.max_steps or 0) > model.max_steps:
-        return f"takes at most {model.max_steps} denoising steps"
-    # An estimate may be off either way: only what cannot fit at all is left out, the worker counts
-    # exactly.
-    if usage.output_tokens >= model.max_context:
-        return f"its context holds {model.max_context} tokens"
-    return None
-
-
 class Next(enum.Enum):
     """What a client does after a refusal, before anything was delivered."""
 
@@ -220,6 +342,7 @@ class Next(enum.Enum):
     REFRESH_OFFER = "the offer changed: fetch it again and ask once more"
     SETTLE_UP = "pay what is owed on the channel and ask once more"
     NEW_CHANNEL = "look at the chain, take another channel and ask once more"
+    SHORTEN = "ask once more for as many tokens as there is room for, if none were asked for"
     GIVE_UP = "no worker would take this request"
 
 
@@ -234,7 +357,8 @@ AFTER_REFUSAL: Mapping[Reason, Next] = {
     Reason.EXPIRED: Next.TRY_OTHER,
     Reason.BAD_PARAMETERS: Next.TRY_OTHER,
     Reason.WRONG_SERVICE: Next.REFRESH_OFFER,
-    Reason.PROMPT_TOO_LONG: Next.TRY_OTHER,
+    Reason.PROMPT_TOO_LONG: Next.SHORTEN,
+    Reason.PROMPT_REFUSED: Next.TRY_OTHER,
     Reason.PROMPT_MISMATCH: Next.TRY_OTHER_AND_REMEMBER,
     Reason.CANNOT_OPEN_PROMPT: Next.REFRESH_OFFER,
     Reason.PRICE_TOO_LOW: Next.REFRESH_OFFER,
@@ -269,3 +393,5 @@ BUSY_REASONS = frozenset(
     }
 )
 """Refusals that only mean "later": the caller may be told to wait."""
+CALLERS_FAULT = frozenset({Reason.PROMPT_TOO_LONG, Reason.PROMPT_REFUSED, Reason.BAD_PARAMETERS})
+"""Refusals that a caller can mend, when every worker that answered gives one of them."""

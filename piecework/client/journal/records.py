@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from piecework_protocol.frames import SubmitJob
 from piecework_protocol.ledger import PayerLedger
@@ -44,12 +45,12 @@ class ChannelRow:
         id: Its EIP-712 digest.
         channel: Its terms.
         authorized: The total of the newest funding authorization that the payer signed.
+        fee: What the worker gets for submitting that authorization, beside it.
         funding_deadline: When that authorization ends.
         taken: The total under which a worker accepted a job. It may be opening the channel now.
         funded: The total that the chain showed last. A reorganization may lower it.
         withdrawn: What the payer took back or has asked for.
         settled: What the chain paid to the worker, as it was seen last.
-        settled_count: The receipts that the settled vouchers cover.
         book: What the client has promised.
         status: Whether new jobs may use it.
     """
@@ -57,12 +58,12 @@ class ChannelRow:
     id: ChannelId
     channel: Channel
     authorized: Amount
+    fee: Amount
     funding_deadline: Timestamp
     taken: Amount
     funded: Amount
     withdrawn: Amount
     settled: Amount
-    settled_count: int
     book: PayerLedger
     status: ChannelStatus
 
@@ -74,12 +75,11 @@ class ChannelRow:
 
 @dataclass(frozen=True, slots=True)
 class SeenChannel:
-    """What the chain shows of a channel: totals in base units, and receipts that were settled."""
+    """What the chain shows of a channel: totals in base units."""
 
     funded: Amount
     withdrawn: Amount
     settled: Amount
-    settled_count: int
 
 
 class ReservedFor(enum.Enum):
@@ -164,7 +164,15 @@ class Payment:
 
 @dataclass(frozen=True, slots=True)
 class Experience:
-    """What the client remembers of a worker, as of `updated_at`. Both counts decay."""
+    """What the client remembers of a worker.
+
+    Attributes:
+        successes: Jobs that ran to their end, as of `updated_at`. They decay.
+        failures: Jobs that it did not finish, as of `updated_at`. They decay.
+        broken_clause: The clause that it broke last.
+        silences: How often it gave no answer or no progress, as of `silent_at`. They decay.
+        answered_at: When it answered a dial last, to the nearest few minutes.
+    """
 
     operator: Address
     successes: float = 0.0
@@ -172,3 +180,50 @@ class Experience:
     updated_at: Timestamp = BEGINNING
     broken_clause: str = ""
     broken_at: Timestamp = BEGINNING
+    silences: float = 0.0
+    silent_at: Timestamp = BEGINNING
+    answered_at: Timestamp = BEGINNING
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What the client's own jobs took at one worker with one model, as sums that decay.
+
+    Attributes:
+        jobs: How many jobs.
+        seconds: What they took, without time in a queue.
+        claimed_seconds: What they would have taken by the worker's offers.
+        steps: Denoising steps that were charged.
+        usual_steps: Denoising steps that a usual worker takes for them.
+    """
+
+    operator: Address
+    model: Digest
+    jobs: float = 0.0
+    seconds: float = 0.0
+    claimed_seconds: float = 0.0
+    steps: float = 0.0
+    usual_steps: float = 0.0
+    updated_at: Timestamp = BEGINNING
+
+
+@dataclass(frozen=True, slots=True)
+class PaidTariff:
+    """The prices of the last job that was paid for a model, in base units.
+
+    They are those of its offer: a million prompt tokens, a million output tokens, a thousand steps.
+    """
+
+    prompt: Amount
+    output: Amount
+    steps: Amount
+
+
+@dataclass(frozen=True, slots=True)
+class Memories:
+    """Everything that the client remembers of workers: by operator, by operator and model digest,
+    by model digest."""
+
+    experience: Mapping[Address, Experience] = field(default_factory=dict)
+    measured: Mapping[tuple[Address, Digest], Measured] = field(default_factory=dict)
+    tariffs: Mapping[Digest, PaidTariff] = field(default_factory=dict)

@@ -33,8 +33,8 @@ from piecework_protocol.types import (
 
 _CHANNEL: Final = (
     "SELECT id, payer, authorizer, receiver, operator, token, withdrawal_delay, salt,"
-    " authorized, funding_deadline, taken, funded, withdrawn,"
-    " settled, settled_count, cumulative, count, peaks, acknowledged, status FROM channels"
+    " authorized, fee, funding_deadline, taken, funded, withdrawn,"
+    " settled, cumulative, count, peaks, acknowledged, status FROM channels"
 )
 _JOB: Final = (
     "SELECT id, submission, offer, reply_secret, prompt_bytes, status, prompt_tokens, detail,"
@@ -84,15 +84,15 @@ def add_channel(db: apsw.Connection, key: bytes, terms: Channel, status: Channel
     db.execute(
         "INSERT OR IGNORE INTO channels (id, payer, authorizer, receiver, operator, token,"
         " withdrawal_delay, salt, authorized, fee, funding_deadline, taken, funded, withdrawn,"
-        " settled, settled_count, cumulative, count, peaks, acknowledged, status)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, '0', '0', 0, '0', '0', '0', '0', 0, '0', 0, x'', 0, ?)",
+        " settled, cumulative, count, peaks, acknowledged, status)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, '0', '0', 0, '0', '0', '0', '0', '0', 0, x'', 0, ?)",
         (key, *parties, terms.withdrawal_delay, terms.salt, status.value),
     )
 
 
 def _channel(db: apsw.Connection, row: Any) -> ChannelRow:
     key, *terms = row[:8]
-    authorized, deadline, taken, funded, withdrawn, settled, settled_count = row[8:15]
+    authorized, fee, deadline, taken, funded, withdrawn, settled = row[8:15]
     cumulative, count, packed, acknowledged, status = row[15:]
     peaks = tuple(Bytes32(packed[i : i + 32]) for i in range(0, len(packed), 32))
     book = PayerLedger(
@@ -114,12 +114,12 @@ def _channel(db: apsw.Connection, row: Any) -> ChannelRow:
             salt=Bytes32(terms[6]),
         ),
         authorized=Amount(int(authorized)),
+        fee=Amount(int(fee)),
         funding_deadline=Timestamp(deadline),
         taken=Amount(int(taken)),
         funded=Amount(int(funded)),
         withdrawn=Amount(int(withdrawn)),
         settled=Amount(int(settled)),
-        settled_count=settled_count,
         book=book,
         status=ChannelStatus(status),
     )

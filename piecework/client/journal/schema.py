@@ -14,7 +14,7 @@ _SECOND: Final = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 -- authorized: the total of the newest funding authorization that was signed
 -- taken: the total under which a worker accepted a job, so it may be opening the channel now
--- funded, withdrawn, settled, settled_count: the chain's word, as it was seen last
+-- funded, withdrawn, settled: the chain's word, as it was seen last
 CREATE TABLE channels (
     id BLOB PRIMARY KEY, payer BLOB NOT NULL, authorizer BLOB NOT NULL, receiver BLOB NOT NULL,
     operator BLOB NOT NULL, token BLOB NOT NULL, withdrawal_delay INTEGER NOT NULL,
@@ -22,7 +22,7 @@ CREATE TABLE channels (
     authorized TEXT NOT NULL, fee TEXT NOT NULL, funding_deadline INTEGER NOT NULL,
     taken TEXT NOT NULL,
     funded TEXT NOT NULL, withdrawn TEXT NOT NULL,
-    settled TEXT NOT NULL, settled_count INTEGER NOT NULL,
+    settled TEXT NOT NULL,
     cumulative TEXT NOT NULL, count INTEGER NOT NULL, peaks BLOB NOT NULL,
     acknowledged INTEGER NOT NULL,
     status TEXT NOT NULL
@@ -49,7 +49,18 @@ CREATE TABLE vouchers (
 CREATE TABLE workers (
     operator BLOB PRIMARY KEY, successes REAL NOT NULL, failures REAL NOT NULL,
     updated_at INTEGER NOT NULL,
-    broken_clause TEXT NOT NULL, broken_at INTEGER NOT NULL
+    broken_clause TEXT NOT NULL, broken_at INTEGER NOT NULL, silences REAL NOT NULL,
+    silent_at INTEGER NOT NULL, answered_at INTEGER NOT NULL
+) STRICT;
+-- What the client's own jobs took, beside what the worker claims: sums that decay
+CREATE TABLE measured (
+    operator BLOB NOT NULL, model BLOB NOT NULL, jobs REAL NOT NULL, seconds REAL NOT NULL,
+    claimed_seconds REAL NOT NULL, steps REAL NOT NULL, usual_steps REAL NOT NULL,
+    updated_at INTEGER NOT NULL, PRIMARY KEY (operator, model)
+) STRICT;
+-- The prices of the last job that was paid for a model
+CREATE TABLE tariffs (
+    model BLOB PRIMARY KEY, prompt TEXT NOT NULL, output TEXT NOT NULL, steps TEXT NOT NULL
 ) STRICT;
 -- The payer's part of the escrow's events, up to and without the block in meta "scanned_to".
 -- Only final blocks are read, so a row is never taken back.

@@ -17,11 +17,11 @@ from piecework.client.errors import JobFollowed, StoreError
 from piecework.client.journal import rows
 from piecework.client.journal.database import Database, WriteWatcher
 from piecework.client.journal.logs import ChainLogs
+from piecework.client.journal.memory import Lesson, WorkerMemory, teach
 from piecework.client.journal.owners import NOBODY, Owner
 from piecework.client.journal.records import (
     ChannelRow,
     ChannelStatus,
-    Experience,
     JobRow,
     JobStatus,
     Payment,
@@ -50,6 +50,7 @@ class Store:
 
     Attributes:
         logs: The payer's part of the escrow's events.
+        workers: What is remembered of workers.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Store:
                 raise StoreError(f"cannot lock {file.with_name(OWNERS_FOLDER)}: {error}") from None
             raise
         self.logs = ChainLogs(self._database)
+        self.workers = WorkerMemory(self._database)
 
     @property
     def owner(self) -> str:
@@ -139,13 +141,12 @@ class Store:
             row = rows.channel(db, channel)
             kept = ChannelStatus.CLOSED if row.status is ChannelStatus.CLOSED else status
             db.execute(
-                "UPDATE channels SET funded = ?, withdrawn = ?, settled = ?, settled_count = ?,"
+                "UPDATE channels SET funded = ?, withdrawn = ?, settled = ?,"
                 " status = ? WHERE id = ?",
                 (
                     str(seen.funded),
                     str(seen.withdrawn),
                     str(seen.settled),
-                    seen.settled_count,
                     kept.value,
                     channel,
                 ),
@@ -191,7 +192,7 @@ class Store:
         row = rows.channel(db, channel)
         book = row.book
         count = account.voucher.count if account else 0
-        if count < row.settled_count:
+        if (account.voucher.cumulative if account else 0) < row.settled:
             raise ProtocolViolation(
                 "5.7", "the worker's record lies before a voucher that it has settled"
             )
@@ -236,7 +237,7 @@ class Store:
             total, why = row.authorized, ReservedFor.SUBMISSION
         if total <= row.funded:
             return None
-        amount = Amount(total - row.funded)
+        amount = Amount(total - row.funded + row.fee)
         return Reservation(row.id, row.channel.operator, amount, row.funding_deadline, why)
 
     def _is_submitted(self, db: apsw.Connection, channel: ChannelId, now: Timestamp) -> bool:
@@ -274,7 +275,7 @@ class Store:
         with self._database.change("admit a job") as db:
             row = rows.channel(db, job.channel_id)
             pending = self._reservation(db, row, now)
-            counted = Amount(row.funded + (pending.amount if pending else 0))
+            counted = Amount(row.funded + (pending.amount - row.fee if pending else 0))
             promised = row.book.cumulative + rows.reserved_by_jobs(db, row.id, now)
             # A channel exists once it holds something, so even a free job needs one base unit.
             asked = max(1, promised + job.submission.job.max_amount)
@@ -285,11 +286,13 @@ class Store:
             # An authorization is signed again before a slow worker has used half of its life.
             stale = 2 * (row.funding_deadline - now) < funding_deadline - now
             if total > row.funded and (total != row.authorized or stale):
+                fees = job.offer.offer
+                fee = fees.top_up_fee if row.funded else fees.open_fee
                 taken = row.taken if pending else 0
                 db.execute(
-                    "UPDATE channels SET authorized = ?, funding_deadline = ?, taken = ?"
+                    "UPDATE channels SET authorized = ?, fee = ?, funding_deadline = ?, taken = ?"
                     " WHERE id = ?",
-                    (str(total), funding_deadline, str(taken), row.id),
+                    (str(total), str(fee), funding_deadline, str(taken), row.id),
                 )
             rows.add_job(db, job, prompt)
             return rows.channel(db, row.id)
@@ -396,7 +399,7 @@ class Store:
         status: JobStatus,
         detail: str = "",
         *,
-        learn: Callable[[Experience], Experience] | None = None,
+        lesson: Lesson | None = None,
     ) -> None:
         """Record that the job is over. What it had reserved is free again.
 
@@ -404,7 +407,7 @@ class Store:
             job: The job.
             status: How it ended. REFUSED also gives its funding authorization up.
             detail: Words for a person.
-            learn: Changes what is remembered of the worker.
+            lesson: Changes what is remembered of the worker.
         """
         with self._database.change("finish a job", durable=False) as db:
             row = rows.job(db, job)
@@ -413,8 +416,8 @@ class Store:
             )
             if status is JobStatus.REFUSED:
                 self._release(db, row)
-            if learn is not None:
-                _remember(db, row.offer.offer.operator, learn)
+            if lesson is not None:
+                teach(db, row.offer.offer.operator, lesson)
 
     def _release(self, db: apsw.Connection, job: JobRow) -> None:
         """Nobody took the job. Its authorization counts no more, unless another job offers it."""
@@ -468,36 +471,7 @@ class Store:
         with self._database.read() as db:
             return rows.receipts(db, channel, job)
 
-    # --- workers
-
-    def experience(self) -> dict[Address, Experience]:
-        """Return what is remembered of every worker."""
-        with self._database.read() as db:
-            found = rows.rows(db, _EXPERIENCE)
-        return {row[0]: Experience(*row) for row in found}
-
-    def remember(self, operator: Address, update: Callable[[Experience], Experience]) -> None:
-        """Change what is remembered of a worker."""
-        with self._database.change("remember a worker", durable=False) as db:
-            _remember(db, operator, update)
-
-
-_EXPERIENCE = (
-    "SELECT operator, successes, failures, updated_at, broken_clause, broken_at FROM workers"
-)
-
-
-def _remember(
-    db: apsw.Connection, operator: Address, update: Callable[[Experience], Experience]
-) -> None:
-    found = rows.rows(db, _EXPERIENCE + " WHERE operator = ?", (operator,))
-    e = update(Experience(*found[0]) if found else Experience(operator))
-    db.execute(
-        "INSERT OR REPLACE INTO workers VALUES (?, ?, ?, ?, ?, ?)",
-        (operator, e.successes, e.failures, e.updated_at, e.broken_clause, e.broken_at),
-    )
-
 
 def _is_news(row: ChannelRow, seen: SeenChannel, status: ChannelStatus) -> bool:
-    known = SeenChannel(row.funded, row.withdrawn, row.settled, row.settled_count)
+    known = SeenChannel(row.funded, row.withdrawn, row.settled)
     return known != seen or (row.status is not status and row.status is not ChannelStatus.CLOSED)

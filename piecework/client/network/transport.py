@@ -7,8 +7,10 @@ said why) or `WorkerUnreachable` (it did not).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import ssl
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -22,9 +24,11 @@ from piecework.client.limits import CONNECT_TIMEOUT_S, SEND_TIMEOUT_S, UNARY_TIM
 from piecework_protocol import wire
 from piecework_protocol.errors import MalformedInput, ProtocolViolation, Reason, Refusal
 from piecework_protocol.frames import (
+    Account,
     ClientFrame,
     CloseChannelRequest,
     CloseChannelResponse,
+    GetAccountRequest,
     WorkerFrame,
 )
 from piecework_protocol.limits import MAX_FRAME_BYTES, MAX_OFFER_BYTES, MAX_REASON_BYTES
@@ -99,10 +103,16 @@ async def fetch_certificate(endpoint: WorkerEndpoint) -> bytes:
 
 
 class WorkerLink:
-    """A connection to one worker; any number of jobs share it."""
+    """A connection to one worker. Any number of jobs share it.
+
+    Nobody closes it under the others: `retire` closes it once its last stream and call have ended.
+    """
 
     def __init__(self, endpoint: WorkerEndpoint, certificate: bytes) -> None:
         self.endpoint = endpoint
+        self._users = 0
+        self._retired = False
+        self._closing: asyncio.Task[None] | None = None
         self.certificate_digest = Digest(hashlib.sha256(certificate).digest())
         credentials = grpc.ssl_channel_credentials(ssl.DER_cert_to_PEM_cert(certificate).encode())
         options = (
@@ -112,6 +122,9 @@ class WorkerLink:
             ("grpc.keepalive_time_ms", 30_000),
             ("grpc.keepalive_timeout_ms", 10_000),
             ("grpc.enable_retries", 0),
+            # The certificate was fetched directly, so its connection goes directly as well. gRPC
+            # alone would obey http_proxy, also for a worker on this machine.
+            ("grpc.enable_http_proxy", 0),
         )
         self._channel = grpc.aio.secure_channel(endpoint.target, credentials, options)
 
@@ -132,8 +145,30 @@ class WorkerLink:
         return link
 
     async def close(self) -> None:
-        """Drop the connection."""
+        """Drop the connection at once, and every stream on it."""
+        self._retired = True
         await self._channel.close(None)
+
+    def retire(self) -> None:
+        """Drop the connection as soon as nobody uses it. It takes no further stream."""
+        self._retired = True
+        self._close_if_unused()
+
+    def _close_if_unused(self) -> None:
+        if self._retired and not self._users and self._closing is None:
+            self._closing = asyncio.create_task(self._channel.close(None), name="link closing")
+
+    @contextlib.contextmanager
+    def _in_use(self) -> Iterator[None]:
+        self._users += 1
+        try:
+            yield
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        self._users -= 1
+        self._close_if_unused()
 
     async def get_offer(self) -> SignedOffer:
         """The worker's current offer; not verified."""
@@ -157,47 +192,73 @@ class WorkerLink:
         except MalformedInput as error:
             raise ProtocolViolation("6.5", str(error)) from None
 
+    async def get_account(self, request: GetAccountRequest) -> Account:
+        """The worker's record of a channel; not verified."""
+        data = await self._unary("GetAccount", wire.encode_call(request))
+        try:
+            return wire.decode_call(Account, data)
+        except MalformedInput as error:
+            raise ProtocolViolation("5.7", str(error)) from None
+
     def run(self, deadline_s: float) -> JobStream:
-        """Open one job's stream; nothing is sent before the first `send`."""
-        method = self._channel.stream_stream(_SERVICE + "Run", None, None)
-        start: Any = method  # the stubs know only the form with a request iterator
-        return JobStream(start(timeout=deadline_s, wait_for_ready=False))
+        """Open one job's stream. Nothing is sent before the first `send`.
+
+        Raises:
+            WorkerUnreachable: the connection was closed meanwhile.
+        """
+        with _their_errors():
+            method = self._channel.stream_stream(_SERVICE + "Run", None, None)
+            start: Any = method  # the stubs know only the form with a request iterator
+            call = start(timeout=deadline_s, wait_for_ready=False)
+        self._users += 1
+        return JobStream(call, on_end=self._leave)
 
     async def _unary(self, name: str, request: bytes) -> bytes:
-        method = self._channel.unary_unary(_SERVICE + name, None, None)
-        try:
+        with self._in_use(), _their_errors():
+            method = self._channel.unary_unary(_SERVICE + name, None, None)
             data: bytes = await method(request, timeout=UNARY_TIMEOUT_S)
-        except grpc.aio.AioRpcError as error:
-            raise translate(error) from None
         if len(data) > MAX_OFFER_BYTES:
             raise ProtocolViolation("2.3", "an answer beyond the protocol's size")
         return data
 
 
 class JobStream:
-    """One job's frames, both ways."""
+    """One job's frames, both ways. `abort` ends it. `on_end` is told once."""
 
-    def __init__(self, call: Any, send_timeout_s: float = SEND_TIMEOUT_S) -> None:
-        self._call, self._send_timeout_s = call, send_timeout_s
+    def __init__(
+        self,
+        call: Any,
+        send_timeout_s: float = SEND_TIMEOUT_S,
+        on_end: Callable[[], None] | None = None,
+    ) -> None:
+        self._call, self._send_timeout_s, self._on_end = call, send_timeout_s, on_end
 
     async def send(self, frame: ClientFrame) -> None:
-        """Send one frame; waits, boundedly, while the worker's window is full."""
+        """Send one frame. It waits, boundedly, while the worker's window is full.
+
+        Raises:
+            WorkerUnreachable: it did not leave in time, or the stream is over.
+            Refusal: the worker had ended the stream with a reason.
+        """
         try:
-            async with asyncio.timeout(self._send_timeout_s):
-                await self._call.write(wire.encode_client_frame(frame))
+            with _their_errors():
+                async with asyncio.timeout(self._send_timeout_s):
+                    await self._call.write(wire.encode_client_frame(frame))
         except TimeoutError:
             raise WorkerUnreachable("the worker does not take what is sent to it") from None
-        except grpc.aio.AioRpcError as error:
-            raise translate(error) from None
         except asyncio.InvalidStateError:
             await self._raise_status()
 
     async def receive(self) -> WorkerFrame | None:
-        """The next frame, None at a clean end."""
-        try:
+        """Return the next frame, or None at a clean end.
+
+        Raises:
+            WorkerUnreachable: the stream broke, or its connection was closed.
+            Refusal: the worker ended the stream with a reason.
+            ProtocolViolation: what came is no frame.
+        """
+        with _their_errors():
             data = await self._call.read()
-        except grpc.aio.AioRpcError as error:
-            raise translate(error) from None
         if data is _EOF:
             await self._raise_status()
             return None
@@ -209,20 +270,46 @@ class JobStream:
     async def half_close(self) -> None:
         """Nothing more to send. A stream that is over already, or stuck, needs no goodbye."""
         try:
-            async with asyncio.timeout(self._send_timeout_s):
-                await self._call.done_writing()
-        except (TimeoutError, grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            with _their_errors():
+                async with asyncio.timeout(self._send_timeout_s):
+                    await self._call.done_writing()
+        except (TimeoutError, WorkerUnreachable, Refusal, asyncio.InvalidStateError):
             return
 
     def abort(self) -> None:
-        """Reset the stream."""
+        """Reset the stream. Its connection stays for the others."""
         self._call.cancel()
+        if self._on_end is not None:
+            self._on_end()
+            self._on_end = None
 
     async def _raise_status(self) -> None:
-        code = await self._call.code()
-        if code is not grpc.StatusCode.OK:
+        with _their_errors():
+            code = await self._call.code()
             details = await self._call.details()
-            raise _translated(code, details or "", await self._call.trailing_metadata())
+            trailing = await self._call.trailing_metadata()
+        if code is not grpc.StatusCode.OK:
+            raise _translated(code, details or "", trailing)
+
+
+@contextlib.contextmanager
+def _their_errors() -> Iterator[None]:
+    """What gRPC raises, as `Refusal` or `WorkerUnreachable`.
+
+    When a connection is closed, gRPC raises `CancelledError` in every task that waits on it. That
+    is a cancellation of ours only if somebody has cancelled this task.
+    """
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        raise translate(error) from None
+    except grpc.aio.UsageError:
+        raise WorkerUnreachable("the connection to the worker was closed") from None
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise WorkerUnreachable("the connection to the worker was closed") from None
 
 
 class JobLink(Protocol):
@@ -234,14 +321,15 @@ class JobLink(Protocol):
 
 
 class JobLinks(Protocol):
-    """How a job reaches its worker; `discovery.Links` holds real connections."""
+    """How a job reaches its worker; `links.Links` holds real connections."""
 
     async def to(self, offer: Offer) -> JobLink:
         """The worker of a verified offer. `WorkerUnreachable` when there is no way to it."""
         ...
 
-    async def drop(self, offer: Offer) -> None:
-        """Forget a way that failed."""
+    def retire(self, offer: Offer) -> None:
+        """A fresh stream got no answer on this way. The next one takes another connection, and
+        those that are under way keep theirs."""
         ...
 
 

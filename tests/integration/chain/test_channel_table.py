@@ -7,25 +7,23 @@ import itertools
 from piecework.chain import calls
 from piecework.chain.errors import TransactionReverted
 from piecework.chain.events import ClaimSkipped, Settled, decode_events
-from piecework_protocol.ledger import closing_of
-from piecework_protocol.objects import (
-    EVERYTHING,
-    Channel,
-    FundChannel,
-    RequestWithdrawal,
-)
-from piecework_protocol.signing import sign
+from piecework_protocol.eip712 import Domain
+from piecework_protocol.objects import Channel, FundChannel
 from piecework_protocol.states import CHANNEL_TABLE, ChannelEvent, ChannelState, channel_path
-from piecework_protocol.types import Amount, Uint64
+from piecework_protocol.types import Amount
 from tests.support.chains import (
     ETHER,
     FAR,
     USD,
     Chain,
     TestMarket,
+    cancel_of,
     channel_of,
     claim_of,
+    close_of,
     deployed,
+    request_of,
+    signature_of,
     signer,
 )
 
@@ -43,10 +41,16 @@ class Table:
     async def apply(self, channel: Channel, event: ChannelEvent) -> bool:
         """Send one call; whether the escrow took it."""
         self.step += 1
-        if event is ChannelEvent.WITHDRAW:
+        requests = (await self.market.reader.channel(channel.id(self.domain))).requests
+        if event is ChannelEvent.WITHDRAW_PART and requests:
+            # The same state, with a request for a part in place of one for everything.
+            await self.market.run(WORKER, cancel_of(self.market, channel, PAYER, requests - 1))
+            part = request_of(self.market, channel, PAYER, Amount(1000), requests)
+            await self.market.run(WORKER, part)
+        if event in (ChannelEvent.WITHDRAW, ChannelEvent.WITHDRAW_PART):
             await self.market.pass_time(channel.withdrawal_delay)
         try:
-            mined = await self.market.run(WORKER, self.call(channel, event))
+            mined = await self.market.run(WORKER, self.call(channel, event, requests))
         except TransactionReverted:
             return False
         events = decode_events(self.market.deployment.escrow, mined.logs)
@@ -55,24 +59,28 @@ class Table:
             return isinstance(events[0], Settled)
         return True
 
-    def call(self, channel: Channel, event: ChannelEvent) -> calls.Call:
+    @property
+    def domain(self) -> Domain:
+        return self.market.reader.domain
+
+    def call(self, channel: Channel, event: ChannelEvent, requests: int) -> calls.Call:
         """The call for an event, with every signature that it needs."""
-        d, domain = self.market.deployment, self.market.reader.domain
+        d, domain = self.market.deployment, self.domain
         amount = Amount(USD + self.step * 1000)
         if event is ChannelEvent.FUND:
             terms = FundChannel(channel, amount, Amount(0), FAR)
-            return calls.fund(d, channel, amount, FAR, sign(domain, terms, PAYER))
+            signature = signature_of(domain, terms, PAYER)
+            return calls.fund(d, channel, amount, deadline=FAR, signature=signature)
         if event is ChannelEvent.REQUEST_WITHDRAWAL:
-            wish = RequestWithdrawal(channel.id(domain), EVERYTHING, Uint64(0), FAR)
-            return calls.request_withdrawal(d, channel, FAR, sign(domain, wish, PAYER))
-        if event is ChannelEvent.WITHDRAW:
+            return request_of(self.market, channel, PAYER, nonce=requests)
+        if event is ChannelEvent.CANCEL_WITHDRAWAL:
+            return cancel_of(self.market, channel, PAYER, max(0, requests - 1))
+        if event in (ChannelEvent.WITHDRAW, ChannelEvent.WITHDRAW_PART):
             return calls.withdraw(d, channel)
         claim = claim_of(domain, channel, PAYER, self.step * 1000)
         if event is ChannelEvent.SETTLE:
             return calls.settle(d, [claim])
-        v = claim.voucher
-        final = closing_of(v)
-        return calls.close(d, claim, sign(domain, final, WORKER))
+        return close_of(self.market, claim, WORKER)
 
 
 async def test_the_escrow_takes_a_call_exactly_where_the_table_has_it(any_chain: Chain) -> None:

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 from eth_account import Account
 
+from piecework.chain.deploy import DEFAULT_UNBONDING_DELAY_S
+from piecework.chain.deployment import Deployment
 from piecework.chain.dev.anvil import Anvil
 from piecework.processes import Role
-from piecework_protocol.types import to_hex
+from piecework_protocol.types import Amount, to_hex
 from tests.support.chains import ETHER, USD, require_anvil, signer
 
 pytestmark = pytest.mark.process
@@ -69,6 +71,8 @@ async def test_a_development_chain_says_when_it_is_ready_and_stops_when_told(
         state: dict[str, Any] = json.loads(out)
         assert code == 0
         assert state["contracts_match_build"]
+        assert state["found"] == {"factory": "ours", "escrow": "ours", "registry": "ours"}
+        assert state["contracts"].items() > role.ready["contracts"].items()
         assert (state["workers"], state["min_stake"]) == (0, 100 * USD)
     finally:
         assert await role.stop() == 0
@@ -101,7 +105,10 @@ async def test_a_market_is_deployed_from_a_keystore(anvil: Anvil, tmp_path: Path
     assert not out.exists()
     code, printed, err = await command(*base, "--json", environment={"PIECEWORK_PASSWORD": "right"})
     assert code == 0, err
-    assert json.loads(printed) == {"file": str(out), **json.loads(out.read_text())}
+    file = json.loads(out.read_text())
+    made = Deployment.load(out)
+    addresses = {"escrow": to_hex(made.escrow), "registry": to_hex(made.registry)}
+    assert json.loads(printed) == {"file": str(out), "contracts": addresses, **file}
     code, _, err = await command(*base, environment={"PIECEWORK_PASSWORD": "right"})
     assert code == 1
     assert "is there already" in err
@@ -133,3 +140,41 @@ async def test_the_faucet_key_is_not_for_public_chains(tmp_path: Path) -> None:
         )
     assert code == 1
     assert "no development chain" in err
+
+
+async def test_a_place_that_is_not_for_a_deployment_is_refused_before_anything_starts(
+    tmp_path: Path,
+) -> None:
+    precious = tmp_path / "precious.txt"
+    precious.write_text("precious")
+    for place, words in (
+        (tmp_path, f"is a directory. Name the file: {tmp_path}/deployment.json"),
+        (precious, "is not a development chain's deployment"),
+        (tmp_path / "none" / "d.json", "there is no directory"),
+    ):
+        code, out, err = await command("dev", "--port", "0", "--deployment", str(place))
+        assert (code, out, err.count("\n")) == (1, "", 1)
+        assert words in err
+    code, _, err = await command("deploy", "--rpc", "http://127.0.0.1:1", "--out", str(tmp_path))
+    assert (code, err.count("\n")) == (2, 1)
+    assert "is a directory" in err
+    assert precious.read_text() == "precious"
+
+
+async def test_status_shows_the_addresses_and_what_is_there_on_a_chain_without_contracts(
+    anvil: Anvil, tmp_path: Path
+) -> None:
+    made = Deployment(
+        anvil.chain_id, signer("token").address, "tUSDC", 6, Amount(5), DEFAULT_UNBONDING_DELAY_S
+    )
+    file = tmp_path / "deployment.json"
+    made.save(file)
+    code, out, err = await command("status", "--deployment", str(file))
+    assert (code, out) == (1, "")
+    assert "no node of chain 31337 is known" in err
+    code, out, err = await command("status", "--deployment", str(file), "--rpc", anvil.url)
+    assert code == 1
+    assert f"escrow       {to_hex(made.escrow)}, nothing is there" in out
+    assert f"registry     {to_hex(made.registry)}, nothing is there" in out
+    assert "code is this program's" in out  # the factory
+    assert err.count("\n") == 1

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from piecework.chain import calls
-from piecework.chain.authorizations import Permit, sign_permit
-from piecework.chain.deploy import deploy
-from piecework.chain.errors import BadDeployment, TransactionReverted, WrongChain
+from piecework.chain.authorizations import Permit, deposit_nonce, sign_permit
+from piecework.chain.errors import TransactionReverted
 from piecework.chain.events import (
     ChannelClosed,
     ChannelOpened,
@@ -18,12 +17,9 @@ from piecework.chain.events import (
 )
 from piecework.chain.reader import ChainReader
 from piecework_protocol.eip712 import Domain
-from piecework_protocol.ledger import closing_of
 from piecework_protocol.objects import (
-    EVERYTHING,
     FundChannel,
     Registration,
-    RequestWithdrawal,
 )
 from piecework_protocol.signing import sign
 from piecework_protocol.states import ChannelState
@@ -31,24 +27,25 @@ from piecework_protocol.types import (
     Address,
     Amount,
     Bytes32,
-    Signature,
+    PayerSignature,
     Timestamp,
     Uint64,
     Uint256,
-    keccak256,
 )
 from tests.support.chains import (
     ETHER,
     FAR,
     MIN_STAKE,
-    POLL_S,
     RECEIPTS_ROOT,
     UNBONDING_DELAY_S,
     USD,
     Chain,
     channel_of,
     claim_of,
+    close_of,
     deployed,
+    request_of,
+    signature_of,
     signer,
 )
 
@@ -67,32 +64,6 @@ async def test_a_deployment_is_found_again_by_its_file(any_chain: Chain, tmp_pat
             requirements = await reader.stake_requirements()
             assert (requirements.token, requirements.min_stake) == (market.token, MIN_STAKE)
             assert requirements.unbonding_delay == UNBONDING_DELAY_S
-
-
-async def test_another_chain_or_other_code_is_refused_at_once(any_chain: Chain) -> None:
-    async with deployed(any_chain) as market:
-        real = market.deployment
-        for field, wrong, words in (
-            ("chain_id", real.chain_id + 1, "serves chain"),
-            ("escrow", real.token, "code of the escrow"),
-            ("registry", STRANGER.address, "no registry"),
-            ("registry_code_hash", Bytes32(bytes(32)), "code of the registry"),
-        ):
-            changed = type(real).from_json(real.to_json())
-            object.__setattr__(changed, field, wrong)
-            with pytest.raises(WrongChain, match=words):
-                await ChainReader.connect(changed)
-
-
-async def test_a_market_can_use_a_token_that_is_there_already(any_chain: Chain) -> None:
-    async with deployed(any_chain) as market:
-        second = await deploy(
-            any_chain.url, any_chain.faucet, min_stake=MIN_STAKE, token=market.token, poll_s=POLL_S
-        )
-        assert second.token == market.token
-        assert second.escrow != market.deployment.escrow
-        with pytest.raises(BadDeployment, match="no token"):
-            await deploy(any_chain.url, any_chain.faucet, token=STRANGER.address, poll_s=POLL_S)
 
 
 async def test_a_worker_registers_with_one_transaction(any_chain: Chain) -> None:
@@ -141,9 +112,8 @@ async def test_a_registered_worker_can_change_its_endpoint_use_a_session_key_and
         await market.give(WORKER.address, wei=ETHER, tokens=MIN_STAKE)
         me, sender, d = WORKER.address, market.sender(WORKER), market.deployment
         now = await market.reader.timestamp()
-        terms = Registration(
-            me, me, COLD.address, MIN_STAKE, "https://a:1", Uint64(0), Timestamp(now + 600)
-        )
+        until = Timestamp(now + 600)
+        terms = Registration(me, me, COLD.address, MIN_STAKE, "https://a:1", Uint64(0), until)
         for call in (
             calls.approve(market.token, d.registry, MIN_STAKE),
             calls.register(d, terms),
@@ -175,7 +145,7 @@ async def test_a_payer_without_gas_deposits_by_authorization(any_chain: Chain) -
         await market.pool(PAYER, WORKER, 5 * USD)
         assert await market.reader.native_balance(PAYER.address) == 0
         assert await market.reader.pooled_balance(market.token, PAYER.address) == 5 * USD
-        nonce = Bytes32(keccak256((5 * USD).to_bytes(16, "big")))
+        nonce = deposit_nonce(Bytes32((5 * USD).to_bytes(32, "big")))
         assert await market.reader.authorization_state(market.token, PAYER.address, nonce)
 
 
@@ -210,7 +180,7 @@ async def test_a_worker_opens_the_channel_by_the_payers_signature_and_settles(
         assert (await reader.channel(channel_id)).state is ChannelState.NONE
         await market.open_channel(PAYER, WORKER, channel, 2 * USD)
         opened = await reader.channel(channel_id)
-        assert (opened.state, opened.deposit, opened.settled) == (ChannelState.OPEN, 2 * USD, 0)
+        assert (opened.state, opened.funded, opened.settled) == (ChannelState.OPEN, 2 * USD, 0)
         claim = claim_of(reader.domain, channel, PAYER, 700_000, count=3)
         (preview,) = await reader.preview_settle([claim])
         assert (preview.payable, preview.reason) == (700_000, SkipReason.NONE)
@@ -274,12 +244,10 @@ async def test_a_channel_is_closed_by_agreement_and_the_rest_goes_back(any_chain
         await market.open_channel(PAYER, WORKER, channel, 2 * USD)
         last = claim_of(reader.domain, channel, PAYER, 500_000)
         voucher = last.voucher
-        terms = closing_of(voucher)
-        agreed = sign(reader.domain, terms, WORKER)
-        mined = await market.run(STRANGER, calls.close(d, last, agreed))
+        mined = await market.run(STRANGER, close_of(market, last, WORKER))
         closed = decode_events(d.escrow, mined.logs)[-1]
         assert isinstance(closed, ChannelClosed)
-        assert (closed.settled, closed.refund) == (500_000, 1_500_000)
+        assert (closed.settled, closed.refund, closed.fee) == (500_000, 1_500_000, 0)
         assert (await reader.channel(voucher.channel)).state is ChannelState.CLOSED
         assert await reader.pooled_balance(market.token, PAYER.address) == 2_500_000
         with pytest.raises(TransactionReverted) as refused:
@@ -295,10 +263,8 @@ async def test_a_silent_worker_cannot_keep_the_deposit(any_chain: Chain) -> None
         channel = channel_of(market, PAYER, WORKER)
         channel_id = channel.id(reader.domain)
         await market.open_channel(PAYER, WORKER, channel, 2 * USD)
-        wish = RequestWithdrawal(channel_id, EVERYTHING, Uint64(0), FAR)
         before = await reader.latest_block()
-        request = calls.request_withdrawal(d, channel, FAR, sign(reader.domain, wish, PAYER))
-        await market.run(WORKER, request)
+        await market.run(WORKER, request_of(market, channel, PAYER))
         (event,) = await reader.withdrawal_requests(before + 1, await reader.latest_block())
         state = await reader.channel(channel_id)
         assert state.state is ChannelState.WITHDRAWING
@@ -317,14 +283,13 @@ async def test_a_strangers_signature_opens_nothing(any_chain: Chain) -> None:
         await market.give(WORKER.address, wei=ETHER)
         await market.pool(PAYER, WORKER, 2 * USD)
         channel = channel_of(market, PAYER, WORKER)
-        forged = sign(
-            market.reader.domain, FundChannel(channel, Amount(USD), Amount(0), FAR), STRANGER
-        )
-        for signature in (forged, Signature(bytes(65)), Signature(b"")):
+        terms = FundChannel(channel, Amount(USD), Amount(0), FAR)
+        forged = signature_of(market.reader.domain, terms, STRANGER)
+        for signature in (forged, PayerSignature(bytes(65)), PayerSignature(b"")):
+            call = calls.fund(
+                market.deployment, channel, Amount(USD), deadline=FAR, signature=signature
+            )
             with pytest.raises(TransactionReverted) as refused:
-                await market.sender(WORKER).prepare(
-                    calls.fund(market.deployment, channel, Amount(USD), FAR, signature),
-                    value_at_stake=None,
-                )
+                await market.sender(WORKER).prepare(call, value_at_stake=None)
             assert refused.value.name == "BadSignature"
             assert Address(PAYER.address).hex() in str(refused.value).lower()

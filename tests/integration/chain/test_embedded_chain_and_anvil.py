@@ -21,22 +21,23 @@ from piecework.chain.dev.embedded import EmbeddedChain
 from piecework.chain.errors import TransactionReverted
 from piecework.chain.fees import Fees
 from piecework.chain.limits import EMBEDDED_BLOCK_GAS, EMBEDDED_CHAIN_ID
+from piecework.chain.packing import settle_packed
 from piecework.chain.rawtx import UnsignedTransaction
 from piecework.chain.rpc import HttpRpc
-from piecework_protocol.ledger import closing_of
-from piecework_protocol.objects import EVERYTHING, Registration, RequestWithdrawal
-from piecework_protocol.signing import sign
+from piecework_protocol.objects import Registration
 from piecework_protocol.types import Address, Amount, Timestamp, Uint64, Uint256, keccak256, to_hex
 from tests.support.chains import (
     ETHER,
-    FAR,
     MIN_STAKE,
     UNBONDING_DELAY_S,
     USD,
     TestMarket,
+    cancel_of,
     channel_of,
     claim_of,
+    close_of,
     deployed,
+    request_of,
     require_anvil,
     signer,
 )
@@ -198,13 +199,12 @@ async def pay_through_channels(market: TestMarket) -> None:
         claims[3] = claim_of(domain, channels[3], STRANGER, share)
         await market.run(WORKER, calls.settle(d, claims))
     last = claim_of(domain, channels[0], PAYER, 500_000)
-    voucher = last.voucher
-    terms = closing_of(voucher)
-    await market.run(WORKER, calls.close(d, last, sign(domain, terms, WORKER)))
-    wish = sign(
-        domain, RequestWithdrawal(channels[1].id(domain), EVERYTHING, Uint64(0), FAR), PAYER
-    )
-    await market.run(WORKER, calls.request_withdrawal(d, channels[1], FAR, wish))
+    await market.run(WORKER, close_of(market, last, WORKER, PAYER, fee=20_000))
+    packed = [claim_of(domain, c, PAYER, 400_000) for c in channels[1:]]
+    await market.run(WORKER, settle_packed(d, packed))
+    await market.run(WORKER, request_of(market, channels[1], PAYER, Amount(100_000)))
+    await market.run(WORKER, cancel_of(market, channels[1], PAYER))
+    await market.run(WORKER, request_of(market, channels[1], PAYER, nonce=1))
     await market.pass_time(channels[1].withdrawal_delay)
     await market.run(WORKER, calls.withdraw(d, channels[1]))
     await market.run(PAYER, calls.withdraw_balance(d, market.token, Amount(USD), COLD.address))
@@ -222,7 +222,8 @@ async def register_and_leave(market: TestMarket) -> None:
         calls.add_stake(d, me, Amount(USD)),
         calls.set_endpoint(d, me, "https://" + "b" * 200 + ":2"),
         calls.authorize_session_key(d, STRANGER.address, deadline),
-        calls.revoke_session_key(d, STRANGER.address),
+        calls.revoke_session_key(d, me, STRANGER.address),
+        calls.offer_owner(d, me, STRANGER.address),
         calls.set_payout(d, me, STRANGER.address),
         calls.request_unbond(d, me),
         calls.cancel_unbond(d, me),

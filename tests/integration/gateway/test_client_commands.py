@@ -16,13 +16,13 @@ import aiohttp
 import openai
 import pytest
 
-from piecework.chain.calls import approve, fund, register
+from piecework.chain.calls import approve, register, submit_funding
 from piecework.chain.dev.embedded import EmbeddedChain
 from piecework_protocol import wire
 from piecework_protocol.frames import FundingAuthorization
 from piecework_protocol.objects import Registration
 from piecework_protocol.signing import LocalSigner
-from piecework_protocol.types import Signature, Timestamp, Uint64, parse_address
+from piecework_protocol.types import Timestamp, Uint64, parse_address
 from tests.support import chains
 from tests.support.chains import MIN_STAKE, USD, TestMarket, deployed
 from tests.support.fake_chain import FakeChain
@@ -93,8 +93,7 @@ class CommandStage:
         funding = self.worker.submissions[0].funding
         assert funding is not None
         assert isinstance(funding, FundingAuthorization)
-        a, signature = funding.authorization, Signature(funding.signature)
-        call = fund(self.market.deployment, a.channel, a.funded, a.deadline, signature)
+        call = submit_funding(self.market.deployment, funding.authorization.channel, funding)
         await self.market.run(self.worker.operator, call)
 
 
@@ -161,7 +160,7 @@ async def test_the_whole_life_of_a_client(harness: CommandStage) -> None:
     assert len(receipts["receipts"]) == 8
     await harness.mine_funding()
     balance = await harness.json("client", "balance")
-    assert (balance["in_channels"], balance["pooled"]) == (0, 4 * USD)
+    assert (balance["in_channels"], balance["pooled"]) == (USD, 4 * USD)
     (channel,) = (await harness.json("client", "channels"))["channels"]
     assert (channel["on_chain"], channel["funded"], channel["count"]) == ("open", USD, 8)
 

@@ -16,7 +16,7 @@ from piecework.client.config import ClientHome, load_config
 from piecework.client.errors import HomeError
 from piecework.client.journal.store import Store
 from piecework.client.setup import SetUp, set_up
-from piecework_protocol.types import Address, Bytes32
+from piecework_protocol.types import Address, Amount, Seconds
 from tests.support.dying_setup import PASSWORD
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -24,15 +24,13 @@ FILES = {"deployment.json", "config.toml", "wallet.json"}
 MOST_STEPS = 60
 DEPLOYMENT = Deployment(
     chain_id=31337,
-    rpc_url="http://127.0.0.1:8545",
-    escrow=Address(b"\x11" * 20),
-    registry=Address(b"\x22" * 20),
     token=Address(b"\x33" * 20),
     token_symbol="tUSDC",
     token_decimals=6,
-    escrow_code_hash=Bytes32(b"\x44" * 32),
-    registry_code_hash=Bytes32(b"\x55" * 32),
-    block=1,
+    min_stake=Amount(100_000_000),
+    unbonding_delay_s=Seconds(7 * 24 * 3600),
+    from_block=1,
+    rpc_url="http://127.0.0.1:8545",
 )
 
 pytestmark = pytest.mark.slow
@@ -127,7 +125,7 @@ async def test_what_differs_from_a_home_is_said_and_nothing_changes(
         await make(home.path, deployment, "http://there", second_key=True)
     moved = tmp_path / "moved.json"
     other = DEPLOYMENT.to_json()
-    moved.write_text(json.dumps({**other, "rpc_url": "http://other:8545"}))
+    moved.write_text(json.dumps({**other, "rpc_url": "http://localhost:8545"}))
     with pytest.raises(HomeError, match="differs from the given file in rpc_url"):
         await make(home.path, moved)
     moved.write_text(json.dumps({**other, "chain_id": 1}))

@@ -26,6 +26,7 @@ from piecework_protocol import wire
 from piecework_protocol.errors import ProtocolViolation, Reason, Refusal
 from piecework_protocol.frames import FundingAuthorization
 from piecework_protocol.states import ChannelState
+from piecework_protocol.types import Uint32
 from tests.support.client_side import (
     MONEY,
     PAYER,
@@ -43,6 +44,7 @@ from tests.support.client_side import (
 from tests.support.fake_chain import TOKEN_INFO, FakeChain
 from tests.support.fake_worker import STORY, FakeWorker, Lie, Script, model_offer
 from tests.support.offers import offer, operator, receiver
+from tests.support.waiting import until
 
 WHOLE = " ".join(STORY)
 
@@ -99,7 +101,7 @@ async def test_the_channel_is_opened_by_the_first_job_and_used_by_the_next(
     assert first.funding is not None
     assert second.funding is None
     assert first.job.channel == second.job.channel
-    assert chain.channels[first.job.channel].deposit == 1_000_000
+    assert chain.channels[first.job.channel].funded == 1_000_000
 
 
 async def test_a_pending_opening_is_sent_again_until_the_chain_shows_it(
@@ -264,7 +266,7 @@ async def test_a_busy_worker_is_passed_over_without_losing_its_name(
         events = await collect(client.run(ask()))
         assert last(events).operator == second.operator.address
         assert len(first.submissions) == 1
-        assert first.operator.address not in client.store.experience()
+        assert client.store.workers.experience()[first.operator.address].failures == 0
 
 
 async def test_when_everybody_is_busy_the_caller_learns_how_long(
@@ -286,7 +288,89 @@ async def test_a_worker_that_is_gone_is_replaced_and_remembered(
             await client.offers()
         events = await collect(client.run(ask()))
         assert last(events).operator == worker.operator.address
-        assert client.store.experience()[gone.operator.address].failures == 1
+        assert client.store.workers.experience()[gone.operator.address].failures == 1
+
+
+async def test_a_worker_that_takes_jobs_and_says_nothing_is_left_and_remembered(
+    tmp_path: Path, chain: FakeChain, clock: FakeClock, worker: FakeWorker
+) -> None:
+    async def never(canvas: int) -> None:
+        await asyncio.Event().wait()
+
+    quiet = Script(gate=never)
+    cheap = (model_offer(price=1_000_000),)
+    patience = {"start_timeout_s": 0.2, "stall_timeout_s": 0.5}
+    async with FakeWorker(chain, clock, name="quiet", script=quiet, models=cheap) as silent:
+        quiet_one = silent.operator.address
+        silent.models = (cheap[0].replace(first_canvas_ms=Uint32(1)),)
+        for _ in range(2):  # the second client is another process with the same home
+            async with open_client(tmp_path, chain, clock, **patience) as client:
+                for _ in range(2):
+                    events = await collect(client.run(ask()))
+                    assert last(events).operator == worker.operator.address
+                    assert text_of(events) == WHOLE
+                assert client.store.workers.experience()[quiet_one].silences == 1
+        assert len(silent.submissions) == 1
+        await until(lambda: silent.cancels == 1)
+        assert silent.paid() == 0
+
+
+async def test_a_job_that_nobody_gets_on_with_blames_nobody(
+    tmp_path: Path, chain: FakeChain, clock: FakeClock, worker: FakeWorker
+) -> None:
+    """The only worker says nothing: it may be our own network."""
+
+    async def never(canvas: int) -> None:
+        await asyncio.Event().wait()
+
+    worker.script.gate = never
+    worker.models = (worker.models[0].replace(first_canvas_ms=Uint32(1)),)
+    async with open_client(tmp_path, chain, clock, start_timeout_s=0.1) as client:
+        with pytest.raises(NoWorkerFits, match="makes no progress"):
+            await collect(client.run(ask()))
+        assert client.store.workers.experience()[worker.operator.address].failures == 0
+
+
+async def test_a_dead_offer_reserves_nothing(
+    tmp_path: Path, chain: FakeChain, clock: FakeClock, worker: FakeWorker
+) -> None:
+    cheap = (model_offer(price=1_000_000),)
+    async with open_client(tmp_path, chain, clock, deposit="10") as client:
+        async with FakeWorker(chain, clock, name="gone", models=cheap):
+            await client.offers()
+            await client.links.close()
+        events = await collect(client.run(ask()))
+        assert last(events).operator == worker.operator.address
+        assert len(client.store.channels()) == 1
+
+
+async def test_a_prompt_that_every_answering_worker_refuses_is_the_callers_fault(
+    tmp_path: Path, chain: FakeChain, clock: FakeClock, worker: FakeWorker
+) -> None:
+    refused = Refusal(Reason.PROMPT_REFUSED, "roles must alternate")
+    worker.script.refusals = [refused]
+    async with open_client(tmp_path, chain, clock) as client:
+        async with FakeWorker(chain, clock, name="gone", models=(model_offer(price=1_000_000),)):
+            await client.offers()
+        with pytest.raises(Refusal) as caught:
+            await collect(client.run(ask()))
+        assert caught.value.reason is Reason.PROMPT_REFUSED
+        assert client.store.workers.experience()[worker.operator.address].failures == 0
+
+
+async def test_without_a_limit_the_answer_takes_the_room_that_the_prompt_leaves(
+    client: PieceworkClient, worker: FakeWorker
+) -> None:
+    worker.script.refusals = [
+        Refusal(Reason.PROMPT_TOO_LONG, "too long", metadata={"prompt_tokens": "4000"})
+    ]
+    await collect(client.run(ask()))
+    assert [s.job.parameters.max_tokens for s in worker.submissions] == [1024, 96]
+    worker.script.refusals = [
+        Refusal(Reason.PROMPT_TOO_LONG, "too long", metadata={"prompt_tokens": "9" * 30})
+    ]
+    with pytest.raises(Refusal, match="too long"):
+        await collect(client.run(ask()))
 
 
 async def test_an_unknown_model_is_named(client: PieceworkClient, worker: FakeWorker) -> None:

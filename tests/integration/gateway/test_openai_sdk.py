@@ -109,10 +109,11 @@ async def test_a_whole_answer_carries_text_usage_and_receipts(setting: Setting) 
 async def test_best_effort_is_paid_for_only_when_it_is_allowed_and_says_so(tmp_path: Path) -> None:
     allowed: Any = {"piecework": {"best_effort": True}}
     async with best_effort_market(tmp_path) as setting, setting.sdk() as sdk:
-        with pytest.raises(openai.InternalServerError, match="best effort"):
+        with pytest.raises(openai.BadRequestError, match="best effort") as caught:
             await sdk.chat.completions.create(model="tale-1", messages=USER)
+        assert caught.value.param == "piecework.best_effort"
         for unmet in ({"seed": 7}, {"temperature": 0.4}):
-            with pytest.raises(openai.InternalServerError, match="cannot honour"):
+            with pytest.raises(openai.BadRequestError, match="cannot honour"):
                 await sdk.chat.completions.create(
                     model="tale-1",
                     messages=USER,
@@ -138,7 +139,7 @@ async def test_a_gateway_may_allow_best_effort_for_those_who_do_not_say(tmp_path
         answer = await sdk.chat.completions.create(model="tale-1", messages=USER)
         assert answer.choices[0].message.content == WHOLE
         declined: Any = {"piecework": {"best_effort": False}}
-        with pytest.raises(openai.InternalServerError, match="best effort"):
+        with pytest.raises(openai.BadRequestError, match="best effort"):
             await sdk.chat.completions.create(model="tale-1", messages=USER, extra_body=declined)
 
 
@@ -272,10 +273,64 @@ async def test_an_empty_wallet_is_402(tmp_path: Path) -> None:
 
 async def test_busy_workers_are_429_with_the_time_to_wait(setting: Setting) -> None:
     setting.worker.script.refusals = [Refusal(Reason.BUSY, "full", retry_after_s=4.2)]
-    async with setting.sdk() as sdk:
+    runner, url = await serve(setting.client, wait_s=1)
+    async with openai.AsyncOpenAI(base_url=url + "/v1", api_key=KEY, max_retries=0) as sdk:
         with pytest.raises(openai.RateLimitError) as caught:
             await sdk.chat.completions.create(model="tale-1", messages=USER)
+    await runner.cleanup()
     assert caught.value.response.headers["Retry-After"] == "5"
+    assert caught.value.code == "workers_busy"
+
+
+async def test_a_request_waits_while_all_workers_are_busy(setting: Setting) -> None:
+    busy = Refusal(Reason.BUSY, "full", retry_after_s=0.05)
+    setting.worker.script.refusals = [busy] * 12
+    async with setting.sdk() as sdk:
+        answers = await asyncio.gather(
+            *(sdk.chat.completions.create(model="tale-1", messages=USER) for _ in range(20))
+        )
+    assert [answer.choices[0].message.content for answer in answers] == [WHOLE] * 20
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "param"),
+    [
+        ({"max_tokens": 4096}, "max_tokens_too_large", "max_tokens"),
+        ({"extra_body": {"piecework": {"max_steps": 50}}}, None, "piecework.max_steps"),
+        ({"extra_body": {"piecework": {"max_price": 1}}}, None, "piecework.max_price"),
+    ],
+)
+async def test_what_no_worker_can_give_is_400_and_named(
+    setting: Setting, fields: Any, code: str | None, param: str
+) -> None:
+    async with setting.sdk() as sdk:
+        with pytest.raises(openai.BadRequestError) as caught:
+            await sdk.chat.completions.create(model="tale-1", messages=USER, **fields)
+    assert caught.value.param == param
+    assert code in (None, caught.value.code)
+
+
+@pytest.mark.parametrize(
+    ("refusal", "code", "param"),
+    [
+        (Refusal(Reason.PROMPT_REFUSED, "roles must alternate"), "prompt_refused", "messages"),
+        (Refusal(Reason.PROMPT_TOO_LONG, "long"), "context_length_exceeded", "messages"),
+        (
+            Refusal(Reason.BAD_PARAMETERS, "temperature_end is 0, outside 1 to 2"),
+            "bad_parameters",
+            "temperature",
+        ),
+    ],
+    ids=lambda value: getattr(getattr(value, "reason", None), "name", str(value)),
+)
+async def test_a_refusal_of_the_request_itself_is_400_and_named(
+    setting: Setting, refusal: Refusal, code: str, param: str
+) -> None:
+    setting.worker.script.refusals = [refusal]
+    async with setting.sdk() as sdk:
+        with pytest.raises(openai.BadRequestError) as caught:
+            await sdk.chat.completions.create(model="tale-1", messages=USER, max_tokens=64)
+    assert (caught.value.code, caught.value.param) == (code, param)
 
 
 async def test_nobody_there_is_503_and_an_unknown_model_404(
@@ -311,7 +366,7 @@ async def test_more_requests_than_allowed_are_told_to_wait(setting: Setting) -> 
         await held.wait()
 
     setting.worker.script.gate = gate
-    runner, url = await serve(setting.client, max_concurrent=1)
+    runner, url = await serve(setting.client, max_concurrent=1, max_waiting=0)
     async with openai.AsyncOpenAI(base_url=url + "/v1", api_key=KEY, max_retries=0) as sdk:
         first = asyncio.create_task(sdk.chat.completions.create(model="tale-1", messages=USER))
         await entered.wait()

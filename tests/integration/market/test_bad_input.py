@@ -147,7 +147,7 @@ async def _one_paid_job(client: WireClient, market: TestMarket) -> tuple[Scene, 
     assert job.acknowledged == len(job.receipts) > 0
 
     async def funded() -> bool:
-        return (await market.reader.channel(client.id)).deposit >= DEPOSIT
+        return (await market.reader.channel(client.id)).funded >= DEPOSIT
 
     await until(funded)
     return scene, job
@@ -164,7 +164,7 @@ async def _money(
         status["unsettled"] + channel.settled,
         status["channels"],
         status["active"],
-        channel.deposit,
+        channel.funded,
         await market.reader.pooled_balance(market.token, PAYER.address),
         await market.reader.token_balance(market.token, PAYER.address),
     )

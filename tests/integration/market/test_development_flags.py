@@ -10,7 +10,6 @@ import pytest
 from piecework.chain.deploy import deploy
 from piecework.chain.dev.anvil import Anvil
 from piecework.processes import ProcessGroup
-from piecework_protocol.types import Seconds
 from tests.support.chains import ETHER, MIN_STAKE, require_anvil
 from tests.support.commands import piecework
 
@@ -56,11 +55,19 @@ async def test_no_other_chain_has_a_faucet_for_a_deposit(tmp_path: Path) -> None
             public.url,
             public.faucet,
             min_stake=MIN_STAKE,
-            unbonding_delay_s=Seconds(60),
             poll_s=0.02,
         )
         made.save(file)
-        await piecework("client", "init", *home, "--deployment", str(file), environment=PASSWORD)
+        assert made.rpc_url is None  # everybody names a node of their own
+        init = ("client", "init", *home, "--deployment", str(file))
+        await piecework(*init, environment=PASSWORD)
+        alone = await piecework("client", "balance", *home, environment=PASSWORD)
+        assert "no node of chain 8453 is known" in alone.line()
+        differs = await piecework(*init, "--rpc-url", public.url, environment=PASSWORD)
+        assert "has another rpc_url" in differs.line()
+        home = ("--home", str(tmp_path / "second"))
+        init = ("client", "init", *home, "--deployment", str(file))
+        await piecework(*init, "--rpc-url", public.url, environment=PASSWORD)
         refused = await piecework("client", "deposit", "1", "--faucet", *home, environment=PASSWORD)
         assert "no development chain" in refused.line()
         gasless = ("--gasless", str(tmp_path / "deposit.json"))

@@ -18,7 +18,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
 from piecework.client.gateway.server import Gateway, GatewayOptions
-from piecework.client.network.discovery import Discovery, Links, parse_page
+from piecework.client.network.indexes import IndexReader, parse_page
 from piecework.market.offer_store import OfferStore
 from piecework.market.server import IndexServer
 from piecework_protocol.errors import MalformedInput
@@ -145,7 +145,7 @@ async def test_one_workers_details_cannot_spoil_the_page_for_everybody(
     response = await index.get("/v1/offers")
     body = await response.read()
     assert response.status == 200
-    assert len(list(parse_page(body))) == 2
+    assert len(parse_page(body)[0]) == 2
     assert [row["details"] for row in json.loads(body)["offers"]].count({}) >= 1
     assert (await index.get("/")).status == 200
 
@@ -157,11 +157,10 @@ async def test_an_index_that_answers_without_end_is_one_line_of_trouble() -> Non
     app = web.Application()
     app.router.add_get("/v1/offers", bomb)
     async with TestServer(app) as server:
-        links = Links()
-        discovery = Discovery(FakeChain(), (str(server.make_url("")),), links, FakeClock())
-        found = await discovery.offers()
-        await discovery.close()
-    assert found.offers == ()
-    assert "list of offers" in found.troubles[0]
+        reader = IndexReader((index := str(server.make_url("")),), FakeClock())
+        with pytest.raises(MalformedInput, match="list of offers"):
+            await reader.read(index, None)
+        assert "asked again in 5 s" in (reader.rests(index) or "")
+        await reader.close()
     with pytest.raises(MalformedInput):
-        list(parse_page(b'{"offers":' * 50_000))
+        parse_page(b'{"offers":' * 50_000)

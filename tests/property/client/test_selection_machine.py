@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from piecework.client.jobs.requests import Filters, TextRequest, job_parameters
-from piecework.client.jobs.selection import Choice, learn, learn_broken, rank, reliability
-from piecework.client.journal.records import Experience
+from piecework.client.jobs.selection import Choice, rank
+from piecework.client.journal.learning import learn, learn_broken, learn_silence, reliability
+from piecework.client.journal.records import Experience, Memories
 from piecework.client.limits import BROKEN_WORKER_REST_S, EXPERIENCE_HALF_LIFE_S
 from piecework_protocol.client_session import TEMPLATE_TOKENS
 from piecework_protocol.content import encode_prompt
@@ -117,11 +118,17 @@ class Selection(RuleBasedStateMachine):
             self._memory(name), Timestamp(self.now), "4.1"
         )
 
+    @rule(name=WORKER)
+    def worker_says_nothing(self, name: str) -> None:
+        self.memories[operator(name).address] = learn_silence(
+            self._memory(name), Timestamp(self.now)
+        )
+
     @rule(request=REQUESTS, limits=LIMITS)
     def request_is_ranked(self, request: TextRequest, limits: dict[str, Any]) -> None:
         """The ranking holds exactly the workers that no filter forbids, the best one first."""
         filters = Filters(now=self.now, token=TOKEN_INFO, **limits)
-        ranking = rank(request, self.offers.values(), self.memories, filters)
+        ranking = rank(request, self.offers.values(), Memories(self.memories), filters)
         allowed = {
             operator(name).address
             for name, signed in self.offers.items()
@@ -134,9 +141,11 @@ class Selection(RuleBasedStateMachine):
         )
         for choice in ranking.choices:
             self._costs_what_it_says(request, choice, filters)
-        order = [(choice.full, choice.score) for choice in ranking.choices]
+        order = [(choice.resting, choice.score) for choice in ranking.choices]
         assert order == sorted(order)
-        again = rank(request, reversed(list(self.offers.values())), self.memories, filters)
+        again = rank(
+            request, reversed(list(self.offers.values())), Memories(self.memories), filters
+        )
         assert again.choices == ranking.choices
 
     def _allowed(
@@ -195,7 +204,7 @@ def test_a_digest_names_a_model_as_its_name_does() -> None:
     signed = offer("ada")
     filters = Filters(now=START, token=TOKEN_INFO)
     by_digest = ask(model="0x" + Digest(keccak256(b"tale-1")).hex().upper())
-    assert len(rank(by_digest, [signed], {}, filters).choices) == 1
+    assert len(rank(by_digest, [signed], Memories(), filters).choices) == 1
 
 
 TestSelection = Selection.TestCase

@@ -11,10 +11,12 @@ import queue
 import sys
 import threading
 
-from piecework_model.requests import CanvasFinish, GenerationRequest
+from piecework_model.requests import CanvasFinish, GenerationRequest, StoppedEvent
+from piecework_node.engine.process import BEAT_S
 from piecework_node.engine.wire import (
     MAX_LINE_BYTES,
     Allow,
+    Beat,
     Command,
     Encode,
     Encoded,
@@ -38,8 +40,10 @@ def main() -> None:
     while True:
         runnable = [row for row in rows if done[row] < limits[row]]
         try:
-            command = commands.get(timeout=pace if runnable else None)
+            command = commands.get(timeout=pace if runnable else BEAT_S)
         except queue.Empty:
+            if not runnable:
+                _send(Beat())
             for row in runnable:
                 event = canvas_event(rows[row], done[row])
                 done[row] += 1
@@ -56,7 +60,8 @@ def main() -> None:
         elif isinstance(command, Allow):
             limits[command.request_id] = max(limits.get(command.request_id, 0), command.limit)
         elif isinstance(command, Stop):
-            rows.pop(command.request_id, None)
+            if rows.pop(command.request_id, None) is not None:
+                _send(StoppedEvent(command.request_id, done[command.request_id], 0, 0, ()))
         elif isinstance(command, Encode):
             ids = tuple(byte for message in command.messages for byte in message.content.encode())
             _send(Encoded(command.number, ids))

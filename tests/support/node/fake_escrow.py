@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from piecework.chain.errors import RpcUnavailable
 from piecework.chain.reader import ChannelOnChain
+from piecework_protocol.eip712 import TypedData
 from piecework_protocol.states import ChannelState
-from piecework_protocol.types import Address, Amount, ChannelId, Timestamp, Uint64
+from piecework_protocol.types import Address, Amount, ChannelId
 
 
 @dataclass(slots=True)
@@ -18,6 +19,7 @@ class FakeChannel:
     state: ChannelState = ChannelState.NONE
     deposit: Amount = Amount(0)
     settled: Amount = Amount(0)
+    withdrawn: Amount = Amount(0)
 
 
 class FakeEscrow:
@@ -26,17 +28,23 @@ class FakeEscrow:
     def __init__(self) -> None:
         self.channels: dict[ChannelId, FakeChannel] = {}
         self.pooled: dict[tuple[Address, Address], int] = {}
+        self.signed: set[tuple[Address, TypedData, bytes]] = set()
+        """What smart accounts say that they have signed."""
         self.down = False
         self.reads = 0
 
     async def channel(self, channel_id: ChannelId) -> ChannelOnChain:
         self._answer()
         known = self.channels.get(channel_id, FakeChannel())
-        return ChannelOnChain(known.state, known.deposit, known.settled, Uint64(0), Timestamp(0))
+        return ChannelOnChain(known.state, known.deposit, known.settled, known.withdrawn)
 
     async def pooled_balance(self, token: Address, owner: Address) -> Amount:
         self._answer()
         return Amount(self.pooled.get((token, owner), 0))
+
+    async def payer_signed(self, payer: Address, message: TypedData, signature: bytes) -> bool:
+        self._answer()
+        return (payer, message, signature) in self.signed
 
     def _answer(self) -> None:
         self.reads += 1

@@ -23,11 +23,12 @@ from piecework_node.runtime.channels import Channels
 from piecework_node.runtime.faults import FaultBoard
 from piecework_node.runtime.jobs import JobRuntime
 from piecework_node.runtime.live import LiveJob
+from piecework_node.settlement.settler import Settler
 from piecework_node.times import now
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import Refusal
 from piecework_protocol.frames import Funding, FundingAuthorization, SubmitJob, WorkerFrame
-from piecework_protocol.objects import Channel, FundChannel, Parameters, Service
+from piecework_protocol.objects import Channel, CloseChannel, FundChannel, Parameters, Service
 from piecework_protocol.signing import LocalSigner, sign
 from piecework_protocol.types import (
     Address,
@@ -38,6 +39,7 @@ from piecework_protocol.types import (
     PayerSignature,
     PublicKey,
     Seconds,
+    Signature,
     Timestamp,
     Uint32,
     Uint64,
@@ -123,6 +125,7 @@ class WorkerHarness:
             entropy=_entropy(self.lives),
             rotation_s=ROTATION_S,
         )
+        log = logs.silent()
         self.runtime = JobRuntime(
             self.journal,
             self.engine,
@@ -130,8 +133,8 @@ class WorkerHarness:
             signer=OPERATOR,
             clock=self.clock,
             metrics=self.metrics,
+            log=log,
         )
-        log = logs.silent()
         self.faults = FaultBoard(self.clock, self.metrics, log, patience_s=OUTAGE_S)
         self.channels = Channels(
             self.runtime,
@@ -226,12 +229,20 @@ class Client(ScriptedClient):
         """The channel's opening is mined."""
         self.harness.chain.open(self.id, self.deposit)
 
-    def funding(self, *, lifetime_s: int = 3600) -> Funding:
+    def funding(self, *, lifetime_s: int = 3600) -> FundingAuthorization:
         """An authorization to open the channel out of the pooled balance."""
         deadline = Timestamp(self.harness.clock.now() + lifetime_s)
         authorization = FundChannel(self.channel, self.deposit, Amount(0), deadline)
         signature = PayerSignature(sign(DOMAIN, authorization, self.signer))
         return FundingAuthorization(authorization, signature)
+
+    async def ask_to_close(self, settler: Settler) -> tuple[Signature, bytes]:
+        """Agree with the worker that the latest voucher is the last."""
+        latest = self.book.voucher()
+        final = CloseChannel(
+            latest.channel, latest.cumulative, latest.count, latest.receipts_root, Amount(0)
+        )
+        return await settler.close_channel(self.channel, final, sign(DOMAIN, final, self.signer))
 
     def job(
         self, seed: int, max_tokens: int = 20, *, prompt: str = "a fox", lifetime_s: int = 3600

@@ -6,13 +6,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
-from piecework_node.errors import JournalCorrupt
+from piecework_node.errors import JournalConflict, SaltUsed
 from piecework_node.journal.records import (
     OPEN_TX_STATES,
     ChannelObserved,
     ChannelSeen,
     CloseAgreed,
+    ContradictionSeen,
     Earnings,
     FundingAuthorized,
     JournalRecord,
@@ -31,7 +33,7 @@ from piecework_protocol.eip712 import Domain
 from piecework_protocol.frames import LeafRef
 from piecework_protocol.ledger import Unpaid, WorkerLedger
 from piecework_protocol.states import ENDED_STATES, ChannelState
-from piecework_protocol.types import Amount, Bytes32, ChannelId, Digest, JobId, Timestamp
+from piecework_protocol.types import Amount, ChannelId, Digest, JobId, Timestamp
 from piecework_protocol.wire import SignedOffer
 from piecework_protocol.worker_session import StateRecord, StoredCanvas
 from tests.support.node.faults import KillSwitch
@@ -50,23 +52,41 @@ class MemoryJournal:
         self.keys: list[StoredSealingKey] = []
         self.txs: dict[bytes, StoredTx] = {}
         self.notes: dict[str, str] = {}
+        self.contradictions: dict[tuple[ChannelId, str], ContradictionSeen] = {}
         self.commits = 0
 
     async def append(self, records: Sequence[JournalRecord]) -> None:
         if not records:
             return
         self.switch.point()
-        for record in records:
-            self._apply(record)
+        before = self._state()
+        try:
+            for record in records:
+                self._apply(record)
+        except (JournalConflict, KeyError) as error:
+            self.jobs, self.books, self.paid, self.offers, self.keys, self.txs, self.notes = before
+            if isinstance(error, KeyError):
+                raise JournalConflict("there is no such row") from error
+            raise
         self.commits += 1
         self.switch.point()
+
+    def _state(self) -> tuple[Any, ...]:
+        paid = {channel: dict(leaves) for channel, leaves in self.paid.items()}
+        return (
+            dict(self.jobs), dict(self.books), paid, dict(self.offers), list(self.keys),
+            dict(self.txs), dict(self.notes),
+        )  # fmt: skip
 
     def _apply(self, record: JournalRecord) -> None:  # noqa: PLR0912  one branch a record
         match record:
             case StoredJob():
                 bare = replace(record.submission, sealed_content=b"", funding=None)
-                if record.id in self.jobs:
-                    raise JournalCorrupt("a job is admitted once")
+                mine = (bare.job.channel, bare.job.salt)
+                if mine in (
+                    (j.submission.job.channel, j.submission.job.salt) for j in self.jobs.values()
+                ):
+                    raise SaltUsed("a salt is used once on a channel")
                 self.jobs[record.id] = replace(record, submission=bare)
             case StateRecord():
                 job = self.jobs[record.job]
@@ -78,12 +98,7 @@ class MemoryJournal:
                 fresh = StoredChannel(record.id, record.channel, WorkerLedger(record.id))
                 self.books.setdefault(record.id, fresh)
             case FundingAuthorized():
-                known = self.books[record.channel].funding
-                if (
-                    known is None
-                    or known.authorization.funded <= record.funding.authorization.funded
-                ):
-                    self._book(record.channel, funding=record.funding)
+                self._book(record.channel, funding=record.funding)
             case VoucherApplied():
                 self._voucher(record)
             case ChannelObserved():
@@ -93,6 +108,10 @@ class MemoryJournal:
                     deposit=record.deposit,
                     settled=record.settled,
                     observed_at=record.at,
+                    withdrawn=record.withdrawn,
+                    requested=record.requested,
+                    requested_at=record.requested_at,
+                    requests=record.requests,
                 )
             case CloseAgreed():
                 self._book(record.channel, close_signature=record.signature)
@@ -113,7 +132,10 @@ class MemoryJournal:
                     state=record.state,
                     moved_at=record.at,
                     gas_used=max(tx.gas_used, record.gas_used),
+                    fee_wei=max(tx.fee_wei, record.fee_wei),
                 )
+            case ContradictionSeen():
+                self.contradictions.setdefault((record.channel, record.kind), record)
             case MetaSet():
                 self.notes[record.key] = record.value
 
@@ -124,7 +146,7 @@ class MemoryJournal:
         receipt = record.receipt
         job = self.jobs[receipt.job]
         if receipt.canvas != len(job.canvases):
-            raise JournalCorrupt("canvases are recorded in order")
+            raise JournalConflict("canvases are recorded in order")
         self.jobs[job.id] = replace(job, canvases=(*job.canvases, record))
         channel = ChannelId(job.submission.job.channel)
         book = self.books[channel].ledger
@@ -139,27 +161,19 @@ class MemoryJournal:
         channel = record.ledger.channel
         book = self.books[channel].ledger
         if book.accumulator.count != record.base:
-            raise JournalCorrupt("a voucher builds on the one before it")
+            raise JournalConflict("a voucher builds on the one before it")
         unpaid = {ref: owed for ref, owed in book.unpaid.items() if ref not in record.paid}
         self._book(channel, ledger=replace(record.ledger, unpaid=unpaid))
         leaves = self.paid.setdefault(channel, {})
         for offset, ref in enumerate(record.paid):
             if record.base + offset in leaves or ref in leaves.values():
-                raise JournalCorrupt("a receipt is paid once")
+                raise JournalConflict("a receipt is paid once")
             leaves[record.base + offset] = ref
 
     # --- reading
 
     async def job(self, job: JobId) -> StoredJob | None:
         return self.jobs.get(job)
-
-    async def job_with_salt(self, channel: ChannelId, salt: Bytes32) -> JobId | None:
-        matching = (
-            j.id
-            for j in self.jobs.values()
-            if j.submission.job.channel == channel and j.submission.job.salt == salt
-        )
-        return next(matching, None)
 
     async def open_jobs(self) -> tuple[StoredJob, ...]:
         owing = {ref.job for book in self.books.values() for ref in book.ledger.unpaid}
@@ -170,7 +184,9 @@ class MemoryJournal:
         return tuple(
             b
             for b in self.books.values()
-            if b.state is not ChannelState.CLOSED or b.settled < b.ledger.cumulative
+            if b.state is not ChannelState.CLOSED
+            or b.settled < b.ledger.cumulative
+            or b.ledger.unpaid
         )
 
     async def channel(self, channel: ChannelId) -> StoredChannel | None:

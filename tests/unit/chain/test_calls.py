@@ -3,30 +3,37 @@ encoder."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from web3 import Web3
 
 from piecework.chain import calls
 from piecework.chain.abi import interface
 from piecework.chain.artifacts import load_artifact
-from piecework.chain.authorizations import (
-    Permit,
-    ReceiveWithAuthorization,
-    sign_authorization,
-    sign_permit,
-)
+from piecework.chain.authorizations import Permit, sign_deposit, sign_opening, sign_permit
 from piecework.chain.calls import Call, Claim
 from piecework.chain.deployment import Deployment
 from piecework.chain.limits import MAX_CLAIMS_PER_SETTLE
+from piecework.chain.packing import settle_packed
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import InvariantBroken
-from piecework_protocol.objects import Channel, Registration, Voucher
+from piecework_protocol.frames import FundingAuthorization
+from piecework_protocol.objects import (
+    EVERYTHING,
+    Channel,
+    FundChannel,
+    Registration,
+    Voucher,
+    WithdrawPooled,
+)
 from piecework_protocol.signing import sign
 from piecework_protocol.types import (
     Address,
     Amount,
     Bytes32,
     Digest,
+    PayerSignature,
     Seconds,
     Timestamp,
     Uint64,
@@ -35,9 +42,9 @@ from piecework_protocol.types import (
 from tests.support.chains import signer
 
 PAYER, WORKER = signer("payer"), signer("worker")
-ESCROW, REGISTRY, TOKEN = (Address(bytes([n]) * 20) for n in (1, 2, 3))
-HASH = Bytes32(bytes(32))
-MARKET = Deployment(31337, "http://127.0.0.1:1", ESCROW, REGISTRY, TOKEN, "tUSDC", 6, HASH, HASH, 0)
+TOKEN = Address(bytes([3]) * 20)
+MARKET = Deployment(31337, TOKEN, "tUSDC", 6, Amount(10**8), Seconds(7 * 24 * 3600))
+ESCROW, REGISTRY = MARKET.escrow, MARKET.registry
 CHANNEL = Channel(
     PAYER.address,
     PAYER.address,
@@ -50,42 +57,53 @@ CHANNEL = Channel(
 VOUCHER = Voucher(CHANNEL.id(MARKET.domain), Amount(5), Uint64(1), Digest(bytes([9]) * 32))
 CLAIM = Claim(CHANNEL, VOUCHER, sign(MARKET.domain, VOUCHER, PAYER))
 DOMAIN = Domain(31337, TOKEN, "Test USD Coin", "1")
-AUTHORIZATION = sign_authorization(
+DEPOSIT = sign_deposit(
+    DOMAIN, ESCROW, PAYER, Amount(5), valid_before=Timestamp(9), salt=Bytes32(bytes(32))
+)
+OPENING = sign_opening(
     DOMAIN,
-    ReceiveWithAuthorization(PAYER.address, ESCROW, Uint256(5), Uint256(0), Uint256(9), HASH),
+    MARKET.domain,
+    CHANNEL,
     PAYER,
+    amount=Amount(5),
+    fee=Amount(1),
+    funded_before=Amount(0),
+    valid_before=Timestamp(9),
 )
 PERMIT = sign_permit(
     DOMAIN, Permit(PAYER.address, ESCROW, Uint256(5), Uint256(0), Uint256(9)), PAYER
 )
-REGISTRATION = Registration(
-    WORKER.address,
-    WORKER.address,
-    WORKER.address,
-    Amount(5),
-    "https://a:1",
-    Uint64(0),
-    Timestamp(9),
+WHO = WORKER.address
+REGISTRATION = Registration(WHO, WHO, WHO, Amount(5), "https://a:1", Uint64(0), Timestamp(9))
+ORDER = WithdrawPooled(
+    PAYER.address, TOKEN, Amount(5), WORKER.address, Amount(1), Uint64(0), Timestamp(9)
 )
+CONTRACT_SIGNATURE = PayerSignature(bytes(range(130)))
 
 GOLDEN = [
     ("settle", calls.settle(MARKET, [CLAIM])),
+    ("settlePacked", settle_packed(MARKET, [CLAIM])),
     ("fund", calls.fund(MARKET, CHANNEL, Amount(5))),
+    ("openWithAuthorization", calls.open_with_authorization(MARKET, CHANNEL, OPENING)),
     ("close", calls.close(MARKET, CLAIM)),
-    ("requestWithdrawal", calls.request_withdrawal(MARKET, CHANNEL)),
+    ("requestWithdrawal", calls.request_withdrawal(MARKET, CHANNEL, EVERYTHING, Uint64(0))),
+    ("cancelWithdrawal", calls.cancel_withdrawal(MARKET, CHANNEL, Uint64(0))),
     ("withdraw", calls.withdraw(MARKET, CHANNEL)),
     ("deposit", calls.deposit(MARKET, TOKEN, Amount(5), PAYER.address)),
-    ("depositWithAuthorization", calls.deposit_with_authorization(MARKET, AUTHORIZATION)),
+    ("depositWithAuthorization", calls.deposit_with_authorization(MARKET, DEPOSIT)),
     ("depositWithPermit", calls.deposit_with_permit(MARKET, PERMIT)),
     ("withdrawBalance", calls.withdraw_balance(MARKET, TOKEN, Amount(5), PAYER.address)),
+    ("withdrawBalanceFor", calls.withdraw_balance_for(MARKET, ORDER, CONTRACT_SIGNATURE)),
+    ("pushPayout", calls.push_payout(MARKET, TOKEN, WORKER.address)),
     ("register", calls.register(MARKET, REGISTRATION)),
     ("registerWithPermit", calls.register_with_permit(MARKET, REGISTRATION, PERMIT)),
     ("addStake", calls.add_stake(MARKET, WORKER.address, Amount(5))),
     ("setPayout", calls.set_payout(MARKET, WORKER.address, PAYER.address)),
-    ("setOwner", calls.set_owner(MARKET, WORKER.address, PAYER.address)),
+    ("offerOwner", calls.offer_owner(MARKET, WORKER.address, PAYER.address)),
+    ("acceptOwner", calls.accept_owner(MARKET, WORKER.address)),
     ("setEndpoint", calls.set_endpoint(MARKET, WORKER.address, "https://b:2")),
     ("authorizeSessionKey", calls.authorize_session_key(MARKET, PAYER.address, Timestamp(9))),
-    ("revokeSessionKey", calls.revoke_session_key(MARKET, PAYER.address)),
+    ("revokeSessionKey", calls.revoke_session_key(MARKET, WORKER.address, PAYER.address)),
     ("requestUnbond", calls.request_unbond(MARKET, WORKER.address)),
     ("cancelUnbond", calls.cancel_unbond(MARKET, WORKER.address)),
     ("withdrawStake", calls.withdraw_stake(MARKET, WORKER.address)),
@@ -95,22 +113,28 @@ GOLDEN = [
 ]
 SELECTORS = {
     "settle": "f1703773",
-    "fund": "352dfec9",
-    "close": "6d0db334",
-    "requestWithdrawal": "20e0b3eb",
+    "settlePacked": "aa9a3a98",
+    "fund": "10c9fb6f",
+    "openWithAuthorization": "0d6c48c3",
+    "close": "136b6356",
+    "requestWithdrawal": "b7fa488c",
+    "cancelWithdrawal": "5e16bc26",
     "withdraw": "eac2996d",
     "deposit": "f45346dc",
-    "depositWithAuthorization": "8a94d4fc",
-    "depositWithPermit": "8ef59739",
+    "depositWithAuthorization": "438d4835",
+    "depositWithPermit": "26a3fb30",
     "withdrawBalance": "22330510",
-    "register": "f062748e",
-    "registerWithPermit": "a4d3ea23",
+    "withdrawBalanceFor": "1885a8b3",
+    "pushPayout": "27772327",
+    "register": "1c64caa4",
+    "registerWithPermit": "72000fca",
     "addStake": "018f7e10",
     "setPayout": "c2fb1ceb",
-    "setOwner": "299a7bcc",
+    "offerOwner": "117127cd",
+    "acceptOwner": "10df76b8",
     "setEndpoint": "4229217a",
     "authorizeSessionKey": "31f048ce",
-    "revokeSessionKey": "84f4fc6a",
+    "revokeSessionKey": "1f091782",
     "requestUnbond": "dc9ac796",
     "cancelUnbond": "6920a5a6",
     "withdrawStake": "c23a5cea",
@@ -151,8 +175,25 @@ def test_a_creation_is_the_committed_bytecode_with_its_arguments() -> None:
     assert len(call.data) == len(load_artifact("WorkerRegistry").bytecode) + 96
 
 
-def test_every_function_of_the_interfaces_is_found_by_one_name() -> None:
-    """Overloads would overwrite each other in the table."""
+def test_the_functions_that_share_a_name_are_told_apart_by_their_arguments() -> None:
+    token = interface("TestToken").functions
+    assert "permit" not in token
+    assert "permit(address,address,uint256,uint256,bytes)" in token
     for contract in ("Escrow", "WorkerRegistry", "TestToken"):
-        names = [e["name"] for e in load_artifact(contract).abi if e["type"] == "function"]
-        assert len(names) == len(set(names)) == len(interface(contract).functions)
+        entries = [e for e in load_artifact(contract).abi if e["type"] == "function"]
+        assert len(entries) == len(interface(contract).functions)
+        selectors = {f.selector for f in interface(contract).functions.values()}
+        assert len(selectors) == len(entries)
+
+
+@pytest.mark.parametrize("length", [65, 130])
+def test_both_kinds_of_funding_become_the_call_that_submits_them(length: int) -> None:
+    signature = PayerSignature(bytes(length))
+    terms = FundChannel(CHANNEL, Amount(7), Amount(2), Timestamp(9))
+    by_pool = calls.submit_funding(MARKET, CHANNEL, FundingAuthorization(terms, signature))
+    assert by_pool == calls.fund(
+        MARKET, CHANNEL, Amount(7), fee=Amount(2), deadline=Timestamp(9), signature=signature
+    )
+    opening = replace(OPENING, signature=signature)
+    by_token = calls.submit_funding(MARKET, CHANNEL, opening)
+    assert by_token == calls.open_with_authorization(MARKET, CHANNEL, opening)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -15,10 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from piecework.chain.abi import decode_revert, interface
-from piecework.chain.deployment import Deployment
 from piecework.chain.errors import (
     BadAnswer,
-    BadDeployment,
     RpcRefused,
     RpcUnavailable,
     TransactionReverted,
@@ -34,11 +31,18 @@ from piecework.chain.events import (
 from piecework.chain.limits import MAX_RPC_RESPONSE_BYTES
 from piecework.chain.rpc import HttpRpc, data_bytes, host_of, quantity
 from piecework.chain.transactions import Answer, classify
-from piecework_protocol.types import Address, Bytes32, ChannelId, Timestamp, keccak256
+from piecework_protocol.types import (
+    Address,
+    Amount,
+    Bytes32,
+    ChannelId,
+    Timestamp,
+    Uint64,
+    keccak256,
+)
 
 HASH = Bytes32(bytes([5]) * 32)
-ESCROW, REGISTRY, TOKEN = (Address(bytes([n]) * 20) for n in (1, 2, 3))
-MARKET = Deployment(31337, "http://127.0.0.1:1", ESCROW, REGISTRY, TOKEN, "tUSDC", 6, HASH, HASH, 0)
+ESCROW = Address(bytes([1]) * 20)
 
 
 # --- reverts
@@ -85,11 +89,11 @@ def test_text_from_outside_cannot_forge_lines_or_flood_a_log() -> None:
 def test_an_endpoint_that_is_not_text_leaves_the_other_workers_readable() -> None:
     """The ABI encodes bytes and text alike, so that this is what a hostile registration looks
     like."""
-    row = "(address,address,address,uint128,uint64,uint64,bool,bytes)[]"
-    who = (ESCROW, ESCROW, ESCROW, 5, 1, 0, True)
-    data = encode([row], [[(*who, b"\xff\xfe"), (*who, b"https://good:1")]])
+    row = "(address,address,address,address,uint128,uint64,uint64,uint64,uint64,uint64,bool,bytes)"
+    who = (*[ESCROW] * 4, 5, 1, 0, 1, 0, 0, True)
+    data = encode([row + "[]"], [[(*who, b"\xff\xfe"), (*who, b"https://good:1")]])
     (rows,) = interface("WorkerRegistry").decode("workers", data)
-    assert [worker[7] for worker in rows] == ["\ufffd\ufffd", "https://good:1"]
+    assert [worker[11] for worker in rows] == ["\ufffd\ufffd", "https://good:1"]
 
 
 # --- refusals of raw transactions
@@ -121,17 +125,18 @@ def test_a_nodes_refusal_is_sorted_by_its_words(message: str, answer: Answer) ->
 
 def log(name: str, topics: list[bytes], data: bytes, address: Address | None = None) -> Log:
     every = (topic(name), *(Bytes32(t) for t in topics))
-    return Log(address or MARKET.escrow, every, data, 7, 0, HASH)
+    return Log(address or ESCROW, every, data, 7, 0, HASH)
 
 
 def test_events_of_other_contracts_and_of_no_interest_are_left_out() -> None:
-    mine = log("WithdrawalRequested", [HASH], encode(["uint64"], [99]))
-    other = log("WithdrawalRequested", [HASH], encode(["uint64"], [99]), Address(bytes(20)))
-    unknown = Log(MARKET.escrow, (Bytes32(bytes(32)),), b"", 7, 0, HASH)
-    bare = Log(MARKET.escrow, (), b"", 7, 0, HASH)
-    (event,) = decode_events(MARKET.escrow, [other, mine, unknown, bare])
+    data = encode(["uint128", "uint64", "uint64"], [5, 0, 99])
+    mine = log("WithdrawalRequested", [HASH], data)
+    other = log("WithdrawalRequested", [HASH], data, Address(bytes(20)))
+    unknown = Log(ESCROW, (Bytes32(bytes(32)),), b"", 7, 0, HASH)
+    bare = Log(ESCROW, (), b"", 7, 0, HASH)
+    (event,) = decode_events(ESCROW, [other, mine, unknown, bare])
     assert isinstance(event, WithdrawalRequested)
-    assert event == WithdrawalRequested(mine, ChannelId(HASH), Timestamp(99))
+    assert event == WithdrawalRequested(mine, ChannelId(HASH), Amount(5), Uint64(0), Timestamp(99))
 
 
 def test_an_event_with_missing_parts_is_a_bad_answer() -> None:
@@ -140,7 +145,7 @@ def test_an_event_with_missing_parts_is_a_bad_answer() -> None:
         log("Settled", [HASH, HASH], b""),
     ):
         with pytest.raises(BadAnswer):
-            decode_events(MARKET.escrow, [broken])
+            decode_events(ESCROW, [broken])
 
 
 def test_skip_reasons_are_those_of_the_contract() -> None:
@@ -158,43 +163,6 @@ def test_garbage_results_are_bad_answers_or_values(data: bytes) -> None:
     ):
         with contextlib.suppress(BadAnswer):
             interface(contract).decode(name, data)
-
-
-# --- the deployment file
-
-
-def test_a_deployment_survives_its_json() -> None:
-    assert Deployment.from_json(json.loads(json.dumps(MARKET.to_json()))) == MARKET
-    assert MARKET.domain.verifying_contract == MARKET.escrow
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"chain_id": "1"}, "chain_id"),
-        ({"chain_id": True}, "chain_id"),
-        ({"block": -1}, "block"),
-        ({"rpc_url": "ftp://x"}, "rpc_url"),
-        ({"escrow": "0x12"}, "address"),
-        ({"escrow": 7}, "deployment"),
-        ({"registry_code_hash": "0x" + "zz" * 32}, "registry_code_hash"),
-        ({"extra": 1}, "extra"),
-    ],
-)
-def test_a_malformed_deployment_names_the_member(change: dict[str, Any], words: str) -> None:
-    with pytest.raises(BadDeployment, match=words):
-        Deployment.from_json(MARKET.to_json() | change)
-
-
-def test_a_missing_deployment_file_is_one_clear_line(tmp_path: Any) -> None:
-    with pytest.raises(BadDeployment, match="no such file"):
-        Deployment.load(tmp_path / "none.json")
-    (tmp_path / "bad.json").write_text("{")
-    with pytest.raises(BadDeployment, match="not JSON"):
-        Deployment.load(tmp_path / "bad.json")
-    (tmp_path / "list.json").write_text("[]")
-    with pytest.raises(BadDeployment, match="JSON object"):
-        Deployment.load(tmp_path / "list.json")
 
 
 # ---------------------------------------------------------------------- JSON-RPC over HTTP

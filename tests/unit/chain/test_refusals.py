@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from piecework.chain.errors import (
-    BadAnswer,
     ChainError,
     LogRangeRefused,
     MethodMissing,
@@ -16,7 +15,6 @@ from piecework.chain.errors import (
     RpcUnavailable,
     TransactionReverted,
 )
-from piecework.chain.logs import LogSearch
 from piecework.chain.refusals import refusal
 
 # Wordings of public endpoints and of node programs, as they were seen.
@@ -56,62 +54,3 @@ def test_a_malformed_error_object_is_a_plain_refusal(error: dict[str, Any]) -> N
 def test_a_passing_refusal_may_be_repeated_like_an_unanswered_question() -> None:
     assert issubclass(RpcLimited, RpcUnavailable)
     assert not issubclass(RpcLimited, RpcRefused)
-
-
-# --- searching logs
-
-
-class LogNode:
-    """A node that returns one log a block and refuses ranges wider than `most`."""
-
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self.asked: list[tuple[int, int]] = []
-
-    async def call(self, method: str, *params: Any) -> Any:
-        assert method == "eth_getLogs"
-        first, last = int(params[0]["fromBlock"], 16), int(params[0]["toBlock"], 16)
-        self.asked.append((first, last))
-        if last - first + 1 > self.most:
-            raise refusal(method, {"code": -32602, "message": f"at most {self.most} blocks"})
-        return list(range(first, last + 1))
-
-    async def close(self) -> None:
-        """Nothing is open."""
-
-
-@pytest.mark.parametrize("most", [1, 3, 10, 64, 5000])
-async def test_a_narrow_node_is_asked_in_parts_until_nothing_is_missing(most: int) -> None:
-    node = LogNode(most)
-    search = LogSearch(node)
-    assert await search.find({}, 5, 68) == list(range(5, 69))
-    assert search.width >= 1
-    node.asked.clear()
-    assert await search.find({}, 100, 163) == list(range(100, 164))
-    assert len(node.asked) == search.requests(100, 163), "the width is remembered"
-
-
-async def test_a_node_that_refuses_even_one_block_is_given_up() -> None:
-    node = LogNode(0)
-    with pytest.raises(LogRangeRefused):
-        await LogSearch(node).find({}, 0, 2000)
-    assert len(node.asked) < 20
-
-
-async def test_a_search_that_takes_too_many_requests_is_refused_before_it_starts() -> None:
-    node = LogNode(1)
-    search = LogSearch(node)
-    await search.find({}, 0, 1)
-    node.asked.clear()
-    with pytest.raises(LogRangeRefused, match="it takes 1 of"):
-        await search.find({}, 0, 20_000)
-    assert node.asked == []
-
-
-async def test_something_else_than_a_list_is_no_empty_list() -> None:
-    class Null(LogNode):
-        async def call(self, method: str, *params: Any) -> Any:
-            return None
-
-    with pytest.raises(BadAnswer):
-        await LogSearch(Null(1)).find({}, 0, 0)

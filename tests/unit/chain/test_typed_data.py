@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+from eth_abi.abi import encode
 from eth_account import Account
 from eth_account.messages import encode_typed_data
 from eth_hash.auto import keccak
@@ -11,10 +14,12 @@ from hypothesis import strategies as st
 
 from piecework.chain.authorizations import (
     Permit,
-    ReceiveWithAuthorization,
-    SignedAuthorization,
+    SignedDeposit,
+    deposit_nonce,
+    opening_nonce,
     require_separator,
-    sign_authorization,
+    sign_deposit,
+    sign_opening,
     sign_permit,
 )
 from piecework.chain.errors import BadAnswer
@@ -22,9 +27,19 @@ from piecework.chain.fees import Fees
 from piecework.chain.rawtx import SignedTransaction, UnsignedTransaction
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import MalformedInput
-from piecework_protocol.objects import Registration, registry_domain
+from piecework_protocol.objects import Channel, Registration, registry_domain
 from piecework_protocol.signing import sign
-from piecework_protocol.types import Address, Amount, Bytes32, Timestamp, Uint64, Uint256, to_hex
+from piecework_protocol.types import (
+    Address,
+    Amount,
+    Bytes32,
+    PayerSignature,
+    Seconds,
+    Timestamp,
+    Uint64,
+    Uint256,
+    to_hex,
+)
 from tests.support.chains import signer
 
 OWNER = signer("owner")
@@ -49,20 +64,49 @@ def expected(
     return bytes(Account.sign_message(signable, OWNER.secret).signature)
 
 
-def test_an_eip_3009_authorization_is_signed_as_eth_account_does() -> None:
-    authorization = ReceiveWithAuthorization(A, B, Uint256(5), Uint256(1), Uint256(2), NONCE)
-    members = [
-        ("address", "from"),
-        ("address", "to"),
-        ("uint256", "value"),
-        ("uint256", "validAfter"),
-        ("uint256", "validBefore"),
-        ("bytes32", "nonce"),
-    ]
-    values: list[object] = [to_hex(A), to_hex(B), 5, 1, 2, NONCE]
-    signed = sign_authorization(DOMAIN, authorization, OWNER)
-    assert signed.signature == expected(DOMAIN, "ReceiveWithAuthorization", members, values)
-    assert SignedAuthorization.from_json(signed.to_json()) == signed
+AUTHORIZATION_MEMBERS = [
+    ("address", "from"),
+    ("address", "to"),
+    ("uint256", "value"),
+    ("uint256", "validAfter"),
+    ("uint256", "validBefore"),
+    ("bytes32", "nonce"),
+]
+DEPOSIT = sign_deposit(
+    DOMAIN, B, OWNER, Amount(5), valid_after=Timestamp(1), valid_before=Timestamp(2), salt=NONCE
+)
+
+
+def test_a_deposit_is_signed_as_eth_account_signs_its_authorization() -> None:
+    nonce = keccak(encode(["bytes32"], [NONCE]))
+    assert deposit_nonce(NONCE) == nonce
+    values: list[object] = [to_hex(OWNER.address), to_hex(B), 5, 1, 2, nonce]
+    name = "ReceiveWithAuthorization"
+    assert DEPOSIT.signature == expected(DOMAIN, name, AUTHORIZATION_MEMBERS, values)
+    assert SignedDeposit.from_json(DEPOSIT.to_json()) == DEPOSIT
+    smart = replace(DEPOSIT, signature=PayerSignature(bytes(range(200))))
+    assert SignedDeposit.from_json(smart.to_json()) == smart
+
+
+def test_an_opening_is_signed_as_eth_account_signs_its_authorization() -> None:
+    escrow = Domain(8453, B)
+    channel = Channel(OWNER.address, A, A, A, TOKEN, Seconds(60), NONCE)
+    opening = sign_opening(
+        DOMAIN,
+        escrow,
+        channel,
+        OWNER,
+        amount=Amount(7),
+        fee=Amount(2),
+        funded_before=Amount(3),
+        valid_before=Timestamp(9),
+    )
+    nonce = keccak(encode(["bytes32", "uint128", "uint128"], [channel.id(escrow), 3, 2]))
+    assert opening_nonce(channel.id(escrow), Amount(3), Amount(2)) == nonce
+    values: list[object] = [to_hex(OWNER.address), to_hex(B), 9, 0, 9, nonce]
+    name = "ReceiveWithAuthorization"
+    assert opening.signature == expected(DOMAIN, name, AUTHORIZATION_MEMBERS, values)
+    assert (opening.amount, opening.fee) == (7, 2)
 
 
 def test_an_eip_2612_permit_is_signed_as_eth_account_does() -> None:
@@ -82,7 +126,7 @@ def test_an_eip_2612_permit_is_signed_as_eth_account_does() -> None:
 
 def test_a_registration_is_signed_as_eth_account_does() -> None:
     domain = registry_domain(8453, TOKEN)
-    terms = Registration(A, B, A, Amount(5), "https://wörker.example:1", Uint64(2), Timestamp(9))
+    terms = Registration(A, B, A, Amount(5), "https://wörker.example:1", Uint64(3), Timestamp(9))
     members = [
         ("address", "operator"),
         ("address", "owner"),
@@ -92,7 +136,7 @@ def test_a_registration_is_signed_as_eth_account_does() -> None:
         ("uint64", "nonce"),
         ("uint64", "deadline"),
     ]
-    values: list[object] = [to_hex(A), to_hex(B), to_hex(A), 5, terms.endpoint, 2, 9]
+    values: list[object] = [to_hex(A), to_hex(B), to_hex(A), 5, terms.endpoint, 3, 9]
     signature = sign(domain, terms, OWNER)
     assert signature == expected(domain, "Registration", members, values)
 
@@ -124,21 +168,26 @@ def test_a_token_with_another_separator_is_not_signed_for() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"value": "five"},
-        {"value": 2**256},
+        {"amount": "five"},
+        {"amount": 5.5},
+        {"amount": True},
+        {"amount": 2**256},
         {"valid_after": -1},
         {"owner": "0x12"},
+        {"escrow": None},
         {"signature": 7},
-        {"nonce": None},
+        {"signature": "0x" + "00" * 64},
+        {"signature": "0x" + "00" * 1025},
+        {"signature": "0x" + "zz" * 65},
+        {"salt": None},
     ],
 )
-def test_a_malformed_authorization_is_refused(change: dict[str, object]) -> None:
-    authorization = ReceiveWithAuthorization(A, B, Uint256(5), Uint256(1), Uint256(2), NONCE)
-    raw = sign_authorization(DOMAIN, authorization, OWNER).to_json()
+def test_a_malformed_deposit_is_refused(change: dict[str, object]) -> None:
+    raw = DEPOSIT.to_json()
     with pytest.raises(MalformedInput):
-        SignedAuthorization.from_json(raw | change)
+        SignedDeposit.from_json(raw | change)
     with pytest.raises(MalformedInput):
-        SignedAuthorization.from_json({k: v for k, v in raw.items() if k not in change})
+        SignedDeposit.from_json({k: v for k, v in raw.items() if k not in change})
 
 
 @given(

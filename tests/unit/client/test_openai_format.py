@@ -46,6 +46,28 @@ def test_only_one_choice_can_be_asked_for(value: Any) -> None:
     assert refused(n=value).param == "n"
 
 
+@pytest.mark.parametrize(
+    ("fields", "tokens"),
+    [
+        ({"max_tokens": -1, "top_k": -1, "min_p": 0, "repetition_penalty": 1.0}, None),
+        ({"max_tokens": 8.0, "top_k": 0}, 8),
+        ({"messages": [{"role": "user", "name": "bob", "content": "x"}]}, None),
+    ],
+)
+def test_neutral_values_of_other_servers_samplers_pass(
+    fields: dict[str, Any], tokens: int | None
+) -> None:
+    assert parsed(**fields).request.generation.max_tokens == tokens
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("top_k", 40), ("min_p", 0.1), ("repetition_penalty", 1.1), ("max_tokens", 8.5)],
+)
+def test_other_values_of_them_are_refused_by_name(name: str, value: float) -> None:
+    assert refused(**{name: value}).param == name
+
+
 def test_an_unknown_field_is_named() -> None:
     error = refused(colour="red")
     assert (error.param, error.code) == ("colour", "unknown_parameter")
@@ -61,7 +83,7 @@ def test_an_unknown_field_is_named() -> None:
         ({"messages": [5]}, "messages[0]"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "user"}]}, "messages[0].content"),
-        ({"messages": [{"role": "user", "content": "x", "name": "bob"}]}, "messages[0].name"),
+        ({"messages": [{"role": "user", "content": "x", "name": 5}]}, "messages[0].name"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
             "messages[0].content",

@@ -15,13 +15,12 @@ from piecework.client.jobs.selection import (
     Choice,
     Next,
     Ranking,
-    learn,
-    learn_broken,
     rank,
-    reliability,
     resolve,
+    within_cap,
 )
-from piecework.client.journal.records import Experience
+from piecework.client.journal.learning import learn, learn_broken, reliability
+from piecework.client.journal.records import Experience, Measured, Memories, PaidTariff
 from piecework.client.limits import EXPERIENCE_HALF_LIFE_S
 from piecework_protocol.client_session import TEMPLATE_TOKENS
 from piecework_protocol.content import decode_prompt
@@ -48,7 +47,9 @@ NOW = 1_800_000_000
 
 def choose(*offers: Any, memories: Any = (), request: Any = None, **filters: Any) -> Ranking:
     known = {m.operator: m for m in memories}
-    return rank(request or ask(), offers, known, Filters(now=NOW, token=TOKEN_INFO, **filters))
+    return rank(
+        request or ask(), offers, Memories(known), Filters(now=NOW, token=TOKEN_INFO, **filters)
+    )
 
 
 def signed_for(choice: Choice, seed: int) -> Parameters:
@@ -109,10 +110,135 @@ def test_a_worker_that_broke_a_clause_is_left_alone_for_a_while() -> None:
     assert len(choose(offer(), memories=[old]).choices) == 1
 
 
-def test_a_full_worker_comes_last_and_not_never() -> None:
-    full = offer("full", slots_free=Uint32(0), queue_free=Uint32(0), models=(model(),))
-    free = offer("free", models=(model(price_per_million_output_tokens=Amount(9_000_000)),))
-    assert names(choose(full, free)) == [operator("free").address, operator("full").address]
+FULL: Any = {"slots_free": Uint32(0), "queue_free": Uint32(0)}
+
+
+def priced(name: str, factor: int, **changes: Any) -> Any:
+    """An offer whose three prices are a multiple of a base."""
+    tariff = model(
+        price_per_million_prompt_tokens=Amount(50_000 * factor),
+        price_per_million_output_tokens=Amount(200_000 * factor),
+        price_per_thousand_steps=Amount(1_000 * factor),
+    )
+    place = {"endpoint": f"{name}.example:7000"}
+    return offer(name, models=(tariff,), **(place | changes))
+
+
+def capped(*offers: Any, memories: Memories | None = None, **changes: Any) -> Ranking:
+    """What is left of offers whose workers all answered a dial."""
+    known, answered = memories or Memories(), {o.offer.operator for o in offers}
+    filters = Filters(now=NOW, token=TOKEN_INFO, price_cap=3.0, **changes)
+    return within_cap(rank(ask(), offers, known, filters), answered, known, filters)
+
+
+def test_a_full_worker_costs_waiting_time_and_is_no_reason_to_pay_any_price() -> None:
+    full, same, dear = priced("full", 10, **FULL), priced("same", 10), priced("dear", 50_000)
+    assert names(choose(full, same)) == [operator("same").address, operator("full").address]
+    assert names(choose(full, dear)) == [operator("full").address, operator("dear").address]
+
+
+def test_a_worker_that_asks_5000_times_as_much_gets_no_job_though_the_cheap_one_is_full() -> None:
+    ranking = capped(priced("cheap", 1, **FULL), priced("dear", 5_000))
+    assert names(ranking) == [operator("cheap").address]
+    assert "more than 3 times what others ask" in ranking.unfit[0]
+
+
+def test_the_cap_is_a_multiple_of_the_median_of_those_that_answer() -> None:
+    market = [priced(f"w{factor}", factor) for factor in (100, 120, 150, 290, 310, 900)]
+    assert {operator("w310").address, operator("w290").address} <= set(names(capped(*market)))
+    assert operator("w900").address not in names(capped(*market))
+
+
+def test_offers_that_share_an_endpoint_count_once_for_the_median() -> None:
+    crowd = [priced(f"crowd{n}", 5_000, endpoint="crowd.example:1") for n in range(20)]
+    honest = [priced("ada", 1), priced("bob", 2)]
+    kept = names(capped(*crowd, *honest))
+    assert set(kept) == {operator("ada").address, operator("bob").address}
+
+
+def test_those_that_do_not_answer_or_rest_set_no_cap() -> None:
+    silent = Experience(operator("cheap").address, silences=1.0, silent_at=Timestamp(NOW))
+    memories = Memories({silent.operator: silent})
+    offers = [priced("cheap", 1), priced("honest", 1_000)]
+    assert names(capped(*offers, memories=memories))[0] == operator("honest").address
+    filters = Filters(now=NOW, token=TOKEN_INFO, price_cap=3.0)
+    ranking = rank(ask(), offers, Memories(), filters)
+    kept = within_cap(ranking, {operator("honest").address}, Memories(), filters)
+    assert operator("honest").address in names(kept)
+
+
+def test_what_was_paid_last_is_never_too_much() -> None:
+    cheap, known = priced("cheap", 1), priced("known", 10)
+    digest = known.offer.models[0].digest
+    paid = PaidTariff(Amount(500_000), Amount(2_000_000), Amount(10_000))
+    assert len(capped(cheap, known).choices) == 1
+    assert len(capped(cheap, known, memories=Memories(tariffs={digest: paid})).choices) == 2
+
+
+def test_a_worker_that_was_silent_comes_last_and_not_never() -> None:
+    silent = Experience(operator("cheap").address, silences=1.0, silent_at=Timestamp(NOW))
+    ranking = choose(priced("cheap", 1), priced("other", 2), memories=[silent])
+    assert names(ranking) == [operator("other").address, operator("cheap").address]
+
+
+def measured(jobs: float, *, slow: float = 1.0, steps: float = 1.0) -> Memories:
+    """Own jobs that took so many times what was claimed."""
+    address, digest = operator("worker").address, Digest(keccak256(b"tale-1"))
+    row = Measured(
+        address,
+        digest,
+        jobs=jobs,
+        seconds=jobs * 5 * slow,
+        claimed_seconds=jobs * 5,
+        steps=jobs * 100 * steps,
+        usual_steps=jobs * 100,
+        updated_at=Timestamp(NOW),
+    )
+    return Memories(measured={(address, digest): row})
+
+
+def only(memories: Memories) -> Choice:
+    (choice,) = rank(ask(), [offer()], memories, Filters(now=NOW, token=TOKEN_INFO)).choices
+    return choice
+
+
+def test_a_claim_fades_out_over_twenty_jobs_of_the_clients_own() -> None:
+    claimed = only(Memories())
+    for jobs, weight in ((0, 0.0), (5, 0.25), (20, 1.0), (200, 1.0)):
+        slow = only(measured(jobs, slow=3.0))
+        assert slow.seconds == pytest.approx(claimed.seconds * (1 + 2 * weight))
+        frugal = only(measured(jobs, steps=0.5))
+        assert frugal.usage.denoising_steps == round(
+            claimed.usage.denoising_steps * (1 - weight / 2)
+        )
+        assert frugal.expected <= claimed.expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "param"),
+    [
+        ({"max_tokens": 5000}, "max_tokens_too_large", "max_tokens"),
+        ({"max_steps": 49}, "max_steps_too_large", "piecework.max_steps"),
+        ({"max_price": Amount(1)}, "max_price_too_low", "piecework.max_price"),
+    ],
+)
+def test_what_no_worker_can_give_is_the_callers_mistake(
+    changes: dict[str, Any], code: str, param: str
+) -> None:
+    large = model(max_output=Uint32(6000), max_steps=Uint32(64))
+    ranking = choose(offer("ada"), offer("bob"), request=ask(**changes))
+    assert ranking.mistake is not None
+    assert (ranking.mistake.code, ranking.mistake.param) == (code, param)
+    # Another worker could, and merely cannot be used now.
+    expired = offer("eve", models=(large,), expires_at=Timestamp(NOW))
+    if code != "max_price_too_low":
+        assert choose(offer("ada"), expired, request=ask(**changes)).mistake is None
+
+
+def test_the_default_leaves_room_for_the_prompt() -> None:
+    small = model(max_context=Uint32(1024), max_output=Uint32(992), canvas_size=Uint32(32))
+    assert resolve(Generation(), small, 300).max_tokens == 704
+    assert resolve(Generation(), small, 2000).max_tokens == 32
 
 
 @pytest.mark.parametrize(
@@ -156,9 +282,9 @@ def test_the_ceiling_covers_whatever_an_honest_worker_may_charge() -> None:
 
 def test_open_parameters_are_taken_from_the_model() -> None:
     small = model(max_output=Uint32(100), max_steps=Uint32(16))
-    resolved = resolve(Generation(), small)
+    resolved = resolve(Generation(), small, 10)
     assert (resolved.max_tokens, resolved.max_steps) == (100, 16)
-    assert resolve(Generation(max_tokens=7, max_steps=3), small) == Generation(
+    assert resolve(Generation(max_tokens=7, max_steps=3), small, 10) == Generation(
         max_tokens=7, max_steps=3
     )
 
@@ -236,8 +362,8 @@ def test_what_is_given_is_signed_as_given_and_the_rest_is_the_default(
     given: dict[str, int], seed: int
 ) -> None:
     served = model()
-    signed = job_parameters(served, resolve(Generation(**given), served), seed)  # type: ignore[arg-type]
-    defaults = job_parameters(served, resolve(Generation(), served), 0)
+    signed = job_parameters(served, resolve(Generation(**given), served, 10), seed)  # type: ignore[arg-type]
+    defaults = job_parameters(served, resolve(Generation(), served, 10), 0)
     for name in ("max_tokens", "max_steps", *[n for n in given if not n.startswith("max")]):
         assert getattr(signed, name) == given.get(name, getattr(defaults, name))
     assert (signed.seed, signed.service) == (seed, Service.REPLAYABLE)

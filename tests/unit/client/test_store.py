@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from piecework.client.errors import InsufficientFunds, JobFollowed, StoreError
-from piecework.client.jobs.selection import learn
 from piecework.client.journal.database import Database
+from piecework.client.journal.learning import learn
+from piecework.client.journal.memory import Lesson
 from piecework.client.journal.owners import NOBODY
 from piecework.client.journal.records import (
     ChannelStatus,
@@ -107,7 +108,7 @@ def canvas(job: JobRow, index: int, amount: int, *, trace: bytes = b"trace") -> 
 
 
 def seen(funded: int) -> SeenChannel:
-    return SeenChannel(Amount(funded), Amount(0), Amount(0), 0)
+    return SeenChannel(Amount(funded), Amount(0), Amount(0))
 
 
 def exactly(needed: Amount, deposit: Amount) -> Amount:
@@ -299,9 +300,9 @@ def test_the_file_is_closed_to_others(store: Store, file: Path) -> None:
 
 def test_memories_of_workers_are_kept(store: Store) -> None:
     address = operator("worker").address
-    store.remember(address, lambda memory: learn(memory, NOW, success=True))
-    store.remember(address, lambda memory: learn(memory, NOW, success=False))
-    assert store.experience() == {address: Experience(address, 1.0, 1.0, NOW)}
+    store.workers.remember(address, lambda memory: learn(memory, NOW, success=True))
+    store.workers.remember(address, lambda memory: learn(memory, NOW, success=False))
+    assert store.workers.experience() == {address: Experience(address, 1.0, 1.0, NOW)}
 
 
 def test_free_jobs_still_open_a_channel(store: Store) -> None:
@@ -362,11 +363,25 @@ def test_a_declined_job_leaves_what_another_job_reserved(store: Store) -> None:
     assert store.reservations(TOKEN, NOW)[0].amount == 100
 
 
+def test_the_workers_fee_is_signed_and_reserved_with_the_opening(store: Store) -> None:
+    asks = offer(open_fee=Amount(7), top_up_fee=Amount(3))
+    first = replace(job_row(1, 100, owner=store.owner), offer=asks)
+    assert store.admit(first, None, exactly, UNTIL).fee == 7
+    assert store.reservations(TOKEN, NOW)[0].amount == 107
+    store.accepted(first.id, 7, None)
+    store.seen_on_chain(CHANNEL, seen(100), ChannelStatus.OPEN)
+    assert store.reservations(TOKEN, NOW) == ()
+    second = replace(job_row(2, 50, owner=store.owner), offer=asks)
+    row = store.admit(second, None, exactly, UNTIL)
+    assert (row.authorized, row.fee) == (150, 3)
+    assert store.reservations(TOKEN, NOW)[0].amount == 53
+
+
 def test_an_account_behind_what_was_settled_is_the_workers_fault(store: Store) -> None:
     job = job_row(1, 100)
     store.admit(job, None, exactly, UNTIL)
     store.pay(canvas(job, 0, 5), CHANNEL, None)
-    settled = SeenChannel(Amount(100), Amount(0), Amount(5), 1)
+    settled = SeenChannel(Amount(100), Amount(0), Amount(5))
     store.seen_on_chain(CHANNEL, settled, ChannelStatus.OPEN)
     with pytest.raises(ProtocolViolation, match=r"clause 5\.7.*settled"):
         store.accepted(job.id, 7, None)
@@ -415,11 +430,10 @@ def test_a_job_syncs_the_disk_when_it_is_admitted_and_at_each_payment_only(
         for index in range(canvases):
             store.pay(canvas(job, index, 5), CHANNEL, None)
             store.acknowledge(CHANNEL, index + 1)
-        store.finish(
-            job.id, JobStatus.COMPLETE, learn=lambda memory: learn(memory, NOW, success=True)
-        )
+        lesson = Lesson(lambda memory: learn(memory, NOW, success=True))
+        store.finish(job.id, JobStatus.COMPLETE, lesson=lesson)
         assert vfs.syncs - before == 1 + canvases
-        assert store.experience()[operator("worker").address].successes == 1
+        assert store.workers.experience()[operator("worker").address].successes == 1
         store.close()
     finally:
         vfs.unregister()

@@ -290,11 +290,14 @@ async def test_lists_are_sorted_filtered_and_cut(full: Http) -> None:
     assert await listed(full, "?min_speed=1500") == ["third"]
     assert await listed(full, "?max_price=1500000") == ["other"]
     assert await listed(full, "?limit=1") == ["other"]
+    assert await listed(full, "?limit=2&offset=1") == by_address
+    assert await listed(full, "?offset=3") == []
     assert await listed(full, "?model=none") == []
 
 
 @pytest.mark.parametrize(
-    "query", ["?sort=name", "?limit=-1", "?limit=99999", "?min_speed=x", "?colour=red"]
+    "query",
+    ["?sort=name", "?limit=-1", "?limit=99999", "?offset=-1", "?min_speed=x", "?colour=red"],
 )
 async def test_a_bad_query_is_named(http: Http, query: str) -> None:
     response = await http.get("/v1/offers" + query)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +16,21 @@ from piecework_model.checkpoint.manifest import bundled_checkpoint_path
 from piecework_node.daemon import registration as enrolment
 from piecework_node.daemon.checks import Checker, Finding
 from piecework_node.home import Home
-from piecework_protocol.types import Address, Bytes32, Timestamp
+from piecework_node.keys.operator import create_keystore
+from piecework_node.runtime.faults import CONDITIONS, Code
+from piecework_protocol.types import Address, Amount, Seconds, Timestamp
+from tests.support.clock import FakeClock
+from tests.support.node.watched import WORKER, SharedChain, deployed_once
+from tests.support.node_proxy import Kind, NodeProxy
 
 NOWHERE = Deployment(
     chain_id=31337,
-    rpc_url="http://127.0.0.1:9",
-    escrow=Address(b"\x01" * 20),
-    registry=Address(b"\x02" * 20),
     token=Address(b"\x03" * 20),
     token_symbol="tUSDC",
     token_decimals=6,
-    escrow_code_hash=Bytes32(bytes(32)),
-    registry_code_hash=Bytes32(bytes(32)),
-    block=1,
+    min_stake=Amount(100_000_000),
+    unbonding_delay_s=Seconds(7 * 24 * 3600),
+    rpc_url="http://127.0.0.1:9",
 )
 
 
@@ -78,3 +83,54 @@ async def test_the_precision_that_fits_is_named_with_the_reason(
     assert (
         finding.good and finding.detail.startswith("int4: takes ") and "as asked" in finding.detail
     )
+
+
+FAULTS = {
+    "eth_getBalance": Kind.LIES,
+    "eth_estimateGas": Kind.LIMITED,
+    "eth_getTransactionReceipt": Kind.MISSING,
+    "eth_getTransactionCount": Kind.WRONG_TYPE,
+}
+FOUND = {"chain": ("node-limited", "node-incomplete", "node-broken"), "gas": ("gas-low",)}
+
+
+@asynccontextmanager
+async def node_of_now() -> AsyncIterator[tuple[NodeProxy, Deployment]]:
+    """A node of a market whose blocks are of now, with a proxy in front."""
+    chain = SharedChain(FakeClock(time.time()))
+    async with NodeProxy(chain.answer).serving() as proxy:
+        yield proxy, await deployed_once(chain, proxy)
+
+
+async def node_findings(root: Path, proxy: NodeProxy, deployment: Deployment) -> dict[str, Finding]:
+    home = Home(root / "worker")
+    values = {"payout": "0x00000000000000000000000000000000000000f1", "rpc_url": proxy.url}
+    home.create()
+    create_keystore(home.operator, "password", WORKER.secret, iterations=2)
+    enrolment.prepare_home(home, deployment, values, "password", Timestamp(1_800_000_000))
+    return {finding.item: finding for finding in await Checker(home, "password").run()}
+
+
+async def test_a_healthy_node_passes_and_one_without_events_with_a_remark(tmp_path: Path) -> None:
+    async with node_of_now() as (proxy, deployment):
+        proxy.faults = {"eth_getLogs": Kind.MISSING}
+        found = await node_findings(tmp_path, proxy, deployment)
+    assert all(found[item].good for item in ("chain", "clock", "gas", "endpoint", "indexes")), found
+    assert "Mind logs-refused" in found["chain"].detail
+
+
+async def test_the_check_finds_what_the_running_worker_would(tmp_path: Path) -> None:
+    async with node_of_now() as (proxy, deployment):
+        proxy.faults = FAULTS
+        found = await node_findings(tmp_path, proxy, deployment)
+    assert found["clock"].good
+    for item, codes in FOUND.items():
+        assert not found[item].good
+        for code in codes:
+            assert code in found[item].detail
+            assert CONDITIONS[Code(code)].remedy in found[item].detail
+
+
+async def test_an_index_that_is_away_fails_the_check(tmp_path: Path) -> None:
+    finding = await model_finding(tmp_path, "", item="indexes", indexes=("http://127.0.0.1:9",))
+    assert not finding.good and "index-away: 127.0.0.1:9 does not answer" in finding.detail

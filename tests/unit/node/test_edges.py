@@ -24,6 +24,7 @@ from piecework_node.daemon.admin import (
 from piecework_node.errors import AdminError
 from piecework_node.jobs.offers import (
     OFFER_CONTENT_TYPE,
+    IndexAnswer,
     OfferBoard,
     build_offer,
     publish,
@@ -168,7 +169,10 @@ DOWN = HttpUnreachable("index", "down")
 
 async def test_an_offer_is_posted_as_its_wire_bytes() -> None:
     poster = Poster(200)
-    assert await publish(offer(), ["http://index/"], poster, Metrics(), logs.silent()) == 1
+    (answer,) = await publish(
+        offer(), ["http://index/"], poster, Metrics(), logs.silent(), clock=FakeClock()
+    )
+    assert answer == IndexAnswer("index", taken=True)
     headers = {"Content-Type": OFFER_CONTENT_TYPE}
     assert poster.posts == [("http://index/v1/offers", encode_offer(offer()), headers)]
 
@@ -181,11 +185,20 @@ async def test_publishing_retries_what_may_pass_and_gives_up(
     answers: tuple[int | HttpError, ...], posts: int
 ) -> None:
     poster = Poster(*answers)
-    taken = await publish(
-        offer(), ["http://index"], poster, Metrics(), logs.silent(), backoff_s=0.0
+    metrics = Metrics()
+    (answer,) = await publish(
+        offer(),
+        ["http://index"],
+        poster,
+        metrics,
+        logs.silent(),
+        clock=FakeClock(),
+        backoff_s=0.0,
     )
     assert len(poster.posts) == posts
-    assert taken == (answers[-1] == 200)
+    assert answer.taken == (answers[-1] == 200)
+    assert answer.declined == (isinstance(answers[-1], int) and not answer.taken)
+    assert bool(answer.reason) != answer.taken
 
 
 # --- the operator's port

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,12 @@ from piecework_node.engine import wire as engine_wire
 from piecework_node.engine.environment import child_environment
 from piecework_node.engine.link import EngineLost, EngineReady
 from piecework_node.engine.process import short_profile
-from piecework_node.engine.supervisor import EngineCommandLine, EngineSupervisor, engine_arguments
+from piecework_node.engine.supervisor import (
+    EngineCommandLine,
+    EnginePatience,
+    EngineSupervisor,
+    engine_arguments,
+)
 from piecework_node.errors import EngineStartError, EngineUnavailable, PromptRejected
 from piecework_protocol.content import Message
 from piecework_protocol.errors import MalformedInput
@@ -66,19 +72,23 @@ for line in sys.stdin.buffer:
     if isinstance(command, Encode):
         text = command.messages[0].content
         if text == "die": os._exit(3)
+        if text == "deaf": continue
         if text == "babble": out.write(b"not json\\n"); out.flush()
         say(Encoded(command.number, (1, 2), "no" if text == "reject" else ""))
     elif isinstance(command, Start):
-        say(canvas_event(command.request, len(command.request.committed)))
+        if command.request.request_id != "slow":
+            say(canvas_event(command.request, len(command.request.committed)))
 """
 
 
 @asynccontextmanager
-async def running(folder: Path, first: str = "Ready(FACTS)") -> AsyncIterator[EngineSupervisor]:
+async def running(
+    folder: Path, first: str = "Ready(FACTS)", patience: EnginePatience | None = None
+) -> AsyncIterator[EngineSupervisor]:
     script = folder / "child.py"
     script.write_text(CHILD.format(root=str(ROOT), first=first))
     command = EngineCommandLine((sys.executable, str(script)), child_environment(dict(os.environ)))
-    supervisor = EngineSupervisor(command, SystemClock(), logs.silent())
+    supervisor = EngineSupervisor(command, SystemClock(), logs.silent(), patience)
     task = asyncio.ensure_future(supervisor.run())
     try:
         yield supervisor
@@ -118,6 +128,45 @@ async def test_a_lost_process_is_reported_and_started_again(tmp_path: Path, how:
         assert isinstance(await anext(events), EngineReady)
         assert engine.losses == 1
         assert await engine.encode_prompt(message("hello")) == (1, 2)
+
+
+async def test_an_idle_engine_that_is_silent_is_replaced(tmp_path: Path) -> None:
+    patience = EnginePatience(idle_s=0.3, busy_s=60)
+    async with running(tmp_path, patience=patience) as engine, asyncio.timeout(30):
+        events = aiter(engine.events())
+        assert isinstance(await anext(events), EngineReady)
+        lost = await anext(events)
+        assert isinstance(lost, EngineLost) and "silent" in lost.message
+
+
+async def test_an_engine_with_a_sequence_may_be_silent_for_longer(tmp_path: Path) -> None:
+    patience = EnginePatience(idle_s=0.3, busy_s=60)
+    async with running(tmp_path, patience=patience) as engine, asyncio.timeout(30):
+        events = aiter(engine.events())
+        await anext(events)
+        engine.start(replace(REQUEST, request_id="slow"))
+        assert engine.ready
+        waiting = asyncio.ensure_future(anext(events))
+        assert not (await asyncio.wait({waiting}, timeout=1.0))[0], "it works, and is not lost"
+        waiting.cancel()
+
+
+async def test_a_tokenization_without_an_answer_unlists_the_worker_at_once(tmp_path: Path) -> None:
+    patience = EnginePatience(idle_s=60, busy_s=60, question_s=0.3)
+    async with running(tmp_path, patience=patience) as engine, asyncio.timeout(30):
+        events = aiter(engine.events())
+        await anext(events)
+        with pytest.raises(EngineUnavailable):
+            await engine.encode_prompt(message("deaf"))
+        assert not engine.ready and engine.facts is not None
+        assert await engine.encode_prompt(message("hello")) == (1, 2)
+        assert engine.ready, "it answers again"
+        with pytest.raises(EngineUnavailable):
+            await engine.encode_prompt(message("deaf"))
+        lost = await anext(events)
+        assert isinstance(lost, EngineLost) and "answers no question" in lost.message
+        assert isinstance(await anext(events), EngineReady)
+        assert engine.ready
 
 
 DEAF_CHILD = """

@@ -9,7 +9,7 @@ import apsw
 import pytest
 
 from piecework.base.errors import PieceworkError
-from piecework_node.errors import JournalCorrupt, JournalError, JournalLocked, JournalMismatch
+from piecework_node.errors import JournalConflict, JournalCorrupt, JournalLocked, JournalMismatch
 from piecework_node.journal.records import (
     MetaSet,
     SealingKeyAdded,
@@ -57,7 +57,7 @@ async def test_a_journal_of_another(tmp_path: Path, domain: Domain, operator: Ad
 async def test_a_batch_with_one_bad_record_leaves_nothing_behind(tmp_path: Path) -> None:
     journal = await opened(tmp_path)
     missing = TxMoved(bytes(32), TxState.MINED, Timestamp(1))
-    with pytest.raises(JournalCorrupt):
+    with pytest.raises(JournalConflict):
         await journal.append([MetaSet("a", "1"), missing])
     assert await journal.meta("a") is None
     await journal.append([MetaSet("a", "2")])
@@ -66,11 +66,13 @@ async def test_a_batch_with_one_bad_record_leaves_nothing_behind(tmp_path: Path)
     await journal.close()
 
 
-async def test_a_unique_key_that_is_used_twice_is_a_journal_error(tmp_path: Path) -> None:
+async def test_a_unique_key_that_is_used_twice_is_a_conflict_and_not_a_failing_disk(
+    tmp_path: Path,
+) -> None:
     journal = await opened(tmp_path)
     key = SealingKeyAdded(PublicKey(bytes(32)), b"wrapped", Timestamp(1))
     await journal.append([key])
-    with pytest.raises(JournalError):
+    with pytest.raises(JournalConflict):
         await journal.append([key])
     await journal.append([SealingKeyDropped(key.public)])
     assert await journal.sealing_keys() == ()
@@ -85,13 +87,17 @@ async def test_a_unique_key_that_is_used_twice_is_a_journal_error(tmp_path: Path
         "DELETE FROM meta WHERE key = 'note'",
         "INSERT INTO meta VALUES ('planted', '1')",
         "DELETE FROM log WHERE position = 2",
-        "UPDATE log SET body = zeroblob(32) WHERE position = 3",
-        "UPDATE log SET source = 'jobs' WHERE position = 3",
+        "UPDATE log SET entries = zeroblob(64) WHERE position = 2",
+        "UPDATE log SET totals = x'' WHERE position = 2",
+        "UPDATE log SET head = zeroblob(32) WHERE position = 2",
+        "UPDATE log SET at = at + 1 WHERE position = 1",
+        "INSERT INTO meta VALUES ('log_anchor', 'what?')",
     ],
 )
 async def test_a_row_that_was_changed_behind_our_back_shows(tmp_path: Path, damage: str) -> None:
     journal = await opened(tmp_path)
-    await journal.append([MetaSet("note", "1"), MetaSet("other", "2")])
+    await journal.append([MetaSet("note", "1")])
+    await journal.append([MetaSet("other", "2")])
     await journal.close()
     raw = apsw.Connection(str(tmp_path / "journal.db"))
     raw.execute(damage)

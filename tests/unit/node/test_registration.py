@@ -12,21 +12,10 @@ from piecework.chain.deployment import Deployment
 from piecework_node.daemon.registration import check_asked, prepare_home
 from piecework_node.errors import HomeDiffers
 from piecework_node.home import Home
-from piecework_protocol.types import Address, Bytes32, Timestamp, to_hex
+from piecework_protocol.types import Address, Amount, Seconds, Timestamp, to_hex
 
 PAYOUT = "0x000000000000000000000000000000000000bEEF"
-MARKET = Deployment(
-    31337,
-    "http://127.0.0.1:1",
-    Address(b"\x01" * 20),
-    Address(b"\x02" * 20),
-    Address(b"\x03" * 20),
-    "tUSDC",
-    6,
-    Bytes32(bytes(32)),
-    Bytes32(bytes(32)),
-    0,
-)
+MARKET = Deployment(31337, Address(b"\x03" * 20), "tUSDC", 6, Amount(10**8), Seconds(7 * 24 * 3600))
 VALUES: dict[str, Any] = {"payout": PAYOUT, "slots": 2, "indexes": ("http://127.0.0.1:8380",)}
 
 
@@ -68,6 +57,6 @@ def test_other_settings_are_refused_with_what_to_edit(
 
 
 def test_another_market_is_refused(home: Home) -> None:
-    other = replace(MARKET, escrow=Address(b"\x09" * 20))
-    with pytest.raises(HomeDiffers, match=to_hex(MARKET.escrow)):
+    other = replace(MARKET, token=Address(b"\x09" * 20))
+    with pytest.raises(HomeDiffers, match=to_hex(MARKET.registry)):
         check_asked(home, other, {})

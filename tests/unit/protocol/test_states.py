@@ -33,18 +33,21 @@ stopped      -         -          -          -          cancelled  -          - 
 fail         -         failed     failed     failed     -          -          -     -          -
 """  # noqa: E501
 CHANNELS = """
-             fund         settle       request withdrawal  cancel withdrawal  withdraw part  withdraw  close
-none         open         -            -                   -                  -              -         -
-open         open         open         withdrawing         -                  -              -         closed
-withdrawing  withdrawing  withdrawing  -                   open               open           closed    closed
-closed       -            -            -                   -                  -              -         -
-"""  # noqa: E501
+                    none  open         withdrawing  closed
+fund                open  open         withdrawing  -
+settle              -     open         withdrawing  -
+request withdrawal  -     withdrawing  -            -
+cancel withdrawal   -     -            open         -
+withdraw part       -     -            open         -
+withdraw            -     -            closed       -
+close               -     closed       closed       -
+"""
 PATHS = """
-             none  open               withdrawing               closed
-none         .     fund               fund, request withdrawal  fund, close
-open         -     .                  request withdrawal        close
-withdrawing  -     cancel withdrawal  .                         withdraw
-closed       -     -                  -                         .
+             none  open  withdrawing               closed
+none         .     fund  fund, request withdrawal  fund, close
+open         -     .     request withdrawal        close
+withdrawing  -     cancel withdrawal  .            withdraw
+closed       -     -     -                         .
 """
 
 
@@ -76,7 +79,7 @@ def test_a_channel_moves_as_written_here_and_not_otherwise() -> None:
     assert len(expected) == len(ChannelState) * len(ChannelEvent)
     for state, event in itertools.product(ChannelState, ChannelEvent):
         after = CHANNEL_TABLE.get((state, event))
-        assert (after.value if after else "-") == expected[state.value, event.value]
+        assert (after.value if after else "-") == expected[event.value, state.value]
 
 
 def test_between_two_looks_a_channel_took_the_path_written_here_or_the_chain_went_back() -> None:

@@ -1,19 +1,30 @@
 // The bill of every channel of a payer, from the chain and from the client's receipts.
 // Usage: node bill.mjs deployment.json receipts.json
 import { readFileSync } from "node:fs";
-import { concat, createPublicClient, formatUnits, http, keccak256 } from "viem";
+import { concat, createPublicClient, formatUnits, getContractAddress, http, keccak256 } from "viem";
 
 const deployment = JSON.parse(readFileSync(process.argv[2]));
 const receipts = JSON.parse(readFileSync(process.argv[3])).receipts;
-const { abi } = JSON.parse(readFileSync("contracts/artifacts/Escrow.json"));
 const erc20 = [
   { type: "function", name: "decimals", inputs: [], outputs: [{ type: "uint8" }], stateMutability: "view" },
   { type: "function", name: "symbol", inputs: [], outputs: [{ type: "string" }], stateMutability: "view" },
 ];
 
 const chain = createPublicClient({ transport: http(deployment.rpc_url) });
-const escrow = { address: deployment.escrow, abi };
-const token = { address: deployment.token, abi: erc20 };
+
+// The escrow is where its frozen init code puts it, on every chain.
+const { abi, bytecode } = JSON.parse(readFileSync("contracts/artifacts/Escrow.json"));
+const escrow = {
+  address: getContractAddress({
+    opcode: "CREATE2",
+    from: "0x4e59b44847b379578588920cA78FbF26c0B4956C",
+    salt: `0x${"00".repeat(32)}`,
+    bytecode,
+  }),
+  abi,
+};
+
+const token = { address: deployment.token.address, abi: erc20 };
 const decimals = await chain.readContract({ ...token, functionName: "decimals" });
 const symbol = await chain.readContract({ ...token, functionName: "symbol" });
 
@@ -21,7 +32,7 @@ const symbol = await chain.readContract({ ...token, functionName: "symbol" });
 const settled = await chain.getContractEvents({
   ...escrow,
   eventName: "Settled",
-  fromBlock: BigInt(deployment.block),
+  fromBlock: BigInt(deployment.from_block ?? 0),
 });
 const channels = new Map();
 for (const { args } of settled) {

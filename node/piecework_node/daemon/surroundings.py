@@ -1,0 +1,121 @@
+"""What indexes tell of the worker: whether they show its offer, and whether its clock is right."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from statistics import median
+from typing import Final
+from urllib.parse import urlsplit
+
+from piecework.base.clock import Clock
+from piecework.base.hosts import is_loopback, is_unspecified
+from piecework.base.http import HttpError, HttpReader, HttpStatus, host_of
+from piecework.chain.limits import DEVELOPMENT_CHAIN_IDS
+from piecework_node.endpoints import split_endpoint
+from piecework_node.errors import ConfigError
+from piecework_node.jobs.offers import Dates, IndexAnswer
+from piecework_node.metrics import Metrics
+from piecework_node.runtime.faults import Code, FaultBoard
+from piecework_protocol.limits import MAX_CLOCK_SKEW_S
+
+CLOCK: Final = "clock"
+"""The name under which the clock is reported to the board."""
+FIRST_RETRY_S: Final = 2.0
+MAX_RETRY_S: Final = 60.0
+"""An index that was away for seconds shows the worker again within seconds."""
+
+
+class IndexWatch:
+    """Reports to the board what indexes answer, and says when to ask those again that failed."""
+
+    def __init__(self, board: FaultBoard, metrics: Metrics) -> None:
+        self._board, self._metrics = board, metrics
+        self._seen: dict[str, bool] = {}
+        self._retry_s = FIRST_RETRY_S
+
+    @property
+    def seen_by(self) -> dict[str, bool]:
+        """By host: whether the index took the last offer."""
+        return dict(self._seen)
+
+    @property
+    def retry_s(self) -> float | None:
+        """Seconds after which to publish again. None: every index took the offer."""
+        return None if all(self._seen.values()) else self._retry_s
+
+    def note(self, answers: Sequence[IndexAnswer]) -> None:
+        """Take the answers to one offer."""
+        for answer in answers:
+            self._seen[answer.host] = answer.taken
+            check = f"index {answer.host}"
+            if answer.taken:
+                self._board.passed(check)
+            elif answer.declined:
+                detail = f"{answer.host} declines the offer ({answer.reason})"
+                self._board.failed(check, Code.INDEX_DECLINES, detail)
+            else:
+                detail = f"{answer.host} does not answer ({answer.reason})"
+                self._board.failed(check, Code.INDEX_AWAY, detail)
+        good = all(answer.taken for answer in answers)
+        self._retry_s = FIRST_RETRY_S if good else min(2 * self._retry_s, MAX_RETRY_S)
+        self._judge_clock(a.ahead_s for a in answers if a.ahead_s is not None)
+
+    def _judge_clock(self, told: Iterable[float]) -> None:
+        """Compare our clock with those of the indexes. More than half of them must say so."""
+        offsets = list(told)
+        if not offsets:
+            return
+        offset = median(offsets)
+        self._metrics.clock_offset.set(offset)
+        for code, off, word in (
+            (Code.CLOCK_AHEAD, [s for s in offsets if s > MAX_CLOCK_SKEW_S], "ahead of"),
+            (Code.CLOCK_BEHIND, [s for s in offsets if s < -MAX_CLOCK_SKEW_S], "behind"),
+        ):
+            if 2 * len(off) > len(offsets):
+                said = f"{abs(offset):.0f} s {word} {len(off)} of {len(offsets)} indexes"
+                self._board.failed(CLOCK, code, f"this clock is {said}")
+                return
+        self._board.passed(CLOCK)
+
+
+async def ask_indexes(
+    indexes: Sequence[str], http: HttpReader, dates: Dates, clock: Clock
+) -> tuple[IndexAnswer, ...]:
+    """Ask every index for one offer: whether it answers, and what time it has."""
+
+    async def ask(index: str) -> IndexAnswer:
+        host, sent = host_of(index), clock.wall()
+        reason, declined = "", False
+        try:
+            await http.get(index.rstrip("/") + "/v1/offers?limit=1")
+        except HttpError as error:
+            reason, declined = str(error), isinstance(error, HttpStatus)
+        ahead = dates.ahead_s(host, sent, clock.wall())
+        return IndexAnswer(host, not reason, reason, declined, ahead)
+
+    return tuple(await asyncio.gather(*map(ask, indexes)))
+
+
+def check_endpoint(endpoint: str, chain_id: int, indexes: Sequence[str]) -> None:
+    """Refuse an address that no client of this market could dial.
+
+    Raises:
+        ConfigError: it means every address, or this machine only. The text says what to set.
+    """
+    host, _ = split_endpoint(endpoint)
+    if is_unspecified(host):
+        raise ConfigError(f"{endpoint} means every address, and clients cannot dial it. {_SET}")
+    if not is_loopback(host):
+        return
+    public = [index for index in indexes if not is_loopback(urlsplit(index).hostname or "")]
+    if public:
+        where = f"the index {host_of(public[0])} is not on it"
+    elif chain_id not in DEVELOPMENT_CHAIN_IDS:
+        where = f"chain {chain_id} is no development chain"
+    else:
+        return
+    raise ConfigError(f"{endpoint} is this machine only, and {where}. {_SET}")
+
+
+_SET: Final = "Set endpoint to the host:port that clients dial"

@@ -1,0 +1,332 @@
+"""Records to rows: one batch is one transaction and one row of the log.
+
+Every statement returns the row that it wrote, so that the log holds a digest of it. What the
+running totals need of the row before is read before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+import apsw
+
+from piecework_node.errors import JournalConflict
+from piecework_node.journal.log import FOLDED, GONE, Entry, Totals, encode_entries, entry_of, marked
+from piecework_node.journal.records import (
+    ChannelObserved,
+    ChannelSeen,
+    CloseAgreed,
+    ContradictionSeen,
+    FundingAuthorized,
+    JournalRecord,
+    MetaSet,
+    OfferIssued,
+    SealingKeyAdded,
+    SealingKeyDropped,
+    StoredJob,
+    StoredTx,
+    TxMoved,
+    VoucherApplied,
+)
+from piecework_protocol.eip712 import Domain
+from piecework_protocol.errors import InvariantBroken
+from piecework_protocol.states import ChannelState, JobState
+from piecework_protocol.types import Amount, ChannelId, JobId
+from piecework_protocol.wire import encode_client_frame, encode_offer, encode_value
+from piecework_protocol.worker_session import StateRecord, StoredCanvas
+
+MAX_INTEGER: Final = 2**63 - 1
+"""The largest that SQLite holds."""
+
+
+def amount_blob(value: int) -> bytes:
+    """A uint128 as it is stored."""
+    return value.to_bytes(16, "big")
+
+
+def wei_blob(value: int) -> bytes:
+    """A uint256 as it is stored."""
+    return value.to_bytes(32, "big")
+
+
+def amount_of(blob: bytes) -> Amount:
+    """A stored uint128."""
+    return Amount(int.from_bytes(blob, "big"))
+
+
+def merged(records: Iterable[JournalRecord]) -> list[JournalRecord]:
+    """Records with the same effect, in which a job is written once however often it moved."""
+    result: list[JournalRecord] = []
+    places: dict[JobId, int] = {}
+    for record in records:
+        if isinstance(record, StateRecord) and record.job in places:
+            place = places[record.job]
+            known = result[place]
+            if isinstance(known, StoredJob | StateRecord):
+                reason = record.reason or known.reason
+                result[place] = replace(known, state=record.state, reason=reason)
+            continue
+        if isinstance(record, StoredJob):
+            places[record.id] = len(result)
+        elif isinstance(record, StateRecord):
+            places[record.job] = len(result)
+        result.append(record)
+    return result
+
+
+class Batch:
+    """One transaction's writes. The caller opens the transaction, and logs the batch in it."""
+
+    def __init__(self, db: apsw.Connection, domain: Domain, totals: Totals) -> None:
+        self._db, self._domain = db, domain
+        self.totals = totals.copy()
+        self._entries: dict[tuple[str, bytes], Entry] = {}
+
+    def apply(self, records: Iterable[JournalRecord]) -> None:
+        """Write records.
+
+        Raises:
+            JournalConflict: one of them contradicts what is there.
+        """
+        for record in merged(records):
+            _WRITERS[type(record)](self, record)
+
+    def entries(self) -> bytes:
+        """Give what the log has to say of this batch: the last state of every row."""
+        return encode_entries(list(self._entries.values()))
+
+    # --- statements
+
+    def put(self, table: str, sql: str, values: tuple[Any, ...]) -> Sequence[Any]:
+        """Insert or change exactly one row, and return it.
+
+        Raises:
+            JournalConflict: there is no such row.
+        """
+        rows = self._db.execute(f"{sql} RETURNING *", values).fetchall()
+        if len(rows) != 1:
+            raise JournalConflict(f"the row of {table} that should change is not there")
+        self.enter(entry_of(table, rows[0]))
+        row: Sequence[Any] = rows[0]
+        return row
+
+    def drop(self, table: str, where: str, values: tuple[Any, ...]) -> int:
+        """Delete rows. Return how many there were."""
+        sql = f"DELETE FROM {table} WHERE {where} RETURNING *"  # noqa: S608  our own names
+        rows = self._db.execute(sql, values).fetchall()
+        for row in rows:
+            self.enter(marked(table, row, GONE))
+        return len(rows)
+
+    def enter(self, entry: Entry) -> None:
+        """Note what a row is after this batch."""
+        self._entries[entry.table, entry.key] = entry
+
+    def fold(self, table: str, sql: str, values: tuple[Any, ...]) -> None:
+        """Change rows of a pruned job for the last time. The totals vouch for them from now on."""
+        for row in self._db.execute(f"{sql} RETURNING *", values).fetchall():
+            self.totals.fold(table, row)
+            self.enter(marked(table, row, FOLDED))
+
+    def knows(self, entry: Entry) -> bool:
+        """Whether this batch has an entry for the same row."""
+        return (entry.table, entry.key) in self._entries
+
+    # --- jobs
+
+    def job(self, r: StoredJob) -> None:
+        job = r.submission.job
+        channel = self._channel(ChannelId(job.channel))[0]
+        sql = (
+            "INSERT INTO jobs (id, channel, salt, prompt_tokens, accepted_at, "
+            "deadline, state, reason) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+        )
+        deadline, reason = min(job.deadline, MAX_INTEGER), r.reason.name if r.reason else None
+        terms = (r.prompt_tokens, r.at, deadline)
+        row = self.put("jobs", sql, (r.id, channel, job.salt, *terms, r.state.value, reason))
+        frame = encode_client_frame(replace(r.submission, sealed_content=b"", funding=None))
+        sql = "INSERT INTO submissions (job, offer, frame) VALUES (?, ?, ?)"
+        self.put("submissions", sql, (row[0], job.offer, frame))
+        self.totals.moved(None, r.state)
+
+    def state(self, r: StateRecord) -> None:
+        number, _, before = self._job(r.job)
+        sql = "UPDATE jobs SET state = ?, reason = coalesce(?, reason) WHERE number = ?"
+        self.put("jobs", sql, (r.state.value, r.reason.name if r.reason else None, number))
+        self.totals.moved(before, r.state)
+
+    def canvas(self, r: StoredCanvas) -> None:
+        receipt = r.receipt
+        number, channel, _ = self._job(JobId(receipt.job))
+        key = (number, receipt.canvas)
+        sql = (
+            "INSERT INTO canvases (job, canvas, channel, digest, amount) "
+            "SELECT ?1, ?2, ?3, ?4, ?5 "
+            "WHERE ?2 = (SELECT count(*) FROM canvases WHERE job = ?1)"
+        )
+        digest = self._domain.digest(receipt)
+        amount = amount_blob(receipt.amount)
+        self.put("canvases", sql, (*key, channel, digest, amount))
+        sql = "INSERT INTO outputs VALUES (?, ?, ?, ?, ?)"
+        self.put("outputs", sql, (*key, encode_value(receipt), r.sealed_output, r.resume_secret))
+        totals = self.totals
+        totals.canvases += 1
+        totals.charged += receipt.amount
+        totals.unpaid += receipt.amount
+
+    # --- channels
+
+    def channel_seen(self, r: ChannelSeen) -> None:
+        if self._db.execute("SELECT 1 FROM channels WHERE id = ?", (r.id,)).get is not None:
+            return
+        zero = amount_blob(0)
+        sql = (
+            "INSERT INTO channels (id, terms, cumulative, count, peaks, state, deposit, settled, "
+            "withdrawn, requested, requested_at, requests, observed_at) "
+            "VALUES (?, ?, ?, 0, x'', ?, ?, ?, ?, ?, 0, 0, 0)"
+        )
+        amounts = (zero, zero, zero, zero)
+        terms = encode_value(r.channel)
+        self.put("channels", sql, (r.id, terms, zero, ChannelState.NONE.value, *amounts))
+
+    def funding(self, r: FundingAuthorized) -> None:
+        sql = "UPDATE channels SET funding = ? WHERE id = ?"
+        self.put("channels", sql, (encode_value(r.funding), r.channel))
+
+    def voucher(self, r: VoucherApplied) -> None:
+        ledger = r.ledger
+        payment = ledger.accepted
+        if payment is None:
+            raise InvariantBroken("a voucher is journaled with its book")
+        number, cumulative, _ = self._channel(ledger.channel)
+        sql = (
+            "UPDATE channels SET accepted = ?, cumulative = ?, count = ?, peaks = ? "
+            "WHERE number = ? AND count = ?"
+        )
+        values = (
+            encode_client_frame(payment),
+            amount_blob(ledger.cumulative),
+            ledger.accumulator.count,
+            b"".join(ledger.accumulator.peaks),
+            number,
+            r.base,
+        )
+        self.put("channels", sql, values)
+        self.totals.accepted += ledger.cumulative - cumulative
+        mark = (
+            "UPDATE canvases SET leaf_index = ? WHERE job = ? AND canvas = ? AND leaf_index IS NULL"
+        )
+        for offset, ref in enumerate(r.paid):
+            job, _, _ = self._job(ref.job)
+            row = self.put("canvases", mark, (r.base + offset, job, ref.canvas))
+            self.totals.unpaid -= amount_of(row[4])
+
+    def observed(self, r: ChannelObserved) -> None:
+        number, _, settled = self._channel(r.channel)
+        sql = (
+            "UPDATE channels SET state = ?, deposit = ?, settled = ?, withdrawn = ?, "
+            "requested = ?, requested_at = ?, requests = ?, observed_at = ? WHERE number = ?"
+        )
+        amounts = [amount_blob(v) for v in (r.deposit, r.settled, r.withdrawn, r.requested)]
+        times = (r.requested_at, r.requests, r.at)
+        self.put("channels", sql, (r.state.value, *amounts, *times, number))
+        self.totals.settled += r.settled - settled
+
+    def close(self, r: CloseAgreed) -> None:
+        sql = "UPDATE channels SET close_signature = ? WHERE id = ?"
+        self.put("channels", sql, (r.signature, r.channel))
+
+    # --- the worker's own
+
+    def offer(self, r: OfferIssued) -> None:
+        offer = r.signed.offer
+        values = (r.digest, offer.sequence, offer.expires_at, encode_offer(r.signed))
+        self.put("offers", "INSERT INTO offers VALUES (?, ?, ?, ?)", values)
+
+    def key_added(self, r: SealingKeyAdded) -> None:
+        sql = (
+            "INSERT INTO sealing_keys "
+            "SELECT ?, ?, ?, coalesce(max(position), 0) + 1 FROM sealing_keys"
+        )
+        self.put("sealing_keys", sql, (r.public, r.wrapped, r.created_at))
+
+    def key_dropped(self, r: SealingKeyDropped) -> None:
+        if not self.drop("sealing_keys", "public = ?", (r.public,)):
+            raise JournalConflict("the sealing key that should go is not there")
+
+    def tx(self, r: StoredTx) -> None:
+        tx = r.tx
+        values = (
+            tx.hash,
+            r.kind.value,
+            tx.raw,
+            tx.nonce,
+            b"".join(s.channel + amount_blob(s.amount) for s in r.subjects),
+            amount_blob(r.worth.units),
+            None if r.worth.wei is None else wei_blob(r.worth.wei),
+            r.at,
+            r.state.value,
+            r.moved_at,
+            r.gas_used,
+            wei_blob(r.fee_wei),
+        )
+        sql = "INSERT INTO transactions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        self.put("transactions", sql, values)
+
+    def tx_moved(self, r: TxMoved) -> None:
+        sql = (
+            "UPDATE transactions SET state = ?, moved_at = ?, gas_used = max(gas_used, ?), "
+            "fee_wei = max(fee_wei, ?) WHERE hash = ?"
+        )
+        values = (r.state.value, r.at, r.gas_used, wei_blob(r.fee_wei), r.hash)
+        self.put("transactions", sql, values)
+
+    def contradiction(self, r: ContradictionSeen) -> None:
+        query = "SELECT 1 FROM contradictions WHERE channel = ? AND kind = ?"
+        if self._db.execute(query, (r.channel, r.kind)).get is None:
+            sql = "INSERT INTO contradictions VALUES (?, ?, ?, ?, ?)"
+            self.put("contradictions", sql, (r.channel, r.kind, r.first, r.second, r.at))
+
+    def meta(self, r: MetaSet) -> None:
+        sql = (
+            "INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
+        )
+        self.put("meta", sql, (r.key, r.value))
+
+    # --- what is there
+
+    def _job(self, job: JobId) -> tuple[int, int, JobState]:
+        query = "SELECT number, channel, state FROM jobs WHERE id = ?"
+        row = self._db.execute(query, (job,)).fetchone()
+        if row is None:
+            raise JournalConflict("the job that should change is not there")
+        return row[0], row[1], JobState(row[2])
+
+    def _channel(self, channel: ChannelId) -> tuple[int, Amount, Amount]:
+        """Return a channel's number, and what was accepted and settled so far."""
+        query = "SELECT number, cumulative, settled FROM channels WHERE id = ?"
+        row = self._db.execute(query, (channel,)).fetchone()
+        if row is None:
+            raise JournalConflict("the channel that should change is not there")
+        return row[0], amount_of(row[1]), amount_of(row[2])
+
+
+_WRITERS: Final[dict[type, Callable[[Batch, Any], None]]] = {
+    StoredJob: Batch.job,
+    StateRecord: Batch.state,
+    StoredCanvas: Batch.canvas,
+    ChannelSeen: Batch.channel_seen,
+    FundingAuthorized: Batch.funding,
+    VoucherApplied: Batch.voucher,
+    ChannelObserved: Batch.observed,
+    CloseAgreed: Batch.close,
+    OfferIssued: Batch.offer,
+    SealingKeyAdded: Batch.key_added,
+    SealingKeyDropped: Batch.key_dropped,
+    StoredTx: Batch.tx,
+    TxMoved: Batch.tx_moved,
+    ContradictionSeen: Batch.contradiction,
+    MetaSet: Batch.meta,
+}

@@ -1,0 +1,62 @@
+"""What is at the addresses where the contracts belong."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from piecework.chain.addresses import FACTORY, FACTORY_CODE
+from piecework.chain.artifacts import load_artifact
+from piecework.chain.deployment import Deployment
+from piecework.chain.rpc import JsonRpc, data_bytes
+from piecework_protocol.types import Address, to_hex
+
+
+class Presence(enum.Enum):
+    """What a chain holds at a contract's address."""
+
+    OURS = "ours"
+    NOTHING = "nothing"
+    OTHER = "other code"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A contract, by the name that people read, its address and what is there."""
+
+    name: str
+    address: Address
+    presence: Presence
+
+
+async def code_at(rpc: JsonRpc, address: Address, block: str = "latest") -> bytes:
+    """The code at an address, empty when there is none."""
+    return data_bytes(await rpc.call("eth_getCode", to_hex(address), block), "code")
+
+
+async def presence_of(rpc: JsonRpc, contract: str, address: Address) -> Presence:
+    """Compare the code at an address with one of the committed contracts."""
+    code = await code_at(rpc, address)
+    return _judge(code, load_artifact(contract).matches(code))
+
+
+async def presence_of_factory(rpc: JsonRpc) -> Presence:
+    """Compare the code at the CREATE2 factory's address with the factory's."""
+    code = await code_at(rpc, FACTORY)
+    return _judge(code, code == FACTORY_CODE)
+
+
+async def places(rpc: JsonRpc, deployment: Deployment) -> tuple[Place, ...]:
+    """The factory, the escrow and the registry of a market, and what is there."""
+    escrow, registry = deployment.escrow, deployment.registry
+    return (
+        Place("factory", FACTORY, await presence_of_factory(rpc)),
+        Place("escrow", escrow, await presence_of(rpc, "Escrow", escrow)),
+        Place("registry", registry, await presence_of(rpc, "WorkerRegistry", registry)),
+    )
+
+
+def _judge(code: bytes, ours: bool) -> Presence:
+    if not code:
+        return Presence.NOTHING
+    return Presence.OURS if ours else Presence.OTHER

@@ -1,0 +1,228 @@
+"""One request at the best worker, or at the next one if that declines or says nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+from piecework.base.errors import PieceworkError
+from piecework.client.errors import (
+    InsufficientFunds,
+    JobFailed,
+    NoWorkerFits,
+    RequestRefused,
+    WorkerUnreachable,
+)
+from piecework.client.jobs.choosing import Chooser
+from piecework.client.jobs.driver import JobContext, JobDriver, prepare
+from piecework.client.jobs.outstanding import pay_outstanding
+from piecework.client.jobs.requests import TextRequest
+from piecework.client.jobs.run import Caller
+from piecework.client.jobs.selection import (
+    AFTER_REFUSAL,
+    BUSY_REASONS,
+    CALLERS_FAULT,
+    Choice,
+    Next,
+    Ranking,
+)
+from piecework.client.journal.learning import learn
+from piecework.client.journal.records import JobRow, JobStatus
+from piecework.client.limits import MAX_CANDIDATES
+from piecework.client.network.discovery import Discovery
+from piecework_protocol.errors import ProtocolViolation, Refusal
+from piecework_protocol.offers import OfferRejected
+from piecework_protocol.types import Address, ChannelId, Digest, Uint32, address_hex
+
+DEFAULT_RETRY_AFTER_S = 2.0
+
+
+class FailOver:
+    """Runs requests of one client."""
+
+    def __init__(self, context: JobContext, chooser: Chooser, discovery: Discovery) -> None:
+        self._context, self._chooser, self._discovery = context, chooser, discovery
+        self._settling: dict[ChannelId, asyncio.Lock] = {}
+
+    async def run(self, request: TextRequest, caller: Caller) -> None:
+        """Offer the request to one worker after the other until one runs it to its end.
+
+        Raises:
+            ClientError: as `PieceworkClient.ask`.
+        """
+        tried: set[Address] = set()
+        ranking = await self._chooser.choose(request)
+        if not ranking.choices:
+            raise nobody(request, ranking)
+        attempts = _Attempts(ranking)
+        try:
+            while ranking.choices and len(tried) < MAX_CANDIDATES:
+                for choice in ranking.choices[: MAX_CANDIDATES - len(tried)]:
+                    if caller.cancelled.is_set():
+                        return
+                    tried.add(choice.operator)
+                    if await self._try(choice, request, caller, attempts):
+                        return
+                ranking = await self._chooser.choose(request, tried)
+        finally:
+            await self._context.reachability.written()
+        raise attempts.verdict()
+
+    async def drive(self, job: JobRow, caller: Caller, *, replay: bool = False) -> None:
+        """Follow one recorded job to its end."""
+        driver = JobDriver(self._context, job, caller, replay=replay)
+        try:
+            await driver.run()
+        except WorkerUnreachable:
+            if not driver.sent:
+                await asyncio.to_thread(
+                    self._context.store.finish, job.id, JobStatus.REFUSED, "unreachable"
+                )
+            raise
+        finally:
+            # At once and in this thread: a cancelled task may not wait, and nothing is synced.
+            self._context.store.leave(job.id)
+
+    async def _try(
+        self, choice: Choice, request: TextRequest, caller: Caller, attempts: _Attempts
+    ) -> bool:
+        """Offer the request to one worker, mending what can be mended once. True when it ran to its
+        end."""
+        mended: set[Next] = set()
+        current: Choice | None = choice
+        while current is not None:
+            since = self._context.clock.monotonic()
+            try:
+                await self._context.links.to(current.signed.offer)  # before anything is reserved
+                job = await prepare(self._context, current, request)
+                await self.drive(job, caller)
+                return True
+            except InsufficientFunds as short:
+                attempts.short_of(current, short)
+                return False
+            except WorkerUnreachable as unreachable:
+                attempts.declined(current, unreachable)
+                self._context.reachability.silent(current.operator, since)
+                return False
+            except (Refusal, JobFailed) as refused:
+                declined = refused
+            step = await self._after(job, current, declined)
+            attempts.declined(current, declined)
+            if step in mended:
+                return False
+            mended.add(step)
+            current = await self._mend(declined, current, request, job)
+        return False
+
+    async def _after(self, job: JobRow, choice: Choice, declined: Refusal | JobFailed) -> Next:
+        """Record a job that was declined, and say what to do next."""
+        store = self._context.store
+        self._context.reachability.heard(choice.operator)
+        if await asyncio.to_thread(store.receipts, job=job.id):
+            raise declined
+        await asyncio.to_thread(store.finish, job.id, JobStatus.REFUSED, declined.reason.name)
+        step = AFTER_REFUSAL[declined.reason]
+        if step is Next.GIVE_UP:
+            raise declined
+        if step is Next.TRY_OTHER_AND_REMEMBER:
+            now = self._context.now()
+            await asyncio.to_thread(
+                store.workers.remember,
+                choice.operator,
+                lambda memory: learn(memory, now, success=False),
+            )
+        return step
+
+    async def _mend(
+        self, declined: Refusal | JobFailed, choice: Choice, request: TextRequest, job: JobRow
+    ) -> Choice | None:
+        """Remove the cause of a refusal. The choice to ask again with, or None to go on to the
+        next."""
+        step = AFTER_REFUSAL[declined.reason]
+        if step is Next.SETTLE_UP:
+            lock = self._settling.setdefault(job.channel_id, asyncio.Lock())
+            async with lock:  # whoever waited finds nothing left to settle
+                await pay_outstanding(self._context, job.channel_id)
+            return choice
+        if step is Next.NEW_CHANNEL:
+            await self._context.channels.refresh(job.channel_id)
+            return choice
+        if step is Next.SHORTEN:
+            return _shortened(choice, request, declined)
+        return await self._renewed(choice, request, job) if step is Next.REFRESH_OFFER else None
+
+    async def _renewed(self, choice: Choice, request: TextRequest, job: JobRow) -> Choice | None:
+        """The same worker with the offer that it shows now."""
+        try:
+            signed = await self._discovery.fresh_offer(choice.signed.offer)
+        except (WorkerUnreachable, OfferRejected, ProtocolViolation, Refusal):
+            return None
+        if Digest(self._context.domain.digest(signed.offer)) == job.submission.job.offer:
+            return None
+        again = await self._chooser.choose(request)
+        return next((c for c in again.choices if c.operator == choice.operator), None)
+
+
+def _shortened(
+    choice: Choice, request: TextRequest, declined: Refusal | JobFailed
+) -> Choice | None:
+    """The choice with as many tokens as the worker has room for, if the caller asked for none."""
+    if request.generation.max_tokens is not None or not isinstance(declined, Refusal):
+        return None
+    counted = declined.metadata.get("prompt_tokens", "")
+    if not (counted.isascii() and counted.isdecimal() and len(counted) < 10):
+        return None
+    canvas = choice.model.canvas_size
+    room = (choice.model.max_context - int(counted)) // canvas * canvas
+    if not 0 < room < (choice.generation.max_tokens or 0):
+        return None
+    return replace(choice, generation=replace(choice.generation, max_tokens=Uint32(room)))
+
+
+class _Attempts:
+    """Who declined a request and why, and what to tell the caller when nobody is left."""
+
+    def __init__(self, ranking: Ranking) -> None:
+        self._ranking = ranking
+        self._why: list[str] = []
+        self._busy: list[float] = []
+        self._short: InsufficientFunds | None = None
+        self._refusals: list[Refusal] = []
+
+    def declined(self, choice: Choice, error: PieceworkError) -> None:
+        self._why.append(f"{address_hex(choice.operator)} ({choice.model.name}): {error}")
+        if isinstance(error, Refusal) and error.reason in BUSY_REASONS:
+            self._busy.append(error.retry_after_s or DEFAULT_RETRY_AFTER_S)
+        elif isinstance(error, Refusal):
+            self._refusals.append(error)
+
+    def short_of(self, choice: Choice, error: InsufficientFunds) -> None:
+        self._why.append(f"{address_hex(choice.operator)} ({choice.model.name}): {error}")
+        self._short = error
+
+    def verdict(self) -> PieceworkError:
+        """The most useful single error: wait, deposit, mend the request, or nobody is there.
+
+        The request is to blame when every worker that answered says so. One that did not answer
+        has no say.
+        """
+        if self._busy:
+            wait = min(self._busy)
+            return NoWorkerFits("every worker that fits is busy", self._why, retry_after_s=wait)
+        if self._short is not None:
+            return self._short
+        if self._refusals and all(r.reason in CALLERS_FAULT for r in self._refusals):
+            return self._refusals[0]
+        return NoWorkerFits("no worker took the request", (*self._why, *self._ranking.unfit))
+
+
+def nobody(request: TextRequest, ranking: Ranking) -> NoWorkerFits:
+    """Why there is nobody to ask."""
+    if ranking.mistake is not None:
+        mistake = ranking.mistake
+        return RequestRefused(
+            "no worker can take this request", ranking.unfit, code=mistake.code, param=mistake.param
+        )
+    unknown = request.model is not None and not ranking.model_known
+    what = f"nobody serves the model {request.model!r}" if unknown else "no worker fits the request"
+    return NoWorkerFits(what, ranking.unfit, unknown_model=unknown)

@@ -1,0 +1,115 @@
+"""The journal of a worker that sells jobs of one canvas, without the worker."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from piecework_node.journal.records import ChannelSeen, StoredJob, VoucherApplied
+from piecework_node.journal.sqlite import SqliteJournal
+from piecework_protocol.frames import LeafRef, PayVoucher, SubmitJob
+from piecework_protocol.ledger import PayerLedger, WorkerLedger
+from piecework_protocol.objects import Finish, Receipt
+from piecework_protocol.states import JobState
+from piecework_protocol.types import (
+    Amount,
+    Digest,
+    JobId,
+    Signature,
+    Timestamp,
+    Uint32,
+    keccak256,
+)
+from piecework_protocol.worker_session import StateRecord, StoredCanvas
+from tests.support import pair
+from tests.support.clock import FakeClock
+from tests.support.node.harness import DOMAIN, OPERATOR
+
+CHANNEL = pair.channel()
+KEY = CHANNEL.id(DOMAIN)
+UNSIGNED = Signature(bytes(65))
+EVIDENCE_S = 3600
+DAY_S = 24 * 3600
+SEALED = b"\x55" * 1400
+"""As large as the sealed output of a canvas of 256 tokens."""
+
+
+def canvas_record(job: JobId, number: int, amount: int) -> StoredCanvas:
+    """The record of a finished canvas."""
+    receipt = Receipt(
+        job=job,
+        canvas=Uint32(number),
+        output_digest=Digest(keccak256(b"output")),
+        trace_root=Digest(keccak256(b"trace")),
+        steps=Uint32(3),
+        units=Uint32(4),
+        amount=Amount(amount),
+        finish=Finish.MORE,
+        total_prompt_tokens=Uint32(7),
+        total_units=Uint32(4),
+        total_steps=Uint32(3),
+        total_amount=Amount(amount),
+        previous=Digest(job),
+    )
+    return StoredCanvas(receipt, b"sealed output", b"resume secret")
+
+
+def paid_ledger(ledger: WorkerLedger, paid: Sequence[LeafRef]) -> WorkerLedger:
+    """The book after a voucher for these receipts."""
+    owed = [ledger.unpaid[ref] for ref in paid]
+    accumulator = ledger.accumulator.extend([u.digest for u in owed])
+    total = Amount(ledger.cumulative + sum(u.amount for u in owed))
+    voucher = PayerLedger(ledger.channel, total, accumulator).voucher()
+    payment = PayVoucher(voucher, UNSIGNED, ledger.accumulator.count, tuple(paid))
+    unpaid = {ref: u for ref, u in ledger.unpaid.items() if ref not in paid}
+    return WorkerLedger(ledger.channel, payment, accumulator, unpaid)
+
+
+class Life:
+    """A worker's journal with paid jobs of one canvas."""
+
+    def __init__(self, journal: SqliteJournal, clock: FakeClock) -> None:
+        self.journal, self.clock = journal, clock
+        self.ledger = WorkerLedger(KEY)
+        self.jobs = 0
+
+    async def begin(self) -> None:
+        await self.journal.append([ChannelSeen(KEY, CHANNEL)])
+
+    async def job(self, *, pay: bool = True) -> LeafRef:
+        """A job as a worker writes it: three commits."""
+        self.jobs += 1
+        deadline = Timestamp(int(self.clock.wall()) + 600)
+        job = pair.job(self.jobs, 4).replace(channel=KEY, deadline=deadline)
+        key = job.id(DOMAIN)
+        at = Timestamp(int(self.clock.wall()))
+        stored = StoredJob(key, SubmitJob(job, UNSIGNED, CHANNEL, b""), 7, at)
+        await self.journal.append([stored, StateRecord(key, JobState.RUNNING)])
+        canvas = canvas_record(key, 0, 55)
+        done = StateRecord(key, JobState.DELIVERED)
+        await self.journal.append([StoredCanvas(canvas.receipt, SEALED, b""), done])
+        ref = LeafRef(key, 0)
+        self.ledger = self.ledger.issue(
+            ref, Digest(DOMAIN.digest(canvas.receipt)), canvas.receipt.amount
+        )
+        if pay:
+            await self.pay(ref)
+        return ref
+
+    async def pay(self, ref: LeafRef) -> None:
+        base = self.ledger.accumulator.count
+        self.ledger = paid_ledger(self.ledger, [ref])
+        paid = StateRecord(ref.job, JobState.PAID)
+        await self.journal.append([VoucherApplied(self.ledger, (ref,), base), paid])
+
+    async def prune(self) -> int:
+        """Prune until there is nothing left to let go of. Return the steps."""
+        steps = 0
+        while await self.journal.prune(EVIDENCE_S):
+            steps += 1
+        return steps
+
+
+async def opened(folder: Path, clock: FakeClock) -> Life:
+    journal = await SqliteJournal.open(folder / "journal.db", DOMAIN, OPERATOR.address, clock=clock)
+    return Life(journal, clock)

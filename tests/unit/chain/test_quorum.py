@@ -1,0 +1,255 @@
+"""k of n nodes must agree about money, and one that lies is outvoted or stops everything."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+
+from piecework.chain.errors import (
+    BadAnswer,
+    NodesDisagree,
+    RpcRefused,
+    RpcUnavailable,
+    TransactionReverted,
+)
+from piecework.chain.quorum import QuorumRpc
+
+HASH, OTHER = "0x" + "aa" * 32, "0x" + "bb" * 32
+BLOCK = {"number": "0x40", "hash": HASH, "timestamp": "0x1", "baseFeePerGas": "0x7", "size": "0x1"}
+LOG = {
+    "address": "0x" + "01" * 20,
+    "topics": [HASH],
+    "data": "0x",
+    "blockNumber": "0x10",
+    "logIndex": "0x0",
+    "transactionHash": HASH,
+}
+RECEIPT = {
+    "blockNumber": "0x10",
+    "blockHash": HASH,
+    "gasUsed": "0x5208",
+    "effectiveGasPrice": "0x1",
+    "status": "0x1",
+    "logs": [LOG],
+}
+TRUTH: Mapping[str, Any] = {
+    "eth_chainId": "0x7a69",
+    "eth_blockNumber": "0x40",
+    "eth_getBlockByNumber": BLOCK,
+    "eth_getCode": "0xABCD",
+    "eth_call": "0x" + "00" * 32,
+    "eth_getBalance": "0x5",
+    "eth_getTransactionCount": "0x4",
+    "eth_getTransactionReceipt": RECEIPT,
+    "eth_getLogs": [LOG],
+    "eth_maxPriorityFeePerGas": "0x1",
+    "eth_estimateGas": "0x5208",
+    "eth_sendRawTransaction": HASH,
+}
+ASKED: Mapping[str, tuple[Any, ...]] = {
+    "eth_chainId": (),
+    "eth_getBlockByNumber": ("latest", False),
+    "eth_getCode": ("0x01", "latest"),
+    "eth_call": ({"to": "0x01"}, "latest"),
+    "eth_getBalance": ("0x01", "latest"),
+    "eth_getTransactionCount": ("0x01", "0x10"),
+    "eth_getTransactionReceipt": (HASH,),
+    "eth_getLogs": ({"fromBlock": "0x10", "toBlock": "0x10"},),
+}
+LIES: Mapping[str, Any] = {
+    "eth_chainId": "0x1",
+    "eth_getBlockByNumber": {**BLOCK, "timestamp": "0xffff"},
+    "eth_getCode": "0x",
+    "eth_call": "0x" + "00" * 31 + "01",
+    "eth_getBalance": "0xffffff",
+    "eth_getTransactionCount": "0x5",
+    "eth_getTransactionReceipt": {**RECEIPT, "status": "0x0"},
+    "eth_getLogs": [],
+}
+"""What one node says instead. Every question about money has a row."""
+
+
+class Node:
+    """A node that answers from a table: values, errors, or functions of the parameters."""
+
+    def __init__(self, answers: Mapping[str, Any] | None = None) -> None:
+        self.answers = {**TRUTH, **(answers or {})}
+        self.asked: list[tuple[str, tuple[Any, ...]]] = []
+        self.closed = False
+
+    async def call(self, method: str, *params: Any) -> Any:
+        self.asked.append((method, params))
+        answer = self.answers[method]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer(*params) if callable(answer) else copy.deepcopy(answer)
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+def test_a_quorum_that_cannot_be_reached_is_refused() -> None:
+    for quorum in (0, 3):
+        with pytest.raises(ValueError, match="cannot be reached"):
+            QuorumRpc([Node(), Node()], quorum)
+
+
+@pytest.mark.parametrize("method", ASKED)
+async def test_nodes_that_agree_give_the_answer(method: str) -> None:
+    quorum = QuorumRpc([Node(), Node(), Node()], 2)
+    assert await quorum.call(method, *ASKED[method]) == TRUTH[method]
+    assert quorum.odd == {}
+
+
+@pytest.mark.parametrize("liar", [0, 1, 2])
+@pytest.mark.parametrize("method", ASKED)
+async def test_one_node_of_three_that_lies_is_outvoted_and_named(method: str, liar: int) -> None:
+    nodes = [Node({method: LIES[method]} if place == liar else {}) for place in range(3)]
+    quorum = QuorumRpc(nodes, 2)
+    assert await quorum.call(method, *ASKED[method]) == TRUTH[method]
+    assert quorum.odd == {liar: method}
+    nodes[liar].answers[method] = TRUTH[method]
+    await quorum.call(method, *ASKED[method])
+    assert quorum.odd == {}, "it is forgiven when it says the same again"
+
+
+@pytest.mark.parametrize("method", ASKED)
+async def test_one_node_of_two_that_lies_stops_everything(method: str) -> None:
+    for nodes in ([Node(), Node({method: LIES[method]})], [Node({method: LIES[method]}), Node()]):
+        with pytest.raises(NodesDisagree):
+            await QuorumRpc(nodes, 2).call(method, *ASKED[method])
+
+
+@pytest.mark.parametrize("method", ASKED)
+async def test_a_node_that_is_away_is_no_liar_and_counts_for_nothing(method: str) -> None:
+    away = dict.fromkeys((method, "eth_blockNumber"), RpcUnavailable("away"))
+    quorum = QuorumRpc([Node(away), Node(), Node()], 2)
+    assert await quorum.call(method, *ASKED[method]) == TRUTH[method]
+    assert quorum.odd == {}
+    with pytest.raises(RpcUnavailable):
+        await QuorumRpc([Node(away), Node()], 2).call(method, *ASKED[method])
+
+
+async def test_what_nodes_add_of_their_own_does_not_count() -> None:
+    other = {**BLOCK, "size": "0x2", "author": "0x03", "hash": HASH.upper().replace("X", "x")}
+    quorum = QuorumRpc([Node(), Node({"eth_getBlockByNumber": other})], 2)
+    assert (await quorum.call("eth_getBlockByNumber", "0x40", False))["number"] == "0x40"
+
+
+# --- nodes at different heights
+
+
+def at_height(height: int) -> Node:
+    """A node that knows blocks up to a height, and whose balances are the heights."""
+
+    def balance(_: str, tag: str) -> str:
+        if int(tag, 16) > height:
+            raise RpcUnavailable("header not found")
+        return tag
+
+    return Node({"eth_blockNumber": hex(height), "eth_getBalance": balance})
+
+
+@pytest.mark.parametrize(("heights", "quorum", "common"), [((9, 7, 8), 2, 8), ((9, 7, 8), 3, 7)])
+async def test_the_latest_block_is_the_highest_that_the_quorum_has(
+    heights: tuple[int, ...], quorum: int, common: int
+) -> None:
+    rpc = QuorumRpc([at_height(height) for height in heights], quorum)
+    assert await rpc.call("eth_getBalance", "0x01", "latest") == hex(common)
+    assert await rpc.call("eth_blockNumber") == hex(common)
+
+
+async def test_one_node_that_runs_ahead_moves_nothing() -> None:
+    rpc = QuorumRpc([at_height(10**9), at_height(7), at_height(8)], 2)
+    assert await rpc.call("eth_blockNumber") == "0x8"
+
+
+async def test_what_is_final_is_what_the_quorum_calls_final() -> None:
+    def finalized(number: int) -> Callable[..., Any]:
+        def block(tag: str, _: bool) -> Any:
+            return {**BLOCK, "number": hex(number) if tag == "finalized" else tag}
+
+        return block
+
+    nodes = [Node({"eth_getBlockByNumber": finalized(number)}) for number in (50, 20, 30)]
+    rpc = QuorumRpc(nodes, 2)
+    assert (await rpc.call("eth_getBlockByNumber", "finalized", False))["number"] == hex(30)
+
+
+async def test_a_node_that_gives_no_number_has_no_height() -> None:
+    answers: list[Any] = [None, {}, "0xzz", 5]
+    for broken in answers:
+        with pytest.raises(BadAnswer):
+            await QuorumRpc([Node({"eth_blockNumber": broken}), Node()], 2).call("eth_blockNumber")
+
+
+# --- receipts
+
+
+async def test_a_receipt_that_one_node_has_not_got_yet_is_not_there_yet() -> None:
+    early = {**RECEIPT, "blockNumber": "0x41"}
+    nodes = [Node({"eth_getTransactionReceipt": early}), Node({"eth_getTransactionReceipt": None})]
+    assert await QuorumRpc(nodes, 2).call("eth_getTransactionReceipt", HASH) is None
+
+
+async def test_a_receipt_of_an_old_block_that_another_node_denies_is_a_lie_of_one() -> None:
+    nodes = [Node(), Node({"eth_getTransactionReceipt": None})]
+    with pytest.raises(NodesDisagree):
+        await QuorumRpc(nodes, 2).call("eth_getTransactionReceipt", HASH)
+
+
+async def test_an_invented_receipt_is_outvoted() -> None:
+    honest = {"eth_getTransactionReceipt": None}
+    nodes = [Node(honest), Node(honest), Node({"eth_getTransactionReceipt": RECEIPT})]
+    rpc = QuorumRpc(nodes, 2)
+    assert await rpc.call("eth_getTransactionReceipt", HASH) is None
+    assert rpc.odd == {2: "eth_getTransactionReceipt"}
+
+
+# --- reverts, sending, prices
+
+
+async def test_a_revert_is_an_answer_that_must_be_agreed_on() -> None:
+    refused = TransactionReverted("NothingNew", {}, b"\1\2\3\4")
+    both = QuorumRpc([Node({"eth_call": refused}), Node({"eth_call": refused})], 2)
+    with pytest.raises(TransactionReverted):
+        await both.call("eth_call", {}, "latest")
+    with pytest.raises(NodesDisagree):
+        await QuorumRpc([Node({"eth_call": refused}), Node()], 2).call("eth_call", {}, "latest")
+
+
+async def test_a_transaction_goes_to_every_node_and_one_that_takes_it_is_enough() -> None:
+    nodes = [Node({"eth_sendRawTransaction": RpcUnavailable("away")}), Node()]
+    assert await QuorumRpc(nodes, 2).call("eth_sendRawTransaction", "0x00") == HASH
+    assert all(("eth_sendRawTransaction", ("0x00",)) in node.asked for node in nodes)
+
+
+async def test_what_a_node_says_of_a_transaction_counts_more_than_that_one_is_away() -> None:
+    low = RpcRefused("eth_sendRawTransaction", -32000, "nonce too low")
+    nodes = [Node({"eth_sendRawTransaction": e}) for e in (RpcUnavailable("away"), low)]
+    with pytest.raises(RpcRefused, match="nonce too low"):
+        await QuorumRpc(nodes, 2).call("eth_sendRawTransaction", "0x00")
+
+
+async def test_a_price_comes_from_the_first_node_that_answers() -> None:
+    nodes = [Node({"eth_estimateGas": RpcUnavailable("away")}), Node(), Node()]
+    assert await QuorumRpc(nodes, 2).call("eth_estimateGas", {}) == "0x5208"
+    assert not nodes[2].asked
+    away = Node({"eth_estimateGas": RpcUnavailable("away")})
+    with pytest.raises(RpcUnavailable):
+        await QuorumRpc([away, away], 2).call("eth_estimateGas", {})
+
+
+async def test_closing_closes_every_node() -> None:
+    nodes = [Node(), Node()]
+    await QuorumRpc(nodes, 1).close()
+    assert all(node.closed for node in nodes)
+
+
+async def test_a_node_that_denies_an_old_receipt_is_outvoted_too() -> None:
+    rpc = QuorumRpc([Node(), Node(), Node({"eth_getTransactionReceipt": None})], 2)
+    assert await rpc.call("eth_getTransactionReceipt", HASH) == RECEIPT
+    assert rpc.odd == {2: "eth_getTransactionReceipt"}

@@ -1,0 +1,69 @@
+"""Golden databases of the client: one file for each schema that was ever kept.
+
+    python -P -m tests.vectors.client_databases
+
+writes the file of the present schema. A file of an earlier schema is never written again.
+"""
+
+from __future__ import annotations
+
+import gzip
+import tempfile
+from pathlib import Path
+
+from piecework.chain.events import Log
+from piecework.client.journal.logs import LogRow
+from piecework.client.journal.records import ChannelStatus, JobStatus, SeenChannel
+from piecework.client.journal.schema import CLIENT_SCHEMA
+from piecework.client.journal.store import Store
+from piecework_protocol.types import Amount, Bytes32, Timestamp
+from tests.support.client_side import PAYER
+from tests.support.fake_chain import DOMAIN
+from tests.unit.client.test_store import CHANNEL, NOW, UNTIL, canvas, exactly, job_row, terms
+
+FOLDER = Path(__file__).parent / "journals"
+LOG = Log(DOMAIN.verifying_contract, (Bytes32(b"\x01" * 32),), b"data", 7, 0, Bytes32(b"\x02" * 32))
+
+
+def golden(version: int) -> Path:
+    """Where the golden database of a schema lies."""
+    return FOLDER / f"client-{version}.db.gz"
+
+
+def unpacked(version: int, folder: Path) -> Path:
+    """A copy of a golden database that a program may open."""
+    file = folder / "client.db"
+    file.write_bytes(gzip.decompress(golden(version).read_bytes()))
+    return file
+
+
+def write(file: Path) -> None:
+    """A database with something in every table that money depends on."""
+    store = Store(file, DOMAIN, PAYER.address)
+    store.open_channel(terms())
+    paid, refused = job_row(1, 100), job_row(2, 50)
+    store.admit(paid, "a prompt", exactly, UNTIL)
+    store.accepted(paid.id, 7, None)
+    for index in range(3):
+        store.pay(canvas(paid, index, 10 + index), CHANNEL, "an answer")
+    store.acknowledge(CHANNEL, 2)
+    store.finish(paid.id, JobStatus.COMPLETE)
+    store.admit(refused, None, exactly, UNTIL)
+    store.finish(refused.id, JobStatus.REFUSED, "BUSY")
+    seen = SeenChannel(Amount(60), Amount(0), Amount(10))
+    store.seen_on_chain(CHANNEL, seen, ChannelStatus.OPEN)
+    store.adopt_channel(terms(salt=5))
+    store.logs.add([LogRow(LOG, Timestamp(NOW))], 8)
+    store.close()
+
+
+def main() -> None:
+    """Write the golden database of the present schema."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "client.db"
+        write(file)
+        golden(CLIENT_SCHEMA.latest).write_bytes(gzip.compress(file.read_bytes(), mtime=0))
+
+
+if __name__ == "__main__":
+    main()
