@@ -42,9 +42,12 @@ from piecework_node.home import Home
 from piecework_node.jobs.offers import PUBLISH_LIMITS, Dates, OfferAddress, publish
 from piecework_node.jobs.rollback import last_offer, notice
 from piecework_node.metrics import Metrics
+from piecework_protocol.limits import PROGRESS_INTERVAL_MS
 from piecework_protocol.types import address_hex
 
 TICK_S: Final = 0.5
+HEARTBEAT_S: Final = 0.8 * PROGRESS_INTERVAL_MS / 1000
+"""A little more often than clients are promised."""
 PRUNE_PAUSE_S: Final = 0.05
 """Between two steps of pruning, each of about two milliseconds."""
 PRUNE_INTERVAL_S: Final = 60.0
@@ -223,6 +226,7 @@ class Daemon:
             "engine events": lambda: self._pump(events),
             "settlement": p.settler.run,
             "ticks": self._ticks,
+            "heartbeats": self._heartbeats,
             "pruning": self._prune,
         }
         tasks += [group.create_task(self._kept(loop), name=name) for name, loop in loops.items()]
@@ -313,6 +317,11 @@ class Daemon:
     async def _pump(self, events: Any) -> None:
         async for event in events:
             await self._p.worker.engine_event(event)
+
+    async def _heartbeats(self) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            self._p.worker.heartbeat()
 
     async def _ticks(self) -> None:
         while True:

@@ -39,6 +39,7 @@ from piecework_protocol.frames import (
     CloseChannelResponse,
     Draft,
     GetAccountRequest,
+    Progress,
     ShowReceiptsRequest,
     SubmitJob,
     VoucherAccepted,
@@ -60,6 +61,8 @@ ERROR_DOMAIN: Final = "piecework"
 START_RETRY_S: Final = 2.0
 MAX_QUEUED_DRAFTS: Final = 2
 """Drafts that wait for a slow reader. While so many wait, newer ones are not sent."""
+SUPERSEDING: Final = (Progress, VoucherAccepted)
+"""Frames of which only the newest in a row is sent."""
 FRAMES_PER_S: Final = 200.0
 FRAMES_BURST: Final = 400.0
 """Of one stream, after its first frame. More are read later."""
@@ -107,18 +110,23 @@ class StreamSink:
         self._closed = False
         self.refusal: Refusal | None = None
 
-    def send(self, frame: WorkerFrame) -> None:
+    def send(self, frame: WorkerFrame) -> bool:
         if self._closed:
-            return
+            return False
         if isinstance(frame, Draft):
             if self._drafts >= MAX_QUEUED_DRAFTS:
-                return
+                return False
             self._drafts += 1
-        elif isinstance(frame, VoucherAccepted) and self._frames and _confirms(self._frames[-1]):
-            # A count confirms every earlier one. A client that never reads must not fill memory.
+        elif isinstance(frame, SUPERSEDING) and self._says_less(frame):
+            # A client that never reads must not fill memory.
             self._frames.pop()
         self._frames.append(frame)
         self._changed.set()
+        return True
+
+    def _says_less(self, frame: WorkerFrame) -> bool:
+        """Whether the last frame that waits says nothing beyond this one."""
+        return bool(self._frames) and type(self._frames[-1]) is type(frame)
 
     def close(self, refusal: Refusal | None) -> None:
         if not self._closed:
@@ -136,10 +144,6 @@ class StreamSink:
                 return
             self._changed.clear()
             await self._changed.wait()
-
-
-def _confirms(frame: WorkerFrame) -> bool:
-    return isinstance(frame, VoucherAccepted)
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,7 @@ from piecework_protocol.frames import (
     PayVoucher,
     SubmitJob,
 )
+from piecework_protocol.limits import RESUME_S
 from piecework_protocol.objects import Offer
 from piecework_protocol.sealing import canvas_context, content_context, resume_context, seal
 from piecework_protocol.states import ENDED_STATES, JobState
@@ -192,8 +193,9 @@ class Worker:
         unopened = len(job.committed) < job.session.canvases
         if not job.ended and (unopened or self._is_late(job)):
             await self._expire(job)
-        elif job.session.state in (JobState.ACCEPTED, JobState.RUNNING):
-            await self._runtime.perform(job, job.session.disconnected())
+        else:
+            job.detached_at = self._runtime.clock.monotonic()
+            await self._runtime.perform(job, job.session.recovered())
 
     async def _revive(self, stored: StoredJob) -> LiveJob:
         """Return a job from the journal, with its channel."""
@@ -212,7 +214,11 @@ class Worker:
             stored.at,
         )
         session = WorkerSession(
-            accepted, self._runtime.domain, state=stored.state, stored=stored.canvases
+            accepted,
+            self._runtime.domain,
+            state=stored.state,
+            reason=stored.reason,
+            stored=stored.canvases,
         )
         job = LiveJob(session, self._channels.hold(channel), revived=True)
         if not job.ended and not self._is_late(job):
@@ -222,9 +228,13 @@ class Worker:
     def _is_late(self, job: LiveJob) -> bool:
         return job.is_late(now(self._runtime.clock))
 
+    @staticmethod
+    def _is_abandoned(job: LiveJob, moment: float) -> bool:
+        """Whether the client has not come back in time (clause 3.8)."""
+        return job.detached_at is not None and moment - job.detached_at >= RESUME_S
+
     async def _expire(self, job: LiveJob) -> None:
-        outcome = job.session.failed(Reason.EXPIRED, "the deadline passed")
-        await self._runtime.perform(job, outcome)
+        await self._runtime.perform(job, job.session.cancel(Reason.EXPIRED))
 
     def _open_committed(self, stored: StoredJob, canvas: int) -> tuple[int, ...]:
         context = resume_context(self._runtime.domain, stored.id, canvas)
@@ -383,7 +393,7 @@ class Worker:
             message = "that is not the last receipt that this worker signed for the job"
             raise Refusal(Reason.BROKEN_CLAUSE, message, metadata={"clause": "3.5"})
         prompt_ids: tuple[int, ...] = ()
-        if not job.ended:
+        if not job.leaving:
             running = int(job.sequence is not None)
             admission.check_return(submission, _with_fewer(self._own_view(submission), running))
             async with self._prompts.turn(job.channel.id):
@@ -393,9 +403,11 @@ class Worker:
         async with job.channel.lock:
             await self._take_over(job)
             job.sink, job.drafts, job.prompt_ids = sink, submission.drafts, prompt_ids
+            job.detached_at = None
             job.channel.jobs[job.id] = job
             opened = job.session.open(submission.received, job.channel.ledger)
             await self._runtime.perform(job, opened)
+            self._runtime.report(job)
         return job
 
     async def _take_over(self, job: LiveJob) -> None:
@@ -439,6 +451,7 @@ class Worker:
 
     async def _detach(self, job: LiveJob) -> None:
         job.sink, job.prompt_ids = None, ()
+        job.detached_at = self._runtime.clock.monotonic()
         await self._runtime.perform(job, job.session.disconnected())
 
     async def engine_event(self, event: EngineEvent) -> None:
@@ -455,8 +468,10 @@ class Worker:
 
     async def _tick_job(self, job: LiveJob, moment: float) -> None:
         async with job.channel.lock:
-            if not job.ended and self._is_late(job):
+            if not job.leaving and self._is_late(job):
                 await self._expire(job)
+            elif not job.leaving and self._is_abandoned(job, moment):
+                await self._runtime.perform(job, job.session.cancel(Reason.JOB_ENDED))
             since, sink = job.waiting_since, job.sink
             if sink is None or since is None or moment - since < self._patience.payment_s:
                 return
@@ -478,6 +493,11 @@ class Worker:
                 message = self._channels.faults.stopping
                 line = message.public if message is not None else why
                 sink.close(Refusal(Reason.CHAIN_UNAVAILABLE, line))
+
+    def heartbeat(self) -> None:
+        """Tell every listening client where its job is. Call it every PROGRESS_INTERVAL_MS."""
+        for job in self._jobs():
+            self._runtime.report(job)
 
     async def suspend_all(self) -> None:
         """Suspend what still runs and end every stream, because the daemon is stopping."""

@@ -92,10 +92,11 @@ class ListSink:
         self.closed = False
         self.refusal: Refusal | None = None
 
-    def send(self, frame: WorkerFrame) -> None:
+    def send(self, frame: WorkerFrame) -> bool:
         self.switch.point()
         if not self.closed:
             self.frames.append(encode_worker_frame(frame))
+        return not self.closed
 
     def close(self, refusal: Refusal | None) -> None:
         self.closed = True
