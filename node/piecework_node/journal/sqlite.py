@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
@@ -100,15 +100,18 @@ class SqliteJournal:
             await journal._run(lambda: journal._prepare(path, operator))
         except BaseException:
             if connection is not None:
-                await loop.run_in_executor(thread, connection.close)
+                with suppress(apsw.Error):  # the first error is the one that counts
+                    await loop.run_in_executor(thread, connection.close)
             thread.shutdown(wait=True)
             raise
         return journal
 
     async def close(self) -> None:
         """Finish what is being written, then release the lock."""
-        await self._run(self._db.close)
-        self.thread.shutdown(wait=True)
+        try:
+            await self._run(self._db.close)
+        finally:
+            self.thread.shutdown(wait=True)
 
     async def append(self, records: Sequence[JournalRecord]) -> None:
         if records:
