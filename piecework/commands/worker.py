@@ -37,6 +37,9 @@ VllmEndpoints = Annotated[
     list[str] | None,
     typer.Option(help="Base URL of a vLLM server that serves the model, best effort; repeatable."),
 ]
+Owner = Annotated[
+    str | None, typer.Option(help="Address that gets the stake back. Default: the payout.")
+]
 NodeUrl = Annotated[
     str,
     typer.Option(
@@ -60,9 +63,7 @@ def init(
     price_output: Annotated[str, typer.Option(help="Tokens for a million output tokens.")] = "0.2",
     price_steps: StepsPrice = "",
     stake: Annotated[str, typer.Option(help="Stake in tokens; empty: the least.")] = "",
-    owner: Annotated[
-        str | None, typer.Option(help="Address that gets the stake back. Default: the payout.")
-    ] = None,
+    owner: Owner = None,
     slots: Annotated[int, typer.Option(min=1, help="Jobs that run at once.")] = 2,
     index: Indexes = None,
     rpc_url: NodeUrl = "",
@@ -102,9 +103,11 @@ def init(
     place = Home(common.home("worker", home))
     secret = common.password(password_file, confirm=not place.operator.is_file())
     staked = common.units(token, stake) if stake else None
-    more: dict[str, Any] = {"asked": _asked(context), "stake": staked, "faucet": faucet}
-    more["owner"] = None if owner is None else common.address("--owner", owner)
-    setup = set_up_worker(place, file, values, secret, register=not no_register, **more)
+    heir = None if owner is None else common.address("--owner", owner)
+    more: dict[str, Any] = {"stake": staked, "owner": heir, "faucet": faucet}
+    setup = set_up_worker(
+        place, file, values, secret, asked=_asked(context), register=not no_register, **more
+    )
     done = common.run(setup)
     if json:
         common.print_json(done)
