@@ -104,15 +104,11 @@ def init(
     secret = common.password(password_file, confirm=not place.operator.is_file())
     staked = common.units(token, stake) if stake else None
     heir = None if owner is None else common.address("--owner", owner)
-    more: dict[str, Any] = {"stake": staked, "owner": heir, "faucet": faucet}
+    more: dict[str, Any] = {"asked": _asked(context), "stake": staked, "owner": heir}
     setup = set_up_worker(
-        place, file, values, secret, asked=_asked(context), register=not no_register, **more
+        place, file, values, secret, faucet=faucet, register=not no_register, **more
     )
-    done = common.run(setup)
-    if json:
-        common.print_json(done)
-    else:
-        _print_steps(done)
+    _print_steps(common.run(setup), json)
 
 
 _SETTING_OF_OPTION = {
@@ -140,7 +136,10 @@ def _asked(context: typer.Context) -> frozenset[str]:
     )
 
 
-def _print_steps(done: dict[str, Any]) -> None:
+def _print_steps(done: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        common.print_json(done)
+        return
     for step in done["steps"]:
         common.say(f"{'made ' if step['new'] else 'there'}  {step['what']:14} {step['detail']}")
     for warning in done["warnings"]:
