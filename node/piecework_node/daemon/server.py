@@ -68,6 +68,8 @@ FRAMES_BURST: Final = 400.0
 """Of one stream, after its first frame. More are read later."""
 MAX_UNARY_BYTES: Final = 64 * 1024
 """Of a message of a unary method. The largest real one is below 1 KiB."""
+MAX_SHOWN_BYTES: Final = 1024 * 1024
+"""Of a message with receipts that a journal lost. The codec has the exact bound."""
 IDLE_CONNECTION_MS: Final = 5 * 60 * 1000
 """A connection without any stream is closed. gRPC's default is never."""
 MAX_CONNECTION_AGE_GRACE_MS: Final = 60 * 1000
@@ -216,7 +218,7 @@ class WorkerServicer:
     async def _show_receipts(self, requests: Requests, context: Any, visit: Visit) -> None:
         """Take over receipts of ours that the journal lacks."""
         _within_rate(visit)
-        request = _sized(await self._message(requests, visit))
+        request = _sized(await self._message(requests, visit), MAX_SHOWN_BYTES)
         account = await self._healer.take(decode_call(ShowReceiptsRequest, request))
         await self._write(context, visit, encode_call(account))
 
