@@ -116,11 +116,7 @@ async def build(
     reader: ChainReader | None = None
     try:
         operator = await asyncio.to_thread(load_operator, home.operator, password)
-        journal = await SqliteJournal.open(
-            home.journal, deployment.domain, operator.address, clock=clock
-        )
-        await journal.verify(deep=False)
-        journal.on_commit = metrics.commit.observe
+        journal = await _open_journal(home, deployment, operator, clock, metrics)
         reader = await connect(config, deployment)
         for warning in reader.warnings:
             log.warning("chain differs", reason=warning)
@@ -147,6 +143,22 @@ async def build(
         if reader is not None:
             await reader.close()
         raise
+
+
+async def _open_journal(
+    home: Home, deployment: Deployment, operator: LocalSigner, clock: Clock, metrics: Metrics
+) -> SqliteJournal:
+    """Open the journal, and hold every row of it to its log."""
+    journal = await SqliteJournal.open(
+        home.journal, deployment.domain, operator.address, clock=clock
+    )
+    try:
+        await journal.verify(deep=False)
+    except BaseException:
+        await journal.close()
+        raise
+    journal.on_commit = metrics.commit.observe
+    return journal
 
 
 async def connect(config: WorkerConfig, deployment: Deployment) -> ChainReader:

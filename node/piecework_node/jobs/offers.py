@@ -26,7 +26,7 @@ from piecework_node.metrics import Metrics
 from piecework_node.runtime.fees import NO_FEES, OfferedFees
 from piecework_node.times import now
 from piecework_protocol.eip712 import Domain
-from piecework_protocol.limits import MAX_DETAILS_BYTES
+from piecework_protocol.limits import MAX_CLOCK_SKEW_S, MAX_DETAILS_BYTES
 from piecework_protocol.objects import Endpoint, Kind, ModelOffer, Offer, Route
 from piecework_protocol.signing import Signer, sign
 from piecework_protocol.types import (
@@ -44,6 +44,8 @@ OFFER_CONTENT_TYPE: Final = "application/x-protobuf"
 PUBLISH_ATTEMPTS: Final = 3
 PUBLISH_LIMITS: Final = HttpLimits(total_s=5.0, connect_s=5.0, max_bytes=64 * 1024)
 PUBLISH_BACKOFF_S: Final = 0.5
+WITHDRAWN_LIFETIME_S: Final = MAX_CLOCK_SKEW_S + 1
+"""An index takes no offer that is over by its own clock."""
 MAX_REASON_CHARACTERS: Final = 200
 MIN_REFRESH_S: Final = 5.0
 """Load changes are not announced more often. Readers cache offers, and each one is journaled."""
@@ -171,6 +173,28 @@ class OfferBoard:
             active=active,
             fees=self._fees(),
         )
+        return await self._show(offer)
+
+    async def withdraw(self) -> SignedOffer | None:
+        """Sign a last offer that has no place left and is over in seconds. None: there was none.
+
+        An index shows it in place of the one before, and then nothing.
+        """
+        if self.current is None or self._sequence is None:
+            return None
+        self._sequence += 1
+        issued = now(self._clock)
+        offer = self.current.offer.replace(
+            sequence=Uint64(self._sequence),
+            issued_at=issued,
+            expires_at=Timestamp(issued + WITHDRAWN_LIFETIME_S),
+            slots_free=Uint32(0),
+            queue_free=Uint32(0),
+        )
+        return await self._show(offer)
+
+    async def _show(self, offer: Offer) -> SignedOffer:
+        """Journal an offer before it is shown to anybody."""
         signed = SignedOffer(offer, sign(self._domain, offer, self._signer))
         await self._journal.append([OfferIssued(Digest(self._domain.digest(offer)), signed)])
         self.current = signed

@@ -118,7 +118,7 @@ class TransactionTracker:
         if isinstance(outcome, Mined):
             if stored.state is TxState.MINED:
                 return None
-            await self._move(stored, TxState.MINED, outcome.gas_used)
+            await self._move(stored, TxState.MINED, outcome)
             return TxState.MINED
         if isinstance(outcome, Superseded):
             await self._move(stored, TxState.REPLACED)
@@ -135,7 +135,7 @@ class TransactionTracker:
         for rival in self._rivals(stored):
             await self._move(rival, TxState.REPLACED)
         state = TxState.FINAL if mined.success else TxState.FAILED
-        await self._move(stored, state, mined.gas_used)
+        await self._move(stored, state, mined)
         if not mined.success:
             text = f"transaction 0x{stored.tx.hash.hex()} reverted"
             self._metrics.note(now(self._clock), stored.kind.value, text)
@@ -197,9 +197,10 @@ class TransactionTracker:
     def _is_highest_bid(self, stored: StoredTx) -> bool:
         return all(rival.tx.max_fee <= stored.tx.max_fee for rival in self._rivals(stored))
 
-    async def _move(self, stored: StoredTx, state: TxState, gas_used: int = 0) -> None:
+    async def _move(self, stored: StoredTx, state: TxState, mined: Mined | None = None) -> None:
         time = now(self._clock)
-        await self._journal.append([TxMoved(stored.tx.hash, state, time, gas_used)])
+        gas = (mined.gas_used, mined.gas_used * mined.gas_price) if mined is not None else (0, 0)
+        await self._journal.append([TxMoved(stored.tx.hash, state, time, *gas)])
         self._note(stored, state)
         if state in (TxState.INTENDED, TxState.MINED):
             self._open[stored.tx.hash] = replace(stored, state=state, moved_at=time)
