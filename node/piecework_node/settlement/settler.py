@@ -316,8 +316,9 @@ class Settler:
         fee = min(live.stored.close_fee, live.capacity - live.ledger.cumulative)
         since = live.unsettled_since
         waited = 0.0 if since is None else self._clock.monotonic() - since
-        withdrawing = live.stored.state is ChannelState.WITHDRAWING
-        if live.claimable and (withdrawing or waited >= self._policy.interval_s):
+        if live.claimable and (
+            live.must_claim(now(self._clock)) or waited >= self._policy.interval_s
+        ):
             return worth_of(self._policy, live.claimable + fee)
         return worth_of_fee(self._policy, fee)
 
@@ -368,8 +369,8 @@ class Settler:
         moment = self._clock.monotonic()
         if live.unsettled_since is None:
             live.unsettled_since = moment
-        withdrawing = stored.state is ChannelState.WITHDRAWING
-        urgency = Urgency.WITHDRAWING if withdrawing else Urgency.NONE
+        urgent = live.must_claim(now(self._clock))
+        urgency = Urgency.WITHDRAWING if urgent else Urgency.NONE
         if self._asked:
             urgency = Urgency.ASKED
         return SettlementCandidate(_claim_of(live), value, moment - live.unsettled_since, urgency)
