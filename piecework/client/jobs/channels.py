@@ -27,7 +27,7 @@ from piecework.client.journal.store import Store
 from piecework.client.network.discovery import ChainView
 from piecework.client.wallet import Wallet
 from piecework_protocol.frames import FundingAuthorization
-from piecework_protocol.objects import Channel, FundChannel, Offer
+from piecework_protocol.objects import EVERYTHING, Channel, FundChannel, Offer
 from piecework_protocol.signing import sign
 from piecework_protocol.states import ChannelState
 from piecework_protocol.types import (
@@ -175,9 +175,13 @@ class ChannelManager:
             status = ChannelStatus.CLOSING
             if await self._is_closed_for_good(channel):
                 status = ChannelStatus.CLOSED
-        elif seen.state is ChannelState.WITHDRAWING:
+        elif seen.state is ChannelState.WITHDRAWING and seen.requested >= EVERYTHING:
             status = ChannelStatus.CLOSING
-        totals = SeenChannel(seen.funded, seen.withdrawn, seen.settled)
+        # What was asked back is gone for vouchers, unless it is called off.
+        back = seen.withdrawn
+        if seen.state is not ChannelState.CLOSED:
+            back = Amount(seen.funded - seen.available)
+        totals = SeenChannel(seen.funded, back, seen.settled)
         return await asyncio.to_thread(self._store.seen_on_chain, channel, totals, status)
 
     async def _is_closed_for_good(self, channel: ChannelId) -> bool:

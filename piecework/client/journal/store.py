@@ -210,6 +210,13 @@ class Store:
         rows.write_book(db, book)
         return book
 
+    def unpromised(self, channel: ChannelId, now: Timestamp) -> Amount:
+        """Return what a channel holds on chain beyond what was promised or may come to be."""
+        with self._database.read() as db:
+            row = rows.channel(db, channel)
+            promised = row.book.cumulative + rows.reserved_by_jobs(db, channel, now)
+        return Amount(max(0, row.funded - row.withdrawn - promised))
+
     # --- reservations
 
     def reservations(self, token: Address, now: Timestamp) -> tuple[Reservation, ...]:

@@ -9,7 +9,7 @@ import pytest
 
 from piecework.chain.dev.embedded import EmbeddedChain
 from piecework.client.errors import FeeOverLimit, NoWorkerFits
-from piecework.client.funds import ClosingState
+from piecework.client.orders import ClosingState
 from piecework_protocol.errors import Reason, Refusal
 from piecework_protocol.frames import Funding, FundingAuthorization
 from piecework_protocol.types import Amount
