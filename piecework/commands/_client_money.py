@@ -252,7 +252,7 @@ def _check_ways(amount: str | None, *ways: str | Path | None) -> None:
 
 
 def recover(*, home: Home = None, password_file: PasswordFile = None, json: Json = False) -> None:
-    """Find channels again after client.db was lost, or came back from an old copy.
+    """Find channels again after client.db was lost or is an old copy.
 
     Channels come from the chain, what was paid comes from the workers. The command can be repeated.
     Then close them, or go on using them.
