@@ -183,7 +183,7 @@ class Funds:
         return await self._sender.execute(call)
 
     async def fund(self, channel: ChannelId, total: Amount) -> ChannelRow:
-        """Open or top up a channel out of the pooled balance, by a transaction of the payer.
+        """Open or top up a channel by a transaction of the payer.
 
         Workers do this for a fee. Some leave it to the payer.
 
@@ -196,7 +196,11 @@ class Funds:
             ChainError: The transaction was not mined, or there is no gas for it.
         """
         row = await asyncio.to_thread(self._context.store.channel, channel)
-        await self._sender.execute(calls.fund(self._deployment, row.channel, total))
+        call = calls.fund(self._deployment, row.channel, total)
+        if row.one_step and not row.funded:
+            opening = await self._context.channels.opening(row, total, calls.NO_FEE)
+            call = calls.open_with_authorization(self._deployment, row.channel, opening)
+        await self._sender.execute(call)
         return await self._context.channels.refresh(channel)
 
     # --- out
