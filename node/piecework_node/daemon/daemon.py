@@ -45,7 +45,7 @@ from piecework_node.metrics import Metrics
 from piecework_protocol.types import address_hex
 
 TICK_S: Final = 0.5
-PRUNE_PAUSE_S: Final = 0.05
+PRUNE_PAUSE_S: Final = 0.01
 """Between two steps of pruning, each of about two milliseconds."""
 PRUNE_INTERVAL_S: Final = 60.0
 """After which pruning looks again whether there is something to let go of."""
