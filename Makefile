@@ -1,12 +1,13 @@
 # make demo   a whole market on this machine: chain, index, worker, gateway, one paid job, settled
 # make test   every check and every test
-# make deep   what takes longer: mutants, proofs, and the contracts with 10,000 runs of everything
+# make deep   what takes longer: mutants, proofs, 10,000 runs of every invariant, 300 kills
 # make kills  N random kills of five processes and exact books (N=60)
 # make quick  style, types, import directions and the pure tests: under two minutes
 # make docs   the documentation site, into build/site
 # All create .venv in the checkout on first use, are safe to run again, and quick the second time.
 
-.PHONY: demo test quick deep kills check contracts unit mutants halmos docs reference wheel wheel-test constraints lock clean
+.PHONY: demo test quick deep kills check contracts unit mutants halmos docs reference wheel wheel-test \
+  constraints lock clean
 .DEFAULT_GOAL := demo
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
@@ -51,6 +52,12 @@ deep: mutants halmos
 	contracts/tools/check.sh deep
 	$(MAKE) kills N=300
 
+# kill -9 of worker, gateway, customer, index and the way to the chain; then the books. `make test`
+# has sixty. A release has N=10000, and docs/LOG.md says so.
+N ?= 60
+kills: .venv/.dev
+	$(BIN)/python -P -m tests.kills.storm --kills $(N)
+
 # Proofs of the escrow over arbitrary storage, in an environment of their own. Some minutes.
 halmos: build/halmos/.done contracts/node_modules/.package-lock.json
 	build/halmos/bin/python contracts/tools/halmos.py
@@ -59,12 +66,6 @@ build/halmos/.done: requirements/halmos.lock .venv/bin/python
 	$(PYTHON) -m venv build/halmos
 	build/halmos/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/halmos.lock
 	@touch $@
-
-# kill -9 of worker, gateway, customer, index and the way to the chain; then the books. `make test`
-# has sixty. A release has N=10000, and docs/LOG.md says so.
-N ?= 60
-kills: .venv/.dev
-	$(BIN)/python -P -m tests.kills.storm --kills $(N)
 
 # Whether the tests notice: the modules that decide about money (mutmut), then the contracts (forge).
 mutants: .venv/.dev contracts/node_modules/.package-lock.json

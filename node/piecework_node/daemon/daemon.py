@@ -42,11 +42,14 @@ from piecework_node.home import Home
 from piecework_node.jobs.offers import PUBLISH_LIMITS, Dates, OfferAddress, publish
 from piecework_node.jobs.rollback import last_offer, notice
 from piecework_node.metrics import Metrics
+from piecework_protocol.limits import PROGRESS_INTERVAL_MS
 from piecework_protocol.types import address_hex
 
 TICK_S: Final = 0.5
+HEARTBEAT_S: Final = 0.8 * PROGRESS_INTERVAL_MS / 1000
+"""A little more often than clients are promised."""
 PRUNE_PAUSE_S: Final = 0.01
-"""Between two steps of pruning, each of about two milliseconds."""
+"""Between two steps of pruning, each of a few milliseconds."""
 PRUNE_INTERVAL_S: Final = 60.0
 """After which pruning looks again whether there is something to let go of."""
 Loop = Callable[[], Awaitable[None]]
@@ -56,6 +59,8 @@ FIRST_PUBLISH_S: Final = 5.0
 worker once the line is printed."""
 WITHDRAW_S: Final = 3.0
 """For the indexes to take the offer of a worker that drains."""
+HANDSHAKES_PER_S: Final = 20.0
+"""TLS connections that one address may open. A handshake costs some milliseconds."""
 STOP_GRACE_S: Final = 2.0
 """For streams that were told to end."""
 FINAL_SETTLE_S: Final = 60.0
@@ -97,6 +102,7 @@ def front_of(config: WorkerConfig, peers: Peers, metrics: Metrics, clock: Clock)
     limits = ConnectionLimits(
         fitting,
         min(config.connections_per_address, max(1, fitting // 2)),
+        opened_per_s=HANDSHAKES_PER_S,
         trusted=parse_networks(config.trusted_proxies),
     )
     return Front(
@@ -220,6 +226,7 @@ class Daemon:
             "engine events": lambda: self._pump(events),
             "settlement": p.settler.run,
             "ticks": self._ticks,
+            "heartbeats": self._heartbeats,
             "pruning": self._prune,
         }
         tasks += [group.create_task(self._kept(loop), name=name) for name, loop in loops.items()]
@@ -310,6 +317,11 @@ class Daemon:
     async def _pump(self, events: Any) -> None:
         async for event in events:
             await self._p.worker.engine_event(event)
+
+    async def _heartbeats(self) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            self._p.worker.heartbeat()
 
     async def _ticks(self) -> None:
         while True:

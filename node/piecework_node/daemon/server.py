@@ -39,6 +39,7 @@ from piecework_protocol.frames import (
     CloseChannelResponse,
     Draft,
     GetAccountRequest,
+    Progress,
     ShowReceiptsRequest,
     SubmitJob,
     VoucherAccepted,
@@ -60,6 +61,8 @@ ERROR_DOMAIN: Final = "piecework"
 START_RETRY_S: Final = 2.0
 MAX_QUEUED_DRAFTS: Final = 2
 """Drafts that wait for a slow reader. While so many wait, newer ones are not sent."""
+SUPERSEDING: Final = (Progress, VoucherAccepted)
+"""Frames of which only the newest in a row is sent."""
 FRAMES_PER_S: Final = 200.0
 FRAMES_BURST: Final = 400.0
 """Of one stream, after its first frame. More are read later."""
@@ -109,18 +112,23 @@ class StreamSink:
         self._closed = False
         self.refusal: Refusal | None = None
 
-    def send(self, frame: WorkerFrame) -> None:
+    def send(self, frame: WorkerFrame) -> bool:
         if self._closed:
-            return
+            return False
         if isinstance(frame, Draft):
             if self._drafts >= MAX_QUEUED_DRAFTS:
-                return
+                return False
             self._drafts += 1
-        elif isinstance(frame, VoucherAccepted) and self._frames and _confirms(self._frames[-1]):
-            # A count confirms every earlier one. A client that never reads must not fill memory.
+        elif isinstance(frame, SUPERSEDING) and self._says_less(frame):
+            # A client that never reads must not fill memory.
             self._frames.pop()
         self._frames.append(frame)
         self._changed.set()
+        return True
+
+    def _says_less(self, frame: WorkerFrame) -> bool:
+        """Whether the last frame that waits says nothing beyond this one."""
+        return bool(self._frames) and type(self._frames[-1]) is type(frame)
 
     def close(self, refusal: Refusal | None) -> None:
         if not self._closed:
@@ -138,10 +146,6 @@ class StreamSink:
                 return
             self._changed.clear()
             await self._changed.wait()
-
-
-def _confirms(frame: WorkerFrame) -> bool:
-    return isinstance(frame, VoucherAccepted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,9 +179,9 @@ class WorkerServicer:
         times: StreamTimes = TIMES,
     ) -> None:
         self._worker, self._close_channel, self._board = worker, close_channel, board
-        self._healer = Healer(worker)
         self._entrance, self._clock, self._times = entrance, clock, times
         self._metrics, self._log = metrics, log
+        self._healer = Healer(worker)
         self.serving = False
         """What health checks are told."""
 
@@ -266,7 +270,10 @@ class WorkerServicer:
 
     async def _run(self, requests: Requests, context: Any, visit: Visit) -> None:
         sink = StreamSink()
-        submission = _submission(await self._message(requests, visit))
+        message = _sized(await self._message(requests, visit))
+        self._worker.check_length(len(message))
+        submission = _submission(message)
+        del message
         if visit.wait_s > 0:
             self._within_channel_rate(submission, visit)
         job = await self._worker.submit(submission, sink)
@@ -395,7 +402,7 @@ def _sized(message: bytes, most: int = MAX_FRAME_BYTES) -> bytes:
 
 def _submission(message: bytes) -> SubmitJob:
     """The first frame of a job's stream."""
-    frame = decode_client_frame(_sized(message))
+    frame = decode_client_frame(message)
     if not isinstance(frame, SubmitJob):
         raise Refusal(
             Reason.BROKEN_CLAUSE,

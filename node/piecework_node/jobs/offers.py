@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, Final, Protocol
@@ -23,6 +23,7 @@ from piecework_node.jobs.terms import OperatorTerms
 from piecework_node.journal.protocol import Journal
 from piecework_node.journal.records import OfferIssued
 from piecework_node.metrics import Metrics
+from piecework_node.runtime.fees import NO_FEES, OfferedFees
 from piecework_node.times import now
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.limits import MAX_CLOCK_SKEW_S, MAX_DETAILS_BYTES
@@ -69,6 +70,7 @@ def build_offer(
     sequence: int,
     now: Timestamp,
     active: int,
+    fees: OfferedFees = NO_FEES,
 ) -> Offer:
     """Return the offer for this moment. `active` jobs run or wait."""
     details = json.dumps(facts.details, sort_keys=True)
@@ -107,10 +109,10 @@ def build_offer(
         credit_first=Amount(0),
         credit_mined=Amount(0),
         credit_max=Amount(0),
-        open_fee=Amount(0),
-        top_up_fee=Amount(0),
-        close_fee=Amount(0),
-        min_top_up=Amount(0),
+        open_fee=fees.open,
+        top_up_fee=fees.top_up,
+        close_fee=fees.close,
+        min_top_up=fees.min_top_up,
         min_withdrawal_delay=terms.min_withdrawal_delay,
         min_deposit=terms.min_deposit,
         evidence_seconds=Uint64(0),
@@ -145,8 +147,10 @@ class OfferBoard:
         domain: Domain,
         signer: Signer,
         clock: Clock,
+        fees: Callable[[], OfferedFees] = lambda: NO_FEES,
     ) -> None:
-        self._journal, self.terms = journal, terms
+        """`fees` gives what an offer of now asks for a client's transactions."""
+        self._journal, self.terms, self._fees = journal, terms, fees
         self._domain, self._signer, self._clock = domain, signer, clock
         self._sequence: int | None = None
         self.current: SignedOffer | None = None
@@ -167,6 +171,7 @@ class OfferBoard:
             sequence=self._sequence,
             now=now(self._clock),
             active=active,
+            fees=self._fees(),
         )
         return await self._show(offer)
 

@@ -78,6 +78,8 @@ class CloseAgreed:
     channel: ChannelId
     signature: Signature
     """The authorizer's signature over CloseChannel, which asked for it."""
+    fee: Amount = Amount(0)
+    """What the closing pays the receiver for sending it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +274,7 @@ class StoredChannel:
     requested_at: int = 0
     requests: int = 0
     close_signature: Signature | None = None
+    close_fee: Amount = Amount(0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,16 @@ from piecework_protocol.ledger import Unpaid, WorkerLedger
 from piecework_protocol.merkle import Accumulator
 from piecework_protocol.objects import Channel, Receipt
 from piecework_protocol.states import ChannelState, JobState
-from piecework_protocol.types import Amount, Bytes32, ChannelId, Digest, JobId, Signature, Timestamp
+from piecework_protocol.types import (
+    SIGNATURE_BYTES,
+    Amount,
+    Bytes32,
+    ChannelId,
+    Digest,
+    JobId,
+    Signature,
+    Timestamp,
+)
 from piecework_protocol.wire import decode_client_frame, decode_funding, decode_value
 from piecework_protocol.worker_session import StoredCanvas
 
@@ -136,7 +145,8 @@ def _channel(row: Sequence[Any], owed: Sequence[Sequence[Any]]) -> StoredChannel
         requested=amount_of(requested),
         requested_at=requested_at,
         requests=requests,
-        close_signature=Signature(closing) if closing is not None else None,
+        close_signature=Signature(closing[:SIGNATURE_BYTES]) if closing is not None else None,
+        close_fee=amount_of(closing[SIGNATURE_BYTES:]) if closing else Amount(0),
     )
 
 

@@ -80,6 +80,11 @@ def _frame(frame: ClientFrame) -> bytes:
     return encode_client_frame(frame)
 
 
+def closing_blob(signature: bytes, fee: int) -> bytes:
+    """The signature over a closing as it is stored, and the fee behind it unless it is 0."""
+    return signature + (amount_blob(fee) if fee else b"")
+
+
 def merged(records: Iterable[JournalRecord]) -> list[JournalRecord]:
     """Records with the same effect, in which a job is written once however often it moved."""
     result: list[JournalRecord] = []
@@ -305,7 +310,7 @@ class JournalBatch:
 
     def close(self, r: CloseAgreed) -> None:
         sql = "UPDATE channels SET close_signature = ? WHERE id = ?"
-        self.put("channels", sql, (r.signature, r.channel))
+        self.put("channels", sql, (closing_blob(r.signature, r.fee), r.channel))
 
     # --- the worker's own
 

@@ -101,38 +101,37 @@ class TransactionTracker:
         self._note(stored, TxState.INTENDED)
         await self._port.broadcast(tx)
 
-    async def follow(self, stored: StoredTx) -> bool:
+    async def follow(self, stored: StoredTx) -> TxState | None:
         """Ask the chain for the outcome of a transaction, and act on it.
 
         Returns:
-            Whether the state of its channels may have changed.
+            The transaction's new state. None: nothing changed for its channels.
 
         Raises:
             ChainError: the node does not answer, or refuses.
         """
         if stored.tx.hash not in self._open:
-            return False
+            return None
         outcome = await self._port.outcome(stored.tx)
         if isinstance(outcome, Finalized):
-            await self._finish(stored, outcome.mined)
-            return True
+            return await self._finish(stored, outcome.mined)
         if isinstance(outcome, Mined):
             if stored.state is TxState.MINED:
-                return False
+                return None
             await self._move(stored, TxState.MINED, outcome)
-            return True
+            return TxState.MINED
         if isinstance(outcome, Superseded):
             await self._move(stored, TxState.REPLACED)
-            return True
+            return TxState.REPLACED
         if isinstance(outcome, Pending):
             stuck = now(self._clock) - stored.at >= self._stuck_s
             if stuck and self._is_highest_bid(stored):
                 await self._outbid(stored)
         else:
             await self._send_again(stored)
-        return False
+        return None
 
-    async def _finish(self, stored: StoredTx, mined: Mined) -> None:
+    async def _finish(self, stored: StoredTx, mined: Mined) -> TxState:
         for rival in self._rivals(stored):
             await self._move(rival, TxState.REPLACED)
         state = TxState.FINAL if mined.success else TxState.FAILED
@@ -140,6 +139,7 @@ class TransactionTracker:
         if not mined.success:
             text = f"transaction 0x{stored.tx.hash.hex()} reverted"
             self._metrics.note(now(self._clock), stored.kind.value, text)
+        return state
 
     async def _send_again(self, stored: StoredTx) -> None:
         """Send the same bytes. The node does not know them: never sent, dropped or reorganized."""

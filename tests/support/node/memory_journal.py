@@ -120,7 +120,7 @@ class MemoryJournal:
                     requests=record.requests,
                 )
             case CloseAgreed():
-                self._book(record.channel, close_signature=record.signature)
+                self._book(record.channel, close_signature=record.signature, close_fee=record.fee)
             case OfferIssued():
                 self.offers[record.digest] = record.signed
             case SealingKeyAdded():
