@@ -34,6 +34,8 @@ VARIABLES: Final = Variables(
     # The store of pulled models, for every command.
     aliases={"PIECEWORK_MODELS": "model_store"},
 )
+STRANGERS: Final = 8
+"""How many of them may owe all that one of them may."""
 MAX_INDEXES: Final = 16
 MAX_RPC_URLS: Final = 16
 MAX_VLLM_ENDPOINTS: Final = 64
@@ -47,6 +49,13 @@ MONEY: Final = (
     "price_per_million_output_tokens",
     "price_per_thousand_steps",
     "min_deposit",
+    "credit_first",
+    "credit_mined",
+    "credit_max",
+    "open_fee",
+    "top_up_fee",
+    "close_fee",
+    "min_top_up",
     "native_coin_price",
 )
 """Settings in base units of the payment token."""
@@ -70,6 +79,22 @@ class WorkerConfig(Settings):
         description="token addresses. Empty: the token of the deployment",
     )
     min_deposit: Units = 100_000
+    credit_first: Units = Field(
+        3_000, description="what a payer may owe whose opening is not mined yet"
+    )
+    credit_mined: Units = Field(
+        25_000, description="what a payer may owe at most before its deposit is final"
+    )
+    credit_max: Units = Field(1_000_000, description="what any payer may owe at most")
+    stranger_credit: Units = Field(
+        0,
+        description="what all payers without a mined deposit may owe together. 0: 8 times "
+        "credit_first",
+    )
+    open_fee: Units = Field(5_000, description="what you ask for opening a channel for its payer")
+    top_up_fee: Units = Field(5_000, description="what you ask for topping a channel up")
+    close_fee: Units = Field(5_000, description="what you ask for closing a channel")
+    min_top_up: Units = Field(50_000, description="the least that a top-up adds")
     min_withdrawal_delay_s: int = Field(900, ge=60, le=30 * 24 * 3600)
 
     # capacity
@@ -275,7 +300,19 @@ class WorkerConfig(Settings):
         if self.chain_outage_s >= self.min_withdrawal_delay_s:
             raise ValueError("chain_outage_s must be shorter than min_withdrawal_delay_s")
         self._check_backend()
+        self._check_credit()
         return self
+
+    def _check_credit(self) -> None:
+        if not self.credit_first <= self.credit_mined <= self.credit_max:
+            raise ValueError("credit_first, credit_mined and credit_max must not go down")
+        if self.strangers_together < self.credit_first:
+            raise ValueError("stranger_credit must be credit_first or more")
+        # On a development chain gas is free, and nobody's money is at stake.
+        if self.native_coin_price and self.open_fee < self.credit_first:
+            raise ValueError(
+                "open_fee must be credit_first or more: an identity costs what it can owe"
+            )
 
     def _check_backend(self) -> None:
         if self.backend == "diffusion":
@@ -301,6 +338,11 @@ class WorkerConfig(Settings):
     def tokens(self, default: Address) -> tuple[Address, ...]:
         """The accepted tokens. `default` is the deployment's."""
         return tuple(parse_address(t) for t in self.accepted_tokens) or (default,)
+
+    @property
+    def strangers_together(self) -> int:
+        """What all payers without a mined deposit may owe together."""
+        return self.stranger_credit or STRANGERS * self.credit_first
 
     @property
     def step_price(self) -> int:

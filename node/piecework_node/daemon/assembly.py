@@ -41,6 +41,7 @@ from piecework_node.settlement.policy import SettlePolicy
 from piecework_node.settlement.settler import Settler
 from piecework_node.settlement.transactions import TransactionTracker
 from piecework_node.settlement.watch import NodeWatch, WatchLimits
+from piecework_protocol.credit import CreditTerms
 from piecework_protocol.signing import LocalSigner
 from piecework_protocol.types import Address, Amount, Seconds
 
@@ -231,6 +232,16 @@ def operator_terms(config: WorkerConfig, default_token: Address) -> OperatorTerm
         jobs_per_channel=config.jobs_per_channel,
         min_withdrawal_delay=Seconds(config.min_withdrawal_delay_s),
         min_deposit=Amount(config.min_deposit),
+        credit=CreditTerms(
+            first=Amount(config.credit_first),
+            mined=Amount(config.credit_mined),
+            most=Amount(config.credit_max),
+            strangers=Amount(config.strangers_together),
+        ),
+        open_fee=Amount(config.open_fee),
+        top_up_fee=Amount(config.top_up_fee),
+        close_fee=Amount(config.close_fee),
+        min_top_up=Amount(config.min_top_up),
         offer_lifetime_s=config.offer_lifetime_s,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from piecework_protocol.credit import CreditTerms
 from piecework_protocol.types import Address, Amount, Seconds
 
 
@@ -23,6 +24,11 @@ class OperatorTerms:
     jobs_per_channel: int
     min_withdrawal_delay: Seconds
     min_deposit: Amount
+    credit: CreditTerms
+    open_fee: Amount
+    top_up_fee: Amount
+    close_fee: Amount
+    min_top_up: Amount
     offer_lifetime_s: int
 
     @property

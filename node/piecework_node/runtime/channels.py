@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol, TypeVar
 
 from piecework.base.errors import PieceworkError
 from piecework.chain.reader import ChannelOnChain
+from piecework.chain.transactions import Simulation, WouldRevert
 from piecework_node.errors import JournalConflict
 from piecework_node.journal.protocol import Journal
 from piecework_node.journal.records import (
     ChannelObserved,
     CloseAgreed,
     JournalRecord,
+    MetaSet,
     StoredChannel,
     VoucherApplied,
 )
 from piecework_node.metrics import Metrics
+from piecework_node.runtime.credit import BLOCK_S
 from piecework_node.runtime.faults import FaultBoard
 from piecework_node.runtime.funding import better_funding
 from piecework_node.runtime.jobs import JobRuntime
@@ -47,16 +50,33 @@ REFRESH_WAIT_S: Final = 1.0
 """
 MAX_REFRESHES: Final = 32
 """Channels that the node is asked about at once. A node that hangs holds no more of us."""
+MAX_REFUSED_PAYERS: Final = 10_000
 FUNDING_RETRY_S: Final = 5.0
 """After which a client may ask again to close a channel whose funding is not mined."""
 
 
+@dataclass(frozen=True, slots=True)
+class ChannelDepth:
+    """The deposit that was ever put in, by how deep it lies in the chain. In base units."""
+
+    mined: Amount
+    final: Amount
+
+
 class ChannelReader(Protocol):
-    """The chain as far as channels need it. Both methods raise `ChainError`."""
+    """The chain as far as channels need it. Every method raises `ChainError`."""
 
     async def channel(self, channel_id: ChannelId) -> ChannelOnChain: ...
 
     async def pooled_balance(self, token: Address, owner: Address) -> Amount: ...
+
+    async def depth(self, channel_id: ChannelId) -> ChannelDepth:
+        """Return how much of a channel's deposit is some blocks deep, and how much is final."""
+        ...
+
+    async def simulate_fund(self, funding: FundingAuthorization) -> Simulation:
+        """Return whether the chain would carry out a payer's authorization now."""
+        ...
 
     async def payer_signed(self, payer: Address, message: TypedData, signature: bytes) -> bool: ...
 
@@ -87,6 +107,12 @@ class Channels:
         self._places = asyncio.Semaphore(MAX_REFRESHES)
         self._asking: set[asyncio.Future[None]] = set()
         self._channels: dict[ChannelId, LiveChannel] = {}
+        self.opening_cost = Amount(0)
+        """What sending an authorization costs now, in base units. Settlement sets it."""
+        self.reverted: set[Address] = set()
+        """Payers that fund their channels themselves from now on."""
+        self._refused_at: dict[Address, float] = {}
+        """Monotonic times at which an authorization of a payer would have failed."""
         self.urgent = asyncio.Event()
         """Set when settlement should not wait for its next round."""
 
@@ -105,6 +131,10 @@ class Channels:
         moment, time = self._runtime.clock.monotonic(), now(self._runtime.clock)
         for stored in await self._journal.channels():
             live = LiveChannel(stored)
+            payer = stored.channel.payer
+            if await self._journal.meta(_reverted_key(payer)) is not None:
+                self.reverted.add(payer)
+                live.stored = replace(stored, funding=None)
             live.wants_funding = live.pending_funding(time) > 0
             if stored.settled < stored.ledger.cumulative:
                 live.unsettled_since = moment
@@ -260,6 +290,7 @@ class Channels:
         live = self._channels.get(channel)
         if live is not None:
             seen = await self._chain.channel(channel)
+            await self._ask_depth(live, seen)
             await self._runtime.shielded(self._take_over(live, seen))
 
     async def refresh(self, live: LiveChannel, offered: FundingAuthorization | None) -> None:
@@ -303,12 +334,43 @@ class Channels:
         async with self._places:
             try:
                 seen = await self._chain.channel(live.id)
+                await self._ask_depth(live, seen)
                 if funding is not None and funding.authorization.funded > seen.funded:
                     await self._ask_payer(live, funding)
             except PieceworkError as error:
                 self._note_chain_error(error)
                 return
         await self._runtime.shielded(self._take_over(live, seen))
+
+    async def _ask_depth(self, live: LiveChannel, seen: ChannelOnChain) -> None:
+        """Ask how deep a deposit lies, until all of it is final. Deposits never shrink."""
+        if live.final >= seen.funded:
+            return
+        depth = await self._chain.depth(live.id)
+        live.mined, live.final = depth.mined, depth.final
+
+    async def _simulate(self, live: LiveChannel, funding: FundingAuthorization) -> None:
+        """Try the very transaction. After one that fails a payer waits for the next block."""
+        payer, moment = live.stored.channel.payer, self._runtime.clock.monotonic()
+        if moment - self._refused_at.get(payer, -BLOCK_S) < BLOCK_S:
+            return
+        outcome = await self._chain.simulate_fund(funding)
+        live.would_revert = outcome.reason if isinstance(outcome, WouldRevert) else ""
+        self._refused_at.pop(payer, None)
+        if live.would_revert:
+            self._refused_at[payer] = moment
+            while len(self._refused_at) > MAX_REFUSED_PAYERS:
+                del self._refused_at[next(iter(self._refused_at))]
+
+    async def must_fund_itself(self, live: LiveChannel) -> None:
+        """Kill a payer's authorization that the chain has refused, and take no other one of it."""
+        payer = live.stored.channel.payer
+        async with live.lock:
+            self.reverted.add(payer)
+            live.wants_funding = False
+            live.stored = replace(live.stored, funding=None)
+            time = str(now(self._runtime.clock))
+            await self._journal.append([MetaSet(_reverted_key(payer), time)])
 
     async def _ask_payer(self, live: LiveChannel, funding: FundingAuthorization) -> None:
         """Ask what the payer holds, and a smart account whether it has signed (ERC-1271)."""
@@ -318,6 +380,7 @@ class Channels:
             signed = await self._chain.payer_signed(payer, terms, funding.signature)
             live.account_signed = funding if signed else None
         live.pooled_at = self._runtime.clock.monotonic()
+        await self._simulate(live, funding)
 
     def is_reliable(self, live: LiveChannel, funding: FundingAuthorization | None) -> bool:
         """Whether the chain's word is recent enough to admit a job on it.
@@ -395,6 +458,8 @@ class Channels:
                 state=f"{stored.state.value} to {seen.state.value}",
                 amount=seen.settled,
             )
+        if lost:
+            live.mined, live.final = min(live.mined, seen.funded), min(live.final, seen.funded)
         return True
 
     async def _move_job(self, job: LiveJob) -> None:
@@ -419,6 +484,10 @@ class Channels:
     def _note_chain_error(self, error: PieceworkError) -> None:
         self._metrics.chain_error()
         self._metrics.note(now(self._runtime.clock), "chain", str(error))
+
+
+def _reverted_key(payer: Address) -> str:
+    return f"reverted:{payer.hex()}"
 
 
 def _wants_more(live: LiveChannel, funding: FundingAuthorization | None) -> bool:

@@ -263,8 +263,10 @@ class Settler:
             tx = await self._port.prepare_fund(funding, worth)
         except TransactionReverted:
             # The payer emptied its pool, or the channel is closed. Asking again does not help.
-            live.wants_funding = False
             await self._channels.observe(live.id)
+            if not live.pending_funding(now(self._clock)):
+                return  # somebody else was faster
+            await self._channels.must_fund_itself(live)
             raise
         subjects = (TxSubject(live.id, funding.authorization.funded),)
         await self._transactions.send(TxKind.FUND, tx, subjects, worth)
