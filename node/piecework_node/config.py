@@ -52,13 +52,10 @@ MONEY: Final = (
     "credit_first",
     "credit_mined",
     "credit_max",
-    "open_fee",
-    "top_up_fee",
-    "close_fee",
     "min_top_up",
     "native_coin_price",
 )
-"""Settings in base units of the payment token."""
+"""Settings in base units of the payment token that have a default."""
 
 Units = Annotated[int, Field(ge=0, le=MAX_CHANNEL_AMOUNT)]
 
@@ -80,21 +77,30 @@ class WorkerConfig(Settings):
     )
     min_deposit: Units = 100_000
     credit_first: Units = Field(
-        3_000, description="what a payer may owe whose opening is not mined yet"
+        2_000,
+        description="what a new client may owe before its channel's opening is mined",
     )
     credit_mined: Units = Field(
-        25_000, description="what a payer may owe at most before its deposit is final"
+        25_000, description="what a client may owe at most before its deposit is final"
     )
-    credit_max: Units = Field(1_000_000, description="what any payer may owe at most")
+    credit_max: Units = Field(1_000_000, description="what any client may owe at most")
     stranger_credit: Units = Field(
         0,
-        description="what all payers without a mined deposit may owe together. 0: 8 times "
+        description="what all clients without a mined deposit may owe together. 0: 8 times "
         "credit_first",
     )
-    open_fee: Units = Field(5_000, description="what you ask for opening a channel for its payer")
-    top_up_fee: Units = Field(5_000, description="what you ask for topping a channel up")
-    close_fee: Units = Field(5_000, description="what you ask for closing a channel")
-    min_top_up: Units = Field(50_000, description="the least that a top-up adds")
+    open_fee: Units | None = Field(
+        None,
+        description="for opening a client's channel, at least credit_first. Not set: follows the "
+        "gas price",
+    )
+    top_up_fee: Units | None = Field(
+        None, description="for topping a client's channel up. Not set: follows the gas price"
+    )
+    close_fee: Units | None = Field(
+        None, description="for closing a client's channel. Not set: follows the gas price"
+    )
+    min_top_up: Units = Field(100_000, description="smallest raise of a channel that is sent")
     min_withdrawal_delay_s: int = Field(900, ge=60, le=30 * 24 * 3600)
 
     # capacity
@@ -299,6 +305,11 @@ class WorkerConfig(Settings):
             )
         if self.chain_outage_s >= self.min_withdrawal_delay_s:
             raise ValueError("chain_outage_s must be shorter than min_withdrawal_delay_s")
+        if self.open_fee is not None and self.open_fee < self.credit_first:
+            raise ValueError(
+                f"open_fee is less than credit_first ({self.credit_first}): an opening that never "
+                "comes would cost more than it brings"
+            )
         self._check_backend()
         self._check_credit()
         return self
@@ -308,11 +319,6 @@ class WorkerConfig(Settings):
             raise ValueError("credit_first, credit_mined and credit_max must not go down")
         if self.strangers_together < self.credit_first:
             raise ValueError("stranger_credit must be credit_first or more")
-        # On a development chain gas is free, and nobody's money is at stake.
-        if self.native_coin_price and self.open_fee < self.credit_first:
-            raise ValueError(
-                "open_fee must be credit_first or more: an identity costs what it can owe"
-            )
 
     def _check_backend(self) -> None:
         if self.backend == "diffusion":

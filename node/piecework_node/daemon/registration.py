@@ -73,8 +73,6 @@ def prepare_home(
         # Gas costs nothing there: a claim of one base unit is worth its transaction.
         if deployment.chain_id in DEVELOPMENT_CHAIN_IDS:
             chosen.setdefault("native_coin_price", 0)
-            for fee in ("open_fee", "top_up_fee", "close_fee"):
-                chosen.setdefault(fee, 0)
         scaled = settings.money_defaults(deployment.payment_token)
         if chosen.get("backend") == "vllm":  # it counts no steps, so it has no price for them
             scaled.pop("price_per_thousand_steps", None)

@@ -27,6 +27,7 @@ from piecework.base.clock import Clock
 from piecework.base.rates import Rate, RateLimiter
 from piecework_node.daemon.front import Front
 from piecework_node.daemon.peers import Abuse, Entrance, Visit
+from piecework_node.jobs.healing import Healer
 from piecework_node.jobs.offers import OfferBoard
 from piecework_node.jobs.worker import Worker
 from piecework_node.keys.tls import TlsIdentity
@@ -37,7 +38,9 @@ from piecework_protocol.frames import (
     CloseChannelRequest,
     CloseChannelResponse,
     Draft,
+    GetAccountRequest,
     Progress,
+    ShowReceiptsRequest,
     SubmitJob,
     VoucherAccepted,
     WorkerFrame,
@@ -65,6 +68,8 @@ FRAMES_BURST: Final = 400.0
 """Of one stream, after its first frame. More are read later."""
 MAX_UNARY_BYTES: Final = 64 * 1024
 """Of a message of a unary method. The largest real one is below 1 KiB."""
+MAX_SHOWN_BYTES: Final = 1024 * 1024
+"""Of a message with receipts that a journal lost. The codec has the exact bound."""
 IDLE_CONNECTION_MS: Final = 5 * 60 * 1000
 """A connection without any stream is closed. gRPC's default is never."""
 MAX_CONNECTION_AGE_GRACE_MS: Final = 60 * 1000
@@ -176,6 +181,7 @@ class WorkerServicer:
         self._worker, self._close_channel, self._board = worker, close_channel, board
         self._entrance, self._clock, self._times = entrance, clock, times
         self._metrics, self._log = metrics, log
+        self._healer = Healer(worker)
         self.serving = False
         """What health checks are told."""
 
@@ -186,6 +192,8 @@ class WorkerServicer:
                 f"/{SERVICE}/GetOffer": self._serve_with(self._get_offer),
                 f"/{SERVICE}/Run": self.run,
                 f"/{SERVICE}/CloseChannel": self._serve_with(self._close),
+                f"/{SERVICE}/GetAccount": self._serve_with(self._get_account),
+                f"/{SERVICE}/ShowReceipts": self._serve_with(self._show_receipts),
                 "/grpc.health.v1.Health/Check": self._serve_with(self._check_health),
             },
             self._serve_with(_unknown_method),
@@ -199,6 +207,20 @@ class WorkerServicer:
                 Reason.ENGINE_UNAVAILABLE, "the worker is starting", retry_after_s=START_RETRY_S
             )
         await self._write(context, visit, encode_offer(self._board.current))
+
+    async def _get_account(self, requests: Requests, context: Any, visit: Visit) -> None:
+        """Send the worker's record of a channel."""
+        _within_rate(visit)
+        request = _sized(await self._message(requests, visit), MAX_UNARY_BYTES)
+        account = await self._healer.account(decode_call(GetAccountRequest, request))
+        await self._write(context, visit, encode_call(account))
+
+    async def _show_receipts(self, requests: Requests, context: Any, visit: Visit) -> None:
+        """Take over receipts of ours that the journal lacks."""
+        _within_rate(visit)
+        request = _sized(await self._message(requests, visit), MAX_SHOWN_BYTES)
+        account = await self._healer.take(decode_call(ShowReceiptsRequest, request))
+        await self._write(context, visit, encode_call(account))
 
     async def _close(self, requests: Requests, context: Any, visit: Visit) -> None:
         """Close a channel together."""
@@ -248,7 +270,10 @@ class WorkerServicer:
 
     async def _run(self, requests: Requests, context: Any, visit: Visit) -> None:
         sink = StreamSink()
-        submission = _submission(await self._message(requests, visit))
+        message = _sized(await self._message(requests, visit))
+        self._worker.check_length(len(message))
+        submission = _submission(message)
+        del message
         if visit.wait_s > 0:
             self._within_channel_rate(submission, visit)
         job = await self._worker.submit(submission, sink)
@@ -377,7 +402,7 @@ def _sized(message: bytes, most: int = MAX_FRAME_BYTES) -> bytes:
 
 def _submission(message: bytes) -> SubmitJob:
     """The first frame of a job's stream."""
-    frame = decode_client_frame(_sized(message))
+    frame = decode_client_frame(message)
     if not isinstance(frame, SubmitJob):
         raise Refusal(
             Reason.BROKEN_CLAUSE,

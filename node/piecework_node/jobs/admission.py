@@ -47,8 +47,6 @@ PENDING_RETRY_S: Final = 5.0
 CHAIN_RETRY_S: Final = 10.0
 BLOCK_RETRY_S: Final = 12.0
 """After which another block may have changed a payer's standing."""
-GAS_MARGIN_TENTHS: Final = 12
-"""A fee covers the gas of a transaction times this, in tenths."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +96,6 @@ class ChannelView:
     """What all payers without a mined deposit owe."""
     stranger_jobs: int
     """Jobs of theirs that run, wait or are being admitted."""
-    opening_cost: Amount = Amount(0)
-    """What sending an authorization costs in gas now, in base units. 0: nothing, or not known."""
-    would_revert: str = ""
-    """Why the escrow would refuse the authorization. Empty: it would not."""
-    reverted: bool = False
-    """Whether the chain has refused or reverted an authorization of this payer."""
     withdrawn: Amount = Amount(0)
     """What the payer took back in part. The deposit is without it."""
     account_signed: bool = False
@@ -280,10 +272,6 @@ def _funding_good(s: SubmitJob, v: AdmissionView, c: ChannelView) -> None:
         raise Refusal(
             Reason.UNDERFUNDED, "the payer's pooled balance does not cover the authorized deposit"
         )
-    if c.would_revert:
-        raise Refusal(
-            Reason.UNDERFUNDED, f"the escrow would refuse the authorization: {c.would_revert}"
-        )
 
 
 def _deposit_worth_it(_s: SubmitJob, v: AdmissionView, c: ChannelView) -> None:
@@ -300,28 +288,6 @@ def _earlier_receipts_paid(_s: SubmitJob, _v: AdmissionView, c: ChannelView) -> 
             Reason.UNPAID_RECEIPTS,
             "canvases of an earlier job are unpaid. Return to that job and pay for them",
         )
-
-
-def _funding_pays_its_way(_s: SubmitJob, v: AdmissionView, c: ChannelView) -> None:
-    """Submit nothing for a payer that does not pay for it, or whose last word was worth nothing."""
-    if c.funding is None or c.funding.authorization.funded <= c.deposit + c.withdrawn:
-        return
-    if c.reverted:
-        raise _fund_yourself("the chain has refused an authorization of this payer")
-    terms, fee = c.funding.authorization, c.funding.authorization.fee
-    opening = c.state is ChannelState.NONE
-    asked = v.terms.open_fee if opening else v.terms.top_up_fee
-    added = terms.funded - c.deposit - c.withdrawn
-    if not opening and added < v.terms.min_top_up:
-        raise Refusal(Reason.UNDERFUNDED, f"a top-up adds {v.terms.min_top_up} base units or more")
-    if fee < asked:
-        raise _fund_yourself(f"the fee is {fee} base units, this worker asks {asked}")
-    if fee * 10 < c.opening_cost * GAS_MARGIN_TENTHS:
-        raise _fund_yourself(f"the gas costs {c.opening_cost} base units now")
-
-
-def _fund_yourself(why: str) -> Refusal:
-    return Refusal(Reason.FUND_YOURSELF, f"{why}. The payer can send the authorization itself")
 
 
 def _room_for_strangers(_s: SubmitJob, v: AdmissionView, c: ChannelView) -> None:
@@ -368,7 +334,6 @@ CHANNEL: Final[tuple[ChannelCheck, ...]] = (
     _funding_good,
     _deposit_worth_it,
     _earlier_receipts_paid,
-    _funding_pays_its_way,
     _room_for_strangers,
     _room_on_channel,
 )
@@ -392,6 +357,11 @@ def check_channel(s: SubmitJob, v: AdmissionView, c: ChannelView) -> None:
     """Check whether the channel can carry another job."""
     for check in CHANNEL:
         check(s, v, c)
+
+
+def check_taking_jobs(s: SubmitJob, v: AdmissionView) -> None:
+    """Check whether anything stops all jobs."""
+    _taking_jobs(s, v)
 
 
 def check_return(s: SubmitJob, v: AdmissionView) -> None:

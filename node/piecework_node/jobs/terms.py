@@ -25,10 +25,6 @@ class OperatorTerms:
     min_withdrawal_delay: Seconds
     min_deposit: Amount
     credit: CreditTerms
-    open_fee: Amount
-    top_up_fee: Amount
-    close_fee: Amount
-    min_top_up: Amount
     offer_lifetime_s: int
 
     @property

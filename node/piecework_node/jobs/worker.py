@@ -16,6 +16,7 @@ A submission goes through these steps. Each one adds one guarantee:
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -42,6 +43,7 @@ from piecework_node.journal.records import (
 from piecework_node.keys.sealing import SealingKeyring
 from piecework_node.runtime.channels import Channels
 from piecework_node.runtime.credit import CreditDesk
+from piecework_node.runtime.faults import Code
 from piecework_node.runtime.funding import authorization_in, better_funding, usable_funding
 from piecework_node.runtime.jobs import JobRuntime
 from piecework_node.runtime.live import LiveChannel, LiveJob
@@ -50,7 +52,13 @@ from piecework_node.runtime.sink import FrameSink
 from piecework_node.times import now
 from piecework_protocol.content import content_digest, decode_prompt
 from piecework_protocol.errors import MalformedInput, ProtocolViolation, Reason, Refusal
-from piecework_protocol.frames import CancelJob, ClientFrame, PayVoucher, SubmitJob
+from piecework_protocol.frames import (
+    CancelJob,
+    ClientFrame,
+    FundingAuthorization,
+    PayVoucher,
+    SubmitJob,
+)
 from piecework_protocol.limits import RESUME_S
 from piecework_protocol.objects import Offer
 from piecework_protocol.sealing import canvas_context, content_context, resume_context, seal
@@ -73,6 +81,10 @@ class Patience:
     """For a voucher, while a job holds its place in the engine or after its end."""
 
 
+OpeningCheck = Callable[[LiveChannel, FundingAuthorization], Awaitable[None]]
+"""Raises `Refusal`."""
+
+
 class Worker:
     """All jobs of one worker. Call `recover` once before anything else."""
 
@@ -84,18 +96,31 @@ class Worker:
         *,
         terms: OperatorTerms,
         patience: Patience,
+        openings: OpeningCheck,
         log: Any,
     ) -> None:
+        """`openings` refuses an authorization that the worker would not submit."""
         self._runtime, self._channels, self._keyring = runtime, channels, keyring
         self._engine_events = EngineEventHandler(runtime, keyring)
         self._credit = runtime.credit = CreditDesk(channels, terms.credit)
         self.terms, self._patience, self._log = terms, patience, log
+        self._openings = openings
         self.draining = False
         self._admitting: set[JobId] = set()
         self._prompts = PromptQueue(terms.jobs_per_channel)
         self._offers: dict[Digest, Offer] = {}
 
     # --- what others look at
+
+    @property
+    def runtime(self) -> JobRuntime:
+        """What makes things happen to jobs."""
+        return self._runtime
+
+    @property
+    def channels(self) -> Channels:
+        """The channels that jobs run on."""
+        return self._channels
 
     @property
     def active(self) -> int:
@@ -115,6 +140,16 @@ class Worker:
         oldest = now(self._runtime.clock) - KEPT_OFFER_S
         kept = {d: offer for d, offer in self._offers.items() if offer.expires_at > oldest}
         self._offers = {**kept, Digest(self._runtime.domain.digest(signed.offer)): signed.offer}
+
+    def check_length(self, size: int) -> None:
+        """Check the length of a submission, in bytes, before anything in it is looked at.
+
+        Raises:
+            Refusal: its prompt cannot fit.
+        """
+        facts = self._runtime.engine.facts
+        if facts is not None:
+            prompts.check_sealed_length(size, facts.max_context)
 
     def has_paid(self, submission: SubmitJob) -> bool:
         """Whether a submission is of a channel that has paid here, and is signed by it."""
@@ -186,7 +221,7 @@ class Worker:
             reason=stored.reason,
             stored=stored.canvases,
         )
-        job = LiveJob(session, self._channels.hold(channel))
+        job = LiveJob(session, self._channels.hold(channel), revived=True)
         if not job.ended and not self._is_late(job):
             job.committed = [self._open_committed(stored, i) for i in range(len(stored.canvases))]
         return job
@@ -274,11 +309,19 @@ class Worker:
         admission.check_channel(
             submission, self._own_view(submission), self._channel_view(channel, submission)
         )
+        await self._check_opening(channel, submission)
         async with self._prompts.turn(job.channel):
             prompt_ids = await self._open_prompt(submission, job_id)
         return await self._runtime.shielded(
             self._admit_locked(channel, submission, prompt_ids, sink)
         )
+
+    async def _check_opening(self, channel: LiveChannel, submission: SubmitJob) -> None:
+        known = usable_funding(channel.stored.funding, now(self._runtime.clock))
+        funding = better_funding(known, authorization_in(submission))
+        # What was journaled was checked, and may be under way.
+        if funding is not None and funding != known:
+            await self._openings(channel, funding)
 
     async def _admit_locked(
         self,
@@ -343,6 +386,7 @@ class Worker:
     async def _return_to(self, job: LiveJob, submission: SubmitJob, sink: FrameSink) -> LiveJob:
         """Send a returning client what it lacks, and go on if the job is not over."""
         if submission.received > job.session.canvases:
+            admission.check_taking_jobs(submission, self._own_view(submission))
             message = "more receipts are claimed than were ever signed"
             raise Refusal(Reason.BROKEN_CLAUSE, message, metadata={"clause": "3.5"})
         if not job.session.is_known(submission.received, submission.last_receipt):
@@ -437,6 +481,20 @@ class Worker:
             await self._detach(job)
             sink.close(refusal)
 
+    async def distrust(self, why: str) -> None:
+        """Take no job, and sign nothing more for jobs from before this start.
+
+        The journal lacks what this worker has signed. `piecework worker recover` ends it.
+        """
+        self._channels.faults.failed("journal", Code.JOURNAL_OLD, why)
+        for job in self._jobs():
+            sink = job.sink
+            if job.revived and not job.ended and sink is not None:
+                await self.detach(job, sink)
+                message = self._channels.faults.stopping
+                line = message.public if message is not None else why
+                sink.close(Refusal(Reason.CHAIN_UNAVAILABLE, line))
+
     def heartbeat(self) -> None:
         """Tell every listening client where its job is. Call it every PROGRESS_INTERVAL_MS."""
         for job in self._jobs():
@@ -461,8 +519,6 @@ class Worker:
     async def _open_prompt(self, submission: SubmitJob, job_id: JobId) -> tuple[int, ...]:
         job, domain = submission.job, self._runtime.domain
         facts = self._runtime.engine.facts
-        if facts is not None:
-            prompts.check_sealed_length(len(submission.sealed_content), facts.max_context)
         try:
             prompt = self._keyring.open(submission.sealed_content, content_context(domain, job_id))
         except MalformedInput as error:
@@ -531,9 +587,6 @@ class Worker:
             payer=self._credit.payer(stored.channel.payer),
             strangers_owe=self._credit.strangers,
             stranger_jobs=self._stranger_jobs(stored.channel.payer),
-            would_revert=channel.would_revert,
-            opening_cost=self._channels.opening_cost,
-            reverted=stored.channel.payer in self._channels.reverted,
             stray_unpaid=any(ref.job not in attached for ref in stored.ledger.unpaid),
             closing=stored.close_signature is not None,
         )

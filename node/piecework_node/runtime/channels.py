@@ -13,19 +13,16 @@ from typing import Any, Final, Protocol, TypeVar
 
 from piecework.base.errors import PieceworkError
 from piecework.chain.reader import ChannelOnChain
-from piecework.chain.transactions import Simulation, WouldRevert
 from piecework_node.errors import JournalConflict
 from piecework_node.journal.protocol import Journal
 from piecework_node.journal.records import (
     ChannelObserved,
     CloseAgreed,
     JournalRecord,
-    MetaSet,
     StoredChannel,
     VoucherApplied,
 )
 from piecework_node.metrics import Metrics
-from piecework_node.runtime.credit import BLOCK_S
 from piecework_node.runtime.faults import FaultBoard
 from piecework_node.runtime.funding import better_funding
 from piecework_node.runtime.jobs import JobRuntime
@@ -50,7 +47,6 @@ REFRESH_WAIT_S: Final = 1.0
 """
 MAX_REFRESHES: Final = 32
 """Channels that the node is asked about at once. A node that hangs holds no more of us."""
-MAX_REFUSED_PAYERS: Final = 10_000
 FUNDING_RETRY_S: Final = 5.0
 """After which a client may ask again to close a channel whose funding is not mined."""
 
@@ -72,10 +68,6 @@ class ChannelReader(Protocol):
 
     async def depth(self, channel_id: ChannelId) -> ChannelDepth:
         """Return how much of a channel's deposit is some blocks deep, and how much is final."""
-        ...
-
-    async def simulate_fund(self, funding: FundingAuthorization) -> Simulation:
-        """Return whether the chain would carry out a payer's authorization now."""
         ...
 
     async def payer_signed(self, payer: Address, message: TypedData, signature: bytes) -> bool: ...
@@ -107,12 +99,6 @@ class Channels:
         self._places = asyncio.Semaphore(MAX_REFRESHES)
         self._asking: set[asyncio.Future[None]] = set()
         self._channels: dict[ChannelId, LiveChannel] = {}
-        self.opening_cost = Amount(0)
-        """What sending an authorization costs now, in base units. Settlement sets it."""
-        self.reverted: set[Address] = set()
-        """Payers that fund their channels themselves from now on."""
-        self._refused_at: dict[Address, float] = {}
-        """Monotonic times at which an authorization of a payer would have failed."""
         self.urgent = asyncio.Event()
         """Set when settlement should not wait for its next round."""
 
@@ -131,10 +117,6 @@ class Channels:
         moment, time = self._runtime.clock.monotonic(), now(self._runtime.clock)
         for stored in await self._journal.channels():
             live = LiveChannel(stored)
-            payer = stored.channel.payer
-            if await self._journal.meta(_reverted_key(payer)) is not None:
-                self.reverted.add(payer)
-                live.stored = replace(stored, funding=None)
             live.wants_funding = live.pending_funding(time) > 0
             if stored.settled < stored.ledger.cumulative:
                 live.unsettled_since = moment
@@ -275,8 +257,8 @@ class Channels:
                     "the channel's funding is not mined yet",
                     retry_after_s=FUNDING_RETRY_S,
                 )
-            await self._journal.append([CloseAgreed(live.id, signature)])
-            live.stored = replace(live.stored, close_signature=signature)
+            await self._journal.append([CloseAgreed(live.id, signature, final.fee)])
+            live.stored = replace(live.stored, close_signature=signature, close_fee=final.fee)
             return sign(domain, agreed, self._runtime.signer)
 
     # --- the chain's word
@@ -349,29 +331,6 @@ class Channels:
         depth = await self._chain.depth(live.id)
         live.mined, live.final = depth.mined, depth.final
 
-    async def _simulate(self, live: LiveChannel, funding: FundingAuthorization) -> None:
-        """Try the very transaction. After one that fails a payer waits for the next block."""
-        payer, moment = live.stored.channel.payer, self._runtime.clock.monotonic()
-        if moment - self._refused_at.get(payer, -BLOCK_S) < BLOCK_S:
-            return
-        outcome = await self._chain.simulate_fund(funding)
-        live.would_revert = outcome.reason if isinstance(outcome, WouldRevert) else ""
-        self._refused_at.pop(payer, None)
-        if live.would_revert:
-            self._refused_at[payer] = moment
-            while len(self._refused_at) > MAX_REFUSED_PAYERS:
-                del self._refused_at[next(iter(self._refused_at))]
-
-    async def must_fund_itself(self, live: LiveChannel) -> None:
-        """Kill a payer's authorization that the chain has refused, and take no other one of it."""
-        payer = live.stored.channel.payer
-        async with live.lock:
-            self.reverted.add(payer)
-            live.wants_funding = False
-            live.stored = replace(live.stored, funding=None)
-            time = str(now(self._runtime.clock))
-            await self._journal.append([MetaSet(_reverted_key(payer), time)])
-
     async def _ask_payer(self, live: LiveChannel, funding: FundingAuthorization) -> None:
         """Ask what the payer holds, and a smart account whether it has signed (ERC-1271)."""
         payer, terms = live.stored.channel.payer, funding.authorization
@@ -380,7 +339,6 @@ class Channels:
             signed = await self._chain.payer_signed(payer, terms, funding.signature)
             live.account_signed = funding if signed else None
         live.pooled_at = self._runtime.clock.monotonic()
-        await self._simulate(live, funding)
 
     def is_reliable(self, live: LiveChannel, funding: FundingAuthorization | None) -> bool:
         """Whether the chain's word is recent enough to admit a job on it.
@@ -484,10 +442,6 @@ class Channels:
     def _note_chain_error(self, error: PieceworkError) -> None:
         self._metrics.chain_error()
         self._metrics.note(now(self._runtime.clock), "chain", str(error))
-
-
-def _reverted_key(payer: Address) -> str:
-    return f"reverted:{payer.hex()}"
 
 
 def _wants_more(live: LiveChannel, funding: FundingAuthorization | None) -> bool:

@@ -45,6 +45,8 @@ class LiveJob:
     parked: StartEngine | None = None
     """What the engine is told as soon as there is credit for the next canvas."""
     engine_losses: int = 0
+    revived: bool = False
+    """Read from the journal, and not admitted by this process."""
     waiting_since: float | None = None
     """Monotonic time since which only the client can move the job on."""
     reserve: Amount = field(init=False)
@@ -120,8 +122,6 @@ class LiveChannel:
     """Monotonic time of the chain's last word. None: not asked since this process started."""
     account_signed: FundingAuthorization | None = None
     """What the payer's smart account says it has signed. Plain keys are not asked."""
-    would_revert: str = ""
-    """Why the escrow would refuse the payer's authorization. Empty: it would not."""
     mined: Amount = Amount(0)
     """The deposit some blocks deep, in total ever put in."""
     final: Amount = Amount(0)

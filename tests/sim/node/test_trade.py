@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from piecework_protocol.errors import Reason, Refusal
@@ -9,7 +11,7 @@ from piecework_protocol.frames import Progress
 from piecework_protocol.limits import MAX_CANVASES_AHEAD, RESUME_S
 from piecework_protocol.objects import Finish
 from piecework_protocol.states import JobState
-from piecework_protocol.types import Amount
+from piecework_protocol.types import Amount, PayerSignature
 from piecework_protocol.wire import decode_worker_frame
 from tests.support.node.harness import TERMS, Client, WorkerHarness
 
@@ -246,6 +248,31 @@ async def test_an_authorization_is_not_believed_beyond_what_the_payer_has_pooled
     await first.submit(first.job(3, 64), funding=first.funding())
     with pytest.raises(Refusal) as caught:
         await second.submit(second.job(4, 64), funding=second.funding())
+    assert caught.value.reason is Reason.UNDERFUNDED
+
+
+async def test_a_smart_account_that_says_it_signed_can_open_a_channel() -> None:
+    harness = WorkerHarness()
+    await harness.boot()
+    client = Client(harness)
+    payer = client.channel.payer
+    harness.chain.pooled[client.channel.token, payer] = client.deposit
+    funding = replace(client.funding(), signature=PayerSignature(bytes(range(200))))
+    with pytest.raises(Refusal) as caught:
+        await client.submit(client.job(3, 64), funding=funding)
+    assert caught.value.reason is Reason.BAD_SIGNATURE
+    harness.chain.signed.add((payer, funding.authorization, funding.signature))
+    line = client.job(4, 64)
+    await client.submit(line, funding=funding)
+    assert [live.id for live in harness.channels if live.wants_funding] == [client.id]
+
+
+async def test_what_the_payer_took_back_pays_for_no_more_text() -> None:
+    harness, client = await ready()
+    harness.chain.channels[client.id].withdrawn = Amount(client.deposit - 1)
+    await harness.channels.observe(client.id)
+    with pytest.raises(Refusal) as caught:
+        await client.submit(client.job(3, 64))
     assert caught.value.reason is Reason.UNDERFUNDED
 
 

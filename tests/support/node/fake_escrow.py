@@ -7,10 +7,8 @@ from dataclasses import dataclass
 
 from piecework.chain.errors import RpcUnavailable
 from piecework.chain.reader import ChannelOnChain
-from piecework.chain.transactions import Simulation, WouldDo, WouldRevert
 from piecework_node.runtime.channels import ChannelDepth
 from piecework_protocol.eip712 import TypedData
-from piecework_protocol.frames import FundingAuthorization
 from piecework_protocol.states import ChannelState
 from piecework_protocol.types import Address, Amount, ChannelId
 
@@ -53,12 +51,6 @@ class FakeEscrow:
     async def pooled_balance(self, token: Address, owner: Address) -> Amount:
         self._answer()
         return Amount(self.pooled.get((token, owner), 0))
-
-    async def simulate_fund(self, funding: FundingAuthorization) -> Simulation:
-        self._answer()
-        a = funding.authorization
-        pool = self.pooled.get((a.channel.token, a.channel.payer), 0)
-        return WouldDo() if pool >= a.funded + a.fee else WouldRevert("InsufficientBalance()")
 
     async def payer_signed(self, payer: Address, message: TypedData, signature: bytes) -> bool:
         self._answer()

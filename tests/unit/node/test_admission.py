@@ -241,21 +241,6 @@ REFUSALS: list[tuple[str, Callable[[Case], Case], Reason]] = [
         Reason.UNDERFUNDED,
     ),
     (
-        "an authorization that the escrow would refuse",
-        book(**NONE, funding=funding(10**6), pooled=10**6, would_revert="DepositTooLarge()"),
-        Reason.UNDERFUNDED,
-    ),
-    (
-        "a payer whose opening reverted once",
-        book(**NONE, funding=funding(10**6), pooled=10**6, reverted=True),
-        Reason.FUND_YOURSELF,
-    ),
-    (
-        "an opening whose fee does not cover its gas",
-        book(**NONE, funding=funding(10**6), pooled=10**6, opening_cost=Amount(1)),
-        Reason.FUND_YOURSELF,
-    ),
-    (
         "a payer that owes all that it may",
         book(payer=PayerCredit(Standing.MINED, Amount(100), Amount(100))),
         Reason.CREDIT_EXHAUSTED,
