@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from piecework.chain.errors import RpcUnavailable
 from piecework.chain.reader import ChannelOnChain
+from piecework_node.runtime.channels import ChannelDepth
 from piecework_protocol.eip712 import TypedData
 from piecework_protocol.states import ChannelState
 from piecework_protocol.types import Address, Amount, ChannelId
@@ -30,6 +31,8 @@ class FakeEscrow:
         self.pooled: dict[tuple[Address, Address], int] = {}
         self.signed: set[tuple[Address, TypedData, bytes]] = set()
         """What smart accounts say that they have signed."""
+        self.shallow: dict[ChannelId, Amount] = {}
+        """Channels of which nothing is final, and how much of each is mined."""
         self.down = False
         self.reads = 0
 
@@ -37,6 +40,13 @@ class FakeEscrow:
         self._answer()
         known = self.channels.get(channel_id, FakeChannel())
         return ChannelOnChain(known.state, known.deposit, known.settled, known.withdrawn)
+
+    async def depth(self, channel_id: ChannelId) -> ChannelDepth:
+        self._answer()
+        deposit = self.channels.get(channel_id, FakeChannel()).deposit
+        if channel_id in self.shallow:
+            return ChannelDepth(self.shallow[channel_id], Amount(0))
+        return ChannelDepth(deposit, deposit)
 
     async def pooled_balance(self, token: Address, owner: Address) -> Amount:
         self._answer()
