@@ -278,11 +278,22 @@ def settle(*, home: HomeOption = None, json: Json = False) -> None:
 
 
 @app.command()
-def earnings(*, home: HomeOption = None, json: Json = False) -> None:
-    """Show lifetime earnings.
+def earnings(
+    *,
+    csv: Annotated[bool, typer.Option("--csv", help="Print a table of days, in UTC.")] = False,
+    jobs: Annotated[bool, typer.Option("--jobs", help="With --csv: a row a job.")] = False,
+    first: Annotated[str, typer.Option("--from", help="First day, as YYYY-MM-DD.")] = "",
+    last: Annotated[str, typer.Option("--to", help="Last day, as YYYY-MM-DD.")] = "",
+    home: HomeOption = None,
+    json: Json = False,
+) -> None:
+    """Show lifetime earnings, or a table of them in base units.
 
-    The worker need not run.
+    The worker need not run. For the table it must not.
     """
+    if csv:
+        _print_table(common.home("worker", home), first, last, jobs=jobs)
+        return
     body = common.run(_earnings(common.home("worker", home)))
     token = _token(home)
     if json:
@@ -293,6 +304,32 @@ def earnings(*, home: HomeOption = None, json: Json = False) -> None:
     common.say(f"{'canvases':10} {body['canvases']}")
     for state, count in body["jobs"].items():
         common.say(f"{'jobs':10} {count} {state}")
+
+
+@app.command()
+def recover(*, home: HomeOption = None, json: Json = False) -> None:
+    """Go on with a journal that lacks what this worker has signed.
+
+    Stop the worker first. Unfinished jobs end, and the next offer gets a number that is free.
+    """
+    from piecework_node.daemon.recover import recover as recovered
+
+    steps = common.run(recovered(common.home("worker", home)))
+    if json:
+        common.print_json({"steps": [{"item": item, "detail": detail} for item, detail in steps]})
+        return
+    for item, detail in steps:
+        common.say(f"{item:10} {detail}")
+
+
+def _print_table(root: Path, first: str, last: str, *, jobs: bool) -> None:
+    import csv
+    import sys
+
+    from piecework_node.daemon.earnings import Period, table
+
+    period = common.guard(lambda: Period.parse(first, last))
+    csv.writer(sys.stdout).writerows(common.run(table(root, period, jobs=jobs)))
 
 
 def _token(home: Path | None) -> Token:
