@@ -1,11 +1,11 @@
 # make demo   a whole market on this machine: chain, index, worker, gateway, one paid job, settled
 # make test   every check and every test
-# make deep   what takes longer: mutants, and the contracts with the long fuzz profile
+# make deep   what takes longer: mutants, proofs, and the contracts with 10,000 runs of everything
 # make quick  style, types, import directions and the pure tests: under two minutes
 # make docs   the documentation site, into build/site
 # All create .venv in the checkout on first use, are safe to run again, and quick the second time.
 
-.PHONY: demo test quick deep check contracts unit mutants docs reference wheel wheel-test constraints lock clean
+.PHONY: demo test quick deep check contracts unit mutants halmos docs reference wheel wheel-test constraints lock clean
 .DEFAULT_GOAL := demo
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
@@ -46,8 +46,17 @@ unit: .venv/.dev $(NPM:%=%/node_modules/.package-lock.json)
 	@$(BIN)/coverage report
 
 # What takes too long for every change. Run it before a release, and log it in docs/LOG.md.
-deep: mutants
-	contracts/tools/check.sh ci
+deep: mutants halmos
+	contracts/tools/check.sh deep
+
+# Proofs of the escrow over arbitrary storage, in an environment of their own. Some minutes.
+halmos: build/halmos/.done contracts/node_modules/.package-lock.json
+	build/halmos/bin/python contracts/tools/halmos.py
+
+build/halmos/.done: requirements/halmos.lock .venv/bin/python
+	$(PYTHON) -m venv build/halmos
+	build/halmos/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/halmos.lock
+	@touch $@
 
 # Whether the tests notice: the modules that decide about money (mutmut), then the contracts (forge).
 mutants: .venv/.dev contracts/node_modules/.package-lock.json

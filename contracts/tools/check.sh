@@ -1,6 +1,7 @@
 #!/bin/sh
-# Everything that must hold for contracts/: build, format, tests, gas figures, trees, artifacts.
-# `tools/check.sh ci` runs the long fuzz profile. Needs Node with npm; the first run installs node_modules.
+# Everything that must hold for contracts/: build, format, tests, gas figures, properties, release, artifacts.
+# `tools/check.sh ci` runs 1,000 sequences of every invariant, `tools/check.sh deep` 10,000, and both
+# run every fuzz test 10,000 times. Needs Node with npm; the first run installs node_modules.
 set -eu
 cd -- "${0%/*}/.."
 
@@ -22,10 +23,12 @@ if [ ! -x "$forge" ]; then
 fi
 
 export FOUNDRY_PROFILE="${1:-default}"
-"$forge" fmt --check src test
+"$forge" fmt --check src test symbolic
 "$forge" build
 "$forge" test --no-match-contract GasTest
 FOUNDRY_PROFILE=default FORGE_SNAPSHOT_CHECK=true "$forge" test --isolate --match-contract GasTest
-python3 tools/check_trees.py
+python3 tools/check_properties.py
+python3 tools/check_pragma.py
 python3 tools/export_artifacts.py --check
+python3 tools/release.py --check
 echo "contracts: all checks passed"

@@ -16,6 +16,7 @@ from pydantic import Field, field_validator, model_validator
 
 from piecework.base import settings
 from piecework.base.amounts import Token
+from piecework.base.connections import parse_networks
 from piecework.base.hosts import LOOPBACK, is_unspecified
 from piecework.base.settings import Settings, Variables
 from piecework_node.endpoints import split_endpoint
@@ -90,8 +91,32 @@ class WorkerConfig(Settings):
     indexes: tuple[str, ...] = Field((), max_length=MAX_INDEXES)
     offer_lifetime_s: int = Field(300, ge=30, le=MAX_OFFER_LIFETIME_S)
     sealing_key_rotation_s: int = Field(24 * 3600, ge=600, le=30 * 24 * 3600)
-    requests_per_minute: int = Field(600, ge=1, le=1_000_000, description="per peer address")
-    max_streams: int = Field(256, ge=1, le=100_000)
+    requests_per_minute: int = Field(
+        600,
+        ge=1,
+        le=1_000_000,
+        description="per peer address. Ten times as many close the connection",
+    )
+    paid_requests_per_minute: int = Field(
+        6000, ge=1, le=1_000_000, description="per channel that has paid"
+    )
+    max_streams: int = Field(
+        256,
+        ge=2,
+        le=100_000,
+        description="at once. Addresses that have never paid get half of them",
+    )
+    streams_per_address: int = Field(
+        32, ge=1, le=100_000, description="of an address, apart from admitted jobs"
+    )
+    max_connections: int = Field(1024, ge=8, le=100_000)
+    connections_per_address: int = Field(64, ge=1, le=100_000)
+    trusted_proxies: tuple[str, ...] = Field(
+        (),
+        max_length=64,
+        description="addresses or networks of relays that speak for many clients. The bounds of "
+        "one address do not apply to them",
+    )
     admin_host: str = "127.0.0.1"
     admin_port: int = Field(0, ge=0, le=65535)
     admin_public: bool = Field(
@@ -200,6 +225,12 @@ class WorkerConfig(Settings):
     def _is_host_and_port(cls, value: str) -> str:
         if value:
             split_endpoint(value)
+        return value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _proxies_are_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        parse_networks(value)
         return value
 
     @field_validator("indexes", "rpc_urls")

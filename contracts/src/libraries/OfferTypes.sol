@@ -70,7 +70,7 @@ library OfferTypes {
     bytes32 internal constant ENDPOINT_TYPEHASH = keccak256(bytes(ENDPOINT_TYPE));
     bytes32 internal constant MODEL_OFFER_TYPEHASH = keccak256(bytes(MODEL_OFFER_TYPE));
     bytes32 internal constant OFFER_TYPEHASH =
-        keccak256(bytes(string.concat(OFFER_TYPE, ENDPOINT_TYPE, MODEL_OFFER_TYPE)));
+        keccak256(abi.encodePacked(OFFER_TYPE, ENDPOINT_TYPE, MODEL_OFFER_TYPE));
 
     function hashEndpoint(Endpoint memory e) internal pure returns (bytes32) {
         return keccak256(abi.encode(ENDPOINT_TYPEHASH, e.route, keccak256(bytes(e.address_))));

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity >=0.8.20;
 
-import {IEscrow} from "../interfaces/IEscrow.sol";
 import {PieceworkTypes, Terms} from "./PieceworkTypes.sol";
 
 /// @title The rows of settlePacked: reading, hashing and checking one without touching new memory
@@ -19,6 +18,8 @@ library PackedRows {
     type Buffer is uint256;
 
     uint256 internal constant ROW_BYTES = 192;
+    /// @dev IEscrow.Settled.selector, which compilers before 0.8.22 cannot name from here.
+    bytes32 private constant SETTLED = keccak256("Settled(bytes32,address,uint128,uint128,uint64,bytes32)");
     uint256 private constant BUFFER_BYTES = 0x280;
 
     /// @notice A buffer with everything that the rows share.
@@ -88,7 +89,7 @@ library PackedRows {
     /// @notice Emits IEscrow.Settled for the row that was read last, and spoils the buffer's copy of its id.
     /// @dev The event's data are amount, cumulative, count and root. The last three lie in the buffer in this order.
     function announce(Buffer buffer, bytes32 id, address receiver, uint256 amount) internal {
-        bytes32 topic = IEscrow.Settled.selector;
+        bytes32 topic = SETTLED;
         assembly ("memory-safe") {
             mstore(add(buffer, 0x120), amount)
             log3(add(buffer, 0x120), 0x80, topic, id, receiver)

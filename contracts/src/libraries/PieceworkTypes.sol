@@ -145,7 +145,7 @@ library PieceworkTypes {
 
     bytes32 internal constant CHANNEL_TYPEHASH = keccak256(bytes(CHANNEL_TYPE));
     bytes32 internal constant FUND_CHANNEL_TYPEHASH =
-        keccak256(bytes(string.concat(FUND_CHANNEL_TYPE, CHANNEL_TYPE)));
+        keccak256(abi.encodePacked(FUND_CHANNEL_TYPE, CHANNEL_TYPE));
     bytes32 internal constant VOUCHER_TYPEHASH = keccak256(bytes(VOUCHER_TYPE));
     bytes32 internal constant CLOSE_CHANNEL_TYPEHASH = keccak256(bytes(CLOSE_CHANNEL_TYPE));
     bytes32 internal constant REQUEST_WITHDRAWAL_TYPEHASH = keccak256(bytes(REQUEST_WITHDRAWAL_TYPE));
@@ -153,7 +153,7 @@ library PieceworkTypes {
     bytes32 internal constant WITHDRAW_POOLED_TYPEHASH = keccak256(bytes(WITHDRAW_POOLED_TYPE));
     bytes32 internal constant ACCOUNT_REQUEST_TYPEHASH = keccak256(bytes(ACCOUNT_REQUEST_TYPE));
     bytes32 internal constant PARAMETERS_TYPEHASH = keccak256(bytes(PARAMETERS_TYPE));
-    bytes32 internal constant JOB_TYPEHASH = keccak256(bytes(string.concat(JOB_TYPE, PARAMETERS_TYPE)));
+    bytes32 internal constant JOB_TYPEHASH = keccak256(abi.encodePacked(JOB_TYPE, PARAMETERS_TYPE));
     bytes32 internal constant ACCEPTANCE_TYPEHASH = keccak256(bytes(ACCEPTANCE_TYPE));
     bytes32 internal constant RECEIPT_TYPEHASH = keccak256(bytes(RECEIPT_TYPE));
 

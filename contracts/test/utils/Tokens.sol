@@ -161,3 +161,35 @@ contract FalseToken is PlainToken {
         return refusing ? false : super.transfer(to, amount);
     }
 }
+
+/// @notice A block list that changes, gas that is burnt at times, and authorizations without a signature.
+contract HostileToken is BlockListToken {
+    bool public burning;
+
+    function burn(bool yes) external {
+        burning = yes;
+    }
+
+    function transfer(address to, uint256 amount) public override returns (bool) {
+        if (burning) {
+            assembly ("memory-safe") {
+                invalid()
+            }
+        }
+        return super.transfer(to, amount);
+    }
+
+    function receiveWithAuthorization(
+        address from,
+        address to,
+        uint256 value,
+        uint256,
+        uint256,
+        bytes32,
+        uint8,
+        bytes32,
+        bytes32
+    ) external {
+        _transfer(from, to, value);
+    }
+}

@@ -35,9 +35,12 @@ interface Vm {
     function expectRevert() external;
     function expectEmit(address emitter) external;
     function snapshotGasLastCall(string calldata group, string calldata name) external returns (uint256);
+    function trim(string calldata text) external pure returns (string memory);
+    function parseBytes(string calldata text) external pure returns (bytes memory);
     function readFile(string calldata path) external view returns (string memory);
     function keyExistsJson(string calldata json, string calldata key) external view returns (bool);
     function parseJsonUint(string calldata json, string calldata key) external pure returns (uint256);
+    function parseJsonBool(string calldata json, string calldata key) external pure returns (bool);
     function parseJsonString(string calldata json, string calldata key) external pure returns (string memory);
     function parseJsonAddress(string calldata json, string calldata key) external pure returns (address);
     function parseJsonAddressArray(string calldata json, string calldata key)

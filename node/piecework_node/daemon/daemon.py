@@ -12,17 +12,24 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import Awaitable, Callable
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
-from piecework.base.connections import Refused
+from piecework.base.clock import Clock
+from piecework.base.connections import ConnectionLimits, Refused, parse_networks
 from piecework.base.errors import PieceworkError
 from piecework.base.files import write_private
 from piecework.base.http import HttpReader
+from piecework.base.listener import CannotListen, bind, connections_that_fit
 from piecework_node import config
+from piecework_node.config import WorkerConfig
 from piecework_node.daemon.admin import ADDRESS_FILE, AdminServer, admin_token
 from piecework_node.daemon.assembly import Components, build
+from piecework_node.daemon.front import DESCRIPTORS_EACH, Front, FrontLimits
+from piecework_node.daemon.peers import FrontEntrance, PeerLimits, Peers
 from piecework_node.daemon.server import GrpcServer, WorkerServicer
 from piecework_node.daemon.status import exposure_bound, status_of
 from piecework_node.daemon.surroundings import IndexWatch
@@ -33,6 +40,7 @@ from piecework_node.engine.supervisor import EngineCommandLine
 from piecework_node.errors import ConfigError, JournalError
 from piecework_node.home import Home
 from piecework_node.jobs.offers import PUBLISH_LIMITS, Dates, OfferAddress, publish
+from piecework_node.metrics import Metrics
 from piecework_node.times import now
 from piecework_protocol.types import address_hex
 
@@ -54,27 +62,81 @@ FINAL_SETTLE_S: Final = 60.0
 """For the last settlement to be mined. If the chain is slower, the next start takes it up."""
 
 
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """The sockets that the daemon listens on, bound before anything that takes long."""
+
+    jobs: Sequence[socket.socket]
+    admin: Sequence[socket.socket]
+
+    @classmethod
+    def bind(cls, config: WorkerConfig) -> Self:
+        """Bind both ports.
+
+        Raises:
+            ConfigError: a port is taken, or its address is not ours. The text is one line.
+        """
+        jobs: Sequence[socket.socket] = ()
+        try:
+            jobs = bind(*split_endpoint(config.bind))
+            return cls(jobs, bind(config.admin_host, config.admin_port))
+        except CannotListen as error:
+            for sock in jobs:
+                sock.close()
+            raise ConfigError(f"{error}. Is another worker running?") from None
+
+    def close(self) -> None:
+        """Let go of both ports. It may be called after servers have closed them."""
+        for sock in (*self.jobs, *self.admin):
+            sock.close()
+
+
+def front_of(config: WorkerConfig, peers: Peers, metrics: Metrics, clock: Clock) -> Front:
+    """Return the front of the job port, with bounds that leave descriptors for everything else."""
+    fitting = connections_that_fit(config.max_connections, DESCRIPTORS_EACH)
+    limits = ConnectionLimits(
+        fitting,
+        min(config.connections_per_address, max(1, fitting // 2)),
+        trusted=parse_networks(config.trusted_proxies),
+    )
+    return Front(
+        FrontLimits(limits),
+        has_paid=peers.has_paid,
+        on_refused=lambda why: metrics.connection_refused("jobs", why),
+        clock=clock,
+    )
+
+
 class Daemon:
     """One life of the worker. Implements `admin.Operations`."""
 
-    def __init__(self, components: Components) -> None:
-        self._p, self._base = components, components.base
+    def __init__(self, components: Components, ports: Ports) -> None:
+        self._p, self._base, self._ports = components, components.base, ports
         self._draining = asyncio.Event()
         self._started = False
         self._grpc_port = 0
         self._published_at = 0.0
         self._indexes = IndexWatch(components.channels.faults, components.base.metrics)
         base, config = components.base, components.base.config
+        peers = Peers(
+            PeerLimits(
+                config.max_streams,
+                config.streams_per_address,
+                config.requests_per_minute,
+                config.paid_requests_per_minute,
+            )
+        )
+        self._front = front_of(config, peers, base.metrics, base.clock)
         servicer = WorkerServicer(
             components.worker,
             components.settler.close_channel,
             components.board,
-            requests_per_minute=config.requests_per_minute,
+            entrance=FrontEntrance(self._front, peers, base.clock),
             clock=base.clock,
             metrics=base.metrics,
             log=base.log,
         )
-        self._grpc = GrpcServer(servicer, base.tls, max_streams=config.max_streams)
+        self._grpc = GrpcServer(servicer, base.tls, self._front)
         self._admin = AdminServer(self, admin_token(base.home.root), config.admin_host)
 
     # --- Operations
@@ -145,19 +207,14 @@ class Daemon:
         for signed in await base.journal.offers_since(now(base.clock)):
             p.worker.remember_offer(signed)
         await p.worker.recover()
+        # While the engine loads, clients are told so and monitoring sees a worker that starts.
+        admin_port = await self._admin.start_on(self._ports.admin)
+        self._grpc_port = await self._grpc.start(self._ports.jobs)
         events = aiter(base.engine.events())
         first = await self._first_ready(events)
         if first is None:
             return
         await p.settler.check()
-        host, port = split_endpoint(base.config.bind)
-        try:
-            admin_port = await self._admin.start(base.config.admin_host, base.config.admin_port)
-            self._grpc_port = await self._grpc.start(host, port)
-        except OSError as error:
-            raise ConfigError(
-                f"{error}. Is another worker running, or is the port taken?"
-            ) from None
         loops: dict[str, Loop] = {
             "engine events": lambda: self._pump(events),
             "settlement": p.settler.run,
@@ -169,7 +226,7 @@ class Daemon:
         shown = asyncio.Event()
         tasks.append(group.create_task(self._kept(lambda: self._offers(shown)), name="offers"))
         self._started = True
-        await self._grpc.serving(self.ready)
+        self._grpc.serving(self.ready)
         with contextlib.suppress(TimeoutError):  # a silent index must not stop the worker
             await asyncio.wait_for(shown.wait(), FIRST_PUBLISH_S)
         self._announce(admin_port)
@@ -248,7 +305,7 @@ class Daemon:
             await asyncio.sleep(TICK_S)
             await self._p.worker.tick()
             await self._p.keyring.rotate_if_due(self._base.config.sealing_key_rotation_s)
-            await self._grpc.serving(self.ready)
+            self._grpc.serving(self.ready)
 
     # --- offers
 
@@ -340,7 +397,7 @@ class Daemon:
         p, base = self._p, self._base
         p.worker.draining = True
         base.log.info("draining", active=p.worker.active)
-        await self._grpc.serving(False)
+        self._grpc.serving(False)
         await self._withdraw_offer()
         deadline = base.clock.monotonic() + base.config.drain_grace_s
         await self._until(lambda: not p.worker.streams or base.clock.monotonic() >= deadline)
@@ -372,6 +429,7 @@ class Daemon:
         p, metrics = self._p, self._base.metrics
         p.channels.faults.show()
         metrics.slots.set(self._base.config.slots)
+        metrics.connections.set(len(self._front.table))
         metrics.active.set(p.worker.active)
         metrics.streams.set(p.worker.streams)
         metrics.exposure.set(p.channels.exposure)
@@ -383,11 +441,16 @@ async def serve(
     home: Path, flags: dict[str, Any], password: str, *, engine: EngineCommandLine | None = None
 ) -> None:
     """Run `piecework worker start`, from the settings to the last line of the log."""
-    components = await build(Home(home), config.load(home, flags), password, engine=engine)
+    settings = config.load(home, flags)
+    ports = Ports.bind(settings)
     try:
-        daemon = Daemon(components)
-    except PieceworkError:
-        components.base.engine_life.cancel()
-        await components.base.close()
-        raise
-    await daemon.run()
+        components = await build(Home(home), settings, password, engine=engine)
+        try:
+            daemon = Daemon(components, ports)
+        except PieceworkError:
+            components.base.engine_life.cancel()
+            await components.base.close()
+            raise
+        await daemon.run()
+    finally:
+        ports.close()

@@ -68,14 +68,22 @@ class Reports:
 
 
 def read_commands(
-    pipe: BinaryIO, loaded: LoadedModel, commands: queue.Queue[Command | None], reports: Reports
+    pipe: BinaryIO,
+    loaded: LoadedModel,
+    commands: queue.Queue[Command | None],
+    reports: Reports,
+    *,
+    max_context: int,
 ) -> None:
-    """Read commands until the parent is gone. Runs in its own thread."""
+    """Read commands until the parent is gone. Runs in its own thread.
+
+    max_context: tokens. A prompt is not encoded further than that.
+    """
     try:
         while line := pipe.readline(MAX_LINE_BYTES):
             command = decode_command(line)
             if isinstance(command, Encode):
-                reports.send(encode(loaded, command))
+                reports.send(encode(loaded, command, max_context))
             else:
                 commands.put(command)
     except MalformedInput as error:
@@ -85,14 +93,17 @@ def read_commands(
         commands.put(END)
 
 
-def encode(loaded: LoadedModel, command: Encode) -> Encoded:
-    """Tokenize through the chat template. A rejected prompt is an answer, not an error."""
+def encode(loaded: LoadedModel, command: Encode, most: int) -> Encoded:
+    """Tokenize through the chat template, up to one id more than `most`.
+
+    A rejected prompt is an answer, not an error.
+    """
     from piecework_model.errors import PromptError
     from piecework_model.text.chat import ChatMessage, encode_prompt
 
     messages = [ChatMessage(m.role, m.content) for m in command.messages]  # type: ignore[arg-type]
     try:
-        return Encoded(command.number, encode_prompt(loaded, messages))
+        return Encoded(command.number, encode_prompt(loaded, messages, most=most))
     except PromptError as error:
         return Encoded(command.number, (), str(error))
 
@@ -216,7 +227,10 @@ def main(arguments: list[str]) -> int:
         executor=executor,
     )
     reader = threading.Thread(
-        target=read_commands, args=(sys.stdin.buffer, loaded, commands, reports), daemon=True
+        target=read_commands,
+        args=(sys.stdin.buffer, loaded, commands, reports),
+        kwargs={"max_context": facts.max_context},
+        daemon=True,
     )
     reader.start()
     reports.send(Ready(facts))

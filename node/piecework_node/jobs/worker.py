@@ -28,9 +28,10 @@ from piecework_node.errors import (
     PromptRejected,
     SaltUsed,
 )
-from piecework_node.jobs import admission
+from piecework_node.jobs import admission, prompts
 from piecework_node.jobs.admission import AdmissionView, ChannelView
 from piecework_node.jobs.engine_events import EngineEventHandler
+from piecework_node.jobs.prompts import PromptQueue
 from piecework_node.jobs.terms import OperatorTerms
 from piecework_node.journal.records import (
     ChannelSeen,
@@ -88,6 +89,7 @@ class Worker:
         self.terms, self._patience, self._log = terms, patience, log
         self.draining = False
         self._admitting: set[JobId] = set()
+        self._prompts = PromptQueue(terms.jobs_per_channel)
         self._offers: dict[Digest, Offer] = {}
 
     # --- what others look at
@@ -110,6 +112,17 @@ class Worker:
         oldest = now(self._runtime.clock) - KEPT_OFFER_S
         kept = {d: offer for d, offer in self._offers.items() if offer.expires_at > oldest}
         self._offers = {**kept, Digest(self._runtime.domain.digest(signed.offer)): signed.offer}
+
+    def has_paid(self, submission: SubmitJob) -> bool:
+        """Whether a submission is of a channel that has paid here, and is signed by it."""
+        channel = self._channels.get(submission.job.channel)
+        if channel is None or channel.ledger.cumulative <= 0:
+            return False
+        try:
+            admission.check_identity(submission, self._view(submission))
+        except Refusal:
+            return False
+        return True
 
     # --- start
 
@@ -250,7 +263,8 @@ class Worker:
         admission.check_channel(
             submission, self._own_view(submission), self._channel_view(channel, submission)
         )
-        prompt_ids = await self._open_prompt(submission, job_id)
+        async with self._prompts.turn(job.channel):
+            prompt_ids = await self._open_prompt(submission, job_id)
         return await self._runtime.shielded(
             self._admit_locked(channel, submission, prompt_ids, sink)
         )
@@ -328,7 +342,8 @@ class Worker:
         if not job.ended:
             running = int(job.sequence is not None)
             admission.check_return(submission, _with_fewer(self._own_view(submission), running))
-            prompt_ids = await self._open_prompt(submission, job.id)
+            async with self._prompts.turn(job.channel.id):
+                prompt_ids = await self._open_prompt(submission, job.id)
             if len(prompt_ids) != job.session.accepted.prompt_tokens:
                 raise Refusal(Reason.PROMPT_MISMATCH, "the prompt has another length than before")
         async with job.channel.lock:
@@ -424,6 +439,9 @@ class Worker:
 
     async def _open_prompt(self, submission: SubmitJob, job_id: JobId) -> tuple[int, ...]:
         job, domain = submission.job, self._runtime.domain
+        facts = self._runtime.engine.facts
+        if facts is not None:
+            prompts.check_sealed_length(len(submission.sealed_content), facts.max_context)
         try:
             prompt = self._keyring.open(submission.sealed_content, content_context(domain, job_id))
         except MalformedInput as error:
@@ -434,6 +452,8 @@ class Worker:
             )
         try:
             messages = decode_prompt(prompt)
+            if facts is not None:
+                prompts.check_text_length(messages, facts.max_context)
             seal(b"", job.reply_key, canvas_context(domain, job_id, 0))
             return await self._runtime.engine.encode_prompt(messages)
         except PromptRejected as error:

@@ -152,7 +152,8 @@ class VllmLink:
         if not self._up or running is None:
             raise EngineUnavailable("no vLLM endpoint is healthy")
         async with self._encoders:
-            return await asyncio.to_thread(_encode, running.checkpoint, messages)
+            most = running.facts.max_context
+            return await asyncio.to_thread(_encode, running.checkpoint, messages, most)
 
     def start(self, request: GenerationRequest) -> None:
         running = self._running
@@ -397,11 +398,13 @@ async def survey(settings: VllmSettings, clock: Clock, log: Any) -> str:
     return f"{len(served)} well, {shortest} tokens of context, their tokenizer is the checkpoint's"
 
 
-def _encode(checkpoint: ServedCheckpoint, messages: tuple[Message, ...]) -> tuple[int, ...]:
+def _encode(
+    checkpoint: ServedCheckpoint, messages: tuple[Message, ...], most: int
+) -> tuple[int, ...]:
     from piecework_model.text import chat
 
     turns = [chat.ChatMessage(m.role, m.content) for m in messages]  # type: ignore[arg-type]
     try:
-        return chat.encode_prompt(checkpoint.codec, turns)
+        return chat.encode_prompt(checkpoint.codec, turns, most=most)
     except PromptError as error:
         raise PromptRejected(str(error)) from None

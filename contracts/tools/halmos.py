@@ -1,0 +1,65 @@
+#!/usr/bin/env python3
+"""Prove symbolic/: every `check_` must hold, and for every `fails_` halmos must find a
+counterexample.
+
+Needs halmos beside this Python (`make halmos` makes that environment) and the node_modules of
+tools/check.sh. Takes some minutes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+HALMOS = Path(sys.executable).parent / "halmos"
+# A query takes seconds. The limit is for a machine that others use.
+QUERY_LIMIT_MS = 900_000
+PASSED, COUNTEREXAMPLE = 0, 1
+
+
+def outcomes(prefix: str) -> dict[str, int]:
+    """halmos' exit code of each function that starts with `prefix`."""
+    environment = {
+        **os.environ,
+        "FOUNDRY_PROFILE": "halmos",
+        "PATH": f"{ROOT / 'node_modules' / '.bin'}:{os.environ['PATH']}",
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.json"
+        command = [str(HALMOS), "--root", str(ROOT), "--forge-build-out", "out-halmos"]
+        command += ["--contract", "EscrowSymbolic", "--function", prefix]
+        command += ["--solver-timeout-assertion", str(QUERY_LIMIT_MS)]
+        command += ["--json-output", str(report)]
+        subprocess.run(command, env=environment, check=False)
+        if not report.is_file():
+            raise SystemExit("halmos wrote no report")
+        results = json.loads(report.read_text())["test_results"]
+    return {test["name"]: test["exitcode"] for tests in results.values() for test in tests}
+
+
+def main() -> int:
+    """1 when a proof fails, or when a negated one holds."""
+    proofs, twins = outcomes("check_"), outcomes("fails_")
+    wrong = [f"{name} does not hold" for name, code in proofs.items() if code != PASSED]
+    wrong += [
+        f"{name} has no counterexample: the proof beside it is empty"
+        for name, code in twins.items()
+        if code != COUNTEREXAMPLE
+    ]
+    if {name.removeprefix("check_") for name in proofs} != {
+        name.removeprefix("fails_") for name in twins
+    }:
+        wrong.append("proofs and negated twins are not the same functions")
+    for problem in wrong:
+        print(problem, file=sys.stderr)
+    print(f"halmos: {len(proofs)} proofs, {len(twins)} negated twins")
+    return 1 if wrong or not proofs else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
