@@ -51,7 +51,7 @@ from piecework_protocol.content import content_digest, decode_prompt
 from piecework_protocol.errors import MalformedInput, ProtocolViolation, Reason, Refusal
 from piecework_protocol.frames import CancelJob, ClientFrame, PayVoucher, SubmitJob
 from piecework_protocol.objects import Offer
-from piecework_protocol.sealing import canvas_context, content_context, resume_context, seal
+from piecework_protocol.sealing import check_key, content_context, resume_context
 from piecework_protocol.states import ENDED_STATES, JobState
 from piecework_protocol.types import Digest, JobId
 from piecework_protocol.wire import SignedOffer
@@ -454,7 +454,7 @@ class Worker:
             messages = decode_prompt(prompt)
             if facts is not None:
                 prompts.check_text_length(messages, facts.max_context)
-            seal(b"", job.reply_key, canvas_context(domain, job_id, 0))
+            check_key(job.reply_key)
             return await self._runtime.engine.encode_prompt(messages)
         except PromptRejected as error:
             raise Refusal(Reason.PROMPT_REFUSED, str(error)) from None
