@@ -61,7 +61,7 @@ from piecework_protocol.frames import (
 )
 from piecework_protocol.limits import RESUME_S
 from piecework_protocol.objects import Offer
-from piecework_protocol.sealing import canvas_context, content_context, resume_context, seal
+from piecework_protocol.sealing import check_key, content_context, resume_context
 from piecework_protocol.states import ENDED_STATES, JobState
 from piecework_protocol.types import Address, Digest, JobId
 from piecework_protocol.wire import SignedOffer
@@ -531,7 +531,7 @@ class Worker:
             messages = decode_prompt(prompt)
             if facts is not None:
                 prompts.check_text_length(messages, facts.max_context)
-            seal(b"", job.reply_key, canvas_context(domain, job_id, 0))
+            check_key(job.reply_key)
             return await self._runtime.engine.encode_prompt(messages)
         except PromptRejected as error:
             raise Refusal(Reason.PROMPT_REFUSED, str(error)) from None
