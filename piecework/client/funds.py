@@ -25,6 +25,7 @@ from piecework.chain.reader import ChainReader
 from piecework.chain.transactions import Mined, TransactionSender
 from piecework.client.errors import (
     ClientError,
+    FeeOverLimit,
     InsufficientFunds,
     JobFollowed,
     WorkerUnreachable,
@@ -145,6 +146,7 @@ class Funds:
         self._deployment = reader.deployment
         self._money = reader.deployment.payment_token
         self._payer = context.wallet.payer.address
+        self._max_fee = context.config.amounts(self._money).max_fee
         self._sleep = sleep
         self._sender = TransactionSender.of(reader, context.wallet.payer)
         self._history = History(context.store.logs, reader, self._payer)
@@ -211,6 +213,23 @@ class Funds:
         """
         call = calls.deposit_with_authorization(self._deployment, signed)
         return await self._sender.execute(call)
+
+    async def fund(self, channel: ChannelId, total: Amount) -> ChannelRow:
+        """Open or top up a channel out of the pooled balance, by a transaction of the payer.
+
+        Workers do this for a fee. Some leave it to the payer.
+
+        Args:
+            channel: The channel's id.
+            total: Base units that were ever put into it, after this.
+
+        Raises:
+            StoreError: The journal does not know the channel.
+            ChainError: The transaction was not mined, or there is no gas for it.
+        """
+        row = await asyncio.to_thread(self._context.store.channel, channel)
+        await self._sender.execute(calls.fund(self._deployment, row.channel, total))
+        return await self._context.channels.refresh(channel)
 
     # --- out
 
@@ -334,7 +353,12 @@ class Funds:
         price = await self._sender.gas_price()
         if await self._sender.balance() >= call.gas_hint * price.wei_per_gas:
             return closing_of(voucher)
-        return closing_of(voucher, min(offer.close_fee, max(0, row.funded - voucher.cumulative)))
+        rest = row.funded - row.withdrawn - voucher.cumulative
+        fee, limit = Amount(min(offer.close_fee, max(0, rest))), self._max_fee
+        if fee > limit:
+            also = f", and {to_hex(self._payer)} has no gas for it"
+            raise FeeOverLimit(self._money.amount(fee), self._money.amount(limit), also)
+        return closing_of(voucher, fee)
 
     async def _is_closed_soon(self, channel: ChannelId) -> bool:
         """Whether the worker's own transaction closes the channel within a minute."""

@@ -27,7 +27,7 @@ def quote_view(quote: Quote) -> dict[str, Any]:
     """A quote, and who was left out why."""
     choice = quote.choice
     return {
-        **members(choice, "expected", "ceiling"),
+        **members(choice, "expected", "ceiling", "fee"),
         **members(quote, "why", "unfit"),
         "worker": to_hex(choice.operator),
         "model": choice.model.name,

@@ -217,6 +217,10 @@ class FakeWorker:
         self.closed: list[Channel] = []
         self.slots_free, self.min_deposit, self.sequence = 2, 0, 1
         self.endpoint = ""
+        self.seen_deposit = Amount(0)
+        """What the chain shows of a channel that this worker did not open."""
+        self.terms: dict[str, Any] = {}
+        """Members that every offer has instead of the usual ones."""
         self.token = TOKEN
         self._certificate, self._key = _certificate()
 
@@ -269,7 +273,7 @@ class FakeWorker:
             min_withdrawal_delay=Seconds(3600),
             min_deposit=Amount(self.min_deposit),
             details="{}",
-        ).replace(**changes)
+        ).replace(**{**self.terms, **changes})
         return SignedOffer(offer, sign(self.domain, offer, self.operator))
 
     def paid(self) -> int:
@@ -340,7 +344,7 @@ class FakeWorker:
             )
             if self.mines:
                 self.chain.fund(key, self.deposits[key], channel.payer)
-        if self.deposits.get(key, 0) < signed.max_amount:
+        if self.deposits.setdefault(key, self.seen_deposit) < signed.max_amount:
             raise Refusal(Reason.UNDERFUNDED, "deposit too small")
         book = self.books.setdefault(key, WorkerLedger(key))
         owing = {

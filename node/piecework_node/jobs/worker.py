@@ -63,7 +63,7 @@ from piecework_protocol.limits import RESUME_S
 from piecework_protocol.objects import Offer
 from piecework_protocol.sealing import check_key, content_context, resume_context
 from piecework_protocol.states import ENDED_STATES, JobState
-from piecework_protocol.types import Address, Digest, JobId
+from piecework_protocol.types import Address, Amount, Digest, JobId
 from piecework_protocol.wire import SignedOffer
 from piecework_protocol.worker_session import AcceptedJob, StateRecord, WorkerSession
 
@@ -575,9 +575,9 @@ class Worker:
         funding = better_funding(known, offered)
         return ChannelView(
             ledger=stored.ledger,
-            state=stored.state,
-            deposit=channel.capacity,
-            withdrawn=stored.withdrawn,
+            state=channel.state_for_jobs,
+            deposit=channel.available,
+            withdrawn=Amount(stored.deposit - channel.available),
             account_signed=funding is not None and funding == channel.account_signed,
             fresh=self._channels.is_reliable(channel, funding),
             funding=funding,

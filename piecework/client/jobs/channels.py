@@ -15,7 +15,7 @@ from piecework.base.errors import PieceworkError
 from piecework.chain.errors import RpcRefused, RpcUnavailable
 from piecework.chain.records import ChannelOnChain
 from piecework.client.config import ClientConfig
-from piecework.client.errors import InsufficientFunds
+from piecework.client.errors import FeeOverLimit, InsufficientFunds
 from piecework.client.journal.records import (
     ChannelRow,
     ChannelStatus,
@@ -62,7 +62,8 @@ class ChannelManager:
         self._store, self._chain, self._wallet = store, chain, wallet
         self._money, self._token = token, Address(token.address or b"")
         self._config, self._clock, self._entropy = config, clock, entropy
-        self._step = config.amounts(token).deposit
+        amounts = config.amounts(token)
+        self._step, self._max_fee = amounts.deposit, amounts.max_fee
 
     async def for_offer(self, offer: Offer) -> ChannelRow:
         """Return the open channel with this worker, or record one that is not funded yet."""
@@ -131,9 +132,15 @@ class ChannelManager:
         return await asyncio.to_thread(self._store.reservations, self._token, now) if found else ()
 
     def funding(self, row: ChannelRow) -> FundingAuthorization | None:
-        """Return the payer's authorization, until the chain shows the whole deposit."""
+        """Return the payer's authorization, until the chain shows the whole deposit.
+
+        Raises:
+            FeeOverLimit: its fee is more than the settings allow now.
+        """
         if row.authorized <= row.funded:
             return None
+        if row.fee > self._max_fee:
+            raise FeeOverLimit(self._money.amount(row.fee), self._money.amount(self._max_fee))
         authorization = FundChannel(row.channel, row.authorized, row.fee, row.funding_deadline)
         signature = sign(self._chain.domain, authorization, self._wallet.payer)
         return FundingAuthorization(authorization, PayerSignature(signature))

@@ -222,8 +222,9 @@ class PaidTariff:
 @dataclass(frozen=True, slots=True)
 class Memories:
     """Everything that the client remembers of workers: by operator, by operator and model digest,
-    by model digest."""
+    by model digest. `opened`: operators of open channels that hold money."""
 
     experience: Mapping[Address, Experience] = field(default_factory=dict)
     measured: Mapping[tuple[Address, Digest], Measured] = field(default_factory=dict)
     tariffs: Mapping[Digest, PaidTariff] = field(default_factory=dict)
+    opened: frozenset[Address] = frozenset()

@@ -10,7 +10,9 @@ from piecework.chain.reader import ChannelOnChain
 from piecework_node.runtime.channels import ChannelDepth
 from piecework_protocol.eip712 import TypedData
 from piecework_protocol.states import ChannelState
-from piecework_protocol.types import Address, Amount, ChannelId
+from piecework_protocol.types import Address, Amount, ChannelId, Timestamp
+
+NEVER = Timestamp(0)
 
 
 @dataclass(slots=True)
@@ -21,6 +23,8 @@ class FakeChannel:
     deposit: Amount = Amount(0)
     settled: Amount = Amount(0)
     withdrawn: Amount = Amount(0)
+    requested: Amount = Amount(0)
+    requested_at: Timestamp = NEVER
 
 
 class FakeEscrow:
@@ -39,7 +43,8 @@ class FakeEscrow:
     async def channel(self, channel_id: ChannelId) -> ChannelOnChain:
         self._answer()
         known = self.channels.get(channel_id, FakeChannel())
-        return ChannelOnChain(known.state, known.deposit, known.settled, known.withdrawn)
+        request = (known.requested, known.requested_at)
+        return ChannelOnChain(known.state, known.deposit, known.settled, known.withdrawn, *request)
 
     async def depth(self, channel_id: ChannelId) -> ChannelDepth:
         self._answer()

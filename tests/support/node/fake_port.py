@@ -35,6 +35,7 @@ from piecework.chain.transactions import (
 )
 from piecework_node.journal.records import Worth
 from piecework_protocol.frames import FundingAuthorization
+from piecework_protocol.objects import EVERYTHING
 from piecework_protocol.states import ChannelState
 from piecework_protocol.types import Amount, Bytes32, ChannelId, Timestamp
 from tests.support.node.fake_escrow import FakeEscrow
@@ -253,11 +254,20 @@ class FakePort(FakeEscrow):
         """The node forgets what it had not mined."""
         self.pool.clear()
 
-    def withdraw(self, channel: ChannelId) -> None:
-        """The payer asks for its money back."""
+    def withdraw(self, channel: ChannelId, at: float, amount: int = EVERYTHING) -> None:
+        """The payer asks for its money back, or for a part of it, at a time."""
         self.height += 1
-        self.channels[channel].state = ChannelState.WITHDRAWING
+        known = self.channels[channel]
+        known.state = ChannelState.WITHDRAWING
+        known.requested, known.requested_at = Amount(amount), Timestamp(int(at))
         self.requests.append((self.height, channel))
+
+    def call_off(self, channel: ChannelId) -> None:
+        """The payer calls its request off."""
+        self.height += 1
+        known = self.channels[channel]
+        known.state = ChannelState.OPEN
+        known.requested, known.requested_at = Amount(0), Timestamp(0)
 
     def _answer(self) -> None:
         super()._answer()
