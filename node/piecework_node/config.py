@@ -16,6 +16,7 @@ from pydantic import Field, field_validator, model_validator
 
 from piecework.base import settings
 from piecework.base.amounts import Token
+from piecework.base.connections import parse_networks
 from piecework.base.hosts import LOOPBACK, is_unspecified
 from piecework.base.settings import Settings, Variables
 from piecework_node.endpoints import split_endpoint
@@ -46,9 +47,11 @@ MONEY: Final = (
     "price_per_million_output_tokens",
     "price_per_thousand_steps",
     "min_deposit",
+    "credit_first",
+    "min_top_up",
     "native_coin_price",
 )
-"""Settings in base units of the payment token."""
+"""Settings in base units of the payment token that have a default."""
 
 Units = Annotated[int, Field(ge=0, le=MAX_CHANNEL_AMOUNT)]
 
@@ -69,6 +72,22 @@ class WorkerConfig(Settings):
         description="token addresses. Empty: the token of the deployment",
     )
     min_deposit: Units = 100_000
+    credit_first: Units = Field(
+        2_000,
+        description="what a new client may owe before its channel's opening is mined",
+    )
+    open_fee: Units | None = Field(
+        None,
+        description="for opening a client's channel, at least credit_first. Not set: follows the "
+        "gas price",
+    )
+    top_up_fee: Units | None = Field(
+        None, description="for topping a client's channel up. Not set: follows the gas price"
+    )
+    close_fee: Units | None = Field(
+        None, description="for closing a client's channel. Not set: follows the gas price"
+    )
+    min_top_up: Units = Field(100_000, description="smallest raise of a channel that is sent")
     min_withdrawal_delay_s: int = Field(900, ge=60, le=30 * 24 * 3600)
 
     # capacity
@@ -90,8 +109,32 @@ class WorkerConfig(Settings):
     indexes: tuple[str, ...] = Field((), max_length=MAX_INDEXES)
     offer_lifetime_s: int = Field(300, ge=30, le=MAX_OFFER_LIFETIME_S)
     sealing_key_rotation_s: int = Field(24 * 3600, ge=600, le=30 * 24 * 3600)
-    requests_per_minute: int = Field(600, ge=1, le=1_000_000, description="per peer address")
-    max_streams: int = Field(256, ge=1, le=100_000)
+    requests_per_minute: int = Field(
+        600,
+        ge=1,
+        le=1_000_000,
+        description="per peer address. Ten times as many close the connection",
+    )
+    paid_requests_per_minute: int = Field(
+        6000, ge=1, le=1_000_000, description="per channel that has paid"
+    )
+    max_streams: int = Field(
+        256,
+        ge=2,
+        le=100_000,
+        description="at once. Addresses that have never paid get half of them",
+    )
+    streams_per_address: int = Field(
+        32, ge=1, le=100_000, description="of an address, apart from admitted jobs"
+    )
+    max_connections: int = Field(1024, ge=8, le=100_000)
+    connections_per_address: int = Field(64, ge=1, le=100_000)
+    trusted_proxies: tuple[str, ...] = Field(
+        (),
+        max_length=64,
+        description="addresses or networks of relays that speak for many clients. The bounds of "
+        "one address do not apply to them",
+    )
     admin_host: str = "127.0.0.1"
     admin_port: int = Field(0, ge=0, le=65535)
     admin_public: bool = Field(
@@ -202,6 +245,12 @@ class WorkerConfig(Settings):
             split_endpoint(value)
         return value
 
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _proxies_are_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        parse_networks(value)
+        return value
+
     @field_validator("indexes", "rpc_urls")
     @classmethod
     def _addresses_are_http(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -243,6 +292,11 @@ class WorkerConfig(Settings):
             )
         if self.chain_outage_s >= self.min_withdrawal_delay_s:
             raise ValueError("chain_outage_s must be shorter than min_withdrawal_delay_s")
+        if self.open_fee is not None and self.open_fee < self.credit_first:
+            raise ValueError(
+                f"open_fee is less than credit_first ({self.credit_first}): an opening that never "
+                "comes would cost more than it brings"
+            )
         self._check_backend()
         return self
 

@@ -68,15 +68,16 @@ class Metrics:
         self._publish_errors = self._counter(
             "piecework_publish_errors", "Offers that an index did not take"
         )
-        self._connections_refused = Counter(
-            "piecework_connections_refused",
-            "Connections closed as soon as they came, by port and reason",
-            ["port", "reason"],
-            registry=self.registry,
-        )
+        self._count_connections()
+        self._gauges()
+        self._surroundings()
+        self.refusals: dict[str, int] = {}
+        self.errors: deque[ErrorNote] = deque(maxlen=MAX_KEPT_ERRORS)
+
+    def _gauges(self) -> None:
+        """Gauges of what the worker does, and the time of its commits."""
         self.slots = self._gauge("piecework_slots", "Jobs that may run at once")
         self.active = self._gauge("piecework_jobs_active", "Jobs that run or wait for a slot")
-        self.streams = self._gauge("piecework_streams", "Open job streams")
         self.exposure = self._gauge("piecework_exposure_base_units", "Delivered and not paid for")
         self.unsettled = self._gauge(
             "piecework_unsettled_base_units", "Accepted and not settled on chain"
@@ -88,9 +89,6 @@ class Metrics:
             buckets=_COMMIT_BUCKETS_S,
             registry=self.registry,
         )
-        self._surroundings()
-        self.refusals: dict[str, int] = {}
-        self.errors: deque[ErrorNote] = deque(maxlen=MAX_KEPT_ERRORS)
 
     def _surroundings(self) -> None:
         """Gauges of what the worker stands on: node, clock and gas tank."""
@@ -109,6 +107,19 @@ class Metrics:
             "This clock less the indexes'. Above 0 it is ahead",
         )
 
+    def _count_connections(self) -> None:
+        self._connections_refused = Counter(
+            "piecework_connections_refused",
+            "Connections closed as soon as they came, by port and reason",
+            ["port", "reason"],
+            registry=self.registry,
+        )
+        self._cut_off = self._counter(
+            "piecework_connections_cut_off", "Connections that broke a bound and were closed"
+        )
+        self.connections = self._gauge("piecework_connections", "Open connections to the job port")
+        self.streams = self._gauge("piecework_streams", "Open job streams")
+
     def refused(self, reason: Reason) -> None:
         """A job was declined."""
         self._refusals.labels(reason.name).inc()
@@ -117,6 +128,10 @@ class Metrics:
     def connection_refused(self, port: str, why: Refused) -> None:
         """A connection to a port ("jobs" or "admin") was closed as soon as it came."""
         self._connections_refused.labels(port, why).inc()
+
+    def cut_off(self) -> None:
+        """A connection broke a bound and was closed."""
+        self._cut_off.inc()
 
     def moved(self, state: JobState) -> None:
         """A job reached a state."""

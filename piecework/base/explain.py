@@ -33,7 +33,6 @@ EXTRAS: Final[Mapping[str, frozenset[str]]] = {
     "vllm": frozenset(
         {
             "grpc_health",
-            "grpc_reflection",
             "grpc_status",
             "huggingface_hub",
             "jinja2",

@@ -8,8 +8,9 @@ bodies at a least rate and within a number of bytes over all connections.
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Final, cast
@@ -18,8 +19,9 @@ from aiohttp import web
 
 from piecework.base.clock import Clock, SystemClock
 from piecework.base.connections import ConnectionLimits, ConnectionTable, Networks
+from piecework.base.errors import PieceworkError
 from piecework.base.listener import (
-    Accepted,
+    AcceptedConnection,
     Listener,
     OnRefused,
     bind,
@@ -64,7 +66,7 @@ class BoundServer:
     port: int
 
 
-class BodyRefused(Exception):
+class BodyRefused(PieceworkError):
     """A body that is not read to its end. `status` is the HTTP status to answer with."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
@@ -149,13 +151,13 @@ def client_address(request: web.Request, trusted: Networks) -> str:
     return client_behind(request.remote or "", forwarded, trusted)
 
 
-class _Guarded(Accepted):
+class _Guarded(AcceptedConnection):
     """Stands between a transport and aiohttp's protocol, and holds the deadlines."""
 
     def __init__(
-        self, address: str, inner: asyncio.Protocol, table: ConnectionTable, times: HttpTimes
+        self, peer: str, inner: asyncio.Protocol, table: ConnectionTable, times: HttpTimes
     ) -> None:
-        super().__init__(address)
+        super().__init__(peer)
         self._inner, self._table, self._times = inner, table, times
         self._transport: asyncio.Transport | None = None
         self._deadline: asyncio.TimerHandle | None = None
@@ -284,21 +286,25 @@ class HttpServer:
         Raises:
             CannotListen: the address is taken, or is not ours.
         """
-        sockets = bind(host, port)
+        bound = await self.start_on(bind(host, port))
+        shown = f"[{host}]" if ":" in host else host
+        return BoundServer(f"http://{shown}:{bound}", bound)
+
+    async def start_on(self, sockets: Sequence[socket.socket]) -> int:
+        """Accept on bound sockets, and return the port."""
         await self._runner.setup()
         make = self._runner.server
         if make is None:
             raise RuntimeError("aiohttp made no server")
 
-        def connect(address: str) -> _Guarded:
-            return _Guarded(address, make(), self.table, self._times)
+        def connect(peer: str) -> _Guarded:
+            return _Guarded(peer, make(), self.table, self._times)
 
         self._listener = Listener(
             sockets, self.table, connect, on_refused=self._on_refused, clock=self._clock
         )
         self._listener.start()
-        shown = f"[{host}]" if ":" in host else host
-        return BoundServer(f"http://{shown}:{self._listener.port}", self._listener.port)
+        return self._listener.port
 
     async def stop(self) -> None:
         """Take no more connections, let requests end within the grace, and close."""

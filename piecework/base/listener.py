@@ -36,14 +36,14 @@ class CannotListen(PieceworkError):
     """The address is taken or not ours."""
 
 
-class Accepted(asyncio.Protocol):
+class AcceptedConnection(asyncio.Protocol):
     """The protocol of an accepted connection. It is a `Connection`.
 
     address: what the connection counts under.
     """
 
-    def __init__(self, address: str) -> None:
-        self.address = address
+    def __init__(self, peer: str) -> None:
+        self.address = peer_key(peer)
 
     @property
     def is_idle(self) -> bool:
@@ -119,7 +119,7 @@ def _why(error: OSError) -> str:
 class Listener:
     """Accepts on bound sockets, within the bounds of a table.
 
-    connect: makes the protocol of one connection of an address.
+    connect: makes the protocol of one connection of a peer.
     on_refused: told of each connection that was closed at once.
     """
 
@@ -127,7 +127,7 @@ class Listener:
         self,
         sockets: Sequence[socket.socket],
         table: ConnectionTable,
-        connect: Callable[[str], Accepted],
+        connect: Callable[[str], AcceptedConnection],
         *,
         on_refused: OnRefused,
         clock: Clock,
@@ -182,12 +182,12 @@ class Listener:
             accepted.close()
             self._on_refused(refused)
             return
-        protocol = self._connect(peer_key(peer))
+        protocol = self._connect(peer)
         self.table.add(protocol)
         loop = asyncio.get_running_loop()
         self._spawn(loop.create_task(self._attach(protocol, accepted), name="connection"))
 
-    async def _attach(self, protocol: Accepted, accepted: socket.socket) -> None:
+    async def _attach(self, protocol: AcceptedConnection, accepted: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         try:
             await loop.connect_accepted_socket(lambda: protocol, accepted)
@@ -197,6 +197,6 @@ class Listener:
             self._drop(protocol, accepted)
             raise
 
-    def _drop(self, protocol: Accepted, accepted: socket.socket) -> None:
+    def _drop(self, protocol: AcceptedConnection, accepted: socket.socket) -> None:
         accepted.close()
         self.table.remove(protocol)

@@ -67,7 +67,7 @@ class InvoiceLine:
 
 
 @dataclass(frozen=True, slots=True)
-class Totals:
+class InvoiceTotals:
     """Sums over the lines of an invoice, in base units."""
 
     deposited: int = 0
@@ -91,7 +91,7 @@ class Invoice:
     lines: tuple[InvoiceLine, ...]
     before: tuple[int, int]
     after: tuple[int, int]
-    totals: Totals
+    totals: InvoiceTotals
     troubles: tuple[str, ...]
 
 
@@ -224,10 +224,12 @@ def make_invoice(
     return Invoice(tuple(lines), before, after, _sum(lines), tuple(troubles)), books
 
 
-def _sum(lines: Iterable[InvoiceLine]) -> Totals:
+def _sum(lines: Iterable[InvoiceLine]) -> InvoiceTotals:
     sums = dict.fromkeys(LineKind, 0)
     fees = 0
     for line in lines:
         sums[line.kind] += line.amount
         fees += line.fee
-    return Totals(sums[LineKind.DEPOSIT], sums[LineKind.WITHDRAWAL], sums[LineKind.PAYMENT], fees)
+    return InvoiceTotals(
+        sums[LineKind.DEPOSIT], sums[LineKind.WITHDRAWAL], sums[LineKind.PAYMENT], fees
+    )

@@ -128,7 +128,7 @@ def offers(
         return
     for row in rows:
         common.say(
-            f"{row['operator']}  {safe(row['endpoint'])}  "
+            f"{row['operator']}  {safe(', '.join(e['address'] for e in row['endpoints']))}  "
             f"{row['slots_free']} of {row['slots']} slots free"
         )
         for model in row["models"]:

@@ -8,17 +8,43 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any, NoReturn
 
 import grpc
 from grpc.aio import Metadata
 
 from piecework_node.daemon.server import WorkerServicer
+from piecework_protocol.types import ChannelId
 
 _EOF = grpc.aio.EOF  # type: ignore[attr-defined]  # missing in the stubs
 _END = object()
 _BROKEN = object()
+
+
+class NoBounds:
+    """An entrance without bounds. Implements `Entrance` and `Visit`."""
+
+    wait_s = 0.0
+
+    @contextlib.contextmanager
+    def visit(self, peer: str) -> Iterator[NoBounds]:
+        yield self
+
+    def channel_wait_s(self, channel: ChannelId) -> float:
+        return 0.0
+
+    def message_taken(self, size: int) -> None:
+        return
+
+    def admit(self) -> None:
+        return
+
+    def paid(self) -> None:
+        return
+
+    def cut_off(self) -> None:
+        return
 
 
 class MemoryCall:

@@ -34,12 +34,11 @@ from piecework_protocol.signing import LocalSigner
 from piecework_protocol.states import ChannelState
 from piecework_protocol.types import Amount, Signature, keccak256
 from tests.support.fake_chain import TOKEN_INFO, FakeChain
-from tests.support.memory_grpc import MemoryCall
+from tests.support.memory_grpc import MemoryCall, NoBounds
 from tests.support.node.faults import Killed, KillSwitch
 from tests.support.node.harness import DOMAIN, OPERATOR, WorkerHarness
 
 DEPOSIT = 1_000_000
-NEVER = 1e9
 """Requests a minute: the simulation tests no rate limit."""
 
 
@@ -140,7 +139,7 @@ class ShippedMarket:
             harness.worker,
             _close_no_channel,
             board,
-            requests_per_minute=NEVER,
+            entrance=NoBounds(),
             clock=harness.clock,
             metrics=harness.metrics,
             log=logs.silent(),

@@ -30,6 +30,11 @@ POLL_S = 0.02
 READY_TIMEOUT_S = 60.0
 
 
+def limited(descriptors: int) -> tuple[str, ...]:
+    """The start of a command line that gives its process a hard limit of open files. 0: none."""
+    return ("sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh") if descriptors else ()
+
+
 @dataclass(slots=True)
 class WorkerProcess:
     """One worker's home; `start` runs the daemon with the stand-in engine."""
@@ -37,6 +42,8 @@ class WorkerProcess:
     home: Home
     endpoint: str
     pace_s: float
+    descriptors: int = 0
+    """The hard limit of open files of the daemon. 0: as here."""
     process: asyncio.subprocess.Process | None = None
 
     @classmethod
@@ -75,6 +82,7 @@ class WorkerProcess:
         """Run the daemon; returns its ready line."""
         with (self.home.root / "daemon.log").open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
+                *limited(self.descriptors),
                 sys.executable,
                 "-m",
                 "tests.support.node.daemon_process",

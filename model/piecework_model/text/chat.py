@@ -35,11 +35,17 @@ class HasTokenizer(Protocol):
 
 
 def encode_prompt(
-    loaded_or_tokenizer: HasTokenizer | TextCodec, messages: Sequence[ChatMessage]
+    loaded_or_tokenizer: HasTokenizer | TextCodec,
+    messages: Sequence[ChatMessage],
+    *,
+    most: int | None = None,
 ) -> tuple[int, ...]:
     """Encode a conversation to prompt ids, ready for the model to answer.
 
     White space around each content is dropped, as the published templates do.
+
+    most: a prompt of more ids is not needed. Encoding stops early then, and the result is `most`
+        + 1 ids that mean nothing but that.
 
     Raises:
         PromptError: There are no messages or too many, a role is unknown, the text is too long or
@@ -63,11 +69,15 @@ def encode_prompt(
                 "the chat template does not show every message exactly once and in order"
             )
         ids += codec.encode_template(before)
-        content = codec.encode_content(message.content.strip())
+        room = None if most is None else most - len(ids)
+        if room is not None and room < 0:
+            break
+        content = codec.encode_content(message.content.strip(), most=room)
         if not codec.control_ids.isdisjoint(content):
             raise PromptError("the text contains a control token that cannot be escaped")
         ids += content
-    return (*ids, *codec.encode_template(rest))
+    ids += codec.encode_template(rest)
+    return tuple(ids if most is None else ids[: most + 1])
 
 
 def _check(messages: Sequence[ChatMessage]) -> None:

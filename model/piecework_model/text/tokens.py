@@ -16,6 +16,8 @@ from tokenizers import Tokenizer
 from piecework_model import files
 from piecework_model.errors import CheckpointError
 
+PROBE_CHARACTERS = 16
+"""For each id that is wanted: text has about four a token."""
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
@@ -48,8 +50,21 @@ class TextCodec:
         """
         return tuple(self._parsing.encode(text, add_special_tokens=False).ids)
 
-    def encode_content(self, text: str) -> tuple[int, ...]:
+    def encode_content(self, text: str, *, most: int | None = None) -> tuple[int, ...]:
         """Encode text that a person typed. It never gives a control id.
+
+        most: more ids are not needed. If the start of a long text gives more than twice as many,
+            the result is `most` + 1 of them. Where a text is cut changes a few ids at the cut only,
+            so a factor of two leaves no doubt.
+        """
+        if most is not None and len(text) > PROBE_CHARACTERS * (most + 1):
+            start = self._encode_literal(text[: PROBE_CHARACTERS * (most + 1)])
+            if len(start) > 2 * (most + 1):
+                return start[: most + 1]
+        return self._encode_literal(text)
+
+    def _encode_literal(self, text: str) -> tuple[int, ...]:
+        """Encode text without control ids.
 
         Every control string is cut behind its first character and the parts are encoded apart. So
         neither the special-token matcher nor the vocabulary can join it again.

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hmac
 import secrets
-from collections.abc import Awaitable, Callable
+import socket
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -80,13 +81,9 @@ class AdminServer:
         )
         return app
 
-    async def start(self, host: str, port: int) -> int:
-        """Listen, and return the port.
-
-        Raises:
-            CannotListen: the port is taken.
-        """
-        return (await self._server.start(host, port)).port
+    async def start_on(self, sockets: Sequence[socket.socket]) -> int:
+        """Accept on bound sockets, and return the port."""
+        return await self._server.start_on(sockets)
 
     async def stop(self) -> None:
         """Close the port."""

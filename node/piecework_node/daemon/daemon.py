@@ -12,17 +12,24 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import Awaitable, Callable
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
-from piecework.base.connections import Refused
+from piecework.base.clock import Clock
+from piecework.base.connections import ConnectionLimits, Refused, parse_networks
 from piecework.base.errors import PieceworkError
 from piecework.base.files import write_private
 from piecework.base.http import HttpReader
+from piecework.base.listener import CannotListen, bind, connections_that_fit
 from piecework_node import config
+from piecework_node.config import WorkerConfig
 from piecework_node.daemon.admin import ADDRESS_FILE, AdminServer, admin_token
 from piecework_node.daemon.assembly import Components, build
+from piecework_node.daemon.front import DESCRIPTORS_EACH, Front, FrontLimits
+from piecework_node.daemon.peers import FrontEntrance, PeerLimits, Peers
 from piecework_node.daemon.server import GrpcServer, WorkerServicer
 from piecework_node.daemon.status import exposure_bound, status_of
 from piecework_node.daemon.surroundings import IndexWatch
@@ -33,10 +40,14 @@ from piecework_node.engine.supervisor import EngineCommandLine
 from piecework_node.errors import ConfigError, JournalError
 from piecework_node.home import Home
 from piecework_node.jobs.offers import PUBLISH_LIMITS, Dates, OfferAddress, publish
-from piecework_node.times import now
+from piecework_node.jobs.rollback import last_offer, notice
+from piecework_node.metrics import Metrics
+from piecework_protocol.limits import PROGRESS_INTERVAL_MS
 from piecework_protocol.types import address_hex
 
 TICK_S: Final = 0.5
+HEARTBEAT_S: Final = 0.8 * PROGRESS_INTERVAL_MS / 1000
+"""A little more often than clients are promised."""
 PRUNE_PAUSE_S: Final = 0.05
 """Between two steps of pruning, each of about two milliseconds."""
 PRUNE_INTERVAL_S: Final = 60.0
@@ -48,33 +59,90 @@ FIRST_PUBLISH_S: Final = 5.0
 worker once the line is printed."""
 WITHDRAW_S: Final = 3.0
 """For the indexes to take the offer of a worker that drains."""
+HANDSHAKES_PER_S: Final = 20.0
+"""TLS connections that one address may open. A handshake costs some milliseconds."""
 STOP_GRACE_S: Final = 2.0
 """For streams that were told to end."""
 FINAL_SETTLE_S: Final = 60.0
 """For the last settlement to be mined. If the chain is slower, the next start takes it up."""
 
 
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """The sockets that the daemon listens on, bound before anything that takes long."""
+
+    jobs: Sequence[socket.socket]
+    admin: Sequence[socket.socket]
+
+    @classmethod
+    def bind(cls, config: WorkerConfig) -> Self:
+        """Bind both ports.
+
+        Raises:
+            ConfigError: a port is taken, or its address is not ours. The text is one line.
+        """
+        jobs: Sequence[socket.socket] = ()
+        try:
+            jobs = bind(*split_endpoint(config.bind))
+            return cls(jobs, bind(config.admin_host, config.admin_port))
+        except CannotListen as error:
+            for sock in jobs:
+                sock.close()
+            raise ConfigError(f"{error}. Is another worker running?") from None
+
+    def close(self) -> None:
+        """Let go of both ports. It may be called after servers have closed them."""
+        for sock in (*self.jobs, *self.admin):
+            sock.close()
+
+
+def front_of(config: WorkerConfig, peers: Peers, metrics: Metrics, clock: Clock) -> Front:
+    """Return the front of the job port, with bounds that leave descriptors for everything else."""
+    fitting = connections_that_fit(config.max_connections, DESCRIPTORS_EACH)
+    limits = ConnectionLimits(
+        fitting,
+        min(config.connections_per_address, max(1, fitting // 2)),
+        opened_per_s=HANDSHAKES_PER_S,
+        trusted=parse_networks(config.trusted_proxies),
+    )
+    return Front(
+        FrontLimits(limits),
+        has_paid=peers.has_paid,
+        on_refused=lambda why: metrics.connection_refused("jobs", why),
+        clock=clock,
+    )
+
+
 class Daemon:
     """One life of the worker. Implements `admin.Operations`."""
 
-    def __init__(self, components: Components) -> None:
-        self._p, self._base = components, components.base
+    def __init__(self, components: Components, ports: Ports) -> None:
+        self._p, self._base, self._ports = components, components.base, ports
         self._draining = asyncio.Event()
         self._started = False
         self._grpc_port = 0
         self._published_at = 0.0
         self._indexes = IndexWatch(components.channels.faults, components.base.metrics)
         base, config = components.base, components.base.config
+        peers = Peers(
+            PeerLimits(
+                config.max_streams,
+                config.streams_per_address,
+                config.requests_per_minute,
+                config.paid_requests_per_minute,
+            )
+        )
+        self._front = front_of(config, peers, base.metrics, base.clock)
         servicer = WorkerServicer(
             components.worker,
             components.settler.close_channel,
             components.board,
-            requests_per_minute=config.requests_per_minute,
+            entrance=FrontEntrance(self._front, peers, base.clock),
             clock=base.clock,
             metrics=base.metrics,
             log=base.log,
         )
-        self._grpc = GrpcServer(servicer, base.tls, max_streams=config.max_streams)
+        self._grpc = GrpcServer(servicer, base.tls, self._front)
         self._admin = AdminServer(self, admin_token(base.home.root), config.admin_host)
 
     # --- Operations
@@ -142,26 +210,23 @@ class Daemon:
 
     async def _start(self, group: asyncio.TaskGroup, tasks: list[asyncio.Task[Any]]) -> None:
         p, base = self._p, self._base
-        for signed in await base.journal.offers_since(now(base.clock)):
-            p.worker.remember_offer(signed)
+        # Offers from before this start carry no new job. A journal that was rolled back without
+        # a trace would admit one again that it has forgotten.
         await p.worker.recover()
+        await self._compare_with_indexes()
+        # While the engine loads, clients are told so and monitoring sees a worker that starts.
+        admin_port = await self._admin.start_on(self._ports.admin)
+        self._grpc_port = await self._grpc.start(self._ports.jobs)
         events = aiter(base.engine.events())
         first = await self._first_ready(events)
         if first is None:
             return
         await p.settler.check()
-        host, port = split_endpoint(base.config.bind)
-        try:
-            admin_port = await self._admin.start(base.config.admin_host, base.config.admin_port)
-            self._grpc_port = await self._grpc.start(host, port)
-        except OSError as error:
-            raise ConfigError(
-                f"{error}. Is another worker running, or is the port taken?"
-            ) from None
         loops: dict[str, Loop] = {
             "engine events": lambda: self._pump(events),
             "settlement": p.settler.run,
             "ticks": self._ticks,
+            "heartbeats": self._heartbeats,
             "pruning": self._prune,
         }
         tasks += [group.create_task(self._kept(loop), name=name) for name, loop in loops.items()]
@@ -169,10 +234,20 @@ class Daemon:
         shown = asyncio.Event()
         tasks.append(group.create_task(self._kept(lambda: self._offers(shown)), name="offers"))
         self._started = True
-        await self._grpc.serving(self.ready)
+        self._grpc.serving(self.ready)
         with contextlib.suppress(TimeoutError):  # a silent index must not stop the worker
             await asyncio.wait_for(shown.wait(), FIRST_PUBLISH_S)
         self._announce(admin_port)
+
+    async def _compare_with_indexes(self) -> None:
+        """Take no job if the journal is older than what this worker has signed."""
+        base = self._base
+        async with HttpReader(PUBLISH_LIMITS) as http:
+            domain, operator = base.deployment.domain, base.operator.address
+            last = await last_offer(base.config.indexes, operator, domain, http)
+        why = await notice(base.journal, last)
+        if why is not None:
+            await self._p.worker.distrust(why)
 
     async def _first_ready(self, events: Any) -> EngineFacts | None:
         """Wait until the engine is loaded, or until the daemon shall stop."""
@@ -243,12 +318,17 @@ class Daemon:
         async for event in events:
             await self._p.worker.engine_event(event)
 
+    async def _heartbeats(self) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            self._p.worker.heartbeat()
+
     async def _ticks(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
             await self._p.worker.tick()
             await self._p.keyring.rotate_if_due(self._base.config.sealing_key_rotation_s)
-            await self._grpc.serving(self.ready)
+            self._grpc.serving(self.ready)
 
     # --- offers
 
@@ -289,14 +369,12 @@ class Daemon:
         return retry_s is not None and since >= retry_s
 
     async def _withdraw_offer(self) -> None:
-        """Tell the indexes that no slot is free, so that nobody else comes."""
-        facts = self._base.engine.facts
-        if not self._started or facts is None:
+        """Tell the indexes, with an offer that is over in seconds, that no place is left."""
+        if not self._started or await self._p.board.withdraw() is None:
             return
         dates = Dates()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(WITHDRAW_S), HttpReader(PUBLISH_LIMITS, dated=dates) as http:
-                await self._issue(facts)
                 await self._publish(http, dates)
 
     async def _until(self, condition: Callable[[], bool]) -> None:
@@ -306,7 +384,9 @@ class Daemon:
 
     def _offer_due(self) -> bool:
         key = self._p.keyring.current
-        return key is not None and self._started and self._p.board.is_due(key, self._shown_load())
+        if key is None or not self._started or self._p.worker.draining:
+            return False
+        return self._p.board.is_due(key, self._shown_load())
 
     def _shown_load(self) -> int:
         """The load that the offer states. Of a worker that takes no jobs, every place is taken."""
@@ -340,7 +420,7 @@ class Daemon:
         p, base = self._p, self._base
         p.worker.draining = True
         base.log.info("draining", active=p.worker.active)
-        await self._grpc.serving(False)
+        self._grpc.serving(False)
         await self._withdraw_offer()
         deadline = base.clock.monotonic() + base.config.drain_grace_s
         await self._until(lambda: not p.worker.streams or base.clock.monotonic() >= deadline)
@@ -372,6 +452,7 @@ class Daemon:
         p, metrics = self._p, self._base.metrics
         p.channels.faults.show()
         metrics.slots.set(self._base.config.slots)
+        metrics.connections.set(len(self._front.table))
         metrics.active.set(p.worker.active)
         metrics.streams.set(p.worker.streams)
         metrics.exposure.set(p.channels.exposure)
@@ -383,11 +464,16 @@ async def serve(
     home: Path, flags: dict[str, Any], password: str, *, engine: EngineCommandLine | None = None
 ) -> None:
     """Run `piecework worker start`, from the settings to the last line of the log."""
-    components = await build(Home(home), config.load(home, flags), password, engine=engine)
+    settings = config.load(home, flags)
+    ports = Ports.bind(settings)
     try:
-        daemon = Daemon(components)
-    except PieceworkError:
-        components.base.engine_life.cancel()
-        await components.base.close()
-        raise
-    await daemon.run()
+        components = await build(Home(home), settings, password, engine=engine)
+        try:
+            daemon = Daemon(components, ports)
+        except PieceworkError:
+            components.base.engine_life.cancel()
+            await components.base.close()
+            raise
+        await daemon.run()
+    finally:
+        ports.close()

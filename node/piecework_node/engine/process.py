@@ -23,7 +23,6 @@ from piecework_node.engine.wire import (
     MAX_LINE_BYTES,
     Allow,
     Beat,
-    Cancel,
     CannotStart,
     Command,
     Encode,
@@ -31,6 +30,7 @@ from piecework_node.engine.wire import (
     Ready,
     Report,
     Start,
+    Stop,
     decode_command,
     encode_report,
 )
@@ -68,14 +68,22 @@ class Reports:
 
 
 def read_commands(
-    pipe: BinaryIO, loaded: LoadedModel, commands: queue.Queue[Command | None], reports: Reports
+    pipe: BinaryIO,
+    loaded: LoadedModel,
+    commands: queue.Queue[Command | None],
+    reports: Reports,
+    *,
+    max_context: int,
 ) -> None:
-    """Read commands until the parent is gone. Runs in its own thread."""
+    """Read commands until the parent is gone. Runs in its own thread.
+
+    max_context: tokens. A prompt is not encoded further than that.
+    """
     try:
         while line := pipe.readline(MAX_LINE_BYTES):
             command = decode_command(line)
             if isinstance(command, Encode):
-                reports.send(encode(loaded, command))
+                reports.send(encode(loaded, command, max_context))
             else:
                 commands.put(command)
     except MalformedInput as error:
@@ -85,14 +93,17 @@ def read_commands(
         commands.put(END)
 
 
-def encode(loaded: LoadedModel, command: Encode) -> Encoded:
-    """Tokenize through the chat template. A rejected prompt is an answer, not an error."""
+def encode(loaded: LoadedModel, command: Encode, most: int) -> Encoded:
+    """Tokenize through the chat template, up to one id more than `most`.
+
+    A rejected prompt is an answer, not an error.
+    """
     from piecework_model.errors import PromptError
     from piecework_model.text.chat import ChatMessage, encode_prompt
 
     messages = [ChatMessage(m.role, m.content) for m in command.messages]  # type: ignore[arg-type]
     try:
-        return Encoded(command.number, encode_prompt(loaded, messages))
+        return Encoded(command.number, encode_prompt(loaded, messages, most=most))
     except PromptError as error:
         return Encoded(command.number, (), str(error))
 
@@ -128,8 +139,9 @@ def obey(engine: Engine, command: Command, reports: Reports) -> None:
             reports.send(FailedEvent(command.request.request_id, "invalid_request", str(error)))
     elif isinstance(command, Allow):
         engine.allow(command.request_id, command.limit)
-    elif isinstance(command, Cancel):
-        engine.cancel(command.request_id)
+    elif isinstance(command, Stop):
+        for event in engine.stop(command.request_id, finish_canvas=command.finish_canvas):
+            reports.send(event)
 
 
 def measure(
@@ -216,7 +228,10 @@ def main(arguments: list[str]) -> int:
         executor=executor,
     )
     reader = threading.Thread(
-        target=read_commands, args=(sys.stdin.buffer, loaded, commands, reports), daemon=True
+        target=read_commands,
+        args=(sys.stdin.buffer, loaded, commands, reports),
+        kwargs={"max_context": facts.max_context},
+        daemon=True,
     )
     reader.start()
     reports.send(Ready(facts))

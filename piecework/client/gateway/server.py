@@ -116,13 +116,13 @@ class Gateway:
             return await handler(request)
         except ApiError as error:
             return _failure(error)
+        except BodyRefused as refused:
+            kind = "invalid_request_error" if refused.status < 500 else "service_unavailable"
+            return _failure(ApiError(refused.status, kind, refused.message, code=refused.code))
         except PieceworkError as error:
             failure = as_api_error(error)
             self._log.warning("request failed", status=failure.status, code=failure.code)
             return _failure(failure)
-        except BodyRefused as refused:
-            kind = "invalid_request_error" if refused.status < 500 else "service_unavailable"
-            return _failure(ApiError(refused.status, kind, refused.message, code=refused.code))
         except web.HTTPException as error:
             code = error.reason.lower().replace(" ", "_")
             return _failure(

@@ -148,7 +148,9 @@ async def test_the_whole_life_of_a_client(harness: CommandStage) -> None:
 
     assert (await harness.json("client", "deposit", "5"))["amount"] == 5 * USD
     offers = await harness.json("client", "offers")
-    assert [o["endpoint"] for o in offers["offers"]] == [harness.worker.endpoint]
+    (offered,) = offers["offers"]
+    assert [e["address"] for e in offered["endpoints"]] == [harness.worker.endpoint]
+    assert harness.worker.endpoint in await harness.command("client", "offers")
     quote = await harness.json("client", "quote", "Tell me a story.")
     result = await harness.json("client", "run", "Tell me a story.")
     assert result["text"] == WHOLE
@@ -173,6 +175,12 @@ async def test_the_whole_life_of_a_client(harness: CommandStage) -> None:
     )
     home = await harness.json("client", "withdraw")
     assert home["amount"] == 5 * USD - paid
+    bill = await harness.json("client", "invoice")
+    assert (bill["troubles"], bill["totals"]["paid"]) == ([], paid)
+    table = await harness.command("client", "invoice", "--csv")
+    assert table.count("\n") == 1 + len(bill["lines"]) and f"{paid / USD:f}" in table
+    (found,) = (await harness.json("client", "recover"))["channels"]
+    assert (found["found"], found["note"]) == (False, "closed")
 
 
 async def test_a_client_without_gas_deposits_through_somebody_else(harness: CommandStage) -> None:
@@ -286,7 +294,7 @@ async def test_the_examples_do_what_they_say(harness: CommandStage) -> None:
     streamed = await example(harness, "stream")
     assert WHOLE in streamed and "at most" in streamed and " 0 drafts" not in streamed
     quoted = await example(harness, "quote")
-    assert "reliability" in quoted and "refused: no_worker_fits" in quoted
+    assert "reliability" in quoted and "refused: max_price_too_low" in quoted
     harness.worker.script.drop_after = [1]
     resumed = await example(harness, "resume", PIECEWORK_CLIENT_RESUME_ATTEMPTS="0")
     assert resumed.startswith("interrupted: ") and WHOLE in resumed

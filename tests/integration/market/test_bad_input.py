@@ -68,7 +68,7 @@ async def opened(worker_process: WorkerProcess, market: TestMarket) -> AsyncIter
     """A payer with a channel at a started worker."""
     channel = channel_of(market, PAYER, LocalSigner(OPERATOR_SECRET), receiver=RECEIVER)
     domain = market.deployment.domain
-    client = WireClient(worker_process.endpoint, domain, PAYER, channel, DEPOSIT)
+    client = WireClient(worker_process.endpoint, domain, PAYER, channel, deposit=DEPOSIT)
     try:
         yield client
     finally:

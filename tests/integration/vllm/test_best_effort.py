@@ -199,7 +199,7 @@ async def _is_refused_a_replayable_job(worker_process: WorkerProcess, market: Te
     payer = signer("somebody else")
     channel = channel_of(market, payer, LocalSigner(OPERATOR_SECRET), receiver=RECEIVER)
     domain = market.deployment.domain
-    client = WireClient(worker_process.endpoint, domain, payer, channel, 1_000_000)
+    client = WireClient(worker_process.endpoint, domain, payer, channel, deposit=1_000_000)
     try:
         offer = await client.offer()
         now = await market.reader.timestamp()

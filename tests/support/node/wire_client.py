@@ -26,7 +26,11 @@ SERVICE = "/piecework.v2.Worker/"
 
 
 class WireClient(ScriptedClient):
-    """One payer with one channel at one worker."""
+    """One payer with one channel at one worker.
+
+    `certificate` is the worker's in PEM. None: fetch it, which blocks, so that the worker must be
+    another process.
+    """
 
     def __init__(
         self,
@@ -34,12 +38,12 @@ class WireClient(ScriptedClient):
         domain: Domain,
         signer: LocalSigner,
         channel: Channel,
+        *,
         deposit: int,
+        certificate: bytes | None = None,
     ) -> None:
         super().__init__(domain, signer, channel, deposit)
-        host, port = endpoint.split(":")
-        pem = ssl.get_server_certificate((host, int(port))).encode()
-        credentials = grpc.ssl_channel_credentials(pem)
+        credentials = grpc.ssl_channel_credentials(certificate or _shown_by(endpoint))
         options = (("grpc.ssl_target_name_override", TLS_NAME),)
         self.grpc: Any = grpc.aio.secure_channel(endpoint, credentials, options)
 
@@ -69,6 +73,11 @@ class WireClient(ScriptedClient):
         asked = CloseChannelRequest(self.channel, final, sign(self.domain, final, self.signer))
         answer = await self.grpc.unary_unary(SERVICE + "CloseChannel")(encode_call(asked))
         return decode_call(CloseChannelResponse, answer).transaction or b""
+
+
+def _shown_by(endpoint: str) -> bytes:
+    host, port = endpoint.split(":")
+    return ssl.get_server_certificate((host, int(port))).encode()
 
 
 async def _send(call: Any, job: ScriptedJob) -> None:

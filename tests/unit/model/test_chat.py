@@ -90,3 +90,13 @@ def test_a_template_that_bends_the_messages_is_refused(bundled: LoadedModel, tem
 def test_a_place_holder_typed_by_a_user_is_ordinary_text(bundled: LoadedModel) -> None:
     messages = [ChatMessage("user", "piecework-content-1-holder"), ChatMessage("user", "fox")]
     assert bundled.tokenizer.decode(encode_prompt(bundled, messages)).count("fox") == 1
+
+
+def test_a_prompt_is_encoded_no_further_than_it_is_wanted(bundled: LoadedModel) -> None:
+    short = [ChatMessage("user", "a fox")]
+    whole = encode_prompt(bundled, short)
+    assert encode_prompt(bundled, short, most=len(whole)) == whole
+    assert encode_prompt(bundled, short, most=len(whole) - 1) == whole
+    long = [ChatMessage("user", "a fox and a bear " * 50_000)]
+    assert len(encode_prompt(bundled, long, most=100)) == 101
+    assert len(encode_prompt(bundled, [*long, *long, *long], most=0)) == 1

@@ -13,7 +13,8 @@ import pytest
 
 from piecework.base.connections import Refused
 from piecework.base.http import HttpError, HttpStatus, HttpUnreachable
-from piecework_node import logs
+from piecework.base.listener import bind
+from piecework_node import config, logs
 from piecework_node.daemon.admin import (
     ADDRESS_FILE,
     TOKEN_HEADER,
@@ -21,7 +22,8 @@ from piecework_node.daemon.admin import (
     admin_token,
     ask_daemon,
 )
-from piecework_node.errors import AdminError
+from piecework_node.daemon.daemon import Ports, serve
+from piecework_node.errors import AdminError, ConfigError
 from piecework_node.jobs.offers import (
     OFFER_CONTENT_TYPE,
     IndexAnswer,
@@ -201,6 +203,39 @@ async def test_publishing_retries_what_may_pass_and_gives_up(
     assert bool(answer.reason) != answer.taken
 
 
+# --- the ports
+
+
+async def test_a_port_that_is_taken_is_one_line_before_anything_is_loaded(tmp_path: Path) -> None:
+    (taken,) = bind("127.0.0.1", 0)
+    port = taken.getsockname()[1]
+    flags = {"payout": "0x" + "11" * 20, "bind": f"127.0.0.1:{port}"}
+    with pytest.raises(ConfigError) as caught:
+        await serve(tmp_path, flags, "no password is needed for that")
+    assert str(caught.value) == (
+        f"cannot listen on 127.0.0.1:{port}: address already in use. Is another worker running?"
+    )
+    taken.close()
+
+
+async def test_a_port_is_free_again_when_the_other_one_is_taken(tmp_path: Path) -> None:
+    (taken,), (free,) = bind("127.0.0.1", 0), bind("127.0.0.1", 0)
+    port = free.getsockname()[1]
+    free.close()
+    settings = config.check(
+        {
+            "payout": "0x" + "11" * 20,
+            "bind": f"127.0.0.1:{port}",
+            "admin_port": taken.getsockname()[1],
+        }
+    )
+    with pytest.raises(ConfigError):
+        Ports.bind(settings)
+    (again,) = bind("127.0.0.1", port)
+    again.close()
+    taken.close()
+
+
 # --- the operator's port
 
 
@@ -233,7 +268,7 @@ class Operations:
 async def admin(tmp_path: Path) -> AsyncIterator[tuple[Operations, str, Path]]:
     operations = Operations()
     server = AdminServer(operations, admin_token(tmp_path))
-    port = await server.start("127.0.0.1", 0)
+    port = await server.start_on(bind("127.0.0.1", 0))
     (tmp_path / ADDRESS_FILE).write_text(json.dumps({"host": "127.0.0.1", "port": port}))
     yield operations, f"http://127.0.0.1:{port}", tmp_path
     await server.stop()
@@ -261,7 +296,7 @@ async def test_the_token_goes_to_the_daemon_and_not_to_a_proxy_of_the_environmen
     monkeypatch.setenv("no_proxy", "")
     operations = Operations()
     server = AdminServer(operations, admin_token(tmp_path), "0.0.0.0")  # noqa: S104
-    port = await server.start("127.0.0.1", 0)
+    port = await server.start_on(bind("127.0.0.1", 0))
     (tmp_path / ADDRESS_FILE).write_text(json.dumps({"host": "0.0.0.0", "port": port}))  # noqa: S104
     await ask_daemon(tmp_path, "POST", "/drain")
     await server.stop()
