@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from piecework_protocol.credit import CreditTerms
 from piecework_protocol.errors import Reason, Refusal
 from piecework_protocol.frames import Progress
 from piecework_protocol.limits import MAX_CANVASES_AHEAD, RESUME_S
@@ -14,6 +15,11 @@ from piecework_protocol.states import JobState
 from piecework_protocol.types import Amount, PayerSignature
 from piecework_protocol.wire import decode_worker_frame
 from tests.support.node.harness import TERMS, Client, WorkerHarness
+
+NARROW = replace(
+    TERMS, credit=CreditTerms(Amount(150), Amount(20_000), Amount(100_000), Amount(600))
+)
+"""A stranger gets two canvases."""
 
 
 async def ready(deposit: int = 1_000_000) -> tuple[WorkerHarness, Client]:
@@ -199,19 +205,19 @@ async def test_a_deadline_ends_a_suspended_job() -> None:
 async def test_a_stranger_is_served_within_its_credit_and_goes_on_when_its_deposit_is_final() -> (
     None
 ):
-    harness = WorkerHarness()
+    harness = WorkerHarness(terms=NARROW)
     await harness.boot()
     client = Client(harness)
     harness.chain.pooled[client.channel.token, client.channel.payer] = client.deposit
     harness.chain.shallow[client.id] = Amount(0)
-    line = client.job(3, 400)
+    line = client.job(3, 64)
     await client.submit(line, funding=client.funding())
     assert [live.id for live in harness.channels if live.wants_funding] == [client.id]
     await client.finish(line)
     desk = harness.runtime.credit
     assert desk is not None
     account = desk.payer(client.channel.payer)
-    assert not line.finished and account.owed <= account.limit == TERMS.credit.first
+    assert not line.finished and account.owed <= account.limit == NARROW.credit.first
     harness.worker.heartbeat()
     assert line.sink is not None
     paused = decode_worker_frame(line.sink.frames.pop())
@@ -225,12 +231,12 @@ async def test_a_stranger_is_served_within_its_credit_and_goes_on_when_its_depos
 
 
 async def test_a_new_job_of_a_payer_without_credit_is_refused_before_it_is_accepted() -> None:
-    harness = WorkerHarness()
+    harness = WorkerHarness(terms=NARROW)
     await harness.boot()
     client = Client(harness)
     harness.chain.pooled[client.channel.token, client.channel.payer] = client.deposit
     harness.chain.shallow[client.id] = Amount(0)
-    line, other = client.job(3, 400), client.job(4, 64)
+    line, other = client.job(3, 64), client.job(4, 64)
     await client.submit(line, funding=client.funding())
     await client.finish(line)
     with pytest.raises(Refusal) as caught:

@@ -315,15 +315,6 @@ def test_the_ceiling_and_the_deposit_may_be_exactly_the_worst_case() -> None:
         admit(short.submission, short.view, short.book, PROMPT_TOKENS)
 
 
-def test_an_authorized_deposit_carries_one_job_and_no_second_one() -> None:
-    case = book(**NONE, funding=funding(10**6), pooled=Amount(10**6))(good())
-    assert admit(case.submission, case.view, case.book, PROMPT_TOKENS)
-    second = book(pending_jobs=1)(case)
-    with pytest.raises(Refusal) as caught:
-        admit(second.submission, second.view, second.book, PROMPT_TOKENS)
-    assert caught.value.reason is Reason.BUSY
-
-
 def test_unpaid_canvases_of_jobs_that_are_here_count_against_the_deposit() -> None:
     case = good()
     owed = {LeafRef(JobId(bytes(32)), 0): Unpaid(Digest(bytes(32)), Amount(10**6))}
