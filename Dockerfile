@@ -7,6 +7,7 @@ COPY requirements/build.lock requirements/
 RUN pip install --no-cache-dir --require-hashes -r requirements/build.lock
 COPY CHANGELOG.md LICENSE README.md constraints.txt hatch_build.py pyproject.toml ./
 COPY contracts/artifacts contracts/artifacts
+COPY contracts/release contracts/release
 COPY model model
 COPY node node
 COPY piecework piecework

@@ -1,11 +1,13 @@
 # make demo   a whole market on this machine: chain, index, worker, gateway, one paid job, settled
 # make test   every check and every test
-# make deep   what takes longer: mutants, proofs, and the contracts with 10,000 runs of everything
+# make deep   what takes longer: mutants, proofs, 10,000 runs of every invariant, 300 kills
+# make kills  N random kills of five processes and exact books (N=60)
 # make quick  style, types, import directions and the pure tests: under two minutes
 # make docs   the documentation site, into build/site
 # All create .venv in the checkout on first use, are safe to run again, and quick the second time.
 
-.PHONY: demo test quick deep check contracts unit mutants halmos docs reference wheel wheel-test constraints lock clean
+.PHONY: demo test quick deep kills check contracts unit mutants halmos docs reference wheel wheel-test \
+  constraints lock clean
 .DEFAULT_GOAL := demo
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
@@ -48,6 +50,13 @@ unit: .venv/.dev $(NPM:%=%/node_modules/.package-lock.json)
 # What takes too long for every change. Run it before a release, and log it in docs/LOG.md.
 deep: mutants halmos
 	contracts/tools/check.sh deep
+	$(MAKE) kills N=300
+
+# kill -9 of worker, gateway, customer, index and the way to the chain; then the books. `make test`
+# has sixty. A release has N=10000, and docs/LOG.md says so.
+N ?= 60
+kills: .venv/.dev
+	$(BIN)/python -P -m tests.kills.storm --kills $(N)
 
 # Proofs of the escrow over arbitrary storage, in an environment of their own. Some minutes.
 halmos: build/halmos/.done contracts/node_modules/.package-lock.json

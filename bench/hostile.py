@@ -101,7 +101,7 @@ class Target:
     port: int
     pid: int
     honest: Honest
-    pause_s: float = 0.02
+    pause_s: float = 0.08
     """Between two requests. The index gives one address ten reads a second."""
 
 

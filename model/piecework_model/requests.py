@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 FailureKind = Literal["non_finite", "out_of_memory", "invalid_request", "internal"]
 
@@ -62,7 +62,8 @@ class GenerationRequest:
 class DraftEvent:
     """The argmax canvas after step `step` of canvas `canvas`. It is not final.
 
-    text: of this canvas only.
+    token_ids: the prefix that would be charged, as in `CanvasEvent.charged_ids`. text: of this
+    canvas only.
     """
 
     request_id: str
@@ -103,4 +104,36 @@ class FailedEvent:
     message: str
 
 
-Event = DraftEvent | CanvasEvent | FailedEvent
+@dataclass(frozen=True, slots=True)
+class ProgressEvent:
+    """Where a request is: `steps` of canvas `canvas` are done, `prompt_tokens` are prefilled.
+
+    It comes with the first step of a canvas, at every PROGRESS_STEPS steps, and while a prompt is
+    prefilled.
+    """
+
+    request_id: str
+    canvas: int
+    steps: int
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoppedEvent:
+    """The request was stopped, and this is its last event.
+
+    canvas: the one in progress. steps: taken of it, with one 32-byte trace leaf a step.
+    prompt_tokens: prefilled, 0 if the request never began.
+    """
+
+    request_id: str
+    canvas: int
+    steps: int
+    prompt_tokens: int
+    step_leaves: tuple[bytes, ...]
+
+
+PROGRESS_STEPS: Final = 4
+"""A receipt of a stopped canvas may exceed the last progress by eight steps (clause 3.8)."""
+
+Event = DraftEvent | CanvasEvent | FailedEvent | ProgressEvent | StoppedEvent

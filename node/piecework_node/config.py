@@ -47,9 +47,11 @@ MONEY: Final = (
     "price_per_million_output_tokens",
     "price_per_thousand_steps",
     "min_deposit",
+    "credit_first",
+    "min_top_up",
     "native_coin_price",
 )
-"""Settings in base units of the payment token."""
+"""Settings in base units of the payment token that have a default."""
 
 Units = Annotated[int, Field(ge=0, le=MAX_CHANNEL_AMOUNT)]
 
@@ -70,6 +72,22 @@ class WorkerConfig(Settings):
         description="token addresses. Empty: the token of the deployment",
     )
     min_deposit: Units = 100_000
+    credit_first: Units = Field(
+        2_000,
+        description="what a new client may owe before its channel's opening is mined",
+    )
+    open_fee: Units | None = Field(
+        None,
+        description="for opening a client's channel, at least credit_first. Not set: follows the "
+        "gas price",
+    )
+    top_up_fee: Units | None = Field(
+        None, description="for topping a client's channel up. Not set: follows the gas price"
+    )
+    close_fee: Units | None = Field(
+        None, description="for closing a client's channel. Not set: follows the gas price"
+    )
+    min_top_up: Units = Field(100_000, description="smallest raise of a channel that is sent")
     min_withdrawal_delay_s: int = Field(900, ge=60, le=30 * 24 * 3600)
 
     # capacity
@@ -274,6 +292,11 @@ class WorkerConfig(Settings):
             )
         if self.chain_outage_s >= self.min_withdrawal_delay_s:
             raise ValueError("chain_outage_s must be shorter than min_withdrawal_delay_s")
+        if self.open_fee is not None and self.open_fee < self.credit_first:
+            raise ValueError(
+                f"open_fee is less than credit_first ({self.credit_first}): an opening that never "
+                "comes would cost more than it brings"
+            )
         self._check_backend()
         return self
 

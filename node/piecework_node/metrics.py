@@ -69,6 +69,13 @@ class Metrics:
             "piecework_publish_errors", "Offers that an index did not take"
         )
         self._count_connections()
+        self._gauges()
+        self._surroundings()
+        self.refusals: dict[str, int] = {}
+        self.errors: deque[ErrorNote] = deque(maxlen=MAX_KEPT_ERRORS)
+
+    def _gauges(self) -> None:
+        """Gauges of what the worker does, and the time of its commits."""
         self.slots = self._gauge("piecework_slots", "Jobs that may run at once")
         self.active = self._gauge("piecework_jobs_active", "Jobs that run or wait for a slot")
         self.exposure = self._gauge("piecework_exposure_base_units", "Delivered and not paid for")
@@ -82,9 +89,6 @@ class Metrics:
             buckets=_COMMIT_BUCKETS_S,
             registry=self.registry,
         )
-        self._surroundings()
-        self.refusals: dict[str, int] = {}
-        self.errors: deque[ErrorNote] = deque(maxlen=MAX_KEPT_ERRORS)
 
     def _surroundings(self) -> None:
         """Gauges of what the worker stands on: node, clock and gas tank."""

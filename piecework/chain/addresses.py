@@ -15,7 +15,7 @@ from functools import cache
 from types import MappingProxyType
 from typing import Final
 
-from piecework.chain.artifacts import load_artifact
+from piecework.chain.artifacts import frozen_init_code
 from piecework.chain.errors import WrongChain
 from piecework_protocol.types import Address, Amount, Bytes32, Seconds, keccak256, parse_address
 
@@ -88,7 +88,7 @@ def create2_address(init_code: bytes, salt: Bytes32 = SALT) -> Address:
 
 def escrow_init_code() -> bytes:
     """The escrow has no constructor argument: its init code and address are constants."""
-    return load_artifact("Escrow").bytecode
+    return frozen_init_code("Escrow")
 
 
 @cache
@@ -99,7 +99,7 @@ def registry_init_code(token: Address, min_stake: Amount, unbonding_delay_s: Sec
     """
     terms = (int.from_bytes(token, "big"), min_stake, unbonding_delay_s)
     words = b"".join(term.to_bytes(32, "big") for term in terms)
-    return load_artifact("WorkerRegistry").bytecode + words
+    return frozen_init_code("WorkerRegistry") + words
 
 
 @cache

@@ -1,4 +1,8 @@
-"""The compiled contracts, as committed in `contracts/artifacts`. Using them needs no compiler."""
+"""The compiled contracts, as committed in `contracts`. Using them needs no compiler.
+
+`artifacts` follows the sources. `release` holds the init code that is frozen, because addresses
+follow from it. Tests hold them equal.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,11 @@ from typing import Any
 
 from piecework.base.jsons import loads
 
-__all__ = ["CONTRACTS", "Artifact", "load_artifact"]
+__all__ = ["CONTRACTS", "Artifact", "frozen_init_code", "load_artifact"]
 
 CONTRACTS = ("Escrow", "WorkerRegistry", "TestToken")
+RELEASED = ("Escrow", "WorkerRegistry")
+"""Those that everybody computes the addresses of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +53,21 @@ class Artifact:
         return bytes(blank)
 
 
-def _folder() -> Path:
-    """Where the artifacts are: a wheel carries them beside this file, a checkout keeps them in
+def _folder(kind: str) -> Path:
+    """Where files of a kind are: a wheel carries them beside this file, a checkout keeps them in
     contracts/."""
     here = Path(__file__).resolve()
-    installed = here.parent / "contract_artifacts"
-    return installed if installed.is_dir() else here.parents[2] / "contracts" / "artifacts"
+    installed = here.parent / f"contract_{kind}"
+    return installed if installed.is_dir() else here.parents[2] / "contracts" / kind
+
+
+@cache
+def frozen_init_code(name: str) -> bytes:
+    """The released init code of one of `RELEASED`, without constructor arguments."""
+    if name not in RELEASED:
+        raise ValueError(f"no released contract is named {name!r}: {', '.join(RELEASED)}")
+    text = (_folder("release") / f"{name}.initcode.hex").read_text("ascii")
+    return bytes.fromhex(text.strip().removeprefix("0x"))
 
 
 @cache
@@ -60,7 +75,7 @@ def load_artifact(name: str) -> Artifact:
     """The artifact of one of `CONTRACTS`; `ValueError` for any other name."""
     if name not in CONTRACTS:
         raise ValueError(f"no contract named {name!r}; there are {', '.join(CONTRACTS)}")
-    raw = loads((_folder() / f"{name}.json").read_bytes())
+    raw = loads((_folder("artifacts") / f"{name}.json").read_bytes())
     return Artifact(
         contract=raw["contract"],
         abi=tuple(raw["abi"]),

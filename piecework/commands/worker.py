@@ -37,6 +37,9 @@ VllmEndpoints = Annotated[
     list[str] | None,
     typer.Option(help="Base URL of a vLLM server that serves the model, best effort; repeatable."),
 ]
+Owner = Annotated[
+    str | None, typer.Option(help="Address that gets the stake back. Default: the payout.")
+]
 NodeUrl = Annotated[
     str,
     typer.Option(
@@ -60,9 +63,7 @@ def init(
     price_output: Annotated[str, typer.Option(help="Tokens for a million output tokens.")] = "0.2",
     price_steps: StepsPrice = "",
     stake: Annotated[str, typer.Option(help="Stake in tokens; empty: the least.")] = "",
-    owner: Annotated[
-        str | None, typer.Option(help="Address that gets the stake back. Default: the payout.")
-    ] = None,
+    owner: Owner = None,
     slots: Annotated[int, typer.Option(min=1, help="Jobs that run at once.")] = 2,
     index: Indexes = None,
     rpc_url: NodeUrl = "",
@@ -102,14 +103,12 @@ def init(
     place = Home(common.home("worker", home))
     secret = common.password(password_file, confirm=not place.operator.is_file())
     staked = common.units(token, stake) if stake else None
-    more: dict[str, Any] = {"asked": _asked(context), "stake": staked, "faucet": faucet}
-    more["owner"] = None if owner is None else common.address("--owner", owner)
-    setup = set_up_worker(place, file, values, secret, register=not no_register, **more)
-    done = common.run(setup)
-    if json:
-        common.print_json(done)
-    else:
-        _print_steps(done)
+    heir = None if owner is None else common.address("--owner", owner)
+    more: dict[str, Any] = {"asked": _asked(context), "stake": staked, "owner": heir}
+    setup = set_up_worker(
+        place, file, values, secret, faucet=faucet, register=not no_register, **more
+    )
+    _print_steps(common.run(setup), json)
 
 
 _SETTING_OF_OPTION = {
@@ -137,7 +136,10 @@ def _asked(context: typer.Context) -> frozenset[str]:
     )
 
 
-def _print_steps(done: dict[str, Any]) -> None:
+def _print_steps(done: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        common.print_json(done)
+        return
     for step in done["steps"]:
         common.say(f"{'made ' if step['new'] else 'there'}  {step['what']:14} {step['detail']}")
     for warning in done["warnings"]:
@@ -276,11 +278,22 @@ def settle(*, home: HomeOption = None, json: Json = False) -> None:
 
 
 @app.command()
-def earnings(*, home: HomeOption = None, json: Json = False) -> None:
-    """Show lifetime earnings.
+def earnings(
+    *,
+    csv: Annotated[bool, typer.Option("--csv", help="Print a table of days, in UTC.")] = False,
+    jobs: Annotated[bool, typer.Option("--jobs", help="With --csv: a row a job.")] = False,
+    first: Annotated[str, typer.Option("--from", help="First day, as YYYY-MM-DD.")] = "",
+    last: Annotated[str, typer.Option("--to", help="Last day, as YYYY-MM-DD.")] = "",
+    home: HomeOption = None,
+    json: Json = False,
+) -> None:
+    """Show lifetime earnings, or a table of them in base units.
 
-    The worker need not run.
+    The worker need not run. For the table it must not.
     """
+    if csv:
+        _print_table(common.home("worker", home), first, last, jobs=jobs)
+        return
     body = common.run(_earnings(common.home("worker", home)))
     token = _token(home)
     if json:
@@ -291,6 +304,32 @@ def earnings(*, home: HomeOption = None, json: Json = False) -> None:
     common.say(f"{'canvases':10} {body['canvases']}")
     for state, count in body["jobs"].items():
         common.say(f"{'jobs':10} {count} {state}")
+
+
+@app.command()
+def recover(*, home: HomeOption = None, json: Json = False) -> None:
+    """Go on with a journal that lacks what this worker has signed.
+
+    Stop the worker first. Unfinished jobs end, and the next offer gets a number that is free.
+    """
+    from piecework_node.daemon.recover import recover as recovered
+
+    steps = common.run(recovered(common.home("worker", home)))
+    if json:
+        common.print_json({"steps": [{"item": item, "detail": detail} for item, detail in steps]})
+        return
+    for item, detail in steps:
+        common.say(f"{item:10} {detail}")
+
+
+def _print_table(root: Path, first: str, last: str, *, jobs: bool) -> None:
+    import csv
+    import sys
+
+    from piecework_node.daemon.earnings import Period, table
+
+    period = common.guard(lambda: Period.parse(first, last))
+    csv.writer(sys.stdout).writerows(common.run(table(root, period, jobs=jobs)))
 
 
 def _token(home: Path | None) -> Token:

@@ -29,6 +29,7 @@ CREATE TABLE IF NOT EXISTS offers (
     received_at INTEGER NOT NULL
 ) STRICT;
 CREATE TABLE IF NOT EXISTS sequences (operator BLOB PRIMARY KEY, sequence INTEGER NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS last_offers (operator BLOB PRIMARY KEY, wire BLOB NOT NULL) STRICT;
 """
 
 
@@ -111,8 +112,17 @@ class OfferStore:
             self._db.execute(
                 "INSERT OR REPLACE INTO sequences VALUES (?, ?)", (offer.operator, offer.sequence)
             )
+            self._db.execute(
+                "INSERT OR REPLACE INTO last_offers VALUES (?, ?)",
+                (offer.operator, listed.wire_bytes),
+            )
         self._offers[offer.operator] = listed
         self._sequences[offer.operator] = offer.sequence
+
+    def last(self, operator: Address) -> bytes | None:
+        """The last offer of a worker, as it came, also when it has expired."""
+        rows = self._rows("SELECT wire FROM last_offers WHERE operator = ?", (operator,))
+        return rows[0][0] if rows else None
 
     def live(self, now: Timestamp) -> tuple[Listed, ...]:
         """The offers that have not expired."""
@@ -143,8 +153,8 @@ class OfferStore:
                     f"{file} was made for {key} {found[key]}, not {value}. Use another --home"
                 )
 
-    def _rows(self, sql: str) -> list[Any]:
-        return self._db.execute(sql).fetchall()
+    def _rows(self, sql: str, values: tuple[Any, ...] = ()) -> list[Any]:
+        return self._db.execute(sql, values).fetchall()
 
     @contextmanager
     def _change(self) -> Iterator[None]:

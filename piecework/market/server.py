@@ -2,6 +2,7 @@
 
     POST /v1/offers   a signed offer as protobuf bytes (`protocol.wire.encode_offer`)
     GET  /v1/offers   ?model= &max_price= &min_speed= &sort=price|speed &limit= &offset=
+    GET  /v1/offers/OPERATOR   the worker's last offer, also when it has expired
     GET  /v1/models   GET /v1/workers   GET /health   GET /metrics   GET /
 
 Checks run cheapest first: size, rate of the address, parsing, terms, signature, rate of the
@@ -12,6 +13,7 @@ is never trusted by clients; these checks keep its list useful, not honest.
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -55,7 +57,7 @@ from piecework_protocol.offers import (
     check_terms,
     offer_signer,
 )
-from piecework_protocol.types import Address, Amount, Timestamp, to_hex
+from piecework_protocol.types import Address, Amount, Timestamp, parse_address, to_hex
 from piecework_protocol.wire import SignedOffer
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -120,6 +122,7 @@ class IndexServer:
         app = web.Application(middlewares=[self._guard], client_max_size=MAX_OFFER_BYTES)
         app.router.add_post("/v1/offers", self._publish)
         app.router.add_get("/v1/offers", self._offers)
+        app.router.add_get("/v1/offers/{operator}", self._last_offer)
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/v1/workers", self._workers)
         app.router.add_get("/health", self._health)
@@ -243,6 +246,19 @@ class IndexServer:
     async def _offers(self, request: web.Request) -> web.Response:
         query = Query.parse(request.query)
         return web.json_response(offers_json(select(self._live(), query), query))
+
+    async def _last_offer(self, request: web.Request) -> web.Response:
+        """So that a worker whose journal was rolled back sees what it has signed."""
+        try:
+            operator = parse_address(request.match_info["operator"])
+        except ValueError as error:
+            raise Declined(400, "bad_parameter", str(error)) from None
+        data = self._store.last(operator)
+        if data is None:
+            raise Declined(404, "unknown_worker", "this index has seen no offer of that worker")
+        sequence = wire.decode_offer(data).offer.sequence
+        signed = base64.b64encode(data).decode()
+        return web.json_response({"sequence": sequence, "signed_offer": signed})
 
     async def _models(self, _: web.Request) -> web.Response:
         return web.json_response(models_json(self._live()))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from piecework_protocol.content import CanvasOutput, output_digest
 from piecework_protocol.eip712 import Domain
@@ -24,12 +24,14 @@ from piecework_protocol.frames import (
     VoucherAccepted,
     WorkerFrame,
 )
+from piecework_protocol.limits import MAX_CLOCK_SKEW_S, MAX_STEPS_PAST_PROGRESS
 from piecework_protocol.objects import Acceptance, Channel, Finish, Job, ModelOffer, Receipt
 from piecework_protocol.pricing import Usage, canvases_for, price, usage_of
 from piecework_protocol.service import receipt_fault
 from piecework_protocol.signing import signed_by
-from piecework_protocol.types import Amount, Digest, JobId, Signature, Uint32
+from piecework_protocol.types import Amount, Digest, JobId, Signature, Timestamp, Uint32, keccak256
 
+NEVER = Timestamp(0)
 # A byte-fallback tokenizer makes at most one token of a byte; the 8 bytes of lengths and the role
 # around each message outweigh the turn markers of a chat template, and this covers its preamble.
 TEMPLATE_TOKENS = 256
@@ -80,8 +82,20 @@ class Openers:
     draft: Callable[[bytes, int, int], bytes]
 
 
+@dataclass(slots=True)
+class _Seen:
+    """What the worker has shown of the canvas in progress: steps, and drafts by their hashes."""
+
+    steps: int = 0
+    drafts: set[bytes] = field(default_factory=set)
+
+
 class ClientSession:
-    """One job at the client. `receipts` were verified before a resume, oldest first."""
+    """One job at the client. `receipts` were verified before a resume, oldest first.
+
+    `resumed` says that another stream of the job broke. What the worker did meanwhile was not seen,
+    so the canvas in progress is not held to drafts and progress (clause 3.8). It is one canvas.
+    """
 
     def __init__(
         self,
@@ -93,6 +107,7 @@ class ClientSession:
         *,
         prompt_bytes: int,
         receipts: tuple[Receipt, ...] = (),
+        resumed: bool = False,
     ) -> None:
         self.id: JobId = job.id(domain)
         self.phase = Phase.SUBMITTED
@@ -101,6 +116,9 @@ class ClientSession:
         self._openers = openers
         self._max_prompt_tokens = prompt_bytes + TEMPLATE_TOKENS
         self._receipts = list(receipts)
+        self._resumed, self._left = resumed, False
+        self._available = 0
+        self._seen = _Seen()
 
     @property
     def received(self) -> int:
@@ -108,16 +126,34 @@ class ClientSession:
         return len(self._receipts)
 
     @property
+    def last_receipt(self) -> Digest | None:
+        """Give the digest of the last verified receipt, as a resumed submission states it."""
+        return Digest(self._domain.digest(self._receipts[-1])) if self._receipts else None
+
+    @property
     def complete(self) -> bool:
         """Say whether the last verified receipt ends the job."""
         return bool(self._receipts) and self._receipts[-1].finish is not Finish.MORE
 
-    def receive(self, frame: WorkerFrame) -> ClientEvent:
+    @property
+    def cancelled(self) -> bool:
+        """Say whether the last verified receipt is that of a canvas that was not finished."""
+        return bool(self._receipts) and self._receipts[-1].finish is Finish.CANCELLED
+
+    def leave(self) -> None:
+        """Note that the client cancels. From now on a cancelled receipt is in order."""
+        self._left = True
+
+    def receive(self, frame: WorkerFrame, now: Timestamp = NEVER) -> ClientEvent:
         """Verify one frame of the worker. Return it, or what was sealed in it.
+
+        From the job's deadline on, by `now`, the worker may end the job.
 
         Raises:
             ProtocolViolation: The frame breaks a clause.
         """
+        if now + MAX_CLOCK_SKEW_S >= self._job.deadline:
+            self._left = True
         try:
             return self._dispatch(frame)
         except ProtocolViolation:
@@ -155,6 +191,7 @@ class ClientSession:
             raise ProtocolViolation("3.5", "the worker has lost canvases that it has signed for")
         self._check_account(frame.account)
         self.phase, self.prompt_tokens = Phase.ACCEPTED, frame.prompt_tokens
+        self._available = frame.available
         return frame
 
     def _check_account(self, account: Account | None) -> None:
@@ -169,12 +206,16 @@ class ClientSession:
     def _progress(self, frame: Progress) -> Progress:
         if frame.job != self.id:
             raise ProtocolViolation("2.4", "progress of another job")
+        if frame.canvas == self.received:
+            self._seen.steps = max(self._seen.steps, frame.step)
         return frame
 
     def _draft(self, frame: Draft) -> DraftSeen:
-        _, output = self._open(
+        data, output = self._open(
             lambda: self._openers.draft(frame.sealed_output, frame.canvas, frame.step)
         )
+        if frame.canvas == self.received:
+            self._seen.drafts.add(keccak256(data))
         return DraftSeen(frame.canvas, frame.step, output)
 
     def _open(self, opener: Callable[[], bytes]) -> tuple[bytes, CanvasOutput]:
@@ -201,7 +242,10 @@ class ClientSession:
         if receipt.output_digest != output_digest(self.id, receipt.canvas, data):
             raise ProtocolViolation("4.2", "the output is not the one that the receipt commits to")
         self._check_charge(receipt, len(output.token_ids))
+        if receipt.finish is Finish.CANCELLED:
+            self._check_cancelled(receipt, data)
         self._receipts.append(receipt)
+        self._seen = _Seen()
         if self.complete:
             self.phase = Phase.COMPLETE
         return CanvasVerified(
@@ -214,25 +258,19 @@ class ClientSession:
         )
 
     def _check_charge(self, receipt: Receipt, tokens: int) -> None:
+        """Hold what a receipt charges to the output, to its own totals, and to the price."""
         parameters, model = self._job.parameters, self._model
         fault = receipt_fault(parameters, receipt)
         if fault is not None:
             raise ProtocolViolation(*fault)
         if receipt.units != tokens or tokens > model.canvas_size:
             raise ProtocolViolation("4.4", f"{receipt.units} tokens charged for {tokens} delivered")
-        if receipt.finish not in tuple(Finish) or (
-            receipt.finish is Finish.MORE and tokens != model.canvas_size
-        ):
-            raise ProtocolViolation("4.5", "a canvas that is not the job's last is full")
+        if receipt.finish is not Finish.CANCELLED:
+            self._check_finish(receipt, tokens)
         after = self._usage(receipt)
         if after.output_tokens > parameters.max_tokens:
             raise ProtocolViolation(
                 "4.4", f"more than the {parameters.max_tokens} tokens asked for"
-            )
-        last = self.received + 1 == canvases_for(model, parameters.max_tokens)
-        if last and receipt.finish is Finish.MORE:
-            raise ProtocolViolation(
-                "4.5", "the job's token limit is reached and the receipt says more"
             )
         if usage_of(receipt) != after:
             raise ProtocolViolation("4.4", "the receipt's totals are not those of its job")
@@ -245,14 +283,47 @@ class ClientSession:
                 "3.4", f"the job's ceiling of {self._job.max_amount} is exceeded"
             )
 
+    def _check_finish(self, receipt: Receipt, tokens: int) -> None:
+        """Hold a finished canvas to being full, or to being the last."""
+        model, parameters = self._model, self._job.parameters
+        if receipt.finish is Finish.MORE and tokens != model.canvas_size:
+            raise ProtocolViolation("4.5", "a canvas that is not the job's last is full")
+        last = self.received + 1 == canvases_for(model, parameters.max_tokens)
+        if last and receipt.finish is Finish.MORE:
+            raise ProtocolViolation(
+                "4.5", "the job's token limit is reached and the receipt says more"
+            )
+
+    def _check_cancelled(self, receipt: Receipt, data: bytes) -> None:
+        """Hold the receipt of an unfinished canvas to what this client has seen of it."""
+        if not (self._left or self._resumed):
+            raise ProtocolViolation("3.8", "the worker charges for a canvas that it gave up")
+        before = usage_of(self._receipts[-1]) if self._receipts else Usage(0, 0, 0)
+        if usage_of(receipt) == before:
+            raise ProtocolViolation("3.8", "a cancelled receipt for nothing")
+        if self._resumed and receipt.canvas <= self._available:
+            return  # its beginning was not seen here
+        seen = self._seen
+        if receipt.steps > seen.steps + MAX_STEPS_PAST_PROGRESS:
+            raise ProtocolViolation(
+                "3.8", f"{receipt.steps} steps charged, the last progress said {seen.steps}"
+            )
+        if receipt.units and keccak256(data) not in seen.drafts:
+            raise ProtocolViolation("3.8", "tokens charged of a draft that was never shown")
+
     def _usage(self, receipt: Receipt) -> Usage:
-        """Add one receipt to what the job had used."""
+        """Add one receipt to what the job had used.
+
+        A job that is cancelled before its first step owes the part of the prompt that was read.
+        """
         last = self._receipts[-1] if self._receipts else None
         before = usage_of(last) if last is not None else Usage(0, 0, 0)
+        prompt = self.prompt_tokens or 0
+        unread = receipt.finish is Finish.CANCELLED and last is None and not receipt.steps
+        if unread and not receipt.units:
+            prompt = min(prompt, receipt.total_prompt_tokens)
         return Usage(
-            self.prompt_tokens or 0,
-            before.output_tokens + receipt.units,
-            before.denoising_steps + receipt.steps,
+            prompt, before.output_tokens + receipt.units, before.denoising_steps + receipt.steps
         )
 
     def _ended(self, frame: JobEnded) -> JobEnded:

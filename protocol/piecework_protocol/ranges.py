@@ -9,7 +9,7 @@ most a day from now, stay where admission judges.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Final
 
 from piecework_protocol import frames, objects
@@ -195,3 +195,21 @@ def check(value: object, *names: str) -> None:
             RANGES[kind, name].check(getattr(value, name))
         except ValueError as error:
             raise ValueError(f"{kind.__name__}.{name}: {error}") from None
+
+
+def check_all(value: object) -> None:
+    """Hold every number inside of a value to the table, before a journal keeps it.
+
+    Raises:
+        ValueError: A member lies outside of its range. The text names it.
+    """
+    if isinstance(value, tuple):
+        for part in value:
+            check_all(part)
+    elif is_dataclass(value):
+        kind = type(value)
+        for member in fields(value):
+            if (kind, member.name) in RANGES:
+                check(value, member.name)
+            else:
+                check_all(getattr(value, member.name))

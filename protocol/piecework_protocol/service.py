@@ -1,8 +1,9 @@
 """The two classes of service (clause 3.10): what follows for offers, jobs and receipts. Pure.
 
 Both ends ask here, so they cannot differ. Nobody records the denoising steps of a best-effort
-canvas. So its trace root is that of the tree without leaves (clause 5.8). A replayable canvas never
-has that root, so nobody can take one for the other (clause 9.6).
+canvas. So its trace root is that of the tree without leaves (clause 5.8). A replayable canvas has
+that root only when it was cancelled before its first step, so nobody can take one for the other
+(clause 9.6).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from typing import Final
 
 from piecework_protocol import merkle
-from piecework_protocol.objects import ModelOffer, Parameters, Receipt, Service
+from piecework_protocol.objects import Finish, ModelOffer, Parameters, Receipt, Service
 from piecework_protocol.types import Digest, Micros, Uint32, Uint64
 
 NO_TRACE: Final[Digest] = merkle.EMPTY_ROOT
@@ -66,8 +67,9 @@ def receipt_fault(parameters: Parameters, receipt: Receipt) -> tuple[str, str] |
         if receipt.trace_root != NO_TRACE:
             return "7.4", "a trace root on a best-effort canvas, which nobody could open"
         return None
-    if not 1 <= receipt.steps <= parameters.max_steps:
+    least = int(receipt.finish is not Finish.CANCELLED)
+    if not least <= receipt.steps <= parameters.max_steps:
         return "4.4", f"{receipt.steps} denoising steps; at most {parameters.max_steps}"
-    if receipt.trace_root == NO_TRACE:
-        return "7.4", "a replayable canvas without a trace"
+    if (receipt.trace_root == NO_TRACE) != (receipt.steps == 0):
+        return "7.4", "a replayable canvas has a trace exactly when it has steps"
     return None

@@ -74,6 +74,23 @@ class CanvasResult:
 
 
 @dataclass(frozen=True, slots=True)
+class StoppedEngine:
+    """What the engine had done when it stopped a sequence, sealed by the shell.
+
+    prompt_tokens: prefilled so far. steps: taken of `canvas`, whose trace root is over them. The
+    output is the last draft of that canvas that was shown, of `units` tokens, or empty.
+    """
+
+    canvas: int
+    prompt_tokens: int
+    steps: int
+    trace_root: Digest
+    output_digest: Digest
+    units: int
+    sealed_output: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class StateRecord:
     """The job moved to `state`."""
 
@@ -102,7 +119,13 @@ class AllowCanvases:
 
 @dataclass(frozen=True, slots=True)
 class StopEngine:
-    """Free the sequence at the next denoising step."""
+    """End the sequence. The engine answers with what it had done (`StoppedEngine`).
+
+    With `finish_canvas` a canvas that has begun goes on to its end first. Without it the sequence
+    ends at the next denoising step.
+    """
+
+    finish_canvas: bool
 
 
 EngineCommand = StartEngine | AllowCanvases | StopEngine
@@ -142,10 +165,12 @@ class WorkerSession:
         domain: Domain,
         *,
         state: JobState = JobState.NEW,
+        reason: Reason | None = None,
         stored: Sequence[StoredCanvas] = (),
     ) -> None:
         self.accepted = accepted
-        self.state = state
+        self.state, self._reason = state, reason
+        self._in_engine = False
         self._domain = domain
         self._stored = list(stored)
 
@@ -182,9 +207,16 @@ class WorkerSession:
         frames += [self._delivery(s) for s in self._stored[received:]]
         if self.state in ENDED_STATES:
             return Outcome(tuple(records), (*frames, self._ended()))
+        if self.state is JobState.STOPPING:
+            return Outcome(tuple(records), tuple(frames))
         records.append(self._move(JobEvent.START))
-        start = StartEngine(self.canvases, self.canvas_limit(ledger))
-        return Outcome(tuple(records), tuple(frames), (start,))
+        limit = self.canvas_limit(ledger)
+        go_on = AllowCanvases(limit) if self._in_engine else self._start(limit)
+        return Outcome(tuple(records), tuple(frames), (go_on,))
+
+    def _start(self, limit: int) -> StartEngine:
+        self._in_engine = True
+        return StartEngine(self.canvases, limit)
 
     def canvas_limit(self, ledger: WorkerLedger) -> int:
         """Give the first canvas that may not start before more is paid (clause 3.7)."""
@@ -194,27 +226,55 @@ class WorkerSession:
     def canvas_finished(
         self, result: CanvasResult, ledger: WorkerLedger
     ) -> tuple[Outcome, WorkerLedger]:
-        """The engine finished a canvas: record it, then deliver it with its receipt."""
-        receipt = self._receipt(result)
-        stored = StoredCanvas(receipt, result.sealed_output, result.resume_secret)
+        """The engine finished a canvas: record it, then deliver it with its receipt.
+
+        A canvas that had begun is owed, also while the client is away or has left.
+        """
+        stored, book = self._store(self._receipt(result), result, ledger)
         last = result.finish is not Finish.MORE
-        self._stored.append(stored)
-        book = ledger.issue(
-            LeafRef(self.accepted.id, result.canvas),
-            Digest(self._domain.digest(receipt)),
-            receipt.amount,
-        )
+        if last:
+            self._in_engine = False
         moved = self._move(JobEvent.LAST_CANVAS if last else JobEvent.CANVAS)
         frames: tuple[WorkerFrame | UnsignedFrame, ...] = (self._delivery(stored),)
         if last:
             frames += (self._ended(),)
         return Outcome((stored, moved), frames), book
 
+    def stopped(self, work: StoppedEngine, ledger: WorkerLedger) -> tuple[Outcome, WorkerLedger]:
+        """The engine has ended the sequence. What it had begun is owed (clause 3.8)."""
+        self._in_engine = False
+        if self.state is JobState.RUNNING:
+            # The client came back while the engine was ending a sequence that had nothing to do.
+            return Outcome(commands=(self._start(self.canvas_limit(ledger)),)), ledger
+        if self.state is not JobState.STOPPING:
+            return Outcome(), ledger
+        receipt = self._cancelled(work)
+        if receipt is None:
+            return Outcome((self._move(JobEvent.STOPPED),), (self._ended(),)), ledger
+        stored, book = self._store(receipt, work, ledger)
+        moved = self._move(JobEvent.STOPPED)
+        return Outcome((stored, moved), (self._delivery(stored), self._ended())), book
+
+    def engine_lost(self) -> Outcome:
+        """The engine is gone. What it had begun is lost, and never charged."""
+        self._in_engine = False
+        if self.state is not JobState.STOPPING:
+            return Outcome()
+        return Outcome((self._move(JobEvent.STOPPED),), (self._ended(),))
+
     def engine_restarted(self, ledger: WorkerLedger) -> Outcome:
         """Start a running job again behind its last recorded canvas, after the engine was lost."""
         if self.state is not JobState.RUNNING:
             return Outcome()
-        return Outcome(commands=(StartEngine(self.canvases, self.canvas_limit(ledger)),))
+        return Outcome(commands=(self._start(self.canvas_limit(ledger)),))
+
+    def recovered(self) -> Outcome:
+        """Take the job up in a new process. It waits for its client, unless that had left."""
+        if self.state is JobState.STOPPING:
+            return Outcome((self._move(JobEvent.STOPPED),))
+        if self.state in (JobState.ACCEPTED, JobState.RUNNING):
+            return Outcome((self._move(JobEvent.DISCONNECT),))
+        return Outcome()
 
     def draft(self, canvas: int, step: int, sealed_output: bytes) -> Outcome:
         """Show a canvas as it is being denoised."""
@@ -228,30 +288,53 @@ class WorkerSession:
         commands = (AllowCanvases(self.canvas_limit(ledger)),) if running else ()
         return Outcome((record,), (), commands)
 
-    def cancel(self) -> Outcome:
-        """End the job for its client. Delivered canvases stay owed (clause 3.8)."""
-        if self.state in ENDED_STATES:
+    def cancel(self, reason: Reason | None = None) -> Outcome:
+        """End the job: its client leaves, or stays away, or its deadline has passed.
+
+        The work done until then is owed (clause 3.8). `reason` is None when the client asked.
+        """
+        if self.state in ENDED_STATES or self.state is JobState.STOPPING:
             return Outcome()
-        return Outcome((self._move(JobEvent.CANCEL),), (self._ended(),), (StopEngine(),))
+        self._reason = reason
+        leaving = self._move(JobEvent.CANCEL, reason)
+        if self._in_engine:
+            return Outcome((leaving,), (), (StopEngine(finish_canvas=False),))
+        return Outcome((leaving, self._move(JobEvent.STOPPED)), (self._ended(),))
 
     def disconnected(self) -> Outcome:
-        """Free the GPU after the stream broke, and keep the job for the client's return."""
-        running = self.state is JobState.RUNNING
+        """Let the begun canvas go on to its end after the stream broke, and start no further one.
+
+        The job waits for its client (clause 3.8).
+        """
+        running = self.state is JobState.RUNNING and self._in_engine
         record = self._move(JobEvent.DISCONNECT)
-        return Outcome((record,), (), (StopEngine(),) if running else ())
+        return Outcome((record,), (), (StopEngine(finish_canvas=True),) if running else ())
 
     def failed(self, reason: Reason, message: str) -> Outcome:
         """End a job that cannot go on. Its delivered canvases stay owed, and nothing else."""
         if self.state in ENDED_STATES:
             return Outcome()
-        running = self.state is JobState.RUNNING
+        if self.state is JobState.STOPPING:
+            return self.engine_lost()
+        running, self._in_engine, self._reason = self._in_engine, False, reason
         record = self._move(JobEvent.FAIL, reason)
         ended = JobEnded(self.accepted.id, self.canvases, reason, message)
-        return Outcome((record,), (ended,), (StopEngine(),) if running else ())
+        return Outcome((record,), (ended,), (StopEngine(finish_canvas=False),) if running else ())
 
     def _move(self, event: JobEvent, reason: Reason | None = None) -> StateRecord:
         self.state = advance_job(self.state, event)
         return StateRecord(self.accepted.id, self.state, reason)
+
+    def _store(
+        self, receipt: Receipt, work: CanvasResult | StoppedEngine, ledger: WorkerLedger
+    ) -> tuple[StoredCanvas, WorkerLedger]:
+        """Make the record of a receipt, and the channel's book after it."""
+        secret = work.resume_secret if isinstance(work, CanvasResult) else b""
+        stored = StoredCanvas(receipt, work.sealed_output, secret)
+        self._stored.append(stored)
+        digest = Digest(self._domain.digest(receipt))
+        ref = LeafRef(self.accepted.id, receipt.canvas)
+        return stored, ledger.issue(ref, digest, receipt.amount)
 
     def _receipt(self, result: CanvasResult) -> Receipt:
         invariant(result.canvas == self.canvases, "canvases are finished in order")
@@ -261,24 +344,42 @@ class WorkerSession:
             before.output_tokens + result.units,
             before.denoising_steps + result.steps,
         )
-        model = self.accepted.model
-        previous = (
-            self._domain.digest(self._stored[-1].receipt) if self._stored else self.accepted.id
+        return self._sign_for(result, after, result.finish)
+
+    def _cancelled(self, work: StoppedEngine) -> Receipt | None:
+        """Make the receipt of a canvas that was not finished, or None when nothing was begun."""
+        invariant(work.prompt_tokens <= self.accepted.prompt_tokens, "no prompt grows")
+        before = self.usage() if self._stored else Usage(0, 0, 0)
+        after = Usage(
+            max(before.prompt_tokens, work.prompt_tokens),
+            before.output_tokens + work.units,
+            before.denoising_steps + work.steps,
         )
+        if after == before:
+            return None
+        invariant(work.canvas == self.canvases, "the canvas after the last is the one in progress")
+        return self._sign_for(work, after, Finish.CANCELLED)
+
+    def _sign_for(
+        self, work: CanvasResult | StoppedEngine, after: Usage, finish: Finish
+    ) -> Receipt:
+        """Make the receipt of a piece of work. `after` is what the job has used then."""
+        total = price(self.accepted.model, after)
+        last = self._stored[-1].receipt if self._stored else None
         receipt = Receipt(
             job=self.accepted.id,
-            canvas=Uint32(result.canvas),
-            output_digest=result.output_digest,
-            trace_root=result.trace_root,
-            steps=Uint32(result.steps),
-            units=Uint32(result.units),
-            amount=Amount(price(model, after) - self.charged),
-            finish=result.finish,
+            canvas=Uint32(self.canvases),
+            output_digest=work.output_digest,
+            trace_root=work.trace_root,
+            steps=Uint32(work.steps),
+            units=Uint32(work.units),
+            amount=Amount(total - self.charged),
+            finish=finish,
             total_prompt_tokens=Uint32(after.prompt_tokens),
             total_units=Uint32(after.output_tokens),
             total_steps=Uint32(after.denoising_steps),
-            total_amount=price(model, after),
-            previous=Digest(previous),
+            total_amount=total,
+            previous=Digest(self._domain.digest(last) if last else self.accepted.id),
         )
         fault = receipt_fault(self.accepted.job.parameters, receipt)
         invariant(fault is None, f"a receipt of ours keeps to its job's class of service: {fault}")
@@ -301,7 +402,7 @@ class WorkerSession:
         )
 
     def _ended(self) -> JobEnded:
-        return JobEnded(self.accepted.id, self.canvases)
+        return JobEnded(self.accepted.id, self.canvases, self._reason)
 
 
 def acknowledgement(ledger: WorkerLedger) -> VoucherAccepted:

@@ -68,6 +68,7 @@ from piecework_protocol.sealing import (
 )
 from piecework_protocol.service import NO_TRACE
 from piecework_protocol.signing import LocalSigner, Signer, sign, signed_by
+from piecework_protocol.states import JobState
 from piecework_protocol.types import (
     Address,
     Amount,
@@ -87,6 +88,7 @@ from piecework_protocol.worker_session import (
     AcceptedJob,
     CanvasResult,
     Outcome,
+    StoppedEngine,
     UnsignedFrame,
     WorkerSession,
     acknowledgement,
@@ -158,6 +160,9 @@ class Job:
     session: WorkerSession
     prompt: str
     limit: int = 0
+    begun: bool = False
+    shown: tuple[int, bytes] | None = None
+    """Step and bytes of the last draft of the canvas in progress."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     live: bool = False
 
@@ -422,6 +427,7 @@ class _Stream:
             self.job.live = False
             if session.state.value in ("accepted", "running"):
                 session.disconnected()
+                session.engine_lost()
 
     async def heart(self, pause_s: float) -> None:
         """Tell where the job is until it ends."""
@@ -445,6 +451,7 @@ class _Stream:
                 self.job.changed.clear()
                 await self.job.changed.wait()
                 continue
+            self.job.begun, self.job.shown = True, None
             if script.fail_at == canvas:
                 await self.carry_out(session.failed(Reason.ENGINE_FAILED, "the engine broke"))
                 return
@@ -452,11 +459,34 @@ class _Stream:
                 await script.gate(canvas)
             await self.drafts(canvas)
             result = self.worker.denoise(self.job, canvas)
+            self.job.begun, self.job.shown = False, None
             if session.state.value != "running":
                 return
             outcome, book = session.canvas_finished(result, self.book)
             self.worker.books[self.key] = book
             await self.carry_out(outcome)
+
+    async def stop(self) -> None:
+        """The engine ends the sequence of a client that has left."""
+        session, job = self.job.session, self.job
+        if session.state is not JobState.STOPPING:
+            return
+        canvas, accepted = session.canvases, session.accepted
+        step, data = job.shown or (-1, CanvasOutput((), "").encode())
+        traced = accepted.job.parameters.service is Service.REPLAYABLE
+        steps = step + 1 if traced else 0
+        key = PublicKey(accepted.job.reply_key)
+        report = StoppedEngine(
+            canvas=canvas,
+            prompt_tokens=accepted.prompt_tokens if job.begun else 0,
+            steps=steps,
+            trace_root=merkle.root([keccak256(bytes([i])) for i in range(steps)]),
+            output_digest=output_digest(accepted.id, canvas, data),
+            units=len(CanvasOutput.decode(data).token_ids),
+            sealed_output=seal(data, key, canvas_context(self.worker.domain, accepted.id, canvas)),
+        )
+        outcome, self.worker.books[self.key] = session.stopped(report, self.book)
+        await self.carry_out(outcome)
 
     async def drafts(self, canvas: int) -> None:
         accepted = self.job.session.accepted
@@ -466,6 +496,7 @@ class _Stream:
             text = CanvasOutput((step,), f"draft {canvas}.{step}").encode()
             context = draft_context(self.worker.domain, accepted.id, canvas, step)
             sealed = seal(text, accepted.job.reply_key, context)
+            self.job.shown = (step, text)
             await self.carry_out(self.job.session.draft(canvas, step, sealed))
 
     async def read(self) -> None:
@@ -478,6 +509,7 @@ class _Stream:
             if isinstance(frame, CancelJob):
                 self.worker.cancels += 1
                 await self.carry_out(session.cancel())
+                await self.stop()
             elif isinstance(frame, PayVoucher):
                 await self.pay(frame)
 

@@ -11,13 +11,18 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from piecework_protocol import merkle
-from piecework_protocol.client_session import Openers
+from piecework_protocol.client_session import DraftSeen, Openers
 from piecework_protocol.content import CanvasOutput, output_digest
-from piecework_protocol.eip712 import Domain
+from piecework_protocol.eip712 import Domain, TypedData
+from piecework_protocol.errors import Reason
 from piecework_protocol.frames import (
     CancelJob,
+    Draft,
+    LeafRef,
     PayVoucher,
+    Progress,
     SubmitJob,
+    WorkerFrame,
 )
 from piecework_protocol.ledger import WorkerLedger
 from piecework_protocol.objects import (
@@ -27,6 +32,7 @@ from piecework_protocol.objects import (
     Kind,
     ModelOffer,
     Parameters,
+    Receipt,
     Service,
 )
 from piecework_protocol.signing import LocalSigner, sign, signed_by
@@ -40,6 +46,7 @@ from piecework_protocol.types import (
     Micros,
     PublicKey,
     Seconds,
+    Signature,
     Timestamp,
     Uint32,
     Uint64,
@@ -55,7 +62,7 @@ from piecework_protocol.worker_session import (
     CanvasResult,
     Outcome,
     StartEngine,
-    StopEngine,
+    StoppedEngine,
     StoredCanvas,
     WorkerSession,
     acknowledgement,
@@ -83,6 +90,8 @@ MODEL = ModelOffer(
     first_canvas_ms=Uint32(1),
 )
 NOW = Timestamp(1_800_000_000)
+MAX_STEPS = 48
+PROMPT_TOKENS = 7
 
 
 def channel() -> Channel:
@@ -139,12 +148,18 @@ def denoise(accepted: AcceptedJob, canvas: int) -> CanvasResult:
         canvas=canvas,
         output_digest=output_digest(accepted.id, canvas, output),
         trace_root=merkle.root([noise]),
-        steps=1 + noise[8] % 48,
+        steps=steps_of(accepted, canvas),
         units=units,
         finish=finish,
         sealed_output=output,
         resume_secret=b"",
     )
+
+
+def steps_of(accepted: AcceptedJob, canvas: int) -> int:
+    """How many denoising steps a canvas takes."""
+    seed = accepted.job.parameters.seed
+    return 1 + keccak256(seed.to_bytes(8, "big") + canvas.to_bytes(4, "big"))[8] % MAX_STEPS
 
 
 OPENERS = Openers(
@@ -153,19 +168,40 @@ OPENERS = Openers(
 
 
 @dataclass
+class EngineRow:
+    """A sequence in the fake engine. `steps` are taken of canvas `canvas`."""
+
+    canvas: int
+    limit: int
+    steps: int = 0
+    begun: bool = False
+    stop: bool = False
+    finish: bool = False
+
+
+@dataclass
 class WorkerJob:
     """One job as the worker holds it; `stored` and `state` are what its journal has."""
 
     accepted: AcceptedJob
     state: JobState = JobState.NEW
+    reason: Reason | None = None
     stored: list[StoredCanvas] = field(default_factory=list)
     session: WorkerSession | None = None
-    limit: int = 0
-    running: bool = False
+    attached: bool = False
+    row: EngineRow | None = None
+    shown: CanvasOutput | None = None
+    """The last draft of the canvas in progress that went to the client."""
 
     def at_rest(self) -> WorkerSession:
         """The session as the journal gives it."""
-        return WorkerSession(self.accepted, DOMAIN, state=self.state, stored=self.stored)
+        return WorkerSession(
+            self.accepted, DOMAIN, state=self.state, reason=self.reason, stored=self.stored
+        )
+
+
+class WorkerKilled(Exception):
+    """The worker dies here."""
 
 
 @dataclass
@@ -183,6 +219,12 @@ class PairedMarket:
         self.worker_book = WorkerLedger(self.client.id)
         self.worker_jobs: dict[JobId, WorkerJob] = {}
         self.lines: dict[JobId, PairedStream] = {}
+        self.signed: dict[LeafRef, set[Digest]] = {}
+        """Every receipt that was ever signed."""
+        self.read: dict[LeafRef, int] = {}
+        """The most tokens of a canvas that its client has seen in a draft."""
+        self.points_to_live: int | None = None
+        """The worker dies at this many moments from now. There are three in every outcome."""
 
     # --- the client's shell
 
@@ -192,12 +234,16 @@ class PairedMarket:
         if key not in self.lines:
             submission = SubmitJob(work, sign(DOMAIN, work, PAYER), self.client.channel, b"")
             self.lines[key] = PairedStream(submission, DOMAIN, MODEL, OPENERS, prompt_bytes=10)
-        self.lines[key].open()
+        self.lines[key].open(drafts=True)
         return self.lines[key]
 
     def client_reads(self, line: PairedStream) -> None:
         """Take one frame from the line, verify it, and pay when there is something to pay."""
-        self.client.take(line, line.downward.popleft())
+        event = self.client.take(line, line.downward.popleft())
+        if isinstance(event, DraftSeen):
+            ref = LeafRef(line.id, event.canvas)
+            tokens = len(event.output.token_ids)
+            self.read[ref] = max(self.read.get(ref, 0), tokens)
 
     # --- the worker's shell
 
@@ -217,11 +263,17 @@ class PairedMarket:
         assert signed_by(DOMAIN, frame.job, frame.signature, PAYER.address)
         key = frame.job.id(DOMAIN)
         if key not in self.worker_jobs:
-            accepted = AcceptedJob(key, frame.job, frame.channel, MODEL, 7, NOW)
+            accepted = AcceptedJob(key, frame.job, frame.channel, MODEL, PROMPT_TOKENS, NOW)
             self.worker_jobs[key] = WorkerJob(accepted)
         work = self.worker_jobs[key]
-        work.session = work.at_rest()
+        if work.session is None:
+            work.session = work.at_rest()
+            self._carry_out(line, work, work.session.recovered())
+        assert work.session.is_known(frame.received, frame.last_receipt)
+        work.attached = True
         self._carry_out(line, work, work.session.open(frame.received, self.worker_book))
+        if work.row is not None and work.row.steps:
+            self._say(line, Progress(line.id, work.row.canvas, work.row.steps, PROMPT_TOKENS))
 
     def _paid(self, line: PairedStream, payment: PayVoucher) -> None:
         assert signed_by(DOMAIN, payment.voucher, payment.signature, PAYER.address)
@@ -235,37 +287,113 @@ class PairedMarket:
                 self._carry_out(self.lines[key], work, session.paid(after))
         line.downward.append(encode_worker_frame(acknowledgement(self.worker_book)))
 
+    # --- the engine
+
     def engine_step(self, line: PairedStream) -> bool:
-        """Let the engine finish this job's next canvas, if it may."""
+        """Let the engine go on to this job's next canvas, or to the end of its sequence."""
+        while self.engine_steps(line, MAX_STEPS):
+            work = self.worker_jobs[line.id]
+            if work.row is None or not work.row.steps:
+                return True
+        return False
+
+    def engine_steps(self, line: PairedStream, most: int) -> bool:
+        """Let the engine take up to `most` denoising steps of this job."""
         work = self.worker_jobs.get(line.id)
-        if (
-            work is None
-            or work.session is None
-            or not work.running
-            or work.session.canvases >= work.limit
-        ):
+        if work is None or work.session is None or work.row is None:
             return False
-        result = denoise(work.accepted, work.session.canvases)
-        work.running = result.finish is Finish.MORE
-        outcome, self.worker_book = work.session.canvas_finished(result, self.worker_book)
-        self._carry_out(line, work, outcome)
+        row, session = work.row, work.session
+        if row.stop or (row.finish and not row.begun):
+            self._report_stop(line, work, row)
+            return True
+        if row.canvas >= row.limit:
+            return False
+        result = denoise(work.accepted, row.canvas)
+        row.begun, row.steps = True, min(row.steps + most, steps_of(work.accepted, row.canvas))
+        if row.steps < steps_of(work.accepted, row.canvas):
+            self._show(line, work, row)
+            return True
+        row.canvas, row.steps, row.begun, work.shown = row.canvas + 1, 0, False, None
+        if result.finish is not Finish.MORE:
+            work.row = None
+        outcome, book = session.canvas_finished(result, self.worker_book)
+        self._carry_out(line, work, outcome, book)
         return True
 
-    def _carry_out(self, line: PairedStream, work: WorkerJob, outcome: Outcome) -> None:
+    def _show(self, line: PairedStream, work: WorkerJob, row: EngineRow) -> None:
+        if not work.attached:
+            return
+        self._say(line, Progress(line.id, row.canvas, row.steps, PROMPT_TOKENS))
+        output = CanvasOutput.decode(denoise(work.accepted, row.canvas).sealed_output)
+        tokens = len(output.token_ids) * row.steps // steps_of(work.accepted, row.canvas)
+        work.shown = CanvasOutput(output.token_ids[:tokens], output.text[:tokens])
+        self._say(line, Draft(line.id, row.canvas, row.steps, work.shown.encode()))
+
+    def _report_stop(self, line: PairedStream, work: WorkerJob, row: EngineRow) -> None:
+        work.row = None
+        assert work.session is not None
+        shown = work.shown or CanvasOutput((), "")
+        data = shown.encode()
+        report = StoppedEngine(
+            canvas=row.canvas,
+            prompt_tokens=PROMPT_TOKENS if row.begun else 0,
+            steps=row.steps,
+            trace_root=merkle.root([keccak256(bytes([i])) for i in range(row.steps)]),
+            output_digest=output_digest(line.id, row.canvas, data),
+            units=len(shown.token_ids),
+            sealed_output=data,
+        )
+        outcome, book = work.session.stopped(report, self.worker_book)
+        self._carry_out(line, work, outcome, book)
+
+    def _carry_out(
+        self,
+        line: PairedStream,
+        work: WorkerJob,
+        outcome: Outcome,
+        book: WorkerLedger | None = None,
+    ) -> None:
+        self._point()
+        self.worker_book = book or self.worker_book
         for record in outcome.records:
             if isinstance(record, StoredCanvas):
                 work.stored.append(record)
             else:
-                work.state = record.state
-        for frame in outcome.frames(lambda message: sign(DOMAIN, message, OPERATOR)):
-            line.downward.append(encode_worker_frame(frame))
+                work.state, work.reason = record.state, record.reason or work.reason
+        self._point()
+        for frame in outcome.frames(self._sign):
+            if work.attached:
+                self._say(line, frame)
+        self._point()
         for command in outcome.commands:
             if isinstance(command, StartEngine):
-                work.running, work.limit = True, command.canvas_limit
+                work.row = EngineRow(command.committed, command.canvas_limit)
+                work.shown = None
+            elif work.row is None:
+                continue
             elif isinstance(command, AllowCanvases):
-                work.limit = command.canvas_limit
-            elif isinstance(command, StopEngine):
-                work.running = False
+                work.row.limit, work.row.finish = command.canvas_limit, False
+            elif command.finish_canvas:
+                work.row.finish = True
+            else:
+                work.row.stop = True
+
+    def _sign(self, message: TypedData) -> Signature:
+        if isinstance(message, Receipt):
+            ref = LeafRef(message.job, message.canvas)
+            self.signed.setdefault(ref, set()).add(Digest(DOMAIN.digest(message)))
+        return sign(DOMAIN, message, OPERATOR)
+
+    def _say(self, line: PairedStream, frame: WorkerFrame) -> None:
+        line.downward.append(encode_worker_frame(frame))
+
+    def _point(self) -> None:
+        if self.points_to_live is None:
+            return
+        self.points_to_live -= 1
+        if self.points_to_live < 0:
+            self.points_to_live = None
+            raise WorkerKilled
 
     # --- the world
 
@@ -274,17 +402,36 @@ class PairedMarket:
         line.upward.clear()
         line.downward.clear()
         work = self.worker_jobs.get(line.id)
-        if work is not None and work.session is not None:
+        if work is not None and work.session is not None and work.attached:
+            work.attached = False
             self._carry_out(line, work, work.session.disconnected())
-            line.downward.clear()
-            work.session = None
+
+    def abandon(self, line: PairedStream) -> None:
+        """The client has stayed away for too long."""
+        work = self.worker_jobs.get(line.id)
+        if work is None or work.attached:
+            return
+        if work.session is None:
+            work.session = work.at_rest()
+            self._carry_out(line, work, work.session.recovered())
+        self._carry_out(line, work, work.session.cancel(Reason.JOB_ENDED))
+
+    def lose_engine(self) -> None:
+        """The engine's process dies, and a new one takes its place."""
+        for work in self.worker_jobs.values():
+            if work.row is not None and work.session is not None:
+                work.row = work.shown = None
+                line = self.lines[work.accepted.id]
+                self._carry_out(line, work, work.session.engine_lost())
+                self._carry_out(line, work, work.session.engine_restarted(self.worker_book))
 
     def crash_worker(self) -> None:
         """kill -9: sessions, engine rows and frames under way are gone, the journal is not."""
         for line in self.lines.values():
             line.upward.clear()
             line.downward.clear()
+        admitted = {k: w for k, w in self.worker_jobs.items() if w.state is not JobState.NEW}
+        self.worker_jobs = admitted
         for work in self.worker_jobs.values():
-            work.session, work.running = None, False
-            if work.state is JobState.RUNNING:
-                work.state = JobState.SUSPENDED
+            work.session = work.row = work.shown = None
+            work.attached = False

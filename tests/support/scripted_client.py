@@ -60,6 +60,8 @@ class ScriptedJob:
     receipts: list[Receipt] = field(default_factory=list)
     text: list[str] = field(default_factory=list)
     acknowledged: int = 0
+    streams: int = 0
+    """How often a stream was begun."""
     ended: JobEnded | None = None
     upward: deque[bytes] = field(default_factory=deque)
     session: ClientSession = field(init=False)
@@ -127,10 +129,19 @@ class ScriptedJob:
     def open(self, *, funding: Funding | None = None, drafts: bool = False) -> None:
         """Begin a stream for the job, or come back to it: what lay in `upward` is lost."""
         self._renew_session()
+        self.streams += 1
         self.upward.clear()
         self.ended = None
-        received = self.session.received
-        self.say(replace(self.submission, received=received, funding=funding, drafts=drafts))
+        last = Digest(self.domain.digest(self.receipts[-1])) if self.receipts else None
+        self.say(
+            replace(
+                self.submission,
+                received=self.session.received,
+                last_receipt=last,
+                funding=funding,
+                drafts=drafts,
+            )
+        )
 
     def without_text(self) -> Self:
         """The same job at a client that has lost its text and its receipts."""
@@ -142,6 +153,7 @@ class ScriptedJob:
 
     def cancel(self) -> None:
         """Ask the worker to stop."""
+        self.session.leave()
         self.say(CancelJob())
 
     def _renew_session(self) -> None:
@@ -153,6 +165,7 @@ class ScriptedJob:
             self.openers,
             prompt_bytes=self.prompt_bytes,
             receipts=tuple(self.receipts),
+            resumed=self.streams > 0,
         )
 
 

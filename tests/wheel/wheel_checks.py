@@ -150,6 +150,9 @@ def test_the_wheel_holds_four_typed_packages_and_the_contracts_that_they_deploy(
     artifacts = {p.name for p in (ROOT / "contracts" / "artifacts").iterdir() if p.is_file()}
     prefix = "piecework/chain/contract_artifacts/"
     assert {n.removeprefix(prefix) for n in names if n.startswith(prefix)} == artifacts
+    frozen = {p.name for p in (ROOT / "contracts" / "release").glob("*.initcode.hex")}
+    prefix = "piecework/chain/contract_release/"
+    assert {n.removeprefix(prefix) for n in names if n.startswith(prefix)} == frozen
 
 
 WHEEL_SUFFIXES = (
@@ -164,7 +167,10 @@ def test_the_source_archive_holds_what_the_wheel_is_built_from_and_no_tests(buil
         paths = {Path(*Path(n).parts[1:]).as_posix() for n in archive.getnames()}
     tops = {p.partition("/")[0] for p in paths}
     assert not tops & {"tests", "bench", "docs", ".ci"}
-    assert {p.split("/")[1] for p in paths if p.startswith("contracts/")} == {"artifacts"}
+    assert {p.split("/")[1] for p in paths if p.startswith("contracts/")} == {
+        "artifacts",
+        "release",
+    }
 
 
 def test_the_metadata_names_what_was_tried(wheel: Path) -> None:

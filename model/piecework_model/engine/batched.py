@@ -165,6 +165,10 @@ class BatchedExecutor:
         self._sequences[request.request_id] = _OpenSequence(state, keys, known, len(known))
         return len(known)
 
+    def leaves(self, request_id: str) -> tuple[bytes, ...]:
+        """Return the trace leaves of the sequence's canvas so far."""
+        return self._sequences[request_id].state.leaves()
+
     def close(self, request_id: str) -> None:
         """Forget a sequence and its cache."""
         self._sequences.pop(request_id, None)

@@ -9,20 +9,24 @@ The engine is not thread-safe. One owner calls `step` in a loop and the other me
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 
 from piecework_model import bounds, limits
 from piecework_model.checkpoint.loading import LoadedModel
 from piecework_model.engine.batched import BatchedExecutor
 from piecework_model.engine.executor import Executor, SequenceFailure, SequenceStep
-from piecework_model.engine.scheduler import Capacity, Scheduler, known_chunks
+from piecework_model.engine.scheduler import Capacity, Scheduler, known_chunks, prompt_chunks
 from piecework_model.requests import (
+    PROGRESS_STEPS,
     CanvasEvent,
     CanvasFinish,
     DraftEvent,
     Event,
     FailedEvent,
     GenerationRequest,
+    ProgressEvent,
+    StoppedEvent,
 )
 from piecework_model.text.tokens import TextStream
 
@@ -34,6 +38,17 @@ class _Job:
     request: GenerationRequest
     remaining_tokens: int  # that may still be charged
     text: TextStream
+    canvas: int  # the one in progress, or the next
+    unread: deque[int]  # tokens of the prompt's chunks that are not prefilled
+    steps: int = 0  # taken of the canvas in progress
+    prompt_tokens: int = 0  # prefilled
+    begun: bool = False  # whether the canvas in progress has cost anything
+    finishing: bool = False  # whether the request ends with the canvas in progress
+
+    def prefilled(self, chunks: int) -> None:
+        """Count the prompt's chunks among the first `chunks` pending ones."""
+        for _ in range(min(chunks, len(self.unread))):
+            self.prompt_tokens += self.unread.popleft()
 
 
 class Engine:
@@ -104,24 +119,46 @@ class Engine:
         for canvas in request.committed:
             text.append(canvas, final=False)
             remaining -= len(canvas)
-        self._jobs[request.request_id] = _Job(request, remaining, text)
+        prompt = prompt_chunks(request.prompt_ids, self._executor.chunk_tokens)
+        unread = deque(len(chunk) for chunk in prompt)
+        first = len(request.committed)
+        self._jobs[request.request_id] = _Job(request, remaining, text, first, unread)
         self._admit()
 
     def allow(self, request_id: str, canvas_limit: int) -> None:
         """Let a sequence go on up to, not including, the canvas of index `canvas_limit`.
 
-        A limit never goes down. A request that is no longer here is ignored, because its last event
-        and this call may cross.
+        A limit never goes down. A sequence that was to end with its canvas goes on after all. A
+        request that is no longer here is ignored, because its last event and this call may cross.
         """
+        if (job := self._jobs.get(request_id)) is not None:
+            job.finishing = False
         self._scheduler.allow(request_id, canvas_limit)
 
-    def cancel(self, request_id: str) -> None:
-        """Drop a request and its memory. No further event of it comes. An unknown request is
-        ignored.
+    def stop(self, request_id: str, *, finish_canvas: bool = False) -> list[Event]:
+        """End a request and free its memory. Its last event says what was done.
+
+        With `finish_canvas` a canvas that has begun goes on to its end first. Then the last event
+        comes from a later `step`. An unknown request has had its last event.
         """
-        if self._jobs.pop(request_id, None) is not None:
-            self._end(request_id)
+        job = self._jobs.get(request_id)
+        if job is None:
+            return []
+        if finish_canvas and job.begun:
+            job.finishing = True
+            return []
+        stopped = self._stop(job)
         self._admit()
+        return [stopped]
+
+    def _stop(self, job: _Job) -> StoppedEvent:
+        request_id = job.request.request_id
+        leaves = self._executor.leaves(request_id) if job.steps else ()
+        worked = job.begun or job.canvas > len(job.request.committed)
+        prompt_tokens = job.prompt_tokens if worked else 0
+        del self._jobs[request_id]
+        self._end(request_id)
+        return StoppedEvent(request_id, job.canvas, job.steps, prompt_tokens, leaves)
 
     def step(self) -> list[Event]:
         """Run one step of every runnable sequence. Returns no events at once if there is none."""
@@ -134,7 +171,13 @@ class Engine:
         for item in work:
             if item.request_id not in failed:
                 self._scheduler.prefilled(item.request_id, item.chunks)
-        events: list[Event] = []
+                self._jobs[item.request_id].prefilled(item.chunks)
+                self._jobs[item.request_id].begun = True
+        events: list[Event] = [
+            self._progress(self._jobs[item.request_id])
+            for item in work
+            if item.chunks and not item.denoise and item.request_id not in failed
+        ]
         for outcome in outcomes:
             if isinstance(outcome, SequenceFailure):
                 del self._jobs[outcome.request_id]
@@ -151,6 +194,7 @@ class Engine:
         for request_id in admitted:
             known = self._executor.open(self._jobs[request_id].request)
             self._scheduler.prefilled(request_id, known)
+            self._jobs[request_id].prefilled(known)
 
     def _end(self, request_id: str) -> None:
         """Free what the scheduler and the executor hold of a request."""
@@ -161,16 +205,24 @@ class Engine:
         """Record one step of a sequence. It gives a draft, a committed canvas, or no event."""
         request = job.request
         if step.finished:
-            return [self._commit(job, step)]
+            return self._commit(job, step)
+        job.steps = step.step + 1
+        events: list[Event] = []
+        if job.steps == 1 or job.steps % PROGRESS_STEPS == 0:
+            events.append(self._progress(job))
         if request.draft_every and (step.step + 1) % request.draft_every == 0:
             length, _ = bounds.charged_length(
                 step.argmax, self._loaded.eos_ids, job.remaining_tokens
             )
-            text = job.text.preview(step.argmax[:length])
-            return [DraftEvent(request.request_id, step.canvas, step.step, step.argmax, text)]
-        return []
+            shown = step.argmax[:length]
+            text = job.text.preview(shown)
+            events.append(DraftEvent(request.request_id, step.canvas, step.step, shown, text))
+        return events
 
-    def _commit(self, job: _Job, step: SequenceStep) -> CanvasEvent:
+    def _progress(self, job: _Job) -> ProgressEvent:
+        return ProgressEvent(job.request.request_id, job.canvas, job.steps, job.prompt_tokens)
+
+    def _commit(self, job: _Job, step: SequenceStep) -> list[Event]:
         """Commit a finished canvas, and end or continue the sequence."""
         request_id, canvas = job.request.request_id, step.argmax
         length, ended = bounds.charged_length(canvas, self._loaded.eos_ids, job.remaining_tokens)
@@ -187,7 +239,8 @@ class Engine:
         else:
             del self._jobs[request_id]
             self._end(request_id)
-        return CanvasEvent(
+        job.canvas, job.steps, job.begun = step.canvas + 1, 0, False
+        done = CanvasEvent(
             request_id,
             step.canvas,
             canvas,
@@ -197,3 +250,5 @@ class Engine:
             step.leaves,
             finish,
         )
+        goes_on = finish is CanvasFinish.MORE
+        return [done, self._stop(job)] if goes_on and job.finishing else [done]

@@ -79,6 +79,10 @@ class Executor(Protocol):
         """End the sequence's canvas with these ids. They become its next chunk to prefill."""
         ...
 
+    def leaves(self, request_id: str) -> tuple[bytes, ...]:
+        """Return the trace leaves of the sequence's canvas so far, one a step."""
+        ...
+
     def close(self, request_id: str) -> None:
         """Forget a sequence, if it is there, and free its memory."""
         ...

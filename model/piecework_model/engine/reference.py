@@ -62,6 +62,10 @@ class ReferenceExecutor:
         )
         return 0
 
+    def leaves(self, request_id: str) -> tuple[bytes, ...]:
+        """Return the trace leaves of the sequence's canvas so far."""
+        return self._sequences[request_id].state.leaves()
+
     def close(self, request_id: str) -> None:
         """Forget a sequence and its cache."""
         self._sequences.pop(request_id, None)

@@ -37,8 +37,11 @@ from piecework_node.runtime.channels import Channels
 from piecework_node.runtime.faults import FaultBoard
 from piecework_node.runtime.jobs import JobRuntime
 from piecework_node.settlement.chain import ChainLink
+from piecework_node.settlement.fees import FeeDesk, FeeSettings
+from piecework_node.settlement.openings import Openings
 from piecework_node.settlement.policy import SettlePolicy
 from piecework_node.settlement.settler import Settler
+from piecework_node.settlement.simulations import OpeningSimulations
 from piecework_node.settlement.transactions import TransactionTracker
 from piecework_node.settlement.watch import NodeWatch, WatchLimits
 from piecework_protocol.signing import LocalSigner
@@ -113,11 +116,7 @@ async def build(
     reader: ChainReader | None = None
     try:
         operator = await asyncio.to_thread(load_operator, home.operator, password)
-        journal = await SqliteJournal.open(
-            home.journal, deployment.domain, operator.address, clock=clock
-        )
-        await journal.verify(deep=False)
-        journal.on_commit = metrics.commit.observe
+        journal = await _open_journal(home, deployment, operator, clock, metrics)
         reader = await connect(config, deployment)
         for warning in reader.warnings:
             log.warning("chain differs", reason=warning)
@@ -144,6 +143,22 @@ async def build(
         if reader is not None:
             await reader.close()
         raise
+
+
+async def _open_journal(
+    home: Home, deployment: Deployment, operator: LocalSigner, clock: Clock, metrics: Metrics
+) -> SqliteJournal:
+    """Open the journal, and hold every row of it to its log."""
+    journal = await SqliteJournal.open(
+        home.journal, deployment.domain, operator.address, clock=clock
+    )
+    try:
+        await journal.verify(deep=False)
+    except BaseException:
+        await journal.close()
+        raise
+    journal.on_commit = metrics.commit.observe
+    return journal
 
 
 async def connect(config: WorkerConfig, deployment: Deployment) -> ChainReader:
@@ -199,12 +214,15 @@ async def _assemble(base: Foundations) -> Components:
     )
     limits = WatchLimits.of(base.deployment.chain_id, config.block_time_s)
     watch = NodeWatch(port, faults, clock=clock, limits=limits, metrics=metrics)
+    desk = FeeDesk(fee_settings(config), policy, lambda: watch.price)
+    openings = Openings(journal, OpeningSimulations(port, lambda: watch.height), desk)
     settler = Settler(
         channels,
         transactions,
         port,
         journal,
         watch,
+        openings=openings,
         clock=clock,
         policy=policy,
         poll_s=config.chain_poll_s,
@@ -213,8 +231,16 @@ async def _assemble(base: Foundations) -> Components:
     )
     terms = operator_terms(config, base.deployment.token)
     patience = Patience(config.payment_timeout_s)
-    worker = Worker(runtime, channels, keyring, terms=terms, patience=patience, log=log)
-    board = OfferBoard(journal, terms, domain=domain, signer=operator, clock=clock)
+    worker = Worker(
+        runtime,
+        channels,
+        keyring,
+        terms=terms,
+        patience=patience,
+        openings=openings.check,
+        log=log,
+    )
+    board = OfferBoard(journal, terms, domain=domain, signer=operator, clock=clock, fees=desk.asked)
     return Components(base, keyring, runtime, channels, settler, worker, board)
 
 
@@ -233,6 +259,21 @@ def operator_terms(config: WorkerConfig, default_token: Address) -> OperatorTerm
         min_deposit=Amount(config.min_deposit),
         offer_lifetime_s=config.offer_lifetime_s,
     )
+
+
+def fee_settings(config: WorkerConfig) -> FeeSettings:
+    """Return what the settings say of fees for clients' transactions."""
+    return FeeSettings(
+        open=_units(config.open_fee),
+        top_up=_units(config.top_up_fee),
+        close=_units(config.close_fee),
+        min_top_up=Amount(config.min_top_up),
+        credit_first=Amount(config.credit_first),
+    )
+
+
+def _units(amount: int | None) -> Amount | None:
+    return None if amount is None else Amount(amount)
 
 
 def checkpoint_of(config: WorkerConfig) -> Path | None:

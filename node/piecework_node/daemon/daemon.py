@@ -40,11 +40,14 @@ from piecework_node.engine.supervisor import EngineCommandLine
 from piecework_node.errors import ConfigError, JournalError
 from piecework_node.home import Home
 from piecework_node.jobs.offers import PUBLISH_LIMITS, Dates, OfferAddress, publish
+from piecework_node.jobs.rollback import last_offer, notice
 from piecework_node.metrics import Metrics
-from piecework_node.times import now
+from piecework_protocol.limits import PROGRESS_INTERVAL_MS
 from piecework_protocol.types import address_hex
 
 TICK_S: Final = 0.5
+HEARTBEAT_S: Final = 0.8 * PROGRESS_INTERVAL_MS / 1000
+"""A little more often than clients are promised."""
 PRUNE_PAUSE_S: Final = 0.05
 """Between two steps of pruning, each of about two milliseconds."""
 PRUNE_INTERVAL_S: Final = 60.0
@@ -56,6 +59,8 @@ FIRST_PUBLISH_S: Final = 5.0
 worker once the line is printed."""
 WITHDRAW_S: Final = 3.0
 """For the indexes to take the offer of a worker that drains."""
+HANDSHAKES_PER_S: Final = 20.0
+"""TLS connections that one address may open. A handshake costs some milliseconds."""
 STOP_GRACE_S: Final = 2.0
 """For streams that were told to end."""
 FINAL_SETTLE_S: Final = 60.0
@@ -97,6 +102,7 @@ def front_of(config: WorkerConfig, peers: Peers, metrics: Metrics, clock: Clock)
     limits = ConnectionLimits(
         fitting,
         min(config.connections_per_address, max(1, fitting // 2)),
+        opened_per_s=HANDSHAKES_PER_S,
         trusted=parse_networks(config.trusted_proxies),
     )
     return Front(
@@ -204,9 +210,10 @@ class Daemon:
 
     async def _start(self, group: asyncio.TaskGroup, tasks: list[asyncio.Task[Any]]) -> None:
         p, base = self._p, self._base
-        for signed in await base.journal.offers_since(now(base.clock)):
-            p.worker.remember_offer(signed)
+        # Offers from before this start carry no new job. A journal that was rolled back without
+        # a trace would admit one again that it has forgotten.
         await p.worker.recover()
+        await self._compare_with_indexes()
         # While the engine loads, clients are told so and monitoring sees a worker that starts.
         admin_port = await self._admin.start_on(self._ports.admin)
         self._grpc_port = await self._grpc.start(self._ports.jobs)
@@ -219,6 +226,7 @@ class Daemon:
             "engine events": lambda: self._pump(events),
             "settlement": p.settler.run,
             "ticks": self._ticks,
+            "heartbeats": self._heartbeats,
             "pruning": self._prune,
         }
         tasks += [group.create_task(self._kept(loop), name=name) for name, loop in loops.items()]
@@ -230,6 +238,16 @@ class Daemon:
         with contextlib.suppress(TimeoutError):  # a silent index must not stop the worker
             await asyncio.wait_for(shown.wait(), FIRST_PUBLISH_S)
         self._announce(admin_port)
+
+    async def _compare_with_indexes(self) -> None:
+        """Take no job if the journal is older than what this worker has signed."""
+        base = self._base
+        async with HttpReader(PUBLISH_LIMITS) as http:
+            domain, operator = base.deployment.domain, base.operator.address
+            last = await last_offer(base.config.indexes, operator, domain, http)
+        why = await notice(base.journal, last)
+        if why is not None:
+            await self._p.worker.distrust(why)
 
     async def _first_ready(self, events: Any) -> EngineFacts | None:
         """Wait until the engine is loaded, or until the daemon shall stop."""
@@ -300,6 +318,11 @@ class Daemon:
         async for event in events:
             await self._p.worker.engine_event(event)
 
+    async def _heartbeats(self) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            self._p.worker.heartbeat()
+
     async def _ticks(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
@@ -346,14 +369,12 @@ class Daemon:
         return retry_s is not None and since >= retry_s
 
     async def _withdraw_offer(self) -> None:
-        """Tell the indexes that no slot is free, so that nobody else comes."""
-        facts = self._base.engine.facts
-        if not self._started or facts is None:
+        """Tell the indexes, with an offer that is over in seconds, that no place is left."""
+        if not self._started or await self._p.board.withdraw() is None:
             return
         dates = Dates()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(WITHDRAW_S), HttpReader(PUBLISH_LIMITS, dated=dates) as http:
-                await self._issue(facts)
                 await self._publish(http, dates)
 
     async def _until(self, condition: Callable[[], bool]) -> None:
@@ -363,7 +384,9 @@ class Daemon:
 
     def _offer_due(self) -> bool:
         key = self._p.keyring.current
-        return key is not None and self._started and self._p.board.is_due(key, self._shown_load())
+        if key is None or not self._started or self._p.worker.draining:
+            return False
+        return self._p.board.is_due(key, self._shown_load())
 
     def _shown_load(self) -> int:
         """The load that the offer states. Of a worker that takes no jobs, every place is taken."""

@@ -37,7 +37,11 @@ CLOSING_S: Final = 5.0
 BYTES_PER_S: Final = 4 * 2**20
 BYTES_BURST: Final = 64 * 2**20
 """Of one address that has never paid. More is read later, not refused."""
-BAR_S: Final = 10.0
+FRUITLESS_PER_S: Final = 1.0
+FRUITLESS_BURST: Final = 20.0
+"""Connections of one address that gRPC closed before they brought a request: broken HTTP/2, or a
+handshake that did not end. An address with more is barred."""
+BAR_S: Final = 30.0
 """An address that was cut off may come back after this."""
 UNREAD_LEAK_PER_S: Final = 4096
 """What pings and window updates take. They belong to no message."""
@@ -100,6 +104,8 @@ class FrontConnection(AcceptedConnection):
         self.trusted = is_in(peer, front.limits.connections.trusted)
         """The address is a proxy or relay that speaks for many clients."""
         self.streams = 0
+        self.asked = False
+        """It has brought a request."""
         self._client: asyncio.Transport | None = None
         self._grpc: asyncio.Transport | None = None
         self._connecting: asyncio.Task[None] | None = None
@@ -192,6 +198,8 @@ class FrontConnection(AcceptedConnection):
         if self._client is not None:
             self._client.close()
             self._arm(CLOSING_S)
+            if not self.asked:
+                self._front.fruitless(self)
 
     # --- reading from the client, or not
 
@@ -284,6 +292,8 @@ class Front:
         self._has_paid, self._on_refused = has_paid, on_refused
         self._budgets = {paid: _UnreadBudget(limits.unread_total) for paid in (False, True)}
         self._bytes = RateLimiter(Rate(BYTES_PER_S, BYTES_BURST), keys=MAX_ADDRESSES)
+        fruitless = Rate(FRUITLESS_PER_S, FRUITLESS_BURST)
+        self._fruitless = RateLimiter(fruitless, keys=MAX_ADDRESSES)
         self._numbers = itertools.count(1)
         self._folder = Path(tempfile.mkdtemp(prefix="piecework-"))
         self._by_name: dict[str, FrontConnection] = {}
@@ -331,6 +341,11 @@ class Front:
             self.table.bar(connection.address, self.clock.monotonic() + BAR_S)
 
     # --- for connections
+
+    def fruitless(self, connection: FrontConnection) -> None:
+        """gRPC closed a connection that never brought a request."""
+        if self._fruitless.take(connection.address, self.clock.monotonic()):
+            self.cut_off(connection)
 
     def dial(self, connection: FrontConnection) -> socket.socket:
         """Connect to gRPC under a name that only this connection has."""

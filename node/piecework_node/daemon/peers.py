@@ -28,6 +28,8 @@ BURST_S: Final = 10.0
 """A peer may save up this many seconds' worth of requests."""
 ABUSE: Final = 10
 """An address that asks this many times faster than its rate is cut off."""
+ABUSE_BURST_S: Final = 2.0
+"""At that speed. A refusal costs as much as a small answer."""
 PAID_STREAMS: Final = 4
 """An address that has paid may hold this many times the streams of a stranger."""
 FULL_RETRY_S: Final = 1.0
@@ -114,7 +116,7 @@ class Peers:
     def __init__(self, limits: PeerLimits) -> None:
         self._limits = limits
         self._soft = _limiter(limits.requests_per_minute)
-        self._hard = _limiter(limits.requests_per_minute * ABUSE)
+        self._hard = _limiter(limits.requests_per_minute * ABUSE, ABUSE_BURST_S)
         self._channels = _limiter(limits.paid_requests_per_minute)
         self._paid: OrderedDict[str, float] = OrderedDict()
         self._now = 0.0
@@ -163,6 +165,7 @@ class Peers:
             Refusal: there are too many streams.
         """
         self._now = max(self._now, now)
+        connection.asked = True
         address, paid = connection.address, self.has_paid(connection.address)
         wait_s = 0.0 if connection.trusted else self._wait_s(address, now)
         self._check_room(connection, paid=paid)
@@ -210,9 +213,9 @@ class Peers:
             largest.most_common(1)[0][0].abort()
 
 
-def _limiter(per_minute: float) -> RateLimiter:
+def _limiter(per_minute: float, burst_s: float = BURST_S) -> RateLimiter:
     return RateLimiter(
-        Rate.per_minute(per_minute, max(1.0, per_minute / 60 * BURST_S)), keys=MAX_PEERS
+        Rate.per_minute(per_minute, max(1.0, per_minute / 60 * burst_s)), keys=MAX_PEERS
     )
 
 

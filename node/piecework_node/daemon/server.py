@@ -27,6 +27,7 @@ from piecework.base.clock import Clock
 from piecework.base.rates import Rate, RateLimiter
 from piecework_node.daemon.front import Front
 from piecework_node.daemon.peers import Abuse, Entrance, Visit
+from piecework_node.jobs.healing import Healer
 from piecework_node.jobs.offers import OfferBoard
 from piecework_node.jobs.worker import Worker
 from piecework_node.keys.tls import TlsIdentity
@@ -37,6 +38,9 @@ from piecework_protocol.frames import (
     CloseChannelRequest,
     CloseChannelResponse,
     Draft,
+    GetAccountRequest,
+    Progress,
+    ShowReceiptsRequest,
     SubmitJob,
     VoucherAccepted,
     WorkerFrame,
@@ -57,11 +61,15 @@ ERROR_DOMAIN: Final = "piecework"
 START_RETRY_S: Final = 2.0
 MAX_QUEUED_DRAFTS: Final = 2
 """Drafts that wait for a slow reader. While so many wait, newer ones are not sent."""
+SUPERSEDING: Final = (Progress, VoucherAccepted)
+"""Frames of which only the newest in a row is sent."""
 FRAMES_PER_S: Final = 200.0
 FRAMES_BURST: Final = 400.0
 """Of one stream, after its first frame. More are read later."""
 MAX_UNARY_BYTES: Final = 64 * 1024
 """Of a message of a unary method. The largest real one is below 1 KiB."""
+MAX_SHOWN_BYTES: Final = 1024 * 1024
+"""Of a message with receipts that a journal lost. The codec has the exact bound."""
 IDLE_CONNECTION_MS: Final = 5 * 60 * 1000
 """A connection without any stream is closed. gRPC's default is never."""
 MAX_CONNECTION_AGE_GRACE_MS: Final = 60 * 1000
@@ -104,18 +112,23 @@ class StreamSink:
         self._closed = False
         self.refusal: Refusal | None = None
 
-    def send(self, frame: WorkerFrame) -> None:
+    def send(self, frame: WorkerFrame) -> bool:
         if self._closed:
-            return
+            return False
         if isinstance(frame, Draft):
             if self._drafts >= MAX_QUEUED_DRAFTS:
-                return
+                return False
             self._drafts += 1
-        elif isinstance(frame, VoucherAccepted) and self._frames and _confirms(self._frames[-1]):
-            # A count confirms every earlier one. A client that never reads must not fill memory.
+        elif isinstance(frame, SUPERSEDING) and self._says_less(frame):
+            # A client that never reads must not fill memory.
             self._frames.pop()
         self._frames.append(frame)
         self._changed.set()
+        return True
+
+    def _says_less(self, frame: WorkerFrame) -> bool:
+        """Whether the last frame that waits says nothing beyond this one."""
+        return bool(self._frames) and type(self._frames[-1]) is type(frame)
 
     def close(self, refusal: Refusal | None) -> None:
         if not self._closed:
@@ -133,10 +146,6 @@ class StreamSink:
                 return
             self._changed.clear()
             await self._changed.wait()
-
-
-def _confirms(frame: WorkerFrame) -> bool:
-    return isinstance(frame, VoucherAccepted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +181,7 @@ class WorkerServicer:
         self._worker, self._close_channel, self._board = worker, close_channel, board
         self._entrance, self._clock, self._times = entrance, clock, times
         self._metrics, self._log = metrics, log
+        self._healer = Healer(worker)
         self.serving = False
         """What health checks are told."""
 
@@ -182,6 +192,8 @@ class WorkerServicer:
                 f"/{SERVICE}/GetOffer": self._serve_with(self._get_offer),
                 f"/{SERVICE}/Run": self.run,
                 f"/{SERVICE}/CloseChannel": self._serve_with(self._close),
+                f"/{SERVICE}/GetAccount": self._serve_with(self._get_account),
+                f"/{SERVICE}/ShowReceipts": self._serve_with(self._show_receipts),
                 "/grpc.health.v1.Health/Check": self._serve_with(self._check_health),
             },
             self._serve_with(_unknown_method),
@@ -195,6 +207,20 @@ class WorkerServicer:
                 Reason.ENGINE_UNAVAILABLE, "the worker is starting", retry_after_s=START_RETRY_S
             )
         await self._write(context, visit, encode_offer(self._board.current))
+
+    async def _get_account(self, requests: Requests, context: Any, visit: Visit) -> None:
+        """Send the worker's record of a channel."""
+        _within_rate(visit)
+        request = _sized(await self._message(requests, visit), MAX_UNARY_BYTES)
+        account = await self._healer.account(decode_call(GetAccountRequest, request))
+        await self._write(context, visit, encode_call(account))
+
+    async def _show_receipts(self, requests: Requests, context: Any, visit: Visit) -> None:
+        """Take over receipts of ours that the journal lacks."""
+        _within_rate(visit)
+        request = _sized(await self._message(requests, visit), MAX_SHOWN_BYTES)
+        account = await self._healer.take(decode_call(ShowReceiptsRequest, request))
+        await self._write(context, visit, encode_call(account))
 
     async def _close(self, requests: Requests, context: Any, visit: Visit) -> None:
         """Close a channel together."""
@@ -244,7 +270,10 @@ class WorkerServicer:
 
     async def _run(self, requests: Requests, context: Any, visit: Visit) -> None:
         sink = StreamSink()
-        submission = _submission(await self._message(requests, visit))
+        message = _sized(await self._message(requests, visit))
+        self._worker.check_length(len(message))
+        submission = _submission(message)
+        del message
         if visit.wait_s > 0:
             self._within_channel_rate(submission, visit)
         job = await self._worker.submit(submission, sink)
@@ -373,7 +402,7 @@ def _sized(message: bytes, most: int = MAX_FRAME_BYTES) -> bytes:
 
 def _submission(message: bytes) -> SubmitJob:
     """The first frame of a job's stream."""
-    frame = decode_client_frame(_sized(message))
+    frame = decode_client_frame(message)
     if not isinstance(frame, SubmitJob):
         raise Refusal(
             Reason.BROKEN_CLAUSE,

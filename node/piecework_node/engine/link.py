@@ -79,8 +79,11 @@ class EngineLink(Protocol):
         """Let a sequence go on up to, not including, canvas `canvas_limit`."""
         ...
 
-    def cancel(self, request_id: str) -> None:
-        """Drop a sequence. Events that are already under way may still come."""
+    def stop(self, request_id: str, *, finish_canvas: bool) -> None:
+        """End a sequence, at once or with the canvas that has begun.
+
+        Its last event follows: a `StoppedEvent`, unless another one was already under way.
+        """
         ...
 
     def events(self) -> AsyncIterator[EngineEvent]:

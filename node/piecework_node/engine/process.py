@@ -23,7 +23,6 @@ from piecework_node.engine.wire import (
     MAX_LINE_BYTES,
     Allow,
     Beat,
-    Cancel,
     CannotStart,
     Command,
     Encode,
@@ -31,6 +30,7 @@ from piecework_node.engine.wire import (
     Ready,
     Report,
     Start,
+    Stop,
     decode_command,
     encode_report,
 )
@@ -139,8 +139,9 @@ def obey(engine: Engine, command: Command, reports: Reports) -> None:
             reports.send(FailedEvent(command.request.request_id, "invalid_request", str(error)))
     elif isinstance(command, Allow):
         engine.allow(command.request_id, command.limit)
-    elif isinstance(command, Cancel):
-        engine.cancel(command.request_id)
+    elif isinstance(command, Stop):
+        for event in engine.stop(command.request_id, finish_canvas=command.finish_canvas):
+            reports.send(event)
 
 
 def measure(

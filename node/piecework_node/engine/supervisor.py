@@ -15,13 +15,18 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from piecework.base.clock import Clock
-from piecework_model.requests import CanvasEvent, CanvasFinish, FailedEvent, GenerationRequest
+from piecework_model.requests import (
+    CanvasEvent,
+    CanvasFinish,
+    FailedEvent,
+    GenerationRequest,
+    StoppedEvent,
+)
 from piecework_node.engine.link import EngineEvent, EngineFacts, EngineLost, EngineReady
 from piecework_node.engine.wire import (
     MAX_LINE_BYTES,
     Allow,
     Beat,
-    Cancel,
     CannotStart,
     Command,
     Encode,
@@ -29,6 +34,7 @@ from piecework_node.engine.wire import (
     Ready,
     Report,
     Start,
+    Stop,
     decode_report,
     encode_command,
 )
@@ -83,8 +89,6 @@ class EngineSupervisor:
         self._patience = patience or EnginePatience()
         self._sequences: set[str] = set()
         """Those that the child may be working on."""
-        self._cancelled: set[str] = set()
-        """Those that it may still be in a step of."""
         self._heard_at = 0.0
         """Time of the loop at the child's last line."""
         self._mute_since: float | None = None
@@ -140,11 +144,9 @@ class EngineSupervisor:
     def allow(self, request_id: str, canvas_limit: int) -> None:
         self._send(Allow(request_id, canvas_limit))
 
-    def cancel(self, request_id: str) -> None:
-        self._send(Cancel(request_id))
-        if request_id in self._sequences:
-            self._sequences.discard(request_id)
-            self._cancelled.add(request_id)
+    def stop(self, request_id: str, *, finish_canvas: bool) -> None:
+        # Without a process `EngineLost` has told the worker what there was to tell.
+        self._send(Stop(request_id, finish_canvas))
 
     async def events(self) -> AsyncIterator[EngineEvent]:
         while True:
@@ -187,7 +189,6 @@ class EngineSupervisor:
             was_ready, self._writer = self._loaded, None
             self._facts = self._mute_since = None
             self._sequences.clear()
-            self._cancelled.clear()
             self.pid = None
             await _end(process)
             self._fail_questions()
@@ -238,8 +239,9 @@ class EngineSupervisor:
         """The time of the loop at which the child counts as hanging."""
         if not self._loaded:
             return self._heard_at + START_TIMEOUT_S
-        busy = self._sequences or self._cancelled
-        until = self._heard_at + (self._patience.busy_s if busy else self._patience.idle_s)
+        until = self._heard_at + (
+            self._patience.busy_s if self._sequences else self._patience.idle_s
+        )
         if self._mute_since is None:
             return until
         return min(until, self._mute_since + self._patience.question_s)
@@ -255,10 +257,8 @@ class EngineSupervisor:
         if isinstance(report, Encoded):
             self._mute_since = None
             return
-        # Its main thread spoke, and so it has left the step of what was cancelled.
-        self._cancelled.clear()
         match report:
-            case FailedEvent(request_id=ended):
+            case FailedEvent(request_id=ended) | StoppedEvent(request_id=ended):
                 self._sequences.discard(ended)
             case CanvasEvent(request_id=ended) if report.finish is not CanvasFinish.MORE:
                 self._sequences.discard(ended)

@@ -20,6 +20,8 @@ from piecework_model.requests import (
     Event,
     FailedEvent,
     GenerationRequest,
+    ProgressEvent,
+    StoppedEvent,
 )
 from piecework_node.engine.link import EngineFacts
 from piecework_protocol.content import Message
@@ -47,10 +49,11 @@ class Allow:
 
 
 @dataclass(frozen=True, slots=True)
-class Cancel:
-    """Drop a sequence."""
+class Stop:
+    """End a sequence, at once or with the canvas that has begun."""
 
     request_id: str
+    finish_canvas: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,7 @@ class Encode:
     messages: tuple[Message, ...]
 
 
-Command = Start | Allow | Cancel | Encode
+Command = Start | Allow | Stop | Encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +104,8 @@ def encode_command(command: Command) -> bytes:
         body: dict[str, Any] = {"op": "start", "request": asdict(command.request)}
     elif isinstance(command, Allow):
         body = {"op": "allow", "request_id": command.request_id, "limit": command.limit}
-    elif isinstance(command, Cancel):
-        body = {"op": "cancel", "request_id": command.request_id}
+    elif isinstance(command, Stop):
+        body = {"op": "stop", **asdict(command)}
     else:
         messages = [[m.role, m.content] for m in command.messages]
         body = {"op": "encode", "number": command.number, "messages": messages}
@@ -121,8 +124,8 @@ def decode_command(line: bytes) -> Command:
                 return Start(GenerationRequest(**r))
             case "allow":
                 return Allow(body["request_id"], body["limit"])
-            case "cancel":
-                return Cancel(body["request_id"])
+            case "stop":
+                return Stop(body["request_id"], body["finish_canvas"])
             case "encode":
                 return Encode(body["number"], tuple(Message(*m) for m in body["messages"]))
     except (KeyError, TypeError) as error:
@@ -151,9 +154,12 @@ def encode_report(report: Report) -> bytes:
         body = {"op": "beat"}
     elif isinstance(report, DraftEvent):
         body = {"op": "draft", **asdict(report)}
-    elif isinstance(report, CanvasEvent):
+    elif isinstance(report, ProgressEvent):
+        body = {"op": "progress", **asdict(report)}
+    elif isinstance(report, CanvasEvent | StoppedEvent):
         leaves = [leaf.hex() for leaf in report.step_leaves]
-        body = {"op": "canvas", **asdict(report), "step_leaves": leaves}
+        op = "canvas" if isinstance(report, CanvasEvent) else "stopped"
+        body = {"op": op, **asdict(report), "step_leaves": leaves}
     else:
         body = {"op": "failed", **asdict(report)}
     return _line(body)
@@ -181,10 +187,14 @@ def _canvas(body: dict[str, Any]) -> CanvasEvent:
             **body,
             "token_ids": tuple(body["token_ids"]),
             "charged_ids": tuple(body["charged_ids"]),
-            "step_leaves": tuple(bytes.fromhex(leaf) for leaf in body["step_leaves"]),
+            "step_leaves": _leaves(body),
             "finish": CanvasFinish(body["finish"]),
         }
     )
+
+
+def _leaves(body: dict[str, Any]) -> tuple[bytes, ...]:
+    return tuple(bytes.fromhex(leaf) for leaf in body["step_leaves"])
 
 
 _REPORTS: Final[dict[str, Callable[[dict[str, Any]], Report]]] = {
@@ -197,6 +207,8 @@ _REPORTS: Final[dict[str, Callable[[dict[str, Any]], Report]]] = {
     "encoded": lambda b: Encoded(b["number"], tuple(b["ids"]), b["refused"]),
     "beat": lambda _: Beat(),
     "draft": lambda b: DraftEvent(**{**b, "token_ids": tuple(b["token_ids"])}),
+    "progress": lambda b: ProgressEvent(**b),
+    "stopped": lambda b: StoppedEvent(**{**b, "step_leaves": _leaves(b)}),
     "canvas": _canvas,
     "failed": lambda b: FailedEvent(**b),
 }

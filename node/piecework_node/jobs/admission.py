@@ -332,6 +332,11 @@ def check_channel(s: SubmitJob, v: AdmissionView, c: ChannelView) -> None:
         check(s, v, c)
 
 
+def check_taking_jobs(s: SubmitJob, v: AdmissionView) -> None:
+    """Check whether anything stops all jobs."""
+    _taking_jobs(s, v)
+
+
 def check_return(s: SubmitJob, v: AdmissionView) -> None:
     """Check whether an unfinished job can go on."""
     for check in RETURN:

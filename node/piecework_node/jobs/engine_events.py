@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from piecework_model.requests import CanvasEvent, DraftEvent, FailedEvent
+from piecework_model.requests import (
+    CanvasEvent,
+    DraftEvent,
+    FailedEvent,
+    ProgressEvent,
+    StoppedEvent,
+)
 from piecework_node.engine.link import EngineEvent, EngineLost
 from piecework_node.keys.sealing import SealingKeyring
 from piecework_node.runtime.jobs import JobRuntime
@@ -15,7 +21,7 @@ from piecework_protocol.content import CanvasOutput, output_digest
 from piecework_protocol.errors import MalformedInput, Reason
 from piecework_protocol.objects import Finish, Service
 from piecework_protocol.sealing import canvas_context, draft_context, resume_context, seal
-from piecework_protocol.worker_session import CanvasResult, StoredCanvas
+from piecework_protocol.worker_session import CanvasResult, StoppedEngine, StoredCanvas
 
 
 class EngineEventHandler:
@@ -28,7 +34,9 @@ class EngineEventHandler:
         """Apply one event."""
         if isinstance(event, DraftEvent):
             self._draft(event)
-        elif isinstance(event, CanvasEvent | FailedEvent):
+        elif isinstance(event, ProgressEvent):
+            self._progress(event)
+        elif isinstance(event, CanvasEvent | FailedEvent | StoppedEvent):
             job = self._runtime.sequences.get(event.request_id)
             if job is not None:
                 await self._runtime.attempt(self._sequence_event(job, event), job)
@@ -40,6 +48,12 @@ class EngineEventHandler:
         else:
             for job in list(self._runtime.sequences.values()):
                 await self._runtime.attempt(self._restart_sequence(job), job)
+
+    def _progress(self, event: ProgressEvent) -> None:
+        job = self._runtime.sequences.get(event.request_id)
+        if job is not None:
+            job.progress = event
+            self._runtime.report(job)
 
     def _draft(self, event: DraftEvent) -> None:
         job = self._runtime.sequences.get(event.request_id)
@@ -55,14 +69,19 @@ class EngineEventHandler:
         context = draft_context(self._runtime.domain, job.id, event.canvas, event.step)
         sealed = seal(output, job.session.accepted.job.reply_key, context)
         for frame in job.session.draft(event.canvas, event.step, sealed).frames(self._runtime.sign):
-            sink.send(frame)
+            if sink.send(frame):
+                job.shown = event
 
-    async def _sequence_event(self, job: LiveJob, event: CanvasEvent | FailedEvent) -> None:
+    async def _sequence_event(
+        self, job: LiveJob, event: CanvasEvent | FailedEvent | StoppedEvent
+    ) -> None:
         async with job.channel.lock:
             if job.sequence != event.request_id:
                 return
             if isinstance(event, FailedEvent):
                 await self._sequence_failed(job, event)
+            elif isinstance(event, StoppedEvent):
+                await self._stopped(job, event)
             else:
                 await self._canvas(job, event)
 
@@ -74,12 +93,38 @@ class EngineEventHandler:
             return
         outcome, ledger = job.session.canvas_finished(result, job.channel.ledger)
         job.committed.append(event.token_ids)
+        job.shown = None
         if result.finish is not Finish.MORE:
-            self._runtime.drop_sequence(job)
+            self._runtime.sequence_ended(job)
         await self._runtime.perform(job, outcome, ledger=ledger)
         for record in outcome.records:
             if isinstance(record, StoredCanvas):
                 self._runtime.metrics.delivered(record.receipt)
+
+    async def _stopped(self, job: LiveJob, event: StoppedEvent) -> None:
+        """Charge what was done of a canvas whose client has left."""
+        report = self._report_of(job, event)
+        self._runtime.sequence_ended(job)
+        outcome, ledger = job.session.stopped(report, job.channel.ledger)
+        await self._runtime.perform(job, outcome, ledger=ledger)
+        for record in outcome.records:
+            if isinstance(record, StoredCanvas):
+                self._runtime.metrics.delivered(record.receipt)
+
+    def _report_of(self, job: LiveJob, event: StoppedEvent) -> StoppedEngine:
+        shown = job.shown if job.shown and job.shown.canvas == event.canvas else None
+        output = CanvasOutput(shown.token_ids, shown.text) if shown else CanvasOutput((), "")
+        data = output.encode()
+        context = canvas_context(self._runtime.domain, job.id, event.canvas)
+        return StoppedEngine(
+            canvas=event.canvas,
+            prompt_tokens=event.prompt_tokens,
+            steps=event.steps,
+            trace_root=merkle.root(event.step_leaves),
+            output_digest=output_digest(job.id, event.canvas, data),
+            units=len(output.token_ids),
+            sealed_output=seal(data, job.session.accepted.job.reply_key, context),
+        )
 
     def _result(self, job: LiveJob, event: CanvasEvent) -> CanvasResult:
         output = CanvasOutput(event.charged_ids, event.text).encode()
@@ -129,13 +174,16 @@ class EngineEventHandler:
             if job.sequence is None:
                 return
             job.engine_losses += 1
-            if job.engine_losses > 1:
-                self._runtime.drop_sequence(job)
+            if job.leaving or job.sink is None:
+                self._runtime.sequence_ended(job)
+                await self._runtime.perform(job, job.session.engine_lost())
+            elif job.engine_losses > 1:
+                self._runtime.sequence_ended(job)
                 message = "the engine was lost twice under this job"
                 await self._runtime.perform(job, job.session.failed(Reason.ENGINE_FAILED, message))
 
     async def _restart_sequence(self, job: LiveJob) -> None:
         async with job.channel.lock:
             if job.sequence is not None:
-                self._runtime.drop_sequence(job)
+                self._runtime.sequence_ended(job)
                 await self._runtime.perform(job, job.session.engine_restarted(job.channel.ledger))

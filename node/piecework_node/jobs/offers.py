@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, Final, Protocol
@@ -23,9 +23,10 @@ from piecework_node.jobs.terms import OperatorTerms
 from piecework_node.journal.protocol import Journal
 from piecework_node.journal.records import OfferIssued
 from piecework_node.metrics import Metrics
+from piecework_node.runtime.fees import NO_FEES, OfferedFees
 from piecework_node.times import now
 from piecework_protocol.eip712 import Domain
-from piecework_protocol.limits import MAX_DETAILS_BYTES
+from piecework_protocol.limits import MAX_CLOCK_SKEW_S, MAX_DETAILS_BYTES
 from piecework_protocol.objects import Endpoint, Kind, ModelOffer, Offer, Route
 from piecework_protocol.signing import Signer, sign
 from piecework_protocol.types import (
@@ -43,6 +44,8 @@ OFFER_CONTENT_TYPE: Final = "application/x-protobuf"
 PUBLISH_ATTEMPTS: Final = 3
 PUBLISH_LIMITS: Final = HttpLimits(total_s=5.0, connect_s=5.0, max_bytes=64 * 1024)
 PUBLISH_BACKOFF_S: Final = 0.5
+WITHDRAWN_LIFETIME_S: Final = MAX_CLOCK_SKEW_S + 1
+"""An index takes no offer that is over by its own clock."""
 MAX_REASON_CHARACTERS: Final = 200
 MIN_REFRESH_S: Final = 5.0
 """Load changes are not announced more often. Readers cache offers, and each one is journaled."""
@@ -67,6 +70,7 @@ def build_offer(
     sequence: int,
     now: Timestamp,
     active: int,
+    fees: OfferedFees = NO_FEES,
 ) -> Offer:
     """Return the offer for this moment. `active` jobs run or wait."""
     details = json.dumps(facts.details, sort_keys=True)
@@ -105,10 +109,10 @@ def build_offer(
         credit_first=Amount(0),
         credit_mined=Amount(0),
         credit_max=Amount(0),
-        open_fee=Amount(0),
-        top_up_fee=Amount(0),
-        close_fee=Amount(0),
-        min_top_up=Amount(0),
+        open_fee=fees.open,
+        top_up_fee=fees.top_up,
+        close_fee=fees.close,
+        min_top_up=fees.min_top_up,
         min_withdrawal_delay=terms.min_withdrawal_delay,
         min_deposit=terms.min_deposit,
         evidence_seconds=Uint64(0),
@@ -143,8 +147,10 @@ class OfferBoard:
         domain: Domain,
         signer: Signer,
         clock: Clock,
+        fees: Callable[[], OfferedFees] = lambda: NO_FEES,
     ) -> None:
-        self._journal, self.terms = journal, terms
+        """`fees` gives what an offer of now asks for a client's transactions."""
+        self._journal, self.terms, self._fees = journal, terms, fees
         self._domain, self._signer, self._clock = domain, signer, clock
         self._sequence: int | None = None
         self.current: SignedOffer | None = None
@@ -165,7 +171,30 @@ class OfferBoard:
             sequence=self._sequence,
             now=now(self._clock),
             active=active,
+            fees=self._fees(),
         )
+        return await self._show(offer)
+
+    async def withdraw(self) -> SignedOffer | None:
+        """Sign a last offer that has no place left and is over in seconds. None: there was none.
+
+        An index shows it in place of the one before, and then nothing.
+        """
+        if self.current is None or self._sequence is None:
+            return None
+        self._sequence += 1
+        issued = now(self._clock)
+        offer = self.current.offer.replace(
+            sequence=Uint64(self._sequence),
+            issued_at=issued,
+            expires_at=Timestamp(issued + WITHDRAWN_LIFETIME_S),
+            slots_free=Uint32(0),
+            queue_free=Uint32(0),
+        )
+        return await self._show(offer)
+
+    async def _show(self, offer: Offer) -> SignedOffer:
+        """Journal an offer before it is shown to anybody."""
         signed = SignedOffer(offer, sign(self._domain, offer, self._signer))
         await self._journal.append([OfferIssued(Digest(self._domain.digest(offer)), signed)])
         self.current = signed

@@ -22,16 +22,16 @@ BYTES_PER_TOKEN: Final = 64
 JSON_BYTES_PER_BYTE: Final = 6
 """What JSON makes of a control character."""
 MESSAGE_BYTES: Final = 256 * 1024
-"""Of a prompt beside its text: roles and punctuation of all the messages that it may have."""
+"""Of a submission beside its text: roles and punctuation of all messages, and what is signed."""
 AT_ONCE: Final = 2
 """Prompts of one channel in the tokenizer."""
 RETRY_S: Final = 1.0
 
 
 def check_sealed_length(sealed: int, max_context: int) -> None:
-    """Refuse a sealed prompt that is too long whatever it says. Nothing is opened for that.
+    """Refuse a sealed prompt that is too long whatever it says. Nothing is parsed for that.
 
-    sealed: bytes.
+    sealed: bytes of the prompt, or of the submission that it is in.
 
     Raises:
         Refusal: it cannot fit.

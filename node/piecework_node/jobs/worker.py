@@ -16,6 +16,7 @@ A submission goes through these steps. Each one adds one guarantee:
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -41,6 +42,7 @@ from piecework_node.journal.records import (
 )
 from piecework_node.keys.sealing import SealingKeyring
 from piecework_node.runtime.channels import Channels
+from piecework_node.runtime.faults import Code
 from piecework_node.runtime.funding import authorization_in, better_funding, usable_funding
 from piecework_node.runtime.jobs import JobRuntime
 from piecework_node.runtime.live import LiveChannel, LiveJob
@@ -49,7 +51,14 @@ from piecework_node.runtime.sink import FrameSink
 from piecework_node.times import now
 from piecework_protocol.content import content_digest, decode_prompt
 from piecework_protocol.errors import MalformedInput, ProtocolViolation, Reason, Refusal
-from piecework_protocol.frames import CancelJob, ClientFrame, PayVoucher, SubmitJob
+from piecework_protocol.frames import (
+    CancelJob,
+    ClientFrame,
+    FundingAuthorization,
+    PayVoucher,
+    SubmitJob,
+)
+from piecework_protocol.limits import RESUME_S
 from piecework_protocol.objects import Offer
 from piecework_protocol.sealing import check_key, content_context, resume_context
 from piecework_protocol.states import ENDED_STATES, JobState
@@ -71,6 +80,10 @@ class Patience:
     """For a voucher, while a job holds its place in the engine or after its end."""
 
 
+OpeningCheck = Callable[[LiveChannel, FundingAuthorization], Awaitable[None]]
+"""Raises `Refusal`."""
+
+
 class Worker:
     """All jobs of one worker. Call `recover` once before anything else."""
 
@@ -82,17 +95,30 @@ class Worker:
         *,
         terms: OperatorTerms,
         patience: Patience,
+        openings: OpeningCheck,
         log: Any,
     ) -> None:
+        """`openings` refuses an authorization that the worker would not submit."""
         self._runtime, self._channels, self._keyring = runtime, channels, keyring
         self._engine_events = EngineEventHandler(runtime, keyring)
         self.terms, self._patience, self._log = terms, patience, log
+        self._openings = openings
         self.draining = False
         self._admitting: set[JobId] = set()
         self._prompts = PromptQueue(terms.jobs_per_channel)
         self._offers: dict[Digest, Offer] = {}
 
     # --- what others look at
+
+    @property
+    def runtime(self) -> JobRuntime:
+        """What makes things happen to jobs."""
+        return self._runtime
+
+    @property
+    def channels(self) -> Channels:
+        """The channels that jobs run on."""
+        return self._channels
 
     @property
     def active(self) -> int:
@@ -112,6 +138,16 @@ class Worker:
         oldest = now(self._runtime.clock) - KEPT_OFFER_S
         kept = {d: offer for d, offer in self._offers.items() if offer.expires_at > oldest}
         self._offers = {**kept, Digest(self._runtime.domain.digest(signed.offer)): signed.offer}
+
+    def check_length(self, size: int) -> None:
+        """Check the length of a submission, in bytes, before anything in it is looked at.
+
+        Raises:
+            Refusal: its prompt cannot fit.
+        """
+        facts = self._runtime.engine.facts
+        if facts is not None:
+            prompts.check_sealed_length(size, facts.max_context)
 
     def has_paid(self, submission: SubmitJob) -> bool:
         """Whether a submission is of a channel that has paid here, and is signed by it."""
@@ -157,8 +193,9 @@ class Worker:
         unopened = len(job.committed) < job.session.canvases
         if not job.ended and (unopened or self._is_late(job)):
             await self._expire(job)
-        elif job.session.state in (JobState.ACCEPTED, JobState.RUNNING):
-            await self._runtime.perform(job, job.session.disconnected())
+        else:
+            job.detached_at = self._runtime.clock.monotonic()
+            await self._runtime.perform(job, job.session.recovered())
 
     async def _revive(self, stored: StoredJob) -> LiveJob:
         """Return a job from the journal, with its channel."""
@@ -177,9 +214,13 @@ class Worker:
             stored.at,
         )
         session = WorkerSession(
-            accepted, self._runtime.domain, state=stored.state, stored=stored.canvases
+            accepted,
+            self._runtime.domain,
+            state=stored.state,
+            reason=stored.reason,
+            stored=stored.canvases,
         )
-        job = LiveJob(session, self._channels.hold(channel))
+        job = LiveJob(session, self._channels.hold(channel), revived=True)
         if not job.ended and not self._is_late(job):
             job.committed = [self._open_committed(stored, i) for i in range(len(stored.canvases))]
         return job
@@ -187,9 +228,13 @@ class Worker:
     def _is_late(self, job: LiveJob) -> bool:
         return job.is_late(now(self._runtime.clock))
 
+    @staticmethod
+    def _is_abandoned(job: LiveJob, moment: float) -> bool:
+        """Whether the client has not come back in time (clause 3.8)."""
+        return job.detached_at is not None and moment - job.detached_at >= RESUME_S
+
     async def _expire(self, job: LiveJob) -> None:
-        outcome = job.session.failed(Reason.EXPIRED, "the deadline passed")
-        await self._runtime.perform(job, outcome)
+        await self._runtime.perform(job, job.session.cancel(Reason.EXPIRED))
 
     def _open_committed(self, stored: StoredJob, canvas: int) -> tuple[int, ...]:
         context = resume_context(self._runtime.domain, stored.id, canvas)
@@ -263,11 +308,19 @@ class Worker:
         admission.check_channel(
             submission, self._own_view(submission), self._channel_view(channel, submission)
         )
+        await self._check_opening(channel, submission)
         async with self._prompts.turn(job.channel):
             prompt_ids = await self._open_prompt(submission, job_id)
         return await self._runtime.shielded(
             self._admit_locked(channel, submission, prompt_ids, sink)
         )
+
+    async def _check_opening(self, channel: LiveChannel, submission: SubmitJob) -> None:
+        known = usable_funding(channel.stored.funding, now(self._runtime.clock))
+        funding = better_funding(known, authorization_in(submission))
+        # What was journaled was checked, and may be under way.
+        if funding is not None and funding != known:
+            await self._openings(channel, funding)
 
     async def _admit_locked(
         self,
@@ -333,13 +386,14 @@ class Worker:
     async def _return_to(self, job: LiveJob, submission: SubmitJob, sink: FrameSink) -> LiveJob:
         """Send a returning client what it lacks, and go on if the job is not over."""
         if submission.received > job.session.canvases:
+            admission.check_taking_jobs(submission, self._own_view(submission))
             message = "more receipts are claimed than were ever signed"
             raise Refusal(Reason.BROKEN_CLAUSE, message, metadata={"clause": "3.5"})
         if not job.session.is_known(submission.received, submission.last_receipt):
             message = "that is not the last receipt that this worker signed for the job"
             raise Refusal(Reason.BROKEN_CLAUSE, message, metadata={"clause": "3.5"})
         prompt_ids: tuple[int, ...] = ()
-        if not job.ended:
+        if not job.leaving:
             running = int(job.sequence is not None)
             admission.check_return(submission, _with_fewer(self._own_view(submission), running))
             async with self._prompts.turn(job.channel.id):
@@ -349,9 +403,11 @@ class Worker:
         async with job.channel.lock:
             await self._take_over(job)
             job.sink, job.drafts, job.prompt_ids = sink, submission.drafts, prompt_ids
+            job.detached_at = None
             job.channel.jobs[job.id] = job
             opened = job.session.open(submission.received, job.channel.ledger)
             await self._runtime.perform(job, opened)
+            self._runtime.report(job)
         return job
 
     async def _take_over(self, job: LiveJob) -> None:
@@ -395,6 +451,7 @@ class Worker:
 
     async def _detach(self, job: LiveJob) -> None:
         job.sink, job.prompt_ids = None, ()
+        job.detached_at = self._runtime.clock.monotonic()
         await self._runtime.perform(job, job.session.disconnected())
 
     async def engine_event(self, event: EngineEvent) -> None:
@@ -411,8 +468,10 @@ class Worker:
 
     async def _tick_job(self, job: LiveJob, moment: float) -> None:
         async with job.channel.lock:
-            if not job.ended and self._is_late(job):
+            if not job.leaving and self._is_late(job):
                 await self._expire(job)
+            elif not job.leaving and self._is_abandoned(job, moment):
+                await self._runtime.perform(job, job.session.cancel(Reason.JOB_ENDED))
             since, sink = job.waiting_since, job.sink
             if sink is None or since is None or moment - since < self._patience.payment_s:
                 return
@@ -420,6 +479,25 @@ class Worker:
             refusal = unpaid if job.unpaid else None
             await self._detach(job)
             sink.close(refusal)
+
+    async def distrust(self, why: str) -> None:
+        """Take no job, and sign nothing more for jobs from before this start.
+
+        The journal lacks what this worker has signed. `piecework worker recover` ends it.
+        """
+        self._channels.faults.failed("journal", Code.JOURNAL_OLD, why)
+        for job in self._jobs():
+            sink = job.sink
+            if job.revived and not job.ended and sink is not None:
+                await self.detach(job, sink)
+                message = self._channels.faults.stopping
+                line = message.public if message is not None else why
+                sink.close(Refusal(Reason.CHAIN_UNAVAILABLE, line))
+
+    def heartbeat(self) -> None:
+        """Tell every listening client where its job is. Call it every PROGRESS_INTERVAL_MS."""
+        for job in self._jobs():
+            self._runtime.report(job)
 
     async def suspend_all(self) -> None:
         """Suspend what still runs and end every stream, because the daemon is stopping."""
@@ -440,8 +518,6 @@ class Worker:
     async def _open_prompt(self, submission: SubmitJob, job_id: JobId) -> tuple[int, ...]:
         job, domain = submission.job, self._runtime.domain
         facts = self._runtime.engine.facts
-        if facts is not None:
-            prompts.check_sealed_length(len(submission.sealed_content), facts.max_context)
         try:
             prompt = self._keyring.open(submission.sealed_content, content_context(domain, job_id))
         except MalformedInput as error:

@@ -45,7 +45,7 @@ _ENTRY: Final = struct.Struct(f">BH{ENTRY_DIGEST_BYTES}s")
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class LogEntry:
     """What a commit did to one row."""
 
     table: str
@@ -91,18 +91,18 @@ def row_digest(table: str, row: Sequence[Any]) -> bytes:
     return hashlib.sha256(b"".join((table.encode(), repr(shape).encode(), *blobs))).digest()
 
 
-def entry_of(table: str, row: Sequence[Any]) -> Entry:
+def entry_of(table: str, row: Sequence[Any]) -> LogEntry:
     """Return the entry of a row that was inserted or changed."""
     key = pack_key(row[: KEY_COLUMNS[table]])
-    return Entry(table, key, row_digest(table, row)[:ENTRY_DIGEST_BYTES])
+    return LogEntry(table, key, row_digest(table, row)[:ENTRY_DIGEST_BYTES])
 
 
-def marked(table: str, row: Sequence[Any], mark: bytes) -> Entry:
+def marked(table: str, row: Sequence[Any], mark: bytes) -> LogEntry:
     """Return the entry of a row that was deleted or folded. mark: `GONE` or `FOLDED`."""
-    return Entry(table, pack_key(row[: KEY_COLUMNS[table]]), mark)
+    return LogEntry(table, pack_key(row[: KEY_COLUMNS[table]]), mark)
 
 
-def encode_entries(entries: Sequence[Entry]) -> bytes:
+def encode_entries(entries: Sequence[LogEntry]) -> bytes:
     """Pack entries as a log row holds them."""
     parts: list[bytes] = []
     for entry in entries:
@@ -111,7 +111,7 @@ def encode_entries(entries: Sequence[Entry]) -> bytes:
     return b"".join(parts)
 
 
-def decode_entries(data: bytes) -> Iterator[Entry]:
+def decode_entries(data: bytes) -> Iterator[LogEntry]:
     """Undo `encode_entries`.
 
     Raises:
@@ -122,7 +122,7 @@ def decode_entries(data: bytes) -> Iterator[Entry]:
         try:
             table, size, digest = _ENTRY.unpack_from(data, at)
             at += _ENTRY.size + size
-            yield Entry(_TABLES[table], data[at - size : at], digest)
+            yield LogEntry(_TABLES[table], data[at - size : at], digest)
         except (struct.error, IndexError) as error:
             raise ValueError("not the entries of a log row") from error
 
@@ -134,7 +134,7 @@ def link(head: bytes, at: int, entries: bytes, totals: bytes) -> bytes:
 
 
 @dataclass(slots=True)
-class Totals:
+class RunningTotals:
     """Running sums over the whole journal, in base units unless named otherwise."""
 
     charged: int = 0
@@ -147,9 +147,9 @@ class Totals:
     jobs: dict[JobState, int] = field(default_factory=dict)
     """Jobs by state."""
 
-    def copy(self) -> Totals:
+    def copy(self) -> RunningTotals:
         """Return totals that change on their own."""
-        return Totals(*self._sums(), {**self.jobs})
+        return RunningTotals(*self._sums(), {**self.jobs})
 
     def moved(self, before: JobState | None, after: JobState) -> None:
         """Count a job that was admitted, or that moved to another state."""
@@ -169,7 +169,7 @@ class Totals:
         return _TOTALS.format(*numbers).encode()
 
     @classmethod
-    def decode(cls, data: bytes) -> Totals:
+    def decode(cls, data: bytes) -> RunningTotals:
         """Undo `encode`.
 
         Raises:

@@ -13,7 +13,7 @@ from piecework_node.journal.records import (
     StoredSealingKey,
     StoredTx,
 )
-from piecework_protocol.types import ChannelId, Digest, JobId, Timestamp
+from piecework_protocol.types import ChannelId, Digest, JobId
 from piecework_protocol.wire import SignedOffer
 
 
@@ -47,10 +47,6 @@ class Journal(Protocol):
 
     async def offer(self, digest: Digest) -> SignedOffer | None:
         """Return an offer that this worker signed."""
-        ...
-
-    async def offers_since(self, expires_after: Timestamp) -> tuple[SignedOffer, ...]:
-        """Return offers that expire after a time."""
         ...
 
     async def last_sequence(self) -> int:

@@ -19,15 +19,15 @@ from piecework_node.journal.log import (
     FOLDED,
     GONE,
     KEY_COLUMNS,
-    Entry,
+    LogEntry,
     decode_entries,
     entry_of,
     row_digest,
     unpack_key,
 )
 from piecework_node.journal.records import MetaSet
-from piecework_node.journal.verify import ANCHOR
-from piecework_node.journal.writes import Batch
+from piecework_node.journal.verify import ANCHOR, column_names
+from piecework_node.journal.writes import JournalBatch
 from piecework_protocol.limits import MAX_JOB_LIFETIME_S
 
 JOBS_A_STEP: Final = 8
@@ -39,6 +39,7 @@ _JOBS = (
     "AND state IN ('delivered', 'paid', 'cancelled', 'failed') AND NOT EXISTS "
     "(SELECT 1 FROM canvases WHERE job = number AND leaf_index IS NULL) ORDER BY deadline LIMIT ?"
 )
+_FOLD_CANVASES = "UPDATE canvases SET pruned = 1 WHERE job = ? AND pruned = 0"
 _OFFERS = (
     "digest IN (SELECT digest FROM offers WHERE expires_at < ? "
     "AND sequence < (SELECT max(sequence) FROM offers) "
@@ -59,7 +60,7 @@ class Pruned:
         return bool(self.jobs or self.offers or self.log_rows)
 
 
-def prune(db: apsw.Connection, batch: Batch, now: int, window_s: int) -> Pruned:
+def prune(db: apsw.Connection, batch: JournalBatch, now: int, window_s: int) -> Pruned:
     """Do one step inside the batch's transaction.
 
     window_s: seconds after a job's deadline in which it can be audited.
@@ -69,14 +70,14 @@ def prune(db: apsw.Connection, batch: Batch, now: int, window_s: int) -> Pruned:
     for job in jobs:
         batch.drop("outputs", "job = ?", (job,))
         batch.drop("submissions", "job = ?", (job,))
-        batch.fold("canvases", "UPDATE canvases SET pruned = 1 WHERE job = ?", (job,))
+        batch.fold("canvases", _FOLD_CANVASES, (job,))
         batch.fold("jobs", "UPDATE jobs SET pruned = 1 WHERE number = ?", (job,))
     before_jobs = oldest - MAX_JOB_LIFETIME_S
     offers = batch.drop("offers", _OFFERS, (before_jobs, OFFERS_A_STEP))
     return Pruned(len(jobs), offers, _fold_log(db, batch, before_jobs))
 
 
-def _fold_log(db: apsw.Connection, batch: Batch, before: int) -> int:
+def _fold_log(db: apsw.Connection, batch: JournalBatch, before: int) -> int:
     position, anchor, entries, rows = 0, b"", 0, 0
     oldest: list[Any] = db.execute(_OLDEST, (before, LOG_ENTRIES_A_STEP)).fetchall()
     for position_, data, head in oldest:
@@ -92,7 +93,7 @@ def _fold_log(db: apsw.Connection, batch: Batch, before: int) -> int:
     return rows
 
 
-def _carry(db: apsw.Connection, batch: Batch, entry: Entry) -> None:
+def _carry(db: apsw.Connection, batch: JournalBatch, entry: LogEntry) -> None:
     """Say of a row again what the log said, if that is still so.
 
     If it is not, a later log row says something else, or verification finds the row.
@@ -104,15 +105,10 @@ def _carry(db: apsw.Connection, batch: Batch, entry: Entry) -> None:
         batch.enter(entry_of(entry.table, row))
 
 
-def _row(db: apsw.Connection, entry: Entry) -> tuple[Any, ...] | None:
+def _row(db: apsw.Connection, entry: LogEntry) -> tuple[Any, ...] | None:
     key = unpack_key(entry.key)
-    names = _columns(db, entry.table)[: KEY_COLUMNS[entry.table]]
+    names = column_names(db, entry.table)[: KEY_COLUMNS[entry.table]]
     where = " AND ".join(f"{name} = ?" for name in names)
     query = f"SELECT * FROM {entry.table} WHERE {where}"  # noqa: S608  our own names
     row: tuple[Any, ...] | None = db.execute(query, key).fetchone()
     return row
-
-
-def _columns(db: apsw.Connection, table: str) -> list[str]:
-    query = "SELECT name FROM pragma_table_info(?) ORDER BY cid"
-    return [str(row[0]) for row in db.execute(query, (table,)).fetchall()]

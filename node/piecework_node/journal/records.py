@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
+from typing import Final
 
 from piecework.chain.rawtx import SignedTransaction
 from piecework_protocol.errors import Reason
 from piecework_protocol.frames import FundingAuthorization, LeafRef, SubmitJob
 from piecework_protocol.ledger import WorkerLedger
-from piecework_protocol.objects import Channel
+from piecework_protocol.objects import Channel, Receipt
 from piecework_protocol.states import ChannelState, JobState
 from piecework_protocol.types import (
     Amount,
@@ -77,6 +78,8 @@ class CloseAgreed:
     channel: ChannelId
     signature: Signature
     """The authorizer's signature over CloseChannel, which asked for it."""
+    fee: Amount = Amount(0)
+    """What the closing pays the receiver for sending it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +104,13 @@ class SealingKeyDropped:
     """Nothing sealed to this key can arrive any more."""
 
     public: PublicKey
+
+
+SEQUENCE_FLOOR: Final = "sequence_floor"
+"""The value under which no offer's number may lie, because an index has seen it signed."""
+ROLLED_BACK: Final = "rolled_back"
+"""The value that says how it was noticed that the journal lacks what was signed. Empty: it is not
+so any more."""
 
 
 class TxKind(enum.Enum):
@@ -170,6 +180,21 @@ class ContradictionSeen:
 
 
 @dataclass(frozen=True, slots=True)
+class ReceiptsShown:
+    """A client showed receipts of ours that the journal lacks, and a voucher that pays for them.
+
+    `ledger` is the ledger after it, `base` the count before it. The jobs are not known any more.
+    Those that are known and not over end here.
+    """
+
+    channel: Channel
+    ledger: WorkerLedger
+    base: int
+    receipts: tuple[Receipt, ...]
+    at: Timestamp
+
+
+@dataclass(frozen=True, slots=True)
 class MetaSet:
     """A small named value, such as how far the chain's events were read."""
 
@@ -226,6 +251,7 @@ JournalRecord = (
     | StoredTx
     | TxMoved
     | ContradictionSeen
+    | ReceiptsShown
     | MetaSet
 )
 
@@ -248,6 +274,7 @@ class StoredChannel:
     requested_at: int = 0
     requests: int = 0
     close_signature: Signature | None = None
+    close_fee: Amount = Amount(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +284,29 @@ class StoredSealingKey:
     public: PublicKey
     wrapped: bytes
     created_at: Timestamp
+
+
+@dataclass(frozen=True, slots=True)
+class PaidJob:
+    """What a job has earned by vouchers, in base units."""
+
+    job: JobId
+    channel: ChannelId
+    at: Timestamp
+    """Of its acceptance."""
+    canvases: int
+    gross: Amount
+
+
+@dataclass(frozen=True, slots=True)
+class SpentTx:
+    """What a transaction has cost."""
+
+    hash: bytes
+    kind: TxKind
+    at: Timestamp
+    """At which it was seen mined."""
+    fee_wei: int
 
 
 @dataclass(frozen=True, slots=True)

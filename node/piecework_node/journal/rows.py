@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import apsw
@@ -10,6 +11,8 @@ import apsw
 from piecework.chain.rawtx import SignedTransaction
 from piecework_node.journal.records import (
     OPEN_TX_STATES,
+    PaidJob,
+    SpentTx,
     StoredChannel,
     StoredJob,
     StoredTx,
@@ -25,7 +28,16 @@ from piecework_protocol.ledger import Unpaid, WorkerLedger
 from piecework_protocol.merkle import Accumulator
 from piecework_protocol.objects import Channel, Receipt
 from piecework_protocol.states import ChannelState, JobState
-from piecework_protocol.types import Bytes32, ChannelId, Digest, JobId, Signature, Timestamp
+from piecework_protocol.types import (
+    SIGNATURE_BYTES,
+    Amount,
+    Bytes32,
+    ChannelId,
+    Digest,
+    JobId,
+    Signature,
+    Timestamp,
+)
 from piecework_protocol.wire import decode_client_frame, decode_funding, decode_value
 from piecework_protocol.worker_session import StoredCanvas
 
@@ -59,6 +71,17 @@ _OWED = (
 _TXS = (
     "SELECT kind, raw, subjects, value, value_wei, at, state, moved_at, gas_used, fee_wei "
     "FROM transactions WHERE state IN ({}) ORDER BY nonce, at"
+)
+_PAID = (
+    "SELECT jobs.id, channels.id, accepted_at, amount FROM canvases "
+    "JOIN jobs ON canvases.job = jobs.number JOIN channels ON jobs.channel = channels.number "
+    "WHERE leaf_index IS NOT NULL AND accepted_at >= ? AND accepted_at < ? "
+    "ORDER BY accepted_at, jobs.number, canvas"
+)
+_SPENT = (
+    "SELECT hash, kind, moved_at, fee_wei FROM transactions "
+    "WHERE state IN ('mined', 'final', 'failed') AND moved_at >= ? AND moved_at < ? "
+    "ORDER BY moved_at, nonce"
 )
 _PEAK_BYTES = 32
 _SUBJECT_BYTES = 48
@@ -122,7 +145,8 @@ def _channel(row: Sequence[Any], owed: Sequence[Sequence[Any]]) -> StoredChannel
         requested=amount_of(requested),
         requested_at=requested_at,
         requests=requests,
-        close_signature=Signature(closing) if closing is not None else None,
+        close_signature=Signature(closing[:SIGNATURE_BYTES]) if closing is not None else None,
+        close_fee=amount_of(closing[SIGNATURE_BYTES:]) if closing else Amount(0),
     )
 
 
@@ -156,3 +180,26 @@ def _authorization(data: bytes | None, channel: Channel) -> FundingAuthorization
     if not isinstance(funding, FundingAuthorization):
         raise InvariantBroken("a channel is stored with an authorization out of the pool")
     return funding
+
+
+def paid_jobs(db: apsw.Connection, since: int, until: int) -> tuple[PaidJob, ...]:
+    """Return jobs that were accepted from `since` on and before `until`, with what was paid."""
+    rows: list[Any] = db.execute(_PAID, (since, until)).fetchall()
+    found: dict[bytes, PaidJob] = {}
+    for job, channel, at, amount in rows:
+        known = found.get(job) or PaidJob(
+            JobId(job), ChannelId(channel), Timestamp(at), 0, Amount(0)
+        )
+        found[job] = replace(
+            known, canvases=known.canvases + 1, gross=Amount(known.gross + amount_of(amount))
+        )
+    return tuple(found.values())
+
+
+def spent(db: apsw.Connection, since: int, until: int) -> tuple[SpentTx, ...]:
+    """Return transactions that were mined from `since` on and before `until`, with their cost."""
+    rows: list[Any] = db.execute(_SPENT, (since, until)).fetchall()
+    return tuple(
+        SpentTx(hash_, TxKind(kind), Timestamp(at), int.from_bytes(fee, "big"))
+        for hash_, kind, at, fee in rows
+    )

@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
@@ -27,22 +27,25 @@ from piecework_node.errors import (
     SaltUsed,
 )
 from piecework_node.journal import rows
-from piecework_node.journal.log import GENESIS, Totals, link
+from piecework_node.journal.log import GENESIS, RunningTotals, link
 from piecework_node.journal.prune import Pruned, prune
 from piecework_node.journal.records import (
+    SEQUENCE_FLOOR,
     Earnings,
     JournalRecord,
     MetaSet,
+    PaidJob,
+    SpentTx,
     StoredChannel,
     StoredJob,
     StoredSealingKey,
     StoredTx,
 )
 from piecework_node.journal.verify import head_of, verify
-from piecework_node.journal.writes import Batch
+from piecework_node.journal.writes import JournalBatch
 from piecework_node.times import now
 from piecework_protocol.eip712 import Domain
-from piecework_protocol.types import Address, ChannelId, Digest, JobId, Timestamp, to_hex
+from piecework_protocol.types import Address, ChannelId, Digest, JobId, to_hex
 from piecework_protocol.wire import SignedOffer, decode_offer
 
 T = TypeVar("T")
@@ -55,8 +58,14 @@ SCHEMA: Final = Schema(
 BUSY_TIMEOUT_MS: Final = 200
 """Wait this long for a daemon that is stopping before calling the journal locked."""
 CommitObserver = Callable[[float], None]
-_UNFIT = (apsw.ConstraintError, apsw.MismatchError, apsw.RangeError, apsw.TooBigError)
-"""What SQLite says of values that do not fit. The disk is well."""
+_UNFIT = (
+    apsw.ConstraintError,
+    apsw.MismatchError,
+    apsw.RangeError,
+    apsw.SQLError,
+    apsw.TooBigError,
+)
+"""What SQLite says of values and statements that do not fit. The disk is well."""
 
 
 class SqliteJournal:
@@ -67,7 +76,7 @@ class SqliteJournal:
     ) -> None:
         self._db, self._domain, self.thread = connection, domain, thread
         self._clock = clock
-        self._head, self._totals = GENESIS, Totals()
+        self._head, self._totals = GENESIS, RunningTotals()
         self.on_commit: CommitObserver | None = None
         """Called with the seconds that each commit took."""
 
@@ -91,15 +100,18 @@ class SqliteJournal:
             await journal._run(lambda: journal._prepare(path, operator))
         except BaseException:
             if connection is not None:
-                await loop.run_in_executor(thread, connection.close)
+                with suppress(apsw.Error):  # the first error is the one that counts
+                    await loop.run_in_executor(thread, connection.close)
             thread.shutdown(wait=True)
             raise
         return journal
 
     async def close(self) -> None:
         """Finish what is being written, then release the lock."""
-        await self._run(self._db.close)
-        self.thread.shutdown(wait=True)
+        try:
+            await self._run(self._db.close)
+        finally:
+            self.thread.shutdown(wait=True)
 
     async def append(self, records: Sequence[JournalRecord]) -> None:
         if records:
@@ -124,16 +136,10 @@ class SqliteJournal:
         found = await self._run(lambda: self._db.execute(query, (digest,)).get)
         return decode_offer(found) if found is not None else None
 
-    async def offers_since(self, expires_after: Timestamp) -> tuple[SignedOffer, ...]:
-        query = "SELECT signed FROM offers WHERE expires_at > ? ORDER BY sequence"
-        found: list[Any] = await self._run(
-            lambda: self._db.execute(query, (expires_after,)).fetchall()
-        )
-        return tuple(decode_offer(row[0]) for row in found)
-
     async def last_sequence(self) -> int:
         query = "SELECT coalesce(max(sequence), 0) FROM offers"
-        return int(await self._run(lambda: self._db.execute(query).get))
+        issued = int(await self._run(lambda: self._db.execute(query).get))
+        return max(issued, int(await self.meta(SEQUENCE_FLOOR) or 0))
 
     async def sealing_keys(self) -> tuple[StoredSealingKey, ...]:
         query = "SELECT public, wrapped, created_at FROM sealing_keys ORDER BY position DESC"
@@ -150,6 +156,14 @@ class SqliteJournal:
 
     async def earnings(self) -> Earnings:
         return await self._run(self._totals_now)
+
+    async def paid_jobs(self, since: int, until: int) -> tuple[PaidJob, ...]:
+        """Return jobs that were accepted from `since` on and before `until`, with what was paid."""
+        return await self._run(lambda: rows.paid_jobs(self._db, since, until))
+
+    async def spent(self, since: int, until: int) -> tuple[SpentTx, ...]:
+        """Return transactions that were mined from `since` on and before `until`."""
+        return await self._run(lambda: rows.spent(self._db, since, until))
 
     async def verify(self, *, deep: bool = True) -> int:
         """Compare every row with the log. Return the number of rows.
@@ -219,9 +233,9 @@ class SqliteJournal:
             return prune(self._db, batch, now(self._clock), window_s)
 
     @contextmanager
-    def _transaction(self) -> Iterator[Batch]:
+    def _transaction(self) -> Iterator[JournalBatch]:
         """Commit what the batch writes, with its row of the log, or nothing of it."""
-        batch = Batch(self._db, self._domain, self._totals)
+        batch = JournalBatch(self._db, self._domain, self._totals)
         try:
             with self._db:
                 yield batch
@@ -234,7 +248,7 @@ class SqliteJournal:
             raise JournalConflict(f"a number does not fit the journal: {error}") from error
         self._head, self._totals = head, batch.totals
 
-    def _log(self, batch: Batch) -> bytes:
+    def _log(self, batch: JournalBatch) -> bytes:
         entries, totals = batch.entries(), batch.totals.encode()
         if not entries:
             return self._head

@@ -14,7 +14,7 @@ from piecework_node.journal.log import (
     GENESIS,
     GONE,
     KEY_COLUMNS,
-    Totals,
+    RunningTotals,
     decode_entries,
     link,
     pack_key,
@@ -26,7 +26,8 @@ from piecework_protocol.states import JobState
 
 ANCHOR: Final = "log_anchor"
 """The name of the value that holds the head before the first row of the log."""
-_PRUNED_COLUMN = {"canvases": 6, "jobs": 10}
+_PRUNED: Final = "pruned"
+"""The column of a row that the totals vouch for."""
 
 _Latest = dict[tuple[str, bytes], bytes]
 
@@ -47,7 +48,7 @@ def verify(db: apsw.Connection, *, deep: bool) -> int:
         latest, totals = _walk(db)
     except ValueError as error:
         raise JournalCorrupt(f"the log: {error}") from None
-    found = Totals()
+    found = RunningTotals()
     count = sum(_check_table(db, table, latest, found) for table in KEY_COLUMNS)
     gone = [table for (table, _), body in latest.items() if body not in (GONE, FOLDED)]
     if gone:
@@ -58,13 +59,13 @@ def verify(db: apsw.Connection, *, deep: bool) -> int:
     return count
 
 
-def head_of(db: apsw.Connection) -> tuple[bytes, Totals]:
+def head_of(db: apsw.Connection) -> tuple[bytes, RunningTotals]:
     """Return the head of the chain and the running totals."""
     row = db.execute("SELECT head, totals FROM log ORDER BY position DESC LIMIT 1").fetchone()
-    return (row[0], Totals.decode(row[1])) if row is not None else (GENESIS, Totals())
+    return (row[0], RunningTotals.decode(row[1])) if row is not None else (GENESIS, RunningTotals())
 
 
-def _walk(db: apsw.Connection) -> tuple[_Latest, Totals]:
+def _walk(db: apsw.Connection) -> tuple[_Latest, RunningTotals]:
     head = _anchor(db)
     latest: _Latest = {}
     totals = b""
@@ -74,7 +75,7 @@ def _walk(db: apsw.Connection) -> tuple[_Latest, Totals]:
         if head != stored:
             raise JournalCorrupt(f"log row {position}: the hash chain is broken")
         latest.update({(e.table, e.key): e.digest for e in decode_entries(entries)})
-    return latest, Totals.decode(totals) if totals else Totals()
+    return latest, RunningTotals.decode(totals) if totals else RunningTotals()
 
 
 def _anchor(db: apsw.Connection) -> bytes:
@@ -85,12 +86,13 @@ def _anchor(db: apsw.Connection) -> bytes:
         raise JournalCorrupt(f"{ANCHOR} is not what was written") from None
 
 
-def _check_table(db: apsw.Connection, table: str, latest: _Latest, found: Totals) -> int:
-    columns, count = KEY_COLUMNS[table], 0
+def _check_table(db: apsw.Connection, table: str, latest: _Latest, found: RunningTotals) -> int:
+    names, columns, count = column_names(db, table), KEY_COLUMNS[table], 0
+    pruned = names.index(_PRUNED) if _PRUNED in names else None
     for row in db.execute(f"SELECT * FROM {table}"):  # noqa: S608  our own names
         count += 1
         body = latest.pop((table, pack_key(row[:columns])), None)
-        if _is_pruned(table, row):
+        if pruned is not None and row[pruned]:
             if body not in (None, FOLDED):
                 raise JournalCorrupt(f"a row of {table} is not what was written")
             found.fold(table, row)
@@ -99,12 +101,13 @@ def _check_table(db: apsw.Connection, table: str, latest: _Latest, found: Totals
     return count
 
 
-def _is_pruned(table: str, row: tuple[Any, ...]) -> bool:
-    column = _PRUNED_COLUMN.get(table)
-    return column is not None and bool(row[column])
+def column_names(db: apsw.Connection, table: str) -> list[str]:
+    """Return the columns of a table, in their order."""
+    query = "SELECT name FROM pragma_table_info(?) ORDER BY cid"
+    return [str(row[0]) for row in db.execute(query, (table,)).fetchall()]
 
 
-def _check_totals(db: apsw.Connection, kept: Totals, found: Totals) -> None:
+def _check_totals(db: apsw.Connection, kept: RunningTotals, found: RunningTotals) -> None:
     for amount, leaf in db.execute("SELECT amount, leaf_index FROM canvases"):
         found.charged += amount_of(amount)
         found.canvases += 1

@@ -13,7 +13,15 @@ from typing import Any, Final
 import apsw
 
 from piecework_node.errors import JournalConflict
-from piecework_node.journal.log import FOLDED, GONE, Entry, Totals, encode_entries, entry_of, marked
+from piecework_node.journal.log import (
+    FOLDED,
+    GONE,
+    LogEntry,
+    RunningTotals,
+    encode_entries,
+    entry_of,
+    marked,
+)
 from piecework_node.journal.records import (
     ChannelObserved,
     ChannelSeen,
@@ -23,6 +31,7 @@ from piecework_node.journal.records import (
     JournalRecord,
     MetaSet,
     OfferIssued,
+    ReceiptsShown,
     SealingKeyAdded,
     SealingKeyDropped,
     StoredJob,
@@ -30,9 +39,12 @@ from piecework_node.journal.records import (
     TxMoved,
     VoucherApplied,
 )
-from piecework_protocol.eip712 import Domain
-from piecework_protocol.errors import InvariantBroken
-from piecework_protocol.states import ChannelState, JobState
+from piecework_protocol.eip712 import Domain, TypedData
+from piecework_protocol.errors import InvariantBroken, Reason
+from piecework_protocol.frames import ClientFrame, Funding
+from piecework_protocol.objects import Receipt
+from piecework_protocol.ranges import check_all
+from piecework_protocol.states import ENDED_STATES, ChannelState, JobState
 from piecework_protocol.types import Amount, ChannelId, JobId
 from piecework_protocol.wire import encode_client_frame, encode_offer, encode_value
 from piecework_protocol.worker_session import StateRecord, StoredCanvas
@@ -56,6 +68,23 @@ def amount_of(blob: bytes) -> Amount:
     return Amount(int.from_bytes(blob, "big"))
 
 
+def _value(value: TypedData | Funding) -> bytes:
+    """Encode an object that must be readable again, so no number of it leaves its range."""
+    check_all(value)
+    return encode_value(value)
+
+
+def _frame(frame: ClientFrame) -> bytes:
+    """As `_value`, for a client's frame."""
+    check_all(frame)
+    return encode_client_frame(frame)
+
+
+def closing_blob(signature: bytes, fee: int) -> bytes:
+    """The signature over a closing as it is stored, and the fee behind it unless it is 0."""
+    return signature + (amount_blob(fee) if fee else b"")
+
+
 def merged(records: Iterable[JournalRecord]) -> list[JournalRecord]:
     """Records with the same effect, in which a job is written once however often it moved."""
     result: list[JournalRecord] = []
@@ -76,13 +105,13 @@ def merged(records: Iterable[JournalRecord]) -> list[JournalRecord]:
     return result
 
 
-class Batch:
+class JournalBatch:
     """One transaction's writes. The caller opens the transaction, and logs the batch in it."""
 
-    def __init__(self, db: apsw.Connection, domain: Domain, totals: Totals) -> None:
+    def __init__(self, db: apsw.Connection, domain: Domain, totals: RunningTotals) -> None:
         self._db, self._domain = db, domain
         self.totals = totals.copy()
-        self._entries: dict[tuple[str, bytes], Entry] = {}
+        self._entries: dict[tuple[str, bytes], LogEntry] = {}
 
     def apply(self, records: Iterable[JournalRecord]) -> None:
         """Write records.
@@ -120,17 +149,19 @@ class Batch:
             self.enter(marked(table, row, GONE))
         return len(rows)
 
-    def enter(self, entry: Entry) -> None:
+    def enter(self, entry: LogEntry) -> None:
         """Note what a row is after this batch."""
         self._entries[entry.table, entry.key] = entry
 
-    def fold(self, table: str, sql: str, values: tuple[Any, ...]) -> None:
-        """Change rows of a pruned job for the last time. The totals vouch for them from now on."""
-        for row in self._db.execute(f"{sql} RETURNING *", values).fetchall():
+    def fold(self, table: str, sql: str, values: tuple[Any, ...]) -> Sequence[Any]:
+        """Write rows for the last time, and return them. The totals vouch for them from now on."""
+        rows: Sequence[Any] = self._db.execute(f"{sql} RETURNING *", values).fetchall()
+        for row in rows:
             self.totals.fold(table, row)
             self.enter(marked(table, row, FOLDED))
+        return rows
 
-    def knows(self, entry: Entry) -> bool:
+    def knows(self, entry: LogEntry) -> bool:
         """Whether this batch has an entry for the same row."""
         return (entry.table, entry.key) in self._entries
 
@@ -146,7 +177,7 @@ class Batch:
         deadline, reason = min(job.deadline, MAX_INTEGER), r.reason.name if r.reason else None
         terms = (r.prompt_tokens, r.at, deadline)
         row = self.put("jobs", sql, (r.id, channel, job.salt, *terms, r.state.value, reason))
-        frame = encode_client_frame(replace(r.submission, sealed_content=b"", funding=None))
+        frame = _frame(replace(r.submission, sealed_content=b"", funding=None))
         sql = "INSERT INTO submissions (job, offer, frame) VALUES (?, ?, ?)"
         self.put("submissions", sql, (row[0], job.offer, frame))
         self.totals.moved(None, r.state)
@@ -170,7 +201,7 @@ class Batch:
         amount = amount_blob(receipt.amount)
         self.put("canvases", sql, (*key, channel, digest, amount))
         sql = "INSERT INTO outputs VALUES (?, ?, ?, ?, ?)"
-        self.put("outputs", sql, (*key, encode_value(receipt), r.sealed_output, r.resume_secret))
+        self.put("outputs", sql, (*key, _value(receipt), r.sealed_output, r.resume_secret))
         totals = self.totals
         totals.canvases += 1
         totals.charged += receipt.amount
@@ -188,12 +219,12 @@ class Batch:
             "VALUES (?, ?, ?, 0, x'', ?, ?, ?, ?, ?, 0, 0, 0)"
         )
         amounts = (zero, zero, zero, zero)
-        terms = encode_value(r.channel)
+        terms = _value(r.channel)
         self.put("channels", sql, (r.id, terms, zero, ChannelState.NONE.value, *amounts))
 
     def funding(self, r: FundingAuthorized) -> None:
         sql = "UPDATE channels SET funding = ? WHERE id = ?"
-        self.put("channels", sql, (encode_value(r.funding), r.channel))
+        self.put("channels", sql, (_value(r.funding), r.channel))
 
     def voucher(self, r: VoucherApplied) -> None:
         ledger = r.ledger
@@ -201,12 +232,13 @@ class Batch:
         if payment is None:
             raise InvariantBroken("a voucher is journaled with its book")
         number, cumulative, _ = self._channel(ledger.channel)
+        self.totals.accepted += ledger.cumulative - cumulative
         sql = (
             "UPDATE channels SET accepted = ?, cumulative = ?, count = ?, peaks = ? "
             "WHERE number = ? AND count = ?"
         )
         values = (
-            encode_client_frame(payment),
+            _frame(payment),
             amount_blob(ledger.cumulative),
             ledger.accumulator.count,
             b"".join(ledger.accumulator.peaks),
@@ -214,14 +246,56 @@ class Batch:
             r.base,
         )
         self.put("channels", sql, values)
-        self.totals.accepted += ledger.cumulative - cumulative
-        mark = (
+        for offset, ref in enumerate(r.paid):
+            self._pay(self._job(ref.job)[0], ref.canvas, r.base + offset)
+
+    def _pay(self, job: int, canvas: int, leaf: int) -> None:
+        sql = (
             "UPDATE canvases SET leaf_index = ? WHERE job = ? AND canvas = ? AND leaf_index IS NULL"
         )
-        for offset, ref in enumerate(r.paid):
-            job, _, _ = self._job(ref.job)
-            row = self.put("canvases", mark, (r.base + offset, job, ref.canvas))
-            self.totals.unpaid -= amount_of(row[4])
+        row = self.put("canvases", sql, (leaf, job, canvas))
+        self.totals.unpaid -= amount_of(row[4])
+
+    def shown(self, r: ReceiptsShown) -> None:
+        self.channel_seen(ChannelSeen(r.ledger.channel, r.channel))
+        self.voucher(VoucherApplied(r.ledger, (), r.base))
+        channel = self._channel(r.ledger.channel)[0]
+        for offset, receipt in enumerate(r.receipts):
+            job = self._ended_job(JobId(receipt.job), channel, r.at)
+            self._shown_receipt(receipt, job, channel, r.base + offset)
+
+    def _ended_job(self, job: JobId, channel: int, at: int) -> int:
+        found = self._db.execute("SELECT number, state FROM jobs WHERE id = ?", (job,)).fetchone()
+        if found is not None:
+            if JobState(found[1]) not in ENDED_STATES:
+                self.state(StateRecord(job, JobState.FAILED, Reason.INTERNAL))
+            return int(found[0])
+        sql = (
+            "INSERT INTO jobs (id, channel, salt, prompt_tokens, accepted_at, deadline, state, "
+            "reason, pruned) VALUES (?, ?, NULL, 0, ?, 0, ?, ?, 1)"
+        )
+        failed = JobState.FAILED
+        row = self.fold("jobs", sql, (job, channel, at, failed.value, Reason.INTERNAL.name))
+        self.totals.moved(None, failed)
+        return int(row[0][0])
+
+    def _shown_receipt(self, receipt: Receipt, job: int, channel: int, leaf: int) -> None:
+        digest, key = self._domain.digest(receipt), (job, receipt.canvas)
+        query = "SELECT digest FROM canvases WHERE job = ? AND canvas = ?"
+        known = self._db.execute(query, key).get
+        if known is not None:
+            if known != digest:
+                raise JournalConflict("the journal holds another receipt of that canvas")
+            self._pay(*key, leaf)
+            return
+        sql = (
+            "INSERT INTO canvases (job, canvas, channel, digest, amount, leaf_index, pruned) "
+            "VALUES (?, ?, ?, ?, ?, ?, 1)"
+        )
+        values = (*key, channel, digest, amount_blob(receipt.amount), leaf)
+        self.fold("canvases", sql, values)
+        self.totals.canvases += 1
+        self.totals.charged += receipt.amount
 
     def observed(self, r: ChannelObserved) -> None:
         number, _, settled = self._channel(r.channel)
@@ -236,12 +310,13 @@ class Batch:
 
     def close(self, r: CloseAgreed) -> None:
         sql = "UPDATE channels SET close_signature = ? WHERE id = ?"
-        self.put("channels", sql, (r.signature, r.channel))
+        self.put("channels", sql, (closing_blob(r.signature, r.fee), r.channel))
 
     # --- the worker's own
 
     def offer(self, r: OfferIssued) -> None:
         offer = r.signed.offer
+        check_all(offer)
         values = (r.digest, offer.sequence, offer.expires_at, encode_offer(r.signed))
         self.put("offers", "INSERT INTO offers VALUES (?, ?, ?, ?)", values)
 
@@ -313,20 +388,21 @@ class Batch:
         return row[0], amount_of(row[1]), amount_of(row[2])
 
 
-_WRITERS: Final[dict[type, Callable[[Batch, Any], None]]] = {
-    StoredJob: Batch.job,
-    StateRecord: Batch.state,
-    StoredCanvas: Batch.canvas,
-    ChannelSeen: Batch.channel_seen,
-    FundingAuthorized: Batch.funding,
-    VoucherApplied: Batch.voucher,
-    ChannelObserved: Batch.observed,
-    CloseAgreed: Batch.close,
-    OfferIssued: Batch.offer,
-    SealingKeyAdded: Batch.key_added,
-    SealingKeyDropped: Batch.key_dropped,
-    StoredTx: Batch.tx,
-    TxMoved: Batch.tx_moved,
-    ContradictionSeen: Batch.contradiction,
-    MetaSet: Batch.meta,
+_WRITERS: Final[dict[type, Callable[[JournalBatch, Any], None]]] = {
+    StoredJob: JournalBatch.job,
+    StateRecord: JournalBatch.state,
+    StoredCanvas: JournalBatch.canvas,
+    ChannelSeen: JournalBatch.channel_seen,
+    FundingAuthorized: JournalBatch.funding,
+    VoucherApplied: JournalBatch.voucher,
+    ChannelObserved: JournalBatch.observed,
+    CloseAgreed: JournalBatch.close,
+    OfferIssued: JournalBatch.offer,
+    SealingKeyAdded: JournalBatch.key_added,
+    SealingKeyDropped: JournalBatch.key_dropped,
+    StoredTx: JournalBatch.tx,
+    TxMoved: JournalBatch.tx_moved,
+    ContradictionSeen: JournalBatch.contradiction,
+    ReceiptsShown: JournalBatch.shown,
+    MetaSet: JournalBatch.meta,
 }

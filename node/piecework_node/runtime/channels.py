@@ -245,8 +245,8 @@ class Channels:
                     "the channel's funding is not mined yet",
                     retry_after_s=FUNDING_RETRY_S,
                 )
-            await self._journal.append([CloseAgreed(live.id, signature)])
-            live.stored = replace(live.stored, close_signature=signature)
+            await self._journal.append([CloseAgreed(live.id, signature, final.fee)])
+            live.stored = replace(live.stored, close_signature=signature, close_fee=final.fee)
             return sign(domain, agreed, self._runtime.signer)
 
     # --- the chain's word

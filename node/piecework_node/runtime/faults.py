@@ -50,6 +50,7 @@ class Code(enum.Enum):
     CLOCK_AHEAD = "clock-ahead"
     GAS_LOW = "gas-low"
     LOGS_REFUSED = "logs-refused"
+    JOURNAL_OLD = "journal-old"
     INDEX_DECLINES = "index-declines"
     INDEX_AWAY = "index-away"
 
@@ -146,6 +147,11 @@ CONDITIONS: Final[Mapping[Code, Condition]] = {
         Stops.NOTHING,
         "Each channel is asked for instead, which costs more requests. A node with eth_getLogs "
         "spares them",
+    ),
+    Code.JOURNAL_OLD: Condition(
+        "the worker's journal lacks what the worker has signed",
+        Stops.JOBS,
+        "Stop the worker and run piecework worker recover",
     ),
     Code.INDEX_DECLINES: Condition(
         "an index declines the offer", Stops.NOTHING, "Do what the index says, or remove it"

@@ -26,6 +26,7 @@ from piecework_node.runtime.requests import generation_request
 from piecework_node.times import now
 from piecework_protocol.eip712 import Domain, TypedData
 from piecework_protocol.errors import Reason, Refusal
+from piecework_protocol.frames import Progress
 from piecework_protocol.ledger import WorkerLedger
 from piecework_protocol.limits import MAX_CANVASES_AHEAD
 from piecework_protocol.signing import Signer, sign
@@ -83,24 +84,34 @@ class JobRuntime:
         if job.sink is not None:
             for frame in outcome.frames(self.sign):
                 job.sink.send(frame)
-        self.command(job, outcome)
-        self.rest(job)
+        if self.command(job, outcome):
+            self.rest(job)
+        else:
+            await self.perform(job, job.session.engine_lost())
 
-    def command(self, job: LiveJob, outcome: Outcome) -> None:
-        """Pass an outcome's commands to the engine. Call it when the records are durable."""
+    def command(self, job: LiveJob, outcome: Outcome) -> bool:
+        """Pass an outcome's commands to the engine. Call it when the records are durable.
+
+        Return False when there was no engine to stop, so that no answer will come.
+        """
         for command in outcome.commands:
             if isinstance(command, StartEngine):
                 self._start_sequence(job, command)
             elif isinstance(command, AllowCanvases):
                 if job.sequence is not None:
                     self.engine.allow(job.sequence, self._limit(job, command.canvas_limit))
-            else:
+            elif not self.engine.ready:
                 self.drop_sequence(job)
+                return False
+            elif job.sequence is not None:
+                self.engine.stop(job.sequence, finish_canvas=command.finish_canvas)
+        return True
 
     def _start_sequence(self, job: LiveJob, command: StartEngine) -> None:
         self._sequence_number += 1
         job.sequence = f"{job.id.hex()}-{self._sequence_number}"
         self.sequences[job.sequence] = job
+        job.progress = job.shown = None
         request = generation_request(
             job.sequence,
             job.prompt_ids,
@@ -113,11 +124,34 @@ class JobRuntime:
         self.engine.start(request)
 
     def drop_sequence(self, job: LiveJob) -> None:
-        """Free a job's place in the engine, if it has one."""
+        """Free a job's place in the engine, if it has one. What it still reports is ignored."""
+        sequence = job.sequence
+        self.sequence_ended(job)
+        if sequence is not None:
+            self.engine.stop(sequence, finish_canvas=False)
+
+    def sequence_ended(self, job: LiveJob) -> None:
+        """Note that the engine has nothing of a job any more."""
         sequence, job.sequence = job.sequence, None
+        job.progress = job.shown = None
         if sequence is not None:
             del self.sequences[sequence]
-            self.engine.cancel(sequence)
+
+    def report(self, job: LiveJob) -> None:
+        """Tell the client where its job is, if it listens and the job is not over."""
+        if job.sink is None or job.ended:
+            return
+        done = job.progress
+        if done is None:
+            position = self._place(job)
+            job.sink.send(Progress(job.id, job.session.canvases, 0, 0, queue_position=position))
+        else:
+            job.sink.send(Progress(job.id, done.canvas, done.steps, done.prompt_tokens))
+
+    def _place(self, job: LiveJob) -> int:
+        """A job's place among those that wait for the engine, from 1. 0: it does not wait there."""
+        waiting = [other for other in self.sequences.values() if other.progress is None]
+        return waiting.index(job) + 1 if job in waiting else 0
 
     def _limit(self, job: LiveJob, limit: int) -> int:
         """Vouchers on a deposit that is not on chain yet let no further canvas run ahead."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
+from piecework_model.requests import DraftEvent, ProgressEvent
 from piecework_node.journal.records import StoredChannel
 from piecework_node.runtime.funding import usable_funding
 from piecework_node.runtime.sink import FrameSink
 from piecework_protocol.frames import FundingAuthorization
 from piecework_protocol.ledger import WorkerLedger
 from piecework_protocol.pricing import worst_case
-from piecework_protocol.states import ENDED_STATES, ChannelState
+from piecework_protocol.states import ENDED_STATES, ChannelState, JobState
 from piecework_protocol.types import Amount, ChannelId, JobId
 from piecework_protocol.worker_session import WorkerSession
 
@@ -30,7 +31,15 @@ class LiveJob:
     drafts: bool = False
     sequence: str | None = None
     """The name of the job's sequence in the engine while it has one."""
+    progress: ProgressEvent | None = None
+    """The engine's last word on the sequence. None: it waits, or there is no sequence."""
+    shown: DraftEvent | None = None
+    """The last draft of the canvas in progress that went to the client. It is owed."""
+    detached_at: float | None = None
+    """Monotonic time since which no stream is open."""
     engine_losses: int = 0
+    revived: bool = False
+    """Read from the journal, and not admitted by this process."""
     pending: bool = False
     """Relies on a deposit that is not on chain yet: its vouchers let no canvas more run ahead."""
     waiting_since: float | None = None
@@ -50,6 +59,11 @@ class LiveJob:
     def ended(self) -> bool:
         """Whether no further canvas is made."""
         return self.session.state in ENDED_STATES
+
+    @property
+    def leaving(self) -> bool:
+        """Whether the job is over, or will be as soon as its sequence has stopped."""
+        return self.ended or self.session.state is JobState.STOPPING
 
     @property
     def unpaid(self) -> int:

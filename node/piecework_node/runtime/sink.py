@@ -11,8 +11,11 @@ from piecework_protocol.frames import WorkerFrame
 class FrameSink(Protocol):
     """A gRPC stream, or a list in a test. Neither method blocks."""
 
-    def send(self, frame: WorkerFrame) -> None:
-        """Queue a frame. Drafts may be dropped. No other frame is ever dropped."""
+    def send(self, frame: WorkerFrame) -> bool:
+        """Queue a frame. Return whether it will be sent.
+
+        Drafts may be dropped. No other frame is, unless the stream has ended.
+        """
         ...
 
     def close(self, refusal: Refusal | None) -> None:

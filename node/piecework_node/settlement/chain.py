@@ -57,7 +57,9 @@ class ChainPort(ChannelReader, NodePort, Protocol):
 
     async def prepare_settle(self, claims: Sequence[Claim], worth: Worth) -> SignedTransaction: ...
 
-    async def prepare_close(self, claim: Claim, worth: Worth) -> SignedTransaction: ...
+    async def prepare_close(self, claim: Claim, fee: Amount, worth: Worth) -> SignedTransaction:
+        """`fee` is what the closing pays the receiver. With one, the claim is signed for it."""
+        ...
 
     async def replace(self, tx: SignedTransaction, worth: Worth) -> SignedTransaction:
         """Return a transaction with the same effect and nonce and higher fees."""
@@ -170,8 +172,8 @@ class ChainLink:
     async def prepare_settle(self, claims: Sequence[Claim], worth: Worth) -> SignedTransaction:
         return await self._prepare(settlement_calldata(self.deployment, claims), worth)
 
-    async def prepare_close(self, claim: Claim, worth: Worth) -> SignedTransaction:
-        return await self._prepare(calls.close(self.deployment, claim), worth)
+    async def prepare_close(self, claim: Claim, fee: Amount, worth: Worth) -> SignedTransaction:
+        return await self._prepare(calls.close(self.deployment, claim, fee), worth)
 
     async def replace(self, tx: SignedTransaction, worth: Worth) -> SignedTransaction:
         return await self._sender.replace(tx, value_at_stake=worth.wei)

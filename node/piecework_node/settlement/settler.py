@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Iterable
+from dataclasses import replace
 from typing import Any, Final
 
 from piecework.base.clock import Clock
@@ -21,6 +22,8 @@ from piecework_node.runtime.faults import Code, code_of
 from piecework_node.runtime.funding import usable_funding
 from piecework_node.runtime.live import LiveChannel
 from piecework_node.settlement.chain import ChainPort
+from piecework_node.settlement.fees import worth_of_fee
+from piecework_node.settlement.openings import Openings
 from piecework_node.settlement.policy import (
     SettlementCandidate,
     SettlePolicy,
@@ -59,6 +62,7 @@ class Settler:
         journal: Journal,
         watch: NodeWatch,
         *,
+        openings: Openings,
         clock: Clock,
         policy: SettlePolicy,
         poll_s: float,
@@ -68,6 +72,7 @@ class Settler:
         self._channels, self._transactions = channels, transactions
         self._port, self._journal, self._clock = port, journal, clock
         self._watch, self._board = watch, watch.board
+        self._openings = openings
         self._policy, self._poll_s = policy, poll_s
         self._metrics, self._log = metrics, log
         self._asked = False
@@ -192,9 +197,14 @@ class Settler:
         self._log.warning("chain", task=what, error_class=type(error).__name__, error=str(error))
 
     async def _follow(self, stored: StoredTx) -> None:
-        if await self._transactions.follow(stored):
-            for subject in stored.subjects:
-                await self._channels.observe(subject.channel)
+        moved = await self._transactions.follow(stored)
+        if moved is None:
+            return
+        for subject in stored.subjects:
+            await self._channels.observe(subject.channel)
+        live = self._channels.get(stored.subjects[0].channel) if stored.subjects else None
+        if moved is TxState.FAILED and stored.kind is TxKind.FUND and live is not None:
+            await self._openings.reverted(live.stored.channel.payer)
 
     async def _watch_withdrawals(self) -> None:
         """Look at every channel whose payer may have asked to withdraw since the last round."""
@@ -257,10 +267,17 @@ class Settler:
             return
         if self._transactions.is_claiming(live.id, TxKind.FUND):
             return
-        # What an opening brings is the deposit that claims may then be paid from.
-        worth = worth_of(self._policy, funding.authorization.funded - live.stored.deposit)
+        if await self._openings.must_open_itself(live.stored.channel.payer):
+            live.wants_funding = False
+            return
+        # The deposit stays the payer's. What an opening brings us is its fee.
+        worth = worth_of_fee(self._policy, funding.authorization.fee)
         try:
             tx = await self._port.prepare_fund(funding, worth)
+        except FeeTooHigh as error:
+            # Gas has become dearer since the job was admitted. It may become cheaper again.
+            self._log.info("an opening waits for lower fees", channel=live.id, reason=str(error))
+            return
         except TransactionReverted:
             # The payer emptied its pool, or the channel is closed. Asking again does not help.
             live.wants_funding = False
@@ -281,15 +298,27 @@ class Settler:
         agreed = live.stored.close_signature is not None
         if not agreed or self._transactions.is_claiming(live.id, TxKind.CLOSE):
             return
-        claim = _claim_of(live)
-        worth = worth_of(self._policy, live.claimable)
+        claim, fee, worth = _closing_claim(live), live.stored.close_fee, self._closing_worth(live)
         try:
-            tx = await self._port.prepare_close(claim, worth)
+            tx = await self._port.prepare_close(claim, fee, worth)
         except FeeTooHigh as error:
             # The client has our signature. It closes the channel itself, or we do at lower fees.
             self._log.info("closing is left to the client", channel=live.id, reason=str(error))
             return
         await self._transactions.send(TxKind.CLOSE, tx, (_subject_of(claim),), worth)
+
+    def _closing_worth(self, live: LiveChannel) -> Worth:
+        """What a closing may cost: its fee has to cover it, as long as the client may send it.
+
+        What it also claims counts from when that would be settled in any case.
+        """
+        fee = min(live.stored.close_fee, live.capacity - live.ledger.cumulative)
+        since = live.unsettled_since
+        waited = 0.0 if since is None else self._clock.monotonic() - since
+        withdrawing = live.stored.state is ChannelState.WITHDRAWING
+        if live.claimable and (withdrawing or waited >= self._policy.interval_s):
+            return worth_of(self._policy, live.claimable + fee)
+        return worth_of_fee(self._policy, fee)
 
     # --- settling
 
@@ -352,6 +381,12 @@ def _by_id(live: LiveChannel) -> bytes:
 
 def _subject_of(claim: Claim) -> TxSubject:
     return TxSubject(claim.voucher.channel, claim.voucher.cumulative)
+
+
+def _closing_claim(live: LiveChannel) -> Claim:
+    """The claim of an agreed closing. The authorizer has signed a fee with the voucher."""
+    claim, signature = _claim_of(live), live.stored.close_signature
+    return replace(claim, signature=signature) if live.stored.close_fee and signature else claim
 
 
 def _claim_of(live: LiveChannel) -> Claim:

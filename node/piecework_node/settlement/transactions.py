@@ -101,45 +101,45 @@ class TransactionTracker:
         self._note(stored, TxState.INTENDED)
         await self._port.broadcast(tx)
 
-    async def follow(self, stored: StoredTx) -> bool:
+    async def follow(self, stored: StoredTx) -> TxState | None:
         """Ask the chain for the outcome of a transaction, and act on it.
 
         Returns:
-            Whether the state of its channels may have changed.
+            The transaction's new state. None: nothing changed for its channels.
 
         Raises:
             ChainError: the node does not answer, or refuses.
         """
         if stored.tx.hash not in self._open:
-            return False
+            return None
         outcome = await self._port.outcome(stored.tx)
         if isinstance(outcome, Finalized):
-            await self._finish(stored, outcome.mined)
-            return True
+            return await self._finish(stored, outcome.mined)
         if isinstance(outcome, Mined):
             if stored.state is TxState.MINED:
-                return False
-            await self._move(stored, TxState.MINED, outcome.gas_used)
-            return True
+                return None
+            await self._move(stored, TxState.MINED, outcome)
+            return TxState.MINED
         if isinstance(outcome, Superseded):
             await self._move(stored, TxState.REPLACED)
-            return True
+            return TxState.REPLACED
         if isinstance(outcome, Pending):
             stuck = now(self._clock) - stored.at >= self._stuck_s
             if stuck and self._is_highest_bid(stored):
                 await self._outbid(stored)
         else:
             await self._send_again(stored)
-        return False
+        return None
 
-    async def _finish(self, stored: StoredTx, mined: Mined) -> None:
+    async def _finish(self, stored: StoredTx, mined: Mined) -> TxState:
         for rival in self._rivals(stored):
             await self._move(rival, TxState.REPLACED)
         state = TxState.FINAL if mined.success else TxState.FAILED
-        await self._move(stored, state, mined.gas_used)
+        await self._move(stored, state, mined)
         if not mined.success:
             text = f"transaction 0x{stored.tx.hash.hex()} reverted"
             self._metrics.note(now(self._clock), stored.kind.value, text)
+        return state
 
     async def _send_again(self, stored: StoredTx) -> None:
         """Send the same bytes. The node does not know them: never sent, dropped or reorganized."""
@@ -197,9 +197,10 @@ class TransactionTracker:
     def _is_highest_bid(self, stored: StoredTx) -> bool:
         return all(rival.tx.max_fee <= stored.tx.max_fee for rival in self._rivals(stored))
 
-    async def _move(self, stored: StoredTx, state: TxState, gas_used: int = 0) -> None:
+    async def _move(self, stored: StoredTx, state: TxState, mined: Mined | None = None) -> None:
         time = now(self._clock)
-        await self._journal.append([TxMoved(stored.tx.hash, state, time, gas_used)])
+        gas = (mined.gas_used, mined.gas_used * mined.gas_price) if mined is not None else (0, 0)
+        await self._journal.append([TxMoved(stored.tx.hash, state, time, *gas)])
         self._note(stored, state)
         if state in (TxState.INTENDED, TxState.MINED):
             self._open[stored.tx.hash] = replace(stored, state=state, moved_at=time)

@@ -113,6 +113,11 @@ class NodeWatch:
         """The highest block that was seen. -1: none yet."""
         return self._height
 
+    @property
+    def price(self) -> GasPrice:
+        """The gas price that was seen last. 0 before the first look."""
+        return self._price
+
     async def round(self) -> None:
         """Make every check, side by side. What each found is on the board afterwards."""
         await self.look_at_head()

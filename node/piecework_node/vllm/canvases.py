@@ -35,6 +35,16 @@ class CanvasWriter:
         """The index of the canvas that is being written."""
         return len(self._done) // self._size
 
+    @property
+    def first_canvas(self) -> int:
+        """The index of the first canvas that this sequence was to write."""
+        return len(self._request.committed)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """The length of the job's prompt."""
+        return len(self._request.prompt_ids)
+
     def context(self) -> tuple[int, ...]:
         """Return the prompt for the engine to go on from: the job's prompt and every finished
         canvas.

@@ -23,7 +23,7 @@ import aiohttp
 
 from piecework.base.clock import Clock
 from piecework_model.errors import CheckpointError, PromptError
-from piecework_model.requests import FailedEvent, GenerationRequest
+from piecework_model.requests import FailedEvent, GenerationRequest, StoppedEvent
 from piecework_model.text.tokens import TextCodec
 from piecework_node.engine.link import EngineEvent, EngineFacts, EngineLost, EngineReady
 from piecework_node.errors import (
@@ -87,12 +87,21 @@ class RunningSequence:
     request_id: str
     limit: int
     moves: int = 0
+    begun: bool = False
+    """Whether the canvas in progress was asked for at an endpoint."""
+    finishing: bool = False
+    """Whether the sequence ends with the canvas in progress."""
     left: set[int] = field(default_factory=set)
     """Numbers of the endpoints that were lost under the current canvas."""
     widened: asyncio.Event = field(default_factory=asyncio.Event)
     pooled: PooledEndpoint | None = None
     scope: asyncio.Timeout | None = None
     """The timeout around its stream at `pooled`. Rescheduling it to now breaks the stream off."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether it was to end with a canvas, and that canvas is done."""
+        return self.finishing and not self.begun
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +127,8 @@ class VllmLink:
         self._encoders = asyncio.Semaphore(MAX_ENCODERS)
         self._sequences: dict[str, RunningSequence] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._stopped: set[asyncio.Future[None]] = set()
+        """Reports of stopped sequences that wait for room among the events."""
         self._running: Running | None = None
         self._up = False
         self.losses = 0
@@ -169,15 +180,34 @@ class VllmLink:
 
     def allow(self, request_id: str, canvas_limit: int) -> None:
         sequence = self._sequences.get(request_id)
-        if sequence is not None and canvas_limit > sequence.limit:
+        if sequence is None:
+            return
+        sequence.finishing = False
+        if canvas_limit > sequence.limit:
             sequence.limit = canvas_limit
             sequence.widened.set()
 
-    def cancel(self, request_id: str) -> None:
-        self._sequences.pop(request_id, None)
-        task = self._tasks.pop(request_id, None)
-        if task is not None:
-            task.cancel()
+    def stop(self, request_id: str, *, finish_canvas: bool) -> None:
+        sequence = self._sequences.get(request_id)
+        if sequence is None:
+            return
+        if finish_canvas and sequence.begun:
+            sequence.finishing = True
+            return
+        del self._sequences[request_id]
+        self._tasks.pop(request_id).cancel()
+        reporting = asyncio.ensure_future(self._report_stop(sequence))
+        self._stopped.add(reporting)
+        reporting.add_done_callback(self._stopped.discard)
+
+    async def _report_stop(self, sequence: RunningSequence) -> None:
+        """Say what was done: nobody counts the steps, and no draft was shown (clause 3.10)."""
+        writer = sequence.writer
+        worked = sequence.begun or writer.canvas > writer.first_canvas
+        prompt_tokens = writer.prompt_tokens if worked else 0
+        await self._events.put(
+            StoppedEvent(sequence.request_id, writer.canvas, 0, prompt_tokens, ())
+        )
 
     async def events(self) -> AsyncIterator[EngineEvent]:
         while True:
@@ -291,7 +321,7 @@ class VllmLink:
     async def _run_sequence(self, sequence: RunningSequence, running: Running) -> None:
         """Run a sequence to its end. A failure is reported for this sequence alone."""
         try:
-            while not sequence.writer.ended:
+            while not sequence.writer.ended and not sequence.finished:
                 if sequence.writer.room(sequence.limit):
                     await self._generate(sequence, running)
                 else:
@@ -303,6 +333,9 @@ class VllmLink:
             )
         except EndpointLost as lost:
             await self._events.put(FailedEvent(sequence.request_id, "internal", str(lost)))
+        else:
+            if not sequence.writer.ended:
+                await self._report_stop(sequence)
         finally:
             if self._sequences.get(sequence.request_id) is sequence:
                 del self._sequences[sequence.request_id], self._tasks[sequence.request_id]
@@ -345,7 +378,7 @@ class VllmLink:
         )
         try:
             async with asyncio.timeout(None) as sequence.scope, aclosing(stream) as chunks:
-                sequence.pooled = pooled
+                sequence.pooled, sequence.begun = pooled, True
                 async for chunk in chunks:
                     tokens -= len(chunk.token_ids)
                     if tokens < 0:
@@ -353,9 +386,13 @@ class VllmLink:
                     for event in writer.take(chunk):
                         sequence.moves = 0
                         sequence.left.clear()
+                        sequence.begun = False
                         await self._events.put(event)
+                        if sequence.finished:
+                            return
                     if writer.ended:
                         return
+                    sequence.begun = tokens > 0
         except TimeoutError:
             raise EndpointLost("the endpoint went down") from None
         if tokens:

@@ -36,7 +36,6 @@ from piecework.client.journal.records import (
     JobStatus,
     Measured,
     PaidTariff,
-    usage_of,
 )
 from piecework.client.journal.store import Store
 from piecework.client.limits import (
@@ -71,7 +70,7 @@ from piecework_protocol.frames import (
 )
 from piecework_protocol.ledger import PayerLedger
 from piecework_protocol.objects import Job, Kind, ModelOffer, Receipt, Voucher
-from piecework_protocol.pricing import Usage
+from piecework_protocol.pricing import Usage, usage_of
 from piecework_protocol.sealing import (
     canvas_context,
     content_context,
@@ -95,6 +94,9 @@ LATER = frozenset(
     }
 )
 """Refusals of a job that had been accepted which only mean that it cannot go on yet."""
+
+
+NOTHING = Usage(0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,7 +300,13 @@ class JobDriver:
         try:
             self.sent = True
             funding = context.channels.funding(row)
-            await stream.send(replace(job.submission, received=session.received, funding=funding))
+            submission = replace(
+                job.submission,
+                received=session.received,
+                last_receipt=session.last_receipt,
+                funding=funding,
+            )
+            await stream.send(submission)
             watchdog = self._new_watchdog()
             return await self._frames(stream, session, row, watchdog)
         finally:
@@ -309,9 +317,9 @@ class JobDriver:
     ) -> bool:
         book, loop = row.book, asyncio.get_running_loop()
         started = loop.time()
-        async with contextlib.aclosing(self._read(stream, watchdog)) as frames:
+        async with contextlib.aclosing(self._read(stream, session, watchdog)) as frames:
             async for frame in frames:
-                event, came = session.receive(frame), loop.time()
+                event, came = session.receive(frame, self._context.now()), loop.time()
                 if isinstance(event, Accepted):
                     started = came
                     watchdog.accepted(came)
@@ -356,7 +364,7 @@ class JobDriver:
         return book.acknowledged + mine[-1] + 1 if mine else 0
 
     async def _read(
-        self, stream: JobStream, watchdog: Watchdog
+        self, stream: JobStream, session: ClientSession, watchdog: Watchdog
     ) -> AsyncGenerator[WorkerFrame, None]:
         """Frames until the end of the stream; passes on the caller's cancel; bounds every wait.
 
@@ -385,6 +393,7 @@ class JobDriver:
                 elif cancel.done() and may_cancel:
                     cancelling = True
                     if self._ended is None:
+                        session.leave()
                         await stream.send(CancelJob())
                 elif self._ended is not None:
                     return  # the next voucher carries this one's receipts again
@@ -495,7 +504,7 @@ class JobDriver:
     async def _conclude(self, acknowledged: bool) -> JobFinished:
         context, job, end = self._context, self._job, self._ended
         last = self._receipts[-1].finish if self._receipts else objects.Finish.MORE
-        complete = last is not objects.Finish.MORE
+        complete = last not in (objects.Finish.MORE, objects.Finish.CANCELLED)
         reason = end.reason if end is not None else None
         if not complete and reason is None and not self._caller.cancelled.is_set():
             reason = (
@@ -512,7 +521,7 @@ class JobDriver:
             )
             raise JobFailed(job.id, reason, message)
         status = JobStatus.COMPLETE if complete else JobStatus.CANCELLED
-        usage = usage_of(self._prompt_tokens or 0, tuple(self._receipts))
+        usage = usage_of(self._receipts[-1]) if self._receipts else NOTHING
         await asyncio.to_thread(
             context.store.finish,
             job.id,
@@ -606,6 +615,7 @@ class JobDriver:
             openers,
             prompt_bytes=job.prompt_bytes,
             receipts=tuple(self._receipts),
+            resumed=self.sent or self._replay or job.prompt_tokens is not None,
         )
 
 

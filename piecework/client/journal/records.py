@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from piecework_protocol.frames import SubmitJob
 from piecework_protocol.ledger import PayerLedger
 from piecework_protocol.objects import Channel, Receipt, Voucher
-from piecework_protocol.pricing import Usage
 from piecework_protocol.types import Address, Amount, ChannelId, Digest, JobId, Signature, Timestamp
 from piecework_protocol.wire import SignedOffer
 
@@ -228,8 +227,3 @@ class Memories:
     experience: Mapping[Address, Experience] = field(default_factory=dict)
     measured: Mapping[tuple[Address, Digest], Measured] = field(default_factory=dict)
     tariffs: Mapping[Digest, PaidTariff] = field(default_factory=dict)
-
-
-def usage_of(prompt_tokens: int, receipts: tuple[Receipt, ...]) -> Usage:
-    """Add up receipts."""
-    return Usage(prompt_tokens, sum(r.units for r in receipts), sum(r.steps for r in receipts))

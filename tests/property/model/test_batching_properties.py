@@ -71,7 +71,7 @@ def test_every_row_has_the_trace_that_the_reference_gives_it_alone(
             if arrival == step:
                 engine.submit(request)
         if step == cancel_at:
-            engine.cancel(f"sequence-{cancelled}")
+            engine.stop(f"sequence-{cancelled}")
         for event in engine.step():
             events[event.request_id].append(event)
     for request_id, rest in run(engine).items():

@@ -67,7 +67,7 @@ def test_a_transcript_does_not_depend_on_what_happens_around_it(
     seen: list[Event] = []
     for step in range(10):
         if step in cancels:
-            engine.cancel(f"other-{cancels[step]}")
+            engine.stop(f"other-{cancels[step]}")
         seen += [event for event in engine.step() if event.request_id == "job"]
     engine.allow("job", 99)
     seen += run(engine).get("job", [])

@@ -8,7 +8,14 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from piecework_model.requests import CanvasEvent, CanvasFinish, DraftEvent, FailedEvent
+from piecework_model.requests import (
+    CanvasEvent,
+    CanvasFinish,
+    DraftEvent,
+    FailedEvent,
+    ProgressEvent,
+    StoppedEvent,
+)
 from piecework_node.engine.wire import (
     Beat,
     Encoded,
@@ -27,6 +34,8 @@ REPORTS: list[Report] = [
     DraftEvent("row", 0, 1, (1, 2), "draft"),
     CanvasEvent("row", 0, (1, 2), (1,), "t", 1, (bytes(32),), CanvasFinish.MORE),
     FailedEvent("row", "non_finite", "broken numbers"),
+    ProgressEvent("row", 1, 8, 23),
+    StoppedEvent("row", 1, 1, 23, (bytes(32),)),
 ]
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8),

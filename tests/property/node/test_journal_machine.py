@@ -173,7 +173,8 @@ class TwoJournals(RuleBasedStateMachine):
     @precondition(lambda self: self.channels)
     @rule(data=st.data())
     def a_close_is_agreed(self, data: st.DataObject) -> None:
-        self.append(CloseAgreed(self._channel(data), UNSIGNED))
+        fee = Amount(data.draw(st.sampled_from((0, 1, 2**96 - 1))))
+        self.append(CloseAgreed(self._channel(data), UNSIGNED, fee))
 
     @rule(lifetime=st.integers(1, 10**6))
     def an_offer_is_issued(self, lifetime: int) -> None:

@@ -3,13 +3,17 @@ think of."""
 
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from piecework_protocol import merkle
+from piecework_protocol.client_session import Phase
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.frames import LeafRef
-from piecework_protocol.limits import MAX_CANVASES_AHEAD
+from piecework_protocol.ledger import empty_voucher
+from piecework_protocol.limits import MAX_CANVASES_AHEAD, MAX_STEPS_PAST_PROGRESS
 from piecework_protocol.objects import Finish
 from piecework_protocol.states import JobState
 from piecework_protocol.wire import (
@@ -18,28 +22,63 @@ from piecework_protocol.wire import (
     decode_worker_frame,
     encode_client_frame,
 )
-from tests.support.pair import DOMAIN, PairedMarket, PairedStream, denoise, job
+from tests.support.pair import DOMAIN, PairedMarket, PairedStream, WorkerKilled, denoise, job
 
 DEPOSIT = 10**9
-ACTIONS = st.sampled_from(["client", "worker", "engine", "engine", "drop", "crash"])
+ACTIONS = st.sampled_from(
+    [
+        "client",
+        "worker",
+        "engine",
+        "steps",
+        "steps",
+        "drop",
+        "return",
+        "cancel",
+        "abandon",
+        "crash",
+        "lose engine",
+        "die at the next point",
+        "die in two points",
+        "die in three points",
+    ]
+)
+DEATHS = {"die at the next point": 0, "die in two points": 1, "die in three points": 2}
 
 
-def act(market: PairedMarket, line: PairedStream, action: str) -> PairedStream:
-    """One thing happens to one line; a broken line is taken up again at once."""
-    if action == "client" and line.downward:
-        market.client_reads(line)
-    elif action == "worker" and line.upward:
-        market.worker_reads(line)
-    elif action == "engine":
-        market.engine_step(line)
-    elif action == "drop":
-        market.drop(line)
-        return market.submit(line.job)
-    elif action == "crash":
+def act(market: PairedMarket, line: PairedStream, action: str) -> None:
+    """One thing happens to one line. A worker that dies is started again."""
+    try:
+        _act(market, line, action)
+    except WorkerKilled:
         market.crash_worker()
-        for other in list(market.lines.values()):
-            market.submit(other.job)
-    return market.lines[line.id]
+
+
+def _act(market: PairedMarket, line: PairedStream, action: str) -> None:
+    match action:
+        case "client" if line.downward:
+            market.client_reads(line)
+        case "worker" if line.upward:
+            market.worker_reads(line)
+        case "engine":
+            market.engine_step(line)
+        case "steps":
+            market.engine_steps(line, MAX_STEPS_PAST_PROGRESS)
+        case "drop":
+            market.drop(line)
+        case "return":
+            market.drop(line)
+            market.submit(line.job)
+        case "cancel" if line.session.phase is Phase.ACCEPTED:
+            line.cancel()
+        case "abandon":
+            market.abandon(line)
+        case "crash":
+            market.crash_worker()
+        case "lose engine":
+            market.lose_engine()
+        case _ if action in DEATHS:
+            market.points_to_live = DEATHS[action]
 
 
 def check_books(market: PairedMarket) -> None:
@@ -58,6 +97,7 @@ def check_books(market: PairedMarket) -> None:
 
 def run_out(market: PairedMarket) -> None:
     """Let everything that is under way arrive, until nothing moves."""
+    market.points_to_live = None
     moved = True
     while moved:
         moved = False
@@ -70,24 +110,35 @@ def run_out(market: PairedMarket) -> None:
 
 
 def check_the_end(market: PairedMarket) -> None:
-    """Every job is complete, paid once, and every receipt proves into the last voucher's root."""
+    """Every job is over, paid once, and every receipt proves into the last voucher's root."""
     paid = market.client.paid_log
     digests = [DOMAIN.digest(market.lines[ref.job].receipts[ref.canvas]) for ref in paid]
     voucher = market.client.book.voucher()
-    assert (
-        market.worker_book.accepted is not None and market.worker_book.accepted.voucher == voucher
-    )
+    latest = market.worker_book.accepted
+    assert (latest.voucher if latest else empty_voucher(voucher.channel)) == voucher
     assert not market.worker_book.unpaid
     assert len(set(paid)) == len(paid) == voucher.count
     for index, digest in enumerate(digests):
         assert merkle.verify(merkle.prove(digests, index), digest, voucher.receipts_root)
     for key, line in market.lines.items():
         work = market.worker_jobs[key]
-        assert work.state is JobState.PAID
+        assert work.state in (JobState.PAID, JobState.CANCELLED)
         assert line.receipts == [s.receipt for s in work.stored]
-        assert line.receipts[-1].finish is not Finish.MORE
-        alone = [denoise(work.accepted, k).output_digest for k in range(len(line.receipts))]
-        assert [r.output_digest for r in line.receipts] == alone
+        whole = [r for r in line.receipts if r.finish is not Finish.CANCELLED]
+        assert len(line.receipts) - len(whole) <= 1
+        if work.state is JobState.PAID:
+            assert line.receipts[-1].finish in (Finish.END_OF_TEXT, Finish.TOKEN_LIMIT)
+        alone = [denoise(work.accepted, k).output_digest for k in range(len(whole))]
+        assert [r.output_digest for r in whole] == alone
+        for before, receipt in itertools.pairwise(line.receipts):
+            assert receipt.amount == receipt.total_amount - before.total_amount >= 0
+
+
+def check_that_nothing_was_read_for_nothing(market: PairedMarket) -> None:
+    """What a client has read in drafts, a receipt charges. Nothing here takes the engine away."""
+    charged = {LeafRef(key, r.canvas): r for key, w in market.lines.items() for r in w.receipts}
+    for ref, tokens in market.read.items():
+        assert charged[ref].units >= tokens, ref
 
 
 jobs = st.lists(
@@ -102,9 +153,10 @@ schedules = st.lists(st.tuples(st.integers(0, 3), ACTIONS), max_size=120)
 @settings(max_examples=150, deadline=None)
 @given(jobs, schedules)
 @example(  # a voucher on one stream pays for a job whose own stream is broken
-    [(0, 1), (1, 1), (2, 1)], [(2, "worker"), (2, "client"), (2, "engine"), (2, "client")]
+    [(0, 1), (1, 1), (2, 1)],
+    [(2, "worker"), (2, "client"), (2, "engine"), (2, "client"), (2, "client"), (2, "worker")],
 )
-def test_under_any_schedule_of_drops_and_crashes_every_job_is_delivered_and_paid_once(
+def test_under_any_schedule_of_drops_cancels_and_crashes_every_job_ends_once_and_is_paid(
     work: list[tuple[int, int]], schedule: list[tuple[int, str]]
 ) -> None:
     market = PairedMarket(DEPOSIT)
@@ -113,11 +165,44 @@ def test_under_any_schedule_of_drops_and_crashes_every_job_is_delivered_and_paid
     for which, action in schedule:
         act(market, list(market.lines.values())[which % len(market.lines)], action)
         check_books(market)
+    finish(market)
+    check_the_end(market)
+    assert all(len(digests) == 1 for digests in market.signed.values()), "a canvas signed twice"
+
+
+def finish(market: PairedMarket) -> None:
+    """Every client comes back, and trades to the end of its job."""
+    market.points_to_live = None
     for line in list(market.lines.values()):
         market.drop(line)
         market.submit(line.job)
     run_out(market)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    jobs,
+    st.lists(
+        st.tuples(
+            st.integers(0, 3),
+            st.sampled_from(
+                ["client", "worker", "engine", "steps", "drop", "return", "cancel", "abandon"]
+            ),
+        ),
+        max_size=120,
+    ),
+)
+def test_no_client_reads_tokens_that_no_receipt_charges(
+    work: list[tuple[int, int]], schedule: list[tuple[int, str]]
+) -> None:
+    market = PairedMarket(DEPOSIT)
+    for seed, tokens in work:
+        market.submit(job(seed, tokens))
+    for which, action in schedule:
+        act(market, list(market.lines.values())[which % len(market.lines)], action)
+    finish(market)
     check_the_end(market)
+    check_that_nothing_was_read_for_nothing(market)
 
 
 @given(st.binary(max_size=300))
@@ -134,7 +219,7 @@ def test_garbage_from_a_client_is_malformed_or_a_frame_and_nothing_else(data: by
     assert decode_client_frame(encode_client_frame(frame)) == frame
 
 
-def test_a_job_pauses_at_the_credit_window_until_a_voucher_arrives() -> None:
+def test_a_job_pauses_two_canvases_ahead_until_a_voucher_arrives() -> None:
     market = PairedMarket(DEPOSIT)
     line = market.submit(job(3, 40))
     market.worker_reads(line)

@@ -53,8 +53,8 @@ class SlowPort(FakePort):
         super().__init__()
         self.asked, self.go_on = asyncio.Event(), asyncio.Event()
 
-    async def prepare_close(self, claim: Claim, worth: Worth) -> SignedTransaction:
-        tx = await super().prepare_close(claim, worth)
+    async def prepare_close(self, claim: Claim, fee: Amount, worth: Worth) -> SignedTransaction:
+        tx = await super().prepare_close(claim, fee, worth)
         self.asked.set()
         await self.go_on.wait()
         return tx

@@ -156,7 +156,7 @@ async def test_a_closed_channel_is_neither_unsettled_nor_waiting_for_funding() -
     client = Client(made.harness)
     made.port.pooled[client.channel.token, client.channel.payer] = client.deposit
     line = client.job(3, 20)
-    await client.submit(line, funding=client.funding())
+    await client.submit(line, funding=client.funding(fee=100))
     await client.finish(line)
     await made.settle()
     made.port.mine()

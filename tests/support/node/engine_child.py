@@ -11,18 +11,18 @@ import queue
 import sys
 import threading
 
-from piecework_model.requests import CanvasFinish, GenerationRequest
+from piecework_model.requests import CanvasFinish, GenerationRequest, StoppedEvent
 from piecework_node.engine.process import BEAT_S
 from piecework_node.engine.wire import (
     MAX_LINE_BYTES,
     Allow,
     Beat,
-    Cancel,
     Command,
     Encode,
     Encoded,
     Ready,
     Start,
+    Stop,
     decode_command,
     encode_report,
 )
@@ -59,8 +59,9 @@ def main() -> None:
             done[request.request_id] = len(request.committed)
         elif isinstance(command, Allow):
             limits[command.request_id] = max(limits.get(command.request_id, 0), command.limit)
-        elif isinstance(command, Cancel):
-            rows.pop(command.request_id, None)
+        elif isinstance(command, Stop):
+            if rows.pop(command.request_id, None) is not None:
+                _send(StoppedEvent(command.request_id, done[command.request_id], 0, 0, ()))
         elif isinstance(command, Encode):
             ids = tuple(byte for message in command.messages for byte in message.content.encode())
             _send(Encoded(command.number, ids))

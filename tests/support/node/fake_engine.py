@@ -14,8 +14,10 @@ from piecework_model.requests import (
     CanvasEvent,
     CanvasFinish,
     DraftEvent,
+    Event,
     FailedEvent,
     GenerationRequest,
+    StoppedEvent,
 )
 from piecework_node.engine.link import EngineEvent, EngineFacts, EngineLost, EngineReady
 from piecework_node.errors import EngineUnavailable, PromptRejected
@@ -53,6 +55,8 @@ class FakeEngine:
         self.limits: dict[str, int] = {}
         self.done: dict[str, int] = {}
         self.drafted: set[tuple[str, int]] = set()
+        self.stops: dict[str, bool] = {}
+        """Rows that are to stop, and whether their canvas may be finished."""
         self.started: list[GenerationRequest] = []
         self.is_ready = True
         self.queue: asyncio.Queue[EngineEvent] = asyncio.Queue()
@@ -90,11 +94,16 @@ class FakeEngine:
         self.switch.point()
         if request_id in self.rows:
             self.limits[request_id] = max(self.limits[request_id], canvas_limit)
+            if self.stops.get(request_id):
+                del self.stops[request_id]
             self.changed.set()
 
-    def cancel(self, request_id: str) -> None:
+    def stop(self, request_id: str, *, finish_canvas: bool) -> None:
         self.switch.point()
-        self.rows.pop(request_id, None)
+        if request_id not in self.rows:
+            return
+        self.stops[request_id] = finish_canvas and self.stops.get(request_id, True)
+        self.changed.set()
 
     async def events(self) -> AsyncIterator[EngineEvent]:
         while True:
@@ -104,30 +113,44 @@ class FakeEngine:
 
     def runnable(self) -> list[str]:
         """Rows that may go on."""
-        return [row for row in self.rows if self.done[row] < self.limits[row]]
+        return [row for row in self.rows if row in self.stops or self.done[row] < self.limits[row]]
 
     def step(self, row: str) -> EngineEvent:
         """Finish a row's next canvas; a row that wants drafts gives one before each."""
         request, canvas = self.rows[row], self.done[row]
+        begun = (row, canvas) in self.drafted
+        if row in self.stops and not (self.stops[row] and begun):
+            return self._stopped(row, request, canvas, int(begun))
         if request.seed in self.breaks:
             return self.fail(row)
         if request.draft_every and (row, canvas) not in self.drafted:
             self.drafted.add((row, canvas))
-            return DraftEvent(row, canvas, 0, (1, 2, 3), "draft")
+            left = request.max_tokens - canvas * CANVAS
+            return DraftEvent(row, canvas, 0, (1, 2, 3)[:left], "draft")
         event = canvas_event(request, canvas)
         self.done[row] += 1
         if event.finish is not CanvasFinish.MORE:
             del self.rows[row]
+            self.stops.pop(row, None)
         return event
+
+    def _stopped(self, row: str, request: GenerationRequest, canvas: int, steps: int) -> Event:
+        del self.rows[row], self.stops[row]
+        worked = steps or canvas > len(request.committed)
+        leaves = (sha256(b"the first step").digest(),)[:steps]
+        prompt_tokens = len(request.prompt_ids) if worked else 0
+        return StoppedEvent(row, canvas, steps, prompt_tokens, leaves)
 
     def fail(self, row: str, kind: str = "non_finite") -> FailedEvent:
         """Let a row fail."""
         del self.rows[row]
+        self.stops.pop(row, None)
         return FailedEvent(row, kind, "injected")  # type: ignore[arg-type]
 
     def lose(self) -> EngineLost:
         """The process dies with all its rows."""
         self.rows.clear()
+        self.stops.clear()
         self.is_ready = False
         return EngineLost("the engine process was killed")
 

@@ -61,11 +61,14 @@ class FakePort(FakeEscrow):
         self.gas = 10**18
         self.most_blocks = 2_000
         self.simulations = 0
+        self.simulate_refuses = False
         self.wrong = False
         self.broadcasts: list[bytes] = []
         self.requests: list[tuple[int, ChannelId]] = []
         self.next_nonce = 0
         self.paid: dict[ChannelId, int] = {}
+        self.reverting: set[bytes] = set()
+        """Transactions that the block refuses, whatever a simulation said before."""
 
     async def verify(self) -> None:
         self._answer()
@@ -133,6 +136,8 @@ class FakePort(FakeEscrow):
         pool = self.pooled.get((a.channel.token, a.channel.payer), 0)
         self._answer()
         self.simulations += 1
+        if self.simulate_refuses:
+            return WouldRevert("InsufficientBalance()")
         return WouldDo() if pool >= a.funded else WouldRevert("InsufficientBalance()")
 
     async def prepare_fund(self, funding: FundingAuthorization, worth: Worth) -> SignedTransaction:
@@ -141,13 +146,14 @@ class FakePort(FakeEscrow):
         self._answer()
         if pool < a.funded:
             raise TransactionReverted("InsufficientBalance", {"balance": pool})
+        self._weigh(FIRST_FEE, worth)
         return self._make("fund", [(a.channel.id(DOMAIN), a.funded)])
 
     async def prepare_settle(self, claims: Sequence[Claim], worth: Worth) -> SignedTransaction:
         self._answer()
         return self._make("settle", [(c.voucher.channel, c.voucher.cumulative) for c in claims])
 
-    async def prepare_close(self, claim: Claim, worth: Worth) -> SignedTransaction:
+    async def prepare_close(self, claim: Claim, fee: Amount, worth: Worth) -> SignedTransaction:
         self._answer()
         self._weigh(FIRST_FEE, worth)
         return self._make("close", [(claim.voucher.channel, claim.voucher.cumulative)])
@@ -229,7 +235,9 @@ class FakePort(FakeEscrow):
         for text, amount in body["rows"]:
             channel = ChannelId(bytes.fromhex(text))
             if body["kind"] == "fund":
-                self.open(channel, amount)
+                success = tx.hash not in self.reverting
+                if success:
+                    self.open(channel, amount)
                 continue
             payable = self._payable(channel, amount)
             if payable:

@@ -22,13 +22,15 @@ from piecework_node.metrics import Metrics
 from piecework_node.runtime.channels import Channels
 from piecework_node.runtime.faults import FaultBoard
 from piecework_node.runtime.jobs import JobRuntime
-from piecework_node.runtime.live import LiveJob
+from piecework_node.runtime.live import LiveChannel, LiveJob
+from piecework_node.settlement.openings import Openings
 from piecework_node.settlement.settler import Settler
 from piecework_node.times import now
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import Refusal
 from piecework_protocol.frames import Funding, FundingAuthorization, SubmitJob, WorkerFrame
-from piecework_protocol.objects import Channel, CloseChannel, FundChannel, Parameters, Service
+from piecework_protocol.ledger import closing_of
+from piecework_protocol.objects import Channel, FundChannel, Parameters, Service
 from piecework_protocol.signing import LocalSigner, sign
 from piecework_protocol.types import (
     Address,
@@ -90,10 +92,11 @@ class ListSink:
         self.closed = False
         self.refusal: Refusal | None = None
 
-    def send(self, frame: WorkerFrame) -> None:
+    def send(self, frame: WorkerFrame) -> bool:
         self.switch.point()
         if not self.closed:
             self.frames.append(encode_worker_frame(frame))
+        return not self.closed
 
     def close(self, refusal: Refusal | None) -> None:
         self.closed = True
@@ -110,6 +113,9 @@ class WorkerHarness:
         self.chain: FakeEscrow = FakeEscrow()
         self.metrics = Metrics()
         self.lives = 0
+        self.issued: list[SignedOffer] = []
+        self.openings: Openings | None = None
+        """Set by a test that settles. Without one every opening would be submitted."""
 
     async def boot(self, switch: KillSwitch | None = None) -> None:
         """Start the worker from what the journal holds."""
@@ -150,12 +156,18 @@ class WorkerHarness:
             self.keyring,
             terms=self.terms,
             patience=self.patience,
+            openings=self._check_opening,
             log=log,
         )
-        for signed in await self.journal.offers_since(now(self.clock)):
+        # A daemon forgets them: here a job that a kill swallowed may be sent again as it is.
+        for signed in self.issued:
             self.worker.remember_offer(signed)
         await self.worker.recover()
         await self.issue_offer()
+
+    async def _check_opening(self, live: LiveChannel, funding: FundingAuthorization) -> None:
+        if self.openings is not None:
+            await self.openings.check(live, funding)
 
     async def issue_offer(self) -> SignedOffer:
         """Sign a fresh offer."""
@@ -173,6 +185,7 @@ class WorkerHarness:
         self.offer = SignedOffer(offer, sign(DOMAIN, offer, OPERATOR))
         await self.journal.append([OfferIssued(Digest(DOMAIN.digest(offer)), self.offer)])
         self.worker.remember_offer(self.offer)
+        self.issued.append(self.offer)
         return self.offer
 
     async def engine_step(self, row: str) -> EngineEvent | None:
@@ -228,19 +241,19 @@ class Client(ScriptedClient):
         """The channel's opening is mined."""
         self.harness.chain.open(self.id, self.deposit)
 
-    def funding(self, *, lifetime_s: int = 3600) -> FundingAuthorization:
-        """An authorization to open the channel out of the pooled balance."""
+    def funding(
+        self, *, lifetime_s: int = 3600, fee: int = 0, funded: int | None = None
+    ) -> FundingAuthorization:
+        """An authorization to open or raise the channel out of the pooled balance."""
         deadline = Timestamp(self.harness.clock.now() + lifetime_s)
-        authorization = FundChannel(self.channel, self.deposit, Amount(0), deadline)
+        total = Amount(self.deposit if funded is None else funded)
+        authorization = FundChannel(self.channel, total, Amount(fee), deadline)
         signature = PayerSignature(sign(DOMAIN, authorization, self.signer))
         return FundingAuthorization(authorization, signature)
 
-    async def ask_to_close(self, settler: Settler) -> tuple[Signature, bytes]:
+    async def ask_to_close(self, settler: Settler, fee: int = 0) -> tuple[Signature, bytes]:
         """Agree with the worker that the latest voucher is the last."""
-        latest = self.book.voucher()
-        final = CloseChannel(
-            latest.channel, latest.cumulative, latest.count, latest.receipts_root, Amount(0)
-        )
+        final = closing_of(self.book.voucher(), fee)
         return await settler.close_channel(self.channel, final, sign(DOMAIN, final, self.signer))
 
     def job(

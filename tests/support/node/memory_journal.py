@@ -11,6 +11,7 @@ from typing import Any
 from piecework_node.errors import JournalConflict, SaltUsed
 from piecework_node.journal.records import (
     OPEN_TX_STATES,
+    SEQUENCE_FLOOR,
     ChannelObserved,
     ChannelSeen,
     CloseAgreed,
@@ -20,6 +21,7 @@ from piecework_node.journal.records import (
     JournalRecord,
     MetaSet,
     OfferIssued,
+    ReceiptsShown,
     SealingKeyAdded,
     SealingKeyDropped,
     StoredChannel,
@@ -30,10 +32,12 @@ from piecework_node.journal.records import (
     VoucherApplied,
 )
 from piecework_protocol.eip712 import Domain
+from piecework_protocol.errors import Reason
 from piecework_protocol.frames import LeafRef
 from piecework_protocol.ledger import Unpaid, WorkerLedger
-from piecework_protocol.states import ENDED_STATES, ChannelState
-from piecework_protocol.types import Amount, ChannelId, Digest, JobId, Timestamp
+from piecework_protocol.objects import Receipt
+from piecework_protocol.states import ENDED_STATES, ChannelState, JobState
+from piecework_protocol.types import Amount, ChannelId, Digest, JobId
 from piecework_protocol.wire import SignedOffer
 from piecework_protocol.worker_session import StateRecord, StoredCanvas
 from tests.support.node.faults import KillSwitch
@@ -53,6 +57,8 @@ class MemoryJournal:
         self.txs: dict[bytes, StoredTx] = {}
         self.notes: dict[str, str] = {}
         self.contradictions: dict[tuple[ChannelId, str], ContradictionSeen] = {}
+        self.healed: dict[LeafRef, Receipt] = {}
+        self.healed_jobs: set[JobId] = set()
         self.commits = 0
 
     async def append(self, records: Sequence[JournalRecord]) -> None:
@@ -114,7 +120,7 @@ class MemoryJournal:
                     requests=record.requests,
                 )
             case CloseAgreed():
-                self._book(record.channel, close_signature=record.signature)
+                self._book(record.channel, close_signature=record.signature, close_fee=record.fee)
             case OfferIssued():
                 self.offers[record.digest] = record.signed
             case SealingKeyAdded():
@@ -136,6 +142,8 @@ class MemoryJournal:
                 )
             case ContradictionSeen():
                 self.contradictions.setdefault((record.channel, record.kind), record)
+            case ReceiptsShown():
+                self._shown(record)
             case MetaSet():
                 self.notes[record.key] = record.value
 
@@ -170,6 +178,22 @@ class MemoryJournal:
                 raise JournalConflict("a receipt is paid once")
             leaves[record.base + offset] = ref
 
+    def _shown(self, record: ReceiptsShown) -> None:
+        channel = record.ledger.channel
+        self._apply(ChannelSeen(channel, record.channel))
+        owed, refs = self.books[channel].ledger.unpaid, []
+        for receipt in record.receipts:
+            ref = LeafRef(JobId(receipt.job), receipt.canvas)
+            refs.append(ref)
+            if ref not in owed:
+                self.healed[ref] = receipt
+            job = self.jobs.get(ref.job)
+            if job is None:
+                self.healed_jobs.add(ref.job)
+            elif job.state not in ENDED_STATES:
+                self._apply(StateRecord(ref.job, JobState.FAILED, Reason.INTERNAL))
+        self._apply(VoucherApplied(record.ledger, tuple(refs), record.base))
+
     # --- reading
 
     async def job(self, job: JobId) -> StoredJob | None:
@@ -195,12 +219,9 @@ class MemoryJournal:
     async def offer(self, digest: Digest) -> SignedOffer | None:
         return self.offers.get(digest)
 
-    async def offers_since(self, expires_after: Timestamp) -> tuple[SignedOffer, ...]:
-        found = [o for o in self.offers.values() if o.offer.expires_at > expires_after]
-        return tuple(sorted(found, key=lambda o: o.offer.sequence))
-
     async def last_sequence(self) -> int:
-        return max((o.offer.sequence for o in self.offers.values()), default=0)
+        issued = max((o.offer.sequence for o in self.offers.values()), default=0)
+        return max(issued, int(self.notes.get(SEQUENCE_FLOOR, 0)))
 
     async def sealing_keys(self) -> tuple[StoredSealingKey, ...]:
         return tuple(self.keys)
@@ -214,6 +235,9 @@ class MemoryJournal:
 
     async def earnings(self) -> Earnings:
         receipts = [s.receipt for j in self.jobs.values() for s in j.canvases]
+        receipts += self.healed.values()
+        states = Counter(j.state.value for j in self.jobs.values())
+        states.update(JobState.FAILED.value for _ in self.healed_jobs)
         ledgers = [b.ledger for b in self.books.values()]
         return Earnings(
             charged=Amount(sum(r.amount for r in receipts)),
@@ -221,5 +245,5 @@ class MemoryJournal:
             settled=Amount(sum(b.settled for b in self.books.values())),
             unpaid=Amount(sum(u.amount for ledger in ledgers for u in ledger.unpaid.values())),
             canvases=len(receipts),
-            jobs=dict(sorted(Counter(j.state.value for j in self.jobs.values()).items())),
+            jobs=dict(sorted(states.items())),
         )

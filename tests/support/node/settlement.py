@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from piecework_node import logs
+from piecework_node.settlement.fees import FeeDesk, FeeSettings
+from piecework_node.settlement.openings import Openings
 from piecework_node.settlement.policy import SettlePolicy
 from piecework_node.settlement.settler import Settler
+from piecework_node.settlement.simulations import OpeningSimulations
 from piecework_node.settlement.transactions import TransactionTracker
 from piecework_node.settlement.watch import NodeWatch, WatchLimits
 from tests.support.node.fake_port import FakePort
@@ -22,8 +25,12 @@ async def make_settler(
     port: FakePort,
     policy: SettlePolicy = FREE,
     limits: WatchLimits | None = None,
+    fees: FeeSettings | None = None,
 ) -> Settler:
-    """Build settlement from the journal of a booted worker. The chain is a development chain."""
+    """Build settlement from the journal of a booted worker. The chain is a development chain.
+
+    From then on the worker asks it which openings it would submit.
+    """
     log = logs.silent()
     transactions = await TransactionTracker.load(
         harness.journal,
@@ -40,12 +47,16 @@ async def make_settler(
         limits=limits or WatchLimits.of(DOMAIN.chain_id, 12.0),
         metrics=harness.metrics,
     )
+    desk = FeeDesk(fees or FeeSettings(), policy, lambda: watch.price)
+    simulations = OpeningSimulations(port, lambda: watch.height)
+    harness.openings = Openings(harness.journal, simulations, desk)
     return Settler(
         harness.channels,
         transactions,
         port,
         harness.journal,
         watch,
+        openings=harness.openings,
         clock=harness.clock,
         policy=policy,
         poll_s=5,

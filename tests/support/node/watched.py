@@ -28,7 +28,10 @@ from piecework_node.runtime.faults import FaultBoard
 from piecework_node.runtime.jobs import JobRuntime
 from piecework_node.runtime.live import LiveChannel
 from piecework_node.settlement.chain import ChainLink
+from piecework_node.settlement.fees import FeeDesk, FeeSettings
+from piecework_node.settlement.openings import Openings
 from piecework_node.settlement.settler import Settler
+from piecework_node.settlement.simulations import OpeningSimulations
 from piecework_node.settlement.transactions import TransactionTracker
 from piecework_node.settlement.watch import NodeWatch, WatchLimits
 from piecework_protocol.ledger import WorkerLedger
@@ -189,12 +192,15 @@ async def _assemble(chain: SharedChain, proxy: NodeProxy, reader: ChainReader) -
         journal, port, clock=clock, stuck_s=STUCK_S, metrics=metrics, log=log
     )
     watch = NodeWatch(port, board, clock=clock, limits=LIMITS, metrics=metrics)
+    desk = FeeDesk(FeeSettings(), FREE, lambda: watch.price)
+    openings = Openings(journal, OpeningSimulations(port, lambda: watch.height), desk)
     settler = Settler(
         channels,
         tracker,
         port,
         journal,
         watch,
+        openings=openings,
         clock=clock,
         policy=FREE,
         poll_s=5,

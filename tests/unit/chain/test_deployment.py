@@ -28,11 +28,13 @@ from piecework.chain.addresses import (
     registry_init_code,
     require_create2,
 )
+from piecework.chain.artifacts import frozen_init_code, load_artifact
 from piecework.chain.deployment import Deployment, require_file_of_a_development_chain
 from piecework.chain.errors import BadDeployment, WrongChain
 from piecework.chain.limits import EMBEDDED_CHAIN_ID, MAX_MIN_STAKE
 from piecework_protocol.types import Address, Amount, Bytes32, Seconds, keccak256, parse_address
 
+RELEASE = Path(__file__).resolve().parents[3] / "contracts" / "release"
 TOKEN = Address(b"\x33" * 20)
 WEEK = Seconds(7 * 24 * 3600)
 MARKET = Deployment(31337, TOKEN, "tUSDC", 6, Amount(100_000_000), WEEK)
@@ -75,6 +77,21 @@ def test_the_init_code_of_a_registry_is_its_constructor_call() -> None:
     assert registry_init_code(*terms) == interface("WorkerRegistry").encode_constructor(terms)
     assert escrow_init_code() == interface("Escrow").encode_constructor(())
     assert MARKET.escrow == escrow_address() == create2_address(escrow_init_code())
+
+
+def test_the_frozen_init_code_is_what_the_sources_give_and_where_the_release_says() -> None:
+    release = json.loads((RELEASE / "addresses.json").read_bytes())
+    for name in ("Escrow", "WorkerRegistry"):
+        assert frozen_init_code(name) == load_artifact(name).bytecode
+    assert parse_address(release["factory"]) == FACTORY
+    assert escrow_address() == parse_address(release["escrow"]["address"])
+    example = release["registry"]["example"]
+    terms = example["terms"]
+    stake, delay = Amount(terms["min_stake"]), Seconds(terms["unbonding_seconds"])
+    address = registry_address(parse_address(terms["token"]), stake, delay)
+    assert address == parse_address(example["address"])
+    with pytest.raises(ValueError, match="no released contract"):
+        frozen_init_code("TestToken")
 
 
 def test_every_term_moves_the_registry_and_none_moves_the_escrow() -> None:

@@ -17,7 +17,16 @@ from piecework_model.errors import (
     InvalidRequestError,
     QueueFullError,
 )
-from piecework_model.requests import CanvasEvent, CanvasFinish, DraftEvent, FailedEvent
+from piecework_model.requests import (
+    CanvasEvent,
+    CanvasFinish,
+    DraftEvent,
+    Event,
+    FailedEvent,
+    GenerationRequest,
+    ProgressEvent,
+    StoppedEvent,
+)
 from tests.support.model_runs import (
     broken_head,
     broken_sequence,
@@ -47,13 +56,17 @@ def test_a_cancelled_neighbour_changes_nothing(bundled: LoadedModel, prompt: Pro
     engine.submit(make_request(prompt, "gone", seed=5))
     engine.submit(wanted)
     events = [event for _ in range(3) for event in engine.step()]
-    engine.cancel("gone")
+    engine.stop("gone")
     rest = run(engine)
     assert "gone" not in rest
     assert [event for event in events if event.request_id == "job"] + rest["job"] == run_alone(
         bundled, wanted
     )
     assert engine.sequences == 0
+
+
+def without_progress(events: list[Event]) -> list[Event]:
+    return [event for event in events if not isinstance(event, ProgressEvent)]
 
 
 def test_a_request_resumed_from_its_committed_canvases_goes_on_as_if_never_stopped(
@@ -64,8 +77,10 @@ def test_a_request_resumed_from_its_committed_canvases_goes_on_as_if_never_stopp
     assert len(committed) > 1
     for done in range(1, len(committed)):
         resumed = run_alone(bundled, make_request(prompt, committed=committed[:done]))
-        assert resumed == [
-            event for event in whole if not isinstance(event, FailedEvent) and event.canvas >= done
+        assert without_progress(resumed) == [
+            event
+            for event in without_progress(whole)
+            if not isinstance(event, FailedEvent) and event.canvas >= done
         ]
 
 
@@ -134,7 +149,7 @@ def test_not_a_number_ends_its_own_sequence_without_a_canvas(
     engine.submit(make_request(prompt, "poisoned", seed=2, draft_every=0))
     with broken_sequence(bundled, 1, from_call=2, breaking=poison):
         events = run(engine)
-    assert events["poisoned"] == [
+    assert without_progress(events["poisoned"]) == [
         FailedEvent("poisoned", "non_finite", "the model produced NaN or infinity")
     ]
     assert events["job"] == run_alone(bundled, wanted)
@@ -201,7 +216,7 @@ def test_requests_beyond_the_sequences_wait_and_beyond_the_queue_are_refused(
     assert (engine.sequences, engine.queued) == (1, 2)
     with pytest.raises(QueueFullError):
         engine.submit(make_request(prompt, "d"))
-    engine.cancel("b")
+    engine.stop("b")
     engine.submit(make_request(prompt, "d", max_tokens=20, max_steps=2))
     events = run(engine)
     assert list(events) == ["a", "c", "d"]
@@ -213,13 +228,70 @@ def test_a_cancelled_sequence_makes_room_at_once(bundled: LoadedModel, prompt: P
     engine.submit(make_request(prompt, "paused", canvas_limit=0))
     engine.submit(make_request(prompt, "next", max_steps=1, max_tokens=32))
     assert not engine.has_runnable
-    engine.cancel("paused")
+    engine.stop("paused")
     assert len(canvases(run(engine)["next"])) == 1
 
 
-def test_unknown_requests_are_ignored_by_cancel_and_allow(bundled: LoadedModel) -> None:
+def after_steps(bundled: LoadedModel, request: GenerationRequest, steps: int) -> Engine:
     engine = Engine(bundled, max_sequences=1)
-    engine.cancel("nobody")
+    engine.submit(request)
+    for _ in range(steps):
+        engine.step()
+    return engine
+
+
+def test_a_stopped_sequence_says_what_was_done(bundled: LoadedModel, prompt: Prompt) -> None:
+    wanted = make_request(prompt, max_steps=12, confidence_threshold=0.0)
+    whole = canvases(run_alone(bundled, wanted))[0]
+    engine = after_steps(bundled, wanted, 5)
+    (stopped,) = engine.stop("job")
+    assert stopped == StoppedEvent("job", 0, 5, len(prompt), whole.step_leaves[:5])
+    assert (engine.sequences, engine.stop("job")) == (0, [])
+
+
+def test_a_request_that_never_began_has_done_nothing(bundled: LoadedModel, prompt: Prompt) -> None:
+    engine = Engine(bundled, max_sequences=1)
+    for name in ("job", "waits"):
+        engine.submit(make_request(prompt, name))
+    assert engine.stop("waits", finish_canvas=True) == [StoppedEvent("waits", 0, 0, 0, ())]
+    assert engine.stop("job", finish_canvas=True) == [StoppedEvent("job", 0, 0, 0, ())]
+
+
+def test_a_canvas_that_has_begun_can_be_finished_first(
+    bundled: LoadedModel, prompt: Prompt
+) -> None:
+    wanted = make_request(prompt, max_steps=12, max_tokens=96)
+    engine = after_steps(bundled, wanted, 2)
+    assert engine.stop("job", finish_canvas=True) == []
+    events = without_progress(run(engine)["job"])
+    assert events[-2] == canvases(run_alone(bundled, wanted))[0]
+    assert events[-1] == StoppedEvent("job", 1, 0, len(prompt), ())
+    assert engine.sequences == 0
+
+
+def test_a_sequence_that_was_to_finish_goes_on_when_it_is_allowed_to(
+    bundled: LoadedModel, prompt: Prompt
+) -> None:
+    wanted = make_request(prompt, max_steps=4, max_tokens=64)
+    engine = after_steps(bundled, wanted, 2)
+    engine.stop("job", finish_canvas=True)
+    engine.allow("job", wanted.canvas_limit)
+    assert canvases(run(engine)["job"]) == canvases(run_alone(bundled, wanted))
+
+
+def test_progress_never_lags_the_steps_by_more_than_four(
+    bundled: LoadedModel, prompt: Prompt
+) -> None:
+    wanted = make_request(prompt, max_steps=12, confidence_threshold=0.0, max_tokens=32)
+    events = run_alone(bundled, wanted)
+    progress = [event for event in events if isinstance(event, ProgressEvent)]
+    assert [event.steps for event in progress] == [1, 4, 8]
+    assert {event.prompt_tokens for event in progress} == {len(prompt)}
+
+
+def test_unknown_requests_are_ignored_by_stop_and_allow(bundled: LoadedModel) -> None:
+    engine = Engine(bundled, max_sequences=1)
+    engine.stop("nobody")
     engine.allow("nobody", 3)
     assert not engine.has_runnable
 
@@ -286,5 +358,5 @@ def test_a_request_id_is_taken_once_at_a_time(bundled: LoadedModel, prompt: Prom
     engine.submit(make_request(prompt))
     with pytest.raises(DuplicateRequestError):
         engine.submit(make_request(prompt))
-    engine.cancel("job")
+    engine.stop("job")
     engine.submit(make_request(prompt))

@@ -26,10 +26,11 @@ from piecework_protocol.limits import (
 from piecework_protocol.objects import Service
 from piecework_protocol.pricing import worst_case
 from piecework_protocol.states import ChannelState
-from piecework_protocol.types import Amount, JobId, Seconds, Uint32
+from piecework_protocol.types import Amount, JobId, PayerSignature, Seconds, Uint32
 from piecework_protocol.worker_session import AcceptedJob
 from tests.support.node.harness import DOMAIN, TERMS, parameters
 from tests.unit.node.test_admission import (
+    CHANNEL,
     NOW,
     OFFER,
     PROMPT_TOKENS,
@@ -130,6 +131,41 @@ def test_an_authorization_for_what_is_on_chain_already_is_not_looked_at() -> Non
     stale = funding(10**6, signer=STRANGER, lifetime_s=0)
     case = book(deposit=Amount(10**6), funding=stale, pooled=Amount(0))(good())
     assert isinstance(verdict(case), AcceptedJob)
+
+
+def test_an_authorization_may_be_signed_by_a_smart_account_that_says_so() -> None:
+    odd = replace(funding(10**6), signature=PayerSignature(bytes(200)))
+    case = book(**UNOPENED, funding=odd, pooled=Amount(10**6))(good())
+    assert verdict(case) is Reason.BAD_SIGNATURE
+    assert isinstance(verdict(book(account_signed=True)(case)), AcceptedJob)
+    other = funding(10**6, of=CHANNEL.replace(salt=bytes([1]) * 32))
+    foreign = book(funding=other, account_signed=True)(case)
+    assert verdict(foreign) is Reason.BAD_SIGNATURE
+
+
+def test_what_the_payer_took_back_backs_nothing() -> None:
+    """An authorization raises what was ever put in. Vouchers draw on what is left of it."""
+    taken = {"deposit": Amount(4_000), "withdrawn": Amount(6_000)}
+    assert backing(book(**taken)(good()).book) == 4_000
+    old = book(**taken, funding=funding(10_000, signer=STRANGER))(good())
+    assert backing(old.book) == 4_000
+    more = book(**taken, funding=funding(30_000), pooled=Amount(20_000))(good())
+    assert backing(more.book) == 24_000
+    assert isinstance(verdict(more), AcceptedJob)
+    assert verdict(book(pooled=Amount(19_999))(more)) is Reason.UNDERFUNDED
+
+
+def test_the_fee_of_an_authorization_comes_out_of_the_same_pool() -> None:
+    signed = funding(10**6)
+    dear = signed.authorization.replace(fee=Amount(500))
+    case = book(
+        **UNOPENED,
+        funding=replace(signed, authorization=dear),
+        account_signed=True,
+        pooled=Amount(10**6 + 499),
+    )(good())
+    assert verdict(case) is Reason.UNDERFUNDED
+    assert isinstance(verdict(book(pooled=Amount(10**6 + 500))(case)), AcceptedJob)
 
 
 def test_what_is_accepted_is_what_was_signed() -> None:

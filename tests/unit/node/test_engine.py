@@ -20,6 +20,8 @@ from piecework_model.requests import (
     DraftEvent,
     FailedEvent,
     GenerationRequest,
+    ProgressEvent,
+    StoppedEvent,
 )
 from piecework_node import logs
 from piecework_node.engine import wire as engine_wire
@@ -205,7 +207,7 @@ async def test_a_question_without_a_process_is_answered_at_once(tmp_path: Path) 
         await engine.encode_prompt(message("hello"))
     engine.start(REQUEST)
     engine.allow("sequence", 3)
-    engine.cancel("sequence")
+    engine.stop("sequence", finish_canvas=True)
     assert not engine.ready
 
 
@@ -246,6 +248,8 @@ async def test_the_real_engine_process_says_why_it_cannot_start() -> None:
         DraftEvent("sequence", 0, 1, (1, 2), "text"),
         CanvasEvent("sequence", 0, (1, 2), (1,), "t", 1, (bytes(32),), CanvasFinish.END_OF_TEXT),
         FailedEvent("sequence", "non_finite", "why"),
+        ProgressEvent("sequence", 1, 8, 23),
+        StoppedEvent("sequence", 1, 2, 23, (bytes(32), bytes(32))),
     ],
 )
 def test_reports_survive_the_line(report: engine_wire.Report) -> None:
@@ -257,7 +261,8 @@ def test_reports_survive_the_line(report: engine_wire.Report) -> None:
     [
         engine_wire.Start(REQUEST),
         engine_wire.Allow("sequence", 3),
-        engine_wire.Cancel("sequence"),
+        engine_wire.Stop("sequence", True),
+        engine_wire.Stop("sequence", False),
         engine_wire.Encode(1, (Message("user", "hi"),)),
     ],
 )

@@ -170,8 +170,20 @@ async def test_headers_that_never_end_are_cut_off(served: Served) -> None:
         for _ in range(2000):
             attacker.send(frame(CONTINUATION, 0, 1, b"\x00\x01a\x7f\x81\x01" + bytes(8000)))
             await attacker.drain()
+            await asyncio.sleep(0)
     await honest_job(served)
     await attacker.close()
+
+
+async def test_an_address_whose_connections_are_all_broken_is_barred(served: Served) -> None:
+    for _ in range(30):
+        async with await RawConnection.open(served.port, ATTACKER) as broken:
+            broken.writer.write(b"GET / HTTP/1.1\r\n\r\n")
+            await broken.rest()
+        if Refused.BARRED in served.refused:
+            break
+    assert Refused.BARRED in served.refused
+    await honest_job(served)
 
 
 async def test_a_client_that_reads_nothing_is_cut_off() -> None:

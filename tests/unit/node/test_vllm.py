@@ -17,7 +17,13 @@ import pytest
 
 from piecework.base.clock import SystemClock
 from piecework_model.checkpoint.manifest import bundled_checkpoint_path
-from piecework_model.requests import CanvasEvent, CanvasFinish, FailedEvent, GenerationRequest
+from piecework_model.requests import (
+    CanvasEvent,
+    CanvasFinish,
+    FailedEvent,
+    GenerationRequest,
+    StoppedEvent,
+)
 from piecework_node import logs
 from piecework_node.engine.link import EngineEvent, EngineLost, EngineReady
 from piecework_node.errors import (
@@ -199,14 +205,15 @@ async def test_a_sequence_that_is_resumed_starts_behind_its_committed_canvases()
     assert said(events) == expected(2 * CANVAS, start=CANVAS)
 
 
-async def test_a_cancelled_sequence_closes_its_stream_and_says_nothing_more() -> None:
+async def test_a_stopped_sequence_closes_its_stream_and_says_what_was_read() -> None:
     async with servers(holds_at=len(PROMPT) + 3) as made, running(made) as run:
         (server,) = made
         run.link.start(request())
         await server.until(lambda: server.running == 1 and server.generated == 3)
-        run.link.cancel("sequence")
-        run.link.cancel("sequence")
+        run.link.stop("sequence", finish_canvas=False)
+        run.link.stop("sequence", finish_canvas=False)
         run.link.allow("sequence", 9)
+        assert await run.next() == StoppedEvent("sequence", 0, 0, len(PROMPT), ())
         await server.until(lambda: server.running == 0)
         assert server.aborted == 1
         server.holds_at = None
@@ -604,7 +611,7 @@ async def test_nothing_is_answered_before_the_start() -> None:
     assert (link.ready, link.facts, link.losses) == (False, None, 0)
     link.start(request())
     link.allow("sequence", 3)
-    link.cancel("sequence")
+    link.stop("sequence", finish_canvas=True)
     with pytest.raises(EngineUnavailable):
         await link.encode_prompt((Message("user", "anyone?"),))
 

@@ -20,17 +20,18 @@ from piecework_protocol.states import (
 )
 
 JOBS = """
-             new       accepted   running    suspended  delivered  paid  cancelled  failed
-accept       accepted  -          -          -          -          -     -          -
-start        -         running    -          running    -          -     -          -
-canvas       -         -          running    -          -          -     -          -
-last canvas  -         -          delivered  -          -          -     -          -
-pay          -         -          running    suspended  delivered  -     cancelled  failed
-pay all      -         -          -          -          paid       -     -          -
-disconnect   -         suspended  suspended  -          delivered  paid  cancelled  failed
-cancel       -         cancelled  cancelled  cancelled  delivered  paid  cancelled  failed
-fail         -         failed     failed     failed     -          -     -          -
-"""
+             new       accepted   running    suspended  stopping   delivered  paid  cancelled  failed
+accept       accepted  -          -          -          -          -          -     -          -
+start        -         running    -          running    -          -          -     -          -
+canvas       -         -          running    suspended  stopping   -          -     -          -
+last canvas  -         -          delivered  delivered  delivered  -          -     -          -
+pay          -         -          running    suspended  stopping   delivered  -     cancelled  failed
+pay all      -         -          -          -          -          paid       -     -          -
+disconnect   -         suspended  suspended  -          stopping   delivered  paid  cancelled  failed
+cancel       -         stopping   stopping   stopping   -          delivered  paid  cancelled  failed
+stopped      -         -          -          -          cancelled  -          -     -          -
+fail         -         failed     failed     failed     -          -          -     -          -
+"""  # noqa: E501
 CHANNELS = """
                     none  open         withdrawing  closed
 fund                open  open         withdrawing  -

@@ -13,7 +13,8 @@ const erc20 = [
 const chain = createPublicClient({ transport: http(deployment.rpc_url) });
 
 // The escrow is where its frozen init code puts it, on every chain.
-const { abi, bytecode } = JSON.parse(readFileSync("contracts/artifacts/Escrow.json"));
+const abi = JSON.parse(readFileSync("contracts/release/Escrow.abi.json"));
+const bytecode = readFileSync("contracts/release/Escrow.initcode.hex", "ascii").trim();
 const escrow = {
   address: getContractAddress({
     opcode: "CREATE2",

@@ -1,0 +1,85 @@
+"""Which authorizations the worker submits for a payer, and which the payer submits itself.
+
+An opening that reverts costs the worker its gas. So one is simulated before its job is accepted,
+its fee must cover the gas, and a payer whose opening reverted once sends its own.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from piecework.chain.errors import ChainError
+from piecework_node.journal.protocol import Journal
+from piecework_node.journal.records import MetaSet
+from piecework_node.runtime.live import LiveChannel
+from piecework_node.settlement.fees import Errand, FeeDesk
+from piecework_node.settlement.simulations import OpeningSimulations
+from piecework_protocol.errors import Reason, Refusal
+from piecework_protocol.frames import FundingAuthorization
+from piecework_protocol.types import Address
+
+RETRY_S: Final = 5.0
+_KEY: Final = "opens_itself/"
+
+
+class Openings:
+    """The rules for openings and top-ups of one worker."""
+
+    def __init__(self, journal: Journal, simulations: OpeningSimulations, desk: FeeDesk) -> None:
+        self._journal, self._simulations, self.desk = journal, simulations, desk
+
+    async def check(self, live: LiveChannel, funding: FundingAuthorization) -> None:
+        """Check that the worker would submit an authorization that it has not submitted yet.
+
+        Raises:
+            Refusal: FUND_YOURSELF: the payer has to send it. UNDERFUNDED: it raises too little.
+                CHAIN_UNAVAILABLE: the node does not say.
+        """
+        terms, deposit = funding.authorization, live.stored.deposit
+        if terms.funded <= deposit:
+            return
+        least = self.desk.settings.min_top_up if deposit else 0
+        if terms.funded - deposit < least:
+            raise Refusal(
+                Reason.UNDERFUNDED,
+                f"a top-up must be {least} base units or more",
+                metadata={"min_top_up": str(least)},
+            )
+        if await self.must_open_itself(terms.channel.payer):
+            raise Refusal(
+                Reason.FUND_YOURSELF,
+                "an opening of this payer reverted before. Open the channel yourself",
+            )
+        errand = Errand.TOP_UP if deposit else Errand.OPEN
+        if not self.desk.covers(errand, terms.fee):
+            asked = self.desk.asked()
+            fee = asked.top_up if deposit else asked.open
+            raise Refusal(
+                Reason.FUND_YOURSELF,
+                f"the fee of {terms.fee} base units does not cover the gas. Offer the fee of "
+                f"{fee} that is asked now, or send the transaction yourself",
+                metadata={"fee": str(fee)},
+            )
+        await self._simulate(funding)
+
+    async def must_open_itself(self, payer: Address) -> bool:
+        """Whether an opening of this payer reverted once."""
+        return await self._journal.meta(_KEY + payer.hex()) is not None
+
+    async def reverted(self, payer: Address) -> None:
+        """Remember that an opening of this payer cost gas and brought nothing."""
+        await self._journal.append([MetaSet(_KEY + payer.hex(), "1")])
+
+    async def _simulate(self, funding: FundingAuthorization) -> None:
+        try:
+            would = await self._simulations.would_open(funding)
+        except ChainError as error:
+            raise Refusal(
+                Reason.CHAIN_UNAVAILABLE,
+                f"the chain does not say whether the channel can be opened: {error}",
+                retry_after_s=RETRY_S,
+            ) from None
+        if not would:
+            raise Refusal(
+                Reason.FUND_YOURSELF, "the chain would refuse the authorization as it stands now"
+            )

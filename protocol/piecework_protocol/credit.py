@@ -1,0 +1,169 @@
+"""How much work a worker begins before money is certain (clause 3.7). Pure.
+
+A promise is not money. Only a voucher inside a deposit that is final covers a debt. Everything else
+that a payer has caused, begun or delivered, is owed by the payer, over all of its channels, and
+debts never expire. New payers cost nothing, so all those whose opening is only simulated have one
+bound together. Amounts are base units.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from piecework_protocol.objects import ModelOffer, Parameters
+from piecework_protocol.pricing import Usage, price
+from piecework_protocol.types import Amount
+
+DEPOSIT_SHARE = 4
+"""Before its payments are final, a payer may owe this part of its deposit at most."""
+PAID_SHARE = 8
+"""A payer that has paid X for certain may owe X / PAID_SHARE more."""
+
+
+class Standing(enum.IntEnum):
+    """How far a deposit got."""
+
+    SIMULATED = 0
+    """The opening would go through now. It costs nothing to take that back."""
+    MINED = 1
+    """Some blocks lie on the opening."""
+    FINAL = 2
+
+
+@dataclass(frozen=True, slots=True)
+class CreditTerms:
+    """What a worker lends.
+
+    first: to a payer whose opening is only simulated. mined: to one whose deposit is mined. most:
+    to anybody. strangers: to all payers without a mined deposit together.
+
+    Raises:
+        ValueError: They do not grow with the standing.
+    """
+
+    first: Amount
+    mined: Amount
+    most: Amount
+    strangers: Amount
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.first <= self.mined <= self.most:
+            raise ValueError("credit grows: first, mined, most")
+        if self.strangers < self.first:
+            raise ValueError("all strangers together get at least what one of them gets")
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelCredit:
+    """What one channel adds to its payer's account.
+
+    charged: by every receipt of the channel. reserved: ceilings of work that has begun and has no
+    receipt. accepted: the cumulative amount of the latest voucher. deposit: what is mined, less
+    what was withdrawn. secured: what vouchers can draw for certain: the final deposit less what was
+    withdrawn or is asked back, and never less than what was settled.
+    """
+
+    standing: Standing
+    charged: Amount
+    reserved: Amount
+    accepted: Amount
+    deposit: Amount
+    secured: Amount
+
+    @property
+    def covered(self) -> Amount:
+        """Give what is paid for certain."""
+        return Amount(min(self.accepted, self.secured))
+
+    @property
+    def owed(self) -> Amount:
+        """Give what the payer owes on this channel."""
+        return Amount(max(0, self.charged + self.reserved - self.covered))
+
+
+@dataclass(frozen=True, slots=True)
+class PayerCredit:
+    """Where a payer stands over all of its channels."""
+
+    standing: Standing
+    owed: Amount
+    limit: Amount
+
+    @property
+    def is_stranger(self) -> bool:
+        """Say whether the payer counts among those that have one bound together."""
+        return self.standing is Standing.SIMULATED
+
+
+class CreditFault(enum.Enum):
+    """Why no work is begun for a payer now."""
+
+    PAYER = "the payer owes as much as its credit allows"
+    STRANGERS = "payers without a mined deposit owe as much as all of them may"
+
+
+def payer_credit(terms: CreditTerms, channels: Iterable[ChannelCredit]) -> PayerCredit:
+    """Add up a payer's channels."""
+    mine = tuple(channels)
+    standing = max((c.standing for c in mine), default=Standing.SIMULATED)
+    owed = Amount(sum(c.owed for c in mine))
+    return PayerCredit(standing, owed, _limit(terms, standing, mine))
+
+
+def _limit(terms: CreditTerms, standing: Standing, channels: Sequence[ChannelCredit]) -> Amount:
+    if standing is Standing.SIMULATED:
+        return terms.first
+    deposit = sum(c.deposit for c in channels if c.standing is not Standing.SIMULATED)
+    mined = min(int(terms.mined), deposit // DEPOSIT_SHARE)
+    if standing is Standing.FINAL:
+        mined = min(int(terms.most), mined + sum(c.covered for c in channels) // PAID_SHARE)
+    return Amount(max(int(terms.first), mined))
+
+
+def start_fault(
+    terms: CreditTerms, payer: PayerCredit, strangers_owe: int, ceiling: int
+) -> CreditFault | None:
+    """Say why work that can cost `ceiling` may not begin for a payer now, or None.
+
+    `strangers_owe` is what all payers without a mined deposit owe together, this one included.
+    """
+    if payer.owed + ceiling > payer.limit:
+        return CreditFault.PAYER
+    if payer.is_stranger and strangers_owe + ceiling > terms.strangers:
+        return CreditFault.STRANGERS
+    return None
+
+
+def strangers_owe(payers: Iterable[PayerCredit]) -> Amount:
+    """Add up what payers without a mined deposit owe."""
+    return Amount(sum(p.owed for p in payers if p.is_stranger))
+
+
+def bound(terms: CreditTerms, payers: Iterable[PayerCredit]) -> Amount:
+    """Give the most that the worker can lose to these payers and to all that may still come.
+
+    A reorganization or a withdrawal can take away what carried a debt. So a payer counts with what
+    it owes, where that is more than its limit.
+    """
+    everybody = tuple(payers)
+    known = sum(max(p.limit, p.owed) for p in everybody if not p.is_stranger)
+    fallen = sum(max(0, p.owed - terms.first) for p in everybody if p.is_stranger)
+    return Amount(terms.strangers + known + fallen)
+
+
+def ceiling(
+    model: ModelOffer, parameters: Parameters, prompt_tokens: int, done: Usage | None, canvases: int
+) -> Amount:
+    """Give the most that a job can cost after so many more canvases than `done`, beyond `done`.
+
+    `done` is None before the prompt was charged: then its prefill counts too.
+    """
+    before = done or Usage(0, 0, 0)
+    after = Usage(
+        max(before.prompt_tokens, prompt_tokens),
+        min(parameters.max_tokens, before.output_tokens + canvases * model.canvas_size),
+        before.denoising_steps + canvases * parameters.max_steps,
+    )
+    return Amount(price(model, after) - price(model, before))

@@ -1,0 +1,299 @@
+"""No payers, however many and however hostile, cost the worker more than its printed bound.
+
+The machine plays the worker's rules against payers who make identities, open channels that may
+never be mined, let one deposit stand behind many channels, take work, leave, pay or do not pay, ask
+their money back and call that off, and against a chain that goes back. What the worker can claim is
+what the escrow would pay: the rules see less of it than there is, and never more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from piecework_protocol.credit import (
+    ChannelCredit,
+    CreditFault,
+    CreditTerms,
+    PayerCredit,
+    Standing,
+    bound,
+    ceiling,
+    payer_credit,
+    start_fault,
+    strangers_owe,
+)
+from piecework_protocol.pricing import Usage, price, worst_case
+from piecework_protocol.types import Amount
+from tests.support.pair import CANVAS, MODEL, PROMPT_TOKENS, job
+
+TERMS = CreditTerms(Amount(100), Amount(400), Amount(1500), Amount(350))
+CONFIRMED, FINAL = 2, 5
+
+
+@dataclass
+class World:
+    """One channel on chain and at the worker. Times are blocks."""
+
+    payer: int
+    deposit: int = 0
+    opened_at: int | None = None
+    settled: int = 0
+    withdrawn: int = 0
+    requested: int = 0
+    accepted: int = 0
+    charged: int = 0
+    begun: list[int] = field(default_factory=list)
+    """Ceilings of work without a receipt."""
+
+    def depth(self, now: int) -> int:
+        return -1 if self.opened_at is None else now - self.opened_at
+
+    def credit(self, now: int) -> ChannelCredit:
+        depth = self.depth(now)
+        standing = Standing.SIMULATED
+        if depth >= CONFIRMED:
+            standing = Standing.FINAL if depth >= FINAL else Standing.MINED
+        mined = self.deposit - self.withdrawn if standing is not Standing.SIMULATED else 0
+        final = self.deposit - self.withdrawn if standing is Standing.FINAL else 0
+        secured = max(self.settled, final - self.requested)
+        reserved = Amount(sum(self.begun))
+        return ChannelCredit(
+            standing,
+            Amount(self.charged),
+            reserved,
+            Amount(self.accepted),
+            Amount(mined),
+            Amount(secured),
+        )
+
+    @property
+    def claimable(self) -> int:
+        """What the escrow has paid or would pay: the worker settles inside the delay."""
+        held = self.deposit - self.withdrawn if self.opened_at is not None else 0
+        return max(self.settled, min(self.accepted, held))
+
+    @property
+    def lost(self) -> int:
+        return max(0, self.charged + sum(self.begun) - self.claimable)
+
+
+class HostilePayers(RuleBasedStateMachine):
+    """Payers by number, each with a pool, and their channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0
+        self.pools: list[int] = []
+        self.channels: list[World] = []
+        self.most: dict[int, int] = {}
+        """The highest limit that a payer ever began work under, with a mined deposit."""
+        self.read = 0
+        """Price of everything that was begun, and so could be read in drafts."""
+
+    def payer(self, number: int) -> PayerCredit:
+        mine = (c.credit(self.now) for c in self.channels if c.payer == number)
+        return payer_credit(TERMS, mine)
+
+    def everybody(self) -> list[PayerCredit]:
+        return [self.payer(number) for number in range(len(self.pools))]
+
+    def pick(self, data: st.DataObject) -> World:
+        return data.draw(st.sampled_from(self.channels))
+
+    @rule(pool=st.sampled_from([0, 200, 2_000, 20_000]))
+    def a_new_identity_comes(self, pool: int) -> None:
+        self.pools.append(pool)
+        self.channels.append(World(len(self.pools) - 1))
+
+    @precondition(lambda self: self.channels)
+    @rule(data=st.data())
+    def a_payer_promises_the_same_deposit_to_another_channel(self, data: st.DataObject) -> None:
+        self.channels.append(World(self.pick(data).payer))
+
+    @precondition(lambda self: self.channels)
+    @rule(data=st.data(), amount=st.sampled_from([200, 1_000, 4_000]))
+    def an_opening_or_a_top_up_is_mined_if_the_pool_holds_it(
+        self, data: st.DataObject, amount: int
+    ) -> None:
+        channel = self.pick(data)
+        if self.pools[channel.payer] < amount or channel.deposit:
+            return
+        self.pools[channel.payer] -= amount
+        channel.deposit, channel.opened_at = amount, self.now
+
+    @rule(blocks=st.integers(1, 4))
+    def blocks_pass(self, blocks: int) -> None:
+        self.now += blocks
+
+    @precondition(lambda self: self.channels)
+    @rule(data=st.data())
+    def the_chain_goes_back_behind_an_opening(self, data: st.DataObject) -> None:
+        channel = self.pick(data)
+        if 0 <= channel.depth(self.now) < FINAL and not channel.settled and not channel.withdrawn:
+            self.pools[channel.payer] += channel.deposit
+            channel.deposit, channel.opened_at, channel.requested = 0, None, 0
+
+    @precondition(lambda self: self.channels)
+    @rule(data=st.data(), cost=st.integers(1, 450))
+    def work_is_asked_for(self, data: st.DataObject, cost: int) -> None:
+        channel = self.pick(data)
+        payer = self.payer(channel.payer)
+        if start_fault(TERMS, payer, strangers_owe(self.everybody()), cost) is None:
+            channel.begun.append(cost)
+            self.read += cost
+            if not payer.is_stranger:
+                known = self.most.get(channel.payer, 0)
+                self.most[channel.payer] = max(known, payer.limit)
+
+    @precondition(lambda self: any(c.begun for c in self.channels))
+    @rule(data=st.data(), part=st.integers(0, 100))
+    def work_ends_or_its_client_leaves(self, data: st.DataObject, part: int) -> None:
+        """The receipt charges the work done: at most what was reserved, at least what was read."""
+        channel = data.draw(st.sampled_from([c for c in self.channels if c.begun]))
+        cost = channel.begun.pop()
+        done = cost * part // 100
+        channel.charged += done
+        self.read -= cost - done
+
+    @precondition(lambda self: self.channels)
+    @rule(data=st.data(), part=st.integers(0, 100))
+    def a_voucher_pays_some_receipts(self, data: st.DataObject, part: int) -> None:
+        channel = self.pick(data)
+        channel.accepted += (channel.charged - channel.accepted) * part // 100
+
+    @precondition(lambda self: self.channels)
+    @rule(data=st.data())
+    def the_worker_settles(self, data: st.DataObject) -> None:
+        channel = self.pick(data)
+        if channel.depth(self.now) >= FINAL:
+            channel.settled = channel.claimable
+
+    @precondition(lambda self: self.channels)
+    @rule(data=st.data(), amount=st.integers(1, 5_000))
+    def money_is_asked_back(self, data: st.DataObject, amount: int) -> None:
+        channel = self.pick(data)
+        if channel.opened_at is not None and not channel.requested:
+            channel.requested = amount
+
+    @precondition(lambda self: self.channels)
+    @rule(data=st.data())
+    def a_request_is_called_off(self, data: st.DataObject) -> None:
+        self.pick(data).requested = 0
+
+    @precondition(lambda self: self.channels)
+    @rule(data=st.data())
+    def money_goes_back_after_the_delay(self, data: st.DataObject) -> None:
+        """The delay is longer than finality, and the worker settles inside of it."""
+        channel = self.pick(data)
+        if not channel.requested:
+            return
+        self.now += FINAL
+        channel.settled = channel.claimable
+        rest = channel.deposit - channel.withdrawn - channel.settled
+        taken = min(channel.requested, rest)
+        channel.withdrawn, channel.requested = channel.withdrawn + taken, 0
+        self.pools[channel.payer] += taken
+
+    @invariant()
+    def no_strategy_costs_more_than_what_was_lent(self) -> None:
+        lost = sum(c.lost for c in self.channels)
+        assert lost <= TERMS.strangers + sum(self.most.values())
+        assert lost <= bound(TERMS, self.everybody())
+
+    @invariant()
+    def nobody_reads_more_than_was_paid_and_lent(self) -> None:
+        paid = sum(c.claimable for c in self.channels)
+        assert self.read <= paid + TERMS.strangers + sum(self.most.values())
+
+    @invariant()
+    def no_payer_owes_more_than_it_had_when_work_began(self) -> None:
+        for number in range(len(self.pools)):
+            lost = sum(c.lost for c in self.channels if c.payer == number)
+            assert lost <= max(TERMS.first, self.most.get(number, 0))
+
+
+TestHostilePayers = HostilePayers.TestCase
+TestHostilePayers.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+
+
+def channel(**changes: object) -> ChannelCredit:
+    zero = Amount(0)
+    values = {
+        "standing": Standing.FINAL,
+        "charged": zero,
+        "reserved": zero,
+        "accepted": zero,
+        "deposit": zero,
+        "secured": zero,
+    }
+    return ChannelCredit(**(values | changes))  # type: ignore[arg-type]
+
+
+def test_a_voucher_beyond_a_final_deposit_pays_nothing() -> None:
+    promised = channel(charged=Amount(90), accepted=Amount(90), secured=Amount(30))
+    assert (promised.covered, promised.owed) == (30, 60)
+
+
+@pytest.mark.parametrize(
+    ("standing", "deposit", "paid", "limit"),
+    [
+        (Standing.SIMULATED, 0, 0, 100),
+        (Standing.MINED, 200, 0, 100),
+        (Standing.MINED, 1_000, 0, 250),
+        (Standing.MINED, 10**6, 0, 400),
+        (Standing.FINAL, 1_000, 80, 260),
+        (Standing.FINAL, 10**6, 10**5, 1_500),
+    ],
+)
+def test_a_limit_grows_with_the_deposit_and_with_what_was_paid(
+    standing: Standing, deposit: int, paid: int, limit: int
+) -> None:
+    one = channel(
+        standing=standing,
+        deposit=Amount(deposit),
+        charged=Amount(paid),
+        accepted=Amount(paid),
+        secured=Amount(paid),
+    )
+    assert payer_credit(TERMS, [one]).limit == limit
+
+
+def test_one_payer_has_one_limit_over_all_of_its_channels() -> None:
+    both = payer_credit(TERMS, [channel(charged=Amount(60)), channel(charged=Amount(41))])
+    assert both.owed == 101
+    assert start_fault(TERMS, both, 0, 0) is CreditFault.PAYER
+
+
+def test_strangers_share_what_all_of_them_may_owe() -> None:
+    stranger = payer_credit(TERMS, [channel(standing=Standing.SIMULATED)])
+    assert start_fault(TERMS, stranger, TERMS.strangers - 10, 10) is None
+    assert start_fault(TERMS, stranger, TERMS.strangers - 9, 10) is CreditFault.STRANGERS
+    assert start_fault(TERMS, payer_credit(TERMS, [channel()]), 10**6, 100) is None
+
+
+@pytest.mark.parametrize("terms", [(5, 4, 9, 9), (1, 5, 4, 9), (3, 4, 5, 2)])
+def test_credit_grows_with_standing_and_strangers_get_at_least_one(
+    terms: tuple[int, int, int, int],
+) -> None:
+    with pytest.raises(ValueError, match=r"credit grows|all strangers"):
+        CreditTerms(*map(Amount, terms))
+
+
+def test_the_ceilings_of_a_jobs_canvases_are_its_worst_case_together() -> None:
+    work = job(1, 3 * CANVAS)
+    first = ceiling(MODEL, work.parameters, PROMPT_TOKENS, None, 1)
+    done = Usage(PROMPT_TOKENS, CANVAS, work.parameters.max_steps)
+    rest = ceiling(MODEL, work.parameters, PROMPT_TOKENS, done, 2)
+    assert first + rest == worst_case(MODEL, work.parameters, PROMPT_TOKENS)
+    assert first == price(MODEL, done)
+
+
+def test_a_debt_that_lost_what_carried_it_is_in_the_bound() -> None:
+    fallen = payer_credit(TERMS, [channel(standing=Standing.SIMULATED, charged=Amount(300))])
+    late = payer_credit(TERMS, [channel(charged=Amount(900), deposit=Amount(400))])
+    assert bound(TERMS, [fallen, late]) == TERMS.strangers + 200 + 900

@@ -1,0 +1,174 @@
+"""Who pays for a client's transaction: the worker sends one only if its fee covers the gas."""
+
+from __future__ import annotations
+
+import pytest
+
+from piecework.chain.transactions import GasPrice
+from piecework_node.journal.records import TxKind
+from piecework_node.settlement.fees import COVER_PERCENT, Errand, FeeSettings, errand_wei
+from piecework_node.settlement.policy import SettlePolicy
+from piecework_protocol.errors import Reason, Refusal
+from piecework_protocol.states import ChannelState
+from piecework_protocol.types import Amount
+from tests.support.node.fake_port import FIRST_FEE, GAS, FakePort
+from tests.support.node.harness import Client, WorkerHarness
+from tests.support.node.settlement import make_settler
+
+WEI_PER_UNIT = 10**5
+PRICED = SettlePolicy(gas_multiple=20, interval_s=60, native_coin_price=10**18 // WEI_PER_UNIT)
+PRICE = 10
+OPENING = -(-errand_wei(GasPrice(PRICE), Errand.OPEN) * COVER_PERCENT // (100 * WEI_PER_UNIT))
+"""The least fee that pays for an opening, in base units."""
+SENT = FIRST_FEE * GAS * COVER_PERCENT // (100 * WEI_PER_UNIT) + 1
+"""The least fee for which the fake chain's transaction is sent."""
+
+
+class Counter:
+    """A worker whose transactions cost something."""
+
+    def __init__(self) -> None:
+        self.harness, self.port = WorkerHarness(), FakePort()
+        self.harness.chain, self.port.price = self.port, PRICE
+
+    async def boot(self) -> None:
+        await self.harness.boot()
+        settings = FeeSettings(min_top_up=Amount(500))
+        self.settler = await make_settler(self.harness, self.port, PRICED, fees=settings)
+        await self.settler.check()
+
+    def client(self, name: str = "payer") -> Client:
+        made = Client(self.harness, name)
+        self.port.pooled[made.channel.token, made.channel.payer] = 3 * made.deposit
+        return made
+
+    def kinds(self) -> list[TxKind]:
+        return [stored.kind for stored in self.settler.under_way]
+
+
+async def counter() -> Counter:
+    made = Counter()
+    await made.boot()
+    return made
+
+
+async def refused(client: Client, fee: int, funded: int | None = None) -> Refusal:
+    with pytest.raises(Refusal) as caught:
+        await client.submit(client.job(3, 64), funding=client.funding(fee=fee, funded=funded))
+    return caught.value
+
+
+async def test_an_opening_whose_fee_does_not_cover_the_gas_is_left_to_its_payer() -> None:
+    made = await counter()
+    refusal = await refused(made.client(), OPENING - 1)
+    assert refusal.reason is Reason.FUND_YOURSELF
+    assert made.harness.openings is not None
+    assert refusal.metadata["fee"] == str(made.harness.openings.desk.asked().open)
+    assert made.port.simulations == 0, "what is not paid for costs the node no question"
+
+
+async def test_an_opening_whose_fee_covers_the_gas_is_sent_and_weighed_by_the_fee_alone() -> None:
+    made = await counter()
+    client = made.client()
+    fee = max(OPENING, SENT)
+    await client.submit(client.job(3, 64), funding=client.funding(fee=fee))
+    await made.settler.tick()
+    (stored,) = made.settler.under_way
+    assert stored.kind is TxKind.FUND
+    assert stored.worth.units == fee
+    assert stored.worth.wei == fee * WEI_PER_UNIT * 100 // COVER_PERCENT
+
+
+async def test_an_opening_that_has_become_too_dear_waits_and_is_no_error() -> None:
+    made = await counter()
+    client = made.client()
+    made.port.price = 0
+    await made.settler.check()
+    await client.submit(client.job(3, 64), funding=client.funding(fee=1))
+    for _ in range(3):
+        await made.settler.tick()
+    assert made.settler.under_way == ()
+    assert list(made.harness.metrics.errors) == []
+
+
+async def test_an_opening_that_the_chain_would_refuse_is_not_taken() -> None:
+    made = await counter()
+    client = made.client()
+    # The pool covers the deposit when the channel is looked at, and not when it is simulated.
+    made.port.simulate_refuses = True
+    refusal = await refused(client, OPENING)
+    assert refusal.reason is Reason.FUND_YOURSELF
+    assert made.port.simulations == 1
+
+
+async def test_a_payer_whose_opening_reverted_once_opens_for_itself_from_then_on() -> None:
+    made = await counter()
+    client = made.client()
+    fee = max(OPENING, SENT)
+    await client.submit(client.job(3, 64), funding=client.funding(fee=fee))
+    await made.settler.tick()
+    made.port.reverting.add(made.settler.under_way[0].tx.hash)
+    made.port.mine()
+    for _ in range(3):
+        await made.settler.tick()
+    assert len(made.port.broadcasts) == 1, "a dead authorization is not sent again"
+    await made.boot()
+    assert made.harness.openings is not None
+    assert await made.harness.openings.must_open_itself(client.channel.payer)
+    again = Client(made.harness, salt=2)
+    assert (await refused(again, fee)).reason is Reason.FUND_YOURSELF
+    assert not await made.harness.openings.must_open_itself(made.client("other").channel.payer)
+
+
+async def test_a_top_up_below_the_least_is_refused() -> None:
+    made = await counter()
+    client = made.client()
+    client.open_on_chain()
+    refusal = await refused(client, OPENING, client.deposit + 499)
+    assert refusal.reason is Reason.UNDERFUNDED
+    assert refusal.metadata["min_top_up"] == "500"
+    await client.submit(
+        client.job(3, 64), funding=client.funding(fee=OPENING, funded=client.deposit + 500)
+    )
+
+
+async def closing(made: Counter, fee: int) -> tuple[Client, bytes]:
+    client = made.client()
+    client.open_on_chain()
+    line = client.job(3, 40)
+    await client.submit(line)
+    await client.finish(line)
+    signature, transaction = await client.ask_to_close(made.settler, fee)
+    assert signature
+    return client, transaction
+
+
+async def test_a_closing_whose_fee_does_not_cover_its_gas_is_signed_and_not_sent() -> None:
+    made = await counter()
+    client, transaction = await closing(made, SENT - 1)
+    assert transaction == b""
+    await made.settler.tick()
+    assert made.port.broadcasts == []
+    assert client.book.cumulative * WEI_PER_UNIT > FIRST_FEE * GAS, "the claim alone would pay"
+
+
+async def test_a_closing_that_pays_for_itself_is_sent_with_its_fee_even_after_a_restart() -> None:
+    made = await counter()
+    client, transaction = await closing(made, SENT)
+    assert transaction
+    assert made.harness.journal.books[client.id].close_fee == SENT
+    made.port.drop_pool()
+    await made.boot()
+    await made.settler.tick()
+    made.port.mine()
+    assert made.port.channels[client.id].state is ChannelState.CLOSED
+
+
+async def test_what_a_closing_claims_is_brought_home_when_its_client_does_not_send_it() -> None:
+    made = await counter()
+    client, _ = await closing(made, 0)
+    made.harness.clock.advance(61)
+    await made.settler.tick()
+    assert made.kinds() == [TxKind.CLOSE]
+    made.port.mine()
+    assert made.port.paid[client.id] == client.book.cumulative

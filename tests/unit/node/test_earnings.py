@@ -1,0 +1,65 @@
+"""The table of earnings adds up to what vouchers promise, and to what transactions cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from piecework_node.daemon.earnings import Period, by_day, by_job
+from piecework_node.errors import ConfigError
+from piecework_node.journal.records import StoredTx, TxKind, TxMoved, TxState, Worth
+from piecework_protocol.types import Amount, Timestamp
+from tests.support.clock import FakeClock
+from tests.support.node.journal_life import DAY_S, opened
+from tests.support.node.records import TRANSACTION
+
+COIN_PRICE = 3_000_000_000
+FEE_WEI = 10**12 + 1
+
+
+async def test_days_and_jobs_add_up_to_the_accepted_vouchers(tmp_path: Path) -> None:
+    clock = FakeClock()
+    life = await opened(tmp_path, clock)
+    await life.begin()
+    for day in range(3):
+        for _ in range(day + 1):
+            await life.job()
+        clock.advance(DAY_S)
+    await life.job(pay=False)
+    time = Timestamp(int(clock.wall()))
+    worth = Worth(Amount(99), None)
+    await life.journal.append([StoredTx(TxKind.SETTLE, TRANSACTION, (), worth, time)])
+    await life.journal.append([TxMoved(TRANSACTION.hash, TxState.FINAL, time, 50_000, FEE_WEI)])
+    paid = await life.journal.paid_jobs(0, 2**40)
+    spent = await life.journal.spent(0, 2**40)
+    accepted = (await life.journal.earnings()).accepted
+    await life.journal.close()
+    days = by_day(paid, spent, COIN_PRICE)
+    assert [row[1] for row in days] == [1, 2, 3, 0]
+    assert sum(int(row[3]) for row in days) == accepted
+    assert days[-1][4] == FEE_WEI and days[-1][5] == FEE_WEI * COIN_PRICE // 10**18 + 1
+    assert all(int(row[6]) == int(row[3]) - int(row[5]) for row in days)
+    assert sum(int(row[4]) for row in by_job(paid)) == accepted
+    assert len(by_job(paid)) == 6
+
+
+async def test_a_period_holds_its_first_and_its_last_day(tmp_path: Path) -> None:
+    clock = FakeClock()
+    life = await opened(tmp_path, clock)
+    await life.begin()
+    for _ in range(3):
+        await life.job()
+        clock.advance(DAY_S)
+    whole = by_job(await life.journal.paid_jobs(0, 2**40))
+    second = str(whole[1][0])
+    assert by_job(await life.journal.paid_jobs(*Period.parse(second, second).seconds)) == [whole[1]]
+    await life.journal.close()
+
+
+@pytest.mark.parametrize(
+    ("first", "last"), [("soon", ""), ("2027-02-30", ""), ("2027-01-02", "2027-01-01")]
+)
+def test_dates_that_are_none_are_refused(first: str, last: str) -> None:
+    with pytest.raises(ConfigError):
+        Period.parse(first, last)
