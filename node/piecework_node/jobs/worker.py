@@ -379,6 +379,7 @@ class Worker:
         channel.jobs[job.id] = job
         channel.stored = replace(channel.stored, funding=funding)
         await self._runtime.perform(job, job.session.open(0, channel.ledger), before=facts)
+        job.opened = job.sink
         channel.journaled = True
         if funding is not None and funding.authorization.funded > channel.stored.deposit:
             self._channels.want_funding(channel)
@@ -407,6 +408,7 @@ class Worker:
             job.channel.jobs[job.id] = job
             opened = job.session.open(submission.received, job.channel.ledger)
             await self._runtime.perform(job, opened)
+            job.opened = job.sink
             self._runtime.report(job)
         return job
 
