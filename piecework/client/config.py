@@ -149,6 +149,13 @@ class ClientConfig(Settings):
         default="1",
         description="Tokens that a channel is opened or topped up with, if the balance allows.",
     )
+    open_from_account: bool = Field(
+        default=True,
+        description=(
+            "When the escrow holds too little for a new channel, open it out of the payer's own "
+            "tokens by one signature, if the token knows EIP-3009."
+        ),
+    )
     max_fee: TokenNumber = Field(
         default="0.5",
         description=(

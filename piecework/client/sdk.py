@@ -410,7 +410,7 @@ class PieceworkClient:
         pooled = await self.chain.pooled_balance(self.token, self.wallet.payer.address)
         rows = await asyncio.to_thread(self.store.channels)
         amount = self.payment_token.amount
-        reserved = sum(reservation.amount for reservation in reservations)
+        reserved = sum(r.amount for r in reservations if not r.one_step)
         return Balance(
             payer=self.wallet.payer.address,
             pooled=amount(pooled),

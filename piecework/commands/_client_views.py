@@ -12,10 +12,11 @@ from decimal import Decimal
 from typing import Any, TextIO
 
 from piecework.base.amounts import Token
-from piecework.client.funds import Closing, Withdrawal
+from piecework.client.funds import Withdrawal
 from piecework.client.invoice import InvoiceLine
 from piecework.client.journal.proofs import ProvenReceipt
 from piecework.client.journal.records import ChannelRow
+from piecework.client.orders import Closing
 from piecework.client.sdk import PieceworkClient, Quote
 from piecework.commands._terminal import JobProgress
 from piecework_protocol.signing import sign

@@ -33,7 +33,7 @@ from piecework.chain.transactions import (
     WouldDo,
     WouldRevert,
 )
-from piecework_node.journal.records import Worth
+from piecework_node.journal.records import OneStepFunding, Worth
 from piecework_protocol.frames import FundingAuthorization
 from piecework_protocol.objects import EVERYTHING
 from piecework_protocol.states import ChannelState
@@ -133,17 +133,21 @@ class FakePort(FakeEscrow):
         return WouldDo() if body["kind"] != "settle" or any(pays) else WouldRevert("NothingNew()")
 
     async def simulate_fund(self, funding: FundingAuthorization) -> Simulation:
-        a = funding.authorization
-        pool = self.pooled.get((a.channel.token, a.channel.payer), 0)
+        a, pool = funding.authorization, self._purse(funding)
         self._answer()
         self.simulations += 1
         if self.simulate_refuses:
             return WouldRevert("InsufficientBalance()")
         return WouldDo() if pool >= a.funded else WouldRevert("InsufficientBalance()")
 
+    def _purse(self, funding: FundingAuthorization) -> int:
+        """What the payer holds where the authorization takes it from."""
+        channel = funding.authorization.channel
+        held = self.held if isinstance(funding, OneStepFunding) else self.pooled
+        return held.get((channel.token, channel.payer), 0)
+
     async def prepare_fund(self, funding: FundingAuthorization, worth: Worth) -> SignedTransaction:
-        a = funding.authorization
-        pool = self.pooled.get((a.channel.token, a.channel.payer), 0)
+        a, pool = funding.authorization, self._purse(funding)
         self._answer()
         if pool < a.funded:
             raise TransactionReverted("InsufficientBalance", {"balance": pool})
