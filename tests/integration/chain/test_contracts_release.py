@@ -57,7 +57,8 @@ def test_the_published_addresses_follow_from_the_init_code() -> None:
 def test_every_function_and_event_is_explained_with_each_parameter_and_result(name: str) -> None:
     natspec = read(f"{name}.natspec.json")
     missing = []
-    for entry in load_artifact(name).abi:
+    entries: list[Any] = list(load_artifact(name).abi)
+    for entry in entries:
         if entry["type"] not in {"function", "event"} or entry["name"] in ERC5267:
             continue
         signature = f"{entry['name']}({','.join(get_abi_input_types(entry))})"
