@@ -44,7 +44,7 @@ from piecework_protocol.worker_session import StoredCanvas
 
 BY_ID: Final = "jobs.id = ?"
 OPEN_JOBS: Final = (
-    "pruned = 0 AND (state IN ('new', 'accepted', 'running', 'suspended') "
+    "pruned = 0 AND (state IN ('new', 'accepted', 'running', 'suspended', 'stopping') "
     "OR EXISTS (SELECT 1 FROM canvases WHERE job = number AND leaf_index IS NULL))"
 )
 OPEN_CHANNELS: Final = (

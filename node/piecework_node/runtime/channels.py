@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol, TypeVar
 
 from piecework.base.errors import PieceworkError
@@ -52,12 +52,24 @@ FUNDING_RETRY_S: Final = 5.0
 """After which a client may ask again to close a channel whose funding is not mined."""
 
 
+@dataclass(frozen=True, slots=True)
+class ChannelDepth:
+    """The deposit that was ever put in, by how deep it lies in the chain. In base units."""
+
+    mined: Amount
+    final: Amount
+
+
 class ChannelReader(Protocol):
-    """The chain as far as channels need it. Both methods raise `ChainError`."""
+    """The chain as far as channels need it. Every method raises `ChainError`."""
 
     async def channel(self, channel_id: ChannelId) -> ChannelOnChain: ...
 
     async def pooled_balance(self, token: Address, owner: Address) -> Amount: ...
+
+    async def depth(self, channel_id: ChannelId) -> ChannelDepth:
+        """Return how much of a channel's deposit is some blocks deep, and how much is final."""
+        ...
 
     async def token_balance(self, token: Address, owner: Address) -> Amount: ...
 
@@ -267,6 +279,7 @@ class Channels:
         live = self._channels.get(channel)
         if live is not None:
             seen = await self._chain.channel(channel)
+            await self._ask_depth(live, seen)
             await self._runtime.shielded(self._take_over(live, seen))
 
     async def refresh(self, live: LiveChannel, offered: FundingAuthorization | None) -> None:
@@ -310,12 +323,20 @@ class Channels:
         async with self._places:
             try:
                 seen = await self._chain.channel(live.id)
+                await self._ask_depth(live, seen)
                 if funding is not None and funding.authorization.funded > seen.funded:
                     await self._ask_payer(live, funding)
             except PieceworkError as error:
                 self._note_chain_error(error)
                 return
         await self._runtime.shielded(self._take_over(live, seen))
+
+    async def _ask_depth(self, live: LiveChannel, seen: ChannelOnChain) -> None:
+        """Ask how deep a deposit lies, until all of it is final. Deposits never shrink."""
+        if live.final >= seen.funded:
+            return
+        depth = await self._chain.depth(live.id)
+        live.mined, live.final = depth.mined, depth.final
 
     async def _ask_payer(self, live: LiveChannel, funding: FundingAuthorization) -> None:
         """Ask what the payer holds, and a smart account whether it has signed (ERC-1271)."""
@@ -408,6 +429,8 @@ class Channels:
                 state=f"{stored.state.value} to {seen.state.value}",
                 amount=seen.settled,
             )
+        if lost:
+            live.mined, live.final = min(live.mined, seen.funded), min(live.final, seen.funded)
         return True
 
     async def _move_job(self, job: LiveJob) -> None:

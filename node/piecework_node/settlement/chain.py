@@ -24,7 +24,7 @@ from piecework.chain.transactions import (
     Unknown,
 )
 from piecework_node.journal.records import OneStepFunding, Worth
-from piecework_node.runtime.channels import ChannelReader
+from piecework_node.runtime.channels import ChannelDepth, ChannelReader
 from piecework_node.settlement.watch import NodePort
 from piecework_protocol.eip712 import TypedData
 from piecework_protocol.frames import FundingAuthorization
@@ -33,6 +33,8 @@ from piecework_protocol.types import Address, Amount, Bytes32, ChannelId, Timest
 
 MAX_WATCH_REQUESTS: Final = 32
 """Of one search for withdrawals. Asking for each channel is cheaper than more."""
+CONFIRMATIONS: Final = 3
+"""Blocks on top of a deposit that counts as mined."""
 NO_TRANSACTION: Final = Bytes32(bytes(32))
 """A hash that no transaction has."""
 
@@ -117,6 +119,14 @@ class ChainLink:
 
     async def channel(self, channel_id: ChannelId) -> ChannelOnChain:
         return await self._reader.channel(channel_id)
+
+    async def depth(self, channel_id: ChannelId) -> ChannelDepth:
+        head = await self._reader.latest_block()
+        final = min(head, await self._reader.finalized_block())
+        deep = max(final, head - CONFIRMATIONS)
+        at_final = await self._reader.channel(channel_id, block=final)
+        mined = at_final if deep == final else await self._reader.channel(channel_id, block=deep)
+        return ChannelDepth(mined.funded, at_final.funded)
 
     async def pooled_balance(self, token: Address, owner: Address) -> Amount:
         return await self._reader.pooled_balance(token, owner)

@@ -86,16 +86,20 @@ class ChannelManager:
         )
         return await asyncio.to_thread(self._store.open_channel, terms)
 
-    async def admit(self, job: JobRow, prompt: str | None) -> ChannelRow:
+    async def admit(self, job: JobRow, prompt: str | None, row: ChannelRow) -> ChannelRow:
         """Record a job and make sure that its channel's deposit covers it.
+
+        Args:
+            job: What is recorded.
+            prompt: Its text, if texts are kept.
+            row: Its channel, as it was read a moment ago.
 
         Raises:
             InsufficientFunds: the free balance is too small for that.
         """
-        await self.refresh_funding(job.channel_id)
+        row = await self._arrived(row)
         until = Timestamp(job.created_at + self._config.funding_lifetime_s)
         terms = job.offer.offer
-        row = await asyncio.to_thread(self._store.channel, job.channel_id)
         # A worker is paid for the transaction, and sends none for less than this.
         fee, least_raise = terms.open_fee, terms.min_deposit
         if row.funded:
@@ -196,11 +200,13 @@ class ChannelManager:
 
     async def refresh_funding(self, channel: ChannelId) -> ChannelRow:
         """See whether a pending deposit has arrived. If the chain is away, the job goes on."""
-        row = await asyncio.to_thread(self._store.channel, channel)
+        return await self._arrived(await asyncio.to_thread(self._store.channel, channel))
+
+    async def _arrived(self, row: ChannelRow) -> ChannelRow:
         if row.authorized <= row.funded:
             return row
         try:
-            return await self.refresh(channel)
+            return await self.refresh(row.id)
         except RpcUnavailable:
             return row
 

@@ -28,7 +28,7 @@ from piecework.client.jobs.selection import (
     Ranking,
 )
 from piecework.client.journal.learning import learn
-from piecework.client.journal.records import JobRow, JobStatus
+from piecework.client.journal.records import ChannelRow, JobRow, JobStatus
 from piecework.client.limits import MAX_CANDIDATES
 from piecework.client.network.discovery import Discovery
 from piecework_protocol.errors import ProtocolViolation, Refusal
@@ -76,9 +76,16 @@ class FailOver:
             await self._context.reachability.written()
         raise attempts.verdict()
 
-    async def drive(self, job: JobRow, caller: Caller, *, replay: bool = False) -> None:
-        """Follow one recorded job to its end."""
-        driver = JobDriver(self._context, job, caller, replay=replay)
+    async def drive(
+        self,
+        job: JobRow,
+        caller: Caller,
+        *,
+        replay: bool = False,
+        admitted: ChannelRow | None = None,
+    ) -> None:
+        """Follow one recorded job to its end. The choices are those of `JobDriver`."""
+        driver = JobDriver(self._context, job, caller, replay=replay, admitted=admitted)
         try:
             await driver.run()
         except WorkerUnreachable:
@@ -102,8 +109,8 @@ class FailOver:
             since = self._context.clock.monotonic()
             try:
                 await self._context.links.to(current.signed.offer)  # before anything is reserved
-                job = await prepare(self._context, current, request)
-                await self.drive(job, caller)
+                job, channel = await prepare(self._context, current, request)
+                await self.drive(job, caller, admitted=channel)
                 return True
             except InsufficientFunds as short:
                 attempts.short_of(current, short)

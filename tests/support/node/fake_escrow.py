@@ -9,6 +9,7 @@ from piecework.chain.authorizations import opening_authorization
 from piecework.chain.errors import RpcUnavailable
 from piecework.chain.reader import ChannelOnChain
 from piecework_node.journal.records import OneStepFunding
+from piecework_node.runtime.channels import ChannelDepth
 from piecework_protocol.eip712 import Domain, TypedData
 from piecework_protocol.signing import signed_by
 from piecework_protocol.states import ChannelState
@@ -42,6 +43,8 @@ class FakeEscrow:
         """Tokens outside of the escrow."""
         self.signed: set[tuple[Address, TypedData, bytes]] = set()
         """What smart accounts say that they have signed."""
+        self.shallow: dict[ChannelId, Amount] = {}
+        """Channels of which nothing is final, and how much of each is mined."""
         self.down = False
         self.reads = 0
 
@@ -50,6 +53,13 @@ class FakeEscrow:
         known = self.channels.get(channel_id, FakeChannel())
         request = (known.requested, known.requested_at)
         return ChannelOnChain(known.state, known.deposit, known.settled, known.withdrawn, *request)
+
+    async def depth(self, channel_id: ChannelId) -> ChannelDepth:
+        self._answer()
+        deposit = self.channels.get(channel_id, FakeChannel()).deposit
+        if channel_id in self.shallow:
+            return ChannelDepth(self.shallow[channel_id], Amount(0))
+        return ChannelDepth(deposit, deposit)
 
     async def pooled_balance(self, token: Address, owner: Address) -> Amount:
         self._answer()

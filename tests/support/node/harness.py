@@ -27,6 +27,7 @@ from piecework_node.runtime.live import LiveChannel, LiveJob
 from piecework_node.settlement.openings import Openings
 from piecework_node.settlement.settler import Settler
 from piecework_node.times import now
+from piecework_protocol.credit import CreditTerms
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import Refusal
 from piecework_protocol.frames import (
@@ -77,6 +78,7 @@ TERMS = OperatorTerms(
     jobs_per_channel=4,
     min_withdrawal_delay=Seconds(900),
     min_deposit=Amount(1000),
+    credit=CreditTerms(Amount(1_000), Amount(20_000), Amount(100_000), Amount(4_000)),
     offer_lifetime_s=600,
 )
 PATIENCE = Patience(payment_s=30.0)
