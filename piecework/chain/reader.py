@@ -270,8 +270,13 @@ class ChainReader:
     # --- channels and money
 
     async def channel(self, channel_id: ChannelId, *, block: int | None = None) -> ChannelOnChain:
-        """A channel; `UNKNOWN_CHANNEL` when the escrow has never seen it."""
-        (row,) = await self._escrow("getChannel", channel_id, block=block)
+        """A channel; `UNKNOWN_CHANNEL` when the escrow has never seen it, or at `block` was not there
+        yet."""
+        abi, escrow = interface("Escrow"), self.deployment.escrow
+        data = await self._eth_call(escrow, abi.encode("getChannel", (channel_id,)), block)
+        if block is not None and not data:
+            return UNKNOWN_CHANNEL
+        (row,) = abi.decode("getChannel", data)
         return channel_from(row)
 
     async def pooled_balance(

@@ -26,6 +26,7 @@ class Evidence:
     voucher: Voucher
     voucher_signature: Signature
     settlements: Sequence[Settled]
+    fees: int
     gas: dict[str, int]
     before: Balances
     after: Balances
@@ -57,8 +58,8 @@ def verdict(evidence: Evidence) -> list[str]:
         found.append(
             f"money is not conserved: {evidence.before.total} became {evidence.after.total}"
         )
-    if evidence.after.receiver - evidence.before.receiver != voucher.cumulative:
-        found.append("the receiver did not get what the voucher says")
+    if evidence.after.receiver - evidence.before.receiver != voucher.cumulative + evidence.fees:
+        found.append("the receiver did not get what the voucher and the fees say")
     return found
 
 
@@ -97,6 +98,7 @@ def to_json(evidence: Evidence) -> dict[str, Any]:
         if evidence.settlements
         else None,
         "settlements": len(evidence.settlements),
+        "fees": evidence.fees,
         "gas_used": gas,
         "gas": {**evidence.gas, "per_job": gas // jobs},
         "balances": {"before": evidence.before.to_json(), "after": evidence.after.to_json()},

@@ -129,7 +129,8 @@ async def settle(market: DemoMarket, results: list[JobResult], watch: Stopwatch)
         await reader.latest_block(),
         channelId=channel,
     )
-    openings = {e.log.transaction for e in events if isinstance(e, ChannelFunded)}
+    funded = [e for e in events if isinstance(e, ChannelFunded)]
+    openings = {e.log.transaction for e in funded}
     sender = TransactionSender.of(reader, client.wallet.payer)
     gas = {"deposit": market.customer.deposit_gas, "open": 0, "settle": 0}
     for kind, transactions in (
@@ -145,7 +146,8 @@ async def settle(market: DemoMarket, results: list[JobResult], watch: Stopwatch)
     before, after = market.customer.before, await balances(client, market.receiver)
     ready = market.worker.ready
     worker = {name: ready[name] for name in ("operator", "receiver", "endpoint", "exposure_bound")}
-    paid = results, receipts, voucher, signature, settlements
+    fees = sum(e.fee for e in funded)
+    paid = results, receipts, voucher, signature, settlements, fees
     return Evidence(
         *paid,
         gas,
@@ -173,7 +175,7 @@ async def _settled(
     """Wait, boundedly, until the chain has paid what the last voucher says."""
     try:
         async with asyncio.timeout(SETTLE_TIMEOUT_S):
-            while (await reader.channel(channel)).settled < cumulative:  # noqa: ASYNC110  the chain has no event
+            while not await _is_home(reader, channel, cumulative, market):  # noqa: ASYNC110  the chain has no event
                 await asyncio.sleep(POLL_S)
     except TimeoutError:
         raise RoleFailed(
@@ -185,3 +187,12 @@ async def _settled(
 def temporary_root() -> tempfile.TemporaryDirectory[str]:
     """Where a demo keeps its homes; gone when it ends."""
     return tempfile.TemporaryDirectory(prefix="piecework-demo-", ignore_cleanup_errors=True)
+
+
+async def _is_home(
+    reader: ChainReader, channel: ChannelId, cumulative: Amount, market: DemoMarket
+) -> bool:
+    """Whether the voucher is settled, and the fee for the opening was pushed to the receiver."""
+    if (await reader.channel(channel)).settled < cumulative:
+        return False
+    return not await reader.waiting_payout(reader.deployment.token, market.receiver)

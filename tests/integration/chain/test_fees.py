@@ -10,6 +10,7 @@ import pytest
 from piecework.chain.calls import submit_funding
 from piecework.chain.dev.embedded import EmbeddedChain
 from piecework.chain.errors import TransactionReverted
+from piecework.chain.reader import UNKNOWN_CHANNEL
 from piecework.client.errors import FeeOverLimit, InsufficientFunds, NoWorkerFits
 from piecework.client.orders import ClosingState
 from piecework_protocol.errors import Reason, Refusal
@@ -126,6 +127,17 @@ async def test_a_closing_fee_above_the_limit_is_said_and_nothing_is_signed(
         (closed,) = await funds.close_all()
         assert closed.closed, "our own transaction takes no fee"
     assert await mine.pooled() == 5 * USD - worker.paid()
+
+
+async def test_before_the_escrow_was_there_every_channel_is_unknown(
+    market: TestMarket, worker: FakeWorker, mine: Purse
+) -> None:
+    async with mine.process() as (client, _):
+        await collect(client.run(ask()))
+        await mine_openings(market, worker, mine)
+        (row,) = client.store.channels()
+    assert (await market.reader.channel(row.id)).funded == USD
+    assert await market.reader.channel(row.id, block=0) == UNKNOWN_CHANNEL
 
 
 # --- opening in one step

@@ -115,12 +115,13 @@ async def test_the_same_pieces_by_hand_as_a_gpu_owner_and_a_client_would_use_the
             _become_a_worker(hands, group, reader, index.ready["url"]),
             _become_a_client(hands, index.ready["url"]),
         )
-        results = await _buy_two_texts(hands, worker)
-        paid = await _settle(hands, reader, results)
-        await _leave(hands, reader, payer, paid)
+        results, fee = await _buy_two_texts(hands, worker)
+        paid = await _settle(hands, reader, results, fee)
+        await _leave(hands, reader, payer, paid + fee)
         assert await worker.stop() == 0, worker.log_tail()
-        assert (await hands.worker("earnings"))["settled"] == paid
-        assert await reader.token_balance(deployment.token, PAYOUT) == paid
+        earnings = await hands.worker("earnings")
+        assert (earnings["settled"], earnings["waiting"]) == (paid, 0)
+        assert await reader.token_balance(deployment.token, PAYOUT) == paid + fee
         assert await index.stop() == 0
 
 
@@ -169,8 +170,11 @@ async def _become_a_client(hands: Hands, index: str) -> str:
     return str(made["payer"])
 
 
-async def _buy_two_texts(hands: Hands, worker: Role) -> list[dict[str, Any]]:
-    """Once through the index, once with none: straight from the registry on the chain."""
+async def _buy_two_texts(hands: Hands, worker: Role) -> tuple[list[dict[str, Any]], int]:
+    """Once through the index, once with none: straight from the registry on the chain.
+
+    Returns the results, and the fee for the opening.
+    """
     offers, quote = await asyncio.gather(
         hands.client("offers"), hands.client("quote", PROMPT, "--max-tokens", "256")
     )
@@ -187,10 +191,14 @@ async def _buy_two_texts(hands: Hands, worker: Role) -> list[dict[str, Any]]:
     second = await hands.client("run", PROMPT, "--max-tokens", "256", "--seed", "11")
     assert second["text"] == first["text"] != ""
     assert second["job"] != first["job"] and second["channel"] == first["channel"]
-    return [first, second]
+    fee = int(quote["fee"])
+    assert fee > 0
+    return [first, second], fee
 
 
-async def _settle(hands: Hands, reader: ChainReader, results: list[dict[str, Any]]) -> int:
+async def _settle(
+    hands: Hands, reader: ChainReader, results: list[dict[str, Any]], fee: int
+) -> int:
     """The worker's owner wants the money on the chain now; what the chain paid."""
     promised: int = sum(result["cost"] for result in results)
     receipts, earnings, status = await asyncio.gather(
@@ -204,12 +212,14 @@ async def _settle(hands: Hands, reader: ChainReader, results: list[dict[str, Any
     channel = ChannelId(parse_hex(results[0]["channel"], 32, "channel"))
 
     async def settled() -> bool:
-        return (await reader.channel(channel)).settled >= promised
+        token = reader.deployment.token
+        home = await reader.token_balance(token, PAYOUT)
+        return (await reader.channel(channel)).settled >= promised and home >= promised + fee
 
     await until(settled, within_s=SETTLED_WITHIN_S, poll_s=POLL_S)
     (settlement,) = await reader.settlements(channel)
     assert settlement.amount == promised
-    assert await reader.token_balance(reader.deployment.token, PAYOUT) == promised
+    assert await reader.token_balance(reader.deployment.token, PAYOUT) == promised + fee
     return promised
 
 

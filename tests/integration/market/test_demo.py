@@ -142,7 +142,7 @@ def verify(report: dict[str, Any]) -> None:
     assert (len(rows), sum(r.amount for r in receipts)) == (voucher.count, voucher.cumulative)
     before, after = balances["before"], balances["after"]
     assert sum(before.values()) == sum(after.values())
-    assert after["receiver"] - before["receiver"] == voucher.cumulative
+    assert after["receiver"] - before["receiver"] == voucher.cumulative + report["fees"]
 
 
 def receipt_of(row: dict[str, Any]) -> Receipt:
