@@ -26,7 +26,7 @@ from piecework_node.runtime.requests import generation_request
 from piecework_node.times import now
 from piecework_protocol.eip712 import Domain, TypedData
 from piecework_protocol.errors import Reason, Refusal
-from piecework_protocol.frames import Progress
+from piecework_protocol.frames import Accepted, Progress
 from piecework_protocol.ledger import WorkerLedger
 from piecework_protocol.limits import MAX_CANVASES_AHEAD
 from piecework_protocol.signing import Signer, sign
@@ -84,6 +84,8 @@ class JobRuntime:
         if job.sink is not None:
             for frame in outcome.frames(self.sign):
                 job.sink.send(frame)
+                if isinstance(frame, Accepted):
+                    job.greeted = job.sink
         if self.command(job, outcome):
             self.rest(job)
         else:
@@ -138,8 +140,11 @@ class JobRuntime:
             del self.sequences[sequence]
 
     def report(self, job: LiveJob) -> None:
-        """Tell the client where its job is, if it listens and the job is not over."""
-        if job.sink is None or job.ended:
+        """Tell the client where its job is, if it listens and the job is not over.
+
+        The acceptance comes first (clause 2.4), and it may still wait for the disk.
+        """
+        if job.sink is None or job.ended or job.greeted is not job.sink:
             return
         done = job.progress
         if done is None:

@@ -28,6 +28,8 @@ class LiveJob:
     committed: list[tuple[int, ...]] = field(default_factory=list)
     """Token ids of the finished canvases, only while a stream is open."""
     sink: FrameSink | None = None
+    greeted: FrameSink | None = None
+    """The stream that has got the job's acceptance, before which no other frame may come."""
     drafts: bool = False
     sequence: str | None = None
     """The name of the job's sequence in the engine while it has one."""
