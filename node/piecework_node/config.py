@@ -303,8 +303,11 @@ class WorkerConfig(Settings):
                 f"{self.endpoint or self.bind} means every address, and clients cannot dial it: "
                 "set endpoint to the host:port that they dial"
             )
-        if self.chain_outage_s >= self.min_withdrawal_delay_s:
-            raise ValueError("chain_outage_s must be shorter than min_withdrawal_delay_s")
+        if 3 * self.chain_outage_s >= self.min_withdrawal_delay_s:
+            # Claims go out in the last third of a withdrawal's delay.
+            raise ValueError(
+                "chain_outage_s must be shorter than a third of min_withdrawal_delay_s"
+            )
         if self.open_fee is not None and self.open_fee < self.credit_first:
             raise ValueError(
                 f"open_fee is less than credit_first ({self.credit_first}): an opening that never "

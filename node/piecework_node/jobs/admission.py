@@ -24,7 +24,7 @@ from piecework_node.runtime.faults import Fault
 from piecework_protocol.credit import PayerCredit, ceiling, start_fault
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import Reason, Refusal
-from piecework_protocol.frames import FundingAuthorization, OpeningAuthorization, SubmitJob
+from piecework_protocol.frames import FundingAuthorization, SubmitJob
 from piecework_protocol.ledger import WorkerLedger
 from piecework_protocol.limits import (
     MAX_CANVASES_PER_JOB,
@@ -142,13 +142,6 @@ def _taking_jobs(_: SubmitJob, v: AdmissionView) -> None:
 def _starts_at_the_beginning(s: SubmitJob, _: AdmissionView) -> None:
     if s.received != 0:
         raise Refusal(Reason.JOB_ENDED, "this worker has no record of that job")
-
-
-def _funding_is_taken(s: SubmitJob, _: AdmissionView) -> None:
-    if isinstance(s.funding, OpeningAuthorization):
-        raise Refusal(
-            Reason.FUND_YOURSELF, "this worker submits no token authorizations. Open the channel"
-        )
 
 
 def _offer_holds(s: SubmitJob, v: AdmissionView) -> None:
@@ -317,7 +310,6 @@ IDENTITY: Final[tuple[IdentityCheck, ...]] = (
 TERMS: Final[tuple[IdentityCheck, ...]] = (
     _taking_jobs,
     _starts_at_the_beginning,
-    _funding_is_taken,
     _offer_holds,
     _model_served,
     _service_offered,

@@ -61,9 +61,9 @@ from piecework_protocol.frames import (
 )
 from piecework_protocol.limits import RESUME_S
 from piecework_protocol.objects import Offer
-from piecework_protocol.sealing import canvas_context, content_context, resume_context, seal
+from piecework_protocol.sealing import check_key, content_context, resume_context
 from piecework_protocol.states import ENDED_STATES, JobState
-from piecework_protocol.types import Address, Digest, JobId
+from piecework_protocol.types import Address, Amount, Digest, JobId
 from piecework_protocol.wire import SignedOffer
 from piecework_protocol.worker_session import AcceptedJob, StateRecord, WorkerSession
 
@@ -379,6 +379,7 @@ class Worker:
         channel.jobs[job.id] = job
         channel.stored = replace(channel.stored, funding=funding)
         await self._runtime.perform(job, job.session.open(0, channel.ledger), before=facts)
+        job.opened = job.sink
         channel.journaled = True
         if funding is not None and funding.authorization.funded > channel.stored.deposit:
             self._channels.want_funding(channel)
@@ -407,6 +408,7 @@ class Worker:
             job.channel.jobs[job.id] = job
             opened = job.session.open(submission.received, job.channel.ledger)
             await self._runtime.perform(job, opened)
+            job.opened = job.sink
             self._runtime.report(job)
         return job
 
@@ -531,7 +533,7 @@ class Worker:
             messages = decode_prompt(prompt)
             if facts is not None:
                 prompts.check_text_length(messages, facts.max_context)
-            seal(b"", job.reply_key, canvas_context(domain, job_id, 0))
+            check_key(job.reply_key)
             return await self._runtime.engine.encode_prompt(messages)
         except PromptRejected as error:
             raise Refusal(Reason.PROMPT_REFUSED, str(error)) from None
@@ -575,9 +577,9 @@ class Worker:
         funding = better_funding(known, offered)
         return ChannelView(
             ledger=stored.ledger,
-            state=stored.state,
-            deposit=channel.capacity,
-            withdrawn=stored.withdrawn,
+            state=channel.state_for_jobs,
+            deposit=channel.available,
+            withdrawn=Amount(stored.deposit - channel.available),
             account_signed=funding is not None and funding == channel.account_signed,
             fresh=self._channels.is_reliable(channel, funding),
             funding=funding,

@@ -20,6 +20,7 @@ from piecework_node.journal.records import (
     TxState,
     TxSubject,
     Worth,
+    one_step,
 )
 from piecework_node.journal.writes import amount_of
 from piecework_protocol.errors import InvariantBroken, Reason
@@ -177,9 +178,7 @@ def _authorization(data: bytes | None, channel: Channel) -> FundingAuthorization
     if data is None:
         return None
     funding = decode_funding(data, channel)
-    if not isinstance(funding, FundingAuthorization):
-        raise InvariantBroken("a channel is stored with an authorization out of the pool")
-    return funding
+    return funding if isinstance(funding, FundingAuthorization) else one_step(channel, funding)
 
 
 def paid_jobs(db: apsw.Connection, since: int, until: int) -> tuple[PaidJob, ...]:

@@ -19,6 +19,7 @@ from piecework_node.journal.records import (
     ChannelObserved,
     CloseAgreed,
     JournalRecord,
+    OneStepFunding,
     StoredChannel,
     VoucherApplied,
 )
@@ -68,6 +69,12 @@ class ChannelReader(Protocol):
 
     async def depth(self, channel_id: ChannelId) -> ChannelDepth:
         """Return how much of a channel's deposit is some blocks deep, and how much is final."""
+        ...
+
+    async def token_balance(self, token: Address, owner: Address) -> Amount: ...
+
+    async def opening_signed(self, funding: OneStepFunding) -> bool:
+        """Whether the payer has signed an opening in one step, under its token's domain."""
         ...
 
     async def payer_signed(self, payer: Address, message: TypedData, signature: bytes) -> bool: ...
@@ -334,6 +341,12 @@ class Channels:
     async def _ask_payer(self, live: LiveChannel, funding: FundingAuthorization) -> None:
         """Ask what the payer holds, and a smart account whether it has signed (ERC-1271)."""
         payer, terms = live.stored.channel.payer, funding.authorization
+        if isinstance(funding, OneStepFunding):
+            # It is paid out of the payer's own account, and signed under the token's domain.
+            live.pooled = await self._chain.token_balance(*_purse(live))
+            live.account_signed = funding if await self._chain.opening_signed(funding) else None
+            live.pooled_at = self._runtime.clock.monotonic()
+            return
         live.pooled = await self._chain.pooled_balance(*_purse(live))
         if not signed_by(self._runtime.domain, terms, funding.signature, payer):
             signed = await self._chain.payer_signed(payer, terms, funding.signature)

@@ -160,7 +160,7 @@ class JobRuntime:
 
     def report(self, job: LiveJob) -> None:
         """Tell the client where its job is, if it listens and the job is not over."""
-        if job.sink is None or job.ended:
+        if job.sink is None or job.sink is not job.opened or job.ended:
             return
         done = job.progress
         if job.short_of_credit:

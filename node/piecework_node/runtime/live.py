@@ -12,6 +12,7 @@ from piecework_node.runtime.sink import FrameSink
 from piecework_protocol.credit import ChannelCredit, PayerStanding, ceiling
 from piecework_protocol.frames import FundingAuthorization
 from piecework_protocol.ledger import WorkerLedger
+from piecework_protocol.objects import EVERYTHING
 from piecework_protocol.pricing import worst_case
 from piecework_protocol.states import ENDED_STATES, ChannelState, JobState
 from piecework_protocol.types import Amount, ChannelId, JobId
@@ -29,6 +30,8 @@ class LiveJob:
     committed: list[tuple[int, ...]] = field(default_factory=list)
     """Token ids of the finished canvases, only while a stream is open."""
     sink: FrameSink | None = None
+    opened: FrameSink | None = None
+    """The stream that has got the acceptance. No other frame may come before that."""
     drafts: bool = False
     sequence: str | None = None
     """The name of the job's sequence in the engine while it has one."""
@@ -145,6 +148,29 @@ class LiveChannel:
     def capacity(self) -> Amount:
         """What vouchers can draw on chain: the deposit without what the payer took back."""
         return Amount(self.stored.deposit - self.stored.withdrawn)
+
+    @property
+    def available(self) -> Amount:
+        """What new jobs can count on: what the payer asked back counts as gone at once."""
+        return Amount(max(self.stored.settled, self.capacity - self.stored.requested))
+
+    @property
+    def state_for_jobs(self) -> ChannelState:
+        """The state, in which a channel stays open whose payer asks only for a part."""
+        stored = self.stored
+        if stored.state is ChannelState.WITHDRAWING and stored.requested < EVERYTHING:
+            return ChannelState.OPEN
+        return stored.state
+
+    def must_claim(self, now: int) -> bool:
+        """Whether a request to withdraw is about to take from what is claimable.
+
+        That is so in the last third of the delay. Who asks and calls off costs us no gas.
+        """
+        stored = self.stored
+        if stored.state is not ChannelState.WITHDRAWING or self.ledger.cumulative <= self.available:
+            return False
+        return now >= stored.requested_at + stored.channel.withdrawal_delay * 2 // 3
 
     @property
     def backing(self) -> Amount:

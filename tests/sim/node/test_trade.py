@@ -8,12 +8,13 @@ import pytest
 
 from piecework_protocol.credit import CreditTerms
 from piecework_protocol.errors import Reason, Refusal
-from piecework_protocol.frames import Progress
+from piecework_protocol.frames import Accepted, Progress
 from piecework_protocol.limits import MAX_CANVASES_AHEAD, RESUME_S
 from piecework_protocol.objects import Finish
 from piecework_protocol.states import JobState
 from piecework_protocol.types import Amount, PayerSignature
 from piecework_protocol.wire import decode_worker_frame
+from tests.support.node.faults import KillSwitch
 from tests.support.node.harness import TERMS, Client, WorkerHarness
 
 NARROW = replace(
@@ -129,6 +130,37 @@ async def test_silence_means_death_so_a_waiting_job_is_told_its_place() -> None:
     assert second.sink is not None
     frame = decode_worker_frame(second.sink.frames[-1])
     assert frame == Progress(second.id, 0, 0, 0, queue_position=2)
+
+
+class Heartbeats(KillSwitch):
+    """A heartbeat at every point at which the process could have been killed."""
+
+    def __init__(self, harness: WorkerHarness) -> None:
+        super().__init__()
+        self._harness, self._beating = harness, False
+
+    def point(self) -> None:
+        super().point()
+        if self._beating or not hasattr(self._harness, "worker"):
+            return
+        self._beating = True
+        self._harness.worker.heartbeat()
+        self._beating = False
+
+
+async def test_no_frame_comes_before_the_acceptance_not_even_a_heartbeat() -> None:
+    """A job whose acceptance is not durable yet has a stream and no word on it."""
+    harness = WorkerHarness()
+    await harness.boot(Heartbeats(harness))
+    client = Client(harness)
+    client.open_on_chain()
+    line = client.job(3, 64)
+    for _ in range(2):  # the second time the job returns
+        await client.submit(line)
+        harness.worker.heartbeat()
+        assert line.sink is not None
+        frames = [decode_worker_frame(frame) for frame in line.sink.frames]
+        assert isinstance(frames[0], Accepted) and isinstance(frames[-1], Progress)
 
 
 async def test_a_newer_stream_takes_the_job_over() -> None:
