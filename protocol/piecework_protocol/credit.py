@@ -112,9 +112,7 @@ def payer_credit(terms: CreditTerms, channels: Iterable[ChannelCredit]) -> Payer
     return PayerCredit(standing, owed, _limit(terms, standing, mine))
 
 
-def _limit(
-    terms: CreditTerms, standing: PayerStanding, channels: Sequence[ChannelCredit]
-) -> Amount:
+def _limit(terms: CreditTerms, standing: PayerStanding, mine: Sequence[ChannelCredit]) -> Amount:
     if standing is PayerStanding.SIMULATED:
         return terms.first
     deposit = sum(c.deposit for c in mine if c.standing is not PayerStanding.SIMULATED)
