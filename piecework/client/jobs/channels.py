@@ -16,6 +16,7 @@ from piecework.chain.errors import RpcRefused, RpcUnavailable
 from piecework.chain.records import ChannelOnChain
 from piecework.client.config import ClientConfig
 from piecework.client.errors import InsufficientFunds
+from piecework.client.jobs.vouchers import VouchersUnderWay
 from piecework.client.journal.records import (
     ChannelRow,
     ChannelStatus,
@@ -63,6 +64,7 @@ class ChannelManager:
         self._money, self._token = token, Address(token.address or b"")
         self._config, self._clock, self._entropy = config, clock, entropy
         self._step = config.amounts(token).deposit
+        self.under_way = VouchersUnderWay()
 
     async def for_offer(self, offer: Offer) -> ChannelRow:
         """Return the open channel with this worker, or record one that is not funded yet."""
