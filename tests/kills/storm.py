@@ -229,7 +229,8 @@ async def check_books(scene: Stage, report: Report) -> Report:
     async with await PieceworkClient.open(files, config, password=PASSWORD) as client:
         (row,) = client.store.channels()
         row = await paid_up(client, row)
-        assert not client.store.jobs(status=JobStatus.BROKEN)
+        broken = [(job.id.hex(), job.detail) for job in client.store.jobs(status=JobStatus.BROKEN)]
+        assert not broken, f"{broken}\n{scene.worker.tail()}"
         _, receipts = await client.receipts(row.id)
         assert not [proven.trouble for proven in receipts if proven.trouble]
         voucher = row.book.voucher()

@@ -48,8 +48,8 @@ from piecework_protocol.types import address_hex
 TICK_S: Final = 0.5
 HEARTBEAT_S: Final = 0.8 * PROGRESS_INTERVAL_MS / 1000
 """A little more often than clients are promised."""
-PRUNE_PAUSE_S: Final = 0.05
-"""Between two steps of pruning, each of about two milliseconds."""
+PRUNE_PAUSE_S: Final = 0.01
+"""Between two steps of pruning, each of a few milliseconds."""
 PRUNE_INTERVAL_S: Final = 60.0
 """After which pruning looks again whether there is something to let go of."""
 Loop = Callable[[], Awaitable[None]]

@@ -30,9 +30,9 @@ from piecework_node.journal.verify import ANCHOR, column_names
 from piecework_node.journal.writes import JournalBatch
 from piecework_protocol.limits import MAX_JOB_LIFETIME_S
 
-JOBS_A_STEP: Final = 8
-LOG_ENTRIES_A_STEP: Final = 128
-OFFERS_A_STEP: Final = 8
+JOBS_A_STEP: Final = 4
+LOG_ENTRIES_A_STEP: Final = 48
+OFFERS_A_STEP: Final = 4
 
 _JOBS = (
     "SELECT number FROM jobs WHERE pruned = 0 AND deadline < ? "

@@ -299,7 +299,7 @@ class JobDriver:
         stream = link.run(max(1, self._deadline - context.now()) + CANCEL_TIMEOUT_S)
         try:
             self.sent = True
-            funding = context.channels.funding(row)
+            funding = await context.channels.funding(row)
             submission = replace(
                 job.submission,
                 received=session.received,

@@ -34,7 +34,7 @@ from piecework_protocol.types import (
 _CHANNEL: Final = (
     "SELECT id, payer, authorizer, receiver, operator, token, withdrawal_delay, salt,"
     " authorized, fee, funding_deadline, taken, funded, withdrawn,"
-    " settled, cumulative, count, peaks, acknowledged, status FROM channels"
+    " settled, cumulative, count, peaks, acknowledged, status, one_step FROM channels"
 )
 _JOB: Final = (
     "SELECT id, submission, offer, reply_secret, prompt_bytes, status, prompt_tokens, detail,"
@@ -93,7 +93,7 @@ def add_channel(db: apsw.Connection, key: bytes, terms: Channel, status: Channel
 def _channel(db: apsw.Connection, row: Any) -> ChannelRow:
     key, *terms = row[:8]
     authorized, fee, deadline, taken, funded, withdrawn, settled = row[8:15]
-    cumulative, count, packed, acknowledged, status = row[15:]
+    cumulative, count, packed, acknowledged, status, one_step = row[15:]
     peaks = tuple(Bytes32(packed[i : i + 32]) for i in range(0, len(packed), 32))
     book = PayerLedger(
         ChannelId(key),
@@ -122,6 +122,7 @@ def _channel(db: apsw.Connection, row: Any) -> ChannelRow:
         settled=Amount(int(settled)),
         book=book,
         status=ChannelStatus(status),
+        one_step=bool(one_step),
     )
 
 

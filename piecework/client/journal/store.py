@@ -200,6 +200,13 @@ class Store:
             rows.write_book(db, book)
         return book
 
+    def unpromised(self, channel: ChannelId, now: Timestamp) -> Amount:
+        """Return what a channel holds on chain beyond what was promised or may come to be."""
+        with self._database.read() as db:
+            row = rows.channel(db, channel)
+            promised = row.book.cumulative + rows.reserved_by_jobs(db, channel, now)
+        return Amount(max(0, row.funded - row.withdrawn - promised))
+
     # --- reservations
 
     def reservations(self, token: Address, now: Timestamp) -> tuple[Reservation, ...]:
@@ -228,7 +235,8 @@ class Store:
         if total <= row.funded:
             return None
         amount = Amount(total - row.funded + row.fee)
-        return Reservation(row.id, row.channel.operator, amount, row.funding_deadline, why)
+        until = row.funding_deadline
+        return Reservation(row.id, row.channel.operator, amount, until, why, row.one_step)
 
     def _is_submitted(self, db: apsw.Connection, channel: ChannelId, now: Timestamp) -> bool:
         """Whether a living process offers a job that no worker has taken yet."""
@@ -248,6 +256,8 @@ class Store:
         prompt: str | None,
         grow: Callable[[Amount, Amount], Amount],
         funding_deadline: Timestamp,
+        *,
+        one_step: bool = False,
     ) -> ChannelRow:
         """Record a signed job and reserve its ceiling in its channel.
 
@@ -257,6 +267,7 @@ class Store:
             grow: Called with the total that is needed and the total that counts already, when the
                 second is too small. It returns the channel's new total.
             funding_deadline: When a new authorization ends.
+            one_step: Whether a new authorization takes the payer's own tokens.
 
         Raises:
             InsufficientFunds: `grow` raised it. Nothing was recorded.
@@ -280,9 +291,9 @@ class Store:
                 fee = fees.top_up_fee if row.funded else fees.open_fee
                 taken = row.taken if pending else 0
                 db.execute(
-                    "UPDATE channels SET authorized = ?, fee = ?, funding_deadline = ?, taken = ?"
-                    " WHERE id = ?",
-                    (str(total), str(fee), funding_deadline, str(taken), row.id),
+                    "UPDATE channels SET authorized = ?, fee = ?, funding_deadline = ?, taken = ?,"
+                    " one_step = ? WHERE id = ?",
+                    (str(total), str(fee), funding_deadline, str(taken), one_step, row.id),
                 )
             rows.add_job(db, job, prompt)
             return rows.channel(db, row.id)
