@@ -311,6 +311,7 @@ class JobDriver:
             return await self._frames(stream, session, row, watchdog)
         finally:
             stream.abort()
+            context.channels.under_way.ended(row.id, stream)
 
     async def _frames(
         self, stream: JobStream, session: ClientSession, row: ChannelRow, watchdog: Watchdog
@@ -458,7 +459,9 @@ class JobDriver:
                     service=model.service,
                 )
             )
-        if book.accumulator.count > _recorded(event.account):
+        count = book.accumulator.count
+        lacking = count > _recorded(event.account)
+        if lacking and not context.channels.under_way.covers(job.channel_id, count):
             await self._send_voucher(stream, book, book.voucher())
         return book
 
@@ -496,6 +499,7 @@ class JobDriver:
 
     async def _send_voucher(self, stream: JobStream, book: PayerLedger, voucher: Voucher) -> None:
         """Sign the voucher that was recorded with the book, and send it."""
+        self._context.channels.under_way.sent(voucher.channel, stream, voucher.count)
         signature = sign(self._context.domain, voucher, self._context.wallet.authorizer)
         await stream.send(book.payment(voucher, signature))
 
