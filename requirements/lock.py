@@ -18,6 +18,7 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 FOLDER: Final = ROOT / "requirements"
 OLDEST_PYTHON: Final = "3.11"
 TORCH: Final = re.compile(r"torch\b")
+HALMOS: Final = "halmos==0.3.3"
 HEADER: Final = """\
 # {what}
 # Written by make lock. Install with: {how}
@@ -62,6 +63,12 @@ def main() -> None:
         HOW.format("-r requirements/build.lock"),
         _resolve(_read_project()["build-system"]["requires"]),
     )
+    _write(
+        "halmos",
+        "The prover of the contracts, in an environment of its own: make halmos.",
+        HOW.format("-r requirements/halmos.lock"),
+        _resolve([HALMOS], constraints=None),
+    )
 
 
 def _requirements(extras: Iterable[str]) -> list[str]:
@@ -87,11 +94,14 @@ def _read_project() -> dict[str, Any]:
     return tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
-def _resolve(lines: Iterable[str]) -> dict[str, str]:
+def _resolve(
+    lines: Iterable[str], constraints: Path | None = ROOT / "constraints.txt"
+) -> dict[str, str]:
     """Each distribution with its lines of a lock file."""
+    held = () if constraints is None else ("--constraint", str(constraints))
     arguments = (
         *("--universal", "--generate-hashes", "--no-annotate", "--no-header", "--quiet"),
-        *("--python-version", OLDEST_PYTHON, "--constraint", str(ROOT / "constraints.txt")),
+        *("--python-version", OLDEST_PYTHON, *held),
     )
     result = subprocess.run(
         [str(Path(sys.executable).parent / "uv"), "pip", "compile", *arguments, "-"],

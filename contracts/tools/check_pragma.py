@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from release import ROOT, sources
+from release import ROOT, sources  # type: ignore[import-not-found]
 
 OLDEST = "0.8.20"
 PRAGMA = re.compile(r"^pragma solidity (.*);", re.MULTILINE)

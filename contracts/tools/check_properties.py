@@ -26,10 +26,8 @@ def main() -> int:
     problems = [f"{name}: a property names it, but it does not exist" for name in promised]
     problems = [line for line in problems if line.split(":")[0] not in written]
     problems += [f"{name}: holds no property" for name in written if name not in promised]
-    problems += [
-        f"{name}: two tests have this name" for name, times in written.items() if times > 1
-    ]
-    problems += [f"{name}: two properties have this id" for name, times in ids.items() if times > 1]
+    problems += [f"{name}: two tests have this name" for name, n in written.items() if n > 1]
+    problems += [f"{name}: two properties have this id" for name, n in ids.items() if n > 1]
     sections = PROPERTY.split(text)[1:]
     for name, body in zip(sections[::2], sections[1::2], strict=True):
         if not NAME.search(body):

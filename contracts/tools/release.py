@@ -23,7 +23,7 @@ CONTRACTS = ("Escrow", "WorkerRegistry")
 FACTORY = "0x4e59b44847b379578588920cA78FbF26c0B4956C"
 SALT = bytes(32)
 # A registry's address depends on its terms. These are the ones that addresses.json shows.
-EXAMPLE_TERMS = {
+EXAMPLE_TERMS: dict[str, Any] = {
     "token": "0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913",
     "min_stake": 100_000_000,
     "unbonding_seconds": 604_800,

@@ -34,6 +34,8 @@ VARIABLES: Final = Variables(
     # The store of pulled models, for every command.
     aliases={"PIECEWORK_MODELS": "model_store"},
 )
+STRANGERS: Final = 8
+"""How many of them may owe all that one of them may."""
 MAX_INDEXES: Final = 16
 MAX_RPC_URLS: Final = 16
 MAX_VLLM_ENDPOINTS: Final = 64
@@ -48,6 +50,8 @@ MONEY: Final = (
     "price_per_thousand_steps",
     "min_deposit",
     "credit_first",
+    "credit_mined",
+    "credit_max",
     "min_top_up",
     "native_coin_price",
 )
@@ -75,6 +79,15 @@ class WorkerConfig(Settings):
     credit_first: Units = Field(
         2_000,
         description="what a new client may owe before its channel's opening is mined",
+    )
+    credit_mined: Units = Field(
+        25_000, description="what a client may owe at most before its deposit is final"
+    )
+    credit_max: Units = Field(1_000_000, description="what any client may owe at most")
+    stranger_credit: Units = Field(
+        0,
+        description="what all clients without a mined deposit may owe together. 0: 8 times "
+        "credit_first",
     )
     open_fee: Units | None = Field(
         None,
@@ -290,15 +303,25 @@ class WorkerConfig(Settings):
                 f"{self.endpoint or self.bind} means every address, and clients cannot dial it: "
                 "set endpoint to the host:port that they dial"
             )
-        if self.chain_outage_s >= self.min_withdrawal_delay_s:
-            raise ValueError("chain_outage_s must be shorter than min_withdrawal_delay_s")
+        if 3 * self.chain_outage_s >= self.min_withdrawal_delay_s:
+            # Claims go out in the last third of a withdrawal's delay.
+            raise ValueError(
+                "chain_outage_s must be shorter than a third of min_withdrawal_delay_s"
+            )
         if self.open_fee is not None and self.open_fee < self.credit_first:
             raise ValueError(
                 f"open_fee is less than credit_first ({self.credit_first}): an opening that never "
                 "comes would cost more than it brings"
             )
         self._check_backend()
+        self._check_credit()
         return self
+
+    def _check_credit(self) -> None:
+        if not self.credit_first <= self.credit_mined <= self.credit_max:
+            raise ValueError("credit_first, credit_mined and credit_max must not go down")
+        if self.strangers_together < self.credit_first:
+            raise ValueError("stranger_credit must be credit_first or more")
 
     def _check_backend(self) -> None:
         if self.backend == "diffusion":
@@ -324,6 +347,11 @@ class WorkerConfig(Settings):
     def tokens(self, default: Address) -> tuple[Address, ...]:
         """The accepted tokens. `default` is the deployment's."""
         return tuple(parse_address(t) for t in self.accepted_tokens) or (default,)
+
+    @property
+    def strangers_together(self) -> int:
+        """What all payers without a mined deposit may owe together."""
+        return self.stranger_credit or STRANGERS * self.credit_first
 
     @property
     def step_price(self) -> int:

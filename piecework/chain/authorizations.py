@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from piecework.chain.errors import BadAnswer
 from piecework_protocol.eip712 import Domain, TypedData
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.frames import OpeningAuthorization
-from piecework_protocol.objects import Channel
+from piecework_protocol.objects import Channel, WithdrawPooled
 from piecework_protocol.signing import Signer, sign
 from piecework_protocol.types import (
     MAX_PAYER_SIGNATURE_BYTES,
@@ -25,6 +25,7 @@ from piecework_protocol.types import (
     ChannelId,
     PayerSignature,
     Timestamp,
+    Uint64,
     Uint256,
     keccak256,
     parse_address,
@@ -93,6 +94,44 @@ class SignedDeposit:
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise MalformedInput(f"not a signed deposit: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class SignedWithdrawal:
+    """What an owner gives to the account that pays the gas of a withdrawal from its pool."""
+
+    order: WithdrawPooled
+    signature: PayerSignature
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the members as JSON holds them: hex strings and integers."""
+        values = {name: getattr(self.order, name) for name in _ORDER}
+        values["signature"] = self.signature
+        return {k: to_hex(v) if isinstance(v, bytes) else v for k, v in values.items()}
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> SignedWithdrawal:
+        """Parse what `to_json` makes. The signature is checked on the chain.
+
+        Raises:
+            MalformedInput: A member is missing or malformed.
+        """
+        try:
+            order = WithdrawPooled(
+                owner=parse_address(raw["owner"]),
+                token=parse_address(raw["token"]),
+                amount=Amount(_number(raw["amount"])),
+                to=parse_address(raw["to"]),
+                fee=Amount(_number(raw["fee"])),
+                nonce=Uint64(_number(raw["nonce"])),
+                deadline=Timestamp(_number(raw["deadline"])),
+            )
+            return cls(order, _signature(raw["signature"]))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise MalformedInput(f"not a signed withdrawal: {error}") from error
+
+
+_ORDER: Final = ("owner", "token", "amount", "to", "fee", "nonce", "deadline")
 
 
 @dataclass(frozen=True, slots=True)

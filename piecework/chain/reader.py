@@ -348,6 +348,14 @@ class ChainReader:
         require_separator(domain, separator)
         return domain
 
+    async def opening_domain(self, token: Address) -> Domain | None:
+        """The domain of EIP-3009 authorizations. None: the token does not know them."""
+        try:
+            await self.authorization_state(token, Address(bytes(20)), Bytes32(bytes(32)))
+            return await self.token_domain(token)
+        except (TransactionReverted, BadAnswer):
+            return None
+
     async def preview_settle(self, claims: Sequence[Claim]) -> tuple[ClaimPreview, ...]:
         """What settling these claims in this order would pay now, row by row."""
         rows = [claim.as_tuple() for claim in claims]

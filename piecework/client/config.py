@@ -120,6 +120,7 @@ class ConfiguredAmounts:
     deposit: Amount
     max_job_price: Amount | None
     max_price_per_million_output: Amount | None
+    max_fee: Amount
     second_is_worth: float
 
 
@@ -147,6 +148,20 @@ class ClientConfig(Settings):
     deposit: TokenNumber = Field(
         default="1",
         description="Tokens that a channel is opened or topped up with, if the balance allows.",
+    )
+    open_from_account: bool = Field(
+        default=True,
+        description=(
+            "When the escrow holds too little for a new channel, open it out of the payer's own "
+            "tokens by one signature, if the token knows EIP-3009."
+        ),
+    )
+    max_fee: TokenNumber = Field(
+        default="0.5",
+        description=(
+            "A worker that asks more tokens than this for opening, topping up or closing a "
+            "channel does not get the fee. Opening fees are shown with the price."
+        ),
     )
     withdrawal_delay_s: int = Field(
         default=0,
@@ -285,6 +300,7 @@ class ClientConfig(Settings):
             deposit=Amount(self._units(token, "deposit") or 0),
             max_job_price=self._units(token, "max_job_price"),
             max_price_per_million_output=self._units(token, "max_price_per_million_output"),
+            max_fee=Amount(self._units(token, "max_fee") or 0),
             second_is_worth=float(Decimal(self.second_is_worth).scaleb(token.decimals)),
         )
 

@@ -113,6 +113,25 @@ class RequestRefused(NoWorkerFits):
         self.param = param
 
 
+class FeeOverLimit(ClientError):
+    """A worker asks more for sending a transaction than `max_fee` allows.
+
+    Raised by a run and by closing a channel.
+
+    Attributes:
+        fee: What it asks.
+        limit: What the settings allow.
+    """
+
+    def __init__(self, fee: TokenAmount, limit: TokenAmount, also: str = "") -> None:
+        super().__init__(
+            f"the worker asks {fee} for sending a transaction, and max_fee is {limit}{also}. "
+            "Raise max_fee, or send the transaction yourself"
+        )
+        self.fee = fee
+        self.limit = limit
+
+
 class InsufficientFunds(ClientError):
     """There is less money than is needed. Raised by a run, a deposit and a withdrawal.
 

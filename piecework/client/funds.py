@@ -7,7 +7,6 @@ anybody who pays the gas can submit a signed deposit.
 from __future__ import annotations
 
 import asyncio
-import enum
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -15,16 +14,14 @@ from dataclasses import dataclass, replace
 from piecework.base.amounts import TokenAmount
 from piecework.base.errors import PieceworkError
 from piecework.chain import calls
-from piecework.chain.authorizations import (
-    SignedDeposit,
-    sign_deposit,
-)
+from piecework.chain.authorizations import SignedDeposit, sign_deposit
 from piecework.chain.calls import Claim
 from piecework.chain.errors import RpcRefused
 from piecework.chain.reader import ChainReader
 from piecework.chain.transactions import Mined, TransactionSender
 from piecework.client.errors import (
     ClientError,
+    FeeOverLimit,
     InsufficientFunds,
     JobFollowed,
     WorkerUnreachable,
@@ -43,6 +40,7 @@ from piecework.client.journal.records import (
 from piecework.client.network.discovery import Discovery
 from piecework.client.network.links import Links
 from piecework.client.network.transport import WorkerLink
+from piecework.client.orders import Closing, ClosingState, Orders
 from piecework.client.recovery import Recovered, recover
 from piecework_protocol.errors import ProtocolViolation, Refusal
 from piecework_protocol.ledger import closing_of
@@ -57,43 +55,12 @@ from piecework_protocol.types import (
     ChannelId,
     Signature,
     Timestamp,
+    Uint64,
     to_hex,
 )
 
 CLOSING_POLL_S = 1.0
 CLOSING_POLLS = 60
-
-
-class ClosingState(enum.Enum):
-    """Where a channel stands that was to be closed."""
-
-    CLOSED = "closed"
-    WAITING = "waiting"
-    EMPTY = "empty"
-    FAILED = "failed"
-
-
-@dataclass(frozen=True, slots=True)
-class Closing:
-    """What became of a request to close.
-
-    Attributes:
-        channel: The channel's id.
-        state: CLOSED: its money is back in the pooled balance. WAITING: until `withdrawable_at`.
-            EMPTY: there is nothing to get out of it. FAILED: `note` says why; it can be repeated.
-        withdrawable_at: When to come back, if the channel waits.
-        note: One line for a person.
-    """
-
-    channel: ChannelId
-    state: ClosingState
-    withdrawable_at: Timestamp | None
-    note: str
-
-    @property
-    def closed(self) -> bool:
-        """Whether its money is back in the pooled balance."""
-        return self.state is ClosingState.CLOSED
 
 
 @dataclass
@@ -128,6 +95,7 @@ class Withdrawal:
 class Funds:
     """The money of a client. Reach it as `client.funds`. Only this sends transactions.
 
+    `orders` takes a part out of channels, and signs withdrawals for somebody else to submit.
     An amount is a `TokenAmount`, or a text with a number of tokens such as "1.5".
     """
 
@@ -145,8 +113,10 @@ class Funds:
         self._deployment = reader.deployment
         self._money = reader.deployment.payment_token
         self._payer = context.wallet.payer.address
+        self._max_fee = context.config.amounts(self._money).max_fee
         self._sleep = sleep
         self._sender = TransactionSender.of(reader, context.wallet.payer)
+        self.orders = Orders(context, reader, self._sender)
         self._history = History(context.store.logs, reader, self._payer)
 
     # --- in
@@ -212,6 +182,27 @@ class Funds:
         call = calls.deposit_with_authorization(self._deployment, signed)
         return await self._sender.execute(call)
 
+    async def fund(self, channel: ChannelId, total: Amount) -> ChannelRow:
+        """Open or top up a channel by a transaction of the payer.
+
+        Workers do this for a fee. Some leave it to the payer.
+
+        Args:
+            channel: The channel's id.
+            total: Base units that were ever put into it, after this.
+
+        Raises:
+            StoreError: The journal does not know the channel.
+            ChainError: The transaction was not mined, or there is no gas for it.
+        """
+        row = await asyncio.to_thread(self._context.store.channel, channel)
+        call = calls.fund(self._deployment, row.channel, total)
+        if row.one_step and not row.funded:
+            opening = await self._context.channels.opening(row, total, calls.NO_FEE)
+            call = calls.open_with_authorization(self._deployment, row.channel, opening)
+        await self._sender.execute(call)
+        return await self._context.channels.refresh(channel)
+
     # --- out
 
     async def close_all(self) -> tuple[Closing, ...]:
@@ -248,7 +239,7 @@ class Funds:
             return _closed(row, "closed")
         if seen.state is ChannelState.NONE:
             return await self._close_unopened(row)
-        if seen.state is ChannelState.WITHDRAWING:
+        if seen.state is ChannelState.WITHDRAWING and seen.requested >= EVERYTHING:
             until = Timestamp(seen.withdrawal_requested_at + row.channel.withdrawal_delay)
             return Closing(channel, ClosingState.WAITING, until, "withdrawal requested before")
         for job in await asyncio.to_thread(context.store.jobs, channel, JobStatus.LIVE):
@@ -334,7 +325,12 @@ class Funds:
         price = await self._sender.gas_price()
         if await self._sender.balance() >= call.gas_hint * price.wei_per_gas:
             return closing_of(voucher)
-        return closing_of(voucher, min(offer.close_fee, max(0, row.funded - voucher.cumulative)))
+        rest = row.funded - row.withdrawn - voucher.cumulative
+        fee, limit = Amount(min(offer.close_fee, max(0, rest))), self._max_fee
+        if fee > limit:
+            also = f", and {to_hex(self._payer)} has no gas for it"
+            raise FeeOverLimit(self._money.amount(fee), self._money.amount(limit), also)
+        return closing_of(voucher, fee)
 
     async def _is_closed_soon(self, channel: ChannelId) -> bool:
         """Whether the worker's own transaction closes the channel within a minute."""
@@ -357,10 +353,12 @@ class Funds:
         await self._sender.execute(calls.close(self._deployment, claim, final.fee, agreed))
 
     async def _request_withdrawal(self, row: ChannelRow, why: str) -> Closing:
-        requests = (await self._reader.channel(row.id)).requests
-        await self._sender.execute(
-            calls.request_withdrawal(self._deployment, row.channel, EVERYTHING, requests)
-        )
+        seen, deployment = await self._reader.channel(row.id), self._deployment
+        if seen.state is ChannelState.WITHDRAWING:  # a part, and there is one request at a time
+            nonce = Uint64(seen.requests - 1)
+            await self._sender.execute(calls.cancel_withdrawal(deployment, row.channel, nonce))
+        call = calls.request_withdrawal(deployment, row.channel, EVERYTHING, seen.requests)
+        await self._sender.execute(call)
         await self._context.channels.refresh(row.id)
         seen = await self._reader.channel(row.id)
         until = Timestamp(seen.withdrawal_requested_at + row.channel.withdrawal_delay)
@@ -397,7 +395,10 @@ class Funds:
             note = "the withdrawal delay is not over"
             return Closing(row.id, ClosingState.WAITING, until, note)
         await self._sender.execute(calls.withdraw(self._deployment, row.channel))
-        return _closed(await self._context.channels.refresh(row.id), "withdrawn")
+        row = await self._context.channels.refresh(row.id)
+        if row.status is ChannelStatus.OPEN:
+            return Closing(row.id, ClosingState.PART, None, "a part is withdrawn")
+        return _closed(row, "withdrawn")
 
     async def withdraw(
         self, amount: TokenAmount | str | None = None, to: Address | None = None

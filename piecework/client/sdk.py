@@ -67,6 +67,11 @@ class Quote:
         return self.token.amount(self.choice.ceiling)
 
     @property
+    def fee(self) -> TokenAmount:
+        """What the worker gets beside it for opening a channel. 0 if there is one."""
+        return self.token.amount(self.choice.fee)
+
+    @property
     def why(self) -> str:
         """One line for a person: price, time and reliability."""
         chosen = self.choice
@@ -154,11 +159,13 @@ class PieceworkClient:
             max_price_per_million_output=amounts.max_price_per_million_output,
             second_is_worth=amounts.second_is_worth,
             price_cap=config.price_cap,
+            max_fee=amounts.max_fee,
+            deposit=amounts.deposit,
         )
         self._chooser = Chooser(self.discovery, self.links, self.reachability, clock, filters)
-        self._fail_over = FailOver(self._context, self._chooser, self.discovery)
+        self._fail_over = FailOver(self._context, self._chooser, self.discovery, self._fund)
         self._runs: set[JobRun] = set()
-        self._reader: ChainReader | None = None
+        self._reader = chain if isinstance(chain, ChainReader) else None
         self._funds: Funds | None = None
 
     @classmethod
@@ -200,13 +207,11 @@ class PieceworkClient:
         except BaseException:
             store.close()
             raise
-        client = cls(store, reader, wallet, deployment.payment_token, config)
-        client._reader = reader
-        return client
+        return cls(store, reader, wallet, deployment.payment_token, config)
 
     @property
     def reader(self) -> ChainReader:
-        """The chain, for transactions. Only a client that came from `open` has one."""
+        """The chain, for transactions. A client that came from `open` has one."""
         if self._reader is None:
             raise StoreError("this client was built without a chain connection of its own")
         return self._reader
@@ -226,6 +231,10 @@ class PieceworkClient:
         if self._funds is None:  # one for all: it counts the nonces of what it sends
             self._funds = Funds(self._context, self.discovery, self.links, self.reader)
         return self._funds
+
+    async def _fund(self, channel: ChannelId, total: Amount) -> None:
+        """Open or top up a channel that its worker leaves to us."""
+        await self.funds.fund(channel, total)
 
     def amount(self, tokens: str) -> TokenAmount:
         """Return a number of tokens, such as "1.5", as an amount.
@@ -401,7 +410,7 @@ class PieceworkClient:
         pooled = await self.chain.pooled_balance(self.token, self.wallet.payer.address)
         rows = await asyncio.to_thread(self.store.channels)
         amount = self.payment_token.amount
-        reserved = sum(reservation.amount for reservation in reservations)
+        reserved = sum(r.amount for r in reservations if not r.one_step)
         return Balance(
             payer=self.wallet.payer.address,
             pooled=amount(pooled),

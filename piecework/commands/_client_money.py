@@ -176,33 +176,83 @@ def withdraw(
     to: Annotated[
         str | None, typer.Option(help="Address; the payer's own account if not given.")
     ] = None,
+    from_channel: Annotated[
+        str | None,
+        typer.Option(help="Ask for AMOUNT of this channel, which stays in use with the rest."),
+    ] = None,
+    cancel: Annotated[
+        str | None, typer.Option(help="Call off what was asked for of this channel.")
+    ] = None,
+    gasless: Annotated[
+        Path | None,
+        typer.Option(help="Write a signed withdrawal that anybody may submit to this file."),
+    ] = None,
+    fee: Annotated[str, typer.Option(help="With --gasless: tokens for whoever submits it.")] = "0",
+    valid_hours: Annotated[float, typer.Option(min=0.01, max=720)] = 24.0,
+    relay: Annotated[
+        Path | None,
+        typer.Option(help="Submit somebody's signed withdrawal from this file for its fee."),
+    ] = None,
     home: Home = None,
     password_file: PasswordFile = None,
     json: Json = False,
 ) -> None:
-    """Take money out of closed channels and the escrow."""
+    """Take money out of channels and the escrow.
+
+    A part that was asked for with --from-channel comes when the channel's withdrawal delay is over:
+    run the command again then, without options.
+    """
+    _check_ways(amount, from_channel, cancel, gasless, relay)
     token = market_token_of(home)
     units = None if amount is None else common.some_units(token, amount)
-
     receiver = None if to is None else _address(to)
+    fee_units = common.units(token, fee)
 
     async def work(client: PieceworkClient) -> dict[str, Any]:
-        from piecework.commands._client_views import withdrawal_view
+        from piecework.commands import _orders as orders
+        from piecework.commands._client_views import closings_view, withdrawal_view
 
         wanted = None if units is None else token.amount(units)
+        if from_channel is not None or cancel is not None:
+            channel = client.store.channel_named(from_channel or cancel or "")
+            made = client.funds.orders
+            closing = await (made.request(channel, wanted) if wanted else made.call_off(channel))
+            return {"channels": closings_view((closing,))}
+        if relay is not None:
+            return await orders.relay_from(client, relay)
+        if gasless is not None and wanted is not None:
+            seconds = int(valid_hours * 3600)
+            cost = token.amount(fee_units)
+            return await orders.sign_to(client, wanted, receiver, cost, gasless, seconds)
         return withdrawal_view(await client.funds.withdraw(wanted, receiver))
 
     view = with_client(home, password_file, work)
     if json:
         print_amounts(view, token)
+    elif "file" in view:
+        common.say(
+            f"Signed. Anybody may submit it: piecework client withdraw --relay {view['file']}"
+        )
     else:
-        _print_closings(view["channels"], as_json=False)
-        common.say(f"{token.format(view['amount'])} sent to {view['to']}")
-    _fail_if_left(view["channels"])
+        _print_closings(view.get("channels", []), as_json=False)
+        if "amount" in view:
+            common.say(f"{token.format(view['amount'])} sent to {view['to']}")
+    _fail_if_left(view.get("channels", []))
+
+
+def _check_ways(amount: str | None, *ways: str | Path | None) -> None:
+    """A withdrawal goes one way at a time, and some ways need an amount."""
+    from_channel, cancel, gasless, relay = ways
+    if sum(way is not None for way in ways) > 1:
+        common.fail("give one of --from-channel, --cancel, --gasless and --relay", 2)
+    if amount is None and (from_channel is not None or gasless is not None):
+        common.fail("give an AMOUNT with --from-channel and with --gasless", 2)
+    if amount is not None and (cancel is not None or relay is not None):
+        common.fail("--cancel and --relay take no AMOUNT", 2)
 
 
 def recover(*, home: Home = None, password_file: PasswordFile = None, json: Json = False) -> None:
-    """Find channels again after client.db was lost, or came back from an old copy.
+    """Find channels again after client.db was lost or is an old copy.
 
     Channels come from the chain, what was paid comes from the workers. The command can be repeated.
     Then close them, or go on using them.

@@ -12,10 +12,11 @@ from decimal import Decimal
 from typing import Any, TextIO
 
 from piecework.base.amounts import Token
-from piecework.client.funds import Closing, Withdrawal
+from piecework.client.funds import Withdrawal
 from piecework.client.invoice import InvoiceLine
 from piecework.client.journal.proofs import ProvenReceipt
 from piecework.client.journal.records import ChannelRow
+from piecework.client.orders import Closing
 from piecework.client.sdk import PieceworkClient, Quote
 from piecework.commands._terminal import JobProgress
 from piecework_protocol.signing import sign
@@ -27,7 +28,7 @@ def quote_view(quote: Quote) -> dict[str, Any]:
     """A quote, and who was left out why."""
     choice = quote.choice
     return {
-        **members(choice, "expected", "ceiling"),
+        **members(choice, "expected", "ceiling", "fee"),
         **members(quote, "why", "unfit"),
         "worker": to_hex(choice.operator),
         "model": choice.model.name,

@@ -182,6 +182,8 @@ def quote(
     common.say(f"worker    {view['worker']} ({safe(view['model'])})")
     common.say(f"expected  {token.format(view['expected'])}")
     common.say(f"at most   {token.format(view['ceiling'])}")
+    if view["fee"]:
+        common.say(f"opening   {token.format(view['fee'])}, once, for the worker's transaction")
     common.say(f"why       {view['why']}")
     for line in view["unfit"]:
         common.say(f"left out  {safe(line)}", err=True)

@@ -77,8 +77,9 @@ class TypedData:
         ValueError: A member does not fit its type. The text names it.
     """
 
-    __slots__ = ()
+    __slots__ = ("_struct_hash",)
     __dataclass_fields__: ClassVar[dict[str, Any]]
+    _struct_hash: Bytes32
 
     def __post_init__(self) -> None:
         for spec in specs(type(self)):
@@ -88,13 +89,21 @@ class TypedData:
                 raise ValueError(f"{type(self).__name__}.{spec.name}: {error}") from None
 
     def struct_hash(self) -> Bytes32:
-        """Give hashStruct(s) = keccak256(typeHash || encodeData(s))."""
-        return keccak256(self._encoded())
+        """Give hashStruct(s) = keccak256(typeHash || encodeData(s)).
+
+        The object is frozen and so is all that it holds, so the hash is computed once.
+        """
+        try:
+            return self._struct_hash
+        except AttributeError:
+            found = keccak256(self._encoded())
+            object.__setattr__(self, "_struct_hash", found)
+            return found
 
     def _encoded(self) -> bytes:
         cls = type(self)
         parts: list[bytes] = [type_hash(cls)]
-        parts.extend(spec.encode(getattr(self, spec.attribute)) for spec in specs(cls))
+        parts.extend([spec.encode(getattr(self, spec.attribute)) for spec in specs(cls)])
         return b"".join(parts)
 
     def replace(self, **changes: Any) -> Self:

@@ -24,12 +24,27 @@ from piecework_protocol.limits import SEALING_OVERHEAD_BYTES
 from piecework_protocol.types import JobId, PublicKey
 
 _SUITE: Final = hpke.Suite(hpke.KEM.X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.CHACHA20_POLY1305)
+BAD_KEY: Final = "an X25519 public key of low order or wrong length"
 _TAG: Final = b"piecework/2/"
+_PROBE: Final = X25519PrivateKey.from_private_bytes(bytes(32))
+"""Any scalar. X25519 clears the cofactor, so its product with a point of low order is zero."""
 
 
 def public_key(secret: bytes) -> PublicKey:
     """Give the X25519 public key of a 32-byte secret."""
     return PublicKey(X25519PrivateKey.from_private_bytes(secret).public_key().public_bytes_raw())
+
+
+def check_key(key: PublicKey) -> None:
+    """Refuse what `seal` could not seal to.
+
+    Raises:
+        MalformedInput: The key has a low order or the wrong length.
+    """
+    try:
+        _PROBE.exchange(X25519PublicKey.from_public_bytes(key))
+    except ValueError:
+        raise MalformedInput(BAD_KEY) from None
 
 
 def content_context(domain: Domain, job: JobId) -> bytes:
@@ -61,7 +76,7 @@ def seal(plaintext: bytes, key: PublicKey, context: bytes) -> bytes:
     try:
         return _SUITE.encrypt(plaintext, X25519PublicKey.from_public_bytes(key), context)
     except ValueError:
-        raise MalformedInput("an X25519 public key of low order or wrong length") from None
+        raise MalformedInput(BAD_KEY) from None
 
 
 def unseal(sealed: bytes, secret: bytes, context: bytes) -> bytes:

@@ -9,6 +9,7 @@ bytes.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final, Protocol
 
 from coincurve import PrivateKey, PublicKey
@@ -19,6 +20,8 @@ from piecework_protocol.types import Address, Bytes32, Signature, keccak256
 
 ORDER: Final = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 HALF_ORDER: Final = ORDER // 2
+KEPT_RECOVERIES: Final = 1024
+"""Answers of `recover` that are kept. One submission is checked at several stages."""
 
 
 class Signer(Protocol):
@@ -53,8 +56,9 @@ def address_of(key: PublicKey) -> Address:
     return Address(keccak256(key.format(compressed=False)[1:])[12:])
 
 
+@lru_cache(maxsize=KEPT_RECOVERIES)
 def recover(digest: Bytes32, signature: bytes) -> Address:
-    """Find the address that signed `digest`.
+    """Find the address that signed `digest`. Refusals are not kept.
 
     Raises:
         MalformedInput: The signature is not canonical, or no key can have made it.

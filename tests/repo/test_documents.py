@@ -29,7 +29,7 @@ GLOSSARY_TERMS = (
     "base unit",
     "canvas",
     "channel",
-    "credit window",
+    "credit",
     "denoising step",
     "offer",
     "peaks",

@@ -27,6 +27,9 @@ class FakeChain:
         self.session_keys: set[tuple[Address, Address]] = set()
         self.channels: dict[ChannelId, ChannelOnChain] = {}
         self.balances: dict[tuple[Address, Address], Amount] = {}
+        self.own: dict[tuple[Address, Address], Amount] = {}
+        self.token_domain: Domain | None = None
+        """None: the token knows no EIP-3009."""
         self.final: dict[ChannelId, ChannelOnChain] | None = None
         self.away = False
         self.reads = 0
@@ -92,6 +95,14 @@ class FakeChain:
     async def pooled_balance(self, token: Address, owner: Address) -> Amount:
         self._read()
         return self.balances.get((token, owner), Amount(0))
+
+    async def token_balance(self, token: Address, owner: Address) -> Amount:
+        self._read()
+        return self.own.get((token, owner), Amount(0))
+
+    async def opening_domain(self, token: Address) -> Domain | None:
+        self._read()
+        return self.token_domain
 
     def _read(self) -> None:
         self.reads += 1

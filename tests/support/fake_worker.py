@@ -37,10 +37,11 @@ from piecework_protocol.frames import (
     CanvasDelivered,
     CloseChannelRequest,
     CloseChannelResponse,
-    FundingAuthorization,
+    Funding,
     GetAccountRequest,
     JobEnded,
     LeafRef,
+    OpeningAuthorization,
     PayVoucher,
     Progress,
     SubmitJob,
@@ -217,6 +218,10 @@ class FakeWorker:
         self.closed: list[Channel] = []
         self.slots_free, self.min_deposit, self.sequence = 2, 0, 1
         self.endpoint = ""
+        self.seen_deposit = Amount(0)
+        """What the chain shows of a channel that this worker did not open."""
+        self.terms: dict[str, Any] = {}
+        """Members that every offer has instead of the usual ones."""
         self.token = TOKEN
         self._certificate, self._key = _certificate()
 
@@ -269,7 +274,7 @@ class FakeWorker:
             min_withdrawal_delay=Seconds(3600),
             min_deposit=Amount(self.min_deposit),
             details="{}",
-        ).replace(**changes)
+        ).replace(**{**self.terms, **changes})
         return SignedOffer(offer, sign(self.domain, offer, self.operator))
 
     def paid(self) -> int:
@@ -324,6 +329,13 @@ class FakeWorker:
             await _refuse(context, refusal)
         await _Stream(self, job, context).serve(submission.received)
 
+    def _total_of(self, funding: Funding, payer: Address) -> Amount:
+        """What a channel holds with an authorization. The chain checks one of the token itself."""
+        if isinstance(funding, OpeningAuthorization):
+            return funding.amount
+        assert signed_by(self.domain, funding.authorization, funding.signature, payer)
+        return funding.authorization.funded
+
     def _admit(self, submission: SubmitJob) -> Job:
         channel, signed = submission.channel, submission.job
         key, job_id = channel.id(self.domain), signed.id(self.domain)
@@ -333,14 +345,11 @@ class FakeWorker:
             raise Refusal(Reason.BAD_SIGNATURE, "not the authorizer's")
         if submission.funding is not None:
             funding = submission.funding
-            assert isinstance(funding, FundingAuthorization)
-            assert signed_by(self.domain, funding.authorization, funding.signature, channel.payer)
-            self.deposits[key] = Amount(
-                max(self.deposits.get(key, 0), funding.authorization.funded)
-            )
+            total = self._total_of(funding, channel.payer)
+            self.deposits[key] = Amount(max(self.deposits.get(key, 0), total))
             if self.mines:
                 self.chain.fund(key, self.deposits[key], channel.payer)
-        if self.deposits.get(key, 0) < signed.max_amount:
+        if self.deposits.setdefault(key, self.seen_deposit) < signed.max_amount:
             raise Refusal(Reason.UNDERFUNDED, "deposit too small")
         book = self.books.setdefault(key, WorkerLedger(key))
         owing = {

@@ -22,7 +22,7 @@ from piecework.client.funds import Funds
 from piecework.client.journal.store import Store
 from piecework.client.sdk import PieceworkClient
 from piecework.client.wallet import Wallet
-from piecework_protocol.frames import FundingAuthorization
+from piecework_protocol.frames import OpeningAuthorization
 from piecework_protocol.signing import LocalSigner
 from tests.support.chains import ETHER, TestMarket, signer
 from tests.support.fake_chain import FakeChain
@@ -146,14 +146,17 @@ async def scripted_worker(market: TestMarket, name: str) -> AsyncIterator[FakeWo
 async def mine_openings(market: TestMarket, worker: FakeWorker, purse: Purse) -> None:
     """Submit the payer's newest authorization for each channel, as a worker does in its time."""
     newest = {
-        s.funding.authorization.channel.id(market.reader.domain): s.funding
+        s.channel: s.funding
         for s in worker.submissions
-        if isinstance(s.funding, FundingAuthorization) and s.channel.payer == purse.payer.address
+        if s.funding is not None and s.channel.payer == purse.payer.address
     }
     for channel, funding in newest.items():
-        a = funding.authorization
-        if (await market.reader.channel(channel)).funded < a.funded:
-            call = submit_funding(market.deployment, a.channel, funding)
+        if isinstance(funding, OpeningAuthorization):
+            total = funding.amount
+        else:
+            total = funding.authorization.funded
+        if (await market.reader.channel(channel.id(market.reader.domain))).funded < total:
+            call = submit_funding(market.deployment, channel, funding)
             # Closed meanwhile, or the pool is empty: the worker simulates first and sends nothing.
             with suppress(TransactionReverted):
                 await market.run(worker.operator, call)

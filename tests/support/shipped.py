@@ -231,7 +231,8 @@ class ShippedMarket:
         """A recorded job for this worker."""
         filters = Filters(now=self.harness.clock.now(), token=TOKEN_INFO)
         (choice,) = rank(request, [self.harness.offer], Memories(), filters).choices
-        return await prepare(self.context(), choice, request)
+        job, _ = await prepare(self.context(), choice, request)
+        return job
 
     def driver(self, job: JobRow, caller: EventList, *, replay: bool = False) -> JobDriver:
         """The driver of one job."""

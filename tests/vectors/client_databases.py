@@ -46,8 +46,7 @@ def write(file: Path) -> None:
     store.accepted(paid.id, 7, None)
     for index in range(3):
         store.pay(canvas(paid, index, 10 + index), CHANNEL, "an answer")
-    store.acknowledge(CHANNEL, 2)
-    store.finish(paid.id, JobStatus.COMPLETE)
+    store.finish(paid.id, JobStatus.COMPLETE, acknowledged=2)
     store.admit(refused, None, exactly, UNTIL)
     store.finish(refused.id, JobStatus.REFUSED, "BUSY")
     seen = SeenChannel(Amount(60), Amount(0), Amount(10))

@@ -105,8 +105,10 @@ contract CloseTest is EscrowBase {
 
     function test_an_unused_channel_closes_with_everything_refunded() public {
         (Channel memory channel, bytes32 id) = open(1);
+        vm.recordLogs();
         vm.prank(operator);
         escrow.close(unsigned(channel, 0), 0, "");
+        vm.assertEq(vm.getRecordedLogs().length, 1, "ChannelClosed alone");
         expectState(id, DEPOSIT, 0, true);
         vm.assertEq(pooled(payer), POOLED, "payer");
     }

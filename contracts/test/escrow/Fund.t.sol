@@ -73,6 +73,10 @@ contract FundTest is EscrowBase {
         _refuseTerms(
             channel, abi.encodeWithSelector(IEscrow.WithdrawalDelayOutOfRange.selector, most + 1, least, most)
         );
+        channel.withdrawalDelay = least;
+        openAs(channel);
+        channel.withdrawalDelay = most;
+        openAs(channel);
     }
 
     function test_a_channel_with_a_missing_party_is_refused() public {
@@ -153,6 +157,10 @@ contract FundTest is EscrowBase {
         escrow.fund(channel, DEPOSIT, 0, SOON, "");
         expectState(id, DEPOSIT, 0, false);
         vm.assertEq(pooled(payer), POOLED - DEPOSIT, "pooled");
+        vm.recordLogs();
+        vm.prank(payer);
+        escrow.fund(channel, DEPOSIT + 1, 0, SOON, "");
+        vm.assertEq(vm.getRecordedLogs().length, 1, "a top up without a fee says ChannelFunded alone");
     }
 
     function test_anybody_opens_a_channel_with_the_payers_signature() public {

@@ -89,6 +89,15 @@ contract PackedTest is EscrowBase {
         escrow.settlePacked(termsOf(channelOf(1)), "");
     }
 
+    function test_rows_that_pay_nothing_touch_no_token() public {
+        (Channel memory channel,) = open(1);
+        settleOne(claimOf(channel, 5, 1));
+        bytes memory row = packOne(claimOf(channel, 5, 1));
+        vm.recordLogs();
+        escrow.settlePacked(termsOf(channel), row);
+        vm.assertEq(vm.getRecordedLogs().length, 1, "ClaimSkipped alone");
+    }
+
     function test_rows_of_zeros_are_skipped() public {
         Channel memory channel = channelOf(0);
         (channel.payer, channel.authorizer) = (address(0), address(0));

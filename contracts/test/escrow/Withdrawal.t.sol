@@ -74,9 +74,10 @@ contract WithdrawalTest is EscrowBase {
 
     function test_anybody_relays_the_payers_request() public {
         (Channel memory channel, bytes32 id) = open(1);
-        bytes memory signature = requestSignature(PAYER_KEY, channel, EVERYTHING, SOON);
+        uint64 deadline = uint64(block.timestamp);
+        bytes memory signature = requestSignature(PAYER_KEY, channel, EVERYTHING, deadline);
         vm.prank(stranger);
-        escrow.requestWithdrawal(channel, EVERYTHING, 0, SOON, signature);
+        escrow.requestWithdrawal(channel, EVERYTHING, 0, deadline, signature);
         vm.assertEq(escrow.getChannel(id).requestedAt, block.timestamp, "requested at");
     }
 

@@ -645,7 +645,10 @@ contract RegistryTest is Deploy {
         emit IWorkerRegistry.StakeFrozen(operator, until);
         registry.freeze(operator, until);
         vm.assertEq(registry.getWorker(operator).frozenUntil, until, "in the view");
+        vm.recordLogs();
+        registry.freeze(operator, until);
         registry.freeze(operator, until - 30);
+        vm.assertEq(vm.getRecordedLogs().length, 0, "an earlier end changes nothing");
         vm.warp(until - 1);
         vm.expectRevert(
             abi.encodeWithSelector(IWorkerRegistry.StillFrozen.selector, operator, until, until - 1)

@@ -44,6 +44,7 @@ from piecework_node.settlement.settler import Settler
 from piecework_node.settlement.simulations import OpeningSimulations
 from piecework_node.settlement.transactions import TransactionTracker
 from piecework_node.settlement.watch import NodeWatch, WatchLimits
+from piecework_protocol.credit import CreditTerms
 from piecework_protocol.signing import LocalSigner
 from piecework_protocol.types import Address, Amount, Seconds
 
@@ -257,6 +258,12 @@ def operator_terms(config: WorkerConfig, default_token: Address) -> OperatorTerm
         jobs_per_channel=config.jobs_per_channel,
         min_withdrawal_delay=Seconds(config.min_withdrawal_delay_s),
         min_deposit=Amount(config.min_deposit),
+        credit=CreditTerms(
+            first=Amount(config.credit_first),
+            mined=Amount(config.credit_mined),
+            most=Amount(config.credit_max),
+            strangers=Amount(config.strangers_together),
+        ),
         offer_lifetime_s=config.offer_lifetime_s,
     )
 

@@ -32,6 +32,7 @@ DESCRIPTORS_EACH: Final = 3
 """Of one relayed connection: the client's socket and both ends of the Unix socket."""
 RELAY_BUFFER_BYTES: Final = 128 * 1024
 """What waits for a reader in either direction before the other side is no longer read."""
+READ_BYTES: Final = 64 * 1024
 CLOSING_S: Final = 5.0
 """For the last bytes of a connection that gRPC has closed."""
 BYTES_PER_S: Final = 4 * 2**20
@@ -95,7 +96,7 @@ class _UnreadBudget:
         self._waiting.pop(connection, None)
 
 
-class FrontConnection(AcceptedConnection):
+class FrontConnection(AcceptedConnection, asyncio.BufferedProtocol):
     """One client's connection, and its counterpart to gRPC. `streams` counts its open requests."""
 
     def __init__(self, peer: str, front: Front) -> None:
@@ -128,15 +129,19 @@ class FrontConnection(AcceptedConnection):
             if transport is not None:
                 transport.abort()
 
-    # --- asyncio.Protocol, on the client's side
+    # --- asyncio.BufferedProtocol, on the client's side
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._client = cast(asyncio.Transport, transport)
         self._client.set_write_buffer_limits(high=RELAY_BUFFER_BYTES)
         self._arm(self._front.limits.first_byte_s)
 
-    def data_received(self, data: bytes) -> None:
-        self._count(len(data))
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._front.buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        data = bytes(self._front.buffer[:nbytes])
+        self._count(nbytes)
         if self._grpc is not None:
             self._grpc.write(data)
             return
@@ -174,7 +179,7 @@ class FrontConnection(AcceptedConnection):
         try:
             sock = self._front.dial(self)
             transport, _ = await asyncio.get_running_loop().create_unix_connection(
-                lambda: _Relay(self), sock=sock
+                lambda: _Relay(self, self._front.buffer), sock=sock
             )
         except OSError:
             self.abort()
@@ -257,14 +262,17 @@ class FrontConnection(AcceptedConnection):
             self._timer = None
 
 
-class _Relay(asyncio.Protocol):
+class _Relay(asyncio.BufferedProtocol):
     """Our end of the Unix socket to gRPC."""
 
-    def __init__(self, connection: FrontConnection) -> None:
-        self._connection = connection
+    def __init__(self, connection: FrontConnection, buffer: memoryview) -> None:
+        self._connection, self._buffer = connection, buffer
 
-    def data_received(self, data: bytes) -> None:
-        self._connection.from_grpc(data)
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._connection.from_grpc(bytes(self._buffer[:nbytes]))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._connection.grpc_closed()
@@ -289,6 +297,9 @@ class Front:
     ) -> None:
         self.limits, self.clock = limits, clock
         self.table = ConnectionTable(limits.connections)
+        self.buffer = memoryview(bytearray(READ_BYTES))
+        """What every connection reads into. It is copied out before anybody else reads. asyncio's
+        own way makes 256 KiB for each read and shrinks it, which takes longer than the read."""
         self._has_paid, self._on_refused = has_paid, on_refused
         self._budgets = {paid: _UnreadBudget(limits.unread_total) for paid in (False, True)}
         self._bytes = RateLimiter(Rate(BYTES_PER_S, BYTES_BURST), keys=MAX_ADDRESSES)

@@ -7,9 +7,7 @@ from typing import Any
 
 from piecework_node.daemon.assembly import Components, Foundations
 from piecework_node.engine.link import EngineFacts
-from piecework_protocol.limits import MAX_CANVASES_AHEAD
 from piecework_protocol.objects import Offer
-from piecework_protocol.pricing import Usage, price
 from piecework_protocol.service import service_name
 from piecework_protocol.types import address_hex, to_hex
 
@@ -45,6 +43,12 @@ async def status_of(p: Components, state: str, grpc_port: int) -> dict[str, Any]
         "unsettled": p.channels.unsettled,
         "exposure": p.channels.exposure,
         "exposure_bound": exposure_bound(p),
+        "credit": {
+            "owed": p.runtime.credit.owed,
+            "strangers": p.runtime.credit.strangers,
+        }
+        if p.runtime.credit
+        else None,
         "transactions": [
             {"kind": t.kind.value, "hash": "0x" + t.tx.hash.hex(), "state": t.state.value}
             for t in p.settler.under_way
@@ -55,17 +59,9 @@ async def status_of(p: Components, state: str, grpc_port: int) -> dict[str, Any]
 
 
 def exposure_bound(p: Components) -> int | None:
-    """Return the most that jobs which run at once can leave unpaid (clause 3.7), in base units."""
-    current = p.board.current
-    if current is None:
-        return None
-    model, terms = current.offer.models[0], p.worker.terms
-    usage = Usage(
-        model.max_context,
-        MAX_CANVASES_AHEAD * model.canvas_size,
-        MAX_CANVASES_AHEAD * model.max_steps,
-    )
-    return terms.capacity * price(model, usage)
+    """Return the most that all payers together can cost us (clause 9.3), in base units."""
+    desk = p.runtime.credit
+    return desk.bound if desk is not None else None
 
 
 def _endpoints(base: Foundations) -> dict[str, Any]:

@@ -21,9 +21,10 @@ from typing import Final
 from piecework_model import limits as model_limits
 from piecework_node.jobs.terms import OperatorTerms
 from piecework_node.runtime.faults import Fault
+from piecework_protocol.credit import PayerCredit, ceiling, start_fault
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import Reason, Refusal
-from piecework_protocol.frames import FundingAuthorization, OpeningAuthorization, SubmitJob
+from piecework_protocol.frames import FundingAuthorization, SubmitJob
 from piecework_protocol.ledger import WorkerLedger
 from piecework_protocol.limits import (
     MAX_CANVASES_PER_JOB,
@@ -36,7 +37,7 @@ from piecework_protocol.pricing import canvases_for, worst_case
 from piecework_protocol.service import parameters_fault
 from piecework_protocol.signing import signed_by
 from piecework_protocol.states import ChannelState
-from piecework_protocol.types import Address, Amount, Digest, JobId, Timestamp
+from piecework_protocol.types import ZERO_ADDRESS, Address, Amount, Digest, JobId, Timestamp
 from piecework_protocol.worker_session import AcceptedJob
 
 MIN_FUNDING_LIFETIME_S: Final = 60
@@ -44,6 +45,8 @@ MIN_FUNDING_LIFETIME_S: Final = 60
 BUSY_RETRY_S: Final = 2.0
 PENDING_RETRY_S: Final = 5.0
 CHAIN_RETRY_S: Final = 10.0
+BLOCK_RETRY_S: Final = 12.0
+"""After which another block may have changed a payer's standing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +87,15 @@ class ChannelView:
     """What the channel's jobs that have not ended may still cost."""
     attached: int
     """Jobs with an open stream."""
-    pending_jobs: int
-    """Jobs that already run on a deposit that is not on chain yet."""
     stray_unpaid: bool
     """Whether canvases are unpaid of jobs that have no open stream."""
     closing: bool
+    payer: PayerCredit
+    """Where the payer stands over all of its channels."""
+    strangers_owe: Amount
+    """What all payers without a mined deposit owe."""
+    stranger_jobs: int
+    """Jobs of theirs that run, wait or are being admitted."""
     withdrawn: Amount = Amount(0)
     """What the payer took back in part. The deposit is without it."""
     account_signed: bool = False
@@ -137,13 +144,6 @@ def _starts_at_the_beginning(s: SubmitJob, _: AdmissionView) -> None:
         raise Refusal(Reason.JOB_ENDED, "this worker has no record of that job")
 
 
-def _funding_is_taken(s: SubmitJob, _: AdmissionView) -> None:
-    if isinstance(s.funding, OpeningAuthorization):
-        raise Refusal(
-            Reason.FUND_YOURSELF, "this worker submits no token authorizations. Open the channel"
-        )
-
-
 def _offer_holds(s: SubmitJob, v: AdmissionView) -> None:
     if v.now > _offer(v).expires_at + MAX_CLOCK_SKEW_S:
         raise Refusal(Reason.UNKNOWN_OFFER, "the offer has expired. Ask for the current one")
@@ -190,6 +190,15 @@ def _parameters_in_bounds(s: SubmitJob, v: AdmissionView) -> None:
 def _token_accepted(s: SubmitJob, v: AdmissionView) -> None:
     if s.channel.token not in v.terms.tokens:
         raise Refusal(Reason.TOKEN_NOT_ACCEPTED, "this worker does not accept that token")
+
+
+def _parties_fit(s: SubmitJob, v: AdmissionView) -> None:
+    """Hold a channel to what the escrow refuses to open (its other bounds are ranges)."""
+    c, escrow = s.channel, v.domain.verifying_contract
+    if not (any(c.authorizer) and any(c.operator) and any(c.payer)):
+        raise Refusal(Reason.BAD_PARAMETERS, "the escrow opens no channel with a zero address")
+    if c.receiver in (ZERO_ADDRESS, escrow, c.token):
+        raise Refusal(Reason.BAD_PARAMETERS, "the escrow opens no channel with that receiver")
 
 
 def _delay_long_enough(s: SubmitJob, v: AdmissionView) -> None:
@@ -274,6 +283,15 @@ def _earlier_receipts_paid(_s: SubmitJob, _v: AdmissionView, c: ChannelView) -> 
         )
 
 
+def _room_for_strangers(_s: SubmitJob, v: AdmissionView, c: ChannelView) -> None:
+    if c.payer.is_stranger and c.stranger_jobs >= max(1, v.terms.capacity // 2):
+        raise Refusal(
+            Reason.CREDIT_EXHAUSTED,
+            "payers without a mined deposit have half of the places",
+            retry_after_s=BLOCK_RETRY_S,
+        )
+
+
 def _room_on_channel(_s: SubmitJob, v: AdmissionView, c: ChannelView) -> None:
     if c.attached >= v.terms.jobs_per_channel:
         raise Refusal(
@@ -292,12 +310,12 @@ IDENTITY: Final[tuple[IdentityCheck, ...]] = (
 TERMS: Final[tuple[IdentityCheck, ...]] = (
     _taking_jobs,
     _starts_at_the_beginning,
-    _funding_is_taken,
     _offer_holds,
     _model_served,
     _service_offered,
     _parameters_in_bounds,
     _token_accepted,
+    _parties_fit,
     _delay_long_enough,
     _deadline_ahead,
     _room,
@@ -308,6 +326,7 @@ CHANNEL: Final[tuple[ChannelCheck, ...]] = (
     _funding_good,
     _deposit_worth_it,
     _earlier_receipts_paid,
+    _room_for_strangers,
     _room_on_channel,
 )
 RETURN: Final[tuple[IdentityCheck, ...]] = (_taking_jobs, _model_loaded, _deadline_ahead, _room)
@@ -369,6 +388,7 @@ def admit(s: SubmitJob, v: AdmissionView, c: ChannelView, prompt_tokens: int) ->
             metadata={"worst_case": str(worst)},
         )
     _check_funds(c, worst)
+    _check_credit(v, c, ceiling(model, s.job.parameters, prompt_tokens, None, 1))
     job_id = JobId(v.domain.digest(s.job))
     return AcceptedJob(job_id, s.job, s.channel, model, prompt_tokens, v.now)
 
@@ -385,12 +405,24 @@ def _check_funds(c: ChannelView, worst: Amount) -> None:
             f"the channel needs {needed} base units, its deposit is {backing(c)}",
             metadata={"deposit": str(backing(c)), "needed": str(needed)},
         )
-    if c.pending_jobs:
-        raise Refusal(
-            Reason.BUSY,
-            "one job at a time until the channel's funding is mined",
-            retry_after_s=PENDING_RETRY_S,
-        )
+
+
+def _check_credit(v: AdmissionView, c: ChannelView, first: Amount) -> None:
+    """Check that the prompt and the first canvas may begin now (clause 3.7)."""
+    fault = start_fault(v.terms.credit, c.payer, c.strangers_owe, first)
+    if fault is None:
+        return
+    raise Refusal(
+        Reason.CREDIT_EXHAUSTED,
+        f"{fault.value}. The first canvas may cost {first} base units",
+        retry_after_s=BLOCK_RETRY_S,
+        metadata={
+            "owed": str(c.payer.owed),
+            "limit": str(c.payer.limit),
+            "needed": str(first),
+            "standing": c.payer.standing.name,
+        },
+    )
 
 
 def backing(c: ChannelView) -> Amount:

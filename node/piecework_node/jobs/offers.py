@@ -31,7 +31,6 @@ from piecework_protocol.objects import Endpoint, Kind, ModelOffer, Offer, Route
 from piecework_protocol.signing import Signer, sign
 from piecework_protocol.types import (
     Address,
-    Amount,
     Digest,
     PublicKey,
     Timestamp,
@@ -106,9 +105,9 @@ def build_offer(
         slots=Uint32(terms.slots),
         slots_free=Uint32(free),
         queue_free=Uint32(max(0, terms.capacity - active - free)),
-        credit_first=Amount(0),
-        credit_mined=Amount(0),
-        credit_max=Amount(0),
+        credit_first=terms.credit.first,
+        credit_mined=terms.credit.mined,
+        credit_max=terms.credit.most,
         open_fee=fees.open,
         top_up_fee=fees.top_up,
         close_fee=fees.close,

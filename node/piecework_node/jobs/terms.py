@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from piecework_protocol.credit import CreditTerms
 from piecework_protocol.types import Address, Amount, Seconds
 
 
@@ -23,6 +24,7 @@ class OperatorTerms:
     jobs_per_channel: int
     min_withdrawal_delay: Seconds
     min_deposit: Amount
+    credit: CreditTerms
     offer_lifetime_s: int
 
     @property

@@ -42,6 +42,7 @@ from piecework_node.journal.records import (
 )
 from piecework_node.keys.sealing import SealingKeyring
 from piecework_node.runtime.channels import Channels
+from piecework_node.runtime.credit import CreditDesk
 from piecework_node.runtime.faults import Code
 from piecework_node.runtime.funding import authorization_in, better_funding, usable_funding
 from piecework_node.runtime.jobs import JobRuntime
@@ -60,9 +61,9 @@ from piecework_protocol.frames import (
 )
 from piecework_protocol.limits import RESUME_S
 from piecework_protocol.objects import Offer
-from piecework_protocol.sealing import canvas_context, content_context, resume_context, seal
+from piecework_protocol.sealing import check_key, content_context, resume_context
 from piecework_protocol.states import ENDED_STATES, JobState
-from piecework_protocol.types import Digest, JobId
+from piecework_protocol.types import Address, Amount, Digest, JobId
 from piecework_protocol.wire import SignedOffer
 from piecework_protocol.worker_session import AcceptedJob, StateRecord, WorkerSession
 
@@ -101,6 +102,7 @@ class Worker:
         """`openings` refuses an authorization that the worker would not submit."""
         self._runtime, self._channels, self._keyring = runtime, channels, keyring
         self._engine_events = EngineEventHandler(runtime, keyring)
+        self._credit = runtime.credit = CreditDesk(channels, terms.credit)
         self.terms, self._patience, self._log = terms, patience, log
         self._openings = openings
         self.draining = False
@@ -189,7 +191,6 @@ class Worker:
             await self._recover_job(job)
 
     async def _recover_job(self, job: LiveJob) -> None:
-        job.pending = job.channel.is_overcommitted
         unopened = len(job.committed) < job.session.canvases
         if not job.ended and (unopened or self._is_late(job)):
             await self._expire(job)
@@ -377,8 +378,8 @@ class Worker:
         facts.append(StoredJob(job.id, submission, accepted.prompt_tokens, accepted.accepted_at))
         channel.jobs[job.id] = job
         channel.stored = replace(channel.stored, funding=funding)
-        job.pending = channel.is_overcommitted
         await self._runtime.perform(job, job.session.open(0, channel.ledger), before=facts)
+        job.opened = job.sink
         channel.journaled = True
         if funding is not None and funding.authorization.funded > channel.stored.deposit:
             self._channels.want_funding(channel)
@@ -407,6 +408,7 @@ class Worker:
             job.channel.jobs[job.id] = job
             opened = job.session.open(submission.received, job.channel.ledger)
             await self._runtime.perform(job, opened)
+            job.opened = job.sink
             self._runtime.report(job)
         return job
 
@@ -468,6 +470,7 @@ class Worker:
 
     async def _tick_job(self, job: LiveJob, moment: float) -> None:
         async with job.channel.lock:
+            self._runtime.press(job)
             if not job.leaving and self._is_late(job):
                 await self._expire(job)
             elif not job.leaving and self._is_abandoned(job, moment):
@@ -530,7 +533,7 @@ class Worker:
             messages = decode_prompt(prompt)
             if facts is not None:
                 prompts.check_text_length(messages, facts.max_context)
-            seal(b"", job.reply_key, canvas_context(domain, job_id, 0))
+            check_key(job.reply_key)
             return await self._runtime.engine.encode_prompt(messages)
         except PromptRejected as error:
             raise Refusal(Reason.PROMPT_REFUSED, str(error)) from None
@@ -553,6 +556,15 @@ class Worker:
             fault=self._channels.faults.stopping,
         )
 
+    def _stranger_jobs(self, payer: Address) -> int:
+        """Jobs of payers without a mined deposit that run or wait, if this payer is one of them."""
+        if not self._credit.is_stranger(payer):
+            return 0
+        running = self._runtime.sequences.values()
+        payers = [job.channel.stored.channel.payer for job in running]
+        strange = {p: self._credit.is_stranger(p) for p in dict.fromkeys(payers)}
+        return sum(strange[p] for p in payers)
+
     def _own_view(self, submission: SubmitJob) -> AdmissionView:
         """The view of a job that is itself being admitted and must not count against itself."""
         return _with_fewer(self._view(submission), 1)
@@ -561,21 +573,22 @@ class Worker:
         time, stored = now(self._runtime.clock), channel.stored
         jobs = channel.jobs.values()
         attached = {job.id for job in jobs if job.sink is not None}
-        pending = sum(job.pending and not job.ended for job in jobs)
         known, offered = usable_funding(stored.funding, time), authorization_in(submission)
         funding = better_funding(known, offered)
         return ChannelView(
             ledger=stored.ledger,
-            state=stored.state,
-            deposit=channel.capacity,
-            withdrawn=stored.withdrawn,
+            state=channel.state_for_jobs,
+            deposit=channel.available,
+            withdrawn=Amount(stored.deposit - channel.available),
             account_signed=funding is not None and funding == channel.account_signed,
             fresh=self._channels.is_reliable(channel, funding),
             funding=funding,
             pooled=self._channels.pooled_for(channel),
             reserved=channel.reserved,
             attached=len(attached),
-            pending_jobs=pending if channel.is_overcommitted else 0,
+            payer=self._credit.payer(stored.channel.payer),
+            strangers_owe=self._credit.strangers,
+            stranger_jobs=self._stranger_jobs(stored.channel.payer),
             stray_unpaid=any(ref.job not in attached for ref in stored.ledger.unpaid),
             closing=stored.close_signature is not None,
         )

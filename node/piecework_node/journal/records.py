@@ -13,9 +13,14 @@ from typing import Final
 
 from piecework.chain.rawtx import SignedTransaction
 from piecework_protocol.errors import Reason
-from piecework_protocol.frames import FundingAuthorization, LeafRef, SubmitJob
+from piecework_protocol.frames import (
+    FundingAuthorization,
+    LeafRef,
+    OpeningAuthorization,
+    SubmitJob,
+)
 from piecework_protocol.ledger import WorkerLedger
-from piecework_protocol.objects import Channel, Receipt
+from piecework_protocol.objects import Channel, FundChannel, Receipt
 from piecework_protocol.states import ChannelState, JobState
 from piecework_protocol.types import (
     Amount,
@@ -28,6 +33,23 @@ from piecework_protocol.types import (
 )
 from piecework_protocol.wire import SignedOffer
 from piecework_protocol.worker_session import StateRecord, StoredCanvas
+
+
+@dataclass(frozen=True, slots=True)
+class OneStepFunding(FundingAuthorization):
+    """An opening out of the payer's own tokens, as the authorization that it amounts to.
+
+    It opens a channel, so that its amount is all that was ever put in. `signature` is over
+    `opening`, under the token's domain.
+    """
+
+    opening: OpeningAuthorization
+
+
+def one_step(channel: Channel, opening: OpeningAuthorization) -> OneStepFunding:
+    """Return an opening as a funding of a channel that nothing was put into before."""
+    terms = FundChannel(channel, opening.amount, opening.fee, opening.valid_before)
+    return OneStepFunding(terms, opening.signature, opening)
 
 
 @dataclass(frozen=True, slots=True)

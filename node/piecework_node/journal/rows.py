@@ -20,6 +20,7 @@ from piecework_node.journal.records import (
     TxState,
     TxSubject,
     Worth,
+    one_step,
 )
 from piecework_node.journal.writes import amount_of
 from piecework_protocol.errors import InvariantBroken, Reason
@@ -43,7 +44,7 @@ from piecework_protocol.worker_session import StoredCanvas
 
 BY_ID: Final = "jobs.id = ?"
 OPEN_JOBS: Final = (
-    "pruned = 0 AND (state IN ('new', 'accepted', 'running', 'suspended') "
+    "pruned = 0 AND (state IN ('new', 'accepted', 'running', 'suspended', 'stopping') "
     "OR EXISTS (SELECT 1 FROM canvases WHERE job = number AND leaf_index IS NULL))"
 )
 OPEN_CHANNELS: Final = (
@@ -177,9 +178,7 @@ def _authorization(data: bytes | None, channel: Channel) -> FundingAuthorization
     if data is None:
         return None
     funding = decode_funding(data, channel)
-    if not isinstance(funding, FundingAuthorization):
-        raise InvariantBroken("a channel is stored with an authorization out of the pool")
-    return funding
+    return funding if isinstance(funding, FundingAuthorization) else one_step(channel, funding)
 
 
 def paid_jobs(db: apsw.Connection, since: int, until: int) -> tuple[PaidJob, ...]:

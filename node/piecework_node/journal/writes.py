@@ -31,6 +31,7 @@ from piecework_node.journal.records import (
     JournalRecord,
     MetaSet,
     OfferIssued,
+    OneStepFunding,
     ReceiptsShown,
     SealingKeyAdded,
     SealingKeyDropped,
@@ -224,7 +225,9 @@ class JournalBatch:
 
     def funding(self, r: FundingAuthorized) -> None:
         sql = "UPDATE channels SET funding = ? WHERE id = ?"
-        self.put("channels", sql, (_value(r.funding), r.channel))
+        given = r.funding
+        value = _value(given.opening if isinstance(given, OneStepFunding) else given)
+        self.put("channels", sql, (value, r.channel))
 
     def voucher(self, r: VoucherApplied) -> None:
         ledger = r.ledger

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol, TypeVar
 
 from piecework.base.errors import PieceworkError
@@ -19,6 +19,7 @@ from piecework_node.journal.records import (
     ChannelObserved,
     CloseAgreed,
     JournalRecord,
+    OneStepFunding,
     StoredChannel,
     VoucherApplied,
 )
@@ -51,12 +52,30 @@ FUNDING_RETRY_S: Final = 5.0
 """After which a client may ask again to close a channel whose funding is not mined."""
 
 
+@dataclass(frozen=True, slots=True)
+class ChannelDepth:
+    """The deposit that was ever put in, by how deep it lies in the chain. In base units."""
+
+    mined: Amount
+    final: Amount
+
+
 class ChannelReader(Protocol):
-    """The chain as far as channels need it. Both methods raise `ChainError`."""
+    """The chain as far as channels need it. Every method raises `ChainError`."""
 
     async def channel(self, channel_id: ChannelId) -> ChannelOnChain: ...
 
     async def pooled_balance(self, token: Address, owner: Address) -> Amount: ...
+
+    async def depth(self, channel_id: ChannelId) -> ChannelDepth:
+        """Return how much of a channel's deposit is some blocks deep, and how much is final."""
+        ...
+
+    async def token_balance(self, token: Address, owner: Address) -> Amount: ...
+
+    async def opening_signed(self, funding: OneStepFunding) -> bool:
+        """Whether the payer has signed an opening in one step, under its token's domain."""
+        ...
 
     async def payer_signed(self, payer: Address, message: TypedData, signature: bytes) -> bool: ...
 
@@ -260,6 +279,7 @@ class Channels:
         live = self._channels.get(channel)
         if live is not None:
             seen = await self._chain.channel(channel)
+            await self._ask_depth(live, seen)
             await self._runtime.shielded(self._take_over(live, seen))
 
     async def refresh(self, live: LiveChannel, offered: FundingAuthorization | None) -> None:
@@ -303,6 +323,7 @@ class Channels:
         async with self._places:
             try:
                 seen = await self._chain.channel(live.id)
+                await self._ask_depth(live, seen)
                 if funding is not None and funding.authorization.funded > seen.funded:
                     await self._ask_payer(live, funding)
             except PieceworkError as error:
@@ -310,9 +331,22 @@ class Channels:
                 return
         await self._runtime.shielded(self._take_over(live, seen))
 
+    async def _ask_depth(self, live: LiveChannel, seen: ChannelOnChain) -> None:
+        """Ask how deep a deposit lies, until all of it is final. Deposits never shrink."""
+        if live.final >= seen.funded:
+            return
+        depth = await self._chain.depth(live.id)
+        live.mined, live.final = depth.mined, depth.final
+
     async def _ask_payer(self, live: LiveChannel, funding: FundingAuthorization) -> None:
         """Ask what the payer holds, and a smart account whether it has signed (ERC-1271)."""
         payer, terms = live.stored.channel.payer, funding.authorization
+        if isinstance(funding, OneStepFunding):
+            # It is paid out of the payer's own account, and signed under the token's domain.
+            live.pooled = await self._chain.token_balance(*_purse(live))
+            live.account_signed = funding if await self._chain.opening_signed(funding) else None
+            live.pooled_at = self._runtime.clock.monotonic()
+            return
         live.pooled = await self._chain.pooled_balance(*_purse(live))
         if not signed_by(self._runtime.domain, terms, funding.signature, payer):
             signed = await self._chain.payer_signed(payer, terms, funding.signature)
@@ -395,6 +429,8 @@ class Channels:
                 state=f"{stored.state.value} to {seen.state.value}",
                 amount=seen.settled,
             )
+        if lost:
+            live.mined, live.final = min(live.mined, seen.funded), min(live.final, seen.funded)
         return True
 
     async def _move_job(self, job: LiveJob) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from piecework_protocol.frames import FundingAuthorization, SubmitJob
+from piecework_node.journal.records import one_step
+from piecework_protocol.frames import FundingAuthorization, OpeningAuthorization, SubmitJob
 
 
 def authorization_in(submission: SubmitJob) -> FundingAuthorization | None:
-    """Return the authorization that a submission carries out of the payer's pooled balance."""
+    """Return the authorization that a submission carries, out of the pool or in one step."""
     funding = submission.funding
-    return funding if isinstance(funding, FundingAuthorization) else None
+    if isinstance(funding, OpeningAuthorization):
+        return one_step(submission.channel, funding)
+    return funding
 
 
 def usable_funding(funding: FundingAuthorization | None, now: int) -> FundingAuthorization | None:

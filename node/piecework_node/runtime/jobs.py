@@ -21,17 +21,18 @@ from piecework_node.errors import EngineUnavailable, JournalError
 from piecework_node.journal.protocol import Journal
 from piecework_node.journal.records import JournalRecord
 from piecework_node.metrics import Metrics
+from piecework_node.runtime.credit import BLOCK_S, CreditDesk
 from piecework_node.runtime.live import LiveJob
 from piecework_node.runtime.requests import generation_request
 from piecework_node.times import now
 from piecework_protocol.eip712 import Domain, TypedData
 from piecework_protocol.errors import Reason, Refusal
-from piecework_protocol.frames import Accepted, Progress
+from piecework_protocol.frames import Progress
 from piecework_protocol.ledger import WorkerLedger
-from piecework_protocol.limits import MAX_CANVASES_AHEAD
+from piecework_protocol.pricing import canvases_for
 from piecework_protocol.signing import Signer, sign
 from piecework_protocol.states import ENDED_STATES, JobState
-from piecework_protocol.types import Signature
+from piecework_protocol.types import Signature, Timestamp
 from piecework_protocol.worker_session import AllowCanvases, Outcome, StartEngine, StateRecord
 
 T = TypeVar("T")
@@ -57,6 +58,8 @@ class JobRuntime:
         self.clock, self.metrics = clock, metrics
         self.sequences: dict[str, LiveJob] = {}
         """Jobs by the name of their sequence in the engine."""
+        self.credit: CreditDesk | None = None
+        """What payers may owe. The worker sets it."""
         self._sequence_number = 0
         self._tasks: set[asyncio.Task[Any]] = set()
         self._error: BaseException | None = None
@@ -84,8 +87,6 @@ class JobRuntime:
         if job.sink is not None:
             for frame in outcome.frames(self.sign):
                 job.sink.send(frame)
-                if isinstance(frame, Accepted):
-                    job.greeted = job.sink
         if self.command(job, outcome):
             self.rest(job)
         else:
@@ -98,16 +99,33 @@ class JobRuntime:
         """
         for command in outcome.commands:
             if isinstance(command, StartEngine):
-                self._start_sequence(job, command)
+                self._start(job, command)
             elif isinstance(command, AllowCanvases):
                 if job.sequence is not None:
                     self.engine.allow(job.sequence, self._limit(job, command.canvas_limit))
-            elif not self.engine.ready:
+            elif not self.engine.ready or job.parked is not None:
                 self.drop_sequence(job)
                 return False
             elif job.sequence is not None:
                 self.engine.stop(job.sequence, finish_canvas=command.finish_canvas)
         return True
+
+    def _start(self, job: LiveJob, command: StartEngine) -> None:
+        """Start a sequence if there is credit for its next canvas, and park the job otherwise."""
+        job.granted = max(job.granted, command.committed)
+        if self._limit(job, command.canvas_limit) <= command.committed < command.canvas_limit:
+            job.parked = command
+        else:
+            job.parked = None
+            self._start_sequence(job, command)
+
+    def press(self, job: LiveJob) -> None:
+        """Let a job go on that waits for credit. The caller holds the channel's lock."""
+        if job.parked is not None:
+            self._start(job, job.parked)
+        elif job.short_of_credit and job.sequence is not None and not job.leaving:
+            limit = job.session.canvas_limit(job.channel.ledger)
+            self.engine.allow(job.sequence, self._limit(job, limit))
 
     def _start_sequence(self, job: LiveJob, command: StartEngine) -> None:
         self._sequence_number += 1
@@ -135,19 +153,21 @@ class JobRuntime:
     def sequence_ended(self, job: LiveJob) -> None:
         """Note that the engine has nothing of a job any more."""
         sequence, job.sequence = job.sequence, None
-        job.progress = job.shown = None
+        job.progress = job.shown = job.parked = None
+        job.granted, job.short_of_credit = job.session.canvases, False
         if sequence is not None:
             del self.sequences[sequence]
 
     def report(self, job: LiveJob) -> None:
-        """Tell the client where its job is, if it listens and the job is not over.
-
-        The acceptance comes first (clause 2.4), and it may still wait for the disk.
-        """
-        if job.sink is None or job.ended or job.greeted is not job.sink:
+        """Tell the client where its job is, if it listens and the job is not over."""
+        if job.sink is None or job.sink is not job.opened or job.ended:
             return
         done = job.progress
-        if done is None:
+        if job.short_of_credit:
+            until = Timestamp(now(self.clock) + int(BLOCK_S))
+            step = (done.steps, done.prompt_tokens) if done else (0, 0)
+            job.sink.send(Progress(job.id, job.session.canvases, *step, paused_until=until))
+        elif done is None:
             position = self._place(job)
             job.sink.send(Progress(job.id, job.session.canvases, 0, 0, queue_position=position))
         else:
@@ -159,14 +179,15 @@ class JobRuntime:
         return waiting.index(job) + 1 if job in waiting else 0
 
     def _limit(self, job: LiveJob, limit: int) -> int:
-        """Vouchers on a deposit that is not on chain yet let no further canvas run ahead."""
-        if job.pending and job.channel.is_overcommitted:
-            return min(limit, MAX_CANVASES_AHEAD)
-        return limit
+        """Give the first canvas that may not start: more are reserved as far as credit goes."""
+        last = canvases_for(
+            job.session.accepted.model, job.session.accepted.job.parameters.max_tokens
+        )
+        return self.credit.grant(job, min(limit, last)) if self.credit else limit
 
     def rest(self, job: LiveJob) -> None:
         """Note whether the client has to act next. Forget a job that is over and paid."""
-        limit = self._limit(job, job.session.canvas_limit(job.channel.ledger))
+        limit = job.session.canvas_limit(job.channel.ledger)
         waits = job.ended or job.session.canvases >= limit
         job.waiting_since = self.clock.monotonic() if waits else None
         if not job.ended or job.unpaid:

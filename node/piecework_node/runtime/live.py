@@ -9,12 +9,14 @@ from piecework_model.requests import DraftEvent, ProgressEvent
 from piecework_node.journal.records import StoredChannel
 from piecework_node.runtime.funding import usable_funding
 from piecework_node.runtime.sink import FrameSink
+from piecework_protocol.credit import ChannelCredit, Standing, ceiling
 from piecework_protocol.frames import FundingAuthorization
 from piecework_protocol.ledger import WorkerLedger
+from piecework_protocol.objects import EVERYTHING
 from piecework_protocol.pricing import worst_case
 from piecework_protocol.states import ENDED_STATES, ChannelState, JobState
 from piecework_protocol.types import Amount, ChannelId, JobId
-from piecework_protocol.worker_session import WorkerSession
+from piecework_protocol.worker_session import StartEngine, WorkerSession
 
 
 @dataclass(slots=True)
@@ -28,8 +30,8 @@ class LiveJob:
     committed: list[tuple[int, ...]] = field(default_factory=list)
     """Token ids of the finished canvases, only while a stream is open."""
     sink: FrameSink | None = None
-    greeted: FrameSink | None = None
-    """The stream that has got the job's acceptance, before which no other frame may come."""
+    opened: FrameSink | None = None
+    """The stream that has got the acceptance. No other frame may come before that."""
     drafts: bool = False
     sequence: str | None = None
     """The name of the job's sequence in the engine while it has one."""
@@ -39,11 +41,15 @@ class LiveJob:
     """The last draft of the canvas in progress that went to the client. It is owed."""
     detached_at: float | None = None
     """Monotonic time since which no stream is open."""
+    granted: int = 0
+    """The first canvas that has no credit yet. Those before it are reserved until they are done."""
+    short_of_credit: bool = False
+    """Waits until its payer owes less."""
+    parked: StartEngine | None = None
+    """What the engine is told as soon as there is credit for the next canvas."""
     engine_losses: int = 0
     revived: bool = False
     """Read from the journal, and not admitted by this process."""
-    pending: bool = False
-    """Relies on a deposit that is not on chain yet: its vouchers let no canvas more run ahead."""
     waiting_since: float | None = None
     """Monotonic time since which only the client can move the job on."""
     reserve: Amount = field(init=False)
@@ -79,6 +85,24 @@ class LiveJob:
             return 0
         return max(0, self.reserve - self.session.charged)
 
+    @property
+    def held(self) -> Amount:
+        """The ceiling of the canvases that have begun or may begin, in base units."""
+        return self._ceiling(self.granted - self.session.canvases)
+
+    @property
+    def next_ceiling(self) -> Amount:
+        """What one canvas more than `granted` can cost, in base units."""
+        ahead = max(0, self.granted - self.session.canvases)
+        return Amount(self._ceiling(ahead + 1) - self._ceiling(ahead))
+
+    def _ceiling(self, canvases: int) -> Amount:
+        if canvases <= 0:
+            return Amount(0)
+        terms, session = self.session.accepted, self.session
+        done = session.usage() if session.canvases else None
+        return ceiling(terms.model, terms.job.parameters, terms.prompt_tokens, done, canvases)
+
     def is_late(self, now: int) -> bool:
         """Whether the deadline has passed. Keys that its canvases are sealed to may be gone."""
         return self.session.accepted.job.deadline < now
@@ -101,6 +125,10 @@ class LiveChannel:
     """Monotonic time of the chain's last word. None: not asked since this process started."""
     account_signed: FundingAuthorization | None = None
     """What the payer's smart account says it has signed. Plain keys are not asked."""
+    mined: Amount = Amount(0)
+    """The deposit some blocks deep, in total ever put in."""
+    final: Amount = Amount(0)
+    """The deposit that the chain says is final, in total ever put in."""
     wants_funding: bool = False
     """An authorization waits for settlement to submit it."""
     unsettled_since: float | None = None
@@ -120,6 +148,29 @@ class LiveChannel:
     def capacity(self) -> Amount:
         """What vouchers can draw on chain: the deposit without what the payer took back."""
         return Amount(self.stored.deposit - self.stored.withdrawn)
+
+    @property
+    def available(self) -> Amount:
+        """What new jobs can count on: what the payer asked back counts as gone at once."""
+        return Amount(max(self.stored.settled, self.capacity - self.stored.requested))
+
+    @property
+    def state_for_jobs(self) -> ChannelState:
+        """The state, in which a channel stays open whose payer asks only for a part."""
+        stored = self.stored
+        if stored.state is ChannelState.WITHDRAWING and stored.requested < EVERYTHING:
+            return ChannelState.OPEN
+        return stored.state
+
+    def must_claim(self, now: int) -> bool:
+        """Whether a request to withdraw is about to take from what is claimable.
+
+        That is so in the last third of the delay. Who asks and calls off costs us no gas.
+        """
+        stored = self.stored
+        if stored.state is not ChannelState.WITHDRAWING or self.ledger.cumulative <= self.available:
+            return False
+        return now >= stored.requested_at + stored.channel.withdrawal_delay * 2 // 3
 
     @property
     def backing(self) -> Amount:
@@ -145,6 +196,26 @@ class LiveChannel:
         if self.stored.state is ChannelState.CLOSED:
             return Amount(0)
         return Amount(max(0, min(self.ledger.cumulative, self.backing) - self.stored.settled))
+
+    @property
+    def credit(self) -> ChannelCredit:
+        """What the channel adds to its payer's account. A closed one adds its debts alone."""
+        stored, ledger = self.stored, self.ledger
+        is_open = stored.state in (ChannelState.OPEN, ChannelState.WITHDRAWING)
+        standing = Standing.SIMULATED
+        if is_open and self.mined:
+            standing = Standing.FINAL if self.final else Standing.MINED
+        deep = max(self.mined, self.final) if is_open else stored.withdrawn
+        final = self.final - stored.withdrawn - stored.requested if is_open else 0
+        unpaid = sum(u.amount for u in ledger.unpaid.values())
+        return ChannelCredit(
+            standing=standing,
+            charged=Amount(ledger.cumulative + unpaid),
+            reserved=Amount(sum(job.held for job in self.jobs.values())),
+            accepted=ledger.cumulative,
+            deposit=Amount(max(0, deep - stored.withdrawn)),
+            secured=Amount(max(stored.settled, final)),
+        )
 
     @property
     def holds_money(self) -> bool:

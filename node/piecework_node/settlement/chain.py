@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Protocol
 
 from piecework.chain import calls
+from piecework.chain.authorizations import opening_authorization
 from piecework.chain.calls import Call, Claim, send_native
 from piecework.chain.deployment import Deployment
 from piecework.chain.errors import BadAnswer, LogRangeRefused, MethodMissing
@@ -22,16 +23,18 @@ from piecework.chain.transactions import (
     TransactionSender,
     Unknown,
 )
-from piecework_node.journal.records import Worth
-from piecework_node.runtime.channels import ChannelReader
+from piecework_node.journal.records import OneStepFunding, Worth
+from piecework_node.runtime.channels import ChannelDepth, ChannelReader
 from piecework_node.settlement.watch import NodePort
 from piecework_protocol.eip712 import TypedData
 from piecework_protocol.frames import FundingAuthorization
-from piecework_protocol.signing import Signer
+from piecework_protocol.signing import Signer, signed_by
 from piecework_protocol.types import Address, Amount, Bytes32, ChannelId, Timestamp
 
 MAX_WATCH_REQUESTS: Final = 32
 """Of one search for withdrawals. Asking for each channel is cheaper than more."""
+CONFIRMATIONS: Final = 3
+"""Blocks on top of a deposit that counts as mined."""
 NO_TRANSACTION: Final = Bytes32(bytes(32))
 """A hash that no transaction has."""
 
@@ -109,8 +112,29 @@ class ChainLink:
     async def channel(self, channel_id: ChannelId) -> ChannelOnChain:
         return await self._reader.channel(channel_id)
 
+    async def depth(self, channel_id: ChannelId) -> ChannelDepth:
+        head = await self._reader.latest_block()
+        final = min(head, await self._reader.finalized_block())
+        deep = max(final, head - CONFIRMATIONS)
+        at_final = await self._reader.channel(channel_id, block=final)
+        mined = at_final if deep == final else await self._reader.channel(channel_id, block=deep)
+        return ChannelDepth(mined.funded, at_final.funded)
+
     async def pooled_balance(self, token: Address, owner: Address) -> Amount:
         return await self._reader.pooled_balance(token, owner)
+
+    async def token_balance(self, token: Address, owner: Address) -> Amount:
+        return await self._reader.token_balance(token, owner)
+
+    async def opening_signed(self, funding: OneStepFunding) -> bool:
+        channel, escrow = funding.authorization.channel, self._reader.domain
+        token = await self._reader.token_domain(channel.token)
+        message = opening_authorization(escrow, channel, Amount(0), funding.opening)
+        if signed_by(token, message, funding.signature, channel.payer):
+            return True
+        return await self._reader.payer_signed(
+            channel.payer, message, funding.signature, domain=token
+        )
 
     async def payer_signed(self, payer: Address, message: TypedData, signature: bytes) -> bool:
         return await self._reader.payer_signed(payer, message, signature)
@@ -197,7 +221,8 @@ class ChainLink:
         self._sender.resume(list(txs))
 
     def _fund_call(self, funding: FundingAuthorization) -> Call:
-        return calls.submit_funding(self.deployment, funding.authorization.channel, funding)
+        given = funding.opening if isinstance(funding, OneStepFunding) else funding
+        return calls.submit_funding(self.deployment, funding.authorization.channel, given)
 
     async def _prepare(self, call: Call, worth: Worth) -> SignedTransaction:
         return await self._sender.prepare(call, value_at_stake=worth.wei)

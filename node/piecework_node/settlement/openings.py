@@ -10,7 +10,7 @@ from typing import Final
 
 from piecework.chain.errors import ChainError
 from piecework_node.journal.protocol import Journal
-from piecework_node.journal.records import MetaSet
+from piecework_node.journal.records import MetaSet, OneStepFunding
 from piecework_node.runtime.live import LiveChannel
 from piecework_node.settlement.fees import Errand, FeeDesk
 from piecework_node.settlement.simulations import OpeningSimulations
@@ -38,6 +38,10 @@ class Openings:
         terms, deposit = funding.authorization, live.stored.deposit
         if terms.funded <= deposit:
             return
+        if deposit and isinstance(funding, OneStepFunding):
+            raise Refusal(
+                Reason.FUND_YOURSELF, "an opening in one step opens a channel and raises none"
+            )
         least = self.desk.settings.min_top_up if deposit else 0
         if terms.funded - deposit < least:
             raise Refusal(

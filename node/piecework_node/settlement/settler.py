@@ -25,6 +25,7 @@ from piecework_node.settlement.chain import ChainPort
 from piecework_node.settlement.fees import worth_of_fee
 from piecework_node.settlement.openings import Openings
 from piecework_node.settlement.policy import (
+    Batch,
     SettlementCandidate,
     SettlePolicy,
     Urgency,
@@ -315,35 +316,35 @@ class Settler:
         fee = min(live.stored.close_fee, live.capacity - live.ledger.cumulative)
         since = live.unsettled_since
         waited = 0.0 if since is None else self._clock.monotonic() - since
-        withdrawing = live.stored.state is ChannelState.WITHDRAWING
-        if live.claimable and (withdrawing or waited >= self._policy.interval_s):
+        if live.claimable and (
+            live.must_claim(now(self._clock)) or waited >= self._policy.interval_s
+        ):
             return worth_of(self._policy, live.claimable + fee)
         return worth_of_fee(self._policy, fee)
 
     # --- settling
 
     async def _settle(self) -> None:
-        candidates = {
-            live.id: candidate
-            for live in self._channels
-            if (candidate := self._candidate(live)) is not None
-        }
+        found = [self._candidate(live) for live in self._channels]
+        candidates = [candidate for candidate in found if candidate is not None]
         if not candidates:
             self._asked = False
             return
-        chosen = choose(list(candidates.values()), self._policy, await self._port.gas_price())
-        lives = [live for c in chosen if (live := self._channels.get(c.channel)) is not None]
-        if not lives:
-            return
-        claims = [_claim_of(live) for live in lives]
-        payable = await self._port.payable(claims)
-        for live, amount in zip(lives, payable, strict=True):
-            if not amount:
-                await self._channels.observe(live.id)
+        for batch in choose(candidates, self._policy, await self._port.gas_price()):
+            if self._transactions.unmined >= MAX_IN_FLIGHT:
+                return
+            await self._settle_batch(batch)
         self._asked = False
+
+    async def _settle_batch(self, batch: Batch) -> None:
+        claims = [candidate.claim for candidate in batch]
+        payable = await self._port.payable(claims)
+        for claim, amount in zip(claims, payable, strict=True):
+            if not amount:
+                await self._channels.observe(claim.voucher.channel)
         good = [claim for claim, amount in zip(claims, payable, strict=True) if amount]
         if good:
-            asked = any(c.urgency is Urgency.ASKED for c in chosen)
+            asked = any(c.urgency is Urgency.ASKED for c in batch)
             worth = worth_of(self._policy, sum(payable))
             await self._submit_claims(good, Worth(worth.units, None) if asked else worth)
 
@@ -368,11 +369,11 @@ class Settler:
         moment = self._clock.monotonic()
         if live.unsettled_since is None:
             live.unsettled_since = moment
-        withdrawing = stored.state is ChannelState.WITHDRAWING
-        urgency = Urgency.WITHDRAWING if withdrawing else Urgency.NONE
+        urgent = live.must_claim(now(self._clock))
+        urgency = Urgency.WITHDRAWING if urgent else Urgency.NONE
         if self._asked:
             urgency = Urgency.ASKED
-        return SettlementCandidate(live.id, value, moment - live.unsettled_since, urgency)
+        return SettlementCandidate(_claim_of(live), value, moment - live.unsettled_since, urgency)
 
 
 def _by_id(live: LiveChannel) -> bytes:

@@ -198,7 +198,7 @@ class NodeWatch:
     async def _gas_tank(self) -> None:
         held = await self._port.gas_balance()
         self._metrics.gas.set(held)
-        needed = RESERVE_SETTLEMENTS * settle_wei(self._price, 1)
+        needed = RESERVE_SETTLEMENTS * settle_wei(self._price)
         if held < needed:
             raise InsufficientGas(
                 f"the operator holds {held} wei, and {RESERVE_SETTLEMENTS} settlements may cost "

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 
 from piecework.base.amounts import Token
 from piecework.base.clock import Clock
 from piecework.base.errors import PieceworkError
-from piecework.chain.errors import RpcRefused, RpcUnavailable
+from piecework.chain.authorizations import sign_opening
+from piecework.chain.errors import BadAnswer, RpcRefused, RpcUnavailable
 from piecework.chain.records import ChannelOnChain
 from piecework.client.config import ClientConfig
-from piecework.client.errors import InsufficientFunds
+from piecework.client.errors import FeeOverLimit, InsufficientFunds
 from piecework.client.journal.records import (
     ChannelRow,
     ChannelStatus,
@@ -26,8 +28,8 @@ from piecework.client.journal.records import (
 from piecework.client.journal.store import Store
 from piecework.client.network.discovery import ChainView
 from piecework.client.wallet import Wallet
-from piecework_protocol.frames import FundingAuthorization
-from piecework_protocol.objects import Channel, FundChannel, Offer
+from piecework_protocol.frames import Funding, FundingAuthorization, OpeningAuthorization
+from piecework_protocol.objects import EVERYTHING, Channel, FundChannel, Offer
 from piecework_protocol.signing import sign
 from piecework_protocol.states import ChannelState
 from piecework_protocol.types import (
@@ -43,6 +45,10 @@ from piecework_protocol.types import (
 
 class _DepositTooSmall(PieceworkError):
     """The channel needs more than was authorized: ask the chain what is free, and come back."""
+
+    def __init__(self, shortage: int) -> None:
+        super().__init__(f"{shortage} more are needed")
+        self.shortage = shortage
 
 
 class ChannelManager:
@@ -62,7 +68,8 @@ class ChannelManager:
         self._store, self._chain, self._wallet = store, chain, wallet
         self._money, self._token = token, Address(token.address or b"")
         self._config, self._clock, self._entropy = config, clock, entropy
-        self._step = config.amounts(token).deposit
+        amounts = config.amounts(token)
+        self._step, self._max_fee = amounts.deposit, amounts.max_fee
 
     async def for_offer(self, offer: Offer) -> ChannelRow:
         """Return the open channel with this worker, or record one that is not funded yet."""
@@ -79,40 +86,68 @@ class ChannelManager:
         )
         return await asyncio.to_thread(self._store.open_channel, terms)
 
-    async def admit(self, job: JobRow, prompt: str | None) -> ChannelRow:
+    async def admit(self, job: JobRow, prompt: str | None, row: ChannelRow) -> ChannelRow:
         """Record a job and make sure that its channel's deposit covers it.
+
+        Args:
+            job: What is recorded.
+            prompt: Its text, if texts are kept.
+            row: Its channel, as it was read a moment ago.
 
         Raises:
             InsufficientFunds: the free balance is too small for that.
         """
-        await self.refresh_funding(job.channel_id)
+        row = await self._arrived(row)
         until = Timestamp(job.created_at + self._config.funding_lifetime_s)
         terms = job.offer.offer
-        row = await asyncio.to_thread(self._store.channel, job.channel_id)
         # A worker is paid for the transaction, and sends none for less than this.
         fee, least_raise = terms.open_fee, terms.min_deposit
         if row.funded:
             fee, least_raise = terms.top_up_fee, terms.min_top_up
 
         def refuse(needed: Amount, counted: Amount) -> Amount:
-            raise _DepositTooSmall(f"{needed} needed, {counted} there")
+            raise _DepositTooSmall(max(needed, row.funded + least_raise) - counted)
 
         try:
             return await asyncio.to_thread(self._store.admit, job, prompt, refuse, until)
-        except _DepositTooSmall:
-            free = await self.free_balance()
+        except _DepositTooSmall as short:
+            free, one_step = await self._source(row, short.shortage + fee)
 
         def grow(needed: Amount, counted: Amount) -> Amount:
             least = Amount(max(needed, row.funded + least_raise))
             spendable = Amount(max(0, free - fee))
             return deposit_total(least, counted, spendable, self._step, self._money)
 
-        return await asyncio.to_thread(self._store.admit, job, prompt, grow, until)
+        admit = partial(self._store.admit, one_step=one_step)
+        return await asyncio.to_thread(admit, job, prompt, grow, until)
+
+    async def _source(self, row: ChannelRow, needed: int) -> tuple[Amount, bool]:
+        """Return what is free for an authorization, and whether that is in the payer's account.
+
+        The escrow's pool comes first. Of one channel two kinds are never under way at once.
+        """
+        reservations = await self.reservations()
+        if any(reservation.channel == row.id for reservation in reservations):
+            free = self._own_free if row.one_step else self.free_balance
+            return await free(), row.one_step
+        pooled = await self.free_balance()
+        if row.funded or pooled >= needed or not self._config.open_from_account:
+            return pooled, False
+        if await self._chain.opening_domain(self._token) is None:
+            return pooled, False
+        own = await self._own_free()
+        return (own, True) if own >= needed else (pooled, False)
+
+    async def _own_free(self) -> Amount:
+        """Return the base units in the payer's own account that are reserved for nothing."""
+        held = await self._chain.token_balance(self._token, self._wallet.payer.address)
+        reserved = sum(r.amount for r in await self.reservations() if r.one_step)
+        return Amount(max(0, held - reserved))
 
     async def free_balance(self) -> Amount:
         """Return the pooled base units that are reserved for nothing."""
         pooled = await self._chain.pooled_balance(self._token, self._wallet.payer.address)
-        reserved = sum(reservation.amount for reservation in await self.reservations())
+        reserved = sum(r.amount for r in await self.reservations() if not r.one_step)
         return Amount(max(0, pooled - reserved))
 
     async def reservations(self) -> tuple[Reservation, ...]:
@@ -126,21 +161,52 @@ class ChannelManager:
             await self.refresh_funding(reservation.channel)
         return await asyncio.to_thread(self._store.reservations, self._token, now) if found else ()
 
-    def funding(self, row: ChannelRow) -> FundingAuthorization | None:
-        """Return the payer's authorization, until the chain shows the whole deposit."""
+    async def funding(self, row: ChannelRow) -> Funding | None:
+        """Return the payer's authorization, until the chain shows the whole deposit.
+
+        Raises:
+            FeeOverLimit: its fee is more than the settings allow now.
+            ChainError: the chain does not say how the token's holders sign.
+        """
         if row.authorized <= row.funded:
             return None
+        if row.fee > self._max_fee:
+            raise FeeOverLimit(self._money.amount(row.fee), self._money.amount(self._max_fee))
+        if row.one_step:
+            return await self.opening(row, row.authorized, row.fee)
         authorization = FundChannel(row.channel, row.authorized, row.fee, row.funding_deadline)
         signature = sign(self._chain.domain, authorization, self._wallet.payer)
         return FundingAuthorization(authorization, PayerSignature(signature))
 
+    async def opening(self, row: ChannelRow, amount: Amount, fee: Amount) -> OpeningAuthorization:
+        """Return the payer's authorization to open a channel out of its own tokens.
+
+        Raises:
+            ChainError: the chain does not answer, or the token takes no such authorization.
+        """
+        token = await self._chain.opening_domain(self._token)
+        if token is None:
+            raise BadAnswer("the token takes no authorization to open a channel")
+        return sign_opening(
+            token,
+            self._chain.domain,
+            row.channel,
+            self._wallet.payer,
+            amount=amount,
+            fee=fee,
+            funded_before=Amount(0),
+            valid_before=row.funding_deadline,
+        )
+
     async def refresh_funding(self, channel: ChannelId) -> ChannelRow:
         """See whether a pending deposit has arrived. If the chain is away, the job goes on."""
-        row = await asyncio.to_thread(self._store.channel, channel)
+        return await self._arrived(await asyncio.to_thread(self._store.channel, channel))
+
+    async def _arrived(self, row: ChannelRow) -> ChannelRow:
         if row.authorized <= row.funded:
             return row
         try:
-            return await self.refresh(channel)
+            return await self.refresh(row.id)
         except RpcUnavailable:
             return row
 
@@ -168,9 +234,13 @@ class ChannelManager:
             status = ChannelStatus.CLOSING
             if await self._is_closed_for_good(channel):
                 status = ChannelStatus.CLOSED
-        elif seen.state is ChannelState.WITHDRAWING:
+        elif seen.state is ChannelState.WITHDRAWING and seen.requested >= EVERYTHING:
             status = ChannelStatus.CLOSING
-        totals = SeenChannel(seen.funded, seen.withdrawn, seen.settled)
+        # What was asked back is gone for vouchers, unless it is called off.
+        back = seen.withdrawn
+        if seen.state is not ChannelState.CLOSED:
+            back = Amount(seen.funded - seen.available)
+        totals = SeenChannel(seen.funded, back, seen.settled)
         return await asyncio.to_thread(self._store.seen_on_chain, channel, totals, status)
 
     async def _is_closed_for_good(self, channel: ChannelId) -> bool:

@@ -119,9 +119,14 @@ class JobContext:
         return Timestamp(int(self.clock.wall()))
 
 
-async def prepare(context: JobContext, choice: Choice, request: TextRequest) -> JobRow:
+async def prepare(
+    context: JobContext, choice: Choice, request: TextRequest
+) -> tuple[JobRow, ChannelRow]:
     """Sign and seal the request for one worker, record it, and reserve its ceiling. Nothing is
     sent.
+
+    Returns:
+        The job as it was recorded, and its channel with the job's ceiling reserved.
 
     Raises:
         WorkerUnreachable: the worker does not answer. Nothing was reserved.
@@ -164,25 +169,35 @@ async def prepare(context: JobContext, choice: Choice, request: TextRequest) -> 
         created_at=now,
         owner=context.store.owner,
     )
-    await context.channels.admit(record, prompt.decode() if context.config.keep_text else None)
-    return record
+    text = prompt.decode() if context.config.keep_text else None
+    return record, await context.channels.admit(record, text, row)
 
 
 class JobDriver:
     """One job from its submission to its end, over as many streams as it takes.
 
     With `replay` the worker is asked for every canvas again, so that a restarted client shows the
-    whole text; what was paid before is not paid twice.
+    whole text; what was paid before is not paid twice. `admitted` is the channel of a job that was
+    recorded a moment ago, and so has no receipts yet.
     """
 
     def __init__(
-        self, context: JobContext, job: JobRow, caller: Caller, *, replay: bool = False
+        self,
+        context: JobContext,
+        job: JobRow,
+        caller: Caller,
+        *,
+        replay: bool = False,
+        admitted: ChannelRow | None = None,
     ) -> None:
         self.sent = False
         self.accepted = job.prompt_tokens is not None
         self._context, self._job, self._caller = context, job, caller
         self._receipts: list[Receipt] = []
-        self._replay = replay
+        self._replay, self._admitted = replay, admitted
+        self._confirmed = 0
+        """The count of paid receipts that the worker has confirmed on the open stream. The next
+        change of the journal records it."""
         self._prompt_tokens = job.prompt_tokens
         self._announced = False
         self._ended: JobEnded | None = None
@@ -201,16 +216,15 @@ class JobDriver:
         """Until the job's end. Raises `JobFailed`, `JobInterrupted`, `Refusal`, `WorkerUnreachable`
         (never accepted), or `ProtocolViolation`, after which nothing more is paid to this worker.
         """
-        if not self._replay:
+        if not self._replay and self._admitted is None:
             rows = await asyncio.to_thread(self._context.store.receipts, job=self._job.id)
             self._receipts = [r.receipt for r in sorted(rows, key=lambda r: r.receipt.canvas)]
             self._new = not rows
         try:
-            acknowledged = await self._follow()
+            return await self._conclude(await self._follow())
         except ProtocolViolation as violation:
             await self._broken(violation)
             raise
-        return await self._conclude(acknowledged)
 
     async def _follow(self) -> bool:
         """Present the job until a stream reaches its end. The wait doubles; progress starts it
@@ -272,17 +286,20 @@ class JobDriver:
     async def _stream(self) -> bool:
         """One stream from submission to end; whether the worker confirmed the last voucher."""
         context, job = self._context, self._job
-        row = await context.channels.refresh_funding(job.channel_id)
+        row, self._admitted = self._admitted, None
+        if row is None:
+            row = await context.channels.refresh_funding(job.channel_id)
         link = await context.links.to(job.offer.offer)
         session = self._session(row)
         self._heard = self._silent = False
+        self._confirmed = 0
         self._streams += 1
         # The worker ends a job at its deadline; the stream outlives it by the time for the last
         # words.
         stream = link.run(max(1, self._deadline - context.now()) + CANCEL_TIMEOUT_S)
         try:
             self.sent = True
-            funding = context.channels.funding(row)
+            funding = await context.channels.funding(row)
             submission = replace(
                 job.submission,
                 received=session.received,
@@ -320,22 +337,25 @@ class JobDriver:
                     book = await self._on_canvas(event, stream, book)
                     started = loop.time()  # a slow reader of ours is not the worker's slowness
                 elif isinstance(event, VoucherAccepted):
-                    book = await asyncio.to_thread(
-                        self._context.store.acknowledge, row.id, event.count
-                    )
+                    self._confirmed = max(self._confirmed, event.count)
                 elif isinstance(event, JobEnded):
                     self._ended = event
-                if self._ended is not None and book.acknowledged >= self._owed(book):
+                if self._ended is not None and self._is_confirmed(book):
                     break
         if self._ended is None:
             raise WorkerUnreachable("the stream ended before the job did")
         await stream.half_close()
-        if book.acknowledged >= self._owed(book):
+        if self._is_confirmed(book):
             return True
         # Another job's stream may have brought the confirmation of a voucher that covers this job's
         # canvases.
-        book = (await asyncio.to_thread(self._context.store.channel, row.id)).book
-        return book.acknowledged >= self._owed(book)
+        return self._is_confirmed(
+            (await asyncio.to_thread(self._context.store.channel, row.id)).book
+        )
+
+    def _is_confirmed(self, book: PayerLedger) -> bool:
+        """Whether the worker has confirmed all that this job has paid."""
+        return max(book.acknowledged, self._confirmed) >= self._owed(book)
 
     def _owed(self, book: PayerLedger) -> int:
         """The count that the worker must confirm before this stream may go: that of this job's last
@@ -452,6 +472,7 @@ class JobDriver:
             event,
             self._job.channel_id,
             text if context.config.keep_text else None,
+            acknowledged=self._confirmed,
         )
         self._receipts.append(receipt)
         canvas = CanvasText(
@@ -492,12 +513,22 @@ class JobDriver:
         if reason is not None:
             message = end.message if end is not None else ""
             await asyncio.to_thread(
-                context.store.finish, job.id, JobStatus.FAILED, f"{reason.name} {message}"
+                context.store.finish,
+                job.id,
+                JobStatus.FAILED,
+                f"{reason.name} {message}",
+                acknowledged=self._confirmed,
             )
             raise JobFailed(job.id, reason, message)
         status = JobStatus.COMPLETE if complete else JobStatus.CANCELLED
         usage = usage_of(self._receipts[-1]) if self._receipts else NOTHING
-        await asyncio.to_thread(context.store.finish, job.id, status, lesson=self._lesson(usage))
+        await asyncio.to_thread(
+            context.store.finish,
+            job.id,
+            status,
+            lesson=self._lesson(usage),
+            acknowledged=self._confirmed,
+        )
         finishes = {
             objects.Finish.END_OF_TEXT: FinishReason.END_OF_TEXT,
             objects.Finish.TOKEN_LIMIT: FinishReason.TOKEN_LIMIT,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from piecework.base.errors import PieceworkError
@@ -27,21 +28,28 @@ from piecework.client.jobs.selection import (
     Ranking,
 )
 from piecework.client.journal.learning import learn
-from piecework.client.journal.records import JobRow, JobStatus
+from piecework.client.journal.records import ChannelRow, JobRow, JobStatus
 from piecework.client.limits import MAX_CANDIDATES
 from piecework.client.network.discovery import Discovery
 from piecework_protocol.errors import ProtocolViolation, Refusal
 from piecework_protocol.offers import OfferRejected
-from piecework_protocol.types import Address, ChannelId, Digest, Uint32, address_hex
+from piecework_protocol.types import Address, Amount, ChannelId, Digest, Uint32, address_hex
 
 DEFAULT_RETRY_AFTER_S = 2.0
+
+
+Fund = Callable[[ChannelId, Amount], Awaitable[None]]
 
 
 class FailOver:
     """Runs requests of one client."""
 
-    def __init__(self, context: JobContext, chooser: Chooser, discovery: Discovery) -> None:
+    def __init__(
+        self, context: JobContext, chooser: Chooser, discovery: Discovery, fund: Fund
+    ) -> None:
+        """`fund` brings a channel to a total by a transaction of the client's own."""
         self._context, self._chooser, self._discovery = context, chooser, discovery
+        self._fund = fund
         self._settling: dict[ChannelId, asyncio.Lock] = {}
 
     async def run(self, request: TextRequest, caller: Caller) -> None:
@@ -68,9 +76,16 @@ class FailOver:
             await self._context.reachability.written()
         raise attempts.verdict()
 
-    async def drive(self, job: JobRow, caller: Caller, *, replay: bool = False) -> None:
-        """Follow one recorded job to its end."""
-        driver = JobDriver(self._context, job, caller, replay=replay)
+    async def drive(
+        self,
+        job: JobRow,
+        caller: Caller,
+        *,
+        replay: bool = False,
+        admitted: ChannelRow | None = None,
+    ) -> None:
+        """Follow one recorded job to its end. The choices are those of `JobDriver`."""
+        driver = JobDriver(self._context, job, caller, replay=replay, admitted=admitted)
         try:
             await driver.run()
         except WorkerUnreachable:
@@ -94,8 +109,8 @@ class FailOver:
             since = self._context.clock.monotonic()
             try:
                 await self._context.links.to(current.signed.offer)  # before anything is reserved
-                job = await prepare(self._context, current, request)
-                await self.drive(job, caller)
+                job, channel = await prepare(self._context, current, request)
+                await self.drive(job, caller, admitted=channel)
                 return True
             except InsufficientFunds as short:
                 attempts.short_of(current, short)
@@ -106,13 +121,40 @@ class FailOver:
                 return False
             except (Refusal, JobFailed) as refused:
                 declined = refused
+            row = await asyncio.to_thread(self._context.store.channel, job.channel_id)
             step = await self._after(job, current, declined)
             attempts.declined(current, declined)
             if step in mended:
                 return False
             mended.add(step)
-            current = await self._mend(declined, current, request, job)
+            if step is Next.OPEN_ITSELF:
+                current = await self._opened(
+                    declined, current, request, job, row.authorized, attempts
+                )
+            else:
+                current = await self._mend(declined, current, request, job)
         return False
+
+    async def _opened(  # noqa: PLR0917
+        self,
+        declined: Refusal | JobFailed,
+        choice: Choice,
+        request: TextRequest,
+        job: JobRow,
+        total: Amount,
+        attempts: _Attempts,
+    ) -> Choice | None:
+        """The worker does not send the opening: offer the fee that it asks now, or send it."""
+        if isinstance(declined, Refusal) and "fee" in declined.metadata:
+            renewed = await self._renewed(choice, request, job)
+            if renewed is not None and _fees(renewed) > _fees(choice):
+                return renewed
+        try:
+            await self._fund(job.channel_id, total)
+        except PieceworkError as error:
+            attempts.declined(choice, error)
+            return None
+        return choice
 
     async def _after(self, job: JobRow, choice: Choice, declined: Refusal | JobFailed) -> Next:
         """Record a job that was declined, and say what to do next."""
@@ -161,6 +203,12 @@ class FailOver:
             return None
         again = await self._chooser.choose(request)
         return next((c for c in again.choices if c.operator == choice.operator), None)
+
+
+def _fees(choice: Choice) -> int:
+    """What the worker asks for raising a channel, opened before or not."""
+    offer = choice.signed.offer
+    return offer.open_fee + offer.top_up_fee
 
 
 def _shortened(

@@ -149,7 +149,9 @@ def start_above(end: Micros) -> Micros:
 class Filters:
     """What the client holds every worker to. Amounts are base units of `token`.
 
-    `price_cap`: how many times the median a job may cost. None: any number.
+    `price_cap`: how many times the median a job may cost. None: any number. `max_fee`: the most
+    that a worker may ask for sending a transaction. `deposit`: what a channel is opened with. A
+    job takes a part of it, and that part of the fee for the opening.
     """
 
     now: int
@@ -159,6 +161,8 @@ class Filters:
     max_withdrawal_delay: Seconds = LONGEST_WITHDRAWAL_DELAY
     second_is_worth: float = 50.0
     price_cap: float | None = None
+    max_fee: Amount | None = None
+    deposit: Amount = Amount(0)
 
 
 def job_parameters(model: ModelOffer, generation: Generation, seed: int) -> Parameters:

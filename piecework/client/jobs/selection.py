@@ -48,6 +48,7 @@ class Choice:
     Attributes:
         expected: What the job should cost: prompt, output and steps. Base units.
         ceiling: The most that it can cost. Base units.
+        fee: What the worker gets beside it for opening a channel, once. Base units.
         seconds: The expected time to the last canvas, without waiting for a slot.
         usage: What it should use.
         full: Whether the worker has neither a slot nor a place in its queue.
@@ -59,6 +60,7 @@ class Choice:
     generation: Generation
     expected: Amount
     ceiling: Amount
+    fee: Amount
     seconds: float
     usage: Usage
     reliability: float
@@ -111,7 +113,7 @@ def rank(
             estimate = _Estimate.of(request, signed, model, memories, filters)
             mistake = _mistake(request, model, estimate, filters)
             mistakes.append(mistake)
-            trouble = _terms_trouble(signed, estimate.memory, filters) or (
+            trouble = _terms_trouble(signed, estimate, filters) or (
                 mistake.why if mistake else _price_trouble(model, estimate, filters)
             )
             if trouble:
@@ -195,6 +197,8 @@ class _Estimate:
     seconds: float
     expected: Amount
     ceiling: Amount
+    opened: bool
+    """Whether a channel with the worker holds money."""
 
     @classmethod
     def of(
@@ -222,6 +226,7 @@ class _Estimate:
             seconds=claimed_seconds(model, tokens) * slowness(measured, now),
             expected=Amount(min(price(model, usage), ceiling)),
             ceiling=ceiling,
+            opened=operator in memories.opened,
         )
 
 
@@ -235,19 +240,27 @@ def _choice(
     offer, now = signed.offer, Timestamp(filters.now)
     share = reliability(estimate.memory, now)
     seconds = estimate.seconds + _waiting(offer, estimate.seconds)
+    fee = Amount(0) if estimate.opened else offer.open_fee
+    price = estimate.expected + fee * _part_of_deposit(estimate, filters)
     return Choice(
         signed=signed,
         model=model,
         generation=estimate.generation,
         expected=estimate.expected,
         ceiling=estimate.ceiling,
+        fee=fee,
         seconds=estimate.seconds,
         usage=estimate.usage,
         reliability=share,
-        score=(estimate.expected + seconds * filters.second_is_worth) / share,
+        score=(price + seconds * filters.second_is_worth) / share,
         full=_is_full(offer),
         resting=is_resting(estimate.memory, now),
     )
+
+
+def _part_of_deposit(estimate: _Estimate, filters: Filters) -> float:
+    """What part of one deposit the job takes, at most all of it."""
+    return min(1.0, estimate.ceiling / filters.deposit) if filters.deposit else 1.0
 
 
 def _is_full(offer: Offer) -> bool:
@@ -321,8 +334,8 @@ def _price_trouble(model: ModelOffer, estimate: _Estimate, filters: Filters) -> 
     return None
 
 
-def _terms_trouble(signed: SignedOffer, memory: Experience, filters: Filters) -> str | None:
-    offer = signed.offer
+def _terms_trouble(signed: SignedOffer, estimate: _Estimate, filters: Filters) -> str | None:
+    offer, memory = signed.offer, estimate.memory
     if offer.expires_at <= filters.now:
         return "its offer has expired"
     if filters.token.address not in offer.tokens:
@@ -331,6 +344,11 @@ def _terms_trouble(signed: SignedOffer, memory: Experience, filters: Filters) ->
         return f"wants a withdrawal delay of {offer.min_withdrawal_delay} s"
     if memory.broken_clause and filters.now < memory.broken_at + BROKEN_WORKER_REST_S:
         return f"broke clause {memory.broken_clause} before"
+    fee = offer.top_up_fee if estimate.opened else offer.open_fee
+    if filters.max_fee is not None and fee > filters.max_fee:
+        what = "topping up" if estimate.opened else "opening"
+        asked, limit = filters.token.format(fee), filters.token.format(filters.max_fee)
+        return f"asks {asked} for {what} a channel, the limit max_fee is {limit}"
     return None
 
 
@@ -342,6 +360,7 @@ class Next(enum.Enum):
     REFRESH_OFFER = "the offer changed: fetch it again and ask once more"
     SETTLE_UP = "pay what is owed on the channel and ask once more"
     NEW_CHANNEL = "look at the chain, take another channel and ask once more"
+    OPEN_ITSELF = "send the opening or the top-up by a transaction of our own and ask once more"
     SHORTEN = "ask once more for as many tokens as there is room for, if none were asked for"
     GIVE_UP = "no worker would take this request"
 
@@ -368,7 +387,7 @@ AFTER_REFUSAL: Mapping[Reason, Next] = {
     Reason.CHANNEL_WITHDRAWING: Next.NEW_CHANNEL,
     Reason.WITHDRAWAL_DELAY_TOO_SHORT: Next.REFRESH_OFFER,
     Reason.UNDERFUNDED: Next.NEW_CHANNEL,
-    Reason.FUND_YOURSELF: Next.TRY_OTHER,
+    Reason.FUND_YOURSELF: Next.OPEN_ITSELF,
     Reason.CREDIT_EXHAUSTED: Next.TRY_OTHER,
     Reason.UNPAID_RECEIPTS: Next.SETTLE_UP,
     Reason.JOB_CONFLICT: Next.TRY_OTHER_AND_REMEMBER,

@@ -55,10 +55,15 @@ class WorkerMemory:
             workers = _rows(db, f"SELECT {_EXPERIENCE} FROM workers")  # noqa: S608
             measured = _rows(db, f"SELECT {_MEASURED} FROM measured")  # noqa: S608
             tariffs = _rows(db, "SELECT model, prompt, output, steps FROM tariffs")
+            opened = _rows(
+                db,
+                "SELECT DISTINCT operator FROM channels WHERE status = 'open' AND funded <> '0'",
+            )
         return Memories(
             {Address(row[0]): _experience(row) for row in workers},
             {(Address(row[0]), Digest(row[1])): _measured(row) for row in measured},
             {Digest(row[0]): _tariff(row) for row in tariffs},
+            frozenset(Address(row[0]) for row in opened),
         )
 
     def experience(self) -> dict[Address, Experience]:

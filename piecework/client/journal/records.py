@@ -53,6 +53,7 @@ class ChannelRow:
         settled: What the chain paid to the worker, as it was seen last.
         book: What the client has promised.
         status: Whether new jobs may use it.
+        one_step: Whether its opening takes the payer's own tokens, and not the pooled balance.
     """
 
     id: ChannelId
@@ -66,6 +67,7 @@ class ChannelRow:
     settled: Amount
     book: PayerLedger
     status: ChannelStatus
+    one_step: bool = False
 
     @property
     def deposit(self) -> Amount:
@@ -99,6 +101,7 @@ class Reservation:
         amount: Base units.
         until: When the authorization ends. Then the amount is free again.
         why: What it is reserved for.
+        one_step: Whether it is a part of the payer's own tokens instead.
     """
 
     channel: ChannelId
@@ -106,6 +109,7 @@ class Reservation:
     amount: Amount
     until: Timestamp
     why: ReservedFor
+    one_step: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,8 +226,9 @@ class PaidTariff:
 @dataclass(frozen=True, slots=True)
 class Memories:
     """Everything that the client remembers of workers: by operator, by operator and model digest,
-    by model digest."""
+    by model digest. `opened`: operators of open channels that hold money."""
 
     experience: Mapping[Address, Experience] = field(default_factory=dict)
     measured: Mapping[tuple[Address, Digest], Measured] = field(default_factory=dict)
     tariffs: Mapping[Digest, PaidTariff] = field(default_factory=dict)
+    opened: frozenset[Address] = frozenset()

@@ -34,7 +34,7 @@ from piecework_protocol.types import (
 _CHANNEL: Final = (
     "SELECT id, payer, authorizer, receiver, operator, token, withdrawal_delay, salt,"
     " authorized, fee, funding_deadline, taken, funded, withdrawn,"
-    " settled, cumulative, count, peaks, acknowledged, status FROM channels"
+    " settled, cumulative, count, peaks, acknowledged, status, one_step FROM channels"
 )
 _JOB: Final = (
     "SELECT id, submission, offer, reply_secret, prompt_bytes, status, prompt_tokens, detail,"
@@ -93,7 +93,7 @@ def add_channel(db: apsw.Connection, key: bytes, terms: Channel, status: Channel
 def _channel(db: apsw.Connection, row: Any) -> ChannelRow:
     key, *terms = row[:8]
     authorized, fee, deadline, taken, funded, withdrawn, settled = row[8:15]
-    cumulative, count, packed, acknowledged, status = row[15:]
+    cumulative, count, packed, acknowledged, status, one_step = row[15:]
     peaks = tuple(Bytes32(packed[i : i + 32]) for i in range(0, len(packed), 32))
     book = PayerLedger(
         ChannelId(key),
@@ -122,6 +122,7 @@ def _channel(db: apsw.Connection, row: Any) -> ChannelRow:
         settled=Amount(int(settled)),
         book=book,
         status=ChannelStatus(status),
+        one_step=bool(one_step),
     )
 
 
@@ -139,9 +140,8 @@ def leaves(db: apsw.Connection, key: bytes, since: int) -> tuple[LeafRef, ...]:
     return tuple(LeafRef(JobId(job), canvas) for job, canvas in found)
 
 
-def write_book(db: apsw.Connection, book: PayerLedger) -> Voucher:
-    """Record a book and the voucher that states it."""
-    voucher = book.voucher()
+def write_book(db: apsw.Connection, book: PayerLedger) -> None:
+    """Record a book. One that promises more than before also needs `write_voucher`."""
     db.execute(
         "UPDATE channels SET cumulative = ?, count = ?, peaks = ?, acknowledged = ? WHERE id = ?",
         (
@@ -152,6 +152,11 @@ def write_book(db: apsw.Connection, book: PayerLedger) -> Voucher:
             book.channel,
         ),
     )
+
+
+def write_voucher(db: apsw.Connection, book: PayerLedger) -> Voucher:
+    """Record the voucher that states a book, and return it."""
+    voucher = book.voucher()
     db.execute(
         "INSERT OR IGNORE INTO vouchers VALUES (?, ?, ?, ?)",
         (book.channel, voucher.count, str(voucher.cumulative), voucher.receipts_root),
@@ -190,6 +195,29 @@ def job(db: apsw.Connection, key: bytes) -> JobRow:
     if not found:
         raise StoreError(f"no job 0x{key.hex()} in this client's journal")
     return _job(found[0])
+
+
+def party(db: apsw.Connection, key: JobId) -> tuple[ChannelId, Address, Timestamp]:
+    """Give a job's channel, its worker and when it was made, without parsing the job.
+
+    Raises:
+        StoreError: the journal does not know it.
+    """
+    found = rows(
+        db,
+        "SELECT j.channel, c.operator, j.created_at FROM jobs j JOIN channels c ON c.id = j.channel"
+        " WHERE j.id = ?",
+        (key,),
+    )
+    if not found:
+        raise StoreError(f"no job 0x{key.hex()} in this client's journal")
+    channel, operator, created_at = found[0]
+    return ChannelId(channel), Address(operator), Timestamp(created_at)
+
+
+def is_live(db: apsw.Connection, key: JobId) -> bool:
+    """Say whether a job is known and not over."""
+    return bool(rows(db, "SELECT 1 FROM jobs WHERE id = ? AND status = 'live'", (key,)))
 
 
 def jobs(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from piecework.base.migrations import Schema, script
+from piecework.base.migrations import Migration, Schema, script
 
 _SECOND: Final = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
@@ -71,6 +71,10 @@ CREATE TABLE chain_logs (
 ) STRICT, WITHOUT ROWID;
 """
 
+_THIRD: Final = """
+-- 1: the channel is opened out of the payer's own tokens, by one authorization
+ALTER TABLE channels ADD COLUMN one_step INTEGER NOT NULL DEFAULT 0;
+"""
 CLIENT_SCHEMA: Final = Schema(
     what="the client's database",
     first=2,
@@ -79,4 +83,5 @@ CLIENT_SCHEMA: Final = Schema(
         "Finish with the program that made it: client close, client withdraw. "
         "Or move the file away and run: piecework client recover"
     ),
+    migrations=(Migration(3, script(_THIRD)),),
 )

@@ -171,25 +171,13 @@ class Store:
             StoreError: the worker holds a voucher of ours that contradicts this journal.
         """
         with self._database.change("adopt the worker's record") as db:
-            return self._reconcile(db, channel, account)
-
-    def acknowledge(self, channel: ChannelId, count: int) -> PayerLedger:
-        """Record that the worker confirmed its record of `count` paid receipts.
-
-        Raises:
-            ProtocolViolation: the worker confirms more than was paid.
-        """
-        with self._database.change("record an acknowledgement", durable=False) as db:
-            book = rows.channel(db, channel).book.acknowledge(count)
-            rows.write_book(db, book)
-            return book
+            return self._reconcile(db, rows.channel(db, channel), account)
 
     def _reconcile(
-        self, db: apsw.Connection, channel: ChannelId, account: Account | None
+        self, db: apsw.Connection, row: ChannelRow, account: Account | None
     ) -> PayerLedger:
         """A record behind ours makes the next voucher name again what it lacks. One ahead of ours
         means that this file is an older copy, and is adopted."""
-        row = rows.channel(db, channel)
         book = row.book
         count = account.voucher.count if account else 0
         if (account.voucher.cumulative if account else 0) < row.settled:
@@ -198,17 +186,26 @@ class Store:
             )
         if account and count > book.accumulator.count:
             book = book.adopt(account)
+            rows.write_voucher(db, book)
         else:
             if account:
                 rows.check_known(db, account.voucher)
-            since = rows.leaves(db, channel, count)
+            since = rows.leaves(db, row.id, count)
             if count + len(since) != book.accumulator.count:
                 raise ProtocolViolation(
                     "5.7", "the worker's record lies before one that it has confirmed"
                 )
             book = book.rewind(count, since)
-        rows.write_book(db, book)
+        if book != row.book:
+            rows.write_book(db, book)
         return book
+
+    def unpromised(self, channel: ChannelId, now: Timestamp) -> Amount:
+        """Return what a channel holds on chain beyond what was promised or may come to be."""
+        with self._database.read() as db:
+            row = rows.channel(db, channel)
+            promised = row.book.cumulative + rows.reserved_by_jobs(db, channel, now)
+        return Amount(max(0, row.funded - row.withdrawn - promised))
 
     # --- reservations
 
@@ -238,7 +235,8 @@ class Store:
         if total <= row.funded:
             return None
         amount = Amount(total - row.funded + row.fee)
-        return Reservation(row.id, row.channel.operator, amount, row.funding_deadline, why)
+        until = row.funding_deadline
+        return Reservation(row.id, row.channel.operator, amount, until, why, row.one_step)
 
     def _is_submitted(self, db: apsw.Connection, channel: ChannelId, now: Timestamp) -> bool:
         """Whether a living process offers a job that no worker has taken yet."""
@@ -258,6 +256,8 @@ class Store:
         prompt: str | None,
         grow: Callable[[Amount, Amount], Amount],
         funding_deadline: Timestamp,
+        *,
+        one_step: bool = False,
     ) -> ChannelRow:
         """Record a signed job and reserve its ceiling in its channel.
 
@@ -267,6 +267,7 @@ class Store:
             grow: Called with the total that is needed and the total that counts already, when the
                 second is too small. It returns the channel's new total.
             funding_deadline: When a new authorization ends.
+            one_step: Whether a new authorization takes the payer's own tokens.
 
         Raises:
             InsufficientFunds: `grow` raised it. Nothing was recorded.
@@ -290,9 +291,9 @@ class Store:
                 fee = fees.top_up_fee if row.funded else fees.open_fee
                 taken = row.taken if pending else 0
                 db.execute(
-                    "UPDATE channels SET authorized = ?, fee = ?, funding_deadline = ?, taken = ?"
-                    " WHERE id = ?",
-                    (str(total), str(fee), funding_deadline, str(taken), row.id),
+                    "UPDATE channels SET authorized = ?, fee = ?, funding_deadline = ?, taken = ?,"
+                    " one_step = ? WHERE id = ?",
+                    (str(total), str(fee), funding_deadline, str(taken), one_step, row.id),
                 )
             rows.add_job(db, job, prompt)
             return rows.channel(db, row.id)
@@ -307,12 +308,13 @@ class Store:
             StoreError: the worker holds a voucher of ours that contradicts this journal.
         """
         with self._database.change("record an acceptance", durable=False) as db:
-            channel = rows.job(db, job).channel_id
+            channel, _, _ = rows.party(db, job)
             db.execute("UPDATE jobs SET prompt_tokens = ? WHERE id = ?", (prompt_tokens, job))
             row = rows.channel(db, channel)
-            taken = max(row.taken, row.authorized)
-            db.execute("UPDATE channels SET taken = ? WHERE id = ?", (str(taken), channel))
-            return self._reconcile(db, channel, account)
+            if row.authorized > row.taken:
+                sql = "UPDATE channels SET taken = ? WHERE id = ?"
+                db.execute(sql, (str(row.authorized), channel))
+            return self._reconcile(db, row, account)
 
     def job(self, job: JobId) -> JobRow:
         """Return one job.
@@ -386,7 +388,9 @@ class Store:
 
     def leave(self, job: JobId) -> None:
         """Stop following a job. If it is not over, any process of this client may take it up."""
-        if self.job(job).status is JobStatus.LIVE:
+        with self._database.read() as db:
+            live = rows.is_live(db, job)
+        if live:
             with self._database.change("leave a job", durable=False) as db:
                 db.execute(
                     "UPDATE jobs SET owner = ? WHERE id = ? AND owner = ? AND status = 'live'",
@@ -400,6 +404,7 @@ class Store:
         detail: str = "",
         *,
         lesson: Lesson | None = None,
+        acknowledged: int = 0,
     ) -> None:
         """Record that the job is over. What it had reserved is free again.
 
@@ -408,39 +413,54 @@ class Store:
             status: How it ended. REFUSED also gives its funding authorization up.
             detail: Words for a person.
             lesson: Changes what is remembered of the worker.
+            acknowledged: How many paid receipts of the channel the worker has confirmed, if that
+                is not recorded yet.
+
+        Raises:
+            ProtocolViolation: the worker confirms more than was paid. Nothing was recorded.
         """
         with self._database.change("finish a job", durable=False) as db:
-            row = rows.job(db, job)
+            channel, operator, created_at = rows.party(db, job)
+            if acknowledged:
+                _acknowledge(db, channel, acknowledged)
             db.execute(
                 "UPDATE jobs SET status = ?, detail = ? WHERE id = ?", (status.value, detail, job)
             )
             if status is JobStatus.REFUSED:
-                self._release(db, row)
+                self._release(db, channel, created_at)
             if lesson is not None:
-                teach(db, row.offer.offer.operator, lesson)
+                teach(db, operator, lesson)
 
-    def _release(self, db: apsw.Connection, job: JobRow) -> None:
+    def _release(self, db: apsw.Connection, channel: ChannelId, made_at: Timestamp) -> None:
         """Nobody took the job. Its authorization counts no more, unless another job offers it."""
-        row = rows.channel(db, job.channel_id)
-        if row.authorized > row.taken and not self._is_submitted(db, row.id, job.created_at):
+        row = rows.channel(db, channel)
+        if row.authorized > row.taken and not self._is_submitted(db, row.id, made_at):
             kept = max(row.taken, row.funded)
             db.execute("UPDATE channels SET authorized = ? WHERE id = ?", (str(kept), row.id))
 
     # --- receipts
 
-    def pay(self, event: CanvasVerified, channel: ChannelId, text: str | None) -> Payment:
+    def pay(
+        self,
+        event: CanvasVerified,
+        channel: ChannelId,
+        text: str | None,
+        *,
+        acknowledged: int = 0,
+    ) -> Payment:
         """Record a verified receipt and the voucher that pays for it, in one transaction.
 
         A receipt that was paid before changes nothing, so a job can be replayed from its first
-        canvas.
+        canvas. `acknowledged` is as for `finish`.
 
         Raises:
-            ProtocolViolation: there is another receipt for this canvas, the deposit is used up, or
-                the worker confirms nothing.
+            ProtocolViolation: the worker confirms more than was paid, there is another receipt for
+                this canvas, the deposit is used up, or the worker confirms nothing.
         """
         receipt = event.receipt
         with self._database.change("pay a receipt") as db:
             row = rows.channel(db, channel)
+            before = row.book.acknowledge(acknowledged)
             known = rows.rows(
                 db,
                 "SELECT digest, leaf_index FROM receipts WHERE job = ? AND canvas = ?",
@@ -450,10 +470,10 @@ class Store:
                 if known[0][0] != event.digest:
                     raise ProtocolViolation("4.1", "two different receipts for one canvas")
                 return Payment(row.book, known[0][1], voucher=None)
-            if len(row.book.unacknowledged) >= MAX_LEAVES_PER_VOUCHER:
+            if len(before.unacknowledged) >= MAX_LEAVES_PER_VOUCHER:
                 raise ProtocolViolation("5.6", "the worker does not confirm what it is paid")
             ref = LeafRef(receipt.job, receipt.canvas)
-            book = row.book.pay(ref, event.digest, receipt.amount, row.deposit)
+            book = before.pay(ref, event.digest, receipt.amount, row.deposit)
             index = book.accumulator.count - 1
             frame = wire.encode_worker_frame(CanvasDelivered(receipt, event.signature, b""))
             key = (receipt.job, receipt.canvas, channel, frame, event.digest)
@@ -462,7 +482,8 @@ class Store:
                 " text) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (*key, str(receipt.amount), index, text),
             )
-            return Payment(book, index, rows.write_book(db, book))
+            rows.write_book(db, book)
+            return Payment(book, index, rows.write_voucher(db, book))
 
     def receipts(
         self, *, channel: ChannelId | None = None, job: JobId | None = None
@@ -470,6 +491,13 @@ class Store:
         """Return paid receipts in the order in which they were paid."""
         with self._database.read() as db:
             return rows.receipts(db, channel, job)
+
+
+def _acknowledge(db: apsw.Connection, channel: ChannelId, count: int) -> None:
+    known = rows.channel(db, channel).book
+    book = known.acknowledge(count)
+    if book is not known:
+        rows.write_book(db, book)
 
 
 def _is_news(row: ChannelRow, seen: SeenChannel, status: ChannelStatus) -> bool:

@@ -69,6 +69,12 @@ class ChainView(Protocol):
 
     async def pooled_balance(self, token: Address, owner: Address) -> Amount: ...
 
+    async def token_balance(self, token: Address, owner: Address) -> Amount: ...
+
+    async def opening_domain(self, token: Address) -> Domain | None:
+        """Return the domain of authorizations to receive tokens. None: the token takes none."""
+        ...
+
 
 def serves(model: ModelOffer, wanted: str | None) -> bool:
     """Whether a model is the one that is wanted, by its name or digest. None wants any."""

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
 from piecework.chain import calls
-from piecework.chain.calls import Claim
+from piecework.chain.calls import Call, Claim
+from piecework.chain.deployment import Deployment
 from piecework.chain.dev.embedded import EmbeddedChain
-from piecework_node.settlement.policy import (
-    SETTLE_DATA_BASE_BYTES,
-    SETTLE_DATA_PER_CLAIM_BYTES,
-    SETTLE_GAS_BASE,
-    SETTLE_GAS_PER_CLAIM,
+from piecework.chain.l1_fees import TRANSACTION_OVERHEAD_BYTES
+from piecework.chain.packing import (
+    FIXED_BYTES,
+    PACKED_GAS,
+    PLAIN_GAS,
+    PLAIN_ROW_BYTES,
+    ROW_BYTES,
+    Gas,
+    settle_packed,
 )
 from piecework_protocol.types import keccak256
 from tests.support.chains import (
@@ -42,19 +50,34 @@ async def claims(market: TestMarket, first: int, count: int) -> list[Claim]:
     return made
 
 
+async def measured(
+    market: TestMarket, settle: Callable[[Deployment, list[Claim]], Call], first: int
+) -> tuple[dict[int, int], dict[int, int]]:
+    """Gas and bytes of a settlement with one claim and with many, of new channels each."""
+    used, size = {}, {}
+    # The first settlement of all makes the receiver's balance, which no later one pays for.
+    for offset, count in ((0, 1), (1, 1), (2, MANY)):
+        call = settle(market.deployment, await claims(market, first + offset, count))
+        mined = await market.sender(WORKER).execute(call, poll_s=POLL_S)
+        used[count] = mined.gas_used
+        size[count] = len(call.data) + TRANSACTION_OVERHEAD_BYTES
+    return used, size
+
+
 @pytest.mark.slow
-async def test_a_settlement_costs_what_the_policy_weighs(embedded_chain: EmbeddedChain) -> None:
+@pytest.mark.parametrize(
+    ("settle", "gas", "row_bytes"),
+    [(calls.settle, PLAIN_GAS, PLAIN_ROW_BYTES), (settle_packed, PACKED_GAS, ROW_BYTES)],
+)
+async def test_a_settlement_costs_what_the_policy_weighs(
+    embedded_chain: EmbeddedChain, settle: Any, gas: Gas, row_bytes: int
+) -> None:
     async with deployed(embedded_chain) as market:
         await market.give(WORKER.address, wei=ETHER)
         await market.give(RELAYER.address, wei=ETHER)
-        used, size = {}, {}
-        # The first settlement of all makes the receiver's balance, which no later one pays for.
-        for first, count in ((0, 1), (1, 1), (2, MANY)):
-            call = calls.settle(market.deployment, await claims(market, first, count))
-            mined = await market.sender(WORKER).execute(call, poll_s=POLL_S)
-            used[count], size[count] = mined.gas_used, len(call.data)
+        used, size = await measured(market, settle, 0)
     for count in (1, MANY):
-        weighed = SETTLE_GAS_BASE + SETTLE_GAS_PER_CLAIM * count
-        assert used[count] <= weighed <= used[count] * 1.1, (used, count)
-        data = SETTLE_DATA_BASE_BYTES + SETTLE_DATA_PER_CLAIM_BYTES * count
-        assert size[count] <= data <= size[count] * 1.3, (size, count)
+        assert used[count] <= gas.of(count) * 1.02, (used, count)
+        assert gas.of(count) <= used[count] * 1.1, (used, count)
+        data = FIXED_BYTES + row_bytes * count
+        assert size[count] <= data <= size[count] + 256, (size, count)

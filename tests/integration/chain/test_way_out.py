@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from piecework.chain.dev.embedded import EmbeddedChain
-from piecework.client.funds import ClosingState
 from piecework.client.journal.records import ChannelStatus
+from piecework.client.orders import ClosingState
 from piecework_protocol.errors import Reason, Refusal
 from tests.support.chains import USD, TestMarket, deployed
 from tests.support.client_side import ask, collect, last

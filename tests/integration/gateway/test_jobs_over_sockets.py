@@ -473,7 +473,7 @@ async def test_a_lost_voucher_is_covered_by_the_next_submission(
 async def test_a_worker_that_has_no_time_now_is_still_asked_later_what_is_owed(
     client: PieceworkClient, worker: FakeWorker
 ) -> None:
-    job = await prepare(client.context, (await client.rank(ask())).choices[0], ask())
+    job, _ = await prepare(client.context, (await client.rank(ask())).choices[0], ask())
     client.store.leave(job.id)
     worker.script.refusals = [Refusal(Reason.RATE_LIMITED, "too many requests", retry_after_s=1)]
     assert len(await pay_outstanding(client.context, job.channel_id)) == 1

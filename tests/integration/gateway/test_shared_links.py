@@ -136,7 +136,7 @@ async def test_a_job_that_gets_no_frame_does_not_cut_its_neighbours(
         context = replace(client.context, config=impatient)
         (choice,) = (await client.rank(ask())).choices
         for _ in range(3):
-            job = await prepare(context, choice, ask())
+            job, _ = await prepare(context, choice, ask())
             with pytest.raises((WorkerUnreachable, JobInterrupted)):
                 await JobDriver(context, job, EventList()).run()
         release.set()

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from piecework_node.jobs.admission import admit, backing
+from piecework_protocol.credit import PayerCredit, Standing
 from piecework_protocol.errors import Refusal
 from piecework_protocol.pricing import worst_case
 from piecework_protocol.states import ChannelState
@@ -42,7 +43,10 @@ def cases(draw: st.DrawFn) -> Case:
         pooled=Amount(draw(AMOUNT)),
         funding=draw(st.one_of(st.none(), st.builds(funding, st.integers(0, 10**7)))),
         attached=draw(st.integers(0, 5)),
-        pending_jobs=draw(st.integers(0, 1)),
+        payer=PayerCredit(
+            draw(st.sampled_from(Standing)), Amount(draw(AMOUNT)), Amount(draw(AMOUNT))
+        ),
+        strangers_owe=Amount(draw(AMOUNT)),
         stray_unpaid=draw(st.booleans()),
     )
     tokens = draw(st.one_of(st.integers(1, 100), st.integers(0, 2**31)))
@@ -60,5 +64,6 @@ def test_admission_only_ever_lets_in_what_is_covered_or_refuses(case: Case) -> N
     assert worst <= case.job.max_amount
     assert case.book.reserved + worst <= backing(case.book)
     assert case.book.state in (ChannelState.OPEN, ChannelState.NONE)
-    pending = case.book.reserved + worst > case.book.deposit
-    assert not (pending and case.book.pending_jobs)
+    assert case.book.payer.owed < case.book.payer.limit
+    if case.book.payer.is_stranger:
+        assert case.book.strangers_owe < case.view.terms.credit.strangers

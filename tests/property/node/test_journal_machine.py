@@ -67,7 +67,7 @@ from tests.support.node.journal_life import UNSIGNED, canvas_record, paid_ledger
 from tests.support.node.memory_journal import MemoryJournal
 from tests.support.offers import offer
 
-LARGE = st.integers(0, 2**100).map(Amount)
+LARGE = st.integers(0, 2**88).map(Amount)
 
 
 class TwoJournals(RuleBasedStateMachine):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 from piecework.chain.transactions import GasPrice
@@ -10,7 +13,7 @@ from piecework_node.settlement.fees import COVER_PERCENT, Errand, FeeSettings, e
 from piecework_node.settlement.policy import SettlePolicy
 from piecework_protocol.errors import Reason, Refusal
 from piecework_protocol.states import ChannelState
-from piecework_protocol.types import Amount
+from piecework_protocol.types import Amount, PayerSignature, Timestamp
 from tests.support.node.fake_port import FIRST_FEE, GAS, FakePort
 from tests.support.node.harness import Client, WorkerHarness
 from tests.support.node.settlement import make_settler
@@ -172,3 +175,62 @@ async def test_what_a_closing_claims_is_brought_home_when_its_client_does_not_se
     assert made.kinds() == [TxKind.CLOSE]
     made.port.mine()
     assert made.port.paid[client.id] == client.book.cumulative
+
+
+# --- opening in one step
+
+
+async def test_a_channel_is_opened_out_of_the_payers_own_tokens_by_one_signature() -> None:
+    made = await counter()
+    client = Client(made.harness)
+    made.port.held[client.channel.token, client.channel.payer] = client.deposit + 10 * OPENING
+    fee = max(OPENING, SENT)
+    line = client.job(3, 64)
+    await client.submit(line, funding=client.opening(fee=fee))
+    assert made.port.simulations == 1
+    await made.boot()  # the journal holds it
+    await made.settler.tick()
+    (stored,) = made.settler.under_way
+    assert (stored.kind, stored.worth.units) == (TxKind.FUND, fee)
+    made.port.mine()
+    await made.settler.tick()
+    live = made.harness.channels.get(client.id)
+    assert live is not None and live.stored.deposit == client.deposit
+    await client.drop(line)
+    await client.submit(line, funding=client.opening(fee=fee))
+    await made.settler.tick()
+    assert len(made.port.broadcasts) == 1, "what is mined is not sent again"
+
+
+@pytest.mark.parametrize(
+    ("held", "changes", "reason"),
+    [
+        (0, {}, Reason.UNDERFUNDED),
+        (1, {}, Reason.UNDERFUNDED),
+        (10**9, {"signature": PayerSignature(bytes(64) + b"\x1b")}, Reason.BAD_SIGNATURE),
+        (10**9, {"amount": Amount(2_000_000)}, Reason.BAD_SIGNATURE),
+        (10**9, {"fee": Amount(10**6)}, Reason.BAD_SIGNATURE),
+        (10**9, {"valid_before": Timestamp(1)}, Reason.BAD_SIGNATURE),
+    ],
+)
+async def test_an_opening_in_one_step_is_checked_before_its_job_is_taken(
+    held: int, changes: dict[str, Any], reason: Reason
+) -> None:
+    made = await counter()
+    client = Client(made.harness)
+    made.port.held[client.channel.token, client.channel.payer] = held
+    opening = replace(client.opening(fee=OPENING), **changes)
+    with pytest.raises(Refusal) as caught:
+        await client.submit(client.job(3, 64), funding=opening)
+    assert caught.value.reason is reason
+    assert made.port.simulations == 0
+
+
+async def test_an_opening_in_one_step_does_not_raise_a_channel() -> None:
+    made = await counter()
+    client = Client(made.harness)
+    made.port.held[client.channel.token, client.channel.payer] = 10**9
+    made.port.open(client.id, 5_000)
+    with pytest.raises(Refusal) as caught:
+        await client.submit(client.job(3, 64), funding=client.opening(fee=OPENING))
+    assert caught.value.reason is Reason.FUND_YOURSELF

@@ -38,6 +38,11 @@ class Bank:
         self.settler = await make_settler(self.harness, self.port)
         self.port.switch = switch
 
+    def settler_waits(self) -> None:
+        """No claim has waited for the interval."""
+        for live in self.harness.channels:
+            live.unsettled_since = None
+
     async def trade(self, client: Client, seed: int = 3, tokens: int = 40) -> JobStream:
         line = client.job(seed, tokens)
         await client.submit(line)
@@ -95,18 +100,53 @@ async def test_the_operator_can_settle_at_once() -> None:
     assert len(made.port.broadcasts) == 1
 
 
-async def test_a_withdrawal_request_is_seen_and_answered_at_once_and_stops_new_work() -> None:
+async def test_a_withdrawal_request_stops_new_work_at_once_and_is_answered_in_its_last_third() -> (
+    None
+):
     made, client = await bank()
     await made.trade(client)
     await made.settler.tick()
-    made.port.withdraw(client.id)
+    asked_at, delay = made.harness.clock.now(), client.channel.withdrawal_delay
+    made.port.withdraw(client.id, asked_at)
+    made.settler_waits()
     await made.settler.tick()
-    assert len(made.port.broadcasts) == 1
+    assert made.port.broadcasts == [], "who asks and calls off costs us no gas"
     with pytest.raises(Refusal) as caught:
         await client.submit(client.job(9))
     assert caught.value.reason is Reason.CHANNEL_WITHDRAWING
+    made.harness.clock.advance(delay * 2 // 3 - 1)
+    made.settler_waits()
+    await made.settler.tick()
+    assert made.port.broadcasts == []
+    made.harness.clock.advance(1)
+    made.settler_waits()
+    await made.settler.tick()
+    assert len(made.port.broadcasts) == 1
     made.port.mine()
     assert made.port.paid[client.id] == client.book.cumulative
+
+
+async def test_a_request_for_a_part_counts_as_gone_at_once_and_jobs_go_on_with_the_rest() -> None:
+    made, client = await bank()
+    await made.trade(client)
+    await made.settler.tick()
+    left = client.book.cumulative
+    made.port.withdraw(client.id, made.harness.clock.now(), client.deposit - left)
+    await made.settler.tick()
+    with pytest.raises(Refusal) as caught:
+        await client.submit(client.job(9))
+    assert caught.value.reason is Reason.UNDERFUNDED
+    made.port.call_off(client.id)
+    await made.harness.channels.observe(client.id)
+    await made.trade(client, 11)
+    made.port.withdraw(client.id, made.harness.clock.now(), client.deposit // 2)
+    await made.settler.tick()
+    await made.trade(client, 12)
+    # What is left in the channel covers every voucher, so nothing has to be claimed for it.
+    made.harness.clock.advance(client.channel.withdrawal_delay)
+    made.settler_waits()
+    await made.settler.tick()
+    assert made.port.broadcasts == []
 
 
 async def test_an_opening_is_submitted_and_the_job_goes_on_when_it_is_mined() -> None:
@@ -117,7 +157,6 @@ async def test_an_opening_is_submitted_and_the_job_goes_on_when_it_is_mined() ->
     line = client.job(3, 64)
     await client.submit(line, funding=client.funding())
     await client.finish(line)
-    assert not line.finished
     await made.settler.tick()
     await made.settler.tick()
     assert len(made.port.broadcasts) == 1

@@ -6,14 +6,21 @@ from dataclasses import replace
 
 import pytest
 
+from piecework_protocol.credit import CreditTerms
 from piecework_protocol.errors import Reason, Refusal
-from piecework_protocol.frames import Progress
+from piecework_protocol.frames import Accepted, Progress
 from piecework_protocol.limits import MAX_CANVASES_AHEAD, RESUME_S
 from piecework_protocol.objects import Finish
 from piecework_protocol.states import JobState
 from piecework_protocol.types import Amount, PayerSignature
 from piecework_protocol.wire import decode_worker_frame
-from tests.support.node.harness import Client, WorkerHarness
+from tests.support.node.faults import KillSwitch
+from tests.support.node.harness import TERMS, Client, WorkerHarness
+
+NARROW = replace(
+    TERMS, credit=CreditTerms(Amount(150), Amount(20_000), Amount(100_000), Amount(600))
+)
+"""A stranger gets two canvases."""
 
 
 async def ready(deposit: int = 1_000_000) -> tuple[WorkerHarness, Client]:
@@ -125,6 +132,37 @@ async def test_silence_means_death_so_a_waiting_job_is_told_its_place() -> None:
     assert frame == Progress(second.id, 0, 0, 0, queue_position=2)
 
 
+class Heartbeats(KillSwitch):
+    """A heartbeat at every point at which the process could have been killed."""
+
+    def __init__(self, harness: WorkerHarness) -> None:
+        super().__init__()
+        self._harness, self._beating = harness, False
+
+    def point(self) -> None:
+        super().point()
+        if self._beating or not hasattr(self._harness, "worker"):
+            return
+        self._beating = True
+        self._harness.worker.heartbeat()
+        self._beating = False
+
+
+async def test_no_frame_comes_before_the_acceptance_not_even_a_heartbeat() -> None:
+    """A job whose acceptance is not durable yet has a stream and no word on it."""
+    harness = WorkerHarness()
+    await harness.boot(Heartbeats(harness))
+    client = Client(harness)
+    client.open_on_chain()
+    line = client.job(3, 64)
+    for _ in range(2):  # the second time the job returns
+        await client.submit(line)
+        harness.worker.heartbeat()
+        assert line.sink is not None
+        frames = [decode_worker_frame(frame) for frame in line.sink.frames]
+        assert isinstance(frames[0], Accepted) and isinstance(frames[-1], Progress)
+
+
 async def test_a_newer_stream_takes_the_job_over() -> None:
     harness, client = await ready()
     line = client.job(3, 64)
@@ -196,23 +234,48 @@ async def test_a_deadline_ends_a_suspended_job() -> None:
     assert stored.reason is Reason.EXPIRED
 
 
-async def test_a_channel_whose_opening_is_not_mined_runs_one_job_two_canvases_ahead() -> None:
-    harness = WorkerHarness()
+async def test_a_stranger_is_served_within_its_credit_and_goes_on_when_its_deposit_is_final() -> (
+    None
+):
+    harness = WorkerHarness(terms=NARROW)
     await harness.boot()
     client = Client(harness)
     harness.chain.pooled[client.channel.token, client.channel.payer] = client.deposit
-    line, other = client.job(3, 64), client.job(4, 64)
+    harness.chain.shallow[client.id] = Amount(0)
+    line = client.job(3, 64)
     await client.submit(line, funding=client.funding())
     assert [live.id for live in harness.channels if live.wants_funding] == [client.id]
     await client.finish(line)
-    assert len(line.receipts) == MAX_CANVASES_AHEAD
-    with pytest.raises(Refusal) as caught:
-        await client.submit(other)
-    assert caught.value.reason is Reason.BUSY
+    desk = harness.runtime.credit
+    assert desk is not None
+    account = desk.payer(client.channel.payer)
+    assert not line.finished and account.owed <= account.limit == NARROW.credit.first
+    harness.worker.heartbeat()
+    assert line.sink is not None
+    paused = decode_worker_frame(line.sink.frames.pop())
+    assert isinstance(paused, Progress) and paused.paused_until > harness.clock.now()
+    del harness.chain.shallow[client.id]
     client.open_on_chain()
     await harness.channels.observe(client.id)
+    await harness.worker.tick()
     await client.finish(line)
-    assert line.finished
+    assert line.finished and desk.owed == 0
+
+
+async def test_a_new_job_of_a_payer_without_credit_is_refused_before_it_is_accepted() -> None:
+    harness = WorkerHarness(terms=NARROW)
+    await harness.boot()
+    client = Client(harness)
+    harness.chain.pooled[client.channel.token, client.channel.payer] = client.deposit
+    harness.chain.shallow[client.id] = Amount(0)
+    line, other = client.job(3, 64), client.job(4, 64)
+    await client.submit(line, funding=client.funding())
+    await client.finish(line)
+    with pytest.raises(Refusal) as caught:
+        await client.submit(other, funding=client.funding())
+    assert caught.value.reason is Reason.CREDIT_EXHAUSTED
+    assert caught.value.retry_after_s is not None
+    assert other.id not in harness.journal.jobs
 
 
 async def test_an_authorization_is_not_believed_beyond_what_the_payer_has_pooled() -> None:

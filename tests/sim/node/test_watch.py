@@ -128,7 +128,7 @@ async def test_a_gas_tank_below_five_settlements_stops_new_jobs_and_not_settleme
     line = client.job(3, 40)
     await client.submit(line)
     await client.finish(line)
-    made.port.price, made.port.gas = 10 * GWEI, 5 * settle_wei(GasPrice(10 * GWEI), 1) - 1
+    made.port.price, made.port.gas = 10 * GWEI, 5 * settle_wei(GasPrice(10 * GWEI)) - 1
     made.settler.ask()
     await made.tick(61)
     assert made.codes == {Code.GAS_LOW}
@@ -163,7 +163,7 @@ async def test_without_events_each_channel_that_holds_money_is_asked_for() -> No
     made.port.most_blocks = 0
     await made.tick(61)
     assert made.codes == {Code.LOGS_REFUSED} and made.board.stopping is None
-    made.port.withdraw(client.id)
+    made.port.withdraw(client.id, 0)
     await made.tick(1)
     assert len(made.port.broadcasts) == 1, "the withdrawal is seen and answered"
 
@@ -201,7 +201,7 @@ async def test_a_withdrawal_is_seen_through_a_node_that_searches_few_blocks() ->
     await client.submit(line)
     await client.finish(line)
     made.port.most_blocks = CURSOR_OVERLAP_BLOCKS // 2
-    made.port.withdraw(client.id)
+    made.port.withdraw(client.id, 0)
     await made.tick(1)
     assert len(made.port.broadcasts) == 1
 

@@ -154,7 +154,7 @@ async def test_a_closing_that_costs_more_than_it_brings_is_left_to_the_client() 
 async def test_a_closed_channel_is_neither_unsettled_nor_waiting_for_funding() -> None:
     made = await priced_bank()
     client = Client(made.harness)
-    made.port.pooled[client.channel.token, client.channel.payer] = client.deposit
+    made.port.pooled[client.channel.token, client.channel.payer] = client.deposit + 100
     line = client.job(3, 20)
     await client.submit(line, funding=client.funding(fee=100))
     await client.finish(line)

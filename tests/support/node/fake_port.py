@@ -33,8 +33,9 @@ from piecework.chain.transactions import (
     WouldDo,
     WouldRevert,
 )
-from piecework_node.journal.records import Worth
+from piecework_node.journal.records import OneStepFunding, Worth
 from piecework_protocol.frames import FundingAuthorization
+from piecework_protocol.objects import EVERYTHING
 from piecework_protocol.states import ChannelState
 from piecework_protocol.types import Amount, Bytes32, ChannelId, Timestamp
 from tests.support.node.fake_escrow import FakeEscrow
@@ -132,17 +133,21 @@ class FakePort(FakeEscrow):
         return WouldDo() if body["kind"] != "settle" or any(pays) else WouldRevert("NothingNew()")
 
     async def simulate_fund(self, funding: FundingAuthorization) -> Simulation:
-        a = funding.authorization
-        pool = self.pooled.get((a.channel.token, a.channel.payer), 0)
+        a, pool = funding.authorization, self._purse(funding)
         self._answer()
         self.simulations += 1
         if self.simulate_refuses:
             return WouldRevert("InsufficientBalance()")
         return WouldDo() if pool >= a.funded else WouldRevert("InsufficientBalance()")
 
+    def _purse(self, funding: FundingAuthorization) -> int:
+        """What the payer holds where the authorization takes it from."""
+        channel = funding.authorization.channel
+        held = self.held if isinstance(funding, OneStepFunding) else self.pooled
+        return held.get((channel.token, channel.payer), 0)
+
     async def prepare_fund(self, funding: FundingAuthorization, worth: Worth) -> SignedTransaction:
-        a = funding.authorization
-        pool = self.pooled.get((a.channel.token, a.channel.payer), 0)
+        a, pool = funding.authorization, self._purse(funding)
         self._answer()
         if pool < a.funded:
             raise TransactionReverted("InsufficientBalance", {"balance": pool})
@@ -253,11 +258,20 @@ class FakePort(FakeEscrow):
         """The node forgets what it had not mined."""
         self.pool.clear()
 
-    def withdraw(self, channel: ChannelId) -> None:
-        """The payer asks for its money back."""
+    def withdraw(self, channel: ChannelId, at: float, amount: int = EVERYTHING) -> None:
+        """The payer asks for its money back, or for a part of it, at a time."""
         self.height += 1
-        self.channels[channel].state = ChannelState.WITHDRAWING
+        known = self.channels[channel]
+        known.state = ChannelState.WITHDRAWING
+        known.requested, known.requested_at = Amount(amount), Timestamp(int(at))
         self.requests.append((self.height, channel))
+
+    def call_off(self, channel: ChannelId) -> None:
+        """The payer calls its request off."""
+        self.height += 1
+        known = self.channels[channel]
+        known.state = ChannelState.OPEN
+        known.requested, known.requested_at = Amount(0), Timestamp(0)
 
     def _answer(self) -> None:
         super()._answer()

@@ -11,6 +11,7 @@ from collections import deque
 from dataclasses import dataclass
 from hashlib import sha256
 
+from piecework.chain.authorizations import sign_opening
 from piecework_node import logs
 from piecework_node.engine.link import EngineEvent
 from piecework_node.jobs.offers import OfferAddress, build_offer
@@ -26,9 +27,16 @@ from piecework_node.runtime.live import LiveChannel, LiveJob
 from piecework_node.settlement.openings import Openings
 from piecework_node.settlement.settler import Settler
 from piecework_node.times import now
+from piecework_protocol.credit import CreditTerms
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import Refusal
-from piecework_protocol.frames import Funding, FundingAuthorization, SubmitJob, WorkerFrame
+from piecework_protocol.frames import (
+    Funding,
+    FundingAuthorization,
+    OpeningAuthorization,
+    SubmitJob,
+    WorkerFrame,
+)
 from piecework_protocol.ledger import closing_of
 from piecework_protocol.objects import Channel, FundChannel, Parameters, Service
 from piecework_protocol.signing import LocalSigner, sign
@@ -50,7 +58,7 @@ from piecework_protocol.types import (
 from piecework_protocol.wire import SignedOffer, decode_client_frame, encode_worker_frame
 from tests.support.clock import FakeClock
 from tests.support.node.fake_engine import CANVAS, FACTS, MAX_STEPS, FakeEngine
-from tests.support.node.fake_escrow import FakeEscrow
+from tests.support.node.fake_escrow import TOKEN_DOMAIN, FakeEscrow
 from tests.support.node.faults import KillSwitch
 from tests.support.node.memory_journal import MemoryJournal
 from tests.support.scripted_client import ScriptedClient, ScriptedJob
@@ -70,6 +78,7 @@ TERMS = OperatorTerms(
     jobs_per_channel=4,
     min_withdrawal_delay=Seconds(900),
     min_deposit=Amount(1000),
+    credit=CreditTerms(Amount(1_000), Amount(20_000), Amount(100_000), Amount(4_000)),
     offer_lifetime_s=600,
 )
 PATIENCE = Patience(payment_s=30.0)
@@ -250,6 +259,19 @@ class Client(ScriptedClient):
         authorization = FundChannel(self.channel, total, Amount(fee), deadline)
         signature = PayerSignature(sign(DOMAIN, authorization, self.signer))
         return FundingAuthorization(authorization, signature)
+
+    def opening(self, *, fee: int = 0, lifetime_s: int = 3600) -> OpeningAuthorization:
+        """An authorization to open the channel out of the payer's own tokens."""
+        return sign_opening(
+            TOKEN_DOMAIN,
+            DOMAIN,
+            self.channel,
+            self.signer,
+            amount=Amount(self.deposit),
+            fee=Amount(fee),
+            funded_before=Amount(0),
+            valid_before=Timestamp(int(self.harness.clock.now()) + lifetime_s),
+        )
 
     async def ask_to_close(self, settler: Settler, fee: int = 0) -> tuple[Signature, bytes]:
         """Agree with the worker that the latest voucher is the last."""

@@ -15,7 +15,13 @@ from aiohttp import ClientSession, web
 from piecework.base.clock import SystemClock
 from piecework.base.connections import ConnectionLimits, ConnectionTable, Refused
 from piecework.base.http_server import BodyReader, BodyRefused, HttpServer, HttpTimes
-from piecework.base.listener import CannotListen, Listener, bind, connections_that_fit
+from piecework.base.listener import (
+    AcceptedConnection,
+    CannotListen,
+    Listener,
+    bind,
+    connections_that_fit,
+)
 from tests.support.http_attackers import RawConnection
 from tests.support.waiting import until
 
@@ -223,3 +229,47 @@ async def test_a_process_without_descriptors_counts_once_and_waits() -> None:
     assert NoDescriptors.asked == 1
     await held.close()
     await listener.close()
+
+
+class Attached(AcceptedConnection):
+    """A connection that keeps its transport."""
+
+    transport: asyncio.BaseTransport | None = None
+
+    @property
+    def is_idle(self) -> bool:
+        return False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+
+    def abort(self) -> None:
+        if isinstance(self.transport, asyncio.Transport):
+            self.transport.abort()
+
+
+async def test_a_small_answer_does_not_wait_for_an_acknowledgement() -> None:
+    """The option is off by default, and each small frame would wait 40 ms."""
+    accepted: list[Attached] = []
+
+    def connect(peer: str) -> Attached:
+        accepted.append(Attached(peer))
+        return accepted[-1]
+
+    listener = Listener(
+        bind("127.0.0.1", 0),
+        ConnectionTable(ConnectionLimits(4, 4)),
+        connect,
+        on_refused=lambda why: pytest.fail(f"refused: {why}"),
+        clock=SystemClock(),
+    )
+    listener.start()
+    held = await RawConnection.open(listener.port)
+    await until(lambda: bool(accepted) and accepted[0].transport is not None)
+    transport = accepted[0].transport
+    assert transport is not None
+    sock = transport.get_extra_info("socket")
+    assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    accepted[0].abort()
+    await listener.close()
+    await held.close()

@@ -70,6 +70,34 @@ def test_the_cheaper_of_two_equal_workers_is_first() -> None:
     assert names(choose(dear, cheap))[0] == operator("cheap").address
 
 
+def test_the_fee_for_an_opening_is_shown_and_counts_as_far_as_the_job_uses_the_deposit() -> None:
+    asks = offer("asks", open_fee=Amount(40_000))
+    free = offer("free", models=(model(price_per_million_output_tokens=Amount(2_100_000)),))
+    (first, second) = choose(asks, free).choices
+    assert (first.operator, first.fee) == (operator("free").address, 0)
+    assert (second.operator, second.fee) == (operator("asks").address, 40_000)
+    # Over a deposit of many jobs the fee of one opening is next to nothing.
+    assert names(choose(asks, free, deposit=Amount(10**15)))[0] == operator("asks").address
+
+
+def test_where_a_channel_is_open_no_opening_is_paid_for() -> None:
+    asks = offer("asks", open_fee=Amount(40_000), top_up_fee=Amount(50_000))
+    opened = Memories(opened=frozenset({operator("asks").address}))
+    known = Filters(now=NOW, token=TOKEN_INFO, max_fee=Amount(50_000))
+    (choice,) = rank(ask(), [asks], opened, known).choices
+    assert choice.fee == 0
+    less = Filters(now=NOW, token=TOKEN_INFO, max_fee=Amount(49_999))
+    (why,) = rank(ask(), [asks], opened, less).unfit
+    assert "topping up a channel, the limit max_fee is 0.049999" in why
+
+
+def test_a_worker_that_asks_too_much_for_an_opening_is_left_out() -> None:
+    asks = offer("asks", open_fee=Amount(500_001))
+    (why,) = choose(asks, max_fee=Amount(500_000)).unfit
+    assert "asks 0.500001 tUSDC for opening a channel, the limit max_fee is 0.50 tUSDC" in why
+    assert choose(asks, max_fee=Amount(500_001)).choices
+
+
 def test_waiting_is_worth_money() -> None:
     slow = offer("slow", models=(model(tokens_per_second=Uint32(10)),))
     price = Amount(2_500_000)

@@ -252,12 +252,22 @@ def test_what_the_worker_lacks_is_named_again(store: Store) -> None:
     job = job_row(1, 100)
     store.admit(job, None, exactly, UNTIL)
     for index in range(4):
-        store.pay(canvas(job, index, 5), CHANNEL, None)
-    store.acknowledge(CHANNEL, 3)
+        store.pay(canvas(job, index, 5), CHANNEL, None, acknowledged=index)
     assert len(store.channel(CHANNEL).book.unacknowledged) == 1
     book = store.accepted(job.id, 7, None)
     assert [ref.canvas for ref in book.unacknowledged] == [0, 1, 2, 3]
     assert store.channel(CHANNEL).book == book
+
+
+def test_a_worker_that_confirms_more_than_was_paid_breaks_a_clause(store: Store) -> None:
+    job = job_row(1, 100)
+    store.admit(job, None, exactly, UNTIL)
+    with pytest.raises(ProtocolViolation, match="never paid"):
+        store.pay(canvas(job, 0, 5), CHANNEL, None, acknowledged=1)
+    store.pay(canvas(job, 0, 5), CHANNEL, None)
+    with pytest.raises(ProtocolViolation, match="never paid"):
+        store.finish(job.id, JobStatus.COMPLETE, acknowledged=2)
+    assert store.job(job.id).status is JobStatus.LIVE
 
 
 def test_a_voucher_of_ours_that_contradicts_the_journal_stops_everything(store: Store) -> None:
@@ -428,10 +438,10 @@ def test_a_job_syncs_the_disk_when_it_is_admitted_and_at_each_payment_only(
         store.admit(job, None, exactly, UNTIL)
         store.accepted(job.id, 7, None)
         for index in range(canvases):
-            store.pay(canvas(job, index, 5), CHANNEL, None)
-            store.acknowledge(CHANNEL, index + 1)
+            store.pay(canvas(job, index, 5), CHANNEL, None, acknowledged=index)
         lesson = Lesson(lambda memory: learn(memory, NOW, success=True))
-        store.finish(job.id, JobStatus.COMPLETE, lesson=lesson)
+        store.finish(job.id, JobStatus.COMPLETE, lesson=lesson, acknowledged=canvases)
+        assert not store.channel(CHANNEL).book.unacknowledged
         assert vfs.syncs - before == 1 + canvases
         assert store.workers.experience()[operator("worker").address].successes == 1
         store.close()

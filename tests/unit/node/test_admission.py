@@ -13,6 +13,7 @@ from piecework_node.jobs.offers import build_offer
 from piecework_node.journal.records import StoredChannel
 from piecework_node.runtime.faults import Code, Fault
 from piecework_node.runtime.live import LiveChannel, LiveJob
+from piecework_protocol.credit import PayerCredit, Standing
 from piecework_protocol.errors import Reason, Refusal
 from piecework_protocol.frames import FundingAuthorization, LeafRef, SubmitJob
 from piecework_protocol.ledger import Unpaid, WorkerLedger
@@ -125,7 +126,9 @@ def good() -> Case:
         pooled=Amount(0),
         reserved=Amount(0),
         attached=0,
-        pending_jobs=0,
+        payer=PayerCredit(Standing.FINAL, Amount(0), Amount(10**9)),
+        strangers_owe=Amount(0),
+        stranger_jobs=0,
         stray_unpaid=False,
         closing=False,
     )
@@ -238,10 +241,28 @@ REFUSALS: list[tuple[str, Callable[[Case], Case], Reason]] = [
         Reason.UNDERFUNDED,
     ),
     (
-        "a second job before the funding is mined",
-        book(**NONE, funding=funding(10**6), pooled=10**6, pending_jobs=1),
-        Reason.BUSY,
+        "a payer that owes all that it may",
+        book(payer=PayerCredit(Standing.MINED, Amount(100), Amount(100))),
+        Reason.CREDIT_EXHAUSTED,
     ),
+    (
+        "strangers that owe all that they may",
+        book(
+            payer=PayerCredit(Standing.SIMULATED, Amount(0), Amount(10**9)),
+            strangers_owe=TERMS.credit.strangers,
+        ),
+        Reason.CREDIT_EXHAUSTED,
+    ),
+    (
+        "strangers that have half of the places",
+        book(
+            payer=PayerCredit(Standing.SIMULATED, Amount(0), Amount(10**9)),
+            stranger_jobs=TERMS.capacity // 2,
+        ),
+        Reason.CREDIT_EXHAUSTED,
+    ),
+    ("a channel that pays the token", channel(receiver=TOKEN), Reason.WRONG_WORKER),
+    ("a channel with no authorizer", channel(authorizer=Address(bytes(20))), Reason.BAD_SIGNATURE),
     ("a deposit below the least", book(deposit=Amount(TERMS.min_deposit - 1)), Reason.UNDERFUNDED),
     ("stray unpaid canvases", book(stray_unpaid=True), Reason.UNPAID_RECEIPTS),
     ("too many jobs on the channel", book(attached=TERMS.jobs_per_channel), Reason.BUSY),
@@ -292,15 +313,6 @@ def test_the_ceiling_and_the_deposit_may_be_exactly_the_worst_case() -> None:
     short = book(deposit=Amount(worst - 1))(exact)
     with pytest.raises(Refusal):
         admit(short.submission, short.view, short.book, PROMPT_TOKENS)
-
-
-def test_an_authorized_deposit_carries_one_job_and_no_second_one() -> None:
-    case = book(**NONE, funding=funding(10**6), pooled=Amount(10**6))(good())
-    assert admit(case.submission, case.view, case.book, PROMPT_TOKENS)
-    second = book(pending_jobs=1)(case)
-    with pytest.raises(Refusal) as caught:
-        admit(second.submission, second.view, second.book, PROMPT_TOKENS)
-    assert caught.value.reason is Reason.BUSY
 
 
 def test_unpaid_canvases_of_jobs_that_are_here_count_against_the_deposit() -> None:

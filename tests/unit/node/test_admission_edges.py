@@ -118,14 +118,6 @@ def test_the_bound_itself_is_let_in_and_the_next_value_is_not(
     assert verdict(beyond(good())) is reason
 
 
-def test_jobs_share_an_unmined_deposit_only_when_the_deposit_on_chain_covers_the_next() -> None:
-    covered = book(deposit=Amount(10_000), reserved=Amount(10_000 - WORST), pending_jobs=1)
-    assert isinstance(verdict(covered(good())), AcceptedJob)
-    leaning = authorized(20_000, deposit=Amount(10_000), reserved=Amount(10_001 - WORST))(good())
-    assert isinstance(verdict(leaning), AcceptedJob)
-    assert verdict(book(pending_jobs=1)(leaning)) is Reason.BUSY
-
-
 def test_an_authorization_for_what_is_on_chain_already_is_not_looked_at() -> None:
     """It may be anybody's, expired, and without a balance behind it."""
     stale = funding(10**6, signer=STRANGER, lifetime_s=0)

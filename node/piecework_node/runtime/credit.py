@@ -1,0 +1,71 @@
+"""What payers owe this worker, and whether more work may begin for them (clause 3.7)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from piecework_node.runtime.live import LiveChannel, LiveJob
+from piecework_protocol.credit import (
+    CreditFault,
+    CreditTerms,
+    PayerCredit,
+    bound,
+    payer_credit,
+    start_fault,
+    strangers_owe,
+)
+from piecework_protocol.types import Address, Amount
+
+BLOCK_S: Final = 12.0
+"""After which a payer's standing may have changed."""
+
+
+class CreditDesk:
+    """The accounts of all payers. It looks at the channels, and keeps nothing itself."""
+
+    def __init__(self, channels: Iterable[LiveChannel], terms: CreditTerms) -> None:
+        self._channels, self._terms = channels, terms
+
+    def payer(self, payer: Address) -> PayerCredit:
+        """Return where a payer stands over all of its channels."""
+        mine = (live.credit for live in self._channels if live.stored.channel.payer == payer)
+        return payer_credit(self._terms, mine)
+
+    def everybody(self) -> list[PayerCredit]:
+        """Return where every payer stands that has a channel here."""
+        payers = dict.fromkeys(live.stored.channel.payer for live in self._channels)
+        return [self.payer(payer) for payer in payers]
+
+    @property
+    def bound(self) -> Amount:
+        """The most that the worker can lose, in base units."""
+        return bound(self._terms, self.everybody())
+
+    @property
+    def owed(self) -> Amount:
+        """What all payers owe, in base units."""
+        return Amount(sum(payer.owed for payer in self.everybody()))
+
+    @property
+    def strangers(self) -> Amount:
+        """What payers without a mined deposit owe, in base units."""
+        return strangers_owe(self.everybody())
+
+    def is_stranger(self, payer: Address) -> bool:
+        """Whether a payer has no mined deposit here."""
+        return self.payer(payer).is_stranger
+
+    def fault(self, payer: Address, ceiling: int) -> CreditFault | None:
+        """Say why work that can cost `ceiling` may not begin for a payer now, or None."""
+        account = self.payer(payer)
+        pool = self.strangers if account.is_stranger else Amount(0)
+        return start_fault(self._terms, account, pool, ceiling)
+
+    def grant(self, job: LiveJob, limit: int) -> int:
+        """Reserve canvases of a job up to `limit`, and return the first that may not start."""
+        payer = job.channel.stored.channel.payer
+        while job.granted < limit and not self.fault(payer, job.next_ceiling):
+            job.granted += 1
+        job.short_of_credit = job.granted < limit
+        return min(limit, job.granted)
