@@ -82,6 +82,10 @@ class Metrics:
         self.unsettled = self._gauge(
             "piecework_unsettled_base_units", "Accepted and not settled on chain"
         )
+        self.waiting = self._gauge(
+            "piecework_payout_waiting_base_units",
+            "In the escrow until it is pushed to the receiver",
+        )
         self.ready = self._gauge("piecework_ready", "1 while jobs are taken on")
         self.commit = Histogram(
             "piecework_journal_commit_seconds",

@@ -7,14 +7,14 @@ anybody who pays the gas can submit a signed deposit.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from piecework.base.amounts import TokenAmount
 from piecework.base.errors import PieceworkError
 from piecework.chain import calls
-from piecework.chain.authorizations import SignedDeposit, sign_deposit
+from piecework.chain.authorizations import SignedDeposit, opening_nonce, sign_deposit
 from piecework.chain.calls import Claim
 from piecework.chain.errors import RpcRefused
 from piecework.chain.reader import ChainReader
@@ -26,7 +26,7 @@ from piecework.client.errors import (
     JobFollowed,
     WorkerUnreachable,
 )
-from piecework.client.history import History
+from piecework.client.history import History, HistoryEvent, Place
 from piecework.client.invoice import Books, Invoice, make_invoice
 from piecework.client.jobs.accounts import adopt_account
 from piecework.client.jobs.driver import JobContext
@@ -467,9 +467,28 @@ class Funds:
         by_channel: dict[ChannelId, list[ReceiptRow]] = {}
         for row in rows:
             by_channel.setdefault(row.channel, []).append(row)
-        bill, books = make_invoice(events, by_channel, self._deployment.token, since, until)
+        token, own = self._deployment.token, await self._one_step(events)
+        bill, books = make_invoice(events, by_channel, token, since, until, one_step=own)
         differs = await self._differences(books, end)
         return replace(bill, troubles=(*bill.troubles, *differs))
+
+    async def _one_step(self, events: Iterable[HistoryEvent]) -> frozenset[Place]:
+        """The fundings out of the payer's own account.
+
+        The token knows the authorization of each by a nonce that binds channel, total and fee.
+        """
+        token, found = self._deployment.token, []
+        if await self._reader.opening_domain(token) is None:
+            return frozenset()
+        for event in events:
+            if event.name != "ChannelFunded" or event.channel is None:
+                continue
+            v = event.values
+            before, fee = Amount(int(v["funded"]) - int(v["added"])), Amount(int(v["fee"]))
+            nonce = opening_nonce(event.channel, before, fee)
+            if await self._reader.authorization_state(token, self._payer, nonce):
+                found.append(event.place)
+        return frozenset(found)
 
     async def _differences(self, books: Books, end: int) -> list[str]:
         """Hold the sums of all events against the escrow's own state at their last block."""

@@ -26,6 +26,10 @@ OF_A_CHANNEL: Final = ("ChannelFunded", "Settled", "Withdrawn")
 """Events that have the channel as their second topic and no payer."""
 
 
+Place = tuple[int, int]
+"""The block of an event, and its index in it."""
+
+
 @dataclass(frozen=True, slots=True)
 class HistoryEvent:
     """One event of the escrow, with its values by the names that the contract gives them."""
@@ -34,6 +38,11 @@ class HistoryEvent:
     log: Log
     time: Timestamp
     values: dict[str, Any]
+
+    @property
+    def place(self) -> Place:
+        """Where it stands on the chain."""
+        return self.log.block, self.log.index
 
     @property
     def channel(self) -> ChannelId | None:

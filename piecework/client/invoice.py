@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from piecework.client.history import HistoryEvent, terms_of
+from piecework.client.history import HistoryEvent, Place, terms_of
 from piecework.client.journal.records import ReceiptRow
 from piecework_protocol.types import Address, ChannelId, Timestamp
 
@@ -24,6 +24,8 @@ class LineKind(enum.Enum):
     DEPOSIT = "deposit"
     WITHDRAWAL = "withdrawal"
     FUNDING = "funding"
+    OPENING = "opening"
+    """Funding out of the payer's own account."""
     PAYMENT = "payment"
     TAKEN_BACK = "taken back"
     CLOSING = "closing"
@@ -112,6 +114,8 @@ class Books:
     token: Address
     pool: int = 0
     channels: dict[ChannelId, BilledChannel] = field(default_factory=dict)
+    one_step: frozenset[Place] = frozenset()
+    """The fundings that took the payer's own tokens, and not the pool."""
 
     @property
     def in_channels(self) -> int:
@@ -132,7 +136,7 @@ class Books:
         amount, check = self._move(event, known, fee)
         return InvoiceLine(
             event=event,
-            kind=_KINDS[event.name],
+            kind=LineKind.OPENING if event.place in self.one_step else _KINDS[event.name],
             worker=known.worker if known else None,
             amount=amount,
             fee=fee,
@@ -151,7 +155,8 @@ class Books:
             self.pool += amount if event.name == "Deposited" else -amount - fee
         elif event.name == "ChannelFunded":
             amount = int(values["added"])
-            self.pool -= amount + fee
+            if event.place not in self.one_step:
+                self.pool -= amount + fee
             channel.held += amount
         elif event.name == "Settled":
             amount = int(values["amount"])
@@ -196,6 +201,8 @@ def make_invoice(
     token: Address,
     since: Timestamp,
     until: Timestamp,
+    *,
+    one_step: frozenset[Place] = frozenset(),
 ) -> tuple[Invoice, Books]:
     """Make the bill of a time.
 
@@ -205,11 +212,12 @@ def make_invoice(
         token: What the client pays with.
         since: The first second of the time.
         until: The first second after it.
+        one_step: The fundings among them that took the payer's own tokens.
 
     Returns:
         The bill, and the books after all events, to be held against the escrow.
     """
-    books = Books(receipts, token)
+    books = Books(receipts, token, one_step=one_step)
     lines, before, after = [], (0, 0), (0, 0)
     for event in events:
         line = books.take(event)
@@ -224,12 +232,15 @@ def make_invoice(
     return Invoice(tuple(lines), before, after, _sum(lines), tuple(troubles)), books
 
 
-def _sum(lines: Iterable[InvoiceLine]) -> InvoiceTotals:
+def _sum(lines: Sequence[InvoiceLine]) -> InvoiceTotals:
     sums = dict.fromkeys(LineKind, 0)
-    fees = 0
     for line in lines:
         sums[line.kind] += line.amount
-        fees += line.fee
+    # What an opening brought came from outside of the escrow, with its fee.
+    opened = sums[LineKind.OPENING] + sum(x.fee for x in lines if x.kind is LineKind.OPENING)
     return InvoiceTotals(
-        sums[LineKind.DEPOSIT], sums[LineKind.WITHDRAWAL], sums[LineKind.PAYMENT], fees
+        deposited=sums[LineKind.DEPOSIT] + opened,
+        withdrawn=sums[LineKind.WITHDRAWAL],
+        paid=sums[LineKind.PAYMENT],
+        fees=sum(line.fee for line in lines),
     )

@@ -299,7 +299,7 @@ def earnings(
     if json:
         common.print_json({**body, "token": common.token_json(token)})
         return
-    for name in ("charged", "accepted", "settled", "unpaid"):
+    for name in ("charged", "accepted", "settled", "unpaid", "waiting"):
         common.say(f"{name:10} {token.format(body[name])}")
     common.say(f"{'canvases':10} {body['canvases']}")
     for state, count in body["jobs"].items():
@@ -347,18 +347,21 @@ async def _earnings(root: Path) -> dict[str, Any]:
     from piecework_node.home import Home
     from piecework_node.journal.sqlite import SqliteJournal
     from piecework_node.keys.operator import keystore_address
+    from piecework_node.settlement.payouts import META
     from piecework_protocol.types import parse_address
 
     place = Home(root)
     operator = parse_address("0x" + keystore_address(place.operator))
-    domain = Deployment.load(place.deployment).domain
+    deployment = Deployment.load(place.deployment)
+    domain, token = deployment.domain, deployment.token
     try:
         journal = await SqliteJournal.open(place.journal, domain, operator)
     except JournalLocked:
-        body: dict[str, Any] = (await ask_daemon(root, "GET", "/status"))["earnings"]
-        return body
+        status = await ask_daemon(root, "GET", "/status")
+        return {**status["earnings"], "waiting": sum(status["waiting"].values())}
     try:
-        return asdict(await journal.earnings())
+        waits = await journal.meta(META + token.hex())
+        return {**asdict(await journal.earnings()), "waiting": int(waits or 0)}
     finally:
         await journal.close()
 

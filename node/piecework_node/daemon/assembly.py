@@ -39,6 +39,7 @@ from piecework_node.runtime.jobs import JobRuntime
 from piecework_node.settlement.chain import ChainLink
 from piecework_node.settlement.fees import FeeDesk, FeeSettings
 from piecework_node.settlement.openings import Openings
+from piecework_node.settlement.payouts import Payouts
 from piecework_node.settlement.policy import SettlePolicy
 from piecework_node.settlement.settler import Settler
 from piecework_node.settlement.simulations import OpeningSimulations
@@ -224,6 +225,14 @@ async def _assemble(base: Foundations) -> Components:
         journal,
         watch,
         openings=openings,
+        payouts=Payouts(
+            port,
+            journal,
+            policy,
+            clock,
+            receiver=config.receiver,
+            tokens=config.tokens(base.deployment.token),
+        ),
         clock=clock,
         policy=policy,
         poll_s=config.chain_poll_s,

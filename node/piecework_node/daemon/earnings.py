@@ -22,7 +22,7 @@ from piecework_node.keys.operator import keystore_address
 from piecework_protocol.types import parse_address, to_hex
 
 WEI: Final = 10**18
-DAY_COLUMNS: Final = ("date", "jobs", "canvases", "gross", "gas_wei", "gas", "net")
+DAY_COLUMNS: Final = ("date", "jobs", "canvases", "gross", "fees", "gas_wei", "gas", "net")
 JOB_COLUMNS: Final = ("date", "job", "channel", "canvases", "gross")
 Row = tuple[str | int, ...]
 
@@ -57,7 +57,10 @@ class Period:
 
 
 def by_day(jobs: Sequence[PaidJob], spent: Sequence[SpentTx], coin_price: int) -> list[Row]:
-    """One row a day. Gross, gas and net are base units. `coin_price`: those of one native coin."""
+    """One row a day. Gross, fees, gas and net are base units.
+
+    Fees are what clients paid for their transactions. `coin_price`: base units of one native coin.
+    """
     days = sorted({_day(j.at) for j in jobs} | {_day(t.at) for t in spent})
     rows: list[Row] = []
     for day in days:
@@ -66,7 +69,8 @@ def by_day(jobs: Sequence[PaidJob], spent: Sequence[SpentTx], coin_price: int) -
         wei = sum(tx.fee_wei for tx in spent if _day(tx.at) == day)
         gas = -(-wei * coin_price // WEI)
         canvases = sum(job.canvases for job in mine)
-        rows.append((day, len(mine), canvases, gross, wei, gas, gross - gas))
+        fees = sum(tx.earned for tx in spent if _day(tx.at) == day)
+        rows.append((day, len(mine), canvases, gross, fees, wei, gas, gross + fees - gas))
     return rows
 
 

@@ -41,6 +41,7 @@ async def status_of(p: Components, state: str, grpc_port: int) -> dict[str, Any]
         "offer": _offer_status(current.offer) if current else None,
         "earnings": asdict(await base.journal.earnings()),
         "unsettled": p.channels.unsettled,
+        "waiting": {address_hex(t): amount for t, amount in p.settler.payouts.waiting.items()},
         "exposure": p.channels.exposure,
         "exposure_bound": exposure_bound(p),
         "credit": {

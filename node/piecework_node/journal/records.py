@@ -141,6 +141,8 @@ class TxKind(enum.Enum):
     FUND = "fund"
     SETTLE = "settle"
     CLOSE = "close"
+    PUSH = "push"
+    """Sends what waits for the receiver to it."""
     CANCEL = "cancel"
     """A transfer of nothing to ourselves. It takes the nonce of one that is not worth its gas."""
 
@@ -329,6 +331,8 @@ class SpentTx:
     at: Timestamp
     """At which it was seen mined."""
     fee_wei: int
+    earned: Amount = Amount(0)
+    """The fee that the client paid for it, in base units."""
 
 
 @dataclass(frozen=True, slots=True)

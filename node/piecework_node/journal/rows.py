@@ -79,8 +79,11 @@ _PAID = (
     "WHERE leaf_index IS NOT NULL AND accepted_at >= ? AND accepted_at < ? "
     "ORDER BY accepted_at, jobs.number, canvas"
 )
+_FAILED = TxState.FAILED.value
+_PAID_BY_FEE = (TxKind.FUND.value, TxKind.CLOSE.value)
+"""What these bring is the fee that the client signed."""
 _SPENT = (
-    "SELECT hash, kind, moved_at, fee_wei FROM transactions "
+    "SELECT hash, kind, moved_at, fee_wei, value, state FROM transactions "
     "WHERE state IN ('mined', 'final', 'failed') AND moved_at >= ? AND moved_at < ? "
     "ORDER BY moved_at, nonce"
 )
@@ -199,6 +202,14 @@ def spent(db: apsw.Connection, since: int, until: int) -> tuple[SpentTx, ...]:
     """Return transactions that were mined from `since` on and before `until`, with their cost."""
     rows: list[Any] = db.execute(_SPENT, (since, until)).fetchall()
     return tuple(
-        SpentTx(hash_, TxKind(kind), Timestamp(at), int.from_bytes(fee, "big"))
-        for hash_, kind, at, fee in rows
+        SpentTx(
+            hash_,
+            TxKind(kind),
+            Timestamp(at),
+            int.from_bytes(fee, "big"),
+            amount_of(value)
+            if kind in _PAID_BY_FEE and state != TxState.FAILED.value
+            else Amount(0),
+        )
+        for hash_, kind, at, fee, value, state in rows
     )

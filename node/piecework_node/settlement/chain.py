@@ -64,6 +64,14 @@ class ChainPort(ChannelReader, NodePort, Protocol):
         """`fee` is what the closing pays the receiver. With one, the claim is signed for it."""
         ...
 
+    async def waiting_payout(self, token: Address, receiver: Address) -> Amount:
+        """Return base units that wait in the escrow until somebody pushes them."""
+        ...
+
+    async def prepare_push(
+        self, token: Address, receiver: Address, worth: Worth
+    ) -> SignedTransaction: ...
+
     async def replace(self, tx: SignedTransaction, worth: Worth) -> SignedTransaction:
         """Return a transaction with the same effect and nonce and higher fees."""
         ...
@@ -198,6 +206,14 @@ class ChainLink:
 
     async def prepare_close(self, claim: Claim, fee: Amount, worth: Worth) -> SignedTransaction:
         return await self._prepare(calls.close(self.deployment, claim, fee), worth)
+
+    async def waiting_payout(self, token: Address, receiver: Address) -> Amount:
+        return await self._reader.waiting_payout(token, receiver)
+
+    async def prepare_push(
+        self, token: Address, receiver: Address, worth: Worth
+    ) -> SignedTransaction:
+        return await self._prepare(calls.push_payout(self.deployment, token, receiver), worth)
 
     async def replace(self, tx: SignedTransaction, worth: Worth) -> SignedTransaction:
         return await self._sender.replace(tx, value_at_stake=worth.wei)

@@ -24,6 +24,7 @@ from piecework_node.runtime.live import LiveChannel
 from piecework_node.settlement.chain import ChainPort
 from piecework_node.settlement.fees import worth_of_fee
 from piecework_node.settlement.openings import Openings
+from piecework_node.settlement.payouts import Payouts
 from piecework_node.settlement.policy import (
     Batch,
     SettlementCandidate,
@@ -38,7 +39,7 @@ from piecework_node.times import now
 from piecework_protocol.ledger import empty_voucher
 from piecework_protocol.objects import Channel, CloseChannel
 from piecework_protocol.states import ChannelState
-from piecework_protocol.types import ChannelId, Signature
+from piecework_protocol.types import Amount, ChannelId, Signature
 
 CURSOR: Final = "events_through_block"
 CURSOR_OVERLAP_BLOCKS: Final = 64
@@ -64,6 +65,7 @@ class Settler:
         watch: NodeWatch,
         *,
         openings: Openings,
+        payouts: Payouts,
         clock: Clock,
         policy: SettlePolicy,
         poll_s: float,
@@ -73,7 +75,7 @@ class Settler:
         self._channels, self._transactions = channels, transactions
         self._port, self._journal, self._clock = port, journal, clock
         self._watch, self._board = watch, watch.board
-        self._openings = openings
+        self._openings, self.payouts = openings, payouts
         self._policy, self._poll_s = policy, poll_s
         self._metrics, self._log = metrics, log
         self._asked = False
@@ -177,7 +179,9 @@ class Settler:
         await self._watch_withdrawals()
         await self._attempt("fund", self._fund_all())
         await self._attempt("close", self._close_all())
+        asked = self._asked
         await self._attempt("settle", self._settle())
+        await self._attempt("push", self._push(asked))
         if self._trouble is None:
             self._board.passed("transactions")
         else:
@@ -203,6 +207,8 @@ class Settler:
             return
         for subject in stored.subjects:
             await self._channels.observe(subject.channel)
+        if stored.kind is TxKind.PUSH:
+            await self.payouts.look(now=True)
         live = self._channels.get(stored.subjects[0].channel) if stored.subjects else None
         if moved is TxState.FAILED and stored.kind is TxKind.FUND and live is not None:
             await self._openings.reverted(live.stored.channel.payer)
@@ -319,8 +325,22 @@ class Settler:
         if live.claimable and (
             live.must_claim(now(self._clock)) or waited >= self._policy.interval_s
         ):
-            return worth_of(self._policy, live.claimable + fee)
+            return Worth(Amount(fee), worth_of(self._policy, live.claimable + fee).wei)
         return worth_of_fee(self._policy, fee)
+
+    # --- payouts that wait
+
+    async def _push(self, asked: bool) -> None:
+        await self.payouts.look(now=asked)
+        self._metrics.waiting.set(sum(self.payouts.waiting.values()))
+        if not self.payouts.waiting or self._transactions.is_pending(TxKind.PUSH):
+            return
+        due = self.payouts.due(await self._port.gas_price(), asked=asked)
+        if due is None or self._transactions.unmined >= MAX_IN_FLIGHT:
+            return
+        token, worth = due
+        tx = await self._port.prepare_push(token, self.payouts.receiver, worth)
+        await self._transactions.send(TxKind.PUSH, tx, (), worth)
 
     # --- settling
 

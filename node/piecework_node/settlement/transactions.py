@@ -81,6 +81,10 @@ class TransactionTracker:
             for stored in self
         )
 
+    def is_pending(self, kind: TxKind) -> bool:
+        """Whether any transaction of a kind may still be mined."""
+        return any(s.kind is kind and s.state is TxState.INTENDED for s in self)
+
     def latest(self, channel: ChannelId, kind: TxKind) -> bytes:
         """Return the hash of the newest open transaction of a kind, or empty bytes."""
         found = [stored for stored in self if stored.kind is kind and concerns(stored, channel)]

@@ -10,7 +10,7 @@ from typing import Any
 import apsw
 import pytest
 
-from piecework.chain.calls import Claim, settle
+from piecework.chain.calls import Claim, push_payout, settle
 from piecework.chain.dev.embedded import EmbeddedChain
 from piecework.chain.errors import RpcRefused, RpcUnavailable
 from piecework.chain.reader import ChainReader
@@ -19,7 +19,7 @@ from piecework.client.history import History
 from piecework.client.invoice import LineKind
 from piecework.client.journal.records import ChannelStatus
 from piecework.client.sdk import PieceworkClient
-from piecework_protocol.types import Timestamp
+from piecework_protocol.types import Amount, Timestamp
 from tests.support.chains import USD, TestMarket, deployed
 from tests.support.client_side import ask, collect, last
 from tests.support.dying_database import copy_database
@@ -89,6 +89,32 @@ async def test_a_bill_reconciles_line_by_line_with_the_chain(
         assert bill.after[0] == await mine.pooled()
         nothing = await funds.invoice(Timestamp(2**40 - 1), EVER[1])
         assert (nothing.lines, nothing.before, nothing.after) == ((), bill.after, bill.after)
+
+
+async def test_fees_and_openings_out_of_the_account_reconcile_on_both_sides(
+    market: TestMarket, worker: FakeWorker, tmp_path: Path
+) -> None:
+    worker.terms = {"open_fee": Amount(30_000), "top_up_fee": Amount(20_000)}
+    rich = purse(market, tmp_path / "rich", "rich")
+    await market.give(rich.payer.address, tokens=5 * USD)
+    await rich.give_gas()
+    async with rich.process() as (client, funds):
+        cost = await trade(market, worker, rich, client)
+        await funds.close_all()
+        await funds.withdraw("0.5")
+        bill = await funds.invoice(*EVER)
+        assert bill.troubles == ()
+        assert [line.kind for line in bill.lines][:2] == [LineKind.OPENING, LineKind.PAYMENT]
+        assert bill.totals.deposited == USD + 30_000
+        assert (bill.totals.fees, bill.totals.paid) == (30_000, cost)
+        assert bill.after == (USD // 2 - cost, 0)
+        assert bill.after[0] == await rich.pooled()
+    waits = await market.reader.waiting_payout(market.token, worker.receiver)
+    held = await market.reader.token_balance(market.token, worker.receiver)
+    assert waits == 30_000
+    await market.run(worker.operator, push_payout(market.deployment, market.token, worker.receiver))
+    assert await market.reader.token_balance(market.token, worker.receiver) == held + waits
+    assert held + waits == bill.totals.paid + bill.totals.fees
 
 
 async def test_a_receipt_that_is_not_what_was_paid_is_said_in_its_line(

@@ -10,12 +10,13 @@ import pytest
 from piecework.chain.transactions import GasPrice
 from piecework_node.journal.records import TxKind
 from piecework_node.settlement.fees import COVER_PERCENT, Errand, FeeSettings, errand_wei
+from piecework_node.settlement.payouts import META, PUSH_GAS
 from piecework_node.settlement.policy import SettlePolicy
 from piecework_protocol.errors import Reason, Refusal
 from piecework_protocol.states import ChannelState
 from piecework_protocol.types import Amount, PayerSignature, Timestamp
 from tests.support.node.fake_port import FIRST_FEE, GAS, FakePort
-from tests.support.node.harness import Client, WorkerHarness
+from tests.support.node.harness import TOKEN, Client, WorkerHarness
 from tests.support.node.settlement import make_settler
 
 WEI_PER_UNIT = 10**5
@@ -234,3 +235,58 @@ async def test_an_opening_in_one_step_does_not_raise_a_channel() -> None:
     with pytest.raises(Refusal) as caught:
         await client.submit(client.job(3, 64), funding=client.opening(fee=OPENING))
     assert caught.value.reason is Reason.FUND_YOURSELF
+
+
+# --- payouts that wait
+
+PUSH = -(-(PUSH_GAS * PRICE) // WEI_PER_UNIT)
+"""What a push costs, in base units."""
+
+
+async def test_what_waits_is_pushed_when_it_is_worth_many_times_its_gas() -> None:
+    made = await counter()
+    made.port.waiting = 20 * PUSH - 1
+    await made.settler.tick()
+    assert made.settler.payouts.waiting == {TOKEN: 20 * PUSH - 1}
+    assert made.port.broadcasts == []
+    made.port.waiting = 20 * PUSH
+    made.harness.clock.advance(30)
+    await made.settler.tick()
+    assert made.port.broadcasts == [], "the escrow is asked once a minute"
+    made.harness.clock.advance(31)
+    await made.settler.tick()
+    assert made.kinds() == [TxKind.PUSH]
+    await made.settler.tick()
+    assert len(made.port.broadcasts) == 1, "one push at a time"
+    made.port.mine()
+    await made.settler.tick()
+    assert (made.port.pushed, made.settler.payouts.waiting) == (20 * PUSH, {})
+
+
+async def test_what_has_waited_for_the_interval_is_pushed_if_it_is_worth_its_gas() -> None:
+    made = await counter()
+    made.port.waiting = SENT
+    await made.settler.tick()
+    made.harness.clock.advance(61)
+    await made.settler.tick()
+    assert made.kinds() == [TxKind.PUSH]
+    made.port.mine()
+    await made.settler.tick()
+    made.port.waiting = PUSH
+    for _ in range(3):
+        made.harness.clock.advance(61)
+        await made.settler.tick()
+    assert len(made.port.broadcasts) == 1
+
+
+async def test_what_waits_is_pushed_when_the_operator_asks_and_the_journal_tells_it() -> None:
+    made = await counter()
+    made.port.waiting = 1
+    await made.settler.tick()
+    assert await made.harness.journal.meta(META + TOKEN.hex()) == "1"
+    made.settler.ask()
+    await made.settler.tick()
+    assert made.kinds() == [TxKind.PUSH]
+    made.port.mine()
+    await made.settler.tick()
+    assert await made.harness.journal.meta(META + TOKEN.hex()) == "0"

@@ -37,7 +37,7 @@ from piecework_node.journal.records import OneStepFunding, Worth
 from piecework_protocol.frames import FundingAuthorization
 from piecework_protocol.objects import EVERYTHING
 from piecework_protocol.states import ChannelState
-from piecework_protocol.types import Amount, Bytes32, ChannelId, Timestamp
+from piecework_protocol.types import Address, Amount, Bytes32, ChannelId, Timestamp
 from tests.support.node.fake_escrow import FakeEscrow
 from tests.support.node.faults import KillSwitch
 from tests.support.node.harness import DOMAIN, OPERATOR
@@ -67,6 +67,8 @@ class FakePort(FakeEscrow):
         self.broadcasts: list[bytes] = []
         self.requests: list[tuple[int, ChannelId]] = []
         self.next_nonce = 0
+        self.waiting = self.pushed = 0
+        """Base units that wait for the receiver, and that were pushed to it."""
         self.paid: dict[ChannelId, int] = {}
         self.reverting: set[bytes] = set()
         """Transactions that the block refuses, whatever a simulation said before."""
@@ -163,6 +165,17 @@ class FakePort(FakeEscrow):
         self._weigh(FIRST_FEE, worth)
         return self._make("close", [(claim.voucher.channel, claim.voucher.cumulative)])
 
+    async def waiting_payout(self, token: Address, receiver: Address) -> Amount:
+        self._answer()
+        return Amount(self.waiting)
+
+    async def prepare_push(
+        self, token: Address, receiver: Address, worth: Worth
+    ) -> SignedTransaction:
+        self._answer()
+        self._weigh(FIRST_FEE, worth)
+        return self._make("push", [])
+
     def _make(
         self, kind: str, rows: list[tuple[bytes, int]], nonce: int | None = None, fee: int = 0
     ) -> SignedTransaction:
@@ -237,6 +250,8 @@ class FakePort(FakeEscrow):
     def _execute(self, tx: SignedTransaction) -> None:
         body = json.loads(tx.unsigned.data)
         success = True
+        if body["kind"] == "push":
+            self.pushed, self.waiting = self.pushed + self.waiting, 0
         for text, amount in body["rows"]:
             channel = ChannelId(bytes.fromhex(text))
             if body["kind"] == "fund":

@@ -5,13 +5,14 @@ from __future__ import annotations
 from piecework_node import logs
 from piecework_node.settlement.fees import FeeDesk, FeeSettings
 from piecework_node.settlement.openings import Openings
+from piecework_node.settlement.payouts import Payouts
 from piecework_node.settlement.policy import SettlePolicy
 from piecework_node.settlement.settler import Settler
 from piecework_node.settlement.simulations import OpeningSimulations
 from piecework_node.settlement.transactions import TransactionTracker
 from piecework_node.settlement.watch import NodeWatch, WatchLimits
 from tests.support.node.fake_port import FakePort
-from tests.support.node.harness import DOMAIN, WorkerHarness
+from tests.support.node.harness import DOMAIN, RECEIVER, TOKEN, WorkerHarness
 
 FREE = SettlePolicy(gas_multiple=20, interval_s=60, native_coin_price=0)
 STUCK_S = 90
@@ -57,6 +58,9 @@ async def make_settler(
         harness.journal,
         watch,
         openings=harness.openings,
+        payouts=Payouts(
+            port, harness.journal, policy, harness.clock, receiver=RECEIVER, tokens=(TOKEN,)
+        ),
         clock=harness.clock,
         policy=policy,
         poll_s=5,

@@ -30,6 +30,7 @@ from piecework_node.runtime.live import LiveChannel
 from piecework_node.settlement.chain import ChainLink
 from piecework_node.settlement.fees import FeeDesk, FeeSettings
 from piecework_node.settlement.openings import Openings
+from piecework_node.settlement.payouts import Payouts
 from piecework_node.settlement.settler import Settler
 from piecework_node.settlement.simulations import OpeningSimulations
 from piecework_node.settlement.transactions import TransactionTracker
@@ -201,6 +202,9 @@ async def _assemble(chain: SharedChain, proxy: NodeProxy, reader: ChainReader) -
         journal,
         watch,
         openings=openings,
+        payouts=Payouts(
+            port, journal, FREE, clock, receiver=WORKER.address, tokens=(reader.deployment.token,)
+        ),
         clock=clock,
         policy=FREE,
         poll_s=5,

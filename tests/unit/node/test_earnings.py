@@ -38,10 +38,34 @@ async def test_days_and_jobs_add_up_to_the_accepted_vouchers(tmp_path: Path) -> 
     days = by_day(paid, spent, COIN_PRICE)
     assert [row[1] for row in days] == [1, 2, 3, 0]
     assert sum(int(row[3]) for row in days) == accepted
-    assert days[-1][4] == FEE_WEI and days[-1][5] == FEE_WEI * COIN_PRICE // 10**18 + 1
-    assert all(int(row[6]) == int(row[3]) - int(row[5]) for row in days)
+    assert days[-1][4] == 0, "a settlement is paid by its claims"
+    assert days[-1][5] == FEE_WEI and days[-1][6] == FEE_WEI * COIN_PRICE // 10**18 + 1
+    assert all(int(row[7]) == int(row[3]) + int(row[4]) - int(row[6]) for row in days)
     assert sum(int(row[4]) for row in by_job(paid)) == accepted
     assert len(by_job(paid)) == 6
+
+
+@pytest.mark.parametrize(
+    ("kind", "state", "fees"),
+    [
+        (TxKind.FUND, TxState.FINAL, 99),
+        (TxKind.CLOSE, TxState.MINED, 99),
+        (TxKind.FUND, TxState.FAILED, 0),
+        (TxKind.PUSH, TxState.FINAL, 0),
+    ],
+)
+async def test_the_fees_of_transactions_that_came_about_are_earned(
+    tmp_path: Path, kind: TxKind, state: TxState, fees: int
+) -> None:
+    clock = FakeClock()
+    life = await opened(tmp_path, clock)
+    await life.begin()
+    time = Timestamp(int(clock.wall()))
+    await life.journal.append([StoredTx(kind, TRANSACTION, (), Worth(Amount(99), None), time)])
+    await life.journal.append([TxMoved(TRANSACTION.hash, state, time, 50_000, FEE_WEI)])
+    ((_, _, _, _, earned, *_),) = by_day((), await life.journal.spent(0, 2**40), COIN_PRICE)
+    await life.journal.close()
+    assert earned == fees
 
 
 async def test_a_period_holds_its_first_and_its_last_day(tmp_path: Path) -> None:
