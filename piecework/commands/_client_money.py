@@ -21,6 +21,7 @@ from piecework.commands._client_home import (
 )
 
 if TYPE_CHECKING:
+    from piecework.base.amounts import Token
     from piecework.client.sdk import PieceworkClient
     from piecework_protocol.types import Address
 
@@ -199,45 +200,50 @@ def withdraw(
 ) -> None:
     """Take money out of channels and the escrow.
 
-    A part that was asked for with --from-channel comes when the channel's withdrawal delay is over:
-    run the command again then, without options.
+    What was asked for with --from-channel comes after the withdrawal delay: run it again then.
     """
     _check_ways(amount, from_channel, cancel, gasless, relay)
     token = market_token_of(home)
     units = None if amount is None else common.some_units(token, amount)
     receiver = None if to is None else _address(to)
-    fee_units = common.units(token, fee)
+
+    cost = token.amount(common.units(token, fee))
 
     async def work(client: PieceworkClient) -> dict[str, Any]:
-        from piecework.commands import _orders as orders
-        from piecework.commands._client_views import closings_view, withdrawal_view
+        from piecework.commands._orders import WayOut, carry_out
 
-        wanted = None if units is None else token.amount(units)
-        if from_channel is not None or cancel is not None:
-            channel = client.store.channel_named(from_channel or cancel or "")
-            made = client.funds.orders
-            closing = await (made.request(channel, wanted) if wanted else made.call_off(channel))
-            return {"channels": closings_view((closing,))}
-        if relay is not None:
-            return await orders.relay_from(client, relay)
-        if gasless is not None and wanted is not None:
-            seconds = int(valid_hours * 3600)
-            cost = token.amount(fee_units)
-            return await orders.sign_to(client, wanted, receiver, cost, gasless, seconds)
-        return withdrawal_view(await client.funds.withdraw(wanted, receiver))
-
-    view = with_client(home, password_file, work)
-    if json:
-        print_amounts(view, token)
-    elif "file" in view:
-        common.say(
-            f"Signed. Anybody may submit it: piecework client withdraw --relay {view['file']}"
+        way = WayOut(
+            amount=None if units is None else token.amount(units),
+            to=receiver,
+            from_channel=from_channel,
+            cancel=cancel,
+            gasless=gasless,
+            fee=cost,
+            valid_for_s=int(valid_hours * 3600),
+            relay=relay,
         )
+        return await carry_out(client, way)
+
+    _print_withdrawal(with_client(home, password_file, work), token, as_json=json)
+
+
+def _print_withdrawal(view: dict[str, Any], token: Token, *, as_json: bool) -> None:
+    """What was done. It fails if a channel could not be seen to."""
+    if as_json:
+        print_amounts(view, token)
     else:
-        _print_closings(view.get("channels", []), as_json=False)
-        if "amount" in view:
-            common.say(f"{token.format(view['amount'])} sent to {view['to']}")
+        _say_withdrawal(view, token)
     _fail_if_left(view.get("channels", []))
+
+
+def _say_withdrawal(view: dict[str, Any], token: Token) -> None:
+    if "file" in view:
+        how = f"piecework client withdraw --relay {view['file']}"
+        common.say(f"Signed. Anybody may submit it: {how}")
+        return
+    _print_closings(view.get("channels", []), as_json=False)
+    if "amount" in view:
+        common.say(f"{token.format(view['amount'])} sent to {view['to']}")
 
 
 def _check_ways(amount: str | None, *ways: str | Path | None) -> None:

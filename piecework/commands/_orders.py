@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from piecework.base.errors import UsageError
 from piecework.base.files import read, shown, write_private
 from piecework.base.jsons import loads
 from piecework.chain.authorizations import SignedWithdrawal
+from piecework.client.orders import Closing
 from piecework.client.sdk import PieceworkClient
+from piecework.commands._client_views import closings_view, withdrawal_view
 from piecework_protocol.types import Address, to_hex
 
 MAX_ORDER_BYTES = 4096
@@ -22,20 +25,43 @@ class NotAWithdrawal(UsageError):
     """A file does not hold a signed withdrawal."""
 
 
-async def sign_to(  # noqa: PLR0917
-    client: PieceworkClient,
-    amount: TokenAmount,
-    to: Address | None,
-    fee: TokenAmount,
-    file: Path,
-    valid_for_s: int,
-) -> dict[str, Any]:
-    """Write a signed withdrawal to a new file. Anybody may submit it and gets its fee.
+@dataclass(frozen=True, slots=True)
+class WayOut:
+    """One way to take money out: what the options of `client withdraw` say."""
 
-    Raises:
-        FileError: the file exists or cannot be written.
-    """
-    signed = await client.funds.orders.sign(amount, to, fee, valid_for_s)
+    amount: TokenAmount | None
+    to: Address | None
+    from_channel: str | None
+    cancel: str | None
+    gasless: Path | None
+    fee: TokenAmount
+    valid_for_s: int
+    relay: Path | None
+
+
+async def carry_out(client: PieceworkClient, way: WayOut) -> dict[str, Any]:
+    """Ask a channel for a part, call that off, sign, relay, or withdraw what is free."""
+    orders, store = client.funds.orders, client.store
+    if way.cancel is not None:
+        return _one(await orders.call_off(store.channel_named(way.cancel)))
+    if way.from_channel is not None and way.amount is not None:
+        return _one(await orders.request(store.channel_named(way.from_channel), way.amount))
+    if way.relay is not None:
+        return await relay_from(client, way.relay)
+    if way.gasless is not None:
+        return await _sign_to(client, way, way.gasless)
+    return withdrawal_view(await client.funds.withdraw(way.amount, way.to))
+
+
+def _one(closing: Closing) -> dict[str, Any]:
+    return {"channels": closings_view((closing,))}
+
+
+async def _sign_to(client: PieceworkClient, way: WayOut, file: Path) -> dict[str, Any]:
+    """Write a signed withdrawal to a new file. Anybody may submit it and gets its fee."""
+    if way.amount is None:
+        raise NotAWithdrawal("a signed withdrawal needs an amount")
+    signed = await client.funds.orders.sign(way.amount, way.to, way.fee, way.valid_for_s)
     text = json.dumps(signed.to_json(), indent=2) + "\n"
     await asyncio.to_thread(write_private, file, text.encode())
     order = signed.order

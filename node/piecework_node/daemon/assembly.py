@@ -26,7 +26,7 @@ from piecework_node.errors import ConfigError
 from piecework_node.home import Home
 from piecework_node.jobs.offers import OfferBoard
 from piecework_node.jobs.terms import OperatorTerms
-from piecework_node.jobs.worker import Patience, Worker
+from piecework_node.jobs.worker import OpeningCheck, Patience, Worker
 from piecework_node.journal.sqlite import SqliteJournal
 from piecework_node.keys.operator import load_operator
 from piecework_node.keys.sealing import SealingKeyring
@@ -208,6 +208,28 @@ async def _assemble(base: Foundations) -> Components:
         outage_s=config.chain_outage_s,
         log=log,
     )
+    settler, desk, check = await _settlement(base, port, channels, faults)
+    terms = operator_terms(config, base.deployment.token)
+    patience = Patience(config.payment_timeout_s)
+    worker = Worker(
+        runtime,
+        channels,
+        keyring,
+        terms=terms,
+        patience=patience,
+        openings=check,
+        log=log,
+    )
+    board = OfferBoard(journal, terms, domain=domain, signer=operator, clock=clock, fees=desk.asked)
+    return Components(base, keyring, runtime, channels, settler, worker, board)
+
+
+async def _settlement(
+    base: Foundations, port: ChainLink, channels: Channels, faults: FaultBoard
+) -> tuple[Settler, FeeDesk, OpeningCheck]:
+    """Build what brings money to the chain: settlement, its fees, and its word on openings."""
+    config, journal = base.config, base.journal
+    clock, log, metrics = base.clock, base.log, base.metrics
     transactions = await TransactionTracker.load(
         journal, port, clock=clock, stuck_s=config.stuck_after_s, metrics=metrics, log=log
     )
@@ -239,19 +261,7 @@ async def _assemble(base: Foundations) -> Components:
         metrics=metrics,
         log=log,
     )
-    terms = operator_terms(config, base.deployment.token)
-    patience = Patience(config.payment_timeout_s)
-    worker = Worker(
-        runtime,
-        channels,
-        keyring,
-        terms=terms,
-        patience=patience,
-        openings=openings.check,
-        log=log,
-    )
-    board = OfferBoard(journal, terms, domain=domain, signer=operator, clock=clock, fees=desk.asked)
-    return Components(base, keyring, runtime, channels, settler, worker, board)
+    return settler, desk, openings.check
 
 
 def operator_terms(config: WorkerConfig, default_token: Address) -> OperatorTerms:

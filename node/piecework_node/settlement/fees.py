@@ -26,7 +26,7 @@ SIGNIFICANT_DIGITS: Final = 2
 """Of a computed fee, rounded up. Small moves of the gas price change no offer."""
 
 
-class Need(NamedTuple):
+class Takes(NamedTuple):
     """What a transaction takes."""
 
     gas: int
@@ -42,9 +42,9 @@ class Errand(enum.Enum):
 
 
 NEEDS: Final = {
-    Errand.OPEN: Need(130_000, 700),
-    Errand.TOP_UP: Need(110_000, 700),
-    Errand.CLOSE: Need(75_000, 900),
+    Errand.OPEN: Takes(130_000, 700),
+    Errand.TOP_UP: Takes(110_000, 700),
+    Errand.CLOSE: Takes(75_000, 900),
 }
 """The dearest form of each. A test holds the gas to the contracts' own measurements."""
 

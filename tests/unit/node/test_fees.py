@@ -18,6 +18,7 @@ from piecework_node.settlement.fees import (
     errand_wei,
     worth_of_fee,
 )
+from piecework_node.settlement.payouts import PUSH_GAS
 from piecework_node.settlement.policy import WEI_PER_COIN, SettlePolicy
 from piecework_protocol.types import Amount
 
@@ -87,6 +88,7 @@ def test_the_gas_of_an_errand_is_that_of_its_dearest_form() -> None:
     for errand, names in forms.items():
         dearest = max(gas for name, gas in measured.items() if name.startswith(names))
         assert dearest <= NEEDS[errand].gas, (errand, dearest)
+    assert measured["pushPayout"] <= PUSH_GAS
     # A top-up in one step and the first fee of all: what an opening costs beyond a plain one.
     beyond = (
         measured["openWithAuthorization: fee into an empty payout"]
