@@ -305,6 +305,7 @@ async def _role(root: Path, name: str, *arguments: str) -> tuple[asyncio.subproc
         process = await asyncio.create_subprocess_exec(
             *limited(DESCRIPTORS),
             sys.executable,
+            "-P",
             "-m",
             "piecework",
             *arguments,

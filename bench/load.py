@@ -44,7 +44,7 @@ Figures = dict[str, list[dict[str, float]]]
 
 
 @dataclass(frozen=True, slots=True)
-class Usage:
+class Footprint:
     """What a process and its children have used: CPU in seconds, resident memory in MiB."""
 
     cpu_s: float
@@ -81,13 +81,13 @@ class Stage:
 
     async def order(self, what: str, count: int, streams: int) -> Sample:
         """Let the client do something, and see what it cost."""
-        before = Usage.of(self.worker), Usage.of(self.client.pid)
+        before = Footprint.of(self.worker), Footprint.of(self.client.pid)
         done = await self._ask({"what": what, "count": count, "streams": streams})
-        after = Usage.of(self.worker), Usage.of(self.client.pid)
+        after = Footprint.of(self.worker), Footprint.of(self.client.pid)
         worker, client = (
             (b.cpu_s - a.cpu_s) * 1000 / count for a, b in zip(before, after, strict=True)
         )
-        rate, memory = count / done["span_s"], [usage.rss_mib for usage in after]
+        rate, memory = count / done["span_s"], [footprint.rss_mib for footprint in after]
         return Sample(rate, done["times_ms"], worker, client, *memory)
 
     async def _ask(self, order: dict[str, object]) -> Any:

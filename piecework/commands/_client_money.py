@@ -206,22 +206,15 @@ def withdraw(
     token = market_token_of(home)
     units = None if amount is None else common.some_units(token, amount)
     receiver = None if to is None else _address(to)
-
     cost = token.amount(common.units(token, fee))
+
+    wanted = None if units is None else token.amount(units)
+    valid_s = int(valid_hours * 3600)
 
     async def work(client: PieceworkClient) -> dict[str, Any]:
         from piecework.commands._orders import WayOut, carry_out
 
-        way = WayOut(
-            amount=None if units is None else token.amount(units),
-            to=receiver,
-            from_channel=from_channel,
-            cancel=cancel,
-            gasless=gasless,
-            fee=cost,
-            valid_for_s=int(valid_hours * 3600),
-            relay=relay,
-        )
+        way = WayOut(wanted, receiver, from_channel, cancel, gasless, cost, valid_s, relay)
         return await carry_out(client, way)
 
     _print_withdrawal(with_client(home, password_file, work), token, as_json=json)

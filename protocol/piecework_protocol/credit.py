@@ -22,7 +22,7 @@ PAID_SHARE = 8
 """A payer that has paid X for certain may owe X / PAID_SHARE more."""
 
 
-class Standing(enum.IntEnum):
+class PayerStanding(enum.IntEnum):
     """How far a deposit got."""
 
     SIMULATED = 0
@@ -65,7 +65,7 @@ class ChannelCredit:
     withdrawn or is asked back, and never less than what was settled.
     """
 
-    standing: Standing
+    standing: PayerStanding
     charged: Amount
     reserved: Amount
     accepted: Amount
@@ -87,14 +87,14 @@ class ChannelCredit:
 class PayerCredit:
     """Where a payer stands over all of its channels."""
 
-    standing: Standing
+    standing: PayerStanding
     owed: Amount
     limit: Amount
 
     @property
     def is_stranger(self) -> bool:
         """Say whether the payer counts among those that have one bound together."""
-        return self.standing is Standing.SIMULATED
+        return self.standing is PayerStanding.SIMULATED
 
 
 class CreditFault(enum.Enum):
@@ -107,18 +107,18 @@ class CreditFault(enum.Enum):
 def payer_credit(terms: CreditTerms, channels: Iterable[ChannelCredit]) -> PayerCredit:
     """Add up a payer's channels."""
     mine = tuple(channels)
-    standing = max((c.standing for c in mine), default=Standing.SIMULATED)
+    standing = max((c.standing for c in mine), default=PayerStanding.SIMULATED)
     owed = Amount(sum(c.owed for c in mine))
     return PayerCredit(standing, owed, _limit(terms, standing, mine))
 
 
-def _limit(terms: CreditTerms, standing: Standing, channels: Sequence[ChannelCredit]) -> Amount:
-    if standing is Standing.SIMULATED:
+def _limit(terms: CreditTerms, standing: PayerStanding, mine: Sequence[ChannelCredit]) -> Amount:
+    if standing is PayerStanding.SIMULATED:
         return terms.first
-    deposit = sum(c.deposit for c in channels if c.standing is not Standing.SIMULATED)
+    deposit = sum(c.deposit for c in mine if c.standing is not PayerStanding.SIMULATED)
     mined = min(int(terms.mined), deposit // DEPOSIT_SHARE)
-    if standing is Standing.FINAL:
-        mined = min(int(terms.most), mined + sum(c.covered for c in channels) // PAID_SHARE)
+    if standing is PayerStanding.FINAL:
+        mined = min(int(terms.most), mined + sum(c.covered for c in mine) // PAID_SHARE)
     return Amount(max(int(terms.first), mined))
 
 

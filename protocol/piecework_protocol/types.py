@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final, NewType
 
-from Crypto.Hash import keccak
+from sha3 import keccak_256
 
 Uint8 = NewType("Uint8", int)
 Uint16 = NewType("Uint16", int)
@@ -44,7 +44,7 @@ MAX_PAYER_SIGNATURE_BYTES: Final = 1024
 
 def keccak256(data: bytes) -> Bytes32:
     """Hash with Keccak-256 as Ethereum uses it: the original padding, not that of SHA3-256."""
-    return Bytes32(keccak.new(digest_bits=256, data=data).digest())
+    return Bytes32(keccak_256(data).digest())
 
 
 def parse_hex(text: str, length: int, what: str) -> bytes:

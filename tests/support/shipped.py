@@ -17,8 +17,9 @@ from typing import Any
 from piecework.client.config import load_config
 from piecework.client.errors import WorkerUnreachable
 from piecework.client.jobs.channels import ChannelManager
-from piecework.client.jobs.driver import JobContext, JobDriver, prepare
+from piecework.client.jobs.driver import JobContext, JobDriver
 from piecework.client.jobs.events import JobEvent
+from piecework.client.jobs.preparing import prepare
 from piecework.client.jobs.requests import Filters, TextRequest
 from piecework.client.jobs.selection import rank
 from piecework.client.journal.records import ChannelStatus, JobRow, Memories, SeenChannel

@@ -9,7 +9,7 @@ from piecework_model.requests import DraftEvent, ProgressEvent
 from piecework_node.journal.records import StoredChannel
 from piecework_node.runtime.funding import usable_funding
 from piecework_node.runtime.sink import FrameSink
-from piecework_protocol.credit import ChannelCredit, Standing, ceiling
+from piecework_protocol.credit import ChannelCredit, PayerStanding, ceiling
 from piecework_protocol.frames import FundingAuthorization
 from piecework_protocol.ledger import WorkerLedger
 from piecework_protocol.objects import EVERYTHING
@@ -202,9 +202,9 @@ class LiveChannel:
         """What the channel adds to its payer's account. A closed one adds its debts alone."""
         stored, ledger = self.stored, self.ledger
         is_open = stored.state in (ChannelState.OPEN, ChannelState.WITHDRAWING)
-        standing = Standing.SIMULATED
+        standing = PayerStanding.SIMULATED
         if is_open and self.mined:
-            standing = Standing.FINAL if self.final else Standing.MINED
+            standing = PayerStanding.FINAL if self.final else PayerStanding.MINED
         deep = max(self.mined, self.final) if is_open else stored.withdrawn
         final = self.final - stored.withdrawn - stored.requested if is_open else 0
         unpaid = sum(u.amount for u in ledger.unpaid.values())

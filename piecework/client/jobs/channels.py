@@ -18,6 +18,7 @@ from piecework.chain.errors import BadAnswer, RpcRefused, RpcUnavailable
 from piecework.chain.records import ChannelOnChain
 from piecework.client.config import ClientConfig
 from piecework.client.errors import FeeOverLimit, InsufficientFunds
+from piecework.client.jobs.vouchers import VouchersUnderWay
 from piecework.client.journal.records import (
     ChannelRow,
     ChannelStatus,
@@ -70,6 +71,7 @@ class ChannelManager:
         self._config, self._clock, self._entropy = config, clock, entropy
         amounts = config.amounts(token)
         self._step, self._max_fee = amounts.deposit, amounts.max_fee
+        self.under_way = VouchersUnderWay()
 
     async def for_offer(self, offer: Offer) -> ChannelRow:
         """Return the open channel with this worker, or record one that is not funded yet."""

@@ -24,9 +24,8 @@ from piecework.client.jobs.events import (
     JobResuming,
     JobStarted,
 )
-from piecework.client.jobs.requests import TextRequest, job_parameters
 from piecework.client.jobs.run import Caller
-from piecework.client.jobs.selection import Choice, claimed_seconds, usual_steps
+from piecework.client.jobs.selection import claimed_seconds, usual_steps
 from piecework.client.jobs.watchdog import Watchdog
 from piecework.client.journal.learning import learn, learn_broken, learn_measure
 from piecework.client.journal.memory import JobDone, Lesson
@@ -55,7 +54,6 @@ from piecework_protocol.client_session import (
     Openers,
     paid_amount,
 )
-from piecework_protocol.content import content_digest
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import ProtocolViolation, Reason, Refusal
 from piecework_protocol.frames import (
@@ -64,23 +62,19 @@ from piecework_protocol.frames import (
     CancelJob,
     JobEnded,
     Progress,
-    SubmitJob,
     VoucherAccepted,
     WorkerFrame,
 )
 from piecework_protocol.ledger import PayerLedger
-from piecework_protocol.objects import Job, Kind, ModelOffer, Receipt, Voucher
+from piecework_protocol.objects import ModelOffer, Receipt, Voucher
 from piecework_protocol.pricing import Usage, usage_of
 from piecework_protocol.sealing import (
     canvas_context,
-    content_context,
     draft_context,
-    public_key,
-    seal,
     unseal,
 )
 from piecework_protocol.signing import sign
-from piecework_protocol.types import Bytes32, Digest, JobId, Timestamp, Uint32
+from piecework_protocol.types import JobId, Timestamp
 
 LATER = frozenset(
     {
@@ -117,60 +111,6 @@ class JobContext:
 
     def now(self) -> Timestamp:
         return Timestamp(int(self.clock.wall()))
-
-
-async def prepare(
-    context: JobContext, choice: Choice, request: TextRequest
-) -> tuple[JobRow, ChannelRow]:
-    """Sign and seal the request for one worker, record it, and reserve its ceiling. Nothing is
-    sent.
-
-    Returns:
-        The job as it was recorded, and its channel with the job's ceiling reserved.
-
-    Raises:
-        WorkerUnreachable: the worker does not answer. Nothing was reserved.
-        InsufficientFunds: the free balance is too small.
-    """
-    offer, now = choice.signed.offer, context.now()
-    await context.links.to(offer)  # money is reserved for a worker that is there
-    row = await context.channels.for_offer(offer)
-    prompt = request.prompt
-    reply_secret, salt = context.entropy(32), Bytes32(context.entropy(32))
-    seed = choice.generation.seed
-    if seed is None:
-        seed = int.from_bytes(context.entropy(8), "big")
-    job = Job(
-        channel=row.id,
-        salt=salt,
-        offer=Digest(context.domain.digest(offer)),
-        entry=Uint32(offer.models.index(choice.model)),
-        model=choice.model.digest,
-        kind=Kind.TEXT,
-        content=content_digest(salt, prompt),
-        parameters=job_parameters(choice.model, choice.generation, seed),
-        max_amount=choice.ceiling,
-        deadline=Timestamp(now + context.config.job_lifetime_s),
-        reply_key=public_key(reply_secret),
-    )
-    key = job.id(context.domain)
-    sealed = seal(prompt, offer.sealing_key, content_context(context.domain, key))
-    signature = sign(context.domain, job, context.wallet.authorizer)
-    submission = SubmitJob(job, signature, row.channel, sealed, drafts=request.drafts)
-    record = JobRow(
-        id=key,
-        submission=submission,
-        offer=choice.signed,
-        reply_secret=reply_secret,
-        prompt_bytes=len(prompt),
-        status=JobStatus.LIVE,
-        prompt_tokens=None,
-        detail="",
-        created_at=now,
-        owner=context.store.owner,
-    )
-    text = prompt.decode() if context.config.keep_text else None
-    return record, await context.channels.admit(record, text, row)
 
 
 class JobDriver:
@@ -311,6 +251,7 @@ class JobDriver:
             return await self._frames(stream, session, row, watchdog)
         finally:
             stream.abort()
+            context.channels.under_way.ended(row.id, stream)
 
     async def _frames(
         self, stream: JobStream, session: ClientSession, row: ChannelRow, watchdog: Watchdog
@@ -458,7 +399,9 @@ class JobDriver:
                     service=model.service,
                 )
             )
-        if book.accumulator.count > _recorded(event.account):
+        count = book.accumulator.count
+        lacking = count > _recorded(event.account)
+        if lacking and not context.channels.under_way.covers(job.channel_id, count):
             await self._send_voucher(stream, book, book.voucher())
         return book
 
@@ -496,6 +439,7 @@ class JobDriver:
 
     async def _send_voucher(self, stream: JobStream, book: PayerLedger, voucher: Voucher) -> None:
         """Sign the voucher that was recorded with the book, and send it."""
+        self._context.channels.under_way.sent(voucher.channel, stream, voucher.count)
         signature = sign(self._context.domain, voucher, self._context.wallet.authorizer)
         await stream.send(book.payment(voucher, signature))
 

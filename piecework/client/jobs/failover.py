@@ -15,8 +15,9 @@ from piecework.client.errors import (
     WorkerUnreachable,
 )
 from piecework.client.jobs.choosing import Chooser
-from piecework.client.jobs.driver import JobContext, JobDriver, prepare
+from piecework.client.jobs.driver import JobContext, JobDriver
 from piecework.client.jobs.outstanding import pay_outstanding
+from piecework.client.jobs.preparing import prepare
 from piecework.client.jobs.requests import TextRequest
 from piecework.client.jobs.run import Caller
 from piecework.client.jobs.selection import (

@@ -46,6 +46,8 @@ class Database:
         self._lock = threading.Lock()
         self._watcher = watcher
         self._file = file
+        self._durable = True
+        """Whether the connection syncs at each commit now."""
         try:
             # Made here and not by SQLite, so that it is never readable by others. WAL files inherit
             # the mode.
@@ -84,8 +86,10 @@ class Database:
         """
         with self._lock:
             try:
-                level = "FULL" if durable else "NORMAL"
-                self._connection.execute(f"PRAGMA synchronous = {level}").fetchall()
+                if durable is not self._durable:
+                    level = "FULL" if durable else "NORMAL"
+                    self._connection.execute(f"PRAGMA synchronous = {level}").fetchall()
+                    self._durable = durable
                 self._connection.execute("BEGIN IMMEDIATE")
                 try:
                     yield self._connection

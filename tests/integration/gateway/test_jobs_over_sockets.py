@@ -13,9 +13,9 @@ from aiohttp.test_utils import TestServer
 from piecework.chain.errors import RpcUnavailable
 from piecework.client.config import load_config
 from piecework.client.errors import InsufficientFunds, JobFailed, JobInterrupted, NoWorkerFits
-from piecework.client.jobs.driver import prepare
 from piecework.client.jobs.events import FinishReason
 from piecework.client.jobs.outstanding import pay_outstanding
+from piecework.client.jobs.preparing import prepare
 from piecework.client.journal.records import ChannelStatus, JobStatus
 from piecework.client.journal.store import Store
 from piecework.client.sdk import PieceworkClient

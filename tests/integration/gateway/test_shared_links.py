@@ -14,8 +14,9 @@ from aiohttp.test_utils import TestServer
 from piecework.client.config import load_config
 from piecework.client.errors import JobInterrupted, WorkerUnreachable
 from piecework.client.gateway.server import Gateway, GatewayOptions
-from piecework.client.jobs.driver import JobDriver, prepare
+from piecework.client.jobs.driver import JobDriver
 from piecework.client.jobs.events import JobResuming
+from piecework.client.jobs.preparing import prepare
 from piecework.client.network.links import Links
 from piecework.client.network.transport import WorkerLink
 from piecework_protocol.types import Digest

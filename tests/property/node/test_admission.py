@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from piecework_node.jobs.admission import admit, backing
-from piecework_protocol.credit import PayerCredit, Standing
+from piecework_protocol.credit import PayerCredit, PayerStanding
 from piecework_protocol.errors import Refusal
 from piecework_protocol.pricing import worst_case
 from piecework_protocol.states import ChannelState
@@ -44,7 +44,7 @@ def cases(draw: st.DrawFn) -> Case:
         funding=draw(st.one_of(st.none(), st.builds(funding, st.integers(0, 10**7)))),
         attached=draw(st.integers(0, 5)),
         payer=PayerCredit(
-            draw(st.sampled_from(Standing)), Amount(draw(AMOUNT)), Amount(draw(AMOUNT))
+            draw(st.sampled_from(PayerStanding)), Amount(draw(AMOUNT)), Amount(draw(AMOUNT))
         ),
         strangers_owe=Amount(draw(AMOUNT)),
         stray_unpaid=draw(st.booleans()),

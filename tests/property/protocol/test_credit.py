@@ -20,7 +20,7 @@ from piecework_protocol.credit import (
     CreditFault,
     CreditTerms,
     PayerCredit,
-    Standing,
+    PayerStanding,
     bound,
     ceiling,
     payer_credit,
@@ -55,11 +55,11 @@ class World:
 
     def credit(self, now: int) -> ChannelCredit:
         depth = self.depth(now)
-        standing = Standing.SIMULATED
+        standing = PayerStanding.SIMULATED
         if depth >= CONFIRMED:
-            standing = Standing.FINAL if depth >= FINAL else Standing.MINED
-        mined = self.deposit - self.withdrawn if standing is not Standing.SIMULATED else 0
-        final = self.deposit - self.withdrawn if standing is Standing.FINAL else 0
+            standing = PayerStanding.FINAL if depth >= FINAL else PayerStanding.MINED
+        mined = self.deposit - self.withdrawn if standing is not PayerStanding.SIMULATED else 0
+        final = self.deposit - self.withdrawn if standing is PayerStanding.FINAL else 0
         secured = max(self.settled, final - self.requested)
         reserved = Amount(sum(self.begun))
         return ChannelCredit(
@@ -224,7 +224,7 @@ TestHostilePayers.settings = settings(max_examples=150, stateful_step_count=60, 
 def channel(**changes: object) -> ChannelCredit:
     zero = Amount(0)
     values = {
-        "standing": Standing.FINAL,
+        "standing": PayerStanding.FINAL,
         "charged": zero,
         "reserved": zero,
         "accepted": zero,
@@ -242,16 +242,16 @@ def test_a_voucher_beyond_a_final_deposit_pays_nothing() -> None:
 @pytest.mark.parametrize(
     ("standing", "deposit", "paid", "limit"),
     [
-        (Standing.SIMULATED, 0, 0, 100),
-        (Standing.MINED, 200, 0, 100),
-        (Standing.MINED, 1_000, 0, 250),
-        (Standing.MINED, 10**6, 0, 400),
-        (Standing.FINAL, 1_000, 80, 260),
-        (Standing.FINAL, 10**6, 10**5, 1_500),
+        (PayerStanding.SIMULATED, 0, 0, 100),
+        (PayerStanding.MINED, 200, 0, 100),
+        (PayerStanding.MINED, 1_000, 0, 250),
+        (PayerStanding.MINED, 10**6, 0, 400),
+        (PayerStanding.FINAL, 1_000, 80, 260),
+        (PayerStanding.FINAL, 10**6, 10**5, 1_500),
     ],
 )
 def test_a_limit_grows_with_the_deposit_and_with_what_was_paid(
-    standing: Standing, deposit: int, paid: int, limit: int
+    standing: PayerStanding, deposit: int, paid: int, limit: int
 ) -> None:
     one = channel(
         standing=standing,
@@ -270,7 +270,7 @@ def test_one_payer_has_one_limit_over_all_of_its_channels() -> None:
 
 
 def test_strangers_share_what_all_of_them_may_owe() -> None:
-    stranger = payer_credit(TERMS, [channel(standing=Standing.SIMULATED)])
+    stranger = payer_credit(TERMS, [channel(standing=PayerStanding.SIMULATED)])
     assert start_fault(TERMS, stranger, TERMS.strangers - 10, 10) is None
     assert start_fault(TERMS, stranger, TERMS.strangers - 9, 10) is CreditFault.STRANGERS
     assert start_fault(TERMS, payer_credit(TERMS, [channel()]), 10**6, 100) is None
@@ -294,6 +294,6 @@ def test_the_ceilings_of_a_jobs_canvases_are_its_worst_case_together() -> None:
 
 
 def test_a_debt_that_lost_what_carried_it_is_in_the_bound() -> None:
-    fallen = payer_credit(TERMS, [channel(standing=Standing.SIMULATED, charged=Amount(300))])
+    fallen = payer_credit(TERMS, [channel(standing=PayerStanding.SIMULATED, charged=Amount(300))])
     late = payer_credit(TERMS, [channel(charged=Amount(900), deposit=Amount(400))])
     assert bound(TERMS, [fallen, late]) == TERMS.strangers + 200 + 900

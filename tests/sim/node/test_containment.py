@@ -13,11 +13,12 @@ from piecework_node.errors import JournalConflict, JournalError
 from piecework_node.journal.records import JournalRecord, StoredJob, VoucherApplied
 from piecework_node.journal.sqlite import SqliteJournal
 from piecework_protocol.errors import InvariantBroken, MalformedInput, Reason, Refusal
-from piecework_protocol.frames import CancelJob, FundingAuthorization
+from piecework_protocol.frames import Accepted, CancelJob, FundingAuthorization
 from piecework_protocol.objects import FundChannel
 from piecework_protocol.signing import sign
 from piecework_protocol.states import ENDED_STATES
 from piecework_protocol.types import Amount, JobId, PayerSignature, Timestamp
+from piecework_protocol.wire import decode_worker_frame
 from piecework_protocol.worker_session import StateRecord, StoredCanvas
 from tests.support import extremes
 from tests.support.node.harness import (
@@ -273,3 +274,32 @@ async def on_disk(folder: Path) -> tuple[WorkerHarness, SqliteJournal]:
     harness.journal = TwinJournal(DOMAIN, disk)
     await harness.boot()
     return harness, disk
+
+
+class BeatingJournal(MemoryJournal):
+    """A heartbeat falls into every write."""
+
+    def __init__(self) -> None:
+        super().__init__(DOMAIN)
+        self.harness: WorkerHarness | None = None
+
+    async def append(self, records: Sequence[JournalRecord]) -> None:
+        if self.harness is not None:
+            self.harness.worker.heartbeat()
+        await super().append(records)
+
+
+async def test_a_heartbeat_during_an_admission_waits_for_the_acceptance() -> None:
+    journal = BeatingJournal()
+    stage = Stage(journal)
+    await stage.start()
+    journal.harness = stage.harness
+    line = stage.struck.job(3, 40)
+    await stage.struck.submit(line)
+    assert line.sink is not None
+    first = decode_worker_frame(line.sink.frames[0])
+    assert isinstance(first, Accepted)
+    await stage.struck.drop(line)
+    await stage.struck.submit(line)
+    assert isinstance(decode_worker_frame(line.sink.frames[0]), Accepted)
+    await stage.stop()

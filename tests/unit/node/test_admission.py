@@ -13,7 +13,7 @@ from piecework_node.jobs.offers import build_offer
 from piecework_node.journal.records import StoredChannel
 from piecework_node.runtime.faults import Code, Fault
 from piecework_node.runtime.live import LiveChannel, LiveJob
-from piecework_protocol.credit import PayerCredit, Standing
+from piecework_protocol.credit import PayerCredit, PayerStanding
 from piecework_protocol.errors import Reason, Refusal
 from piecework_protocol.frames import FundingAuthorization, LeafRef, SubmitJob
 from piecework_protocol.ledger import Unpaid, WorkerLedger
@@ -126,7 +126,7 @@ def good() -> Case:
         pooled=Amount(0),
         reserved=Amount(0),
         attached=0,
-        payer=PayerCredit(Standing.FINAL, Amount(0), Amount(10**9)),
+        payer=PayerCredit(PayerStanding.FINAL, Amount(0), Amount(10**9)),
         strangers_owe=Amount(0),
         stranger_jobs=0,
         stray_unpaid=False,
@@ -242,13 +242,13 @@ REFUSALS: list[tuple[str, Callable[[Case], Case], Reason]] = [
     ),
     (
         "a payer that owes all that it may",
-        book(payer=PayerCredit(Standing.MINED, Amount(100), Amount(100))),
+        book(payer=PayerCredit(PayerStanding.MINED, Amount(100), Amount(100))),
         Reason.CREDIT_EXHAUSTED,
     ),
     (
         "strangers that owe all that they may",
         book(
-            payer=PayerCredit(Standing.SIMULATED, Amount(0), Amount(10**9)),
+            payer=PayerCredit(PayerStanding.SIMULATED, Amount(0), Amount(10**9)),
             strangers_owe=TERMS.credit.strangers,
         ),
         Reason.CREDIT_EXHAUSTED,
@@ -256,7 +256,7 @@ REFUSALS: list[tuple[str, Callable[[Case], Case], Reason]] = [
     (
         "strangers that have half of the places",
         book(
-            payer=PayerCredit(Standing.SIMULATED, Amount(0), Amount(10**9)),
+            payer=PayerCredit(PayerStanding.SIMULATED, Amount(0), Amount(10**9)),
             stranger_jobs=TERMS.capacity // 2,
         ),
         Reason.CREDIT_EXHAUSTED,

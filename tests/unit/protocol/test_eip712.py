@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import pytest
@@ -59,3 +60,12 @@ def test_a_mistyped_address_is_caught_by_its_checksum() -> None:
 def test_text_that_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(ValueError):
         parse_hex(text, 20, "address")
+
+
+def test_a_kept_hash_never_follows_into_a_changed_copy() -> None:
+    base = next(o for o in _objects() if isinstance(o, Voucher))
+    before = base.struct_hash()
+    changed = base.replace(cumulative=base.cumulative + 1)
+    assert changed.struct_hash() != before == base.struct_hash()
+    assert pickle.loads(pickle.dumps(base)).struct_hash() == before  # noqa: S301  our own bytes
+    assert changed.replace(cumulative=base.cumulative) == base

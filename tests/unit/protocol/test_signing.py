@@ -70,3 +70,17 @@ def test_an_r_that_is_no_point_is_refused_and_not_raised_raw() -> None:
 
 def test_a_private_key_does_not_show_in_the_repr() -> None:
     assert SIGNER.secret.hex() not in repr(SIGNER) and repr(SIGNER.secret) not in repr(SIGNER)
+
+
+def test_the_same_question_is_answered_once_and_a_refusal_every_time() -> None:
+    """Admission checks one signature at several stages, each of which may be the first."""
+    digest = keccak256(b"asked at several stages")
+    signature = SIGNER.sign(digest)
+    before = recover.cache_info().misses
+    assert recover(digest, signature) == recover(digest, signature) == SIGNER.address
+    assert recover.cache_info().misses == before + 1
+    size = recover.cache_info().currsize
+    for _ in range(2):
+        with pytest.raises(MalformedInput):
+            recover(digest, signature[:64])
+    assert recover.cache_info().currsize == size

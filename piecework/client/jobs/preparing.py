@@ -1,0 +1,68 @@
+"""From a chosen worker to a job that is signed, sealed and recorded. Nothing is sent yet."""
+
+from __future__ import annotations
+
+from piecework.client.jobs.driver import JobContext
+from piecework.client.jobs.requests import TextRequest, job_parameters
+from piecework.client.jobs.selection import Choice
+from piecework.client.journal.records import ChannelRow, JobRow, JobStatus
+from piecework_protocol.content import content_digest
+from piecework_protocol.frames import SubmitJob
+from piecework_protocol.objects import Job, Kind
+from piecework_protocol.sealing import content_context, public_key, seal
+from piecework_protocol.signing import sign
+from piecework_protocol.types import Bytes32, Digest, Timestamp, Uint32
+
+
+async def prepare(
+    context: JobContext, choice: Choice, request: TextRequest
+) -> tuple[JobRow, ChannelRow]:
+    """Sign and seal the request for one worker, record it, and reserve its ceiling. Nothing is
+    sent.
+
+    Returns:
+        The job as it was recorded, and its channel with the job's ceiling reserved.
+
+    Raises:
+        WorkerUnreachable: the worker does not answer. Nothing was reserved.
+        InsufficientFunds: the free balance is too small.
+    """
+    offer, now = choice.signed.offer, context.now()
+    await context.links.to(offer)  # money is reserved for a worker that is there
+    row = await context.channels.for_offer(offer)
+    prompt = request.prompt
+    reply_secret, salt = context.entropy(32), Bytes32(context.entropy(32))
+    seed = choice.generation.seed
+    if seed is None:
+        seed = int.from_bytes(context.entropy(8), "big")
+    job = Job(
+        channel=row.id,
+        salt=salt,
+        offer=Digest(context.domain.digest(offer)),
+        entry=Uint32(offer.models.index(choice.model)),
+        model=choice.model.digest,
+        kind=Kind.TEXT,
+        content=content_digest(salt, prompt),
+        parameters=job_parameters(choice.model, choice.generation, seed),
+        max_amount=choice.ceiling,
+        deadline=Timestamp(now + context.config.job_lifetime_s),
+        reply_key=public_key(reply_secret),
+    )
+    key = job.id(context.domain)
+    sealed = seal(prompt, offer.sealing_key, content_context(context.domain, key))
+    signature = sign(context.domain, job, context.wallet.authorizer)
+    submission = SubmitJob(job, signature, row.channel, sealed, drafts=request.drafts)
+    record = JobRow(
+        id=key,
+        submission=submission,
+        offer=choice.signed,
+        reply_secret=reply_secret,
+        prompt_bytes=len(prompt),
+        status=JobStatus.LIVE,
+        prompt_tokens=None,
+        detail="",
+        created_at=now,
+        owner=context.store.owner,
+    )
+    text = prompt.decode() if context.config.keep_text else None
+    return record, await context.channels.admit(record, text, row)
