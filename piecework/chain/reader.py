@@ -270,8 +270,8 @@ class ChainReader:
     # --- channels and money
 
     async def channel(self, channel_id: ChannelId, *, block: int | None = None) -> ChannelOnChain:
-        """A channel; `UNKNOWN_CHANNEL` when the escrow has never seen it, or at `block` was not there
-        yet."""
+        """A channel; `UNKNOWN_CHANNEL` when the escrow has never seen it, or was not there yet at
+        `block`."""
         abi, escrow = interface("Escrow"), self.deployment.escrow
         data = await self._eth_call(escrow, abi.encode("getChannel", (channel_id,)), block)
         if block is not None and not data:

@@ -26,7 +26,7 @@ from piecework.client.jobs.requests import Filters, TextRequest
 from piecework.client.jobs.run import Caller, JobRun
 from piecework.client.jobs.selection import Choice, Ranking
 from piecework.client.journal.proofs import ProvenReceipt, prove_receipts
-from piecework.client.journal.records import ChannelRow, ChannelStatus, JobStatus, Reservation
+from piecework.client.journal.records import ChannelRow, JobStatus, Reservation
 from piecework.client.journal.store import Store
 from piecework.client.network.discovery import ChainView, Discovery
 from piecework.client.network.indexes import IndexReader
@@ -89,7 +89,7 @@ class Balance:
         payer: Whose money it is.
         pooled: What lies in the escrow outside of channels.
         free: The part of `pooled` that no channel is waiting for.
-        in_channels: The deposits of channels that are not closed.
+        in_channels: What channels hold, without what was settled or asked back.
         paid: What vouchers have promised to workers so far.
         reservations: What `pooled` holds for workers that may open or top up a channel, and why.
     """
@@ -415,7 +415,7 @@ class PieceworkClient:
             payer=self.wallet.payer.address,
             pooled=amount(pooled),
             free=amount(max(0, pooled - reserved)),
-            in_channels=amount(sum(r.funded for r in rows if r.status is not ChannelStatus.CLOSED)),
+            in_channels=amount(sum(max(0, r.funded - r.withdrawn - r.settled) for r in rows)),
             paid=amount(sum(row.book.cumulative for row in rows)),
             reservations=reservations,
         )

@@ -238,10 +238,9 @@ class ChannelManager:
                 status = ChannelStatus.CLOSED
         elif seen.state is ChannelState.WITHDRAWING and seen.requested >= EVERYTHING:
             status = ChannelStatus.CLOSING
-        # What was asked back is gone for vouchers, unless it is called off.
-        back = seen.withdrawn
-        if seen.state is not ChannelState.CLOSED:
-            back = Amount(seen.funded - seen.available)
+        # What was asked back is gone for vouchers, unless it is called off. A closed channel has
+        # given back all that was not settled.
+        back = Amount(seen.funded - seen.available)
         totals = SeenChannel(seen.funded, back, seen.settled)
         return await asyncio.to_thread(self._store.seen_on_chain, channel, totals, status)
 
