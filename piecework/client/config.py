@@ -207,10 +207,13 @@ class ClientConfig(Settings):
         default=900, ge=10, le=86400, description="A job ends this long after it was signed."
     )
     stall_timeout_s: float = Field(
-        default=120.0,
+        default=10.0,
         gt=0,
         le=3600,
-        description="A stream without any frame for this long counts as dropped.",
+        description=(
+            "A stream without any frame for this long counts as dropped. A worker says several "
+            "times a second where the job is."
+        ),
     )
     start_timeout_s: float = Field(
         default=20.0,

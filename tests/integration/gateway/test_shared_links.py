@@ -16,6 +16,7 @@ from piecework.client.errors import JobInterrupted, WorkerUnreachable
 from piecework.client.gateway.server import Gateway, GatewayOptions
 from piecework.client.jobs.driver import JobDriver
 from piecework.client.jobs.events import JobResuming
+from piecework.client.jobs.outstanding import pay_outstanding
 from piecework.client.jobs.preparing import prepare
 from piecework.client.network.links import Links
 from piecework.client.network.transport import WorkerLink
@@ -137,9 +138,11 @@ async def test_a_job_that_gets_no_frame_does_not_cut_its_neighbours(
         context = replace(client.context, config=impatient)
         (choice,) = (await client.rank(ask())).choices
         for _ in range(3):
-            job, _ = await prepare(context, choice, ask())
+            job, row = await prepare(context, choice, ask())
             with pytest.raises((WorkerUnreachable, JobInterrupted)):
                 await JobDriver(context, job, EventList()).run()
+            context.store.leave(job.id)
+            assert await pay_outstanding(client.context, row.id) == ()
         release.set()
         events = await first
         assert text_of(events) == WHOLE
