@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from piecework_node.jobs.worker import Worker
+from piecework_node.errors import JournalConflict
+from piecework_node.jobs.worker import RETRY_S, Worker
 from piecework_node.journal.records import ROLLED_BACK, JournalRecord, MetaSet, ReceiptsShown
 from piecework_node.runtime.live import LiveChannel, LiveJob
 from piecework_node.times import now
@@ -91,7 +92,8 @@ class Healer:
     async def show(self, shown: Shown) -> WorkerLedger:
         """Take over receipts that the journal lacks. Return the channel's ledger after it.
 
-        A voucher that is not newer than the ledger changes nothing.
+        A voucher that is not newer than the ledger changes nothing. One that pays only for
+        receipts that are owed counts like one that came by a stream.
 
         Raises:
             Refusal: something of it is not ours, not signed, or does not add up.
@@ -134,33 +136,50 @@ class Healer:
         """Return the ledger after it, and how many receipts the journal had lost."""
         touched: list[LiveJob] = []
         async with live.lock:
-            before = live.ledger
-            if shown.voucher.count <= before.accumulator.count:
-                return before, 0
-            after = self._ledger_after(live, shown)
-            receipts = tuple(receipt for receipt, _ in shown.receipts)
-            refs = [LeafRef(JobId(r.job), r.canvas) for r in receipts]
-            lost = sum(ref not in before.unpaid for ref in refs)
-            time = now(self._runtime.clock)
-            base = before.accumulator.count
-            records: list[JournalRecord] = [
-                ReceiptsShown(live.stored.channel, after, base, receipts, time)
-            ]
-            if not live.journaled:
-                records.append(self._channels.observed(live))
+            if self._channels.hold(live) is not live:
+                raise _busy("the channel is being opened by a job")
+            try:
+                after, lost = await self._record(live, shown)
+            except JournalConflict as error:
+                raise _broken(str(error)) from None
+            finally:
+                self._channels.release(live)
             if lost:
-                records.append(MetaSet(ROLLED_BACK, _why(lost)))
-            await self._runtime.journal.append(records)
-            live = self._channels.hold(live)
-            live.journaled = True
-            live.stored = replace(live.stored, ledger=after)
-            self._runtime.metrics.accepted(after.cumulative - before.cumulative)
-            jobs = {ref.job for ref in refs}
-            touched = [job for job in live.jobs.values() if job.id in jobs]
-            if live.unsettled_since is None:
-                live.unsettled_since = self._runtime.clock.monotonic()
+                touched = _touched(live, shown)
         for job in touched:
             await self._runtime.abandon(job)
+        return after, lost
+
+    async def _record(self, live: LiveChannel, shown: Shown) -> tuple[WorkerLedger, int]:
+        """As `_take_over`. The caller holds the lock, and ends the jobs of lost receipts."""
+        before = live.ledger
+        if shown.voucher.count <= before.accumulator.count:
+            return before, 0
+        after = self._ledger_after(live, shown)
+        refs = _refs(shown)
+        # The journal refuses a receipt that another channel owes, or that is paid. So a receipt
+        # that is not owed here is one that the whole journal lacks.
+        lost = sum(ref not in before.unpaid for ref in refs)
+        if not lost:
+            await self._channels.accept(live, after, refs)
+            return after, 0
+        if any(job.sequence is not None for job in _touched(live, shown)):
+            # What the engine has done for it is not charged yet.
+            raise _busy("a job whose receipts are shown is running")
+        receipts = tuple(receipt for receipt, _ in shown.receipts)
+        base, time = before.accumulator.count, now(self._runtime.clock)
+        records: list[JournalRecord] = [
+            ReceiptsShown(live.stored.channel, after, base, receipts, time)
+        ]
+        if not live.journaled:
+            records.append(self._channels.observed(live))
+        records.append(MetaSet(ROLLED_BACK, _why(lost)))
+        await self._runtime.journal.append(records)
+        live.journaled = True
+        live.stored = replace(live.stored, ledger=after)
+        self._runtime.metrics.accepted(after.cumulative - before.cumulative)
+        if live.unsettled_since is None:
+            live.unsettled_since = self._runtime.clock.monotonic()
         return after, lost
 
     def _ledger_after(self, live: LiveChannel, shown: Shown) -> WorkerLedger:
@@ -169,9 +188,13 @@ class Healer:
             raise _broken("the receipts do not follow this worker's account of the channel")
         domain = self._runtime.domain
         digests = [Digest(domain.digest(receipt)) for receipt, _ in shown.receipts]
-        refs = tuple(LeafRef(JobId(r.job), r.canvas) for r, _ in shown.receipts)
+        refs = _refs(shown)
         if len(set(refs)) != len(refs):
             raise _broken("a receipt is shown twice")
+        for ref, digest in zip(refs, digests, strict=True):
+            owed = before.unpaid.get(ref)
+            if owed is not None and owed.digest != digest:
+                raise _broken("the journal holds another receipt of that canvas")
         accumulator = before.accumulator.extend(digests)
         total = before.cumulative + sum(receipt.amount for receipt, _ in shown.receipts)
         if (voucher.count, voucher.receipts_root) != (accumulator.count, accumulator.root()):
@@ -187,9 +210,23 @@ class Healer:
         return WorkerLedger(before.channel, payment, accumulator, unpaid)
 
 
+def _refs(shown: Shown) -> tuple[LeafRef, ...]:
+    return tuple(LeafRef(JobId(r.job), r.canvas) for r, _ in shown.receipts)
+
+
+def _touched(live: LiveChannel, shown: Shown) -> list[LiveJob]:
+    """The jobs in memory that shown receipts belong to."""
+    jobs = {ref.job for ref in _refs(shown)}
+    return [job for job in live.jobs.values() if job.id in jobs]
+
+
 def _why(lost: int) -> str:
     return f"a client showed {lost} receipts with our signature that the journal lacks"
 
 
 def _broken(message: str) -> Refusal:
     return Refusal(Reason.BROKEN_CLAUSE, message, metadata={"clause": CLAUSE})
+
+
+def _busy(message: str) -> Refusal:
+    return Refusal(Reason.JOB_BUSY, message, retry_after_s=RETRY_S)

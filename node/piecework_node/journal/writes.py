@@ -268,8 +268,12 @@ class JournalBatch:
             self._shown_receipt(receipt, job, channel, r.base + offset)
 
     def _ended_job(self, job: JobId, channel: int, at: int) -> int:
-        found = self._db.execute("SELECT number, state FROM jobs WHERE id = ?", (job,)).fetchone()
+        """Return a job's number. It has ended, or ends here. An unknown one joins the channel."""
+        query = "SELECT number, state, channel FROM jobs WHERE id = ?"
+        found = self._db.execute(query, (job,)).fetchone()
         if found is not None:
+            if found[2] != channel:
+                raise JournalConflict("the job of a shown receipt is of another channel")
             if JobState(found[1]) not in ENDED_STATES:
                 self.state(StateRecord(job, JobState.FAILED, Reason.INTERNAL))
             return int(found[0])
@@ -284,11 +288,13 @@ class JournalBatch:
 
     def _shown_receipt(self, receipt: Receipt, job: int, channel: int, leaf: int) -> None:
         digest, key = self._domain.digest(receipt), (job, receipt.canvas)
-        query = "SELECT digest FROM canvases WHERE job = ? AND canvas = ?"
-        known = self._db.execute(query, key).get
+        query = "SELECT digest, leaf_index FROM canvases WHERE job = ? AND canvas = ?"
+        known = self._db.execute(query, key).fetchone()
         if known is not None:
-            if known != digest:
+            if known[0] != digest:
                 raise JournalConflict("the journal holds another receipt of that canvas")
+            if known[1] is not None:
+                raise JournalConflict("a shown receipt is paid already")
             self._pay(*key, leaf)
             return
         sql = (

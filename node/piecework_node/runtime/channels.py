@@ -7,7 +7,7 @@ nothing of how jobs are admitted or how vouchers are claimed.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol, TypeVar
 
@@ -32,7 +32,7 @@ from piecework_node.runtime.sink import FrameSink
 from piecework_node.times import now
 from piecework_protocol.eip712 import TypedData
 from piecework_protocol.errors import ProtocolViolation, Reason, Refusal
-from piecework_protocol.frames import FundingAuthorization, PayVoucher
+from piecework_protocol.frames import FundingAuthorization, LeafRef, PayVoucher
 from piecework_protocol.ledger import WorkerLedger, closing_of, empty_voucher
 from piecework_protocol.objects import Channel, CloseChannel
 from piecework_protocol.signing import sign, signed_by
@@ -195,18 +195,36 @@ class Channels:
         if after is None:
             sink.send(acknowledgement(before))
             return
-        base = before.accumulator.count
-        added = payment.leaves[base - payment.base_count :]
+        added = payment.leaves[before.accumulator.count - payment.base_count :]
+        await self.accept(live, after, added, sink)
+
+    async def accept(
+        self,
+        live: LiveChannel,
+        after: WorkerLedger,
+        added: Sequence[LeafRef],
+        sink: FrameSink | None = None,
+    ) -> None:
+        """Make a checked voucher durable, and let its jobs go on. The caller holds the lock.
+
+        after: the ledger with the voucher. added: the receipts that it newly pays for, all owed.
+        sink: the stream that the voucher came by.
+
+        Raises:
+            JournalConflict: the journal holds something else. Nothing has changed.
+        """
+        runtime, before = self._runtime, live.ledger
         paid = dict.fromkeys(ref.job for ref in added)
         touched = [live.jobs[job_id] for job_id in paid if job_id in live.jobs]
         states = [job.session.state for job in touched]
         outcomes = [(job, job.session.paid(after)) for job in touched]
-        records: list[JournalRecord] = [VoucherApplied(after, added, base)]
+        applied = VoucherApplied(after, tuple(added), before.accumulator.count)
+        records: list[JournalRecord] = [applied]
         records += [record for _, outcome in outcomes for record in outcome.records]
         try:
             await self._journal.append(records)
         except JournalConflict:
-            # The stream that brought the voucher ends. The other jobs are where they were.
+            # The voucher is refused. The jobs are where they were.
             for job, state in zip(touched, states, strict=True):
                 job.session.state = state
             raise
@@ -467,7 +485,7 @@ def _purse(live: LiveChannel) -> tuple[Address, Address]:
     return live.stored.channel.token, live.stored.channel.payer
 
 
-def _acknowledge(ledger: WorkerLedger, sink: FrameSink, paid: list[LiveJob]) -> None:
+def _acknowledge(ledger: WorkerLedger, sink: FrameSink | None, paid: list[LiveJob]) -> None:
     """Tell every stream whose canvases were paid, and the stream that the voucher came by.
 
     A job that is paid in full may end here, and its client must not be left in doubt.

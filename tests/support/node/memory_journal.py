@@ -58,7 +58,7 @@ class MemoryJournal:
         self.notes: dict[str, str] = {}
         self.contradictions: dict[tuple[ChannelId, str], ContradictionSeen] = {}
         self.healed: dict[LeafRef, Receipt] = {}
-        self.healed_jobs: set[JobId] = set()
+        self.healed_jobs: dict[JobId, ChannelId] = {}
         self.commits = 0
 
     async def append(self, records: Sequence[JournalRecord]) -> None:
@@ -70,7 +70,10 @@ class MemoryJournal:
             for record in records:
                 self._apply(record)
         except (JournalConflict, KeyError) as error:
-            self.jobs, self.books, self.paid, self.offers, self.keys, self.txs, self.notes = before
+            (
+                self.jobs, self.books, self.paid, self.offers, self.keys, self.txs, self.notes,
+                self.healed, self.healed_jobs,
+            ) = before  # fmt: skip
             if isinstance(error, KeyError):
                 raise JournalConflict("there is no such row") from error
             raise
@@ -81,7 +84,7 @@ class MemoryJournal:
         paid = {channel: dict(leaves) for channel, leaves in self.paid.items()}
         return (
             dict(self.jobs), dict(self.books), paid, dict(self.offers), list(self.keys),
-            dict(self.txs), dict(self.notes),
+            dict(self.txs), dict(self.notes), dict(self.healed), dict(self.healed_jobs),
         )  # fmt: skip
 
     def _apply(self, record: JournalRecord) -> None:  # noqa: PLR0912  one branch a record
@@ -185,11 +188,14 @@ class MemoryJournal:
         for receipt in record.receipts:
             ref = LeafRef(JobId(receipt.job), receipt.canvas)
             refs.append(ref)
+            job = self.jobs.get(ref.job)
+            mine = job.submission.job.channel if job else self.healed_jobs.get(ref.job, channel)
+            if mine != channel:
+                raise JournalConflict("the job of a shown receipt is of another channel")
             if ref not in owed:
                 self.healed[ref] = receipt
-            job = self.jobs.get(ref.job)
             if job is None:
-                self.healed_jobs.add(ref.job)
+                self.healed_jobs[ref.job] = channel
             elif job.state not in ENDED_STATES:
                 self._apply(StateRecord(ref.job, JobState.FAILED, Reason.INTERNAL))
         self._apply(VoucherApplied(record.ledger, tuple(refs), record.base))
