@@ -187,7 +187,8 @@ class Settler:
         else:
             self._board.failed("transactions", *self._trouble)
 
-    async def _attempt(self, what: str, work: Coroutine[Any, Any, None]) -> None:
+    async def _attempt(self, what: str, work: Coroutine[Any, Any, None]) -> bool:
+        """Do work that the chain may refuse, and note a refusal. Return whether it was done."""
         try:
             await work
         except ChainError as error:
@@ -195,6 +196,8 @@ class Settler:
             if code is not None:
                 self._trouble = code, f"{what}: {error}"
             self._note(what, error)
+            return False
+        return True
 
     def _note(self, what: str, error: ChainError) -> None:
         self._metrics.chain_error()
@@ -350,11 +353,13 @@ class Settler:
         if not candidates:
             self._asked = False
             return
+        done = True
         for batch in choose(candidates, self._policy, await self._port.gas_price()):
             if self._transactions.unmined >= MAX_IN_FLIGHT:
                 return
-            await self._settle_batch(batch)
-        self._asked = False
+            # Of its own: one that costs too much now must not keep the others back.
+            done = await self._attempt("settle", self._settle_batch(batch)) and done
+        self._asked = self._asked and not done
 
     async def _settle_batch(self, batch: Batch) -> None:
         claims = [candidate.claim for candidate in batch]
