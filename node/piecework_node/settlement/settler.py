@@ -205,15 +205,23 @@ class Settler:
         self._log.warning("chain", task=what, error_class=type(error).__name__, error=str(error))
 
     async def _follow(self, stored: StoredTx) -> None:
-        moved = await self._transactions.follow(stored)
+        moved = await self._transactions.follow(stored, self._reverted)
         if moved is None:
             return
         for subject in stored.subjects:
             await self._channels.observe(subject.channel)
         if stored.kind is TxKind.PUSH:
             await self.payouts.look(now=True)
-        live = self._channels.get(stored.subjects[0].channel) if stored.subjects else None
-        if moved is TxState.FAILED and stored.kind is TxKind.FUND and live is not None:
+
+    async def _reverted(self, stored: StoredTx) -> None:
+        """Hold an opening that reverted against its payer at once. Each next one would cost gas."""
+        if stored.kind is not TxKind.FUND:
+            return
+        for subject in stored.subjects:
+            live = self._channels.get(subject.channel)
+            if live is None:
+                continue
+            live.wants_funding = False
             await self._openings.reverted(live.stored.channel.payer)
 
     async def _watch_withdrawals(self) -> None:

@@ -124,6 +124,33 @@ async def test_a_payer_whose_opening_reverted_once_opens_for_itself_from_then_on
     assert not await made.harness.openings.must_open_itself(made.client("other").channel.payer)
 
 
+async def sent_opening(made: Counter) -> tuple[Client, bytes]:
+    """A client whose opening was broadcast, and the hash of the transaction."""
+    client = made.client()
+    await client.submit(client.job(3, 64), funding=client.funding(fee=max(OPENING, SENT)))
+    await made.settler.tick()
+    (stored,) = made.settler.under_way
+    return client, stored.tx.hash
+
+
+async def opens_itself(made: Counter, client: Client) -> bool:
+    assert made.harness.openings is not None
+    return await made.harness.openings.must_open_itself(client.channel.payer)
+
+
+async def test_an_opening_that_reverted_is_not_repeated_before_that_is_final() -> None:
+    made = await counter()
+    client, transaction = await sent_opening(made)
+    made.port.reverting.add(transaction)
+    made.port.mine(finalize=False)
+    for _ in range(3):
+        await made.settler.tick()
+    assert len(made.port.broadcasts) == 1
+    assert await opens_itself(made, client)
+    again = Client(made.harness, salt=2)
+    assert (await refused(again, max(OPENING, SENT))).reason is Reason.FUND_YOURSELF
+
+
 async def test_a_top_up_below_the_least_is_refused() -> None:
     made = await counter()
     client = made.client()
