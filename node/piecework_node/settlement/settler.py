@@ -214,15 +214,23 @@ class Settler:
             await self.payouts.look(now=True)
 
     async def _reverted(self, stored: StoredTx) -> None:
-        """Hold an opening that reverted against its payer at once. Each next one would cost gas."""
+        """Hold an opening that reverted against its payer at once. Each next one would cost gas.
+
+        A copy of it that somebody took from the mempool may have come first. Then the channel
+        holds what was signed for, and the payer is not to blame.
+        """
         if stored.kind is not TxKind.FUND:
             return
         for subject in stored.subjects:
             live = self._channels.get(subject.channel)
             if live is None:
                 continue
-            live.wants_funding = False
-            await self._openings.reverted(live.stored.channel.payer)
+            await self._channels.observe(live.id)
+            # It may have been closed, and its deposit paid back, since we judged it.
+            judged = stored.state is TxState.MINED and live.stored.state is ChannelState.CLOSED
+            if live.stored.deposit < subject.amount and not judged:
+                live.wants_funding = False
+                await self._openings.reverted(live.stored.channel.payer)
 
     async def _watch_withdrawals(self) -> None:
         """Look at every channel whose payer may have asked to withdraw since the last round."""
