@@ -239,7 +239,7 @@ async def _settlement(
     limits = WatchLimits.of(base.deployment.chain_id, config.block_time_s)
     watch = NodeWatch(port, faults, clock=clock, limits=limits, metrics=metrics)
     desk = FeeDesk(fee_settings(config), policy, lambda: watch.price)
-    openings = Openings(journal, OpeningSimulations(port, lambda: watch.height), desk)
+    openings = Openings(journal, channels, OpeningSimulations(port, lambda: watch.height), desk)
     settler = Settler(
         channels,
         transactions,

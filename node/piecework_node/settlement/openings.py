@@ -1,32 +1,46 @@
 """Which authorizations the worker submits for a payer, and which the payer submits itself.
 
 An opening that reverts costs the worker its gas. So one is simulated before its job is accepted,
-its fee must cover the gas, and a payer whose opening reverted once sends its own.
+its fee must cover the gas, and a payer whose opening reverted sends its own until it has put in
+more. Such a deposit costs the payer about as much gas as the next revert could cost us.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
 from piecework.chain.errors import ChainError
 from piecework_node.journal.protocol import Journal
 from piecework_node.journal.records import MetaSet, OneStepFunding
+from piecework_node.runtime.channels import Channels
 from piecework_node.runtime.live import LiveChannel
 from piecework_node.settlement.fees import Errand, FeeDesk
 from piecework_node.settlement.simulations import OpeningSimulations
 from piecework_protocol.errors import Reason, Refusal
 from piecework_protocol.frames import FundingAuthorization
+from piecework_protocol.states import ChannelState
 from piecework_protocol.types import Address
 
 RETRY_S: Final = 5.0
 _KEY: Final = "opens_itself/"
+"""Of a payer whose opening reverted. The value is what its channels held then, in base units."""
+_ENDED: Final = ""
+"""The value once the payer has put in more."""
 
 
 class Openings:
     """The rules for openings and top-ups of one worker."""
 
-    def __init__(self, journal: Journal, simulations: OpeningSimulations, desk: FeeDesk) -> None:
-        self._journal, self._simulations, self.desk = journal, simulations, desk
+    def __init__(
+        self,
+        journal: Journal,
+        channels: Channels,
+        simulations: OpeningSimulations,
+        desk: FeeDesk,
+    ) -> None:
+        self._journal, self._channels = journal, channels
+        self._simulations, self.desk = simulations, desk
 
     async def check(self, live: LiveChannel, funding: FundingAuthorization) -> None:
         """Check that the worker would submit an authorization that it has not submitted yet.
@@ -52,7 +66,7 @@ class Openings:
         if await self.must_open_itself(terms.channel.payer):
             raise Refusal(
                 Reason.FUND_YOURSELF,
-                "an opening of this payer reverted before. Open the channel yourself",
+                "an opening of this payer reverted. Send the next one yourself",
             )
         errand = Errand.TOP_UP if deposit else Errand.OPEN
         if not self.desk.covers(errand, terms.fee):
@@ -67,12 +81,26 @@ class Openings:
         await self._simulate(funding)
 
     async def must_open_itself(self, payer: Address) -> bool:
-        """Whether an opening of this payer reverted once."""
-        return await self._journal.meta(_KEY + payer.hex()) is not None
+        """Whether an opening of this payer reverted, and no deposit of it is final since."""
+        held = await self._journal.meta(_KEY + payer.hex())
+        if held is None or held == _ENDED:
+            return False
+        if sum(live.final for live in self._unclosed(payer)) <= int(held):
+            return True
+        await self._journal.append([MetaSet(_KEY + payer.hex(), _ENDED)])
+        return False
 
     async def reverted(self, payer: Address) -> None:
         """Remember that an opening of this payer cost gas and brought nothing."""
-        await self._journal.append([MetaSet(_KEY + payer.hex(), "1")])
+        held = sum(live.stored.deposit for live in self._unclosed(payer))
+        await self._journal.append([MetaSet(_KEY + payer.hex(), str(held))])
+
+    def _unclosed(self, payer: Address) -> Iterator[LiveChannel]:
+        return (
+            live
+            for live in self._channels
+            if live.stored.channel.payer == payer and live.stored.state is not ChannelState.CLOSED
+        )
 
     async def _simulate(self, funding: FundingAuthorization) -> None:
         try:

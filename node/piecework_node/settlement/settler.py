@@ -187,7 +187,8 @@ class Settler:
         else:
             self._board.failed("transactions", *self._trouble)
 
-    async def _attempt(self, what: str, work: Coroutine[Any, Any, None]) -> None:
+    async def _attempt(self, what: str, work: Coroutine[Any, Any, None]) -> bool:
+        """Do work that the chain may refuse, and note a refusal. Return whether it was done."""
         try:
             await work
         except ChainError as error:
@@ -195,6 +196,8 @@ class Settler:
             if code is not None:
                 self._trouble = code, f"{what}: {error}"
             self._note(what, error)
+            return False
+        return True
 
     def _note(self, what: str, error: ChainError) -> None:
         self._metrics.chain_error()
@@ -202,16 +205,32 @@ class Settler:
         self._log.warning("chain", task=what, error_class=type(error).__name__, error=str(error))
 
     async def _follow(self, stored: StoredTx) -> None:
-        moved = await self._transactions.follow(stored)
+        moved = await self._transactions.follow(stored, self._reverted)
         if moved is None:
             return
         for subject in stored.subjects:
             await self._channels.observe(subject.channel)
         if stored.kind is TxKind.PUSH:
             await self.payouts.look(now=True)
-        live = self._channels.get(stored.subjects[0].channel) if stored.subjects else None
-        if moved is TxState.FAILED and stored.kind is TxKind.FUND and live is not None:
-            await self._openings.reverted(live.stored.channel.payer)
+
+    async def _reverted(self, stored: StoredTx) -> None:
+        """Hold an opening that reverted against its payer at once. Each next one would cost gas.
+
+        A copy of it that somebody took from the mempool may have come first. Then the channel
+        holds what was signed for, and the payer is not to blame.
+        """
+        if stored.kind is not TxKind.FUND:
+            return
+        for subject in stored.subjects:
+            live = self._channels.get(subject.channel)
+            if live is None:
+                continue
+            await self._channels.observe(live.id)
+            # It may have been closed, and its deposit paid back, since we judged it.
+            judged = stored.state is TxState.MINED and live.stored.state is ChannelState.CLOSED
+            if live.stored.deposit < subject.amount and not judged:
+                live.wants_funding = False
+                await self._openings.reverted(live.stored.channel.payer)
 
     async def _watch_withdrawals(self) -> None:
         """Look at every channel whose payer may have asked to withdraw since the last round."""
@@ -350,11 +369,13 @@ class Settler:
         if not candidates:
             self._asked = False
             return
+        done = True
         for batch in choose(candidates, self._policy, await self._port.gas_price()):
             if self._transactions.unmined >= MAX_IN_FLIGHT:
                 return
-            await self._settle_batch(batch)
-        self._asked = False
+            # Of its own: one that costs too much now must not keep the others back.
+            done = await self._attempt("settle", self._settle_batch(batch)) and done
+        self._asked = self._asked and not done
 
     async def _settle_batch(self, batch: Batch) -> None:
         claims = [candidate.claim for candidate in batch]

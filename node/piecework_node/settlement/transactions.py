@@ -7,7 +7,7 @@ stays open and is looked at again after a restart.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from typing import Any, Self
 
@@ -21,6 +21,9 @@ from piecework_node.metrics import Metrics
 from piecework_node.settlement.chain import ChainPort
 from piecework_node.times import now
 from piecework_protocol.types import Amount, ChannelId
+
+OnRevert = Callable[[StoredTx], Awaitable[None]]
+"""What is done about a transaction that reverted. It may be told of one more than once."""
 
 
 class TransactionTracker:
@@ -105,8 +108,11 @@ class TransactionTracker:
         self._note(stored, TxState.INTENDED)
         await self._port.broadcast(tx)
 
-    async def follow(self, stored: StoredTx) -> TxState | None:
+    async def follow(self, stored: StoredTx, reverted: OnRevert) -> TxState | None:
         """Ask the chain for the outcome of a transaction, and act on it.
+
+        reverted: is awaited when the transaction was mined and reverted, before that is journaled.
+            What it raises leaves the transaction as it was, and it is called again.
 
         Returns:
             The transaction's new state. None: nothing changed for its channels.
@@ -118,10 +124,12 @@ class TransactionTracker:
             return None
         outcome = await self._port.outcome(stored.tx)
         if isinstance(outcome, Finalized):
-            return await self._finish(stored, outcome.mined)
+            return await self._finish(stored, outcome.mined, reverted)
         if isinstance(outcome, Mined):
             if stored.state is TxState.MINED:
                 return None
+            if not outcome.success:
+                await reverted(stored)
             await self._move(stored, TxState.MINED, outcome)
             return TxState.MINED
         if isinstance(outcome, Superseded):
@@ -135,7 +143,9 @@ class TransactionTracker:
             await self._send_again(stored)
         return None
 
-    async def _finish(self, stored: StoredTx, mined: Mined) -> TxState:
+    async def _finish(self, stored: StoredTx, mined: Mined, reverted: OnRevert) -> TxState:
+        if not mined.success:
+            await reverted(stored)
         for rival in self._rivals(stored):
             await self._move(rival, TxState.REPLACED)
         state = TxState.FINAL if mined.success else TxState.FAILED

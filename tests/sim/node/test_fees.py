@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from piecework.chain.transactions import GasPrice
-from piecework_node.journal.records import TxKind
+from piecework_node.journal.records import TxKind, TxState
 from piecework_node.settlement.fees import COVER_PERCENT, Errand, FeeSettings, errand_wei
 from piecework_node.settlement.payouts import META, PUSH_GAS
 from piecework_node.settlement.policy import SettlePolicy
@@ -122,6 +122,91 @@ async def test_a_payer_whose_opening_reverted_once_opens_for_itself_from_then_on
     again = Client(made.harness, salt=2)
     assert (await refused(again, fee)).reason is Reason.FUND_YOURSELF
     assert not await made.harness.openings.must_open_itself(made.client("other").channel.payer)
+
+
+async def sent_opening(made: Counter) -> tuple[Client, bytes]:
+    """A client whose opening was broadcast, and the hash of the transaction."""
+    client = made.client()
+    await client.submit(client.job(3, 64), funding=client.funding(fee=max(OPENING, SENT)))
+    await made.settler.tick()
+    (stored,) = made.settler.under_way
+    return client, stored.tx.hash
+
+
+async def opens_itself(made: Counter, client: Client) -> bool:
+    assert made.harness.openings is not None
+    return await made.harness.openings.must_open_itself(client.channel.payer)
+
+
+async def test_an_opening_that_reverted_is_not_repeated_before_that_is_final() -> None:
+    made = await counter()
+    client, transaction = await sent_opening(made)
+    made.port.reverting.add(transaction)
+    made.port.mine(finalize=False)
+    for _ in range(3):
+        await made.settler.tick()
+    assert len(made.port.broadcasts) == 1
+    assert await opens_itself(made, client)
+    again = Client(made.harness, salt=2)
+    assert (await refused(again, max(OPENING, SENT))).reason is Reason.FUND_YOURSELF
+
+
+async def test_a_revert_is_held_against_its_payer_even_if_the_node_fails_right_then() -> None:
+    made = await counter()
+    client, transaction = await sent_opening(made)
+    made.port.reverting.add(transaction)
+    made.port.mine()
+    made.port.mute.add(client.id)
+    await made.settler.tick()
+    assert [stored.state for stored in made.settler.under_way] == [TxState.INTENDED]
+    made.port.mute.clear()
+    await made.settler.tick()
+    assert made.settler.under_way == ()
+    assert await opens_itself(made, client)
+
+
+async def test_an_opening_that_somebody_else_sent_first_is_not_held_against_its_payer() -> None:
+    made = await counter()
+    client, transaction = await sent_opening(made)
+    # Seen in the mempool, copied, and mined before ours, which then finds nothing to raise.
+    made.port.open(client.id, client.deposit)
+    made.port.reverting.add(transaction)
+    made.port.mine(finalize=False)
+    await made.settler.tick()
+    assert not await opens_itself(made, client)
+    made.port.channels[client.id].state = ChannelState.CLOSED
+    made.port.channels[client.id].deposit = Amount(0)
+    made.port.final.add(transaction)
+    await made.settler.tick()
+    assert made.settler.under_way == ()
+    assert not await opens_itself(made, client)
+    again = Client(made.harness, salt=2)
+    await again.submit(again.job(4, 64), funding=again.funding(fee=max(OPENING, SENT)))
+
+
+async def test_a_payer_that_has_put_in_more_since_its_opening_reverted_is_served_again() -> None:
+    made = await counter()
+    client = made.client()
+    client.open_on_chain()
+    await client.submit(client.job(3, 40))
+    raised = client.deposit + 1000
+    other = Client(made.harness, salt=2)
+    await other.submit(other.job(4, 64), funding=other.funding(fee=max(OPENING, SENT)))
+    await made.settler.tick()
+    made.port.reverting.add(made.settler.under_way[0].tx.hash)
+    made.port.mine()
+    await made.settler.tick()
+    assert await opens_itself(made, client), "what was final before does not count"
+    made.port.open(client.id, raised)
+    made.port.shallow[client.id] = Amount(raised)
+    await made.harness.channels.observe(client.id)
+    assert await opens_itself(made, client), "it is not final yet"
+    made.port.shallow.clear()
+    await made.harness.channels.observe(client.id)
+    assert not await opens_itself(made, client)
+    made.port.channels[client.id].state = ChannelState.CLOSED
+    await made.boot()
+    assert not await opens_itself(made, client), "it ended for good"
 
 
 async def test_a_top_up_below_the_least_is_refused() -> None:

@@ -4,10 +4,12 @@ once."""
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 
 from piecework.chain.calls import Claim
+from piecework.chain.errors import FeeTooHigh
 from piecework.chain.rawtx import SignedTransaction
 from piecework_node.journal.records import TxKind, TxState, Worth
 from piecework_protocol.errors import Reason, Refusal
@@ -15,7 +17,7 @@ from piecework_protocol.ledger import closing_of
 from piecework_protocol.objects import CloseChannel
 from piecework_protocol.signing import sign
 from piecework_protocol.states import ChannelState
-from piecework_protocol.types import Amount
+from piecework_protocol.types import Amount, ChannelId
 from tests.support.node.fake_port import FakePort
 from tests.support.node.faults import Killed, KillSwitch
 from tests.support.node.harness import DOMAIN, Client, JobStream, WorkerHarness
@@ -90,6 +92,44 @@ async def test_vouchers_are_settled_after_the_interval_and_not_again() -> None:
     assert made.harness.journal.books[client.id].settled == client.book.cumulative
     assert made.harness.channels.unsettled == 0
     assert not made.settler.under_way
+
+
+class DearPort(FakePort):
+    """A chain whose fees are above what some claims are worth."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dear: set[ChannelId] = set()
+
+    async def prepare_settle(self, claims: Sequence[Claim], worth: Worth) -> SignedTransaction:
+        if any(claim.voucher.channel in self.dear for claim in claims):
+            raise FeeTooHigh("it costs more than it is worth")
+        return await super().prepare_settle(claims, worth)
+
+
+async def test_a_batch_that_costs_too_much_now_does_not_keep_the_others_back() -> None:
+    port = DearPort()
+    made = Bank(port)
+    await made.boot()
+    dear = Client(made.harness, "dear", delay=7200)
+    # As many of the same terms as make a transaction of their own.
+    others = [Client(made.harness, salt=number) for number in range(9)]
+    for seed, client in enumerate([dear, *others]):
+        client.open_on_chain()
+        await made.trade(client, seed, 60 if client is dear else 20)
+    assert dear.book.cumulative > max(client.book.cumulative for client in others)
+    port.dear.add(dear.id)
+    made.settler.ask()
+    await made.settler.tick()
+    (stored,) = made.settler.under_way
+    assert {subject.channel for subject in stored.subjects} == {client.id for client in others}
+    assert [note.where for note in made.harness.metrics.errors] == ["settle"]
+    assert not made.settler.idle, "what the operator asked for is not done"
+    port.mine()
+    port.dear.clear()
+    await made.settler.tick()
+    port.mine()
+    assert port.paid[dear.id] == dear.book.cumulative
 
 
 async def test_the_operator_can_settle_at_once() -> None:

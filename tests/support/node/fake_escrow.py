@@ -45,11 +45,15 @@ class FakeEscrow:
         """What smart accounts say that they have signed."""
         self.shallow: dict[ChannelId, Amount] = {}
         """Channels of which nothing is final, and how much of each is mined."""
+        self.mute: set[ChannelId] = set()
+        """Channels of which the node says nothing."""
         self.down = False
         self.reads = 0
 
     async def channel(self, channel_id: ChannelId) -> ChannelOnChain:
         self._answer()
+        if channel_id in self.mute:
+            raise RpcUnavailable("the node does not answer")
         known = self.channels.get(channel_id, FakeChannel())
         request = (known.requested, known.requested_at)
         return ChannelOnChain(known.state, known.deposit, known.settled, known.withdrawn, *request)

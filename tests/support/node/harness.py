@@ -232,7 +232,9 @@ class Client(ScriptedClient):
         *,
         deposit: int = 1_000_000,
         salt: int = 0,
+        delay: int = 3600,
     ) -> None:
+        """`delay` is the channel's withdrawal delay in seconds."""
         self.harness = harness
         signer = LocalSigner(bytes(keccak256(name.encode())))
         channel = Channel(
@@ -241,7 +243,7 @@ class Client(ScriptedClient):
             receiver=RECEIVER,
             operator=OPERATOR.address,
             token=TOKEN,
-            withdrawal_delay=Seconds(3600),
+            withdrawal_delay=Seconds(delay),
             salt=Bytes32(salt.to_bytes(32, "big")),
         )
         super().__init__(DOMAIN, signer, channel, deposit)

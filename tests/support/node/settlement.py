@@ -50,7 +50,7 @@ async def make_settler(
     )
     desk = FeeDesk(fees or FeeSettings(), policy, lambda: watch.price)
     simulations = OpeningSimulations(port, lambda: watch.height)
-    harness.openings = Openings(harness.journal, simulations, desk)
+    harness.openings = Openings(harness.journal, harness.channels, simulations, desk)
     return Settler(
         harness.channels,
         transactions,

@@ -194,7 +194,7 @@ async def _assemble(chain: SharedChain, proxy: NodeProxy, reader: ChainReader) -
     )
     watch = NodeWatch(port, board, clock=clock, limits=LIMITS, metrics=metrics)
     desk = FeeDesk(FeeSettings(), FREE, lambda: watch.price)
-    openings = Openings(journal, OpeningSimulations(port, lambda: watch.height), desk)
+    openings = Openings(journal, channels, OpeningSimulations(port, lambda: watch.height), desk)
     settler = Settler(
         channels,
         tracker,
