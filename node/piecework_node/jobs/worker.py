@@ -586,7 +586,7 @@ class Worker:
             pooled=self._channels.pooled_for(channel),
             reserved=channel.reserved,
             attached=len(attached),
-            payer=self._credit.payer(stored.channel.payer),
+            payer=self._credit.payer(stored.channel.payer, channel),
             strangers_owe=self._credit.strangers,
             stranger_jobs=self._stranger_jobs(stored.channel.payer),
             stray_unpaid=any(ref.job not in attached for ref in stored.ledger.unpaid),

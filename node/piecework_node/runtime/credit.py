@@ -27,10 +27,15 @@ class CreditDesk:
     def __init__(self, channels: Iterable[LiveChannel], terms: CreditTerms) -> None:
         self._channels, self._terms = channels, terms
 
-    def payer(self, payer: Address) -> PayerCredit:
-        """Return where a payer stands over all of its channels."""
-        mine = (live.credit for live in self._channels if live.stored.channel.payer == payer)
-        return payer_credit(self._terms, mine)
+    def payer(self, payer: Address, opening: LiveChannel | None = None) -> PayerCredit:
+        """Return where a payer stands over all of its channels.
+
+        opening: a channel of the payer that may not be held yet.
+        """
+        mine = {live.id: live for live in self._channels if live.stored.channel.payer == payer}
+        if opening is not None:
+            mine.setdefault(opening.id, opening)
+        return payer_credit(self._terms, (live.credit for live in mine.values()))
 
     def everybody(self) -> list[PayerCredit]:
         """Return where every payer stands that has a channel here."""

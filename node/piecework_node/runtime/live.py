@@ -205,6 +205,8 @@ class LiveChannel:
         standing = PayerStanding.SIMULATED
         if is_open and self.mined:
             standing = PayerStanding.FINAL if self.final else PayerStanding.MINED
+        elif stored.state is ChannelState.CLOSED:
+            standing = PayerStanding.FALLEN
         deep = max(self.mined, self.final) if is_open else stored.withdrawn
         final = self.final - stored.withdrawn - stored.requested if is_open else 0
         unpaid = sum(u.amount for u in ledger.unpaid.values())
