@@ -149,6 +149,15 @@ class Channels:
         if not live.journaled and not live.jobs:
             self._channels.pop(live.id, None)
 
+    @property
+    def to_ask(self) -> tuple[ChannelId, ...]:
+        """The channels on which credit depends and whose word from the chain is missing.
+
+        How deep a deposit lies is not journaled. Unasked, a payer that has always paid would count
+        as a stranger in debt after a restart.
+        """
+        return tuple(live.id for live in self if live.heard_at is None and _may_change(live))
+
     async def shielded(self, work: Coroutine[Any, Any, T]) -> T:
         """Run work on channels to its end even if the caller is cancelled."""
         return await self._runtime.shielded(work)
@@ -455,6 +464,11 @@ class Channels:
     def _note_chain_error(self, error: PieceworkError) -> None:
         self._metrics.chain_error()
         self._metrics.note(now(self._runtime.clock), "chain", str(error))
+
+
+def _may_change(live: LiveChannel) -> bool:
+    """Whether the chain can still say something new of a channel."""
+    return live.journaled and live.stored.state is not ChannelState.CLOSED
 
 
 def _wants_more(live: LiveChannel, funding: FundingAuthorization | None) -> bool:

@@ -92,6 +92,23 @@ async def test_vouchers_are_settled_after_the_interval_and_not_again() -> None:
     assert not made.settler.under_way
 
 
+async def test_after_a_restart_the_first_round_learns_how_deep_every_open_deposit_lies() -> None:
+    made, client = await bank()
+    await made.trade(client)
+    await made.settler.tick()
+    desk = made.harness.runtime.credit
+    assert desk is not None and desk.owed == 0
+    await made.boot()
+    made.port.down = True
+    await made.settler.tick()
+    made.port.down = False
+    await made.settler.tick()
+    desk = made.harness.runtime.credit
+    assert desk is not None and not desk.is_stranger(client.channel.payer)
+    assert (desk.owed, desk.strangers) == (0, 0)
+    assert made.harness.channels.to_ask == ()
+
+
 async def test_the_operator_can_settle_at_once() -> None:
     made, client = await bank()
     await made.trade(client)
