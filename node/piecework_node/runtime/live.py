@@ -133,6 +133,8 @@ class LiveChannel:
     """An authorization waits for settlement to submit it."""
     unsettled_since: float | None = None
     """Monotonic time since which a voucher waits to be claimed. None: nothing waits."""
+    committing: WorkerLedger | None = None
+    """The ledger after the receipts that are being made durable. Their jobs have charged them."""
     jobs: dict[JobId, LiveJob] = field(default_factory=dict)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -143,6 +145,12 @@ class LiveChannel:
     @property
     def ledger(self) -> WorkerLedger:
         return self.stored.ledger
+
+    @property
+    def charged(self) -> int:
+        """Base units of all receipts, with those that are being made durable."""
+        ledger = self.committing or self.ledger
+        return ledger.cumulative + sum(u.amount for u in ledger.unpaid.values())
 
     @property
     def capacity(self) -> Amount:
@@ -209,10 +217,9 @@ class LiveChannel:
             standing = PayerStanding.FALLEN
         deep = max(self.mined, self.final) if is_open else stored.withdrawn
         final = self.final - stored.withdrawn - stored.requested if is_open else 0
-        unpaid = sum(u.amount for u in ledger.unpaid.values())
         return ChannelCredit(
             standing=standing,
-            charged=Amount(ledger.cumulative + unpaid),
+            charged=Amount(self.charged),
             reserved=Amount(sum(job.held for job in self.jobs.values())),
             accepted=ledger.cumulative,
             deposit=Amount(max(0, deep - stored.withdrawn)),
@@ -229,8 +236,7 @@ class LiveChannel:
     @property
     def committed(self) -> int:
         """Base units that are promised, owed, or may still come to be owed."""
-        owed = sum(u.amount for u in self.ledger.unpaid.values())
-        return self.ledger.cumulative + owed + self.reserved
+        return self.charged + self.reserved
 
     @property
     def reserved(self) -> Amount:

@@ -163,6 +163,43 @@ async def test_no_frame_comes_before_the_acceptance_not_even_a_heartbeat() -> No
         assert isinstance(frames[0], Accepted) and isinstance(frames[-1], Progress)
 
 
+class OwedAtEveryPoint(KillSwitch):
+    """What the payers owe at every point between two effects, as others would see it there."""
+
+    def __init__(self, harness: WorkerHarness) -> None:
+        super().__init__()
+        self._harness = harness
+        self.owed: list[int] = []
+        self.committed: list[int] = []
+
+    def point(self) -> None:
+        super().point()
+        desk = self._harness.runtime.credit if hasattr(self._harness, "worker") else None
+        if desk is not None:
+            self.owed.append(desk.owed)
+            self.committed.append(sum(live.committed for live in self._harness.channels))
+
+
+async def test_a_canvas_is_owed_while_its_receipt_is_being_made_durable() -> None:
+    """Between its reservation and its receipt nobody else may begin work with the same credit."""
+    harness = WorkerHarness()
+    seen = OwedAtEveryPoint(harness)
+    await harness.boot(seen)
+    client = Client(harness)
+    client.open_on_chain()
+    line = client.job(3, 64)
+    await client.submit(line)
+    seen.owed.clear()
+    seen.committed.clear()
+    await harness.run_engine()
+    charged = [c.receipt.amount for c in harness.journal.jobs[line.id].canvases]
+    assert len(charged) == MAX_CANVASES_AHEAD
+    assert seen.owed and min(seen.owed) >= charged[0]
+    desk = harness.runtime.credit
+    assert desk is not None and min(seen.owed) >= desk.owed == sum(charged)
+    assert min(seen.committed) == seen.committed[-1]
+
+
 async def test_a_newer_stream_takes_the_job_over() -> None:
     harness, client = await ready()
     line = client.job(3, 64)
