@@ -24,6 +24,7 @@ from piecework_node.journal.records import (
     VoucherApplied,
 )
 from piecework_node.metrics import Metrics
+from piecework_node.runtime.credit import BLOCK_S
 from piecework_node.runtime.faults import FaultBoard
 from piecework_node.runtime.funding import better_funding
 from piecework_node.runtime.jobs import JobRuntime
@@ -151,12 +152,22 @@ class Channels:
 
     @property
     def to_ask(self) -> tuple[ChannelId, ...]:
-        """The channels on which credit depends and whose word from the chain is missing.
+        """The channels on which credit depends and whose word from the chain is missing or old.
 
         How deep a deposit lies is not journaled. Unasked, a payer that has always paid would count
-        as a stranger in debt after a restart.
+        as a stranger in debt after a restart. A job that waits for credit is answered by each block
+        that a deposit of its payer sinks deeper.
         """
-        return tuple(live.id for live in self if live.heard_at is None and _may_change(live))
+        waiting = {live.stored.channel.payer for live in self if live.waits_for_credit}
+        return tuple(live.id for live in self if self._must_ask(live, waiting))
+
+    def _must_ask(self, live: LiveChannel, waiting: set[Address]) -> bool:
+        if not live.journaled or live.stored.state is ChannelState.CLOSED:
+            return False
+        if live.heard_at is None:
+            return True
+        helps = live.waits_for_credit or live.may_deepen
+        return helps and live.stored.channel.payer in waiting and self.age_s(live) >= BLOCK_S
 
     async def shielded(self, work: Coroutine[Any, Any, T]) -> T:
         """Run work on channels to its end even if the caller is cancelled."""
@@ -464,11 +475,6 @@ class Channels:
     def _note_chain_error(self, error: PieceworkError) -> None:
         self._metrics.chain_error()
         self._metrics.note(now(self._runtime.clock), "chain", str(error))
-
-
-def _may_change(live: LiveChannel) -> bool:
-    """Whether the chain can still say something new of a channel."""
-    return live.journaled and live.stored.state is not ChannelState.CLOSED
 
 
 def _wants_more(live: LiveChannel, funding: FundingAuthorization | None) -> bool:

@@ -74,6 +74,11 @@ class LiveJob:
         return self.ended or self.session.state is JobState.STOPPING
 
     @property
+    def waits_for_credit(self) -> bool:
+        """Whether the payer has to owe less, or to have more on chain, before the job goes on."""
+        return not self.leaving and (self.short_of_credit or self.parked is not None)
+
+    @property
     def unpaid(self) -> int:
         """How many delivered canvases await payment."""
         return self.channel.ledger.unpaid_canvases(self.id)
@@ -161,6 +166,16 @@ class LiveChannel:
     def available(self) -> Amount:
         """What new jobs can count on: what the payer asked back counts as gone at once."""
         return Amount(max(self.stored.settled, self.capacity - self.stored.requested))
+
+    @property
+    def waits_for_credit(self) -> bool:
+        """Whether one of its jobs does."""
+        return any(job.waits_for_credit for job in self.jobs.values())
+
+    @property
+    def may_deepen(self) -> bool:
+        """Whether not all of the deposit is known to be final."""
+        return self.stored.state is ChannelState.NONE or self.final < self.stored.deposit
 
     @property
     def state_for_jobs(self) -> ChannelState:
