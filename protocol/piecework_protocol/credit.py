@@ -25,6 +25,8 @@ PAID_SHARE = 8
 class PayerStanding(enum.IntEnum):
     """How far a deposit got."""
 
+    FALLEN = -1
+    """There was a deposit, and it is gone: the channel is closed, or the chain went back."""
     SIMULATED = 0
     """The opening would go through now. It costs nothing to take that back."""
     MINED = 1
@@ -85,11 +87,15 @@ class ChannelCredit:
 
 @dataclass(frozen=True, slots=True)
 class PayerCredit:
-    """Where a payer stands over all of its channels."""
+    """Where a payer stands over all of its channels.
+
+    on_openings: the part of `owed` on channels that can still be mined for the first time.
+    """
 
     standing: PayerStanding
     owed: Amount
     limit: Amount
+    on_openings: Amount = Amount(0)
 
     @property
     def is_stranger(self) -> bool:
@@ -105,17 +111,26 @@ class CreditFault(enum.Enum):
 
 
 def payer_credit(terms: CreditTerms, channels: Iterable[ChannelCredit]) -> PayerCredit:
-    """Add up a payer's channels."""
+    """Add up a payer's channels.
+
+    A stranger never gets to owe more than `terms.first`. A payer without a mined deposit that owes
+    more has lost one, so it has fallen.
+    """
     mine = tuple(channels)
     standing = max((c.standing for c in mine), default=PayerStanding.SIMULATED)
     owed = Amount(sum(c.owed for c in mine))
-    return PayerCredit(standing, owed, _limit(terms, standing, mine))
+    if standing is PayerStanding.SIMULATED and owed > terms.first:
+        standing = PayerStanding.FALLEN
+    openings = Amount(sum(c.owed for c in mine if c.standing is PayerStanding.SIMULATED))
+    return PayerCredit(standing, owed, _limit(terms, standing, mine), openings)
 
 
 def _limit(terms: CreditTerms, standing: PayerStanding, mine: Sequence[ChannelCredit]) -> Amount:
+    if standing is PayerStanding.FALLEN:
+        return Amount(0)
     if standing is PayerStanding.SIMULATED:
         return terms.first
-    deposit = sum(c.deposit for c in mine if c.standing is not PayerStanding.SIMULATED)
+    deposit = sum(c.deposit for c in mine if c.standing >= PayerStanding.MINED)
     mined = min(int(terms.mined), deposit // DEPOSIT_SHARE)
     if standing is PayerStanding.FINAL:
         mined = min(int(terms.most), mined + sum(c.covered for c in mine) // PAID_SHARE)
@@ -127,7 +142,7 @@ def start_fault(
 ) -> CreditFault | None:
     """Say why work that can cost `ceiling` may not begin for a payer now, or None.
 
-    `strangers_owe` is what all payers without a mined deposit owe together, this one included.
+    `strangers_owe` is what all strangers owe together on their openings, this one included.
     """
     if payer.owed + ceiling > payer.limit:
         return CreditFault.PAYER
@@ -137,20 +152,25 @@ def start_fault(
 
 
 def strangers_owe(payers: Iterable[PayerCredit]) -> Amount:
-    """Add up what payers without a mined deposit owe."""
-    return Amount(sum(p.owed for p in payers if p.is_stranger))
+    """Add up what strangers owe on openings that can still be mined.
+
+    What a payer left behind when its mined deposit went away counts in `bound` alone. Otherwise a
+    little debt that an honest payer leaves would keep every new payer out.
+    """
+    return Amount(sum(p.on_openings for p in payers if p.is_stranger))
 
 
 def bound(terms: CreditTerms, payers: Iterable[PayerCredit]) -> Amount:
     """Give the most that the worker can lose to these payers and to all that may still come.
 
     A reorganization or a withdrawal can take away what carried a debt. So a payer counts with what
-    it owes, where that is more than its limit.
+    it owes, where that is more than its limit. A reorganization can also make strangers of payers
+    that owe more together than strangers may.
     """
     everybody = tuple(payers)
     known = sum(max(p.limit, p.owed) for p in everybody if not p.is_stranger)
-    fallen = sum(max(0, p.owed - terms.first) for p in everybody if p.is_stranger)
-    return Amount(terms.strangers + known + fallen)
+    left = sum(p.owed - p.on_openings for p in everybody if p.is_stranger)
+    return Amount(max(terms.strangers, strangers_owe(everybody)) + known + left)
 
 
 def ceiling(

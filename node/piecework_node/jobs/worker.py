@@ -575,6 +575,7 @@ class Worker:
         attached = {job.id for job in jobs if job.sink is not None}
         known, offered = usable_funding(stored.funding, time), authorization_in(submission)
         funding = better_funding(known, offered)
+        account = self._credit.payer(stored.channel.payer, channel)
         return ChannelView(
             ledger=stored.ledger,
             state=channel.state_for_jobs,
@@ -586,8 +587,8 @@ class Worker:
             pooled=self._channels.pooled_for(channel),
             reserved=channel.reserved,
             attached=len(attached),
-            payer=self._credit.payer(stored.channel.payer),
-            strangers_owe=self._credit.strangers,
+            payer=account,
+            strangers_owe=self._credit.pool_of(account),
             stranger_jobs=self._stranger_jobs(stored.channel.payer),
             stray_unpaid=any(ref.job not in attached for ref in stored.ledger.unpaid),
             closing=stored.close_signature is not None,

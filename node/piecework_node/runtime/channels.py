@@ -24,6 +24,7 @@ from piecework_node.journal.records import (
     VoucherApplied,
 )
 from piecework_node.metrics import Metrics
+from piecework_node.runtime.credit import BLOCK_S
 from piecework_node.runtime.faults import FaultBoard
 from piecework_node.runtime.funding import better_funding
 from piecework_node.runtime.jobs import JobRuntime
@@ -148,6 +149,25 @@ class Channels:
         """Forget a channel that no job was ever admitted on."""
         if not live.journaled and not live.jobs:
             self._channels.pop(live.id, None)
+
+    @property
+    def to_ask(self) -> tuple[ChannelId, ...]:
+        """The channels on which credit depends and whose word from the chain is missing or old.
+
+        How deep a deposit lies is not journaled. Unasked, a payer that has always paid would count
+        as a stranger in debt after a restart. A job that waits for credit is answered by each block
+        that a deposit of its payer sinks deeper.
+        """
+        waiting = {live.stored.channel.payer for live in self if live.waits_for_credit}
+        return tuple(live.id for live in self if self._must_ask(live, waiting))
+
+    def _must_ask(self, live: LiveChannel, waiting: set[Address]) -> bool:
+        if not live.journaled or live.stored.state is ChannelState.CLOSED:
+            return False
+        if live.heard_at is None:
+            return True
+        helps = live.waits_for_credit or live.may_deepen
+        return helps and live.stored.channel.payer in waiting and self.age_s(live) >= BLOCK_S
 
     async def shielded(self, work: Coroutine[Any, Any, T]) -> T:
         """Run work on channels to its end even if the caller is cancelled."""

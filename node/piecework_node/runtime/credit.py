@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import Final
 
 from piecework_node.runtime.live import LiveChannel, LiveJob
 from piecework_protocol.credit import (
+    ChannelCredit,
     CreditFault,
     CreditTerms,
     PayerCredit,
@@ -27,15 +29,22 @@ class CreditDesk:
     def __init__(self, channels: Iterable[LiveChannel], terms: CreditTerms) -> None:
         self._channels, self._terms = channels, terms
 
-    def payer(self, payer: Address) -> PayerCredit:
-        """Return where a payer stands over all of its channels."""
-        mine = (live.credit for live in self._channels if live.stored.channel.payer == payer)
-        return payer_credit(self._terms, mine)
+    def payer(self, payer: Address, opening: LiveChannel | None = None) -> PayerCredit:
+        """Return where a payer stands over all of its channels.
+
+        opening: a channel of the payer that may not be held yet.
+        """
+        mine = {live.id: live for live in self._channels if live.stored.channel.payer == payer}
+        if opening is not None:
+            mine.setdefault(opening.id, opening)
+        return payer_credit(self._terms, (live.credit for live in mine.values()))
 
     def everybody(self) -> list[PayerCredit]:
-        """Return where every payer stands that has a channel here."""
-        payers = dict.fromkeys(live.stored.channel.payer for live in self._channels)
-        return [self.payer(payer) for payer in payers]
+        """Return where every payer stands that has a channel here. One pass over the channels."""
+        accounts: defaultdict[Address, list[ChannelCredit]] = defaultdict(list)
+        for live in self._channels:
+            accounts[live.stored.channel.payer].append(live.credit)
+        return [payer_credit(self._terms, mine) for mine in accounts.values()]
 
     @property
     def bound(self) -> Amount:
@@ -52,6 +61,10 @@ class CreditDesk:
         """What payers without a mined deposit owe, in base units."""
         return strangers_owe(self.everybody())
 
+    def pool_of(self, account: PayerCredit) -> Amount:
+        """Return what the strangers owe if the payer is one of them. Others do not share it."""
+        return self.strangers if account.is_stranger else Amount(0)
+
     def is_stranger(self, payer: Address) -> bool:
         """Whether a payer has no mined deposit here."""
         return self.payer(payer).is_stranger
@@ -59,8 +72,7 @@ class CreditDesk:
     def fault(self, payer: Address, ceiling: int) -> CreditFault | None:
         """Say why work that can cost `ceiling` may not begin for a payer now, or None."""
         account = self.payer(payer)
-        pool = self.strangers if account.is_stranger else Amount(0)
-        return start_fault(self._terms, account, pool, ceiling)
+        return start_fault(self._terms, account, self.pool_of(account), ceiling)
 
     def grant(self, job: LiveJob, limit: int) -> int:
         """Reserve canvases of a job up to `limit`, and return the first that may not start."""

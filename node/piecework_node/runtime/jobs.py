@@ -78,9 +78,14 @@ class JobRuntime:
         before: records that must be durable first, in the same commit.
         ledger: the channel's ledger after the outcome, if it changes.
         """
-        await self.journal.append([*before, *outcome.records])
+        channel = job.channel
+        channel.committing = ledger
+        try:
+            await self.journal.append([*before, *outcome.records])
+        finally:
+            channel.committing = None
         if ledger is not None:
-            job.channel.stored = replace(job.channel.stored, ledger=ledger)
+            channel.stored = replace(channel.stored, ledger=ledger)
         for record in outcome.records:
             if isinstance(record, StateRecord):
                 self.metrics.moved(record.state)

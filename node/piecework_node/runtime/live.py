@@ -74,6 +74,11 @@ class LiveJob:
         return self.ended or self.session.state is JobState.STOPPING
 
     @property
+    def waits_for_credit(self) -> bool:
+        """Whether the payer has to owe less, or to have more on chain, before the job goes on."""
+        return not self.leaving and (self.short_of_credit or self.parked is not None)
+
+    @property
     def unpaid(self) -> int:
         """How many delivered canvases await payment."""
         return self.channel.ledger.unpaid_canvases(self.id)
@@ -133,6 +138,8 @@ class LiveChannel:
     """An authorization waits for settlement to submit it."""
     unsettled_since: float | None = None
     """Monotonic time since which a voucher waits to be claimed. None: nothing waits."""
+    committing: WorkerLedger | None = None
+    """The ledger after the receipts that are being made durable. Their jobs have charged them."""
     jobs: dict[JobId, LiveJob] = field(default_factory=dict)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -145,6 +152,12 @@ class LiveChannel:
         return self.stored.ledger
 
     @property
+    def charged(self) -> int:
+        """Base units of all receipts, with those that are being made durable."""
+        ledger = self.committing or self.ledger
+        return ledger.cumulative + sum(u.amount for u in ledger.unpaid.values())
+
+    @property
     def capacity(self) -> Amount:
         """What vouchers can draw on chain: the deposit without what the payer took back."""
         return Amount(self.stored.deposit - self.stored.withdrawn)
@@ -153,6 +166,16 @@ class LiveChannel:
     def available(self) -> Amount:
         """What new jobs can count on: what the payer asked back counts as gone at once."""
         return Amount(max(self.stored.settled, self.capacity - self.stored.requested))
+
+    @property
+    def waits_for_credit(self) -> bool:
+        """Whether one of its jobs does."""
+        return any(job.waits_for_credit for job in self.jobs.values())
+
+    @property
+    def may_deepen(self) -> bool:
+        """Whether not all of the deposit is known to be final."""
+        return self.stored.state is ChannelState.NONE or self.final < self.stored.deposit
 
     @property
     def state_for_jobs(self) -> ChannelState:
@@ -205,12 +228,13 @@ class LiveChannel:
         standing = PayerStanding.SIMULATED
         if is_open and self.mined:
             standing = PayerStanding.FINAL if self.final else PayerStanding.MINED
+        elif stored.state is ChannelState.CLOSED:
+            standing = PayerStanding.FALLEN
         deep = max(self.mined, self.final) if is_open else stored.withdrawn
         final = self.final - stored.withdrawn - stored.requested if is_open else 0
-        unpaid = sum(u.amount for u in ledger.unpaid.values())
         return ChannelCredit(
             standing=standing,
-            charged=Amount(ledger.cumulative + unpaid),
+            charged=Amount(self.charged),
             reserved=Amount(sum(job.held for job in self.jobs.values())),
             accepted=ledger.cumulative,
             deposit=Amount(max(0, deep - stored.withdrawn)),
@@ -227,8 +251,7 @@ class LiveChannel:
     @property
     def committed(self) -> int:
         """Base units that are promised, owed, or may still come to be owed."""
-        owed = sum(u.amount for u in self.ledger.unpaid.values())
-        return self.ledger.cumulative + owed + self.reserved
+        return self.charged + self.reserved
 
     @property
     def reserved(self) -> Amount:

@@ -177,6 +177,7 @@ class Settler:
         for stored in self._transactions:
             await self._attempt(f"follow {stored.kind.value}", self._follow(stored))
         await self._watch_withdrawals()
+        await self._attempt("credit", self._observe(self._channels.to_ask))
         await self._attempt("fund", self._fund_all())
         await self._attempt("close", self._close_all())
         asked = self._asked

@@ -47,6 +47,7 @@ class World:
     requested: int = 0
     accepted: int = 0
     charged: int = 0
+    closed: bool = False
     begun: list[int] = field(default_factory=list)
     """Ceilings of work without a receipt."""
 
@@ -58,7 +59,9 @@ class World:
         standing = PayerStanding.SIMULATED
         if depth >= CONFIRMED:
             standing = PayerStanding.FINAL if depth >= FINAL else PayerStanding.MINED
-        mined = self.deposit - self.withdrawn if standing is not PayerStanding.SIMULATED else 0
+        if self.closed:
+            standing = PayerStanding.FALLEN
+        mined = self.deposit - self.withdrawn if standing >= PayerStanding.MINED else 0
         final = self.deposit - self.withdrawn if standing is PayerStanding.FINAL else 0
         secured = max(self.settled, final - self.requested)
         reserved = Amount(sum(self.begun))
@@ -91,7 +94,10 @@ class HostilePayers(RuleBasedStateMachine):
         self.pools: list[int] = []
         self.channels: list[World] = []
         self.most: dict[int, int] = {}
-        """The highest limit that a payer ever began work under, with a mined deposit."""
+        """The highest limit that a payer ever began work under, with a mined deposit.
+
+        A payer whose opening is mined has paid for it, so its first credit counts from there on.
+        """
         self.read = 0
         """Price of everything that was begun, and so could be read in drafts."""
 
@@ -101,6 +107,13 @@ class HostilePayers(RuleBasedStateMachine):
 
     def everybody(self) -> list[PayerCredit]:
         return [self.payer(number) for number in range(len(self.pools))]
+
+    def pass_blocks(self, blocks: int) -> None:
+        self.now += blocks
+        for channel in self.channels:
+            if channel.depth(self.now) >= CONFIRMED:
+                known = self.most.get(channel.payer, 0)
+                self.most[channel.payer] = max(known, TERMS.first)
 
     def pick(self, data: st.DataObject) -> World:
         return data.draw(st.sampled_from(self.channels))
@@ -128,7 +141,7 @@ class HostilePayers(RuleBasedStateMachine):
 
     @rule(blocks=st.integers(1, 4))
     def blocks_pass(self, blocks: int) -> None:
-        self.now += blocks
+        self.pass_blocks(blocks)
 
     @precondition(lambda self: self.channels)
     @rule(data=st.data())
@@ -143,6 +156,8 @@ class HostilePayers(RuleBasedStateMachine):
     def work_is_asked_for(self, data: st.DataObject, cost: int) -> None:
         channel = self.pick(data)
         payer = self.payer(channel.payer)
+        if channel.closed:
+            return
         if start_fault(TERMS, payer, strangers_owe(self.everybody()), cost) is None:
             channel.begun.append(cost)
             self.read += cost
@@ -192,11 +207,12 @@ class HostilePayers(RuleBasedStateMachine):
         channel = self.pick(data)
         if not channel.requested:
             return
-        self.now += FINAL
+        self.pass_blocks(FINAL)
         channel.settled = channel.claimable
         rest = channel.deposit - channel.withdrawn - channel.settled
         taken = min(channel.requested, rest)
         channel.withdrawn, channel.requested = channel.withdrawn + taken, 0
+        channel.closed = taken == rest
         self.pools[channel.payer] += taken
 
     @invariant()
@@ -204,6 +220,15 @@ class HostilePayers(RuleBasedStateMachine):
         lost = sum(c.lost for c in self.channels)
         assert lost <= TERMS.strangers + sum(self.most.values())
         assert lost <= bound(TERMS, self.everybody())
+
+    @invariant()
+    def only_openings_that_can_still_be_mined_count_for_the_strangers(self) -> None:
+        unmined = sum(
+            c.credit(self.now).owed
+            for c in self.channels
+            if not c.closed and c.depth(self.now) < CONFIRMED
+        )
+        assert strangers_owe(self.everybody()) <= unmined
 
     @invariant()
     def nobody_reads_more_than_was_paid_and_lent(self) -> None:
@@ -296,4 +321,32 @@ def test_the_ceilings_of_a_jobs_canvases_are_its_worst_case_together() -> None:
 def test_a_debt_that_lost_what_carried_it_is_in_the_bound() -> None:
     fallen = payer_credit(TERMS, [channel(standing=PayerStanding.SIMULATED, charged=Amount(300))])
     late = payer_credit(TERMS, [channel(charged=Amount(900), deposit=Amount(400))])
-    assert bound(TERMS, [fallen, late]) == TERMS.strangers + 200 + 900
+    assert bound(TERMS, [fallen, late]) == TERMS.strangers + 300 + 900
+
+
+def test_what_a_payer_leaves_behind_on_a_closed_channel_keeps_no_stranger_out() -> None:
+    left = channel(standing=PayerStanding.FALLEN, charged=Amount(90))
+    gone = [payer_credit(TERMS, [left]) for _ in range(50)]
+    assert strangers_owe(gone) == 0
+    assert start_fault(TERMS, gone[0], 0, 1) is CreditFault.PAYER
+    assert bound(TERMS, gone) == TERMS.strangers + 50 * 90
+
+
+def test_who_comes_back_pays_its_old_debt_out_of_its_own_first_credit() -> None:
+    left = channel(standing=PayerStanding.FALLEN, charged=Amount(90))
+    opening = channel(standing=PayerStanding.SIMULATED, reserved=Amount(10))
+    back = payer_credit(TERMS, [left, opening])
+    assert (back.owed, back.limit, strangers_owe([back])) == (100, 100, 10)
+    assert start_fault(TERMS, back, 10, 1) is CreditFault.PAYER
+    assert bound(TERMS, [back]) == TERMS.strangers + 90
+
+
+def test_a_payer_that_owes_more_than_a_stranger_may_has_fallen_and_leaves_the_pool() -> None:
+    fallen = payer_credit(TERMS, [channel(standing=PayerStanding.SIMULATED, charged=Amount(101))])
+    assert (fallen.standing, fallen.limit) == (PayerStanding.FALLEN, 0)
+    assert strangers_owe([fallen]) == 0
+
+
+def test_strangers_that_a_reorganization_made_are_in_the_bound_with_all_that_they_owe() -> None:
+    one = payer_credit(TERMS, [channel(standing=PayerStanding.SIMULATED, charged=Amount(100))])
+    assert bound(TERMS, [one] * 9) == 900

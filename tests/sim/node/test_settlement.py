@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -12,6 +13,8 @@ from piecework.chain.calls import Claim
 from piecework.chain.errors import FeeTooHigh
 from piecework.chain.rawtx import SignedTransaction
 from piecework_node.journal.records import TxKind, TxState, Worth
+from piecework_node.runtime.credit import BLOCK_S
+from piecework_protocol.credit import CreditTerms
 from piecework_protocol.errors import Reason, Refusal
 from piecework_protocol.ledger import closing_of
 from piecework_protocol.objects import CloseChannel
@@ -130,6 +133,51 @@ async def test_a_batch_that_costs_too_much_now_does_not_keep_the_others_back() -
     await made.settler.tick()
     port.mine()
     assert port.paid[dear.id] == dear.book.cumulative
+
+
+async def test_after_a_restart_the_first_round_learns_how_deep_every_open_deposit_lies() -> None:
+    made, client = await bank()
+    await made.trade(client)
+    await made.settler.tick()
+    desk = made.harness.runtime.credit
+    assert desk is not None and desk.owed == 0
+    await made.boot()
+    made.port.down = True
+    await made.settler.tick()
+    made.port.down = False
+    await made.settler.tick()
+    desk = made.harness.runtime.credit
+    assert desk is not None and not desk.is_stranger(client.channel.payer)
+    assert (desk.owed, desk.strangers) == (0, 0)
+    assert not made.harness.channels.to_ask
+
+
+async def test_a_job_that_waits_for_credit_goes_on_when_a_deposit_of_its_payer_is_final() -> None:
+    """Nobody submits anything meanwhile. The rounds look at it once a block, and then no more."""
+    little = CreditTerms(Amount(150), Amount(20_000), Amount(100_000), Amount(600))
+    made = Bank()
+    made.harness.terms = replace(made.harness.terms, credit=little)
+    await made.boot()
+    client = Client(made.harness)
+    client.open_on_chain()
+    made.port.shallow[client.id] = Amount(0)
+    line = client.job(3, 64)
+    await client.submit(line)
+    await client.finish(line)
+    assert not line.finished
+    assert not made.harness.channels.to_ask
+    made.harness.clock.advance(BLOCK_S)
+    assert list(made.harness.channels.to_ask) == [client.id]
+    await made.settler.tick()
+    assert not made.harness.channels.to_ask
+    del made.port.shallow[client.id]
+    made.harness.clock.advance(BLOCK_S)
+    await made.settler.tick()
+    await made.harness.worker.tick()
+    await client.finish(line)
+    assert line.finished
+    made.harness.clock.advance(BLOCK_S)
+    assert not made.harness.channels.to_ask
 
 
 async def test_the_operator_can_settle_at_once() -> None:

@@ -11,7 +11,7 @@ from piecework_protocol.errors import Reason, Refusal
 from piecework_protocol.frames import Accepted, Progress
 from piecework_protocol.limits import MAX_CANVASES_AHEAD, RESUME_S
 from piecework_protocol.objects import Finish
-from piecework_protocol.states import JobState
+from piecework_protocol.states import ChannelState, JobState
 from piecework_protocol.types import Amount, PayerSignature
 from piecework_protocol.wire import decode_worker_frame
 from tests.support.node.faults import KillSwitch
@@ -163,6 +163,43 @@ async def test_no_frame_comes_before_the_acceptance_not_even_a_heartbeat() -> No
         assert isinstance(frames[0], Accepted) and isinstance(frames[-1], Progress)
 
 
+class OwedAtEveryPoint(KillSwitch):
+    """What the payers owe at every point between two effects, as others would see it there."""
+
+    def __init__(self, harness: WorkerHarness) -> None:
+        super().__init__()
+        self._harness = harness
+        self.owed: list[int] = []
+        self.committed: list[int] = []
+
+    def point(self) -> None:
+        super().point()
+        desk = self._harness.runtime.credit if hasattr(self._harness, "worker") else None
+        if desk is not None:
+            self.owed.append(desk.owed)
+            self.committed.append(sum(live.committed for live in self._harness.channels))
+
+
+async def test_a_canvas_is_owed_while_its_receipt_is_being_made_durable() -> None:
+    """Between its reservation and its receipt nobody else may begin work with the same credit."""
+    harness = WorkerHarness()
+    seen = OwedAtEveryPoint(harness)
+    await harness.boot(seen)
+    client = Client(harness)
+    client.open_on_chain()
+    line = client.job(3, 64)
+    await client.submit(line)
+    seen.owed.clear()
+    seen.committed.clear()
+    await harness.run_engine()
+    charged = [c.receipt.amount for c in harness.journal.jobs[line.id].canvases]
+    assert len(charged) == MAX_CANVASES_AHEAD
+    assert seen.owed and min(seen.owed) >= charged[0]
+    desk = harness.runtime.credit
+    assert desk is not None and min(seen.owed) >= desk.owed == sum(charged)
+    assert min(seen.committed) == seen.committed[-1]
+
+
 async def test_a_newer_stream_takes_the_job_over() -> None:
     harness, client = await ready()
     line = client.job(3, 64)
@@ -276,6 +313,45 @@ async def test_a_new_job_of_a_payer_without_credit_is_refused_before_it_is_accep
     assert caught.value.reason is Reason.CREDIT_EXHAUSTED
     assert caught.value.retry_after_s is not None
     assert other.id not in harness.journal.jobs
+
+
+async def test_what_one_payer_leaves_unpaid_when_its_channel_closes_keeps_no_new_payer_out() -> (
+    None
+):
+    terms = replace(NARROW, credit=replace(NARROW.credit, strangers=NARROW.credit.first))
+    harness = WorkerHarness(terms=terms)
+    await harness.boot()
+    leaver = Client(harness, "leaver")
+    leaver.open_on_chain()
+    line = leaver.job(3, 64)
+    await leaver.submit(line)
+    await harness.run_engine()
+    await leaver.drop(line)
+    await harness.run_engine()
+    harness.chain.channels[leaver.id].state = ChannelState.CLOSED
+    await harness.channels.observe(leaver.id)
+    desk = harness.runtime.credit
+    assert desk is not None and desk.owed > 0
+    assert desk.strangers == 0 and desk.bound == terms.credit.strangers + desk.owed
+    client = Client(harness, "newcomer")
+    harness.chain.pooled[client.channel.token, client.channel.payer] = client.deposit
+    harness.chain.shallow[client.id] = Amount(0)
+    await client.submit(client.job(4, 64), funding=client.funding())
+
+
+async def test_a_payer_whose_channel_was_closed_comes_back_as_a_stranger() -> None:
+    harness, client = await ready()
+    line = client.job(3, 64)
+    await client.submit(line)
+    await client.finish(line)
+    harness.chain.channels[client.id].state = ChannelState.CLOSED
+    await harness.channels.observe(client.id)
+    again = Client(harness, salt=1)
+    harness.chain.pooled[again.channel.token, again.channel.payer] = again.deposit
+    harness.chain.shallow[again.id] = Amount(0)
+    await again.submit(again.job(4, 64), funding=again.funding())
+    desk = harness.runtime.credit
+    assert desk is not None and desk.is_stranger(client.channel.payer)
 
 
 async def test_an_authorization_is_not_believed_beyond_what_the_payer_has_pooled() -> None:
