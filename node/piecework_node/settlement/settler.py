@@ -226,9 +226,7 @@ class Settler:
             if live is None:
                 continue
             await self._channels.observe(live.id)
-            # It may have been closed, and its deposit paid back, since we judged it.
-            judged = stored.state is TxState.MINED and live.stored.state is ChannelState.CLOSED
-            if live.stored.deposit < subject.amount and not judged:
+            if live.stored.deposit < subject.amount:
                 live.wants_funding = False
                 await self._openings.reverted(live.stored.channel.payer)
 
