@@ -227,9 +227,7 @@ class Settler:
             if live is None:
                 continue
             await self._channels.observe(live.id)
-            # It may have been closed, and its deposit paid back, since we judged it.
-            judged = stored.state is TxState.MINED and live.stored.state is ChannelState.CLOSED
-            if live.stored.deposit < subject.amount and not judged:
+            if live.stored.deposit < subject.amount:
                 live.wants_funding = False
                 await self._openings.reverted(live.stored.channel.payer)
 
@@ -337,16 +335,23 @@ class Settler:
     def _closing_worth(self, live: LiveChannel) -> Worth:
         """What a closing may cost: its fee has to cover it, as long as the client may send it.
 
-        What it also claims counts from when that would be settled in any case.
+        What it also claims counts from when that would be settled in any case. A settlement under
+        way may bring it, so it counts then only if the payer is about to withdraw.
         """
-        fee = min(live.stored.close_fee, live.capacity - live.ledger.cumulative)
-        since = live.unsettled_since
-        waited = 0.0 if since is None else self._clock.monotonic() - since
-        if live.claimable and (
-            live.must_claim(now(self._clock)) or waited >= self._policy.interval_s
-        ):
+        fee = max(0, min(live.stored.close_fee, live.capacity - live.ledger.cumulative))
+        if live.claimable and (live.must_claim(now(self._clock)) or self._has_waited(live)):
             return Worth(Amount(fee), worth_of(self._policy, live.claimable + fee).wei)
         return worth_of_fee(self._policy, fee)
+
+    def _has_waited(self, live: LiveChannel) -> bool:
+        """Whether an agreed closing's claim waits for the interval, and nothing else brings it."""
+        if self._transactions.is_claiming(live.id, TxKind.SETTLE):
+            return False
+        moment = self._clock.monotonic()
+        if live.unsettled_since is None:
+            # The settlement that was to bring it was lost.
+            live.unsettled_since = moment
+        return moment - live.unsettled_since >= self._policy.interval_s
 
     # --- payouts that wait
 

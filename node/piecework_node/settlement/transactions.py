@@ -23,7 +23,7 @@ from piecework_node.times import now
 from piecework_protocol.types import Amount, ChannelId
 
 OnRevert = Callable[[StoredTx], Awaitable[None]]
-"""What is done about a transaction that reverted. It may be told of one more than once."""
+"""What is done about a transaction as soon as it is mined and reverted."""
 
 
 class TransactionTracker:
@@ -144,7 +144,7 @@ class TransactionTracker:
         return None
 
     async def _finish(self, stored: StoredTx, mined: Mined, reverted: OnRevert) -> TxState:
-        if not mined.success:
+        if not mined.success and stored.state is not TxState.MINED:
             await reverted(stored)
         for rival in self._rivals(stored):
             await self._move(rival, TxState.REPLACED)

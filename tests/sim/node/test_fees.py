@@ -193,14 +193,18 @@ async def test_a_payer_that_has_put_in_more_since_its_opening_reverted_is_served
     other = Client(made.harness, salt=2)
     await other.submit(other.job(4, 64), funding=other.funding(fee=max(OPENING, SENT)))
     await made.settler.tick()
-    made.port.reverting.add(made.settler.under_way[0].tx.hash)
-    made.port.mine()
+    transaction = made.settler.under_way[0].tx.hash
+    made.port.reverting.add(transaction)
+    made.port.mine(finalize=False)
     await made.settler.tick()
     assert await opens_itself(made, client), "what was final before does not count"
     made.port.open(client.id, raised)
     made.port.shallow[client.id] = Amount(raised)
     await made.harness.channels.observe(client.id)
     assert await opens_itself(made, client), "it is not final yet"
+    made.port.final.add(transaction)
+    await made.settler.tick()
+    assert made.settler.under_way == (), "the revert is final before the deposit"
     made.port.shallow.clear()
     await made.harness.channels.observe(client.id)
     assert not await opens_itself(made, client)

@@ -186,3 +186,37 @@ async def test_the_port_of_the_tests_holds_a_replacement_to_its_worth() -> None:
         except FeeTooHigh:
             continue
         raise AssertionError("it was taken")
+
+
+async def test_what_an_agreed_closing_claims_comes_home_when_its_settlement_was_lost() -> None:
+    made = await priced_bank()
+    client = await made.owe("payer", 3)
+    await made.settle()
+    (lost,) = made.settler.under_way
+    _, transaction = await client.ask_to_close(made.settler)
+    assert transaction == b"", "its fee alone does not pay for it"
+    for _ in range(3):
+        await made.settle()
+    assert made.settler.under_way == (lost,), "the same money is not claimed twice"
+    made.port.supersede(lost.tx)
+    for _ in range(3):
+        await made.settle()
+    assert [stored.kind for stored in made.settler.under_way] == [TxKind.CLOSE]
+    made.port.mine()
+    await made.settle()
+    assert made.port.paid[client.id] == client.book.cumulative
+    assert made.port.channels[client.id].state is ChannelState.CLOSED
+
+
+async def test_a_closing_fee_that_the_deposit_no_longer_holds_counts_as_nothing() -> None:
+    made = await priced_bank()
+    client = await made.owe("payer", 3)
+    _, transaction = await client.ask_to_close(made.settler, 5)
+    assert transaction == b""
+    left = client.book.cumulative - 10
+    made.port.channels[client.id].withdrawn = Amount(client.deposit - left)
+    await made.harness.channels.observe(client.id)
+    await made.settle()
+    (stored,) = made.settler.under_way
+    assert stored.kind is TxKind.CLOSE
+    assert (stored.worth.units, stored.worth.wei) == (0, left * WEI_PER_UNIT)

@@ -273,6 +273,13 @@ class FakePort(FakeEscrow):
         """The node forgets what it had not mined."""
         self.pool.clear()
 
+    def supersede(self, tx: SignedTransaction) -> None:
+        """Another transaction of the operator's key is final with the same nonce."""
+        self.pool.pop(tx.hash, None)
+        winner = bytes(32)
+        self.used[tx.nonce] = winner
+        self.final.add(winner)
+
     def withdraw(self, channel: ChannelId, at: float, amount: int = EVERYTHING) -> None:
         """The payer asks for its money back, or for a part of it, at a time."""
         self.height += 1
