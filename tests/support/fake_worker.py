@@ -44,6 +44,7 @@ from piecework_protocol.frames import (
     OpeningAuthorization,
     PayVoucher,
     Progress,
+    ShowReceiptsRequest,
     SubmitJob,
     VoucherAccepted,
     WorkerFrame,
@@ -231,6 +232,7 @@ class FakeWorker:
             "Run": grpc.stream_stream_rpc_method_handler(self._run),
             "GetOffer": grpc.unary_unary_rpc_method_handler(self._get_offer),
             "GetAccount": grpc.unary_unary_rpc_method_handler(self._get_account),
+            "ShowReceipts": grpc.unary_unary_rpc_method_handler(self._show_receipts),
             "CloseChannel": grpc.unary_unary_rpc_method_handler(self._close_channel),
         }
         self._server.add_generic_rpc_handlers(
@@ -312,6 +314,25 @@ class FakeWorker:
             raise AssertionError("a refusal ends the call")
         assert signed_by(self.domain, asked.request, asked.signature, channels[key].authorizer)
         return wire.encode_call(account)
+
+    async def _show_receipts(self, request: bytes, _: Any) -> bytes:
+        return wire.encode_call(self.show(wire.decode_call(ShowReceiptsRequest, request)))
+
+    def show(self, asked: ShowReceiptsRequest) -> Account:
+        """Take receipts of its own that a client shows."""
+        key, shown, refs = asked.channel.id(self.domain), asked.voucher, []
+        book = self.books.get(key, WorkerLedger(key))
+        for receipt, signature in ((s.receipt, s.signature) for s in asked.receipts):
+            assert signed_by(self.domain, receipt, signature, self.operator.address)
+            refs.append(LeafRef(JobId(receipt.job), receipt.canvas))
+            if refs[-1] not in book.unpaid:
+                book = book.issue(refs[-1], Digest(self.domain.digest(receipt)), receipt.amount)
+        payment = PayVoucher(shown.voucher, shown.signature, shown.base_count, tuple(refs))
+        after = book.apply(payment, shown.voucher.cumulative)
+        self.books[key] = after or book
+        account = self.books[key].account()
+        assert account is not None
+        return account
 
     async def _run(self, _: Any, context: Any) -> None:
         await self.serve(context)

@@ -12,6 +12,7 @@ from grpc.aio import Metadata
 from piecework.client.errors import WorkerUnreachable
 from piecework.client.limits import CONNECT_TIMEOUT_S
 from piecework.client.network.transport import JobStream
+from piecework_protocol.frames import Account, ShowReceiptsRequest
 from piecework_protocol.types import Digest
 from piecework_protocol.wire import SignedOffer
 from tests.support.fake_worker import FakeWorker
@@ -64,6 +65,9 @@ class MemoryLink:
 
     async def get_offer(self) -> SignedOffer:
         return self.worker.offer()
+
+    async def show_receipts(self, request: ShowReceiptsRequest) -> Account:
+        return self.worker.show(request)
 
     def run(self, deadline_s: float) -> JobStream:
         call = FakeWorkerCall(self.worker)

@@ -29,11 +29,14 @@ from piecework.client.network.transport import JobStream
 from piecework.client.wallet import Wallet
 from piecework_node import logs
 from piecework_node.daemon.server import WorkerServicer
+from piecework_node.jobs.healing import Healer
 from piecework_node.jobs.offers import OfferBoard
+from piecework_protocol.frames import Account, GetAccountRequest, ShowReceiptsRequest
 from piecework_protocol.objects import Offer
 from piecework_protocol.signing import LocalSigner
 from piecework_protocol.states import ChannelState
 from piecework_protocol.types import Amount, Signature, keccak256
+from piecework_protocol.wire import decode_call, encode_call
 from tests.support.fake_chain import TOKEN_INFO, FakeChain
 from tests.support.memory_grpc import MemoryCall, NoBounds
 from tests.support.node.faults import Killed, KillSwitch
@@ -99,6 +102,7 @@ class ShippedMarket:
         self.calls: list[MemoryCall] = []
         self.deaths = 0
         self.reachable = True
+        self.shown: list[ShowReceiptsRequest] = []
         self.signer = LocalSigner(bytes(keccak256(b"payer")))
         self.file = folder / "client.db"
         self.store = Store(self.file, DOMAIN, self.signer.address)
@@ -187,6 +191,15 @@ class ShippedMarket:
         call = MemoryCall(self._servicer)
         self.calls = [*(known for known in self.calls if not known.over), call]
         return JobStream(call)
+
+    async def get_account(self, request: GetAccountRequest) -> Account:
+        asked = decode_call(GetAccountRequest, encode_call(request))
+        return await Healer(self.harness.worker).account(asked)
+
+    async def show_receipts(self, request: ShowReceiptsRequest) -> Account:
+        asked = decode_call(ShowReceiptsRequest, encode_call(request))
+        self.shown.append(asked)
+        return await Healer(self.harness.worker).take(asked)
 
     # --- the client
 

@@ -6,7 +6,9 @@ import asyncio
 from typing import Final, Protocol
 
 from piecework.client.jobs.driver import JobContext
+from piecework.client.jobs.showing import show_lacking
 from piecework.client.journal.records import ChannelRow
+from piecework.client.network.transport import ReceiptTaker
 from piecework_protocol.errors import ProtocolViolation, Reason, Refusal
 from piecework_protocol.frames import Account, GetAccountRequest
 from piecework_protocol.objects import AccountRequest
@@ -16,7 +18,7 @@ from piecework_protocol.types import Timestamp
 ACCOUNT_REQUEST_LIFETIME_S: Final = 60
 
 
-class AccountSource(Protocol):
+class AccountSource(ReceiptTaker, Protocol):
     """A worker that shows its record. `transport.WorkerLink` is one."""
 
     async def get_account(self, request: GetAccountRequest) -> Account:
@@ -28,7 +30,8 @@ async def adopt_account(context: JobContext, worker: AccountSource, row: Channel
     """Ask the worker for its record, and bring our book in line with it.
 
     A record ahead of ours means that our journal is new or an older copy. It carries our own
-    signature, so it is adopted. Nothing is signed below it from then on.
+    signature, so it is adopted. Nothing is signed below it from then on. One behind ours means that
+    the worker lacks receipts, so it is shown them.
 
     Raises:
         Refusal: the worker does not show its record.
@@ -46,6 +49,7 @@ async def adopt_account(context: JobContext, worker: AccountSource, row: Channel
             raise
     if account is not None:
         _check(context, row, account)
+    account = await show_lacking(context, worker, row, account)
     await asyncio.to_thread(context.store.adopt_account, row.id, account)
     return await asyncio.to_thread(context.store.channel, row.id)
 

@@ -26,6 +26,7 @@ from piecework.client.jobs.events import (
 )
 from piecework.client.jobs.run import Caller
 from piecework.client.jobs.selection import claimed_seconds, usual_steps
+from piecework.client.jobs.showing import show_lacking
 from piecework.client.jobs.watchdog import Watchdog
 from piecework.client.journal.learning import learn, learn_broken, learn_measure
 from piecework.client.journal.memory import JobDone, Lesson
@@ -44,7 +45,7 @@ from piecework.client.limits import (
     RESUME_LONGEST_WAIT_S,
 )
 from piecework.client.network.reachability import Reachability
-from piecework.client.network.transport import JobLinks, JobStream
+from piecework.client.network.transport import JobLink, JobLinks, JobStream
 from piecework.client.wallet import Wallet
 from piecework_protocol import objects
 from piecework_protocol.client_session import (
@@ -248,13 +249,18 @@ class JobDriver:
             )
             await stream.send(submission)
             watchdog = self._new_watchdog()
-            return await self._frames(stream, session, row, watchdog)
+            return await self._frames(link, stream, session, row, watchdog)
         finally:
             stream.abort()
             context.channels.under_way.ended(row.id, stream)
 
     async def _frames(
-        self, stream: JobStream, session: ClientSession, row: ChannelRow, watchdog: Watchdog
+        self,
+        link: JobLink,
+        stream: JobStream,
+        session: ClientSession,
+        row: ChannelRow,
+        watchdog: Watchdog,
     ) -> bool:
         book, loop = row.book, asyncio.get_running_loop()
         started = loop.time()
@@ -265,7 +271,7 @@ class JobDriver:
                     started = came
                     watchdog.accepted(came)
                     self._context.reachability.heard(self._job.offer.offer.operator)
-                    book = await self._on_accepted(event, stream)
+                    book = await self._on_accepted(event, link, stream, row)
                 elif isinstance(event, DraftSeen):
                     watchdog.working(came, event.canvas, event.step)
                     self._caller.offer(DraftText(event.canvas, event.step, event.output.text))
@@ -375,7 +381,10 @@ class JobDriver:
             async with asyncio.timeout(GOODBYE_TIMEOUT_S):
                 await stream.send(CancelJob())
 
-    async def _on_accepted(self, event: Accepted, stream: JobStream) -> PayerLedger:
+    async def _on_accepted(
+        self, event: Accepted, link: JobLink, stream: JobStream, row: ChannelRow
+    ) -> PayerLedger:
+        """Take the acceptance over. `row` is the channel before this stream."""
         context, job = self._context, self._job
         if self._prompt_tokens not in (None, event.prompt_tokens):
             raise ProtocolViolation("3.5", "the worker signed two prompt lengths for one job")
@@ -399,6 +408,12 @@ class JobDriver:
                     service=model.service,
                 )
             )
+        if _recorded(event.account) < row.book.acknowledged:
+            # It had confirmed more: its journal was set back, and a voucher would name receipts
+            # that it does not know any more.
+            known = await asyncio.to_thread(context.store.channel, row.id)
+            account = await show_lacking(context, link, known, event.account)
+            return await asyncio.to_thread(context.store.adopt_account, row.id, account)
         count = book.accumulator.count
         lacking = count > _recorded(event.account)
         if lacking and not context.channels.under_way.covers(job.channel_id, count):

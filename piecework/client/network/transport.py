@@ -29,6 +29,7 @@ from piecework_protocol.frames import (
     CloseChannelRequest,
     CloseChannelResponse,
     GetAccountRequest,
+    ShowReceiptsRequest,
     WorkerFrame,
 )
 from piecework_protocol.limits import MAX_FRAME_BYTES, MAX_OFFER_BYTES, MAX_REASON_BYTES
@@ -200,6 +201,14 @@ class WorkerLink:
         except MalformedInput as error:
             raise ProtocolViolation("5.7", str(error)) from None
 
+    async def show_receipts(self, request: ShowReceiptsRequest) -> Account:
+        """Show receipts that the worker lacks: its record after them, not verified."""
+        data = await self._unary("ShowReceipts", wire.encode_call(request))
+        try:
+            return wire.decode_call(Account, data)
+        except MalformedInput as error:
+            raise ProtocolViolation("5.9", str(error)) from None
+
     def run(self, deadline_s: float) -> JobStream:
         """Open one job's stream. Nothing is sent before the first `send`.
 
@@ -312,7 +321,15 @@ def _their_errors() -> Iterator[None]:
         raise WorkerUnreachable("the connection to the worker was closed") from None
 
 
-class JobLink(Protocol):
+class ReceiptTaker(Protocol):
+    """A worker that is shown receipts; `WorkerLink` is one."""
+
+    async def show_receipts(self, request: ShowReceiptsRequest) -> Account:
+        """Return the worker's record after them. Nothing in it is checked."""
+        ...
+
+
+class JobLink(ReceiptTaker, Protocol):
     """A worker that takes jobs; `WorkerLink` is one."""
 
     def run(self, deadline_s: float) -> JobStream:

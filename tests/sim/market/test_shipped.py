@@ -7,20 +7,26 @@ is paid once, both books agree, and no promise exceeds the deposit.
 from __future__ import annotations
 
 import asyncio
+import copy
 from pathlib import Path
 
 import grpc
 import pytest
 
 from piecework.client.errors import JobFailed, JobInterrupted, WorkerUnreachable
+from piecework.client.jobs.accounts import adopt_account
 from piecework.client.jobs.events import CanvasText, JobEvent, JobFinished, JobResuming
+from piecework.client.jobs.showing import show_lacking
 from piecework.client.journal.records import JobRow, JobStatus
 from piecework_model.requests import GenerationRequest
+from piecework_node.runtime.faults import Code
 from piecework_protocol.errors import Reason, Refusal
 from piecework_protocol.limits import MAX_CANVASES_AHEAD
 from piecework_protocol.states import JobState
 from tests.support.client_side import ask
 from tests.support.node.fake_engine import MAX_STEPS, canvas_event
+from tests.support.node.harness import DOMAIN
+from tests.support.node.memory_journal import MemoryJournal
 from tests.support.shipped import DEPOSIT, EventList, ShippedMarket
 
 CUSTOMERS = 3
@@ -287,3 +293,75 @@ async def test_a_broken_connection_is_told_and_the_job_goes_on(tmp_path: Path) -
         assert any(isinstance(e, JobResuming) for e in caller.events)
         assert text_of(caller) == text_alone(3, ended.canvases)
         check_the_end(market, [job])
+
+
+def backup_of(journal: MemoryJournal) -> MemoryJournal:
+    """What the journal holds now, for another process."""
+    kept = {k: copy.deepcopy(v) for k, v in vars(journal).items() if k != "switch"}
+    backup = MemoryJournal(DOMAIN)
+    vars(backup).update(kept)
+    return backup
+
+
+async def set_back(market: ShippedMarket, *, kept: int) -> list[JobRow]:
+    """Three jobs, of which the worker's journal knows the first `kept` when it starts again."""
+    await market.open_channel()
+    jobs: list[JobRow] = []
+    backup = backup_of(market.harness.journal)
+    for seed in (3, 4, 5):
+        if len(jobs) == kept:
+            backup = backup_of(market.harness.journal)
+        jobs.append(await market.prepare(ask(seed=seed, max_tokens=TOKENS)))
+        await market.driver(jobs[-1], EventList()).run()
+    assert not market.shown
+    market.harness.journal = backup
+    await market.boot()
+    return jobs[kept:]
+
+
+def check_healed(market: ShippedMarket, lost: list[JobRow]) -> None:
+    """The worker was shown what its journal lacked, and no more. Both books agree."""
+    (row,) = market.store.channels()
+    receipts = [r.receipt for job in lost for r in market.store.receipts(job=job.id)]
+    assert [s.receipt for request in market.shown for s in request.receipts] == receipts
+    ledger = market.harness.journal.books[row.id].ledger
+    assert ledger.accumulator == row.book.accumulator and not ledger.unpaid
+    assert ledger.cumulative == row.book.cumulative
+    assert [f.code for f in market.harness.faults.faults] == [Code.JOURNAL_OLD]
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+async def test_a_worker_that_was_set_back_is_shown_what_it_lacks_by_the_next_job(
+    kept: int, tmp_path: Path
+) -> None:
+    async with ShippedMarket(tmp_path) as market:
+        lost = await set_back(market, kept=kept)
+        job = await market.prepare(ask(seed=6, max_tokens=TOKENS))
+        ended = await market.driver(job, EventList()).run()
+        assert ended.acknowledged and ended.canvases
+        assert len(market.shown) == 1
+        check_healed(market, lost)
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+async def test_a_look_at_the_account_shows_a_worker_that_was_set_back_what_it_lacks(
+    kept: int, tmp_path: Path
+) -> None:
+    async with ShippedMarket(tmp_path) as market:
+        lost = await set_back(market, kept=kept)
+        (row,) = market.store.channels()
+        after = await adopt_account(market.context(), market, row)
+        assert after.book == row.book
+        check_healed(market, lost)
+        assert await adopt_account(market.context(), market, after) == after
+        assert len(market.shown) == 1
+
+
+async def test_what_a_worker_lacks_is_shown_in_as_many_calls_as_it_takes(tmp_path: Path) -> None:
+    async with ShippedMarket(tmp_path) as market:
+        lost = await set_back(market, kept=0)
+        (row,) = market.store.channels()
+        account = await show_lacking(market.context(), market, row, None, most=4)
+        assert account is not None and account.voucher == row.book.voucher()
+        assert len(market.shown) == -(-row.book.accumulator.count // 4) > 2
+        check_healed(market, lost)
