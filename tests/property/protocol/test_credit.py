@@ -33,6 +33,8 @@ from tests.support.pair import CANVAS, MODEL, PROMPT_TOKENS, job
 
 TERMS = CreditTerms(Amount(100), Amount(400), Amount(1500), Amount(350))
 CONFIRMED, FINAL = 2, 5
+LEAST = 200
+"""The least deposit."""
 
 
 @dataclass
@@ -128,14 +130,15 @@ class HostilePayers(RuleBasedStateMachine):
     def a_payer_promises_the_same_deposit_to_another_channel(self, data: st.DataObject) -> None:
         self.channels.append(World(self.pick(data).payer))
 
-    @precondition(lambda self: self.channels)
-    @rule(data=st.data(), amount=st.sampled_from([200, 1_000, 4_000]))
-    def an_opening_or_a_top_up_is_mined_if_the_pool_holds_it(
-        self, data: st.DataObject, amount: int
-    ) -> None:
-        channel = self.pick(data)
-        if self.pools[channel.payer] < amount or channel.deposit:
-            return
+    def unopened(self) -> list[World]:
+        return [c for c in self.channels if not c.deposit and self.pools[c.payer] >= LEAST]
+
+    @precondition(lambda self: self.unopened())
+    @rule(data=st.data())
+    def an_opening_that_the_pool_holds_is_mined(self, data: st.DataObject) -> None:
+        channel = data.draw(st.sampled_from(self.unopened()))
+        held = [a for a in (LEAST, 1_000, 4_000) if a <= self.pools[channel.payer]]
+        amount = data.draw(st.sampled_from(held))
         self.pools[channel.payer] -= amount
         channel.deposit, channel.opened_at = amount, self.now
 
@@ -188,25 +191,25 @@ class HostilePayers(RuleBasedStateMachine):
         if channel.depth(self.now) >= FINAL:
             channel.settled = channel.claimable
 
-    @precondition(lambda self: self.channels)
-    @rule(data=st.data(), amount=st.integers(1, 5_000))
+    def opened(self) -> list[World]:
+        return [c for c in self.channels if c.opened_at is not None and not c.closed]
+
+    @precondition(lambda self: self.opened())
+    @rule(data=st.data(), amount=st.sampled_from([1, 150, 5_000]))
     def money_is_asked_back(self, data: st.DataObject, amount: int) -> None:
-        channel = self.pick(data)
-        if channel.opened_at is not None and not channel.requested:
-            channel.requested = amount
+        channel = data.draw(st.sampled_from(self.opened()))
+        channel.requested = channel.requested or amount
 
     @precondition(lambda self: self.channels)
     @rule(data=st.data())
     def a_request_is_called_off(self, data: st.DataObject) -> None:
         self.pick(data).requested = 0
 
-    @precondition(lambda self: self.channels)
+    @precondition(lambda self: any(c.requested for c in self.channels))
     @rule(data=st.data())
     def money_goes_back_after_the_delay(self, data: st.DataObject) -> None:
         """The delay is longer than finality, and the worker settles inside of it."""
-        channel = self.pick(data)
-        if not channel.requested:
-            return
+        channel = data.draw(st.sampled_from([c for c in self.channels if c.requested]))
         self.pass_blocks(FINAL)
         channel.settled = channel.claimable
         rest = channel.deposit - channel.withdrawn - channel.settled
