@@ -116,6 +116,11 @@ def _another_prompt(s: Scene) -> SubmitJob:
     return s.signed(job, s.channel, FOX)
 
 
+def _salt_again(s: Scene) -> SubmitJob:
+    salt = s.paid.job.salt
+    return s.submission(salt=salt, content=content_digest(salt, FOX))
+
+
 def _long(s: Scene) -> SubmitJob:
     return s.submission(encode_prompt((Message("user", "fox " * 20_000),)))
 
@@ -139,13 +144,16 @@ BAD_JOBS: Mapping[str, BadJob] = {
     "oversized: frame": BadJob(Reason.OVERSIZED, lambda _: bytes(MAX_FRAME_BYTES + 1)),
     "oversized: prompt": _job(Reason.PROMPT_TOO_LONG, _long),
     "oversized: output": _job(
-        Reason.BAD_PARAMETERS, lambda s: s.submission(parameters=parameters(1, 2**31))
+        Reason.BAD_PARAMETERS, lambda s: s.submission(parameters=parameters(1, 2**31 - 1))
+    ),
+    "malformed: a number out of its range": _job(
+        Reason.MALFORMED, lambda s: s.submission(parameters=parameters(1, 2**31))
     ),
     "expired": _job(Reason.EXPIRED, lambda s: s.submission(deadline=Timestamp(s.now - 1))),
     "expired: authorization": _job(
         Reason.EXPIRED, lambda s: _funded(s, "late", 200_000, s.payer, lifetime_s=30)
     ),
-    "replayed: salt": _job(Reason.JOB_CONFLICT, lambda s: s.submission(salt=s.paid.job.salt)),
+    "replayed: salt": _job(Reason.JOB_CONFLICT, _salt_again),
     "replayed: of a job that never was": _job(
         Reason.JOB_ENDED, lambda s: replace(s.submission(), received=3)
     ),
