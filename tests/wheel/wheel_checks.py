@@ -156,7 +156,7 @@ def test_the_wheel_holds_four_typed_packages_and_the_contracts_that_they_deploy(
 
 
 WHEEL_SUFFIXES = (
-    *(".py", ".pyi", ".typed", ".proto", ".sql", ".json"),
+    *(".py", ".pyi", ".typed", ".proto", ".sql", ".json", ".hex"),
     *(".safetensors", ".jinja", ".sha256", ".md"),
 )
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from piecework.chain.dev.embedded import EmbeddedChain
+from piecework.chain.events import ChannelFunded
 from piecework.client.config import load_config
 from piecework.client.errors import JobInterrupted, NoWorkerFits, WorkerUnreachable
 from piecework.client.jobs.events import CanvasText, JobFinished
@@ -143,7 +144,11 @@ async def _check_accounts(
     assert await worker_process.drain() == 0, worker_process.log_tail()
     on_chain = await market.reader.channel(row.id)
     assert on_chain.settled == voucher.cumulative
-    assert await market.reader.token_balance(market.token, RECEIVER) == voucher.cumulative
+    opened = await market.reader.escrow_events(("ChannelFunded",))
+    fees = sum(event.fee for event in opened if isinstance(event, ChannelFunded))
+    waiting = await market.reader.waiting_payout(market.token, RECEIVER)
+    received = await market.reader.token_balance(market.token, RECEIVER)
+    assert received + waiting == voucher.cumulative + fees
     assert (await market.reader.settlements(row.id))[-1].receipts_root == voucher.receipts_root
 
 

@@ -59,6 +59,15 @@ PRICES = {
 }
 
 
+CREDIT = {
+    "credit_first": 30_000,
+    "credit_mined": 300_000,
+    "credit_max": 1_000_000,
+    "stranger_credit": 300_000,
+}
+"""At these prices one canvas costs more than a stranger gets by default."""
+
+
 @asynccontextmanager
 async def worker(
     folder: Path, market: TestMarket, chain: EmbeddedChain, made: list[VllmServer]
@@ -73,6 +82,7 @@ async def worker(
         model=str(bundled_checkpoint_path()),
         benchmark_s=0.1,
         price_per_thousand_steps=0,
+        **CREDIT,
         **PRICES,
     )
     await market.pool(PAYER, chain.faucet, POOL)
