@@ -156,7 +156,9 @@ async def test_a_best_effort_job_is_delivered_paid_and_settled_and_a_replayable_
         assert status["engine"]["service"] == "best_effort"
         assert [e["health"] for e in status["engine"]["endpoints"]] == ["healthy", "healthy"]
         assert await worker_process.drain() == 0, worker_process.log_tail()
-        assert await market.reader.token_balance(market.token, RECEIVER) == owed
+        received = await market.reader.token_balance(market.token, RECEIVER)
+        waiting = await market.reader.waiting_payout(market.token, RECEIVER)
+        assert received + waiting == owed + CREDIT["credit_first"], "the opening's fee is no less"
         assert "Traceback" not in (worker_process.home.root / "daemon.log").read_text()
         bodies = [b for server in made for b in server.bodies if not b.get("ignore_eos")]
         assert bodies and all("seed" not in b for b in bodies)
