@@ -25,6 +25,7 @@ from typing import Any, Final
 import aiohttp
 
 from piecework.chain.dev.embedded import EmbeddedChain
+from piecework.chain.events import ChannelFunded
 from piecework.chain.keystore import open_keystore
 from piecework.client.config import ClientHome, load_config
 from piecework.client.jobs.outstanding import pay_outstanding
@@ -246,7 +247,11 @@ async def check_books(scene: Stage, report: Report) -> Report:
         on_chain = await scene.market.reader.channel(row.id)
         assert on_chain.settled == voucher.cumulative
         held = await scene.market.reader.token_balance(scene.market.token, RECEIVER)
-        assert held == voucher.cumulative
+        # The fees of openings go to the receiver as well, or wait for somebody to push them on.
+        opened = await scene.market.reader.escrow_events(("ChannelFunded",))
+        fees = sum(event.fee for event in opened if isinstance(event, ChannelFunded))
+        waiting = await scene.market.reader.waiting_payout(scene.market.token, RECEIVER)
+        assert held + waiting == voucher.cumulative + fees
     report.texts, report.receipts = len(lines), len(receipts)
     report.cumulative = voucher.cumulative
     return await check_journal(scene, report)
