@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import secrets
 from pathlib import Path
 from typing import Any
 
 from piecework.base.amounts import TokenAmount
 from piecework.base.errors import UsageError
-from piecework.base.files import read, shown, write_private
-from piecework.base.jsons import loads
 from piecework.chain.authorizations import SignedDeposit
 from piecework.client.sdk import PieceworkClient
+from piecework.commands._signed_files import read_signed, write_signed
 from piecework_protocol.types import Bytes32
-
-MAX_AUTHORIZATION_BYTES = 4096
 
 
 class NotADeposit(UsageError):
@@ -39,8 +34,7 @@ async def sign_to(
     """
     salt = Bytes32(secrets.token_bytes(32))
     signed = await client.funds.authorize_deposit(amount, valid_for_s, salt)
-    text = json.dumps(signed.to_json(), indent=2) + "\n"
-    await asyncio.to_thread(write_private, file, text.encode())
+    await write_signed(file, signed.to_json())
     until = signed.valid_before
     return {"amount": amount.units, "file": str(file), "valid_before": until}
 
@@ -52,11 +46,6 @@ async def relay_from(client: PieceworkClient, file: Path) -> dict[str, Any]:
         FileError: the file cannot be read.
         NotADeposit: it does not hold a signed deposit.
     """
-    data = await asyncio.to_thread(read, file, MAX_AUTHORIZATION_BYTES)
-    try:
-        raw = loads(data)
-    except ValueError:
-        raise NotADeposit(f"{shown(file)} is not a signed deposit") from None
-    signed = SignedDeposit.from_json(raw)
+    signed = SignedDeposit.from_json(await read_signed(file, "a signed deposit", NotADeposit))
     mined = await client.funds.relay(signed)
     return {"amount": signed.amount, "block": mined.block}

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from piecework.base.amounts import TokenAmount
 from piecework.base.errors import UsageError
-from piecework.base.files import read, shown, write_private
-from piecework.base.jsons import loads
 from piecework.chain.authorizations import SignedWithdrawal
 from piecework.client.orders import Closing
 from piecework.client.sdk import PieceworkClient
 from piecework.commands._client_views import closings_view, withdrawal_view
+from piecework.commands._signed_files import read_signed, write_signed
 from piecework_protocol.types import Address, to_hex
-
-MAX_ORDER_BYTES = 4096
 
 
 class NotAWithdrawal(UsageError):
@@ -62,8 +57,7 @@ async def _sign_to(client: PieceworkClient, way: WayOut, file: Path) -> dict[str
     if way.amount is None:
         raise NotAWithdrawal("a signed withdrawal needs an amount")
     signed = await client.funds.orders.sign(way.amount, way.to, way.fee, way.valid_for_s)
-    text = json.dumps(signed.to_json(), indent=2) + "\n"
-    await asyncio.to_thread(write_private, file, text.encode())
+    await write_signed(file, signed.to_json())
     order = signed.order
     return {"amount": order.amount, "fee": order.fee, "file": str(file), "until": order.deadline}
 
@@ -75,12 +69,9 @@ async def relay_from(client: PieceworkClient, file: Path) -> dict[str, Any]:
         FileError: the file cannot be read.
         NotAWithdrawal: it does not hold a signed withdrawal.
     """
-    data = await asyncio.to_thread(read, file, MAX_ORDER_BYTES)
-    try:
-        raw = loads(data)
-    except ValueError:
-        raise NotAWithdrawal(f"{shown(file)} is not a signed withdrawal") from None
-    signed = SignedWithdrawal.from_json(raw)
+    signed = SignedWithdrawal.from_json(
+        await read_signed(file, "a signed withdrawal", NotAWithdrawal)
+    )
     mined = await client.funds.orders.relay(signed)
     order = signed.order
     sent = {"amount": order.amount, "fee": order.fee, "to": to_hex(order.to)}
