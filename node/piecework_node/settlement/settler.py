@@ -372,10 +372,11 @@ class Settler:
     async def _settle(self) -> None:
         found = [self._candidate(live) for live in self._channels]
         candidates = [candidate for candidate in found if candidate is not None]
+        # What was accepted behind a claim under way has its turn once that claim is mined.
+        done = not self._transactions.is_pending(TxKind.SETTLE)
         if not candidates:
-            self._asked = False
+            self._asked = self._asked and not done
             return
-        done = True
         for batch in choose(candidates, self._policy, await self._port.gas_price()):
             if self._transactions.unmined >= MAX_IN_FLIGHT:
                 return

@@ -188,6 +188,25 @@ async def test_the_operator_can_settle_at_once() -> None:
     assert len(made.port.broadcasts) == 1
 
 
+async def test_what_is_accepted_behind_a_settlement_under_way_is_settled_after_it() -> None:
+    """A worker stops right after such an acceptance. The next start may be a long time away."""
+    made, client = await bank()
+    await made.trade(client)
+    made.settler.ask()
+    await made.settler.tick()
+    await made.trade(client, 2)
+    made.settler.ask()
+    await made.settler.tick()
+    assert len(made.port.broadcasts) == 1, "one claim of a channel is under way at a time"
+    made.port.mine()
+    await made.settler.tick()
+    assert len(made.port.broadcasts) == 2 and not made.settler.idle
+    made.port.mine()
+    await made.settler.tick()
+    assert made.port.paid[client.id] == client.book.cumulative
+    assert made.settler.idle
+
+
 async def test_a_withdrawal_request_stops_new_work_at_once_and_is_answered_in_its_last_third() -> (
     None
 ):
