@@ -13,7 +13,8 @@ from typing import Any, Final, TextIO
 
 import structlog
 
-from piecework.base.repeats import DropRepeats, bound_library_logs
+from piecework.base.logs import DropRepeats
+from piecework.base.repeats import bound_library_logs
 from piecework.base.text import one_line
 
 ALLOWED: Final = frozenset(

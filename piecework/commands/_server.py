@@ -9,7 +9,8 @@ import sys
 
 import structlog
 
-from piecework.base.repeats import DropRepeats, bound_library_logs
+from piecework.base.logs import DropRepeats
+from piecework.base.repeats import bound_library_logs
 
 
 def stop_event() -> asyncio.Event:

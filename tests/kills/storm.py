@@ -245,7 +245,7 @@ async def check_books(scene: Stage, report: Report) -> Report:
         code = await scene.worker.stop()
         assert code == 0, f"the worker ended with {code}: {scene.worker.tail()}"
         on_chain = await scene.market.reader.channel(row.id)
-        assert on_chain.settled == voucher.cumulative
+        assert on_chain.settled == voucher.cumulative, scene.worker.tail()
         held = await scene.market.reader.token_balance(scene.market.token, RECEIVER)
         # The fees of openings go to the receiver as well, or wait for somebody to push them on.
         opened = await scene.market.reader.escrow_events(("ChannelFunded",))

@@ -19,9 +19,22 @@ from tests.support.distributions import EXTRAS, FOR_DEVELOPERS, ROOT, modules_le
 PROMISES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "": (
         ("piecework.base", "piecework.chain", "piecework.client", "piecework_protocol"),
-        ("piecework.chain.dev", "piecework.client.gateway", "piecework_protocol.generate"),
+        (
+            "piecework.base.logs",
+            "piecework.chain.dev",
+            "piecework.client.gateway",
+            "piecework_protocol.generate",
+        ),
     ),
-    "cli": (("piecework.cli", "piecework.commands._common", "piecework.commands.client"), ()),
+    "cli": (
+        (
+            "piecework.base",
+            "piecework.cli",
+            "piecework.commands._common",
+            "piecework.commands.client",
+        ),
+        (),
+    ),
     "gateway": (("piecework.client", "piecework.commands.gateway"), ()),
     "market": (("piecework.market", "piecework.commands.market"), ()),
     "vllm": (

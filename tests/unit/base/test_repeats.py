@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import structlog
 
-from piecework.base.repeats import MAX_KEYS, DropRepeatedRecords, DropRepeats, Repeats
+from piecework.base.logs import DropRepeats
+from piecework.base.repeats import MAX_KEYS, DropRepeatedRecords, Repeats
 
 
 class Time:
