@@ -41,7 +41,7 @@ from piecework.client.errors import (
 from piecework.client.gateway import openai_format as oai
 from piecework.client.gateway.cors import Origins
 from piecework.client.gateway.keys import BUDGET, Access
-from piecework.client.gateway.line import LineFull, Turn, WaitingLine
+from piecework.client.gateway.line import LineFull, Turn, WaitingLine, WaitOver
 from piecework.client.gateway.metrics import GatewayMetrics
 from piecework.client.gateway.openai_format import ApiError, ChatRequest, StopCutter
 from piecework.client.jobs.events import CanvasText, JobEvent, JobFinished, JobStarted
@@ -165,7 +165,7 @@ class Gateway:
         """Answer when it is this request's turn. While all workers are busy it waits in line."""
         busy: NoWorkerFits | None = None
         try:
-            async with self._line.turn(chat.request.model) as turn:
+            async with self._line.turn(chat.request.model, request[BUDGET]) as turn:
                 while True:
                     try:
                         return await self._answer(request, chat, turn)
@@ -175,13 +175,21 @@ class Gateway:
                         busy = error
                     await turn.again(busy.retry_after_s or WAIT_WHEN_FULL_S)
         except LineFull as full:
-            if busy is not None:
-                raise busy from None
             raise ApiError(
                 429,
                 "rate_limit_error",
                 str(full),
                 code="too_many_requests",
+                retry_after_s=WAIT_WHEN_FULL_S,
+            ) from None
+        except WaitOver as over:
+            if busy is not None:
+                raise busy from None
+            raise ApiError(
+                503,
+                "service_unavailable",
+                str(over),
+                code="wait_over",
                 retry_after_s=WAIT_WHEN_FULL_S,
             ) from None
 
@@ -375,8 +383,8 @@ def _failure(error: ApiError) -> web.Response:
 def as_api_error(error: PieceworkError) -> ApiError:
     """Return our error in OpenAI's shape. The status says who can do something about it.
 
-    402: no money. 429: everybody is busy, or a budget is used up. 400 and 404: the request. 502: a
-    job that began and went wrong. 503: nobody can take it now. 500: the client itself.
+    402: no money. 429: a budget is used up. 400 and 404: the request. 502: a job that began and
+    went wrong. 503: nobody can take it now. 500: the client itself.
     """
     if isinstance(error, NoWorkerFits):
         return _no_worker(error)
@@ -394,7 +402,8 @@ def _no_worker(error: NoWorkerFits) -> ApiError:
         return ApiError(400, kind, str(error), code=error.code, param=error.param)
     wait = error.retry_after_s
     if wait is not None:
-        return ApiError(429, "rate_limit_error", str(error), code=error.code, retry_after_s=wait)
+        kind = "service_unavailable"
+        return ApiError(503, kind, str(error), code=error.code, retry_after_s=wait)
     if error.unknown_model:
         return ApiError(404, "invalid_request_error", str(error), code=error.code, param="model")
     return ApiError(503, "service_unavailable", str(error), code=error.code)
@@ -412,7 +421,8 @@ def _refused(refusal: Refusal) -> ApiError:
         return ApiError(400, kind, text, code=refusal.code, param=param)
     if refusal.reason in BUSY_REASONS:
         wait = refusal.retry_after_s or WAIT_WHEN_FULL_S
-        return ApiError(429, "rate_limit_error", text, code=refusal.code, retry_after_s=wait)
+        kind = "service_unavailable"
+        return ApiError(503, kind, text, code=refusal.code, retry_after_s=wait)
     return ApiError(503, "service_unavailable", text, code=refusal.code)
 
 
