@@ -40,9 +40,14 @@ class Filled:
 
 @dataclass(frozen=True, slots=True)
 class Structured:
-    """A JSON document that a schema holds."""
+    """A JSON document that a schema holds.
+
+    free: the model may call tools instead, so it writes freely first. What it writes is the answer
+        if it holds the schema.
+    """
 
     schema: Schema
+    free: Free | None = None
 
 
 @dataclass(frozen=True, slots=True)

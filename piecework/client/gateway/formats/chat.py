@@ -12,8 +12,8 @@ a name in the same way. So the call always holds its schema. A call that the mod
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from piecework.base.jsons import loads
@@ -21,14 +21,27 @@ from piecework.client.gateway.formats import content
 from piecework.client.gateway.formats.asks import Ask, Called, Free, Plan, Structured
 from piecework.client.gateway.formats.common import (
     MAX_CHOICES,
+    ApiError,
     Fields,
     FormatOptions,
     Head,
+    Totals,
     bad,
     plain_text,
     take_stop,
     take_stream,
     take_wanted,
+    wrong,
+)
+from piecework.client.gateway.formats.pieces import (
+    DRAFT_EVENT,
+    CallMade,
+    DraftShown,
+    Frame,
+    Piece,
+    Started,
+    TextAdded,
+    ThoughtAdded,
 )
 from piecework.client.gateway.formats.schema import ANY_OBJECT, parse_schema
 from piecework_protocol.conversation import Message, Tool, ToolCall
@@ -134,7 +147,10 @@ def _plan(
             bad("tool_choice names a tool, and there are no tools", "tool_choice")
         return form or Free(), ()
     if choice in (None, "auto"):
-        return form or Free(parallel_calls=parallel and not legacy), tools
+        free = Free(parallel_calls=parallel and not legacy)
+        if isinstance(form, Structured):
+            return replace(form, free=free), tools
+        return free, tools
     where = "function_call" if legacy else "tool_choice"
     if choice == "required" and not legacy:
         return called(tools, where), tools
@@ -185,7 +201,7 @@ def response_plan(raw: Any, where: str) -> Plan | None:
         inner = raw.get("json_schema", raw)
         schema = inner.get("schema") if isinstance(inner, dict) else None
         return Structured(parse_schema(schema, f"{where}.json_schema.schema"))
-    bad(f"{where}.type is text, json_object or json_schema", where)
+    raise wrong(f"{where}.type is text, json_object or json_schema", where)
 
 
 def _messages(raw: Any) -> list[Message]:
@@ -213,7 +229,7 @@ def _message(item: Any, where: str, names: dict[str, str]) -> Message:
         return _assistant(item, where, names)
     if role == "tool":
         return _tool_message(item, where, names)
-    bad("a message's role is system, developer, user, assistant or tool", f"{where}.role")
+    raise wrong("a message's role is system, developer, user, assistant or tool", f"{where}.role")
 
 
 def _assistant(item: Mapping[str, Any], where: str, names: dict[str, str]) -> Message:
@@ -264,44 +280,115 @@ def _tool_message(item: Mapping[str, Any], where: str, names: dict[str, str]) ->
 # --- the answer
 
 
-def call_object(call: ToolCall, *, index: int | None = None) -> dict[str, Any]:
-    """A tool call. In a delta it has an index."""
-    place = {} if index is None else {"index": index}
-    function = {"name": call.name, "arguments": call.arguments}
-    return {**place, "id": call.id, "type": "function", "function": function}
+@dataclass(slots=True)
+class _Choice:
+    """One choice as it grows."""
+
+    text: list[str] = field(default_factory=list)
+    thought: list[str] = field(default_factory=list)
+    calls: list[ToolCall] = field(default_factory=list)
+    reason: str = "stop"
 
 
-def message_object(
-    text: str, thought: str, calls: tuple[ToolCall, ...], *, legacy: bool
-) -> dict[str, Any]:
-    """The assistant's message of a choice."""
-    message: dict[str, Any] = {
-        "role": "assistant",
-        "content": None if calls and not text else text,
-        "refusal": None,
-    }
-    if thought:
-        message["reasoning"] = thought
-    if calls and legacy:
-        message["function_call"] = {"name": calls[0].name, "arguments": calls[0].arguments}
-    elif calls:
-        message["tool_calls"] = [call_object(call) for call in calls]
-    return message
+class ChatReply:
+    """Renders a chat completion. Implements `Reply`."""
+
+    def __init__(self, ask: Ask) -> None:
+        self._ask = ask
+        self._legacy = bool(ask.echo.get("legacy"))
+        self._choices = [_Choice() for _ in range(ask.answers)]
+        self._head = Head("", 0, "")
+
+    def opening(self, head: Head) -> Iterator[Frame]:
+        """Render the first chunk of each choice: its role."""
+        self._head = head
+        for index in range(len(self._choices)):
+            yield self._chunk({"role": "assistant", "content": ""}, index=index)
+
+    def take(self, piece: Piece) -> Iterator[Frame]:
+        """Take a piece in, and render it as a chunk."""
+        if isinstance(piece, Started):
+            return
+        choice = self._choices[piece.index]
+        if isinstance(piece, TextAdded):
+            choice.text.append(piece.text)
+            yield self._chunk({"content": piece.text}, index=piece.index)
+        elif isinstance(piece, ThoughtAdded):
+            choice.thought.append(piece.text)
+            yield self._chunk({"reasoning": piece.text}, index=piece.index)
+        elif isinstance(piece, CallMade):
+            choice.calls.append(piece.call)
+            yield self._chunk(
+                self._call_delta(piece.call, len(choice.calls) - 1), index=piece.index
+            )
+        elif isinstance(piece, DraftShown):
+            # It has the shape of a chunk without choices, which every SDK passes on.
+            draft = {"index": piece.index, "canvas": piece.canvas, "step": piece.step}
+            data = chunk(self._head, None)
+            yield Frame(
+                {**data, "piecework": {"draft": {**draft, "text": piece.text}}}, DRAFT_EVENT
+            )
+        else:
+            choice.reason = self._reason(piece.reason)
+            yield self._chunk({}, choice.reason, index=piece.index)
+
+    def closing(self, totals: Totals, ours: Mapping[str, Any]) -> Iterator[Frame]:
+        """Render the last chunk: what it cost, and usage if it was asked for."""
+        last: dict[str, Any] = {**chunk(self._head, None), "piecework": ours}
+        yield Frame({**last, "usage": totals.chat_usage()} if self._ask.include_usage else last)
+
+    def failing(self, error: ApiError) -> Iterator[Frame]:
+        """Render a failure as OpenAI does: an event with an error alone."""
+        yield Frame(error.body())
+
+    def whole(self, head: Head, totals: Totals, ours: Mapping[str, Any]) -> dict[str, Any]:
+        """Render the whole answer."""
+        choices = [
+            {
+                "index": index,
+                "message": self._message(choice),
+                "logprobs": None,
+                "finish_reason": choice.reason,
+            }
+            for index, choice in enumerate(self._choices)
+        ]
+        more = {"usage": totals.chat_usage(), "piecework": ours}
+        return {**head.of("chat.completion"), "choices": choices, **more}
+
+    def _message(self, choice: _Choice) -> dict[str, Any]:
+        text, calls = "".join(choice.text), choice.calls
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": None if calls and not text else text,
+            "refusal": None,
+        }
+        if choice.thought:
+            message["reasoning"] = "".join(choice.thought)
+        if calls and self._legacy:
+            message["function_call"] = _function(calls[0])
+        elif calls:
+            message["tool_calls"] = [call_object(call) for call in calls]
+        return message
+
+    def _call_delta(self, call: ToolCall, index: int) -> dict[str, Any]:
+        if self._legacy:
+            return {"function_call": _function(call)}
+        return {"tool_calls": [{"index": index, **call_object(call)}]}
+
+    def _reason(self, reason: str) -> str:
+        return "function_call" if self._legacy and reason == "tool_calls" else reason
+
+    def _chunk(self, delta: dict[str, Any], reason: str | None = None, *, index: int) -> Frame:
+        return Frame(chunk(self._head, delta, reason, index=index))
 
 
-def finish_word(reason: str, *, legacy: bool) -> str:
-    """OpenAI's word for why a choice ends."""
-    return "function_call" if legacy and reason == "tool_calls" else reason
+def call_object(call: ToolCall) -> dict[str, Any]:
+    """A tool call as chat completions have it."""
+    return {"id": call.id, "type": "function", "function": _function(call)}
 
 
-def completion(head: Head, choices: list[dict[str, Any]], more: dict[str, Any]) -> dict[str, Any]:
-    """The whole answer of a request that does not stream."""
-    return {**head.of("chat.completion"), "choices": choices, **more}
-
-
-def choice(index: int, message: dict[str, Any], reason: str) -> dict[str, Any]:
-    """One choice of a whole answer."""
-    return {"index": index, "message": message, "logprobs": None, "finish_reason": reason}
+def _function(call: ToolCall) -> dict[str, Any]:
+    return {"name": call.name, "arguments": call.arguments}
 
 
 def chunk(

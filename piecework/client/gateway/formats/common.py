@@ -132,13 +132,18 @@ class ApiError(PieceworkError):
         return {"error": error}
 
 
+def wrong(message: str, param: str | None, *, code: str = "invalid_value") -> ApiError:
+    """Return the error that the caller made a mistake (400)."""
+    return ApiError(400, "invalid_request_error", message, code=code, param=param)
+
+
 def bad(message: str, param: str | None, *, code: str = "invalid_value") -> NoReturn:
     """Refuse the request: the caller's mistake.
 
     Raises:
         ApiError: Always (400).
     """
-    raise ApiError(400, "invalid_request_error", message, code=code, param=param)
+    raise wrong(message, param, code=code)
 
 
 def as_malformed(error: MalformedInput, param: str = "messages") -> ApiError:

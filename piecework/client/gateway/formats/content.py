@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from piecework.base.jsons import loads
-from piecework.client.gateway.formats.common import ApiError, bad, plain_text
+from piecework.client.gateway.formats.common import ApiError, bad, plain_text, wrong
 from piecework_protocol.conversation import (
     IMAGE_TYPES,
     Conversation,
@@ -86,7 +86,9 @@ def _part(item: Any, where: str) -> Part:
         raw = item.get("image_url")
         url = raw.get("url") if isinstance(raw, dict) else raw
         return image(url, f"{where}.image_url")
-    bad(f"a part of type {str(kind)[:40]!r} is not supported", where, code="unsupported_parameter")
+    raise wrong(
+        f"a part of type {str(kind)[:40]!r} is not supported", where, code="unsupported_parameter"
+    )
 
 
 def image(url: Any, where: str) -> Image:

@@ -40,13 +40,17 @@ _SCHEMA_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 _SCHEMA_MAPS = ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions")
 _IN_PLACE_LISTS = ("anyOf", "oneOf", "allOf")
 _RULES = frozenset(
-    "type required enum const $ref minItems maxItems uniqueItems minContains maxContains minLength "
-    "maxLength pattern format minimum maximum exclusiveMinimum exclusiveMaximum multipleOf "
-    "minProperties maxProperties dependentRequired".split()
+    """
+    type required enum const $ref minItems maxItems uniqueItems minContains maxContains minLength
+    maxLength pattern format minimum maximum exclusiveMinimum exclusiveMaximum multipleOf
+    minProperties maxProperties dependentRequired
+    """.split()  # noqa: SIM905 - a page of quotes reads worse
 )
 _NOTES = frozenset(
-    "title description default examples deprecated readOnly writeOnly $comment $schema "
-    "contentEncoding contentMediaType discriminator".split()
+    """
+    title description default examples deprecated readOnly writeOnly $comment $schema
+    contentEncoding contentMediaType discriminator
+    """.split()  # noqa: SIM905
 )
 _KNOWN = _RULES | _NOTES | {*_ONE_SCHEMA, *_SCHEMA_LISTS, *_SCHEMA_MAPS}
 

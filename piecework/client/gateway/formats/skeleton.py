@@ -2,8 +2,8 @@
 
 The skeleton becomes a template. Its texts are pinned, so they cannot break, and the model fills the
 slots. Of an object with named properties the keys are fixed, also those that are optional. Of a
-list whose length is free the brackets are fixed. The quotes around a string are fixed too: a shorter
-string ends with an end-of-text token, and what follows it in its hole is left out, so the quote
+list whose length is free the brackets are fixed. The quotes around a string are fixed too. A short
+string ends with an end-of-text token. What follows that token in the hole is left out, so the quote
 follows the string at once.
 
 A slot's value is read from its start. If the model closed the string or the list by itself and went
@@ -129,7 +129,9 @@ class _Builder:
             node = self._schema.resolved(node["allOf"][0])
         return node
 
-    def _typed(self, node: Mapping[str, Any], path: Path, above: tuple[int, ...]) -> Iterator[Piece]:
+    def _typed(
+        self, node: Mapping[str, Any], path: Path, above: tuple[int, ...]
+    ) -> Iterator[Piece]:
         kind = node.get("type")
         if kind is None and "properties" in node:
             kind = "object"
@@ -149,7 +151,9 @@ class _Builder:
         else:
             yield Slot(SlotKind.VALUE, path, VALUE_TOKENS)
 
-    def _object(self, node: Mapping[str, Any], path: Path, above: tuple[int, ...]) -> Iterator[Piece]:
+    def _object(
+        self, node: Mapping[str, Any], path: Path, above: tuple[int, ...]
+    ) -> Iterator[Piece]:
         properties = dict(node.get("properties", {}))
         others = node.get("additionalProperties", True)
         for name in node.get("required", ()):
@@ -176,7 +180,9 @@ class _Builder:
         node = self._inlined(inner)
         return node is False or id(node) in above
 
-    def _array(self, node: Mapping[str, Any], path: Path, above: tuple[int, ...]) -> Iterator[Piece]:
+    def _array(
+        self, node: Mapping[str, Any], path: Path, above: tuple[int, ...]
+    ) -> Iterator[Piece]:
         first = list(node.get("prefixItems", ()))
         others = node.get("items", True)
         most = len(first) if others is False else node.get("maxItems")
