@@ -115,18 +115,16 @@ def _asked(item: Any, where: str) -> Asked:
         return Asked(kind, name, _question(told, YES_NO, where))
     if kind == "choice":
         choices = _objects(item.get("choices"), 2, MAX_LABELS, f"{where}.choices")
-        values = tuple(choice.get("value") for choice in choices)
-        if not all(isinstance(value, str | bool) for value in values):
-            bad("a choice's value is a text, true or false", f"{where}.choices")
+        values = tuple(_value(choice, f"{where}.choices") for choice in choices)
         names = _names(values)
         labels = _labels(names, [one.get("description") for one in choices], f"{where}.choices")
         return Asked(kind, name, _question(told, labels, f"{where}.choices"), values)
     if kind == "score":
         levels = _objects(item.get("levels"), 2, MAX_LABELS, f"{where}.levels")
-        values = tuple(plain_text(one.get("label"), f"{where}.levels") for one in levels)
-        names = tuple(f"{i}: {value}" for i, value in enumerate(values))
+        marks = tuple(plain_text(one.get("label"), f"{where}.levels") for one in levels)
+        names = tuple(f"{i}: {mark}" for i, mark in enumerate(marks))
         labels = _labels(names, [one.get("description") for one in levels], f"{where}.levels")
-        return Asked(kind, name, _question(told, labels, f"{where}.levels"), values)
+        return Asked(kind, name, _question(told, labels, f"{where}.levels"), marks)
     raise wrong("a question's type is predicate, choice or score", f"{where}.type")
 
 
@@ -144,6 +142,11 @@ def _objects(raw: Any, least: int, most: int, where: str) -> list[dict[str, Any]
     if not all(isinstance(one, dict) for one in raw):
         bad(f"{where} is a list of objects", where)
     return raw
+
+
+def _value(choice: Mapping[str, Any], where: str) -> str | bool:
+    value = choice.get("value")
+    return value if isinstance(value, bool) else plain_text(value, where)
 
 
 def _names(values: Sequence[str | bool]) -> tuple[str, ...]:
