@@ -158,7 +158,9 @@ def work_bytes(of: Dimensions, kind: Kind, sequences: int, context: int, dtype: 
     # One byte a pair of tokens, and a second array while it is made.
     mask = min(of.chunk, context) * context
     in_a_pass = (limits.PREFILL_STEP_CHUNKS + 1) * mask  # one a chunk, and the one being made
-    masks = min(limits.KEPT_MASK_BYTES, -(-context // of.chunk) * mask) + in_a_pass
+    # Attention turns the mask that it is given into numbers, and pads a copy of them.
+    numbers = 2 * size * mask
+    masks = min(limits.KEPT_MASK_BYTES, -(-context // of.chunk) * mask) + in_a_pass + numbers
     unpacked = 3 * size * of.hidden * max(widest, of.intermediate, 2 * of.expert_intermediate)
     return logits + tokens * a_token + soft + masks + unpacked
 
