@@ -79,6 +79,8 @@ GPU_PASS_TOKENS = 16_384
 CALM_STEPS = 512
 # Logits that exist at once, 2 MB in float32, but at least those of one sequence.
 LOGIT_TILE_VALUES = 2**19
+# Float32 arrays of that size at once in the pure sampler: 4 were counted, 1 is the allocator's.
+LOGIT_COPIES = 5
 # Segments whose rotation is remembered: 0.5 MB each at 256 tokens of the released model.
 KEPT_ANGLES = 256
 # Attention masks kept for the next pass, each made in microseconds. A mask of 512 tokens in 256 K

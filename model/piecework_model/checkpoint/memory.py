@@ -17,10 +17,6 @@ from piecework_model.errors import DeviceError
 from piecework_model.precision import DTYPE_BYTES, Dtype, Precision, Quantization
 
 GIB: Final = 2**30
-LOGIT_COPIES: Final = 5
-"""Float32 arrays [sequences of a tile * C, V] that exist at once in the sampler: 4 were counted,
-one is for the allocator.
-"""
 CUDA_RESERVE_BYTES: Final = GIB + limits.GRAPH_BYTES
 """CUDA's context, cuBLAS workspaces and what the allocator cannot use: an estimate, not a
 measurement. It includes what recorded pieces of a step may take.
@@ -143,7 +139,7 @@ def work_bytes(of: Dimensions, kind: Kind, sequences: int, context: int, dtype: 
     """
     size = DTYPE_BYTES[dtype]
     tile = max(1, limits.LOGIT_TILE_VALUES // (of.canvas * of.vocabulary)) * of.canvas
-    logits = LOGIT_COPIES * min(tile, sequences * of.canvas) * of.vocabulary * 4
+    logits = limits.LOGIT_COPIES * min(tile, sequences * of.canvas) * of.vocabulary * 4
     a_pass = limits.CPU_PASS_TOKENS if kind == "cpu" else limits.GPU_PASS_TOKENS
     tokens = min(
         max(a_pass, of.canvas), sequences * of.canvas + limits.PREFILL_STEP_CHUNKS * of.chunk
