@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Final
 
 from piecework_model import limits
 from piecework_model.errors import ContextOverflowError, InvalidRequestError
 from piecework_model.requests import GenerationRequest
+
+_TEXTS: Final = ("request_id", "tenant")
+_WHOLE: Final = (
+    "seed",
+    "max_tokens",
+    "max_steps",
+    "stability_steps",
+    "canvas_limit",
+    "draft_every",
+)
+_REAL: Final = ("temperature_start", "temperature_end", "entropy_bound", "confidence_threshold")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +73,7 @@ def check(request: GenerationRequest, model: ModelLimits, eos_ids: frozenset[int
         InvalidRequestError: A field is out of bounds.
         ContextOverflowError: Prompt and canvases are longer than the context.
     """
+    _check_types(request)
     _check_numbers(request, model)
     _check_ids("prompt_ids", request.prompt_ids, model.vocab_size)
     if not request.prompt_ids:
@@ -85,9 +98,42 @@ def check(request: GenerationRequest, model: ModelLimits, eos_ids: frozenset[int
             )
 
 
+def _check_types(request: GenerationRequest) -> None:
+    """Check the type of every field.
+
+    A request comes from outside, and Python takes a fraction of a step or a seed in quotes until
+    something deep inside of it fails.
+    """
+    for field in _TEXTS:
+        if not isinstance(value := getattr(request, field), str):
+            raise InvalidRequestError(field, f"is {_type(value)}, not a text")
+    for field in _WHOLE:
+        if not _is_whole(value := getattr(request, field)):
+            raise InvalidRequestError(field, f"is {_type(value)}, not a whole number")
+    for field in _REAL:
+        if not (_is_whole(value := getattr(request, field)) or isinstance(value, float)):
+            raise InvalidRequestError(field, f"is {_type(value)}, not a number")
+    for field in ("prompt_ids", "committed"):
+        if not isinstance(value := getattr(request, field), tuple):
+            raise InvalidRequestError(field, f"is {_type(value)}, not a tuple")
+    for index, canvas in enumerate(request.committed):
+        if not isinstance(canvas, tuple):
+            raise InvalidRequestError("committed", f"canvas {index} is {_type(canvas)}")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _type(value: object) -> str:
+    return type(value).__name__
+
+
 def _check_numbers(request: GenerationRequest, model: ModelLimits) -> None:
     if not 0 < len(request.request_id) <= limits.MAX_REQUEST_ID_CHARS:
         raise InvalidRequestError("request_id", f"{len(request.request_id)} characters")
+    if len(request.tenant) > limits.MAX_REQUEST_ID_CHARS:
+        raise InvalidRequestError("tenant", f"{len(request.tenant)} characters")
     _between("seed", request.seed, 0, limits.MAX_SEED)
     _between("max_tokens", request.max_tokens, 1, model.max_context)
     _between("max_steps", request.max_steps, 1, model.max_steps)
@@ -113,10 +159,13 @@ def _check_numbers(request: GenerationRequest, model: ModelLimits) -> None:
 
 
 def _between(field: str, value: float, low: float, high: float) -> None:
-    if not (math.isfinite(value) and low <= value <= high):
+    # Compared first: a whole number may be too large for a float.
+    if not (low <= value <= high and math.isfinite(value)):
         raise InvalidRequestError(field, f"{value} is not in [{low}, {high}]")
 
 
 def _check_ids(field: str, ids: tuple[int, ...], vocab_size: int) -> None:
+    if not all(map(_is_whole, ids)):
+        raise InvalidRequestError(field, "holds something else than whole numbers")
     if ids and not (min(ids) >= 0 and max(ids) < vocab_size):
         raise InvalidRequestError(field, f"ids must be in [0, {vocab_size})")

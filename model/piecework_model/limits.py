@@ -28,6 +28,8 @@ MAX_QUEUED_REQUESTS = 64
 MAX_MESSAGES = 256
 # 256 K tokens of some 4 characters are 1 M. Four times that cannot fit any context.
 MAX_CONTENT_CHARS = 4_000_000
+# No tokenizer gives more bytes of text a token. A longer text is refused before it is tokenized.
+MAX_TOKEN_BYTES = 64
 
 # --- checkpoints
 

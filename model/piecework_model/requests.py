@@ -29,9 +29,11 @@ class GenerationRequest:
     prompt_ids: the prompt as token ids, control tokens included (text/chat.py).
     seed: uint64.
     max_tokens: charged tokens at most, over all canvases.
-    max_steps: denoising steps a canvas at most.
+    max_steps: denoising steps a canvas at most, from 1 to the checkpoint's own number
+        (`ModelLimits.max_steps`).
     temperature_start, temperature_end: of the linear schedule, start >= end > 0.
-    entropy_bound: nats, > 0.
+    entropy_bound: nats, >= 0. With 0 a step accepts the most certain position, and those that are
+        certain beyond doubt.
     confidence_threshold: mean entropy in nats below which a stable canvas is done. 0 never stops
     early.
     stability_steps: how many earlier steps must have had the same argmax canvas.
