@@ -6,6 +6,8 @@ import enum
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from piecework_protocol.kinds.text import OutputSegment, final_text
+
 FailureKind = Literal["non_finite", "out_of_memory", "invalid_request", "internal"]
 
 
@@ -62,15 +64,20 @@ class GenerationRequest:
 class DraftEvent:
     """The argmax canvas after step `step` of canvas `canvas`. It is not final.
 
-    token_ids: the prefix that would be charged, as in `CanvasEvent.charged_ids`. text: of this
-    canvas only.
+    token_ids: the prefix that would be charged, as in `CanvasEvent.charged_ids`. segments: what the
+    canvas would add to the answer.
     """
 
     request_id: str
     canvas: int
     step: int
     token_ids: tuple[int, ...]
-    text: str
+    segments: tuple[OutputSegment, ...]
+
+    @property
+    def text(self) -> str:
+        """The final text of this canvas, without thoughts and calls."""
+        return final_text(self.segments)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +87,7 @@ class CanvasEvent:
     token_ids: the whole canvas, C ids.
     charged_ids: the prefix that is charged: up to, not including, the first end-of-text token, and
     within max_tokens.
-    text: what this canvas adds to the decoded text. All canvases together give the decoding of all
-    charged ids.
+    segments: what this canvas adds to the answer (text/segments.py).
     step_leaves: one 32-byte trace leaf a step, `steps` of them.
     """
 
@@ -89,10 +95,15 @@ class CanvasEvent:
     canvas: int
     token_ids: tuple[int, ...]
     charged_ids: tuple[int, ...]
-    text: str
+    segments: tuple[OutputSegment, ...]
     steps: int
     step_leaves: tuple[bytes, ...]
     finish: CanvasFinish
+
+    @property
+    def text(self) -> str:
+        """The final text of this canvas, without thoughts and calls."""
+        return final_text(self.segments)
 
 
 @dataclass(frozen=True, slots=True)
