@@ -6,6 +6,8 @@ import enum
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from piecework_protocol.kinds.text import OutputSegment, final_text
+
 FailureKind = Literal["non_finite", "out_of_memory", "invalid_request", "internal"]
 
 
@@ -93,15 +95,20 @@ class GenerationRequest:
 class DraftEvent:
     """The argmax canvas after step `step` of canvas `canvas`. It is not final.
 
-    token_ids: the prefix that would be charged, as in `CanvasEvent.charged_ids`. text: of this
-    canvas only.
+    token_ids: the prefix that would be charged, as in `CanvasEvent.charged_ids`. segments: what the
+    canvas would add to the answer.
     """
 
     request_id: str
     canvas: int
     step: int
     token_ids: tuple[int, ...]
-    text: str
+    segments: tuple[OutputSegment, ...]
+
+    @property
+    def text(self) -> str:
+        """The final text of this canvas, without thoughts and calls."""
+        return final_text(self.segments)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +117,9 @@ class CanvasEvent:
 
     token_ids: the whole canvas, C ids.
     charged_ids: what is charged. Of free text, the prefix up to, not including, the first
-        end-of-text token, and within max_tokens. Of a template, see templates.py. Of a
-        read, nothing.
-    text: what this canvas adds to the decoded text. All canvases together give the decoding of all
-    charged ids.
+        end-of-text token, and within max_tokens. Of a template, see templates.py. Of a read,
+        nothing.
+    segments: what this canvas adds to the answer (text/segments.py).
     step_leaves: one 32-byte trace leaf a step, `steps` of them.
     answers: of a read, a question's probabilities in 1/65536, in the order of its labels.
     """
@@ -122,11 +128,16 @@ class CanvasEvent:
     canvas: int
     token_ids: tuple[int, ...]
     charged_ids: tuple[int, ...]
-    text: str
+    segments: tuple[OutputSegment, ...]
     steps: int
     step_leaves: tuple[bytes, ...]
     finish: CanvasFinish
     answers: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The final text of this canvas, without thoughts and calls."""
+        return final_text(self.segments)
 
 
 @dataclass(frozen=True, slots=True)
