@@ -27,6 +27,7 @@ from piecework.client.jobs.events import (
 from piecework.client.jobs.run import Caller
 from piecework.client.jobs.selection import claimed_seconds, usual_steps
 from piecework.client.jobs.showing import show_lacking
+from piecework.client.jobs.spending import Spending
 from piecework.client.jobs.watchdog import Watchdog
 from piecework.client.journal.learning import learn, learn_broken, learn_measure
 from piecework.client.journal.memory import JobDone, Lesson
@@ -107,6 +108,7 @@ class JobContext:
     clock: Clock
     entropy: Callable[[int], bytes]
     reachability: Reachability
+    spending: Spending
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep
     """Waits for seconds before a job is presented again; a simulation moves its clock instead."""
 
