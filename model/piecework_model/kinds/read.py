@@ -27,9 +27,9 @@ from dataclasses import replace
 from typing import Final
 
 from piecework_model.errors import PromptError
+from piecework_model.kinds.prompt import codec_of, encode_conversation
 from piecework_model.kinds.text import end_id, padded
 from piecework_model.requests import HOLE, EncodedContent, ReadSlot
-from piecework_model.kinds.prompt import codec_of, encode_conversation
 from piecework_model.text.chat import HasTokenizer
 from piecework_model.text.literal import literal_ids
 from piecework_model.text.tokens import TextCodec

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from piecework_model import limits
 from piecework_model.errors import PromptError
-from piecework_model.requests import HOLE, EncodedContent
 from piecework_model.kinds.prompt import codec_of, encode_conversation
+from piecework_model.requests import HOLE, EncodedContent
 from piecework_model.text.chat import HasTokenizer
 from piecework_model.text.literal import literal_ids
 from piecework_model.text.tokens import TextCodec
@@ -31,7 +31,8 @@ def encode(
         return EncodedContent(prompt_ids)
     codec = codec_of(source)
     form = _form(codec, content.template, most)
-    return EncodedContent(prompt_ids, padded(form, canvas_size, end_id(codec, prompt_ids)))
+    template = padded(form, canvas_size, end_id(codec, prompt_ids))
+    return EncodedContent(prompt_ids, template, positions=len(form))
 
 
 def padded(form: tuple[int, ...], canvas_size: int, end: int) -> tuple[int, ...]:
