@@ -22,12 +22,18 @@ MAX_STABILITY_STEPS = 64
 MAX_DRAFT_EVERY_STEPS = 1_000_000
 # Canvas indices are uint32 in receipts.
 MAX_CANVAS_LIMIT = 2**32 - 1
+# Of one slot, as the protocol bounds them. Each is a number in the answer.
+MAX_LABELS = 255
+# As many as a job may have receipts. Each takes one step.
+MAX_READ_CANVASES = 8192
 # Beyond this the node should have refused. Each holds a prompt of up to 256 K ids.
 MAX_QUEUED_REQUESTS = 64
 # Of one conversation. The context bound is reached first by real ones.
 MAX_MESSAGES = 256
 # 256 K tokens of some 4 characters are 1 M. Four times that cannot fit any context.
 MAX_CONTENT_CHARS = 4_000_000
+# No tokenizer gives more bytes of text a token. A longer text is refused before it is tokenized.
+MAX_TOKEN_BYTES = 64
 
 # --- checkpoints
 
@@ -79,6 +85,8 @@ GPU_PASS_TOKENS = 16_384
 CALM_STEPS = 512
 # Logits that exist at once, 2 MB in float32, but at least those of one sequence.
 LOGIT_TILE_VALUES = 2**19
+# Float32 arrays of that size at once in the pure sampler: 4 were counted, 1 is the allocator's.
+LOGIT_COPIES = 5
 # Segments whose rotation is remembered: 0.5 MB each at 256 tokens of the released model.
 KEPT_ANGLES = 256
 # Attention masks kept for the next pass, each made in microseconds. A mask of 512 tokens in 256 K

@@ -23,7 +23,7 @@ from piecework.client.jobs.choosing import Chooser
 from piecework.client.jobs.completion import Completion, collect
 from piecework.client.jobs.driver import JobContext
 from piecework.client.jobs.failover import FailOver, nobody
-from piecework.client.jobs.requests import Filters, TextRequest
+from piecework.client.jobs.requests import Filters, JobRequest, TextRequest
 from piecework.client.jobs.run import Caller, JobRun
 from piecework.client.jobs.selection import Choice, Ranking
 from piecework.client.jobs.spending import Spending
@@ -402,7 +402,7 @@ class PieceworkClient:
             for part in held:
                 self._spending.release(part)
 
-    def run(self, request: TextRequest, part: Part = NO_PART) -> JobRun:
+    def run(self, request: JobRequest, part: Part = NO_PART) -> JobRun:
         """Run the request at the best worker, or at the next one if that declines.
 
         Args:

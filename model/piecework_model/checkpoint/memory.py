@@ -17,10 +17,6 @@ from piecework_model.errors import DeviceError
 from piecework_model.precision import DTYPE_BYTES, Dtype, Precision, Quantization
 
 GIB: Final = 2**30
-LOGIT_COPIES: Final = 5
-"""Float32 arrays [sequences of a tile * C, V] that exist at once in the sampler: 4 were counted,
-one is for the allocator.
-"""
 CUDA_RESERVE_BYTES: Final = GIB + limits.GRAPH_BYTES
 """CUDA's context, cuBLAS workspaces and what the allocator cannot use: an estimate, not a
 measurement. It includes what recorded pieces of a step may take.
@@ -143,7 +139,7 @@ def work_bytes(of: Dimensions, kind: Kind, sequences: int, context: int, dtype: 
     """
     size = DTYPE_BYTES[dtype]
     tile = max(1, limits.LOGIT_TILE_VALUES // (of.canvas * of.vocabulary)) * of.canvas
-    logits = LOGIT_COPIES * min(tile, sequences * of.canvas) * of.vocabulary * 4
+    logits = limits.LOGIT_COPIES * min(tile, sequences * of.canvas) * of.vocabulary * 4
     a_pass = limits.CPU_PASS_TOKENS if kind == "cpu" else limits.GPU_PASS_TOKENS
     tokens = min(
         max(a_pass, of.canvas), sequences * of.canvas + limits.PREFILL_STEP_CHUNKS * of.chunk
@@ -158,7 +154,9 @@ def work_bytes(of: Dimensions, kind: Kind, sequences: int, context: int, dtype: 
     # One byte a pair of tokens, and a second array while it is made.
     mask = min(of.chunk, context) * context
     in_a_pass = (limits.PREFILL_STEP_CHUNKS + 1) * mask  # one a chunk, and the one being made
-    masks = min(limits.KEPT_MASK_BYTES, -(-context // of.chunk) * mask) + in_a_pass
+    # Attention turns the mask that it is given into numbers, and pads a copy of them.
+    numbers = 2 * size * mask
+    masks = min(limits.KEPT_MASK_BYTES, -(-context // of.chunk) * mask) + in_a_pass + numbers
     unpacked = 3 * size * of.hidden * max(widest, of.intermediate, 2 * of.expert_intermediate)
     return logits + tokens * a_token + soft + masks + unpacked
 

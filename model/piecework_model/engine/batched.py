@@ -29,7 +29,13 @@ from piecework_model.bounds import ModelLimits
 from piecework_model.engine.executor import SequenceFailure, SequenceOutcome, SequenceStep
 from piecework_model.engine.prefix_cache import Key, PrefixCache, prefix_keys
 from piecework_model.engine.scheduler import SequenceWork, prompt_chunks
-from piecework_model.engine.sequence import Decision, SequenceState, decisions
+from piecework_model.engine.sequence import (
+    Decision,
+    DeviceDecisions,
+    SequenceState,
+    decide,
+    to_host,
+)
 from piecework_model.errors import NonFiniteError
 from piecework_model.failures import failure_of, is_out_of_memory
 from piecework_model.layers.backbone import Backbone, Segment
@@ -104,8 +110,8 @@ class BatchedExecutor:
         self._pass_tokens = self._most_tokens
         self._too_large = 0  # tokens of the largest pass of this step that ran out of memory
         self._calm_steps = 0  # since passes were last made smaller or larger
-        self._tile_sequences = max(
-            1, limits.LOGIT_TILE_VALUES // (limits_.canvas_size * limits_.vocab_size)
+        self._tile_sequences = self._sampler.sequences_at_once(
+            limits_.canvas_size * limits_.vocab_size, self._dtype.itemsize
         )
         self._prefix_cache = PrefixCache(0)
         self._sequences: dict[str, _OpenSequence] = {}
@@ -279,7 +285,9 @@ class BatchedExecutor:
                     [state.moment], self._limits.canvas_size, self._limits.vocab_size
                 )[0]
         states = self._states(tasks, denoising)
-        decided = [made for tile in self._tiles(denoising, states) for made in self._decide(*tile)]
+        tiles = [self._decide(*tile) for tile in self._tiles(denoising, states)]
+        softs = [soft for tile in tiles for soft in tile.soft]
+        decided = list(zip(denoising, to_host(tiles), softs, strict=True))
         leaves = [
             self._leaf(task.sequence.state.leaf(decision, soft), decision)
             for task, decision, soft in decided
@@ -357,13 +365,8 @@ class BatchedExecutor:
             for start in range(0, len(denoising), sequences)
         ]
 
-    def _decide(
-        self, tasks: Sequence[_Task], states: Tensor
-    ) -> list[tuple[_Task, Decision, Tensor]]:
-        """Sample from the states of a tile of sequences and decide their canvases.
-
-        Raises NonFiniteError.
-        """
+    def _decide(self, tasks: Sequence[_Task], states: Tensor) -> DeviceDecisions:
+        """Sample from the states of a tile of sequences and decide their canvases."""
         size, vocab_size, device = self._limits.canvas_size, self._limits.vocab_size, self._device
         sequences = [task.sequence.state for task in tasks]
         uniforms, renoise = zip(
@@ -379,8 +382,7 @@ class BatchedExecutor:
             torch.from_numpy(np.concatenate(uniforms)).to(device),
         )
         soft = self._soften(output.probabilities).view(len(sequences), size, -1)
-        made = decisions(sequences, output, soft, np.stack(renoise))
-        return [(task, made[index], soft[index]) for index, task in enumerate(tasks)]
+        return decide(sequences, output, soft, np.stack(renoise))
 
     def _soften(self, probabilities: Tensor) -> Tensor:
         """Compute the soft embeddings [P, H] that condition the next step, from probabilities [P,

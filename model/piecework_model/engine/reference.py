@@ -15,7 +15,7 @@ from piecework_model.bounds import ModelLimits
 from piecework_model.engine.denoiser import Denoiser
 from piecework_model.engine.executor import SequenceFailure, SequenceOutcome, SequenceStep
 from piecework_model.engine.scheduler import SequenceWork
-from piecework_model.engine.sequence import SequenceState, decisions
+from piecework_model.engine.sequence import SequenceState, decide, to_host
 from piecework_model.errors import NonFiniteError
 from piecework_model.failures import failure_of
 from piecework_model.layout import cache_layout
@@ -112,7 +112,7 @@ class ReferenceExecutor:
             torch.from_numpy(uniforms).to(device),
         )
         soft = self._denoiser.soft_embedding(output.probabilities)
-        (decision,) = decisions([state], output, soft[None], renoise[None])
+        (decision,) = to_host([decide([state], output, soft[None], renoise[None])])
         canvas_index, step = state.canvas, state.step
         finished = state.advance(decision, soft, state.leaf(decision, soft)())
         leaves = state.leaves() if finished else ()

@@ -16,6 +16,7 @@ from torch import Tensor
 from piecework_model import limits
 from piecework_model.engine.scheduler import known_chunks
 from piecework_model.errors import NonFiniteError
+from piecework_model.layers.transfer import host_copies
 from piecework_model.requests import GenerationRequest
 from piecework_model.sampling import sampler, trace
 from piecework_model.sampling.philox import Moment, StepDraws, step_draws
@@ -148,40 +149,65 @@ def _leaf(canvas: int, step: int, decision: Decision, kind: trace.EmbeddingType)
     )
 
 
-def decisions(
+@dataclass(frozen=True, slots=True)
+class DeviceDecisions:
+    """What a step decided about several sequences, on the device still.
+
+    parts: tensors whose first axis counts the sequences, as `decide` lists them. soft: the last of
+    them, [sequences, C, H].
+    """
+
+    states: Sequence[SequenceState]
+    parts: tuple[Tensor, ...]
+
+    @property
+    def soft(self) -> Tensor:
+        return self.parts[-1]
+
+
+def decide(
     states: Sequence[SequenceState], output: SampleOutput, soft: Tensor, renoise: Ids
-) -> list[Decision]:
-    """Copy what a step decided to the host: one decision a sequence, in the order of `states`.
+) -> DeviceDecisions:
+    """Decide the canvases of `states`, and wait for nothing.
 
     output: over sequences * C positions. soft: [sequences, C, H]. renoise: [sequences, C].
-
-    Raises:
-        NonFiniteError: One of the sequences is not finite. To find out which, ask for each alone.
     """
     count, size = renoise.shape
     device = output.entropy.device
     entropy = output.entropy.view(count, size)
     request = [state.request for state in states]
-    bounds = torch.tensor([r.entropy_bound for r in request], dtype=torch.float32, device=device)
-    thresholds = torch.tensor(
-        [r.confidence_threshold for r in request], dtype=torch.float32, device=device
-    )
-    accepted = sampler.accept(entropy, bounds)
+    bounds = torch.tensor(
+        [[r.entropy_bound for r in request], [r.confidence_threshold for r in request]],
+        dtype=torch.float32,
+    ).to(device)
+    accepted = sampler.accept(entropy, bounds[0])
     sampled = output.sampled.view(count, size)
     after = torch.where(accepted, sampled, torch.from_numpy(renoise).to(device))
-    sure = sampler.confident(entropy, thresholds).tolist()
     finite = torch.isfinite(entropy).all(-1) & torch.isfinite(
         soft.flatten(1).sum(-1, dtype=torch.float32)
     )
-    if not bool(finite.all()):
+    argmax, fingerprint = output.argmax.view(count, size), output.fingerprint.view(count, size, 3)
+    sure = sampler.confident(entropy, bounds[1])
+    return DeviceDecisions(states, (finite, sure, after, argmax, accepted, fingerprint, soft))
+
+
+def to_host(decided: Sequence[DeviceDecisions]) -> list[Decision]:
+    """Copy decisions to the host, all of them at once: one a sequence, in their order.
+
+    Raises:
+        NonFiniteError: One of the sequences is not finite. To find out which, ask for each alone.
+    """
+    host = iter(host_copies([part for tile in decided for part in tile.parts]))
+    tiles = [(tile.states, [next(host) for _ in tile.parts]) for tile in decided]
+    if not all(bool(finite.all()) for _, (finite, *_) in tiles):
         raise NonFiniteError
-    fingerprint = output.fingerprint.view(count, size, 3)
-    host = [
-        part.cpu().contiguous()
-        for part in (after, output.argmax.view(count, size), accepted, fingerprint)
-    ]
-    afters, argmaxes, flags, prints = (part.numpy() for part in host)
-    softs = soft.contiguous().cpu().view(torch.uint8).numpy()  # [sequences, C, H * bytes]
+    return [made for states, parts in tiles for made in _unpacked(states, parts)]
+
+
+def _unpacked(states: Sequence[SequenceState], parts: Sequence[Tensor]) -> list[Decision]:
+    """Make decisions of the tensors that `decide` lists, on the host."""
+    _, sure, afters, argmaxes, flags, prints = (part.numpy() for part in parts[:-1])
+    softs = parts[-1].view(torch.uint8).numpy()  # [sequences, C, H * bytes]
     return [
         Decision(
             before=_current(state),
@@ -190,7 +216,7 @@ def decisions(
             accepted=flags[index].astype(np.bool_),
             fingerprint=prints[index],
             soft=memoryview(softs[index]).cast("B"),
-            confident=sure[index],
+            confident=bool(sure[index]),
         )
         for index, state in enumerate(states)
     ]

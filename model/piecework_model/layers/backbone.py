@@ -25,6 +25,7 @@ from transformers import DiffusionGemmaForBlockDiffusion
 
 from piecework_model import limits
 from piecework_model.elementwise import by_rows
+from piecework_model.layers.attention import attend
 from piecework_model.layers.cache import SequenceCache
 from piecework_model.layers.graphs import (
     CudaRecorder,
@@ -286,14 +287,7 @@ class Backbone:
                 if segment.causal
                 else None
             )
-            attended[segment.span] = functional.scaled_dot_product_attention(
-                queries[segment.span].transpose(0, 1)[None],  # [1, heads, tokens, dim]
-                seen_keys[None],
-                seen_values[None],
-                attn_mask=mask,
-                scale=1.0,
-                enable_gqa=True,
-            )[0].transpose(0, 1)
+            attended[segment.span] = attend(queries[segment.span], seen_keys, seen_values, mask)
         return attended.view(tokens, layer.heads * layer.head_dim)
 
     def _mask(self, before: int, tokens: int, window: int, device: torch.device) -> Tensor:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from piecework_model import limits
+from piecework_model.bounds import ModelLimits
 from piecework_model.errors import PromptError
 from piecework_model.text.tokens import TextCodec
 
@@ -33,6 +34,9 @@ class HasTokenizer(Protocol):
     @property
     def tokenizer(self) -> TextCodec: ...
 
+    @property
+    def limits(self) -> ModelLimits: ...
+
 
 def encode_prompt(
     loaded_or_tokenizer: HasTokenizer | TextCodec,
@@ -49,14 +53,15 @@ def encode_prompt(
 
     Raises:
         PromptError: There are no messages or too many, a role is unknown, the text is too long or
-            is not valid Unicode, or the template rejects it.
+            is not valid Unicode, or the template rejects it. Of a loaded model, a text that no
+            context could hold is too long. That is found before anything is tokenized.
     """
-    codec = (
-        loaded_or_tokenizer
-        if isinstance(loaded_or_tokenizer, TextCodec)
-        else loaded_or_tokenizer.tokenizer
-    )
     _check(messages)
+    if isinstance(loaded_or_tokenizer, TextCodec):
+        codec = loaded_or_tokenizer
+    else:
+        codec = loaded_or_tokenizer.tokenizer
+        _check_bytes(messages, loaded_or_tokenizer.limits.max_context)
     holders = [f"piecework-content-{index}-holder" for index in range(len(messages))]
     rest = _render(
         codec, [(message.role, holder) for message, holder in zip(messages, holders, strict=True)]
@@ -91,6 +96,16 @@ def _check(messages: Sequence[ChatMessage]) -> None:
             raise PromptError(f"unknown role, expected one of {', '.join(_ROLES)}")
         if any("\ud800" <= character <= "\udfff" for character in message.content):
             raise PromptError("the text contains a lone surrogate")
+
+
+def _check_bytes(messages: Sequence[ChatMessage], context: int) -> None:
+    """Check that the text could fit into `context` tokens, by its bytes alone."""
+    size = sum(len(message.content.strip().encode()) for message in messages)
+    if size > context * limits.MAX_TOKEN_BYTES:
+        raise PromptError(
+            f"the text has {size} bytes. The context has {context} tokens, and a token is at most "
+            f"{limits.MAX_TOKEN_BYTES} bytes"
+        )
 
 
 def _render(codec: TextCodec, turns: list[tuple[str, str]]) -> str:

@@ -98,5 +98,17 @@ def test_a_prompt_is_encoded_no_further_than_it_is_wanted(bundled: LoadedModel) 
     assert encode_prompt(bundled, short, most=len(whole)) == whole
     assert encode_prompt(bundled, short, most=len(whole) - 1) == whole
     long = [ChatMessage("user", "a fox and a bear " * 50_000)]
-    assert len(encode_prompt(bundled, long, most=100)) == 101
-    assert len(encode_prompt(bundled, [*long, *long, *long], most=0)) == 1
+    assert len(encode_prompt(bundled.tokenizer, long, most=100)) == 101
+    assert len(encode_prompt(bundled.tokenizer, [*long, *long, *long], most=0)) == 1
+
+
+def test_a_text_that_no_context_could_hold_is_refused_before_it_is_tokenized(
+    bundled: LoadedModel,
+) -> None:
+    room = 64 * bundled.limits.max_context
+    untouched = dataclasses.replace(bundled.tokenizer, _literal=None)  # type: ignore[arg-type]
+    blind = dataclasses.replace(bundled, tokenizer=untouched)
+    for message in ("a" * (room + 1), "é" * (room // 2 + 1)):
+        with pytest.raises(PromptError, match=f"has {room + 1} bytes|has {room + 2} bytes"):
+            encode_prompt(blind, [ChatMessage("user", f" {message} ")])
+    assert encode_prompt(bundled, [ChatMessage("user", "a" * room)], most=100)

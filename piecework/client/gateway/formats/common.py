@@ -29,11 +29,7 @@ from typing import Any, Final, NoReturn
 
 from piecework.base.amounts import Token
 from piecework.base.errors import PieceworkError
-from piecework.client.jobs.requests import (
-    DEFAULT_TEMPERATURE_END,
-    DEFAULT_TEMPERATURE_START,
-    Generation,
-)
+from piecework.client.jobs.requests import Generation, schedule
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.limits import MAX_DENOISING_STEPS, MAX_DRAWS
 from piecework_protocol.types import Amount, Micros
@@ -44,8 +40,6 @@ MAX_STOP_CHARACTERS: Final = 256
 MAX_TEMPERATURE: Final = 2.0
 MAX_CHOICES: Final = 16
 """Choices of one request. Each is a job."""
-LEAST_TEMPERATURE: Final = Micros(10_000)
-"""What every worker takes at both ends of the schedule."""
 MAX_NAMED: Final = 32
 """Parameters that an answer names as ignored. The rest is counted."""
 
@@ -368,7 +362,10 @@ def take_wanted(fields: Fields, options: FormatOptions, *limits: str) -> Wanted:
 def _generation(fields: Fields, ours: Fields, limits: tuple[str, ...]) -> Generation:
     given = [_token_limit(fields, name) for name in limits]
     seed = fields.integer("seed", -(1 << 63), (1 << 64) - 1)
-    start, end = schedule(fields.real("temperature", MAX_TEMPERATURE))
+    temperature = fields.real("temperature", MAX_TEMPERATURE)
+    # The published schedule is left to the worker, so that a best-effort model can take the job.
+    usual = temperature is None or temperature == 1
+    start, end = (None, None) if usual else schedule(temperature or 0)
     first = ours.micros("temperature_start", MAX_TEMPERATURE)
     return Generation(
         seed=None if seed is None else seed % (1 << 64),
@@ -378,20 +375,6 @@ def _generation(fields: Fields, ours: Fields, limits: tuple[str, ...]) -> Genera
         temperature_end=end,
         entropy_bound=ours.micros("entropy_bound", 100.0),
     )
-
-
-def schedule(temperature: float | None) -> tuple[Micros | None, Micros | None]:
-    """Return the temperatures of the first and the last denoising step, in millionths.
-
-    None takes the published ones, as 1 does.
-    """
-    if temperature is None or temperature == 1:
-        return None, None
-
-    def scaled(published: Micros) -> Micros:
-        return Micros(max(LEAST_TEMPERATURE, round(published * temperature)))
-
-    return scaled(DEFAULT_TEMPERATURE_START), scaled(DEFAULT_TEMPERATURE_END)
 
 
 def _token_limit(fields: Fields, name: str) -> int | None:

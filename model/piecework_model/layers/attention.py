@@ -1,0 +1,36 @@
+"""Grouped-query attention of one segment, in a form that torch's fused kernels take.
+
+torch has a switch for grouped queries, `enable_gqa`. On CUDA it excludes the fused kernels where
+there is a mask, or where a head is wider than 256. Then torch falls back to its math path. That
+path upcasts to float32, repeats keys and values for each query head, and stores all scores: several
+GiB a layer at a context of 32 K.
+
+So the query heads of a group become the batch axis here. Keys and values are expanded along it. An
+expanded axis has stride 0, so nothing is copied. Each pair of query and key head is computed
+exactly as with the switch, so the bits on a CPU are the same (tests/unit/model/test_attention.py).
+No form has run on a GPU. `bench.gpu` checks there that no call needs the math path.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """Attend without scaling, because queries are normed. Returns [tokens, heads, dim].
+
+    queries: [tokens, heads, dim]. keys, values: [kv heads, seen, dim]. mask: bool [tokens, seen],
+    true where a query sees a key, or None if all see all. Query head h reads key head h // group,
+    where group is heads / kv heads.
+    """
+    tokens, heads, dim = queries.shape
+    group = heads // keys.shape[0]
+    attended = functional.scaled_dot_product_attention(
+        queries.view(tokens, -1, group, dim).permute(2, 1, 0, 3),  # [group, kv heads, tokens, dim]
+        keys[None].expand(group, -1, -1, -1),
+        values[None].expand(group, -1, -1, -1),
+        attn_mask=mask,
+        scale=1.0,
+    )
+    return attended.permute(2, 1, 0, 3).reshape(tokens, heads, dim)
