@@ -298,6 +298,7 @@ class ChatReply:
         self._legacy = bool(ask.echo.get("legacy"))
         self._choices = [_Choice() for _ in range(ask.answers)]
         self._head = Head("", 0, "")
+        self._last: Frame | None = None
 
     def opening(self, head: Head) -> Iterator[Frame]:
         """Render the first chunk of each choice: its role."""
@@ -330,12 +331,19 @@ class ChatReply:
             )
         else:
             choice.reason = self._reason(piece.reason)
-            yield self._chunk({}, choice.reason, index=piece.index)
+            if self._last is not None:
+                yield self._last
+            self._last = self._chunk({}, choice.reason, index=piece.index)
 
     def closing(self, totals: Totals, ours: Mapping[str, Any]) -> Iterator[Frame]:
-        """Render the last chunk: what it cost, and usage if it was asked for."""
-        last: dict[str, Any] = {**chunk(self._head, None), "piecework": ours}
-        yield Frame({**last, "usage": totals.chat_usage()} if self._ask.include_usage else last)
+        """Render the last chunk with what it cost, and usage if it was asked for.
+
+        Only who asked for usage gets a chunk without choices. Programs index the first one.
+        """
+        if self._last is not None:
+            yield Frame({**self._last.data, "piecework": ours})
+        if self._ask.include_usage:
+            yield Frame({**chunk(self._head, None), "usage": totals.chat_usage()})
 
     def failing(self, error: ApiError) -> Iterator[Frame]:
         """Render a failure as OpenAI does: an event with an error alone."""

@@ -109,6 +109,7 @@ class CompletionReply:
         ]
         self._reasons = ["stop"] * ask.answers
         self._head = Head("", 0, "")
+        self._last: Frame | None = None
 
     def opening(self, head: Head) -> Iterator[Frame]:
         """Render the prompts that are to be echoed."""
@@ -128,12 +129,16 @@ class CompletionReply:
             yield Frame({**self._object([]), "piecework": shown}, DRAFT_EVENT)
         elif isinstance(piece, Ended):
             self._reasons[piece.index] = "length" if piece.reason == "length" else "stop"
-            yield Frame(self._object([_choice(piece.index, "", self._reasons[piece.index])]))
+            if self._last is not None:
+                yield self._last
+            self._last = Frame(self._object([_choice(piece.index, "", self._reasons[piece.index])]))
 
     def closing(self, totals: Totals, ours: Mapping[str, Any]) -> Iterator[Frame]:
-        """Render what it cost, and usage if it was asked for."""
-        last = {**self._object([]), "piecework": ours}
-        yield Frame({**last, "usage": totals.chat_usage()} if self._ask.include_usage else last)
+        """Render the last chunk with what it cost, and usage if it was asked for."""
+        if self._last is not None:
+            yield Frame({**self._last.data, "piecework": ours})
+        if self._ask.include_usage:
+            yield Frame({**self._object([]), "usage": totals.chat_usage()})
 
     def failing(self, error: ApiError) -> Iterator[Frame]:
         """Render a failure as OpenAI does."""
