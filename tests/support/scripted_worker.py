@@ -59,7 +59,7 @@ def echo(content: TextContent) -> Sequence[OutputSegment]:
 class Mind:
     """What the worker says.
 
-    says: the segments of a free answer, one canvas each.
+    says: the segments of a free answer. Each has a canvas of its own. All but the last are full.
     fills: the text of a hole, from the text in front of it and the number of the job.
     believes: the probabilities of a question's labels.
     """
@@ -99,16 +99,16 @@ class ScriptedWorker(FakeWorker):
             return self._decide(job, content, canvas)
         assert isinstance(content, TextContent)
         said = self._filled(content) if content.template else list(self.mind.says(content))
-        limit = job.session.accepted.job.parameters.max_tokens
-        text, tokens = said[canvas], _tokens(said[canvas].text)
-        before = sum(_tokens(segment.text) for segment in said[:canvas])
-        last, cut = canvas + 1 == len(said), before + tokens > limit
-        if cut:
-            kept = text.text[: (limit - before) * CHARACTERS_PER_TOKEN]
-            text, tokens = OutputSegment(text.kind, kept), limit - before
-        finish = Finish.TOKEN_LIMIT if cut else Finish.END_OF_TEXT if last else Finish.MORE
-        output = TextOutput(tuple(range(tokens)), (text,))
-        return self._result(job, canvas, output.encode(), STEPS, tokens, finish)
+        left = job.session.accepted.job.parameters.max_tokens - canvas * CANVAS
+        segment, last = said[canvas], canvas + 1 == len(said)
+        tokens = min(_tokens(segment.text) if last else CANVAS, left)
+        if tokens == left and not (last and _tokens(segment.text) <= left):
+            segment = OutputSegment(segment.kind, segment.text[: left * CHARACTERS_PER_TOKEN])
+            finish = Finish.TOKEN_LIMIT
+        else:
+            finish = Finish.END_OF_TEXT if last else Finish.MORE
+        output = TextOutput(tuple(range(tokens)), (segment,))
+        return self._result(job, output.encode(), canvas, (STEPS, tokens, finish))
 
     def _filled(self, content: TextContent) -> list[OutputSegment]:
         """Every part of the template, each on a canvas of its own."""
@@ -128,11 +128,12 @@ class ScriptedWorker(FakeWorker):
         answers = tuple(self.mind.believes(content.questions[i]) for i in asked)
         last = canvas + 1 == content.canvases(size)
         finish = Finish.END_OF_TEXT if last else Finish.MORE
-        return self._result(job, canvas, ReadOutput(answers).encode(), 1, 0, finish)
+        return self._result(job, ReadOutput(answers).encode(), canvas, (1, 0, finish))
 
     def _result(
-        self, job: Job, canvas: int, output: bytes, steps: int, units: int, finish: Finish
+        self, job: Job, output: bytes, canvas: int, spent: tuple[int, int, Finish]
     ) -> CanvasResult:
+        steps, units, finish = spent
         accepted = job.session.accepted
         key = PublicKey(accepted.job.reply_key)
         return CanvasResult(

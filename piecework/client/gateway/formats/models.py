@@ -95,7 +95,8 @@ def _pricing(entry: ModelOffer, token: Token, usd_price: Decimal) -> dict[str, s
     """Dollars for one token and one denoising step, of the cheapest offer."""
 
     def dollars(base_units: int, per: int) -> str:
-        return format(Decimal(base_units).scaleb(-token.decimals) * usd_price / per, "f")
+        dear = Decimal(base_units).scaleb(-token.decimals) * usd_price / per
+        return format(dear.normalize(), "f")
 
     return {
         "prompt": dollars(entry.price_per_million_prompt_tokens, _MILLION),
