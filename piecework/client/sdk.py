@@ -457,8 +457,7 @@ class PieceworkClient:
             raise ProtocolViolation(
                 "4.6", f"this job's worker broke the protocol before: {row.detail}"
             )
-        row = await asyncio.to_thread(self.store.take_over, job)
-        await self._fail_over.drive(row, caller, replay=True)
+        await self._fail_over.replay(row, caller)
 
     # --- looking back
 

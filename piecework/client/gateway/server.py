@@ -40,6 +40,8 @@ from piecework.client.errors import (
 )
 from piecework.client.gateway import openai_format as oai
 from piecework.client.gateway.cors import Origins
+from piecework.client.gateway.idempotency import Idempotency, Purchase
+from piecework.client.gateway.keepalive import answer_json
 from piecework.client.gateway.keys import BUDGET, Access
 from piecework.client.gateway.line import LineFull, Turn, WaitingLine, WaitOver
 from piecework.client.gateway.metrics import GatewayMetrics
@@ -47,7 +49,6 @@ from piecework.client.gateway.openai_format import ApiError, ChatRequest, StopCu
 from piecework.client.jobs.events import CanvasText, JobEvent, JobFinished, JobStarted
 from piecework.client.jobs.run import JobRun
 from piecework.client.jobs.selection import BUSY_REASONS
-from piecework.client.journal.records import Part
 from piecework.client.sdk import PieceworkClient
 from piecework_protocol.errors import MalformedInput, ProtocolViolation, Reason, Refusal
 from piecework_protocol.limits import MAX_CONTENT_BYTES
@@ -105,6 +106,7 @@ class Gateway:
         self._origins = Origins(options.allowed_origins)
         keys = client.store.api_keys
         self._access = Access(keys, options.api_key, self._origins, self._clock)
+        self._idempotency = Idempotency(client, self._clock, most_left=options.max_concurrent)
         self._log = structlog.get_logger("gateway")
 
     def application(self) -> web.Application:
@@ -116,6 +118,7 @@ class Gateway:
         app.router.add_get("/health", self._health)
         app.router.add_get("/metrics", self._metrics)
         app.on_response_prepare.append(self._origins.mark)
+        app.on_cleanup.append(self._idempotency.close)
         return app
 
     @web.middleware
@@ -148,8 +151,9 @@ class Gateway:
             raise ApiError(
                 415, "invalid_request_error", "the body is application/json", code="not_json"
             )
+        raw = await self._bodies.read(request)
         try:
-            body = loads(await self._bodies.read(request))
+            body = loads(raw)
         except ValueError:
             raise ApiError(
                 400, "invalid_request_error", "the body is not JSON", code="not_json"
@@ -159,16 +163,19 @@ class Gateway:
         except MalformedInput as error:
             raise oai.as_malformed(error) from None
         with self.metrics.request(chat.stream):
-            return await self._in_turn(request, chat)
+            async with self._idempotency.turn(request, request[BUDGET], raw) as purchase:
+                return await self._in_turn(request, chat, purchase)
 
-    async def _in_turn(self, request: web.Request, chat: ChatRequest) -> web.StreamResponse:
+    async def _in_turn(
+        self, request: web.Request, chat: ChatRequest, purchase: Purchase
+    ) -> web.StreamResponse:
         """Answer when it is this request's turn. While all workers are busy it waits in line."""
         busy: NoWorkerFits | None = None
         try:
             async with self._line.turn(chat.request.model, request[BUDGET]) as turn:
                 while True:
                     try:
-                        return await self._answer(request, chat, turn)
+                        return await self._answer(request, chat, purchase, turn)
                     except NoWorkerFits as error:
                         if error.retry_after_s is None:
                             raise
@@ -194,10 +201,9 @@ class Gateway:
             ) from None
 
     async def _answer(
-        self, request: web.Request, chat: ChatRequest, turn: Turn
+        self, request: web.Request, chat: ChatRequest, purchase: Purchase, turn: Turn
     ) -> web.StreamResponse:
-        started = self._clock.wall()
-        async with self._client.run(chat.request, Part(request[BUDGET])) as run:
+        async with purchase.job(chat.request, purchase.part()) as run:
             events = aiter(run)
             accepted = await _first(events)
             turn.accepted()
@@ -206,14 +212,17 @@ class Gateway:
                 accepted,
                 run,
                 self.metrics,
-                created=int(started),
+                created=purchase.created_at,
                 token=self._client.payment_token,
             )
             if chat.stream:
                 return await self._stream(request, answer, events)
-            async for event in events:
-                answer.take(event)
-        return web.json_response(answer.whole())
+            return await answer_json(
+                request,
+                answer.collect(events),
+                heartbeat_s=self._options.heartbeat_s,
+                as_api_error=as_api_error,
+            )
 
     async def _stream(
         self, request: web.Request, answer: _Reply, events: AsyncIterator[JobEvent]
@@ -312,18 +321,28 @@ class _Reply:
         self._ended: JobFinished | None = None
         self.job = to_hex(accepted.job)
 
+    async def collect(self, events: AsyncIterator[JobEvent]) -> dict[str, Any]:
+        """The answer of a request that does not stream, when the job has ended."""
+        async for event in events:
+            self.take(event)
+        return self.whole()
+
     def opening(self) -> dict[str, Any]:
         return oai.chunk(self._head, {"role": "assistant", "content": ""})
 
     def take(self, event: JobEvent) -> dict[str, Any] | None:
         """Take in an event and return a chunk to send if it shows anything new."""
+        if isinstance(event, JobStarted):
+            self._accepted = event  # the next worker took it, because the first went away
+            return None
         if isinstance(event, JobFinished):
             self._ended = event
             return self._shown(self._cutter.feed("", last=True))
         if not isinstance(event, CanvasText):
             return None
         self._canvases.append(event)
-        self._metrics.canvas(event.tokens, event.steps, event.amount)
+        if not event.again:
+            self._metrics.canvas(event.tokens, event.steps, event.amount)
         piece = self._shown(self._cutter.feed(event.text, last=event.last))
         if self._cutter.stopped and not event.last:
             self._run.cancel()
