@@ -13,15 +13,17 @@ from typing import Any
 import aiohttp
 import openai
 import pytest
-from aiohttp.test_utils import TestServer
+from aiohttp.test_utils import TestServer, make_mocked_request
 
+from piecework.client.errors import BudgetExceeded
+from piecework.client.gateway.idempotency import Idempotency
 from piecework.client.gateway.server import Gateway, GatewayOptions
 from piecework.client.journal.records import JobStatus, Limits
 from piecework.client.journal.requests import MAX_REQUESTS, REQUEST_LIFETIME_S
 from piecework_protocol.errors import Reason, Refusal
 from piecework_protocol.types import Amount, Timestamp
 from tests.integration.gateway.test_gateway_access import BODY, USER, WHOLE, Door, contents, door
-from tests.support.client_side import open_client
+from tests.support.client_side import ask, open_client
 from tests.support.fake_chain import FakeChain
 
 KEY = "Idempotency-Key"
@@ -245,6 +247,40 @@ async def served(here: Door, folder: Path) -> AsyncIterator[str]:
         ) as server,
     ):
         yield str(server.make_url("")).rstrip("/")
+
+
+async def test_several_parts_are_reserved_together_and_fetched_again_together(
+    tmp_path: Path,
+) -> None:
+    async with door(tmp_path) as here:
+        client, now = here.client, Timestamp(int(here.clock.wall()))
+        ceiling = (await client.rank(ask(max_tokens=64))).choices[0].ceiling
+        here.key("alice", Limits(per_day=Amount(3 * ceiling)))
+        idempotency = Idempotency(client, here.clock, most_left=4)
+        sent = make_mocked_request("POST", "/v1/chat/completions", headers={KEY: "one"})
+        asked = [ask(max_tokens=64)] * 3
+
+        async def answers() -> list[str]:
+            texts = []
+            async with (
+                idempotency.turn(sent, "alice", b"{}") as purchase,
+                purchase.parts(asked) as parts,
+            ):
+                held.append(client.store.budgets.used("alice", now).held)
+                for request, part in zip(asked, parts, strict=True):
+                    async with purchase.job(request, part) as run:
+                        texts.append((await client.collect(run)).text)
+            return texts
+
+        held: list[int] = []
+        assert await answers() == await answers() == [WHOLE] * 3
+        assert held == [3 * ceiling, 0]
+        assert len({s.job.salt for s in here.worker.submissions}) == 3
+        async with idempotency.turn(sent, "alice", b"{}") as purchase:
+            with pytest.raises(BudgetExceeded):
+                async with purchase.parts([*asked, *asked]):
+                    raise AssertionError("nothing may start")
+        assert client.store.budgets.used("alice", now).held == 0
 
 
 async def test_a_budget_is_charged_once(tmp_path: Path) -> None:
