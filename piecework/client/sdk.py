@@ -33,7 +33,6 @@ from piecework.client.journal.records import (
     JobStatus,
     Limits,
     Part,
-    RequestKey,
     Reservation,
 )
 from piecework.client.journal.store import NO_PART, Store
@@ -368,9 +367,7 @@ class PieceworkClient:
     async def reserve_many(
         self,
         requests: Sequence[TextRequest],
-        *,
-        budget: str = "",
-        known_as: RequestKey | None = None,
+        parts: Sequence[Part] | None = None,
     ) -> AsyncIterator[tuple[Part, ...]]:
         """Reserve what several requests may cost, all or nothing, before any of them is signed.
 
@@ -378,8 +375,8 @@ class PieceworkClient:
 
         Args:
             requests: What is asked for, such as one request as often as there are choices.
-            budget: The name of the API key that pays, or "" for the client itself.
-            known_as: The request with an Idempotency-Key that they are parts of.
+            parts: Whose money it is: one part for each request, all with one budget. Without
+                them it is the client's own.
 
         Returns:
             One part for each request, to be given to `run`.
@@ -394,8 +391,8 @@ class PieceworkClient:
             ...     runs = [client.run(request, part) for part in parts]
             ...     answers = await asyncio.gather(*map(client.collect, runs))
         """
-        parts = [Part(budget, None, known_as, number) for number in range(len(requests))]
-        held = await self._fail_over.reserve(requests, parts)
+        whose = [Part(number=n) for n in range(len(requests))] if parts is None else parts
+        held = await self._fail_over.reserve(requests, whose) if requests else ()
         try:
             yield held
         finally:
@@ -457,8 +454,7 @@ class PieceworkClient:
             raise ProtocolViolation(
                 "4.6", f"this job's worker broke the protocol before: {row.detail}"
             )
-        row = await asyncio.to_thread(self.store.take_over, job)
-        await self._fail_over.drive(row, caller, replay=True)
+        await self._fail_over.replay(row, caller)
 
     # --- looking back
 

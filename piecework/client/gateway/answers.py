@@ -44,11 +44,11 @@ from piecework.client.jobs.events import (
     DraftText,
     FinishReason,
     JobFinished,
+    JobStarted,
     ReadAnswers,
 )
 from piecework.client.jobs.requests import ReadRequest, TextRequest
 from piecework.client.journal.records import Part
-from piecework.client.sdk import PieceworkClient
 from piecework_protocol.conversation import Conversation, ToolCall
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.kinds.read import ONE
@@ -57,6 +57,9 @@ from piecework_protocol.types import Amount
 
 SEED_STEP: Final = 0x9E3779B97F4A7C15
 """Between the seeds of an answer's jobs. Choices differ by one."""
+
+MAX_JOBS: Final = 16
+"""Of one answer: one that writes freely, two documents, and their repairs."""
 
 Emit = Callable[[Piece], None]
 
@@ -67,14 +70,13 @@ class Answers:
     def __init__(
         self,
         ask: Ask,
-        client: PieceworkClient,
         turns: Turns,
         metrics: GatewayMetrics,
         bill: Bill,
         *,
         new_id: Callable[[str], str],
     ) -> None:
-        self._ask, self._client, self._turns = ask, client, turns
+        self._ask, self._turns = ask, turns
         self._metrics, self._new_id = metrics, new_id
         self.bill = bill
 
@@ -107,16 +109,47 @@ class Answers:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _reserved(self, stack: AsyncExitStack) -> list[Part | None]:
-        """Reserve what several answers may cost together. A single one does it by itself."""
-        count = self._ask.answers
-        if count == 1 or isinstance(self._ask.plan, Structured | Called):
-            return [None] * count
-        requests = [self._request(index, self._conversation(index)) for index in range(count)]
-        budget = self._turns.budget
-        return list(
-            await stack.enter_async_context(self._client.reserve_many(requests, budget=budget))
-        )
+    async def _reserved(self, stack: AsyncExitStack) -> tuple[Part, ...]:
+        """Reserve what the first jobs of several answers may cost together.
+
+        A single job reserves what it may cost by itself, and so does a repair.
+        """
+        purchase, count = self._turns.purchase, self._ask.answers
+        first = [self._first(index) for index in range(count)] if count > 1 else []
+        requests = [request for request in first if request is not None]
+        if not requests:
+            return tuple(purchase.part(index) for index in range(count))
+        return await stack.enter_async_context(purchase.parts(requests))
+
+    def _first(self, index: int) -> TextRequest | None:
+        """The request of an answer's first job. None if there is nothing to ask."""
+        plan, talk = self._ask.plan, self._conversation(index)
+        if isinstance(plan, Free | Filled):
+            return self._request(index, talk)
+        step = first_step(plan, talk)
+        if step.schema is None:
+            return self._request(index, step.talk)
+        filling = self.begun(step.schema)
+        return None if filling.done else self.filling_request(index, step.talk, filling, 0)
+
+    def begun(self, schema: Schema) -> Filling:
+        """Return an empty document.
+
+        Raises:
+            ApiError: The caller allows too few tokens for it.
+        """
+        most = self._ask.wanted.generation.max_tokens
+        filling, least = Filling.of(schema, most), Filling.of(schema, None)
+        if filling is None:
+            needed = 0 if least is None else least.tokens
+            bad(f"max_tokens is too small for this schema; {needed} are enough", "max_tokens")
+        return filling
+
+    def part(self, index: int, job: int, first: Part) -> Part:
+        """The place of an answer's job in the request. `first` is that of its first job."""
+        if not job:
+            return first
+        return self._turns.purchase.part(self._ask.answers + index * MAX_JOBS + job)
 
     def _conversation(self, index: int) -> Conversation:
         return self._ask.conversations[index // self._ask.choices]
@@ -150,24 +183,26 @@ class Answers:
         except MalformedInput as error:
             bad(str(error), "messages", code=error.code)
 
-    async def _answer(self, index: int, part: Part | None, emit: Emit) -> None:
+    async def _answer(self, index: int, part: Part, emit: Emit) -> None:
         plan, talk = self._ask.plan, self._conversation(index)
         if isinstance(plan, Structured):
-            await _Structured(self, index, emit).document(plan, talk)
+            await _Structured(self, index, part, emit).document(plan, talk)
         elif isinstance(plan, Called):
-            await _Structured(self, index, emit).call(plan, talk)
+            await _Structured(self, index, part, emit).call(plan, talk)
         else:
             await self.write(index, self._request(index, talk), part, plan, emit)
 
     async def write(
-        self, index: int, request: TextRequest, part: Part | None, plan: Free | Filled, emit: Emit
+        self, index: int, request: TextRequest, part: Part, plan: Free | Filled, emit: Emit
     ) -> None:
         """Run one job, and emit what it writes."""
         writer = _Writer(self._ask, index, plan, emit, self._new_id)
         async with self.job(request, part) as job:
             emit(Started(index))
             async for event in job.events:
-                if isinstance(event, DraftText):
+                if isinstance(event, JobStarted):
+                    self.bill.started(event)  # the next worker took it: the first went away
+                elif isinstance(event, DraftText):
                     emit(DraftShown(index, event.canvas, event.step, event.text))
                 elif isinstance(event, CanvasText):
                     self.paid(event)
@@ -182,7 +217,7 @@ class Answers:
 
     @asynccontextmanager
     async def job(
-        self, request: TextRequest | ReadRequest, part: Part | None = None
+        self, request: TextRequest | ReadRequest, part: Part
     ) -> AsyncIterator[RunningJob]:
         """Run one job of these answers in its turn."""
         async with self._turns.job(request, part) as job:
@@ -191,9 +226,7 @@ class Answers:
 
     def paid(self, canvas: CanvasText | ReadAnswers) -> None:
         """A canvas was paid."""
-        self.bill.canvas(canvas)
-        tokens = canvas.tokens if isinstance(canvas, CanvasText) else 0
-        self._metrics.canvas(tokens, canvas.steps, canvas.amount)
+        _paid(canvas, self.bill, self._metrics)
 
     def filling_request(
         self, index: int, talk: Conversation, filling: Filling, job: int
@@ -218,10 +251,13 @@ class Answers:
         """Return a tool call with an id of its own."""
         return ToolCall(self._new_id("call"), name, arguments)
 
-    @property
-    def most_tokens(self) -> int | None:
-        """The caller's limit of tokens."""
-        return self._ask.wanted.generation.max_tokens
+
+def _paid(canvas: CanvasText | ReadAnswers, bill: Bill, metrics: GatewayMetrics) -> None:
+    """Count a canvas. One that was paid for an earlier request is not paid again."""
+    bill.canvas(canvas)
+    if not canvas.again:
+        tokens = canvas.tokens if isinstance(canvas, CanvasText) else 0
+        metrics.canvas(tokens, canvas.steps, canvas.amount)
 
 
 async def _until_done(
@@ -322,33 +358,55 @@ class _Seen:
         return any(isinstance(piece, CallMade) for piece in self.pieces)
 
 
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """What is asked for next: a document, or text that is written freely if there is no schema."""
+
+    talk: Conversation
+    schema: Schema | None
+
+
+def first_step(plan: Structured | Called, talk: Conversation) -> _Step:
+    """Return what a structured answer asks for first."""
+    if isinstance(plan, Structured):
+        told = instructed(talk, INSTRUCTION.format(schema=plan.schema.text))
+        return _Step(told, None if plan.free is not None else plan.schema)
+    if len(plan.tools) == 1:
+        return _call_step(plan, talk, plan.tools[0].name)
+    names = {"enum": [tool.name for tool in plan.tools]}
+    schema = Schema({"type": "object", "properties": {"name": names}, "required": ["name"]})
+    return _Step(instructed(talk, CHOICE_INSTRUCTION.format(schema=schema.text)), schema)
+
+
+def _call_step(plan: Called, talk: Conversation, name: str) -> _Step:
+    schema = plan.schemas[name]
+    return _Step(instructed(talk, CALL_INSTRUCTION.format(name=name, schema=schema.text)), schema)
+
+
 class _Structured:
     """An answer that must hold a schema."""
 
-    def __init__(self, answers: Answers, index: int, emit: Emit) -> None:
+    def __init__(self, answers: Answers, index: int, part: Part, emit: Emit) -> None:
         self._answers, self._index, self._emit = answers, index, emit
+        self._part = part
         self._jobs = 0
 
     async def document(self, plan: Structured, talk: Conversation) -> None:
         """Emit a document, or tool calls if the model may call tools and does."""
-        told = instructed(talk, INSTRUCTION.format(schema=plan.schema.text))
-        if plan.free is not None and await self._freely(plan, plan.free, told):
+        step = first_step(plan, talk)
+        if plan.free is not None and await self._freely(plan, plan.free, step.talk):
             return
-        text = await self._filled(plan.schema, told, "response_format")
+        text = await self._filled(plan.schema, step.talk, "response_format")
         self._emit(TextAdded(self._index, text))
         self._emit(Ended(self._index, "stop"))
 
     async def call(self, plan: Called, talk: Conversation) -> None:
         """Emit one call of one of the tools. With several, a name is chosen first."""
-        name = plan.tools[0].name
-        if len(plan.tools) > 1:
-            names = {"enum": [tool.name for tool in plan.tools]}
-            schema = Schema({"type": "object", "properties": {"name": names}, "required": ["name"]})
-            told = instructed(talk, CHOICE_INSTRUCTION.format(schema=schema.text))
-            name = loads(await self._filled(schema, told, "tool_choice"))["name"]
-        schema = plan.schemas[name]
-        told = instructed(talk, CALL_INSTRUCTION.format(name=name, schema=schema.text))
-        arguments = await self._filled(schema, told, "tool_choice")
+        step, name = first_step(plan, talk), plan.tools[0].name
+        if len(plan.tools) > 1 and step.schema is not None:
+            name = loads(await self._filled(step.schema, step.talk, "tool_choice"))["name"]
+            step = _call_step(plan, talk, name)
+        arguments = await self._filled(plan.schemas[name], step.talk, "tool_choice")
         self._emit(CallMade(self._index, self._answers.new_call(name, arguments)))
         self._emit(Ended(self._index, "tool_calls"))
 
@@ -356,8 +414,8 @@ class _Structured:
         """Let the model write. True if it called tools, or wrote what holds the schema."""
         seen = _Seen([])
         request = self._answers.free_request(self._index, talk)
-        await self._answers.write(self._index, request, None, free, seen.pieces.append)
-        self._jobs += 1
+        part = self._next_part()
+        await self._answers.write(self._index, request, part, free, seen.pieces.append)
         if not seen.has_calls:
             try:
                 if plan.schema.faults(loads(seen.text)):
@@ -370,11 +428,7 @@ class _Structured:
 
     async def _filled(self, schema: Schema, talk: Conversation, param: str) -> str:
         """Return a document that holds the schema."""
-        filling = Filling.of(schema, self._answers.most_tokens)
-        if filling is None:
-            least = Filling.of(schema, None)
-            needed = 0 if least is None else least.tokens
-            bad(f"max_tokens is too small for this schema; {needed} are enough", "max_tokens")
+        filling: Filling | None = self._answers.begun(schema)
         self._answers.structured()
         why = ""
         for attempt in range(1 + MAX_REPAIRS):
@@ -399,17 +453,23 @@ class _Structured:
     async def _fill(self, filling: Filling, talk: Conversation) -> str:
         """Run one job over the template, and return its text."""
         request = self._answers.filling_request(self._index, talk, filling, self._jobs)
-        self._jobs += 1
         text: list[str] = []
-        async with self._answers.job(request) as job:
+        async with self._answers.job(request, self._next_part()) as job:
             self._emit(Started(self._index))
             async for event in job.events:
-                if isinstance(event, CanvasText):
+                if isinstance(event, JobStarted):
+                    self._answers.bill.started(event)
+                elif isinstance(event, CanvasText):
                     self._answers.paid(event)
                     text.append(event.text)
                 elif isinstance(event, JobFinished):
                     self._answers.bill.finished(event)
         return "".join(text)
+
+    def _next_part(self) -> Part:
+        part = self._answers.part(self._index, self._jobs, self._part)
+        self._jobs += 1
+        return part
 
 
 async def read(
@@ -431,12 +491,13 @@ async def read(
         wanted.best_effort,
     )
     sums = [[0] * len(question.labels) for question in ask.questions]
-    async with turns.job(request) as job:
+    async with turns.job(request, turns.purchase.part()) as job:
         bill.started(job.started)
         async for event in job.events:
-            if isinstance(event, ReadAnswers):
-                bill.canvas(event)
-                metrics.canvas(0, event.steps, event.amount)
+            if isinstance(event, JobStarted):
+                bill.started(event)
+            elif isinstance(event, ReadAnswers):
+                _paid(event, bill, metrics)
                 for question, shares in zip(event.questions, event.answers, strict=True):
                     sums[question] = [a + b for a, b in zip(sums[question], shares, strict=True)]
             elif isinstance(event, JobFinished):

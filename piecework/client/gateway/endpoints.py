@@ -19,7 +19,6 @@ from typing import Any
 import structlog
 from aiohttp import hdrs, web
 
-from piecework.base.clock import Clock
 from piecework.base.errors import PieceworkError
 from piecework.base.http_server import BodyReader
 from piecework.base.jsons import loads
@@ -31,6 +30,8 @@ from piecework.client.gateway.formats.asks import Ask
 from piecework.client.gateway.formats.common import ApiError, FormatOptions, Head, Totals, named
 from piecework.client.gateway.formats.decisions import Asked, ReadAsk
 from piecework.client.gateway.formats.pieces import Frame, Piece, Reply
+from piecework.client.gateway.idempotency import Idempotency, Purchase
+from piecework.client.gateway.keepalive import answer_json
 from piecework.client.gateway.keys import BUDGET
 from piecework.client.gateway.line import WaitingLine
 from piecework.client.gateway.metrics import GatewayMetrics
@@ -75,16 +76,16 @@ class Endpoints:
         self,
         client: PieceworkClient,
         line: WaitingLine,
+        idempotency: Idempotency,
         metrics: GatewayMetrics,
+        *,
         bodies: BodyReader,
         options: FormatOptions,
-        *,
-        clock: Clock,
         heartbeat_s: float,
         usd_price: Decimal | None,
     ) -> None:
         self._client, self._line, self._metrics = client, line, metrics
-        self._bodies, self._options, self._clock = bodies, options, clock
+        self._idempotency, self._bodies, self._options = idempotency, bodies, options
         self._heartbeat_s, self._usd_price = heartbeat_s, usd_price
         self._log = structlog.get_logger("gateway")
 
@@ -110,44 +111,45 @@ class Endpoints:
         parse, render = decisions.parse_systemone, decisions.systemone
         return await self._read(request, parse, render)
 
-    async def _body(self, request: web.Request) -> Any:
+    async def _body(self, request: web.Request) -> tuple[bytes, Any]:
+        """Read a body, and return its bytes and its JSON."""
         kind = "invalid_request_error"
         if request.content_type != "application/json":
             raise ApiError(415, kind, "the body is application/json", code="not_json")
+        raw = await self._bodies.read(request)
         try:
-            return loads(await self._bodies.read(request))
+            return raw, loads(raw)
         except ValueError:
             raise ApiError(400, kind, "the body is not JSON", code="not_json") from None
-
-    def _turns(self, request: web.Request) -> Turns:
-        return Turns(self._client, self._line, request[BUDGET])
 
     # --- text
 
     async def _text(self, request: web.Request, form: TextFormat) -> web.StreamResponse:
-        ask = form.parse(await self._body(request), self._options)
-        bill = Bill(self._client.payment_token, self._usd_price, ask.ignored)
-        answers = Answers(
-            ask,
-            self._client,
-            self._turns(request),
-            self._metrics,
-            bill,
-            new_id=_new_id,
-        )
-        reply = form.reply(ask, _new_id)
-        created = int(self._clock.wall())
+        raw, body = await self._body(request)
+        ask = form.parse(body, self._options)
         with self._metrics.request(form.name, stream=ask.stream):
-            async with answers.running() as pieces:
-                first = await anext(pieces)
-                head = _head(form.prefix, created, ask, bill)
-                if ask.stream:
-                    return await self._stream(request, reply, head, bill, _again(first, pieces))
-                async for piece in _again(first, pieces):
-                    for _ in reply.take(piece):
-                        pass
-        body = reply.whole(head, bill.totals(), bill.ours())
-        return web.json_response(body, headers=_headers(ask.ignored))
+            async with self._idempotency.turn(request, request[BUDGET], raw) as purchase:
+                return await self._answer(request, form, ask, purchase)
+
+    async def _answer(
+        self, request: web.Request, form: TextFormat, ask: Ask, purchase: Purchase
+    ) -> web.StreamResponse:
+        bill = Bill(self._client.payment_token, self._usd_price, ask.ignored)
+        turns = Turns(self._line, purchase, request[BUDGET])
+        answers = Answers(ask, turns, self._metrics, bill, new_id=_new_id)
+        reply = form.reply(ask, _new_id)
+        async with answers.running() as pieces:
+            first = await anext(pieces)
+            head = _head(form.prefix, purchase.created_at, ask, bill)
+            if ask.stream:
+                return await self._stream(request, reply, head, bill, _again(first, pieces))
+            return await answer_json(
+                request,
+                _collected(reply, head, bill, _again(first, pieces)),
+                heartbeat_s=self._heartbeat_s,
+                as_api_error=as_api_error,
+                headers=_headers(ask.ignored),
+            )
 
     async def _stream(
         self,
@@ -202,10 +204,13 @@ class Endpoints:
         parse: Callable[[Any, FormatOptions], ReadAsk],
         render: ReadFormat,
     ) -> web.Response:
-        ask = parse(await self._body(request), self._options)
+        raw, parsed = await self._body(request)
+        ask = parse(parsed, self._options)
         bill = Bill(self._client.payment_token, self._usd_price, ask.ignored)
         with self._metrics.request("decisions", stream=False):
-            answers = await read(ask, self._turns(request), self._metrics, bill)
+            async with self._idempotency.turn(request, request[BUDGET], raw) as purchase:
+                turns = Turns(self._line, purchase, request[BUDGET])
+                answers = await read(ask, turns, self._metrics, bill)
         first = bill.first
         model = ask.wanted.model if first is None else first.model
         body = render(model, ask.asked, answers, bill.totals(), bill.ours())
@@ -225,6 +230,16 @@ def _head(prefix: str, created: int, ask: Ask, bill: Bill) -> Head:
     if bill.first is None:  # a schema with one document: there was nothing to ask
         return Head(prefix + secrets.token_hex(16), created, ask.wanted.model)
     return Head(prefix + bill.first.job.hex()[:32], created, bill.first.model)
+
+
+async def _collected(
+    reply: Reply, head: Head, bill: Bill, pieces: AsyncIterator[Piece]
+) -> dict[str, Any]:
+    """The answer of a request that does not stream, when its jobs have ended."""
+    async for piece in pieces:
+        for _ in reply.take(piece):
+            pass
+    return reply.whole(head, bill.totals(), bill.ours())
 
 
 async def _again(first: Piece, pieces: AsyncIterator[Piece]) -> AsyncIterator[Piece]:

@@ -29,6 +29,7 @@ from piecework.client.gateway.failures import SYSTEMONE, as_api_error, failure
 from piecework.client.gateway.formats.common import ApiError, FormatOptions
 from piecework.client.gateway.formats.decisions import metadata
 from piecework.client.gateway.formats.models import model_list
+from piecework.client.gateway.idempotency import Idempotency
 from piecework.client.gateway.keys import BUDGET, Access
 from piecework.client.gateway.line import WaitingLine
 from piecework.client.gateway.metrics import GatewayMetrics
@@ -86,13 +87,14 @@ class Gateway:
             places=options.max_concurrent, waiting=options.max_waiting, wait_s=options.wait_s
         )
         self.metrics.watch(self._line)
+        self._idempotency = Idempotency(client, self._clock, most_left=options.max_concurrent)
         self._endpoints = Endpoints(
             client,
             self._line,
+            self._idempotency,
             self.metrics,
-            BodyReader(max_bytes=MAX_BODY_BYTES, trusted=options.trusted_proxies),
-            FormatOptions(options.best_effort, options.strict_parameters),
-            clock=self._clock,
+            bodies=BodyReader(max_bytes=MAX_BODY_BYTES, trusted=options.trusted_proxies),
+            options=FormatOptions(options.best_effort, options.strict_parameters),
             heartbeat_s=options.heartbeat_s,
             usd_price=options.token_usd_price,
         )
@@ -114,6 +116,7 @@ class Gateway:
         app.router.add_get("/health", self._health)
         app.router.add_get("/metrics", self._metrics)
         app.on_response_prepare.append(self._origins.mark)
+        app.on_cleanup.append(self._idempotency.close)
         return app
 
     @web.middleware
@@ -124,17 +127,27 @@ class Gateway:
             if request.path != "/health":
                 request[BUDGET] = await self._access.admit(request)
             return await handler(request)
-        except BodyRefused as refused:
-            kind = "invalid_request_error" if refused.status < 500 else "service_unavailable"
-            error = ApiError(refused.status, kind, refused.message, code=refused.code)
-        except PieceworkError as trouble:
-            error = as_api_error(trouble)
-            if error is not trouble:
-                self._log.warning("request failed", status=error.status, code=error.code)
-        except web.HTTPException as trouble:
-            code = trouble.reason.lower().replace(" ", "_")
-            error = ApiError(trouble.status, "invalid_request_error", trouble.reason, code=code)
-        return failure(error, request.path)
+        except ConnectionError:
+            raise  # the caller has hung up
+        except Exception as error:  # noqa: BLE001  a fault of ours has OpenAI's shape too
+            return failure(self._translated(error), request.path)
+
+    def _translated(self, error: Exception) -> ApiError:
+        """Return what the caller is told of an error."""
+        if isinstance(error, ApiError):
+            return error
+        if isinstance(error, BodyRefused):
+            kind = "invalid_request_error" if error.status < 500 else "service_unavailable"
+            return ApiError(error.status, kind, error.message, code=error.code)
+        if isinstance(error, PieceworkError):
+            told = as_api_error(error)
+            self._log.warning("request failed", status=told.status, code=told.code)
+            return told
+        if isinstance(error, web.HTTPException):
+            code = error.reason.lower().replace(" ", "_")
+            return ApiError(error.status, "invalid_request_error", error.reason, code=code)
+        self._log.error("fault", exc_info=error)
+        return ApiError(500, "server_error", "the gateway has a fault", code="internal_error")
 
     # --- the rest
 

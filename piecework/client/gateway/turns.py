@@ -9,12 +9,12 @@ from typing import Final
 
 from piecework.client.errors import NoWorkerFits, WorkerUnreachable
 from piecework.client.gateway.formats.common import ApiError
+from piecework.client.gateway.idempotency import Purchase
 from piecework.client.gateway.line import LineFull, WaitingLine, WaitOver
 from piecework.client.jobs.events import JobEvent, JobStarted
 from piecework.client.jobs.requests import JobRequest
 from piecework.client.jobs.run import JobRun
 from piecework.client.journal.records import Part
-from piecework.client.sdk import PieceworkClient
 
 WAIT_WHEN_FULL_S: Final = 1.0
 
@@ -29,17 +29,18 @@ class RunningJob:
 
 
 class Turns:
-    """Runs the jobs of one caller. A job whose workers are all busy waits in line."""
+    """Runs the jobs of one request. A job whose workers are all busy waits in line."""
 
-    def __init__(self, client: PieceworkClient, line: WaitingLine, budget: str) -> None:
+    def __init__(self, line: WaitingLine, purchase: Purchase, budget: str) -> None:
         """`budget` is the name of the API key that pays, or "" for the client itself."""
-        self._client, self._line, self.budget = client, line, budget
+        self._line, self._budget = line, budget
+        self.purchase = purchase
 
     @asynccontextmanager
-    async def job(self, request: JobRequest, part: Part | None = None) -> AsyncIterator[RunningJob]:
+    async def job(self, request: JobRequest, part: Part) -> AsyncIterator[RunningJob]:
         """Run a job, from its acceptance on. Leaving the block early cancels it.
 
-        part: what was reserved for it. Without it the job reserves its own ceiling.
+        part: its place in the request, and what was reserved for it.
 
         Raises:
             ApiError: There is no place to wait, or the wait was too long.
@@ -47,11 +48,10 @@ class Turns:
             ClientError: As `PieceworkClient.run`.
         """
         busy: NoWorkerFits | None = None
-        part = Part(self.budget) if part is None else part
         try:
-            async with self._line.turn(request.model, self.budget) as turn:
+            async with self._line.turn(request.model, self._budget) as turn:
                 while True:
-                    async with self._client.run(request, part) as run:
+                    async with self.purchase.job(request, part) as run:
                         events = aiter(run)
                         try:
                             started = await _first(events)

@@ -6,7 +6,7 @@ The limits of the client as a whole come from its settings, those of an API key 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from piecework.base.amounts import Token
@@ -57,16 +57,10 @@ class Spending:
             BudgetExceeded: a budget is too small for all of them. Nothing is held.
             StoreError: the API key does not exist.
         """
-        held = await asyncio.to_thread(
-            self._budgets.reserve,
-            parts[0].budget,
-            ceilings,
-            self._whole,
-            self._now(),
-            self._until(),
+        now, until = self._now(), self._until()
+        held = await self._hold(
+            lambda: self._budgets.reserve(parts[0].budget, ceilings, self._whole, now, until)
         )
-        if isinstance(held, Shortage):
-            raise self._exceeded(held)
         return tuple(replace(part, hold=hold) for part, hold in zip(parts, held, strict=True))
 
     async def cover(self, part: Part, ceiling: Amount) -> Part:
@@ -76,12 +70,33 @@ class Spending:
             BudgetExceeded: a budget is too small. What was held stays.
             StoreError: the API key does not exist.
         """
-        held = await asyncio.to_thread(
-            self._budgets.cover, part, ceiling, self._whole, self._now(), self._until()
-        )
+        now, until = self._now(), self._until()
+
+        def cover() -> tuple[int, ...] | Shortage:
+            held = self._budgets.cover(part, ceiling, self._whole, now, until)
+            return held if isinstance(held, Shortage) else (held,)
+
+        (hold,) = await self._hold(cover)
+        return replace(part, hold=hold)
+
+    async def _hold(self, write: Callable[[], tuple[int, ...] | Shortage]) -> tuple[int, ...]:
+        """Hold in a thread. If the caller is cancelled meanwhile, nothing stays held for it."""
+        writing = asyncio.ensure_future(asyncio.to_thread(write))
+        try:
+            held = await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            writing.add_done_callback(self._give_back)
+            raise
         if isinstance(held, Shortage):
             raise self._exceeded(held)
-        return replace(part, hold=held)
+        return held
+
+    def _give_back(self, written: asyncio.Future[tuple[int, ...] | Shortage]) -> None:
+        if written.cancelled() or written.exception() is not None:
+            return
+        held = written.result()
+        for hold in () if isinstance(held, Shortage) else held:
+            self._budgets.release(hold)
 
     def release(self, part: Part) -> None:
         """Give up what no job has taken over.

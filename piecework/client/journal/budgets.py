@@ -143,8 +143,11 @@ class Budgets:
 
     def release(self, hold: int) -> None:
         """Give a hold up, unless a job has it. That job's end gives it up."""
-        with self._database.change("release a hold", durable=False) as db:
-            db.execute("DELETE FROM holds WHERE id = ? AND job IS NULL", (hold,))
+        with self._database.read() as db:
+            free = _row(db, hold)
+        if free is not None:
+            with self._database.change("release a hold", durable=False) as db:
+                db.execute("DELETE FROM holds WHERE id = ? AND job IS NULL", (hold,))
 
     def left(self, part: Part, whole: Limits, now: Timestamp) -> Amount | None:
         """Return what is left for a part beside what others hold. None: there is no limit.
