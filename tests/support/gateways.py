@@ -61,8 +61,9 @@ async def scripted_market(
     """A gateway whose only worker says what the mind says."""
     chain, clock = FakeChain(), FakeClock()
     chain.deposit(PAYER.address, MONEY * 100)
+    worker = ScriptedWorker(chain, clock, mind=mind)
     async with (
-        ScriptedWorker(chain, clock, mind=mind) as worker,
+        worker,
         open_client(folder, chain, clock) as client,
         serving(client, **options) as (gateway, url),
     ):

@@ -8,6 +8,7 @@ is reserved together before the first of them is signed.
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from piecework.base.jsons import loads
 from piecework.client.errors import WorkerUnreachable
 from piecework.client.gateway.bill import Bill
 from piecework.client.gateway.formats.asks import Ask, Called, Filled, Free, Structured
-from piecework.client.gateway.formats.common import ApiError, StopCutter, bad
+from piecework.client.gateway.formats.common import ApiError, StopCutter, bad, derived_id
 from piecework.client.gateway.formats.content import arguments_of, instructed
 from piecework.client.gateway.formats.decisions import ReadAsk, means
 from piecework.client.gateway.formats.pieces import (
@@ -73,11 +74,8 @@ class Answers:
         turns: Turns,
         metrics: GatewayMetrics,
         bill: Bill,
-        *,
-        new_id: Callable[[str], str],
     ) -> None:
-        self._ask, self._turns = ask, turns
-        self._metrics, self._new_id = metrics, new_id
+        self._ask, self._turns, self._metrics = ask, turns, metrics
         self.bill = bill
 
     @asynccontextmanager
@@ -196,8 +194,8 @@ class Answers:
         self, index: int, request: TextRequest, part: Part, plan: Free | Filled, emit: Emit
     ) -> None:
         """Run one job, and emit what it writes."""
-        writer = _Writer(self._ask, index, plan, emit, self._new_id)
         async with self.job(request, part) as job:
+            writer = _Writer(self._ask, index, plan, emit, job.started.job)
             emit(Started(index))
             async for event in job.events:
                 if isinstance(event, JobStarted):
@@ -247,10 +245,6 @@ class Answers:
         self.bill.repairs += 1
         self._metrics.repaired()
 
-    def new_call(self, name: str, arguments: str) -> ToolCall:
-        """Return a tool call with an id of its own."""
-        return ToolCall(self._new_id("call"), name, arguments)
-
 
 def _paid(canvas: CanvasText | ReadAnswers, bill: Bill, metrics: GatewayMetrics) -> None:
     """Count a canvas. One that was paid for an earlier request is not paid again."""
@@ -279,10 +273,8 @@ async def _until_done(
 class _Writer:
     """What one job writes, as pieces."""
 
-    def __init__(
-        self, ask: Ask, index: int, plan: Free | Filled, emit: Emit, new_id: Callable[[str], str]
-    ) -> None:
-        self._index, self._plan, self._emit, self._new_id = index, plan, emit, new_id
+    def __init__(self, ask: Ask, index: int, plan: Free | Filled, emit: Emit, job: bytes) -> None:
+        self._index, self._plan, self._emit, self._job = index, plan, emit, job
         self._cutter = StopCutter(ask.stop)
         self._calls = 0
         self._before = plan.before if isinstance(plan, Filled) else ""
@@ -333,7 +325,7 @@ class _Writer:
         self._show(self._cutter.feed("", last=True))
         try:
             name, arguments = arguments_of(text)
-            call = ToolCall(self._new_id("call"), name, arguments)
+            call = ToolCall(derived_id("call", self._job, self._calls), name, arguments)
         except (ValueError, MalformedInput):
             self._show(text)  # a worker of another grammar: the caller sees what was written
             return
@@ -390,6 +382,7 @@ class _Structured:
         self._answers, self._index, self._emit = answers, index, emit
         self._part = part
         self._jobs = 0
+        self._last: bytes | None = None
 
     async def document(self, plan: Structured, talk: Conversation) -> None:
         """Emit a document, or tool calls if the model may call tools and does."""
@@ -407,7 +400,10 @@ class _Structured:
             name = loads(await self._filled(step.schema, step.talk, "tool_choice"))["name"]
             step = _call_step(plan, talk, name)
         arguments = await self._filled(plan.schemas[name], step.talk, "tool_choice")
-        self._emit(CallMade(self._index, self._answers.new_call(name, arguments)))
+        # Without a job there was nothing to write: the schema has one document.
+        known = self._last if self._last is not None else secrets.token_bytes(12)
+        call = ToolCall(derived_id("call", known), name, arguments)
+        self._emit(CallMade(self._index, call))
         self._emit(Ended(self._index, "tool_calls"))
 
     async def _freely(self, plan: Structured, free: Free, talk: Conversation) -> bool:
@@ -456,6 +452,7 @@ class _Structured:
         text: list[str] = []
         async with self._answers.job(request, self._next_part()) as job:
             self._emit(Started(self._index))
+            self._last = job.started.job
             async for event in job.events:
                 if isinstance(event, JobStarted):
                     self._answers.bill.started(event)

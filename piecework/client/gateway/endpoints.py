@@ -43,7 +43,6 @@ IGNORED_HEADER = "x-piecework-ignored"
 REQUEST_ID_HEADER = "x-typesafe-request-id"
 DONE = b"data: [DONE]\n\n"
 
-NewId = Callable[[str], str]
 ReadFormat = Callable[
     [str, tuple[Asked, ...], list[list[float]], Totals, Mapping[str, Any]], dict[str, Any]
 ]
@@ -56,15 +55,15 @@ class TextFormat:
     name: str
     prefix: str
     parse: Callable[[Any, FormatOptions], Ask]
-    reply: Callable[[Ask, NewId], Reply]
+    reply: Callable[[Ask], Reply]
 
 
-CHAT = TextFormat("chat", "chatcmpl-", chat.parse_chat, lambda ask, _: chat.ChatReply(ask))
+CHAT = TextFormat("chat", "chatcmpl-", chat.parse_chat, chat.ChatReply)
 COMPLETIONS = TextFormat(
     "completions",
     "cmpl-",
     completions.parse_completion,
-    lambda ask, _: completions.CompletionReply(ask),
+    completions.CompletionReply,
 )
 RESPONSES = TextFormat("responses", "resp_", responses.parse_response, responses.ResponseReply)
 
@@ -136,8 +135,8 @@ class Endpoints:
     ) -> web.StreamResponse:
         bill = Bill(self._client.payment_token, self._usd_price, ask.ignored)
         turns = Turns(self._line, purchase, request[BUDGET])
-        answers = Answers(ask, turns, self._metrics, bill, new_id=_new_id)
-        reply = form.reply(ask, _new_id)
+        answers = Answers(ask, turns, self._metrics, bill)
+        reply = form.reply(ask)
         async with answers.running() as pieces:
             first = await anext(pieces)
             head = _head(form.prefix, purchase.created_at, ask, bill)
@@ -220,11 +219,6 @@ class Endpoints:
         return web.json_response(body, headers=headers)
 
 
-def _new_id(prefix: str) -> str:
-    """Draw an id, such as "call_…"."""
-    return f"{prefix}_{secrets.token_hex(12)}"
-
-
 def _head(prefix: str, created: int, ask: Ask, bill: Bill) -> Head:
     """Name the answer after its first job."""
     if bill.first is None:  # a schema with one document: there was nothing to ask
@@ -236,6 +230,8 @@ async def _collected(
     reply: Reply, head: Head, bill: Bill, pieces: AsyncIterator[Piece]
 ) -> dict[str, Any]:
     """The answer of a request that does not stream, when its jobs have ended."""
+    for _ in reply.opening(head):
+        pass
     async for piece in pieces:
         for _ in reply.take(piece):
             pass

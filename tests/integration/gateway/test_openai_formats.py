@@ -90,7 +90,7 @@ async def test_a_tools_answer_goes_back_to_the_model(market: ScriptedMarket) -> 
         first = await sdk.chat.completions.create(model=MODEL, messages=USER, tools=[WEATHER])
         message: Any = first.choices[0].message
         call = message.tool_calls[0]
-        answered = {"role": "tool", "tool_call_id": call.id, "content": "sunny"}
+        answered: Any = {"role": "tool", "tool_call_id": call.id, "content": "sunny"}
         second = await sdk.chat.completions.create(
             model=MODEL, messages=[*USER, message, answered], tools=[WEATHER]
         )
@@ -316,7 +316,7 @@ async def test_thoughts_are_named_as_vllm_names_them(market: ScriptedMarket) -> 
 
 
 async def test_an_image_comes_as_a_data_url(market: ScriptedMarket) -> None:
-    parts = [
+    parts: Any = [
         {"type": "text", "text": "What is this?"},
         {"type": "image_url", "image_url": {"url": PIXEL, "detail": "low"}},
     ]

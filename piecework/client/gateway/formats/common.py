@@ -21,6 +21,7 @@ refuses it. Amounts are base units, as whole numbers, but for `usage.cost`, whic
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -500,6 +501,12 @@ def named(ignored: Iterable[str]) -> list[str]:
     names = list(ignored)
     more = len(names) - MAX_NAMED
     return names if more <= 0 else [*names[:MAX_NAMED], f"({more} more)"]
+
+
+def derived_id(prefix: str, *of: bytes | str | int) -> str:
+    """Return an id such as "call_…" that is the same whenever the same answer is shown again."""
+    text = "/".join(part.hex() if isinstance(part, bytes) else str(part) for part in of)
+    return f"{prefix}_{hashlib.sha256(text.encode()).hexdigest()[:24]}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ are reasoning items with their text in the open.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ from piecework.client.gateway.formats.common import (
     Head,
     Totals,
     bad,
+    derived_id,
     take_wanted,
 )
 from piecework.client.gateway.formats.items import input_messages
@@ -173,13 +174,10 @@ class _Item:
 
 
 class ResponseReply:
-    """Renders a response. Implements `Reply`.
+    """Renders a response. Implements `Reply`."""
 
-    new_id: gives the ids of items, such as "msg_…" for "msg".
-    """
-
-    def __init__(self, ask: Ask, new_id: Callable[[str], str]) -> None:
-        self._ask, self._new_id = ask, new_id
+    def __init__(self, ask: Ask) -> None:
+        self._ask = ask
         self._head = Head("", 0, "")
         self._items: list[_Item] = []
         self._open: _Item | None = None
@@ -223,7 +221,6 @@ class ResponseReply:
 
     def whole(self, head: Head, totals: Totals, ours: Mapping[str, Any]) -> dict[str, Any]:
         """Render the whole response."""
-        self._head = head
         for _ in self._close():
             pass
         usage = totals.response_usage()
@@ -277,6 +274,9 @@ class ResponseReply:
             yield self._event("response.content_part.done", **place, part=item.part(text))
         shown = item.object("completed")
         yield self._event("response.output_item.done", output_index=index, item=shown)
+
+    def _new_id(self, prefix: str) -> str:
+        return derived_id(prefix, self._head.id, len(self._items))
 
     def _place(self, item: _Item) -> dict[str, Any]:
         return {"item_id": item.id, "output_index": len(self._items) - 1, "content_index": 0}

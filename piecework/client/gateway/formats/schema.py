@@ -101,7 +101,8 @@ class Schema:
     def resolved(self, node: Any) -> Any:
         """Follow the local references of a node until it is none."""
         seen: set[str] = set()
-        while isinstance(node, dict) and set(node) - _NOTES == {"$ref"}:
+        beside = _NOTES | {"$defs", "definitions"}
+        while isinstance(node, dict) and set(node) - beside == {"$ref"}:
             reference = node["$ref"]
             if reference in seen:
                 break
