@@ -47,9 +47,7 @@ def _index(request: GenerationRequest, canvas: int, canvas_size: int) -> int:
 
 def form_length(template: Ids, eos_ids: frozenset[int]) -> int:
     """Count the positions of a template before its end, which is pinned to an end-of-text id."""
-    return next(
-        (index for index, token in enumerate(template) if token in eos_ids), len(template)
-    )
+    return next((index for index, token in enumerate(template) if token in eos_ids), len(template))
 
 
 class FilledForm:
@@ -85,8 +83,6 @@ class FilledForm:
         return tuple(charged), ended
 
 
-def _before_end(
-    entries: Ids, canvas: Ids, eos_ids: frozenset[int]
-) -> Iterable[tuple[int, int]]:
+def _before_end(entries: Ids, canvas: Ids, eos_ids: frozenset[int]) -> Iterable[tuple[int, int]]:
     """Pair entries and ids up to the end of the form."""
     return list(zip(entries, canvas, strict=True))[: form_length(entries, eos_ids)]

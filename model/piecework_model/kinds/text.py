@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from piecework_model import limits
 from piecework_model.errors import PromptError
-from piecework_model.requests import HOLE, EncodedContent
 from piecework_model.kinds.prompt import codec_of, encode_conversation
+from piecework_model.requests import HOLE, EncodedContent
 from piecework_model.text.chat import HasTokenizer
 from piecework_model.text.literal import literal_ids
 from piecework_model.text.tokens import TextCodec

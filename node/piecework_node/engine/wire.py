@@ -21,6 +21,7 @@ from piecework_model.requests import (
     FailedEvent,
     GenerationRequest,
     ProgressEvent,
+    ReadSlot,
     StoppedEvent,
 )
 from piecework_node.engine.link import EngineFacts
@@ -122,6 +123,8 @@ def decode_command(line: bytes) -> Command:
                 r = body["request"]
                 r["prompt_ids"] = tuple(r["prompt_ids"])
                 r["committed"] = tuple(tuple(canvas) for canvas in r["committed"])
+                r["template"] = tuple(r["template"])
+                r["reads"] = tuple(tuple(map(_slot, canvas)) for canvas in r["reads"])
                 return Start(GenerationRequest(**r))
             case "allow":
                 return Allow(body["request_id"], body["limit"])
@@ -132,6 +135,10 @@ def decode_command(line: bytes) -> Command:
     except (KeyError, TypeError) as error:
         raise MalformedInput(f"an engine command lacks or mistypes {error}") from None
     raise MalformedInput("an engine command of no known kind")
+
+
+def _slot(body: dict[str, Any]) -> ReadSlot:
+    return ReadSlot(body["position"], tuple(body["label_ids"]))
 
 
 def encode_report(report: Report) -> bytes:
@@ -191,6 +198,7 @@ def _canvas(body: dict[str, Any]) -> CanvasEvent:
             "segments": _segments(body),
             "step_leaves": _leaves(body),
             "finish": CanvasFinish(body["finish"]),
+            "answers": tuple(tuple(answer) for answer in body["answers"]),
         }
     )
 

@@ -34,6 +34,9 @@ REPORTS: list[Report] = [
     Beat(),
     DraftEvent("row", 0, 1, (1, 2), final_segments("draft")),
     CanvasEvent("row", 0, (1, 2), (1,), final_segments("t"), 1, (bytes(32),), CanvasFinish.MORE),
+    CanvasEvent(
+        "row", 1, (1, 2), (), (), 1, (bytes(32),), CanvasFinish.MORE, ((65_000, 536), (0, 65_536))
+    ),
     FailedEvent("row", "non_finite", "broken numbers"),
     ProgressEvent("row", 1, 8, 23),
     StoppedEvent("row", 1, 1, 23, (bytes(32),)),
