@@ -48,8 +48,12 @@ def prompt_chunks(prompt_ids: Ids, chunk_tokens: int) -> list[Ids]:
 
 
 def known_chunks(request: GenerationRequest, chunk_tokens: int) -> list[Ids]:
-    """List what must be in the cache before the request's next denoising step, chunk by chunk."""
-    return [*prompt_chunks(request.prompt_ids, chunk_tokens), *request.committed]
+    """List what must be in the cache before the request's next denoising step, chunk by chunk.
+
+    The canvases of a read are not among it: each stands directly behind the prompt.
+    """
+    committed = () if request.reads else request.committed
+    return [*prompt_chunks(request.prompt_ids, chunk_tokens), *committed]
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,11 +235,13 @@ class Scheduler:
         request.started = request.started or not request.pending
 
     def committed(self, request_id: str, tokens: int) -> None:
-        """Record that a sequence has finished a canvas of `tokens` tokens and goes on with the
-        next.
+        """Record that a sequence has finished a canvas and goes on with the next.
+
+        tokens: of it that must be prefilled, 0 for none.
         """
         request = self._running[request_id]
-        request.pending.append(tokens)
+        if tokens:
+            request.pending.append(tokens)
         request.canvas += 1
 
     def _find(self, request_id: str) -> _ScheduledRequest | None:
