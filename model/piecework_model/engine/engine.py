@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from piecework_model import bounds, limits
+from piecework_model import bounds, limits, templates
 from piecework_model.charging import Charge, charge_of
 from piecework_model.checkpoint.loading import LoadedModel
 from piecework_model.engine.batched import BatchedExecutor
@@ -66,6 +66,7 @@ class Engine:
     ) -> None:
         """Start without requests.
 
+        max_sequences: that run at a time. Short reads run beside them.
         memory_bytes: for the KV caches of all sequences. What they leave free keeps prefixes
         (engine/prefix_cache.py).
         """
@@ -79,6 +80,8 @@ class Engine:
                 memory_bytes=memory_bytes,
                 step_tokens=limits.PREFILL_STEP_CHUNKS * chunk,
                 sequence_step_tokens=chunk,
+                short_sequences=limits.SHORT_SEQUENCES,
+                short_bytes=memory_bytes // limits.SHORT_MEMORY_SHARE,
             )
         )
         self._jobs: dict[str, _Job] = {}
@@ -114,6 +117,7 @@ class Engine:
             chunks=[len(chunk) for chunk in chunks],
             canvas=len(request.committed),
             canvas_limit=request.canvas_limit,
+            short=self._short(request),
         )
         codec = self._loaded.tokenizer
         output = SegmentStream(codec)
@@ -128,6 +132,12 @@ class Engine:
         first = len(request.committed)
         self._jobs[request.request_id] = _Job(request, charge, output, first, unread)
         self._admit()
+
+    def _short(self, request: GenerationRequest) -> bool:
+        """Say whether a request takes few steps in all: a read of few canvases."""
+        canvases = templates.canvas_count(request, self._loaded.limits.canvas_size)
+        left = canvases - len(request.committed)
+        return bool(request.reads) and left <= limits.SHORT_READ_CANVASES
 
     def allow(self, request_id: str, canvas_limit: int) -> None:
         """Let a sequence go on up to, not including, the canvas of index `canvas_limit`.
