@@ -73,6 +73,12 @@ HASH_THREADS = 2
 
 # Requests that may pass one that waits for memory. More would starve it, none would waste memory.
 MAX_OVERTAKES = 8
+# Short reads beside the sequences of texts: two passes of a CPU, half of a GPU's.
+SHORT_SEQUENCES = 32
+# Of a read that is short: all draws of one canvas. Each takes one step.
+SHORT_READ_CANVASES = 64
+# One part in so many of the memory for KV caches is kept for short reads.
+SHORT_MEMORY_SHARE = 16
 # Tokens of a causal chunk, in canvases: 512 as released, one pass of the weights a chunk.
 PREFILL_CHUNK_CANVASES = 2
 # Whole chunks to prefill in one step over all sequences. The others' step is delayed so long.

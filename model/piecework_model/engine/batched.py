@@ -34,6 +34,7 @@ from piecework_model.engine.sequence import (
     DeviceDecisions,
     SequenceState,
     decide,
+    label_logits,
     to_host,
 )
 from piecework_model.errors import NonFiniteError
@@ -44,7 +45,6 @@ from piecework_model.layers.invariance import Invariance, invariance_of
 from piecework_model.layers.projections import may_pack, product, products_name, projection
 from piecework_model.layout import cache_layout
 from piecework_model.requests import GenerationRequest
-from piecework_model.sampling import philox
 from piecework_model.sampling.sampler_backends import sampler_for
 
 
@@ -279,11 +279,7 @@ class BatchedExecutor:
         """Run one pass: commit chunks to the caches, denoise canvases by one step."""
         denoising = [task for task in tasks if task.denoise]
         for task in denoising:
-            state = task.sequence.state
-            if state.current is None:
-                state.current = philox.initial_ids(
-                    [state.moment], self._limits.canvas_size, self._limits.vocab_size
-                )[0]
+            task.sequence.state.start(self._limits.canvas_size, self._limits.vocab_size)
         states = self._states(tasks, denoising)
         tiles = [self._decide(*tile) for tile in self._tiles(denoising, states)]
         softs = [soft for tile in tiles for soft in tile.soft]
@@ -375,14 +371,16 @@ class BatchedExecutor:
         temperatures = np.repeat(
             np.array([sequence.temperature for sequence in sequences], dtype=np.float32), size
         )
+        raw = self._head(states)
+        labels = label_logits(sequences, raw)
         output = self._sampler.sample(
-            self._head(states),
+            raw,
             torch.from_numpy(temperatures).to(device),
             self._cap,
             torch.from_numpy(np.concatenate(uniforms)).to(device),
         )
         soft = self._soften(output.probabilities).view(len(sequences), size, -1)
-        return decide(sequences, output, soft, np.stack(renoise))
+        return decide(sequences, output, soft, np.stack(renoise), labels)
 
     def _soften(self, probabilities: Tensor) -> Tensor:
         """Compute the soft embeddings [P, H] that condition the next step, from probabilities [P,
@@ -429,14 +427,18 @@ class BatchedExecutor:
             offset += tokens
         return made
 
-    @staticmethod
     def _advance(
-        task: _Task, decision: Decision, soft: Tensor, leaf: bytes | Future[bytes]
+        self, task: _Task, decision: Decision, soft: Tensor, leaf: bytes | Future[bytes]
     ) -> SequenceStep:
         state = task.sequence.state
         canvas, step = state.canvas, state.step
         finished = state.advance(decision, soft, leaf)
-        leaves = state.leaves() if finished else ()
         return SequenceStep(
-            task.request_id, canvas, step, tuple(decision.argmax.tolist()), finished, leaves
+            task.request_id,
+            canvas,
+            step,
+            tuple(decision.argmax.tolist()),
+            finished,
+            state.leaves() if finished else (),
+            decision.answers(self._cap),
         )
