@@ -35,11 +35,15 @@ class ReadSlot:
 
 @dataclass(frozen=True, slots=True)
 class EncodedContent:
-    """What a job's content is for the engine (kinds). The fields are those of GenerationRequest."""
+    """What a job's content is for the engine (kinds). The fields are those of GenerationRequest.
+
+    positions: of the template before its end, which a job's max_tokens must cover. 0 without one.
+    """
 
     prompt_ids: tuple[int, ...]
     template: tuple[int, ...] = ()
     reads: tuple[tuple[ReadSlot, ...], ...] = ()
+    positions: int = 0
 
 
 @dataclass(frozen=True, slots=True)

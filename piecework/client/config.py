@@ -120,6 +120,8 @@ class ConfiguredAmounts:
     deposit: Amount
     max_job_price: Amount | None
     max_price_per_million_output: Amount | None
+    spend_per_day: Amount | None
+    spend_per_month: Amount | None
     max_fee: Amount
     second_is_worth: float
 
@@ -181,6 +183,25 @@ class ClientConfig(Settings):
 
     max_job_price: TokenNumber | None = Field(
         default=None, description='No job may cost more tokens than this, such as "0.05".'
+    )
+    spend_per_day: TokenNumber | None = Field(
+        default=None,
+        description=(
+            "All jobs of one UTC day may cost this many tokens together, such as "
+            '"0.5". What running jobs may still cost counts too.'
+        ),
+    )
+    spend_per_month: TokenNumber | None = Field(
+        default=None, description="The same for a UTC month."
+    )
+    default_max_tokens: int = Field(
+        default=4096,
+        ge=1,
+        le=1 << 20,
+        description=(
+            "The longest answer of a request that does not say, in tokens. It is shorter where "
+            "the model, its context, a limit or the money leave less."
+        ),
     )
     max_price_per_million_output: TokenNumber | None = Field(
         default=None,
@@ -303,6 +324,8 @@ class ClientConfig(Settings):
             deposit=Amount(self._units(token, "deposit") or 0),
             max_job_price=self._units(token, "max_job_price"),
             max_price_per_million_output=self._units(token, "max_price_per_million_output"),
+            spend_per_day=self._units(token, "spend_per_day"),
+            spend_per_month=self._units(token, "spend_per_month"),
             max_fee=Amount(self._units(token, "max_fee") or 0),
             second_is_worth=float(Decimal(self.second_is_worth).scaleb(token.decimals)),
         )

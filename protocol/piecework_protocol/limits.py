@@ -39,6 +39,8 @@ MAX_LABELS: Final = 255
 MAX_DRAWS: Final = 64
 # The published model stops at 48; room for experiments, and a bound on the trace tree.
 MAX_DENOISING_STEPS: Final = 256
+# Below it a temperature means nothing more, and logits over it leave the numbers of a trace.
+MIN_TEMPERATURE_MICROS: Final = 10_000
 # An authorization or job that is valid for longer than this is a mistake or a trap.
 MAX_JOB_LIFETIME_S: Final = 24 * 3600
 # Offers live minutes: stale capacity and stale prices are worse than a refresh.

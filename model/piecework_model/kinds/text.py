@@ -31,7 +31,8 @@ def encode(
         return EncodedContent(prompt_ids)
     codec = codec_of(source)
     form = _form(codec, content.template, most)
-    return EncodedContent(prompt_ids, padded(form, canvas_size, end_id(codec, prompt_ids)))
+    template = padded(form, canvas_size, end_id(codec, prompt_ids))
+    return EncodedContent(prompt_ids, template, positions=len(form))
 
 
 def padded(form: tuple[int, ...], canvas_size: int, end: int) -> tuple[int, ...]:
