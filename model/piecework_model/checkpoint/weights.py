@@ -27,12 +27,11 @@ from piecework_model.layers.experts import (
     MATRICES,
     DeviceBytes,
     ExpertBytes,
-    ExpertCache,
     ExpertLayout,
-    HostBytes,
     Matrix,
     QuantizedExperts,
 )
+from piecework_model.layers.offload import ExpertCache, HostBytes
 from piecework_model.layers.quantization import Codec, QuantizedLinear, Recipe
 
 _ENCODER, _DECODER = "model.encoder.language_model.", "model.decoder."

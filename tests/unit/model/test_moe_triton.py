@@ -23,13 +23,12 @@ from piecework_model.layers import moe_backends, moe_kernels
 from piecework_model.layers.experts import (
     MATRICES,
     DeviceBytes,
-    ExpertCache,
     ExpertLayout,
-    HostBytes,
     QuantizedExperts,
 )
 from piecework_model.layers.moe import Moe
 from piecework_model.layers.moe_triton import TILE_ROWS, FusedMoe, Matrices, tiles
+from piecework_model.layers.offload import ExpertCache, HostBytes
 from piecework_model.layers.packed_kernels import Fp8ScaledMm
 from piecework_model.layers.quantization import Codec, Fp8, Int4
 
