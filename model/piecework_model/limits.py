@@ -88,6 +88,8 @@ KEPT_ANGLES = 256
 # Attention masks kept for the next pass, each made in microseconds. A mask of 512 tokens in 256 K
 # takes 134 MB.
 KEPT_MASK_BYTES = 64 * 2**20
+# Steps of so many sequences are recorded at the start. Beyond, launching takes no time of its own.
+RECORDED_SEQUENCES = (1, 2, 3, 4, 5, 6, 7, 8)
 # Of recorded pieces of a step with their inputs (layers/graphs.py), from a GPU's reserve.
 GRAPH_BYTES = 512 * 2**20
 # KV caches if the device was not measured: 8 sequences of 8 K tokens of the 26B model.

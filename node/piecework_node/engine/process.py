@@ -218,6 +218,7 @@ def main(arguments: list[str]) -> int:
     commands: queue.Queue[Command | None] = queue.Queue(MAX_PENDING_COMMANDS)
     loaded, choice = planned.loaded, planned.choice
     executor = BatchedExecutor(loaded.model, loaded.limits)
+    executor.record(chosen.slots)
     facts = measure(planned, executor, chosen.benchmark_seconds, chosen.slots)
     engine = Engine(
         loaded,
