@@ -34,7 +34,7 @@ from piecework_model.checkpoint.manifest import (
 from piecework_model.checkpoint.weights import Placement, load_weights
 from piecework_model.errors import CheckpointError, DeviceError
 from piecework_model.failures import is_out_of_memory
-from piecework_model.layers.packed_kernels import best_recipe
+from piecework_model.layers.recipes import best_recipe
 from piecework_model.precision import Quantization
 from piecework_model.text.tokens import TextCodec, load_codec
 
@@ -115,7 +115,13 @@ def load(
     tokenizer = load_codec(folder, eos_ids)
     of = dimensions(config, folder / "config.json")
     computed = _dtype(dtype, config, target, folder)
-    packing = best_recipe(quantization, target, published_tensors(of), dtype=computed)
+    packing = best_recipe(
+        quantization,
+        target,
+        published_tensors(of),
+        dtype=computed,
+        offloaded=expert_budget_bytes is not None,
+    )
     placement = Placement(computed, target, packing, expert_budget_bytes)
     model = _load_weights(folder, tensors, placement)
     limits = _limits(model, defaults)

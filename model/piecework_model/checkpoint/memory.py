@@ -28,6 +28,9 @@ MIN_CACHE_SHARE: Final = 0.1
 step copies nearly all of them, and a CPU is as fast.
 """
 
+FASTER_ELSEWHERE: Final = ". The vllm backend is faster on such a card (docs/vllm.md)"
+"""Of int4, until its kernels were measured on a card: other engines are several times as fast."""
+
 Kind = Literal["cpu", "cuda"]
 Format = tuple[Precision, Dtype, Quantization]
 
@@ -335,10 +338,12 @@ def _because(
         f"{chosen.precision}{share}: takes {size_text(chosen.device_bytes)} {room} for {sequences}"
     )
     if asked != "auto" and not chosen.offloaded:
-        return f"{text}, as asked"
-    if passed:
-        return f"{text}; {passed[-1].precision} would take {size_text(passed[-1].device_bytes)}"
-    return f"{text}, and nothing is more faithful"
+        text += ", as asked"
+    elif passed:
+        text += f"; {passed[-1].precision} would take {size_text(passed[-1].device_bytes)}"
+    else:
+        text += ", and nothing is more faithful"
+    return text + (FASTER_ELSEWHERE if device.kind == "cuda" and chosen.precision == "int4" else "")
 
 
 def _sequences(sequences: int, context: int) -> str:
