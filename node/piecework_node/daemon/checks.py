@@ -202,12 +202,16 @@ class Checker:
 
     async def _model(self) -> str:
         from piecework_model.checkpoint import manifest
+        from piecework_model.checkpoint.digests import DigestStore
 
         folder = checkpoint_of(self._need(self._config)) or manifest.bundled_checkpoint_path()
+        digests = DigestStore(self._home.digests)
         if (folder / manifest.MANIFEST_FILE).is_file():
-            digest = await asyncio.to_thread(manifest.verify, folder)
+            digest = await asyncio.to_thread(manifest.verify, folder, digests)
+            digests.save()
             return f"{folder.name}, digest 0x{digest.hex()}, as its manifest says"
-        text = await asyncio.to_thread(manifest.manifest_text, folder)
+        text = await asyncio.to_thread(manifest.manifest_text, folder, digests)
+        digests.save()
         shown = manifest.manifest_digest(text).hex()
         return f"{folder.name}, digest 0x{shown}, no manifest to compare it with"
 
