@@ -183,6 +183,7 @@ def _is_slot(value: object) -> bool:
         isinstance(value, ReadSlot)
         and _is_whole(value.position)
         and isinstance(value.label_ids, tuple)
+        and all(map(_is_whole, value.label_ids))
     )
 
 

@@ -43,6 +43,8 @@ MAX_CHECKPOINT_FILES = 4096
 MAX_METADATA_FILE_BYTES = 64 * 2**20
 # Of one safetensors file. The 26B model has 700 tensors of some 150 bytes each.
 MAX_SHARD_HEADER_BYTES = 16 * 2**20
+# Weight files that are read and hashed at once. A thread hashes 1.4 GB/s, a fast disk reads 5.
+LOAD_THREADS = 4
 # Of config, index and headers, which nest five deep.
 MAX_JSON_DEPTH = 32
 # Of any size in config.json. The largest in the 26B model is its context, 2**18.
@@ -98,6 +100,8 @@ KEPT_ANGLES = 256
 # Attention masks kept for the next pass, each made in microseconds. A mask of 512 tokens in 256 K
 # takes 134 MB.
 KEPT_MASK_BYTES = 64 * 2**20
+# Steps of so many sequences are recorded at the start. Beyond, launching takes no time of its own.
+RECORDED_SEQUENCES = (1, 2, 3, 4, 5, 6, 7, 8)
 # Of recorded pieces of a step with their inputs (layers/graphs.py), from a GPU's reserve.
 GRAPH_BYTES = 512 * 2**20
 # KV caches if the device was not measured: 8 sequences of 8 K tokens of the 26B model.

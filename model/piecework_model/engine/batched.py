@@ -137,6 +137,15 @@ class BatchedExecutor:
         """Chunks that were copied instead of computed since the start."""
         return self._prefix_cache.hits
 
+    @torch.inference_mode()
+    def record(self, sequences: int) -> None:
+        """Record the steps of up to so many sequences, before any job waits for them."""
+        most = 1 if self._invariance.isolated else min(
+            sequences, self._most_tokens // self._limits.canvas_size
+        )  # fmt: skip
+        counts = [count for count in limits.RECORDED_SEQUENCES if count <= most]
+        self._backbone.record(counts, self._limits.canvas_size)
+
     def footprint(self, request: GenerationRequest) -> int:
         """Count the bytes of the sequence's KV cache."""
         return self._layout.sequence_bytes(
@@ -255,7 +264,7 @@ class BatchedExecutor:
             return self._pass(batch)
         except (NonFiniteError, RuntimeError, MemoryError) as error:
             if is_out_of_memory(error):
-                self._release()
+                self._release(recordings=len(batch) == 1)
             if len(batch) == 1:
                 failure = SequenceFailure(batch[0].request_id, *failure_of(error))
                 self.close(failure.request_id)
@@ -267,12 +276,13 @@ class BatchedExecutor:
         half = len(batch) // 2
         return [*self._guarded(batch[:half]), *self._guarded(batch[half:])]
 
-    def _release(self) -> None:
-        """Free what only saves work: recordings, masks and cached prefixes.
+    def _release(self, *, recordings: bool) -> None:
+        """Free what only saves work: masks, cached prefixes and, as a last resort, recordings.
 
-        The next `set_free_memory` says again how much may be kept.
+        The next `set_free_memory` says again how much may be kept. Recordings do not come back,
+        because recording would let others wait.
         """
-        self._backbone.release()
+        self._backbone.release(recordings=recordings)
         self._prefix_cache.resize(0)
 
     def _pass(self, tasks: Sequence[_Task]) -> list[SequenceOutcome]:
