@@ -21,8 +21,8 @@ from transformers import (
 from piecework_model import precision
 from piecework_model.bounds import ModelLimits
 from piecework_model.layers.experts import MATRICES, DeviceBytes, ExpertLayout, QuantizedExperts
-from piecework_model.layers.packed_kernels import best_recipe
 from piecework_model.layers.quantization import QuantizedLinear, Recipe
+from piecework_model.layers.recipes import best_recipe
 from piecework_model.precision import Quantization
 from piecework_model.training.architecture import smallest_vision
 

@@ -30,8 +30,8 @@ MAX_READ_CANVASES = 8192
 MAX_QUEUED_REQUESTS = 64
 # Of one conversation. The context bound is reached first by real ones.
 MAX_MESSAGES = 256
-# 256 K tokens of some 4 characters are 1 M. Four times that cannot fit any context.
-MAX_CONTENT_CHARS = 4_000_000
+# In the tools and calls of one conversation. 128 tools have some 100 each.
+MAX_TOOL_STRINGS = 32_768
 # No tokenizer gives more bytes of text a token. A longer text is refused before it is tokenized.
 MAX_TOKEN_BYTES = 64
 
@@ -43,6 +43,8 @@ MAX_CHECKPOINT_FILES = 4096
 MAX_METADATA_FILE_BYTES = 64 * 2**20
 # Of one safetensors file. The 26B model has 700 tensors of some 150 bytes each.
 MAX_SHARD_HEADER_BYTES = 16 * 2**20
+# Weight files that are read and hashed at once. A thread hashes 1.4 GB/s, a fast disk reads 5.
+LOAD_THREADS = 4
 # Of config, index and headers, which nest five deep.
 MAX_JSON_DEPTH = 32
 # Of any size in config.json. The largest in the 26B model is its context, 2**18.
@@ -73,6 +75,12 @@ HASH_THREADS = 2
 
 # Requests that may pass one that waits for memory. More would starve it, none would waste memory.
 MAX_OVERTAKES = 8
+# Short reads beside the sequences of texts: two passes of a CPU, half of a GPU's.
+SHORT_SEQUENCES = 32
+# Of a read that is short: all draws of one canvas. Each takes one step.
+SHORT_READ_CANVASES = 64
+# One part in so many of the memory for KV caches is kept for short reads.
+SHORT_MEMORY_SHARE = 16
 # Tokens of a causal chunk, in canvases: 512 as released, one pass of the weights a chunk.
 PREFILL_CHUNK_CANVASES = 2
 # Whole chunks to prefill in one step over all sequences. The others' step is delayed so long.
@@ -92,6 +100,8 @@ KEPT_ANGLES = 256
 # Attention masks kept for the next pass, each made in microseconds. A mask of 512 tokens in 256 K
 # takes 134 MB.
 KEPT_MASK_BYTES = 64 * 2**20
+# Steps of so many sequences are recorded at the start. Beyond, launching takes no time of its own.
+RECORDED_SEQUENCES = (1, 2, 3, 4, 5, 6, 7, 8)
 # Of recorded pieces of a step with their inputs (layers/graphs.py), from a GPU's reserve.
 GRAPH_BYTES = 512 * 2**20
 # KV caches if the device was not measured: 8 sequences of 8 K tokens of the 26B model.

@@ -28,18 +28,26 @@ MIN_CACHE_SHARE: Final = 0.1
 step copies nearly all of them, and a CPU is as fast.
 """
 
+FASTER_ELSEWHERE: Final = ". The vllm backend is faster on such a card (docs/vllm.md)"
+"""Of int4, until its kernels were measured on a card: other engines are several times as fast."""
+
 Kind = Literal["cpu", "cuda"]
 Format = tuple[Precision, Dtype, Quantization]
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """Where a model is to run. memory_bytes: all of the device's. For a CPU, all of the host's."""
+    """Where a model is to run.
+
+    memory_bytes: all of the device's. For a CPU, all of the host's. unified: a GPU that has no
+    memory of its own, so that the rest of the machine lives in the same.
+    """
 
     kind: Kind
     name: str
     memory_bytes: int
     host_memory_bytes: int
+    unified: bool = False
 
     @property
     def usable_bytes(self) -> int:
@@ -48,14 +56,17 @@ class Device:
         It follows from totals, not from what is free at the moment, so that the choice of a
         precision is the same at every start.
         """
-        if self.kind == "cuda":
-            return max(0, self.memory_bytes - CUDA_RESERVE_BYTES)
-        return int(self.memory_bytes * (1 - CPU_RESERVE_SHARE))
+        reserve = CUDA_RESERVE_BYTES if self.kind == "cuda" else 0
+        if self.kind == "cuda" and not self.unified:
+            return max(0, self.memory_bytes - reserve)
+        shared = min(self.memory_bytes, self.host_memory_bytes)
+        return max(0, int(shared * (1 - CPU_RESERVE_SHARE)) - reserve)
 
     @property
     def usable_host_bytes(self) -> int:
-        """What of the host's memory can hold experts. 0 if the host is the device."""
-        return int(self.host_memory_bytes * (1 - CPU_RESERVE_SHARE)) if self.kind == "cuda" else 0
+        """What of the host's memory can hold experts. 0 if the device has no other memory."""
+        apart = self.kind == "cuda" and not self.unified
+        return int(self.host_memory_bytes * (1 - CPU_RESERVE_SHARE)) if apart else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +109,9 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class PrecisionPlan:
-    """The need that was chosen, and why, in one sentence."""
+    """The need that was chosen, and why, in one sentence. kind: of the device."""
 
+    kind: Kind
     need: Need
     reason: str
     kv_budget_bytes: int
@@ -310,7 +322,7 @@ def _chosen(wanted: Need, of: Dimensions, device: Device, reason: str) -> Precis
     more = work_bytes(of, device.kind, wanted.sequences, longest, wanted.dtype) - work_bytes(
         of, device.kind, wanted.sequences, wanted.context, wanted.dtype
     )
-    return PrecisionPlan(wanted, reason, max(wanted.kv_bytes, most - more))
+    return PrecisionPlan(device.kind, wanted, reason, max(wanted.kv_bytes, most - more))
 
 
 def _because(
@@ -326,10 +338,12 @@ def _because(
         f"{chosen.precision}{share}: takes {size_text(chosen.device_bytes)} {room} for {sequences}"
     )
     if asked != "auto" and not chosen.offloaded:
-        return f"{text}, as asked"
-    if passed:
-        return f"{text}; {passed[-1].precision} would take {size_text(passed[-1].device_bytes)}"
-    return f"{text}, and nothing is more faithful"
+        text += ", as asked"
+    elif passed:
+        text += f"; {passed[-1].precision} would take {size_text(passed[-1].device_bytes)}"
+    else:
+        text += ", and nothing is more faithful"
+    return text + (FASTER_ELSEWHERE if device.kind == "cuda" and chosen.precision == "int4" else "")
 
 
 def _sequences(sequences: int, context: int) -> str:

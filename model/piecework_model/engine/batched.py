@@ -34,6 +34,7 @@ from piecework_model.engine.sequence import (
     DeviceDecisions,
     SequenceState,
     decide,
+    label_logits,
     to_host,
 )
 from piecework_model.errors import NonFiniteError
@@ -44,7 +45,6 @@ from piecework_model.layers.invariance import Invariance, invariance_of
 from piecework_model.layers.projections import may_pack, product, products_name, projection
 from piecework_model.layout import cache_layout
 from piecework_model.requests import GenerationRequest
-from piecework_model.sampling import philox
 from piecework_model.sampling.sampler_backends import sampler_for
 
 
@@ -136,6 +136,15 @@ class BatchedExecutor:
     def prefix_hits(self) -> int:
         """Chunks that were copied instead of computed since the start."""
         return self._prefix_cache.hits
+
+    @torch.inference_mode()
+    def record(self, sequences: int) -> None:
+        """Record the steps of up to so many sequences, before any job waits for them."""
+        most = 1 if self._invariance.isolated else min(
+            sequences, self._most_tokens // self._limits.canvas_size
+        )  # fmt: skip
+        counts = [count for count in limits.RECORDED_SEQUENCES if count <= most]
+        self._backbone.record(counts, self._limits.canvas_size)
 
     def footprint(self, request: GenerationRequest) -> int:
         """Count the bytes of the sequence's KV cache."""
@@ -255,7 +264,7 @@ class BatchedExecutor:
             return self._pass(batch)
         except (NonFiniteError, RuntimeError, MemoryError) as error:
             if is_out_of_memory(error):
-                self._release()
+                self._release(recordings=len(batch) == 1)
             if len(batch) == 1:
                 failure = SequenceFailure(batch[0].request_id, *failure_of(error))
                 self.close(failure.request_id)
@@ -267,23 +276,20 @@ class BatchedExecutor:
         half = len(batch) // 2
         return [*self._guarded(batch[:half]), *self._guarded(batch[half:])]
 
-    def _release(self) -> None:
-        """Free what only saves work: recordings, masks and cached prefixes.
+    def _release(self, *, recordings: bool) -> None:
+        """Free what only saves work: masks, cached prefixes and, as a last resort, recordings.
 
-        The next `set_free_memory` says again how much may be kept.
+        The next `set_free_memory` says again how much may be kept. Recordings do not come back,
+        because recording would let others wait.
         """
-        self._backbone.release()
+        self._backbone.release(recordings=recordings)
         self._prefix_cache.resize(0)
 
     def _pass(self, tasks: Sequence[_Task]) -> list[SequenceOutcome]:
         """Run one pass: commit chunks to the caches, denoise canvases by one step."""
         denoising = [task for task in tasks if task.denoise]
         for task in denoising:
-            state = task.sequence.state
-            if state.current is None:
-                state.current = philox.initial_ids(
-                    [state.moment], self._limits.canvas_size, self._limits.vocab_size
-                )[0]
+            task.sequence.state.start(self._limits.canvas_size, self._limits.vocab_size)
         states = self._states(tasks, denoising)
         tiles = [self._decide(*tile) for tile in self._tiles(denoising, states)]
         softs = [soft for tile in tiles for soft in tile.soft]
@@ -375,14 +381,16 @@ class BatchedExecutor:
         temperatures = np.repeat(
             np.array([sequence.temperature for sequence in sequences], dtype=np.float32), size
         )
+        raw = self._head(states)
+        labels = label_logits(sequences, raw)
         output = self._sampler.sample(
-            self._head(states),
+            raw,
             torch.from_numpy(temperatures).to(device),
             self._cap,
             torch.from_numpy(np.concatenate(uniforms)).to(device),
         )
         soft = self._soften(output.probabilities).view(len(sequences), size, -1)
-        return decide(sequences, output, soft, np.stack(renoise))
+        return decide(sequences, output, soft, np.stack(renoise), labels)
 
     def _soften(self, probabilities: Tensor) -> Tensor:
         """Compute the soft embeddings [P, H] that condition the next step, from probabilities [P,
@@ -429,14 +437,18 @@ class BatchedExecutor:
             offset += tokens
         return made
 
-    @staticmethod
     def _advance(
-        task: _Task, decision: Decision, soft: Tensor, leaf: bytes | Future[bytes]
+        self, task: _Task, decision: Decision, soft: Tensor, leaf: bytes | Future[bytes]
     ) -> SequenceStep:
         state = task.sequence.state
         canvas, step = state.canvas, state.step
         finished = state.advance(decision, soft, leaf)
-        leaves = state.leaves() if finished else ()
         return SequenceStep(
-            task.request_id, canvas, step, tuple(decision.argmax.tolist()), finished, leaves
+            task.request_id,
+            canvas,
+            step,
+            tuple(decision.argmax.tolist()),
+            finished,
+            state.leaves() if finished else (),
+            decision.answers(self._cap),
         )

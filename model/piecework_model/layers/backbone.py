@@ -133,10 +133,27 @@ class Backbone:
         """What runs the experts, for the engine profile."""
         return "+".join(sorted({layer.moe.name for layer in self._layers}))
 
-    def release(self) -> None:
-        """Free what only saves work: recordings and masks."""
-        self._pieces.forget()
+    @property
+    def moe_reason(self) -> str:
+        """Why the experts do not run in the fused kernels, or empty."""
+        return next((layer.moe.reason for layer in self._layers if layer.moe.reason), "")
+
+    def record(self, canvases: Sequence[int], canvas_tokens: int) -> None:
+        """Record the pieces of steps of so many canvases, where they can be recorded.
+
+        The steps are of zeros and belong to no sequence.
+        """
+        like: Tensor = self._decoder.embed_tokens.weight
+        with self._pieces.recording():
+            for count in sorted(set(canvases), reverse=True):
+                tokens = count * canvas_tokens
+                self.run(like.new_zeros((tokens, self._hidden)), (), tokens)
+
+    def release(self, *, recordings: bool) -> None:
+        """Free what only saves work: masks, and `recordings` too if told so."""
         self._masks.clear()
+        if recordings:
+            self._pieces.forget()
 
     def embed(self, ids: Tensor) -> Tensor:
         """Look up token embeddings [T, H] of ids [T]."""

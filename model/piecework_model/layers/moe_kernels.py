@@ -42,9 +42,48 @@ def _weights(base, columns, inner, width: tl.constexpr, outputs: tl.constexpr, e
 
 
 @triton.jit
+def _unpacked(
+    base,  # bytes [outputs, width / 2], the even input in the high half
+    scale,  # [outputs, width / group] bfloat16
+    columns,
+    start,
+    inner: tl.constexpr,
+    width: tl.constexpr,
+    outputs: tl.constexpr,
+    group: tl.constexpr,  # inputs that share a scale
+    even: tl.constexpr,
+    dtype: tl.constexpr,  # of the states: a weight is rounded to it, as when it is unpacked apart
+):
+    """Load a block [inner, columns] of a matrix in 4 bits: (q - 8) * scale, float32."""
+    half = start // 2 + tl.arange(0, inner // 2)
+    places = base + columns[:, None] * (width // 2) + half[None, :]
+    if even:
+        pairs = tl.load(places)
+    else:
+        pairs = tl.load(
+            places, mask=(columns < outputs)[:, None] & (2 * half < width)[None, :], other=0
+        )
+    quarters = tl.reshape(tl.join(pairs >> 4, pairs & 15), (columns.shape[0], inner))
+    numbers = quarters.to(tl.float32) - 8.0
+    groups: tl.constexpr = width // group
+    if group % inner == 0:
+        scales = tl.load(scale + columns * groups + start // group, mask=columns < outputs, other=0)
+        block = numbers * scales.to(tl.float32)[:, None]
+    else:
+        depth = start + tl.arange(0, inner)
+        scales = tl.load(
+            scale + columns[:, None] * groups + (depth // group)[None, :],
+            mask=(columns < outputs)[:, None] & (depth < width)[None, :],
+            other=0,
+        )
+        block = numbers * scales.to(tl.float32)
+    return tl.trans(rounded(block, dtype))
+
+
+@triton.jit
 def expert_up(
     hidden,  # [T, H]
-    weight,  # [E, 2 I, H], experts `weight_stride` elements apart
+    weight,  # [E, 2 I, H], experts `weight_stride` elements apart; with `group` in 4 bits
     scale,  # [E, 2 I] float32, experts `scale_stride` elements apart; unread without `scaled`
     order,  # [N] int32: which pair stands at a place
     starts,  # [E + 1] int32: the first place of each expert
@@ -58,6 +97,7 @@ def expert_up(
     weight_stride: tl.constexpr,
     scale_stride: tl.constexpr,
     scaled: tl.constexpr,
+    group: tl.constexpr,  # of 4-bit weights, whose scales are [E, outputs, inputs / group]; or 0
     compute: tl.constexpr,  # the type of the factors of a product
     rows: tl.constexpr,
     columns: tl.constexpr,
@@ -75,7 +115,12 @@ def expert_up(
     column = tl.program_id(1) * columns + tl.arange(0, columns)
     even: tl.constexpr = (width % inner == 0) and (outputs % columns == 0)
     gates = weight + expert.to(tl.int64) * weight_stride
-    ups = gates + outputs * width
+    if group:
+        ups = gates + outputs * (width // 2)
+        gate_scales = scale + expert.to(tl.int64) * scale_stride
+        up_scales = gate_scales + outputs * (width // group)
+    else:
+        ups = gates + outputs * width
     gate = tl.zeros((rows, columns), dtype=tl.float32)
     up = tl.zeros((rows, columns), dtype=tl.float32)
     for start in range(0, width, inner):
@@ -85,10 +130,20 @@ def expert_up(
             hidden + token[:, None].to(tl.int64) * width + depth[None, :], mask=there, other=0.0
         )
         state = state.to(compute)
-        gate_block = _weights(gates, column, depth, width, outputs, even).to(compute)
-        gate = tl.dot(state, gate_block, gate, input_precision="ieee")
-        up_block = _weights(ups, column, depth, width, outputs, even).to(compute)
-        up = tl.dot(state, up_block, up, input_precision="ieee")
+        if group:
+            gate_block = _unpacked(
+                gates, gate_scales, column, start, inner, width, outputs, group, even,
+                hidden.dtype.element_ty,
+            )  # fmt: skip
+            up_block = _unpacked(
+                ups, up_scales, column, start, inner, width, outputs, group, even,
+                hidden.dtype.element_ty,
+            )  # fmt: skip
+        else:
+            gate_block = _weights(gates, column, depth, width, outputs, even)
+            up_block = _weights(ups, column, depth, width, outputs, even)
+        gate = tl.dot(state, gate_block.to(compute), gate, input_precision="ieee")
+        up = tl.dot(state, up_block.to(compute), up, input_precision="ieee")
     gate, up = rounded(gate, out.dtype.element_ty), rounded(up, out.dtype.element_ty)
     if scaled:
         scales = scale + expert.to(tl.int64) * scale_stride + column
@@ -118,6 +173,7 @@ def expert_down(
     weight_stride: tl.constexpr,
     scale_stride: tl.constexpr,
     scaled: tl.constexpr,
+    group: tl.constexpr,  # of 4-bit weights, whose scales are [E, outputs, inputs / group]; or 0
     compute: tl.constexpr,
     rows: tl.constexpr,
     columns: tl.constexpr,
@@ -142,8 +198,14 @@ def expert_down(
         state = tl.load(
             states + place[:, None].to(tl.int64) * width + depth[None, :], mask=there, other=0.0
         )
-        block = _weights(matrix, column, depth, width, outputs, even).to(compute)
-        total = tl.dot(state.to(compute), block, total, input_precision="ieee")
+        if group:
+            block = _unpacked(
+                matrix, scale + expert.to(tl.int64) * scale_stride, column, start, inner, width,
+                outputs, group, even, states.dtype.element_ty,
+            )  # fmt: skip
+        else:
+            block = _weights(matrix, column, depth, width, outputs, even)
+        total = tl.dot(state.to(compute), block.to(compute), total, input_precision="ieee")
     total = rounded(total, out.dtype.element_ty)
     if scaled:
         scales = scale + expert.to(tl.int64) * scale_stride + column

@@ -202,12 +202,16 @@ class Checker:
 
     async def _model(self) -> str:
         from piecework_model.checkpoint import manifest
+        from piecework_model.checkpoint.digests import DigestStore
 
         folder = checkpoint_of(self._need(self._config)) or manifest.bundled_checkpoint_path()
+        digests = DigestStore(self._home.digests)
         if (folder / manifest.MANIFEST_FILE).is_file():
-            digest = await asyncio.to_thread(manifest.verify, folder)
+            digest = await asyncio.to_thread(manifest.verify, folder, digests)
+            digests.save()
             return f"{folder.name}, digest 0x{digest.hex()}, as its manifest says"
-        text = await asyncio.to_thread(manifest.manifest_text, folder)
+        text = await asyncio.to_thread(manifest.manifest_text, folder, digests)
+        digests.save()
         shown = manifest.manifest_digest(text).hex()
         return f"{folder.name}, digest 0x{shown}, no manifest to compare it with"
 
@@ -215,13 +219,20 @@ class Checker:
         from piecework_model.machine.probe import probe
 
         hardware = await asyncio.to_thread(probe)
-        if self._need(self._config).device == "cuda" and hardware.device != "cuda":
-            raise ConfigError("the settings ask for a GPU, and this machine has none")
-        return f"{hardware.device}: {hardware.name}, {hardware.memory_bytes // 2**20} MiB"
+        config = self._need(self._config)
+        if config.device == "cuda" and hardware.device != "cuda":
+            raise ConfigError(f"the settings ask for a GPU: {hardware.missing}")
+        if config.device == "cpu" or hardware.device == "cpu":
+            why = "as the settings ask" if config.device == "cpu" else hardware.missing
+            return f"cpu: {hardware.cpu}, {hardware.host_memory_bytes // 2**20} MiB, {why}"
+        shared = " shared with the host" if hardware.unified else ""
+        return (
+            f"cuda: {hardware.name}, {hardware.memory_bytes // 2**20} MiB{shared}, "
+            f"{hardware.runtime}, driver {hardware.driver or 'unknown'}"
+        )
 
     async def _precision(self) -> str:
         """The line of the memory table for this machine."""
-        from piecework_model.checkpoint.loading import resolve_device
         from piecework_model.machine.planning import plan
         from piecework_model.machine.probe import probe
 
@@ -230,7 +241,7 @@ class Checker:
             plan,
             checkpoint_of(config),
             probe(),
-            on="cuda" if resolve_device(config.device).type == "cuda" else "cpu",
+            device=config.device,
             precision=config.precision,
             sequences=config.slots,
             context_tokens=config.planned_context,

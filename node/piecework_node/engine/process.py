@@ -18,6 +18,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
+from piecework.base.files import FileError
 from piecework_model.requests import EncodedContent
 from piecework_node.engine.link import EngineFacts
 from piecework_node.engine.wire import (
@@ -37,7 +38,7 @@ from piecework_node.engine.wire import (
 )
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.limits import MAX_NAME_BYTES
-from piecework_protocol.objects import Service
+from piecework_protocol.objects import Kind, Service
 from piecework_protocol.types import Digest
 
 if TYPE_CHECKING:
@@ -176,6 +177,7 @@ def measure(
         first_canvas_ms=int(measured.first_canvas_ms),
         steps_per_second=int(measured.steps_per_second),
         service=Service.REPLAYABLE,
+        kinds=(Kind.TEXT, Kind.READ),
         details={
             "hardware": asdict(hardware),
             "profile": profile,
@@ -207,6 +209,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--queue", type=int, required=True)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--benchmark-seconds", type=float, required=True)
+    parser.add_argument("--digests", default="")
     chosen = parser.parse_args(arguments)
     # Libraries print. stdout is ours alone.
     reports = Reports(os.fdopen(os.dup(1), "wb"))
@@ -220,6 +223,7 @@ def main(arguments: list[str]) -> int:
     commands: queue.Queue[Command | None] = queue.Queue(MAX_PENDING_COMMANDS)
     loaded, choice = planned.loaded, planned.choice
     executor = BatchedExecutor(loaded.model, loaded.limits)
+    executor.record(chosen.slots)
     facts = measure(planned, executor, chosen.benchmark_seconds, chosen.slots)
     engine = Engine(
         loaded,
@@ -245,10 +249,12 @@ def load(chosen: argparse.Namespace, reports: Reports) -> PlannedModel | None:
     """Load the model in the precision that fits. Errors that the operator can mend are reported,
     not raised.
     """
+    from piecework_model.checkpoint.digests import DigestStore
     from piecework_model.errors import ModelError
     from piecework_model.machine.planning import load_planned
     from piecework_model.machine.probe import use_threads
 
+    digests = DigestStore(Path(chosen.digests) if chosen.digests else None)
     try:
         path = Path(chosen.model) if chosen.model else None
         planned = load_planned(
@@ -257,7 +263,12 @@ def load(chosen: argparse.Namespace, reports: Reports) -> PlannedModel | None:
             precision=chosen.precision,
             sequences=chosen.slots,
             context_tokens=chosen.planned_context,
+            digests=digests,
         )
+        digests.save()
+    except FileError as error:
+        reports.send(CannotStart(f"the worker's home cannot be written: {error}"))
+        return None
     except ModelError as error:
         reports.send(CannotStart(str(error)))
         return None

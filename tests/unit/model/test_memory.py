@@ -246,7 +246,9 @@ def test_each_card_gets_the_most_faithful_precision_that_fits(
     assert (choice.need.precision, choice.need.offloaded) == (chosen, away)
     assert choice.need.device_bytes <= card(gib).usable_bytes
     assert choice.reason.startswith(chosen)
-    assert ". " not in choice.reason, "one sentence"
+    text, _, advice = choice.reason.partition(". ")
+    assert text.startswith(chosen), "one sentence"
+    assert ("vllm backend is faster" in advice) == chosen.startswith("int4")
 
 
 def _longest_sequence(budget: int) -> int:

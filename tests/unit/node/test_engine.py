@@ -281,6 +281,9 @@ def test_reports_survive_the_line(report: engine_wire.Report) -> None:
     "command",
     [
         engine_wire.Start(REQUEST),
+        engine_wire.Start(
+            replace(REQUEST, template=(5, -1, 6), reads=((ReadSlot(1, (7, 8)),), ()))
+        ),
         engine_wire.Allow("sequence", 3),
         engine_wire.Stop("sequence", True),
         engine_wire.Stop("sequence", False),
