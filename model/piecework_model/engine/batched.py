@@ -39,10 +39,17 @@ from piecework_model.engine.sequence import (
 )
 from piecework_model.errors import NonFiniteError
 from piecework_model.failures import failure_of, is_out_of_memory
+from piecework_model.fast_paths import FastPath
 from piecework_model.layers.backbone import Backbone, Segment
 from piecework_model.layers.cache import ChunkKV, SequenceCache
 from piecework_model.layers.invariance import Invariance, invariance_of
-from piecework_model.layers.projections import may_pack, product, products_name, projection
+from piecework_model.layers.projections import (
+    may_pack,
+    product,
+    products_name,
+    products_reason,
+    projection,
+)
 from piecework_model.layout import cache_layout
 from piecework_model.requests import GenerationRequest
 from piecework_model.sampling.sampler_backends import sampler_for
@@ -52,7 +59,7 @@ from piecework_model.sampling.sampler_backends import sampler_for
 class _OpenSequence:
     state: SequenceState
     prefix_keys: list[Key]  # of the prompt's chunks, empty if none is shared
-    known: list[ChunkKV]  # the first chunks, to be copied into the cache
+    known: list[ChunkKV]  # the next chunks, to be copied into the cache
     stored: int  # chunks of the prompt that are in the cache or known
     opened: SequenceCache | None = None
 
@@ -102,6 +109,7 @@ class BatchedExecutor:
         self._sampler = sampler_for(self._device, self._dtype, limits_.vocab_size)
         self._cap: float = model.final_logit_softcapping
         self._products = products_name(decoder.embed_tokens.weight)
+        self._products_reason = products_reason(decoder.embed_tokens.weight)
         self._soft_product = product(decoder.embed_tokens.weight, pack)
         self._scale: Tensor = decoder.embed_tokens.embed_scale.to(self._dtype)
         self._most_tokens = (
@@ -131,6 +139,19 @@ class BatchedExecutor:
         or "fused.fused.tiled".
         """
         return f"{self._sampler.name}.{self._backbone.moe_name}.{self._products}"
+
+    @property
+    def fast_paths(self) -> list[FastPath]:
+        """What makes a step fast on an accelerator, and why something is off. Empty on a CPU."""
+        if self._device.type == "cpu":
+            return []
+        apart = "products depend on the number of rows" if self._invariance.isolated else ""
+        return [
+            *self._backbone.fast_paths(),
+            FastPath("sampler", self._sampler.reason),
+            FastPath("products of one tile size", self._products_reason),
+            FastPath("one pass for all sequences", apart),
+        ]
 
     @property
     def prefix_hits(self) -> int:
@@ -174,11 +195,18 @@ class BatchedExecutor:
         # A sequence that may not start yet would hold on to copies that the store has dropped.
         if request.tenant and request.canvas_limit > len(request.committed):
             keys = prefix_keys(request.tenant, prompt_chunks(request.prompt_ids, self.chunk_tokens))
-        known = self._prefix_cache.find(keys)
-        for _ in known:
-            state.pending.popleft()
-        self._sequences[request.request_id] = _OpenSequence(state, keys, known, len(known))
-        return len(known)
+        self._sequences[request.request_id] = _OpenSequence(state, keys, [], 0)
+        return self.find_cached(request.request_id)
+
+    def find_cached(self, request_id: str) -> int:
+        """Look again which of the sequence's next chunks are cached, as others have gone on."""
+        sequence = self._sequences[request_id]
+        found = self._prefix_cache.find(sequence.prefix_keys, sequence.stored)
+        for _ in found:
+            sequence.state.pending.popleft()
+        sequence.known += found
+        sequence.stored += len(found)
+        return len(found)
 
     def leaves(self, request_id: str) -> tuple[bytes, ...]:
         """Return the trace leaves of the sequence's canvas so far."""
@@ -344,15 +372,15 @@ class BatchedExecutor:
         return self._backbone.run(torch.cat(hidden), segments, canvas_tokens)
 
     def _cache(self, sequence: _OpenSequence) -> SequenceCache:
-        """Return the sequence's cache. The first pass allocates it and copies the known chunks into
-        it.
+        """Return the sequence's cache. The first pass allocates it. Known chunks are copied into
+        it, each at once, so that a pass which fails can be repeated.
         """
         if sequence.opened is None:
             tokens = self._limits.sequence_tokens(sequence.state.request)
-            cache = SequenceCache(self._layout, tokens, self._device, self._dtype)
-            for chunk in sequence.known:
-                cache.append(chunk)
-            sequence.opened, sequence.known = cache, []
+            sequence.opened = SequenceCache(self._layout, tokens, self._device, self._dtype)
+        while sequence.known:
+            sequence.opened.append(sequence.known[0])
+            sequence.known.pop(0)
         return sequence.opened
 
     def _soft(self, state: SequenceState, like: Tensor) -> Tensor:

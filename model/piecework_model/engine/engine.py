@@ -177,6 +177,8 @@ class Engine:
     def step(self) -> list[Event]:
         """Run one step of every runnable sequence. Returns no events at once if there is none."""
         self._admit()
+        for request_id in self._scheduler.prefilling:
+            self._copied(request_id, self._executor.find_cached(request_id))
         work = self._scheduler.plan()
         outcomes = self._executor.step(work) if work else []
         failed = {
@@ -206,9 +208,12 @@ class Engine:
         admitted = self._scheduler.admit()
         self._executor.set_free_memory(self._scheduler.memory_free)
         for request_id in admitted:
-            known = self._executor.open(self._jobs[request_id].request)
-            self._scheduler.prefilled(request_id, known)
-            self._jobs[request_id].prefilled(known)
+            self._copied(request_id, self._executor.open(self._jobs[request_id].request))
+
+    def _copied(self, request_id: str, chunks: int) -> None:
+        """Count chunks that are copied from the prefix cache."""
+        self._scheduler.prefilled(request_id, chunks)
+        self._jobs[request_id].prefilled(chunks)
 
     def _end(self, request_id: str) -> None:
         """Free what the scheduler and the executor hold of a request."""

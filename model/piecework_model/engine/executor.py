@@ -69,6 +69,10 @@ class Executor(Protocol):
         """
         ...
 
+    def find_cached(self, request_id: str) -> int:
+        """Look again, as `open` does, which of the sequence's next chunks are cached by now."""
+        ...
+
     def step(self, work: Sequence[SequenceWork]) -> list[SequenceOutcome]:
         """Prefill and denoise as told.
 

@@ -62,6 +62,10 @@ class ReferenceExecutor:
         )
         return 0
 
+    def find_cached(self, request_id: str) -> int:
+        """Return 0: this executor has no prefix cache."""
+        return 0
+
     def leaves(self, request_id: str) -> tuple[bytes, ...]:
         """Return the trace leaves of the sequence's canvas so far."""
         return self._sequences[request_id].state.leaves()

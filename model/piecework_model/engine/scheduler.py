@@ -146,6 +146,15 @@ class Scheduler:
         return self.capacity.memory_bytes - self.memory_used
 
     @property
+    def prefilling(self) -> list[str]:
+        """The runnable sequences whose prompt is not prefilled yet."""
+        return [
+            request.request_id
+            for request in self._running.values()
+            if request.runnable and not request.started and request.pending
+        ]
+
+    @property
     def runnable(self) -> bool:
         """Whether a step has anything to do. Call `admit` first."""
         return any(request.runnable for request in self._running.values())

@@ -151,6 +151,7 @@ def measure(
     planned: PlannedModel, executor: BatchedExecutor, seconds: float, sequences: int
 ) -> EngineFacts:
     """Measure what the offer says about this engine."""
+    from piecework_model.fast_paths import describe
     from piecework_model.machine.benchmark import measure
     from piecework_model.machine.probe import engine_profile, probe
 
@@ -182,6 +183,7 @@ def measure(
             "hardware": asdict(hardware),
             "profile": profile,
             "precision": planned.choice.reason,
+            "fast_paths": describe(executor.fast_paths),
             "steps_per_canvas": round(measured.steps_per_canvas, 1),
             "defaults": asdict(loaded.defaults),
         },

@@ -274,6 +274,7 @@ class EngineSupervisor:
                 model=facts.name,
                 profile=facts.profile,
                 reason=facts.details.get("precision"),
+                fast_paths=facts.details.get("fast_paths"),
             )
             await self._events.put(EngineReady(facts))
         elif isinstance(report, Encoded):

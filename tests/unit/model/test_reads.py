@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from piecework_model import kinds
+from piecework_model import kinds, limits
 from piecework_model.checkpoint.loading import LoadedModel, load
 from piecework_model.engine.batched import BatchedExecutor
 from piecework_model.engine.denoiser import Denoiser
@@ -168,6 +168,28 @@ def test_reads_of_one_state_share_its_prefill_within_a_tenant(bundled: LoadedMod
     assert hits[0] == 0
     assert hits[1] >= 1
     assert hits[2] == hits[1]
+
+
+def test_reads_of_one_state_that_come_together_copy_what_the_first_have_prefilled(
+    bundled: LoadedModel,
+) -> None:
+    shared = BatchedExecutor(bundled.model, bundled.limits)
+    engine = Engine(bundled, max_sequences=1, executor=shared)
+    state = "The fox and the owl are happy by the river. " * 12
+    wanted = [
+        read(bundled, f"read-{n}", content(1, 1, f"{state} {n} times"), tenant="one", seed=n)
+        for n in range(8)
+    ]
+    for request in wanted:
+        engine.submit(request)
+    assert shared.prefix_hits == 0
+    events = run(engine)
+    for request in wanted:
+        alone = canvases(run_alone(bundled, replace(request, tenant="")))
+        assert canvases(events[request.request_id]) == alone
+    shared_chunks = len(bundled.tokenizer.encode_content(state)) // bundled.limits.chunk_tokens
+    first = limits.PREFILL_STEP_CHUNKS  # that prefill it in the same step
+    assert shared.prefix_hits >= (8 - first) * shared_chunks > 0
 
 
 def test_a_read_goes_on_behind_the_canvases_that_are_done(bundled: LoadedModel) -> None:
