@@ -46,9 +46,13 @@ class Spending:
         Raises:
             StoreError: its API key does not exist.
         """
-        limits = await asyncio.to_thread(self._budgets.limits, part.budget)
-        left = await asyncio.to_thread(self._budgets.left, part, self._whole, self._now())
-        return Allowance(limits.max_price, left)
+        now = self._now()
+
+        def read() -> Allowance:
+            left = self._budgets.left(part, self._whole, now)
+            return Allowance(self._budgets.limits(part.budget).max_price, left)
+
+        return await asyncio.to_thread(read)
 
     async def reserve(self, parts: Sequence[Part], ceilings: Sequence[Amount]) -> tuple[Part, ...]:
         """Hold the ceilings of all parts in one transaction. The parts have one budget.
