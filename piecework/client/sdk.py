@@ -109,6 +109,8 @@ class Balance:
         free: The part of `pooled` that no channel is waiting for.
         in_channels: What channels hold, without what was settled or asked back.
         paid: What vouchers have promised to workers so far.
+        spent_today: What the jobs of this UTC day have cost, and what running ones still may.
+        spent_this_month: The same for the UTC month.
         reservations: What `pooled` holds for workers that may open or top up a channel, and why.
     """
 
@@ -117,6 +119,8 @@ class Balance:
     free: TokenAmount
     in_channels: TokenAmount
     paid: TokenAmount
+    spent_today: TokenAmount
+    spent_this_month: TokenAmount
     reservations: tuple[Reservation, ...] = ()
 
 
@@ -532,6 +536,7 @@ class PieceworkClient:
         reservations = await self.channels.reservations()
         pooled = await self.chain.pooled_balance(self.token, self.wallet.payer.address)
         rows = await asyncio.to_thread(self.store.channels)
+        used = await self._spending.used()
         amount = self.payment_token.amount
         reserved = sum(r.amount for r in reservations if not r.one_step)
         return Balance(
@@ -540,6 +545,8 @@ class PieceworkClient:
             free=amount(max(0, pooled - reserved)),
             in_channels=amount(sum(max(0, r.funded - r.withdrawn - r.settled) for r in rows)),
             paid=amount(sum(row.book.cumulative for row in rows)),
+            spent_today=amount(used.day),
+            spent_this_month=amount(used.month),
             reservations=reservations,
         )
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from piecework.base.amounts import Token
 from piecework.base.clock import Clock
 from piecework.client.errors import BudgetExceeded
-from piecework.client.journal.budgets import WHOLE, Budgets, Shortage
+from piecework.client.journal.budgets import WHOLE, Budgets, Shortage, Used
 from piecework.client.journal.records import Limits, Part
 from piecework_protocol.types import Amount, Timestamp
 
@@ -46,9 +46,13 @@ class Spending:
         Raises:
             StoreError: its API key does not exist.
         """
-        limits = await asyncio.to_thread(self._budgets.limits, part.budget)
-        left = await asyncio.to_thread(self._budgets.left, part, self._whole, self._now())
-        return Allowance(limits.max_price, left)
+        now = self._now()
+
+        def read() -> Allowance:
+            left = self._budgets.left(part, self._whole, now)
+            return Allowance(self._budgets.limits(part.budget).max_price, left)
+
+        return await asyncio.to_thread(read)
 
     async def reserve(self, parts: Sequence[Part], ceilings: Sequence[Amount]) -> tuple[Part, ...]:
         """Hold the ceilings of all parts in one transaction. The parts have one budget.
@@ -97,6 +101,10 @@ class Spending:
         held = written.result()
         for hold in () if isinstance(held, Shortage) else held:
             self._budgets.release(hold)
+
+    async def used(self) -> Used:
+        """Return what the client as a whole has used of this day and month."""
+        return await asyncio.to_thread(self._budgets.used, WHOLE, self._now())
 
     def release(self, part: Part) -> None:
         """Give up what no job has taken over.

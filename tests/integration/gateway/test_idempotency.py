@@ -48,6 +48,12 @@ def text_of(answer: tuple[int, bytes]) -> str:
     return text
 
 
+def streamed(body: bytes) -> str:
+    lines = [line.removeprefix(b"data: ") for line in body.split(b"\n\n") if b"{" in line]
+    choices = [choice for line in lines for choice in json.loads(line)["choices"]]
+    return "".join(choice["delta"].get("content", "") for choice in choices)
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_request_sent_again_gets_the_same_answer_and_pays_once(
     tmp_path: Path, stream: bool
@@ -103,7 +109,8 @@ async def test_a_running_twin_waits_and_gets_the_same_answer(tmp_path: Path) -> 
         assert here.worker.paid() == sum(r.receipt.amount for r in here.client.store.receipts())
 
 
-async def test_a_caller_that_hangs_up_finds_the_whole_answer(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_caller_that_hangs_up_finds_the_whole_answer(tmp_path: Path, stream: bool) -> None:
     async with door(tmp_path) as here:
         held, entered = asyncio.Event(), asyncio.Event()
 
@@ -113,15 +120,15 @@ async def test_a_caller_that_hangs_up_finds_the_whole_answer(tmp_path: Path) -> 
                 await held.wait()
 
         here.worker.script.gate = gate
-        first = asyncio.create_task(post(here))
+        first = asyncio.create_task(post(here, stream=stream))
         await entered.wait()
         first.cancel()
         await asyncio.gather(first, return_exceptions=True)
-        twin = asyncio.create_task(post(here))
+        twin = asyncio.create_task(post(here, stream=stream))
         held.set()
         status, body = await twin
         assert status == 200
-        assert json.loads(body)["choices"][0]["message"]["content"] == WHOLE
+        assert (streamed(body) if stream else text_of((status, body))) == WHOLE
         assert here.worker.cancels == 0
         assert len({s.job.salt for s in here.worker.submissions}) == 1
 
@@ -184,6 +191,19 @@ async def test_what_failed_after_a_payment_fails_again_and_starts_nothing(tmp_pa
         assert code_of(await post(here)) == failed
         assert here.worker.paid() == paid
         assert len({s.job.salt for s in here.worker.submissions}) == 1
+
+
+async def test_an_interrupted_job_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    async with door(tmp_path, flags={"resume_attempts": 0}) as here:
+        here.worker.script.drop_after = [2]
+        assert code_of(await post(here)) == (502, "job_interrupted")
+        assert len(here.client.store.receipts()) == 2
+        answer = await post(here)
+        assert text_of(answer) == WHOLE
+        assert len({s.job.salt for s in here.worker.submissions}) == 1
+        receipts = here.client.store.receipts()
+        assert here.worker.paid() == sum(row.receipt.amount for row in receipts)
+        assert await post(here) == answer
 
 
 async def test_an_answer_that_the_worker_lost_is_gone_and_never_bought_twice(
@@ -304,7 +324,7 @@ async def test_after_a_day_a_key_begins_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["", "x" * 256, "schlüssel"])
-async def test_a_key_that_is_none_is_named(tmp_path: Path, key: str) -> None:
+async def test_a_malformed_key_is_refused_by_name(tmp_path: Path, key: str) -> None:
     async with door(tmp_path) as here:
         assert code_of(await post(here, key)) == (400, "invalid_value")
         assert here.worker.submissions == []
