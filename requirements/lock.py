@@ -131,8 +131,12 @@ def _resolve(
         check=True,
         cwd=FOLDER,
     )
-    entries = re.split(r"\n(?=[a-z0-9])", result.stdout.strip())
-    return {entry.partition("==")[0]: entry for entry in entries}
+    found: dict[str, str] = {}
+    for entry in re.split(r"\n(?=[a-z0-9])", result.stdout.strip()):
+        name = entry.partition("==")[0]
+        # One distribution may have a version for each of several Pythons.
+        found[name] = f"{found[name]}\n{entry}" if name in found else entry
+    return found
 
 
 def _without(entries: dict[str, str], others: dict[str, str]) -> dict[str, str]:
