@@ -30,8 +30,8 @@ MAX_READ_CANVASES = 8192
 MAX_QUEUED_REQUESTS = 64
 # Of one conversation. The context bound is reached first by real ones.
 MAX_MESSAGES = 256
-# 256 K tokens of some 4 characters are 1 M. Four times that cannot fit any context.
-MAX_CONTENT_CHARS = 4_000_000
+# In the tools and calls of one conversation. 128 tools have some 100 each.
+MAX_TOOL_STRINGS = 32_768
 # No tokenizer gives more bytes of text a token. A longer text is refused before it is tokenized.
 MAX_TOKEN_BYTES = 64
 

@@ -27,10 +27,9 @@ from dataclasses import replace
 from typing import Final
 
 from piecework_model.errors import PromptError
-from piecework_model.kinds.prompt import codec_of, encode_conversation
 from piecework_model.kinds.text import end_id, padded
 from piecework_model.requests import HOLE, EncodedContent, ReadSlot
-from piecework_model.text.chat import HasTokenizer
+from piecework_model.text.chat import HasTokenizer, codec_of, encode_prompt
 from piecework_model.text.literal import literal_ids
 from piecework_model.text.tokens import TextCodec
 from piecework_protocol.conversation import Conversation, Message, Text
@@ -52,7 +51,7 @@ def encode(
     wanted = max(len(question.labels) for question in content.questions)
     space, codes = option_codes(codec, wanted)
     conversation = _asked(content, [code for code, _ in codes])
-    prompt_ids = encode_conversation(source, conversation, most)
+    prompt_ids = encode_prompt(source, conversation, most=most)
     tokens = [token for _, token in codes]
     end = end_id(codec, prompt_ids)
     template: list[int] = []

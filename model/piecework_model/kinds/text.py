@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from piecework_model import limits
 from piecework_model.errors import PromptError
-from piecework_model.kinds.prompt import codec_of, encode_conversation
 from piecework_model.requests import HOLE, EncodedContent
-from piecework_model.text.chat import HasTokenizer
+from piecework_model.text.chat import HasTokenizer, codec_of, encode_prompt
 from piecework_model.text.literal import literal_ids
 from piecework_model.text.tokens import TextCodec
 from piecework_protocol.kinds.text import Fixed, TemplatePart, TextContent
@@ -26,7 +25,7 @@ def encode(
         PromptError: The chat template or the vocabulary cannot carry it, or the template has more
             than `most` positions.
     """
-    prompt_ids = encode_conversation(source, content.conversation, most)
+    prompt_ids = encode_prompt(source, content.conversation, most=most)
     if not content.template:
         return EncodedContent(prompt_ids)
     codec = codec_of(source)

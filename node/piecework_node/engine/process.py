@@ -38,7 +38,7 @@ from piecework_node.engine.wire import (
 )
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.limits import MAX_NAME_BYTES
-from piecework_protocol.objects import Service
+from piecework_protocol.objects import Kind, Service
 from piecework_protocol.types import Digest
 
 if TYPE_CHECKING:
@@ -178,6 +178,7 @@ def measure(
         first_canvas_ms=int(measured.first_canvas_ms),
         steps_per_second=int(measured.steps_per_second),
         service=Service.REPLAYABLE,
+        kinds=(Kind.TEXT, Kind.READ),
         details={
             "hardware": asdict(hardware),
             "profile": profile,

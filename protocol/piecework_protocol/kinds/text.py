@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import enum
 import itertools
+import json
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
+from piecework.base.jsons import loads
 from piecework_protocol.conversation import (
     Conversation,
     Message,
+    ToolCall,
     most_prompt_tokens,
     read_conversation,
     size,
@@ -27,6 +30,7 @@ from piecework_protocol.limits import (
     MAX_HOLE_TOKENS,
     MAX_OUTPUT_BYTES,
     MAX_TEMPLATE_PARTS,
+    MAX_TOOL_JSON_DEPTH,
 )
 from piecework_protocol.objects import Finish, Kind, Parameters
 from piecework_protocol.outlines import Outline
@@ -186,10 +190,36 @@ class SegmentKind(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class OutputSegment:
-    """A part of an answer. Its text is not empty."""
+    """A part of an answer. Its text is not empty.
+
+    Raises:
+        MalformedInput: It is a tool call and not JSON of one.
+    """
 
     kind: SegmentKind
     text: str
+
+    def __post_init__(self) -> None:
+        if self.kind is SegmentKind.TOOL_CALL:
+            read_tool_call(self.text)
+
+
+def read_tool_call(text: str, call_id: str = "") -> ToolCall:
+    """Read the text of a tool call's segment. `call_id` is the id that the caller gives it.
+
+    Raises:
+        MalformedInput: It is not a JSON object with a tool's `name` and `arguments` alone.
+    """
+    try:
+        # The arguments are one level deeper here.
+        value = loads(text, max_depth=MAX_TOOL_JSON_DEPTH + 1)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict) or set(value) != {"name", "arguments"}:
+        raise MalformedInput("a tool call is a JSON object with name and arguments")
+    if not isinstance(value["name"], str):
+        raise MalformedInput("a tool call's name is a string")
+    return ToolCall(call_id, value["name"], json.dumps(value["arguments"], ensure_ascii=False))
 
 
 def final_segments(text: str) -> tuple[OutputSegment, ...]:

@@ -626,9 +626,10 @@ def test_a_worker_before_vllm_needs_no_torch() -> None:
         "import sys; sys.modules['torch'] = None; "
         "import piecework_node.daemon.daemon, piecework_node.daemon.checks, "
         "piecework_node.vllm.link; "
-        "from piecework_model.text.chat import ChatMessage, encode_prompt; "
+        "from piecework_model.text.chat import encode_prompt; "
+        "from tests.support.conversations import said; "
         "from tests.support.vllm_server import CHECKPOINT; "
-        "print(len(encode_prompt(CHECKPOINT.codec, [ChatMessage('user', 'a fox')])))"
+        "print(len(encode_prompt(CHECKPOINT.codec, said('a fox'))))"
     )
     result = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT
