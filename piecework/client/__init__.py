@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from piecework.chain.errors import ChainError
     from piecework.client.config import ClientConfig, ClientHome
     from piecework.client.errors import (
+        BudgetExceeded,
         ClientError,
         HomeError,
         InsufficientFunds,
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from piecework.client.jobs.reads import Decision, ReadResult
     from piecework.client.jobs.requests import Generation, ReadRequest, TextRequest
     from piecework.client.jobs.run import JobRun
+    from piecework.client.journal.records import Part
     from piecework.client.sdk import Balance, PieceworkClient, Quote
     from piecework_protocol.conversation import Conversation, Message, Tool, ToolCall
     from piecework_protocol.errors import ProtocolViolation, Reason, Refusal
@@ -64,6 +66,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Balance",
+    "BudgetExceeded",
     "CanvasText",
     "ChainError",
     "ClientConfig",
@@ -90,6 +93,7 @@ __all__ = [
     "Message",
     "NoWorkerFits",
     "OutputSegment",
+    "Part",
     "PieceworkClient",
     "PieceworkError",
     "ProtocolViolation",
@@ -117,6 +121,7 @@ _EVENTS: Final = "piecework.client.jobs.events"
 _ERRORS: Final = "piecework.client.errors"
 _PLACES: Final = {
     "Balance": "piecework.client.sdk",
+    "BudgetExceeded": _ERRORS,
     "CanvasText": _EVENTS,
     "ChainError": "piecework.chain.errors",
     "ClientConfig": "piecework.client.config",
@@ -143,6 +148,7 @@ _PLACES: Final = {
     "Message": "piecework_protocol.conversation",
     "NoWorkerFits": _ERRORS,
     "OutputSegment": "piecework_protocol.kinds.text",
+    "Part": "piecework.client.journal.records",
     "PieceworkClient": "piecework.client.sdk",
     "PieceworkError": "piecework.base.errors",
     "ProtocolViolation": "piecework_protocol.errors",

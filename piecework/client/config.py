@@ -22,6 +22,7 @@ from piecework.base.amounts import AmountError, Token
 from piecework.base.connections import parse_networks
 from piecework.base.files import SYSTEM_DISK, Disk, private_folder, shown
 from piecework.base.homes import default_home
+from piecework.base.hosts import check_origin
 from piecework.base.settings import Settings, SettingsError, Variables, load
 from piecework.client.errors import HomeError
 from piecework_protocol.types import Amount
@@ -266,7 +267,10 @@ class ClientConfig(Settings):
         min_length=8,
         max_length=256,
         repr=False,
-        description="The key that callers of the gateway must show. Needed beyond localhost.",
+        description=(
+            "A key without a budget of its own that callers of the gateway may show, for "
+            "containers. `piecework gateway keys add` makes keys with budgets."
+        ),
     )
     gateway_max_concurrent: int = Field(
         default=64, ge=1, le=4096, description="Requests that the gateway runs at once."
@@ -297,6 +301,11 @@ class ClientConfig(Settings):
         max_length=64,
         description="Addresses or networks of proxies whose X-Forwarded-For is believed.",
     )
+    gateway_allowed_origins: tuple[str, ...] = Field(
+        default=(),
+        max_length=64,
+        description='Origins whose web pages may use the gateway, such as "https://chat.example".',
+    )
     gateway_heartbeat_s: float = Field(
         default=10.0,
         gt=0,
@@ -307,6 +316,11 @@ class ClientConfig(Settings):
         default=False,
         description="Requests that do not say may go to models without seed and trace.",
     )
+
+    @field_validator("gateway_allowed_origins")
+    @classmethod
+    def _origins_are_named(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(check_origin(origin) for origin in value)
 
     @field_validator("gateway_trusted_proxies")
     @classmethod

@@ -60,6 +60,23 @@ def check_content(content: Content, job: Job, facts: EngineFacts) -> None:
         raise Refusal(Reason.BAD_PARAMETERS, fault)
 
 
+def check_prompt(tokens: int, content: Content, facts: EngineFacts) -> None:
+    """Refuse a prompt that has more tokens than clause 3.4 lets a worker charge.
+
+    A chat template that writes that much around the texts would make every client stop paying. A
+    prompt that is longer than the context is refused later, by its length.
+
+    Raises:
+        Refusal: it has.
+    """
+    most = content.outline.prompt_tokens
+    if most < tokens <= facts.max_context:
+        raise Refusal(
+            Reason.PROMPT_REFUSED,
+            f"the chat template makes {tokens} tokens of the prompt, and {most} can be charged",
+        )
+
+
 def _too_long(size: int, max_context: int) -> Refusal:
     return Refusal(
         Reason.PROMPT_TOO_LONG,

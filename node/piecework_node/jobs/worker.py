@@ -535,7 +535,9 @@ class Worker:
                 raise EngineUnavailable("the engine is starting")
             prompts.check_content(content, job, facts)
             check_key(job.reply_key)
-            return await self._runtime.engine.encode(content)
+            encoded = await self._runtime.engine.encode(content)
+            prompts.check_prompt(len(encoded.prompt_ids), content, facts)
+            return encoded
         except PromptRejected as error:
             raise Refusal(Reason.PROMPT_REFUSED, str(error)) from None
         except MalformedInput as error:

@@ -114,11 +114,10 @@ class FailOver:
         job: JobRow,
         caller: Caller,
         *,
-        replay: bool = False,
         admitted: ChannelRow | None = None,
     ) -> None:
-        """Follow one recorded job to its end. The choices are those of `JobDriver`."""
-        driver = JobDriver(self._context, job, caller, replay=replay, admitted=admitted)
+        """Follow a job that was recorded a moment ago to its end."""
+        driver = JobDriver(self._context, job, caller, admitted=admitted)
         try:
             await driver.run()
         except WorkerUnreachable:
@@ -130,6 +129,30 @@ class FailOver:
         finally:
             # At once and in this thread: a cancelled task may not wait, and nothing is synced.
             self._context.store.leave(job.id)
+
+    async def replay(self, job: JobRow, caller: Caller) -> None:
+        """Follow a job again from its first canvas. One that is over stays as it ended.
+
+        Raises:
+            JobFollowed: another living process follows it.
+            ClientError: as `PieceworkClient.resume`.
+        """
+        store, before = self._context.store, job.status
+        cancelled = before is JobStatus.CANCELLED
+        row = await asyncio.to_thread(store.take_over, job.id)
+        driver = JobDriver(self._context, row, caller, replay=True, was_cancelled=cancelled)
+        over = before in (JobStatus.COMPLETE, JobStatus.CANCELLED, JobStatus.FAILED)
+        try:
+            await driver.run()
+        except ProtocolViolation:
+            over = False  # it is recorded, and nothing is paid to this worker any more
+            raise
+        finally:
+            # At once and in this thread: a cancelled task may not wait, and nothing is synced.
+            if over:
+                store.finish(job.id, before, job.detail)
+            else:
+                store.leave(job.id)
 
     async def _try(
         self, choice: Choice, request: JobRequest, caller: Caller, attempts: _Attempts

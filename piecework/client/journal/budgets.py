@@ -20,7 +20,7 @@ import apsw
 
 from piecework.client.errors import StoreError
 from piecework.client.journal.database import Database
-from piecework.client.journal.owners import Owner
+from piecework.client.journal.owners import NOBODY, Owner
 from piecework.client.journal.records import JobStatus, Limits, Part
 from piecework_protocol.types import Amount, JobId, Timestamp
 
@@ -143,8 +143,11 @@ class Budgets:
 
     def release(self, hold: int) -> None:
         """Give a hold up, unless a job has it. That job's end gives it up."""
-        with self._database.change("release a hold", durable=False) as db:
-            db.execute("DELETE FROM holds WHERE id = ? AND job IS NULL", (hold,))
+        with self._database.read() as db:
+            free = _row(db, hold)
+        if free is not None:
+            with self._database.change("release a hold", durable=False) as db:
+                db.execute("DELETE FROM holds WHERE id = ? AND job IS NULL", (hold,))
 
     def left(self, part: Part, whole: Limits, now: Timestamp) -> Amount | None:
         """Return what is left for a part beside what others hold. None: there is no limit.
@@ -152,11 +155,11 @@ class Budgets:
         Raises:
             StoreError: there is no API key of this name.
         """
+        if part.budget == WHOLE and whole == Limits():
+            return None
         with self._database.read() as db:
-            day = day_of(now)
-            rooms = [
-                room.left for room in _rooms(db, part.budget, whole, day, self._counts(db, now))
-            ]
+            counts = self._counts(db, now)
+            rooms = [room.left for room in _rooms(db, part.budget, whole, day_of(now), counts)]
             found = _row(db, part.hold)
         if not rooms:
             return None
@@ -179,11 +182,13 @@ class Budgets:
         Raises:
             StoreError: there is no API key of this name.
         """
+        if budget == WHOLE:
+            return Limits()
         with self._database.read() as db:
             return _limits(db, budget)
 
     def _counts(self, db: apsw.Connection, now: Timestamp) -> _Counts:
-        """Which holds count at a moment, without removing the others."""
+        """Tell which holds count at a moment."""
         owners = _rows(db, "SELECT DISTINCT owner FROM holds WHERE job IS NULL")
         dead = frozenset(owner for (owner,) in owners if not self._owner.follows(owner))
         return lambda owner, job, until: until >= now and (job is not None or owner not in dead)
@@ -213,12 +218,17 @@ def day_and_budget(db: apsw.Connection, part: Part, now: Timestamp) -> tuple[int
     return int(day), str(budget)
 
 
-def bind(db: apsw.Connection, part: Part, job: JobId, deadline: Timestamp) -> None:
-    """Give a part's hold to the job that was recorded for it."""
-    if part.hold is not None:
-        db.execute(
-            "UPDATE holds SET job = ?, until = ? WHERE id = ?", (job, deadline + LATE_S, part.hold)
-        )
+def bind(db: apsw.Connection, part: Part, job: JobId, ceiling: Amount, until: Timestamp) -> None:
+    """Give a part's hold to the job that was recorded for it.
+
+    Where nothing is limited, nothing was held before. The job then holds its ceiling from here on,
+    because a limit may be set while it runs.
+    """
+    hold = part.hold
+    if hold is None:
+        ((day, budget),) = _rows(db, "SELECT day, budget FROM jobs WHERE id = ?", (job,))
+        hold = _insert(db, budget, day, ceiling, until, NOBODY)
+    db.execute("UPDATE holds SET job = ?, until = ? WHERE id = ?", (job, until + LATE_S, hold))
 
 
 def spend(db: apsw.Connection, job: JobId, amount: Amount) -> None:
@@ -233,11 +243,10 @@ def spend(db: apsw.Connection, job: JobId, amount: Amount) -> None:
 
 
 def end(db: apsw.Connection, job: JobId, status: JobStatus) -> None:
-    """Give up what a job holds. A declined job's part keeps it, for the next worker."""
+    """Give up what a job holds. What was held before a declined job is kept for the next one."""
     if status is JobStatus.REFUSED:
-        db.execute("UPDATE holds SET job = NULL WHERE job = ?", (job,))
-    else:
-        db.execute("DELETE FROM holds WHERE job = ?", (job,))
+        db.execute("UPDATE holds SET job = NULL WHERE job = ? AND owner <> ?", (job, NOBODY))
+    db.execute("DELETE FROM holds WHERE job = ?", (job,))
 
 
 # --- rows

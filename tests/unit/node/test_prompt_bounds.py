@@ -13,6 +13,7 @@ from piecework_node.jobs.prompts import (
     FRAME_BYTES,
     PromptQueue,
     check_content,
+    check_prompt,
     check_sealed_length,
 )
 from piecework_protocol.conversation import Conversation, Image, Message, Tool, ToolCall
@@ -105,6 +106,16 @@ def test_parameters_that_contradict_the_content_are_refused(
     with pytest.raises(Refusal, match=why) as caught:
         check(content, max_tokens, max_steps)
     assert reason(caught) is Reason.BAD_PARAMETERS
+
+
+def test_a_prompt_that_no_client_would_pay_for_is_refused() -> None:
+    content = text(Message("user", "x"))
+    most, large = content.outline.prompt_tokens, replace(FACTS, max_context=1 << 18)
+    check_prompt(most, content, large)
+    check_prompt(most + 1, content, replace(FACTS, max_context=most))
+    with pytest.raises(Refusal) as caught:
+        check_prompt(most + 1, content, large)
+    assert reason(caught) is Reason.PROMPT_REFUSED
 
 
 def test_no_content_that_fits_is_refused_by_its_sealed_length() -> None:
