@@ -213,7 +213,7 @@ def test_a_valid_document_is_done_at_once() -> None:
 def test_what_is_valid_is_pinned_and_the_rest_gets_more_room() -> None:
     filling = begun(obj(name=STRING, age={"type": "integer", "maximum": 9}))
     open_still = filling.take('{"name": "Ann", "age": 70}')
-    assert open_still.template == (Fixed('{"name": "Ann", "age": '), Hole(32), Fixed("}"))
+    assert open_still.template == (Fixed('{"name": "Ann", "age": '), Hole(16), Fixed("}"))
     assert open_still.why == "/age: 70 is greater than the maximum of 9"
     assert json.loads(open_still.take('{"name": "Ann", "age": 7}').document)["age"] == 7
 
@@ -233,6 +233,25 @@ def test_a_list_that_is_too_short_is_continued_and_one_too_long_is_cut() -> None
     assert json.loads(short.take('{"tags": ["a", "b"]}').document) == {"tags": ["a", "b"]}
     long = begun(schema).take('{"tags": ["a", "b", "c", "d", "e"]}')
     assert json.loads(long.document) == {"tags": ["a", "b", "c"]}
+
+
+def test_a_string_that_is_too_long_is_cut_behind_a_word() -> None:
+    short = begun(obj(title={"type": "string", "maxLength": 12}))
+    assert short.template[1] == Hole(4)
+    assert short.take('{"title": "The owl and the map"}').document == '{"title": "The owl and"}'
+    assert short.take('{"title": "Donaudampfschiff"}').document == '{"title": "Donaudampfsc"}'
+
+
+def test_what_breaks_another_rule_once_it_is_cut_stays_open() -> None:
+    rules = {"type": "string", "maxLength": 4, "pattern": "g$"}
+    assert not begun(obj(title=rules)).take('{"title": "abcdefg"}').done
+    fourth = {"type": "array", "maxItems": 3, "contains": {"const": 4}}
+    assert not begun(obj(n=fourth)).take('{"n": [1, 2, 3, 4]}').done
+
+
+def test_a_value_that_broke_off_gets_twice_the_room() -> None:
+    filling = begun(obj(tags={"type": "array"})).take('{"tags": ["a", "b')
+    assert filling.template == (Fixed('{"tags": ["a", '), Hole(384), Fixed("]}"))
 
 
 def test_a_rule_around_slots_opens_them_all_again() -> None:

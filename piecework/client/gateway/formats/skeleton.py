@@ -26,6 +26,8 @@ MAX_FIXED_ITEMS: Final = 64
 """A list of a fixed length up to this has a slot for each item."""
 MAX_VALUE_DEPTH: Final = 32
 TEXT_TOKENS: Final = 48
+CHARACTERS_PER_TOKEN: Final = 3
+"""Of prose, in a short string. For room alone: a string that is too long is cut."""
 NUMBER_TOKENS: Final = 16
 VALUE_TOKENS: Final = 128
 LIST_TOKENS: Final = 192
@@ -141,10 +143,7 @@ class _Builder:
         elif kind == "array":
             yield from self._array(node, path, above)
         elif kind == "string":
-            most = node.get("maxLength", MAX_SLOT_TOKENS)
-            least = min(MAX_SLOT_TOKENS, node.get("minLength", 0))
-            tokens = max(1, min(int(most), max(TEXT_TOKENS, int(least))))
-            yield from ('"', Slot(SlotKind.TEXT, path, tokens), '"')
+            yield from ('"', Slot(SlotKind.TEXT, path, _text_tokens(node)), '"')
         elif kind == "null":
             yield "null"
         elif kind in ("integer", "number", "boolean"):
@@ -196,6 +195,15 @@ class _Builder:
             yield ", " if i else ""
             yield from self.build(first[i] if i < len(first) else others, (*path, i), above)
         yield "]"
+
+
+def _text_tokens(node: Mapping[str, Any]) -> int:
+    """Room for a string. One that may be longer than its rule is cut, so it gets no more."""
+    least = min(MAX_SLOT_TOKENS, int(node.get("minLength", 0)))
+    most = node.get("maxLength")
+    if most is None:
+        return max(TEXT_TOKENS, least)
+    return max(1, min(MAX_SLOT_TOKENS, TEXT_TOKENS, -(-int(most) // CHARACTERS_PER_TOKEN)), least)
 
 
 def _choice(values: Sequence[Any], path: Path) -> Iterator[Piece]:
