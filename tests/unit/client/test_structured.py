@@ -249,6 +249,44 @@ def test_what_breaks_another_rule_once_it_is_cut_stays_open() -> None:
     assert not begun(obj(n=fourth)).take('{"n": [1, 2, 3, 4]}').done
 
 
+def test_what_was_pinned_is_opened_again_if_it_breaks_a_rule_with_what_came_later() -> None:
+    rule = {
+        "if": {"properties": {"b": {"const": 2}}},
+        "then": {"properties": {"a": {"const": 2}}},
+    }
+    schema = parse_schema({**obj(a=INTEGER, b={"type": "integer", "minimum": 2}), **rule}, "schema")
+    filling = Filling(
+        schema,
+        (
+            '{"a": ',
+            Slot(SlotKind.VALUE, ("a",), 8),
+            ', "b": ',
+            Slot(SlotKind.VALUE, ("b",), 8),
+            "}",
+        ),
+    )
+    first = filling.take('{"a": 1, "b": 1}')
+    assert not first.done
+    second = first.take('{"a": 1, "b": 2}')
+    assert not second.done
+    third = second.take('{"a": 2, "b": 2}')
+    assert not third.done or schema.faults(json.loads(third.document)) == []
+
+
+def test_one_of_a_few_values_can_be_decided() -> None:
+    filling = begun(obj(sky={"enum": ["clear", "cloudy"]}, wet={"type": "boolean"}, n=STRING))
+    (sky, question), (wet, other) = filling.questions
+    assert [label.name for label in question.labels] == ["clear", "cloudy"]
+    assert [label.name for label in other.labels] == ["true", "false"]
+    assert "/sky" in question.instructions
+    decided = filling.decided({sky: 1, wet: 0})
+    assert decided.template == (
+        Fixed('{"sky": "cloudy", "wet": true, "n": "'),
+        Hole(48),
+        Fixed('"}'),
+    )
+
+
 def test_a_value_that_broke_off_gets_twice_the_room() -> None:
     filling = begun(obj(tags={"type": "array"})).take('{"tags": ["a", "b')
     assert filling.template == (Fixed('{"tags": ["a", '), Hole(384), Fixed("]}"))

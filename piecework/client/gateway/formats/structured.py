@@ -2,12 +2,14 @@
 
 A `Filling` is the state between two jobs. Each job denoises its template. What is valid then is
 pinned in the template of the next one. A list keeps its items before the first broken one. What is
-longer than the schema allows, a list or a string, is cut.
+longer than the schema allows, a list or a string, is cut. A value that must be one of a few can be
+decided by a read job, which gives one of them in any case.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -28,7 +30,9 @@ from piecework.client.gateway.formats.skeleton import (
     scaled,
     skeleton,
 )
+from piecework_protocol.kinds.read import Label, Question
 from piecework_protocol.kinds.text import Fixed, Hole, TemplatePart
+from piecework_protocol.limits import MAX_LABELS, MAX_QUESTIONS
 
 MAX_DOCUMENT_DEPTH: Final = MAX_SCHEMA_DEPTH + MAX_VALUE_DEPTH + 2
 MAX_REPAIRS: Final = 4
@@ -122,7 +126,33 @@ class Filling:
             # What was cut breaks another rule now.
             judged |= {path: Content(None) for path in cut}
         short = {path for path, content in read.items() if content.text is None}
-        return replace(self, pieces=self._next(judged, short), why=why)
+        after = replace(self, pieces=self._next(judged, short), why=why)
+        if after.done and faults and self.schema.faults(loads(after.document)):
+            # What was pinned earlier breaks a rule together with what came now: begin again.
+            return replace(self, pieces=skeleton(self.schema))
+        return after
+
+    @property
+    def questions(self) -> tuple[tuple[Path, Question], ...]:
+        """Open slots that hold one of a few values, as questions of a read job."""
+        return tuple(
+            (piece.path, _question(piece))
+            for piece in self.pieces
+            if isinstance(piece, Slot) and 2 <= len(piece.options) <= MAX_LABELS
+        )[:MAX_QUESTIONS]
+
+    def decided(self, choices: Mapping[Path, int]) -> Filling:
+        """Fill slots with one of their options each. Nothing changes if they break a rule."""
+        pieces = merged(
+            piece.options[choices[piece.path]]
+            if isinstance(piece, Slot) and piece.path in choices
+            else piece
+            for piece in self.pieces
+        )
+        after = replace(self, pieces=pieces)
+        if after.done and self.schema.faults(loads(after.document)):
+            return self
+        return after
 
     def _faults(self, read: dict[Path, Content]) -> list[SchemaFault]:
         """Judge the document, with null or nothing where a slot is broken."""
@@ -145,6 +175,12 @@ class Filling:
                 tokens = min((1 + grows) * piece.tokens, MAX_SLOT_TOKENS)
                 pieces.append(replace(piece, tokens=tokens, given=judged[piece.path].done))
         return merged(pieces)
+
+
+def _question(slot: Slot) -> Question:
+    """Ask which value a slot has."""
+    asked = f"Which value does {_shown(slot.path)} have in the JSON document that answers?"
+    return Question(asked, tuple(Label(option or '""') for option in slot.options))
 
 
 def _or_empty(slot: Slot, content: Content) -> str:
