@@ -15,7 +15,6 @@ from typing import Any, Final
 
 from aiohttp import hdrs, web
 
-from piecework.base.errors import PieceworkError
 from piecework.client.gateway.openai_format import ApiError
 
 BEAT: Final = b" "
@@ -26,7 +25,7 @@ async def answer_json(
     work: Awaitable[Mapping[str, Any]],
     *,
     heartbeat_s: float,
-    as_api_error: Callable[[PieceworkError], ApiError],
+    as_api_error: Callable[[Exception], ApiError],
 ) -> web.StreamResponse:
     """Answer with what `work` returns, and with white space while it is not there.
 
@@ -58,13 +57,11 @@ async def answer_json(
 
 
 def _late(
-    working: asyncio.Future[Mapping[str, Any]], as_api_error: Callable[[PieceworkError], ApiError]
+    working: asyncio.Future[Mapping[str, Any]], as_api_error: Callable[[Exception], ApiError]
 ) -> bytes:
     """The body of an answer whose status has gone out."""
     try:
         body: Mapping[str, Any] = working.result()
-    except ApiError as error:
-        body = error.body()
-    except PieceworkError as error:
+    except Exception as error:  # noqa: BLE001  a fault of ours has OpenAI's shape too
         body = as_api_error(error).body()
     return json.dumps(body).encode()

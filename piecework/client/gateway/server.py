@@ -228,7 +228,7 @@ class Gateway:
                 request,
                 answer.collect(events),
                 heartbeat_s=self._options.heartbeat_s,
-                as_api_error=as_api_error,
+                as_api_error=self._translated,
             )
 
     async def _stream(
