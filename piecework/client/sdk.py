@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Self
 
@@ -25,9 +26,17 @@ from piecework.client.jobs.failover import FailOver, nobody
 from piecework.client.jobs.requests import Filters, TextRequest
 from piecework.client.jobs.run import Caller, JobRun
 from piecework.client.jobs.selection import Choice, Ranking
+from piecework.client.jobs.spending import Spending
 from piecework.client.journal.proofs import ProvenReceipt, prove_receipts
-from piecework.client.journal.records import ChannelRow, JobStatus, Reservation
-from piecework.client.journal.store import Store
+from piecework.client.journal.records import (
+    ChannelRow,
+    JobStatus,
+    Limits,
+    Part,
+    RequestKey,
+    Reservation,
+)
+from piecework.client.journal.store import NO_PART, Store
 from piecework.client.network.discovery import ChainView, Discovery
 from piecework.client.network.indexes import IndexReader
 from piecework.client.network.links import Connect, Links
@@ -140,6 +149,14 @@ class PieceworkClient:
         self.channels = ChannelManager(
             store, chain, wallet, token=token, config=config, clock=clock, entropy=entropy
         )
+        amounts = config.amounts(token)
+        self._spending = Spending(
+            store.budgets,
+            Limits(amounts.spend_per_day, amounts.spend_per_month),
+            token,
+            clock,
+            lifetime_s=config.job_lifetime_s,
+        )
         self._context = JobContext(
             store,
             self.channels,
@@ -150,8 +167,8 @@ class PieceworkClient:
             clock,
             entropy,
             self.reachability,
+            self._spending,
         )
-        amounts = config.amounts(token)
         filters = Filters(
             now=0,
             token=token,
@@ -161,6 +178,7 @@ class PieceworkClient:
             price_cap=config.price_cap,
             max_fee=amounts.max_fee,
             deposit=amounts.deposit,
+            default_max_tokens=config.default_max_tokens,
         )
         self._chooser = Chooser(self.discovery, self.links, self.reachability, clock, filters)
         self._fail_over = FailOver(self._context, self._chooser, self.discovery, self._fund)
@@ -272,7 +290,8 @@ class PieceworkClient:
 
         Workers are dialed for that. They are told nothing.
         """
-        return await self._chooser.choose(request)
+        allowance = await self._spending.allowance(NO_PART)
+        return await self._chooser.choose(request, allowance=allowance)
 
     async def ask(
         self,
@@ -307,6 +326,7 @@ class PieceworkClient:
             NoWorkerFits: Nobody can take the request. The error says why.
             RequestRefused: No worker can take such a request, now or later.
             InsufficientFunds: The escrow holds too little.
+            BudgetExceeded: A spending limit has too little left.
             Refusal: Every worker declined for the same reason, which the caller can mend.
             JobInterrupted: The worker went away. `resume` continues the job.
             JobFailed: The worker ended the job early. Delivered canvases are paid.
@@ -344,8 +364,50 @@ class PieceworkClient:
             raise nobody(request, ranking)
         return Quote(self.payment_token, ranking.choices[0], ranking.choices[1:], ranking.unfit)
 
-    def run(self, request: TextRequest) -> JobRun:
+    @asynccontextmanager
+    async def reserve_many(
+        self,
+        requests: Sequence[TextRequest],
+        *,
+        budget: str = "",
+        known_as: RequestKey | None = None,
+    ) -> AsyncIterator[tuple[Part, ...]]:
+        """Reserve what several requests may cost, all or nothing, before any of them is signed.
+
+        What no job has taken over at the end of the block is free again.
+
+        Args:
+            requests: What is asked for, such as one request as often as there are choices.
+            budget: The name of the API key that pays, or "" for the client itself.
+            known_as: The request with an Idempotency-Key that they are parts of.
+
+        Returns:
+            One part for each request, to be given to `run`.
+
+        Raises:
+            NoWorkerFits: Nobody can take one of the requests. The error says why.
+            BudgetExceeded: A budget has too little left for all of them. Nothing is reserved.
+            StoreError: There is no such API key.
+
+        Example:
+            >>> async with client.reserve_many([request] * 3) as parts:
+            ...     runs = [client.run(request, part) for part in parts]
+            ...     answers = await asyncio.gather(*map(client.collect, runs))
+        """
+        parts = [Part(budget, None, known_as, number) for number in range(len(requests))]
+        held = await self._fail_over.reserve(requests, parts)
+        try:
+            yield held
+        finally:
+            for part in held:
+                self._spending.release(part)
+
+    def run(self, request: TextRequest, part: Part = NO_PART) -> JobRun:
         """Run the request at the best worker, or at the next one if that declines.
+
+        Args:
+            request: What is asked for.
+            part: What `reserve_many` holds for it. Without it the run holds its own ceiling.
 
         Returns:
             The job. Iterate over its events. Leaving its block early cancels it.
@@ -359,7 +421,7 @@ class PieceworkClient:
             ...         if isinstance(event, CanvasText):
             ...             print(event.text, end="")
         """
-        return self._start(lambda caller: self._fail_over.run(request, caller))
+        return self._start(lambda caller: self._fail_over.run(request, caller, part))
 
     def resume(self, job: JobId) -> JobRun:
         """Follow a job again that was interrupted, perhaps in an earlier process.
@@ -395,8 +457,7 @@ class PieceworkClient:
             raise ProtocolViolation(
                 "4.6", f"this job's worker broke the protocol before: {row.detail}"
             )
-        row = await asyncio.to_thread(self.store.take_over, job)
-        await self._fail_over.drive(row, caller, replay=True)
+        await self._fail_over.replay(row, caller)
 
     # --- looking back
 

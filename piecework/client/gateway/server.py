@@ -1,7 +1,7 @@
 """An OpenAI-compatible endpoint that pays per canvas out of the client's wallet.
 
 `/v1/chat/completions` (stream and not), `/v1/models`, `/health`, `/metrics`. It spends money. It
-listens on loopback unless told otherwise, and asks for an API key if one is configured. It takes
+listens on loopback unless told otherwise, and asks for an API key if there is one. It takes
 JSON bodies only, so a web page cannot post to it. It logs no text.
 
 Every error has OpenAI's shape. Its `code` is our error's own code, such as "insufficient_funds" or
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
 import json
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
@@ -31,6 +30,7 @@ from piecework.base.http_server import BodyReader, BodyRefused
 from piecework.base.jsons import loads
 from piecework.chain.errors import ChainError
 from piecework.client.errors import (
+    BudgetExceeded,
     InsufficientFunds,
     JobFailed,
     JobInterrupted,
@@ -39,7 +39,11 @@ from piecework.client.errors import (
     WorkerUnreachable,
 )
 from piecework.client.gateway import openai_format as oai
-from piecework.client.gateway.line import LineFull, Turn, WaitingLine
+from piecework.client.gateway.cors import Origins
+from piecework.client.gateway.idempotency import Idempotency, Purchase
+from piecework.client.gateway.keepalive import answer_json
+from piecework.client.gateway.keys import BUDGET, Access
+from piecework.client.gateway.line import LineFull, Turn, WaitingLine, WaitOver
 from piecework.client.gateway.metrics import GatewayMetrics
 from piecework.client.gateway.openai_format import ApiError, ChatRequest, StopCutter
 from piecework.client.jobs.events import CanvasText, JobEvent, JobFinished, JobStarted
@@ -53,7 +57,6 @@ from piecework_protocol.types import to_hex
 # JSON escapes can double a text of quotes and newlines; more than twice the largest prompt is no
 # prompt.
 MAX_BODY_BYTES = 2 * MAX_CONTENT_BYTES
-LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
 WAIT_WHEN_FULL_S = 1.0
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -61,14 +64,16 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @dataclass(frozen=True, slots=True)
 class GatewayOptions:
-    """How the gateway behaves. Without an API key only loopback names are accepted in `Host`.
+    """How the gateway behaves.
 
     Attributes:
+        api_key: A key without a budget of its own, beside those in the journal.
         max_concurrent: Requests that run at once.
         max_waiting: Requests that wait for their turn beside them.
         wait_s: How long a request may wait in all.
         best_effort: Requests that do not say may go to models without seed and trace.
         trusted_proxies: Addresses whose X-Forwarded-For is believed.
+        allowed_origins: Origins whose pages may use the gateway.
     """
 
     api_key: str | None
@@ -78,6 +83,7 @@ class GatewayOptions:
     max_waiting: int = 256
     wait_s: float = 60.0
     trusted_proxies: Networks = ()
+    allowed_origins: tuple[str, ...] = ()
 
 
 class Gateway:
@@ -97,6 +103,10 @@ class Gateway:
         )
         self.metrics.watch(self._line)
         self._bodies = BodyReader(max_bytes=MAX_BODY_BYTES, trusted=options.trusted_proxies)
+        self._origins = Origins(options.allowed_origins)
+        keys = client.store.api_keys
+        self._access = Access(keys, options.api_key, self._origins, self._clock)
+        self._idempotency = Idempotency(client, self._clock, most_left=options.max_concurrent)
         self._log = structlog.get_logger("gateway")
 
     def application(self) -> web.Application:
@@ -107,12 +117,17 @@ class Gateway:
         app.router.add_get("/v1/models/{model}", self._model)
         app.router.add_get("/health", self._health)
         app.router.add_get("/metrics", self._metrics)
+        app.on_response_prepare.append(self._origins.mark)
+        app.on_cleanup.append(self._idempotency.close)
         return app
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
-            self._admit(request)
+            if self._origins.is_preflight(request):
+                return self._origins.preflight(request)
+            if request.path != "/health":
+                request[BUDGET] = await self._access.admit(request)
             return await handler(request)
         except ApiError as error:
             return _failure(error)
@@ -129,23 +144,6 @@ class Gateway:
                 ApiError(error.status, "invalid_request_error", error.reason, code=code)
             )
 
-    def _admit(self, request: web.Request) -> None:
-        if request.path == "/health":
-            return
-        if self._options.api_key is not None:
-            given = request.headers.get(hdrs.AUTHORIZATION, "").removeprefix("Bearer ")
-            if not hmac.compare_digest(given.encode(), self._options.api_key.encode()):
-                raise ApiError(
-                    401, "authentication_error", "a valid API key is needed", code="invalid_api_key"
-                )
-        elif host_name(request.host) not in LOOPBACK_HOSTS:
-            raise ApiError(
-                403,
-                "permission_error",
-                "this gateway answers to localhost only",
-                code="localhost_only",
-            )
-
     # --- chat
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
@@ -153,8 +151,9 @@ class Gateway:
             raise ApiError(
                 415, "invalid_request_error", "the body is application/json", code="not_json"
             )
+        raw = await self._bodies.read(request)
         try:
-            body = loads(await self._bodies.read(request))
+            body = loads(raw)
         except ValueError:
             raise ApiError(
                 400, "invalid_request_error", "the body is not JSON", code="not_json"
@@ -164,24 +163,25 @@ class Gateway:
         except MalformedInput as error:
             raise oai.as_malformed(error) from None
         with self.metrics.request(chat.stream):
-            return await self._in_turn(request, chat)
+            async with self._idempotency.turn(request, request[BUDGET], raw) as purchase:
+                return await self._in_turn(request, chat, purchase)
 
-    async def _in_turn(self, request: web.Request, chat: ChatRequest) -> web.StreamResponse:
+    async def _in_turn(
+        self, request: web.Request, chat: ChatRequest, purchase: Purchase
+    ) -> web.StreamResponse:
         """Answer when it is this request's turn. While all workers are busy it waits in line."""
         busy: NoWorkerFits | None = None
         try:
-            async with self._line.turn(chat.request.model) as turn:
+            async with self._line.turn(chat.request.model, request[BUDGET]) as turn:
                 while True:
                     try:
-                        return await self._answer(request, chat, turn)
+                        return await self._answer(request, chat, purchase, turn)
                     except NoWorkerFits as error:
                         if error.retry_after_s is None:
                             raise
                         busy = error
                     await turn.again(busy.retry_after_s or WAIT_WHEN_FULL_S)
         except LineFull as full:
-            if busy is not None:
-                raise busy from None
             raise ApiError(
                 429,
                 "rate_limit_error",
@@ -189,12 +189,21 @@ class Gateway:
                 code="too_many_requests",
                 retry_after_s=WAIT_WHEN_FULL_S,
             ) from None
+        except WaitOver as over:
+            if busy is not None:
+                raise busy from None
+            raise ApiError(
+                503,
+                "service_unavailable",
+                str(over),
+                code="wait_over",
+                retry_after_s=WAIT_WHEN_FULL_S,
+            ) from None
 
     async def _answer(
-        self, request: web.Request, chat: ChatRequest, turn: Turn
+        self, request: web.Request, chat: ChatRequest, purchase: Purchase, turn: Turn
     ) -> web.StreamResponse:
-        started = self._clock.wall()
-        async with self._client.run(chat.request) as run:
+        async with purchase.job(chat.request, purchase.part()) as run:
             events = aiter(run)
             accepted = await _first(events)
             turn.accepted()
@@ -203,25 +212,22 @@ class Gateway:
                 accepted,
                 run,
                 self.metrics,
-                created=int(started),
+                created=purchase.created_at,
                 token=self._client.payment_token,
             )
             if chat.stream:
                 return await self._stream(request, answer, events)
-            async for event in events:
-                answer.take(event)
-        return web.json_response(answer.whole())
+            return await answer_json(
+                request,
+                answer.collect(events),
+                heartbeat_s=self._options.heartbeat_s,
+                as_api_error=as_api_error,
+            )
 
     async def _stream(
         self, request: web.Request, answer: _Reply, events: AsyncIterator[JobEvent]
     ) -> web.StreamResponse:
-        headers = {
-            hdrs.CONTENT_TYPE: "text/event-stream",
-            hdrs.CACHE_CONTROL: "no-cache",
-            # nginx would hold the whole stream back otherwise, heartbeats too.
-            "X-Accel-Buffering": "no",
-        }
-        response = web.StreamResponse(headers=headers)
+        response = web.StreamResponse(headers={hdrs.CONTENT_TYPE: "text/event-stream"})
         await response.prepare(request)
         try:
             await _send(response, answer.opening())
@@ -315,18 +321,28 @@ class _Reply:
         self._ended: JobFinished | None = None
         self.job = to_hex(accepted.job)
 
+    async def collect(self, events: AsyncIterator[JobEvent]) -> dict[str, Any]:
+        """The answer of a request that does not stream, when the job has ended."""
+        async for event in events:
+            self.take(event)
+        return self.whole()
+
     def opening(self) -> dict[str, Any]:
         return oai.chunk(self._head, {"role": "assistant", "content": ""})
 
     def take(self, event: JobEvent) -> dict[str, Any] | None:
         """Take in an event and return a chunk to send if it shows anything new."""
+        if isinstance(event, JobStarted):
+            self._accepted = event  # the next worker took it, because the first went away
+            return None
         if isinstance(event, JobFinished):
             self._ended = event
             return self._shown(self._cutter.feed("", last=True))
         if not isinstance(event, CanvasText):
             return None
         self._canvases.append(event)
-        self._metrics.canvas(event.tokens, event.steps, event.amount)
+        if not event.again:
+            self._metrics.canvas(event.tokens, event.steps, event.amount)
         piece = self._shown(self._cutter.feed(event.text, last=event.last))
         if self._cutter.stopped and not event.last:
             self._run.cancel()
@@ -383,16 +399,11 @@ def _failure(error: ApiError) -> web.Response:
     return web.json_response(error.body(), status=error.status, headers=headers)
 
 
-def host_name(host: str) -> str:
-    """The name in a Host header, without its port."""
-    return host if host.endswith("]") else host.rsplit(":", 1)[0] if ":" in host else host
-
-
 def as_api_error(error: PieceworkError) -> ApiError:
     """Return our error in OpenAI's shape. The status says who can do something about it.
 
-    402: no money. 429: everybody is busy. 400 and 404: the request. 502: a job that began and went
-    wrong. 503: nobody can take it now. 500: the client itself.
+    402: no money. 429: a budget is used up. 400 and 404: the request. 502: a job that began and
+    went wrong. 503: nobody can take it now. 500: the client itself.
     """
     if isinstance(error, NoWorkerFits):
         return _no_worker(error)
@@ -410,7 +421,8 @@ def _no_worker(error: NoWorkerFits) -> ApiError:
         return ApiError(400, kind, str(error), code=error.code, param=error.param)
     wait = error.retry_after_s
     if wait is not None:
-        return ApiError(429, "rate_limit_error", str(error), code=error.code, retry_after_s=wait)
+        kind = "service_unavailable"
+        return ApiError(503, kind, str(error), code=error.code, retry_after_s=wait)
     if error.unknown_model:
         return ApiError(404, "invalid_request_error", str(error), code=error.code, param="model")
     return ApiError(503, "service_unavailable", str(error), code=error.code)
@@ -428,7 +440,8 @@ def _refused(refusal: Refusal) -> ApiError:
         return ApiError(400, kind, text, code=refusal.code, param=param)
     if refusal.reason in BUSY_REASONS:
         wait = refusal.retry_after_s or WAIT_WHEN_FULL_S
-        return ApiError(429, "rate_limit_error", text, code=refusal.code, retry_after_s=wait)
+        kind = "service_unavailable"
+        return ApiError(503, kind, text, code=refusal.code, retry_after_s=wait)
     return ApiError(503, "service_unavailable", text, code=refusal.code)
 
 
@@ -447,6 +460,7 @@ _UNAVAILABLE = _Shape(503, "service_unavailable")
 _UPSTREAM = _Shape(502, "upstream_error", may_retry=False)
 _SHAPES: tuple[tuple[tuple[type[PieceworkError], ...], _Shape], ...] = (
     ((InsufficientFunds,), _Shape(402, "insufficient_quota")),
+    ((BudgetExceeded,), _Shape(429, "insufficient_quota", may_retry=False)),
     ((ProtocolViolation, JobFailed, JobInterrupted), _UPSTREAM),
     ((WorkerUnreachable, ChainError), _UNAVAILABLE),
 )

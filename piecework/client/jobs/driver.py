@@ -27,6 +27,7 @@ from piecework.client.jobs.events import (
 from piecework.client.jobs.run import Caller
 from piecework.client.jobs.selection import claimed_seconds, usual_steps
 from piecework.client.jobs.showing import show_lacking
+from piecework.client.jobs.spending import Spending
 from piecework.client.jobs.watchdog import Watchdog
 from piecework.client.journal.learning import learn, learn_broken, learn_measure
 from piecework.client.journal.memory import JobDone, Lesson
@@ -107,6 +108,7 @@ class JobContext:
     clock: Clock
     entropy: Callable[[int], bytes]
     reachability: Reachability
+    spending: Spending
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep
     """Waits for seconds before a job is presented again; a simulation moves its clock instead."""
 
@@ -119,7 +121,8 @@ class JobDriver:
 
     With `replay` the worker is asked for every canvas again, so that a restarted client shows the
     whole text; what was paid before is not paid twice. `admitted` is the channel of a job that was
-    recorded a moment ago, and so has no receipts yet.
+    recorded a moment ago, and so has no receipts yet. `was_cancelled`: we ended the job ourselves
+    before, so nothing is missing at its end.
     """
 
     def __init__(
@@ -130,12 +133,14 @@ class JobDriver:
         *,
         replay: bool = False,
         admitted: ChannelRow | None = None,
+        was_cancelled: bool = False,
     ) -> None:
         self.sent = False
         self.accepted = job.prompt_tokens is not None
         self._context, self._job, self._caller = context, job, caller
         self._receipts: list[Receipt] = []
         self._replay, self._admitted = replay, admitted
+        self._was_cancelled = was_cancelled
         self._confirmed = 0
         """The count of paid receipts that the worker has confirmed on the open stream. The next
         change of the journal records it."""
@@ -465,7 +470,8 @@ class JobDriver:
         last = self._receipts[-1].finish if self._receipts else objects.Finish.MORE
         complete = last not in (objects.Finish.MORE, objects.Finish.CANCELLED)
         reason = end.reason if end is not None else None
-        if not complete and reason is None and not self._caller.cancelled.is_set():
+        left = self._was_cancelled or self._caller.cancelled.is_set()
+        if not complete and reason is None and not left:
             reason = (
                 Reason.JOB_ENDED
             )  # it had been cancelled before, or the worker stopped for no reason

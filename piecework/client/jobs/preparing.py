@@ -5,7 +5,8 @@ from __future__ import annotations
 from piecework.client.jobs.driver import JobContext
 from piecework.client.jobs.requests import TextRequest, job_parameters
 from piecework.client.jobs.selection import Choice
-from piecework.client.journal.records import ChannelRow, JobRow, JobStatus
+from piecework.client.journal.records import ChannelRow, JobRow, JobStatus, Part
+from piecework.client.journal.store import NO_PART
 from piecework_protocol.content import content_digest
 from piecework_protocol.frames import SubmitJob
 from piecework_protocol.objects import Job, Kind
@@ -15,10 +16,10 @@ from piecework_protocol.types import Bytes32, Digest, Timestamp, Uint32
 
 
 async def prepare(
-    context: JobContext, choice: Choice, request: TextRequest
+    context: JobContext, choice: Choice, request: TextRequest, part: Part = NO_PART
 ) -> tuple[JobRow, ChannelRow]:
     """Sign and seal the request for one worker, record it, and reserve its ceiling. Nothing is
-    sent.
+    sent. `part` is what the budgets hold for it.
 
     Returns:
         The job as it was recorded, and its channel with the job's ceiling reserved.
@@ -26,6 +27,7 @@ async def prepare(
     Raises:
         WorkerUnreachable: the worker does not answer. Nothing was reserved.
         InsufficientFunds: the free balance is too small.
+        StoreError: what the budgets held has ended.
     """
     offer, now = choice.signed.offer, context.now()
     await context.links.to(offer)  # money is reserved for a worker that is there
@@ -65,4 +67,4 @@ async def prepare(
         owner=context.store.owner,
     )
     text = prompt.decode() if context.config.keep_text else None
-    return record, await context.channels.admit(record, text, row)
+    return record, await context.channels.admit(record, text, row, part)

@@ -13,7 +13,7 @@ from piecework_protocol.objects import ModelOffer, Parameters, Service
 from piecework_protocol.service import best_effort_parameters
 from piecework_protocol.types import Amount, Micros, Seconds, Uint32, Uint64
 
-DEFAULT_MAX_TOKENS = 1024
+DEFAULT_MAX_TOKENS = 4096
 DEFAULT_MAX_STEPS = 48
 DEFAULT_TEMPERATURE_START = Micros(800_000)
 DEFAULT_TEMPERATURE_END = Micros(400_000)
@@ -37,7 +37,8 @@ class Generation:
     Attributes:
         seed: 64 bits. If None it is drawn at random for each job, so a repeated prompt gives
             another text.
-        max_tokens: The longest answer, in tokens.
+        max_tokens: The longest answer, in tokens. If None it is the least of what the context
+            leaves, the setting `default_max_tokens`, and what limits and money can pay.
         max_steps: Denoising steps of a canvas, at most.
         temperature_start: Temperature at the first step, in millionths.
         temperature_end: Temperature at the last step, in millionths.
@@ -152,7 +153,8 @@ class Filters:
 
     `price_cap`: how many times the median a job may cost. None: any number. `max_fee`: the most
     that a worker may ask for sending a transaction. `deposit`: what a channel is opened with. A
-    job takes a part of it, and that part of the fee for the opening.
+    job takes a part of it, and that part of the fee for the opening. `left`: what the budgets have
+    left. `default_max_tokens`: the longest answer of a request that does not say.
     """
 
     now: int
@@ -164,6 +166,8 @@ class Filters:
     price_cap: float | None = None
     max_fee: Amount | None = None
     deposit: Amount = Amount(0)
+    left: Amount | None = None
+    default_max_tokens: int = DEFAULT_MAX_TOKENS
 
 
 def job_parameters(model: ModelOffer, generation: Generation, seed: int) -> Parameters:

@@ -114,7 +114,7 @@ def rank(
             mistake = _mistake(request, model, estimate, filters)
             mistakes.append(mistake)
             trouble = _terms_trouble(signed, estimate, filters) or (
-                mistake.why if mistake else _price_trouble(model, estimate, filters)
+                mistake.why if mistake else _price_trouble(model, filters)
             )
             if trouble:
                 unfit.append(f"{address_hex(signed.offer.operator)} ({model.name}): {trouble}")
@@ -160,16 +160,55 @@ def within_cap(
     return replace(ranking, choices=tuple(kept), unfit=tuple(unfit))
 
 
-def resolve(generation: Generation, model: ModelOffer, prompt_tokens: int) -> Generation:
+def resolve(
+    generation: Generation,
+    model: ModelOffer,
+    prompt_tokens: int,
+    default_max_tokens: int = DEFAULT_MAX_TOKENS,
+) -> Generation:
     """Fill what was left open with what this model offers beside the prompt.
 
     `prompt_tokens` may be an estimate. The worker says in its refusal how many there are.
     """
     canvas = model.canvas_size
     room = max(1, (model.max_context - prompt_tokens) // canvas) * canvas
-    tokens = generation.max_tokens or min(DEFAULT_MAX_TOKENS, model.max_output, room)
+    tokens = generation.max_tokens or min(default_max_tokens, model.max_output, room)
     steps = generation.max_steps or min(DEFAULT_MAX_STEPS, model.max_steps)
     return replace(generation, max_tokens=tokens, max_steps=steps)
+
+
+def affordable(
+    generation: Generation, model: ModelOffer, prompt_bytes: int, limit: Amount
+) -> Generation:
+    """Shorten a resolved generation until its ceiling is within a limit.
+
+    One canvas is the least that is asked for. Its ceiling may still be over the limit.
+    """
+    longest, canvas = generation.max_tokens or 0, model.canvas_size
+
+    def of(canvases: int) -> Generation:
+        return replace(generation, max_tokens=min(longest, canvases * canvas))
+
+    least, most = 1, canvases_for(model, longest)
+    while least < most:
+        middle = (least + most + 1) // 2
+        if ceiling_of(of(middle), model, prompt_bytes) <= limit:
+            least = middle
+        else:
+            most = middle - 1
+    return of(least)
+
+
+def ceiling_of(generation: Generation, model: ModelOffer, prompt_bytes: int) -> Amount:
+    """Return the most that a job with a resolved generation can cost."""
+    parameters = job_parameters(model, generation, seed=0)  # the seed costs nothing
+    return worst_case(model, parameters, prompt_bytes + TEMPLATE_TOKENS)
+
+
+def least_of(*limits: Amount | None) -> Amount | None:
+    """Return the least of the limits that there are."""
+    given = [limit for limit in limits if limit is not None]
+    return min(given) if given else None
 
 
 def prompt_tokens_of(prompt_bytes: int) -> int:
@@ -212,13 +251,15 @@ class _Estimate:
         operator, now = signed.offer.operator, Timestamp(filters.now)
         measured = memories.measured.get((operator, model.digest), Measured(operator, model.digest))
         prompt_tokens = prompt_tokens_of(len(request.prompt))
-        generation = resolve(request.generation, model, prompt_tokens)
+        generation = resolve(request.generation, model, prompt_tokens, filters.default_max_tokens)
+        limit = least_of(request.max_price, filters.max_job_price, filters.left)
+        if limit is not None and request.generation.max_tokens is None:
+            generation = affordable(generation, model, len(request.prompt), limit)
         tokens, most_steps = generation.max_tokens or 0, generation.max_steps or 0
         steps = usual_steps(model, tokens, most_steps) * step_share(measured, now)
         steps = min(round(steps), canvases_for(model, tokens) * most_steps)
         usage = Usage(prompt_tokens, tokens, steps)
-        parameters = job_parameters(model, generation, seed=0)  # the seed costs nothing
-        ceiling = worst_case(model, parameters, len(request.prompt) + TEMPLATE_TOKENS)
+        ceiling = ceiling_of(generation, model, len(request.prompt))
         return cls(
             memory=memories.experience.get(operator, Experience(operator)),
             generation=generation,
@@ -305,9 +346,17 @@ def _mistake(
     if tokens >= model.max_context:
         why = f"its context holds {model.max_context} tokens"
         return Mistake("max_tokens", "context_length_exceeded", why)
+    return _price_mistake(request, estimate, filters)
+
+
+def _price_mistake(request: TextRequest, estimate: _Estimate, filters: Filters) -> Mistake | None:
+    """A limit of one job's price that the request's ceiling passes."""
     if request.max_price is not None and estimate.ceiling > request.max_price:
         why = _over_limit(estimate, request.max_price, filters)
         return Mistake("piecework.max_price", "max_price_too_low", why)
+    if filters.max_job_price is not None and estimate.ceiling > filters.max_job_price:
+        why = _over_limit(estimate, filters.max_job_price, filters)
+        return Mistake("max_tokens", "over_price_limit", why)
     return None
 
 
@@ -323,9 +372,7 @@ def _over_limit(estimate: _Estimate, limit: Amount, filters: Filters) -> str:
     return f"may cost up to {token.format(estimate.ceiling)}, the limit is {token.format(limit)}"
 
 
-def _price_trouble(model: ModelOffer, estimate: _Estimate, filters: Filters) -> str | None:
-    if filters.max_job_price is not None and estimate.ceiling > filters.max_job_price:
-        return _over_limit(estimate, filters.max_job_price, filters)
+def _price_trouble(model: ModelOffer, filters: Filters) -> str | None:
     most = filters.max_price_per_million_output
     if most is not None and model.price_per_million_output_tokens > most:
         asked = filters.token.format(model.price_per_million_output_tokens)

@@ -113,6 +113,51 @@ class Reservation:
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """The most that may be spent, in base units. None: no limit.
+
+    Attributes:
+        per_day: By all jobs of one UTC day.
+        per_month: By all jobs of one UTC month.
+        max_price: By one job.
+    """
+
+    per_day: Amount | None = None
+    per_month: Amount | None = None
+    max_price: Amount | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestKey:
+    """What a request with an Idempotency-Key is found by.
+
+    Attributes:
+        budget: The name of the API key that it came with, or "".
+        key: SHA-256 of the header.
+    """
+
+    budget: str
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One job's place in what a caller asked for, known before there is a job.
+
+    Attributes:
+        budget: The name of the API key that it is bought with. "": the client itself.
+        hold: What is kept of the budgets for it. None: nothing yet.
+        request: The request with an Idempotency-Key that it belongs to.
+        number: Its place in that request.
+    """
+
+    budget: str = ""
+    hold: int | None = None
+    request: RequestKey | None = None
+    number: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class JobRow:
     """One job with everything that is needed to resume it after a restart. No text.
 

@@ -250,13 +250,13 @@ def reserved_by_jobs(db: apsw.Connection, key: ChannelId, now: Timestamp) -> int
     return reserved
 
 
-def add_job(db: apsw.Connection, row: JobRow, prompt: str | None) -> None:
-    """Record a signed job."""
+def add_job(db: apsw.Connection, row: JobRow, prompt: str | None, *, day: int, budget: str) -> None:
+    """Record a signed job, and the day and the budget that it counts in."""
     terms = row.submission.job
     db.execute(
         "INSERT INTO jobs (id, channel, submission, offer, reply_secret, prompt_bytes, max_amount,"
-        " deadline, prompt_tokens, status, detail, created_at, owner, prompt)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL, 'live', '', ?, ?, ?)",
+        " deadline, prompt_tokens, status, detail, created_at, owner, prompt, day, budget)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL, 'live', '', ?, ?, ?, ?, ?)",
         (
             row.id,
             row.channel_id,
@@ -269,6 +269,8 @@ def add_job(db: apsw.Connection, row: JobRow, prompt: str | None) -> None:
             row.created_at,
             row.owner,
             prompt,
+            day,
+            budget,
         ),
     )
 

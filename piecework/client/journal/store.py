@@ -14,7 +14,9 @@ from pathlib import Path
 import apsw
 
 from piecework.client.errors import JobFollowed, StoreError
-from piecework.client.journal import rows
+from piecework.client.journal import budgets, requests, rows
+from piecework.client.journal.api_keys import ApiKeys
+from piecework.client.journal.budgets import Budgets
 from piecework.client.journal.database import Database, WriteWatcher
 from piecework.client.journal.logs import ChainLogs
 from piecework.client.journal.memory import Lesson, WorkerMemory, teach
@@ -24,12 +26,14 @@ from piecework.client.journal.records import (
     ChannelStatus,
     JobRow,
     JobStatus,
+    Part,
     Payment,
     ReceiptRow,
     Reservation,
     ReservedFor,
     SeenChannel,
 )
+from piecework.client.journal.requests import Requests
 from piecework.client.limits import FUNDING_GRACE_S
 from piecework_protocol import wire
 from piecework_protocol.client_session import CanvasVerified
@@ -43,6 +47,8 @@ from piecework_protocol.types import Address, Amount, ChannelId, JobId, Timestam
 
 OWNERS_FOLDER = "owners"
 MAX_ID_DIGITS = 64
+NO_PART = Part()
+"""A job that nothing was reserved for. It counts in the client's own budget."""
 
 
 class Store:
@@ -51,6 +57,9 @@ class Store:
     Attributes:
         logs: The payer's part of the escrow's events.
         workers: What is remembered of workers.
+        budgets: What was spent, and what is held for jobs.
+        api_keys: Who may spend through the gateway.
+        requests: Requests with an Idempotency-Key.
     """
 
     def __init__(
@@ -79,6 +88,9 @@ class Store:
             raise
         self.logs = ChainLogs(self._database)
         self.workers = WorkerMemory(self._database)
+        self.budgets = Budgets(self._database, self._owner)
+        self.api_keys = ApiKeys(self._database)
+        self.requests = Requests(self._database)
 
     @property
     def owner(self) -> str:
@@ -258,6 +270,7 @@ class Store:
         funding_deadline: Timestamp,
         *,
         one_step: bool = False,
+        part: Part = NO_PART,
     ) -> ChannelRow:
         """Record a signed job and reserve its ceiling in its channel.
 
@@ -268,9 +281,11 @@ class Store:
                 second is too small. It returns the channel's new total.
             funding_deadline: When a new authorization ends.
             one_step: Whether a new authorization takes the payer's own tokens.
+            part: What it was asked for, and what is held for it.
 
         Raises:
             InsufficientFunds: `grow` raised it. Nothing was recorded.
+            StoreError: what was held for the part has ended. Nothing was recorded.
         """
         now = job.created_at
         with self._database.change("admit a job") as db:
@@ -295,7 +310,10 @@ class Store:
                     " one_step = ? WHERE id = ?",
                     (str(total), str(fee), funding_deadline, str(taken), one_step, row.id),
                 )
-            rows.add_job(db, job, prompt)
+            day, budget = budgets.day_and_budget(db, part, now)
+            rows.add_job(db, job, prompt, day=day, budget=budget)
+            budgets.bind(db, part, job.id, job.submission.job.deadline)
+            requests.record(db, part, job.id)
             return rows.channel(db, row.id)
 
     def accepted(self, job: JobId, prompt_tokens: int, account: Account | None) -> PayerLedger:
@@ -426,6 +444,7 @@ class Store:
             db.execute(
                 "UPDATE jobs SET status = ?, detail = ? WHERE id = ?", (status.value, detail, job)
             )
+            budgets.end(db, job, status)
             if status is JobStatus.REFUSED:
                 self._release(db, channel, created_at)
             if lesson is not None:
@@ -482,6 +501,7 @@ class Store:
                 " text) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (*key, str(receipt.amount), index, text),
             )
+            budgets.spend(db, receipt.job, receipt.amount)
             rows.write_book(db, book)
             return Payment(book, index, rows.write_voucher(db, book))
 

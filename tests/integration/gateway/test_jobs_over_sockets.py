@@ -163,15 +163,15 @@ async def test_a_deposit_that_runs_low_is_topped_up(
 ) -> None:
     async with (
         FakeWorker(chain, clock) as worker,
-        open_client(tmp_path, chain, clock, deposit="0.017") as client,
+        open_client(tmp_path, chain, clock, deposit="0.01701") as client,
     ):
         for _ in range(3):
-            await collect(client.run(ask()))
+            await collect(client.run(ask(max_tokens=1024)))
         totals = [
             s.funding.authorization.funded if isinstance(s.funding, FundingAuthorization) else None
             for s in worker.submissions
         ]
-        assert totals == [17_000, 34_000, None]
+        assert totals == [17_010, 34_020, None]
 
 
 async def test_a_second_key_signs_jobs_and_vouchers_and_the_payers_only_funds(
@@ -365,7 +365,7 @@ async def test_without_a_limit_the_answer_takes_the_room_that_the_prompt_leaves(
         Refusal(Reason.PROMPT_TOO_LONG, "too long", metadata={"prompt_tokens": "4000"})
     ]
     await collect(client.run(ask()))
-    assert [s.job.parameters.max_tokens for s in worker.submissions] == [1024, 96]
+    assert [s.job.parameters.max_tokens for s in worker.submissions] == [2048, 96]
     worker.script.refusals = [
         Refusal(Reason.PROMPT_TOO_LONG, "too long", metadata={"prompt_tokens": "9" * 30})
     ]

@@ -271,13 +271,14 @@ async def test_an_empty_wallet_is_402(tmp_path: Path) -> None:
     assert caught.value.code == "insufficient_funds"
 
 
-async def test_busy_workers_are_429_with_the_time_to_wait(setting: Setting) -> None:
+async def test_workers_that_stay_busy_are_503_with_the_time_to_wait(setting: Setting) -> None:
     setting.worker.script.refusals = [Refusal(Reason.BUSY, "full", retry_after_s=4.2)]
     runner, url = await serve(setting.client, wait_s=1)
     async with openai.AsyncOpenAI(base_url=url + "/v1", api_key=KEY, max_retries=0) as sdk:
-        with pytest.raises(openai.RateLimitError) as caught:
+        with pytest.raises(openai.InternalServerError) as caught:
             await sdk.chat.completions.create(model="tale-1", messages=USER)
     await runner.cleanup()
+    assert caught.value.status_code == 503
     assert caught.value.response.headers["Retry-After"] == "5"
     assert caught.value.code == "workers_busy"
 

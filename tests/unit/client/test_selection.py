@@ -15,6 +15,8 @@ from piecework.client.jobs.selection import (
     Choice,
     Next,
     Ranking,
+    affordable,
+    ceiling_of,
     rank,
     resolve,
     within_cap,
@@ -267,6 +269,41 @@ def test_the_default_leaves_room_for_the_prompt() -> None:
     small = model(max_context=Uint32(1024), max_output=Uint32(992), canvas_size=Uint32(32))
     assert resolve(Generation(), small, 300).max_tokens == 704
     assert resolve(Generation(), small, 2000).max_tokens == 32
+    large = model(max_context=Uint32(1 << 18), max_output=Uint32(1 << 17))
+    assert resolve(Generation(), large, 300).max_tokens == 4096
+    assert resolve(Generation(), large, 300, 100_000).max_tokens == 100_000
+
+
+@given(limit=st.integers(0, 60_000), tokens=st.integers(1, 4096), words=st.integers(1, 3000))
+def test_what_is_shortened_to_a_limit_is_the_longest_answer_within_it(
+    limit: int, tokens: int, words: int
+) -> None:
+    served = model()
+    whole = Generation(max_tokens=tokens, max_steps=48)
+    short = affordable(whole, served, words, Amount(limit))
+    chosen, canvas = short.max_tokens or 0, served.canvas_size
+    assert 0 < chosen <= tokens and (chosen % canvas == 0 or chosen == tokens)
+    assert ceiling_of(short, served, words) <= limit or chosen == min(tokens, canvas)
+    if chosen < tokens:
+        longer = Generation(max_tokens=min(tokens, chosen + canvas), max_steps=48)
+        assert ceiling_of(longer, served, words) > limit
+
+
+def test_without_max_tokens_the_answer_is_as_long_as_every_limit_can_pay() -> None:
+    (whole,) = choose(offer()).choices
+    half = Amount(whole.ceiling // 2)
+    for limits in ({"max_job_price": half}, {"left": half}):
+        (choice,) = choose(offer(), **limits).choices
+        assert 0 < (choice.generation.max_tokens or 0) < (whole.generation.max_tokens or 0)
+        assert choice.ceiling <= half
+    (own,) = choose(offer(), request=ask(max_price=half)).choices
+    assert own.ceiling <= half
+
+
+def test_a_length_that_a_price_limit_forbids_is_the_requests_mistake() -> None:
+    ranking = choose(offer(), request=ask(max_tokens=1000), max_job_price=Amount(10))
+    assert ranking.choices == () and ranking.mistake is not None
+    assert (ranking.mistake.code, ranking.mistake.param) == ("over_price_limit", "max_tokens")
 
 
 @pytest.mark.parametrize(
