@@ -20,6 +20,9 @@ DEPOSIT_SHARE = 4
 """Before its payments are final, a payer may owe this part of its deposit at most."""
 PAID_SHARE = 8
 """A payer that has paid X for certain may owe X / PAID_SHARE more."""
+FIRST_PROMPT_TOKENS = 4096
+"""A stranger's credit is enough for a prompt of this length and a canvas, or nobody new can come.
+"""
 
 
 class PayerStanding(enum.IntEnum):
@@ -187,3 +190,14 @@ def ceiling(
         before.denoising_steps + canvases * parameters.max_steps,
     )
     return Amount(price(model, after) - price(model, before))
+
+
+def least_first(
+    prompt_price: int, output_price: int, step_price: int, *, canvas_size: int, max_steps: int
+) -> Amount:
+    """Give the least first credit that lets a stranger begin, rounded up.
+
+    Prices are those of an offer: base units per million tokens, and per thousand denoising steps.
+    """
+    tokens = FIRST_PROMPT_TOKENS * prompt_price + canvas_size * output_price
+    return Amount(-(-(tokens + 1000 * max_steps * step_price) // 1_000_000))

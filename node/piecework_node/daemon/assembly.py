@@ -278,9 +278,9 @@ def operator_terms(config: WorkerConfig, default_token: Address) -> OperatorTerm
         min_withdrawal_delay=Seconds(config.min_withdrawal_delay_s),
         min_deposit=Amount(config.min_deposit),
         credit=CreditTerms(
-            first=Amount(config.credit_first),
-            mined=Amount(config.credit_mined),
-            most=Amount(config.credit_max),
+            first=Amount(config.first_credit),
+            mined=Amount(config.mined_credit),
+            most=Amount(config.most_credit),
             strangers=Amount(config.strangers_together),
         ),
         offer_lifetime_s=config.offer_lifetime_s,
@@ -294,7 +294,7 @@ def fee_settings(config: WorkerConfig) -> FeeSettings:
         top_up=_units(config.top_up_fee),
         close=_units(config.close_fee),
         min_top_up=Amount(config.min_top_up),
-        credit_first=Amount(config.credit_first),
+        credit_first=Amount(config.first_credit),
     )
 
 

@@ -221,6 +221,9 @@ class Daemon:
         first = await self._first_ready(events)
         if first is None:
             return
+        fault = p.worker.terms.credit_fault(first)
+        if fault is not None:
+            raise ConfigError(fault)
         await p.settler.check()
         loops: dict[str, Loop] = {
             "engine events": lambda: self._pump(events),
