@@ -101,6 +101,13 @@ class WorkerConfig(Settings):
         description="what all clients without a mined deposit may owe together. 0: 8 times "
         "credit_first",
     )
+    write_off_s: int = Field(
+        6 * 3600,
+        ge=600,
+        le=30 * 24 * 3600,
+        description="seconds after which the debt of a client whose channel was never opened no "
+        "longer counts in stranger_credit",
+    )
     open_fee: Units | None = Field(
         None,
         description="for opening a client's channel, at least credit_first. Not set: follows the "

@@ -49,6 +49,7 @@ from piecework_node.runtime.jobs import JobRuntime
 from piecework_node.runtime.live import LiveChannel, LiveJob
 from piecework_node.runtime.requests import unpack_ids
 from piecework_node.runtime.sink import FrameSink
+from piecework_node.runtime.write_offs import written_off
 from piecework_node.times import now
 from piecework_protocol.content import content_digest, decode_prompt
 from piecework_protocol.errors import MalformedInput, ProtocolViolation, Reason, Refusal
@@ -167,6 +168,7 @@ class Worker:
     async def recover(self) -> None:
         """Take up what the journal holds. Jobs that ran wait, suspended, for their clients."""
         await self._channels.recover()
+        self._credit.write_off(await written_off(self._runtime.journal))
         for stored in await self._runtime.journal.open_jobs():
             try:
                 job = await self._revive(stored)

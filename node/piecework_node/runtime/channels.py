@@ -124,7 +124,7 @@ class Channels:
         """Take up what the journal holds, with the work that settlement has left."""
         moment, time = self._runtime.clock.monotonic(), now(self._runtime.clock)
         for stored in await self._journal.channels():
-            live = LiveChannel(stored)
+            live = LiveChannel(stored, since=moment)
             live.wants_funding = live.pending_funding(time) > 0
             if stored.settled < stored.ledger.cumulative:
                 live.unsettled_since = moment
@@ -143,6 +143,8 @@ class Channels:
 
     def hold(self, live: LiveChannel) -> LiveChannel:
         """Keep a channel in memory. Return the one that is already there, if there is one."""
+        if live.id not in self._channels:
+            live.since = self._runtime.clock.monotonic()
         return self._channels.setdefault(live.id, live)
 
     def release(self, live: LiveChannel) -> None:
