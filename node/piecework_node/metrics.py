@@ -98,7 +98,8 @@ class Metrics:
             "Owed by payers whose deposit is gone or never came",
         )
         self.at_limit = self._gauge(
-            "piecework_payers_at_limit", "Payers that wait for credit or owe all that they may"
+            "piecework_payers_at_limit",
+            "Payers that wait for credit or have less than an eighth of theirs left",
         )
         self.ready = self._gauge("piecework_ready", "1 while jobs are taken on")
         self.commit = Histogram(

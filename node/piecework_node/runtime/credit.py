@@ -21,6 +21,8 @@ from piecework_protocol.types import Address, Amount
 
 BLOCK_S: Final = 12.0
 """After which a payer's standing may have changed."""
+LITTLE: Final = 8
+"""A payer that has less than this part of its limit left is at it."""
 
 
 class CreditDesk:
@@ -87,10 +89,11 @@ class CreditDesk:
 
     @property
     def at_limit(self) -> int:
-        """How many payers wait for credit, or owe all that they may. Fallen ones do not count."""
+        """How many payers wait for credit, or have little left. Fallen ones do not count."""
         waiting = {c.stored.channel.payer for c in self._channels if c.waits_for_credit}
         return sum(
-            account.standing is not PayerStanding.FALLEN and (account.room <= 0 or payer in waiting)
+            account.standing is not PayerStanding.FALLEN
+            and (account.room * LITTLE < account.limit or payer in waiting)
             for payer, account in self.accounts().items()
         )
 

@@ -15,7 +15,7 @@ from tests.support.node.harness import TERMS, Client, JobStream, WorkerHarness
 from tests.support.node.settlement import make_settler
 
 EVERY_S = 3600
-FIRST = Amount(120)
+FIRST = Amount(110)
 NARROW = replace(TERMS, credit=CreditTerms(FIRST, Amount(20_000), Amount(100_000), FIRST))
 """One stranger alone may owe all that strangers may."""
 
@@ -106,6 +106,11 @@ async def test_payers_at_their_limit_are_counted() -> None:
     await made.harness.run_engine()
     assert line.live is not None and line.live.waits_for_credit
     assert (desk.at_limit, desk.left) == (1, 0)
+    slow.open_on_chain()
+    await made.harness.channels.observe(slow.id)
+    await made.harness.worker.tick()
+    await slow.finish(line)
+    assert line.finished and desk.at_limit == 0
 
 
 async def test_who_was_written_off_gets_no_credit_again_after_a_restart_either() -> None:
