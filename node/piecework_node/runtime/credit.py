@@ -93,7 +93,7 @@ class CreditDesk:
         waiting = {c.stored.channel.payer for c in self._channels if c.waits_for_credit}
         return sum(
             account.standing is not PayerStanding.FALLEN
-            and (account.room * LITTLE < account.limit or payer in waiting)
+            and (account.room * LITTLE < account.unpromised_limit or payer in waiting)
             for payer, account in self.accounts().items()
         )
 
