@@ -142,6 +142,8 @@ class LiveChannel:
     """Monotonic time since which a voucher waits to be claimed. None: nothing waits."""
     committing: WorkerLedger | None = None
     """The ledger after the receipts that are being made durable. Their jobs have charged them."""
+    contradicted: bool = False
+    """Two vouchers of its authorizer contradict each other, and are kept."""
     jobs: dict[JobId, LiveJob] = field(default_factory=dict)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
