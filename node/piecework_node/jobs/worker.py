@@ -16,9 +16,9 @@ A submission goes through these steps. Each one adds one guarantee:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from piecework_node.engine.link import EngineEvent
 from piecework_node.errors import (
@@ -49,6 +49,7 @@ from piecework_node.runtime.jobs import JobRuntime
 from piecework_node.runtime.live import LiveChannel, LiveJob
 from piecework_node.runtime.requests import unpack_ids
 from piecework_node.runtime.sink import FrameSink
+from piecework_node.runtime.write_offs import written_off
 from piecework_node.times import now
 from piecework_protocol.content import content_digest
 from piecework_protocol.errors import MalformedInput, ProtocolViolation, Reason, Refusal
@@ -82,8 +83,20 @@ class Patience:
     """For a voucher, while a job holds its place in the engine or after its end."""
 
 
-OpeningCheck = Callable[[LiveChannel, FundingAuthorization], Awaitable[None]]
-"""Raises `Refusal`."""
+class OpeningCheck(Protocol):
+    """Settlement's word on an authorization."""
+
+    def __call__(
+        self, live: LiveChannel, funding: FundingAuthorization, *, taken: bool
+    ) -> Awaitable[None]:
+        """Check that the worker would submit it.
+
+        taken: it was checked and journaled before, and may be under way.
+
+        Raises:
+            Refusal: the worker would not submit it.
+        """
+        ...
 
 
 class Worker:
@@ -168,6 +181,7 @@ class Worker:
     async def recover(self) -> None:
         """Take up what the journal holds. Jobs that ran wait, suspended, for their clients."""
         await self._channels.recover()
+        self._credit.write_off(await written_off(self._runtime.journal))
         for stored in await self._runtime.journal.open_jobs():
             try:
                 job = await self._revive(stored)
@@ -320,9 +334,8 @@ class Worker:
     async def _check_opening(self, channel: LiveChannel, submission: SubmitJob) -> None:
         known = usable_funding(channel.stored.funding, now(self._runtime.clock))
         funding = better_funding(known, authorization_in(submission))
-        # What was journaled was checked, and may be under way.
-        if funding is not None and funding != known:
-            await self._openings(channel, funding)
+        if funding is not None:
+            await self._openings(channel, funding, taken=funding == known)
 
     async def _admit_locked(
         self,

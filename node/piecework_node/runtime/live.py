@@ -120,6 +120,8 @@ class LiveChannel:
     stored: StoredChannel
     """As the journal holds it, or will hold it once the first job is admitted."""
     journaled: bool = True
+    since: float = 0.0
+    """Monotonic time since which this process holds it."""
     pooled: Amount = Amount(0)
     """The payer's balance in the escrow outside of channels, when it was last asked for."""
     pooled_at: float | None = None
@@ -140,6 +142,8 @@ class LiveChannel:
     """Monotonic time since which a voucher waits to be claimed. None: nothing waits."""
     committing: WorkerLedger | None = None
     """The ledger after the receipts that are being made durable. Their jobs have charged them."""
+    contradicted: bool = False
+    """Two vouchers of its authorizer contradict each other, and are kept."""
     jobs: dict[JobId, LiveJob] = field(default_factory=dict)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -231,13 +235,15 @@ class LiveChannel:
         elif stored.state is ChannelState.CLOSED:
             standing = PayerStanding.FALLEN
         deep = max(self.mined, self.final) if is_open else stored.withdrawn
-        final = self.final - stored.withdrawn - stored.requested if is_open else 0
+        gone = stored.withdrawn + stored.requested
+        final, mined = (self.final - gone, deep - gone) if is_open else (0, 0)
         return ChannelCredit(
             standing=standing,
             charged=Amount(self.charged),
             reserved=Amount(sum(job.held for job in self.jobs.values())),
             accepted=ledger.cumulative,
             deposit=Amount(max(0, deep - stored.withdrawn)),
+            backed=Amount(max(stored.settled, mined)),
             secured=Amount(max(stored.settled, final)),
         )
 

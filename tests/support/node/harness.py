@@ -174,9 +174,11 @@ class WorkerHarness:
         await self.worker.recover()
         await self.issue_offer()
 
-    async def _check_opening(self, live: LiveChannel, funding: FundingAuthorization) -> None:
+    async def _check_opening(
+        self, live: LiveChannel, funding: FundingAuthorization, *, taken: bool
+    ) -> None:
         if self.openings is not None:
-            await self.openings.check(live, funding)
+            await self.openings.check(live, funding, taken=taken)
 
     async def issue_offer(self) -> SignedOffer:
         """Sign a fresh offer."""
