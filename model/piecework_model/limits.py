@@ -22,6 +22,10 @@ MAX_STABILITY_STEPS = 64
 MAX_DRAFT_EVERY_STEPS = 1_000_000
 # Canvas indices are uint32 in receipts.
 MAX_CANVAS_LIMIT = 2**32 - 1
+# Of one slot, as the protocol bounds them. Each is a number in the answer.
+MAX_LABELS = 255
+# As many as a job may have receipts. Each takes one step.
+MAX_READ_CANVASES = 8192
 # Beyond this the node should have refused. Each holds a prompt of up to 256 K ids.
 MAX_QUEUED_REQUESTS = 64
 # Of one conversation. The context bound is reached first by real ones.

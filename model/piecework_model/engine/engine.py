@@ -28,7 +28,7 @@ from piecework_model.requests import (
     ProgressEvent,
     StoppedEvent,
 )
-from piecework_model.text.tokens import TextStream
+from piecework_model.text.segments import SegmentStream
 
 
 @dataclass(slots=True)
@@ -37,7 +37,7 @@ class _Job:
 
     request: GenerationRequest
     remaining_tokens: int  # that may still be charged
-    text: TextStream
+    output: SegmentStream
     canvas: int  # the one in progress, or the next
     unread: deque[int]  # tokens of the prompt's chunks that are not prefilled
     steps: int = 0  # taken of the canvas in progress
@@ -114,15 +114,15 @@ class Engine:
             canvas=len(request.committed),
             canvas_limit=request.canvas_limit,
         )
-        text = TextStream(self._loaded.tokenizer)
+        output = SegmentStream(self._loaded.tokenizer)
         remaining = request.max_tokens
         for canvas in request.committed:
-            text.append(canvas, final=False)
+            output.append(canvas, final=False)
             remaining -= len(canvas)
         prompt = prompt_chunks(request.prompt_ids, self._executor.chunk_tokens)
         unread = deque(len(chunk) for chunk in prompt)
         first = len(request.committed)
-        self._jobs[request.request_id] = _Job(request, remaining, text, first, unread)
+        self._jobs[request.request_id] = _Job(request, remaining, output, first, unread)
         self._admit()
 
     def allow(self, request_id: str, canvas_limit: int) -> None:
@@ -215,8 +215,8 @@ class Engine:
                 step.argmax, self._loaded.eos_ids, job.remaining_tokens
             )
             shown = step.argmax[:length]
-            text = job.text.preview(shown)
-            events.append(DraftEvent(request.request_id, step.canvas, step.step, shown, text))
+            segments = job.output.preview(shown)
+            events.append(DraftEvent(request.request_id, step.canvas, step.step, shown, segments))
         return events
 
     def _progress(self, job: _Job) -> ProgressEvent:
@@ -232,7 +232,7 @@ class Engine:
             finish = CanvasFinish.END_OF_TEXT
         elif job.remaining_tokens == 0:
             finish = CanvasFinish.TOKEN_LIMIT
-        text = job.text.append(canvas[:length], final=finish is not CanvasFinish.MORE)
+        segments = job.output.append(canvas[:length], final=finish is not CanvasFinish.MORE)
         if finish is CanvasFinish.MORE:
             self._scheduler.committed(request_id, len(canvas))
             self._executor.commit(request_id, canvas)
@@ -245,7 +245,7 @@ class Engine:
             step.canvas,
             canvas,
             canvas[:length],
-            text,
+            segments,
             len(step.leaves),
             step.leaves,
             finish,

@@ -26,6 +26,7 @@ from piecework_model.requests import (
 from piecework_node.engine.link import EngineFacts
 from piecework_protocol.conversation import Message
 from piecework_protocol.errors import MalformedInput
+from piecework_protocol.kinds.text import OutputSegment, SegmentKind
 from piecework_protocol.objects import Service
 from piecework_protocol.types import Digest
 
@@ -187,10 +188,20 @@ def _canvas(body: dict[str, Any]) -> CanvasEvent:
             **body,
             "token_ids": tuple(body["token_ids"]),
             "charged_ids": tuple(body["charged_ids"]),
+            "segments": _segments(body),
             "step_leaves": _leaves(body),
             "finish": CanvasFinish(body["finish"]),
         }
     )
+
+
+def _draft(body: dict[str, Any]) -> DraftEvent:
+    ids = tuple(body["token_ids"])
+    return DraftEvent(**{**body, "token_ids": ids, "segments": _segments(body)})
+
+
+def _segments(body: dict[str, Any]) -> tuple[OutputSegment, ...]:
+    return tuple(OutputSegment(SegmentKind(s["kind"]), s["text"]) for s in body["segments"])
 
 
 def _leaves(body: dict[str, Any]) -> tuple[bytes, ...]:
@@ -206,7 +217,7 @@ _REPORTS: Final[dict[str, Callable[[dict[str, Any]], Report]]] = {
     "cannot_start": lambda b: CannotStart(str(b["message"])),
     "encoded": lambda b: Encoded(b["number"], tuple(b["ids"]), b["refused"]),
     "beat": lambda _: Beat(),
-    "draft": lambda b: DraftEvent(**{**b, "token_ids": tuple(b["token_ids"])}),
+    "draft": _draft,
     "progress": lambda b: ProgressEvent(**b),
     "stopped": lambda b: StoppedEvent(**{**b, "step_leaves": _leaves(b)}),
     "canvas": _canvas,

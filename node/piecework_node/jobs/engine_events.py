@@ -66,7 +66,7 @@ class EngineEventHandler:
             self._runtime.contain(error, job)
 
     def _send_draft(self, job: LiveJob, sink: FrameSink, event: DraftEvent) -> None:
-        output = TextOutput.plain(event.token_ids, event.text).encode()
+        output = TextOutput(event.token_ids, event.segments).encode()
         context = draft_context(self._runtime.domain, job.id, event.canvas, event.step)
         sealed = seal(output, job.session.accepted.job.reply_key, context)
         for frame in job.session.draft(event.canvas, event.step, sealed).frames(self._runtime.sign):
@@ -114,7 +114,7 @@ class EngineEventHandler:
 
     def _report_of(self, job: LiveJob, event: StoppedEvent) -> StoppedEngine:
         shown = job.shown if job.shown and job.shown.canvas == event.canvas else None
-        output = TextOutput.plain(shown.token_ids, shown.text) if shown else TextOutput((), ())
+        output = TextOutput(shown.token_ids, shown.segments) if shown else TextOutput((), ())
         data = output.encode()
         context = canvas_context(self._runtime.domain, job.id, event.canvas)
         return StoppedEngine(
@@ -128,7 +128,7 @@ class EngineEventHandler:
         )
 
     def _result(self, job: LiveJob, event: CanvasEvent) -> CanvasResult:
-        output = TextOutput.plain(event.charged_ids, event.text).encode()
+        output = TextOutput(event.charged_ids, event.segments).encode()
         work, secret = job.session.accepted.job, b""
         if len(event.step_leaves) != event.steps:
             raise MalformedInput("the engine did not commit to every step")

@@ -165,6 +165,16 @@ class OutputSegment:
     text: str
 
 
+def final_segments(text: str) -> tuple[OutputSegment, ...]:
+    """Return an answer that is final text alone. An empty text has no segments."""
+    return (OutputSegment(SegmentKind.FINAL, text),) if text else ()
+
+
+def final_text(segments: tuple[OutputSegment, ...]) -> str:
+    """Return the final text of an answer, without thoughts and calls."""
+    return "".join(part.text for part in segments if part.kind is SegmentKind.FINAL)
+
+
 @dataclass(frozen=True, slots=True)
 class TextOutput:
     """What a client gets for one canvas: the charged token ids, and what they add to the answer.
@@ -197,12 +207,12 @@ class TextOutput:
     @classmethod
     def plain(cls, token_ids: tuple[int, ...], text: str) -> TextOutput:
         """Return an output that is final text alone."""
-        return cls(token_ids, (OutputSegment(SegmentKind.FINAL, text),) if text else ())
+        return cls(token_ids, final_segments(text))
 
     @property
     def text(self) -> str:
         """The final text, without thoughts and calls."""
-        return "".join(part.text for part in self.segments if part.kind is SegmentKind.FINAL)
+        return final_text(self.segments)
 
     @property
     def units(self) -> int:

@@ -22,6 +22,7 @@ from piecework_model.requests import (
 from piecework_node.engine.link import EngineEvent, EngineFacts, EngineLost, EngineReady
 from piecework_node.errors import EngineUnavailable, PromptRejected
 from piecework_protocol.conversation import Message
+from piecework_protocol.kinds.text import final_segments
 from piecework_protocol.objects import Service
 from piecework_protocol.types import Digest
 from tests.support.node.faults import KillSwitch
@@ -126,7 +127,7 @@ class FakeEngine:
         if request.draft_every and (row, canvas) not in self.drafted:
             self.drafted.add((row, canvas))
             left = request.max_tokens - canvas * CANVAS
-            return DraftEvent(row, canvas, 0, (1, 2, 3)[:left], "draft")
+            return DraftEvent(row, canvas, 0, (1, 2, 3)[:left], final_segments("draft"))
         event = canvas_event(request, canvas)
         self.done[row] += 1
         if event.finish is not CanvasFinish.MORE:
@@ -180,7 +181,7 @@ def canvas_event(request: GenerationRequest, canvas: int) -> CanvasEvent:
         canvas=canvas,
         token_ids=ids,
         charged_ids=ids[:length],
-        text=noise.hex()[:length],
+        segments=final_segments(noise.hex()[:length]),
         steps=steps,
         step_leaves=tuple(sha256(noise + bytes([i])).digest() for i in range(steps)),
         finish=finish,

@@ -37,6 +37,7 @@ from piecework_node.engine.supervisor import (
 from piecework_node.errors import EngineStartError, EngineUnavailable, PromptRejected
 from piecework_protocol.conversation import Message
 from piecework_protocol.errors import MalformedInput
+from piecework_protocol.kinds.text import final_segments
 from piecework_protocol.limits import MAX_NAME_BYTES
 from tests.support.node.fake_engine import FACTS, canvas_event
 
@@ -245,8 +246,17 @@ async def test_the_real_engine_process_says_why_it_cannot_start() -> None:
         engine_wire.CannotStart("why"),
         engine_wire.Encoded(1, (1, 2)),
         engine_wire.Beat(),
-        DraftEvent("sequence", 0, 1, (1, 2), "text"),
-        CanvasEvent("sequence", 0, (1, 2), (1,), "t", 1, (bytes(32),), CanvasFinish.END_OF_TEXT),
+        DraftEvent("sequence", 0, 1, (1, 2), final_segments("text")),
+        CanvasEvent(
+            "sequence",
+            0,
+            (1, 2),
+            (1,),
+            final_segments("t"),
+            1,
+            (bytes(32),),
+            CanvasFinish.END_OF_TEXT,
+        ),
         FailedEvent("sequence", "non_finite", "why"),
         ProgressEvent("sequence", 1, 8, 23),
         StoppedEvent("sequence", 1, 2, 23, (bytes(32), bytes(32))),
