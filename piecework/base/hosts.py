@@ -32,7 +32,7 @@ def check_origin(text: str) -> str:
     """Return an origin as browsers write it, such as "https://chat.example:8443".
 
     Raises:
-        ValueError: it is none, or is a wildcard.
+        ValueError: the text is not an origin, or is a wildcard.
     """
     parts = urlsplit(text)
     plain = f"{parts.scheme}://{parts.netloc}"

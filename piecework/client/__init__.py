@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from piecework.chain.errors import ChainError
     from piecework.client.config import ClientConfig, ClientHome
     from piecework.client.errors import (
+        BudgetExceeded,
         ClientError,
         HomeError,
         InsufficientFunds,
@@ -54,12 +55,14 @@ if TYPE_CHECKING:
     )
     from piecework.client.jobs.requests import Generation, TextRequest
     from piecework.client.jobs.run import JobRun
+    from piecework.client.journal.records import Part
     from piecework.client.sdk import Balance, PieceworkClient, Quote
     from piecework_protocol.conversation import Message
     from piecework_protocol.errors import ProtocolViolation, Reason, Refusal
 
 __all__ = [
     "Balance",
+    "BudgetExceeded",
     "CanvasText",
     "ChainError",
     "ClientConfig",
@@ -80,6 +83,7 @@ __all__ = [
     "JobStarted",
     "Message",
     "NoWorkerFits",
+    "Part",
     "PieceworkClient",
     "PieceworkError",
     "ProtocolViolation",
@@ -101,6 +105,7 @@ _ERRORS: Final = "piecework.client.errors"
 _PLACES: Final = {
     "Completion": "piecework.client.jobs.completion",
     "Balance": "piecework.client.sdk",
+    "BudgetExceeded": _ERRORS,
     "CanvasText": _EVENTS,
     "ChainError": "piecework.chain.errors",
     "ClientConfig": "piecework.client.config",
@@ -120,6 +125,7 @@ _PLACES: Final = {
     "JobStarted": _EVENTS,
     "Message": "piecework_protocol.conversation",
     "NoWorkerFits": _ERRORS,
+    "Part": "piecework.client.journal.records",
     "PieceworkClient": "piecework.client.sdk",
     "PieceworkError": "piecework.base.errors",
     "ProtocolViolation": "piecework_protocol.errors",

@@ -33,7 +33,6 @@ from piecework.client.journal.records import (
     JobStatus,
     Limits,
     Part,
-    RequestKey,
     Reservation,
 )
 from piecework.client.journal.store import NO_PART, Store
@@ -100,6 +99,8 @@ class Balance:
         free: The part of `pooled` that no channel is waiting for.
         in_channels: What channels hold, without what was settled or asked back.
         paid: What vouchers have promised to workers so far.
+        spent_today: What the jobs of this UTC day have cost, and what running ones still may.
+        spent_this_month: The same for the UTC month.
         reservations: What `pooled` holds for workers that may open or top up a channel, and why.
     """
 
@@ -108,6 +109,8 @@ class Balance:
     free: TokenAmount
     in_channels: TokenAmount
     paid: TokenAmount
+    spent_today: TokenAmount
+    spent_this_month: TokenAmount
     reservations: tuple[Reservation, ...] = ()
 
 
@@ -368,9 +371,7 @@ class PieceworkClient:
     async def reserve_many(
         self,
         requests: Sequence[TextRequest],
-        *,
-        budget: str = "",
-        known_as: RequestKey | None = None,
+        parts: Sequence[Part] | None = None,
     ) -> AsyncIterator[tuple[Part, ...]]:
         """Reserve what several requests may cost, all or nothing, before any of them is signed.
 
@@ -378,8 +379,8 @@ class PieceworkClient:
 
         Args:
             requests: What is asked for, such as one request as often as there are choices.
-            budget: The name of the API key that pays, or "" for the client itself.
-            known_as: The request with an Idempotency-Key that they are parts of.
+            parts: Whose money it is: one part for each request, all with one budget. Without
+                them it is the client's own.
 
         Returns:
             One part for each request, to be given to `run`.
@@ -394,8 +395,8 @@ class PieceworkClient:
             ...     runs = [client.run(request, part) for part in parts]
             ...     answers = await asyncio.gather(*map(client.collect, runs))
         """
-        parts = [Part(budget, None, known_as, number) for number in range(len(requests))]
-        held = await self._fail_over.reserve(requests, parts)
+        whose = [Part(number=n) for n in range(len(requests))] if parts is None else parts
+        held = await self._fail_over.reserve(requests, whose) if requests else ()
         try:
             yield held
         finally:
@@ -470,6 +471,7 @@ class PieceworkClient:
         reservations = await self.channels.reservations()
         pooled = await self.chain.pooled_balance(self.token, self.wallet.payer.address)
         rows = await asyncio.to_thread(self.store.channels)
+        used = await self._spending.used()
         amount = self.payment_token.amount
         reserved = sum(r.amount for r in reservations if not r.one_step)
         return Balance(
@@ -478,6 +480,8 @@ class PieceworkClient:
             free=amount(max(0, pooled - reserved)),
             in_channels=amount(sum(max(0, r.funded - r.withdrawn - r.settled) for r in rows)),
             paid=amount(sum(row.book.cumulative for row in rows)),
+            spent_today=amount(used.day),
+            spent_this_month=amount(used.month),
             reservations=reservations,
         )
 

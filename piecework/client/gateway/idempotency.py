@@ -13,8 +13,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -118,6 +118,12 @@ class Idempotency:
         """Start a job."""
         return self._client.run(request, part)
 
+    def reserve(
+        self, requests: Sequence[TextRequest], parts: Sequence[Part]
+    ) -> AbstractAsyncContextManager[tuple[Part, ...]]:
+        """Hold what several requests may cost."""
+        return self._client.reserve_many(requests, parts)
+
     def fetch(self, job: JobId) -> JobRun:
         """Follow a job again."""
         return self._client.resume(job)
@@ -181,9 +187,25 @@ class Purchase:
         """Return the part of this number, without a hold."""
         return Part(self._budget, None, self._known_as, number)
 
-    def is_known(self, number: int = 0) -> bool:
-        """Say whether a part has a job already. Then nothing need be reserved for it."""
-        return number in self._jobs
+    @asynccontextmanager
+    async def parts(self, requests: Sequence[TextRequest]) -> AsyncIterator[tuple[Part, ...]]:
+        """Reserve what several requests may cost, all or nothing, before any of them starts.
+
+        Nothing is reserved for those that have a job already. What no job has taken over at the end
+        of the block is free again.
+
+        Returns:
+            One part for each request, to be given to `job`.
+
+        Raises:
+            ClientError: as `PieceworkClient.reserve_many`.
+        """
+        parts = {number: self.part(number) for number in range(len(requests))}
+        new = [number for number in parts if number not in self._jobs]
+        asked, whose = [requests[n] for n in new], [parts[n] for n in new]
+        async with self._owner.reserve(asked, whose) as held:
+            parts |= {part.number: part for part in held}
+            yield tuple(parts.values())
 
     @asynccontextmanager
     async def job(self, request: TextRequest, part: Part) -> AsyncIterator[JobRun]:

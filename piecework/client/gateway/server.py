@@ -129,20 +129,27 @@ class Gateway:
             if request.path != "/health":
                 request[BUDGET] = await self._access.admit(request)
             return await handler(request)
-        except ApiError as error:
-            return _failure(error)
-        except BodyRefused as refused:
-            kind = "invalid_request_error" if refused.status < 500 else "service_unavailable"
-            return _failure(ApiError(refused.status, kind, refused.message, code=refused.code))
-        except PieceworkError as error:
+        except ConnectionError:
+            raise  # the caller has hung up
+        except Exception as error:  # noqa: BLE001  a fault of ours has OpenAI's shape too
+            return _failure(self._translated(error))
+
+    def _translated(self, error: Exception) -> ApiError:
+        """Return what the caller is told of an error."""
+        if isinstance(error, ApiError):
+            return error
+        if isinstance(error, BodyRefused):
+            kind = "invalid_request_error" if error.status < 500 else "service_unavailable"
+            return ApiError(error.status, kind, error.message, code=error.code)
+        if isinstance(error, PieceworkError):
             failure = as_api_error(error)
             self._log.warning("request failed", status=failure.status, code=failure.code)
-            return _failure(failure)
-        except web.HTTPException as error:
+            return failure
+        if isinstance(error, web.HTTPException):
             code = error.reason.lower().replace(" ", "_")
-            return _failure(
-                ApiError(error.status, "invalid_request_error", error.reason, code=code)
-            )
+            return ApiError(error.status, "invalid_request_error", error.reason, code=code)
+        self._log.error("fault", exc_info=error)
+        return ApiError(500, "server_error", "the gateway has a fault", code="internal_error")
 
     # --- chat
 

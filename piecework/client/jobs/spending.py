@@ -6,13 +6,13 @@ The limits of the client as a whole come from its settings, those of an API key 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from piecework.base.amounts import Token
 from piecework.base.clock import Clock
 from piecework.client.errors import BudgetExceeded
-from piecework.client.journal.budgets import WHOLE, Budgets, Shortage
+from piecework.client.journal.budgets import WHOLE, Budgets, Shortage, Used
 from piecework.client.journal.records import Limits, Part
 from piecework_protocol.types import Amount, Timestamp
 
@@ -46,9 +46,13 @@ class Spending:
         Raises:
             StoreError: its API key does not exist.
         """
-        limits = await asyncio.to_thread(self._budgets.limits, part.budget)
-        left = await asyncio.to_thread(self._budgets.left, part, self._whole, self._now())
-        return Allowance(limits.max_price, left)
+        now = self._now()
+
+        def read() -> Allowance:
+            left = self._budgets.left(part, self._whole, now)
+            return Allowance(self._budgets.limits(part.budget).max_price, left)
+
+        return await asyncio.to_thread(read)
 
     async def reserve(self, parts: Sequence[Part], ceilings: Sequence[Amount]) -> tuple[Part, ...]:
         """Hold the ceilings of all parts in one transaction. The parts have one budget.
@@ -57,16 +61,10 @@ class Spending:
             BudgetExceeded: a budget is too small for all of them. Nothing is held.
             StoreError: the API key does not exist.
         """
-        held = await asyncio.to_thread(
-            self._budgets.reserve,
-            parts[0].budget,
-            ceilings,
-            self._whole,
-            self._now(),
-            self._until(),
+        now, until = self._now(), self._until()
+        held = await self._hold(
+            lambda: self._budgets.reserve(parts[0].budget, ceilings, self._whole, now, until)
         )
-        if isinstance(held, Shortage):
-            raise self._exceeded(held)
         return tuple(replace(part, hold=hold) for part, hold in zip(parts, held, strict=True))
 
     async def cover(self, part: Part, ceiling: Amount) -> Part:
@@ -76,12 +74,37 @@ class Spending:
             BudgetExceeded: a budget is too small. What was held stays.
             StoreError: the API key does not exist.
         """
-        held = await asyncio.to_thread(
-            self._budgets.cover, part, ceiling, self._whole, self._now(), self._until()
-        )
+        now, until = self._now(), self._until()
+
+        def cover() -> tuple[int, ...] | Shortage:
+            held = self._budgets.cover(part, ceiling, self._whole, now, until)
+            return held if isinstance(held, Shortage) else (held,)
+
+        (hold,) = await self._hold(cover)
+        return replace(part, hold=hold)
+
+    async def _hold(self, write: Callable[[], tuple[int, ...] | Shortage]) -> tuple[int, ...]:
+        """Hold in a thread. If the caller is cancelled meanwhile, nothing stays held for it."""
+        writing = asyncio.ensure_future(asyncio.to_thread(write))
+        try:
+            held = await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            writing.add_done_callback(self._give_back)
+            raise
         if isinstance(held, Shortage):
             raise self._exceeded(held)
-        return replace(part, hold=held)
+        return held
+
+    def _give_back(self, written: asyncio.Future[tuple[int, ...] | Shortage]) -> None:
+        if written.cancelled() or written.exception() is not None:
+            return
+        held = written.result()
+        for hold in () if isinstance(held, Shortage) else held:
+            self._budgets.release(hold)
+
+    async def used(self) -> Used:
+        """Return what the client as a whole has used of this day and month."""
+        return await asyncio.to_thread(self._budgets.used, WHOLE, self._now())
 
     def release(self, part: Part) -> None:
         """Give up what no job has taken over.

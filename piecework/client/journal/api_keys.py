@@ -50,7 +50,7 @@ class ApiKeys:
         """Record a key. The name of one that is revoked or has expired may be used again.
 
         Raises:
-            StoreError: the name is not one, is in use, or there are too many keys.
+            StoreError: the name is malformed or in use, or there are too many keys.
         """
         if not _NAME.fullmatch(name):
             raise StoreError(

@@ -143,8 +143,11 @@ class Budgets:
 
     def release(self, hold: int) -> None:
         """Give a hold up, unless a job has it. That job's end gives it up."""
-        with self._database.change("release a hold", durable=False) as db:
-            db.execute("DELETE FROM holds WHERE id = ? AND job IS NULL", (hold,))
+        with self._database.read() as db:
+            free = _row(db, hold)
+        if free is not None:
+            with self._database.change("release a hold", durable=False) as db:
+                db.execute("DELETE FROM holds WHERE id = ? AND job IS NULL", (hold,))
 
     def left(self, part: Part, whole: Limits, now: Timestamp) -> Amount | None:
         """Return what is left for a part beside what others hold. None: there is no limit.
@@ -152,11 +155,11 @@ class Budgets:
         Raises:
             StoreError: there is no API key of this name.
         """
+        if part.budget == WHOLE and whole == Limits():
+            return None
         with self._database.read() as db:
-            day = day_of(now)
-            rooms = [
-                room.left for room in _rooms(db, part.budget, whole, day, self._counts(db, now))
-            ]
+            counts = self._counts(db, now)
+            rooms = [room.left for room in _rooms(db, part.budget, whole, day_of(now), counts)]
             found = _row(db, part.hold)
         if not rooms:
             return None
@@ -179,11 +182,13 @@ class Budgets:
         Raises:
             StoreError: there is no API key of this name.
         """
+        if budget == WHOLE:
+            return Limits()
         with self._database.read() as db:
             return _limits(db, budget)
 
     def _counts(self, db: apsw.Connection, now: Timestamp) -> _Counts:
-        """Which holds count at a moment, without removing the others."""
+        """Tell which holds count at a moment."""
         owners = _rows(db, "SELECT DISTINCT owner FROM holds WHERE job IS NULL")
         dead = frozenset(owner for (owner,) in owners if not self._owner.follows(owner))
         return lambda owner, job, until: until >= now and (job is not None or owner not in dead)

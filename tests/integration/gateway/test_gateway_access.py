@@ -60,11 +60,17 @@ class Door:
 
 
 @asynccontextmanager
-async def door(folder: Path, **options: Any) -> AsyncIterator[Door]:
+async def door(
+    folder: Path, *, flags: dict[str, Any] | None = None, **options: Any
+) -> AsyncIterator[Door]:
+    """A gateway with these options, around a client with these settings."""
     chain, clock = FakeChain(), FakeClock()
     chain.deposit(PAYER.address, MONEY)
     settings: dict[str, Any] = {"api_key": None, "max_concurrent": 64, "heartbeat_s": 5.0}
-    async with FakeWorker(chain, clock) as worker, open_client(folder, chain, clock) as client:
+    async with (
+        FakeWorker(chain, clock) as worker,
+        open_client(folder, chain, clock, **(flags or {})) as client,
+    ):
         gateway = Gateway(client, GatewayOptions(**{**settings, **options}), clock=clock)
         runner = web.AppRunner(gateway.application(), handler_cancellation=True)
         await runner.setup()
@@ -190,6 +196,37 @@ async def test_without_a_key_no_page_of_another_origin_is_answered(tmp_path: Pat
         assert await here.models(Origin="null") == (403, "origin_not_allowed")
         assert await here.models(Origin=PAGE.upper()) == (403, "origin_not_allowed")
         assert await here.models(Origin=PAGE) == (200, "")
+
+
+# --- shapes
+
+
+async def test_every_failure_has_the_shape_of_an_error(tmp_path: Path) -> None:
+    async with door(tmp_path) as here, aiohttp.ClientSession() as http:
+        chat = here.url + "/v1/chat/completions"
+        json_body = {"Content-Type": "application/json"}
+        attempts: tuple[tuple[str, str, int, Any], ...] = (
+            ("GET", here.url + "/v1/nothing", 404, {}),
+            ("GET", chat, 405, {}),
+            ("OPTIONS", chat, 405, {}),
+            ("POST", chat, 415, {"data": b"{}"}),
+            ("POST", chat, 400, {"data": b"{", "headers": json_body}),
+            ("POST", chat, 400, {"json": {**BODY, "max_tokens": 10**6}}),
+            ("POST", chat, 404, {"json": {**BODY, "model": "epic-9"}}),
+        )
+        for method, url, status, more in attempts:
+            async with http.request(method, url, **more) as response:
+                error = (await response.json())["error"]
+                assert response.status == status
+                assert set(error) == {"message", "type", "param", "code"}
+                assert response.headers["Cache-Control"] == "no-store"
+
+
+async def test_a_fault_of_the_gateways_own_has_it_too(tmp_path: Path) -> None:
+    async with door(tmp_path) as here:
+        here.client.discovery, kept = None, here.client.discovery  # type: ignore[assignment]
+        assert await here.models() == (500, "internal_error")
+        here.client.discovery = kept
 
 
 # --- web pages

@@ -13,15 +13,17 @@ from typing import Any
 import aiohttp
 import openai
 import pytest
-from aiohttp.test_utils import TestServer
+from aiohttp.test_utils import TestServer, make_mocked_request
 
+from piecework.client.errors import BudgetExceeded
+from piecework.client.gateway.idempotency import Idempotency
 from piecework.client.gateway.server import Gateway, GatewayOptions
 from piecework.client.journal.records import JobStatus, Limits
 from piecework.client.journal.requests import MAX_REQUESTS, REQUEST_LIFETIME_S
 from piecework_protocol.errors import Reason, Refusal
 from piecework_protocol.types import Amount, Timestamp
 from tests.integration.gateway.test_gateway_access import BODY, USER, WHOLE, Door, contents, door
-from tests.support.client_side import open_client
+from tests.support.client_side import ask, open_client
 from tests.support.fake_chain import FakeChain
 
 KEY = "Idempotency-Key"
@@ -44,6 +46,12 @@ def code_of(answer: tuple[int, bytes]) -> tuple[int, str]:
 def text_of(answer: tuple[int, bytes]) -> str:
     text: str = json.loads(answer[1])["choices"][0]["message"]["content"]
     return text
+
+
+def streamed(body: bytes) -> str:
+    lines = [line.removeprefix(b"data: ") for line in body.split(b"\n\n") if b"{" in line]
+    choices = [choice for line in lines for choice in json.loads(line)["choices"]]
+    return "".join(choice["delta"].get("content", "") for choice in choices)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -101,7 +109,8 @@ async def test_a_running_twin_waits_and_gets_the_same_answer(tmp_path: Path) -> 
         assert here.worker.paid() == sum(r.receipt.amount for r in here.client.store.receipts())
 
 
-async def test_a_caller_that_hangs_up_finds_the_whole_answer(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_caller_that_hangs_up_finds_the_whole_answer(tmp_path: Path, stream: bool) -> None:
     async with door(tmp_path) as here:
         held, entered = asyncio.Event(), asyncio.Event()
 
@@ -111,15 +120,15 @@ async def test_a_caller_that_hangs_up_finds_the_whole_answer(tmp_path: Path) -> 
                 await held.wait()
 
         here.worker.script.gate = gate
-        first = asyncio.create_task(post(here))
+        first = asyncio.create_task(post(here, stream=stream))
         await entered.wait()
         first.cancel()
         await asyncio.gather(first, return_exceptions=True)
-        twin = asyncio.create_task(post(here))
+        twin = asyncio.create_task(post(here, stream=stream))
         held.set()
         status, body = await twin
         assert status == 200
-        assert json.loads(body)["choices"][0]["message"]["content"] == WHOLE
+        assert (streamed(body) if stream else text_of((status, body))) == WHOLE
         assert here.worker.cancels == 0
         assert len({s.job.salt for s in here.worker.submissions}) == 1
 
@@ -182,6 +191,19 @@ async def test_what_failed_after_a_payment_fails_again_and_starts_nothing(tmp_pa
         assert code_of(await post(here)) == failed
         assert here.worker.paid() == paid
         assert len({s.job.salt for s in here.worker.submissions}) == 1
+
+
+async def test_an_interrupted_job_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    async with door(tmp_path, flags={"resume_attempts": 0}) as here:
+        here.worker.script.drop_after = [2]
+        assert code_of(await post(here)) == (502, "job_interrupted")
+        assert len(here.client.store.receipts()) == 2
+        answer = await post(here)
+        assert text_of(answer) == WHOLE
+        assert len({s.job.salt for s in here.worker.submissions}) == 1
+        receipts = here.client.store.receipts()
+        assert here.worker.paid() == sum(row.receipt.amount for row in receipts)
+        assert await post(here) == answer
 
 
 async def test_an_answer_that_the_worker_lost_is_gone_and_never_bought_twice(
@@ -247,6 +269,40 @@ async def served(here: Door, folder: Path) -> AsyncIterator[str]:
         yield str(server.make_url("")).rstrip("/")
 
 
+async def test_several_parts_are_reserved_together_and_fetched_again_together(
+    tmp_path: Path,
+) -> None:
+    async with door(tmp_path) as here:
+        client, now = here.client, Timestamp(int(here.clock.wall()))
+        ceiling = (await client.rank(ask(max_tokens=64))).choices[0].ceiling
+        here.key("alice", Limits(per_day=Amount(3 * ceiling)))
+        idempotency = Idempotency(client, here.clock, most_left=4)
+        sent = make_mocked_request("POST", "/v1/chat/completions", headers={KEY: "one"})
+        asked = [ask(max_tokens=64)] * 3
+
+        async def answers() -> list[str]:
+            texts = []
+            async with (
+                idempotency.turn(sent, "alice", b"{}") as purchase,
+                purchase.parts(asked) as parts,
+            ):
+                held.append(client.store.budgets.used("alice", now).held)
+                for request, part in zip(asked, parts, strict=True):
+                    async with purchase.job(request, part) as run:
+                        texts.append((await client.collect(run)).text)
+            return texts
+
+        held: list[int] = []
+        assert await answers() == await answers() == [WHOLE] * 3
+        assert held == [3 * ceiling, 0]
+        assert len({s.job.salt for s in here.worker.submissions}) == 3
+        async with idempotency.turn(sent, "alice", b"{}") as purchase:
+            with pytest.raises(BudgetExceeded):
+                async with purchase.parts([*asked, *asked]):
+                    raise AssertionError("nothing may start")
+        assert client.store.budgets.used("alice", now).held == 0
+
+
 async def test_a_budget_is_charged_once(tmp_path: Path) -> None:
     async with door(tmp_path) as here:
         key = here.key("alice", Limits(per_day=Amount(1_000_000)))
@@ -268,7 +324,7 @@ async def test_after_a_day_a_key_begins_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["", "x" * 256, "schlüssel"])
-async def test_a_key_that_is_none_is_named(tmp_path: Path, key: str) -> None:
+async def test_a_malformed_key_is_refused_by_name(tmp_path: Path, key: str) -> None:
     async with door(tmp_path) as here:
         assert code_of(await post(here, key)) == (400, "invalid_value")
         assert here.worker.submissions == []

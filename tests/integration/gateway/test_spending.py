@@ -92,6 +92,9 @@ async def test_the_day_ends_and_the_budget_begins_again(tmp_path: Path) -> None:
         await collect(client.run(ask(max_tokens=SHORT)))
         used = client.store.budgets.used("", now(clock))
         assert 0 < used.day < used.month
+        balance = await client.balance()
+        assert balance.spent_today.units == used.day
+        assert balance.spent_this_month.units == used.month
 
 
 async def test_without_max_tokens_a_request_takes_what_the_budget_has_left(tmp_path: Path) -> None:

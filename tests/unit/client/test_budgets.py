@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
+import threading
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import apsw
 import pytest
 
 from piecework.client.errors import StoreError
-from piecework.client.journal.budgets import DAY_S, LATE_S, Shortage, day_of, month_of
+from piecework.client.jobs.spending import Spending
+from piecework.client.journal.budgets import (
+    DAY_S,
+    LATE_S,
+    Budgets,
+    Shortage,
+    day_of,
+    month_of,
+)
 from piecework.client.journal.records import JobStatus, Limits, Part
 from piecework.client.journal.store import Store
 from piecework_protocol.types import Amount, Timestamp
-from tests.support.client_side import PAYER
-from tests.support.fake_chain import DOMAIN
+from tests.support.client_side import PAYER, FakeClock
+from tests.support.fake_chain import DOMAIN, TOKEN_INFO
 from tests.unit.client.test_store import NOW, UNTIL, canvas, exactly, job_row, terms
 from tests.vectors import client_databases
 
@@ -263,4 +274,37 @@ def test_holds_are_gone_from_the_file_and_not_only_from_the_sum(store: Store, fi
     (mine,) = held(store.budgets.reserve("alice", [Amount(1)], TEN, NOW, UNTIL))
     with closing(apsw.Connection(str(file))) as db:
         assert db.execute("SELECT id FROM holds").fetchall() == [(mine,)]
+    store.close()
+
+
+# --- cancelled
+
+
+class Slow(Budgets):
+    """Budgets whose writes wait for a test."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store._database, store._owner)
+        self.entered, self.goes_on = threading.Event(), threading.Event()
+
+    def reserve(self, *arguments: Any) -> tuple[int, ...] | Shortage:
+        self.entered.set()
+        self.goes_on.wait(10)
+        return super().reserve(*arguments)
+
+
+async def test_a_caller_that_is_cancelled_while_it_reserves_holds_nothing(store: Store) -> None:
+    budgets, clock = Slow(store), FakeClock()
+    spending = Spending(budgets, TEN, TOKEN_INFO, clock, lifetime_s=900)
+    asking = asyncio.create_task(spending.reserve([Part()] * 2, [Amount(100)] * 2))
+    await asyncio.to_thread(budgets.entered.wait)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    budgets.goes_on.set()
+    others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    assert others  # the write that goes on
+    await asyncio.gather(*others)
+    await asyncio.to_thread(store.channels)
+    assert store.budgets.used("", Timestamp(int(clock.wall()))).held == 0
     store.close()
