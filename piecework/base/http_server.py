@@ -1,8 +1,9 @@
 """An HTTP server with a bound on everything that a stranger may hold: connections, time and bytes.
 
 aiohttp waits without end for a request line, for headers and for a body. `HttpServer` gives each
-of them a deadline, and each address and all together a number of connections. `BodyReader` reads
-bodies at a least rate and within a number of bytes over all connections.
+of them a deadline, and each address and all together a number of connections. It closes a
+connection that was told to come back later (429), and bars an address that does not listen to that.
+`BodyReader` reads bodies at a least rate and within a number of bytes over all connections.
 """
 
 from __future__ import annotations
@@ -13,12 +14,18 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Final, cast
 
 from aiohttp import web
 
 from piecework.base.clock import Clock, SystemClock
-from piecework.base.connections import ConnectionLimits, ConnectionTable, Networks
+from piecework.base.connections import (
+    MAX_ADDRESSES,
+    ConnectionLimits,
+    ConnectionTable,
+    Networks,
+)
 from piecework.base.errors import PieceworkError
 from piecework.base.listener import (
     AcceptedConnection,
@@ -27,7 +34,7 @@ from piecework.base.listener import (
     bind,
     connections_that_fit,
 )
-from piecework.base.rates import client_behind, peer_key
+from piecework.base.rates import Rate, RateLimiter, client_behind, is_in, peer_key
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -54,6 +61,10 @@ LINGER_S: Final = 2.0
 """For the rest of a body that was refused, so that its sender reads the answer."""
 SMALL_BODY_BYTES: Final = 64 * 1024
 """A body up to here is always read: connections are bounded, and so are these bytes."""
+BAR_S: Final = 30.0
+"""For an address that goes on asking after it was told many times to come back later."""
+DEAF: Final = Rate(2.0, 60.0)
+"""Answers of "come back later" to one address. More of them show that nobody listens."""
 MAX_BODY_BYTES_IN_FLIGHT: Final = 64 * 2**20
 """Of larger bodies that are being read, over all connections. One address gets half of it."""
 
@@ -158,6 +169,7 @@ class _Guarded(AcceptedConnection):
         self, peer: str, inner: asyncio.Protocol, table: ConnectionTable, times: HttpTimes
     ) -> None:
         super().__init__(peer)
+        self.peer = peer
         self._inner, self._table, self._times = inner, table, times
         self._transport: asyncio.Transport | None = None
         self._deadline: asyncio.TimerHandle | None = None
@@ -265,8 +277,12 @@ class HttpServer:
         shutdown_s: float = 5.0,
         times: HttpTimes = TIMES,
         clock: Clock | None = None,
+        deaf: Rate | None = None,
     ) -> None:
-        self._times = times
+        """deaf: how often an address may be told to come back later before it is barred. None: it
+        never is, and its connections stay open."""
+        self._times, self._trusted = times, limits.trusted
+        self._deaf = RateLimiter(deaf, keys=MAX_ADDRESSES) if deaf is not None else None
         self.table = ConnectionTable(limits)
         self._on_refused, self._clock = on_refused, clock or SystemClock()
         app.middlewares.insert(0, self._count)
@@ -320,9 +336,21 @@ class HttpServer:
             return await handler(request)
         guarded.request_began()
         try:
-            return await handler(request)
+            response = await handler(request)
         finally:
             guarded.request_ended()
+        if response.status == HTTPStatus.TOO_MANY_REQUESTS:
+            self._told_to_wait(guarded, response)
+        return response
+
+    def _told_to_wait(self, guarded: _Guarded, response: web.StreamResponse) -> None:
+        """Make the next request of this client cost a connection, which is cheap to refuse."""
+        if self._deaf is None or is_in(guarded.peer, self._trusted):
+            return
+        response.force_close()
+        moment = self._clock.monotonic()
+        if self._deaf.take(guarded.address, moment):
+            self.table.bar(guarded.address, moment + BAR_S)
 
 
 @asynccontextmanager
