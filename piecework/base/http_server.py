@@ -163,14 +163,22 @@ def client_address(request: web.Request, trusted: Networks) -> str:
 
 
 class _Guarded(AcceptedConnection):
-    """Stands between a transport and aiohttp's protocol, and holds the deadlines."""
+    """Stands between a transport and aiohttp's protocol, and holds the deadlines.
+
+    aiohttp's protocol and its task are made at the first byte. A silent connection costs neither.
+    """
 
     def __init__(
-        self, peer: str, inner: asyncio.Protocol, table: ConnectionTable, times: HttpTimes
+        self,
+        peer: str,
+        make: Callable[[], asyncio.Protocol],
+        table: ConnectionTable,
+        times: HttpTimes,
     ) -> None:
         super().__init__(peer)
         self.peer = peer
-        self._inner, self._table, self._times = inner, table, times
+        self._inner: asyncio.Protocol | None = None
+        self._make, self._table, self._times = make, table, times
         self._transport: asyncio.Transport | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self._awaits_headers = self._write_paused = False
@@ -188,32 +196,39 @@ class _Guarded(AcceptedConnection):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._inner.connection_made(transport)
         self._arm(self._times.request_s, self.abort)
 
     def data_received(self, data: bytes) -> None:
+        if self._transport is None:
+            return
+        if self._inner is None:
+            self._inner = self._make()
+            self._inner.connection_made(self._transport)
         if not self._requests and not self._awaits_headers:
             self._awaits_headers = True
             self._arm(self._times.request_s, self.abort)
         self._inner.data_received(data)
 
     def eof_received(self) -> bool | None:
-        return self._inner.eof_received()
+        return self._inner.eof_received() if self._inner is not None else None
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
         self._transport = None
         self._table.remove(self)
-        self._inner.connection_lost(exc)
+        if self._inner is not None:
+            self._inner.connection_lost(exc)
 
     def pause_writing(self) -> None:
         self._write_paused = True
-        self._inner.pause_writing()
+        if self._inner is not None:
+            self._inner.pause_writing()
         self._watch_reader(self._unread())
 
     def resume_writing(self) -> None:
         self._write_paused = False
-        self._inner.resume_writing()
+        if self._inner is not None:
+            self._inner.resume_writing()
         self._rest()
 
     # --- requests
@@ -314,7 +329,7 @@ class HttpServer:
             raise RuntimeError("aiohttp made no server")
 
         def connect(peer: str) -> _Guarded:
-            return _Guarded(peer, make(), self.table, self._times)
+            return _Guarded(peer, make, self.table, self._times)
 
         self._listener = Listener(
             sockets, self.table, connect, on_refused=self._on_refused, clock=self._clock
@@ -327,6 +342,7 @@ class HttpServer:
         if self._listener is not None:
             await self._listener.close()
         await self._runner.cleanup()
+        self.table.abort_all()
 
     @web.middleware
     async def _count(self, request: web.Request, handler: Handler) -> web.StreamResponse:

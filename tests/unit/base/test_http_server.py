@@ -143,6 +143,14 @@ async def test_many_addresses_together_leave_room_for_the_next_one() -> None:
             await connection.close()
 
 
+async def test_a_silent_connection_ends_with_the_server() -> None:
+    async with site() as made:
+        held = await RawConnection.open(made.port)
+        await until(lambda: len(made.server.table) == 1)
+    assert await held.is_closed()
+    await held.close()
+
+
 LATER = b"GET /later HTTP/1.1\r\nHost: x\r\n\r\n"
 """It is answered with 429."""
 
