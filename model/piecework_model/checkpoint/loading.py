@@ -19,9 +19,10 @@ from transformers import (
     DiffusionGemmaGenerationConfig,
 )
 
-from piecework_model import files
+from piecework_model import files, limits
 from piecework_model.bounds import ModelLimits
 from piecework_model.checkpoint import headers
+from piecework_model.checkpoint.digests import DigestStore
 from piecework_model.checkpoint.dimensions import dimensions, published_tensors
 from piecework_model.checkpoint.manifest import (
     MANIFEST_FILE,
@@ -30,6 +31,7 @@ from piecework_model.checkpoint.manifest import (
     manifest_digest,
     manifest_text,
     verify,
+    verify_without_weights,
 )
 from piecework_model.checkpoint.weights import Placement, load_weights
 from piecework_model.errors import CheckpointError, DeviceError
@@ -89,6 +91,8 @@ def load(
     quantization: Quantization = "none",
     expert_budget_bytes: int | None = None,
     expected_digest: bytes | None = None,
+    digests: DigestStore | None = None,
+    threads: int | None = None,
 ) -> LoadedModel:
     """Load the checkpoint folder `path`, or the bundled one.
 
@@ -96,6 +100,9 @@ def load(
     quantization: packs linears and experts while they are read.
     expert_budget_bytes: for packed experts. They are kept in host memory, with at most so many
     bytes of them on the device. No bit of a product depends on it.
+    digests: of files that are known. The others are hashed while they are loaded.
+    threads: weight files that are read at once. None is one on a CPU, which computes meanwhile, and
+        `limits.LOAD_THREADS` elsewhere.
 
     Raises:
         CheckpointError: A file is at fault, or the digest is not the expected one.
@@ -105,11 +112,9 @@ def load(
     config, generation, tensors = _check_folder(folder)
     # A manifest in the folder pins the digest. The bundled checkpoint must have one.
     pinned = path is None or (folder / MANIFEST_FILE).is_file()
-    digest = verify(folder) if pinned else manifest_digest(manifest_text(folder))
-    if expected_digest is not None and digest != expected_digest:
-        raise CheckpointError(
-            folder, f"model digest is {digest.hex()}, expected {expected_digest.hex()}"
-        )
+    known = digests or DigestStore()
+    if pinned:
+        _expect(folder, verify_without_weights(folder, known), expected_digest)
     target = resolve_device(device)
     eos_ids, defaults = _eos_ids(generation, folder), _defaults(generation, folder)
     tokenizer = load_codec(folder, eos_ids)
@@ -123,16 +128,20 @@ def load(
         offloaded=expert_budget_bytes is not None,
     )
     placement = Placement(computed, target, packing, expert_budget_bytes)
-    model = _load_weights(folder, tensors, placement)
-    limits = _limits(model, defaults)
-    if tokenizer.vocab_size > limits.vocab_size or max(eos_ids) >= limits.vocab_size:
+    if threads is None:
+        threads = 1 if target.type == "cpu" else limits.LOAD_THREADS
+    model = _load_weights(folder, tensors, placement, known, threads)
+    digest = verify(folder, known) if pinned else manifest_digest(manifest_text(folder, known))
+    _expect(folder, digest, expected_digest)
+    bounds = _limits(model, defaults)
+    if tokenizer.vocab_size > bounds.vocab_size or max(eos_ids) >= bounds.vocab_size:
         raise CheckpointError(
-            folder / "tokenizer.json", f"has more ids than the model's {limits.vocab_size}"
+            folder / "tokenizer.json", f"has more ids than the model's {bounds.vocab_size}"
         )
     return LoadedModel(
         name=folder.resolve().name,
         digest=digest,
-        limits=limits,
+        limits=bounds,
         defaults=defaults,
         eos_ids=eos_ids,
         device=str(target),
@@ -142,6 +151,11 @@ def load(
         tokenizer=tokenizer,
         model=model,
     )
+
+
+def _expect(folder: Path, digest: bytes, expected: bytes | None) -> None:
+    if expected is not None and digest != expected:
+        raise CheckpointError(folder, f"model digest is {digest.hex()}, expected {expected.hex()}")
 
 
 def _check_folder(
@@ -189,7 +203,11 @@ def _prequantized(written: Any) -> str:
 
 
 def _load_weights(
-    folder: Path, tensors: dict[str, headers.TensorHeader], placement: Placement
+    folder: Path,
+    tensors: dict[str, headers.TensorHeader],
+    placement: Placement,
+    digests: DigestStore,
+    threads: int,
 ) -> DiffusionGemmaForBlockDiffusion:
     """Load the model in evaluation mode onto its device.
 
@@ -209,7 +227,7 @@ def _load_weights(
         raise CheckpointError(folder, f"cannot be loaded: {error}") from error
     config.dtype = placement.dtype
     try:
-        model = load_weights(folder, tensors, config, placement)
+        model = load_weights(folder, tensors, config, placement, digests=digests, threads=threads)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

@@ -30,6 +30,7 @@ step copies nearly all of them, and a CPU is as fast.
 
 FASTER_ELSEWHERE: Final = ". The vllm backend is faster on such a card (docs/vllm.md)"
 """Of int4, until its kernels were measured on a card: other engines are several times as fast."""
+SLOW_COPIES: Final = ". Each step copies experts to the card, so it is slow"
 
 Kind = Literal["cpu", "cuda"]
 Format = tuple[Precision, Dtype, Quantization]
@@ -343,6 +344,8 @@ def _because(
         text += f"; {passed[-1].precision} would take {size_text(passed[-1].device_bytes)}"
     else:
         text += ", and nothing is more faithful"
+    if chosen.offloaded:
+        return text + SLOW_COPIES
     return text + (FASTER_ELSEWHERE if device.kind == "cuda" and chosen.precision == "int4" else "")
 
 

@@ -38,10 +38,17 @@ from piecework_model.engine.sequence import (
 )
 from piecework_model.errors import NonFiniteError
 from piecework_model.failures import failure_of, is_out_of_memory
+from piecework_model.fast_paths import FastPath
 from piecework_model.layers.backbone import Backbone, Segment
 from piecework_model.layers.cache import ChunkKV, SequenceCache
 from piecework_model.layers.invariance import Invariance, invariance_of
-from piecework_model.layers.projections import may_pack, product, products_name, projection
+from piecework_model.layers.projections import (
+    may_pack,
+    product,
+    products_name,
+    products_reason,
+    projection,
+)
 from piecework_model.layout import cache_layout
 from piecework_model.requests import GenerationRequest
 from piecework_model.sampling import philox
@@ -102,6 +109,7 @@ class BatchedExecutor:
         self._sampler = sampler_for(self._device, self._dtype, limits_.vocab_size)
         self._cap: float = model.final_logit_softcapping
         self._products = products_name(decoder.embed_tokens.weight)
+        self._products_reason = products_reason(decoder.embed_tokens.weight)
         self._soft_product = product(decoder.embed_tokens.weight, pack)
         self._scale: Tensor = decoder.embed_tokens.embed_scale.to(self._dtype)
         self._most_tokens = (
@@ -131,6 +139,19 @@ class BatchedExecutor:
         or "fused.fused.tiled".
         """
         return f"{self._sampler.name}.{self._backbone.moe_name}.{self._products}"
+
+    @property
+    def fast_paths(self) -> list[FastPath]:
+        """What makes a step fast on an accelerator, and why something is off. Empty on a CPU."""
+        if self._device.type == "cpu":
+            return []
+        apart = "products depend on the number of rows" if self._invariance.isolated else ""
+        return [
+            *self._backbone.fast_paths(),
+            FastPath("sampler", self._sampler.reason),
+            FastPath("products of one tile size", self._products_reason),
+            FastPath("one pass for all sequences", apart),
+        ]
 
     @property
     def prefix_hits(self) -> int:

@@ -13,8 +13,14 @@ No form has run on a GPU. `bench.gpu` checks there that no call needs the math p
 
 from __future__ import annotations
 
+import warnings
+
+import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from piecework_model import backend_trial
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
@@ -34,3 +40,29 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -
         scale=1.0,
     )
     return attended.permute(2, 1, 0, 3).reshape(tokens, heads, dim)
+
+
+def why_unfused(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> str:
+    """Say why torch's fused kernels do not take such a call, or return an empty string.
+
+    The call is made with the math path forbidden. torch refuses it then, rather than fall back.
+    """
+    fused = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
+    try:
+        with warnings.catch_warnings(), sdpa_kernel(fused):
+            warnings.simplefilter("ignore")  # torch explains each kernel's refusal in a warning
+            attend(queries, keys, values, mask)
+    except RuntimeError as error:
+        return backend_trial.first_line(error)
+    return ""
+
+
+def why_device_is_unfused(
+    heads: int, kv_heads: int, dim: int, device: torch.device, dtype: torch.dtype
+) -> str:
+    """Say the same of layers of such heads, of a canvas without a mask and a chunk with one."""
+    tokens, seen = 16, 40
+    queries = torch.zeros((tokens, heads, dim), device=device, dtype=dtype)
+    keys = torch.zeros((kv_heads, seen, dim), device=device, dtype=dtype)
+    mask = torch.ones((tokens, seen), device=device, dtype=torch.bool)
+    return why_unfused(queries, keys, keys, None) or why_unfused(queries, keys, keys, mask)

@@ -25,7 +25,8 @@ from transformers import DiffusionGemmaForBlockDiffusion
 
 from piecework_model import limits
 from piecework_model.elementwise import by_rows
-from piecework_model.layers.attention import attend
+from piecework_model.fast_paths import FastPath
+from piecework_model.layers.attention import attend, why_device_is_unfused
 from piecework_model.layers.cache import SequenceCache
 from piecework_model.layers.graphs import (
     CudaRecorder,
@@ -133,16 +134,27 @@ class Backbone:
         """What runs the experts, for the engine profile."""
         return "+".join(sorted({layer.moe.name for layer in self._layers}))
 
-    @property
-    def moe_reason(self) -> str:
-        """Why the experts do not run in the fused kernels, or empty."""
-        return next((layer.moe.reason for layer in self._layers if layer.moe.reason), "")
+    def fast_paths(self) -> list[FastPath]:
+        """Say of attention, experts and recordings why they are not fast, each in one line."""
+        like: Tensor = self._decoder.embed_tokens.weight
+        shapes = {
+            (layer.heads, layer.attention.k_proj.out_features // layer.head_dim, layer.head_dim)
+            for layer in self._layers
+        }
+        unfused = (why_device_is_unfused(*shape, like.device, like.dtype) for shape in shapes)
+        return [
+            FastPath("attention", next(filter(None, unfused), "")),
+            FastPath("experts", next((x.moe.reason for x in self._layers if x.moe.reason), "")),
+            FastPath("recorded steps", self._pieces.reason),
+        ]
 
     def record(self, canvases: Sequence[int], canvas_tokens: int) -> None:
         """Record the pieces of steps of so many canvases, where they can be recorded.
 
         The steps are of zeros and belong to no sequence.
         """
+        if isinstance(self._pieces, EagerPieceRunner):
+            return
         like: Tensor = self._decoder.embed_tokens.weight
         with self._pieces.recording():
             for count in sorted(set(canvases), reverse=True):

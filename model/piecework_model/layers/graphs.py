@@ -92,6 +92,10 @@ class PieceRunner(Protocol):
     def recording(self) -> AbstractContextManager[None]:
         """Record what runs inside of it, where that is possible."""
 
+    @property
+    def reason(self) -> str:
+        """Why pieces are called that were to be recorded, or empty."""
+
     def forget(self) -> None:
         """Drop all recordings, because weights moved or their memory is needed."""
 
@@ -106,6 +110,10 @@ class EagerPieceRunner:
     def recording(self) -> AbstractContextManager[None]:
         """Record nothing."""
         return nullcontext()
+
+    @property
+    def reason(self) -> str:
+        return "the experts decide on the host"
 
     def forget(self) -> None:
         """Do nothing, since there are no recordings."""
@@ -188,6 +196,14 @@ class GraphPieceRunner:
         entry.recording.replay()
         self.replays += 1
         return entry.outputs
+
+    @property
+    def reason(self) -> str:
+        if self.refusals:
+            return f"{len(self.refusals)} of {len(self.refusals) + self.recordings}: " + next(
+                iter(self.refusals.values())
+            )
+        return "" if self.recordings else "nothing was recorded"
 
     def forget(self) -> None:
         """Drop all recordings."""

@@ -33,6 +33,11 @@ def products_name(weight: Tensor) -> str:
     return "tiled" if _is_fixed(weight) else "torch"
 
 
+def products_reason(weight: Tensor) -> str:
+    """Say why products with weights of this type are left to the library, or return ""."""
+    return products.why_rejected(weight.device, weight.dtype)
+
+
 def may_pack(model: nn.Module) -> bool:
     """Say whether a model is small enough to store its weights a second time."""
     sizes = (weight.numel() * weight.element_size() for weight in model.parameters())

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final, Literal
+from types import SimpleNamespace
+from typing import Any, Final, Literal
 
 import torch
-from torch import Tensor
 from transformers.activations import ACT2FN
 
 from piecework_model import precision
@@ -67,33 +67,50 @@ def _expert_codec(
     """
     sizes = {(shape[2], shape[1] // 2) for name, shape in experts if name.endswith(MATRICES[0])}
     together = quantization == "int4" and device.type == "cuda" and not offloaded and bool(sizes)
-    if together and not any(fused_int4_rejected(*size, group, device) for size in sizes):
+    if together and not any(fused_rejected(*size, Int4(group), device) for size in sizes):
         return Int4(group)
     return best_codec(quantization, device, [(shape[1], shape[2]) for _, shape in experts], group)
 
 
-def fused_int4_rejected(hidden: int, width: int, group: int, device: torch.device) -> str:
-    """Say why the fused kernels may not run 4-bit experts, or return an empty string.
+def fused_rejected(hidden: int, width: int, codec: Codec | None, device: torch.device) -> str:
+    """Say why the fused kernels may not run experts, or return an empty string.
 
-    hidden, width: of an expert. A few experts with random weights are tried.
+    hidden, width: of an expert. codec: how they are packed, None for plain bfloat16. A few experts
+    with random weights are tried.
     """
-    codec = Int4(group)
-    layout = ExpertLayout(hidden, width, codec)
-    source = DeviceBytes(TRIED_EXPERTS, layout.expert_bytes, device)
-    activation = ACT2FN["gelu_pytorch_tanh"]
-    module = QuantizedExperts(TRIED_EXPERTS, layout, codec, activation, source)
-    generator = torch.Generator().manual_seed(_SEED)
-    sizes = ((2 * width, hidden), (hidden, width))
-    for matrix, size in zip(MATRICES, sizes, strict=True):
-        for expert in range(TRIED_EXPERTS):
-            weight: Tensor = _SPREAD * torch.randn(size, generator=generator)
-            module.fill(matrix, expert, weight, device)
+    module = _random_experts(hidden, width, codec, device)
     try:
         fused = moe_backends.fused_moe(module)
     except (ImportError, ValueError) as error:
         return str(error)
     plain = Moe(module, minimum_rows=1, pack=False)
     trial = moe_backends.MoeTrial(
-        TRIED_EXPERTS, fused.hidden_size, TRIED_TOP_K, device, torch.bfloat16
+        TRIED_EXPERTS,
+        fused.hidden_size,
+        TRIED_TOP_K,
+        device,
+        torch.bfloat16,
+        moe_backends.tolerance(module),
     )
     return moe_backends.why_rejected(fused, plain, trial)
+
+
+def _random_experts(hidden: int, width: int, codec: Codec | None, device: torch.device) -> Any:
+    """Make experts as transformers' module holds them, or packed."""
+    generator = torch.Generator().manual_seed(_SEED)
+    sizes = dict(zip(MATRICES, ((2 * width, hidden), (hidden, width)), strict=True))
+    weights = {
+        matrix: _SPREAD * torch.randn((TRIED_EXPERTS, *size), generator=generator)
+        for matrix, size in sizes.items()
+    }
+    activation = ACT2FN["gelu_pytorch_tanh"]
+    if codec is None:
+        plain = {name: weight.to(device, torch.bfloat16) for name, weight in weights.items()}
+        return SimpleNamespace(num_experts=TRIED_EXPERTS, act_fn=activation, **plain)
+    layout = ExpertLayout(hidden, width, codec)
+    source = DeviceBytes(TRIED_EXPERTS, layout.expert_bytes, device)
+    module = QuantizedExperts(TRIED_EXPERTS, layout, codec, activation, source)
+    for matrix, weight in weights.items():
+        for expert in range(TRIED_EXPERTS):
+            module.fill(matrix, expert, weight[expert], device)
+    return module

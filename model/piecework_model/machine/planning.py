@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+from piecework_model.checkpoint.digests import DigestStore
 from piecework_model.checkpoint.dimensions import Blueprint, read
 from piecework_model.checkpoint.loading import DeviceChoice, LoadedModel, load
 from piecework_model.checkpoint.manifest import bundled_checkpoint_path
@@ -64,10 +65,11 @@ def load_planned(
     sequences: int,
     context_tokens: int = 0,
     hardware: Hardware | None = None,
+    digests: DigestStore | None = None,
 ) -> PlannedModel:
     """Load the checkpoint in the highest precision that fits, or in the one that is asked for.
 
-    hardware: that of this machine if not given.
+    hardware: that of this machine if not given. digests: of files that are known.
     """
     choice = plan(
         folder,
@@ -83,6 +85,7 @@ def load_planned(
         dtype=choice.need.dtype,
         quantization=choice.need.quantization,
         expert_budget_bytes=choice.expert_budget_bytes,
+        digests=digests,
     )
     return PlannedModel(loaded, choice)
 

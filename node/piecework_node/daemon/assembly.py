@@ -113,7 +113,7 @@ async def build(
     deployment = Deployment.load(home.deployment)
     check_endpoint(config.endpoint or config.bind, deployment.chain_id, config.indexes)
     tls = load_tls(home.certificate, home.certificate_key)
-    backend = _backend(config, clock, log, engine)
+    backend = _backend(config, home, clock, log, engine)
     life = asyncio.create_task(backend.run(), name="engine")
     journal: SqliteJournal | None = None
     reader: ChainReader | None = None
@@ -322,10 +322,10 @@ def checkpoint_of(config: WorkerConfig) -> Path | None:
 
 
 def _backend(
-    config: WorkerConfig, clock: Clock, log: Any, command: EngineCommandLine | None
+    config: WorkerConfig, home: Home, clock: Clock, log: Any, command: EngineCommandLine | None
 ) -> EngineBackend:
     if config.backend == "diffusion" or command is not None:
-        return EngineSupervisor(command or _engine_command(config), clock, log)
+        return EngineSupervisor(command or _engine_command(config, home), clock, log)
     from piecework_node.vllm.link import VllmLink
 
     return VllmLink(vllm_settings(config), clock, log)
@@ -353,7 +353,7 @@ def vllm_settings(config: WorkerConfig) -> VllmSettings:
     )
 
 
-def _engine_command(config: WorkerConfig) -> EngineCommandLine:
+def _engine_command(config: WorkerConfig, home: Home) -> EngineCommandLine:
     arguments = engine_arguments(
         sys.executable,
         model=str(checkpoint_of(config) or ""),
@@ -364,5 +364,6 @@ def _engine_command(config: WorkerConfig) -> EngineCommandLine:
         queue=config.queue,
         threads=config.threads,
         benchmark_s=config.benchmark_s,
+        digests=str(home.digests),
     )
     return EngineCommandLine(tuple(arguments), child_environment(os.environ))

@@ -18,6 +18,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
+from piecework.base.files import FileError
 from piecework_node.engine.link import EngineFacts
 from piecework_node.engine.wire import (
     MAX_LINE_BYTES,
@@ -148,6 +149,7 @@ def measure(
     planned: PlannedModel, executor: BatchedExecutor, seconds: float, sequences: int
 ) -> EngineFacts:
     """Measure what the offer says about this engine."""
+    from piecework_model.fast_paths import describe
     from piecework_model.machine.benchmark import measure
     from piecework_model.machine.probe import engine_profile, probe
 
@@ -178,6 +180,7 @@ def measure(
             "hardware": asdict(hardware),
             "profile": profile,
             "precision": planned.choice.reason,
+            "fast_paths": describe(executor.fast_paths),
             "steps_per_canvas": round(measured.steps_per_canvas, 1),
             "defaults": asdict(loaded.defaults),
         },
@@ -205,6 +208,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--queue", type=int, required=True)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--benchmark-seconds", type=float, required=True)
+    parser.add_argument("--digests", default="")
     chosen = parser.parse_args(arguments)
     # Libraries print. stdout is ours alone.
     reports = Reports(os.fdopen(os.dup(1), "wb"))
@@ -244,10 +248,12 @@ def load(chosen: argparse.Namespace, reports: Reports) -> PlannedModel | None:
     """Load the model in the precision that fits. Errors that the operator can mend are reported,
     not raised.
     """
+    from piecework_model.checkpoint.digests import DigestStore
     from piecework_model.errors import ModelError
     from piecework_model.machine.planning import load_planned
     from piecework_model.machine.probe import use_threads
 
+    digests = DigestStore(Path(chosen.digests) if chosen.digests else None)
     try:
         path = Path(chosen.model) if chosen.model else None
         planned = load_planned(
@@ -256,7 +262,12 @@ def load(chosen: argparse.Namespace, reports: Reports) -> PlannedModel | None:
             precision=chosen.precision,
             sequences=chosen.slots,
             context_tokens=chosen.planned_context,
+            digests=digests,
         )
+        digests.save()
+    except FileError as error:
+        reports.send(CannotStart(f"the worker's home cannot be written: {error}"))
+        return None
     except ModelError as error:
         reports.send(CannotStart(str(error)))
         return None

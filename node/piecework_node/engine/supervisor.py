@@ -273,6 +273,7 @@ class EngineSupervisor:
                 model=facts.name,
                 profile=facts.profile,
                 reason=facts.details.get("precision"),
+                fast_paths=facts.details.get("fast_paths"),
             )
             await self._events.put(EngineReady(facts))
         elif isinstance(report, Encoded):
@@ -323,10 +324,12 @@ def engine_arguments(
     queue: int,
     threads: int,
     benchmark_s: float,
+    digests: str = "",
 ) -> Sequence[str]:
     """Build the command line of the engine process.
 
-    `-P` keeps the current folder off its import path, so that a file there is never run.
+    digests: the file that remembers what checkpoint files hash to, or empty for none. `-P` keeps
+    the current folder off its import path, so that a file there is never run.
     """
     return (
         python,
@@ -341,4 +344,5 @@ def engine_arguments(
         f"--queue={queue}",
         f"--threads={threads}",
         f"--benchmark-seconds={benchmark_s}",
+        f"--digests={digests}",
     )

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from piecework_model.layers.attention import attend
+from piecework_model.layers.attention import attend, why_device_is_unfused, why_unfused
 from tests.support.allocations import allocations
 
 
@@ -77,3 +77,18 @@ def test_no_key_is_copied_for_the_heads_that_share_it() -> None:
     with torch.inference_mode():
         peak_bytes = allocations(lambda: attend(queries, keys, values, None)).peak_bytes
     assert 0 < peak_bytes < keys.nbytes, "less than one copy of the keys, let alone eight"
+
+
+def test_a_call_that_needs_the_math_path_is_told() -> None:
+    queries, keys, values = Shape(2, 2, 16, 8, 20).tensors(torch.float32)
+    assert why_unfused(queries, keys, values, None) == ""
+    trained = torch.zeros((8, 28), requires_grad=True)  # no fused kernel here has its gradient
+    assert (
+        why_unfused(queries, keys, values, trained) == "No available kernel.  Aborting execution."
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_heads_of_the_released_model_need_no_math_path(dtype: torch.dtype) -> None:
+    for heads, kv_heads, dim in ((16, 8, 256), (16, 2, 512)):
+        assert why_device_is_unfused(heads, kv_heads, dim, torch.device("cpu"), dtype) == ""

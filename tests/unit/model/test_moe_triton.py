@@ -31,7 +31,7 @@ from piecework_model.layers.moe_triton import TILE_ROWS, FusedMoe, Matrices, til
 from piecework_model.layers.offload import ExpertCache, HostBytes
 from piecework_model.layers.packed_kernels import Fp8ScaledMm, Int4Tiles
 from piecework_model.layers.quantization import Codec, Fp8, Int4
-from piecework_model.layers.recipes import fused_int4_rejected
+from piecework_model.layers.recipes import fused_rejected
 
 DEVICE = torch.device("cpu" if isinstance(moe_kernels.expert_up, InterpretedFunction) else "cuda")
 CPU = torch.device("cpu")
@@ -155,8 +155,9 @@ def test_4_bit_experts_are_unpacked_in_the_product(
     assert torch.equal(some, made[5:9])
 
 
-def test_4_bit_experts_are_admitted_before_a_model_is_packed_for_them() -> None:
-    assert fused_int4_rejected(128, 64, 64, DEVICE) == ""
+@pytest.mark.parametrize("codec", [None, Fp8(), Int4(64)])
+def test_experts_are_tried_before_a_model_is_packed_for_them(codec: Codec | None) -> None:
+    assert fused_rejected(128, 64, codec, DEVICE) == ""
 
 
 @settings(max_examples=5, deadline=None)
