@@ -173,8 +173,8 @@ def _check_types(request: GenerationRequest) -> None:
     for index, canvas in enumerate(request.committed):
         if not isinstance(canvas, tuple):
             raise InvalidRequestError("committed", f"canvas {index} is {_type(canvas)}")
-    for canvas in request.reads:
-        if not (isinstance(canvas, tuple) and all(map(_is_slot, canvas))):
+    for slots in request.reads:
+        if not (isinstance(slots, tuple) and all(map(_is_slot, slots))):
             raise InvalidRequestError("reads", "a canvas is not a tuple of slots")
 
 
@@ -183,6 +183,7 @@ def _is_slot(value: object) -> bool:
         isinstance(value, ReadSlot)
         and _is_whole(value.position)
         and isinstance(value.label_ids, tuple)
+        and all(map(_is_whole, value.label_ids))
     )
 
 

@@ -30,8 +30,8 @@ MAX_READ_CANVASES = 8192
 MAX_QUEUED_REQUESTS = 64
 # Of one conversation. The context bound is reached first by real ones.
 MAX_MESSAGES = 256
-# 256 K tokens of some 4 characters are 1 M. Four times that cannot fit any context.
-MAX_CONTENT_CHARS = 4_000_000
+# In the tools and calls of one conversation. 128 tools have some 100 each.
+MAX_TOOL_STRINGS = 32_768
 # No tokenizer gives more bytes of text a token. A longer text is refused before it is tokenized.
 MAX_TOKEN_BYTES = 64
 
@@ -75,6 +75,12 @@ HASH_THREADS = 2
 
 # Requests that may pass one that waits for memory. More would starve it, none would waste memory.
 MAX_OVERTAKES = 8
+# Short reads beside the sequences of texts: two passes of a CPU, half of a GPU's.
+SHORT_SEQUENCES = 32
+# Of a read that is short: all draws of one canvas. Each takes one step.
+SHORT_READ_CANVASES = 64
+# One part in so many of the memory for KV caches is kept for short reads.
+SHORT_MEMORY_SHARE = 16
 # Tokens of a causal chunk, in canvases: 512 as released, one pass of the weights a chunk.
 PREFILL_CHUNK_CANVASES = 2
 # Whole chunks to prefill in one step over all sequences. The others' step is delayed so long.

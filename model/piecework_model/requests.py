@@ -35,11 +35,15 @@ class ReadSlot:
 
 @dataclass(frozen=True, slots=True)
 class EncodedContent:
-    """What a job's content is for the engine (kinds). The fields are those of GenerationRequest."""
+    """What a job's content is for the engine (kinds). The fields are those of GenerationRequest.
+
+    positions: of the template before its end, which a job's max_tokens must cover. 0 without one.
+    """
 
     prompt_ids: tuple[int, ...]
     template: tuple[int, ...] = ()
     reads: tuple[tuple[ReadSlot, ...], ...] = ()
+    positions: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +121,7 @@ class CanvasEvent:
 
     token_ids: the whole canvas, C ids.
     charged_ids: what is charged. Of free text, the prefix up to, not including, the first
-        end-of-text token, and within max_tokens. Of a template, see templates.py. Of a read,
-        nothing.
+        end-of-text token, and within max_tokens. charging.py has the rules of the others.
     segments: what this canvas adds to the answer (text/segments.py).
     step_leaves: one 32-byte trace leaf a step, `steps` of them.
     answers: of a read, a question's probabilities in 1/65536, in the order of its labels.

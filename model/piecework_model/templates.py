@@ -1,19 +1,14 @@
-"""Templates: which positions of a canvas are pinned, and what of a filled one is charged. No torch.
+"""Templates: which positions of a canvas are pinned. No torch.
 
 A template covers whole canvases with one entry a position (`GenerationRequest.template`). A pinned
 position holds its token from the initial canvas on. It is never renoised, counts as accepted, and
-adds nothing to the entropy sum of the acceptance rule. All else is the published sampler.
-
-A hole is a run of free positions. The model may fill less of it than there is: what stands behind
-an end-of-text id in the same hole is left out, on the next canvas too. Other control tokens in a
-hole are dropped. What is charged is the rest of the template, fixed tokens included.
+adds nothing to the entropy sum of the acceptance rule. Its soft embedding is zero, so the next step
+has no opinion of the model about it. All else is the published sampler.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-from piecework_model.requests import HOLE, GenerationRequest, ReadSlot
+from piecework_model.requests import GenerationRequest, ReadSlot
 
 Ids = tuple[int, ...]
 
@@ -47,46 +42,4 @@ def _index(request: GenerationRequest, canvas: int, canvas_size: int) -> int:
 
 def form_length(template: Ids, eos_ids: frozenset[int]) -> int:
     """Count the positions of a template before its end, which is pinned to an end-of-text id."""
-    return next(
-        (index for index, token in enumerate(template) if token in eos_ids), len(template)
-    )
-
-
-class FilledForm:
-    """What is charged of a template's canvases, one after the other."""
-
-    def __init__(self, eos_ids: frozenset[int], control_ids: frozenset[int]) -> None:
-        self._eos_ids, self._control_ids = eos_ids, control_ids
-        self._ended = False  # whether the hole that the last canvas stopped in is over
-
-    def preview(self, entries: Ids, canvas: Ids) -> Ids:
-        """Return what would be charged of the next canvas if it were this one.
-
-        entries: the canvas's entries of the template. Both are [C].
-        """
-        return self._read(entries, canvas)[0]
-
-    def append(self, entries: Ids, canvas: Ids) -> Ids:
-        """Take the next canvas in, and return what is charged of it."""
-        charged, self._ended = self._read(entries, canvas)
-        return charged
-
-    def _read(self, entries: Ids, canvas: Ids) -> tuple[Ids, bool]:
-        charged: list[int] = []
-        ended = self._ended
-        for entry, token in _before_end(entries, canvas, self._eos_ids):
-            if entry != HOLE:
-                charged.append(entry)
-                ended = False
-            elif token in self._eos_ids:
-                ended = True
-            elif not ended and token not in self._control_ids:
-                charged.append(token)
-        return tuple(charged), ended
-
-
-def _before_end(
-    entries: Ids, canvas: Ids, eos_ids: frozenset[int]
-) -> Iterable[tuple[int, int]]:
-    """Pair entries and ids up to the end of the form."""
-    return list(zip(entries, canvas, strict=True))[: form_length(entries, eos_ids)]
+    return next((index for index, token in enumerate(template) if token in eos_ids), len(template))

@@ -23,7 +23,15 @@ from piecework.client.jobs.choosing import Chooser
 from piecework.client.jobs.completion import Completion, collect
 from piecework.client.jobs.driver import JobContext
 from piecework.client.jobs.failover import FailOver, nobody
-from piecework.client.jobs.requests import Filters, TextRequest
+from piecework.client.jobs.reads import ReadResult, collect_read
+from piecework.client.jobs.requests import (
+    Filters,
+    JobRequest,
+    Prompt,
+    ReadRequest,
+    TextRequest,
+    conversation_of,
+)
 from piecework.client.jobs.run import Caller, JobRun
 from piecework.client.jobs.selection import Choice, Ranking
 from piecework.client.jobs.spending import Spending
@@ -43,8 +51,10 @@ from piecework.client.network.reachability import Reachability
 from piecework.client.network.searches import Found
 from piecework.client.network.transport import WorkerLink
 from piecework.client.wallet import Wallet, open_wallet
-from piecework_protocol.conversation import Message
+from piecework_protocol.conversation import Tool
 from piecework_protocol.errors import ProtocolViolation
+from piecework_protocol.kinds.read import Question
+from piecework_protocol.kinds.text import TemplatePart
 from piecework_protocol.types import Address, Amount, ChannelId, JobId
 
 
@@ -288,7 +298,7 @@ class PieceworkClient:
         """Return every usable offer, verified, and one line for each that was left out."""
         return await self.discovery.offers()
 
-    async def rank(self, request: TextRequest) -> Ranking:
+    async def rank(self, request: JobRequest) -> Ranking:
         """Return who could take the request, best first, and why others cannot.
 
         Workers are dialed for that. They are told nothing.
@@ -298,9 +308,12 @@ class PieceworkClient:
 
     async def ask(
         self,
-        prompt: str | Sequence[Message],
+        prompt: Prompt,
         *,
         system: str | None = None,
+        tools: Sequence[Tool] = (),
+        thinking: bool = False,
+        template: Sequence[TemplatePart] = (),
         model: str | None = None,
         max_tokens: int | None = None,
         seed: int | None = None,
@@ -311,12 +324,15 @@ class PieceworkClient:
         """Ask for a text, wait for all of it, and pay for it canvas by canvas.
 
         Args:
-            prompt: What the user says, or a whole conversation.
+            prompt: What the user says, or messages, or a whole conversation.
             system: A system message in front of it.
+            tools: Functions that the model may call. `Completion.tool_calls` has its calls.
+            thinking: Whether the model thinks before it answers.
+            template: The form of the answer: fixed texts and holes.
             model: A name, a digest in hex, or None for any model.
             max_tokens: The longest answer, in tokens.
             seed: 64 bits. Drawn at random if None.
-            temperature: Temperature at the last step, 0 to 2.
+            temperature: 0 to 2, as in chat APIs. 1 is the model's published schedule.
             max_price: The most that the job may cost, such as "0.05" (tokens).
             best_effort: Whether models without seed and trace will do.
 
@@ -343,6 +359,9 @@ class PieceworkClient:
         request = TextRequest.of(
             prompt,
             system=system,
+            tools=tools,
+            thinking=thinking,
+            template=template,
             model=model,
             max_tokens=max_tokens,
             seed=seed,
@@ -352,7 +371,53 @@ class PieceworkClient:
         )
         return await self.collect(self.run(request))
 
-    async def quote(self, request: TextRequest) -> Quote:
+    async def read(
+        self,
+        prompt: Prompt,
+        questions: Sequence[Question],
+        *,
+        draws: int = 1,
+        model: str | None = None,
+        seed: int | None = None,
+        max_price: TokenAmount | str | None = None,
+        best_effort: bool = False,
+    ) -> ReadResult:
+        """Ask questions with labels to choose from. The answers are probabilities, and no text.
+
+        Args:
+            prompt: What the questions are about: a text, or messages, or a whole conversation.
+            questions: What to decide.
+            draws: How often each question is answered. Two or more give a standard error.
+            model: A name, a digest in hex, or None for any model that takes reads.
+            seed: 64 bits. Drawn at random if None.
+            max_price: The most that the job may cost, such as "0.05" (tokens).
+            best_effort: Whether models without seed and trace will do.
+
+        Returns:
+            A decision for each question, and what the job has cost.
+
+        Raises:
+            MalformedInput: A question is not one that the protocol can carry.
+            ClientError: As `ask`.
+
+        Example:
+            >>> rude = Question("Is it rude?", (Label("yes"), Label("no")))
+            >>> result = await client.read("You are late again!", [rude], draws=4)
+            >>> print(result.decisions[0].probability("yes"), result.cost)
+        """
+        limit = None if max_price is None else Amount(self.payment_token.units_of(max_price))
+        request = ReadRequest(
+            conversation_of(prompt),
+            tuple(questions),
+            draws,
+            model=model,
+            seed=seed,
+            max_price=limit,
+            best_effort=best_effort,
+        )
+        return await collect_read(self.run(request), request, self.payment_token)
+
+    async def quote(self, request: JobRequest) -> Quote:
         """Return what the request would cost now. Nothing is sent to a worker.
 
         Raises:
@@ -370,7 +435,7 @@ class PieceworkClient:
     @asynccontextmanager
     async def reserve_many(
         self,
-        requests: Sequence[TextRequest],
+        requests: Sequence[JobRequest],
         parts: Sequence[Part] | None = None,
     ) -> AsyncIterator[tuple[Part, ...]]:
         """Reserve what several requests may cost, all or nothing, before any of them is signed.
@@ -403,7 +468,7 @@ class PieceworkClient:
             for part in held:
                 self._spending.release(part)
 
-    def run(self, request: TextRequest, part: Part = NO_PART) -> JobRun:
+    def run(self, request: JobRequest, part: Part = NO_PART) -> JobRun:
         """Run the request at the best worker, or at the next one if that declines.
 
         Args:

@@ -17,8 +17,8 @@ import enum
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from piecework_protocol.objects import ModelOffer, Parameters
-from piecework_protocol.pricing import Usage, price
+from piecework_protocol.objects import Job, ModelOffer
+from piecework_protocol.pricing import Usage, most_units, price
 from piecework_protocol.types import Amount
 
 DEPOSIT_SHARE = 4
@@ -222,16 +222,17 @@ def bound(terms: CreditTerms, payers: Iterable[PayerCredit]) -> Amount:
 
 
 def ceiling(
-    model: ModelOffer, parameters: Parameters, prompt_tokens: int, done: Usage | None, canvases: int
+    model: ModelOffer, job: Job, prompt_tokens: int, done: Usage | None, canvases: int
 ) -> Amount:
     """Give the most that a job can cost after so many more canvases than `done`, beyond `done`.
 
     `done` is None before the prompt was charged: then its prefill counts too.
     """
+    parameters = job.parameters
     before = done or Usage(0, 0, 0)
     after = Usage(
         max(before.prompt_tokens, prompt_tokens),
-        min(parameters.max_tokens, before.output_tokens + canvases * model.canvas_size),
+        min(most_units(job.kind, parameters), before.output_tokens + canvases * model.canvas_size),
         before.denoising_steps + canvases * parameters.max_steps,
     )
     return Amount(price(model, after) - price(model, before))

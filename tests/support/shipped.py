@@ -23,13 +23,7 @@ from piecework.client.jobs.preparing import prepare
 from piecework.client.jobs.requests import Filters, TextRequest
 from piecework.client.jobs.selection import rank
 from piecework.client.jobs.spending import Spending
-from piecework.client.journal.records import (
-    ChannelStatus,
-    JobRow,
-    Limits,
-    Memories,
-    SeenChannel,
-)
+from piecework.client.journal.records import ChannelStatus, JobRow, Limits, Memories, SeenChannel
 from piecework.client.journal.store import Store
 from piecework.client.network.reachability import Reachability
 from piecework.client.network.transport import JobStream

@@ -34,6 +34,7 @@ from piecework_model.engine.sequence import (
     DeviceDecisions,
     SequenceState,
     decide,
+    label_logits,
     to_host,
 )
 from piecework_model.errors import NonFiniteError
@@ -51,7 +52,6 @@ from piecework_model.layers.projections import (
 )
 from piecework_model.layout import cache_layout
 from piecework_model.requests import GenerationRequest
-from piecework_model.sampling import philox
 from piecework_model.sampling.sampler_backends import sampler_for
 
 
@@ -59,7 +59,7 @@ from piecework_model.sampling.sampler_backends import sampler_for
 class _OpenSequence:
     state: SequenceState
     prefix_keys: list[Key]  # of the prompt's chunks, empty if none is shared
-    known: list[ChunkKV]  # the first chunks, to be copied into the cache
+    known: list[ChunkKV]  # the next chunks, to be copied into the cache
     stored: int  # chunks of the prompt that are in the cache or known
     opened: SequenceCache | None = None
 
@@ -195,11 +195,18 @@ class BatchedExecutor:
         # A sequence that may not start yet would hold on to copies that the store has dropped.
         if request.tenant and request.canvas_limit > len(request.committed):
             keys = prefix_keys(request.tenant, prompt_chunks(request.prompt_ids, self.chunk_tokens))
-        known = self._prefix_cache.find(keys)
-        for _ in known:
-            state.pending.popleft()
-        self._sequences[request.request_id] = _OpenSequence(state, keys, known, len(known))
-        return len(known)
+        self._sequences[request.request_id] = _OpenSequence(state, keys, [], 0)
+        return self.find_cached(request.request_id)
+
+    def find_cached(self, request_id: str) -> int:
+        """Look again which of the sequence's next chunks are cached, as others have gone on."""
+        sequence = self._sequences[request_id]
+        found = self._prefix_cache.find(sequence.prefix_keys, sequence.stored)
+        for _ in found:
+            sequence.state.pending.popleft()
+        sequence.known += found
+        sequence.stored += len(found)
+        return len(found)
 
     def leaves(self, request_id: str) -> tuple[bytes, ...]:
         """Return the trace leaves of the sequence's canvas so far."""
@@ -310,11 +317,7 @@ class BatchedExecutor:
         """Run one pass: commit chunks to the caches, denoise canvases by one step."""
         denoising = [task for task in tasks if task.denoise]
         for task in denoising:
-            state = task.sequence.state
-            if state.current is None:
-                state.current = philox.initial_ids(
-                    [state.moment], self._limits.canvas_size, self._limits.vocab_size
-                )[0]
+            task.sequence.state.start(self._limits.canvas_size, self._limits.vocab_size)
         states = self._states(tasks, denoising)
         tiles = [self._decide(*tile) for tile in self._tiles(denoising, states)]
         softs = [soft for tile in tiles for soft in tile.soft]
@@ -369,15 +372,15 @@ class BatchedExecutor:
         return self._backbone.run(torch.cat(hidden), segments, canvas_tokens)
 
     def _cache(self, sequence: _OpenSequence) -> SequenceCache:
-        """Return the sequence's cache. The first pass allocates it and copies the known chunks into
-        it.
+        """Return the sequence's cache. The first pass allocates it. Known chunks are copied into
+        it, each at once, so that a pass which fails can be repeated.
         """
         if sequence.opened is None:
             tokens = self._limits.sequence_tokens(sequence.state.request)
-            cache = SequenceCache(self._layout, tokens, self._device, self._dtype)
-            for chunk in sequence.known:
-                cache.append(chunk)
-            sequence.opened, sequence.known = cache, []
+            sequence.opened = SequenceCache(self._layout, tokens, self._device, self._dtype)
+        while sequence.known:
+            sequence.opened.append(sequence.known[0])
+            sequence.known.pop(0)
         return sequence.opened
 
     def _soft(self, state: SequenceState, like: Tensor) -> Tensor:
@@ -406,14 +409,16 @@ class BatchedExecutor:
         temperatures = np.repeat(
             np.array([sequence.temperature for sequence in sequences], dtype=np.float32), size
         )
+        raw = self._head(states)
+        labels = label_logits(sequences, raw)
         output = self._sampler.sample(
-            self._head(states),
+            raw,
             torch.from_numpy(temperatures).to(device),
             self._cap,
             torch.from_numpy(np.concatenate(uniforms)).to(device),
         )
         soft = self._soften(output.probabilities).view(len(sequences), size, -1)
-        return decide(sequences, output, soft, np.stack(renoise))
+        return decide(sequences, output, soft, np.stack(renoise), labels)
 
     def _soften(self, probabilities: Tensor) -> Tensor:
         """Compute the soft embeddings [P, H] that condition the next step, from probabilities [P,
@@ -460,14 +465,18 @@ class BatchedExecutor:
             offset += tokens
         return made
 
-    @staticmethod
     def _advance(
-        task: _Task, decision: Decision, soft: Tensor, leaf: bytes | Future[bytes]
+        self, task: _Task, decision: Decision, soft: Tensor, leaf: bytes | Future[bytes]
     ) -> SequenceStep:
         state = task.sequence.state
         canvas, step = state.canvas, state.step
         finished = state.advance(decision, soft, leaf)
-        leaves = state.leaves() if finished else ()
         return SequenceStep(
-            task.request_id, canvas, step, tuple(decision.argmax.tolist()), finished, leaves
+            task.request_id,
+            canvas,
+            step,
+            tuple(decision.argmax.tolist()),
+            finished,
+            state.leaves() if finished else (),
+            decision.answers(self._cap),
         )

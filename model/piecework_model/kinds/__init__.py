@@ -10,13 +10,13 @@ from piecework_model.kinds import read, text
 from piecework_model.requests import EncodedContent
 from piecework_model.text.chat import HasTokenizer
 from piecework_model.text.tokens import TextCodec
+from piecework_protocol.kinds import Content
 from piecework_protocol.kinds.read import ReadContent
-from piecework_protocol.kinds.text import TextContent
 
 
 def encode(
     source: HasTokenizer | TextCodec,
-    content: TextContent | ReadContent,
+    content: Content,
     canvas_size: int,
     most: int,
 ) -> EncodedContent:

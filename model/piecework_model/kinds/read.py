@@ -14,8 +14,8 @@ is pinned, and behind the last line an end-of-text id is. The slot's answer is t
 tokens of the question's option codes (sampling/answers.py).
 
 The codes are A to Z, then AA to ZZ, a to z and 0 to 9, as far as the vocabulary has a token of its
-own for each. If it has enough codes with the space before them in the token, as in ` A`, these are
-used and the line starts with `q1:`. That is how such a vocabulary writes the line itself.
+own for each. If each code in use also has a token with the space before it, as in ` A`, that one
+stands in the slot and the line starts with `q1:`. Such a vocabulary writes the line so itself.
 """
 
 from __future__ import annotations
@@ -29,8 +29,7 @@ from typing import Final
 from piecework_model.errors import PromptError
 from piecework_model.kinds.text import end_id, padded
 from piecework_model.requests import HOLE, EncodedContent, ReadSlot
-from piecework_model.kinds.prompt import codec_of, encode_conversation
-from piecework_model.text.chat import HasTokenizer
+from piecework_model.text.chat import HasTokenizer, codec_of, encode_prompt
 from piecework_model.text.literal import literal_ids
 from piecework_model.text.tokens import TextCodec
 from piecework_protocol.conversation import Conversation, Message, Text
@@ -52,7 +51,7 @@ def encode(
     wanted = max(len(question.labels) for question in content.questions)
     space, codes = option_codes(codec, wanted)
     conversation = _asked(content, [code for code, _ in codes])
-    prompt_ids = encode_conversation(source, conversation, most)
+    prompt_ids = encode_prompt(source, conversation, most=most)
     tokens = [token for _, token in codes]
     end = end_id(codec, prompt_ids)
     template: list[int] = []
@@ -73,27 +72,34 @@ def option_codes(codec: TextCodec, wanted: int) -> tuple[str, list[tuple[str, in
     Raises:
         PromptError: The vocabulary has fewer.
     """
-    found: list[tuple[str, int]] = []
-    for before, inside in (("", " "), (" ", "")):
-        found = list(itertools.islice(_single(codec, inside), wanted))
-        if len(found) == wanted:
-            return before, found
-    raise PromptError(
-        f"a question has {wanted} labels, but the vocabulary has {len(found)} option codes"
-    )
+    codes = dict(itertools.islice(_single(codec), wanted))
+    if len(codes) < wanted:
+        raise PromptError(
+            f"a question has {wanted} labels, but the vocabulary has {len(codes)} option codes"
+        )
+    spaced = {code: token for code in codes if (token := _token(codec, f" {code}")) is not None}
+    if len(set(spaced.values())) == wanted:
+        return "", list(spaced.items())
+    return " ", list(codes.items())
 
 
-def _single(codec: TextCodec, space: str) -> Iterator[tuple[str, int]]:
-    """List the codes that are one token of their own, with `space` before them in the token."""
+def _single(codec: TextCodec) -> Iterator[tuple[str, int]]:
+    """List the codes that are one token of their own."""
     seen: set[int] = set()
     for code in _codes():
-        try:
-            ids = literal_ids(codec, space + code, start=False)
-        except PromptError:  # the vocabulary cannot write it
-            continue
-        if len(ids) == 1 and ids[0] not in seen:
-            seen.add(ids[0])
-            yield code, ids[0]
+        token = _token(codec, code)
+        if token is not None and token not in seen:
+            seen.add(token)
+            yield code, token
+
+
+def _token(codec: TextCodec, text: str) -> int | None:
+    """Return the token that `text` is inside a line, or None if it is several."""
+    try:
+        ids = literal_ids(codec, text, start=False)
+    except PromptError:  # the vocabulary cannot write it
+        return None
+    return ids[0] if len(ids) == 1 else None
 
 
 def _codes() -> Iterator[str]:

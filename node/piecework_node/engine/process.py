@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 from piecework.base.files import FileError
+from piecework_model.requests import EncodedContent
 from piecework_node.engine.link import EngineFacts
 from piecework_node.engine.wire import (
     MAX_LINE_BYTES,
@@ -37,7 +38,7 @@ from piecework_node.engine.wire import (
 )
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.limits import MAX_NAME_BYTES
-from piecework_protocol.objects import Service
+from piecework_protocol.objects import Kind, Service
 from piecework_protocol.types import Digest
 
 if TYPE_CHECKING:
@@ -95,18 +96,19 @@ def read_commands(
 
 
 def encode(loaded: LoadedModel, command: Encode, most: int) -> Encoded:
-    """Tokenize through the chat template, up to one id more than `most`.
+    """Encode a content for the engine, up to one id more than `most`.
 
-    A rejected prompt is an answer, not an error.
+    A rejected content is an answer, not an error.
     """
+    from piecework_model import kinds
     from piecework_model.errors import PromptError
-    from piecework_model.text.chat import ChatMessage, encode_prompt
 
-    messages = [ChatMessage(m.role, m.content) for m in command.messages]  # type: ignore[arg-type]
+    canvas_size = loaded.limits.canvas_size
     try:
-        return Encoded(command.number, encode_prompt(loaded, messages, most=most))
+        content = kinds.encode(loaded, command.content, canvas_size, most)
     except PromptError as error:
-        return Encoded(command.number, (), str(error))
+        return Encoded(command.number, EncodedContent(()), str(error))
+    return Encoded(command.number, content)
 
 
 def run(engine: Engine, commands: queue.Queue[Command | None], reports: Reports) -> None:
@@ -176,6 +178,7 @@ def measure(
         first_canvas_ms=int(measured.first_canvas_ms),
         steps_per_second=int(measured.steps_per_second),
         service=Service.REPLAYABLE,
+        kinds=(Kind.TEXT, Kind.READ),
         details={
             "hardware": asdict(hardware),
             "profile": profile,

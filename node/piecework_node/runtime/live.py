@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from typing import Final
 
-from piecework_model.requests import DraftEvent, ProgressEvent
+from piecework_model.requests import DraftEvent, EncodedContent, ProgressEvent
 from piecework_node.journal.records import StoredChannel
 from piecework_node.runtime.funding import usable_funding
 from piecework_node.runtime.sink import FrameSink
@@ -18,6 +19,8 @@ from piecework_protocol.states import ENDED_STATES, ChannelState, JobState
 from piecework_protocol.types import Amount, ChannelId, JobId
 from piecework_protocol.worker_session import StartEngine, WorkerSession
 
+NO_CONTENT: Final = EncodedContent(())
+
 
 @dataclass(slots=True)
 class LiveJob:
@@ -25,7 +28,7 @@ class LiveJob:
 
     session: WorkerSession
     channel: LiveChannel
-    prompt_ids: tuple[int, ...] = ()
+    content: EncodedContent = NO_CONTENT
     """Only while a stream is open. Never written to disk."""
     committed: list[tuple[int, ...]] = field(default_factory=list)
     """Token ids of the finished canvases, only while a stream is open."""
@@ -57,7 +60,9 @@ class LiveJob:
 
     def __post_init__(self) -> None:
         accepted = self.session.accepted
-        self.reserve = worst_case(accepted.model, accepted.job.parameters, accepted.prompt_tokens)
+        self.reserve = worst_case(
+            accepted.model, accepted.job.kind, accepted.job.parameters, accepted.prompt_tokens
+        )
 
     @property
     def id(self) -> JobId:
@@ -106,7 +111,7 @@ class LiveJob:
             return Amount(0)
         terms, session = self.session.accepted, self.session
         done = session.usage() if session.canvases else None
-        return ceiling(terms.model, terms.job.parameters, terms.prompt_tokens, done, canvases)
+        return ceiling(terms.model, terms.job, terms.prompt_tokens, done, canvases)
 
     def is_late(self, now: int) -> bool:
         """Whether the deadline has passed. Keys that its canvases are sealed to may be gone."""

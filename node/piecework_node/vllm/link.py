@@ -23,7 +23,7 @@ import aiohttp
 
 from piecework.base.clock import Clock
 from piecework_model.errors import CheckpointError, PromptError
-from piecework_model.requests import FailedEvent, GenerationRequest, StoppedEvent
+from piecework_model.requests import EncodedContent, FailedEvent, GenerationRequest, StoppedEvent
 from piecework_model.text.tokens import TextCodec
 from piecework_node.engine.link import EngineEvent, EngineFacts, EngineLost, EngineReady
 from piecework_node.errors import (
@@ -41,7 +41,7 @@ from piecework_node.vllm.canvases import CanvasWriter
 from piecework_node.vllm.checkpoint import ServedCheckpoint
 from piecework_node.vllm.endpoint import EndpointTimes, VllmEndpoint
 from piecework_node.vllm.pool import EndpointPool, PooledEndpoint, PoolTimes
-from piecework_protocol.conversation import Message
+from piecework_protocol.kinds import Content
 from piecework_protocol.limits import MAX_NAME_BYTES
 from piecework_protocol.objects import Service
 
@@ -158,13 +158,13 @@ class VllmLink:
         """What is known of each endpoint."""
         return self.pool.endpoints if self.pool is not None else ()
 
-    async def encode_prompt(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
+    async def encode(self, content: Content) -> EncodedContent:
         running = self._running
         if not self._up or running is None:
             raise EngineUnavailable("no vLLM endpoint is healthy")
         async with self._encoders:
             most = running.facts.max_context
-            return await asyncio.to_thread(_encode, running.checkpoint, messages, most)
+            return await asyncio.to_thread(_encode, running.checkpoint, content, most)
 
     def start(self, request: GenerationRequest) -> None:
         running = self._running
@@ -435,13 +435,10 @@ async def survey(settings: VllmSettings, clock: Clock, log: Any) -> str:
     return f"{len(served)} well, {shortest} tokens of context, their tokenizer is the checkpoint's"
 
 
-def _encode(
-    checkpoint: ServedCheckpoint, messages: tuple[Message, ...], most: int
-) -> tuple[int, ...]:
-    from piecework_model.text import chat
+def _encode(checkpoint: ServedCheckpoint, content: Content, most: int) -> EncodedContent:
+    from piecework_model import kinds
 
-    turns = [chat.ChatMessage(m.role, m.content) for m in messages]  # type: ignore[arg-type]
     try:
-        return chat.encode_prompt(checkpoint.codec, turns, most=most)
+        return kinds.encode(checkpoint.codec, content, checkpoint.canvas_size, most)
     except PromptError as error:
         raise PromptRejected(str(error)) from None

@@ -29,8 +29,8 @@ from typing import Any, NoReturn
 from piecework.base.amounts import Token
 from piecework.base.errors import PieceworkError
 from piecework.client.jobs.events import CanvasText, FinishReason, JobFinished, JobStarted
-from piecework.client.jobs.requests import Generation, TextRequest, start_above
-from piecework_protocol.conversation import Message
+from piecework.client.jobs.requests import Generation, TextRequest, schedule
+from piecework_protocol.conversation import Conversation, Message
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.limits import MAX_DENOISING_STEPS, MAX_MESSAGES_PER_PROMPT
 from piecework_protocol.objects import Offer
@@ -164,7 +164,7 @@ def parse_chat(body: Any, *, best_effort: bool = False) -> ChatRequest:
         _bad(f"piecework is an object with members among {', '.join(sorted(_OURS))}", "piecework")
     max_price = _integer(ours, "max_price", 0, 1 << 96)
     request = TextRequest(
-        messages=_messages(body.get("messages")),
+        Conversation(_messages(body.get("messages"))),
         model=None if model == "any" else model,
         generation=_generation(body, ours),
         max_price=None if max_price is None else Amount(max_price),
@@ -198,9 +198,10 @@ def _generation(body: Mapping[str, Any], ours: Mapping[str, Any]) -> Generation:
     if tokens is None:
         tokens = _token_limit(body, "max_tokens")
     start = _real(ours, "temperature_start", MAX_TEMPERATURE)
-    end = _real(body, "temperature", MAX_TEMPERATURE)
-    if start is None and end is not None:
-        start = start_above(end)
+    asked, end = _real(body, "temperature", MAX_TEMPERATURE), None
+    if asked is not None:
+        usual, end = schedule(asked / 1_000_000)
+        start = usual if start is None else start
     bound = _real(ours, "entropy_bound", 100.0)
     seed = _integer(body, "seed", -(1 << 63), (1 << 64) - 1)
     return Generation(

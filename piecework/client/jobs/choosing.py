@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from piecework.base.clock import Clock
 from piecework.client.errors import WorkerUnreachable
-from piecework.client.jobs.requests import Filters, TextRequest
+from piecework.client.jobs.requests import Filters, JobRequest
 from piecework.client.jobs.selection import Choice, Ranking, least_of, rank, within_cap
 from piecework.client.jobs.spending import Allowance
 from piecework.client.journal.learning import is_resting
@@ -58,7 +58,7 @@ class Chooser:
 
     async def choose(
         self,
-        request: TextRequest,
+        request: JobRequest,
         tried: Collection[Address] = (),
         allowance: Allowance = NO_LIMIT,
     ) -> Ranking:
@@ -97,7 +97,7 @@ class Chooser:
         return within_cap(ranking, known, memories, filters)
 
     async def _rank(
-        self, request: TextRequest, offers: Iterable[SignedOffer], allowance: Allowance
+        self, request: JobRequest, offers: Iterable[SignedOffer], allowance: Allowance
     ) -> tuple[Ranking, Memories, Filters]:
         memories = await asyncio.to_thread(self._reachability.memory.all)
         cap = None if request.max_price is not None else self._filters.price_cap

@@ -16,8 +16,8 @@ from piecework.base.clock import Clock
 from piecework.client.config import ClientConfig
 from piecework.client.errors import JobFailed, JobInterrupted, WorkerUnreachable
 from piecework.client.jobs.channels import ChannelManager
+from piecework.client.jobs.delivered import delivered
 from piecework.client.jobs.events import (
-    CanvasText,
     DraftText,
     FinishReason,
     JobFinished,
@@ -67,6 +67,7 @@ from piecework_protocol.frames import (
     VoucherAccepted,
     WorkerFrame,
 )
+from piecework_protocol.kinds.text import TextOutput
 from piecework_protocol.ledger import PayerLedger
 from piecework_protocol.objects import ModelOffer, Receipt, Voucher
 from piecework_protocol.pricing import Usage, usage_of
@@ -279,7 +280,9 @@ class JobDriver:
                     book = await self._on_accepted(event, link, stream, row)
                 elif isinstance(event, DraftSeen):
                     watchdog.working(came, event.canvas, event.step)
-                    self._caller.offer(DraftText(event.canvas, event.step, event.output.text))
+                    if isinstance(event.output, TextOutput):
+                        draft = DraftText(event.canvas, event.step, event.output.segments)
+                        self._caller.offer(draft)
                 elif isinstance(event, Progress):
                     if _told(watchdog, event, came, self._context.clock.wall()):
                         started = came  # time in a queue is not the worker's slowness
@@ -429,7 +432,7 @@ class JobDriver:
         self, event: CanvasVerified, stream: JobStream, book: PayerLedger
     ) -> PayerLedger:
         context, receipt = self._context, event.receipt
-        text = event.output.text
+        text = event.output.text if isinstance(event.output, TextOutput) else None
         payment = await asyncio.to_thread(
             context.store.pay,
             event,
@@ -438,18 +441,8 @@ class JobDriver:
             acknowledged=self._confirmed,
         )
         self._receipts.append(receipt)
-        canvas = CanvasText(
-            canvas=receipt.canvas,
-            text=text,
-            tokens=receipt.units,
-            steps=receipt.steps,
-            amount=receipt.amount,
-            cost=paid_amount(tuple(self._receipts)),
-            receipt=event.digest,
-            leaf_index=payment.leaf_index,
-            last=receipt.finish is not objects.Finish.MORE,
-            again=payment.again,
-        )
+        cost = paid_amount(tuple(self._receipts))
+        canvas = delivered(event, payment, cost, self._job, self._model)
         try:
             if payment.voucher is not None:
                 await self._send_voucher(stream, payment.book, payment.voucher)
@@ -530,6 +523,8 @@ class JobDriver:
         now, model = self._context.now(), self._model
         parameters = self._job.submission.job.parameters
         seen_whole = self._streams == 1 and self._new and not self._caller.cancelled.is_set()
+        # What a read takes says nothing about the speed of text.
+        seen_whole = seen_whole and self._job.submission.job.kind is objects.Kind.TEXT
 
         def measure(memory: Measured) -> Measured:
             if not seen_whole:
@@ -578,7 +573,7 @@ class JobDriver:
             self._model,
             domain,
             openers,
-            prompt_bytes=job.prompt_bytes,
+            outline=job.outline,
             receipts=tuple(self._receipts),
             resumed=self.sent or self._replay or job.prompt_tokens is not None,
         )

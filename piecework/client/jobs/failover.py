@@ -19,7 +19,7 @@ from piecework.client.jobs.choosing import Chooser
 from piecework.client.jobs.driver import JobContext, JobDriver
 from piecework.client.jobs.outstanding import pay_outstanding
 from piecework.client.jobs.preparing import prepare
-from piecework.client.jobs.requests import Generation, TextRequest
+from piecework.client.jobs.requests import Generation, JobRequest
 from piecework.client.jobs.run import Caller
 from piecework.client.jobs.selection import (
     AFTER_REFUSAL,
@@ -58,7 +58,7 @@ class FailOver:
         self._fund = fund
         self._settling: dict[ChannelId, asyncio.Lock] = {}
 
-    async def run(self, request: TextRequest, caller: Caller, part: Part = NO_PART) -> None:
+    async def run(self, request: JobRequest, caller: Caller, part: Part = NO_PART) -> None:
         """Offer the request to one worker after the other until one runs it to its end.
 
         What is held for `part` and no job has taken over is free again at the end.
@@ -73,7 +73,7 @@ class FailOver:
             self._context.spending.release(attempts.part)
             await self._context.reachability.written()
 
-    async def _run(self, request: TextRequest, caller: Caller, attempts: _Attempts) -> None:
+    async def _run(self, request: JobRequest, caller: Caller, attempts: _Attempts) -> None:
         tried: set[Address] = set()
         attempts.allowance = await self._context.spending.allowance(attempts.part)
         ranking = await self._chooser.choose(request, allowance=attempts.allowance)
@@ -91,7 +91,7 @@ class FailOver:
         raise attempts.verdict()
 
     async def reserve(
-        self, requests: Sequence[TextRequest], parts: Sequence[Part]
+        self, requests: Sequence[JobRequest], parts: Sequence[Part]
     ) -> tuple[Part, ...]:
         """Hold the ceilings of several requests in one transaction. Nothing is signed.
 
@@ -101,7 +101,7 @@ class FailOver:
         allowance = await self._context.spending.allowance(parts[0])
         if allowance.left is not None:
             allowance = replace(allowance, left=Amount(allowance.left // len(requests)))
-        ceilings: dict[TextRequest, Amount] = {}
+        ceilings: dict[JobRequest, Amount] = {}
         for request in set(requests):
             ranking = await self._chooser.choose(request, allowance=allowance)
             if not ranking.choices:
@@ -155,7 +155,7 @@ class FailOver:
                 store.leave(job.id)
 
     async def _try(
-        self, choice: Choice, request: TextRequest, caller: Caller, attempts: _Attempts
+        self, choice: Choice, request: JobRequest, caller: Caller, attempts: _Attempts
     ) -> bool:
         """Offer the request to one worker, mending what can be mended once. True when it ran to its
         end."""
@@ -202,7 +202,7 @@ class FailOver:
         self,
         declined: Refusal | JobFailed,
         choice: Choice,
-        request: TextRequest,
+        request: JobRequest,
         job: JobRow,
         total: Amount,
         attempts: _Attempts,
@@ -242,7 +242,7 @@ class FailOver:
         self,
         declined: Refusal | JobFailed,
         choice: Choice,
-        request: TextRequest,
+        request: JobRequest,
         job: JobRow,
         attempts: _Attempts,
     ) -> Choice | None:
@@ -264,7 +264,7 @@ class FailOver:
         return await self._renewed(choice, request, job, attempts)
 
     async def _renewed(
-        self, choice: Choice, request: TextRequest, job: JobRow, attempts: _Attempts
+        self, choice: Choice, request: JobRequest, job: JobRow, attempts: _Attempts
     ) -> Choice | None:
         """The same worker with the offer that it shows now."""
         try:
@@ -283,11 +283,9 @@ def _fees(choice: Choice) -> int:
     return offer.open_fee + offer.top_up_fee
 
 
-def _shortened(
-    choice: Choice, request: TextRequest, declined: Refusal | JobFailed
-) -> Choice | None:
+def _shortened(choice: Choice, request: JobRequest, declined: Refusal | JobFailed) -> Choice | None:
     """The choice with as many tokens as the worker has room for, if the caller asked for none."""
-    if request.generation.max_tokens is not None or not isinstance(declined, Refusal):
+    if not request.may_be_shortened or not isinstance(declined, Refusal):
         return None
     counted = declined.metadata.get("prompt_tokens", "")
     if not (counted.isascii() and counted.isdecimal() and len(counted) < 10):
@@ -300,22 +298,21 @@ def _shortened(
 
 
 def _affordable(
-    choice: Choice, request: TextRequest, short: BudgetExceeded | InsufficientFunds
+    choice: Choice, request: JobRequest, short: BudgetExceeded | InsufficientFunds
 ) -> Choice | None:
     """The choice with as many tokens as there is money for, if the caller asked for none."""
     left = short.left if isinstance(short, BudgetExceeded) else short.available
     limit = Amount(max(0, choice.ceiling - (short.needed.units - left.units)))
-    if request.generation.max_tokens is not None:
+    if not request.may_be_shortened:
         return None
-    prompt_bytes = len(request.prompt)
-    generation = affordable(choice.generation, choice.model, prompt_bytes, limit)
+    generation = affordable(request, choice.generation, choice.model, limit)
     shorter = _with(choice, request, generation)
     return shorter if shorter.ceiling <= limit else None
 
 
-def _with(choice: Choice, request: TextRequest, generation: Generation) -> Choice:
+def _with(choice: Choice, request: JobRequest, generation: Generation) -> Choice:
     """The choice with a shorter answer. Its expected price stays an estimate from above."""
-    ceiling = ceiling_of(generation, choice.model, len(request.prompt))
+    ceiling = ceiling_of(request, generation, choice.model)
     return replace(choice, generation=generation, ceiling=ceiling)
 
 
@@ -364,7 +361,7 @@ class _Attempts:
         return NoWorkerFits("no worker took the request", (*self._why, *self.unfit))
 
 
-def nobody(request: TextRequest, ranking: Ranking) -> NoWorkerFits:
+def nobody(request: JobRequest, ranking: Ranking) -> NoWorkerFits:
     """Why there is nobody to ask."""
     if ranking.mistake is not None:
         mistake = ranking.mistake

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from piecework_protocol.frames import SubmitJob
 from piecework_protocol.ledger import PayerLedger
 from piecework_protocol.objects import Channel, Receipt, Voucher
+from piecework_protocol.outlines import Outline
 from piecework_protocol.types import Address, Amount, ChannelId, Digest, JobId, Signature, Timestamp
 from piecework_protocol.wire import SignedOffer
 
@@ -161,15 +162,15 @@ class Part:
 class JobRow:
     """One job with everything that is needed to resume it after a restart. No text.
 
-    `owner` is the name of the process that follows it, as in `journal.owners`. Another process of
-    this client leaves a living owner's job alone.
+    `outline` is the shape of its content. `owner` is the name of the process that follows it, as in
+    `journal.owners`. Another process of this client leaves a living owner's job alone.
     """
 
     id: JobId
     submission: SubmitJob
     offer: SignedOffer
     reply_secret: bytes
-    prompt_bytes: int
+    outline: Outline
     status: JobStatus
     prompt_tokens: int | None
     detail: str

@@ -12,6 +12,7 @@ from typing import Final
 import apsw
 
 from piecework.base.migrations import Migration, Schema, script
+from piecework_protocol.outlines import Outline
 
 _SECOND: Final = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
@@ -126,6 +127,23 @@ def _fourth(db: apsw.Connection) -> None:
     db.executemany("INSERT INTO spent VALUES ('', ?, ?)", totals)
 
 
+_FIFTH: Final = """
+-- outline: the shape of a job's content, which its outputs are held to
+ALTER TABLE jobs ADD COLUMN outline BLOB NOT NULL DEFAULT x'';
+"""
+
+
+def _fifth(db: apsw.Connection) -> None:
+    """Keep outlines of contents. Earlier jobs wrote freely, and had at most a token for a byte of
+    the prompt and 256 more.
+    """
+    db.execute(_FIFTH).fetchall()
+    for key, prompt_bytes in db.execute("SELECT id, prompt_bytes FROM jobs").fetchall():
+        outline = Outline(int(str(prompt_bytes)) + 256).encode()
+        db.execute("UPDATE jobs SET outline = ? WHERE id = ?", (outline, key))
+    db.execute("ALTER TABLE jobs DROP COLUMN prompt_bytes").fetchall()
+
+
 CLIENT_SCHEMA: Final = Schema(
     what="the client's database",
     first=2,
@@ -134,5 +152,5 @@ CLIENT_SCHEMA: Final = Schema(
         "Finish with the program that made it: client close, client withdraw. "
         "Or move the file away and run: piecework client recover"
     ),
-    migrations=(Migration(3, script(_THIRD)), Migration(4, _fourth)),
+    migrations=(Migration(3, script(_THIRD)), Migration(4, _fourth), Migration(5, _fifth)),
 )

@@ -420,10 +420,10 @@ def test_credit_grows_with_standing_and_strangers_get_at_least_one(
 
 def test_the_ceilings_of_a_jobs_canvases_are_its_worst_case_together() -> None:
     work = job(1, 3 * CANVAS)
-    first = ceiling(MODEL, work.parameters, PROMPT_TOKENS, None, 1)
+    first = ceiling(MODEL, work, PROMPT_TOKENS, None, 1)
     done = Usage(PROMPT_TOKENS, CANVAS, work.parameters.max_steps)
-    rest = ceiling(MODEL, work.parameters, PROMPT_TOKENS, done, 2)
-    assert first + rest == worst_case(MODEL, work.parameters, PROMPT_TOKENS)
+    rest = ceiling(MODEL, work, PROMPT_TOKENS, done, 2)
+    assert first + rest == worst_case(MODEL, work.kind, work.parameters, PROMPT_TOKENS)
     assert first == price(MODEL, done)
 
 

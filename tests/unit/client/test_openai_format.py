@@ -8,6 +8,7 @@ import pytest
 
 from piecework.client.gateway.openai_format import ApiError, StopCutter, parse_chat
 from piecework_protocol.conversation import Message
+from piecework_protocol.limits import MIN_TEMPERATURE_MICROS
 
 BASE: dict[str, Any] = {"model": "tale-1", "messages": [{"role": "user", "content": "hi"}]}
 
@@ -37,7 +38,7 @@ def test_fields_that_ask_for_nothing_special_are_accepted() -> None:
     request = parsed(
         **neutral, **none, user="me", response_format={"type": "text"}, tool_choice="auto"
     )
-    assert request.request.messages == (Message("user", "hi"),)
+    assert request.request.conversation.messages == (Message("user", "hi"),)
     assert request.request.generation.seed is None
 
 
@@ -114,7 +115,7 @@ def test_roles_and_parts_are_mapped() -> None:
         {"role": "developer", "content": "be brief"},
         {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
     ]
-    assert parsed(messages=messages).request.messages == (
+    assert parsed(messages=messages).request.conversation.messages == (
         Message("system", "be brief"),
         Message("user", "ab"),
     )
@@ -122,14 +123,17 @@ def test_roles_and_parts_are_mapped() -> None:
 
 @pytest.mark.parametrize(
     ("given", "start", "end"),
-    [(None, None, None), (0, 800_000, 0), (0.7, 800_000, 700_000), (1.5,) * 3],
+    [
+        (None, None, None),
+        (0, MIN_TEMPERATURE_MICROS, MIN_TEMPERATURE_MICROS),
+        (0.5, 400_000, 200_000),
+        (1, 800_000, 400_000),
+    ],
 )
-def test_temperature_is_the_last_steps(
+def test_a_temperature_is_in_proportion_to_the_published_schedule(
     given: float | None, start: float | None, end: float | None
 ) -> None:
     generation = parsed(temperature=given).request.generation
-    if given == 1.5:
-        start = end = 1_500_000
     assert (generation.temperature_start, generation.temperature_end) == (start, end)
 
 

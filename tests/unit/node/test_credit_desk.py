@@ -79,7 +79,8 @@ def test_a_model_whose_first_canvas_nobody_new_could_begin_is_named_with_the_lea
     assert fault is not None and f"Set credit_first to {least} or more" in fault
     enough = replace(fits, credit=CreditTerms(*[Amount(least)] * 4))
     assert enough.credit_fault(FACTS) is None
-    work = job(1, CANVAS).parameters.replace(max_steps=Uint32(MAX_STEPS))
+    asked = job(1, CANVAS)
+    work = asked.replace(parameters=asked.parameters.replace(max_steps=Uint32(MAX_STEPS)))
     model = build_offer(
         fits,
         FACTS,

@@ -93,8 +93,11 @@ labels = tuples(
 )
 questions = tuples(st.builds(Question, text, labels), min_size=1, max_size=3)
 ids = tuples(st.integers(0, 2**32 - 1), max_size=64)
-calls_made = st.builds(
-    OutputSegment, st.sampled_from([SegmentKind.TOOL_CALL, SegmentKind.BROKEN_CALL]), words
+whole_calls = st.builds(
+    lambda name, arguments: f'{{"name": "{name}", "arguments": {arguments}}}', names, objects
+)
+calls_made = st.builds(OutputSegment, st.just(SegmentKind.TOOL_CALL), whole_calls) | st.builds(
+    OutputSegment, st.just(SegmentKind.BROKEN_CALL), words
 )
 
 
@@ -192,6 +195,10 @@ PICTURE = Image("image/png", b"1")
         lambda: ReadOutput(((ONE, 1),)),
         lambda: TextOutput((0,) * (MAX_CANVAS_TOKENS + 1), ()),
         lambda: TextOutput((), (OutputSegment(SegmentKind.FINAL, ""),)),
+        lambda: OutputSegment(SegmentKind.TOOL_CALL, "call:f{}"),
+        lambda: OutputSegment(SegmentKind.TOOL_CALL, '{"name": "f"}'),
+        lambda: OutputSegment(SegmentKind.TOOL_CALL, '{"name": "f", "arguments": []}'),
+        lambda: OutputSegment(SegmentKind.TOOL_CALL, '{"name": 1, "arguments": {}}'),
         lambda: TextOutput(
             (), (OutputSegment(SegmentKind.FINAL, "a"), OutputSegment(SegmentKind.FINAL, "b"))
         ),
