@@ -6,7 +6,6 @@ be gone, and an index may show two hundred that never were.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
@@ -90,7 +89,7 @@ class Chooser:
     async def _rank(
         self, request: TextRequest, offers: Iterable[SignedOffer]
     ) -> tuple[Ranking, Memories, Filters]:
-        memories = await asyncio.to_thread(self._reachability.memory.all)
+        memories = await self._reachability.memory.run(self._reachability.memory.all)
         cap = None if request.max_price is not None else self._filters.price_cap
         filters = replace(self._filters, now=int(self._clock.wall()), price_cap=cap)
         return rank(request, offers, memories, filters), memories, filters
