@@ -25,7 +25,7 @@ MAX_ROUNDS: Final = 8
 """Rounds of the event loop that a commit waits while each of them brings more work."""
 
 
-class Owner(Protocol):
+class Transactions(Protocol):
     """Who gives the transactions a meaning. All but `commit` is called in the loop's thread."""
 
     def begin(self, *, durable: bool, wait: bool) -> None:
@@ -53,7 +53,7 @@ class Owner(Protocol):
         ...
 
 
-class Executor(Protocol):
+class Committer(Protocol):
     """What commits run in."""
 
     def submit(self, work: Callable[[], object], /) -> object:
@@ -113,8 +113,10 @@ class _Work:
 class GroupCommit:
     """The one way to a connection from an event loop. Other threads take `lock`."""
 
-    def __init__(self, connection: apsw.Connection, owner: Owner, executor: Executor) -> None:
-        self._db, self._owner, self._executor = connection, owner, executor
+    def __init__(
+        self, connection: apsw.Connection, transactions: Transactions, committer: Committer
+    ) -> None:
+        self._db, self._transactions, self._committer = connection, transactions, committer
         self.lock = threading.Lock()
         """Held from the begin of a transaction to its end."""
         self._queue: deque[_Work] = deque()
@@ -159,7 +161,7 @@ class GroupCommit:
                 raise _Later(durable=durable, flush=True)
             return
         try:
-            self._owner.begin(durable=durable, wait=False)
+            self._transactions.begin(durable=durable, wait=False)
         except apsw.BusyError:
             raise _Later(durable=durable, flush=False) from None
         self._open, self._durable = True, durable
@@ -169,15 +171,15 @@ class GroupCommit:
         if self._open and self._is_mine:
             self._holder = _NOBODY
             try:
-                self._owner.closing()
+                self._transactions.closing()
             except BaseException:
                 self.lock.release()
                 raise
             self._finish(self._commit())
 
     def finish(self) -> None:
-        """Commit what is open, and end the executor. Nothing may run."""
-        self._executor.shutdown()
+        """Commit what is open, and end the committer. Nothing may run."""
+        self._committer.shutdown()
         self.settle()
 
     # --- in the loop's thread
@@ -248,7 +250,7 @@ class GroupCommit:
             self.lock.acquire()
             try:
                 if begins is not None:
-                    self._owner.begin(durable=begins.durable, wait=True)
+                    self._transactions.begin(durable=begins.durable, wait=True)
             except BaseException:
                 self.lock.release()
                 raise
@@ -279,7 +281,7 @@ class GroupCommit:
         if self._busy or not self._open:
             return
         try:
-            self._owner.closing()
+            self._transactions.closing()
         except BaseException as error:  # noqa: BLE001  given to everybody who waits
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
@@ -295,7 +297,7 @@ class GroupCommit:
         written, self._written, self._open = self._written, [], False
         self._rounds = self._seen = 0
         try:
-            self._owner.ended(error)
+            self._transactions.ended(error)
         except BaseException as failure:  # noqa: BLE001  given to everybody who waits
             error = failure
         for work in written:
@@ -322,13 +324,13 @@ class GroupCommit:
             if loop is not None and not loop.is_closed():
                 loop.call_soon_threadsafe(here, *answer)
 
-        self._executor.submit(there)
+        self._committer.submit(there)
 
     # --- in the committing thread
 
     def _commit(self) -> BaseException | None:
         try:
-            self._owner.commit()
+            self._transactions.commit()
         except BaseException as error:  # noqa: BLE001  given to everybody who waits
             return error
         finally:

@@ -105,7 +105,7 @@ class ShippedMarket:
         self.shown: list[ShowReceiptsRequest] = []
         self.signer = LocalSigner(bytes(keccak256(b"payer")))
         self.file = folder / "client.db"
-        self.store = Store(self.file, DOMAIN, self.signer.address, executor=InlineExecutor())
+        self.store = Store(self.file, DOMAIN, self.signer.address, committer=InlineExecutor())
         self.chain = FakeChain(DOMAIN)
         values = {"resume_attempts": 20, "stall_timeout_s": 20.0, **flags}
         self.config = load_config(folder / "no-file", values)
@@ -231,7 +231,7 @@ class ShippedMarket:
     def restart_client(self) -> None:
         """The client's process ends and another one opens its journal."""
         self.store.close()
-        self.store = Store(self.file, DOMAIN, self.signer.address, executor=InlineExecutor())
+        self.store = Store(self.file, DOMAIN, self.signer.address, committer=InlineExecutor())
 
     async def open_channel(self) -> None:
         """A channel that is funded and mined."""

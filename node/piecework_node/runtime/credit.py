@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Iterable, Iterator
+from typing import Final, Protocol
 
 from piecework_node.runtime.live import LiveChannel, LiveJob
 from piecework_protocol.credit import (
@@ -23,10 +23,20 @@ BLOCK_S: Final = 12.0
 """After which a payer's standing may have changed."""
 
 
+class HeldChannels(Protocol):
+    """The channels that the worker holds in memory."""
+
+    def __iter__(self) -> Iterator[LiveChannel]: ...
+
+    def of_payer(self, payer: Address) -> Iterable[LiveChannel]:
+        """Return those of one payer."""
+        ...
+
+
 class CreditDesk:
     """The accounts of all payers. It looks at the channels, and keeps nothing itself."""
 
-    def __init__(self, channels: Iterable[LiveChannel], terms: CreditTerms) -> None:
+    def __init__(self, channels: HeldChannels, terms: CreditTerms) -> None:
         self._channels, self._terms = channels, terms
 
     def payer(self, payer: Address, opening: LiveChannel | None = None) -> PayerCredit:
@@ -34,10 +44,10 @@ class CreditDesk:
 
         opening: a channel of the payer that may not be held yet.
         """
-        mine = {live.id: live for live in self._channels if live.stored.channel.payer == payer}
-        if opening is not None:
-            mine.setdefault(opening.id, opening)
-        return payer_credit(self._terms, (live.credit for live in mine.values()))
+        mine = list(self._channels.of_payer(payer))
+        if opening is not None and all(live.id != opening.id for live in mine):
+            mine.append(opening)
+        return payer_credit(self._terms, [live.credit for live in mine])
 
     def everybody(self) -> list[PayerCredit]:
         """Return where every payer stands that has a channel here. One pass over the channels."""

@@ -19,7 +19,7 @@ from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 import apsw
 
-from piecework.base.group_commit import CommitThread, Executor, GroupCommit
+from piecework.base.group_commit import Committer, CommitThread, GroupCommit
 from piecework.base.migrations import MigrationFailed, SchemaTooNew, SchemaTooOld
 from piecework.client.errors import StoreError
 from piecework.client.journal.schema import CLIENT_SCHEMA
@@ -44,11 +44,11 @@ class Database:
         self,
         file: Path,
         watcher: WriteWatcher | None = None,
-        executor: Executor | None = None,
+        committer: Committer | None = None,
     ) -> None:
         """Open the file, make it if it is missing, and bring it to the newest schema.
 
-        `executor` commits for event loops.
+        `committer` commits for event loops.
 
         Raises:
             StoreError: it cannot be opened, or its schema cannot be used.
@@ -77,7 +77,7 @@ class Database:
         except (MigrationFailed, SchemaTooNew, SchemaTooOld) as error:
             self._connection.close()
             raise StoreError(str(error)) from error
-        self._group = GroupCommit(self._connection, self, executor or CommitThread("journal"))
+        self._group = GroupCommit(self._connection, self, committer or CommitThread("journal"))
 
     def close(self) -> None:
         """Give the file back. The last process that leaves folds the write-ahead log in."""
@@ -160,7 +160,7 @@ class Database:
             return StoreError(f"{self._file} is held by another process for too long")
         return StoreError(f"{self._file}: {error}")
 
-    # --- piecework.base.group_commit.Owner
+    # --- piecework.base.group_commit.Transactions
 
     def begin(self, *, durable: bool, wait: bool) -> None:
         """Open a transaction."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import apsw
 
-from piecework.base.group_commit import Executor
+from piecework.base.group_commit import Committer
 from piecework.client.errors import JobFollowed, StoreError
 from piecework.client.journal import rows
 from piecework.client.journal.database import Database, WriteWatcher
@@ -62,7 +62,7 @@ class Store:
         payer: Address,
         watcher: WriteWatcher | None = None,
         *,
-        executor: Executor | None = None,
+        committer: Committer | None = None,
     ) -> None:
         """Open the journal, or make it.
 
@@ -71,13 +71,13 @@ class Store:
             domain: What the client's signatures are under.
             payer: Whose money it is.
             watcher: Told the name of each change, before and after its commit.
-            executor: What commits run in, if not in a thread of their own.
+            committer: What commits run in, if not in a thread of their own.
 
         Raises:
             StoreError: the file cannot be used, or belongs to somebody else.
         """
         self._domain = domain
-        self._database = Database(file, watcher, executor)
+        self._database = Database(file, watcher, committer)
         try:
             self._database.bind(domain, payer)
             self._owner = Owner(file.with_name(OWNERS_FOLDER))

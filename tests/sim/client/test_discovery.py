@@ -31,7 +31,7 @@ Scene = Callable[[SimulatedNet, Discovery], Awaitable[None]]
 
 def play(folder: Path, net: SimulatedNet, scene: Scene) -> Store:
     """Run a scene with a client on this network. Its journal stays open."""
-    store = Store(folder / "client.db", net.chain.domain, PAYER.address, executor=InlineExecutor())
+    store = Store(folder / "client.db", net.chain.domain, PAYER.address, committer=InlineExecutor())
 
     async def run() -> None:
         clock = LoopClock()
@@ -206,7 +206,7 @@ def test_the_worker_that_answered_last_is_asked_first(tmp_path: Path) -> None:
         net.worker(f"silent{n}", delay_s=None)
     live = net.worker("live")
     store = Store(
-        tmp_path / "client.db", net.chain.domain, PAYER.address, executor=InlineExecutor()
+        tmp_path / "client.db", net.chain.domain, PAYER.address, committer=InlineExecutor()
     )
     store.workers.remember(
         operator("live").address, lambda memory: learn_answer(memory, Timestamp(START - 60))

@@ -63,7 +63,7 @@ class Scene:
         """Open the client. Opening it again is a restart."""
         config = load_config(self.folder / "none", self.flags, environment={})
         store = Store(
-            self.folder / "client.db", self.chain.domain, PAYER.address, executor=InlineExecutor()
+            self.folder / "client.db", self.chain.domain, PAYER.address, committer=InlineExecutor()
         )
         return PieceworkClient(
             store,
