@@ -41,7 +41,7 @@ from piecework.client.sdk import PieceworkClient
 from piecework.client.setup import set_up
 from piecework.client.wallet import Wallet
 from piecework.demo.market import free_port
-from piecework_protocol.content import Message
+from piecework_protocol.conversation import Message
 from piecework_protocol.limits import MAX_CONTENT_BYTES
 from piecework_protocol.signing import LocalSigner
 from tests.support.chains import TestMarket, channel_of, deployed, signer

@@ -25,7 +25,7 @@ from piecework.client.jobs.requests import Generation, TextRequest
 from piecework.client.journal.store import Store
 from piecework.client.sdk import PieceworkClient
 from piecework.client.wallet import Wallet
-from piecework_protocol.content import Message
+from piecework_protocol.conversation import Message
 from tests.support.chains import signer
 
 PAYER = "the payer of the load benchmark"

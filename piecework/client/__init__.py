@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from piecework.client.jobs.requests import Generation, TextRequest
     from piecework.client.jobs.run import JobRun
     from piecework.client.sdk import Balance, PieceworkClient, Quote
-    from piecework_protocol.content import Message
+    from piecework_protocol.conversation import Message
     from piecework_protocol.errors import ProtocolViolation, Reason, Refusal
 
 __all__ = [
@@ -118,7 +118,7 @@ _PLACES: Final = {
     "JobResuming": _EVENTS,
     "JobRun": "piecework.client.jobs.run",
     "JobStarted": _EVENTS,
-    "Message": "piecework_protocol.content",
+    "Message": "piecework_protocol.conversation",
     "NoWorkerFits": _ERRORS,
     "PieceworkClient": "piecework.client.sdk",
     "PieceworkError": "piecework.base.errors",

@@ -35,7 +35,7 @@ from piecework.client.network.reachability import Reachability
 from piecework.client.network.searches import Found
 from piecework.client.network.transport import WorkerLink
 from piecework.client.wallet import Wallet, open_wallet
-from piecework_protocol.content import Message
+from piecework_protocol.conversation import Message
 from piecework_protocol.errors import ProtocolViolation
 from piecework_protocol.types import Address, Amount, ChannelId, JobId
 

@@ -26,7 +26,7 @@ from piecework.demo.report import Evidence
 from piecework.demo.screen import DemoScreen
 from piecework.processes import ProcessGroup, RoleFailed
 from piecework_node.daemon.admin import ask_daemon
-from piecework_protocol.content import Message
+from piecework_protocol.conversation import Message
 from piecework_protocol.signing import sign
 from piecework_protocol.types import Amount, ChannelId, Micros
 

@@ -197,6 +197,7 @@ def _facts(report: dict[str, Any], token: Token) -> list[tuple[str, str]]:
             ),
         ),
         ("voucher", f"{token.format(voucher['cumulative'])} for {voucher['count']} receipts"),
+        ("opening fee", f"{token.format(report['fees'])} to the worker, which paid the gas"),
         ("receipts root", short(report["receipts_root"])),
         ("settlement", short(str(report["settlement_tx"]))),
         ("gas a job", f"{report['gas']['per_job']:,}"),

@@ -11,7 +11,7 @@ import enum
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from piecework_protocol.content import CanvasOutput, output_digest
+from piecework_protocol.content import output_digest
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import MalformedInput, ProtocolViolation
 from piecework_protocol.frames import (
@@ -24,6 +24,7 @@ from piecework_protocol.frames import (
     VoucherAccepted,
     WorkerFrame,
 )
+from piecework_protocol.kinds.text import TextOutput
 from piecework_protocol.limits import MAX_CLOCK_SKEW_S, MAX_STEPS_PAST_PROGRESS
 from piecework_protocol.objects import Acceptance, Channel, Finish, Job, ModelOffer, Receipt
 from piecework_protocol.pricing import Usage, canvases_for, price, usage_of
@@ -53,7 +54,7 @@ class DraftSeen:
 
     canvas: int
     step: int
-    output: CanvasOutput
+    output: TextOutput
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ class CanvasVerified:
     receipt: Receipt
     digest: Digest
     signature: Signature
-    output: CanvasOutput
+    output: TextOutput
 
 
 ClientEvent = Accepted | DraftSeen | CanvasVerified | VoucherAccepted | JobEnded | Progress
@@ -218,11 +219,11 @@ class ClientSession:
             self._seen.drafts.add(keccak256(data))
         return DraftSeen(frame.canvas, frame.step, output)
 
-    def _open(self, opener: Callable[[], bytes]) -> tuple[bytes, CanvasOutput]:
+    def _open(self, opener: Callable[[], bytes]) -> tuple[bytes, TextOutput]:
         """Give the opened bytes, which are digested, and what they decode to."""
         try:
             data = opener()
-            return data, CanvasOutput.decode(data)
+            return data, TextOutput.decode(data)
         except MalformedInput as error:
             raise ProtocolViolation("8.2", str(error)) from None
 

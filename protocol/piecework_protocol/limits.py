@@ -16,12 +16,27 @@ SEALING_OVERHEAD_BYTES: Final = 48
 # One frame: the largest is a submission with its sealed content.
 MAX_FRAME_BYTES: Final = MAX_CONTENT_BYTES + 64 * 1024
 # A canvas is 256 tokens. Ids take 4 bytes each. No tokenizer gives more than 64 bytes of text a
-# token.
+# token, and each may be a segment of its own with 5 bytes before it.
 MAX_CANVAS_TOKENS: Final = 1024
-MAX_OUTPUT_BYTES: Final = 4 + MAX_CANVAS_TOKENS * (4 + 64)
+MAX_OUTPUT_BYTES: Final = 8 + MAX_CANVAS_TOKENS * (4 + 64 + 5)
 # 256 K tokens of output in canvases of 32, the smallest canvas in use.
 MAX_CANVASES_PER_JOB: Final = 8192
 MAX_MESSAGES_PER_PROMPT: Final = 1024
+# Content of chat APIs: far above what clients send, and little work to walk through.
+MAX_PARTS_PER_MESSAGE: Final = 64
+MAX_IMAGES_PER_PROMPT: Final = 16
+MAX_TOOLS_PER_PROMPT: Final = 128
+MAX_CALLS_PER_MESSAGE: Final = 128
+MAX_CALL_ID_BYTES: Final = 128
+# JSON schemas of tools nest about ten deep.
+MAX_TOOL_JSON_DEPTH: Final = 32
+# A template's holes and fixed parts, and the positions of a hole: a whole context.
+MAX_TEMPLATE_PARTS: Final = 4096
+MAX_HOLE_TOKENS: Final = 1 << 18
+# A read. Questions and labels as the decision APIs of other vendors bound them.
+MAX_QUESTIONS: Final = 400
+MAX_LABELS: Final = 255
+MAX_DRAWS: Final = 64
 # The published model stops at 48; room for experiments, and a bound on the trace tree.
 MAX_DENOISING_STEPS: Final = 256
 # An authorization or job that is valid for longer than this is a mistake or a trap.

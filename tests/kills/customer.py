@@ -18,7 +18,7 @@ from piecework.client.config import ClientHome, load_config
 from piecework.client.jobs.events import JobFinished
 from piecework.client.jobs.requests import Generation, TextRequest
 from piecework.client.sdk import PieceworkClient
-from piecework_protocol.content import Message
+from piecework_protocol.conversation import Message
 from tests.support.waiting import random_moment
 
 MAX_TOKENS = 64

@@ -19,7 +19,7 @@ from piecework.client.jobs.run import JobRun
 from piecework.client.journal.store import Store
 from piecework.client.sdk import PieceworkClient
 from piecework.client.wallet import Wallet
-from piecework_protocol.content import Message
+from piecework_protocol.conversation import Message
 from piecework_protocol.signing import LocalSigner
 from piecework_protocol.types import keccak256
 from tests.support.clock import FakeClock

@@ -27,7 +27,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
 from piecework_protocol import merkle, wire
-from piecework_protocol.content import CanvasOutput, decode_prompt, output_digest
+from piecework_protocol.content import output_digest
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import ProtocolViolation, Reason, Refusal
 from piecework_protocol.frames import (
@@ -49,6 +49,7 @@ from piecework_protocol.frames import (
     VoucherAccepted,
     WorkerFrame,
 )
+from piecework_protocol.kinds.text import TextContent, TextOutput
 from piecework_protocol.ledger import WorkerLedger
 from piecework_protocol.objects import (
     Channel,
@@ -384,7 +385,8 @@ class FakeWorker:
         prompt = unseal(
             submission.sealed_content, self.sealing_secret, content_context(self.domain, job_id)
         )
-        text, now = decode_prompt(prompt)[-1].content, Timestamp(int(self.clock()))
+        text = TextContent.decode(prompt).conversation.messages[-1].text
+        now = Timestamp(int(self.clock()))
         accepted = AcceptedJob(job_id, signed, channel, model, 1 + len(prompt) // 4, now)
         self.jobs[job_id] = Job(submission, WorkerSession(accepted, self.domain), text)
         return self.jobs[job_id]
@@ -405,7 +407,7 @@ class FakeWorker:
         if over and left < len(mine):
             finish = Finish.TOKEN_LIMIT
         text = "".join(" " * (canvas + i > 0) + word for i, word in enumerate(mine))
-        output = CanvasOutput(tuple(range(len(mine))), text).encode()
+        output = TextOutput.plain(tuple(range(len(mine))), text).encode()
         key = PublicKey(accepted.job.reply_key)
         traced = accepted.job.parameters.service is Service.REPLAYABLE
         return CanvasResult(
@@ -502,7 +504,7 @@ class _Stream:
         if session.state is not JobState.STOPPING:
             return
         canvas, accepted = session.canvases, session.accepted
-        step, data = job.shown or (-1, CanvasOutput((), "").encode())
+        step, data = job.shown or (-1, TextOutput.plain((), "").encode())
         traced = accepted.job.parameters.service is Service.REPLAYABLE
         steps = step + 1 if traced else 0
         key = PublicKey(accepted.job.reply_key)
@@ -512,7 +514,7 @@ class _Stream:
             steps=steps,
             trace_root=merkle.root([keccak256(bytes([i])) for i in range(steps)]),
             output_digest=output_digest(accepted.id, canvas, data),
-            units=len(CanvasOutput.decode(data).token_ids),
+            units=len(TextOutput.decode(data).token_ids),
             sealed_output=seal(data, key, canvas_context(self.worker.domain, accepted.id, canvas)),
         )
         outcome, self.worker.books[self.key] = session.stopped(report, self.book)
@@ -523,7 +525,7 @@ class _Stream:
         if not self.job.submission.drafts:
             return
         for step in range(self.worker.script.drafts):
-            text = CanvasOutput((step,), f"draft {canvas}.{step}").encode()
+            text = TextOutput.plain((step,), f"draft {canvas}.{step}").encode()
             context = draft_context(self.worker.domain, accepted.id, canvas, step)
             sealed = seal(text, accepted.job.reply_key, context)
             self.job.shown = (step, text)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from piecework_protocol import merkle
 from piecework_protocol.client_session import DraftSeen, Openers
-from piecework_protocol.content import CanvasOutput, output_digest
+from piecework_protocol.content import output_digest
 from piecework_protocol.eip712 import Domain, TypedData
 from piecework_protocol.errors import Reason
 from piecework_protocol.frames import (
@@ -24,6 +24,7 @@ from piecework_protocol.frames import (
     SubmitJob,
     WorkerFrame,
 )
+from piecework_protocol.kinds.text import TextOutput
 from piecework_protocol.ledger import WorkerLedger
 from piecework_protocol.objects import (
     Channel,
@@ -143,7 +144,7 @@ def denoise(accepted: AcceptedJob, canvas: int) -> CanvasResult:
     ends = noise[0] % 7 == 0
     units = noise[1] % (min(CANVAS, left) + 1) if ends else min(CANVAS, left)
     finish = Finish.END_OF_TEXT if ends else Finish.TOKEN_LIMIT if left <= CANVAS else Finish.MORE
-    output = CanvasOutput(tuple(noise[2 : 2 + units]), noise.hex()[:units]).encode()
+    output = TextOutput.plain(tuple(noise[2 : 2 + units]), noise.hex()[:units]).encode()
     return CanvasResult(
         canvas=canvas,
         output_digest=output_digest(accepted.id, canvas, output),
@@ -190,7 +191,7 @@ class WorkerJob:
     session: WorkerSession | None = None
     attached: bool = False
     row: EngineRow | None = None
-    shown: CanvasOutput | None = None
+    shown: TextOutput | None = None
     """The last draft of the canvas in progress that went to the client."""
 
     def at_rest(self) -> WorkerSession:
@@ -324,15 +325,15 @@ class PairedMarket:
         if not work.attached:
             return
         self._say(line, Progress(line.id, row.canvas, row.steps, PROMPT_TOKENS))
-        output = CanvasOutput.decode(denoise(work.accepted, row.canvas).sealed_output)
+        output = TextOutput.decode(denoise(work.accepted, row.canvas).sealed_output)
         tokens = len(output.token_ids) * row.steps // steps_of(work.accepted, row.canvas)
-        work.shown = CanvasOutput(output.token_ids[:tokens], output.text[:tokens])
+        work.shown = TextOutput.plain(output.token_ids[:tokens], output.text[:tokens])
         self._say(line, Draft(line.id, row.canvas, row.steps, work.shown.encode()))
 
     def _report_stop(self, line: PairedStream, work: WorkerJob, row: EngineRow) -> None:
         work.row = None
         assert work.session is not None
-        shown = work.shown or CanvasOutput((), "")
+        shown = work.shown or TextOutput.plain((), "")
         data = shown.encode()
         report = StoppedEngine(
             canvas=row.canvas,

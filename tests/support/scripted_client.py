@@ -19,7 +19,8 @@ from piecework_protocol.client_session import (
     Openers,
     paid_amount,
 )
-from piecework_protocol.content import Message, content_digest, encode_prompt
+from piecework_protocol.content import content_digest
+from piecework_protocol.conversation import Message
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.frames import (
     Accepted,
@@ -31,6 +32,7 @@ from piecework_protocol.frames import (
     SubmitJob,
     VoucherAccepted,
 )
+from piecework_protocol.kinds.text import encode_messages
 from piecework_protocol.ledger import PayerLedger
 from piecework_protocol.objects import Channel, Job, Kind, ModelOffer, Parameters, Receipt
 from piecework_protocol.sealing import (
@@ -81,7 +83,8 @@ class ScriptedJob:
         """A signed job with its sealed prompt, not submitted yet."""
         domain, model = client.domain, offer.offer.models[0]
         salt = keccak256(client.id + prompt.encode() + parameters.seed.to_bytes(8, "big"))
-        data, secret = encode_prompt((Message("user", prompt),)), bytes(keccak256(b"reply" + salt))
+        data = encode_messages((Message("user", prompt),))
+        secret = bytes(keccak256(b"reply" + salt))
         job = Job(
             channel=client.id,
             salt=salt,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from piecework_model.requests import Event, GenerationRequest
-from piecework_protocol.content import Message
+from piecework_protocol.conversation import Message
 from piecework_protocol.objects import Service
 from piecework_protocol.types import Digest
 

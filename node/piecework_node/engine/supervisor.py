@@ -39,7 +39,7 @@ from piecework_node.engine.wire import (
     encode_command,
 )
 from piecework_node.errors import EngineStartError, EngineUnavailable, PromptRejected
-from piecework_protocol.content import Message
+from piecework_protocol.conversation import Message
 from piecework_protocol.errors import MalformedInput
 
 MAX_QUEUED_EVENTS: Final = 1024

@@ -24,7 +24,7 @@ from piecework_model.requests import (
     StoppedEvent,
 )
 from piecework_node.engine.link import EngineFacts
-from piecework_protocol.content import Message
+from piecework_protocol.conversation import Message
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.objects import Service
 from piecework_protocol.types import Digest

@@ -17,8 +17,9 @@ from piecework_node.runtime.requests import pack_ids
 from piecework_node.runtime.sink import FrameSink
 from piecework_node.times import now
 from piecework_protocol import merkle
-from piecework_protocol.content import CanvasOutput, output_digest
+from piecework_protocol.content import output_digest
 from piecework_protocol.errors import MalformedInput, Reason
+from piecework_protocol.kinds.text import TextOutput
 from piecework_protocol.objects import Finish, Service
 from piecework_protocol.sealing import canvas_context, draft_context, resume_context, seal
 from piecework_protocol.worker_session import CanvasResult, StoppedEngine, StoredCanvas
@@ -65,7 +66,7 @@ class EngineEventHandler:
             self._runtime.contain(error, job)
 
     def _send_draft(self, job: LiveJob, sink: FrameSink, event: DraftEvent) -> None:
-        output = CanvasOutput(event.token_ids, event.text).encode()
+        output = TextOutput.plain(event.token_ids, event.text).encode()
         context = draft_context(self._runtime.domain, job.id, event.canvas, event.step)
         sealed = seal(output, job.session.accepted.job.reply_key, context)
         for frame in job.session.draft(event.canvas, event.step, sealed).frames(self._runtime.sign):
@@ -113,7 +114,7 @@ class EngineEventHandler:
 
     def _report_of(self, job: LiveJob, event: StoppedEvent) -> StoppedEngine:
         shown = job.shown if job.shown and job.shown.canvas == event.canvas else None
-        output = CanvasOutput(shown.token_ids, shown.text) if shown else CanvasOutput((), "")
+        output = TextOutput.plain(shown.token_ids, shown.text) if shown else TextOutput((), ())
         data = output.encode()
         context = canvas_context(self._runtime.domain, job.id, event.canvas)
         return StoppedEngine(
@@ -127,7 +128,7 @@ class EngineEventHandler:
         )
 
     def _result(self, job: LiveJob, event: CanvasEvent) -> CanvasResult:
-        output = CanvasOutput(event.charged_ids, event.text).encode()
+        output = TextOutput.plain(event.charged_ids, event.text).encode()
         work, secret = job.session.accepted.job, b""
         if len(event.step_leaves) != event.steps:
             raise MalformedInput("the engine did not commit to every step")

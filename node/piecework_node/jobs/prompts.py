@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
-from piecework_protocol.content import Message
+from piecework_protocol.conversation import Message
 from piecework_protocol.errors import Reason, Refusal
 from piecework_protocol.types import ChannelId
 
@@ -48,7 +48,7 @@ def check_text_length(messages: tuple[Message, ...], max_context: int) -> None:
     Raises:
         Refusal: it cannot fit.
     """
-    size = sum(len(message.content.strip().encode()) for message in messages)
+    size = sum(len(message.text.strip().encode()) for message in messages)
     if size > max_context * BYTES_PER_TOKEN:
         raise _too_long(size, max_context)
 

@@ -50,7 +50,7 @@ from piecework_node.runtime.live import LiveChannel, LiveJob
 from piecework_node.runtime.requests import unpack_ids
 from piecework_node.runtime.sink import FrameSink
 from piecework_node.times import now
-from piecework_protocol.content import content_digest, decode_prompt
+from piecework_protocol.content import content_digest
 from piecework_protocol.credit import PayerCredit
 from piecework_protocol.errors import MalformedInput, ProtocolViolation, Reason, Refusal
 from piecework_protocol.frames import (
@@ -60,6 +60,7 @@ from piecework_protocol.frames import (
     PayVoucher,
     SubmitJob,
 )
+from piecework_protocol.kinds.text import TextContent
 from piecework_protocol.limits import RESUME_S
 from piecework_protocol.objects import Offer
 from piecework_protocol.sealing import check_key, content_context, resume_context
@@ -531,7 +532,7 @@ class Worker:
                 Reason.PROMPT_MISMATCH, "the prompt is not the one that the job commits to"
             )
         try:
-            messages = decode_prompt(prompt)
+            messages = TextContent.decode(prompt).conversation.messages
             if facts is not None:
                 prompts.check_text_length(messages, facts.max_context)
             check_key(job.reply_key)

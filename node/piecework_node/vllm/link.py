@@ -41,7 +41,7 @@ from piecework_node.vllm.canvases import CanvasWriter
 from piecework_node.vllm.checkpoint import ServedCheckpoint
 from piecework_node.vllm.endpoint import EndpointTimes, VllmEndpoint
 from piecework_node.vllm.pool import EndpointPool, PooledEndpoint, PoolTimes
-from piecework_protocol.content import Message
+from piecework_protocol.conversation import Message
 from piecework_protocol.limits import MAX_NAME_BYTES
 from piecework_protocol.objects import Service
 

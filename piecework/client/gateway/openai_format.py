@@ -30,7 +30,7 @@ from piecework.base.amounts import Token
 from piecework.base.errors import PieceworkError
 from piecework.client.jobs.events import CanvasText, FinishReason, JobFinished, JobStarted
 from piecework.client.jobs.requests import Generation, TextRequest, start_above
-from piecework_protocol.content import Message
+from piecework_protocol.conversation import Message
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.limits import MAX_DENOISING_STEPS, MAX_MESSAGES_PER_PROMPT
 from piecework_protocol.objects import Offer

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, fields
 from typing import Self, TypeVar
 
 from piecework.base.amounts import Token
-from piecework_protocol.content import Message, encode_prompt
+from piecework_protocol.conversation import Message
+from piecework_protocol.kinds.text import encode_messages
 from piecework_protocol.objects import ModelOffer, Parameters, Service
 from piecework_protocol.service import best_effort_parameters
 from piecework_protocol.types import Amount, Micros, Seconds, Uint32, Uint64
@@ -92,7 +93,7 @@ class TextRequest:
     prompt: bytes = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "prompt", encode_prompt(self.messages))
+        object.__setattr__(self, "prompt", encode_messages(self.messages))
 
     @classmethod
     def of(

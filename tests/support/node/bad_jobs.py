@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from piecework_protocol.content import Message, content_digest, encode_prompt
+from piecework_protocol.content import content_digest
+from piecework_protocol.conversation import Message
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import Reason
 from piecework_protocol.frames import FundingAuthorization, PayVoucher, SubmitJob
+from piecework_protocol.kinds.text import encode_messages
 from piecework_protocol.ledger import empty_voucher
 from piecework_protocol.limits import MAX_FRAME_BYTES
 from piecework_protocol.objects import Channel, FundChannel, Job
@@ -28,7 +30,7 @@ from piecework_protocol.types import (
 from piecework_protocol.wire import SignedOffer, encode_client_frame
 from tests.support.node.harness import parameters
 
-FOX = encode_prompt((Message("user", "a fox"),))
+FOX = encode_messages((Message("user", "a fox"),))
 NO_STEPS = parameters(1, 1).replace(max_steps=Uint32(0))
 STRANGER = LocalSigner(bytes(keccak256(b"somebody else")))
 
@@ -122,7 +124,7 @@ def _salt_again(s: Scene) -> SubmitJob:
 
 
 def _long(s: Scene) -> SubmitJob:
-    return s.submission(encode_prompt((Message("user", "fox " * 20_000),)))
+    return s.submission(encode_messages((Message("user", "fox " * 20_000),)))
 
 
 BAD_JOBS: Mapping[str, BadJob] = {

@@ -63,7 +63,7 @@ def main() -> None:
             if rows.pop(command.request_id, None) is not None:
                 _send(StoppedEvent(command.request_id, done[command.request_id], 0, 0, ()))
         elif isinstance(command, Encode):
-            ids = tuple(byte for message in command.messages for byte in message.content.encode())
+            ids = tuple(byte for message in command.messages for byte in message.text.encode())
             _send(Encoded(command.number, ids))
 
 

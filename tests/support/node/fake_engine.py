@@ -21,7 +21,7 @@ from piecework_model.requests import (
 )
 from piecework_node.engine.link import EngineEvent, EngineFacts, EngineLost, EngineReady
 from piecework_node.errors import EngineUnavailable, PromptRejected
-from piecework_protocol.content import Message
+from piecework_protocol.conversation import Message
 from piecework_protocol.objects import Service
 from piecework_protocol.types import Digest
 from tests.support.node.faults import KillSwitch
@@ -76,9 +76,9 @@ class FakeEngine:
     async def encode_prompt(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
         if not self.is_ready:
             raise EngineUnavailable("the engine is starting")
-        if any("reject" in m.content for m in messages):
+        if any("reject" in m.text for m in messages):
             raise PromptRejected("the chat template refuses these messages")
-        return tuple(byte for m in messages for byte in m.content.encode())
+        return tuple(byte for m in messages for byte in m.text.encode())
 
     def start(self, request: GenerationRequest) -> None:
         self.switch.point()

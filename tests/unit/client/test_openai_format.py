@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from piecework.client.gateway.openai_format import ApiError, StopCutter, parse_chat
-from piecework_protocol.content import Message
+from piecework_protocol.conversation import Message
 
 BASE: dict[str, Any] = {"model": "tale-1", "messages": [{"role": "user", "content": "hi"}]}
 

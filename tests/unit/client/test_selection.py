@@ -23,8 +23,8 @@ from piecework.client.journal.learning import learn, learn_broken, reliability
 from piecework.client.journal.records import Experience, Measured, Memories, PaidTariff
 from piecework.client.limits import EXPERIENCE_HALF_LIFE_S
 from piecework_protocol.client_session import TEMPLATE_TOKENS
-from piecework_protocol.content import decode_prompt
 from piecework_protocol.errors import MalformedInput, Reason
+from piecework_protocol.kinds.text import TextContent
 from piecework_protocol.objects import Parameters, Service
 from piecework_protocol.pricing import worst_case
 from piecework_protocol.service import best_effort_parameters
@@ -366,7 +366,7 @@ def test_a_request_that_sets_what_best_effort_cannot_honour_goes_to_replayable_o
 
 def test_a_prompt_is_encoded_as_the_request_is_made() -> None:
     request = ask("a fox")
-    assert decode_prompt(request.prompt) == request.messages
+    assert TextContent.decode(request.prompt).conversation.messages == request.messages
     with pytest.raises(MalformedInput):
         TextRequest(())
 

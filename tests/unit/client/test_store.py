@@ -24,10 +24,10 @@ from piecework.client.journal.records import (
 from piecework.client.journal.store import Store
 from piecework.client.limits import FUNDING_GRACE_S
 from piecework_protocol.client_session import CanvasVerified
-from piecework_protocol.content import CanvasOutput
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import ProtocolViolation
 from piecework_protocol.frames import Account, LeafRef, SubmitJob
+from piecework_protocol.kinds.text import TextOutput
 from piecework_protocol.ledger import PayerLedger
 from piecework_protocol.objects import Channel, Finish, Receipt
 from piecework_protocol.signing import sign
@@ -103,7 +103,7 @@ def canvas(job: JobRow, index: int, amount: int, *, trace: bytes = b"trace") -> 
     )
     signature = sign(DOMAIN, receipt, operator("worker"))
     return CanvasVerified(
-        receipt, Digest(DOMAIN.digest(receipt)), signature, CanvasOutput((1,), "x")
+        receipt, Digest(DOMAIN.digest(receipt)), signature, TextOutput.plain((1,), "x")
     )
 
 

@@ -35,7 +35,7 @@ from piecework_node.engine.supervisor import (
     engine_arguments,
 )
 from piecework_node.errors import EngineStartError, EngineUnavailable, PromptRejected
-from piecework_protocol.content import Message
+from piecework_protocol.conversation import Message
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.limits import MAX_NAME_BYTES
 from tests.support.node.fake_engine import FACTS, canvas_event

@@ -14,8 +14,9 @@ from piecework_node.jobs.prompts import (
     check_sealed_length,
     check_text_length,
 )
-from piecework_protocol.content import Message, encode_prompt
+from piecework_protocol.conversation import Message
 from piecework_protocol.errors import Reason, Refusal
+from piecework_protocol.kinds.text import encode_messages
 from piecework_protocol.limits import MAX_MESSAGES_PER_PROMPT
 from piecework_protocol.types import ChannelId
 from tests.support.node.harness import Client, WorkerHarness
@@ -48,8 +49,9 @@ def test_the_texts_of_all_messages_count_together() -> None:
 def test_no_prompt_that_fits_is_refused_by_its_sealed_length() -> None:
     worst = "\x01" * (CONTEXT * BYTES_PER_TOKEN // MAX_MESSAGES_PER_PROMPT)
     many = tuple(Message("assistant", worst) for _ in range(MAX_MESSAGES_PER_PROMPT))
-    check_sealed_length(len(encode_prompt(many)) + 48, CONTEXT)
-    check_sealed_length(len(encode_prompt((Message("user", "\x01" * len(FITTING)),))) + 48, CONTEXT)
+    check_sealed_length(len(encode_messages(many)) + 48, CONTEXT)
+    one = (Message("user", "\x01" * len(FITTING)),)
+    check_sealed_length(len(encode_messages(one)) + 48, CONTEXT)
     with pytest.raises(Refusal) as caught:
         check_sealed_length(
             MESSAGE_BYTES + CONTEXT * BYTES_PER_TOKEN * JSON_BYTES_PER_BYTE + 1, CONTEXT

@@ -37,7 +37,7 @@ from piecework_node.vllm import benchmark as vllm_benchmark
 from piecework_node.vllm.endpoint import EndpointTimes, VllmEndpoint
 from piecework_node.vllm.link import MAX_MOVES, VllmLink, VllmSettings, survey
 from piecework_node.vllm.pool import Health, PoolTimes
-from piecework_protocol.content import Message
+from piecework_protocol.conversation import Message
 from piecework_protocol.objects import Service
 from tests.repo.test_documents import ROOT
 from tests.support.vllm_server import (

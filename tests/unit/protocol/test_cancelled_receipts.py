@@ -9,9 +9,10 @@ import pytest
 
 from piecework_protocol import merkle
 from piecework_protocol.client_session import CanvasVerified, DraftSeen
-from piecework_protocol.content import CanvasOutput, output_digest
+from piecework_protocol.content import output_digest
 from piecework_protocol.errors import ProtocolViolation, Reason
 from piecework_protocol.frames import CanvasDelivered, Draft, JobEnded, Progress
+from piecework_protocol.kinds.text import TextOutput
 from piecework_protocol.limits import MAX_STEPS_PAST_PROGRESS
 from piecework_protocol.objects import Finish, Receipt
 from piecework_protocol.pricing import Usage, price
@@ -165,9 +166,9 @@ LIES: dict[str, Callable[[CanvasDelivered], CanvasDelivered]] = {
         priced(
             f.receipt,
             units=Uint32(1),
-            output_digest=output_digest(f.receipt.job, 0, CanvasOutput((9,), "x").encode()),
+            output_digest=output_digest(f.receipt.job, 0, TextOutput.plain((9,), "x").encode()),
         ),
-        CanvasOutput((9,), "x").encode(),
+        TextOutput.plain((9,), "x").encode(),
     ),
 }
 
@@ -213,7 +214,7 @@ def test_from_the_deadline_on_the_worker_may_end_the_job() -> None:
 def test_a_cancelled_receipt_for_nothing_is_a_broken_clause() -> None:
     _, line = after_steps(0)
     line.session.leave()
-    data = CanvasOutput((), "").encode()
+    data = TextOutput.plain((), "").encode()
     nothing = Receipt(
         job=line.id,
         canvas=Uint32(0),
@@ -242,7 +243,7 @@ def test_a_prompt_that_was_read_in_part_is_charged_in_part(
 ) -> None:
     _, line = after_steps(0)
     line.session.leave()
-    data = CanvasOutput((), "").encode()
+    data = TextOutput.plain((), "").encode()
     root = merkle.root([keccak256(b"step")]) if steps else NO_TRACE
     amount = price(MODEL, Usage(prompt, 0, steps))
     receipt = Receipt(
@@ -288,7 +289,7 @@ def test_a_resumed_client_is_charged_for_one_canvas_that_it_did_not_see() -> Non
 
 def test_a_draft_is_remembered_only_for_its_own_canvas() -> None:
     market, line = after_steps(0)
-    data = CanvasOutput((5,), "y").encode()
+    data = TextOutput.plain((5,), "y").encode()
     assert isinstance(line.session.receive(Draft(line.id, 3, 1, data)), DraftSeen)
     line.session.receive(Progress(line.id, 0, 1, PROMPT_TOKENS), Timestamp(1))
     for _ in range(2):

@@ -12,7 +12,7 @@ from piecework_protocol.client_session import (
     CanvasVerified,
     Phase,
 )
-from piecework_protocol.content import CanvasOutput, output_digest
+from piecework_protocol.content import output_digest
 from piecework_protocol.errors import ProtocolViolation
 from piecework_protocol.frames import (
     Accepted,
@@ -21,6 +21,7 @@ from piecework_protocol.frames import (
     JobEnded,
     WorkerFrame,
 )
+from piecework_protocol.kinds.text import TextOutput
 from piecework_protocol.objects import Acceptance, Finish, Receipt
 from piecework_protocol.signing import LocalSigner, sign
 from piecework_protocol.types import Amount, Digest, JobId, Signature, Uint32, keccak256
@@ -57,7 +58,7 @@ def signed(receipt: Receipt, output: bytes, by: LocalSigner = OPERATOR) -> Canva
     return CanvasDelivered(receipt, sign(DOMAIN, receipt, by), output)
 
 
-def with_output(frame: CanvasDelivered, output: CanvasOutput, **changes: object) -> CanvasDelivered:
+def with_output(frame: CanvasDelivered, output: TextOutput, **changes: object) -> CanvasDelivered:
     data = output.encode()
     digest = output_digest(frame.receipt.job, frame.receipt.canvas, data)
     return signed(frame.receipt.replace(output_digest=digest, **changes), data)
@@ -80,7 +81,7 @@ LIES: dict[str, tuple[str, Callable[[CanvasDelivered], CanvasDelivered]]] = {
     ),
     "other text than committed": (
         "4.2",
-        lambda f: replace(f, sealed_output=f.sealed_output + b"!"),
+        lambda f: replace(f, sealed_output=TextOutput.plain((7,), "other").encode()),
     ),
     "one base unit too much": (
         "4.4",
@@ -104,11 +105,13 @@ LIES: dict[str, tuple[str, Callable[[CanvasDelivered], CanvasDelivered]]] = {
     ),
     "a canvas larger than the model's": (
         "4.4",
-        lambda f: with_output(f, CanvasOutput((1,) * (CANVAS + 1), "x"), units=Uint32(CANVAS + 1)),
+        lambda f: with_output(
+            f, TextOutput.plain((1,) * (CANVAS + 1), "x"), units=Uint32(CANVAS + 1)
+        ),
     ),
     "a canvas cut short that is not the last": (
         "4.5",
-        lambda f: with_output(f, CanvasOutput((1,), "x"), units=Uint32(1)),
+        lambda f: with_output(f, TextOutput.plain((1,), "x"), units=Uint32(1)),
     ),
     "bytes that are no output": (
         "8.2",

@@ -1,111 +1,224 @@
+"""Contents and outputs have one encoding each, and bounds on everything."""
+
 from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from piecework_protocol.content import (
-    CanvasOutput,
+from piecework_protocol.content import content_digest
+from piecework_protocol.conversation import (
+    IMAGE_TYPES,
+    Conversation,
+    Image,
     Message,
-    content_digest,
-    decode_prompt,
-    encode_prompt,
+    Part,
+    Text,
+    Tool,
+    ToolCall,
 )
 from piecework_protocol.errors import MalformedInput
-from piecework_protocol.limits import MAX_CANVAS_TOKENS, MAX_CONTENT_BYTES
+from piecework_protocol.kinds import KINDS
+from piecework_protocol.kinds.read import ONE, Label, Question, ReadContent, ReadOutput
+from piecework_protocol.kinds.text import (
+    Fixed,
+    Hole,
+    OutputSegment,
+    SegmentKind,
+    TextContent,
+    TextOutput,
+    encode_messages,
+)
+from piecework_protocol.limits import (
+    MAX_CANVAS_TOKENS,
+    MAX_CONTENT_BYTES,
+    MAX_DRAWS,
+    MAX_HOLE_TOKENS,
+    MAX_MESSAGES_PER_PROMPT,
+    MAX_PARTS_PER_MESSAGE,
+)
+from piecework_protocol.objects import Kind
 from piecework_protocol.sealing import canvas_context, content_context, public_key, seal, unseal
 from piecework_protocol.types import JobId, keccak256
 from tests.vectors.generate import DOMAIN
 
+ASKED = Conversation((Message("user", "hello"),))
+YES_OR_NO = Question("is it?", (Label("yes"), Label("no")))
+
 text = st.text(st.characters(exclude_categories=["Cs"]))
-messages = st.lists(
-    st.builds(Message, st.sampled_from(["system", "user", "assistant"]), text),
-    min_size=1,
-    max_size=5,
+words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
+names = st.from_regex(r"[A-Za-z0-9_.:-]{1,12}", fullmatch=True)
+objects = st.dictionaries(text, st.integers() | text, max_size=3).map(json.dumps)
+call_ids = st.text("abc", max_size=9)
+images = st.builds(Image, st.sampled_from(IMAGE_TYPES), st.binary(min_size=1, max_size=40))
+
+
+def tuples(of: st.SearchStrategy[Any], **bounds: Any) -> st.SearchStrategy[tuple[Any, ...]]:
+    return st.lists(of, **bounds).map(tuple)
+
+
+@st.composite
+def contents_of_messages(draw: st.DrawFn) -> str | tuple[Part, ...]:
+    """A text, or parts in which an image keeps two texts apart."""
+    if draw(st.booleans()):
+        return draw(text)
+    parts: list[Part] = [draw(images)]
+    for _ in range(draw(st.integers(0, 3))):
+        parts += [Text(draw(words)), draw(images)] if draw(st.booleans()) else [draw(images)]
+    return tuple(parts)
+
+
+calls = tuples(st.builds(ToolCall, call_ids, names, objects), max_size=3)
+plain = st.builds(Message, st.sampled_from(["system", "user"]), contents_of_messages())
+answers = st.builds(Message, st.just("assistant"), text, thought=text, tool_calls=calls)
+results = st.builds(Message, st.just("tool"), text, tool_call_id=call_ids, name=names)
+tools = st.builds(Tool, names, text, objects)
+conversations = st.builds(
+    Conversation,
+    tuples(plain | answers | results, min_size=1, max_size=3),
+    tools=tuples(tools, max_size=3, unique_by=lambda tool: tool.name),
+    thinking=st.booleans(),
+)
+holes = st.builds(Hole, st.integers(1, MAX_HOLE_TOKENS))
+templates = st.lists(st.tuples(st.builds(Fixed, words), holes), max_size=3).map(
+    lambda pairs: tuple(part for pair in pairs for part in pair)
+)
+labels = tuples(
+    st.builds(Label, text, text), min_size=2, max_size=4, unique_by=lambda label: label.name
+)
+questions = tuples(st.builds(Question, text, labels), min_size=1, max_size=3)
+ids = tuples(st.integers(0, 2**32 - 1), max_size=64)
+calls_made = st.builds(
+    OutputSegment, st.sampled_from([SegmentKind.TOOL_CALL, SegmentKind.BROKEN_CALL]), words
 )
 
 
-@given(messages)
-def test_a_prompt_reads_back(items: list[Message]) -> None:
-    assert decode_prompt(encode_prompt(tuple(items))) == tuple(items)
+@st.composite
+def read_outputs(draw: st.DrawFn) -> ReadOutput:
+    """Probabilities that add up to one."""
+    answers = []
+    for _ in range(draw(st.integers(0, 4))):
+        cuts = sorted(draw(st.lists(st.integers(0, ONE), min_size=1, max_size=4)))
+        answers.append(tuple(b - a for a, b in itertools.pairwise([0, *cuts, ONE])))
+    return ReadOutput(tuple(answers))
 
 
-@given(st.binary(max_size=200))
-def test_garbage_is_a_malformed_prompt_or_reads_back(data: bytes) -> None:
-    try:
-        items = decode_prompt(data)
-    except MalformedInput:
-        return
-    assert encode_prompt(items) == data
+CONTENTS: dict[Kind, st.SearchStrategy[Any]] = {
+    Kind.TEXT: st.builds(TextContent, conversations, templates),
+    Kind.READ: st.builds(ReadContent, conversations, questions, st.integers(1, MAX_DRAWS)),
+}
+OUTPUTS: dict[Kind, st.SearchStrategy[Any]] = {
+    Kind.TEXT: st.builds(TextOutput, ids, tuples(calls_made, max_size=3))
+    | st.builds(TextOutput.plain, ids, text),
+    Kind.READ: read_outputs(),
+}
+kinds = pytest.mark.parametrize("kind", KINDS)
 
 
-@given(st.lists(st.integers(0, 2**32 - 1), max_size=64), text)
-def test_a_canvas_output_reads_back(ids: list[int], words: str) -> None:
-    output = CanvasOutput(tuple(ids), words)
-    assert CanvasOutput.decode(output.encode()) == output
+@kinds
+@given(st.data())
+def test_a_content_reads_back(kind: Kind, data: st.DataObject) -> None:
+    content = data.draw(CONTENTS[kind])
+    assert KINDS[kind].decode_content(content.encode()) == content
 
 
-@given(st.binary(max_size=200))
-def test_garbage_is_a_malformed_output_or_reads_back(data: bytes) -> None:
-    try:
-        output = CanvasOutput.decode(data)
-    except MalformedInput:
-        return
-    assert output.encode() == data
+@kinds
+@given(st.data())
+def test_an_output_reads_back(kind: Kind, data: st.DataObject) -> None:
+    output = data.draw(OUTPUTS[kind])
+    assert KINDS[kind].decode_output(output.encode()) == output
 
 
-def _field(value: bytes) -> bytes:
-    return len(value).to_bytes(4, "big") + value
+@kinds
+@given(st.data())
+def test_damaged_bytes_are_malformed_or_read_back(kind: Kind, data: st.DataObject) -> None:
+    """So two encodings never mean one thing."""
+    rules = KINDS[kind]
+    decoders: tuple[tuple[Any, Callable[[bytes], Any]], ...] = (
+        (CONTENTS, rules.decode_content),
+        (OUTPUTS, rules.decode_output),
+    )
+    for strategies, decode in decoders:
+        good = bytearray(data.draw(strategies[kind]).encode())
+        at = data.draw(st.integers(0, len(good) - 1))
+        good[at] = data.draw(st.integers(0, 255))
+        cut = data.draw(st.integers(0, len(good)))
+        for bad in (bytes(good), bytes(good[:cut]), bytes(good) + b"!"):
+            try:
+                value = decode(bad)
+            except MalformedInput as error:
+                assert len(str(error)) < 100, "an error names the defect and never the content"
+            else:
+                assert value.encode() == bad
 
 
-HELLO = _field(b"user") + _field(b"hello")
-ONE = (1).to_bytes(4, "big")
+PICTURE = Image("image/png", b"1")
 
 
 @pytest.mark.parametrize(
-    "data",
+    "make",
     [
-        b"",
-        b"\0\0\0",
-        bytes(4),
-        (1025).to_bytes(4, "big") + HELLO * 1025,
-        b"\xff\xff\xff\xff" + HELLO,
-        ONE,
-        ONE + HELLO[:-1],
-        ONE + HELLO + b"!",
-        ONE + _field(b"root") + _field(b"x"),
-        ONE + _field(b"user") + _field(b"\xff"),
-        ONE + _field(b"user") + b"\xff\xff\xff\xff",
-        bytes(MAX_CONTENT_BYTES + 1),
-    ],
-    ids=[
-        "empty",
-        "no count",
-        "no message",
-        "too many messages",
-        "absurd count",
-        "ends before a message",
-        "ends inside a text",
-        "bytes left over",
-        "unknown role",
-        "not UTF-8",
-        "absurd length",
-        "oversized",
+        lambda: Message("root", "x"),
+        lambda: Message("user", "x", thought="hm"),
+        lambda: Message("user", "x", tool_call_id="1"),
+        lambda: Message("tool", "x", tool_call_id="1"),
+        lambda: Message("user", (Text("x"),)),
+        lambda: Message("user", (Text("x"), Text("y"), PICTURE)),
+        lambda: Message("user", (PICTURE,) * (MAX_PARTS_PER_MESSAGE + 1)),
+        lambda: Image("image/gif", b"1"),
+        lambda: Image("image/png", b""),
+        lambda: ToolCall("1", "a name", "{}"),
+        lambda: ToolCall("1" * 200, "name", "{}"),
+        lambda: ToolCall("1", "name", "[]"),
+        lambda: ToolCall("1", "name", "{"),
+        lambda: Tool("name", "", '{"a": ' + "[" * 100_000 + "]" * 100_000 + "}"),
+        lambda: Conversation(()),
+        lambda: Conversation((Message("user"),) * (MAX_MESSAGES_PER_PROMPT + 1)),
+        lambda: Conversation((Message("user"),), (Tool("a", "", "{}"), Tool("a", "", "{}"))),
+        lambda: Conversation((Message("user", (PICTURE,) * 9),) * 2),
+        lambda: TextContent(ASKED, (Fixed("all of it"),)),
+        lambda: TextContent(ASKED, (Hole(0),)),
+        lambda: TextContent(ASKED, (Fixed("a"), Fixed("b"), Hole(1))),
+        lambda: TextContent(ASKED, (Fixed(""), Hole(1))),
+        lambda: Question("?", (Label("one"),)),
+        lambda: Question("?", (Label("one"), Label("one"))),
+        lambda: ReadContent(ASKED, ()),
+        lambda: ReadContent(ASKED, (YES_OR_NO,), draws=0),
+        lambda: ReadOutput(((ONE, 1),)),
+        lambda: TextOutput((0,) * (MAX_CANVAS_TOKENS + 1), ()),
+        lambda: TextOutput((), (OutputSegment(SegmentKind.FINAL, ""),)),
+        lambda: TextOutput(
+            (), (OutputSegment(SegmentKind.FINAL, "a"), OutputSegment(SegmentKind.FINAL, "b"))
+        ),
+        lambda: encode_messages((Message("user", "x" * MAX_CONTENT_BYTES),)),
+        lambda: encode_messages((Message("user", "\ud800"),)),
     ],
 )
-def test_a_malformed_prompt_is_refused_without_repeating_it(data: bytes) -> None:
-    with pytest.raises(MalformedInput) as caught:
-        decode_prompt(data)
-    assert len(str(caught.value)) < 100
-
-
-def test_a_canvas_of_too_many_tokens_is_refused() -> None:
+def test_what_is_out_of_bounds_cannot_be_made(make: Callable[[], object]) -> None:
     with pytest.raises(MalformedInput):
-        CanvasOutput((0,) * (MAX_CANVAS_TOKENS + 1), "").encode()
+        make()
+
+
+def test_an_older_version_of_a_content_is_refused_by_name() -> None:
+    data = encode_messages((Message("user", "hello"),))
+    with pytest.raises(MalformedInput, match="version is 2, not 1"):
+        TextContent.decode(b"\x01" + data[1:])
+
+
+def test_every_question_of_a_read_stands_on_as_many_canvases_as_there_are_draws() -> None:
+    content = ReadContent(ASKED, (YES_OR_NO,) * 35, draws=3)
+    seen = [list(content.on_canvas(canvas, 256)) for canvas in range(content.canvases(256))]
+    assert len(seen) == 9 and seen[0] == seen[2] == list(range(16)) and seen[8] == [32, 33, 34]
+    assert sorted(index for one in seen for index in one) == sorted([*range(35)] * 3)
 
 
 def test_the_same_prompt_under_another_salt_has_another_digest() -> None:
-    prompt = encode_prompt((Message("user", "hello"),))
+    prompt = encode_messages((Message("user", "hello"),))
     assert content_digest(keccak256(b"a"), prompt) != content_digest(keccak256(b"b"), prompt)
 
 

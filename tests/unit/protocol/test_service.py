@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from piecework_protocol import merkle
 from piecework_protocol.client_session import CanvasVerified, ClientSession, Openers
-from piecework_protocol.content import CanvasOutput, output_digest
+from piecework_protocol.content import output_digest
 from piecework_protocol.errors import InvariantBroken, MalformedInput, ProtocolViolation
 from piecework_protocol.frames import Accepted, CanvasDelivered
+from piecework_protocol.kinds.text import TextOutput
 from piecework_protocol.ledger import WorkerLedger
 from piecework_protocol.objects import (
     Acceptance,
@@ -65,7 +66,7 @@ def session_at(work: Job, model: ModelOffer) -> ClientSession:
 def first_canvas(
     session: ClientSession, model: ModelOffer, steps: int, root: Digest
 ) -> CanvasDelivered:
-    output = CanvasOutput(tuple(range(CANVAS)), "text").encode()
+    output = TextOutput.plain(tuple(range(CANVAS)), "text").encode()
     receipt = Receipt(
         job=session.id,
         canvas=Uint32(0),

@@ -1,0 +1,274 @@
+"""What people, tools and models say to each other, as plain values with one encoding each.
+
+The words are those of chat APIs. A system message is an instruction. A tool message answers a tool
+call of the assistant. Texts of tools are JSON and stay as they were written.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from piecework.base.jsons import loads
+from piecework_protocol.encoding import Reader, Writer
+from piecework_protocol.errors import MalformedInput
+from piecework_protocol.limits import (
+    MAX_CALL_ID_BYTES,
+    MAX_CALLS_PER_MESSAGE,
+    MAX_IMAGES_PER_PROMPT,
+    MAX_MESSAGES_PER_PROMPT,
+    MAX_PARTS_PER_MESSAGE,
+    MAX_TOOL_JSON_DEPTH,
+    MAX_TOOLS_PER_PROMPT,
+)
+
+ROLES: Final = ("system", "user", "assistant", "tool")
+"""In the order of their numbers in the encoding."""
+IMAGE_TYPES: Final = ("image/png", "image/jpeg", "image/webp")
+"""In the order of their numbers in the encoding."""
+_NAME = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A part of a message: a text that is not empty."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A part of a message: a picture as a file's bytes. `media_type` is one of `IMAGE_TYPES`."""
+
+    media_type: str
+    data: bytes
+
+    def __post_init__(self) -> None:
+        if self.media_type not in IMAGE_TYPES:
+            raise MalformedInput(f"an image is one of {', '.join(IMAGE_TYPES)}")
+        if not self.data:
+            raise MalformedInput("an image is not empty")
+
+
+Part = Text | Image
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """The assistant calls a tool. `arguments` is a JSON object, `id` ties the answer to it.
+
+    Raises:
+        MalformedInput: The name, the id or the arguments are not such.
+    """
+
+    id: str
+    name: str
+    arguments: str
+
+    def __post_init__(self) -> None:
+        _check_name(self.name)
+        _check_call_id(self.id)
+        _check_object(self.arguments, "a tool call's arguments are")
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function that the assistant may call. `parameters` is a JSON schema of an object.
+
+    Raises:
+        MalformedInput: The name or the parameters are not such.
+    """
+
+    name: str
+    description: str
+    parameters: str
+
+    def __post_init__(self) -> None:
+        _check_name(self.name)
+        _check_object(self.parameters, "a tool's parameters are")
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message. `role` is one of `ROLES`.
+
+    content: a text, or parts of which at least one is an image. No two texts follow each other
+        there, so that each content has one form.
+    thought: what the assistant thought before it answered. tool_calls: what it called.
+    tool_call_id, name: of a tool message, the call that it answers and the tool's name.
+
+    Raises:
+        MalformedInput: The role is another, or has members that only another role has.
+    """
+
+    role: str
+    content: str | tuple[Part, ...] = ""
+    thought: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise MalformedInput(f"a message's role is one of {', '.join(ROLES)}")
+        if self.role != "assistant" and (self.thought or self.tool_calls):
+            raise MalformedInput("only the assistant thinks and calls tools")
+        if len(self.tool_calls) > MAX_CALLS_PER_MESSAGE:
+            raise MalformedInput(f"a message has at most {MAX_CALLS_PER_MESSAGE} tool calls")
+        if self.role == "tool":
+            _check_name(self.name)
+            _check_call_id(self.tool_call_id)
+        elif self.tool_call_id or self.name:
+            raise MalformedInput("only a tool message answers a call")
+        if not isinstance(self.content, str):
+            _check_parts(self.content)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The content as parts. An empty text has none."""
+        if isinstance(self.content, str):
+            return (Text(self.content),) if self.content else ()
+        return self.content
+
+    @property
+    def text(self) -> str:
+        """The texts of the content, one behind the other."""
+        return "".join(part.text for part in self.parts if isinstance(part, Text))
+
+    @property
+    def images(self) -> tuple[Image, ...]:
+        """The images of the content, in order."""
+        return tuple(part for part in self.parts if isinstance(part, Image))
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """What a model answers: messages, the tools that it may call, and whether it thinks first.
+
+    Raises:
+        MalformedInput: There are too few or too many of something, or two tools of one name.
+    """
+
+    messages: tuple[Message, ...]
+    tools: tuple[Tool, ...] = ()
+    thinking: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.messages) <= MAX_MESSAGES_PER_PROMPT:
+            raise MalformedInput(f"a prompt has 1 to {MAX_MESSAGES_PER_PROMPT} messages")
+        if len(self.tools) > MAX_TOOLS_PER_PROMPT:
+            raise MalformedInput(f"a prompt has at most {MAX_TOOLS_PER_PROMPT} tools")
+        if len({tool.name for tool in self.tools}) != len(self.tools):
+            raise MalformedInput("two tools have one name")
+        if sum(len(message.images) for message in self.messages) > MAX_IMAGES_PER_PROMPT:
+            raise MalformedInput(f"a prompt has at most {MAX_IMAGES_PER_PROMPT} images")
+
+
+def write_conversation(writer: Writer, conversation: Conversation) -> None:
+    """Add the thinking flag, the tools and the messages.
+
+    Raises:
+        MalformedInput: A text has lone surrogates.
+    """
+    writer.number(conversation.thinking, 1)
+    writer.number(len(conversation.tools), 4)
+    for tool in conversation.tools:
+        for text in (tool.name, tool.description, tool.parameters):
+            writer.text(text)
+    writer.number(len(conversation.messages), 4)
+    for message in conversation.messages:
+        _write_message(writer, message)
+
+
+def read_conversation(reader: Reader) -> Conversation:
+    """Take what `write_conversation` adds.
+
+    Raises:
+        MalformedInput: The bytes are not such.
+    """
+    thinking = reader.flag()
+    tools = reader.items(lambda r: Tool(r.text(), r.text(), r.text()), MAX_TOOLS_PER_PROMPT)
+    messages = reader.items(_read_message, MAX_MESSAGES_PER_PROMPT)
+    return Conversation(messages, tools, thinking)
+
+
+def _write_message(writer: Writer, message: Message) -> None:
+    writer.number(ROLES.index(message.role), 1)
+    writer.number(len(message.parts), 4)
+    for part in message.parts:
+        if isinstance(part, Text):
+            writer.number(0, 1)
+            writer.text(part.text)
+        else:
+            writer.number(1 + IMAGE_TYPES.index(part.media_type), 1)
+            writer.data(part.data)
+    writer.text(message.thought)
+    writer.number(len(message.tool_calls), 4)
+    for call in message.tool_calls:
+        for text in (call.id, call.name, call.arguments):
+            writer.text(text)
+    writer.text(message.tool_call_id)
+    writer.text(message.name)
+
+
+def _read_message(reader: Reader) -> Message:
+    role = reader.number(1)
+    if role >= len(ROLES):
+        raise reader.fail("has a message of no known role")
+    parts = reader.items(_read_part, MAX_PARTS_PER_MESSAGE)
+    only = parts[0] if len(parts) == 1 else None
+    return Message(
+        ROLES[role],
+        (only.text if isinstance(only, Text) else parts) if parts else "",
+        thought=reader.text(),
+        tool_calls=reader.items(
+            lambda r: ToolCall(r.text(), r.text(), r.text()), MAX_CALLS_PER_MESSAGE
+        ),
+        tool_call_id=reader.text(),
+        name=reader.text(),
+    )
+
+
+def _read_part(reader: Reader) -> Part:
+    kind = reader.number(1)
+    if kind == 0:
+        text = reader.text()
+        if not text:
+            raise reader.fail("has an empty part")
+        return Text(text)
+    if kind > len(IMAGE_TYPES):
+        raise reader.fail("has a part of no known kind")
+    return Image(IMAGE_TYPES[kind - 1], reader.data())
+
+
+def _check_parts(parts: tuple[Part, ...]) -> None:
+    if len(parts) > MAX_PARTS_PER_MESSAGE:
+        raise MalformedInput(f"a message has at most {MAX_PARTS_PER_MESSAGE} parts")
+    if not any(isinstance(part, Image) for part in parts):
+        raise MalformedInput("a content without images is a text")
+    texts = [isinstance(part, Text) for part in parts]
+    if any(first and second for first, second in itertools.pairwise(texts)):
+        raise MalformedInput("two texts of a message follow each other")
+    if any(isinstance(part, Text) and not part.text for part in parts):
+        raise MalformedInput("a text among parts is not empty")
+
+
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise MalformedInput("a tool's name has 1 to 64 letters, digits, and any of _ . : -")
+
+
+def _check_call_id(call: str) -> None:
+    if len(call.encode(errors="replace")) > MAX_CALL_ID_BYTES:
+        raise MalformedInput(f"a tool call's id has at most {MAX_CALL_ID_BYTES} bytes")
+
+
+def _check_object(text: str, what: str) -> None:
+    try:
+        value = loads(text, max_depth=MAX_TOOL_JSON_DEPTH)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise MalformedInput(f"{what} a JSON object, nested at most {MAX_TOOL_JSON_DEPTH} deep")
