@@ -291,8 +291,8 @@ class JobDriver:
                     break
         if self._ended is None:
             raise WorkerUnreachable("the stream ended before the job did")
-        await stream.half_close()
         if self._is_confirmed(book):
+            stream.leave()
             return True
         # Another job's stream may have brought the confirmation of a voucher that covers this job's
         # canvases.
