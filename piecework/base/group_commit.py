@@ -11,7 +11,7 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from queue import SimpleQueue
 from typing import Any, Final, Protocol, TypeVar
@@ -110,6 +110,17 @@ class _Work:
     result: Any = None
 
 
+@dataclass(slots=True, eq=False)
+class _Grant:
+    """The connection, for which the thread waits on behalf of the loop."""
+
+    begins: _Later | None
+    """The transaction that is opened with it."""
+    settled: threading.Event = field(default_factory=threading.Event)
+    error: BaseException | None = None
+    taken: bool = False
+
+
 class GroupCommit:
     """The one way to a connection from an event loop. Other threads take `lock`."""
 
@@ -123,7 +134,8 @@ class GroupCommit:
         self._written: list[_Work] = []
         """Work that ran in the open transaction."""
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._holder = _NOBODY
+        self._loop_thread = self._holder = _NOBODY
+        self._grant: _Grant | None = None
         self._open = self._durable = False
         self._busy = self._flush_is_due = self._inside = False
         self._rounds = self._seen = 0
@@ -137,11 +149,6 @@ class GroupCommit:
     @property
     def _is_mine(self) -> bool:
         return self._holder == threading.get_ident()
-
-    @property
-    def is_open(self) -> bool:
-        """Whether a transaction is open. For work of `run`."""
-        return self._open
 
     async def run(self, work: Callable[[], T]) -> T:
         """Do short work with the connection, in the order of the calls.
@@ -168,14 +175,23 @@ class GroupCommit:
 
     def settle(self) -> None:
         """Commit now what this thread has open. It calls this before it takes the lock itself."""
-        if self._open and self._is_mine:
-            self._holder = _NOBODY
-            try:
-                self._transactions.closing()
-            except BaseException:
-                self.lock.release()
-                raise
-            self._finish(self._commit())
+        if self._loop_thread != threading.get_ident():
+            return
+        if self._grant is not None:
+            self._grant.settled.wait()
+            self._take(self._grant)
+        if not self._is_mine:
+            return
+        if not self._open:
+            self._let_go()
+            return
+        self._holder = _NOBODY
+        try:
+            self._transactions.closing()
+        except BaseException:
+            self.lock.release()
+            raise
+        self._finish(self._commit())
 
     def finish(self) -> None:
         """Commit what is open, and end the committer. Nothing may run."""
@@ -185,7 +201,8 @@ class GroupCommit:
     # --- in the loop's thread
 
     def _enter(self, work: Callable[[], T], *, alone: bool) -> asyncio.Future[T]:
-        self._loop = loop = asyncio.get_running_loop()
+        loop = self._loop = asyncio.get_running_loop()
+        self._loop_thread = threading.get_ident()
         answer: asyncio.Future[T] = loop.create_future()
         self._queue.append(_Work(work, answer, alone))
         self._pump()
@@ -245,26 +262,25 @@ class GroupCommit:
 
     def _wait_for(self, work: _Work, begins: _Later | None) -> None:
         """Take the lock in the thread, and open the transaction there that the work begins."""
+        grant = self._grant = _Grant(begins)
 
-        def wait() -> None:
-            self.lock.acquire()
-            try:
-                if begins is not None:
-                    self._transactions.begin(durable=begins.durable, wait=True)
-            except BaseException:
-                self.lock.release()
-                raise
+        def go_on(_: object, error: BaseException | None) -> None:
+            if not grant.taken:
+                self._take(grant)
+            if error is not None or grant.error is not None:
+                _give(work, None, error or grant.error)
+            else:
+                self._queue.appendleft(work)
 
-        def go_on(_: None, error: BaseException | None) -> None:
-            if error is not None:
-                _give(work, None, error)
-                return
-            self._holder = threading.get_ident()
-            if begins is not None:
-                self._open, self._durable = True, begins.durable
-            self._queue.appendleft(work)
+        self._hop(partial(self._acquire, grant), go_on)
 
-        self._hop(wait, go_on)
+    def _take(self, grant: _Grant) -> None:
+        """Hold in the loop's thread what the committing thread has acquired."""
+        grant.taken, self._grant = True, None
+        if grant.error is None:
+            self._holder = self._loop_thread
+            if grant.begins is not None:
+                self._open, self._durable = True, grant.begins.durable
 
     def _next_round(self) -> None:
         """Commit when a round of the loop has brought no more work."""
@@ -327,6 +343,16 @@ class GroupCommit:
         self._committer.submit(there)
 
     # --- in the committing thread
+
+    def _acquire(self, grant: _Grant) -> None:
+        self.lock.acquire()
+        try:
+            if grant.begins is not None:
+                self._transactions.begin(durable=grant.begins.durable, wait=True)
+        except BaseException as error:  # noqa: BLE001  given to the work that waits for it
+            grant.error = error
+            self.lock.release()
+        grant.settled.set()
 
     def _commit(self) -> BaseException | None:
         try:
