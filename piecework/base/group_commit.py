@@ -220,7 +220,7 @@ class GroupCommit:
             else:
                 self._do(work)
         if self._open and not self._busy and not self._flush_is_due and self._loop is not None:
-            self._flush_is_due = True
+            self._flush_is_due, self._seen = True, len(self._written)
             self._loop.call_soon(self._next_round)
 
     def _do(self, work: _Work) -> None:

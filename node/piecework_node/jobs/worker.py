@@ -445,7 +445,9 @@ class Worker:
                 sink.close(Refusal(Reason.BROKEN_CLAUSE, violation.message, metadata=clause))
 
     async def detach(self, job: LiveJob, sink: FrameSink) -> None:
-        """Note that a stream is gone."""
+        """Note that a stream is gone. One that a job does not have any more is never given back."""
+        if job.sink is not sink:
+            return
         await self._runtime.shielded(self._detach_stream(job, sink), job)
 
     async def _detach_stream(self, job: LiveJob, sink: FrameSink) -> None:
