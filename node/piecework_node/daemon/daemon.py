@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -483,6 +484,10 @@ async def serve(
             components.base.engine_life.cancel()
             await components.base.close()
             raise
+        # What was imported and built stays. A collection that walks all of it would take as long as
+        # many jobs.
+        gc.collect()
+        gc.freeze()
         await daemon.run()
     finally:
         ports.close()

@@ -53,6 +53,7 @@ from piecework_node.runtime.sink import FrameSink
 from piecework_node.runtime.write_offs import written_off
 from piecework_node.times import now
 from piecework_protocol.content import content_digest
+from piecework_protocol.credit import PayerCredit
 from piecework_protocol.errors import MalformedInput, ProtocolViolation, Reason, Refusal
 from piecework_protocol.frames import (
     CancelJob,
@@ -66,7 +67,7 @@ from piecework_protocol.limits import RESUME_S
 from piecework_protocol.objects import Offer
 from piecework_protocol.sealing import check_key, content_context, resume_context
 from piecework_protocol.states import ENDED_STATES, JobState
-from piecework_protocol.types import Address, Amount, Digest, JobId
+from piecework_protocol.types import Amount, Digest, JobId
 from piecework_protocol.wire import SignedOffer
 from piecework_protocol.worker_session import AcceptedJob, StateRecord, WorkerSession
 
@@ -456,7 +457,9 @@ class Worker:
                 sink.close(Refusal(Reason.BROKEN_CLAUSE, violation.message, metadata=clause))
 
     async def detach(self, job: LiveJob, sink: FrameSink) -> None:
-        """Note that a stream is gone."""
+        """Note that a stream is gone. One that a job does not have any more is never given back."""
+        if job.sink is not sink:
+            return
         await self._runtime.shielded(self._detach_stream(job, sink), job)
 
     async def _detach_stream(self, job: LiveJob, sink: FrameSink) -> None:
@@ -572,9 +575,9 @@ class Worker:
             fault=self._channels.faults.stopping,
         )
 
-    def _stranger_jobs(self, payer: Address) -> int:
+    def _stranger_jobs(self, account: PayerCredit) -> int:
         """Jobs of payers without a mined deposit that run or wait, if this payer is one of them."""
-        if not self._credit.is_stranger(payer):
+        if not account.is_stranger:
             return 0
         running = self._runtime.sequences.values()
         payers = [job.channel.stored.channel.payer for job in running]
@@ -605,7 +608,7 @@ class Worker:
             attached=len(attached),
             payer=account,
             strangers_owe=self._credit.pool_of(account),
-            stranger_jobs=self._stranger_jobs(stored.channel.payer),
+            stranger_jobs=self._stranger_jobs(account),
             stray_unpaid=any(ref.job not in attached for ref in stored.ledger.unpaid),
             closing=stored.close_signature is not None,
         )

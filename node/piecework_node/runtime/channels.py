@@ -109,6 +109,7 @@ class Channels:
         self._places = asyncio.Semaphore(MAX_REFRESHES)
         self._asking: set[asyncio.Future[None]] = set()
         self._channels: dict[ChannelId, LiveChannel] = {}
+        self._by_payer: dict[Address, dict[ChannelId, LiveChannel]] = {}
         self.urgent = asyncio.Event()
         """Set when settlement should not wait for its next round."""
 
@@ -117,6 +118,10 @@ class Channels:
 
     def __len__(self) -> int:
         return len(self._channels)
+
+    def of_payer(self, payer: Address) -> tuple[LiveChannel, ...]:
+        """Return the channels of one payer that are held in memory."""
+        return tuple(self._by_payer.get(payer, {}).values())
 
     def get(self, channel: ChannelId) -> LiveChannel | None:
         """Return a channel that is held in memory."""
@@ -130,7 +135,7 @@ class Channels:
             live.wants_funding = live.pending_funding(time) > 0
             if stored.settled < stored.ledger.cumulative:
                 live.unsettled_since = moment
-            self._channels[stored.id] = live
+            self.hold(live)
 
     async def find(self, channel_id: ChannelId, channel: Channel) -> LiveChannel:
         """Return a channel from memory or the journal, or a new one that is in neither yet."""
@@ -147,12 +152,19 @@ class Channels:
         """Keep a channel in memory. Return the one that is already there, if there is one."""
         if live.id not in self._channels:
             live.since = self._runtime.clock.monotonic()
-        return self._channels.setdefault(live.id, live)
+        known = self._channels.setdefault(live.id, live)
+        if known is live:
+            self._by_payer.setdefault(live.stored.channel.payer, {})[live.id] = live
+        return known
 
     def release(self, live: LiveChannel) -> None:
         """Forget a channel that no job was ever admitted on."""
         if not live.journaled and not live.jobs:
             self._channels.pop(live.id, None)
+            mine = self._by_payer.get(live.stored.channel.payer, {})
+            mine.pop(live.id, None)
+            if not mine:
+                self._by_payer.pop(live.stored.channel.payer, None)
 
     @property
     def to_ask(self) -> tuple[ChannelId, ...]:
@@ -194,7 +206,7 @@ class Channels:
         time, mine = now(self._runtime.clock), _purse(live)
         elsewhere = sum(
             other.pending_funding(time)
-            for other in self
+            for other in self.of_payer(live.stored.channel.payer)
             if other.id != live.id and _purse(other) == mine
         )
         return Amount(max(0, live.pooled - elsewhere))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable
-from typing import Final
+from collections.abc import Collection, Iterable, Iterator
+from typing import Final, Protocol
 
 from piecework_node.runtime.live import LiveChannel, LiveJob
 from piecework_protocol.credit import (
@@ -25,10 +25,20 @@ LITTLE: Final = 8
 """A payer that has less than this part of its limit left is at it."""
 
 
+class HeldChannels(Protocol):
+    """The channels that the worker holds in memory."""
+
+    def __iter__(self) -> Iterator[LiveChannel]: ...
+
+    def of_payer(self, payer: Address) -> Iterable[LiveChannel]:
+        """Return those of one payer."""
+        ...
+
+
 class CreditDesk:
     """The accounts of all payers. It looks at the channels, and keeps only who was written off."""
 
-    def __init__(self, channels: Iterable[LiveChannel], terms: CreditTerms) -> None:
+    def __init__(self, channels: HeldChannels, terms: CreditTerms) -> None:
         self._channels, self.terms = channels, terms
         self._written_off: set[Address] = set()
 
@@ -41,10 +51,10 @@ class CreditDesk:
 
         opening: a channel of the payer that may not be held yet.
         """
-        mine = {live.id: live for live in self._channels if live.stored.channel.payer == payer}
-        if opening is not None:
-            mine.setdefault(opening.id, opening)
-        return self._account(mine.values())
+        mine = list(self._channels.of_payer(payer))
+        if opening is not None and all(live.id != opening.id for live in mine):
+            mine.append(opening)
+        return self._account(mine)
 
     def accounts(self) -> dict[Address, PayerCredit]:
         """Return where every payer stands that has a channel here. One pass over the channels."""

@@ -57,6 +57,8 @@ class LiveJob:
     """Monotonic time since which only the client can move the job on."""
     reserve: Amount = field(init=False)
     """The most that the job can cost, in base units."""
+    _held: tuple[int, int, Amount] = (0, 0, Amount(0))
+    """`held` as it was last found: for so many canvases granted, and so many done."""
 
     def __post_init__(self) -> None:
         accepted = self.session.accepted
@@ -98,7 +100,12 @@ class LiveJob:
     @property
     def held(self) -> Amount:
         """The ceiling of the canvases that have begun or may begin, in base units."""
-        return self._ceiling(self.granted - self.session.canvases)
+        granted, done, held = self._held
+        if granted != self.granted or done != self.session.canvases:
+            granted, done = self.granted, self.session.canvases
+            held = self._ceiling(granted - done)
+            self._held = granted, done, held
+        return held
 
     @property
     def next_ceiling(self) -> Amount:

@@ -44,6 +44,9 @@ class CountedChannels:
             self.looked_at += 1
             yield live
 
+    def of_payer(self, payer: Address) -> Iterator[LiveChannel]:
+        return (live for live in self._channels if live.stored.channel.payer == payer)
+
 
 def channel(payer: int, number: int, mined: int = 0) -> LiveChannel:
     owner = Address(payer.to_bytes(20, "big"))
@@ -62,7 +65,7 @@ def test_the_accounts_of_all_payers_take_one_pass_over_the_channels() -> None:
     assert channels.looked_at == 200
 
 
-@pytest.mark.parametrize(("payer", "passes"), [(0, 1), (1, 2)])
+@pytest.mark.parametrize(("payer", "passes"), [(0, 0), (1, 1)])
 def test_only_a_stranger_is_held_to_what_all_strangers_owe(payer: int, passes: int) -> None:
     mined = [channel(0, 0, mined=1_000)]
     channels = CountedChannels(mined + [channel(n, n) for n in range(1, 100)])
