@@ -317,6 +317,19 @@ class ClientConfig(Settings):
         description="Requests that do not say may go to models without seed and trace.",
     )
 
+    gateway_strict_parameters: bool = Field(
+        default=False,
+        description="Refuse parameters that cannot be honoured. Otherwise they are left out, and "
+        "the answer names them.",
+    )
+    token_usd_price: Decimal | None = Field(
+        default=None,
+        gt=0,
+        le=1_000_000,
+        description="What one token of the currency is worth in dollars. Answers and models then "
+        "have their prices in dollars too.",
+    )
+
     @field_validator("gateway_allowed_origins")
     @classmethod
     def _origins_are_named(cls, value: tuple[str, ...]) -> tuple[str, ...]:

@@ -41,7 +41,8 @@ def serve(
 ) -> None:
     """Serve an OpenAI-compatible endpoint that pays per canvas.
 
-    It serves /v1/chat/completions and /v1/models until SIGTERM or Ctrl-C. Give each caller an API
+    It serves chat completions, completions, responses, decisions and models under /v1 until SIGTERM
+    or Ctrl-C. Give each caller an API
     key with a budget: piecework gateway keys add NAME --per-day AMOUNT.
     """
     if context.invoked_subcommand is not None:
@@ -85,6 +86,8 @@ async def _serve(folder: Path, config: ClientConfig, secret: str, host: str, por
             wait_s=config.gateway_wait_s,
             trusted_proxies=trusted,
             allowed_origins=config.gateway_allowed_origins,
+            strict_parameters=config.gateway_strict_parameters,
+            token_usd_price=config.token_usd_price,
         )
         gateway = Gateway(client, options)
         total = config.gateway_max_connections

@@ -49,7 +49,8 @@ from piecework_protocol.frames import (
     VoucherAccepted,
     WorkerFrame,
 )
-from piecework_protocol.kinds.text import TextContent, TextOutput
+from piecework_protocol.kinds import KINDS, Content
+from piecework_protocol.kinds.text import TextOutput
 from piecework_protocol.ledger import WorkerLedger
 from piecework_protocol.objects import (
     Channel,
@@ -162,6 +163,7 @@ class Job:
     submission: SubmitJob
     session: WorkerSession
     prompt: str
+    content: Content
     limit: int = 0
     begun: bool = False
     shown: tuple[int, bytes] | None = None
@@ -385,10 +387,11 @@ class FakeWorker:
         prompt = unseal(
             submission.sealed_content, self.sealing_secret, content_context(self.domain, job_id)
         )
-        text = TextContent.decode(prompt).conversation.messages[-1].text
+        content = KINDS[signed.kind].decode_content(prompt)
+        text = content.conversation.messages[-1].text
         now = Timestamp(int(self.clock()))
         accepted = AcceptedJob(job_id, signed, channel, model, 1 + len(prompt) // 4, now)
-        self.jobs[job_id] = Job(submission, WorkerSession(accepted, self.domain), text)
+        self.jobs[job_id] = Job(submission, WorkerSession(accepted, self.domain), text, content)
         return self.jobs[job_id]
 
     def denoise(self, job: Job, canvas: int) -> CanvasResult:

@@ -11,7 +11,7 @@ from typing import Final
 
 from aiohttp import hdrs, web
 
-from piecework.client.gateway.openai_format import ApiError
+from piecework.client.gateway.formats.common import ApiError
 
 PREFLIGHT_LIFETIME_S: Final = 600
 MAX_REQUESTED_HEADERS: Final = 2048

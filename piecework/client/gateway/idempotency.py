@@ -23,8 +23,8 @@ from aiohttp import web
 from piecework.base.clock import Clock
 from piecework.base.errors import PieceworkError
 from piecework.client.errors import JobFollowed, RequestDiffers, TooManyRequests
-from piecework.client.gateway.openai_format import ApiError
-from piecework.client.jobs.requests import TextRequest
+from piecework.client.gateway.formats.common import ApiError
+from piecework.client.jobs.requests import JobRequest, TextRequest
 from piecework.client.jobs.run import JobRun
 from piecework.client.journal.records import Part, RequestKey
 from piecework.client.journal.requests import KnownRequest, Requests
@@ -114,7 +114,7 @@ class Idempotency:
         """Whether as many run on without a caller as may."""
         return len(self._left) >= self._most_left
 
-    def run(self, request: TextRequest, part: Part) -> JobRun:
+    def run(self, request: JobRequest, part: Part) -> JobRun:
         """Start a job."""
         return self._client.run(request, part)
 
@@ -208,7 +208,7 @@ class Purchase:
             yield tuple(parts.values())
 
     @asynccontextmanager
-    async def job(self, request: TextRequest, part: Part) -> AsyncIterator[JobRun]:
+    async def job(self, request: JobRequest, part: Part) -> AsyncIterator[JobRun]:
         """Run a part, or fetch its answer again. Leaving the block early cancels a job.
 
         A job with a key runs on when the caller hangs up.

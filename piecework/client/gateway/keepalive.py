@@ -16,7 +16,7 @@ from typing import Any, Final
 from aiohttp import hdrs, web
 
 from piecework.base.errors import PieceworkError
-from piecework.client.gateway.openai_format import ApiError
+from piecework.client.gateway.formats.common import ApiError
 
 BEAT: Final = b" "
 
@@ -27,6 +27,7 @@ async def answer_json(
     *,
     heartbeat_s: float,
     as_api_error: Callable[[PieceworkError], ApiError],
+    headers: Mapping[str, str],
 ) -> web.StreamResponse:
     """Answer with what `work` returns, and with white space while it is not there.
 
@@ -35,6 +36,7 @@ async def answer_json(
         work: Makes the body. It is cancelled with this call.
         heartbeat_s: Seconds without a byte, at most.
         as_api_error: Translates a failure that comes too late for a status.
+        headers: Of the answer, beside its type.
 
     Raises:
         PieceworkError: as `work`, if nothing has been sent yet.
@@ -42,8 +44,8 @@ async def answer_json(
     working = asyncio.ensure_future(work)
     try:
         if (await asyncio.wait({working}, timeout=heartbeat_s))[0]:
-            return web.json_response(await working)
-        response = web.StreamResponse(headers={hdrs.CONTENT_TYPE: "application/json"})
+            return web.json_response(await working, headers=headers)
+        response = web.StreamResponse(headers={**headers, hdrs.CONTENT_TYPE: "application/json"})
         await response.prepare(request)
         await response.write(BEAT)
         while not (await asyncio.wait({working}, timeout=heartbeat_s))[0]:

@@ -16,7 +16,7 @@ from aiohttp import hdrs, web
 
 from piecework.base.clock import Clock
 from piecework.client.gateway.cors import Origins
-from piecework.client.gateway.openai_format import ApiError
+from piecework.client.gateway.formats.common import ApiError
 from piecework.client.journal.api_keys import ApiKeys
 from piecework_protocol.types import Timestamp
 
