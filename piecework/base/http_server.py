@@ -1,9 +1,9 @@
 """An HTTP server with a bound on everything that a stranger may hold: connections, time and bytes.
 
 aiohttp waits without end for a request line, for headers and for a body. `HttpServer` gives each
-of them a deadline, and each address and all together a number of connections. It closes a
-connection that was told to come back later (429), and bars an address that does not listen to that.
-`BodyReader` reads bodies at a least rate and within a number of bytes over all connections.
+of them a deadline, and each address and all together a number of connections. An address that was
+told too often to come back later (429) gets that answer late. `BodyReader` reads bodies at a least
+rate and within a number of bytes over all connections.
 """
 
 from __future__ import annotations
@@ -51,6 +51,9 @@ class HttpTimes:
     """For a body, beside the time that its bytes take at the least rate."""
     stall_s: float = 30.0
     """For each `LEAST_READ_BYTES` of an answer that waits for its reader."""
+    late_s: float = 5.0
+    """For an answer to an address that does not come back later, as it was told. A closed
+    connection would come back at once, and cost more."""
 
 
 TIMES: Final = HttpTimes()
@@ -61,8 +64,6 @@ LINGER_S: Final = 2.0
 """For the rest of a body that was refused, so that its sender reads the answer."""
 SMALL_BODY_BYTES: Final = 64 * 1024
 """A body up to here is always read: connections are bounded, and so are these bytes."""
-BAR_S: Final = 30.0
-"""For an address that goes on asking after it was told many times to come back later."""
 DEAF: Final = Rate(2.0, 60.0)
 """Answers of "come back later" to one address. More of them show that nobody listens."""
 MAX_BODY_BYTES_IN_FLIGHT: Final = 64 * 2**20
@@ -294,8 +295,7 @@ class HttpServer:
         clock: Clock | None = None,
         deaf: Rate | None = None,
     ) -> None:
-        """deaf: how often an address may be told to come back later before it is barred. None: it
-        never is, and its connections stay open."""
+        """deaf: how often an address is told at once to come back later. None: always."""
         self._times, self._trusted = times, limits.trusted
         self._deaf = RateLimiter(deaf, keys=MAX_ADDRESSES) if deaf is not None else None
         self.table = ConnectionTable(limits)
@@ -355,18 +355,15 @@ class HttpServer:
             response = await handler(request)
         finally:
             guarded.request_ended()
-        if response.status == HTTPStatus.TOO_MANY_REQUESTS:
-            self._told_to_wait(guarded, response)
+        if response.status == HTTPStatus.TOO_MANY_REQUESTS and self._is_deaf(guarded):
+            # The connection counts as idle meanwhile, and makes room for others.
+            await asyncio.sleep(self._times.late_s)
         return response
 
-    def _told_to_wait(self, guarded: _Guarded, response: web.StreamResponse) -> None:
-        """Make the next request of this client cost a connection, which is cheap to refuse."""
+    def _is_deaf(self, guarded: _Guarded) -> bool:
         if self._deaf is None or is_in(guarded.peer, self._trusted):
-            return
-        response.force_close()
-        moment = self._clock.monotonic()
-        if self._deaf.take(guarded.address, moment):
-            self.table.bar(guarded.address, moment + BAR_S)
+            return False
+        return self._deaf.take(guarded.address, self._clock.monotonic()) > 0
 
 
 @asynccontextmanager

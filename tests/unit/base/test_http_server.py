@@ -155,34 +155,54 @@ LATER = b"GET /later HTTP/1.1\r\nHost: x\r\n\r\n"
 """It is answered with 429."""
 
 
-async def test_who_was_told_to_come_back_later_needs_another_connection() -> None:
-    async with site(deaf=Rate(1, 5)) as made, await RawConnection.open(made.port) as held:
-        await held.send(LATER * 3)
-        answer = await held.rest()
-        assert answer.count(b"HTTP/1.1 429") == 1 and answer.endswith(b"later")
+async def test_who_does_not_come_back_later_waits_for_each_answer_and_nobody_else() -> None:
+    async with (
+        site(HttpTimes(late_s=3600), deaf=Rate(0.001, 3)) as made,
+        await RawConnection.open(made.port, "127.0.0.2") as held,
+        await RawConnection.open(made.port, "127.0.0.2") as other,
+    ):
+        for _ in range(3):
+            await held.send(LATER)
+            await held.reader.readuntil(b"later")
+        await held.send(LATER)
+        await other.send(LATER)
         assert await made.answers()
+        for waiting in (held, other):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.01):
+                    await waiting.reader.read(1)
 
 
-async def test_who_does_not_come_back_later_is_barred_for_a_while_and_nobody_else() -> None:
-    async with site(deaf=Rate(0.001, 5)) as made:
-        for _ in range(6):
-            async with await RawConnection.open(made.port, "127.0.0.2") as held:
-                await held.send(LATER)
-                await held.rest()
-        async with await RawConnection.open(made.port, "127.0.0.2") as held:
-            assert await held.is_closed()
-        assert made.refused[Refused.BARRED] == 1
-        assert await made.answers()
+async def test_an_answer_that_waits_is_idle_and_makes_room() -> None:
+    async with site(HttpTimes(late_s=3600), deaf=Rate(0.001, 1), per_address=4, total=4) as made:
+        held = [await RawConnection.open(made.port, "127.0.0.2") for _ in range(4)]
+        for connection in held:
+            await connection.send(LATER)
+        await held[0].reader.readuntil(b"later")
+        await until(lambda: len(made.server.table) == 4)
+        assert await made.answers(), "one of them was closed for it"
+        for connection in held:
+            await connection.close()
+
+
+async def test_a_late_answer_comes() -> None:
+    async with (
+        site(HttpTimes(late_s=0.05), deaf=Rate(0.001, 1)) as made,
+        await RawConnection.open(made.port) as held,
+    ):
+        for _ in range(3):
+            await held.send(LATER)
+            await held.reader.readuntil(b"later")
 
 
 @pytest.mark.parametrize(
     ("deaf", "trusted"), [(None, ()), (Rate(0.001, 1), parse_networks(["127.0.0.2"]))]
 )
-async def test_a_relay_and_a_server_of_one_owner_keep_connections_that_were_told_to_wait(
+async def test_a_relay_and_a_server_of_one_owner_are_answered_at_once(
     deaf: Rate | None, trusted: Networks
 ) -> None:
     async with (
-        site(deaf=deaf, trusted=trusted) as made,
+        site(HttpTimes(late_s=3600), deaf=deaf, trusted=trusted) as made,
         await RawConnection.open(made.port, "127.0.0.2") as held,
     ):
         for _ in range(3):
