@@ -145,6 +145,9 @@ class Database:
             StoreError: the file cannot be read.
         """
         try:
+            if self._connection.in_transaction and self._group.is_inside:
+                yield self._connection  # the transaction is a consistent view already
+                return
             if self._group.is_inside:
                 with self._connection:
                     yield self._connection
