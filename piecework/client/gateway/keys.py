@@ -41,6 +41,7 @@ class Access:
     def __init__(self, keys: ApiKeys, api_key: str | None, origins: Origins, clock: Clock) -> None:
         """`api_key` is a key without a budget of its own, out of the settings."""
         self._keys, self._api_key, self._origins, self._clock = keys, api_key, origins, clock
+        self._needs_key = api_key is not None
 
     async def admit(self, request: web.Request) -> str:
         """Return the budget that a request spends from.
@@ -48,7 +49,7 @@ class Access:
         Raises:
             ApiError: 401 or 403.
         """
-        if self._api_key is None and not await asyncio.to_thread(self._keys.exist):
+        if not await self._is_key_needed():
             self._admit_from_here(request)
             return ""
         scheme, _, given = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
@@ -63,6 +64,11 @@ class Access:
         raise ApiError(
             401, "authentication_error", "a valid API key is needed", code="invalid_api_key"
         )
+
+    async def _is_key_needed(self) -> bool:
+        """Whether there is a key, or was one. That never changes back."""
+        self._needs_key = self._needs_key or await asyncio.to_thread(self._keys.exist)
+        return self._needs_key
 
     def _admit_from_here(self, request: web.Request) -> None:
         if host_name(request.host) not in LOOPBACK_HOSTS:

@@ -46,6 +46,8 @@ class Spending:
         Raises:
             StoreError: its API key does not exist.
         """
+        if self._is_unlimited(part):
+            return Allowance()
         now = self._now()
 
         def read() -> Allowance:
@@ -70,10 +72,14 @@ class Spending:
     async def cover(self, part: Part, ceiling: Amount) -> Part:
         """See that at least a ceiling is held for a part. Return the part with its hold.
 
+        Where nothing is limited, the job itself holds its ceiling when it is recorded.
+
         Raises:
             BudgetExceeded: a budget is too small. What was held stays.
             StoreError: the API key does not exist.
         """
+        if self._is_unlimited(part):
+            return part
         now, until = self._now(), self._until()
 
         def cover() -> tuple[int, ...] | Shortage:
@@ -82,6 +88,9 @@ class Spending:
 
         (hold,) = await self._hold(cover)
         return replace(part, hold=hold)
+
+    def _is_unlimited(self, part: Part) -> bool:
+        return part.budget == WHOLE and self._whole == Limits() and part.hold is None
 
     async def _hold(self, write: Callable[[], tuple[int, ...] | Shortage]) -> tuple[int, ...]:
         """Hold in a thread. If the caller is cancelled meanwhile, nothing stays held for it."""

@@ -20,7 +20,7 @@ import apsw
 
 from piecework.client.errors import StoreError
 from piecework.client.journal.database import Database
-from piecework.client.journal.owners import Owner
+from piecework.client.journal.owners import NOBODY, Owner
 from piecework.client.journal.records import JobStatus, Limits, Part
 from piecework_protocol.types import Amount, JobId, Timestamp
 
@@ -218,12 +218,17 @@ def day_and_budget(db: apsw.Connection, part: Part, now: Timestamp) -> tuple[int
     return int(day), str(budget)
 
 
-def bind(db: apsw.Connection, part: Part, job: JobId, deadline: Timestamp) -> None:
-    """Give a part's hold to the job that was recorded for it."""
-    if part.hold is not None:
-        db.execute(
-            "UPDATE holds SET job = ?, until = ? WHERE id = ?", (job, deadline + LATE_S, part.hold)
-        )
+def bind(db: apsw.Connection, part: Part, job: JobId, ceiling: Amount, until: Timestamp) -> None:
+    """Give a part's hold to the job that was recorded for it.
+
+    Where nothing is limited, nothing was held before. The job then holds its ceiling from here on,
+    because a limit may be set while it runs.
+    """
+    hold = part.hold
+    if hold is None:
+        ((day, budget),) = _rows(db, "SELECT day, budget FROM jobs WHERE id = ?", (job,))
+        hold = _insert(db, budget, day, ceiling, until, NOBODY)
+    db.execute("UPDATE holds SET job = ?, until = ? WHERE id = ?", (job, until + LATE_S, hold))
 
 
 def spend(db: apsw.Connection, job: JobId, amount: Amount) -> None:
@@ -238,11 +243,10 @@ def spend(db: apsw.Connection, job: JobId, amount: Amount) -> None:
 
 
 def end(db: apsw.Connection, job: JobId, status: JobStatus) -> None:
-    """Give up what a job holds. A declined job's part keeps it, for the next worker."""
+    """Give up what a job holds. What was held before a declined job is kept for the next one."""
     if status is JobStatus.REFUSED:
-        db.execute("UPDATE holds SET job = NULL WHERE job = ?", (job,))
-    else:
-        db.execute("DELETE FROM holds WHERE job = ?", (job,))
+        db.execute("UPDATE holds SET job = NULL WHERE job = ? AND owner <> ?", (job, NOBODY))
+    db.execute("DELETE FROM holds WHERE job = ?", (job,))
 
 
 # --- rows

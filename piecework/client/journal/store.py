@@ -322,7 +322,8 @@ class Store:
                 )
             day, budget = budgets.day_and_budget(db, part, now)
             rows.add_job(db, job, prompt, day=day, budget=budget)
-            budgets.bind(db, part, job.id, job.submission.job.deadline)
+            terms = job.submission.job
+            budgets.bind(db, part, job.id, terms.max_amount, terms.deadline)
             requests.record(db, part, job.id)
             return rows.channel(db, row.id)
 

@@ -154,7 +154,9 @@ class Ledger(RuleBasedStateMachine):
         self.jobs += 1
         job = job_row(self.jobs, held.amount, now=self.now)
         until = Timestamp(self.now + UNTIL - NOW)
-        self.store(held.process).admit(job, None, exactly, until, part=held.part)
+        store = self.store(held.process)
+        store.admit(job, None, exactly, until, part=held.part)
+        store.accepted(job.id, 5, None)  # so the deposit stays, whoever is killed
         held.job, held.until = job, job.submission.job.deadline + LATE_S
 
     @precondition(lambda self: self.running())
@@ -235,4 +237,4 @@ class Ledger(RuleBasedStateMachine):
 
 
 TestLedger = Ledger.TestCase
-TestLedger.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
+TestLedger.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)

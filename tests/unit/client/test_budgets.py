@@ -168,6 +168,21 @@ def test_a_job_that_a_silent_worker_may_have_taken_keeps_its_hold(store: Store) 
     store.close()
 
 
+def test_a_job_without_a_hold_holds_its_ceiling_itself(store: Store) -> None:
+    job = job_row(1, 100)
+    store.admit(job, None, exactly, UNTIL)
+    store.pay(canvas(job, 0, 30), job.channel_id, None)
+    used = store.budgets.used("", NOW)
+    assert (used.day, used.held) == (100, 70)
+    declined = job_row(2, 50)
+    store.admit(declined, None, exactly, UNTIL)
+    store.finish(declined.id, JobStatus.REFUSED)
+    store.finish(job.id, JobStatus.COMPLETE)
+    used = store.budgets.used("", NOW)
+    assert (used.day, used.held) == (30, 0)
+    store.close()
+
+
 def test_a_hold_that_has_ended_admits_no_job(store: Store) -> None:
     (hold,) = held(store.budgets.reserve("alice", [Amount(100)], TEN, NOW, UNTIL))
     store.budgets.release(hold)
