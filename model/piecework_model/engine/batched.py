@@ -30,7 +30,7 @@ from piecework_model.engine.executor import SequenceFailure, SequenceOutcome, Se
 from piecework_model.engine.prefix_cache import Key, PrefixCache, prefix_keys
 from piecework_model.engine.scheduler import SequenceWork, prompt_chunks
 from piecework_model.engine.sequence import (
-    Decision,
+    CanvasDecision,
     DeviceDecisions,
     SequenceState,
     decide,
@@ -426,7 +426,9 @@ class BatchedExecutor:
         """
         return self._soft_product(probabilities) * self._scale
 
-    def _leaf(self, compute: Callable[[], bytes], decision: Decision) -> bytes | Future[bytes]:
+    def _leaf(
+        self, compute: Callable[[], bytes], decision: CanvasDecision
+    ) -> bytes | Future[bytes]:
         """Compute a trace leaf: at once, or beside the next step if it takes long.
 
         Few leaves wait at a time, because each holds a copy of its soft embedding.
@@ -466,7 +468,7 @@ class BatchedExecutor:
         return made
 
     def _advance(
-        self, task: _Task, decision: Decision, soft: Tensor, leaf: bytes | Future[bytes]
+        self, task: _Task, decision: CanvasDecision, soft: Tensor, leaf: bytes | Future[bytes]
     ) -> SequenceStep:
         state = task.sequence.state
         canvas, step = state.canvas, state.step

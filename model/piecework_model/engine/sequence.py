@@ -34,7 +34,7 @@ _EMBEDDING_TYPES: dict[torch.dtype, trace.EmbeddingType] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
+class CanvasDecision:
     """What one step decided about one sequence's canvas, on the host.
 
     before, after, argmax: int64 [C]. accepted: bool [C]. fingerprint: float16 [C, 3]. soft: the
@@ -137,11 +137,11 @@ class SequenceState:
             request.max_steps,
         )
 
-    def leaf(self, decision: Decision, soft: Tensor) -> Callable[[], bytes]:
+    def leaf(self, decision: CanvasDecision, soft: Tensor) -> Callable[[], bytes]:
         """Return a function that computes the trace leaf of the step that was just decided."""
         return partial(_leaf, self.canvas, self.step, decision, _EMBEDDING_TYPES[soft.dtype])
 
-    def advance(self, decision: Decision, soft: Tensor, leaf: bytes | Future[bytes]) -> bool:
+    def advance(self, decision: CanvasDecision, soft: Tensor, leaf: bytes | Future[bytes]) -> bool:
         """Take a decided step in. Returns whether the canvas is finished. It cannot fail.
 
         A canvas is finished when it is stable and confident, out of steps, or without a free
@@ -178,7 +178,7 @@ class SequenceState:
         self._leaves.clear()
 
 
-def _leaf(canvas: int, step: int, decision: Decision, kind: trace.EmbeddingType) -> bytes:
+def _leaf(canvas: int, step: int, decision: CanvasDecision, kind: trace.EmbeddingType) -> bytes:
     return trace.leaf(
         trace.StepRecord(
             canvas=canvas,
@@ -276,7 +276,7 @@ def _pins(states: Sequence[SequenceState], size: int) -> Tensor | None:
     )
 
 
-def to_host(decided: Sequence[DeviceDecisions]) -> list[Decision]:
+def to_host(decided: Sequence[DeviceDecisions]) -> list[CanvasDecision]:
     """Copy decisions to the host, all of them at once: one a sequence, in their order.
 
     Raises:
@@ -289,13 +289,13 @@ def to_host(decided: Sequence[DeviceDecisions]) -> list[Decision]:
     return [made for states, parts in tiles for made in _unpacked(states, parts)]
 
 
-def _unpacked(states: Sequence[SequenceState], parts: Sequence[Tensor]) -> list[Decision]:
+def _unpacked(states: Sequence[SequenceState], parts: Sequence[Tensor]) -> list[CanvasDecision]:
     """Make decisions of the tensors that `decide` lists, on the host."""
     _, sure, afters, argmaxes, flags, prints, labels = (part.numpy() for part in parts[:-1])
     softs = parts[-1].view(torch.uint8).numpy()  # [sequences, C, H * bytes]
     logits = iter(labels.tolist())
     return [
-        Decision(
+        CanvasDecision(
             before=_current(state),
             after=afters[index],
             argmax=argmaxes[index],

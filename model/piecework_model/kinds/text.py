@@ -62,9 +62,7 @@ def _form(codec: TextCodec, template: tuple[TemplatePart, ...], most: int) -> tu
             continue
         # A token has at least one byte and at most so many.
         _check_room(-(-len(part.text.encode()) // limits.MAX_TOKEN_BYTES), most - len(form))
-        ids = literal_ids(codec, part.text, start=not form)
-        _check_room(len(ids), most - len(form))
-        form += ids
+        form += literal_ids(codec, part.text, start=not form, most=most - len(form))
     return tuple(form)
 
 

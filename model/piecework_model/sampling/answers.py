@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from piecework_protocol.kinds.read import ONE
 
 
-def probabilities(logits: Sequence[float], cap: float) -> tuple[int, ...]:
+def probabilities(logits: Sequence[float], cap: float | None) -> tuple[int, ...]:
     """Compute probabilities in 1/65536 that add up to one, at temperature 1.
 
-    logits: finite outputs of the last layer, one a label. cap: tanh bounds them to it first. Each
-    probability is rounded down. What is missing then goes to the largest remainders, of equal ones
-    to the first.
+    logits: finite outputs of the last layer, one a label. cap: tanh bounds them to it first. None:
+    they are bounded already. Each probability is rounded down. What is missing then goes to the
+    largest remainders, of equal ones to the first.
     """
-    capped = [cap * math.tanh(logit / cap) for logit in logits]
+    capped = [logit if cap is None else cap * math.tanh(logit / cap) for logit in logits]
     largest = max(capped)
     weights = [math.exp(value - largest) for value in capped]
     total = math.fsum(weights)

@@ -16,42 +16,43 @@ _LEADS: Final = ("\n", ".", "a", "0")
 """Text that something may stand behind. Of one that joins with what follows, the next is tried."""
 
 
-def literal_ids(codec: TextCodec, text: str, *, start: bool) -> tuple[int, ...]:
+def literal_ids(
+    codec: TextCodec, text: str, *, start: bool, most: int | None = None
+) -> tuple[int, ...]:
     """Encode `text` so that its ids decode to it. It never gives a control id.
 
     start: whether it stands at the start of an answer. Elsewhere a tokenizer that puts a space
         before every text must not do so.
 
     Raises:
-        PromptError: The vocabulary cannot write it.
+        PromptError: The vocabulary cannot write it, or it takes more than `most` ids. So much is
+            encoded at most of a text that must be taken apart.
     """
-    ids = _whole(codec, text) if start else None
-    ids = ids if ids is not None else _behind(codec, text, start=start)
-    if ids is not None:
-        return ids
-    if len(text) < 2:
+    ids = _exact(codec, text, start=start)
+    if ids is None and len(text) < 2:
         raise PromptError(f"the vocabulary cannot write U+{ord(text):04X} in a template")
-    middle = len(text) // 2
-    return (
-        *literal_ids(codec, text[:middle], start=start),
-        *literal_ids(codec, text[middle:], start=False),
-    )
+    if ids is None:
+        middle = len(text) // 2
+        ids = literal_ids(codec, text[:middle], start=start, most=most)
+        left = None if most is None else most - len(ids)
+        ids += literal_ids(codec, text[middle:], start=False, most=left)
+    if most is not None and len(ids) > most:
+        raise PromptError(f"a template's text takes more than the {most} positions that are left")
+    return ids
 
 
-def _whole(codec: TextCodec, text: str) -> tuple[int, ...] | None:
-    ids = codec.encode_content(text)
-    return ids if codec.control_ids.isdisjoint(ids) and codec.decode(ids) == text else None
-
-
-def _behind(codec: TextCodec, text: str, *, start: bool) -> tuple[int, ...] | None:
-    """Encode text as it stands behind other text, or return None."""
+def _exact(codec: TextCodec, text: str, *, start: bool) -> tuple[int, ...] | None:
+    """Encode text in one piece, or return None if that would change it."""
+    if start:
+        ids = codec.encode_content(text)
+        if codec.control_ids.isdisjoint(ids) and codec.decode(ids) == text:
+            return ids
     for lead in _LEADS:
-        before = codec.encode_content(lead)
-        ids = codec.encode_content(lead + text)
+        before, ids = codec.encode_content(lead), codec.encode_content(lead + text)
         rest = ids[len(before) :]
-        if ids[: len(before)] != before or not codec.control_ids.isdisjoint(rest):
+        if ids[: len(before)] != before:
             continue
         written = codec.decode(rest) if start else codec.decode(ids).removeprefix(lead)
-        if written == text:
-            return rest
+        exact = written == text and codec.control_ids.isdisjoint(rest)
+        return rest if exact else None
     return None

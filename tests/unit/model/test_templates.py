@@ -12,7 +12,7 @@ from piecework_model import kinds
 from piecework_model.checkpoint.loading import LoadedModel, load
 from piecework_model.engine.engine import Engine
 from piecework_model.engine.reference import ReferenceExecutor
-from piecework_model.engine.sequence import Decision, SequenceState, decide, to_host
+from piecework_model.engine.sequence import CanvasDecision, SequenceState, decide, to_host
 from piecework_model.errors import ContextOverflowError, InvalidRequestError
 from piecework_model.requests import HOLE, CanvasFinish, DraftEvent, GenerationRequest
 from piecework_model.sampling import sampler
@@ -107,7 +107,7 @@ def test_drafts_show_the_fixed_tokens_from_the_first_step_on(bundled: LoadedMode
     assert all(draft.text.endswith("The end.") for draft in drafts if draft.canvas == 1)
 
 
-def decided(template: Prompt, entropies: list[float], **changes: Any) -> Decision:
+def decided(template: Prompt, entropies: list[float], **changes: Any) -> CanvasDecision:
     """What a step decides about a canvas of such entropies; token 7 is sampled everywhere."""
     size = len(entropies)
     state = SequenceState.of(make_request((9,), template=template, **changes), 64)
