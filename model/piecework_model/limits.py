@@ -35,6 +35,9 @@ MAX_TOOL_STRINGS = 32_768
 # No tokenizer gives more bytes of text a token. A longer text is refused before it is tokenized.
 MAX_TOKEN_BYTES = 64
 
+# Of a template's text that is encoded at once. Some tokenizers take a second for a word of 100 K.
+LITERAL_PIECE_CHARS = 1024
+
 # --- checkpoints
 
 # Shards of one checkpoint folder. The 26B model has 11.

@@ -7,8 +7,10 @@ change, so each encoding is decoded again and compared.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
+from piecework_model import limits
 from piecework_model.errors import PromptError
 from piecework_model.text.tokens import TextCodec
 
@@ -21,24 +23,46 @@ def literal_ids(
 ) -> tuple[int, ...]:
     """Encode `text` so that its ids decode to it. It never gives a control id.
 
+    A long text is encoded in pieces, so that little more is encoded than `most` ids take.
+
     start: whether it stands at the start of an answer. Elsewhere a tokenizer that puts a space
         before every text must not do so.
 
     Raises:
-        PromptError: The vocabulary cannot write it, or it takes more than `most` ids. So much is
-            encoded at most of a text that must be taken apart.
+        PromptError: The vocabulary cannot write it, or it takes more than `most` ids.
     """
+    ids: list[int] = []
+    for piece in _pieces(text):
+        ids += _piece_ids(codec, piece, start=start and not ids)
+        if most is not None and len(ids) > most:
+            raise PromptError(f"a template's text takes more than the {most} positions left")
+    return tuple(ids)
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Cut a text behind a line or before a word, and inside of a word that is too long."""
+    start, size = 0, limits.LITERAL_PIECE_CHARS
+    while len(text) - start > size:
+        low, high = start + size // 2, start + size
+        line, word = text.rfind("\n", low, high) + 1, text.rfind(" ", low, high)
+        cut = line or (word if word > low else high)
+        yield text[start:cut]
+        start = cut
+    yield text[start:]
+
+
+def _piece_ids(codec: TextCodec, text: str, *, start: bool) -> tuple[int, ...]:
+    """Encode a piece as a whole, or in halves if it would change."""
     ids = _exact(codec, text, start=start)
-    if ids is None and len(text) < 2:
+    if ids is not None:
+        return ids
+    if len(text) < 2:
         raise PromptError(f"the vocabulary cannot write U+{ord(text):04X} in a template")
-    if ids is None:
-        middle = len(text) // 2
-        ids = literal_ids(codec, text[:middle], start=start, most=most)
-        left = None if most is None else most - len(ids)
-        ids += literal_ids(codec, text[middle:], start=False, most=left)
-    if most is not None and len(ids) > most:
-        raise PromptError(f"a template's text takes more than the {most} positions that are left")
-    return ids
+    middle = len(text) // 2
+    return (
+        *_piece_ids(codec, text[:middle], start=start),
+        *_piece_ids(codec, text[middle:], start=False),
+    )
 
 
 def _exact(codec: TextCodec, text: str, *, start: bool) -> tuple[int, ...] | None:

@@ -84,6 +84,14 @@ def test_fixed_text_comes_out_as_it_went_in_and_never_as_a_control_token(
         assert codec.decode((*word, *behind)) == "x" + text
 
 
+@pytest.mark.parametrize(
+    "text", ["x" * 5000, "a fox\n" * 900, " é" * 2000, "word " * 1000, "\n" * 3000]
+)
+def test_a_long_fixed_text_comes_out_as_it_went_in(codecs: list[TextCodec], text: str) -> None:
+    for codec in codecs:
+        assert codec.decode(literal_ids(codec, text, start=True)) == text
+
+
 def test_a_character_that_no_token_writes_is_refused_by_its_number(codecs: list[TextCodec]) -> None:
     with pytest.raises(PromptError, match=r"U\+2581"):
         literal_ids(codecs[0], "a▁b", start=True)
