@@ -23,6 +23,7 @@ from tests.support.scripted_worker import Mind, final, tool_call
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 CLIENTS: Final = ROOT / "tests" / "agents" / "clients"
+ENVIRONMENTS: Final = ROOT / "build" / "agents"
 TIMEOUT_S: Final = 180.0
 VALUES: Final[dict[str, str]] = {
     "city": "Oslo",
@@ -38,22 +39,35 @@ VALUES: Final[dict[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """A client: its script, the environment that it runs in, and the packages that it tries."""
+    """A client: its script, and the environment that it runs in. `node` is npm's."""
 
     script: str
     environment: str
-    packages: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """What it is called on the command line."""
+        return self.script.partition(".")[0].partition("/")[0]
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """What runs it."""
+        path = str(CLIENTS / self.script)
+        if self.environment == "node":
+            return ("node", path)
+        return (str(ENVIRONMENTS / self.environment / "bin" / "python"), "-P", path)
 
 
-PYTHON_CLIENTS: Final = (
-    Client("openai_sdk.py", "newer", ("openai",)),
-    Client("typesafe.py", "newer", ("typesafe-sdk",)),
-    Client("langchain.py", "newer", ("langchain-openai",)),
-    Client("pydantic_ai_agent.py", "newer", ("pydantic-ai-slim",)),
-    Client("llm_tool.py", "newer", ("llm",)),
-    Client("instructor_client.py", "older", ("instructor",)),
-    Client("litellm_client.py", "older", ("litellm",)),
-    Client("aider_chat.py", "aider", ("aider-chat",)),
+EVERY: Final = (
+    Client("openai_sdk.py", "newer"),
+    Client("typesafe.py", "newer"),
+    Client("langchain.py", "newer"),
+    Client("pydantic_ai_agent.py", "newer"),
+    Client("llm_tool.py", "newer"),
+    Client("instructor_client.py", "older"),
+    Client("litellm_client.py", "older"),
+    Client("aider_chat.py", "aider"),
+    Client("ai_sdk/check.mjs", "node"),
 )
 
 
@@ -89,10 +103,10 @@ def fills(before: str, _: int) -> str:
 
 async def run(client: Client, url: str) -> tuple[bool, str]:
     """Run one client, and return whether it passed and its last words."""
-    python = ROOT / "build" / "agents" / client.environment / "bin" / "python"
+    programs = ENVIRONMENTS / client.environment / "bin"
     with tempfile.TemporaryDirectory() as folder:
         environment = {
-            "PATH": f"{python.parent}:{os.environ['PATH']}",
+            "PATH": f"{programs}:{os.environ['PATH']}",
             "HOME": folder,
             "OPENAI_BASE_URL": url + "/v1",
             "OPENAI_API_KEY": KEY,
@@ -101,9 +115,7 @@ async def run(client: Client, url: str) -> tuple[bool, str]:
             "NO_COLOR": "1",
         }
         process = await asyncio.create_subprocess_exec(
-            str(python),
-            "-P",
-            str(CLIENTS / client.script),
+            *client.command,
             cwd=folder,
             env=environment,
             stdout=asyncio.subprocess.PIPE,
@@ -123,8 +135,8 @@ async def run(client: Client, url: str) -> tuple[bool, str]:
 async def main(wanted: Sequence[str]) -> int:
     """Run the clients whose script is named, or all of them."""
     failed = 0
-    for client in PYTHON_CLIENTS:
-        if wanted and client.script.removesuffix(".py") not in wanted:
+    for client in EVERY:
+        if wanted and client.name not in wanted:
             continue
         with tempfile.TemporaryDirectory() as folder:
             async with scripted_market(Path(folder), Mind(says, fills)) as market:
@@ -132,7 +144,7 @@ async def main(wanted: Sequence[str]) -> int:
                 jobs = len(market.worker.submissions)
         failed += not passed
         last = words.splitlines()[-1] if words else ""
-        print(f"{'passed' if passed else 'FAILED'}  {client.script:24} {jobs:3} jobs  {last}")
+        print(f"{'passed' if passed else 'FAILED'}  {client.name:20} {jobs:3} jobs  {last}")
         if not passed:
             print(words)
     return failed

@@ -30,7 +30,7 @@ from piecework.client.gateway.formats.pieces import (
     TextAdded,
     ThoughtAdded,
 )
-from piecework.client.gateway.formats.schema import DocumentTooDear, Schema
+from piecework.client.gateway.formats.schema import DocumentTooDear, JsonSchema
 from piecework.client.gateway.formats.structured import (
     CALL_INSTRUCTION,
     CHOICE_INSTRUCTION,
@@ -130,7 +130,7 @@ class Answers:
         filling = self.begun(step.schema)
         return None if filling.done else self.filling_request(index, step.talk, filling, 0)
 
-    def begun(self, schema: Schema) -> Filling:
+    def begun(self, schema: JsonSchema) -> Filling:
         """Return an empty document.
 
         Raises:
@@ -355,7 +355,7 @@ class _Step:
     """What is asked for next: a document, or text that is written freely if there is no schema."""
 
     talk: Conversation
-    schema: Schema | None
+    schema: JsonSchema | None
 
 
 def first_step(plan: Structured | Called, talk: Conversation) -> _Step:
@@ -366,7 +366,7 @@ def first_step(plan: Structured | Called, talk: Conversation) -> _Step:
     if len(plan.tools) == 1:
         return _call_step(plan, talk, plan.tools[0].name)
     names = {"enum": [tool.name for tool in plan.tools]}
-    schema = Schema({"type": "object", "properties": {"name": names}, "required": ["name"]})
+    schema = JsonSchema({"type": "object", "properties": {"name": names}, "required": ["name"]})
     return _Step(instructed(talk, CHOICE_INSTRUCTION.format(schema=schema.text)), schema)
 
 
@@ -422,7 +422,7 @@ class _Structured:
             self._emit(piece)
         return True
 
-    async def _filled(self, schema: Schema, talk: Conversation, param: str) -> str:
+    async def _filled(self, schema: JsonSchema, talk: Conversation, param: str) -> str:
         """Return a document that holds the schema."""
         filling: Filling | None = self._answers.begun(schema)
         self._answers.structured()

@@ -113,10 +113,12 @@ async def test_other_failures_have_typesafes_shape(market: ScriptedMarket) -> No
     question = {"type": "noul", "instructions": "Is it late?"}
     status, answer, _ = await ask(market, body(q=question), key="wrong")
     assert (status, answer["detail"]["error_type"]) == (401, "invalid_api_key")
-    market.worker.script.refusals = [Refusal(Reason.DRAINING, "going")]
+    status, answer, _ = await ask(market, {**body(q=question), "model": "epic-9"})
+    assert (status, answer["detail"]["error_type"]) == (404, "model_not_found")
+    market.worker.script.refusals = [Refusal(Reason.PROMPT_REFUSED, "no such image")]
     status, answer, _ = await ask(market, body(q=question))
-    assert status == 503
-    assert answer["detail"]["message"]
+    assert status == 422
+    assert "no such image" in answer["detail"][0]["msg"]
 
 
 async def test_the_list_of_models_is_also_typesafes(market: ScriptedMarket) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from piecework.client.gateway.formats.common import ApiError
-from piecework.client.gateway.formats.schema import Schema, parse_schema
+from piecework.client.gateway.formats.schema import JsonSchema, parse_schema
 from piecework.client.gateway.formats.skeleton import Slot, SlotKind, read_slot, skeleton
 from piecework.client.gateway.formats.structured import Filling
 from piecework_protocol.kinds.text import Fixed, Hole
@@ -261,4 +261,4 @@ def test_a_pattern_that_takes_years_is_given_up() -> None:
 
 
 def test_a_huge_number_is_a_fault_and_no_crash() -> None:
-    assert Schema({"multipleOf": 0.5}).faults(10**400)
+    assert JsonSchema({"multipleOf": 0.5}).faults(10**400)

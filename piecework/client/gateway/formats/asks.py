@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from piecework.client.gateway.formats.common import Wanted
-from piecework.client.gateway.formats.schema import Schema
+from piecework.client.gateway.formats.schema import JsonSchema
 from piecework_protocol.conversation import Conversation, Tool
 from piecework_protocol.kinds.text import TemplatePart
 
@@ -46,7 +46,7 @@ class Structured:
         if it holds the schema.
     """
 
-    schema: Schema
+    schema: JsonSchema
     free: Free | None = None
 
 
@@ -55,7 +55,7 @@ class Called:
     """A call of one of these tools. With several, the model chooses first."""
 
     tools: tuple[Tool, ...]
-    schemas: Mapping[str, Schema]
+    schemas: Mapping[str, JsonSchema]
 
 
 Plan: TypeAlias = Free | Filled | Structured | Called

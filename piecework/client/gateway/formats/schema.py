@@ -19,6 +19,7 @@ from jsonschema import Draft202012Validator, FormatChecker
 from jsonschema.exceptions import SchemaError
 from jsonschema.validators import extend
 
+from piecework.base.errors import PieceworkError
 from piecework.base.jsons import loads
 from piecework.base.text import one_line
 from piecework.client.gateway.formats.common import bad
@@ -55,7 +56,7 @@ _NOTES = frozenset(
 _KNOWN = _RULES | _NOTES | {*_ONE_SCHEMA, *_SCHEMA_LISTS, *_SCHEMA_MAPS}
 
 
-class DocumentTooDear(Exception):
+class DocumentTooDear(PieceworkError):
     """A pattern took too long on a string of the document."""
 
 
@@ -78,7 +79,7 @@ _FORMATS = FormatChecker()
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class SchemaFault:
     """Where a document breaks its schema, and why. `rule` is the keyword, `value` what it says."""
 
     path: Path
@@ -88,7 +89,7 @@ class Fault:
 
 
 @dataclass(frozen=True, slots=True)
-class Schema:
+class JsonSchema:
     """A schema that was accepted. `root` is never changed."""
 
     root: Mapping[str, Any]
@@ -110,7 +111,7 @@ class Schema:
             node = _at(self.root, reference)
         return node
 
-    def faults(self, document: Any) -> list[Fault]:
+    def faults(self, document: Any) -> list[SchemaFault]:
         """Return where the document breaks the schema. An empty list: it holds.
 
         Raises:
@@ -120,9 +121,9 @@ class Schema:
         try:
             found = list(checker.iter_errors(document))
         except OverflowError:  # a number of thousands of digits against `multipleOf`
-            return [Fault((), "a number is too large to be judged", "multipleOf")]
+            return [SchemaFault((), "a number is too large to be judged", "multipleOf")]
         return [
-            Fault(
+            SchemaFault(
                 tuple(e.absolute_path),
                 one_line(e.message, MAX_REASON),
                 str(e.validator),
@@ -132,11 +133,11 @@ class Schema:
         ]
 
 
-ANY_OBJECT: Final = Schema({"type": "object"})
+ANY_OBJECT: Final = JsonSchema({"type": "object"})
 """What `json_object` asks for."""
 
 
-def parse_schema(raw: Any, where: str) -> Schema:
+def parse_schema(raw: Any, where: str) -> JsonSchema:
     """Accept a JSON schema.
 
     Raises:
@@ -164,7 +165,7 @@ def parse_schema(raw: Any, where: str) -> Schema:
         _check_node(root, node, where)
     for node in nodes:
         _check_cost(root, node, where)
-    return Schema(root)
+    return JsonSchema(root)
 
 
 def _nodes(node: Any) -> Iterator[dict[str, Any]]:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
 
 from piecework.base.jsons import loads
-from piecework.client.gateway.formats.schema import MAX_SCHEMA_DEPTH, Path, Schema
+from piecework.client.gateway.formats.schema import MAX_SCHEMA_DEPTH, JsonSchema, Path
 
 MAX_FIXED_ITEMS: Final = 64
 """A list of a fixed length up to this has a slot for each item."""
@@ -34,6 +34,7 @@ MAX_SLOT_TOKENS: Final = 4096
 _ALTERNATIVES = ("anyOf", "oneOf", "not", "if", "dependentSchemas")
 # What may follow a value that the model closed by itself: the document goes on.
 _GOES_ON = re.compile(r"\s*(?:[}\]]|,\s*[\"{\[\]}]|,?\s*$)")
+_CONTROL = re.compile(r"[\x00-\x1f]")
 _SPACE = re.compile(r"\s*")
 _SCALAR = re.compile(r"[^\s,}\]]+")
 _QUOTED = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
@@ -72,7 +73,7 @@ Piece: TypeAlias = str | Slot
 Skeleton: TypeAlias = tuple[Piece, ...]
 
 
-def skeleton(schema: Schema) -> Skeleton:
+def skeleton(schema: JsonSchema) -> Skeleton:
     """Return the skeleton of a schema's documents. Two texts never follow each other."""
     return merged(_Builder(schema).build(schema.root, (), ()))
 
@@ -99,7 +100,7 @@ def merged(pieces: Iterable[Piece]) -> Skeleton:
 
 
 class _Builder:
-    def __init__(self, schema: Schema) -> None:
+    def __init__(self, schema: JsonSchema) -> None:
         self._schema = schema
 
     def build(self, raw: Any, path: Path, above: tuple[int, ...]) -> Iterator[Piece]:
@@ -260,12 +261,9 @@ def _read_text(text: str) -> Content:
     rest = text[end.end() - 1 :]  # behind a quote of the model's own
     if rest and not _GOES_ON.match(rest):
         return Content(None)
-    try:
-        # Line breaks are not JSON inside a string, and their meaning is clear.
-        value = json.loads(end[0], strict=False)
-    except ValueError:
-        return Content(None)
-    return Content(json.dumps(value, ensure_ascii=False)[1:-1])
+    # Line breaks are not JSON inside a string, and their meaning is clear.
+    value = _parsed(_CONTROL.sub(lambda found: json.dumps(found[0])[1:-1], end[0]))
+    return Content(None if value is None else json.dumps(value[0], ensure_ascii=False)[1:-1])
 
 
 def _read_sequence(text: str, *, members: bool) -> Content:

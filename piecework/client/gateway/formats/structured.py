@@ -7,13 +7,14 @@ item too many is cut off.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from piecework.client.gateway.formats.schema import Fault, Schema
+from piecework.base.jsons import loads
+from piecework.client.gateway.formats.schema import MAX_SCHEMA_DEPTH, JsonSchema, SchemaFault
 from piecework.client.gateway.formats.skeleton import (
     MAX_SLOT_TOKENS,
+    MAX_VALUE_DEPTH,
     Content,
     Piece,
     Skeleton,
@@ -28,6 +29,7 @@ from piecework.client.gateway.formats.skeleton import (
 )
 from piecework_protocol.kinds.text import Fixed, Hole, TemplatePart
 
+MAX_DOCUMENT_DEPTH: Final = MAX_SCHEMA_DEPTH + MAX_VALUE_DEPTH + 2
 MAX_REPAIRS: Final = 4
 """Jobs after the first one. Each pins what is valid so far."""
 INSTRUCTION: Final = (
@@ -50,13 +52,13 @@ class Filling:
     most: the caller's limit of tokens, or None. why: why the last document was not valid.
     """
 
-    schema: Schema
+    schema: JsonSchema
     pieces: Skeleton
     most: int | None = None
     why: str = ""
 
     @classmethod
-    def of(cls, schema: Schema, most: int | None) -> Filling | None:
+    def of(cls, schema: JsonSchema, most: int | None) -> Filling | None:
         """Return the empty skeleton. None if it does not fit `most` tokens."""
         return cls(schema, skeleton(schema), most).fitted()
 
@@ -109,7 +111,7 @@ class Filling:
             if isinstance(piece, Slot)
         }
         broken = [path for path, content in read.items() if content.text is None]
-        faults = self.schema.faults(json.loads(self._written(read)))
+        faults = self.schema.faults(loads(self._written(read), max_depth=MAX_DOCUMENT_DEPTH))
         judged = {
             piece.path: _judged(piece, read[piece.path], faults, any_broken=bool(broken))
             for piece in self.pieces
@@ -155,7 +157,9 @@ def _behind_given(slot: Slot, content: Content) -> Content:
     return Content(", ".join(done), done)
 
 
-def _judged(slot: Slot, content: Content, faults: list[Fault], *, any_broken: bool) -> Content:
+def _judged(
+    slot: Slot, content: Content, faults: list[SchemaFault], *, any_broken: bool
+) -> Content:
     """Return what of a slot can stay: all of it, the first items of a list, or nothing."""
     keep, valid, cut = len(content.done), content.text is not None, False
     for fault in faults:
