@@ -289,6 +289,8 @@ class Channels:
             runtime.command(job, outcome)
         for job in touched:
             runtime.rest(job)
+        for job in [job for job in live.jobs.values() if job.waits_for_credit]:
+            runtime.press(job)
         if live.unsettled_since is None:
             live.unsettled_since = runtime.clock.monotonic()
 
