@@ -31,3 +31,11 @@ class OperatorTerms:
     def capacity(self) -> int:
         """Jobs that may run or wait at once."""
         return self.slots + self.queue
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """Times after which the worker stops waiting, in seconds."""
+
+    payment_s: float
+    """For a voucher, while a job holds its place in the engine or after its end."""

@@ -148,6 +148,8 @@ class LiveChannel:
     committing: WorkerLedger | None = None
     """The ledger after the receipts that are being made durable. Their jobs have charged them."""
     jobs: dict[JobId, LiveJob] = field(default_factory=dict)
+    arriving: list[int] = field(default_factory=list)
+    """The counts of the vouchers that wait for the lock."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
