@@ -25,8 +25,8 @@ from piecework_node.engine.supervisor import EngineCommandLine, EngineSupervisor
 from piecework_node.errors import ConfigError
 from piecework_node.home import Home
 from piecework_node.jobs.offers import OfferBoard
-from piecework_node.jobs.terms import OperatorTerms
-from piecework_node.jobs.worker import OpeningCheck, Patience, Worker
+from piecework_node.jobs.terms import OperatorTerms, Patience
+from piecework_node.jobs.worker import OpeningCheck, Worker
 from piecework_node.journal.sqlite import SqliteJournal
 from piecework_node.keys.operator import load_operator
 from piecework_node.keys.sealing import SealingKeyring

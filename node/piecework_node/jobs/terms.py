@@ -49,3 +49,11 @@ class OperatorTerms:
             f"canvas of {facts.canvas_size} tokens after {facts.max_steps} steps cost {least} with "
             f"{facts.name}, so no new client could begin. Set credit_first to {least} or more"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """Times after which the worker stops waiting, in seconds."""
+
+    payment_s: float
+    """For a voucher, while a job holds its place in the engine or after its end."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final, Protocol
 
 from piecework_model.requests import EncodedContent
@@ -34,7 +34,7 @@ from piecework_node.jobs import admission, prompts
 from piecework_node.jobs.admission import AdmissionView, ChannelView, Served
 from piecework_node.jobs.engine_events import EngineEventHandler
 from piecework_node.jobs.prompts import PromptQueue
-from piecework_node.jobs.terms import OperatorTerms
+from piecework_node.jobs.terms import OperatorTerms, Patience
 from piecework_node.journal.records import (
     ChannelSeen,
     FundingAuthorized,
@@ -75,14 +75,6 @@ RETRY_S: Final = 1.0
 """After which a client may try again when two of its own requests crossed."""
 KEPT_OFFER_S: Final = 60
 """How long a job may still name an offer after it expired. Admission refuses it with a reason."""
-
-
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """Times after which the worker stops waiting, in seconds."""
-
-    payment_s: float
-    """For a voucher, while a job holds its place in the engine or after its end."""
 
 
 class OpeningCheck(Protocol):
@@ -440,21 +432,41 @@ class Worker:
         await self._runtime.shielded(self._receive(job, sink, frame), job)
 
     async def _receive(self, job: LiveJob, sink: FrameSink, frame: ClientFrame) -> None:
-        async with job.channel.lock:
-            if job.sink is not sink:
-                return
+        """Take a frame when it is its turn.
+
+        A voucher names what every voucher before it may have left open. So of those that wait, the
+        newest goes first and is journaled, and the others find their jobs paid.
+        """
+        channel = job.channel
+        if isinstance(frame, PayVoucher):
+            count = frame.voucher.count
+            channel.arriving.append(count)
             try:
-                if isinstance(frame, PayVoucher):
-                    await self._channels.pay(job.channel, frame, sink)
-                elif isinstance(frame, CancelJob):
-                    await self._runtime.perform(job, job.session.cancel())
-                else:
-                    raise ProtocolViolation("2.4", "a second submission on one stream")
-            except ProtocolViolation as violation:
-                self._log.warning("clause broken", job=job.id, clause=violation.clause)
-                await self._detach(job)
-                clause = {"clause": violation.clause}
-                sink.close(Refusal(Reason.BROKEN_CLAUSE, violation.message, metadata=clause))
+                async with channel.lock:
+                    if count >= max(channel.arriving):
+                        await self._take(job, sink, frame)
+                        return
+            finally:
+                channel.arriving.remove(count)
+        async with channel.lock:
+            await self._take(job, sink, frame)
+
+    async def _take(self, job: LiveJob, sink: FrameSink, frame: ClientFrame) -> None:
+        """Take a frame. The caller holds the channel's lock."""
+        if job.sink is not sink:
+            return
+        try:
+            if isinstance(frame, PayVoucher):
+                await self._channels.pay(job.channel, frame, sink)
+            elif isinstance(frame, CancelJob):
+                await self._runtime.perform(job, job.session.cancel())
+            else:
+                raise ProtocolViolation("2.4", "a second submission on one stream")
+        except ProtocolViolation as violation:
+            self._log.warning("clause broken", job=job.id, clause=violation.clause)
+            await self._detach(job)
+            clause = {"clause": violation.clause}
+            sink.close(Refusal(Reason.BROKEN_CLAUSE, violation.message, metadata=clause))
 
     async def detach(self, job: LiveJob, sink: FrameSink) -> None:
         """Note that a stream is gone. One that a job does not have any more is never given back."""

@@ -157,6 +157,8 @@ class LiveChannel:
     contradicted: bool = False
     """Two vouchers of its authorizer contradict each other, and are kept."""
     jobs: dict[JobId, LiveJob] = field(default_factory=dict)
+    arriving: list[int] = field(default_factory=list)
+    """The counts of the vouchers that wait for the lock."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property

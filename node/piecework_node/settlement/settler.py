@@ -379,19 +379,20 @@ class Settler:
     # --- settling
 
     async def _settle(self) -> None:
+        asked = self._asked  # whoever asks from now on means the next round
         found = [self._candidate(live) for live in self._channels]
         candidates = [candidate for candidate in found if candidate is not None]
         # What was accepted behind a claim under way has its turn once that claim is mined.
         done = not self._transactions.is_pending(TxKind.SETTLE)
         if not candidates:
-            self._asked = self._asked and not done
+            self._asked = self._asked and not (asked and done)
             return
         for batch in choose(candidates, self._policy, await self._port.gas_price()):
             if self._transactions.unmined >= MAX_IN_FLIGHT:
                 return
             # Of its own: one that costs too much now must not keep the others back.
             done = await self._attempt("settle", self._settle_batch(batch)) and done
-        self._asked = self._asked and not done
+        self._asked = self._asked and not (asked and done)
 
     async def _settle_batch(self, batch: Batch) -> None:
         claims = [candidate.claim for candidate in batch]
