@@ -26,7 +26,7 @@ from piecework_node.errors import ConfigError
 from piecework_node.home import Home
 from piecework_node.jobs.offers import OfferBoard
 from piecework_node.jobs.terms import OperatorTerms, Patience
-from piecework_node.jobs.worker import OpeningCheck, Worker
+from piecework_node.jobs.worker import Worker
 from piecework_node.journal.sqlite import SqliteJournal
 from piecework_node.keys.operator import load_operator
 from piecework_node.keys.sealing import SealingKeyring
@@ -35,6 +35,7 @@ from piecework_node.metrics import Metrics
 from piecework_node.models.store import ModelStore, checkpoint_folder
 from piecework_node.runtime.channels import Channels
 from piecework_node.runtime.faults import FaultBoard
+from piecework_node.runtime.funding import OpeningCheck
 from piecework_node.runtime.jobs import JobRuntime
 from piecework_node.runtime.write_offs import WriteOffs
 from piecework_node.settlement.chain import ChainLink

@@ -16,9 +16,8 @@ A submission goes through these steps. Each one adds one guarantee:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
 from dataclasses import replace
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from piecework_model.requests import EncodedContent
 from piecework_node.engine.link import EngineEvent
@@ -45,7 +44,12 @@ from piecework_node.keys.sealing import SealingKeyring
 from piecework_node.runtime.channels import Channels
 from piecework_node.runtime.credit import CreditDesk
 from piecework_node.runtime.faults import Code
-from piecework_node.runtime.funding import authorization_in, better_funding, usable_funding
+from piecework_node.runtime.funding import (
+    OpeningCheck,
+    authorization_in,
+    better_funding,
+    usable_funding,
+)
 from piecework_node.runtime.jobs import JobRuntime
 from piecework_node.runtime.live import NO_CONTENT, LiveChannel, LiveJob
 from piecework_node.runtime.requests import unpack_ids
@@ -58,7 +62,6 @@ from piecework_protocol.errors import MalformedInput, ProtocolViolation, Reason,
 from piecework_protocol.frames import (
     CancelJob,
     ClientFrame,
-    FundingAuthorization,
     PayVoucher,
     SubmitJob,
 )
@@ -75,22 +78,6 @@ RETRY_S: Final = 1.0
 """After which a client may try again when two of its own requests crossed."""
 KEPT_OFFER_S: Final = 60
 """How long a job may still name an offer after it expired. Admission refuses it with a reason."""
-
-
-class OpeningCheck(Protocol):
-    """Settlement's word on an authorization."""
-
-    def __call__(
-        self, live: LiveChannel, funding: FundingAuthorization, *, taken: bool
-    ) -> Awaitable[None]:
-        """Check that the worker would submit it.
-
-        taken: it was checked and journaled before, and may be under way.
-
-        Raises:
-            Refusal: the worker would not submit it.
-        """
-        ...
 
 
 class Worker:
