@@ -35,8 +35,8 @@ from piecework_node.metrics import Metrics
 from piecework_node.models.store import ModelStore, checkpoint_folder
 from piecework_node.runtime.channels import Channels
 from piecework_node.runtime.faults import FaultBoard
-from piecework_node.runtime.funding import OpeningCheck
 from piecework_node.runtime.jobs import JobRuntime
+from piecework_node.runtime.openings import OpeningCheck
 from piecework_node.runtime.write_offs import WriteOffs
 from piecework_node.settlement.chain import ChainLink
 from piecework_node.settlement.fees import FeeDesk, FeeSettings

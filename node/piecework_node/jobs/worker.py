@@ -44,14 +44,10 @@ from piecework_node.keys.sealing import SealingKeyring
 from piecework_node.runtime.channels import Channels
 from piecework_node.runtime.credit import CreditDesk
 from piecework_node.runtime.faults import Code
-from piecework_node.runtime.funding import (
-    OpeningCheck,
-    authorization_in,
-    better_funding,
-    usable_funding,
-)
+from piecework_node.runtime.funding import authorization_in, better_funding, usable_funding
 from piecework_node.runtime.jobs import JobRuntime
 from piecework_node.runtime.live import NO_CONTENT, LiveChannel, LiveJob
+from piecework_node.runtime.openings import OpeningCheck
 from piecework_node.runtime.requests import unpack_ids
 from piecework_node.runtime.sink import FrameSink
 from piecework_node.runtime.write_offs import written_off

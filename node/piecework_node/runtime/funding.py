@@ -1,12 +1,8 @@
-"""Which authorization of a payer to fund a channel counts, and who checks it."""
+"""Which authorization of a payer to fund a channel counts. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
-from typing import Protocol
-
 from piecework_node.journal.records import one_step
-from piecework_node.runtime.live import LiveChannel
 from piecework_protocol.frames import FundingAuthorization, OpeningAuthorization, SubmitJob
 
 
@@ -30,19 +26,3 @@ def better_funding(
     if known is None or offered is None:
         return offered or known
     return max(known, offered, key=lambda f: (f.authorization.funded, f.authorization.deadline))
-
-
-class OpeningCheck(Protocol):
-    """Settlement's word on an authorization."""
-
-    def __call__(
-        self, live: LiveChannel, funding: FundingAuthorization, *, taken: bool
-    ) -> Awaitable[None]:
-        """Check that the worker would submit it.
-
-        taken: it was checked and journaled before, and may be under way.
-
-        Raises:
-            Refusal: the worker would not submit it.
-        """
-        ...

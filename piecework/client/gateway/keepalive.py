@@ -15,7 +15,6 @@ from typing import Any, Final
 
 from aiohttp import hdrs, web
 
-from piecework.base.errors import PieceworkError
 from piecework.client.gateway.formats.common import ApiError
 
 BEAT: Final = b" "
@@ -26,8 +25,9 @@ async def answer_json(
     work: Awaitable[Mapping[str, Any]],
     *,
     heartbeat_s: float,
-    as_api_error: Callable[[PieceworkError], ApiError],
+    first_beat_s: float,
     headers: Mapping[str, str],
+    as_api_error: Callable[[Exception], ApiError],
 ) -> web.StreamResponse:
     """Answer with what `work` returns, and with white space while it is not there.
 
@@ -35,15 +35,16 @@ async def answer_json(
         request: What is answered.
         work: Makes the body. It is cancelled with this call.
         heartbeat_s: Seconds without a byte, at most.
-        as_api_error: Translates a failure that comes too late for a status.
+        first_beat_s: Seconds before the first one. Until then a failure has a status of its own.
         headers: Of the answer, beside its type.
+        as_api_error: Translates a failure that comes too late for a status.
 
     Raises:
         PieceworkError: as `work`, if nothing has been sent yet.
     """
     working = asyncio.ensure_future(work)
     try:
-        if (await asyncio.wait({working}, timeout=heartbeat_s))[0]:
+        if (await asyncio.wait({working}, timeout=first_beat_s))[0]:
             return web.json_response(await working, headers=headers)
         response = web.StreamResponse(headers={**headers, hdrs.CONTENT_TYPE: "application/json"})
         await response.prepare(request)
@@ -60,13 +61,11 @@ async def answer_json(
 
 
 def _late(
-    working: asyncio.Future[Mapping[str, Any]], as_api_error: Callable[[PieceworkError], ApiError]
+    working: asyncio.Future[Mapping[str, Any]], as_api_error: Callable[[Exception], ApiError]
 ) -> bytes:
     """The body of an answer whose status has gone out."""
     try:
         body: Mapping[str, Any] = working.result()
-    except ApiError as error:
-        body = error.body()
-    except PieceworkError as error:
+    except Exception as error:  # noqa: BLE001  a fault of ours has OpenAI's shape too
         body = as_api_error(error).body()
     return json.dumps(body).encode()

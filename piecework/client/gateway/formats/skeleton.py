@@ -26,6 +26,8 @@ MAX_FIXED_ITEMS: Final = 64
 """A list of a fixed length up to this has a slot for each item."""
 MAX_VALUE_DEPTH: Final = 32
 TEXT_TOKENS: Final = 48
+CHARACTERS_PER_TOKEN: Final = 3
+"""Of prose, in a short string. For room alone: a string that is too long is cut."""
 NUMBER_TOKENS: Final = 16
 VALUE_TOKENS: Final = 128
 LIST_TOKENS: Final = 192
@@ -35,6 +37,7 @@ _ALTERNATIVES = ("anyOf", "oneOf", "not", "if", "dependentSchemas")
 # What may follow a value that the model closed by itself: the document goes on.
 _GOES_ON = re.compile(r"\s*(?:[}\]]|,\s*[\"{\[\]}]|,?\s*$)")
 _CONTROL = re.compile(r"[\x00-\x1f]")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _SPACE = re.compile(r"\s*")
 _SCALAR = re.compile(r"[^\s,}\]]+")
 _QUOTED = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
@@ -55,13 +58,15 @@ class Slot:
     """A free part of a document.
 
     path: where its value stands. tokens: positions in the template. given: items of a list, or
-    members of an object, that are valid already and pinned in front.
+    members of an object, that are valid already and pinned in front. options: what it can hold, as
+    JSON that goes into its place, if that is one of a few values.
     """
 
     kind: SlotKind
     path: Path
     tokens: int
     given: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
 
     @property
     def front(self) -> str:
@@ -141,13 +146,12 @@ class _Builder:
         elif kind == "array":
             yield from self._array(node, path, above)
         elif kind == "string":
-            most = node.get("maxLength", MAX_SLOT_TOKENS)
-            least = min(MAX_SLOT_TOKENS, node.get("minLength", 0))
-            tokens = max(1, min(int(most), max(TEXT_TOKENS, int(least))))
-            yield from ('"', Slot(SlotKind.TEXT, path, tokens), '"')
+            yield from ('"', Slot(SlotKind.TEXT, path, _text_tokens(node)), '"')
         elif kind == "null":
             yield "null"
-        elif kind in ("integer", "number", "boolean"):
+        elif kind == "boolean":
+            yield Slot(SlotKind.VALUE, path, NUMBER_TOKENS, options=("true", "false"))
+        elif kind in ("integer", "number"):
             yield Slot(SlotKind.VALUE, path, NUMBER_TOKENS)
         else:
             yield Slot(SlotKind.VALUE, path, VALUE_TOKENS)
@@ -198,15 +202,28 @@ class _Builder:
         yield "]"
 
 
+def _text_tokens(node: Mapping[str, Any]) -> int:
+    """Room for a string. One that may be longer than its rule is cut, so it gets no more."""
+    least = min(MAX_SLOT_TOKENS, int(node.get("minLength", 0)))
+    most = node.get("maxLength")
+    if most is None:
+        return max(TEXT_TOKENS, least)
+    return max(1, min(MAX_SLOT_TOKENS, TEXT_TOKENS, -(-int(most) // CHARACTERS_PER_TOKEN)), least)
+
+
 def _choice(values: Sequence[Any], path: Path) -> Iterator[Piece]:
     """One of several values. No token is shorter than a byte, so bytes are enough."""
     written = [json.dumps(value, ensure_ascii=False) for value in values]
     if all(isinstance(value, str) for value in values):
-        longest = max(len(text.encode()) - 2 for text in written)
-        yield from ('"', Slot(SlotKind.TEXT, path, max(1, min(longest, MAX_SLOT_TOKENS))), '"')
+        inside = tuple(text[1:-1] for text in written)
+        yield from ('"', Slot(SlotKind.TEXT, path, _longest(inside), options=inside), '"')
     else:
-        longest = max(len(text.encode()) for text in written)
-        yield Slot(SlotKind.VALUE, path, max(1, min(longest, MAX_SLOT_TOKENS)))
+        options = tuple(dict.fromkeys(written))
+        yield Slot(SlotKind.VALUE, path, _longest(options), options=options)
+
+
+def _longest(texts: Sequence[str]) -> int:
+    return max(1, min(MAX_SLOT_TOKENS, max(len(text.encode()) for text in texts)))
 
 
 # --- from a text back to values
@@ -255,15 +272,19 @@ def read_slot(slot: Slot, text: str) -> Content:
 
 
 def _read_text(text: str) -> Content:
+    """Read a string's characters: as JSON has them, or as they are if that is no JSON.
+
+    A quote that no document goes on behind is a quote of the prose.
+    """
     end = _QUOTED.match('"' + text + '"')
-    if end is None:
-        return Content(None)
-    rest = text[end.end() - 1 :]  # behind a quote of the model's own
-    if rest and not _GOES_ON.match(rest):
-        return Content(None)
-    # Line breaks are not JSON inside a string, and their meaning is clear.
-    value = _parsed(_CONTROL.sub(lambda found: json.dumps(found[0])[1:-1], end[0]))
-    return Content(None if value is None else json.dumps(value[0], ensure_ascii=False)[1:-1])
+    if end is not None:
+        rest = text[end.end() - 1 :]
+        # Line breaks are not JSON inside a string, and their meaning is clear.
+        value = _parsed(_CONTROL.sub(lambda found: json.dumps(found[0])[1:-1], end[0]))
+        whole = value is not None and not _SURROGATE.search(value[0])
+        if value is not None and whole and (not rest or _GOES_ON.match(rest)):
+            return Content(json.dumps(value[0], ensure_ascii=False)[1:-1])
+    return Content(json.dumps(text, ensure_ascii=False)[1:-1])
 
 
 def _read_sequence(text: str, *, members: bool) -> Content:
