@@ -145,7 +145,8 @@ class Database:
             StoreError: the file cannot be read.
         """
         try:
-            if self._connection.in_transaction and self._group.is_inside:
+            # In this order: a connection that another thread uses may not even be asked.
+            if self._group.is_inside and self._connection.in_transaction:
                 yield self._connection  # the transaction is a consistent view already
                 return
             if self._group.is_inside:
