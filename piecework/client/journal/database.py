@@ -171,8 +171,15 @@ class Database:
             level = "FULL" if durable else "NORMAL"
             self._connection.execute(f"PRAGMA synchronous = {level}").fetchall()
             self._durable = durable
-        self._connection.set_busy_timeout(BUSY_TIMEOUT_MS if wait else 0)
-        self._connection.execute("BEGIN IMMEDIATE")
+        if wait:
+            self._connection.execute("BEGIN IMMEDIATE")
+            return
+        self._connection.set_busy_timeout(0)
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+        finally:
+            # A read has to wait while another process recovers the log of one that was killed.
+            self._connection.set_busy_timeout(BUSY_TIMEOUT_MS)
 
     def closing(self) -> None:
         """Nothing belongs to a transaction as a whole."""
