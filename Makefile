@@ -2,11 +2,12 @@
 # make test   every check and every test
 # make deep   what takes longer: mutants, proofs, 10,000 runs of every invariant, 300 kills
 # make kills  N random kills of five processes and exact books (N=60)
+# make agents other people's clients against the gateway, in environments of their own
 # make quick  style, types, import directions and the pure tests: under two minutes
 # make docs   the documentation site, into build/site
 # All create .venv in the checkout on first use, are safe to run again, and quick the second time.
 
-.PHONY: demo test quick deep kills check contracts unit mutants halmos docs reference wheel wheel-test \
+.PHONY: demo test quick deep kills check contracts unit mutants halmos agents docs reference wheel wheel-test \
   constraints lock clean
 .DEFAULT_GOAL := demo
 
@@ -65,6 +66,18 @@ halmos: build/halmos/.done contracts/node_modules/.package-lock.json
 build/halmos/.done: requirements/halmos.lock .venv/bin/python
 	$(PYTHON) -m venv build/halmos
 	build/halmos/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/halmos.lock
+	@touch $@
+
+# Other people's clients, unmodified, against the gateway. Each lock is an environment of its own.
+# ARGS names some of them: make agents ARGS="langchain aider_chat".
+AGENTS := newer older aider
+AI_SDK := tests/agents/clients/ai_sdk
+agents: .venv/.dev $(AGENTS:%=build/agents/%/.done) $(AI_SDK)/node_modules/.package-lock.json
+	$(BIN)/python -P -m tests.agents.run $(ARGS)
+
+build/agents/%/.done: requirements/agents-%.lock .venv/bin/python
+	$(PYTHON) -m venv build/agents/$*
+	build/agents/$*/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
 	@touch $@
 
 # Whether the tests notice: the modules that decide about money (mutmut), then the contracts (forge).

@@ -6,8 +6,12 @@ run.
 
 Per number of concurrent streams: useful tokens per second of ours, of `generate` one request at a
 time and in padded batches of 8, and the ratio of ours to the better of the two. Also what the
-engine costs around the forward pass, and peak memory beyond the weights. Medians of `--repeat`
-runs, the three ways taking turns.
+engine costs around the forward pass, and peak memory beyond the weights.
+
+A shared machine is faster in one minute than in the next. So the three ways take turns, `--repeat`
+times, each turn in another order. Of each way the best, the median and the spread of its runs are
+reported. The ratio compares best runs, which noise disturbs least. Beside it are the least, the
+median and the greatest of the ratios within a turn.
 """
 
 from __future__ import annotations
@@ -38,7 +42,7 @@ from piecework_model.checkpoint.loading import LoadedModel
 from piecework_model.engine.batched import BatchedExecutor
 from piecework_model.engine.engine import Engine
 from piecework_model.machine.probe import use_threads
-from piecework_model.requests import CanvasEvent, FailedEvent
+from piecework_model.requests import CanvasEvent, FailedEvent, GenerationRequest
 
 STREAMS: Final = (1, 8, 32)
 REQUESTS: Final = {1: 8, 8: 16, 32: 32}
@@ -55,8 +59,9 @@ class Way:
     peaks: list[int] = field(default_factory=list)
 
     @property
-    def rate(self) -> float:
-        return statistics.median(run.rate for run in self.runs)
+    def rates(self) -> list[float]:
+        """Of each turn, in their order."""
+        return [run.rate for run in self.runs]
 
     def report(self) -> dict[str, Any]:
         delays = [delay for run in self.runs for delay in run.delays_s or []]
@@ -65,7 +70,7 @@ class Way:
             sum(run.steps for run in self.runs),
         )
         return {
-            "tokens_per_second": round(self.rate, 1),
+            **summary(self.rates),
             "p50_s": round(percentile(delays, 0.5), 2),
             "last_s": round(max(delays), 2),
             "peak_mib": round(max(self.peaks) / 2**20),
@@ -128,10 +133,13 @@ def peak_memory(peaks: list[int]) -> Iterator[None]:
 
 
 def compare(
-    loaded: LoadedModel, which: Checkpoint, streams: int, repeat: int, gap_s: float
+    loaded: LoadedModel,
+    requests: list[GenerationRequest],
+    streams: int,
+    repeat: int,
+    gap_s: float,
 ) -> dict[str, Any]:
     """One number of streams: all ways in turn, `repeat` times."""
-    requests = workload(loaded, which, REQUESTS[streams])
     setting = baseline.best_setting(loaded, requests[0])
     ways = {
         "ours": Way(lambda model, given: ours(model, given, streams)),
@@ -145,13 +153,41 @@ def compare(
         for way in order[turn % 3 :] + order[: turn % 3]:
             with peak_memory(way.peaks):
                 way.runs.append(way.serve(loaded, Streams(requests, streams, gap_s)))
-    best = max(ways["generate_one"].rate, ways["generate_padded"].rate)
+    ratio, turns = ratios(
+        ways["ours"].rates, ways["generate_one"].rates, ways["generate_padded"].rates
+    )
     return {
         "requests": len(requests),
         "generate_setting": asdict(setting),
         **{name: way.report() for name, way in ways.items()},
-        "ratio": round(ways["ours"].rate / best, 2),
+        "ratio": round(ratio, 2),
+        "ratio_turns": [round(share, 2) for share in turns],
     }
+
+
+def summary(rates: Sequence[float]) -> dict[str, float]:
+    """Describe the rates of one way: tokens a second of its best run, and at the median.
+
+    spread: between the best and the worst run, as a share of the median.
+    """
+    median = statistics.median(rates)
+    return {
+        "tokens_per_second": round(max(rates), 1),
+        "median_tokens_per_second": round(median, 1),
+        "spread": round((max(rates) - min(rates)) / median, 3),
+    }
+
+
+def ratios(
+    ours_rates: Sequence[float], *others: Sequence[float]
+) -> tuple[float, tuple[float, float, float]]:
+    """Compare the best runs of ours and of the best other way.
+
+    Also the same within each turn: the least, the median and the greatest.
+    """
+    best = max(max(rates) for rates in others)
+    turns = [mine / max(theirs) for mine, *theirs in zip(ours_rates, *others, strict=True)]
+    return max(ours_rates) / best, (min(turns), statistics.median(turns), max(turns))
 
 
 def best_threads(loaded: LoadedModel, which: Checkpoint) -> int:
@@ -234,7 +270,12 @@ def measure(which: Checkpoint, streams: Sequence[int], repeat: int, threads: int
         loaded = checkpoint(which, Path(folder))
         used = use_threads(loaded, threads or best_threads(loaded, which))
         gap_s = GAP_STEPS * step_seconds(loaded, which)
-        results = {str(count): compare(loaded, which, count, repeat, gap_s) for count in streams}
+        results = {
+            str(count): compare(
+                loaded, workload(loaded, which, REQUESTS[count]), count, repeat, gap_s
+            )
+            for count in streams
+        }
         return {
             "benchmark": "engine",
             "checkpoint": which,
@@ -253,12 +294,14 @@ def show(report: dict[str, Any]) -> None:
     """The report for a person."""
     facts = f"{report['parameters']:,} parameters, {report['dtype']}, {report['threads']} threads"
     print(f"{report['checkpoint']}: {facts}")
-    print(f"{'streams':>8} {'ours':>10} {'one':>10} {'padded 8':>10} {'ratio':>7}   tokens/s")
+    print(f"tokens/s, best of {report['repeat']} runs and their spread; ratio, and in each turn")
+    print(f"{'streams':>8} {'ours':>16} {'one':>16} {'padded 8':>16} {'ratio':>7}")
     for count, result in report["streams"].items():
-        rates = [
-            result[way]["tokens_per_second"] for way in ("ours", "generate_one", "generate_padded")
-        ]
-        print(f"{count:>8} " + " ".join(f"{rate:>10}" for rate in rates) + f" {result['ratio']:>7}")
+        ways = [result[way] for way in ("ours", "generate_one", "generate_padded")]
+        rates = [f"{way['tokens_per_second']:>10} {way['spread']:>5.0%}" for way in ways]
+        low, middle, high = result["ratio_turns"]
+        turns = f"   {low} to {high}, median {middle}"
+        print(f"{count:>8} " + " ".join(rates) + f" {result['ratio']:>7}{turns}")
     around = report["overhead"]
     share = f"{100 * around['around_share']:.1f} %"
     print(f"a step of one sequence: {around['step_ms']} ms, {share} of it around the model")
@@ -270,7 +313,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--against", choices=["transformers"], default="transformers")
     parser.add_argument("--checkpoint", choices=["tiny", "mid"], default="tiny")
     parser.add_argument("--streams", default=",".join(map(str, STREAMS)))
-    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--threads", type=int, default=0, help="0: what is fastest here")
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args(arguments)

@@ -29,7 +29,6 @@ from piecework_model.layers import matmul as products
 from piecework_model.layers import moe_backends
 from piecework_model.layers.backbone import Backbone, Segment
 from piecework_model.layers.cache import SequenceCache
-from piecework_model.layers.graphs import RECORD_AT
 from piecework_model.layers.invariance import invariance_of
 from piecework_model.layers.moe import Moe
 from piecework_model.layout import cache_layout
@@ -40,8 +39,8 @@ from piecework_model.sampling.sampler_backends import SampleFn, why_rejected
 
 CAP: Final = 30.0
 TEMPERATURE: Final = 0.6
-WARM_UP_STEPS: Final = RECORD_AT + 2
-"""Not timed: kernels are compiled and pieces recorded once, and not for every canvas."""
+WARM_UP_STEPS: Final = 3
+"""Not timed: kernels are compiled once, and not for every canvas."""
 PROMPT_TOKENS: Final = 300
 """Of every sequence: more than a canvas, less than the window and than a chunk of prefill."""
 
@@ -92,6 +91,10 @@ class GpuDevice:
 
     def seconds(self, action: Callable[[], object], rounds: int) -> float:
         """Median time of an action, after one round that is not counted."""
+        return statistics.median(self.times(action, rounds))
+
+    def times(self, action: Callable[[], object], rounds: int) -> list[float]:
+        """Times of an action, after one round that is not counted."""
         action()
         times = []
         for _ in range(rounds):
@@ -100,7 +103,23 @@ class GpuDevice:
             action()
             self.wait()
             times.append(time.perf_counter() - start)
-        return statistics.median(times)
+        return times
+
+
+def times_of(taken_s: Sequence[float]) -> dict[str, float]:
+    """Describe repeated times: the median, the least, the 90th percentile, and the spread.
+
+    spread: between the 10th and the 90th percentile, as a share of the median.
+    """
+    ordered = sorted(taken_s)
+    median = statistics.median(ordered)
+    low, high = percentile(ordered, 0.1), percentile(ordered, 0.9)
+    return {
+        "p50_ms": 1000 * median,
+        "least_ms": 1000 * ordered[0],
+        "p90_ms": 1000 * high,
+        "spread": (high - low) / median,
+    }
 
 
 def bandwidth(device: GpuDevice, buffer_bytes: int) -> dict[str, float]:
@@ -188,10 +207,16 @@ def _share(left: Tensor, right: Tensor) -> float:
     return float((left == right).float().mean())
 
 
-def request(number: int, random: RandomModel, steps: int) -> GenerationRequest:
-    """A job whose canvases take exactly `steps` steps: it is never confident."""
+def request(
+    number: int, random: RandomModel, steps: int, prompt_tokens: int = 0
+) -> GenerationRequest:
+    """A job whose canvases take exactly `steps` steps: it is never confident.
+
+    prompt_tokens: 0 for a prompt that one chunk holds.
+    """
     vocab_size = random.limits.vocab_size
-    prompt = tuple((7 + 31 * number + 17 * i) % vocab_size for i in range(_prompt_tokens(random)))
+    length = prompt_tokens or _prompt_tokens(random)
+    prompt = tuple((7 + 31 * number + 17 * i) % vocab_size for i in range(length))
     return GenerationRequest(
         request_id=f"sequence-{number}",
         prompt_ids=prompt,
@@ -212,7 +237,7 @@ def _prompt_tokens(random: RandomModel) -> int:
     return min(PROMPT_TOKENS, random.limits.chunk_tokens)
 
 
-def _step(
+def step_of(
     executor: BatchedExecutor | ReferenceExecutor, work: Sequence[SequenceWork]
 ) -> list[SequenceStep]:
     """One step of every sequence, or the error that stopped one."""
@@ -247,17 +272,17 @@ def run_canvas(
     try:
         device.forget_peak()
         ids = [job.request_id for job in jobs]
-        _step(executor, [SequenceWork(name, 1, denoise=True) for name in ids])
+        step_of(executor, [SequenceWork(name, 1, denoise=True) for name in ids])
         times: list[float] = []
         made: list[SequenceStep] = []
         for _ in range(steps - 1):
             start = time.perf_counter()
-            made = _step(executor, [SequenceWork(name, 0, denoise=True) for name in ids])
+            made = step_of(executor, [SequenceWork(name, 0, denoise=True) for name in ids])
             times.append(time.perf_counter() - start)
         for stepped in made:
             executor.commit(stepped.request_id, stepped.argmax)
         start = time.perf_counter()
-        _step(executor, [SequenceWork(name, 1, denoise=True) for name in ids])
+        step_of(executor, [SequenceWork(name, 1, denoise=True) for name in ids])
         last = time.perf_counter() - start
         leaves = {stepped.request_id: stepped.leaves for stepped in made}
         return CanvasRun(sequences, times, sum(times) + last, device.peak_bytes(), leaves)
@@ -281,6 +306,7 @@ def steps_figures(
     number of sequences that would overdraw the budget is left out and named.
     """
     executor = BatchedExecutor(random.model, random.limits)
+    executor.record(max(sequences))
     invariance = invariance_of(random.model)
     figures: dict[str, Any] = {
         "isolated": invariance.isolated,
@@ -310,8 +336,7 @@ def _sequence_figures(run: CanvasRun, random: RandomModel, rates: Rates) -> dict
     step_s = statistics.median(run.step_s)
     canvas = random.limits.canvas_size
     figures: dict[str, Any] = {
-        "step_ms": 1000 * step_s,
-        "step_p90_ms": 1000 * percentile(run.step_s, 0.9),
+        **times_of(run.step_s),
         "canvas_s": run.canvas_s,
         "tokens_second": run.sequences * canvas / run.canvas_s,
         "peak_bytes": run.peak_bytes,
@@ -338,8 +363,8 @@ def correctness(random: RandomModel, device: GpuDevice) -> dict[str, Any]:
         ReferenceExecutor(random.model, random.limits),
     ):
         executor.open(job)
-        _step(executor, [SequenceWork(job.request_id, 1, denoise=True)])
-        leaves.append(_step(executor, [SequenceWork(job.request_id, 0, denoise=True)])[0].leaves)
+        step_of(executor, [SequenceWork(job.request_id, 1, denoise=True)])
+        leaves.append(step_of(executor, [SequenceWork(job.request_id, 0, denoise=True)])[0].leaves)
         executor.close(job.request_id)
     ours, theirs = first_logits(random, job, device)
     error = (ours - theirs).abs()

@@ -41,7 +41,7 @@ from piecework.client.sdk import PieceworkClient
 from piecework.client.setup import set_up
 from piecework.client.wallet import Wallet
 from piecework.demo.market import free_port
-from piecework_protocol.conversation import Message
+from piecework_protocol.conversation import Conversation, Message
 from piecework_protocol.limits import MAX_CONTENT_BYTES
 from piecework_protocol.signing import LocalSigner
 from tests.support.chains import TestMarket, channel_of, deployed, signer
@@ -289,7 +289,8 @@ def _job(client: PieceworkClient) -> Honest:
         if number % 2:
             await client.links.close()
         request = TextRequest(
-            (Message("user", "bench"),), generation=Generation(seed=number, max_tokens=8)
+            Conversation((Message("user", "bench"),)),
+            generation=Generation(seed=number, max_tokens=8),
         )
         async with client.run(request) as job:
             ended = [event async for event in job if isinstance(event, JobFinished)]

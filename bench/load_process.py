@@ -25,7 +25,7 @@ from piecework.client.jobs.requests import Generation, TextRequest
 from piecework.client.journal.store import Store
 from piecework.client.sdk import PieceworkClient
 from piecework.client.wallet import Wallet
-from piecework_protocol.conversation import Message
+from piecework_protocol.conversation import Conversation, Message
 from tests.support.chains import signer
 
 PAYER = "the payer of the load benchmark"
@@ -54,7 +54,8 @@ async def serve_echo() -> None:
 async def one_job(client: PieceworkClient, seed: int) -> None:
     """One paid job of one canvas, from the request to the acknowledged voucher."""
     request = TextRequest(
-        (Message("user", "bench"),), generation=Generation(seed=seed, max_tokens=ONE_CANVAS)
+        Conversation((Message("user", "bench"),)),
+        generation=Generation(seed=seed, max_tokens=ONE_CANVAS),
     )
     async with client.run(request) as run:
         ended = [event async for event in run if isinstance(event, JobFinished)]

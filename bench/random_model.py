@@ -1,8 +1,7 @@
 """DiffusionGemma with random weights, made where it will run: no checkpoint, no second copy.
 
-The dimensions of the released model give 25.25 B parameters, 50 GB in bfloat16; the published
-figure is 25.2 B. Its config.json is not at hand: the width of the shared MLP is the one that gives
-this total.
+The dimensions of the released model give 25.25 B parameters, 50 GB in bfloat16. The published
+figure is 25.2 B.
 """
 
 from __future__ import annotations
@@ -20,9 +19,16 @@ from transformers import (
 
 from piecework_model import precision
 from piecework_model.bounds import ModelLimits
-from piecework_model.layers.experts import MATRICES, DeviceBytes, ExpertLayout, QuantizedExperts
-from piecework_model.layers.packed_kernels import best_recipe
+from piecework_model.layers.experts import (
+    MATRICES,
+    DeviceBytes,
+    ExpertBytes,
+    ExpertLayout,
+    QuantizedExperts,
+)
+from piecework_model.layers.offload import ExpertCache, HostBytes
 from piecework_model.layers.quantization import QuantizedLinear, Recipe
+from piecework_model.layers.recipes import best_recipe
 from piecework_model.precision import Quantization
 from piecework_model.training.architecture import smallest_vision
 
@@ -95,6 +101,7 @@ class RandomModel:
     """A model ready for an executor. weight_bytes: of all that a denoising step may read, each
     once. head_bytes: of the embedding, which is also the last layer. flops_token: of one token of a
     canvas in one step, attention's own products aside. codec: how weights are packed, or "none".
+    host_bytes: of experts in host memory.
     """
 
     model: DiffusionGemmaForBlockDiffusion
@@ -104,6 +111,7 @@ class RandomModel:
     weight_bytes: int
     head_bytes: int
     flops_token: int
+    host_bytes: int = 0
 
     @property
     def step_bytes(self) -> int:
@@ -113,19 +121,27 @@ class RandomModel:
 
 
 def build(
-    dimensions: RandomDimensions, device: torch.device, quantization: Quantization
+    dimensions: RandomDimensions,
+    device: torch.device,
+    quantization: Quantization,
+    resident_share: float | None = None,
 ) -> RandomModel:
-    """Random weights in bfloat16, or packed as the loader packs them."""
+    """Random weights in bfloat16, or packed as the loader packs them.
+
+    resident_share: of the experts, which are in host memory, so many are on the device too.
+    """
     with torch.device("meta"):
         model = DiffusionGemmaForBlockDiffusion(config(dimensions))
     model.set_experts_implementation("eager")
     parameters = sum(
         p.numel() for name, p in model.named_parameters() if not precision.is_unused(name)
     )
-    recipe = _recipe(model, device, quantization)
+    tensors = [(name, tuple(tensor.shape)) for name, tensor in model.state_dict().items()]
+    recipe = best_recipe(quantization, device, tensors, offloaded=resident_share is not None)
     generator = torch.Generator(device).manual_seed(SEED)
+    host_bytes = 0
     if recipe is not None:
-        _pack(model, dimensions, recipe, generator)
+        host_bytes = _pack(model, dimensions, recipe, generator, resident_share)
     _fill(model, generator)
     text = model.model.decoder
     head: torch.Tensor = text.embed_tokens.weight
@@ -138,6 +154,7 @@ def build(
         weight_bytes=sum(seen.values()),
         head_bytes=head.nbytes,
         flops_token=_flops_token(dimensions, parameters),
+        host_bytes=host_bytes,
     )
 
 
@@ -164,8 +181,12 @@ def config(dimensions: RandomDimensions) -> DiffusionGemmaConfig:
     )
 
 
-def _recipe(model: nn.Module, device: torch.device, quantization: Quantization) -> Recipe | None:
+def released_recipe(
+    dimensions: RandomDimensions, device: torch.device, quantization: Quantization
+) -> Recipe | None:
     """What the loader would choose on this device."""
+    with torch.device("meta"):
+        model = DiffusionGemmaForBlockDiffusion(config(dimensions))
     tensors = [(name, tuple(tensor.shape)) for name, tensor in model.state_dict().items()]
     return best_recipe(quantization, device, tensors)
 
@@ -175,8 +196,12 @@ def _pack(
     dimensions: RandomDimensions,
     recipe: Recipe,
     generator: torch.Generator,
-) -> None:
-    """Packed modules with random weights for linears and experts, in encoder and decoder alike."""
+    resident_share: float | None,
+) -> int:
+    """Packed modules with random weights for linears and experts, in encoder and decoder alike.
+
+    Returns the bytes of experts in host memory.
+    """
     device = generator.device
     twins = {"model.decoder.layers.": "model.encoder.language_model.layers."}
 
@@ -199,15 +224,26 @@ def _pack(
         "gate_up_proj": (2 * dimensions.expert_width, dimensions.hidden),
         "down_proj": (dimensions.hidden, dimensions.expert_width),
     }
+    everything = dimensions.layers * dimensions.experts * layout.expert_bytes
+    cache = None
+    if resident_share is not None:
+        budget = max(layout.expert_bytes, int(resident_share * everything))
+        population = dimensions.layers * dimensions.experts
+        cache = ExpertCache(budget, layout.expert_bytes, population, device)
     for index in range(dimensions.layers):
         path = f"model.decoder.layers.{index}.experts"
         activation = model.get_submodule(path).act_fn
-        source = DeviceBytes(dimensions.experts, layout.expert_bytes, device)
+        source: ExpertBytes = (
+            DeviceBytes(dimensions.experts, layout.expert_bytes, device)
+            if cache is None
+            else HostBytes(index, dimensions.experts, cache)
+        )
         experts = QuantizedExperts(dimensions.experts, layout, recipe.experts, activation, source)
         for expert in range(dimensions.experts):
             for matrix in MATRICES:
                 experts.fill(matrix, expert, _random(widths[matrix], generator), device)
         place(path, experts)
+    return everything if cache is not None else 0
 
 
 def _random(shape: tuple[int, ...] | torch.Size, generator: torch.Generator) -> torch.Tensor:

@@ -29,12 +29,22 @@ class Budget:
         return self.seconds - (self.clock() - self._start)
 
 
+def _unheard(results: Mapping[str, Any]) -> None:
+    """Tell nobody."""
+
+
 class Sections:
     """The results of sections by name, in the order in which they were asked for."""
 
-    def __init__(self, budget: Budget) -> None:
+    def __init__(
+        self, budget: Budget, note: Callable[[Mapping[str, Any]], None] = _unheard
+    ) -> None:
+        """note: told all results whenever there is another one, so that none is lost with a run
+        that ends early.
+        """
         self.budget = budget
         self.results: dict[str, dict[str, Any]] = {}
+        self._note = note
 
     def run(self, name: str, expected_s: float, measure: Callable[[], Figures]) -> bool:
         """Runs a section unless it is expected to need more than is left; whether it gave
@@ -48,18 +58,18 @@ class Sections:
             figures = dict(measure())
         except Exception as error:  # noqa: BLE001  a section that fails is a result of the run, told by name
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            self.results[name] = {
-                "status": "failed",
-                "error": reason,
-                "seconds": self._since(start),
-            }
+            self._keep(name, {"status": "failed", "error": reason, "seconds": self._since(start)})
             return False
-        self.results[name] = {"status": "ok", "seconds": self._since(start), **figures}
+        self._keep(name, {"status": "ok", "seconds": self._since(start), **figures})
         return True
 
     def skip(self, name: str, reason: str) -> None:
         """Records that a section was not tried."""
-        self.results[name] = {"status": "skipped", "reason": reason}
+        self._keep(name, {"status": "skipped", "reason": reason})
+
+    def _keep(self, name: str, result: dict[str, Any]) -> None:
+        self.results[name] = result
+        self._note(self.results)
 
     def _since(self, start: float) -> float:
         return round(self.budget.clock() - start, 2)

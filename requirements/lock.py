@@ -19,6 +19,19 @@ FOLDER: Final = ROOT / "requirements"
 OLDEST_PYTHON: Final = "3.11"
 TORCH: Final = re.compile(r"torch\b")
 HALMOS: Final = "halmos==0.3.3"
+AGENTS: Final = {
+    "newer": (
+        "openai==3.57.0",
+        "typesafe-sdk==0.7.5",
+        "langchain-openai==1.7.4",
+        "pydantic-ai-slim[openai]==2.68.0",
+        "llm==0.36",
+    ),
+    # They need an OpenAI SDK of their own.
+    "older": ("instructor==1.17.0", "litellm==1.110.2"),
+    "aider": ("aider-chat==0.86.2",),
+}
+"""Clients that make agents runs, by environment."""
 HEADER: Final = """\
 # {what}
 # Written by make lock. Install with: {how}
@@ -69,6 +82,13 @@ def main() -> None:
         HOW.format("-r requirements/halmos.lock"),
         _resolve([HALMOS], constraints=None),
     )
+    for name, clients in AGENTS.items():
+        _write(
+            f"agents-{name}",
+            "Other people's clients, in an environment of their own: make agents.",
+            HOW.format(f"-r requirements/agents-{name}.lock"),
+            _resolve(clients, constraints=None),
+        )
 
 
 def _requirements(extras: Iterable[str]) -> list[str]:
@@ -111,8 +131,12 @@ def _resolve(
         check=True,
         cwd=FOLDER,
     )
-    entries = re.split(r"\n(?=[a-z0-9])", result.stdout.strip())
-    return {entry.partition("==")[0]: entry for entry in entries}
+    found: dict[str, str] = {}
+    for entry in re.split(r"\n(?=[a-z0-9])", result.stdout.strip()):
+        name = entry.partition("==")[0]
+        # One distribution may have a version for each of several Pythons.
+        found[name] = f"{found[name]}\n{entry}" if name in found else entry
+    return found
 
 
 def _without(entries: dict[str, str], others: dict[str, str]) -> dict[str, str]:

@@ -173,10 +173,20 @@ def commands_page() -> str:
         children: Mapping[str, Any] = getattr(command, "commands", {})
         if not children or getattr(command, "invoke_without_command", False):
             parts.append(_command(f"piecework {name}", command))
-        for verb, child in children.items():
-            parts.append(f"\n### piecework {name} {verb}\n")
-            parts.append(_command(f"piecework {name} {verb}", child))
+        parts += _children(f"piecework {name}", children)
     return _joined(parts)
+
+
+def _children(path: str, commands: Mapping[str, Any]) -> list[str]:
+    parts = []
+    for verb, child in commands.items():
+        below: Mapping[str, Any] = getattr(child, "commands", {})
+        if below:
+            parts += _children(f"{path} {verb}", below)
+            continue
+        parts.append(f"\n### {path} {verb}\n")
+        parts.append(_command(f"{path} {verb}", child))
+    return parts
 
 
 def _command(path: str, command: Any) -> str:

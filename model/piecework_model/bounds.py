@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Final
 
-from piecework_model import limits
+from piecework_model import limits, templates
 from piecework_model.errors import ContextOverflowError, InvalidRequestError
-from piecework_model.requests import GenerationRequest
+from piecework_model.requests import HOLE, GenerationRequest, ReadSlot
+
+_TEXTS: Final = ("request_id", "tenant")
+_WHOLE: Final = (
+    "seed",
+    "max_tokens",
+    "max_steps",
+    "stability_steps",
+    "canvas_limit",
+    "draft_every",
+)
+_REAL: Final = ("temperature_start", "temperature_end", "entropy_bound", "confidence_threshold")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,17 +41,10 @@ class ModelLimits:
 
     def sequence_tokens(self, request: GenerationRequest) -> int:
         """Count the tokens that a request's sequence holds at most: the prompt and all of its
-        canvases.
+        canvases. Of a read it holds one at a time.
         """
-        return (
-            len(request.prompt_ids)
-            + canvas_count(request.max_tokens, self.canvas_size) * self.canvas_size
-        )
-
-
-def canvas_count(max_tokens: int, canvas_size: int) -> int:
-    """Count the canvases that `max_tokens` tokens can take."""
-    return -(-max_tokens // canvas_size)
+        canvases = 1 if request.reads else templates.canvas_count(request, self.canvas_size)
+        return len(request.prompt_ids) + canvases * self.canvas_size
 
 
 def charged_length(
@@ -61,14 +66,73 @@ def check(request: GenerationRequest, model: ModelLimits, eos_ids: frozenset[int
         InvalidRequestError: A field is out of bounds.
         ContextOverflowError: Prompt and canvases are longer than the context.
     """
+    _check_types(request)
     _check_numbers(request, model)
     _check_ids("prompt_ids", request.prompt_ids, model.vocab_size)
     if not request.prompt_ids:
         raise InvalidRequestError("prompt_ids", "empty")
-    canvases = canvas_count(request.max_tokens, model.canvas_size)
+    _check_template(request, model, eos_ids)
+    _check_reads(request, model)
     needed = model.sequence_tokens(request)
     if needed > model.max_context:
         raise ContextOverflowError(needed, model.max_context)
+    _check_committed(request, model, eos_ids)
+
+
+def _check_template(
+    request: GenerationRequest, model: ModelLimits, eos_ids: frozenset[int]
+) -> None:
+    template = request.template
+    if len(template) % model.canvas_size:
+        raise InvalidRequestError(
+            "template", f"{len(template)} entries are not whole canvases of {model.canvas_size}"
+        )
+    _check_ids("template", tuple(entry for entry in template if entry != HOLE), model.vocab_size)
+    length = templates.form_length(template, eos_ids)
+    end = template[length:]
+    if len(end) >= model.canvas_size and not request.reads:
+        raise InvalidRequestError("template", "its last canvas is empty")
+    if not request.reads and not eos_ids.issuperset(end):
+        raise InvalidRequestError("template", "something stands behind its end of text")
+    if not request.reads and request.max_tokens < length:
+        raise InvalidRequestError(
+            "max_tokens", f"{request.max_tokens}, but the template needs {length}"
+        )
+
+
+def _check_reads(request: GenerationRequest, model: ModelLimits) -> None:
+    if not request.reads:
+        return
+    size = model.canvas_size
+    if len(request.template) != len(request.reads) * size:
+        raise InvalidRequestError(
+            "reads", f"{len(request.reads)} canvases, but the template has other"
+        )
+    if request.max_steps != 1:
+        raise InvalidRequestError("max_steps", f"{request.max_steps}, but a read takes 1")
+    if request.max_tokens % (size * len(request.reads)):
+        raise InvalidRequestError(
+            "max_tokens",
+            f"{request.max_tokens} is no multiple of the template's {len(request.template)}",
+        )
+    for index, canvas in enumerate(request.reads):
+        free = request.template[index * size : (index + 1) * size]
+        for slot in canvas:
+            _check_slot(slot, free, model)
+
+
+def _check_slot(slot: ReadSlot, entries: tuple[int, ...], model: ModelLimits) -> None:
+    if not (0 <= slot.position < len(entries) and entries[slot.position] == HOLE):
+        raise InvalidRequestError("reads", f"position {slot.position} is not free")
+    if not 2 <= len(set(slot.label_ids)) == len(slot.label_ids) <= limits.MAX_LABELS:
+        raise InvalidRequestError("reads", f"a slot has 2 to {limits.MAX_LABELS} unlike labels")
+    _check_ids("reads", slot.label_ids, model.vocab_size)
+
+
+def _check_committed(
+    request: GenerationRequest, model: ModelLimits, eos_ids: frozenset[int]
+) -> None:
+    canvases = templates.canvas_count(request, model.canvas_size)
     if len(request.committed) >= canvases:
         raise InvalidRequestError(
             "committed", f"{len(request.committed)} canvases of {canvases}: nothing is left"
@@ -79,17 +143,66 @@ def check(request: GenerationRequest, model: ModelLimits, eos_ids: frozenset[int
                 "committed", f"canvas {index} has {len(canvas)} of {model.canvas_size} ids"
             )
         _check_ids("committed", canvas, model.vocab_size)
-        if not eos_ids.isdisjoint(canvas):
+        entries = templates.pins(request, index, model.canvas_size)
+        if any(entry not in (HOLE, token) for entry, token in zip(entries, canvas, strict=False)):
+            raise InvalidRequestError("committed", f"canvas {index} is not of the template")
+        if not entries and not eos_ids.isdisjoint(canvas):
             raise InvalidRequestError(
                 "committed", f"the text ends in canvas {index}: nothing is left"
             )
 
 
+def _check_types(request: GenerationRequest) -> None:
+    """Check the type of every field.
+
+    A request comes from outside, and Python takes a fraction of a step or a seed in quotes until
+    something deep inside of it fails.
+    """
+    for field in _TEXTS:
+        if not isinstance(value := getattr(request, field), str):
+            raise InvalidRequestError(field, f"is {_type(value)}, not a text")
+    for field in _WHOLE:
+        if not _is_whole(value := getattr(request, field)):
+            raise InvalidRequestError(field, f"is {_type(value)}, not a whole number")
+    for field in _REAL:
+        if not (_is_whole(value := getattr(request, field)) or isinstance(value, float)):
+            raise InvalidRequestError(field, f"is {_type(value)}, not a number")
+    for field in ("prompt_ids", "committed", "template", "reads"):
+        if not isinstance(value := getattr(request, field), tuple):
+            raise InvalidRequestError(field, f"is {_type(value)}, not a tuple")
+    for index, canvas in enumerate(request.committed):
+        if not isinstance(canvas, tuple):
+            raise InvalidRequestError("committed", f"canvas {index} is {_type(canvas)}")
+    for slots in request.reads:
+        if not (isinstance(slots, tuple) and all(map(_is_slot, slots))):
+            raise InvalidRequestError("reads", "a canvas is not a tuple of slots")
+
+
+def _is_slot(value: object) -> bool:
+    return (
+        isinstance(value, ReadSlot)
+        and _is_whole(value.position)
+        and isinstance(value.label_ids, tuple)
+        and all(map(_is_whole, value.label_ids))
+    )
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _type(value: object) -> str:
+    return type(value).__name__
+
+
 def _check_numbers(request: GenerationRequest, model: ModelLimits) -> None:
     if not 0 < len(request.request_id) <= limits.MAX_REQUEST_ID_CHARS:
         raise InvalidRequestError("request_id", f"{len(request.request_id)} characters")
+    if len(request.tenant) > limits.MAX_REQUEST_ID_CHARS:
+        raise InvalidRequestError("tenant", f"{len(request.tenant)} characters")
     _between("seed", request.seed, 0, limits.MAX_SEED)
-    _between("max_tokens", request.max_tokens, 1, model.max_context)
+    most = limits.MAX_READ_CANVASES * model.canvas_size if request.reads else model.max_context
+    _between("max_tokens", request.max_tokens, 1, most)
     _between("max_steps", request.max_steps, 1, model.max_steps)
     _between(
         "temperature_end", request.temperature_end, limits.MIN_TEMPERATURE, limits.MAX_TEMPERATURE
@@ -113,10 +226,13 @@ def _check_numbers(request: GenerationRequest, model: ModelLimits) -> None:
 
 
 def _between(field: str, value: float, low: float, high: float) -> None:
-    if not (math.isfinite(value) and low <= value <= high):
+    # Compared first: a whole number may be too large for a float.
+    if not (low <= value <= high and math.isfinite(value)):
         raise InvalidRequestError(field, f"{value} is not in [{low}, {high}]")
 
 
 def _check_ids(field: str, ids: tuple[int, ...], vocab_size: int) -> None:
+    if not all(map(_is_whole, ids)):
+        raise InvalidRequestError(field, "holds something else than whole numbers")
     if ids and not (min(ids) >= 0 and max(ids) < vocab_size):
         raise InvalidRequestError(field, f"ids must be in [0, {vocab_size})")

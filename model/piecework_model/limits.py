@@ -22,12 +22,22 @@ MAX_STABILITY_STEPS = 64
 MAX_DRAFT_EVERY_STEPS = 1_000_000
 # Canvas indices are uint32 in receipts.
 MAX_CANVAS_LIMIT = 2**32 - 1
+# Of one slot, as the protocol bounds them. Each is a number in the answer.
+MAX_LABELS = 255
+# As many as a job may have receipts. Each takes one step.
+MAX_READ_CANVASES = 8192
 # Beyond this the node should have refused. Each holds a prompt of up to 256 K ids.
 MAX_QUEUED_REQUESTS = 64
 # Of one conversation. The context bound is reached first by real ones.
 MAX_MESSAGES = 256
-# 256 K tokens of some 4 characters are 1 M. Four times that cannot fit any context.
-MAX_CONTENT_CHARS = 4_000_000
+# In the tools and calls of one conversation: 128 tools have some 50 each. One takes half a
+# millisecond to render and encode.
+MAX_TOOL_STRINGS = 8192
+# No tokenizer gives more bytes of text a token. A longer text is refused before it is tokenized.
+MAX_TOKEN_BYTES = 64
+
+# Of a template's text that is encoded at once. Some tokenizers take a second for a word of 100 K.
+LITERAL_PIECE_CHARS = 1024
 
 # --- checkpoints
 
@@ -37,6 +47,8 @@ MAX_CHECKPOINT_FILES = 4096
 MAX_METADATA_FILE_BYTES = 64 * 2**20
 # Of one safetensors file. The 26B model has 700 tensors of some 150 bytes each.
 MAX_SHARD_HEADER_BYTES = 16 * 2**20
+# Weight files that are read and hashed at once. A thread hashes 1.4 GB/s, a fast disk reads 5.
+LOAD_THREADS = 4
 # Of config, index and headers, which nest five deep.
 MAX_JSON_DEPTH = 32
 # Of any size in config.json. The largest in the 26B model is its context, 2**18.
@@ -67,6 +79,12 @@ HASH_THREADS = 2
 
 # Requests that may pass one that waits for memory. More would starve it, none would waste memory.
 MAX_OVERTAKES = 8
+# Short reads beside the sequences of texts: two passes of a CPU, half of a GPU's.
+SHORT_SEQUENCES = 32
+# Of a read that is short: all draws of one canvas. Each takes one step.
+SHORT_READ_CANVASES = 64
+# One part in so many of the memory for KV caches is kept for short reads.
+SHORT_MEMORY_SHARE = 16
 # Tokens of a causal chunk, in canvases: 512 as released, one pass of the weights a chunk.
 PREFILL_CHUNK_CANVASES = 2
 # Whole chunks to prefill in one step over all sequences. The others' step is delayed so long.
@@ -79,11 +97,15 @@ GPU_PASS_TOKENS = 16_384
 CALM_STEPS = 512
 # Logits that exist at once, 2 MB in float32, but at least those of one sequence.
 LOGIT_TILE_VALUES = 2**19
+# Float32 arrays of that size at once in the pure sampler: 4 were counted, 1 is the allocator's.
+LOGIT_COPIES = 5
 # Segments whose rotation is remembered: 0.5 MB each at 256 tokens of the released model.
 KEPT_ANGLES = 256
 # Attention masks kept for the next pass, each made in microseconds. A mask of 512 tokens in 256 K
 # takes 134 MB.
 KEPT_MASK_BYTES = 64 * 2**20
+# Steps of so many sequences are recorded at the start. Beyond, launching takes no time of its own.
+RECORDED_SEQUENCES = (1, 2, 3, 4, 5, 6, 7, 8)
 # Of recorded pieces of a step with their inputs (layers/graphs.py), from a GPU's reserve.
 GRAPH_BYTES = 512 * 2**20
 # KV caches if the device was not measured: 8 sequences of 8 K tokens of the 26B model.

@@ -6,6 +6,8 @@ import enum
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from piecework_protocol.kinds.text import OutputSegment, final_text
+
 FailureKind = Literal["non_finite", "out_of_memory", "invalid_request", "internal"]
 
 
@@ -19,19 +21,46 @@ class CanvasFinish(enum.IntEnum):
     TOKEN_LIMIT = 2
 
 
+HOLE: Final = -1
+"""In a template: this position is free."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadSlot:
+    """Where a question is answered on a canvas: the position, and one token a label."""
+
+    position: int
+    label_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedContent:
+    """What a job's content is for the engine (kinds). The fields are those of GenerationRequest.
+
+    positions: of the template before its end, which a job's max_tokens must cover. 0 without one.
+    """
+
+    prompt_ids: tuple[int, ...]
+    template: tuple[int, ...] = ()
+    reads: tuple[tuple[ReadSlot, ...], ...] = ()
+    positions: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One job for the engine.
 
-    The fields from prompt_ids to stability_steps decide the result. The same values give the same
-    text.
+    The fields from prompt_ids to stability_steps, template and reads decide the result. The same
+    values give the same text.
 
     prompt_ids: the prompt as token ids, control tokens included (text/chat.py).
     seed: uint64.
     max_tokens: charged tokens at most, over all canvases.
-    max_steps: denoising steps a canvas at most.
+    max_steps: denoising steps a canvas at most, from 1 to the checkpoint's own number
+        (`ModelLimits.max_steps`).
     temperature_start, temperature_end: of the linear schedule, start >= end > 0.
-    entropy_bound: nats, > 0.
+    entropy_bound: nats, >= 0. With 0 a step accepts the most certain position, and those that are
+        certain beyond doubt.
     confidence_threshold: mean entropy in nats below which a stable canvas is done. 0 never stops
     early.
     stability_steps: how many earlier steps must have had the same argmax canvas.
@@ -40,6 +69,12 @@ class GenerationRequest:
     next.
     draft_every: a draft after every so many steps, 0 for none.
     tenant: who may share cached prefixes with this request (engine/prefix_cache.py). Empty: nobody.
+    template: empty to write freely. Otherwise whole canvases, one entry a position: the id that is
+        pinned there, or HOLE. What stands behind the form is pinned to an end-of-text id, which
+        stands nowhere else. The text ends with the last canvas.
+    reads: empty to write. Otherwise one entry for each canvas of the template: its slots. Canvas k
+        is `k // draws` of the template, where draws is the number of the request's canvases over
+        that of the template's. Each takes one step. None becomes part of the next one's context.
     """
 
     request_id: str
@@ -56,21 +91,28 @@ class GenerationRequest:
     committed: tuple[tuple[int, ...], ...] = ()
     draft_every: int = 1
     tenant: str = ""
+    template: tuple[int, ...] = ()
+    reads: tuple[tuple[ReadSlot, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class DraftEvent:
     """The argmax canvas after step `step` of canvas `canvas`. It is not final.
 
-    token_ids: the prefix that would be charged, as in `CanvasEvent.charged_ids`. text: of this
-    canvas only.
+    token_ids: the prefix that would be charged, as in `CanvasEvent.charged_ids`. segments: what the
+    canvas would add to the answer.
     """
 
     request_id: str
     canvas: int
     step: int
     token_ids: tuple[int, ...]
-    text: str
+    segments: tuple[OutputSegment, ...]
+
+    @property
+    def text(self) -> str:
+        """The final text of this canvas, without thoughts and calls."""
+        return final_text(self.segments)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,21 +120,27 @@ class CanvasEvent:
     """A committed canvas.
 
     token_ids: the whole canvas, C ids.
-    charged_ids: the prefix that is charged: up to, not including, the first end-of-text token, and
-    within max_tokens.
-    text: what this canvas adds to the decoded text. All canvases together give the decoding of all
-    charged ids.
+    charged_ids: what is charged. Of free text, the prefix up to, not including, the first
+        end-of-text token, and within max_tokens. charging.py has the rules of the others.
+    segments: what this canvas adds to the answer (text/segments.py).
     step_leaves: one 32-byte trace leaf a step, `steps` of them.
+    answers: of a read, a question's probabilities in 1/65536, in the order of its labels.
     """
 
     request_id: str
     canvas: int
     token_ids: tuple[int, ...]
     charged_ids: tuple[int, ...]
-    text: str
+    segments: tuple[OutputSegment, ...]
     steps: int
     step_leaves: tuple[bytes, ...]
     finish: CanvasFinish
+    answers: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The final text of this canvas, without thoughts and calls."""
+        return final_text(self.segments)
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,11 @@ class Home:
     def speeds(self) -> Path:
         return self.root / "bench.json"
 
+    @property
+    def digests(self) -> Path:
+        """What the files of the checkpoint hash to, so that each is read for that once."""
+        return self.root / "digests.json"
+
     def create(self) -> None:
         """Make the folder, for its owner alone.
 

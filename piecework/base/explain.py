@@ -28,7 +28,7 @@ INTERRUPTED: Final = 130
 
 EXTRAS: Final[Mapping[str, frozenset[str]]] = {
     "cli": frozenset({"rich", "structlog", "typer"}),
-    "gateway": frozenset({"prometheus_client"}),
+    "gateway": frozenset({"jsonschema", "prometheus_client", "regex"}),
     "market": frozenset({"prometheus_client"}),
     "vllm": frozenset(
         {

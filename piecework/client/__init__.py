@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from piecework.chain.errors import ChainError
     from piecework.client.config import ClientConfig, ClientHome
     from piecework.client.errors import (
+        BudgetExceeded,
         ClientError,
         HomeError,
         InsufficientFunds,
@@ -51,25 +52,35 @@ if TYPE_CHECKING:
         JobFinished,
         JobResuming,
         JobStarted,
+        ReadAnswers,
     )
-    from piecework.client.jobs.requests import Generation, TextRequest
+    from piecework.client.jobs.reads import Decision, ReadResult
+    from piecework.client.jobs.requests import Generation, ReadRequest, TextRequest
     from piecework.client.jobs.run import JobRun
+    from piecework.client.journal.records import Part
     from piecework.client.sdk import Balance, PieceworkClient, Quote
-    from piecework_protocol.conversation import Message
+    from piecework_protocol.conversation import Conversation, Message, Tool, ToolCall
     from piecework_protocol.errors import ProtocolViolation, Reason, Refusal
+    from piecework_protocol.kinds.read import Label, Question
+    from piecework_protocol.kinds.text import Fixed, Hole, OutputSegment, SegmentKind
 
 __all__ = [
     "Balance",
+    "BudgetExceeded",
     "CanvasText",
     "ChainError",
     "ClientConfig",
     "ClientError",
     "ClientHome",
     "Completion",
+    "Conversation",
+    "Decision",
     "DraftText",
     "FinishReason",
+    "Fixed",
     "Funds",
     "Generation",
+    "Hole",
     "HomeError",
     "InsufficientFunds",
     "JobFailed",
@@ -78,20 +89,30 @@ __all__ = [
     "JobResuming",
     "JobRun",
     "JobStarted",
+    "Label",
     "Message",
     "NoWorkerFits",
+    "OutputSegment",
+    "Part",
     "PieceworkClient",
     "PieceworkError",
     "ProtocolViolation",
+    "Question",
     "Quote",
+    "ReadAnswers",
+    "ReadRequest",
+    "ReadResult",
     "Reason",
     "Refusal",
     "RequestRefused",
+    "SegmentKind",
     "SettingsError",
     "StoreError",
     "TextRequest",
     "Token",
     "TokenAmount",
+    "Tool",
+    "ToolCall",
     "WalletError",
     "WorkerUnreachable",
 ]
@@ -99,17 +120,22 @@ __all__ = [
 _EVENTS: Final = "piecework.client.jobs.events"
 _ERRORS: Final = "piecework.client.errors"
 _PLACES: Final = {
-    "Completion": "piecework.client.jobs.completion",
     "Balance": "piecework.client.sdk",
+    "BudgetExceeded": _ERRORS,
     "CanvasText": _EVENTS,
     "ChainError": "piecework.chain.errors",
     "ClientConfig": "piecework.client.config",
     "ClientError": _ERRORS,
     "ClientHome": "piecework.client.config",
+    "Completion": "piecework.client.jobs.completion",
+    "Conversation": "piecework_protocol.conversation",
+    "Decision": "piecework.client.jobs.reads",
     "DraftText": _EVENTS,
     "FinishReason": _EVENTS,
+    "Fixed": "piecework_protocol.kinds.text",
     "Funds": "piecework.client.funds",
     "Generation": "piecework.client.jobs.requests",
+    "Hole": "piecework_protocol.kinds.text",
     "HomeError": _ERRORS,
     "InsufficientFunds": _ERRORS,
     "JobFailed": _ERRORS,
@@ -118,20 +144,30 @@ _PLACES: Final = {
     "JobResuming": _EVENTS,
     "JobRun": "piecework.client.jobs.run",
     "JobStarted": _EVENTS,
+    "Label": "piecework_protocol.kinds.read",
     "Message": "piecework_protocol.conversation",
     "NoWorkerFits": _ERRORS,
+    "OutputSegment": "piecework_protocol.kinds.text",
+    "Part": "piecework.client.journal.records",
     "PieceworkClient": "piecework.client.sdk",
     "PieceworkError": "piecework.base.errors",
     "ProtocolViolation": "piecework_protocol.errors",
+    "Question": "piecework_protocol.kinds.read",
     "Quote": "piecework.client.sdk",
+    "ReadAnswers": _EVENTS,
+    "ReadRequest": "piecework.client.jobs.requests",
+    "ReadResult": "piecework.client.jobs.reads",
     "Reason": "piecework_protocol.errors",
     "Refusal": "piecework_protocol.errors",
     "RequestRefused": _ERRORS,
+    "SegmentKind": "piecework_protocol.kinds.text",
     "SettingsError": "piecework.base.settings",
     "StoreError": _ERRORS,
     "TextRequest": "piecework.client.jobs.requests",
     "Token": "piecework.base.amounts",
     "TokenAmount": "piecework.base.amounts",
+    "Tool": "piecework_protocol.conversation",
+    "ToolCall": "piecework_protocol.conversation",
     "WalletError": _ERRORS,
     "WorkerUnreachable": _ERRORS,
 }

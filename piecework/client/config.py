@@ -22,6 +22,7 @@ from piecework.base.amounts import AmountError, Token
 from piecework.base.connections import parse_networks
 from piecework.base.files import SYSTEM_DISK, Disk, private_folder, shown
 from piecework.base.homes import default_home
+from piecework.base.hosts import check_origin
 from piecework.base.settings import Settings, SettingsError, Variables, load
 from piecework.client.errors import HomeError
 from piecework_protocol.types import Amount
@@ -120,6 +121,8 @@ class ConfiguredAmounts:
     deposit: Amount
     max_job_price: Amount | None
     max_price_per_million_output: Amount | None
+    spend_per_day: Amount | None
+    spend_per_month: Amount | None
     max_fee: Amount
     second_is_worth: float
 
@@ -181,6 +184,25 @@ class ClientConfig(Settings):
 
     max_job_price: TokenNumber | None = Field(
         default=None, description='No job may cost more tokens than this, such as "0.05".'
+    )
+    spend_per_day: TokenNumber | None = Field(
+        default=None,
+        description=(
+            "All jobs of one UTC day may cost this many tokens together, such as "
+            '"0.5". What running jobs may still cost counts too.'
+        ),
+    )
+    spend_per_month: TokenNumber | None = Field(
+        default=None, description="The same for a UTC month."
+    )
+    default_max_tokens: int = Field(
+        default=4096,
+        ge=1,
+        le=1 << 20,
+        description=(
+            "The longest answer of a request that does not say, in tokens. It is shorter where "
+            "the model, its context, a limit or the money leave less."
+        ),
     )
     max_price_per_million_output: TokenNumber | None = Field(
         default=None,
@@ -245,7 +267,10 @@ class ClientConfig(Settings):
         min_length=8,
         max_length=256,
         repr=False,
-        description="The key that callers of the gateway must show. Needed beyond localhost.",
+        description=(
+            "A key without a budget of its own that callers of the gateway may show, for "
+            "containers. `piecework gateway keys add` makes keys with budgets."
+        ),
     )
     gateway_max_concurrent: int = Field(
         default=64, ge=1, le=4096, description="Requests that the gateway runs at once."
@@ -276,6 +301,11 @@ class ClientConfig(Settings):
         max_length=64,
         description="Addresses or networks of proxies whose X-Forwarded-For is believed.",
     )
+    gateway_allowed_origins: tuple[str, ...] = Field(
+        default=(),
+        max_length=64,
+        description='Origins whose web pages may use the gateway, such as "https://chat.example".',
+    )
     gateway_heartbeat_s: float = Field(
         default=10.0,
         gt=0,
@@ -286,6 +316,24 @@ class ClientConfig(Settings):
         default=False,
         description="Requests that do not say may go to models without seed and trace.",
     )
+
+    gateway_strict_parameters: bool = Field(
+        default=False,
+        description="Refuse parameters that cannot be honoured. Otherwise they are left out, and "
+        "the answer names them.",
+    )
+    token_usd_price: Decimal | None = Field(
+        default=None,
+        gt=0,
+        le=1_000_000,
+        description="What one token of the currency is worth in dollars. Answers and models then "
+        "have their prices in dollars too.",
+    )
+
+    @field_validator("gateway_allowed_origins")
+    @classmethod
+    def _origins_are_named(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(check_origin(origin) for origin in value)
 
     @field_validator("gateway_trusted_proxies")
     @classmethod
@@ -303,6 +351,8 @@ class ClientConfig(Settings):
             deposit=Amount(self._units(token, "deposit") or 0),
             max_job_price=self._units(token, "max_job_price"),
             max_price_per_million_output=self._units(token, "max_price_per_million_output"),
+            spend_per_day=self._units(token, "spend_per_day"),
+            spend_per_month=self._units(token, "spend_per_month"),
             max_fee=Amount(self._units(token, "max_fee") or 0),
             second_is_worth=float(Decimal(self.second_is_worth).scaleb(token.decimals)),
         )

@@ -147,6 +147,35 @@ class InsufficientFunds(ClientError):
         self.available = available
 
 
+class BudgetExceeded(ClientError):
+    """A job may cost more than what a budget has left. Raised by `ask`, `run` and `reserve_many`.
+
+    Nothing was signed. `code` is "insufficient_quota".
+
+    Attributes:
+        needed: What the job, or all jobs of the request, may cost.
+        left: What the budget has left. What running jobs may still cost is not in it.
+    """
+
+    code = "insufficient_quota"
+
+    def __init__(self, which: str, needed: TokenAmount, left: TokenAmount) -> None:
+        super().__init__(f"{needed} may be needed, and {which} has {left} left")
+        self.needed = needed
+        self.left = left
+
+
+class RequestDiffers(ClientError):
+    """An Idempotency-Key came with another body before. Raised by the gateway. Nothing started."""
+
+
+class TooManyRequests(ClientError):
+    """More Idempotency-Keys were used within a day than are kept. Raised by the gateway.
+
+    The request was not started, because it could not be found again.
+    """
+
+
 class JobInterrupted(ClientError):
     """The stream broke and the worker did not come back in time. The job can be resumed.
 

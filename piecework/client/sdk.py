@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Self
 
@@ -22,12 +23,27 @@ from piecework.client.jobs.choosing import Chooser
 from piecework.client.jobs.completion import Completion, collect
 from piecework.client.jobs.driver import JobContext
 from piecework.client.jobs.failover import FailOver, nobody
-from piecework.client.jobs.requests import Filters, TextRequest
+from piecework.client.jobs.reads import ReadResult, collect_read
+from piecework.client.jobs.requests import (
+    Filters,
+    JobRequest,
+    Prompt,
+    ReadRequest,
+    TextRequest,
+    conversation_of,
+)
 from piecework.client.jobs.run import Caller, JobRun
 from piecework.client.jobs.selection import Choice, Ranking
+from piecework.client.jobs.spending import Spending
 from piecework.client.journal.proofs import ProvenReceipt, prove_receipts
-from piecework.client.journal.records import ChannelRow, JobStatus, Reservation
-from piecework.client.journal.store import Store
+from piecework.client.journal.records import (
+    ChannelRow,
+    JobStatus,
+    Limits,
+    Part,
+    Reservation,
+)
+from piecework.client.journal.store import NO_PART, Store
 from piecework.client.network.discovery import ChainView, Discovery
 from piecework.client.network.indexes import IndexReader
 from piecework.client.network.links import Connect, Links
@@ -35,8 +51,10 @@ from piecework.client.network.reachability import Reachability
 from piecework.client.network.searches import Found
 from piecework.client.network.transport import WorkerLink
 from piecework.client.wallet import Wallet, open_wallet
-from piecework_protocol.conversation import Message
+from piecework_protocol.conversation import Tool
 from piecework_protocol.errors import ProtocolViolation
+from piecework_protocol.kinds.read import Question
+from piecework_protocol.kinds.text import TemplatePart
 from piecework_protocol.types import Address, Amount, ChannelId, JobId
 
 
@@ -91,6 +109,8 @@ class Balance:
         free: The part of `pooled` that no channel is waiting for.
         in_channels: What channels hold, without what was settled or asked back.
         paid: What vouchers have promised to workers so far.
+        spent_today: What the jobs of this UTC day have cost, and what running ones still may.
+        spent_this_month: The same for the UTC month.
         reservations: What `pooled` holds for workers that may open or top up a channel, and why.
     """
 
@@ -99,6 +119,8 @@ class Balance:
     free: TokenAmount
     in_channels: TokenAmount
     paid: TokenAmount
+    spent_today: TokenAmount
+    spent_this_month: TokenAmount
     reservations: tuple[Reservation, ...] = ()
 
 
@@ -140,6 +162,14 @@ class PieceworkClient:
         self.channels = ChannelManager(
             store, chain, wallet, token=token, config=config, clock=clock, entropy=entropy
         )
+        amounts = config.amounts(token)
+        self._spending = Spending(
+            store.budgets,
+            Limits(amounts.spend_per_day, amounts.spend_per_month),
+            token,
+            clock,
+            lifetime_s=config.job_lifetime_s,
+        )
         self._context = JobContext(
             store,
             self.channels,
@@ -150,8 +180,8 @@ class PieceworkClient:
             clock,
             entropy,
             self.reachability,
+            self._spending,
         )
-        amounts = config.amounts(token)
         filters = Filters(
             now=0,
             token=token,
@@ -161,6 +191,7 @@ class PieceworkClient:
             price_cap=config.price_cap,
             max_fee=amounts.max_fee,
             deposit=amounts.deposit,
+            default_max_tokens=config.default_max_tokens,
         )
         self._chooser = Chooser(self.discovery, self.links, self.reachability, clock, filters)
         self._fail_over = FailOver(self._context, self._chooser, self.discovery, self._fund)
@@ -267,18 +298,22 @@ class PieceworkClient:
         """Return every usable offer, verified, and one line for each that was left out."""
         return await self.discovery.offers()
 
-    async def rank(self, request: TextRequest) -> Ranking:
+    async def rank(self, request: JobRequest) -> Ranking:
         """Return who could take the request, best first, and why others cannot.
 
         Workers are dialed for that. They are told nothing.
         """
-        return await self._chooser.choose(request)
+        allowance = await self._spending.allowance(NO_PART)
+        return await self._chooser.choose(request, allowance=allowance)
 
     async def ask(
         self,
-        prompt: str | Sequence[Message],
+        prompt: Prompt,
         *,
         system: str | None = None,
+        tools: Sequence[Tool] = (),
+        thinking: bool = False,
+        template: Sequence[TemplatePart] = (),
         model: str | None = None,
         max_tokens: int | None = None,
         seed: int | None = None,
@@ -289,12 +324,15 @@ class PieceworkClient:
         """Ask for a text, wait for all of it, and pay for it canvas by canvas.
 
         Args:
-            prompt: What the user says, or a whole conversation.
+            prompt: What the user says, or messages, or a whole conversation.
             system: A system message in front of it.
+            tools: Functions that the model may call. `Completion.tool_calls` has its calls.
+            thinking: Whether the model thinks before it answers.
+            template: The form of the answer: fixed texts and holes.
             model: A name, a digest in hex, or None for any model.
             max_tokens: The longest answer, in tokens.
             seed: 64 bits. Drawn at random if None.
-            temperature: Temperature at the last step, 0 to 2.
+            temperature: 0 to 2, as in chat APIs. 1 is the model's published schedule.
             max_price: The most that the job may cost, such as "0.05" (tokens).
             best_effort: Whether models without seed and trace will do.
 
@@ -307,19 +345,19 @@ class PieceworkClient:
             NoWorkerFits: Nobody can take the request. The error says why.
             RequestRefused: No worker can take such a request, now or later.
             InsufficientFunds: The escrow holds too little.
+            BudgetExceeded: A spending limit has too little left.
             Refusal: Every worker declined for the same reason, which the caller can mend.
             JobInterrupted: The worker went away. `resume` continues the job.
             JobFailed: The worker ended the job early. Delivered canvases are paid.
             ProtocolViolation: The worker cheated. Nothing more is paid to it.
-
-        Example:
-            >>> answer = await client.ask("Tell me a story.", max_tokens=256)
-            >>> print(answer.text, answer.cost)
         """
         limit = None if max_price is None else Amount(self.payment_token.units_of(max_price))
         request = TextRequest.of(
             prompt,
             system=system,
+            tools=tools,
+            thinking=thinking,
+            template=template,
             model=model,
             max_tokens=max_tokens,
             seed=seed,
@@ -329,7 +367,53 @@ class PieceworkClient:
         )
         return await self.collect(self.run(request))
 
-    async def quote(self, request: TextRequest) -> Quote:
+    async def read(
+        self,
+        prompt: Prompt,
+        questions: Sequence[Question],
+        *,
+        draws: int = 1,
+        model: str | None = None,
+        seed: int | None = None,
+        max_price: TokenAmount | str | None = None,
+        best_effort: bool = False,
+    ) -> ReadResult:
+        """Ask questions with labels to choose from. The answers are probabilities, and no text.
+
+        Args:
+            prompt: What the questions are about: a text, or messages, or a whole conversation.
+            questions: What to decide.
+            draws: How often each question is answered. Two or more give a standard error.
+            model: A name, a digest in hex, or None for any model that takes reads.
+            seed: 64 bits. Drawn at random if None.
+            max_price: The most that the job may cost, such as "0.05" (tokens).
+            best_effort: Whether models without seed and trace will do.
+
+        Returns:
+            A decision for each question, and what the job has cost.
+
+        Raises:
+            MalformedInput: A question is not one that the protocol can carry.
+            ClientError: As `ask`.
+
+        Example:
+            >>> rude = Question("Is it rude?", (Label("yes"), Label("no")))
+            >>> result = await client.read("You are late again!", [rude], draws=4)
+            >>> print(result.decisions[0].probability("yes"), result.cost)
+        """
+        limit = None if max_price is None else Amount(self.payment_token.units_of(max_price))
+        request = ReadRequest(
+            conversation_of(prompt),
+            tuple(questions),
+            draws,
+            model=model,
+            seed=seed,
+            max_price=limit,
+            best_effort=best_effort,
+        )
+        return await collect_read(self.run(request), request, self.payment_token)
+
+    async def quote(self, request: JobRequest) -> Quote:
         """Return what the request would cost now. Nothing is sent to a worker.
 
         Raises:
@@ -344,8 +428,48 @@ class PieceworkClient:
             raise nobody(request, ranking)
         return Quote(self.payment_token, ranking.choices[0], ranking.choices[1:], ranking.unfit)
 
-    def run(self, request: TextRequest) -> JobRun:
+    @asynccontextmanager
+    async def reserve_many(
+        self,
+        requests: Sequence[JobRequest],
+        parts: Sequence[Part] | None = None,
+    ) -> AsyncIterator[tuple[Part, ...]]:
+        """Reserve what several requests may cost, all or nothing, before any of them is signed.
+
+        What no job has taken over at the end of the block is free again.
+
+        Args:
+            requests: What is asked for, such as one request as often as there are choices.
+            parts: Whose money it is: one part for each request, all with one budget. Without
+                them it is the client's own.
+
+        Returns:
+            One part for each request, to be given to `run`.
+
+        Raises:
+            NoWorkerFits: Nobody can take one of the requests. The error says why.
+            BudgetExceeded: A budget has too little left for all of them. Nothing is reserved.
+            StoreError: There is no such API key.
+
+        Example:
+            >>> async with client.reserve_many([request] * 3) as parts:
+            ...     runs = [client.run(request, part) for part in parts]
+            ...     answers = await asyncio.gather(*map(client.collect, runs))
+        """
+        whose = [Part(number=n) for n in range(len(requests))] if parts is None else parts
+        held = await self._fail_over.reserve(requests, whose) if requests else ()
+        try:
+            yield held
+        finally:
+            for part in held:
+                self._spending.release(part)
+
+    def run(self, request: JobRequest, part: Part = NO_PART) -> JobRun:
         """Run the request at the best worker, or at the next one if that declines.
+
+        Args:
+            request: What is asked for.
+            part: What `reserve_many` holds for it. Without it the run holds its own ceiling.
 
         Returns:
             The job. Iterate over its events. Leaving its block early cancels it.
@@ -359,7 +483,7 @@ class PieceworkClient:
             ...         if isinstance(event, CanvasText):
             ...             print(event.text, end="")
         """
-        return self._start(lambda caller: self._fail_over.run(request, caller))
+        return self._start(lambda caller: self._fail_over.run(request, caller, part))
 
     def resume(self, job: JobId) -> JobRun:
         """Follow a job again that was interrupted, perhaps in an earlier process.
@@ -395,8 +519,7 @@ class PieceworkClient:
             raise ProtocolViolation(
                 "4.6", f"this job's worker broke the protocol before: {row.detail}"
             )
-        row = await asyncio.to_thread(self.store.take_over, job)
-        await self._fail_over.drive(row, caller, replay=True)
+        await self._fail_over.replay(row, caller)
 
     # --- looking back
 
@@ -409,6 +532,7 @@ class PieceworkClient:
         reservations = await self.channels.reservations()
         pooled = await self.chain.pooled_balance(self.token, self.wallet.payer.address)
         rows = await asyncio.to_thread(self.store.channels)
+        used = await self._spending.used()
         amount = self.payment_token.amount
         reserved = sum(r.amount for r in reservations if not r.one_step)
         return Balance(
@@ -417,6 +541,8 @@ class PieceworkClient:
             free=amount(max(0, pooled - reserved)),
             in_channels=amount(sum(max(0, r.funded - r.withdrawn - r.settled) for r in rows)),
             paid=amount(sum(row.book.cumulative for row in rows)),
+            spent_today=amount(used.day),
+            spent_this_month=amount(used.month),
             reservations=reservations,
         )
 

@@ -112,6 +112,8 @@ def balance(*, home: Home = None, password_file: PasswordFile = None, json: Json
         ("escrow, pooled", "pooled"),
         ("in channels", "in_channels"),
         ("promised to workers", "paid"),
+        ("spent today (UTC)", "spent_today"),
+        ("spent this month", "spent_this_month"),
     ):
         common.say(f"{label:20} {token.format(view[key])}")
     for row in view["reserved"]:

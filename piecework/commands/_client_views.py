@@ -98,7 +98,7 @@ def _voucher_view(client: PieceworkClient, row: ChannelRow) -> dict[str, Any]:
 async def balance_view(client: PieceworkClient) -> dict[str, Any]:
     """Where the money is."""
     balance, reader = await client.balance(), client.reader
-    held = ("pooled", "free", "in_channels", "paid")
+    held = ("pooled", "free", "in_channels", "paid", "spent_today", "spent_this_month")
     return {
         "payer": to_hex(balance.payer),
         "own": await reader.token_balance(client.token, balance.payer),

@@ -33,6 +33,7 @@ __all__ = [
     "home_option",
     "market_token",
     "model_store",
+    "no_options_before",
     "one_of",
     "password",
     "print_json",
@@ -54,14 +55,26 @@ def group() -> typer.Typer:
     return typer.Typer(no_args_is_help=True, rich_markup_mode=None, context_settings=HELP_OPTIONS)
 
 
-def single() -> typer.Typer:
-    """A command without commands of its own, such as `piecework demo`."""
+def single(metavar: str = "") -> typer.Typer:
+    """A command that does its work without another word, such as `piecework demo`.
+
+    `metavar` is what its usage shows for commands of its own, if it has some.
+    """
     return typer.Typer(
         invoke_without_command=True,
         rich_markup_mode=None,
         context_settings=HELP_OPTIONS,
-        subcommand_metavar="",
+        subcommand_metavar=metavar,
     )
+
+
+def no_options_before(context: typer.Context) -> None:
+    """Refuse options in front of a command that would not see them."""
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = "--" + name.replace("_", "-")
+            fail(f"write {option} after the command {context.invoked_subcommand}", 2)
 
 
 def home_option(role: str) -> Any:

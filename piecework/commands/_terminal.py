@@ -59,7 +59,7 @@ class JobProgress:
             self.draft = event
         elif isinstance(event, JobResuming):
             self.note = f"connection lost, trying again in {event.wait_s:.1f} s"
-        else:
+        elif isinstance(event, JobFinished):
             self.ended = event
 
     def status(self, amount: Callable[[int], str]) -> str:

@@ -93,6 +93,7 @@ def measure(
         loaded, hardware = planned.loaded, probe()
         use_threads(loaded, 0)
         executor = BatchedExecutor(loaded.model, loaded.limits)
+        executor.record(max(counts))
         lines = [run(loaded, executor, seconds=seconds, sequences=count) for count in counts]
     except ModelError as error:
         common.fail(str(error))

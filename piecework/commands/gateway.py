@@ -9,15 +9,18 @@ import typer
 
 from piecework.base.hosts import LOOPBACK
 from piecework.commands import _common as common
+from piecework.commands import _gateway_keys
 
 if TYPE_CHECKING:
     from piecework.client.config import ClientConfig
 
-app = common.single()
+app = common.single("[COMMAND]")
+app.add_typer(_gateway_keys.app, name="keys")
 
 
 @app.callback()
 def serve(
+    context: typer.Context,
     *,
     home: Annotated[Path | None, common.home_option("client")] = None,
     host: Annotated[
@@ -38,9 +41,13 @@ def serve(
 ) -> None:
     """Serve an OpenAI-compatible endpoint that pays per canvas.
 
-    It serves /v1/chat/completions and /v1/models until SIGTERM or Ctrl-C. Set an API key with
-    gateway_api_key in config.toml, or with PIECEWORK_CLIENT_GATEWAY_API_KEY.
+    It serves chat completions, completions, responses, decisions and models under /v1 until SIGTERM
+    or Ctrl-C. Give each caller an API
+    key with a budget: piecework gateway keys add NAME --per-day AMOUNT.
     """
+    if context.invoked_subcommand is not None:
+        common.no_options_before(context)
+        return
     from piecework.commands._client_home import open_config
 
     flags = {
@@ -49,10 +56,10 @@ def serve(
         "gateway_best_effort": best_effort,
     }
     folder, config = open_config(home, flags)
-    if config.gateway_api_key is None and host not in LOOPBACK:
+    if host not in LOOPBACK and config.gateway_api_key is None and not _gateway_keys.exist(home):
         common.fail(
-            f"listening on {host} without an API key lets anybody spend your money. Set "
-            "gateway_api_key",
+            f"listening on {host} without an API key lets anybody spend your money. Make one: "
+            "piecework gateway keys add NAME --per-day AMOUNT",
             2,
         )
     common.run(_serve(folder, config, common.password(password_file), host, port))
@@ -71,13 +78,16 @@ async def _serve(folder: Path, config: ClientConfig, secret: str, host: str, por
     async with await PieceworkClient.open(ClientHome(folder), config, password=secret) as client:
         trusted = parse_networks(config.gateway_trusted_proxies)
         options = GatewayOptions(
-            config.gateway_api_key,
-            config.gateway_max_concurrent,
-            config.gateway_heartbeat_s,
-            config.gateway_best_effort,
-            config.gateway_max_waiting,
-            config.gateway_wait_s,
-            trusted,
+            api_key=config.gateway_api_key,
+            max_concurrent=config.gateway_max_concurrent,
+            heartbeat_s=config.gateway_heartbeat_s,
+            best_effort=config.gateway_best_effort,
+            max_waiting=config.gateway_max_waiting,
+            wait_s=config.gateway_wait_s,
+            trusted_proxies=trusted,
+            allowed_origins=config.gateway_allowed_origins,
+            strict_parameters=config.gateway_strict_parameters,
+            token_usd_price=config.token_usd_price,
         )
         gateway = Gateway(client, options)
         total = config.gateway_max_connections

@@ -26,7 +26,7 @@ from piecework.demo.report import Evidence
 from piecework.demo.screen import DemoScreen
 from piecework.processes import ProcessGroup, RoleFailed
 from piecework_node.daemon.admin import ask_daemon
-from piecework_protocol.conversation import Message
+from piecework_protocol.conversation import Conversation, Message
 from piecework_protocol.signing import sign
 from piecework_protocol.types import Amount, ChannelId, Micros
 
@@ -102,7 +102,7 @@ class Demo:
     def _request(self, prompt: str, number: int) -> TextRequest:
         seed = None if self.options.seed is None else self.options.seed + number
         return TextRequest(
-            messages=(Message("user", prompt),),
+            Conversation((Message("user", prompt),)),
             generation=Generation(
                 seed=seed,
                 max_tokens=self.options.max_tokens,

@@ -24,18 +24,16 @@ from piecework_protocol.frames import (
     VoucherAccepted,
     WorkerFrame,
 )
-from piecework_protocol.kinds.text import TextOutput
+from piecework_protocol.kinds import KINDS, Output
 from piecework_protocol.limits import MAX_CLOCK_SKEW_S, MAX_STEPS_PAST_PROGRESS
 from piecework_protocol.objects import Acceptance, Channel, Finish, Job, ModelOffer, Receipt
+from piecework_protocol.outlines import Outline
 from piecework_protocol.pricing import Usage, canvases_for, price, usage_of
 from piecework_protocol.service import receipt_fault
 from piecework_protocol.signing import signed_by
 from piecework_protocol.types import Amount, Digest, JobId, Signature, Timestamp, Uint32, keccak256
 
 NEVER = Timestamp(0)
-# A byte-fallback tokenizer makes at most one token of a byte; the 8 bytes of lengths and the role
-# around each message outweigh the turn markers of a chat template, and this covers its preamble.
-TEMPLATE_TOKENS = 256
 
 
 class Phase(enum.Enum):
@@ -54,7 +52,7 @@ class DraftSeen:
 
     canvas: int
     step: int
-    output: TextOutput
+    output: Output
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +62,7 @@ class CanvasVerified:
     receipt: Receipt
     digest: Digest
     signature: Signature
-    output: TextOutput
+    output: Output
 
 
 ClientEvent = Accepted | DraftSeen | CanvasVerified | VoucherAccepted | JobEnded | Progress
@@ -94,6 +92,8 @@ class _Seen:
 class ClientSession:
     """One job at the client. `receipts` were verified before a resume, oldest first.
 
+    `outline` is that of the job's content.
+
     `resumed` says that another stream of the job broke. What the worker did meanwhile was not seen,
     so the canvas in progress is not held to drafts and progress (clause 3.8). It is one canvas.
     """
@@ -106,7 +106,7 @@ class ClientSession:
         domain: Domain,
         openers: Openers,
         *,
-        prompt_bytes: int,
+        outline: Outline,
         receipts: tuple[Receipt, ...] = (),
         resumed: bool = False,
     ) -> None:
@@ -115,7 +115,7 @@ class ClientSession:
         self.prompt_tokens: int | None = None
         self._job, self._channel, self._model, self._domain = job, channel, model, domain
         self._openers = openers
-        self._max_prompt_tokens = prompt_bytes + TEMPLATE_TOKENS
+        self._outline, self._rules = outline, KINDS[job.kind]
         self._receipts = list(receipts)
         self._resumed, self._left = resumed, False
         self._available = 0
@@ -184,7 +184,7 @@ class ClientSession:
         promise = Acceptance(self.id, Uint32(frame.prompt_tokens), frame.accepted_at)
         if not signed_by(self._domain, promise, frame.signature, self._channel.operator):
             raise ProtocolViolation("3.5", "the acceptance is not signed by the channel's operator")
-        if not 0 < frame.prompt_tokens <= self._max_prompt_tokens:
+        if not 0 < frame.prompt_tokens <= self._outline.prompt_tokens:
             raise ProtocolViolation(
                 "3.4", f"{frame.prompt_tokens} prompt tokens cannot come from this prompt"
             )
@@ -219,11 +219,11 @@ class ClientSession:
             self._seen.drafts.add(keccak256(data))
         return DraftSeen(frame.canvas, frame.step, output)
 
-    def _open(self, opener: Callable[[], bytes]) -> tuple[bytes, TextOutput]:
+    def _open(self, opener: Callable[[], bytes]) -> tuple[bytes, Output]:
         """Give the opened bytes, which are digested, and what they decode to."""
         try:
             data = opener()
-            return data, TextOutput.decode(data)
+            return data, self._rules.decode_output(data)
         except MalformedInput as error:
             raise ProtocolViolation("8.2", str(error)) from None
 
@@ -242,7 +242,7 @@ class ClientSession:
         data, output = self._open(lambda: self._openers.canvas(frame.sealed_output, receipt.canvas))
         if receipt.output_digest != output_digest(self.id, receipt.canvas, data):
             raise ProtocolViolation("4.2", "the output is not the one that the receipt commits to")
-        self._check_charge(receipt, len(output.token_ids))
+        self._check_charge(receipt, output)
         if receipt.finish is Finish.CANCELLED:
             self._check_cancelled(receipt, data)
         self._receipts.append(receipt)
@@ -258,16 +258,17 @@ class ClientSession:
             Digest(self._domain.digest(self._receipts[-1])) if self._receipts else Digest(self.id)
         )
 
-    def _check_charge(self, receipt: Receipt, tokens: int) -> None:
+    def _check_charge(self, receipt: Receipt, output: Output) -> None:
         """Hold what a receipt charges to the output, to its own totals, and to the price."""
         parameters, model = self._job.parameters, self._model
+        tokens = output.units
         fault = receipt_fault(parameters, receipt)
         if fault is not None:
             raise ProtocolViolation(*fault)
         if receipt.units != tokens or tokens > model.canvas_size:
             raise ProtocolViolation("4.4", f"{receipt.units} tokens charged for {tokens} delivered")
         if receipt.finish is not Finish.CANCELLED:
-            self._check_finish(receipt, tokens)
+            self._check_finish(receipt, output)
         after = self._usage(receipt)
         if after.output_tokens > parameters.max_tokens:
             raise ProtocolViolation(
@@ -284,11 +285,12 @@ class ClientSession:
                 "3.4", f"the job's ceiling of {self._job.max_amount} is exceeded"
             )
 
-    def _check_finish(self, receipt: Receipt, tokens: int) -> None:
-        """Hold a finished canvas to being full, or to being the last."""
+    def _check_finish(self, receipt: Receipt, output: Output) -> None:
+        """Hold a finished canvas to the content, or to being the last."""
         model, parameters = self._model, self._job.parameters
-        if receipt.finish is Finish.MORE and tokens != model.canvas_size:
-            raise ProtocolViolation("4.5", "a canvas that is not the job's last is full")
+        fault = output.fault(self._outline, receipt.canvas, model.canvas_size, receipt.finish)
+        if fault is not None:
+            raise ProtocolViolation("4.5", fault)
         last = self.received + 1 == canvases_for(model, parameters.max_tokens)
         if last and receipt.finish is Finish.MORE:
             raise ProtocolViolation(

@@ -24,6 +24,13 @@ from piecework_protocol.limits import (
     MAX_TOOLS_PER_PROMPT,
 )
 
+# A byte-fallback tokenizer makes at most one token of a byte of text. What a chat template writes
+# around the texts is counted generously: turn markers and names of roles, the frame of a tool, and
+# a preamble. The text of JSON counts twice, because some templates write it out with spaces.
+PREAMBLE_TOKENS: Final = 256
+MESSAGE_TOKENS: Final = 32
+TOOL_TOKENS: Final = 128
+CALL_TOKENS: Final = 64
 ROLES: Final = ("system", "user", "assistant", "tool")
 """In the order of their numbers in the encoding."""
 IMAGE_TYPES: Final = ("image/png", "image/jpeg", "image/webp")
@@ -142,6 +149,15 @@ class Message:
         """The images of the content, in order."""
         return tuple(part for part in self.parts if isinstance(part, Image))
 
+    @property
+    def text_bytes(self) -> int:
+        """Count the bytes of all its texts. White space around the content does not count, because
+        chat templates drop it.
+        """
+        calls = (call.id + call.name + call.arguments for call in self.tool_calls)
+        texts = (self.text.strip(), self.thought, self.tool_call_id, self.name, *calls)
+        return sum(size(text) for text in texts)
+
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
@@ -164,6 +180,39 @@ class Conversation:
             raise MalformedInput("two tools have one name")
         if sum(len(message.images) for message in self.messages) > MAX_IMAGES_PER_PROMPT:
             raise MalformedInput(f"a prompt has at most {MAX_IMAGES_PER_PROMPT} images")
+
+    @property
+    def has_images(self) -> bool:
+        """Whether a message shows an image."""
+        return any(message.images for message in self.messages)
+
+    @property
+    def text_bytes(self) -> int:
+        """Count the bytes of all texts of the messages and the tools."""
+        tools = (tool.name + tool.description + tool.parameters for tool in self.tools)
+        return sum(size(tool) for tool in tools) + sum(
+            message.text_bytes for message in self.messages
+        )
+
+
+def most_prompt_tokens(conversation: Conversation) -> int:
+    """Give the most tokens that a prompt of this conversation can have (clause 3.4)."""
+    tokens = PREAMBLE_TOKENS
+    for tool in conversation.tools:
+        schema = 2 * size(tool.parameters)
+        tokens += TOOL_TOKENS + size(tool.name + tool.description) + schema
+    for message in conversation.messages:
+        arguments = sum(size(call.arguments) for call in message.tool_calls)
+        # A tool's name may stand in front of its answer and behind it.
+        tokens += MESSAGE_TOKENS + size(message.text) + size(message.thought)
+        tokens += size(message.name + message.tool_call_id) + 2 * arguments
+        tokens += sum(CALL_TOKENS + size(c.id + c.name) for c in message.tool_calls)
+    return tokens
+
+
+def size(text: str) -> int:
+    """Count the bytes of a text. A lone surrogate, which no content carries, counts as one."""
+    return len(text.encode(errors="replace"))
 
 
 def write_conversation(writer: Writer, conversation: Conversation) -> None:
@@ -261,7 +310,7 @@ def _check_name(name: str) -> None:
 
 
 def _check_call_id(call: str) -> None:
-    if len(call.encode(errors="replace")) > MAX_CALL_ID_BYTES:
+    if size(call) > MAX_CALL_ID_BYTES:
         raise MalformedInput(f"a tool call's id has at most {MAX_CALL_ID_BYTES} bytes")
 
 

@@ -78,6 +78,8 @@ class Reason(enum.Enum):
     EXPIRED = (GrpcStatus.DEADLINE_EXCEEDED, False)
     BAD_PARAMETERS = (GrpcStatus.INVALID_ARGUMENT, False)
     WRONG_SERVICE = (GrpcStatus.FAILED_PRECONDITION, False)
+    WRONG_KIND = (GrpcStatus.FAILED_PRECONDITION, False)
+    NO_IMAGES = (GrpcStatus.INVALID_ARGUMENT, False)
     PROMPT_TOO_LONG = (GrpcStatus.INVALID_ARGUMENT, False)
     PROMPT_REFUSED = (GrpcStatus.INVALID_ARGUMENT, False)
     PROMPT_MISMATCH = (GrpcStatus.INVALID_ARGUMENT, False)

@@ -16,9 +16,11 @@ SEALING_OVERHEAD_BYTES: Final = 48
 # One frame: the largest is a submission with its sealed content.
 MAX_FRAME_BYTES: Final = MAX_CONTENT_BYTES + 64 * 1024
 # A canvas is 256 tokens. Ids take 4 bytes each. No tokenizer gives more than 64 bytes of text a
-# token, and each may be a segment of its own with 5 bytes before it.
+# token, and each may be a segment of its own with 5 bytes before it. A tool call that began on
+# earlier canvases stands in the one that ends it: one with a whole file in it has so many bytes.
 MAX_CANVAS_TOKENS: Final = 1024
-MAX_OUTPUT_BYTES: Final = 8 + MAX_CANVAS_TOKENS * (4 + 64 + 5)
+MAX_CALL_BYTES: Final = 512 * 1024
+MAX_OUTPUT_BYTES: Final = 8 + MAX_CANVAS_TOKENS * (4 + 64 + 5) + MAX_CALL_BYTES
 # 256 K tokens of output in canvases of 32, the smallest canvas in use.
 MAX_CANVASES_PER_JOB: Final = 8192
 MAX_MESSAGES_PER_PROMPT: Final = 1024
@@ -39,6 +41,8 @@ MAX_LABELS: Final = 255
 MAX_DRAWS: Final = 64
 # The published model stops at 48; room for experiments, and a bound on the trace tree.
 MAX_DENOISING_STEPS: Final = 256
+# Below it a temperature means nothing more, and logits over it leave the numbers of a trace.
+MIN_TEMPERATURE_MICROS: Final = 10_000
 # An authorization or job that is valid for longer than this is a mistake or a trap.
 MAX_JOB_LIFETIME_S: Final = 24 * 3600
 # Offers live minutes: stale capacity and stale prices are worse than a refresh.

@@ -49,7 +49,7 @@ class Service(enum.IntEnum):
 
 
 class Kind(enum.IntEnum):
-    """What a job asks for. Today every job asks for text."""
+    """What a job asks for. `kinds.KINDS` has those that exist, the others are reserved."""
 
     TEXT = 0
     READ = 1

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from piecework_protocol.objects import ModelOffer, Parameters, Receipt
+from piecework_protocol.kinds import KINDS
+from piecework_protocol.objects import Kind, ModelOffer, Parameters, Receipt
 from piecework_protocol.types import Amount
 
 
@@ -39,14 +40,19 @@ def price(model: ModelOffer, usage: Usage) -> Amount:
     return Amount(millionths // 1_000_000)
 
 
-def worst_case(model: ModelOffer, parameters: Parameters, prompt_tokens: int) -> Amount:
+def worst_case(model: ModelOffer, kind: Kind, parameters: Parameters, prompt_tokens: int) -> Amount:
     """Give the most that a job can cost, in base units.
 
-    That is every token and every denoising step that its parameters allow.
+    That is every unit and every denoising step that its parameters allow.
     """
     canvases = canvases_for(model, parameters.max_tokens)
     steps = canvases * parameters.max_steps
-    return price(model, Usage(prompt_tokens, parameters.max_tokens, steps))
+    return price(model, Usage(prompt_tokens, most_units(kind, parameters), steps))
+
+
+def most_units(kind: Kind, parameters: Parameters) -> int:
+    """Count the output tokens that a job is charged at most."""
+    return parameters.max_tokens if KINDS[kind].charges_units else 0
 
 
 def canvases_for(model: ModelOffer, tokens: int) -> int:

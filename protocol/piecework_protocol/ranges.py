@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import Final
 
 from piecework_protocol import frames, objects
+from piecework_protocol.kinds import KINDS
 from piecework_protocol.limits import (
     MAX_CANVAS_TOKENS,
     MAX_CANVASES_PER_JOB,
@@ -59,6 +60,7 @@ STEPS: Final = _upto(MAX_DENOISING_STEPS)
 UNITS: Final = _upto(MAX_CANVAS_TOKENS)
 ZERO: Final = _upto(0)
 KIND_BITS: Final = Range(1, sum(kind.bit for kind in Kind))
+KIND: Final = _upto(max(KINDS))
 SERVICE: Final = _upto(max(Service))
 
 Table = Mapping[tuple[type, str], Range]
@@ -93,7 +95,7 @@ RANGES: Final[Table] = {
     **_of(
         objects.Job,
         entry=_upto(MAX_OFFER_MODELS - 1),
-        kind=ZERO,
+        kind=KIND,
         max_amount=MONEY,
         deadline=TIME,
     ),

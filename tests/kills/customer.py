@@ -18,7 +18,7 @@ from piecework.client.config import ClientHome, load_config
 from piecework.client.jobs.events import JobFinished
 from piecework.client.jobs.requests import Generation, TextRequest
 from piecework.client.sdk import PieceworkClient
-from piecework_protocol.conversation import Message
+from piecework_protocol.conversation import Conversation, Message
 from tests.support.waiting import random_moment
 
 MAX_TOKENS = 64
@@ -44,7 +44,7 @@ async def trade(home: Path, log: Path, seed: int) -> None:
 async def one_text(client: PieceworkClient, log: Path, seed: int) -> None:
     """Ask for one text, and log what it cost."""
     asked = TextRequest(
-        messages=(Message("user", f"sdk {seed}"),),
+        Conversation((Message("user", f"sdk {seed}"),)),
         generation=Generation(seed=seed, max_tokens=MAX_TOKENS),
     )
     try:

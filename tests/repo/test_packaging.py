@@ -30,7 +30,7 @@ LOCKS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "chain": (("chain",), ("worker",)),
     "build": ((), ()),
 }
-OF_ITS_OWN = {"halmos"}
+OF_ITS_OWN = {"halmos", "agents-newer", "agents-older", "agents-aider"}
 """Locks of tools that run in an environment of their own, so their versions are not ours."""
 STARTED_BY_TEXT = ("docker-compose.yml", "Makefile", "Dockerfile", ".ci/run")
 

@@ -19,7 +19,7 @@ from piecework.client.jobs.run import JobRun
 from piecework.client.journal.store import Store
 from piecework.client.sdk import PieceworkClient
 from piecework.client.wallet import Wallet
-from piecework_protocol.conversation import Message
+from piecework_protocol.conversation import Conversation, Message
 from piecework_protocol.signing import LocalSigner
 from piecework_protocol.types import keccak256
 from tests.support.clock import FakeClock
@@ -42,7 +42,7 @@ def ask(text: str = "Tell me a story.", *, drafts: bool = False, **generation: A
     max_price = generation.pop("max_price", None)
     best_effort = generation.pop("best_effort", False)
     return TextRequest(
-        (Message("user", text),),
+        Conversation((Message("user", text),)),
         model,
         Generation(**generation),
         max_price=max_price,

@@ -49,7 +49,9 @@ from piecework_protocol.frames import (
     VoucherAccepted,
     WorkerFrame,
 )
-from piecework_protocol.kinds.text import TextContent, TextOutput
+from piecework_protocol.kinds import KINDS, Content
+from piecework_protocol.kinds.read import ONE, ReadContent, ReadOutput
+from piecework_protocol.kinds.text import TextOutput
 from piecework_protocol.ledger import WorkerLedger
 from piecework_protocol.objects import (
     Channel,
@@ -161,7 +163,7 @@ class Job:
 
     submission: SubmitJob
     session: WorkerSession
-    prompt: str
+    content: Content
     limit: int = 0
     begun: bool = False
     shown: tuple[int, bytes] | None = None
@@ -176,7 +178,7 @@ def model_offer(name: str = "tale-1", *, price: int = 2_000_000, speed: int = 40
         name=name,
         digest=Digest(keccak256(name.encode())),
         profile="fake",
-        kinds=Uint32(Kind.TEXT.bit),
+        kinds=Uint32(Kind.TEXT.bit | Kind.READ.bit),
         service=Service.REPLAYABLE,
         price_per_million_prompt_tokens=Amount(price),
         price_per_million_output_tokens=Amount(2 * price),
@@ -385,14 +387,37 @@ class FakeWorker:
         prompt = unseal(
             submission.sealed_content, self.sealing_secret, content_context(self.domain, job_id)
         )
-        text = TextContent.decode(prompt).conversation.messages[-1].text
+        content = KINDS[signed.kind].decode_content(prompt)
         now = Timestamp(int(self.clock()))
         accepted = AcceptedJob(job_id, signed, channel, model, 1 + len(prompt) // 4, now)
-        self.jobs[job_id] = Job(submission, WorkerSession(accepted, self.domain), text)
+        self.jobs[job_id] = Job(submission, WorkerSession(accepted, self.domain), content)
         return self.jobs[job_id]
 
+    def _answers(self, content: ReadContent, accepted: AcceptedJob, canvas: int) -> CanvasResult:
+        """The first label of every question is the likelier one, more so with every draw."""
+        share = ONE // (3 + canvas)
+        answers = []
+        for index in content.on_canvas(canvas, CANVAS):
+            others = (share,) + (0,) * (len(content.questions[index].labels) - 2)
+            answers.append((ONE - share, *others))
+        output = ReadOutput(tuple(answers)).encode()
+        last = canvas + 1 == content.canvases(CANVAS)
+        key = PublicKey(accepted.job.reply_key)
+        return CanvasResult(
+            canvas=canvas,
+            output_digest=output_digest(accepted.id, canvas, output),
+            trace_root=merkle.root([keccak256(output)]),
+            steps=1,
+            units=0,
+            finish=Finish.END_OF_TEXT if last else Finish.MORE,
+            sealed_output=seal(output, key, canvas_context(self.domain, accepted.id, canvas)),
+            resume_secret=b"",
+        )
+
     def denoise(self, job: Job, canvas: int) -> CanvasResult:
-        """The next words of the story."""
+        """The next words of the story, or the next answers."""
+        if isinstance(job.content, ReadContent):
+            return self._answers(job.content, job.session.accepted, canvas)
         accepted, words = job.session.accepted, self.script.story
         left = accepted.job.parameters.max_tokens - canvas * CANVAS
         mine = words[canvas * CANVAS : (canvas + 1) * CANVAS][: max(0, left)]

@@ -26,38 +26,48 @@ FLOAT8_CAPABILITY = 89
 WARP_THREADS = 32
 
 
-def constants(up: bool, float8: bool) -> dict[str, Any]:
+BFLOAT16, FLOAT8, INT4 = "bfloat16", "float8", "int4"
+GROUP = 64
+
+
+def constants(up: bool, kind: str) -> dict[str, Any]:
     """What a kernel is compiled for with the weights of the released model."""
     own = 2 * WIDTH * HIDDEN if up else HIDDEN * WIDTH
-    expert = 3 * WIDTH * HIDDEN + 4 * (2 * WIDTH + HIDDEN)  # bytes of all fields of a packed expert
+    weights = 3 * WIDTH * HIDDEN
+    # Bytes of all fields of a packed expert.
+    expert = {
+        FLOAT8: weights + 4 * (2 * WIDTH + HIDDEN),
+        INT4: weights // 2 + 2 * weights // GROUP,
+    }.get(kind, 0)
     made = {
         "experts": EXPERTS,
         "width": HIDDEN if up else WIDTH,
         "outputs": WIDTH if up else HIDDEN,
-        "weight_stride": expert if float8 else own,
-        "scale_stride": expert // 4 if float8 else 0,
-        "scaled": float8,
+        "weight_stride": expert or own,
+        "scale_stride": expert // (2 if kind == INT4 else 4),
+        "scaled": kind == FLOAT8,
+        "group": GROUP if kind == INT4 else 0,
         "compute": tl.bfloat16,
         "rows": moe_triton.TILE_ROWS,
         "columns": moe_triton.TILE_COLUMNS,
         "inner": moe_triton.TILE_INNER,
     }
-    return made | ({"top_k": TOP_K} if up else {}) | ({} if float8 else {"scale": None})
+    return made | ({"top_k": TOP_K} if up else {}) | ({"scale": None} if kind == BFLOAT16 else {})
 
 
-def source(up: bool, float8: bool) -> ASTSource:
+def source(up: bool, kind: str) -> ASTSource:
     """A kernel as `FusedMoe` launches it."""
     function = moe_kernels.expert_up if up else moe_kernels.expert_down
     places = ["*i32"] * 4
     types = [
         "*bf16",
-        "*fp8e4nv" if float8 else "*bf16",
-        "*fp32",
+        {FLOAT8: "*fp8e4nv", INT4: "*u8"}.get(kind, "*bf16"),
+        "*bf16" if kind == INT4 else "*fp32",
         *places,
         *([] if up else ["*fp32"]),
         "*bf16",
     ]
-    fixed = constants(up, float8)
+    fixed = constants(up, kind)
     pointers = dict(zip(function.arg_names, types, strict=False))
     signature = {
         name: "constexpr" if name in fixed else pointers[name] for name in function.arg_names
@@ -96,10 +106,10 @@ def product(turned: bool) -> ASTSource:
 
 def sources(capability: int) -> Iterator[tuple[str, ASTSource]]:
     """Every kernel that a target can run, by name."""
-    for float8 in (False, True) if capability >= FLOAT8_CAPABILITY else (False,):
-        kind = "float8" if float8 else "bfloat16"
-        yield f"expert_up {kind}", source(True, float8)
-        yield f"expert_down {kind}", source(False, float8)
+    for kind in (BFLOAT16, FLOAT8, INT4):
+        if kind != FLOAT8 or capability >= FLOAT8_CAPABILITY:
+            yield f"expert_up {kind}", source(True, kind)
+            yield f"expert_down {kind}", source(False, kind)
     yield "fixed_product straight", product(turned=False)
     yield "fixed_product turned", product(turned=True)
 

@@ -36,6 +36,7 @@ from piecework_protocol.objects import (
     Receipt,
     Service,
 )
+from piecework_protocol.outlines import Outline
 from piecework_protocol.signing import LocalSigner, sign, signed_by
 from piecework_protocol.states import JobState
 from piecework_protocol.types import (
@@ -201,6 +202,9 @@ class WorkerJob:
         )
 
 
+OUTLINE = Outline(prompt_tokens=266)
+
+
 class WorkerKilled(Exception):
     """The worker dies here."""
 
@@ -234,7 +238,7 @@ class PairedMarket:
         key = work.id(DOMAIN)
         if key not in self.lines:
             submission = SubmitJob(work, sign(DOMAIN, work, PAYER), self.client.channel, b"")
-            self.lines[key] = PairedStream(submission, DOMAIN, MODEL, OPENERS, prompt_bytes=10)
+            self.lines[key] = PairedStream(submission, DOMAIN, MODEL, OPENERS, OUTLINE)
         self.lines[key].open(drafts=True)
         return self.lines[key]
 
@@ -243,7 +247,7 @@ class PairedMarket:
         event = self.client.take(line, line.downward.popleft())
         if isinstance(event, DraftSeen):
             ref = LeafRef(line.id, event.canvas)
-            tokens = len(event.output.token_ids)
+            tokens = event.output.units
             self.read[ref] = max(self.read.get(ref, 0), tokens)
 
     # --- the worker's shell

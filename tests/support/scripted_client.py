@@ -20,7 +20,7 @@ from piecework_protocol.client_session import (
     paid_amount,
 )
 from piecework_protocol.content import content_digest
-from piecework_protocol.conversation import Message
+from piecework_protocol.conversation import Conversation, Message
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.frames import (
     Accepted,
@@ -32,9 +32,11 @@ from piecework_protocol.frames import (
     SubmitJob,
     VoucherAccepted,
 )
-from piecework_protocol.kinds.text import encode_messages
+from piecework_protocol.kinds import Content, Output
+from piecework_protocol.kinds.text import TextContent, TextOutput
 from piecework_protocol.ledger import PayerLedger
-from piecework_protocol.objects import Channel, Job, Kind, ModelOffer, Parameters, Receipt
+from piecework_protocol.objects import Channel, Job, ModelOffer, Parameters, Receipt
+from piecework_protocol.outlines import Outline
 from piecework_protocol.sealing import (
     canvas_context,
     content_context,
@@ -58,9 +60,9 @@ class ScriptedJob:
     domain: Domain
     model: ModelOffer
     openers: Openers
-    prompt_bytes: int
+    outline: Outline
     receipts: list[Receipt] = field(default_factory=list)
-    text: list[str] = field(default_factory=list)
+    outputs: list[Output] = field(default_factory=list)
     acknowledged: int = 0
     streams: int = 0
     """How often a stream was begun."""
@@ -71,19 +73,27 @@ class ScriptedJob:
     def __post_init__(self) -> None:
         self._renew_session()
 
+    @property
+    def text(self) -> list[str]:
+        """The final text of each canvas."""
+        return [output.text for output in self.outputs if isinstance(output, TextOutput)]
+
     @classmethod
     def sealed(
         cls,
         client: ScriptedClient,
         offer: SignedOffer,
-        prompt: str,
+        prompt: str | Content,
         parameters: Parameters,
         deadline: int,
     ) -> Self:
         """A signed job with its sealed prompt, not submitted yet."""
         domain, model = client.domain, offer.offer.models[0]
-        salt = keccak256(client.id + prompt.encode() + parameters.seed.to_bytes(8, "big"))
-        data = encode_messages((Message("user", prompt),))
+        content = prompt
+        if isinstance(content, str):
+            content = TextContent(Conversation((Message("user", content),)))
+        data = content.encode()
+        salt = keccak256(client.id + data + parameters.seed.to_bytes(8, "big"))
         secret = bytes(keccak256(b"reply" + salt))
         job = Job(
             channel=client.id,
@@ -91,7 +101,7 @@ class ScriptedJob:
             offer=Digest(domain.digest(offer.offer)),
             entry=Uint32(0),
             model=model.digest,
-            kind=Kind.TEXT,
+            kind=content.kind,
             content=content_digest(salt, data),
             parameters=parameters,
             max_amount=CEILING,
@@ -109,7 +119,7 @@ class ScriptedJob:
                 sealed, secret, draft_context(domain, key, canvas, step)
             ),
         )
-        return cls(submission, domain, model, openers, len(data))
+        return cls(submission, domain, model, openers, content.outline)
 
     @property
     def job(self) -> Job:
@@ -148,7 +158,7 @@ class ScriptedJob:
 
     def without_text(self) -> Self:
         """The same job at a client that has lost its text and its receipts."""
-        return type(self)(self.submission, self.domain, self.model, self.openers, self.prompt_bytes)
+        return type(self)(self.submission, self.domain, self.model, self.openers, self.outline)
 
     def say(self, frame: ClientFrame) -> None:
         """Put a frame on the way to the worker."""
@@ -166,7 +176,7 @@ class ScriptedJob:
             self.model,
             self.domain,
             self.openers,
-            prompt_bytes=self.prompt_bytes,
+            outline=self.outline,
             receipts=tuple(self.receipts),
             resumed=self.streams > 0,
         )
@@ -190,7 +200,7 @@ class ScriptedClient:
             self._reconcile(job, event)
         elif isinstance(event, CanvasVerified):
             job.receipts.append(event.receipt)
-            job.text.append(event.output.text)
+            job.outputs.append(event.output)
             self._pay(job, event)
         elif isinstance(event, VoucherAccepted):
             job.acknowledged = event.count

@@ -22,7 +22,8 @@ from piecework.client.jobs.events import JobEvent
 from piecework.client.jobs.preparing import prepare
 from piecework.client.jobs.requests import Filters, TextRequest
 from piecework.client.jobs.selection import rank
-from piecework.client.journal.records import ChannelStatus, JobRow, Memories, SeenChannel
+from piecework.client.jobs.spending import Spending
+from piecework.client.journal.records import ChannelStatus, JobRow, Limits, Memories, SeenChannel
 from piecework.client.journal.store import Store
 from piecework.client.network.reachability import Reachability
 from piecework.client.network.transport import JobStream
@@ -225,6 +226,13 @@ class ShippedMarket:
             self.harness.clock,
             self._entropy,
             Reachability(self.store.workers, self.harness.clock),
+            Spending(
+                self.store.budgets,
+                Limits(),
+                TOKEN_INFO,
+                self.harness.clock,
+                lifetime_s=self.config.job_lifetime_s,
+            ),
             self._sleep,
         )
 

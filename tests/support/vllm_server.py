@@ -62,6 +62,11 @@ class VllmServer:
     """Bytes of nothing in the list of models."""
     completion_status: int | None = None
     """An HTTP status to answer every completion with."""
+    takes_canvases: bool = False
+    """Whether it has pull request 57250. Otherwise it ignores what it does not know."""
+    leaves_out: str = ""
+    """What an answer with a canvas lacks: "probabilities" or "positions"."""
+    canvas_bodies: list[dict[str, Any]] = field(default_factory=list)
     bodies: list[dict[str, Any]] = field(default_factory=list)
     running: int = 0
     peak: int = 0
@@ -167,6 +172,8 @@ class VllmServer:
 
     async def _completions(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
+        if "vllm_xargs" in body:
+            return self._canvas(body)
         self.bodies.append(body)
         await self._on_wait()
         prompt, most = body["prompt"], body["max_tokens"]
@@ -203,6 +210,29 @@ class VllmServer:
             self.running -= 1
             await asyncio.shield(self._on_wait())
         return response
+
+    def _canvas(self, body: dict[str, Any]) -> web.Response:
+        """Answer with one canvas. What stands at a position is what the model says there."""
+        self.canvas_bodies.append(body)
+        if self.completion_status is not None:
+            return _error(self.completion_status, "made up")
+        extra, size = body["vllm_xargs"], body["max_tokens"]
+        seed = extra["diffusion_seed_canvas"]
+        if self.takes_canvases and len(seed) != extra["diffusion_canvas_length"]:
+            return _error(400, "diffusion_seed_canvas must have the length of the canvas")
+        ids = [token_at(position) for position in range(size)]
+        choice: dict[str, Any] = {"token_ids": ids, "logprobs": None, "finish_reason": "length"}
+        if self.takes_canvases and extra.get("diffusion_read_only"):
+            rows = [self._row(body["logprob_token_ids"], token) for token in ids]
+            choice["logprobs"] = {"top_logprobs": rows}
+        if self.leaves_out == "positions":
+            ids.pop()
+        return web.json_response({"object": "text_completion", "choices": [choice]})
+
+    def _row(self, wanted: list[int], said: int) -> dict[str, float]:
+        """The log probabilities at a position: the smaller the id, the likelier."""
+        asked = wanted[1:] if self.leaves_out == "probabilities" and len(wanted) > 2 else wanted
+        return {f"token_id:{token}": -token / 8 for token in (said, *asked)}
 
     async def _generate(
         self, request: web.Request, response: web.StreamResponse, body: dict[str, Any]

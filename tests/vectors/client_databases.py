@@ -13,7 +13,14 @@ from pathlib import Path
 
 from piecework.chain.events import Log
 from piecework.client.journal.logs import LogRow
-from piecework.client.journal.records import ChannelStatus, JobStatus, SeenChannel
+from piecework.client.journal.records import (
+    ChannelStatus,
+    JobStatus,
+    Limits,
+    Part,
+    RequestKey,
+    SeenChannel,
+)
 from piecework.client.journal.schema import CLIENT_SCHEMA
 from piecework.client.journal.store import Store
 from piecework_protocol.types import Amount, Bytes32, Timestamp
@@ -42,7 +49,13 @@ def write(file: Path) -> None:
     store = Store(file, DOMAIN, PAYER.address)
     store.open_channel(terms())
     paid, refused = job_row(1, 100), job_row(2, 50)
-    store.admit(paid, "a prompt", exactly, UNTIL)
+    limits = Limits(Amount(1000), None, Amount(200))
+    store.api_keys.add("alice", "pw-golden", limits, now=NOW, expires_at=UNTIL)
+    request = RequestKey("alice", bytes(32))
+    store.requests.open(request, bytes(32), NOW)
+    held = store.budgets.reserve("alice", [Amount(100)], Limits(), NOW, UNTIL)
+    assert isinstance(held, tuple)
+    store.admit(paid, "a prompt", exactly, UNTIL, part=Part("alice", held[0], request))
     store.accepted(paid.id, 7, None)
     for index in range(3):
         store.pay(canvas(paid, index, 10 + index), CHANNEL, "an answer")

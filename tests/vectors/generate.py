@@ -96,6 +96,7 @@ from piecework_protocol.wire import (
     encode_offer,
     encode_worker_frame,
 )
+from tests.vectors import contents
 
 LATEST = Timestamp(2**40 - 1)
 HERE = Path(__file__).parent
@@ -508,7 +509,12 @@ def _hex(data: bytes) -> str:
     return "0x" + data.hex()
 
 
-FILES = {"eip712.json": eip712, "merkle.json": trees, "wire.json": wire}
+FILES = {
+    "contents.json": contents.vectors,
+    "eip712.json": eip712,
+    "merkle.json": trees,
+    "wire.json": wire,
+}
 
 
 def main(arguments: list[str]) -> int:

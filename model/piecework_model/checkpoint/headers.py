@@ -44,13 +44,18 @@ FLOATS: Final = frozenset({"F16", "BF16", "F32"})
 
 @dataclass(frozen=True, slots=True)
 class TensorHeader:
-    """One tensor of a file, unread. dtype: a key of BITS. data_bytes: its size in the file."""
+    """One tensor of a file, unread.
+
+    dtype: a key of BITS. data_bytes: its size in the file. end: its last byte's place in the file,
+    plus one.
+    """
 
     name: str
     path: Path
     dtype: str
     shape: tuple[int, ...]
     data_bytes: int
+    end: int
 
     @property
     def elements(self) -> int:
@@ -96,12 +101,15 @@ def read_file(path: Path) -> list[TensorHeader]:
         raise CheckpointError(path, f"cannot be read: {error}") from error
     entries = files.parse_json(text, path)
     entries.pop(METADATA_KEY, None)
-    return _check_layout(path, entries, size - _LENGTH_BYTES - length)
+    return _check_layout(path, entries, _LENGTH_BYTES + length, size)
 
 
-def _check_layout(path: Path, entries: dict[str, Any], data_bytes: int) -> list[TensorHeader]:
+def _check_layout(
+    path: Path, entries: dict[str, Any], data_start: int, size: int
+) -> list[TensorHeader]:
     """Check the entries of one header against the size of the data behind it."""
-    headers = [_entry(path, name, entry) for name, entry in entries.items()]
+    data_bytes = size - data_start
+    headers = [_entry(path, name, entry, data_start) for name, entry in entries.items()]
     position = 0
     for begin, end, header in sorted(
         headers, key=lambda found: (found[0], found[1], found[2].name)
@@ -118,7 +126,7 @@ def _check_layout(path: Path, entries: dict[str, Any], data_bytes: int) -> list[
     return [header for _, _, header in headers]
 
 
-def _entry(path: Path, name: str, entry: Any) -> tuple[int, int, TensorHeader]:
+def _entry(path: Path, name: str, entry: Any, data_start: int) -> tuple[int, int, TensorHeader]:
     """Parse one entry to (begin, end, header). Raises CheckpointError if it is malformed."""
     try:
         dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
@@ -131,7 +139,7 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[int, int, TensorHeader]:
         raise CheckpointError(
             path, f"{name[:100]} has {end - begin} bytes, not those of {dtype} {list(shape)}"
         )
-    return begin, end, TensorHeader(name, path, dtype, shape, end - begin)
+    return begin, end, TensorHeader(name, path, dtype, shape, end - begin, data_start + end)
 
 
 def _weight_map(folder: Path) -> dict[str, str] | None:

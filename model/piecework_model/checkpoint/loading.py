@@ -19,9 +19,10 @@ from transformers import (
     DiffusionGemmaGenerationConfig,
 )
 
-from piecework_model import files
+from piecework_model import files, limits
 from piecework_model.bounds import ModelLimits
 from piecework_model.checkpoint import headers
+from piecework_model.checkpoint.digests import DigestStore
 from piecework_model.checkpoint.dimensions import dimensions, published_tensors
 from piecework_model.checkpoint.manifest import (
     MANIFEST_FILE,
@@ -30,11 +31,12 @@ from piecework_model.checkpoint.manifest import (
     manifest_digest,
     manifest_text,
     verify,
+    verify_without_weights,
 )
 from piecework_model.checkpoint.weights import Placement, load_weights
 from piecework_model.errors import CheckpointError, DeviceError
 from piecework_model.failures import is_out_of_memory
-from piecework_model.layers.packed_kernels import best_recipe
+from piecework_model.layers.recipes import best_recipe
 from piecework_model.precision import Quantization
 from piecework_model.text.tokens import TextCodec, load_codec
 
@@ -89,13 +91,16 @@ def load(
     quantization: Quantization = "none",
     expert_budget_bytes: int | None = None,
     expected_digest: bytes | None = None,
+    digests: DigestStore | None = None,
+    threads: int | None = None,
 ) -> LoadedModel:
     """Load the checkpoint folder `path`, or the bundled one.
 
     dtype: "auto" is float32 on a CPU and the checkpoint's own type on an accelerator.
     quantization: packs linears and experts while they are read.
-    expert_budget_bytes: for packed experts. They are kept in host memory, with at most so many
-    bytes of them on the device. No bit of a product depends on it.
+    expert_budget_bytes: for packed experts in host memory, at most so many bytes on the device.
+    digests: of files that are known. The others are hashed while they are loaded.
+    threads: weight files that are read at once. None is 1 on a CPU, and LOAD_THREADS elsewhere.
 
     Raises:
         CheckpointError: A file is at fault, or the digest is not the expected one.
@@ -105,28 +110,30 @@ def load(
     config, generation, tensors = _check_folder(folder)
     # A manifest in the folder pins the digest. The bundled checkpoint must have one.
     pinned = path is None or (folder / MANIFEST_FILE).is_file()
-    digest = verify(folder) if pinned else manifest_digest(manifest_text(folder))
-    if expected_digest is not None and digest != expected_digest:
-        raise CheckpointError(
-            folder, f"model digest is {digest.hex()}, expected {expected_digest.hex()}"
-        )
+    known = digests or DigestStore()
+    if pinned:
+        _expect(folder, verify_without_weights(folder, known), expected_digest)
     target = resolve_device(device)
     eos_ids, defaults = _eos_ids(generation, folder), _defaults(generation, folder)
     tokenizer = load_codec(folder, eos_ids)
-    of = dimensions(config, folder / "config.json")
     computed = _dtype(dtype, config, target, folder)
-    packing = best_recipe(quantization, target, published_tensors(of), dtype=computed)
+    packing = best_recipe(
+        quantization,
+        target,
+        published_tensors(dimensions(config, folder / "config.json")),
+        dtype=computed,
+        offloaded=expert_budget_bytes is not None,
+    )
     placement = Placement(computed, target, packing, expert_budget_bytes)
-    model = _load_weights(folder, tensors, placement)
-    limits = _limits(model, defaults)
-    if tokenizer.vocab_size > limits.vocab_size or max(eos_ids) >= limits.vocab_size:
-        raise CheckpointError(
-            folder / "tokenizer.json", f"has more ids than the model's {limits.vocab_size}"
-        )
+    model = _load_weights(folder, tensors, placement, known, threads)
+    digest = verify(folder, known) if pinned else manifest_digest(manifest_text(folder, known))
+    _expect(folder, digest, expected_digest)
+    bounds = _limits(model, defaults)
+    _expect_ids(folder, tokenizer, eos_ids, bounds)
     return LoadedModel(
         name=folder.resolve().name,
         digest=digest,
-        limits=limits,
+        limits=bounds,
         defaults=defaults,
         eos_ids=eos_ids,
         device=str(target),
@@ -136,6 +143,20 @@ def load(
         tokenizer=tokenizer,
         model=model,
     )
+
+
+def _expect(folder: Path, digest: bytes, expected: bytes | None) -> None:
+    if expected is not None and digest != expected:
+        raise CheckpointError(folder, f"model digest is {digest.hex()}, expected {expected.hex()}")
+
+
+def _expect_ids(
+    folder: Path, tokenizer: TextCodec, eos_ids: frozenset[int], bounds: ModelLimits
+) -> None:
+    if tokenizer.vocab_size > bounds.vocab_size or max(eos_ids) >= bounds.vocab_size:
+        raise CheckpointError(
+            folder / "tokenizer.json", f"has more ids than the model's {bounds.vocab_size}"
+        )
 
 
 def _check_folder(
@@ -183,7 +204,11 @@ def _prequantized(written: Any) -> str:
 
 
 def _load_weights(
-    folder: Path, tensors: dict[str, headers.TensorHeader], placement: Placement
+    folder: Path,
+    tensors: dict[str, headers.TensorHeader],
+    placement: Placement,
+    digests: DigestStore,
+    threads: int | None,
 ) -> DiffusionGemmaForBlockDiffusion:
     """Load the model in evaluation mode onto its device.
 
@@ -202,8 +227,10 @@ def _load_weights(
     ) as error:
         raise CheckpointError(folder, f"cannot be loaded: {error}") from error
     config.dtype = placement.dtype
+    if threads is None:
+        threads = 1 if placement.device.type == "cpu" else limits.LOAD_THREADS
     try:
-        model = load_weights(folder, tensors, config, placement)
+        model = load_weights(folder, tensors, config, placement, digests=digests, threads=threads)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

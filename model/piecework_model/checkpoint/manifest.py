@@ -15,10 +15,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from piecework_model import limits
+from piecework_model.checkpoint.digests import DigestStore
 from piecework_model.errors import CheckpointError
 
 MANIFEST_FILE = "manifest.sha256"
 BUNDLED_NAME = "tiny-stories"
+WEIGHTS_SUFFIX = ".safetensors"
 _PATTERNS = (
     "config.json",
     "generation_config.json",
@@ -53,7 +55,7 @@ def covered_files(folder: Path) -> list[Path]:
         raise CheckpointError(
             folder, f"{len(found)} files, at most {limits.MAX_CHECKPOINT_FILES} are accepted"
         )
-    if not any(path.suffix == ".safetensors" for path in found):
+    if not any(path.suffix == WEIGHTS_SUFFIX for path in found):
         raise CheckpointError(folder, "no .safetensors file")
     return found
 
@@ -63,9 +65,13 @@ def _matches(folder: Path) -> Iterator[Path]:
         yield from folder.glob(pattern)
 
 
-def manifest_text(folder: Path) -> str:
-    """Compose the manifest of a checkpoint folder. Reads every covered file once."""
-    return compose({path.name: _sha256(path) for path in covered_files(folder)})
+def manifest_text(folder: Path, digests: DigestStore | None = None) -> str:
+    """Compose the manifest of a checkpoint folder.
+
+    Every covered file is read once, except those whose digests are known.
+    """
+    known = digests or DigestStore()
+    return compose({path.name: known.of(path) for path in covered_files(folder)})
 
 
 def compose(sha256_by_name: Mapping[str, str]) -> str:
@@ -73,29 +79,19 @@ def compose(sha256_by_name: Mapping[str, str]) -> str:
     return "".join(f"{sha256_by_name[name]}  {name}\n" for name in sorted(sha256_by_name))
 
 
-def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise CheckpointError(path, f"cannot be read: {error.strerror}") from error
-
-
 def manifest_digest(text: str) -> bytes:
     """Compute the model digest of a manifest text, 32 bytes."""
     return hashlib.sha256(text.encode("utf-8")).digest()
 
 
-def verify(folder: Path) -> bytes:
+def verify(folder: Path, digests: DigestStore | None = None) -> bytes:
     """Check a folder against its own manifest file. Returns the model digest.
 
-    Raises CheckpointError, which names the first file that differs.
+    Files whose digests are known are not read. Raises CheckpointError, which names the first file
+    that differs.
     """
-    try:
-        expected = (folder / MANIFEST_FILE).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(folder / MANIFEST_FILE, f"cannot be read: {error}") from error
-    actual = manifest_text(folder)
+    expected = written(folder)
+    actual = manifest_text(folder, digests)
     if actual != expected:
         differing = sorted(
             set(actual.splitlines()) ^ set(expected.splitlines()), key=lambda line: line[66:]
@@ -106,3 +102,24 @@ def verify(folder: Path) -> bytes:
             raise CheckpointError(folder / MANIFEST_FILE, "is not written as a manifest is")
         raise CheckpointError(folder / differing[0][66:], f"does not match {MANIFEST_FILE}")
     return manifest_digest(actual)
+
+
+def verify_without_weights(folder: Path, digests: DigestStore) -> bytes:
+    """Check all but the weights. Returns the model digest that the manifest file states.
+
+    The weights are hashed while they are loaded, and `verify` follows. Raises as that does.
+    """
+    expected = written(folder)
+    lines = frozenset(expected.splitlines())
+    for path in covered_files(folder):
+        if path.suffix != WEIGHTS_SUFFIX and f"{digests.of(path)}  {path.name}" not in lines:
+            raise CheckpointError(path, f"does not match {MANIFEST_FILE}")
+    return manifest_digest(expected)
+
+
+def written(folder: Path) -> str:
+    """Read a folder's own manifest file. Raises CheckpointError."""
+    try:
+        return (folder / MANIFEST_FILE).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(folder / MANIFEST_FILE, f"cannot be read: {error}") from error

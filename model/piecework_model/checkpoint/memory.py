@@ -17,10 +17,6 @@ from piecework_model.errors import DeviceError
 from piecework_model.precision import DTYPE_BYTES, Dtype, Precision, Quantization
 
 GIB: Final = 2**30
-LOGIT_COPIES: Final = 5
-"""Float32 arrays [sequences of a tile * C, V] that exist at once in the sampler: 4 were counted,
-one is for the allocator.
-"""
 CUDA_RESERVE_BYTES: Final = GIB + limits.GRAPH_BYTES
 """CUDA's context, cuBLAS workspaces and what the allocator cannot use: an estimate, not a
 measurement. It includes what recorded pieces of a step may take.
@@ -32,18 +28,27 @@ MIN_CACHE_SHARE: Final = 0.1
 step copies nearly all of them, and a CPU is as fast.
 """
 
+FASTER_ELSEWHERE: Final = ". The vllm backend is faster on such a card (docs/vllm.md)"
+"""Of int4, until its kernels were measured on a card: other engines are several times as fast."""
+SLOW_COPIES: Final = ". Each step copies experts to the card, so it is slow"
+
 Kind = Literal["cpu", "cuda"]
 Format = tuple[Precision, Dtype, Quantization]
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """Where a model is to run. memory_bytes: all of the device's. For a CPU, all of the host's."""
+    """Where a model is to run.
+
+    memory_bytes: all of the device's. For a CPU, all of the host's. unified: a GPU that has no
+    memory of its own, so that the rest of the machine lives in the same.
+    """
 
     kind: Kind
     name: str
     memory_bytes: int
     host_memory_bytes: int
+    unified: bool = False
 
     @property
     def usable_bytes(self) -> int:
@@ -52,14 +57,17 @@ class Device:
         It follows from totals, not from what is free at the moment, so that the choice of a
         precision is the same at every start.
         """
-        if self.kind == "cuda":
-            return max(0, self.memory_bytes - CUDA_RESERVE_BYTES)
-        return int(self.memory_bytes * (1 - CPU_RESERVE_SHARE))
+        reserve = CUDA_RESERVE_BYTES if self.kind == "cuda" else 0
+        if self.kind == "cuda" and not self.unified:
+            return max(0, self.memory_bytes - reserve)
+        shared = min(self.memory_bytes, self.host_memory_bytes)
+        return max(0, int(shared * (1 - CPU_RESERVE_SHARE)) - reserve)
 
     @property
     def usable_host_bytes(self) -> int:
-        """What of the host's memory can hold experts. 0 if the host is the device."""
-        return int(self.host_memory_bytes * (1 - CPU_RESERVE_SHARE)) if self.kind == "cuda" else 0
+        """What of the host's memory can hold experts. 0 if the device has no other memory."""
+        apart = self.kind == "cuda" and not self.unified
+        return int(self.host_memory_bytes * (1 - CPU_RESERVE_SHARE)) if apart else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +110,9 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class PrecisionPlan:
-    """The need that was chosen, and why, in one sentence."""
+    """The need that was chosen, and why, in one sentence. kind: of the device."""
 
+    kind: Kind
     need: Need
     reason: str
     kv_budget_bytes: int
@@ -143,7 +152,7 @@ def work_bytes(of: Dimensions, kind: Kind, sequences: int, context: int, dtype: 
     """
     size = DTYPE_BYTES[dtype]
     tile = max(1, limits.LOGIT_TILE_VALUES // (of.canvas * of.vocabulary)) * of.canvas
-    logits = LOGIT_COPIES * min(tile, sequences * of.canvas) * of.vocabulary * 4
+    logits = limits.LOGIT_COPIES * min(tile, sequences * of.canvas) * of.vocabulary * 4
     a_pass = limits.CPU_PASS_TOKENS if kind == "cpu" else limits.GPU_PASS_TOKENS
     tokens = min(
         max(a_pass, of.canvas), sequences * of.canvas + limits.PREFILL_STEP_CHUNKS * of.chunk
@@ -158,7 +167,9 @@ def work_bytes(of: Dimensions, kind: Kind, sequences: int, context: int, dtype: 
     # One byte a pair of tokens, and a second array while it is made.
     mask = min(of.chunk, context) * context
     in_a_pass = (limits.PREFILL_STEP_CHUNKS + 1) * mask  # one a chunk, and the one being made
-    masks = min(limits.KEPT_MASK_BYTES, -(-context // of.chunk) * mask) + in_a_pass
+    # Attention turns the mask that it is given into numbers, and pads a copy of them.
+    numbers = 2 * size * mask
+    masks = min(limits.KEPT_MASK_BYTES, -(-context // of.chunk) * mask) + in_a_pass + numbers
     unpacked = 3 * size * of.hidden * max(widest, of.intermediate, 2 * of.expert_intermediate)
     return logits + tokens * a_token + soft + masks + unpacked
 
@@ -312,7 +323,7 @@ def _chosen(wanted: Need, of: Dimensions, device: Device, reason: str) -> Precis
     more = work_bytes(of, device.kind, wanted.sequences, longest, wanted.dtype) - work_bytes(
         of, device.kind, wanted.sequences, wanted.context, wanted.dtype
     )
-    return PrecisionPlan(wanted, reason, max(wanted.kv_bytes, most - more))
+    return PrecisionPlan(device.kind, wanted, reason, max(wanted.kv_bytes, most - more))
 
 
 def _because(
@@ -328,10 +339,14 @@ def _because(
         f"{chosen.precision}{share}: takes {size_text(chosen.device_bytes)} {room} for {sequences}"
     )
     if asked != "auto" and not chosen.offloaded:
-        return f"{text}, as asked"
-    if passed:
-        return f"{text}; {passed[-1].precision} would take {size_text(passed[-1].device_bytes)}"
-    return f"{text}, and nothing is more faithful"
+        text += ", as asked"
+    elif passed:
+        text += f"; {passed[-1].precision} would take {size_text(passed[-1].device_bytes)}"
+    else:
+        text += ", and nothing is more faithful"
+    if chosen.offloaded:
+        return text + SLOW_COPIES
+    return text + (FASTER_ELSEWHERE if device.kind == "cuda" and chosen.precision == "int4" else "")
 
 
 def _sequences(sequences: int, context: int) -> str:

@@ -9,7 +9,8 @@ weight of either goes into both.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,18 +22,18 @@ from torch import Tensor, nn
 from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
 
 from piecework_model import precision
+from piecework_model.checkpoint.digests import DigestStore, HashedReading
 from piecework_model.checkpoint.headers import FLOATS, TensorHeader
 from piecework_model.errors import CheckpointError, DeviceError
 from piecework_model.layers.experts import (
     MATRICES,
     DeviceBytes,
     ExpertBytes,
-    ExpertCache,
     ExpertLayout,
-    HostBytes,
     Matrix,
     QuantizedExperts,
 )
+from piecework_model.layers.offload import ExpertCache, HostBytes
 from piecework_model.layers.quantization import Codec, QuantizedLinear, Recipe
 
 _ENCODER, _DECODER = "model.encoder.language_model.", "model.decoder."
@@ -58,11 +59,17 @@ def load_weights(
     headers: Mapping[str, TensorHeader],
     config: DiffusionGemmaConfig,
     placement: Placement,
+    *,
+    digests: DigestStore | None = None,
+    threads: int = 1,
 ) -> DiffusionGemmaForBlockDiffusion:
     """Build the model of `config` with the weights of `headers`, ready to run.
 
     Every weight must be there, and none may be left over. Raises CheckpointError, which names the
     file at fault.
+
+    digests: files that it does not know are hashed on the way, so that each is read once. threads:
+    files that are read at once. Each thread holds one tensor more than the finished model.
     """
     with torch.device("meta"):
         model = DiffusionGemmaForBlockDiffusion(config)
@@ -74,17 +81,52 @@ def load_weights(
     except ValueError as error:
         raise DeviceError(f"the experts cannot be kept so: {error}") from error
     _compute_buffers(model, placement)
-    for file, tensors in _by_file(headers).items():
-        with _opened(file) as stream:
+
+    def load_file(file: Path, tensors: Sequence[TensorHeader]) -> None:
+        with _opened(file) as stream, _hashing(file, digests) as reader:
             for header in tensors:
+                if reader is not None:
+                    reader.advance(header.end)  # what was hashed a moment ago is read from memory
                 if header.name != next(name for name in names[header.name] if name in headers):
                     _require_equal(headers, names[header.name], header)  # stored under two names
                 elif header.name in packed:
                     packed.fill(header, stream)
                 else:
                     _assign(model, names[header.name], stream.get_tensor(header.name), placement)
+
+    _each(load_file, _by_file(headers), threads)
     _require_complete(model)
     return model.eval().requires_grad_(False)
+
+
+def _each(
+    load_file: Callable[[Path, Sequence[TensorHeader]], None],
+    by_file: Mapping[Path, Sequence[TensorHeader]],
+    threads: int,
+) -> None:
+    """Load all files, some at once. The error of the first file that fails is raised."""
+    if threads == 1 or len(by_file) == 1:
+        for file, tensors in by_file.items():
+            load_file(file, tensors)
+        return
+    with ThreadPoolExecutor(threads, thread_name_prefix="load") as pool:
+        futures = [pool.submit(load_file, *item) for item in by_file.items()]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+@contextmanager
+def _hashing(file: Path, digests: DigestStore | None) -> Iterator[HashedReading | None]:
+    """Hash a file beside its loading, if its digest is not known."""
+    if digests is None or digests.known(file) is not None:
+        yield None
+        return
+    with digests.reading(file) as reader:
+        yield reader
 
 
 def _names(model: nn.Module) -> dict[str, tuple[str, ...]]:
@@ -267,9 +309,9 @@ def _require_equal(
 
 
 def _by_file(headers: Mapping[str, TensorHeader]) -> dict[Path, list[TensorHeader]]:
-    """List the tensors of each file, with files and names sorted."""
+    """List the tensors of each file in the order of their bytes, with files sorted."""
     found: dict[Path, list[TensorHeader]] = defaultdict(list)
-    for header in sorted(headers.values(), key=lambda header: (header.path, header.name)):
+    for header in sorted(headers.values(), key=lambda header: (header.path, header.end)):
         found[header.path].append(header)
     return found
 

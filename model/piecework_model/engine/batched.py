@@ -29,16 +29,29 @@ from piecework_model.bounds import ModelLimits
 from piecework_model.engine.executor import SequenceFailure, SequenceOutcome, SequenceStep
 from piecework_model.engine.prefix_cache import Key, PrefixCache, prefix_keys
 from piecework_model.engine.scheduler import SequenceWork, prompt_chunks
-from piecework_model.engine.sequence import Decision, SequenceState, decisions
+from piecework_model.engine.sequence import (
+    CanvasDecision,
+    DeviceDecisions,
+    SequenceState,
+    decide,
+    label_logits,
+    to_host,
+)
 from piecework_model.errors import NonFiniteError
 from piecework_model.failures import failure_of, is_out_of_memory
+from piecework_model.fast_paths import FastPath
 from piecework_model.layers.backbone import Backbone, Segment
 from piecework_model.layers.cache import ChunkKV, SequenceCache
 from piecework_model.layers.invariance import Invariance, invariance_of
-from piecework_model.layers.projections import may_pack, product, products_name, projection
+from piecework_model.layers.projections import (
+    may_pack,
+    product,
+    products_name,
+    products_reason,
+    projection,
+)
 from piecework_model.layout import cache_layout
 from piecework_model.requests import GenerationRequest
-from piecework_model.sampling import philox
 from piecework_model.sampling.sampler_backends import sampler_for
 
 
@@ -46,7 +59,7 @@ from piecework_model.sampling.sampler_backends import sampler_for
 class _OpenSequence:
     state: SequenceState
     prefix_keys: list[Key]  # of the prompt's chunks, empty if none is shared
-    known: list[ChunkKV]  # the first chunks, to be copied into the cache
+    known: list[ChunkKV]  # the next chunks, to be copied into the cache
     stored: int  # chunks of the prompt that are in the cache or known
     opened: SequenceCache | None = None
 
@@ -96,6 +109,7 @@ class BatchedExecutor:
         self._sampler = sampler_for(self._device, self._dtype, limits_.vocab_size)
         self._cap: float = model.final_logit_softcapping
         self._products = products_name(decoder.embed_tokens.weight)
+        self._products_reason = products_reason(decoder.embed_tokens.weight)
         self._soft_product = product(decoder.embed_tokens.weight, pack)
         self._scale: Tensor = decoder.embed_tokens.embed_scale.to(self._dtype)
         self._most_tokens = (
@@ -104,8 +118,8 @@ class BatchedExecutor:
         self._pass_tokens = self._most_tokens
         self._too_large = 0  # tokens of the largest pass of this step that ran out of memory
         self._calm_steps = 0  # since passes were last made smaller or larger
-        self._tile_sequences = max(
-            1, limits.LOGIT_TILE_VALUES // (limits_.canvas_size * limits_.vocab_size)
+        self._tile_sequences = self._sampler.sequences_at_once(
+            limits_.canvas_size * limits_.vocab_size, self._dtype.itemsize
         )
         self._prefix_cache = PrefixCache(0)
         self._sequences: dict[str, _OpenSequence] = {}
@@ -127,9 +141,31 @@ class BatchedExecutor:
         return f"{self._sampler.name}.{self._backbone.moe_name}.{self._products}"
 
     @property
+    def fast_paths(self) -> list[FastPath]:
+        """What makes a step fast on an accelerator, and why something is off. Empty on a CPU."""
+        if self._device.type == "cpu":
+            return []
+        apart = "products depend on the number of rows" if self._invariance.isolated else ""
+        return [
+            *self._backbone.fast_paths(),
+            FastPath("sampler", self._sampler.reason),
+            FastPath("products of one tile size", self._products_reason),
+            FastPath("one pass for all sequences", apart),
+        ]
+
+    @property
     def prefix_hits(self) -> int:
         """Chunks that were copied instead of computed since the start."""
         return self._prefix_cache.hits
+
+    @torch.inference_mode()
+    def record(self, sequences: int) -> None:
+        """Record the steps of up to so many sequences, before any job waits for them."""
+        most = 1 if self._invariance.isolated else min(
+            sequences, self._most_tokens // self._limits.canvas_size
+        )  # fmt: skip
+        counts = [count for count in limits.RECORDED_SEQUENCES if count <= most]
+        self._backbone.record(counts, self._limits.canvas_size)
 
     def footprint(self, request: GenerationRequest) -> int:
         """Count the bytes of the sequence's KV cache."""
@@ -159,11 +195,18 @@ class BatchedExecutor:
         # A sequence that may not start yet would hold on to copies that the store has dropped.
         if request.tenant and request.canvas_limit > len(request.committed):
             keys = prefix_keys(request.tenant, prompt_chunks(request.prompt_ids, self.chunk_tokens))
-        known = self._prefix_cache.find(keys)
-        for _ in known:
-            state.pending.popleft()
-        self._sequences[request.request_id] = _OpenSequence(state, keys, known, len(known))
-        return len(known)
+        self._sequences[request.request_id] = _OpenSequence(state, keys, [], 0)
+        return self.find_cached(request.request_id)
+
+    def find_cached(self, request_id: str) -> int:
+        """Look again which of the sequence's next chunks are cached, as others have gone on."""
+        sequence = self._sequences[request_id]
+        found = self._prefix_cache.find(sequence.prefix_keys, sequence.stored)
+        for _ in found:
+            sequence.state.pending.popleft()
+        sequence.known += found
+        sequence.stored += len(found)
+        return len(found)
 
     def leaves(self, request_id: str) -> tuple[bytes, ...]:
         """Return the trace leaves of the sequence's canvas so far."""
@@ -249,7 +292,7 @@ class BatchedExecutor:
             return self._pass(batch)
         except (NonFiniteError, RuntimeError, MemoryError) as error:
             if is_out_of_memory(error):
-                self._release()
+                self._release(recordings=len(batch) == 1)
             if len(batch) == 1:
                 failure = SequenceFailure(batch[0].request_id, *failure_of(error))
                 self.close(failure.request_id)
@@ -261,25 +304,24 @@ class BatchedExecutor:
         half = len(batch) // 2
         return [*self._guarded(batch[:half]), *self._guarded(batch[half:])]
 
-    def _release(self) -> None:
-        """Free what only saves work: recordings, masks and cached prefixes.
+    def _release(self, *, recordings: bool) -> None:
+        """Free what only saves work: masks, cached prefixes and, as a last resort, recordings.
 
-        The next `set_free_memory` says again how much may be kept.
+        The next `set_free_memory` says again how much may be kept. Recordings do not come back,
+        because recording would let others wait.
         """
-        self._backbone.release()
+        self._backbone.release(recordings=recordings)
         self._prefix_cache.resize(0)
 
     def _pass(self, tasks: Sequence[_Task]) -> list[SequenceOutcome]:
         """Run one pass: commit chunks to the caches, denoise canvases by one step."""
         denoising = [task for task in tasks if task.denoise]
         for task in denoising:
-            state = task.sequence.state
-            if state.current is None:
-                state.current = philox.initial_ids(
-                    [state.moment], self._limits.canvas_size, self._limits.vocab_size
-                )[0]
+            task.sequence.state.start(self._limits.canvas_size, self._limits.vocab_size)
         states = self._states(tasks, denoising)
-        decided = [made for tile in self._tiles(denoising, states) for made in self._decide(*tile)]
+        tiles = [self._decide(*tile) for tile in self._tiles(denoising, states)]
+        softs = [soft for tile in tiles for soft in tile.soft]
+        decided = list(zip(denoising, to_host(tiles), softs, strict=True))
         leaves = [
             self._leaf(task.sequence.state.leaf(decision, soft), decision)
             for task, decision, soft in decided
@@ -330,15 +372,15 @@ class BatchedExecutor:
         return self._backbone.run(torch.cat(hidden), segments, canvas_tokens)
 
     def _cache(self, sequence: _OpenSequence) -> SequenceCache:
-        """Return the sequence's cache. The first pass allocates it and copies the known chunks into
-        it.
+        """Return the sequence's cache. The first pass allocates it. Known chunks are copied into
+        it, each at once, so that a pass which fails can be repeated.
         """
         if sequence.opened is None:
             tokens = self._limits.sequence_tokens(sequence.state.request)
-            cache = SequenceCache(self._layout, tokens, self._device, self._dtype)
-            for chunk in sequence.known:
-                cache.append(chunk)
-            sequence.opened, sequence.known = cache, []
+            sequence.opened = SequenceCache(self._layout, tokens, self._device, self._dtype)
+        while sequence.known:
+            sequence.opened.append(sequence.known[0])
+            sequence.known.pop(0)
         return sequence.opened
 
     def _soft(self, state: SequenceState, like: Tensor) -> Tensor:
@@ -357,13 +399,8 @@ class BatchedExecutor:
             for start in range(0, len(denoising), sequences)
         ]
 
-    def _decide(
-        self, tasks: Sequence[_Task], states: Tensor
-    ) -> list[tuple[_Task, Decision, Tensor]]:
-        """Sample from the states of a tile of sequences and decide their canvases.
-
-        Raises NonFiniteError.
-        """
+    def _decide(self, tasks: Sequence[_Task], states: Tensor) -> DeviceDecisions:
+        """Sample from the states of a tile of sequences and decide their canvases."""
         size, vocab_size, device = self._limits.canvas_size, self._limits.vocab_size, self._device
         sequences = [task.sequence.state for task in tasks]
         uniforms, renoise = zip(
@@ -372,15 +409,16 @@ class BatchedExecutor:
         temperatures = np.repeat(
             np.array([sequence.temperature for sequence in sequences], dtype=np.float32), size
         )
+        raw = self._head(states)
+        labels = label_logits(sequences, raw)
         output = self._sampler.sample(
-            self._head(states),
+            raw,
             torch.from_numpy(temperatures).to(device),
             self._cap,
             torch.from_numpy(np.concatenate(uniforms)).to(device),
         )
         soft = self._soften(output.probabilities).view(len(sequences), size, -1)
-        made = decisions(sequences, output, soft, np.stack(renoise))
-        return [(task, made[index], soft[index]) for index, task in enumerate(tasks)]
+        return decide(sequences, output, soft, np.stack(renoise), labels)
 
     def _soften(self, probabilities: Tensor) -> Tensor:
         """Compute the soft embeddings [P, H] that condition the next step, from probabilities [P,
@@ -388,7 +426,9 @@ class BatchedExecutor:
         """
         return self._soft_product(probabilities) * self._scale
 
-    def _leaf(self, compute: Callable[[], bytes], decision: Decision) -> bytes | Future[bytes]:
+    def _leaf(
+        self, compute: Callable[[], bytes], decision: CanvasDecision
+    ) -> bytes | Future[bytes]:
         """Compute a trace leaf: at once, or beside the next step if it takes long.
 
         Few leaves wait at a time, because each holds a copy of its soft embedding.
@@ -427,14 +467,18 @@ class BatchedExecutor:
             offset += tokens
         return made
 
-    @staticmethod
     def _advance(
-        task: _Task, decision: Decision, soft: Tensor, leaf: bytes | Future[bytes]
+        self, task: _Task, decision: CanvasDecision, soft: Tensor, leaf: bytes | Future[bytes]
     ) -> SequenceStep:
         state = task.sequence.state
         canvas, step = state.canvas, state.step
         finished = state.advance(decision, soft, leaf)
-        leaves = state.leaves() if finished else ()
         return SequenceStep(
-            task.request_id, canvas, step, tuple(decision.argmax.tolist()), finished, leaves
+            task.request_id,
+            canvas,
+            step,
+            tuple(decision.argmax.tolist()),
+            finished,
+            state.leaves() if finished else (),
+            decision.answers(self._cap),
         )

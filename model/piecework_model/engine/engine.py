@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from piecework_model import bounds, limits
+from piecework_model import bounds, limits, templates
+from piecework_model.charging import Charge, charge_of
 from piecework_model.checkpoint.loading import LoadedModel
 from piecework_model.engine.batched import BatchedExecutor
 from piecework_model.engine.executor import Executor, SequenceFailure, SequenceStep
@@ -28,7 +29,7 @@ from piecework_model.requests import (
     ProgressEvent,
     StoppedEvent,
 )
-from piecework_model.text.tokens import TextStream
+from piecework_model.text.segments import SegmentStream
 
 
 @dataclass(slots=True)
@@ -36,8 +37,8 @@ class _Job:
     """One request from submission to its last event."""
 
     request: GenerationRequest
-    remaining_tokens: int  # that may still be charged
-    text: TextStream
+    charge: Charge
+    output: SegmentStream
     canvas: int  # the one in progress, or the next
     unread: deque[int]  # tokens of the prompt's chunks that are not prefilled
     steps: int = 0  # taken of the canvas in progress
@@ -65,6 +66,7 @@ class Engine:
     ) -> None:
         """Start without requests.
 
+        max_sequences: that run at a time. Short reads run beside them.
         memory_bytes: for the KV caches of all sequences. What they leave free keeps prefixes
         (engine/prefix_cache.py).
         """
@@ -78,6 +80,8 @@ class Engine:
                 memory_bytes=memory_bytes,
                 step_tokens=limits.PREFILL_STEP_CHUNKS * chunk,
                 sequence_step_tokens=chunk,
+                short_sequences=limits.SHORT_SEQUENCES,
+                short_bytes=memory_bytes // limits.SHORT_MEMORY_SHARE,
             )
         )
         self._jobs: dict[str, _Job] = {}
@@ -113,17 +117,27 @@ class Engine:
             chunks=[len(chunk) for chunk in chunks],
             canvas=len(request.committed),
             canvas_limit=request.canvas_limit,
+            short=self._short(request),
         )
-        text = TextStream(self._loaded.tokenizer)
-        remaining = request.max_tokens
+        codec = self._loaded.tokenizer
+        output = SegmentStream(codec)
+        charge = charge_of(
+            request, self._loaded.limits.canvas_size, self._loaded.eos_ids, codec.control_ids
+        )
         for canvas in request.committed:
-            text.append(canvas, final=False)
-            remaining -= len(canvas)
+            charged, _ = charge.append(canvas)
+            output.append(charged, final=False)
         prompt = prompt_chunks(request.prompt_ids, self._executor.chunk_tokens)
         unread = deque(len(chunk) for chunk in prompt)
         first = len(request.committed)
-        self._jobs[request.request_id] = _Job(request, remaining, text, first, unread)
+        self._jobs[request.request_id] = _Job(request, charge, output, first, unread)
         self._admit()
+
+    def _short(self, request: GenerationRequest) -> bool:
+        """Say whether a request takes few steps in all: a read of few canvases."""
+        canvases = templates.canvas_count(request, self._loaded.limits.canvas_size)
+        left = canvases - len(request.committed)
+        return bool(request.reads) and left <= limits.SHORT_READ_CANVASES
 
     def allow(self, request_id: str, canvas_limit: int) -> None:
         """Let a sequence go on up to, not including, the canvas of index `canvas_limit`.
@@ -163,6 +177,8 @@ class Engine:
     def step(self) -> list[Event]:
         """Run one step of every runnable sequence. Returns no events at once if there is none."""
         self._admit()
+        for request_id in self._scheduler.prefilling:
+            self._copied(request_id, self._executor.find_cached(request_id))
         work = self._scheduler.plan()
         outcomes = self._executor.step(work) if work else []
         failed = {
@@ -192,9 +208,12 @@ class Engine:
         admitted = self._scheduler.admit()
         self._executor.set_free_memory(self._scheduler.memory_free)
         for request_id in admitted:
-            known = self._executor.open(self._jobs[request_id].request)
-            self._scheduler.prefilled(request_id, known)
-            self._jobs[request_id].prefilled(known)
+            self._copied(request_id, self._executor.open(self._jobs[request_id].request))
+
+    def _copied(self, request_id: str, chunks: int) -> None:
+        """Count chunks that are copied from the prefix cache."""
+        self._scheduler.prefilled(request_id, chunks)
+        self._jobs[request_id].prefilled(chunks)
 
     def _end(self, request_id: str) -> None:
         """Free what the scheduler and the executor hold of a request."""
@@ -211,12 +230,9 @@ class Engine:
         if job.steps == 1 or job.steps % PROGRESS_STEPS == 0:
             events.append(self._progress(job))
         if request.draft_every and (step.step + 1) % request.draft_every == 0:
-            length, _ = bounds.charged_length(
-                step.argmax, self._loaded.eos_ids, job.remaining_tokens
-            )
-            shown = step.argmax[:length]
-            text = job.text.preview(shown)
-            events.append(DraftEvent(request.request_id, step.canvas, step.step, shown, text))
+            shown = job.charge.preview(step.argmax)
+            segments = job.output.preview(shown)
+            events.append(DraftEvent(request.request_id, step.canvas, step.step, shown, segments))
         return events
 
     def _progress(self, job: _Job) -> ProgressEvent:
@@ -225,16 +241,10 @@ class Engine:
     def _commit(self, job: _Job, step: SequenceStep) -> list[Event]:
         """Commit a finished canvas, and end or continue the sequence."""
         request_id, canvas = job.request.request_id, step.argmax
-        length, ended = bounds.charged_length(canvas, self._loaded.eos_ids, job.remaining_tokens)
-        job.remaining_tokens -= length
-        finish = CanvasFinish.MORE
-        if ended:
-            finish = CanvasFinish.END_OF_TEXT
-        elif job.remaining_tokens == 0:
-            finish = CanvasFinish.TOKEN_LIMIT
-        text = job.text.append(canvas[:length], final=finish is not CanvasFinish.MORE)
+        charged, finish = job.charge.append(canvas)
+        segments = job.output.append(charged, final=finish is not CanvasFinish.MORE)
         if finish is CanvasFinish.MORE:
-            self._scheduler.committed(request_id, len(canvas))
+            self._scheduler.committed(request_id, 0 if job.request.reads else len(canvas))
             self._executor.commit(request_id, canvas)
         else:
             del self._jobs[request_id]
@@ -244,11 +254,12 @@ class Engine:
             request_id,
             step.canvas,
             canvas,
-            canvas[:length],
-            text,
+            charged,
+            segments,
             len(step.leaves),
             step.leaves,
             finish,
+            step.answers,
         )
         goes_on = finish is CanvasFinish.MORE
         return [done, self._stop(job)] if goes_on and job.finishing else [done]

@@ -20,7 +20,7 @@ class SequenceStep:
     """One denoising step of one sequence.
 
     argmax: the canvas [C] that would be committed now. leaves: the trace leaves (sampling/trace.py)
-    of a finished canvas, one a step, else empty.
+    of a finished canvas, one a step, else empty. answers: as in `CanvasEvent`.
     """
 
     request_id: str
@@ -29,6 +29,7 @@ class SequenceStep:
     argmax: tuple[int, ...]
     finished: bool
     leaves: tuple[bytes, ...]
+    answers: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,10 @@ class Executor(Protocol):
         """
         ...
 
+    def find_cached(self, request_id: str) -> int:
+        """Look again, as `open` does, which of the sequence's next chunks are cached by now."""
+        ...
+
     def step(self, work: Sequence[SequenceWork]) -> list[SequenceOutcome]:
         """Prefill and denoise as told.
 
@@ -76,7 +81,10 @@ class Executor(Protocol):
         ...
 
     def commit(self, request_id: str, canvas: tuple[int, ...]) -> None:
-        """End the sequence's canvas with these ids. They become its next chunk to prefill."""
+        """End the sequence's canvas with these ids.
+
+        They become its next chunk to prefill, unless the request is a read.
+        """
         ...
 
     def leaves(self, request_id: str) -> tuple[bytes, ...]:

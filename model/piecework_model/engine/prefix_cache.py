@@ -49,15 +49,15 @@ class PrefixCache:
         self._budget = budget_bytes
         self._evict()
 
-    def find(self, keys: Sequence[Key]) -> list[ChunkKV]:
-        """Find the longest cached prefix of these chunks."""
+    def find(self, keys: Sequence[Key], known: int = 0) -> list[ChunkKV]:
+        """Find the longest cached prefix of these chunks, without the first `known`."""
         found: list[ChunkKV] = []
-        for key in keys:
+        for key in keys[known:]:
             chunk = self._chunks.get(key)
             if chunk is None:
                 break
             found.append(chunk)
-        self._touch(keys[: len(found)])
+        self._touch(keys[: known + len(found)])
         self.hits += len(found)
         return found
 

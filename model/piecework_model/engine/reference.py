@@ -15,12 +15,12 @@ from piecework_model.bounds import ModelLimits
 from piecework_model.engine.denoiser import Denoiser
 from piecework_model.engine.executor import SequenceFailure, SequenceOutcome, SequenceStep
 from piecework_model.engine.scheduler import SequenceWork
-from piecework_model.engine.sequence import SequenceState, decisions
+from piecework_model.engine.sequence import SequenceState, decide, label_logits, to_host
 from piecework_model.errors import NonFiniteError
 from piecework_model.failures import failure_of
 from piecework_model.layout import cache_layout
 from piecework_model.requests import GenerationRequest
-from piecework_model.sampling import philox, sampler
+from piecework_model.sampling import sampler
 
 
 @dataclass(slots=True)
@@ -62,6 +62,10 @@ class ReferenceExecutor:
         )
         return 0
 
+    def find_cached(self, request_id: str) -> int:
+        """Return 0: this executor has no prefix cache."""
+        return 0
+
     def leaves(self, request_id: str) -> tuple[bytes, ...]:
         """Return the trace leaves of the sequence's canvas so far."""
         return self._sequences[request_id].state.leaves()
@@ -100,11 +104,11 @@ class ReferenceExecutor:
             self._limits.vocab_size,
             self._denoiser.device,
         )
-        if state.current is None:
-            state.current = philox.initial_ids([state.moment], size, vocab_size)[0]
+        state.start(size, vocab_size)
         canvas = torch.from_numpy(state.current).to(device)
         uniforms, renoise = state.draws(size, vocab_size)
         raw = self._denoiser.raw_logits(sequence.cache, canvas, state.soft)
+        labels = label_logits([state], raw)
         output = sampler.sample(
             raw,
             torch.full((size,), float(state.temperature), device=device),
@@ -112,9 +116,16 @@ class ReferenceExecutor:
             torch.from_numpy(uniforms).to(device),
         )
         soft = self._denoiser.soft_embedding(output.probabilities)
-        (decision,) = decisions([state], output, soft[None], renoise[None])
+        (decision,) = to_host([decide([state], output, soft[None], renoise[None], labels)])
         canvas_index, step = state.canvas, state.step
         finished = state.advance(decision, soft, state.leaf(decision, soft)())
         leaves = state.leaves() if finished else ()
-        argmax = tuple(decision.argmax.tolist())
-        return SequenceStep(work.request_id, canvas_index, step, argmax, finished, leaves)
+        return SequenceStep(
+            work.request_id,
+            canvas_index,
+            step,
+            tuple(decision.argmax.tolist()),
+            finished,
+            leaves,
+            decision.answers(self._denoiser.cap),
+        )

@@ -16,14 +16,19 @@ Fairness, as tests hold it:
 1. A sequence whose prompt is prefilled denoises at every step at which it may. A commit does not
    cost it a step. No sequence is preempted.
 2. Of the sequences that still prefill, the oldest prefills at least one chunk a step. The rest of
-   the budget goes to those with the fewest chunks left, so that a short prompt does not wait behind
-   long ones.
+   the budget goes to short requests first, then to those with the fewest chunks left, so that a
+   short prompt does not wait behind long ones.
 3. Waiting requests start in the order of their arrival. If the first does not fit into free memory,
    later ones that fit may pass it. No request is passed more than MAX_OVERTAKES times. After that
    all others wait for it.
+4. A *short* request takes few steps in all, as a read does. Short ones have sequences and a part of
+   the memory that no long one takes. So they start at once, however many long ones run or wait. A
+   long one may take that memory too if it fits nowhere else and no other long one runs. A short
+   request passes a long one that waits for a sequence, or for memory that long ones hold. It does
+   not pass one that waits for short ones.
 
-So a request waits for the sequences before it and at most MAX_OVERTAKES others. Its prompt waits
-for the chunks of older sequences. From then on it takes as many steps as it denoises.
+So a long request waits for the sequences before it and at most MAX_OVERTAKES others. Its prompt
+waits for the chunks of older sequences. From then on it takes as many steps as it denoises.
 """
 
 from __future__ import annotations
@@ -48,8 +53,12 @@ def prompt_chunks(prompt_ids: Ids, chunk_tokens: int) -> list[Ids]:
 
 
 def known_chunks(request: GenerationRequest, chunk_tokens: int) -> list[Ids]:
-    """List what must be in the cache before the request's next denoising step, chunk by chunk."""
-    return [*prompt_chunks(request.prompt_ids, chunk_tokens), *request.committed]
+    """List what must be in the cache before the request's next denoising step, chunk by chunk.
+
+    The canvases of a read are not among it: each stands directly behind the prompt.
+    """
+    committed = () if request.reads else request.committed
+    return [*prompt_chunks(request.prompt_ids, chunk_tokens), *committed]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +79,7 @@ class _ScheduledRequest:
     request_id: str
     footprint: int  # bytes of its KV cache
     pending: deque[int]  # tokens of the chunks that are not in its cache yet
+    short: bool
     canvas: int  # index of the canvas to denoise next or now
     canvas_limit: int
     started: bool = False  # whether its prompt is prefilled
@@ -86,7 +96,8 @@ class Capacity:
 
     sequences, queued: requests that run and that wait. memory_bytes: for the KV caches of all
     sequences. step_tokens: to prefill in one step, of all sequences. sequence_step_tokens: of one
-    sequence.
+    sequence. short_sequences, short_bytes: sequences beside `sequences`, and a part of
+    `memory_bytes`, for short requests alone.
     """
 
     sequences: int
@@ -94,12 +105,16 @@ class Capacity:
     memory_bytes: int
     step_tokens: int
     sequence_step_tokens: int
+    short_sequences: int = 1
+    short_bytes: int = 0
 
     def __post_init__(self) -> None:
         if (
             self.sequences < 1
             or self.queued < 0
             or min(self.memory_bytes, self.step_tokens, self.sequence_step_tokens) < 1
+            or self.short_sequences < 1
+            or not 0 <= self.short_bytes < self.memory_bytes
         ):
             raise ValueError(f"not a capacity: {self}")
 
@@ -123,12 +138,21 @@ class Scheduler:
     @property
     def memory_used(self) -> int:
         """Bytes that the sequences hold."""
-        return sum(request.footprint for request in self._running.values())
+        return self._held(short=True) + self._held(short=False)
 
     @property
     def memory_free(self) -> int:
         """Bytes that no sequence holds."""
         return self.capacity.memory_bytes - self.memory_used
+
+    @property
+    def prefilling(self) -> list[str]:
+        """The runnable sequences whose prompt is not prefilled yet."""
+        return [
+            request.request_id
+            for request in self._running.values()
+            if request.runnable and not request.started and request.pending
+        ]
 
     @property
     def runnable(self) -> bool:
@@ -143,8 +167,11 @@ class Scheduler:
         chunks: Sequence[int],
         canvas: int,
         canvas_limit: int,
+        short: bool = False,
     ) -> None:
         """Take a request into the queue.
+
+        short: whether it takes few steps in all.
 
         Raises:
             DuplicateRequestError: A request of this id is here already.
@@ -155,10 +182,11 @@ class Scheduler:
             raise DuplicateRequestError(request_id)
         if footprint > self.capacity.memory_bytes:
             raise MemoryOverflowError(footprint, self.capacity.memory_bytes)
-        request = _ScheduledRequest(request_id, footprint, deque(chunks), canvas, canvas_limit)
-        if len(self._waiting) >= self.capacity.queued and not (
-            self._fits(request) and not self._waiting
-        ):
+        request = _ScheduledRequest(
+            request_id, footprint, deque(chunks), short, canvas, canvas_limit
+        )
+        starts = self._may_start(request, self._waiting) and (short or not self._waiting)
+        if len(self._waiting) >= self.capacity.queued and not starts:
             raise QueueFullError(self.capacity.queued)
         self._waiting.append(request)
 
@@ -177,16 +205,14 @@ class Scheduler:
         """Start waiting requests. Returns those that were started, in order."""
         admitted: list[str] = []
         index = 0
-        while index < len(self._waiting) and len(self._running) < self.capacity.sequences:
-            if any(waiting.overtaken >= limits.MAX_OVERTAKES for waiting in self._waiting[:index]):
-                break
-            request = self._waiting[index]
-            if not self._fits(request):
+        while index < len(self._waiting):
+            request, earlier = self._waiting[index], self._waiting[:index]
+            if not self._may_start(request, earlier):
                 index += 1
                 continue
+            for passed in earlier:
+                passed.overtaken += self._delays(request, passed)
             del self._waiting[index]
-            for passed in self._waiting[:index]:
-                passed.overtaken += 1
             self._running[request.request_id] = request
             admitted.append(request.request_id)
         return admitted
@@ -211,7 +237,8 @@ class Scheduler:
         budget = self.capacity.step_tokens
         oldest = next((request for request in prefilling if request.pending), None)
         for request in sorted(
-            prefilling, key=lambda request: (request is not oldest, len(request.pending))
+            prefilling,
+            key=lambda request: (request is not oldest, not request.short, len(request.pending)),
         ):
             room = min(budget, self.capacity.sequence_step_tokens)
             if request is oldest and len(request.pending) > 1:
@@ -231,20 +258,57 @@ class Scheduler:
         request.started = request.started or not request.pending
 
     def committed(self, request_id: str, tokens: int) -> None:
-        """Record that a sequence has finished a canvas of `tokens` tokens and goes on with the
-        next.
+        """Record that a sequence has finished a canvas and goes on with the next.
+
+        tokens: of it that must be prefilled, 0 for none.
         """
         request = self._running[request_id]
-        request.pending.append(tokens)
+        if tokens:
+            request.pending.append(tokens)
         request.canvas += 1
 
     def _find(self, request_id: str) -> _ScheduledRequest | None:
         waiting = (request for request in self._waiting if request.request_id == request_id)
         return self._running.get(request_id) or next(waiting, None)
 
-    def _fits(self, request: _ScheduledRequest) -> bool:
-        return (
-            len(self._running) < self.capacity.sequences and request.footprint <= self.memory_free
+    def _may_start(self, request: _ScheduledRequest, earlier: Sequence[_ScheduledRequest]) -> bool:
+        """Say whether a request fits, and may pass those that came earlier and still wait."""
+        if not (self._has_sequence(request) and request.footprint <= self._room(request)):
+            return False
+        return not any(
+            self._delays(request, passed)
+            and (passed.overtaken >= limits.MAX_OVERTAKES or (request.short and not passed.short))
+            for passed in earlier
+        )
+
+    def _delays(self, request: _ScheduledRequest, passed: _ScheduledRequest) -> bool:
+        """Say whether a request takes memory that one which it passes waits for."""
+        if not self._has_sequence(passed):
+            return False
+        if request.short and not passed.short:
+            # If long ones alone leave it no room, the short one is gone before they are.
+            return passed.footprint <= self._room_beside_long()
+        return True
+
+    def _has_sequence(self, request: _ScheduledRequest) -> bool:
+        taken = sum(running.short == request.short for running in self._running.values())
+        most = self.capacity.short_sequences if request.short else self.capacity.sequences
+        return taken < most
+
+    def _room(self, request: _ScheduledRequest) -> int:
+        """Count the bytes that a request may take now."""
+        if request.short:
+            return self.memory_free
+        return min(self.memory_free, self._room_beside_long())
+
+    def _room_beside_long(self) -> int:
+        """Count the bytes that a long request could take if there were no short ones."""
+        held = self._held(short=False)
+        return self.capacity.memory_bytes - held - (self.capacity.short_bytes if held else 0)
+
+    def _held(self, *, short: bool) -> int:
+        return sum(
+            request.footprint for request in self._running.values() if request.short is short
         )
 
 

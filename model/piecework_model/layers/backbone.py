@@ -25,6 +25,8 @@ from transformers import DiffusionGemmaForBlockDiffusion
 
 from piecework_model import limits
 from piecework_model.elementwise import by_rows
+from piecework_model.fast_paths import FastPath
+from piecework_model.layers.attention import attend, why_device_is_unfused
 from piecework_model.layers.cache import SequenceCache
 from piecework_model.layers.graphs import (
     CudaRecorder,
@@ -35,7 +37,7 @@ from piecework_model.layers.graphs import (
 )
 from piecework_model.layers.moe import Moe
 from piecework_model.layers.moe_backends import MoeBackend, moe_for
-from piecework_model.layers.projections import Projection, projection
+from piecework_model.layers.projections import Projection, Projections, projection, projections
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +74,9 @@ class _Layer:
     window: int
     attention: Any
     decoder: Any
-    q: Projection
-    k: Projection
-    v: Projection | None
+    qkv: Projections  # without v where the values are the keys
     o: Projection
-    gate: Projection
-    up: Projection
+    gate_up: Projections
     down: Projection
     route: Projection
     top_k: int
@@ -123,8 +122,7 @@ class Backbone:
         self._rotated: tuple[list[tuple[int, int]], dict[str, Tensors]] | None = None
         self._known_angles: dict[tuple[int, int], dict[str, Tensors]] = {}
         conditioning = decoder.self_conditioning
-        self._condition_gate = projection(conditioning.gate_proj, pack)
-        self._condition_up = projection(conditioning.up_proj, pack)
+        self._condition_gate_up = projections([conditioning.gate_proj, conditioning.up_proj], pack)
         self._condition_down = projection(conditioning.down_proj, pack)
 
     @property
@@ -132,10 +130,38 @@ class Backbone:
         """What runs the experts, for the engine profile."""
         return "+".join(sorted({layer.moe.name for layer in self._layers}))
 
-    def release(self) -> None:
-        """Free what only saves work: recordings and masks."""
-        self._pieces.forget()
+    def fast_paths(self) -> list[FastPath]:
+        """Say of attention, experts and recordings why they are not fast, each in one line."""
+        like: Tensor = self._decoder.embed_tokens.weight
+        shapes = {
+            (layer.heads, layer.attention.k_proj.out_features // layer.head_dim, layer.head_dim)
+            for layer in self._layers
+        }
+        unfused = (why_device_is_unfused(*shape, like.device, like.dtype) for shape in shapes)
+        return [
+            FastPath("attention", next(filter(None, unfused), "")),
+            FastPath("experts", next((x.moe.reason for x in self._layers if x.moe.reason), "")),
+            FastPath("recorded steps", self._pieces.reason),
+        ]
+
+    def record(self, canvases: Sequence[int], canvas_tokens: int) -> None:
+        """Record the pieces of steps of so many canvases, where they can be recorded.
+
+        The steps are of zeros and belong to no sequence.
+        """
+        if isinstance(self._pieces, EagerPieceRunner):
+            return
+        like: Tensor = self._decoder.embed_tokens.weight
+        with self._pieces.recording():
+            for count in sorted(set(canvases), reverse=True):
+                tokens = count * canvas_tokens
+                self.run(like.new_zeros((tokens, self._hidden)), (), tokens)
+
+    def release(self, *, recordings: bool) -> None:
+        """Free what only saves work: masks, and `recordings` too if told so."""
         self._masks.clear()
+        if recordings:
+            self._pieces.forget()
 
     def embed(self, ids: Tensor) -> Tensor:
         """Look up token embeddings [T, H] of ids [T]."""
@@ -148,9 +174,8 @@ class Backbone:
         """
         module = self._decoder.self_conditioning
         normed = functional.rms_norm(soft, (self._hidden,), module.pre_norm.weight, self._eps)
-        signal = self._condition_down(
-            by_rows(module.act_fn, self._condition_gate(normed)) * self._condition_up(normed)
-        )
+        gate, up = self._condition_gate_up(normed)
+        signal = self._condition_down(by_rows(module.act_fn, gate) * up)
         return functional.rms_norm(embedded + signal, (self._hidden,), None, self._eps)
 
     def run(self, hidden: Tensor, segments: Sequence[Segment], canvas_tokens: int) -> Tensor:
@@ -257,12 +282,11 @@ class Backbone:
         """
         module, tokens, dim = layer.attention, hidden.shape[0], layer.head_dim
         hidden = self._norm(hidden, layer.decoder.input_layernorm)
-        queries = layer.q(hidden).view(tokens, layer.heads, dim)
+        made = [part.view(tokens, -1, dim) for part in layer.qkv(hidden)]
+        raw, values = made[1], made[-1]
         queries = _rotate(
-            functional.rms_norm(queries, (dim,), module.q_norm.weight, self._eps), rotary
+            functional.rms_norm(made[0], (dim,), module.q_norm.weight, self._eps), rotary
         )
-        raw = layer.k(hidden).view(tokens, -1, dim)
-        values = raw if layer.v is None else layer.v(hidden).view(tokens, -1, dim)
         keys = _rotate(functional.rms_norm(raw, (dim,), module.k_norm.weight, self._eps), rotary)
         return queries, keys, functional.rms_norm(values, (dim,), None, self._eps)
 
@@ -286,14 +310,7 @@ class Backbone:
                 if segment.causal
                 else None
             )
-            attended[segment.span] = functional.scaled_dot_product_attention(
-                queries[segment.span].transpose(0, 1)[None],  # [1, heads, tokens, dim]
-                seen_keys[None],
-                seen_values[None],
-                attn_mask=mask,
-                scale=1.0,
-                enable_gqa=True,
-            )[0].transpose(0, 1)
+            attended[segment.span] = attend(queries[segment.span], seen_keys, seen_values, mask)
         return attended.view(tokens, layer.heads * layer.head_dim)
 
     def _mask(self, before: int, tokens: int, window: int, device: torch.device) -> Tensor:
@@ -315,7 +332,8 @@ class Backbone:
         """Add the dense MLP and the mixture of experts, [T, H]."""
         module = layer.decoder
         dense = self._norm(hidden, module.pre_feedforward_layernorm)
-        dense = layer.down(by_rows(module.mlp.act_fn, layer.gate(dense)) * layer.up(dense))
+        gate, up = layer.gate_up(dense)
+        dense = layer.down(by_rows(module.mlp.act_fn, gate) * up)
         dense = self._norm(dense, module.post_feedforward_layernorm_1)
         weights, chosen = _routed(layer, hidden)
         mixed = layer.moe.run(
@@ -360,12 +378,16 @@ def _layer(
         window=text.sliding_window if kind == "sliding_attention" else 0,
         attention=attention,
         decoder=decoder,
-        q=projection(attention.q_proj, pack),
-        k=projection(attention.k_proj, pack),
-        v=None if attention.v_proj is None else projection(attention.v_proj, pack),
+        qkv=projections(
+            [
+                part
+                for part in (attention.q_proj, attention.k_proj, attention.v_proj)
+                if part is not None
+            ],
+            pack,
+        ),
         o=projection(attention.o_proj, pack),
-        gate=projection(mlp.gate_proj, pack),
-        up=projection(mlp.up_proj, pack),
+        gate_up=projections([mlp.gate_proj, mlp.up_proj], pack),
         down=projection(mlp.down_proj, pack),
         route=projection(decoder.router.proj, pack),
         top_k=text.top_k_experts,

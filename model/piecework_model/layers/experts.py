@@ -1,14 +1,13 @@
-"""The experts of one layer, packed: on the device, or in host memory with a cache on the device.
+"""The experts of one layer, packed.
 
 They are about 90 % of the released model, as two matrices an expert. All fields of an expert are
-adjacent in memory, so that one copy brings it to the device. Where the bytes come from changes no
-bit of a result.
+adjacent in memory, so that one copy brings it to the device. The bytes are on the device, or in
+host memory (layers/offload.py). Where they come from changes no bit of a result.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final, Literal, Protocol
@@ -76,6 +75,9 @@ class ExpertBytes(Protocol):
     def on_device(self, expert: int) -> Tensor:
         """Return the same bytes on the device. They are valid until the next call."""
 
+    def expect(self, experts: Sequence[int]) -> None:
+        """Tell which experts will be asked for next, in this order."""
+
 
 class DeviceBytes(nn.Module):
     """All experts of a layer on the device, as one buffer [E, expert_bytes]."""
@@ -95,105 +97,8 @@ class DeviceBytes(nn.Module):
         """Return the same row."""
         return self.packed[expert]
 
-
-class Residency:
-    """Which experts are on the device: keys in slots 0 to slots-1, at most one key a slot. No
-    tensors.
-
-    A forward pass walks through the layers in order, and a canvas of 256 tokens with 8 experts each
-    uses nearly every expert of every layer. To a cache that holds a part of them, this is one long
-    loop. Dropping the least recently used entry would never hit, because it drops exactly what
-    comes next. So that entry goes only if it has missed a whole round. Otherwise the most recently
-    used one goes, whose next use is farthest away (Belady's rule for a loop; Denning calls the
-    failure of LRU sequential flooding).
-
-    population: how many keys there are.
-    """
-
-    def __init__(self, slots: int, population: int) -> None:
-        if slots < 1:
-            raise ValueError("a cache needs at least one slot")
-        self._free = list(range(slots))
-        self._population = population
-        # key: (slot, number of the look-up that used it last)
-        self._slots: OrderedDict[Hashable, tuple[int, int]] = OrderedDict()
-        self.hits = self.misses = 0
-
-    def __len__(self) -> int:
-        return len(self._slots)
-
-    def place(self, key: Hashable) -> tuple[int, bool]:
-        """Give a key a slot. Returns the slot, and whether the key had it already."""
-        now = self.hits + self.misses
-        found = self._slots.pop(key, None)
-        if found is not None:
-            self.hits += 1
-            slot = found[0]
-        else:
-            self.misses += 1
-            slot = self._free.pop() if self._free else self._evict(now)
-        self._slots[key] = slot, now
-        return slot, found is not None
-
-    def forget(self, key: Hashable) -> None:
-        """Free the slot of a key whose content did not arrive."""
-        slot, _ = self._slots.pop(key)
-        self._free.append(slot)
-
-    def _evict(self, now: int) -> int:
-        oldest = next(iter(self._slots.values()))
-        stale = now - oldest[1] > self._population
-        _, (slot, _) = self._slots.popitem(last=not stale)
-        return slot
-
-
-class ExpertCache:
-    """Slots for experts on the device, within a budget of bytes. All layers share them."""
-
-    def __init__(
-        self, budget_bytes: int, expert_bytes: int, population: int, device: torch.device
-    ) -> None:
-        slots = min(budget_bytes // expert_bytes, population)
-        if slots < 1:
-            raise ValueError(f"a budget of {budget_bytes} bytes holds no expert of {expert_bytes}")
-        self.residency = Residency(slots, population)
-        self.slots = torch.empty((slots, expert_bytes), dtype=torch.uint8, device=device)
-
-    def fetch(self, key: tuple[int, int], source: Tensor) -> Tensor:
-        """Return the bytes of an expert on the device. Copy them from `source` if they are not
-        there.
-
-        Copies and kernels share one stream, so a slot is never overwritten while a kernel reads it.
-        """
-        slot, present = self.residency.place(key)
-        if not present:
-            try:
-                self.slots[slot].copy_(source, non_blocking=True)
-            except RuntimeError:  # a slot of unknown content must not count as this expert
-                self.residency.forget(key)
-                raise
-        return self.slots[slot]
-
-
-class HostBytes:
-    """All experts of a layer in host memory, pinned if the device is a GPU.
-
-    It is not a module buffer, so that moving the model leaves it in place.
-    """
-
-    def __init__(self, layer: int, experts: int, cache: ExpertCache) -> None:
-        self._layer, self._cache = layer, cache
-        pinned = cache.slots.device.type == "cuda"
-        shape = (experts, cache.slots.shape[1])
-        self.packed = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
-
-    def writable(self, expert: int) -> Tensor:
-        """Return a row in host memory."""
-        return self.packed[expert]
-
-    def on_device(self, expert: int) -> Tensor:
-        """Return a slot of the cache, which the next expert may take."""
-        return self._cache.fetch((self._layer, expert), self.packed[expert])
+    def expect(self, experts: Sequence[int]) -> None:
+        """Do nothing, because all of them are here."""
 
 
 class QuantizedExperts(nn.Module):
@@ -241,6 +146,10 @@ class QuantizedExperts(nn.Module):
             return None
         return self._layout.stacked(matrix, self._source.packed)
 
+    def expect(self, experts: Sequence[int]) -> None:
+        """Tell which experts `run` will be called for next, in this order."""
+        self._source.expect(experts)
+
     def run(self, expert: int, x: Tensor) -> Tensor:
         """Run the MLP of one expert on rows x [n, H]: down(act(gate(x)) * up(x)), unweighted, [n,
         H].
@@ -259,7 +168,9 @@ class QuantizedExperts(nn.Module):
         hidden_states: [n, H]. top_k_index, top_k_weights: [n, K].
         """
         result = torch.zeros_like(hidden_states)
-        for expert in torch.bincount(top_k_index.flatten()).nonzero().flatten().tolist():
+        present = torch.bincount(top_k_index.flatten()).nonzero().flatten().tolist()
+        self.expect(present)
+        for expert in present:
             token, place = torch.where(top_k_index == expert)
             rows = self.run(expert, hidden_states[token]) * top_k_weights[token, place, None]
             result.index_add_(0, token, rows.to(result.dtype))

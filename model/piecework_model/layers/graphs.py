@@ -13,14 +13,15 @@ it the last bits of its result. So attention stays outside, at some ten launches
 layer. Nothing is padded inside the pieces. A replay runs the same kernels on the same shapes as the
 plain call.
 
-A piece is recorded when its bucket comes for the RECORD_AT-th time, because the shape of a pass
-with prefill may never come back. Pieces run one after another, so they share buffers: one for all
-inputs of the same shape and place, and one for all such outputs. The pieces of a step with one
-sequence of the released model then take some 16 MB instead of 250.
+Recording a piece stops the device for some 30 ms. So it is done before jobs come, for the numbers
+of sequences of a ladder (`limits.RECORDED_SEQUENCES`). After that a bucket is replayed or called.
+A step of more sequences takes so long to compute that launching its kernels is no part of its time.
 
-What does not fit into the bounds is called plainly. Only recordings that have been idle for long
-make room. The pieces of a step take turns, so dropping the least recently used one would drop each
-just before it is needed.
+Pieces run one after another, so they share buffers: one for all inputs of the same place, width and
+type, and one for all such outputs. Shorter ones are the first rows of the longest. So record the
+largest step first. All recordings of eight sequences of the released model then take some 130 MB.
+
+What does not fit into the bounds is called plainly.
 
 `CudaRecorder` has never captured on a GPU. The rest (buckets, buffers, bounds, refusals) is tested
 on a CPU, with a recorder that replays by calling the function again.
@@ -28,8 +29,8 @@ on a CPU, with a recorder that replays by calling the function again.
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol
 
@@ -45,18 +46,10 @@ weights that stay in place.
 """
 Bucket = tuple[str, tuple[Hashable, ...]]
 
-RECORD_AT: Final = 3
-"""Once could be chance, twice the first canvas beside a prefill. A canvas has 10 steps or more."""
 MAX_RECORDINGS: Final = 512
 """With 31 pieces a step: 16 numbers of sequences. Each also costs some 100 KB of the driver's
 memory.
 """
-MAX_COUNTED_BUCKETS: Final = 4096
-"""Shapes not recorded yet. A counter forgets them all when it is full."""
-IDLE_RUNS: Final = 4096
-"""Of any pieces: 130 steps of 31. A recording idle for so long belongs to a load that is over."""
-POSTPONED_CALLS: Final = 100
-"""Of a bucket for which there was no room, before it is tried again."""
 WARM_UPS: Final = 2
 """Before a capture. Libraries allocate workspaces and choose kernels in their first calls."""
 
@@ -96,6 +89,13 @@ class PieceRunner(Protocol):
         share their buffers.
         """
 
+    def recording(self) -> AbstractContextManager[None]:
+        """Record what runs inside of it, where that is possible."""
+
+    @property
+    def reason(self) -> str:
+        """Why pieces are called that were to be recorded, or empty."""
+
     def forget(self) -> None:
         """Drop all recordings, because weights moved or their memory is needed."""
 
@@ -107,43 +107,45 @@ class EagerPieceRunner:
         """Call the piece."""
         return piece(*inputs)
 
+    def recording(self) -> AbstractContextManager[None]:
+        """Record nothing."""
+        return nullcontext()
+
+    @property
+    def reason(self) -> str:
+        return "the experts decide on the host"
+
     def forget(self) -> None:
         """Do nothing, since there are no recordings."""
 
 
-Place = tuple[Literal["in", "out"], int, torch.Size, torch.dtype, torch.device]
+Place = tuple[Literal["in", "out"], int, tuple[int, ...], torch.dtype, torch.device]
+"""A buffer: of which input or output, its shape behind the rows, its type and device."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Entry:
-    inputs: tuple[Place, ...]
-    outputs: tuple[Place, ...]
+    inputs: Tensors  # views of the shared buffers
+    outputs: Tensors
     recording: Recording
-    last_run: int
 
 
 @dataclass(slots=True)
 class GraphPieceRunner:
-    """Records pieces that come again in the same shape. One thread, one stream.
+    """Replays pieces in the shapes in which they were recorded. One thread, one stream.
 
-    max_bytes: device memory that all recordings may hold, with their buffers. idle_runs: a
-    recording not replayed for so many runs makes room for others.
+    max_bytes: device memory that all recordings may hold, with their buffers.
     """
 
     recorder: Recorder
     max_bytes: int
     max_recordings: int = MAX_RECORDINGS
-    idle_runs: int = IDLE_RUNS
     refusals: dict[Bucket, str] = field(default_factory=dict)
-    """What is called because it cannot be recorded, and why. At most MAX_COUNTED_BUCKETS of
-    them.
-    """
+    """What is called although it was to be recorded, and why. At most max_recordings of them."""
     replays: int = 0
-    _runs: int = 0
-    # Least recently used first.
-    _entries: OrderedDict[Bucket, _Entry] = field(default_factory=OrderedDict)
+    _recording: bool = False
+    _entries: dict[Bucket, _Entry] = field(default_factory=dict)
     _buffers: dict[Place, Tensor] = field(default_factory=dict)
-    _seen: Counter[Bucket] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         if self.max_bytes < 0 or self.max_recordings < 1:
@@ -158,114 +160,104 @@ class GraphPieceRunner:
     def held_bytes(self) -> int:
         """Device memory that they hold. Shared buffers count once."""
         pools = sum(entry.recording.pool_bytes for entry in self._entries.values())
-        return pools + sum(buffer.nbytes for buffer in self._buffers.values())
+        stores = [
+            tensor.untyped_storage()
+            for entry in self._entries.values()
+            for tensor in (*entry.inputs, *entry.outputs)
+        ]
+        return pools + sum({store.data_ptr(): store.nbytes() for store in stores}.values())
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Record every piece that runs inside, if it fits. Begin with the largest inputs."""
+        self._recording = True
+        try:
+            yield
+        finally:
+            self._recording = False
 
     def run(self, name: str, piece: Piece, *inputs: Tensor) -> Tensors:
         """Replay the piece if this bucket is recorded, else call it.
 
         A name stands for one piece and its weights.
         """
-        self._runs += 1
         bucket = (name, tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in inputs))
         entry = self._entries.get(bucket)
         if entry is None:
             made = piece(*inputs)
-            if self._is_due(bucket):
+            if self._recording and bucket not in self.refusals:
                 # Inputs that a piece hands on may stand in the very buffers that recording it
                 # overwrites.
                 made = tuple(tensor.clone() for tensor in made)
                 self._record(bucket, piece, inputs, made)
             return made
-        self._entries.move_to_end(bucket)
-        entry.last_run = self._runs
-        for place, tensor in zip(entry.inputs, inputs, strict=True):
-            self._buffers[place].copy_(tensor)
+        for buffer, tensor in zip(entry.inputs, inputs, strict=True):
+            buffer.copy_(tensor)
         entry.recording.replay()
         self.replays += 1
-        return tuple(self._buffers[place] for place in entry.outputs)
+        return entry.outputs
+
+    @property
+    def reason(self) -> str:
+        if self.refusals:
+            return f"{len(self.refusals)} of {len(self.refusals) + self.recordings}: " + next(
+                iter(self.refusals.values())
+            )
+        return "" if self.recordings else "nothing was recorded"
 
     def forget(self) -> None:
-        """Drop all recordings, and start counting pieces from zero."""
-        for kept in (self._entries, self._buffers, self._seen, self.refusals):
+        """Drop all recordings."""
+        for kept in (self._entries, self._buffers, self.refusals):
             kept.clear()
-
-    def _is_due(self, bucket: Bucket) -> bool:
-        """Count a call. Returns whether it is time to record."""
-        if bucket in self.refusals:
-            return False
-        if len(self._seen) >= MAX_COUNTED_BUCKETS:
-            self._seen.clear()
-        self._seen[bucket] += 1
-        return self._seen[bucket] >= RECORD_AT
 
     def _record(self, bucket: Bucket, piece: Piece, inputs: Tensors, outputs: Tensors) -> None:
         """Record a piece, whose call made `outputs` of `inputs`, if it fits."""
-        reads, writes = _places("in", inputs), _places("out", outputs)
-        if not self._make_room((*reads, *writes)):
-            self._seen[bucket] = RECORD_AT - POSTPONED_CALLS
+        made: dict[Place, Tensor] = {}
+        reads = self._views("in", inputs, made)
+        writes = self._views("out", outputs, made)
+        new_bytes = sum(buffer.nbytes for buffer in made.values())
+        if self.recordings >= self.max_recordings or self.held_bytes + new_bytes > self.max_bytes:
+            self._refuse(bucket, f"no room beside {self.held_bytes} bytes of recordings")
             return
-        for place, tensor in zip((*reads, *writes), (*inputs, *outputs), strict=True):
-            if place not in self._buffers:
-                self._buffers[place] = torch.empty(
-                    tensor.shape, dtype=tensor.dtype, device=tensor.device
-                )
-        given = [self._buffers[place] for place in reads]
-        for buffer, tensor in zip(given, inputs, strict=True):
+        for buffer, tensor in zip(reads, inputs, strict=True):
             buffer.copy_(tensor)
 
         def action() -> None:
-            for place, made in zip(writes, piece(*given), strict=True):
-                self._buffers[place].copy_(made)
+            for buffer, output in zip(writes, piece(*reads), strict=True):
+                buffer.copy_(output)
 
-        del self._seen[bucket]
         try:
-            self._entries[bucket] = _Entry(reads, writes, self.recorder.record(action), self._runs)
+            recording = self.recorder.record(action)
         except RecordingRefusedError as error:
-            if len(self.refusals) >= MAX_COUNTED_BUCKETS:
-                self.refusals.clear()
-            self.refusals[bucket] = str(error)
-        if self.held_bytes > self.max_bytes:  # its own memory was not known before
-            self._entries.pop(bucket, None)
-            self._seen[bucket] = RECORD_AT - POSTPONED_CALLS
-        self._prune()
+            self._refuse(bucket, str(error))
+            return
+        if self.held_bytes + new_bytes + recording.pool_bytes > self.max_bytes:
+            self._refuse(bucket, f"its own memory is {recording.pool_bytes} bytes")
+            return
+        self._buffers |= made
+        self._entries[bucket] = _Entry(reads, writes, recording)
 
-    def _make_room(self, places: Sequence[Place]) -> bool:
-        """Say whether one more recording with these buffers fits the bounds.
+    def _views(
+        self, kind: Literal["in", "out"], tensors: Tensors, made: dict[Place, Tensor]
+    ) -> Tensors:
+        """Return buffers of the tensors' shapes: the first rows of shared ones.
 
-        Idle recordings are dropped if need be.
+        A buffer that is missing or too short is allocated into `made`. Recordings that have the
+        shorter one keep it.
         """
-        while True:
-            new_bytes = sum(_bytes(place) for place in places if place not in self._buffers)
-            if (
-                self.recordings < self.max_recordings
-                and self.held_bytes + new_bytes <= self.max_bytes
-            ):
-                return True
-            oldest = next(iter(self._entries), None)
-            if oldest is None or self._runs - self._entries[oldest].last_run < self.idle_runs:
-                return False
-            del self._entries[oldest]
-            self._prune()
+        views = []
+        for rank, tensor in enumerate(tensors):
+            place = (kind, rank, tuple(tensor.shape[1:]), tensor.dtype, tensor.device)
+            buffer = made.get(place, self._buffers.get(place))
+            if buffer is None or len(buffer) < len(tensor):
+                buffer = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+                made[place] = buffer
+            views.append(buffer[: len(tensor)])
+        return tuple(views)
 
-    def _prune(self) -> None:
-        """Free the buffers that no recording has."""
-        used = {
-            place for entry in self._entries.values() for place in (*entry.inputs, *entry.outputs)
-        }
-        for place in self._buffers.keys() - used:
-            del self._buffers[place]
-
-
-def _places(kind: Literal["in", "out"], tensors: Tensors) -> tuple[Place, ...]:
-    """Name the buffers of these tensors: one for all of the same rank in a piece, shape and
-    type.
-    """
-    return tuple((kind, rank, t.shape, t.dtype, t.device) for rank, t in enumerate(tensors))
-
-
-def _bytes(place: Place) -> int:
-    _, _, shape, dtype, _ = place
-    return shape.numel() * dtype.itemsize
+    def _refuse(self, bucket: Bucket, reason: str) -> None:
+        if len(self.refusals) < self.max_recordings:
+            self.refusals[bucket] = reason
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ loop of transformers' `DiffusionGemmaTextExperts` does the same, so both give th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -21,7 +21,8 @@ class Moe:
     """The experts of one layer.
 
     A module with a method `run(expert, rows)` (quantized or offloaded experts) is asked for each
-    expert's output. transformers' own module is run from its two weight tensors.
+    expert's output. If it has a method `expect(experts)`, it is told the order first. transformers'
+    own module is run from its two weight tensors.
     """
 
     def __init__(self, experts: Any, *, minimum_rows: int, pack: bool) -> None:
@@ -33,6 +34,7 @@ class Moe:
         self._count: int = experts.num_experts
         self._minimum_rows = minimum_rows
         own = getattr(experts, "run", None)
+        self._expect: Callable[[Sequence[int]], None] | None = getattr(experts, "expect", None)
         self._experts: list[Expert] = [
             _foreign(own, index) if own is not None else _plain(experts, index, pack)
             for index in range(self._count)
@@ -50,7 +52,10 @@ class Moe:
         grouped = hidden[order // k]
         outputs = grouped.new_empty(grouped.shape)
         start = 0
-        for expert, count in enumerate(chosen.flatten().bincount(minlength=self._count).tolist()):
+        counts = chosen.flatten().bincount(minlength=self._count).tolist()
+        if self._expect is not None:
+            self._expect([expert for expert, count in enumerate(counts) if count])
+        for expert, count in enumerate(counts):
             if count:
                 stop = start + count
                 outputs[start:stop] = self._run(expert, grouped, start, stop)

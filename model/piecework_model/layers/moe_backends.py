@@ -17,7 +17,7 @@ from piecework_model import backend_trial
 from piecework_model.backend_trial import RESULT
 from piecework_model.layers.experts import QuantizedExperts
 from piecework_model.layers.packed_kernels import Fp8ScaledMm
-from piecework_model.layers.quantization import Fp8
+from piecework_model.layers.quantization import Fp8, Int4
 
 if TYPE_CHECKING:
     from piecework_model.layers.moe_triton import FusedMoe
@@ -91,7 +91,7 @@ def fused_moe(experts: Any) -> FusedMoe:
     from piecework_model.layers.moe_triton import FusedMoe, Matrices
 
     if isinstance(experts, QuantizedExperts):
-        if not isinstance(experts.codec, Fp8 | Fp8ScaledMm):
+        if not isinstance(experts.codec, Fp8 | Fp8ScaledMm | Int4):
             raise ValueError(f"no kernels for experts packed as {experts.codec.name}")
         gate_up, down = experts.stacked("gate_up_proj"), experts.stacked("down_proj")
         if gate_up is None or down is None:

@@ -29,6 +29,15 @@ def _gelu(x):
 
 
 @triton.jit
+def _rows(states, row, inside, start, inner: tl.constexpr, width: tl.constexpr):
+    """Load a block [rows, inner] of states [n, width], with zeros for rows that are not inside."""
+    depth = start + tl.arange(0, inner)
+    there = inside[:, None] & (depth < width)[None, :]
+    places = states + row[:, None].to(tl.int64) * width + depth[None, :]
+    return tl.load(places, mask=there, other=0.0)
+
+
+@triton.jit
 def _weights(base, columns, inner, width: tl.constexpr, outputs: tl.constexpr, even: tl.constexpr):
     """Load a block [inner, columns] of a matrix [outputs, width], with zeros outside of it."""
     places = base + columns[None, :] * width + inner[:, None]
@@ -42,9 +51,74 @@ def _weights(base, columns, inner, width: tl.constexpr, outputs: tl.constexpr, e
 
 
 @triton.jit
+def _unpacked(
+    base,  # bytes [outputs, width / 2], the even input in the high half
+    scale,  # [outputs, width / group] bfloat16
+    columns,
+    start,
+    inner: tl.constexpr,
+    width: tl.constexpr,
+    outputs: tl.constexpr,
+    group: tl.constexpr,  # inputs that share a scale
+    even: tl.constexpr,
+    dtype: tl.constexpr,  # of the states: a weight is rounded to it, as when it is unpacked apart
+):
+    """Load a block [inner, columns] of a matrix in 4 bits: (q - 8) * scale, float32."""
+    half = start // 2 + tl.arange(0, inner // 2)
+    places = base + columns[:, None] * (width // 2) + half[None, :]
+    if even:
+        pairs = tl.load(places)
+    else:
+        pairs = tl.load(
+            places, mask=(columns < outputs)[:, None] & (2 * half < width)[None, :], other=0
+        )
+    quarters = tl.reshape(tl.join(pairs >> 4, pairs & 15), (columns.shape[0], inner))
+    numbers = quarters.to(tl.float32) - 8.0
+    groups: tl.constexpr = width // group
+    if group % inner == 0:
+        scales = tl.load(scale + columns * groups + start // group, mask=columns < outputs, other=0)
+        block = numbers * scales.to(tl.float32)[:, None]
+    else:
+        depth = start + tl.arange(0, inner)
+        scales = tl.load(
+            scale + columns[:, None] * groups + (depth // group)[None, :],
+            mask=(columns < outputs)[:, None] & (depth < width)[None, :],
+            other=0,
+        )
+        block = numbers * scales.to(tl.float32)
+    return tl.trans(rounded(block, dtype))
+
+
+@triton.jit
+def _block(
+    matrix,  # of one expert
+    scales,  # of its weights in 4 bits; unread without `group`
+    first: tl.constexpr,  # the output at which the columns are counted from
+    columns,
+    start,
+    inner: tl.constexpr,
+    width: tl.constexpr,
+    outputs: tl.constexpr,
+    group: tl.constexpr,
+    even: tl.constexpr,
+    dtype: tl.constexpr,
+):
+    """Load a block [inner, columns] of a matrix, packed in 4 bits or not."""
+    if group:
+        block = _unpacked(
+            matrix + first * (width // 2), scales + first * (width // group), columns, start,
+            inner, width, outputs, group, even, dtype,
+        )  # fmt: skip
+    else:
+        depth = start + tl.arange(0, inner)
+        block = _weights(matrix + first * width, columns, depth, width, outputs, even)
+    return block
+
+
+@triton.jit
 def expert_up(
     hidden,  # [T, H]
-    weight,  # [E, 2 I, H], experts `weight_stride` elements apart
+    weight,  # [E, 2 I, H], experts `weight_stride` elements apart; with `group` in 4 bits
     scale,  # [E, 2 I] float32, experts `scale_stride` elements apart; unread without `scaled`
     order,  # [N] int32: which pair stands at a place
     starts,  # [E + 1] int32: the first place of each expert
@@ -58,14 +132,13 @@ def expert_up(
     weight_stride: tl.constexpr,
     scale_stride: tl.constexpr,
     scaled: tl.constexpr,
+    group: tl.constexpr,  # of 4-bit weights, whose scales are [E, outputs, inputs / group]; or 0
     compute: tl.constexpr,  # the type of the factors of a product
     rows: tl.constexpr,
     columns: tl.constexpr,
     inner: tl.constexpr,
 ):
-    """Compute act(gate) * up for one tile. Every intermediate is rounded where the modules round
-    it.
-    """
+    """Compute act(gate) * up for one tile. All is rounded where the modules round it."""
     expert = tl.load(tile_expert + tl.program_id(0))
     if expert == experts:
         return
@@ -73,27 +146,28 @@ def expert_up(
     inside = place < tl.load(starts + expert + 1)
     token = tl.load(order + place, mask=inside, other=0) // top_k
     column = tl.program_id(1) * columns + tl.arange(0, columns)
+    matrix = weight + expert.to(tl.int64) * weight_stride
+    scales = scale
+    if scaled or group:
+        scales += expert.to(tl.int64) * scale_stride
     even: tl.constexpr = (width % inner == 0) and (outputs % columns == 0)
-    gates = weight + expert.to(tl.int64) * weight_stride
-    ups = gates + outputs * width
+    dtype: tl.constexpr = hidden.dtype.element_ty
     gate = tl.zeros((rows, columns), dtype=tl.float32)
     up = tl.zeros((rows, columns), dtype=tl.float32)
     for start in range(0, width, inner):
-        depth = start + tl.arange(0, inner)
-        there = inside[:, None] & (depth < width)[None, :]
-        state = tl.load(
-            hidden + token[:, None].to(tl.int64) * width + depth[None, :], mask=there, other=0.0
+        state = _rows(hidden, token, inside, start, inner, width).to(compute)
+        gate_block = _block(
+            matrix, scales, 0, column, start, inner, width, outputs, group, even, dtype
         )
-        state = state.to(compute)
-        gate_block = _weights(gates, column, depth, width, outputs, even).to(compute)
-        gate = tl.dot(state, gate_block, gate, input_precision="ieee")
-        up_block = _weights(ups, column, depth, width, outputs, even).to(compute)
-        up = tl.dot(state, up_block, up, input_precision="ieee")
+        up_block = _block(
+            matrix, scales, outputs, column, start, inner, width, outputs, group, even, dtype
+        )
+        gate = tl.dot(state, gate_block.to(compute), gate, input_precision="ieee")
+        up = tl.dot(state, up_block.to(compute), up, input_precision="ieee")
     gate, up = rounded(gate, out.dtype.element_ty), rounded(up, out.dtype.element_ty)
     if scaled:
-        scales = scale + expert.to(tl.int64) * scale_stride + column
-        gate *= tl.load(scales, mask=column < outputs, other=0.0)[None, :]
-        up *= tl.load(scales + outputs, mask=column < outputs, other=0.0)[None, :]
+        gate *= tl.load(scales + column, mask=column < outputs, other=0.0)[None, :]
+        up *= tl.load(scales + outputs + column, mask=column < outputs, other=0.0)[None, :]
     result = rounded(rounded(_gelu(gate), out.dtype.element_ty) * up, out.dtype.element_ty)
     target = out + place[:, None].to(tl.int64) * outputs + column[None, :]
     tl.store(
@@ -118,6 +192,7 @@ def expert_down(
     weight_stride: tl.constexpr,
     scale_stride: tl.constexpr,
     scaled: tl.constexpr,
+    group: tl.constexpr,  # of 4-bit weights, whose scales are [E, outputs, inputs / group]; or 0
     compute: tl.constexpr,
     rows: tl.constexpr,
     columns: tl.constexpr,
@@ -133,21 +208,20 @@ def expert_down(
     inside = place < tl.load(starts + expert + 1)
     pair = tl.load(order + place, mask=inside, other=0)
     column = tl.program_id(1) * columns + tl.arange(0, columns)
-    even: tl.constexpr = (width % inner == 0) and (outputs % columns == 0)
     matrix = weight + expert.to(tl.int64) * weight_stride
+    scales = scale
+    if scaled or group:
+        scales += expert.to(tl.int64) * scale_stride
+    even: tl.constexpr = (width % inner == 0) and (outputs % columns == 0)
+    dtype: tl.constexpr = states.dtype.element_ty
     total = tl.zeros((rows, columns), dtype=tl.float32)
     for start in range(0, width, inner):
-        depth = start + tl.arange(0, inner)
-        there = inside[:, None] & (depth < width)[None, :]
-        state = tl.load(
-            states + place[:, None].to(tl.int64) * width + depth[None, :], mask=there, other=0.0
-        )
-        block = _weights(matrix, column, depth, width, outputs, even).to(compute)
-        total = tl.dot(state.to(compute), block, total, input_precision="ieee")
+        state = _rows(states, place, inside, start, inner, width)
+        block = _block(matrix, scales, 0, column, start, inner, width, outputs, group, even, dtype)
+        total = tl.dot(state.to(compute), block.to(compute), total, input_precision="ieee")
     total = rounded(total, out.dtype.element_ty)
     if scaled:
-        scales = scale + expert.to(tl.int64) * scale_stride + column
-        total *= tl.load(scales, mask=column < outputs, other=0.0)[None, :]
+        total *= tl.load(scales + column, mask=column < outputs, other=0.0)[None, :]
     share = tl.load(shares + pair, mask=inside, other=0.0)
     result = rounded(total * share[:, None], out.dtype.element_ty)
     target = out + pair[:, None].to(tl.int64) * outputs + column[None, :]

@@ -20,10 +20,11 @@ average, so three quarters of the arithmetic are empty: 2.9 TFLOP a step, 4 ms o
 cores, against 15 ms in which the experts' weights are read. With 16 sequences an expert has 256
 tokens and little is empty. Its weights are then read four times, mostly from the L2 cache.
 
-Weights are bfloat16 or float32 as published, or float8 with one scale an output
-(`quantization.Fp8`). The kernels convert float8 to the states' type tile by tile. They have never
-run on a GPU. They are held against `Moe` in Triton's interpreter, where products are in float32,
-and compiled for real targets. Times are arithmetic.
+Weights are bfloat16 or float32 as published, float8 with one scale an output (`quantization.Fp8`),
+or 4 bits with one scale a group of inputs (`quantization.Int4`). The kernels convert packed weights
+to the states' type tile by tile, in the loop of the product. They have never run on a GPU. They are
+held against `Moe` in Triton's interpreter, where products are in float32, and compiled for real
+targets. Times are arithmetic.
 """
 
 from __future__ import annotations
@@ -49,7 +50,11 @@ STAGES: Final = 3  # of copies in flight: 74 KB of shared memory on Hopper, 49 K
 
 @dataclass(frozen=True, slots=True)
 class Matrices:
-    """One matrix of every expert. data: [E, out, in]. scales: [E, out] float32, or None."""
+    """One matrix of every expert.
+
+    data: [E, out, in] with scales None, or float8 with scales [E, out] float32. In 4 bits data is
+    bytes [E, out, in / 2] and scales are bfloat16 [E, out, in / group] (`quantization.Int4`).
+    """
 
     data: Tensor
     scales: Tensor | None
@@ -59,10 +64,38 @@ class Matrices:
             raise ValueError(
                 f"each expert's matrix must be contiguous: {self.data.shape}, {self.data.stride()}"
             )
-        if self.scales is not None and (
+        if self.is_int4:
+            self._check_groups()
+        elif self.scales is not None and (
             self.scales.shape != self.data.shape[:2] or self.scales.dtype is not torch.float32
         ):
             raise ValueError(f"scales must be float32 {tuple(self.data.shape[:2])}")
+
+    def _check_groups(self) -> None:
+        scales = self.scales
+        if scales is None or scales.dtype is not torch.bfloat16 or scales.dim() != 3:
+            raise ValueError("scales of 4-bit weights must be bfloat16 [experts, out, groups]")
+        if scales.shape[:2] != self.data.shape[:2] or self.inputs % scales.shape[2]:
+            raise ValueError(f"scales {tuple(scales.shape)} for {tuple(self.data.shape)}")
+        if scales.stride()[1:] != (scales.shape[2], 1):
+            raise ValueError(f"each expert's scales must be contiguous: {scales.stride()}")
+
+    @property
+    def is_int4(self) -> bool:
+        """Whether two weights share a byte."""
+        return self.data.dtype is torch.uint8
+
+    @property
+    def inputs(self) -> int:
+        """The width of a matrix."""
+        return self.data.shape[2] * (2 if self.is_int4 else 1)
+
+    @property
+    def _group(self) -> int:
+        """How many inputs share a scale, 0 if not in 4 bits."""
+        return (
+            self.inputs // self.scales.shape[2] if self.scales is not None and self.is_int4 else 0
+        )
 
     def constants(self, states: Tensor) -> dict[str, Any]:
         """Return the constants that the kernels are compiled for."""
@@ -71,7 +104,8 @@ class Matrices:
             "experts": self.data.shape[0],
             "weight_stride": self.data.stride(0),
             "scale_stride": self.scales.stride(0) if self.scales is not None else 0,
-            "scaled": self.scales is not None,
+            "scaled": self.scales is not None and not self.is_int4,
+            "group": self._group,
             "compute": products,
             "rows": TILE_ROWS,
             "columns": TILE_COLUMNS,
@@ -115,8 +149,9 @@ class FusedMoe:
 
     def __init__(self, gate_up: Matrices, down: Matrices) -> None:
         """Take the weights. gate_up: [E, 2 I, H]. down: [E, H, I]."""
-        experts, doubled, hidden = gate_up.data.shape
-        if down.data.shape != (experts, hidden, doubled // 2):
+        experts, doubled, _ = gate_up.data.shape
+        hidden = gate_up.inputs
+        if (*down.data.shape[:2], down.inputs) != (experts, hidden, doubled // 2):
             raise ValueError(
                 f"{tuple(gate_up.data.shape)} and {tuple(down.data.shape)} are no experts"
             )

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from piecework_model import backend_trial, precision
 from piecework_model.backend_trial import RESULT
-from piecework_model.layers.quantization import FP8_MAX, Codec, Fields, FieldSpec, Fp8, Int4, Recipe
+from piecework_model.layers.quantization import FP8_MAX, Codec, Fields, FieldSpec, Fp8, Int4
 
 FP8_CAPABILITY: Final = (8, 9)
 INT4_CAPABILITY: Final = (8, 0)
@@ -152,37 +152,13 @@ class Int4Tiles:
         if rows.shape[0] > MOST_ROWS:
             return _in_batches(self, fields, rows, MOST_ROWS)
         tiles, scales = fields
-        pairs = torch.stack((scales, torch.zeros_like(scales)), dim=-1).transpose(0, 1).contiguous()
+        pairs = scales.new_zeros((*scales.t().shape, 2))
+        pairs[..., 0] = scales.t()
         operators: Any = torch.ops.aten
         cpu = self.device_type == "cpu"
         run = operators._weight_int4pack_mm_for_cpu if cpu else operators._weight_int4pack_mm
         product: Tensor = run(rows.contiguous(), tiles, rows.shape[1] // scales.shape[1], pairs)
         return product
-
-
-def best_recipe(
-    quantization: precision.Quantization,
-    device: torch.device,
-    tensors: Iterable[tuple[str, tuple[int, ...]]],
-    group: int = precision.DEFAULT_INT4_GROUP,
-    dtype: torch.dtype = torch.bfloat16,
-) -> Recipe | None:
-    """Choose how to pack these weights (names and shapes) for a device that computes in `dtype`.
-
-    Returns None for "none".
-    """
-    if quantization == "none":
-        return None
-    if dtype is not torch.bfloat16:  # what the kernels take
-        device = torch.device("cpu")
-    packed = [
-        (name, shape) for name, shape in tensors if precision.is_packed(name, shape, quantization)
-    ]
-    linears = [(shape[0], shape[1]) for name, shape in packed if precision.is_linear(name)]
-    experts = [(shape[1], shape[2]) for name, shape in packed if precision.is_experts(name)]
-    return Recipe(
-        best_codec("fp8", device, linears), best_codec(quantization, device, experts, group)
-    )
 
 
 def best_codec(

@@ -13,7 +13,8 @@ from piecework_model.engine.engine import Engine
 from piecework_model.engine.executor import Executor
 from piecework_model.errors import BenchmarkError
 from piecework_model.requests import CanvasEvent, FailedEvent, GenerationRequest
-from piecework_model.text.chat import ChatMessage, encode_prompt
+from piecework_model.text.chat import encode_prompt
+from piecework_protocol.conversation import Conversation, Message
 
 PROMPT = "Write a story about a fox, a lantern and a river."
 _CANVASES_A_RUN = 4
@@ -126,7 +127,7 @@ def _request(loaded: LoadedModel, seed: int, canvases: int) -> GenerationRequest
     defaults = loaded.defaults
     return GenerationRequest(
         request_id=f"benchmark-{seed}",
-        prompt_ids=encode_prompt(loaded, [ChatMessage("user", PROMPT)]),
+        prompt_ids=encode_prompt(loaded, Conversation((Message("user", PROMPT),))),
         seed=seed,
         max_tokens=canvases * loaded.limits.canvas_size,
         max_steps=defaults.max_steps,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import platform
 import re
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 
 import psutil
 import pynvml
@@ -26,9 +28,11 @@ the bundled checkpoint is ready after 14 s with one thread and after 118 s with 
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """The machine as the operating system and NVML describe it.
+    """The machine as the operating system and torch describe it.
 
-    memory_bytes: of the device that denoises.
+    memory_bytes: of the device that denoises. accelerators: GPUs that torch can use. runtime: what
+    torch drives them with, such as "CUDA 13.0". unified: the GPU's memory is the host's. missing:
+    why there is no GPU, or empty.
     """
 
     device: Literal["cpu", "cuda"]
@@ -40,34 +44,137 @@ class Hardware:
     host_memory_bytes: int
     cpu: str
     system: str
+    runtime: str = ""
+    unified: bool = False
+    missing: str = ""
 
 
-def probe() -> Hardware:
-    """Ask NVML for the first GPU and psutil for the host.
+class Accelerators(Protocol):
+    """GPUs in the order and with the memory that the library sees which will use them.
 
-    A machine without an NVIDIA driver is a CPU machine.
+    NVML lists all cards of the machine in the order of the bus. CUDA lists the fastest first, only
+    those of CUDA_VISIBLE_DEVICES, and a slice of a card (MIG) as a device of its own.
     """
-    cpu = _cpu_name()
-    cores = psutil.cpu_count(logical=True) or 1
-    host_memory = host_memory_bytes()
-    system = f"{platform.system()} {platform.machine()}"
+
+    @property
+    def build(self) -> str:
+        """Name the library and its version."""
+
+    @property
+    def runtime(self) -> str:
+        """Name what drives the GPUs. It is empty if the library was built without any."""
+
+    def count(self) -> int:
+        """Count the GPUs that can be used."""
+
+    def name(self, index: int) -> str:
+        """Name the model of a GPU."""
+
+    def memory_bytes(self, index: int) -> int:
+        """Tell the memory of a GPU, in total."""
+
+    def is_unified(self, index: int) -> bool:
+        """Say whether a GPU shares the memory of the host."""
+
+
+class TorchAccelerators:
+    """What torch sees: NVIDIA GPUs through CUDA, or AMD GPUs through ROCm."""
+
+    @property
+    def build(self) -> str:
+        import torch
+
+        return f"torch {torch.__version__}"
+
+    @property
+    def runtime(self) -> str:
+        import torch
+
+        if torch.version.hip:
+            return f"ROCm {torch.version.hip}"
+        return f"CUDA {torch.version.cuda}" if torch.version.cuda else ""
+
+    def count(self) -> int:
+        """Count them. torch warns of a driver that is too old, and then says that there is none."""
+        import torch
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+    def name(self, index: int) -> str:
+        import torch
+
+        return str(torch.cuda.get_device_properties(index).name)
+
+    def memory_bytes(self, index: int) -> int:
+        import torch
+
+        return int(torch.cuda.get_device_properties(index).total_memory)
+
+    def is_unified(self, index: int) -> bool:
+        import torch
+
+        # Older versions of torch do not tell.
+        return bool(getattr(torch.cuda.get_device_properties(index), "is_integrated", False))
+
+
+def nvidia_driver() -> str:
+    """Ask NVML for the driver's version. It is empty where there is no NVIDIA driver."""
     try:
         pynvml.nvmlInit()
-    except (
-        pynvml.NVMLError
-    ):  # no library or no driver: NVML's way to say that there is no NVIDIA GPU here
-        return Hardware("cpu", cpu, host_memory, "", 0, cores, host_memory, cpu, system)
+    except pynvml.NVMLError:
+        return ""
     try:
-        count = int(pynvml.nvmlDeviceGetCount())
-        if count == 0:
-            return Hardware("cpu", cpu, host_memory, "", 0, cores, host_memory, cpu, system)
-        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
-        name = _text(pynvml.nvmlDeviceGetName(handle))
-        memory = int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
-        driver = _text(pynvml.nvmlSystemGetDriverVersion())
-        return Hardware("cuda", name, memory, driver, count, cores, host_memory, cpu, system)
+        return _text(pynvml.nvmlSystemGetDriverVersion())
+    except pynvml.NVMLError:
+        return ""
     finally:
         pynvml.nvmlShutdown()
+
+
+def probe(
+    accelerators: Accelerators | None = None, driver: Callable[[], str] = nvidia_driver
+) -> Hardware:
+    """Ask for the GPU that will be used, and psutil for the host.
+
+    accelerators: torch's if not given. driver: tells the version of the GPU's driver.
+    """
+    seen = accelerators or TorchAccelerators()
+    cpu, host_memory = _cpu_name(), host_memory_bytes()
+    count = seen.count() if seen.runtime else 0
+    here = Hardware(
+        device="cpu",
+        name=cpu,
+        memory_bytes=host_memory,
+        driver="",
+        accelerators=count,
+        cores=psutil.cpu_count(logical=True) or 1,
+        host_memory_bytes=host_memory,
+        cpu=cpu,
+        system=f"{platform.system()} {platform.machine()}",
+        runtime=seen.runtime,
+    )
+    if not count:
+        return replace(here, missing=_why_none(seen))
+    return replace(
+        here,
+        device="cuda",
+        name=seen.name(0),
+        memory_bytes=seen.memory_bytes(0),
+        driver=driver(),
+        unified=seen.is_unified(0),
+    )
+
+
+def _why_none(seen: Accelerators) -> str:
+    """Explain in one line why there is no GPU."""
+    if not seen.runtime:
+        return f"{seen.build} is built without CUDA and ROCm"
+    return (
+        f"{seen.build} finds no GPU: there is none, its driver is too old for {seen.runtime}, or "
+        "CUDA_VISIBLE_DEVICES hides it"
+    )
 
 
 def host_memory_bytes(limit: Path = _CONTAINER_LIMIT) -> int:

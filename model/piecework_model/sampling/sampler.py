@@ -126,7 +126,8 @@ def accept(entropy: Tensor, entropy_bounds: Tensor) -> Tensor:
     """Choose the accepted positions [sequences, C] of each canvas.
 
     Positions are taken in order of entropy, as long as the entropies before them sum to at most the
-    sequence's bound. entropy: [sequences, C]. entropy_bounds: [sequences].
+    sequence's bound. entropy: [sequences, C], 0 where a position is pinned: that one is accepted
+    and adds nothing. entropy_bounds: [sequences].
     """
     ordered, order = torch.sort(entropy, dim=-1, descending=False, stable=True)
     chosen = torch.cumsum(ordered, dim=-1) - ordered <= entropy_bounds[:, None]

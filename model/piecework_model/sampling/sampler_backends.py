@@ -13,13 +13,15 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from piecework_model import backend_trial
+from piecework_model import backend_trial, limits
 from piecework_model.sampling import sampler
 from piecework_model.sampling.sampler import SampleOutput
 
 SampleFn = Callable[[Tensor, Tensor, float, Tensor], SampleOutput]
 """As `sampler.sample`. It may overwrite the logits."""
 
+FUSED: Final = "fused"
+_FLOAT32_BYTES: Final = 4
 _TRIED_POSITIONS: Final = 8
 _SPREAD: Final = 4.0
 """Standard deviation of the tried logits. Some thousand tokens then share the mass, and a wrong sum
@@ -41,6 +43,18 @@ class SamplerBackend:
     sample: SampleFn
     reason: str
 
+    def sequences_at_once(self, values: int, element_bytes: int) -> int:
+        """Count the sequences whose logits, `values` each, may exist at the same time.
+
+        The pure sampler makes LOGIT_COPIES arrays of float32 from them. The fused one needs no
+        other memory than the logits themselves, so more sequences share one pass over the
+        vocabulary's weights. The bits of a position depend on neither.
+        """
+        at_once = max(1, limits.LOGIT_TILE_VALUES // values)
+        if self.name != FUSED:
+            return at_once
+        return at_once * limits.LOGIT_COPIES * _FLOAT32_BYTES // element_bytes
+
 
 def sampler_for(device: torch.device, dtype: torch.dtype, vocab_size: int) -> SamplerBackend:
     """Choose the sampler for logits of this type and vocabulary."""
@@ -54,7 +68,7 @@ def sampler_for(device: torch.device, dtype: torch.dtype, vocab_size: int) -> Sa
     return (
         SamplerBackend("pure", sampler.sample, reason)
         if reason
-        else SamplerBackend("fused", sampler_triton.sample, "")
+        else SamplerBackend(FUSED, sampler_triton.sample, "")
     )
 
 

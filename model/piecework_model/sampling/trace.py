@@ -20,11 +20,13 @@ Layout of a leaf's preimage (all integers little-endian), C = canvas size in tok
 leaf = SHA-256(preimage)
 
 Exact, whatever the hardware: canvas and step index, the canvas before step 0, every renoised id
-(both follow from the seed alone, sampling/philox.py), and that "after" follows from sampled tokens,
-accepted positions and renoised ids. Profile-dependent, equal bit for bit only between equal engine
-profiles (machine/probe.py): the argmax canvas, the accepted positions and sampled tokens near ties,
-the soft embedding digest and the fingerprint. An auditor on another profile replays from the canvas
-before and compares the fingerprint within calibrated margins instead.
+(both follow from the seed and the pinned tokens, sampling/philox.py and templates.py), and that
+"after" follows from sampled and pinned tokens, accepted positions and renoised ids. A pinned
+position counts as accepted, and its fingerprint is what the model said there. Profile-dependent,
+equal bit for bit only between equal engine profiles (machine/probe.py): the argmax canvas, the
+accepted positions and sampled tokens near ties, the soft embedding digest and the fingerprint. An
+auditor on another profile replays from the canvas before and compares the fingerprint within
+calibrated margins instead.
 """
 
 from __future__ import annotations

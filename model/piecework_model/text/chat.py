@@ -1,30 +1,36 @@
 """From a conversation to prompt ids, through the checkpoint's own chat template.
 
-User text can never become a control token. The template is rendered around placeholders. The text
-between them is encoded with control tokens on. The text that they stand for is encoded with control
-tokens off (text/tokens.py).
+Nothing that a stranger wrote can become a control token. The template is rendered around holders
+(text/holders.py): one stands for each text of a message, and for each string in a tool, its schema
+and its arguments. What lies between holders is encoded with control tokens on. The text that a
+holder stands for is encoded with control tokens off (text/tokens.py).
+
+Templates get what transformers gives them: `messages`, `tools` as function objects of chat APIs,
+`enable_thinking`, and the named tokens. A message has `role` and `content`, and of them that apply
+`tool_calls` with parsed arguments, `tool_call_id`, `name` and `reasoning_content`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import itertools
+import re
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Final, Protocol
 
+from piecework.base.jsons import loads
 from piecework_model import limits
+from piecework_model.bounds import ModelLimits
 from piecework_model.errors import PromptError
+from piecework_model.text.holders import Holders, hold_arguments, hold_schema, strings_of
 from piecework_model.text.tokens import TextCodec
+from piecework_protocol.conversation import Conversation, Message, Tool
+from piecework_protocol.limits import MAX_TOOL_JSON_DEPTH
 
-Role = Literal["system", "user", "assistant"]
-_ROLES = ("system", "user", "assistant")
-
-
-@dataclass(frozen=True, slots=True)
-class ChatMessage:
-    """One turn of a conversation."""
-
-    role: Role
-    content: str
+_NAME: Final = re.compile(r"[A-Za-z0-9_.-]+")
+"""What is encoded together with the template's text around it, as published prompts are."""
 
 
 class HasTokenizer(Protocol):
@@ -33,79 +39,242 @@ class HasTokenizer(Protocol):
     @property
     def tokenizer(self) -> TextCodec: ...
 
+    @property
+    def limits(self) -> ModelLimits: ...
+
+
+def codec_of(source: HasTokenizer | TextCodec) -> TextCodec:
+    """Return the tokenizer of a loaded model, or the tokenizer itself."""
+    return source if isinstance(source, TextCodec) else source.tokenizer
+
 
 def encode_prompt(
-    loaded_or_tokenizer: HasTokenizer | TextCodec,
-    messages: Sequence[ChatMessage],
+    source: HasTokenizer | TextCodec,
+    conversation: Conversation,
     *,
     most: int | None = None,
 ) -> tuple[int, ...]:
     """Encode a conversation to prompt ids, ready for the model to answer.
 
-    White space around each content is dropped, as the published templates do.
+    White space around the content of a message is dropped, as the published templates do.
 
+    source: a loaded model, or its tokenizer.
     most: a prompt of more ids is not needed. Encoding stops early then, and the result is `most`
         + 1 ids that mean nothing but that.
 
     Raises:
-        PromptError: There are no messages or too many, a role is unknown, the text is too long or
-            is not valid Unicode, or the template rejects it.
+        PromptError: The texts are too long or not valid Unicode, or the template cannot carry the
+            conversation. Of a loaded model, a text that no context could hold is too long. That is
+            found before anything is tokenized.
     """
-    codec = (
-        loaded_or_tokenizer
-        if isinstance(loaded_or_tokenizer, TextCodec)
-        else loaded_or_tokenizer.tokenizer
-    )
-    _check(messages)
-    holders = [f"piecework-content-{index}-holder" for index in range(len(messages))]
-    rest = _render(
-        codec, [(message.role, holder) for message, holder in zip(messages, holders, strict=True)]
-    )
+    codec = codec_of(source)
+    if not isinstance(source, TextCodec):
+        _check_bytes(conversation, source.limits.max_context)
     ids: list[int] = []
-    for message, holder in zip(messages, holders, strict=True):
-        before, found, rest = rest.partition(holder)
-        if not found or holder in rest:
-            raise PromptError(
-                "the chat template does not show every message exactly once and in order"
-            )
-        ids += codec.encode_template(before)
+    for piece in _Prompt(conversation).render(codec):
         room = None if most is None else most - len(ids)
         if room is not None and room < 0:
             break
-        content = codec.encode_content(message.content.strip(), most=room)
-        if not codec.control_ids.isdisjoint(content):
-            raise PromptError("the text contains a control token that cannot be escaped")
-        ids += content
-    ids += codec.encode_template(rest)
+        if piece.held:
+            ids += _encode_held(codec, piece.text, room)
+        else:
+            ids += codec.encode_template(piece.text)
     return tuple(ids if most is None else ids[: most + 1])
 
 
-def _check(messages: Sequence[ChatMessage]) -> None:
-    if not 0 < len(messages) <= limits.MAX_MESSAGES:
-        raise PromptError(f"{len(messages)} messages, 1 to {limits.MAX_MESSAGES} are accepted")
-    length = sum(len(message.content) for message in messages)
-    if length > limits.MAX_CONTENT_CHARS:
-        raise PromptError(f"{length} characters, at most {limits.MAX_CONTENT_CHARS} are accepted")
-    for message in messages:
-        if message.role not in _ROLES:
-            raise PromptError(f"unknown role, expected one of {', '.join(_ROLES)}")
-        if any("\ud800" <= character <= "\udfff" for character in message.content):
-            raise PromptError("the text contains a lone surrogate")
+def _encode_held(codec: TextCodec, text: str, most: int | None) -> tuple[int, ...]:
+    ids = codec.encode_content(text, most=most)
+    if not codec.control_ids.isdisjoint(ids):
+        raise PromptError("the text contains a control token that cannot be escaped")
+    return ids
 
 
-def _render(codec: TextCodec, turns: list[tuple[str, str]]) -> str:
-    """Render the template for (role, content) pairs, in the sandbox that transformers uses."""
-    from jinja2 import TemplateError
+def _check_bytes(conversation: Conversation, context: int) -> None:
+    """Check that the texts could fit into `context` tokens, by their bytes alone."""
+    size = conversation.text_bytes
+    if size > context * limits.MAX_TOKEN_BYTES:
+        raise PromptError(
+            f"the text has {size} bytes. The context has {context} tokens, and a token is at most "
+            f"{limits.MAX_TOKEN_BYTES} bytes"
+        )
+
+
+class _Prompt:
+    """A conversation with a holder for everything that a stranger wrote.
+
+    Raises:
+        PromptError: It is out of bounds, or has what no template of ours shows.
+    """
+
+    def __init__(self, conversation: Conversation) -> None:
+        self._conversation = conversation
+        if len(conversation.messages) > limits.MAX_MESSAGES:
+            raise PromptError(
+                f"{len(conversation.messages)} messages, at most {limits.MAX_MESSAGES} are accepted"
+            )
+        if conversation.has_images:
+            raise PromptError("this model takes no images")
+        self._schemas = [loads(t.parameters, max_depth=MAX_TOOL_JSON_DEPTH) for t in self._tools]
+        self._arguments = [
+            [loads(call.arguments, max_depth=MAX_TOOL_JSON_DEPTH) for call in message.tool_calls]
+            for message in conversation.messages
+        ]
+        # A template may change the order: answers of tools before the text that asked for them.
+        self._contents = [_content(message) for message in conversation.messages]
+        self._holders = Holders(self._contents, self._strings())
+
+    @property
+    def _tools(self) -> tuple[Tool, ...]:
+        return self._conversation.tools
+
+    def _strings(self) -> Iterator[str]:
+        """Yield every string beside the contents, any number of times."""
+        for tool, schema in zip(self._tools, self._schemas, strict=True):
+            yield from (tool.name, tool.description)
+            yield from strings_of(schema)
+        for message, arguments in zip(self._conversation.messages, self._arguments, strict=True):
+            yield from (message.thought.strip(), message.name, message.tool_call_id)
+            for call, values in zip(message.tool_calls, arguments, strict=True):
+                yield from (call.id, call.name)
+                yield from strings_of(values)
+
+    def render(self, codec: TextCodec) -> list[_Piece]:
+        """Return the prompt in parts.
+
+        Names that become no control token where they stand are a part of the template's text.
+
+        Raises:
+            PromptError: The template fails, or does not show what it has to.
+        """
+        if self._conversation.thinking and "enable_thinking" not in codec.template:
+            raise PromptError("this model does not think before it answers")
+        rendered = _render(
+            codec,
+            [self._message(index) for index in range(len(self._conversation.messages))],
+            [self._tool(*pair) for pair in zip(self._tools, self._schemas, strict=True)],
+            thinking=self._conversation.thinking,
+        )
+        parts = self._holders.split(rendered)
+        self._check_shown(Counter(number for _, number in parts if number is not None))
+        return _joined(codec, [self._piece(text, number) for text, number in parts])
+
+    def _piece(self, text: str, number: int | None) -> _Piece:
+        is_name = number is not None and number >= len(self._contents) and _NAME.fullmatch(text)
+        return _Piece(text, held=number is not None, joins=number is None or bool(is_name))
+
+    def _check_shown(self, shown: Counter[int]) -> None:
+        if any(shown[index] != 1 for index, content in enumerate(self._contents) if content):
+            raise PromptError("the chat template does not show every message exactly once")
+        if not all(shown[self._holders.number(tool.name)] for tool in self._tools):
+            raise PromptError("this model takes no tools: its chat template does not show them")
+        calls = (call.name for m in self._conversation.messages for call in m.tool_calls)
+        if not all(shown[self._holders.number(name)] for name in calls):
+            raise PromptError("this model's chat template does not show calls of tools")
+
+    def _message(self, index: int) -> dict[str, Any]:
+        message, hold = self._conversation.messages[index], self._holders.hold
+        shown: dict[str, Any] = {
+            "role": message.role,
+            "content": self._holders.content(index) if self._contents[index] else "",
+        }
+        if message.thought.strip():
+            shown["reasoning_content"] = hold(message.thought.strip())
+        if message.role == "tool":
+            shown |= {"name": hold(message.name), "tool_call_id": hold(message.tool_call_id)}
+        calls = zip(message.tool_calls, self._arguments[index], strict=True)
+        functions = [
+            {
+                "id": hold(call.id),
+                "type": "function",
+                "function": {
+                    "name": hold(call.name),
+                    "arguments": hold_arguments(arguments, hold),
+                },
+            }
+            for call, arguments in calls
+        ]
+        return {**shown, "tool_calls": functions} if functions else shown
+
+    def _tool(self, tool: Tool, schema: Any) -> dict[str, Any]:
+        hold = self._holders.hold
+        return {
+            "type": "function",
+            "function": {
+                "name": hold(tool.name),
+                "description": hold(tool.description),
+                "parameters": hold_schema(schema, hold),
+            },
+        }
+
+
+def _content(message: Message) -> str:
+    """Return a message's text as it is shown. What a tool answers stays as it is."""
+    return message.text if message.role == "tool" else message.text.strip()
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A part of a prompt.
+
+    held: whether a stranger wrote it. joins: whether it may be encoded with what is beside it.
+    """
+
+    text: str
+    held: bool
+    joins: bool
+
+
+def _joined(codec: TextCodec, pieces: list[_Piece]) -> list[_Piece]:
+    """Join names with the template's text around them, where that makes no control token.
+
+    A tokenizer may write `call:` and a name in other pieces together than apart.
+    """
+    done: list[_Piece] = []
+    own = functools.cache(lambda text: _controls(codec, text))  # a template repeats itself
+    for joins, group in itertools.groupby(pieces, lambda piece: piece.joins):
+        run = list(group)
+        if not joins or not any(piece.held for piece in run):
+            done += run
+            continue
+        whole = "".join(piece.text for piece in run)
+        kept = [token for piece in run if not piece.held for token in own(piece.text)]
+        if _controls(codec, whole) == kept:
+            done.append(_Piece(whole, held=False, joins=True))
+        else:
+            done += run
+    return done
+
+
+def _controls(codec: TextCodec, text: str) -> list[int]:
+    """Return the control tokens that a template's text has."""
+    return [token for token in codec.encode_template(text) if token in codec.control_ids]
+
+
+def _render(
+    codec: TextCodec,
+    messages: list[dict[str, Any]],
+    tools: list[dict[str, Any]],
+    *,
+    thinking: bool,
+) -> str:
+    """Render the template, in the sandbox that transformers uses.
+
+    Raises:
+        PromptError: It fails. A stranger's schema can make a template fail in any way.
+    """
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    conversation = [{"role": role, "content": content} for role, content in turns]
     try:
         rendered, _ = render_jinja_template(
-            conversations=[conversation],
+            conversations=[messages],
+            tools=tools or None,
             chat_template=codec.template,
             add_generation_prompt=True,
+            enable_thinking=thinking,
             **codec.named_tokens,
         )
-    except (TemplateError, ValueError, TypeError) as error:
-        raise PromptError(f"the chat template refuses these messages: {error}") from error
+    except Exception as error:
+        raise PromptError(
+            f"the chat template refuses these messages: {type(error).__name__}"
+        ) from error
     return str(rendered[0])

@@ -16,6 +16,23 @@ from tokenizers import Tokenizer
 from piecework_model import files
 from piecework_model.errors import CheckpointError
 
+GRAMMAR_TOKENS = frozenset(
+    (
+        "<|turn>",
+        "<turn|>",
+        "<|channel>",
+        "<channel|>",
+        "<|think|>",
+        "<|tool>",
+        "<tool|>",
+        "<|tool_call>",
+        "<tool_call|>",
+        "<|tool_response>",
+        "<tool_response|>",
+        '<|"|>',
+    )
+)
+"""What structures a text of Gemma 4's family. They are control tokens however they are declared."""
 PROBE_CHARACTERS = 16
 """For each id that is wanted: text has about four a token."""
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
@@ -28,7 +45,7 @@ class TextCodec:
     eos_ids: the ids that end a text.
     template: the Jinja source of the chat template.
     named_tokens: bos_token, eos_token and others that the template may use.
-    control_ids: the ids of all special tokens.
+    control_ids: the ids of all special tokens, and of those of the grammar of turns and tools.
     """
 
     eos_ids: frozenset[int]
@@ -38,6 +55,11 @@ class TextCodec:
     _parsing: Tokenizer = field(repr=False)  # turns control strings into control ids
     _literal: Tokenizer = field(repr=False)  # treats them as plain text
     _control_text: re.Pattern[str] = field(repr=False)
+
+    def control_id(self, token: str) -> int | None:
+        """Return the id of a control token, or None if the checkpoint has no such."""
+        id_ = self._parsing.token_to_id(token)
+        return id_ if id_ in self.control_ids else None
 
     @property
     def vocab_size(self) -> int:
@@ -116,7 +138,7 @@ def load_codec(folder: Path, eos_ids: frozenset[int]) -> TextCodec:
     special = {
         token.content: id_
         for id_, token in parsing.get_added_tokens_decoder().items()
-        if token.special
+        if token.special or token.content in GRAMMAR_TOKENS
     }
     config = files.read_json(folder / "tokenizer_config.json")
     named = {key: _token_text(value) for key, value in config.items() if key.endswith("_token")}
@@ -140,32 +162,3 @@ def load_codec(folder: Path, eos_ids: frozenset[int]) -> TextCodec:
 def _token_text(value: object) -> str:
     """Return a named token's text: it is a string, or an object with a `content` in older files."""
     return str(value.get("content", "")) if isinstance(value, dict) else str(value or "")
-
-
-class TextStream:
-    """The decoded text of growing ids, handed out in parts. The parts add up to the whole."""
-
-    def __init__(self, codec: TextCodec) -> None:
-        self._codec = codec
-        self._ids: tuple[int, ...] = ()
-        self._given = ""
-
-    def append(self, ids: tuple[int, ...], *, final: bool) -> str:
-        """Add ids and return the new text. Unless `final`, hold back text that later ids could
-        change.
-        """
-        self._ids += ids
-        text = self._settled(self._ids, final=final)
-        fresh = text[len(self._given) :]
-        self._given = text
-        return fresh
-
-    def preview(self, ids: tuple[int, ...]) -> str:
-        """Return what `append` would return, and change nothing."""
-        return self._settled(self._ids + ids, final=False)[len(self._given) :]
-
-    def _settled(self, ids: tuple[int, ...], *, final: bool) -> str:
-        length = len(ids) if final else self._codec.settled_length(ids)
-        text = self._codec.decode(ids[:length])
-        # Byte-level vocabularies have no byte pieces to see: half a character decodes to U+FFFD.
-        return text if final else text.rstrip("\ufffd")

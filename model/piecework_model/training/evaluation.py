@@ -14,8 +14,9 @@ import torch
 from piecework_model.checkpoint.loading import LoadedModel, load
 from piecework_model.engine.engine import Engine
 from piecework_model.requests import CanvasEvent, CanvasFinish, FailedEvent, GenerationRequest
-from piecework_model.text.chat import ChatMessage, encode_prompt
+from piecework_model.text.chat import encode_prompt
 from piecework_model.training import batches, grammar, loop, vocabulary
+from piecework_protocol.conversation import Conversation, Message
 
 _STORIES = 96  # asked for with known nouns
 _FOREIGN = 32  # asked for with requests outside the grammar
@@ -41,7 +42,7 @@ def request(
     defaults = loaded.defaults
     return GenerationRequest(
         request_id=f"story-{seed}",
-        prompt_ids=encode_prompt(loaded, [ChatMessage("user", prompt)]),
+        prompt_ids=encode_prompt(loaded, Conversation((Message("user", prompt),))),
         seed=seed,
         max_tokens=max_tokens,
         max_steps=defaults.max_steps,

@@ -26,7 +26,7 @@ from piecework_node.errors import ConfigError
 from piecework_node.home import Home
 from piecework_node.jobs.offers import OfferBoard
 from piecework_node.jobs.terms import OperatorTerms, Patience
-from piecework_node.jobs.worker import OpeningCheck, Worker
+from piecework_node.jobs.worker import Worker
 from piecework_node.journal.sqlite import SqliteJournal
 from piecework_node.keys.operator import load_operator
 from piecework_node.keys.sealing import SealingKeyring
@@ -36,6 +36,8 @@ from piecework_node.models.store import ModelStore, checkpoint_folder
 from piecework_node.runtime.channels import Channels
 from piecework_node.runtime.faults import FaultBoard
 from piecework_node.runtime.jobs import JobRuntime
+from piecework_node.runtime.openings import OpeningCheck
+from piecework_node.runtime.write_offs import WriteOffs
 from piecework_node.settlement.chain import ChainLink
 from piecework_node.settlement.fees import FeeDesk, FeeSettings
 from piecework_node.settlement.openings import Openings
@@ -112,7 +114,7 @@ async def build(
     deployment = Deployment.load(home.deployment)
     check_endpoint(config.endpoint or config.bind, deployment.chain_id, config.indexes)
     tls = load_tls(home.certificate, home.certificate_key)
-    backend = _backend(config, clock, log, engine)
+    backend = _backend(config, home, clock, log, engine)
     life = asyncio.create_task(backend.run(), name="engine")
     journal: SqliteJournal | None = None
     reader: ChainReader | None = None
@@ -208,7 +210,8 @@ async def _assemble(base: Foundations) -> Components:
         outage_s=config.chain_outage_s,
         log=log,
     )
-    settler, desk, check = await _settlement(base, port, channels, faults)
+    write_offs = WriteOffs(runtime, channels, every_s=config.write_off_s, log=log)
+    settler, desk, check = await _settlement(base, port, channels, faults, write_offs)
     terms = operator_terms(config, base.deployment.token)
     patience = Patience(config.payment_timeout_s)
     worker = Worker(
@@ -225,7 +228,11 @@ async def _assemble(base: Foundations) -> Components:
 
 
 async def _settlement(
-    base: Foundations, port: ChainLink, channels: Channels, faults: FaultBoard
+    base: Foundations,
+    port: ChainLink,
+    channels: Channels,
+    faults: FaultBoard,
+    write_offs: WriteOffs,
 ) -> tuple[Settler, FeeDesk, OpeningCheck]:
     """Build what brings money to the chain: settlement, its fees, and its word on openings."""
     config, journal = base.config, base.journal
@@ -255,6 +262,7 @@ async def _settlement(
             receiver=config.receiver,
             tokens=config.tokens(base.deployment.token),
         ),
+        write_offs=write_offs,
         clock=clock,
         policy=policy,
         poll_s=config.chain_poll_s,
@@ -278,9 +286,9 @@ def operator_terms(config: WorkerConfig, default_token: Address) -> OperatorTerm
         min_withdrawal_delay=Seconds(config.min_withdrawal_delay_s),
         min_deposit=Amount(config.min_deposit),
         credit=CreditTerms(
-            first=Amount(config.credit_first),
-            mined=Amount(config.credit_mined),
-            most=Amount(config.credit_max),
+            first=Amount(config.first_credit),
+            mined=Amount(config.mined_credit),
+            most=Amount(config.most_credit),
             strangers=Amount(config.strangers_together),
         ),
         offer_lifetime_s=config.offer_lifetime_s,
@@ -294,7 +302,7 @@ def fee_settings(config: WorkerConfig) -> FeeSettings:
         top_up=_units(config.top_up_fee),
         close=_units(config.close_fee),
         min_top_up=Amount(config.min_top_up),
-        credit_first=Amount(config.credit_first),
+        credit_first=Amount(config.first_credit),
     )
 
 
@@ -315,10 +323,10 @@ def checkpoint_of(config: WorkerConfig) -> Path | None:
 
 
 def _backend(
-    config: WorkerConfig, clock: Clock, log: Any, command: EngineCommandLine | None
+    config: WorkerConfig, home: Home, clock: Clock, log: Any, command: EngineCommandLine | None
 ) -> EngineBackend:
     if config.backend == "diffusion" or command is not None:
-        return EngineSupervisor(command or _engine_command(config), clock, log)
+        return EngineSupervisor(command or _engine_command(config, home), clock, log)
     from piecework_node.vllm.link import VllmLink
 
     return VllmLink(vllm_settings(config), clock, log)
@@ -346,7 +354,7 @@ def vllm_settings(config: WorkerConfig) -> VllmSettings:
     )
 
 
-def _engine_command(config: WorkerConfig) -> EngineCommandLine:
+def _engine_command(config: WorkerConfig, home: Home) -> EngineCommandLine:
     arguments = engine_arguments(
         sys.executable,
         model=str(checkpoint_of(config) or ""),
@@ -357,5 +365,6 @@ def _engine_command(config: WorkerConfig) -> EngineCommandLine:
         queue=config.queue,
         threads=config.threads,
         benchmark_s=config.benchmark_s,
+        digests=str(home.digests),
     )
     return EngineCommandLine(tuple(arguments), child_environment(os.environ))

@@ -6,7 +6,7 @@ import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from piecework.base.amounts import native_coin
 from piecework.base.clock import SystemClock
@@ -35,6 +35,9 @@ from piecework_node.settlement.watch import CHECKS as NODE_CHECKS
 from piecework_node.settlement.watch import NodeWatch, WatchLimits
 from piecework_protocol.signing import LocalSigner
 from piecework_protocol.types import address_hex, parse_address
+
+if TYPE_CHECKING:
+    from piecework_model.checkpoint.memory import PrecisionPlan
 
 T = TypeVar("T")
 Check = Callable[[], Awaitable[str]]
@@ -93,6 +96,7 @@ class Checker:
             yield "endpoints", self._endpoints
         else:
             yield from (("device", self._device), ("precision", self._precision))
+            yield "fast paths", self._fast_paths
         yield "ports", self._ports
 
     async def _settings(self) -> str:
@@ -202,12 +206,16 @@ class Checker:
 
     async def _model(self) -> str:
         from piecework_model.checkpoint import manifest
+        from piecework_model.checkpoint.digests import DigestStore
 
         folder = checkpoint_of(self._need(self._config)) or manifest.bundled_checkpoint_path()
+        digests = DigestStore(self._home.digests)
         if (folder / manifest.MANIFEST_FILE).is_file():
-            digest = await asyncio.to_thread(manifest.verify, folder)
+            digest = await asyncio.to_thread(manifest.verify, folder, digests)
+            digests.save()
             return f"{folder.name}, digest 0x{digest.hex()}, as its manifest says"
-        text = await asyncio.to_thread(manifest.manifest_text, folder)
+        text = await asyncio.to_thread(manifest.manifest_text, folder, digests)
+        digests.save()
         shown = manifest.manifest_digest(text).hex()
         return f"{folder.name}, digest 0x{shown}, no manifest to compare it with"
 
@@ -215,27 +223,48 @@ class Checker:
         from piecework_model.machine.probe import probe
 
         hardware = await asyncio.to_thread(probe)
-        if self._need(self._config).device == "cuda" and hardware.device != "cuda":
-            raise ConfigError("the settings ask for a GPU, and this machine has none")
-        return f"{hardware.device}: {hardware.name}, {hardware.memory_bytes // 2**20} MiB"
+        config = self._need(self._config)
+        if config.device == "cuda" and hardware.device != "cuda":
+            raise ConfigError(f"the settings ask for a GPU: {hardware.missing}")
+        if config.device == "cpu" or hardware.device == "cpu":
+            why = "as the settings ask" if config.device == "cpu" else hardware.missing
+            return f"cpu: {hardware.cpu}, {hardware.host_memory_bytes // 2**20} MiB, {why}"
+        shared = " shared with the host" if hardware.unified else ""
+        return (
+            f"cuda: {hardware.name}, {hardware.memory_bytes // 2**20} MiB{shared}, "
+            f"{hardware.runtime}, driver {hardware.driver or 'unknown'}"
+        )
 
     async def _precision(self) -> str:
         """The line of the memory table for this machine."""
-        from piecework_model.checkpoint.loading import resolve_device
+        return (await self._plan()).reason
+
+    async def _fast_paths(self) -> str:
+        """Which fast paths the engine would have, and why one is missing."""
+        from piecework_model.checkpoint import dimensions, manifest
+        from piecework_model.fast_paths import describe
+        from piecework_model.machine.trials import survey
+
+        if self._running:
+            return "the running worker told them with its log line 'engine ready'"
+        folder = checkpoint_of(self._need(self._config)) or manifest.bundled_checkpoint_path()
+        blueprint = await asyncio.to_thread(dimensions.read, folder)
+        return describe(await asyncio.to_thread(survey, blueprint, await self._plan()))
+
+    async def _plan(self) -> PrecisionPlan:
         from piecework_model.machine.planning import plan
         from piecework_model.machine.probe import probe
 
         config = self._need(self._config)
-        choice = await asyncio.to_thread(
+        return await asyncio.to_thread(
             plan,
             checkpoint_of(config),
             probe(),
-            on="cuda" if resolve_device(config.device).type == "cuda" else "cpu",
+            device=config.device,
             precision=config.precision,
             sequences=config.slots,
             context_tokens=config.planned_context,
         )
-        return choice.reason
 
     async def _endpoints(self) -> str:
         from piecework_node.vllm.link import survey

@@ -222,6 +222,9 @@ class Daemon:
         first = await self._first_ready(events)
         if first is None:
             return
+        fault = p.worker.terms.credit_fault(first)
+        if fault is not None:
+            raise ConfigError(fault)
         await p.settler.check()
         loops: dict[str, Loop] = {
             "engine events": lambda: self._pump(events),
@@ -459,6 +462,12 @@ class Daemon:
         metrics.exposure.set(p.channels.exposure)
         metrics.unsettled.set(p.channels.unsettled)
         metrics.ready.set(int(self.ready))
+        desk = p.runtime.credit
+        if desk is not None:
+            metrics.strangers.set(desk.strangers)
+            metrics.strangers_limit.set(desk.terms.strangers)
+            metrics.left.set(desk.left)
+            metrics.at_limit.set(desk.at_limit)
 
 
 async def serve(

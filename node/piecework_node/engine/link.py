@@ -11,9 +11,9 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from piecework_model.requests import Event, GenerationRequest
-from piecework_protocol.conversation import Message
-from piecework_protocol.objects import Service
+from piecework_model.requests import EncodedContent, Event, GenerationRequest
+from piecework_protocol.kinds import Content
+from piecework_protocol.objects import Kind, Service
 from piecework_protocol.types import Digest
 
 
@@ -35,6 +35,10 @@ class EngineFacts:
     service: Service
     details: dict[str, Any]
     """Facts that do not decide a payment: hardware, build."""
+    kinds: tuple[Kind, ...] = (Kind.TEXT,)
+    """The kinds of jobs that it runs."""
+    images: bool = False
+    """Whether prompts may show images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +71,15 @@ class EngineLink(Protocol):
         """Whether requests can be started now."""
         ...
 
-    async def encode_prompt(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
-        """Encode the prompt to token ids. Raises `PromptRejected` or `EngineUnavailable`."""
+    async def encode(self, content: Content) -> EncodedContent:
+        """Encode a job's content for the engine.
+
+        A prompt or a template of more tokens than the context is cut off there.
+
+        Raises:
+            PromptRejected: The engine cannot carry the content.
+            EngineUnavailable: It does not answer.
+        """
         ...
 
     def start(self, request: GenerationRequest) -> None:

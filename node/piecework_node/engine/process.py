@@ -18,6 +18,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
+from piecework.base.files import FileError
+from piecework_model.requests import EncodedContent
 from piecework_node.engine.link import EngineFacts
 from piecework_node.engine.wire import (
     MAX_LINE_BYTES,
@@ -36,7 +38,7 @@ from piecework_node.engine.wire import (
 )
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.limits import MAX_NAME_BYTES
-from piecework_protocol.objects import Service
+from piecework_protocol.objects import Kind, Service
 from piecework_protocol.types import Digest
 
 if TYPE_CHECKING:
@@ -94,18 +96,19 @@ def read_commands(
 
 
 def encode(loaded: LoadedModel, command: Encode, most: int) -> Encoded:
-    """Tokenize through the chat template, up to one id more than `most`.
+    """Encode a content for the engine, up to one id more than `most`.
 
-    A rejected prompt is an answer, not an error.
+    A rejected content is an answer, not an error.
     """
+    from piecework_model import kinds
     from piecework_model.errors import PromptError
-    from piecework_model.text.chat import ChatMessage, encode_prompt
 
-    messages = [ChatMessage(m.role, m.content) for m in command.messages]  # type: ignore[arg-type]
+    canvas_size = loaded.limits.canvas_size
     try:
-        return Encoded(command.number, encode_prompt(loaded, messages, most=most))
+        content = kinds.encode(loaded, command.content, canvas_size, most)
     except PromptError as error:
-        return Encoded(command.number, (), str(error))
+        return Encoded(command.number, EncodedContent(()), str(error))
+    return Encoded(command.number, content)
 
 
 def run(engine: Engine, commands: queue.Queue[Command | None], reports: Reports) -> None:
@@ -148,6 +151,7 @@ def measure(
     planned: PlannedModel, executor: BatchedExecutor, seconds: float, sequences: int
 ) -> EngineFacts:
     """Measure what the offer says about this engine."""
+    from piecework_model.fast_paths import describe
     from piecework_model.machine.benchmark import measure
     from piecework_model.machine.probe import engine_profile, probe
 
@@ -174,10 +178,12 @@ def measure(
         first_canvas_ms=int(measured.first_canvas_ms),
         steps_per_second=int(measured.steps_per_second),
         service=Service.REPLAYABLE,
+        kinds=(Kind.TEXT, Kind.READ),
         details={
             "hardware": asdict(hardware),
             "profile": profile,
             "precision": planned.choice.reason,
+            "fast_paths": describe(executor.fast_paths),
             "steps_per_canvas": round(measured.steps_per_canvas, 1),
             "defaults": asdict(loaded.defaults),
         },
@@ -205,6 +211,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--queue", type=int, required=True)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--benchmark-seconds", type=float, required=True)
+    parser.add_argument("--digests", default="")
     chosen = parser.parse_args(arguments)
     # Libraries print. stdout is ours alone.
     reports = Reports(os.fdopen(os.dup(1), "wb"))
@@ -218,6 +225,7 @@ def main(arguments: list[str]) -> int:
     commands: queue.Queue[Command | None] = queue.Queue(MAX_PENDING_COMMANDS)
     loaded, choice = planned.loaded, planned.choice
     executor = BatchedExecutor(loaded.model, loaded.limits)
+    executor.record(chosen.slots)
     facts = measure(planned, executor, chosen.benchmark_seconds, chosen.slots)
     engine = Engine(
         loaded,
@@ -243,10 +251,12 @@ def load(chosen: argparse.Namespace, reports: Reports) -> PlannedModel | None:
     """Load the model in the precision that fits. Errors that the operator can mend are reported,
     not raised.
     """
+    from piecework_model.checkpoint.digests import DigestStore
     from piecework_model.errors import ModelError
     from piecework_model.machine.planning import load_planned
     from piecework_model.machine.probe import use_threads
 
+    digests = DigestStore(Path(chosen.digests) if chosen.digests else None)
     try:
         path = Path(chosen.model) if chosen.model else None
         planned = load_planned(
@@ -255,7 +265,12 @@ def load(chosen: argparse.Namespace, reports: Reports) -> PlannedModel | None:
             precision=chosen.precision,
             sequences=chosen.slots,
             context_tokens=chosen.planned_context,
+            digests=digests,
         )
+        digests.save()
+    except FileError as error:
+        reports.send(CannotStart(f"the worker's home cannot be written: {error}"))
+        return None
     except ModelError as error:
         reports.send(CannotStart(str(error)))
         return None

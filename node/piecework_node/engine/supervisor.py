@@ -18,6 +18,7 @@ from piecework.base.clock import Clock
 from piecework_model.requests import (
     CanvasEvent,
     CanvasFinish,
+    EncodedContent,
     FailedEvent,
     GenerationRequest,
     StoppedEvent,
@@ -39,8 +40,8 @@ from piecework_node.engine.wire import (
     encode_command,
 )
 from piecework_node.errors import EngineStartError, EngineUnavailable, PromptRejected
-from piecework_protocol.conversation import Message
 from piecework_protocol.errors import MalformedInput
+from piecework_protocol.kinds import Content
 
 MAX_QUEUED_EVENTS: Final = 1024
 """Beyond this the child waits on its pipe: drafts of many sequences while the disk is slow."""
@@ -116,12 +117,12 @@ class EngineSupervisor:
     def _loaded(self) -> bool:
         return self._facts is not None and self._writer is not None
 
-    async def encode_prompt(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
+    async def encode(self, content: Content) -> EncodedContent:
         number = next(self._numbers)
         answer: asyncio.Future[Encoded] = asyncio.get_running_loop().create_future()
         self._questions[number] = answer
         try:
-            if not self._send(Encode(number, messages)):
+            if not self._send(Encode(number, content)):
                 raise EngineUnavailable("the engine is starting")
             async with asyncio.timeout(self._patience.question_s):
                 encoded = await answer
@@ -134,7 +135,7 @@ class EngineSupervisor:
             del self._questions[number]
         if encoded.refused:
             raise PromptRejected(encoded.refused)
-        return encoded.ids
+        return encoded.content
 
     def start(self, request: GenerationRequest) -> None:
         # Without a process the worker starts the request again when the next one is ready.
@@ -273,6 +274,7 @@ class EngineSupervisor:
                 model=facts.name,
                 profile=facts.profile,
                 reason=facts.details.get("precision"),
+                fast_paths=facts.details.get("fast_paths"),
             )
             await self._events.put(EngineReady(facts))
         elif isinstance(report, Encoded):
@@ -323,10 +325,12 @@ def engine_arguments(
     queue: int,
     threads: int,
     benchmark_s: float,
+    digests: str = "",
 ) -> Sequence[str]:
     """Build the command line of the engine process.
 
-    `-P` keeps the current folder off its import path, so that a file there is never run.
+    digests: the file that remembers what checkpoint files hash to, or empty for none. `-P` keeps
+    the current folder off its import path, so that a file there is never run.
     """
     return (
         python,
@@ -341,4 +345,5 @@ def engine_arguments(
         f"--queue={queue}",
         f"--threads={threads}",
         f"--benchmark-seconds={benchmark_s}",
+        f"--digests={digests}",
     )

@@ -8,6 +8,7 @@ able to hand the parent anything but data. Every line is bounded.
 from __future__ import annotations
 
 import json
+from base64 import b64decode, b64encode
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -17,20 +18,23 @@ from piecework_model.requests import (
     CanvasEvent,
     CanvasFinish,
     DraftEvent,
+    EncodedContent,
     Event,
     FailedEvent,
     GenerationRequest,
     ProgressEvent,
+    ReadSlot,
     StoppedEvent,
 )
 from piecework_node.engine.link import EngineFacts
-from piecework_protocol.conversation import Message
 from piecework_protocol.errors import MalformedInput
-from piecework_protocol.objects import Service
+from piecework_protocol.kinds import KINDS, Content
+from piecework_protocol.kinds.text import OutputSegment, SegmentKind
+from piecework_protocol.objects import Kind, Service
 from piecework_protocol.types import Digest
 
 MAX_LINE_BYTES: Final = 16 * 1024 * 1024
-"""A prompt of 2 MiB in JSON, escaped at its worst, or twice 256 K token ids."""
+"""A content of 2 MiB in base64, or four times 256 K token ids."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +62,10 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Encode:
-    """Tokenize a conversation. `number` comes back with the answer."""
+    """Encode a job's content. `number` comes back with the answer."""
 
     number: int
-    messages: tuple[Message, ...]
+    content: Content
 
 
 Command = Start | Allow | Stop | Encode
@@ -83,10 +87,10 @@ class CannotStart:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """The answer to `Encode`: ids, or why it was rejected."""
+    """The answer to `Encode`: the content for the engine, or why it was rejected."""
 
     number: int
-    ids: tuple[int, ...]
+    content: EncodedContent
     refused: str = ""
 
 
@@ -107,8 +111,13 @@ def encode_command(command: Command) -> bytes:
     elif isinstance(command, Stop):
         body = {"op": "stop", **asdict(command)}
     else:
-        messages = [[m.role, m.content] for m in command.messages]
-        body = {"op": "encode", "number": command.number, "messages": messages}
+        content = b64encode(command.content.encode()).decode()
+        body = {
+            "op": "encode",
+            "number": command.number,
+            "kind": command.content.kind,
+            "content": content,
+        }
     return _line(body)
 
 
@@ -118,19 +127,40 @@ def decode_command(line: bytes) -> Command:
     try:
         match body["op"]:
             case "start":
-                r = body["request"]
-                r["prompt_ids"] = tuple(r["prompt_ids"])
-                r["committed"] = tuple(tuple(canvas) for canvas in r["committed"])
-                return Start(GenerationRequest(**r))
+                return Start(_request(body["request"]))
             case "allow":
                 return Allow(body["request_id"], body["limit"])
             case "stop":
                 return Stop(body["request_id"], body["finish_canvas"])
             case "encode":
-                return Encode(body["number"], tuple(Message(*m) for m in body["messages"]))
-    except (KeyError, TypeError) as error:
+                rules = KINDS[Kind(body["kind"])]
+                content = rules.decode_content(b64decode(body["content"], validate=True))
+                return Encode(body["number"], content)
+    except (KeyError, TypeError, ValueError) as error:
         raise MalformedInput(f"an engine command lacks or mistypes {error}") from None
     raise MalformedInput("an engine command of no known kind")
+
+
+def _request(body: dict[str, Any]) -> GenerationRequest:
+    committed = tuple(tuple(canvas) for canvas in body["committed"])
+    return GenerationRequest(
+        **{**body, "committed": committed, "prompt_ids": tuple(body["prompt_ids"])}
+        | {"template": tuple(body["template"]), "reads": _reads(body)}
+    )
+
+
+def _encoded(body: dict[str, Any]) -> Encoded:
+    content = body["content"]
+    ids, template = tuple(content["prompt_ids"]), tuple(content["template"])
+    encoded = EncodedContent(ids, template, _reads(content), content["positions"])
+    return Encoded(body["number"], encoded, body["refused"])
+
+
+def _reads(body: dict[str, Any]) -> tuple[tuple[ReadSlot, ...], ...]:
+    return tuple(
+        tuple(ReadSlot(slot["position"], tuple(slot["label_ids"])) for slot in canvas)
+        for canvas in body["reads"]
+    )
 
 
 def encode_report(report: Report) -> bytes:
@@ -144,12 +174,7 @@ def encode_report(report: Report) -> bytes:
     elif isinstance(report, CannotStart):
         body = {"op": "cannot_start", "message": report.message}
     elif isinstance(report, Encoded):
-        body = {
-            "op": "encoded",
-            "number": report.number,
-            "ids": report.ids,
-            "refused": report.refused,
-        }
+        body = {"op": "encoded", **asdict(report)}
     elif isinstance(report, Beat):
         body = {"op": "beat"}
     elif isinstance(report, DraftEvent):
@@ -187,10 +212,21 @@ def _canvas(body: dict[str, Any]) -> CanvasEvent:
             **body,
             "token_ids": tuple(body["token_ids"]),
             "charged_ids": tuple(body["charged_ids"]),
+            "segments": _segments(body),
+            "answers": tuple(tuple(answer) for answer in body["answers"]),
             "step_leaves": _leaves(body),
             "finish": CanvasFinish(body["finish"]),
         }
     )
+
+
+def _draft(body: dict[str, Any]) -> DraftEvent:
+    ids = tuple(body["token_ids"])
+    return DraftEvent(**{**body, "token_ids": ids, "segments": _segments(body)})
+
+
+def _segments(body: dict[str, Any]) -> tuple[OutputSegment, ...]:
+    return tuple(OutputSegment(SegmentKind(s["kind"]), s["text"]) for s in body["segments"])
 
 
 def _leaves(body: dict[str, Any]) -> tuple[bytes, ...]:
@@ -201,12 +237,13 @@ _REPORTS: Final[dict[str, Callable[[dict[str, Any]], Report]]] = {
     "ready": lambda b: Ready(
         EngineFacts(
             **{**b, "digest": Digest(bytes.fromhex(b["digest"])), "service": Service(b["service"])}
+            | {"kinds": tuple(map(Kind, b["kinds"]))}
         )
     ),
     "cannot_start": lambda b: CannotStart(str(b["message"])),
-    "encoded": lambda b: Encoded(b["number"], tuple(b["ids"]), b["refused"]),
+    "encoded": _encoded,
     "beat": lambda _: Beat(),
-    "draft": lambda b: DraftEvent(**{**b, "token_ids": tuple(b["token_ids"])}),
+    "draft": _draft,
     "progress": lambda b: ProgressEvent(**b),
     "stopped": lambda b: StoppedEvent(**{**b, "step_leaves": _leaves(b)}),
     "canvas": _canvas,

@@ -19,12 +19,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from piecework_model import limits as model_limits
+from piecework_model.requests import EncodedContent
 from piecework_node.jobs.terms import OperatorTerms
 from piecework_node.runtime.faults import Fault
-from piecework_protocol.credit import PayerCredit, ceiling, start_fault
+from piecework_protocol.credit import PayerCredit, PayerStanding, ceiling, start_fault
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import Reason, Refusal
 from piecework_protocol.frames import FundingAuthorization, SubmitJob
+from piecework_protocol.kinds import KINDS
 from piecework_protocol.ledger import WorkerLedger
 from piecework_protocol.limits import (
     MAX_CANVASES_PER_JOB,
@@ -32,7 +34,7 @@ from piecework_protocol.limits import (
     MAX_DENOISING_STEPS,
     MAX_JOB_LIFETIME_S,
 )
-from piecework_protocol.objects import ModelOffer, Offer, Parameters, Service
+from piecework_protocol.objects import Job, Kind, ModelOffer, Offer, Parameters, Service
 from piecework_protocol.pricing import canvases_for, worst_case
 from piecework_protocol.service import parameters_fault
 from piecework_protocol.signing import signed_by
@@ -50,6 +52,14 @@ BLOCK_RETRY_S: Final = 12.0
 
 
 @dataclass(frozen=True, slots=True)
+class Served:
+    """What a loaded model runs: in which class of service, and which kinds of jobs."""
+
+    service: Service
+    kinds: tuple[Kind, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class AdmissionView:
     """What the worker knows, apart from the channel."""
 
@@ -59,8 +69,8 @@ class AdmissionView:
     terms: OperatorTerms
     offer: Offer | None
     """The offer that the job names, if this worker signed it."""
-    serving: Mapping[Digest, Service]
-    """The models that are loaded, and the class of service that they run in."""
+    serving: Mapping[Digest, Served]
+    """The models that are loaded."""
     active: int
     """Jobs that run, wait or are being admitted."""
     engine_ready: bool
@@ -155,10 +165,21 @@ def _model_served(s: SubmitJob, v: AdmissionView) -> None:
 
 
 def _model_loaded(s: SubmitJob, v: AdmissionView) -> None:
-    service = v.serving.get(s.job.model)
-    if service is None:
+    served = v.serving.get(s.job.model)
+    if served is None:
         raise Refusal(Reason.UNKNOWN_MODEL, "this worker no longer serves that model")
-    _same_service(s.job.parameters, service)
+    _same_service(s.job.parameters, served.service)
+    if s.job.kind not in served.kinds:
+        raise _wrong_kind(s.job.kind)
+
+
+def _kind_offered(s: SubmitJob, v: AdmissionView) -> None:
+    if not _model(s, v).kinds & s.job.kind.bit:
+        raise _wrong_kind(s.job.kind)
+
+
+def _wrong_kind(kind: Kind) -> Refusal:
+    return Refusal(Reason.WRONG_KIND, f"this model takes no jobs of kind {kind.name.lower()} here")
 
 
 def _service_offered(s: SubmitJob, v: AdmissionView) -> None:
@@ -182,7 +203,7 @@ def _same_service(parameters: Parameters, service: Service) -> None:
 
 def _parameters_in_bounds(s: SubmitJob, v: AdmissionView) -> None:
     model = _model(s, v)
-    defect = parameter_defect(s.job.parameters, model)
+    defect = parameter_defect(s.job.kind, s.job.parameters, model)
     if defect is not None:
         raise Refusal(Reason.BAD_PARAMETERS, defect)
 
@@ -313,6 +334,7 @@ TERMS: Final[tuple[IdentityCheck, ...]] = (
     _offer_holds,
     _model_served,
     _service_offered,
+    _kind_offered,
     _parameters_in_bounds,
     _token_accepted,
     _parties_fit,
@@ -362,25 +384,33 @@ def check_return(s: SubmitJob, v: AdmissionView) -> None:
         check(s, v)
 
 
-def admit(s: SubmitJob, v: AdmissionView, c: ChannelView, prompt_tokens: int) -> AcceptedJob:
+def admit(s: SubmitJob, v: AdmissionView, c: ChannelView, content: EncodedContent) -> AcceptedJob:
     """Make every check in order, and return the job with the terms that it runs under.
 
     The caller makes the early checks first, to spare itself IO, and then calls this.
+
+    content: the job's content as the engine takes it.
 
     Raises:
         Refusal: the job is not admitted.
     """
     check_terms(s, v)
     check_channel(s, v, c)
-    model = _model(s, v)
-    needed = prompt_tokens + canvases_for(model, s.job.parameters.max_tokens) * model.canvas_size
+    model, prompt_tokens = _model(s, v), len(content.prompt_ids)
+    if content.positions > s.job.parameters.max_tokens:
+        raise Refusal(
+            Reason.BAD_PARAMETERS,
+            f"max_tokens is {s.job.parameters.max_tokens}, the template needs {content.positions}",
+            metadata={"positions": str(content.positions)},
+        )
+    needed = prompt_tokens + context_tokens(s.job, model)
     if needed > model.max_context:
         raise Refusal(
             Reason.PROMPT_TOO_LONG,
             f"prompt and output need {needed} tokens, the context has {model.max_context}",
             metadata={"prompt_tokens": str(prompt_tokens)},
         )
-    worst = worst_case(model, s.job.parameters, prompt_tokens)
+    worst = worst_case(model, s.job.kind, s.job.parameters, prompt_tokens)
     if worst > s.job.max_amount:
         raise Refusal(
             Reason.PRICE_TOO_LOW,
@@ -388,9 +418,16 @@ def admit(s: SubmitJob, v: AdmissionView, c: ChannelView, prompt_tokens: int) ->
             metadata={"worst_case": str(worst)},
         )
     _check_funds(c, worst)
-    _check_credit(v, c, ceiling(model, s.job.parameters, prompt_tokens, None, 1))
+    _check_credit(v, c, ceiling(model, s.job, prompt_tokens, None, 1))
     job_id = JobId(v.domain.digest(s.job))
     return AcceptedJob(job_id, s.job, s.channel, model, prompt_tokens, v.now)
+
+
+def context_tokens(job: Job, model: ModelOffer) -> int:
+    """Count the tokens of the context that a job's canvases take. Those of a read take turns."""
+    kept = KINDS[job.kind].keeps_canvases
+    canvases = canvases_for(model, job.parameters.max_tokens) if kept else 1
+    return canvases * model.canvas_size
 
 
 def _check_funds(c: ChannelView, worst: Amount) -> None:
@@ -409,18 +446,27 @@ def _check_funds(c: ChannelView, worst: Amount) -> None:
 
 def _check_credit(v: AdmissionView, c: ChannelView, first: Amount) -> None:
     """Check that the prompt and the first canvas may begin now (clause 3.7)."""
-    fault = start_fault(v.terms.credit, c.payer, c.strangers_owe, first)
+    payer = c.payer
+    fault = start_fault(v.terms.credit, payer, c.strangers_owe, first)
     if fault is None:
         return
+    if payer.standing is PayerStanding.FALLEN and c.state is ChannelState.NONE:
+        raise Refusal(
+            Reason.FUND_YOURSELF,
+            f"the payer owes {payer.owed} base units without a deposit. Open the channel yourself",
+        )
     raise Refusal(
         Reason.CREDIT_EXHAUSTED,
-        f"{fault.value}. The first canvas may cost {first} base units",
+        f"{fault.value}. Prompt and first canvas may cost {first} base units, and there is credit "
+        f"for {max(0, payer.room)}",
         retry_after_s=BLOCK_RETRY_S,
         metadata={
-            "owed": str(c.payer.owed),
-            "limit": str(c.payer.limit),
+            "owed": str(payer.owed),
+            "limit": str(payer.limit),
+            "unpromised": str(payer.unpromised),
+            "unpromised_limit": str(payer.unpromised_limit),
             "needed": str(first),
-            "standing": c.payer.standing.name,
+            "standing": payer.standing.name,
         },
     )
 
@@ -431,15 +477,13 @@ def backing(c: ChannelView) -> Amount:
     return Amount(max(c.deposit, authorized))
 
 
-def parameter_defect(p: Parameters, model: ModelOffer) -> str | None:
+def parameter_defect(kind: Kind, p: Parameters, model: ModelOffer) -> str | None:
     """What is wrong with a job's parameters for a model, or None."""
     micro = 1_000_000
-    tokens = (
-        "max_tokens",
-        p.max_tokens,
-        1,
-        min(model.max_output, MAX_CANVASES_PER_JOB * model.canvas_size),
-    )
+    most = MAX_CANVASES_PER_JOB * model.canvas_size
+    if KINDS[kind].keeps_canvases:
+        most = min(model.max_output, most)
+    tokens = ("max_tokens", p.max_tokens, 1, most)
     # What denoising takes is replayable jobs' alone; `_service_offered` has held the others to
     # zero.
     denoising = (

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Final
+
 from piecework_model.requests import (
     CanvasEvent,
     DraftEvent,
@@ -19,10 +22,18 @@ from piecework_node.times import now
 from piecework_protocol import merkle
 from piecework_protocol.content import output_digest
 from piecework_protocol.errors import MalformedInput, Reason
+from piecework_protocol.kinds import KINDS, Output
+from piecework_protocol.kinds.read import ReadOutput
 from piecework_protocol.kinds.text import TextOutput
-from piecework_protocol.objects import Finish, Service
+from piecework_protocol.objects import Finish, Kind, Service
 from piecework_protocol.sealing import canvas_context, draft_context, resume_context, seal
 from piecework_protocol.worker_session import CanvasResult, StoppedEngine, StoredCanvas
+
+_OUTPUTS: Final[Mapping[Kind, Callable[[CanvasEvent], Output]]] = {
+    Kind.TEXT: lambda event: TextOutput(event.charged_ids, event.segments),
+    Kind.READ: lambda event: ReadOutput(event.answers),
+}
+"""What a client gets of a canvas, by the job's kind."""
 
 
 class EngineEventHandler:
@@ -58,7 +69,8 @@ class EngineEventHandler:
 
     def _draft(self, event: DraftEvent) -> None:
         job = self._runtime.sequences.get(event.request_id)
-        if job is None or job.sink is None or not job.drafts:
+        drafted = job is not None and job.session.accepted.job.kind is Kind.TEXT
+        if job is None or not drafted or job.sink is None or not job.drafts:
             return
         try:
             self._send_draft(job, job.sink, event)
@@ -66,7 +78,7 @@ class EngineEventHandler:
             self._runtime.contain(error, job)
 
     def _send_draft(self, job: LiveJob, sink: FrameSink, event: DraftEvent) -> None:
-        output = TextOutput.plain(event.token_ids, event.text).encode()
+        output = TextOutput(event.token_ids, event.segments).encode()
         context = draft_context(self._runtime.domain, job.id, event.canvas, event.step)
         sealed = seal(output, job.session.accepted.job.reply_key, context)
         for frame in job.session.draft(event.canvas, event.step, sealed).frames(self._runtime.sign):
@@ -114,7 +126,8 @@ class EngineEventHandler:
 
     def _report_of(self, job: LiveJob, event: StoppedEvent) -> StoppedEngine:
         shown = job.shown if job.shown and job.shown.canvas == event.canvas else None
-        output = TextOutput.plain(shown.token_ids, shown.text) if shown else TextOutput((), ())
+        nothing = KINDS[job.session.accepted.job.kind].nothing
+        output = TextOutput(shown.token_ids, shown.segments) if shown else nothing
         data = output.encode()
         context = canvas_context(self._runtime.domain, job.id, event.canvas)
         return StoppedEngine(
@@ -123,13 +136,14 @@ class EngineEventHandler:
             steps=event.steps,
             trace_root=merkle.root(event.step_leaves),
             output_digest=output_digest(job.id, event.canvas, data),
-            units=len(output.token_ids),
+            units=output.units,
             sealed_output=seal(data, job.session.accepted.job.reply_key, context),
         )
 
     def _result(self, job: LiveJob, event: CanvasEvent) -> CanvasResult:
-        output = TextOutput.plain(event.charged_ids, event.text).encode()
         work, secret = job.session.accepted.job, b""
+        output = _OUTPUTS[work.kind](event)
+        data = output.encode()
         if len(event.step_leaves) != event.steps:
             raise MalformedInput("the engine did not commit to every step")
         if (work.parameters.service is Service.REPLAYABLE) != bool(event.steps):
@@ -146,13 +160,13 @@ class EngineEventHandler:
             )
         return CanvasResult(
             canvas=event.canvas,
-            output_digest=output_digest(job.id, event.canvas, output),
+            output_digest=output_digest(job.id, event.canvas, data),
             trace_root=merkle.root(event.step_leaves),
             steps=event.steps,
-            units=len(event.charged_ids),
+            units=output.units,
             finish=finish,
             sealed_output=seal(
-                output, work.reply_key, canvas_context(self._runtime.domain, job.id, event.canvas)
+                data, work.reply_key, canvas_context(self._runtime.domain, job.id, event.canvas)
             ),
             resume_secret=secret,
         )

@@ -27,7 +27,7 @@ from piecework_node.runtime.fees import NO_FEES, OfferedFees
 from piecework_node.times import now
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.limits import MAX_CLOCK_SKEW_S, MAX_DETAILS_BYTES
-from piecework_protocol.objects import Endpoint, Kind, ModelOffer, Offer, Route
+from piecework_protocol.objects import Endpoint, ModelOffer, Offer, Route
 from piecework_protocol.signing import Signer, sign
 from piecework_protocol.types import (
     Address,
@@ -77,7 +77,7 @@ def build_offer(
         name=facts.name,
         digest=facts.digest,
         profile=facts.profile,
-        kinds=Uint32(Kind.TEXT.bit),
+        kinds=Uint32(sum(kind.bit for kind in facts.kinds)),
         service=facts.service,
         price_per_million_prompt_tokens=terms.price_per_million_prompt_tokens,
         price_per_million_output_tokens=terms.price_per_million_output_tokens,

@@ -13,16 +13,16 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
-from piecework_protocol.conversation import Message
+from piecework_node.engine.link import EngineFacts
 from piecework_protocol.errors import Reason, Refusal
+from piecework_protocol.kinds import Content
+from piecework_protocol.objects import Job
 from piecework_protocol.types import ChannelId
 
 BYTES_PER_TOKEN: Final = 64
 """No tokenizer gives more bytes of text a token (`piecework_protocol.limits.MAX_OUTPUT_BYTES`)."""
-JSON_BYTES_PER_BYTE: Final = 6
-"""What JSON makes of a control character."""
-MESSAGE_BYTES: Final = 256 * 1024
-"""Of a submission beside its text: roles and punctuation of all messages, and what is signed."""
+FRAME_BYTES: Final = 1024 * 1024
+"""Of a submission beside its texts. The lengths of 400 questions with 255 labels take 800 KB."""
 AT_ONCE: Final = 2
 """Prompts of one channel in the tokenizer."""
 RETRY_S: Final = 1.0
@@ -36,21 +36,45 @@ def check_sealed_length(sealed: int, max_context: int) -> None:
     Raises:
         Refusal: it cannot fit.
     """
-    if sealed > MESSAGE_BYTES + max_context * BYTES_PER_TOKEN * JSON_BYTES_PER_BYTE:
+    # Prompt and template share the context. A read's questions are a part of the prompt.
+    if sealed > FRAME_BYTES + max_context * BYTES_PER_TOKEN:
         raise _too_long(sealed, max_context)
 
 
-def check_text_length(messages: tuple[Message, ...], max_context: int) -> None:
-    """Refuse a prompt whose text has more bytes than a context of tokens can hold.
+def check_content(content: Content, job: Job, facts: EngineFacts) -> None:
+    """Refuse a content that cannot run, before it is tokenized.
 
-    White space around a message does not count, because chat templates drop it.
+    All texts of the conversation, the template and the questions count. White space around a
+    message does not, because chat templates drop it.
 
     Raises:
-        Refusal: it cannot fit.
+        Refusal: The texts have more bytes than a context of tokens can hold, the content
+            contradicts the job's parameters, or it has what the engine does not take.
     """
-    size = sum(len(message.text.strip().encode()) for message in messages)
-    if size > max_context * BYTES_PER_TOKEN:
-        raise _too_long(size, max_context)
+    if content.text_bytes > facts.max_context * BYTES_PER_TOKEN:
+        raise _too_long(content.text_bytes, facts.max_context)
+    if content.conversation.has_images and not facts.images:
+        raise Refusal(Reason.NO_IMAGES, "this model takes no images here")
+    fault = content.parameters_fault(job.parameters, facts.canvas_size)
+    if fault is not None:
+        raise Refusal(Reason.BAD_PARAMETERS, fault)
+
+
+def check_prompt(tokens: int, content: Content, facts: EngineFacts) -> None:
+    """Refuse a prompt that has more tokens than clause 3.4 lets a worker charge.
+
+    A chat template that writes that much around the texts would make every client stop paying. A
+    prompt that is longer than the context is refused later, by its length.
+
+    Raises:
+        Refusal: it has.
+    """
+    most = content.outline.prompt_tokens
+    if most < tokens <= facts.max_context:
+        raise Refusal(
+            Reason.PROMPT_REFUSED,
+            f"the chat template makes {tokens} tokens of the prompt, and {most} can be charged",
+        )
 
 
 def _too_long(size: int, max_context: int) -> Refusal:

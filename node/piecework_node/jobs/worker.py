@@ -16,10 +16,10 @@ A submission goes through these steps. Each one adds one guarantee:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any, Final
 
+from piecework_model.requests import EncodedContent
 from piecework_node.engine.link import EngineEvent
 from piecework_node.errors import (
     EngineUnavailable,
@@ -30,7 +30,7 @@ from piecework_node.errors import (
     SaltUsed,
 )
 from piecework_node.jobs import admission, prompts
-from piecework_node.jobs.admission import AdmissionView, ChannelView
+from piecework_node.jobs.admission import AdmissionView, ChannelView, Served
 from piecework_node.jobs.engine_events import EngineEventHandler
 from piecework_node.jobs.prompts import PromptQueue
 from piecework_node.jobs.terms import OperatorTerms, Patience
@@ -46,9 +46,11 @@ from piecework_node.runtime.credit import CreditDesk
 from piecework_node.runtime.faults import Code
 from piecework_node.runtime.funding import authorization_in, better_funding, usable_funding
 from piecework_node.runtime.jobs import JobRuntime
-from piecework_node.runtime.live import LiveChannel, LiveJob
+from piecework_node.runtime.live import NO_CONTENT, LiveChannel, LiveJob
+from piecework_node.runtime.openings import OpeningCheck
 from piecework_node.runtime.requests import unpack_ids
 from piecework_node.runtime.sink import FrameSink
+from piecework_node.runtime.write_offs import written_off
 from piecework_node.times import now
 from piecework_protocol.content import content_digest
 from piecework_protocol.credit import PayerCredit
@@ -56,11 +58,10 @@ from piecework_protocol.errors import MalformedInput, ProtocolViolation, Reason,
 from piecework_protocol.frames import (
     CancelJob,
     ClientFrame,
-    FundingAuthorization,
     PayVoucher,
     SubmitJob,
 )
-from piecework_protocol.kinds.text import TextContent
+from piecework_protocol.kinds import KINDS
 from piecework_protocol.limits import RESUME_S
 from piecework_protocol.objects import Offer
 from piecework_protocol.sealing import check_key, content_context, resume_context
@@ -73,10 +74,6 @@ RETRY_S: Final = 1.0
 """After which a client may try again when two of its own requests crossed."""
 KEPT_OFFER_S: Final = 60
 """How long a job may still name an offer after it expired. Admission refuses it with a reason."""
-
-
-OpeningCheck = Callable[[LiveChannel, FundingAuthorization], Awaitable[None]]
-"""Raises `Refusal`."""
 
 
 class Worker:
@@ -161,6 +158,7 @@ class Worker:
     async def recover(self) -> None:
         """Take up what the journal holds. Jobs that ran wait, suspended, for their clients."""
         await self._channels.recover()
+        self._credit.write_off(await written_off(self._runtime.journal))
         for stored in await self._runtime.journal.open_jobs():
             try:
                 job = await self._revive(stored)
@@ -305,23 +303,20 @@ class Worker:
         )
         await self._check_opening(channel, submission)
         async with self._prompts.turn(job.channel):
-            prompt_ids = await self._open_prompt(submission, job_id)
-        return await self._runtime.shielded(
-            self._admit_locked(channel, submission, prompt_ids, sink)
-        )
+            content = await self._open_content(submission, job_id)
+        return await self._runtime.shielded(self._admit_locked(channel, submission, content, sink))
 
     async def _check_opening(self, channel: LiveChannel, submission: SubmitJob) -> None:
         known = usable_funding(channel.stored.funding, now(self._runtime.clock))
         funding = better_funding(known, authorization_in(submission))
-        # What was journaled was checked, and may be under way.
-        if funding is not None and funding != known:
-            await self._openings(channel, funding)
+        if funding is not None:
+            await self._openings(channel, funding, taken=funding == known)
 
     async def _admit_locked(
         self,
         channel: LiveChannel,
         submission: SubmitJob,
-        prompt_ids: tuple[int, ...],
+        content: EncodedContent,
         sink: FrameSink,
     ) -> LiveJob:
         async with channel.lock:
@@ -336,12 +331,12 @@ class Worker:
                     submission,
                     self._own_view(submission),
                     self._channel_view(channel, submission),
-                    len(prompt_ids),
+                    content,
                 )
             except Refusal:
                 self._channels.release(channel)
                 raise
-            job = LiveJob(WorkerSession(accepted, self._runtime.domain), channel, prompt_ids)
+            job = LiveJob(WorkerSession(accepted, self._runtime.domain), channel, content)
             job.sink, job.drafts = sink, submission.drafts
             before = channel.stored
             try:
@@ -387,17 +382,17 @@ class Worker:
         if not job.session.is_known(submission.received, submission.last_receipt):
             message = "that is not the last receipt that this worker signed for the job"
             raise Refusal(Reason.BROKEN_CLAUSE, message, metadata={"clause": "3.5"})
-        prompt_ids: tuple[int, ...] = ()
+        content = NO_CONTENT
         if not job.leaving:
             running = int(job.sequence is not None)
             admission.check_return(submission, _with_fewer(self._own_view(submission), running))
             async with self._prompts.turn(job.channel.id):
-                prompt_ids = await self._open_prompt(submission, job.id)
-            if len(prompt_ids) != job.session.accepted.prompt_tokens:
+                content = await self._open_content(submission, job.id)
+            if len(content.prompt_ids) != job.session.accepted.prompt_tokens:
                 raise Refusal(Reason.PROMPT_MISMATCH, "the prompt has another length than before")
         async with job.channel.lock:
             await self._take_over(job)
-            job.sink, job.drafts, job.prompt_ids = sink, submission.drafts, prompt_ids
+            job.sink, job.drafts, job.content = sink, submission.drafts, content
             job.detached_at = None
             job.channel.jobs[job.id] = job
             opened = job.session.open(submission.received, job.channel.ledger)
@@ -468,7 +463,7 @@ class Worker:
                 await self._detach(job)
 
     async def _detach(self, job: LiveJob) -> None:
-        job.sink, job.prompt_ids = None, ()
+        job.sink, job.content = None, NO_CONTENT
         job.detached_at = self._runtime.clock.monotonic()
         await self._runtime.perform(job, job.session.disconnected())
 
@@ -534,7 +529,7 @@ class Worker:
 
     # --- views
 
-    async def _open_prompt(self, submission: SubmitJob, job_id: JobId) -> tuple[int, ...]:
+    async def _open_content(self, submission: SubmitJob, job_id: JobId) -> EncodedContent:
         job, domain = submission.job, self._runtime.domain
         facts = self._runtime.engine.facts
         try:
@@ -546,11 +541,14 @@ class Worker:
                 Reason.PROMPT_MISMATCH, "the prompt is not the one that the job commits to"
             )
         try:
-            messages = TextContent.decode(prompt).conversation.messages
-            if facts is not None:
-                prompts.check_text_length(messages, facts.max_context)
+            content = KINDS[job.kind].decode_content(prompt)
+            if facts is None:
+                raise EngineUnavailable("the engine is starting")
+            prompts.check_content(content, job, facts)
             check_key(job.reply_key)
-            return await self._runtime.engine.encode_prompt(messages)
+            encoded = await self._runtime.engine.encode(content)
+            prompts.check_prompt(len(encoded.prompt_ids), content, facts)
+            return encoded
         except PromptRejected as error:
             raise Refusal(Reason.PROMPT_REFUSED, str(error)) from None
         except MalformedInput as error:
@@ -565,7 +563,7 @@ class Worker:
             operator=self._runtime.signer.address,
             terms=self.terms,
             offer=self._offers.get(submission.job.offer),
-            serving={facts.digest: facts.service} if facts else {},
+            serving={facts.digest: Served(facts.service, facts.kinds)} if facts else {},
             active=self.active,
             engine_ready=engine.ready,
             draining=self.draining,

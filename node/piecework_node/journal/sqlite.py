@@ -155,6 +155,11 @@ class SqliteJournal:
         found: str | None = await self._run(lambda: self._db.execute(query, (key,)).get)
         return found
 
+    async def metas(self, prefix: str) -> dict[str, str]:
+        query = "SELECT key, value FROM meta WHERE substr(key, 1, length(?1)) = ?1"
+        rows = await self._run(lambda: self._db.execute(query, (prefix,)).fetchall())
+        return {str(key): str(value) for key, value in rows}
+
     async def earnings(self) -> Earnings:
         return await self._run(self._totals_now)
 

@@ -22,7 +22,7 @@ from piecework_node.journal.protocol import Journal
 from piecework_node.journal.records import JournalRecord
 from piecework_node.metrics import Metrics
 from piecework_node.runtime.credit import BLOCK_S, CreditDesk
-from piecework_node.runtime.live import LiveJob
+from piecework_node.runtime.live import NO_CONTENT, LiveJob
 from piecework_node.runtime.requests import generation_request
 from piecework_node.times import now
 from piecework_protocol.eip712 import Domain, TypedData
@@ -139,7 +139,7 @@ class JobRuntime:
         job.progress = job.shown = None
         request = generation_request(
             job.sequence,
-            job.prompt_ids,
+            job.content,
             job.session.accepted.job.parameters,
             canvas_limit=self._limit(job, command.canvas_limit),
             committed=tuple(job.committed[: command.committed]),
@@ -197,7 +197,7 @@ class JobRuntime:
         job.waiting_since = self.clock.monotonic() if waits else None
         if not job.ended or job.unpaid:
             return
-        sink, job.sink, job.prompt_ids = job.sink, None, ()
+        sink, job.sink, job.content = job.sink, None, NO_CONTENT
         if sink is not None:
             sink.close(None)
         job.channel.jobs.pop(job.id, None)
@@ -276,7 +276,7 @@ class JobRuntime:
         Its delivered canvases stay owed. The other jobs of its channel go on.
         """
         async with job.channel.lock:
-            sink, job.sink, job.prompt_ids = job.sink, None, ()
+            sink, job.sink, job.content = job.sink, None, NO_CONTENT
             job.channel.jobs.pop(job.id, None)
             self.drop_sequence(job)
             stored = await self.journal.job(job.id)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from typing import Final
 
-from piecework_model.requests import DraftEvent, ProgressEvent
+from piecework_model.requests import DraftEvent, EncodedContent, ProgressEvent
 from piecework_node.journal.records import StoredChannel
 from piecework_node.runtime.funding import usable_funding
 from piecework_node.runtime.sink import FrameSink
@@ -18,6 +19,8 @@ from piecework_protocol.states import ENDED_STATES, ChannelState, JobState
 from piecework_protocol.types import Amount, ChannelId, JobId
 from piecework_protocol.worker_session import StartEngine, WorkerSession
 
+NO_CONTENT: Final = EncodedContent(())
+
 
 @dataclass(slots=True)
 class LiveJob:
@@ -25,7 +28,7 @@ class LiveJob:
 
     session: WorkerSession
     channel: LiveChannel
-    prompt_ids: tuple[int, ...] = ()
+    content: EncodedContent = NO_CONTENT
     """Only while a stream is open. Never written to disk."""
     committed: list[tuple[int, ...]] = field(default_factory=list)
     """Token ids of the finished canvases, only while a stream is open."""
@@ -59,7 +62,9 @@ class LiveJob:
 
     def __post_init__(self) -> None:
         accepted = self.session.accepted
-        self.reserve = worst_case(accepted.model, accepted.job.parameters, accepted.prompt_tokens)
+        self.reserve = worst_case(
+            accepted.model, accepted.job.kind, accepted.job.parameters, accepted.prompt_tokens
+        )
 
     @property
     def id(self) -> JobId:
@@ -113,7 +118,7 @@ class LiveJob:
             return Amount(0)
         terms, session = self.session.accepted, self.session
         done = session.usage() if session.canvases else None
-        return ceiling(terms.model, terms.job.parameters, terms.prompt_tokens, done, canvases)
+        return ceiling(terms.model, terms.job, terms.prompt_tokens, done, canvases)
 
     def is_late(self, now: int) -> bool:
         """Whether the deadline has passed. Keys that its canvases are sealed to may be gone."""
@@ -127,6 +132,8 @@ class LiveChannel:
     stored: StoredChannel
     """As the journal holds it, or will hold it once the first job is admitted."""
     journaled: bool = True
+    since: float = 0.0
+    """Monotonic time since which this process holds it."""
     pooled: Amount = Amount(0)
     """The payer's balance in the escrow outside of channels, when it was last asked for."""
     pooled_at: float | None = None
@@ -147,6 +154,8 @@ class LiveChannel:
     """Monotonic time since which a voucher waits to be claimed. None: nothing waits."""
     committing: WorkerLedger | None = None
     """The ledger after the receipts that are being made durable. Their jobs have charged them."""
+    contradicted: bool = False
+    """Two vouchers of its authorizer contradict each other, and are kept."""
     jobs: dict[JobId, LiveJob] = field(default_factory=dict)
     arriving: list[int] = field(default_factory=list)
     """The counts of the vouchers that wait for the lock."""
@@ -240,13 +249,15 @@ class LiveChannel:
         elif stored.state is ChannelState.CLOSED:
             standing = PayerStanding.FALLEN
         deep = max(self.mined, self.final) if is_open else stored.withdrawn
-        final = self.final - stored.withdrawn - stored.requested if is_open else 0
+        gone = stored.withdrawn + stored.requested
+        final, mined = (self.final - gone, deep - gone) if is_open else (0, 0)
         return ChannelCredit(
             standing=standing,
             charged=Amount(self.charged),
             reserved=Amount(sum(job.held for job in self.jobs.values())),
             accepted=ledger.cumulative,
             deposit=Amount(max(0, deep - stored.withdrawn)),
+            backed=Amount(max(stored.settled, mined)),
             secured=Amount(max(stored.settled, final)),
         )
 

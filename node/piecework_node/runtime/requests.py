@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from piecework_model.requests import GenerationRequest
+from piecework_model.requests import EncodedContent, GenerationRequest
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.objects import Parameters
 
@@ -13,7 +13,7 @@ _MICRO = 1_000_000
 
 def generation_request(
     request_id: str,
-    prompt_ids: tuple[int, ...],
+    content: EncodedContent,
     parameters: Parameters,
     *,
     canvas_limit: int,
@@ -27,7 +27,7 @@ def generation_request(
     """
     return GenerationRequest(
         request_id=request_id,
-        prompt_ids=prompt_ids,
+        prompt_ids=content.prompt_ids,
         seed=parameters.seed,
         max_tokens=parameters.max_tokens,
         max_steps=parameters.max_steps,
@@ -40,6 +40,8 @@ def generation_request(
         committed=committed,
         draft_every=1 if drafts else 0,
         tenant=tenant,
+        template=content.template,
+        reads=content.reads,
     )
 
 

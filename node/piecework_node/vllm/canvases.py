@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Final
 
 from piecework_model.requests import CanvasEvent, CanvasFinish, GenerationRequest
-from piecework_model.text.tokens import TextCodec, TextStream
+from piecework_model.text.segments import SegmentStream
+from piecework_model.text.tokens import TextCodec
 from piecework_node.errors import EndpointLost
 from piecework_node.vllm.wire import Chunk
 
@@ -22,11 +23,11 @@ class CanvasWriter:
 
     def __init__(self, request: GenerationRequest, codec: TextCodec, canvas_size: int) -> None:
         self._request, self._codec, self._size = request, codec, canvas_size
-        self._text = TextStream(codec)
+        self._output = SegmentStream(codec)
         self._done: list[int] = []
         for canvas in request.committed:
             self._done += canvas
-            self._text.append(canvas, final=False)
+            self._output.append(canvas, final=False)
         self._open: list[int] = []
         self.ended = False
 
@@ -107,7 +108,7 @@ class CanvasWriter:
             canvas=canvas,
             token_ids=ids,
             charged_ids=ids,
-            text=self._text.append(ids, final=final),
+            segments=self._output.append(ids, final=final),
             steps=0,
             step_leaves=(),
             finish=finish,

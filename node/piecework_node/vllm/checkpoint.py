@@ -28,26 +28,43 @@ MAX_VOCAB: Final = 2**24
 
 
 @dataclass(frozen=True, slots=True)
+class Shape:
+    """What requests need of a checkpoint."""
+
+    codec: TextCodec
+    canvas_size: int
+    vocab_size: int
+
+
+@dataclass(frozen=True, slots=True)
 class ServedCheckpoint:
     """What the offer and the canvases need of a checkpoint."""
 
     name: str
     digest: Digest
-    codec: TextCodec
-    canvas_size: int
-    vocab_size: int
+    shape: Shape
+
+    @property
+    def codec(self) -> TextCodec:
+        """The tokenizer."""
+        return self.shape.codec
+
+    @property
+    def canvas_size(self) -> int:
+        """In tokens."""
+        return self.shape.canvas_size
+
+    @property
+    def vocab_size(self) -> int:
+        """How many ids there are."""
+        return self.shape.vocab_size
 
 
 def load(folder: Path) -> ServedCheckpoint:
     """Read and verify a checkpoint folder. All of it is hashed. `CheckpointError` names the file at
     fault.
     """
-    config = files.read_json(folder / "config.json")
-    vocab = _count(_text_config(config).get("vocab_size"), "vocab_size", MAX_VOCAB, folder)
-    canvas = _count(
-        config.get("canvas_length", CANVAS_TOKENS), "canvas_length", MAX_CANVAS_TOKENS, folder
-    )
-    codec = load_tokenizer(folder)
+    shape = load_shape(folder)
     name = folder.resolve().name
     pinned = (folder / manifest.MANIFEST_FILE).is_file()
     digest = (
@@ -55,12 +72,18 @@ def load(folder: Path) -> ServedCheckpoint:
         if pinned
         else manifest.manifest_digest(manifest.manifest_text(folder))
     )
-    return ServedCheckpoint(name, Digest(digest), codec, canvas, vocab)
+    return ServedCheckpoint(name, Digest(digest), shape)
 
 
-def load_tokenizer(folder: Path) -> TextCodec:
-    """Read its tokenizer alone, without the weights."""
-    return load_codec(folder, _eos_ids(files.read_json(folder / "generation_config.json"), folder))
+def load_shape(folder: Path) -> Shape:
+    """Read what requests need of a checkpoint folder, without the weights."""
+    config = files.read_json(folder / "config.json")
+    vocab = _count(_text_config(config).get("vocab_size"), "vocab_size", MAX_VOCAB, folder)
+    canvas = _count(
+        config.get("canvas_length", CANVAS_TOKENS), "canvas_length", MAX_CANVAS_TOKENS, folder
+    )
+    eos_ids = _eos_ids(files.read_json(folder / "generation_config.json"), folder)
+    return Shape(load_codec(folder, eos_ids), canvas, vocab)
 
 
 def _text_config(config: dict[str, Any]) -> dict[str, Any]:

@@ -16,12 +16,17 @@ from piecework.base.jsons import loads
 from piecework_node.errors import EndpointLost, EndpointUnfit, RequestDeclined
 from piecework_node.vllm.wire import (
     MAX_BODY_BYTES,
+    MAX_CANVAS_BYTES,
+    CanvasAnswer,
+    CanvasRequest,
     Chunk,
     End,
     ServedModel,
+    canvas_body,
     completion_body,
     failure,
     max_line_bytes,
+    parse_canvas,
     parse_ids,
     parse_line,
     parse_models,
@@ -32,6 +37,10 @@ CONNECT_TIMEOUT_S: Final = 5.0
 """For a TCP and TLS handshake with a machine that is up. If it takes longer, the machine is
 down.
 """
+
+
+PROBE_IDS: Final = (5, 6)
+"""Ids that every vocabulary has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +87,41 @@ class VllmEndpoint:
         """Tokenize plain text, without added tokens."""
         body = {"model": model, "prompt": text, "add_special_tokens": False}
         return parse_ids(await self._ask("POST", "/tokenize", body))
+
+    async def canvas(
+        self, model: str, request: CanvasRequest, canvas_size: int, vocab_size: int
+    ) -> CanvasAnswer:
+        """Denoise one given canvas. Raises `RequestDeclined`, `EndpointLost` or
+        `EndpointUnfit`.
+        """
+        body = canvas_body(model, request, canvas_size)
+        timeout = aiohttp.ClientTimeout(total=self._times.silence_s, sock_connect=CONNECT_TIMEOUT_S)
+        async with self._answer("POST", "/v1/completions", json=body, timeout=timeout) as response:
+            return parse_canvas(await _all(response, MAX_CANVAS_BYTES), vocab_size)
+
+    async def takes_canvases(self, model: str, canvas_size: int, vocab_size: int) -> bool:
+        """Say whether it takes given canvases.
+
+        A server that does not know them ignores them. So one of a wrong length has to be declined,
+        and a read has to be answered with what was asked for. A server that fails instead takes
+        none. Whether it is lost is found out by what it is asked next.
+        """
+        short = CanvasRequest(PROBE_IDS, PROBE_IDS[:1] * (canvas_size - 1), label_ids=PROBE_IDS)
+        read = CanvasRequest(PROBE_IDS, PROBE_IDS[:1] * canvas_size, label_ids=PROBE_IDS)
+        try:
+            await self.canvas(model, short, canvas_size, vocab_size)
+        except RequestDeclined:
+            pass
+        except EndpointLost:
+            return False
+        else:
+            return False
+        try:
+            answer = await self.canvas(model, read, canvas_size, vocab_size)
+        except (RequestDeclined, EndpointLost):
+            return False
+        said = [set(PROBE_IDS) <= set(row) for row in answer.logprobs]
+        return len(answer.token_ids) == canvas_size == len(said) and all(said)
 
     async def stream(
         self,
@@ -156,12 +200,12 @@ async def _failed(
     return failure(response.status, body)
 
 
-async def _all(response: aiohttp.ClientResponse) -> bytes:
+async def _all(response: aiohttp.ClientResponse, most: int = MAX_BODY_BYTES) -> bytes:
     data = bytearray()
     async for part in response.content.iter_chunked(64 * 1024):
         data += part
-        if len(data) > MAX_BODY_BYTES:
-            raise EndpointLost(f"the endpoint answers more than {MAX_BODY_BYTES} bytes")
+        if len(data) > most:
+            raise EndpointLost(f"the endpoint answers more than {most} bytes")
     return bytes(data)
 
 

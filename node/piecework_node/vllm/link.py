@@ -23,8 +23,7 @@ import aiohttp
 
 from piecework.base.clock import Clock
 from piecework_model.errors import CheckpointError, PromptError
-from piecework_model.requests import FailedEvent, GenerationRequest, StoppedEvent
-from piecework_model.text.tokens import TextCodec
+from piecework_model.requests import EncodedContent, FailedEvent, GenerationRequest, StoppedEvent
 from piecework_node.engine.link import EngineEvent, EngineFacts, EngineLost, EngineReady
 from piecework_node.errors import (
     ConfigError,
@@ -38,12 +37,14 @@ from piecework_node.errors import (
 from piecework_node.vllm import benchmark as vllm_benchmark
 from piecework_node.vllm import checkpoint as vllm_checkpoint
 from piecework_node.vllm.canvases import CanvasWriter
-from piecework_node.vllm.checkpoint import ServedCheckpoint
+from piecework_node.vllm.checkpoint import ServedCheckpoint, Shape
 from piecework_node.vllm.endpoint import EndpointTimes, VllmEndpoint
+from piecework_node.vllm.forms import FormWriter
 from piecework_node.vllm.pool import EndpointPool, PooledEndpoint, PoolTimes
-from piecework_protocol.conversation import Message
+from piecework_node.vllm.wire import MAX_LABEL_IDS
+from piecework_protocol.kinds import Content
 from piecework_protocol.limits import MAX_NAME_BYTES
-from piecework_protocol.objects import Service
+from piecework_protocol.objects import Kind, Service
 
 MAX_QUEUED_EVENTS: Final = 1024
 """Beyond this the sequences wait: canvases of many sequences while the disk is slow."""
@@ -83,7 +84,7 @@ class VllmSettings:
 class RunningSequence:
     """A job that runs on the endpoints."""
 
-    writer: CanvasWriter
+    writer: CanvasWriter | FormWriter
     request_id: str
     limit: int
     moves: int = 0
@@ -158,20 +159,30 @@ class VllmLink:
         """What is known of each endpoint."""
         return self.pool.endpoints if self.pool is not None else ()
 
-    async def encode_prompt(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
+    async def encode(self, content: Content) -> EncodedContent:
         running = self._running
         if not self._up or running is None:
             raise EngineUnavailable("no vLLM endpoint is healthy")
         async with self._encoders:
             most = running.facts.max_context
-            return await asyncio.to_thread(_encode, running.checkpoint, messages, most)
+            encoded = await asyncio.to_thread(_encode, running.checkpoint, content, most)
+        if encoded.template and Kind.READ not in running.facts.kinds:
+            raise PromptRejected("the servers of this worker fill no templates")
+        if any(len(slot.label_ids) > MAX_LABEL_IDS for canvas in encoded.reads for slot in canvas):
+            raise PromptRejected(f"a question has at most {MAX_LABEL_IDS} labels here")
+        return encoded
 
     def start(self, request: GenerationRequest) -> None:
         running = self._running
         # Without an endpoint the sequence is started again when one is healthy.
         if not self._up or running is None:
             return
-        writer = CanvasWriter(request, running.checkpoint.codec, running.checkpoint.canvas_size)
+        shape = running.checkpoint.shape
+        writer: CanvasWriter | FormWriter
+        if request.template:
+            writer = FormWriter(request, shape.codec, shape.canvas_size, shape.vocab_size)
+        else:
+            writer = CanvasWriter(request, shape.codec, shape.canvas_size)
         sequence = RunningSequence(writer, request.request_id, request.canvas_limit)
         self._sequences[sequence.request_id] = sequence
         self._tasks[sequence.request_id] = running.group.create_task(
@@ -226,11 +237,12 @@ class VllmLink:
             raise EngineStartError(f"the model cannot be loaded: {error}") from None
         async with AsyncExitStack() as stack:
             session = await stack.enter_async_context(_session())
-            pool = _pool(self._settings, checkpoint.codec, session, self._clock, self._log)
+            pool = _pool(self._settings, checkpoint.shape, session, self._clock, self._log)
             facts = await self._measure_first(pool, checkpoint)
             group = await stack.enter_async_context(asyncio.TaskGroup())
             self._running, self._up = Running(checkpoint, pool, facts, group), True
             pool.least_context, pool.on_down = facts.max_context, self._break_off
+            pool.needs_canvases = Kind.READ in facts.kinds
             await self._events.put(EngineReady(facts))
             group.create_task(pool.watch())
             try:
@@ -281,6 +293,7 @@ class VllmLink:
             steps_per_second=0,
             service=Service.BEST_EFFORT,
             details={"engine": "vllm", "version": version, "endpoints": len(self._settings.urls)},
+            kinds=(Kind.TEXT, Kind.READ) if pooled.takes_canvases else (Kind.TEXT,),
         )
 
     async def _report_outages(self, running: Running) -> None:
@@ -346,7 +359,10 @@ class VllmLink:
         async with self._slots:
             pooled = await pool.acquire(sequence.left)
             try:
-                await self._stream(sequence, pooled, running.checkpoint)
+                if isinstance(sequence.writer, FormWriter):
+                    await self._fill(sequence, sequence.writer, pooled, running.checkpoint)
+                else:
+                    await self._stream(sequence, sequence.writer, pooled, running.checkpoint)
                 return
             except (EndpointLost, EndpointUnfit) as error:
                 sequence.writer.drop_unfinished()
@@ -366,10 +382,38 @@ class VllmLink:
         if len(sequence.left) >= len(pool.endpoints):
             await asyncio.sleep(self._settings.move_pause_s * sequence.moves)
 
-    async def _stream(
-        self, sequence: RunningSequence, pooled: PooledEndpoint, checkpoint: ServedCheckpoint
+    async def _fill(
+        self,
+        sequence: RunningSequence,
+        writer: FormWriter,
+        pooled: PooledEndpoint,
+        checkpoint: ServedCheckpoint,
     ) -> None:
-        writer, served = sequence.writer, pooled.served
+        """Have one canvas of a template or a read denoised."""
+        served, size = pooled.served, checkpoint.canvas_size
+        if served is None:
+            raise EndpointLost("it serves nothing")
+        try:
+            async with asyncio.timeout(None) as sequence.scope:
+                sequence.pooled, sequence.begun = pooled, True
+                answer = await pooled.endpoint.canvas(
+                    served.name, writer.next(), size, checkpoint.vocab_size
+                )
+        except TimeoutError:
+            raise EndpointLost("the endpoint went down") from None
+        event = writer.take(answer)
+        sequence.moves, sequence.begun = 0, False
+        sequence.left.clear()
+        await self._events.put(event)
+
+    async def _stream(
+        self,
+        sequence: RunningSequence,
+        writer: CanvasWriter,
+        pooled: PooledEndpoint,
+        checkpoint: ServedCheckpoint,
+    ) -> None:
+        served = pooled.served
         if served is None:
             raise EndpointLost("it serves nothing")
         tokens = writer.room(sequence.limit)
@@ -409,7 +453,7 @@ def _session() -> aiohttp.ClientSession:
 
 
 def _pool(
-    settings: VllmSettings, codec: TextCodec, session: aiohttp.ClientSession, clock: Clock, log: Any
+    settings: VllmSettings, shape: Shape, session: aiohttp.ClientSession, clock: Clock, log: Any
 ) -> EndpointPool:
     endpoints = [
         VllmEndpoint(
@@ -417,16 +461,16 @@ def _pool(
         )
         for url in settings.urls
     ]
-    return EndpointPool(endpoints, codec, settings.pool_times, clock, log)
+    return EndpointPool(endpoints, shape, settings.pool_times, clock, log)
 
 
 async def survey(settings: VllmSettings, clock: Clock, log: Any) -> str:
     """Describe what the endpoints serve, for `worker check`. Raises `ConfigError` for one that
     cannot work.
     """
-    codec = await asyncio.to_thread(vllm_checkpoint.load_tokenizer, settings.checkpoint)
+    shape = await asyncio.to_thread(vllm_checkpoint.load_shape, settings.checkpoint)
     async with _session() as session:
-        endpoints = await _pool(settings, codec, session, clock, log).survey()
+        endpoints = await _pool(settings, shape, session, clock, log).survey()
     troubles = [f"endpoint {m.number}: {m.trouble}" for m in endpoints if m.trouble]
     if troubles:
         raise ConfigError("; ".join(troubles))
@@ -435,13 +479,10 @@ async def survey(settings: VllmSettings, clock: Clock, log: Any) -> str:
     return f"{len(served)} well, {shortest} tokens of context, their tokenizer is the checkpoint's"
 
 
-def _encode(
-    checkpoint: ServedCheckpoint, messages: tuple[Message, ...], most: int
-) -> tuple[int, ...]:
-    from piecework_model.text import chat
+def _encode(checkpoint: ServedCheckpoint, content: Content, most: int) -> EncodedContent:
+    from piecework_model import kinds
 
-    turns = [chat.ChatMessage(m.role, m.content) for m in messages]  # type: ignore[arg-type]
     try:
-        return chat.encode_prompt(checkpoint.codec, turns, most=most)
+        return kinds.encode(checkpoint.codec, content, checkpoint.canvas_size, most)
     except PromptError as error:
         raise PromptRejected(str(error)) from None

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from piecework.base.clock import Clock
-from piecework_model.text.tokens import TextCodec
 from piecework_node.errors import EndpointLost, EndpointUnfit, EngineStartError
+from piecework_node.vllm.checkpoint import Shape
 from piecework_node.vllm.endpoint import VllmEndpoint
 from piecework_node.vllm.wire import ServedModel
 
@@ -56,6 +56,8 @@ class PooledEndpoint:
     endpoint: VllmEndpoint
     health: Health = Health.UNKNOWN
     served: ServedModel | None = None
+    takes_canvases: bool = False
+    """Whether it denoises given canvases, as templates and reads need it."""
     load: int = 0
     """Requests that run on it."""
     failures: int = 0
@@ -70,7 +72,7 @@ class EndpointPool:
     def __init__(
         self,
         endpoints: Sequence[VllmEndpoint],
-        codec: TextCodec,
+        shape: Shape,
         times: PoolTimes,
         clock: Clock,
         log: Any,
@@ -79,7 +81,9 @@ class EndpointPool:
         self.on_down: Callable[[PooledEndpoint], None] | None = None
         self.least_context = 1
         """In tokens. An endpoint with a shorter context cannot serve what is on offer."""
-        self._codec, self._times, self._clock, self._log = codec, times, clock, log
+        self.needs_canvases = False
+        """Whether the offer says that templates and reads are taken."""
+        self._shape, self._times, self._clock, self._log = shape, times, clock, log
         self._news = asyncio.Condition()
 
     @property
@@ -195,14 +199,19 @@ class EndpointPool:
         return served
 
     async def _verify(self, pooled: PooledEndpoint) -> ServedModel:
-        """Probe it, and check that its tokenizer is that of the checkpoint."""
+        """Probe it, check that its tokenizer is that of the checkpoint, and ask what it can."""
         served = await self._probe(pooled)
         ids = await pooled.endpoint.tokenize(served.name, TOKENIZER_PROBE)
-        if ids != self._codec.encode_content(TOKENIZER_PROBE):
+        if ids != self._shape.codec.encode_content(TOKENIZER_PROBE):
             raise EndpointUnfit(
                 f"serves {served.name[:64]} with another tokenizer than that of the settings' "
                 "checkpoint"
             )
+        pooled.takes_canvases = await pooled.endpoint.takes_canvases(
+            served.name, self._shape.canvas_size, self._shape.vocab_size
+        )
+        if self.needs_canvases and not pooled.takes_canvases:
+            raise EndpointUnfit("takes no given canvases, and the offer says that reads are taken")
         return served
 
     async def _change_health(self, pooled: PooledEndpoint, health: Health) -> None:

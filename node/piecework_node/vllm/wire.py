@@ -14,6 +14,8 @@ https://html.spec.whatwg.org/multipage/server-sent-events.html.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -22,6 +24,10 @@ from piecework_node.errors import EndpointLost, EndpointUnfit, RequestDeclined
 
 MAX_BODY_BYTES: Final = 1024 * 1024
 """Of an answer that is not a stream. A list of models takes 500 bytes a model."""
+MAX_CANVAS_BYTES: Final = 8 * 1024 * 1024
+"""Of an answer with a canvas: 1,024 positions with the probabilities of 128 ids each."""
+MAX_LABEL_IDS: Final = 128
+"""Whose probabilities one request may ask for."""
 MAX_CHUNK_BYTES: Final = 256 * 1024
 """Of one line of a stream, without the prompt's ids. A canvas of 1,024 ids and its text take some
 80 KiB.
@@ -58,6 +64,28 @@ class Chunk:
     stop_id: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class CanvasRequest:
+    """One canvas to denoise, at a server that takes canvases (docs/vllm.md).
+
+    canvas: its ids, noise included. pinned: the positions that stay. label_ids: of a read, the ids
+    whose probabilities are asked for. Then one step is taken.
+    """
+
+    prompt_ids: tuple[int, ...]
+    canvas: tuple[int, ...]
+    pinned: tuple[int, ...] = ()
+    label_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CanvasAnswer:
+    """What a server says. logprobs: by position, the log probability of each id asked for."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[Mapping[int, float], ...] = ()
+
+
 class End:
     """The stream's own end mark. Nothing follows."""
 
@@ -80,6 +108,73 @@ def completion_body(
         "return_token_ids": True,
     }
     return {**body, "ignore_eos": True} if ignore_eos else body
+
+
+def canvas_body(model: str, request: CanvasRequest, canvas_size: int) -> dict[str, Any]:
+    """Compose the body for one given canvas of `canvas_size` positions.
+
+    The names are those of vLLM's pull request 57250. The end of the text is ignored, because a
+    template says where it is.
+    """
+    extra: dict[str, Any] = {
+        "diffusion_canvas_length": canvas_size,
+        "diffusion_seed_canvas": list(request.canvas),
+    }
+    body: dict[str, Any] = {
+        "model": model,
+        "prompt": list(request.prompt_ids),
+        "max_tokens": canvas_size,
+        "stream": False,
+        "ignore_eos": True,
+        "return_token_ids": True,
+        "vllm_xargs": extra,
+    }
+    if request.label_ids:
+        extra |= {"diffusion_max_steps": 1, "diffusion_read_only": 1}
+        body |= {
+            "logprobs": 1,
+            "logprob_token_ids": list(request.label_ids),
+            "return_tokens_as_token_ids": True,
+        }
+    else:
+        extra["diffusion_pinned"] = list(request.pinned)
+    return body
+
+
+def parse_canvas(data: bytes, vocab_size: int) -> CanvasAnswer:
+    """Parse the answer to one given canvas.
+
+    Raises:
+        EndpointLost: It is not as vLLM writes it.
+    """
+    choices = _object(data).get("choices")
+    if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
+        raise EndpointLost("an answer has not exactly one choice")
+    ids, logprobs = choices[0].get("token_ids"), choices[0].get("logprobs")
+    if not isinstance(ids, list) or not all(_is_count(token, vocab_size) for token in ids):
+        raise EndpointLost("an answer's token ids are not in the vocabulary")
+    rows = logprobs.get("top_logprobs") if isinstance(logprobs, dict) else None
+    if rows is None:
+        return CanvasAnswer(tuple(ids))
+    if not isinstance(rows, list) or len(rows) > MAX_CHUNK_TOKENS:
+        raise EndpointLost("an answer's probabilities are not a list, or too many")
+    return CanvasAnswer(tuple(ids), tuple(map(_row, rows)))
+
+
+def _row(row: Any) -> Mapping[int, float]:
+    """Parse the log probabilities at one position, whose keys are `token_id:5`."""
+    if not isinstance(row, dict):
+        raise EndpointLost("an answer's probabilities at a position are not an object")
+    found: dict[int, float] = {}
+    for key, value in row.items():
+        number = key.removeprefix("token_id:")
+        known = number.isascii() and number.isdecimal() and len(number) < 10
+        if not known or isinstance(value, bool) or not isinstance(value, int | float):
+            raise EndpointLost("an answer's probability is not one of a token id")
+        if not math.isfinite(value):
+            raise EndpointLost("an answer's probability is not a number")
+        found[int(number)] = float(value)
+    return found
 
 
 def max_line_bytes(prompt_tokens: int) -> int:

@@ -1,19 +1,21 @@
-"""Requests that wait for their turn, first come, first served, instead of failing when all is busy.
+"""Requests that wait for their turn instead of failing when all is busy.
 
 The gateway belongs to the buyer, so it can hold what workers decline for now. Two things may be
 short: places in the gateway, and slots at the workers of a model. A request whose workers are busy
 steps back, and the next one for the same model goes when a job there ends, or when the workers said
 to ask again. One at a time: a crowd that asks at once would only be declined at once.
+
+Of those that wait, the caller with the fewest running requests goes first, and among its requests
+the one that came first. A caller with an API key gets half of the waiting places at most.
 """
 
 from __future__ import annotations
 
 import asyncio
-import heapq
-from collections import deque
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from piecework.base.errors import PieceworkError
@@ -25,14 +27,19 @@ Key: TypeAlias = str | None
 
 
 class LineFull(PieceworkError):
-    """There is no place to wait, or the wait is over."""
+    """There is no place to wait."""
 
 
-@dataclass(order=True, slots=True)
+class WaitOver(PieceworkError):
+    """A request waited for as long as it may."""
+
+
+@dataclass(slots=True, eq=False)
 class _Waiter:
     ticket: int
-    key: Key = field(compare=False)
-    place: asyncio.Future[None] = field(compare=False)
+    key: Key
+    caller: str
+    place: asyncio.Future[None]
 
 
 class WaitingLine:
@@ -48,39 +55,46 @@ class WaitingLine:
         self._places, self._most_waiting, self._wait_s = places, waiting, wait_s
         self.waiting = self.running = 0
         self._tickets = 0
-        self._ready: deque[_Waiter] = deque()
+        self._running_of: Counter[str] = Counter()
+        self._waiting_of: Counter[str] = Counter()
+        self._ready: list[_Waiter] = []
         self._blocked: dict[Key, list[_Waiter]] = {}
         self._timers: dict[Key, asyncio.TimerHandle] = {}
 
     @asynccontextmanager
-    async def turn(self, key: Key) -> AsyncIterator[Turn]:
+    async def turn(self, key: Key, caller: str = "") -> AsyncIterator[Turn]:
         """Wait for a place, and keep it for the block.
 
+        Args:
+            key: The model.
+            caller: The name of an API key, or "" for whoever runs the gateway.
+
         Raises:
-            LineFull: too many wait already, or the wait was too long.
+            LineFull: too many wait already, all together or of this caller.
+            WaitOver: the wait was too long.
         """
         self._tickets += 1
         deadline = asyncio.get_running_loop().time() + self._wait_s
-        turn = Turn(self, key, self._tickets, deadline)
+        turn = Turn(self, key, caller, self._tickets, deadline)
         if key in self._blocked or self.running >= self._places:
             await self._wait(turn, blocked=key in self._blocked)
         else:
-            self.running += 1
+            self._enter(caller)
         try:
             yield turn
         finally:
             if turn.in_place:
-                self._leave(key)
+                self._leave(turn)
 
     async def step_back(self, turn: Turn, retry_after_s: float) -> None:
         """Give the place back until a slot may be free."""
         loop = asyncio.get_running_loop()
         pause = min(retry_after_s, LONGEST_ASK_AGAIN_S)
         if loop.time() + pause >= turn.deadline:
-            raise LineFull("every worker that fits is busy")
+            raise WaitOver("every worker that fits stayed busy")
         self._blocked.setdefault(turn.key, [])
         turn.in_place = False
-        self.running -= 1
+        self._exit(turn.caller)
         self._fill()
         self._arm(turn.key, pause)
         await self._wait(turn, blocked=True)
@@ -106,43 +120,67 @@ class WaitingLine:
     def _unblock(self, key: Key) -> None:
         blocked = self._blocked.get(key)
         if blocked:
-            self._ready.append(heapq.heappop(blocked))
+            self._ready.append(self._take(blocked))
         elif blocked is not None:
             del self._blocked[key]  # nobody waits: who comes next need not either
 
     async def _wait(self, turn: Turn, *, blocked: bool) -> None:
         if self.waiting >= self._most_waiting:
             raise LineFull("too many requests wait already")
-        waiter = _Waiter(turn.ticket, turn.key, asyncio.get_running_loop().create_future())
-        if blocked:
-            heapq.heappush(self._blocked[turn.key], waiter)
-        else:
-            self._ready.append(waiter)
-        self.waiting += 1
+        if turn.caller and self._waiting_of[turn.caller] >= max(1, self._most_waiting // 2):
+            raise LineFull("too many requests of this API key wait already")
+        place = asyncio.get_running_loop().create_future()
+        waiter = _Waiter(turn.ticket, turn.key, turn.caller, place)
+        # The model's line may have moved on and ended while this request stepped back.
+        waiters = self._blocked.setdefault(turn.key, []) if blocked else self._ready
+        waiters.append(waiter)
+        self._count_waiting(turn.caller, 1)
         try:
             async with asyncio.timeout_at(turn.deadline):
                 await waiter.place
         except BaseException as error:
             if waiter.place.done() and not waiter.place.cancelled():
-                self._leave(turn.key)  # it was granted just as the waiting ended
+                self._leave(turn)  # it was granted just as the waiting ended
             if isinstance(error, TimeoutError):
-                raise LineFull("the request waited too long for its turn") from None
+                raise WaitOver("the request waited too long for its turn") from None
             raise
         finally:
-            self.waiting -= 1
+            self._count_waiting(turn.caller, -1)
 
-    def _leave(self, key: Key) -> None:
-        self.running -= 1
-        self.release(key)
+    def _leave(self, turn: Turn) -> None:
+        self._exit(turn.caller)
+        self.release(turn.key)
 
     def _fill(self) -> None:
         while self._ready and self.running < self._places:
-            waiter = self._ready.popleft()
+            waiter = self._take(self._ready)
             if waiter.place.done():  # it has given up: its chance goes to the next
                 self._unblock(waiter.key)
             else:
-                self.running += 1
+                self._enter(waiter.caller)
                 waiter.place.set_result(None)
+
+    def _take(self, waiters: list[_Waiter]) -> _Waiter:
+        """Take out who goes next: of the caller with the fewest running, the first that came."""
+        following = min(waiters, key=lambda w: (self._running_of[w.caller], w.ticket))
+        waiters.remove(following)
+        return following
+
+    def _enter(self, caller: str) -> None:
+        self.running += 1
+        self._running_of[caller] += 1
+
+    def _exit(self, caller: str) -> None:
+        self.running -= 1
+        self._running_of[caller] -= 1
+        if not self._running_of[caller]:
+            del self._running_of[caller]
+
+    def _count_waiting(self, caller: str, change: int) -> None:
+        self.waiting += change
+        self._waiting_of[caller] += change
+        if not self._waiting_of[caller]:
+            del self._waiting_of[caller]
 
 
 @dataclass(slots=True)
@@ -151,6 +189,7 @@ class Turn:
 
     line: WaitingLine
     key: Key
+    caller: str
     ticket: int
     deadline: float
     in_place: bool = True
@@ -159,7 +198,8 @@ class Turn:
         """Everybody is busy: step back, and return when it is worth asking again.
 
         Raises:
-            LineFull: the request would wait too long.
+            LineFull: too many wait already.
+            WaitOver: the request would wait too long.
         """
         await self.line.step_back(self, retry_after_s)
 

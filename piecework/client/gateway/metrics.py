@@ -28,8 +28,8 @@ class GatewayMetrics:
         r = self._registry
         self._requests = Counter(
             "piecework_gateway_requests",
-            "Chat completions by outcome.",
-            ["stream", "outcome"],
+            "Answers by format and outcome.",
+            ["format", "stream", "outcome"],
             registry=r,
         )
         self._failures = Counter(
@@ -45,10 +45,10 @@ class GatewayMetrics:
             registry=r,
         )
         self._running = Gauge(
-            "piecework_gateway_running", "Chat completions running or waiting now.", registry=r
+            "piecework_gateway_running", "Answers running or waiting now.", registry=r
         )
         self._waiting = Gauge(
-            "piecework_gateway_waiting", "Chat completions waiting for their turn.", registry=r
+            "piecework_gateway_waiting", "Jobs waiting for their turn.", registry=r
         )
         self._seconds = Histogram(
             "piecework_gateway_seconds",
@@ -63,6 +63,14 @@ class GatewayMetrics:
         self._steps = Counter(
             "piecework_gateway_denoising_steps", "Denoising steps paid for.", registry=r
         )
+        self._structured = Counter(
+            "piecework_gateway_structured_answers", "Structured answers begun.", registry=r
+        )
+        self._repairs = Counter(
+            "piecework_gateway_repairs",
+            "Jobs that filled a part of a structured answer again.",
+            registry=r,
+        )
         self._spent = Counter(
             "piecework_gateway_spent_base_units", "Base units promised.", registry=r
         )
@@ -72,15 +80,15 @@ class GatewayMetrics:
         self._waiting.set_function(lambda: line.waiting)
 
     @contextmanager
-    def request(self, stream: bool) -> Iterator[None]:
-        """Count one request and its time, whatever becomes of it."""
+    def request(self, form: str, *, stream: bool) -> Iterator[None]:
+        """Count one request of a format and its time, whatever becomes of it."""
         outcome = "failed"
         with self._running.track_inprogress(), self._seconds.time():
             try:
                 yield
                 outcome = "answered"
             finally:
-                self._requests.labels(str(stream).lower(), outcome).inc()
+                self._requests.labels(form, str(stream).lower(), outcome).inc()
 
     def failed(self, code: str) -> None:
         """A stream failed after its first byte."""
@@ -92,6 +100,14 @@ class GatewayMetrics:
         self._tokens.inc(tokens)
         self._steps.inc(steps)
         self._spent.inc(amount)
+
+    def structured(self) -> None:
+        """A structured answer began."""
+        self._structured.inc()
+
+    def repaired(self) -> None:
+        """A structured answer needed one more job."""
+        self._repairs.inc()
 
     def connection_refused(self, why: Refused) -> None:
         """A connection was closed as soon as it came."""

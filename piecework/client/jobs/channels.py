@@ -22,10 +22,11 @@ from piecework.client.journal.records import (
     ChannelRow,
     ChannelStatus,
     JobRow,
+    Part,
     Reservation,
     SeenChannel,
 )
-from piecework.client.journal.store import Store
+from piecework.client.journal.store import NO_PART, Store
 from piecework.client.network.discovery import ChainView
 from piecework.client.wallet import Wallet
 from piecework_protocol.frames import Funding, FundingAuthorization, OpeningAuthorization
@@ -87,13 +88,16 @@ class ChannelManager:
         )
         return await self._store.run(self._store.open_channel, terms)
 
-    async def admit(self, job: JobRow, prompt: str | None, row: ChannelRow) -> ChannelRow:
+    async def admit(
+        self, job: JobRow, prompt: str | None, row: ChannelRow, part: Part = NO_PART
+    ) -> ChannelRow:
         """Record a job and make sure that its channel's deposit covers it.
 
         Args:
             job: What is recorded.
             prompt: Its text, if texts are kept.
             row: Its channel, as it was read a moment ago.
+            part: What it was asked for, and what the budgets hold for it.
 
         Raises:
             InsufficientFunds: the free balance is too small for that.
@@ -110,7 +114,8 @@ class ChannelManager:
             raise _DepositTooSmall(max(needed, row.funded + least_raise) - counted)
 
         try:
-            return await self._store.run(self._store.admit, job, prompt, refuse, until)
+            admit = partial(self._store.admit, part=part)
+            return await self._store.run(admit, job, prompt, refuse, until)
         except _DepositTooSmall as short:
             free, one_step = await self._source(row, short.shortage + fee)
 
@@ -119,7 +124,7 @@ class ChannelManager:
             spendable = Amount(max(0, free - fee))
             return deposit_total(least, counted, spendable, self._step, self._money)
 
-        admit = partial(self._store.admit, one_step=one_step)
+        admit = partial(self._store.admit, one_step=one_step, part=part)
         return await self._store.run(admit, job, prompt, grow, until)
 
     async def _source(self, row: ChannelRow, needed: int) -> tuple[Amount, bool]:

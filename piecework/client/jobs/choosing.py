@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 
 from piecework.base.clock import Clock
 from piecework.client.errors import WorkerUnreachable
-from piecework.client.jobs.requests import Filters, TextRequest
-from piecework.client.jobs.selection import Choice, Ranking, rank, within_cap
+from piecework.client.jobs.requests import Filters, JobRequest
+from piecework.client.jobs.selection import Choice, Ranking, least_of, rank, within_cap
+from piecework.client.jobs.spending import Allowance
 from piecework.client.journal.learning import is_resting
 from piecework.client.journal.records import Memories
 from piecework.client.limits import ANSWER_COUNTS_S, ENOUGH_WORKERS, FIRST_DIALS, SEARCH_GRACE_S
@@ -23,6 +24,8 @@ from piecework.client.network.reachability import Reachability
 from piecework_protocol.objects import Offer
 from piecework_protocol.types import Address, Timestamp
 from piecework_protocol.wire import SignedOffer
+
+NO_LIMIT = Allowance()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,12 @@ class Chooser:
         """End the dials that still run."""
         await self._background.close()
 
-    async def choose(self, request: TextRequest, tried: Collection[Address] = ()) -> Ranking:
+    async def choose(
+        self,
+        request: JobRequest,
+        tried: Collection[Address] = (),
+        allowance: Allowance = NO_LIMIT,
+    ) -> Ranking:
         """Return who could take the request, best first, and why others cannot.
 
         Those that answer come first. Those that do not answer are left out.
@@ -60,15 +68,16 @@ class Chooser:
         Args:
             request: What is asked for.
             tried: Operators that have declined it.
+            allowance: What it may cost.
 
         Raises:
             ChainError: the chain does not answer, so no offer can be verified.
         """
         found = await self._discovery.offers(request.model)
-        ranking, memories, filters = await self._rank(request, found.offers)
+        ranking, memories, filters = await self._rank(request, found.offers, allowance)
         if found.stale and not ranking.choices:
             found = await self._discovery.newer_offers(request.model)
-            ranking, memories, filters = await self._rank(request, found.offers)
+            ranking, memories, filters = await self._rank(request, found.offers, allowance)
         untried = tuple(c for c in ranking.choices if c.operator not in tried)
         dials = await self._dial(untried)
         usable = [c for c in untried if c.operator not in dials.failed]
@@ -87,11 +96,17 @@ class Chooser:
         return within_cap(ranking, known, memories, filters)
 
     async def _rank(
-        self, request: TextRequest, offers: Iterable[SignedOffer]
+        self, request: JobRequest, offers: Iterable[SignedOffer], allowance: Allowance
     ) -> tuple[Ranking, Memories, Filters]:
         memories = await self._reachability.memory.run(self._reachability.memory.all)
         cap = None if request.max_price is not None else self._filters.price_cap
-        filters = replace(self._filters, now=int(self._clock.wall()), price_cap=cap)
+        filters = replace(
+            self._filters,
+            now=int(self._clock.wall()),
+            price_cap=cap,
+            max_job_price=least_of(self._filters.max_job_price, allowance.max_price),
+            left=allowance.left,
+        )
         return rank(request, offers, memories, filters), memories, filters
 
     def _answered_before(

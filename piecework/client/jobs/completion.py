@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from piecework.base.amounts import Token, TokenAmount
 from piecework.client.errors import WorkerUnreachable
 from piecework.client.jobs.events import CanvasText, JobFinished, JobStarted
 from piecework.client.jobs.run import JobRun
+from piecework_protocol.conversation import ToolCall
+from piecework_protocol.kinds.text import OutputSegment, SegmentKind, read_tool_call
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +31,22 @@ class Completion:
 
     @property
     def text(self) -> str:
-        """The whole text."""
+        """The whole final text, without thoughts and calls."""
         return "".join(canvas.text for canvas in self.canvases)
+
+    @property
+    def thoughts(self) -> str:
+        """What the model thought before it answered."""
+        return "".join(part.text for part in self._parts(SegmentKind.THOUGHT))
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """The tools that the model calls, in order. Their ids are `call-0`, `call-1`, …"""
+        calls = enumerate(self._parts(SegmentKind.TOOL_CALL))
+        return tuple(read_tool_call(part.text, f"call-{number}") for number, part in calls)
+
+    def _parts(self, kind: SegmentKind) -> Iterator[OutputSegment]:
+        return (part for c in self.canvases for part in c.segments if part.kind is kind)
 
     @property
     def cost(self) -> TokenAmount:

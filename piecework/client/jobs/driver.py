@@ -16,8 +16,8 @@ from piecework.base.clock import Clock
 from piecework.client.config import ClientConfig
 from piecework.client.errors import JobFailed, JobInterrupted, WorkerUnreachable
 from piecework.client.jobs.channels import ChannelManager
+from piecework.client.jobs.delivered import delivered
 from piecework.client.jobs.events import (
-    CanvasText,
     DraftText,
     FinishReason,
     JobFinished,
@@ -27,6 +27,7 @@ from piecework.client.jobs.events import (
 from piecework.client.jobs.run import Caller
 from piecework.client.jobs.selection import claimed_seconds, usual_steps
 from piecework.client.jobs.showing import show_lacking
+from piecework.client.jobs.spending import Spending
 from piecework.client.jobs.watchdog import Watchdog
 from piecework.client.journal.learning import learn, learn_broken, learn_measure
 from piecework.client.journal.memory import JobDone, Lesson
@@ -66,6 +67,7 @@ from piecework_protocol.frames import (
     VoucherAccepted,
     WorkerFrame,
 )
+from piecework_protocol.kinds.text import TextOutput
 from piecework_protocol.ledger import PayerLedger
 from piecework_protocol.objects import ModelOffer, Receipt, Voucher
 from piecework_protocol.pricing import Usage, usage_of
@@ -107,6 +109,7 @@ class JobContext:
     clock: Clock
     entropy: Callable[[int], bytes]
     reachability: Reachability
+    spending: Spending
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep
     """Waits for seconds before a job is presented again; a simulation moves its clock instead."""
 
@@ -119,7 +122,8 @@ class JobDriver:
 
     With `replay` the worker is asked for every canvas again, so that a restarted client shows the
     whole text; what was paid before is not paid twice. `admitted` is the channel of a job that was
-    recorded a moment ago, and so has no receipts yet.
+    recorded a moment ago, and so has no receipts yet. `was_cancelled`: we ended the job ourselves
+    before, so nothing is missing at its end.
     """
 
     def __init__(
@@ -130,12 +134,14 @@ class JobDriver:
         *,
         replay: bool = False,
         admitted: ChannelRow | None = None,
+        was_cancelled: bool = False,
     ) -> None:
         self.sent = self.over = False
         self.accepted = job.prompt_tokens is not None
         self._context, self._job, self._caller = context, job, caller
         self._receipts: list[Receipt] = []
         self._replay, self._admitted = replay, admitted
+        self._was_cancelled = was_cancelled
         self._confirmed = 0
         """The count of paid receipts that the worker has confirmed on the open stream. The next
         change of the journal records it."""
@@ -274,7 +280,9 @@ class JobDriver:
                     book = await self._on_accepted(event, link, stream, row)
                 elif isinstance(event, DraftSeen):
                     watchdog.working(came, event.canvas, event.step)
-                    self._caller.offer(DraftText(event.canvas, event.step, event.output.text))
+                    if isinstance(event.output, TextOutput):
+                        draft = DraftText(event.canvas, event.step, event.output.segments)
+                        self._caller.offer(draft)
                 elif isinstance(event, Progress):
                     if _told(watchdog, event, came, self._context.clock.wall()):
                         started = came  # time in a queue is not the worker's slowness
@@ -424,7 +432,7 @@ class JobDriver:
         self, event: CanvasVerified, stream: JobStream, book: PayerLedger
     ) -> PayerLedger:
         context, receipt = self._context, event.receipt
-        text = event.output.text
+        text = event.output.text if isinstance(event.output, TextOutput) else None
         payment = await context.store.run(
             context.store.pay,
             event,
@@ -433,18 +441,8 @@ class JobDriver:
             acknowledged=self._confirmed,
         )
         self._receipts.append(receipt)
-        canvas = CanvasText(
-            canvas=receipt.canvas,
-            text=text,
-            tokens=receipt.units,
-            steps=receipt.steps,
-            amount=receipt.amount,
-            cost=paid_amount(tuple(self._receipts)),
-            receipt=event.digest,
-            leaf_index=payment.leaf_index,
-            last=receipt.finish is not objects.Finish.MORE,
-            again=payment.again,
-        )
+        cost = paid_amount(tuple(self._receipts))
+        canvas = delivered(event, payment, cost, self._job, self._model)
         try:
             if payment.voucher is not None:
                 await self._send_voucher(stream, payment.book, payment.voucher)
@@ -465,7 +463,8 @@ class JobDriver:
         last = self._receipts[-1].finish if self._receipts else objects.Finish.MORE
         complete = last not in (objects.Finish.MORE, objects.Finish.CANCELLED)
         reason = end.reason if end is not None else None
-        if not complete and reason is None and not self._caller.cancelled.is_set():
+        left = self._was_cancelled or self._caller.cancelled.is_set()
+        if not complete and reason is None and not left:
             reason = (
                 Reason.JOB_ENDED
             )  # it had been cancelled before, or the worker stopped for no reason
@@ -523,6 +522,8 @@ class JobDriver:
         now, model = self._context.now(), self._model
         parameters = self._job.submission.job.parameters
         seen_whole = self._streams == 1 and self._new and not self._caller.cancelled.is_set()
+        # What a read takes says nothing about the speed of text.
+        seen_whole = seen_whole and self._job.submission.job.kind is objects.Kind.TEXT
 
         def measure(memory: Measured) -> Measured:
             if not seen_whole:
@@ -571,7 +572,7 @@ class JobDriver:
             self._model,
             domain,
             openers,
-            prompt_bytes=job.prompt_bytes,
+            outline=job.outline,
             receipts=tuple(self._receipts),
             resumed=self.sent or self._replay or job.prompt_tokens is not None,
         )

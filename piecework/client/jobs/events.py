@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from piecework_protocol.kinds.text import OutputSegment, final_text
 from piecework_protocol.objects import Service
 from piecework_protocol.types import Address, Amount, ChannelId, Digest, JobId
 
@@ -37,20 +38,51 @@ class DraftText:
 
     canvas: int
     step: int
-    text: str
+    segments: tuple[OutputSegment, ...]
+
+    @property
+    def text(self) -> str:
+        """The final text, without thoughts and calls."""
+        return final_text(self.segments)
 
 
 @dataclass(frozen=True, slots=True)
 class CanvasText:
     """A canvas whose receipt was verified, recorded and paid.
 
-    `cost` is what the whole job has cost so far; `leaf_index` is the receipt's place in the
-    channel's accumulator. `again`: it had been paid before and was replayed after a resume.
+    `segments` is what the canvas adds to the answer: final text, thoughts and tool calls. `cost` is
+    what the whole job has cost so far. `leaf_index` is the receipt's place in the channel's
+    accumulator. `again`: it had been paid before and was replayed after a resume.
     """
 
     canvas: int
-    text: str
+    segments: tuple[OutputSegment, ...]
     tokens: int
+    steps: int
+    amount: Amount
+    cost: Amount
+    receipt: Digest
+    leaf_index: int
+    last: bool
+    again: bool
+
+    @property
+    def text(self) -> str:
+        """The final text, without thoughts and calls."""
+        return final_text(self.segments)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadAnswers:
+    """The answers of a read's canvas whose receipt was verified, recorded and paid.
+
+    `questions` are the indexes of those that stand on it. `answers` has the probabilities of each
+    one's labels in 1/65536. The other members are those of `CanvasText`.
+    """
+
+    canvas: int
+    questions: tuple[int, ...]
+    answers: tuple[tuple[int, ...], ...]
     steps: int
     amount: Amount
     cost: Amount
@@ -86,4 +118,4 @@ class JobFinished:
     acknowledged: bool
 
 
-JobEvent = JobStarted | DraftText | CanvasText | JobResuming | JobFinished
+JobEvent = JobStarted | DraftText | CanvasText | ReadAnswers | JobResuming | JobFinished

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
 from piecework.base.errors import PieceworkError
 from piecework.client.errors import (
+    BudgetExceeded,
     InsufficientFunds,
     JobFailed,
     NoWorkerFits,
@@ -18,7 +19,7 @@ from piecework.client.jobs.choosing import Chooser
 from piecework.client.jobs.driver import JobContext, JobDriver
 from piecework.client.jobs.outstanding import pay_outstanding
 from piecework.client.jobs.preparing import prepare
-from piecework.client.jobs.requests import TextRequest
+from piecework.client.jobs.requests import Generation, JobRequest
 from piecework.client.jobs.run import Caller
 from piecework.client.jobs.selection import (
     AFTER_REFUSAL,
@@ -27,9 +28,13 @@ from piecework.client.jobs.selection import (
     Choice,
     Next,
     Ranking,
+    affordable,
+    ceiling_of,
 )
+from piecework.client.jobs.spending import Allowance
 from piecework.client.journal.learning import learn
-from piecework.client.journal.records import ChannelRow, JobRow, JobStatus
+from piecework.client.journal.records import ChannelRow, JobRow, JobStatus, Part
+from piecework.client.journal.store import NO_PART
 from piecework.client.limits import MAX_CANDIDATES
 from piecework.client.network.discovery import Discovery
 from piecework_protocol.errors import ProtocolViolation, Refusal
@@ -53,40 +58,66 @@ class FailOver:
         self._fund = fund
         self._settling: dict[ChannelId, asyncio.Lock] = {}
 
-    async def run(self, request: TextRequest, caller: Caller) -> None:
+    async def run(self, request: JobRequest, caller: Caller, part: Part = NO_PART) -> None:
         """Offer the request to one worker after the other until one runs it to its end.
+
+        What is held for `part` and no job has taken over is free again at the end.
 
         Raises:
             ClientError: as `PieceworkClient.ask`.
         """
+        attempts = _Attempts(part)
+        try:
+            await self._run(request, caller, attempts)
+        finally:
+            self._context.spending.release(attempts.part)
+            await self._context.reachability.written()
+
+    async def _run(self, request: JobRequest, caller: Caller, attempts: _Attempts) -> None:
         tried: set[Address] = set()
-        ranking = await self._chooser.choose(request)
+        attempts.allowance = await self._context.spending.allowance(attempts.part)
+        ranking = await self._chooser.choose(request, allowance=attempts.allowance)
         if not ranking.choices:
             raise nobody(request, ranking)
-        attempts = _Attempts(ranking)
-        try:
-            while ranking.choices and len(tried) < MAX_CANDIDATES:
-                for choice in ranking.choices[: MAX_CANDIDATES - len(tried)]:
-                    if caller.cancelled.is_set():
-                        return
-                    tried.add(choice.operator)
-                    if await self._try(choice, request, caller, attempts):
-                        return
-                ranking = await self._chooser.choose(request, tried)
-        finally:
-            await self._context.reachability.written()
+        attempts.unfit = ranking.unfit
+        while ranking.choices and len(tried) < MAX_CANDIDATES:
+            for choice in ranking.choices[: MAX_CANDIDATES - len(tried)]:
+                if caller.cancelled.is_set():
+                    return
+                tried.add(choice.operator)
+                if await self._try(choice, request, caller, attempts):
+                    return
+            ranking = await self._chooser.choose(request, tried, attempts.allowance)
         raise attempts.verdict()
+
+    async def reserve(
+        self, requests: Sequence[JobRequest], parts: Sequence[Part]
+    ) -> tuple[Part, ...]:
+        """Hold the ceilings of several requests in one transaction. Nothing is signed.
+
+        Raises:
+            ClientError: as `PieceworkClient.reserve_many`.
+        """
+        allowance = await self._context.spending.allowance(parts[0])
+        if allowance.left is not None:
+            allowance = replace(allowance, left=Amount(allowance.left // len(requests)))
+        ceilings: dict[JobRequest, Amount] = {}
+        for request in set(requests):
+            ranking = await self._chooser.choose(request, allowance=allowance)
+            if not ranking.choices:
+                raise nobody(request, ranking)
+            ceilings[request] = ranking.choices[0].ceiling
+        return await self._context.spending.reserve(parts, [ceilings[r] for r in requests])
 
     async def drive(
         self,
         job: JobRow,
         caller: Caller,
         *,
-        replay: bool = False,
         admitted: ChannelRow | None = None,
     ) -> None:
-        """Follow one recorded job to its end. The choices are those of `JobDriver`."""
-        driver = JobDriver(self._context, job, caller, replay=replay, admitted=admitted)
+        """Follow a job that was recorded a moment ago to its end."""
+        driver = JobDriver(self._context, job, caller, admitted=admitted)
         try:
             await driver.run()
         except WorkerUnreachable:
@@ -100,23 +131,54 @@ class FailOver:
                 # At once and in this thread: a cancelled task may not wait, and nothing is synced.
                 self._context.store.leave(job.id)
 
+    async def replay(self, job: JobRow, caller: Caller) -> None:
+        """Follow a job again from its first canvas. One that is over stays as it ended.
+
+        Raises:
+            JobFollowed: another living process follows it.
+            ClientError: as `PieceworkClient.resume`.
+        """
+        store, before = self._context.store, job.status
+        cancelled = before is JobStatus.CANCELLED
+        row = await asyncio.to_thread(store.take_over, job.id)
+        driver = JobDriver(self._context, row, caller, replay=True, was_cancelled=cancelled)
+        over = before in (JobStatus.COMPLETE, JobStatus.CANCELLED, JobStatus.FAILED)
+        try:
+            await driver.run()
+        except ProtocolViolation:
+            over = False  # it is recorded, and nothing is paid to this worker any more
+            raise
+        finally:
+            # At once and in this thread: a cancelled task may not wait, and nothing is synced.
+            if over:
+                store.finish(job.id, before, job.detail)
+            else:
+                store.leave(job.id)
+
     async def _try(
-        self, choice: Choice, request: TextRequest, caller: Caller, attempts: _Attempts
+        self, choice: Choice, request: JobRequest, caller: Caller, attempts: _Attempts
     ) -> bool:
         """Offer the request to one worker, mending what can be mended once. True when it ran to its
         end."""
         mended: set[Next] = set()
         current: Choice | None = choice
+        cut = False
         while current is not None:
             since = self._context.clock.monotonic()
             try:
                 await self._context.links.to(current.signed.offer)  # before anything is reserved
-                job, channel = await prepare(self._context, current, request)
+                part = await self._context.spending.cover(attempts.part, current.ceiling)
+                attempts.part = part
+                job, channel = await prepare(self._context, current, request, part)
                 await self.drive(job, caller, admitted=channel)
                 return True
-            except InsufficientFunds as short:
-                attempts.short_of(current, short)
-                return False
+            except (BudgetExceeded, InsufficientFunds) as short:
+                shorter = None if cut else _affordable(current, request, short)
+                if shorter is None:
+                    attempts.short_of(current, short)
+                    return False
+                current, cut = shorter, True
+                continue
             except WorkerUnreachable as unreachable:
                 attempts.declined(current, unreachable)
                 self._context.reachability.silent(current.operator, since)
@@ -134,21 +196,21 @@ class FailOver:
                     declined, current, request, job, row.authorized, attempts
                 )
             else:
-                current = await self._mend(declined, current, request, job)
+                current = await self._mend(declined, current, request, job, attempts)
         return False
 
     async def _opened(  # noqa: PLR0917
         self,
         declined: Refusal | JobFailed,
         choice: Choice,
-        request: TextRequest,
+        request: JobRequest,
         job: JobRow,
         total: Amount,
         attempts: _Attempts,
     ) -> Choice | None:
         """The worker does not send the opening: offer the fee that it asks now, or send it."""
         if isinstance(declined, Refusal) and "fee" in declined.metadata:
-            renewed = await self._renewed(choice, request, job)
+            renewed = await self._renewed(choice, request, job, attempts)
             if renewed is not None and _fees(renewed) > _fees(choice):
                 return renewed
         try:
@@ -178,7 +240,12 @@ class FailOver:
         return step
 
     async def _mend(
-        self, declined: Refusal | JobFailed, choice: Choice, request: TextRequest, job: JobRow
+        self,
+        declined: Refusal | JobFailed,
+        choice: Choice,
+        request: JobRequest,
+        job: JobRow,
+        attempts: _Attempts,
     ) -> Choice | None:
         """Remove the cause of a refusal. The choice to ask again with, or None to go on to the
         next."""
@@ -193,9 +260,13 @@ class FailOver:
             return choice
         if step is Next.SHORTEN:
             return _shortened(choice, request, declined)
-        return await self._renewed(choice, request, job) if step is Next.REFRESH_OFFER else None
+        if step is not Next.REFRESH_OFFER:
+            return None
+        return await self._renewed(choice, request, job, attempts)
 
-    async def _renewed(self, choice: Choice, request: TextRequest, job: JobRow) -> Choice | None:
+    async def _renewed(
+        self, choice: Choice, request: JobRequest, job: JobRow, attempts: _Attempts
+    ) -> Choice | None:
         """The same worker with the offer that it shows now."""
         try:
             signed = await self._discovery.fresh_offer(choice.signed.offer)
@@ -203,7 +274,7 @@ class FailOver:
             return None
         if Digest(self._context.domain.digest(signed.offer)) == job.submission.job.offer:
             return None
-        again = await self._chooser.choose(request)
+        again = await self._chooser.choose(request, allowance=attempts.allowance)
         return next((c for c in again.choices if c.operator == choice.operator), None)
 
 
@@ -213,11 +284,9 @@ def _fees(choice: Choice) -> int:
     return offer.open_fee + offer.top_up_fee
 
 
-def _shortened(
-    choice: Choice, request: TextRequest, declined: Refusal | JobFailed
-) -> Choice | None:
+def _shortened(choice: Choice, request: JobRequest, declined: Refusal | JobFailed) -> Choice | None:
     """The choice with as many tokens as the worker has room for, if the caller asked for none."""
-    if request.generation.max_tokens is not None or not isinstance(declined, Refusal):
+    if not request.may_be_shortened or not isinstance(declined, Refusal):
         return None
     counted = declined.metadata.get("prompt_tokens", "")
     if not (counted.isascii() and counted.isdecimal() and len(counted) < 10):
@@ -226,17 +295,44 @@ def _shortened(
     room = (choice.model.max_context - int(counted)) // canvas * canvas
     if not 0 < room < (choice.generation.max_tokens or 0):
         return None
-    return replace(choice, generation=replace(choice.generation, max_tokens=Uint32(room)))
+    return _with(choice, request, replace(choice.generation, max_tokens=Uint32(room)))
+
+
+def _affordable(
+    choice: Choice, request: JobRequest, short: BudgetExceeded | InsufficientFunds
+) -> Choice | None:
+    """The choice with as many tokens as there is money for, if the caller asked for none."""
+    left = short.left if isinstance(short, BudgetExceeded) else short.available
+    limit = Amount(max(0, choice.ceiling - (short.needed.units - left.units)))
+    if not request.may_be_shortened:
+        return None
+    generation = affordable(request, choice.generation, choice.model, limit)
+    shorter = _with(choice, request, generation)
+    return shorter if shorter.ceiling <= limit else None
+
+
+def _with(choice: Choice, request: JobRequest, generation: Generation) -> Choice:
+    """The choice with a shorter answer. Its expected price stays an estimate from above."""
+    ceiling = ceiling_of(request, generation, choice.model)
+    return replace(choice, generation=generation, ceiling=ceiling)
 
 
 class _Attempts:
-    """Who declined a request and why, and what to tell the caller when nobody is left."""
+    """Who declined a request and why, and what to tell the caller when nobody is left.
 
-    def __init__(self, ranking: Ranking) -> None:
-        self._ranking = ranking
+    Attributes:
+        part: What the budgets hold for the request.
+        allowance: What it may cost.
+        unfit: One line for each worker that did not fit from the start.
+    """
+
+    def __init__(self, part: Part) -> None:
+        self.part = part
+        self.allowance = Allowance()
+        self.unfit: tuple[str, ...] = ()
         self._why: list[str] = []
         self._busy: list[float] = []
-        self._short: InsufficientFunds | None = None
+        self._short: BudgetExceeded | InsufficientFunds | None = None
         self._refusals: list[Refusal] = []
 
     def declined(self, choice: Choice, error: PieceworkError) -> None:
@@ -246,7 +342,7 @@ class _Attempts:
         elif isinstance(error, Refusal):
             self._refusals.append(error)
 
-    def short_of(self, choice: Choice, error: InsufficientFunds) -> None:
+    def short_of(self, choice: Choice, error: BudgetExceeded | InsufficientFunds) -> None:
         self._why.append(f"{address_hex(choice.operator)} ({choice.model.name}): {error}")
         self._short = error
 
@@ -263,10 +359,10 @@ class _Attempts:
             return self._short
         if self._refusals and all(r.reason in CALLERS_FAULT for r in self._refusals):
             return self._refusals[0]
-        return NoWorkerFits("no worker took the request", (*self._why, *self._ranking.unfit))
+        return NoWorkerFits("no worker took the request", (*self._why, *self.unfit))
 
 
-def nobody(request: TextRequest, ranking: Ranking) -> NoWorkerFits:
+def nobody(request: JobRequest, ranking: Ranking) -> NoWorkerFits:
     """Why there is nobody to ask."""
     if ranking.mistake is not None:
         mistake = ranking.mistake

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from piecework.client.jobs.driver import JobContext
-from piecework.client.jobs.requests import TextRequest, job_parameters
+from piecework.client.jobs.requests import JobRequest, job_parameters
 from piecework.client.jobs.selection import Choice
-from piecework.client.journal.records import ChannelRow, JobRow, JobStatus
+from piecework.client.journal.records import ChannelRow, JobRow, JobStatus, Part
+from piecework.client.journal.store import NO_PART
 from piecework_protocol.content import content_digest
+from piecework_protocol.conversation import Conversation
 from piecework_protocol.frames import SubmitJob
-from piecework_protocol.objects import Job, Kind
+from piecework_protocol.objects import Job
 from piecework_protocol.sealing import content_context, public_key, seal
 from piecework_protocol.signing import sign
 from piecework_protocol.types import Bytes32, Digest, Timestamp, Uint32
 
 
 async def prepare(
-    context: JobContext, choice: Choice, request: TextRequest
+    context: JobContext, choice: Choice, request: JobRequest, part: Part = NO_PART
 ) -> tuple[JobRow, ChannelRow]:
     """Sign and seal the request for one worker, record it, and reserve its ceiling. Nothing is
-    sent.
+    sent. `part` is what the budgets hold for it.
 
     Returns:
         The job as it was recorded, and its channel with the job's ceiling reserved.
@@ -26,6 +28,7 @@ async def prepare(
     Raises:
         WorkerUnreachable: the worker does not answer. Nothing was reserved.
         InsufficientFunds: the free balance is too small.
+        StoreError: what the budgets held has ended.
     """
     offer, now = choice.signed.offer, context.now()
     await context.links.to(offer)  # money is reserved for a worker that is there
@@ -41,7 +44,7 @@ async def prepare(
         offer=Digest(context.domain.digest(offer)),
         entry=Uint32(offer.models.index(choice.model)),
         model=choice.model.digest,
-        kind=Kind.TEXT,
+        kind=request.kind,
         content=content_digest(salt, prompt),
         parameters=job_parameters(choice.model, choice.generation, seed),
         max_amount=choice.ceiling,
@@ -57,12 +60,17 @@ async def prepare(
         submission=submission,
         offer=choice.signed,
         reply_secret=reply_secret,
-        prompt_bytes=len(prompt),
+        outline=request.content.outline,
         status=JobStatus.LIVE,
         prompt_tokens=None,
         detail="",
         created_at=now,
         owner=context.store.owner,
     )
-    text = prompt.decode() if context.config.keep_text else None
-    return record, await context.channels.admit(record, text, row)
+    text = readable(request.content.conversation) if context.config.keep_text else None
+    return record, await context.channels.admit(record, text, row, part)
+
+
+def readable(conversation: Conversation) -> str:
+    """Return what was said as a text for people: a line with the role, then the message."""
+    return "\n\n".join(f"{message.role}:\n{message.text}" for message in conversation.messages)

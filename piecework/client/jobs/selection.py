@@ -17,10 +17,10 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from piecework.client.jobs.requests import (
-    DEFAULT_MAX_STEPS,
-    DEFAULT_MAX_TOKENS,
     Filters,
     Generation,
+    JobRequest,
+    ReadRequest,
     TextRequest,
     job_parameters,
 )
@@ -28,12 +28,10 @@ from piecework.client.journal.learning import is_resting, reliability, slowness,
 from piecework.client.journal.records import Experience, Measured, Memories, PaidTariff
 from piecework.client.limits import (
     BROKEN_WORKER_REST_S,
-    BYTES_PER_TOKEN_ESTIMATE,
     FULL_WORKER_WAIT_S,
     MEAN_STEPS_ESTIMATE,
 )
 from piecework.client.network.discovery import serves
-from piecework_protocol.client_session import TEMPLATE_TOKENS
 from piecework_protocol.errors import Reason
 from piecework_protocol.objects import ModelOffer, Offer, Service
 from piecework_protocol.pricing import Usage, canvases_for, price, worst_case
@@ -99,7 +97,7 @@ class Ranking:
 
 
 def rank(
-    request: TextRequest, offers: Iterable[SignedOffer], memories: Memories, filters: Filters
+    request: JobRequest, offers: Iterable[SignedOffer], memories: Memories, filters: Filters
 ) -> Ranking:
     """Order the offers that can take the request. Deterministic: ties go to the lower operator
     address."""
@@ -113,8 +111,8 @@ def rank(
             estimate = _Estimate.of(request, signed, model, memories, filters)
             mistake = _mistake(request, model, estimate, filters)
             mistakes.append(mistake)
-            trouble = _terms_trouble(signed, estimate, filters) or (
-                mistake.why if mistake else _price_trouble(model, estimate, filters)
+            trouble: str | None = _terms_trouble(signed, estimate, filters) or (
+                mistake.why if mistake else _price_trouble(model, filters)
             )
             if trouble:
                 unfit.append(f"{address_hex(signed.offer.operator)} ({model.name}): {trouble}")
@@ -160,21 +158,39 @@ def within_cap(
     return replace(ranking, choices=tuple(kept), unfit=tuple(unfit))
 
 
-def resolve(generation: Generation, model: ModelOffer, prompt_tokens: int) -> Generation:
-    """Fill what was left open with what this model offers beside the prompt.
+def affordable(
+    request: JobRequest, generation: Generation, model: ModelOffer, limit: Amount
+) -> Generation:
+    """Shorten a resolved generation until its ceiling is within a limit.
 
-    `prompt_tokens` may be an estimate. The worker says in its refusal how many there are.
+    One canvas is the least that is asked for. Its ceiling may still be over the limit.
     """
-    canvas = model.canvas_size
-    room = max(1, (model.max_context - prompt_tokens) // canvas) * canvas
-    tokens = generation.max_tokens or min(DEFAULT_MAX_TOKENS, model.max_output, room)
-    steps = generation.max_steps or min(DEFAULT_MAX_STEPS, model.max_steps)
-    return replace(generation, max_tokens=tokens, max_steps=steps)
+    longest, canvas = generation.max_tokens or 0, model.canvas_size
+
+    def of(canvases: int) -> Generation:
+        return replace(generation, max_tokens=min(longest, canvases * canvas))
+
+    least, most = 1, canvases_for(model, longest)
+    while least < most:
+        middle = (least + most + 1) // 2
+        if ceiling_of(request, of(middle), model) <= limit:
+            least = middle
+        else:
+            most = middle - 1
+    return of(least)
 
 
-def prompt_tokens_of(prompt_bytes: int) -> int:
-    """Estimate the tokens of a prompt."""
-    return 1 + prompt_bytes // BYTES_PER_TOKEN_ESTIMATE
+def ceiling_of(request: JobRequest, generation: Generation, model: ModelOffer) -> Amount:
+    """Return the most that a request with a resolved generation can cost."""
+    parameters = job_parameters(model, generation, seed=0)  # the seed costs nothing
+    most = request.content.outline.prompt_tokens
+    return worst_case(model, request.kind, parameters, most)
+
+
+def least_of(*limits: Amount | None) -> Amount | None:
+    """Return the least of the limits that there are."""
+    given = [limit for limit in limits if limit is not None]
+    return min(given) if given else None
 
 
 def usual_steps(model: ModelOffer, tokens: int, max_steps: int) -> int:
@@ -203,7 +219,7 @@ class _Estimate:
     @classmethod
     def of(
         cls,
-        request: TextRequest,
+        request: JobRequest,
         signed: SignedOffer,
         model: ModelOffer,
         memories: Memories,
@@ -211,14 +227,15 @@ class _Estimate:
     ) -> _Estimate:
         operator, now = signed.offer.operator, Timestamp(filters.now)
         measured = memories.measured.get((operator, model.digest), Measured(operator, model.digest))
-        prompt_tokens = prompt_tokens_of(len(request.prompt))
-        generation = resolve(request.generation, model, prompt_tokens)
-        tokens, most_steps = generation.max_tokens or 0, generation.max_steps or 0
-        steps = usual_steps(model, tokens, most_steps) * step_share(measured, now)
-        steps = min(round(steps), canvases_for(model, tokens) * most_steps)
-        usage = Usage(prompt_tokens, tokens, steps)
-        parameters = job_parameters(model, generation, seed=0)  # the seed costs nothing
-        ceiling = worst_case(model, parameters, len(request.prompt) + TEMPLATE_TOKENS)
+        generation = request.resolved(model, filters.default_max_tokens)
+        limit = least_of(request.max_price, filters.max_job_price, filters.left)
+        if limit is not None and request.may_be_shortened:
+            generation = affordable(request, generation, model, limit)
+        tokens = request.output_tokens(generation)
+        usage = Usage(
+            request.prompt_tokens, tokens, _steps(request, generation, model, measured, now)
+        )
+        ceiling = ceiling_of(request, generation, model)
         return cls(
             memory=memories.experience.get(operator, Experience(operator)),
             generation=generation,
@@ -228,6 +245,21 @@ class _Estimate:
             ceiling=ceiling,
             opened=operator in memories.opened,
         )
+
+
+def _steps(
+    request: JobRequest,
+    generation: Generation,
+    model: ModelOffer,
+    measured: Measured,
+    now: Timestamp,
+) -> int:
+    """Denoising steps that the request should take. A read takes all of its steps."""
+    tokens, most_steps = generation.max_tokens or 0, generation.max_steps or 0
+    most = canvases_for(model, tokens) * most_steps
+    if isinstance(request, ReadRequest):
+        return most
+    return min(round(usual_steps(model, tokens, most_steps) * step_share(measured, now)), most)
 
 
 def _order(choice: Choice) -> tuple[bool, float, Address, bytes]:
@@ -285,12 +317,23 @@ def _at(paid: PaidTariff, choice: Choice) -> Amount:
 
 
 def _mistake(
-    request: TextRequest, model: ModelOffer, estimate: _Estimate, filters: Filters
+    request: JobRequest, model: ModelOffer, estimate: _Estimate, filters: Filters
 ) -> Mistake | None:
     """What the request itself asks for and this model cannot give."""
-    tokens = estimate.usage.output_tokens
+    if not model.kinds & request.kind.bit:
+        missing = f"takes no jobs of kind {request.kind.name.lower()}"
+        return Mistake("model", "kind_not_offered", missing)
     if model.service is Service.BEST_EFFORT and (why := _best_effort_trouble(request)):
         return Mistake("piecework.best_effort", "best_effort_not_allowed", why)
+    if isinstance(request, TextRequest):
+        mistake = _length_mistake(request, model, estimate.generation.max_tokens or 0)
+        if mistake is not None:
+            return mistake
+    return _price_mistake(request, estimate, filters)
+
+
+def _length_mistake(request: TextRequest, model: ModelOffer, tokens: int) -> Mistake | None:
+    """What is too long of an answer that may have so many tokens."""
     if tokens > model.max_output:
         why = f"writes at most {model.max_output} tokens, {tokens} are asked for"
         return Mistake("max_tokens", "max_tokens_too_large", why)
@@ -305,13 +348,21 @@ def _mistake(
     if tokens >= model.max_context:
         why = f"its context holds {model.max_context} tokens"
         return Mistake("max_tokens", "context_length_exceeded", why)
-    if request.max_price is not None and estimate.ceiling > request.max_price:
-        why = _over_limit(estimate, request.max_price, filters)
-        return Mistake("piecework.max_price", "max_price_too_low", why)
     return None
 
 
-def _best_effort_trouble(request: TextRequest) -> str | None:
+def _price_mistake(request: JobRequest, estimate: _Estimate, filters: Filters) -> Mistake | None:
+    """A limit of one job's price that the request's ceiling passes."""
+    if request.max_price is not None and estimate.ceiling > request.max_price:
+        why = _over_limit(estimate, request.max_price, filters)
+        return Mistake("piecework.max_price", "max_price_too_low", why)
+    if filters.max_job_price is not None and estimate.ceiling > filters.max_job_price:
+        why = _over_limit(estimate, filters.max_job_price, filters)
+        return Mistake("max_tokens", "over_price_limit", why)
+    return None
+
+
+def _best_effort_trouble(request: JobRequest) -> str | None:
     if not request.best_effort:
         return "serves at best effort, without seed and trace, and the request does not allow that"
     unmet = request.generation.replayable_only
@@ -323,9 +374,7 @@ def _over_limit(estimate: _Estimate, limit: Amount, filters: Filters) -> str:
     return f"may cost up to {token.format(estimate.ceiling)}, the limit is {token.format(limit)}"
 
 
-def _price_trouble(model: ModelOffer, estimate: _Estimate, filters: Filters) -> str | None:
-    if filters.max_job_price is not None and estimate.ceiling > filters.max_job_price:
-        return _over_limit(estimate, filters.max_job_price, filters)
+def _price_trouble(model: ModelOffer, filters: Filters) -> str | None:
     most = filters.max_price_per_million_output
     if most is not None and model.price_per_million_output_tokens > most:
         asked = filters.token.format(model.price_per_million_output_tokens)
@@ -376,6 +425,8 @@ AFTER_REFUSAL: Mapping[Reason, Next] = {
     Reason.EXPIRED: Next.TRY_OTHER,
     Reason.BAD_PARAMETERS: Next.TRY_OTHER,
     Reason.WRONG_SERVICE: Next.REFRESH_OFFER,
+    Reason.WRONG_KIND: Next.REFRESH_OFFER,
+    Reason.NO_IMAGES: Next.TRY_OTHER,
     Reason.PROMPT_TOO_LONG: Next.SHORTEN,
     Reason.PROMPT_REFUSED: Next.TRY_OTHER,
     Reason.PROMPT_MISMATCH: Next.TRY_OTHER_AND_REMEMBER,
@@ -412,5 +463,13 @@ BUSY_REASONS = frozenset(
     }
 )
 """Refusals that only mean "later": the caller may be told to wait."""
-CALLERS_FAULT = frozenset({Reason.PROMPT_TOO_LONG, Reason.PROMPT_REFUSED, Reason.BAD_PARAMETERS})
+CALLERS_FAULT = frozenset(
+    {
+        Reason.PROMPT_TOO_LONG,
+        Reason.PROMPT_REFUSED,
+        Reason.BAD_PARAMETERS,
+        Reason.WRONG_KIND,
+        Reason.NO_IMAGES,
+    }
+)
 """Refusals that a caller can mend, when every worker that answered gives one of them."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from piecework_protocol.frames import SubmitJob
 from piecework_protocol.ledger import PayerLedger
 from piecework_protocol.objects import Channel, Receipt, Voucher
+from piecework_protocol.outlines import Outline
 from piecework_protocol.types import Address, Amount, ChannelId, Digest, JobId, Signature, Timestamp
 from piecework_protocol.wire import SignedOffer
 
@@ -113,18 +114,63 @@ class Reservation:
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """The most that may be spent, in base units. None: no limit.
+
+    Attributes:
+        per_day: By all jobs of one UTC day.
+        per_month: By all jobs of one UTC month.
+        max_price: By one job.
+    """
+
+    per_day: Amount | None = None
+    per_month: Amount | None = None
+    max_price: Amount | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestKey:
+    """What a request with an Idempotency-Key is found by.
+
+    Attributes:
+        budget: The name of the API key that it came with, or "".
+        key: SHA-256 of the header.
+    """
+
+    budget: str
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One job's place in what a caller asked for, known before there is a job.
+
+    Attributes:
+        budget: The name of the API key that it is bought with. "": the client itself.
+        hold: What is kept of the budgets for it. None: nothing yet.
+        request: The request with an Idempotency-Key that it belongs to.
+        number: Its place in that request.
+    """
+
+    budget: str = ""
+    hold: int | None = None
+    request: RequestKey | None = None
+    number: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class JobRow:
     """One job with everything that is needed to resume it after a restart. No text.
 
-    `owner` is the name of the process that follows it, as in `journal.owners`. Another process of
-    this client leaves a living owner's job alone.
+    `outline` is the shape of its content. `owner` is the name of the process that follows it, as in
+    `journal.owners`. Another process of this client leaves a living owner's job alone.
     """
 
     id: JobId
     submission: SubmitJob
     offer: SignedOffer
     reply_secret: bytes
-    prompt_bytes: int
+    outline: Outline
     status: JobStatus
     prompt_tokens: int | None
     detail: str

@@ -20,6 +20,7 @@ from piecework_protocol.frames import CanvasDelivered, LeafRef, SubmitJob
 from piecework_protocol.ledger import PayerLedger
 from piecework_protocol.merkle import Accumulator
 from piecework_protocol.objects import Channel, Voucher
+from piecework_protocol.outlines import Outline
 from piecework_protocol.types import (
     Address,
     Amount,
@@ -37,7 +38,7 @@ _CHANNEL: Final = (
     " settled, cumulative, count, peaks, acknowledged, status, one_step FROM channels"
 )
 _JOB: Final = (
-    "SELECT id, submission, offer, reply_secret, prompt_bytes, status, prompt_tokens, detail,"
+    "SELECT id, submission, offer, reply_secret, outline, status, prompt_tokens, detail,"
     " created_at, owner FROM jobs"
 )
 _SAME_TERMS: Final = (
@@ -250,25 +251,27 @@ def reserved_by_jobs(db: apsw.Connection, key: ChannelId, now: Timestamp) -> int
     return reserved
 
 
-def add_job(db: apsw.Connection, row: JobRow, prompt: str | None) -> None:
-    """Record a signed job."""
+def add_job(db: apsw.Connection, row: JobRow, prompt: str | None, *, day: int, budget: str) -> None:
+    """Record a signed job, and the day and the budget that it counts in."""
     terms = row.submission.job
     db.execute(
-        "INSERT INTO jobs (id, channel, submission, offer, reply_secret, prompt_bytes, max_amount,"
-        " deadline, prompt_tokens, status, detail, created_at, owner, prompt)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL, 'live', '', ?, ?, ?)",
+        "INSERT INTO jobs (id, channel, submission, offer, reply_secret, outline, max_amount,"
+        " deadline, prompt_tokens, status, detail, created_at, owner, prompt, day, budget)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL, 'live', '', ?, ?, ?, ?, ?)",
         (
             row.id,
             row.channel_id,
             wire.encode_client_frame(row.submission),
             wire.encode_offer(row.offer),
             row.reply_secret,
-            row.prompt_bytes,
+            row.outline.encode(),
             str(terms.max_amount),
             terms.deadline,
             row.created_at,
             row.owner,
             prompt,
+            day,
+            budget,
         ),
     )
 
@@ -282,7 +285,7 @@ def _job(row: Any) -> JobRow:
         submission=submission,
         offer=wire.decode_offer(row[2]),
         reply_secret=row[3],
-        prompt_bytes=row[4],
+        outline=Outline.decode(row[4]),
         status=JobStatus(row[5]),
         prompt_tokens=row[6],
         detail=row[7],

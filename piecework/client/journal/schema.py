@@ -6,9 +6,13 @@ text, because SQLite's integers end at 63 bits. Times are Unix seconds.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Final
 
+import apsw
+
 from piecework.base.migrations import Migration, Schema, script
+from piecework_protocol.outlines import Outline
 
 _SECOND: Final = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
@@ -75,6 +79,71 @@ _THIRD: Final = """
 -- 1: the channel is opened out of the payer's own tokens, by one authorization
 ALTER TABLE channels ADD COLUMN one_step INTEGER NOT NULL DEFAULT 0;
 """
+_FOURTH: Final = """
+-- budget: the name of the API key that a job was bought with, or '' for the client's own jobs
+-- day: the UTC day whose budgets it counts in, as days since 1970-01-01
+ALTER TABLE jobs ADD COLUMN budget TEXT NOT NULL DEFAULT '';
+ALTER TABLE jobs ADD COLUMN day INTEGER NOT NULL DEFAULT 0;
+UPDATE jobs SET day = created_at / 86400;
+-- A part of the budgets that is kept for one job, from before its signature until its end
+CREATE TABLE holds (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, budget TEXT NOT NULL, day INTEGER NOT NULL,
+    amount TEXT NOT NULL, until INTEGER NOT NULL, owner TEXT NOT NULL,
+    job BLOB UNIQUE REFERENCES jobs (id)
+) STRICT;
+-- What was paid: by API key, and under '' by the client as a whole
+CREATE TABLE spent (
+    budget TEXT NOT NULL, day INTEGER NOT NULL, amount TEXT NOT NULL, PRIMARY KEY (budget, day)
+) STRICT, WITHOUT ROWID;
+-- secret: SHA-256 of the key. expires_at, revoked_at: 0 is never
+CREATE TABLE api_keys (
+    name TEXT PRIMARY KEY, secret BLOB NOT NULL UNIQUE, created_at INTEGER NOT NULL,
+    expires_at INTEGER NOT NULL, revoked_at INTEGER NOT NULL, per_day TEXT, per_month TEXT,
+    max_price TEXT
+) STRICT;
+-- Requests with an Idempotency-Key: SHA-256 of the header and of the body, and each part's job
+CREATE TABLE requests (
+    budget TEXT NOT NULL, key BLOB NOT NULL, body BLOB NOT NULL, created_at INTEGER NOT NULL,
+    PRIMARY KEY (budget, key)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX requests_by_age ON requests (created_at);
+CREATE TABLE request_jobs (
+    budget TEXT NOT NULL, key BLOB NOT NULL, part INTEGER NOT NULL,
+    job BLOB NOT NULL REFERENCES jobs (id), PRIMARY KEY (budget, key, part),
+    FOREIGN KEY (budget, key) REFERENCES requests (budget, key) ON DELETE CASCADE
+) STRICT, WITHOUT ROWID;
+"""
+
+
+def _fourth(db: apsw.Connection) -> None:
+    """Add budgets. What was paid before counts on the day of its job."""
+    db.execute(_FOURTH).fetchall()
+    paid: Counter[int] = Counter()
+    for day, amount in db.execute(
+        "SELECT j.day, r.amount FROM receipts r JOIN jobs j ON j.id = r.job"
+    ):
+        paid[int(str(day))] += int(str(amount))
+    totals = [(day, str(total)) for day, total in sorted(paid.items())]
+    db.executemany("INSERT INTO spent VALUES ('', ?, ?)", totals)
+
+
+_FIFTH: Final = """
+-- outline: the shape of a job's content, which its outputs are held to
+ALTER TABLE jobs ADD COLUMN outline BLOB NOT NULL DEFAULT x'';
+"""
+
+
+def _fifth(db: apsw.Connection) -> None:
+    """Keep outlines of contents. Earlier jobs wrote freely, and had at most a token for a byte of
+    the prompt and 256 more.
+    """
+    db.execute(_FIFTH).fetchall()
+    for key, prompt_bytes in db.execute("SELECT id, prompt_bytes FROM jobs").fetchall():
+        outline = Outline(int(str(prompt_bytes)) + 256).encode()
+        db.execute("UPDATE jobs SET outline = ? WHERE id = ?", (outline, key))
+    db.execute("ALTER TABLE jobs DROP COLUMN prompt_bytes").fetchall()
+
+
 CLIENT_SCHEMA: Final = Schema(
     what="the client's database",
     first=2,
@@ -83,5 +152,5 @@ CLIENT_SCHEMA: Final = Schema(
         "Finish with the program that made it: client close, client withdraw. "
         "Or move the file away and run: piecework client recover"
     ),
-    migrations=(Migration(3, script(_THIRD)),),
+    migrations=(Migration(3, script(_THIRD)), Migration(4, _fourth), Migration(5, _fifth)),
 )

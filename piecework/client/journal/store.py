@@ -15,7 +15,9 @@ import apsw
 
 from piecework.base.group_commit import Committer
 from piecework.client.errors import JobFollowed, StoreError
-from piecework.client.journal import rows
+from piecework.client.journal import budgets, requests, rows
+from piecework.client.journal.api_keys import ApiKeys
+from piecework.client.journal.budgets import Budgets
 from piecework.client.journal.database import Database, WriteWatcher
 from piecework.client.journal.logs import ChainLogs
 from piecework.client.journal.memory import Lesson, WorkerMemory, teach
@@ -25,12 +27,14 @@ from piecework.client.journal.records import (
     ChannelStatus,
     JobRow,
     JobStatus,
+    Part,
     Payment,
     ReceiptRow,
     Reservation,
     ReservedFor,
     SeenChannel,
 )
+from piecework.client.journal.requests import Requests
 from piecework.client.limits import FUNDING_GRACE_S
 from piecework_protocol import wire
 from piecework_protocol.client_session import CanvasVerified
@@ -44,6 +48,8 @@ from piecework_protocol.types import Address, Amount, ChannelId, JobId, Timestam
 
 OWNERS_FOLDER = "owners"
 MAX_ID_DIGITS = 64
+NO_PART = Part()
+"""A job that nothing was reserved for. It counts in the client's own budget."""
 
 
 class Store:
@@ -53,6 +59,9 @@ class Store:
         run: Calls a method of this journal, or of a part of it, from an event loop.
         logs: The payer's part of the escrow's events.
         workers: What is remembered of workers.
+        budgets: What was spent, and what is held for jobs.
+        api_keys: Who may spend through the gateway.
+        requests: Requests with an Idempotency-Key.
     """
 
     def __init__(
@@ -89,6 +98,9 @@ class Store:
         self.run = self._database.run
         self.logs = ChainLogs(self._database)
         self.workers = WorkerMemory(self._database)
+        self.budgets = Budgets(self._database, self._owner)
+        self.api_keys = ApiKeys(self._database)
+        self.requests = Requests(self._database)
 
     @property
     def owner(self) -> str:
@@ -268,6 +280,7 @@ class Store:
         funding_deadline: Timestamp,
         *,
         one_step: bool = False,
+        part: Part = NO_PART,
     ) -> ChannelRow:
         """Record a signed job and reserve its ceiling in its channel.
 
@@ -278,9 +291,11 @@ class Store:
                 second is too small. It returns the channel's new total.
             funding_deadline: When a new authorization ends.
             one_step: Whether a new authorization takes the payer's own tokens.
+            part: What it was asked for, and what is held for it.
 
         Raises:
             InsufficientFunds: `grow` raised it. Nothing was recorded.
+            StoreError: what was held for the part has ended. Nothing was recorded.
         """
         now = job.created_at
         with self._database.change("admit a job") as db:
@@ -305,7 +320,11 @@ class Store:
                     " one_step = ? WHERE id = ?",
                     (str(total), str(fee), funding_deadline, str(taken), one_step, row.id),
                 )
-            rows.add_job(db, job, prompt)
+            day, budget = budgets.day_and_budget(db, part, now)
+            rows.add_job(db, job, prompt, day=day, budget=budget)
+            terms = job.submission.job
+            budgets.bind(db, part, job.id, terms.max_amount, terms.deadline)
+            requests.record(db, part, job.id)
             return rows.channel(db, row.id)
 
     def accepted(self, job: JobId, prompt_tokens: int, account: Account | None) -> PayerLedger:
@@ -436,6 +455,7 @@ class Store:
             db.execute(
                 "UPDATE jobs SET status = ?, detail = ? WHERE id = ?", (status.value, detail, job)
             )
+            budgets.end(db, job, status)
             if status is JobStatus.REFUSED:
                 self._release(db, channel, created_at)
             if lesson is not None:
@@ -492,6 +512,7 @@ class Store:
                 " text) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (*key, str(receipt.amount), index, text),
             )
+            budgets.spend(db, receipt.job, receipt.amount)
             rows.write_book(db, book)
             return Payment(book, index, rows.write_voucher(db, book))
 

@@ -8,46 +8,49 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
-from piecework_protocol.conversation import Conversation
 from piecework_protocol.kinds.read import ReadContent, ReadOutput
 from piecework_protocol.kinds.text import TextContent, TextOutput
 from piecework_protocol.objects import Kind
 
-
-class Content(Protocol):
-    """What the client seals, and whose digest it signs."""
-
-    @property
-    def conversation(self) -> Conversation: ...
-
-    def encode(self) -> bytes: ...
-
-
-class Output(Protocol):
-    """What the client gets for one canvas."""
-
-    @property
-    def units(self) -> int: ...
-
-    def encode(self) -> bytes: ...
+Content = TextContent | ReadContent
+"""What the client seals, and whose digest it signs."""
+Output = TextOutput | ReadOutput
+"""What the client gets for one canvas."""
 
 
 @dataclass(frozen=True, slots=True)
 class KindRules:
-    """How the bytes of a kind are read. Both functions raise `MalformedInput`.
+    """How the bytes of a kind are read, and what its canvases take.
 
+    decode_content, decode_output: both raise `MalformedInput`.
+    nothing: the output of a canvas of which nothing was shown.
     charges_units: whether output tokens are charged. Steps and prompt tokens always are.
+    keeps_canvases: whether a canvas stays in the context of those behind it.
     """
 
     decode_content: Callable[[bytes], Content]
     decode_output: Callable[[bytes], Output]
+    nothing: Output
     charges_units: bool
+    keeps_canvases: bool
 
 
 KINDS: Final[Mapping[Kind, KindRules]] = {
-    Kind.TEXT: KindRules(TextContent.decode, TextOutput.decode, charges_units=True),
-    Kind.READ: KindRules(ReadContent.decode, ReadOutput.decode, charges_units=False),
+    Kind.TEXT: KindRules(
+        TextContent.decode,
+        TextOutput.decode,
+        TextOutput((), ()),
+        charges_units=True,
+        keeps_canvases=True,
+    ),
+    Kind.READ: KindRules(
+        ReadContent.decode,
+        ReadOutput.decode,
+        ReadOutput(()),
+        charges_units=False,
+        keeps_canvases=False,
+    ),
 }
 """The kinds that exist. The numbers of the others are reserved."""

@@ -8,11 +8,13 @@ one such canvas over other noise. Each canvas has its receipt, as a canvas of te
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import ClassVar, Final
 
 from piecework_protocol.conversation import (
     Conversation,
+    most_prompt_tokens,
     read_conversation,
+    size,
     write_conversation,
 )
 from piecework_protocol.encoding import Reader, Writer
@@ -26,11 +28,17 @@ from piecework_protocol.limits import (
     MAX_OUTPUT_BYTES,
     MAX_QUESTIONS,
 )
+from piecework_protocol.objects import Finish, Kind, Parameters, Service
+from piecework_protocol.outlines import Outline
 
 ONE: Final = 1 << 16
 """Probabilities are in 1/65536, and those of a question add up to it."""
 POSITIONS_PER_QUESTION: Final = 16
 """Of a canvas. A question's line is its name, its answer and a line break."""
+QUESTION_TOKENS: Final = 16
+"""What a prompt may show of a question beside its instructions: its number and line breaks."""
+LABEL_TOKENS: Final = 16
+"""What a prompt may show of a label beside its name and description: its code and marks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +79,41 @@ class ReadContent:
     questions: tuple[Question, ...]
     draws: int = 1
 
+    kind: ClassVar = Kind.READ
+
     def __post_init__(self) -> None:
         if not 1 <= len(self.questions) <= MAX_QUESTIONS:
             raise MalformedInput(f"a read has 1 to {MAX_QUESTIONS} questions")
         if not 1 <= self.draws <= MAX_DRAWS:
             raise MalformedInput(f"a read has 1 to {MAX_DRAWS} draws")
+
+    @property
+    def text_bytes(self) -> int:
+        """Count the bytes of all texts in it that a prompt shows."""
+        asked = (
+            size(question.instructions)
+            + sum(size(label.name + label.description) for label in question.labels)
+            for question in self.questions
+        )
+        return self.conversation.text_bytes + sum(asked)
+
+    @property
+    def outline(self) -> Outline:
+        """What a client keeps to hold outputs to it."""
+        labels = tuple(len(question.labels) for question in self.questions)
+        asked = self.text_bytes - self.conversation.text_bytes
+        tokens = most_prompt_tokens(self.conversation) + asked
+        tokens += QUESTION_TOKENS * len(labels) + LABEL_TOKENS * sum(labels)
+        return Outline(tokens, labels=labels, draws=self.draws)
+
+    def parameters_fault(self, parameters: Parameters, canvas_size: int) -> str | None:
+        """Say what of a job's parameters contradicts the content, or None."""
+        positions = self.canvases(canvas_size) * canvas_size
+        if parameters.max_tokens != positions:
+            return f"max_tokens is {parameters.max_tokens}, this read takes {positions} positions"
+        if parameters.service is Service.REPLAYABLE and parameters.max_steps != 1:
+            return f"max_steps is {parameters.max_steps}, a read takes one step a canvas"
+        return None
 
     def canvases(self, canvas_size: int) -> int:
         """Count the canvases of the job, in canvases of that many tokens."""
@@ -86,8 +124,7 @@ class ReadContent:
 
         All draws of the first questions come first.
         """
-        first = canvas // self.draws * per_canvas(canvas_size)
-        return range(first, min(first + per_canvas(canvas_size), len(self.questions)))
+        return on_canvas(len(self.questions), self.draws, canvas, canvas_size)
 
     def encode(self) -> bytes:
         """Encode it: the version byte, the conversation, the questions, then the draws.
@@ -136,6 +173,12 @@ def batches(questions: int, canvas_size: int) -> int:
     return -(-questions // per_canvas(canvas_size))
 
 
+def on_canvas(questions: int, draws: int, canvas: int, canvas_size: int) -> range:
+    """Return which of so many questions stand on a canvas, as `ReadContent.on_canvas`."""
+    first = canvas // draws * per_canvas(canvas_size)
+    return range(first, min(first + per_canvas(canvas_size), questions))
+
+
 def _read_question(reader: Reader) -> Question:
     instructions = reader.text()
     return Question(instructions, reader.items(lambda r: Label(r.text(), r.text()), MAX_LABELS))
@@ -164,6 +207,17 @@ class ReadOutput:
     def units(self) -> int:
         """What a receipt charges beside the steps: no output tokens."""
         return 0
+
+    def fault(self, outline: Outline, canvas: int, canvas_size: int, finish: Finish) -> str | None:
+        """Say what contradicts the content in a finished canvas, or None (clauses 4.2 and 4.5)."""
+        labels = outline.labels
+        asked = on_canvas(len(labels), outline.draws, canvas, canvas_size)
+        if tuple(map(len, self.answers)) != tuple(labels[index] for index in asked):
+            return "the answers are not those of the canvas's questions"
+        last = canvas + 1 == outline.draws * batches(len(labels), canvas_size)
+        if finish is not (Finish.END_OF_TEXT if last else Finish.MORE):
+            return "a read ends with its last canvas"
+        return None
 
     def encode(self) -> bytes:
         """Encode a uint32 count, then per question a uint32 count and that many uint32.

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import enum
 import itertools
+import json
 from dataclasses import dataclass
-from typing import Final
+from typing import ClassVar, Final
 
+from piecework.base.jsons import loads
 from piecework_protocol.conversation import (
     Conversation,
     Message,
+    ToolCall,
+    most_prompt_tokens,
     read_conversation,
+    size,
     write_conversation,
 )
 from piecework_protocol.encoding import Reader, Writer
@@ -25,7 +30,10 @@ from piecework_protocol.limits import (
     MAX_HOLE_TOKENS,
     MAX_OUTPUT_BYTES,
     MAX_TEMPLATE_PARTS,
+    MAX_TOOL_JSON_DEPTH,
 )
+from piecework_protocol.objects import Finish, Kind, Parameters
+from piecework_protocol.outlines import Outline
 
 CONTENT_VERSION: Final = 2
 """The first byte of a content. Other encodings have other numbers."""
@@ -66,6 +74,8 @@ class TextContent:
     conversation: Conversation
     template: tuple[TemplatePart, ...] = ()
 
+    kind: ClassVar = Kind.TEXT
+
     def __post_init__(self) -> None:
         if len(self.template) > MAX_TEMPLATE_PARTS:
             raise MalformedInput(f"a template has at most {MAX_TEMPLATE_PARTS} parts")
@@ -79,6 +89,27 @@ class TextContent:
         fixed = [isinstance(part, Fixed) for part in self.template]
         if any(first and second for first, second in itertools.pairwise(fixed)):
             raise MalformedInput("two fixed parts of a template follow each other")
+
+    @property
+    def text_bytes(self) -> int:
+        """Count the bytes of all texts in it that a prompt or a template shows."""
+        fixed = (part.text for part in self.template if isinstance(part, Fixed))
+        return self.conversation.text_bytes + sum(map(size, fixed))
+
+    @property
+    def outline(self) -> Outline:
+        """What a client keeps to hold outputs to it."""
+        return Outline(most_prompt_tokens(self.conversation), templated=bool(self.template))
+
+    def parameters_fault(self, parameters: Parameters, canvas_size: int) -> str | None:
+        """Say what of a job's parameters contradicts the content, or None.
+
+        The engine counts the tokens of the fixed parts. Here only the holes are known.
+        """
+        holes = sum(part.tokens for part in self.template if isinstance(part, Hole))
+        if holes > parameters.max_tokens:
+            return f"max_tokens is {parameters.max_tokens}, the template's holes have {holes}"
+        return None
 
     def encode(self) -> bytes:
         """Encode it: the version byte, the conversation, then the template's parts.
@@ -159,10 +190,46 @@ class SegmentKind(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class OutputSegment:
-    """A part of an answer. Its text is not empty."""
+    """A part of an answer. Its text is not empty.
+
+    Raises:
+        MalformedInput: It is a tool call and not JSON of one.
+    """
 
     kind: SegmentKind
     text: str
+
+    def __post_init__(self) -> None:
+        if self.kind is SegmentKind.TOOL_CALL:
+            read_tool_call(self.text)
+
+
+def read_tool_call(text: str, call_id: str = "") -> ToolCall:
+    """Read the text of a tool call's segment. `call_id` is the id that the caller gives it.
+
+    Raises:
+        MalformedInput: It is not a JSON object with a tool's `name` and `arguments` alone.
+    """
+    try:
+        # The arguments are one level deeper here.
+        value = loads(text, max_depth=MAX_TOOL_JSON_DEPTH + 1)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict) or set(value) != {"name", "arguments"}:
+        raise MalformedInput("a tool call is a JSON object with name and arguments")
+    if not isinstance(value["name"], str):
+        raise MalformedInput("a tool call's name is a string")
+    return ToolCall(call_id, value["name"], json.dumps(value["arguments"], ensure_ascii=False))
+
+
+def final_segments(text: str) -> tuple[OutputSegment, ...]:
+    """Return an answer that is final text alone. An empty text has no segments."""
+    return (OutputSegment(SegmentKind.FINAL, text),) if text else ()
+
+
+def final_text(segments: tuple[OutputSegment, ...]) -> str:
+    """Return the final text of an answer, without thoughts and calls."""
+    return "".join(part.text for part in segments if part.kind is SegmentKind.FINAL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,17 +264,29 @@ class TextOutput:
     @classmethod
     def plain(cls, token_ids: tuple[int, ...], text: str) -> TextOutput:
         """Return an output that is final text alone."""
-        return cls(token_ids, (OutputSegment(SegmentKind.FINAL, text),) if text else ())
+        return cls(token_ids, final_segments(text))
 
     @property
     def text(self) -> str:
         """The final text, without thoughts and calls."""
-        return "".join(part.text for part in self.segments if part.kind is SegmentKind.FINAL)
+        return final_text(self.segments)
 
     @property
     def units(self) -> int:
         """What a receipt charges: the tokens."""
         return len(self.token_ids)
+
+    def fault(
+        self,
+        outline: Outline,
+        canvas: int,
+        canvas_size: int,
+        finish: Finish,
+    ) -> str | None:
+        """Say what contradicts the content in a finished canvas, or None (clause 4.5)."""
+        if finish is Finish.MORE and not outline.templated and self.units != canvas_size:
+            return "a canvas that is not the job's last is full"
+        return None
 
     def encode(self) -> bytes:
         """Encode a uint32 count, that many uint32 ids, then the segments.

@@ -13,9 +13,10 @@ from aiohttp.test_utils import TestServer
 from piecework.chain.errors import RpcUnavailable
 from piecework.client.config import load_config
 from piecework.client.errors import InsufficientFunds, JobFailed, JobInterrupted, NoWorkerFits
-from piecework.client.jobs.events import FinishReason
+from piecework.client.jobs.events import FinishReason, ReadAnswers
 from piecework.client.jobs.outstanding import pay_outstanding
 from piecework.client.jobs.preparing import prepare
+from piecework.client.jobs.requests import ReadRequest, conversation_of
 from piecework.client.journal.records import ChannelStatus, JobStatus
 from piecework.client.journal.store import Store
 from piecework.client.sdk import PieceworkClient
@@ -25,6 +26,7 @@ from piecework.market.server import IndexServer
 from piecework_protocol import wire
 from piecework_protocol.errors import ProtocolViolation, Reason, Refusal
 from piecework_protocol.frames import FundingAuthorization
+from piecework_protocol.kinds.read import Label, Question
 from piecework_protocol.states import ChannelState
 from piecework_protocol.types import Uint32
 from tests.support.client_side import (
@@ -163,15 +165,15 @@ async def test_a_deposit_that_runs_low_is_topped_up(
 ) -> None:
     async with (
         FakeWorker(chain, clock) as worker,
-        open_client(tmp_path, chain, clock, deposit="0.017") as client,
+        open_client(tmp_path, chain, clock, deposit="0.01701") as client,
     ):
         for _ in range(3):
-            await collect(client.run(ask()))
+            await collect(client.run(ask(max_tokens=1024)))
         totals = [
             s.funding.authorization.funded if isinstance(s.funding, FundingAuthorization) else None
             for s in worker.submissions
         ]
-        assert totals == [17_000, 34_000, None]
+        assert totals == [17_010, 34_020, None]
 
 
 async def test_a_second_key_signs_jobs_and_vouchers_and_the_payers_only_funds(
@@ -365,7 +367,7 @@ async def test_without_a_limit_the_answer_takes_the_room_that_the_prompt_leaves(
         Refusal(Reason.PROMPT_TOO_LONG, "too long", metadata={"prompt_tokens": "4000"})
     ]
     await collect(client.run(ask()))
-    assert [s.job.parameters.max_tokens for s in worker.submissions] == [1024, 96]
+    assert [s.job.parameters.max_tokens for s in worker.submissions] == [2048, 96]
     worker.script.refusals = [
         Refusal(Reason.PROMPT_TOO_LONG, "too long", metadata={"prompt_tokens": "9" * 30})
     ]
@@ -385,6 +387,38 @@ async def test_a_quote_states_expectation_and_ceiling(
     quote = await client.quote(ask(max_tokens=64))
     assert 0 < quote.expected.units <= quote.ceiling.units
     assert quote.choice.operator == worker.operator.address
+
+
+QUESTIONS = (
+    Question("Is it a fox?", (Label("yes"), Label("no"))),
+    Question("Which?", (Label("a"), Label("b"), Label("c"))),
+)
+
+
+async def test_a_read_gives_means_and_errors_and_is_paid(
+    client: PieceworkClient, worker: FakeWorker
+) -> None:
+    result = await client.read("a story", QUESTIONS, draws=2)
+    first, second = result.decisions
+    assert (first.label, second.label) == ("yes", "a")
+    assert sum(first.probabilities) == pytest.approx(1) == sum(second.probabilities)
+    assert first.errors is not None and first.errors[0] > 0 == second.errors[2]  # type: ignore[index]
+    assert result.finished.output_tokens == 0
+    assert result.cost.units == worker.paid() > 0
+    assert worker.violations == []
+
+
+async def test_a_read_that_was_interrupted_is_held_to_its_questions_after_a_restart(
+    client: PieceworkClient, worker: FakeWorker
+) -> None:
+    worker.script.drop_after = [1] * 20
+    request = ReadRequest(conversation_of("a story"), QUESTIONS * 9, draws=2)
+    with pytest.raises(JobInterrupted) as caught:
+        await collect(client.run(request))
+    worker.script.drop_after = []
+    events = await collect(client.resume(caught.value.job))
+    answers = [e for e in events if isinstance(e, ReadAnswers)]
+    assert sorted(q for e in answers for q in e.questions) == sorted([*range(18)] * 2)
 
 
 async def test_an_offer_that_changed_is_fetched_again(

@@ -214,7 +214,7 @@ async def test_parameters_are_signed_into_the_job(setting: Setting) -> None:
             extra_body={"piecework": {"max_steps": 12, "entropy_bound": 0.25}},
         )
     parameters = setting.worker.submissions[0].job.parameters
-    assert (parameters.temperature_start, parameters.temperature_end) == (1_250_000, 1_250_000)
+    assert (parameters.temperature_start, parameters.temperature_end) == (1_000_000, 500_000)
     assert (parameters.max_tokens, parameters.max_steps, parameters.entropy_bound) == (
         20,
         12,
@@ -236,24 +236,38 @@ async def test_models_are_those_of_verified_offers(setting: Setting) -> None:
 # --- refusals
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("n", 2),
-        ("top_p", 0.5),
-        ("frequency_penalty", 0.5),
-        ("logit_bias", {"1": 5}),
-        ("logprobs", True),
-        ("tools", [{"type": "function", "function": {"name": "f"}}]),
-        ("response_format", {"type": "json_object"}),
-    ],
-)
-async def test_what_cannot_be_honoured_is_refused_by_name(
+IGNORED: Any = [
+    ("top_p", 0.5),
+    ("frequency_penalty", 0.5),
+    ("logit_bias", {"1": 5}),
+    ("logprobs", True),
+    ("service_tier", "flex"),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), IGNORED)
+async def test_what_cannot_be_honoured_is_ignored_by_name(
     setting: Setting, field: str, value: Any
 ) -> None:
     async with setting.sdk() as sdk:
+        raw = await sdk.chat.completions.with_raw_response.create(
+            model="tale-1", messages=USER, **{field: value}
+        )
+        answer = raw.parse()
+    assert answer.choices[0].message.content == WHOLE
+    assert raw.headers["x-piecework-ignored"] == field
+    assert (answer.model_extra or {})["piecework"]["ignored"] == [field]
+
+
+@pytest.mark.parametrize(("field", "value"), IGNORED)
+async def test_a_strict_gateway_refuses_what_cannot_be_honoured(
+    setting: Setting, field: str, value: Any
+) -> None:
+    runner, url = await serve(setting.client, strict_parameters=True)
+    async with openai.AsyncOpenAI(base_url=url + "/v1", api_key=KEY, max_retries=0) as sdk:
         with pytest.raises(openai.BadRequestError) as caught:
             await sdk.chat.completions.create(model="tale-1", messages=USER, **{field: value})
+    await runner.cleanup()
     assert caught.value.param == field
     assert caught.value.code == "unsupported_parameter"
     assert setting.worker.submissions == []
@@ -271,13 +285,14 @@ async def test_an_empty_wallet_is_402(tmp_path: Path) -> None:
     assert caught.value.code == "insufficient_funds"
 
 
-async def test_busy_workers_are_429_with_the_time_to_wait(setting: Setting) -> None:
+async def test_workers_that_stay_busy_are_503_with_the_time_to_wait(setting: Setting) -> None:
     setting.worker.script.refusals = [Refusal(Reason.BUSY, "full", retry_after_s=4.2)]
     runner, url = await serve(setting.client, wait_s=1)
     async with openai.AsyncOpenAI(base_url=url + "/v1", api_key=KEY, max_retries=0) as sdk:
-        with pytest.raises(openai.RateLimitError) as caught:
+        with pytest.raises(openai.InternalServerError) as caught:
             await sdk.chat.completions.create(model="tale-1", messages=USER)
     await runner.cleanup()
+    assert caught.value.status_code == 503
     assert caught.value.response.headers["Retry-After"] == "5"
     assert caught.value.code == "workers_busy"
 

@@ -24,7 +24,7 @@ from piecework.client.journal.records import JobStatus
 from piecework.client.journal.store import Store
 from piecework.client.sdk import PieceworkClient
 from piecework.client.wallet import Wallet
-from piecework_protocol.conversation import Message
+from piecework_protocol.conversation import Conversation, Message
 from piecework_protocol.types import JobId
 from tests.support.chains import TestMarket, deployed, signer
 from tests.support.node.fake_engine import canvas_event
@@ -98,7 +98,7 @@ class Customers:
 
     async def _one_text(self, seed: int) -> None:
         request = TextRequest(
-            messages=(Message("user", f"job {seed}"),),
+            Conversation((Message("user", f"job {seed}"),)),
             generation=Generation(seed=seed, max_tokens=96),
         )
         run = self.client.run(request)

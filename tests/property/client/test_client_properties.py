@@ -11,7 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from piecework.client.errors import InsufficientFunds
-from piecework.client.gateway.openai_format import ApiError, StopCutter, parse_chat
+from piecework.client.gateway.formats.chat import parse_chat
+from piecework.client.gateway.formats.common import ApiError, StopCutter
+from piecework.client.gateway.formats.completions import parse_completion
+from piecework.client.gateway.formats.decisions import parse_decision, parse_systemone
+from piecework.client.gateway.formats.responses import parse_response
 from piecework.client.jobs.channels import deposit_total
 from piecework.client.journal.store import Store
 from piecework.client.network.indexes import parse_page
@@ -43,21 +47,30 @@ FIELDS = st.sampled_from(
         "tools",
         "max_tokens",
         "top_p",
+        "response_format",
+        "tool_choice",
+        "prompt",
+        "suffix",
+        "input",
+        "text",
+        "reasoning",
+        "state",
+        "questions",
+        "assets",
     ]
 )
+PARSERS = (parse_chat, parse_completion, parse_response, parse_decision, parse_systemone)
 
 
 @given(st.dictionaries(FIELDS, JSON, max_size=8) | JSON)
 def test_any_body_is_parsed_or_refused_in_openais_shape(body: Any) -> None:
-    try:
-        parse_chat(
-            {"messages": [{"role": "user", "content": "x"}], **body}
-            if isinstance(body, dict)
-            else body
-        )
-    except ApiError as error:
-        assert error.status == 400
-        assert error.body()["error"]["message"]
+    usual = {"messages": [{"role": "user", "content": "x"}], "model": "any"}
+    for parse in PARSERS:
+        try:
+            parse({**usual, **body} if isinstance(body, dict) else body)
+        except ApiError as error:
+            assert error.status == 400
+            assert error.body()["error"]["message"]
 
 
 @given(st.binary(max_size=300))

@@ -59,7 +59,7 @@ def test_what_is_chosen_is_within_the_cap_of_those_that_answer(
         paid = {model().digest: PaidTariff(*amounts)}
     known = Memories(memories, tariffs=paid)
     filters = Filters(now=NOW, token=TOKEN_INFO, price_cap=FACTOR)
-    ranking = rank(ask(), offers, known, filters)
+    ranking = rank(ask(max_tokens=1024), offers, known, filters)
     kept = within_cap(ranking, answered, known, filters)
     scales = {operator(f"w{n}").address: w["price"] for n, w in enumerate(market)}
     cheapest: dict[int, int] = {}

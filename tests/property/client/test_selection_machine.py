@@ -13,8 +13,7 @@ from piecework.client.jobs.selection import Choice, rank
 from piecework.client.journal.learning import learn, learn_broken, learn_silence, reliability
 from piecework.client.journal.records import Experience, Memories
 from piecework.client.limits import BROKEN_WORKER_REST_S, EXPERIENCE_HALF_LIFE_S
-from piecework_protocol.client_session import TEMPLATE_TOKENS
-from piecework_protocol.kinds.text import encode_messages
+from piecework_protocol.conversation import most_prompt_tokens
 from piecework_protocol.objects import ModelOffer, Service
 from piecework_protocol.pricing import worst_case
 from piecework_protocol.types import Address, Amount, Digest, Seconds, Timestamp, Uint32, keccak256
@@ -184,8 +183,8 @@ class Selection(RuleBasedStateMachine):
     def _ceiling(self, request: TextRequest, listed: ModelOffer, tokens: int, steps: int) -> Amount:
         wanted = ask(max_tokens=tokens, max_steps=steps).generation
         parameters = job_parameters(listed, wanted, 0)
-        prompt_bytes = len(encode_messages(request.messages))
-        return worst_case(listed, parameters, prompt_bytes + TEMPLATE_TOKENS)
+        most = most_prompt_tokens(request.conversation)
+        return worst_case(listed, request.kind, parameters, most)
 
     def _costs_what_it_says(self, request: TextRequest, choice: Choice, filters: Filters) -> None:
         assert choice.expected <= choice.ceiling

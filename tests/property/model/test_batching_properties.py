@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -13,22 +14,27 @@ from piecework_model.engine.engine import Engine
 from piecework_model.engine.reference import ReferenceExecutor
 from piecework_model.requests import Event, GenerationRequest
 from tests.support.model_runs import make_request, run
+from tests.support.model_strategies import reads, templated
 
 few = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
-requests = st.builds(
+shared: dict[str, st.SearchStrategy[Any]] = {
+    "seed": st.integers(0, 2**64 - 1),
+    "temperature_start": st.floats(0.5, 2.0),
+    "entropy_bound": st.floats(0.0, 20.0),
+    "draft_every": st.integers(0, 2),
+    "tenant": st.sampled_from(["", "one", "two"]),
+}
+free = st.builds(
     lambda prompt, **fields: make_request(tuple(prompt), **fields),
     st.lists(
         st.integers(6, 700), min_size=1, max_size=200
     ),  # chunks are 64 tokens, and so is the window
-    seed=st.integers(0, 2**64 - 1),
     max_tokens=st.integers(1, 70),
     max_steps=st.integers(1, 5),
-    temperature_start=st.floats(0.5, 2.0),
-    entropy_bound=st.floats(0.0, 20.0),
-    draft_every=st.integers(0, 2),
-    tenant=st.sampled_from(["", "one", "two"]),
+    **shared,
 )
+requests = free | templated(max_steps=st.integers(1, 5), **shared) | reads(**shared)
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from piecework_node.jobs.admission import admit, backing
 from piecework_protocol.credit import PayerCredit, PayerStanding
 from piecework_protocol.errors import Refusal
+from piecework_protocol.objects import Kind
 from piecework_protocol.pricing import worst_case
 from piecework_protocol.states import ChannelState
 from piecework_protocol.types import Amount
-from tests.unit.node.test_admission import Case, funding, good
+from tests.unit.node.test_admission import Case, content, funding, good
 
 U32 = st.integers(0, 2**32 - 1)
 AMOUNT = st.one_of(st.integers(0, 10**7), st.integers(0, 2**128 - 1))
@@ -44,7 +45,12 @@ def cases(draw: st.DrawFn) -> Case:
         funding=draw(st.one_of(st.none(), st.builds(funding, st.integers(0, 10**7)))),
         attached=draw(st.integers(0, 5)),
         payer=PayerCredit(
-            draw(st.sampled_from(PayerStanding)), Amount(draw(AMOUNT)), Amount(draw(AMOUNT))
+            draw(st.sampled_from(PayerStanding)),
+            owed=Amount(draw(AMOUNT)),
+            limit=Amount(draw(AMOUNT)),
+            unpromised=Amount(draw(AMOUNT)),
+            unpromised_limit=Amount(draw(AMOUNT)),
+            on_openings=Amount(0),
         ),
         strangers_owe=Amount(draw(AMOUNT)),
         stray_unpaid=draw(st.booleans()),
@@ -57,13 +63,14 @@ def cases(draw: st.DrawFn) -> Case:
 @given(cases())
 def test_admission_only_ever_lets_in_what_is_covered_or_refuses(case: Case) -> None:
     try:
-        accepted = admit(case.submission, case.view, case.book, case.prompt_tokens)
+        accepted = admit(case.submission, case.view, case.book, content(case.prompt_tokens))
     except Refusal:
         return
-    worst = worst_case(accepted.model, accepted.job.parameters, accepted.prompt_tokens)
+    worst = worst_case(accepted.model, Kind.TEXT, accepted.job.parameters, accepted.prompt_tokens)
     assert worst <= case.job.max_amount
     assert case.book.reserved + worst <= backing(case.book)
     assert case.book.state in (ChannelState.OPEN, ChannelState.NONE)
     assert case.book.payer.owed < case.book.payer.limit
+    assert case.book.payer.unpromised < case.book.payer.unpromised_limit
     if case.book.payer.is_stranger:
         assert case.book.strangers_owe < case.view.terms.credit.strangers

@@ -9,11 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from piecework_model.requests import (
+    HOLE,
     CanvasEvent,
     CanvasFinish,
     DraftEvent,
+    EncodedContent,
     FailedEvent,
     ProgressEvent,
+    ReadSlot,
     StoppedEvent,
 )
 from piecework_node.engine.wire import (
@@ -25,14 +28,18 @@ from piecework_node.engine.wire import (
     encode_report,
 )
 from piecework_protocol.errors import MalformedInput
+from piecework_protocol.kinds.text import final_segments
 from tests.support.node.fake_engine import FACTS
 
 REPORTS: list[Report] = [
     Ready(FACTS),
-    Encoded(1, (1, 2, 3), ""),
+    Encoded(1, EncodedContent((1, 2, 3), (HOLE, 5), ((ReadSlot(0, (1, 2)),),), 2)),
     Beat(),
-    DraftEvent("row", 0, 1, (1, 2), "draft"),
-    CanvasEvent("row", 0, (1, 2), (1,), "t", 1, (bytes(32),), CanvasFinish.MORE),
+    DraftEvent("row", 0, 1, (1, 2), final_segments("draft")),
+    CanvasEvent("row", 0, (1, 2), (1,), final_segments("t"), 1, (bytes(32),), CanvasFinish.MORE),
+    CanvasEvent(
+        "row", 0, (1, 2), (), (), 1, (bytes(32),), CanvasFinish.MORE, answers=((1 << 15, 1 << 15),)
+    ),
     FailedEvent("row", "non_finite", "broken numbers"),
     ProgressEvent("row", 1, 8, 23),
     StoppedEvent("row", 1, 1, 23, (bytes(32),)),

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from piecework.client.gateway.line import LineFull, WaitingLine
+from piecework.client.gateway.line import LineFull, WaitingLine, WaitOver
 from tests.support.virtual_time import simulate
 from tests.support.waiting import pass_time
 
@@ -20,8 +20,8 @@ class Workers:
         self.refused = 0
         self.order: list[int] = []
 
-    async def job(self, line: WaitingLine, number: int, model: str) -> None:
-        async with line.turn(model) as turn:
+    async def job(self, line: WaitingLine, number: int, model: str, caller: str = "") -> None:
+        async with line.turn(model, caller) as turn:
             while self.slots[model] == 0:
                 self.refused += 1
                 await pass_time(0.01)
@@ -60,7 +60,7 @@ def test_a_model_whose_workers_are_free_does_not_wait_for_one_whose_are_not() ->
         await asyncio.gather(*(workers.job(line, n, "free") for n in range(50)))
         assert asyncio.get_running_loop().time() - start <= 1.1
         ended = await asyncio.gather(*stuck, return_exceptions=True)
-        assert all(isinstance(error, LineFull) for error in ended)
+        assert all(isinstance(error, WaitOver) for error in ended)
         assert asyncio.get_running_loop().time() <= 61
         assert (line.running, line.waiting) == (0, 0)
 
@@ -81,6 +81,45 @@ def test_too_many_are_told_at_once() -> None:
     simulate(scene())
 
 
+def test_one_key_takes_half_of_the_waiting_places_at_most() -> None:
+    workers = Workers({"m": 1})
+
+    async def scene() -> None:
+        line = WaitingLine(places=1, waiting=8, wait_s=60)
+        jobs = [asyncio.create_task(workers.job(line, n, "m", "greedy")) for n in range(5)]
+        await pass_time(0.1)
+        with pytest.raises(LineFull, match="of this API key"):
+            await workers.job(line, 5, "m", "greedy")
+        jobs += [asyncio.create_task(workers.job(line, n, "m", "modest")) for n in range(6, 10)]
+        await pass_time(0.1)
+        with pytest.raises(LineFull, match="too many requests wait"):
+            await workers.job(line, 11, "m")
+        await asyncio.gather(*jobs)
+        assert (line.running, line.waiting) == (0, 0)
+
+    simulate(scene())
+    assert len(workers.order) == 9
+
+
+def test_a_modest_caller_is_not_behind_all_of_a_greedy_one() -> None:
+    """Wherever the shortage is: in the gateway's places, or at the model's workers."""
+    for places, slots in ((2, 50), (64, 2)):
+        workers = Workers({"m": slots})
+
+        async def scene(places: int = places, workers: Workers = workers) -> None:
+            line = WaitingLine(places=places, waiting=256, wait_s=200)
+            greedy = [asyncio.create_task(workers.job(line, n, "m", "greedy")) for n in range(40)]
+            await pass_time(0.5)
+            modest = [
+                asyncio.create_task(workers.job(line, 100 + n, "m", "modest")) for n in (0, 1)
+            ]
+            await asyncio.gather(*greedy, *modest)
+
+        simulate(scene())
+        assert max(workers.order.index(100), workers.order.index(101)) < 10
+        assert [n for n in workers.order if n < 100] == list(range(40))
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_whoever_stays_is_served_whatever_others_do(seed: int) -> None:
     """Callers that leave at any moment, models that fill and empty, few places and many."""
@@ -91,7 +130,8 @@ def test_whoever_stays_is_served_whatever_others_do(seed: int) -> None:
 
     async def caller(line: WaitingLine, number: int) -> None:
         await pass_time(chance.uniform(0, 10))
-        work = asyncio.create_task(workers.job(line, number, chance.choice(models)))
+        who = chance.choice(["", "a", "b"])
+        work = asyncio.create_task(workers.job(line, number, chance.choice(models), who))
         if chance.random() < 0.4:
             await pass_time(chance.uniform(0, 3))
             work.cancel()

@@ -204,11 +204,12 @@ async def test_promises_hold_under_any_faults(seed: int) -> None:
 
 def text_of(line: JobStream, canvas: int) -> str:
     """What the engine always makes of a canvas of this job."""
+    from piecework_model.requests import EncodedContent
     from piecework_node.runtime.requests import generation_request
 
     request = generation_request(
         "any",
-        (1,),
+        EncodedContent((1,)),
         line.submission.job.parameters,
         canvas_limit=0,
         committed=(),

@@ -323,6 +323,23 @@ async def test_a_stranger_is_served_within_its_credit_and_goes_on_when_its_depos
     assert line.finished and desk.owed == 0
 
 
+async def test_a_voucher_lets_another_job_of_its_channel_go_on_at_once() -> None:
+    credit = replace(NARROW.credit, first=Amount(200))
+    harness = WorkerHarness(terms=replace(NARROW, credit=credit))
+    await harness.boot()
+    client = Client(harness)
+    client.open_on_chain()
+    one, other = client.job(3, 64), client.job(4, 64)
+    await client.submit(one)
+    await client.submit(other)
+    await harness.run_engine()
+    assert other.live is not None and other.live.waits_for_credit
+    granted = other.live.granted
+    while client.read(one) or await client.deliver(one):
+        pass
+    assert other.live.granted > granted, "no tick is needed"
+
+
 async def test_a_new_job_of_a_payer_without_credit_is_refused_before_it_is_accepted() -> None:
     harness = WorkerHarness(terms=NARROW)
     await harness.boot()

@@ -26,7 +26,7 @@ from piecework_node.engine.wire import (
     decode_command,
     encode_report,
 )
-from tests.support.node.fake_engine import FACTS, canvas_event
+from tests.support.node.fake_engine import FACTS, canvas_event, encoded
 
 
 def main() -> None:
@@ -63,8 +63,7 @@ def main() -> None:
             if rows.pop(command.request_id, None) is not None:
                 _send(StoppedEvent(command.request_id, done[command.request_id], 0, 0, ()))
         elif isinstance(command, Encode):
-            ids = tuple(byte for message in command.messages for byte in message.text.encode())
-            _send(Encoded(command.number, ids))
+            _send(Encoded(command.number, encoded(command.content)))
 
 
 def _send(report: object) -> None:

@@ -11,18 +11,23 @@ from collections.abc import AsyncIterator
 from hashlib import sha256
 
 from piecework_model.requests import (
+    HOLE,
     CanvasEvent,
     CanvasFinish,
     DraftEvent,
+    EncodedContent,
     Event,
     FailedEvent,
     GenerationRequest,
+    ReadSlot,
     StoppedEvent,
 )
 from piecework_node.engine.link import EngineEvent, EngineFacts, EngineLost, EngineReady
 from piecework_node.errors import EngineUnavailable, PromptRejected
-from piecework_protocol.conversation import Message
-from piecework_protocol.objects import Service
+from piecework_protocol.kinds import Content
+from piecework_protocol.kinds.read import ONE, ReadContent, per_canvas
+from piecework_protocol.kinds.text import Fixed, TextContent, final_segments
+from piecework_protocol.objects import Kind, Service
 from piecework_protocol.types import Digest
 from tests.support.node.faults import KillSwitch
 
@@ -43,6 +48,7 @@ FACTS = EngineFacts(
     steps_per_second=200,
     service=Service.REPLAYABLE,
     details={"hardware": "none"},
+    kinds=(Kind.TEXT, Kind.READ),
 )
 
 
@@ -73,12 +79,12 @@ class FakeEngine:
     def ready(self) -> bool:
         return self.is_ready
 
-    async def encode_prompt(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
+    async def encode(self, content: Content) -> EncodedContent:
         if not self.is_ready:
             raise EngineUnavailable("the engine is starting")
-        if any("reject" in m.text for m in messages):
+        if any("reject" in m.text for m in content.conversation.messages):
             raise PromptRejected("the chat template refuses these messages")
-        return tuple(byte for m in messages for byte in m.text.encode())
+        return encoded(content)
 
     def start(self, request: GenerationRequest) -> None:
         self.switch.point()
@@ -126,7 +132,7 @@ class FakeEngine:
         if request.draft_every and (row, canvas) not in self.drafted:
             self.drafted.add((row, canvas))
             left = request.max_tokens - canvas * CANVAS
-            return DraftEvent(row, canvas, 0, (1, 2, 3)[:left], "draft")
+            return DraftEvent(row, canvas, 0, (1, 2, 3)[:left], final_segments("draft"))
         event = canvas_event(request, canvas)
         self.done[row] += 1
         if event.finish is not CanvasFinish.MORE:
@@ -160,9 +166,36 @@ class FakeEngine:
         return EngineReady(FACTS)
 
 
+def encoded(content: Content) -> EncodedContent:
+    """What a content is for this engine: a byte of text is a token.
+
+    A canvas has room for what `per_canvas` says. All slots are at the same place.
+    """
+    ids = tuple(byte for m in content.conversation.messages for byte in m.text.encode())
+    if isinstance(content, ReadContent):
+        questions = content.questions
+        step = per_canvas(CANVAS)
+        reads = tuple(
+            tuple(ReadSlot(0, tuple(range(len(q.labels)))) for q in questions[first : first + step])
+            for first in range(0, len(questions), step)
+        )
+        return EncodedContent(ids, (HOLE,) * (CANVAS * len(reads)), reads)
+    form = [
+        entry
+        for part in (content.template if isinstance(content, TextContent) else ())
+        for entry in (part.text.encode() if isinstance(part, Fixed) else (HOLE,) * part.tokens)
+    ]
+    padding = (0,) * (-len(form) % CANVAS)
+    return EncodedContent(ids, (*form, *padding), positions=len(form))
+
+
 def canvas_event(request: GenerationRequest, canvas: int) -> CanvasEvent:
     """What a canvas of a request is, always."""
     noise = sha256(request.seed.to_bytes(8, "big") + canvas.to_bytes(4, "big")).digest()
+    if request.reads:
+        return _read_event(request, canvas, noise)
+    if request.template:
+        return _filled_event(request, canvas, noise)
     ids = tuple(noise[:CANVAS])
     left = request.max_tokens - canvas * CANVAS
     ends = noise[30] % 6 == 0
@@ -180,8 +213,48 @@ def canvas_event(request: GenerationRequest, canvas: int) -> CanvasEvent:
         canvas=canvas,
         token_ids=ids,
         charged_ids=ids[:length],
-        text=noise.hex()[:length],
+        segments=final_segments(noise.hex()[:length]),
         steps=steps,
         step_leaves=tuple(sha256(noise + bytes([i])).digest() for i in range(steps)),
         finish=finish,
+    )
+
+
+def _read_event(request: GenerationRequest, canvas: int, noise: bytes) -> CanvasEvent:
+    """One step, and for each question probabilities that add up to one."""
+    canvases = request.max_tokens // CANVAS
+    slots = request.reads[canvas // (canvases // len(request.reads))]
+    share = noise[0]
+    answers = tuple(
+        (ONE - share * (len(slot.label_ids) - 1), *[share] * (len(slot.label_ids) - 1))
+        for slot in slots
+    )
+    return CanvasEvent(
+        request_id=request.request_id,
+        canvas=canvas,
+        token_ids=tuple(noise[:CANVAS]),
+        charged_ids=(),
+        segments=(),
+        steps=1,
+        step_leaves=(sha256(noise).digest(),),
+        finish=CanvasFinish.END_OF_TEXT if canvas + 1 == canvases else CanvasFinish.MORE,
+        answers=answers,
+    )
+
+
+def _filled_event(request: GenerationRequest, canvas: int, noise: bytes) -> CanvasEvent:
+    """The template's part of a canvas. A zero ends it, and holes are filled with one letter."""
+    form = request.template[canvas * CANVAS : (canvas + 1) * CANVAS]
+    ids = tuple(ord("x") if entry == HOLE else entry for entry in form)
+    charged = ids[: ids.index(0)] if 0 in ids else ids
+    last = (canvas + 1) * CANVAS == len(request.template)
+    return CanvasEvent(
+        request_id=request.request_id,
+        canvas=canvas,
+        token_ids=ids,
+        charged_ids=charged,
+        segments=final_segments(bytes(charged).decode(errors="replace")),
+        steps=1,
+        step_leaves=(sha256(noise).digest(),),
+        finish=CanvasFinish.END_OF_TEXT if last else CanvasFinish.MORE,
     )

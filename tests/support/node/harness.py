@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import Any
 
 from piecework.chain.authorizations import sign_opening
 from piecework_node import logs
@@ -37,6 +39,7 @@ from piecework_protocol.frames import (
     SubmitJob,
     WorkerFrame,
 )
+from piecework_protocol.kinds import Content
 from piecework_protocol.ledger import closing_of
 from piecework_protocol.objects import Channel, FundChannel, Parameters, Service
 from piecework_protocol.signing import LocalSigner, sign
@@ -115,8 +118,14 @@ class ListSink:
 class WorkerHarness:
     """One worker with its surroundings."""
 
-    def __init__(self, *, terms: OperatorTerms = TERMS, patience: Patience = PATIENCE) -> None:
-        self.terms, self.patience = terms, patience
+    def __init__(
+        self,
+        *,
+        terms: OperatorTerms = TERMS,
+        patience: Patience = PATIENCE,
+        make_engine: Callable[[KillSwitch], FakeEngine] = FakeEngine,
+    ) -> None:
+        self.terms, self.patience, self.make_engine = terms, patience, make_engine
         self.clock = FakeClock()
         self.journal = MemoryJournal(DOMAIN)
         self.chain: FakeEscrow = FakeEscrow()
@@ -131,7 +140,7 @@ class WorkerHarness:
         self.switch = switch or KillSwitch()
         self.journal.switch = self.switch
         self.lives += 1
-        self.engine = FakeEngine(self.switch)
+        self.engine = self.make_engine(self.switch)
         self.keyring = await SealingKeyring.load(
             self.journal,
             OPERATOR.secret,
@@ -174,9 +183,11 @@ class WorkerHarness:
         await self.worker.recover()
         await self.issue_offer()
 
-    async def _check_opening(self, live: LiveChannel, funding: FundingAuthorization) -> None:
+    async def _check_opening(
+        self, live: LiveChannel, funding: FundingAuthorization, *, taken: bool
+    ) -> None:
         if self.openings is not None:
-            await self.openings.check(live, funding)
+            await self.openings.check(live, funding, taken=taken)
 
     async def issue_offer(self) -> SignedOffer:
         """Sign a fresh offer."""
@@ -281,11 +292,17 @@ class Client(ScriptedClient):
         return await settler.close_channel(self.channel, final, sign(DOMAIN, final, self.signer))
 
     def job(
-        self, seed: int, max_tokens: int = 20, *, prompt: str = "a fox", lifetime_s: int = 3600
+        self,
+        seed: int,
+        max_tokens: int = 20,
+        *,
+        prompt: str | Content = "a fox",
+        lifetime_s: int = 3600,
+        **changes: Any,
     ) -> JobStream:
-        """A signed job with its sealed prompt, not submitted yet."""
+        """A signed job with its sealed content, not submitted. `changes` are of its parameters."""
         deadline = self.harness.clock.now() + lifetime_s
-        asked = parameters(seed, max_tokens)
+        asked = parameters(seed, max_tokens).replace(**changes)
         return JobStream.sealed(self, self.harness.offer, prompt, asked, deadline)
 
     async def submit(

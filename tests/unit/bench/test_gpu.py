@@ -8,13 +8,14 @@ import os
 import subprocess
 import sys
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import DiffusionGemmaForBlockDiffusion
 
-from bench import gpu, gpu_measures, random_model
+from bench import gpu, gpu_contexts, gpu_measures, random_model
 from bench.sections import Budget, Sections
 from piecework_model import precision
 
@@ -45,37 +46,68 @@ def test_one_small_call_runs_every_section_and_prints_one_object(tmp_path: Path)
         [
             "bandwidth",
             "arithmetic",
-            "sampler",
-            "products",
+            "attention",
             *(
                 f"{p}_{part}"
-                for p in ("bf16", "fp8")
-                for part in ("weights", "mixture", "steps", "correctness")
+                for p in ("bf16", "int4", "fp8")
+                for part in ("weights", "steps", "prompts", "mixture", "correctness")
             ),
+            "offload",
+            "loading",
+            "sampler",
+            "products",
         ],
         "ok",
     )
     assert sections["sampler"]["refusal"] == sections["products"]["refusal"] == ""
     assert sections["sampler"]["argmax_equal"] == 1.0
-    for name in ("bf16", "fp8"):
+    for name in ("bf16", "int4", "fp8"):
         assert sections[f"{name}_mixture"]["refusal"] == ""
         assert sections[f"{name}_steps"]["transcripts_equal"] is True
         assert sections[f"{name}_correctness"]["leaves_equal"] is True
         assert sections[f"{name}_correctness"]["logit_error_max"] == 0.0
         for count in gpu.SMALL.sequences:
             figures = sections[f"{name}_steps"][f"rows_{count}"]
-            assert figures["step_ms"] > 0 and figures["bandwidth_floor_ms"] > 0
+            assert figures["p50_ms"] > 0 and figures["bandwidth_floor_ms"] > 0
+            assert figures["least_ms"] <= figures["p50_ms"] <= figures["p90_ms"]
             assert figures["tokens_second"] == pytest.approx(count * 16 / figures["canvas_s"])
-    assert sections["fp8_weights"]["weight_bytes"] < sections["bf16_weights"]["weight_bytes"]
+        for context in gpu.SMALL.contexts:
+            figures = sections[f"{name}_prompts"][f"prompt_{context}"]
+            assert figures["prefill_tokens_second"] > 0 and figures["p50_ms"] > 0
+            assert figures["planned_bytes"] > figures["planned_weight_bytes"] > 0
+    sizes = [sections[f"{name}_weights"]["weight_bytes"] for name in ("bf16", "fp8", "int4")]
+    assert sizes == sorted(sizes, reverse=True)
+    for context in gpu.SMALL.contexts:
+        assert sections["attention"][f"full_chunk_{context}"]["p50_ms"] > 0
+    assert sections["offload"]["resident_40%"]["host_bytes"] > 0
+    assert sections["loading"]["none_hashed_4_threads"]["bytes_second"] > 0
     assert set(report) >= {"hardware", "environment", "dimensions", "targets"}
 
 
 def test_without_time_every_section_says_that_it_was_left_out() -> None:
-    sections = Sections(Budget(0))
-    gpu.run(sections, random_model.SMALL, gpu.SMALL, gpu_measures.GpuDevice(CPU))
-    assert len(sections.results) == 12
+    heard: list[int] = []
+    sections = Sections(Budget(0), lambda results: heard.append(len(results)))
+    device = gpu_measures.GpuDevice(CPU)
+    gpu.run(gpu.Bench(sections, random_model.SMALL, gpu.SMALL, device))
+    assert heard == list(range(1, 23)), "each is told as it ends"
     assert {section["status"] for section in sections.results.values()} == {"skipped"}
     assert all(section["reason"] for section in sections.results.values())
+
+
+def test_a_target_that_was_not_measured_says_so_beside_its_estimate() -> None:
+    nothing = gpu.targets({})
+    assert {row["measured"] for row in nothing.values()} == {"not measured"}
+    some = gpu.targets({"fp8_steps": {"rows_1": {"tokens_second": 7.0}}})
+    fp8 = some["fp8 tokens a second at 1 row, at least"]
+    assert (fp8["measured"], fp8["target"]) == (7.0, 1000.0)
+    assert 0 < fp8["estimate"] < fp8["target"]
+
+
+def test_attention_that_needs_the_math_path_fails_its_section() -> None:
+    device = gpu_measures.GpuDevice(CPU)
+    odd = replace(random_model.SMALL, heads=3)  # no kernel takes three beside two key heads
+    with pytest.raises(RuntimeError, match="attention needs the math path: "):
+        gpu_contexts.attention(device, odd, (64,), 1)
 
 
 def test_without_a_gpu_and_without_small_it_says_so() -> None:
@@ -128,7 +160,7 @@ def test_a_number_of_sequences_that_would_overdraw_the_budget_is_left_out_and_na
         sequences=(1, 2),
         steps=2,
     )
-    assert figures["rows_1"]["step_ms"] > 0
+    assert figures["rows_1"]["p50_ms"] > 0
     assert figures["rows_2"]["skipped"].startswith("needs up to ")
     assert figures["transcripts_equal"] is None
     assert "bandwidth_floor_ms" not in figures["rows_1"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,23 +16,26 @@ from piecework.client.jobs.selection import (
     Choice,
     Next,
     Ranking,
+    affordable,
+    ceiling_of,
     rank,
-    resolve,
     within_cap,
 )
 from piecework.client.journal.learning import learn, learn_broken, reliability
 from piecework.client.journal.records import Experience, Measured, Memories, PaidTariff
 from piecework.client.limits import EXPERIENCE_HALF_LIFE_S
-from piecework_protocol.client_session import TEMPLATE_TOKENS
+from piecework_protocol.conversation import most_prompt_tokens
 from piecework_protocol.errors import MalformedInput, Reason
 from piecework_protocol.kinds.text import TextContent
-from piecework_protocol.objects import Parameters, Service
+from piecework_protocol.limits import MIN_TEMPERATURE_MICROS
+from piecework_protocol.objects import Kind, Parameters, Service
 from piecework_protocol.pricing import worst_case
 from piecework_protocol.service import best_effort_parameters
 from piecework_protocol.types import (
     Address,
     Amount,
     Digest,
+    Micros,
     Timestamp,
     Uint32,
     Uint64,
@@ -265,8 +269,43 @@ def test_what_no_worker_can_give_is_the_callers_mistake(
 
 def test_the_default_leaves_room_for_the_prompt() -> None:
     small = model(max_context=Uint32(1024), max_output=Uint32(992), canvas_size=Uint32(32))
-    assert resolve(Generation(), small, 300).max_tokens == 704
-    assert resolve(Generation(), small, 2000).max_tokens == 32
+    assert ask("x" * 1196).resolved(small).max_tokens == 704
+    assert ask("x" * 8000).resolved(small).max_tokens == 32
+    large = model(max_context=Uint32(1 << 18), max_output=Uint32(1 << 17))
+    assert ask().resolved(large).max_tokens == 4096
+    assert ask().resolved(large, 100_000).max_tokens == 100_000
+
+
+@given(limit=st.integers(0, 60_000), tokens=st.integers(1, 4096), words=st.integers(1, 3000))
+def test_what_is_shortened_to_a_limit_is_the_longest_answer_within_it(
+    limit: int, tokens: int, words: int
+) -> None:
+    served, request = model(), ask("x" * words)
+    whole = Generation(max_tokens=tokens, max_steps=48)
+    short = affordable(request, whole, served, Amount(limit))
+    chosen, canvas = short.max_tokens or 0, served.canvas_size
+    assert 0 < chosen <= tokens and (chosen % canvas == 0 or chosen == tokens)
+    assert ceiling_of(request, short, served) <= limit or chosen == min(tokens, canvas)
+    if chosen < tokens:
+        longer = Generation(max_tokens=min(tokens, chosen + canvas), max_steps=48)
+        assert ceiling_of(request, longer, served) > limit
+
+
+def test_without_max_tokens_the_answer_is_as_long_as_every_limit_can_pay() -> None:
+    (whole,) = choose(offer()).choices
+    half = Amount(whole.ceiling // 2)
+    for limits in ({"max_job_price": half}, {"left": half}):
+        (choice,) = choose(offer(), **limits).choices
+        assert 0 < (choice.generation.max_tokens or 0) < (whole.generation.max_tokens or 0)
+        assert choice.ceiling <= half
+    (own,) = choose(offer(), request=ask(max_price=half)).choices
+    assert own.ceiling <= half
+
+
+def test_a_length_that_a_price_limit_forbids_is_the_requests_mistake() -> None:
+    ranking = choose(offer(), request=ask(max_tokens=1000), max_job_price=Amount(10))
+    assert ranking.choices == () and ranking.mistake is not None
+    assert (ranking.mistake.code, ranking.mistake.param) == ("over_price_limit", "max_tokens")
 
 
 @pytest.mark.parametrize(
@@ -303,18 +342,16 @@ def test_a_model_is_found_by_name_or_digest() -> None:
 def test_the_ceiling_covers_whatever_an_honest_worker_may_charge() -> None:
     request = ask("x" * 1000, max_tokens=700)
     (choice,) = choose(offer(), request=request).choices
-    prompt_tokens = len(request.prompt) + TEMPLATE_TOKENS
-    assert choice.ceiling == worst_case(choice.model, signed_for(choice, 0), prompt_tokens)
+    most = most_prompt_tokens(request.conversation)
+    assert choice.ceiling == worst_case(choice.model, Kind.TEXT, signed_for(choice, 0), most)
     assert choice.expected <= choice.ceiling
 
 
 def test_open_parameters_are_taken_from_the_model() -> None:
     small = model(max_output=Uint32(100), max_steps=Uint32(16))
-    resolved = resolve(Generation(), small, 10)
+    resolved = ask().resolved(small)
     assert (resolved.max_tokens, resolved.max_steps) == (100, 16)
-    assert resolve(Generation(max_tokens=7, max_steps=3), small, 10) == Generation(
-        max_tokens=7, max_steps=3
-    )
+    assert ask(max_tokens=7, max_steps=3).resolved(small) == Generation(max_tokens=7, max_steps=3)
 
 
 def test_ranking_does_not_depend_on_the_order_of_the_offers() -> None:
@@ -348,8 +385,19 @@ def test_a_client_that_allows_best_effort_takes_the_better_of_both() -> None:
     assert signed_for(first, 7) == best_effort_parameters(Uint32(first.generation.max_tokens or 0))
     assert (signed_for(second, 7).seed, signed_for(second, 7).service) == (7, Service.REPLAYABLE)
     assert first.ceiling == worst_case(
-        cheap, signed_for(first, 7), TEMPLATE_TOKENS + len(ask().prompt)
+        cheap, Kind.TEXT, signed_for(first, 7), most_prompt_tokens(ask().conversation)
     )
+
+
+@pytest.mark.parametrize("temperature", [0, 0.0, 0.001])
+def test_a_temperature_of_zero_is_the_least_that_a_model_takes(temperature: float) -> None:
+    served = model()
+    request = TextRequest.of("a fox", temperature=temperature)
+    given = job_parameters(served, request.resolved(served), 0)
+    assert given.temperature_start == given.temperature_end == MIN_TEMPERATURE_MICROS
+    own = Generation(temperature_start=Micros(0), temperature_end=Micros(0))
+    signed = job_parameters(served, replace(own, max_tokens=1, max_steps=1), 0)
+    assert signed.temperature_start == signed.temperature_end == MIN_TEMPERATURE_MICROS
 
 
 @pytest.mark.parametrize(
@@ -366,9 +414,9 @@ def test_a_request_that_sets_what_best_effort_cannot_honour_goes_to_replayable_o
 
 def test_a_prompt_is_encoded_as_the_request_is_made() -> None:
     request = ask("a fox")
-    assert TextContent.decode(request.prompt).conversation.messages == request.messages
+    assert TextContent.decode(request.prompt) == request.content
     with pytest.raises(MalformedInput):
-        TextRequest(())
+        TextRequest.of([])
 
 
 @given(
@@ -377,8 +425,8 @@ def test_a_prompt_is_encoded_as_the_request_is_made() -> None:
         optional={
             "max_tokens": st.integers(1, 4096),
             "max_steps": st.integers(1, 48),
-            "temperature_start": st.integers(0, 2_000_000),
-            "temperature_end": st.integers(0, 2_000_000),
+            "temperature_start": st.integers(MIN_TEMPERATURE_MICROS, 2_000_000),
+            "temperature_end": st.integers(MIN_TEMPERATURE_MICROS, 2_000_000),
             "entropy_bound": st.integers(0, 10**6),
             "confidence_threshold": st.integers(0, 10**6),
             "stability_steps": st.integers(0, 9),
@@ -387,11 +435,11 @@ def test_a_prompt_is_encoded_as_the_request_is_made() -> None:
     seed=st.integers(0, 2**64 - 1),
 )
 def test_what_is_given_is_signed_as_given_and_the_rest_is_the_default(
-    given: dict[str, int], seed: int
+    given: dict[str, Any], seed: int
 ) -> None:
     served = model()
-    signed = job_parameters(served, resolve(Generation(**given), served, 10), seed)  # type: ignore[arg-type]
-    defaults = job_parameters(served, resolve(Generation(), served, 10), 0)
+    signed = job_parameters(served, ask(**given).resolved(served), seed)
+    defaults = job_parameters(served, ask().resolved(served), 0)
     for name in ("max_tokens", "max_steps", *[n for n in given if not n.startswith("max")]):
         assert getattr(signed, name) == given.get(name, getattr(defaults, name))
     assert (signed.seed, signed.service) == (seed, Service.REPLAYABLE)

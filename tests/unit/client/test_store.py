@@ -76,7 +76,7 @@ def job_row(seed: int, ceiling: int, *, now: int = NOW, owner: str = NOBODY) -> 
         submission=submission,
         offer=offer(),
         reply_secret=bytes(32),
-        prompt_bytes=10,
+        outline=pair.OUTLINE,
         status=JobStatus.LIVE,
         prompt_tokens=None,
         detail="",

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from piecework_model.checkpoint.loading import LoadedModel, load
-from piecework_model.text.chat import ChatMessage, encode_prompt
+from piecework_model.text.chat import encode_prompt
+from tests.support.conversations import said
 
 torch.set_num_threads(
     1
@@ -22,6 +23,4 @@ def bundled() -> LoadedModel:
 @pytest.fixture(scope="session")
 def prompt(bundled: LoadedModel) -> tuple[int, ...]:
     """A request that the bundled model knows how to answer."""
-    return encode_prompt(
-        bundled, [ChatMessage("user", "Write a story about a fox, a lantern and a river.")]
-    )
+    return encode_prompt(bundled, said("Write a story about a fox, a lantern and a river."))

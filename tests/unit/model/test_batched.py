@@ -22,7 +22,7 @@ from piecework_model.engine.scheduler import SequenceWork
 from piecework_model.errors import MemoryOverflowError
 from piecework_model.layers.backbone import Backbone
 from piecework_model.layers.cache import SequenceCache
-from piecework_model.layers.graphs import RECORD_AT, GraphPieceRunner
+from piecework_model.layers.graphs import GraphPieceRunner
 from piecework_model.layers.invariance import Invariance, measure
 from piecework_model.layers.projections import product, weight_projection
 from piecework_model.layout import CacheLayout, LayerLayout, cache_layout
@@ -297,10 +297,10 @@ def test_what_only_saves_work_makes_room_when_memory_runs_out(
         make_request(prompt, "sequence", tenant="one", max_steps=48, confidence_threshold=0.0)
     )
     made.step([SequenceWork("sequence", 1, denoise=True)])
-    for _ in range(RECORD_AT):
-        made.step([SequenceWork("sequence", 0, denoise=True)])
+    made.record(1)
+    made.step([SequenceWork("sequence", 0, denoise=True)])
     assert made._prefix_cache.used_bytes
-    assert pieces.recordings
+    assert pieces.recordings and pieces.replays
 
     with hungry(bundled):
         (failed,) = made.step([SequenceWork("sequence", 0, denoise=True)])

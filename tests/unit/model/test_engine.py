@@ -332,6 +332,13 @@ def test_a_canvas_carries_one_leaf_a_step_and_what_counts_of_its_ids(
         ("draft_every", -1),
         ("committed", ((0,) * 31,)), ("committed", ((1127,) * 32,)), ("committed", ((5,) * 32,)),
         ("committed", ((9,) * 32,) * 3),
+        ("seed", "7"), ("seed", True), ("seed", None), ("max_tokens", None), ("max_tokens", 1e9),
+        ("max_tokens", 2**5000), ("max_steps", 2.5), ("temperature_start", "1"),
+        ("temperature_end", None), ("entropy_bound", True), ("stability_steps", 1.0),
+        ("prompt_ids", (1.5, 2)), ("prompt_ids", [5, 6]), ("prompt_ids", "56"),
+        ("prompt_ids", (5, None)), ("prompt_ids", (True,)), ("committed", None),
+        ("committed", ([5] * 32,)), ("committed", ((5.0,) * 32,)), ("request_id", 5),
+        ("tenant", b"x"), ("tenant", "x" * 129), ("draft_every", "1"), ("canvas_limit", 1.0),
     ],
 )  # fmt: skip
 def test_a_request_out_of_bounds_is_refused_by_name(

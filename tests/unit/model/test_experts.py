@@ -17,11 +17,10 @@ from piecework_model import precision
 from piecework_model.layers.experts import (
     MATRICES,
     DeviceBytes,
-    ExpertCache,
     ExpertLayout,
-    HostBytes,
     QuantizedExperts,
 )
+from piecework_model.layers.offload import ExpertCache, HostBytes
 from piecework_model.layers.quantization import Codec, Fp8, Int4
 
 CPU = torch.device("cpu")
@@ -156,10 +155,12 @@ def test_a_budget_below_one_expert_is_refused() -> None:
 
 def test_a_copy_that_fails_leaves_no_wrong_expert_behind() -> None:
     cache = ExpertCache(200, 100, 4, CPU)
-    good = torch.arange(100, dtype=torch.uint8)
+    good = torch.arange(100, dtype=torch.uint8)[None]
+    cache.add(0, good[:, :50])
     with pytest.raises(RuntimeError):
-        cache.fetch((0, 0), good[:50])
-    assert torch.equal(cache.fetch((0, 0), good), good)
+        cache.fetch(0, 0)
+    cache.add(0, good)
+    assert torch.equal(cache.fetch(0, 0), good[0])
 
 
 @pytest.mark.parametrize("name", CODECS)

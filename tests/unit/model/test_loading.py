@@ -210,12 +210,14 @@ def test_loading_and_prompting_touch_neither_network_nor_pickle() -> None:
     program = (
         "import sys\n"
         "from piecework_model.checkpoint.loading import load\n"
-        "from piecework_model.text.chat import ChatMessage, encode_prompt\n"
+        "from piecework_model.text.chat import encode_prompt\n"
+        "from piecework_protocol.conversation import Conversation, Message\n"
+        "said = Conversation((Message('user', 'a fox'),))\n"
         "banned = ('socket.connect', 'socket.getaddrinfo', 'pickle.find_class')\n"
         "def refuse(event, arguments):\n"
         "    if event in banned: raise SystemExit(event)\n"
         "sys.addaudithook(refuse)\n"
-        "print(len(encode_prompt(load(device='cpu'), [ChatMessage('user', 'a fox')])) > 0)"
+        "print(len(encode_prompt(load(device='cpu'), said)) > 0)"
     )
     result = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120

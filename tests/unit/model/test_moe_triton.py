@@ -23,15 +23,15 @@ from piecework_model.layers import moe_backends, moe_kernels
 from piecework_model.layers.experts import (
     MATRICES,
     DeviceBytes,
-    ExpertCache,
     ExpertLayout,
-    HostBytes,
     QuantizedExperts,
 )
 from piecework_model.layers.moe import Moe
 from piecework_model.layers.moe_triton import TILE_ROWS, FusedMoe, Matrices, tiles
-from piecework_model.layers.packed_kernels import Fp8ScaledMm
+from piecework_model.layers.offload import ExpertCache, HostBytes
+from piecework_model.layers.packed_kernels import Fp8ScaledMm, Int4Tiles
 from piecework_model.layers.quantization import Codec, Fp8, Int4
+from piecework_model.layers.recipes import fused_rejected
 
 DEVICE = torch.device("cpu" if isinstance(moe_kernels.expert_up, InterpretedFunction) else "cuda")
 CPU = torch.device("cpu")
@@ -126,6 +126,40 @@ def test_packed_experts_are_read_where_they_lie(dtype: torch.dtype) -> None:
     )  # so scales count
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("hidden", "width", "group"), [(96, 160, 32), (128, 192, 64), (256, 128, 128), (320, 64, 64)]
+)
+def test_4_bit_experts_are_unpacked_in_the_product(
+    dtype: torch.dtype, hidden: int, width: int, group: int
+) -> None:
+    """With groups smaller than a block of the loop, as large, and larger."""
+    experts, codec = 4, Int4(group)
+    layout = ExpertLayout(hidden, width, codec)
+    source = DeviceBytes(experts, layout.expert_bytes, DEVICE)
+    module = QuantizedExperts(experts, layout, codec, GELU, source)
+    generator = torch.Generator().manual_seed(group)
+    shapes = ((2 * width, hidden), (hidden, width))
+    for matrix, shape in zip(MATRICES, shapes, strict=True):
+        for expert in range(experts):
+            module.fill(matrix, expert, 0.1 * torch.randn(shape, generator=generator), DEVICE)
+    states = torch.randn((70, hidden), generator=generator).to(DEVICE, dtype)
+    shares, chosen = torch.rand((70, experts), generator=generator).to(DEVICE).topk(2, dim=-1)
+    expected = plain(module)(states, chosen, shares)
+    made = moe_backends.fused_moe(module)(states, chosen, shares)
+    tolerance = 1e-5 if dtype is torch.float32 else 4 * torch.finfo(dtype).eps
+    assert float((made - expected).abs().max()) <= tolerance * float(expected.abs().max())
+    if dtype is torch.bfloat16:
+        assert float((made == expected).float().mean()) > 0.97
+    some = moe_backends.fused_moe(module)(states[5:9], chosen[5:9], shares[5:9])
+    assert torch.equal(some, made[5:9])
+
+
+@pytest.mark.parametrize("codec", [None, Fp8(), Int4(64)])
+def test_experts_are_tried_before_a_model_is_packed_for_them(codec: Codec | None) -> None:
+    assert fused_rejected(128, 64, codec, DEVICE) == ""
+
+
 @settings(max_examples=5, deadline=None)
 @given(st.lists(st.integers(0, 99), min_size=1, max_size=40, unique=True), st.integers(0, 2**16))
 def test_a_token_has_the_same_bits_in_any_company(members: list[int], seed: int) -> None:
@@ -200,8 +234,8 @@ def test_a_moe_that_is_wrong_is_refused_with_the_reason() -> None:
 
 
 def test_experts_that_the_kernels_cannot_read_are_named() -> None:
-    with pytest.raises(ValueError, match="no kernels for experts packed as int4-g32"):
-        moe_backends.fused_moe(packed(2, Int4(32), in_host_memory=False))
+    with pytest.raises(ValueError, match="no kernels for experts packed as int4-tiles-g32"):
+        moe_backends.fused_moe(packed(2, Int4Tiles(32, "cpu"), in_host_memory=False))
     with pytest.raises(ValueError, match="the experts are in host memory"):
         moe_backends.fused_moe(packed(2, Fp8(), in_host_memory=True))
 
@@ -212,6 +246,10 @@ def test_matrices_that_do_not_belong_together_are_refused() -> None:
         Matrices(gate_up.transpose(1, 2), None)
     with pytest.raises(ValueError, match="scales"):
         Matrices(gate_up, torch.zeros(2, 7))
+    quarters = torch.zeros(2, 8, 16, dtype=torch.uint8)
+    for scales in (None, torch.zeros(2, 8, 1), torch.zeros(2, 8, 3, dtype=torch.bfloat16)):
+        with pytest.raises(ValueError, match="scales"):
+            Matrices(quarters, scales)
     with pytest.raises(ValueError, match="are no experts"):
         FusedMoe(Matrices(gate_up, None), Matrices(down[:1], None))
 
@@ -227,7 +265,7 @@ def test_the_kernels_compile_to_tensor_cores_and_copies_in_the_background(tmp_pa
     )
     assert result.returncode == 0, result.stderr
     compiled = json.loads(result.stdout)
-    assert len(compiled) == 4 + 6  # Ampere has no float8
+    assert len(compiled) == 6 + 8  # Ampere has no float8
     for kernel in compiled:
         assert kernel["tensor_core_products"] > 0, kernel
         assert kernel["asynchronous_copies"] > 0, kernel

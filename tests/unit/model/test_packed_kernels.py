@@ -18,10 +18,10 @@ from piecework_model.layers.packed_kernels import (
     Fp8ScaledMm,
     Int4Tiles,
     Kernel,
-    best_recipe,
     why_rejected,
 )
 from piecework_model.layers.quantization import Codec, Fields, FieldSpec, Fp8, Int4, Recipe
+from piecework_model.layers.recipes import best_recipe
 
 CPU = torch.device("cpu")
 SHAPES = ((512, 256), (96, 704))
@@ -119,7 +119,7 @@ def test_the_oracle_itself_would_be_admitted() -> None:
 def test_a_cpu_unpacks() -> None:
     assert best_recipe("none", CPU, ()) is None
     assert best_recipe("fp8", CPU, ()) == Recipe(Fp8(), Fp8())
-    assert best_recipe("int4", CPU, (), 32) == Recipe(Fp8(), Int4(32))
+    assert best_recipe("int4", CPU, (), group=32) == Recipe(Fp8(), Int4(32))
 
 
 def test_kernels_are_for_bfloat16_only() -> None:

@@ -31,12 +31,12 @@ def test_the_bundled_model_is_loaded_as_planned() -> None:
 def test_a_host_without_room_is_refused_before_anything_is_loaded() -> None:
     tiny = replace(probe(), host_memory_bytes=2**20)
     with pytest.raises(DeviceError, match="does not fit"):
-        plan(bundled_checkpoint_path(), tiny, on="cpu", precision="auto", sequences=1)
+        plan(bundled_checkpoint_path(), tiny, device="cpu", precision="auto", sequences=1)
 
 
 def test_a_folder_that_is_not_there_is_named() -> None:
     with pytest.raises(CheckpointError, match="this folder does not exist"):
-        plan(Path("/nonexistent"), probe(), on="cpu", precision="auto", sequences=1)
+        plan(Path("/nonexistent"), probe(), device="cpu", precision="auto", sequences=1)
 
 
 def test_a_gpu_has_its_own_memory_and_the_hosts_behind_it() -> None:

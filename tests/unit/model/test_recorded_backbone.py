@@ -12,7 +12,7 @@ from torch import Tensor
 from bench.random_model import SMALL, RandomModel, build
 from piecework_model.layers.backbone import Backbone, Segment
 from piecework_model.layers.cache import SequenceCache
-from piecework_model.layers.graphs import RECORD_AT, EagerPieceRunner, GraphPieceRunner
+from piecework_model.layers.graphs import EagerPieceRunner, GraphPieceRunner
 from piecework_model.layout import cache_layout
 from tests.support.recorder import EchoRecorder
 
@@ -55,15 +55,15 @@ def test_recorded_steps_have_the_bits_of_plain_ones() -> None:
     random = build(SMALL, CPU, "none")
     pieces = GraphPieceRunner(EchoRecorder(), ROOM_BYTES)
     with torch.inference_mode():
-        recorded = Rows(
-            random, Backbone(random.model, minimum_rows=1, pack=False, pieces=pieces), 3
-        )
+        stack = Backbone(random.model, minimum_rows=1, pack=False, pieces=pieces)
+        stack.record([1, 3], random.limits.canvas_size)
+        recorded = Rows(random, stack, 3)
         plain = Rows(
             random, Backbone(random.model, minimum_rows=1, pack=False, pieces=EagerPieceRunner()), 3
         )
-        for step, rows in enumerate([1, 3] * (RECORD_AT + 2) + [2]):
+        for step, rows in enumerate([1, 3, 1, 3, 2]):
             assert torch.equal(recorded.step(rows, step), plain.step(rows, step)), step
     each = SMALL.layers + 1
-    assert pieces.recordings == 2 * each  # for one row and for three; two rows came once
-    assert pieces.replays == 2 * 2 * each
-    assert pieces.held_bytes < 100 * random.model.config.canvas_length * SMALL.hidden * 4
+    assert pieces.recordings == 2 * each  # for one row and for three, and not for two
+    assert pieces.replays == 4 * each
+    assert pieces.held_bytes < 3 * 12 * random.model.config.canvas_length * SMALL.hidden * 4

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from piecework_model.layers.experts import Residency
+from piecework_model.layers.residency import Residency
 
 LOOKS = st.lists(st.integers(0, 11), max_size=200)
 

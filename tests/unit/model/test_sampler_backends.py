@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
+from piecework_model import limits
 from piecework_model.sampling import (
     sampler,
     sampler_backends,
@@ -71,3 +72,15 @@ def test_on_a_cpu_the_pure_sampler_runs() -> None:
         sampler.sample,
         "no kernels for cpu",
     )
+
+
+def test_the_fused_sampler_takes_as_many_sequences_as_the_pure_ones_copies_would() -> None:
+    released = 256 * 262_144
+    pure = sampler_backends.SamplerBackend("pure", sampler.sample, "")
+    fused = sampler_backends.SamplerBackend("fused", sampler_triton.sample, "")
+    assert pure.sequences_at_once(released, 2) == 1
+    assert fused.sequences_at_once(released, 2) == 10
+    assert fused.sequences_at_once(released, 4) == 5
+    for values in (1, 5000, 2**19, released):
+        planned = limits.LOGIT_COPIES * 4 * pure.sequences_at_once(values, 2) * values
+        assert fused.sequences_at_once(values, 2) * values * 2 <= planned

@@ -12,9 +12,16 @@ from piecework_model.errors import DuplicateRequestError, MemoryOverflowError, Q
 
 
 def scheduler(
-    sequences: int = 4, queued: int = 16, memory: int = 100, step: int = 64, share: int = 32
+    *,
+    sequences: int = 4,
+    queued: int = 16,
+    memory: int = 100,
+    step: int = 64,
+    share: int = 32,
+    short_sequences: int = 1,
+    short_bytes: int = 0,
 ) -> Scheduler:
-    return Scheduler(Capacity(sequences, queued, memory, step, share))
+    return Scheduler(Capacity(sequences, queued, memory, step, share, short_sequences, short_bytes))
 
 
 def submit(
@@ -24,8 +31,11 @@ def submit(
     footprint: int = 1,
     chunks: tuple[int, ...] = (),
     limit: int = 99,
+    short: bool = False,
 ) -> None:
-    queue.submit(name, footprint=footprint, chunks=chunks, canvas=0, canvas_limit=limit)
+    queue.submit(
+        name, footprint=footprint, chunks=chunks, canvas=0, canvas_limit=limit, short=short
+    )
 
 
 def test_requests_become_sequences_in_the_order_of_their_arrival() -> None:
@@ -166,7 +176,16 @@ def test_a_committed_canvas_is_a_chunk_and_counts_towards_the_limit() -> None:
 
 
 @pytest.mark.parametrize(
-    "field", ["sequences", "queued", "memory_bytes", "step_tokens", "sequence_step_tokens"]
+    "field",
+    [
+        "sequences",
+        "queued",
+        "memory_bytes",
+        "step_tokens",
+        "sequence_step_tokens",
+        "short_sequences",
+        "short_bytes",
+    ],
 )
 def test_a_capacity_out_of_bounds_is_refused(field: str) -> None:
     values = {
@@ -178,6 +197,103 @@ def test_a_capacity_out_of_bounds_is_refused(field: str) -> None:
     }
     with pytest.raises(ValueError, match="not a capacity"):
         Capacity(**{**values, field: -1})
+
+
+def test_a_short_request_starts_at_once_although_long_ones_hold_and_await_all_sequences() -> None:
+    queue = scheduler(sequences=2, queued=3)
+    for name in "abcde":
+        submit(queue, name, chunks=(32, 32, 32))
+        queue.admit()
+    assert (queue.sequences, queue.queued) == (2, 3)
+    with pytest.raises(QueueFullError):
+        submit(queue, "long")
+    submit(queue, "short", chunks=(32,), short=True)
+    assert queue.admit() == ["short"]
+    assert queue.plan() == [
+        SequenceWork("a", 1, denoise=False),  # the oldest always prefills
+        SequenceWork("short", 1, denoise=True),
+    ]
+
+
+def test_a_short_request_waits_for_short_ones_alone() -> None:
+    queue = scheduler(sequences=4, short_sequences=1)
+    for name in ("first", "second"):
+        submit(queue, name, short=True)
+    submit(queue, "long")
+    assert queue.admit() == ["first", "long"]
+    queue.drop("first")
+    assert queue.admit() == ["second"]
+
+
+def test_long_requests_leave_memory_for_short_ones() -> None:
+    queue = scheduler(memory=100, short_bytes=10)
+    submit(queue, "a", footprint=60)
+    submit(queue, "b", footprint=35)
+    submit(queue, "short", footprint=10, short=True)
+    assert queue.admit() == ["a", "short"]
+    queue.drop("a")
+    assert queue.admit() == ["b"]
+
+
+def test_a_long_request_that_fits_nowhere_else_takes_the_memory_of_short_ones() -> None:
+    queue = scheduler(memory=100, short_bytes=10)
+    submit(queue, "giant", footprint=100)
+    submit(queue, "short", short=True)
+    assert queue.admit() == ["giant"]
+    queue.drop("giant")
+    assert queue.admit() == ["short"]
+
+
+def test_short_requests_pass_one_that_waits_for_long_ones_as_often_as_they_come() -> None:
+    queue = scheduler(memory=100, short_bytes=10)
+    submit(queue, "a", footprint=60)
+    submit(queue, "b", footprint=40)
+    for number in range(limits.MAX_OVERTAKES + 2):
+        submit(queue, f"short-{number}", footprint=9, short=True)
+        queue.admit()
+        assert queue.drop(f"short-{number}")
+    submit(queue, "c", footprint=1)  # it may still pass: no long one has
+    assert queue.admit() == ["c"]
+
+
+def test_short_requests_do_not_pass_a_long_one_that_waits_for_them() -> None:
+    queue = scheduler(memory=100, short_sequences=2)
+    submit(queue, "first", footprint=10, short=True)
+    submit(queue, "long", footprint=95)
+    submit(queue, "second", footprint=1, short=True)
+    assert queue.admit() == ["first"]
+    queue.drop("first")
+    assert queue.admit() == ["long", "second"]
+
+
+@given(
+    footprints=st.lists(st.integers(1, 100), min_size=1, max_size=6),
+    steps=st.integers(1, 5),
+    rate=st.integers(1, 3),
+)
+def test_a_stream_of_short_requests_starves_no_long_one_and_waits_for_none(
+    footprints: list[int], steps: int, rate: int
+) -> None:
+    queue = scheduler(sequences=2, queued=99, short_sequences=4, short_bytes=10)
+    left: dict[str, int] = {}
+    for number, footprint in enumerate(footprints):
+        submit(queue, f"long-{number}", footprint=min(footprint, 90))
+        left[f"long-{number}"] = 4 * steps
+    for round_ in range(4 * steps * (len(footprints) + 1) * (limits.MAX_OVERTAKES + 1)):
+        if not left:
+            return
+        came = [f"short-{round_}-{number}" for number in range(rate)]
+        for name in came:
+            submit(queue, name, footprint=2, short=True)
+        assert set(came) <= set(queue.admit())
+        for work in queue.plan():
+            queue.prefilled(work.request_id, work.chunks)
+            if work.request_id in left:
+                left[work.request_id] -= 1
+            if not left.get(work.request_id):
+                left.pop(work.request_id, None)
+                queue.drop(work.request_id)
+    raise AssertionError(f"starved: {left}")
 
 
 @given(

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from piecework_node.jobs.admission import AdmissionView, ChannelView, admit, check_return
+from piecework_model.requests import EncodedContent
+from piecework_node.jobs.admission import AdmissionView, ChannelView, Served, admit, check_return
 from piecework_node.jobs.offers import build_offer
 from piecework_node.journal.records import StoredChannel
 from piecework_node.runtime.faults import Code, Fault
@@ -92,6 +93,13 @@ class Case:
         )
 
 
+def account(standing: PayerStanding = PayerStanding.FINAL, **amounts: int) -> PayerCredit:
+    """Where a payer stands that owes nothing and may owe much."""
+    values = {"owed": 0, "limit": 10**9, "unpromised": 0, "unpromised_limit": 10**9}
+    known = {name: Amount(value) for name, value in (values | amounts).items()}
+    return PayerCredit(standing, **known, on_openings=Amount(0))
+
+
 def good() -> Case:
     job = Job(
         channel=CHANNEL.id(DOMAIN),
@@ -112,7 +120,7 @@ def good() -> Case:
         operator=OPERATOR.address,
         terms=TERMS,
         offer=OFFER,
-        serving={FACTS.digest: FACTS.service},
+        serving={FACTS.digest: Served(FACTS.service, FACTS.kinds)},
         active=0,
         engine_ready=True,
         draining=False,
@@ -126,7 +134,7 @@ def good() -> Case:
         pooled=Amount(0),
         reserved=Amount(0),
         attached=0,
-        payer=PayerCredit(PayerStanding.FINAL, Amount(0), Amount(10**9)),
+        payer=account(),
         strangers_owe=Amount(0),
         stranger_jobs=0,
         stray_unpaid=False,
@@ -167,6 +175,11 @@ def funding(
     return FundingAuthorization(authorization, signature)
 
 
+def content(prompt_tokens: int) -> EncodedContent:
+    """What a prompt of so many tokens is for the engine."""
+    return EncodedContent((1,) * prompt_tokens)
+
+
 def best_effort(**changes: Any) -> Callable[[Case], Case]:
     return lambda c: replace(
         c, job=c.job.replace(parameters=best_effort_parameters(Uint32(40)).replace(**changes))
@@ -176,7 +189,9 @@ def best_effort(**changes: Any) -> Callable[[Case], Case]:
 def served_at_best_effort(c: Case) -> Case:
     """The same worker over an engine that honours no seed."""
     offer = OFFER.replace(models=(BEST_EFFORT_MODEL,))
-    seen = replace(c.view, offer=offer, serving={FACTS.digest: Service.BEST_EFFORT})
+    seen = replace(
+        c.view, offer=offer, serving={FACTS.digest: Served(Service.BEST_EFFORT, FACTS.kinds)}
+    )
     return replace(c, view=seen, job=c.job.replace(offer=Digest(DOMAIN.digest(offer))))
 
 
@@ -198,7 +213,7 @@ REFUSALS: list[tuple[str, Callable[[Case], Case], Reason]] = [
     ("a best-effort job", best_effort(), Reason.WRONG_SERVICE),
     (
         "a model that has come to be served at best effort",
-        view(serving={FACTS.digest: Service.BEST_EFFORT}),
+        view(serving={FACTS.digest: Served(Service.BEST_EFFORT, FACTS.kinds)}),
         Reason.WRONG_SERVICE,
     ),
     ("no tokens", parameter(max_tokens=0), Reason.BAD_PARAMETERS),
@@ -242,13 +257,33 @@ REFUSALS: list[tuple[str, Callable[[Case], Case], Reason]] = [
     ),
     (
         "a payer that owes all that it may",
-        book(payer=PayerCredit(PayerStanding.MINED, Amount(100), Amount(100))),
+        book(payer=account(PayerStanding.MINED, owed=100, limit=100)),
+        Reason.CREDIT_EXHAUSTED,
+    ),
+    (
+        "a payer that has promised to pay too little",
+        book(payer=account(unpromised=100, unpromised_limit=100)),
+        Reason.CREDIT_EXHAUSTED,
+    ),
+    (
+        "a payer that has fallen and opens a channel",
+        book(
+            **NONE,
+            funding=funding(10**6),
+            pooled=10**6,
+            payer=account(PayerStanding.FALLEN, limit=0, unpromised_limit=0),
+        ),
+        Reason.FUND_YOURSELF,
+    ),
+    (
+        "a payer that has fallen and has opened a channel",
+        book(payer=account(PayerStanding.FALLEN, limit=0, unpromised_limit=0)),
         Reason.CREDIT_EXHAUSTED,
     ),
     (
         "strangers that owe all that they may",
         book(
-            payer=PayerCredit(PayerStanding.SIMULATED, Amount(0), Amount(10**9)),
+            payer=account(PayerStanding.SIMULATED),
             strangers_owe=TERMS.credit.strangers,
         ),
         Reason.CREDIT_EXHAUSTED,
@@ -256,7 +291,7 @@ REFUSALS: list[tuple[str, Callable[[Case], Case], Reason]] = [
     (
         "strangers that have half of the places",
         book(
-            payer=PayerCredit(PayerStanding.SIMULATED, Amount(0), Amount(10**9)),
+            payer=account(PayerStanding.SIMULATED),
             stranger_jobs=TERMS.capacity // 2,
         ),
         Reason.CREDIT_EXHAUSTED,
@@ -282,13 +317,13 @@ REFUSALS: list[tuple[str, Callable[[Case], Case], Reason]] = [
 def test_a_job_is_refused_for(change: Callable[[Case], Case], reason: Reason) -> None:
     case = change(good())
     with pytest.raises(Refusal) as caught:
-        admit(case.submission, case.view, case.book, case.prompt_tokens)
+        admit(case.submission, case.view, case.book, content(case.prompt_tokens))
     assert caught.value.reason is reason
 
 
 def test_a_good_job_is_admitted_with_the_terms_of_its_offer() -> None:
     case = good()
-    accepted = admit(case.submission, case.view, case.book, PROMPT_TOKENS)
+    accepted = admit(case.submission, case.view, case.book, content(PROMPT_TOKENS))
     assert accepted.id == case.job.id(DOMAIN)
     assert (accepted.model, accepted.prompt_tokens) == (OFFER.models[0], PROMPT_TOKENS)
     assert accepted.accepted_at == NOW
@@ -296,23 +331,23 @@ def test_a_good_job_is_admitted_with_the_terms_of_its_offer() -> None:
 
 def test_a_live_job_reserves_its_worst_case() -> None:
     case = good()
-    accepted = admit(case.submission, case.view, case.book, PROMPT_TOKENS)
+    accepted = admit(case.submission, case.view, case.book, content(PROMPT_TOKENS))
     live = LiveChannel(StoredChannel(CHANNEL.id(DOMAIN), CHANNEL, case.book.ledger))
     job = LiveJob(WorkerSession(accepted, DOMAIN), live)
-    assert job.reserve == worst_case(OFFER.models[0], case.job.parameters, PROMPT_TOKENS)
+    assert job.reserve == worst_case(OFFER.models[0], Kind.TEXT, case.job.parameters, PROMPT_TOKENS)
     live.jobs[job.id] = job
     assert live.committed == live.reserved == job.reserve
     assert live.is_overcommitted
 
 
 def test_the_ceiling_and_the_deposit_may_be_exactly_the_worst_case() -> None:
-    worst = worst_case(OFFER.models[0], good().job.parameters, PROMPT_TOKENS)
+    worst = worst_case(OFFER.models[0], Kind.TEXT, good().job.parameters, PROMPT_TOKENS)
     terms = replace(TERMS, min_deposit=Amount(0))
     exact = view(terms=terms)(book(deposit=worst)(job(max_amount=worst)(good())))
-    assert admit(exact.submission, exact.view, exact.book, PROMPT_TOKENS)
+    assert admit(exact.submission, exact.view, exact.book, content(PROMPT_TOKENS))
     short = book(deposit=Amount(worst - 1))(exact)
     with pytest.raises(Refusal):
-        admit(short.submission, short.view, short.book, PROMPT_TOKENS)
+        admit(short.submission, short.view, short.book, content(PROMPT_TOKENS))
 
 
 def test_unpaid_canvases_of_jobs_that_are_here_count_against_the_deposit() -> None:
@@ -320,13 +355,13 @@ def test_unpaid_canvases_of_jobs_that_are_here_count_against_the_deposit() -> No
     owed = {LeafRef(JobId(bytes(32)), 0): Unpaid(Digest(bytes(32)), Amount(10**6))}
     case = book(ledger=replace(case.book.ledger, unpaid=owed))(case)
     with pytest.raises(Refusal) as caught:
-        admit(case.submission, case.view, case.book, PROMPT_TOKENS)
+        admit(case.submission, case.view, case.book, content(PROMPT_TOKENS))
     assert caught.value.reason is Reason.UNDERFUNDED
 
 
 def test_an_offer_holds_for_the_clock_skew_that_honest_machines_have() -> None:
     case = view(now=Timestamp(OFFER.expires_at + 5))(job(deadline=OFFER.expires_at + 60)(good()))
-    assert admit(case.submission, case.view, case.book, PROMPT_TOKENS)
+    assert admit(case.submission, case.view, case.book, content(PROMPT_TOKENS))
 
 
 def test_a_returning_job_needs_no_offer_any_more() -> None:
@@ -339,23 +374,23 @@ def test_a_returning_job_needs_no_offer_any_more() -> None:
 def test_output_fills_whole_canvases_when_the_context_is_measured() -> None:
     room = FACTS.max_context - 5 * CANVAS
     fits = replace(good(), prompt_tokens=room)
-    assert admit(fits.submission, fits.view, fits.book, fits.prompt_tokens)
+    assert admit(fits.submission, fits.view, fits.book, content(fits.prompt_tokens))
     with pytest.raises(Refusal) as caught:
-        admit(fits.submission, fits.view, fits.book, room + 1)
+        admit(fits.submission, fits.view, fits.book, content(room + 1))
     assert caught.value.reason is Reason.PROMPT_TOO_LONG
 
 
 def test_a_best_effort_job_is_let_in_and_reserves_its_tokens_alone() -> None:
     case = best_effort()(served_at_best_effort(good()))
-    accepted = admit(case.submission, case.view, case.book, PROMPT_TOKENS)
-    worst = worst_case(accepted.model, case.job.parameters, PROMPT_TOKENS)
+    accepted = admit(case.submission, case.view, case.book, content(PROMPT_TOKENS))
+    worst = worst_case(accepted.model, Kind.TEXT, case.job.parameters, PROMPT_TOKENS)
     assert worst == price(BEST_EFFORT_MODEL, Usage(PROMPT_TOKENS, 40, 0))
 
 
 def test_a_job_that_asks_for_a_seed_and_a_trace_is_refused_at_best_effort() -> None:
     case = served_at_best_effort(good())
     with pytest.raises(Refusal) as caught:
-        admit(case.submission, case.view, case.book, PROMPT_TOKENS)
+        admit(case.submission, case.view, case.book, content(PROMPT_TOKENS))
     assert caught.value.reason is Reason.WRONG_SERVICE
     assert "it honours no seed and makes no trace" in caught.value.message
 
@@ -376,12 +411,12 @@ def test_a_job_that_asks_for_a_seed_and_a_trace_is_refused_at_best_effort() -> N
 def test_a_best_effort_job_cannot_set(asked: dict[str, int]) -> None:
     case = best_effort(**asked)(served_at_best_effort(good()))
     with pytest.raises(Refusal) as caught:
-        admit(case.submission, case.view, case.book, PROMPT_TOKENS)
+        admit(case.submission, case.view, case.book, content(PROMPT_TOKENS))
     assert caught.value.reason is Reason.BAD_PARAMETERS
 
 
 def test_a_returning_job_keeps_the_class_that_it_was_let_in_on() -> None:
-    case = view(serving={FACTS.digest: Service.BEST_EFFORT})(good())
+    case = view(serving={FACTS.digest: Served(Service.BEST_EFFORT, FACTS.kinds)})(good())
     with pytest.raises(Refusal) as caught:
         check_return(case.submission, case.view)
     assert caught.value.reason is Reason.WRONG_SERVICE

@@ -11,6 +11,7 @@ import pytest
 from piecework_model import limits as model_limits
 from piecework_node.jobs.admission import (
     MIN_FUNDING_LIFETIME_S,
+    Served,
     admit,
     backing,
     check_identity,
@@ -23,7 +24,7 @@ from piecework_protocol.limits import (
     MAX_DENOISING_STEPS,
     MAX_JOB_LIFETIME_S,
 )
-from piecework_protocol.objects import Service
+from piecework_protocol.objects import Kind, Service
 from piecework_protocol.pricing import worst_case
 from piecework_protocol.states import ChannelState
 from piecework_protocol.types import Amount, JobId, PayerSignature, Seconds, Uint32
@@ -38,12 +39,13 @@ from tests.unit.node.test_admission import (
     Case,
     book,
     channel,
+    content,
     funding,
     good,
     job,
 )
 
-WORST = worst_case(OFFER.models[0], good().job.parameters, PROMPT_TOKENS)
+WORST = worst_case(OFFER.models[0], Kind.TEXT, good().job.parameters, PROMPT_TOKENS)
 LATEST = NOW + MAX_JOB_LIFETIME_S + MAX_CLOCK_SKEW_S
 DELAY = TERMS.min_withdrawal_delay
 UNOPENED: dict[str, Any] = {"state": ChannelState.NONE, "deposit": Amount(0)}
@@ -51,7 +53,7 @@ UNOPENED: dict[str, Any] = {"state": ChannelState.NONE, "deposit": Amount(0)}
 
 def verdict(case: Case) -> AcceptedJob | Reason:
     try:
-        return admit(case.submission, case.view, case.book, case.prompt_tokens)
+        return admit(case.submission, case.view, case.book, content(case.prompt_tokens))
     except Refusal as refusal:
         return refusal.reason
 
@@ -210,11 +212,11 @@ def test_every_parameter_has_its_bounds_and_the_defect_names_it(
 ) -> None:
     base = parameters(1, 40).replace(temperature_start=400_000, temperature_end=400_000)
     for value in (low, high):
-        assert parameter_defect(base.replace(**{name: value}), MODEL) is None, value
+        assert parameter_defect(Kind.TEXT, base.replace(**{name: value}), MODEL) is None, value
     for value in (low - 1, high + 1):
         if not 0 <= value <= UINT32:
             continue  # no signed job can say that
-        defect = parameter_defect(base.replace(**{name: value}), MODEL)
+        defect = parameter_defect(Kind.TEXT, base.replace(**{name: value}), MODEL)
         assert defect is not None and defect.split()[0] in {name, "temperature_start"}, value
         assert f"{value}" in defect or name == "temperature_end"
 
@@ -222,21 +224,26 @@ def test_every_parameter_has_its_bounds_and_the_defect_names_it(
 def test_a_model_of_small_canvases_is_bounded_by_the_canvases_of_a_job() -> None:
     tiny = MODEL.replace(canvas_size=Uint32(1), max_output=Uint32(2 * MAX_CANVASES_PER_JOB))
     most = parameters(1, MAX_CANVASES_PER_JOB)
-    assert parameter_defect(most, tiny) is None
-    assert parameter_defect(most.replace(max_tokens=MAX_CANVASES_PER_JOB + 1), tiny)
+    assert parameter_defect(Kind.TEXT, most, tiny) is None
+    assert parameter_defect(Kind.TEXT, most.replace(max_tokens=MAX_CANVASES_PER_JOB + 1), tiny)
     wide = MODEL.replace(canvas_size=Uint32(4), max_output=Uint32(2**31))
-    assert parameter_defect(parameters(1, 4 * MAX_CANVASES_PER_JOB), wide) is None
-    assert parameter_defect(parameters(1, 4 * MAX_CANVASES_PER_JOB + 1), wide)
+    assert parameter_defect(Kind.TEXT, parameters(1, 4 * MAX_CANVASES_PER_JOB), wide) is None
+    assert parameter_defect(Kind.TEXT, parameters(1, 4 * MAX_CANVASES_PER_JOB + 1), wide)
 
 
 def test_no_model_takes_more_steps_than_the_protocol_allows() -> None:
     eager = MODEL.replace(max_steps=Uint32(MAX_DENOISING_STEPS + 5))
     job_of = parameters(1, 40)
-    assert parameter_defect(job_of.replace(max_steps=MAX_DENOISING_STEPS), eager) is None
-    assert parameter_defect(job_of.replace(max_steps=MAX_DENOISING_STEPS + 1), eager)
+    assert parameter_defect(Kind.TEXT, job_of.replace(max_steps=MAX_DENOISING_STEPS), eager) is None
+    assert parameter_defect(Kind.TEXT, job_of.replace(max_steps=MAX_DENOISING_STEPS + 1), eager)
 
 
 def test_a_wrong_class_of_service_says_which_one_is_served() -> None:
-    case = replace(good(), view=replace(good().view, serving={MODEL.digest: Service.BEST_EFFORT}))
+    case = replace(
+        good(),
+        view=replace(
+            good().view, serving={MODEL.digest: Served(Service.BEST_EFFORT, (Kind.TEXT,))}
+        ),
+    )
     with pytest.raises(Refusal, match="this model is served at best effort: it honours no seed"):
-        admit(case.submission, case.view, case.book, PROMPT_TOKENS)
+        admit(case.submission, case.view, case.book, content(PROMPT_TOKENS))

@@ -134,3 +134,10 @@ async def test_the_check_finds_what_the_running_worker_would(tmp_path: Path) -> 
 async def test_an_index_that_is_away_fails_the_check(tmp_path: Path) -> None:
     finding = await model_finding(tmp_path, "", item="indexes", indexes=("http://127.0.0.1:9",))
     assert not finding.good and "index-away: 127.0.0.1:9 does not answer" in finding.detail
+
+
+async def test_fast_paths_are_named_in_one_line(tmp_path: Path, checkpoint: Path) -> None:
+    finding = await model_finding(tmp_path, checkpoint, item="fast paths", device="cpu")
+    assert finding.good and finding.detail == "none on a CPU"
+    finding = await model_finding(tmp_path / "b", checkpoint, item="fast paths", device="cuda")
+    assert not finding.good and "the settings ask for a GPU" in finding.detail

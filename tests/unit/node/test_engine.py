@@ -15,12 +15,15 @@ import pytest
 
 from piecework.base.clock import SystemClock
 from piecework_model.requests import (
+    HOLE,
     CanvasEvent,
     CanvasFinish,
     DraftEvent,
+    EncodedContent,
     FailedEvent,
     GenerationRequest,
     ProgressEvent,
+    ReadSlot,
     StoppedEvent,
 )
 from piecework_node import logs
@@ -35,8 +38,10 @@ from piecework_node.engine.supervisor import (
     engine_arguments,
 )
 from piecework_node.errors import EngineStartError, EngineUnavailable, PromptRejected
-from piecework_protocol.conversation import Message
+from piecework_protocol.conversation import Conversation, Message
 from piecework_protocol.errors import MalformedInput
+from piecework_protocol.kinds.read import Label, Question, ReadContent
+from piecework_protocol.kinds.text import TextContent, final_segments
 from piecework_protocol.limits import MAX_NAME_BYTES
 from tests.support.node.fake_engine import FACTS, canvas_event
 
@@ -57,11 +62,15 @@ REQUEST = GenerationRequest(
     canvas_limit=2,
     committed=((1, 2, 3),),
 )
+READ = ReadContent(
+    Conversation((Message("user", "a story"),)),
+    (Question("Is it short?", (Label("yes"), Label("no", "not at all"))),),
+)
 CHILD = """
 import os, sys
 sys.path.insert(0, {root!r})
 from piecework_node.engine.wire import *
-from piecework_model.requests import FailedEvent
+from piecework_model.requests import EncodedContent, FailedEvent
 from tests.support.node.fake_engine import FACTS, canvas_event
 out = sys.stdout.buffer
 def say(report):
@@ -70,11 +79,11 @@ say({first})
 for line in sys.stdin.buffer:
     command = decode_command(line)
     if isinstance(command, Encode):
-        text = command.messages[0].content
+        text = command.content.conversation.messages[0].content
         if text == "die": os._exit(3)
         if text == "deaf": continue
         if text == "babble": out.write(b"not json\\n"); out.flush()
-        say(Encoded(command.number, (1, 2), "no" if text == "reject" else ""))
+        say(Encoded(command.number, EncodedContent((1, 2)), "no" if text == "reject" else ""))
     elif isinstance(command, Start):
         if command.request.request_id != "slow":
             say(canvas_event(command.request, len(command.request.committed)))
@@ -97,8 +106,8 @@ async def running(
         await asyncio.gather(task, return_exceptions=True)
 
 
-def message(text: str) -> tuple[Message, ...]:
-    return (Message("user", text),)
+def message(text: str) -> TextContent:
+    return TextContent(Conversation((Message("user", text),)))
 
 
 async def test_the_engine_answers_through_its_process(tmp_path: Path) -> None:
@@ -106,9 +115,9 @@ async def test_the_engine_answers_through_its_process(tmp_path: Path) -> None:
         events = aiter(engine.events())
         ready = await anext(events)
         assert ready == EngineReady(FACTS)
-        assert await engine.encode_prompt(message("hello")) == (1, 2)
+        assert await engine.encode(message("hello")) == EncodedContent((1, 2))
         with pytest.raises(PromptRejected):
-            await engine.encode_prompt(message("reject"))
+            await engine.encode(message("reject"))
         engine.start(REQUEST)
         assert await anext(events) == canvas_event(REQUEST, 1)
 
@@ -123,11 +132,11 @@ async def test_a_lost_process_is_reported_and_started_again(tmp_path: Path, how:
             os.kill(engine.pid, signal.SIGKILL)
         else:
             with pytest.raises(EngineUnavailable):
-                await engine.encode_prompt(message(how))
+                await engine.encode(message(how))
         assert isinstance(await anext(events), EngineLost)
         assert isinstance(await anext(events), EngineReady)
         assert engine.losses == 1
-        assert await engine.encode_prompt(message("hello")) == (1, 2)
+        assert await engine.encode(message("hello")) == EncodedContent((1, 2))
 
 
 async def test_an_idle_engine_that_is_silent_is_replaced(tmp_path: Path) -> None:
@@ -157,12 +166,12 @@ async def test_a_tokenization_without_an_answer_unlists_the_worker_at_once(tmp_p
         events = aiter(engine.events())
         await anext(events)
         with pytest.raises(EngineUnavailable):
-            await engine.encode_prompt(message("deaf"))
+            await engine.encode(message("deaf"))
         assert not engine.ready and engine.facts is not None
-        assert await engine.encode_prompt(message("hello")) == (1, 2)
+        assert await engine.encode(message("hello")) == EncodedContent((1, 2))
         assert engine.ready, "it answers again"
         with pytest.raises(EngineUnavailable):
-            await engine.encode_prompt(message("deaf"))
+            await engine.encode(message("deaf"))
         lost = await anext(events)
         assert isinstance(lost, EngineLost) and "answers no question" in lost.message
         assert isinstance(await anext(events), EngineReady)
@@ -204,7 +213,7 @@ async def test_a_question_without_a_process_is_answered_at_once(tmp_path: Path) 
     command = EngineCommandLine((sys.executable, "-c", ""), {})
     engine = EngineSupervisor(command, SystemClock(), logs.silent())
     with pytest.raises(EngineUnavailable):
-        await engine.encode_prompt(message("hello"))
+        await engine.encode(message("hello"))
     engine.start(REQUEST)
     engine.allow("sequence", 3)
     engine.stop("sequence", finish_canvas=True)
@@ -243,10 +252,22 @@ async def test_the_real_engine_process_says_why_it_cannot_start() -> None:
     [
         engine_wire.Ready(FACTS),
         engine_wire.CannotStart("why"),
-        engine_wire.Encoded(1, (1, 2)),
+        engine_wire.Encoded(1, EncodedContent((1, 2), (HOLE, 5), ((ReadSlot(0, (1, 2)),),), 2)),
         engine_wire.Beat(),
-        DraftEvent("sequence", 0, 1, (1, 2), "text"),
-        CanvasEvent("sequence", 0, (1, 2), (1,), "t", 1, (bytes(32),), CanvasFinish.END_OF_TEXT),
+        DraftEvent("sequence", 0, 1, (1, 2), final_segments("text")),
+        CanvasEvent(
+            "sequence",
+            0,
+            (1, 2),
+            (1,),
+            final_segments("t"),
+            1,
+            (bytes(32),),
+            CanvasFinish.END_OF_TEXT,
+        ),
+        CanvasEvent(
+            "sequence", 0, (1, 2), (), (), 1, (bytes(32),), CanvasFinish.MORE, ((1 << 16, 0),)
+        ),
         FailedEvent("sequence", "non_finite", "why"),
         ProgressEvent("sequence", 1, 8, 23),
         StoppedEvent("sequence", 1, 2, 23, (bytes(32), bytes(32))),
@@ -260,10 +281,15 @@ def test_reports_survive_the_line(report: engine_wire.Report) -> None:
     "command",
     [
         engine_wire.Start(REQUEST),
+        engine_wire.Start(
+            replace(REQUEST, template=(5, -1, 6), reads=((ReadSlot(1, (7, 8)),), ()))
+        ),
         engine_wire.Allow("sequence", 3),
         engine_wire.Stop("sequence", True),
         engine_wire.Stop("sequence", False),
-        engine_wire.Encode(1, (Message("user", "hi"),)),
+        engine_wire.Start(replace(REQUEST, template=(HOLE, 5), reads=((ReadSlot(0, (1, 2)),),))),
+        engine_wire.Encode(1, message("hi")),
+        engine_wire.Encode(2, READ),
     ],
 )
 def test_commands_survive_the_line(command: engine_wire.Command) -> None:

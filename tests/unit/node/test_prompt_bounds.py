@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from dataclasses import replace
 
 import pytest
 
 from piecework_node.jobs.prompts import (
     BYTES_PER_TOKEN,
-    JSON_BYTES_PER_BYTE,
-    MESSAGE_BYTES,
+    FRAME_BYTES,
     PromptQueue,
+    check_content,
+    check_prompt,
     check_sealed_length,
-    check_text_length,
 )
-from piecework_protocol.conversation import Message
+from piecework_protocol.conversation import Conversation, Image, Message, Tool, ToolCall
 from piecework_protocol.errors import Reason, Refusal
-from piecework_protocol.kinds.text import encode_messages
-from piecework_protocol.limits import MAX_MESSAGES_PER_PROMPT
-from piecework_protocol.types import ChannelId
+from piecework_protocol.kinds import Content
+from piecework_protocol.kinds.read import Label, Question, ReadContent
+from piecework_protocol.kinds.text import Fixed, Hole, TextContent
+from piecework_protocol.limits import MAX_LABELS, MAX_QUESTIONS
+from piecework_protocol.types import ChannelId, Uint32
+from tests.support.node.fake_engine import FACTS
 from tests.support.node.harness import Client, WorkerHarness
 from tests.support.waiting import until
+from tests.unit.node.test_admission import good
 
 CONTEXT = 64
 FITTING = "x" * (CONTEXT * BYTES_PER_TOKEN)
@@ -30,32 +36,97 @@ def reason(caught: pytest.ExceptionInfo[Refusal]) -> Reason:
     return caught.value.reason
 
 
+def check(content: Content, max_tokens: int = 8, max_steps: int = 1) -> None:
+    """Check a content for a job of so many tokens at an engine with a small context."""
+    job = good().job
+    asked = job.parameters.replace(max_tokens=Uint32(max_tokens), max_steps=Uint32(max_steps))
+    check_content(
+        content,
+        job.replace(kind=content.kind, parameters=asked),
+        replace(FACTS, max_context=CONTEXT, canvas_size=8),
+    )
+
+
+def text(*messages: Message, tools: tuple[Tool, ...] = ()) -> TextContent:
+    return TextContent(Conversation(messages, tools))
+
+
+def question(instructions: str, *labels: Label) -> ReadContent:
+    asked = Question(instructions, (Label("yes"), Label("no"), *labels))
+    return ReadContent(Conversation((Message("user", ""),)), (asked,))
+
+
 def test_a_text_of_as_many_bytes_as_a_context_can_hold_passes() -> None:
-    check_text_length((Message("user", f"  {FITTING}\n"),), CONTEXT)
+    check(text(Message("user", f"  {FITTING}\n")))
 
 
-@pytest.mark.parametrize("text", [FITTING + "x", "é" * (CONTEXT * BYTES_PER_TOKEN // 2 + 1)])
-def test_a_text_with_more_bytes_is_too_long(text: str) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [
+        text(Message("user", FITTING + "x")),
+        text(Message("user", "é" * (CONTEXT * BYTES_PER_TOKEN // 2 + 1))),
+        text(Message("user", FITTING), Message("user", "x")),
+        text(Message("assistant", "", thought=FITTING), Message("user", "x")),
+        text(Message("user", FITTING), tools=(Tool("t", "", "{}"),)),
+        text(Message("user"), tools=(Tool("t", FITTING, "{}"),)),
+        text(Message("user"), tools=(Tool("t", "", json.dumps({"d": FITTING})),)),
+        text(
+            Message("assistant", tool_calls=(ToolCall("1", "t", json.dumps({"d": FITTING})),)),
+        ),
+        text(Message("tool", FITTING, tool_call_id="1", name="t")),
+        TextContent(Conversation((Message("user", "x"),)), (Fixed(FITTING), Hole(1))),
+        question(FITTING),
+        question("?", Label(FITTING)),
+        question("?", Label("maybe", FITTING)),
+    ],
+)
+def test_all_texts_of_a_content_count(content: Content) -> None:
     with pytest.raises(Refusal) as caught:
-        check_text_length((Message("user", text),), CONTEXT)
+        check(content)
     assert reason(caught) is Reason.PROMPT_TOO_LONG
 
 
-def test_the_texts_of_all_messages_count_together() -> None:
-    with pytest.raises(Refusal):
-        check_text_length((Message("user", FITTING), Message("user", "x")), CONTEXT)
-
-
-def test_no_prompt_that_fits_is_refused_by_its_sealed_length() -> None:
-    worst = "\x01" * (CONTEXT * BYTES_PER_TOKEN // MAX_MESSAGES_PER_PROMPT)
-    many = tuple(Message("assistant", worst) for _ in range(MAX_MESSAGES_PER_PROMPT))
-    check_sealed_length(len(encode_messages(many)) + 48, CONTEXT)
-    one = (Message("user", "\x01" * len(FITTING)),)
-    check_sealed_length(len(encode_messages(one)) + 48, CONTEXT)
+def test_images_are_refused_by_name_where_the_engine_takes_none() -> None:
     with pytest.raises(Refusal) as caught:
-        check_sealed_length(
-            MESSAGE_BYTES + CONTEXT * BYTES_PER_TOKEN * JSON_BYTES_PER_BYTE + 1, CONTEXT
-        )
+        check(text(Message("user", (Image("image/png", b"png"),))))
+    assert reason(caught) is Reason.NO_IMAGES
+
+
+@pytest.mark.parametrize(
+    ("content", "max_tokens", "max_steps", "why"),
+    [
+        (question("?"), 16, 1, "this read takes 8 positions"),
+        (question("?"), 8, 2, "a read takes one step a canvas"),
+        (TextContent(text(Message("user", "x")).conversation, (Hole(9),)), 8, 2, "holes have 9"),
+    ],
+)
+def test_parameters_that_contradict_the_content_are_refused(
+    content: Content, max_tokens: int, max_steps: int, why: str
+) -> None:
+    with pytest.raises(Refusal, match=why) as caught:
+        check(content, max_tokens, max_steps)
+    assert reason(caught) is Reason.BAD_PARAMETERS
+
+
+def test_a_prompt_that_no_client_would_pay_for_is_refused() -> None:
+    content = text(Message("user", "x"))
+    most, large = content.outline.prompt_tokens, replace(FACTS, max_context=1 << 18)
+    check_prompt(most, content, large)
+    check_prompt(most + 1, content, replace(FACTS, max_context=most))
+    with pytest.raises(Refusal) as caught:
+        check_prompt(most + 1, content, large)
+    assert reason(caught) is Reason.PROMPT_REFUSED
+
+
+def test_no_content_that_fits_is_refused_by_its_sealed_length() -> None:
+    labels = tuple(Label(chr(0x100 + n)) for n in range(MAX_LABELS))
+    questions = (Question("", labels),) * MAX_QUESTIONS
+    many = ReadContent(Conversation((Message("user", ""),)), questions)
+    large = 1 << 18
+    check_sealed_length(len(many.encode()) + 48, many.text_bytes // BYTES_PER_TOKEN + 1)
+    check_sealed_length(len(text(Message("user", "\x01" * len(FITTING))).encode()) + 48, CONTEXT)
+    with pytest.raises(Refusal) as caught:
+        check_sealed_length(FRAME_BYTES + large * BYTES_PER_TOKEN + 1, large)
     assert reason(caught) is Reason.PROMPT_TOO_LONG
 
 

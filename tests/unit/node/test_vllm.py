@@ -37,7 +37,8 @@ from piecework_node.vllm import benchmark as vllm_benchmark
 from piecework_node.vllm.endpoint import EndpointTimes, VllmEndpoint
 from piecework_node.vllm.link import MAX_MOVES, VllmLink, VllmSettings, survey
 from piecework_node.vllm.pool import Health, PoolTimes
-from piecework_protocol.conversation import Message
+from piecework_protocol.conversation import Conversation, Message
+from piecework_protocol.kinds.text import TextContent
 from piecework_protocol.objects import Service
 from tests.repo.test_documents import ROOT
 from tests.support.vllm_server import (
@@ -250,15 +251,19 @@ async def test_sequences_beyond_the_slots_wait_their_turn_and_a_paused_sequence_
         assert server.peak == 1
 
 
+def asked(message: Message, times: int = 1) -> TextContent:
+    return TextContent(Conversation((message,) * times))
+
+
 async def test_prompts_are_encoded_here_and_typed_control_tokens_stay_text() -> None:
     async with servers() as made, running(made) as run:
-        typed = await run.link.encode_prompt((Message("user", "a <eos> fox <bos>"),))
-        plain = await run.link.encode_prompt((Message("user", "a fox"),))
-        assert sum(t in CHECKPOINT.codec.control_ids for t in typed) == sum(
-            t in CHECKPOINT.codec.control_ids for t in plain
+        typed = await run.link.encode(asked(Message("user", "a <eos> fox <bos>")))
+        plain = await run.link.encode(asked(Message("user", "a fox")))
+        assert sum(t in CHECKPOINT.codec.control_ids for t in typed.prompt_ids) == sum(
+            t in CHECKPOINT.codec.control_ids for t in plain.prompt_ids
         )
         with pytest.raises(PromptRejected):
-            await run.link.encode_prompt((Message("user", "too often"),) * 300)
+            await run.link.encode(asked(Message("user", "too often"), 300))
         assert not made[0].bodies
 
 
@@ -412,7 +417,7 @@ async def test_losing_every_endpoint_is_the_loss_of_the_engine_until_one_is_back
         assert isinstance(await run.next(), EngineLost)
         assert (run.link.ready, run.link.facts, run.link.losses) == (False, None, 1)
         with pytest.raises(EngineUnavailable):
-            await run.link.encode_prompt((Message("user", "anyone?"),))
+            await run.link.encode(asked(Message("user", "anyone?")))
         run.link.start(request("while it is gone"))
         made[1].holds_at = None
         await made[1].start()
@@ -613,7 +618,7 @@ async def test_nothing_is_answered_before_the_start() -> None:
     link.allow("sequence", 3)
     link.stop("sequence", finish_canvas=True)
     with pytest.raises(EngineUnavailable):
-        await link.encode_prompt((Message("user", "anyone?"),))
+        await link.encode(asked(Message("user", "anyone?")))
 
 
 def test_a_worker_before_vllm_needs_no_torch() -> None:
@@ -621,9 +626,10 @@ def test_a_worker_before_vllm_needs_no_torch() -> None:
         "import sys; sys.modules['torch'] = None; "
         "import piecework_node.daemon.daemon, piecework_node.daemon.checks, "
         "piecework_node.vllm.link; "
-        "from piecework_model.text.chat import ChatMessage, encode_prompt; "
+        "from piecework_model.text.chat import encode_prompt; "
+        "from tests.support.conversations import said; "
         "from tests.support.vllm_server import CHECKPOINT; "
-        "print(len(encode_prompt(CHECKPOINT.codec, [ChatMessage('user', 'a fox')])))"
+        "print(len(encode_prompt(CHECKPOINT.codec, said('a fox'))))"
     )
     result = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT

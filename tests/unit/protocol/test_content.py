@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import pkgutil
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import piecework_model.kinds
+import piecework_protocol.kinds
 from piecework_protocol.content import content_digest
 from piecework_protocol.conversation import (
     IMAGE_TYPES,
@@ -93,8 +96,11 @@ labels = tuples(
 )
 questions = tuples(st.builds(Question, text, labels), min_size=1, max_size=3)
 ids = tuples(st.integers(0, 2**32 - 1), max_size=64)
-calls_made = st.builds(
-    OutputSegment, st.sampled_from([SegmentKind.TOOL_CALL, SegmentKind.BROKEN_CALL]), words
+whole_calls = st.builds(
+    lambda name, arguments: f'{{"name": "{name}", "arguments": {arguments}}}', names, objects
+)
+calls_made = st.builds(OutputSegment, st.just(SegmentKind.TOOL_CALL), whole_calls) | st.builds(
+    OutputSegment, st.just(SegmentKind.BROKEN_CALL), words
 )
 
 
@@ -192,6 +198,10 @@ PICTURE = Image("image/png", b"1")
         lambda: ReadOutput(((ONE, 1),)),
         lambda: TextOutput((0,) * (MAX_CANVAS_TOKENS + 1), ()),
         lambda: TextOutput((), (OutputSegment(SegmentKind.FINAL, ""),)),
+        lambda: OutputSegment(SegmentKind.TOOL_CALL, "call:f{}"),
+        lambda: OutputSegment(SegmentKind.TOOL_CALL, '{"name": "f"}'),
+        lambda: OutputSegment(SegmentKind.TOOL_CALL, '{"name": "f", "arguments": []}'),
+        lambda: OutputSegment(SegmentKind.TOOL_CALL, '{"name": 1, "arguments": {}}'),
         lambda: TextOutput(
             (), (OutputSegment(SegmentKind.FINAL, "a"), OutputSegment(SegmentKind.FINAL, "b"))
         ),
@@ -202,6 +212,14 @@ PICTURE = Image("image/png", b"1")
 def test_what_is_out_of_bounds_cannot_be_made(make: Callable[[], object]) -> None:
     with pytest.raises(MalformedInput):
         make()
+
+
+def test_the_engine_has_a_module_for_every_kind_of_the_protocol() -> None:
+    both = (piecework_model.kinds, piecework_protocol.kinds)
+    of_engine, of_protocol = (
+        {module.name for module in pkgutil.iter_modules(package.__path__)} for package in both
+    )
+    assert of_engine == of_protocol == {kind.name.lower() for kind in KINDS}
 
 
 def test_an_older_version_of_a_content_is_refused_by_name() -> None:

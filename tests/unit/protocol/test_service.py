@@ -40,7 +40,7 @@ from piecework_protocol.v2 import piecework_pb2 as pb
 from piecework_protocol.wire import SignedOffer, decode_offer, encode_offer
 from piecework_protocol.worker_session import AcceptedJob, CanvasResult, WorkerSession
 from tests.support import offers
-from tests.support.pair import CANVAS, DOMAIN, MODEL, NOW, OPERATOR, channel, job
+from tests.support.pair import CANVAS, DOMAIN, MODEL, NOW, OPERATOR, OUTLINE, channel, job
 
 PLAIN = Openers(canvas=lambda data, _: data, draft=lambda data, _, __: data)
 PROMPT_TOKENS = 3
@@ -56,7 +56,7 @@ def best_effort_job(tokens: int = 2 * CANVAS) -> Job:
 
 def session_at(work: Job, model: ModelOffer) -> ClientSession:
     """A client whose job the worker has accepted."""
-    session = ClientSession(work, channel(), model, DOMAIN, PLAIN, prompt_bytes=10)
+    session = ClientSession(work, channel(), model, DOMAIN, PLAIN, outline=OUTLINE)
     promise = Acceptance(session.id, Uint32(PROMPT_TOKENS), NOW)
     signature = sign(DOMAIN, promise, OPERATOR)
     session.receive(Accepted(session.id, PROMPT_TOKENS, NOW, signature, 0, None))

@@ -1,0 +1,34 @@
+"""From a job's content to what the engine takes, one module a kind.
+
+The protocol has a module of the same name for each, `piecework_protocol.kinds`. A test holds the
+two lists together.
+"""
+
+from __future__ import annotations
+
+from piecework_model.kinds import read, text
+from piecework_model.requests import EncodedContent
+from piecework_model.text.chat import HasTokenizer
+from piecework_model.text.tokens import TextCodec
+from piecework_protocol.kinds import Content
+from piecework_protocol.kinds.read import ReadContent
+
+
+def encode(
+    source: HasTokenizer | TextCodec,
+    content: Content,
+    canvas_size: int,
+    most: int,
+) -> EncodedContent:
+    """Encode a content of any kind that the engine runs.
+
+    source: a loaded model, or its tokenizer.
+    most: positions of a context. A prompt of more ids is not needed: what comes then has more of
+        them and means nothing but that. A template of more is refused.
+
+    Raises:
+        PromptError: The chat template or the vocabulary cannot carry the content.
+    """
+    if isinstance(content, ReadContent):
+        return read.encode(source, content, canvas_size, most)
+    return text.encode(source, content, canvas_size, most)

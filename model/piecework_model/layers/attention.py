@@ -1,0 +1,68 @@
+"""Grouped-query attention of one segment, in a form that torch's fused kernels take.
+
+torch has a switch for grouped queries, `enable_gqa`. On CUDA it excludes the fused kernels where
+there is a mask, or where a head is wider than 256. Then torch falls back to its math path. That
+path upcasts to float32, repeats keys and values for each query head, and stores all scores: several
+GiB a layer at a context of 32 K.
+
+So the query heads of a group become the batch axis here. Keys and values are expanded along it. An
+expanded axis has stride 0, so nothing is copied. Each pair of query and key head is computed
+exactly as with the switch, so the bits on a CPU are the same (tests/unit/model/test_attention.py).
+No form has run on a GPU. `bench.gpu` checks there that no call needs the math path.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from piecework_model import backend_trial
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """Attend without scaling, because queries are normed. Returns [tokens, heads, dim].
+
+    queries: [tokens, heads, dim]. keys, values: [kv heads, seen, dim]. mask: bool [tokens, seen],
+    true where a query sees a key, or None if all see all. Query head h reads key head h // group,
+    where group is heads / kv heads.
+    """
+    tokens, heads, dim = queries.shape
+    group = heads // keys.shape[0]
+    attended = functional.scaled_dot_product_attention(
+        queries.view(tokens, -1, group, dim).permute(2, 1, 0, 3),  # [group, kv heads, tokens, dim]
+        keys[None].expand(group, -1, -1, -1),
+        values[None].expand(group, -1, -1, -1),
+        attn_mask=mask,
+        scale=1.0,
+    )
+    return attended.permute(2, 1, 0, 3).reshape(tokens, heads, dim)
+
+
+def why_unfused(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> str:
+    """Say why torch's fused kernels do not take such a call, or return an empty string.
+
+    The call is made with the math path forbidden. torch refuses it then, rather than fall back.
+    """
+    fused = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
+    try:
+        with warnings.catch_warnings(), sdpa_kernel(fused):
+            warnings.simplefilter("ignore")  # torch explains each kernel's refusal in a warning
+            attend(queries, keys, values, mask)
+    except RuntimeError as error:
+        return backend_trial.first_line(error)
+    return ""
+
+
+def why_device_is_unfused(
+    heads: int, kv_heads: int, dim: int, device: torch.device, dtype: torch.dtype
+) -> str:
+    """Say the same of layers of such heads, of a canvas without a mask and a chunk with one."""
+    tokens, seen = 16, 40
+    queries = torch.zeros((tokens, heads, dim), device=device, dtype=dtype)
+    keys = torch.zeros((kv_heads, seen, dim), device=device, dtype=dtype)
+    mask = torch.ones((tokens, seen), device=device, dtype=torch.bool)
+    return why_unfused(queries, keys, keys, None) or why_unfused(queries, keys, keys, mask)

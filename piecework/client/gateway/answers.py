@@ -1,0 +1,541 @@
+"""From a parsed request to the pieces of its answers: the jobs that run for it, and in what order.
+
+Each answer is a job. A structured one is a chain of jobs: each pins what is valid so far and fills
+the rest again (`formats.structured`). All answers of a request run side by side. What they may cost
+is reserved together before the first of them is signed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from piecework.base.jsons import loads
+from piecework.client.errors import RequestRefused, WorkerUnreachable
+from piecework.client.gateway.bill import Bill
+from piecework.client.gateway.formats.asks import Ask, Called, Filled, Free, Structured
+from piecework.client.gateway.formats.common import ApiError, StopCutter, bad, derived_id
+from piecework.client.gateway.formats.content import arguments_of, instructed
+from piecework.client.gateway.formats.decisions import ReadAsk, means
+from piecework.client.gateway.formats.pieces import (
+    CallMade,
+    DraftShown,
+    Ended,
+    Piece,
+    Started,
+    TextAdded,
+    ThoughtAdded,
+)
+from piecework.client.gateway.formats.schema import DocumentTooDear, JsonSchema
+from piecework.client.gateway.formats.structured import (
+    CALL_INSTRUCTION,
+    CHOICE_INSTRUCTION,
+    INSTRUCTION,
+    MAX_REPAIRS,
+    Filling,
+)
+from piecework.client.gateway.metrics import GatewayMetrics
+from piecework.client.gateway.turns import RunningJob, Turns
+from piecework.client.jobs.events import (
+    CanvasText,
+    DraftText,
+    FinishReason,
+    JobFinished,
+    JobStarted,
+    ReadAnswers,
+)
+from piecework.client.jobs.requests import ReadRequest, TextRequest
+from piecework.client.journal.records import Part
+from piecework_protocol.conversation import Conversation, ToolCall
+from piecework_protocol.errors import MalformedInput
+from piecework_protocol.kinds.read import ONE, Question
+from piecework_protocol.kinds.text import OutputSegment, SegmentKind
+from piecework_protocol.types import Amount
+
+SEED_STEP: Final = 0x9E3779B97F4A7C15
+"""Between the seeds of an answer's jobs. Choices differ by one."""
+
+MAX_JOBS: Final = 16
+"""Of one answer: one that writes freely, two documents, and their repairs."""
+
+Emit = Callable[[Piece], None]
+
+
+class Answers:
+    """The answers of one request."""
+
+    def __init__(
+        self,
+        ask: Ask,
+        turns: Turns,
+        metrics: GatewayMetrics,
+        bill: Bill,
+    ) -> None:
+        self._ask, self._turns, self._metrics = ask, turns, metrics
+        self.bill = bill
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[AsyncIterator[Piece]]:
+        """Run all answers, and give their pieces as they come. Leaving early cancels the jobs.
+
+        Raises:
+            PieceworkError: While iterating: one of the answers failed.
+        """
+        async with AsyncExitStack() as stack:
+            parts = await self._reserved(stack)
+            pieces: asyncio.Queue[Piece | None] = asyncio.Queue()
+
+            def done(_: asyncio.Task[None]) -> None:
+                pieces.put_nowait(None)
+
+            tasks = [
+                asyncio.create_task(
+                    self._answer(index, parts[index], pieces.put_nowait), name="answer"
+                )
+                for index in range(self._ask.answers)
+            ]
+            for task in tasks:
+                task.add_done_callback(done)
+            try:
+                yield _until_done(tasks, pieces)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _reserved(self, stack: AsyncExitStack) -> tuple[Part, ...]:
+        """Reserve what the first jobs of several answers may cost together.
+
+        A single job reserves what it may cost by itself, and so does a repair.
+        """
+        purchase, count = self._turns.purchase, self._ask.answers
+        first = [self._first(index) for index in range(count)] if count > 1 else []
+        requests = [request for request in first if request is not None]
+        if not requests:
+            return tuple(purchase.part(index) for index in range(count))
+        return await stack.enter_async_context(purchase.parts(requests))
+
+    def _first(self, index: int) -> TextRequest | None:
+        """The request of an answer's first job. None if there is nothing to ask."""
+        plan, talk = self._ask.plan, self._conversation(index)
+        if isinstance(plan, Free | Filled):
+            return self._request(index, talk)
+        step = first_step(plan, talk)
+        if step.schema is None:
+            return self._request(index, step.talk)
+        filling = self.begun(step.schema)
+        return None if filling.done else self.filling_request(index, step.talk, filling, 0)
+
+    def begun(self, schema: JsonSchema) -> Filling:
+        """Return an empty document.
+
+        Raises:
+            ApiError: The caller allows too few tokens for it.
+        """
+        most = self._ask.wanted.generation.max_tokens
+        filling, least = Filling.of(schema, most), Filling.of(schema, None)
+        if filling is None:
+            needed = 0 if least is None else least.tokens
+            bad(f"max_tokens is too small for this schema; {needed} are enough", "max_tokens")
+        return filling
+
+    def part(self, index: int, job: int, first: Part) -> Part:
+        """The place of an answer's job in the request. `first` is that of its first job."""
+        if not job:
+            return first
+        return self._turns.purchase.part(self._ask.answers + index * MAX_JOBS + job)
+
+    def _conversation(self, index: int) -> Conversation:
+        return self._ask.conversations[index // self._ask.choices]
+
+    def _request(self, index: int, talk: Conversation, job: int = 0, **changes: Any) -> TextRequest:
+        """The request of one job of an answer."""
+        wanted = self._ask.wanted
+        generation = wanted.generation
+        if generation.seed is not None:
+            seed = (generation.seed + index + job * SEED_STEP) % (1 << 64)
+            generation = replace(generation, seed=seed)
+        plan = self._ask.plan
+        if isinstance(plan, Filled):
+            changes = {"template": plan.template, **changes}
+            generation = replace(generation, max_tokens=None)  # the hole has the caller's limit
+        if "max_tokens" in changes:
+            generation = replace(generation, max_tokens=changes.pop("max_tokens"))
+        price = wanted.max_price
+        if price is not None:
+            price = Amount(max(0, price - (self.bill.cost if job else 0)) // self._ask.answers)
+        try:
+            return TextRequest(
+                talk,
+                wanted.wanted_model,
+                generation,
+                price,
+                drafts=wanted.drafts,
+                best_effort=wanted.best_effort,
+                **changes,
+            )
+        except MalformedInput as error:
+            bad(str(error), "messages", code=error.code)
+
+    async def _answer(self, index: int, part: Part, emit: Emit) -> None:
+        plan, talk = self._ask.plan, self._conversation(index)
+        if isinstance(plan, Structured):
+            await _Structured(self, index, part, emit).document(plan, talk)
+        elif isinstance(plan, Called):
+            await _Structured(self, index, part, emit).call(plan, talk)
+        else:
+            await self.write(index, self._request(index, talk), part, plan, emit)
+
+    async def write(
+        self, index: int, request: TextRequest, part: Part, plan: Free | Filled, emit: Emit
+    ) -> None:
+        """Run one job, and emit what it writes."""
+        async with self.job(request, part) as job:
+            writer = _Writer(self._ask, index, plan, emit, job.started.job)
+            emit(Started(index))
+            async for event in job.events:
+                if isinstance(event, JobStarted):
+                    self.bill.started(event)  # the next worker took it: the first went away
+                elif isinstance(event, DraftText):
+                    emit(DraftShown(index, event.canvas, event.step, event.text))
+                elif isinstance(event, CanvasText):
+                    self.paid(event)
+                    writer.take(event.segments, last=event.last)
+                    if writer.enough and not event.last:
+                        job.run.cancel()
+                elif isinstance(event, JobFinished):
+                    self.bill.finished(event)
+                    writer.end(event.finish)
+        if not writer.ended:
+            raise WorkerUnreachable("the job ended without a word")
+
+    @asynccontextmanager
+    async def job(
+        self, request: TextRequest | ReadRequest, part: Part
+    ) -> AsyncIterator[RunningJob]:
+        """Run one job of these answers in its turn."""
+        async with self._turns.job(request, part) as job:
+            self.bill.started(job.started)
+            yield job
+
+    def paid(self, canvas: CanvasText | ReadAnswers) -> None:
+        """A canvas was paid."""
+        _paid(canvas, self.bill, self._metrics)
+
+    def filling_request(
+        self, index: int, talk: Conversation, filling: Filling, job: int
+    ) -> TextRequest:
+        """The request of one job of a structured answer."""
+        return self._request(index, talk, job, template=filling.template, max_tokens=filling.tokens)
+
+    def free_request(self, index: int, talk: Conversation) -> TextRequest:
+        """The request of a job that writes freely."""
+        return self._request(index, talk)
+
+    async def decide(
+        self, index: int, talk: Conversation, questions: tuple[Question, ...], part: Part
+    ) -> list[list[int]]:
+        """Run a read job of a structured answer."""
+        like = self._request(index, talk, 1)
+        request = ReadRequest(
+            talk,
+            questions,
+            model=like.model,
+            seed=like.generation.seed,
+            max_price=like.max_price,
+            best_effort=like.best_effort,
+        )
+        async with self.job(request, part) as job:
+            return await _read(job, questions, self.bill, self._metrics)
+
+    def structured(self) -> None:
+        """A structured document begins."""
+        self._metrics.structured()
+
+    def repaired(self) -> None:
+        """A structured answer needs one more job."""
+        self.bill.repairs += 1
+        self._metrics.repaired()
+
+
+def _paid(canvas: CanvasText | ReadAnswers, bill: Bill, metrics: GatewayMetrics) -> None:
+    """Count a canvas. One that was paid for an earlier request is not paid again."""
+    bill.canvas(canvas)
+    if not canvas.again:
+        tokens = canvas.tokens if isinstance(canvas, CanvasText) else 0
+        metrics.canvas(tokens, canvas.steps, canvas.amount)
+
+
+async def _until_done(
+    tasks: list[asyncio.Task[None]], pieces: asyncio.Queue[Piece | None]
+) -> AsyncIterator[Piece]:
+    """The pieces of all tasks until each is done. A task that failed raises."""
+    left = len(tasks)
+    while left:
+        piece = await pieces.get()
+        if piece is not None:
+            yield piece
+            continue
+        left -= 1
+        for task in tasks:
+            if task.done():
+                task.result()
+
+
+class _Writer:
+    """What one job writes, as pieces."""
+
+    def __init__(self, ask: Ask, index: int, plan: Free | Filled, emit: Emit, job: bytes) -> None:
+        self._index, self._plan, self._emit, self._job = index, plan, emit, job
+        self._cutter = StopCutter(ask.stop)
+        self._calls = 0
+        self._before = plan.before if isinstance(plan, Filled) else ""
+        self._held = ""
+        self.enough = self.ended = False
+
+    def take(self, segments: tuple[OutputSegment, ...], *, last: bool) -> None:
+        """Emit what a canvas adds."""
+        for segment in segments:
+            if self.enough:
+                return
+            if segment.kind is SegmentKind.THOUGHT:
+                self._emit(ThoughtAdded(self._index, segment.text))
+            elif segment.kind is SegmentKind.TOOL_CALL:
+                self._call(segment.text)
+            else:
+                self._text(segment.text)
+        if last and not self.enough:
+            self._show(self._cutter.feed("", last=True))
+
+    def end(self, finish: FinishReason) -> None:
+        """Emit why the text ends."""
+        if isinstance(self._plan, Filled):
+            self._show(self._cutter.feed(self._middle(self._plan), last=True))
+        elif not self.enough:
+            self._show(self._cutter.feed("", last=True))
+        cut = finish is FinishReason.TOKEN_LIMIT and not self.enough
+        reason = "tool_calls" if self._calls else "length" if cut else "stop"
+        self._emit(Ended(self._index, reason))
+        self.ended = True
+
+    def _text(self, text: str) -> None:
+        if isinstance(self._plan, Filled):
+            self._held += text  # the hole is known once the text is whole
+            return
+        self._show(self._cutter.feed(text, last=False))
+        self.enough = self.enough or self._cutter.stopped
+
+    def _middle(self, plan: Filled) -> str:
+        text = self._held.removeprefix(plan.before)
+        return text.removesuffix(plan.after)
+
+    def _show(self, text: str) -> None:
+        if text:
+            self._emit(TextAdded(self._index, text))
+
+    def _call(self, text: str) -> None:
+        self._show(self._cutter.feed("", last=True))
+        try:
+            name, arguments = arguments_of(text)
+            call = ToolCall(derived_id("call", self._job, self._calls), name, arguments)
+        except (ValueError, MalformedInput):
+            self._show(text)  # a worker of another grammar: the caller sees what was written
+            return
+        self._calls += 1
+        self._emit(CallMade(self._index, call))
+        if isinstance(self._plan, Free) and not self._plan.parallel_calls:
+            self.enough = True
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What a job wrote that is judged before it is shown."""
+
+    pieces: list[Piece]
+
+    @property
+    def text(self) -> str:
+        return "".join(piece.text for piece in self.pieces if isinstance(piece, TextAdded))
+
+    @property
+    def has_calls(self) -> bool:
+        return any(isinstance(piece, CallMade) for piece in self.pieces)
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """What is asked for next: a document, or text that is written freely if there is no schema."""
+
+    talk: Conversation
+    schema: JsonSchema | None
+
+
+def first_step(plan: Structured | Called, talk: Conversation) -> _Step:
+    """Return what a structured answer asks for first."""
+    if isinstance(plan, Structured):
+        told = instructed(talk, INSTRUCTION.format(schema=plan.schema.text))
+        return _Step(told, None if plan.free is not None else plan.schema)
+    if len(plan.tools) == 1:
+        return _call_step(plan, talk, plan.tools[0].name)
+    names = {"enum": [tool.name for tool in plan.tools]}
+    schema = JsonSchema({"type": "object", "properties": {"name": names}, "required": ["name"]})
+    return _Step(instructed(talk, CHOICE_INSTRUCTION.format(schema=schema.text)), schema)
+
+
+def _call_step(plan: Called, talk: Conversation, name: str) -> _Step:
+    schema = plan.schemas[name]
+    return _Step(instructed(talk, CALL_INSTRUCTION.format(name=name, schema=schema.text)), schema)
+
+
+class _Structured:
+    """An answer that must hold a schema."""
+
+    def __init__(self, answers: Answers, index: int, part: Part, emit: Emit) -> None:
+        self._answers, self._index, self._emit = answers, index, emit
+        self._part = part
+        self._jobs = 0
+        self._last: bytes | None = None
+
+    async def document(self, plan: Structured, talk: Conversation) -> None:
+        """Emit a document, or tool calls if the model may call tools and does."""
+        step = first_step(plan, talk)
+        if plan.free is not None and await self._freely(plan, plan.free, step.talk):
+            return
+        text = await self._filled(plan.schema, step.talk, "response_format")
+        self._emit(TextAdded(self._index, text))
+        self._emit(Ended(self._index, "stop"))
+
+    async def call(self, plan: Called, talk: Conversation) -> None:
+        """Emit one call of one of the tools. With several, a name is chosen first."""
+        step, name = first_step(plan, talk), plan.tools[0].name
+        if len(plan.tools) > 1 and step.schema is not None:
+            name = loads(await self._filled(step.schema, step.talk, "tool_choice"))["name"]
+            step = _call_step(plan, talk, name)
+        arguments = await self._filled(plan.schemas[name], step.talk, "tool_choice")
+        # Without a job there was nothing to write: the schema has one document.
+        known = self._last if self._last is not None else secrets.token_bytes(12)
+        call = ToolCall(derived_id("call", known), name, arguments)
+        self._emit(CallMade(self._index, call))
+        self._emit(Ended(self._index, "tool_calls"))
+
+    async def _freely(self, plan: Structured, free: Free, talk: Conversation) -> bool:
+        """Let the model write. True if it called tools, or wrote what holds the schema."""
+        seen = _Seen([])
+        request = self._answers.free_request(self._index, talk)
+        part = self._next_part()
+        await self._answers.write(self._index, request, part, free, seen.pieces.append)
+        if not seen.has_calls:
+            try:
+                if plan.schema.faults(loads(seen.text)):
+                    return False
+            except (ValueError, DocumentTooDear):
+                return False
+        for piece in seen.pieces:
+            self._emit(piece)
+        return True
+
+    async def _filled(self, schema: JsonSchema, talk: Conversation, param: str) -> str:
+        """Return a document that holds the schema."""
+        filling: Filling | None = self._answers.begun(schema)
+        self._answers.structured()
+        why = ""
+        for attempt in range(1 + MAX_REPAIRS):
+            if filling is None or filling.done:
+                break
+            if attempt:
+                self._answers.repaired()
+            if attempt == 1 and filling.questions:
+                filling = await self._decided(filling, talk)
+                if filling.done:
+                    break
+            text = await self._fill(filling, talk)
+            try:
+                filling = filling.take(text)
+            except DocumentTooDear as error:
+                bad(str(error), param, code="unsupported_schema")
+            why = filling.why
+            filling = filling.fitted()
+        if filling is None or not filling.done:
+            reason = f"the model wrote nothing that holds the schema: {why}"
+            raise ApiError(
+                502, "upstream_error", reason, code="structured_output_failed", may_retry=False
+            )
+        return filling.document
+
+    async def _fill(self, filling: Filling, talk: Conversation) -> str:
+        """Run one job over the template, and return its text."""
+        request = self._answers.filling_request(self._index, talk, filling, self._jobs)
+        text: list[str] = []
+        async with self._answers.job(request, self._next_part()) as job:
+            self._emit(Started(self._index))
+            self._last = job.started.job
+            async for event in job.events:
+                if isinstance(event, JobStarted):
+                    self._answers.bill.started(event)
+                elif isinstance(event, CanvasText):
+                    self._answers.paid(event)
+                    text.append(event.text)
+                elif isinstance(event, JobFinished):
+                    self._answers.bill.finished(event)
+        return "".join(text)
+
+    async def _decided(self, filling: Filling, talk: Conversation) -> Filling:
+        """Decide values that must be one of a few. Without workers that decide, nothing changes."""
+        asked = filling.questions
+        questions = tuple(question for _, question in asked)
+        try:
+            sums = await self._answers.decide(self._index, talk, questions, self._next_part())
+        except RequestRefused:
+            return filling
+        best = [max(range(len(shares)), key=shares.__getitem__) for shares in sums]
+        return filling.decided({path: one for (path, _), one in zip(asked, best, strict=True)})
+
+    def _next_part(self) -> Part:
+        part = self._answers.part(self._index, self._jobs, self._part)
+        self._jobs += 1
+        return part
+
+
+async def read(
+    ask: ReadAsk, turns: Turns, metrics: GatewayMetrics, bill: Bill
+) -> list[list[float]]:
+    """Run a read, and return the mean probabilities of each question's labels.
+
+    Raises:
+        PieceworkError: As a job.
+    """
+    wanted = ask.wanted
+    request = ReadRequest(
+        ask.conversation,
+        ask.questions,
+        wanted.draws,
+        wanted.wanted_model,
+        wanted.generation.seed,
+        wanted.max_price,
+        wanted.best_effort,
+    )
+    async with turns.job(request, turns.purchase.part()) as job:
+        bill.started(job.started)
+        sums = await _read(job, ask.questions, bill, metrics)
+    return means(sums, ONE, wanted.draws)
+
+
+async def _read(
+    job: RunningJob, questions: tuple[Question, ...], bill: Bill, metrics: GatewayMetrics
+) -> list[list[int]]:
+    """Follow a read to its end, and return the sums of its probabilities over the draws."""
+    sums = [[0] * len(question.labels) for question in questions]
+    async for event in job.events:
+        if isinstance(event, JobStarted):
+            bill.started(event)
+        elif isinstance(event, ReadAnswers):
+            _paid(event, bill, metrics)
+            for question, shares in zip(event.questions, event.answers, strict=True):
+                sums[question] = [a + b for a, b in zip(sums[question], shares, strict=True)]
+        elif isinstance(event, JobFinished):
+            bill.finished(event)
+    return sums

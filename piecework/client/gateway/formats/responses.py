@@ -1,0 +1,315 @@
+"""The Responses API, stateless: input items to an `Ask`, and answers to items and events. Pure.
+
+Nothing is stored, whatever `store` says, so a request that needs stored state is refused. Thoughts
+are reasoning items with their text in the open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from piecework.client.gateway.formats import chat, content
+from piecework.client.gateway.formats.asks import Ask, Free, Plan, Structured
+from piecework.client.gateway.formats.common import (
+    ApiError,
+    Fields,
+    FormatOptions,
+    Head,
+    Totals,
+    bad,
+    derived_id,
+    take_wanted,
+)
+from piecework.client.gateway.formats.items import input_messages
+from piecework.client.gateway.formats.pieces import (
+    DRAFT_EVENT,
+    CallMade,
+    DraftShown,
+    Ended,
+    Frame,
+    Piece,
+    TextAdded,
+    ThoughtAdded,
+)
+from piecework_protocol.conversation import Message, Tool, ToolCall
+
+_STATEFUL: Final = ("previous_response_id", "conversation", "prompt")
+_HOSTED: Final = "this gateway runs no tools. Only tools of type function are supported"
+
+
+def parse_response(body: Any, options: FormatOptions = FormatOptions()) -> Ask:  # noqa: B008
+    """Parse the JSON body of a response.
+
+    Raises:
+        ApiError: A field cannot be used (400). It names the field.
+    """
+    fields = Fields(body, options)
+    for name in _STATEFUL:
+        if fields.take(name) is not None:
+            bad(f"{name} needs stored state, and nothing is stored here", name)
+    if fields.flag("background", False):
+        bad("a response is not made in the background here", "background")
+    wanted = take_wanted(fields, options, "max_output_tokens")
+    stream = fields.flag("stream", False)
+    fields.take("stream_options")
+    tools = _tools(fields)
+    plan, shown = _plan(fields, tools)
+    thinking = _thinking(fields)
+    if thinking and not isinstance(plan, Free):
+        thinking = False  # a template begins with the answer
+        fields.ignore("reasoning")
+    messages = input_messages(fields.take("input"), "input")
+    instructions = fields.text("instructions")
+    if instructions:
+        messages = [Message("system", instructions), *messages]
+    return Ask(
+        wanted=wanted,
+        conversations=(content.conversation(messages, shown, thinking=thinking, where="input"),),
+        plan=plan,
+        stream=stream,
+        include_usage=True,
+        ignored=fields.rest(),
+        echo=_echo(body),
+    )
+
+
+def _echo(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The members of a request that its response repeats."""
+    return {
+        "instructions": body.get("instructions"),
+        "metadata": body.get("metadata") or {},
+        "parallel_tool_calls": body.get("parallel_tool_calls") is not False,
+        "temperature": body.get("temperature"),
+        "tool_choice": body.get("tool_choice") or "auto",
+        "tools": body.get("tools") or [],
+        "max_output_tokens": body.get("max_output_tokens"),
+        "text": body.get("text") or {"format": {"type": "text"}},
+        "reasoning": body.get("reasoning") or {"effort": None, "summary": None},
+    }
+
+
+def _tools(fields: Fields) -> tuple[Tool, ...]:
+    raw = fields.take("tools") or []
+    if not isinstance(raw, list):
+        bad("tools is a list", "tools")
+    for i, item in enumerate(raw):
+        if not isinstance(item, dict) or item.get("type") != "function":
+            bad(_HOSTED, f"tools[{i}].type", code="unsupported_parameter")
+    return content.tools(raw, "tools", raw)
+
+
+def _plan(fields: Fields, tools: tuple[Tool, ...]) -> tuple[Plan, tuple[Tool, ...]]:
+    parallel, choice = fields.flag("parallel_tool_calls", True), fields.take("tool_choice")
+    text = fields.inner("text")
+    form = chat.response_plan(text.take("format"), "text.format")
+    if text.rest():
+        fields.ignore("text.verbosity")
+    if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
+        choice, tools = _allowed(choice, tools)
+    if choice == "none" or not tools:
+        if choice not in (None, "none", "auto"):
+            bad("tool_choice names a tool, and there are no tools", "tool_choice")
+        return form or Free(), ()
+    if choice in (None, "auto"):
+        free = Free(parallel_calls=parallel)
+        return (Structured(form.schema, free) if isinstance(form, Structured) else free), tools
+    if choice == "required":
+        return chat.called(tools, "tool_choice"), tools
+    return chat.called(chat.chosen(tools, choice, "tool_choice"), "tool_choice"), tools
+
+
+def _allowed(choice: Mapping[str, Any], tools: tuple[Tool, ...]) -> tuple[Any, tuple[Tool, ...]]:
+    """Keep the tools that a choice allows."""
+    raw = choice.get("tools")
+    names = (
+        {one.get("name") for one in raw if isinstance(one, dict)} if isinstance(raw, list) else {}
+    )
+    kept = tuple(tool for tool in tools if tool.name in names)
+    if not kept or choice.get("mode") not in ("auto", "required"):
+        bad("allowed_tools has a mode and names some of the tools", "tool_choice")
+    return choice["mode"], kept
+
+
+def _thinking(fields: Fields) -> bool:
+    reasoning = fields.inner("reasoning")
+    effort = reasoning.take("effort")
+    reasoning.take("summary"), reasoning.take("generate_summary")
+    if effort is not None and effort not in (*chat.THINKING_EFFORTS, *chat.NO_THINKING_EFFORTS):
+        bad("reasoning.effort is not one of OpenAI's", "reasoning.effort")
+    return effort in chat.THINKING_EFFORTS
+
+
+# --- the answer
+
+
+@dataclass(slots=True)
+class _Item:
+    """An output item as it grows. `kind` is message, reasoning or function_call."""
+
+    kind: str
+    id: str
+    text: list[str] = field(default_factory=list)
+    call: ToolCall | None = None
+
+    def object(self, status: str) -> dict[str, Any]:
+        """The item. Until it is completed a message has no parts."""
+        text = "".join(self.text)
+        head = {"id": self.id, "type": self.kind, "status": status}
+        if self.call is not None:
+            arguments = self.call.arguments if status == "completed" else ""
+            named = {"call_id": self.call.id, "name": self.call.name}
+            return {**head, **named, "arguments": arguments}
+        parts = [] if status == "in_progress" else [self.part(text)]
+        if self.kind == "reasoning":
+            return {**head, "summary": [], "content": parts}
+        return {**head, "role": "assistant", "content": parts}
+
+    def part(self, text: str) -> dict[str, Any]:
+        """The one part of a message or a reasoning item."""
+        if self.kind == "reasoning":
+            return {"type": "reasoning_text", "text": text}
+        return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+
+
+class ResponseReply:
+    """Renders a response. Implements `Reply`."""
+
+    def __init__(self, ask: Ask) -> None:
+        self._ask = ask
+        self._head = Head("", 0, "")
+        self._items: list[_Item] = []
+        self._open: _Item | None = None
+        self._reason = "stop"
+        self._number = 0
+
+    def opening(self, head: Head) -> Iterator[Frame]:
+        """Render response.created and response.in_progress."""
+        self._head = head
+        yield self._event("response.created", response=self._object("in_progress"))
+        yield self._event("response.in_progress", response=self._object("in_progress"))
+
+    def take(self, piece: Piece) -> Iterator[Frame]:
+        """Take a piece in, and render its events."""
+        if isinstance(piece, TextAdded):
+            yield from self._text("message", "msg", piece.text)
+        elif isinstance(piece, ThoughtAdded):
+            yield from self._text("reasoning", "rs", piece.text)
+        elif isinstance(piece, CallMade):
+            yield from self._call(piece.call)
+        elif isinstance(piece, DraftShown):
+            draft = {"canvas": piece.canvas, "step": piece.step, "text": piece.text}
+            yield self._event(DRAFT_EVENT, draft=draft)
+        elif isinstance(piece, Ended):
+            self._reason = piece.reason
+            yield from self._close()
+
+    def closing(self, totals: Totals, ours: Mapping[str, Any]) -> Iterator[Frame]:
+        """Render response.completed, or response.incomplete."""
+        yield from self._close()
+        status = self._status
+        body = {**self._object(status), "usage": totals.response_usage(), "piecework": ours}
+        yield self._event(f"response.{status}", response=body)
+
+    def failing(self, error: ApiError) -> Iterator[Frame]:
+        """Render response.failed."""
+        reason = {"code": error.code, "message": error.message}
+        body = {**self._object("failed"), "error": reason}
+        yield self._event("response.failed", response=body)
+        yield self._event("error", **error.body()["error"])
+
+    def whole(self, head: Head, totals: Totals, ours: Mapping[str, Any]) -> dict[str, Any]:
+        """Render the whole response."""
+        for _ in self._close():
+            pass
+        usage = totals.response_usage()
+        return {**self._object(self._status), "usage": usage, "piecework": ours}
+
+    @property
+    def _status(self) -> str:
+        return "incomplete" if self._reason == "length" else "completed"
+
+    def _text(self, kind: str, prefix: str, text: str) -> Iterator[Frame]:
+        if self._open is None or self._open.kind != kind:
+            yield from self._close()
+            yield from self._begin(_Item(kind, self._new_id(prefix)))
+        item = self._open
+        if item is not None:
+            item.text.append(text)
+            more: dict[str, Any] = {"logprobs": []} if kind == "message" else {}
+            place = self._place(item)
+            yield self._event(f"response.{_word(item)}.delta", **place, delta=text, **more)
+
+    def _call(self, call: ToolCall) -> Iterator[Frame]:
+        yield from self._close()
+        yield from self._begin(_Item("function_call", self._new_id("fc"), call=call))
+        yield from self._close()
+
+    def _begin(self, item: _Item) -> Iterator[Frame]:
+        self._open = item
+        self._items.append(item)
+        index = len(self._items) - 1
+        shown = item.object("in_progress")
+        yield self._event("response.output_item.added", output_index=index, item=shown)
+        if item.call is None:
+            part = item.part("")
+            yield self._event("response.content_part.added", **self._place(item), part=part)
+
+    def _close(self) -> Iterator[Frame]:
+        """End the item that is open."""
+        item, self._open = self._open, None
+        if item is None:
+            return
+        index = len(self._items) - 1
+        if item.call is not None:
+            place = {"item_id": item.id, "output_index": index}
+            word, arguments = "response.function_call_arguments", item.call.arguments
+            yield self._event(f"{word}.delta", **place, delta=arguments)
+            yield self._event(f"{word}.done", **place, name=item.call.name, arguments=arguments)
+        else:
+            text, place = "".join(item.text), self._place(item)
+            more: dict[str, Any] = {"logprobs": []} if item.kind == "message" else {}
+            yield self._event(f"response.{_word(item)}.done", **place, text=text, **more)
+            yield self._event("response.content_part.done", **place, part=item.part(text))
+        shown = item.object("completed")
+        yield self._event("response.output_item.done", output_index=index, item=shown)
+
+    def _new_id(self, prefix: str) -> str:
+        return derived_id(prefix, self._head.id, len(self._items))
+
+    def _place(self, item: _Item) -> dict[str, Any]:
+        return {"item_id": item.id, "output_index": len(self._items) - 1, "content_index": 0}
+
+    def _object(self, status: str) -> dict[str, Any]:
+        """The response as it stands."""
+        done = status not in ("in_progress", "failed")
+        cut = {"reason": "max_output_tokens"} if status == "incomplete" else None
+        items = [item.object("completed") for item in self._items] if done else []
+        return {
+            "id": self._head.id,
+            "object": "response",
+            "created_at": self._head.created,
+            "completed_at": None,
+            "status": status,
+            "error": None,
+            "incomplete_details": cut,
+            "model": self._head.model,
+            "output": items,
+            "previous_response_id": None,
+            "store": False,
+            "background": False,
+            "service_tier": "default",
+            "top_p": None,
+            "truncation": "disabled",
+            "usage": None,
+            **self._ask.echo,
+        }
+
+    def _event(self, kind: str, **members: Any) -> Frame:
+        self._number += 1
+        return Frame({"type": kind, "sequence_number": self._number - 1, **members}, kind)
+
+
+def _word(item: _Item) -> str:
+    return "reasoning_text" if item.kind == "reasoning" else "output_text"

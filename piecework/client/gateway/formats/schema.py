@@ -1,0 +1,249 @@
+"""JSON schemas that an answer must hold: what is accepted, and how a document is judged. Pure.
+
+The rules are those of JSON Schema 2020-12, judged by the jsonschema library. A keyword that is not
+known here is refused by name, because a rule that nobody checks would be a false promise. So is a
+schema that would cost too much to check: a few lines of nested references can ask for billions of
+steps.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+import jsonschema
+import regex
+from jsonschema import Draft202012Validator, FormatChecker
+from jsonschema.exceptions import SchemaError
+from jsonschema.validators import extend
+
+from piecework.base.errors import PieceworkError
+from piecework.base.jsons import loads
+from piecework.base.text import one_line
+from piecework.client.gateway.formats.common import bad
+
+MAX_SCHEMA_BYTES: Final = 256 * 1024
+MAX_SCHEMA_DEPTH: Final = 32
+MAX_SCHEMA_NODES: Final = 4096
+MAX_CHECKS_PER_VALUE: Final = 4096
+"""Schemas that one value of a document is judged by, references followed."""
+PATTERN_TIMEOUT_S: Final = 0.05
+"""For one pattern and one string: some patterns take years."""
+MAX_REASON: Final = 200
+
+Path: TypeAlias = tuple[str | int, ...]
+
+_IN_PLACE_ONE = ("not", "if", "then", "else")
+_ONE_SCHEMA = ("additionalProperties", "items", "contains", "propertyNames", *_IN_PLACE_ONE)
+_SCHEMA_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
+_SCHEMA_MAPS = ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions")
+_IN_PLACE_LISTS = ("anyOf", "oneOf", "allOf")
+_RULES = frozenset(
+    """
+    type required enum const $ref minItems maxItems uniqueItems minContains maxContains minLength
+    maxLength pattern format minimum maximum exclusiveMinimum exclusiveMaximum multipleOf
+    minProperties maxProperties dependentRequired
+    """.split()  # noqa: SIM905 - a page of quotes reads worse
+)
+_NOTES = frozenset(
+    """
+    title description default examples deprecated readOnly writeOnly $comment $schema
+    contentEncoding contentMediaType discriminator
+    """.split()  # noqa: SIM905
+)
+_KNOWN = _RULES | _NOTES | {*_ONE_SCHEMA, *_SCHEMA_LISTS, *_SCHEMA_MAPS}
+
+
+class DocumentTooDear(PieceworkError):
+    """A pattern took too long on a string of the document."""
+
+
+def _pattern(
+    _: Any, pattern: str, instance: Any, __: Any
+) -> Iterator[jsonschema.exceptions.ValidationError]:
+    """Judge a string by a pattern, for a bounded time."""
+    if not isinstance(instance, str):
+        return
+    try:
+        found = regex.search(pattern, instance, timeout=PATTERN_TIMEOUT_S)
+    except TimeoutError:
+        raise DocumentTooDear(f"the pattern {pattern[:60]!r} takes too long") from None
+    if found is None:
+        yield jsonschema.exceptions.ValidationError(f"{instance!r} does not match {pattern!r}")
+
+
+_Validator: Any = extend(Draft202012Validator, {"pattern": _pattern})  # type: ignore[no-untyped-call]
+_FORMATS = FormatChecker()
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaFault:
+    """Where a document breaks its schema, and why. `rule` is the keyword, `value` what it says."""
+
+    path: Path
+    reason: str
+    rule: str
+    value: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class JsonSchema:
+    """A schema that was accepted. `root` is never changed."""
+
+    root: Mapping[str, Any]
+
+    @property
+    def text(self) -> str:
+        """The schema on one line, as the model reads it."""
+        return json.dumps(self.root, ensure_ascii=False)
+
+    def resolved(self, node: Any) -> Any:
+        """Follow the local references of a node until it is none."""
+        seen: set[str] = set()
+        beside = _NOTES | {"$defs", "definitions"}
+        while isinstance(node, dict) and set(node) - beside == {"$ref"}:
+            reference = node["$ref"]
+            if reference in seen:
+                break
+            seen.add(reference)
+            node = _at(self.root, reference)
+        return node
+
+    def faults(self, document: Any) -> list[SchemaFault]:
+        """Return where the document breaks the schema. An empty list: it holds.
+
+        Raises:
+            DocumentTooDear: A pattern takes too long on it.
+        """
+        checker = _Validator(dict(self.root), format_checker=_FORMATS)
+        try:
+            found = list(checker.iter_errors(document))
+        except OverflowError:  # a number of thousands of digits against `multipleOf`
+            return [SchemaFault((), "a number is too large to be judged", "multipleOf")]
+        return [
+            SchemaFault(
+                tuple(e.absolute_path),
+                one_line(e.message, MAX_REASON),
+                str(e.validator),
+                e.validator_value,
+            )
+            for e in found
+        ]
+
+
+ANY_OBJECT: Final = JsonSchema({"type": "object"})
+"""What `json_object` asks for."""
+
+
+def parse_schema(raw: Any, where: str) -> JsonSchema:
+    """Accept a JSON schema.
+
+    Raises:
+        ApiError: It is not a schema, has a keyword that is not supported, or would cost too much
+            to check. It names the keyword.
+    """
+    if not isinstance(raw, dict):
+        bad("a schema is a JSON object", where)
+    try:
+        text = json.dumps(raw)
+        loads(text, max_depth=2 * MAX_SCHEMA_DEPTH)
+    except (ValueError, RecursionError):
+        bad(f"a schema nests at most {MAX_SCHEMA_DEPTH} deep", where)
+    if len(text) > MAX_SCHEMA_BYTES:
+        bad(f"a schema is at most {MAX_SCHEMA_BYTES} bytes", where)
+    root = {key: value for key, value in raw.items() if key not in ("$id", "$schema")}
+    try:
+        _Validator.check_schema(root)
+    except SchemaError as error:
+        bad(f"not a schema: {one_line(error.message, MAX_REASON)}", where)
+    nodes = list(_nodes(root))
+    if len(nodes) > MAX_SCHEMA_NODES:
+        bad(f"a schema has at most {MAX_SCHEMA_NODES} parts", where)
+    for node in nodes:
+        _check_node(root, node, where)
+    for node in nodes:
+        _check_cost(root, node, where)
+    return JsonSchema(root)
+
+
+def _nodes(node: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(node, dict):
+        yield node
+        for child in _children(node):
+            yield from _nodes(child)
+
+
+def _children(node: Mapping[str, Any]) -> Iterable[Any]:
+    for name in _ONE_SCHEMA:
+        if name in node:
+            yield node[name]
+    for name in _SCHEMA_LISTS:
+        yield from node.get(name, ())
+    for name in _SCHEMA_MAPS:
+        yield from node.get(name, {}).values()
+
+
+def _check_node(root: Mapping[str, Any], node: Mapping[str, Any], where: str) -> None:
+    for name in node:
+        if name not in _KNOWN and not name.startswith("x-"):
+            bad(
+                f"the keyword {name[:60]!r} of JSON Schema is not supported here",
+                where,
+                code="unsupported_schema",
+            )
+    patterns = [node["pattern"]] if "pattern" in node else []
+    for pattern in (*patterns, *node.get("patternProperties", {})):
+        try:
+            regex.compile(pattern)
+        except (regex.error, RecursionError):
+            bad(f"{pattern[:60]!r} is not a pattern", where)
+    if node.get("patternProperties"):
+        bad(
+            "the keyword 'patternProperties' of JSON Schema is not supported here",
+            where,
+            code="unsupported_schema",
+        )
+    if "$ref" in node and _at(root, node["$ref"]) is None:
+        bad(f"the reference {node['$ref'][:60]!r} leads nowhere in this schema", where)
+
+
+def _check_cost(root: Mapping[str, Any], start: Mapping[str, Any], where: str) -> None:
+    """Bound how many schemas judge one value: those in the same place, references followed."""
+    waiting: list[tuple[Any, tuple[str, ...]]] = [(start, ())]
+    count = 0
+    while waiting:
+        node, references = waiting.pop()
+        count += 1
+        if count > MAX_CHECKS_PER_VALUE:
+            bad("the schema would cost too much to check", where, code="unsupported_schema")
+        if not isinstance(node, dict):
+            continue
+        waiting += [(node[name], references) for name in _IN_PLACE_ONE if name in node]
+        for name in _IN_PLACE_LISTS:
+            waiting += [(inner, references) for inner in node.get(name, ())]
+        waiting += [(inner, references) for inner in node.get("dependentSchemas", {}).values()]
+        reference = node.get("$ref")
+        if reference in references:
+            bad(f"the reference {reference[:60]!r} leads back to itself", where)
+        if reference is not None:
+            waiting.append((_at(root, reference), (*references, reference)))
+
+
+def _at(root: Mapping[str, Any], reference: Any) -> Any:
+    """What a reference such as `#/$defs/Person` points at. None if there is nothing."""
+    if reference == "#":
+        return root
+    if not isinstance(reference, str) or not reference.startswith("#/"):
+        return None
+    node: Any = root
+    for step in reference[2:].split("/"):
+        name = step.replace("~1", "/").replace("~0", "~")
+        if isinstance(node, list) and name.isdecimal() and int(name) < len(node):
+            node = node[int(name)]
+        elif isinstance(node, dict) and name in node:
+            node = node[name]
+        else:
+            return None
+    return node if isinstance(node, dict | bool) else None

@@ -1,0 +1,365 @@
+"""A document's skeleton: what a schema fixes, and slots for what is free. Pure.
+
+The skeleton becomes a template. Its texts are pinned, so they cannot break, and the model fills the
+slots. Of an object with named properties the keys are fixed, also those that are optional. Of a
+list whose length is free the brackets are fixed. The quotes around a string are fixed too. A short
+string ends with an end-of-text token. What follows that token in the hole is left out, so the quote
+follows the string at once.
+
+A slot's value is read from its start. If the model closed the string or the list by itself and went
+on with the document, what it wrote behind that is dropped, because the skeleton has it already.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, TypeAlias
+
+from piecework.base.jsons import loads
+from piecework.client.gateway.formats.schema import MAX_SCHEMA_DEPTH, JsonSchema, Path
+
+MAX_FIXED_ITEMS: Final = 64
+"""A list of a fixed length up to this has a slot for each item."""
+MAX_VALUE_DEPTH: Final = 32
+TEXT_TOKENS: Final = 48
+CHARACTERS_PER_TOKEN: Final = 3
+"""Of prose, in a short string. For room alone: a string that is too long is cut."""
+NUMBER_TOKENS: Final = 16
+VALUE_TOKENS: Final = 128
+LIST_TOKENS: Final = 192
+LEAST_TOKENS: Final = 8
+MAX_SLOT_TOKENS: Final = 4096
+_ALTERNATIVES = ("anyOf", "oneOf", "not", "if", "dependentSchemas")
+# What may follow a value that the model closed by itself: the document goes on.
+_GOES_ON = re.compile(r"\s*(?:[}\]]|,\s*[\"{\[\]}]|,?\s*$)")
+_CONTROL = re.compile(r"[\x00-\x1f]")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+_SPACE = re.compile(r"\s*")
+_SCALAR = re.compile(r"[^\s,}\]]+")
+_QUOTED = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_STEP = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[{]|[\]}]', re.DOTALL)
+
+
+class SlotKind(enum.Enum):
+    """What stands in a slot."""
+
+    TEXT = "the characters of a string, without its quotes"
+    VALUE = "a whole JSON value"
+    ITEMS = "the items of a list, without its brackets"
+    MEMBERS = "the members of an object, without its braces"
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A free part of a document.
+
+    path: where its value stands. tokens: positions in the template. given: items of a list, or
+    members of an object, that are valid already and pinned in front. options: what it can hold, as
+    JSON that goes into its place, if that is one of a few values.
+    """
+
+    kind: SlotKind
+    path: Path
+    tokens: int
+    given: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+    @property
+    def front(self) -> str:
+        """The text that is pinned in front of the slot."""
+        return "".join(f"{one}, " for one in self.given)
+
+
+Piece: TypeAlias = str | Slot
+Skeleton: TypeAlias = tuple[Piece, ...]
+
+
+def skeleton(schema: JsonSchema) -> Skeleton:
+    """Return the skeleton of a schema's documents. Two texts never follow each other."""
+    return merged(_Builder(schema).build(schema.root, (), ()))
+
+
+def expanded(pieces: Skeleton) -> Skeleton:
+    """Return the pieces with the texts that are pinned in front of slots."""
+    return merged(one for piece in pieces for one in _with_front(piece))
+
+
+def _with_front(piece: Piece) -> tuple[Piece, ...]:
+    return (piece,) if isinstance(piece, str) else (piece.front, piece)
+
+
+def merged(pieces: Iterable[Piece]) -> Skeleton:
+    """Put texts together that follow each other."""
+    found: list[Piece] = []
+    for piece in pieces:
+        before = found[-1] if found else None
+        if isinstance(piece, str) and isinstance(before, str):
+            found[-1] = before + piece
+        elif piece != "":
+            found.append(piece)
+    return tuple(found)
+
+
+class _Builder:
+    def __init__(self, schema: JsonSchema) -> None:
+        self._schema = schema
+
+    def build(self, raw: Any, path: Path, above: tuple[int, ...]) -> Iterator[Piece]:
+        """Yield the pieces of a node's documents. `above`: the nodes that it stands in."""
+        node = self._inlined(raw)
+        if not isinstance(node, dict) or id(node) in above or len(above) > MAX_SCHEMA_DEPTH:
+            yield Slot(SlotKind.VALUE, path, VALUE_TOKENS)
+        elif "const" in node or len(node.get("enum", ())) == 1:
+            only = node["const"] if "const" in node else node["enum"][0]
+            yield json.dumps(only, ensure_ascii=False)
+        elif "enum" in node:
+            yield from _choice(node["enum"], path)
+        elif any(name in node for name in (*_ALTERNATIVES, "allOf", "$ref")):
+            yield Slot(SlotKind.VALUE, path, VALUE_TOKENS)
+        else:
+            yield from self._typed(node, path, (*above, id(node)))
+
+    def _inlined(self, raw: Any) -> Any:
+        """Follow references, and an `allOf` of one that stands alone."""
+        node = self._schema.resolved(raw)
+        for _ in range(MAX_SCHEMA_DEPTH):
+            if not isinstance(node, dict) or len(node.get("allOf", ())) != 1:
+                return node
+            rules = {k: v for k, v in node.items() if k not in ("title", "description", "default")}
+            if set(rules) != {"allOf"}:
+                return node
+            node = self._schema.resolved(node["allOf"][0])
+        return node
+
+    def _typed(
+        self, node: Mapping[str, Any], path: Path, above: tuple[int, ...]
+    ) -> Iterator[Piece]:
+        kind = node.get("type")
+        if kind is None and "properties" in node:
+            kind = "object"
+        if kind == "object":
+            yield from self._object(node, path, above)
+        elif kind == "array":
+            yield from self._array(node, path, above)
+        elif kind == "string":
+            yield from ('"', Slot(SlotKind.TEXT, path, _text_tokens(node)), '"')
+        elif kind == "null":
+            yield "null"
+        elif kind == "boolean":
+            yield Slot(SlotKind.VALUE, path, NUMBER_TOKENS, options=("true", "false"))
+        elif kind in ("integer", "number"):
+            yield Slot(SlotKind.VALUE, path, NUMBER_TOKENS)
+        else:
+            yield Slot(SlotKind.VALUE, path, VALUE_TOKENS)
+
+    def _object(
+        self, node: Mapping[str, Any], path: Path, above: tuple[int, ...]
+    ) -> Iterator[Piece]:
+        properties = dict(node.get("properties", {}))
+        others = node.get("additionalProperties", True)
+        for name in node.get("required", ()):
+            properties.setdefault(name, others)
+        if not properties:
+            if others is False:
+                yield "{}"
+            else:
+                yield from ("{", Slot(SlotKind.MEMBERS, path, LIST_TOKENS), "}")
+            return
+        wanted = {
+            name: inner
+            for name, inner in properties.items()
+            if name in node.get("required", ()) or not self._is_optional_and_endless(inner, above)
+        }
+        yield "{"
+        for i, (name, inner) in enumerate(wanted.items()):
+            yield (", " if i else "") + json.dumps(name, ensure_ascii=False) + ": "
+            yield from self.build(inner, (*path, name), above)
+        yield "}"
+
+    def _is_optional_and_endless(self, inner: Any, above: tuple[int, ...]) -> bool:
+        """An optional property that is forbidden, or begins its own object again, is left out."""
+        node = self._inlined(inner)
+        return node is False or id(node) in above
+
+    def _array(
+        self, node: Mapping[str, Any], path: Path, above: tuple[int, ...]
+    ) -> Iterator[Piece]:
+        first = list(node.get("prefixItems", ()))
+        others = node.get("items", True)
+        most = len(first) if others is False else node.get("maxItems")
+        least = node.get("minItems", len(first) if others is False else 0)
+        if most is None or most != least or most > MAX_FIXED_ITEMS:
+            yield from ("[", Slot(SlotKind.ITEMS, path, LIST_TOKENS), "]")
+            return
+        yield "["
+        for i in range(int(most)):
+            yield ", " if i else ""
+            yield from self.build(first[i] if i < len(first) else others, (*path, i), above)
+        yield "]"
+
+
+def _text_tokens(node: Mapping[str, Any]) -> int:
+    """Room for a string. One that may be longer than its rule is cut, so it gets no more."""
+    least = min(MAX_SLOT_TOKENS, int(node.get("minLength", 0)))
+    most = node.get("maxLength")
+    if most is None:
+        return max(TEXT_TOKENS, least)
+    return max(1, min(MAX_SLOT_TOKENS, TEXT_TOKENS, -(-int(most) // CHARACTERS_PER_TOKEN)), least)
+
+
+def _choice(values: Sequence[Any], path: Path) -> Iterator[Piece]:
+    """One of several values. No token is shorter than a byte, so bytes are enough."""
+    written = [json.dumps(value, ensure_ascii=False) for value in values]
+    if all(isinstance(value, str) for value in values):
+        inside = tuple(text[1:-1] for text in written)
+        yield from ('"', Slot(SlotKind.TEXT, path, _longest(inside), options=inside), '"')
+    else:
+        options = tuple(dict.fromkeys(written))
+        yield Slot(SlotKind.VALUE, path, _longest(options), options=options)
+
+
+def _longest(texts: Sequence[str]) -> int:
+    return max(1, min(MAX_SLOT_TOKENS, max(len(text.encode()) for text in texts)))
+
+
+# --- from a text back to values
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What a slot holds.
+
+    text: the JSON that goes into its place. None if it is not valid JSON of its kind.
+    done: values of a list, or members of an object, that were read before a broken one.
+    """
+
+    text: str | None
+    done: tuple[str, ...] = ()
+
+
+def contents(pieces: Skeleton, text: str) -> list[str]:
+    """Cut a filled skeleton into what its slots hold. A slot that cannot be found is empty."""
+    found: list[str] = []
+    at = 0
+    for i, piece in enumerate(pieces):
+        if isinstance(piece, str):
+            at += len(piece) if text.startswith(piece, at) else 0
+            continue
+        follows = next((p for p in pieces[i + 1 :] if isinstance(p, str)), None)
+        last = follows is not None and i + 2 == len(pieces)
+        end = -1 if follows is None else (text.rfind if last else text.find)(follows, at)
+        end = len(text) if end < 0 else end
+        found.append(text[at:end])
+        at = end
+    return found
+
+
+def read_slot(slot: Slot, text: str) -> Content:
+    """Read a slot's content."""
+    if slot.kind is SlotKind.TEXT:
+        return _read_text(text)
+    if slot.kind is SlotKind.VALUE:
+        start = _space(text, 0)
+        end = _value_end(text, start)
+        if end is None or not _GOES_ON.match(text, end) or _parsed(text[start:end]) is None:
+            return Content(None)
+        return Content(text[start:end])
+    return _read_sequence(text, members=slot.kind is SlotKind.MEMBERS)
+
+
+def _read_text(text: str) -> Content:
+    """Read a string's characters: as JSON has them, or as they are if that is no JSON.
+
+    A quote that no document goes on behind is a quote of the prose.
+    """
+    end = _QUOTED.match('"' + text + '"')
+    if end is not None:
+        rest = text[end.end() - 1 :]
+        # Line breaks are not JSON inside a string, and their meaning is clear.
+        value = _parsed(_CONTROL.sub(lambda found: json.dumps(found[0])[1:-1], end[0]))
+        whole = value is not None and not _SURROGATE.search(value[0])
+        if value is not None and whole and (not rest or _GOES_ON.match(rest)):
+            return Content(json.dumps(value[0], ensure_ascii=False)[1:-1])
+    return Content(json.dumps(text, ensure_ascii=False)[1:-1])
+
+
+def _read_sequence(text: str, *, members: bool) -> Content:
+    """Read items, or members, one behind the other."""
+    done: list[str] = []
+    at = _space(text, 0)
+    while at < len(text) and text[at] not in "]}":
+        end = _member_end(text, at) if members else _value_end(text, at)
+        written = "" if end is None else text[at:end]
+        if end is None or _parsed(f"{{{written}}}" if members else written) is None:
+            return Content(None, tuple(done))
+        done.append(written)
+        at = _space(text, end)
+        if at >= len(text) or text[at] in "]}":
+            break
+        if text[at] != ",":
+            return Content(None, tuple(done))
+        at = _space(text, at + 1)
+        if at >= len(text):
+            return Content(None, tuple(done))
+    return Content(", ".join(done), tuple(done))
+
+
+def _member_end(text: str, at: int) -> int | None:
+    name = _QUOTED.match(text, at)
+    if name is None:
+        return None
+    colon = _space(text, name.end())
+    if not text.startswith(":", colon):
+        return None
+    return _value_end(text, _space(text, colon + 1))
+
+
+def _value_end(text: str, at: int) -> int | None:
+    """Where the JSON value that starts here ends. None if it does not end."""
+    if text.startswith(('"', "{", "["), at):
+        depth = 0
+        for step in _STEP.finditer(text, at):
+            depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(step[0], 0)
+            if depth == 0:
+                return step.end() if step.start() == at or step[0] in "]}" else None
+        return None
+    scalar = _SCALAR.match(text, at)
+    return None if scalar is None else scalar.end()
+
+
+def _parsed(text: str) -> tuple[Any] | None:
+    """The value in a tuple, as None is a value too."""
+    try:
+        return (loads(text, max_depth=MAX_VALUE_DEPTH),)
+    except ValueError:
+        return None
+
+
+def _space(text: str, at: int) -> int:
+    match = _SPACE.match(text, at)
+    return at if match is None else match.end()
+
+
+def scaled(pieces: Skeleton, most: int) -> Skeleton | None:
+    """Shrink the slots so that all have at most `most` tokens together. None if they cannot."""
+    slots = [piece for piece in pieces if isinstance(piece, Slot)]
+    total = sum(slot.tokens for slot in slots)
+    if total <= most:
+        return pieces
+    least = sum(min(slot.tokens, LEAST_TOKENS) for slot in slots)
+    if least > most:
+        return None
+    share = (most - least) / (total - least)
+    return tuple(
+        piece if isinstance(piece, str) else replace(piece, tokens=_shrunk(piece.tokens, share))
+        for piece in pieces
+    )
+
+
+def _shrunk(tokens: int, share: float) -> int:
+    kept = min(tokens, LEAST_TOKENS)
+    return kept + int((tokens - kept) * share)

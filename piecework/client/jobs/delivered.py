@@ -1,0 +1,47 @@
+"""What a caller gets of a canvas that is verified and paid."""
+
+from __future__ import annotations
+
+from piecework.client.jobs.events import CanvasText, ReadAnswers
+from piecework.client.journal.records import JobRow, Payment
+from piecework_protocol.client_session import CanvasVerified
+from piecework_protocol.kinds.read import on_canvas
+from piecework_protocol.kinds.text import TextOutput
+from piecework_protocol.objects import Finish, ModelOffer
+from piecework_protocol.types import Amount
+
+
+def delivered(
+    event: CanvasVerified, payment: Payment, cost: Amount, job: JobRow, model: ModelOffer
+) -> CanvasText | ReadAnswers:
+    """Return the event for the caller. `cost` is that of the whole job so far."""
+    receipt, output = event.receipt, event.output
+    last = receipt.finish is not Finish.MORE
+    if isinstance(output, TextOutput):
+        return CanvasText(
+            canvas=receipt.canvas,
+            segments=output.segments,
+            tokens=receipt.units,
+            steps=receipt.steps,
+            amount=receipt.amount,
+            cost=cost,
+            receipt=event.digest,
+            leaf_index=payment.leaf_index,
+            last=last,
+            again=payment.again,
+        )
+    outline = job.outline
+    asked = on_canvas(len(outline.labels), outline.draws, receipt.canvas, model.canvas_size)
+    return ReadAnswers(
+        canvas=receipt.canvas,
+        # A cancelled canvas has no answers.
+        questions=tuple(asked)[: len(output.answers)],
+        answers=output.answers,
+        steps=receipt.steps,
+        amount=receipt.amount,
+        cost=cost,
+        receipt=event.digest,
+        leaf_index=payment.leaf_index,
+        last=last,
+        again=payment.again,
+    )

@@ -1,0 +1,1 @@
+"""Other people's clients against the gateway, unmodified. `make agents` runs them."""

@@ -1,0 +1,325 @@
+"""Budgets in the journal: held before a job is signed, paid from, and free again after its end."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import apsw
+import pytest
+
+from piecework.client.errors import StoreError
+from piecework.client.jobs.spending import Spending
+from piecework.client.journal.budgets import (
+    DAY_S,
+    LATE_S,
+    Budgets,
+    Shortage,
+    day_of,
+    month_of,
+)
+from piecework.client.journal.records import JobStatus, Limits, Part
+from piecework.client.journal.store import Store
+from piecework_protocol.types import Amount, Timestamp
+from tests.support.client_side import PAYER, FakeClock
+from tests.support.fake_chain import DOMAIN, TOKEN_INFO
+from tests.unit.client.test_store import NOW, UNTIL, canvas, exactly, job_row, terms
+from tests.vectors import client_databases
+
+ROOT = Path(__file__).parents[3]
+TEN = Limits(per_day=Amount(1000))
+NEVER = Timestamp(0)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "client.db"
+
+
+@pytest.fixture
+def store(file: Path) -> Store:
+    store = Store(file, DOMAIN, PAYER.address)
+    store.open_channel(terms())
+    limits = Limits(Amount(500), Amount(800), Amount(300))
+    store.api_keys.add("alice", "pw-alice", limits, now=NOW, expires_at=NEVER)
+    return store
+
+
+def held(found: tuple[int, ...] | Shortage) -> tuple[int, ...]:
+    assert not isinstance(found, Shortage)
+    return found
+
+
+def short(found: object) -> Shortage:
+    assert isinstance(found, Shortage)
+    return found
+
+
+def test_all_parts_are_held_or_none(store: Store) -> None:
+    parts = [Amount(400)] * 3
+    refused = short(store.budgets.reserve("", parts, TEN, NOW, UNTIL))
+    assert (refused.period, refused.limit, refused.left, refused.needed) == (
+        "day",
+        1000,
+        1000,
+        1200,
+    )
+    assert store.budgets.used("", NOW).held == 0
+    assert len(held(store.budgets.reserve("", parts[:2], TEN, NOW, UNTIL))) == 2
+    assert store.budgets.used("", NOW).held == 800
+    store.close()
+
+
+def test_what_one_key_holds_counts_for_the_client_and_for_no_other_key(store: Store) -> None:
+    store.api_keys.add("bob", "pw-bob", Limits(Amount(900)), now=NOW, expires_at=NEVER)
+    held(store.budgets.reserve("alice", [Amount(300)], TEN, NOW, UNTIL))
+    assert store.budgets.left(Part("alice"), TEN, NOW) == 200
+    assert store.budgets.left(Part("bob"), TEN, NOW) == 700
+    assert short(store.budgets.reserve("bob", [Amount(701)], TEN, NOW, UNTIL)).budget == ""
+    assert short(store.budgets.reserve("alice", [Amount(201)], TEN, NOW, UNTIL)).budget == "alice"
+    store.close()
+
+
+def test_a_month_outlasts_its_days(store: Store) -> None:
+    for day in range(2):
+        moment = Timestamp(NOW + day * DAY_S)
+        (hold,) = held(store.budgets.reserve("alice", [Amount(400)], Limits(), moment, UNTIL))
+        job = job_row(day + 1, 400, now=moment)
+        store.admit(job, None, exactly, UNTIL, part=Part("alice", hold))
+        store.pay(canvas(job, 0, 400), job.channel_id, None)
+        store.finish(job.id, JobStatus.COMPLETE)
+    third = Timestamp(NOW + 2 * DAY_S)
+    assert month_of(day_of(NOW)) == month_of(day_of(third))
+    assert (
+        short(store.budgets.reserve("alice", [Amount(1)], Limits(), third, UNTIL)).period == "month"
+    )
+    following = Timestamp(month_of(day_of(NOW)).stop * DAY_S)
+    assert held(store.budgets.reserve("alice", [Amount(500)], Limits(), following, following))
+    store.close()
+
+
+def test_months_are_those_of_the_calendar() -> None:
+    assert month_of(0) == range(31)
+    assert month_of(31 + 5) == range(31, 59)
+    leap = day_of(Timestamp(1_709_164_800))  # 2024-02-29
+    assert len(month_of(leap)) == 29
+    assert month_of(leap).stop == leap + 1
+
+
+def test_a_canvas_is_counted_when_it_is_paid_and_the_rest_stays_held(store: Store) -> None:
+    (hold,) = held(store.budgets.reserve("alice", [Amount(100)], TEN, NOW, UNTIL))
+    job = job_row(1, 100)
+    store.admit(job, None, exactly, UNTIL, part=Part("alice", hold))
+    store.pay(canvas(job, 0, 30), job.channel_id, None)
+    used = store.budgets.used("alice", NOW)
+    assert (used.day, used.month, used.held) == (100, 100, 70)
+    store.finish(job.id, JobStatus.COMPLETE)
+    assert store.budgets.used("alice", NOW).day == 30
+    # A canvas that is paid after the job's end counts too.
+    store.pay(canvas(job, 1, 5), job.channel_id, None)
+    assert store.budgets.used("", NOW).day == store.budgets.used("alice", NOW).day == 35
+    store.close()
+
+
+def test_a_job_counts_on_the_day_on_which_it_was_reserved(store: Store) -> None:
+    midnight = Timestamp((day_of(NOW) + 1) * DAY_S)
+    before = Timestamp(midnight - 1)
+    (hold,) = held(store.budgets.reserve("alice", [Amount(100)], TEN, before, UNTIL))
+    job = job_row(1, 100, now=midnight)
+    store.admit(job, None, exactly, UNTIL, part=Part("alice", hold))
+    store.pay(canvas(job, 0, 30), job.channel_id, None)
+    assert store.budgets.used("alice", before).day == 100
+    assert store.budgets.used("alice", midnight).day == 0
+    store.close()
+
+
+def test_a_declined_job_leaves_its_hold_to_the_next_worker(store: Store) -> None:
+    (hold,) = held(store.budgets.reserve("alice", [Amount(100)], TEN, NOW, UNTIL))
+    part = Part("alice", hold)
+    first, second = job_row(1, 100), job_row(2, 150)
+    store.admit(first, None, exactly, UNTIL, part=part)
+    store.finish(first.id, JobStatus.REFUSED)
+    assert store.budgets.used("alice", NOW).held == 100
+    assert store.budgets.cover(part, Amount(150), TEN, NOW, UNTIL) == hold
+    assert store.budgets.used("alice", NOW).held == 150
+    store.admit(second, None, exactly, UNTIL, part=part)
+    store.budgets.release(hold)
+    assert store.budgets.used("alice", NOW).held == 150
+    store.finish(second.id, JobStatus.CANCELLED)
+    assert store.budgets.used("alice", NOW).held == 0
+    store.close()
+
+
+def test_a_job_that_a_silent_worker_may_have_taken_keeps_its_hold(store: Store) -> None:
+    """The next worker's job needs another one. Both may come to cost something."""
+    (hold,) = held(store.budgets.reserve("alice", [Amount(100)], TEN, NOW, UNTIL))
+    store.admit(job_row(1, 100), None, exactly, UNTIL, part=Part("alice", hold))
+    again = store.budgets.cover(Part("alice", hold), Amount(100), TEN, NOW, UNTIL)
+    assert again != hold
+    assert store.budgets.used("alice", NOW).held == 200
+    late = Timestamp(NOW + 600 + LATE_S + 1)
+    assert store.budgets.used("alice", late).held == 100
+    store.close()
+
+
+def test_a_job_without_a_hold_holds_its_ceiling_itself(store: Store) -> None:
+    job = job_row(1, 100)
+    store.admit(job, None, exactly, UNTIL)
+    store.pay(canvas(job, 0, 30), job.channel_id, None)
+    used = store.budgets.used("", NOW)
+    assert (used.day, used.held) == (100, 70)
+    declined = job_row(2, 50)
+    store.admit(declined, None, exactly, UNTIL)
+    store.finish(declined.id, JobStatus.REFUSED)
+    store.finish(job.id, JobStatus.COMPLETE)
+    used = store.budgets.used("", NOW)
+    assert (used.day, used.held) == (30, 0)
+    store.close()
+
+
+def test_a_hold_that_has_ended_admits_no_job(store: Store) -> None:
+    (hold,) = held(store.budgets.reserve("alice", [Amount(100)], TEN, NOW, UNTIL))
+    store.budgets.release(hold)
+    with pytest.raises(StoreError, match="has ended"):
+        store.admit(job_row(1, 100), None, exactly, UNTIL, part=Part("alice", hold))
+    assert store.jobs() == ()
+    store.close()
+
+
+def test_a_dead_process_holds_nothing_that_no_job_has(store: Store, file: Path) -> None:
+    other = Store(file, DOMAIN, PAYER.address)
+    held(other.budgets.reserve("alice", [Amount(400)], TEN, NOW, UNTIL))
+    assert short(store.budgets.reserve("alice", [Amount(101)], TEN, NOW, UNTIL)).left == 100
+    other.close()
+    assert held(store.budgets.reserve("alice", [Amount(500)], TEN, NOW, UNTIL))
+    store.close()
+
+
+def test_a_budget_of_a_key_that_does_not_exist_is_refused(store: Store) -> None:
+    with pytest.raises(StoreError, match="no API key 'carol'"):
+        store.budgets.reserve("carol", [Amount(1)], TEN, NOW, UNTIL)
+    store.close()
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_what_was_paid_before_there_were_budgets_counts_on_its_day(
+    version: int, tmp_path: Path
+) -> None:
+    store = Store(client_databases.unpacked(version, tmp_path), DOMAIN, PAYER.address)
+    used = store.budgets.used("", NOW)
+    assert (used.day, used.month, used.held) == (33, 33, 0)
+    store.close()
+
+
+# --- killed
+
+
+def spend_some(file: Path) -> None:
+    """What a process does that is killed before one of its writes."""
+    store = Store(file, DOMAIN, PAYER.address)
+    found = store.budgets.reserve("alice", [Amount(60), Amount(40)], TEN, NOW, UNTIL)
+    first, second = (Part("alice", hold) for hold in held(found))
+    done, left = job_row(1, 60), job_row(2, 40)
+    store.admit(done, None, exactly, UNTIL, part=first)
+    store.pay(canvas(done, 0, 10), done.channel_id, None)
+    store.admit(left, None, exactly, UNTIL, part=second)
+    store.pay(canvas(left, 0, 7), left.channel_id, None)
+    store.finish(done.id, JobStatus.COMPLETE)
+    again = store.budgets.cover(first, Amount(50), TEN, NOW, UNTIL)
+    assert isinstance(again, int)
+    declined = replace(first, hold=again)
+    refused = job_row(3, 50)
+    store.admit(refused, None, exactly, UNTIL, part=declined)
+    store.finish(refused.id, JobStatus.REFUSED)
+    store.budgets.release(declined.hold or 0)
+    store.close()
+
+
+@pytest.mark.process
+def test_a_kill_before_any_write_loses_nothing_and_keeps_nothing_for_good(
+    store: Store, file: Path, tmp_path: Path
+) -> None:
+    store.close()
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    done = subprocess.run(
+        (
+            *(sys.executable, "-P", "-m", "tests.support.dying_database"),
+            *("tests.unit.client.test_budgets:spend_some", str(file), str(folder)),
+        ),
+        cwd=ROOT,
+        env={"PYTHONPATH": str(ROOT)},
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+    deaths = int(done.stdout)
+    assert deaths > 20
+    seen = set()
+    for number in range(deaths + 1):
+        copy = Store(folder / f"{number}.db", DOMAIN, PAYER.address)
+        paid = sum(row.receipt.amount for row in copy.receipts())
+        live = {job.id for job in copy.jobs(status=JobStatus.LIVE)}
+        open_ceilings = sum(
+            job.submission.job.max_amount - sum(r.receipt.amount for r in copy.receipts(job=job.id))
+            for job in copy.jobs(status=JobStatus.LIVE)
+        )
+        for name in ("", "alice"):
+            used = copy.budgets.used(name, NOW)
+            assert used.held == open_ceilings, (number, live)
+            assert used.day == paid + open_ceilings
+        later = Timestamp(NOW + 600 + LATE_S + 1)
+        assert copy.budgets.left(Part("alice"), TEN, later) == 500 - paid
+        assert copy.budgets.used("alice", later).held == 0
+        seen.add((paid, len(live)))
+        copy.close()
+    assert {(0, 0), (0, 1), (10, 1), (10, 2), (17, 2), (17, 1)} <= seen
+
+
+def test_holds_are_gone_from_the_file_and_not_only_from_the_sum(store: Store, file: Path) -> None:
+    other = Store(file, DOMAIN, PAYER.address)
+    held(other.budgets.reserve("alice", [Amount(1)] * 50, TEN, NOW, UNTIL))
+    other.close()
+    (mine,) = held(store.budgets.reserve("alice", [Amount(1)], TEN, NOW, UNTIL))
+    with closing(apsw.Connection(str(file))) as db:
+        assert db.execute("SELECT id FROM holds").fetchall() == [(mine,)]
+    store.close()
+
+
+# --- cancelled
+
+
+class Slow(Budgets):
+    """Budgets whose writes wait for a test."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store._database, store._owner)
+        self.entered, self.goes_on = threading.Event(), threading.Event()
+
+    def reserve(self, *arguments: Any) -> tuple[int, ...] | Shortage:
+        self.entered.set()
+        self.goes_on.wait(10)
+        return super().reserve(*arguments)
+
+
+async def test_a_caller_that_is_cancelled_while_it_reserves_holds_nothing(store: Store) -> None:
+    budgets, clock = Slow(store), FakeClock()
+    spending = Spending(budgets, TEN, TOKEN_INFO, clock, lifetime_s=900)
+    asking = asyncio.create_task(spending.reserve([Part()] * 2, [Amount(100)] * 2))
+    await asyncio.to_thread(budgets.entered.wait)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    budgets.goes_on.set()
+    others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    assert others  # the write that goes on
+    await asyncio.gather(*others)
+    await asyncio.to_thread(store.channels)
+    assert store.budgets.used("", Timestamp(int(clock.wall()))).held == 0
+    store.close()

@@ -1,0 +1,324 @@
+"""Schemas, their skeletons, and answers that grow valid."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from piecework.client.gateway.formats.common import ApiError
+from piecework.client.gateway.formats.schema import JsonSchema, parse_schema
+from piecework.client.gateway.formats.skeleton import Slot, SlotKind, read_slot, skeleton
+from piecework.client.gateway.formats.structured import Filling
+from piecework_protocol.kinds.text import Fixed, Hole
+
+TEXT = Slot(SlotKind.TEXT, ("a",), 8)
+VALUE = Slot(SlotKind.VALUE, ("a",), 8)
+ITEMS = Slot(SlotKind.ITEMS, ("a",), 8)
+MEMBERS = Slot(SlotKind.MEMBERS, ("a",), 8)
+
+
+def obj(**properties: Any) -> dict[str, Any]:
+    """A strict object."""
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+def begun(schema: dict[str, Any], most: int | None = None) -> Filling:
+    """An empty document of a schema."""
+    filling = Filling.of(parse_schema(schema, "schema"), most)
+    assert filling is not None
+    return filling
+
+
+def shape(schema: dict[str, Any]) -> str:
+    """A skeleton with its slots as <kind>."""
+    pieces = skeleton(parse_schema(schema, "schema"))
+    return "".join(p if isinstance(p, str) else f"<{p.kind.name}>" for p in pieces)
+
+
+STRING: Any = {"type": "string"}
+INTEGER: Any = {"type": "integer"}
+
+
+@pytest.mark.parametrize(
+    ("schema", "expected"),
+    [
+        (obj(a=STRING, b=INTEGER), '{"a": "<TEXT>", "b": <VALUE>}'),
+        (obj(a={"const": "x"}, b={"enum": ["y"]}, c=STRING), '{"a": "x", "b": "y", "c": "<TEXT>"}'),
+        (obj(a={"enum": ["x", "y"]}), '{"a": "<TEXT>"}'),
+        (obj(a={"enum": ["x", 1]}), '{"a": <VALUE>}'),
+        (obj(a={"type": "null"}, b={"type": "boolean"}), '{"a": null, "b": <VALUE>}'),
+        (obj(a={"anyOf": [STRING, {"type": "null"}]}), '{"a": <VALUE>}'),
+        (obj(a={"type": "array", "items": STRING}), '{"a": [<ITEMS>]}'),
+        (
+            obj(a={"type": "array", "items": INTEGER, "minItems": 2, "maxItems": 2}),
+            '{"a": [<VALUE>, <VALUE>]}',
+        ),
+        (
+            {"type": "array", "prefixItems": [STRING, INTEGER], "items": False},
+            '["<TEXT>", <VALUE>]',
+        ),
+        ({"type": "object"}, "{<MEMBERS>}"),
+        ({"type": "object", "additionalProperties": False}, "{}"),
+        ({"type": "object", "properties": {"a": STRING}}, '{"a": "<TEXT>"}'),
+        ({"type": "object", "required": ["a"]}, '{"a": <VALUE>}'),
+        ({"type": "object", "properties": {"a": False, "b": STRING}}, '{"b": "<TEXT>"}'),
+        (obj(a=obj(b=STRING)), '{"a": {"b": "<TEXT>"}}'),
+        (
+            {"$defs": {"P": obj(n=STRING)}, **obj(p={"$ref": "#/$defs/P", "title": "A"})},
+            '{"p": {"n": "<TEXT>"}}',
+        ),
+        ({"allOf": [obj(n=STRING)], "title": "T"}, '{"n": "<TEXT>"}'),
+        (obj(**{'ä"': STRING}), '{"ä\\"": "<TEXT>"}'),
+        (True, None),
+        ({}, "<VALUE>"),
+    ],
+)
+def test_a_skeleton_has_what_the_schema_fixes(schema: Any, expected: str | None) -> None:
+    if expected is None:
+        with pytest.raises(ApiError, match="a schema is a JSON object"):
+            parse_schema(schema, "schema")
+    else:
+        assert shape(schema) == expected
+
+
+def test_an_object_that_holds_itself_ends_in_a_free_value() -> None:
+    tree = {
+        "$defs": {
+            "T": {
+                "type": "object",
+                "properties": {"v": STRING, "next": {"$ref": "#/$defs/T"}},
+                "required": ["v"],
+            }
+        },
+        "$ref": "#/$defs/T",
+    }
+    assert shape(tree) == '{"v": "<TEXT>"}'
+    tree["$defs"]["T"]["required"].append("next")  # type: ignore[index]
+    assert shape(tree) == '{"v": "<TEXT>", "next": <VALUE>}'
+
+
+@pytest.mark.parametrize(
+    ("schema", "why"),
+    [
+        ([], "a schema is a JSON object"),
+        ({"type": "text"}, "not a schema"),
+        ({"foo": 1}, "'foo'"),
+        ({"properties": {"a": {"$dynamicRef": "#x"}}}, r"\$dynamicRef"),
+        ({"patternProperties": {"^a": {}}}, "patternProperties"),
+        ({"$ref": "https://example.com/schema"}, "leads nowhere"),
+        ({"$ref": "#/$defs/none"}, "leads nowhere"),
+        ({"$ref": "#"}, "back to itself"),
+        ({"$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a"}]}}}, "back to itself"),
+        ({"pattern": "("}, "not a 'regex'"),
+        ({"pattern": "(?P<a>x)(?P<a>y)"}, "not a"),
+    ],
+)
+def test_a_schema_that_nobody_can_check_is_refused_with_its_reason(schema: Any, why: str) -> None:
+    with pytest.raises(ApiError, match=why) as caught:
+        parse_schema(schema, "response_format.json_schema.schema")
+    assert caught.value.status == 400
+    assert caught.value.param == "response_format.json_schema.schema"
+
+
+def test_a_schema_of_doubling_references_is_refused_before_it_is_checked() -> None:
+    twice = {f"d{i}": {"allOf": [{"$ref": f"#/$defs/d{i + 1}"}] * 2} for i in range(30)}
+    with pytest.raises(ApiError, match="cost too much"):
+        parse_schema({"$defs": {**twice, "d30": {}}, "$ref": "#/$defs/d0"}, "schema")
+
+
+def test_a_deep_schema_is_refused() -> None:
+    schema: dict[str, Any] = {}
+    for _ in range(100):
+        schema = {"items": schema}
+    with pytest.raises(ApiError, match="deep"):
+        parse_schema(schema, "schema")
+
+
+@pytest.mark.parametrize(
+    ("slot", "text", "value"),
+    [
+        (TEXT, "Oslo", "Oslo"),
+        (TEXT, "", ""),
+        (TEXT, 'a \\"b\\" c', 'a "b" c'),
+        (TEXT, "two\nlines", "two\nlines"),
+        (TEXT, 'Oslo", "b": 3', "Oslo"),
+        (TEXT, 'Oslo"', "Oslo"),
+        (TEXT, 'he said "no" to it', 'he said "no" to it'),
+        (TEXT, '"No," he said.', '"No," he said.'),
+        (TEXT, "ends with \\", "ends with \\"),
+        (TEXT, "C:\\x", "C:\\x"),
+        (TEXT, "half \\ud83d", "half \\ud83d"),
+        (TEXT, "whole \\ud83d\\ude00", "whole \U0001f600"),
+        (VALUE, " 12 ", 12),
+        (VALUE, '-1.5e3, "b": 1', -1500.0),
+        (VALUE, "1,000", None),
+        (VALUE, "12 apples", None),
+        (VALUE, "NaN", None),
+        (VALUE, "true}", True),
+        (VALUE, '{"a": "}"} ]', {"a": "}"}),
+        (VALUE, '{"a": ', None),
+        (VALUE, "", None),
+        (VALUE, "[" * 200, None),
+        (VALUE, "[" * 100 + "]" * 100, None),
+    ],
+)
+def test_a_slots_value_is_read_from_its_start(slot: Slot, text: str, value: Any) -> None:
+    content = read_slot(slot, text).text
+    if value is None:
+        assert content is None
+    else:
+        assert content is not None
+        assert json.loads(f'"{content}"' if slot is TEXT else content) == value
+
+
+@pytest.mark.parametrize(
+    ("slot", "text", "content", "done"),
+    [
+        (ITEMS, "", "", ()),
+        (ITEMS, '"a", {"b": 1}', '"a", {"b": 1}', ('"a"', '{"b": 1}')),
+        (ITEMS, '1, 2], "c": 3', "1, 2", ("1", "2")),
+        (ITEMS, "1, 2, 3.x", None, ("1", "2")),
+        (ITEMS, "1 2", None, ("1",)),
+        (ITEMS, '"a", "b', None, ('"a"',)),
+        (ITEMS, "1, ", None, ("1",)),
+        (MEMBERS, '"a": 1, "b" : [2]}', '"a": 1, "b" : [2]', ('"a": 1', '"b" : [2]')),
+        (MEMBERS, '"a": 1, b: 2', None, ('"a": 1',)),
+    ],
+)
+def test_a_list_keeps_its_items_before_the_first_broken_one(
+    slot: Slot, text: str, content: str | None, done: tuple[str, ...]
+) -> None:
+    found = read_slot(slot, text)
+    assert (found.text, found.done) == (content, done)
+
+
+def test_a_valid_document_is_done_at_once() -> None:
+    filling = begun(obj(name=STRING, age=INTEGER))
+    assert filling.template == (
+        Fixed('{"name": "'),
+        Hole(48),
+        Fixed('", "age": '),
+        Hole(16),
+        Fixed("}"),
+    )
+    done = filling.take('{"name": "Ann", "age": 7}')
+    assert done.done
+    assert json.loads(done.document) == {"name": "Ann", "age": 7}
+
+
+def test_what_is_valid_is_pinned_and_the_rest_gets_more_room() -> None:
+    filling = begun(obj(name=STRING, age={"type": "integer", "maximum": 9}))
+    open_still = filling.take('{"name": "Ann", "age": 70}')
+    assert open_still.template == (Fixed('{"name": "Ann", "age": '), Hole(16), Fixed("}"))
+    assert open_still.why == "/age: 70 is greater than the maximum of 9"
+    assert json.loads(open_still.take('{"name": "Ann", "age": 7}').document)["age"] == 7
+
+
+def test_a_list_goes_on_behind_its_valid_items() -> None:
+    filling = begun(obj(tags={"type": "array", "items": obj(n=INTEGER), "minItems": 2}))
+    filling = filling.take('{"tags": [{"n": 1}, {"n": "x"}, {"n": 3}]}')
+    assert filling.template[0] == Fixed('{"tags": [{"n": 1}, ')
+    filling = filling.take('{"tags": [{"n": 1}, {"n": 2}]}')
+    assert json.loads(filling.document) == {"tags": [{"n": 1}, {"n": 2}]}
+
+
+def test_a_list_that_is_too_short_is_continued_and_one_too_long_is_cut() -> None:
+    schema = obj(tags={"type": "array", "items": STRING, "minItems": 2, "maxItems": 3})
+    short = begun(schema).take('{"tags": ["a"]}')
+    assert short.template[0] == Fixed('{"tags": ["a", ')
+    assert json.loads(short.take('{"tags": ["a", "b"]}').document) == {"tags": ["a", "b"]}
+    long = begun(schema).take('{"tags": ["a", "b", "c", "d", "e"]}')
+    assert json.loads(long.document) == {"tags": ["a", "b", "c"]}
+
+
+def test_a_string_that_is_too_long_is_cut_behind_a_word() -> None:
+    short = begun(obj(title={"type": "string", "maxLength": 12}))
+    assert short.template[1] == Hole(4)
+    assert short.take('{"title": "The owl and the map"}').document == '{"title": "The owl and"}'
+    assert short.take('{"title": "Donaudampfschiff"}').document == '{"title": "Donaudampfsc"}'
+
+
+def test_what_breaks_another_rule_once_it_is_cut_stays_open() -> None:
+    rules = {"type": "string", "maxLength": 4, "pattern": "g$"}
+    assert not begun(obj(title=rules)).take('{"title": "abcdefg"}').done
+    fourth = {"type": "array", "maxItems": 3, "contains": {"const": 4}}
+    assert not begun(obj(n=fourth)).take('{"n": [1, 2, 3, 4]}').done
+
+
+def test_what_was_pinned_is_opened_again_if_it_breaks_a_rule_with_what_came_later() -> None:
+    rule = {
+        "if": {"properties": {"b": {"const": 2}}},
+        "then": {"properties": {"a": {"const": 2}}},
+    }
+    schema = parse_schema({**obj(a=INTEGER, b={"type": "integer", "minimum": 2}), **rule}, "schema")
+    filling = Filling(
+        schema,
+        (
+            '{"a": ',
+            Slot(SlotKind.VALUE, ("a",), 8),
+            ', "b": ',
+            Slot(SlotKind.VALUE, ("b",), 8),
+            "}",
+        ),
+    )
+    first = filling.take('{"a": 1, "b": 1}')
+    assert not first.done
+    second = first.take('{"a": 1, "b": 2}')
+    assert not second.done
+    third = second.take('{"a": 2, "b": 2}')
+    assert not third.done or schema.faults(json.loads(third.document)) == []
+
+
+def test_one_of_a_few_values_can_be_decided() -> None:
+    filling = begun(obj(sky={"enum": ["clear", "cloudy"]}, wet={"type": "boolean"}, n=STRING))
+    (sky, question), (wet, other) = filling.questions
+    assert [label.name for label in question.labels] == ["clear", "cloudy"]
+    assert [label.name for label in other.labels] == ["true", "false"]
+    assert "/sky" in question.instructions
+    decided = filling.decided({sky: 1, wet: 0})
+    assert decided.template == (
+        Fixed('{"sky": "cloudy", "wet": true, "n": "'),
+        Hole(48),
+        Fixed('"}'),
+    )
+
+
+def test_a_value_that_broke_off_gets_twice_the_room() -> None:
+    filling = begun(obj(tags={"type": "array"})).take('{"tags": ["a", "b')
+    assert filling.template == (Fixed('{"tags": ["a", '), Hole(384), Fixed("]}"))
+
+
+def test_a_rule_around_slots_opens_them_all_again() -> None:
+    schema = {**obj(a=INTEGER, b=INTEGER), "not": {"properties": {"a": {"const": 1}}}}
+    two = begun({"type": "object", "properties": {"x": schema}}).take('{"x": 1}')
+    assert not two.done
+    assert two.why.startswith("/x")
+
+
+def test_slots_shrink_to_the_callers_limit_or_the_request_is_refused() -> None:
+    schema = parse_schema(obj(a=STRING, b=STRING), "schema")
+    whole, small = Filling.of(schema, None), Filling.of(schema, 60)
+    assert whole is not None
+    assert small is not None
+    assert small.tokens <= 60 < whole.tokens
+    assert Filling.of(schema, 30) is None
+
+
+def test_a_pattern_that_takes_years_is_given_up() -> None:
+    from piecework.client.gateway.formats.schema import DocumentTooDear
+
+    schema = parse_schema(obj(a={"type": "string", "pattern": "^(a|aa)+$"}), "schema")
+    assert schema.faults({"a": "aaaa"}) == []
+    with pytest.raises(DocumentTooDear):
+        schema.faults({"a": "a" * 60 + "b"})
+
+
+def test_a_huge_number_is_a_fault_and_no_crash() -> None:
+    assert JsonSchema({"multipleOf": 0.5}).faults(10**400)
