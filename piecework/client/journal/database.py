@@ -145,12 +145,13 @@ class Database:
             StoreError: the file cannot be read.
         """
         try:
-            if self._connection.in_transaction and self._group.is_inside:
-                yield self._connection  # the transaction is a consistent view already
-                return
             if self._group.is_inside:
-                with self._connection:
-                    yield self._connection
+                # Only now: another thread may be using the connection until this one holds it.
+                if self._connection.in_transaction:
+                    yield self._connection  # a consistent view already
+                else:
+                    with self._connection:
+                        yield self._connection
                 return
             self._group.settle()
             with self._group.lock, self._connection:

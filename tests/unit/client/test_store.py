@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -481,4 +482,21 @@ async def test_every_change_leaves_the_patience_for_other_processes(tmp_path: Pa
     assert patience() == BUSY_TIMEOUT_MS
     await database.run(change)
     assert await database.run(patience) == patience() == BUSY_TIMEOUT_MS
+    database.close()
+
+
+async def test_threads_and_an_event_loop_use_one_database_at_once(tmp_path: Path) -> None:
+    database = Database(tmp_path / "client.db")
+
+    def change(number: int) -> None:
+        with database.read() as db:
+            db.execute("SELECT count(*) FROM meta").fetchall()
+        with database.change("a change") as db:
+            db.execute("INSERT INTO meta VALUES (?, '')", (str(number),))
+
+    in_loop = [database.run(change, number) for number in range(200)]
+    in_threads = [asyncio.to_thread(change, number) for number in range(200, 400)]
+    await asyncio.gather(*in_threads, *in_loop)
+    with database.read() as db:
+        assert db.execute("SELECT count(*) FROM meta").get == 400
     database.close()
