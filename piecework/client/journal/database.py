@@ -145,13 +145,13 @@ class Database:
             StoreError: the file cannot be read.
         """
         try:
-            # In this order: a connection that another thread uses may not even be asked.
-            if self._group.is_inside and self._connection.in_transaction:
-                yield self._connection  # the transaction is a consistent view already
-                return
             if self._group.is_inside:
-                with self._connection:
-                    yield self._connection
+                # Only now: another thread may be using the connection until this one holds it.
+                if self._connection.in_transaction:
+                    yield self._connection  # a consistent view already
+                else:
+                    with self._connection:
+                        yield self._connection
                 return
             self._group.settle()
             with self._group.lock, self._connection:
@@ -172,8 +172,15 @@ class Database:
             level = "FULL" if durable else "NORMAL"
             self._connection.execute(f"PRAGMA synchronous = {level}").fetchall()
             self._durable = durable
-        self._connection.set_busy_timeout(BUSY_TIMEOUT_MS if wait else 0)
-        self._connection.execute("BEGIN IMMEDIATE")
+        if wait:
+            self._connection.execute("BEGIN IMMEDIATE")
+            return
+        self._connection.set_busy_timeout(0)
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+        finally:
+            # A read has to wait while another process recovers the log of one that was killed.
+            self._connection.set_busy_timeout(BUSY_TIMEOUT_MS)
 
     def closing(self) -> None:
         """Nothing belongs to a transaction as a whole."""

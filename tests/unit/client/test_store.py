@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from piecework.client.journal.records import (
     SeenChannel,
 )
 from piecework.client.journal.store import Store
-from piecework.client.limits import FUNDING_GRACE_S
+from piecework.client.limits import BUSY_TIMEOUT_MS, FUNDING_GRACE_S
 from piecework_protocol.client_session import CanvasVerified
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import ProtocolViolation
@@ -464,3 +465,38 @@ def test_texts_are_kept_only_when_asked(store: Store, file: Path) -> None:
     assert [r.text for r in store.receipts(channel=CHANNEL)] == [None, "an answer"]
     assert replace(kept) == store.job(kept.id)
     assert Address(kept.offer.offer.operator) == operator("worker").address
+
+
+async def test_every_change_leaves_the_patience_for_other_processes(tmp_path: Path) -> None:
+    """A read waits while another process recovers the log of one that was killed."""
+    database = Database(tmp_path / "client.db")
+
+    def patience() -> int:
+        with database.read() as db:
+            return int(db.execute("PRAGMA busy_timeout").get)
+
+    def change() -> None:
+        with database.change("a change") as db:
+            db.execute("INSERT INTO meta VALUES ('a', 'b')")
+
+    assert patience() == BUSY_TIMEOUT_MS
+    await database.run(change)
+    assert await database.run(patience) == patience() == BUSY_TIMEOUT_MS
+    database.close()
+
+
+async def test_threads_and_an_event_loop_use_one_database_at_once(tmp_path: Path) -> None:
+    database = Database(tmp_path / "client.db")
+
+    def change(number: int) -> None:
+        with database.read() as db:
+            db.execute("SELECT count(*) FROM meta").fetchall()
+        with database.change("a change") as db:
+            db.execute("INSERT INTO meta VALUES (?, '')", (str(number),))
+
+    in_loop = [database.run(change, number) for number in range(200)]
+    in_threads = [asyncio.to_thread(change, number) for number in range(200, 400)]
+    await asyncio.gather(*in_threads, *in_loop)
+    with database.read() as db:
+        assert db.execute("SELECT count(*) FROM meta").get == 400
+    database.close()
