@@ -30,8 +30,9 @@ MAX_READ_CANVASES = 8192
 MAX_QUEUED_REQUESTS = 64
 # Of one conversation. The context bound is reached first by real ones.
 MAX_MESSAGES = 256
-# In the tools and calls of one conversation. 128 tools have some 100 each.
-MAX_TOOL_STRINGS = 32_768
+# In the tools and calls of one conversation: 128 tools have some 50 each. One takes half a
+# millisecond to render and encode.
+MAX_TOOL_STRINGS = 8192
 # No tokenizer gives more bytes of text a token. A longer text is refused before it is tokenized.
 MAX_TOKEN_BYTES = 64
 

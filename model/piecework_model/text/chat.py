@@ -12,6 +12,7 @@ Templates get what transformers gives them: `messages`, `tools` as function obje
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 from collections import Counter
@@ -229,14 +230,15 @@ def _joined(codec: TextCodec, pieces: list[_Piece]) -> list[_Piece]:
     A tokenizer may write `call:` and a name in other pieces together than apart.
     """
     done: list[_Piece] = []
+    own = functools.cache(lambda text: _controls(codec, text))  # a template repeats itself
     for joins, group in itertools.groupby(pieces, lambda piece: piece.joins):
         run = list(group)
         if not joins or not any(piece.held for piece in run):
             done += run
             continue
         whole = "".join(piece.text for piece in run)
-        own = (token for p in run if not p.held for token in _controls(codec, p.text))
-        if _controls(codec, whole) == list(own):
+        kept = [token for piece in run if not piece.held for token in own(piece.text)]
+        if _controls(codec, whole) == kept:
             done.append(_Piece(whole, held=False, joins=True))
         else:
             done += run

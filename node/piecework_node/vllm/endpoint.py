@@ -103,7 +103,8 @@ class VllmEndpoint:
         """Say whether it takes given canvases.
 
         A server that does not know them ignores them. So one of a wrong length has to be declined,
-        and a read has to be answered with what was asked for.
+        and a read has to be answered with what was asked for. A server that fails instead takes
+        none. Whether it is lost is found out by what it is asked next.
         """
         short = CanvasRequest(PROBE_IDS, PROBE_IDS[:1] * (canvas_size - 1), label_ids=PROBE_IDS)
         read = CanvasRequest(PROBE_IDS, PROBE_IDS[:1] * canvas_size, label_ids=PROBE_IDS)
@@ -111,11 +112,13 @@ class VllmEndpoint:
             await self.canvas(model, short, canvas_size, vocab_size)
         except RequestDeclined:
             pass
+        except EndpointLost:
+            return False
         else:
             return False
         try:
             answer = await self.canvas(model, read, canvas_size, vocab_size)
-        except RequestDeclined:
+        except (RequestDeclined, EndpointLost):
             return False
         said = [set(PROBE_IDS) <= set(row) for row in answer.logprobs]
         return len(answer.token_ids) == canvas_size == len(said) and all(said)
