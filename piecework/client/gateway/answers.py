@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from piecework.base.jsons import loads
-from piecework.client.errors import WorkerUnreachable
+from piecework.client.errors import RequestRefused, WorkerUnreachable
 from piecework.client.gateway.bill import Bill
 from piecework.client.gateway.formats.asks import Ask, Called, Filled, Free, Structured
 from piecework.client.gateway.formats.common import ApiError, StopCutter, bad, derived_id
@@ -52,7 +52,7 @@ from piecework.client.jobs.requests import ReadRequest, TextRequest
 from piecework.client.journal.records import Part
 from piecework_protocol.conversation import Conversation, ToolCall
 from piecework_protocol.errors import MalformedInput
-from piecework_protocol.kinds.read import ONE
+from piecework_protocol.kinds.read import ONE, Question
 from piecework_protocol.kinds.text import OutputSegment, SegmentKind
 from piecework_protocol.types import Amount
 
@@ -235,6 +235,22 @@ class Answers:
     def free_request(self, index: int, talk: Conversation) -> TextRequest:
         """The request of a job that writes freely."""
         return self._request(index, talk)
+
+    async def decide(
+        self, index: int, talk: Conversation, questions: tuple[Question, ...], part: Part
+    ) -> list[list[int]]:
+        """Run a read job of a structured answer."""
+        like = self._request(index, talk, 1)
+        request = ReadRequest(
+            talk,
+            questions,
+            model=like.model,
+            seed=like.generation.seed,
+            max_price=like.max_price,
+            best_effort=like.best_effort,
+        )
+        async with self.job(request, part) as job:
+            return await _read(job, questions, self.bill, self._metrics)
 
     def structured(self) -> None:
         """A structured document begins."""
@@ -432,6 +448,10 @@ class _Structured:
                 break
             if attempt:
                 self._answers.repaired()
+            if attempt == 1 and filling.questions:
+                filling = await self._decided(filling, talk)
+                if filling.done:
+                    break
             text = await self._fill(filling, talk)
             try:
                 filling = filling.take(text)
@@ -463,6 +483,17 @@ class _Structured:
                     self._answers.bill.finished(event)
         return "".join(text)
 
+    async def _decided(self, filling: Filling, talk: Conversation) -> Filling:
+        """Decide values that must be one of a few. Without workers that decide, nothing changes."""
+        asked = filling.questions
+        questions = tuple(question for _, question in asked)
+        try:
+            sums = await self._answers.decide(self._index, talk, questions, self._next_part())
+        except RequestRefused:
+            return filling
+        best = [max(range(len(shares)), key=shares.__getitem__) for shares in sums]
+        return filling.decided({path: one for (path, _), one in zip(asked, best, strict=True)})
+
     def _next_part(self) -> Part:
         part = self._answers.part(self._index, self._jobs, self._part)
         self._jobs += 1
@@ -487,16 +518,24 @@ async def read(
         wanted.max_price,
         wanted.best_effort,
     )
-    sums = [[0] * len(question.labels) for question in ask.questions]
     async with turns.job(request, turns.purchase.part()) as job:
         bill.started(job.started)
-        async for event in job.events:
-            if isinstance(event, JobStarted):
-                bill.started(event)
-            elif isinstance(event, ReadAnswers):
-                _paid(event, bill, metrics)
-                for question, shares in zip(event.questions, event.answers, strict=True):
-                    sums[question] = [a + b for a, b in zip(sums[question], shares, strict=True)]
-            elif isinstance(event, JobFinished):
-                bill.finished(event)
+        sums = await _read(job, ask.questions, bill, metrics)
     return means(sums, ONE, wanted.draws)
+
+
+async def _read(
+    job: RunningJob, questions: tuple[Question, ...], bill: Bill, metrics: GatewayMetrics
+) -> list[list[int]]:
+    """Follow a read to its end, and return the sums of its probabilities over the draws."""
+    sums = [[0] * len(question.labels) for question in questions]
+    async for event in job.events:
+        if isinstance(event, JobStarted):
+            bill.started(event)
+        elif isinstance(event, ReadAnswers):
+            _paid(event, bill, metrics)
+            for question, shares in zip(event.questions, event.answers, strict=True):
+                sums[question] = [a + b for a, b in zip(sums[question], shares, strict=True)]
+        elif isinstance(event, JobFinished):
+            bill.finished(event)
+    return sums

@@ -26,7 +26,7 @@ from piecework.client.gateway.answers import Answers, read
 from piecework.client.gateway.bill import Bill
 from piecework.client.gateway.failures import as_api_error
 from piecework.client.gateway.formats import chat, completions, decisions, responses
-from piecework.client.gateway.formats.asks import Ask
+from piecework.client.gateway.formats.asks import Ask, Called, Structured
 from piecework.client.gateway.formats.common import ApiError, FormatOptions, Head, Totals, named
 from piecework.client.gateway.formats.decisions import Asked, ReadAsk
 from piecework.client.gateway.formats.pieces import Frame, Piece, Reply
@@ -41,6 +41,8 @@ from piecework_protocol.types import to_hex
 
 IGNORED_HEADER = "x-piecework-ignored"
 REQUEST_ID_HEADER = "x-typesafe-request-id"
+STRUCTURED_PATIENCE_S = 50.0
+"""Proxies close a connection that is silent for a minute."""
 DONE = b"data: [DONE]\n\n"
 
 ReadFormat = Callable[
@@ -146,9 +148,16 @@ class Endpoints:
                 request,
                 _collected(reply, head, bill, _again(first, pieces)),
                 heartbeat_s=self._heartbeat_s,
+                first_beat_s=self._first_beat(ask),
                 as_api_error=as_api_error,
                 headers=_headers(ask.ignored),
             )
+
+    def _first_beat(self, ask: Ask) -> float:
+        """A structured answer may fail late, and then its status matters."""
+        if isinstance(ask.plan, Structured | Called):
+            return max(self._heartbeat_s, STRUCTURED_PATIENCE_S)
+        return self._heartbeat_s
 
     async def _stream(
         self,

@@ -26,6 +26,7 @@ async def answer_json(
     work: Awaitable[Mapping[str, Any]],
     *,
     heartbeat_s: float,
+    first_beat_s: float,
     as_api_error: Callable[[PieceworkError], ApiError],
     headers: Mapping[str, str],
 ) -> web.StreamResponse:
@@ -35,6 +36,7 @@ async def answer_json(
         request: What is answered.
         work: Makes the body. It is cancelled with this call.
         heartbeat_s: Seconds without a byte, at most.
+        first_beat_s: Seconds before the first one. Until then a failure has a status of its own.
         as_api_error: Translates a failure that comes too late for a status.
         headers: Of the answer, beside its type.
 
@@ -43,7 +45,7 @@ async def answer_json(
     """
     working = asyncio.ensure_future(work)
     try:
-        if (await asyncio.wait({working}, timeout=heartbeat_s))[0]:
+        if (await asyncio.wait({working}, timeout=first_beat_s))[0]:
             return web.json_response(await working, headers=headers)
         response = web.StreamResponse(headers={**headers, hdrs.CONTENT_TYPE: "application/json"})
         await response.prepare(request)

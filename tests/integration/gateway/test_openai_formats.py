@@ -204,22 +204,41 @@ async def test_a_structured_answer_is_parsed_by_pydantic(market: ScriptedMarket)
 async def test_what_is_invalid_is_filled_again_and_what_is_valid_stays(
     market: ScriptedMarket,
 ) -> None:
-    skies = ["stormy", "green", "cloudy"]
-    values = {"city": "Oslo", "degrees": "5"}
-    market.mind.fills = lambda before, job: by_key({**values, "sky": skies[job]})(before, job)
+    degrees = ["cold", "minus four", "-4"]
+    values = {"city": "Oslo", "sky": "clear"}
+    market.mind.fills = lambda before, job: by_key({**values, "degrees": degrees[job]})(before, job)
     async with market.sdk() as sdk:
         answer = await sdk.chat.completions.parse(
             model=MODEL, messages=USER, response_format=Weather, seed=7
         )
-    assert answer.choices[0].message.parsed == Weather(city="Oslo", degrees=5, sky="cloudy")
+    assert answer.choices[0].message.parsed == Weather(city="Oslo", degrees=-4, sky="clear")
     assert ours(answer)["repairs"] == 2
     assert len(ours(answer)["more_jobs"]) == 2
-    pinned = market.mind.asked[1].template[0]
-    assert pinned == Fixed('{"city": "Oslo", "degrees": 5, "sky": "')
+    pinned = market.mind.asked[1].template
+    assert (pinned[0], pinned[2]) == (
+        Fixed('{"city": "Oslo", "degrees": '),
+        Fixed(', "sky": "clear"}'),
+    )
     assert len({s.job.parameters.seed for s in market.worker.submissions}) == 3
     exposition = market.gateway.metrics.exposition().decode()
     assert "piecework_gateway_repairs_total 2.0" in exposition
     assert "piecework_gateway_structured_answers_total 1.0" in exposition
+
+
+async def test_one_of_a_few_values_is_decided_by_a_read_if_it_is_not_written(
+    market: ScriptedMarket,
+) -> None:
+    market.mind.fills = by_key({"city": "Oslo", "degrees": "5", "sky": "stormy"})
+    async with market.sdk() as sdk:
+        answer = await sdk.chat.completions.parse(
+            model=MODEL, messages=USER, response_format=Weather
+        )
+    assert answer.choices[0].message.parsed == Weather(city="Oslo", degrees=5, sky="clear")
+    written, decided = market.mind.asked
+    assert isinstance(written, TextContent)
+    assert isinstance(decided, ReadContent)
+    assert [label.name for label in decided.questions[0].labels] == ["clear", "cloudy"]
+    assert ours(answer)["repairs"] == 1
 
 
 async def test_a_document_that_never_holds_is_an_error_and_never_bad_json(

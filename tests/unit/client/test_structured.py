@@ -213,7 +213,7 @@ def test_a_valid_document_is_done_at_once() -> None:
 def test_what_is_valid_is_pinned_and_the_rest_gets_more_room() -> None:
     filling = begun(obj(name=STRING, age={"type": "integer", "maximum": 9}))
     open_still = filling.take('{"name": "Ann", "age": 70}')
-    assert open_still.template == (Fixed('{"name": "Ann", "age": '), Hole(32), Fixed("}"))
+    assert open_still.template == (Fixed('{"name": "Ann", "age": '), Hole(16), Fixed("}"))
     assert open_still.why == "/age: 70 is greater than the maximum of 9"
     assert json.loads(open_still.take('{"name": "Ann", "age": 7}').document)["age"] == 7
 
@@ -233,6 +233,63 @@ def test_a_list_that_is_too_short_is_continued_and_one_too_long_is_cut() -> None
     assert json.loads(short.take('{"tags": ["a", "b"]}').document) == {"tags": ["a", "b"]}
     long = begun(schema).take('{"tags": ["a", "b", "c", "d", "e"]}')
     assert json.loads(long.document) == {"tags": ["a", "b", "c"]}
+
+
+def test_a_string_that_is_too_long_is_cut_behind_a_word() -> None:
+    short = begun(obj(title={"type": "string", "maxLength": 12}))
+    assert short.template[1] == Hole(4)
+    assert short.take('{"title": "The owl and the map"}').document == '{"title": "The owl and"}'
+    assert short.take('{"title": "Donaudampfschiff"}').document == '{"title": "Donaudampfsc"}'
+
+
+def test_what_breaks_another_rule_once_it_is_cut_stays_open() -> None:
+    rules = {"type": "string", "maxLength": 4, "pattern": "g$"}
+    assert not begun(obj(title=rules)).take('{"title": "abcdefg"}').done
+    fourth = {"type": "array", "maxItems": 3, "contains": {"const": 4}}
+    assert not begun(obj(n=fourth)).take('{"n": [1, 2, 3, 4]}').done
+
+
+def test_what_was_pinned_is_opened_again_if_it_breaks_a_rule_with_what_came_later() -> None:
+    rule = {
+        "if": {"properties": {"b": {"const": 2}}},
+        "then": {"properties": {"a": {"const": 2}}},
+    }
+    schema = parse_schema({**obj(a=INTEGER, b={"type": "integer", "minimum": 2}), **rule}, "schema")
+    filling = Filling(
+        schema,
+        (
+            '{"a": ',
+            Slot(SlotKind.VALUE, ("a",), 8),
+            ', "b": ',
+            Slot(SlotKind.VALUE, ("b",), 8),
+            "}",
+        ),
+    )
+    first = filling.take('{"a": 1, "b": 1}')
+    assert not first.done
+    second = first.take('{"a": 1, "b": 2}')
+    assert not second.done
+    third = second.take('{"a": 2, "b": 2}')
+    assert not third.done or schema.faults(json.loads(third.document)) == []
+
+
+def test_one_of_a_few_values_can_be_decided() -> None:
+    filling = begun(obj(sky={"enum": ["clear", "cloudy"]}, wet={"type": "boolean"}, n=STRING))
+    (sky, question), (wet, other) = filling.questions
+    assert [label.name for label in question.labels] == ["clear", "cloudy"]
+    assert [label.name for label in other.labels] == ["true", "false"]
+    assert "/sky" in question.instructions
+    decided = filling.decided({sky: 1, wet: 0})
+    assert decided.template == (
+        Fixed('{"sky": "cloudy", "wet": true, "n": "'),
+        Hole(48),
+        Fixed('"}'),
+    )
+
+
+def test_a_value_that_broke_off_gets_twice_the_room() -> None:
+    filling = begun(obj(tags={"type": "array"})).take('{"tags": ["a", "b')
+    assert filling.template == (Fixed('{"tags": ["a", '), Hole(384), Fixed("]}"))
 
 
 def test_a_rule_around_slots_opens_them_all_again() -> None:

@@ -26,6 +26,14 @@ TEXT_PARAMETERS: Final = (
     "structured_outputs",
     "reasoning_effort",
 )
+_STORED: Final = {
+    "int4": "int4",
+    "int8": "int8",
+    "bfloat16": "bf16",
+    "float16": "fp16",
+    "float32": "fp32",
+}
+"""Words of profiles, the smallest first."""
 _FEATURES: Final[dict[Kind, tuple[str, ...]]] = {
     Kind.TEXT: ("chat", "completions", "fill_in_the_middle", "responses"),
     Kind.READ: ("decisions",),
@@ -66,7 +74,7 @@ def _entry(
         "context_length": context,
         "max_model_len": context,
         "max_output_length": output,
-        "quantization": ",".join(_profiles(lines)),
+        "quantization": _quantization(lines),
         "supported_sampling_parameters": ["temperature", "seed", "stop"] if text else [],
         "supported_parameters": list(TEXT_PARAMETERS) if text else [],
         "supported_features": [*features, *_MORE_FEATURES] if text else features,
@@ -89,6 +97,13 @@ def _entry(
 
 def _profiles(lines: Sequence[ModelOffer]) -> list[str]:
     return sorted({entry.profile for entry in lines})
+
+
+def _quantization(lines: Sequence[ModelOffer]) -> str:
+    """How the weights are stored, in routers' words. Workers say it in their profiles."""
+    words = {word for entry in lines for word in entry.profile.split("/")}
+    found = [name for word, name in _STORED.items() if word in words]
+    return found[0] if found else "unknown"
 
 
 def _pricing(entry: ModelOffer, token: Token, usd_price: Decimal) -> dict[str, str]:

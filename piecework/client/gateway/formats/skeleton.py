@@ -26,6 +26,8 @@ MAX_FIXED_ITEMS: Final = 64
 """A list of a fixed length up to this has a slot for each item."""
 MAX_VALUE_DEPTH: Final = 32
 TEXT_TOKENS: Final = 48
+CHARACTERS_PER_TOKEN: Final = 3
+"""Of prose, in a short string. For room alone: a string that is too long is cut."""
 NUMBER_TOKENS: Final = 16
 VALUE_TOKENS: Final = 128
 LIST_TOKENS: Final = 192
@@ -55,13 +57,15 @@ class Slot:
     """A free part of a document.
 
     path: where its value stands. tokens: positions in the template. given: items of a list, or
-    members of an object, that are valid already and pinned in front.
+    members of an object, that are valid already and pinned in front. options: what it can hold, as
+    JSON that goes into its place, if that is one of a few values.
     """
 
     kind: SlotKind
     path: Path
     tokens: int
     given: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
 
     @property
     def front(self) -> str:
@@ -141,13 +145,12 @@ class _Builder:
         elif kind == "array":
             yield from self._array(node, path, above)
         elif kind == "string":
-            most = node.get("maxLength", MAX_SLOT_TOKENS)
-            least = min(MAX_SLOT_TOKENS, node.get("minLength", 0))
-            tokens = max(1, min(int(most), max(TEXT_TOKENS, int(least))))
-            yield from ('"', Slot(SlotKind.TEXT, path, tokens), '"')
+            yield from ('"', Slot(SlotKind.TEXT, path, _text_tokens(node)), '"')
         elif kind == "null":
             yield "null"
-        elif kind in ("integer", "number", "boolean"):
+        elif kind == "boolean":
+            yield Slot(SlotKind.VALUE, path, NUMBER_TOKENS, options=("true", "false"))
+        elif kind in ("integer", "number"):
             yield Slot(SlotKind.VALUE, path, NUMBER_TOKENS)
         else:
             yield Slot(SlotKind.VALUE, path, VALUE_TOKENS)
@@ -198,15 +201,28 @@ class _Builder:
         yield "]"
 
 
+def _text_tokens(node: Mapping[str, Any]) -> int:
+    """Room for a string. One that may be longer than its rule is cut, so it gets no more."""
+    least = min(MAX_SLOT_TOKENS, int(node.get("minLength", 0)))
+    most = node.get("maxLength")
+    if most is None:
+        return max(TEXT_TOKENS, least)
+    return max(1, min(MAX_SLOT_TOKENS, TEXT_TOKENS, -(-int(most) // CHARACTERS_PER_TOKEN)), least)
+
+
 def _choice(values: Sequence[Any], path: Path) -> Iterator[Piece]:
     """One of several values. No token is shorter than a byte, so bytes are enough."""
     written = [json.dumps(value, ensure_ascii=False) for value in values]
     if all(isinstance(value, str) for value in values):
-        longest = max(len(text.encode()) - 2 for text in written)
-        yield from ('"', Slot(SlotKind.TEXT, path, max(1, min(longest, MAX_SLOT_TOKENS))), '"')
+        inside = tuple(text[1:-1] for text in written)
+        yield from ('"', Slot(SlotKind.TEXT, path, _longest(inside), options=inside), '"')
     else:
-        longest = max(len(text.encode()) for text in written)
-        yield Slot(SlotKind.VALUE, path, max(1, min(longest, MAX_SLOT_TOKENS)))
+        options = tuple(dict.fromkeys(written))
+        yield Slot(SlotKind.VALUE, path, _longest(options), options=options)
+
+
+def _longest(texts: Sequence[str]) -> int:
+    return max(1, min(MAX_SLOT_TOKENS, max(len(text.encode()) for text in texts)))
 
 
 # --- from a text back to values

@@ -1,17 +1,20 @@
 """A structured answer as it grows valid: fill, judge, pin what is valid, fill the rest again. Pure.
 
 A `Filling` is the state between two jobs. Each job denoises its template. What is valid then is
-pinned in the template of the next one. A list keeps its items before the first broken one, and an
-item too many is cut off.
+pinned in the template of the next one. A list keeps its items before the first broken one. What is
+longer than the schema allows, a list or a string, is cut. A value that must be one of a few can be
+decided by a read job, which gives one of them in any case.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 from piecework.base.jsons import loads
-from piecework.client.gateway.formats.schema import MAX_SCHEMA_DEPTH, JsonSchema, SchemaFault
+from piecework.client.gateway.formats.schema import MAX_SCHEMA_DEPTH, JsonSchema, Path, SchemaFault
 from piecework.client.gateway.formats.skeleton import (
     MAX_SLOT_TOKENS,
     MAX_VALUE_DEPTH,
@@ -27,7 +30,9 @@ from piecework.client.gateway.formats.skeleton import (
     scaled,
     skeleton,
 )
+from piecework_protocol.kinds.read import Label, Question
 from piecework_protocol.kinds.text import Fixed, Hole, TemplatePart
+from piecework_protocol.limits import MAX_LABELS, MAX_QUESTIONS
 
 MAX_DOCUMENT_DEPTH: Final = MAX_SCHEMA_DEPTH + MAX_VALUE_DEPTH + 2
 MAX_REPAIRS: Final = 4
@@ -105,32 +110,60 @@ class Filling:
             DocumentTooDear: A pattern of the schema takes too long on it.
         """
         parts = iter(contents(expanded(self.pieces), text))
-        read = {
-            piece.path: _behind_given(piece, read_slot(piece, next(parts)))
-            for piece in self.pieces
-            if isinstance(piece, Slot)
-        }
+        slots = [piece for piece in self.pieces if isinstance(piece, Slot)]
+        read = {slot.path: _behind_given(slot, read_slot(slot, next(parts))) for slot in slots}
         broken = [path for path, content in read.items() if content.text is None]
-        faults = self.schema.faults(loads(self._written(read), max_depth=MAX_DOCUMENT_DEPTH))
-        judged = {
-            piece.path: _judged(piece, read[piece.path], faults, any_broken=bool(broken))
-            for piece in self.pieces
-            if isinstance(piece, Slot)
-        }
+        faults = self._faults(read)
         why = "" if not broken else f"{_shown(broken[0])} is not JSON of its kind"
         if faults and not broken:
             why = f"{_shown(faults[0].path)}: {faults[0].reason}"
-        return replace(self, pieces=self._next(judged), why=why)
+        judged = {
+            slot.path: _judged(slot, read[slot.path], faults, any_broken=bool(broken))
+            for slot in slots
+        }
+        cut = {path for path, one in judged.items() if one.text not in (None, read[path].text)}
+        if cut and self._faults(judged):
+            # What was cut breaks another rule now.
+            judged |= {path: Content(None) for path in cut}
+        short = {path for path, content in read.items() if content.text is None}
+        after = replace(self, pieces=self._next(judged, short), why=why)
+        if after.done and faults and self.schema.faults(loads(after.document)):
+            # What was pinned earlier breaks a rule together with what came now: begin again.
+            return replace(self, pieces=skeleton(self.schema))
+        return after
 
-    def _written(self, read: dict[Any, Content]) -> str:
-        """The document, with null or nothing where a slot is broken."""
-        return "".join(
+    @property
+    def questions(self) -> tuple[tuple[Path, Question], ...]:
+        """Open slots that hold one of a few values, as questions of a read job."""
+        return tuple(
+            (piece.path, _question(piece))
+            for piece in self.pieces
+            if isinstance(piece, Slot) and 2 <= len(piece.options) <= MAX_LABELS
+        )[:MAX_QUESTIONS]
+
+    def decided(self, choices: Mapping[Path, int]) -> Filling:
+        """Fill slots with one of their options each. Nothing changes if they break a rule."""
+        pieces = merged(
+            piece.options[choices[piece.path]]
+            if isinstance(piece, Slot) and piece.path in choices
+            else piece
+            for piece in self.pieces
+        )
+        after = replace(self, pieces=pieces)
+        if after.done and self.schema.faults(loads(after.document)):
+            return self
+        return after
+
+    def _faults(self, read: dict[Path, Content]) -> list[SchemaFault]:
+        """Judge the document, with null or nothing where a slot is broken."""
+        written = "".join(
             piece if isinstance(piece, str) else _or_empty(piece, read[piece.path])
             for piece in self.pieces
         )
+        return self.schema.faults(loads(written, max_depth=MAX_DOCUMENT_DEPTH))
 
-    def _next(self, judged: dict[Any, Content]) -> Skeleton:
-        """The pieces of the next template. An open slot gets twice the room."""
+    def _next(self, judged: dict[Path, Content], short: set[Path]) -> Skeleton:
+        """The pieces of the next template. A slot that broke off gets twice the room."""
         pieces: list[Piece] = []
         for piece in self.pieces:
             if isinstance(piece, str):
@@ -138,9 +171,16 @@ class Filling:
             elif (text := judged[piece.path].text) is not None:
                 pieces.append(text)
             else:
-                tokens = min(2 * piece.tokens, MAX_SLOT_TOKENS)
+                grows = piece.path in short and piece.kind is not SlotKind.TEXT
+                tokens = min((1 + grows) * piece.tokens, MAX_SLOT_TOKENS)
                 pieces.append(replace(piece, tokens=tokens, given=judged[piece.path].done))
         return merged(pieces)
+
+
+def _question(slot: Slot) -> Question:
+    """Ask which value a slot has."""
+    asked = f"Which value does {_shown(slot.path)} have in the JSON document that answers?"
+    return Question(asked, tuple(Label(option or '""') for option in slot.options))
 
 
 def _or_empty(slot: Slot, content: Content) -> str:
@@ -160,29 +200,40 @@ def _behind_given(slot: Slot, content: Content) -> Content:
 def _judged(
     slot: Slot, content: Content, faults: list[SchemaFault], *, any_broken: bool
 ) -> Content:
-    """Return what of a slot can stay: all of it, the first items of a list, or nothing."""
-    keep, valid, cut = len(content.done), content.text is not None, False
+    """Return what of a slot can stay: all of it, what fits, the first items, or nothing."""
+    keep, valid = len(content.done), content.text is not None
+    cuts: list[int] = []
     for fault in faults:
-        inside = fault.path[: len(slot.path)] == slot.path
-        if not inside:
+        inner = fault.path[len(slot.path) :]
+        if fault.path[: len(slot.path)] != slot.path:
             # A rule of something around the slot. With a hole in it nobody can say who broke it.
             if slot.path[: len(fault.path)] == fault.path and not any_broken:
                 keep, valid = 0, False
-            continue
-        inner = fault.path[len(slot.path) :]
-        valid = False
-        if slot.kind is SlotKind.ITEMS and inner and isinstance(inner[0], int):
-            keep = min(keep, inner[0])
-        elif slot.kind is SlotKind.ITEMS and not inner and fault.rule == "maxItems":
-            keep, cut = min(keep, int(fault.value)), True
-        elif slot.kind is not SlotKind.ITEMS or fault.rule not in ("minItems", "contains"):
-            keep = 0
-    if valid:
-        return content
-    done = content.done[:keep]
-    whole = cut and all(fault.rule == "maxItems" for fault in faults if fault.path == slot.path)
-    return Content(", ".join(done) if whole and keep == len(done) and done else None, done)
+        elif not inner and (slot.kind, fault.rule) in _CUTS:
+            cuts.append(int(fault.value))
+        elif slot.kind is SlotKind.ITEMS and inner and isinstance(inner[0], int):
+            keep, valid = min(keep, inner[0]), False
+        else:
+            more = slot.kind is SlotKind.ITEMS and fault.rule in ("minItems", "contains")
+            keep, valid = keep if more else 0, False
+    if valid and content.text is not None:
+        return content if not cuts else _cut(slot, content, min(cuts))
+    return Content(None, content.done[:keep])
 
 
-def _shown(path: tuple[str | int, ...]) -> str:
+_CUTS: Final = {(SlotKind.ITEMS, "maxItems"), (SlotKind.TEXT, "maxLength")}
+"""Rules that a value keeps once it is cut."""
+
+
+def _cut(slot: Slot, content: Content, most: int) -> Content:
+    """Cut a list or a string to a length. A string ends behind a word if it can."""
+    if slot.kind is SlotKind.ITEMS:
+        return Content(", ".join(content.done[:most]), content.done[:most])
+    text = str(loads(f'"{content.text}"'))[:most]
+    words, space, _ = text.rpartition(" ")
+    kept = words if space and words.strip() else text
+    return Content(json.dumps(kept, ensure_ascii=False)[1:-1])
+
+
+def _shown(path: Path) -> str:
     return "/" + "/".join(str(step) for step in path)
