@@ -200,7 +200,7 @@ def run(
     max_steps: Steps = None,
     seed: Seed = None,
     temperature: Annotated[
-        float | None, typer.Option(min=0, max=2, help="At the last step.")
+        float | None, typer.Option(min=0, max=2, help="1 is the model's published schedule.")
     ] = None,
     max_price: MaxPrice = None,
     system: System = None,

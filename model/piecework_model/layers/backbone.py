@@ -37,7 +37,7 @@ from piecework_model.layers.graphs import (
 )
 from piecework_model.layers.moe import Moe
 from piecework_model.layers.moe_backends import MoeBackend, moe_for
-from piecework_model.layers.projections import Projection, projection
+from piecework_model.layers.projections import Projection, Projections, projection, projections
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +74,9 @@ class _Layer:
     window: int
     attention: Any
     decoder: Any
-    q: Projection
-    k: Projection
-    v: Projection | None
+    qkv: Projections  # without v where the values are the keys
     o: Projection
-    gate: Projection
-    up: Projection
+    gate_up: Projections
     down: Projection
     route: Projection
     top_k: int
@@ -125,8 +122,7 @@ class Backbone:
         self._rotated: tuple[list[tuple[int, int]], dict[str, Tensors]] | None = None
         self._known_angles: dict[tuple[int, int], dict[str, Tensors]] = {}
         conditioning = decoder.self_conditioning
-        self._condition_gate = projection(conditioning.gate_proj, pack)
-        self._condition_up = projection(conditioning.up_proj, pack)
+        self._condition_gate_up = projections([conditioning.gate_proj, conditioning.up_proj], pack)
         self._condition_down = projection(conditioning.down_proj, pack)
 
     @property
@@ -178,9 +174,8 @@ class Backbone:
         """
         module = self._decoder.self_conditioning
         normed = functional.rms_norm(soft, (self._hidden,), module.pre_norm.weight, self._eps)
-        signal = self._condition_down(
-            by_rows(module.act_fn, self._condition_gate(normed)) * self._condition_up(normed)
-        )
+        gate, up = self._condition_gate_up(normed)
+        signal = self._condition_down(by_rows(module.act_fn, gate) * up)
         return functional.rms_norm(embedded + signal, (self._hidden,), None, self._eps)
 
     def run(self, hidden: Tensor, segments: Sequence[Segment], canvas_tokens: int) -> Tensor:
@@ -287,12 +282,11 @@ class Backbone:
         """
         module, tokens, dim = layer.attention, hidden.shape[0], layer.head_dim
         hidden = self._norm(hidden, layer.decoder.input_layernorm)
-        queries = layer.q(hidden).view(tokens, layer.heads, dim)
+        made = [part.view(tokens, -1, dim) for part in layer.qkv(hidden)]
+        raw, values = made[1], made[-1]
         queries = _rotate(
-            functional.rms_norm(queries, (dim,), module.q_norm.weight, self._eps), rotary
+            functional.rms_norm(made[0], (dim,), module.q_norm.weight, self._eps), rotary
         )
-        raw = layer.k(hidden).view(tokens, -1, dim)
-        values = raw if layer.v is None else layer.v(hidden).view(tokens, -1, dim)
         keys = _rotate(functional.rms_norm(raw, (dim,), module.k_norm.weight, self._eps), rotary)
         return queries, keys, functional.rms_norm(values, (dim,), None, self._eps)
 
@@ -338,7 +332,8 @@ class Backbone:
         """Add the dense MLP and the mixture of experts, [T, H]."""
         module = layer.decoder
         dense = self._norm(hidden, module.pre_feedforward_layernorm)
-        dense = layer.down(by_rows(module.mlp.act_fn, layer.gate(dense)) * layer.up(dense))
+        gate, up = layer.gate_up(dense)
+        dense = layer.down(by_rows(module.mlp.act_fn, gate) * up)
         dense = self._norm(dense, module.post_feedforward_layernorm_1)
         weights, chosen = _routed(layer, hidden)
         mixed = layer.moe.run(
@@ -383,12 +378,16 @@ def _layer(
         window=text.sliding_window if kind == "sliding_attention" else 0,
         attention=attention,
         decoder=decoder,
-        q=projection(attention.q_proj, pack),
-        k=projection(attention.k_proj, pack),
-        v=None if attention.v_proj is None else projection(attention.v_proj, pack),
+        qkv=projections(
+            [
+                part
+                for part in (attention.q_proj, attention.k_proj, attention.v_proj)
+                if part is not None
+            ],
+            pack,
+        ),
         o=projection(attention.o_proj, pack),
-        gate=projection(mlp.gate_proj, pack),
-        up=projection(mlp.up_proj, pack),
+        gate_up=projections([mlp.gate_proj, mlp.up_proj], pack),
         down=projection(mlp.down_proj, pack),
         route=projection(decoder.router.proj, pack),
         top_k=text.top_k_experts,

@@ -11,8 +11,8 @@ weights, so those run as torch runs them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,9 @@ from piecework_model.layers import matmul as products
 
 Projection = Callable[[Tensor], Tensor]
 """[rows, in] to [rows, out]."""
+
+Projections = Callable[[Tensor], tuple[Tensor, ...]]
+"""[rows, in] to [rows, out] of each of several modules."""
 
 PACK_ROWS_HINT: Final = 64
 """oneDNN chooses a layout for about so many rows. It serves every number of rows."""
@@ -54,8 +57,8 @@ def projection(module: nn.Module, pack: bool) -> Projection:
     """Return how to run a linear module. Modules of other kinds (quantized ones) run as they
     are.
     """
-    if type(module) is nn.Linear and module.bias is None:
-        weight: Tensor = module.weight
+    if _is_plain(module):
+        weight = module.weight
         if _is_fixed(weight) or (pack and can_pack(weight)):
             return weight_projection(weight, pack)
     return module
@@ -77,6 +80,31 @@ def weight_projection(weight: Tensor, pack: bool) -> Projection:
     return run
 
 
+def projections(modules: Sequence[nn.Module], pack: bool) -> Projections:
+    """Return how to run linear modules on the same rows.
+
+    Where products are made of tiles of one size, an output's bits do not depend on its neighbours
+    (`matmul.try_product`). There the modules run as one product, which fills the device better.
+    """
+    linears = [module for module in modules if _is_plain(module)]
+    if len(linears) == len(modules) and all(_is_fixed(module.weight) for module in linears):
+        return joined(linears, products.multiply)
+    runs = [projection(module, pack) for module in modules]
+    return lambda rows: tuple(run(rows) for run in runs)
+
+
+def joined(modules: Sequence[nn.Linear], multiply: products.Multiply) -> Projections:
+    """Run linear modules of equal width as one product.
+
+    Their weights become parts of one matrix, which takes their place, so that none is stored twice.
+    """
+    sizes = [module.out_features for module in modules]
+    whole = torch.cat([module.weight.detach() for module in modules])
+    for module, part in zip(modules, torch.split(whole, sizes), strict=True):
+        module.weight.data = part
+    return lambda rows: torch.split(multiply(rows, whole), sizes, dim=-1)
+
+
 def product(matrix: Tensor, pack: bool) -> Projection:
     """Return x @ matrix for a matrix [in, out]."""
     if _is_fixed(matrix):
@@ -84,6 +112,11 @@ def product(matrix: Tensor, pack: bool) -> Projection:
     if not (pack and can_pack(matrix)):
         return lambda rows: torch.matmul(rows, matrix)
     return weight_projection(matrix.t().contiguous(), pack)
+
+
+def _is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
+    """Say whether a module is torch's own linear without bias."""
+    return type(module) is nn.Linear and module.bias is None
 
 
 def _is_fixed(weight: Tensor) -> bool:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from piecework.client.jobs.requests import Generation, job_parameters
+from piecework_model import limits
 from piecework_model.requests import CanvasEvent
 from piecework_node.engine.link import EngineEvent, EngineFacts
 from piecework_protocol.conversation import Conversation, Image, Message
@@ -13,8 +16,10 @@ from piecework_protocol.errors import ProtocolViolation, Reason, Refusal
 from piecework_protocol.kinds import Content
 from piecework_protocol.kinds.read import ONE, Label, Question, ReadContent, ReadOutput
 from piecework_protocol.kinds.text import Fixed, Hole, TextContent
+from piecework_protocol.limits import MIN_TEMPERATURE_MICROS
 from piecework_protocol.objects import Finish, Kind
 from piecework_protocol.pricing import Usage, price
+from piecework_protocol.types import Micros
 from tests.support.node.fake_engine import CANVAS, FACTS, FakeEngine
 from tests.support.node.harness import Client, JobStream, WorkerHarness
 
@@ -22,6 +27,9 @@ ASKED = Conversation((Message("user", "a fox"),))
 QUESTION = Question("Is it a fox?", (Label("yes"), Label("no"), Label("maybe")))
 READ = ReadContent(ASKED, (QUESTION,) * 2, draws=3)
 """A canvas of the fake engine has room for one question, so these are six canvases."""
+COLD = Generation(
+    max_tokens=20, max_steps=8, temperature_start=Micros(0), temperature_end=Micros(0)
+)
 FORM = TextContent(ASKED, (Fixed("The hero is "), Hole(3), Fixed(", I say.")))
 
 
@@ -94,6 +102,16 @@ async def test_a_content_that_cannot_run_is_refused_by_name(
     with pytest.raises(Refusal) as caught:
         await client.submit(client.job(3, max_tokens, prompt=content, **changes))
     assert caught.value.reason is reason
+
+
+async def test_the_least_temperature_of_the_protocol_is_the_engines_and_gets_a_worker() -> None:
+    assert round(limits.MIN_TEMPERATURE * 1_000_000) == MIN_TEMPERATURE_MICROS
+    harness, client = await ready()
+    least = job_parameters(harness.offer.offer.models[0], COLD, seed=3)
+    changes: dict[str, Any] = {"temperature_start": least.temperature_start, "temperature_end": 0}
+    await client.submit(client.job(3, **(changes | {"temperature_end": least.temperature_end})))
+    with pytest.raises(Refusal, match="temperature_end is 0"):
+        await client.submit(client.job(4, **changes))
 
 
 class TextEngine(FakeEngine):

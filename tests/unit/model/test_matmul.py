@@ -7,11 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from triton.runtime.interpreter import InterpretedFunction
 
 from piecework_model.layers import matmul as products
 from piecework_model.layers import matmul_kernels as product_kernels
+from piecework_model.layers.projections import joined, projections
 
 DEVICE = torch.device(
     "cpu" if isinstance(product_kernels.fixed_product, InterpretedFunction) else "cuda"
@@ -106,3 +107,45 @@ def test_matrices_that_do_not_fit_are_refused() -> None:
         products.multiply(states, weight[:, :7])
     with pytest.raises(ValueError, match="bfloat16"):
         products.multiply(states, weight.to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_joined_modules_have_the_bits_that_each_has_alone(dtype: torch.dtype) -> None:
+    modules = [nn.Linear(96, outputs, bias=False).to(DEVICE, dtype) for outputs in (160, 64, 70)]
+    states = matrices(50, 96, 1, dtype)[0]
+    with torch.inference_mode():
+        alone = [products.multiply(states, module.weight) for module in modules]
+        kept = [module.weight.clone() for module in modules]
+    run = joined(modules, products.multiply)
+    with torch.inference_mode():
+        assert all(map(torch.equal, run(states), alone))
+    assert all(map(torch.equal, (module.weight for module in modules), kept))
+
+
+def test_joined_weights_are_stored_once() -> None:
+    modules = [nn.Linear(8, outputs, bias=False) for outputs in (4, 6)]
+    joined(modules, products.multiply)
+    (first, second) = (module.weight.untyped_storage() for module in modules)
+    assert first.data_ptr() == second.data_ptr()
+    assert first.nbytes() == 10 * 8 * 4
+    with torch.no_grad():
+        modules[1].weight.fill_(1.0)
+    states = torch.ones(2, 8)
+    assert torch.equal(joined(modules, products.multiply)(states)[1], torch.full((2, 6), 8.0))
+
+
+def test_modules_that_cannot_be_joined_run_one_by_one() -> None:
+    modules = [nn.Linear(8, outputs, bias=False) for outputs in (4, 6)]
+    states = torch.ones(2, 8)
+    with torch.inference_mode():
+        made = projections(modules, pack=False)(states)
+        assert all(map(torch.equal, made, (module(states) for module in modules)))
+
+
+def test_a_product_whose_outputs_depend_on_their_place_is_refused() -> None:
+    def placed(states: Tensor, weight: Tensor) -> Tensor:
+        return products.multiply(states, weight) + 1e-6 * len(weight)
+
+    assert "other bits without the 8 before them" in products.try_product(
+        placed, DEVICE, torch.float32
+    )

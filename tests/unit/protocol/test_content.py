@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import pkgutil
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import piecework_model.kinds
+import piecework_protocol.kinds
 from piecework_protocol.content import content_digest
 from piecework_protocol.conversation import (
     IMAGE_TYPES,
@@ -209,6 +212,14 @@ PICTURE = Image("image/png", b"1")
 def test_what_is_out_of_bounds_cannot_be_made(make: Callable[[], object]) -> None:
     with pytest.raises(MalformedInput):
         make()
+
+
+def test_the_engine_has_a_module_for_every_kind_of_the_protocol() -> None:
+    both = (piecework_model.kinds, piecework_protocol.kinds)
+    of_engine, of_protocol = (
+        {module.name for module in pkgutil.iter_modules(package.__path__)} for package in both
+    )
+    assert of_engine == of_protocol == {kind.name.lower() for kind in KINDS}
 
 
 def test_an_older_version_of_a_content_is_refused_by_name() -> None:
