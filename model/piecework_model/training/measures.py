@@ -19,7 +19,7 @@ def well_formed_share(texts: Sequence[str]) -> float:
     pattern = grammar.sentence_patterns()
     total = sum(len(text) for text in texts)
     wrong = sum(len(pattern.sub("", text).strip()) for text in texts)
-    return 1 - wrong / max(1, total)
+    return 1 - wrong / total if total else 0.0
 
 
 def doubled_word_share(texts: Sequence[str]) -> float:

@@ -26,6 +26,7 @@ def test_text_counts_as_well_formed_by_whole_sentences() -> None:
     assert measures.well_formed_share([f"{sentence} {sentence}"]) == 1
     assert measures.well_formed_share([sentence + "x" * len(sentence)]) == 0.5
     assert measures.well_formed_share(["Milo sat down and began began to cry."]) == 0
+    assert measures.well_formed_share(["", ""]) == 0
 
 
 def test_doubled_words_are_counted_whatever_their_case() -> None:
