@@ -61,7 +61,7 @@ NOT_MEASURED: Final = "not measured"
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class GpuTarget:
     """What is wanted of an H100, and what is expected.
 
     estimate: by counting launches, bytes and operations of today's kernels. It is no measurement.
@@ -73,9 +73,9 @@ class Target:
 
 
 TARGETS: Final = (
-    Target("over_bandwidth_floor at 1 row, at most", 1.3, 2.7),
-    Target("fp8 tokens a second at 1 row, at least", 1000.0, 320.0),
-    Target("fp8 tokens a second at 16 rows, at least", 3000.0, 900.0),
+    GpuTarget("over_bandwidth_floor at 1 row, at most", 1.3, 2.7),
+    GpuTarget("fp8 tokens a second at 1 row, at least", 1000.0, 320.0),
+    GpuTarget("fp8 tokens a second at 16 rows, at least", 3000.0, 900.0),
 )
 
 

@@ -98,11 +98,9 @@ def load(
 
     dtype: "auto" is float32 on a CPU and the checkpoint's own type on an accelerator.
     quantization: packs linears and experts while they are read.
-    expert_budget_bytes: for packed experts. They are kept in host memory, with at most so many
-    bytes of them on the device. No bit of a product depends on it.
+    expert_budget_bytes: for packed experts in host memory, at most so many bytes on the device.
     digests: of files that are known. The others are hashed while they are loaded.
-    threads: weight files that are read at once. None is one on a CPU, which computes meanwhile, and
-        `limits.LOAD_THREADS` elsewhere.
+    threads: weight files that are read at once. None is 1 on a CPU, and LOAD_THREADS elsewhere.
 
     Raises:
         CheckpointError: A file is at fault, or the digest is not the expected one.
@@ -118,26 +116,20 @@ def load(
     target = resolve_device(device)
     eos_ids, defaults = _eos_ids(generation, folder), _defaults(generation, folder)
     tokenizer = load_codec(folder, eos_ids)
-    of = dimensions(config, folder / "config.json")
     computed = _dtype(dtype, config, target, folder)
     packing = best_recipe(
         quantization,
         target,
-        published_tensors(of),
+        published_tensors(dimensions(config, folder / "config.json")),
         dtype=computed,
         offloaded=expert_budget_bytes is not None,
     )
     placement = Placement(computed, target, packing, expert_budget_bytes)
-    if threads is None:
-        threads = 1 if target.type == "cpu" else limits.LOAD_THREADS
     model = _load_weights(folder, tensors, placement, known, threads)
     digest = verify(folder, known) if pinned else manifest_digest(manifest_text(folder, known))
     _expect(folder, digest, expected_digest)
     bounds = _limits(model, defaults)
-    if tokenizer.vocab_size > bounds.vocab_size or max(eos_ids) >= bounds.vocab_size:
-        raise CheckpointError(
-            folder / "tokenizer.json", f"has more ids than the model's {bounds.vocab_size}"
-        )
+    _expect_ids(folder, tokenizer, eos_ids, bounds)
     return LoadedModel(
         name=folder.resolve().name,
         digest=digest,
@@ -156,6 +148,15 @@ def load(
 def _expect(folder: Path, digest: bytes, expected: bytes | None) -> None:
     if expected is not None and digest != expected:
         raise CheckpointError(folder, f"model digest is {digest.hex()}, expected {expected.hex()}")
+
+
+def _expect_ids(
+    folder: Path, tokenizer: TextCodec, eos_ids: frozenset[int], bounds: ModelLimits
+) -> None:
+    if tokenizer.vocab_size > bounds.vocab_size or max(eos_ids) >= bounds.vocab_size:
+        raise CheckpointError(
+            folder / "tokenizer.json", f"has more ids than the model's {bounds.vocab_size}"
+        )
 
 
 def _check_folder(
@@ -207,7 +208,7 @@ def _load_weights(
     tensors: dict[str, headers.TensorHeader],
     placement: Placement,
     digests: DigestStore,
-    threads: int,
+    threads: int | None,
 ) -> DiffusionGemmaForBlockDiffusion:
     """Load the model in evaluation mode onto its device.
 
@@ -226,6 +227,8 @@ def _load_weights(
     ) as error:
         raise CheckpointError(folder, f"cannot be loaded: {error}") from error
     config.dtype = placement.dtype
+    if threads is None:
+        threads = 1 if placement.device.type == "cpu" else limits.LOAD_THREADS
     try:
         model = load_weights(folder, tensors, config, placement, digests=digests, threads=threads)
     except (RuntimeError, MemoryError) as error:

@@ -29,6 +29,15 @@ def _gelu(x):
 
 
 @triton.jit
+def _rows(states, row, inside, start, inner: tl.constexpr, width: tl.constexpr):
+    """Load a block [rows, inner] of states [n, width], with zeros for rows that are not inside."""
+    depth = start + tl.arange(0, inner)
+    there = inside[:, None] & (depth < width)[None, :]
+    places = states + row[:, None].to(tl.int64) * width + depth[None, :]
+    return tl.load(places, mask=there, other=0.0)
+
+
+@triton.jit
 def _weights(base, columns, inner, width: tl.constexpr, outputs: tl.constexpr, even: tl.constexpr):
     """Load a block [inner, columns] of a matrix [outputs, width], with zeros outside of it."""
     places = base + columns[None, :] * width + inner[:, None]
@@ -81,6 +90,32 @@ def _unpacked(
 
 
 @triton.jit
+def _block(
+    matrix,  # of one expert
+    scales,  # of its weights in 4 bits; unread without `group`
+    first: tl.constexpr,  # the output at which the columns are counted from
+    columns,
+    start,
+    inner: tl.constexpr,
+    width: tl.constexpr,
+    outputs: tl.constexpr,
+    group: tl.constexpr,
+    even: tl.constexpr,
+    dtype: tl.constexpr,
+):
+    """Load a block [inner, columns] of a matrix, packed in 4 bits or not."""
+    if group:
+        block = _unpacked(
+            matrix + first * (width // 2), scales + first * (width // group), columns, start,
+            inner, width, outputs, group, even, dtype,
+        )  # fmt: skip
+    else:
+        depth = start + tl.arange(0, inner)
+        block = _weights(matrix + first * width, columns, depth, width, outputs, even)
+    return block
+
+
+@triton.jit
 def expert_up(
     hidden,  # [T, H]
     weight,  # [E, 2 I, H], experts `weight_stride` elements apart; with `group` in 4 bits
@@ -103,9 +138,7 @@ def expert_up(
     columns: tl.constexpr,
     inner: tl.constexpr,
 ):
-    """Compute act(gate) * up for one tile. Every intermediate is rounded where the modules round
-    it.
-    """
+    """Compute act(gate) * up for one tile. All is rounded where the modules round it."""
     expert = tl.load(tile_expert + tl.program_id(0))
     if expert == experts:
         return
@@ -113,42 +146,28 @@ def expert_up(
     inside = place < tl.load(starts + expert + 1)
     token = tl.load(order + place, mask=inside, other=0) // top_k
     column = tl.program_id(1) * columns + tl.arange(0, columns)
+    matrix = weight + expert.to(tl.int64) * weight_stride
+    scales = scale
+    if scaled or group:
+        scales += expert.to(tl.int64) * scale_stride
     even: tl.constexpr = (width % inner == 0) and (outputs % columns == 0)
-    gates = weight + expert.to(tl.int64) * weight_stride
-    if group:
-        ups = gates + outputs * (width // 2)
-        gate_scales = scale + expert.to(tl.int64) * scale_stride
-        up_scales = gate_scales + outputs * (width // group)
-    else:
-        ups = gates + outputs * width
+    dtype: tl.constexpr = hidden.dtype.element_ty
     gate = tl.zeros((rows, columns), dtype=tl.float32)
     up = tl.zeros((rows, columns), dtype=tl.float32)
     for start in range(0, width, inner):
-        depth = start + tl.arange(0, inner)
-        there = inside[:, None] & (depth < width)[None, :]
-        state = tl.load(
-            hidden + token[:, None].to(tl.int64) * width + depth[None, :], mask=there, other=0.0
+        state = _rows(hidden, token, inside, start, inner, width).to(compute)
+        gate_block = _block(
+            matrix, scales, 0, column, start, inner, width, outputs, group, even, dtype
         )
-        state = state.to(compute)
-        if group:
-            gate_block = _unpacked(
-                gates, gate_scales, column, start, inner, width, outputs, group, even,
-                hidden.dtype.element_ty,
-            )  # fmt: skip
-            up_block = _unpacked(
-                ups, up_scales, column, start, inner, width, outputs, group, even,
-                hidden.dtype.element_ty,
-            )  # fmt: skip
-        else:
-            gate_block = _weights(gates, column, depth, width, outputs, even)
-            up_block = _weights(ups, column, depth, width, outputs, even)
+        up_block = _block(
+            matrix, scales, outputs, column, start, inner, width, outputs, group, even, dtype
+        )
         gate = tl.dot(state, gate_block.to(compute), gate, input_precision="ieee")
         up = tl.dot(state, up_block.to(compute), up, input_precision="ieee")
     gate, up = rounded(gate, out.dtype.element_ty), rounded(up, out.dtype.element_ty)
     if scaled:
-        scales = scale + expert.to(tl.int64) * scale_stride + column
-        gate *= tl.load(scales, mask=column < outputs, other=0.0)[None, :]
-        up *= tl.load(scales + outputs, mask=column < outputs, other=0.0)[None, :]
+        gate *= tl.load(scales + column, mask=column < outputs, other=0.0)[None, :]
+        up *= tl.load(scales + outputs + column, mask=column < outputs, other=0.0)[None, :]
     result = rounded(rounded(_gelu(gate), out.dtype.element_ty) * up, out.dtype.element_ty)
     target = out + place[:, None].to(tl.int64) * outputs + column[None, :]
     tl.store(
@@ -189,27 +208,20 @@ def expert_down(
     inside = place < tl.load(starts + expert + 1)
     pair = tl.load(order + place, mask=inside, other=0)
     column = tl.program_id(1) * columns + tl.arange(0, columns)
-    even: tl.constexpr = (width % inner == 0) and (outputs % columns == 0)
     matrix = weight + expert.to(tl.int64) * weight_stride
+    scales = scale
+    if scaled or group:
+        scales += expert.to(tl.int64) * scale_stride
+    even: tl.constexpr = (width % inner == 0) and (outputs % columns == 0)
+    dtype: tl.constexpr = states.dtype.element_ty
     total = tl.zeros((rows, columns), dtype=tl.float32)
     for start in range(0, width, inner):
-        depth = start + tl.arange(0, inner)
-        there = inside[:, None] & (depth < width)[None, :]
-        state = tl.load(
-            states + place[:, None].to(tl.int64) * width + depth[None, :], mask=there, other=0.0
-        )
-        if group:
-            block = _unpacked(
-                matrix, scale + expert.to(tl.int64) * scale_stride, column, start, inner, width,
-                outputs, group, even, states.dtype.element_ty,
-            )  # fmt: skip
-        else:
-            block = _weights(matrix, column, depth, width, outputs, even)
+        state = _rows(states, place, inside, start, inner, width)
+        block = _block(matrix, scales, 0, column, start, inner, width, outputs, group, even, dtype)
         total = tl.dot(state.to(compute), block.to(compute), total, input_precision="ieee")
     total = rounded(total, out.dtype.element_ty)
     if scaled:
-        scales = scale + expert.to(tl.int64) * scale_stride + column
-        total *= tl.load(scales, mask=column < outputs, other=0.0)[None, :]
+        total *= tl.load(scales + column, mask=column < outputs, other=0.0)[None, :]
     share = tl.load(shares + pair, mask=inside, other=0.0)
     result = rounded(total * share[:, None], out.dtype.element_ty)
     target = out + pair[:, None].to(tl.int64) * outputs + column[None, :]

@@ -19,12 +19,11 @@ from typing import Any
 import structlog
 from aiohttp import hdrs, web
 
-from piecework.base.errors import PieceworkError
 from piecework.base.http_server import BodyReader
 from piecework.base.jsons import loads
 from piecework.client.gateway.answers import Answers, read
 from piecework.client.gateway.bill import Bill
-from piecework.client.gateway.failures import as_api_error
+from piecework.client.gateway.failures import translated
 from piecework.client.gateway.formats import chat, completions, decisions, responses
 from piecework.client.gateway.formats.asks import Ask, Called, Structured
 from piecework.client.gateway.formats.common import ApiError, FormatOptions, Head, Totals, named
@@ -149,9 +148,12 @@ class Endpoints:
                 _collected(reply, head, bill, _again(first, pieces)),
                 heartbeat_s=self._heartbeat_s,
                 first_beat_s=self._first_beat(ask),
-                as_api_error=as_api_error,
+                as_api_error=self._translated,
                 headers=_headers(ask.ignored),
             )
+
+    def _translated(self, error: Exception) -> ApiError:
+        return translated(error, self._log)
 
     def _first_beat(self, ask: Ask) -> float:
         """A structured answer may fail late, and then its status matters."""
@@ -178,9 +180,10 @@ class Endpoints:
             await _send(response, reply.closing(bill.totals(), bill.ours()))
             await response.write(DONE)
             await response.write_eof()
-        except PieceworkError as error:
-            failure = as_api_error(error)
-            self._log.warning("stream failed", answer=head.id, code=failure.code)
+        except ConnectionError:
+            raise  # the caller has hung up
+        except Exception as error:  # noqa: BLE001  a fault of ours has OpenAI's shape too
+            failure = self._translated(error)
             self._metrics.failed(failure.code)
             await _send(response, reply.failing(failure))
             if request.transport is not None:

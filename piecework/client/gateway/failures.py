@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from aiohttp import hdrs, web
 
 from piecework.base.errors import PieceworkError
+from piecework.base.http_server import BodyRefused
 from piecework.chain.errors import ChainError
 from piecework.client.errors import (
     BudgetExceeded,
@@ -37,6 +39,24 @@ def failure(error: ApiError, path: str) -> web.Response:
     if path == SYSTEMONE:
         status, body = systemone_error(error)
     return web.json_response(body, status=status, headers=headers)
+
+
+def translated(error: Exception, log: Any) -> ApiError:
+    """Return what the caller is told of an error, and log what the operator should see."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, BodyRefused):
+        kind = "invalid_request_error" if error.status < 500 else "service_unavailable"
+        return ApiError(error.status, kind, error.message, code=error.code)
+    if isinstance(error, PieceworkError):
+        told = as_api_error(error)
+        log.warning("request failed", status=told.status, code=told.code)
+        return told
+    if isinstance(error, web.HTTPException):
+        code = error.reason.lower().replace(" ", "_")
+        return ApiError(error.status, "invalid_request_error", error.reason, code=code)
+    log.error("fault", exc_info=error)
+    return ApiError(500, "server_error", "the gateway has a fault", code="internal_error")
 
 
 def as_api_error(error: PieceworkError) -> ApiError:

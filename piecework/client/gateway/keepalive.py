@@ -15,7 +15,6 @@ from typing import Any, Final
 
 from aiohttp import hdrs, web
 
-from piecework.base.errors import PieceworkError
 from piecework.client.gateway.formats.common import ApiError
 
 BEAT: Final = b" "
@@ -27,8 +26,8 @@ async def answer_json(
     *,
     heartbeat_s: float,
     first_beat_s: float,
-    as_api_error: Callable[[PieceworkError], ApiError],
     headers: Mapping[str, str],
+    as_api_error: Callable[[Exception], ApiError],
 ) -> web.StreamResponse:
     """Answer with what `work` returns, and with white space while it is not there.
 
@@ -37,8 +36,8 @@ async def answer_json(
         work: Makes the body. It is cancelled with this call.
         heartbeat_s: Seconds without a byte, at most.
         first_beat_s: Seconds before the first one. Until then a failure has a status of its own.
-        as_api_error: Translates a failure that comes too late for a status.
         headers: Of the answer, beside its type.
+        as_api_error: Translates a failure that comes too late for a status.
 
     Raises:
         PieceworkError: as `work`, if nothing has been sent yet.
@@ -62,13 +61,11 @@ async def answer_json(
 
 
 def _late(
-    working: asyncio.Future[Mapping[str, Any]], as_api_error: Callable[[PieceworkError], ApiError]
+    working: asyncio.Future[Mapping[str, Any]], as_api_error: Callable[[Exception], ApiError]
 ) -> bytes:
     """The body of an answer whose status has gone out."""
     try:
         body: Mapping[str, Any] = working.result()
-    except ApiError as error:
-        body = error.body()
-    except PieceworkError as error:
+    except Exception as error:  # noqa: BLE001  a fault of ours has OpenAI's shape too
         body = as_api_error(error).body()
     return json.dumps(body).encode()

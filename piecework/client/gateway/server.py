@@ -21,11 +21,10 @@ from aiohttp import hdrs, web
 
 from piecework.base.clock import Clock, SystemClock
 from piecework.base.connections import Networks
-from piecework.base.errors import PieceworkError
-from piecework.base.http_server import BodyReader, BodyRefused
+from piecework.base.http_server import BodyReader
 from piecework.client.gateway.cors import Origins
 from piecework.client.gateway.endpoints import Endpoints
-from piecework.client.gateway.failures import SYSTEMONE, as_api_error, failure
+from piecework.client.gateway.failures import SYSTEMONE, failure, translated
 from piecework.client.gateway.formats.common import ApiError, FormatOptions
 from piecework.client.gateway.formats.decisions import metadata
 from piecework.client.gateway.formats.models import model_list
@@ -130,24 +129,7 @@ class Gateway:
         except ConnectionError:
             raise  # the caller has hung up
         except Exception as error:  # noqa: BLE001  a fault of ours has OpenAI's shape too
-            return failure(self._translated(error), request.path)
-
-    def _translated(self, error: Exception) -> ApiError:
-        """Return what the caller is told of an error."""
-        if isinstance(error, ApiError):
-            return error
-        if isinstance(error, BodyRefused):
-            kind = "invalid_request_error" if error.status < 500 else "service_unavailable"
-            return ApiError(error.status, kind, error.message, code=error.code)
-        if isinstance(error, PieceworkError):
-            told = as_api_error(error)
-            self._log.warning("request failed", status=told.status, code=told.code)
-            return told
-        if isinstance(error, web.HTTPException):
-            code = error.reason.lower().replace(" ", "_")
-            return ApiError(error.status, "invalid_request_error", error.reason, code=code)
-        self._log.error("fault", exc_info=error)
-        return ApiError(500, "server_error", "the gateway has a fault", code="internal_error")
+            return failure(translated(error, self._log), request.path)
 
     # --- the rest
 

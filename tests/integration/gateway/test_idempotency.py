@@ -18,6 +18,7 @@ from aiohttp.test_utils import TestServer, make_mocked_request
 from piecework.client.errors import BudgetExceeded
 from piecework.client.gateway.idempotency import Idempotency
 from piecework.client.gateway.server import Gateway, GatewayOptions
+from piecework.client.jobs.events import CanvasText, FinishReason
 from piecework.client.journal.records import JobStatus, Limits
 from piecework.client.journal.requests import MAX_REQUESTS, REQUEST_LIFETIME_S
 from piecework_protocol.errors import Reason, Refusal
@@ -65,6 +66,8 @@ async def test_a_request_sent_again_gets_the_same_answer_and_pays_once(
         again = await post(here, stream=stream)
         assert first == again and first[0] == 200
         assert here.worker.paid() == paid > 0
+        async with aiohttp.ClientSession() as http, http.get(here.url + "/metrics") as response:
+            assert f"spent_base_units_total {float(paid)}" in await response.text()
         assert len(here.client.store.receipts()) == canvases
         assert len({s.job.salt for s in here.worker.submissions}) == 1
         (job,) = here.client.store.jobs()
@@ -149,7 +152,8 @@ async def test_without_a_key_a_caller_that_hangs_up_still_cancels(tmp_path: Path
         await entered.wait()
         first.cancel()
         await asyncio.gather(first, return_exceptions=True)
-        await cancelled.wait()
+        async with asyncio.timeout(5):  # long before the worker counts as silent
+            await cancelled.wait()
         assert here.worker.cancels == 1
 
 
@@ -158,8 +162,16 @@ async def test_an_answer_that_a_stop_string_cut_is_fetched_again(
     tmp_path: Path, stream: bool
 ) -> None:
     async with door(tmp_path) as here:
+        held = asyncio.Event()
+
+        async def gate(canvas: int) -> None:
+            if canvas > 1:
+                await held.wait()  # so the cancel comes before the end
+
+        here.worker.script.gate = gate
         first = await post(here, stop=[" found a"], stream=stream)
         (job,) = here.client.store.jobs()
+        assert job.status is JobStatus.CANCELLED
         paid = here.worker.paid()
         again = await post(here, stop=[" found a"], stream=stream)
         assert first[0] == again[0] == 200
@@ -168,6 +180,27 @@ async def test_an_answer_that_a_stop_string_cut_is_fetched_again(
         if not stream:
             texts = [text_of(answer) for answer in (first, again)]
             assert texts[0] == texts[1] == WHOLE[: WHOLE.index(" found a")]
+
+
+async def test_a_job_that_was_cancelled_is_fetched_as_it_ended(tmp_path: Path) -> None:
+    """Nothing is missing at its end, because we ended it ourselves."""
+    async with door(tmp_path) as here:
+        held = asyncio.Event()
+
+        async def gate(canvas: int) -> None:
+            if canvas > 1:
+                await held.wait()
+
+        here.worker.script.gate = gate
+        async with here.client.run(ask()) as run:
+            async for event in run:
+                if isinstance(event, CanvasText) and event.canvas == 1:
+                    run.cancel()
+        (job,) = here.client.store.jobs()
+        again = await here.client.collect(here.client.resume(job.id))
+        assert again.finished.finish is FinishReason.CANCELLED
+        assert len(again.canvases) == 2
+        assert here.client.store.job(job.id).status is JobStatus.CANCELLED
 
 
 async def test_what_failed_before_anything_was_paid_starts_again(tmp_path: Path) -> None:
@@ -216,6 +249,7 @@ async def test_an_answer_that_the_worker_lost_is_gone_and_never_bought_twice(
             here.worker.script.refusals = [Refusal(reason, "no record of that job")]
             status, body = await post(here)
             assert code_of((status, body)) == (410, "answer_gone")
+            assert here.client.store.jobs()[0].status is JobStatus.COMPLETE
         assert here.worker.paid() == paid
         assert (await post(here))[0] == 200
         assert here.worker.paid() == paid

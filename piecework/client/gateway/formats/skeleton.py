@@ -37,6 +37,7 @@ _ALTERNATIVES = ("anyOf", "oneOf", "not", "if", "dependentSchemas")
 # What may follow a value that the model closed by itself: the document goes on.
 _GOES_ON = re.compile(r"\s*(?:[}\]]|,\s*[\"{\[\]}]|,?\s*$)")
 _CONTROL = re.compile(r"[\x00-\x1f]")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _SPACE = re.compile(r"\s*")
 _SCALAR = re.compile(r"[^\s,}\]]+")
 _QUOTED = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
@@ -271,15 +272,19 @@ def read_slot(slot: Slot, text: str) -> Content:
 
 
 def _read_text(text: str) -> Content:
+    """Read a string's characters: as JSON has them, or as they are if that is no JSON.
+
+    A quote that no document goes on behind is a quote of the prose.
+    """
     end = _QUOTED.match('"' + text + '"')
-    if end is None:
-        return Content(None)
-    rest = text[end.end() - 1 :]  # behind a quote of the model's own
-    if rest and not _GOES_ON.match(rest):
-        return Content(None)
-    # Line breaks are not JSON inside a string, and their meaning is clear.
-    value = _parsed(_CONTROL.sub(lambda found: json.dumps(found[0])[1:-1], end[0]))
-    return Content(None if value is None else json.dumps(value[0], ensure_ascii=False)[1:-1])
+    if end is not None:
+        rest = text[end.end() - 1 :]
+        # Line breaks are not JSON inside a string, and their meaning is clear.
+        value = _parsed(_CONTROL.sub(lambda found: json.dumps(found[0])[1:-1], end[0]))
+        whole = value is not None and not _SURROGATE.search(value[0])
+        if value is not None and whole and (not rest or _GOES_ON.match(rest)):
+            return Content(json.dumps(value[0], ensure_ascii=False)[1:-1])
+    return Content(json.dumps(text, ensure_ascii=False)[1:-1])
 
 
 def _read_sequence(text: str, *, members: bool) -> Content:
