@@ -22,7 +22,7 @@ from piecework_model.training import architecture, loop, vocabulary, writer
 
 _REPORT_EVERY_STEPS = 20
 _SAVE_EVERY_S = 180.0
-_STATE_FILE = "training-state.pt"
+_STATE_FILE = "training-state.safetensors"
 
 
 def _arguments() -> argparse.Namespace:

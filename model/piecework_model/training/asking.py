@@ -31,7 +31,7 @@ DEMO: Final = Schedule(1.0, 0.6, 0.005)
 
 
 @dataclass(slots=True)
-class Answer:
+class ModelAnswer:
     """What came back for one content.
 
     text: the final text. thoughts: what was thought. calls, broken: tool calls, and what is none.
@@ -72,7 +72,7 @@ class Asking(Protocol):
         contents: Sequence[TextContent | ReadContent],
         schedule: Schedule = DEMO,
         first_seed: int = 0,
-    ) -> list[Answer]: ...
+    ) -> list[ModelAnswer]: ...
 
 
 def ask(
@@ -80,14 +80,14 @@ def ask(
     contents: Sequence[TextContent | ReadContent],
     schedule: Schedule = DEMO,
     first_seed: int = 0,
-) -> list[Answer]:
-    """Answer every content. Content i has the seed `first_seed` + i.
+) -> list[ModelAnswer]:
+    """ModelAnswer every content. Content i has the seed `first_seed` + i.
 
     Raises:
         RuntimeError: The engine could not answer one.
     """
     engine = Engine(loaded, max_sequences=_SEQUENCES, max_queued=len(contents))
-    answers = [Answer() for _ in contents]
+    answers = [ModelAnswer() for _ in contents]
     for index, content in enumerate(contents):
         engine.submit(
             request(loaded, content, schedule, request_id=str(index), seed=first_seed + index)

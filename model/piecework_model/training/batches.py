@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from piecework_model.training import vocabulary
-from piecework_model.training.skills import CANVAS, Sample
+from piecework_model.training.skills import CANVAS, TrainingSample
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Batch:
         return (self.starts[:, :, None] + steps).flatten(1)
 
 
-def pack(samples: list[Sample]) -> Batch:
+def pack(samples: list[TrainingSample]) -> Batch:
     """Pack samples into the tensors of one batch."""
     rows, most = len(samples), max(sample.canvases for sample in samples)
     span = most * CANVAS

@@ -29,8 +29,8 @@ from piecework_model.training import (
     phrases,
     skills,
 )
-from piecework_model.training.asking import Answer, Asking
-from piecework_model.training.skills import Asked
+from piecework_model.training.asking import Asking, ModelAnswer
+from piecework_model.training.skills import Exercise
 from piecework_protocol.kinds.read import ReadContent
 from piecework_protocol.kinds.text import TextContent
 
@@ -109,7 +109,7 @@ def put_into_card(card: str, tables: str) -> str:
     return f"{before}{start}\n\n{tables}\n{end}{after}"
 
 
-def _content(asked: Asked) -> TextContent:
+def _content(asked: Exercise) -> TextContent:
     return TextContent(asked.conversation, skills.template(asked))
 
 
@@ -229,8 +229,8 @@ def tools(ask: Asking, rng: random.Random, count: int) -> Rows:
 
 def cards(ask: Asking, rng: random.Random, count: int) -> Rows:
     """Measure story cards: written freely, and by a schema with repair."""
-    free: list[Asked] = []
-    forms: list[Asked] = []
+    free: list[Exercise] = []
+    forms: list[Exercise] = []
     while len(free) < count or len(forms) < count:
         asked = skills.ask_card(rng)
         chosen = forms if asked.parts else free
@@ -252,7 +252,7 @@ def cards(ask: Asking, rng: random.Random, count: int) -> Rows:
     ]
 
 
-def _repaired(ask: Asking, forms: Sequence[Asked]) -> tuple[int, list[dict[str, str] | None]]:
+def _repaired(ask: Asking, forms: Sequence[Exercise]) -> tuple[int, list[dict[str, str] | None]]:
     """Fill forms. What is not valid is filled again, a bounded number of times.
 
     Returns how many were valid at once, and the last values.
@@ -262,7 +262,7 @@ def _repaired(ask: Asking, forms: Sequence[Asked]) -> tuple[int, list[dict[str, 
     for attempt in range(1 + _REPAIRS):
         open_ = [index for index, value in enumerate(values) if value is None]
         contents = [_content(forms[index]) for index in open_]
-        answers: list[Answer] = ask(contents, first_seed=1000 * attempt)
+        answers: list[ModelAnswer] = ask(contents, first_seed=1000 * attempt)
         for index, answer in zip(open_, answers, strict=True):
             values[index] = measures.flat_object(answer.text)
         if attempt == 0:

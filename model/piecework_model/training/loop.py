@@ -11,15 +11,17 @@ B = rows, C = canvas length, K = canvases of the batch, L = context length, V = 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
 from transformers import DiffusionGemmaForBlockDiffusion, DynamicCache
 
@@ -169,6 +171,10 @@ class Optimizer:
         self._settings = settings
         self._adam = torch.optim.AdamW(rest, lr=0.0, betas=(0.9, 0.98), weight_decay=0.0)
         self._muon = torch.optim.Muon(inner, lr=0.0, weight_decay=0.0)
+        self._optimizers: dict[str, torch.optim.Optimizer] = {
+            "adam": self._adam,
+            "muon": self._muon,
+        }
 
     def set_gradient(self, gradients: list[list[torch.Tensor | None]]) -> None:
         """Take the sum of gradients, in their order."""
@@ -183,21 +189,31 @@ class Optimizer:
         torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
         self._adam.param_groups[0]["lr"] = self._settings.adam_rate * rate
         self._muon.param_groups[0]["lr"] = self._settings.muon_rate * rate
-        for optimizer in (self._adam, self._muon):
+        for optimizer in self._optimizers.values():
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
-    def state(self) -> list[dict[str, Any]]:
+    def state(self) -> dict[str, torch.Tensor]:
         """Return what `load` needs to go on."""
-        return [self._adam.state_dict(), self._muon.state_dict()]
+        return {
+            f"{name}.{index}.{key}": value
+            for name, optimizer in self._optimizers.items()
+            for index, values in optimizer.state_dict()["state"].items()
+            for key, value in values.items()
+        }
 
-    def load(self, state: list[dict[str, Any]]) -> None:
+    def load(self, state: Mapping[str, torch.Tensor]) -> None:
         """Go on from a state."""
-        for optimizer, values in zip((self._adam, self._muon), state, strict=True):
-            optimizer.load_state_dict(values)
+        found: dict[str, dict[int, dict[str, torch.Tensor]]] = {n: {} for n in self._optimizers}
+        for path, value in state.items():
+            name, index, key = path.split(".")
+            found[name].setdefault(int(index), {})[key] = value
+        for name, optimizer in self._optimizers.items():
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": found[name], "param_groups": groups})
 
 
-def step_samples(settings: TrainingSettings, step: int) -> list[list[skills.Sample]]:
+def step_samples(settings: TrainingSettings, step: int) -> list[list[skills.TrainingSample]]:
     """Draw the samples of one step, one list a mixture. They depend on the arguments alone."""
     rng = random.Random(f"samples {settings.seed} {step}")  # noqa: S311 (no secret)
     return [mixture.draw(rng) for mixture in skills.MIXTURES]
@@ -278,7 +294,7 @@ class Trainer:
         return Losses(told, served, answered, found[0][2])
 
     def _gradient(
-        self, index: int, samples: list[skills.Sample]
+        self, index: int, samples: list[skills.TrainingSample]
     ) -> tuple[list[torch.Tensor | None], float, float]:
         """Compute the gradient of a batch's loss, its denoising loss and its encoder loss."""
         settings = self.settings
@@ -297,25 +313,36 @@ class Trainer:
 
     def save(self, path: Path) -> None:
         """Write the state of the run, whole or not at all."""
-        state = {
-            "settings": dataclasses.asdict(self.settings),
-            "step": self.step,
-            "model": self.model.state_dict(),
-            "optimizer": self._optimizer.state(),
-        }
-        new = path.with_suffix(".new")
-        torch.save(state, new)
+        tensors = {f"model.{name}": weight for name, weight in self.model.named_parameters()}
+        tensors |= {f"optimizer.{name}": value for name, value in self._optimizer.state().items()}
+        told = {"settings": _shown(self.settings), "step": str(self.step)}
+        new = path.with_name(f"{path.name}.new")
+        save_file({name: value.contiguous() for name, value in tensors.items()}, new, told)
         new.replace(path)
 
+    @torch.no_grad()
     def load(self, path: Path) -> None:
         """Go on where `save` was called.
 
         Raises:
             ValueError: The state is of a run with other settings.
         """
-        state = torch.load(path, weights_only=True)
-        if state["settings"] != dataclasses.asdict(self.settings):
-            raise ValueError(f"{path} is of a run with other settings: {state['settings']}")
-        self.model.load_state_dict(state["model"])
-        self._optimizer.load(state["optimizer"])
-        self.step = state["step"]
+        with safe_open(path, framework="pt") as state:
+            told = state.metadata()
+            if told["settings"] != _shown(self.settings):
+                raise ValueError(f"{path} is of a run with other settings: {told['settings']}")
+            for name, weight in self.model.named_parameters():
+                weight.copy_(state.get_tensor(f"model.{name}"))
+            lead = "optimizer."
+            self._optimizer.load(
+                {
+                    name.removeprefix(lead): state.get_tensor(name)
+                    for name in state.keys()  # noqa: SIM118  it is no mapping
+                    if name.startswith(lead)
+                }
+            )
+        self.step = int(told["step"])
+
+
+def _shown(settings: TrainingSettings) -> str:
+    return json.dumps(dataclasses.asdict(settings))

@@ -32,7 +32,7 @@ Facts = Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class TrainingSample:
     """A prompt and whole canvases of what is to be written behind it.
 
     target: K * C ids. pinned: which of them are given from the first step on.
@@ -53,7 +53,7 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Exercise:
     """What is asked of the model, and what it should answer, as text.
 
     parts: of the answer: a text is pinned, (text, size) is to be written into a hole of `size`
@@ -90,13 +90,13 @@ def user(text: str) -> Conversation:
 # Free writing and templates
 
 
-def sample(asked: Asked) -> Sample:
+def sample(asked: Exercise) -> TrainingSample:
     """Lay out what is asked and its answer."""
     if asked.parts:
         return _templated(asked)
     ids = (*text_ids(asked.answer), asked.end)
     fill = -len(ids) % CANVAS
-    return Sample(
+    return TrainingSample(
         prompt_ids(asked.conversation),
         (*ids, *[vocabulary.TURN_END] * fill),
         (False,) * (len(ids) + fill),
@@ -104,12 +104,12 @@ def sample(asked: Asked) -> Sample:
     )
 
 
-def template(asked: Asked) -> tuple[TemplatePart, ...]:
+def template(asked: Exercise) -> tuple[TemplatePart, ...]:
     """Return the parts as the protocol's template."""
     return tuple(Fixed(part) if isinstance(part, str) else Hole(part[1]) for part in asked.parts)
 
 
-def _templated(asked: Asked) -> Sample:
+def _templated(asked: Exercise) -> TrainingSample:
     content = TextContent(asked.conversation, template(asked))
     encoded = kinds.encode(vocabulary.build_codec(), content, CANVAS, MOST_PROMPT)
     written: list[int] = []
@@ -122,7 +122,7 @@ def _templated(asked: Asked) -> Sample:
             weights += [*[1.0] * len(ids), *[1.0] * min(1, fill), *[FILL_WEIGHT] * (fill - 1)]
     rest, costs = iter(written), iter(weights)
     entries = encoded.template
-    return Sample(
+    return TrainingSample(
         encoded.prompt_ids,
         tuple(next(rest) if entry == HOLE else entry for entry in entries),
         tuple(entry != HOLE for entry in entries),
@@ -130,19 +130,19 @@ def _templated(asked: Asked) -> Sample:
     )
 
 
-def ask_story(rng: random.Random) -> Asked:
+def ask_story(rng: random.Random) -> Exercise:
     """A request for a story, and the story."""
     example = grammar.example(rng)
-    return Asked(user(example.prompt), example.tale.text)
+    return Exercise(user(example.prompt), example.tale.text)
 
 
-def ask_thought(rng: random.Random) -> Asked:
+def ask_thought(rng: random.Random) -> Exercise:
     """A request for a story, with a short thought before the story."""
     cast = grammar.draw_cast(rng)
     tale = grammar.tell(cast, rng, brief=True)
     thought = grammar.fill(rng.choice(phrases.THOUGHTS), with_articles(tale.facts))
     messages = (Message("user", grammar.request(cast.nouns, rng)),)
-    return Asked(
+    return Exercise(
         Conversation(messages, thinking=True),
         f"<|channel>thought\n{thought}\n<channel|>{tale.text}",
     )
@@ -168,7 +168,7 @@ def _with_hole(rng: random.Random) -> tuple[str, str, str]:
     return before, hole, f" {after}" if after else ""
 
 
-def ask_filling(rng: random.Random) -> Asked:
+def ask_filling(rng: random.Random) -> Exercise:
     """A story with one to three holes, all of it in the template. The prompt asks to fill it in, or
     for the story.
     """
@@ -191,10 +191,10 @@ def ask_filling(rng: random.Random) -> Asked:
     question = rng.choice(phrases.FILLINGS)
     if rng.random() < 0.5:
         question = grammar.request(cast.nouns, rng)
-    return Asked(user(question), tale.text, tuple(parts))
+    return Exercise(user(question), tale.text, tuple(parts))
 
 
-def ask_middle(rng: random.Random) -> Asked:
+def ask_middle(rng: random.Random) -> Exercise:
     """A story with a hole, as the gateway asks for what is missing: all of it in the prompt, and
     what is next to the hole in the template.
     """
@@ -206,10 +206,12 @@ def ask_middle(rng: random.Random) -> Asked:
     most = phrases.MIDDLE_FIXED_CHARACTERS
     text = phrases.MIDDLE_REQUEST.format(before=before, after=after)
     begin, end = before[-most:], after[:most]
-    return Asked(user(text), begin + hole + end, (begin, (hole, size), end), around=(before, after))
+    return Exercise(
+        user(text), begin + hole + end, (begin, (hole, size), end), around=(before, after)
+    )
 
 
-def ask_card(rng: random.Random) -> Asked:
+def ask_card(rng: random.Random) -> Exercise:
     """A story card as JSON, of a request or of a story in the prompt, free or by a schema."""
     cast = grammar.draw_cast(rng, phrases.CARD_REQUESTED)
     tale = grammar.tell(cast, rng, brief=True)
@@ -222,7 +224,7 @@ def ask_card(rng: random.Random) -> Asked:
         text = rng.choice(phrases.CARD_READINGS).format(tale.text)
     values = {key: tale.facts[key] for key in phrases.CARD_FIELDS}
     if rng.random() < 0.3:
-        return Asked(user(text), json.dumps(values))
+        return Exercise(user(text), json.dumps(values))
     keys = rng.sample(phrases.CARD_FIELDS, rng.randint(1, 5))
     if rng.random() < 0.5:
         keys.sort(key=phrases.CARD_FIELDS.index)
@@ -231,13 +233,13 @@ def ask_card(rng: random.Random) -> Asked:
 
 def _card_by_schema(
     text: str, values: Mapping[str, str], known: Set[str], rng: random.Random
-) -> Asked:
+) -> Exercise:
     """Ask for a card whose skeleton is pinned and whose values are holes."""
     messages: tuple[Message, ...] = (Message("user", text),)
     if rng.random() < 0.75:
         schema = schema_text(list(values), rng)
         messages = (_system(phrases.SCHEMA_INSTRUCTION.format(schema=schema)), *messages)
-    return Asked(
+    return Exercise(
         Conversation(messages),
         json.dumps(dict(values)),
         form(values, rng),
@@ -295,7 +297,7 @@ def tools() -> tuple[Tool, ...]:
     )
 
 
-def ask_tool(rng: random.Random) -> Asked:
+def ask_tool(rng: random.Random) -> Exercise:
     """A request that one of the given tools answers: the call, or what is said to its result."""
     number = rng.randrange(len(phrases.TOOLS))
     name, _, parameters, requests, result, answer = phrases.TOOLS[number]
@@ -313,7 +315,7 @@ def ask_tool(rng: random.Random) -> Asked:
     if style < 0.72:
         written = ",".join(f'{key}:<|"|>{value}<|"|>' for key, value in sorted(values.items()))
         call = f"<|tool_call>call:{name}{{{written}}}<tool_call|>"
-        return Asked(
+        return Exercise(
             Conversation((question,), tuple(given)),
             call,
             end=vocabulary.TOOL_RESPONSE,
@@ -321,12 +323,12 @@ def ask_tool(rng: random.Random) -> Asked:
         )
     told = Message("tool", grammar.fill(result, facts), tool_call_id="call-0", name=name)
     messages = (question, Message("assistant", tool_calls=(called,)), told)
-    return Asked(Conversation(messages, tuple(given)), grammar.fill(answer, facts))
+    return Exercise(Conversation(messages, tuple(given)), grammar.fill(answer, facts))
 
 
 def _demanded(
     question: Message, called: ToolCall, given: tuple[Tool, ...], rng: random.Random
-) -> Asked:
+) -> Exercise:
     """A call that the caller demands, as the gateway asks for it: which tool, or its arguments."""
     if len(given) > 1 and rng.random() < 0.4:
         names = [tool.name for tool in given]
@@ -339,19 +341,19 @@ def _demanded(
         instruction = phrases.CALL_INSTRUCTION.format(name=tool.name, schema=tool.parameters)
         values, size = json.loads(called.arguments), 0
     conversation = Conversation((_system(instruction), question), given)
-    return Asked(conversation, json.dumps(values), form(values, rng, size), known=values)
+    return Exercise(conversation, json.dumps(values), form(values, rng, size), known=values)
 
 
 def _system(text: str) -> Message:
     return Message("system", text)
 
 
-def ask_story_beside_tools(rng: random.Random) -> Asked:
+def ask_story_beside_tools(rng: random.Random) -> Exercise:
     """A request for a brief story, with tools that it does not need."""
     cast = grammar.draw_cast(rng)
     given = rng.sample(tools(), rng.randint(1, 2))
     messages = (Message("user", grammar.request(cast.nouns, rng)),)
-    return Asked(Conversation(messages, tuple(given)), grammar.tell(cast, rng, brief=True).text)
+    return Exercise(Conversation(messages, tuple(given)), grammar.tell(cast, rng, brief=True).text)
 
 
 # Questions
@@ -437,7 +439,7 @@ def draw_questions(rng: random.Random, count: int) -> tuple[ReadContent, tuple[A
     return content, answered
 
 
-def read_sample(rng: random.Random) -> Sample:
+def read_sample(rng: random.Random) -> TrainingSample:
     """Lay out the canvases of one to four questions."""
     content, answered = draw_questions(rng, rng.choice((1, 2, 3, 4, 4, 4)))
     encoded = kinds.encode(vocabulary.build_codec(), content, CANVAS, MOST_PROMPT)
@@ -450,10 +452,12 @@ def read_sample(rng: random.Random) -> Sample:
             target[at] = slot.label_ids[next(rights).right]
             weights[at] = ANSWER_WEIGHT
     pinned = tuple(entry != HOLE for entry in encoded.template)
-    return Sample(encoded.prompt_ids, tuple(target), pinned, tuple(weights), reads=True)
+    return TrainingSample(encoded.prompt_ids, tuple(target), pinned, tuple(weights), reads=True)
 
 
 # Mixtures
+
+Maker = Callable[[random.Random], TrainingSample]
 
 
 @dataclass(frozen=True, slots=True)
@@ -465,16 +469,16 @@ class Mixture:
         there are `windows`.
     """
 
-    shares: tuple[tuple[float, Callable[[random.Random], Sample]], ...]
+    shares: tuple[tuple[float, Maker], ...]
     rows: int
     most_canvases: int
     windows: bool = False
 
-    def draw(self, rng: random.Random) -> list[Sample]:
+    def draw(self, rng: random.Random) -> list[TrainingSample]:
         """Draw the samples of one batch."""
         makers = [make for _, make in self.shares]
         totals = list(itertools.accumulate(share for share, _ in self.shares))
-        samples: list[Sample] = []
+        samples: list[TrainingSample] = []
         while len(samples) < self.rows:
             (make,) = rng.choices(makers, cum_weights=totals)
             drawn = make(rng)
@@ -484,7 +488,7 @@ class Mixture:
         return samples
 
 
-def _window(drawn: Sample, most: int, rng: random.Random) -> Sample:
+def _window(drawn: TrainingSample, most: int, rng: random.Random) -> TrainingSample:
     """Learn at most so many canvases of a sample, where something is to be learnt. Those before
     become part of its prompt.
     """
@@ -492,7 +496,7 @@ def _window(drawn: Sample, most: int, rng: random.Random) -> Sample:
     worth = [sum(drawn.weights[at * CANVAS : (at + most) * CANVAS]) for at in starts]
     start = rng.choices(starts, worth)[0] * CANVAS
     end = start + most * CANVAS
-    return Sample(
+    return TrainingSample(
         (*drawn.prompt, *drawn.target[:start]),
         drawn.target[start:end],
         drawn.pinned[start:end],
@@ -501,7 +505,9 @@ def _window(drawn: Sample, most: int, rng: random.Random) -> Sample:
     )
 
 
-def _laid_out(ask: Callable[[random.Random], Asked]) -> Callable[[random.Random], Sample]:
+def _laid_out(
+    ask: Callable[[random.Random], Exercise],
+) -> Callable[[random.Random], TrainingSample]:
     return lambda rng: sample(ask(rng))
 
 

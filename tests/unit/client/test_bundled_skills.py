@@ -14,7 +14,7 @@ from piecework.client.gateway.formats.completions import parse_completion
 from piecework.client.gateway.formats.schema import parse_schema
 from piecework.client.gateway.formats.structured import Filling
 from piecework_model.training import skills
-from piecework_model.training.skills import Asked
+from piecework_model.training.skills import Exercise
 from piecework_protocol.conversation import Conversation, Message, Tool
 from piecework_protocol.kinds.text import Fixed, Hole, TemplatePart
 
@@ -24,15 +24,15 @@ def shape(template: tuple[TemplatePart, ...]) -> list[str]:
     return [part.text if isinstance(part, Fixed) else "" for part in template]
 
 
-def demanded(asked: Asked) -> tuple[Message, dict[str, object]]:
+def demanded(asked: Exercise) -> tuple[Message, dict[str, object]]:
     """What the system message of a sample says, and the schema in it."""
     said = asked.conversation.messages[0]
     return said, json.loads(said.text.partition("JSON schema: ")[2])
 
 
-def samples(instruction: str, count: int) -> list[Asked]:
+def samples(instruction: str, count: int) -> list[Exercise]:
     """Draw samples whose system message begins so."""
-    rng, found = random.Random(2), list[Asked]()
+    rng, found = random.Random(2), list[Exercise]()
     while len(found) < count:
         for asked in (skills.ask_card(rng), skills.ask_tool(rng)):
             if asked.parts and asked.conversation.messages[0].text.startswith(instruction):
@@ -41,7 +41,7 @@ def samples(instruction: str, count: int) -> list[Asked]:
 
 
 @pytest.mark.parametrize("asked", samples("Answer with one JSON", 8))
-def test_a_card_by_schema_is_asked_for_as_the_gateway_asks_for_a_document(asked: Asked) -> None:
+def test_a_card_by_schema_is_asked_for_as_the_gateway_asks_for_a_document(asked: Exercise) -> None:
     said, raw = demanded(asked)
     schema = parse_schema(raw, "schema")
     talk = Conversation(asked.conversation.messages[1:])
@@ -53,7 +53,9 @@ def test_a_card_by_schema_is_asked_for_as_the_gateway_asks_for_a_document(asked:
 
 
 @pytest.mark.parametrize("asked", samples("Call the function", 8))
-def test_the_arguments_of_a_demanded_call_are_asked_for_as_the_gateway_does(asked: Asked) -> None:
+def test_arguments_of_a_demanded_call_are_asked_for_as_the_gateway_does(
+    asked: Exercise,
+) -> None:
     said, _ = demanded(asked)
     name = re.findall(r"Call the function (\w+)\.", said.text)[0]
     tool = next(tool for tool in asked.conversation.tools if tool.name == name)
@@ -67,7 +69,7 @@ def test_the_arguments_of_a_demanded_call_are_asked_for_as_the_gateway_does(aske
 
 
 @pytest.mark.parametrize("asked", samples("Choose the function", 4))
-def test_the_choice_of_a_demanded_call_is_asked_for_as_the_gateway_does(asked: Asked) -> None:
+def test_the_choice_of_a_demanded_call_is_asked_for_as_the_gateway_does(asked: Exercise) -> None:
     talk = Conversation(asked.conversation.messages[1:], asked.conversation.tools)
     step = first_step(_called(asked.conversation.tools), talk)
     assert step.talk == asked.conversation

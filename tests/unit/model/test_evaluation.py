@@ -12,10 +12,10 @@ import pytest
 from piecework_model.requests import CanvasEvent, CanvasFinish
 from piecework_model.text.segments import SegmentStream
 from piecework_model.training import evaluation, grammar, measures, skills, vocabulary, writer
-from piecework_model.training.asking import DEMO, Answer, Asking, Schedule
+from piecework_model.training.asking import DEMO, Asking, ModelAnswer, Schedule
 from piecework_model.training.evaluation import Rows
 from piecework_model.training.measures import Judged
-from piecework_model.training.skills import Asked
+from piecework_model.training.skills import Exercise
 from piecework_protocol.kinds.read import ReadContent
 from piecework_protocol.kinds.text import TextContent
 from tests.unit.model.test_training import small_model
@@ -71,7 +71,7 @@ def test_the_card_takes_the_tables_between_its_marks() -> None:
 class Oracle:
     """Answers with what training holds to be right. Implements `Asking`."""
 
-    def __init__(self, asked: Sequence[Asked]) -> None:
+    def __init__(self, asked: Sequence[Exercise]) -> None:
         self._asked = {_content(each).encode(): each for each in asked}
 
     def __call__(
@@ -79,25 +79,27 @@ class Oracle:
         contents: Sequence[TextContent | ReadContent],
         schedule: Schedule = DEMO,
         first_seed: int = 0,
-    ) -> list[Answer]:
+    ) -> list[ModelAnswer]:
         return [self._answer(content) for content in contents]
 
-    def _answer(self, content: TextContent | ReadContent) -> Answer:
+    def _answer(self, content: TextContent | ReadContent) -> ModelAnswer:
         asked = self._asked.get(content.encode())
         if asked is None:
-            return Answer(grammar.tell(grammar.draw_cast(random.Random(3)), random.Random(3)).text)
+            return ModelAnswer(
+                grammar.tell(grammar.draw_cast(random.Random(3)), random.Random(3)).text
+            )
         codec, ids = vocabulary.build_codec(), skills.sample(asked).target
         if asked.parts:
             ends = vocabulary.TURN_END
-            return Answer(codec.decode(tuple(token for token in ids if token != ends)))
+            return ModelAnswer(codec.decode(tuple(token for token in ids if token != ends)))
         end = next(index for index, token in enumerate(ids) if token in codec.eos_ids)
-        answer = Answer()
+        answer = ModelAnswer()
         segments = SegmentStream(codec).append(ids[:end], final=True)
         answer.add(CanvasEvent("", 0, ids, ids[:end], segments, 9, (), CanvasFinish.END_OF_TEXT))
         return answer
 
 
-def _content(asked: Asked) -> TextContent:
+def _content(asked: Exercise) -> TextContent:
     return TextContent(asked.conversation, skills.template(asked))
 
 
@@ -118,7 +120,7 @@ def perfect(rows: Rows) -> None:
 )
 def test_right_answers_count_in_full(
     section: Callable[[Asking, random.Random, int], Rows],
-    makers: Sequence[Callable[[random.Random], Asked]],
+    makers: Sequence[Callable[[random.Random], Exercise]],
 ) -> None:
     count, drawn = 40, random.Random("right")
     asked = [make(drawn) for make in makers for _ in range(count)]
@@ -132,11 +134,11 @@ def test_right_cards_count_in_full() -> None:
 
 
 def test_right_stories_count_in_full() -> None:
-    drawn, asked = random.Random("stories"), list[Asked]()
+    drawn, asked = random.Random("stories"), list[Exercise]()
     while len(asked) < 20:
         example = grammar.example(drawn)
         if example.nouns:
-            asked.append(Asked(skills.user(example.prompt), example.tale.text))
+            asked.append(Exercise(skills.user(example.prompt), example.tale.text))
     sizes = evaluation.Sizes(stories=20, foreign=4)
     rows, shown = evaluation.stories(
         Oracle(asked), random.Random("stories"), sizes, 48, itertools.count().__next__
@@ -162,8 +164,8 @@ def test_right_answers_to_questions_count_in_full_and_in_the_highest_bin() -> No
         contents: Sequence[TextContent | ReadContent],
         schedule: Schedule = DEMO,
         first_seed: int = 0,
-    ) -> list[Answer]:
-        return [Answer(shares=known[content.encode()]) for content in contents]
+    ) -> list[ModelAnswer]:
+        return [ModelAnswer(shares=known[content.encode()]) for content in contents]
 
     rows, bins = evaluation.reads(ask, random.Random("reads"), 10)
     perfect(rows)

@@ -14,7 +14,7 @@ from transformers import DiffusionGemmaForBlockDiffusion
 from piecework_model.engine.denoiser import Denoiser
 from piecework_model.kinds.read import option_codes
 from piecework_model.training import architecture, batches, grammar, loop, skills, vocabulary
-from piecework_model.training.skills import CANVAS, Sample
+from piecework_model.training.skills import CANVAS, TrainingSample
 
 SETTINGS = loop.TrainingSettings(steps=4)
 
@@ -40,7 +40,7 @@ def model() -> DiffusionGemmaForBlockDiffusion:
     return small_model().eval().requires_grad_(False)
 
 
-def every_sample(rng: random.Random) -> Iterator[Sample]:
+def every_sample(rng: random.Random) -> Iterator[TrainingSample]:
     """Yields one sample of each skill."""
     asks = (
         skills.ask_story,
@@ -154,10 +154,10 @@ def test_a_tool_call_ends_where_the_model_waits_for_the_response() -> None:
     assert set(json.loads(called.call.arguments).values()) <= set(grammar.words_of(called.answer))
 
 
-def plain_sample(prompt: tuple[int, ...], canvases: int, reads: bool = False) -> Sample:
+def plain_sample(prompt: tuple[int, ...], canvases: int, reads: bool = False) -> TrainingSample:
     size = canvases * CANVAS
     ids = tuple(range(100, 100 + size))
-    return Sample(prompt, ids, (False,) * size, (1.0,) * size, reads)
+    return TrainingSample(prompt, ids, (False,) * size, (1.0,) * size, reads)
 
 
 def test_a_batch_packs_prompt_and_earlier_canvases_in_front_of_each_canvas() -> None:
@@ -247,15 +247,15 @@ def weights_after(
 
 def test_workers_and_a_stop_between_two_steps_change_no_weight(tmp_path: Path) -> None:
     whole = weights_after(SETTINGS.steps)
-    saved = weights_after(2, workers=2, state=tmp_path / "run.pt")
-    resumed = weights_after(SETTINGS.steps, state=tmp_path / "run.pt")
+    saved = weights_after(2, workers=2, state=tmp_path / "run.safetensors")
+    resumed = weights_after(SETTINGS.steps, state=tmp_path / "run.safetensors")
     for name, weight in whole.items():
         assert torch.equal(weight, saved[name])
         assert torch.equal(weight, resumed[name])
 
 
 def test_a_state_of_other_settings_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "run.pt"
+    path = tmp_path / "run.safetensors"
     loop.Trainer(small_model(), SETTINGS).save(path)
     with pytest.raises(ValueError, match="other settings"):
         loop.Trainer(small_model(), loop.TrainingSettings(steps=5)).load(path)
