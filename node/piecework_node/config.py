@@ -7,7 +7,7 @@ parts that the settings are for. `daemon.assembly` builds those.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import urlsplit
@@ -20,6 +20,7 @@ from piecework.base.connections import parse_networks
 from piecework.base.hosts import LOOPBACK, is_unspecified
 from piecework.base.settings import Settings, Variables
 from piecework_node.endpoints import split_endpoint
+from piecework_protocol.credit import FIRST_PROMPT_TOKENS, least_first
 from piecework_protocol.limits import (
     MAX_CHANNEL_AMOUNT,
     MAX_ENDPOINT_BYTES,
@@ -36,6 +37,9 @@ VARIABLES: Final = Variables(
 )
 STRANGERS: Final = 8
 """How many of them may owe all that one of them may."""
+FIRST_CANVAS_TOKENS: Final = 256
+FIRST_STEPS: Final = 48
+"""A full canvas of the published model. The start holds credit_first to the model that runs."""
 MAX_INDEXES: Final = 16
 MAX_RPC_URLS: Final = 16
 MAX_VLLM_ENDPOINTS: Final = 64
@@ -56,6 +60,8 @@ MONEY: Final = (
     "native_coin_price",
 )
 """Settings in base units of the payment token that have a default."""
+CREDIT: Final = ("credit_first", "credit_mined", "credit_max")
+"""Those of them that follow the prices unless they are set."""
 
 Units = Annotated[int, Field(ge=0, le=MAX_CHANNEL_AMOUNT)]
 
@@ -78,16 +84,29 @@ class WorkerConfig(Settings):
     min_deposit: Units = 100_000
     credit_first: Units = Field(
         2_000,
-        description="what a new client may owe before its channel's opening is mined",
+        description="what a new client may owe before its channel's opening is mined. Not set: "
+        "at least the price of a prompt of 4096 tokens and of one canvas",
     )
     credit_mined: Units = Field(
-        25_000, description="what a client may owe at most before its deposit is final"
+        25_000,
+        description="what a client may owe at most before its deposit is final. Not set: at least "
+        "credit_first",
     )
-    credit_max: Units = Field(1_000_000, description="what any client may owe at most")
+    credit_max: Units = Field(
+        1_000_000,
+        description="what any client may owe at most. Not set: at least credit_mined",
+    )
     stranger_credit: Units = Field(
         0,
         description="what all clients without a mined deposit may owe together. 0: 8 times "
         "credit_first",
+    )
+    write_off_s: int = Field(
+        6 * 3600,
+        ge=600,
+        le=30 * 24 * 3600,
+        description="seconds after which the debt of a client whose channel was never opened no "
+        "longer counts in stranger_credit",
     )
     open_fee: Units | None = Field(
         None,
@@ -308,20 +327,27 @@ class WorkerConfig(Settings):
             raise ValueError(
                 "chain_outage_s must be shorter than a third of min_withdrawal_delay_s"
             )
-        if self.open_fee is not None and self.open_fee < self.credit_first:
-            raise ValueError(
-                f"open_fee is less than credit_first ({self.credit_first}): an opening that never "
-                "comes would cost more than it brings"
-            )
         self._check_backend()
         self._check_credit()
         return self
 
     def _check_credit(self) -> None:
-        if not self.credit_first <= self.credit_mined <= self.credit_max:
-            raise ValueError("credit_first, credit_mined and credit_max must not go down")
-        if self.strangers_together < self.credit_first:
-            raise ValueError("stranger_credit must be credit_first or more")
+        if self.first_credit < self.least_first_credit:
+            raise ValueError(
+                f"credit_first must be {self.least_first_credit} or more at these prices. A new "
+                f"client could not begin a prompt of {FIRST_PROMPT_TOKENS} tokens and one canvas"
+            )
+        if not self.first_credit <= self.mined_credit <= self.most_credit:
+            raise ValueError(
+                f"credit_first ({self.first_credit}), credit_mined and credit_max must not go down"
+            )
+        if self.strangers_together < self.first_credit:
+            raise ValueError(f"stranger_credit must be credit_first ({self.first_credit}) or more")
+        if self.open_fee is not None and self.open_fee < self.first_credit:
+            raise ValueError(
+                f"open_fee is less than credit_first ({self.first_credit}): an opening that never "
+                "comes would cost more than it brings"
+            )
 
     def _check_backend(self) -> None:
         if self.backend == "diffusion":
@@ -349,9 +375,40 @@ class WorkerConfig(Settings):
         return tuple(parse_address(t) for t in self.accepted_tokens) or (default,)
 
     @property
+    def least_first_credit(self) -> int:
+        """The least credit_first with which anybody new can begin a job at these prices."""
+        return least_first(
+            self.price_per_million_prompt_tokens,
+            self.price_per_million_output_tokens,
+            self.step_price,
+            canvas_size=FIRST_CANVAS_TOKENS,
+            max_steps=FIRST_STEPS,
+        )
+
+    def _at_least(self, name: str, least: int) -> int:
+        """A setting as it was set, or its default where that is enough."""
+        value: int = getattr(self, name)
+        return value if name in self.model_fields_set else max(value, least)
+
+    @property
+    def first_credit(self) -> int:
+        """What a payer may owe before its opening is mined."""
+        return self._at_least("credit_first", self.least_first_credit)
+
+    @property
+    def mined_credit(self) -> int:
+        """What a payer may owe at most before its deposit is final."""
+        return self._at_least("credit_mined", self.first_credit)
+
+    @property
+    def most_credit(self) -> int:
+        """What any payer may owe at most."""
+        return self._at_least("credit_max", self.mined_credit)
+
+    @property
     def strangers_together(self) -> int:
         """What all payers without a mined deposit may owe together."""
-        return self.stranger_credit or STRANGERS * self.credit_first
+        return self.stranger_credit or STRANGERS * self.first_credit
 
     @property
     def step_price(self) -> int:
@@ -363,7 +420,8 @@ def money_defaults(token: Token) -> dict[str, int]:
     """Return the defaults of the settings that are money, in base units of `token`.
 
     The defaults of `WorkerConfig` are amounts of a token with 6 decimals, as USDC has. Another
-    token gets the same number of tokens, and at least one base unit.
+    token gets the same number of tokens, and at least one base unit. Amounts of credit follow the
+    prices, so `fitting_credit` has the last word on them.
     """
     if token.decimals == DEFAULT_DECIMALS:
         return {}
@@ -371,6 +429,19 @@ def money_defaults(token: Token) -> dict[str, int]:
         name: max(1, WorkerConfig.model_fields[name].default * 10**token.decimals // _ONE_TOKEN)
         for name in MONEY
     }
+
+
+def fitting_credit(values: Mapping[str, Any], chosen: Collection[str]) -> dict[str, Any]:
+    """Return `values` with credit that is enough for their prices.
+
+    chosen: settings that somebody decided on. They stay as they are.
+    """
+    free = [name for name in CREDIT if name in values and name not in chosen]
+    fixed = {name: value for name, value in values.items() if name not in free}
+    fitted = check(fixed)
+    least = (fitted.first_credit, fitted.mined_credit, fitted.most_credit)
+    wanted = dict(zip(CREDIT, least, strict=True))
+    return {**values, **{name: max(values[name], wanted[name]) for name in free}}
 
 
 def load(

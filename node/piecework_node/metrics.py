@@ -86,6 +86,21 @@ class Metrics:
             "piecework_payout_waiting_base_units",
             "In the escrow until it is pushed to the receiver",
         )
+        self.strangers = self._gauge(
+            "piecework_strangers_owe_base_units",
+            "Owed on openings that are not mined, by all payers without a mined deposit",
+        )
+        self.strangers_limit = self._gauge(
+            "piecework_strangers_limit_base_units", "What these payers may owe together"
+        )
+        self.left = self._gauge(
+            "piecework_left_unpaid_base_units",
+            "Owed by payers whose deposit is gone or never came",
+        )
+        self.at_limit = self._gauge(
+            "piecework_payers_at_limit",
+            "Payers that wait for credit or have less than an eighth of theirs left",
+        )
         self.ready = self._gauge("piecework_ready", "1 while jobs are taken on")
         self.commit = Histogram(
             "piecework_journal_commit_seconds",

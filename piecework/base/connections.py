@@ -129,6 +129,12 @@ class ConnectionTable:
         for connection in list(self._open.get(address, ())):
             connection.abort()
 
+    def abort_all(self) -> None:
+        """Abort every connection that is open."""
+        for mine in list(self._open.values()):
+            for connection in list(mine):
+                connection.abort()
+
     def _is_barred(self, address: str, now: float) -> bool:
         until = self._barred.get(address)
         if until is None:

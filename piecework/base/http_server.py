@@ -1,8 +1,9 @@
 """An HTTP server with a bound on everything that a stranger may hold: connections, time and bytes.
 
 aiohttp waits without end for a request line, for headers and for a body. `HttpServer` gives each
-of them a deadline, and each address and all together a number of connections. `BodyReader` reads
-bodies at a least rate and within a number of bytes over all connections.
+of them a deadline, and each address and all together a number of connections. An address that was
+told too often to come back later (429) gets that answer late. `BodyReader` reads bodies at a least
+rate and within a number of bytes over all connections.
 """
 
 from __future__ import annotations
@@ -13,12 +14,18 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Final, cast
 
 from aiohttp import web
 
 from piecework.base.clock import Clock, SystemClock
-from piecework.base.connections import ConnectionLimits, ConnectionTable, Networks
+from piecework.base.connections import (
+    MAX_ADDRESSES,
+    ConnectionLimits,
+    ConnectionTable,
+    Networks,
+)
 from piecework.base.errors import PieceworkError
 from piecework.base.listener import (
     AcceptedConnection,
@@ -27,7 +34,7 @@ from piecework.base.listener import (
     bind,
     connections_that_fit,
 )
-from piecework.base.rates import client_behind, peer_key
+from piecework.base.rates import Rate, RateLimiter, client_behind, is_in, peer_key
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -44,6 +51,9 @@ class HttpTimes:
     """For a body, beside the time that its bytes take at the least rate."""
     stall_s: float = 30.0
     """For each `LEAST_READ_BYTES` of an answer that waits for its reader."""
+    late_s: float = 5.0
+    """For an answer to an address that does not come back later, as it was told. A closed
+    connection would come back at once, and cost more."""
 
 
 TIMES: Final = HttpTimes()
@@ -54,6 +64,8 @@ LINGER_S: Final = 2.0
 """For the rest of a body that was refused, so that its sender reads the answer."""
 SMALL_BODY_BYTES: Final = 64 * 1024
 """A body up to here is always read: connections are bounded, and so are these bytes."""
+DEAF: Final = Rate(2.0, 60.0)
+"""Answers of "come back later" to one address. More of them show that nobody listens."""
 MAX_BODY_BYTES_IN_FLIGHT: Final = 64 * 2**20
 """Of larger bodies that are being read, over all connections. One address gets half of it."""
 
@@ -152,13 +164,22 @@ def client_address(request: web.Request, trusted: Networks) -> str:
 
 
 class _Guarded(AcceptedConnection):
-    """Stands between a transport and aiohttp's protocol, and holds the deadlines."""
+    """Stands between a transport and aiohttp's protocol, and holds the deadlines.
+
+    aiohttp's protocol and its task are made at the first byte. A silent connection costs neither.
+    """
 
     def __init__(
-        self, peer: str, inner: asyncio.Protocol, table: ConnectionTable, times: HttpTimes
+        self,
+        peer: str,
+        make: Callable[[], asyncio.Protocol],
+        table: ConnectionTable,
+        times: HttpTimes,
     ) -> None:
         super().__init__(peer)
-        self._inner, self._table, self._times = inner, table, times
+        self.peer = peer
+        self._inner: asyncio.Protocol | None = None
+        self._make, self._table, self._times = make, table, times
         self._transport: asyncio.Transport | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self._awaits_headers = self._write_paused = False
@@ -176,32 +197,39 @@ class _Guarded(AcceptedConnection):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._inner.connection_made(transport)
         self._arm(self._times.request_s, self.abort)
 
     def data_received(self, data: bytes) -> None:
+        if self._transport is None:
+            return
+        if self._inner is None:
+            self._inner = self._make()
+            self._inner.connection_made(self._transport)
         if not self._requests and not self._awaits_headers:
             self._awaits_headers = True
             self._arm(self._times.request_s, self.abort)
         self._inner.data_received(data)
 
     def eof_received(self) -> bool | None:
-        return self._inner.eof_received()
+        return self._inner.eof_received() if self._inner is not None else None
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
         self._transport = None
         self._table.remove(self)
-        self._inner.connection_lost(exc)
+        if self._inner is not None:
+            self._inner.connection_lost(exc)
 
     def pause_writing(self) -> None:
         self._write_paused = True
-        self._inner.pause_writing()
+        if self._inner is not None:
+            self._inner.pause_writing()
         self._watch_reader(self._unread())
 
     def resume_writing(self) -> None:
         self._write_paused = False
-        self._inner.resume_writing()
+        if self._inner is not None:
+            self._inner.resume_writing()
         self._rest()
 
     # --- requests
@@ -265,8 +293,11 @@ class HttpServer:
         shutdown_s: float = 5.0,
         times: HttpTimes = TIMES,
         clock: Clock | None = None,
+        deaf: Rate | None = None,
     ) -> None:
-        self._times = times
+        """deaf: how often an address is told at once to come back later. None: always."""
+        self._times, self._trusted = times, limits.trusted
+        self._deaf = RateLimiter(deaf, keys=MAX_ADDRESSES) if deaf is not None else None
         self.table = ConnectionTable(limits)
         self._on_refused, self._clock = on_refused, clock or SystemClock()
         app.middlewares.insert(0, self._count)
@@ -298,7 +329,7 @@ class HttpServer:
             raise RuntimeError("aiohttp made no server")
 
         def connect(peer: str) -> _Guarded:
-            return _Guarded(peer, make(), self.table, self._times)
+            return _Guarded(peer, make, self.table, self._times)
 
         self._listener = Listener(
             sockets, self.table, connect, on_refused=self._on_refused, clock=self._clock
@@ -311,6 +342,7 @@ class HttpServer:
         if self._listener is not None:
             await self._listener.close()
         await self._runner.cleanup()
+        self.table.abort_all()
 
     @web.middleware
     async def _count(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -320,9 +352,18 @@ class HttpServer:
             return await handler(request)
         guarded.request_began()
         try:
-            return await handler(request)
+            response = await handler(request)
         finally:
             guarded.request_ended()
+        if response.status == HTTPStatus.TOO_MANY_REQUESTS and self._is_deaf(guarded):
+            # The connection counts as idle meanwhile, and makes room for others.
+            await asyncio.sleep(self._times.late_s)
+        return response
+
+    def _is_deaf(self, guarded: _Guarded) -> bool:
+        if self._deaf is None or is_in(guarded.peer, self._trusted):
+            return False
+        return self._deaf.take(guarded.address, self._clock.monotonic()) > 0
 
 
 @asynccontextmanager

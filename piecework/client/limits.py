@@ -101,3 +101,5 @@ QUEUE_PATIENCE_S: Final = 120.0
 FIRST_CANVAS_SLACK: Final = 8.0
 # A last word to a worker that says nothing.
 GOODBYE_TIMEOUT_S: Final = 1.0
+# For the worker to end a stream on which all is said. Then it is reset.
+LEAVE_TIMEOUT_S: Final = 5.0

@@ -350,10 +350,6 @@ class PieceworkClient:
             JobInterrupted: The worker went away. `resume` continues the job.
             JobFailed: The worker ended the job early. Delivered canvases are paid.
             ProtocolViolation: The worker cheated. Nothing more is paid to it.
-
-        Example:
-            >>> answer = await client.ask("Tell me a story.", max_tokens=256)
-            >>> print(answer.text, answer.cost)
         """
         limit = None if max_price is None else Amount(self.payment_token.units_of(max_price))
         request = TextRequest.of(

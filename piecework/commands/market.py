@@ -66,7 +66,7 @@ def start(
 async def _serve(
     file: Path, folder: Path, address: tuple[str, int], limits: ConnectionLimits, rpc: str | None
 ) -> None:
-    from piecework.base.http_server import HttpServer, serving
+    from piecework.base.http_server import DEAF, HttpServer, serving
     from piecework.chain.deployment import Deployment
     from piecework.chain.reader import ChainReader
     from piecework.commands._server import logs_to_stderr, until_told_to_stop
@@ -83,7 +83,10 @@ async def _serve(
                 store, reader, deployment.payment_token, trusted_proxies=limits.trusted
             )
             server = HttpServer(
-                index.application(), limits, on_refused=index.metrics.connection_refused
+                index.application(),
+                limits,
+                on_refused=index.metrics.connection_refused,
+                deaf=DEAF,
             )
             async with serving(server, host, port) as bound:
                 ready = {

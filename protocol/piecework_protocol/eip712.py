@@ -77,9 +77,11 @@ class TypedData:
         ValueError: A member does not fit its type. The text names it.
     """
 
-    __slots__ = ("_struct_hash",)
+    __slots__ = ("_digest", "_struct_hash")
     __dataclass_fields__: ClassVar[dict[str, Any]]
     _struct_hash: Bytes32
+    _digest: tuple[Domain, Bytes32]
+    """The last digest, and the domain that it is under."""
 
     def __post_init__(self) -> None:
         for spec in specs(type(self)):
@@ -131,7 +133,16 @@ class Domain:
 
     def digest(self, message: TypedData) -> Bytes32:
         """Give the 32 bytes to sign: keccak256(0x1901 || separator || hashStruct(message))."""
-        return keccak256(b"\x19\x01" + self.separator() + message.struct_hash())
+        try:
+            domain, found = message._digest
+        except AttributeError:
+            pass
+        else:
+            if domain is self:
+                return found
+        found = keccak256(b"\x19\x01" + self.separator() + message.struct_hash())
+        object.__setattr__(message, "_digest", (self, found))
+        return found
 
 
 @cache

@@ -46,6 +46,19 @@ class WorkerLedger:
             return None
         return Account(self.accepted.voucher, self.accepted.signature, self.accumulator.peaks)
 
+    def contradicts(self, voucher: Voucher) -> bool:
+        """Say whether a voucher of this channel contradicts the latest one (clause 5.1).
+
+        Amount and count grow together, and one count has one amount and one root.
+        """
+        if self.accepted is None:
+            return False
+        latest = self.accepted.voucher
+        if voucher.count == latest.count:
+            return voucher != latest
+        later, paid = voucher.count > latest.count, voucher.cumulative
+        return paid < latest.cumulative if later else paid > latest.cumulative
+
     def unpaid_canvases(self, job: JobId) -> int:
         """Count the delivered canvases of `job` that await payment."""
         return sum(ref.job == job for ref in self.unpaid)

@@ -208,10 +208,27 @@ def check_all(value: object) -> None:
     if isinstance(value, tuple):
         for part in value:
             check_all(part)
-    elif is_dataclass(value):
-        kind = type(value)
-        for member in fields(value):
-            if (kind, member.name) in RANGES:
-                check(value, member.name)
-            else:
-                check_all(getattr(value, member.name))
+        return
+    numbers, others = _plan(type(value))
+    for name, span in numbers:
+        try:
+            span.check(getattr(value, name))
+        except ValueError as error:
+            raise ValueError(f"{type(value).__name__}.{name}: {error}") from None
+    for name in others:
+        part = getattr(value, name)
+        if not isinstance(part, bytes | str | int):
+            check_all(part)
+
+
+_PLANS: dict[type, tuple[tuple[tuple[str, Range], ...], tuple[str, ...]]] = {}
+
+
+def _plan(kind: type) -> tuple[tuple[tuple[str, Range], ...], tuple[str, ...]]:
+    """Give the numbers of a class with their ranges, and its other members."""
+    if kind in _PLANS:
+        return _PLANS[kind]
+    names = [member.name for member in fields(kind)] if is_dataclass(kind) else []
+    numbers = tuple((name, RANGES[kind, name]) for name in names if (kind, name) in RANGES)
+    others = tuple(name for name in names if (kind, name) not in RANGES)
+    return _PLANS.setdefault(kind, (numbers, others))

@@ -12,6 +12,7 @@ that does not depend on its arguments alone. Sessions never call it: they carry 
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 from typing import Final
 
 from cryptography.exceptions import InvalidTag
@@ -21,18 +22,42 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.limits import SEALING_OVERHEAD_BYTES
-from piecework_protocol.types import JobId, PublicKey
+from piecework_protocol.types import DIGEST_BYTES, JobId, PublicKey
 
 _SUITE: Final = hpke.Suite(hpke.KEM.X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.CHACHA20_POLY1305)
 BAD_KEY: Final = "an X25519 public key of low order or wrong length"
 _TAG: Final = b"piecework/2/"
-_PROBE: Final = X25519PrivateKey.from_private_bytes(bytes(32))
-"""Any scalar. X25519 clears the cofactor, so its product with a point of low order is zero."""
+KEPT_KEYS: Final = 512
+"""Secrets whose keys are kept. To make one again takes as long as half of an opening."""
+_PRIME: Final = 2**255 - 19
+_LOW_ORDER: Final = frozenset(
+    {
+        0,
+        1,
+        325606250916557431795983626356110631294008115727848805560023387167927233504,
+        39382357235489614581723060781553021112529911719440698176882885853963445705823,
+        _PRIME - 1,
+        _PRIME,
+        _PRIME + 1,
+    }
+)
+"""Every point of low order, on the curve and on its twist, as X25519 reads it (RFC 7748, section
+6.1): of order 4, 1 or 2, 8, 8, 4, and two that are not reduced."""
 
 
 def public_key(secret: bytes) -> PublicKey:
     """Give the X25519 public key of a 32-byte secret."""
-    return PublicKey(X25519PrivateKey.from_private_bytes(secret).public_key().public_bytes_raw())
+    return PublicKey(_private_key(secret).public_key().public_bytes_raw())
+
+
+@lru_cache(maxsize=KEPT_KEYS)
+def _private_key(secret: bytes) -> X25519PrivateKey:
+    return X25519PrivateKey.from_private_bytes(secret)
+
+
+def forget_keys() -> None:
+    """Keep no secret here any longer. Whoever drops a key calls this."""
+    _private_key.cache_clear()
 
 
 def check_key(key: PublicKey) -> None:
@@ -41,10 +66,9 @@ def check_key(key: PublicKey) -> None:
     Raises:
         MalformedInput: The key has a low order or the wrong length.
     """
-    try:
-        _PROBE.exchange(X25519PublicKey.from_public_bytes(key))
-    except ValueError:
-        raise MalformedInput(BAD_KEY) from None
+    # X25519 does not look at the highest bit.
+    if len(key) != DIGEST_BYTES or int.from_bytes(key, "little") % 2**255 in _LOW_ORDER:
+        raise MalformedInput(BAD_KEY)
 
 
 def content_context(domain: Domain, job: JobId) -> bytes:
@@ -88,7 +112,7 @@ def unseal(sealed: bytes, secret: bytes, context: bytes) -> bytes:
     if len(sealed) < SEALING_OVERHEAD_BYTES:
         raise MalformedInput("sealed bytes are shorter than the sealing overhead")
     try:
-        return _SUITE.decrypt(sealed, X25519PrivateKey.from_private_bytes(secret), context)
+        return _SUITE.decrypt(sealed, _private_key(secret), context)
     except (InvalidTag, ValueError):
         raise MalformedInput("sealed bytes do not open with this key in this context") from None
 

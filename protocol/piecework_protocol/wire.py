@@ -241,7 +241,7 @@ def decode_funding(data: bytes, channel: Channel) -> Funding:
 
 
 def _encode_frame(message: Any, kinds: Mapping[str, type], frame: Any) -> bytes:
-    name = next(name for name, kind in kinds.items() if isinstance(frame, kind))
+    name = next(name for name, kind in kinds.items() if type(frame) is kind)
     member = getattr(message, name)
     member.CopyFrom(_to_message(frame))
     member.SetInParent()  # a frame of defaults only is still a frame
@@ -274,41 +274,53 @@ def _lacking(message: Message, name: str) -> MalformedInput:
 # --- the codec
 
 _Convert = Callable[[Any], Any]
+_Read = Callable[[Any, Mapping[str, Any]], Any]
+_FUNDINGS: Final = (FundingAuthorization, OpeningAuthorization)
 
 
 @dataclass(frozen=True, slots=True)
 class _Member:
     """How one member of a class travels.
 
-    `is_message` says that it is a message of its own, which can be absent. `optional` says that an
-    absent or empty member is None. `limit` is its entry in `_LIMITS`, `span` that in `RANGES`.
+    `read` takes the message, and the members before this one. `encode` is None where the message
+    holds the value as it is.
     """
 
     name: str
-    kind: Any
-    encode: _Convert
-    decode: _Convert
-    is_message: bool
-    optional: bool
-    limit: int | None
-    span: Range | None
+    encode: _Convert | None
+    read: _Read
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """How a class travels: its message, and its members in their order."""
+
+    message: Any
+    members: tuple[_Member, ...]
 
 
 def _to_message(value: Any) -> Any:
     """Give the message of a frame or object."""
     cls = type(value)
-    if isinstance(value, Funding):
-        return _funding_message(value)
-    members = [(m, getattr(value, m.name)) for m in _members(cls)]
-    return _message_class(cls)(**{m.name: m.encode(v) for m, v in members if v is not None})
+    return _funding_message(value) if cls in _FUNDINGS else _own_message(value)
+
+
+def _own_message(value: Any) -> Any:
+    plan = _plan(type(value))
+    given: dict[str, Any] = {}
+    for member in plan.members:
+        part = getattr(value, member.name)
+        if part is not None:
+            given[member.name] = part if member.encode is None else member.encode(part)
+    return plan.message(**given)
 
 
 def _to_value(cls: type[_V], message: Any) -> _V:
     """Give the value that a message carries, or raise `MalformedInput`."""
     values: dict[str, Any] = {}
-    for member in _members(cls):
+    for member in _plan(cls).members:
         try:
-            values[member.name] = _member_value(member, message, values)
+            values[member.name] = member.read(message, values)
         except ValueError as error:
             raise MalformedInput(f"{cls.__name__}.{member.name}: {error}") from None
     try:
@@ -317,33 +329,16 @@ def _to_value(cls: type[_V], message: Any) -> _V:
         raise MalformedInput(str(error)) from None
 
 
-def _member_value(member: _Member, message: Any, before: Mapping[str, Any]) -> Any:
-    raw = getattr(message, member.name)
-    absent = not message.HasField(member.name) if member.is_message else not raw
-    if absent and member.optional:
-        return None
-    if absent and member.is_message:
-        raise _lacking(message, member.name)
-    if member.limit is not None:
-        _check_limit(raw, member.limit)
-    if member.kind is FundingAuthorization:
-        return _funding(raw, before["channel"])
-    if member.kind is not Amount and member.span is not None:
-        member.span.check(raw)
-    value = member.decode(raw)
-    if member.kind is Amount and member.span is not None:
-        member.span.check(value)
-    return value
+_PLANS: dict[type, _Plan] = {}
 
 
-_MEMBERS: dict[type, tuple[_Member, ...]] = {}
-
-
-def _members(cls: Any) -> tuple[_Member, ...]:
-    if cls not in _MEMBERS:
+def _plan(cls: Any) -> _Plan:
+    plan = _PLANS.get(cls)
+    if plan is None:
         hints = typing.get_type_hints(cls)
-        _MEMBERS[cls] = tuple(_member(cls, f.name, hints[f.name]) for f in fields(cls))
-    return _MEMBERS[cls]
+        members = tuple(_member(cls, f.name, hints[f.name]) for f in fields(cls))
+        plan = _PLANS[cls] = _Plan(_message_class(cls), members)
+    return plan
 
 
 def _member(cls: type, name: str, hint: Any) -> _Member:
@@ -352,7 +347,62 @@ def _member(cls: type, name: str, hint: Any) -> _Member:
     encode, decode = _codec(kind)
     limit = _LIMITS.get((cls, name))
     span = RANGES[cls, name] if is_integer(kind) else None
-    return _Member(name, kind, encode, decode, _is_message(kind), optional, limit, span)
+    if kind is FundingAuthorization:
+        read = _funding_reader(name)
+    elif optional or _is_message(kind) or limit is not None:
+        read = _presence_reader(name, _value_reader(decode, span), kind, limit, optional=optional)
+    else:
+        value = _value_reader(decode, span)
+        read = lambda message, _: value(getattr(message, name))  # noqa: E731
+    return _Member(name, None if encode is _same else encode, read)
+
+
+def _value_reader(decode: _Convert, span: Range | None) -> _Convert:
+    """Give the function that makes a value of what the message holds, and checks its range."""
+    if span is None:
+        return decode
+    least, greatest, check = span.least, span.greatest, span.check
+
+    def read(raw: Any) -> Any:
+        value = raw if isinstance(raw, int) else decode(raw)
+        if not least <= value <= greatest:
+            check(value)
+        return value
+
+    if decode is _same or decode is _amount:
+        return read
+    return lambda raw: decode(read(raw))  # an enumeration is made of a number in its range
+
+
+def _presence_reader(
+    name: str, value: _Convert, kind: Any, limit: int | None, *, optional: bool
+) -> _Read:
+    """Give the function that reads a member which may be absent, or whose size has a limit."""
+    is_message = _is_message(kind)
+
+    def read(message: Any, _: Mapping[str, Any]) -> Any:
+        raw = getattr(message, name)
+        absent = not message.HasField(name) if is_message else not raw
+        if absent and optional:
+            return None
+        if absent and is_message:
+            raise _lacking(message, name)
+        if limit is not None:
+            _check_limit(raw, limit)
+        return value(raw)
+
+    return read
+
+
+def _funding_reader(name: str) -> _Read:
+    """Give the function that reads a funding, which may be absent."""
+
+    def read(message: Any, before: Mapping[str, Any]) -> Any:
+        if not message.HasField(name):
+            return None
+        return _funding(getattr(message, name), before["channel"])
+
+    return read
 
 
 def is_integer(kind: Any) -> bool:
@@ -441,8 +491,7 @@ def _funding(message: Any, channel: Channel) -> Funding:
 
 def _funding_message(funding: Funding) -> Any:
     if isinstance(funding, OpeningAuthorization):
-        members = {m.name: m.encode(getattr(funding, m.name)) for m in _members(type(funding))}
-        return pb.Funding(opening=pb.OpeningAuthorization(**members))
+        return pb.Funding(opening=_own_message(funding))
     terms = funding.authorization
     given = pb.FundingAuthorization(
         funded=_amount_bytes(terms.funded),

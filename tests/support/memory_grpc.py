@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, NoReturn
 
 import grpc
@@ -94,8 +94,8 @@ class MemoryCall:
             raise _lost()
         return item
 
-    async def done_writing(self) -> None:
-        self._up.put_nowait(_END)
+    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
+        self.server.add_done_callback(callback)
 
     def cancel(self) -> None:
         self._gone = True

@@ -23,13 +23,7 @@ from piecework.client.jobs.preparing import prepare
 from piecework.client.jobs.requests import Filters, TextRequest
 from piecework.client.jobs.selection import rank
 from piecework.client.jobs.spending import Spending
-from piecework.client.journal.records import (
-    ChannelStatus,
-    JobRow,
-    Limits,
-    Memories,
-    SeenChannel,
-)
+from piecework.client.journal.records import ChannelStatus, JobRow, Limits, Memories, SeenChannel
 from piecework.client.journal.store import Store
 from piecework.client.network.reachability import Reachability
 from piecework.client.network.transport import JobStream
@@ -58,7 +52,7 @@ async def _close_no_channel(*_: object) -> tuple[Signature, bytes]:
 
 
 class InlineExecutor(ThreadPoolExecutor):
-    """Runs `asyncio.to_thread` at once in the loop's thread: one seed is one order of events."""
+    """Runs what is for a thread at once in the loop's thread: one seed is one order of events."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future()
@@ -112,7 +106,7 @@ class ShippedMarket:
         self.shown: list[ShowReceiptsRequest] = []
         self.signer = LocalSigner(bytes(keccak256(b"payer")))
         self.file = folder / "client.db"
-        self.store = Store(self.file, DOMAIN, self.signer.address)
+        self.store = Store(self.file, DOMAIN, self.signer.address, committer=InlineExecutor())
         self.chain = FakeChain(DOMAIN)
         values = {"resume_attempts": 20, "stall_timeout_s": 20.0, **flags}
         self.config = load_config(folder / "no-file", values)
@@ -245,7 +239,7 @@ class ShippedMarket:
     def restart_client(self) -> None:
         """The client's process ends and another one opens its journal."""
         self.store.close()
-        self.store = Store(self.file, DOMAIN, self.signer.address)
+        self.store = Store(self.file, DOMAIN, self.signer.address, committer=InlineExecutor())
 
     async def open_channel(self) -> None:
         """A channel that is funded and mined."""

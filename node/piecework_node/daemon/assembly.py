@@ -25,8 +25,8 @@ from piecework_node.engine.supervisor import EngineCommandLine, EngineSupervisor
 from piecework_node.errors import ConfigError
 from piecework_node.home import Home
 from piecework_node.jobs.offers import OfferBoard
-from piecework_node.jobs.terms import OperatorTerms
-from piecework_node.jobs.worker import OpeningCheck, Patience, Worker
+from piecework_node.jobs.terms import OperatorTerms, Patience
+from piecework_node.jobs.worker import Worker
 from piecework_node.journal.sqlite import SqliteJournal
 from piecework_node.keys.operator import load_operator
 from piecework_node.keys.sealing import SealingKeyring
@@ -36,6 +36,8 @@ from piecework_node.models.store import ModelStore, checkpoint_folder
 from piecework_node.runtime.channels import Channels
 from piecework_node.runtime.faults import FaultBoard
 from piecework_node.runtime.jobs import JobRuntime
+from piecework_node.runtime.openings import OpeningCheck
+from piecework_node.runtime.write_offs import WriteOffs
 from piecework_node.settlement.chain import ChainLink
 from piecework_node.settlement.fees import FeeDesk, FeeSettings
 from piecework_node.settlement.openings import Openings
@@ -208,7 +210,8 @@ async def _assemble(base: Foundations) -> Components:
         outage_s=config.chain_outage_s,
         log=log,
     )
-    settler, desk, check = await _settlement(base, port, channels, faults)
+    write_offs = WriteOffs(runtime, channels, every_s=config.write_off_s, log=log)
+    settler, desk, check = await _settlement(base, port, channels, faults, write_offs)
     terms = operator_terms(config, base.deployment.token)
     patience = Patience(config.payment_timeout_s)
     worker = Worker(
@@ -225,7 +228,11 @@ async def _assemble(base: Foundations) -> Components:
 
 
 async def _settlement(
-    base: Foundations, port: ChainLink, channels: Channels, faults: FaultBoard
+    base: Foundations,
+    port: ChainLink,
+    channels: Channels,
+    faults: FaultBoard,
+    write_offs: WriteOffs,
 ) -> tuple[Settler, FeeDesk, OpeningCheck]:
     """Build what brings money to the chain: settlement, its fees, and its word on openings."""
     config, journal = base.config, base.journal
@@ -255,6 +262,7 @@ async def _settlement(
             receiver=config.receiver,
             tokens=config.tokens(base.deployment.token),
         ),
+        write_offs=write_offs,
         clock=clock,
         policy=policy,
         poll_s=config.chain_poll_s,
@@ -278,9 +286,9 @@ def operator_terms(config: WorkerConfig, default_token: Address) -> OperatorTerm
         min_withdrawal_delay=Seconds(config.min_withdrawal_delay_s),
         min_deposit=Amount(config.min_deposit),
         credit=CreditTerms(
-            first=Amount(config.credit_first),
-            mined=Amount(config.credit_mined),
-            most=Amount(config.credit_max),
+            first=Amount(config.first_credit),
+            mined=Amount(config.mined_credit),
+            most=Amount(config.most_credit),
             strangers=Amount(config.strangers_together),
         ),
         offer_lifetime_s=config.offer_lifetime_s,
@@ -294,7 +302,7 @@ def fee_settings(config: WorkerConfig) -> FeeSettings:
         top_up=_units(config.top_up_fee),
         close=_units(config.close_fee),
         min_top_up=Amount(config.min_top_up),
-        credit_first=Amount(config.credit_first),
+        credit_first=Amount(config.first_credit),
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -221,6 +222,9 @@ class Daemon:
         first = await self._first_ready(events)
         if first is None:
             return
+        fault = p.worker.terms.credit_fault(first)
+        if fault is not None:
+            raise ConfigError(fault)
         await p.settler.check()
         loops: dict[str, Loop] = {
             "engine events": lambda: self._pump(events),
@@ -458,6 +462,12 @@ class Daemon:
         metrics.exposure.set(p.channels.exposure)
         metrics.unsettled.set(p.channels.unsettled)
         metrics.ready.set(int(self.ready))
+        desk = p.runtime.credit
+        if desk is not None:
+            metrics.strangers.set(desk.strangers)
+            metrics.strangers_limit.set(desk.terms.strangers)
+            metrics.left.set(desk.left)
+            metrics.at_limit.set(desk.at_limit)
 
 
 async def serve(
@@ -474,6 +484,10 @@ async def serve(
             components.base.engine_life.cancel()
             await components.base.close()
             raise
+        # What was imported and built stays. A collection that walks all of it would take as long as
+        # many jobs.
+        gc.collect()
+        gc.freeze()
         await daemon.run()
     finally:
         ports.close()

@@ -14,7 +14,7 @@ from typing import Final
 
 from piecework.chain.deployment import Deployment
 from piecework_node import config
-from piecework_node.errors import ConfigError
+from piecework_node.errors import ConfigError, JournalLocked
 from piecework_node.home import Home
 from piecework_node.journal.records import PaidJob, SpentTx
 from piecework_node.journal.sqlite import SqliteJournal
@@ -24,6 +24,11 @@ from piecework_protocol.types import parse_address, to_hex
 WEI: Final = 10**18
 DAY_COLUMNS: Final = ("date", "jobs", "canvases", "gross", "fees", "gas_wei", "gas", "net")
 JOB_COLUMNS: Final = ("date", "job", "channel", "canvases", "gross")
+RUNNING: Final = (
+    "the worker runs, and nobody else can read its journal meanwhile: one process holds it alone, "
+    "so that each commit is fast. Stop the worker for the table. Sums without --csv come from the "
+    "running worker"
+)
 Row = tuple[str | int, ...]
 
 
@@ -83,12 +88,15 @@ async def table(root: Path, period: Period, *, jobs: bool) -> list[Row]:
     """Return the rows of a home's journal, with the names of the columns first.
 
     Raises:
-        JournalLocked: the worker runs. It alone may read its journal.
+        JournalLocked: the worker runs. It alone may read its journal, whose lock admits no reader.
     """
     home, settings = Home(root), config.load(root)
     operator = parse_address("0x" + keystore_address(home.operator))
     domain = Deployment.load(home.deployment).domain
-    journal = await SqliteJournal.open(home.journal, domain, operator)
+    try:
+        journal = await SqliteJournal.open(home.journal, domain, operator)
+    except JournalLocked:
+        raise JournalLocked(RUNNING) from None
     try:
         paid = await journal.paid_jobs(*period.seconds)
         if jobs:

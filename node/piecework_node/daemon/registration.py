@@ -76,7 +76,7 @@ def prepare_home(
         scaled = settings.money_defaults(deployment.payment_token)
         if chosen.get("backend") == "vllm":  # it counts no steps, so it has no price for them
             scaled.pop("price_per_thousand_steps", None)
-        chosen = {**scaled, **chosen}
+        chosen = settings.fitting_credit({**scaled, **chosen}, chosen)
         settings.check(chosen)
         write_private(home.config, settings.to_toml(chosen).encode())
     return steps

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Final
 
 from piecework_node.daemon.assembly import Components, Foundations
 from piecework_node.engine.link import EngineFacts
+from piecework_protocol.credit import most_written_off
 from piecework_protocol.objects import Offer
 from piecework_protocol.service import service_name
 from piecework_protocol.types import address_hex, to_hex
+
+DAY_S: Final = 24 * 3600
 
 
 async def status_of(p: Components, state: str, grpc_port: int) -> dict[str, Any]:
@@ -44,18 +47,28 @@ async def status_of(p: Components, state: str, grpc_port: int) -> dict[str, Any]
         "waiting": {address_hex(t): amount for t, amount in p.settler.payouts.waiting.items()},
         "exposure": p.channels.exposure,
         "exposure_bound": exposure_bound(p),
-        "credit": {
-            "owed": p.runtime.credit.owed,
-            "strangers": p.runtime.credit.strangers,
-        }
-        if p.runtime.credit
-        else None,
+        "credit": _credit_status(p),
         "transactions": [
             {"kind": t.kind.value, "hash": "0x" + t.tx.hash.hex(), "state": t.state.value}
             for t in p.settler.under_way
         ],
         "refusals": dict(sorted(base.metrics.refusals.items())),
         "errors": [asdict(note) for note in base.metrics.errors],
+    }
+
+
+def _credit_status(p: Components) -> dict[str, int] | None:
+    """What payers owe, with limits. `per_day`: the most that the bound can grow by in a day."""
+    desk, every_s = p.runtime.credit, p.base.config.write_off_s
+    if desk is None:
+        return None
+    return {
+        "owed": desk.owed,
+        "strangers": desk.strangers,
+        "strangers_limit": desk.terms.strangers,
+        "left": desk.left,
+        "at_limit": desk.at_limit,
+        "per_day": most_written_off(desk.terms, every_s, DAY_S),
     }
 
 

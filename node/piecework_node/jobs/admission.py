@@ -22,7 +22,7 @@ from piecework_model import limits as model_limits
 from piecework_model.requests import EncodedContent
 from piecework_node.jobs.terms import OperatorTerms
 from piecework_node.runtime.faults import Fault
-from piecework_protocol.credit import PayerCredit, ceiling, start_fault
+from piecework_protocol.credit import PayerCredit, PayerStanding, ceiling, start_fault
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import Reason, Refusal
 from piecework_protocol.frames import FundingAuthorization, SubmitJob
@@ -446,18 +446,27 @@ def _check_funds(c: ChannelView, worst: Amount) -> None:
 
 def _check_credit(v: AdmissionView, c: ChannelView, first: Amount) -> None:
     """Check that the prompt and the first canvas may begin now (clause 3.7)."""
-    fault = start_fault(v.terms.credit, c.payer, c.strangers_owe, first)
+    payer = c.payer
+    fault = start_fault(v.terms.credit, payer, c.strangers_owe, first)
     if fault is None:
         return
+    if payer.standing is PayerStanding.FALLEN and c.state is ChannelState.NONE:
+        raise Refusal(
+            Reason.FUND_YOURSELF,
+            f"the payer owes {payer.owed} base units without a deposit. Open the channel yourself",
+        )
     raise Refusal(
         Reason.CREDIT_EXHAUSTED,
-        f"{fault.value}. The first canvas may cost {first} base units",
+        f"{fault.value}. Prompt and first canvas may cost {first} base units, and there is credit "
+        f"for {max(0, payer.room)}",
         retry_after_s=BLOCK_RETRY_S,
         metadata={
-            "owed": str(c.payer.owed),
-            "limit": str(c.payer.limit),
+            "owed": str(payer.owed),
+            "limit": str(payer.limit),
+            "unpromised": str(payer.unpromised),
+            "unpromised_limit": str(payer.unpromised_limit),
             "needed": str(first),
-            "standing": c.payer.standing.name,
+            "standing": payer.standing.name,
         },
     )
 

@@ -101,6 +101,7 @@ class Healer:
         channel_id = shown.channel.id(self._runtime.domain)
         self._check_voucher(shown)
         channel = await self._channels.find(channel_id, shown.channel)
+        await self._runtime.shielded(self._check_contradiction(channel, shown))
         if shown.voucher.count <= channel.ledger.accumulator.count:
             return channel.ledger
         self._check_receipts(shown)
@@ -121,6 +122,12 @@ class Healer:
             raise Refusal(
                 Reason.BAD_SIGNATURE, "the voucher is not signed by the channel's authorizer"
             )
+
+    async def _check_contradiction(self, live: LiveChannel, shown: Shown) -> None:
+        async with live.lock:
+            await self._channels.note_contradiction(live, shown.voucher, shown.signature)
+            if live.ledger.contradicts(shown.voucher):
+                raise _broken("the voucher contradicts the latest one of the channel")
 
     def _check_receipts(self, shown: Shown) -> None:
         domain, operator = self._runtime.domain, self._runtime.signer.address

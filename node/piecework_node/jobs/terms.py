@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from piecework_protocol.credit import CreditTerms
+from piecework_node.engine.link import EngineFacts
+from piecework_protocol.credit import FIRST_PROMPT_TOKENS, CreditTerms, least_first
 from piecework_protocol.types import Address, Amount, Seconds
 
 
@@ -31,3 +32,28 @@ class OperatorTerms:
     def capacity(self) -> int:
         """Jobs that may run or wait at once."""
         return self.slots + self.queue
+
+    def credit_fault(self, facts: EngineFacts) -> str | None:
+        """Say why nobody new could begin a job of this model, or None."""
+        least = least_first(
+            self.price_per_million_prompt_tokens,
+            self.price_per_million_output_tokens,
+            self.price_per_thousand_steps,
+            canvas_size=facts.canvas_size,
+            max_steps=facts.max_steps,
+        )
+        if self.credit.first >= least:
+            return None
+        return (
+            f"credit_first is {self.credit.first}. A prompt of {FIRST_PROMPT_TOKENS} tokens and a "
+            f"canvas of {facts.canvas_size} tokens after {facts.max_steps} steps cost {least} with "
+            f"{facts.name}, so no new client could begin. Set credit_first to {least} or more"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """Times after which the worker stops waiting, in seconds."""
+
+    payment_s: float
+    """For a voucher, while a job holds its place in the engine or after its end."""

@@ -16,8 +16,7 @@ A submission goes through these steps. Each one adds one guarantee:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final
 
 from piecework_model.requests import EncodedContent
@@ -34,7 +33,7 @@ from piecework_node.jobs import admission, prompts
 from piecework_node.jobs.admission import AdmissionView, ChannelView, Served
 from piecework_node.jobs.engine_events import EngineEventHandler
 from piecework_node.jobs.prompts import PromptQueue
-from piecework_node.jobs.terms import OperatorTerms
+from piecework_node.jobs.terms import OperatorTerms, Patience
 from piecework_node.journal.records import (
     ChannelSeen,
     FundingAuthorized,
@@ -48,15 +47,17 @@ from piecework_node.runtime.faults import Code
 from piecework_node.runtime.funding import authorization_in, better_funding, usable_funding
 from piecework_node.runtime.jobs import JobRuntime
 from piecework_node.runtime.live import NO_CONTENT, LiveChannel, LiveJob
+from piecework_node.runtime.openings import OpeningCheck
 from piecework_node.runtime.requests import unpack_ids
 from piecework_node.runtime.sink import FrameSink
+from piecework_node.runtime.write_offs import written_off
 from piecework_node.times import now
 from piecework_protocol.content import content_digest
+from piecework_protocol.credit import PayerCredit
 from piecework_protocol.errors import MalformedInput, ProtocolViolation, Reason, Refusal
 from piecework_protocol.frames import (
     CancelJob,
     ClientFrame,
-    FundingAuthorization,
     PayVoucher,
     SubmitJob,
 )
@@ -65,7 +66,7 @@ from piecework_protocol.limits import RESUME_S
 from piecework_protocol.objects import Offer
 from piecework_protocol.sealing import check_key, content_context, resume_context
 from piecework_protocol.states import ENDED_STATES, JobState
-from piecework_protocol.types import Address, Amount, Digest, JobId
+from piecework_protocol.types import Amount, Digest, JobId
 from piecework_protocol.wire import SignedOffer
 from piecework_protocol.worker_session import AcceptedJob, StateRecord, WorkerSession
 
@@ -73,18 +74,6 @@ RETRY_S: Final = 1.0
 """After which a client may try again when two of its own requests crossed."""
 KEPT_OFFER_S: Final = 60
 """How long a job may still name an offer after it expired. Admission refuses it with a reason."""
-
-
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """Times after which the worker stops waiting, in seconds."""
-
-    payment_s: float
-    """For a voucher, while a job holds its place in the engine or after its end."""
-
-
-OpeningCheck = Callable[[LiveChannel, FundingAuthorization], Awaitable[None]]
-"""Raises `Refusal`."""
 
 
 class Worker:
@@ -169,6 +158,7 @@ class Worker:
     async def recover(self) -> None:
         """Take up what the journal holds. Jobs that ran wait, suspended, for their clients."""
         await self._channels.recover()
+        self._credit.write_off(await written_off(self._runtime.journal))
         for stored in await self._runtime.journal.open_jobs():
             try:
                 job = await self._revive(stored)
@@ -319,9 +309,8 @@ class Worker:
     async def _check_opening(self, channel: LiveChannel, submission: SubmitJob) -> None:
         known = usable_funding(channel.stored.funding, now(self._runtime.clock))
         funding = better_funding(known, authorization_in(submission))
-        # What was journaled was checked, and may be under way.
-        if funding is not None and funding != known:
-            await self._openings(channel, funding)
+        if funding is not None:
+            await self._openings(channel, funding, taken=funding == known)
 
     async def _admit_locked(
         self,
@@ -426,24 +415,46 @@ class Worker:
         await self._runtime.shielded(self._receive(job, sink, frame), job)
 
     async def _receive(self, job: LiveJob, sink: FrameSink, frame: ClientFrame) -> None:
-        async with job.channel.lock:
-            if job.sink is not sink:
-                return
+        """Take a frame when it is its turn.
+
+        A voucher names what every voucher before it may have left open. So of those that wait, the
+        newest goes first and is journaled, and the others find their jobs paid.
+        """
+        channel = job.channel
+        if isinstance(frame, PayVoucher):
+            count = frame.voucher.count
+            channel.arriving.append(count)
             try:
-                if isinstance(frame, PayVoucher):
-                    await self._channels.pay(job.channel, frame, sink)
-                elif isinstance(frame, CancelJob):
-                    await self._runtime.perform(job, job.session.cancel())
-                else:
-                    raise ProtocolViolation("2.4", "a second submission on one stream")
-            except ProtocolViolation as violation:
-                self._log.warning("clause broken", job=job.id, clause=violation.clause)
-                await self._detach(job)
-                clause = {"clause": violation.clause}
-                sink.close(Refusal(Reason.BROKEN_CLAUSE, violation.message, metadata=clause))
+                async with channel.lock:
+                    if count >= max(channel.arriving):
+                        await self._take(job, sink, frame)
+                        return
+            finally:
+                channel.arriving.remove(count)
+        async with channel.lock:
+            await self._take(job, sink, frame)
+
+    async def _take(self, job: LiveJob, sink: FrameSink, frame: ClientFrame) -> None:
+        """Take a frame. The caller holds the channel's lock."""
+        if job.sink is not sink:
+            return
+        try:
+            if isinstance(frame, PayVoucher):
+                await self._channels.pay(job.channel, frame, sink)
+            elif isinstance(frame, CancelJob):
+                await self._runtime.perform(job, job.session.cancel())
+            else:
+                raise ProtocolViolation("2.4", "a second submission on one stream")
+        except ProtocolViolation as violation:
+            self._log.warning("clause broken", job=job.id, clause=violation.clause)
+            await self._detach(job)
+            clause = {"clause": violation.clause}
+            sink.close(Refusal(Reason.BROKEN_CLAUSE, violation.message, metadata=clause))
 
     async def detach(self, job: LiveJob, sink: FrameSink) -> None:
-        """Note that a stream is gone."""
+        """Note that a stream is gone. One that a job does not have any more is never given back."""
+        if job.sink is not sink:
+            return
         await self._runtime.shielded(self._detach_stream(job, sink), job)
 
     async def _detach_stream(self, job: LiveJob, sink: FrameSink) -> None:
@@ -559,9 +570,9 @@ class Worker:
             fault=self._channels.faults.stopping,
         )
 
-    def _stranger_jobs(self, payer: Address) -> int:
+    def _stranger_jobs(self, account: PayerCredit) -> int:
         """Jobs of payers without a mined deposit that run or wait, if this payer is one of them."""
-        if not self._credit.is_stranger(payer):
+        if not account.is_stranger:
             return 0
         running = self._runtime.sequences.values()
         payers = [job.channel.stored.channel.payer for job in running]
@@ -592,7 +603,7 @@ class Worker:
             attached=len(attached),
             payer=account,
             strangers_owe=self._credit.pool_of(account),
-            stranger_jobs=self._stranger_jobs(stored.channel.payer),
+            stranger_jobs=self._stranger_jobs(account),
             stray_unpaid=any(ref.job not in attached for ref in stored.ledger.unpaid),
             closing=stored.close_signature is not None,
         )

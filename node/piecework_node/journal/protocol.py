@@ -65,6 +65,10 @@ class Journal(Protocol):
         """Return a small named value."""
         ...
 
+    async def metas(self, prefix: str) -> dict[str, str]:
+        """Return the small values whose names begin with `prefix`."""
+        ...
+
     async def earnings(self) -> Earnings:
         """Return sums for the operator."""
         ...

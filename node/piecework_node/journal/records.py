@@ -193,7 +193,10 @@ class TxMoved:
 
 @dataclass(frozen=True, slots=True)
 class ContradictionSeen:
-    """Two messages of one signer contradict each other. The journal keeps the first pair a kind."""
+    """Two messages of one signer contradict each other. The journal keeps the first pair a kind.
+
+    `first` and `second` are the values as they are stored, each with the signature behind it.
+    """
 
     channel: ChannelId
     kind: str

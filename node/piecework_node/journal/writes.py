@@ -123,6 +123,11 @@ class JournalBatch:
         for record in merged(records):
             _WRITERS[type(record)](self, record)
 
+    def take(self, other: JournalBatch) -> None:
+        """Add what another batch wrote after this one, in the same transaction."""
+        self._entries |= other._entries
+        self.totals = other.totals
+
     def entries(self) -> bytes:
         """Give what the log has to say of this batch: the last state of every row."""
         return encode_entries(list(self._entries.values()))

@@ -22,7 +22,7 @@ from piecework_node.journal.records import SealingKeyAdded, SealingKeyDropped, S
 from piecework_node.times import now
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.limits import MAX_JOB_LIFETIME_S, MAX_OFFER_LIFETIME_S
-from piecework_protocol.sealing import public_key, unseal
+from piecework_protocol.sealing import forget_keys, public_key, unseal
 from piecework_protocol.types import PublicKey, Timestamp
 
 KEY_ARRIVAL_S: Final = MAX_OFFER_LIFETIME_S + MAX_JOB_LIFETIME_S
@@ -155,3 +155,4 @@ class SealingKeyring:
         keys, records = self._keys.rotated(time, self._secret, self._entropy)
         await self._journal.append(records)
         self._keys = keys
+        forget_keys()

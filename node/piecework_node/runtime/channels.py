@@ -18,6 +18,7 @@ from piecework_node.journal.protocol import Journal
 from piecework_node.journal.records import (
     ChannelObserved,
     CloseAgreed,
+    ContradictionSeen,
     JournalRecord,
     OneStepFunding,
     StoredChannel,
@@ -35,10 +36,11 @@ from piecework_protocol.eip712 import TypedData
 from piecework_protocol.errors import ProtocolViolation, Reason, Refusal
 from piecework_protocol.frames import FundingAuthorization, LeafRef, PayVoucher
 from piecework_protocol.ledger import WorkerLedger, closing_of, empty_voucher
-from piecework_protocol.objects import Channel, CloseChannel
+from piecework_protocol.objects import Channel, CloseChannel, Voucher
 from piecework_protocol.signing import sign, signed_by
 from piecework_protocol.states import ChannelState, JobState, channel_path
 from piecework_protocol.types import Address, Amount, ChannelId, Signature
+from piecework_protocol.wire import encode_value
 from piecework_protocol.worker_session import AllowCanvases, Outcome, acknowledgement
 
 T = TypeVar("T")
@@ -107,6 +109,7 @@ class Channels:
         self._places = asyncio.Semaphore(MAX_REFRESHES)
         self._asking: set[asyncio.Future[None]] = set()
         self._channels: dict[ChannelId, LiveChannel] = {}
+        self._by_payer: dict[Address, dict[ChannelId, LiveChannel]] = {}
         self.urgent = asyncio.Event()
         """Set when settlement should not wait for its next round."""
 
@@ -116,6 +119,10 @@ class Channels:
     def __len__(self) -> int:
         return len(self._channels)
 
+    def of_payer(self, payer: Address) -> tuple[LiveChannel, ...]:
+        """Return the channels of one payer that are held in memory."""
+        return tuple(self._by_payer.get(payer, {}).values())
+
     def get(self, channel: ChannelId) -> LiveChannel | None:
         """Return a channel that is held in memory."""
         return self._channels.get(channel)
@@ -124,11 +131,11 @@ class Channels:
         """Take up what the journal holds, with the work that settlement has left."""
         moment, time = self._runtime.clock.monotonic(), now(self._runtime.clock)
         for stored in await self._journal.channels():
-            live = LiveChannel(stored)
+            live = LiveChannel(stored, since=moment)
             live.wants_funding = live.pending_funding(time) > 0
             if stored.settled < stored.ledger.cumulative:
                 live.unsettled_since = moment
-            self._channels[stored.id] = live
+            self.hold(live)
 
     async def find(self, channel_id: ChannelId, channel: Channel) -> LiveChannel:
         """Return a channel from memory or the journal, or a new one that is in neither yet."""
@@ -143,12 +150,21 @@ class Channels:
 
     def hold(self, live: LiveChannel) -> LiveChannel:
         """Keep a channel in memory. Return the one that is already there, if there is one."""
-        return self._channels.setdefault(live.id, live)
+        if live.id not in self._channels:
+            live.since = self._runtime.clock.monotonic()
+        known = self._channels.setdefault(live.id, live)
+        if known is live:
+            self._by_payer.setdefault(live.stored.channel.payer, {})[live.id] = live
+        return known
 
     def release(self, live: LiveChannel) -> None:
         """Forget a channel that no job was ever admitted on."""
         if not live.journaled and not live.jobs:
             self._channels.pop(live.id, None)
+            mine = self._by_payer.get(live.stored.channel.payer, {})
+            mine.pop(live.id, None)
+            if not mine:
+                self._by_payer.pop(live.stored.channel.payer, None)
 
     @property
     def to_ask(self) -> tuple[ChannelId, ...]:
@@ -190,7 +206,7 @@ class Channels:
         time, mine = now(self._runtime.clock), _purse(live)
         elsewhere = sum(
             other.pending_funding(time)
-            for other in self
+            for other in self.of_payer(live.stored.channel.payer)
             if other.id != live.id and _purse(other) == mine
         )
         return Amount(max(0, live.pooled - elsewhere))
@@ -211,12 +227,30 @@ class Channels:
         if not signed_by(runtime.domain, payment.voucher, payment.signature, authorizer):
             raise ProtocolViolation("5.2", "the voucher is not signed by the channel's authorizer")
         before = live.ledger
+        await self.note_contradiction(live, payment.voucher, payment.signature)
         after = before.apply(payment, live.backing)
         if after is None:
             sink.send(acknowledgement(before))
             return
         added = payment.leaves[before.accumulator.count - payment.base_count :]
         await self.accept(live, after, added, sink)
+
+    async def note_contradiction(
+        self, live: LiveChannel, voucher: Voucher, signature: Signature
+    ) -> None:
+        """Keep a voucher that contradicts the latest one, with that one, as evidence.
+
+        The caller has checked the signature. Two copies of one client home do this, and thieves.
+        """
+        latest = live.ledger.accepted
+        if latest is None or live.contradicted or not live.ledger.contradicts(voucher):
+            return
+        live.contradicted = True
+        first = encode_value(latest.voucher) + latest.signature
+        second, time = encode_value(voucher) + signature, now(self._runtime.clock)
+        await self._journal.append([ContradictionSeen(live.id, "voucher", first, second, time)])
+        self._log.warning("two vouchers contradict each other", channel=live.id)
+        self._metrics.note(time, "voucher", f"channel {live.id.hex()}: two vouchers contradict")
 
     async def accept(
         self,
@@ -255,6 +289,8 @@ class Channels:
             runtime.command(job, outcome)
         for job in touched:
             runtime.rest(job)
+        for job in [job for job in live.jobs.values() if job.waits_for_credit]:
+            runtime.press(job)
         if live.unsettled_since is None:
             live.unsettled_since = runtime.clock.monotonic()
 

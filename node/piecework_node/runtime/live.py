@@ -57,6 +57,8 @@ class LiveJob:
     """Monotonic time since which only the client can move the job on."""
     reserve: Amount = field(init=False)
     """The most that the job can cost, in base units."""
+    _held: tuple[int, int, Amount] = (0, 0, Amount(0))
+    """`held` as it was last found: for so many canvases granted, and so many done."""
 
     def __post_init__(self) -> None:
         accepted = self.session.accepted
@@ -98,7 +100,12 @@ class LiveJob:
     @property
     def held(self) -> Amount:
         """The ceiling of the canvases that have begun or may begin, in base units."""
-        return self._ceiling(self.granted - self.session.canvases)
+        granted, done, held = self._held
+        if granted != self.granted or done != self.session.canvases:
+            granted, done = self.granted, self.session.canvases
+            held = self._ceiling(granted - done)
+            self._held = granted, done, held
+        return held
 
     @property
     def next_ceiling(self) -> Amount:
@@ -125,6 +132,8 @@ class LiveChannel:
     stored: StoredChannel
     """As the journal holds it, or will hold it once the first job is admitted."""
     journaled: bool = True
+    since: float = 0.0
+    """Monotonic time since which this process holds it."""
     pooled: Amount = Amount(0)
     """The payer's balance in the escrow outside of channels, when it was last asked for."""
     pooled_at: float | None = None
@@ -145,7 +154,11 @@ class LiveChannel:
     """Monotonic time since which a voucher waits to be claimed. None: nothing waits."""
     committing: WorkerLedger | None = None
     """The ledger after the receipts that are being made durable. Their jobs have charged them."""
+    contradicted: bool = False
+    """Two vouchers of its authorizer contradict each other, and are kept."""
     jobs: dict[JobId, LiveJob] = field(default_factory=dict)
+    arriving: list[int] = field(default_factory=list)
+    """The counts of the vouchers that wait for the lock."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
@@ -236,13 +249,15 @@ class LiveChannel:
         elif stored.state is ChannelState.CLOSED:
             standing = PayerStanding.FALLEN
         deep = max(self.mined, self.final) if is_open else stored.withdrawn
-        final = self.final - stored.withdrawn - stored.requested if is_open else 0
+        gone = stored.withdrawn + stored.requested
+        final, mined = (self.final - gone, deep - gone) if is_open else (0, 0)
         return ChannelCredit(
             standing=standing,
             charged=Amount(self.charged),
             reserved=Amount(sum(job.held for job in self.jobs.values())),
             accepted=ledger.cumulative,
             deposit=Amount(max(0, deep - stored.withdrawn)),
+            backed=Amount(max(stored.settled, mined)),
             secured=Amount(max(stored.settled, final)),
         )
 

@@ -94,7 +94,12 @@ class FeeDesk:
         )
 
     def covers(self, errand: Errand, fee: int) -> bool:
-        """Whether a fee pays for its transaction at the gas price of now."""
+        """Whether a fee pays for its transaction at the gas price of now.
+
+        That of an opening also pays for what its payer may take before it is mined.
+        """
+        if errand is Errand.OPEN and fee < self.settings.credit_first:
+            return False
         worth = worth_of_fee(self._policy, fee)
         return worth.wei is None or errand_wei(self._price(), errand) <= worth.wei
 

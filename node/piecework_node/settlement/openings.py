@@ -42,8 +42,13 @@ class Openings:
         self._journal, self._channels = journal, channels
         self._simulations, self.desk = simulations, desk
 
-    async def check(self, live: LiveChannel, funding: FundingAuthorization) -> None:
-        """Check that the worker would submit an authorization that it has not submitted yet.
+    async def check(
+        self, live: LiveChannel, funding: FundingAuthorization, *, taken: bool = False
+    ) -> None:
+        """Check that the worker would submit an authorization that is not carried out yet.
+
+        taken: it was checked before, and may be under way. Then only its payer is looked at, whose
+        opening may have reverted since.
 
         Raises:
             Refusal: FUND_YOURSELF: the payer has to send it. UNDERFUNDED: it raises too little.
@@ -51,6 +56,9 @@ class Openings:
         """
         terms, deposit = funding.authorization, live.stored.deposit
         if terms.funded <= deposit:
+            return
+        await self._check_payer(terms.channel.payer)
+        if taken:
             return
         if deposit and isinstance(funding, OneStepFunding):
             raise Refusal(
@@ -63,11 +71,6 @@ class Openings:
                 f"a top-up must be {least} base units or more",
                 metadata={"min_top_up": str(least)},
             )
-        if await self.must_open_itself(terms.channel.payer):
-            raise Refusal(
-                Reason.FUND_YOURSELF,
-                "an opening of this payer reverted. Send the next one yourself",
-            )
         errand = Errand.TOP_UP if deposit else Errand.OPEN
         if not self.desk.covers(errand, terms.fee):
             asked = self.desk.asked()
@@ -79,6 +82,13 @@ class Openings:
                 metadata={"fee": str(fee)},
             )
         await self._simulate(funding)
+
+    async def _check_payer(self, payer: Address) -> None:
+        if await self.must_open_itself(payer):
+            raise Refusal(
+                Reason.FUND_YOURSELF,
+                "an opening of this payer reverted. Send the next one yourself",
+            )
 
     async def must_open_itself(self, payer: Address) -> bool:
         """Whether an opening of this payer reverted, and no deposit of it is final since."""

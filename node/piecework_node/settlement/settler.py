@@ -21,6 +21,7 @@ from piecework_node.runtime.channels import Channels
 from piecework_node.runtime.faults import Code, code_of
 from piecework_node.runtime.funding import usable_funding
 from piecework_node.runtime.live import LiveChannel
+from piecework_node.runtime.write_offs import WriteOffs
 from piecework_node.settlement.chain import ChainPort
 from piecework_node.settlement.fees import worth_of_fee
 from piecework_node.settlement.openings import Openings
@@ -66,6 +67,7 @@ class Settler:
         *,
         openings: Openings,
         payouts: Payouts,
+        write_offs: WriteOffs,
         clock: Clock,
         policy: SettlePolicy,
         poll_s: float,
@@ -75,7 +77,7 @@ class Settler:
         self._channels, self._transactions = channels, transactions
         self._port, self._journal, self._clock = port, journal, clock
         self._watch, self._board = watch, watch.board
-        self._openings, self.payouts = openings, payouts
+        self._openings, self.payouts, self._write_offs = openings, payouts, write_offs
         self._policy, self._poll_s = policy, poll_s
         self._metrics, self._log = metrics, log
         self._asked = False
@@ -178,6 +180,7 @@ class Settler:
             await self._attempt(f"follow {stored.kind.value}", self._follow(stored))
         await self._watch_withdrawals()
         await self._attempt("credit", self._observe(self._channels.to_ask))
+        await self._attempt("write off", self._write_off())
         await self._attempt("fund", self._fund_all())
         await self._attempt("close", self._close_all())
         asked = self._asked
@@ -276,6 +279,12 @@ class Settler:
             if isinstance(outcome, BaseException):
                 raise outcome
 
+    async def _write_off(self) -> None:
+        due = self._write_offs.due
+        if due:
+            await self._observe(due)
+            await self._write_offs.carry_out(due)
+
     # --- funding
 
     async def _fund_all(self) -> None:
@@ -370,19 +379,20 @@ class Settler:
     # --- settling
 
     async def _settle(self) -> None:
+        asked = self._asked  # whoever asks from now on means the next round
         found = [self._candidate(live) for live in self._channels]
         candidates = [candidate for candidate in found if candidate is not None]
         # What was accepted behind a claim under way has its turn once that claim is mined.
         done = not self._transactions.is_pending(TxKind.SETTLE)
         if not candidates:
-            self._asked = self._asked and not done
+            self._asked = self._asked and not (asked and done)
             return
         for batch in choose(candidates, self._policy, await self._port.gas_price()):
             if self._transactions.unmined >= MAX_IN_FLIGHT:
                 return
             # Of its own: one that costs too much now must not keep the others back.
             done = await self._attempt("settle", self._settle_batch(batch)) and done
-        self._asked = self._asked and not done
+        self._asked = self._asked and not (asked and done)
 
     async def _settle_batch(self, batch: Batch) -> None:
         claims = [candidate.claim for candidate in batch]

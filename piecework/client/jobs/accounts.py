@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Final, Protocol
 
 from piecework.client.jobs.driver import JobContext
@@ -50,8 +49,8 @@ async def adopt_account(context: JobContext, worker: AccountSource, row: Channel
     if account is not None:
         _check(context, row, account)
     account = await show_lacking(context, worker, row, account)
-    await asyncio.to_thread(context.store.adopt_account, row.id, account)
-    return await asyncio.to_thread(context.store.channel, row.id)
+    await context.store.run(context.store.adopt_account, row.id, account)
+    return await context.store.run(context.store.channel, row.id)
 
 
 def _check(context: JobContext, row: ChannelRow, account: Account) -> None:

@@ -6,7 +6,6 @@ transaction and needs no gas to start.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from functools import partial
 
@@ -87,7 +86,7 @@ class ChannelManager:
             ),
             salt=Bytes32(self._entropy(32)),
         )
-        return await asyncio.to_thread(self._store.open_channel, terms)
+        return await self._store.run(self._store.open_channel, terms)
 
     async def admit(
         self, job: JobRow, prompt: str | None, row: ChannelRow, part: Part = NO_PART
@@ -116,7 +115,7 @@ class ChannelManager:
 
         try:
             admit = partial(self._store.admit, part=part)
-            return await asyncio.to_thread(admit, job, prompt, refuse, until)
+            return await self._store.run(admit, job, prompt, refuse, until)
         except _DepositTooSmall as short:
             free, one_step = await self._source(row, short.shortage + fee)
 
@@ -126,7 +125,7 @@ class ChannelManager:
             return deposit_total(least, counted, spendable, self._step, self._money)
 
         admit = partial(self._store.admit, one_step=one_step, part=part)
-        return await asyncio.to_thread(admit, job, prompt, grow, until)
+        return await self._store.run(admit, job, prompt, grow, until)
 
     async def _source(self, row: ChannelRow, needed: int) -> tuple[Amount, bool]:
         """Return what is free for an authorization, and whether that is in the payer's account.
@@ -163,10 +162,10 @@ class ChannelManager:
         A channel whose opening was mined since the last look holds its money itself.
         """
         now = Timestamp(int(self._clock.wall()))
-        found = await asyncio.to_thread(self._store.reservations, self._token, now)
+        found = await self._store.run(self._store.reservations, self._token, now)
         for reservation in found:
             await self.refresh_funding(reservation.channel)
-        return await asyncio.to_thread(self._store.reservations, self._token, now) if found else ()
+        return await self._store.run(self._store.reservations, self._token, now) if found else ()
 
     async def funding(self, row: ChannelRow) -> Funding | None:
         """Return the payer's authorization, until the chain shows the whole deposit.
@@ -207,7 +206,7 @@ class ChannelManager:
 
     async def refresh_funding(self, channel: ChannelId) -> ChannelRow:
         """See whether a pending deposit has arrived. If the chain is away, the job goes on."""
-        return await self._arrived(await asyncio.to_thread(self._store.channel, channel))
+        return await self._arrived(await self._store.run(self._store.channel, channel))
 
     async def _arrived(self, row: ChannelRow) -> ChannelRow:
         if row.authorized <= row.funded:
@@ -235,7 +234,7 @@ class ChannelManager:
             ChainError: the chain does not answer.
         """
         seen = await self._chain.channel(channel)
-        row = await asyncio.to_thread(self._store.channel, channel)
+        row = await self._store.run(self._store.channel, channel)
         status = row.status
         if seen.state is ChannelState.CLOSED and row.status is not ChannelStatus.CLOSED:
             status = ChannelStatus.CLOSING
@@ -247,7 +246,7 @@ class ChannelManager:
         # given back all that was not settled.
         back = Amount(seen.funded - seen.available)
         totals = SeenChannel(seen.funded, back, seen.settled)
-        return await asyncio.to_thread(self._store.seen_on_chain, channel, totals, status)
+        return await self._store.run(self._store.seen_on_chain, channel, totals, status)
 
     async def _is_closed_for_good(self, channel: ChannelId) -> bool:
         """Ask the newest final block. A node that has lost that state says nothing against it."""

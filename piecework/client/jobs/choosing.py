@@ -6,7 +6,6 @@ be gone, and an index may show two hundred that never were.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
@@ -99,7 +98,7 @@ class Chooser:
     async def _rank(
         self, request: JobRequest, offers: Iterable[SignedOffer], allowance: Allowance
     ) -> tuple[Ranking, Memories, Filters]:
-        memories = await asyncio.to_thread(self._reachability.memory.all)
+        memories = await self._reachability.memory.run(self._reachability.memory.all)
         cap = None if request.max_price is not None else self._filters.price_cap
         filters = replace(
             self._filters,

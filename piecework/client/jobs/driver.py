@@ -136,7 +136,7 @@ class JobDriver:
         admitted: ChannelRow | None = None,
         was_cancelled: bool = False,
     ) -> None:
-        self.sent = False
+        self.sent = self.over = False
         self.accepted = job.prompt_tokens is not None
         self._context, self._job, self._caller = context, job, caller
         self._receipts: list[Receipt] = []
@@ -164,7 +164,7 @@ class JobDriver:
         (never accepted), or `ProtocolViolation`, after which nothing more is paid to this worker.
         """
         if not self._replay and self._admitted is None:
-            rows = await asyncio.to_thread(self._context.store.receipts, job=self._job.id)
+            rows = await self._context.store.run(self._context.store.receipts, job=self._job.id)
             self._receipts = [r.receipt for r in sorted(rows, key=lambda r: r.receipt.canvas)]
             self._new = not rows
         try:
@@ -299,13 +299,13 @@ class JobDriver:
                     break
         if self._ended is None:
             raise WorkerUnreachable("the stream ended before the job did")
-        await stream.half_close()
         if self._is_confirmed(book):
+            stream.leave()
             return True
         # Another job's stream may have brought the confirmation of a voucher that covers this job's
         # canvases.
         return self._is_confirmed(
-            (await asyncio.to_thread(self._context.store.channel, row.id)).book
+            (await self._context.store.run(self._context.store.channel, row.id)).book
         )
 
     def _is_confirmed(self, book: PayerLedger) -> bool:
@@ -397,7 +397,7 @@ class JobDriver:
         if self._prompt_tokens not in (None, event.prompt_tokens):
             raise ProtocolViolation("3.5", "the worker signed two prompt lengths for one job")
         self._prompt_tokens, self.accepted = event.prompt_tokens, True
-        book = await asyncio.to_thread(
+        book = await context.store.run(
             context.store.accepted, job.id, event.prompt_tokens, event.account
         )
         if not self._announced:
@@ -419,9 +419,9 @@ class JobDriver:
         if _recorded(event.account) < row.book.acknowledged:
             # It had confirmed more: its journal was set back, and a voucher would name receipts
             # that it does not know any more.
-            known = await asyncio.to_thread(context.store.channel, row.id)
+            known = await context.store.run(context.store.channel, row.id)
             account = await show_lacking(context, link, known, event.account)
-            return await asyncio.to_thread(context.store.adopt_account, row.id, account)
+            return await context.store.run(context.store.adopt_account, row.id, account)
         count = book.accumulator.count
         lacking = count > _recorded(event.account)
         if lacking and not context.channels.under_way.covers(job.channel_id, count):
@@ -433,7 +433,7 @@ class JobDriver:
     ) -> PayerLedger:
         context, receipt = self._context, event.receipt
         text = event.output.text if isinstance(event.output, TextOutput) else None
-        payment = await asyncio.to_thread(
+        payment = await context.store.run(
             context.store.pay,
             event,
             self._job.channel_id,
@@ -459,7 +459,7 @@ class JobDriver:
     # --- the end
 
     async def _conclude(self, acknowledged: bool) -> JobFinished:
-        context, job, end = self._context, self._job, self._ended
+        job, end = self._job, self._ended
         last = self._receipts[-1].finish if self._receipts else objects.Finish.MORE
         complete = last not in (objects.Finish.MORE, objects.Finish.CANCELLED)
         reason = end.reason if end is not None else None
@@ -470,23 +470,11 @@ class JobDriver:
             )  # it had been cancelled before, or the worker stopped for no reason
         if reason is not None:
             message = end.message if end is not None else ""
-            await asyncio.to_thread(
-                context.store.finish,
-                job.id,
-                JobStatus.FAILED,
-                f"{reason.name} {message}",
-                acknowledged=self._confirmed,
-            )
+            await self._over(JobStatus.FAILED, f"{reason.name} {message}")
             raise JobFailed(job.id, reason, message)
         status = JobStatus.COMPLETE if complete else JobStatus.CANCELLED
         usage = usage_of(self._receipts[-1]) if self._receipts else NOTHING
-        await asyncio.to_thread(
-            context.store.finish,
-            job.id,
-            status,
-            lesson=self._lesson(usage),
-            acknowledged=self._confirmed,
-        )
+        await self._over(status, lesson=self._lesson(usage))
         finishes = {
             objects.Finish.END_OF_TEXT: FinishReason.END_OF_TEXT,
             objects.Finish.TOKEN_LIMIT: FinishReason.TOKEN_LIMIT,
@@ -508,14 +496,25 @@ class JobDriver:
 
     async def _broken(self, violation: ProtocolViolation) -> None:
         """Stop paying: end the job here and leave the worker alone from now on."""
-        context, now = self._context, self._context.now()
-        await asyncio.to_thread(
-            context.store.finish,
+        now = self._context.now()
+        self._confirmed = 0
+        lesson = Lesson(lambda memory: learn_broken(memory, now, violation.clause))
+        await self._over(JobStatus.BROKEN, str(violation), lesson=lesson)
+
+    async def _over(
+        self, status: JobStatus, detail: str = "", *, lesson: Lesson | None = None
+    ) -> None:
+        """Record that the job is over."""
+        store = self._context.store
+        await store.run(
+            store.finish,
             self._job.id,
-            JobStatus.BROKEN,
-            str(violation),
-            lesson=Lesson(lambda memory: learn_broken(memory, now, violation.clause)),
+            status,
+            detail,
+            lesson=lesson,
+            acknowledged=self._confirmed,
         )
+        self.over = True
 
     def _lesson(self, usage: Usage) -> Lesson:
         """What a job that ran to its end teaches: what it took, if one stream saw all of it, and

@@ -122,13 +122,14 @@ class FailOver:
             await driver.run()
         except WorkerUnreachable:
             if not driver.sent:
-                await asyncio.to_thread(
+                await self._context.store.run(
                     self._context.store.finish, job.id, JobStatus.REFUSED, "unreachable"
                 )
             raise
         finally:
-            # At once and in this thread: a cancelled task may not wait, and nothing is synced.
-            self._context.store.leave(job.id)
+            if not driver.over:
+                # At once and in this thread: a cancelled task may not wait, and nothing is synced.
+                self._context.store.leave(job.id)
 
     async def replay(self, job: JobRow, caller: Caller) -> None:
         """Follow a job again from its first canvas. One that is over stays as it ended.
@@ -184,7 +185,7 @@ class FailOver:
                 return False
             except (Refusal, JobFailed) as refused:
                 declined = refused
-            row = await asyncio.to_thread(self._context.store.channel, job.channel_id)
+            row = await self._context.store.run(self._context.store.channel, job.channel_id)
             step = await self._after(job, current, declined)
             attempts.declined(current, declined)
             if step in mended:
@@ -223,15 +224,15 @@ class FailOver:
         """Record a job that was declined, and say what to do next."""
         store = self._context.store
         self._context.reachability.heard(choice.operator)
-        if await asyncio.to_thread(store.receipts, job=job.id):
+        if await store.run(store.receipts, job=job.id):
             raise declined
-        await asyncio.to_thread(store.finish, job.id, JobStatus.REFUSED, declined.reason.name)
+        await store.run(store.finish, job.id, JobStatus.REFUSED, declined.reason.name)
         step = AFTER_REFUSAL[declined.reason]
         if step is Next.GIVE_UP:
             raise declined
         if step is Next.TRY_OTHER_AND_REMEMBER:
             now = self._context.now()
-            await asyncio.to_thread(
+            await store.run(
                 store.workers.remember,
                 choice.operator,
                 lambda memory: learn(memory, now, success=False),

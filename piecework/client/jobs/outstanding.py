@@ -56,8 +56,8 @@ async def pay_outstanding(context: JobContext, channel: ChannelId) -> tuple[str,
     Returns:
         One line for each job that could not be brought to its end.
     """
-    row = await asyncio.to_thread(context.store.channel, channel)
-    live = await asyncio.to_thread(context.store.jobs, channel, JobStatus.LIVE)
+    row = await context.store.run(context.store.channel, channel)
+    live = await context.store.run(context.store.jobs, channel, JobStatus.LIVE)
     left = [job for job in live if not context.store.is_followed(job)][-MAX_JOBS_SETTLED:]
     found = [await _come_back(context, job, _Collector()) for job in left]
     if not left:
@@ -68,10 +68,10 @@ async def pay_outstanding(context: JobContext, channel: ChannelId) -> tuple[str,
 async def _bring_voucher(context: JobContext, row: ChannelRow) -> str:
     """Have the latest voucher confirmed over the stream of a job that is over."""
     for ref in reversed(row.book.unacknowledged):
-        job = await asyncio.to_thread(context.store.job, ref.job)
+        job = await context.store.run(context.store.job, ref.job)
         if job.status not in (JobStatus.BROKEN, JobStatus.LIVE):
             trouble = await _come_back(context, job, _Messenger())
-            await asyncio.to_thread(context.store.finish, job.id, job.status, job.detail)
+            await context.store.run(context.store.finish, job.id, job.status, job.detail)
             return trouble
     return "another process of this client brings the voucher" if row.book.unacknowledged else ""
 
@@ -79,7 +79,7 @@ async def _bring_voucher(context: JobContext, row: ChannelRow) -> str:
 async def _come_back(context: JobContext, job: JobRow, caller: _Collector) -> str:
     """Follow a job to its end. Return one line if that could not be done."""
     try:
-        await asyncio.to_thread(context.store.take_over, job.id)
+        await context.store.run(context.store.take_over, job.id)
         try:
             await JobDriver(context, job, caller).run()
         finally:
@@ -90,7 +90,7 @@ async def _come_back(context: JobContext, job: JobRow, caller: _Collector) -> st
         if refusal.reason in LATER:
             return str(refusal)  # what it may be owed is not known before it has time for us
         # The worker does not know the job, or will not have it: nothing is owed.
-        await asyncio.to_thread(
+        await context.store.run(
             context.store.finish, job.id, JobStatus.REFUSED, refusal.reason.name
         )
     except ClientError as error:

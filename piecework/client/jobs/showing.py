@@ -7,7 +7,6 @@ states receipts that our journal has paid for.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -50,7 +49,7 @@ async def show_lacking(
     count, end = _count(account), row.book.accumulator.count
     if count >= end:
         return account
-    rows = await asyncio.to_thread(context.store.receipts, channel=row.id)
+    rows = await context.store.run(context.store.receipts, channel=row.id)
     held = [r for r in rows if count <= r.leaf_index < end]
     if len(held) != end - count:
         raise ProtocolViolation("5.7", "the worker's record lies before our receipts")

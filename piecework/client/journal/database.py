@@ -11,14 +11,15 @@ So two processes never extend the same book.
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 import apsw
 
+from piecework.base.group_commit import Committer, CommitThread, GroupCommit
 from piecework.base.migrations import MigrationFailed, SchemaTooNew, SchemaTooOld
 from piecework.client.errors import StoreError
 from piecework.client.journal.schema import CLIENT_SCHEMA
@@ -26,6 +27,8 @@ from piecework.client.limits import BUSY_TIMEOUT_MS
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.types import Address, to_hex
 
+P = ParamSpec("P")
+T = TypeVar("T")
 WriteWatcher: TypeAlias = Callable[[str], None]
 """Told the name of each change: once when all is written and not committed, once after."""
 
@@ -35,16 +38,24 @@ def _unwatched(_: str) -> None:
 
 
 class Database:
-    """One connection, used by one thread at a time."""
+    """One connection, used by one thread at a time. An event loop uses it through `run`."""
 
-    def __init__(self, file: Path, watcher: WriteWatcher = _unwatched) -> None:
+    def __init__(
+        self,
+        file: Path,
+        watcher: WriteWatcher | None = None,
+        committer: Committer | None = None,
+    ) -> None:
         """Open the file, make it if it is missing, and bring it to the newest schema.
+
+        `committer` commits for event loops.
 
         Raises:
             StoreError: it cannot be opened, or its schema cannot be used.
         """
-        self._lock = threading.Lock()
-        self._watcher = watcher
+        self._watcher = watcher or _unwatched
+        self._names: list[str] = []
+        """The changes in the shared transaction."""
         self._file = file
         self._durable = True
         """Whether the connection syncs at each commit now."""
@@ -66,11 +77,28 @@ class Database:
         except (MigrationFailed, SchemaTooNew, SchemaTooOld) as error:
             self._connection.close()
             raise StoreError(str(error)) from error
+        self._group = GroupCommit(self._connection, self, committer or CommitThread("journal"))
 
     def close(self) -> None:
         """Give the file back. The last process that leaves folds the write-ahead log in."""
-        with self._lock:
+        self._group.finish()
+        with self._group.lock:
             self._connection.close()
+
+    async def run(self, method: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a method that reads or changes, in the event loop's thread.
+
+        Changes that come together share a commit.
+
+        The answer comes when they are committed, and are on the disk if one of them must be.
+
+        Raises:
+            StoreError: as `change`.
+        """
+        try:
+            return await self._group.run(partial(method, *args, **kwargs))
+        except apsw.Error as error:
+            raise self._failed(error) from error
 
     @contextmanager
     def change(self, name: str, *, durable: bool = True) -> Iterator[apsw.Connection]:
@@ -84,28 +112,30 @@ class Database:
         Raises:
             StoreError: another process holds the file for too long, or the disk fails.
         """
-        with self._lock:
+        if self._group.is_inside:
+            self._group.begin(durable=durable)
             try:
-                if durable is not self._durable:
-                    level = "FULL" if durable else "NORMAL"
-                    self._connection.execute(f"PRAGMA synchronous = {level}").fetchall()
-                    self._durable = durable
-                self._connection.execute("BEGIN IMMEDIATE")
+                with self._connection:
+                    yield self._connection
+                    self._watcher(name)
+            except apsw.Error as error:
+                raise self._failed(error) from error
+            self._names.append(name)
+            return
+        self._group.settle()
+        with self._group.lock:
+            try:
+                self.begin(durable=durable, wait=True)
                 try:
                     yield self._connection
                     self._watcher(name)
-                    self._connection.execute("COMMIT")
+                    self.commit()
                 except BaseException:
-                    # SQLite itself may have rolled back, or a failed COMMIT may have left all of it
-                    # open.
-                    if self._connection.in_transaction:
-                        self._connection.execute("ROLLBACK")
+                    self._undo()
                     raise
                 self._watcher(name)
-            except apsw.BusyError:
-                raise StoreError(f"{self._file} is held by another process for too long") from None
             except apsw.Error as error:
-                raise StoreError(f"{self._file}: {error}") from error
+                raise self._failed(error) from error
 
     @contextmanager
     def read(self) -> Iterator[apsw.Connection]:
@@ -114,15 +144,58 @@ class Database:
         Raises:
             StoreError: the file cannot be read.
         """
-        with self._lock:
-            try:
-                self._connection.execute("BEGIN")
-                try:
+        try:
+            if self._connection.in_transaction and self._group.is_inside:
+                yield self._connection  # the transaction is a consistent view already
+                return
+            if self._group.is_inside:
+                with self._connection:
                     yield self._connection
-                finally:
-                    self._connection.execute("ROLLBACK")
-            except apsw.Error as error:
-                raise StoreError(f"{self._file}: {error}") from error
+                return
+            self._group.settle()
+            with self._group.lock, self._connection:
+                yield self._connection
+        except apsw.Error as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: apsw.Error) -> StoreError:
+        if isinstance(error, apsw.BusyError):
+            return StoreError(f"{self._file} is held by another process for too long")
+        return StoreError(f"{self._file}: {error}")
+
+    # --- piecework.base.group_commit.Transactions
+
+    def begin(self, *, durable: bool, wait: bool) -> None:
+        """Open a transaction."""
+        if durable is not self._durable:
+            level = "FULL" if durable else "NORMAL"
+            self._connection.execute(f"PRAGMA synchronous = {level}").fetchall()
+            self._durable = durable
+        self._connection.set_busy_timeout(BUSY_TIMEOUT_MS if wait else 0)
+        self._connection.execute("BEGIN IMMEDIATE")
+
+    def closing(self) -> None:
+        """Nothing belongs to a transaction as a whole."""
+
+    def commit(self) -> None:
+        """Commit, or roll back."""
+        try:
+            self._connection.execute("COMMIT")
+        except apsw.Error:
+            self._undo()
+            raise
+
+    def ended(self, error: BaseException | None) -> None:
+        """Tell the watcher what was committed."""
+        names, self._names = self._names, []
+        if error is None:
+            for name in names:
+                self._watcher(name)
+
+    def _undo(self) -> None:
+        """SQLite itself may have rolled back, or a failed COMMIT may have left all of it open."""
+        if self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
 
     def bind(self, domain: Domain, payer: Address) -> None:
         """Make the file this payer's, or check that it is.

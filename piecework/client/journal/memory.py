@@ -44,10 +44,15 @@ class Lesson:
 
 
 class WorkerMemory:
-    """The tables `workers`, `measured` and `tariffs` of the journal."""
+    """The tables `workers`, `measured` and `tariffs` of the journal.
+
+    Attributes:
+        run: Calls a method of it from an event loop.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self.run = database.run
 
     def all(self) -> Memories:
         """Return everything that is remembered."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import apsw
 
+from piecework.base.group_commit import Committer
 from piecework.client.errors import JobFollowed, StoreError
 from piecework.client.journal import budgets, requests, rows
 from piecework.client.journal.api_keys import ApiKeys
@@ -55,6 +56,7 @@ class Store:
     """The journal of one client on one chain.
 
     Attributes:
+        run: Calls a method of this journal, or of a part of it, from an event loop.
         logs: The payer's part of the escrow's events.
         workers: What is remembered of workers.
         budgets: What was spent, and what is held for jobs.
@@ -63,7 +65,13 @@ class Store:
     """
 
     def __init__(
-        self, file: Path, domain: Domain, payer: Address, watcher: WriteWatcher | None = None
+        self,
+        file: Path,
+        domain: Domain,
+        payer: Address,
+        watcher: WriteWatcher | None = None,
+        *,
+        committer: Committer | None = None,
     ) -> None:
         """Open the journal, or make it.
 
@@ -72,12 +80,13 @@ class Store:
             domain: What the client's signatures are under.
             payer: Whose money it is.
             watcher: Told the name of each change, before and after its commit.
+            committer: What commits run in, if not in a thread of their own.
 
         Raises:
             StoreError: the file cannot be used, or belongs to somebody else.
         """
         self._domain = domain
-        self._database = Database(file) if watcher is None else Database(file, watcher)
+        self._database = Database(file, watcher, committer)
         try:
             self._database.bind(domain, payer)
             self._owner = Owner(file.with_name(OWNERS_FOLDER))
@@ -86,6 +95,7 @@ class Store:
             if isinstance(error, OSError):
                 raise StoreError(f"cannot lock {file.with_name(OWNERS_FOLDER)}: {error}") from None
             raise
+        self.run = self._database.run
         self.logs = ChainLogs(self._database)
         self.workers = WorkerMemory(self._database)
         self.budgets = Budgets(self._database, self._owner)

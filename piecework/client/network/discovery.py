@@ -277,7 +277,7 @@ class Discovery:
         answer = SourceAnswer()
         try:
             workers = [w for w in await self._read_registry() if w.active]
-            memories = await asyncio.to_thread(self._reachability.memory.experience)
+            memories = await self._reachability.memory.run(self._reachability.memory.experience)
             now = self._now()
 
             def promise(worker: RegisteredWorker) -> tuple[bool, int]:

@@ -70,7 +70,7 @@ class Reachability:
         try:
             while self._unwritten:
                 batch, self._unwritten = self._unwritten, []
-                await asyncio.to_thread(self.memory.remember_all, batch)
+                await self.memory.run(self.memory.remember_all, batch)
         except StoreError:
             return  # what is said of workers may be lost; the job's own records will tell the same
         finally:

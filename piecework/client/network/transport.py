@@ -20,7 +20,12 @@ from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-unty
 
 from piecework.base.text import one_line
 from piecework.client.errors import WorkerUnreachable
-from piecework.client.limits import CONNECT_TIMEOUT_S, SEND_TIMEOUT_S, UNARY_TIMEOUT_S
+from piecework.client.limits import (
+    CONNECT_TIMEOUT_S,
+    LEAVE_TIMEOUT_S,
+    SEND_TIMEOUT_S,
+    UNARY_TIMEOUT_S,
+)
 from piecework_protocol import wire
 from piecework_protocol.errors import MalformedInput, ProtocolViolation, Reason, Refusal
 from piecework_protocol.frames import (
@@ -232,15 +237,17 @@ class WorkerLink:
 
 
 class JobStream:
-    """One job's frames, both ways. `abort` ends it. `on_end` is told once."""
+    """One job's frames, both ways. `leave` or `abort` ends it. `on_end` is told once."""
 
     def __init__(
         self,
         call: Any,
         send_timeout_s: float = SEND_TIMEOUT_S,
         on_end: Callable[[], None] | None = None,
+        leave_timeout_s: float = LEAVE_TIMEOUT_S,
     ) -> None:
         self._call, self._send_timeout_s, self._on_end = call, send_timeout_s, on_end
+        self._leave_timeout_s, self._open = leave_timeout_s, True
 
     async def send(self, frame: ClientFrame) -> None:
         """Send one frame. It waits, boundedly, while the worker's window is full.
@@ -276,21 +283,22 @@ class JobStream:
         except MalformedInput as error:
             raise ProtocolViolation("2.3", str(error)) from None
 
-    async def half_close(self) -> None:
-        """Nothing more to send. A stream that is over already, or stuck, needs no goodbye."""
-        try:
-            with _their_errors():
-                async with asyncio.timeout(self._send_timeout_s):
-                    await self._call.done_writing()
-        except (TimeoutError, WorkerUnreachable, Refusal, asyncio.InvalidStateError):
-            return
+    def leave(self) -> None:
+        """Let the worker end the stream, which has said all. It is reset if that takes too long."""
+        timer = asyncio.get_running_loop().call_later(self._leave_timeout_s, self._call.cancel)
+        self._call.add_done_callback(lambda _: timer.cancel())
+        self._end()
 
     def abort(self) -> None:
-        """Reset the stream. Its connection stays for the others."""
-        self._call.cancel()
+        """Reset the stream, unless it was left. Its connection stays for the others."""
+        if self._open:
+            self._call.cancel()
+            self._end()
+
+    def _end(self) -> None:
+        self._open = False
         if self._on_end is not None:
             self._on_end()
-            self._on_end = None
 
     async def _raise_status(self) -> None:
         with _their_errors():

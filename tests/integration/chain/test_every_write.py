@@ -7,22 +7,20 @@ or to the worker whom it was promised, and nothing is left in a channel.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from piecework.base.errors import PieceworkError
 from piecework.chain.calls import Claim, settle
-from piecework.chain.dev.embedded import EmbeddedChain
 from piecework.client.sdk import PieceworkClient
 from piecework_protocol.states import ChannelState
 from piecework_protocol.types import Timestamp
-from tests.support.chains import USD, TestMarket, deployed
+from tests.support.chains import USD, TestMarket
 from tests.support.client_side import ask, collect
 from tests.support.fake_worker import STORY, FakeWorker
 from tests.support.node.faults import Killed
-from tests.support.purse import Points, Purse, mine_openings, purse, scripted_worker
+from tests.support.purse import Points, Purse, mine_openings, purse
 
 MONEY = 2 * USD
 DELAY_S = 3601
@@ -33,16 +31,9 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-async def market(embedded_chain: EmbeddedChain) -> AsyncIterator[TestMarket]:
-    async with deployed(embedded_chain) as market:
-        yield market
-
-
-@pytest.fixture
-async def worker(market: TestMarket) -> AsyncIterator[FakeWorker]:
-    async with scripted_worker(market, "worker") as worker:
-        worker.script.story = STORY[:16]
-        yield worker
+def worker(worker: FakeWorker) -> FakeWorker:
+    worker.script.story = STORY[:16]
+    return worker
 
 
 async def life(market: TestMarket, worker: FakeWorker, mine: Purse, points: Points) -> None:

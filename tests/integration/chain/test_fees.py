@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from piecework.chain.calls import submit_funding
-from piecework.chain.dev.embedded import EmbeddedChain
 from piecework.chain.errors import TransactionReverted
 from piecework.chain.reader import UNKNOWN_CHANNEL
 from piecework.client.errors import FeeOverLimit, InsufficientFunds, NoWorkerFits
@@ -16,33 +14,13 @@ from piecework.client.orders import ClosingState
 from piecework_protocol.errors import Reason, Refusal
 from piecework_protocol.frames import Funding, FundingAuthorization, OpeningAuthorization
 from piecework_protocol.types import Amount
-from tests.support.chains import USD, TestMarket, deployed
+from tests.support.chains import USD, TestMarket
 from tests.support.client_side import ask, collect
 from tests.support.fake_worker import FakeWorker
-from tests.support.purse import Purse, mine_openings, purse, scripted_worker
+from tests.support.purse import Purse, mine_openings, purse
 
 FEE = 30_000
 LEFT_TO_US = Refusal(Reason.FUND_YOURSELF, "not for that fee", metadata={"fee": str(FEE)})
-
-
-@pytest.fixture
-async def market(embedded_chain: EmbeddedChain) -> AsyncIterator[TestMarket]:
-    async with deployed(embedded_chain) as market:
-        yield market
-
-
-@pytest.fixture
-async def worker(market: TestMarket) -> AsyncIterator[FakeWorker]:
-    async with scripted_worker(market, "worker") as worker:
-        yield worker
-
-
-@pytest.fixture
-async def mine(market: TestMarket, tmp_path: Path) -> Purse:
-    """A payer with five tokens in the pool and no gas."""
-    made = purse(market, tmp_path / "client", "client")
-    await market.pool(made.payer, market.chain.faucet, 5 * USD)
-    return made
 
 
 async def test_the_fee_of_an_opening_is_signed_and_goes_from_the_pool_to_the_receiver(

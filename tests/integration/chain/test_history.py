@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ import apsw
 import pytest
 
 from piecework.chain.calls import Claim, push_payout, settle
-from piecework.chain.dev.embedded import EmbeddedChain
 from piecework.chain.errors import RpcRefused, RpcUnavailable
 from piecework.chain.reader import ChainReader
 from piecework.client.funds import Funds
@@ -20,34 +18,21 @@ from piecework.client.invoice import LineKind
 from piecework.client.journal.records import ChannelStatus
 from piecework.client.sdk import PieceworkClient
 from piecework_protocol.types import Amount, Timestamp
-from tests.support.chains import USD, TestMarket, deployed
+from tests.support.chains import USD, TestMarket
 from tests.support.client_side import ask, collect, last
 from tests.support.dying_database import copy_database
 from tests.support.fake_worker import FakeWorker
-from tests.support.purse import Purse, mine_openings, purse, scripted_worker
+from tests.support.purse import Purse, mine_openings, purse
 
 MOST_CUTS = 40
 EVER = (Timestamp(0), Timestamp(2**40))
 
 
 @pytest.fixture
-async def market(embedded_chain: EmbeddedChain) -> AsyncIterator[TestMarket]:
-    async with deployed(embedded_chain) as market:
-        yield market
-
-
-@pytest.fixture
-async def worker(market: TestMarket) -> AsyncIterator[FakeWorker]:
-    async with scripted_worker(market, "worker") as worker:
-        yield worker
-
-
-@pytest.fixture
-async def mine(market: TestMarket, tmp_path: Path) -> Purse:
-    made = purse(market, tmp_path / "client", "client")
-    await market.pool(made.payer, market.chain.faucet, 5 * USD)
-    await made.give_gas()
-    return made
+async def mine(mine: Purse) -> Purse:
+    """It has gas too."""
+    await mine.give_gas()
+    return mine
 
 
 async def settle_now(market: TestMarket, worker: FakeWorker) -> None:

@@ -3,46 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from piecework.chain.authorizations import SignedWithdrawal
-from piecework.chain.dev.embedded import EmbeddedChain
 from piecework.chain.errors import TransactionReverted
 from piecework.client.errors import ClientError, InsufficientFunds
 from piecework.client.journal.records import ChannelRow, ChannelStatus
 from piecework.client.orders import ClosingState
 from piecework.client.sdk import PieceworkClient
 from piecework_protocol.errors import MalformedInput, Reason, Refusal
-from tests.support.chains import USD, TestMarket, deployed
+from tests.support.chains import USD, TestMarket
 from tests.support.client_side import ask, collect
 from tests.support.fake_worker import FakeWorker
-from tests.support.purse import Purse, mine_openings, purse, scripted_worker
+from tests.support.purse import Purse, mine_openings, purse
 
 DELAY_S = 3601
 
 
 @pytest.fixture
-async def market(embedded_chain: EmbeddedChain) -> AsyncIterator[TestMarket]:
-    async with deployed(embedded_chain) as market:
-        yield market
-
-
-@pytest.fixture
-async def worker(market: TestMarket) -> AsyncIterator[FakeWorker]:
-    async with scripted_worker(market, "worker") as worker:
-        yield worker
-
-
-@pytest.fixture
-async def mine(market: TestMarket, tmp_path: Path) -> Purse:
-    """A payer with five tokens in the pool, and gas."""
-    made = purse(market, tmp_path / "client", "client")
-    await market.pool(made.payer, market.chain.faucet, 5 * USD)
-    await made.give_gas()
-    return made
+async def mine(mine: Purse) -> Purse:
+    """It has gas too."""
+    await mine.give_gas()
+    return mine
 
 
 async def opened(

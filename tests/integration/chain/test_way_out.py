@@ -2,41 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
-
 import pytest
 
-from piecework.chain.dev.embedded import EmbeddedChain
 from piecework.client.journal.records import ChannelStatus
 from piecework.client.orders import ClosingState
 from piecework_protocol.errors import Reason, Refusal
-from tests.support.chains import USD, TestMarket, deployed
+from tests.support.chains import USD, TestMarket
 from tests.support.client_side import ask, collect, last
 from tests.support.fake_worker import FakeWorker
-from tests.support.purse import Points, Purse, mine_openings, purse, scripted_worker
+from tests.support.purse import Points, Purse, mine_openings, scripted_worker
 
 DELAY_S = 3601
-
-
-@pytest.fixture
-async def market(embedded_chain: EmbeddedChain) -> AsyncIterator[TestMarket]:
-    async with deployed(embedded_chain) as market:
-        yield market
-
-
-@pytest.fixture
-async def worker(market: TestMarket) -> AsyncIterator[FakeWorker]:
-    async with scripted_worker(market, "worker") as worker:
-        yield worker
-
-
-@pytest.fixture
-async def mine(market: TestMarket, tmp_path: Path) -> Purse:
-    """A payer with five tokens in the pool and no gas."""
-    made = purse(market, tmp_path / "client", "client")
-    await market.pool(made.payer, market.chain.faucet, 5 * USD)
-    return made
 
 
 async def test_a_close_without_gas_is_said_and_works_when_gas_is_there(

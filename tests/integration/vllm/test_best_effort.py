@@ -54,18 +54,9 @@ PAYER = signer("payer of best effort")
 POOL = 3_000_000
 TOKENS = 3 * CANVAS - 2
 PRICES = {
-    "price_per_million_prompt_tokens": 90_000_000,
-    "price_per_million_output_tokens": 700_000_000,
+    "price_per_million_prompt_tokens": 9_000_000,
+    "price_per_million_output_tokens": 70_000_000,
 }
-
-
-CREDIT = {
-    "credit_first": 30_000,
-    "credit_mined": 300_000,
-    "credit_max": 1_000_000,
-    "stranger_credit": 300_000,
-}
-"""At these prices one canvas costs more than a stranger gets by default."""
 
 
 @asynccontextmanager
@@ -82,7 +73,6 @@ async def worker(
         model=str(bundled_checkpoint_path()),
         benchmark_s=0.1,
         price_per_thousand_steps=0,
-        **CREDIT,
         **PRICES,
     )
     await market.pool(PAYER, chain.faucet, POOL)
@@ -158,7 +148,10 @@ async def test_a_best_effort_job_is_delivered_paid_and_settled_and_a_replayable_
         assert await worker_process.drain() == 0, worker_process.log_tail()
         received = await market.reader.token_balance(market.token, RECEIVER)
         waiting = await market.reader.waiting_payout(market.token, RECEIVER)
-        assert received + waiting == owed + CREDIT["credit_first"], "the opening's fee is no less"
+        assert signed.offer.credit_first > 2_000, "it follows the prices"
+        assert received + waiting == owed + signed.offer.credit_first, (
+            "the opening's fee is no less"
+        )
         assert "Traceback" not in (worker_process.home.root / "daemon.log").read_text()
         bodies = [b for server in made for b in server.bodies if not b.get("ignore_eos")]
         assert bodies and all("seed" not in b for b in bodies)

@@ -45,7 +45,12 @@ def cases(draw: st.DrawFn) -> Case:
         funding=draw(st.one_of(st.none(), st.builds(funding, st.integers(0, 10**7)))),
         attached=draw(st.integers(0, 5)),
         payer=PayerCredit(
-            draw(st.sampled_from(PayerStanding)), Amount(draw(AMOUNT)), Amount(draw(AMOUNT))
+            draw(st.sampled_from(PayerStanding)),
+            owed=Amount(draw(AMOUNT)),
+            limit=Amount(draw(AMOUNT)),
+            unpromised=Amount(draw(AMOUNT)),
+            unpromised_limit=Amount(draw(AMOUNT)),
+            on_openings=Amount(0),
         ),
         strangers_owe=Amount(draw(AMOUNT)),
         stray_unpaid=draw(st.booleans()),
@@ -66,5 +71,6 @@ def test_admission_only_ever_lets_in_what_is_covered_or_refuses(case: Case) -> N
     assert case.book.reserved + worst <= backing(case.book)
     assert case.book.state in (ChannelState.OPEN, ChannelState.NONE)
     assert case.book.payer.owed < case.book.payer.limit
+    assert case.book.payer.unpromised < case.book.payer.unpromised_limit
     if case.book.payer.is_stranger:
         assert case.book.strangers_owe < case.view.terms.credit.strangers

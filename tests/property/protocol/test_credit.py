@@ -2,8 +2,9 @@
 
 The machine plays the worker's rules against payers who make identities, open channels that may
 never be mined, let one deposit stand behind many channels, take work, leave, pay or do not pay, ask
-their money back and call that off, and against a chain that goes back. What the worker can claim is
-what the escrow would pay: the rules see less of it than there is, and never more.
+their money back and call that off, and against a chain that goes back. Debts whose openings never
+come are written off, in rounds. What the worker can claim is what the escrow would pay: the rules
+see less of it than there is, and never more.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from piecework_protocol.credit import (
     PayerStanding,
     bound,
     ceiling,
+    most_written_off,
     payer_credit,
     start_fault,
     strangers_owe,
@@ -32,7 +34,9 @@ from piecework_protocol.types import Amount
 from tests.support.pair import CANVAS, MODEL, PROMPT_TOKENS, job
 
 TERMS = CreditTerms(Amount(100), Amount(400), Amount(1500), Amount(350))
-CONFIRMED, FINAL = 2, 5
+CONFIRMED, FINAL, PATIENCE = 2, 5, 6
+"""In blocks. The last is how old a debt is that is written off, and the least between two rounds.
+"""
 LEAST = 200
 """The least deposit."""
 MOST_PAYERS = 8
@@ -44,6 +48,7 @@ class World:
     """One channel on chain and at the worker. Times are blocks."""
 
     payer: int
+    since: int = 0
     deposit: int = 0
     opened_at: int | None = None
     settled: int = 0
@@ -67,6 +72,7 @@ class World:
             standing = PayerStanding.FALLEN
         mined = self.deposit - self.withdrawn if standing >= PayerStanding.MINED else 0
         final = self.deposit - self.withdrawn if standing is PayerStanding.FINAL else 0
+        backed = max(self.settled, mined - self.requested)
         secured = max(self.settled, final - self.requested)
         reserved = Amount(sum(self.begun))
         return ChannelCredit(
@@ -75,6 +81,7 @@ class World:
             reserved,
             Amount(self.accepted),
             Amount(mined),
+            Amount(backed),
             Amount(secured),
         )
 
@@ -102,12 +109,20 @@ class HostilePayers(RuleBasedStateMachine):
 
         A payer whose opening is mined has paid for it, so its first credit counts from there on.
         """
+        self.unpromised: dict[int, int] = {}
+        """The highest limit of what a payer did not promise to pay."""
+        self.undone: set[int] = set()
+        """Payers that lost a deposit because the chain went back."""
+        self.marked: set[int] = set()
+        self.written_off = 0
+        """Of payers that never had a mined deposit: what the others' credit does not cover."""
+        self.round_at = 0
         self.read = 0
         """Price of everything that was begun, and so could be read in drafts."""
 
     def payer(self, number: int) -> PayerCredit:
         mine = (c.credit(self.now) for c in self.channels if c.payer == number)
-        return payer_credit(TERMS, mine)
+        return payer_credit(TERMS, mine, written_off=number in self.marked)
 
     def everybody(self) -> list[PayerCredit]:
         return [self.payer(number) for number in range(len(self.pools))]
@@ -126,12 +141,12 @@ class HostilePayers(RuleBasedStateMachine):
     @rule(pool=st.sampled_from([0, 200, 2_000, 20_000]))
     def a_new_identity_comes(self, pool: int) -> None:
         self.pools.append(pool)
-        self.channels.append(World(len(self.pools) - 1))
+        self.channels.append(World(len(self.pools) - 1, self.now))
 
     @precondition(lambda self: 0 < len(self.channels) < 2 * MOST_PAYERS)
     @rule(data=st.data())
     def a_payer_promises_the_same_deposit_to_another_channel(self, data: st.DataObject) -> None:
-        self.channels.append(World(self.pick(data).payer))
+        self.channels.append(World(self.pick(data).payer, self.now))
 
     def unopened(self) -> list[World]:
         return [c for c in self.channels if not c.deposit and self.pools[c.payer] >= LEAST]
@@ -156,6 +171,7 @@ class HostilePayers(RuleBasedStateMachine):
         if 0 <= channel.depth(self.now) < FINAL and not channel.settled and not channel.withdrawn:
             self.pools[channel.payer] += channel.deposit
             channel.deposit, channel.opened_at, channel.requested = 0, None, 0
+            self.undone.add(channel.payer)
 
     @precondition(lambda self: self.channels)
     @rule(data=st.data(), cost=st.sampled_from([1, 50, 100, 250, 450]))
@@ -170,6 +186,18 @@ class HostilePayers(RuleBasedStateMachine):
             if not payer.is_stranger:
                 known = self.most.get(channel.payer, 0)
                 self.most[channel.payer] = max(known, payer.limit)
+                bare = self.unpromised.get(channel.payer, 0)
+                self.unpromised[channel.payer] = max(bare, payer.unpromised_limit)
+
+    @precondition(lambda self: self.now - self.round_at >= PATIENCE)
+    @rule()
+    def old_debts_without_an_opening_are_written_off(self) -> None:
+        self.round_at = self.now
+        for number, payer in enumerate(self.everybody()):
+            oldest = min(c.since for c in self.channels if c.payer == number)
+            if payer.is_stranger and payer.on_openings and self.now - oldest >= PATIENCE:
+                self.marked.add(number)
+                self.written_off += payer.owed if number not in self.most else 0
 
     @precondition(lambda self: any(c.begun for c in self.channels))
     @rule(data=st.data(), part=st.integers(0, 100))
@@ -224,8 +252,26 @@ class HostilePayers(RuleBasedStateMachine):
     @invariant()
     def no_strategy_costs_more_than_what_was_lent(self) -> None:
         lost = sum(c.lost for c in self.channels)
-        assert lost <= TERMS.strangers + sum(self.most.values())
+        assert lost <= TERMS.strangers + sum(self.most.values()) + self.written_off
         assert lost <= bound(TERMS, self.everybody())
+
+    @invariant()
+    def what_is_written_off_has_a_rate(self) -> None:
+        assert self.written_off <= most_written_off(TERMS, PATIENCE, self.round_at)
+
+    @invariant()
+    def nobody_that_was_written_off_gets_credit_before_a_deposit_is_mined(self) -> None:
+        for number in self.marked:
+            payer = self.payer(number)
+            assert payer.standing >= PayerStanding.MINED or payer.limit == 0
+            assert not payer.is_stranger
+
+    @invariant()
+    def without_a_reorganization_nobody_takes_more_than_it_paid_for(self) -> None:
+        """Its opening's fee is the first credit at least, and the rest grows with payments."""
+        for number in set(range(len(self.pools))) - self.undone:
+            lost = sum(c.lost for c in self.channels if c.payer == number)
+            assert lost <= max(TERMS.first, self.unpromised.get(number, 0))
 
     @invariant()
     def only_openings_that_can_still_be_mined_count_for_the_strangers(self) -> None:
@@ -239,7 +285,8 @@ class HostilePayers(RuleBasedStateMachine):
     @invariant()
     def nobody_reads_more_than_was_paid_and_lent(self) -> None:
         paid = sum(c.claimable for c in self.channels)
-        assert self.read <= paid + TERMS.strangers + sum(self.most.values())
+        lent = TERMS.strangers + sum(self.most.values()) + self.written_off
+        assert self.read <= paid + lent
 
     @invariant()
     def no_payer_owes_more_than_it_had_when_work_began(self) -> None:
@@ -260,6 +307,7 @@ def channel(**changes: object) -> ChannelCredit:
         "reserved": zero,
         "accepted": zero,
         "deposit": zero,
+        "backed": zero,
         "secured": zero,
     }
     return ChannelCredit(**(values | changes))  # type: ignore[arg-type]
@@ -292,6 +340,61 @@ def test_a_limit_grows_with_the_deposit_and_with_what_was_paid(
         secured=Amount(paid),
     )
     assert payer_credit(TERMS, [one]).limit == limit
+
+
+@pytest.mark.parametrize(
+    ("standing", "paid", "limit"),
+    [
+        (PayerStanding.SIMULATED, 0, 100),
+        (PayerStanding.MINED, 0, 100),
+        (PayerStanding.FINAL, 0, 100),
+        (PayerStanding.FINAL, 80, 110),
+        (PayerStanding.FINAL, 10**5, 1_500),
+    ],
+)
+def test_what_is_not_promised_grows_with_payments_alone(
+    standing: PayerStanding, paid: int, limit: int
+) -> None:
+    taken = channel(
+        standing=standing,
+        deposit=Amount(10**6),
+        charged=Amount(paid + limit),
+        accepted=Amount(paid),
+        backed=Amount(10**6),
+        secured=Amount(paid),
+    )
+    payer = payer_credit(TERMS, [taken])
+    assert (payer.unpromised, payer.unpromised_limit, payer.room) == (limit, limit, 0)
+    assert start_fault(TERMS, payer, 0, 1) is CreditFault.PAYER
+
+
+def test_vouchers_inside_a_mined_deposit_give_more_credit_until_it_is_final() -> None:
+    promised = channel(
+        standing=PayerStanding.MINED,
+        deposit=Amount(1_000),
+        charged=Amount(200),
+        accepted=Amount(180),
+        backed=Amount(1_000),
+    )
+    payer = payer_credit(TERMS, [promised])
+    assert (payer.owed, payer.limit) == (200, 250)
+    assert (payer.unpromised, payer.unpromised_limit, payer.room) == (20, 100, 50)
+
+
+def test_a_payer_that_was_written_off_has_no_credit_until_its_deposit_is_mined() -> None:
+    opening = channel(standing=PayerStanding.SIMULATED, charged=Amount(40))
+    gone = payer_credit(TERMS, [opening], written_off=True)
+    assert (gone.standing, gone.limit, gone.room) == (PayerStanding.FALLEN, 0, -40)
+    assert strangers_owe([gone]) == 0
+    assert bound(TERMS, [gone]) == TERMS.strangers + 40
+    mined = channel(standing=PayerStanding.MINED, charged=Amount(40), deposit=Amount(1_000))
+    back = payer_credit(TERMS, [mined], written_off=True)
+    assert (back.standing, back.room) == (PayerStanding.MINED, 60)
+
+
+def test_what_is_written_off_in_a_day_is_what_strangers_may_owe_in_each_round() -> None:
+    assert most_written_off(TERMS, 6 * 3600, 24 * 3600) == 4 * TERMS.strangers
+    assert most_written_off(TERMS, 5 * 3600, 24 * 3600) == 5 * TERMS.strangers
 
 
 def test_one_payer_has_one_limit_over_all_of_its_channels() -> None:

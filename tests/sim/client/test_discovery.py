@@ -20,6 +20,7 @@ from piecework.client.network.searches import Found
 from piecework_protocol.types import Timestamp
 from tests.support.client_side import PAYER
 from tests.support.offers import model, operator
+from tests.support.shipped import InlineExecutor
 from tests.support.simulated_net import Shelf, SimulatedNet
 from tests.support.virtual_time import START, LoopClock, simulate
 from tests.support.waiting import pass_time
@@ -30,7 +31,7 @@ Scene = Callable[[SimulatedNet, Discovery], Awaitable[None]]
 
 def play(folder: Path, net: SimulatedNet, scene: Scene) -> Store:
     """Run a scene with a client on this network. Its journal stays open."""
-    store = Store(folder / "client.db", net.chain.domain, PAYER.address)
+    store = Store(folder / "client.db", net.chain.domain, PAYER.address, committer=InlineExecutor())
 
     async def run() -> None:
         clock = LoopClock()
@@ -204,7 +205,9 @@ def test_the_worker_that_answered_last_is_asked_first(tmp_path: Path) -> None:
     for n in range(300):
         net.worker(f"silent{n}", delay_s=None)
     live = net.worker("live")
-    store = Store(tmp_path / "client.db", net.chain.domain, PAYER.address)
+    store = Store(
+        tmp_path / "client.db", net.chain.domain, PAYER.address, committer=InlineExecutor()
+    )
     store.workers.remember(
         operator("live").address, lambda memory: learn_answer(memory, Timestamp(START - 60))
     )

@@ -20,6 +20,7 @@ from tests.support.client_side import MONEY, PAYER, ask, collect, last, text_of
 from tests.support.fake_chain import TOKEN_INFO, FakeChain
 from tests.support.fake_worker import STORY, FakeWorker, Script, model_offer
 from tests.support.memory_worker import MemoryMarket
+from tests.support.shipped import InlineExecutor
 from tests.support.virtual_time import LoopClock, simulate
 from tests.support.waiting import pass_time
 
@@ -61,7 +62,9 @@ class Scene:
     def client(self) -> PieceworkClient:
         """Open the client. Opening it again is a restart."""
         config = load_config(self.folder / "none", self.flags, environment={})
-        store = Store(self.folder / "client.db", self.chain.domain, PAYER.address)
+        store = Store(
+            self.folder / "client.db", self.chain.domain, PAYER.address, committer=InlineExecutor()
+        )
         return PieceworkClient(
             store,
             self.chain,

@@ -151,6 +151,23 @@ async def test_an_opening_that_reverted_is_not_repeated_before_that_is_final() -
     assert (await refused(again, max(OPENING, SENT))).reason is Reason.FUND_YOURSELF
 
 
+async def test_a_dead_authorization_carries_no_further_job() -> None:
+    made = await counter()
+    client, transaction = await sent_opening(made)
+    made.port.reverting.add(transaction)
+    made.port.mine()
+    for _ in range(3):
+        await made.settler.tick()
+    known = client.funding(fee=max(OPENING, SENT))
+    for funding in (known, None):
+        with pytest.raises(Refusal) as caught:
+            await client.submit(client.job(4, 64), funding=funding)
+        assert caught.value.reason is Reason.FUND_YOURSELF
+    client.open_on_chain()
+    await made.harness.channels.observe(client.id)
+    await client.submit(client.job(5, 64))
+
+
 async def test_a_revert_is_held_against_its_payer_even_if_the_node_fails_right_then() -> None:
     made = await counter()
     client, transaction = await sent_opening(made)

@@ -4,7 +4,7 @@ once."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -12,6 +12,7 @@ import pytest
 from piecework.chain.calls import Claim
 from piecework.chain.errors import FeeTooHigh
 from piecework.chain.rawtx import SignedTransaction
+from piecework.chain.transactions import GasPrice
 from piecework_node.journal.records import TxKind, TxState, Worth
 from piecework_node.runtime.credit import BLOCK_S
 from piecework_protocol.credit import CreditTerms
@@ -184,6 +185,32 @@ async def test_the_operator_can_settle_at_once() -> None:
     made, client = await bank()
     await made.trade(client)
     made.settler.ask()
+    await made.settler.tick()
+    assert len(made.port.broadcasts) == 1
+
+
+class InterruptedPort(FakePort):
+    """Somebody does something while the node is asked for the price of gas."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.meanwhile: list[Callable[[], None]] = []
+
+    async def gas_price(self) -> GasPrice:
+        if self.meanwhile:
+            self.meanwhile.pop(0)()
+        return await super().gas_price()
+
+
+async def test_who_asks_while_a_round_is_under_way_is_heard_by_the_next_one() -> None:
+    """A worker stops in the middle of a round, and asks to settle what it has."""
+    port = InterruptedPort()
+    made, client = await bank(port)
+    await made.trade(client)
+    # The first question is the watch's, the second is what a settlement costs.
+    port.meanwhile += [lambda: None, made.settler.ask]
+    await made.settler.tick()
+    assert made.port.broadcasts == [] and not made.settler.idle
     await made.settler.tick()
     assert len(made.port.broadcasts) == 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 import pytest
@@ -15,7 +16,7 @@ from piecework_protocol.states import ChannelState, JobState
 from piecework_protocol.types import Amount, PayerSignature
 from piecework_protocol.wire import decode_worker_frame
 from tests.support.node.faults import KillSwitch
-from tests.support.node.harness import TERMS, Client, WorkerHarness
+from tests.support.node.harness import CANVAS, TERMS, Client, WorkerHarness
 
 NARROW = replace(
     TERMS, credit=CreditTerms(Amount(150), Amount(20_000), Amount(100_000), Amount(600))
@@ -42,6 +43,29 @@ async def test_the_engine_stops_two_canvases_ahead_and_goes_on_after_a_voucher()
     await client.deliver(line)
     await harness.run_engine()
     assert len(harness.journal.jobs[line.id].canvases) == MAX_CANVASES_AHEAD + 1
+
+
+async def test_of_the_vouchers_that_wait_the_newest_is_journaled_for_all_of_them() -> None:
+    harness, client = await ready()
+    lines = [client.job(seed, CANVAS) for seed in range(3)]
+    for line in lines:
+        await client.submit(line)
+        assert client.read(line)
+    await harness.run_engine()
+    for line in lines:
+        while client.read(line):
+            pass
+    channel = harness.channels.get(client.id)
+    assert channel is not None
+    commits = harness.journal.commits
+    async with channel.lock:
+        paying = [asyncio.create_task(client.deliver(line)) for line in lines]
+        await asyncio.wait(paying, timeout=0.01)
+    await asyncio.gather(*paying)
+    assert harness.journal.commits == commits + 1
+    assert harness.journal.books[client.id].ledger.accumulator.count == len(lines)
+    assert all(harness.journal.jobs[line.id].state is JobState.PAID for line in lines)
+    assert not channel.arriving and not channel.jobs
 
 
 async def test_a_cancelled_job_owes_what_was_delivered_and_nothing_else() -> None:
@@ -297,6 +321,23 @@ async def test_a_stranger_is_served_within_its_credit_and_goes_on_when_its_depos
     await harness.worker.tick()
     await client.finish(line)
     assert line.finished and desk.owed == 0
+
+
+async def test_a_voucher_lets_another_job_of_its_channel_go_on_at_once() -> None:
+    credit = replace(NARROW.credit, first=Amount(200))
+    harness = WorkerHarness(terms=replace(NARROW, credit=credit))
+    await harness.boot()
+    client = Client(harness)
+    client.open_on_chain()
+    one, other = client.job(3, 64), client.job(4, 64)
+    await client.submit(one)
+    await client.submit(other)
+    await harness.run_engine()
+    assert other.live is not None and other.live.waits_for_credit
+    granted = other.live.granted
+    while client.read(one) or await client.deliver(one):
+        pass
+    assert other.live.granted > granted, "no tick is needed"
 
 
 async def test_a_new_job_of_a_payer_without_credit_is_refused_before_it_is_accepted() -> None:

@@ -17,8 +17,8 @@ from piecework.chain.authorizations import sign_opening
 from piecework_node import logs
 from piecework_node.engine.link import EngineEvent
 from piecework_node.jobs.offers import OfferAddress, build_offer
-from piecework_node.jobs.terms import OperatorTerms
-from piecework_node.jobs.worker import Patience, Worker
+from piecework_node.jobs.terms import OperatorTerms, Patience
+from piecework_node.jobs.worker import Worker
 from piecework_node.journal.records import OfferIssued
 from piecework_node.keys.sealing import SealingKeyring
 from piecework_node.metrics import Metrics
@@ -183,9 +183,11 @@ class WorkerHarness:
         await self.worker.recover()
         await self.issue_offer()
 
-    async def _check_opening(self, live: LiveChannel, funding: FundingAuthorization) -> None:
+    async def _check_opening(
+        self, live: LiveChannel, funding: FundingAuthorization, *, taken: bool
+    ) -> None:
         if self.openings is not None:
-            await self.openings.check(live, funding)
+            await self.openings.check(live, funding, taken=taken)
 
     async def issue_offer(self) -> SignedOffer:
         """Sign a fresh offer."""

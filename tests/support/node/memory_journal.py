@@ -239,6 +239,9 @@ class MemoryJournal:
     async def meta(self, key: str) -> str | None:
         return self.notes.get(key)
 
+    async def metas(self, prefix: str) -> dict[str, str]:
+        return {key: value for key, value in self.notes.items() if key.startswith(prefix)}
+
     async def earnings(self) -> Earnings:
         receipts = [s.receipt for j in self.jobs.values() for s in j.canvases]
         receipts += self.healed.values()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from piecework_node import logs
+from piecework_node.runtime.write_offs import WriteOffs
 from piecework_node.settlement.fees import FeeDesk, FeeSettings
 from piecework_node.settlement.openings import Openings
 from piecework_node.settlement.payouts import Payouts
@@ -27,6 +28,8 @@ async def make_settler(
     policy: SettlePolicy = FREE,
     limits: WatchLimits | None = None,
     fees: FeeSettings | None = None,
+    *,
+    write_off_s: float = 3600,
 ) -> Settler:
     """Build settlement from the journal of a booted worker. The chain is a development chain.
 
@@ -61,6 +64,7 @@ async def make_settler(
         payouts=Payouts(
             port, harness.journal, policy, harness.clock, receiver=RECEIVER, tokens=(TOKEN,)
         ),
+        write_offs=WriteOffs(harness.runtime, harness.channels, every_s=write_off_s, log=log),
         clock=harness.clock,
         policy=policy,
         poll_s=5,

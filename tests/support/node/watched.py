@@ -27,6 +27,7 @@ from piecework_node.runtime.channels import Channels
 from piecework_node.runtime.faults import FaultBoard
 from piecework_node.runtime.jobs import JobRuntime
 from piecework_node.runtime.live import LiveChannel
+from piecework_node.runtime.write_offs import WriteOffs
 from piecework_node.settlement.chain import ChainLink
 from piecework_node.settlement.fees import FeeDesk, FeeSettings
 from piecework_node.settlement.openings import Openings
@@ -205,6 +206,7 @@ async def _assemble(chain: SharedChain, proxy: NodeProxy, reader: ChainReader) -
         payouts=Payouts(
             port, journal, FREE, clock, receiver=WORKER.address, tokens=(reader.deployment.token,)
         ),
+        write_offs=WriteOffs(runtime, channels, every_s=3600, log=log),
         clock=clock,
         policy=FREE,
         poll_s=5,

@@ -13,7 +13,13 @@ import pytest
 from aiohttp import ClientSession, web
 
 from piecework.base.clock import SystemClock
-from piecework.base.connections import ConnectionLimits, ConnectionTable, Refused
+from piecework.base.connections import (
+    ConnectionLimits,
+    ConnectionTable,
+    Networks,
+    Refused,
+    parse_networks,
+)
 from piecework.base.http_server import BodyReader, BodyRefused, HttpServer, HttpTimes
 from piecework.base.listener import (
     AcceptedConnection,
@@ -22,6 +28,7 @@ from piecework.base.listener import (
     bind,
     connections_that_fit,
 )
+from piecework.base.rates import Rate
 from tests.support.http_attackers import RawConnection
 from tests.support.waiting import until
 
@@ -34,15 +41,22 @@ MAX_BODY = 1 << 20
 class Site:
     """A small application behind the real server."""
 
-    def __init__(self, limits: ConnectionLimits, times: HttpTimes, in_flight: int) -> None:
+    def __init__(
+        self,
+        limits: ConnectionLimits,
+        times: HttpTimes,
+        in_flight: int,
+        deaf: Rate | None = None,
+    ) -> None:
         self.refused: Counter[Refused] = Counter()
         self.bodies = BodyReader(max_bytes=MAX_BODY, in_flight=in_flight, times=times)
         app = web.Application()
         app.router.add_post("/", self._echo)
         app.router.add_get("/", self._hello)
         app.router.add_get("/large", self._large)
+        app.router.add_get("/later", self._later)
         self.server = HttpServer(
-            app, limits, on_refused=lambda why: self.refused.update([why]), times=times
+            app, limits, on_refused=lambda why: self.refused.update([why]), times=times, deaf=deaf
         )
         self.port = 0
 
@@ -54,6 +68,9 @@ class Site:
 
     async def _hello(self, _: web.Request) -> web.Response:
         return web.Response(text="hello")
+
+    async def _later(self, _: web.Request) -> web.Response:
+        return web.Response(status=429, text="later")
 
     async def _large(self, _: web.Request) -> web.Response:
         return web.Response(body=bytes(LARGE_ANSWER))
@@ -70,8 +87,11 @@ async def site(
     total: int = 64,
     per_address: int = 64,
     in_flight: int = 8 * MAX_BODY,
+    deaf: Rate | None = None,
+    trusted: Networks = (),
 ) -> AsyncIterator[Site]:
-    made = Site(ConnectionLimits(total, per_address, opened_burst=1000), times, in_flight)
+    limits = ConnectionLimits(total, per_address, opened_burst=1000, trusted=trusted)
+    made = Site(limits, times, in_flight, deaf)
     made.port = (await made.server.start("127.0.0.1", 0)).port
     try:
         yield made
@@ -121,6 +141,74 @@ async def test_many_addresses_together_leave_room_for_the_next_one() -> None:
         assert await made.answers()
         for connection in held:
             await connection.close()
+
+
+async def test_a_silent_connection_ends_with_the_server() -> None:
+    async with site() as made:
+        held = await RawConnection.open(made.port)
+        await until(lambda: len(made.server.table) == 1)
+    assert await held.is_closed()
+    await held.close()
+
+
+LATER = b"GET /later HTTP/1.1\r\nHost: x\r\n\r\n"
+"""It is answered with 429."""
+
+
+async def test_who_does_not_come_back_later_waits_for_each_answer_and_nobody_else() -> None:
+    async with (
+        site(HttpTimes(late_s=3600), deaf=Rate(0.001, 3)) as made,
+        await RawConnection.open(made.port, "127.0.0.2") as held,
+        await RawConnection.open(made.port, "127.0.0.2") as other,
+    ):
+        for _ in range(3):
+            await held.send(LATER)
+            await held.reader.readuntil(b"later")
+        await held.send(LATER)
+        await other.send(LATER)
+        assert await made.answers()
+        for waiting in (held, other):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.01):
+                    await waiting.reader.read(1)
+
+
+async def test_an_answer_that_waits_is_idle_and_makes_room() -> None:
+    async with site(HttpTimes(late_s=3600), deaf=Rate(0.001, 1), per_address=4, total=4) as made:
+        held = [await RawConnection.open(made.port, "127.0.0.2") for _ in range(4)]
+        for connection in held:
+            await connection.send(LATER)
+        await held[0].reader.readuntil(b"later")
+        await until(lambda: len(made.server.table) == 4)
+        assert await made.answers(), "one of them was closed for it"
+        for connection in held:
+            await connection.close()
+
+
+async def test_a_late_answer_comes() -> None:
+    async with (
+        site(HttpTimes(late_s=0.05), deaf=Rate(0.001, 1)) as made,
+        await RawConnection.open(made.port) as held,
+    ):
+        for _ in range(3):
+            await held.send(LATER)
+            await held.reader.readuntil(b"later")
+
+
+@pytest.mark.parametrize(
+    ("deaf", "trusted"), [(None, ()), (Rate(0.001, 1), parse_networks(["127.0.0.2"]))]
+)
+async def test_a_relay_and_a_server_of_one_owner_are_answered_at_once(
+    deaf: Rate | None, trusted: Networks
+) -> None:
+    async with (
+        site(HttpTimes(late_s=3600), deaf=deaf, trusted=trusted) as made,
+        await RawConnection.open(made.port, "127.0.0.2") as held,
+    ):
+        for _ in range(3):
+            await held.send(LATER)
+            await held.reader.readuntil(b"later")
+        assert made.refused == {}
 
 
 async def test_a_body_that_trickles_is_answered_and_broken_off() -> None:

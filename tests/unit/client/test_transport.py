@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 
@@ -20,8 +21,15 @@ class StuckCall:
     async def write(self, data: bytes) -> None:
         await asyncio.Event().wait()
 
-    async def done_writing(self) -> None:
-        await asyncio.Event().wait()
+    def __init__(self) -> None:
+        self.cancelled = asyncio.Event()
+        self.on_done: list[Callable[[object], None]] = []
+
+    def add_done_callback(self, callback: Callable[[object], None]) -> None:
+        self.on_done.append(callback)
+
+    def cancel(self) -> None:
+        self.cancelled.set()
 
 
 async def test_a_frame_that_does_not_leave_in_time_makes_the_worker_unreachable() -> None:
@@ -31,6 +39,22 @@ async def test_a_frame_that_does_not_leave_in_time_makes_the_worker_unreachable(
             await stream.send(CancelJob())
 
 
-async def test_a_goodbye_that_does_not_leave_in_time_is_given_up() -> None:
+async def test_a_stream_that_was_left_is_reset_when_the_worker_does_not_end_it() -> None:
+    call = StuckCall()
+    JobStream(call, leave_timeout_s=SHORT_S).leave()
+    assert not call.cancelled.is_set()
     async with asyncio.timeout(5):
-        await JobStream(StuckCall(), SHORT_S).half_close()
+        await call.cancelled.wait()
+
+
+async def test_a_stream_that_was_left_and_has_ended_is_not_reset() -> None:
+    call, ends = StuckCall(), []
+    stream = JobStream(call, on_end=lambda: ends.append(1), leave_timeout_s=SHORT_S)
+    stream.leave()
+    for callback in call.on_done:
+        callback(call)
+    stream.abort()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(5 * SHORT_S):
+            await call.cancelled.wait()
+    assert ends == [1]

@@ -4,6 +4,7 @@ tied."""
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -350,3 +351,31 @@ def test_a_compressed_tensors_checkpoint_is_refused_with_the_reason(copy: Path) 
     ) as caught:
         load(copy, device="cpu")
     assert caught.value.path == str(copy / "config.json")
+
+
+@pytest.mark.parametrize(("dtype", "quantization"), PRECISIONS)
+def test_shards_that_are_read_at_once_give_the_same_model(
+    small: Path, dtype: Any, quantization: Any
+) -> None:
+    assert len(list(small.glob("*.safetensors"))) > 2
+    one, several = (
+        load(small, device="cpu", dtype=dtype, quantization=quantization, threads=threads)
+        for threads in (1, 4)
+    )
+    assert one.digest == several.digest
+    expected, found = everything(one.model), everything(several.model)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_a_flipped_byte_in_a_shard_that_is_read_beside_others_is_named(
+    small: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(small, folder)
+    shard = sorted(folder.glob("*.safetensors"))[1]
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"{shard.name}: does not match"):
+        load(folder, device="cpu", threads=4)

@@ -93,6 +93,13 @@ class Case:
         )
 
 
+def account(standing: PayerStanding = PayerStanding.FINAL, **amounts: int) -> PayerCredit:
+    """Where a payer stands that owes nothing and may owe much."""
+    values = {"owed": 0, "limit": 10**9, "unpromised": 0, "unpromised_limit": 10**9}
+    known = {name: Amount(value) for name, value in (values | amounts).items()}
+    return PayerCredit(standing, **known, on_openings=Amount(0))
+
+
 def good() -> Case:
     job = Job(
         channel=CHANNEL.id(DOMAIN),
@@ -127,7 +134,7 @@ def good() -> Case:
         pooled=Amount(0),
         reserved=Amount(0),
         attached=0,
-        payer=PayerCredit(PayerStanding.FINAL, Amount(0), Amount(10**9)),
+        payer=account(),
         strangers_owe=Amount(0),
         stranger_jobs=0,
         stray_unpaid=False,
@@ -250,13 +257,33 @@ REFUSALS: list[tuple[str, Callable[[Case], Case], Reason]] = [
     ),
     (
         "a payer that owes all that it may",
-        book(payer=PayerCredit(PayerStanding.MINED, Amount(100), Amount(100))),
+        book(payer=account(PayerStanding.MINED, owed=100, limit=100)),
+        Reason.CREDIT_EXHAUSTED,
+    ),
+    (
+        "a payer that has promised to pay too little",
+        book(payer=account(unpromised=100, unpromised_limit=100)),
+        Reason.CREDIT_EXHAUSTED,
+    ),
+    (
+        "a payer that has fallen and opens a channel",
+        book(
+            **NONE,
+            funding=funding(10**6),
+            pooled=10**6,
+            payer=account(PayerStanding.FALLEN, limit=0, unpromised_limit=0),
+        ),
+        Reason.FUND_YOURSELF,
+    ),
+    (
+        "a payer that has fallen and has opened a channel",
+        book(payer=account(PayerStanding.FALLEN, limit=0, unpromised_limit=0)),
         Reason.CREDIT_EXHAUSTED,
     ),
     (
         "strangers that owe all that they may",
         book(
-            payer=PayerCredit(PayerStanding.SIMULATED, Amount(0), Amount(10**9)),
+            payer=account(PayerStanding.SIMULATED),
             strangers_owe=TERMS.credit.strangers,
         ),
         Reason.CREDIT_EXHAUSTED,
@@ -264,7 +291,7 @@ REFUSALS: list[tuple[str, Callable[[Case], Case], Reason]] = [
     (
         "strangers that have half of the places",
         book(
-            payer=PayerCredit(PayerStanding.SIMULATED, Amount(0), Amount(10**9)),
+            payer=account(PayerStanding.SIMULATED),
             stranger_jobs=TERMS.capacity // 2,
         ),
         Reason.CREDIT_EXHAUSTED,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from piecework.base.amounts import Token
 from piecework.base.settings import SettingsError
 from piecework_node import config
 from piecework_node.endpoints import split_endpoint
@@ -91,6 +92,49 @@ def test_settings_of_vllm_that_cannot_be_meant_are_refused(
 ) -> None:
     with pytest.raises(SettingsError, match=words):
         config.load(home(tmp_path, text), {}, {})
+
+
+def test_the_credit_of_a_new_client_follows_the_prices_until_it_is_set(tmp_path: Path) -> None:
+    cheap = config.load(home(tmp_path), {}, {})
+    assert (cheap.first_credit, cheap.mined_credit) == (2_000, 25_000)
+    dear = config.load(home(tmp_path, "price_per_million_output_tokens = 200_000_000\n"), {}, {})
+    canvas = 256 * 200 + 4096 * 50_000 // 10**6 + 48
+    assert canvas <= dear.first_credit <= canvas + 1
+    assert dear.mined_credit == dear.first_credit and dear.most_credit == 1_000_000
+    assert dear.strangers_together == 8 * dear.first_credit
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("credit_first = 303", r"credit_first must be 304 or more at these prices"),
+        ("price_per_million_prompt_tokens = 1_000_000_000\nopen_fee = 3000", "open_fee is less"),
+        ("price_per_million_prompt_tokens = 1_000_000_000\ncredit_max = 30000", "not go down"),
+        ("price_per_million_prompt_tokens = 1_000_000_000\nstranger_credit = 9", "stranger_credit"),
+    ],
+)
+def test_credit_with_which_nobody_new_could_begin_is_refused_with_the_least(
+    tmp_path: Path, text: str, words: str
+) -> None:
+    with pytest.raises(SettingsError, match=words):
+        config.load(home(tmp_path, text), {}, {})
+
+
+def test_best_effort_credit_counts_no_steps(tmp_path: Path) -> None:
+    loaded = config.load(home(tmp_path, VLLM + "credit_first = 257\n"), {}, {})
+    assert loaded.first_credit == loaded.least_first_credit + 1
+
+
+def test_a_new_home_gets_credit_that_fits_its_prices_in_any_token() -> None:
+    dai = config.money_defaults(Token(b"\x44" * 20, "DAI", 18))
+    dear = {"payout": PAYOUT, "price_per_million_output_tokens": 10**21}
+    fitted = config.fitting_credit({**dai, **dear}, dear)
+    settings = config.check(fitted)
+    assert settings.first_credit == settings.least_first_credit > dai["credit_first"]
+    assert settings.mined_credit == settings.first_credit
+    assert settings.most_credit == dai["credit_max"]
+    with pytest.raises(SettingsError, match="credit_first"):
+        config.fitting_credit({**dai, **dear, "credit_first": 5}, {*dear, "credit_first"})
 
 
 def test_an_unknown_setting_in_the_environment_is_refused_too(tmp_path: Path) -> None:

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
+from piecework_node.jobs.offers import OfferAddress, build_offer
 from piecework_node.journal.records import StoredChannel
 from piecework_node.runtime.credit import CreditDesk
 from piecework_node.runtime.live import LiveChannel
-from piecework_protocol.credit import CreditTerms
+from piecework_protocol.credit import FIRST_PROMPT_TOKENS, CreditTerms, ceiling
 from piecework_protocol.ledger import WorkerLedger
 from piecework_protocol.objects import Channel
 from piecework_protocol.states import ChannelState
-from piecework_protocol.types import Address, Amount, Bytes32, ChannelId, Seconds
+from piecework_protocol.types import (
+    Address,
+    Amount,
+    Bytes32,
+    ChannelId,
+    Digest,
+    PublicKey,
+    Seconds,
+    Timestamp,
+    Uint32,
+)
+from tests.support.node.fake_engine import CANVAS, FACTS, MAX_STEPS
+from tests.support.node.harness import TERMS as DAEMON_TERMS
+from tests.support.pair import job
 
 TERMS = CreditTerms(Amount(100), Amount(400), Amount(1500), Amount(350))
 
@@ -28,6 +43,9 @@ class CountedChannels:
         for live in self._channels:
             self.looked_at += 1
             yield live
+
+    def of_payer(self, payer: Address) -> Iterator[LiveChannel]:
+        return (live for live in self._channels if live.stored.channel.payer == payer)
 
 
 def channel(payer: int, number: int, mined: int = 0) -> LiveChannel:
@@ -47,10 +65,32 @@ def test_the_accounts_of_all_payers_take_one_pass_over_the_channels() -> None:
     assert channels.looked_at == 200
 
 
-@pytest.mark.parametrize(("payer", "passes"), [(0, 1), (1, 2)])
+@pytest.mark.parametrize(("payer", "passes"), [(0, 0), (1, 1)])
 def test_only_a_stranger_is_held_to_what_all_strangers_owe(payer: int, passes: int) -> None:
     mined = [channel(0, 0, mined=1_000)]
     channels = CountedChannels(mined + [channel(n, n) for n in range(1, 100)])
     desk = CreditDesk(channels, TERMS)
     assert desk.fault(Address(payer.to_bytes(20, "big")), 1) is None
     assert channels.looked_at == passes * 100
+
+
+def test_a_model_whose_first_canvas_nobody_new_could_begin_is_named_with_the_least_credit() -> None:
+    fits = replace(DAEMON_TERMS, credit=CreditTerms(*[Amount(20_000)] * 4))
+    assert fits.credit_fault(FACTS) is None
+    fault = DAEMON_TERMS.credit_fault(FACTS)
+    least = -(-(4096 * 1_500_000 + CANVAS * 2_300_000 + 1000 * MAX_STEPS * 700) // 10**6)
+    assert fault is not None and f"Set credit_first to {least} or more" in fault
+    enough = replace(fits, credit=CreditTerms(*[Amount(least)] * 4))
+    assert enough.credit_fault(FACTS) is None
+    asked = job(1, CANVAS)
+    work = asked.replace(parameters=asked.parameters.replace(max_steps=Uint32(MAX_STEPS)))
+    model = build_offer(
+        fits,
+        FACTS,
+        OfferAddress("127.0.0.1:1", Digest(bytes(32)), PublicKey(bytes(32))),
+        operator=Address(bytes(20)),
+        sequence=1,
+        now=Timestamp(1),
+        active=0,
+    ).models[0]
+    assert ceiling(model, work, FIRST_PROMPT_TOKENS, None, 1) in (least, least - 1)

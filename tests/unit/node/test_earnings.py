@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import apsw
 import pytest
 
-from piecework_node.daemon.earnings import Period, by_day, by_job
-from piecework_node.errors import ConfigError
+from piecework.chain.deployment import Deployment
+from piecework_node.daemon.earnings import DAY_COLUMNS, Period, by_day, by_job, table
+from piecework_node.daemon.registration import prepare_home
+from piecework_node.errors import ConfigError, JournalLocked
+from piecework_node.home import Home
 from piecework_node.journal.records import StoredTx, TxKind, TxMoved, TxState, Worth
-from piecework_protocol.types import Amount, Timestamp
+from piecework_node.journal.sqlite import SqliteJournal
+from piecework_node.keys.operator import keystore_address
+from piecework_protocol.types import Address, Amount, Seconds, Timestamp, parse_address
 from tests.support.clock import FakeClock
 from tests.support.node.journal_life import DAY_S, opened
 from tests.support.node.records import TRANSACTION
@@ -87,3 +93,20 @@ async def test_a_period_holds_its_first_and_its_last_day(tmp_path: Path) -> None
 def test_dates_that_are_none_are_refused(first: str, last: str) -> None:
     with pytest.raises(ConfigError):
         Period.parse(first, last)
+
+
+async def test_the_table_of_a_running_worker_says_why_it_has_to_wait(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    deployment = Deployment(
+        31337, Address(b"\x03" * 20), "tUSDC", 6, Amount(10**8), Seconds(7 * 24 * 3600)
+    )
+    prepare_home(home, deployment, {"payout": "0x" + "22" * 20}, "password", Timestamp(1))
+    operator = parse_address("0x" + keystore_address(home.operator))
+    running = await SqliteJournal.open(home.journal, deployment.domain, operator)
+    with pytest.raises(JournalLocked, match=r"the worker runs.*without --csv"):
+        await table(tmp_path, Period.parse("", ""), jobs=False)
+    with pytest.raises(apsw.BusyError):
+        reader = apsw.Connection(str(home.journal), apsw.SQLITE_OPEN_READONLY)
+        reader.execute("SELECT count(*) FROM jobs").fetchall()
+    await running.close()
+    assert await table(tmp_path, Period.parse("", ""), jobs=False) == [DAY_COLUMNS]

@@ -71,6 +71,9 @@ def test_an_opening_costs_at_least_what_its_payer_may_owe_before_it_is_mined() -
     settings = FeeSettings(credit_first=Amount(2_000))
     asked = desk(GasPrice(10**10), FREE, settings).asked()
     assert (asked.open, asked.top_up, asked.close) == (2_000, 0, 0)
+    counter = desk(GasPrice(1), POLICY, settings)
+    assert [counter.covers(Errand.OPEN, fee) for fee in (1_999, 2_000)] == [False, True]
+    assert counter.covers(Errand.TOP_UP, 1_999) and counter.covers(Errand.CLOSE, 1_999)
 
 
 def test_where_gas_is_free_no_fee_is_too_small() -> None:

@@ -1,0 +1,79 @@
+"""Debts whose openings never came: after some time they no longer keep new payers out.
+
+Payers without a mined deposit have one bound together (clause 3.7), and a debt never expires. So
+thieves that let no opening be mined could fill it for good. Once in `every_s` the debts that are
+that old leave the bound of the strangers. They stay owed. Their payers, and the keys that signed
+for them, have no credit from then on until a deposit of theirs is mined.
+
+A round writes off no more than all strangers may owe. That is the rate: `stranger_credit` each
+`every_s`. Ages and rounds count from the start of the process, so that a restart delays a round and
+never adds one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+from piecework_node.journal.protocol import Journal
+from piecework_node.journal.records import MetaSet
+from piecework_node.runtime.channels import Channels
+from piecework_node.runtime.jobs import JobRuntime
+from piecework_node.runtime.live import LiveChannel
+from piecework_protocol.types import Address, ChannelId
+
+_KEY: Final = "written_off/"
+"""Of an address. The value is what its payer owed then, in base units."""
+
+
+async def written_off(journal: Journal) -> set[Address]:
+    """Return the payers and keys that once left strangers' debts, as the journal holds them."""
+    return {Address(bytes.fromhex(k.removeprefix(_KEY))) for k in await journal.metas(_KEY)}
+
+
+class WriteOffs:
+    """The rounds of one worker."""
+
+    def __init__(
+        self, runtime: JobRuntime, channels: Channels, *, every_s: float, log: Any
+    ) -> None:
+        """every_s: age of a debt, and the least time between two rounds."""
+        self._runtime, self._channels = runtime, channels
+        self._every_s, self._log = every_s, log
+        self._round_at = runtime.clock.monotonic()
+
+    @property
+    def due(self) -> tuple[ChannelId, ...]:
+        """The channels whose debts are old enough, if it is time for a round.
+
+        Ask the chain about them before you carry it out. A payer may have opened its channel.
+        """
+        moment = self._runtime.clock.monotonic()
+        if moment - self._round_at < self._every_s:
+            return ()
+        old = (live for live in self._channels if moment - live.since >= self._every_s)
+        return tuple(live.id for live in self._owing(old))
+
+    async def carry_out(self, due: Iterable[ChannelId]) -> None:
+        """Write off what the payers of these channels still owe without a deposit."""
+        desk, held = self._runtime.credit, map(self._channels.get, due)
+        if desk is None:
+            return
+        self._round_at = self._runtime.clock.monotonic()
+        accounts = desk.accounts()
+        parties: dict[Address, int] = {}
+        for live in self._owing(live for live in held if live is not None):
+            terms = live.stored.channel
+            parties |= dict.fromkeys((terms.payer, terms.authorizer), accounts[terms.payer].owed)
+        if parties:
+            marks = [MetaSet(_KEY + party.hex(), str(owed)) for party, owed in parties.items()]
+            await self._runtime.journal.append(marks)
+            desk.write_off(parties)
+            self._log.warning("debts of strangers were written off", count=len(parties))
+
+    def _owing(self, channels: Iterable[LiveChannel]) -> list[LiveChannel]:
+        """Those of the channels whose payers owe something on openings, without a deposit."""
+        desk = self._runtime.credit
+        accounts = desk.accounts() if desk is not None else {}
+        debtors = {p for p, a in accounts.items() if a.is_stranger and a.on_openings}
+        return [live for live in channels if live.stored.channel.payer in debtors]
