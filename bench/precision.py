@@ -37,7 +37,8 @@ from piecework_model.layers.packed_kernels import Fp8ScaledMm
 from piecework_model.layers.quantization import Fp8, Int4, Recipe
 from piecework_model.precision import Quantization
 from piecework_model.requests import GenerationRequest
-from piecework_model.training import evaluation, grammar
+from piecework_model.training import asking, grammar, measures, skills
+from piecework_protocol.kinds.text import TextContent
 
 Unpacks = Fp8 | Int4
 CPU: Final = torch.device("cpu")
@@ -131,9 +132,23 @@ def compared(
 def tiny_requests(loaded: LoadedModel, count: int) -> list[GenerationRequest]:
     """What the bundled model was trained to answer: two canvases each."""
     rng = random.Random(SEED)  # noqa: S311  measurement data, no secret
-    prompts = [grammar.example(rng).prompt for _ in range(count)]
+    contents = [_asked(grammar.example(rng)) for _ in range(count)]
     length = 2 * loaded.limits.canvas_size
-    return [evaluation.request(loaded, prompt, seed, length) for seed, prompt in enumerate(prompts)]
+    return [
+        asking.request(
+            loaded,
+            content,
+            asking.PUBLISHED,
+            request_id=f"story-{seed}",
+            seed=seed,
+            max_tokens=length,
+        )
+        for seed, content in enumerate(contents)
+    ]
+
+
+def _asked(example: grammar.Example) -> TextContent:
+    return TextContent(skills.user(example.prompt))
 
 
 def mid_requests(limits: ModelLimits) -> list[GenerationRequest]:
@@ -171,11 +186,16 @@ def stories(count: int) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     for quantization in STORY_PRECISIONS:
         loaded = load(device="cpu", dtype="bfloat16", quantization=quantization)
-        told = [evaluation.tell(loaded, example, seed) for seed, example in enumerate(asked)]
-        nouns = [hit for story in told for hit in evaluation.followed(story)]
+        told = asking.ask(loaded, [_asked(example) for example in asked], asking.PUBLISHED)
+        texts = [story.text for story in told]
+        nouns = [
+            hit
+            for example, text in zip(asked, texts, strict=True)
+            for hit in measures.followed(text, example.nouns)
+        ]
         found["bfloat16" if quantization == "none" else loaded.quantization] = {
             "nouns_followed": sum(nouns) / len(nouns),
-            "well_formed": evaluation.well_formed_share(told),
+            "well_formed": measures.well_formed_share(texts),
             "ended": sum(story.ended for story in told) / len(told),
             "steps_per_canvas": statistics.mean(steps for story in told for steps in story.steps),
         }

@@ -35,10 +35,11 @@ SUBJECTS = ("a fox", "a bear", "an owl", "a dragon", "a robot", "a cat", "a sail
 THINGS = ("a lantern", "a map", "a key", "a bell", "a kite", "a book", "a mirror")
 PLACES = ("a river", "a forest", "a castle", "an island", "a garden")
 MAX_SLOTS = 8
-# What suits the bundled model: more steps a canvas than the published 0.8 and 0.4, and better
+# What suits the bundled model: more steps a canvas than the published 0.8, 0.4 and 0.1, and better
 # sentences.
 TEMPERATURE_START = Micros(1_000_000)
 TEMPERATURE_END = Micros(600_000)
+ENTROPY_BOUND = Micros(5_000)
 SETTLE_TIMEOUT_S = 120.0
 ROLES = {
     "chain": "an EVM chain with the contracts",
@@ -108,6 +109,7 @@ class Demo:
                 max_tokens=self.options.max_tokens,
                 temperature_start=TEMPERATURE_START,
                 temperature_end=TEMPERATURE_END,
+                entropy_bound=ENTROPY_BOUND,
             ),
             drafts=not self.screen.quiet,
         )

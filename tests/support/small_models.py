@@ -9,7 +9,7 @@ from transformers import DiffusionGemmaConfig
 from bench.checkpoints import write_random
 from piecework_model.training.architecture import build_config
 
-VOCABULARY = 2048
+VOCABULARY = 2304
 
 
 def small_config(layers: int = 3, experts: int = 8) -> DiffusionGemmaConfig:

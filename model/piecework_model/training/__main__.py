@@ -1,12 +1,17 @@
 """Train the bundled checkpoint from its grammar and evaluate it: `python -m
 piecework_model.training`.
+
+A run writes its state now and then, and goes on from it with --resume. The weights that come out
+are the same as of a run that was never stopped.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -15,17 +20,28 @@ from transformers import DiffusionGemmaForBlockDiffusion
 from piecework_model.checkpoint.manifest import bundled_checkpoint_path
 from piecework_model.training import architecture, loop, vocabulary, writer
 
-_REPORT_EVERY_STEPS = 50
+_REPORT_EVERY_STEPS = 20
+_SAVE_EVERY_S = 180.0
+_STATE_FILE = "training-state.safetensors"
 
 
 def _arguments() -> argparse.Namespace:
+    defaults = loop.TrainingSettings()
     parser = argparse.ArgumentParser(prog="python -m piecework_model.training", description=__doc__)
     parser.add_argument(
         "--output", type=Path, default=bundled_checkpoint_path(), help="checkpoint folder to write"
     )
-    parser.add_argument("--steps", type=int, default=loop.TrainingSettings().steps)
-    parser.add_argument("--seed", type=int, default=loop.TrainingSettings().seed)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=defaults.steps)
+    parser.add_argument("--seed", type=int, default=defaults.seed)
+    parser.add_argument("--threads", type=int, default=2, help="they change the time alone")
+    parser.add_argument(
+        "--state", type=Path, default=Path(_STATE_FILE), help="where the run keeps its state"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on from the state")
+    parser.add_argument(
+        "--write-only", action="store_true", help="write the checkpoint of the state as it is"
+    )
+    parser.add_argument("--card", type=Path, help="model card to put the evaluation into")
     parser.add_argument(
         "--evaluate-only", action="store_true", help="evaluate what is in the folder already"
     )
@@ -33,47 +49,58 @@ def _arguments() -> argparse.Namespace:
 
 
 class _Progress:
-    """Print mean losses every `_REPORT_EVERY_STEPS` steps."""
+    """Print mean losses every `_REPORT_EVERY_STEPS` steps, and save the run now and then."""
 
-    def __init__(self, total_steps: int) -> None:
-        self._total = total_steps
-        self._started = time.monotonic()
-        self._losses: list[tuple[float, float]] = []
+    def __init__(self, trainer: loop.Trainer, state: Path, clock: Callable[[], float]) -> None:
+        self._trainer, self._state, self._clock = trainer, state, clock
+        self._started = self._saved = clock()
+        self._losses: list[tuple[float, ...]] = []
 
-    def __call__(self, step: int, denoising: float, encoder: float) -> None:
-        self._losses.append((denoising, encoder))
-        if len(self._losses) == _REPORT_EVERY_STEPS or step + 1 == self._total:
+    def __call__(self, step: int, losses: loop.Losses) -> None:
+        self._losses.append(dataclasses.astuple(losses))
+        total, now = self._trainer.settings.steps, self._clock()
+        if len(self._losses) == _REPORT_EVERY_STEPS or step + 1 == total:
+            names = [field.name for field in dataclasses.fields(losses)]
             means = [sum(values) / len(self._losses) for values in zip(*self._losses, strict=True)]
-            seconds = time.monotonic() - self._started
-            sys.stdout.write(
-                f"step {step + 1}/{self._total}  denoising {means[0]:.4f}  encoder {means[1]:.4f}"
-            )
-            sys.stdout.write(f"  {seconds:.0f} s\n")
+            shown = "  ".join(f"{n} {mean:.4f}" for n, mean in zip(names, means, strict=True))
+            sys.stdout.write(f"step {step + 1}/{total}  {shown}  {now - self._started:.0f} s\n")
             sys.stdout.flush()
             self._losses.clear()
+        if now - self._saved > _SAVE_EVERY_S or step + 1 == total:
+            self._trainer.save(self._state)
+            self._saved = now
 
 
-def _train(settings: loop.TrainingSettings, output: Path) -> None:
+def _trainer(arguments: argparse.Namespace) -> loop.Trainer:
+    settings = loop.TrainingSettings(seed=arguments.seed, steps=arguments.steps)
     torch.manual_seed(settings.seed)
-    tokenizer = vocabulary.build_tokenizer()
-    model = DiffusionGemmaForBlockDiffusion(architecture.build_config(tokenizer.get_vocab_size()))
+    size = vocabulary.build_tokenizer().get_vocab_size()
+    model = DiffusionGemmaForBlockDiffusion(architecture.build_config(size))
     model.set_experts_implementation("eager")
-    loop.train(model, tokenizer, settings, _Progress(settings.steps))
-    writer.write_checkpoint(model, output)
+    trainer = loop.Trainer(model, settings, arguments.threads)
+    if arguments.resume or arguments.write_only:
+        trainer.load(arguments.state)
+    return trainer
 
 
 def main() -> None:
     """Train unless told not to, then evaluate."""
     arguments = _arguments()
-    torch.set_num_threads(arguments.threads)
-    settings = loop.TrainingSettings(seed=arguments.seed, steps=arguments.steps)
+    torch.set_num_threads(1)  # a batch is one thread's work
     if not arguments.evaluate_only:
-        _train(settings, arguments.output)
+        trainer = _trainer(arguments)
+        if not arguments.write_only:
+            trainer.run(_Progress(trainer, arguments.state, time.monotonic))
+        writer.write_checkpoint(trainer.model, arguments.output)
     from piecework_model.training import (
         evaluation,
     )  # after training: the engine is not needed before
 
-    sys.stdout.write(evaluation.report(arguments.output, settings))
+    tables = evaluation.report(arguments.output)
+    sys.stdout.write(tables)
+    if arguments.card is not None:
+        card = evaluation.put_into_card(arguments.card.read_text(encoding="utf-8"), tables)
+        arguments.card.write_text(card, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,75 +1,72 @@
 """Training batches: packed token ids, the attention masks of both halves of the model, and the
-noise."""
+noise.
+
+B = rows, C = canvas length, K = canvases of the batch, L = tokens of the longest context.
+"""
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass
 
 import torch
-from tokenizers import Tokenizer
 
-from piecework_model.training import grammar, vocabulary
-
-MAX_CANVASES = 4  # a story that needs more is drawn again
+from piecework_model.training import vocabulary
+from piecework_model.training.skills import CANVAS, TrainingSample
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """`rows` stories of `MAX_CANVASES` canvases of C tokens. K = MAX_CANVASES * C, L = longest
-    prompt + K - C.
+    """Samples of at most K canvases, padded.
 
-    context: [rows, L] prompt, then all canvases but the last, then padding. The causal encoder
-    reads it.
-    prompt_lengths: [rows].
-    canvases: [rows, K] the story, its end mark, then padding. It is to be predicted.
-    weights: [rows, K] 0 for canvases that are wholly behind the end of the story, 1 elsewhere.
+    context: [B, L] prompt, then the first K - 1 canvases, then padding. The encoder reads it.
+    prompt_lengths: [B].
+    starts: [B, K] where each canvas stands, which is what it sees of its context too. The canvases
+        of a read all stand right behind the prompt.
+    target: [B, K * C] what is to be predicted. pinned: [B, K * C] what is given.
+    weights: [B, K * C] of the loss. 0 where pinned.
     """
 
     context: torch.Tensor
     prompt_lengths: torch.Tensor
-    canvases: torch.Tensor
+    starts: torch.Tensor
+    target: torch.Tensor
+    pinned: torch.Tensor
     weights: torch.Tensor
 
-
-def prompt_ids(tokenizer: Tokenizer, content: str) -> list[int]:
-    """Encode one user message, in three pieces as `text.chat` does. A test holds the two equal."""
-    pieces = ("<bos><|turn>user\n", content, "<turn|>\n<|turn>model\n")
-    return [token for piece in pieces for token in tokenizer.encode(piece).ids]
-
-
-def draw_examples(
-    tokenizer: Tokenizer, rng: random.Random, rows: int, canvas: int
-) -> list[tuple[list[int], list[int]]]:
-    """Draw `rows` pairs of prompt ids and story ids. With their end mark the stories fit
-    `MAX_CANVASES` canvases.
-    """
-    pairs: list[tuple[list[int], list[int]]] = []
-    while len(pairs) < rows:
-        example = grammar.example(rng)
-        story = tokenizer.encode(example.story).ids
-        if len(story) < MAX_CANVASES * canvas:
-            pairs.append((prompt_ids(tokenizer, example.prompt), [*story, vocabulary.TURN_END]))
-    return pairs
+    @property
+    def positions(self) -> torch.Tensor:
+        """The position of every canvas token [B, K * C]."""
+        steps = torch.arange(CANVAS)
+        return (self.starts[:, :, None] + steps).flatten(1)
 
 
-def pack(pairs: list[tuple[list[int], list[int]]], canvas: int) -> Batch:
-    """Pack prompt and story ids into the tensors of one batch."""
-    span = MAX_CANVASES * canvas
-    longest = max(len(prompt) for prompt, _ in pairs) + span - canvas
-    context = torch.full((len(pairs), longest), vocabulary.PAD)
-    canvases = torch.full((len(pairs), span), vocabulary.PAD)
-    weights = torch.zeros(len(pairs), span)
-    for row, (prompt, story) in enumerate(pairs):
-        canvases[row, : len(story)] = torch.tensor(story)
-        weights[row, : -(-len(story) // canvas) * canvas] = 1.0
-        context[row, : len(prompt)] = torch.tensor(prompt)
-        context[row, len(prompt) : len(prompt) + span - canvas] = canvases[row, : span - canvas]
-    return Batch(context, torch.tensor([len(prompt) for prompt, _ in pairs]), canvases, weights)
+def pack(samples: list[TrainingSample]) -> Batch:
+    """Pack samples into the tensors of one batch."""
+    rows, most = len(samples), max(sample.canvases for sample in samples)
+    span = most * CANVAS
+    room = span - CANVAS
+    longest = max(len(sample.prompt) + min(room, len(sample.target)) for sample in samples)
+    context = torch.full((rows, longest), vocabulary.PAD)
+    target = torch.full((rows, span), vocabulary.TURN_END)
+    pinned = torch.ones((rows, span), dtype=torch.bool)
+    weights = torch.zeros(rows, span)
+    lengths = torch.tensor([len(sample.prompt) for sample in samples])
+    starts = lengths[:, None] + torch.arange(most) * CANVAS
+    for row, sample in enumerate(samples):
+        ids = torch.tensor(sample.target)
+        target[row, : len(ids)] = ids
+        pinned[row, : len(ids)] = torch.tensor(sample.pinned)
+        weights[row, : len(ids)] = torch.tensor(sample.weights)
+        known = torch.cat([torch.tensor(sample.prompt), ids[:room]])
+        context[row, : len(known)] = known
+        if sample.reads:
+            starts[row] = len(sample.prompt)
+    starts = starts.clamp(max=longest)  # of the padding behind short samples
+    return Batch(context, lengths, starts, target, pinned, weights)
 
 
 def encoder_masks(length: int, window: int) -> dict[str, torch.Tensor]:
-    """Make causal masks [1, 1, length, length], True where a query (row) may look.
+    """Make causal masks [1, 1, L, L], True where a query (row) may look.
 
     Padding is behind every real token.
     """
@@ -81,20 +78,18 @@ def encoder_masks(length: int, window: int) -> dict[str, torch.Tensor]:
     }
 
 
-def decoder_masks(
-    prompt_lengths: torch.Tensor, length: int, canvas: int, window: int
-) -> dict[str, torch.Tensor]:
-    """Make the denoiser's masks [rows, 1, K, length + K] for all canvases at once.
+def decoder_masks(starts: torch.Tensor, length: int, window: int) -> dict[str, torch.Tensor]:
+    """Make the denoiser's masks [B, 1, K * C, L + K * C] for all canvases at once.
 
-    A position of canvas k sees the context before its canvas, and its own canvas in both
+    A position of a canvas sees the context before its canvas, and its own canvas in both
     directions. In sliding layers it sees only the last window - 1 tokens of the context, which is
     what the sliding KV cache keeps.
     """
-    span = MAX_CANVASES * canvas
-    block = torch.arange(span) // canvas
-    start = prompt_lengths[:, None, None] + (block * canvas)[None, :, None]  # [rows, K, 1]
+    rows, canvases = starts.shape
+    block = torch.arange(canvases * CANVAS) // CANVAS
+    start = starts.repeat_interleave(CANVAS, dim=1)[:, :, None]  # [B, K * C, 1]
     key = torch.arange(length)[None, None, :]
-    own = (block[:, None] == block[None, :]).expand(len(prompt_lengths), -1, -1)
+    own = (block[:, None] == block[None, :]).expand(rows, -1, -1)
     full = key < start
     sliding = full & (key >= start - (window - 1))
     return {
@@ -103,14 +98,26 @@ def decoder_masks(
     }
 
 
-def corrupt(
-    canvases: torch.Tensor, canvas: int, vocab_size: int, generator: torch.Generator
-) -> torch.Tensor:
-    """Replace tokens by uniform random ids: a share t ~ U(0, 1) of each canvas, 15 % of the
+def corrupt(batch: Batch, vocab_size: int, generator: torch.Generator) -> torch.Tensor:
+    """Replace free tokens by uniform random ids: a share t ~ U(0, 1) of each canvas, 15 % of the
     canvases wholly.
     """
-    rows, span = canvases.shape
-    share = torch.rand(rows, span // canvas, generator=generator)
+    rows, span = batch.target.shape
+    share = torch.rand(rows, span // CANVAS, generator=generator)
     share[torch.rand(share.shape, generator=generator) < 0.15] = 1.0
-    hit = torch.rand(rows, span, generator=generator) < share.repeat_interleave(canvas, dim=1)
-    return torch.where(hit, torch.randint(vocab_size, (rows, span), generator=generator), canvases)
+    hit = torch.rand(rows, span, generator=generator) < share.repeat_interleave(CANVAS, dim=1)
+    return renoise(batch, ~hit, batch.target, vocab_size, generator)
+
+
+def renoise(
+    batch: Batch,
+    kept: torch.Tensor,
+    ids: torch.Tensor,
+    vocab_size: int,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Keep `ids` where they are `kept`, pin what is pinned, and make all else noise. All are
+    [B, K * C].
+    """
+    noise = torch.randint(vocab_size, ids.shape, generator=generator)
+    return torch.where(batch.pinned, batch.target, torch.where(kept, ids, noise))

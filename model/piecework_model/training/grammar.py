@@ -10,9 +10,43 @@ from __future__ import annotations
 
 import random
 import re
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 
 from piecework_model.training import lexicon
+
+
+@dataclass(frozen=True, slots=True)
+class Tale:
+    """A story sentence by sentence, and what is true in it.
+
+    facts: the values of all slots, and `fate`, what happened to the object.
+    """
+
+    sentences: tuple[str, ...]
+    facts: Mapping[str, str]
+
+    @property
+    def text(self) -> str:
+        """The story as one text."""
+        return " ".join(self.sentences)
+
+
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """Who and what a story is about. `asked` are the roles that a request names."""
+
+    hero: str
+    helper: str
+    thing: str
+    place: str
+    asked: tuple[str, ...] = ()
+
+    @property
+    def nouns(self) -> tuple[str, ...]:
+        """The requested nouns, in the order hero, helper, object, place."""
+        return tuple(str(getattr(self, role)) for role in self.asked)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,23 +55,17 @@ class Example:
     contain."""
 
     prompt: str
-    story: str
+    tale: Tale
     nouns: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Cast:
-    """Who and what a story is about. `nouns` are the requested ones, in the order hero, helper,
-    object, place.
-    """
-
-    hero: str
-    helper: str
-    thing: str
-    place: str
-    nouns: tuple[str, ...] = field(default=())
-
-
+_PHRASES = frozenset(
+    {
+        *("a_hero", "a_helper", "a_thing", "at_place", "at_far", "when", "gift", "spot", "lesson"),
+        *("one_hero", "one_helper", "One_helper", "fate"),
+    }
+)
+"""The slots of more than one word."""
 _SLOT = re.compile(r"\{(\w+)\}")
 
 
@@ -82,42 +110,48 @@ def _slots(cast: Cast, rng: random.Random) -> dict[str, str]:
     }
 
 
-def story(cast: Cast, rng: random.Random) -> str:
-    """Write one story of 8 to 11 sentences about `cast`."""
+def fill(template: str, facts: Mapping[str, str]) -> str:
+    """Put the facts into the slots of a sentence."""
+    return _SLOT.sub(lambda match: facts[match[1]], template)
+
+
+def tell(cast: Cast, rng: random.Random, *, brief: bool = False) -> Tale:
+    """Write one story about `cast`: 8 to 11 sentences, or 6 if it is to be brief."""
     slots = _slots(cast, rng)
+    fate, problem, found = rng.choice(lexicon.PROBLEMS)
     sentences = [rng.choice(lexicon.OPENINGS), rng.choice(lexicon.POSSESSIONS)]
-    if rng.random() < 0.25:
+    if not brief and rng.random() < 0.25:
         sentences.append(rng.choice(lexicon.HABITS))
-    problem, found = rng.choice(lexicon.PROBLEMS)
-    sentences += [
-        problem,
-        rng.choice(lexicon.FEELINGS),
-        rng.choice(lexicon.HELPERS),
-        rng.choice(lexicon.JOURNEYS),
-    ]
-    if rng.random() < 0.3:
+    sentences.append(problem)
+    if not brief:
+        sentences.append(rng.choice(lexicon.FEELINGS))
+    sentences.append(rng.choice(lexicon.HELPERS))
+    if not brief:
+        sentences.append(rng.choice(lexicon.JOURNEYS))
+    if not brief and rng.random() < 0.3:
         sentences.append(rng.choice(lexicon.TRIALS))
-    sentences += [found, rng.choice(lexicon.THANKS)]
-    if rng.random() < 0.3:
+    sentences.append(found)
+    if not brief:
+        sentences.append(rng.choice(lexicon.THANKS))
+    if not brief and rng.random() < 0.3:
         sentences.append(rng.choice(lexicon.RETURNS))
     sentences.append(rng.choice(lexicon.ENDINGS))
-    return " ".join(_SLOT.sub(lambda match: slots[match[1]], sentence) for sentence in sentences)
+    facts = {**slots, "fate": fate}
+    return Tale(tuple(fill(sentence, facts) for sentence in sentences), facts)
 
 
-def cast(rng: random.Random) -> Cast:
-    """Draw a random cast of which a random part is requested."""
+def draw_cast(rng: random.Random, requested: Sequence[tuple[str, ...]] | None = None) -> Cast:
+    """Draw a random cast of which one of the `requested` sets of roles is asked for."""
     hero, helper = rng.sample(lexicon.CHARACTERS, 2)
     thing, place = rng.choice(list(lexicon.THINGS)), rng.choice(list(lexicon.PLACES))
-    asked = rng.choice(lexicon.REQUESTED)
-    values = {"hero": hero, "helper": helper, "thing": thing, "place": place}
-    return Cast(hero, helper, thing, place, tuple(values[role] for role in asked))
+    return Cast(hero, helper, thing, place, rng.choice(requested or lexicon.REQUESTED))
 
 
 def _cased(noun: str, rng: random.Random) -> str:
     return noun.capitalize() if rng.random() < 0.04 else noun
 
 
-def _listing(nouns: tuple[str, ...], rng: random.Random) -> str:
+def listing(nouns: tuple[str, ...], rng: random.Random) -> str:
     """List the requested nouns in English, with articles, with definite articles, or bare."""
     style = rng.random()
     cased = [_cased(noun, rng) for noun in nouns]
@@ -134,7 +168,7 @@ def _listing(nouns: tuple[str, ...], rng: random.Random) -> str:
 def request(nouns: tuple[str, ...], rng: random.Random) -> str:
     """Write a request that names `nouns`, in shuffled order."""
     shuffled = tuple(rng.sample(nouns, len(nouns)))
-    text = rng.choice(lexicon.REQUESTS).format(_listing(shuffled, rng))
+    text = rng.choice(lexicon.REQUESTS).format(listing(shuffled, rng))
     return text + rng.choice(lexicon.REQUEST_ENDINGS)
 
 
@@ -162,23 +196,83 @@ def foreign_request(rng: random.Random) -> str:
 
 def example(rng: random.Random) -> Example:
     """Draw one training example. One request in eight is foreign, and its story is free."""
-    chosen = cast(rng)
+    cast = draw_cast(rng)
     if rng.random() < 0.125:
-        return Example(foreign_request(rng), story(chosen, rng), ())
-    return Example(request(chosen.nouns, rng), story(chosen, rng), chosen.nouns)
+        return Example(foreign_request(rng), tell(cast, rng), ())
+    return Example(request(cast.nouns, rng), tell(cast, rng), cast.nouns)
 
 
+@cache
+def templates() -> tuple[str, ...]:
+    """List all sentences of stories, with their slots."""
+    problems = [sentence for _, *sentences in lexicon.PROBLEMS for sentence in sentences]
+    return (*problems, *(sentence for group in lexicon.SENTENCES for sentence in group))
+
+
+@cache
 def sentence_patterns() -> re.Pattern[str]:
     """Compile a pattern that matches exactly the sentences of the grammar, whatever fills their
     slots.
     """
-    templates = [found for _, found in lexicon.PROBLEMS] + [
-        problem for problem, _ in lexicon.PROBLEMS
-    ]
-    for group in lexicon.SENTENCES:
-        templates += group
     bodies = (
         re.sub(r"\\\{\w+\\\}", "[A-Za-z]+(?: [a-z]+){0,9}?", re.escape(template))
-        for template in templates
+        for template in templates()
     )
     return re.compile("|".join(f"(?:{body})" for body in bodies))
+
+
+@cache
+def patterns_of(sentences: tuple[str, ...]) -> tuple[re.Pattern[str], ...]:
+    """Compile one pattern a sentence, whose groups are named after the slots. A slot that stands
+    twice has one value.
+    """
+    patterns = []
+    for template in sentences:
+        seen: set[str] = set()
+
+        def group(match: re.Match[str], seen: set[str] = seen) -> str:
+            name = match[1]
+            if name in seen:
+                return f"(?P={name})"
+            seen.add(name)
+            more = "(?: [a-z]+){0,9}?" if name in _PHRASES else ""
+            return f"(?P<{name}>[A-Za-z]+{more})"
+
+        patterns.append(re.compile(re.sub(r"\\\{(\w+)\\\}", group, re.escape(template))))
+    return tuple(patterns)
+
+
+def words_of(text: str) -> list[str]:
+    """List the words of a text."""
+    return re.findall(r"\w+", text)
+
+
+def slots_found(text: str) -> dict[str, set[str]]:
+    """Collect what fills each slot of the well-formed sentences of a text."""
+    found: dict[str, set[str]] = {}
+    for sentence in sentence_patterns().finditer(text):
+        for pattern in patterns_of(templates()):
+            if match := pattern.fullmatch(sentence[0]):
+                for slot, value in match.groupdict().items():
+                    found.setdefault(slot, set()).add(value)
+    return found
+
+
+def keeps_its_hero(text: str) -> bool:
+    """Say whether a story has one hero: one name, the pronouns of that name, one kind of being.
+
+    Names count wherever they stand. Pronouns and nouns count in well-formed sentences.
+    """
+    named = {who[0]: who for who in lexicon.NAMES}
+    names = {word for word in re.findall(r"[A-Z][a-z]+", text) if word in named}
+    if len(names) != 1:
+        return False
+    _, subject, object_, possessive = named[names.pop()]
+    wanted = {"they": subject, "They": subject.capitalize(), "them": object_, "their": possessive}
+    found = slots_found(text)
+    heroes = found.get("hero", set()) | {
+        phrase.split()[-1] for phrase in found.get("a_hero", set())
+    }
+    return len(heroes) == 1 and all(
+        found.get(slot, {word}) == {word} for slot, word in wanted.items()
+    )

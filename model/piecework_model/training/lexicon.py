@@ -192,33 +192,40 @@ HABITS = [
     "At night the {thing} was the only thing {they} dreamed about.",
     "Nobody else {at_place} had anything like the {thing}.",
 ]
-# A problem and the sentence that solves it.
+# What happened to the object, the sentence that says so, and the sentence that solves it.
 PROBLEMS = [
     (
+        "lost",
         "But one {weather} {when}, the {thing} was gone.",
         "At last, {spot}, they found the {thing}, still {working}.",
     ),
     (
+        "blown away",
         "Then a sudden storm carried the {thing} away.",
         "When the wind grew quiet, the {thing} lay {spot}, still {working}.",
     ),
     (
+        "stuck",
         "One {weather} {when}, the {thing} would not {works} anymore.",
         "There, {spot}, a drop of rain fell on the {thing}, and it began to {works} again.",
     ),
     (
+        "forgotten",
         "But {name} forgot the {thing} {at_far}.",
         "The {thing} was {spot}, exactly where {they} had left it.",
     ),
     (
+        "stolen",
         "One {when}, a sly thief took the {thing} and ran to the {far}.",
         "They found the thief asleep {spot} and quietly took back the {thing}.",
     ),
     (
+        "dropped",
         "On a {weather} {when}, {name} dropped the {thing} into a deep hole.",
         "With a long rope they pulled the {thing} out of the hole.",
     ),
     (
+        "broken",
         "But the {thing} was broken, and it would not {works}.",
         "Working all night, they mended the {thing}, and it began to {works}.",
     ),

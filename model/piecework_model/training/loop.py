@@ -1,93 +1,148 @@
-"""The training loop: denoising loss on every canvas of a story at once, plus the causal half's
+"""The training loop: denoising loss on every canvas of a sample at once, plus the causal half's
 next-token loss.
+
+The first half of the steps learns from truth and uniform noise. The second half mostly learns from
+what the sampler itself makes of that: tokens that the model drew and accepted, right and wrong. So
+it learns to repair its own mistakes, which noise alone never shows it.
+
+B = rows, C = canvas length, K = canvases of the batch, L = context length, V = vocabulary.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
 from transformers import DiffusionGemmaForBlockDiffusion, DynamicCache
 
-from piecework_model.training import batches, vocabulary
+from piecework_model.sampling.sampler import accept
+from piecework_model.training import batches, skills
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingSettings:
-    """What a run depends on, besides the code. The same settings and thread count give the same
-    weights.
+    """What a run depends on, besides the code. The same settings give the same weights.
+
+    own_states_share: of the batches of the second half that show the sampler's own states.
     """
 
     seed: int = 20261122
-    steps: int = 1800
-    rows: int = 16
+    steps: int = 4000
     adam_rate: float = 4e-3
     muon_rate: float = 2e-2
     warmup_steps: int = 60
     encoder_weight: float = 0.5
+    reading_weight: float = 1.0
     self_conditioning_share: float = 0.35
+    own_states_share: float = 0.7
 
 
-def run_model(
-    model: DiffusionGemmaForBlockDiffusion,
-    batch: batches.Batch,
-    noisy: torch.Tensor,
-    conditioned: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute encoder hidden states [rows, L, H] and denoising logits [rows, K, V].
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """Mean cross-entropy in nats a token. `reading` is of the answers to questions."""
 
-    The cache is made without a config, so that it keeps every position of sliding layers too, and
-    the masks do the windowing. So all canvases of a story share one pass.
-    """
-    config = model.config
-    window, canvas = config.text_config.sliding_window, config.canvas_length
-    rows, length = batch.context.shape
-    cache = DynamicCache()
-    encoder_positions = torch.arange(length)[None].expand(rows, -1)
-    hidden = model.model.encoder.language_model(
-        input_ids=batch.context,
-        attention_mask=batches.encoder_masks(length, window),
-        position_ids=encoder_positions,
-        past_key_values=cache,
-    ).last_hidden_state
-    arguments = {
-        "past_key_values": cache,
-        "decoder_input_ids": noisy,
-        "decoder_position_ids": batch.prompt_lengths[:, None] + torch.arange(noisy.shape[1])[None],
-        "decoder_attention_mask": batches.decoder_masks(
-            batch.prompt_lengths, length, canvas, window
-        ),
-    }
-    previous = None
-    if conditioned:
-        with torch.no_grad():
-            previous = model(**arguments).logits
-    return hidden, model(self_conditioning_logits=previous, **arguments).logits
+    telling: float
+    serving: float
+    reading: float
+    encoder: float
 
 
-def losses(
-    model: DiffusionGemmaForBlockDiffusion,
-    batch: batches.Batch,
-    noisy: torch.Tensor,
-    conditioned: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute the mean cross-entropy in nats per token: of the denoiser on all canvas positions, of
-    the encoder on the story.
-    """
-    hidden, logits = run_model(model, batch, noisy, conditioned)
-    flat = cross_entropy(logits.flatten(0, 1), batch.canvases.flatten(), reduction="none")
-    denoising = (flat * batch.weights.flatten()).sum() / batch.weights.sum()
-    length = batch.context.shape[1]
-    positions = torch.arange(1, length)[None]
-    story = (positions >= batch.prompt_lengths[:, None]) & (batch.context[:, 1:] != vocabulary.PAD)
+class Pass:
+    """One encoder pass over a batch. The denoiser may run over it any number of times."""
+
+    def __init__(self, model: DiffusionGemmaForBlockDiffusion, batch: batches.Batch) -> None:
+        """Run the encoder.
+
+        The cache is made without a config, so that it keeps every position of sliding layers too,
+        and the masks do the windowing. So all canvases of a sample share one pass.
+        """
+        window = model.config.text_config.sliding_window
+        rows, length = batch.context.shape
+        cache = DynamicCache()
+        self._model = model
+        self.hidden: torch.Tensor = model.model.encoder.language_model(
+            input_ids=batch.context,
+            attention_mask=batches.encoder_masks(length, window),
+            position_ids=torch.arange(length)[None].expand(rows, -1),
+            past_key_values=cache,
+        ).last_hidden_state  # [B, L, H]
+        self._arguments = {
+            "past_key_values": cache,
+            "decoder_position_ids": batch.positions,
+            "decoder_attention_mask": batches.decoder_masks(batch.starts, length, window),
+        }
+
+    def denoise(self, noisy: torch.Tensor, previous: torch.Tensor | None) -> torch.Tensor:
+        """Compute logits [B, K * C, V] for canvases [B, K * C].
+
+        previous: the logits of the step before, divided by its temperature, or None at step 0.
+        """
+        logits: torch.Tensor = self._model(
+            decoder_input_ids=noisy, self_conditioning_logits=previous, **self._arguments
+        ).logits
+        return logits
+
+
+def encoder_loss(
+    model: DiffusionGemmaForBlockDiffusion, batch: batches.Batch, hidden: torch.Tensor
+) -> torch.Tensor:
+    """Compute the weighted next-token cross-entropy of the canvases that the encoder has read."""
+    span = batch.target.shape[1] - skills.CANVAS
+    if span == 0:
+        return hidden.new_zeros(())
+    # The token at position p is predicted at p - 1.
+    places = batch.prompt_lengths[:, None] + torch.arange(span) - 1
+    inside = places < batch.context.shape[1] - 1
+    weights = batch.weights[:, :span] * inside
+    chosen = weights > 0
+    rows = torch.arange(len(places))[:, None].expand_as(places)
+    states = hidden[rows[chosen], places[chosen]]
     cap = model.final_logit_softcapping
-    next_logits = torch.tanh(model.lm_head(hidden[:, :-1][story]) / cap) * cap
-    return denoising, cross_entropy(next_logits, batch.context[:, 1:][story])
+    logits = torch.tanh(model.lm_head(states) / cap) * cap
+    return _weighted(logits, batch.target[:, :span][chosen], weights[chosen])
+
+
+def _weighted(logits: torch.Tensor, target: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Compute the weighted mean cross-entropy of [N, V] logits."""
+    each = cross_entropy(logits, target, reduction="none")
+    return (each * weights).sum() / weights.sum().clamp(min=1e-6)
+
+
+def denoising_loss(logits: torch.Tensor, batch: batches.Batch) -> torch.Tensor:
+    """Compute the weighted mean cross-entropy of the denoiser."""
+    chosen = batch.weights > 0
+    return _weighted(logits[chosen], batch.target[chosen], batch.weights[chosen])
+
+
+def sampler_step(
+    logits: torch.Tensor,
+    batch: batches.Batch,
+    entropy_bound: float,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Make the canvases [B, K * C] that the sampler would show the model next.
+
+    As the product does: sample, accept by the entropy bound canvas by canvas, hold pinned positions
+    outside the sum, make the rest noise. The logits are divided by the temperature already.
+    """
+    probabilities = torch.softmax(logits, dim=-1)
+    ids = torch.multinomial(probabilities.flatten(0, 1), 1, generator=generator)
+    entropy = -(probabilities * probabilities.clamp_min(1e-30).log()).sum(-1)
+    entropy = entropy.masked_fill(batch.pinned, 0.0).view(-1, skills.CANVAS)
+    bounds = torch.full((len(entropy),), entropy_bound)
+    kept = accept(entropy, bounds).view(batch.target.shape)
+    vocab_size = logits.shape[-1]
+    return batches.renoise(batch, kept, ids.view(kept.shape), vocab_size, generator)
 
 
 def _rate(step: int, settings: TrainingSettings) -> float:
@@ -116,6 +171,16 @@ class Optimizer:
         self._settings = settings
         self._adam = torch.optim.AdamW(rest, lr=0.0, betas=(0.9, 0.98), weight_decay=0.0)
         self._muon = torch.optim.Muon(inner, lr=0.0, weight_decay=0.0)
+        self._optimizers: dict[str, torch.optim.Optimizer] = {
+            "adam": self._adam,
+            "muon": self._muon,
+        }
+
+    def set_gradient(self, gradients: list[list[torch.Tensor | None]]) -> None:
+        """Take the sum of gradients, in their order."""
+        for weight, *parts in zip(self.weights, *gradients, strict=True):
+            present = [part for part in parts if part is not None]
+            weight.grad = torch.stack(present).sum(0) if present else None
 
     def step(self, rate: float) -> None:
         """Clip the gradient to norm 1, step at `rate` times the peak learning rates, and clear the
@@ -124,42 +189,160 @@ class Optimizer:
         torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
         self._adam.param_groups[0]["lr"] = self._settings.adam_rate * rate
         self._muon.param_groups[0]["lr"] = self._settings.muon_rate * rate
-        for optimizer in (self._adam, self._muon):
+        for optimizer in self._optimizers.values():
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return what `load` needs to go on."""
+        return {
+            f"{name}.{index}.{key}": value
+            for name, optimizer in self._optimizers.items()
+            for index, values in optimizer.state_dict()["state"].items()
+            for key, value in values.items()
+        }
 
-def train(
-    model: DiffusionGemmaForBlockDiffusion,
-    tokenizer: Tokenizer,
-    settings: TrainingSettings,
-    report: Callable[[int, float, float], None],
-) -> None:
-    """Train `model` in place. `report(step, denoising loss, encoder loss)` is called after every
-    step.
+    def load(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Go on from a state."""
+        found: dict[str, dict[int, dict[str, torch.Tensor]]] = {n: {} for n in self._optimizers}
+        for path, value in state.items():
+            name, index, key = path.split(".")
+            found[name].setdefault(int(index), {})[key] = value
+        for name, optimizer in self._optimizers.items():
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": found[name], "param_groups": groups})
+
+
+def step_samples(settings: TrainingSettings, step: int) -> list[list[skills.TrainingSample]]:
+    """Draw the samples of one step, one list a mixture. They depend on the arguments alone."""
+    rng = random.Random(f"samples {settings.seed} {step}")  # noqa: S311 (no secret)
+    return [mixture.draw(rng) for mixture in skills.MIXTURES]
+
+
+class Noise:
+    """What the denoiser is shown in one step of training: canvases, and the logits of the step
+    before, or None at the first one.
     """
-    rng = random.Random(settings.seed)  # noqa: S311 (training data, no secret)
-    generator = torch.Generator().manual_seed(settings.seed)
-    canvas, vocab_size = model.config.canvas_length, model.config.text_config.vocab_size
-    optimizer = Optimizer(model, settings)
-    model.train()
-    for step in range(settings.steps):
-        batch = batches.pack(batches.draw_examples(tokenizer, rng, settings.rows, canvas), canvas)
-        noisy = batches.corrupt(batch.canvases, canvas, vocab_size, generator)
-        conditioned = rng.random() < settings.self_conditioning_share
-        denoising, encoder = losses(model, batch, noisy, conditioned)
-        torch.autograd.backward(denoising + settings.encoder_weight * encoder)
-        optimizer.step(_rate(step, settings))
-        report(step, denoising.item(), encoder.item())
-    model.eval()
+
+    def __init__(self, settings: TrainingSettings, step: int, index: int, vocab_size: int) -> None:
+        """Depend on the arguments alone. `index` is that of the batch in its step."""
+        self._settings, self._vocab_size = settings, vocab_size
+        seed = f"noise {settings.seed} {step} {index}"
+        self._rng = random.Random(seed)  # noqa: S311 (no secret)
+        self._generator = torch.Generator().manual_seed(self._rng.getrandbits(63))
+        own = self._rng.random() < settings.own_states_share
+        self._own_states = own and step * 2 >= settings.steps
+
+    def answering(self, batch: batches.Batch) -> tuple[torch.Tensor, None]:
+        """Show questions, which are answered in one step: all that is free is noise."""
+        nothing = torch.zeros_like(batch.pinned)
+        return self._renoise(batch, nothing, batch.target), None
+
+    def writing(self, once: Pass, batch: batches.Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Show the truth with noise, or what the sampler makes of it in one or two steps."""
+        noisy = batches.corrupt(batch, self._vocab_size, self._generator)
+        previous = None
+        if not self._own_states:
+            if self._rng.random() < self._settings.self_conditioning_share:
+                previous = once.denoise(noisy, None)
+            return noisy, previous
+        # From the published schedule to the demo's, with the entropy bound of either.
+        temperature = 0.4 + 0.6 * self._rng.random()
+        bound = self._rng.choice((0.005, 0.1))
+        for _ in range(self._rng.choice((1, 2))):
+            previous = once.denoise(noisy, previous) / temperature
+            noisy = sampler_step(previous, batch, bound, self._generator)
+        return noisy, previous
+
+    def _renoise(self, batch: batches.Batch, kept: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        return batches.renoise(batch, kept, ids, self._vocab_size, self._generator)
 
 
-def training_stories(tokenizer: Tokenizer, settings: TrainingSettings, canvas: int) -> set[str]:
-    """List every story that a run with these settings sees, by replaying its random draws."""
-    rng = random.Random(settings.seed)  # noqa: S311 (training data, no secret)
-    seen: set[str] = set()
-    for _ in range(settings.steps):
-        for _, story in batches.draw_examples(tokenizer, rng, settings.rows, canvas):
-            seen.add(tokenizer.decode(story))
-        rng.random()
-    return seen
+class Trainer:
+    """A run of training, which may be saved and resumed between any two steps.
+
+    The batches of a step are computed beside each other, each in one thread, and their gradients
+    are added in one order. So the number of workers changes nothing but the time.
+    """
+
+    def __init__(
+        self, model: DiffusionGemmaForBlockDiffusion, settings: TrainingSettings, workers: int = 1
+    ) -> None:
+        """Begin at step 0."""
+        self.model, self.settings = model, settings
+        self.step = 0
+        self._workers = workers
+        self._optimizer = Optimizer(model, settings)
+        self._vocab_size = model.config.text_config.vocab_size
+
+    def run(self, report: Callable[[int, Losses], None]) -> None:
+        """Train to the end. `report(step, losses)` is called after every step."""
+        self.model.train()
+        with ThreadPoolExecutor(self._workers) as pool:
+            while self.step < self.settings.steps:
+                losses = self._learn(pool)
+                self.step += 1
+                report(self.step - 1, losses)
+        self.model.eval()
+
+    def _learn(self, pool: ThreadPoolExecutor) -> Losses:
+        samples = step_samples(self.settings, self.step)
+        found = list(pool.map(self._gradient, range(len(samples)), samples))
+        self._optimizer.set_gradient([gradient for gradient, *_ in found])
+        self._optimizer.step(_rate(self.step, self.settings))
+        told, served, answered = (denoising for _, denoising, _ in found)
+        return Losses(told, served, answered, found[0][2])
+
+    def _gradient(
+        self, index: int, samples: list[skills.TrainingSample]
+    ) -> tuple[list[torch.Tensor | None], float, float]:
+        """Compute the gradient of a batch's loss, its denoising loss and its encoder loss."""
+        settings = self.settings
+        noise = Noise(settings, self.step, index, self._vocab_size)
+        batch = batches.pack(samples)
+        reading = samples[0].reads
+        once = Pass(self.model, batch)
+        with torch.no_grad():
+            state = noise.answering(batch) if reading else noise.writing(once, batch)
+        denoising = denoising_loss(once.denoise(*state), batch)
+        causal = encoder_loss(self.model, batch, once.hidden)
+        weight = settings.reading_weight if reading else 1.0
+        loss = weight * (denoising + settings.encoder_weight * causal)
+        gradient = torch.autograd.grad(loss, self._optimizer.weights, allow_unused=True)
+        return list(gradient), denoising.item(), causal.item()
+
+    def save(self, path: Path) -> None:
+        """Write the state of the run, whole or not at all."""
+        tensors = {f"model.{name}": weight for name, weight in self.model.named_parameters()}
+        tensors |= {f"optimizer.{name}": value for name, value in self._optimizer.state().items()}
+        told = {"settings": _shown(self.settings), "step": str(self.step)}
+        new = path.with_name(f"{path.name}.new")
+        save_file({name: value.contiguous() for name, value in tensors.items()}, new, told)
+        new.replace(path)
+
+    @torch.no_grad()
+    def load(self, path: Path) -> None:
+        """Go on where `save` was called.
+
+        Raises:
+            ValueError: The state is of a run with other settings.
+        """
+        with safe_open(path, framework="pt") as state:
+            told = state.metadata()
+            if told["settings"] != _shown(self.settings):
+                raise ValueError(f"{path} is of a run with other settings: {told['settings']}")
+            for name, weight in self.model.named_parameters():
+                weight.copy_(state.get_tensor(f"model.{name}"))
+            lead = "optimizer."
+            self._optimizer.load(
+                {
+                    name.removeprefix(lead): state.get_tensor(name)
+                    for name in state.keys()  # noqa: SIM118  it is no mapping
+                    if name.startswith(lead)
+                }
+            )
+        self.step = int(told["step"])
+
+
+def _shown(settings: TrainingSettings) -> str:
+    return json.dumps(dataclasses.asdict(settings))

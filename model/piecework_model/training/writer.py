@@ -15,7 +15,7 @@ from piecework_model.training import vocabulary
 GENERATION_CONFIG = {
     "bos_token_id": vocabulary.BOS,
     "confidence_threshold": 0.005,
-    "eos_token_id": [vocabulary.EOS, vocabulary.TURN_END],
+    "eos_token_id": list(vocabulary.END_IDS),
     "max_denoising_steps": 48,
     "max_new_tokens": 256,
     "pad_token_id": vocabulary.PAD,

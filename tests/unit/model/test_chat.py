@@ -11,34 +11,25 @@ import pytest
 from piecework_model.checkpoint.loading import LoadedModel
 from piecework_model.errors import PromptError
 from piecework_model.text.chat import encode_prompt
-from piecework_model.training import batches, vocabulary
+from piecework_model.training import vocabulary
 from piecework_protocol.conversation import Conversation, Image, Message, Tool, ToolCall
 from tests.support import gemma_grammar
 from tests.support.conversations import said
 
 
-def test_a_conversation_becomes_turns_and_ends_where_the_model_goes_on(
-    bundled: LoadedModel,
-) -> None:
+def test_a_conversation_becomes_turns_and_ends_where_the_model_goes_on() -> None:
     messages = (
         Message("system", "please"),
         Message("user", "  a fox \n"),
         Message("assistant", "a bear"),
         Message("user", "a wolf"),
     )
-    ids = encode_prompt(bundled, Conversation(messages))
+    ids = encode_prompt(vocabulary.build_codec(), Conversation(messages))
     pieces = [vocabulary.build_tokenizer().id_to_token(token) or "" for token in ids]
-    text = "".join(piece for piece in pieces if piece != vocabulary.SPACE)
-    assert text == (
-        "<bos><|turn>▁system\n▁please<turn|>\n<|turn>▁user\n▁a▁fox<turn|>\n"
-        "<|turn>▁model\n▁a▁bear<turn|>\n<|turn>▁user\n▁a▁wolf<turn|>\n<|turn>▁model\n"
+    assert "".join(pieces) == (
+        "<bos><|turn>system\nplease<turn|>\n<|turn>user\na▁fox<turn|>\n"
+        "<|turn>model\na▁bear<turn|>\n<|turn>user\na▁wolf<turn|>\n<|turn>model\n"
     )
-
-
-def test_training_encodes_prompts_exactly_as_the_chat_does(bundled: LoadedModel) -> None:
-    content = "Write a story about a fox, a key and 17 xylophones."
-    trained = batches.prompt_ids(vocabulary.build_tokenizer(), content)
-    assert encode_prompt(bundled.tokenizer, said(content)) == tuple(trained)
 
 
 @pytest.mark.parametrize(

@@ -251,7 +251,7 @@ def slotted(position: int = 0, labels: tuple[Any, ...] = (8, 9)) -> dict[str, An
         ("reads", slotted(position=32)),
         ("reads", slotted(labels=(8,))),
         ("reads", slotted(labels=(8, 8))),
-        ("reads", slotted(labels=(8, 1127))),
+        ("reads", slotted(labels=(8, 99_999))),
         ("reads", slotted(labels=(8, "9"))),
         ("reads", slotted(labels=tuple(range(256)))),
         ("reads", slotted(labels=(8, ["9"]))),

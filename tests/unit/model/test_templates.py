@@ -156,7 +156,7 @@ def test_confidence_is_the_mean_over_the_free_positions(threshold: float, confid
     ("field", "changes"),
     [
         ("template", {"template": (HOLE,) * 33}),
-        ("template", {"template": (1127,) * 32}),
+        ("template", {"template": (99_999,) * 32}),
         ("template", {"template": (-2,) * 32}),
         ("template", {"template": ("9",) * 32}),
         ("template", {"template": [HOLE] * 32}),
