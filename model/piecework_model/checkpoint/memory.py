@@ -188,12 +188,18 @@ def need(model: Blueprint, what: Format, kind: Kind, sequences: int, context: in
         context=context,
         offloaded=False,
         weights_bytes=on_device,
-        kv_bytes=sequences * sequence_bytes(of, context, dtype),
+        kv_bytes=_beside_reads(sequences * sequence_bytes(of, context, dtype)),
         # A small bfloat16 model is laid out a second time on a CPU (projections.py).
         work_bytes=work_bytes(of, kind, sequences, context, dtype) + (on_device if again else 0),
         cache_bytes=0,
         host_bytes=size.unused_bytes,
     )
+
+
+def _beside_reads(texts: int) -> int:
+    """Count the bytes that hold so many bytes of texts' caches and the share of short reads."""
+    others = limits.SHORT_MEMORY_SHARE - 1
+    return -(-texts * limits.SHORT_MEMORY_SHARE // others)
 
 
 def table(
