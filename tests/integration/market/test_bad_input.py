@@ -46,6 +46,7 @@ from tests.support.worker_process import OPERATOR_SECRET, RECEIVER, WorkerProces
 
 pytestmark = pytest.mark.process
 
+FEE = 2_000
 POOL = 3_000_000
 DEPOSIT = 1_000_000
 PAYER = signer("payer of bad jobs")
@@ -129,7 +130,7 @@ async def test_bad_jobs_get_a_typed_reason_and_move_no_money(
         assert on_chain.settled == first.amount + second.amount
         assert (
             await market.reader.token_balance(market.token, RECEIVER)
-            == first.amount + second.amount
+            == first.amount + second.amount + FEE
         )
 
 
@@ -142,7 +143,7 @@ async def _one_paid_job(client: WireClient, market: TestMarket) -> tuple[Scene, 
     now = await market.reader.timestamp()
     job = _job(client, offer, "a fox", 3, now)
     scene = Scene(client.domain, PAYER, client.channel, offer, job.submission, Amount(POOL), now)
-    funding = scene.funding(client.channel, DEPOSIT, PAYER, now + 3600)
+    funding = scene.funding(client.channel, DEPOSIT, PAYER, now + 3600, fee=FEE)
     await client.run(job, funding=funding)
     assert job.acknowledged == len(job.receipts) > 0
 

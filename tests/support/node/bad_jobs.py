@@ -75,9 +75,15 @@ class Scene:
         return self.channel.replace(salt=Bytes32(keccak256(name.encode())), **changes)
 
     def funding(
-        self, channel: Channel, deposit: int, signer: LocalSigner, deadline: int
+        self,
+        channel: Channel,
+        deposit: int,
+        signer: LocalSigner,
+        deadline: int,
+        *,
+        fee: int = 0,
     ) -> FundingAuthorization:
-        authorization = FundChannel(channel, Amount(deposit), Amount(0), Timestamp(deadline))
+        authorization = FundChannel(channel, Amount(deposit), Amount(fee), Timestamp(deadline))
         signature = PayerSignature(sign(self.domain, authorization, signer))
         return FundingAuthorization(authorization, signature)
 

@@ -270,7 +270,7 @@ class Fields:
         Raises:
             ApiError: The gateway is strict.
         """
-        where = self.path(name)
+        where = plain_text(self.path(name), "a member's name")
         if self._options.strict:
             bad(f"{where} cannot be honoured", where, code="unsupported_parameter")
         self._ignored[where if _NAME.fullmatch(where) else "(unprintable)"] = None
