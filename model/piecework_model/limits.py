@@ -79,7 +79,8 @@ HASH_THREADS = 2
 
 # Requests that may pass one that waits for memory. More would starve it, none would waste memory.
 MAX_OVERTAKES = 8
-# Short reads beside the sequences of texts: two passes of a CPU, half of a GPU's.
+# Short reads beside the sequences of texts: two passes of a CPU. A GPU takes two or more, each as
+# large as the plan of its texts.
 SHORT_SEQUENCES = 32
 # Of a read that is short: all draws of one canvas. Each takes one step.
 SHORT_READ_CANVASES = 64

@@ -72,6 +72,7 @@ class Engine:
         """
         self._loaded, self._memory_bytes = loaded, memory_bytes
         self._executor = executor or BatchedExecutor(loaded.model, loaded.limits)
+        self._executor.set_sequences(max_sequences)
         chunk = self._executor.chunk_tokens
         self._scheduler = Scheduler(
             Capacity(
