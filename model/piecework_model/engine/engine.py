@@ -9,6 +9,7 @@ The engine is not thread-safe. One owner calls `step` in a loop and the other me
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from dataclasses import dataclass
 
@@ -126,9 +127,8 @@ class Engine:
         charge = charge_of(
             request, self._loaded.limits.canvas_size, self._loaded.eos_ids, codec.control_ids
         )
-        for canvas in request.committed:
-            charged, _ = charge.append(canvas)
-            output.append(charged, final=False)
+        done = [charge.append(canvas)[0] for canvas in request.committed]
+        output.append(tuple(itertools.chain.from_iterable(done)), final=False)
         prompt = prompt_chunks(request.prompt_ids, self._executor.chunk_tokens)
         unread = deque(len(chunk) for chunk in prompt)
         first = len(request.committed)
