@@ -66,6 +66,7 @@ def test_texts_and_thoughts_are_told_apart(
         ('a:[1,[<|"|>x<|"|>],{}],b:{c:{d:[]}}', {"a": [1, ["x"], {}], "b": {"c": {"d": []}}}),
         ('<|"|>a key<|"|>:1, b : <|"|><|"|>', {"a key": 1, "b": ""}),
         ('a:"json \\"quotes\\""', {"a": 'json "quotes"'}),
+        (r'a:"\ud83e\udd8a"', {"a": "🦊"}),
         ('text:<|"|><|turn>é漢<|"|>', {"text": "é漢"}),
     ],
 )
@@ -100,6 +101,8 @@ def test_calls_between_texts_keep_their_place() -> None:
         f"call:{'f' * 65}{{}}",
         f"call:f{{a:{'[' * 40}{']' * 40}}}",
         'call:f{a:"open}',
+        r'call:f{a:"\ud800"}',
+        r'call:f{"\ud800":1}',
     ],
 )
 def test_a_call_that_is_not_in_the_grammar_is_handed_out_as_it_was_written(body: str) -> None:
