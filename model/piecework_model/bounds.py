@@ -47,6 +47,15 @@ class ModelLimits:
         return len(request.prompt_ids) + canvases * self.canvas_size
 
 
+def pass_tokens(most: int, sequences: int, canvas: int, chunk: int) -> int:
+    """Return how many tokens the executor takes in one pass, and the memory plan counts.
+
+    most: of any pass on this device. sequences: of texts. All of them denoise in one pass beside
+    the prefill of a step. More sequences, such as short reads, take more passes.
+    """
+    return min(most, sequences * canvas + limits.PREFILL_STEP_CHUNKS * chunk)
+
+
 def charged_length(
     canvas: tuple[int, ...], eos_ids: frozenset[int], remaining_tokens: int
 ) -> tuple[int, bool]:

@@ -79,10 +79,15 @@ HASH_THREADS = 2
 
 # Requests that may pass one that waits for memory. More would starve it, none would waste memory.
 MAX_OVERTAKES = 8
-# Short reads beside the sequences of texts: two passes of a CPU, half of a GPU's.
+# Short reads beside the sequences of texts: two passes of a CPU. A GPU takes two or more, each as
+# large as the plan of its texts.
 SHORT_SEQUENCES = 32
 # Of a read that is short: all draws of one canvas. Each takes one step.
 SHORT_READ_CANVASES = 64
+# Of its prompt: 4,096 tokens as released, two steps of prefill for it alone.
+SHORT_READ_CHUNKS = 8
+# One part in so many of the memory for KV caches is the most that a short read takes.
+SHORT_FOOTPRINT_SHARE = 8
 # One part in so many of the memory for KV caches is kept for short reads.
 SHORT_MEMORY_SHARE = 16
 # Tokens of a causal chunk, in canvases: 512 as released, one pass of the weights a chunk.

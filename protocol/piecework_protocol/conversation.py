@@ -7,6 +7,7 @@ call of the assistant. Texts of tools are JSON and stay as they were written.
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from dataclasses import dataclass
 from typing import Final
@@ -317,7 +318,12 @@ def _check_call_id(call: str) -> None:
 def _check_object(text: str, what: str) -> None:
     try:
         value = loads(text, max_depth=MAX_TOOL_JSON_DEPTH)
+        # An escaped lone surrogate is JSON, but nobody can hand on its value as UTF-8.
+        json.dumps(value, ensure_ascii=False).encode()
     except ValueError:
         value = None
     if not isinstance(value, dict):
-        raise MalformedInput(f"{what} a JSON object, nested at most {MAX_TOOL_JSON_DEPTH} deep")
+        raise MalformedInput(
+            f"{what} a JSON object without lone surrogates, nested at most "
+            f"{MAX_TOOL_JSON_DEPTH} deep"
+        )

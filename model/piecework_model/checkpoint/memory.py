@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
-from piecework_model import limits, precision
+from piecework_model import bounds, limits, precision
 from piecework_model.checkpoint.dimensions import Blueprint, Dimensions, Tensors
 from piecework_model.errors import DeviceError
 from piecework_model.precision import DTYPE_BYTES, Dtype, Precision, Quantization
@@ -146,24 +146,26 @@ def sequence_bytes(of: Dimensions, context: int, dtype: Dtype) -> int:
 def work_bytes(of: Dimensions, kind: Kind, sequences: int, context: int, dtype: Dtype) -> int:
     """Bound what a step needs besides weights and KV caches.
 
+    sequences: of texts. Short reads run beside them, in passes that are no larger.
+
     These are the logits of the sequences of a tile, the activations of one pass with norms in
-    float32, the soft embeddings of all sequences, the masks of prefill, and the largest matrix
-    unpacked three times.
+    float32, the soft embeddings of all sequences and those of one pass three times, the masks of
+    prefill, and the largest matrix unpacked three times.
     """
     size = DTYPE_BYTES[dtype]
+    most = limits.CPU_PASS_TOKENS if kind == "cpu" else limits.GPU_PASS_TOKENS
+    # One sequence may prefill a chunk and denoise, even if that is more than a pass takes.
+    tokens = max(bounds.pass_tokens(most, sequences, of.canvas, of.chunk), of.chunk + of.canvas)
     tile = max(1, limits.LOGIT_TILE_VALUES // (of.canvas * of.vocabulary)) * of.canvas
-    logits = limits.LOGIT_COPIES * min(tile, sequences * of.canvas) * of.vocabulary * 4
-    a_pass = limits.CPU_PASS_TOKENS if kind == "cpu" else limits.GPU_PASS_TOKENS
-    tokens = min(
-        max(a_pass, of.canvas), sequences * of.canvas + limits.PREFILL_STEP_CHUNKS * of.chunk
-    )
+    logits = limits.LOGIT_COPIES * min(tile, tokens) * of.vocabulary * 4
     widest = max(of.heads * layer.head_dim for layer in of.layers)
     wide = max(of.intermediate, 2 * of.top_k * of.expert_intermediate)
     a_token = (
         size * (8 * of.hidden + 4 * widest + 3 * wide + 3 * of.top_k * of.hidden)
         + 4 * 3 * of.hidden
     )
-    soft = 3 * sequences * of.canvas * (of.hidden * size + 8)
+    held = (sequences + limits.SHORT_SEQUENCES) * of.canvas
+    soft = (held + 3 * min(held, tokens)) * (of.hidden * size + 8)
     # One byte a pair of tokens, and a second array while it is made.
     mask = min(of.chunk, context) * context
     in_a_pass = (limits.PREFILL_STEP_CHUNKS + 1) * mask  # one a chunk, and the one being made

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from transformers import DiffusionGemmaForBlockDiffusion
 
-from piecework_model import limits
+from piecework_model import bounds, limits
 from piecework_model.bounds import ModelLimits
 from piecework_model.engine.executor import SequenceFailure, SequenceOutcome, SequenceStep
 from piecework_model.engine.prefix_cache import Key, PrefixCache, prefix_keys
@@ -112,9 +112,10 @@ class BatchedExecutor:
         self._products_reason = products_reason(decoder.embed_tokens.weight)
         self._soft_product = product(decoder.embed_tokens.weight, pack)
         self._scale: Tensor = decoder.embed_tokens.embed_scale.to(self._dtype)
-        self._most_tokens = (
+        self._device_tokens = (
             limits.CPU_PASS_TOKENS if self._device.type == "cpu" else limits.GPU_PASS_TOKENS
         )
+        self._most_tokens = self._device_tokens
         self._pass_tokens = self._most_tokens
         self._too_large = 0  # tokens of the largest pass of this step that ran out of memory
         self._calm_steps = 0  # since passes were last made smaller or larger
@@ -180,6 +181,13 @@ class BatchedExecutor:
         return self._layout.longest_sequence(
             memory_bytes, self._dtype.itemsize, self._limits.max_context
         )
+
+    def set_sequences(self, sequences: int) -> None:
+        """Take passes that are no larger than the memory plan of so many sequences counts."""
+        self._most_tokens = bounds.pass_tokens(
+            self._device_tokens, sequences, self._limits.canvas_size, self.chunk_tokens
+        )
+        self._pass_tokens = self._most_tokens
 
     def set_free_memory(self, free_bytes: int) -> None:
         """Keep prefixes in the memory that no sequence holds, up to PREFIX_CACHE_BYTES."""

@@ -9,6 +9,7 @@ The engine is not thread-safe. One owner calls `step` in a loop and the other me
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from dataclasses import dataclass
 
@@ -70,8 +71,9 @@ class Engine:
         memory_bytes: for the KV caches of all sequences. What they leave free keeps prefixes
         (engine/prefix_cache.py).
         """
-        self._loaded = loaded
+        self._loaded, self._memory_bytes = loaded, memory_bytes
         self._executor = executor or BatchedExecutor(loaded.model, loaded.limits)
+        self._executor.set_sequences(max_sequences)
         chunk = self._executor.chunk_tokens
         self._scheduler = Scheduler(
             Capacity(
@@ -111,33 +113,38 @@ class Engine:
         """
         bounds.check(request, self._loaded.limits, self._loaded.eos_ids)
         chunks = known_chunks(request, self._executor.chunk_tokens)
+        footprint = self._executor.footprint(request)
         self._scheduler.submit(
             request.request_id,
-            footprint=self._executor.footprint(request),
+            footprint=footprint,
             chunks=[len(chunk) for chunk in chunks],
             canvas=len(request.committed),
             canvas_limit=request.canvas_limit,
-            short=self._short(request),
+            short=self._short(request, len(chunks), footprint),
         )
         codec = self._loaded.tokenizer
         output = SegmentStream(codec)
         charge = charge_of(
             request, self._loaded.limits.canvas_size, self._loaded.eos_ids, codec.control_ids
         )
-        for canvas in request.committed:
-            charged, _ = charge.append(canvas)
-            output.append(charged, final=False)
+        done = [charge.append(canvas)[0] for canvas in request.committed]
+        output.append(tuple(itertools.chain.from_iterable(done)), final=False)
         prompt = prompt_chunks(request.prompt_ids, self._executor.chunk_tokens)
         unread = deque(len(chunk) for chunk in prompt)
         first = len(request.committed)
         self._jobs[request.request_id] = _Job(request, charge, output, first, unread)
         self._admit()
 
-    def _short(self, request: GenerationRequest) -> bool:
-        """Say whether a request takes few steps in all: a read of few canvases."""
+    def _short(self, request: GenerationRequest, chunks: int, footprint: int) -> bool:
+        """Say whether a request takes few steps, few chunks and little memory: most reads do."""
         canvases = templates.canvas_count(request, self._loaded.limits.canvas_size)
         left = canvases - len(request.committed)
-        return bool(request.reads) and left <= limits.SHORT_READ_CANVASES
+        return (
+            bool(request.reads)
+            and left <= limits.SHORT_READ_CANVASES
+            and chunks <= limits.SHORT_READ_CHUNKS
+            and footprint <= self._memory_bytes // limits.SHORT_FOOTPRINT_SHARE
+        )
 
     def allow(self, request_id: str, canvas_limit: int) -> None:
         """Let a sequence go on up to, not including, the canvas of index `canvas_limit`.

@@ -59,6 +59,10 @@ class Executor(Protocol):
         """Count the bytes of the sequence's KV cache, for all of its canvases."""
         ...
 
+    def set_sequences(self, sequences: int) -> None:
+        """Tell for how many sequences of texts memory was planned. No pass may take more."""
+        ...
+
     def set_free_memory(self, free_bytes: int) -> None:
         """Tell how much memory no sequence holds. An executor may use it for a cache."""
         ...

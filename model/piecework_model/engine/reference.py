@@ -52,6 +52,9 @@ class ReferenceExecutor:
             self._limits.sequence_tokens(request), self._denoiser.dtype.itemsize
         )
 
+    def set_sequences(self, sequences: int) -> None:
+        """Ignored: every sequence runs alone."""
+
     def set_free_memory(self, free_bytes: int) -> None:
         """Ignore it: this executor has no prefix cache."""
 

@@ -16,16 +16,16 @@ Fairness, as tests hold it:
 1. A sequence whose prompt is prefilled denoises at every step at which it may. A commit does not
    cost it a step. No sequence is preempted.
 2. Of the sequences that still prefill, the oldest prefills at least one chunk a step. The rest of
-   the budget goes to short requests first, then to those with the fewest chunks left, so that a
-   short prompt does not wait behind long ones.
+   the budget goes to those with the fewest chunks left, so that a short prompt does not wait behind
+   long ones. Among equals a short request comes first.
 3. Waiting requests start in the order of their arrival. If the first does not fit into free memory,
    later ones that fit may pass it. No request is passed more than MAX_OVERTAKES times. After that
    all others wait for it.
-4. A *short* request takes few steps in all, as a read does. Short ones have sequences and a part of
-   the memory that no long one takes. So they start at once, however many long ones run or wait. A
-   long one may take that memory too if it fits nowhere else and no other long one runs. A short
-   request passes a long one that waits for a sequence, or for memory that long ones hold. It does
-   not pass one that waits for short ones.
+4. A *short* request takes few steps, has a short prompt and takes little memory, as most reads do.
+   Short ones have sequences and a part of the memory that no long one takes. So they start at once,
+   however many long ones run or wait. A long one may take that memory too if it fits nowhere else
+   and no other long one runs. A short request passes a long one that waits for a sequence, or for
+   memory that long ones hold. It does not pass one that waits for short ones.
 
 So a long request waits for the sequences before it and at most MAX_OVERTAKES others. Its prompt
 waits for the chunks of older sequences. From then on it takes as many steps as it denoises.
@@ -171,7 +171,7 @@ class Scheduler:
     ) -> None:
         """Take a request into the queue.
 
-        short: whether it takes few steps in all.
+        short: whether it takes few steps, few chunks and little memory.
 
         Raises:
             DuplicateRequestError: A request of this id is here already.
@@ -238,7 +238,7 @@ class Scheduler:
         oldest = next((request for request in prefilling if request.pending), None)
         for request in sorted(
             prefilling,
-            key=lambda request: (request is not oldest, not request.short, len(request.pending)),
+            key=lambda request: (request is not oldest, len(request.pending), not request.short),
         ):
             room = min(budget, self.capacity.sequence_step_tokens)
             if request is oldest and len(request.pending) > 1:

@@ -9,6 +9,9 @@ A call is handed out whole, when it ends. One that ends too early or is not in t
 out as it was written. Control tokens that mean nothing where they stand are dropped. A checkpoint
 without these tokens writes final text alone.
 
+Text is decoded once: ids are forgotten when no later ones can change their text. So the cost of a
+part does not grow with the answer before it.
+
 Nothing here raises: a model may write any tokens in any order.
 """
 
@@ -47,18 +50,60 @@ class _Grammar:
 
 
 @dataclass(frozen=True, slots=True)
+class _Run:
+    """Ids without control tokens between them, whose text is taken as far as it is settled.
+
+    ids: those that are not settled, behind the last one that is. A decoder may treat the first id
+        of a text in its own way, so that one stays in front.
+    taken: how many characters of their text were taken.
+    """
+
+    ids: tuple[int, ...] = ()
+    taken: int = 0
+
+    def add(self, ids: Iterable[int]) -> _Run:
+        """Return the run with more ids at its end."""
+        return _Run((*self.ids, *ids), self.taken)
+
+    def settle(self, codec: TextCodec) -> tuple[str, _Run]:
+        """Take the text that later ids cannot change."""
+        length = codec.settled_length(self.ids)
+        text = codec.decode(self.ids[:length])
+        # Byte-level vocabularies have no byte pieces to see: half a character decodes to U+FFFD.
+        settled = text.rstrip("\ufffd")
+        fresh, taken = settled[self.taken :], max(self.taken, len(settled))
+        if length < 2 or settled != text:
+            return fresh, _Run(self.ids, taken)
+        last = self.ids[length - 1]
+        return fresh, _Run(self.ids[length - 1 :], len(codec.decode((last,))))
+
+    def end(self, codec: TextCodec) -> str:
+        """Take the rest of the text."""
+        return codec.decode(self.ids)[self.taken :]
+
+
+_NOTHING: Final = _Run()
+
+
+@dataclass(frozen=True, slots=True)
 class _State:
     """Where the answer is.
 
     kind: of what is being written. A tool call is BROKEN_CALL until it has ended well.
-    run: its ids since it began, without control tokens, but with the quotes of a call.
-    given: how many characters of its text were handed out.
+    run: its ids since it began, or since its last quote, that are not settled.
+    parts: of a call, what stands before each of its quotes and was not handed out.
+    held: settled text of the run that was not handed out.
+    named: of a thought, whether the channel's name is behind us.
+    given: whether some of its text was handed out.
     last: the kind of the last segment that was handed out.
     """
 
     kind: SegmentKind = SegmentKind.FINAL
-    run: tuple[int, ...] = ()
-    given: int = 0
+    run: _Run = _NOTHING
+    parts: tuple[str, ...] = ()
+    held: str = ""
+    named: bool = False
+    given: bool = False
     last: SegmentKind | None = None
 
 
@@ -122,73 +167,87 @@ class _Reading:
         self._write(fresh)
         if final:
             self._end()
-        elif self.state.kind in _TEXTS:
-            self._hand_out(self._settled())
-        elif len((text := _written(self._parts(self._settled_run()))).encode()) > MAX_CALL_BYTES:
-            self._hand_out(text)
+        else:
+            self._settle()
 
     def _write(self, ids: Iterable[int]) -> None:
-        self.state = replace(self.state, run=(*self.state.run, *ids))
+        """Add ids to what is being written. A quote ends a part of a call."""
+        state, parts = self.state, list[str]()
+        run, held, piece = state.run, state.held, list[int]()
+        for token in ids:
+            if token != self._grammar.quote:
+                piece.append(token)
+                continue
+            parts.append(held + run.add(piece).end(self._codec))
+            run, held, piece = _NOTHING, "", []
+        self.state = replace(state, run=run.add(piece), held=held, parts=(*state.parts, *parts))
+
+    def _settle(self) -> None:
+        """Take what is settled, and hand it out unless later ids decide what it is."""
+        fresh, run = self.state.run.settle(self._codec)
+        self.state = replace(self.state, run=run, held=self.state.held + fresh)
+        if self.state.kind in _TEXTS:
+            self._hand_out_text(ended=False)
+        elif self.state.given or _is_too_long(self._written()):
+            self._hand_out(self._written())
+            self.state = replace(self.state, parts=(), held="")
 
     def _begin(self, kind: SegmentKind) -> None:
         """End what is being written, and begin something else."""
         self._end()
-        self.state = replace(self.state, kind=kind, run=(), given=0)
+        self.state = _State(kind, last=self.state.last)
 
     def _end(self) -> None:
-        run = self.state.run
+        self._take_rest()
         if self.state.kind in _TEXTS:
-            self._hand_out(self._text(run, ended=True))
+            self._hand_out_text(ended=True)
         else:
-            self._hand_out(_written(self._parts(run)))
+            self._hand_out(self._written())
+
+    def _take_rest(self) -> None:
+        rest = self.state.run.end(self._codec)
+        self.state = replace(self.state, run=_NOTHING, held=self.state.held + rest)
+
+    # --- calls
 
     def _end_call(self) -> None:
-        """Hand out a call that has ended: as JSON if it is in the grammar, and was not too long."""
-        call = parse_call(self._parts(self.state.run)) if not self.state.given else None
-        if call is None or len(call.encode()) > MAX_CALL_BYTES:
+        """Hand out a call that has ended: as JSON if it is in the grammar, and not too long."""
+        self._take_rest()
+        # What was written counts too: a part of a longer one may have been handed out.
+        whole = not self.state.given and not _is_too_long(self._written())
+        call = parse_call((*self.state.parts, self.state.held)) if whole else None
+        if call is None or _is_too_long(call):
             self._begin(SegmentKind.FINAL)
             return
         self._add(SegmentKind.TOOL_CALL, call)
-        self.state = replace(self.state, kind=SegmentKind.FINAL, run=(), given=0)
+        self.state = _State(last=self.state.last)
+
+    def _written(self) -> str:
+        """Return what is held of a call as it was written."""
+        return _QUOTE.join((*self.state.parts, self.state.held))
 
     # --- texts
 
-    def _settled(self) -> str:
-        """Return the run's text as far as later ids cannot change it."""
-        # Byte-level vocabularies have no byte pieces to see: half a character decodes to U+FFFD.
-        return self._text(self._settled_run(), ended=False).rstrip("\ufffd")
-
-    def _settled_run(self) -> tuple[int, ...]:
-        run = self.state.run
-        return run[: self._codec.settled_length(run)]
-
-    def _text(self, run: tuple[int, ...], *, ended: bool) -> str:
-        text = self._codec.decode(run)
-        if self.state.kind is SegmentKind.FINAL:
-            return text
-        if text.strip() == _THOUGHT.strip() or (_THOUGHT.startswith(text) and not ended):
-            return ""
-        # The line breaks around a thought belong to the grammar.
-        return text.removeprefix(_THOUGHT).rstrip("\n")
-
-    def _parts(self, run: tuple[int, ...]) -> list[str]:
-        """Return what stands outside and inside of the quotes of a call, by turns."""
-        parts: list[list[int]] = [[]]
-        for token in run:
-            if token == self._grammar.quote:
-                parts.append([])
-            else:
-                parts[-1].append(token)
-        return [self._codec.decode(tuple(part)) for part in parts]
+    def _hand_out_text(self, *, ended: bool) -> None:
+        """Hand out what is held of a text, without what belongs to the grammar."""
+        text = self.state.held
+        if self.state.kind is SegmentKind.THOUGHT and not self.state.named:
+            if _THOUGHT.startswith(text) and not ended:
+                return
+            # A thought without any text may lack the line break.
+            text = "" if f"{text}\n" == _THOUGHT else text.removeprefix(_THOUGHT)
+        # The line breaks behind a thought belong to the grammar.
+        body = text.rstrip("\n") if self.state.kind is SegmentKind.THOUGHT else text
+        self.state = replace(self.state, held=text[len(body) :], named=True)
+        self._hand_out(body)
 
     def _hand_out(self, text: str) -> None:
-        """Hand out what is new of the run's text."""
-        fresh = text[self.state.given :]
-        if fresh:
+        """Hand out text of what is being written."""
+        if text:
             again = self.state.kind is self.state.last is SegmentKind.THOUGHT
             begins = again and not self.state.given
-            self.state = replace(self.state, given=len(text))
-            self._add(self.state.kind, "\n" * begins + fresh)
+            self.state = replace(self.state, given=True)
+            self._add(self.state.kind, "\n" * begins + text)
 
     def _add(self, kind: SegmentKind, text: str) -> None:
         self.state = replace(self.state, last=kind)
@@ -198,6 +257,5 @@ class _Reading:
             self._found.append(OutputSegment(kind, text))
 
 
-def _written(parts: list[str]) -> str:
-    """Return a call as it was written."""
-    return _QUOTE.join(parts)
+def _is_too_long(call: str) -> bool:
+    return len(call.encode()) > MAX_CALL_BYTES

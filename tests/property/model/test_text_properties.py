@@ -174,7 +174,7 @@ FRAGMENTS = st.lists(
         [
             *gemma_grammar.SPECIAL,
             *("call:", "get_weather", "{", "}", "city:", ",", "[", "]", "1", "true", "Oslo"),
-            *("thought\n", "thou", "ght", "é", "\n", " a fox"),
+            *("thought\n", "thought", "thou", "ght", "é", "\n", " ", "\t", " a fox"),
         ]
     ),
     max_size=24,
@@ -212,6 +212,22 @@ def test_an_answer_does_not_depend_on_where_canvases_end(
         found += segments
     at_once = SegmentStream(gemma_grammar.codec()).append(whole, final=True)
     assert _merged(found) == _merged(at_once)
+
+
+def _answer(parts: list[tuple[int, ...]]) -> list[tuple[SegmentKind, str]]:
+    stream, found = SegmentStream(gemma_grammar.codec()), list[OutputSegment]()
+    for index, part in enumerate(parts):
+        found += stream.append(part, final=index == len(parts) - 1)
+    return _merged(found)
+
+
+@settings(max_examples=300)
+@given(whole=GRAMMAR_IDS | FRAGMENTS)
+def test_an_answer_is_the_same_at_every_cut_and_token_by_token(whole: tuple[int, ...]) -> None:
+    at_once = _answer([whole])
+    assert _answer([*((token,) for token in whole), ()]) == at_once
+    for cut in range(len(whole)):
+        assert _answer([whole[:cut], whole[cut:]]) == at_once
 
 
 @settings(max_examples=200)

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
 
-from piecework_model import precision
+from piecework_model import limits, precision
 from piecework_model.checkpoint import memory
 from piecework_model.checkpoint.dimensions import (
     Blueprint,
@@ -27,11 +27,13 @@ from piecework_model.checkpoint.dimensions import (
 from piecework_model.checkpoint.loading import LoadedModel, load
 from piecework_model.checkpoint.manifest import bundled_checkpoint_path
 from piecework_model.checkpoint.memory import GIB, Device, Need
+from piecework_model.engine.batched import BatchedExecutor
 from piecework_model.engine.engine import Engine
 from piecework_model.errors import CheckpointError, DeviceError
 from piecework_model.layers.backbone import Backbone, Segment
 from piecework_model.layers.cache import SequenceCache
 from piecework_model.layout import cache_layout
+from piecework_model.requests import HOLE, ReadSlot
 from tests.support.allocations import allocations
 from tests.support.model_runs import make_request, run
 from tests.support.small_models import small_config
@@ -205,6 +207,36 @@ def test_a_running_engine_stays_within_its_plan(
     taken = allocations(work)
     assert taken.peak_bytes <= plan.kv_bytes + plan.work_bytes
     assert taken.peak_bytes > 0.15 * (plan.kv_bytes + plan.work_bytes), "the bound says nothing"
+
+
+def test_short_reads_beside_a_text_stay_within_the_plan_of_the_text() -> None:
+    loaded = load(device="cpu")
+    of, canvas = read(bundled_checkpoint_path()).of, loaded.limits.canvas_size
+    text = make_request((9,), "text", max_tokens=canvas, max_steps=3)
+    reads = [
+        make_request(
+            (9,),
+            f"read {number}",
+            seed=number,
+            template=(HOLE, *[9] * (canvas - 1)),
+            reads=((ReadSlot(0, (8, 9)),),),
+            max_tokens=canvas,
+            max_steps=1,
+        )
+        for number in range(limits.SHORT_SEQUENCES)
+    ]
+    executor = BatchedExecutor(loaded.model, loaded.limits)
+    caches = sum(executor.footprint(request) for request in (text, *reads))
+
+    def work() -> None:
+        engine = Engine(loaded, max_sequences=1, executor=executor)
+        for request in (text, *reads):
+            engine.submit(request)
+        assert engine.sequences == 1 + len(reads)
+        run(engine)
+
+    planned = memory.work_bytes(of, "cpu", 1, 1 + canvas, "float32")
+    assert allocations(work).peak_bytes <= caches + planned
 
 
 def test_a_pass_leaves_no_more_masks_behind_than_allowed(bundled: LoadedModel) -> None:

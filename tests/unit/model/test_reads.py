@@ -229,6 +229,20 @@ def test_a_read_is_answered_in_the_next_step_beside_any_number_of_long_texts(
     assert (engine.sequences, engine.queued) == (2, 2)
 
 
+@pytest.mark.parametrize(
+    ("chunks", "share", "beside"), [(8, 8, True), (9, 8, False), (8, 7, False)]
+)
+def test_only_a_read_of_a_short_prompt_and_little_memory_runs_beside_the_texts(
+    bundled: LoadedModel, prompt: Prompt, chunks: int, share: int, beside: bool
+) -> None:
+    wanted = make_request((9,) * 64 * chunks, "read", **slotted())
+    footprint = BatchedExecutor(bundled.model, bundled.limits).footprint(wanted)
+    engine = Engine(bundled, max_sequences=1, memory_bytes=share * footprint)
+    engine.submit(make_request(prompt, "text"))
+    engine.submit(wanted)
+    assert (engine.sequences, engine.queued) == ((2, 0) if beside else (1, 1))
+
+
 def slotted(position: int = 0, labels: tuple[Any, ...] = (8, 9)) -> dict[str, Any]:
     return {
         "template": (HOLE, *[9] * 31),

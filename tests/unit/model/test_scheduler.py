@@ -215,6 +215,15 @@ def test_a_short_request_starts_at_once_although_long_ones_hold_and_await_all_se
     ]
 
 
+def test_short_requests_do_not_delay_a_text_whose_prompt_is_shorter() -> None:
+    queue = scheduler(queued=33, short_sequences=32, step=128)
+    for number in range(32):
+        submit(queue, f"short-{number}", chunks=(32,) * 8, short=True)
+    submit(queue, "text", chunks=(32,))
+    queue.admit()
+    assert SequenceWork("text", 1, denoise=True) in queue.plan()
+
+
 def test_a_short_request_waits_for_short_ones_alone() -> None:
     queue = scheduler(sequences=4, short_sequences=1)
     for name in ("first", "second"):

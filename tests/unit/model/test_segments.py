@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import ClassVar
 
 import pytest
 
 from piecework_model.text.segments import SegmentStream
+from piecework_model.text.tokens import TextCodec
 from piecework_protocol.kinds.text import OutputSegment, SegmentKind
 from piecework_protocol.limits import MAX_CALL_BYTES
 from tests.support.gemma_grammar import codec, written
@@ -33,6 +35,8 @@ def call(arguments: str) -> str:
         ("<|channel>thought\nHm.\n<channel|>Yes.", [(THOUGHT, "Hm."), (FINAL, "Yes.")]),
         ("<|channel>thought\n<channel|>Yes.", [(FINAL, "Yes.")]),
         ("<|channel>thought<channel|>Yes.", [(FINAL, "Yes.")]),
+        ("<|channel> thought<channel|>Yes.", [(THOUGHT, " thought"), (FINAL, "Yes.")]),
+        ("<|channel>thought \nHm.<channel|>", [(THOUGHT, "thought \nHm.")]),
         ("<|channel>thoughtful<channel|>Yes.", [(THOUGHT, "thoughtful"), (FINAL, "Yes.")]),
         ("<|channel>plan\nOne.<channel|>", [(THOUGHT, "plan\nOne.")]),
         ("<|channel>thought\nA.<channel|><|channel>thought\nB.<channel|>", [(THOUGHT, "A.\nB.")]),
@@ -62,6 +66,7 @@ def test_texts_and_thoughts_are_told_apart(
         ('a:[1,[<|"|>x<|"|>],{}],b:{c:{d:[]}}', {"a": [1, ["x"], {}], "b": {"c": {"d": []}}}),
         ('<|"|>a key<|"|>:1, b : <|"|><|"|>', {"a key": 1, "b": ""}),
         ('a:"json \\"quotes\\""', {"a": 'json "quotes"'}),
+        (r'a:"\ud83e\udd8a"', {"a": "🦊"}),
         ('text:<|"|><|turn>é漢<|"|>', {"text": "é漢"}),
     ],
 )
@@ -96,6 +101,8 @@ def test_calls_between_texts_keep_their_place() -> None:
         f"call:{'f' * 65}{{}}",
         f"call:f{{a:{'[' * 40}{']' * 40}}}",
         'call:f{a:"open}',
+        r'call:f{a:"\ud800"}',
+        r'call:f{"\ud800":1}',
     ],
 )
 def test_a_call_that_is_not_in_the_grammar_is_handed_out_as_it_was_written(body: str) -> None:
@@ -126,6 +133,38 @@ def test_a_call_that_is_too_long_is_handed_out_as_it_is_written() -> None:
     assert {segment.kind for segment in found} == {BROKEN}
     text = "".join(segment.text for segment in found)
     assert f"<|tool_call>{text}<tool_call|>" == whole
+
+
+@pytest.mark.parametrize("cut", [0, MAX_CALL_BYTES + 99])
+def test_a_call_that_is_too_long_as_it_was_written_is_broken_at_every_cut(cut: int) -> None:
+    ids = written(call(f"a:{' ' * (MAX_CALL_BYTES + 200)}1"))
+    stream = SegmentStream(codec())
+    found = [*stream.append(ids[:cut], final=False), *stream.append(ids[cut:], final=True)]
+    assert {segment.kind for segment in found} == {BROKEN}
+
+
+class CountingCodec(TextCodec):
+    """A codec that notes how many ids it decodes."""
+
+    decoded: ClassVar[list[int]] = []
+
+    def decode(self, ids: tuple[int, ...]) -> str:
+        """Decode as before."""
+        self.decoded.append(len(ids))
+        return super().decode(ids)
+
+
+@pytest.mark.parametrize("start", ["", "<|channel>thought\n", '<|tool_call>call:f{a:<|"|>'])
+def test_the_cost_of_a_canvas_does_not_grow_with_the_answer(start: str) -> None:
+    values = {field.name: getattr(codec(), field.name) for field in dataclasses.fields(codec())}
+    stream = SegmentStream(CountingCodec(**values))
+    stream.append(written(start), final=False)
+    canvas = written("a fox and a wolf are " * 2)
+    CountingCodec.decoded.clear()
+    for _ in range(100):
+        stream.append(canvas, final=False)
+        stream.preview(canvas)
+    assert sum(CountingCodec.decoded) < 3 * 200 * len(canvas)
 
 
 def test_a_checkpoint_without_the_grammar_writes_final_text_alone() -> None:
