@@ -336,6 +336,10 @@ class VllmLink:
         try:
             while not sequence.writer.ended and not sequence.finished:
                 if sequence.writer.room(sequence.limit):
+                    event = sequence.writer.fill()
+                    if event is not None:
+                        await self._events.put(event)
+                        continue
                     await self._generate(sequence, running)
                 else:
                     await sequence.widened.wait()

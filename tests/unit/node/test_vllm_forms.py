@@ -81,6 +81,19 @@ async def test_the_second_canvas_of_a_template_stands_behind_the_first_one() -> 
         assert text == CHECKPOINT.codec.decode(first.charged_ids + second.charged_ids)
 
 
+async def test_what_remains_of_an_ended_hole_is_not_asked_for() -> None:
+    template = (HOLE,) * (4 * CANVAS) + TEMPLATE
+    async with servers(takes_canvases=True) as made, running(made) as run:
+        made[0].canvas_bodies.clear()
+        ended = (7, EOS) + (9,) * (CANVAS - 2)
+        run.link.start(form_request(template=template, committed=(ended,)))
+        events = await run.canvases("form")
+        assert [event.canvas for event in events] == [1, 2, 3, 4]
+        assert [event.charged_ids for event in events[:3]] == [()] * 3
+        assert [event.finish for event in events[:3]] == [CanvasFinish.MORE] * 3
+        assert len(made[0].canvas_bodies) == 1, "the last canvas has a hole of its own"
+
+
 async def test_a_read_gives_the_softmax_of_what_the_server_says_at_its_slot() -> None:
     async with servers(takes_canvases=True) as made, running(made) as run:
         made[0].canvas_bodies.clear()
