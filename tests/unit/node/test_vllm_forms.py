@@ -49,10 +49,14 @@ async def test_a_server_that_ignores_given_canvases_takes_no_templates_and_no_re
         assert (await run.link.encode(TextContent(ASKED))).prompt_ids
 
 
+async def test_no_read_is_offered_at_best_effort_because_nothing_would_be_charged() -> None:
+    async with servers(takes_canvases=True) as made, running(made) as run:
+        assert run.link.facts is not None and run.link.facts.kinds == (Kind.TEXT,)
+        assert (await run.link.encode(FORM)).template
+
+
 async def test_a_template_is_filled_in_and_its_fixed_part_stays() -> None:
     async with servers(takes_canvases=True) as made, running(made) as run:
-        assert run.link.facts is not None
-        assert run.link.facts.kinds == (Kind.TEXT, Kind.READ)
         made[0].canvas_bodies.clear()
         run.link.start(form_request(template=TEMPLATE))
         (event,) = await run.canvases("form")
