@@ -28,8 +28,6 @@ MAX_LABELS = 255
 MAX_READ_CANVASES = 8192
 # Beyond this the node should have refused. Each holds a prompt of up to 256 K ids.
 MAX_QUEUED_REQUESTS = 64
-# Of one conversation. The context bound is reached first by real ones.
-MAX_MESSAGES = 256
 # In the tools and calls of one conversation: 128 tools have some 50 each. One takes half a
 # millisecond to render and encode.
 MAX_TOOL_STRINGS = 8192

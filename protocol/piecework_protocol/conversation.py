@@ -18,10 +18,12 @@ from piecework_protocol.errors import MalformedInput
 from piecework_protocol.limits import (
     MAX_CALL_ID_BYTES,
     MAX_CALLS_PER_MESSAGE,
+    MAX_CALLS_PER_PROMPT,
     MAX_IMAGES_PER_PROMPT,
     MAX_MESSAGES_PER_PROMPT,
     MAX_PARTS_PER_MESSAGE,
     MAX_TOOL_JSON_DEPTH,
+    MAX_TOOL_JSON_MARKS,
     MAX_TOOLS_PER_PROMPT,
 )
 
@@ -37,6 +39,8 @@ ROLES: Final = ("system", "user", "assistant", "tool")
 IMAGE_TYPES: Final = ("image/png", "image/jpeg", "image/webp")
 """In the order of their numbers in the encoding."""
 _NAME = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
+# Everything up to the next mark. Strings are skipped whole, and an unterminated one to the end.
+_MARK = re.compile(r'(?:[^",:\[{]++|"[^"\\]*+(?:\\.[^"\\]*+)*+"?)*+[,:\[{]', re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +185,12 @@ class Conversation:
             raise MalformedInput("two tools have one name")
         if sum(len(message.images) for message in self.messages) > MAX_IMAGES_PER_PROMPT:
             raise MalformedInput(f"a prompt has at most {MAX_IMAGES_PER_PROMPT} images")
+        bounds = _JsonBounds()
+        for tool in self.tools:
+            bounds.add(tool.parameters)
+        for message in self.messages:
+            for call in message.tool_calls:
+                bounds.add_call(call.arguments)
 
     @property
     def has_images(self) -> bool:
@@ -238,10 +248,47 @@ def read_conversation(reader: Reader) -> Conversation:
     Raises:
         MalformedInput: The bytes are not such.
     """
-    thinking = reader.flag()
-    tools = reader.items(lambda r: Tool(r.text(), r.text(), r.text()), MAX_TOOLS_PER_PROMPT)
-    messages = reader.items(_read_message, MAX_MESSAGES_PER_PROMPT)
+    thinking, bounds = reader.flag(), _JsonBounds()
+
+    def read_tool(reader: Reader) -> Tool:
+        name, description, parameters = reader.text(), reader.text(), reader.text()
+        bounds.add(parameters)
+        return Tool(name, description, parameters)
+
+    tools = reader.items(read_tool, MAX_TOOLS_PER_PROMPT)
+    messages = reader.items(lambda r: _read_message(r, bounds), MAX_MESSAGES_PER_PROMPT)
     return Conversation(messages, tools, thinking)
+
+
+class _JsonBounds:
+    """Counts the tool calls of a prompt, and what its JSON would be to parse, before it is parsed.
+
+    Raises:
+        MalformedInput: There is too much.
+    """
+
+    def __init__(self) -> None:
+        self._calls = self._marks = 0
+
+    def add(self, text: str) -> None:
+        """Add the parameters of a tool."""
+        # `finditer` would search again from each byte behind the last mark.
+        mark = _MARK.match(text)
+        while mark is not None:
+            self._marks += 1
+            if self._marks > MAX_TOOL_JSON_MARKS:
+                raise MalformedInput(
+                    f"the JSON of tools and calls has at most {MAX_TOOL_JSON_MARKS} commas, "
+                    "colons and opening brackets"
+                )
+            mark = _MARK.match(text, mark.end())
+
+    def add_call(self, arguments: str) -> None:
+        """Add a tool call."""
+        self._calls += 1
+        if self._calls > MAX_CALLS_PER_PROMPT:
+            raise MalformedInput(f"a prompt has at most {MAX_CALLS_PER_PROMPT} tool calls")
+        self.add(arguments)
 
 
 def _write_message(writer: Writer, message: Message) -> None:
@@ -263,7 +310,12 @@ def _write_message(writer: Writer, message: Message) -> None:
     writer.text(message.name)
 
 
-def _read_message(reader: Reader) -> Message:
+def _read_message(reader: Reader, bounds: _JsonBounds) -> Message:
+    def read_call(reader: Reader) -> ToolCall:
+        id_, name, arguments = reader.text(), reader.text(), reader.text()
+        bounds.add_call(arguments)
+        return ToolCall(id_, name, arguments)
+
     role = reader.number(1)
     if role >= len(ROLES):
         raise reader.fail("has a message of no known role")
@@ -273,9 +325,7 @@ def _read_message(reader: Reader) -> Message:
         ROLES[role],
         (only.text if isinstance(only, Text) else parts) if parts else "",
         thought=reader.text(),
-        tool_calls=reader.items(
-            lambda r: ToolCall(r.text(), r.text(), r.text()), MAX_CALLS_PER_MESSAGE
-        ),
+        tool_calls=reader.items(read_call, MAX_CALLS_PER_MESSAGE),
         tool_call_id=reader.text(),
         name=reader.text(),
     )

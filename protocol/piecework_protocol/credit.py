@@ -143,8 +143,8 @@ def payer_credit(
     A stranger never gets to owe more than `terms.first`. A payer without a mined deposit that owes
     more has lost one, so it has fallen.
 
-    written_off: the payer, or a key that signs for it, once left the strangers in debt. It has no
-    credit before a deposit of it is mined, and its debt counts there as any other.
+    written_off: the payer once left the strangers in debt. It has no credit before a deposit of it
+    is mined, and its debt counts there as any other.
     """
     mine = tuple(channels)
     standing = max((c.standing for c in mine), default=PayerStanding.SIMULATED)

@@ -23,15 +23,20 @@ MAX_CALL_BYTES: Final = 512 * 1024
 MAX_OUTPUT_BYTES: Final = 8 + MAX_CANVAS_TOKENS * (4 + 64 + 5) + MAX_CALL_BYTES
 # 256 K tokens of output in canvases of 32, the smallest canvas in use.
 MAX_CANVASES_PER_JOB: Final = 8192
-MAX_MESSAGES_PER_PROMPT: Final = 1024
+# A template takes some 0.2 ms for a message and a millisecond for a call, before anybody pays.
+MAX_MESSAGES_PER_PROMPT: Final = 256
 # Content of chat APIs: far above what clients send, and little work to walk through.
 MAX_PARTS_PER_MESSAGE: Final = 64
 MAX_IMAGES_PER_PROMPT: Final = 16
 MAX_TOOLS_PER_PROMPT: Final = 128
 MAX_CALLS_PER_MESSAGE: Final = 128
+MAX_CALLS_PER_PROMPT: Final = 512
 MAX_CALL_ID_BYTES: Final = 128
 # JSON schemas of tools nest about ten deep.
 MAX_TOOL_JSON_DEPTH: Final = 32
+# Commas, colons and opening brackets outside of strings, in the JSON of all tools and calls: each
+# value of JSON has one before it. 128 tools have some 50 values each.
+MAX_TOOL_JSON_MARKS: Final = 16_384
 # A template's holes and fixed parts, and the positions of a hole: a whole context.
 MAX_TEMPLATE_PARTS: Final = 4096
 MAX_HOLE_TOKENS: Final = 1 << 18

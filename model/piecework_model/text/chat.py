@@ -108,10 +108,6 @@ class _Prompt:
 
     def __init__(self, conversation: Conversation) -> None:
         self._conversation = conversation
-        if len(conversation.messages) > limits.MAX_MESSAGES:
-            raise PromptError(
-                f"{len(conversation.messages)} messages, at most {limits.MAX_MESSAGES} are accepted"
-            )
         if conversation.has_images:
             raise PromptError("this model takes no images")
         self._schemas = [loads(t.parameters, max_depth=MAX_TOOL_JSON_DEPTH) for t in self._tools]

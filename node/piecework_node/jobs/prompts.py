@@ -15,7 +15,7 @@ from typing import Final
 
 from piecework_node.engine.link import EngineFacts
 from piecework_protocol.errors import Reason, Refusal
-from piecework_protocol.kinds import Content
+from piecework_protocol.kinds import KINDS, Content
 from piecework_protocol.objects import Job
 from piecework_protocol.types import ChannelId
 
@@ -23,6 +23,8 @@ BYTES_PER_TOKEN: Final = 64
 """No tokenizer gives more bytes of text a token (`piecework_protocol.limits.MAX_OUTPUT_BYTES`)."""
 FRAME_BYTES: Final = 1024 * 1024
 """Of a submission beside its texts. The lengths of 400 questions with 255 labels take 800 KB."""
+LONG_BYTES: Final = 64 * 1024
+"""A content of more bytes is decoded in a thread. A shorter one takes some milliseconds."""
 AT_ONCE: Final = 2
 """Prompts of one channel in the tokenizer."""
 RETRY_S: Final = 1.0
@@ -39,6 +41,22 @@ def check_sealed_length(sealed: int, max_context: int) -> None:
     # Prompt and template share the context. A read's questions are a part of the prompt.
     if sealed > FRAME_BYTES + max_context * BYTES_PER_TOKEN:
         raise _too_long(sealed, max_context)
+
+
+async def open_content(data: bytes, job: Job, facts: EngineFacts) -> Content:
+    """Decode a job's content and check it. A long one is decoded in a thread: other jobs go on.
+
+    Raises:
+        MalformedInput: The bytes are not such a content.
+        Refusal: `check_content` refuses it.
+    """
+
+    def opened() -> Content:
+        content = KINDS[job.kind].decode_content(data)
+        check_content(content, job, facts)
+        return content
+
+    return await asyncio.to_thread(opened) if len(data) > LONG_BYTES else opened()
 
 
 def check_content(content: Content, job: Job, facts: EngineFacts) -> None:

@@ -61,7 +61,6 @@ from piecework_protocol.frames import (
     PayVoucher,
     SubmitJob,
 )
-from piecework_protocol.kinds import KINDS
 from piecework_protocol.limits import RESUME_S
 from piecework_protocol.objects import Offer
 from piecework_protocol.sealing import check_key, content_context, resume_context
@@ -541,10 +540,9 @@ class Worker:
                 Reason.PROMPT_MISMATCH, "the prompt is not the one that the job commits to"
             )
         try:
-            content = KINDS[job.kind].decode_content(prompt)
             if facts is None:
                 raise EngineUnavailable("the engine is starting")
-            prompts.check_content(content, job, facts)
+            content = await prompts.open_content(prompt, job, facts)
             check_key(job.reply_key)
             encoded = await self._runtime.engine.encode(content)
             prompts.check_prompt(len(encoded.prompt_ids), content, facts)

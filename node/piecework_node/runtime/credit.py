@@ -42,9 +42,9 @@ class CreditDesk:
         self._channels, self.terms = channels, terms
         self._written_off: set[Address] = set()
 
-    def write_off(self, parties: Iterable[Address]) -> None:
-        """Give these payers and keys no credit before a deposit of theirs is mined."""
-        self._written_off.update(parties)
+    def write_off(self, payers: Iterable[Address]) -> None:
+        """Give these payers no credit before a deposit of theirs is mined."""
+        self._written_off.update(payers)
 
     def payer(self, payer: Address, opening: LiveChannel | None = None) -> PayerCredit:
         """Return where a payer stands over all of its channels.
@@ -64,12 +64,7 @@ class CreditDesk:
         return {payer: self._account(channels) for payer, channels in mine.items()}
 
     def _account(self, mine: Collection[LiveChannel]) -> PayerCredit:
-        parties = {
-            party
-            for live in mine
-            for party in (live.stored.channel.payer, live.stored.channel.authorizer)
-        }
-        marked = not parties.isdisjoint(self._written_off)
+        marked = any(live.stored.channel.payer in self._written_off for live in mine)
         return payer_credit(self.terms, (live.credit for live in mine), written_off=marked)
 
     def everybody(self) -> list[PayerCredit]:

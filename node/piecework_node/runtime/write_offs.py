@@ -2,8 +2,12 @@
 
 Payers without a mined deposit have one bound together (clause 3.7), and a debt never expires. So
 thieves that let no opening be mined could fill it for good. Once in `every_s` the debts that are
-that old leave the bound of the strangers. They stay owed. Their payers, and the keys that signed
-for them, have no credit from then on until a deposit of theirs is mined.
+that old leave the bound of the strangers. They stay owed. Their payers have no credit from then on
+until a deposit of theirs is mined. A key that signed for one of them may sign for others: a gateway
+for many people does.
+
+A payer that has promised all that it owes, out of an opening that the worker is still to send, has
+done its part. Its debt stays in the bound until its authorization expires or the opening fails.
 
 A round writes off no more than all strangers may owe. That is the rate: `stranger_credit` each
 `every_s`. Ages and rounds count from the start of the process, so that a restart delays a round and
@@ -18,8 +22,10 @@ from typing import Any, Final
 from piecework_node.journal.protocol import Journal
 from piecework_node.journal.records import MetaSet
 from piecework_node.runtime.channels import Channels
+from piecework_node.runtime.funding import usable_funding
 from piecework_node.runtime.jobs import JobRuntime
 from piecework_node.runtime.live import LiveChannel
+from piecework_node.times import now
 from piecework_protocol.types import Address, ChannelId
 
 _KEY: Final = "written_off/"
@@ -27,7 +33,7 @@ _KEY: Final = "written_off/"
 
 
 async def written_off(journal: Journal) -> set[Address]:
-    """Return the payers and keys that once left strangers' debts, as the journal holds them."""
+    """Return the payers that once left strangers' debts, as the journal holds them."""
     return {Address(bytes.fromhex(k.removeprefix(_KEY))) for k in await journal.metas(_KEY)}
 
 
@@ -61,19 +67,31 @@ class WriteOffs:
             return
         self._round_at = self._runtime.clock.monotonic()
         accounts = desk.accounts()
-        parties: dict[Address, int] = {}
-        for live in self._owing(live for live in held if live is not None):
-            terms = live.stored.channel
-            parties |= dict.fromkeys((terms.payer, terms.authorizer), accounts[terms.payer].owed)
-        if parties:
-            marks = [MetaSet(_KEY + party.hex(), str(owed)) for party, owed in parties.items()]
+        owing = self._owing(live for live in held if live is not None)
+        payers = {live.stored.channel.payer for live in owing}
+        if payers:
+            marks = [MetaSet(_KEY + payer.hex(), str(accounts[payer].owed)) for payer in payers]
             await self._runtime.journal.append(marks)
-            desk.write_off(parties)
-            self._log.warning("debts of strangers were written off", count=len(parties))
+            desk.write_off(payers)
+            self._log.warning("debts of strangers were written off", count=len(payers))
 
     def _owing(self, channels: Iterable[LiveChannel]) -> list[LiveChannel]:
         """Those of the channels whose payers owe something on openings, without a deposit."""
         desk = self._runtime.credit
         accounts = desk.accounts() if desk is not None else {}
         debtors = {p for p, a in accounts.items() if a.is_stranger and a.on_openings}
-        return [live for live in channels if live.stored.channel.payer in debtors]
+        return [
+            live
+            for live in channels
+            if live.stored.channel.payer in debtors
+            and live.credit.owed
+            and not self._is_ours_to_open(live)
+        ]
+
+    def _is_ours_to_open(self, live: LiveChannel) -> bool:
+        """Whether vouchers promise all that is owed, out of an opening that we are to send."""
+        funding = usable_funding(live.stored.funding, now(self._runtime.clock))
+        if funding is None or not live.wants_funding:
+            return False
+        promised = min(live.ledger.cumulative, funding.authorization.funded)
+        return live.charged + sum(job.held for job in live.jobs.values()) <= promised

@@ -80,7 +80,7 @@ class Settler:
         self._openings, self.payouts, self._write_offs = openings, payouts, write_offs
         self._policy, self._poll_s = policy, poll_s
         self._metrics, self._log = metrics, log
-        self._asked = False
+        self._asks = self._answered = 0
         self._watched_at = float("-inf")
         self._trouble: tuple[Code, str] | None = None
         self._lock = asyncio.Lock()
@@ -117,8 +117,13 @@ class Settler:
 
     def ask(self) -> None:
         """Settle everything that has any value in the next round."""
-        self._asked = True
+        self._asks += 1
         self._channels.urgent.set()
+
+    @property
+    def _asked(self) -> bool:
+        """Whether somebody asked and no round has done it since."""
+        return self._asks > self._answered
 
     @property
     def under_way(self) -> tuple[StoredTx, ...]:
@@ -379,20 +384,21 @@ class Settler:
     # --- settling
 
     async def _settle(self) -> None:
-        asked = self._asked  # whoever asks from now on means the next round
+        asks = self._asks  # who asks from now on means the next round
         found = [self._candidate(live) for live in self._channels]
         candidates = [candidate for candidate in found if candidate is not None]
         # What was accepted behind a claim under way has its turn once that claim is mined.
         done = not self._transactions.is_pending(TxKind.SETTLE)
-        if not candidates:
-            self._asked = self._asked and not (asked and done)
-            return
-        for batch in choose(candidates, self._policy, await self._port.gas_price()):
+        batches = (
+            choose(candidates, self._policy, await self._port.gas_price()) if candidates else ()
+        )
+        for batch in batches:
             if self._transactions.unmined >= MAX_IN_FLIGHT:
                 return
             # Of its own: one that costs too much now must not keep the others back.
             done = await self._attempt("settle", self._settle_batch(batch)) and done
-        self._asked = self._asked and not (asked and done)
+        if done:
+            self._answered = asks
 
     async def _settle_batch(self, batch: Batch) -> None:
         claims = [candidate.claim for candidate in batch]

@@ -57,6 +57,9 @@ class CanvasWriter:
         most = min(self._request.max_tokens, canvas_limit * self._size)
         return 0 if self.ended else max(0, most - len(self._done))
 
+    def fill(self) -> None:
+        """Nothing: of a free text every canvas is asked for."""
+
     def drop_unfinished(self) -> None:
         """Forget the ids behind the last finished canvas."""
         self._open.clear()

@@ -132,6 +132,7 @@ class VllmLink:
         """Reports of stopped sequences that wait for room among the events."""
         self._running: Running | None = None
         self._up = False
+        self._takes_canvases = False
         self.losses = 0
 
     # --- EngineBackend
@@ -166,7 +167,7 @@ class VllmLink:
         async with self._encoders:
             most = running.facts.max_context
             encoded = await asyncio.to_thread(_encode, running.checkpoint, content, most)
-        if encoded.template and Kind.READ not in running.facts.kinds:
+        if encoded.template and not running.pool.needs_canvases:
             raise PromptRejected("the servers of this worker fill no templates")
         if any(len(slot.label_ids) > MAX_LABEL_IDS for canvas in encoded.reads for slot in canvas):
             raise PromptRejected(f"a question has at most {MAX_LABEL_IDS} labels here")
@@ -242,7 +243,7 @@ class VllmLink:
             group = await stack.enter_async_context(asyncio.TaskGroup())
             self._running, self._up = Running(checkpoint, pool, facts, group), True
             pool.least_context, pool.on_down = facts.max_context, self._break_off
-            pool.needs_canvases = Kind.READ in facts.kinds
+            pool.needs_canvases = self._takes_canvases
             await self._events.put(EngineReady(facts))
             group.create_task(pool.watch())
             try:
@@ -269,6 +270,7 @@ class VllmLink:
         served = pooled.served
         if served is None:
             raise EndpointLost("it serves nothing")
+        self._takes_canvases = pooled.takes_canvases
         version = await pooled.endpoint.version()
         speed = await vllm_benchmark.measure(
             pooled.endpoint,
@@ -293,7 +295,8 @@ class VllmLink:
             steps_per_second=0,
             service=Service.BEST_EFFORT,
             details={"engine": "vllm", "version": version, "endpoints": len(self._settings.urls)},
-            kinds=(Kind.TEXT, Kind.READ) if pooled.takes_canvases else (Kind.TEXT,),
+            # A read charges steps alone, and a best-effort worker charges none.
+            kinds=(Kind.TEXT,),
         )
 
     async def _report_outages(self, running: Running) -> None:
@@ -336,6 +339,10 @@ class VllmLink:
         try:
             while not sequence.writer.ended and not sequence.finished:
                 if sequence.writer.room(sequence.limit):
+                    event = sequence.writer.fill()
+                    if event is not None:
+                        await self._events.put(event)
+                        continue
                     await self._generate(sequence, running)
                 else:
                     await sequence.widened.wait()

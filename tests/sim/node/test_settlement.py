@@ -71,6 +71,19 @@ class SlowPort(FakePort):
         return tx
 
 
+class SlowSimulation(FakePort):
+    """A chain that waits for a word before it says what claims would pay."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.go_on = asyncio.Event(), asyncio.Event()
+
+    async def payable(self, claims: Sequence[Claim]) -> tuple[int, ...]:
+        self.asked.set()
+        await self.go_on.wait()
+        return await super().payable(claims)
+
+
 async def bank(port: FakePort | None = None) -> tuple[Bank, Client]:
     made = Bank(port)
     await made.boot()
@@ -312,6 +325,27 @@ async def test_an_opening_that_the_chain_refuses_is_given_up() -> None:
         await made.settler.tick()
     assert made.port.broadcasts == []
     assert [note.where for note in made.harness.metrics.errors] == ["fund"]
+
+
+async def test_what_is_asked_for_while_a_round_settles_is_settled_in_the_next_one() -> None:
+    port = SlowSimulation()
+    made, client = await bank(port)
+    await made.trade(client)
+    made.settler.ask()
+    first = asyncio.create_task(made.settler.tick())
+    await port.asked.wait()
+    later = Client(made.harness, "later")
+    later.open_on_chain()
+    await made.trade(later, 4)
+    made.settler.ask()
+    port.go_on.set()
+    await first
+    port.mine()
+    await made.settler.tick()
+    port.mine()
+    await made.settler.tick()
+    assert port.paid[later.id] == later.book.cumulative
+    assert made.settler.idle
 
 
 async def test_a_dropped_transaction_is_sent_again_byte_for_byte() -> None:

@@ -6,9 +6,13 @@ from dataclasses import replace
 
 import pytest
 
+from piecework.chain.errors import FeeTooHigh
+from piecework.chain.rawtx import SignedTransaction
+from piecework_node.journal.records import Worth
 from piecework_node.settlement.settler import Settler
 from piecework_protocol.credit import CreditTerms, PayerStanding
 from piecework_protocol.errors import Reason, Refusal
+from piecework_protocol.frames import FundingAuthorization
 from piecework_protocol.types import Amount
 from tests.support.node.fake_port import FakePort
 from tests.support.node.harness import TERMS, Client, JobStream, WorkerHarness
@@ -20,12 +24,23 @@ NARROW = replace(TERMS, credit=CreditTerms(FIRST, Amount(20_000), Amount(100_000
 """One stranger alone may owe all that strangers may."""
 
 
+class DearOpenings(FakePort):
+    """A chain on which an opening costs more than its fee while gas is dear."""
+
+    dear = True
+
+    async def prepare_fund(self, funding: FundingAuthorization, worth: Worth) -> SignedTransaction:
+        if self.dear:
+            raise FeeTooHigh("gas is dear")
+        return await super().prepare_fund(funding, worth)
+
+
 class Trade:
     """A worker that settles, over a chain on which nobody's opening comes by itself."""
 
-    def __init__(self) -> None:
-        self.harness, self.port = WorkerHarness(terms=NARROW), FakePort()
-        self.harness.chain = self.port
+    def __init__(self, port: FakePort | None = None) -> None:
+        self.harness = WorkerHarness(terms=NARROW)
+        self.port = self.harness.chain = port or FakePort()
 
     async def boot(self) -> None:
         await self.harness.boot()
@@ -172,3 +187,23 @@ async def test_two_rounds_are_as_far_apart_as_a_debt_is_old() -> None:
     assert made.strangers == owed, "the second debt is younger than that"
     await made.later(EVERY_S // 2)
     assert made.strangers == 0
+
+
+async def test_who_promised_all_and_waits_for_us_to_send_its_opening_is_not_written_off() -> None:
+    port = DearOpenings()
+    made = Trade(port)
+    await made.boot()
+    honest = made.client("honest")
+    line = honest.job(3, 20)
+    await honest.submit(line, funding=honest.funding(lifetime_s=10 * EVERY_S))
+    await honest.finish(line)
+    live = made.harness.channels.get(honest.id)
+    assert live is not None and live.charged == live.ledger.cumulative == made.strangers > 0
+    await made.later()
+    assert made.standing(honest) is PayerStanding.SIMULATED
+    assert await made.harness.journal.metas("written_off/") == {}
+    made.port.pooled[honest.channel.token, honest.channel.payer] = Amount(0)
+    port.dear = False
+    await made.later()
+    await made.later()
+    assert made.standing(honest) is PayerStanding.FALLEN, "its opening failed"

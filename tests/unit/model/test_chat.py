@@ -48,11 +48,10 @@ def test_control_strings_in_user_text_stay_text(bundled: LoadedModel, text: str)
 @pytest.mark.parametrize(
     "conversation",
     [
-        Conversation((Message("user", "x"),) * 257),
         said("\ud800"),
         Conversation((Message("user", "x"),), (Tool("a", "\ud800", "{}"),)),
         Conversation((Message("user", (Image("image/png", b"png"),)),)),
-        Conversation((Message("user", "x"),), (Tool("a", "", json.dumps({"a": ["b"] * 40_000})),)),
+        Conversation((Message("user", "x"),), (Tool("a", "", json.dumps({"a": ["b"] * 9_000})),)),
     ],
 )
 def test_conversations_out_of_bounds_are_refused(conversation: Conversation) -> None:

@@ -11,7 +11,7 @@ from piecework_node.jobs.offers import OfferAddress, build_offer
 from piecework_node.journal.records import StoredChannel
 from piecework_node.runtime.credit import CreditDesk
 from piecework_node.runtime.live import LiveChannel
-from piecework_protocol.credit import FIRST_PROMPT_TOKENS, CreditTerms, ceiling
+from piecework_protocol.credit import FIRST_PROMPT_TOKENS, CreditTerms, PayerStanding, ceiling
 from piecework_protocol.ledger import WorkerLedger
 from piecework_protocol.objects import Channel
 from piecework_protocol.states import ChannelState
@@ -72,6 +72,17 @@ def test_only_a_stranger_is_held_to_what_all_strangers_owe(payer: int, passes: i
     desk = CreditDesk(channels, TERMS)
     assert desk.fault(Address(payer.to_bytes(20, "big")), 1) is None
     assert channels.looked_at == passes * 100
+
+
+def test_a_key_that_signed_for_a_debtor_still_signs_for_others() -> None:
+    first, second = channel(1, 1), channel(2, 2)
+    shared = first.stored.channel.authorizer
+    terms = replace(second.stored.channel, authorizer=shared)
+    second.stored = replace(second.stored, channel=terms)
+    desk = CreditDesk(CountedChannels([first, second]), TERMS)
+    desk.write_off([first.stored.channel.payer])
+    assert desk.payer(first.stored.channel.payer).standing is PayerStanding.FALLEN
+    assert desk.payer(second.stored.channel.payer).standing is PayerStanding.SIMULATED
 
 
 def test_a_model_whose_first_canvas_nobody_new_could_begin_is_named_with_the_least_credit() -> None:

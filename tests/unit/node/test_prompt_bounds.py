@@ -11,10 +11,12 @@ import pytest
 from piecework_node.jobs.prompts import (
     BYTES_PER_TOKEN,
     FRAME_BYTES,
+    LONG_BYTES,
     PromptQueue,
     check_content,
     check_prompt,
     check_sealed_length,
+    open_content,
 )
 from piecework_protocol.conversation import Conversation, Image, Message, Tool, ToolCall
 from piecework_protocol.errors import Reason, Refusal
@@ -128,6 +130,17 @@ def test_no_content_that_fits_is_refused_by_its_sealed_length() -> None:
     with pytest.raises(Refusal) as caught:
         check_sealed_length(FRAME_BYTES + large * BYTES_PER_TOKEN + 1, large)
     assert reason(caught) is Reason.PROMPT_TOO_LONG
+
+
+@pytest.mark.parametrize(("length", "at_once"), [(100, True), (LONG_BYTES, False)])
+async def test_a_long_content_is_decoded_beside_the_event_loop(length: int, at_once: bool) -> None:
+    content, turn = text(Message("user", "x" * length)), asyncio.Event()
+    facts = replace(FACTS, max_context=1 << 18)
+    opening = asyncio.ensure_future(open_content(content.encode(), good().job, facts))
+    asyncio.get_running_loop().call_soon(turn.set)
+    await turn.wait()
+    assert opening.done() == at_once
+    assert await opening == content
 
 
 async def test_a_channel_with_many_prompts_is_told_to_wait_and_others_are_not() -> None:

@@ -251,8 +251,8 @@ async def test_sequences_beyond_the_slots_wait_their_turn_and_a_paused_sequence_
         assert server.peak == 1
 
 
-def asked(message: Message, times: int = 1) -> TextContent:
-    return TextContent(Conversation((message,) * times))
+def asked(message: Message) -> TextContent:
+    return TextContent(Conversation((message,)))
 
 
 async def test_prompts_are_encoded_here_and_typed_control_tokens_stay_text() -> None:
@@ -263,7 +263,7 @@ async def test_prompts_are_encoded_here_and_typed_control_tokens_stay_text() -> 
             t in CHECKPOINT.codec.control_ids for t in plain.prompt_ids
         )
         with pytest.raises(PromptRejected):
-            await run.link.encode(asked(Message("user", "too often"), 300))
+            await run.link.encode(asked(Message("user", "\ud800")))
         assert not made[0].bodies
 
 

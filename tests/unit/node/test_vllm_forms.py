@@ -49,10 +49,14 @@ async def test_a_server_that_ignores_given_canvases_takes_no_templates_and_no_re
         assert (await run.link.encode(TextContent(ASKED))).prompt_ids
 
 
+async def test_no_read_is_offered_at_best_effort_because_nothing_would_be_charged() -> None:
+    async with servers(takes_canvases=True) as made, running(made) as run:
+        assert run.link.facts is not None and run.link.facts.kinds == (Kind.TEXT,)
+        assert (await run.link.encode(FORM)).template
+
+
 async def test_a_template_is_filled_in_and_its_fixed_part_stays() -> None:
     async with servers(takes_canvases=True) as made, running(made) as run:
-        assert run.link.facts is not None
-        assert run.link.facts.kinds == (Kind.TEXT, Kind.READ)
         made[0].canvas_bodies.clear()
         run.link.start(form_request(template=TEMPLATE))
         (event,) = await run.canvases("form")
@@ -79,6 +83,19 @@ async def test_the_second_canvas_of_a_template_stands_behind_the_first_one() -> 
         assert made[0].canvas_bodies[1]["prompt"] == [*PROMPT, *first.token_ids]
         text = final_text(first.segments) + final_text(second.segments)
         assert text == CHECKPOINT.codec.decode(first.charged_ids + second.charged_ids)
+
+
+async def test_what_remains_of_an_ended_hole_is_not_asked_for() -> None:
+    template = (HOLE,) * (4 * CANVAS) + TEMPLATE
+    async with servers(takes_canvases=True) as made, running(made) as run:
+        made[0].canvas_bodies.clear()
+        ended = (7, EOS) + (9,) * (CANVAS - 2)
+        run.link.start(form_request(template=template, committed=(ended,)))
+        events = await run.canvases("form")
+        assert [event.canvas for event in events] == [1, 2, 3, 4]
+        assert [event.charged_ids for event in events[:3]] == [()] * 3
+        assert [event.finish for event in events[:3]] == [CanvasFinish.MORE] * 3
+        assert len(made[0].canvas_bodies) == 1, "the last canvas has a hole of its own"
 
 
 async def test_a_read_gives_the_softmax_of_what_the_server_says_at_its_slot() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import pkgutil
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,7 @@ from piecework_protocol.conversation import (
     Tool,
     ToolCall,
 )
+from piecework_protocol.encoding import Writer
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.kinds import KINDS
 from piecework_protocol.kinds.read import ONE, Label, Question, ReadContent, ReadOutput
@@ -44,6 +46,7 @@ from piecework_protocol.limits import (
     MAX_HOLE_TOKENS,
     MAX_MESSAGES_PER_PROMPT,
     MAX_PARTS_PER_MESSAGE,
+    MAX_TOOL_JSON_MARKS,
 )
 from piecework_protocol.objects import Kind
 from piecework_protocol.sealing import canvas_context, content_context, public_key, seal, unseal
@@ -164,6 +167,12 @@ def test_damaged_bytes_are_malformed_or_read_back(kind: Kind, data: st.DataObjec
 
 
 PICTURE = Image("image/png", b"1")
+CALL = ToolCall("", "a", "{}")
+
+
+def json_of(marks: int) -> str:
+    """Return an object with so many commas, colons and opening brackets."""
+    return '{"a":[' + ",".join(["1"] * (marks - 2)) + "]}"
 
 
 @pytest.mark.parametrize(
@@ -190,6 +199,17 @@ PICTURE = Image("image/png", b"1")
         lambda: Conversation((Message("user"),) * (MAX_MESSAGES_PER_PROMPT + 1)),
         lambda: Conversation((Message("user"),), (Tool("a", "", "{}"), Tool("a", "", "{}"))),
         lambda: Conversation((Message("user", (PICTURE,) * 9),) * 2),
+        lambda: Conversation((Message("assistant", tool_calls=(CALL,) * 128),) * 5),
+        lambda: Conversation(ASKED.messages, (Tool("a", "", json_of(MAX_TOOL_JSON_MARKS + 1)),)),
+        lambda: Conversation(
+            (
+                Message(
+                    "assistant",
+                    tool_calls=(ToolCall("", "a", json_of(MAX_TOOL_JSON_MARKS // 2)),) * 2,
+                ),
+            ),
+            (Tool("a", "", "{}"),),
+        ),
         lambda: TextContent(ASKED, (Fixed("all of it"),)),
         lambda: TextContent(ASKED, (Hole(0),)),
         lambda: TextContent(ASKED, (Fixed("a"), Fixed("b"), Hole(1))),
@@ -215,6 +235,31 @@ PICTURE = Image("image/png", b"1")
 def test_what_is_out_of_bounds_cannot_be_made(make: Callable[[], object]) -> None:
     with pytest.raises(MalformedInput):
         make()
+
+
+def test_marks_inside_of_strings_do_not_count() -> None:
+    code = json.dumps({"text": 'f("a", [b, {c: d}])\\\n' * 4000})
+    call = Message("assistant", tool_calls=(ToolCall("1", "write", code),))
+    tool = Tool("a", "", json_of(MAX_TOOL_JSON_MARKS - 2))
+    content = TextContent(Conversation((call,), (tool,)))
+    assert TextContent.decode(content.encode()) == content
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"a":[' + ",".join(["{}"] * 600_000) + "]}", '""' * 1_000_000, "[" * 2_000_000],
+    ids=["objects", "strings", "brackets"],
+)
+def test_json_that_is_much_to_parse_is_refused_before_it_is_parsed(text: str) -> None:
+    writer = Writer()
+    for number, width in ((2, 1), (0, 1), (1, 4)):
+        writer.number(number, width)
+    for part in ("a", "", text):
+        writer.text(part)
+    began = time.process_time()
+    with pytest.raises(MalformedInput):
+        TextContent.decode(bytes(writer))
+    assert time.process_time() - began < 0.2
 
 
 def test_the_engine_has_a_module_for_every_kind_of_the_protocol() -> None:
