@@ -228,7 +228,11 @@ class _Estimate:
         operator, now = signed.offer.operator, Timestamp(filters.now)
         measured = memories.measured.get((operator, model.digest), Measured(operator, model.digest))
         generation = request.resolved(model, filters.default_max_tokens)
-        limit = least_of(request.max_price, filters.max_job_price, filters.left)
+        opened = operator in memories.opened
+        left = filters.left
+        if left is not None and not opened:
+            left = Amount(max(0, left - signed.offer.open_fee))
+        limit = least_of(request.max_price, filters.max_job_price, left)
         if limit is not None and request.may_be_shortened:
             generation = affordable(request, generation, model, limit)
         tokens = request.output_tokens(generation)
@@ -243,7 +247,7 @@ class _Estimate:
             seconds=claimed_seconds(model, tokens) * slowness(measured, now),
             expected=Amount(min(price(model, usage), ceiling)),
             ceiling=ceiling,
-            opened=operator in memories.opened,
+            opened=opened,
         )
 
 
