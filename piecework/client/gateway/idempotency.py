@@ -6,6 +6,8 @@ paid twice. While the first request runs, a second one waits for it. When its ca
 runs on to its end, so that sending it again finds a whole answer.
 
 A request that failed before anything was paid is forgotten, and sending it again starts it again.
+So does a part of it whose worker is away or has no record of the job, while nothing was paid for
+that part.
 """
 
 from __future__ import annotations
@@ -128,6 +130,11 @@ class Idempotency:
         """Follow a job again."""
         return self._client.resume(job)
 
+    async def is_paid(self, job: JobId) -> bool:
+        """Whether any canvas of a job was paid."""
+        store = self._client.store
+        return bool(await store.run(store.receipts, job=job))
+
     async def _open(self, known_as: RequestKey, digest: bytes, now: Timestamp) -> KnownRequest:
         kind = "invalid_request_error"
         try:
@@ -206,6 +213,17 @@ class Purchase:
         async with self._owner.reserve(asked, whose) as held:
             parts |= {part.number: part for part in held}
             yield tuple(parts.values())
+
+    async def starts_again(self, part: Part) -> bool:
+        """Whether a part whose answer cannot be fetched is bought from the beginning.
+
+        Only if nothing was paid for it. Its next `job` is a new one then.
+        """
+        known = self._jobs.get(part.number)
+        if known is None or await self._owner.is_paid(known):
+            return False
+        del self._jobs[part.number]
+        return True
 
     @asynccontextmanager
     async def job(self, request: JobRequest, part: Part) -> AsyncIterator[JobRun]:
