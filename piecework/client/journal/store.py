@@ -102,7 +102,7 @@ class Store:
         self.workers = WorkerMemory(self._database)
         self.budgets = Budgets(self._database, self._owner)
         self.api_keys = ApiKeys(self._database)
-        self.requests = Requests(self._database)
+        self.requests = Requests(self._database, self._owner)
 
     @property
     def owner(self) -> str:

@@ -385,7 +385,7 @@ async def test_keys_are_bounded_and_the_bound_is_said(tmp_path: Path) -> None:
         now = Timestamp(int(here.clock.wall()))
         with here.client.store._database.change("fill") as db:
             db.executemany(
-                "INSERT INTO requests VALUES ('', ?, x'00', ?)",
+                "INSERT INTO requests VALUES ('', ?, x'00', ?, '')",
                 ((n.to_bytes(32, "big"), now) for n in range(MAX_REQUESTS)),
             )
         assert code_of(await post(here)) == (429, "too_many_idempotency_keys")
@@ -434,3 +434,25 @@ async def test_an_unpaid_job_that_its_worker_lost_starts_again(tmp_path: Path) -
         lost, last = here.client.store.jobs()[0], here.client.store.jobs()[-1]
         assert (lost.id != last.id, last.status) == (True, JobStatus.COMPLETE)
         assert await post(here) == answer
+
+
+async def test_two_gateways_on_one_home_buy_one_answer(tmp_path: Path) -> None:
+    async with door(tmp_path) as here, served(here, tmp_path) as url:
+        there = replace(here, url=url)
+        held, entered = asyncio.Event(), asyncio.Event()
+
+        async def gate(canvas: int) -> None:
+            entered.set()
+            await held.wait()
+
+        here.worker.script.gate = gate
+        both = [asyncio.create_task(post(at)) for at in (here, there)]
+        done, (running,) = await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        assert code_of(done.pop().result()) == (409, "request_in_progress")
+        held.set()
+        answer = await running
+        assert answer[0] == 200
+        assert await post(here) == await post(there) == answer
+        assert len({s.job.salt for s in here.worker.submissions}) == 1
+        receipts = here.client.store.receipts()
+        assert here.worker.paid() == sum(row.receipt.amount for row in receipts)
