@@ -38,6 +38,9 @@ from piecework_protocol.pricing import Usage, canvases_for, price, worst_case
 from piecework_protocol.types import Address, Amount, Timestamp, address_hex
 from piecework_protocol.wire import SignedOffer
 
+PRICE_TOO_LOW = "max_price_too_low"
+"""The code of a request whose own limit no worker keeps."""
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
@@ -359,7 +362,7 @@ def _price_mistake(request: JobRequest, estimate: _Estimate, filters: Filters) -
     """A limit of one job's price that the request's ceiling passes."""
     if request.max_price is not None and estimate.ceiling > request.max_price:
         why = _over_limit(estimate, request.max_price, filters)
-        return Mistake("piecework.max_price", "max_price_too_low", why)
+        return Mistake("piecework.max_price", PRICE_TOO_LOW, why)
     if filters.max_job_price is not None and estimate.ceiling > filters.max_job_price:
         why = _over_limit(estimate, filters.max_job_price, filters)
         return Mistake("max_tokens", "over_price_limit", why)

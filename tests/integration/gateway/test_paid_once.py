@@ -72,3 +72,43 @@ async def test_the_sdk_does_not_repeat_a_request_of_which_one_answer_was_paid(
                 await patient.chat.completions.create(model=MODEL, messages=USER, n=2)
         assert caught.value.response.headers["x-should-retry"] == "false"
         assert len(market.mind.asked) == 1
+
+
+@pytest.mark.parametrize("price", [2_400, 4_000, 5_000, 100_000])
+async def test_all_jobs_of_a_request_stay_within_its_price(tmp_path: Path, price: int) -> None:
+    async with scripted_market(tmp_path) as market:
+        market.mind.fills = lambda before, job: "no number"
+        ours: Any = {"piecework": {"max_price": price, "max_steps": 10}}
+        async with market.sdk() as sdk:
+            with pytest.raises(openai.InternalServerError) as caught:
+                await sdk.chat.completions.create(
+                    model=MODEL, messages=USER, n=2, response_format=NUMBER, extra_body=ours
+                )
+        assert caught.value.code == "structured_output_failed"
+        assert caught.value.response.headers["x-should-retry"] == "false"
+        most = at_once(market)
+        assert len(most) >= 2 and max(most) <= price
+
+
+def at_once(market: ScriptedMarket) -> list[int]:
+    """At each submission: what was paid to that moment at most, and what all open jobs may cost.
+
+    Every answer runs its jobs in turn, so the last two may be open together.
+    """
+    ceilings = [s.job.max_amount for s in market.worker.submissions]
+    paid = {row.receipt.job: row.receipt.amount for row in market.client.store.receipts()}
+    jobs = [job.id for job in market.client.store.jobs()]
+    before = [sum(paid.get(job, 0) for job in jobs[: max(0, n - 1)]) for n in range(len(jobs))]
+    return [spent + sum(ceilings[max(0, n - 1) : n + 1]) for n, spent in enumerate(before)]
+
+
+async def test_a_price_for_no_job_at_all_is_the_callers_mistake(tmp_path: Path) -> None:
+    async with scripted_market(tmp_path) as market:
+        ours: Any = {"piecework": {"max_price": 100}}
+        async with market.sdk() as sdk:
+            with pytest.raises(openai.BadRequestError) as caught:
+                await sdk.chat.completions.create(
+                    model=MODEL, messages=USER, response_format=NUMBER, extra_body=ours
+                )
+        assert caught.value.code == "max_price_too_low"
+        assert not market.worker.submissions
