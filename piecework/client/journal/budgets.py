@@ -19,6 +19,7 @@ from typing import Any, Final
 
 import apsw
 
+from piecework.base.errors import PieceworkError
 from piecework.client.errors import StoreError
 from piecework.client.journal.database import Database
 from piecework.client.journal.owners import NOBODY, Owner
@@ -73,7 +74,7 @@ class Shortage:
     needed: Amount
 
 
-class BudgetTooSmall(Exception):
+class BudgetTooSmall(PieceworkError):
     """A budget has too little left for the fee of an authorization. Nothing was recorded."""
 
     def __init__(self, shortage: Shortage) -> None:

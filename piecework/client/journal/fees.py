@@ -1,8 +1,9 @@
 """Fees of funding authorizations, as budgets count them. Part of the journal.
 
 A worker may take its fee as soon as it has the authorization, so a fee counts when it is signed. It
-is given back when nobody took the job that came with it, and when a newer authorization replaces an
-untaken one. If the chain then shows that the worker used it all the same, it counts again.
+is given back when nobody took the job that came with it. It is also given back when a newer
+authorization replaces one that was not taken or has ended unused. If the chain shows that the
+worker used a declined one all the same, its fee counts again.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ from piecework.client.journal.records import ChannelRow, Limits
 from piecework_protocol.types import Amount, ChannelId, JobId
 
 
-def replaced(db: apsw.Connection, before: ChannelRow, total: Amount) -> None:
-    """A new authorization of `total` is signed. `before` is the channel as it was."""
-    untaken = before.authorized > max(before.taken, before.funded)
+def replaced(db: apsw.Connection, before: ChannelRow, total: Amount, *, counts: bool) -> None:
+    """A new authorization of `total` is signed.
+
+    `before` is the channel as it was. `counts` is whether its authorization could still be used.
+    """
+    untaken = before.authorized > before.taken
     # Of two authorizations for one total, the chain takes one.
-    renewed = before.authorized > before.funded and before.authorized == total
-    if untaken or renewed:
+    renewed = before.authorized == total
+    if before.authorized > before.funded and (untaken or renewed or not counts):
         give_back(db, before.id)
     _forget(db, before.id)
 

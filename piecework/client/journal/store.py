@@ -306,8 +306,7 @@ class Store:
 
         Raises:
             InsufficientFunds: `grow` raised it. Nothing was recorded.
-            BudgetTooSmall: a budget does not cover the fee of a new authorization. Nothing was
-                recorded.
+            BudgetTooSmall: a budget does not cover a new fee. Nothing was recorded.
             StoreError: what was held for the part has ended. Nothing was recorded.
         """
         now = job.created_at
@@ -325,21 +324,19 @@ class Store:
             # An authorization is signed again before a slow worker has used half of its life.
             stale = 2 * (row.funding_deadline - now) < funding_deadline - now
             signs = total > row.funded and (total != row.authorized or stale)
-            offer = job.offer.offer
-            fee = offer.top_up_fee if row.funded else offer.open_fee
-            if signs:
-                taken = row.taken if pending else 0
-                db.execute(
-                    "UPDATE channels SET authorized = ?, fee = ?, funding_deadline = ?, taken = ?,"
-                    " one_step = ? WHERE id = ?",
-                    (str(total), str(fee), funding_deadline, str(taken), one_step, row.id),
-                )
             day, budget = budgets.day_and_budget(db, part, now)
             rows.add_job(db, job, prompt, day=day, budget=budget)
             terms = job.submission.job
             budgets.bind(db, part, job.id, terms.max_amount, terms.deadline)
             if signs:
-                fees.replaced(db, row, total)
+                offer, taken = job.offer.offer, row.taken if pending else 0
+                fee = offer.top_up_fee if row.funded else offer.open_fee
+                db.execute(
+                    "UPDATE channels SET authorized = ?, fee = ?, funding_deadline = ?, taken = ?,"
+                    " one_step = ? WHERE id = ?",
+                    (str(total), str(fee), funding_deadline, str(taken), one_step, row.id),
+                )
+                fees.replaced(db, row, total, counts=pending is not None)
                 fees.charge(db, row.id, job.id, fee, whole)
             requests.record(db, part, job.id)
             return rows.channel(db, row.id)

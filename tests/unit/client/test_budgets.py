@@ -27,6 +27,7 @@ from piecework.client.journal.budgets import (
 )
 from piecework.client.journal.records import ChannelStatus, JobRow, JobStatus, Limits, Part
 from piecework.client.journal.store import Store
+from piecework.client.limits import FUNDING_GRACE_S
 from piecework_protocol.types import Amount, Timestamp
 from tests.support.client_side import PAYER, FakeClock
 from tests.support.fake_chain import DOMAIN, TOKEN_INFO
@@ -382,4 +383,21 @@ def test_a_renewed_authorization_has_one_fee(store: Store) -> None:
     admitted(store, 2, second)  # for a larger total, while no worker has taken the first
     assert store.channel(CHANNEL).authorized == 200
     assert store.budgets.used("alice", NOW).day == 240
+    store.close()
+
+
+def test_the_fee_of_an_authorization_that_ended_unused_is_given_back(store: Store) -> None:
+    first, second = held(
+        store.budgets.reserve("alice", [Amount(100), Amount(100)], TEN, NOW, UNTIL)
+    )
+    job = admitted(store, 1, first)
+    store.accepted(job.id, 7, None)
+    store.finish(job.id, JobStatus.FAILED)
+    assert store.budgets.used("alice", NOW).day == 140
+    later = Timestamp(UNTIL + FUNDING_GRACE_S + 1)
+    asks = offer(open_fee=Amount(40))
+    again = replace(job_row(2, 100, now=later), offer=asks, created_at=later)
+    until = Timestamp(later + 3600)
+    store.admit(again, None, exactly, until, part=Part("alice", second), whole=TEN)
+    assert store.budgets.used("alice", NOW).day == 140
     store.close()
