@@ -169,6 +169,13 @@ class RequestDiffers(ClientError):
     """An Idempotency-Key came with another body before. Raised by the gateway. Nothing started."""
 
 
+class RequestFollowed(ClientError):
+    """Another living process works on this Idempotency-Key. Raised by the gateway.
+
+    Nothing started. Sending the request again later finds its answer.
+    """
+
+
 class TooManyRequests(ClientError):
     """More Idempotency-Keys were used within a day than are kept. Raised by the gateway.
 

@@ -109,7 +109,8 @@ class Balance:
         free: The part of `pooled` that no channel is waiting for.
         in_channels: What channels hold, without what was settled or asked back.
         paid: What vouchers have promised to workers so far.
-        spent_today: What the jobs of this UTC day have cost, and what running ones still may.
+        spent_today: What the jobs of this UTC day have cost, what running ones still may, and
+            the fees of authorizations.
         spent_this_month: The same for the UTC month.
         reservations: What `pooled` holds for workers that may open or top up a channel, and why.
     """

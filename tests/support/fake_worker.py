@@ -251,6 +251,10 @@ class FakeWorker:
     async def __aexit__(self, *exception: object) -> None:
         await self._server.stop(None)
 
+    async def go_away(self) -> None:
+        """Stop at once, with everything that runs."""
+        await self._server.stop(0)
+
     @property
     def certificate_digest(self) -> Digest:
         der = x509.load_pem_x509_certificate(self._certificate).public_bytes(

@@ -60,6 +60,7 @@ def write(file: Path) -> None:
     for index in range(3):
         store.pay(canvas(paid, index, 10 + index), CHANNEL, "an answer")
     store.finish(paid.id, JobStatus.COMPLETE, acknowledged=2)
+    store.requests.close(request)
     store.admit(refused, None, exactly, UNTIL)
     store.finish(refused.id, JobStatus.REFUSED, "BUSY")
     seen = SeenChannel(Amount(60), Amount(0), Amount(10))

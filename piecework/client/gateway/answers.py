@@ -39,16 +39,19 @@ from piecework.client.gateway.formats.structured import (
     Filling,
 )
 from piecework.client.gateway.metrics import GatewayMetrics
+from piecework.client.gateway.pot import Pot
 from piecework.client.gateway.turns import RunningJob, Turns
 from piecework.client.jobs.events import (
     CanvasText,
     DraftText,
     FinishReason,
+    JobEvent,
     JobFinished,
     JobStarted,
     ReadAnswers,
 )
 from piecework.client.jobs.requests import ReadRequest, TextRequest
+from piecework.client.jobs.selection import PRICE_TOO_LOW
 from piecework.client.journal.records import Part
 from piecework_protocol.conversation import Conversation, ToolCall
 from piecework_protocol.errors import MalformedInput
@@ -77,6 +80,8 @@ class Answers:
     ) -> None:
         self._ask, self._turns, self._metrics = ask, turns, metrics
         self.bill = bill
+        price = ask.wanted.max_price
+        self._pot = None if price is None else Pot(price, ask.answers)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[AsyncIterator[Piece]]:
@@ -165,9 +170,7 @@ class Answers:
             generation = replace(generation, max_tokens=None)  # the hole has the caller's limit
         if "max_tokens" in changes:
             generation = replace(generation, max_tokens=changes.pop("max_tokens"))
-        price = wanted.max_price
-        if price is not None:
-            price = Amount(max(0, price - (self.bill.cost if job else 0)) // self._ask.answers)
+        price = None if self._pot is None else Amount(self._pot.share(index))
         try:
             return TextRequest(
                 talk,
@@ -189,12 +192,14 @@ class Answers:
             await _Structured(self, index, part, emit).call(plan, talk)
         else:
             await self.write(index, self._request(index, talk), part, plan, emit)
+        if self._pot is not None:
+            self._pot.leave(index)
 
     async def write(
         self, index: int, request: TextRequest, part: Part, plan: Free | Filled, emit: Emit
     ) -> None:
         """Run one job, and emit what it writes."""
-        async with self.job(request, part) as job:
+        async with self.job(index, request, part) as job:
             writer = _Writer(self._ask, index, plan, emit, job.started.job)
             emit(Started(index))
             async for event in job.events:
@@ -215,12 +220,19 @@ class Answers:
 
     @asynccontextmanager
     async def job(
-        self, request: TextRequest | ReadRequest, part: Part
+        self, index: int, request: TextRequest | ReadRequest, part: Part
     ) -> AsyncIterator[RunningJob]:
-        """Run one job of these answers in its turn."""
-        async with self._turns.job(request, part) as job:
-            self.bill.started(job.started)
-            yield job
+        """Run one job of an answer in its turn, out of what the request may cost."""
+        pot = self._pot
+        if pot is not None:
+            pot.take(index, request.max_price or 0)
+        try:
+            async with self._turns.job(request, part) as job:
+                self.bill.started(job.started)
+                yield job if pot is None else replace(job, events=_drawn(job.events, pot, index))
+        finally:
+            if pot is not None:
+                pot.put_back(index)
 
     def paid(self, canvas: CanvasText | ReadAnswers) -> None:
         """A canvas was paid."""
@@ -249,7 +261,7 @@ class Answers:
             max_price=like.max_price,
             best_effort=like.best_effort,
         )
-        async with self.job(request, part) as job:
+        async with self.job(index, request, part) as job:
             return await _read(job, questions, self.bill, self._metrics)
 
     def structured(self) -> None:
@@ -268,6 +280,14 @@ def _paid(canvas: CanvasText | ReadAnswers, bill: Bill, metrics: GatewayMetrics)
     if not canvas.again:
         tokens = canvas.tokens if isinstance(canvas, CanvasText) else 0
         metrics.canvas(tokens, canvas.steps, canvas.amount)
+
+
+async def _drawn(events: AsyncIterator[JobEvent], pot: Pot, index: int) -> AsyncIterator[JobEvent]:
+    """The events of an answer's job. Its canvases are paid out of the pot."""
+    async for event in events:
+        if isinstance(event, CanvasText | ReadAnswers):
+            pot.pay(index, event.amount)
+        yield event
 
 
 async def _until_done(
@@ -452,7 +472,13 @@ class _Structured:
                 filling = await self._decided(filling, talk)
                 if filling.done:
                     break
-            text = await self._fill(filling, talk)
+            try:
+                text = await self._fill(filling, talk)
+            except RequestRefused as refused:
+                if self._jobs == 1 or refused.code != PRICE_TOO_LOW:
+                    raise
+                why = f"{why}. max_price does not cover another job".removeprefix(". ")
+                break
             try:
                 filling = filling.take(text)
             except DocumentTooDear as error:
@@ -470,7 +496,7 @@ class _Structured:
         """Run one job over the template, and return its text."""
         request = self._answers.filling_request(self._index, talk, filling, self._jobs)
         text: list[str] = []
-        async with self._answers.job(request, self._next_part()) as job:
+        async with self._answers.job(self._index, request, self._next_part()) as job:
             self._emit(Started(self._index))
             self._last = job.started.job
             async for event in job.events:

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import json
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -138,19 +138,37 @@ class Endpoints:
         turns = Turns(self._line, purchase, request[BUDGET])
         answers = Answers(ask, turns, self._metrics, bill)
         reply = form.reply(ask)
-        async with answers.running() as pieces:
-            first = await anext(pieces)
-            head = _head(form.prefix, purchase.created_at, ask, bill)
-            if ask.stream:
-                return await self._stream(request, reply, head, bill, _again(first, pieces))
-            return await answer_json(
-                request,
-                _collected(reply, head, bill, _again(first, pieces)),
-                heartbeat_s=self._heartbeat_s,
-                first_beat_s=self._first_beat(ask),
-                as_api_error=self._translated,
-                headers=_headers(ask.ignored),
-            )
+        with self._bought_once(bill):
+            async with answers.running() as pieces:
+                first = await anext(pieces)
+                head = _head(form.prefix, purchase.created_at, ask, bill)
+                if ask.stream:
+                    return await self._stream(request, reply, head, bill, _again(first, pieces))
+                return await answer_json(
+                    request,
+                    _collected(reply, head, bill, _again(first, pieces)),
+                    heartbeat_s=self._heartbeat_s,
+                    first_beat_s=self._first_beat(ask),
+                    as_api_error=self._translated,
+                    headers=_headers(ask.ignored),
+                )
+
+    @contextlib.contextmanager
+    def _bought_once(self, bill: Bill) -> Iterator[None]:
+        """Keep OpenAI's SDK from repeating by itself what may have been paid.
+
+        A worker that took a job may be paid for it, even while the answer that failed is another.
+        """
+        try:
+            yield
+        except ConnectionError:
+            raise  # the caller has hung up
+        except Exception as error:
+            if bill.first is None:
+                raise
+            told = self._translated(error)
+            told.may_retry = False
+            raise told from error
 
     def _translated(self, error: Exception) -> ApiError:
         return translated(error, self._log)
@@ -221,7 +239,8 @@ class Endpoints:
         with self._metrics.request("decisions", stream=False):
             async with self._idempotency.turn(request, request[BUDGET], raw) as purchase:
                 turns = Turns(self._line, purchase, request[BUDGET])
-                answers = await read(ask, turns, self._metrics, bill)
+                with self._bought_once(bill):
+                    answers = await read(ask, turns, self._metrics, bill)
         first = bill.first
         model = ask.wanted.model if first is None else first.model
         body = render(model, ask.asked, answers, bill.totals(), bill.ours())

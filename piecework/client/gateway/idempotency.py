@@ -6,6 +6,8 @@ paid twice. While the first request runs, a second one waits for it. When its ca
 runs on to its end, so that sending it again finds a whole answer.
 
 A request that failed before anything was paid is forgotten, and sending it again starts it again.
+So does a part of it whose worker is away or has no record of the job, while nothing was paid for
+that part.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from aiohttp import web
 
 from piecework.base.clock import Clock
 from piecework.base.errors import PieceworkError
-from piecework.client.errors import JobFollowed, RequestDiffers, TooManyRequests
+from piecework.client.errors import JobFollowed, RequestDiffers, RequestFollowed, TooManyRequests
 from piecework.client.gateway.formats.common import ApiError
 from piecework.client.jobs.requests import JobRequest, TextRequest
 from piecework.client.jobs.run import JobRun
@@ -74,8 +76,8 @@ class Idempotency:
         """Wait until no request with the same key runs, and say what is known of this one.
 
         Raises:
-            ApiError: the key is malformed (400), came with another body (409), or is one too many
-                (429).
+            ApiError: the key is malformed (400), came with another body or is in use by another
+                process (409), or is one too many (429).
         """
         now = Timestamp(int(self._clock.wall()))
         given = request.headers.getall(HEADER, [])
@@ -84,7 +86,7 @@ class Idempotency:
             return
         known_as = RequestKey(budget, _hash_of_key(given))
         digest = hashlib.sha256(request.path.encode() + b"\0" + body).digest()
-        await self._open(known_as, digest, now)  # another body is refused at once
+        await self._checked(known_as, digest)  # another body is refused at once
         entry = self._entries.setdefault(known_as, _Entry())
         entry.users += 1
         try:
@@ -92,16 +94,24 @@ class Idempotency:
         except BaseException:
             self._leave(known_as, entry)
             raise
-        purchase = None
+        purchase, opening = None, asyncio.ensure_future(self._opened(known_as, digest, now))
         try:
-            known = await self._open(known_as, digest, now)
+            known = await asyncio.shield(opening)
             purchase = Purchase(self, budget, known_as, known)
             yield purchase
         finally:
             if purchase is not None and purchase.left:
                 self._run_on(known_as, entry, purchase.left)
-            else:
+            elif opening.done():
                 self._end(known_as, entry)
+            else:  # the caller has hung up while a thread records that this process works on it
+
+                def opened(done: asyncio.Future[KnownRequest]) -> None:
+                    if not done.cancelled():
+                        done.exception()  # nobody is left to be told
+                    self._end(known_as, entry)
+
+                opening.add_done_callback(opened)
 
     async def close(self, _: web.Application) -> None:
         """Cancel what runs on without a caller."""
@@ -128,14 +138,24 @@ class Idempotency:
         """Follow a job again."""
         return self._client.resume(job)
 
-    async def _open(self, known_as: RequestKey, digest: bytes, now: Timestamp) -> KnownRequest:
-        kind = "invalid_request_error"
+    async def is_paid(self, job: JobId) -> bool:
+        """Whether any canvas of a job was paid."""
+        store = self._client.store
+        return bool(await store.run(store.receipts, job=job))
+
+    async def _checked(self, known_as: RequestKey, digest: bytes) -> None:
+        try:
+            await asyncio.to_thread(self._requests.check, known_as, digest)
+        except RequestDiffers as error:
+            raise _reused(error) from None
+
+    async def _opened(self, known_as: RequestKey, digest: bytes, now: Timestamp) -> KnownRequest:
         try:
             return await asyncio.to_thread(self._requests.open, known_as, digest, now)
         except RequestDiffers as error:
-            raise ApiError(
-                409, kind, str(error), code="idempotency_key_reused", may_retry=False
-            ) from None
+            raise _reused(error) from None
+        except RequestFollowed as followed:
+            raise _in_progress(followed) from None
         except TooManyRequests as error:
             code = "too_many_idempotency_keys"
             raise ApiError(429, "rate_limit_error", str(error), code=code) from None
@@ -143,7 +163,7 @@ class Idempotency:
     def _end(self, known_as: RequestKey, entry: _Entry) -> None:
         """Let the next one go. In this thread, because a cancelled task may not wait."""
         try:
-            self._requests.forget_if_free(known_as)
+            self._requests.close(known_as)
         finally:
             entry.lock.release()
             self._leave(known_as, entry)
@@ -206,6 +226,17 @@ class Purchase:
         async with self._owner.reserve(asked, whose) as held:
             parts |= {part.number: part for part in held}
             yield tuple(parts.values())
+
+    async def starts_again(self, part: Part) -> bool:
+        """Whether a part whose answer cannot be fetched is bought from the beginning.
+
+        Only if nothing was paid for it. Its next `job` is a new one then.
+        """
+        known = self._jobs.get(part.number)
+        if known is None or await self._owner.is_paid(known):
+            return False
+        del self._jobs[part.number]
+        return True
 
     @asynccontextmanager
     async def job(self, request: JobRequest, part: Part) -> AsyncIterator[JobRun]:
@@ -272,7 +303,12 @@ def _gone(refusal: Refusal) -> ApiError:
     )
 
 
-def _in_progress(followed: JobFollowed) -> ApiError:
+def _reused(error: RequestDiffers) -> ApiError:
+    code, kind = "idempotency_key_reused", "invalid_request_error"
+    return ApiError(409, kind, str(error), code=code, may_retry=False)
+
+
+def _in_progress(followed: JobFollowed | RequestFollowed) -> ApiError:
     return ApiError(
         409,
         "invalid_request_error",

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from piecework.client.errors import NoWorkerFits, WorkerUnreachable
+from piecework.client.errors import JobFailed, JobInterrupted, NoWorkerFits, WorkerUnreachable
 from piecework.client.gateway.formats.common import ApiError
 from piecework.client.gateway.idempotency import Purchase
 from piecework.client.gateway.line import LineFull, WaitingLine, WaitOver
@@ -15,6 +15,7 @@ from piecework.client.jobs.events import JobEvent, JobStarted
 from piecework.client.jobs.requests import JobRequest
 from piecework.client.jobs.run import JobRun
 from piecework.client.journal.records import Part
+from piecework_protocol.errors import Refusal
 
 WAIT_WHEN_FULL_S: Final = 1.0
 
@@ -59,6 +60,10 @@ class Turns:
                             if error.retry_after_s is None:
                                 raise
                             busy = error
+                        except (WorkerUnreachable, JobInterrupted, JobFailed, Refusal):
+                            if not await self.purchase.starts_again(part):
+                                raise
+                            continue
                         else:
                             turn.accepted()
                             yield RunningJob(started, events, run)

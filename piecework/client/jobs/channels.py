@@ -17,11 +17,14 @@ from piecework.chain.errors import BadAnswer, RpcRefused, RpcUnavailable
 from piecework.chain.records import ChannelOnChain
 from piecework.client.config import ClientConfig
 from piecework.client.errors import FeeOverLimit, InsufficientFunds
+from piecework.client.jobs.spending import exceeded
 from piecework.client.jobs.vouchers import VouchersUnderWay
+from piecework.client.journal.budgets import BudgetTooSmall
 from piecework.client.journal.records import (
     ChannelRow,
     ChannelStatus,
     JobRow,
+    Limits,
     Part,
     Reservation,
     SeenChannel,
@@ -71,6 +74,7 @@ class ChannelManager:
         self._config, self._clock, self._entropy = config, clock, entropy
         amounts = config.amounts(token)
         self._step, self._max_fee = amounts.deposit, amounts.max_fee
+        self._limits = Limits(amounts.spend_per_day, amounts.spend_per_month)
         self.under_way = VouchersUnderWay()
 
     async def for_offer(self, offer: Offer) -> ChannelRow:
@@ -101,7 +105,16 @@ class ChannelManager:
 
         Raises:
             InsufficientFunds: the free balance is too small for that.
+            BudgetExceeded: a budget is too small for the fee.
         """
+        try:
+            return await self._admit(job, prompt, row, part)
+        except BudgetTooSmall as short:
+            raise exceeded(short.shortage, self._money) from None
+
+    async def _admit(
+        self, job: JobRow, prompt: str | None, row: ChannelRow, part: Part
+    ) -> ChannelRow:
         row = await self._arrived(row)
         until = Timestamp(job.created_at + self._config.funding_lifetime_s)
         terms = job.offer.offer
@@ -114,7 +127,7 @@ class ChannelManager:
             raise _DepositTooSmall(max(needed, row.funded + least_raise) - counted)
 
         try:
-            admit = partial(self._store.admit, part=part)
+            admit = partial(self._store.admit, part=part, whole=self._limits)
             return await self._store.run(admit, job, prompt, refuse, until)
         except _DepositTooSmall as short:
             free, one_step = await self._source(row, short.shortage + fee)
@@ -124,7 +137,7 @@ class ChannelManager:
             spendable = Amount(max(0, free - fee))
             return deposit_total(least, counted, spendable, self._step, self._money)
 
-        admit = partial(self._store.admit, one_step=one_step, part=part)
+        admit = partial(self._store.admit, one_step=one_step, part=part, whole=self._limits)
         return await self._store.run(admit, job, prompt, grow, until)
 
     async def _source(self, row: ChannelRow, needed: int) -> tuple[Amount, bool]:

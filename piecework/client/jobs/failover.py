@@ -213,6 +213,7 @@ class FailOver:
             renewed = await self._renewed(choice, request, job, attempts)
             if renewed is not None and _fees(renewed) > _fees(choice):
                 return renewed
+        await self._context.store.run(self._context.store.opened_by_payer, job.channel_id)
         try:
             await self._fund(job.channel_id, total)
         except PieceworkError as error:

@@ -38,6 +38,9 @@ from piecework_protocol.pricing import Usage, canvases_for, price, worst_case
 from piecework_protocol.types import Address, Amount, Timestamp, address_hex
 from piecework_protocol.wire import SignedOffer
 
+PRICE_TOO_LOW = "max_price_too_low"
+"""The code of a request whose own limit no worker keeps."""
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
@@ -228,7 +231,11 @@ class _Estimate:
         operator, now = signed.offer.operator, Timestamp(filters.now)
         measured = memories.measured.get((operator, model.digest), Measured(operator, model.digest))
         generation = request.resolved(model, filters.default_max_tokens)
-        limit = least_of(request.max_price, filters.max_job_price, filters.left)
+        opened = operator in memories.opened
+        left = filters.left
+        if left is not None and not opened:
+            left = Amount(max(0, left - signed.offer.open_fee))
+        limit = least_of(request.max_price, filters.max_job_price, left)
         if limit is not None and request.may_be_shortened:
             generation = affordable(request, generation, model, limit)
         tokens = request.output_tokens(generation)
@@ -243,7 +250,7 @@ class _Estimate:
             seconds=claimed_seconds(model, tokens) * slowness(measured, now),
             expected=Amount(min(price(model, usage), ceiling)),
             ceiling=ceiling,
-            opened=operator in memories.opened,
+            opened=opened,
         )
 
 
@@ -355,7 +362,7 @@ def _price_mistake(request: JobRequest, estimate: _Estimate, filters: Filters) -
     """A limit of one job's price that the request's ceiling passes."""
     if request.max_price is not None and estimate.ceiling > request.max_price:
         why = _over_limit(estimate, request.max_price, filters)
-        return Mistake("piecework.max_price", "max_price_too_low", why)
+        return Mistake("piecework.max_price", PRICE_TOO_LOW, why)
     if filters.max_job_price is not None and estimate.ceiling > filters.max_job_price:
         why = _over_limit(estimate, filters.max_job_price, filters)
         return Mistake("max_tokens", "over_price_limit", why)

@@ -101,7 +101,7 @@ class Spending:
             writing.add_done_callback(self._give_back)
             raise
         if isinstance(held, Shortage):
-            raise self._exceeded(held)
+            raise exceeded(held, self._token)
         return held
 
     def _give_back(self, written: asyncio.Future[tuple[int, ...] | Shortage]) -> None:
@@ -129,9 +129,11 @@ class Spending:
     def _until(self) -> Timestamp:
         return Timestamp(self._now() + self._lifetime_s)
 
-    def _exceeded(self, short: Shortage) -> BudgetExceeded:
-        whose = f"spend_per_{short.period}"
-        if short.budget != WHOLE:
-            whose = f"the {short.period}'s budget of API key {short.budget!r}"
-        limit, left = self._token.amount(short.limit), self._token.amount(short.left)
-        return BudgetExceeded(f"{whose} ({limit})", self._token.amount(short.needed), left)
+
+def exceeded(short: Shortage, token: Token) -> BudgetExceeded:
+    """Say which limit is too small, by how much."""
+    whose = f"spend_per_{short.period}"
+    if short.budget != WHOLE:
+        whose = f"the {short.period}'s budget of API key {short.budget!r}"
+    limit, left = token.amount(short.limit), token.amount(short.left)
+    return BudgetExceeded(f"{whose} ({limit})", token.amount(short.needed), left)

@@ -2,7 +2,8 @@
 
 A hold keeps a part of the budgets for one job. It is made before the job is signed, goes over to
 the job in the transaction that records it, shrinks by every receipt that is paid, and ends with the
-job. What was paid is counted in the transaction that pays it. So a kill at any moment leaves every
+job. What was paid is counted in the transaction that pays it, and the fee of a funding
+authorization in the one that records it (`journal.fees`). So a kill at any moment leaves every
 budget with what was paid and with what may still be paid, and with nothing else.
 
 A hold without a job ends with its process. One of a job that nobody follows any more ends a little
@@ -18,6 +19,7 @@ from typing import Any, Final
 
 import apsw
 
+from piecework.base.errors import PieceworkError
 from piecework.client.errors import StoreError
 from piecework.client.journal.database import Database
 from piecework.client.journal.owners import NOBODY, Owner
@@ -70,6 +72,14 @@ class Shortage:
     limit: Amount
     left: Amount
     needed: Amount
+
+
+class BudgetTooSmall(PieceworkError):
+    """A budget has too little left for the fee of an authorization. Nothing was recorded."""
+
+    def __init__(self, shortage: Shortage) -> None:
+        super().__init__(shortage.period)
+        self.shortage = shortage
 
 
 class Budgets:
@@ -234,12 +244,41 @@ def bind(db: apsw.Connection, part: Part, job: JobId, ceiling: Amount, until: Ti
 def spend(db: apsw.Connection, job: JobId, amount: Amount) -> None:
     """Count a payment, and hold that much less for its job."""
     ((budget, day),) = _rows(db, "SELECT budget, day FROM jobs WHERE id = ?", (job,))
-    for name in {WHOLE, budget}:
-        total = _spent(db, name, range(day, day + 1)) + amount
-        db.execute("INSERT OR REPLACE INTO spent VALUES (?, ?, ?)", (name, day, str(total)))
+    add(db, budget, day, amount)
     for key, held in _rows(db, "SELECT id, amount FROM holds WHERE job = ?", (job,)):
         left = max(0, int(held) - amount)
         db.execute("UPDATE holds SET amount = ? WHERE id = ?", (str(left), key))
+
+
+def charge(db: apsw.Connection, job: JobId, fee: Amount, whole: Limits) -> tuple[str, int]:
+    """Count a fee that is signed beside a job, whose hold keeps the job's ceiling.
+
+    Returns:
+        The budget and the day that it counts in.
+
+    Raises:
+        BudgetTooSmall: a budget has too little left for both.
+    """
+    sql = (
+        "SELECT j.budget, j.day, j.max_amount, h.id, h.amount FROM jobs j"
+        " JOIN holds h ON h.job = j.id WHERE j.id = ?"
+    )
+    ((budget, day, ceiling, hold, held),) = _rows(db, sql, (job,))
+    more = Amount(max(0, int(ceiling) + fee - int(held)))
+    short = _shortage(db, budget, more, whole, day) if more else None
+    if short is not None:
+        raise BudgetTooSmall(short)
+    left = int(held) + more - fee
+    db.execute("UPDATE holds SET amount = ? WHERE id = ?", (str(left), hold))
+    add(db, budget, day, fee)
+    return budget, day
+
+
+def add(db: apsw.Connection, budget: str, day: int, amount: int) -> None:
+    """Count an amount in a budget and in the client's own, or take it out if it is negative."""
+    for name in {WHOLE, budget}:
+        total = _spent(db, name, range(day, day + 1)) + amount
+        db.execute("INSERT OR REPLACE INTO spent VALUES (?, ?, ?)", (name, day, str(total)))
 
 
 def end(db: apsw.Connection, job: JobId, status: JobStatus) -> None:

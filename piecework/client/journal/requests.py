@@ -2,6 +2,7 @@
 
 No text and no answer is kept. Of the header and of the body there is a SHA-256. A job is named in
 the transaction that records it, so there is no job of such a request that is not found again.
+One living process works on a request at a time.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from typing import Any, Final
 
 import apsw
 
-from piecework.client.errors import RequestDiffers, TooManyRequests
+from piecework.client.errors import RequestDiffers, RequestFollowed, TooManyRequests
 from piecework.client.journal.database import Database
+from piecework.client.journal.owners import NOBODY, Owner
 from piecework.client.journal.records import Part, RequestKey
 from piecework_protocol.types import JobId, Timestamp
 
@@ -33,11 +35,20 @@ class KnownRequest:
 class Requests:
     """The tables `requests` and `request_jobs` of the journal."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, database: Database, owner: Owner) -> None:
+        self._database, self._owner = database, owner
+
+    def check(self, request: RequestKey, body: bytes) -> None:
+        """See that a request is not known with another body.
+
+        Raises:
+            RequestDiffers: it is.
+        """
+        with self._database.read() as db:
+            _found(db, request, body)
 
     def open(self, request: RequestKey, body: bytes, now: Timestamp) -> KnownRequest:
-        """Find a request, or record it.
+        """Find a request, or record it. This process works on it from now on, until `close`.
 
         Args:
             request: The API key's name and the hash of the header.
@@ -46,32 +57,45 @@ class Requests:
 
         Raises:
             RequestDiffers: it is known with another body.
+            RequestFollowed: another living process works on it.
             TooManyRequests: as many are kept as may be.
         """
         with self._database.change("record a request", durable=False) as db:
             db.execute("DELETE FROM requests WHERE created_at <= ?", (now - REQUEST_LIFETIME_S,))
-            found = _rows(
-                db,
-                "SELECT body, created_at FROM requests WHERE budget = ? AND key = ?",
-                (request.budget, request.key),
-            )
-            if found:
-                if found[0][0] != body:
-                    raise RequestDiffers("this Idempotency-Key came with another body before")
-                return KnownRequest(Timestamp(found[0][1]), _jobs(db, request))
+            found = _found(db, request, body)
+            if found is not None:
+                created_at, owner = found
+                if owner != self._owner.name and self._owner.follows(owner):
+                    raise RequestFollowed(
+                        "another process of this client works on this Idempotency-Key. "
+                        "Send the request again later"
+                    )
+                self._own(db, request, self._owner.name)
+                return KnownRequest(created_at, _jobs(db, request))
             kept = _rows(db, "SELECT count(*) FROM requests WHERE budget = ?", (request.budget,))
             if kept[0][0] >= MAX_REQUESTS:
                 raise TooManyRequests(f"{MAX_REQUESTS} Idempotency-Keys were used within a day")
-            row = (request.budget, request.key, body, now)
-            db.execute("INSERT INTO requests VALUES (?, ?, ?, ?)", row)
+            row = (request.budget, request.key, body, now, self._owner.name)
+            db.execute("INSERT INTO requests VALUES (?, ?, ?, ?, ?)", row)
             return KnownRequest(now, {})
 
-    def forget_if_free(self, request: RequestKey) -> bool:
-        """Forget a request that failed, if none of its jobs was paid for or may still be.
+    def close(self, request: RequestKey) -> bool:
+        """Stop working on a request. Forget it if none of its jobs was paid for or may still be.
 
-        Sending it again then starts it from the beginning.
+        Sending one that was forgotten again starts it from the beginning. One that another process
+        works on stays as it is.
+
+        Returns:
+            Whether it was forgotten.
         """
-        with self._database.change("forget a request", durable=False) as db:
+        with self._database.change("close a request", durable=False) as db:
+            mine = _rows(
+                db,
+                "SELECT 1 FROM requests WHERE budget = ? AND key = ? AND owner = ?",
+                (request.budget, request.key, self._owner.name),
+            )
+            if not mine:
+                return False
             bound = _rows(
                 db,
                 "SELECT 1 FROM request_jobs q JOIN jobs j ON j.id = q.job"
@@ -79,12 +103,20 @@ class Requests:
                 " OR EXISTS (SELECT 1 FROM receipts r WHERE r.job = j.id))",
                 (request.budget, request.key),
             )
-            if not bound:
+            if bound:
+                self._own(db, request, NOBODY)
+            else:
                 db.execute(
                     "DELETE FROM requests WHERE budget = ? AND key = ?",
                     (request.budget, request.key),
                 )
             return not bound
+
+    def _own(self, db: apsw.Connection, request: RequestKey, owner: str) -> None:
+        db.execute(
+            "UPDATE requests SET owner = ? WHERE budget = ? AND key = ?",
+            (owner, request.budget, request.key),
+        )
 
 
 def record(db: apsw.Connection, part: Part, job: JobId) -> None:
@@ -94,6 +126,21 @@ def record(db: apsw.Connection, part: Part, job: JobId) -> None:
             "INSERT OR REPLACE INTO request_jobs VALUES (?, ?, ?, ?)",
             (part.request.budget, part.request.key, part.number, job),
         )
+
+
+def _found(db: apsw.Connection, request: RequestKey, body: bytes) -> tuple[Timestamp, str] | None:
+    """When a request came first, and who works on it."""
+    found = _rows(
+        db,
+        "SELECT body, created_at, owner FROM requests WHERE budget = ? AND key = ?",
+        (request.budget, request.key),
+    )
+    if not found:
+        return None
+    known, created_at, owner = found[0]
+    if known != body:
+        raise RequestDiffers("this Idempotency-Key came with another body before")
+    return Timestamp(created_at), str(owner)
 
 
 def _jobs(db: apsw.Connection, request: RequestKey) -> dict[int, JobId]:

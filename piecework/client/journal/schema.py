@@ -130,6 +130,14 @@ def _fourth(db: apsw.Connection) -> None:
 _FIFTH: Final = """
 -- outline: the shape of a job's content, which its outputs are held to
 ALTER TABLE jobs ADD COLUMN outline BLOB NOT NULL DEFAULT x'';
+-- owner: the process that works on a request now, or ''
+ALTER TABLE requests ADD COLUMN owner TEXT NOT NULL DEFAULT '';
+-- The fee of a channel's newest authorization, until the chain shows that it was used
+-- counted: 1 while it is part of what was spent
+CREATE TABLE fees (
+    channel BLOB PRIMARY KEY REFERENCES channels (id), budget TEXT NOT NULL, day INTEGER NOT NULL,
+    amount TEXT NOT NULL, counted INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
 """
 
 

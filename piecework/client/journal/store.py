@@ -15,7 +15,7 @@ import apsw
 
 from piecework.base.group_commit import Committer
 from piecework.client.errors import JobFollowed, StoreError
-from piecework.client.journal import budgets, requests, rows
+from piecework.client.journal import budgets, fees, requests, rows
 from piecework.client.journal.api_keys import ApiKeys
 from piecework.client.journal.budgets import Budgets
 from piecework.client.journal.database import Database, WriteWatcher
@@ -27,6 +27,7 @@ from piecework.client.journal.records import (
     ChannelStatus,
     JobRow,
     JobStatus,
+    Limits,
     Part,
     Payment,
     ReceiptRow,
@@ -49,6 +50,7 @@ from piecework_protocol.types import Address, Amount, ChannelId, JobId, Timestam
 OWNERS_FOLDER = "owners"
 MAX_ID_DIGITS = 64
 NO_PART = Part()
+NO_LIMITS = Limits()
 """A job that nothing was reserved for. It counts in the client's own budget."""
 
 
@@ -100,7 +102,7 @@ class Store:
         self.workers = WorkerMemory(self._database)
         self.budgets = Budgets(self._database, self._owner)
         self.api_keys = ApiKeys(self._database)
-        self.requests = Requests(self._database)
+        self.requests = Requests(self._database, self._owner)
 
     @property
     def owner(self) -> str:
@@ -161,6 +163,8 @@ class Store:
             return row
         with self._database.change("record what the chain shows", durable=False) as db:
             row = rows.channel(db, channel)
+            if seen.funded > row.funded:
+                fees.used(db, channel)
             kept = ChannelStatus.CLOSED if row.status is ChannelStatus.CLOSED else status
             db.execute(
                 "UPDATE channels SET funded = ?, withdrawn = ?, settled = ?,"
@@ -174,6 +178,11 @@ class Store:
                 ),
             )
             return rows.channel(db, channel)
+
+    def opened_by_payer(self, channel: ChannelId) -> None:
+        """Record that the payer opens or tops up a channel itself, without a fee."""
+        with self._database.change("forget a declined fee", durable=False) as db:
+            fees.opened_by_payer(db, channel)
 
     def set_status(self, channel: ChannelId, status: ChannelStatus) -> None:
         """Stop the use of a channel, or allow it again. A closed channel stays closed."""
@@ -281,6 +290,7 @@ class Store:
         *,
         one_step: bool = False,
         part: Part = NO_PART,
+        whole: Limits = NO_LIMITS,
     ) -> ChannelRow:
         """Record a signed job and reserve its ceiling in its channel.
 
@@ -292,9 +302,11 @@ class Store:
             funding_deadline: When a new authorization ends.
             one_step: Whether a new authorization takes the payer's own tokens.
             part: What it was asked for, and what is held for it.
+            whole: The limits of the client as a whole.
 
         Raises:
             InsufficientFunds: `grow` raised it. Nothing was recorded.
+            BudgetTooSmall: a budget does not cover a new fee. Nothing was recorded.
             StoreError: what was held for the part has ended. Nothing was recorded.
         """
         now = job.created_at
@@ -311,19 +323,21 @@ class Store:
                 invariant(total >= needed, "a raised deposit covers what is needed")
             # An authorization is signed again before a slow worker has used half of its life.
             stale = 2 * (row.funding_deadline - now) < funding_deadline - now
-            if total > row.funded and (total != row.authorized or stale):
-                fees = job.offer.offer
-                fee = fees.top_up_fee if row.funded else fees.open_fee
-                taken = row.taken if pending else 0
+            signs = total > row.funded and (total != row.authorized or stale)
+            day, budget = budgets.day_and_budget(db, part, now)
+            rows.add_job(db, job, prompt, day=day, budget=budget)
+            terms = job.submission.job
+            budgets.bind(db, part, job.id, terms.max_amount, terms.deadline)
+            if signs:
+                offer, taken = job.offer.offer, row.taken if pending else 0
+                fee = offer.top_up_fee if row.funded else offer.open_fee
                 db.execute(
                     "UPDATE channels SET authorized = ?, fee = ?, funding_deadline = ?, taken = ?,"
                     " one_step = ? WHERE id = ?",
                     (str(total), str(fee), funding_deadline, str(taken), one_step, row.id),
                 )
-            day, budget = budgets.day_and_budget(db, part, now)
-            rows.add_job(db, job, prompt, day=day, budget=budget)
-            terms = job.submission.job
-            budgets.bind(db, part, job.id, terms.max_amount, terms.deadline)
+                fees.replaced(db, row, total, counts=pending is not None)
+                fees.charge(db, row.id, job.id, fee, whole)
             requests.record(db, part, job.id)
             return rows.channel(db, row.id)
 
@@ -465,6 +479,7 @@ class Store:
         """Nobody took the job. Its authorization counts no more, unless another job offers it."""
         row = rows.channel(db, channel)
         if row.authorized > row.taken and not self._is_submitted(db, row.id, made_at):
+            fees.give_back(db, row.id)
             kept = max(row.taken, row.funded)
             db.execute("UPDATE channels SET authorized = ? WHERE id = ?", (str(kept), row.id))
 

@@ -26,6 +26,7 @@ from piecework_protocol.types import Amount, Timestamp
 from tests.integration.gateway.test_gateway_access import BODY, USER, WHOLE, Door, contents, door
 from tests.support.client_side import ask, open_client
 from tests.support.fake_chain import FakeChain
+from tests.support.fake_worker import FakeWorker
 from tests.support.waiting import until
 
 KEY = "Idempotency-Key"
@@ -382,10 +383,74 @@ async def test_keys_are_bounded_and_the_bound_is_said(tmp_path: Path) -> None:
         now = Timestamp(int(here.clock.wall()))
         with here.client.store._database.change("fill") as db:
             db.executemany(
-                "INSERT INTO requests VALUES ('', ?, x'00', ?)",
+                "INSERT INTO requests VALUES ('', ?, x'00', ?, '')",
                 ((n.to_bytes(32, "big"), now) for n in range(MAX_REQUESTS)),
             )
         assert code_of(await post(here)) == (429, "too_many_idempotency_keys")
         assert here.worker.submissions == []
         here.clock.advance(REQUEST_LIFETIME_S)
         assert (await post(here))[0] == 200
+
+
+async def test_an_unpaid_job_of_a_worker_that_is_gone_starts_again_at_another(
+    tmp_path: Path,
+) -> None:
+    flags = {"start_timeout_s": 2, "stall_timeout_s": 1}
+    async with door(tmp_path, flags=flags) as here:
+        entered = asyncio.Event()
+
+        async def gate(canvas: int) -> None:
+            entered.set()
+            await asyncio.Event().wait()
+
+        here.worker.script.gate = gate
+        first = asyncio.create_task(post(here))
+        await entered.wait()
+        await here.worker.go_away()
+        assert (await first)[0] == 503
+        assert isinstance(here.client.chain, FakeChain)
+        async with FakeWorker(here.client.chain, here.clock, name="another") as another:
+            here.clock.advance(600)
+            await here.client.offers()
+            answer = await post(here)
+            assert text_of(answer) == WHOLE
+            assert await post(here) == answer
+            receipts = here.client.store.receipts()
+            assert another.paid() == sum(row.receipt.amount for row in receipts)
+            assert len({s.job.salt for s in another.submissions}) == 1
+
+
+async def test_an_unpaid_job_that_its_worker_lost_starts_again(tmp_path: Path) -> None:
+    flags = {"resume_attempts": 0}
+    async with door(tmp_path, flags=flags) as here:
+        here.worker.script.drop_after = [0]
+        assert (await post(here))[0] >= 500
+        assert not here.client.store.receipts()
+        here.worker.script.refusals = [Refusal(Reason.JOB_ENDED, "no record of that job")]
+        answer = await post(here)
+        assert text_of(answer) == WHOLE
+        lost, last = here.client.store.jobs()[0], here.client.store.jobs()[-1]
+        assert (lost.id != last.id, last.status) == (True, JobStatus.COMPLETE)
+        assert await post(here) == answer
+
+
+async def test_two_gateways_on_one_home_buy_one_answer(tmp_path: Path) -> None:
+    async with door(tmp_path) as here, served(here, tmp_path) as url:
+        there = replace(here, url=url)
+        held, entered = asyncio.Event(), asyncio.Event()
+
+        async def gate(canvas: int) -> None:
+            entered.set()
+            await held.wait()
+
+        here.worker.script.gate = gate
+        both = [asyncio.create_task(post(at)) for at in (here, there)]
+        done, (running,) = await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        assert code_of(done.pop().result()) == (409, "request_in_progress")
+        held.set()
+        answer = await running
+        assert answer[0] == 200
+        assert await post(here) == await post(there) == answer
+        assert len({s.job.salt for s in here.worker.submissions}) == 1
+        receipts = here.client.store.receipts()
+        assert here.worker.paid() == sum(row.receipt.amount for row in receipts)

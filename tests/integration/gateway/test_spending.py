@@ -180,3 +180,25 @@ async def test_a_job_that_was_interrupted_keeps_its_part_until_it_is_over(tmp_pa
         await collect(client.resume(job.id))
         used = client.store.budgets.used("", now(clock))
         assert (used.day, used.held) == (worker.paid(), 0)
+
+
+async def test_a_fee_and_a_ceiling_together_stay_within_a_budget(tmp_path: Path) -> None:
+    fee = 40_000
+    async with market(tmp_path, max_fee="1") as (client, worker, clock):
+        worker.terms = {"open_fee": Amount(fee)}
+        for name, room in (("short", fee), ("enough", fee + 20_000)):
+            client.store.api_keys.add(
+                name,
+                f"pw-{name}",
+                Limits(per_day=Amount(room)),
+                now=now(clock),
+                expires_at=Timestamp(0),
+            )
+        with pytest.raises(BudgetExceeded, match="short"):
+            await collect(client.run(ask(max_tokens=SHORT), Part("short")))
+        assert not worker.submissions
+        assert client.store.budgets.used("short", now(clock)).day == 0
+        await collect(client.run(ask(), Part("enough")))  # as many tokens as the rest can pay
+        used = client.store.budgets.used("enough", now(clock))
+        assert (used.day, used.held) == (fee + worker.paid(), 0)
+        assert worker.submissions[0].job.max_amount <= 20_000

@@ -20,16 +20,19 @@ from piecework.client.journal.budgets import (
     DAY_S,
     LATE_S,
     Budgets,
+    BudgetTooSmall,
     Shortage,
     day_of,
     month_of,
 )
-from piecework.client.journal.records import JobStatus, Limits, Part
+from piecework.client.journal.records import ChannelStatus, JobRow, JobStatus, Limits, Part
 from piecework.client.journal.store import Store
+from piecework.client.limits import FUNDING_GRACE_S
 from piecework_protocol.types import Amount, Timestamp
 from tests.support.client_side import PAYER, FakeClock
 from tests.support.fake_chain import DOMAIN, TOKEN_INFO
-from tests.unit.client.test_store import NOW, UNTIL, canvas, exactly, job_row, terms
+from tests.support.offers import offer
+from tests.unit.client.test_store import CHANNEL, NOW, UNTIL, canvas, exactly, job_row, seen, terms
 from tests.vectors import client_databases
 
 ROOT = Path(__file__).parents[3]
@@ -322,4 +325,79 @@ async def test_a_caller_that_is_cancelled_while_it_reserves_holds_nothing(store:
     await asyncio.gather(*others)
     await asyncio.to_thread(store.channels)
     assert store.budgets.used("", Timestamp(int(clock.wall()))).held == 0
+    store.close()
+
+
+def admitted(store: Store, seed: int, hold: int, *, fee: int = 40, whole: Limits = TEN) -> JobRow:
+    """A job of alice whose worker asks a fee for its channel."""
+    asks = offer(open_fee=Amount(fee), top_up_fee=Amount(fee))
+    job = replace(job_row(seed, 100), offer=asks)
+    store.admit(job, None, exactly, UNTIL, part=Part("alice", hold), whole=whole)
+    return job
+
+
+def test_a_fee_counts_from_its_signature_on(store: Store) -> None:
+    (hold,) = held(store.budgets.reserve("alice", [Amount(100)], TEN, NOW, UNTIL))
+    job = admitted(store, 1, hold)
+    for name in ("alice", ""):
+        used = store.budgets.used(name, NOW)
+        assert (used.day, used.held) == (140, 100)
+    store.accepted(job.id, 7, None)
+    store.finish(job.id, JobStatus.COMPLETE)
+    store.seen_on_chain(CHANNEL, seen(100), ChannelStatus.OPEN)
+    assert store.budgets.used("alice", NOW).day == 40
+    store.close()
+
+
+def test_a_fee_that_no_budget_covers_is_not_signed(store: Store) -> None:
+    (hold,) = held(store.budgets.reserve("alice", [Amount(100)], TEN, NOW, UNTIL))
+    with pytest.raises(BudgetTooSmall) as caught:
+        admitted(store, 1, hold, fee=401)
+    assert (caught.value.shortage.needed, caught.value.shortage.left) == (401, 400)
+    assert not store.jobs() and store.channel(CHANNEL).authorized == 0
+    admitted(store, 1, hold, fee=400)
+    assert store.budgets.used("alice", NOW).day == 500
+    store.close()
+
+
+def test_the_fee_of_a_declined_job_is_given_back_until_the_chain_shows_its_use(
+    store: Store,
+) -> None:
+    (hold,) = held(store.budgets.reserve("alice", [Amount(100)], TEN, NOW, UNTIL))
+    for seed in (1, 2):
+        job = admitted(store, seed, hold)
+        assert store.budgets.used("alice", NOW).day == 140
+        store.finish(job.id, JobStatus.REFUSED, "BUSY")
+        assert store.budgets.used("alice", NOW).day == 100
+    store.budgets.release(hold)
+    store.seen_on_chain(CHANNEL, seen(100), ChannelStatus.OPEN)
+    assert store.budgets.used("alice", NOW).day == store.budgets.used("", NOW).day == 40
+    store.close()
+
+
+def test_a_renewed_authorization_has_one_fee(store: Store) -> None:
+    first, second = held(
+        store.budgets.reserve("alice", [Amount(100), Amount(100)], TEN, NOW, UNTIL)
+    )
+    admitted(store, 1, first)
+    admitted(store, 2, second)  # for a larger total, while no worker has taken the first
+    assert store.channel(CHANNEL).authorized == 200
+    assert store.budgets.used("alice", NOW).day == 240
+    store.close()
+
+
+def test_the_fee_of_an_authorization_that_ended_unused_is_given_back(store: Store) -> None:
+    first, second = held(
+        store.budgets.reserve("alice", [Amount(100), Amount(100)], TEN, NOW, UNTIL)
+    )
+    job = admitted(store, 1, first)
+    store.accepted(job.id, 7, None)
+    store.finish(job.id, JobStatus.FAILED)
+    assert store.budgets.used("alice", NOW).day == 140
+    later = Timestamp(UNTIL + FUNDING_GRACE_S + 1)
+    asks = offer(open_fee=Amount(40))
+    again = replace(job_row(2, 100, now=later), offer=asks, created_at=later)
+    until = Timestamp(later + 3600)
+    store.admit(again, None, exactly, until, part=Part("alice", second), whole=TEN)
+    assert store.budgets.used("alice", NOW).day == 140
     store.close()

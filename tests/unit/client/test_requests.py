@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from piecework.client.errors import RequestDiffers
+from piecework.client.errors import RequestDiffers, RequestFollowed
 from piecework.client.journal.records import JobStatus, Part, RequestKey
 from piecework.client.journal.requests import REQUEST_LIFETIME_S
 from piecework.client.journal.store import Store
@@ -76,7 +76,7 @@ def test_only_what_costs_nothing_is_forgotten(
         store.pay(canvas(FIRST, 0, 10), FIRST.channel_id, None)
     if status is not JobStatus.LIVE:
         store.finish(FIRST.id, status)
-    assert store.requests.forget_if_free(KEY) is is_forgotten
+    assert store.requests.close(KEY) is is_forgotten
     # What was forgotten may come with any body.
     if is_forgotten:
         assert store.requests.open(KEY, OTHER, NOW).jobs == {}
@@ -92,3 +92,18 @@ def test_a_request_ends_after_a_day(store: Store) -> None:
     assert store.requests.open(KEY, BODY, last).jobs == {0: FIRST.id}
     assert store.requests.open(KEY, OTHER, Timestamp(last + 1)).jobs == {}
     store.close()
+
+
+def test_one_living_process_works_on_a_request(store: Store, file: Path) -> None:
+    other = Store(file, DOMAIN, PAYER.address)
+    with pytest.raises(RequestFollowed):
+        other.requests.open(KEY, BODY, NOW)
+    assert not other.requests.close(KEY)  # it is another's
+    store.close()  # as at its death
+    assert other.requests.open(KEY, BODY, NOW).jobs == {}
+    third = Store(file, DOMAIN, PAYER.address)
+    other.admit(FIRST, None, exactly, UNTIL, part=Part(request=KEY))
+    assert not other.requests.close(KEY)  # its job may still be paid
+    assert third.requests.open(KEY, BODY, NOW).jobs == {0: FIRST.id}
+    other.close()
+    third.close()
