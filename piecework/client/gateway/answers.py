@@ -405,20 +405,25 @@ class _Structured:
         step = first_step(plan, talk)
         if plan.free is not None and await self._freely(plan, plan.free, step.talk):
             return
-        text = await self._filled(plan.schema, step.talk, "response_format")
+        filling = await self._filled(plan.schema, step.talk, "response_format")
+        text = filling.document if filling.done else filling.beginning
         self._emit(TextAdded(self._index, text))
-        self._emit(Ended(self._index, "stop"))
+        self._emit(Ended(self._index, "stop" if filling.done else "length"))
 
     async def call(self, plan: Called, talk: Conversation) -> None:
         """Emit one call of one of the tools. With several, a name is chosen first."""
         step, name = first_step(plan, talk), plan.tools[0].name
         if len(plan.tools) > 1 and step.schema is not None:
-            name = loads(await self._filled(step.schema, step.talk, "tool_choice"))["name"]
+            chosen = await self._filled(step.schema, step.talk, "tool_choice")
+            name = loads(chosen.document)["name"]
             step = _call_step(plan, talk, name)
-        arguments = await self._filled(plan.schemas[name], step.talk, "tool_choice")
+        filling = await self._filled(plan.schemas[name], step.talk, "tool_choice")
+        if not filling.done:  # a call with half of its arguments would do harm
+            self._emit(Ended(self._index, "length"))
+            return
         # Without a job there was nothing to write: the schema has one document.
         known = self._last if self._last is not None else secrets.token_bytes(12)
-        call = ToolCall(derived_id("call", known), name, arguments)
+        call = ToolCall(derived_id("call", known), name, filling.document)
         self._emit(CallMade(self._index, call))
         self._emit(Ended(self._index, "tool_calls"))
 
@@ -438,13 +443,12 @@ class _Structured:
             self._emit(piece)
         return True
 
-    async def _filled(self, schema: JsonSchema, talk: Conversation, param: str) -> str:
-        """Return a document that holds the schema."""
-        filling: Filling | None = self._answers.begun(schema)
+    async def _filled(self, schema: JsonSchema, talk: Conversation, param: str) -> Filling:
+        """Return a document that holds the schema, or one whose strings the limit cut."""
+        filling = self._answers.begun(schema)
         self._answers.structured()
-        why = ""
         for attempt in range(1 + MAX_REPAIRS):
-            if filling is None or filling.done:
+            if filling.done:
                 break
             if attempt:
                 self._answers.repaired()
@@ -452,24 +456,27 @@ class _Structured:
                 filling = await self._decided(filling, talk)
                 if filling.done:
                     break
-            text = await self._fill(filling, talk)
+            text, tokens = await self._fill(filling, talk)
             try:
-                filling = filling.take(text)
+                filling = filling.take(text, tokens)
             except DocumentTooDear as error:
                 bad(str(error), param, code="unsupported_schema")
-            why = filling.why
-            filling = filling.fitted()
-        if filling is None or not filling.done:
-            reason = f"the model wrote nothing that holds the schema: {why}"
+            fitted = filling.fitted()
+            if fitted is None:
+                break
+            filling = fitted
+        if not filling.done and not filling.is_cut:
+            reason = f"the model wrote nothing that holds the schema: {filling.why}"
             raise ApiError(
                 502, "upstream_error", reason, code="structured_output_failed", may_retry=False
             )
-        return filling.document
+        return filling
 
-    async def _fill(self, filling: Filling, talk: Conversation) -> str:
-        """Run one job over the template, and return its text."""
+    async def _fill(self, filling: Filling, talk: Conversation) -> tuple[str, int]:
+        """Run one job over the template, and return its text and its tokens."""
         request = self._answers.filling_request(self._index, talk, filling, self._jobs)
         text: list[str] = []
+        tokens = 0
         async with self._answers.job(request, self._next_part()) as job:
             self._emit(Started(self._index))
             self._last = job.started.job
@@ -479,9 +486,10 @@ class _Structured:
                 elif isinstance(event, CanvasText):
                     self._answers.paid(event)
                     text.append(event.text)
+                    tokens += event.tokens
                 elif isinstance(event, JobFinished):
                     self._answers.bill.finished(event)
-        return "".join(text)
+        return "".join(text), tokens
 
     async def _decided(self, filling: Filling, talk: Conversation) -> Filling:
         """Decide values that must be one of a few. Without workers that decide, nothing changes."""

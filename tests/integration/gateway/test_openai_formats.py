@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from piecework_protocol.conversation import Image, Message
 from piecework_protocol.kinds.read import ReadContent
-from piecework_protocol.kinds.text import Fixed, TextContent
+from piecework_protocol.kinds.text import Fixed, Hole, TextContent
 from tests.support.gateways import KEY, MODEL, ScriptedMarket, scripted_market, serving
 from tests.support.scripted_worker import final, thought, tool_call
 
@@ -260,6 +260,63 @@ async def test_json_object_gives_an_object(market: ScriptedMarket) -> None:
     async with market.sdk() as sdk:
         answer = await sdk.chat.completions.create(model=MODEL, messages=USER, response_format=form)
     assert json.loads(answer.choices[0].message.content or "") == {"a": [1, 2], "b": {"c": None}}
+
+
+def holes_of(market: ScriptedMarket) -> list[int]:
+    """The sizes of the holes of the last job."""
+    return [part.tokens for part in market.mind.asked[-1].template if isinstance(part, Hole)]
+
+
+def write_up_to(market: ScriptedMarket, words: int) -> None:
+    """Write that many words in all, each a token, in holes of whatever size."""
+
+    def fills(before: str, _: int) -> str:
+        left = words - before.count("owl")
+        return "owl" + " owl" * (min(left, holes_of(market)[0]) - 1) if left else ""
+
+    market.mind.fills = fills
+
+
+TEXT_FORM: Any = {
+    "type": "json_schema",
+    "json_schema": {
+        "name": "page",
+        "schema": {
+            "type": "object",
+            "properties": {"content": {"type": "string"}},
+            "required": ["content"],
+        },
+    },
+}
+WRITE_FILE: Any = {
+    "type": "function",
+    "function": {"name": "write_file", "parameters": TEXT_FORM["json_schema"]["schema"]},
+}
+
+
+async def test_a_long_string_of_an_answer_is_written_to_its_end(market: ScriptedMarket) -> None:
+    write_up_to(market, 900)
+    async with market.sdk() as sdk:
+        answer = await sdk.chat.completions.create(
+            model=MODEL, messages=USER, response_format=TEXT_FORM, max_tokens=4000
+        )
+    assert answer.choices[0].finish_reason == "stop"
+    assert json.loads(answer.choices[0].message.content or "")["content"].count("owl") == 900
+    assert holes_of(market) == [768]
+
+
+async def test_a_string_that_meets_max_tokens_ends_with_length(market: ScriptedMarket) -> None:
+    write_up_to(market, 900)
+    async with market.sdk() as sdk:
+        text = await sdk.chat.completions.create(
+            model=MODEL, messages=USER, response_format=TEXT_FORM, max_tokens=300
+        )
+        call = await sdk.chat.completions.create(
+            model=MODEL, messages=USER, tools=[WRITE_FILE], tool_choice="required", max_tokens=300
+        )
+    assert text.choices[0].finish_reason == call.choices[0].finish_reason == "length"
+    assert not call.choices[0].message.tool_calls
+    assert 200 < (text.choices[0].message.content or "").count("owl") < 300
 
 
 async def test_with_tools_a_structured_answer_may_also_be_a_call(market: ScriptedMarket) -> None:
