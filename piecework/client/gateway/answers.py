@@ -435,7 +435,7 @@ class _Structured:
         await self._answers.write(self._index, request, part, free, seen.pieces.append)
         if not seen.has_calls:
             try:
-                if plan.schema.faults(loads(seen.text)):
+                if await asyncio.to_thread(lambda: plan.schema.faults(loads(seen.text))):
                     return False
             except (ValueError, DocumentTooDear):
                 return False
@@ -458,7 +458,7 @@ class _Structured:
                     break
             text, tokens = await self._fill(filling, talk)
             try:
-                filling = filling.take(text, tokens)
+                filling = await asyncio.to_thread(filling.take, text, tokens)
             except DocumentTooDear as error:
                 bad(str(error), param, code="unsupported_schema")
             fitted = filling.fitted()

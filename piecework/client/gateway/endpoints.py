@@ -126,7 +126,8 @@ class Endpoints:
 
     async def _text(self, request: web.Request, form: TextFormat) -> web.StreamResponse:
         raw, body = await self._body(request)
-        ask = form.parse(body, self._options)
+        # A large schema takes a while to judge. The loop goes on meanwhile.
+        ask = await asyncio.to_thread(form.parse, body, self._options)
         with self._metrics.request(form.name, stream=ask.stream):
             async with self._idempotency.turn(request, request[BUDGET], raw) as purchase:
                 return await self._answer(request, form, ask, purchase)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -380,3 +381,29 @@ def test_a_documents_fixed_texts_are_estimated_in_tokens() -> None:
     names = ["first_name", "last_name", "street_address", "postal_code", "city_name"]
     names += ["country_code", "phone_number", "email_address", "company_name", "job_description"]
     assert begun(obj(**dict.fromkeys(names, STRING)), 256).tokens <= 256
+
+
+def chain(links: int) -> dict[str, Any]:
+    """A schema of references in a row."""
+    rows: dict[str, Any] = {f"a{i}": {"$ref": f"#/$defs/a{i + 1}"} for i in range(links)}
+    return {"$defs": {**rows, f"a{links}": STRING}, **obj(x={"$ref": "#/$defs/a0"})}
+
+
+def test_a_long_chain_of_references_is_refused_at_once() -> None:
+    assert shape(chain(30)) == '{"x": "<TEXT>"}'
+    begin = time.process_time()
+    with pytest.raises(ApiError, match="at most 64 deep") as caught:
+        parse_schema(chain(3000), "schema")
+    assert caught.value.code == "unsupported_schema"
+    assert time.process_time() - begin < 3
+
+
+def test_a_schema_whose_documents_double_at_each_level_is_refused() -> None:
+    twice = {
+        f"d{i}": obj(a={"$ref": f"#/$defs/d{i + 1}"}, b={"$ref": f"#/$defs/d{i + 1}"})
+        for i in range(25)
+    }
+    schema = parse_schema({"$defs": {**twice, "d25": STRING}, "$ref": "#/$defs/d0"}, "schema")
+    with pytest.raises(ApiError, match="too many parts") as caught:
+        skeleton(schema)
+    assert caught.value.code == "unsupported_schema"

@@ -43,7 +43,7 @@ from piecework.client.gateway.formats.pieces import (
     TextAdded,
     ThoughtAdded,
 )
-from piecework.client.gateway.formats.schema import ANY_OBJECT, parse_schema
+from piecework.client.gateway.formats.schema import ANY_OBJECT, MAX_SCHEMA_BYTES, parse_schema
 from piecework_protocol.conversation import Message, Tool, ToolCall
 from piecework_protocol.limits import MAX_CALLS_PER_MESSAGE, MAX_MESSAGES_PER_PROMPT
 
@@ -176,8 +176,10 @@ def called(tools: tuple[Tool, ...], where: str) -> Called:
     """Return the plan of a call that must be made.
 
     Raises:
-        ApiError: A tool's schema cannot be used.
+        ApiError: A tool's schema cannot be used, or all together are too large.
     """
+    if sum(len(tool.parameters) for tool in tools) > MAX_SCHEMA_BYTES:
+        bad(f"the schemas of tools are at most {MAX_SCHEMA_BYTES} bytes together", where)
     schemas = {
         tool.name: parse_schema(loads(tool.parameters), f"{where}: {tool.name}") for tool in tools
     }

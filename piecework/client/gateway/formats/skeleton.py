@@ -20,10 +20,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
 
 from piecework.base.jsons import loads
+from piecework.client.gateway.formats.common import bad
 from piecework.client.gateway.formats.schema import MAX_SCHEMA_DEPTH, JsonSchema, Path
 
 MAX_FIXED_ITEMS: Final = 64
 """A list of a fixed length up to this has a slot for each item."""
+MAX_PARTS: Final = 4096
+"""Values of a document that have a place of their own."""
 MAX_VALUE_DEPTH: Final = 32
 TEXT_TOKENS: Final = 48
 """Room for a string at first. One that fills it goes on in a larger hole."""
@@ -89,7 +92,11 @@ Skeleton: TypeAlias = tuple[Piece, ...]
 
 
 def skeleton(schema: JsonSchema) -> Skeleton:
-    """Return the skeleton of a schema's documents. Two texts never follow each other."""
+    """Return the skeleton of a schema's documents. Two texts never follow each other.
+
+    Raises:
+        ApiError: The documents have too many parts.
+    """
     return merged(_Builder(schema).build(schema.root, (), ()))
 
 
@@ -117,9 +124,13 @@ def merged(pieces: Iterable[Piece]) -> Skeleton:
 class _Builder:
     def __init__(self, schema: JsonSchema) -> None:
         self._schema = schema
+        self._built = 0
 
     def build(self, raw: Any, path: Path, above: tuple[int, ...]) -> Iterator[Piece]:
         """Yield the pieces of a node's documents. `above`: the nodes that it stands in."""
+        self._built += 1
+        if self._built > MAX_PARTS:
+            bad("the schema's documents have too many parts", None, code="unsupported_schema")
         node = self._inlined(raw)
         if not isinstance(node, dict) or id(node) in above or len(above) > MAX_SCHEMA_DEPTH:
             yield Slot(SlotKind.VALUE, path, VALUE_TOKENS)
