@@ -14,8 +14,11 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+import structlog
+
+from piecework.base.errors import PieceworkError
 from piecework.base.jsons import loads
-from piecework.client.errors import RequestRefused, WorkerUnreachable
+from piecework.client.errors import WorkerUnreachable
 from piecework.client.gateway.bill import Bill
 from piecework.client.gateway.formats.asks import Ask, Called, Filled, Free, Structured
 from piecework.client.gateway.formats.common import ApiError, StopCutter, bad, derived_id
@@ -59,6 +62,9 @@ from piecework_protocol.types import Amount
 SEED_STEP: Final = 0x9E3779B97F4A7C15
 """Between the seeds of an answer's jobs. Choices differ by one."""
 
+MAX_TOKEN_CHARACTERS: Final = 64
+"""Of a charged token. A document with more was not written by a model."""
+
 MAX_JOBS: Final = 16
 """Of one answer: one that writes freely, two documents, and their repairs."""
 
@@ -77,6 +83,8 @@ class Answers:
     ) -> None:
         self._ask, self._turns, self._metrics = ask, turns, metrics
         self.bill = bill
+        self._log = structlog.get_logger("gateway")
+        self._begun: dict[int, tuple[JsonSchema, Filling]] = {}
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[AsyncIterator[Piece]]:
@@ -86,6 +94,7 @@ class Answers:
             PieceworkError: While iterating: one of the answers failed.
         """
         async with AsyncExitStack() as stack:
+            await asyncio.to_thread(self._begin_all)
             parts = await self._reserved(stack)
             pieces: asyncio.Queue[Piece | None] = asyncio.Queue()
 
@@ -130,17 +139,29 @@ class Answers:
         filling = self.begun(step.schema)
         return None if filling.done else self.filling_request(index, step.talk, filling, 0)
 
+    def _begin_all(self) -> None:
+        """Make the empty documents, so that one that cannot be written is not paid for."""
+        plan = self._ask.plan
+        schemas = plan.schemas.values() if isinstance(plan, Called) else ()
+        for schema in (plan.schema,) if isinstance(plan, Structured) else schemas:
+            self._begun[id(schema)] = (schema, self.begun(schema))
+
     def begun(self, schema: JsonSchema) -> Filling:
         """Return an empty document.
 
         Raises:
-            ApiError: The caller allows too few tokens for it.
+            ApiError: The caller allows too few tokens for it, or no document can hold.
         """
+        if id(schema) in self._begun:
+            return self._begun[id(schema)][1]
         most = self._ask.wanted.generation.max_tokens
         filling, least = Filling.of(schema, most), Filling.of(schema, None)
         if filling is None:
             needed = 0 if least is None else least.tokens
             bad(f"max_tokens is too small for this schema; {needed} are enough", "max_tokens")
+        if filling.done and schema.faults(loads(filling.document)):
+            reason = "no document with all of the schema's parts holds the schema"
+            bad(reason, None, code="unsupported_schema")
         return filling
 
     def part(self, index: int, job: int, first: Part) -> Part:
@@ -255,6 +276,10 @@ class Answers:
     def structured(self) -> None:
         """A structured document begins."""
         self._metrics.structured()
+
+    def undecided(self, error: PieceworkError) -> None:
+        """A read job did not help a structured answer."""
+        self._log.warning("the values of a document were not decided", code=error.code)
 
     def repaired(self) -> None:
         """A structured answer needs one more job."""
@@ -423,7 +448,10 @@ class _Structured:
             return
         # Without a job there was nothing to write: the schema has one document.
         known = self._last if self._last is not None else secrets.token_bytes(12)
-        call = ToolCall(derived_id("call", known), name, filling.document)
+        try:
+            call = ToolCall(derived_id("call", known), name, filling.document)
+        except MalformedInput as error:
+            raise _failed(str(error)) from None
         self._emit(CallMade(self._index, call))
         self._emit(Ended(self._index, "tool_calls"))
 
@@ -466,10 +494,7 @@ class _Structured:
                 break
             filling = fitted
         if not filling.done and not filling.is_cut:
-            reason = f"the model wrote nothing that holds the schema: {filling.why}"
-            raise ApiError(
-                502, "upstream_error", reason, code="structured_output_failed", may_retry=False
-            )
+            raise _failed(f"the model wrote nothing that holds the schema: {filling.why}")
         return filling
 
     async def _fill(self, filling: Filling, talk: Conversation) -> tuple[str, int]:
@@ -485,6 +510,8 @@ class _Structured:
                     self._answers.bill.started(event)
                 elif isinstance(event, CanvasText):
                     self._answers.paid(event)
+                    if len(event.text) > MAX_TOKEN_CHARACTERS * event.tokens:
+                        raise _failed("the worker wrote more than its tokens can hold")
                     text.append(event.text)
                     tokens += event.tokens
                 elif isinstance(event, JobFinished):
@@ -497,7 +524,8 @@ class _Structured:
         questions = tuple(question for _, question in asked)
         try:
             sums = await self._answers.decide(self._index, talk, questions, self._next_part())
-        except RequestRefused:
+        except PieceworkError as error:  # the read is a help alone: the document is written on
+            self._answers.undecided(error)
             return filling
         best = [max(range(len(shares)), key=shares.__getitem__) for shares in sums]
         return filling.decided({path: one for (path, _), one in zip(asked, best, strict=True)})
@@ -506,6 +534,12 @@ class _Structured:
         part = self._answers.part(self._index, self._jobs, self._part)
         self._jobs += 1
         return part
+
+
+def _failed(reason: str) -> ApiError:
+    """A document was paid for and cannot be used."""
+    kind, code = "upstream_error", "structured_output_failed"
+    return ApiError(502, kind, reason, code=code, may_retry=False)
 
 
 async def read(

@@ -14,10 +14,16 @@ import pytest
 from pydantic import BaseModel
 
 from piecework_protocol.conversation import Image, Message
+from piecework_protocol.errors import Reason, Refusal
 from piecework_protocol.kinds.read import ReadContent
-from piecework_protocol.kinds.text import Fixed, Hole, TextContent
+from piecework_protocol.kinds.text import Fixed, Hole, TextContent, TextOutput
+from piecework_protocol.objects import Finish
+from piecework_protocol.worker_session import CanvasResult
+from tests.support.client_side import MONEY, PAYER, FakeClock, open_client
+from tests.support.fake_chain import FakeChain
+from tests.support.fake_worker import STEPS, Job
 from tests.support.gateways import KEY, MODEL, ScriptedMarket, scripted_market, serving
-from tests.support.scripted_worker import final, thought, tool_call
+from tests.support.scripted_worker import ScriptedWorker, final, thought, tool_call
 
 USER: Any = [{"role": "user", "content": "What is the weather in Oslo?"}]
 WEATHER: Any = {
@@ -317,6 +323,85 @@ async def test_a_string_that_meets_max_tokens_ends_with_length(market: ScriptedM
     assert text.choices[0].finish_reason == call.choices[0].finish_reason == "length"
     assert not call.choices[0].message.tool_calls
     assert 200 < (text.choices[0].message.content or "").count("owl") < 300
+
+
+def form_of(schema: Any) -> Any:
+    """A response format."""
+    return {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+
+
+async def test_a_schema_that_no_document_can_hold_is_refused_before_it_is_paid(
+    market: ScriptedMarket,
+) -> None:
+    both = {"properties": {"a": {"const": 1}, "b": {"const": 2}}, "required": ["a", "b"]}
+    impossible = {"type": "object", **both, "maxProperties": 1}
+    tool = {"type": "function", "function": {"name": "f", "parameters": impossible}}
+    asked: list[Any] = [{"response_format": form_of(impossible)}]
+    asked += [{"tools": [tool, CLOCK], "tool_choice": "required"}]
+    async with market.sdk() as sdk:
+        for fields in asked:
+            with pytest.raises(openai.BadRequestError) as caught:
+                await sdk.chat.completions.create(model=MODEL, messages=USER, **fields)
+            assert caught.value.code == "unsupported_schema"
+    assert market.mind.asked == []
+
+
+async def test_a_forced_call_has_an_object_also_if_its_schema_asks_for_nothing(
+    market: ScriptedMarket,
+) -> None:
+    market.mind.fills = lambda _, job: "5" if job else '"a": 1'
+    open_tool: Any = {"type": "function", "function": {"name": "f", "parameters": {}}}
+    number = {"$defs": {"n": {"type": "integer"}}, "$ref": "#/$defs/n"}
+    bad_tool: Any = {"type": "function", "function": {"name": "f", "parameters": number}}
+    async with market.sdk() as sdk:
+        answer = await sdk.chat.completions.create(
+            model=MODEL, messages=USER, tools=[open_tool], tool_choice="required"
+        )
+        with pytest.raises(openai.InternalServerError) as caught:
+            await sdk.chat.completions.create(
+                model=MODEL, messages=USER, tools=[bad_tool], tool_choice="required"
+            )
+    calls: Any = answer.choices[0].message.tool_calls
+    assert [json.loads(call.function.arguments) for call in calls] == [{"a": 1}]
+    assert caught.value.status_code == 502
+    assert caught.value.code == "structured_output_failed"
+
+
+async def test_a_read_that_fails_leaves_the_document_to_the_model(market: ScriptedMarket) -> None:
+    def fills(_: str, job: int) -> str:
+        if job == 0:
+            market.worker.script.refusals.append(Refusal(Reason.ENGINE_FAILED, "no reads now"))
+        return "zzz" if job == 0 else "red"
+
+    market.mind.fills = fills
+    form = form_of({"type": "object", "properties": {"c": {"enum": ["red", "blue"]}}})
+    async with market.sdk() as sdk:
+        answer = await sdk.chat.completions.create(model=MODEL, messages=USER, response_format=form)
+    assert json.loads(answer.choices[0].message.content or "") == {"c": "red"}
+
+
+class PaddingWorker(ScriptedWorker):
+    """It writes thousands of characters and charges one token."""
+
+    def denoise(self, job: Job, canvas: int) -> CanvasResult:
+        """One token."""
+        output = TextOutput.plain((1,), '{"content": "' + "x" * 5000 + '"}')
+        return self._result(job, output.encode(), canvas, (STEPS, 1, Finish.END_OF_TEXT))
+
+
+async def test_a_worker_that_pads_its_text_is_found_out(tmp_path: Path) -> None:
+    chain, clock = FakeChain(), FakeClock()
+    chain.deposit(PAYER.address, MONEY * 100)
+    worker = PaddingWorker(chain, clock)
+    async with (
+        worker,
+        open_client(tmp_path, chain, clock) as client,
+        serving(client) as (gateway, url),
+        ScriptedMarket(url, worker, client, gateway).sdk() as sdk,
+    ):
+        with pytest.raises(openai.InternalServerError, match="more than its tokens") as caught:
+            await sdk.chat.completions.create(model=MODEL, messages=USER, response_format=TEXT_FORM)
+    assert caught.value.status_code == 502
 
 
 async def test_with_tools_a_structured_answer_may_also_be_a_call(market: ScriptedMarket) -> None:

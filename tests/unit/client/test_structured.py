@@ -69,6 +69,8 @@ INTEGER: Any = {"type": "integer"}
         ({"type": "object", "additionalProperties": False}, "{}"),
         ({"type": "object", "properties": {"a": STRING}}, '{"a": "<TEXT>"}'),
         ({"type": "object", "required": ["a"]}, '{"a": <VALUE>}'),
+        ({**obj(a=INTEGER, b=STRING), "required": ["b"], "maxProperties": 1}, '{"b": "<TEXT>"}'),
+        ({"properties": {"a": INTEGER, "b": STRING}, "maxProperties": 1}, '{"a": <VALUE>}'),
         ({"type": "object", "properties": {"a": False, "b": STRING}}, '{"b": "<TEXT>"}'),
         (obj(a=obj(b=STRING)), '{"a": {"b": "<TEXT>"}}'),
         (
@@ -407,3 +409,11 @@ def test_a_schema_whose_documents_double_at_each_level_is_refused() -> None:
     with pytest.raises(ApiError, match="too many parts") as caught:
         skeleton(schema)
     assert caught.value.code == "unsupported_schema"
+
+
+def test_white_space_without_end_is_read_in_one_pass() -> None:
+    filling = begun(obj(a=INTEGER))
+    begin = time.process_time()
+    assert not filling.take('{"a": 1' + " " * 500_000 + "x}").done
+    assert not filling.take('{"a": 1,' + " " * 500_000 + "x}").done
+    assert time.process_time() - begin < 2

@@ -1,10 +1,10 @@
 """A document's skeleton: what a schema fixes, and slots for what is free. Pure.
 
 The skeleton becomes a template. Its texts are pinned, so they cannot break, and the model fills the
-slots. Of an object with named properties the keys are fixed, also those that are optional. Of a
-list whose length is free the brackets are fixed. The quotes around a string are fixed too. A short
-string ends with an end-of-text token. What follows that token in the hole is left out, so the quote
-follows the string at once.
+slots. Of an object with named properties the keys are fixed, also those that are optional, as many
+as it may have. Of a list whose length is free the brackets are fixed. The quotes around a string
+are fixed too. A short string ends with an end-of-text token. What follows that token in the hole is
+left out, so the quote follows the string at once.
 
 A slot's value is read from its start. If the model closed the string or the list by itself and went
 on with the document, what it wrote behind that is dropped, because the skeleton has it already.
@@ -41,7 +41,7 @@ LEAST_TOKENS: Final = 8
 MAX_SLOT_TOKENS: Final = 4096
 _ALTERNATIVES = ("anyOf", "oneOf", "not", "if", "dependentSchemas")
 # What may follow a value that the model closed by itself: the document goes on.
-_GOES_ON = re.compile(r"\s*(?:[}\]]|,\s*[\"{\[\]}]|,?\s*$)")
+_GOES_ON = re.compile(r"\s*+(?:[}\]]|,\s*+[\"{\[\]}]|,?\s*+$)")
 _CONTROL = re.compile(r"[\x00-\x1f]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 # A character that broke off: an escape, half of a pair of escapes, or bytes of a character.
@@ -190,11 +190,15 @@ class _Builder:
             else:
                 yield from ("{", Slot(SlotKind.MEMBERS, path, LIST_TOKENS), "}")
             return
-        wanted = {
-            name: inner
-            for name, inner in properties.items()
-            if name in node.get("required", ()) or not self._is_optional_and_endless(inner, above)
-        }
+        required = node.get("required", ())
+        spare = node.get("maxProperties", len(properties) + len(required)) - len(set(required))
+        wanted = {}
+        for name, inner in properties.items():
+            if name not in required:
+                if spare < 1 or self._is_optional_and_endless(inner, above):
+                    continue
+                spare -= 1
+            wanted[name] = inner
         yield "{"
         for i, (name, inner) in enumerate(wanted.items()):
             yield (", " if i else "") + json.dumps(name, ensure_ascii=False) + ": "
