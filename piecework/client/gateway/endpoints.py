@@ -268,5 +268,6 @@ async def _send(response: web.StreamResponse, frames: Any) -> None:
 
 
 def _encoded(frame: Frame) -> bytes:
+    """Encode an event. In ASCII, as some clients end a line at U+2028 or U+0085."""
     name = b"" if frame.event is None else b"event: " + frame.event.encode() + b"\n"
-    return name + b"data: " + json.dumps(frame.data, ensure_ascii=False).encode() + b"\n\n"
+    return name + b"data: " + json.dumps(frame.data).encode() + b"\n\n"

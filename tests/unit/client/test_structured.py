@@ -411,9 +411,10 @@ def test_a_schema_whose_documents_double_at_each_level_is_refused() -> None:
     assert caught.value.code == "unsupported_schema"
 
 
-def test_white_space_without_end_is_read_in_one_pass() -> None:
+def test_white_space_and_strings_without_end_are_read_in_one_pass() -> None:
     filling = begun(obj(a=INTEGER))
     begin = time.process_time()
     assert not filling.take('{"a": 1' + " " * 500_000 + "x}").done
     assert not filling.take('{"a": 1,' + " " * 500_000 + "x}").done
+    assert not filling.take('{"a": {' + '"\\' * 250_000 + "}").done
     assert time.process_time() - begin < 2

@@ -51,8 +51,9 @@ _BROKEN_OFF = re.compile(
 _WORDS = re.compile(r"[A-Za-z]+")
 _SPACE = re.compile(r"\s*")
 _SCALAR = re.compile(r"[^\s,}\]]+")
-_QUOTED = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
-_STEP = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[{]|[\]}]', re.DOTALL)
+_QUOTED = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+# A string without an end is skipped whole: no text is read twice.
+_STEP = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{]|[\]}]', re.DOTALL)
 
 
 class SlotKind(enum.Enum):
