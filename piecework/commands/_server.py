@@ -28,11 +28,16 @@ async def until_told_to_stop() -> None:
 
 
 def logs_to_stderr() -> None:
-    """Structured logs: JSON lines, or readable ones on a terminal. What repeats is counted."""
+    """Structured logs: JSON lines, or readable ones on a terminal. What repeats is counted.
+
+    A traceback is of lines of code alone. Local variables hold what callers ask and are told.
+    """
     bound_library_logs()
     interactive = sys.stderr.isatty()
     renderer = (
-        structlog.dev.ConsoleRenderer() if interactive else structlog.processors.JSONRenderer()
+        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+        if interactive
+        else structlog.processors.JSONRenderer()
     )
     structlog.configure(
         processors=[

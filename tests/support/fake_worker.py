@@ -393,7 +393,9 @@ class FakeWorker:
         )
         content = KINDS[signed.kind].decode_content(prompt)
         now = Timestamp(int(self.clock()))
-        accepted = AcceptedJob(job_id, signed, channel, model, 1 + len(prompt) // 4, now)
+        # A template stands in the canvas, so it is not of the prompt.
+        tokens = min(1 + len(prompt) // 4, content.outline.prompt_tokens)
+        accepted = AcceptedJob(job_id, signed, channel, model, tokens, now)
         self.jobs[job_id] = Job(submission, WorkerSession(accepted, self.domain), content)
         return self.jobs[job_id]
 

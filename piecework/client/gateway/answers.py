@@ -14,6 +14,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+import structlog
+
+from piecework.base.errors import PieceworkError
 from piecework.base.jsons import loads
 from piecework.client.errors import RequestRefused, WorkerUnreachable
 from piecework.client.gateway.bill import Bill
@@ -62,6 +65,9 @@ from piecework_protocol.types import Amount
 SEED_STEP: Final = 0x9E3779B97F4A7C15
 """Between the seeds of an answer's jobs. Choices differ by one."""
 
+MAX_TOKEN_CHARACTERS: Final = 64
+"""Of a charged token. A document with more was not written by a model."""
+
 MAX_JOBS: Final = 16
 """Of one answer: one that writes freely, two documents, and their repairs."""
 
@@ -82,6 +88,8 @@ class Answers:
         self.bill = bill
         price = ask.wanted.max_price
         self._pot = None if price is None else Pot(price, ask.answers)
+        self._log = structlog.get_logger("gateway")
+        self._begun: dict[int, tuple[JsonSchema, Filling]] = {}
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[AsyncIterator[Piece]]:
@@ -91,6 +99,7 @@ class Answers:
             PieceworkError: While iterating: one of the answers failed.
         """
         async with AsyncExitStack() as stack:
+            await asyncio.to_thread(self._begin_all)
             parts = await self._reserved(stack)
             pieces: asyncio.Queue[Piece | None] = asyncio.Queue()
 
@@ -135,17 +144,29 @@ class Answers:
         filling = self.begun(step.schema)
         return None if filling.done else self.filling_request(index, step.talk, filling, 0)
 
+    def _begin_all(self) -> None:
+        """Make the empty documents, so that one that cannot be written is not paid for."""
+        plan = self._ask.plan
+        schemas = plan.schemas.values() if isinstance(plan, Called) else ()
+        for schema in (plan.schema,) if isinstance(plan, Structured) else schemas:
+            self._begun[id(schema)] = (schema, self.begun(schema))
+
     def begun(self, schema: JsonSchema) -> Filling:
         """Return an empty document.
 
         Raises:
-            ApiError: The caller allows too few tokens for it.
+            ApiError: The caller allows too few tokens for it, or no document can hold.
         """
+        if id(schema) in self._begun:
+            return self._begun[id(schema)][1]
         most = self._ask.wanted.generation.max_tokens
         filling, least = Filling.of(schema, most), Filling.of(schema, None)
         if filling is None:
             needed = 0 if least is None else least.tokens
             bad(f"max_tokens is too small for this schema; {needed} are enough", "max_tokens")
+        if filling.done and schema.faults(loads(filling.document)):
+            reason = "no document with all of the schema's parts holds the schema"
+            bad(reason, None, code="unsupported_schema")
         return filling
 
     def part(self, index: int, job: int, first: Part) -> Part:
@@ -267,6 +288,10 @@ class Answers:
     def structured(self) -> None:
         """A structured document begins."""
         self._metrics.structured()
+
+    def undecided(self, error: PieceworkError) -> None:
+        """A read job did not help a structured answer."""
+        self._log.warning("the values of a document were not decided", code=error.code)
 
     def repaired(self) -> None:
         """A structured answer needs one more job."""
@@ -425,20 +450,28 @@ class _Structured:
         step = first_step(plan, talk)
         if plan.free is not None and await self._freely(plan, plan.free, step.talk):
             return
-        text = await self._filled(plan.schema, step.talk, "response_format")
+        filling = await self._filled(plan.schema, step.talk, "response_format")
+        text = filling.document if filling.done else filling.beginning
         self._emit(TextAdded(self._index, text))
-        self._emit(Ended(self._index, "stop"))
+        self._emit(Ended(self._index, "stop" if filling.done else "length"))
 
     async def call(self, plan: Called, talk: Conversation) -> None:
         """Emit one call of one of the tools. With several, a name is chosen first."""
         step, name = first_step(plan, talk), plan.tools[0].name
         if len(plan.tools) > 1 and step.schema is not None:
-            name = loads(await self._filled(step.schema, step.talk, "tool_choice"))["name"]
+            chosen = await self._filled(step.schema, step.talk, "tool_choice")
+            name = loads(chosen.document)["name"]
             step = _call_step(plan, talk, name)
-        arguments = await self._filled(plan.schemas[name], step.talk, "tool_choice")
+        filling = await self._filled(plan.schemas[name], step.talk, "tool_choice")
+        if not filling.done:  # a call with half of its arguments would do harm
+            self._emit(Ended(self._index, "length"))
+            return
         # Without a job there was nothing to write: the schema has one document.
         known = self._last if self._last is not None else secrets.token_bytes(12)
-        call = ToolCall(derived_id("call", known), name, arguments)
+        try:
+            call = ToolCall(derived_id("call", known), name, filling.document)
+        except MalformedInput as error:
+            raise _failed(str(error)) from None
         self._emit(CallMade(self._index, call))
         self._emit(Ended(self._index, "tool_calls"))
 
@@ -450,7 +483,7 @@ class _Structured:
         await self._answers.write(self._index, request, part, free, seen.pieces.append)
         if not seen.has_calls:
             try:
-                if plan.schema.faults(loads(seen.text)):
+                if await asyncio.to_thread(lambda: plan.schema.faults(loads(seen.text))):
                     return False
             except (ValueError, DocumentTooDear):
                 return False
@@ -458,13 +491,12 @@ class _Structured:
             self._emit(piece)
         return True
 
-    async def _filled(self, schema: JsonSchema, talk: Conversation, param: str) -> str:
-        """Return a document that holds the schema."""
-        filling: Filling | None = self._answers.begun(schema)
+    async def _filled(self, schema: JsonSchema, talk: Conversation, param: str) -> Filling:
+        """Return a document that holds the schema, or one whose strings the limit cut."""
+        filling = self._answers.begun(schema)
         self._answers.structured()
-        why = ""
         for attempt in range(1 + MAX_REPAIRS):
-            if filling is None or filling.done:
+            if filling.done:
                 break
             if attempt:
                 self._answers.repaired()
@@ -473,29 +505,29 @@ class _Structured:
                 if filling.done:
                     break
             try:
-                text = await self._fill(filling, talk)
+                text, tokens = await self._fill(filling, talk)
             except RequestRefused as refused:
                 if self._jobs == 1 or refused.code != PRICE_TOO_LOW:
                     raise
-                why = f"{why}. max_price does not cover another job".removeprefix(". ")
-                break
+                why = f"{filling.why}. max_price does not cover another job".removeprefix(". ")
+                raise _failed(f"the model wrote nothing that holds the schema: {why}") from None
             try:
-                filling = filling.take(text)
+                filling = await asyncio.to_thread(filling.take, text, tokens)
             except DocumentTooDear as error:
                 bad(str(error), param, code="unsupported_schema")
-            why = filling.why
-            filling = filling.fitted()
-        if filling is None or not filling.done:
-            reason = f"the model wrote nothing that holds the schema: {why}"
-            raise ApiError(
-                502, "upstream_error", reason, code="structured_output_failed", may_retry=False
-            )
-        return filling.document
+            fitted = filling.fitted()
+            if fitted is None:
+                break
+            filling = fitted
+        if not filling.done and not filling.is_cut:
+            raise _failed(f"the model wrote nothing that holds the schema: {filling.why}")
+        return filling
 
-    async def _fill(self, filling: Filling, talk: Conversation) -> str:
-        """Run one job over the template, and return its text."""
+    async def _fill(self, filling: Filling, talk: Conversation) -> tuple[str, int]:
+        """Run one job over the template, and return its text and its tokens."""
         request = self._answers.filling_request(self._index, talk, filling, self._jobs)
         text: list[str] = []
+        tokens = 0
         async with self._answers.job(self._index, request, self._next_part()) as job:
             self._emit(Started(self._index))
             self._last = job.started.job
@@ -504,10 +536,13 @@ class _Structured:
                     self._answers.bill.started(event)
                 elif isinstance(event, CanvasText):
                     self._answers.paid(event)
+                    if len(event.text) > MAX_TOKEN_CHARACTERS * event.tokens:
+                        raise _failed("the worker wrote more than its tokens can hold")
                     text.append(event.text)
+                    tokens += event.tokens
                 elif isinstance(event, JobFinished):
                     self._answers.bill.finished(event)
-        return "".join(text)
+        return "".join(text), tokens
 
     async def _decided(self, filling: Filling, talk: Conversation) -> Filling:
         """Decide values that must be one of a few. Without workers that decide, nothing changes."""
@@ -515,7 +550,8 @@ class _Structured:
         questions = tuple(question for _, question in asked)
         try:
             sums = await self._answers.decide(self._index, talk, questions, self._next_part())
-        except RequestRefused:
+        except PieceworkError as error:  # the read is a help alone: the document is written on
+            self._answers.undecided(error)
             return filling
         best = [max(range(len(shares)), key=shares.__getitem__) for shares in sums]
         return filling.decided({path: one for (path, _), one in zip(asked, best, strict=True)})
@@ -524,6 +560,12 @@ class _Structured:
         part = self._answers.part(self._index, self._jobs, self._part)
         self._jobs += 1
         return part
+
+
+def _failed(reason: str) -> ApiError:
+    """A document was paid for and cannot be used."""
+    kind, code = "upstream_error", "structured_output_failed"
+    return ApiError(502, kind, reason, code=code, may_retry=False)
 
 
 async def read(

@@ -126,7 +126,8 @@ class Endpoints:
 
     async def _text(self, request: web.Request, form: TextFormat) -> web.StreamResponse:
         raw, body = await self._body(request)
-        ask = form.parse(body, self._options)
+        # A large schema takes a while to judge. The loop goes on meanwhile.
+        ask = await asyncio.to_thread(form.parse, body, self._options)
         with self._metrics.request(form.name, stream=ask.stream):
             async with self._idempotency.turn(request, request[BUDGET], raw) as purchase:
                 return await self._answer(request, form, ask, purchase)
@@ -286,5 +287,6 @@ async def _send(response: web.StreamResponse, frames: Any) -> None:
 
 
 def _encoded(frame: Frame) -> bytes:
+    """Encode an event. In ASCII, as some clients end a line at U+2028 or U+0085."""
     name = b"" if frame.event is None else b"event: " + frame.event.encode() + b"\n"
-    return name + b"data: " + json.dumps(frame.data, ensure_ascii=False).encode() + b"\n\n"
+    return name + b"data: " + json.dumps(frame.data).encode() + b"\n\n"

@@ -283,3 +283,12 @@ def test_texts_beside_an_image_are_put_together() -> None:
     (message,) = messages_of({"role": "user", "content": [*texts, image]})
     assert message.text == "ab"
     assert message.images == (Image("image/jpeg", b"\0\0\0"),)
+
+
+def test_the_schemas_of_all_tools_have_one_bound() -> None:
+    large = {"type": "object", "description": "d" * 60_000}
+    tools = [
+        {"type": "function", "function": {"name": f"f{i}", "parameters": large}} for i in range(5)
+    ]
+    assert isinstance(parsed(tools=tools[:3], tool_choice="required").plan, Called)
+    assert "together" in refused(tools=tools, tool_choice="required").message

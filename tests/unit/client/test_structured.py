@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from piecework.client.gateway.formats.common import ApiError
 from piecework.client.gateway.formats.schema import JsonSchema, parse_schema
 from piecework.client.gateway.formats.skeleton import Slot, SlotKind, read_slot, skeleton
-from piecework.client.gateway.formats.structured import Filling
+from piecework.client.gateway.formats.structured import MAX_REPAIRS, Filling
 from piecework_protocol.kinds.text import Fixed, Hole
 
 TEXT = Slot(SlotKind.TEXT, ("a",), 8)
@@ -68,6 +69,8 @@ INTEGER: Any = {"type": "integer"}
         ({"type": "object", "additionalProperties": False}, "{}"),
         ({"type": "object", "properties": {"a": STRING}}, '{"a": "<TEXT>"}'),
         ({"type": "object", "required": ["a"]}, '{"a": <VALUE>}'),
+        ({**obj(a=INTEGER, b=STRING), "required": ["b"], "maxProperties": 1}, '{"b": "<TEXT>"}'),
+        ({"properties": {"a": INTEGER, "b": STRING}, "maxProperties": 1}, '{"a": <VALUE>}'),
         ({"type": "object", "properties": {"a": False, "b": STRING}}, '{"b": "<TEXT>"}'),
         (obj(a=obj(b=STRING)), '{"a": {"b": "<TEXT>"}}'),
         (
@@ -322,3 +325,96 @@ def test_a_pattern_that_takes_years_is_given_up() -> None:
 
 def test_a_huge_number_is_a_fault_and_no_crash() -> None:
     assert JsonSchema({"multipleOf": 0.5}).faults(10**400)
+
+
+def test_a_string_that_fills_its_hole_goes_on_in_a_larger_one() -> None:
+    filling = begun(obj(content=STRING, n=INTEGER), 4000)
+    half = "import os\\nfor i in range(10):\\n    print(os.getpid(), i, sep='-')\\n" * 3
+    more = filling.take(f'{{"content": "{half}", "n": 5}}')
+    assert more.template == (Fixed(f'{{"content": "{half}'), Hole(192), Fixed('", "n": 5}'))
+    assert more.is_cut
+    assert more.beginning == f'{{"content": "{half}'
+    done = more.take(f'{{"content": "{half}exit()", "n": 5}}')
+    assert json.loads(done.document) == {"content": json.loads(f'"{half}exit()"'), "n": 5}
+
+
+def test_a_string_goes_on_before_an_escape_that_broke_off() -> None:
+    filling = begun(obj(a=STRING))
+    line = "some more words of this text\\n" * 6
+    for end in ("\\", "\\u00e", "\\ud83d", "\\ud83d\\ude", "\ufffd"):
+        more = filling.take(f'{{"a": "{line}{end}"}}')
+        assert more.template[0] == Fixed(f'{{"a": "{line}')
+    whole = filling.take(f'{{"a": "{line}\\\\\\\\"}}')
+    assert whole.template[0] == Fixed(f'{{"a": "{line}\\\\\\\\')
+
+
+def test_a_string_that_cannot_have_filled_its_hole_is_done() -> None:
+    text = '{"a": "' + "counted words " * 12 + '"}'
+    assert not begun(obj(a=STRING)).take(text).done
+    assert not begun(obj(a=STRING)).take(text, 60).done
+    assert begun(obj(a=STRING)).take(text, 40).done
+    assert begun(obj(a=STRING)).take(text[:-2] + '", "b": "x"}').done  # the model closed it
+
+
+def test_a_string_that_fills_the_callers_limit_is_cut_there() -> None:
+    filling = begun(obj(a=STRING), 70)
+    cut = filling.take('{"a": "' + "word " * 48 + '"}', 56)
+    fitted = cut.fitted()
+    assert cut.is_cut
+    assert fitted is None or fitted.tokens <= 70
+
+
+def test_a_string_grows_to_thousands_of_tokens_in_the_rounds_that_there_are() -> None:
+    filling, words = begun(obj(a=STRING)), 0
+    for _ in range(1 + MAX_REPAIRS):
+        hole = filling.template[1]
+        assert isinstance(hole, Hole)
+        words += hole.tokens
+        after = filling.take('{"a": "' + " word" * words + '"}', words + 6).fitted()
+        if after is None:
+            break
+        assert after.tokens <= 4096
+        filling = after
+    assert filling.is_cut
+    assert 3500 < words < 4096
+
+
+def test_a_documents_fixed_texts_are_estimated_in_tokens() -> None:
+    names = ["first_name", "last_name", "street_address", "postal_code", "city_name"]
+    names += ["country_code", "phone_number", "email_address", "company_name", "job_description"]
+    assert begun(obj(**dict.fromkeys(names, STRING)), 256).tokens <= 256
+
+
+def chain(links: int) -> dict[str, Any]:
+    """A schema of references in a row."""
+    rows: dict[str, Any] = {f"a{i}": {"$ref": f"#/$defs/a{i + 1}"} for i in range(links)}
+    return {"$defs": {**rows, f"a{links}": STRING}, **obj(x={"$ref": "#/$defs/a0"})}
+
+
+def test_a_long_chain_of_references_is_refused_at_once() -> None:
+    assert shape(chain(30)) == '{"x": "<TEXT>"}'
+    begin = time.process_time()
+    with pytest.raises(ApiError, match="at most 64 deep") as caught:
+        parse_schema(chain(3000), "schema")
+    assert caught.value.code == "unsupported_schema"
+    assert time.process_time() - begin < 3
+
+
+def test_a_schema_whose_documents_double_at_each_level_is_refused() -> None:
+    twice = {
+        f"d{i}": obj(a={"$ref": f"#/$defs/d{i + 1}"}, b={"$ref": f"#/$defs/d{i + 1}"})
+        for i in range(25)
+    }
+    schema = parse_schema({"$defs": {**twice, "d25": STRING}, "$ref": "#/$defs/d0"}, "schema")
+    with pytest.raises(ApiError, match="too many parts") as caught:
+        skeleton(schema)
+    assert caught.value.code == "unsupported_schema"
+
+
+def test_white_space_and_strings_without_end_are_read_in_one_pass() -> None:
+    filling = begun(obj(a=INTEGER))
+    begin = time.process_time()
+    assert not filling.take('{"a": 1' + " " * 500_000 + "x}").done
+    assert not filling.take('{"a": 1,' + " " * 500_000 + "x}").done
+    assert not filling.take('{"a": {' + '"\\' * 250_000 + "}").done
+    assert time.process_time() - begin < 2

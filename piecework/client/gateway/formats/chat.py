@@ -43,7 +43,7 @@ from piecework.client.gateway.formats.pieces import (
     TextAdded,
     ThoughtAdded,
 )
-from piecework.client.gateway.formats.schema import ANY_OBJECT, parse_schema
+from piecework.client.gateway.formats.schema import ANY_OBJECT, MAX_SCHEMA_BYTES, parse_schema
 from piecework_protocol.conversation import Message, Tool, ToolCall
 from piecework_protocol.limits import MAX_CALLS_PER_MESSAGE, MAX_MESSAGES_PER_PROMPT
 
@@ -176,12 +176,26 @@ def called(tools: tuple[Tool, ...], where: str) -> Called:
     """Return the plan of a call that must be made.
 
     Raises:
-        ApiError: A tool's schema cannot be used.
+        ApiError: A tool's schema cannot be used, or all together are too large.
     """
+    if sum(len(tool.parameters) for tool in tools) > MAX_SCHEMA_BYTES:
+        bad(f"the schemas of tools are at most {MAX_SCHEMA_BYTES} bytes together", where)
     schemas = {
-        tool.name: parse_schema(loads(tool.parameters), f"{where}: {tool.name}") for tool in tools
+        tool.name: parse_schema(
+            _of_objects(loads(tool.parameters), f"{where}: {tool.name}"), f"{where}: {tool.name}"
+        )
+        for tool in tools
     }
     return Called(tools, schemas)
+
+
+def _of_objects(schema: dict[str, Any], where: str) -> dict[str, Any]:
+    """A call's arguments are an object, also where a tool's schema leaves that open."""
+    kind = schema.get("type", "object")
+    if kind != "object" and not (isinstance(kind, list) and "object" in kind):
+        bad("a function's parameters are of type object", where)
+    # Beside a reference, a type would hide what it points at. The call is judged in any case.
+    return schema if set(schema) == {"$ref", "$defs"} else {**schema, "type": "object"}
 
 
 def response_plan(raw: Any, where: str) -> Plan | None:

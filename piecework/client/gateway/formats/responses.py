@@ -20,6 +20,7 @@ from piecework.client.gateway.formats.common import (
     Totals,
     bad,
     derived_id,
+    plain_text,
     take_wanted,
 )
 from piecework.client.gateway.formats.items import input_messages
@@ -76,8 +77,12 @@ def parse_response(body: Any, options: FormatOptions = FormatOptions()) -> Ask: 
 
 
 def _echo(body: Mapping[str, Any]) -> dict[str, Any]:
-    """The members of a request that its response repeats."""
-    return {
+    """The members of a request that its response repeats.
+
+    Raises:
+        ApiError: One has lone surrogates.
+    """
+    echo = {
         "instructions": body.get("instructions"),
         "metadata": body.get("metadata") or {},
         "parallel_tool_calls": body.get("parallel_tool_calls") is not False,
@@ -88,6 +93,9 @@ def _echo(body: Mapping[str, Any]) -> dict[str, Any]:
         "text": body.get("text") or {"format": {"type": "text"}},
         "reasoning": body.get("reasoning") or {"effort": None, "summary": None},
     }
+    for name, value in echo.items():
+        plain_text(content.compact(value), name)
+    return echo
 
 
 def _tools(fields: Fields) -> tuple[Tool, ...]:
@@ -217,7 +225,8 @@ class ResponseReply:
         reason = {"code": error.code, "message": error.message}
         body = {**self._object("failed"), "error": reason}
         yield self._event("response.failed", response=body)
-        yield self._event("error", **error.body()["error"])
+        # The event's own type is error. That of the body would take its place.
+        yield self._event("error", code=error.code, message=error.message, param=error.param)
 
     def whole(self, head: Head, totals: Totals, ours: Mapping[str, Any]) -> dict[str, Any]:
         """Render the whole response."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NoReturn, TypeAlias
 
 import jsonschema
 import regex
@@ -29,6 +29,8 @@ MAX_SCHEMA_DEPTH: Final = 32
 MAX_SCHEMA_NODES: Final = 4096
 MAX_CHECKS_PER_VALUE: Final = 4096
 """Schemas that one value of a document is judged by, references followed."""
+MAX_REFERENCE_CHAIN: Final = 64
+"""Schemas in one another that judge one value. The judge calls itself for each."""
 PATTERN_TIMEOUT_S: Final = 0.05
 """For one pattern and one string: some patterns take years."""
 MAX_REASON: Final = 200
@@ -163,8 +165,9 @@ def parse_schema(raw: Any, where: str) -> JsonSchema:
         bad(f"a schema has at most {MAX_SCHEMA_NODES} parts", where)
     for node in nodes:
         _check_node(root, node, where)
+    costs = _Costs(root, where)
     for node in nodes:
-        _check_cost(root, node, where)
+        costs.of(node)
     return JsonSchema(root)
 
 
@@ -209,26 +212,62 @@ def _check_node(root: Mapping[str, Any], node: Mapping[str, Any], where: str) ->
         bad(f"the reference {node['$ref'][:60]!r} leads nowhere in this schema", where)
 
 
-def _check_cost(root: Mapping[str, Any], start: Mapping[str, Any], where: str) -> None:
-    """Bound how many schemas judge one value: those in the same place, references followed."""
-    waiting: list[tuple[Any, tuple[str, ...]]] = [(start, ())]
-    count = 0
-    while waiting:
-        node, references = waiting.pop()
-        count += 1
-        if count > MAX_CHECKS_PER_VALUE:
-            bad("the schema would cost too much to check", where, code="unsupported_schema")
-        if not isinstance(node, dict):
-            continue
-        waiting += [(node[name], references) for name in _IN_PLACE_ONE if name in node]
+class _Costs:
+    """How many schemas judge one value: those in the same place, references followed.
+
+    Each node is counted once. The walk keeps its own stack, so a long chain breaks nothing.
+    """
+
+    def __init__(self, root: Mapping[str, Any], where: str) -> None:
+        self._root, self._where = root, where
+        self._known: dict[int, int] = {}
+        self._chains: dict[int, int] = {}
+
+    def of(self, start: Mapping[str, Any]) -> None:
+        """Refuse a node that costs too much, or whose references lead back or on and on.
+
+        Raises:
+            ApiError: It does.
+        """
+        waiting: list[tuple[Any, bool]] = [(start, False)]
+        entered: set[int] = set()
+        while waiting:
+            node, left = waiting.pop()
+            if not isinstance(node, dict) or id(node) in self._known:
+                continue
+            inner = list(self._in_place(node))
+            if left:
+                entered.discard(id(node))
+                self._count(node, inner)
+            elif id(node) in entered:
+                self._refuse(f"the reference {str(node.get('$ref'))[:60]!r} leads back to itself")
+            else:
+                entered.add(id(node))
+                waiting.append((node, True))
+                waiting += [(one, False) for one in inner]
+
+    def _in_place(self, node: Mapping[str, Any]) -> Iterator[Any]:
+        yield from (node[name] for name in _IN_PLACE_ONE if name in node)
         for name in _IN_PLACE_LISTS:
-            waiting += [(inner, references) for inner in node.get(name, ())]
-        waiting += [(inner, references) for inner in node.get("dependentSchemas", {}).values()]
-        reference = node.get("$ref")
-        if reference in references:
-            bad(f"the reference {reference[:60]!r} leads back to itself", where)
-        if reference is not None:
-            waiting.append((_at(root, reference), (*references, reference)))
+            yield from node.get(name, ())
+        yield from node.get("dependentSchemas", {}).values()
+        if "$ref" in node:
+            yield _at(self._root, node["$ref"])
+
+    def _count(self, node: Mapping[str, Any], inner: Iterable[Any]) -> None:
+        count = chain = 1
+        for one in inner:
+            count += self._known.get(id(one), 1)
+            chain = max(chain, 1 + self._chains.get(id(one), 0))
+        if count > MAX_CHECKS_PER_VALUE:
+            self._refuse("the schema would cost too much to check", code="unsupported_schema")
+        if chain > MAX_REFERENCE_CHAIN:
+            reason = f"references and rules of one value nest at most {MAX_REFERENCE_CHAIN} deep"
+            self._refuse(reason, code="unsupported_schema")
+        self._known[id(node)], self._chains[id(node)] = count, chain
+
+    def _refuse(self, reason: str, code: str = "invalid_value") -> NoReturn:
+        bad(reason, self._where, code=code)
 
 
 def _at(root: Mapping[str, Any], reference: Any) -> Any:

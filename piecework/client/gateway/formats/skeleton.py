@@ -1,10 +1,10 @@
 """A document's skeleton: what a schema fixes, and slots for what is free. Pure.
 
 The skeleton becomes a template. Its texts are pinned, so they cannot break, and the model fills the
-slots. Of an object with named properties the keys are fixed, also those that are optional. Of a
-list whose length is free the brackets are fixed. The quotes around a string are fixed too. A short
-string ends with an end-of-text token. What follows that token in the hole is left out, so the quote
-follows the string at once.
+slots. Of an object with named properties the keys are fixed, also those that are optional, as many
+as it may have. Of a list whose length is free the brackets are fixed. The quotes around a string
+are fixed too. A short string ends with an end-of-text token. What follows that token in the hole is
+left out, so the quote follows the string at once.
 
 A slot's value is read from its start. If the model closed the string or the list by itself and went
 on with the document, what it wrote behind that is dropped, because the skeleton has it already.
@@ -20,14 +20,20 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
 
 from piecework.base.jsons import loads
+from piecework.client.gateway.formats.common import bad
 from piecework.client.gateway.formats.schema import MAX_SCHEMA_DEPTH, JsonSchema, Path
 
 MAX_FIXED_ITEMS: Final = 64
 """A list of a fixed length up to this has a slot for each item."""
+MAX_PARTS: Final = 4096
+"""Values of a document that have a place of their own."""
 MAX_VALUE_DEPTH: Final = 32
 TEXT_TOKENS: Final = 48
+"""Room for a string at first. One that fills it goes on in a larger hole."""
 CHARACTERS_PER_TOKEN: Final = 3
-"""Of prose, in a short string. For room alone: a string that is too long is cut."""
+"""Of prose, in a short string."""
+MAX_TOKEN_BYTES: Final = 16
+"""Of nearly every token in a document."""
 NUMBER_TOKENS: Final = 16
 VALUE_TOKENS: Final = 128
 LIST_TOKENS: Final = 192
@@ -35,13 +41,19 @@ LEAST_TOKENS: Final = 8
 MAX_SLOT_TOKENS: Final = 4096
 _ALTERNATIVES = ("anyOf", "oneOf", "not", "if", "dependentSchemas")
 # What may follow a value that the model closed by itself: the document goes on.
-_GOES_ON = re.compile(r"\s*(?:[}\]]|,\s*[\"{\[\]}]|,?\s*$)")
+_GOES_ON = re.compile(r"\s*+(?:[}\]]|,\s*+[\"{\[\]}]|,?\s*+$)")
 _CONTROL = re.compile(r"[\x00-\x1f]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
+# A character that broke off: an escape, half of a pair of escapes, or bytes of a character.
+_BROKEN_OFF = re.compile(
+    r"(?<!\\)(?:\\\\)*+((?:\\u[dD][89abAB][0-9a-fA-F]{2})?(?:\\(?:u[0-9a-fA-F]{0,3})?)?|\ufffd+)$"
+)
+_WORDS = re.compile(r"[A-Za-z]+")
 _SPACE = re.compile(r"\s*")
 _SCALAR = re.compile(r"[^\s,}\]]+")
-_QUOTED = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
-_STEP = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[{]|[\]}]', re.DOTALL)
+_QUOTED = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+# A string without an end is skipped whole: no text is read twice.
+_STEP = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{]|[\]}]', re.DOTALL)
 
 
 class SlotKind(enum.Enum):
@@ -57,9 +69,9 @@ class SlotKind(enum.Enum):
 class Slot:
     """A free part of a document.
 
-    path: where its value stands. tokens: positions in the template. given: items of a list, or
-    members of an object, that are valid already and pinned in front. options: what it can hold, as
-    JSON that goes into its place, if that is one of a few values.
+    path: where its value stands. tokens: positions in the template. given: items of a list,
+    members of an object, or a string's first characters, that are pinned in front. options: what
+    it can hold, as JSON that goes into its place, if that is one of a few values.
     """
 
     kind: SlotKind
@@ -71,6 +83,8 @@ class Slot:
     @property
     def front(self) -> str:
         """The text that is pinned in front of the slot."""
+        if self.kind is SlotKind.TEXT:
+            return "".join(self.given)
         return "".join(f"{one}, " for one in self.given)
 
 
@@ -79,7 +93,11 @@ Skeleton: TypeAlias = tuple[Piece, ...]
 
 
 def skeleton(schema: JsonSchema) -> Skeleton:
-    """Return the skeleton of a schema's documents. Two texts never follow each other."""
+    """Return the skeleton of a schema's documents. Two texts never follow each other.
+
+    Raises:
+        ApiError: The documents have too many parts.
+    """
     return merged(_Builder(schema).build(schema.root, (), ()))
 
 
@@ -107,9 +125,13 @@ def merged(pieces: Iterable[Piece]) -> Skeleton:
 class _Builder:
     def __init__(self, schema: JsonSchema) -> None:
         self._schema = schema
+        self._built = 0
 
     def build(self, raw: Any, path: Path, above: tuple[int, ...]) -> Iterator[Piece]:
         """Yield the pieces of a node's documents. `above`: the nodes that it stands in."""
+        self._built += 1
+        if self._built > MAX_PARTS:
+            bad("the schema's documents have too many parts", None, code="unsupported_schema")
         node = self._inlined(raw)
         if not isinstance(node, dict) or id(node) in above or len(above) > MAX_SCHEMA_DEPTH:
             yield Slot(SlotKind.VALUE, path, VALUE_TOKENS)
@@ -169,11 +191,15 @@ class _Builder:
             else:
                 yield from ("{", Slot(SlotKind.MEMBERS, path, LIST_TOKENS), "}")
             return
-        wanted = {
-            name: inner
-            for name, inner in properties.items()
-            if name in node.get("required", ()) or not self._is_optional_and_endless(inner, above)
-        }
+        required = node.get("required", ())
+        spare = node.get("maxProperties", len(properties) + len(required)) - len(set(required))
+        wanted = {}
+        for name, inner in properties.items():
+            if name not in required:
+                if spare < 1 or self._is_optional_and_endless(inner, above):
+                    continue
+                spare -= 1
+            wanted[name] = inner
         yield "{"
         for i, (name, inner) in enumerate(wanted.items()):
             yield (", " if i else "") + json.dumps(name, ensure_ascii=False) + ": "
@@ -234,11 +260,14 @@ class Content:
     """What a slot holds.
 
     text: the JSON that goes into its place. None if it is not valid JSON of its kind.
-    done: values of a list, or members of an object, that were read before a broken one.
+    done: values of a list, or members of an object, that were read before a broken one. Of a
+        string that goes on: its first characters.
+    closed: whether the model itself ended a string, with a quote.
     """
 
     text: str | None
     done: tuple[str, ...] = ()
+    closed: bool = False
 
 
 def contents(pieces: Skeleton, text: str) -> list[str]:
@@ -278,13 +307,42 @@ def _read_text(text: str) -> Content:
     """
     end = _QUOTED.match('"' + text + '"')
     if end is not None:
-        rest = text[end.end() - 1 :]
+        rest, closed = text[end.end() - 1 :], end.end() <= len(text) + 1
         # Line breaks are not JSON inside a string, and their meaning is clear.
         value = _parsed(_CONTROL.sub(lambda found: json.dumps(found[0])[1:-1], end[0]))
         whole = value is not None and not _SURROGATE.search(value[0])
         if value is not None and whole and (not rest or _GOES_ON.match(rest)):
-            return Content(json.dumps(value[0], ensure_ascii=False)[1:-1])
+            return Content(json.dumps(value[0], ensure_ascii=False)[1:-1], closed=closed)
     return Content(json.dumps(text, ensure_ascii=False)[1:-1])
+
+
+def goes_on(slot: Slot, text: str, charged: int | None) -> Content | None:
+    """Return what a string has so far if its hole may have come back full. None if it has an end.
+
+    charged: tokens that the hole can have had at most, or None. Nobody here has the tokenizer. A
+    string that is taken for unfinished by mistake ends at once in the next hole.
+    """
+    if slot.kind is not SlotKind.TEXT or slot.options or token_estimate(text) < slot.tokens:
+        return None
+    if (charged is not None and charged < slot.tokens) or _read_text(text).closed:
+        return None
+    broken = _BROKEN_OFF.search(text)
+    whole = text if broken is None else text[: broken.start(1)]
+    return Content(None, tuple(filter(None, (_read_text(whole).text,))))
+
+
+def token_estimate(text: str) -> int:
+    """Tokens of a text, rather too many. Two letters are a token at least, and any other byte is.
+
+    A single space belongs to the word behind it.
+    """
+    words = sum(len(word) - -(-len(word) // 2) for word in _WORDS.findall(text))
+    return len(text.encode()) - words - len(re.findall(r" (?=[A-Za-z])", text))
+
+
+def token_floor(text: str) -> int:
+    """Tokens that a text has at least."""
+    return len(text.encode()) // MAX_TOKEN_BYTES
 
 
 def _read_sequence(text: str, *, members: bool) -> Content:

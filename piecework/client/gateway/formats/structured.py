@@ -1,9 +1,10 @@
 """A structured answer as it grows valid: fill, judge, pin what is valid, fill the rest again. Pure.
 
 A `Filling` is the state between two jobs. Each job denoises its template. What is valid then is
-pinned in the template of the next one. A list keeps its items before the first broken one. What is
-longer than the schema allows, a list or a string, is cut. A value that must be one of a few can be
-decided by a read job, which gives one of them in any case.
+pinned in the template of the next one. A list keeps its items before the first broken one. A string
+that fills its hole goes on in the next one. What is longer than the schema allows, a list or a
+string, is cut. A value that must be one of a few can be decided by a read job, which gives one of
+them in any case.
 """
 
 from __future__ import annotations
@@ -25,10 +26,13 @@ from piecework.client.gateway.formats.skeleton import (
     SlotKind,
     contents,
     expanded,
+    goes_on,
     merged,
     read_slot,
     scaled,
     skeleton,
+    token_estimate,
+    token_floor,
 )
 from piecework_protocol.kinds.read import Label, Question
 from piecework_protocol.kinds.text import Fixed, Hole, TemplatePart
@@ -37,6 +41,13 @@ from piecework_protocol.limits import MAX_LABELS, MAX_QUESTIONS
 MAX_DOCUMENT_DEPTH: Final = MAX_SCHEMA_DEPTH + MAX_VALUE_DEPTH + 2
 MAX_REPAIRS: Final = 4
 """Jobs after the first one. Each pins what is valid so far."""
+MAX_GROWN_TOKENS: Final = 4096
+"""Of a document whose strings grow, if the caller has no limit."""
+_TEXT_GROWTH: Final = 4
+_BROKEN_OFF_BYTES: Final = 16
+"""Of an escape that broke off, at most."""
+_SPARE_TOKENS: Final = 8
+"""The fixed texts of two templates may be cut into tokens in two ways."""
 INSTRUCTION: Final = (
     "Answer with one JSON document and with nothing else. It must hold this JSON schema: {schema}"
 )
@@ -55,12 +66,16 @@ class Filling:
     """A skeleton of which some slots may be filled.
 
     most: the caller's limit of tokens, or None. why: why the last document was not valid.
+    charged: tokens of what the last job wrote, which are about those of the fixed texts now. least:
+    tokens of the fixed texts, at least.
     """
 
     schema: JsonSchema
     pieces: Skeleton
     most: int | None = None
     why: str = ""
+    charged: int | None = None
+    least: int = 0
 
     @classmethod
     def of(cls, schema: JsonSchema, most: int | None) -> Filling | None:
@@ -69,9 +84,12 @@ class Filling:
 
     def fitted(self) -> Filling | None:
         """Shrink the slots to the limit of tokens. None if they cannot be so short."""
-        if self.most is None:
+        most = self.most
+        if most is None and any(self._continues(piece) for piece in self.pieces):
+            most = max(MAX_GROWN_TOKENS, Filling(self.schema, skeleton(self.schema)).tokens)
+        if most is None:
             return self
-        pieces = scaled(self.pieces, self.most - self._fixed)
+        pieces = scaled(self.pieces, most - self._fixed)
         return None if pieces is None else replace(self, pieces=pieces)
 
     @property
@@ -86,9 +104,26 @@ class Filling:
 
     @property
     def _fixed(self) -> int:
-        """Tokens of the fixed texts, at most: no token is shorter than a byte."""
+        """Tokens of the fixed texts, rather too many."""
         texts = (piece for piece in expanded(self.pieces) if isinstance(piece, str))
-        return sum(len(text.encode()) for text in texts)
+        estimate = sum(token_estimate(text) for text in texts)
+        return estimate if self.charged is None else min(estimate, self.charged)
+
+    @staticmethod
+    def _continues(piece: Piece) -> bool:
+        return isinstance(piece, Slot) and piece.kind is SlotKind.TEXT and bool(piece.given)
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether nothing is missing but the rest of strings."""
+        slots = [piece for piece in self.pieces if isinstance(piece, Slot)]
+        return bool(slots) and all(self._continues(slot) for slot in slots)
+
+    @property
+    def beginning(self) -> str:
+        """The document up to the first slot, with the string that breaks off there."""
+        first = expanded(self.pieces)[0]
+        return first if isinstance(first, str) else ""
 
     @property
     def template(self) -> tuple[TemplatePart, ...]:
@@ -103,18 +138,21 @@ class Filling:
         """The document, once it is done."""
         return "".join(piece for piece in self.pieces if isinstance(piece, str))
 
-    def take(self, text: str) -> Filling:
-        """Take a job's text in: pin what is valid.
+    def take(self, text: str, charged: int | None = None) -> Filling:
+        """Take a job's text in: pin what is valid. `charged`: its tokens.
 
         Raises:
             DocumentTooDear: A pattern of the schema takes too long on it.
         """
-        parts = iter(contents(expanded(self.pieces), text))
         slots = [piece for piece in self.pieces if isinstance(piece, Slot)]
-        read = {slot.path: _behind_given(slot, read_slot(slot, next(parts))) for slot in slots}
-        broken = [path for path, content in read.items() if content.text is None]
+        held = dict(zip(slots, contents(expanded(self.pieces), text), strict=True))
+        read = {slot.path: _behind_given(slot, read_slot(slot, held[slot])) for slot in slots}
         faults = self._faults(read)
+        unfinished = self._unfinished(held, faults, charged)
+        broken = [path for path, one in read.items() if one.text is None or path in unfinished]
         why = "" if not broken else f"{_shown(broken[0])} is not JSON of its kind"
+        if broken and broken[0] in unfinished:
+            why = f"{_shown(broken[0])} has no end"
         if faults and not broken:
             why = f"{_shown(faults[0].path)}: {faults[0].reason}"
         judged = {
@@ -125,12 +163,35 @@ class Filling:
         if cut and self._faults(judged):
             # What was cut breaks another rule now.
             judged |= {path: Content(None) for path in cut}
-        short = {path for path, content in read.items() if content.text is None}
-        after = replace(self, pieces=self._next(judged, short), why=why)
+        judged |= unfinished
+        after = replace(self, pieces=self._next(judged, set(broken)), why=why)
+        after = after if charged is None else after._counted(len(text.encode()), charged)
         if after.done and faults and self.schema.faults(loads(after.document)):
             # What was pinned earlier breaks a rule together with what came now: begin again.
-            return replace(self, pieces=skeleton(self.schema))
+            return replace(self, pieces=skeleton(self.schema), charged=None, least=0)
         return after
+
+    def _unfinished(
+        self, held: Mapping[Slot, str], faults: list[SchemaFault], charged: int | None
+    ) -> dict[Path, Content]:
+        """The strings that go on, with what they have so far. One that is too long does not."""
+        too_long = {fault.path for fault in faults if fault.rule == "maxLength"}
+        fixed = "".join(piece for piece in expanded(self.pieces) if isinstance(piece, str))
+        least = max(self.least, token_floor(fixed)) + sum(map(token_floor, held.values()))
+        found: dict[Path, Content] = {}
+        for slot, text in held.items():
+            own = None if charged is None else charged - least + token_floor(text)
+            content = goes_on(slot, text, own)
+            if content is not None and slot.path not in too_long:
+                found[slot.path] = replace(content, done=(*slot.given, *content.done))
+        return found
+
+    def _counted(self, written: int, charged: int) -> Filling:
+        """Bound the tokens of the fixed texts, from a job's text in bytes and in tokens."""
+        fixed = sum(len(p.encode()) for p in expanded(self.pieces) if isinstance(p, str))
+        most = charged + _SPARE_TOKENS + max(0, fixed - written)  # escapes are longer
+        kept = fixed + _BROKEN_OFF_BYTES >= written
+        return replace(self, charged=most, least=charged * 3 // 4 if kept else 0)
 
     @property
     def questions(self) -> tuple[tuple[Path, Question], ...]:
@@ -163,7 +224,7 @@ class Filling:
         return self.schema.faults(loads(written, max_depth=MAX_DOCUMENT_DEPTH))
 
     def _next(self, judged: dict[Path, Content], short: set[Path]) -> Skeleton:
-        """The pieces of the next template. A slot that broke off gets twice the room."""
+        """The pieces of the next template. A slot that broke off gets more room."""
         pieces: list[Piece] = []
         for piece in self.pieces:
             if isinstance(piece, str):
@@ -171,8 +232,10 @@ class Filling:
             elif (text := judged[piece.path].text) is not None:
                 pieces.append(text)
             else:
-                grows = piece.path in short and piece.kind is not SlotKind.TEXT
-                tokens = min((1 + grows) * piece.tokens, MAX_SLOT_TOKENS)
+                growth = 1 if piece.path not in short else 2
+                if piece.kind is SlotKind.TEXT and growth > 1:
+                    growth = _TEXT_GROWTH
+                tokens = min(growth * piece.tokens, MAX_SLOT_TOKENS)
                 pieces.append(replace(piece, tokens=tokens, given=judged[piece.path].done))
         return merged(pieces)
 
@@ -191,6 +254,8 @@ def _or_empty(slot: Slot, content: Content) -> str:
 
 def _behind_given(slot: Slot, content: Content) -> Content:
     """Put what was pinned in front of a slot before what a job added."""
+    if slot.kind is SlotKind.TEXT:
+        return replace(content, text="".join((*slot.given, content.text or "")))
     done = (*slot.given, *content.done)
     if content.text is None or not slot.given:
         return replace(content, done=done)
