@@ -263,7 +263,7 @@ class Answers:
         self, index: int, talk: Conversation, filling: Filling, job: int
     ) -> TextRequest:
         """The request of one job of a structured answer."""
-        return self._request(index, talk, job, template=filling.template, max_tokens=filling.tokens)
+        return self._request(index, talk, job, template=filling.template, max_tokens=filling.limit)
 
     def free_request(self, index: int, talk: Conversation) -> TextRequest:
         """The request of a job that writes freely."""

@@ -418,3 +418,14 @@ def test_white_space_and_strings_without_end_are_read_in_one_pass() -> None:
     assert not filling.take('{"a": 1,' + " " * 500_000 + "x}").done
     assert not filling.take('{"a": {' + '"\\' * 250_000 + "}").done
     assert time.process_time() - begin < 2
+
+
+def test_a_job_has_room_for_a_small_vocabulary_within_the_callers_limit() -> None:
+    schema = obj(first_name=STRING)
+    fixed = len('{"first_name": ""}')
+    assert begun(schema).limit == fixed + 48
+    assert begun(schema, 64).limit == 64
+    dense = "xy zw vu ts rq " * 3
+    text = f'{{"first_name": "{dense}"}}'
+    assert begun(schema).take(text, 20).done
+    assert not begun(schema).take(text, len(text)).done  # each byte was a token

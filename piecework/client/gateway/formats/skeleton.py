@@ -316,13 +316,16 @@ def _read_text(text: str) -> Content:
     return Content(json.dumps(text, ensure_ascii=False)[1:-1])
 
 
-def goes_on(slot: Slot, text: str, charged: int | None) -> Content | None:
+def goes_on(slot: Slot, text: str, charged: int | None, likely: int = 0) -> Content | None:
     """Return what a string has so far if its hole may have come back full. None if it has an end.
 
-    charged: tokens that the hole can have had at most, or None. Nobody here has the tokenizer. A
-    string that is taken for unfinished by mistake ends at once in the next hole.
+    charged: tokens that the hole can have had at most, or None. likely: tokens that it has by the
+    measure of the whole document. Nobody here has the tokenizer. A string that is taken for
+    unfinished by mistake ends at once in the next hole.
     """
-    if slot.kind is not SlotKind.TEXT or slot.options or token_estimate(text) < slot.tokens:
+    if slot.kind is not SlotKind.TEXT or slot.options:
+        return None
+    if max(likely, token_estimate(text)) < slot.tokens:
         return None
     if (charged is not None and charged < slot.tokens) or _read_text(text).closed:
         return None
@@ -332,9 +335,9 @@ def goes_on(slot: Slot, text: str, charged: int | None) -> Content | None:
 
 
 def token_estimate(text: str) -> int:
-    """Tokens of a text, rather too many. Two letters are a token at least, and any other byte is.
+    """Tokens of a text for a large vocabulary, rather too many. Two letters are a token at least.
 
-    A single space belongs to the word behind it.
+    A single space belongs to the word behind it. Any other byte is a token.
     """
     words = sum(len(word) - -(-len(word) // 2) for word in _WORDS.findall(text))
     return len(text.encode()) - words - len(re.findall(r" (?=[A-Za-z])", text))

@@ -126,6 +126,19 @@ class Filling:
         return first if isinstance(first, str) else ""
 
     @property
+    def limit(self) -> int:
+        """Tokens that a job over the template may have, whatever its vocabulary.
+
+        No token is shorter than a byte.
+        """
+        texts = (piece for piece in expanded(self.pieces) if isinstance(piece, str))
+        fixed = sum(len(text.encode()) for text in texts)
+        if self.charged is not None:
+            fixed = min(fixed, self.charged)
+        limit = max(self.tokens, fixed + self.tokens - self._fixed)
+        return limit if self.most is None else min(limit, self.most)
+
+    @property
     def template(self) -> tuple[TemplatePart, ...]:
         """The template of the next job."""
         return tuple(
@@ -177,11 +190,14 @@ class Filling:
         """The strings that go on, with what they have so far. One that is too long does not."""
         too_long = {fault.path for fault in faults if fault.rule == "maxLength"}
         fixed = "".join(piece for piece in expanded(self.pieces) if isinstance(piece, str))
+        written = len(fixed.encode()) + sum(len(text.encode()) for text in held.values())
         least = max(self.least, token_floor(fixed)) + sum(map(token_floor, held.values()))
         found: dict[Path, Content] = {}
         for slot, text in held.items():
             own = None if charged is None else charged - least + token_floor(text)
-            content = goes_on(slot, text, own)
+            size = len(text.encode())
+            likely = 0 if charged is None else charged * size * 3 // (2 * max(1, written))
+            content = goes_on(slot, text, own, likely)
             if content is not None and slot.path not in too_long:
                 found[slot.path] = replace(content, done=(*slot.given, *content.done))
         return found
