@@ -26,7 +26,7 @@ from piecework_model.bounds import ModelLimits
 from piecework_model.errors import PromptError
 from piecework_model.text.holders import Holders, hold_arguments, hold_schema, strings_of
 from piecework_model.text.tokens import TextCodec
-from piecework_protocol.conversation import Conversation, Message, Tool
+from piecework_protocol.conversation import PREAMBLE_TOKENS, Conversation, Message, Tool
 from piecework_protocol.limits import MAX_TOOL_JSON_DEPTH
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]+")
@@ -70,8 +70,9 @@ def encode_prompt(
     codec = codec_of(source)
     if not isinstance(source, TextCodec):
         _check_bytes(conversation, source.limits.max_context)
+    context = most if isinstance(source, TextCodec) else source.limits.max_context
     ids: list[int] = []
-    for piece in _Prompt(conversation).render(codec):
+    for piece in _Prompt(conversation).render(codec, context):
         room = None if most is None else most - len(ids)
         if room is not None and room < 0:
             break
@@ -134,13 +135,16 @@ class _Prompt:
                 yield from (call.id, call.name)
                 yield from strings_of(values)
 
-    def render(self, codec: TextCodec) -> list[_Piece]:
+    def render(self, codec: TextCodec, context: int | None) -> list[_Piece]:
         """Return the prompt in parts.
 
         Names that become no control token where they stand are a part of the template's text.
 
+        context: how many tokens fit. None: nobody said.
+
         Raises:
-            PromptError: The template fails, or does not show what it has to.
+            PromptError: The template fails, does not show what it has to, or writes more than the
+                context can hold.
         """
         if self._conversation.thinking and "enable_thinking" not in codec.template:
             raise PromptError("this model does not think before it answers")
@@ -150,6 +154,10 @@ class _Prompt:
             [self._tool(*pair) for pair in zip(self._tools, self._schemas, strict=True)],
             thinking=self._conversation.thinking,
         )
+        # Numbers and white space of a stranger's JSON are a part of what the template writes.
+        most = None if context is None else (context + PREAMBLE_TOKENS) * limits.MAX_TOKEN_BYTES
+        if most is not None and len(rendered) > most:
+            raise PromptError(f"the chat template writes more than {context} tokens can hold")
         parts = self._holders.split(rendered)
         self._check_shown(Counter(number for _, number in parts if number is not None))
         return _joined(codec, [self._piece(text, number) for text, number in parts])

@@ -59,6 +59,14 @@ def test_conversations_out_of_bounds_are_refused(conversation: Conversation) -> 
         encode_prompt(gemma_grammar.codec(), conversation)
 
 
+def test_what_the_template_writes_is_held_to_the_context_before_it_is_encoded() -> None:
+    numbers = Tool("a", "", json.dumps({"enum": [1] * 15_000}))
+    asked = Conversation((Message("user", "x"),), (numbers,))
+    with pytest.raises(PromptError, match="writes more than 64 tokens can hold"):
+        encode_prompt(gemma_grammar.codec(), asked, most=64)
+    assert len(encode_prompt(gemma_grammar.codec(), asked, most=1024)) == 1025
+
+
 @pytest.mark.parametrize(
     "conversation",
     [
