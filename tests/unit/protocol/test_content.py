@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import pkgutil
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -256,10 +255,8 @@ def test_json_that_is_much_to_parse_is_refused_before_it_is_parsed(text: str) ->
         writer.number(number, width)
     for part in ("a", "", text):
         writer.text(part)
-    began = time.process_time()
-    with pytest.raises(MalformedInput):
+    with pytest.raises(MalformedInput, match="commas, colons|a JSON object"):
         TextContent.decode(bytes(writer))
-    assert time.process_time() - began < 0.2
 
 
 def test_the_engine_has_a_module_for_every_kind_of_the_protocol() -> None:
