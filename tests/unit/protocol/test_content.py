@@ -255,7 +255,7 @@ def test_json_that_is_much_to_parse_is_refused_before_it_is_parsed(text: str) ->
         writer.number(number, width)
     for part in ("a", "", text):
         writer.text(part)
-    with pytest.raises(MalformedInput, match="commas, colons|a JSON object"):
+    with pytest.raises(MalformedInput, match=r"commas, colons|a JSON object"):
         TextContent.decode(bytes(writer))
 
 
