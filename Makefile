@@ -44,7 +44,7 @@ contracts:
 
 unit: .venv/.dev $(NPM:%=%/node_modules/.package-lock.json)
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -n 2 --dist loadgroup $(ARGS)
+	$(BIN)/coverage run -m pytest -n 2 $(ARGS)
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report
 

@@ -33,10 +33,7 @@ PAGES = (
 NPM = ROOT / "tests" / "integration" / "docs" / "npm" / "node_modules"
 FAST = {"PIECEWORK_WORKER_BENCHMARK_S": "0.3", "PIECEWORK_WORKER_THREADS": "1"}
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.xdist_group("documents"),
-]  # each page needs those before
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +53,12 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
         shell.stop()
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_the_commands_of_a_page_do_what_the_page_says(session: Session, page: str) -> None:
-    for block in blocks(ROOT / page):
-        if block.marker == "run":
-            session.run(block)
+def test_the_commands_of_the_pages_do_what_the_pages_say(session: Session) -> None:
+    """One test: each page goes on where the one before it ended, so no two processes share them."""
+    for page in PAGES:
+        for block in blocks(ROOT / page):
+            if block.marker == "run":
+                session.run(block)
 
 
 def test_every_page_with_commands_to_run_is_run() -> None:
