@@ -103,7 +103,10 @@ def _harmless(conversation: Conversation) -> Conversation:
     names: dict[str, str] = {}
 
     def other(text: str) -> str:
-        return names.setdefault(text, f"s{len(names)}") if text.strip() else ""
+        return names.setdefault(text, f"s{len(names)}") if text else ""
+
+    def said(text: str) -> str:
+        return other(text) if text.strip() else ""  # templates trim what people say
 
     def of(value: Any) -> Any:
         if isinstance(value, str):
@@ -125,8 +128,8 @@ def _harmless(conversation: Conversation) -> Conversation:
         messages=tuple(
             replace(
                 m,
-                content=other(m.text),
-                thought=other(m.thought),
+                content=said(m.text),
+                thought=said(m.thought),
                 tool_calls=tuple(
                     ToolCall(c.id, c.name, arguments(c.arguments)) for c in m.tool_calls
                 ),
