@@ -10,22 +10,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
+from piecework_protocol.content import (
+    content_bytes,
+    content_reader,
+    content_writer,
+    output_bytes,
+    output_reader,
+)
 from piecework_protocol.conversation import (
     Conversation,
     most_prompt_tokens,
-    read_conversation,
     size,
-    write_conversation,
 )
 from piecework_protocol.encoding import Reader, Writer
 from piecework_protocol.errors import MalformedInput
-from piecework_protocol.kinds.text import CONTENT_VERSION, content_reader
 from piecework_protocol.limits import (
     MAX_CANVAS_TOKENS,
-    MAX_CONTENT_BYTES,
     MAX_DRAWS,
     MAX_LABELS,
-    MAX_OUTPUT_BYTES,
     MAX_QUESTIONS,
 )
 from piecework_protocol.objects import Finish, Kind, Parameters, Service
@@ -132,9 +134,7 @@ class ReadContent:
         Raises:
             MalformedInput: It is too long, or a text has lone surrogates.
         """
-        writer = Writer()
-        writer.number(CONTENT_VERSION, 1)
-        write_conversation(writer, self.conversation)
+        writer = content_writer(self.conversation)
         writer.number(len(self.questions), 4)
         for question in self.questions:
             writer.text(question.instructions)
@@ -143,10 +143,7 @@ class ReadContent:
                 writer.text(label.name)
                 writer.text(label.description)
         writer.number(self.draws, 4)
-        data = bytes(writer)
-        if len(data) > MAX_CONTENT_BYTES:
-            raise MalformedInput(f"a prompt is at most {MAX_CONTENT_BYTES} bytes")
-        return data
+        return content_bytes(writer)
 
     @classmethod
     def decode(cls, data: bytes) -> ReadContent:
@@ -155,8 +152,7 @@ class ReadContent:
         Raises:
             MalformedInput: The bytes are not such. The text names the defect, never the content.
         """
-        reader = content_reader(data)
-        conversation = read_conversation(reader)
+        reader, conversation = content_reader(data)
         questions = reader.items(_read_question, MAX_QUESTIONS)
         draws = reader.number(4)
         reader.end()
@@ -231,10 +227,7 @@ class ReadOutput:
             writer.number(len(answer), 4)
             for share in answer:
                 writer.number(share, 4)
-        data = bytes(writer)
-        if len(data) > MAX_OUTPUT_BYTES:
-            raise MalformedInput(f"a canvas output is at most {MAX_OUTPUT_BYTES} bytes")
-        return data
+        return output_bytes(writer)
 
     @classmethod
     def decode(cls, data: bytes) -> ReadOutput:
@@ -243,9 +236,7 @@ class ReadOutput:
         Raises:
             MalformedInput: The bytes are not such.
         """
-        if len(data) > MAX_OUTPUT_BYTES:
-            raise MalformedInput("a canvas output has an impossible length")
-        reader = Reader(data, "a canvas output")
+        reader = output_reader(data)
         answers = reader.items(
             lambda r: r.items(lambda inner: inner.number(4), MAX_LABELS), MAX_CANVAS_TOKENS
         )

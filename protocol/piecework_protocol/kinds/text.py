@@ -13,30 +13,31 @@ from dataclasses import dataclass
 from typing import ClassVar, Final
 
 from piecework.base.jsons import loads
+from piecework_protocol.content import (
+    content_bytes,
+    content_reader,
+    content_writer,
+    output_bytes,
+    output_reader,
+)
 from piecework_protocol.conversation import (
     Conversation,
     Message,
     ToolCall,
     most_prompt_tokens,
-    read_conversation,
     size,
-    write_conversation,
 )
 from piecework_protocol.encoding import Reader, Writer
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.limits import (
     MAX_CANVAS_TOKENS,
-    MAX_CONTENT_BYTES,
     MAX_HOLE_TOKENS,
-    MAX_OUTPUT_BYTES,
     MAX_TEMPLATE_PARTS,
     MAX_TOOL_JSON_DEPTH,
 )
 from piecework_protocol.objects import Finish, Kind, Parameters
 from piecework_protocol.outlines import Outline
 
-CONTENT_VERSION: Final = 2
-"""The first byte of a content. Other encodings have other numbers."""
 MAX_SEGMENTS: Final = MAX_CANVAS_TOKENS
 """Each has at least one token."""
 
@@ -117,9 +118,7 @@ class TextContent:
         Raises:
             MalformedInput: It is too long, or a text has lone surrogates.
         """
-        writer = Writer()
-        writer.number(CONTENT_VERSION, 1)
-        write_conversation(writer, self.conversation)
+        writer = content_writer(self.conversation)
         writer.number(len(self.template), 4)
         for part in self.template:
             if isinstance(part, Fixed):
@@ -128,10 +127,7 @@ class TextContent:
             else:
                 writer.number(1, 1)
                 writer.number(part.tokens, 4)
-        data = bytes(writer)
-        if len(data) > MAX_CONTENT_BYTES:
-            raise MalformedInput(f"a prompt is at most {MAX_CONTENT_BYTES} bytes")
-        return data
+        return content_bytes(writer)
 
     @classmethod
     def decode(cls, data: bytes) -> TextContent:
@@ -140,8 +136,7 @@ class TextContent:
         Raises:
             MalformedInput: The bytes are not such. The text names the defect, never the content.
         """
-        reader = content_reader(data)
-        conversation = read_conversation(reader)
+        reader, conversation = content_reader(data)
         template = reader.items(_read_part, MAX_TEMPLATE_PARTS)
         reader.end()
         return cls(conversation, template)
@@ -154,21 +149,6 @@ def encode_messages(messages: tuple[Message, ...]) -> bytes:
         MalformedInput: There are too few or too many, or they are too long.
     """
     return TextContent(Conversation(messages)).encode()
-
-
-def content_reader(data: bytes) -> Reader:
-    """Return a reader behind the version byte of a content.
-
-    Raises:
-        MalformedInput: The content is too long, or has another version.
-    """
-    if len(data) > MAX_CONTENT_BYTES:
-        raise MalformedInput(f"a prompt is at most {MAX_CONTENT_BYTES} bytes")
-    reader = Reader(data, "a prompt")
-    version = reader.number(1)
-    if version != CONTENT_VERSION:
-        raise MalformedInput(f"a content's version is {CONTENT_VERSION}, not {version}")
-    return reader
 
 
 def _read_part(reader: Reader) -> TemplatePart:
@@ -302,10 +282,7 @@ class TextOutput:
         for segment in self.segments:
             writer.number(segment.kind, 1)
             writer.text(segment.text)
-        data = bytes(writer)
-        if len(data) > MAX_OUTPUT_BYTES:
-            raise MalformedInput(f"a canvas output is at most {MAX_OUTPUT_BYTES} bytes")
-        return data
+        return output_bytes(writer)
 
     @classmethod
     def decode(cls, data: bytes) -> TextOutput:
@@ -314,9 +291,7 @@ class TextOutput:
         Raises:
             MalformedInput: The bytes are not a canvas output.
         """
-        if len(data) > MAX_OUTPUT_BYTES:
-            raise MalformedInput("a canvas output has an impossible length")
-        reader = Reader(data, "a canvas output")
+        reader = output_reader(data)
         ids = reader.items(lambda r: r.number(4), MAX_CANVAS_TOKENS)
         segments = reader.items(_read_segment, MAX_SEGMENTS)
         reader.end()
