@@ -16,21 +16,19 @@ from tokenizers import Tokenizer
 from piecework_model import files
 from piecework_model.errors import CheckpointError
 
-GRAMMAR_TOKENS = frozenset(
-    (
-        "<|turn>",
-        "<turn|>",
-        "<|channel>",
-        "<channel|>",
-        "<|think|>",
-        "<|tool>",
-        "<tool|>",
-        "<|tool_call>",
-        "<tool_call|>",
-        "<|tool_response>",
-        "<tool_response|>",
-        '<|"|>',
-    )
+GRAMMAR_TOKENS = (
+    "<|turn>",
+    "<turn|>",
+    "<|channel>",
+    "<channel|>",
+    "<|think|>",
+    "<|tool>",
+    "<tool|>",
+    "<|tool_call>",
+    "<tool_call|>",
+    "<|tool_response>",
+    "<tool_response|>",
+    '<|"|>',
 )
 """What structures a text of Gemma 4's family. They are control tokens however they are declared."""
 PROBE_CHARACTERS = 16

@@ -20,27 +20,10 @@ from typing import Any, Final
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
-from piecework_model.text.tokens import TextCodec, load_codec
+from piecework_model.text.tokens import GRAMMAR_TOKENS, TextCodec, load_codec
 from piecework_model.training import lexicon, phrases
 
-SPECIAL_TOKENS: Final = (
-    "<pad>",
-    "<eos>",
-    "<bos>",
-    "<unk>",
-    "<|turn>",
-    "<turn|>",
-    "<|channel>",
-    "<channel|>",
-    "<|think|>",
-    "<|tool>",
-    "<tool|>",
-    "<|tool_call>",
-    "<tool_call|>",
-    "<|tool_response>",
-    "<tool_response|>",
-    '<|"|>',
-)
+SPECIAL_TOKENS: Final = ("<pad>", "<eos>", "<bos>", "<unk>", *GRAMMAR_TOKENS)
 PAD, EOS, BOS, UNKNOWN, TURN_START, TURN_END = range(6)
 TOOL_RESPONSE: Final = SPECIAL_TOKENS.index("<|tool_response>")
 END_IDS: Final = (EOS, TURN_END, TOOL_RESPONSE)
