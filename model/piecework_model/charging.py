@@ -26,6 +26,14 @@ class Charge(Protocol):
         """Take the next canvas in. Return what is charged, and whether the text ends."""
         ...
 
+    def foregone(self) -> Ids | None:
+        """Return the next canvas if the model has nothing to say on it, or None.
+
+        All of it is fixed, or is the rest of a hole that has ended. Nothing of that rest is
+        charged.
+        """
+        ...
+
 
 def charge_of(
     request: GenerationRequest,
@@ -57,6 +65,9 @@ class _FreeText:
         limit = CanvasFinish.TOKEN_LIMIT if self._remaining == 0 else CanvasFinish.MORE
         return canvas[:length], limit
 
+    def foregone(self) -> None:
+        return None
+
 
 class _Form:
     def __init__(
@@ -66,7 +77,8 @@ class _Form:
         eos_ids: frozenset[int],
         control_ids: frozenset[int],
     ) -> None:
-        self._form = template[: templates.form_length(template, eos_ids)]
+        self._template = template
+        self._length = templates.form_length(template, eos_ids)
         self._size, self._eos_ids, self._control_ids = canvas_size, eos_ids, control_ids
         self._canvas = 0
         self._ended = False  # whether the hole that the last canvas stopped in is over
@@ -77,14 +89,24 @@ class _Form:
     def append(self, canvas: Ids) -> tuple[Ids, CanvasFinish]:
         charged, self._ended = self._read(canvas)
         self._canvas += 1
-        over = self._canvas * self._size >= len(self._form)
+        over = self._canvas * self._size >= self._length
         return charged, CanvasFinish.END_OF_TEXT if over else CanvasFinish.MORE
+
+    def foregone(self) -> Ids | None:
+        ended, ids = self._ended, []
+        start = self._canvas * self._size
+        for entry in self._template[start : start + self._size]:
+            ended = ended and entry == HOLE
+            if entry == HOLE and not ended:
+                return None
+            ids.append(min(self._eos_ids, default=0) if entry == HOLE else entry)
+        return tuple(ids)
 
     def _read(self, canvas: Ids) -> tuple[Ids, bool]:
         charged: list[int] = []
         ended = self._ended
         start = self._canvas * self._size
-        entries = self._form[start : start + self._size]
+        entries = self._template[start : min(start + self._size, self._length)]
         for entry, token in zip(entries, canvas, strict=False):  # the end is not charged
             if entry != HOLE:
                 charged.append(entry)
@@ -106,3 +128,6 @@ class _Read:
     def append(self, canvas: Ids) -> tuple[Ids, CanvasFinish]:
         self._left -= 1
         return (), CanvasFinish.MORE if self._left else CanvasFinish.END_OF_TEXT
+
+    def foregone(self) -> None:
+        return None

@@ -29,13 +29,10 @@ class FormWriter:
         self._charge = charge_of(request, canvas_size, codec.eos_ids, codec.control_ids)
         self._output = SegmentStream(codec)
         self._done: list[tuple[int, ...]] = []
-        self._eos_ids = codec.eos_ids
-        self._hole_over = False
-        """Whether the hole that the last canvas stopped in has ended. What remains is not read."""
         for canvas in request.committed:
             charged, _ = self._charge.append(canvas)
             self._output.append(charged, final=False)
-            self._close(canvas)
+            self._done.append(canvas)
         self.ended = False
 
     @property
@@ -61,21 +58,9 @@ class FormWriter:
         """Forget nothing: a canvas is asked for and answered as a whole."""
 
     def fill(self) -> CanvasEvent | None:
-        """Return the next canvas if the model has nothing to say on it, or None.
-
-        All of it is fixed, or is the rest of a hole that has ended. None of that rest is charged,
-        so nobody would pay for a request.
-        """
-        if templates.slots(self._request, self.canvas, self._size):
-            return None
-        over = self._hole_over
-        entries = templates.pins(self._request, self.canvas, self._size)
-        for entry in entries:
-            over = over and entry == HOLE
-            if entry == HOLE and not over:
-                return None
-        rest = min(self._eos_ids, default=0)
-        return self._event(tuple(rest if entry == HOLE else entry for entry in entries), ())
+        """Return the next canvas if nobody would pay for a request of it, or None."""
+        ids = self._charge.foregone()
+        return None if ids is None else self._event(ids, ())
 
     def next(self) -> CanvasRequest:
         """Compose the request for the next canvas."""
@@ -118,7 +103,7 @@ class FormWriter:
         """Take in the ids of the next canvas."""
         index = self.canvas
         charged, finish = self._charge.append(ids)
-        self._close(ids)
+        self._done.append(ids)
         self.ended = finish is not finish.MORE
         return CanvasEvent(
             request_id=self._request.request_id,
@@ -131,10 +116,3 @@ class FormWriter:
             finish=finish,
             answers=answers,
         )
-
-    def _close(self, ids: tuple[int, ...]) -> None:
-        """Note the ids of a canvas, and whether its last hole has ended."""
-        entries = templates.pins(self._request, self.canvas, self._size)
-        for entry, token in zip(entries, ids, strict=False):
-            self._hole_over = entry == HOLE and (self._hole_over or token in self._eos_ids)
-        self._done.append(ids)
