@@ -18,11 +18,29 @@ _FULL_STOPS: Final = frozenset({"stop"})
 _PAUSES: Final = frozenset({"length"})
 
 
-class CanvasWriter:
+class RequestWriter:
+    """What writers of all kinds know of their request."""
+
+    def __init__(self, request: GenerationRequest) -> None:
+        self._request = request
+
+    @property
+    def first_canvas(self) -> int:
+        """The index of the first canvas that this sequence was to write."""
+        return len(self._request.committed)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """The length of the job's prompt."""
+        return len(self._request.prompt_ids)
+
+
+class CanvasWriter(RequestWriter):
     """The growing text of one sequence. An unfinished canvas can be dropped and requested again."""
 
     def __init__(self, request: GenerationRequest, codec: TextCodec, canvas_size: int) -> None:
-        self._request, self._codec, self._size = request, codec, canvas_size
+        super().__init__(request)
+        self._codec, self._size = codec, canvas_size
         self._output = SegmentStream(codec)
         self._done: list[int] = []
         for canvas in request.committed:
@@ -35,16 +53,6 @@ class CanvasWriter:
     def canvas(self) -> int:
         """The index of the canvas that is being written."""
         return len(self._done) // self._size
-
-    @property
-    def first_canvas(self) -> int:
-        """The index of the first canvas that this sequence was to write."""
-        return len(self._request.committed)
-
-    @property
-    def prompt_tokens(self) -> int:
-        """The length of the job's prompt."""
-        return len(self._request.prompt_ids)
 
     def context(self) -> tuple[int, ...]:
         """Return the prompt for the engine to go on from: the job's prompt and every finished

@@ -16,16 +16,18 @@ from piecework_model.sampling.answers import probabilities
 from piecework_model.text.segments import SegmentStream
 from piecework_model.text.tokens import TextCodec
 from piecework_node.errors import EndpointLost
+from piecework_node.vllm.canvases import RequestWriter
 from piecework_node.vllm.wire import CanvasAnswer, CanvasRequest
 
 
-class FormWriter:
+class FormWriter(RequestWriter):
     """The canvases of one template or read, one after the other."""
 
     def __init__(
         self, request: GenerationRequest, codec: TextCodec, canvas_size: int, vocab_size: int
     ) -> None:
-        self._request, self._size, self._vocab = request, canvas_size, vocab_size
+        super().__init__(request)
+        self._size, self._vocab = canvas_size, vocab_size
         self._charge = charge_of(request, canvas_size, codec.eos_ids, codec.control_ids)
         self._output = SegmentStream(codec)
         self._done: list[tuple[int, ...]] = []
@@ -39,16 +41,6 @@ class FormWriter:
     def canvas(self) -> int:
         """The index of the canvas that is being written."""
         return len(self._done)
-
-    @property
-    def first_canvas(self) -> int:
-        """The index of the first canvas that this sequence was to write."""
-        return len(self._request.committed)
-
-    @property
-    def prompt_tokens(self) -> int:
-        """The length of the job's prompt."""
-        return len(self._request.prompt_ids)
 
     def room(self, canvas_limit: int) -> int:
         """Count the canvases that may be requested up to, not including, `canvas_limit`."""
