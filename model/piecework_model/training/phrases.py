@@ -50,11 +50,6 @@ CHOICE_INSTRUCTION = (
     "Choose the function to call next. Answer with its name as a JSON document and with nothing "
     "else. It must hold this JSON schema: {schema}"
 )
-SCHEMA_WORDS = (
-    "type object properties string title description required additional Properties enum",
-    "STRING OBJECT call response declaration parameters value",
-)
-
 # How the gateway asks for the text between a prompt and its suffix, and how much of them it pins.
 MIDDLE_REQUEST = (
     "Write the text that is missing between the begin and the end. Answer with the missing text "
