@@ -22,7 +22,6 @@ from piecework_protocol.content import (
 )
 from piecework_protocol.conversation import (
     Conversation,
-    Message,
     ToolCall,
     most_prompt_tokens,
     size,
@@ -140,15 +139,6 @@ class TextContent:
         template = reader.items(_read_part, MAX_TEMPLATE_PARTS)
         reader.end()
         return cls(conversation, template)
-
-
-def encode_messages(messages: tuple[Message, ...]) -> bytes:
-    """Encode a content that is messages alone: no tools, no thinking, no template.
-
-    Raises:
-        MalformedInput: There are too few or too many, or they are too long.
-    """
-    return TextContent(Conversation(messages)).encode()
 
 
 def _read_part(reader: Reader) -> TemplatePart:

@@ -10,7 +10,6 @@ from piecework_protocol.conversation import Message
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import Reason
 from piecework_protocol.frames import FundingAuthorization, PayVoucher, SubmitJob
-from piecework_protocol.kinds.text import encode_messages
 from piecework_protocol.ledger import empty_voucher
 from piecework_protocol.limits import MAX_FRAME_BYTES
 from piecework_protocol.objects import Channel, FundChannel, Job
@@ -28,6 +27,7 @@ from piecework_protocol.types import (
     keccak256,
 )
 from piecework_protocol.wire import SignedOffer, encode_client_frame
+from tests.support.conversations import encode_messages
 from tests.support.node.harness import parameters
 
 FOX = encode_messages((Message("user", "a fox"),))

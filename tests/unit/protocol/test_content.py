@@ -36,7 +36,6 @@ from piecework_protocol.kinds.text import (
     SegmentKind,
     TextContent,
     TextOutput,
-    encode_messages,
 )
 from piecework_protocol.limits import (
     MAX_CANVAS_TOKENS,
@@ -50,6 +49,7 @@ from piecework_protocol.limits import (
 from piecework_protocol.objects import Kind
 from piecework_protocol.sealing import canvas_context, content_context, public_key, seal, unseal
 from piecework_protocol.types import JobId, keccak256
+from tests.support.conversations import encode_messages
 from tests.vectors.generate import DOMAIN
 
 ASKED = Conversation((Message("user", "hello"),))
