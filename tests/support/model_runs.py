@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 
 from piecework_model.checkpoint.loading import LoadedModel
 from piecework_model.engine.engine import Engine
+from piecework_model.engine.reference import ReferenceExecutor
 from piecework_model.requests import CanvasEvent, Event, GenerationRequest
 
 MAX_STEPS_TO_REST = 10_000
@@ -51,6 +52,34 @@ def run_alone(loaded: LoadedModel, request: GenerationRequest) -> list[Event]:
     engine = Engine(loaded, max_sequences=1)
     engine.submit(request)
     return run(engine)[request.request_id]
+
+
+def run_together(
+    loaded: LoadedModel, requests: Sequence[GenerationRequest]
+) -> dict[str, list[Event]]:
+    """The events of requests that begin together in one engine."""
+    engine = Engine(loaded, max_sequences=len(requests))
+    for request in requests:
+        engine.submit(request)
+    return run(engine)
+
+
+def run_readable(loaded: LoadedModel, request: GenerationRequest) -> list[Event]:
+    """The events of a request in the executor that is written to be read."""
+    executor = ReferenceExecutor(loaded.model, loaded.limits)
+    engine = Engine(loaded, max_sequences=1, executor=executor)
+    engine.submit(request)
+    return run(engine)[request.request_id]
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """So many threads for what torch computes, then one again."""
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(1)
 
 
 def canvases(events: list[Event]) -> list[CanvasEvent]:

@@ -27,7 +27,15 @@ from piecework_model.layers.invariance import Invariance, measure
 from piecework_model.layers.projections import product, weight_projection
 from piecework_model.layout import CacheLayout, LayerLayout, cache_layout
 from piecework_model.requests import CanvasEvent, FailedEvent, ProgressEvent
-from tests.support.model_runs import broken_sequence, canvases, make_request, run, run_alone
+from tests.support.model_runs import (
+    broken_sequence,
+    canvases,
+    make_request,
+    run,
+    run_alone,
+    run_together,
+    torch_threads,
+)
 from tests.support.recorder import EchoRecorder
 
 Prompt = tuple[int, ...]
@@ -255,19 +263,13 @@ def test_two_threads_change_no_bit_of_a_sequence_among_others(
     bundled: LoadedModel, prompt: Prompt
 ) -> None:
     """With two threads MKL sums small products in another order; rows are then filled up."""
-    torch.set_num_threads(2)
-    try:
+    with torch_threads(2):
         wanted = [
             make_request(prompt[: 3 + 7 * n], f"sequence-{n}", seed=n, max_steps=4)
             for n in range(3)
         ]
-        engine = Engine(bundled, max_sequences=3)
-        for request in wanted:
-            engine.submit(request)
-        together = run(engine)
+        together = run_together(bundled, wanted)
         assert together == {request.request_id: run_alone(bundled, request) for request in wanted}
-    finally:
-        torch.set_num_threads(1)
 
 
 def test_memory_that_a_large_pass_lacks_is_found_in_smaller_ones(

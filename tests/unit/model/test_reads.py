@@ -15,7 +15,6 @@ from piecework_model.engine.batched import BatchedExecutor
 from piecework_model.engine.denoiser import Denoiser
 from piecework_model.engine.engine import Engine
 from piecework_model.engine.executor import SequenceStep
-from piecework_model.engine.reference import ReferenceExecutor
 from piecework_model.engine.scheduler import SequenceWork, prompt_chunks
 from piecework_model.errors import ContextOverflowError, InvalidRequestError
 from piecework_model.requests import (
@@ -28,7 +27,15 @@ from piecework_model.requests import (
 from piecework_model.sampling.philox import Moment, initial_ids
 from piecework_protocol.conversation import Conversation, Message
 from piecework_protocol.kinds.read import ONE, Label, Question, ReadContent
-from tests.support.model_runs import canvases, make_request, run, run_alone
+from tests.support.model_runs import (
+    canvases,
+    make_request,
+    run,
+    run_alone,
+    run_readable,
+    run_together,
+    torch_threads,
+)
 
 Prompt = tuple[int, ...]
 YES_NO = (Label("yes"), Label("no"))
@@ -111,31 +118,21 @@ def test_the_temperature_of_the_step_moves_no_answer(bundled: LoadedModel) -> No
 def test_reads_and_texts_in_one_batch_have_the_transcripts_of_their_own(
     bundled: LoadedModel, prompt: Prompt, threads: int
 ) -> None:
-    torch.set_num_threads(threads)
-    try:
+    with torch_threads(threads):
         wanted = [
             make_request(prompt, "text", max_steps=4, max_tokens=64),
             read(bundled, "read", seed=5),
             read(bundled, "other", content(5, 1, "A wolf is sad."), seed=6),
             make_request(prompt, "held", template=(*[HOLE] * 9, *[5] * 23), max_steps=6),
         ]
-        engine = Engine(bundled, max_sequences=4)
-        for request in wanted:
-            engine.submit(request)
-        together = run(engine)
+        together = run_together(bundled, wanted)
         assert together == {request.request_id: run_alone(bundled, request) for request in wanted}
-    finally:
-        torch.set_num_threads(1)
 
 
 def test_the_readable_executor_reads_the_same_bits() -> None:
     halved = load(device="cpu", dtype="bfloat16")
     wanted = read(halved, seed=8)
-    engine = Engine(
-        halved, max_sequences=1, executor=ReferenceExecutor(halved.model, halved.limits)
-    )
-    engine.submit(wanted)
-    assert run(engine)["job"] == run_alone(halved, wanted)
+    assert run_readable(halved, wanted) == run_alone(halved, wanted)
 
 
 def test_all_canvases_stand_behind_one_prompt_and_leave_nothing_there(

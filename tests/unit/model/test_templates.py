@@ -11,7 +11,6 @@ import torch
 from piecework_model import kinds
 from piecework_model.checkpoint.loading import LoadedModel, load
 from piecework_model.engine.engine import Engine
-from piecework_model.engine.reference import ReferenceExecutor
 from piecework_model.engine.sequence import CanvasDecision, SequenceState, decide, to_host
 from piecework_model.errors import ContextOverflowError, InvalidRequestError
 from piecework_model.requests import HOLE, CanvasFinish, DraftEvent, GenerationRequest
@@ -19,7 +18,14 @@ from piecework_model.sampling import sampler
 from piecework_model.sampling.sampler import SampleOutput
 from piecework_protocol.conversation import Conversation, Message
 from piecework_protocol.kinds.text import Fixed, Hole, TextContent
-from tests.support.model_runs import canvases, make_request, run, run_alone
+from tests.support.model_runs import (
+    canvases,
+    make_request,
+    run_alone,
+    run_readable,
+    run_together,
+    torch_threads,
+)
 
 Prompt = tuple[int, ...]
 STORY = TextContent(
@@ -65,30 +71,20 @@ def test_a_template_without_a_pin_is_written_as_free_text_is(
 def test_templates_and_free_texts_in_one_batch_have_the_transcripts_of_their_own(
     bundled: LoadedModel, prompt: Prompt, threads: int
 ) -> None:
-    torch.set_num_threads(threads)
-    try:
+    with torch_threads(threads):
         wanted = [
             story(bundled, "story", max_steps=4),
             make_request(prompt, "free", max_steps=4, max_tokens=64),
             story(bundled, "other", max_steps=5, seed=7, entropy_bound=3.0),
         ]
-        engine = Engine(bundled, max_sequences=3)
-        for request in wanted:
-            engine.submit(request)
-        together = run(engine)
+        together = run_together(bundled, wanted)
         assert together == {request.request_id: run_alone(bundled, request) for request in wanted}
-    finally:
-        torch.set_num_threads(1)
 
 
 def test_the_readable_executor_fills_a_template_to_the_same_bits() -> None:
     halved = load(device="cpu", dtype="bfloat16")
     wanted = story(halved, max_steps=48)
-    engine = Engine(
-        halved, max_sequences=1, executor=ReferenceExecutor(halved.model, halved.limits)
-    )
-    engine.submit(wanted)
-    assert run(engine)["job"] == run_alone(halved, wanted)
+    assert run_readable(halved, wanted) == run_alone(halved, wanted)
 
 
 def test_a_canvas_without_a_free_position_takes_one_step(
