@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -23,6 +24,7 @@ import apsw
 
 from tests.support.dying_writer import die
 
+ROOT = Path(__file__).parents[2]
 VFS = "dying"
 
 
@@ -69,6 +71,23 @@ class DyingVfs(apsw.VFS):
     def xDelete(self, name: str, sync: bool) -> None:  # noqa: N802
         self.operation()
         super().xDelete(name, sync)
+
+
+def deaths(work: str, source: Path, folder: Path) -> int:
+    """Let `work`, a MODULE:FUNCTION, die before each of its operations. Return how many there are.
+
+    `folder` is made. It holds one copy more than that: the last one came to its end.
+    """
+    folder.mkdir()
+    done = subprocess.run(
+        (sys.executable, "-P", "-m", __name__, work, str(source), str(folder)),
+        cwd=ROOT,
+        env={"PYTHONPATH": str(ROOT)},
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+    return int(done.stdout)
 
 
 def copy_database(source: Path, target: Path) -> None:

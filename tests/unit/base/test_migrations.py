@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +16,8 @@ from piecework.base.migrations import (
     SchemaTooOld,
     script,
 )
+from tests.support.dying_database import deaths
 
-ROOT = Path(__file__).parents[3]
 ROWS = 300
 
 SECOND = Schema(
@@ -174,21 +172,10 @@ def test_a_kill_before_any_write_leaves_a_file_that_goes_on(tmp_path: Path) -> N
     """Every write, sync and truncation of the file, its log and its backup."""
     source, folder = tmp_path / "source.db", tmp_path / "killed"
     second(source)
-    folder.mkdir()
-    done = subprocess.run(
-        (
-            *(sys.executable, "-P", "-m", "tests.support.dying_database"),
-            *("tests.unit.base.test_migrations:migrate", str(source), str(folder)),
-        ),
-        cwd=ROOT,
-        env={"PYTHONPATH": str(ROOT)},
-        check=True,
-        capture_output=True,
-        timeout=120,
-    )
-    deaths, seen = int(done.stdout), set()
-    assert deaths > 20
-    for number in range(deaths + 1):
+    died = deaths("tests.unit.base.test_migrations:migrate", source, folder)
+    seen = set()
+    assert died > 20
+    for number in range(died + 1):
         file = folder / f"{number}.db"
         db = connect(file)
         seen.add(FOURTH.version(db))

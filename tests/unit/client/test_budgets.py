@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 import threading
 from contextlib import closing
 from dataclasses import replace
@@ -30,12 +28,12 @@ from piecework.client.journal.store import Store
 from piecework.client.limits import FUNDING_GRACE_S
 from piecework_protocol.types import Amount, Timestamp
 from tests.support.client_side import PAYER, FakeClock
+from tests.support.dying_database import deaths
 from tests.support.fake_chain import DOMAIN, TOKEN_INFO
 from tests.support.offers import offer
 from tests.unit.client.test_store import CHANNEL, NOW, UNTIL, canvas, exactly, job_row, seen, terms
 from tests.vectors import client_databases
 
-ROOT = Path(__file__).parents[3]
 TEN = Limits(per_day=Amount(1000))
 NEVER = Timestamp(0)
 
@@ -250,22 +248,10 @@ def test_a_kill_before_any_write_loses_nothing_and_keeps_nothing_for_good(
 ) -> None:
     store.close()
     folder = tmp_path / "killed"
-    folder.mkdir()
-    done = subprocess.run(
-        (
-            *(sys.executable, "-P", "-m", "tests.support.dying_database"),
-            *("tests.unit.client.test_budgets:spend_some", str(file), str(folder)),
-        ),
-        cwd=ROOT,
-        env={"PYTHONPATH": str(ROOT)},
-        check=True,
-        capture_output=True,
-        timeout=120,
-    )
-    deaths = int(done.stdout)
-    assert deaths > 20
+    died = deaths("tests.unit.client.test_budgets:spend_some", file, folder)
+    assert died > 20
     seen = set()
-    for number in range(deaths + 1):
+    for number in range(died + 1):
         copy = Store(folder / f"{number}.db", DOMAIN, PAYER.address)
         paid = sum(row.receipt.amount for row in copy.receipts())
         live = {job.id for job in copy.jobs(status=JobStatus.LIVE)}

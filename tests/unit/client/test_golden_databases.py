@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +16,11 @@ from piecework.client.journal.records import JobStatus
 from piecework.client.journal.schema import CLIENT_SCHEMA
 from piecework.client.journal.store import Store
 from tests.support.client_side import PAYER
+from tests.support.dying_database import deaths
 from tests.support.fake_chain import DOMAIN, TOKEN
 from tests.unit.client.test_store import CHANNEL, NOW, job_row
 from tests.vectors import client_databases
 
-ROOT = Path(__file__).parents[3]
 NEXT = replace(
     CLIENT_SCHEMA,
     migrations=(
@@ -101,23 +99,11 @@ def test_a_kill_before_any_write_of_a_migration_leaves_a_database_that_goes_on(
     tmp_path: Path,
 ) -> None:
     source, folder = client_databases.unpacked(CLIENT_SCHEMA.latest, tmp_path), tmp_path / "killed"
-    folder.mkdir()
     before = dump(source)
-    done = subprocess.run(
-        (
-            *(sys.executable, "-P", "-m", "tests.support.dying_database"),
-            *("tests.unit.client.test_golden_databases:forward", str(source), str(folder)),
-        ),
-        cwd=ROOT,
-        env={"PYTHONPATH": str(ROOT)},
-        check=True,
-        capture_output=True,
-        timeout=120,
-    )
-    deaths = int(done.stdout)
-    assert deaths > 20
+    died = deaths("tests.unit.client.test_golden_databases:forward", source, folder)
+    assert died > 20
     expected = None
-    for number in range(deaths + 1):
+    for number in range(died + 1):
         file = folder / f"{number}.db"
         with closing(connect(file)) as db:
             assert NEXT.version(db) in (CLIENT_SCHEMA.latest, NEXT.latest)
