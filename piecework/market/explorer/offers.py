@@ -8,7 +8,7 @@ from html import escape
 from typing import Any, Final
 from urllib.parse import urlencode
 
-from piecework.market.catalogue import Found
+from piecework.market.catalogue import FoundEntries
 from piecework.market.explorer import charts
 from piecework.market.explorer.layout import (
     Cell,
@@ -21,7 +21,7 @@ from piecework.market.explorer.layout import (
     short,
     table,
 )
-from piecework.market.history import Sample, SettledDay
+from piecework.market.history import MarketSample, SettledDay
 from piecework.market.listing import Entry, Query, Sort, blended_price
 from piecework_protocol.objects import Kind, ModelOffer, Offer, Service
 from piecework_protocol.service import service_name
@@ -78,10 +78,10 @@ class Overview:
         settled: What was settled on each day, oldest first.
     """
 
-    found: Found
+    found: FoundEntries
     models: dict[str, Any]
-    now: Sample
-    samples: Sequence[Sample]
+    now: MarketSample
+    samples: Sequence[MarketSample]
     settled: Sequence[SettledDay]
 
 
@@ -248,7 +248,7 @@ def _how(url: str) -> str:
 <p>You need the market's deployment file. Then your programs talk to a gateway of your own, with any
 OpenAI client:</p>
 <pre><code>piecework client init --deployment deployment.json --index {shown}
-piecework gateway start</code></pre>
+piecework gateway</code></pre>
 <h2>Run a worker</h2>
 <p>The wizard writes a home with keys, settings and prices. This index lists you once you are
 registered and up:</p>
