@@ -17,6 +17,7 @@ from piecework.market.listing import Entry, Query, Sort, blended_price
 from piecework_protocol.objects import Service
 from piecework_protocol.service import service_name
 from piecework_protocol.types import Timestamp, to_hex
+from piecework_protocol.usual import MEAN_STEPS, Source, price_with_steps, usual_jobs
 
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; "
@@ -138,7 +139,7 @@ def _offers_table(entries: Sequence[Entry], query: Query, now: Timestamp, token:
         ("Output, 1M tokens", "n"),
         ("Prompt, 1M tokens", "n"),
         ("1,000 steps", "n"),
-        ("About, 1M tokens", "n"),
+        ("Output with its steps, 1M tokens", "n"),
         ("Tokens/s", "n"),
         ("Slots", ""),
         ("Expires", "n"),
@@ -146,9 +147,11 @@ def _offers_table(entries: Sequence[Entry], query: Query, now: Timestamp, token:
     head = "".join(f'<th scope="col" class="{kind}">{label}</th>' for label, kind in heads)
     return f"""<h2>Offers</h2>
 <div class="scroll" tabindex="0" role="region" aria-label="Offers"><table>
-<caption>One row for each model at each worker. "About" adds the mean number of
-denoising steps. Replayable: the client's seed decides the text and each receipt commits to how it
-came about; best effort: neither.
+<caption>One row for each model at each worker. "Output with its steps" is
+what a million output tokens cost together with the denoising steps that they take, as the worker
+says of its own jobs: a claim, which clients hold against their bills. "Cheapest first" compares all
+workers at the same number of steps. Replayable: the client's seed decides the text and each receipt
+commits to how it came about; best effort: neither.
 </caption>
 <thead><tr>{head}</tr></thead>
 <tbody>
@@ -167,16 +170,34 @@ def _row(entry: Entry, now: Timestamp, token: Token) -> str:
         f'<tr><td><code title="{operator}">{operator[:10]}…{operator[-4:]}</code><br>'
         f"<small>{escape(offer.endpoint)}</small></td>"
         f'<td><a href="{escape(link)}">{escape(model.name)}</a><br>'
-        f"<small>{escape(model.profile)}</small></td>"
+        f"<small>{', '.join(model.kind_names)} · {escape(model.profile)}</small></td>"
         f"<td>{_SERVICES[model.service]}</td>"
         f'<td class="n">{token.number(model.price_per_million_output_tokens)}</td>'
         f'<td class="n">{token.number(model.price_per_million_prompt_tokens)}</td>'
         f'<td class="n">{token.number(model.price_per_thousand_steps)}</td>'
-        f'<td class="n">{token.number(blended_price(model))}</td>'
+        f'<td class="n">{_with_steps(entry, token)}</td>'
         f'<td class="n">{model.tokens_per_second:,}</td>'
         f'<td class="{state[0]}">{state[1]}</td>'
         f'<td class="n">in {_duration(offer.expires_at - now)}</td></tr>'
     )
+
+
+_BASES = {
+    Source.BENCHMARK: "estimate, by its benchmark",
+    Source.ASSUMED: f"estimate, at {MEAN_STEPS} steps a canvas",
+}
+
+
+def _with_steps(entry: Entry, token: Token) -> str:
+    """The price of output with its steps, where it comes from, and what the order goes by."""
+    model, usual = entry.model, usual_jobs(entry.listed.signed.offer, entry.model)
+    middle = token.number(price_with_steps(model, usual.steps_p50))
+    high = token.number(price_with_steps(model, usual.steps_p90))
+    basis = _BASES.get(usual.source) or f"nine of ten under {high}, {usual.jobs:,} receipts"
+    compared = ""
+    if usual.source is not Source.ASSUMED:
+        compared = f"; at {MEAN_STEPS} steps {token.number(blended_price(model))}"
+    return f"{middle}<small>{basis}{compared}</small>"
 
 
 def _models_table(models: dict[str, Any], token: Token) -> str:
@@ -194,7 +215,7 @@ def _models_table(models: dict[str, Any], token: Token) -> str:
         "Digest",
         "Workers",
         "Free slots",
-        "From, 1M tokens",
+        f"From, 1M tokens at {MEAN_STEPS} steps",
         "Fastest, tokens/s",
         "Context, tokens",
     )
