@@ -7,13 +7,17 @@ worker is asked for the outputs again, as long as it keeps them, and the content
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from piecework.base.errors import PieceworkError
 from piecework.client.jobs.driver import JobContext
+from piecework.client.jobs.events import CanvasText, ReadAnswers
+from piecework.client.jobs.run import JobRun
 from piecework.client.journal.contradictions import KeptFrame
 from piecework.client.journal.proofs import prove_receipts
-from piecework.client.journal.records import ChannelRow, JobRow, ReceiptRow
+from piecework.client.journal.records import ChannelRow, JobRow, JobStatus, ReceiptRow
+from piecework.client.journal.store import Store
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.evidence.check import check_evidence, contradict
 from piecework_protocol.evidence.file import (
@@ -27,6 +31,8 @@ from piecework_protocol.evidence.file import (
     ShownPayment,
 )
 from piecework_protocol.frames import Accepted
+from piecework_protocol.kinds.read import ReadOutput
+from piecework_protocol.kinds.text import TextOutput
 from piecework_protocol.objects import Acceptance, Receipt
 from piecework_protocol.signing import recover, sign
 from piecework_protocol.types import JobId, Signature, Uint32
@@ -41,6 +47,50 @@ class Texts:
 
 
 NO_TEXTS = Texts(None, {})
+
+
+async def known_texts(
+    store: Store, job: JobId, follow: Callable[[JobId], JobRun]
+) -> tuple[Texts, str]:
+    """Return what is known of a job's text, and what is missing, in words.
+
+    Outputs that were not kept are fetched from the worker, if the job is over. They are not paid
+    again. `follow` is `PieceworkClient.resume`.
+
+    Raises:
+        StoreError: The journal does not know the job.
+    """
+    row, receipts = await asyncio.to_thread(lambda: (store.job(job), store.receipts(job=job)))
+    kept = await asyncio.to_thread(store.texts, job)
+    outputs, missing = dict(kept.outputs), []
+    if kept.content is None:
+        missing.append("the prompt, because this client keeps no text (keep_text)")
+    if len(outputs) < len(receipts):
+        why = "because the job is not over"
+        if row.status in (JobStatus.COMPLETE, JobStatus.CANCELLED):
+            why = await _fetched(outputs, follow(job))
+        if why:
+            missing.append(f"the answer, {why}")
+    return Texts(kept.content, outputs), " and ".join(missing)
+
+
+async def _fetched(outputs: dict[int, bytes], run: JobRun) -> str:
+    """Fetch the outputs of a job again. Return why that failed, or ""."""
+    try:
+        async with run:
+            async for event in run:
+                if isinstance(event, CanvasText | ReadAnswers):
+                    outputs[event.canvas] = output_of(event)
+    except PieceworkError as error:
+        return f"because its worker does not give it again: {error}"
+    return ""
+
+
+def output_of(event: CanvasText | ReadAnswers) -> bytes:
+    """Give the bytes of an output, as the receipt's digest covers them."""
+    if isinstance(event, CanvasText):
+        return TextOutput(event.token_ids, event.segments).encode()
+    return ReadOutput(event.answers).encode()
 
 
 async def make_evidence(context: JobContext, job: JobId, texts: Texts) -> EvidenceFile:

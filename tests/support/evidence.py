@@ -87,6 +87,7 @@ def evidence(story: Story = DEFAULT, asked: TextContent | None = None) -> Eviden
         TextOutput.plain(_tokens(story, i), sentence) for i, sentence in enumerate(story.sentences)
     ]
     limit = SIZE * len(outputs) + (0 if story.cancelled else 1)
+    limit = 4096 if content.template else limit
     return _whole(story, content, list(outputs), limit, Finish.END_OF_TEXT)
 
 

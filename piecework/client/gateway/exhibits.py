@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from piecework.client.evidence import output_of
 from piecework.client.gateway.formats.common import ApiError, Head, Totals
 from piecework.client.gateway.formats.pieces import Frame, Piece, Reply
 from piecework.client.jobs.events import (
@@ -24,8 +25,6 @@ from piecework.client.jobs.requests import JobRequest
 from piecework_protocol.eip712 import Domain, TypedData
 from piecework_protocol.evidence.file import EvidenceFile, canonical, evidence_json
 from piecework_protocol.evidence.members import hexed
-from piecework_protocol.kinds.read import ReadOutput
-from piecework_protocol.kinds.text import TextOutput
 from piecework_protocol.signing import Signer, sign
 from piecework_protocol.types import Digest, JobId, keccak256
 
@@ -113,19 +112,12 @@ class SelfProving:
         return {**ours, "evidence": self._exhibits.object()}
 
 
-def output_of(event: CanvasText | ReadAnswers) -> bytes:
-    """Give the bytes of an output, as the receipt's digest covers them."""
-    if isinstance(event, CanvasText):
-        return TextOutput(event.token_ids, event.segments).encode()
-    return ReadOutput(event.answers).encode()
-
-
 def carrier(data: Any) -> dict[str, Any] | None:
     """Return the object of an answer, a chunk or an event that has the evidence, if any has."""
     for found in (data, data.get("response") if isinstance(data, dict) else None):
-        ours = found.get("piecework") if isinstance(found, dict) else None
-        if isinstance(ours, dict) and isinstance(ours.get("evidence"), dict):
-            return dict(found)
+        if isinstance(found, dict) and isinstance(found.get("piecework"), dict):
+            if isinstance(found["piecework"].get("evidence"), dict):
+                return dict(found)
     return None
 
 
@@ -137,11 +129,11 @@ def statement(found: Mapping[str, Any]) -> ReplyStatement:
     return ReplyStatement(Digest(keccak256(canonical(plain))))
 
 
-def signed(data: dict[str, Any], domain: Domain, signer: Signer) -> dict[str, Any]:
+def signed(data: Mapping[str, Any], domain: Domain, signer: Signer) -> dict[str, Any]:
     """Return an answer, a chunk or an event with the gateway's signature in its evidence."""
     found = carrier(data)
     if found is None:
-        return data
+        return dict(data)
     signature = hexed(sign(domain, statement(found), signer))
     evidence = {**found["piecework"]["evidence"], "signature": signature}
     found["piecework"] = {**found["piecework"], "evidence": evidence}

@@ -57,8 +57,6 @@ from piecework_protocol.views import members
 
 MAX_JOBS_OF_A_REPLY: Final = 512
 EVIDENCE: Final = "piecework.evidence"
-STREAMED: Final = frozenset({"chat.completion.chunk"})
-"""Objects whose text came in the chunks before."""
 _GIVEN: Final = frozenset({"id", "call_id", "item_id", "created", "created_at"})
 """Members that the gateway alone says: names and times."""
 _TOTALS: Final = frozenset({"cost", "denoising_steps", "acknowledged"})
@@ -105,7 +103,7 @@ async def check_reply(raw: Any) -> CheckedReply:
     if found is None:
         raise EvidenceRefused(EVIDENCE, "the answer has none. Ask with piecework.evidence: true")
     kind = found.get("object")
-    if kind not in _FORMATS:
+    if not isinstance(kind, str) or kind not in _FORMATS:
         raise EvidenceRefused("object", f"it is not among {', '.join(_FORMATS)}")
     shown = of_names(found["piecework"]["evidence"], EVIDENCE, "request", "jobs", "signature")
     jobs = _jobs(shown["jobs"])
@@ -195,7 +193,7 @@ async def _again(
         raise EvidenceRefused(f"{EVIDENCE}.request", f"it gives no such answer: {error}") from None
     whole = json.loads(json.dumps(whole))
     _compare_ours(whole["piecework"], found["piecework"], jobs)
-    if found["object"] not in STREAMED:
+    if not ask.stream or found["object"] == "response":  # else the text came in earlier chunks
         expected = {name: one for name, one in whole.items() if name != "piecework"}
         given = {name: one for name, one in found.items() if name != "piecework"}
         _compare(expected, given, "")
@@ -394,8 +392,12 @@ def _canvas_event(
         "again": False,
     }
     if isinstance(output, TextOutput):
-        text = {"segments": output.segments, "token_ids": output.token_ids}
-        return CanvasText(tokens=receipt.units, **text, **shared)
+        return CanvasText(
+            segments=output.segments,
+            tokens=receipt.units,
+            token_ids=output.token_ids,
+            **shared,
+        )
     asked = _asked(job.proven.content, receipt.canvas, job.proven.model.canvas_size)
     questions = tuple(asked)[: len(output.answers)]
     return ReadAnswers(questions=questions, answers=output.answers, **shared)

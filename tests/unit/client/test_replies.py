@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import json
 from collections.abc import Callable
@@ -196,9 +197,12 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [found for key, one in inner for found in places(one, (*path, key))]
 
 
+REPLY = asyncio.run(answered("chat", ASKED, [TALE]))
+
+
 @given(st.data())
 async def test_no_value_of_an_answer_can_be_changed(data: st.DataObject) -> None:
-    reply = await answered("chat", ASKED, [TALE])
+    reply = REPLY
     path = data.draw(st.sampled_from(places(reply)))
     changed = copy.deepcopy(reply)
     holder: Any = changed
