@@ -209,6 +209,6 @@ async def test_no_value_of_an_answer_can_be_changed(data: st.DataObject) -> None
     for step in path[:-1]:
         holder = holder[step]
     old = holder[path[-1]]
-    others = [o for o in ("x", 0, 1.5, True, [], {}, str(old) + "0") if o != old]
+    others: list[Any] = [o for o in ("x", 0, 1.5, True, [], {}, str(old) + "0") if o != old]
     holder[path[-1]] = data.draw(st.sampled_from(others))
     assert await refusal(changed)
