@@ -191,7 +191,7 @@ async def _again(
         raise
     except PieceworkError as error:
         raise EvidenceRefused(f"{EVIDENCE}.request", f"it gives no such answer: {error}") from None
-    whole = json.loads(json.dumps(whole))
+    whole = loads(json.dumps(whole))
     _compare_ours(whole["piecework"], found["piecework"], jobs)
     if not ask.stream or found["object"] == "response":  # else the text came in earlier chunks
         expected = {name: one for name, one in whole.items() if name != "piecework"}
