@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,16 @@ import pytest
 from piecework.client.evidence import known_texts
 from piecework.client.gateway.replies import check_reply
 from piecework.client.sdk import PieceworkClient
+from piecework_protocol.errors import ProtocolViolation
 from piecework_protocol.evidence.check import check_evidence
 from piecework_protocol.evidence.file import read_evidence, write_evidence
+from piecework_protocol.frames import CanvasDelivered
 from piecework_protocol.kinds.text import TextOutput
+from piecework_protocol.objects import Acceptance, Receipt
+from piecework_protocol.signing import sign
+from piecework_protocol.types import Digest, Timestamp, Uint32
 from tests.support.client_side import PAYER
+from tests.support.fake_chain import DOMAIN
 from tests.support.gateways import MODEL, scripted_market
 from tests.support.plain_evidence import fault
 
@@ -133,6 +140,31 @@ async def test_a_client_without_text_gets_the_answer_from_the_worker_again(tmp_p
     assert "".join(o.text for o in proven.outputs if isinstance(o, TextOutput))
     assert check_evidence(bare).outputs is None
     assert file.channel.authorizer == PAYER.address
+
+
+async def test_what_a_worker_signed_against_itself_is_in_the_file(tmp_path: Path) -> None:
+    async with scripted_market(tmp_path) as market:
+        job = await bought(market)
+        store, worker = market.client.store, market.worker
+        [first] = store.receipts(job=job)
+        accepted = store.job(job).acceptance
+        assert accepted is not None
+        more = accepted.prompt_tokens + 1
+        receipt = first.receipt.replace(trace_root=Digest(bytes(32)))
+        promise = Acceptance(job, Uint32(more), accepted.accepted_at)
+        frames = (
+            CanvasDelivered(receipt, sign(DOMAIN, receipt, worker.operator), b""),
+            replace(accepted, prompt_tokens=more, signature=sign(DOMAIN, promise, worker.operator)),
+        )
+        for frame in frames:
+            violation = ProtocolViolation("4.1", "two different receipts for one canvas")
+            assert store.contradictions.keep(
+                job, worker.operator.address, frame, violation, Timestamp(7)
+            )
+        file, _ = await market.client.evidence(job)
+    assert check_evidence(file).contradictions == 2
+    assert {type(one.second) for one in file.contradictions} == {Receipt, Acceptance}
+    assert fault(write_evidence(file)) is None
 
 
 async def test_a_worker_that_is_away_costs_the_evidence_its_text_alone(tmp_path: Path) -> None:
