@@ -141,6 +141,10 @@ class SequenceState:
         """Return a function that computes the trace leaf of the step that was just decided."""
         return partial(_leaf, self.canvas, self.step, decision, _EMBEDDING_TYPES[soft.dtype])
 
+    def record(self, decision: CanvasDecision, soft: Tensor) -> trace.StepRecord:
+        """Return what that leaf commits to. Call it before `advance`."""
+        return _record(self.canvas, self.step, decision, _EMBEDDING_TYPES[soft.dtype])
+
     def advance(self, decision: CanvasDecision, soft: Tensor, leaf: bytes | Future[bytes]) -> bool:
         """Take a decided step in. Returns whether the canvas is finished. It cannot fail.
 
@@ -179,17 +183,21 @@ class SequenceState:
 
 
 def _leaf(canvas: int, step: int, decision: CanvasDecision, kind: trace.EmbeddingType) -> bytes:
-    return trace.leaf(
-        trace.StepRecord(
-            canvas=canvas,
-            step=step,
-            before=decision.before.astype("<u4").tobytes(),
-            after=decision.after.astype("<u4").tobytes(),
-            argmax=decision.argmax.astype("<u4").tobytes(),
-            accepted=np.packbits(decision.accepted, bitorder="little").tobytes(),
-            embedding_digest=trace.embedding_digest(kind, decision.soft),
-            fingerprint=decision.fingerprint.astype("<f2").tobytes(),
-        )
+    return trace.leaf(_record(canvas, step, decision, kind))
+
+
+def _record(
+    canvas: int, step: int, decision: CanvasDecision, kind: trace.EmbeddingType
+) -> trace.StepRecord:
+    return trace.StepRecord(
+        canvas=canvas,
+        step=step,
+        before=decision.before.astype("<u4").tobytes(),
+        after=decision.after.astype("<u4").tobytes(),
+        argmax=decision.argmax.astype("<u4").tobytes(),
+        accepted=np.packbits(decision.accepted, bitorder="little").tobytes(),
+        embedding_digest=trace.embedding_digest(kind, decision.soft),
+        fingerprint=decision.fingerprint.astype("<f2").tobytes(),
     )
 
 
