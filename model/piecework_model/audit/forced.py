@@ -53,6 +53,7 @@ class CanvasFigures:
     soft: the Euclidean distance of the two soft embeddings of a position, by the root of H. NaN
         where the worker's was not opened.
     free: whether the position is not pinned.
+    temperature: of each step, [S].
     """
 
     entropy: Floats
@@ -64,6 +65,7 @@ class CanvasFigures:
     deficit: Floats
     soft: Floats
     free: Flags
+    temperature: Floats
 
     @property
     def steps(self) -> int:
@@ -188,7 +190,7 @@ class ForcedPass:
             for stop in [min(width, start + self._tile_rows)]
         ]
         scores = [torch.cat(part).view(len(steps), size, -1) for part in zip(*tiles, strict=True)]
-        return _compared(steps, scores[0].cpu().numpy(), scores[1], free)
+        return _compared(steps, scores[0].cpu().numpy(), scores[1], free, rows.temperatures[::size])
 
     def _scored(self, states: Tensor, rows: _Rows) -> tuple[Tensor, Tensor]:
         """Compute a tile's numbers [P, 5], as `_compared` takes them, and soft embeddings
@@ -286,7 +288,11 @@ def _distance(exact: Tensor, tokens: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def _compared(
-    steps: Sequence[_Forced], numbers: npt.NDArray[np.float64], softs: Tensor, free: Flags
+    steps: Sequence[_Forced],
+    numbers: npt.NDArray[np.float64],
+    softs: Tensor,
+    free: Flags,
+    temperature: Floats,
 ) -> CanvasFigures:
     """Put the worker's numbers beside the auditor's [S, C, 5] and soft embeddings [S, C, H]."""
     opened = [step.opened for step in steps]
@@ -306,6 +312,7 @@ def _compared(
         deficit=deficit.astype(np.float32),
         soft=np.stack(shown),
         free=np.broadcast_to(free, entropy.shape),
+        temperature=temperature,
     )
 
 
