@@ -13,14 +13,14 @@ from torch import Tensor
 from piecework_model.audit.replay import ReplayedStep
 from piecework_model.bounds import ModelLimits
 from piecework_model.errors import OpeningError
-from piecework_model.sampling import trace
+from piecework_protocol.trace import EmbeddingType, StepRecord, soft_field
 
 Ids = npt.NDArray[np.int64]
 
-_DTYPES: Final[dict[trace.EmbeddingType, torch.dtype]] = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
+_DTYPES: Final[dict[EmbeddingType, torch.dtype]] = {
+    EmbeddingType.FLOAT32: torch.float32,
+    EmbeddingType.BFLOAT16: torch.bfloat16,
+    EmbeddingType.FLOAT16: torch.float16,
 }
 
 
@@ -42,19 +42,16 @@ class OpenedStep:
     soft: Tensor | None
 
     @classmethod
-    def of(cls, record: trace.StepRecord, soft: Tensor | None, limits: ModelLimits) -> OpenedStep:
+    def of(cls, record: StepRecord, soft: Tensor | None, limits: ModelLimits) -> OpenedStep:
         """Read a step's fields.
 
         Raises:
-            OpeningError: They have other lengths than the model's canvas, an id is beyond its
-                vocabulary, or a number is not finite.
+            OpeningError: They are of another canvas size, an id is beyond the vocabulary, or a
+                number is not finite.
         """
         size = limits.canvas_size
-        lengths = (len(record.before), len(record.after), len(record.argmax))
-        if lengths != (4 * size,) * 3 or len(record.fingerprint) != 6 * size:
+        if record.size != size:
             raise OpeningError(f"step {record.step}: its fields are not those of {size} positions")
-        if len(record.accepted) != (size + 7) // 8:
-            raise OpeningError(f"step {record.step}: its bitmap is not one of {size} positions")
         before, after, argmax = (
             np.frombuffer(part, dtype="<u4").astype(np.int64)
             for part in (record.before, record.after, record.argmax)
@@ -77,17 +74,15 @@ class OpenedStep:
         return cls.of(step.record, step.soft, limits)
 
 
-def read_soft(
-    kind: trace.EmbeddingType, rows: bytes, digest: bytes, *, positions: int, width: int
-) -> Tensor:
-    """Read an opened soft embedding [positions, width] that the worker committed to by `digest`.
+def read_soft(field: bytes, rows: bytes, *, positions: int, width: int) -> Tensor:
+    """Read an opened soft embedding [positions, width] that a step committed to by its field.
 
     Raises:
         OpeningError: It has another length, or is not the one that was committed.
     """
-    dtype = _DTYPES[kind]
-    if len(rows) != positions * width * dtype.itemsize:
+    kind = EmbeddingType(field[0])
+    if len(rows) != positions * width * kind.width:
         raise OpeningError(f"{len(rows)} bytes are no soft embedding of {positions} x {width}")
-    if trace.embedding_digest(kind, rows) != digest:
+    if soft_field(kind, rows) != field:
         raise OpeningError("the soft embedding is not the one that the step committed to")
-    return torch.frombuffer(bytearray(rows), dtype=dtype).view(positions, width)
+    return torch.frombuffer(bytearray(rows), dtype=_DTYPES[kind]).view(positions, width)

@@ -19,7 +19,7 @@ from piecework_model.engine.executor import Executor, SequenceFailure, SequenceS
 from piecework_model.engine.scheduler import SequenceWork, known_chunks
 from piecework_model.errors import InvalidRequestError, ReplayError
 from piecework_model.requests import GenerationRequest
-from piecework_model.sampling import trace
+from piecework_protocol.trace import StepRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +29,13 @@ class ReplayedStep:
     record: what its leaf commits to. soft: its soft embedding [C, H], which conditions the next.
     """
 
-    record: trace.StepRecord
+    record: StepRecord
     soft: Tensor
 
     @property
     def leaf(self) -> bytes:
         """The trace leaf."""
-        return trace.leaf(self.record)
+        return self.record.leaf()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class ReplayedCanvas:
 class _Steps:
     made: list[ReplayedStep] = field(default_factory=list)
 
-    def observe(self, request_id: str, record: trace.StepRecord, soft: Tensor) -> None:
+    def observe(self, request_id: str, record: StepRecord, soft: Tensor) -> None:
         self.made.append(ReplayedStep(record, soft))
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from piecework_model.engine.scheduler import SequenceWork
 from piecework_model.requests import FailureKind, GenerationRequest
-from piecework_model.sampling.trace import StepRecord
+from piecework_protocol.trace import StepRecord
 
 StepObserver = Callable[[str, StepRecord, Tensor], None]
 """Told of every step that a sequence has made: the request's id, what the step's leaf commits to,
@@ -26,8 +26,8 @@ and its soft embedding [C, H]."""
 class SequenceStep:
     """One denoising step of one sequence.
 
-    argmax: the canvas [C] that would be committed now. leaves: the trace leaves (sampling/trace.py)
-    of a finished canvas, one a step, else empty. answers: as in `CanvasEvent`.
+    argmax: the canvas [C] that would be committed now. leaves: of a finished canvas, the step
+    leaves (`piecework_protocol.trace`), else empty. answers: as in `CanvasEvent`.
     """
 
     request_id: str
