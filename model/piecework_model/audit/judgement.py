@@ -76,7 +76,7 @@ class Tail:
         ratio = max(1.0, self.share / beyond)
         if self.shape < 1e-6:
             return self.start + self.scale * math.log(ratio)
-        return self.start + self.scale / self.shape * (ratio**self.shape - 1)
+        return self.start + self.scale / self.shape * (math.pow(ratio, self.shape) - 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ position are nearly zero whatever the weights were.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -60,7 +60,7 @@ def scores(figures: CanvasFigures) -> CanvasScores:
     )
 
 
-def _usual(level: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def _usual(level: npt.NDArray[np.float32]) -> npt.NDArray[np.floating[Any]]:
     """Say how the distance of soft embeddings grows with entropy in nats, up to a factor.
 
     It is least where one token has all the mass, and largest between one and two nats.
@@ -68,5 +68,7 @@ def _usual(level: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return 0.12 + level / (1 + level**2 / 2)
 
 
-def _ratio(part: npt.NDArray[np.float32], whole: npt.NDArray[np.float32]) -> float | None:
+def _ratio(
+    part: npt.NDArray[np.floating[Any]], whole: npt.NDArray[np.floating[Any]]
+) -> float | None:
     return float(part.sum() / whole.sum()) if len(part) else None
