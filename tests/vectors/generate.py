@@ -96,7 +96,7 @@ from piecework_protocol.wire import (
     encode_offer,
     encode_worker_frame,
 )
-from tests.vectors import contents
+from tests.vectors import contents, traces
 
 LATEST = Timestamp(2**40 - 1)
 HERE = Path(__file__).parent
@@ -446,7 +446,10 @@ def worker_frames() -> dict[str, WorkerFrame]:
         f"canvas {i}": CanvasDelivered(receipt, _signed(receipt), b"sealed output" * i)
         for i, receipt in enumerate(_of(Receipt))
     }
+    traced = _of(Receipt)[0]
+    leaves = tuple(Digest(_bytes32(f"leaf {i}")) for i in range(traced.steps + 1))
     return canvases | {
+        "a canvas with leaves": CanvasDelivered(traced, _signed(traced), b"sealed", leaves),
         "an acceptance": Accepted(job, 321, at, signature, 0, None),
         "an acceptance with an account": Accepted(
             job, 321, at, signature, 17, Account(voucher, _signed(voucher), peaks)
@@ -513,6 +516,7 @@ FILES = {
     "contents.json": contents.vectors,
     "eip712.json": eip712,
     "merkle.json": trees,
+    "trace.json": traces.vectors,
     "wire.json": wire,
 }
 

@@ -19,17 +19,18 @@ from piecework_model.engine.scheduler import known_chunks
 from piecework_model.errors import NonFiniteError
 from piecework_model.layers.transfer import host_copies
 from piecework_model.requests import HOLE, GenerationRequest, ReadSlot
-from piecework_model.sampling import sampler, trace
+from piecework_model.sampling import sampler
 from piecework_model.sampling.answers import probabilities
 from piecework_model.sampling.philox import Moment, StepDraws, initial_ids, step_draws
 from piecework_model.sampling.sampler import SampleOutput
+from piecework_protocol.trace import EmbeddingType, StepRecord, soft_field
 
 Ids = npt.NDArray[np.int64]
 
-_EMBEDDING_TYPES: dict[torch.dtype, trace.EmbeddingType] = {
-    torch.float32: "float32",
-    torch.bfloat16: "bfloat16",
-    torch.float16: "float16",
+_EMBEDDING_TYPES: dict[torch.dtype, EmbeddingType] = {
+    torch.float32: EmbeddingType.FLOAT32,
+    torch.bfloat16: EmbeddingType.BFLOAT16,
+    torch.float16: EmbeddingType.FLOAT16,
 }
 
 
@@ -141,6 +142,10 @@ class SequenceState:
         """Return a function that computes the trace leaf of the step that was just decided."""
         return partial(_leaf, self.canvas, self.step, decision, _EMBEDDING_TYPES[soft.dtype])
 
+    def record(self, decision: CanvasDecision, soft: Tensor) -> StepRecord:
+        """Return what that leaf commits to. Call it before `advance`."""
+        return step_record(self.canvas, self.step, decision, _EMBEDDING_TYPES[soft.dtype])
+
     def advance(self, decision: CanvasDecision, soft: Tensor, leaf: bytes | Future[bytes]) -> bool:
         """Take a decided step in. Returns whether the canvas is finished. It cannot fail.
 
@@ -178,19 +183,24 @@ class SequenceState:
         self._leaves.clear()
 
 
-def _leaf(canvas: int, step: int, decision: CanvasDecision, kind: trace.EmbeddingType) -> bytes:
-    return trace.leaf(
-        trace.StepRecord(
-            canvas=canvas,
-            step=step,
-            before=decision.before.astype("<u4").tobytes(),
-            after=decision.after.astype("<u4").tobytes(),
-            argmax=decision.argmax.astype("<u4").tobytes(),
-            accepted=np.packbits(decision.accepted, bitorder="little").tobytes(),
-            embedding_digest=trace.embedding_digest(kind, decision.soft),
-            fingerprint=decision.fingerprint.astype("<f2").tobytes(),
-        )
+def step_record(
+    canvas: int, step: int, decision: CanvasDecision, kind: EmbeddingType
+) -> StepRecord:
+    """Record a decided step as the trace commits to it. kind: the number type of its soft rows."""
+    return StepRecord(
+        canvas=canvas,
+        step=step,
+        before=decision.before.astype("<u4").tobytes(),
+        after=decision.after.astype("<u4").tobytes(),
+        argmax=decision.argmax.astype("<u4").tobytes(),
+        accepted=np.packbits(decision.accepted, bitorder="little").tobytes(),
+        soft=soft_field(kind, decision.soft),
+        fingerprint=decision.fingerprint.astype("<f2").tobytes(),
     )
+
+
+def _leaf(canvas: int, step: int, decision: CanvasDecision, kind: EmbeddingType) -> bytes:
+    return step_record(canvas, step, decision, kind).leaf()
 
 
 @dataclass(frozen=True, slots=True)

@@ -157,6 +157,17 @@ _SIXTH: Final = """
 CREATE TABLE lengths (
     model BLOB PRIMARY KEY, jobs REAL NOT NULL, tokens REAL NOT NULL, updated_at INTEGER NOT NULL
 ) STRICT;
+-- acceptance: the worker's signed promise as its frame, without the account
+-- content: the exact bytes whose digest the job signs, while texts are kept
+ALTER TABLE jobs ADD COLUMN acceptance BLOB;
+ALTER TABLE jobs ADD COLUMN content BLOB;
+-- output: the exact bytes under the receipt's output digest, while texts are kept
+ALTER TABLE receipts ADD COLUMN output BLOB;
+-- Frames that the worker signed and that break a clause. digest: of the frame
+CREATE TABLE contradictions (
+    job BLOB NOT NULL REFERENCES jobs (id), digest BLOB NOT NULL, frame BLOB NOT NULL,
+    clause TEXT NOT NULL, message TEXT NOT NULL, at INTEGER NOT NULL, PRIMARY KEY (job, digest)
+) STRICT, WITHOUT ROWID;
 """
 
 CLIENT_SCHEMA: Final = Schema(
