@@ -68,6 +68,13 @@ class Metrics:
         self._publish_errors = self._counter(
             "piecework_publish_errors", "Offers that an index did not take"
         )
+        self._pauses = self._counter("piecework_pauses", "Times the owner needed the machine")
+        self._paused_seconds = self._counter(
+            "piecework_paused_seconds", "Seconds in which no job took a step for the owner's sake"
+        )
+        self._handed_back = self._counter(
+            "piecework_jobs_handed_back", "Jobs given up unpaid because a pause lasted too long"
+        )
         self._count_connections()
         self._gauges()
         self._surroundings()
@@ -102,6 +109,7 @@ class Metrics:
             "Payers that wait for credit or have less than an eighth of theirs left",
         )
         self.ready = self._gauge("piecework_ready", "1 while jobs are taken on")
+        self.pause = self._gauge("piecework_paused", "1 while the owner needs the machine")
         self.commit = Histogram(
             "piecework_journal_commit_seconds",
             "Time to make records durable",
@@ -182,6 +190,20 @@ class Metrics:
     def contained(self) -> None:
         """An error of ours ended one job, or was left behind by a loop that goes on."""
         self._contained.inc()
+
+    def paused(self) -> None:
+        """The owner needs the machine."""
+        self._pauses.inc()
+        self.pause.set(1)
+
+    def resumed(self, seconds: float) -> None:
+        """A pause is over."""
+        self._paused_seconds.inc(seconds)
+        self.pause.set(0)
+
+    def handed_back(self) -> None:
+        """A job was given up in a pause."""
+        self._handed_back.inc()
 
     def publish_error(self) -> None:
         """An index did not take the offer."""
