@@ -37,12 +37,14 @@ EXTRAS: Final[Mapping[str, frozenset[str]]] = {
             "huggingface_hub",
             "jinja2",
             "prometheus_client",
+            "psutil",
+            "pynvml",
             "tokenizers",
             "transformers",
             "yarl",
         }
     ),
-    "worker": frozenset({"numpy", "psutil", "pynvml", "safetensors", "torch", "triton"}),
+    "worker": frozenset({"numpy", "safetensors", "torch", "triton"}),
     "chain": frozenset({"eth", "eth_typing"}),
 }
 """Each extra with the modules that it declares. `worker` contains `vllm`, all contain `cli`."""

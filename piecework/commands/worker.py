@@ -230,6 +230,7 @@ def status(*, home: HomeOption = None, json: Json = False) -> None:
     seen: dict[str, bool] = body["seen_by"]
     rows = (
         ("state", body["state"] + (f": {body['fault']}" if body["fault"] else "")),
+        ("paused", _why_paused(body["pause"])),
         ("operator", body["operator"]),
         ("earnings to", body["receiver"]),
         ("model", f"{engine.get('model', '-')} on {engine.get('device', '-')}"),
@@ -265,6 +266,46 @@ def drain(*, home: HomeOption = None, json: Json = False) -> None:
         common.print_json(body)
     else:
         common.say("draining")
+
+
+@app.command()
+def pause(
+    *,
+    seconds: Annotated[
+        int | None,
+        typer.Option("--for", min=1, help="Seconds. Default: until `piecework worker resume`."),
+    ] = None,
+    home: HomeOption = None,
+    json: Json = False,
+) -> None:
+    """Stop all jobs between two steps: the machine is yours.
+
+    They wait, and clients may leave free of charge. After `pause_max_s` the jobs that still wait
+    are handed back unpaid. The command outlives a restart of the worker.
+    """
+    import json as notation
+
+    body = _ask(home, "POST", "/pause", notation.dumps({"seconds": seconds}).encode())
+    if json:
+        common.print_json(body)
+    else:
+        common.say("paused; piecework worker resume ends it")
+
+
+@app.command()
+def resume(*, home: HomeOption = None, json: Json = False) -> None:
+    """Lift `piecework worker pause`. Other causes of a pause stay."""
+    body = _ask(home, "POST", "/resume")
+    if json:
+        common.print_json(body)
+    else:
+        common.say("; ".join(("still paused", *body["causes"])) if body["paused"] else "resumed")
+
+
+def _why_paused(body: dict[str, Any] | None) -> str:
+    if body is None:
+        return "no"
+    return f"{body['seconds']:.0f} s: " + "; ".join(body["causes"])
 
 
 @app.command()
@@ -366,7 +407,7 @@ async def _earnings(root: Path) -> dict[str, Any]:
         await journal.close()
 
 
-def _ask(home: Path | None, method: str, path: str) -> dict[str, Any]:
+def _ask(home: Path | None, method: str, path: str, body: bytes = b"") -> dict[str, Any]:
     from piecework_node.daemon.admin import ask_daemon
 
-    return common.run(ask_daemon(common.home("worker", home), method, path))
+    return common.run(ask_daemon(common.home("worker", home), method, path, body))

@@ -41,7 +41,7 @@ class ParkedMemory:
         }
         parked = cls([])
         for storage in storages.values():
-            copy = UntypedStorage(storage.nbytes())
+            copy = torch.empty(storage.nbytes(), dtype=torch.uint8).untyped_storage()
             copy.copy_(storage)
             parked._copies.append((storage, copy))
             storage.resize_(0)

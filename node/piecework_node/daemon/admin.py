@@ -31,6 +31,7 @@ MAX_BODY_BYTES: Final = 1024
 MAX_CONNECTIONS: Final = 128
 CONNECTIONS_PER_ADDRESS: Final = 32
 """For a few scrapers and commands at once."""
+LONGEST_PAUSE_S: Final = 30 * 24 * 3600
 ASK_LIMITS: Final = HttpLimits(total_s=10.0, connect_s=5.0, max_bytes=4 * 2**20)
 _LOCAL_NAMES: Final = frozenset({"127.0.0.1", "localhost", "[::1]"})
 
@@ -50,6 +51,10 @@ class Operations(Protocol):
     def settle(self) -> None: ...
 
     def drain(self) -> None: ...
+
+    def pause(self, seconds: float | None) -> None: ...
+
+    def resume(self) -> tuple[str, ...]: ...
 
     def connection_refused(self, why: Refused) -> None: ...
 
@@ -77,6 +82,8 @@ class AdminServer:
                 web.get("/status", self._status),
                 web.post("/settle", self._settle),
                 web.post("/drain", self._drain),
+                web.post("/pause", self._pause),
+                web.post("/resume", self._resume),
             ]
         )
         return app
@@ -130,6 +137,31 @@ class AdminServer:
         self._operations.drain()
         return web.json_response({"draining": True}, status=202)
 
+    async def _pause(self, request: web.Request) -> web.Response:
+        try:
+            seconds = _seconds(await request.read())
+        except ValueError:
+            return _error(400, "seconds", f"seconds is a whole number up to {LONGEST_PAUSE_S}")
+        self._operations.pause(seconds)
+        return web.json_response({"paused": True, "seconds": seconds}, status=202)
+
+    async def _resume(self, _: web.Request) -> web.Response:
+        left = self._operations.resume()
+        return web.json_response({"paused": bool(left), "causes": left}, status=202)
+
+
+def _seconds(body: bytes) -> int | None:
+    """How long a pause is asked for. None: until it is lifted. Raises `ValueError` for others."""
+    asked = loads(body) if body else {}
+    seconds = asked.get("seconds") if isinstance(asked, dict) else body
+    if seconds is None:
+        return None
+    if not isinstance(seconds, int) or isinstance(seconds, bool):
+        raise ValueError("not a whole number")
+    if not 0 < seconds <= LONGEST_PAUSE_S:
+        raise ValueError("out of bounds")
+    return seconds
+
 
 def _error(status: int, code: str, message: str) -> web.Response:
     return web.json_response({"error": {"code": code, "message": message}}, status=status)
@@ -153,8 +185,8 @@ def admin_token(home: Path) -> str:
         raise KeyFileError(f"cannot read {path}: {error.strerror}") from None
 
 
-async def ask_daemon(home: Path, method: str, path: str) -> dict[str, Any]:
-    """Ask the daemon of a home.
+async def ask_daemon(home: Path, method: str, path: str, body: bytes = b"") -> dict[str, Any]:
+    """Ask the daemon of a home. `body` is JSON for a command that takes options.
 
     Raises:
         AdminError: nobody answers, or the daemon refuses. The text says what to do.
@@ -171,19 +203,19 @@ async def ask_daemon(home: Path, method: str, path: str) -> dict[str, Any]:
         # The daemon runs on this machine, whatever it binds to. A proxy must not see the token.
         async with HttpReader(ASK_LIMITS, proxies=dict) as http:
             if method == "GET":
-                body = loads(await http.get(url))
+                answer = loads(await http.get(url))
             else:
                 headers = {TOKEN_HEADER: admin_token(home)}
-                body = loads(await http.post(url, b"", headers=headers))
-        if not isinstance(body, dict):
+                answer = loads(await http.post(url, body, headers=headers))
+        if not isinstance(answer, dict):
             raise ValueError("not an object")
-    except HttpStatus as answer:
-        raise AdminError(f"the worker refuses: {_reason(answer)}") from None
+    except HttpStatus as status:
+        raise AdminError(f"the worker refuses: {_reason(status)}") from None
     except (HttpError, ValueError):
         raise AdminError(
             f"the worker of {home} does not answer at port {port}. Is it running?"
         ) from None
-    return body
+    return answer
 
 
 def _reason(answer: HttpStatus) -> str:

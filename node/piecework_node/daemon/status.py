@@ -26,6 +26,7 @@ async def status_of(p: Components, state: str, grpc_port: int) -> dict[str, Any]
             {"code": f.code.value, "stops": f.condition.stops.value, "line": f.line}
             for f in p.channels.faults.faults
         ],
+        "pause": _pause_status(p),
         "operator": address_hex(base.operator.address),
         "receiver": address_hex(worker.terms.receiver),
         "grpc_port": grpc_port,
@@ -54,6 +55,20 @@ async def status_of(p: Components, state: str, grpc_port: int) -> dict[str, Any]
         ],
         "refusals": dict(sorted(base.metrics.refusals.items())),
         "errors": [asdict(note) for note in base.metrics.errors],
+    }
+
+
+def _pause_status(p: Components) -> dict[str, Any] | None:
+    """Why jobs pause, and until when. None: they run."""
+    pause = p.worker.pausing.now
+    if pause is None:
+        return None
+    return {
+        "causes": list(pause.causes),
+        "seconds": round(p.base.clock.monotonic() - pause.began, 1),
+        "ends_at": pause.ends_at,
+        "gives_up_at": pause.gives_up_at,
+        "freed_bytes": p.worker.pausing.freed_bytes,
     }
 
 

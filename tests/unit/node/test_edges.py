@@ -260,6 +260,13 @@ class Operations:
     def drain(self) -> None:
         self.pressed.append("drain")
 
+    def pause(self, seconds: float | None) -> None:
+        self.pressed.append(f"pause {seconds}")
+
+    def resume(self) -> tuple[str, ...]:
+        self.pressed.append("resume")
+        return ("the schedule",)
+
     def connection_refused(self, why: Refused) -> None:
         self.pressed.append(why)
 
@@ -287,6 +294,27 @@ async def test_the_buttons_need_the_token_and_reading_does_not(
     await ask_daemon(home, "POST", "/settle")
     await ask_daemon(home, "POST", "/drain")
     assert operations.pressed == ["settle", "drain"]
+
+
+async def test_a_pause_takes_seconds_or_lasts_until_it_is_lifted(
+    admin: tuple[Operations, str, Path],
+) -> None:
+    operations, _, home = admin
+    await ask_daemon(home, "POST", "/pause")
+    await ask_daemon(home, "POST", "/pause", b'{"seconds": 90}')
+    lifted = await ask_daemon(home, "POST", "/resume")
+    assert operations.pressed == ["pause None", "pause 90", "resume"]
+    assert lifted == {"paused": True, "causes": ["the schedule"]}
+
+
+@pytest.mark.parametrize("body", [b"x", b"[]", b'{"seconds": 0}', b'{"seconds": true}'])
+async def test_a_pause_of_no_time_is_refused(
+    admin: tuple[Operations, str, Path], body: bytes
+) -> None:
+    operations, _, home = admin
+    with pytest.raises(AdminError, match="whole number"):
+        await ask_daemon(home, "POST", "/pause", body)
+    assert operations.pressed == []
 
 
 async def test_the_token_goes_to_the_daemon_and_not_to_a_proxy_of_the_environment(

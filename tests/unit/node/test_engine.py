@@ -231,7 +231,7 @@ async def real_events(*, paused: bool) -> list[object]:
     environment = {**child_environment(dict(os.environ)), "PYTHONPATH": str(ROOT)}
     command = EngineCommandLine(tuple(arguments), environment)
     engine = EngineSupervisor(command, SystemClock(), logs.silent())
-    life, seen = asyncio.ensure_future(engine.run()), []
+    life, seen = asyncio.ensure_future(engine.run()), list[object]()
     try:
         async with asyncio.timeout(120):
             async for event in engine.events():
