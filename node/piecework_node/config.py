@@ -281,6 +281,20 @@ class WorkerConfig(Settings):
         0, ge=0, le=63, description="of the card that is watched, as nvidia-smi -L counts them"
     )
 
+    # console
+    usd_per_token: float = Field(
+        0.0, ge=0, le=1e9, description="your own price of the token, to show dollars. 0: unknown"
+    )
+    usd_per_kwh: float = Field(
+        0.0, ge=0, le=1000, description="your own price of power. 0: unknown"
+    )
+    alert_webhook: str = Field(
+        "",
+        max_length=2048,
+        repr=False,
+        description="URL that gets alerts as JSON. Anybody who knows it may post there too",
+    )
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "human", "json"] = Field(
         "auto", description="auto: human on a terminal, JSON lines otherwise"
@@ -311,6 +325,13 @@ class WorkerConfig(Settings):
     @classmethod
     def _proxies_are_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         parse_networks(value)
+        return value
+
+    @field_validator("alert_webhook")
+    @classmethod
+    def _webhook_is_http(cls, value: str) -> str:
+        if value and not value.startswith(("https://", "http://")):
+            raise ValueError("a webhook begins with https:// or http://")
         return value
 
     @field_validator("pause_schedule")

@@ -79,6 +79,13 @@ class Metrics:
         self._gauges()
         self._surroundings()
         self.refusals: dict[str, int] = {}
+        self.states: dict[str, int] = {}
+        """Jobs by what became of them, since the start."""
+        self.tokens = self.steps = 0
+        """Charged on receipts since the start."""
+        self.head_age_s: float | None = None
+        self.gas_held: int | None = None
+        """The operator's native coin in wei, as it was last seen."""
         self.errors: deque[ErrorNote] = deque(maxlen=MAX_KEPT_ERRORS)
 
     def _gauges(self) -> None:
@@ -162,6 +169,7 @@ class Metrics:
 
     def moved(self, state: JobState) -> None:
         """A job reached a state."""
+        self.states[state.value] = self.states.get(state.value, 0) + 1
         self._jobs.labels(state.value).inc()
 
     def delivered(self, receipt: Receipt) -> None:
@@ -169,6 +177,8 @@ class Metrics:
         self._canvases.inc()
         self._steps.inc(receipt.steps)
         self._tokens.inc(receipt.units)
+        self.tokens += receipt.units
+        self.steps += receipt.steps
         self._charged.inc(receipt.amount)
 
     def accepted(self, amount: int) -> None:
@@ -208,6 +218,16 @@ class Metrics:
     def publish_error(self) -> None:
         """An index did not take the offer."""
         self._publish_errors.inc()
+
+    def head(self, age_s: float) -> None:
+        """The chain's latest block is so old."""
+        self.head_age_s = age_s
+        self.head_age.set(age_s)
+
+    def tank(self, wei: int) -> None:
+        """The operator holds so much of the native coin."""
+        self.gas_held = wei
+        self.gas.set(wei)
 
     def fault(self, code: str, *, present: bool) -> None:
         """A condition lasts, or does not."""

@@ -28,6 +28,7 @@ INTERRUPTED: Final = 130
 
 EXTRAS: Final[Mapping[str, frozenset[str]]] = {
     "cli": frozenset({"rich", "structlog", "typer"}),
+    "console": frozenset({"textual"}),
     "gateway": frozenset({"jsonschema", "prometheus_client", "regex"}),
     "market": frozenset({"prometheus_client"}),
     "vllm": frozenset(

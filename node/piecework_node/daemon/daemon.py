@@ -27,8 +27,10 @@ from piecework.base.http import HttpReader
 from piecework.base.listener import CannotListen, bind, connections_that_fit
 from piecework_node import config
 from piecework_node.config import WorkerConfig
+from piecework_node.console.model import Snapshot
 from piecework_node.daemon.admin import ADDRESS_FILE, AdminServer, admin_token
 from piecework_node.daemon.assembly import Components, build
+from piecework_node.daemon.console_feed import ConsoleFeed
 from piecework_node.daemon.front import DESCRIPTORS_EACH, Front, FrontLimits
 from piecework_node.daemon.peers import FrontEntrance, PeerLimits, Peers
 from piecework_node.daemon.server import GrpcServer, WorkerServicer
@@ -130,6 +132,7 @@ class Daemon:
         self._grpc_port = 0
         self._published_at = 0.0
         self._indexes = IndexWatch(components.channels.faults, components.base.metrics)
+        self._feed = ConsoleFeed(components, self._state, lambda: self._indexes.seen_by)
         base, config = components.base, components.base.config
         peers = Peers(
             PeerLimits(
@@ -186,6 +189,9 @@ class Daemon:
     async def status(self) -> dict[str, Any]:
         shown = await status_of(self._p, self._state(), self._grpc_port)
         return {**shown, "seen_by": self._indexes.seen_by}
+
+    async def console(self) -> Snapshot:
+        return await self._feed.snapshot()
 
     def _state(self) -> str:
         if self._p.worker.draining:
@@ -248,6 +254,7 @@ class Daemon:
             "ticks": self._ticks,
             "heartbeats": self._heartbeats,
             "pruning": self._prune,
+            "console": self._feed.run,
         }
         tasks += [group.create_task(self._kept(loop), name=name) for name, loop in loops.items()]
         await self._issue(first)

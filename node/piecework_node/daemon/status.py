@@ -122,6 +122,7 @@ def _engine_status(facts: EngineFacts) -> dict[str, Any]:
         "device": facts.device,
         "precision": facts.details.get("precision", ""),
         "tokens_per_second": facts.tokens_per_second,
+        "steps_per_second": facts.steps_per_second,
         "first_canvas_ms": facts.first_canvas_ms,
     }
 

@@ -101,6 +101,16 @@ class MachineSenses:
         return shares
 
 
+def power_limit(index: int) -> tuple[float | None, str]:
+    """Return what a card may draw, in watts, or None and why that is not known."""
+    try:
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        return pynvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000, ""
+    except pynvml.NVMLError as error:
+        return None, f"NVML does not tell what card {index} draws: {error}"
+
+
 def with_children(pids: frozenset[int]) -> frozenset[int]:
     """Add the descendants of processes."""
     found = set(pids)

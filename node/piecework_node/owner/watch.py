@@ -81,6 +81,11 @@ class OwnerWatch:
         """Whether other programs do not count yet, because their usual use is being learned."""
         return self._rules.watches_processes and self._baseline is None
 
+    @property
+    def missing(self) -> str:
+        """Why there are no readings of a card. Empty: there are."""
+        return self._senses.missing
+
     async def run(self) -> None:
         """Look until cancelled."""
         while True:
