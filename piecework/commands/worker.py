@@ -269,6 +269,68 @@ def drain(*, home: HomeOption = None, json: Json = False) -> None:
 
 
 @app.command()
+def top(
+    *,
+    web: Annotated[
+        bool, typer.Option("--web", help="Print the address of the same as a page, and end.")
+    ] = False,
+    home: HomeOption = None,
+) -> None:
+    """Watch the running worker live: canvases, money, the GPU, refusals, alerts.
+
+    Keys: Tab and the arrows move, q quits. The terminal needs the extra `console`.
+    """
+    from piecework_node.daemon.admin import console_url
+
+    root = common.home("worker", home)
+    if web:
+        common.say(common.guard(lambda: console_url(root)))
+        return
+    from piecework.commands._console import ConsoleApp
+
+    common.guard(lambda: console_url(root))
+    ConsoleApp(root).run()
+
+
+@app.command()
+def estimate(
+    *,
+    card: Annotated[
+        str, typer.Option(help="A card that you do not have, by name. Empty: this machine.")
+    ] = "",
+    cards: Annotated[bool, typer.Option("--cards", help="Every card of the table.")] = False,
+    usd_per_kwh: Annotated[
+        float | None, typer.Option(min=0, help="Your price of power. Default: the setting.")
+    ] = None,
+    usd_per_token: Annotated[
+        float | None, typer.Option(min=0, help="Your price of the token. Default: the setting.")
+    ] = None,
+    utilization: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Busy share of the time. Default: of the market now."),
+    ] = None,
+    watts: Annotated[
+        float | None, typer.Option(min=0, help="That the busy card draws. Default: its limit.")
+    ] = None,
+    home: HomeOption = None,
+    json: Json = False,
+) -> None:
+    """Say what a day would earn, each figure with its source.
+
+    Speed times the prices that the market asks now times utilisation, less power and gas. What is
+    not known is a dash.
+    """
+    from piecework.commands import _estimate as estimates
+    from piecework_node.console.cards import CARDS
+
+    wishes = estimates.Wishes(usd_per_token, usd_per_kwh, utilization, watts)
+    estimator = estimates.Estimator(common.home("worker", home), wishes)
+    chosen = CARDS if cards else (estimates.card_named(card),) if card else ()
+    made = estimates.by_cards(chosen, estimator) if chosen else estimates.here(estimator)
+    estimates.show(made, estimator, as_json=json)
+
+
+@app.command()
 def pause(
     *,
     seconds: Annotated[
