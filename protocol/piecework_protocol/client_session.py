@@ -304,7 +304,7 @@ class ClientSession:
         if not (self._left or self._resumed):
             raise ProtocolViolation("3.8", "the worker charges for a canvas that it gave up")
         if self._paused:
-            raise ProtocolViolation("3.11", "a canvas is charged that was left in a pause")
+            raise ProtocolViolation("3.12", "a canvas is charged that was left in a pause")
         before = usage_of(self._receipts[-1]) if self._receipts else Usage(0, 0, 0)
         if usage_of(receipt) == before:
             raise ProtocolViolation("3.8", "a cancelled receipt for nothing")

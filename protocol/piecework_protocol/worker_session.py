@@ -292,7 +292,7 @@ class WorkerSession:
         """End the job: its client leaves, or stays away, or its deadline has passed.
 
         The work done until then is owed (clause 3.8). `reason` is None when the client asked. Of a
-        job that the worker has `paused`, the canvas in progress is not charged (clause 3.11).
+        job that the worker has `paused`, the canvas in progress is not charged (clause 3.12).
         """
         if self.state in ENDED_STATES or self.state is JobState.STOPPING:
             return Outcome()

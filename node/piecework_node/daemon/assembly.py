@@ -228,7 +228,15 @@ async def _assemble(base: Foundations) -> Components:
         openings=check,
         log=log,
     )
-    board = OfferBoard(journal, terms, domain=domain, signer=operator, clock=clock, fees=desk.asked)
+    board = OfferBoard(
+        journal,
+        terms,
+        domain=domain,
+        signer=operator,
+        clock=clock,
+        fees=desk.asked,
+        usual=runtime.recent.usual,
+    )
     owner = OwnerWatch(
         owner_rules(config),
         await asyncio.to_thread(MachineSenses, config.gpu_number),

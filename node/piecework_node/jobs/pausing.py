@@ -14,7 +14,7 @@ from piecework_protocol.types import Timestamp
 
 
 class Pausing:
-    """Pauses and resumes the engine, and tells every client at once (clause 3.11)."""
+    """Pauses and resumes the engine, and tells every client at once (clause 3.12)."""
 
     def __init__(
         self,

@@ -48,7 +48,7 @@ class TimeLimits:
         return job.detached_at is not None and moment - job.detached_at >= RESUME_S
 
     def _outlasts_the_pause(self, job: LiveJob) -> bool:
-        """Whether a client has waited in a pause for as long as it was told (clause 3.11)."""
+        """Whether a client has waited in a pause for as long as it was told (clause 3.12)."""
         pause = self._runtime.pause
         return pause is not None and job.sink is not None and pause.gives_up_at <= self._now()
 

@@ -24,6 +24,7 @@ from piecework_node.metrics import Metrics
 from piecework_node.runtime.credit import BLOCK_S, CreditDesk
 from piecework_node.runtime.live import NO_CONTENT, LiveJob
 from piecework_node.runtime.pause import Pause
+from piecework_node.runtime.recent import RecentJobs
 from piecework_node.runtime.requests import generation_request
 from piecework_node.times import now
 from piecework_protocol.eip712 import Domain, TypedData
@@ -63,6 +64,7 @@ class JobRuntime:
         """What payers may owe. The worker sets it."""
         self.pause: Pause | None = None
         """Set while no job takes a step. The worker sets it."""
+        self.recent = RecentJobs()
         self._sequence_number = 0
         self._tasks: set[asyncio.Task[Any]] = set()
         self._error: BaseException | None = None
@@ -160,7 +162,7 @@ class JobRuntime:
     async def cancel(self, job: LiveJob, reason: Reason | None = None) -> None:
         """End a job for its client, or for the clock. The caller holds the channel's lock.
 
-        In a pause the canvas in progress is not charged (clause 3.11).
+        In a pause the canvas in progress is not charged (clause 3.12).
         """
         if self.pause is not None and not job.leaving:
             await self.give_up(job, job.session.cancel(reason, paused=True))

@@ -1,4 +1,4 @@
-"""A pause: the owner needs the machine, so no job takes a step (clause 3.11). Plain values."""
+"""A pause: the owner needs the machine, so no job takes a step (clause 3.12). Plain values."""
 
 from __future__ import annotations
 

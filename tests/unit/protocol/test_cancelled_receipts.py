@@ -203,7 +203,7 @@ def test_a_canvas_that_is_left_in_a_pause_is_not_paid() -> None:
     market, line = after_steps(16)
     line.session.receive(Progress(line.id, 0, 16, PROMPT_TOKENS, paused_until=Timestamp(9)))
     frame = leave(market, line)
-    with pytest.raises(ProtocolViolation, match=r"3\.11"):
+    with pytest.raises(ProtocolViolation, match=r"3\.12"):
         line.session.receive(frame)
 
 
