@@ -225,12 +225,49 @@ def show(
         ]
         common.print_json({"estimates": rows, "token": common.token_json(estimator.token)})
         return
+    if len(made) > 1:
+        _table(made, estimator)
+        return
     for name, one in made:
         common.say(name)
         if isinstance(one, str):
             common.say(f"{'':12} {one}")
         else:
             say(one, estimator)
+
+
+def _table(made: Sequence[tuple[str, Estimate | str]], estimator: Estimator) -> None:
+    """Print a line a card, and below them every source once."""
+    from piecework_node.console.panels import UNKNOWN
+
+    token, sources = estimator.token, dict[str, None]()
+
+    def amount(units: float | None) -> str:
+        return UNKNOWN if units is None else token.number(int(units))
+
+    common.say(f"{'card':18} {'tokens/s':>9} {'gross':>13} {'power':>13} {'gas':>13} {'net':>13}")
+    for name, one in made:
+        if isinstance(one, str):
+            common.say(f"{name:18} {one}")
+            continue
+        figures = (one.gross, one.power.value, one.gas.value, one.net)
+        amounts = " ".join(f"{amount(figure):>13}" for figure in figures)
+        common.say(f"{name:18} {one.speed.tokens:>9,.0f} {amounts}")
+        share = one.utilization
+        sources |= dict.fromkeys(
+            (
+                f"prices: {one.prices.source}",
+                f"utilisation: {100 * (share.value or 0):.0f} %, {share.source}",
+                f"gas: {one.gas.source}",
+                f"speed of {name}: {one.speed.source}",
+                f"power of {name}: {one.watts.source}; {one.power.source}",
+            )
+        )
+    common.say(
+        f"A day in {token.symbol}, without prompt tokens and fees. Net is after power and gas."
+    )
+    for source in sources:
+        common.say(f"  {source}")
 
 
 def plain(made: Estimate) -> dict[str, Any]:
