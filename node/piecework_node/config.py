@@ -20,6 +20,7 @@ from piecework.base.connections import parse_networks
 from piecework.base.hosts import LOOPBACK, is_unspecified
 from piecework.base.settings import Settings, Variables
 from piecework_node.endpoints import split_endpoint
+from piecework_node.schedule import Window
 from piecework_protocol.credit import FIRST_PROMPT_TOKENS, least_first
 from piecework_protocol.limits import (
     MAX_CHANNEL_AMOUNT,
@@ -251,6 +252,49 @@ class WorkerConfig(Settings):
     )
     benchmark_s: float = Field(5.0, ge=0.1, le=300)
 
+    # owner
+    pause_schedule: tuple[str, ...] = Field(
+        (),
+        max_length=32,
+        description="hours in which the owner needs the machine, in local time, such as "
+        "`mon-fri 18:00-23:00`",
+    )
+    pause_gpu_share: int = Field(
+        0, ge=0, le=100, description="percent of the GPU's time that other programs may use. 0: all"
+    )
+    pause_gpu_memory_mib: int = Field(
+        0, ge=0, le=2**24, description="MiB of the GPU's memory that they may use. 0: all"
+    )
+    pause_temperature_c: int = Field(0, ge=0, le=150, description="of the GPU. 0: no bound")
+    pause_power_w: int = Field(0, ge=0, le=10_000, description="of the GPU. 0: no bound")
+    pause_on_battery: bool = False
+    pause_quiet_s: float = Field(
+        60.0, ge=1, le=3600, description="for which a measured cause must be gone"
+    )
+    pause_max_s: int = Field(
+        300, ge=10, le=3600, description="after which paused jobs are handed back unpaid"
+    )
+    pause_frees_memory: bool = Field(
+        False, description="move weights and canvases to the host's memory in a pause"
+    )
+    gpu_number: int = Field(
+        0, ge=0, le=63, description="of the card that is watched, as nvidia-smi -L counts them"
+    )
+
+    # console
+    usd_per_token: float = Field(
+        0.0, ge=0, le=1e9, description="your own price of the token, to show dollars. 0: unknown"
+    )
+    usd_per_kwh: float = Field(
+        0.0, ge=0, le=1000, description="your own price of power. 0: unknown"
+    )
+    alert_webhook: str = Field(
+        "",
+        max_length=2048,
+        repr=False,
+        description="URL that gets alerts as JSON. Anybody who knows it may post there too",
+    )
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "human", "json"] = Field(
         "auto", description="auto: human on a terminal, JSON lines otherwise"
@@ -281,6 +325,20 @@ class WorkerConfig(Settings):
     @classmethod
     def _proxies_are_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         parse_networks(value)
+        return value
+
+    @field_validator("alert_webhook")
+    @classmethod
+    def _webhook_is_http(cls, value: str) -> str:
+        if value and not value.startswith(("https://", "http://")):
+            raise ValueError("a webhook begins with https:// or http://")
+        return value
+
+    @field_validator("pause_schedule")
+    @classmethod
+    def _schedule_has_hours(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            Window.parse(text)
         return value
 
     @field_validator("indexes", "rpc_urls")
@@ -358,6 +416,8 @@ class WorkerConfig(Settings):
             return
         if not self.vllm_endpoints:
             raise ValueError("backend vllm needs vllm_endpoints")
+        if self.pause_frees_memory:
+            raise ValueError("pause_frees_memory is set, and a vLLM server keeps its memory")
         if not self.model:
             raise ValueError("backend vllm needs model: the checkpoint that the servers serve")
         if "price_per_thousand_steps" in self.model_fields_set and self.price_per_thousand_steps:

@@ -25,7 +25,7 @@ ALLOWED: Final = frozenset(
         "sequence", "slots", "active",
         "model", "profile", "port", "admin_port", "seconds", "restarts",
         "error", "error_class", "defect",
-        "bound", "tokens_per_second", "dropped", "signal", "address", "index_host",
+        "bound", "bytes", "tokens_per_second", "dropped", "signal", "address", "index_host",
     }
 )  # fmt: skip
 MAX_VALUE_CHARS: Final = 300

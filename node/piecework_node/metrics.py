@@ -68,10 +68,24 @@ class Metrics:
         self._publish_errors = self._counter(
             "piecework_publish_errors", "Offers that an index did not take"
         )
+        self._pauses = self._counter("piecework_pauses", "Times the owner needed the machine")
+        self._paused_seconds = self._counter(
+            "piecework_paused_seconds", "Seconds in which no job took a step for the owner's sake"
+        )
+        self._handed_back = self._counter(
+            "piecework_jobs_handed_back", "Jobs given up unpaid because a pause lasted too long"
+        )
         self._count_connections()
         self._gauges()
         self._surroundings()
         self.refusals: dict[str, int] = {}
+        self.states: dict[str, int] = {}
+        """Jobs by what became of them, since the start."""
+        self.tokens = self.steps = 0
+        """Charged on receipts since the start."""
+        self.head_age_s: float | None = None
+        self.gas_held: int | None = None
+        """The operator's native coin in wei, as it was last seen."""
         self.errors: deque[ErrorNote] = deque(maxlen=MAX_KEPT_ERRORS)
 
     def _gauges(self) -> None:
@@ -102,6 +116,7 @@ class Metrics:
             "Payers that wait for credit or have less than an eighth of theirs left",
         )
         self.ready = self._gauge("piecework_ready", "1 while jobs are taken on")
+        self.pause = self._gauge("piecework_paused", "1 while the owner needs the machine")
         self.commit = Histogram(
             "piecework_journal_commit_seconds",
             "Time to make records durable",
@@ -154,6 +169,7 @@ class Metrics:
 
     def moved(self, state: JobState) -> None:
         """A job reached a state."""
+        self.states[state.value] = self.states.get(state.value, 0) + 1
         self._jobs.labels(state.value).inc()
 
     def delivered(self, receipt: Receipt) -> None:
@@ -161,6 +177,8 @@ class Metrics:
         self._canvases.inc()
         self._steps.inc(receipt.steps)
         self._tokens.inc(receipt.units)
+        self.tokens += receipt.units
+        self.steps += receipt.steps
         self._charged.inc(receipt.amount)
 
     def accepted(self, amount: int) -> None:
@@ -183,9 +201,33 @@ class Metrics:
         """An error of ours ended one job, or was left behind by a loop that goes on."""
         self._contained.inc()
 
+    def paused(self) -> None:
+        """The owner needs the machine."""
+        self._pauses.inc()
+        self.pause.set(1)
+
+    def resumed(self, seconds: float) -> None:
+        """A pause is over."""
+        self._paused_seconds.inc(seconds)
+        self.pause.set(0)
+
+    def handed_back(self) -> None:
+        """A job was given up in a pause."""
+        self._handed_back.inc()
+
     def publish_error(self) -> None:
         """An index did not take the offer."""
         self._publish_errors.inc()
+
+    def head(self, age_s: float) -> None:
+        """The chain's latest block is so old."""
+        self.head_age_s = age_s
+        self.head_age.set(age_s)
+
+    def tank(self, wei: int) -> None:
+        """The operator holds so much of the native coin."""
+        self.gas_held = wei
+        self.gas.set(wei)
 
     def fault(self, code: str, *, present: bool) -> None:
         """A condition lasts, or does not."""

@@ -28,6 +28,7 @@ INTERRUPTED: Final = 130
 
 EXTRAS: Final[Mapping[str, frozenset[str]]] = {
     "cli": frozenset({"rich", "structlog", "typer"}),
+    "console": frozenset({"textual"}),
     "gateway": frozenset({"jsonschema", "prometheus_client", "regex"}),
     "market": frozenset({"prometheus_client"}),
     "provenance": frozenset({"c2pa"}),
@@ -38,12 +39,14 @@ EXTRAS: Final[Mapping[str, frozenset[str]]] = {
             "huggingface_hub",
             "jinja2",
             "prometheus_client",
+            "psutil",
+            "pynvml",
             "tokenizers",
             "transformers",
             "yarl",
         }
     ),
-    "worker": frozenset({"numpy", "psutil", "pynvml", "safetensors", "torch", "triton"}),
+    "worker": frozenset({"numpy", "safetensors", "torch", "triton"}),
     "chain": frozenset({"eth", "eth_typing"}),
 }
 """Each extra with the modules that it declares. `worker` contains `vllm`, all contain `cli`."""

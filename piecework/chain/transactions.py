@@ -168,6 +168,17 @@ def classify(message: str) -> Answer:
     return Answer.OTHER
 
 
+async def gas_price_of(rpc: JsonRpc, policy: FeePolicy, l1: L1Fees) -> GasPrice:
+    """Ask what a transaction costs now. It needs no key.
+
+    Raises:
+        ChainError: the node does not tell.
+    """
+    market = await fee_market(rpc)
+    tip = min(market.priority_fee, policy.max_priority_fee_wei)
+    return GasPrice(market.base_fee + tip, await l1.price())
+
+
 class TransactionSender:
     """Signs and sends for one key. One per key and process: it hands out the nonces."""
 
@@ -386,9 +397,7 @@ class TransactionSender:
 
     async def gas_price(self) -> GasPrice:
         """What a transaction costs now, to weigh one before preparing it."""
-        market = await fee_market(self.rpc)
-        tip = min(market.priority_fee, self.policy.max_priority_fee_wei)
-        return GasPrice(market.base_fee + tip, await self._l1.price())
+        return await gas_price_of(self.rpc, self.policy, self._l1)
 
     async def balance(self) -> int:
         """Wei that the key holds."""

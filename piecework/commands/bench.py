@@ -38,7 +38,10 @@ def bench(
     seconds: Annotated[float, typer.Option(min=0.1, max=300, help="For each line.")] = 5.0,
     home: Annotated[
         Path | None,
-        typer.Option(help="A worker's home: its offers show these figures from its next start on."),
+        typer.Option(
+            help="A worker's home: its offers show these figures from its next start on. Also says "
+            "what they would earn."
+        ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -72,6 +75,11 @@ def bench(
             f"{line['steps_per_second']:>10.1f} "
             f"{line['steps_per_canvas']:>13.1f} {line['first_canvas_ms']:>13.0f} ms"
         )
+    if home is not None:
+        from piecework.commands import _estimate as estimates
+
+        estimator = estimates.Estimator(home, estimates.Wishes())
+        estimates.show(estimates.here(estimator), estimator, as_json=False)
 
 
 def measure(

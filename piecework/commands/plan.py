@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -39,6 +40,9 @@ def plan(
     host: Annotated[
         int, typer.Option(min=1, max=65_536, help="GiB of memory beside such a GPU.")
     ] = 64,
+    home: Annotated[
+        Path | None, typer.Option(help="A worker's home: also say what such cards would earn.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show which precision fits which card.
@@ -76,6 +80,18 @@ def plan(
         common.say(f"{need.precision:10}{need.context:>9,}{need.sequences:>6}{figures}")
     for choice in choices:
         common.say(f"{choice['device']}: {choice['reason']}")
+    if home is not None:
+        _say_earnings(home, frozenset(card or ()))
+
+
+def _say_earnings(home: Path, sizes: frozenset[int]) -> None:
+    """What cards of these sizes would earn, with the model of a home. Without sizes: all."""
+    from piecework.commands import _estimate as estimates
+    from piecework_node.console.cards import CARDS
+
+    estimator = estimates.Estimator(home, estimates.Wishes())
+    cards = [one for one in CARDS if not sizes or one.gigabytes in sizes]
+    estimates.show(estimates.by_cards(cards, estimator), estimator, as_json=False)
 
 
 def _this_machine() -> Device:

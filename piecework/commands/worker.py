@@ -230,6 +230,7 @@ def status(*, home: HomeOption = None, json: Json = False) -> None:
     seen: dict[str, bool] = body["seen_by"]
     rows = (
         ("state", body["state"] + (f": {body['fault']}" if body["fault"] else "")),
+        ("paused", _why_paused(body["pause"])),
         ("operator", body["operator"]),
         ("earnings to", body["receiver"]),
         ("model", f"{engine.get('model', '-')} on {engine.get('device', '-')}"),
@@ -278,6 +279,108 @@ def drain(*, home: HomeOption = None, json: Json = False) -> None:
         common.print_json(body)
     else:
         common.say("draining")
+
+
+@app.command()
+def top(
+    *,
+    web: Annotated[
+        bool, typer.Option("--web", help="Print the address of the same as a page, and end.")
+    ] = False,
+    home: HomeOption = None,
+) -> None:
+    """Watch the running worker live: canvases, money, the GPU, refusals, alerts.
+
+    Keys: Tab and the arrows move, q quits. The terminal needs the extra `console`.
+    """
+    from piecework_node.daemon.admin import console_url
+
+    root = common.home("worker", home)
+    if web:
+        common.say(common.guard(lambda: console_url(root)))
+        return
+    from piecework.commands._console import ConsoleApp
+
+    common.guard(lambda: console_url(root))
+    ConsoleApp(root).run()
+
+
+@app.command()
+def estimate(
+    *,
+    card: Annotated[
+        str, typer.Option(help="A card that you do not have, by name. Empty: this machine.")
+    ] = "",
+    cards: Annotated[bool, typer.Option("--cards", help="Every card of the table.")] = False,
+    usd_per_kwh: Annotated[
+        float | None, typer.Option(min=0, help="Your price of power. Default: the setting.")
+    ] = None,
+    usd_per_token: Annotated[
+        float | None, typer.Option(min=0, help="Your price of the token. Default: the setting.")
+    ] = None,
+    utilization: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Busy share of the time. Default: of the market now."),
+    ] = None,
+    watts: Annotated[
+        float | None, typer.Option(min=0, help="That the busy card draws. Default: its limit.")
+    ] = None,
+    home: HomeOption = None,
+    json: Json = False,
+) -> None:
+    """Say what a day would earn, each figure with its source.
+
+    Speed times the prices that the market asks now times utilisation, less power and gas. What is
+    not known is a dash.
+    """
+    from piecework.commands import _estimate as estimates
+    from piecework_node.console.cards import CARDS
+
+    wishes = estimates.Wishes(usd_per_token, usd_per_kwh, utilization, watts)
+    estimator = estimates.Estimator(common.home("worker", home), wishes)
+    chosen = CARDS if cards else (estimates.card_named(card),) if card else ()
+    made = estimates.by_cards(chosen, estimator) if chosen else estimates.here(estimator)
+    estimates.show(made, estimator, as_json=json)
+
+
+@app.command()
+def pause(
+    *,
+    seconds: Annotated[
+        int | None,
+        typer.Option("--for", min=1, help="Seconds. Default: until `piecework worker resume`."),
+    ] = None,
+    home: HomeOption = None,
+    json: Json = False,
+) -> None:
+    """Stop all jobs between two steps: the machine is yours.
+
+    They wait, and clients may leave free of charge. After `pause_max_s` the jobs that still wait
+    are handed back unpaid. The command outlives a restart of the worker.
+    """
+    import json as notation
+
+    body = _ask(home, "POST", "/pause", notation.dumps({"seconds": seconds}).encode())
+    if json:
+        common.print_json(body)
+    else:
+        common.say("paused; piecework worker resume ends it")
+
+
+@app.command()
+def resume(*, home: HomeOption = None, json: Json = False) -> None:
+    """Lift `piecework worker pause`. Other causes of a pause stay."""
+    body = _ask(home, "POST", "/resume")
+    if json:
+        common.print_json(body)
+    else:
+        common.say("; ".join(("still paused", *body["causes"])) if body["paused"] else "resumed")
+
+
+def _why_paused(body: dict[str, Any] | None) -> str:
+    if body is None:
+        return "no"
+    return f"{body['seconds']:.0f} s: " + "; ".join(body["causes"])
 
 
 @app.command()
@@ -379,7 +482,7 @@ async def _earnings(root: Path) -> dict[str, Any]:
         await journal.close()
 
 
-def _ask(home: Path | None, method: str, path: str) -> dict[str, Any]:
+def _ask(home: Path | None, method: str, path: str, body: bytes = b"") -> dict[str, Any]:
     from piecework_node.daemon.admin import ask_daemon
 
-    return common.run(ask_daemon(common.home("worker", home), method, path))
+    return common.run(ask_daemon(common.home("worker", home), method, path, body))

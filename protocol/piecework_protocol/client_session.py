@@ -120,6 +120,7 @@ class ClientSession:
         self._outline, self._rules = outline, KINDS[job.kind]
         self._receipts = list(receipts)
         self._resumed, self._left = resumed, False
+        self._paused = False
         self._available = 0
         self._seen = _Seen()
 
@@ -209,6 +210,7 @@ class ClientSession:
     def _progress(self, frame: Progress) -> Progress:
         if frame.job != self.id:
             raise ProtocolViolation("2.4", "progress of another job")
+        self._paused = frame.paused_until > 0
         if frame.canvas == self.received:
             self._seen.steps = max(self._seen.steps, frame.step)
         return frame
@@ -281,6 +283,8 @@ class ClientSession:
         """Hold the receipt of an unfinished canvas to what this client has seen of it."""
         if not (self._left or self._resumed):
             raise ProtocolViolation("3.8", "the worker charges for a canvas that it gave up")
+        if self._paused:
+            raise ProtocolViolation("3.12", "a canvas is charged that was left in a pause")
         before = usage_of(self._receipts[-1]) if self._receipts else NOTHING_USED
         if usage_of(receipt) == before:
             raise ProtocolViolation("3.8", "a cancelled receipt for nothing")

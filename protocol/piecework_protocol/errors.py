@@ -113,6 +113,7 @@ class Reason(enum.Enum):
     BUSY = (GrpcStatus.RESOURCE_EXHAUSTED, True)
     RATE_LIMITED = (GrpcStatus.RESOURCE_EXHAUSTED, True)
     DRAINING = (GrpcStatus.UNAVAILABLE, True)
+    PAUSED = (GrpcStatus.UNAVAILABLE, True)
     CHAIN_UNAVAILABLE = (GrpcStatus.UNAVAILABLE, True)
     ENGINE_UNAVAILABLE = (GrpcStatus.UNAVAILABLE, True)
     ENGINE_FAILED = (GrpcStatus.INTERNAL, True)

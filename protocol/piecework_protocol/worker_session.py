@@ -292,18 +292,21 @@ class WorkerSession:
         commands = (AllowCanvases(self.canvas_limit(ledger)),) if running else ()
         return Outcome((record,), (), commands)
 
-    def cancel(self, reason: Reason | None = None) -> Outcome:
+    def cancel(self, reason: Reason | None = None, *, paused: bool = False) -> Outcome:
         """End the job: its client leaves, or stays away, or its deadline has passed.
 
-        The work done until then is owed (clause 3.8). `reason` is None when the client asked.
+        The work done until then is owed (clause 3.8). `reason` is None when the client asked. Of a
+        job that the worker has `paused`, the canvas in progress is not charged (clause 3.12).
         """
         if self.state in ENDED_STATES or self.state is JobState.STOPPING:
             return Outcome()
         self._reason = reason
         leaving = self._move(JobEvent.CANCEL, reason)
-        if self._in_engine:
-            return Outcome((leaving,), (), (StopEngine(finish_canvas=False),))
-        return Outcome((leaving, self._move(JobEvent.STOPPED)), (self._ended(),))
+        stop = (StopEngine(finish_canvas=False),) if self._in_engine else ()
+        if stop and not paused:
+            return Outcome((leaving,), (), stop)
+        self._in_engine = False
+        return Outcome((leaving, self._move(JobEvent.STOPPED)), (self._ended(),), stop)
 
     def disconnected(self) -> Outcome:
         """Let the begun canvas go on to its end after the stream broke, and start no further one.

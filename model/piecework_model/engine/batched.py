@@ -13,6 +13,7 @@ prefill is a pass of its own. That is slower and has the same results.
 
 from __future__ import annotations
 
+import gc
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,6 +33,7 @@ from piecework_model.engine.executor import (
     SequenceStep,
     StepObserver,
 )
+from piecework_model.engine.parking import ParkedMemory, tensors_on
 from piecework_model.engine.prefix_cache import Key, PrefixCache, prefix_keys
 from piecework_model.engine.scheduler import SequenceWork, prompt_chunks
 from piecework_model.engine.sequence import (
@@ -133,6 +135,8 @@ class BatchedExecutor:
         self._sequences: dict[str, _OpenSequence] = {}
         self._pool = ThreadPoolExecutor(limits.HASH_THREADS, thread_name_prefix="trace")
         self._hashing: deque[Future[bytes]] = deque()
+        self._recorded = 0  # sequences whose steps are recorded
+        self._parked: ParkedMemory | None = None
 
     @property
     def chunk_tokens(self) -> int:
@@ -172,8 +176,38 @@ class BatchedExecutor:
         most = 1 if self._invariance.isolated else min(
             sequences, self._most_tokens // self._limits.canvas_size
         )  # fmt: skip
+        self._recorded = sequences
         counts = [count for count in limits.RECORDED_SEQUENCES if count <= most]
         self._backbone.record(counts, self._limits.canvas_size)
+
+    def park(self) -> int:
+        """Free the device's memory and keep its bytes on the host. Returns how many those are.
+
+        On a CPU there is nothing to free. No step may follow before `unpark`.
+        """
+        if self._device.type == "cpu" or self._parked is not None:
+            return 0
+        self._release(recordings=True)
+        self._parked = ParkedMemory.park(tensors_on(self._device))
+        gc.collect()
+        torch.cuda.empty_cache()
+        return self._parked.nbytes
+
+    def unpark(self) -> None:
+        """Take the memory back, and record the steps again whose recordings were dropped.
+
+        Raises:
+            RuntimeError: The device has no room yet. Everything stays on the host.
+        """
+        if self._parked is None:
+            return
+        try:
+            self._parked.restore()
+        except RuntimeError:
+            torch.cuda.empty_cache()
+            raise
+        self._parked = None
+        self.record(self._recorded)
 
     def footprint(self, request: GenerationRequest) -> int:
         """Count the bytes of the sequence's KV cache."""

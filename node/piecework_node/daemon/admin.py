@@ -22,6 +22,8 @@ from piecework.base.http import HttpError, HttpLimits, HttpReader, HttpStatus
 from piecework.base.http_server import HttpServer, http_limits
 from piecework.base.jsons import loads
 from piecework.base.text import one_line
+from piecework_node.console import page
+from piecework_node.console.model import Snapshot
 from piecework_node.errors import AdminError, KeyFileError
 
 TOKEN_FILE: Final = "admin.token"  # noqa: S105  a name, not a token
@@ -31,7 +33,14 @@ MAX_BODY_BYTES: Final = 1024
 MAX_CONNECTIONS: Final = 128
 CONNECTIONS_PER_ADDRESS: Final = 32
 """For a few scrapers and commands at once."""
+LONGEST_PAUSE_S: Final = 30 * 24 * 3600
 ASK_LIMITS: Final = HttpLimits(total_s=10.0, connect_s=5.0, max_bytes=4 * 2**20)
+READER_COOKIE: Final = "piecework_console"
+_PRIVATE: Final = {
+    "Cache-Control": "no-store",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
 _LOCAL_NAMES: Final = frozenset({"127.0.0.1", "localhost", "[::1]"})
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -45,11 +54,17 @@ class Operations(Protocol):
 
     async def status(self) -> dict[str, Any]: ...
 
+    async def console(self) -> Snapshot: ...
+
     def metrics(self) -> bytes: ...
 
     def settle(self) -> None: ...
 
     def drain(self) -> None: ...
+
+    def pause(self, seconds: float | None) -> None: ...
+
+    def resume(self) -> tuple[str, ...]: ...
 
     def connection_refused(self, why: Refused) -> None: ...
 
@@ -75,8 +90,13 @@ class AdminServer:
                 web.get("/health", self._health),
                 web.get("/ready", self._ready),
                 web.get("/status", self._status),
+                web.get("/console", self._console),
+                web.get("/console/data", self._console_data),
+                web.get("/console/live.js", self._console_script),
                 web.post("/settle", self._settle),
                 web.post("/drain", self._drain),
+                web.post("/pause", self._pause),
+                web.post("/resume", self._resume),
             ]
         )
         return app
@@ -107,6 +127,37 @@ class AdminServer:
         given = request.headers.get(TOKEN_HEADER, "")
         return hmac.compare_digest(given.encode(), self._token.encode())
 
+    def _reads_console(self, request: web.Request) -> bool:
+        """Whether a request may read the console. The key for that opens nothing else."""
+        given = request.cookies.get(READER_COOKIE, "")
+        known = hmac.compare_digest(given.encode(), console_key(self._token).encode())
+        return known or self._authorized(request)
+
+    async def _console(self, request: web.Request) -> web.StreamResponse:
+        key = request.query.get("key", "")
+        if key:
+            # The key leaves the address bar at once.
+            moved = web.Response(status=303, headers={"Location": "/console"})
+            moved.set_cookie(READER_COOKIE, key, path="/console", httponly=True, samesite="Strict")
+            return moved
+        if not self._reads_console(request):
+            text = "Run `piecework worker top --web` and open the address that it prints.\n"
+            return web.Response(status=401, text=text)
+        return web.Response(
+            text=page.render(await self._operations.console()),
+            content_type="text/html",
+            headers={**_PRIVATE, "Content-Security-Policy": page.CONTENT_SECURITY_POLICY},
+        )
+
+    async def _console_data(self, request: web.Request) -> web.StreamResponse:
+        if not self._reads_console(request):
+            return _error(401, "token", f"send the token of {TOKEN_FILE} as {TOKEN_HEADER}")
+        shown = await self._operations.console()
+        return web.json_response(shown.to_json(), headers=_PRIVATE)
+
+    async def _console_script(self, _: web.Request) -> web.Response:
+        return web.Response(text=page.SCRIPT, content_type="text/javascript", headers=_PRIVATE)
+
     async def _metrics(self, _: web.Request) -> web.Response:
         return web.Response(
             body=self._operations.metrics(), content_type="text/plain", charset="utf-8"
@@ -130,9 +181,39 @@ class AdminServer:
         self._operations.drain()
         return web.json_response({"draining": True}, status=202)
 
+    async def _pause(self, request: web.Request) -> web.Response:
+        try:
+            seconds = _seconds(await request.read())
+        except ValueError:
+            return _error(400, "seconds", f"seconds is a whole number up to {LONGEST_PAUSE_S}")
+        self._operations.pause(seconds)
+        return web.json_response({"paused": True, "seconds": seconds}, status=202)
+
+    async def _resume(self, _: web.Request) -> web.Response:
+        left = self._operations.resume()
+        return web.json_response({"paused": bool(left), "causes": left}, status=202)
+
+
+def _seconds(body: bytes) -> int | None:
+    """How long a pause is asked for. None: until it is lifted. Raises `ValueError` for others."""
+    asked = loads(body) if body else {}
+    seconds = asked.get("seconds") if isinstance(asked, dict) else body
+    if seconds is None:
+        return None
+    if not isinstance(seconds, int) or isinstance(seconds, bool):
+        raise ValueError("not a whole number")
+    if not 0 < seconds <= LONGEST_PAUSE_S:
+        raise ValueError("out of bounds")
+    return seconds
+
 
 def _error(status: int, code: str, message: str) -> web.Response:
     return web.json_response({"error": {"code": code, "message": message}}, status=status)
+
+
+def console_key(token: str) -> str:
+    """Derive the key that reads the console from the token, which also presses the buttons."""
+    return hmac.new(token.encode(), b"piecework console", "sha256").hexdigest()
 
 
 def admin_token(home: Path) -> str:
@@ -153,37 +234,50 @@ def admin_token(home: Path) -> str:
         raise KeyFileError(f"cannot read {path}: {error.strerror}") from None
 
 
-async def ask_daemon(home: Path, method: str, path: str) -> dict[str, Any]:
-    """Ask the daemon of a home.
+def console_url(home: Path) -> str:
+    """Return the address of the console of the worker of a home, with the key that reads it.
 
     Raises:
-        AdminError: nobody answers, or the daemon refuses. The text says what to do.
+        AdminError: no worker runs there.
     """
+    return f"{_url(home)}/console?key={console_key(admin_token(home))}"
+
+
+def _url(home: Path) -> str:
     try:
         address = loads((home / ADDRESS_FILE).read_bytes())
-        port = int(address["port"])
-        url = f"http://{address['host']}:{port}{path}"
+        return f"http://{address['host']}:{int(address['port'])}"
     except (OSError, ValueError, KeyError, TypeError):
         raise AdminError(
             f"no worker runs in {home}. Start it with `piecework worker start`."
         ) from None
+
+
+async def ask_daemon(home: Path, method: str, path: str, body: bytes = b"") -> dict[str, Any]:
+    """Ask the daemon of a home. `body` is JSON for a command that takes options.
+
+    Raises:
+        AdminError: nobody answers, or the daemon refuses. The text says what to do.
+    """
+    base = _url(home)
+    url = base + path
     try:
         # The daemon runs on this machine, whatever it binds to. A proxy must not see the token.
         async with HttpReader(ASK_LIMITS, proxies=dict) as http:
+            headers = {TOKEN_HEADER: admin_token(home)}
             if method == "GET":
-                body = loads(await http.get(url))
+                answer = loads(await http.get(url, headers=headers))
             else:
-                headers = {TOKEN_HEADER: admin_token(home)}
-                body = loads(await http.post(url, b"", headers=headers))
-        if not isinstance(body, dict):
+                answer = loads(await http.post(url, body, headers=headers))
+        if not isinstance(answer, dict):
             raise ValueError("not an object")
-    except HttpStatus as answer:
-        raise AdminError(f"the worker refuses: {_reason(answer)}") from None
+    except HttpStatus as status:
+        raise AdminError(f"the worker refuses: {_reason(status)}") from None
     except (HttpError, ValueError):
         raise AdminError(
-            f"the worker of {home} does not answer at port {port}. Is it running?"
+            f"the worker of {home} does not answer at {base}. Is it running?"
         ) from None
-    return body
+    return answer
 
 
 def _reason(answer: HttpStatus) -> str:

@@ -33,11 +33,15 @@ from piecework_node.keys.sealing import SealingKeyring
 from piecework_node.keys.tls import TlsIdentity, load_tls
 from piecework_node.metrics import Metrics
 from piecework_node.models.store import ModelStore, checkpoint_folder
+from piecework_node.owner.causes import MIB, OwnerRules
+from piecework_node.owner.nvml import MachineSenses
+from piecework_node.owner.watch import OwnerWatch
 from piecework_node.runtime.channels import Channels
 from piecework_node.runtime.faults import FaultBoard
 from piecework_node.runtime.jobs import JobRuntime
 from piecework_node.runtime.openings import OpeningCheck
 from piecework_node.runtime.write_offs import WriteOffs
+from piecework_node.schedule import Window
 from piecework_node.settlement.chain import ChainLink
 from piecework_node.settlement.fees import FeeDesk, FeeSettings
 from piecework_node.settlement.openings import Openings
@@ -89,6 +93,7 @@ class Components:
     settler: Settler
     worker: Worker
     board: OfferBoard
+    owner: OwnerWatch
 
 
 async def build(
@@ -213,7 +218,7 @@ async def _assemble(base: Foundations) -> Components:
     write_offs = WriteOffs(runtime, channels, every_s=config.write_off_s, log=log)
     settler, desk, check = await _settlement(base, port, channels, faults, write_offs)
     terms = operator_terms(config, base.deployment.token)
-    patience = Patience(config.payment_timeout_s)
+    patience = Patience(config.payment_timeout_s, config.pause_max_s, config.pause_frees_memory)
     worker = Worker(
         runtime,
         channels,
@@ -232,7 +237,16 @@ async def _assemble(base: Foundations) -> Components:
         fees=desk.asked,
         usual=runtime.recent.usual,
     )
-    return Components(base, keyring, runtime, channels, settler, worker, board)
+    owner = OwnerWatch(
+        owner_rules(config),
+        await asyncio.to_thread(MachineSenses, config.gpu_number),
+        worker.pausing,
+        base.home.root,
+        own=lambda: frozenset(() if base.engine.pid is None else (base.engine.pid,)),
+        clock=clock,
+        log=log,
+    )
+    return Components(base, keyring, runtime, channels, settler, worker, board, owner)
 
 
 async def _settlement(
@@ -278,6 +292,19 @@ async def _settlement(
         log=log,
     )
     return settler, desk, openings.check
+
+
+def owner_rules(config: WorkerConfig) -> OwnerRules:
+    """Return what the settings say of when the owner needs the machine."""
+    return OwnerRules(
+        schedule=tuple(map(Window.parse, config.pause_schedule)),
+        gpu_share=config.pause_gpu_share,
+        gpu_memory=config.pause_gpu_memory_mib * MIB,
+        temperature_c=config.pause_temperature_c,
+        power_w=config.pause_power_w,
+        on_battery=config.pause_on_battery,
+        quiet_s=config.pause_quiet_s,
+    )
 
 
 def operator_terms(config: WorkerConfig, default_token: Address) -> OperatorTerms:

@@ -19,7 +19,8 @@ from piecework_model.errors import ModelError
 from piecework_node import config as settings
 from piecework_node import logs
 from piecework_node.config import WorkerConfig
-from piecework_node.daemon.assembly import checkpoint_of, connect, vllm_settings
+from piecework_node.daemon.admin import ask_daemon
+from piecework_node.daemon.assembly import checkpoint_of, connect, owner_rules, vllm_settings
 from piecework_node.daemon.surroundings import CLOCK, IndexWatch, ask_indexes, check_endpoint
 from piecework_node.endpoints import split_endpoint
 from piecework_node.errors import ConfigError, JournalLocked
@@ -29,6 +30,8 @@ from piecework_node.journal.sqlite import SqliteJournal
 from piecework_node.keys.operator import keystore_address, load_operator
 from piecework_node.keys.tls import load_tls
 from piecework_node.metrics import Metrics
+from piecework_node.owner.nvml import MachineSenses
+from piecework_node.owner.watch import check_rules
 from piecework_node.runtime.faults import Fault, FaultBoard, Stops
 from piecework_node.settlement.chain import ChainLink
 from piecework_node.settlement.watch import CHECKS as NODE_CHECKS
@@ -90,6 +93,7 @@ class Checker:
             ("gas", self._gas),
             ("endpoint", self._endpoint),
             ("indexes", self._indexes),
+            ("owner", self._owner),
             ("model", self._model),
         )
         if self._config is not None and self._config.backend == "vllm":
@@ -203,6 +207,18 @@ class Checker:
             return NATIVE_COIN.format(
                 await reader.native_balance(self._need(self._operator).address)
             )
+
+    async def _owner(self) -> str:
+        """Say when the owner's rules pause jobs, and why they do now."""
+        config = self._need(self._config)
+        senses = await asyncio.to_thread(MachineSenses, config.gpu_number)
+        rules = owner_rules(config)
+        check_rules(rules, senses, await asyncio.to_thread(senses.read, frozenset()))
+        if self._running:
+            pause = (await ask_daemon(self._home.root, "GET", "/status"))["pause"]
+            if pause is not None:
+                return f"the running worker is paused: {'; '.join(pause['causes'])}"
+        return f"jobs pause for {rules.describe()}"
 
     async def _model(self) -> str:
         from piecework_model.checkpoint import manifest

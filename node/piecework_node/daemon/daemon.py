@@ -27,8 +27,10 @@ from piecework.base.http import HttpReader
 from piecework.base.listener import CannotListen, bind, connections_that_fit
 from piecework_node import config
 from piecework_node.config import WorkerConfig
+from piecework_node.console.model import Snapshot
 from piecework_node.daemon.admin import ADDRESS_FILE, AdminServer, admin_token
 from piecework_node.daemon.assembly import Components, build
+from piecework_node.daemon.console_feed import ConsoleFeed
 from piecework_node.daemon.front import DESCRIPTORS_EACH, Front, FrontLimits
 from piecework_node.daemon.peers import FrontEntrance, PeerLimits, Peers
 from piecework_node.daemon.server import GrpcServer, WorkerServicer
@@ -36,7 +38,13 @@ from piecework_node.daemon.status import exposure_bound, status_of
 from piecework_node.daemon.surroundings import IndexWatch
 from piecework_node.endpoints import split_endpoint
 from piecework_node.engine.benchmark_table import with_speeds
-from piecework_node.engine.link import EngineEvent, EngineFacts, EngineReady
+from piecework_node.engine.link import (
+    EngineEvent,
+    EngineFacts,
+    EnginePaused,
+    EngineReady,
+    EngineResumed,
+)
 from piecework_node.engine.supervisor import EngineCommandLine
 from piecework_node.errors import ConfigError, JournalError
 from piecework_node.home import Home
@@ -124,6 +132,7 @@ class Daemon:
         self._grpc_port = 0
         self._published_at = 0.0
         self._indexes = IndexWatch(components.channels.faults, components.base.metrics)
+        self._feed = ConsoleFeed(components, self._state, lambda: self._indexes.seen_by)
         base, config = components.base, components.base.config
         peers = Peers(
             PeerLimits(
@@ -154,8 +163,9 @@ class Daemon:
 
     @property
     def _takes_jobs(self) -> bool:
-        able = not self._p.worker.draining and self._p.channels.faults.stopping is None
-        return able and self._base.engine.ready
+        worker = self._p.worker
+        able = not worker.draining and worker.pausing.now is None
+        return able and self._p.channels.faults.stopping is None and self._base.engine.ready
 
     def metrics(self) -> bytes:
         self._gauges()
@@ -170,13 +180,24 @@ class Daemon:
     def drain(self) -> None:
         self._draining.set()
 
+    def pause(self, seconds: float | None) -> None:
+        self._p.owner.command(seconds)
+
+    def resume(self) -> tuple[str, ...]:
+        return self._p.owner.lift()
+
     async def status(self) -> dict[str, Any]:
         shown = await status_of(self._p, self._state(), self._grpc_port)
         return {**shown, "seen_by": self._indexes.seen_by}
 
+    async def console(self) -> Snapshot:
+        return await self._feed.snapshot()
+
     def _state(self) -> str:
         if self._p.worker.draining:
             return "draining"
+        if self._p.worker.pausing.now is not None:
+            return "paused"
         if self.ready:
             return "ready"
         return "faulted" if self._p.channels.faults.stopping else "starting"
@@ -219,6 +240,7 @@ class Daemon:
         admin_port = await self._admin.start_on(self._ports.admin)
         self._grpc_port = await self._grpc.start(self._ports.jobs)
         events = aiter(base.engine.events())
+        tasks.append(group.create_task(self._kept(p.owner.run), name="owner"))
         first = await self._first_ready(events)
         if first is None:
             return
@@ -232,6 +254,7 @@ class Daemon:
             "ticks": self._ticks,
             "heartbeats": self._heartbeats,
             "pruning": self._prune,
+            "console": self._feed.run,
         }
         tasks += [group.create_task(self._kept(loop), name=name) for name, loop in loops.items()]
         await self._issue(first)
@@ -256,18 +279,23 @@ class Daemon:
     async def _first_ready(self, events: Any) -> EngineFacts | None:
         """Wait until the engine is loaded, or until the daemon shall stop."""
         stopping = asyncio.ensure_future(self._draining.wait())
-        event: asyncio.Future[EngineEvent] = asyncio.ensure_future(anext(events))
+        event: asyncio.Future[EngineEvent] | None = None
         try:
-            await asyncio.wait((stopping, event), return_when=asyncio.FIRST_COMPLETED)
-            if not event.done():
-                return None
-            report = event.result()
-            if not isinstance(report, EngineReady):
-                raise ConfigError("the engine failed before it was ready")
-            return report.facts
+            while True:
+                event = asyncio.ensure_future(anext(events))
+                await asyncio.wait((stopping, event), return_when=asyncio.FIRST_COMPLETED)
+                if not event.done():
+                    return None
+                report = event.result()
+                if isinstance(report, EngineReady):
+                    return report.facts
+                if not isinstance(report, EnginePaused | EngineResumed):
+                    raise ConfigError("the engine failed before it was ready")
+                await self._p.worker.engine_event(report)
         finally:
             stopping.cancel()
-            event.cancel()
+            if event is not None:
+                event.cancel()
 
     def _announce(self, admin_port: int) -> None:
         """Print the ready line. Everything answers by now."""
@@ -427,7 +455,14 @@ class Daemon:
         self._grpc.serving(False)
         await self._withdraw_offer()
         deadline = base.clock.monotonic() + base.config.drain_grace_s
-        await self._until(lambda: not p.worker.streams or base.clock.monotonic() >= deadline)
+        # A paused job would not get on in its grace.
+        await self._until(
+            lambda: (
+                not p.worker.streams
+                or p.worker.pausing.now is not None
+                or base.clock.monotonic() >= deadline
+            )
+        )
         await p.worker.suspend_all()
         await self._grpc.stop(STOP_GRACE_S)
         if self._started:

@@ -28,6 +28,7 @@ async def status_of(p: Components, state: str, grpc_port: int) -> dict[str, Any]
             {"code": f.code.value, "stops": f.condition.stops.value, "line": f.line}
             for f in p.channels.faults.faults
         ],
+        "pause": _pause_status(p),
         "operator": address_hex(base.operator.address),
         "receiver": address_hex(worker.terms.receiver),
         "grpc_port": grpc_port,
@@ -56,6 +57,20 @@ async def status_of(p: Components, state: str, grpc_port: int) -> dict[str, Any]
         ],
         "refusals": dict(sorted(base.metrics.refusals.items())),
         "errors": [asdict(note) for note in base.metrics.errors],
+    }
+
+
+def _pause_status(p: Components) -> dict[str, Any] | None:
+    """Why jobs pause, and until when. None: they run."""
+    pause = p.worker.pausing.now
+    if pause is None:
+        return None
+    return {
+        "causes": list(pause.causes),
+        "seconds": round(p.base.clock.monotonic() - pause.began, 1),
+        "ends_at": pause.ends_at,
+        "gives_up_at": pause.gives_up_at,
+        "freed_bytes": p.worker.pausing.freed_bytes,
     }
 
 
@@ -110,6 +125,7 @@ def _engine_status(facts: EngineFacts) -> dict[str, Any]:
         "device": facts.device,
         "precision": facts.details.get("precision", ""),
         "tokens_per_second": facts.tokens_per_second,
+        "steps_per_second": facts.steps_per_second,
         "first_canvas_ms": facts.first_canvas_ms,
     }
 

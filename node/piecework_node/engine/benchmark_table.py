@@ -48,6 +48,15 @@ def with_speeds(home: Home, facts: EngineFacts) -> EngineFacts:
     return replace(facts, details={**facts.details, "benchmark": table})
 
 
+def kept_table(home: Home) -> tuple[str, list[dict[str, Any]]]:
+    """Return the model and the lines of the kept report. Both are empty if there is none."""
+    report = _read(home)
+    lines = report.get("measurements")
+    if not isinstance(lines, list) or not all(isinstance(line, dict) for line in lines):
+        return "", []
+    return str(report.get("model", "")), lines[:MAX_LINES]
+
+
 def _read(home: Home) -> dict[str, Any]:
     """Read the kept report. It is empty if there is none or it is malformed: the offer then shows
     less.

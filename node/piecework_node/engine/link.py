@@ -55,7 +55,19 @@ class EngineReady:
     facts: EngineFacts
 
 
-EngineEvent = Event | EngineLost | EngineReady
+@dataclass(frozen=True, slots=True)
+class EnginePaused:
+    """No step is taken any more. `freed_bytes` of the device wait on the host."""
+
+    freed_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineResumed:
+    """Steps are taken again."""
+
+
+EngineEvent = Event | EngineLost | EngineReady | EnginePaused | EngineResumed
 
 
 class EngineLink(Protocol):
@@ -95,6 +107,18 @@ class EngineLink(Protocol):
 
         Its last event follows: a `StoppedEvent`, unless another one was already under way.
         """
+        ...
+
+    def pause(self, *, free_memory: bool) -> None:
+        """Take no step after the one that runs. `EnginePaused` follows.
+
+        Sequences keep their place and their canvas. With `free_memory` the bytes of the device
+        wait on the host, where the backend can do that.
+        """
+        ...
+
+    def resume(self) -> None:
+        """Go on. `EngineResumed` follows, once the memory that was freed is there again."""
         ...
 
     def events(self) -> AsyncIterator[EngineEvent]:

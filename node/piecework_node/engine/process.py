@@ -16,11 +16,11 @@ import time
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Final
+from typing import TYPE_CHECKING, BinaryIO, Final, Protocol
 
 from piecework.base.files import FileError
 from piecework_model.requests import EncodedContent
-from piecework_node.engine.link import EngineFacts
+from piecework_node.engine.link import EngineFacts, EnginePaused, EngineResumed
 from piecework_node.engine.wire import (
     MAX_LINE_BYTES,
     Allow,
@@ -29,8 +29,10 @@ from piecework_node.engine.wire import (
     Command,
     Encode,
     Encoded,
+    PauseEngine,
     Ready,
     Report,
+    ResumeEngine,
     Start,
     Stop,
     decode_command,
@@ -50,7 +52,21 @@ if TYPE_CHECKING:
 MAX_PENDING_COMMANDS: Final = 1024
 """The parent has a few per job, and the number of its jobs is bounded."""
 BEAT_S: Final = 5.0
+MEMORY_RETRY_S: Final = 1.0
+"""Between two tries to take the device's memory back that somebody else still holds."""
 END: Final = None
+
+
+class Parking(Protocol):
+    """What holds the device's memory (`BatchedExecutor`)."""
+
+    def park(self) -> int:
+        """Free it and keep its bytes on the host. Returns how many those are."""
+        ...
+
+    def unpark(self) -> None:
+        """Take it back. Raises `RuntimeError` while there is no room."""
+        ...
 
 
 class Reports:
@@ -111,21 +127,61 @@ def encode(loaded: LoadedModel, command: Encode, most: int) -> Encoded:
     return Encoded(command.number, content)
 
 
-def run(engine: Engine, commands: queue.Queue[Command | None], reports: Reports) -> None:
+class Brake:
+    """Whether steps are taken. It stops between two steps, and may free the device's memory."""
+
+    def __init__(self, parking: Parking, reports: Reports) -> None:
+        self._parking, self._reports = parking, reports
+        self.on = False
+        """Whether no step may be taken."""
+        self.waits = False
+        """Whether steps are wanted again, and the memory is not there yet."""
+
+    def pull(self, *, free_memory: bool) -> None:
+        """Stop."""
+        self.on, self.waits = True, False
+        self._reports.send(EnginePaused(self._parking.park() if free_memory else 0))
+
+    def release(self) -> None:
+        """Go on, if the device has room for what was freed. Otherwise call it again later."""
+        if not self.on:
+            return
+        try:
+            self._parking.unpark()
+        except RuntimeError as error:
+            if not self.waits:
+                print(f"engine: the memory is not free yet: {error}", file=sys.stderr)
+            self.waits = True
+            return
+        self.on = self.waits = False
+        self._reports.send(EngineResumed())
+
+
+def run(
+    engine: Engine, commands: queue.Queue[Command | None], reports: Reports, brake: Brake
+) -> None:
     """Carry out commands and denoise until the parent is gone."""
     while True:
-        idle = not engine.has_runnable
+        idle = brake.on or not engine.has_runnable
+        wait_s = MEMORY_RETRY_S if brake.waits else BEAT_S
         try:
-            command = commands.get(block=idle, timeout=BEAT_S if idle else None)
+            command = commands.get(block=idle, timeout=wait_s if idle else None)
         except queue.Empty:
             if idle or time.monotonic() - reports.last > BEAT_S:
                 reports.send(Beat())
-            for event in engine.step():
+            if brake.waits:
+                brake.release()
+            for event in () if brake.on else engine.step():
                 reports.send(event)
             continue
         if command is END:
             return
-        obey(engine, command, reports)
+        if isinstance(command, PauseEngine):
+            brake.pull(free_memory=command.free_memory)
+        elif isinstance(command, ResumeEngine):
+            brake.release()
+        else:
+            obey(engine, command, reports)
 
 
 def obey(engine: Engine, command: Command, reports: Reports) -> None:
@@ -243,7 +299,7 @@ def main(arguments: list[str]) -> int:
     )
     reader.start()
     reports.send(Ready(facts))
-    run(engine, commands, reports)
+    run(engine, commands, reports, Brake(executor, reports))
     return 0
 
 

@@ -23,7 +23,14 @@ from piecework_model.requests import (
     GenerationRequest,
     StoppedEvent,
 )
-from piecework_node.engine.link import EngineEvent, EngineFacts, EngineLost, EngineReady
+from piecework_node.engine.link import (
+    EngineEvent,
+    EngineFacts,
+    EngineLost,
+    EnginePaused,
+    EngineReady,
+    EngineResumed,
+)
 from piecework_node.engine.wire import (
     MAX_LINE_BYTES,
     Allow,
@@ -32,8 +39,10 @@ from piecework_node.engine.wire import (
     Command,
     Encode,
     Encoded,
+    PauseEngine,
     Ready,
     Report,
+    ResumeEngine,
     Start,
     Stop,
     decode_report,
@@ -99,6 +108,16 @@ class EngineSupervisor:
         self._numbers = itertools.count(1)
         self._writer: asyncio.StreamWriter | None = None
         self._facts: EngineFacts | None = None
+        self._may_start = asyncio.Event()
+        """Clear while the owner needs the machine. Loading a model would be in the way."""
+        self._may_start.set()
+        self._pause: PauseEngine | None = None
+        """What a process is told that becomes ready in a pause."""
+        self._moving = False
+        """Whether the child may be copying the device's memory, which takes it as long as a step.
+        """
+        self._told: set[asyncio.Task[None]] = set()
+        """Reports of ours that wait for room among the events."""
         self.losses = 0
         self.pid: int | None = None
         """The process id of the running child."""
@@ -149,6 +168,21 @@ class EngineSupervisor:
         # Without a process `EngineLost` has told the worker what there was to tell.
         self._send(Stop(request_id, finish_canvas))
 
+    def pause(self, *, free_memory: bool) -> None:
+        self._may_start.clear()
+        self._pause = PauseEngine(free_memory)
+        self._moving = self._send(self._pause)
+
+    def resume(self) -> None:
+        self._pause = None
+        self._may_start.set()
+        self._moving = self._send(ResumeEngine())
+        if not self._moving:
+            # Nothing runs that could say so. A process that becomes ready now is not paused.
+            telling = asyncio.ensure_future(self._events.put(EngineResumed()))
+            self._told.add(telling)
+            telling.add_done_callback(self._told.discard)
+
     async def events(self) -> AsyncIterator[EngineEvent]:
         while True:
             yield await self._events.get()
@@ -161,6 +195,7 @@ class EngineSupervisor:
         """
         pause, failures = FIRST_BACKOFF_S, 0
         while True:
+            await self._may_start.wait()
             born = self._clock.monotonic()
             started = await self._run_process()
             failures = 0 if started else failures + 1
@@ -188,7 +223,7 @@ class EngineSupervisor:
             reason = await self._follow(process)
         finally:
             was_ready, self._writer = self._loaded, None
-            self._facts = self._mute_since = None
+            self._facts, self._mute_since, self._moving = None, None, False
             self._sequences.clear()
             self.pid = None
             await _end(process)
@@ -220,6 +255,8 @@ class EngineSupervisor:
                 return f"the engine process broke its protocol: {error}"
             if isinstance(report, Ready):
                 self._writer, self._facts = writer, report.facts
+                if self._pause is not None:
+                    self._moving = self._send(self._pause)
             self._take_note(report)
             await self._report(report)
 
@@ -240,9 +277,8 @@ class EngineSupervisor:
         """The time of the loop at which the child counts as hanging."""
         if not self._loaded:
             return self._heard_at + START_TIMEOUT_S
-        until = self._heard_at + (
-            self._patience.busy_s if self._sequences else self._patience.idle_s
-        )
+        busy = bool(self._sequences) or self._moving
+        until = self._heard_at + (self._patience.busy_s if busy else self._patience.idle_s)
         if self._mute_since is None:
             return until
         return min(until, self._mute_since + self._patience.question_s)
@@ -259,6 +295,8 @@ class EngineSupervisor:
             self._mute_since = None
             return
         match report:
+            case EnginePaused() | EngineResumed():
+                self._moving = False
             case FailedEvent(request_id=ended) | StoppedEvent(request_id=ended):
                 self._sequences.discard(ended)
             case CanvasEvent(request_id=ended) if report.finish is not CanvasFinish.MORE:

@@ -26,7 +26,7 @@ from piecework_model.requests import (
     ReadSlot,
     StoppedEvent,
 )
-from piecework_node.engine.link import EngineFacts
+from piecework_node.engine.link import EngineFacts, EnginePaused, EngineResumed
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.kinds import KINDS, Content
 from piecework_protocol.kinds.text import OutputSegment, SegmentKind
@@ -68,7 +68,19 @@ class Encode:
     content: Content
 
 
-Command = Start | Allow | Stop | Encode
+@dataclass(frozen=True, slots=True)
+class PauseEngine:
+    """Take no further step. With `free_memory` the device's memory is freed too."""
+
+    free_memory: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeEngine:
+    """Take the memory back and go on."""
+
+
+Command = Start | Allow | Stop | Encode | PauseEngine | ResumeEngine
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +111,7 @@ class Beat:
     """The process is alive."""
 
 
-Report = Ready | CannotStart | Encoded | Beat | Event
+Report = Ready | CannotStart | Encoded | Beat | EnginePaused | EngineResumed | Event
 
 
 def encode_command(command: Command) -> bytes:
@@ -110,6 +122,10 @@ def encode_command(command: Command) -> bytes:
         body = {"op": "allow", "request_id": command.request_id, "limit": command.limit}
     elif isinstance(command, Stop):
         body = {"op": "stop", **asdict(command)}
+    elif isinstance(command, PauseEngine):
+        body = {"op": "pause", **asdict(command)}
+    elif isinstance(command, ResumeEngine):
+        body = {"op": "resume"}
     else:
         content = b64encode(command.content.encode()).decode()
         body = {
@@ -132,6 +148,10 @@ def decode_command(line: bytes) -> Command:
                 return Allow(body["request_id"], body["limit"])
             case "stop":
                 return Stop(body["request_id"], body["finish_canvas"])
+            case "pause":
+                return PauseEngine(body["free_memory"])
+            case "resume":
+                return ResumeEngine()
             case "encode":
                 rules = KINDS[Kind(body["kind"])]
                 content = rules.decode_content(b64decode(body["content"], validate=True))
@@ -177,6 +197,10 @@ def encode_report(report: Report) -> bytes:
         body = {"op": "encoded", **asdict(report)}
     elif isinstance(report, Beat):
         body = {"op": "beat"}
+    elif isinstance(report, EnginePaused):
+        body = {"op": "paused", **asdict(report)}
+    elif isinstance(report, EngineResumed):
+        body = {"op": "resumed"}
     elif isinstance(report, DraftEvent):
         body = {"op": "draft", **asdict(report)}
     elif isinstance(report, ProgressEvent):
@@ -243,6 +267,8 @@ _REPORTS: Final[dict[str, Callable[[dict[str, Any]], Report]]] = {
     "cannot_start": lambda b: CannotStart(str(b["message"])),
     "encoded": _encoded,
     "beat": lambda _: Beat(),
+    "paused": lambda b: EnginePaused(**b),
+    "resumed": lambda _: EngineResumed(),
     "draft": _draft,
     "progress": lambda b: ProgressEvent(**b),
     "stopped": lambda b: StoppedEvent(**{**b, "step_leaves": _leaves(b)}),

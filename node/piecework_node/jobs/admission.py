@@ -22,6 +22,7 @@ from piecework_model import limits as model_limits
 from piecework_model.requests import EncodedContent
 from piecework_node.jobs.terms import OperatorTerms
 from piecework_node.runtime.faults import Fault
+from piecework_node.runtime.pause import Pause
 from piecework_protocol.credit import PayerCredit, PayerStanding, ceiling, start_fault
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import Reason, Refusal
@@ -77,6 +78,8 @@ class AdmissionView:
     draining: bool
     fault: Fault | None = None
     """Why no new work is taken on (wrong clock, wrong chain). None: all is well."""
+    pause: Pause | None = None
+    """Set while the owner needs the machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +134,16 @@ def _signed_by_authorizer(s: SubmitJob, v: AdmissionView) -> None:
 
 
 # --- terms
+
+
+def _not_paused(_: SubmitJob, v: AdmissionView) -> None:
+    if v.pause is not None:
+        raise Refusal(
+            Reason.PAUSED,
+            "the owner of this machine needs it",
+            retry_after_s=v.pause.retry_after_s(v.now),
+            metadata={"gives_up_at": str(v.pause.gives_up_at)},
+        )
 
 
 def _taking_jobs(_: SubmitJob, v: AdmissionView) -> None:
@@ -329,6 +342,7 @@ IDENTITY: Final[tuple[IdentityCheck, ...]] = (
     _signed_by_authorizer,
 )
 TERMS: Final[tuple[IdentityCheck, ...]] = (
+    _not_paused,
     _taking_jobs,
     _starts_at_the_beginning,
     _offer_holds,

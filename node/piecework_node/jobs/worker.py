@@ -20,7 +20,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from piecework_model.requests import EncodedContent
-from piecework_node.engine.link import EngineEvent
+from piecework_node.engine.link import EngineEvent, EnginePaused, EngineResumed
 from piecework_node.errors import (
     EngineUnavailable,
     JobUnusable,
@@ -32,8 +32,10 @@ from piecework_node.errors import (
 from piecework_node.jobs import admission, prompts
 from piecework_node.jobs.admission import AdmissionView, ChannelView, Served
 from piecework_node.jobs.engine_events import EngineEventHandler
+from piecework_node.jobs.pausing import Pausing
 from piecework_node.jobs.prompts import PromptQueue
 from piecework_node.jobs.terms import OperatorTerms, Patience
+from piecework_node.jobs.time_limits import TimeLimits
 from piecework_node.journal.records import (
     ChannelSeen,
     FundingAuthorized,
@@ -62,7 +64,6 @@ from piecework_protocol.frames import (
     PayVoucher,
     SubmitJob,
 )
-from piecework_protocol.limits import RESUME_S
 from piecework_protocol.objects import Offer
 from piecework_protocol.sealing import check_key, content_context, resume_context
 from piecework_protocol.states import ENDED_STATES, JobState
@@ -94,8 +95,16 @@ class Worker:
         self._runtime, self._channels, self._keyring = runtime, channels, keyring
         self._engine_events = EngineEventHandler(runtime, keyring)
         self._credit = runtime.credit = CreditDesk(channels, terms.credit)
-        self.terms, self._patience, self._log = terms, patience, log
+        self._limits = TimeLimits(runtime, patience)
+        self.terms, self._log = terms, log
         self._openings = openings
+        self.pausing = Pausing(
+            runtime,
+            self._jobs,
+            longest_s=patience.pause_s,
+            free_memory=patience.pause_frees_memory,
+            log=log,
+        )
         self.draining = False
         self._admitting: set[JobId] = set()
         self._prompts = PromptQueue(terms.jobs_per_channel)
@@ -185,8 +194,8 @@ class Worker:
 
     async def _recover_job(self, job: LiveJob) -> None:
         unopened = len(job.committed) < job.session.canvases
-        if not job.ended and (unopened or self._is_late(job)):
-            await self._expire(job)
+        if not job.ended and (unopened or self._limits.is_late(job)):
+            await self._limits.expire(job)
         else:
             job.detached_at = self._runtime.clock.monotonic()
             await self._runtime.perform(job, job.session.recovered())
@@ -215,20 +224,9 @@ class Worker:
             stored=stored.canvases,
         )
         job = LiveJob(session, self._channels.hold(channel), revived=True)
-        if not job.ended and not self._is_late(job):
+        if not job.ended and not self._limits.is_late(job):
             job.committed = [self._open_committed(stored, i) for i in range(len(stored.canvases))]
         return job
-
-    def _is_late(self, job: LiveJob) -> bool:
-        return job.is_late(now(self._runtime.clock))
-
-    @staticmethod
-    def _is_abandoned(job: LiveJob, moment: float) -> bool:
-        """Whether the client has not come back in time (clause 3.8)."""
-        return job.detached_at is not None and moment - job.detached_at >= RESUME_S
-
-    async def _expire(self, job: LiveJob) -> None:
-        await self._runtime.perform(job, job.session.cancel(Reason.EXPIRED))
 
     def _open_committed(self, stored: StoredJob, canvas: int) -> tuple[int, ...]:
         context = resume_context(self._runtime.domain, stored.id, canvas)
@@ -406,7 +404,7 @@ class Worker:
         old = job.sink
         if old is None:
             return
-        await self._detach(job)
+        await self._runtime.detach(job)
         old.close(Refusal(Reason.JOB_BUSY, "a newer stream took the job over"))
 
     # --- later frames
@@ -443,12 +441,12 @@ class Worker:
             if isinstance(frame, PayVoucher):
                 await self._channels.pay(job.channel, frame, sink)
             elif isinstance(frame, CancelJob):
-                await self._runtime.perform(job, job.session.cancel())
+                await self._runtime.cancel(job)
             else:
                 raise ProtocolViolation("2.4", "a second submission on one stream")
         except ProtocolViolation as violation:
             self._log.warning("clause broken", job=job.id, clause=violation.clause)
-            await self._detach(job)
+            await self._runtime.detach(job)
             clause = {"clause": violation.clause}
             sink.close(Refusal(Reason.BROKEN_CLAUSE, violation.message, metadata=clause))
 
@@ -461,39 +459,27 @@ class Worker:
     async def _detach_stream(self, job: LiveJob, sink: FrameSink) -> None:
         async with job.channel.lock:
             if job.sink is sink:
-                await self._detach(job)
-
-    async def _detach(self, job: LiveJob) -> None:
-        job.sink, job.content = None, NO_CONTENT
-        job.detached_at = self._runtime.clock.monotonic()
-        await self._runtime.perform(job, job.session.disconnected())
+                await self._runtime.detach(job)
 
     async def engine_event(self, event: EngineEvent) -> None:
         """Take the engine's events, one after the other."""
-        await self._engine_events.take(event)
+        if isinstance(event, EnginePaused):
+            self.pausing.paused(event)
+        elif isinstance(event, EngineResumed):
+            self.pausing.resumed()
+        else:
+            await self._engine_events.take(event)
 
     # --- time
 
     async def tick(self) -> None:
-        """Enforce deadlines and payment timeouts. Call it about once a second."""
+        """Enforce deadlines, payment timeouts and the end of a pause's patience.
+
+        Call it about once a second.
+        """
         moment = self._runtime.clock.monotonic()
         for job in self._jobs():
-            await self._runtime.attempt(self._tick_job(job, moment), job)
-
-    async def _tick_job(self, job: LiveJob, moment: float) -> None:
-        async with job.channel.lock:
-            self._runtime.press(job)
-            if not job.leaving and self._is_late(job):
-                await self._expire(job)
-            elif not job.leaving and self._is_abandoned(job, moment):
-                await self._runtime.perform(job, job.session.cancel(Reason.JOB_ENDED))
-            since, sink = job.waiting_since, job.sink
-            if sink is None or since is None or moment - since < self._patience.payment_s:
-                return
-            unpaid = Refusal(Reason.UNPAID_RECEIPTS, "no voucher came in time")
-            refusal = unpaid if job.unpaid else None
-            await self._detach(job)
-            sink.close(refusal)
+            await self._runtime.attempt(self._limits.hold(job, moment), job)
 
     async def distrust(self, why: str) -> None:
         """Take no job, and sign nothing more for jobs from before this start.
@@ -568,6 +554,7 @@ class Worker:
             engine_ready=engine.ready,
             draining=self.draining,
             fault=self._channels.faults.stopping,
+            pause=self._runtime.pause,
         )
 
     def _stranger_jobs(self, account: PayerCredit) -> int:

@@ -331,6 +331,8 @@ class PaidJob:
     """Of its acceptance."""
     canvases: int
     gross: Amount
+    offer: Digest | None = None
+    """The offer that it named. None once the journal has let go of it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,8 +77,9 @@ _TXS = (
     "FROM transactions WHERE state IN ({}) ORDER BY nonce, at"
 )
 _PAID = (
-    "SELECT jobs.id, channels.id, accepted_at, amount FROM canvases "
+    "SELECT jobs.id, channels.id, accepted_at, amount, offer FROM canvases "
     "JOIN jobs ON canvases.job = jobs.number JOIN channels ON jobs.channel = channels.number "
+    "LEFT JOIN submissions ON submissions.job = jobs.number "
     "WHERE leaf_index IS NOT NULL AND accepted_at >= ? AND accepted_at < ? "
     "ORDER BY accepted_at, jobs.number, canvas"
 )
@@ -219,9 +220,10 @@ def paid_jobs(db: apsw.Connection, since: int, until: int) -> tuple[PaidJob, ...
     """Return jobs that were accepted from `since` on and before `until`, with what was paid."""
     rows: list[Any] = db.execute(_PAID, (since, until)).fetchall()
     found: dict[bytes, PaidJob] = {}
-    for job, channel, at, amount in rows:
+    for job, channel, at, amount, offer in rows:
+        named = Digest(offer) if offer is not None else None
         known = found.get(job) or PaidJob(
-            JobId(job), ChannelId(channel), Timestamp(at), 0, Amount(0)
+            JobId(job), ChannelId(channel), Timestamp(at), 0, Amount(0), named
         )
         found[job] = replace(
             known, canvases=known.canvases + 1, gross=Amount(known.gross + amount_of(amount))

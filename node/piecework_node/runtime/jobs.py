@@ -23,6 +23,7 @@ from piecework_node.journal.records import JournalRecord
 from piecework_node.metrics import Metrics
 from piecework_node.runtime.credit import BLOCK_S, CreditDesk
 from piecework_node.runtime.live import NO_CONTENT, LiveJob
+from piecework_node.runtime.pause import Pause
 from piecework_node.runtime.recent import RecentJobs
 from piecework_node.runtime.requests import generation_request
 from piecework_node.runtime.traces import RunningRequest
@@ -62,6 +63,8 @@ class JobRuntime:
         """Jobs by the name of their sequence in the engine."""
         self.credit: CreditDesk | None = None
         """What payers may owe. The worker sets it."""
+        self.pause: Pause | None = None
+        """Set while no job takes a step. The worker sets it."""
         self.recent = RecentJobs()
         self._sequence_number = 0
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -153,6 +156,30 @@ class JobRuntime:
         job.running = RunningRequest(request, facts.vocab_size if facts else 0)
         self.engine.start(request)
 
+    async def detach(self, job: LiveJob) -> None:
+        """Note that a job's stream is gone. The caller holds the channel's lock."""
+        job.sink, job.content = None, NO_CONTENT
+        job.detached_at = self.clock.monotonic()
+        await self.perform(job, job.session.disconnected())
+
+    async def cancel(self, job: LiveJob, reason: Reason | None = None) -> None:
+        """End a job for its client, or for the clock. The caller holds the channel's lock.
+
+        In a pause the canvas in progress is not charged (clause 3.12).
+        """
+        if self.pause is not None and not job.leaving:
+            await self.give_up(job, job.session.cancel(reason, paused=True))
+        else:
+            await self.perform(job, job.session.cancel(reason))
+
+    async def give_up(self, job: LiveJob, outcome: Outcome) -> None:
+        """Perform an outcome that charges nothing for the canvas in progress.
+
+        The caller holds the channel's lock.
+        """
+        self.drop_sequence(job)
+        await self.perform(job, outcome)
+
     def drop_sequence(self, job: LiveJob) -> None:
         """Free a job's place in the engine, if it has one. What it still reports is ignored."""
         sequence = job.sequence
@@ -172,9 +199,8 @@ class JobRuntime:
         """Tell the client where its job is, if it listens and the job is not over."""
         if job.sink is None or job.sink is not job.opened or job.ended:
             return
-        done = job.progress
-        if job.short_of_credit:
-            until = Timestamp(now(self.clock) + int(BLOCK_S))
+        done, until = job.progress, self._paused_until(job)
+        if until is not None:
             step = (done.steps, done.prompt_tokens) if done else (0, 0)
             job.sink.send(Progress(job.id, job.session.canvases, *step, paused_until=until))
         elif done is None:
@@ -182,6 +208,17 @@ class JobRuntime:
             job.sink.send(Progress(job.id, job.session.canvases, 0, 0, queue_position=position))
         else:
             job.sink.send(Progress(job.id, done.canvas, done.steps, done.prompt_tokens))
+
+    def _paused_until(self, job: LiveJob) -> Timestamp | None:
+        """When a job goes on that waits for the owner or for credit. None: it does not wait so.
+
+        A canvas that has begun goes on while the next one waits for credit.
+        """
+        if self.pause is not None:
+            return self.pause.until
+        if job.short_of_credit and job.session.canvases >= job.granted:
+            return Timestamp(now(self.clock) + int(BLOCK_S))
+        return None
 
     def _place(self, job: LiveJob) -> int:
         """A job's place among those that wait for the engine, from 1. 0: it does not wait there."""

@@ -14,6 +14,7 @@ from typing import Any, Final
 from piecework.base.clock import Clock
 from piecework.chain.calls import NO_SIGNATURE, Claim
 from piecework.chain.errors import ChainError, FeeTooHigh, LogRangeRefused, TransactionReverted
+from piecework.chain.transactions import GasPrice
 from piecework_node.journal.protocol import Journal
 from piecework_node.journal.records import MetaSet, StoredTx, TxKind, TxState, TxSubject, Worth
 from piecework_node.metrics import Metrics
@@ -124,6 +125,11 @@ class Settler:
     def _asked(self) -> bool:
         """Whether somebody asked and no round has done it since."""
         return self._asks > self._answered
+
+    @property
+    def gas_price(self) -> GasPrice:
+        """The gas price that was seen last."""
+        return self._watch.price
 
     @property
     def under_way(self) -> tuple[StoredTx, ...]:

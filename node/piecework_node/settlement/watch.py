@@ -149,7 +149,7 @@ class NodeWatch:
         moment, age = self._clock.monotonic(), self._clock.wall() - block_time
         if height > self._height:
             self._height, self._moved_at = height, moment
-        self._metrics.head_age.set(age)
+        self._metrics.head(age)
         if -age > self._limits.clock_behind_s:
             return Code.CLOCK_BEHIND, f"the latest block is from {-age:.0f} s in the future"
         most = self._limits.head_age_s
@@ -197,7 +197,7 @@ class NodeWatch:
 
     async def _gas_tank(self) -> None:
         held = await self._port.gas_balance()
-        self._metrics.gas.set(held)
+        self._metrics.tank(held)
         needed = RESERVE_SETTLEMENTS * settle_wei(self._price)
         if held < needed:
             raise InsufficientGas(

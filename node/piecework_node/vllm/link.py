@@ -13,7 +13,7 @@ our own engine.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +24,14 @@ import aiohttp
 from piecework.base.clock import Clock
 from piecework_model.errors import CheckpointError, PromptError
 from piecework_model.requests import EncodedContent, FailedEvent, GenerationRequest, StoppedEvent
-from piecework_node.engine.link import EngineEvent, EngineFacts, EngineLost, EngineReady
+from piecework_node.engine.link import (
+    EngineEvent,
+    EngineFacts,
+    EngineLost,
+    EnginePaused,
+    EngineReady,
+    EngineResumed,
+)
 from piecework_node.errors import (
     ConfigError,
     EndpointLost,
@@ -128,10 +135,13 @@ class VllmLink:
         self._encoders = asyncio.Semaphore(MAX_ENCODERS)
         self._sequences: dict[str, RunningSequence] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._stopped: set[asyncio.Future[None]] = set()
-        """Reports of stopped sequences that wait for room among the events."""
+        self._reports: set[asyncio.Future[None]] = set()
+        """Reports of ours that wait for room among the events."""
         self._running: Running | None = None
         self._up = False
+        self._may_run = asyncio.Event()
+        """Clear while the owner needs the machine."""
+        self._may_run.set()
         self._takes_canvases = False
         self.losses = 0
 
@@ -208,9 +218,7 @@ class VllmLink:
             return
         del self._sequences[request_id]
         self._tasks.pop(request_id).cancel()
-        reporting = asyncio.ensure_future(self._report_stop(sequence))
-        self._stopped.add(reporting)
-        reporting.add_done_callback(self._stopped.discard)
+        self._report_soon(self._report_stop(sequence))
 
     async def _report_stop(self, sequence: RunningSequence) -> None:
         """Say what was done: nobody counts the steps, and no draft was shown (clause 3.10)."""
@@ -220,6 +228,25 @@ class VllmLink:
         await self._events.put(
             StoppedEvent(sequence.request_id, writer.canvas, 0, prompt_tokens, ())
         )
+
+    def pause(self, *, free_memory: bool) -> None:
+        """Abort every request. The servers keep their memory: vLLM gives it back to nobody.
+
+        A canvas that was begun is asked for again afterwards.
+        """
+        self._may_run.clear()
+        for sequence in self._sequences.values():
+            _break_off(sequence)
+        self._report_soon(self._events.put(EnginePaused()))
+
+    def resume(self) -> None:
+        self._may_run.set()
+        self._report_soon(self._events.put(EngineResumed()))
+
+    def _report_soon(self, report: Coroutine[Any, Any, None]) -> None:
+        reporting = asyncio.ensure_future(report)
+        self._reports.add(reporting)
+        reporting.add_done_callback(self._reports.discard)
 
     async def events(self) -> AsyncIterator[EngineEvent]:
         while True:
@@ -318,14 +345,9 @@ class VllmLink:
 
     def _break_off(self, pooled: PooledEndpoint) -> None:
         """Break off the streams of an endpoint that is down."""
-        now = asyncio.get_running_loop().time()
         for sequence in self._sequences.values():
-            if (
-                sequence.pooled is pooled
-                and sequence.scope is not None
-                and not sequence.scope.expired()
-            ):
-                sequence.scope.reschedule(now)
+            if sequence.pooled is pooled:
+                _break_off(sequence)
 
     def _drop_sequences(self) -> None:
         tasks, self._tasks, self._sequences = list(self._tasks.values()), {}, {}
@@ -338,6 +360,7 @@ class VllmLink:
         """Run a sequence to its end. A failure is reported for this sequence alone."""
         try:
             while not sequence.writer.ended and not sequence.finished:
+                await self._may_run.wait()
                 if sequence.writer.room(sequence.limit):
                     event = sequence.writer.fill()
                     if event is not None:
@@ -366,6 +389,7 @@ class VllmLink:
         async with self._slots:
             pooled = await pool.acquire(sequence.left)
             try:
+                await self._may_run.wait()
                 if isinstance(sequence.writer, FormWriter):
                     await self._fill(sequence, sequence.writer, pooled, running.checkpoint)
                 else:
@@ -373,6 +397,8 @@ class VllmLink:
                 return
             except (EndpointLost, EndpointUnfit) as error:
                 sequence.writer.drop_unfinished()
+                if not self._may_run.is_set():
+                    return
                 sequence.moves += 1
                 sequence.left.add(pooled.number)
                 if sequence.moves > MAX_MOVES:
@@ -450,6 +476,12 @@ class VllmLink:
             raise EndpointLost(
                 "the endpoint says less than it was asked for and not that the text ends"
             )
+
+
+def _break_off(sequence: RunningSequence) -> None:
+    """Break off a sequence's stream, if it has one."""
+    if sequence.scope is not None and not sequence.scope.expired():
+        sequence.scope.reschedule(asyncio.get_running_loop().time())
 
 
 def _session() -> aiohttp.ClientSession:

@@ -86,6 +86,7 @@ LATER = frozenset(
         Reason.CREDIT_EXHAUSTED,
         Reason.RATE_LIMITED,
         Reason.DRAINING,
+        Reason.PAUSED,
         Reason.CHAIN_UNAVAILABLE,
         Reason.ENGINE_UNAVAILABLE,
     }

@@ -487,6 +487,7 @@ AFTER_REFUSAL: Mapping[Reason, Next] = {
     Reason.BUSY: Next.TRY_OTHER,
     Reason.RATE_LIMITED: Next.TRY_OTHER,
     Reason.DRAINING: Next.TRY_OTHER,
+    Reason.PAUSED: Next.TRY_OTHER,
     Reason.CHAIN_UNAVAILABLE: Next.TRY_OTHER,
     Reason.ENGINE_UNAVAILABLE: Next.TRY_OTHER_AND_REMEMBER,
     Reason.ENGINE_FAILED: Next.TRY_OTHER_AND_REMEMBER,
@@ -499,6 +500,7 @@ BUSY_REASONS = frozenset(
         Reason.CREDIT_EXHAUSTED,
         Reason.RATE_LIMITED,
         Reason.DRAINING,
+        Reason.PAUSED,
         Reason.JOB_BUSY,
     }
 )

@@ -12,6 +12,7 @@ import sys
 import threading
 
 from piecework_model.requests import CanvasFinish, GenerationRequest, StoppedEvent
+from piecework_node.engine.link import EnginePaused, EngineResumed
 from piecework_node.engine.process import BEAT_S
 from piecework_node.engine.wire import (
     MAX_LINE_BYTES,
@@ -20,7 +21,9 @@ from piecework_node.engine.wire import (
     Command,
     Encode,
     Encoded,
+    PauseEngine,
     Ready,
+    ResumeEngine,
     Start,
     Stop,
     decode_command,
@@ -37,8 +40,9 @@ def main() -> None:
     rows: dict[str, GenerationRequest] = {}
     limits: dict[str, int] = {}
     done: dict[str, int] = {}
+    paused = False
     while True:
-        runnable = [row for row in rows if done[row] < limits[row]]
+        runnable = [row for row in rows if done[row] < limits[row] and not paused]
         try:
             command = commands.get(timeout=pace if runnable else BEAT_S)
         except queue.Empty:
@@ -53,7 +57,10 @@ def main() -> None:
             continue
         if command is None:
             return
-        if isinstance(command, Start):
+        if isinstance(command, PauseEngine | ResumeEngine):
+            paused = isinstance(command, PauseEngine)
+            _send(EnginePaused() if paused else EngineResumed())
+        elif isinstance(command, Start):
             request = command.request
             rows[request.request_id], limits[request.request_id] = request, request.canvas_limit
             done[request.request_id] = len(request.committed)

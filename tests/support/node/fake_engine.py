@@ -22,7 +22,14 @@ from piecework_model.requests import (
     ReadSlot,
     StoppedEvent,
 )
-from piecework_node.engine.link import EngineEvent, EngineFacts, EngineLost, EngineReady
+from piecework_node.engine.link import (
+    EngineEvent,
+    EngineFacts,
+    EngineLost,
+    EnginePaused,
+    EngineReady,
+    EngineResumed,
+)
 from piecework_node.errors import EngineUnavailable, PromptRejected
 from piecework_protocol.kinds import Content
 from piecework_protocol.kinds.read import ONE, ReadContent, per_canvas
@@ -70,6 +77,8 @@ class FakeEngine:
         """Seeds whose sequences fail at their next step."""
         self.changed = asyncio.Event()
         """Set when a row may have become runnable."""
+        self.paused: list[bool] = []
+        """What it was last told, if that was to pause: whether to free its memory."""
 
     @property
     def facts(self) -> EngineFacts | None:
@@ -111,6 +120,17 @@ class FakeEngine:
         self.stops[request_id] = finish_canvas and self.stops.get(request_id, True)
         self.changed.set()
 
+    def pause(self, *, free_memory: bool) -> None:
+        self.switch.point()
+        self.paused = [free_memory]
+        self.queue.put_nowait(EnginePaused(4096 if free_memory else 0))
+
+    def resume(self) -> None:
+        self.switch.point()
+        self.paused = []
+        self.changed.set()
+        self.queue.put_nowait(EngineResumed())
+
     async def events(self) -> AsyncIterator[EngineEvent]:
         while True:
             yield await self.queue.get()
@@ -118,7 +138,9 @@ class FakeEngine:
     # --- what tests do
 
     def runnable(self) -> list[str]:
-        """Rows that may go on."""
+        """Rows that may go on. In a pause those that are to stop at once still do."""
+        if self.paused:
+            return [row for row in self.rows if self.stops.get(row) is False]
         return [row for row in self.rows if row in self.stops or self.done[row] < self.limits[row]]
 
     def step(self, row: str) -> EngineEvent:

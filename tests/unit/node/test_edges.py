@@ -15,12 +15,14 @@ from piecework.base.connections import Refused
 from piecework.base.http import HttpError, HttpStatus, HttpUnreachable
 from piecework.base.listener import bind
 from piecework_node import config, logs
+from piecework_node.console.model import Snapshot
 from piecework_node.daemon.admin import (
     ADDRESS_FILE,
     TOKEN_HEADER,
     AdminServer,
     admin_token,
     ask_daemon,
+    console_url,
 )
 from piecework_node.daemon.daemon import Ports, serve
 from piecework_node.errors import AdminError, ConfigError
@@ -41,6 +43,7 @@ from tests.support.clock import FakeClock
 from tests.support.node.fake_engine import FACTS
 from tests.support.node.harness import DOMAIN, OPERATOR, TERMS, address_with
 from tests.support.node.memory_journal import MemoryJournal
+from tests.support.node.snapshots import a_snapshot
 
 KEY = PublicKey(bytes(32))
 
@@ -239,6 +242,9 @@ async def test_a_port_is_free_again_when_the_other_one_is_taken(tmp_path: Path) 
 # --- the operator's port
 
 
+SNAPSHOT = a_snapshot()
+
+
 class Operations:
     """Implements `node.admin.Operations`."""
 
@@ -248,6 +254,9 @@ class Operations:
 
     async def status(self) -> dict[str, Any]:
         return {"state": "ready"}
+
+    async def console(self) -> Snapshot:
+        return SNAPSHOT
 
     def metrics(self) -> bytes:
         metrics = Metrics()
@@ -259,6 +268,13 @@ class Operations:
 
     def drain(self) -> None:
         self.pressed.append("drain")
+
+    def pause(self, seconds: float | None) -> None:
+        self.pressed.append(f"pause {seconds}")
+
+    def resume(self) -> tuple[str, ...]:
+        self.pressed.append("resume")
+        return ("the schedule",)
 
     def connection_refused(self, why: Refused) -> None:
         self.pressed.append(why)
@@ -287,6 +303,49 @@ async def test_the_buttons_need_the_token_and_reading_does_not(
     await ask_daemon(home, "POST", "/settle")
     await ask_daemon(home, "POST", "/drain")
     assert operations.pressed == ["settle", "drain"]
+
+
+async def test_the_console_is_for_who_has_its_key_and_the_key_presses_no_button(
+    admin: tuple[Operations, str, Path],
+) -> None:
+    operations, url, home = admin
+    async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as session:
+        for path in ("/console", "/console/data"):
+            assert (await session.get(url + path)).status == 401
+        assert (await session.get(url + "/console?key=wrong")).status == 401
+        page = await session.get(console_url(home))
+        assert page.status == 200 and page.url.query_string == ""
+        assert "script-src 'self'" in page.headers["Content-Security-Policy"]
+        assert page.headers["Cache-Control"] == "no-store"
+        assert "Canvases now" in await page.text()
+        assert (await session.get(url + "/console/live.js")).content_type == "text/javascript"
+        for header in ("", console_url(home).partition("=")[2]):
+            pressed = await session.post(url + "/drain", headers={TOKEN_HEADER: header})
+            assert pressed.status == 401
+    assert operations.pressed == []
+    data = await ask_daemon(home, "GET", "/console/data")
+    assert Snapshot.from_json(data) == SNAPSHOT
+
+
+async def test_a_pause_takes_seconds_or_lasts_until_it_is_lifted(
+    admin: tuple[Operations, str, Path],
+) -> None:
+    operations, _, home = admin
+    await ask_daemon(home, "POST", "/pause")
+    await ask_daemon(home, "POST", "/pause", b'{"seconds": 90}')
+    lifted = await ask_daemon(home, "POST", "/resume")
+    assert operations.pressed == ["pause None", "pause 90", "resume"]
+    assert lifted == {"paused": True, "causes": ["the schedule"]}
+
+
+@pytest.mark.parametrize("body", [b"x", b"[]", b'{"seconds": 0}', b'{"seconds": true}'])
+async def test_a_pause_of_no_time_is_refused(
+    admin: tuple[Operations, str, Path], body: bytes
+) -> None:
+    operations, _, home = admin
+    with pytest.raises(AdminError, match="whole number"):
+        await ask_daemon(home, "POST", "/pause", body)
+    assert operations.pressed == []
 
 
 async def test_the_token_goes_to_the_daemon_and_not_to_a_proxy_of_the_environment(

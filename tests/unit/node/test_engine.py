@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import signal
 import sys
@@ -29,8 +30,8 @@ from piecework_model.requests import (
 from piecework_node import logs
 from piecework_node.engine import wire as engine_wire
 from piecework_node.engine.environment import child_environment
-from piecework_node.engine.link import EngineLost, EngineReady
-from piecework_node.engine.process import short_profile
+from piecework_node.engine.link import EngineLost, EnginePaused, EngineReady, EngineResumed
+from piecework_node.engine.process import Brake, Reports, short_profile
 from piecework_node.engine.supervisor import (
     EngineCommandLine,
     EnginePatience,
@@ -69,6 +70,7 @@ READ = ReadContent(
 CHILD = """
 import os, sys
 sys.path.insert(0, {root!r})
+from piecework_node.engine.link import EnginePaused, EngineResumed
 from piecework_node.engine.wire import *
 from piecework_model.requests import EncodedContent, FailedEvent
 from tests.support.node.fake_engine import FACTS, canvas_event
@@ -84,6 +86,10 @@ for line in sys.stdin.buffer:
         if text == "deaf": continue
         if text == "babble": out.write(b"not json\\n"); out.flush()
         say(Encoded(command.number, EncodedContent((1, 2)), "no" if text == "reject" else ""))
+    elif isinstance(command, PauseEngine):
+        say(EnginePaused(7 if command.free_memory else 0))
+    elif isinstance(command, ResumeEngine):
+        say(EngineResumed())
     elif isinstance(command, Start):
         if command.request.request_id != "slow":
             say(canvas_event(command.request, len(command.request.committed)))
@@ -137,6 +143,112 @@ async def test_a_lost_process_is_reported_and_started_again(tmp_path: Path, how:
         assert isinstance(await anext(events), EngineReady)
         assert engine.losses == 1
         assert await engine.encode(message("hello")) == EncodedContent((1, 2))
+
+
+async def test_a_pause_and_its_end_are_confirmed_by_the_process(tmp_path: Path) -> None:
+    async with running(tmp_path) as engine, asyncio.timeout(20):
+        events = aiter(engine.events())
+        await anext(events)
+        engine.pause(free_memory=True)
+        assert await anext(events) == EnginePaused(7)
+        assert await engine.encode(message("hello")) == EncodedContent((1, 2))
+        engine.resume()
+        assert await anext(events) == EngineResumed()
+
+
+async def test_a_process_that_dies_in_a_pause_is_started_again_after_it(tmp_path: Path) -> None:
+    async with running(tmp_path) as engine, asyncio.timeout(30):
+        events = aiter(engine.events())
+        await anext(events)
+        engine.pause(free_memory=False)
+        assert await anext(events) == EnginePaused(0)
+        assert engine.pid is not None
+        os.kill(engine.pid, signal.SIGKILL)
+        assert isinstance(await anext(events), EngineLost)
+        waiting = asyncio.ensure_future(anext(events))
+        assert not (await asyncio.wait({waiting}, timeout=1.0))[0], "no model is loaded in a pause"
+        engine.resume()
+        assert await waiting == EngineResumed()
+        assert await anext(events) == EngineReady(FACTS)
+
+
+async def test_a_process_that_becomes_ready_in_a_pause_is_paused_at_once(tmp_path: Path) -> None:
+    async with running(tmp_path) as engine, asyncio.timeout(20):
+        events = aiter(engine.events())
+        while engine.pid is None:  # noqa: ASYNC110  nothing tells that a process was started
+            await asyncio.sleep(0)
+        engine.pause(free_memory=True)
+        assert {type(await anext(events)) for _ in range(2)} == {EngineReady, EnginePaused}
+
+
+class BusyDevice:
+    """Implements `Parking`: the memory comes back at the third try."""
+
+    def __init__(self) -> None:
+        self.tries, self.parked = 0, False
+
+    def park(self) -> int:
+        self.parked = True
+        return 64
+
+    def unpark(self) -> None:
+        self.tries += 1
+        if self.parked and self.tries < 3:
+            raise RuntimeError("out of memory")
+        self.parked = False
+
+
+def test_steps_begin_again_only_once_the_memory_is_there() -> None:
+    pipe = io.BytesIO()
+    brake = Brake(BusyDevice(), Reports(pipe))
+    brake.pull(free_memory=True)
+    for waits in (True, True, False):
+        brake.release()
+        assert brake.on is brake.waits is waits
+    brake.release()
+    said = [engine_wire.decode_report(line) for line in pipe.getvalue().splitlines()]
+    assert said == [EnginePaused(64), EngineResumed()]
+
+
+@pytest.mark.slow
+async def test_the_real_engine_paused_between_two_steps_ends_in_the_same_canvases() -> None:
+    assert await real_events(paused=True) == await real_events(paused=False)
+
+
+async def real_events(*, paused: bool) -> list[object]:
+    """What the engine's own process says of one request, without pauses."""
+    arguments = engine_arguments(
+        sys.executable,
+        model="",
+        device="cpu",
+        precision="auto",
+        planned_context=0,
+        slots=1,
+        queue=0,
+        threads=1,
+        benchmark_s=0.1,
+    )
+    environment = {**child_environment(dict(os.environ)), "PYTHONPATH": str(ROOT)}
+    command = EngineCommandLine(tuple(arguments), environment)
+    engine = EngineSupervisor(command, SystemClock(), logs.silent())
+    life, seen = asyncio.ensure_future(engine.run()), list[object]()
+    try:
+        async with asyncio.timeout(120):
+            async for event in engine.events():
+                if isinstance(event, EngineReady):
+                    engine.start(replace(REQUEST, committed=(), max_tokens=64, max_steps=16))
+                elif isinstance(event, EnginePaused):
+                    engine.resume()
+                elif isinstance(event, CanvasEvent | DraftEvent | ProgressEvent):
+                    if paused and len(seen) == 3:
+                        engine.pause(free_memory=True)
+                    seen.append(event)
+                    if len([e for e in seen if isinstance(e, CanvasEvent)]) == 2:
+                        return seen
+    finally:
+        life.cancel()
+        await asyncio.gather(life, return_exceptions=True)
+    return seen
 
 
 async def test_an_idle_engine_that_is_silent_is_replaced(tmp_path: Path) -> None:
@@ -254,6 +366,8 @@ async def test_the_real_engine_process_says_why_it_cannot_start() -> None:
         engine_wire.CannotStart("why"),
         engine_wire.Encoded(1, EncodedContent((1, 2), (HOLE, 5), ((ReadSlot(0, (1, 2)),),), 2)),
         engine_wire.Beat(),
+        EnginePaused(4096),
+        EngineResumed(),
         DraftEvent("sequence", 0, 1, (1, 2), final_segments("text")),
         CanvasEvent(
             "sequence",
@@ -287,6 +401,8 @@ def test_reports_survive_the_line(report: engine_wire.Report) -> None:
         engine_wire.Allow("sequence", 3),
         engine_wire.Stop("sequence", True),
         engine_wire.Stop("sequence", False),
+        engine_wire.PauseEngine(True),
+        engine_wire.ResumeEngine(),
         engine_wire.Start(replace(REQUEST, template=(HOLE, 5), reads=((ReadSlot(0, (1, 2)),),))),
         engine_wire.Encode(1, message("hi")),
         engine_wire.Encode(2, READ),

@@ -25,7 +25,13 @@ from piecework_model.requests import (
     StoppedEvent,
 )
 from piecework_node import logs
-from piecework_node.engine.link import EngineEvent, EngineLost, EngineReady
+from piecework_node.engine.link import (
+    EngineEvent,
+    EngineLost,
+    EnginePaused,
+    EngineReady,
+    EngineResumed,
+)
 from piecework_node.errors import (
     ConfigError,
     EndpointLost,
@@ -220,6 +226,38 @@ async def test_a_stopped_sequence_closes_its_stream_and_says_what_was_read() -> 
         server.holds_at = None
         run.link.start(request("other", max_tokens=1))
         assert [e.request_id for e in await run.canvases("other")] == ["other"]
+
+
+async def test_a_pause_aborts_the_request_and_the_canvas_is_asked_for_again_afterwards() -> None:
+    async with servers() as made, running(made) as run:
+        (server,) = made
+        server.holds_at = len(PROMPT) + CANVAS + 3
+        run.link.start(request())
+        first = await run.next()
+        await server.until(lambda: server.generated == CANVAS + 3)
+        run.link.pause(free_memory=False)
+        assert await run.next() == EnginePaused()
+        await server.until(lambda: server.running == 0)
+        assert server.aborted == 1
+        server.holds_at = None
+        run.link.resume()
+        assert await run.next() == EngineResumed()
+        assert isinstance(first, CanvasEvent)
+        assert said([first, *await run.canvases("sequence")]) == expected(3 * CANVAS)
+
+
+async def test_a_sequence_that_starts_in_a_pause_asks_for_nothing_before_its_end() -> None:
+    async with servers() as made, running(made) as run:
+        (server,) = made
+        run.link.pause(free_memory=False)
+        run.link.start(request(max_tokens=CANVAS))
+        assert await run.next() == EnginePaused()
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert not server.bodies
+        run.link.resume()
+        assert await run.next() == EngineResumed()
+        assert len(await run.canvases("sequence")) == 1
 
 
 async def test_the_least_loaded_endpoint_takes_the_next_sequence() -> None:

@@ -202,6 +202,22 @@ def test_a_worker_that_gives_a_canvas_up_by_itself_is_not_paid_for_it() -> None:
         line.session.receive(frame)
 
 
+def test_a_canvas_that_is_left_in_a_pause_is_not_paid() -> None:
+    market, line = after_steps(16)
+    line.session.receive(Progress(line.id, 0, 16, PROMPT_TOKENS, paused_until=Timestamp(9)))
+    frame = leave(market, line)
+    with pytest.raises(ProtocolViolation, match=r"3\.12"):
+        line.session.receive(frame)
+
+
+def test_a_worker_that_went_on_before_the_client_left_is_paid() -> None:
+    market, line = after_steps(16)
+    line.session.receive(Progress(line.id, 0, 16, PROMPT_TOKENS, paused_until=Timestamp(9)))
+    frame = leave(market, line)
+    line.session.receive(Progress(line.id, 0, 16, PROMPT_TOKENS))
+    assert isinstance(line.session.receive(frame), CanvasVerified)
+
+
 def test_from_the_deadline_on_the_worker_may_end_the_job() -> None:
     market, line = after_steps(16)
     work = market.worker_jobs[line.id]

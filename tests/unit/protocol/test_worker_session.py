@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from piecework_protocol.frames import JobEnded
 from piecework_protocol.ledger import WorkerLedger
 from piecework_protocol.limits import MAX_CANVASES_AHEAD
-from piecework_protocol.worker_session import AcceptedJob, StartEngine, WorkerSession
+from piecework_protocol.states import JobState
+from piecework_protocol.types import Digest, Signature
+from piecework_protocol.worker_session import (
+    AcceptedJob,
+    StartEngine,
+    StopEngine,
+    StoppedEngine,
+    WorkerSession,
+)
 from tests.support.pair import DOMAIN, MODEL, NOW, channel, denoise, job
 
 
@@ -29,3 +38,18 @@ def test_what_a_session_has_charged_is_the_sum_of_its_receipts() -> None:
     session.open(0, ledger)
     _, ledger = session.canvas_finished(denoise(session.accepted, 0), ledger)
     assert session.charged == sum(owed.amount for owed in ledger.unpaid.values()) > 0
+
+
+def test_a_job_that_ends_in_a_pause_owes_nothing_for_the_canvas_in_progress() -> None:
+    work = job(1, 40)
+    session = WorkerSession(AcceptedJob(work.id(DOMAIN), work, channel(), MODEL, 7, NOW), DOMAIN)
+    ledger = WorkerLedger(work.channel)
+    session.open(0, ledger)
+    _, ledger = session.canvas_finished(denoise(session.accepted, 0), ledger)
+    outcome = session.cancel(paused=True)
+    assert session.state is JobState.CANCELLED
+    assert outcome.commands == (StopEngine(finish_canvas=False),)
+    assert outcome.frames(lambda _: Signature(bytes(65))) == (JobEnded(work.id(DOMAIN), 1, None),)
+    stopped = StoppedEngine(1, 7, 3, Digest(bytes(32)), Digest(bytes(32)), 0, b"")
+    late, after = session.stopped(stopped, ledger)
+    assert not late.records and after == ledger

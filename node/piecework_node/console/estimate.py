@@ -1,0 +1,179 @@
+"""What a worker would earn: speed times prices times utilisation, less power and gas. Pure.
+
+Every figure has its source. What is not known is None, and a sum with it is None too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median_low
+from typing import Any, Final
+
+from piecework_node.console.cards import GIGA, Card
+from piecework_node.console.model import Money
+
+DAY_S: Final = 24 * 3600
+MONTH_DAYS: Final = 30
+MEAN_STEPS: Final = 27
+"""Denoising steps of a canvas on real prompts (docs/model.md)."""
+ASSUMED_UTILIZATION: Final = 0.1
+"""Where no index tells how busy the market is."""
+MAX_FIGURE: Final = 2**96
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A number and where it comes from. None: not known, and the source says why."""
+
+    value: float | None
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Charged tokens and denoising steps a second, of all jobs at once."""
+
+    tokens: float
+    steps: float
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """Base units for a million output tokens and for a thousand steps."""
+
+    output: int
+    steps: int
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a day would bring. Amounts are base units. Prompt tokens and fees are left out."""
+
+    speed: Speed
+    prices: Prices
+    utilization: Figure
+    watts: Figure
+    gross: int
+    power: Figure
+    gas: Figure
+
+    @property
+    def net(self) -> int | None:
+        """What is left of a day. None: power or gas is not known."""
+        if self.power.value is None or self.gas.value is None:
+            return None
+        return int(self.gross - self.power.value - self.gas.value)
+
+
+def planned_speed(card: Card, weights_bytes: int, *, canvas_size: int) -> Speed:
+    """Bound the speed of a card that nobody has measured: one job at a time, by its memory.
+
+    A step reads every weight once. No card is faster than that, and most are slower.
+    """
+    steps = card.bandwidth * GIGA / weights_bytes
+    tokens = steps * canvas_size / MEAN_STEPS
+    return Speed(
+        tokens,
+        steps,
+        f"at most, one job at a time: {card.bandwidth} GB/s ({card.source}) over "
+        f"{weights_bytes / GIGA:.1f} GB of weights, {MEAN_STEPS} steps a canvas",
+    )
+
+
+def market(offers: Mapping[str, Any], model: str) -> tuple[Prices | None, Figure]:
+    """Read an index's page of offers: the median price of a model, and how busy its workers are.
+
+    model: its name, or its digest in hex. Raises `ValueError` if the page is not one of an index.
+    """
+    outputs: list[int] = []
+    steps: list[int] = []
+    slots = free = 0
+    try:
+        for offer in offers["offers"]:
+            rows = [row for row in offer["models"] if model in (row["name"], row["digest"])]
+            outputs += [_units(row["price_per_million_output_tokens"]) for row in rows]
+            steps += [_units(row["price_per_thousand_steps"]) for row in rows]
+            if rows:
+                slots += _units(offer["slots"])
+                free += min(_units(offer["slots_free"]), _units(offer["slots"]))
+    except (KeyError, TypeError):
+        raise ValueError("the index's page has no offers") from None
+    if not outputs:
+        return None, Figure(None, "no worker offers the model")
+    count = len(outputs)
+    prices = Prices(
+        median_low(outputs), median_low(steps), f"the median of what {count} workers ask now"
+    )
+    if not slots:
+        return prices, Figure(None, "these workers state no slots")
+    said = f"{slots - free} of {slots} slots of these workers are busy now"
+    return prices, Figure(1 - free / slots, said)
+
+
+def _units(value: Any) -> int:
+    """A whole number of an index's page, which may come as a text."""
+    number = int(value)
+    if not 0 <= number <= MAX_FIGURE:
+        raise ValueError("the index's page has a figure out of bounds")
+    return number
+
+
+def estimate(
+    speed: Speed,
+    prices: Prices,
+    utilization: Figure,
+    *,
+    watts: Figure,
+    money: Money,
+    gas_a_day: Figure,
+) -> Estimate:
+    """Put it together for a day. utilization: the busy share of the time, from 0 to 1.
+
+    watts: that the card draws while it is busy.
+    """
+    share = utilization.value if utilization.value is not None else ASSUMED_UTILIZATION
+    if utilization.value is None:
+        utilization = Figure(share, f"assumed, because {utilization.source}")
+    busy_s = share * DAY_S
+    gross = (
+        speed.tokens * busy_s * prices.output / 10**6 + speed.steps * busy_s * prices.steps / 1000
+    )
+    return Estimate(
+        speed,
+        prices,
+        utilization,
+        watts,
+        int(gross),
+        _power(watts, busy_s, money),
+        gas_a_day,
+    )
+
+
+def _power(watts: Figure, busy_s: float, money: Money) -> Figure:
+    if watts.value is None:
+        return Figure(None, watts.source)
+    if money.usd_per_kwh is None or money.usd_per_token is None:
+        return Figure(None, "set usd_per_kwh and usd_per_token, or give them as options")
+    kwh = watts.value * busy_s / 3_600_000
+    usd = kwh * money.usd_per_kwh
+    units = usd / money.usd_per_token * 10**money.decimals
+    return Figure(units, f"{kwh:.2f} kWh a day at ${money.usd_per_kwh}, while busy")
+
+
+def best_line(lines: Sequence[Mapping[str, Any]], slots: int) -> Speed | None:
+    """Take the speed at the worker's number of slots from a table of `piecework bench`."""
+    fitting = [line for line in lines if isinstance(line.get("rows"), int | float)]
+    fitting = [line for line in fitting if line["rows"] <= slots] or fitting[:1]
+    if not fitting:
+        return None
+    best = max(fitting, key=lambda line: float(line["rows"]))
+    try:
+        tokens, steps = float(best["tokens_per_second"]), float(best["steps_per_second"])
+    except (KeyError, TypeError, ValueError):
+        return None
+    return Speed(
+        tokens, steps, f"measured here by piecework bench, {best['rows']:.0f} jobs at once"
+    )

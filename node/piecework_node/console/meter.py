@@ -1,0 +1,75 @@
+"""Windows over counters that only grow: what happened in a second, and energy by the hour."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Final
+
+from piecework_node.console.model import Rates
+from piecework_node.owner.readings import GpuReading
+
+WINDOW_S: Final = 60.0
+HOUR_S: Final = 3600
+MAX_HOURS: Final = 24 * 8
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    at: float
+    tokens: int
+    steps: int
+    joules: float | None
+
+
+@dataclass(slots=True)
+class ConsoleMeter:
+    """Takes a sample about once a second. Times are monotonic seconds."""
+
+    _samples: deque[_Sample] = field(default_factory=deque)
+    _energy: tuple[float, GpuReading] | None = None
+    _joules: float | None = None
+    hours: dict[int, float] = field(default_factory=dict)
+    """Joules by hour since the epoch, only of hours in which the card told."""
+
+    def sample(
+        self, at: float, wall: float, *, tokens: int, steps: int, gpu: GpuReading | None, ours: bool
+    ) -> None:
+        """Take the counters of now. `ours`: the card works for us, not for its owner."""
+        drawn = self._drawn(at, gpu)
+        if drawn is not None and ours:
+            self._joules = (self._joules or 0.0) + drawn
+            hour = int(wall) // HOUR_S
+            self.hours[hour] = self.hours.get(hour, 0.0) + drawn
+            while len(self.hours) > MAX_HOURS:
+                del self.hours[min(self.hours)]
+        self._samples.append(_Sample(at, tokens, steps, self._joules))
+        while len(self._samples) > 2 and at - self._samples[1].at >= WINDOW_S:
+            self._samples.popleft()
+
+    def _drawn(self, at: float, gpu: GpuReading | None) -> float | None:
+        """Joules since the sample before. None: the card did not tell at both times."""
+        before, self._energy = self._energy, None if gpu is None else (at, gpu)
+        if before is None or gpu is None:
+            return None
+        then, last = before
+        if gpu.energy_j is not None and last.energy_j is not None:
+            return max(0.0, gpu.energy_j - last.energy_j)
+        if gpu.power_w is None or last.power_w is None:
+            return None
+        return (gpu.power_w + last.power_w) / 2 * (at - then)
+
+    @property
+    def rates(self) -> Rates:
+        """What happened in the window."""
+        if len(self._samples) < 2:
+            return Rates()
+        first, last = self._samples[0], self._samples[-1]
+        span = last.at - first.at
+        if span <= 0:
+            return Rates()
+        tokens = last.tokens - first.tokens
+        joules = None
+        if tokens and last.joules is not None and first.joules is not None:
+            joules = 1000 * (last.joules - first.joules) / tokens
+        return Rates(tokens / span, (last.steps - first.steps) / span, joules)

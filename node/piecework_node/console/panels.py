@@ -1,0 +1,221 @@
+"""A snapshot as tables of text. The terminal and the page draw these, and nothing else.
+
+What is unknown is "–", never 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+from piecework.base.amounts import Token
+from piecework_node.console.model import Earned, LiveCanvas, Money, Snapshot
+
+UNKNOWN: Final = "–"
+JOULES_PER_KWH: Final = 3_600_000
+GIB: Final = 2**30
+BAR: Final = 12
+"""Characters of the bar of a canvas."""
+Row = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One table. numbers: columns that hold numbers, by index. empty: what to say without rows."""
+
+    key: str
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+    numbers: frozenset[int] = frozenset()
+    empty: str = "none"
+    note: str = ""
+
+
+def panels(shown: Snapshot) -> tuple[Panel, ...]:
+    """Return all tables, the most important first."""
+    return (
+        _facts("worker", "Worker", _worker(shown)),
+        _facts("balance", "Money", _balance(shown)),
+        _facts("gpu", "GPU", _gpu(shown)),
+        _facts("health", "Chain and indexes", _health(shown)),
+        _canvases(shown),
+        _alerts(shown),
+        _earned("hours", "Earned by hour (UTC)", shown.hours, shown.money),
+        _earned("days", "Earned by day (UTC)", shown.days, shown.money),
+        _shares("models", "Earned by model, 7 days", shown.models, shown.money),
+        _shares("clients", "Earned by client, 7 days", shown.clients, shown.money),
+        _counts("jobs", "Jobs since the start", "State", shown.jobs),
+        _counts("refusals", "Jobs missed since the start", "Reason", shown.refusals),
+    )
+
+
+def clock(at: int) -> str:
+    """Return a time of the day in UTC."""
+    return datetime.fromtimestamp(at, UTC).strftime("%m-%d %H:%M:%S")
+
+
+def dollars(money: Money, units: int | None) -> str:
+    """Return base units in dollars, by the owner's own price of the token."""
+    if units is None or money.usd_per_token is None:
+        return UNKNOWN
+    value = units * money.usd_per_token / 10**money.decimals
+    return f"{value:,.2f}" if abs(value) >= 1 or not value else f"{value:,.6f}"
+
+
+def power_units(money: Money, joules: float | None) -> int | None:
+    """Return what energy cost, in base units, rounded up. None: joules or prices are unknown."""
+    if joules is None or money.usd_per_kwh is None or not money.usd_per_token:
+        return None
+    usd = joules / JOULES_PER_KWH * money.usd_per_kwh
+    return -int(-usd / money.usd_per_token * 10**money.decimals // 1)
+
+
+def net_units(money: Money, earned: Earned) -> int | None:
+    """Return what is left after gas and power, in base units, or None if one is unknown."""
+    power = power_units(money, earned.joules)
+    if earned.fees is None or earned.gas is None or power is None:
+        return None
+    return earned.gross + earned.fees - earned.gas - power
+
+
+def _tokens(money: Money, units: int | None) -> str:
+    if units is None:
+        return UNKNOWN
+    return Token(None, money.symbol, money.decimals).number(units)
+
+
+def _number(value: float | None, form: str = ",.1f", unit: str = "") -> str:
+    return UNKNOWN if value is None else f"{value:{form}}{unit}"
+
+
+def _facts(key: str, title: str, rows: Iterable[Row]) -> Panel:
+    return Panel(key, title, ("", ""), tuple(rows))
+
+
+def _worker(shown: Snapshot) -> Iterable[Row]:
+    rates = shown.rates
+    yield "State", ": ".join((shown.state, *(["; ".join(shown.why)] if shown.why else [])))
+    yield "Operator", shown.operator
+    yield "Model", shown.model or UNKNOWN
+    yield "Runs on", ", ".join(filter(None, (shown.device, shown.precision))) or UNKNOWN
+    yield "Jobs", f"{shown.active} of {shown.slots} slots and {shown.queue} places in the queue"
+    yield "Streams", str(shown.streams)
+    yield "Tokens per second", _number(rates.tokens)
+    yield "Steps per second", _number(rates.steps)
+    yield "Joules per 1,000 tokens", _number(rates.joules_per_thousand)
+
+
+def _canvases(shown: Snapshot) -> Panel:
+    columns = ("Job", "Client", "Canvas", "Denoising", "Step", "Prompt", "Drafted")
+    rows = tuple(
+        (
+            canvas.job,
+            canvas.client,
+            str(canvas.canvas + 1),
+            _bar(canvas),
+            f"{canvas.step}/{canvas.max_steps}" if not canvas.place else UNKNOWN,
+            str(canvas.prompt_tokens),
+            str(canvas.drafted),
+        )
+        for canvas in shown.canvases
+    )
+    return Panel("canvases", "Canvases now", columns, rows, frozenset({2, 4, 5, 6}), "no job runs")
+
+
+def _bar(canvas: LiveCanvas) -> str:
+    if canvas.place:
+        return f"waits, place {canvas.place}"
+    done = min(BAR, round(BAR * canvas.step / max(1, canvas.max_steps)))
+    return "█" * done + "░" * (BAR - done)
+
+
+def _balance(shown: Snapshot) -> Iterable[Row]:
+    money, balance = shown.money, shown.balance
+    for label, units in (
+        ("Unsettled", balance.unsettled),
+        ("Waiting in the escrow", balance.waiting),
+        ("Delivered and unpaid", balance.exposure),
+        ("Most that clients can cost", balance.bound),
+    ):
+        usd = dollars(money, units)
+        more = f" (${usd})" if usd != UNKNOWN else ""
+        yield label, _tokens(money, units) + (f" {money.symbol}{more}" if units is not None else "")
+    yield "Gas", balance.gas or UNKNOWN
+    left = balance.settlements_left
+    yield "Settlements that the gas pays", UNKNOWN if left is None else f"{left:,}"
+
+
+def _gpu(shown: Snapshot) -> Iterable[Row]:
+    gpu = shown.gpu
+    if gpu is None:
+        yield "Card", shown.gpu_missing or UNKNOWN
+        return
+    used, total = gpu.memory_used, gpu.memory_total
+    yield "Card", gpu.name
+    yield "Temperature", _number(gpu.temperature_c, "d", " °C")
+    yield "Power", _number(gpu.power_w, ",.0f", " W")
+    yield "Busy", _number(gpu.utilization, "d", " %")
+    memory = UNKNOWN
+    if used is not None and total is not None:
+        memory = f"{used / GIB:,.1f} of {total / GIB:,.1f} GiB"
+    yield "Memory", memory
+    slow = gpu.throttled
+    yield "Slowed down", UNKNOWN if slow is None else ", ".join(slow) or "no"
+    yield "Other programs", str(len(gpu.processes))
+
+
+def _earned(key: str, title: str, rows: Sequence[Earned], money: Money) -> Panel:
+    columns = ("When", "Jobs", "Gross", "Fees", "Gas", "Power", "Net", "Net in $")
+    made = tuple(
+        (
+            row.label,
+            f"{row.jobs:,}",
+            _tokens(money, row.gross),
+            _tokens(money, row.fees),
+            _tokens(money, row.gas),
+            _tokens(money, power_units(money, row.joules)),
+            _tokens(money, net_units(money, row)),
+            dollars(money, net_units(money, row)),
+        )
+        for row in rows
+    )
+    note = f"In {money.symbol}. Net is after gas and power."
+    return Panel(key, title, columns, made, frozenset(range(1, 8)), "nothing yet", note)
+
+
+def _shares(key: str, title: str, rows: Sequence[Earned], money: Money) -> Panel:
+    columns = ("Who" if key == "clients" else "Model", "Jobs", "Canvases", "Gross", "Gross in $")
+    made = tuple(
+        (
+            row.label,
+            f"{row.jobs:,}",
+            f"{row.canvases:,}",
+            _tokens(money, row.gross),
+            dollars(money, row.gross),
+        )
+        for row in rows
+    )
+    note = f"In {money.symbol}, before gas and power."
+    return Panel(key, title, columns, made, frozenset(range(1, 5)), "nothing yet", note)
+
+
+def _counts(key: str, title: str, what: str, counts: dict[str, int]) -> Panel:
+    rows = tuple((name, f"{count:,}") for name, count in sorted(counts.items()))
+    return Panel(key, title, (what, "Count"), rows, frozenset({1}))
+
+
+def _health(shown: Snapshot) -> Iterable[Row]:
+    yield "Latest block", _number(shown.head_age_s, ",.0f", " s old")
+    for host, seen in sorted(shown.indexes.items()):
+        yield host, "shows the offer" if seen else "does not show the offer"
+
+
+def _alerts(shown: Snapshot) -> Panel:
+    rows = tuple(
+        (clock(alert.at), "over" if alert.over else "began", alert.code, alert.text)
+        for alert in reversed(shown.alerts)
+    )
+    return Panel("alerts", "Last alerts (UTC)", ("When", "", "Code", "What"), rows)

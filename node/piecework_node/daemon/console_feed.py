@@ -1,0 +1,309 @@
+"""Gather what a console shows of the running worker. It reads; it changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final, Protocol
+
+from piecework.base.amounts import Token, native_coin
+from piecework.base.http import HttpReader
+from piecework_node.console.alerts import WEBHOOK_LIMITS, AlertBook, Webhook
+from piecework_node.console.meter import HOUR_S, ConsoleMeter
+from piecework_node.console.model import Balance, Earned, LiveCanvas, Money, Snapshot
+from piecework_node.daemon.assembly import Components
+from piecework_node.journal.records import PaidJob, SpentTx, StoredChannel
+from piecework_node.runtime.live import LiveJob
+from piecework_node.settlement.policy import settle_wei
+from piecework_node.times import now
+from piecework_protocol.types import ChannelId, Digest, address_hex
+from piecework_protocol.wire import SignedOffer
+
+SAMPLE_S: Final = 1.0
+BOOK_S: Final = 30.0
+"""Between two looks into the journal."""
+WINDOW_HOURS: Final = 7 * 24
+OPEN_HOURS: Final = 2
+"""Jobs of the last hours are read again: their vouchers may still come."""
+SHOWN_HOURS: Final = 12
+MOST_SHARES: Final = 10
+"""Clients and models that are shown, the largest first."""
+SHORT: Final = 10
+"""Characters of an address or of a job's name."""
+WEI: Final = 10**18
+OTHER: Final = "others"
+UNKNOWN_MODEL: Final = "a model of earlier offers"
+
+
+class BookJournal(Protocol):
+    """What the book reads (`SqliteJournal`)."""
+
+    async def paid_jobs(self, since: int, until: int) -> tuple[PaidJob, ...]: ...
+
+    async def spent(self, since: int, until: int) -> tuple[SpentTx, ...]: ...
+
+    async def channel(self, channel: ChannelId) -> StoredChannel | None: ...
+
+    async def offer(self, digest: Digest) -> SignedOffer | None: ...
+
+
+@dataclass(slots=True)
+class _Sum:
+    jobs: int = 0
+    canvases: int = 0
+    gross: int = 0
+
+    def add(self, other: _Sum) -> None:
+        self.jobs += other.jobs
+        self.canvases += other.canvases
+        self.gross += other.gross
+
+
+class EarningsBook:
+    """Earnings of the last seven days by hour, model and client. It keeps sums, no jobs."""
+
+    def __init__(self, journal: BookJournal, coin_price: int) -> None:
+        """coin_price: base units of one native coin."""
+        self._journal, self._coin_price = journal, coin_price
+        self._sums: dict[tuple[int, str, str], _Sum] = {}
+        self._spent: dict[int, tuple[int, int]] = {}
+        """By hour: fees in base units, and gas in wei."""
+        self._read_from: int | None = None
+        self._clients: dict[ChannelId, str] = {}
+        self._models: dict[Digest, str] = {}
+
+    async def refresh(self, time: int) -> None:
+        """Read what may have changed. time: Unix seconds."""
+        hour = time // HOUR_S
+        first = hour - WINDOW_HOURS + 1 if self._read_from is None else self._read_from
+        sums: dict[tuple[int, str, str], _Sum] = defaultdict(_Sum)
+        for job in await self._journal.paid_jobs(first * HOUR_S, time + HOUR_S):
+            key = job.at // HOUR_S, await self._model(job.offer), await self._client(job.channel)
+            sums[key].add(_Sum(1, job.canvases, job.gross))
+        spent: dict[int, tuple[int, int]] = {}
+        for tx in await self._journal.spent(first * HOUR_S, time + HOUR_S):
+            fees, wei = spent.get(tx.at // HOUR_S, (0, 0))
+            spent[tx.at // HOUR_S] = fees + tx.earned, wei + tx.fee_wei
+        oldest = hour - WINDOW_HOURS + 1
+        kept = {key: made for key, made in self._sums.items() if oldest <= key[0] < first}
+        self._sums = kept | dict(sums)
+        old = {h: made for h, made in self._spent.items() if oldest <= h < first}
+        self._spent = old | spent
+        self._read_from = hour - OPEN_HOURS
+
+    def hours(self, time: int, joules: Mapping[int, float]) -> tuple[Earned, ...]:
+        """The last hours in which something happened, the newest first."""
+        last = time // HOUR_S
+        rows = [
+            self._row(f"{datetime.fromtimestamp(hour * HOUR_S, UTC):%m-%d %H}:00", [hour], joules)
+            for hour in range(last, last - SHOWN_HOURS, -1)
+        ]
+        return tuple(row for row in rows if row.jobs or row.gas or row.joules)
+
+    def days(self, time: int, joules: Mapping[int, float]) -> tuple[Earned, ...]:
+        """The last seven days in UTC, the newest first."""
+        by_day: dict[str, list[int]] = defaultdict(list)
+        last = time // HOUR_S
+        for hour in range(last, last - WINDOW_HOURS, -1):
+            by_day[f"{datetime.fromtimestamp(hour * HOUR_S, UTC):%Y-%m-%d}"].append(hour)
+        rows = (self._row(day, hours, joules) for day, hours in by_day.items())
+        return tuple(row for row in rows if row.jobs or row.gas or row.joules)
+
+    def _row(self, label: str, hours: list[int], joules: Mapping[int, float]) -> Earned:
+        wanted, total = set(hours), _Sum()
+        for (hour, _, _), made in self._sums.items():
+            if hour in wanted:
+                total.add(made)
+        fees = sum(self._spent.get(hour, (0, 0))[0] for hour in hours)
+        wei = sum(self._spent.get(hour, (0, 0))[1] for hour in hours)
+        known = [joules[hour] for hour in hours if hour in joules]
+        return Earned(
+            label,
+            total.jobs,
+            total.canvases,
+            total.gross,
+            fees,
+            -(-wei * self._coin_price // WEI),
+            sum(known) if known else None,
+        )
+
+    def by_model(self) -> tuple[Earned, ...]:
+        """Earnings of the window by model, the largest first."""
+        return self._shares(lambda key: key[1])
+
+    def by_client(self) -> tuple[Earned, ...]:
+        """Earnings of the window by payer, the largest first."""
+        return self._shares(lambda key: key[2])
+
+    def _shares(self, part: Callable[[tuple[int, str, str]], str]) -> tuple[Earned, ...]:
+        sums: dict[str, _Sum] = defaultdict(_Sum)
+        for key, made in self._sums.items():
+            sums[part(key)].add(made)
+        ranked = sorted(sums.items(), key=lambda item: -item[1].gross)
+        rest = _Sum()
+        for _, made in ranked[MOST_SHARES:]:
+            rest.add(made)
+        shown = ranked[:MOST_SHARES] + ([(OTHER, rest)] if rest.jobs else [])
+        return tuple(Earned(name, s.jobs, s.canvases, s.gross) for name, s in shown)
+
+    async def _client(self, channel: ChannelId) -> str:
+        if channel not in self._clients:
+            stored = await self._journal.channel(channel)
+            self._clients[channel] = short(address_hex(stored.channel.payer)) if stored else "?"
+        return self._clients[channel]
+
+    async def _model(self, offer: Digest | None) -> str:
+        if offer is None:
+            return UNKNOWN_MODEL
+        if offer not in self._models:
+            signed = await self._journal.offer(offer)
+            names = dict.fromkeys(model.name for model in signed.offer.models) if signed else ()
+            self._models[offer] = ", ".join(names) or UNKNOWN_MODEL
+        return self._models[offer]
+
+
+class ConsoleFeed:
+    """Samples the worker once a second, and makes snapshots of it."""
+
+    def __init__(
+        self,
+        components: Components,
+        state: Callable[[], str],
+        indexes: Callable[[], dict[str, bool]],
+    ) -> None:
+        """`state` and `indexes` are the daemon's own: its state, and who shows the offer."""
+        self._p, self._state, self._indexes = components, state, indexes
+        base, config = components.base, components.base.config
+        self._meter = ConsoleMeter()
+        self._book = EarningsBook(base.journal, config.native_coin_price)
+        self._webhook: Webhook | None = None
+        if config.alert_webhook:
+            operator = address_hex(base.operator.address)
+            self._webhook = Webhook(config.alert_webhook, operator, log=base.log)
+        self._alerts = AlertBook(base.clock, self._webhook.add if self._webhook else None)
+        self._losses = 0
+        self._booked_at: float | None = None
+
+    async def run(self) -> None:
+        """Sample, and post alerts, until cancelled."""
+        async with asyncio.TaskGroup() as group, HttpReader(WEBHOOK_LIMITS) as http:
+            if self._webhook is not None:
+                group.create_task(self._webhook.run(http), name="webhook")
+            while True:
+                await self.sample()
+                await asyncio.sleep(SAMPLE_S)
+
+    async def sample(self) -> None:
+        """Take one sample of counters, energy and conditions."""
+        p, clock, metrics = self._p, self._p.base.clock, self._p.base.metrics
+        moment = clock.monotonic()
+        self._meter.sample(
+            moment,
+            clock.wall(),
+            tokens=metrics.tokens,
+            steps=metrics.steps,
+            gpu=p.owner.readings.gpu,
+            ours=p.worker.pausing.now is None,
+        )
+        self._alerts.observe(self._conditions())
+        if p.base.engine.losses > self._losses:
+            self._alerts.event("engine-lost", "The engine was lost and is started again.")
+        self._losses = p.base.engine.losses
+        if self._booked_at is None or moment - self._booked_at >= BOOK_S:
+            self._booked_at = moment
+            await self._book.refresh(now(clock))
+
+    def _conditions(self) -> dict[str, str]:
+        """What lasts now, in words that name no host and no secret."""
+        found = {
+            fault.code.value: f"{fault.condition.meaning}. {fault.condition.remedy}."
+            for fault in self._p.channels.faults.faults
+        }
+        if self._p.worker.pausing.now is not None:
+            found["paused"] = "Jobs are paused for the owner of the machine."
+        return found
+
+    async def snapshot(self) -> Snapshot:
+        """Return everything that a console shows."""
+        p, base = self._p, self._p.base
+        facts, time, pause = base.engine.facts, now(base.clock), self._p.worker.pausing.now
+        why = tuple(fault.line for fault in p.channels.faults.faults)
+        return Snapshot(
+            at=time,
+            state=self._state(),
+            why=(pause.causes if pause is not None else ()) + why,
+            operator=address_hex(base.operator.address),
+            model=facts.name if facts else "",
+            device=facts.device if facts else "",
+            precision=str(facts.details.get("precision", "")) if facts else "",
+            slots=p.worker.terms.slots,
+            queue=p.worker.terms.queue,
+            active=p.worker.active,
+            streams=p.worker.streams,
+            canvases=tuple(_canvases(p.runtime.sequences.values())),
+            jobs=dict(base.metrics.states),
+            refusals=dict(base.metrics.refusals),
+            hours=self._book.hours(time, self._meter.hours),
+            days=self._book.days(time, self._meter.hours),
+            models=self._book.by_model(),
+            clients=self._book.by_client(),
+            balance=self._balance(),
+            rates=self._meter.rates,
+            gpu=p.owner.readings.gpu,
+            gpu_missing=p.owner.missing,
+            head_age_s=base.metrics.head_age_s,
+            indexes=self._indexes(),
+            alerts=tuple(self._alerts.last),
+            money=money_of(base.deployment.payment_token, base.config),
+        )
+
+    def _balance(self) -> Balance:
+        p, held = self._p, self._p.base.metrics.gas_held
+        price, desk = settle_wei(p.settler.gas_price), p.runtime.credit
+        return Balance(
+            unsettled=p.channels.unsettled,
+            waiting=sum(p.settler.payouts.waiting.values()),
+            exposure=p.channels.exposure,
+            bound=desk.bound if desk is not None else None,
+            gas=None if held is None else native_coin().format(held),
+            settlements_left=None if held is None or not price else held // price,
+        )
+
+
+class Prices(Protocol):
+    """The owner's prices (`WorkerConfig`). 0: not known."""
+
+    usd_per_token: float
+    usd_per_kwh: float
+
+
+def money_of(token: Token, prices: Prices) -> Money:
+    """Return how amounts of a token are shown."""
+    return Money(
+        token.symbol, token.decimals, prices.usd_per_token or None, prices.usd_per_kwh or None
+    )
+
+
+def short(text: str) -> str:
+    """The first characters of an address or a name."""
+    return text[:SHORT] + "…" if len(text) > SHORT else text
+
+
+def _canvases(jobs: Iterable[LiveJob]) -> Iterable[LiveCanvas]:
+    place = 0
+    for job in jobs:
+        done, accepted, shown = job.progress, job.session.accepted, job.shown
+        place += done is None
+        yield LiveCanvas(
+            job=short("0x" + job.id.hex()),
+            client=short(address_hex(accepted.channel.payer)),
+            canvas=done.canvas if done else job.session.canvases,
+            step=done.steps if done else 0,
+            max_steps=accepted.job.parameters.max_steps,
+            prompt_tokens=accepted.prompt_tokens,
+            drafted=len(shown.token_ids) if shown else 0,
+            place=place if done is None else 0,
+        )

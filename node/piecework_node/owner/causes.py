@@ -1,0 +1,175 @@
+"""When the owner needs the machine. A pure function of settings, baseline, readings and time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final
+
+from piecework_node.owner.readings import GpuProcess, GpuReading, Readings
+from piecework_node.schedule import Window
+from piecework_protocol.types import Timestamp
+
+MAX_PROGRAMS: Final = 256
+"""In a baseline. A machine with more programs on its card is nobody's desktop."""
+COOLER_C: Final = 5
+"""So many degrees below its bound the card counts as cool again."""
+MIB: Final = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class OwnerRules:
+    """What makes jobs pause. 0 or empty: that does not.
+
+    gpu_share: percent of the card's time, and gpu_memory: bytes, that other programs use beyond
+    the baseline. quiet_s: how long a measured cause must be gone.
+    """
+
+    schedule: tuple[Window, ...] = ()
+    gpu_share: int = 0
+    gpu_memory: int = 0
+    temperature_c: int = 0
+    power_w: int = 0
+    on_battery: bool = False
+    quiet_s: float = 60.0
+
+    @property
+    def watches_processes(self) -> bool:
+        """Whether a baseline is needed."""
+        return bool(self.gpu_share or self.gpu_memory)
+
+    @property
+    def needs_a_card(self) -> bool:
+        """Whether a reading of the card is needed."""
+        return self.watches_processes or bool(self.temperature_c or self.power_w)
+
+    def describe(self) -> str:
+        """Say in a line what makes jobs pause."""
+        parts = [
+            "the command",
+            "the schedule" if self.schedule else "",
+            f"{self.gpu_share} % of the card's time" if self.gpu_share else "",
+            f"{self.gpu_memory // MIB} MiB of its memory" if self.gpu_memory else "",
+            f"{self.temperature_c} °C" if self.temperature_c else "",
+            f"{self.power_w} W" if self.power_w else "",
+            "the battery" if self.on_battery else "",
+        ]
+        return ", ".join(part for part in parts if part)
+
+
+@dataclass(frozen=True, slots=True)
+class Usual:
+    """What a program uses of the card when nobody needs it."""
+
+    memory_bytes: int
+    share: int
+
+
+@dataclass(slots=True)
+class Baseline:
+    """The most that each program used of the card while the baseline was learned."""
+
+    programs: dict[str, Usual] = field(default_factory=dict)
+
+    def learn(self, processes: Iterable[GpuProcess]) -> None:
+        """Take one reading in. Beyond MAX_PROGRAMS no program is added."""
+        for name, (memory, share) in used_by_program(processes).items():
+            known = self.programs.get(name)
+            if known is None and len(self.programs) >= MAX_PROGRAMS:
+                continue
+            usual = known or Usual(0, 0)
+            self.programs[name] = Usual(max(usual.memory_bytes, memory), max(usual.share, share))
+
+
+@dataclass(frozen=True, slots=True)
+class OwnersWord:
+    """The owner's command to pause. until: Unix seconds. None: as long as it is not lifted."""
+
+    until: Timestamp | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Why jobs pause now, for the owner.
+
+    ends_at: Unix seconds, if that is known. measured: it may be back in a moment.
+    """
+
+    text: str
+    ends_at: Timestamp | None = None
+    measured: bool = False
+
+
+def used_by_program(processes: Iterable[GpuProcess]) -> dict[str, tuple[int, int]]:
+    """Add up memory in bytes and percent of time by program."""
+    used: dict[str, tuple[int, int]] = {}
+    for process in processes:
+        memory, share = used.get(process.name, (0, 0))
+        used[process.name] = (
+            memory + (process.memory_bytes or 0),
+            min(100, share + (process.share or 0)),
+        )
+    return used
+
+
+def causes(
+    rules: OwnerRules,
+    baseline: Baseline | None,
+    readings: Readings,
+    *,
+    wall: float,
+    local: datetime,
+    word: OwnersWord | None,
+    paused: bool,
+) -> list[Cause]:
+    """List why jobs pause now. None of them: they run.
+
+    baseline: None while it is being learned. Then other programs are no cause. local: the wall time
+    on the owner's clock.
+    """
+    found = [*_commanded(word, wall), *_scheduled(rules, wall, local)]
+    if readings.gpu is not None:
+        found += _heat(rules, readings.gpu, paused)
+        if baseline is not None:
+            found += _others(rules, baseline.programs, readings.gpu)
+    if rules.on_battery and readings.on_battery:
+        found.append(Cause("the machine runs on its battery", measured=True))
+    return found
+
+
+def _commanded(word: OwnersWord | None, wall: float) -> Iterator[Cause]:
+    if word is not None and (word.until is None or word.until > wall):
+        yield Cause("piecework worker pause", word.until)
+
+
+def _scheduled(rules: OwnerRules, wall: float, local: datetime) -> Iterator[Cause]:
+    ends = [end for window in rules.schedule if (end := window.ends(local)) is not None]
+    if ends:
+        last = max(ends)
+        left = (last - local).total_seconds()
+        yield Cause(f"the schedule, until {last:%H:%M}", Timestamp(int(wall + left)))
+
+
+def _heat(rules: OwnerRules, gpu: GpuReading, paused: bool) -> Iterator[Cause]:
+    bound, degrees = rules.temperature_c, gpu.temperature_c
+    if bound and degrees is not None and degrees >= bound - COOLER_C * paused:
+        yield Cause(f"the card has {degrees} °C, the bound is {bound}", measured=True)
+    if rules.power_w and gpu.power_w is not None and gpu.power_w >= rules.power_w:
+        text = f"the card draws {gpu.power_w:.0f} W, the bound is {rules.power_w}"
+        yield Cause(text, measured=True)
+
+
+def _others(rules: OwnerRules, usual: Mapping[str, Usual], gpu: GpuReading) -> Iterator[Cause]:
+    memory: dict[str, int] = {}
+    share: dict[str, int] = {}
+    for name, (used, busy) in used_by_program(gpu.processes).items():
+        known = usual.get(name, Usual(0, 0))
+        memory[name] = max(0, used - known.memory_bytes)
+        share[name] = max(0, busy - known.share)
+    if rules.gpu_memory and sum(memory.values()) >= rules.gpu_memory:
+        most, total = max(memory, key=memory.__getitem__), sum(memory.values()) // MIB
+        yield Cause(f"other programs hold {total} MiB of the card, {most} most", measured=True)
+    if rules.gpu_share and sum(share.values()) >= rules.gpu_share:
+        most, total = max(share, key=share.__getitem__), min(100, sum(share.values()))
+        yield Cause(f"other programs use {total} % of the card, {most} most", measured=True)

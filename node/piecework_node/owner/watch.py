@@ -1,0 +1,226 @@
+"""Look at the machine once a second, and pause or resume jobs as the owner's rules say."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from piecework.base.clock import Clock
+from piecework.base.files import write_private
+from piecework.base.jsons import loads
+from piecework_node.errors import ConfigError
+from piecework_node.owner.causes import (
+    Baseline,
+    Cause,
+    OwnerRules,
+    OwnersWord,
+    Usual,
+    causes,
+)
+from piecework_node.owner.readings import Readings, Senses
+from piecework_node.runtime.pause import Pause
+from piecework_protocol.types import Timestamp
+
+LOOK_S: Final = 1.0
+LEARN_S: Final = 60.0
+"""How long the first start looks at the card before other programs count."""
+BASELINE_FILE: Final = "gpu-baseline.json"
+PAUSE_FILE: Final = "pause.json"
+MAX_FILE_BYTES: Final = 2**20
+
+
+class Brakes(Protocol):
+    """What stops all jobs (`jobs.pausing.Pausing`)."""
+
+    @property
+    def now(self) -> Pause | None: ...
+
+    def pause(self, causes: tuple[str, ...], ends_at: Timestamp | None) -> None: ...
+
+    def resume(self) -> None: ...
+
+
+class OwnerWatch:
+    """Decides when jobs pause. The owner's command is durable, and so is the baseline."""
+
+    def __init__(
+        self,
+        rules: OwnerRules,
+        senses: Senses,
+        brakes: Brakes,
+        home: Path,
+        *,
+        own: Callable[[], frozenset[int]],
+        clock: Clock,
+        log: Any,
+    ) -> None:
+        """Read what the home holds. `own` names our processes.
+
+        Raises:
+            ConfigError: a file of the home cannot be read, or a rule needs a card that is not seen.
+        """
+        check_rules(rules, senses)
+        self._rules, self._senses, self._brakes, self._home = rules, senses, brakes, home
+        self._own, self._clock, self._log = own, clock, log
+        self._baseline = _read_baseline(home / BASELINE_FILE)
+        self._learned = Baseline()
+        self._learns_until: float | None = None
+        self._word = _read_word(home / PAUSE_FILE)
+        self._measured_at: float | None = None
+        """Monotonic time at which a measured cause was last seen in this pause."""
+        self.readings = Readings()
+        """The last ones."""
+
+    @property
+    def learning(self) -> bool:
+        """Whether other programs do not count yet, because their usual use is being learned."""
+        return self._rules.watches_processes and self._baseline is None
+
+    @property
+    def missing(self) -> str:
+        """Why there are no readings of a card. Empty: there are."""
+        return self._senses.missing
+
+    async def run(self) -> None:
+        """Look until cancelled."""
+        while True:
+            await self.look()
+            await asyncio.sleep(LOOK_S)
+
+    async def look(self) -> None:
+        """Read the machine once, and act on it."""
+        own = self._own() | {os.getpid()}
+        self.readings = await asyncio.to_thread(self._senses.read, own)
+        if self.learning:
+            self._learn()
+        self.decide()
+
+    def command(self, seconds: float | None) -> None:
+        """Pause by the owner's command, for so many seconds or until it is lifted."""
+        until = None if seconds is None else Timestamp(int(self._clock.wall() + seconds))
+        self._word = OwnersWord(until)
+        body = json.dumps({"until": until}).encode()
+        write_private(self._home / PAUSE_FILE, body, replace=True)
+        self.decide()
+
+    def lift(self) -> tuple[str, ...]:
+        """Lift the command. Return the causes that are left."""
+        self._word = None
+        (self._home / PAUSE_FILE).unlink(missing_ok=True)
+        return tuple(cause.text for cause in self.decide())
+
+    def decide(self) -> list[Cause]:
+        """Pause or resume. Returns why jobs pause."""
+        wall, moment = self._clock.wall(), self._clock.monotonic()
+        paused = self._brakes.now is not None
+        found = causes(
+            self._rules,
+            self._baseline,
+            self.readings,
+            wall=wall,
+            local=datetime.fromtimestamp(wall),
+            word=self._word,
+            paused=paused,
+        )
+        if any(cause.measured for cause in found):
+            self._measured_at = moment
+        if found:
+            ends = [cause.ends_at for cause in found]
+            known = [end for end in ends if end is not None]
+            texts = tuple(cause.text for cause in found)
+            self._brakes.pause(texts, max(known) if len(known) == len(ends) else None)
+        elif paused and self._quiet(moment):
+            self._measured_at = None
+            self._brakes.resume()
+        return found
+
+    def _quiet(self, moment: float) -> bool:
+        """Whether measured causes have been gone for long enough."""
+        return self._measured_at is None or moment - self._measured_at >= self._rules.quiet_s
+
+    def _learn(self) -> None:
+        moment, gpu = self._clock.monotonic(), self.readings.gpu
+        if self._learns_until is None:
+            self._learns_until = moment + LEARN_S
+        if gpu is not None:
+            self._learned.learn(gpu.processes)
+        if moment < self._learns_until:
+            return
+        self._baseline = self._learned
+        body = {n: [u.memory_bytes, u.share] for n, u in self._learned.programs.items()}
+        data = json.dumps({"programs": body}, indent=1).encode()
+        write_private(self._home / BASELINE_FILE, data, replace=True)
+        self._log.info("baseline learned", count=len(body))
+
+
+def check_rules(rules: OwnerRules, senses: Senses, readings: Readings | None = None) -> None:
+    """Hold the rules to what the machine tells.
+
+    Raises:
+        ConfigError: a rule needs something that it does not tell.
+    """
+    if rules.needs_a_card and senses.missing:
+        raise ConfigError(f"the settings pause_… watch the GPU: {senses.missing}")
+    gpu = readings.gpu if readings is not None else None
+    if gpu is None:
+        return
+    untold = (
+        ("pause_temperature_c", rules.temperature_c, gpu.temperature_c),
+        ("pause_power_w", rules.power_w, gpu.power_w),
+        ("pause_gpu_share", rules.gpu_share, _told(p.share for p in gpu.processes)),
+        ("pause_gpu_memory_mib", rules.gpu_memory, _told(p.memory_bytes for p in gpu.processes)),
+    )
+    for setting, bound, value in untold:
+        if bound and value is None:
+            raise ConfigError(f"{setting} is set, and this card or its driver does not tell that")
+
+
+def _told(values: Iterable[int | None]) -> int | None:
+    """0 if every process has a value, and None otherwise."""
+    return None if any(value is None for value in values) else 0
+
+
+def _read_baseline(path: Path) -> Baseline | None:
+    body = _read(path)
+    if body is None:
+        return None
+    try:
+        programs = {
+            str(name): Usual(int(memory), int(share))
+            for name, (memory, share) in body["programs"].items()
+        }
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise _unreadable(path) from None
+    return Baseline(programs)
+
+
+def _read_word(path: Path) -> OwnersWord | None:
+    body = _read(path)
+    if body is None:
+        return None
+    until = body.get("until")
+    if until is not None and not isinstance(until, int):
+        raise _unreadable(path)
+    return OwnersWord(None if until is None else Timestamp(until))
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        with path.open("rb") as file:
+            body = loads(file.read(MAX_FILE_BYTES))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        raise _unreadable(path) from None
+    if not isinstance(body, dict):
+        raise _unreadable(path)
+    return body
+
+
+def _unreadable(path: Path) -> ConfigError:
+    return ConfigError(f"{path} cannot be read. Delete it if it is not needed")

@@ -1,0 +1,114 @@
+"""`piecework worker top`: the console on a terminal. It draws the panels that the page draws."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, Final
+
+from textual import work
+from textual.app import App, ComposeResult
+from textual.binding import BindingType
+from textual.containers import Vertical, VerticalScroll
+from textual.widgets import DataTable, Footer, Label, Static
+
+from piecework.base.text import one_line
+from piecework_node.console.model import Snapshot
+from piecework_node.console.panels import Panel, clock, panels
+from piecework_node.daemon.admin import ask_daemon
+from piecework_node.errors import AdminError
+
+EVERY_S: Final = 1.0
+MAX_CELL: Final = 200
+"""Characters. A model's name is what somebody wrote."""
+MOST_ROWS: Final = 16
+"""Of a table at once. It scrolls."""
+
+
+class PanelView(Vertical):
+    """One panel: a title, and a table or a line. The cursor stays where it is when it changes."""
+
+    DEFAULT_CSS = """
+    PanelView { height: auto; margin: 0 1 1 1; }
+    PanelView Label { text-style: bold; }
+    PanelView DataTable { height: auto; }
+    """
+
+    def __init__(self, panel: Panel) -> None:
+        super().__init__(id=panel.key)
+        self._panel = panel
+
+    def compose(self) -> ComposeResult:
+        """A title, and what is below it."""
+        yield Label(self._panel.title)
+        yield DataTable(show_header=any(self._panel.columns), cursor_type="row")
+        yield Static(markup=False)
+
+    def on_mount(self) -> None:
+        """Make the columns."""
+        table = self._table
+        table.styles.max_height = MOST_ROWS
+        for column in self._panel.columns:
+            table.add_column(column)
+        self.show(self._panel)
+
+    @property
+    def _table(self) -> DataTable[str]:
+        return self.query_one(DataTable)
+
+    def show(self, panel: Panel) -> None:
+        """Bring the table up to date."""
+        table, place = self._table, self._table.cursor_coordinate
+        table.clear()
+        for row in panel.rows:
+            table.add_row(*(one_line(cell, MAX_CELL) for cell in row))
+        table.display = bool(panel.rows)
+        table.move_cursor(row=min(place.row, max(0, len(panel.rows) - 1)))
+        line = panel.note if panel.rows else panel.empty
+        self.query_one(Static).update(one_line(line, MAX_CELL))
+        self.query_one(Static).display = bool(line)
+
+
+class ConsoleApp(App[None]):
+    """All panels in one column. Tab goes from table to table."""
+
+    TITLE = "Piecework worker"
+    BINDINGS: ClassVar[list[BindingType]] = [("q", "quit", "Quit"), ("d", "theme", "Dark or light")]
+    CSS = "#said { margin: 0 1; }"
+
+    def __init__(self, home: Path) -> None:
+        super().__init__()
+        self._home = home
+
+    def compose(self) -> ComposeResult:
+        """A line that says how fresh it is, and the panels."""
+        yield Static("…", id="said", markup=False)
+        yield VerticalScroll(id="panels", can_focus=False)
+        yield Footer()
+
+    def on_mount(self) -> None:
+        """Ask at once, and every second."""
+        self.refresh_panels()
+        self.set_interval(EVERY_S, self.refresh_panels)
+
+    def action_theme(self) -> None:
+        """Change between dark and light."""
+        self.theme = "textual-light" if self.current_theme.dark else "textual-dark"
+
+    @work(exclusive=True)
+    async def refresh_panels(self) -> None:
+        """Ask the worker, and show what it says. A worker that is gone leaves the last tables."""
+        said = self.query_one("#said", Static)
+        try:
+            body = await ask_daemon(self._home, "GET", "/console/data")
+            shown = Snapshot.from_json(body)
+        except (AdminError, ValueError) as error:
+            said.update(one_line(f"not live: {error}", MAX_CELL))
+            return
+        said.update(f"{shown.state}, as of {clock(shown.at)} UTC")
+        place = self.query_one("#panels", VerticalScroll)
+        for panel in panels(shown):
+            found = place.query(f"#{panel.key}")
+            if found:
+                found.first(PanelView).show(panel)
+            else:
+                await place.mount(PanelView(panel))

@@ -1,0 +1,168 @@
+"""The console where people see it: in a browser of every width, and on a terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from textual.widgets import DataTable, Static
+
+from piecework.base.connections import Refused
+from piecework.base.listener import bind
+from piecework.commands._console import ConsoleApp, PanelView
+from piecework_node.console.model import Snapshot
+from piecework_node.console.page import render
+from piecework_node.console.panels import panels
+from piecework_node.daemon.admin import ADDRESS_FILE, AdminServer, admin_token, console_url
+from piecework_node.owner.readings import GpuReading
+from tests.support.browser import CONTRAST, OVERFLOW, Page, browser
+from tests.support.node.snapshots import CARD, a_snapshot
+
+pytestmark = pytest.mark.process
+
+WIDTHS = (390, 768, 1440, 2560)
+SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
+EMPTY = replace(
+    a_snapshot(None),
+    canvases=(),
+    hours=(),
+    days=(),
+    models=(),
+    clients=(),
+    alerts=(),
+    jobs={},
+    refusals={},
+    model="",
+    state="starting",
+)
+
+
+class Shown:
+    """Implements `admin.Operations` around one snapshot."""
+
+    ready = True
+
+    def __init__(self) -> None:
+        self.snapshot = a_snapshot()
+
+    async def console(self) -> Snapshot:
+        return self.snapshot
+
+    async def status(self) -> dict[str, Any]:
+        return {}
+
+    def metrics(self) -> bytes:
+        return b""
+
+    def settle(self) -> None:
+        raise AssertionError("a reader presses no button")
+
+    def drain(self) -> None:
+        raise AssertionError("a reader presses no button")
+
+    def pause(self, seconds: float | None) -> None:
+        raise AssertionError("a reader presses no button")
+
+    def resume(self) -> tuple[str, ...]:
+        raise AssertionError("a reader presses no button")
+
+    def connection_refused(self, why: Refused) -> None:
+        raise AssertionError(why)
+
+
+@asynccontextmanager
+async def served(home: Path) -> AsyncIterator[Shown]:
+    """The admin port of a worker of this home."""
+    shown = Shown()
+    server = AdminServer(shown, admin_token(home))
+    port = await server.start_on(bind("127.0.0.1", 0))
+    (home / ADDRESS_FILE).write_text(json.dumps({"host": "127.0.0.1", "port": port}))
+    try:
+        yield shown
+    finally:
+        await server.stop()
+
+
+async def becomes(page: Page, expression: str) -> None:
+    """Wait until an expression is true in the page."""
+    async with asyncio.timeout(30):
+        while not await page.value(expression):  # noqa: ASYNC110  the page tells nobody
+            await asyncio.sleep(0.1)
+
+
+async def test_the_page_fits_and_is_readable_at_every_width_in_both_schemes(
+    tmp_path: Path,
+) -> None:
+    async with browser(tmp_path) as page:
+        for shown in (a_snapshot(CARD), a_snapshot(GpuReading("card")), EMPTY):
+            for width in WIDTHS:
+                for scheme in SCHEMES:
+                    await page.resize(width, 900, scheme)
+                    await page.show(render(shown))
+                    found = await page.value(OVERFLOW) + await page.value(CONTRAST)
+                    assert not found, (width, scheme, found)
+
+
+async def test_the_assertions_notice_what_stands_out_and_what_is_too_pale(tmp_path: Path) -> None:
+    broken = (
+        "<style>p { color: #aaa; background: #fff; white-space: nowrap }</style><p>" + "x" * 900
+    )
+    async with browser(tmp_path) as page:
+        await page.resize(390, 900, "light")
+        await page.show(broken)
+        assert "the page" in await page.value(OVERFLOW)
+        assert len(await page.value(CONTRAST)) == 1
+
+
+async def test_the_page_is_live_and_leaves_alone_what_somebody_reads(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    async with served(home) as shown, browser(tmp_path / "profile") as page:
+        await page.call("Page.enable")
+        await page.call("Page.navigate", url=console_url(home))
+        await becomes(page, "document.getElementById('live')?.textContent === 'live'")
+        assert await page.value("location.search") == ""
+        await page.value("getSelection().selectAllChildren(document.querySelector('#gpu dl'))")
+        busy = replace(CARD, temperature_c=84)
+        shown.snapshot = replace(shown.snapshot, state="paused", gpu=busy)
+        await becomes(page, "document.querySelector('#worker dd').textContent === 'paused'")
+        assert "71 °C" in await page.value("document.querySelector('#gpu').textContent")
+        await page.value("getSelection().removeAllRanges()")
+        await becomes(page, "document.querySelector('#gpu').textContent.includes('84 °C')")
+
+
+async def test_the_terminal_shows_every_panel_and_is_used_by_keys_alone(tmp_path: Path) -> None:
+    async with served(tmp_path) as shown:
+        app = ConsoleApp(tmp_path)
+        async with app.run_test(size=(80, 200)) as pilot, asyncio.timeout(60):
+            wanted = {panel.key for panel in panels(shown.snapshot)}
+            while {view.id for view in app.query(PanelView)} != wanted:
+                await pilot.pause(0.05)
+            await pilot.pause()
+            table = app.query_one("#clients", PanelView).query_one(DataTable)
+            assert table.get_row_at(0)[3] == "1,300.00"
+            before = app.focused
+            await pilot.press("tab", "tab")
+            assert isinstance(app.focused, DataTable) and app.focused is not before
+            dark = app.current_theme.dark
+            await pilot.press("d")
+            assert app.current_theme.dark is not dark
+            shown.snapshot = replace(shown.snapshot, state="paused")
+            said = app.query_one("#said", Static)
+            while "paused" not in str(said.render()):
+                await pilot.pause(0.05)
+
+
+async def test_a_terminal_says_that_its_worker_is_gone(tmp_path: Path) -> None:
+    async with served(tmp_path):
+        pass
+    app = ConsoleApp(tmp_path)
+    async with app.run_test() as pilot, asyncio.timeout(60):
+        while "not live" not in str(app.query_one("#said", Static).render()):
+            await pilot.pause(0.05)

@@ -1,0 +1,312 @@
+"""The console: one snapshot, the panels of text, the page, rates, and alerts by a webhook."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from piecework.base.http import HttpUnreachable
+from piecework_node import logs
+from piecework_node.console.alerts import ATTEMPTS, MAX_WAITING, AlertBook, Webhook
+from piecework_node.console.meter import HOUR_S, MAX_HOURS, ConsoleMeter
+from piecework_node.console.model import Alert, Earned, Money, Rates, Snapshot
+from piecework_node.console.page import render
+from piecework_node.console.panels import (
+    UNKNOWN,
+    Panel,
+    dollars,
+    net_units,
+    panels,
+    power_units,
+)
+from piecework_node.daemon.console_feed import OTHER, UNKNOWN_MODEL, EarningsBook
+from piecework_node.journal.records import PaidJob, SpentTx, StoredChannel, TxKind
+from piecework_node.owner.readings import GpuReading
+from piecework_protocol.types import Amount, ChannelId, Digest, JobId, Timestamp
+from piecework_protocol.wire import SignedOffer
+from tests.support.clock import FakeClock
+from tests.support.node.snapshots import AT, CARD, a_snapshot
+
+MONEY = Money("USDC", 6, 1.0, 0.36)
+
+
+def panel(shown: Snapshot, key: str) -> Panel:
+    return next(panel for panel in panels(shown) if panel.key == key)
+
+
+@pytest.mark.parametrize("gpu", [CARD, None])
+def test_a_snapshot_survives_its_json(gpu: GpuReading | None) -> None:
+    shown = a_snapshot(gpu)
+    assert Snapshot.from_json(json.loads(json.dumps(shown.to_json()))) == shown
+
+
+@pytest.mark.parametrize("body", [{}, {**a_snapshot().to_json(), "money": {"symbol": "x"}}])
+def test_a_snapshot_of_another_version_is_refused(body: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="another console"):
+        Snapshot.from_json(body)
+
+
+def test_what_is_unknown_is_a_dash_and_never_zero() -> None:
+    shown = a_snapshot(None)
+    for row in panel(shown, "hours").rows:
+        assert row[5:] == (UNKNOWN, UNKNOWN, UNKNOWN)
+    assert ("Joules per 1,000 tokens", UNKNOWN) in panel(shown, "worker").rows
+    ((name, missing),) = panel(shown, "gpu").rows
+    assert name == "Card" and missing.startswith("NVML")
+    assert panel(shown, "clients").rows[0][4] == UNKNOWN
+
+
+def test_net_is_gross_and_fees_less_gas_and_power() -> None:
+    hour = Earned("now", 1, 4, 1_000_000, 5_000, 105_000, 3_600_000.0)
+    assert power_units(MONEY, hour.joules) == 360_000
+    assert net_units(MONEY, hour) == 540_000
+    assert dollars(MONEY, 540_000) == "0.540000"
+    assert dollars(replace(MONEY, usd_per_token=2.5), 4_000_000) == "10.00"
+    assert net_units(MONEY, replace(hour, gas=None)) is None
+    assert power_units(replace(MONEY, usd_per_kwh=None), 1.0) is None
+
+
+def test_power_that_costs_less_than_a_base_unit_costs_one() -> None:
+    assert power_units(MONEY, 1.0) == 1
+    assert power_units(MONEY, 0.0) == 0
+
+
+def test_a_canvas_is_drawn_without_any_of_its_text() -> None:
+    first, _, last = panel(a_snapshot(), "canvases").rows
+    assert first[3] == "████░░░░░░░░" and first[4] == "17/48"
+    assert last[3] == "waits, place 1" and last[4] == UNKNOWN
+    assert "text" not in set(a_snapshot().to_json()["canvases"][0])
+
+
+class Tags(HTMLParser):
+    """What a page is made of."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.sources: list[str] = []
+        self.labels: list[str] = []
+        self.ids: set[str] = set()
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        known = dict(attrs)
+        self.tags.append(tag)
+        self.sources += [v for k in ("src", "href") if (v := known.get(k))]
+        self.labels += [v for v in [known.get("aria-labelledby")] if v]
+        self.ids |= {v for v in [known.get("id")] if v}
+
+
+def test_the_page_escapes_what_others_wrote_and_loads_only_its_own_script() -> None:
+    page = Tags(render(a_snapshot()))
+    assert page.tags.count("script") == 1 and page.sources == ["/console/live.js"]
+    assert set(page.labels) <= page.ids
+    assert page.tags.count("section") == page.tags.count("h2") == len(panels(a_snapshot()))
+    assert "alert(1)&lt;/script&gt;" in render(a_snapshot())
+
+
+def test_the_page_and_the_terminal_have_the_same_words() -> None:
+    shown = a_snapshot()
+    words = set(re.sub(r"<[^>]+>", "\n", render(replace(shown, model="m"))).split("\n"))
+    for drawn in panels(replace(shown, model="m")):
+        for row in drawn.rows:
+            assert set(filter(None, row)) <= words
+
+
+def test_rates_are_those_of_the_last_minute() -> None:
+    meter = ConsoleMeter()
+    assert meter.rates == Rates()
+    for second in range(121):
+        tokens = 10 * max(0, second - 60)
+        card = GpuReading("card", energy_j=1000.0 + 50 * second)
+        meter.sample(second, AT + second, tokens=tokens, steps=second, gpu=card, ours=True)
+    assert meter.rates.tokens == 10 and meter.rates.steps == 1
+    assert meter.rates.joules_per_thousand == 5000
+
+
+def test_energy_is_counted_for_our_work_alone_and_only_where_the_card_tells() -> None:
+    meter = ConsoleMeter()
+    hour = AT // HOUR_S
+    for second, watts, ours in ((0, 100.0, True), (2, 200.0, True), (4, 200.0, False)):
+        card = GpuReading("card", power_w=watts)
+        meter.sample(second, hour * HOUR_S, tokens=0, steps=0, gpu=card, ours=ours)
+    meter.sample(6, hour * HOUR_S, tokens=0, steps=0, gpu=None, ours=True)
+    assert meter.hours == {hour: 300.0}
+    assert meter.rates.joules_per_thousand is None
+    for later in range(MAX_HOURS + 5):
+        card = GpuReading("card", power_w=1.0)
+        wall = (hour + later) * HOUR_S
+        meter.sample(10 + later, wall, tokens=0, steps=0, gpu=card, ours=True)
+    assert len(meter.hours) == MAX_HOURS
+
+
+# --- earnings
+
+
+class FakeBookJournal:
+    """Implements `BookJournal` over lists, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.jobs: list[PaidJob] = []
+        self.txs: list[SpentTx] = []
+        self.asked: list[int] = []
+
+    async def paid_jobs(self, since: int, until: int) -> tuple[PaidJob, ...]:
+        self.asked.append(since)
+        return tuple(job for job in self.jobs if since <= job.at < until)
+
+    async def spent(self, since: int, until: int) -> tuple[SpentTx, ...]:
+        return tuple(tx for tx in self.txs if since <= tx.at < until)
+
+    async def channel(self, channel: ChannelId) -> StoredChannel | None:
+        return None
+
+    async def offer(self, digest: Digest) -> SignedOffer | None:
+        return None
+
+    def pay(self, at: int, gross: int, channel: int = 1) -> None:
+        name = len(self.jobs).to_bytes(32, "big")
+        job = PaidJob(
+            JobId(name),
+            ChannelId(channel.to_bytes(32, "big")),
+            Timestamp(at),
+            2,
+            Amount(gross),
+            Digest(bytes(32)),
+        )
+        self.jobs.append(job)
+
+
+async def test_earnings_add_up_by_hour_and_by_day_and_closed_hours_are_read_once() -> None:
+    journal = FakeBookJournal()
+    book = EarningsBook(journal, 3_000_000_000)
+    for back in (0, 1, 30, 30, 7 * 24 + 1):
+        journal.pay(AT - back * HOUR_S, 100)
+    journal.txs.append(SpentTx(b"", TxKind.SETTLE, Timestamp(AT), 10**15, Amount(0)))
+    for time in (AT, AT + HOUR_S):
+        await book.refresh(time)
+    assert journal.asked[1] > journal.asked[0] + 6 * 24 * HOUR_S
+    hours = book.hours(AT + HOUR_S, {AT // HOUR_S: 77.0})
+    assert [(row.jobs, row.gross, row.gas, row.joules) for row in hours] == [
+        (1, 100, 3_000_000, 77.0),
+        (1, 100, 0, None),
+    ]
+    assert sum(row.gross for row in book.days(AT + HOUR_S, {})) == 400
+
+
+async def test_a_voucher_that_comes_later_is_counted_with_its_hour() -> None:
+    journal = FakeBookJournal()
+    book = EarningsBook(journal, 1)
+    await book.refresh(AT)
+    journal.pay(AT - HOUR_S, 40)
+    await book.refresh(AT + HOUR_S)
+    assert sum(row.gross for row in book.days(AT + HOUR_S, {})) == 40
+
+
+async def test_the_largest_models_and_clients_are_shown_and_the_rest_together() -> None:
+    journal = FakeBookJournal()
+    book = EarningsBook(journal, 1)
+    journal.pay(AT, 5)
+    await book.refresh(AT)
+    (model,) = book.by_model()
+    assert (model.label, model.gross, model.canvases) == (UNKNOWN_MODEL, 5, 2)
+    book._clients = {ChannelId(i.to_bytes(32, "big")): f"c{i}" for i in range(30)}
+    for i in range(1, 30):
+        journal.pay(AT, i, channel=i)
+    await book.refresh(AT)
+    shown = book.by_client()
+    assert shown[0].label == "c29" and shown[-1].label == OTHER
+    assert sum(row.gross for row in shown) == 5 + sum(range(1, 30))
+
+
+# --- alerts
+
+
+class Post:
+    """Implements `AlertPoster`: it fails so many times, then takes."""
+
+    def __init__(self, failures: int = 0) -> None:
+        self.failures, self.bodies = failures, list[bytes]()
+        self.taken = asyncio.Event()
+
+    async def post(self, url: str, body: bytes, *, headers: Mapping[str, str]) -> bytes:
+        assert url == "https://hook.example/secret" and headers["Content-Type"]
+        if self.failures:
+            self.failures -= 1
+            raise HttpUnreachable("hook.example", "no route")
+        self.bodies.append(body)
+        self.taken.set()
+        return b""
+
+
+async def no_sleep(_: float) -> None:
+    await asyncio.sleep(0)
+
+
+def webhook() -> Webhook:
+    return Webhook("https://hook.example/secret", "0xabc", sleep=no_sleep, log=logs.silent())
+
+
+async def posted(hook: Webhook, post: Post) -> None:
+    running = asyncio.ensure_future(hook.run(post))
+    async with asyncio.timeout(5):
+        await post.taken.wait()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+def test_a_condition_alerts_when_it_begins_and_when_it_is_over() -> None:
+    told: list[Alert] = []
+    book = AlertBook(FakeClock(AT), told.append)
+    for conditions in ({}, {"gas-low": "no gas"}, {"gas-low": "no gas"}, {}):
+        book.observe(conditions)
+    book.event("engine-lost", "gone")
+    assert [(a.code, a.over) for a in told] == [
+        ("gas-low", False),
+        ("gas-low", True),
+        ("engine-lost", False),
+    ]
+    assert list(book.last) == told
+
+
+async def test_a_webhook_is_tried_again_and_says_what_where_and_when() -> None:
+    hook, post = webhook(), Post(ATTEMPTS - 1)
+    hook.add(Alert(AT, "gas-low", "no gas"))
+    await posted(hook, post)
+    body = json.loads(post.bodies[0])
+    assert (body["code"], body["state"], body["at"], body["worker"]) == (
+        "gas-low",
+        "began",
+        AT,
+        "0xabc",
+    )
+    assert "secret" not in post.bodies[0].decode() and hook.dropped == 0
+
+
+async def test_an_alert_that_no_webhook_takes_is_dropped_and_the_next_one_goes() -> None:
+    hook, post = webhook(), Post(ATTEMPTS)
+    hook.add(Alert(AT, "one", "1"))
+    hook.add(Alert(AT, "two", "2"))
+    await posted(hook, post)
+    assert hook.dropped == 1 and json.loads(post.bodies[0])["code"] == "two"
+
+
+def test_alerts_that_wait_are_bounded() -> None:
+    hook = webhook()
+    for i in range(MAX_WAITING + 3):
+        hook.add(Alert(AT, str(i), ""))
+    assert hook.dropped == 3
+
+
+def test_no_setting_shows_the_address_of_the_webhook(tmp_path: Path) -> None:
+    from piecework_node import config
+
+    chosen = config.check({"payout": "0x" + "11" * 20, "alert_webhook": "https://h.example/key"})
+    assert "h.example" not in repr(chosen)

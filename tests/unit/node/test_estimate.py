@@ -1,0 +1,127 @@
+"""What a worker would earn: every figure has a source, and what is unknown stays unknown."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from piecework_node.console.cards import CARDS
+from piecework_node.console.estimate import (
+    ASSUMED_UTILIZATION,
+    DAY_S,
+    MEAN_STEPS,
+    Estimate,
+    Figure,
+    Prices,
+    Speed,
+    best_line,
+    estimate,
+    market,
+    planned_speed,
+)
+from piecework_node.console.model import Money
+
+MONEY = Money("USDC", 6, 1.0, 0.36)
+SPEED = Speed(100.0, 10.0, "measured")
+PRICES = Prices(200_000, 1_000, "the market")
+
+
+def offer(name: str = "m", output: int = 100, slots: int = 4, free: int = 1) -> dict[str, Any]:
+    model = {
+        "name": name,
+        "digest": "0xab",
+        "price_per_million_output_tokens": str(output),
+        "price_per_thousand_steps": 7,
+    }
+    return {"models": [model], "slots": slots, "slots_free": free}
+
+
+def made(**changes: Any) -> Estimate:
+    values: dict[str, Any] = {
+        "utilization": Figure(0.5, "said"),
+        "watts": Figure(400.0, "the maker"),
+        "money": MONEY,
+        "gas_a_day": Figure(5_000.0, "the chain"),
+    }
+    share = {**values, **changes}
+    return estimate(SPEED, PRICES, share.pop("utilization"), **share)
+
+
+def test_a_day_is_speed_times_prices_times_the_busy_time_less_power_and_gas() -> None:
+    day = made()
+    assert day.gross == DAY_S / 2 * (100 * 200_000 / 10**6 + 10 * 1_000 / 1000)
+    assert day.power.value == pytest.approx(0.4 * 12 * 0.36 * 10**6)
+    assert day.power.value is not None
+    assert day.net == int(day.gross - day.power.value - 5_000)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"watts": Figure(None, "no NVML")},
+        {"gas_a_day": Figure(None, "no node")},
+        {"money": replace(MONEY, usd_per_kwh=None)},
+        {"money": replace(MONEY, usd_per_token=None)},
+    ],
+)
+def test_net_is_unknown_where_power_or_gas_is(changes: dict[str, Any]) -> None:
+    day = made(**changes)
+    assert day.net is None and day.gross > 0
+    assert all(f.source for f in (day.power, day.gas, day.utilization))
+
+
+def test_an_unknown_utilization_is_assumed_and_says_so() -> None:
+    day = made(utilization=Figure(None, "no index is set"))
+    assert day.utilization.value == ASSUMED_UTILIZATION
+    assert "assumed" in day.utilization.source and "no index" in day.utilization.source
+
+
+def test_the_market_is_the_median_of_a_model_and_its_busy_slots() -> None:
+    page = {"offers": [offer(output=o) for o in (300, 100, 200)] + [offer("other", 9)]}
+    prices, busy = market(page, "m")
+    assert prices is not None and (prices.output, prices.steps) == (200, 7)
+    assert busy.value == 0.75 and "9 of 12" in busy.source
+    assert market(page, "0xab")[0] is not None
+    assert market({"offers": []}, "m") == (None, Figure(None, "no worker offers the model"))
+    assert market({"offers": [offer(slots=0, free=0)]}, "m")[1].value is None
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        {},
+        {"offers": [{}]},
+        {"offers": 3},
+        {"offers": [offer(output=-1)]},
+        {"offers": [offer(slots=2**99)]},
+    ],
+)
+def test_a_page_that_is_not_one_of_an_index_is_refused(page: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="index"):
+        market(page, "m")
+
+
+def test_a_planned_speed_reads_every_weight_once_a_step_and_names_its_sources() -> None:
+    card = next(card for card in CARDS if card.name == "RTX 4090")
+    speed = planned_speed(card, 20 * 10**9, canvas_size=256)
+    assert speed.steps == pytest.approx(50.4)
+    assert speed.tokens == pytest.approx(50.4 * 256 / MEAN_STEPS)
+    assert "at most" in speed.source and card.source in speed.source
+
+
+def test_the_cards_of_the_table_have_names_figures_and_sources() -> None:
+    assert len({card.name for card in CARDS}) == len(CARDS)
+    for card in CARDS:
+        assert 8 <= card.gigabytes <= 192 and 200 < card.bandwidth < 9000
+        assert 50 <= card.watts <= 1200 and card.source.startswith("NVIDIA, ")
+
+
+def test_the_line_of_the_workers_own_slots_is_taken() -> None:
+    lines = [
+        {"rows": rows, "tokens_per_second": 10.0 * rows, "steps_per_second": rows}
+        for rows in (1, 4, 8)
+    ]
+    assert [best_line(lines, slots).tokens for slots in (1, 5, 99)] == [10, 40, 80]  # type: ignore[union-attr]
+    assert best_line([], 1) is None and best_line([{"rows": 1}], 1) is None
