@@ -38,6 +38,7 @@ from piecework_model.errors import CheckpointError, DeviceError
 from piecework_model.failures import is_out_of_memory
 from piecework_model.layers.recipes import best_recipe
 from piecework_model.precision import Quantization
+from piecework_model.text.images import ImageProcessor, find_processor, find_settings
 from piecework_model.text.tokens import TextCodec, load_codec
 
 DeviceChoice = Literal["cpu", "cuda", "auto"]
@@ -68,6 +69,7 @@ class LoadedModel:
     dtype: of all arithmetic, and of weights that are not packed.
     quantization: "none", or how the other weights are packed.
     parameters: how many numbers the checkpoint has.
+    images: how it takes images, or None. without_images: why it takes none, or empty.
     """
 
     name: str
@@ -79,6 +81,8 @@ class LoadedModel:
     dtype: str
     quantization: str
     parameters: int
+    images: ImageProcessor | None = field(repr=False)
+    without_images: str
     tokenizer: TextCodec = field(repr=False)
     model: DiffusionGemmaForBlockDiffusion = field(repr=False)
 
@@ -124,11 +128,16 @@ def load(
         dtype=computed,
         offloaded=expert_budget_bytes is not None,
     )
-    placement = Placement(computed, target, packing, expert_budget_bytes)
+    images = _images(folder, config, tokenizer)
+    sees = isinstance(images, ImageProcessor)
+    placement = Placement(computed, target, packing, expert_budget_bytes, sees_images=sees)
     model = _load_weights(folder, tensors, placement, known, threads)
     digest = verify(folder, known) if pinned else manifest_digest(manifest_text(folder, known))
     _expect(folder, digest, expected_digest)
-    bounds = _limits(model, defaults)
+    processor, without_images = (
+        (images, "") if isinstance(images, ImageProcessor) else (None, images)
+    )
+    bounds = _limits(model, defaults, processor)
     _expect_ids(folder, tokenizer, eos_ids, bounds)
     return LoadedModel(
         name=folder.resolve().name,
@@ -140,9 +149,17 @@ def load(
         dtype=str(model.dtype).removeprefix("torch."),
         quantization=packing.name if packing is not None else "none",
         parameters=sum(tensor.elements for tensor in tensors.values()),
+        images=processor,
+        without_images=without_images,
         tokenizer=tokenizer,
         model=model,
     )
+
+
+def _images(folder: Path, config: dict[str, Any], tokenizer: TextCodec) -> ImageProcessor | str:
+    """Find how the checkpoint takes images, or why it takes none."""
+    settings = find_settings(folder, config)
+    return settings if isinstance(settings, str) else find_processor(settings, config, tokenizer)
 
 
 def _expect(folder: Path, digest: bytes, expected: bytes | None) -> None:
@@ -273,13 +290,18 @@ def _eos_ids(generation: dict[str, Any], folder: Path) -> frozenset[int]:
     return frozenset(ids)
 
 
-def _limits(model: DiffusionGemmaForBlockDiffusion, defaults: GenerationDefaults) -> ModelLimits:
+def _limits(
+    model: DiffusionGemmaForBlockDiffusion,
+    defaults: GenerationDefaults,
+    images: ImageProcessor | None,
+) -> ModelLimits:
     text = model.config.text_config
     return ModelLimits(
         text.max_position_embeddings,
         model.config.canvas_length,
         defaults.max_steps,
         text.vocab_size,
+        images.limits if images else None,
     )
 
 

@@ -33,9 +33,9 @@ class ReferenceExecutor:
     """Every sequence on its own, with a batch of one."""
 
     def __init__(self, model: DiffusionGemmaForBlockDiffusion, limits: ModelLimits) -> None:
-        self._denoiser, self._limits = Denoiser(model), limits
+        self._denoiser, self._limits = Denoiser(model, limits.images), limits
         self._layout = cache_layout(
-            model.config.text_config, limits.canvas_size, limits.chunk_tokens
+            model.config.text_config, limits.canvas_size, limits.largest_chunk
         )
         self._sequences: dict[str, _OpenSequence] = {}
 
