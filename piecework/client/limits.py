@@ -88,6 +88,8 @@ BROKEN_WORKER_REST_S: Final = 7 * 24 * 3600
 # English text in a subword vocabulary has about four bytes a token: for estimates, never for
 # ceilings.
 BYTES_PER_TOKEN_ESTIMATE: Final = 4
+# The published processor makes 256 to 280 tokens of most images, and two frame them.
+IMAGE_TOKENS_ESTIMATE: Final = 280
 # Mean denoising steps of a canvas on real prompts (docs/model.md); at most what the parameters
 # allow.
 MEAN_STEPS_ESTIMATE: Final = 27

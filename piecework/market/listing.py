@@ -12,12 +12,12 @@ from piecework.base.jsons import loads
 from piecework.market.errors import Declined
 from piecework.market.limits import (
     DEFAULT_LISTED_OFFERS,
-    MAX_DETAILS_DEPTH,
     MAX_LISTED_OFFERS,
     MAX_OFFERS,
     MEAN_STEPS,
 )
 from piecework.market.offer_store import Listed
+from piecework_protocol.limits import MAX_DETAILS_DEPTH
 from piecework_protocol.objects import ModelOffer, Service
 from piecework_protocol.service import service_name
 from piecework_protocol.types import Timestamp, to_hex

@@ -34,6 +34,8 @@ PREAMBLE_TOKENS: Final = 256
 MESSAGE_TOKENS: Final = 32
 TOOL_TOKENS: Final = 128
 CALL_TOKENS: Final = 64
+# The largest number of tokens that the published processor makes of an image, and what frames them.
+IMAGE_TOKENS: Final = 1152
 ROLES: Final = ("system", "user", "assistant", "tool")
 """In the order of their numbers in the encoding."""
 IMAGE_TYPES: Final = ("image/png", "image/jpeg", "image/webp")
@@ -218,6 +220,7 @@ def most_prompt_tokens(conversation: Conversation) -> int:
         tokens += MESSAGE_TOKENS + size(message.text) + size(message.thought)
         tokens += size(message.name + message.tool_call_id) + 2 * arguments
         tokens += sum(CALL_TOKENS + size(c.id + c.name) for c in message.tool_calls)
+        tokens += IMAGE_TOKENS * len(message.images)
     return tokens
 
 

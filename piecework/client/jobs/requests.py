@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import ClassVar, Self, TypeVar
 
 from piecework.base.amounts import Token
-from piecework.client.limits import BYTES_PER_TOKEN_ESTIMATE
+from piecework.client.limits import BYTES_PER_TOKEN_ESTIMATE, IMAGE_TOKENS_ESTIMATE
 from piecework_protocol.conversation import Conversation, Message, Tool
 from piecework_protocol.kinds.read import Question, ReadContent
 from piecework_protocol.kinds.text import Fixed, Hole, TemplatePart, TextContent
@@ -196,7 +196,7 @@ class TextRequest:
     @property
     def prompt_tokens(self) -> int:
         """Estimate the tokens of the prompt."""
-        return 1 + self.content.conversation.text_bytes // BYTES_PER_TOKEN_ESTIMATE
+        return _prompt_tokens(self.content.conversation.text_bytes, self.content.conversation)
 
     def _template_tokens(self, bytes_per_token: int) -> int:
         fixed = (part.text for part in self.template if isinstance(part, Fixed))
@@ -260,7 +260,13 @@ class ReadRequest:
     @property
     def prompt_tokens(self) -> int:
         """Estimate the tokens of the prompt."""
-        return 1 + self.content.text_bytes // BYTES_PER_TOKEN_ESTIMATE
+        return _prompt_tokens(self.content.text_bytes, self.content.conversation)
+
+
+def _prompt_tokens(text_bytes: int, conversation: Conversation) -> int:
+    """Estimate the tokens of a prompt with so many bytes of text and the conversation's images."""
+    images = sum(len(message.images) for message in conversation.messages)
+    return 1 + text_bytes // BYTES_PER_TOKEN_ESTIMATE + images * IMAGE_TOKENS_ESTIMATE
 
 
 JobRequest = TextRequest | ReadRequest
