@@ -51,7 +51,7 @@ from piecework.client.network.reachability import Reachability
 from piecework.client.network.searches import Found
 from piecework.client.network.transport import WorkerLink
 from piecework.client.wallet import Wallet, open_wallet
-from piecework_protocol.conversation import Tool
+from piecework_protocol.conversation import Image, Tool
 from piecework_protocol.errors import ProtocolViolation
 from piecework_protocol.kinds.read import Question
 from piecework_protocol.kinds.text import TemplatePart
@@ -312,6 +312,7 @@ class PieceworkClient:
         prompt: Prompt,
         *,
         system: str | None = None,
+        images: Sequence[Image] = (),
         tools: Sequence[Tool] = (),
         thinking: bool = False,
         template: Sequence[TemplatePart] = (),
@@ -327,6 +328,7 @@ class PieceworkClient:
         Args:
             prompt: What the user says, or messages, or a whole conversation.
             system: A system message in front of it.
+            images: Shown before the text of the last user message. Not all models take images.
             tools: Functions that the model may call. `Completion.tool_calls` has its calls.
             thinking: Whether the model thinks before it answers.
             template: The form of the answer: fixed texts and holes.
@@ -356,6 +358,7 @@ class PieceworkClient:
         request = TextRequest.of(
             prompt,
             system=system,
+            images=images,
             tools=tools,
             thinking=thinking,
             template=template,
