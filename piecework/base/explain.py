@@ -42,7 +42,7 @@ EXTRAS: Final[Mapping[str, frozenset[str]]] = {
             "yarl",
         }
     ),
-    "worker": frozenset({"numpy", "psutil", "pynvml", "safetensors", "torch", "triton"}),
+    "worker": frozenset({"PIL", "numpy", "psutil", "pynvml", "safetensors", "torch", "triton"}),
     "chain": frozenset({"eth", "eth_typing"}),
 }
 """Each extra with the modules that it declares. `worker` contains `vllm`, all contain `cli`."""

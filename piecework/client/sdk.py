@@ -323,7 +323,7 @@ class PieceworkClient:
         max_price: TokenAmount | str | None = None,
         best_effort: bool = False,
     ) -> Completion:
-        """Ask for a text, wait for all of it, and pay for it canvas by canvas.
+        """Ask for a text, pay for it canvas by canvas, and return all of it with its receipts.
 
         Args:
             prompt: What the user says, or messages, or a whole conversation.
@@ -338,9 +338,6 @@ class PieceworkClient:
             temperature: 0 to 2, as in chat APIs. 1 is the model's published schedule.
             max_price: The most that the job may cost, such as "0.05" (tokens).
             best_effort: Whether models without seed and trace will do.
-
-        Returns:
-            The text, its receipts and its cost.
 
         Raises:
             MalformedInput: A message is not one that the protocol can carry.

@@ -121,23 +121,15 @@ def load(
     eos_ids, defaults = _eos_ids(generation, folder), _defaults(generation, folder)
     tokenizer = load_codec(folder, eos_ids)
     computed = _dtype(dtype, config, target, folder)
-    packing = best_recipe(
-        quantization,
-        target,
-        published_tensors(dimensions(config, folder / "config.json")),
-        dtype=computed,
-        offloaded=expert_budget_bytes is not None,
-    )
-    images = _images(folder, config, tokenizer)
-    sees = isinstance(images, ImageProcessor)
-    placement = Placement(computed, target, packing, expert_budget_bytes, sees_images=sees)
+    shapes = published_tensors(dimensions(config, folder / "config.json"))
+    offloaded = expert_budget_bytes is not None
+    packing = best_recipe(quantization, target, shapes, dtype=computed, offloaded=offloaded)
+    images, without_images = _images(folder, config, tokenizer)
+    placement = Placement(computed, target, packing, expert_budget_bytes, images is not None)
     model = _load_weights(folder, tensors, placement, known, threads)
     digest = verify(folder, known) if pinned else manifest_digest(manifest_text(folder, known))
     _expect(folder, digest, expected_digest)
-    processor, without_images = (
-        (images, "") if isinstance(images, ImageProcessor) else (None, images)
-    )
-    bounds = _limits(model, defaults, processor)
+    bounds = _limits(model, defaults, images)
     _expect_ids(folder, tokenizer, eos_ids, bounds)
     return LoadedModel(
         name=folder.resolve().name,
@@ -149,17 +141,22 @@ def load(
         dtype=str(model.dtype).removeprefix("torch."),
         quantization=packing.name if packing is not None else "none",
         parameters=sum(tensor.elements for tensor in tensors.values()),
-        images=processor,
+        images=images,
         without_images=without_images,
         tokenizer=tokenizer,
         model=model,
     )
 
 
-def _images(folder: Path, config: dict[str, Any], tokenizer: TextCodec) -> ImageProcessor | str:
-    """Find how the checkpoint takes images, or why it takes none."""
+def _images(
+    folder: Path, config: dict[str, Any], tokenizer: TextCodec
+) -> tuple[ImageProcessor | None, str]:
+    """Find how the checkpoint takes images, or None and why it takes none."""
     settings = find_settings(folder, config)
-    return settings if isinstance(settings, str) else find_processor(settings, config, tokenizer)
+    if isinstance(settings, str):
+        return None, settings
+    found = find_processor(settings, config, tokenizer)
+    return (None, found) if isinstance(found, str) else (found, "")
 
 
 def _expect(folder: Path, digest: bytes, expected: bytes | None) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import DiffusionGemmaForBlockDiffusion, DynamicCache
 
 from piecework_model.bounds import ImageLimits
-from piecework_model.engine.scheduler import Chunk
+from piecework_model.engine.scheduler import PrefillChunk
 from piecework_model.layers.vision import ImageEncoder
 
 
@@ -43,7 +43,7 @@ class Denoiser:
         """
         return DynamicCache(config=self._text_config)
 
-    def prefill(self, cache: DynamicCache, chunk: Chunk) -> None:
+    def prefill(self, cache: DynamicCache, chunk: PrefillChunk) -> None:
         """Append a chunk of the prompt, or a canvas, to a KV cache with one causal pass.
 
         The tokens of an image see each other.

@@ -16,13 +16,13 @@ import struct
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
-from piecework_model.engine.scheduler import Chunk
+from piecework_model.engine.scheduler import PrefillChunk
 from piecework_model.layers.cache import ChunkKV
 
 Key = bytes
 
 
-def prefix_keys(tenant: str, chunks: Sequence[Chunk]) -> list[Key]:
+def prefix_keys(tenant: str, chunks: Sequence[PrefillChunk]) -> list[Key]:
     """Compute one key a chunk, over the tenant and everything up to the chunk's end, the pixels of
     its images included.
 

@@ -45,7 +45,7 @@ Ids = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
+class PrefillChunk:
     """Consecutive tokens that are prefilled in one pass.
 
     images: those among them, each of them whole. `start` counts from the chunk's first token.
@@ -60,13 +60,13 @@ class Chunk:
 
 def prompt_chunks(
     prompt_ids: Ids, chunk_tokens: int, images: tuple[PromptImage, ...] = ()
-) -> list[Chunk]:
+) -> list[PrefillChunk]:
     """Cut a prompt into chunks of `chunk_tokens`. The last one may be shorter.
 
     No cut goes through an image, whose tokens see each other. A chunk ends before an image that it
     cannot hold. An image longer than a chunk makes a longer one.
     """
-    chunks: list[Chunk] = []
+    chunks: list[PrefillChunk] = []
     start = 0
     while start < len(prompt_ids):
         end = start + chunk_tokens
@@ -78,19 +78,19 @@ def prompt_chunks(
             for image in images
             if start <= image.start < end
         )
-        chunks.append(Chunk(prompt_ids[start:end], inside))
+        chunks.append(PrefillChunk(prompt_ids[start:end], inside))
         start = end
     return chunks
 
 
-def known_chunks(request: GenerationRequest, chunk_tokens: int) -> list[Chunk]:
+def known_chunks(request: GenerationRequest, chunk_tokens: int) -> list[PrefillChunk]:
     """List what must be in the cache before the request's next denoising step, chunk by chunk.
 
     The canvases of a read are not among it: each stands directly behind the prompt.
     """
     prompt = prompt_chunks(request.prompt_ids, chunk_tokens, request.images)
     committed = () if request.reads else request.committed
-    return [*prompt, *map(Chunk, committed)]
+    return [*prompt, *map(PrefillChunk, committed)]
 
 
 @dataclass(frozen=True, slots=True)

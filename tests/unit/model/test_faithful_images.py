@@ -17,7 +17,7 @@ from piecework_model.checkpoint.loading import LoadedModel, load
 from piecework_model.engine.batched import BatchedExecutor
 from piecework_model.engine.denoiser import Denoiser
 from piecework_model.engine.reference import ReferenceExecutor
-from piecework_model.engine.scheduler import Chunk
+from piecework_model.engine.scheduler import PrefillChunk
 from piecework_model.requests import GenerationRequest
 from piecework_model.text.chat import encode_conversation
 from piecework_protocol.conversation import Conversation, Message, Part, Text
@@ -158,7 +158,7 @@ def test_a_prompt_in_one_chunk_has_the_keys_and_values_of_transformers_bit_for_b
             position_ids=places,
             **images,
         )
-        denoiser.prefill(ours, Chunk(wanted.prompt_ids, wanted.images))
+        denoiser.prefill(ours, PrefillChunk(wanted.prompt_ids, wanted.images))
     for one, other in zip(theirs.layers, ours.layers, strict=True):
         assert torch.equal(one.keys, other.keys)
         assert torch.equal(one.values, other.values)
